@@ -1,0 +1,111 @@
+"""The stage cache: one folder a result, named by a digest of all that the result depends on.
+
+A stage works in ``<name>.partial`` under a lock and the folder is renamed when it is whole, so a folder that exists is
+finished. A killed stage leaves its ``.partial`` folder, where training finds its last checkpoint.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from edgekd.errors import CacheError
+from edgekd.files import need, sha256_file, write_text
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+_RECORD = "result.json"
+
+#: The one file of a killed stage that the same stage may go on from.
+CHECKPOINT = "checkpoint.pt"
+
+
+def digest(value: Any) -> str:
+    """Return a short hex digest of a JSON-able value; equal values, in any key order, give equal digests."""
+    text = json.dumps(value, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+class Cache:
+    """A folder of finished stage results.
+
+    Raises:
+        CacheError: the folder cannot be made or written.
+    """
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        try:
+            root.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise CacheError(f"{root}: cannot be used as a cache: {error.strerror}; choose another with --cache") from error
+        if not os.access(root, os.W_OK):
+            raise CacheError(f"{root}: is not writable; choose another cache with --cache")
+
+    def find(self, name: str) -> dict[str, Any] | None:
+        """Return the record of a finished result whose files are all as they were written, else None."""
+        folder = self.root / name
+        try:
+            stored = json.loads((folder / _RECORD).read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            return None
+        except ValueError:
+            return None  # a damaged record is as good as none: the stage runs again
+        for file, expected in stored["files"].items():
+            path = folder / file
+            if not path.is_file() or sha256_file(path) != expected:
+                return None
+        record: dict[str, Any] = stored["record"]
+        return record
+
+    @contextmanager
+    def claim(self, name: str, waiting: Callable[[], None]) -> Iterator[Path | None]:
+        """Hold the result's lock and yield its working folder, or None when another build has finished it meanwhile.
+
+        Args:
+            name: the result's name.
+            waiting: called once if another build holds the lock, before waiting for it.
+        """
+        filelock = need("filelock", "build")
+        lock = filelock.FileLock(self.root / f"{name}.lock")
+        try:
+            lock.acquire(timeout=0)
+        except filelock.Timeout:
+            waiting()
+            lock.acquire()
+        try:
+            if self.find(name) is not None:
+                yield None
+                return
+            partial = self.root / f"{name}.partial"
+            partial.mkdir(exist_ok=True)
+            _sweep(partial)
+            yield partial
+        finally:
+            lock.release()
+
+    def finish(self, name: str, record: dict[str, Any]) -> None:
+        """Turn the working folder into the finished result. Call it inside :meth:`claim`."""
+        partial, folder = self.root / f"{name}.partial", self.root / name
+        files = {
+            path.relative_to(partial).as_posix(): sha256_file(path) for path in sorted(partial.rglob("*")) if path.is_file()
+        }
+        write_text(partial / _RECORD, json.dumps({"record": record, "files": files}, indent=1))
+        if folder.exists():  # altered or damaged since: find() refused it
+            shutil.rmtree(folder)
+        partial.rename(folder)
+
+
+def _sweep(partial: Path) -> None:
+    """Remove what a killed run left half done; only its checkpoint, which was written atomically, is whole."""
+    for path in partial.iterdir():
+        if path.is_dir():
+            shutil.rmtree(path)
+        elif path.name != CHECKPOINT:
+            path.unlink()

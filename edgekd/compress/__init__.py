@@ -1,0 +1,1 @@
+"""Calibrate and quantize ONNX graphs: numpy and ONNX, no torch."""

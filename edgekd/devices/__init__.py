@@ -1,0 +1,1 @@
+"""Where engines run: this host, or a board."""

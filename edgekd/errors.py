@@ -1,0 +1,88 @@
+"""Every error that a user can cause, with the exit code that the command line gives it.
+
+A message says what is wrong, where, and what to do. The command line prints it without a traceback; everything else that
+is raised is a defect of edgekd and keeps its traceback.
+"""
+
+from __future__ import annotations
+
+from difflib import get_close_matches
+from typing import TYPE_CHECKING, ClassVar
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+
+class EdgekdError(Exception):
+    """Base of all errors below. Exit code 2 belongs to click's usage errors, 130 to Ctrl-C."""
+
+    exit_code: ClassVar[int] = 1
+
+
+class RecipeError(EdgekdError):
+    """A recipe cannot be read: unknown key, wrong type, value out of range, no such file."""
+
+    exit_code = 3
+
+
+class TaskError(EdgekdError):
+    """The user's task does not keep the protocol: overlapping splits, wrong tap, wrong shape."""
+
+    exit_code = 4
+
+
+class DataError(EdgekdError):
+    """A data package cannot be fetched, or is not the one that was pinned."""
+
+    exit_code = 5
+
+
+class TargetError(EdgekdError):
+    """A target or calibration file cannot be read, or asks for what edgekd does not have."""
+
+    exit_code = 6
+
+
+class MissingDependency(EdgekdError):
+    """An optional package is needed and not installed."""
+
+    exit_code = 7
+
+
+class ModelError(EdgekdError):
+    """A model cannot be loaded, exported, quantized or run, or two forms of it disagree."""
+
+    exit_code = 8
+
+
+class BundleError(EdgekdError):
+    """A bundle is incomplete, altered, or was rejected by the gate."""
+
+    exit_code = 9
+
+
+class DeviceError(EdgekdError):
+    """A device did not answer, or its agent failed."""
+
+    exit_code = 10
+
+
+class CacheError(EdgekdError):
+    """The cache folder cannot be used."""
+
+    exit_code = 11
+
+
+class GateFailed(EdgekdError):
+    """The build finished, its artefacts are kept, and the gate rejected it."""
+
+    exit_code = 20
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """Return ``"; did you mean 'x'?"`` for the known name nearest to ``name``, or all known names when none is near."""
+    known = sorted(known)
+    close = get_close_matches(name, known, n=3, cutoff=0.5)
+    if close:
+        return "; did you mean " + " or ".join(f"'{c}'" for c in close) + "?"
+    return "; known: " + ", ".join(known)

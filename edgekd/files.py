@@ -1,0 +1,109 @@
+"""Files: atomic writes, digests, the data folders that ship with edgekd, lazy imports of optional packages."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib
+import logging
+import os
+import sys
+import tempfile
+import warnings
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from edgekd.errors import EdgekdError, MissingDependency
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:  # boards have Python 3.10
+    import tomli as tomllib
+
+
+@contextmanager
+def atomic_path(path: Path) -> Iterator[Path]:
+    """Yield a temporary path beside ``path``; on success flush it to disk and rename it, on failure remove it.
+
+    A reader sees the old file or the whole new one, whatever kills the writer.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+    os.close(handle)
+    temporary = Path(name)
+    try:
+        yield temporary
+        with temporary.open("rb") as written:
+            os.fsync(written.fileno())
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write ``text`` to ``path`` atomically, as UTF-8."""
+    with atomic_path(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+def sha256_file(path: Path) -> str:
+    """Return the hex SHA-256 of a file, read in blocks."""
+    digest = hashlib.sha256()
+    with path.open("rb") as stream:
+        while block := stream.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def data_dir(name: str) -> Path:
+    """Return the folder ``targets`` or ``calibration``, in a wheel, an editable install and a bare checkout alike.
+
+    A wheel carries it inside the package; a checkout has it beside the package, where ``importlib.resources`` does not
+    find it (setuptools#4943).
+    """
+    package = Path(__file__).resolve().parent
+    inside = package / name
+    return inside if inside.is_dir() else package.parent / name
+
+
+def need(module: str, extra: str) -> Any:
+    """Import an optional package, or say which ``pip install`` brings it.
+
+    Raises:
+        MissingDependency: the package is not installed.
+    """
+    try:
+        return importlib.import_module(module)
+    except ModuleNotFoundError as error:
+        if error.name is None or error.name.split(".")[0] != module.split(".")[0]:
+            raise
+        message = f"this needs the package '{module}', which is not installed: pip install \"edgekd[{extra}]\""
+        raise MissingDependency(message) from error
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Silence libraries that log hints and warnings at every call; what matters, they raise."""
+    before = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(before)
+
+
+def read_toml(path: Path, error: type[EdgekdError]) -> dict[str, Any]:
+    """Read a TOML file; raise ``error``, naming the file and line, when it is absent or malformed."""
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise error(f"{path}: no such file") from None
+    except (OSError, UnicodeDecodeError) as cause:
+        raise error(f"{path}: cannot be read: {cause}") from cause
+    except tomllib.TOMLDecodeError as cause:
+        raise error(f"{path}: not valid TOML: {cause}") from cause

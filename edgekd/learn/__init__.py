@@ -1,0 +1,1 @@
+"""Train, distil, prune and export: everything that needs torch."""

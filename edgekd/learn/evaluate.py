@@ -1,0 +1,85 @@
+"""Run a model over a split: its logits, its embeddings, its metric."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch.utils.data import DataLoader
+
+from edgekd.gram.probe import Probe
+from edgekd.learn.result import PROBE, WEIGHTS, Trained
+from edgekd.learn.taps import Tapped
+from edgekd.learn.task import Batch, LoadedTask, Split, collate
+from edgekd.learn.weights import save_weights
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from pathlib import Path
+
+    from torch import nn
+
+    from edgekd.learn.train import Epoch
+    from edgekd.recipe import Tap
+
+_BATCH = 256
+
+
+@dataclass(frozen=True)
+class Truth:
+    """What is known of a split's samples: ids, labels [N], and groups [N] or None where samples are independent."""
+
+    ids: np.ndarray[Any, Any]
+    labels: np.ndarray[Any, Any]
+    groups: np.ndarray[Any, Any] | None
+
+
+def batches(split: Split) -> DataLoader[Batch]:
+    """Return the split's batches in order."""
+    return DataLoader(split, _BATCH, collate_fn=collate)
+
+
+def truth(split: Split) -> Truth:
+    """Collect ids, labels and groups of a split."""
+    ids: list[str] = []
+    groups: list[str] = []
+    labels = []
+    for batch in batches(split):
+        ids += batch.ids
+        groups += batch.groups
+        labels.append(batch.labels.numpy())
+    return Truth(np.array(ids), np.concatenate(labels), np.array(groups) if any(groups) else None)
+
+
+def probe(model: nn.Module, taps: Mapping[str, Tap], split: Split) -> Probe:
+    """Return the model's logits and embeddings on a split, in fp32 on the model's device; training mode is restored."""
+    device = next(model.parameters()).device
+    was_training = model.training
+    model.eval()
+    ids: list[str] = []
+    logits, embeddings = [], []
+    with torch.inference_mode(), Tapped(model, taps) as tapped:
+        for batch in batches(split):
+            ids += batch.ids
+            batch_logits, batch_embeddings = tapped(list(batch.to(device).inputs.values()))
+            logits.append(batch_logits.float().cpu().numpy())
+            embeddings.append({name: z.float().cpu().numpy() for name, z in batch_embeddings.items()})
+    model.train(was_training)
+    return Probe(np.array(ids), np.concatenate(logits), {name: np.concatenate([e[name] for e in embeddings]) for name in taps})
+
+
+def metric(task: LoadedTask, model: nn.Module, taps: Mapping[str, Tap], split: str) -> float:
+    """Return the task's metric of a model on one of its splits."""
+    return task.metric(probe(model, taps, task.splits[split]).logits, truth(task.splits[split]).labels)
+
+
+def keep(task: LoadedTask, model: nn.Module, taps: Mapping[str, Tap], history: list[Epoch], folder: Path) -> Trained:
+    """Write a trained model's weights and its probe of the test split, and sum up."""
+    probed = probe(model, taps, task.splits["test"])
+    save_weights(model, folder / WEIGHTS)
+    probed.save(folder / PROBE)
+    score = task.metric(probed.logits, truth(task.splits["test"]).labels)
+    return Trained(score, sum(p.numel() for p in model.parameters()), history)

@@ -1,0 +1,158 @@
+"""Read embeddings out of any model by module path, with the model left as it is."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from torch import Tensor, nn
+
+from edgekd.errors import TaskError, nearest
+from edgekd.recipe import Tap
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from types import TracebackType
+
+    from torch.utils.hooks import RemovableHandle
+
+
+@dataclass(frozen=True)
+class Taps:
+    """Where the teacher and the student keep each modality's embedding."""
+
+    teacher: Mapping[str, Tap]
+    student: Mapping[str, Tap]
+
+
+class Tapped(AbstractContextManager["Tapped"]):
+    """A model whose embeddings are read at its taps. Use it as a context manager: hooks are removed at its end.
+
+    Args:
+        model: any module; it is called with the modalities' batches in order, and gives logits (a tensor, the first of a
+            tuple, or the ``logits`` of a dict or an object).
+        taps: for each modality, in order, where its embedding is.
+
+    Raises:
+        TaskError: a tap names no module; the message lists the nearest.
+    """
+
+    def __init__(self, model: nn.Module, taps: Mapping[str, Tap]) -> None:
+        self.model = model
+        self.taps = taps
+        self._seen: dict[str, list[Any]] = {}
+        modules = dict(model.named_modules())
+        for modality, tap in taps.items():
+            if tap.module not in modules:
+                raise TaskError(
+                    f"tap of '{modality}': {type(model).__name__} has no module '{tap.module}'"
+                    + nearest(tap.module, (name for name in modules if name))
+                )
+        self._modules = {tap.module: modules[tap.module] for tap in taps.values()}
+        self._handles: list[RemovableHandle] = []
+
+    def __enter__(self) -> Tapped:
+        for path, module in self._modules.items():
+            self._handles.append(module.register_forward_hook(self._record(path)))
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        for handle in self._handles:
+            handle.remove()
+        self._handles.clear()
+
+    def _record(self, path: str) -> Any:
+        def hook(_module: nn.Module, _inputs: Any, output: Any) -> None:
+            self._seen.setdefault(path, []).append(output)
+
+        return hook
+
+    def __call__(self, inputs: Sequence[Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
+        """Run the model.
+
+        Args:
+            inputs: the modalities' batches, in order.
+
+        Returns:
+            logits [B, C], and for each modality its embedding [B, D].
+
+        Raises:
+            TaskError: a tap's module was not called, was called several times with none chosen, or gives something that
+                cannot be made one vector a sample.
+        """
+        self._seen.clear()
+        logits = _logits(self.model(*inputs))
+        embeddings = {modality: self._embedding(modality, tap) for modality, tap in self.taps.items()}
+        self._seen.clear()
+        return logits, embeddings
+
+    def _embedding(self, modality: str, tap: Tap) -> Tensor:
+        where = f"tap of '{modality}' at '{tap.module}'"
+        outputs = self._seen.get(tap.module, [])
+        if tap.call >= len(outputs):
+            raise TaskError(f"{where}: the module was called {len(outputs)} times in a forward pass, call {tap.call} is read")
+        sharing = [other for other, t in self.taps.items() if (t.module, t.call) == (tap.module, tap.call)]
+        if len(sharing) > 1:
+            raise TaskError(f"{where}: {', '.join(sharing)} read the same output; set 'call' if the encoder is shared")
+        output = outputs[tap.call]
+        output = output[0] if isinstance(output, tuple | list) else getattr(output, "last_hidden_state", output)
+        if not isinstance(output, Tensor):
+            raise TaskError(f"{where}: the module gives a {type(output).__name__}, not a tensor; tap a module inside it")
+        return _pool(output, tap, where)
+
+
+def _logits(output: Any) -> Tensor:
+    if isinstance(output, Mapping):
+        output = output.get("logits")
+    elif isinstance(output, tuple | list):
+        output = output[0]
+    else:
+        output = getattr(output, "logits", output)
+    if not isinstance(output, Tensor) or output.dim() != 2:
+        shape = tuple(output.shape) if isinstance(output, Tensor) else type(output).__name__
+        raise TaskError(f"the model must give logits [batch, classes], as a tensor or under 'logits', but gave {shape}")
+    return output
+
+
+def _pool(output: Tensor, tap: Tap, where: str) -> Tensor:
+    shape = tuple(output.shape)
+    pool = tap.pool
+    if output.dim() == 2:
+        return output
+    if pool == "auto" and output.dim() >= 4:
+        pool = "spatial"
+    if pool == "spatial" and output.dim() >= 3:
+        return output.flatten(2).mean(2)
+    if pool in ("tokens", "first") and output.dim() == 3:
+        return output.mean(1) if pool == "tokens" else output[:, 0]
+    if output.dim() == 3 and pool == "auto":
+        raise TaskError(
+            f"{where}: an output of shape {shape} may be features [B, C, T] or tokens [B, T, D]; "
+            "say which with pool = 'spatial', 'tokens' or 'first'"
+        )
+    raise TaskError(f"{where}: pool = '{pool}' does not make one vector a sample of an output of shape {shape}")
+
+
+def resolve_taps(
+    kind: str, recipe_taps: Mapping[str, str | Tap], task_taps: Mapping[str, str | Tap], modalities: Sequence[str]
+) -> dict[str, Tap]:
+    """Join the recipe's taps over the task's own, one for each modality, in order.
+
+    Raises:
+        TaskError: a modality has no tap, or a tap names no modality.
+    """
+    merged = {**task_taps, **recipe_taps}
+    unknown = [name for name in merged if name not in modalities]
+    if unknown:
+        raise TaskError(f"[{kind}.taps]: '{unknown[0]}' is no modality of the task{nearest(unknown[0], modalities)}")
+    absent = [name for name in modalities if name not in merged]
+    if absent:
+        raise TaskError(
+            f"[{kind}.taps]: no tap for {', '.join(absent)}; name the module whose output is its embedding, "
+            f"e.g. {absent[0]} = \"encoders.{absent[0]}\""
+        )
+    return {name: tap if isinstance(tap := merged[name], Tap) else Tap(module=tap) for name in modalities}

@@ -1,0 +1,158 @@
+"""One training loop for teacher, student and fine-tune, which resumes after its last finished epoch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Protocol
+
+import torch
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+
+from edgekd.cache import CHECKPOINT
+from edgekd.errors import ModelError
+from edgekd.files import atomic_path
+from edgekd.learn.task import Batch, Split, collate
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+    from edgekd.progress import StageReporter
+    from edgekd.recipe import _Training
+
+#: One epoch's figures: mean losses, weights, "validation".
+Epoch = dict[str, float]
+
+
+class Objective(Protocol):
+    """What is minimised. It may keep a state, which travels with the checkpoint."""
+
+    def __call__(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor | float]]:
+        """Return the loss to minimise, and the figures to log."""
+
+    def state(self) -> dict[str, Any]:
+        """Return the state: numbers, strings, lists and dicts of them."""
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Take a state back."""
+
+
+@dataclass(frozen=True)
+class Fit:
+    """Everything the loop needs beside the model and the objective.
+
+    Attributes:
+        config: epochs, batch size, learning rate, weight decay.
+        seed: with the epoch's number it decides order and dropout, so a resumed run repeats an undisturbed one.
+        folder: where the checkpoint lies while training runs.
+        report: hears of each epoch.
+    """
+
+    config: _Training
+    seed: int
+    folder: Path
+    report: StageReporter
+
+
+def compute_device() -> torch.device:
+    """Return CUDA where there is one, else the CPU."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def fit(model: nn.Module, objective: Objective, train: Split, validate: Callable[[], float], run: Fit) -> list[Epoch]:
+    """Train ``model`` in place with AdamW under OneCycle; the last epoch is kept, never the best.
+
+    Args:
+        model: on its device; parameters that need no gradient stay as they are.
+        objective: called with each batch.
+        train: the training split.
+        validate: called after each epoch, with the model in evaluation mode.
+        run: how to train.
+
+    Returns:
+        One entry an epoch.
+
+    Raises:
+        ModelError: the loss is not finite.
+    """
+    config = run.config
+    device = next(model.parameters()).device
+    # A last batch of one sample has no batch statistics and no batch-wide Gram.
+    loader = DataLoader(
+        train, config.batch_size, sampler=_Shuffle(len(train), run.seed), collate_fn=collate,
+        drop_last=len(train) > config.batch_size,
+    )  # fmt: skip
+    trained = [p for p in model.parameters() if p.requires_grad]
+    optimizer = torch.optim.AdamW(trained, lr=config.learning_rate, weight_decay=config.weight_decay)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, config.learning_rate, total_steps=config.epochs * len(loader))
+    parts = {"model": model, "optimizer": optimizer, "schedule": schedule}
+    history = _resume(run.folder / CHECKPOINT, parts, objective, device)
+    for epoch in range(len(history), config.epochs):
+        torch.manual_seed(run.seed * 100_003 + epoch)
+        loader.sampler.epoch = epoch
+        figures = _one_epoch(model, objective, loader, optimizer, schedule, device)
+        model.eval()
+        history.append({**figures, "validation": validate()})
+        _save(run.folder / CHECKPOINT, parts, objective, history)
+        run.report.advance(epoch + 1, config.epochs, f"loss {figures['loss']:.3f}, validation {history[-1]['validation']:.3f}")
+    (run.folder / CHECKPOINT).unlink(missing_ok=True)
+    return history
+
+
+class _Shuffle(torch.utils.data.Sampler[int]):
+    """A new order each epoch, decided by seed and epoch alone."""
+
+    def __init__(self, length: int, seed: int) -> None:
+        self.length, self.seed, self.epoch = length, seed, 0
+
+    def __iter__(self) -> Any:
+        generator = torch.Generator().manual_seed(self.seed * 100_003 + self.epoch)
+        return iter(torch.randperm(self.length, generator=generator).tolist())
+
+    def __len__(self) -> int:
+        return self.length
+
+
+def _one_epoch(
+    model: nn.Module,
+    objective: Objective,
+    loader: DataLoader[Any],
+    optimizer: torch.optim.Optimizer,
+    schedule: torch.optim.lr_scheduler.LRScheduler,
+    device: torch.device,
+) -> Epoch:
+    model.train()
+    sums: dict[str, Tensor | float] = {}
+    for batch in loader:
+        with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
+            loss, figures = objective(batch.to(device))
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        optimizer.step()
+        schedule.step()
+        for name, value in {"loss": loss.detach(), **figures}.items():
+            sums[name] = sums.get(name, 0.0) + value
+    means = {name: float(total) / len(loader) for name, total in sums.items()}
+    if not all(torch.isfinite(torch.tensor(value)) for value in means.values()):
+        raise ModelError(
+            f"training diverged: {means}; try a smaller learning_rate, and check the data for NaN and infinite values"
+        )
+    return means
+
+
+def _save(path: Path, parts: dict[str, Any], objective: Objective, history: list[Epoch]) -> None:
+    state = {name: part.state_dict() for name, part in parts.items()}
+    with atomic_path(path) as temporary:
+        torch.save({**state, "objective": objective.state(), "history": history}, temporary)
+
+
+def _resume(path: Path, parts: dict[str, Any], objective: Objective, device: torch.device) -> list[Epoch]:
+    if not path.is_file():
+        return []
+    state = torch.load(path, map_location=device, weights_only=True)
+    for name, part in parts.items():
+        part.load_state_dict(state[name])
+    objective.restore(state["objective"])
+    history: list[Epoch] = state["history"]
+    return history

@@ -1,0 +1,77 @@
+"""Weights on disk: safetensors of our own, and the user's, never a raw pickle."""
+
+from __future__ import annotations
+
+import pickle
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+
+from edgekd.errors import ModelError
+from edgekd.files import atomic_path, need
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from torch import nn
+
+
+def build(factory: Callable[[], nn.Module], seed: int) -> nn.Module:
+    """Return a new model whose initial weights depend on the seed alone."""
+    torch.manual_seed(seed)
+    return factory()
+
+
+def save_weights(model: nn.Module, path: Path) -> None:
+    """Write a model's weights as safetensors, atomically."""
+    with atomic_path(path) as temporary:
+        need("safetensors.torch", "build").save_model(model, str(temporary))
+
+
+def load_weights(model: nn.Module, path: Path) -> nn.Module:
+    """Load weights into a model, in place.
+
+    Args:
+        model: of the same layout as what was saved.
+        path: ``.safetensors``, or a state dict saved by ``torch.save``, which is read with ``weights_only=True``.
+
+    Raises:
+        ModelError: the file is missing, is not weights, or belongs to another network; says which keys or shapes.
+    """
+    if not path.is_file():
+        raise ModelError(f"{path}: no such weights file")
+    state = _read(path)
+    expected = model.state_dict()
+    problems = [f"lacks '{key}'" for key in expected if key not in state]
+    problems += [f"has '{key}', which the network does not" for key in state if key not in expected]
+    problems += [
+        f"'{key}' is {tuple(state[key].shape)}, the network's is {tuple(value.shape)}"
+        for key, value in expected.items()
+        if key in state and state[key].shape != value.shape
+    ]
+    if problems:
+        more = f", and {len(problems) - 3} more" if len(problems) > 3 else ""
+        raise ModelError(f"{path}: not the weights of {type(model).__name__}: {'; '.join(problems[:3])}{more}")
+    model.load_state_dict(state)
+    return model
+
+
+def _read(path: Path) -> dict[str, torch.Tensor]:
+    safetensors = need("safetensors", "build")
+    if path.suffix == ".safetensors":
+        try:
+            with safetensors.safe_open(str(path), framework="pt") as stored:
+                return {key: stored.get_tensor(key) for key in stored.keys()}  # noqa: SIM118  (not a dict)
+        except safetensors.SafetensorError as error:
+            raise ModelError(f"{path}: not a safetensors file: {error}") from error
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError) as error:
+        raise ModelError(
+            f"{path}: not a plain state dict; files that hold code are refused. Save it with "
+            "torch.save(model.state_dict(), ...) or as safetensors"
+        ) from error
+    if not isinstance(state, dict) or not all(isinstance(value, torch.Tensor) for value in state.values()):
+        raise ModelError(f"{path}: not a plain state dict of tensors; save it with torch.save(model.state_dict(), ...)")
+    return state

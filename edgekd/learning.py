@@ -1,0 +1,168 @@
+"""The first half of a build: teacher, distil, prune, export. Imports torch only when a stage must run."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+
+from edgekd.errors import ModelError
+from edgekd.files import sha256_file
+from edgekd.learn.result import PROBE, VERSIONS, WEIGHTS, Exported, Trained
+from edgekd.stages import Done, Runner, Stage, library_versions
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from edgekd.gram.probe import Probe
+    from edgekd.learn.taps import Taps
+    from edgekd.progress import StageReporter
+    from edgekd.project import Project
+    from edgekd.recipe import Recipe
+
+STAGES = ("teacher", "distill", "prune", "export")
+LIBRARIES = ("torch", "torch-pruning", "onnx", "onnxscript", "onnxruntime")
+
+
+@dataclass(frozen=True)
+class Learning:
+    """The finished first half."""
+
+    teacher: Done[Trained]
+    student: Done[Trained]
+    pruned: Done[Trained]
+    exported: Done[Exported]
+
+    @property
+    def trained(self) -> dict[str, Done[Trained]]:
+        """The trained models, by their name in the ledger."""
+        return {"teacher": self.teacher, "student": self.student, "pruned": self.pruned}
+
+    def probes(self) -> dict[str, Probe]:
+        """Read what each trained model said of the test split."""
+        from edgekd.gram.probe import Probe
+
+        return {name: Probe.load(done.folder / PROBE) for name, done in self.trained.items()}
+
+
+@dataclass(frozen=True)
+class Learner:
+    """Runs the first half of a recipe."""
+
+    runner: Runner
+    project: Project
+    recipe: Recipe
+    opset: int
+
+    def run(self) -> Learning:
+        """Run or read every stage."""
+        teacher = self._teacher()
+        student = self._distill(teacher)
+        pruned = self._prune(teacher, student)
+        return Learning(teacher, student, pruned, self._export(teacher, student, pruned))
+
+    def _teacher(self) -> Done[Trained]:
+        config = self.recipe.teacher
+        weights = Path(config.weights) if config.weights else None
+        if weights is not None and not weights.is_file():
+            raise ModelError(f"[teacher] weights: {weights}: no such file")
+
+        def run(folder: Path, report: StageReporter) -> Trained:
+            from edgekd.learn import teacher
+
+            return teacher.run(self.project.loaded, self.taps.teacher, config, self.recipe.seed, folder, report)
+
+        depends = {
+            **_plain(config),
+            "weights": sha256_file(weights) if weights else None,
+            "task": self.project.identity,
+            "seed": self.recipe.seed,
+            "versions": library_versions(["torch"], "build"),
+        }
+        return self.runner(Stage("teacher", VERSIONS["teacher"], depends, Trained, run, self._describe))
+
+    def _distill(self, teacher: Done[Trained]) -> Done[Trained]:
+        config = self.recipe.distill
+
+        def run(folder: Path, report: StageReporter) -> Trained:
+            from edgekd.learn import distill
+
+            return distill.run(
+                self.project.loaded, self._load_teacher(teacher), self.taps, config, self.recipe.seed, folder, report
+            )
+
+        depends = {**_plain(config), "taps": _plain(self.recipe.student.taps), "teacher": teacher.key}
+        return self.runner(Stage("distill", VERSIONS["distill"], depends, Trained, run, self._describe))
+
+    def _prune(self, teacher: Done[Trained], student: Done[Trained]) -> Done[Trained]:
+        config = self.recipe.prune
+
+        def run(folder: Path, report: StageReporter) -> Trained:
+            from edgekd.learn import prune
+
+            networks = prune.Networks(
+                self._load_teacher(teacher), self._load_student(student), self._load_student(student)
+            )
+            return prune.run(self.project.loaded, networks, self.taps, config, self.recipe.seed, folder, report)
+
+        versions = library_versions(["torch-pruning"], "build")
+        depends = {**_plain(config), "student": student.key, "versions": versions}
+        return self.runner(Stage("prune", VERSIONS["prune"], depends, Trained, run, self._describe))
+
+    def _export(self, teacher: Done[Trained], student: Done[Trained], pruned: Done[Trained]) -> Done[Exported]:
+        config = self.recipe.export
+
+        def run(folder: Path, report: StageReporter) -> Exported:
+            from edgekd.learn import export
+
+            networks = {
+                "teacher": export.Network(self._load_teacher(teacher), self.taps.teacher),
+                "student": export.Network(self._load_student(student), self.taps.student),
+                "pruned": export.Network(self._load_pruned(pruned), self.taps.student),
+            }
+            return export.run(self.project.loaded, networks, config, self.opset, folder, report)
+
+        versions = library_versions(["onnx", "onnxscript", "onnxruntime"], "build")
+        depends = {**_plain(config), "opset": self.opset, "pruned": pruned.key, "versions": versions}
+        return self.runner(Stage("export", VERSIONS["export"], depends, Exported, run, _describe_export))
+
+    @cached_property
+    def taps(self) -> Taps:
+        """Where both networks' embeddings are, from the recipe and the task."""
+        from edgekd.learn.taps import Taps, resolve_taps
+
+        task, names = self.project.loaded.task, self.project.loaded.modalities
+        return Taps(
+            resolve_taps("teacher", self.recipe.teacher.taps, getattr(task, "teacher_taps", {}), names),
+            resolve_taps("student", self.recipe.student.taps, getattr(task, "student_taps", {}), names),
+        )
+
+    def _load_teacher(self, done: Done[Trained]) -> nn.Module:
+        from edgekd.learn.weights import build, load_weights
+
+        return load_weights(build(self.project.loaded.task.teacher, self.recipe.seed), done.folder / WEIGHTS)
+
+    def _load_student(self, done: Done[Trained]) -> nn.Module:
+        from edgekd.learn.weights import build, load_weights
+
+        return load_weights(build(self.project.loaded.task.student, self.recipe.seed), done.folder / WEIGHTS)
+
+    def _load_pruned(self, done: Done[Trained]) -> nn.Module:
+        from edgekd.learn.prune import rebuild
+        from edgekd.learn.weights import build
+
+        return rebuild(build(self.project.loaded.task.student, self.recipe.seed), self.project.loaded, done.folder)
+
+    def _describe(self, trained: Trained) -> str:
+        return f"metric {trained.metric:.4f}, {trained.parameters:,} parameters"
+
+
+def _plain(value: Any) -> Any:
+    return msgspec.to_builtins(value)
+
+
+def _describe_export(exported: Exported) -> str:
+    return f"{len(exported.sizes)} ONNX graphs, within {max(exported.parity.values()):.0e} of torch"

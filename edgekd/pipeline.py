@@ -1,0 +1,114 @@
+"""The order of the stages, and the fan-out over targets.
+
+``teacher -> distill -> prune -> export`` run once and know nothing of targets; ``quantize -> engine -> check -> profile ->
+bundle`` run for each target. Stages never import each other: what one leaves behind is handed to the next here.
+"""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import edgekd
+from edgekd.cache import Cache
+from edgekd.files import sha256_file
+from edgekd import learning, shipping
+from edgekd.devices.local import LocalDevice
+from edgekd.progress import Observer, Silent
+from edgekd.project import Project
+from edgekd.report.build import write_report
+from edgekd.report.result import BuildReport, TargetResult
+from edgekd.stages import Runner, library_versions
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from edgekd.recipe import Recipe
+    from edgekd.target import Target
+
+
+@dataclass(frozen=True)
+class Places:
+    """Where a build reads and writes.
+
+    Attributes:
+        output: the report, and one folder for each target.
+        cache: finished stages.
+    """
+
+    output: Path
+    cache: Path
+
+
+def build(
+    recipe: Recipe, targets: Sequence[Target], places: Places, *, name: str = "recipe", observer: Observer | None = None
+) -> BuildReport:
+    """Build a recipe for some targets.
+
+    Stages that are up to date do nothing; a killed build goes on where it stopped when it is called again.
+
+    Args:
+        recipe: what to build.
+        targets: for which kinds of device.
+        places: where to.
+        name: what the report calls the recipe.
+        observer: hears of each stage.
+
+    Returns:
+        The report, also written to ``output`` as ``report.json`` and ``report.md``. A build that the gate rejected returns
+        too, its verdict "fail".
+
+    Raises:
+        EdgekdError: any error that a user can cause; see :mod:`edgekd.errors`.
+    """
+    versions = library_versions(dict.fromkeys((*learning.LIBRARIES, *shipping.LIBRARIES)), "build")
+    observer = observer or Silent()
+    fan_out = (f"{stage} {target.name}" for target in targets for stage in shipping.STAGES)
+    observer.plan((*learning.STAGES, *fan_out))
+    runner = Runner(Cache(places.cache), observer)
+    project = Project(recipe.task, places.cache)
+    device = LocalDevice()
+    results = []
+    by_opset: dict[int, learning.Learning] = {}
+    for target in targets:
+        if target.opset not in by_opset:
+            by_opset[target.opset] = learning.Learner(runner, project, recipe, target.opset).run()
+        learned = by_opset[target.opset]
+        results.append(_publish(*shipping.Shipper(runner, project, recipe, target, learned, device).run(), places.output))
+    report = BuildReport(
+        recipe=name,
+        task=recipe.task.name.rpartition("/")[2],
+        seed=recipe.seed,
+        versions={"edgekd": edgekd.__version__, **versions},
+        stages=tuple(runner.times),
+        losses=_losses(learned),
+        targets=tuple(results),
+    )
+    write_report(report, places.output)
+    return report
+
+
+def _losses(learned: learning.Learning) -> dict[str, Any]:
+    """The last epoch of each stage that trained."""
+    return {name: done.result.history[-1] for name, done in learned.trained.items() if done.result.history}
+
+
+def _publish(result: TargetResult, source: Path, output: Path) -> TargetResult:
+    """Copy a target's bundle from the cache to the output, as ``bundle`` or, when the gate rejected it, ``rejected``."""
+    folder = output / result.target
+    name = "rejected" if result.ledger.verdict == "fail" else "bundle"
+    if not _same_files(source, folder / name) or len(list(folder.iterdir())) != 1:
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir(parents=True)
+        shutil.copytree(source, folder / f".{name}")
+        (folder / f".{name}").rename(folder / name)
+    return result
+
+
+def _same_files(source: Path, copy: Path) -> bool:
+    def listing(folder: Path) -> dict[str, str]:
+        return {p.relative_to(folder).as_posix(): sha256_file(p) for p in folder.rglob("*") if p.is_file()}
+
+    return copy.is_dir() and listing(source) == listing(copy)

@@ -1,0 +1,291 @@
+"""The recipe: what to build. One frozen, validated config per stage, read from TOML.
+
+Every field has a default and a description; ``edgekd recipe schema`` prints both as a JSON schema.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import msgspec
+from msgspec import Meta, Struct
+
+from edgekd.errors import RecipeError, nearest
+from edgekd.files import read_toml, tomllib
+
+Scope = Literal["sample", "intra", "cross", "joint"]
+Pool = Literal["auto", "none", "spatial", "tokens", "first"]
+
+PositiveInt = Annotated[int, Meta(ge=1)]
+Fraction = Annotated[float, Meta(ge=0, le=1)]
+NonNegative = Annotated[float, Meta(ge=0)]
+Positive = Annotated[float, Meta(gt=0)]
+
+
+class _Config(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Base of every section."""
+
+
+class TaskConfig(_Config):
+    """Which task to build."""
+
+    name: Annotated[
+        str, Meta(description="A shipped task ('digits'), 'path/to/file.py:Name', or 'package.module:Name'.")
+    ]
+    options: Annotated[dict[str, Any], Meta(description="Keyword arguments of the task's class or function.")] = {}
+
+
+class Tap(_Config):
+    """Where one modality's embedding is read."""
+
+    module: Annotated[str, Meta(description="Path of the module whose output is the embedding, e.g. 'encoders.accel'.")]
+    pool: Annotated[
+        Pool,
+        Meta(
+            description="How an output of more than two dimensions becomes one vector a sample: 'spatial' averages all "
+            "dimensions after the channels [B, C, ...], 'tokens' averages a sequence [B, T, D] over T, 'first' takes its "
+            "first token, 'none' refuses to pool, 'auto' pools [B, C, H, W] spatially and asks for a choice at "
+            "three dimensions, which may be either."
+        ),
+    ] = "auto"
+    call: Annotated[
+        int, Meta(ge=0, description="Which call of the module, when one forward pass calls it several times.")
+    ] = 0
+
+
+Taps = Annotated[
+    dict[str, str | Tap],
+    Meta(description="For each modality the module path of its embedding, or a table {module, pool, call}."),
+]
+
+
+class _Training(_Config):
+    epochs: Annotated[PositiveInt, Meta(description="Passes over the training split; the last one is kept.")] = 30
+    batch_size: Annotated[int, Meta(ge=2, description="Samples a step. Batch-wide Gram scopes depend on it.")] = 64
+    learning_rate: Annotated[Positive, Meta(description="Peak learning rate of AdamW under OneCycle.")] = 2e-3
+    weight_decay: Annotated[NonNegative, Meta(description="AdamW's decoupled weight decay.")] = 1e-2
+
+
+class TeacherConfig(_Training):
+    """Train the teacher, or load it."""
+
+    weights: Annotated[
+        str, Meta(description="Load these weights (.safetensors, or a state dict saved by torch) instead of training.")
+    ] = ""
+    taps: Taps = {}
+
+
+class StudentConfig(_Config):
+    """Where the student's embeddings are."""
+
+    taps: Taps = {}
+
+
+DEFAULT_GRAM: dict[Scope, float] = {"intra": 1.0, "sample": 0.1}
+
+
+class LossConfig(_Config):
+    """The distillation loss: ``ce * CE + kd * T^2 * KL + sum over scopes of weight * Gram``."""
+
+    ce: Annotated[NonNegative, Meta(description="Weight of the cross entropy with the labels.")] = 0.1
+    kd: Annotated[NonNegative, Meta(description="Weight of T^2 * KL(teacher || student).")] = 0.9
+    temperature: Annotated[Positive, Meta(description="T, the softening of both sides' logits.")] = 4.0
+    gram: Annotated[
+        dict[Scope, NonNegative],
+        Meta(
+            description="For each Gram scope the share of its gradient: the norm of its gradient on the embeddings is "
+            "held at this multiple of that of the logit losses. {} switches the Gram off.",
+            extra_json_schema={"default": DEFAULT_GRAM},
+        ),
+    ] = msgspec.field(default_factory=DEFAULT_GRAM.copy)
+
+
+class DistillConfig(_Training):
+    """Train the student from the teacher."""
+
+    loss: LossConfig = LossConfig()
+
+
+class PruneConfig(_Training):
+    """Remove channels in dependency groups, then fine-tune with the unpruned student as Gram anchor."""
+
+    epochs: PositiveInt = 20
+    learning_rate: Positive = 1e-3
+    ratio: Annotated[float, Meta(ge=0, lt=1, description="Share of channels to remove; 0 switches pruning off.")] = 0.25
+    importance: Annotated[
+        Literal["magnitude", "taylor", "random"], Meta(description="How torch-pruning ranks the groups of channels.")
+    ] = "magnitude"
+    round_to: Annotated[PositiveInt, Meta(description="Keep widths at multiples of this, for the device's kernels.")] = 8
+    ignore: Annotated[list[str], Meta(description="Paths of modules whose width must not change.")] = []
+    loss: LossConfig = LossConfig()
+
+
+class ExportConfig(_Config):
+    """Write ONNX."""
+
+    tolerance: Annotated[
+        Positive, Meta(description="Largest |ONNX - torch| allowed, as a share of the output's largest magnitude.")
+    ] = 1e-4
+
+
+class QuantizeConfig(_Config):
+    """INT8, in the scheme that the target states."""
+
+    calibration: Annotated[str, Meta(description="A shipped calibration ('minmax') or the path of a .toml.")] = "minmax"
+
+
+class GateConfig(_Config):
+    """What a build must keep. Drift and flips are measured against the unpruned student, on the test split."""
+
+    tau_pass: Annotated[Positive, Meta(description="A drift bound up to this passes.")] = 0.005
+    tau_fail: Annotated[Positive, Meta(description="A drift bound above this fails; between the two it warns.")] = 0.02
+    max_flips: Annotated[Fraction, Meta(description="Largest share of samples whose top-1 class changes.")] = 0.03
+    max_metric_drop: Annotated[NonNegative, Meta(description="Largest fall of the task metric.")] = 0.015
+    confidence: Annotated[float, Meta(gt=0.5, lt=1, description="Confidence of the drift's upper bound.")] = 0.95
+    resamples: Annotated[int, Meta(ge=200, description="Bootstrap resamples behind the bound.")] = 1000
+
+
+class ProfileConfig(_Config):
+    """How latency is measured."""
+
+    threads: Annotated[PositiveInt, Meta(description="Threads of one inference.")] = 1
+    iterations: Annotated[PositiveInt, Meta(description="Timed inferences of each engine, at batch 1.")] = 2000
+    warmup: Annotated[int, Meta(ge=0, description="Untimed inferences of each engine before them.")] = 100
+    cold_starts: Annotated[PositiveInt, Meta(description="Fresh processes that time loading and the first run.")] = 3
+
+
+class Recipe(_Config):
+    """A whole ``edgekd.toml``."""
+
+    task: TaskConfig
+    seed: Annotated[int, Meta(ge=0, description="Seed of every random choice.")] = 0
+    teacher: TeacherConfig = TeacherConfig()
+    student: StudentConfig = StudentConfig()
+    distill: DistillConfig = DistillConfig()
+    prune: PruneConfig = PruneConfig()
+    export: ExportConfig = ExportConfig()
+    quantize: QuantizeConfig = QuantizeConfig()
+    gate: GateConfig = GateConfig()
+    profile: ProfileConfig = ProfileConfig()
+
+    def __post_init__(self) -> None:
+        if self.gate.tau_fail < self.gate.tau_pass:
+            raise ValueError("gate.tau_fail must not be below gate.tau_pass")
+
+
+DEFAULT_FILE = "edgekd.toml"
+
+
+def shipped_recipes() -> dict[str, Path]:
+    """Return the recipes that come with edgekd, by name."""
+    return {path.stem: path for path in sorted((Path(__file__).parent / "tasks").glob("*.toml"))}
+
+
+def find_recipe(reference: str | None) -> Path:
+    """Return the recipe file that ``--recipe`` names: a path, a shipped name, or ``edgekd.toml`` here.
+
+    Raises:
+        RecipeError: there is no such file or name.
+    """
+    if reference is None:
+        path = Path(DEFAULT_FILE)
+        if not path.is_file():
+            raise RecipeError(
+                f"no {DEFAULT_FILE} in {Path.cwd()}: name a recipe with --recipe "
+                f"({', '.join(shipped_recipes())}, or a path), or start one with 'edgekd init'"
+            )
+        return path
+    shipped = shipped_recipes()
+    if reference in shipped:
+        return shipped[reference]
+    path = Path(reference)
+    if path.is_dir():
+        path = path / DEFAULT_FILE
+    if not path.is_file():
+        raise RecipeError(f"{reference}: no such recipe file" + nearest(reference, shipped))
+    return path
+
+
+def load_recipe(reference: str | Path | None = None, overrides: tuple[str, ...] = ()) -> Recipe:
+    """Read, override and validate a recipe.
+
+    Args:
+        reference: a path, a shipped name, or None for ``edgekd.toml`` in the working directory.
+        overrides: ``"distill.epochs=5"`` each; the value is TOML, or else taken as a string.
+
+    Returns:
+        The recipe, its relative paths resolved against its file's folder.
+
+    Raises:
+        RecipeError: names the file and the key, and the nearest right one.
+    """
+    path = find_recipe(str(reference) if reference is not None else None)
+    content = read_toml(path, RecipeError)
+    check_keys(content, Recipe, str(path), RecipeError)
+    for override in overrides:
+        _set(content, override)
+    try:
+        recipe = msgspec.convert(content, Recipe)
+    except msgspec.ValidationError as error:
+        raise RecipeError(f"{path}{' and --set' if overrides else ''}: {explain(error)}") from error
+    return _resolve(recipe, path.resolve().parent)
+
+
+def explain(error: msgspec.ValidationError) -> str:
+    """Turn msgspec's ``"Expected `int`, got `str` - at `$.distill.epochs`"`` into ``"distill.epochs: expected ..."``."""
+    what, _, where = str(error).replace("`", "'").partition(" - at ")
+    where = where.replace("'", "").replace("$.", "").replace("$", "")
+    return f"{where}: {what[0].lower()}{what[1:]}" if where else what
+
+
+def check_keys(content: dict[str, Any], struct: type[Struct], source: str, error: type[Exception], at: str = "") -> None:
+    """Raise ``error`` for the first key that ``struct`` does not know, naming the nearest that it does."""
+    fields = {field.name: field.type for field in msgspec.structs.fields(struct)}
+    for key, value in content.items():
+        if key not in fields:
+            section = f"[{at.rstrip('.')}]" if at else "the top level"
+            raise error(f"{source}: {section} has no key '{key}'{nearest(key, fields)}")
+        section_type = fields[key]
+        if isinstance(value, dict) and isinstance(section_type, type) and issubclass(section_type, Struct):
+            check_keys(value, section_type, source, error, f"{at}{key}.")
+
+
+def _set(content: dict[str, Any], override: str) -> None:
+    key, equals, text = override.partition("=")
+    if not equals or not key.strip():
+        raise RecipeError(f"--set {override}: write it as key=value, e.g. --set distill.epochs=5")
+    try:
+        value = tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        value = text
+    *sections, last = key.strip().split(".")
+    nested: dict[str, Any] = {last: value}
+    for section in reversed(sections):
+        nested = {section: nested}
+    check_keys(nested, Recipe, f"--set {override}", RecipeError)
+    for section in sections:
+        content = content.setdefault(section, {})
+        if not isinstance(content, dict):
+            raise RecipeError(f"--set {override}: '{section}' is not a section")
+    content[last] = value
+
+
+def _resolve(recipe: Recipe, base: Path) -> Recipe:
+    """Make the recipe's paths absolute, so that it means the same from any working directory."""
+    file, colon, name = recipe.task.name.partition(":")
+    if colon and file.endswith(".py"):
+        task = msgspec.structs.replace(recipe.task, name=f"{base / file}:{name}")
+        recipe = msgspec.structs.replace(recipe, task=task)
+    if recipe.teacher.weights:
+        teacher = msgspec.structs.replace(recipe.teacher, weights=str(base / recipe.teacher.weights))
+        recipe = msgspec.structs.replace(recipe, teacher=teacher)
+    if recipe.quantize.calibration.endswith(".toml"):
+        quantize = msgspec.structs.replace(recipe.quantize, calibration=str(base / recipe.quantize.calibration))
+        recipe = msgspec.structs.replace(recipe, quantize=quantize)
+    return recipe
+
+
+def recipe_schema() -> dict[str, Any]:
+    """Return the JSON schema (2020-12) of a recipe, with every default and description."""
+    return msgspec.json.schema(Recipe)

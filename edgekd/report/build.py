@@ -1,0 +1,181 @@
+"""The report of a build as files: ``report.json`` for machines, ``report.md`` for readers."""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
+
+from edgekd.files import write_text
+from edgekd.gram.gate import judge
+from edgekd.report.page import report_markdown
+from edgekd.report.result import BASELINES, ENGINE, BuildReport, StageTime, TargetResult
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+    from edgekd.runtime.measure import EngineProfile, Latency
+
+__all__ = ["BuildReport", "StageTime", "TargetResult", "report_json", "report_markdown", "write_report"]
+
+SCHEMA_VERSION = 1
+_QUANTILES = ("p50", "p90", "p99")
+
+
+def write_report(report: BuildReport, folder: Path) -> None:
+    """Write ``report.json`` and ``report.md`` into ``folder``, each atomically."""
+    text = json.dumps(report_json(report), indent=2, ensure_ascii=False, allow_nan=False)
+    write_text(folder / "report.json", text + "\n")
+    write_text(folder / "report.md", report_markdown(report))
+
+
+def report_json(report: BuildReport) -> dict[str, Any]:
+    """Return the whole report as JSON values.
+
+    ``rows`` has one entry for each target's engine. Each null in a row has its reason in the row's ``not_measured``,
+    by dotted path. Elsewhere a figure that is not finite is null, and ``not_finite`` says what it was. Latencies are in
+    ms, sizes in bytes, stage times in s.
+    """
+    rows = [_row(result) for result in report.targets]
+    content: dict[str, Any] = {
+        "schema_version": SCHEMA_VERSION,
+        "recipe": report.recipe,
+        "task": report.task,
+        "seed": report.seed,
+        "verdict": report.verdict,
+        "versions": report.versions,
+        "rows": rows,
+        "targets": [_target(result) for result in report.targets],
+        "stages": [asdict(stage) for stage in report.stages],
+        "losses": report.losses,
+    }
+    not_finite: dict[str, str] = {}
+
+    def replace(path: str, value: Any) -> Any:
+        if not isinstance(value, float) or math.isfinite(value):
+            return value
+        not_finite[path] = str(value)
+        return None
+
+    content = _map(content, replace)
+    return {**content, "not_finite": not_finite}
+
+
+def _map(value: Any, change: Callable[[str, Any], Any], path: str = "") -> Any:
+    """Apply ``change(dotted path, leaf)`` to every leaf of a JSON value."""
+    if isinstance(value, dict):
+        return {str(key): _map(item, change, f"{path}.{key}".lstrip(".")) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_map(item, change, f"{path}.{index}".lstrip(".")) for index, item in enumerate(value)]
+    return change(path, value)
+
+
+def _row(result: TargetResult) -> dict[str, Any]:
+    engine = result.measured(ENGINE)
+    row = {
+        "target": result.target,
+        "device": result.device,
+        "runtime": result.runtime,
+        "precision": result.precision,
+        "verdict": result.verdict,
+        "reasons": result.reasons,
+        **_measured(engine, result.sizes.get(ENGINE)),
+        "metric": _metric(result),
+        "gram": _gram(result),
+        "speedup_p50": {baseline: result.speedup(baseline) for baseline in BASELINES},
+        "size_ratio": {baseline: result.shrinkage(baseline) for baseline in BASELINES},
+        "deploy_logit_error": result.deploy_logit_error,
+        "baselines": {name: _measured(result.measured(name), result.sizes.get(name)) for name in BASELINES},
+    }
+    not_measured: dict[str, str] = {}
+
+    def explain(path: str, value: Any) -> Any:
+        if isinstance(value, float) and not math.isfinite(value):
+            not_measured[path] = f"not a number: the measured value was {value}"
+            return None
+        if value is None:
+            not_measured[path] = _reason(path, result)
+        return value
+
+    return {**_map(row, explain), "not_measured": not_measured}
+
+
+def _reason(path: str, result: TargetResult) -> str:
+    """Say why there is no figure at a row's dotted path."""
+    parts = path.split(".")
+    name = ENGINE
+    if parts[0] == "baselines":
+        name, parts = parts[1], parts[2:]
+    if parts[0] in ("metric", "gram"):
+        return f"not measured: the ledger has no stage '{parts[1] if parts[0] == 'metric' else ENGINE}'"
+    if parts[0] in ("size_bytes", "size_ratio"):
+        return "not measured: there is no such engine file"
+    if result.profile_reason:
+        return result.profile_reason
+    if parts[0] == "speedup_p50":
+        return f"not measured: it needs the p50 of both the {parts[1]} and the engine"
+    measured = result.measured(name)
+    if measured is None:
+        return f"not measured: the profile has no '{name}'"
+    return f"withheld: {measured.latency.n} samples are too few for its 95 % interval"
+
+
+def _measured(engine: EngineProfile | None, size_bytes: int | None) -> dict[str, Any]:
+    """Return latency, size and memory of one engine."""
+    return {
+        "latency_ms": _latency(engine.latency if engine else None),
+        "load_ms": engine.load_ms if engine else None,
+        "first_run_ms": engine.first_run_ms if engine else None,
+        "size_bytes": size_bytes,
+        "peak_rss_bytes": engine.peak_rss_bytes if engine else None,
+    }
+
+
+def _latency(latency: Latency | None) -> dict[str, Any]:
+    quantiles = {name: getattr(latency, name) if latency else None for name in _QUANTILES}
+    return {
+        **{name: quantile and quantile.value_ms for name, quantile in quantiles.items()},
+        "max": latency and latency.max_ms,
+        "n": latency and latency.n,
+        "interval_95": {name: [q.low_ms, q.high_ms] if q else None for name, q in quantiles.items()},
+    }
+
+
+def _metric(result: TargetResult) -> dict[str, Any]:
+    stages = ("teacher", "student", "pruned", ENGINE)
+    rows = {stage: result.row(stage) for stage in stages}
+    return {
+        "name": result.ledger.metric,
+        "higher_is_better": result.ledger.limits.higher_is_better,
+        "samples": result.samples,
+        **{stage: row.metric if row else None for stage, row in rows.items()},
+    }
+
+
+def _gram(result: TargetResult) -> dict[str, Any]:
+    """Return the engine's drift against the unpruned student; its verdict is that of the drift alone."""
+    limits, row = result.ledger.limits, result.row(ENGINE)
+    drift = row.to_student if row else None
+    return {
+        "reference": "student",
+        "drift": drift and drift.mean,
+        "bound": drift and drift.bound,
+        "tau": limits.tau_fail,
+        "tau_pass": limits.tau_pass,
+        "verdict": judge(drift, 0.0, 0.0, limits)[0] if drift else None,
+    }
+
+
+def _target(result: TargetResult) -> dict[str, Any]:
+    """Return what stands behind a target's row."""
+    return {
+        "target": result.target,
+        "bundle": result.bundle,
+        "sizes_bytes": result.sizes,
+        "budgets": [{**asdict(check), "kept": check.kept} for check in result.budget_checks],
+        "ledger": asdict(result.ledger),
+        "profile": asdict(result.profile) if result.profile else None,
+        "profile_reason": result.profile_reason,
+    }

@@ -1,0 +1,145 @@
+"""The report as one Markdown page that a reader can check figure by figure."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from edgekd.report.result import BASELINES, ENGINE
+from edgekd.report.table import (
+    NOTHING,
+    WITHHELD,
+    Column,
+    Table,
+    describe,
+    engine_table,
+    ledger_table,
+    markdown,
+    milliseconds,
+    number,
+    spread,
+    summary_table,
+)
+
+if TYPE_CHECKING:
+    from edgekd.report.result import BuildReport, TargetResult
+    from edgekd.runtime.measure import EngineProfile, Profile, Quantile
+
+_MEANING = {
+    "pass": "the engine keeps what the student learned",
+    "warn": "usable, with reservations",
+    "fail": "rejected by the gate",
+}
+
+
+def report_markdown(report: BuildReport) -> str:
+    """Return the report as Markdown: verdict first, then every figure with its unit, its n and its reference."""
+    parts = [
+        f"# {report.task}: {report.verdict.upper()}",
+        f"Recipe `{report.recipe}`, seed {report.seed}. {_MEANING[report.verdict].capitalize()}.",
+        *(line for result in report.targets for line in _verdict(result)),
+        markdown(summary_table(report)),
+        "speed: the float teacher's p50 over the engine's, both from one run in which they took turns. "
+        "bound: upper confidence bound of the engine's Gram drift against the unpruned student.",
+        *(part for result in report.targets for part in _target(result)),
+        "## How it was built",
+        markdown(stages_table(report)),
+        markdown(facts_table("Versions", report.versions)),
+    ]
+    return "\n\n".join(part.strip("\n") for part in parts) + "\n"
+
+
+def run_lines(bundle: str) -> tuple[str, ...]:
+    """Return the Python that runs a bundle."""
+    return (
+        "import edgekd",
+        f'with edgekd.load("{bundle}") as engine:',
+        "    outputs = engine.run(inputs)  # one NumPy array for each name in engine.inputs",
+    )
+
+
+def _verdict(result: TargetResult) -> list[str]:
+    reasons = "".join(f"\n  - {reason}" for reason in (*result.reasons, *filter(None, [result.remark])))
+    where = f": bundle `{result.bundle}`" if result.bundle else ": no bundle was released"
+    return [f"- **{result.verdict.upper()}** {result.target}{where}{reasons}"]
+
+
+def _target(result: TargetResult) -> list[str]:
+    parts = [f"## {describe(result)}", markdown(ledger_table(result)), markdown(engine_table(result))]
+    if result.profile:
+        parts += [
+            markdown(latency_table(result, result.profile)),
+            markdown(facts_table("Machine", result.profile.machine)),
+        ]
+    checks = [f"- {'kept' if check.kept else '**not kept**'}: {check}" for check in result.budget_checks]
+    if checks:
+        parts += ["### Budgets", "\n".join(checks)]
+    parts.append(
+        "The engine's logits on the device differ from the recorded reference's by "
+        f"{number(result.deploy_logit_error, '.3g')} at most."
+    )
+    if result.bundle and result.verdict != "fail":
+        parts.append("\n".join(["### Run it", "", "```python", *run_lines(result.bundle), "```"]))
+    return parts
+
+
+def latency_table(result: TargetResult, profile: Profile) -> Table:
+    """Return every latency with its interval, the models side by side."""
+    engines = [engine for name in (*BASELINES, ENGINE) if (engine := result.measured(name))]
+    rows = (
+        *(row for name in ("p50", "p90", "p99") for row in _quantile_rows(name, engines)),
+        ("max", *(milliseconds(engine.latency.max_ms) for engine in engines)),
+        ("n", *(str(engine.latency.n) for engine in engines)),
+        ("load", *(_extent(engine.load_ms) for engine in engines)),
+        ("first run", *(_extent(engine.first_run_ms) for engine in engines)),
+    )
+    columns = (Column("ms", right=False), *(Column(engine.name) for engine in engines))
+    return Table("Latency", columns, rows, _how(engines, profile))
+
+
+def _quantile_rows(name: str, engines: list[EngineProfile]) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    found: list[Quantile | None] = [getattr(engine.latency, name) for engine in engines]
+    return (
+        (name, *(milliseconds(quantile.value_ms) if quantile else WITHHELD for quantile in found)),
+        ("95 % interval", *(spread(quantile.low_ms, quantile.high_ms) if quantile else NOTHING for quantile in found)),
+    )
+
+
+def _extent(values: tuple[float, ...]) -> str:
+    """Write a few times as their lowest and highest: too few for a quantile."""
+    return spread(min(values), max(values)) if values else "not measured"
+
+
+def _how(engines: list[EngineProfile], profile: Profile) -> tuple[str, ...]:
+    starts = max((len(engine.load_ms) for engine in engines), default=0)
+    raw = ", ".join(f"`{engine.raw_file}`" for engine in engines)
+    return (
+        "Wall time of single inferences at batch 1, back to back, no outlier removed. The engines took turns of "
+        f"{profile.block} inferences, so that a change of clock or temperature meets all of them; "
+        f"threads of one inference: {profile.threads}. The intervals of the quantiles are those of order statistics.",
+        f"Load and first run: lowest to highest of {starts} fresh processes. Peak RSS: resident memory of the whole "
+        f"process, interpreter included. Every timed inference, in ns: {raw}.",
+    )
+
+
+def facts_table(title: str, facts: dict[str, str]) -> Table:
+    """Return names and values."""
+    return Table(title, (Column("what", right=False), Column("is", right=False)), tuple(facts.items()))
+
+
+def stages_table(report: BuildReport) -> Table:
+    """Return the stages with their times; one that was up to date took none in this build."""
+    times = ("up to date" if stage.cached else duration(stage.seconds) for stage in report.stages)
+    rows = tuple((stage.name, time, stage.summary) for stage, time in zip(report.stages, times, strict=True))
+    return Table("Stages", (Column("stage", right=False), Column("time"), Column("outcome", right=False)), rows)
+
+
+def duration(seconds: float) -> str:
+    """Write a time as one would say it: ``"8.1 s"``, ``"45 s"``, ``"3 min 05 s"``, ``"1 h 02 min"``."""
+    if seconds < 9.95:
+        return f"{seconds:.1f} s"
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60:02d} s"
+    return f"{whole // 3600} h {whole % 3600 // 60:02d} min"

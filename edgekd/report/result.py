@@ -1,0 +1,175 @@
+"""What a finished build has to report: the material of every table and file, and the verdict over it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from edgekd.gram.gate import Ledger, Row, Verdict
+    from edgekd.runtime.measure import EngineProfile, Profile
+    from edgekd.target import Budgets
+
+#: The float models that an engine is compared with, in the order of the tables.
+BASELINES = ("teacher", "student")
+ENGINE = "engine"
+_SEVERITY: tuple[Verdict, ...] = ("pass", "warn", "fail")
+
+
+def worst(*verdicts: Verdict) -> Verdict:
+    """Return the most severe of some verdicts."""
+    return max(verdicts, key=_SEVERITY.index)
+
+
+@dataclass(frozen=True)
+class StageTime:
+    """One stage of the build: how long it took, and what came out in a few words."""
+
+    name: str
+    seconds: float
+    cached: bool
+    summary: str
+
+
+@dataclass(frozen=True)
+class BudgetCheck:
+    """One limit of the target; ``measured`` is None where there is no figure to hold against it."""
+
+    name: str
+    unit: str
+    limit: float
+    measured: float | None
+
+    @property
+    def kept(self) -> bool:
+        """Whether the figure was measured and is within the limit."""
+        return self.measured is not None and self.measured <= self.limit
+
+    def __str__(self) -> str:
+        """Say it in words, e.g. ``"latency p50 6.1 ms, budget 5 ms"``."""
+        found = "not measured" if self.measured is None else f"{self.measured:.3g} {self.unit}"
+        return f"{self.name} {found}, budget {self.limit:g} {self.unit}"
+
+
+@dataclass(frozen=True)
+class TargetResult:
+    """What came out for one target.
+
+    Attributes:
+        target: its name.
+        device: the machine it was measured on, in the user's words.
+        runtime: the engine library.
+        precision: of the engine, e.g. "int8".
+        ledger: the same probe after every stage.
+        profile: teacher, student and engine, measured in turns on the device; None where it was not measured.
+        profile_reason: why not: ``"not measured: ..."``; None where it was.
+        sizes: bytes of the engine files of "teacher", "student", "pruned" and "engine".
+        bundle: path relative to the output folder; None where no bundle was released.
+        budgets: the target's limits.
+        deploy_logit_error: largest |difference| between the logits on the device and the recorded reference's.
+    """
+
+    target: str
+    device: str
+    runtime: str
+    precision: str
+    ledger: Ledger
+    profile: Profile | None
+    profile_reason: str | None
+    sizes: dict[str, int]
+    bundle: str | None
+    budgets: Budgets
+    deploy_logit_error: float
+
+    def __post_init__(self) -> None:
+        if self.profile is None and not self.profile_reason:
+            raise ValueError(f"{self.target}: without a profile there must be a reason for it")
+
+    def measured(self, name: str) -> EngineProfile | None:
+        """Return what was measured of "teacher", "student" or "engine", if it was."""
+        engines = self.profile.engines if self.profile else ()
+        return next((engine for engine in engines if engine.name == name), None)
+
+    def row(self, stage: str) -> Row | None:
+        """Return a stage's row of the ledger, if it has one."""
+        return next((row for row in self.ledger.rows if row.stage == stage), None)
+
+    @property
+    def samples(self) -> int:
+        """On how many samples the ledger was kept."""
+        return next((row.to_teacher.samples for row in self.ledger.rows if row.to_teacher), 0)
+
+    def speedup(self, baseline: str, name: str = ENGINE) -> float | None:
+        """Return a baseline's p50 over that of ``name``: both from the one run in which they took turns."""
+        slow, fast = self.measured(baseline), self.measured(name)
+        if not (slow and fast and slow.latency.p50 and fast.latency.p50):
+            return None
+        return slow.latency.p50.value_ms / fast.latency.p50.value_ms
+
+    def shrinkage(self, baseline: str) -> float | None:
+        """Return the size of a baseline's file over the engine's."""
+        if baseline not in self.sizes or not self.sizes.get(ENGINE):
+            return None
+        return self.sizes[baseline] / self.sizes[ENGINE]
+
+    @property
+    def budget_checks(self) -> tuple[BudgetCheck, ...]:
+        """The limits that the target states, each with the engine's figure."""
+        engine = self.measured(ENGINE)
+        p50 = engine.latency.p50.value_ms if engine and engine.latency.p50 else None
+        size = self.sizes[ENGINE] / 1e6 if ENGINE in self.sizes else None
+        memory = engine.peak_rss_bytes / 1e6 if engine else None
+        stated = (
+            ("latency p50", "ms", self.budgets.latency_ms, p50),
+            ("size", "MB", self.budgets.size_mb, size),
+            ("peak memory", "MB", self.budgets.memory_mb, memory),
+        )
+        return tuple(BudgetCheck(name, unit, limit, found) for name, unit, limit, found in stated if limit is not None)
+
+    @property
+    def verdict(self) -> Verdict:
+        """The gate's verdict; a budget that is missed or unmeasured warns, since a target only recommends it."""
+        return worst(self.ledger.verdict, *("pass" if check.kept else "warn" for check in self.budget_checks))
+
+    @property
+    def reasons(self) -> tuple[str, ...]:
+        """Why it did not simply pass."""
+        return (*self.ledger.reasons, *(str(check) for check in self.budget_checks if not check.kept))
+
+    @property
+    def remark(self) -> str | None:
+        """Say so where INT8 did not pay: the engine is not clearly faster than the float student."""
+        student, engine = self.measured("student"), self.measured(ENGINE)
+        if not (student and engine and student.latency.p50 and engine.latency.p50):
+            return None
+        if engine.latency.p50.high_ms < student.latency.p50.low_ms:
+            return None
+        return f"{self.precision.upper()} is not faster than the float student on this device"
+
+
+@dataclass(frozen=True)
+class BuildReport:
+    """A whole build.
+
+    Attributes:
+        recipe: name or path of the recipe.
+        task: name of the task.
+        seed: of every random choice.
+        versions: of edgekd and the libraries that computed the result.
+        stages: in the order they ran.
+        losses: the log of the loss terms' weights: any JSON.
+        targets: one result for each target.
+    """
+
+    recipe: str
+    task: str
+    seed: int
+    versions: dict[str, str]
+    stages: tuple[StageTime, ...]
+    losses: dict[str, Any]
+    targets: tuple[TargetResult, ...]
+
+    @property
+    def verdict(self) -> Verdict:
+        """The worst verdict of all targets."""
+        return worst(*(result.verdict for result in self.targets))

@@ -1,0 +1,159 @@
+"""The device side: ``python -m edgekd.runtime.agent`` answers one JSON job a line with one JSON line.
+
+A job is ``{"job": name, ...arguments}``, named like a method of :class:`Agent`. The answer is ``{"ok": true, ...}``,
+or ``{"ok": false, "kind": "ModelError", "error": "..."}`` for what a user can cause. A defect of edgekd ends the agent
+with a traceback on stderr. A process holds one engine: two in one process spoil each other's figures.
+"""
+
+from __future__ import annotations
+
+import base64
+import inspect
+import itertools
+import json
+import os
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from edgekd.errors import DeviceError, EdgekdError, nearest
+from edgekd.runtime import measure, ort
+from edgekd.runtime.session import read_feeds, run_rows, write_arrays
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from edgekd.runtime.session import Array, Session
+
+Answer = dict[str, Any]
+
+
+class Agent:
+    """One engine on this machine, and the jobs that it can be given; ``done`` once it was told to quit."""
+
+    def __init__(self) -> None:
+        self.done = False
+        self._session: Session | None = None
+        self._rows: Iterator[dict[str, Array]] | None = None
+
+    def open(self, engine: str, threads: int) -> Answer:
+        """Open an engine in place of the last one. ``load_ms`` is without the import of the engine library."""
+        self._close()
+        ort.library()
+        start = time.perf_counter_ns()
+        self._session = ort.open_engine(Path(engine), threads)
+        return {"load_ms": (time.perf_counter_ns() - start) / 1e6}
+
+    def first(self, feeds: str) -> Answer:
+        """Read the inputs that :meth:`measure` cycles through, and time one inference of the first row."""
+        session = self._engine()
+        arrays = read_feeds(Path(feeds), session.inputs)
+        count = len(next(iter(arrays.values())))
+        rows = [{name: array[row : row + 1] for name, array in arrays.items()} for row in range(count)]
+        self._rows = itertools.cycle(rows)
+        return {"first_run_ms": _time_run(session, rows[0]) / 1e6}
+
+    def measure(self, iterations: int, warmup: int) -> Answer:
+        """Time inferences of single rows, one after the other; ``ns`` is base64 of little-endian int64 [iterations]."""
+        session, rows = self._engine(), self._rows
+        if rows is None:
+            raise DeviceError("the agent has no inputs yet: send it 'first' before 'measure'")
+        for _ in range(warmup):
+            session.run(next(rows))
+        ns = np.empty(iterations, "<i8")
+        for index in range(iterations):
+            ns[index] = _time_run(session, next(rows))
+        return {"ns": base64.b64encode(ns.tobytes()).decode()}
+
+    def evaluate(self, inputs: str, outputs: str, batch: int) -> Answer:
+        """Run every row of one ``.npz`` and write every output, by its name, to another."""
+        session = self._engine()
+        results = run_rows(session, read_feeds(Path(inputs), session.inputs), batch)
+        write_arrays(Path(outputs), results)
+        return {"rows": len(next(iter(results.values())))}
+
+    def facts(self) -> Answer:
+        """Describe this machine."""
+        return {"facts": measure.machine_facts()}
+
+    def memory(self) -> Answer:
+        """Return the peak resident memory of this process."""
+        return {"peak_rss_bytes": measure.peak_rss_bytes()}
+
+    def quit(self) -> Answer:
+        """Free the engine and end."""
+        self._close()
+        self.done = True
+        return {}
+
+    def _close(self) -> None:
+        if self._session is not None:
+            self._session.close()
+        self._session = self._rows = None
+
+    def _engine(self) -> Session:
+        if self._session is None:
+            raise DeviceError("the agent has no engine yet: send it 'open' first")
+        return self._session
+
+
+def _time_run(session: Session, feeds: dict[str, Array]) -> int:
+    start = time.perf_counter_ns()
+    session.run(feeds)
+    return time.perf_counter_ns() - start
+
+
+_JOBS: dict[str, Callable[..., Answer]] = {
+    "open": Agent.open,
+    "first": Agent.first,
+    "measure": Agent.measure,
+    "evaluate": Agent.evaluate,
+    "facts": Agent.facts,
+    "memory": Agent.memory,
+    "quit": Agent.quit,
+}
+
+
+def answer(agent: Agent, line: str) -> Answer:
+    """Do the job that ``line`` asks for."""
+    try:
+        name, arguments = _parse(line)
+        return {"ok": True, **_JOBS[name](agent, **arguments)}
+    except EdgekdError as error:
+        return {"ok": False, "kind": type(error).__name__, "error": str(error)}
+
+
+def _parse(line: str) -> tuple[str, dict[str, Any]]:
+    try:
+        arguments = json.loads(line)
+    except ValueError as error:
+        raise DeviceError(f"the agent was sent a line that is not JSON: {error}") from error
+    if not isinstance(arguments, dict) or "job" not in arguments:
+        raise DeviceError("the agent was sent a line without a 'job'")
+    name = str(arguments.pop("job"))
+    if name not in _JOBS:
+        raise DeviceError(f"the agent has no job '{name}'{nearest(name, _JOBS)}")
+    try:
+        inspect.signature(_JOBS[name]).bind(None, **arguments)
+    except TypeError as error:
+        raise DeviceError(f"the agent's job '{name}' was given wrong arguments: {error}") from error
+    return name, arguments
+
+
+def main() -> None:
+    """Answer jobs from stdin until 'quit' or its end."""
+    # Answers get stdout to themselves: what a library prints there goes to stderr.
+    answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
+    os.dup2(2, 1)
+    agent = Agent()
+    for line in sys.stdin:
+        print(json.dumps(answer(agent, line)), file=answers, flush=True)
+        if agent.done:
+            break
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,303 @@
+"""The bundle: a folder with engines and the evidence for them. Write it, open it, let it verify itself.
+
+Nothing of a bundle is deserialized before every file in it has the digest that the manifest states. The manifest itself
+is plain JSON and is not signed: digests find damage and mixed-up files, not someone who rewrites the manifest too.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from io import BytesIO
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, get_args
+
+import numpy as np
+
+from edgekd import __version__
+from edgekd.errors import BundleError, ModelError, nearest
+from edgekd.files import sha256_file, write_text
+from edgekd.gram.matrix import pair_cosines
+from edgekd.runtime import ort
+from edgekd.runtime.manifest import (
+    MANIFEST,
+    REFERENCE,
+    SCHEMA_VERSION,
+    Manifest,
+    check_listing,
+    check_required,
+    parse_manifest,
+    plain_files,
+    read_file,
+    read_manifest,
+)
+from edgekd.runtime.session import INPUT_PREFIX, Array, Feeds, Session, TensorSpec, read_arrays, run_rows, write_arrays
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from types import TracebackType
+
+Variant = Literal["deploy", "engine"]
+
+#: Largest mean difference of the pair cosines that verifies: the drift that the gate passes without a word by default.
+#: The same engine on another processor differs by rounding only, an order of magnitude less; INT8 that saturates, more.
+MAX_GRAM_DRIFT = 0.005
+
+_EMBEDDING = "embedding."
+_OPENERS = {"onnxruntime": ort.open_engine}
+_BATCH = 64
+
+
+@dataclass(frozen=True)
+class Verification:
+    """How a bundle's engine does on this machine against what it did where the bundle was built.
+
+    Attributes:
+        samples: how many reference samples there are.
+        max_logit_error: largest absolute difference of a logit.
+        flips: how many samples' top-1 class differs.
+        gram_drift: mean absolute difference of the cosines between modalities.
+        ok: no class differs, every logit is finite, and the drift is within :data:`MAX_GRAM_DRIFT`.
+    """
+
+    samples: int
+    max_logit_error: float
+    flips: int
+    gram_drift: float
+    ok: bool
+
+
+def write_reference(path: Path, ids: Array, inputs: Feeds, outputs: Mapping[str, Array]) -> None:
+    """Write the samples with which a bundle verifies itself.
+
+    Args:
+        path: the ``.npz``.
+        ids: the samples' names [n].
+        inputs: by modality [n, ...]. Take samples that the engine is sure of: one on the edge between two classes may
+            flip by rounding alone on another processor.
+        outputs: what ``engine.onnx`` made of them: ``logits`` [n, C] and ``embedding.<modality>`` [n, D].
+    """
+    arrays = {INPUT_PREFIX + name: array for name, array in inputs.items()}
+    write_arrays(path, {"ids": ids, "logits": outputs["logits"], "gram": _cosines(outputs), **arrays})
+
+
+def write_bundle(
+    folder: Path,
+    *,
+    target: str,
+    runtime: str,
+    task: dict[str, Any],
+    inputs: list[dict[str, Any]],
+    classes: list[str],
+    verdict: str,
+    reasons: list[str],
+    versions: dict[str, str],
+    measurements: dict[str, Any],
+) -> None:
+    """Make a bundle of a folder that holds its files already, by writing its manifest.
+
+    Args:
+        folder: with ``engine.onnx``, ``deploy.onnx``, ``reference.npz``, ``ledger.json``, and more if wished.
+        target: the target's name.
+        runtime: the engine library, "onnxruntime".
+        task: what the engine does: name, metric and the like.
+        inputs: for each modality its name, dtype, shape (the first dimension is "batch") and preprocessing in words.
+        classes: names of the logits, in their order.
+        verdict: of the gate: "pass", "warn" or "fail".
+        reasons: why it did not simply pass.
+        versions: of the libraries that built it.
+        measurements: numbers about the engine.
+
+    Raises:
+        BundleError: a file is missing, or the engines do not have the inputs and outputs that the manifest would state.
+    """
+    files = plain_files(folder)
+    files.pop(MANIFEST, None)
+    check_required(files, str(folder))
+    manifest = Manifest(
+        schema_version=SCHEMA_VERSION,
+        edgekd=__version__,
+        target=target,
+        runtime=runtime,
+        released=verdict != "fail",
+        verdict=verdict,
+        reasons=list(reasons),
+        task=task,
+        inputs=inputs,
+        outputs=_outputs(folder, runtime, inputs, classes),
+        classes=list(classes),
+        versions=versions,
+        measurements=measurements,
+        files={name: {"sha256": sha256_file(path), "bytes": path.stat().st_size} for name, path in files.items()},
+    )
+    parse_manifest(vars(manifest), str(folder))  # what cannot be read back is not written
+    write_text(folder / MANIFEST, json.dumps(vars(manifest), indent=2, allow_nan=False) + "\n")
+
+
+def load(path: Path | str, *, variant: Variant = "deploy", threads: int = 1, allow_rejected: bool = False) -> Bundle:
+    """Open a bundle after checking every file in it.
+
+    Args:
+        path: the bundle's folder.
+        variant: "deploy" gives logits only, "engine" the embeddings too.
+        threads: threads of one inference.
+        allow_rejected: open it even if the gate rejected it.
+
+    Raises:
+        BundleError: it is no bundle, was altered, or was rejected.
+        MissingDependency: its engine library is not installed.
+        ModelError: its engine cannot be opened here.
+    """
+    if variant not in get_args(Variant):
+        raise BundleError(f"a bundle has no variant '{variant}'{nearest(variant, get_args(Variant))}")
+    folder = Path(path)
+    if not folder.is_dir():
+        raise BundleError(f"{folder}: no such folder; give the folder that holds a bundle's {MANIFEST}")
+    manifest = read_manifest(folder)
+    check_listing(folder, manifest)
+    engine = b""
+    for name in manifest.files:
+        content = read_file(folder, manifest, name)
+        if name == f"{variant}.onnx":
+            engine = content
+    if not manifest.released and not allow_rejected:
+        reasons = "; ".join(manifest.reasons) or "it gives no reason"
+        raise BundleError(f"{folder}: the gate rejected this bundle ({reasons}); allow_rejected opens it all the same")
+    return Bundle(folder, manifest, variant, threads, _open(folder, manifest.runtime, variant, engine, threads))
+
+
+class Bundle:
+    """An open bundle. Close it, or use it as a context manager."""
+
+    def __init__(self, folder: Path, manifest: Manifest, variant: Variant, threads: int, session: Session) -> None:
+        self.folder = folder
+        self.manifest = manifest
+        self.variant = variant
+        self._threads = threads
+        self._session = session
+
+    @property
+    def inputs(self) -> tuple[TensorSpec, ...]:
+        """What :meth:`run` must be fed."""
+        return self._session.inputs
+
+    @property
+    def outputs(self) -> tuple[TensorSpec, ...]:
+        """What :meth:`run` returns."""
+        return self._session.outputs
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """Names of the logits, in their order."""
+        return tuple(self.manifest.classes)
+
+    def run(self, feeds: Feeds) -> dict[str, Array]:
+        """Run the engine: inputs by name, a row a sample, to outputs by name.
+
+        Raises:
+            ModelError: the feeds do not fit :attr:`inputs`; it says what was expected.
+        """
+        return self._session.run(feeds)
+
+    def predict(self, feeds: Feeds) -> list[str]:
+        """Return each sample's most likely class by name.
+
+        Raises:
+            ModelError: the feeds do not fit :attr:`inputs`, or a logit is not a number.
+        """
+        logits = self.run(feeds)["logits"]
+        if not np.isfinite(logits).all():
+            raise ModelError(f"{self.folder}: the engine gave logits that are not finite; check its inputs")
+        return [self.manifest.classes[index] for index in logits.argmax(-1)]
+
+    def verify(self) -> Verification:
+        """Run the reference samples and compare with what the engine gave where it was built; no labels, no teacher.
+
+        Raises:
+            BundleError: a file was altered since the bundle was opened, or the reference is not this engine's.
+        """
+        reference = self._reference()
+        if self.variant == "engine":
+            return _compare(self._session, reference)
+        engine = read_file(self.folder, self.manifest, "engine.onnx")
+        with _open(self.folder, self.manifest.runtime, "engine", engine, self._threads) as session:
+            return _compare(session, reference)
+
+    def close(self) -> None:
+        """Free the engine; the bundle cannot be run again."""
+        self._session.close()
+
+    def __enter__(self) -> Bundle:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _reference(self) -> dict[str, Array]:
+        content = read_file(self.folder, self.manifest, REFERENCE)
+        keys = [INPUT_PREFIX + spec.name for spec in self.inputs]
+        try:
+            return read_arrays(BytesIO(content), [*keys, "logits", "gram", "ids"])
+        except ModelError as error:
+            raise BundleError(f"{self.folder / REFERENCE}: is not a bundle's reference: {error}") from error
+
+
+def _compare(session: Session, reference: Mapping[str, Array]) -> Verification:
+    outputs = run_rows(session, {spec.name: reference[INPUT_PREFIX + spec.name] for spec in session.inputs}, _BATCH)
+    logits, gram = outputs["logits"], _cosines(outputs)
+    for name, found in (("logits", logits), ("gram", gram)):
+        if found.shape != reference[name].shape:
+            raise BundleError(f"{REFERENCE}: has {name} {reference[name].shape}, but the engine gives {found.shape}")
+    error = float(np.abs(logits - reference["logits"]).max())
+    flips = int((logits.argmax(-1) != reference["logits"].argmax(-1)).sum())
+    drift = float(np.abs(gram - reference["gram"]).mean())
+    ok = flips == 0 and bool(np.isfinite(error)) and drift <= MAX_GRAM_DRIFT
+    return Verification(len(logits), error, flips, drift, ok)
+
+
+def _cosines(outputs: Mapping[str, Array]) -> Array:
+    """Return the cosines between modalities [n, P], pairs in the order of the engine's embeddings."""
+    cosines: Array = pair_cosines({name: z for name, z in outputs.items() if name.startswith(_EMBEDDING)})
+    return cosines
+
+
+def _open(folder: Path, runtime: str, variant: Variant, engine: bytes, threads: int) -> Session:
+    if runtime not in _OPENERS:
+        raise BundleError(
+            f"{folder}: is for the runtime '{runtime}', which this edgekd cannot open{nearest(runtime, _OPENERS)}"
+        )
+    return _OPENERS[runtime](engine, threads, str(folder / f"{variant}.onnx"))
+
+
+def _outputs(folder: Path, runtime: str, inputs: list[dict[str, Any]], classes: list[str]) -> list[dict[str, Any]]:
+    """Describe the engines' outputs, having checked that both engines are what the manifest says of them."""
+    variants: dict[str, list[str]] = {}
+    outputs: dict[str, dict[str, Any]] = {}
+    modalities = [item["name"] for item in inputs]
+    promised = {"engine": {"logits", *(_EMBEDDING + name for name in modalities)}, "deploy": {"logits"}}
+    for variant in get_args(Variant):
+        path = folder / f"{variant}.onnx"
+        with _open(folder, runtime, variant, path.read_bytes(), 1) as session:
+            _check_inputs(path, session, inputs)
+            names = {spec.name for spec in session.outputs}
+            if names != promised[variant]:
+                raise BundleError(f"{path}: must have the outputs {sorted(promised[variant])}, but has {sorted(names)}")
+            for spec in session.outputs:
+                variants.setdefault(spec.name, []).append(variant)
+                outputs[spec.name] = {"name": spec.name, "dtype": spec.dtype, "shape": ["batch", *spec.shape[1:]]}
+    width = outputs["logits"]["shape"][-1]
+    if width != len(classes):
+        raise BundleError(f"{folder}: the engines give {width} logits, but {len(classes)} classes were named")
+    return [{**output, "variants": variants[name]} for name, output in outputs.items()]
+
+
+def _check_inputs(path: Path, session: Session, inputs: list[dict[str, Any]]) -> None:
+    def fixed(shape: Any) -> list[Any]:
+        return [size if isinstance(size, int) else None for size in shape]
+
+    stated = {item["name"]: (item["dtype"], fixed(item["shape"])) for item in inputs}
+    found = {spec.name: (spec.dtype, fixed(spec.shape)) for spec in session.inputs}
+    if stated != found:
+        raise BundleError(f"{path}: its inputs are {found}, but the manifest would state {stated}")

@@ -1,0 +1,145 @@
+"""A bundle's manifest, and the proof that the files beside it are the ones it lists."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import TYPE_CHECKING, Any, get_origin, get_type_hints
+
+from edgekd import __version__
+from edgekd.errors import BundleError, nearest
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+SCHEMA_VERSION = 1
+MANIFEST = "manifest.json"
+REFERENCE = "reference.npz"
+REQUIRED = ("engine.onnx", "deploy.onnx", REFERENCE, "ledger.json")
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """What ``manifest.json`` says; ``manifest.schema.json`` beside this file describes each field."""
+
+    schema_version: int
+    edgekd: str
+    target: str
+    runtime: str
+    released: bool
+    verdict: str
+    reasons: list[str]
+    task: dict[str, Any]
+    inputs: list[dict[str, Any]]
+    outputs: list[dict[str, Any]]
+    classes: list[str]
+    versions: dict[str, str]
+    measurements: dict[str, Any]
+    files: dict[str, dict[str, Any]]
+
+
+_TYPES = {name: get_origin(hint) or hint for name, hint in get_type_hints(Manifest).items()}
+
+
+def read_manifest(folder: Path) -> Manifest:
+    """Read and check a bundle's manifest; its other files are not touched.
+
+    Raises:
+        BundleError: there is none, or it is malformed or of another schema version.
+    """
+    path = folder / MANIFEST
+    try:
+        content = json.loads(path.read_bytes())
+    except FileNotFoundError:
+        raise BundleError(f"{folder}: is not a bundle, it has no {MANIFEST}") from None
+    except OSError as error:
+        raise BundleError(f"{path}: cannot be read: {error.strerror}") from error
+    except (ValueError, RecursionError) as error:
+        raise BundleError(f"{path}: is not valid JSON: {error}") from error
+    if not isinstance(content, dict):
+        raise BundleError(f"{path}: must be a JSON object, not a {type(content).__name__}")
+    return parse_manifest(content, str(path))
+
+
+def parse_manifest(content: dict[str, Any], where: str) -> Manifest:
+    """Check a manifest's content; ``where`` is what errors call it.
+
+    Raises:
+        BundleError: a key is missing, unknown or of the wrong type, or two of them contradict each other.
+    """
+    version = content.get("schema_version")
+    if version != SCHEMA_VERSION:
+        raise BundleError(
+            f"{where}: has schema_version {version}, and edgekd {__version__} reads {SCHEMA_VERSION} only"
+        )
+    for name, kind in _TYPES.items():
+        if name not in content:
+            raise BundleError(f"{where}: has no '{name}'; the manifest is incomplete")
+        if type(content[name]) is not kind:
+            raise BundleError(f"{where}: '{name}' must be a {kind.__name__}, not a {type(content[name]).__name__}")
+    for name in content:
+        if name not in _TYPES:
+            raise BundleError(f"{where}: has an unknown key '{name}'{nearest(name, _TYPES)}")
+    manifest = Manifest(**content)
+    if manifest.released != (manifest.verdict in ("pass", "warn")):
+        raise BundleError(f"{where}: 'released' is {manifest.released} although the verdict is '{manifest.verdict}'")
+    for name, entry in manifest.files.items():
+        if not isinstance(entry, dict) or entry.keys() != {"sha256", "bytes"}:
+            raise BundleError(f"{where}: files.{name} must have exactly 'sha256' and 'bytes'")
+        if not _is_inside(name):
+            raise BundleError(f"{where}: lists '{name}', which leaves the bundle's folder")
+    check_required(manifest.files, where)
+    return manifest
+
+
+def _is_inside(name: str) -> bool:
+    """Whether ``name`` is a relative path in its plainest form, on POSIX and on Windows."""
+    path = PurePosixPath(name)
+    return str(path) == name and ".." not in path.parts and not path.is_absolute() and not set(name) & set("\\:\0")
+
+
+def check_required(files: Mapping[str, Any], where: str) -> None:
+    """Raise BundleError unless every file of :data:`REQUIRED` is among ``files``."""
+    for name in REQUIRED:
+        if name not in files:
+            raise BundleError(f"{where}: has no '{name}', which every bundle has")
+
+
+def check_listing(folder: Path, manifest: Manifest) -> None:
+    """Raise BundleError unless the folder holds exactly the files that the manifest lists."""
+    found = plain_files(folder)
+    del found[MANIFEST]
+    for name in manifest.files:
+        if name not in found:
+            raise BundleError(f"{folder / name}: is missing; copy the bundle again, whole")
+    for name in found:
+        if name not in manifest.files:
+            raise BundleError(f"{folder / name}: is not in the manifest; a bundle holds nothing else, remove it")
+
+
+def plain_files(folder: Path) -> dict[str, Path]:
+    """Return every file below ``folder`` by its relative path; a link, which may lead outside, is refused."""
+    files = {}
+    for path in sorted(folder.rglob("*")):
+        if path.is_symlink() or not (path.is_file() or path.is_dir()):
+            raise BundleError(
+                f"{path}: is a link or no plain file, and may lead outside; a bundle holds plain files only"
+            )
+        if path.is_file():
+            files[path.relative_to(folder).as_posix()] = path
+    return files
+
+
+def read_file(folder: Path, manifest: Manifest, name: str) -> bytes:
+    """Return a file's content, having checked that very content against the manifest."""
+    path, expected = folder / name, manifest.files[name]
+    try:
+        # The size first: a file that is far too long is not read at all.
+        content = path.read_bytes() if path.stat().st_size == expected["bytes"] else b""
+    except OSError as error:
+        raise BundleError(f"{path}: cannot be read: {error.strerror}") from error
+    if len(content) != expected["bytes"] or hashlib.sha256(content).hexdigest() != expected["sha256"]:
+        raise BundleError(f"{path}: is not the file that the manifest describes; copy or build the bundle again")
+    return content

@@ -1,0 +1,198 @@
+"""Latency, memory and the facts about the machine they were measured on."""
+
+from __future__ import annotations
+
+import os
+import platform
+import sys
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+
+@dataclass(frozen=True)
+class Quantile:
+    """A quantile of latency in ms, with the 95 % interval of order statistics."""
+
+    value_ms: float
+    low_ms: float
+    high_ms: float
+
+
+@dataclass(frozen=True)
+class Latency:
+    """Latency of single inferences at batch 1, in ms; None where n is too small for an interval."""
+
+    n: int
+    p50: Quantile | None
+    p90: Quantile | None
+    p99: Quantile | None
+    max_ms: float
+
+
+@dataclass(frozen=True)
+class EngineProfile:
+    """One engine on one device.
+
+    Attributes:
+        name: "teacher", "student" or "engine".
+        latency: back-to-back inferences, interleaved with the other engines'.
+        load_ms: for each fresh process, the time to open the engine.
+        first_run_ms: for each fresh process, the time of the first inference.
+        peak_rss_bytes: peak resident memory of the process that ran it, interpreter included.
+        size_bytes: size of the engine file.
+        raw_file: name of the ``.npy`` with every timed inference in ns, in order.
+    """
+
+    name: str
+    latency: Latency
+    load_ms: tuple[float, ...]
+    first_run_ms: tuple[float, ...]
+    peak_rss_bytes: int
+    size_bytes: int
+    raw_file: str
+
+
+@dataclass(frozen=True)
+class Profile:
+    """Engines measured side by side on one device.
+
+    Attributes:
+        machine: facts: cpu model, cores, governor, memory, os, architecture, library versions.
+        threads: threads of one inference.
+        block: inferences of one engine before the next takes its turn.
+        engines: as given.
+    """
+
+    machine: dict[str, str]
+    threads: int
+    block: int
+    engines: tuple[EngineProfile, ...]
+
+
+def latency_from(ns: np.ndarray[Any, np.dtype[np.int64]]) -> Latency:
+    """Summarise timed inferences.
+
+    Args:
+        ns: every timed inference in ns, none left out [n].
+
+    Raises:
+        ValueError: ``ns`` is empty.
+    """
+    if not len(ns):
+        raise ValueError("no inference was timed")
+    ordered = np.sort(ns) / 1e6
+    p50, p90, p99 = (_quantile(ordered, p) for p in (0.5, 0.9, 0.99))
+    return Latency(len(ordered), p50, p90, p99, float(ordered[-1]))
+
+
+def _quantile(ordered: np.ndarray[Any, np.dtype[np.float64]], p: float) -> Quantile | None:
+    ranks = interval_ranks(len(ordered), p)
+    if ranks is None:
+        return None
+    value = np.quantile(ordered, p, method="inverted_cdf")  # one that was measured, not one between two
+    return Quantile(float(value), float(ordered[ranks[0] - 1]), float(ordered[ranks[1] - 1]))
+
+
+def interval_ranks(n: int, p: float, confidence: float = 0.95) -> tuple[int, int] | None:
+    """Return the ranks, from 1, of the order statistics between which the quantile ``p`` lies.
+
+    The number B of samples below the quantile is binomial (n, p) whatever the distribution, so the l-th smallest is
+    above it with probability P(B < l) and the u-th smallest below it with P(B >= u). Each is held to half the risk.
+    Samples are taken as independent: where a machine's speed drifts, the interval is that of the machine as it was.
+
+    Returns:
+        (l, u), or None when n is so small that even the extremes do not reach that confidence (p99 needs 368).
+    """
+    tail = (1 - confidence) / 2
+    cdf = _binomial_cdf(n, p)
+    low = int(np.searchsorted(cdf, tail, side="right"))
+    high = int(np.searchsorted(cdf, 1 - tail, side="left")) + 1
+    return (low, high) if low >= 1 and high <= n else None
+
+
+def _binomial_cdf(n: int, p: float) -> np.ndarray[Any, np.dtype[np.float64]]:
+    """Return P(B <= k) for k = 0..n, from the ratios of neighbouring terms; logarithms keep them from underflow."""
+    k = np.arange(1, n + 1)
+    logs = np.concatenate([[0.0], np.cumsum(np.log((n - k + 1) / k) + np.log(p / (1 - p)))])
+    sums = np.exp(logs - logs.max()).cumsum()
+    cdf: np.ndarray[Any, np.dtype[np.float64]] = sums / sums[-1]
+    return cdf
+
+
+#: Instructions that decide how fast INT8 is, and whether it saturates.
+_INT8_FLAGS = ("avx2", "avx_vnni", "avx512_vnni", "asimddp")
+_UNREADABLE = "not readable"
+
+
+def machine_facts() -> dict[str, str]:
+    """Describe this machine and the libraries that ran on it, as far as both can be read."""
+    facts = {
+        "cpu": cpu_model(),
+        "logical_cores": str(os.cpu_count() or _UNREADABLE),
+        "governor": _read("/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor").strip() or _UNREADABLE,
+        "int8_instructions": _int8_instructions(),
+        "memory": _memory(),
+        "os": f"{platform.system()} {platform.release()}",
+        "arch": platform.machine(),
+        "python": platform.python_version(),
+    }
+    versions = {package: _version(package) for package in ("numpy", "onnxruntime")}
+    return {**facts, **{package: version for package, version in versions.items() if version}}
+
+
+def cpu_model() -> str:
+    """Return the processor's name, or that of the board, or at least the architecture; starts no process."""
+    board = _read("/proc/device-tree/model").strip("\0\n")  # ARM boards do not name their processor
+    return _cpuinfo().get("model name") or board or platform.machine()
+
+
+def peak_rss_bytes() -> int:
+    """Return this process's peak resident memory in bytes."""
+    # Linux's ru_maxrss survives exec, so a child would report the peak of the larger process that started it.
+    for line in _read("/proc/self/status").splitlines():
+        if line.startswith("VmHWM:"):
+            return int(line.split()[1]) * 1024
+    import resource
+
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
+
+
+def _int8_instructions() -> str:
+    cpuinfo = _cpuinfo()
+    listed = cpuinfo.get("flags") or cpuinfo.get("Features")  # x86, ARM
+    if not listed:
+        return _UNREADABLE
+    return ", ".join(sorted(set(_INT8_FLAGS) & set(listed.split()))) or "none"
+
+
+def _memory() -> str:
+    for line in _read("/proc/meminfo").splitlines():
+        if line.startswith("MemTotal:"):
+            return f"{int(line.split()[1]) / 2**20:.1f} GiB"
+    return _UNREADABLE
+
+
+def _version(package: str) -> str | None:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def _cpuinfo() -> dict[str, str]:
+    """Return the first processor's entries."""
+    first = _read("/proc/cpuinfo").partition("\n\n")[0]
+    pairs = (line.partition(":") for line in first.splitlines())
+    return {key.strip(): value.strip() for key, _, value in pairs}
+
+
+def _read(path: str) -> str:
+    try:
+        return Path(path).read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return ""

@@ -1,0 +1,108 @@
+"""ONNX Runtime, on the processor."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from edgekd.errors import ModelError
+from edgekd.files import need
+from edgekd.runtime.session import Array, Feeds, Session, TensorSpec, check_feeds
+
+if TYPE_CHECKING:
+    from types import TracebackType
+
+_DTYPES = {
+    "tensor(float)": "float32",
+    "tensor(double)": "float64",
+    "tensor(float16)": "float16",
+    "tensor(bool)": "bool",
+    **{f"tensor({sign}int{bits})": f"{sign}int{bits}" for sign in ("", "u") for bits in (8, 16, 32, 64)},
+}
+
+
+def library() -> Any:
+    """Import ONNX Runtime.
+
+    Raises:
+        MissingDependency: it is not installed.
+    """
+    return need("onnxruntime", "runtime")
+
+
+def open_engine(engine: Path | bytes, threads: int = 1, name: str | None = None) -> Session:
+    """Open an ONNX model for the processor.
+
+    Args:
+        engine: the file, or its content.
+        threads: threads of one inference.
+        name: what errors call it; by default the file's path.
+
+    Raises:
+        MissingDependency: ONNX Runtime is not installed.
+        ModelError: the model cannot be opened.
+        ValueError: ``threads`` is below 1, where ONNX Runtime would silently take every core.
+    """
+    if threads < 1:
+        raise ValueError(f"threads must be 1 or more, not {threads}")
+    onnxruntime = library()
+    name = name or (str(engine) if isinstance(engine, Path) else "the given bytes")
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.inter_op_num_threads = 1
+    options.log_severity_level = 3
+    failures = _failures(onnxruntime)
+    try:
+        session = onnxruntime.InferenceSession(
+            str(engine) if isinstance(engine, Path) else engine, options, providers=["CPUExecutionProvider"]
+        )
+    except failures as error:
+        raise ModelError(f"{name}: ONNX Runtime cannot open it: {error}") from error
+    return _OrtSession(session, name, failures)
+
+
+def _failures(onnxruntime: Any) -> tuple[type[Exception], ...]:
+    """ONNX Runtime's own exceptions, which share no base class."""
+    exported = vars(onnxruntime.capi.onnxruntime_pybind11_state).values()
+    return RuntimeError, *(item for item in exported if isinstance(item, type) and issubclass(item, Exception))
+
+
+class _OrtSession:
+    """A :class:`Session` of ONNX Runtime."""
+
+    def __init__(self, session: Any, name: str, failures: tuple[type[Exception], ...]) -> None:
+        self._session = session
+        self._name = name
+        self._failures = failures
+        self.inputs = tuple(_spec(item, name) for item in session.get_inputs())
+        self.outputs = tuple(_spec(item, name) for item in session.get_outputs())
+        self._output_names = [spec.name for spec in self.outputs]
+
+    def run(self, feeds: Feeds) -> dict[str, Array]:
+        check_feeds(self.inputs, feeds)
+        if self._session is None:
+            raise ModelError(f"{self._name}: the engine is closed")
+        try:
+            results = self._session.run(self._output_names, feeds)
+        except self._failures as error:
+            raise ModelError(f"{self._name}: ONNX Runtime failed to run it: {error}") from error
+        return dict(zip(self._output_names, results, strict=True))
+
+    def close(self) -> None:
+        self._session = None
+
+    def __enter__(self) -> Session:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+def _spec(item: Any, model: str) -> TensorSpec:
+    if item.type not in _DTYPES:
+        raise ModelError(f"{model}: '{item.name}' is a {item.type}, which numpy has no type for")
+    # A dimension without a name is like no other, so it gets a name of its own.
+    shape = tuple(f"{item.name}.{axis}" if size is None else size for axis, size in enumerate(item.shape))
+    return TensorSpec(item.name, _DTYPES[item.type], shape)

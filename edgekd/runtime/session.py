@@ -1,0 +1,177 @@
+"""What every engine library looks like from here: named tensors in, named tensors out."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, BinaryIO, Protocol
+from zipfile import BadZipFile
+
+import numpy as np
+
+from edgekd.errors import ModelError, nearest
+from edgekd.files import atomic_path
+
+if TYPE_CHECKING:
+    from types import TracebackType
+
+Array = np.ndarray[Any, np.dtype[Any]]
+Feeds = Mapping[str, Array]
+
+#: In an ``.npz`` of samples, the input ``image`` is stored as ``input.image``.
+INPUT_PREFIX = "input."
+
+
+@dataclass(frozen=True)
+class TensorSpec:
+    """One input or output of an engine.
+
+    Attributes:
+        name: its name.
+        dtype: numpy's name of its type, e.g. "float32".
+        shape: an int for a fixed dimension, a name for a dynamic one; inputs that share a name share a size.
+    """
+
+    name: str
+    dtype: str
+    shape: tuple[int | str, ...]
+
+    def __str__(self) -> str:
+        return f"{self.dtype} [{', '.join(map(str, self.shape))}]"
+
+
+class Session(Protocol):
+    """An open engine. Close it, or use it as a context manager."""
+
+    @property
+    def inputs(self) -> tuple[TensorSpec, ...]:
+        """What :meth:`run` must be fed."""
+
+    @property
+    def outputs(self) -> tuple[TensorSpec, ...]:
+        """What :meth:`run` returns, in this order."""
+
+    def run(self, feeds: Feeds) -> dict[str, Array]:
+        """Return every output by its name; the caller owns the arrays.
+
+        Raises:
+            ModelError: the feeds do not fit :attr:`inputs`, or the engine failed.
+        """
+
+    def close(self) -> None:
+        """Free the engine; it cannot be run again."""
+
+    def __enter__(self) -> Session: ...
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None: ...
+
+
+def check_feeds(specs: Sequence[TensorSpec], feeds: Feeds) -> None:
+    """Check that ``feeds`` are what ``specs`` ask for. It runs before each inference, so it costs a few µs at most.
+
+    Raises:
+        ModelError: a name is missing or unknown, or a type, rank or size is wrong; it says what was expected.
+    """
+    sizes: dict[str, int] = {}
+    for spec in specs:
+        array = feeds.get(spec.name)
+        if array is None:
+            raise _wrong_names(specs, feeds)
+        if not isinstance(array, np.ndarray):
+            raise ModelError(f"input '{spec.name}' must be a numpy array, {spec}, but is a {type(array).__name__}")
+        if array.dtype != spec.dtype or array.ndim != len(spec.shape):
+            raise _wrong_tensor(spec, array)
+        for expected, size in zip(spec.shape, array.shape, strict=True):
+            if isinstance(expected, int):
+                if size != expected:
+                    raise _wrong_tensor(spec, array)
+            elif sizes.setdefault(expected, size) != size:
+                raise ModelError(
+                    f"inputs must agree on the size of '{expected}', but it is {sizes[expected]} before input "
+                    f"'{spec.name}' and {size} in it"
+                )
+    if len(feeds) != len(specs):
+        raise _wrong_names(specs, feeds)
+
+
+def _wrong_names(specs: Sequence[TensorSpec], feeds: Feeds) -> ModelError:
+    known = [spec.name for spec in specs]
+    for name in feeds:
+        if name not in known:
+            return ModelError(f"the engine has no input '{name}'{nearest(name, known)}")
+    missing = "; ".join(f"'{spec.name}', {spec}" for spec in specs if spec.name not in feeds)
+    return ModelError(f"the engine was not given all of its inputs, feed also: {missing}")
+
+
+def _wrong_tensor(spec: TensorSpec, array: Array) -> ModelError:
+    return ModelError(f"input '{spec.name}' must be {spec}, but is {array.dtype} {list(array.shape)}")
+
+
+def read_feeds(source: Path | BinaryIO, specs: Sequence[TensorSpec]) -> dict[str, Array]:
+    """Read an engine's inputs, a row a sample, from an ``.npz`` with a key ``input.<name>`` for each.
+
+    Args:
+        source: the file; its other keys are ignored, and pickled arrays refused.
+        specs: the engine's inputs.
+
+    Raises:
+        ModelError: it is not such a file, lacks an input, has no rows, or does not fit ``specs``.
+    """
+    arrays = read_arrays(source, [INPUT_PREFIX + spec.name for spec in specs])
+    feeds = {key[len(INPUT_PREFIX) :]: array for key, array in arrays.items()}
+    check_feeds(specs, feeds)
+    counts = {name: len(array) for name, array in feeds.items()}
+    if len(set(counts.values())) != 1 or 0 in counts.values():
+        raise ModelError(f"{_label(source)}: every input needs the same number of rows, at least one, but has {counts}")
+    return feeds
+
+
+def read_arrays(source: Path | BinaryIO, keys: Sequence[str]) -> dict[str, Array]:
+    """Read these arrays of an ``.npz``; pickled ones are refused.
+
+    Raises:
+        ModelError: it is not an ``.npz`` of plain arrays, or lacks one of ``keys``.
+    """
+    with open_arrays(source) as archive:
+        missing = [key for key in keys if key not in archive]
+        if missing:
+            raise ModelError(f"{_label(source)}: has no array '{missing[0]}'{nearest(missing[0], archive)}")
+        return {key: archive[key] for key in keys}
+
+
+@contextmanager
+def open_arrays(source: Path | BinaryIO) -> Iterator[Mapping[str, Array]]:
+    """Open an ``.npz`` to read arrays from, each when it is asked for; pickled ones are refused.
+
+    Raises:
+        ModelError: it is not an ``.npz`` of plain arrays.
+    """
+    try:
+        with np.load(source, allow_pickle=False) as archive:
+            yield archive
+    except (OSError, ValueError, TypeError, EOFError, BadZipFile) as error:  # TypeError: a lone .npy is no archive
+        raise ModelError(f"{_label(source)}: cannot be read as an .npz of plain arrays: {error}") from error
+
+
+def write_arrays(path: Path, arrays: Mapping[str, Array]) -> None:
+    """Write an ``.npz`` atomically."""
+    with atomic_path(path) as temporary, temporary.open("wb") as stream:
+        np.savez(stream, **arrays)  # type: ignore[arg-type]  # numpy's stub takes every keyword for allow_pickle
+
+
+def _label(source: Path | BinaryIO) -> str:
+    return str(source) if isinstance(source, Path) else "the arrays"
+
+
+def run_rows(session: Session, feeds: Feeds, batch: int) -> dict[str, Array]:
+    """Run all rows of ``feeds``, at most ``batch`` at a time, and return all rows of every output."""
+    rows = len(next(iter(feeds.values())))
+    parts = [
+        session.run({name: array[start : start + batch] for name, array in feeds.items()})
+        for start in range(0, rows, batch)
+    ]
+    return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}

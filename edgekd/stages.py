@@ -1,0 +1,107 @@
+"""Running one stage under the cache, and telling the observer."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, field
+from importlib.metadata import PackageNotFoundError, version
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
+
+import msgspec
+
+from edgekd.cache import Cache, digest
+from edgekd.errors import MissingDependency
+from edgekd.progress import Observer, StageReporter
+from edgekd.report.result import StageTime
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+    from pathlib import Path
+
+R = TypeVar("R")
+
+
+@dataclass(frozen=True)
+class Done(Generic[R]):
+    """A finished stage.
+
+    Attributes:
+        key: names the result; a digest over all that it depends on.
+        folder: where its files are.
+        result: what it found.
+    """
+
+    key: str
+    folder: Path
+    result: R
+
+
+@dataclass(frozen=True)
+class Stage(Generic[R]):
+    """One stage, ready to run.
+
+    Attributes:
+        name: unique within a build, e.g. "quantize cpu".
+        version: of the stage's code; a higher one makes older results stale.
+        depends: all that the result depends on: config, keys of the inputs, library versions. JSON.
+        result: type of the result, a frozen dataclass.
+        run: does the work in a folder.
+        summary: says in a few words what came out.
+    """
+
+    name: str
+    version: int
+    depends: dict[str, Any]
+    result: type[R]
+    run: Callable[[Path, StageReporter], R]
+    summary: Callable[[R], str]
+
+
+@dataclass
+class Runner:
+    """Runs stages in order, each at most once ever."""
+
+    cache: Cache
+    observer: Observer
+    times: list[StageTime] = field(default_factory=list)
+
+    def __call__(self, stage: Stage[R]) -> Done[R]:
+        """Run a stage, or read its result where it is up to date."""
+        kind = stage.name.split()[0]
+        key = f"{kind}-{digest({'stage': kind, 'version': stage.version, **stage.depends})}"
+        record = self.cache.find(key)
+        started = time.monotonic()
+        cached = record is not None
+        if record is None:
+            with self.cache.claim(key, lambda: self._wait(stage.name)) as folder:
+                if folder is None:
+                    record, cached = self.cache.find(key), True
+                else:
+                    self.observer.start(stage.name)
+                    record = msgspec.to_builtins(stage.run(folder, StageReporter(self.observer, stage.name)))
+                    self.cache.finish(key, record)
+        result = msgspec.convert(record, stage.result)
+        spent = StageTime(stage.name, 0.0 if cached else time.monotonic() - started, cached, stage.summary(result))
+        self.times.append(spent)
+        self.observer.finish(spent.name, spent.seconds, spent.cached, spent.summary)
+        return Done(key, self.cache.root / key, result)
+
+    def _wait(self, name: str) -> None:
+        self.observer.warn(name, "another build is at this very stage; waiting for its result")
+
+
+def library_versions(names: Iterable[str], extra: str) -> dict[str, str]:
+    """Return the installed versions of packages, without importing them.
+
+    Raises:
+        MissingDependency: one is not installed.
+    """
+    found = {}
+    for name in names:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError as error:
+            raise MissingDependency(
+                f"this needs the package '{name}', which is not installed: pip install \"edgekd[{extra}]\""
+            ) from error
+    return found

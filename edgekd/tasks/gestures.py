@@ -1,0 +1,183 @@
+"""Shoulder exercises from the accelerometer and gyroscope of a watch: the data of seglearn."""
+
+from __future__ import annotations
+
+import io
+import pickle
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import numpy as np
+import torch
+from torch import nn
+
+from edgekd.errors import DataError
+from edgekd.learn.models import Conv1dEncoder, LateFusion, Standardize
+from edgekd.learn.task import ArraySplit, Modality
+from edgekd.tasks.catalogue import GESTURES
+from edgekd.tasks.packages import fetch, read_member
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+    from pathlib import Path
+
+_Array = np.ndarray[Any, Any]
+
+
+@dataclass(frozen=True)
+class Size:
+    """How large a network is.
+
+    Attributes:
+        channels: output channels of each stride-2 convolution over time.
+        width: width of every embedding.
+        head: hidden units of the head.
+    """
+
+    channels: Sequence[int]
+    width: int
+    head: int
+
+
+TEACHER = Size(channels=(64, 128, 128), width=64, head=64)
+STUDENT = Size(channels=(16, 32, 32), width=32, head=32)
+
+#: By number, so by no result. Windows of one subject are alike, so a subject is in one split only; three are for the
+#: test, since a confidence bound over subjects needs several.
+SUBJECTS = {"train": (1, 2, 3, 4, 5), "val": (6,), "calibration": (7,), "test": (8, 9, 10)}
+
+#: Of the order of windows within a split.
+ORDER_SEED = 20
+
+#: Samples at 50 Hz: windows of 2 s that overlap by half.
+WINDOW = 100
+STEP = 50
+
+#: Columns of a recording.
+CHANNELS = {"accel": slice(0, 3), "gyro": slice(3, 6)}
+
+# The package names no units. The magnitude of the accelerometer is about 1 at rest; and the turning of its gravity is
+# explained by the gyroscope with factors of about 1, where degrees would give 0.02.
+MODALITIES = (
+    Modality("accel", (3, WINDOW), "acceleration with gravity along x, y, z in g, 50 Hz, 2 s"),
+    Modality("gyro", (3, WINDOW), "angular velocity around x, y, z in rad/s, 50 Hz, 2 s"),
+)
+
+
+class Gestures:
+    """Windows of 140 recordings: 10 subjects, 7 exercises, 2 sides. Meets :class:`edgekd.learn.task.Task`.
+
+    The splits are disjoint by subject, and a window's ``group`` is its subject.
+
+    Args:
+        teacher: fields of :class:`Size` that replace those of ``TEACHER``.
+        student: fields of :class:`Size` that replace those of ``STUDENT``.
+
+    Raises:
+        DataError: the data cannot be fetched or read.
+    """
+
+    modalities: Sequence[Modality] = MODALITIES
+    licence = GESTURES.licence
+    citation = GESTURES.citation
+
+    def __init__(self, teacher: Mapping[str, Any] | None = None, student: Mapping[str, Any] | None = None) -> None:
+        self.teacher_taps = self.student_taps = {name: f"encoders.{name}" for name in CHANNELS}
+        self._teacher_size = replace(TEACHER, **(teacher or {}))
+        self._student_size = replace(STUDENT, **(student or {}))
+        archive = fetch(GESTURES.package)
+        self.files: Sequence[Path] = (archive,)
+        content = read_recordings(read_member(archive, "seglearn/data/watch_dataset.npy"))
+        self.classes = tuple(content["y_labels"])
+        self._splits = {name: _split(content, subjects) for name, subjects in SUBJECTS.items()}
+
+    def splits(self) -> dict[str, ArraySplit]:
+        """Return the windows of 5, 1, 1 and 3 subjects for train, val, calibration and test."""
+        return self._splits
+
+    def teacher(self) -> nn.Module:
+        """Return the untrained teacher: logits [B, 7] of raw windows."""
+        return self._network(self._teacher_size)
+
+    def student(self) -> nn.Module:
+        """Return the untrained student: logits [B, 7] of raw windows."""
+        return self._network(self._student_size)
+
+    def _network(self, size: Size) -> nn.Module:
+        train = self._splits["train"].inputs
+        encoders = {
+            modality.name: nn.Sequential(
+                Standardize(train[modality.name]),
+                Conv1dEncoder((modality.shape[0], *size.channels), size.width),
+            )
+            for modality in self.modalities
+        }
+        return LateFusion(encoders, size.width, size.head, len(self.classes))
+
+
+def _split(content: Mapping[str, Any], subjects: Sequence[int]) -> ArraySplit:
+    windows, ids, labels, groups = [], [], [], []
+    for recording in np.flatnonzero(np.isin(content["subject"], subjects)):
+        subject = content["subject"][recording]
+        cut = cut_windows(content["X"][recording])
+        windows.append(cut)
+        ids += [f"gestures-s{subject:02d}-r{recording:03d}-w{window:03d}" for window in range(len(cut))]
+        labels += [int(content["y"][recording])] * len(cut)
+        groups += [f"subject-{subject:02d}"] * len(cut)
+    # Shuffled, so that the first windows of a split are not all of one recording; RandomState's stream is frozen.
+    order = np.random.RandomState(ORDER_SEED).permutation(len(ids))
+    stacked = np.concatenate(windows)[order]
+    return ArraySplit(
+        ids=[ids[index] for index in order],
+        inputs={name: torch.from_numpy(stacked[:, columns].copy()) for name, columns in CHANNELS.items()},
+        labels=torch.tensor(labels)[order],
+        groups=[groups[index] for index in order],
+    )
+
+
+def cut_windows(recording: _Array) -> _Array:
+    """Cut a recording [T, 6] into overlapping windows, float32 [N, 6, WINDOW]; a rest shorter than a window is left."""
+    return np.lib.stride_tricks.sliding_window_view(recording.astype(np.float32), WINDOW, axis=0)[::STEP]
+
+
+def read_recordings(raw: bytes) -> dict[str, Any]:
+    """Read seglearn's ``.npy`` file, which is a pickle, without the power of a pickle to run code.
+
+    Returns:
+        ``X``: 140 arrays float64 [T, 6]; ``y``, ``subject``, ``side``: arrays [140]; ``y_labels``: 7 names.
+
+    Raises:
+        DataError: it holds anything but numpy arrays, lists, dicts and plain values, or is damaged.
+    """
+    stream = io.BytesIO(raw)
+    try:
+        np.lib.format.read_magic(stream)
+        np.lib.format.read_array_header_1_0(stream)
+        content: dict[str, Any] = _ArrayUnpickler(stream).load().item()
+    except (ValueError, EOFError, pickle.UnpicklingError) as error:
+        raise DataError(f"watch_dataset.npy: is damaged: {error}") from error
+    return content
+
+
+def _latin1(text: str, encoding: str) -> bytes:
+    """What Python 2's pickles of bytes ask of ``codecs.encode``, and no more."""
+    if encoding != "latin1":
+        raise pickle.UnpicklingError(f"encoding '{encoding}'")
+    return text.encode("latin1")
+
+
+class _ArrayUnpickler(pickle.Unpickler):
+    """Reads numpy arrays, lists, dicts and plain values; refuses every other name before it is imported."""
+
+    _known: ClassVar[dict[tuple[str, str], Any]] = {
+        ("numpy", "ndarray"): np.ndarray,
+        ("numpy", "dtype"): np.dtype,
+        ("numpy.core.multiarray", "_reconstruct"): np.empty(0).__reduce__()[0],
+        ("_codecs", "encode"): _latin1,
+    }
+
+    def find_class(self, module_name: str, global_name: str, /) -> Any:
+        """Return one of the few names that an array is made of."""
+        if (module_name, global_name) not in self._known:
+            raise DataError(f"watch_dataset.npy: asks for '{module_name}.{global_name}', which is no part of an array")
+        return self._known[module_name, global_name]

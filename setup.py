@@ -1,0 +1,47 @@
+"""Packaging. The data folders `targets/` and `calibration/` travel inside the package, as `edgekd/targets` and so on."""
+
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+HERE = Path(__file__).parent
+VERSION = next(
+    line.split('"')[1] for line in (HERE / "edgekd" / "__init__.py").read_text().splitlines() if line.startswith("__version__")
+)
+
+setup(
+    name="edgekd",
+    version=VERSION,
+    description="Distil multi-modal models for edge devices, and prove that their Gram structure survives",
+    long_description=(HERE / "README.md").read_text(encoding="utf-8"),
+    long_description_content_type="text/markdown",
+    license="Apache-2.0",
+    license_files=["LICENSE"],
+    python_requires=">=3.10",
+    packages=[*find_packages(include=["edgekd", "edgekd.*"]), "edgekd.targets", "edgekd.calibration"],
+    package_dir={"edgekd.targets": "targets", "edgekd.calibration": "calibration"},
+    package_data={
+        "edgekd": ["py.typed"],
+        "edgekd.targets": ["*.toml"],
+        "edgekd.calibration": ["*.toml"],
+        "edgekd.tasks": ["*.toml"],
+        "edgekd.runtime": ["*.json"],
+        "edgekd.template": ["*.toml", "*.txt"],
+    },
+    install_requires=["numpy>=1.26", "click>=8.1", "msgspec>=0.19", "rich>=13.7", 'tomli>=2; python_version < "3.11"'],
+    extras_require={
+        "runtime": ["onnxruntime>=1.20"],
+        "build": [
+            "torch>=2.9",
+            "torch-pruning>=1.6",
+            "onnx>=1.18",
+            "onnxscript>=0.5",
+            "onnxruntime>=1.20",
+            "safetensors>=0.5",
+            "filelock>=3.15",
+        ],
+        "dev": ["pytest>=8", "pytest-xdist>=3.6", "hypothesis>=6", "jsonschema>=4.20", "build>=1.2", "ruff", "mypy", "import-linter>=2"],
+    },
+    entry_points={"console_scripts": ["edgekd=edgekd.cli:main"]},
+    classifiers=["License :: OSI Approved :: Apache Software License", "Programming Language :: Python :: 3"],
+)

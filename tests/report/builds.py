@@ -1,0 +1,100 @@
+"""Build reports on real data types: seeded probes judged by the gate, and timings of plausible spread."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from edgekd.gram.drift import Bootstrap
+from edgekd.gram.gate import Limits, keep_ledger
+from edgekd.gram.probe import Probe
+from edgekd.report.build import BuildReport, StageTime, TargetResult
+from edgekd.runtime.measure import EngineProfile, Profile, latency_from
+from edgekd.target import Budgets
+
+LIMITS = Limits(tau_pass=0.005, tau_fail=0.02, max_flips=0.03, max_metric_drop=0.015)
+MACHINE = {
+    "cpu": "Intel(R) Xeon(R) Platinum 8481C CPU @ 2.70GHz",
+    "cores": "2",
+    "governor": "not readable",
+    "memory": "8.3 GB",
+    "os": "Linux 6.1.0, glibc 2.36",
+    "onnxruntime": "1.30.0",
+}
+
+
+def ledger(noise=0.01, pruned=True, metrics=None, limits=LIMITS, metric="macro-F1"):
+    """A ledger over three modalities whose compressed stages stray from the student by ``noise``."""
+    random = np.random.default_rng(7)
+    ids = np.array([f"s{index:04d}" for index in range(360)])
+    groups = np.arange(360) % 30
+    logits = random.normal(size=(360, 6)).astype(np.float32)
+    shared = random.normal(size=(360, 16))
+    names = ("accel", "gyro", "audio")
+    clean = {name: shared + random.normal(size=(360, 16)) for name in names}
+
+    def probe(scale):
+        embeddings = {k: (z + scale * random.normal(size=z.shape)).astype(np.float32) for k, z in clean.items()}
+        return Probe(ids, (logits + scale * random.normal(size=logits.shape)).astype(np.float32), embeddings)
+
+    scales = {"teacher": 0.3, "student": 0.0, "pruned": noise, "quantized": 1.5 * noise, "engine": 1.5 * noise}
+    if not pruned:
+        del scales["pruned"]
+    probes = {stage: probe(scale) for stage, scale in scales.items()}
+    found = {"teacher": 0.9731, "student": 0.9612, "pruned": 0.9598, "quantized": 0.9581, "engine": 0.9581}
+    return keep_ledger(probes, {**found, **(metrics or {})}, metric, groups, limits, Bootstrap(resamples=200))
+
+
+def latency(typical_ms, n=2000):
+    """Summarised timings of a skewed distribution; n of 200 is too few for p99."""
+    random = np.random.default_rng(round(typical_ms * 1e4))
+    return latency_from((typical_ms * 1e6 * (0.97 + random.gamma(1.2, 0.03, n))).astype(np.int64))
+
+
+def profile(n=2000, times=(0.4124, 0.2011, 0.0883)):
+    engines = tuple(
+        EngineProfile(name, latency(ms, n), (31.2, 30.1, 33.9), (1.92, 1.88, 2.4), rss, size, f"{name}.npy")
+        for name, ms, rss, size in zip(
+            ("teacher", "student", "engine"), times, (91_300_000, 84_100_000, 82_700_000), SIZES.values(), strict=True
+        )
+    )
+    return Profile(MACHINE, threads=1, block=50, engines=engines)
+
+
+SIZES = {"teacher": 5_213_004, "student": 812_400, "engine": 231_770}
+
+
+def target(name="cpu", profile_reason=None, **changes):
+    """A result; pass the fields to change."""
+    known = {
+        "device": "this host",
+        "runtime": "onnxruntime",
+        "precision": "int8",
+        "ledger": changes.get("ledger") or ledger(),
+        "profile": None if profile_reason else profile(),
+        "sizes": {**SIZES, "pruned": 640_112},
+        "bundle": f"gestures-{name}",
+        "budgets": Budgets(),
+        "deploy_logit_error": 0.0031,
+    }
+    return TargetResult(target=name, profile_reason=profile_reason, **{**known, **changes})
+
+
+STAGES = (
+    StageTime("teacher", 0.0, True, "macro-F1 0.973"),
+    StageTime("distil", 185.2, False, "macro-F1 0.961, Gram drift 0.021"),
+    StageTime("prune", 61.0, False, "25 % of channels, macro-F1 0.960"),
+    StageTime("quantize cpu", 8.13, False, "int8, 42 nodes"),
+)
+
+
+def build(*targets):
+    """A report of some targets, or of one that warns."""
+    return BuildReport(
+        recipe="gestures",
+        task="gestures",
+        seed=0,
+        versions={"edgekd": "0.1.0", "torch": "2.9.0", "onnx": "1.19.0"},
+        stages=STAGES,
+        losses={"intra": {"first": 1.0, "last": 0.84}},
+        targets=targets or (target(),),
+    )
