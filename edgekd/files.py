@@ -107,3 +107,11 @@ def read_toml(path: Path, error: type[EdgekdError]) -> dict[str, Any]:
         raise error(f"{path}: cannot be read: {cause}") from cause
     except tomllib.TOMLDecodeError as cause:
         raise error(f"{path}: not valid TOML: {cause}") from cause
+
+
+def parse_toml_value(text: str) -> Any:
+    """Return what ``text`` means as a TOML value; what is none stands for itself, as a string."""
+    try:
+        return tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        return text

@@ -12,7 +12,7 @@ import msgspec
 from msgspec import Meta, Struct
 
 from edgekd.errors import RecipeError, nearest
-from edgekd.files import read_toml, tomllib
+from edgekd.files import parse_toml_value, read_toml
 
 Scope = Literal["sample", "intra", "cross", "joint"]
 Pool = Literal["auto", "none", "spatial", "tokens", "first"]
@@ -27,7 +27,7 @@ class _Config(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Base of every section."""
 
 
-class TaskConfig(_Config):
+class TaskConfig(_Config, frozen=True):
     """Which task to build."""
 
     name: Annotated[
@@ -36,7 +36,7 @@ class TaskConfig(_Config):
     options: Annotated[dict[str, Any], Meta(description="Keyword arguments of the task's class or function.")] = {}
 
 
-class Tap(_Config):
+class Tap(_Config, frozen=True):
     """Where one modality's embedding is read."""
 
     module: Annotated[str, Meta(description="Path of the module whose output is the embedding, e.g. 'encoders.accel'.")]
@@ -60,14 +60,16 @@ Taps = Annotated[
 ]
 
 
-class _Training(_Config):
+class Training(_Config, frozen=True):
+    """What every training stage is told."""
+
     epochs: Annotated[PositiveInt, Meta(description="Passes over the training split; the last one is kept.")] = 30
     batch_size: Annotated[int, Meta(ge=2, description="Samples a step. Batch-wide Gram scopes depend on it.")] = 64
     learning_rate: Annotated[Positive, Meta(description="Peak learning rate of AdamW under OneCycle.")] = 2e-3
     weight_decay: Annotated[NonNegative, Meta(description="AdamW's decoupled weight decay.")] = 1e-2
 
 
-class TeacherConfig(_Training):
+class TeacherConfig(Training, frozen=True):
     """Train the teacher, or load it."""
 
     weights: Annotated[
@@ -76,7 +78,7 @@ class TeacherConfig(_Training):
     taps: Taps = {}
 
 
-class StudentConfig(_Config):
+class StudentConfig(_Config, frozen=True):
     """Where the student's embeddings are."""
 
     taps: Taps = {}
@@ -85,7 +87,7 @@ class StudentConfig(_Config):
 DEFAULT_GRAM: dict[Scope, float] = {"intra": 1.0, "sample": 0.1}
 
 
-class LossConfig(_Config):
+class LossConfig(_Config, frozen=True):
     """The distillation loss: ``ce * CE + kd * T^2 * KL + sum over scopes of weight * Gram``."""
 
     ce: Annotated[NonNegative, Meta(description="Weight of the cross entropy with the labels.")] = 0.1
@@ -101,13 +103,13 @@ class LossConfig(_Config):
     ] = msgspec.field(default_factory=DEFAULT_GRAM.copy)
 
 
-class DistillConfig(_Training):
+class DistillConfig(Training, frozen=True):
     """Train the student from the teacher."""
 
     loss: LossConfig = LossConfig()
 
 
-class PruneConfig(_Training):
+class PruneConfig(Training, frozen=True):
     """Remove channels in dependency groups, then fine-tune with the unpruned student as Gram anchor."""
 
     epochs: PositiveInt = 20
@@ -121,7 +123,7 @@ class PruneConfig(_Training):
     loss: LossConfig = LossConfig()
 
 
-class ExportConfig(_Config):
+class ExportConfig(_Config, frozen=True):
     """Write ONNX."""
 
     tolerance: Annotated[
@@ -129,13 +131,13 @@ class ExportConfig(_Config):
     ] = 1e-4
 
 
-class QuantizeConfig(_Config):
+class QuantizeConfig(_Config, frozen=True):
     """INT8, in the scheme that the target states."""
 
     calibration: Annotated[str, Meta(description="A shipped calibration ('minmax') or the path of a .toml.")] = "minmax"
 
 
-class GateConfig(_Config):
+class GateConfig(_Config, frozen=True):
     """What a build must keep. Drift and flips are measured against the unpruned student, on the test split."""
 
     tau_pass: Annotated[Positive, Meta(description="A drift bound up to this passes.")] = 0.005
@@ -146,7 +148,7 @@ class GateConfig(_Config):
     resamples: Annotated[int, Meta(ge=200, description="Bootstrap resamples behind the bound.")] = 1000
 
 
-class ProfileConfig(_Config):
+class ProfileConfig(_Config, frozen=True):
     """How latency is measured."""
 
     threads: Annotated[PositiveInt, Meta(description="Threads of one inference.")] = 1
@@ -155,7 +157,7 @@ class ProfileConfig(_Config):
     cold_starts: Annotated[PositiveInt, Meta(description="Fresh processes that time loading and the first run.")] = 3
 
 
-class Recipe(_Config):
+class Recipe(_Config, frozen=True):
     """A whole ``edgekd.toml``."""
 
     task: TaskConfig
@@ -255,10 +257,7 @@ def _set(content: dict[str, Any], override: str) -> None:
     key, equals, text = override.partition("=")
     if not equals or not key.strip():
         raise RecipeError(f"--set {override}: write it as key=value, e.g. --set distill.epochs=5")
-    try:
-        value = tomllib.loads(f"value = {text}")["value"]
-    except tomllib.TOMLDecodeError:
-        value = text
+    value = parse_toml_value(text)
     *sections, last = key.strip().split(".")
     nested: dict[str, Any] = {last: value}
     for section in reversed(sections):

@@ -174,8 +174,8 @@ class Shipper:
                 drop_outputs(self._exported / onnx_name(name), ("logits",), engines[name])
             engines["engine"] = quantized.folder / quantize.DEPLOY
             return self.device.profile(
-                engines, self._exported / TEST, folder, config.threads, config.iterations, config.warmup,
-                config.cold_starts, report.advance,
+                engines, self._exported / TEST, folder, threads=config.threads, iterations=config.iterations,
+                warmup=config.warmup, cold_starts=config.cold_starts, advance=report.advance,
             )  # fmt: skip
 
         depends = {

@@ -8,7 +8,7 @@ import time
 from typing import TYPE_CHECKING, Any
 
 from edgekd.progress import Silent
-from edgekd.report.page import duration
+from edgekd.report.figures import duration
 
 if TYPE_CHECKING:
     from types import TracebackType

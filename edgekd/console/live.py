@@ -11,7 +11,7 @@ from rich.spinner import Spinner
 from rich.text import Text
 
 from edgekd.console.lines import join
-from edgekd.report.page import duration
+from edgekd.report.figures import duration
 
 if TYPE_CHECKING:
     from types import TracebackType
@@ -120,7 +120,8 @@ class LiveView:
         text.append(f"  {self._time(line):>{_TIME}}  ", "dim")
         if line.state in ("running", "stopped") and line.total:
             text.append_text(self._progress(line))
-        text.append("stopped " * (line.state == "stopped"), "red")
+        if line.state == "stopped":
+            text.append("stopped", "red").append(" · " if line.text else "")
         return text.append(" ".join(line.text.split()), "dim" if line.state in ("cached", "running") else "")
 
     def _progress(self, line: _Line) -> Text:

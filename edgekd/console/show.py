@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from rich import box
 from rich.console import Console
@@ -12,7 +12,7 @@ from rich.table import Table as RichTable
 from rich.text import Text
 
 from edgekd.report.page import run_lines
-from edgekd.report.table import Column, Table, describe, engine_table, ledger_table, summary_table
+from edgekd.report.table import LEGEND, Column, Table, describe, engine_table, ledger_table, summary_table
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -20,18 +20,26 @@ if TYPE_CHECKING:
 
     from edgekd.report.result import BuildReport, TargetResult
 
-_WIDEST = 100
+_NARROWEST, _WIDEST = 80, 100
+_GAP = 2
+_NAME_MIN = 8
+_INDENT = 2
 _VERDICTS = {"pass": "green", "warn": "yellow", "fail": "bold red"}
 _FAINT = {"–", "not measured", "withheld"}
 
 
 def open_console(width: int | None = None) -> Console:
-    """Return a console on stdout, at most 100 columns wide unless told."""
-    if hasattr(sys.stdout, "reconfigure"):  # a finished build must not end in UnicodeEncodeError
+    """Return a console on stdout that cannot fail on a character which the terminal's encoding lacks."""
+    if hasattr(sys.stdout, "reconfigure"):
         sys.stdout.reconfigure(errors="replace")
-    console = Console(width=width, highlight=False)
-    if width is None and console.width > _WIDEST:
-        console.width = _WIDEST
+    return Console(width=width, highlight=False)
+
+
+def _page(width: int | None) -> Console:
+    """Return a console for tables. On a narrow terminal they wrap: a figure that is cut off would be lost."""
+    console = open_console(width)
+    if width is None:
+        console.width = min(max(console.width, _NARROWEST), _WIDEST)
     return console
 
 
@@ -41,21 +49,27 @@ def print_report(report: BuildReport, folder: Path | None = None, width: int | N
     Args:
         report: what to print.
         folder: the build's output folder, so that the bundles' paths can be pasted.
-        width: columns; None for the terminal's, up to 100.
+        width: columns; None for the terminal's, from 80 to 100.
     """
-    console = open_console(width)
+    console = _page(width)
     for result in report.targets:
-        console.print()
-        console.print(Text(describe(result), "bold"))
+        _print_title(console, describe(result))
         _print_table(console, ledger_table(result))
         _print_table(console, engine_table(result))
     if len(report.targets) > 1:
-        console.print()
-        console.print(Text("All targets", "bold"))
+        _print_title(console, "all targets")
         _print_table(console, summary_table(report))
+    console.print()
+    for name, meaning in LEGEND.rows:
+        _print_indented(console, Text(f"{name:<8} {meaning}", "dim"))
     console.print()
     for result in report.targets:
         _print_verdict(console, result, folder)
+    released = [result for result in report.targets if result.bundle and result.verdict != "fail"]
+    if released:
+        console.print()
+        for line in run_lines(_path(released[0], folder)):
+            console.print(Text(line, "cyan"), soft_wrap=True)
 
 
 def print_targets(rows: Iterable[tuple[str, str, str]], width: int | None = None) -> None:
@@ -70,52 +84,70 @@ def print_tasks(rows: Iterable[tuple[str, str]], width: int | None = None) -> No
 
 def _print_list(names: tuple[str, ...], rows: Iterable[tuple[str, ...]], width: int | None) -> None:
     columns = tuple(Column(name, right=False) for name in names)
-    table = _rich(Table("", columns, tuple(rows)))
-    table.columns[0].style = "bold"
-    table.columns[-1].no_wrap = False
-    open_console(width).print(table)
+    console = _page(width)
+    drawn = _draw(Table("", columns, tuple(rows)), console.width)
+    drawn.columns[0].style = "bold"
+    drawn.columns[-1].no_wrap = False
+    console.print(drawn)
+
+
+def _print_title(console: Console, title: str) -> None:
+    console.print()
+    console.print(Text(title, "bold"))
 
 
 def _print_table(console: Console, table: Table) -> None:
     console.print()
-    console.print(Padding(_rich(table), (0, 0, 0, 2)))
+    console.print(Padding.indent(_draw(table, console.width - _INDENT), _INDENT))
+    if table.notes:
+        console.print()
     for note in table.notes:
-        console.print(Padding(Text(note, "dim"), (0, 0, 0, 2)))
+        _print_indented(console, Text(note, "dim"))
 
 
-def _rich(table: Table) -> RichTable:
-    """Draw a table with one rule below its head. Figures are never cut; names may be, where the terminal is narrow."""
-    drawn = RichTable(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 1), header_style="dim")
-    for index, column in enumerate(table.columns):
-        widest = max(len(column.name), *(len(row[index]) for row in table.rows))
-        drawn.add_column(
-            column.name,
-            justify="right" if column.right else "left",
-            no_wrap=True,
-            overflow="ellipsis",
-            min_width=widest if column.right else None,
-        )
+def _print_indented(console: Console, text: Text, by: int = _INDENT) -> None:
+    """Print text indented and wrapped; a line is not filled up with blanks."""
+    for line in text.wrap(console, console.width - by):
+        line.rstrip()
+        console.print(Text(" " * by).append_text(line))
+
+
+def _draw(table: Table, room: int) -> RichTable:
+    """Draw a table with one rule below its head. Where room is short names are cut, figures never."""
+    drawn = RichTable(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 1, 0, 0), header_style="dim")
+    for column, width in zip(table.columns, _widths(table, room), strict=True):
+        justify: Literal["left", "right"] = "right" if column.right else "left"
+        drawn.add_column(column.name, justify=justify, no_wrap=True, overflow="ellipsis", width=width)
     for row in table.rows:
         drawn.add_row(*(Text(cell, _style(cell)) for cell in row), style="dim" if row[0] == "limit" else "")
     return drawn
+
+
+def _widths(table: Table, room: int) -> list[int]:
+    """Return each column's width: as its cells are, the widest names narrower until all fits."""
+    widths = [max(map(len, cells)) for cells in zip((c.name for c in table.columns), *table.rows, strict=True)]
+    names = [index for index, column in enumerate(table.columns) if not column.right]
+    while sum(widths) + _GAP * (len(widths) - 1) > room:
+        widest = max(names, key=widths.__getitem__)
+        if widths[widest] <= _NAME_MIN:
+            break
+        widths[widest] -= 1
+    return widths
 
 
 def _style(cell: str) -> str:
     return "dim" if cell in _FAINT else _VERDICTS.get(cell.lower(), "")
 
 
+def _path(result: TargetResult, folder: Path | None) -> str:
+    return str(folder / result.bundle) if folder and result.bundle else str(result.bundle)
+
+
 def _print_verdict(console: Console, result: TargetResult, folder: Path | None) -> None:
-    """Print a target's verdict with its reasons, and how to run what came out."""
-    console.print(Text.assemble((result.verdict.upper(), _VERDICTS[result.verdict]), f"  {result.target}"))
-    for reason in result.reasons:
-        console.print(Padding(Text(reason), (0, 0, 0, 6)))
-    if result.bundle is None:
-        console.print(Padding(Text("no bundle was released", "dim"), (0, 0, 0, 6)))
-        return
-    path = str(folder / result.bundle) if folder else result.bundle
-    console.print(Padding(Text(f"bundle  {path}", overflow="fold"), (0, 0, 0, 6)))
-    if result.verdict != "fail":
-        console.print()
-        for line in run_lines(path):
-            console.print(Padding(Text(line, "cyan"), (0, 0, 0, 6)), soft_wrap=True)
-    console.print()
+    """Print a target's verdict, where its bundle is, and the reasons."""
+    where = _path(result, folder) if result.bundle else "no bundle"
+    rejected = "  (rejected: not for release)" if result.verdict == "fail" else ""
+    head = Text.assemble((result.verdict.upper(), _VERDICTS[result.verdict]), f"  {result.target}  {where}{rejected}")
+    console.print(head, soft_wrap=True)
+    for reason in filter(None, (*result.reasons, result.remark)):
+        _print_indented(console, Text(reason), by=6)

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from edgekd.progress import StageReporter
-    from edgekd.recipe import _Training
+    from edgekd.recipe import Training
 
 #: One epoch's figures: mean losses, weights, "validation".
 Epoch = dict[str, float]
@@ -49,7 +49,7 @@ class Fit:
         report: hears of each epoch.
     """
 
-    config: _Training
+    config: Training
     seed: int
     folder: Path
     report: StageReporter

@@ -4,19 +4,16 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from edgekd.report.figures import NOTHING, WITHHELD, duration, milliseconds, number, spread
 from edgekd.report.result import BASELINES, ENGINE
 from edgekd.report.table import (
-    NOTHING,
-    WITHHELD,
+    LEGEND,
     Column,
     Table,
     describe,
     engine_table,
     ledger_table,
     markdown,
-    milliseconds,
-    number,
-    spread,
     summary_table,
 )
 
@@ -38,9 +35,8 @@ def report_markdown(report: BuildReport) -> str:
         f"Recipe `{report.recipe}`, seed {report.seed}. {_MEANING[report.verdict].capitalize()}.",
         *(line for result in report.targets for line in _verdict(result)),
         markdown(summary_table(report)),
-        "speed: the float teacher's p50 over the engine's, both from one run in which they took turns. "
-        "bound: upper confidence bound of the engine's Gram drift against the unpruned student.",
         *(part for result in report.targets for part in _target(result)),
+        markdown(LEGEND).replace("###", "##", 1),
         "## How it was built",
         markdown(stages_table(report)),
         markdown(facts_table("Versions", report.versions)),
@@ -53,7 +49,7 @@ def run_lines(bundle: str) -> tuple[str, ...]:
     return (
         "import edgekd",
         f'with edgekd.load("{bundle}") as engine:',
-        "    outputs = engine.run(inputs)  # one NumPy array for each name in engine.inputs",
+        "    outputs = engine.run(inputs)",
     )
 
 
@@ -131,15 +127,3 @@ def stages_table(report: BuildReport) -> Table:
     times = ("up to date" if stage.cached else duration(stage.seconds) for stage in report.stages)
     rows = tuple((stage.name, time, stage.summary) for stage, time in zip(report.stages, times, strict=True))
     return Table("Stages", (Column("stage", right=False), Column("time"), Column("outcome", right=False)), rows)
-
-
-def duration(seconds: float) -> str:
-    """Write a time as one would say it: ``"8.1 s"``, ``"45 s"``, ``"3 min 05 s"``, ``"1 h 02 min"``."""
-    if seconds < 9.95:
-        return f"{seconds:.1f} s"
-    whole = round(seconds)
-    if whole < 60:
-        return f"{whole} s"
-    if whole < 3600:
-        return f"{whole // 60} min {whole % 60:02d} s"
-    return f"{whole // 3600} h {whole % 3600 // 60:02d} min"

@@ -6,16 +6,13 @@ import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from edgekd.report.figures import NOTHING, WITHHELD, factor, milliseconds, number, share, size
 from edgekd.report.result import BASELINES, ENGINE
 
 if TYPE_CHECKING:
     from edgekd.gram.gate import Limits, Row
     from edgekd.report.result import BuildReport, TargetResult
     from edgekd.runtime.measure import EngineProfile, Profile
-
-#: A cell to which nothing belongs; what could have been measured and was not is said in words.
-NOTHING = "–"
-WITHHELD = "withheld"
 
 
 @dataclass(frozen=True)
@@ -34,6 +31,21 @@ class Table:
     columns: tuple[Column, ...]
     rows: tuple[tuple[str, ...], ...]
     notes: tuple[str, ...] = ()
+
+
+#: What the columns of the other tables mean: said once.
+LEGEND = Table(
+    "How to read the tables",
+    (Column("column", right=False), Column("meaning", right=False)),
+    (
+        ("change", "the metric less that of the student before pruning"),
+        ("drift", "mean |difference| of the cosines between modalities to that student's"),
+        ("bound", "one-sided upper confidence bound of that drift"),
+        ("flips", "share of samples whose top-1 class is not that student's"),
+        ("teacher", "drift from the teacher: what was learned; not gated"),
+        ("speed", "the teacher's p50 over this one's; they took turns in one run"),
+    ),
+)
 
 
 def markdown(table: Table) -> str:
@@ -55,40 +67,6 @@ def markdown(table: Table) -> str:
     return "\n\n".join([f"### {table.title}", "\n".join(lines), *table.notes]) + "\n"
 
 
-def milliseconds(value: float) -> str:
-    """Write ms with three significant digits or so."""
-    digits = 0 if value >= 100 else 1 if value >= 10 else 2 if value >= 1 else 3 if value >= 0.1 else 4
-    return f"{value:.{digits}f}"
-
-
-def spread(low: float, high: float) -> str:
-    """Write a range of ms, e.g. ``"0.410–0.415"``."""
-    return "–".join(dict.fromkeys((milliseconds(low), milliseconds(high))))
-
-
-def size(count: int | None) -> str:
-    """Write bytes in decimal units, as the budgets are."""
-    if count is None:
-        return "not measured"
-    if count < 999_500:
-        return f"{count / 1e3:.{0 if count >= 99_950 else 1}f} kB"
-    return f"{count / 1e6:.{0 if count >= 99_950_000 else 1 if count >= 9_995_000 else 2}f} MB"
-
-
-def factor(value: float | None) -> str:
-    """Write a ratio, e.g. ``"4.7×"``."""
-    if value is None:
-        return "not measured"
-    return f"{value:.{0 if value >= 99.5 else 1 if value >= 9.95 else 2}f}×"
-
-
-def number(value: float | None, form: str = ".4f") -> str:
-    """Write a figure; one that is not a number says so."""
-    if value is None:
-        return NOTHING
-    return format(value, form) if math.isfinite(value) else "NaN"
-
-
 def metric_name(name: str) -> str:
     """Return the metric's name where a narrow column holds it, else "metric"; the notes give it in full."""
     return name if len(name) <= 8 else "metric"
@@ -104,10 +82,9 @@ def ledger_table(result: TargetResult) -> Table:
     ledger = result.ledger
     student = result.row("student")
     baseline = student.metric if student else math.nan
-    names = (metric_name(ledger.metric), "change", "drift", "bound", "flips", "teacher")
-    columns = (Column("stage", right=False), *map(Column, names), Column("gate", right=False))
+    names = (metric_name(ledger.metric), "change", "drift", "bound", "flips", "teacher", "gate")
     rows = (*(_ledger_row(row, baseline) for row in ledger.rows), _limits_row(ledger.limits))
-    return Table("Ledger", columns, rows, _ledger_notes(result))
+    return Table("Ledger", _columns("stage", *names), rows, _ledger_notes(result))
 
 
 def _ledger_row(row: Row, student_metric: float) -> tuple[str, ...]:
@@ -134,17 +111,13 @@ def _ledger_notes(result: TargetResult) -> tuple[str, ...]:
     drifts = [row.to_teacher for row in ledger.rows if row.to_teacher]
     clusters = f" in {drifts[0].clusters} groups" if drifts and drifts[0].clusters else ""
     better = "higher" if ledger.limits.higher_is_better else "lower"
-    notes = [
-        f"{ledger.metric}: {better} is better, {result.samples} test samples{clusters}. "
-        "Change, drift, bound and flips are against the unpruned student; 'teacher' is the drift against the teacher.",
-        "drift: mean |difference| of the cosines between modalities; bound: its one-sided upper confidence bound, "
-        f"which warns above {ledger.limits.tau_pass:g} and fails above {ledger.limits.tau_fail:g}.",
-    ]
+    counted = f"{ledger.metric}: {better} is better; {result.samples} test samples{clusters}."
+    warning = f"bound warns above {ledger.limits.tau_pass:g}."
     last = ledger.rows[-1]
     if last.to_student:
-        drift = last.to_student
-        notes.append(f"Worst pair of the {last.stage}: {drift.worst_pair}, drift {number(drift.worst_pair_mean)}.")
-    return tuple(notes)
+        worst = number(last.to_student.worst_pair_mean)
+        warning += f" Worst pair of the {last.stage}: {last.to_student.worst_pair}, {worst}."
+    return (counted, warning)
 
 
 def engine_table(result: TargetResult) -> Table:
@@ -153,7 +126,7 @@ def engine_table(result: TargetResult) -> Table:
     models = (*BASELINES, ENGINE)
     if result.profile is None:
         known = tuple((name, size(result.sizes.get(name)), _metric(result, name)) for name in models)
-        notes = (f"Latency and memory: {result.profile_reason}.", _ratios(result))
+        notes = (f"Latency and memory {result.profile_reason}.", _ratios(result))
         return Table("Engines", _columns("model", "size", metric), known, notes)
     columns = _columns("model", "p50 ms", "p90 ms", "p99 ms", "speed", "size", "peak RSS", metric)
     rows = tuple(_engine_row(result, name) for name in models)
@@ -188,34 +161,30 @@ def _engine_notes(result: TargetResult, profile: Profile) -> tuple[str, ...]:
     threads = f"{profile.threads} thread" + "s" * (profile.threads != 1)
     counts = sorted({engine.latency.n for engine in profile.engines})
     each = " or ".join(map(str, counts))
-    notes = [
-        f"{each} single inferences of each at batch 1, {threads}, taking turns of {profile.block}. "
-        "speed: the teacher's p50 over this one's.",
-        _ratios(result),
-        *withheld(profile.engines),
-    ]
-    return (*notes, result.remark + ".") if result.remark else tuple(notes)
+    how = f"{each} inferences of each at batch 1, {threads}, taking turns of {profile.block}."
+    return (how, _ratios(result), *_withheld(profile.engines))
 
 
-def withheld(engines: tuple[EngineProfile, ...]) -> tuple[str, ...]:
+def _withheld(engines: tuple[EngineProfile, ...]) -> tuple[str, ...]:
     """Say which quantiles are withheld, and why."""
-    return tuple(
-        f"{engine.name}: {name} is withheld, {engine.latency.n} inferences are too few for its interval."
-        for engine in engines
-        for name in ("p50", "p90", "p99")
-        if getattr(engine.latency, name) is None
-    )
+    notes = []
+    for name in ("p50", "p90", "p99"):
+        lacking = [engine for engine in engines if getattr(engine.latency, name) is None]
+        if lacking:
+            which = ", ".join(f"{engine.name} (n = {engine.latency.n})" for engine in lacking)
+            notes.append(f"{name} withheld, too few inferences for its interval: {which}.")
+    return tuple(notes)
 
 
 def _ratios(result: TargetResult) -> str:
     """Compare the engine with both float models, for what was measured."""
     parts = []
     for baseline in BASELINES:
-        fast, small = result.speedup(baseline), result.shrinkage(baseline)
-        told = [f"{factor(fast)} its speed"] if fast else []
-        told += [f"{1 / small:.1%} of its size"] if small else []
-        parts.append(f"against the {baseline}: {', '.join(told) or 'not measured'}")
-    return f"Engine {'; '.join(parts)}."
+        speed, shrinkage = result.speedup(baseline), result.shrinkage(baseline)
+        told = [f"speed {factor(speed)}"] if speed else []
+        told += [f"size {share(1 / shrinkage)}"] if shrinkage else []
+        parts += [f"to {baseline}: {', '.join(told)}"] if told else []
+    return f"Engine {'; '.join(parts) or 'not measured'}."
 
 
 def summary_table(report: BuildReport) -> Table:
@@ -225,8 +194,7 @@ def summary_table(report: BuildReport) -> Table:
     columns = (
         Column("target", right=False),
         Column("device", right=False),
-        *(Column(name) for name in ("p50 ms", "speed", "size", metric, "bound")),
-        Column("verdict", right=False),
+        *(Column(name) for name in ("p50 ms", "speed", "size", metric, "bound", "verdict")),
     )
     return Table("Targets", columns, tuple(_summary_row(result) for result in report.targets))
 

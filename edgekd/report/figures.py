@@ -1,0 +1,60 @@
+"""How figures are written, in the terminal and in Markdown alike."""
+
+from __future__ import annotations
+
+import math
+
+#: A cell to which nothing belongs; what could have been measured and was not is said in words.
+NOTHING = "–"
+WITHHELD = "withheld"
+
+
+def milliseconds(value: float) -> str:
+    """Write ms with three significant digits or so."""
+    digits = 0 if value >= 100 else 1 if value >= 10 else 2 if value >= 1 else 3 if value >= 0.1 else 4
+    return f"{value:.{digits}f}"
+
+
+def spread(low: float, high: float) -> str:
+    """Write a range of ms, e.g. ``"0.410–0.415"``."""
+    return "–".join(dict.fromkeys((milliseconds(low), milliseconds(high))))
+
+
+def size(count: int | None) -> str:
+    """Write bytes in decimal units, as the budgets are."""
+    if count is None:
+        return "not measured"
+    if count < 999_500:
+        return f"{count / 1e3:.{0 if count >= 99_950 else 1}f} kB"
+    return f"{count / 1e6:.{0 if count >= 99_950_000 else 1 if count >= 9_995_000 else 2}f} MB"
+
+
+def factor(value: float | None) -> str:
+    """Write a ratio, e.g. ``"4.7×"``."""
+    if value is None:
+        return "not measured"
+    return f"{value:.{0 if value >= 99.5 else 1 if value >= 9.95 else 2}f}×"
+
+
+def number(value: float | None, form: str = ".4f") -> str:
+    """Write a figure; one that is not a number says so."""
+    if value is None:
+        return NOTHING
+    return format(value, form) if math.isfinite(value) else "NaN"
+
+
+def share(value: float) -> str:
+    """Write a part of a whole as a percentage."""
+    return format(value, ".0%" if value >= 0.0995 else ".1%")
+
+
+def duration(seconds: float) -> str:
+    """Write a time as one would say it: ``"8.1 s"``, ``"45 s"``, ``"3 min 05 s"``, ``"1 h 02 min"``."""
+    if seconds < 9.95:
+        return f"{seconds:.1f} s"
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60:02d} s"
+    return f"{whole // 3600} h {whole % 3600 // 60:02d} min"

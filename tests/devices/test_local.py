@@ -1,0 +1,294 @@
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from onnx import TensorProto, helper, numpy_helper, save
+from onnx.helper import make_node, make_tensor_value_info
+
+from edgekd.devices.local import LocalDevice
+from edgekd.devices.process import AgentProcess
+from edgekd.errors import DeviceError, ModelError
+
+AGENT = [sys.executable, "-m", "edgekd.runtime.agent"]
+
+
+def save_engine(path, width=4):
+    """Write an engine of two modalities: logits = x W + y W."""
+    weight = numpy_helper.from_array(np.eye(width, 3, dtype=np.float32), "w")
+    nodes = [
+        make_node("Add", ["x", "y"], ["sum"]),
+        make_node("MatMul", ["sum", "w"], ["logits"]),
+    ]
+    inputs = [make_tensor_value_info(name, TensorProto.FLOAT, ["batch", width]) for name in ("x", "y")]
+    outputs = [make_tensor_value_info("logits", TensorProto.FLOAT, ["batch", 3])]
+    graph = helper.make_graph(nodes, "sum", inputs, outputs, [weight])
+    save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10), path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("local")
+    save_engine(folder / "a.onnx")
+    save_engine(folder / "b.onnx")
+    save_engine(folder / "wide.onnx", width=5)
+    (folder / "broken.onnx").write_text("broken")
+    rows = np.random.default_rng(0).normal(size=(2, 100, 4)).astype(np.float32)
+    np.savez(folder / "x.npz", **{"input.x": rows[0], "input.y": rows[1]}, ids=np.array([object()] * 100))
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def _no_orphans():
+    yield
+    assert children() == []
+
+
+def children():
+    """Return the pids of this process's children, those that wait to be reaped included."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*"):
+        try:
+            parent = int((path / "stat").read_text().rpartition(")")[2].split()[1])
+        except OSError:
+            continue
+        if parent == os.getpid():
+            found.append(int(path.name))
+    return found
+
+
+def profile(files, folder, engines=("a", "b"), device=None, advance=lambda *_: None, **options):
+    paths = {name: files / f"{name}.onnx" for name in engines}
+    settings = {"threads": 1, "iterations": 120, "warmup": 5, "cold_starts": 1, **options}
+    return (device or LocalDevice()).profile(paths, files / "x.npz", folder, advance=advance, **settings)
+
+
+# --- evaluate
+
+
+def test_every_row_is_evaluated(files, tmp_path):
+    LocalDevice().evaluate(files / "a.onnx", files / "x.npz", tmp_path / "y.npz", 1)
+    with np.load(files / "x.npz") as inputs, np.load(tmp_path / "y.npz") as outputs:
+        assert outputs.files == ["logits"]
+        np.testing.assert_allclose(outputs["logits"], (inputs["input.x"] + inputs["input.y"])[:, :3], rtol=1e-6)
+
+
+def test_a_broken_engine_is_a_model_error(files, tmp_path):
+    with pytest.raises(ModelError, match=r"broken\.onnx: ONNX Runtime cannot open it"):
+        LocalDevice().evaluate(files / "broken.onnx", files / "x.npz", tmp_path / "y.npz", 1)
+
+
+def test_inputs_that_do_not_fit_are_a_model_error(files, tmp_path):
+    with pytest.raises(ModelError, match=r"'x' must be float32 \[batch, 5\], but is float32 \[100, 4\]"):
+        LocalDevice().evaluate(files / "wide.onnx", files / "x.npz", tmp_path / "y.npz", 1)
+    assert not (tmp_path / "y.npz").exists()
+
+
+# --- profile
+
+
+@pytest.fixture(scope="module")
+def profiled(files, tmp_path_factory):
+    """One profile, its folder, and at each step what was reported and which processes lived."""
+    folder = tmp_path_factory.mktemp("profile")
+    steps, processes = [], []
+
+    def advance(*step):
+        steps.append(step)
+        processes.append(children())
+
+    return profile(files, folder, cold_starts=2, advance=advance), folder, steps, processes
+
+
+def test_a_profile_reports_every_engine_with_its_raw_times(files, profiled):
+    result, folder, _, _ = profiled
+    assert (result.threads, result.block) == (1, 50)
+    assert {"cpu", "governor", "onnxruntime"} <= result.machine.keys()
+    assert [engine.name for engine in result.engines] == ["a", "b"]
+    for engine in result.engines:
+        raw = np.load(folder / engine.raw_file)
+        assert raw.shape == (120,)
+        assert (raw > 0).all()
+        assert engine.latency.n == 120
+        assert engine.latency.max_ms == raw.max() / 1e6
+        assert engine.latency.p50 is not None
+        assert engine.latency.p50.low_ms <= np.median(raw) / 1e6 <= engine.latency.p50.high_ms
+        assert engine.latency.p99 is None
+        assert len(engine.load_ms) == len(engine.first_run_ms) == 2
+        assert min(engine.load_ms + engine.first_run_ms) > 0
+        assert engine.peak_rss_bytes > 10e6
+        assert engine.size_bytes == (files / f"{engine.name}.onnx").stat().st_size
+
+
+def test_engines_take_turns_in_an_order_that_rotates(profiled):
+    _, _, steps, _ = profiled
+    assert [done for done, _, _ in steps] == list(range(1, 11))
+    assert {total for _, total, _ in steps} == {10}
+    assert [note.split()[0] for _, _, note in steps] == [*"abba", *"abbaab"]
+    assert ["opened" in note for _, _, note in steps] == [True] * 4 + [False] * 6
+
+
+def test_each_engine_keeps_one_process_and_each_cold_start_has_its_own(profiled):
+    _, _, _, processes = profiled
+    cold, turns = processes[:4], processes[4:]
+    assert cold == [[]] * 4
+    assert all(len(pids) == 2 and set(pids) == set(turns[0]) for pids in turns)
+
+
+def test_a_broken_engine_ends_the_profile(files, tmp_path):
+    with pytest.raises(ModelError, match=r"broken\.onnx"):
+        profile(files, tmp_path, engines=("a", "broken"))
+
+
+def test_absent_inputs_are_named(files, tmp_path):
+    with pytest.raises(ModelError, match=r"none\.npz: cannot be read"):
+        LocalDevice().profile({"a": files / "a.onnx"}, tmp_path / "none.npz", tmp_path, 1, 1, 0, 1, lambda *_: None)
+
+
+def test_an_agent_killed_between_turns_is_a_device_error(files, tmp_path):
+    def kill_one(done, _total, _note):
+        if done == 4:
+            os.kill(children()[0], signal.SIGKILL)
+
+    with pytest.raises(
+        DeviceError, match=r"ended \(SIGKILL\) instead of answering 'measure'; it said nothing on stderr"
+    ):
+        profile(files, tmp_path, advance=kill_one)
+
+
+def test_what_advance_raises_leaves_no_process(files, tmp_path):
+    def interrupt(done, _total, _note):
+        if done == 4:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        profile(files, tmp_path, advance=interrupt)
+
+
+def test_a_slow_answer_is_a_device_error(files, tmp_path):
+    with pytest.raises(DeviceError, match=r"did not answer 'open' in 0\.02 s"):
+        LocalDevice(patience_seconds=0.02).evaluate(files / "a.onnx", files / "x.npz", tmp_path / "y.npz", 1)
+
+
+def test_agents_run_this_very_edgekd_from_any_folder(files, tmp_path, monkeypatch):
+    (tmp_path / "edgekd").mkdir()
+    (tmp_path / "edgekd" / "__init__.py").write_text("raise SystemExit('another edgekd')")
+    (tmp_path / "json.py").write_text("raise SystemExit('another json')")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("PYTHONPATH", raising=False)
+    LocalDevice().evaluate(files / "a.onnx", files / "x.npz", tmp_path / "y.npz", 1)
+
+
+def test_describing_starts_nothing_and_loads_nothing():
+    code = (
+        "import sys\nfrom edgekd.devices.local import LocalDevice\n"
+        "starts = ('subprocess', 'os.fork', 'os.posix_spawn', 'os.system')\n"
+        "sys.addaudithook(lambda event, _: event.startswith(starts) and sys.exit(event))\n"
+        "facts = LocalDevice().describe()\nassert facts == LocalDevice().describe()\n"
+        "assert not {'onnxruntime', 'torch'} & set(sys.modules)\nprint(sorted(facts), all(facts.values()))"
+    )
+    printed = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout
+    assert printed.strip() == "['arch', 'cpu', 'logical_cores'] True"
+
+
+# --- one agent
+
+
+def agent(command=AGENT, patience_seconds=60.0):
+    return AgentProcess(command, dict(os.environ), patience_seconds)
+
+
+def python(code):
+    return agent([sys.executable, "-c", code])
+
+
+def test_an_agent_killed_in_the_middle_of_a_job_is_a_device_error(files):
+    with agent() as running:
+        running.ask("open", engine=str(files / "a.onnx"), threads=1)
+        running.ask("first", feeds=str(files / "x.npz"))
+        threading.Timer(0.3, os.kill, (running.pid, signal.SIGKILL)).start()
+        with pytest.raises(DeviceError, match=r"ended \(SIGKILL\) instead of answering 'measure'"):
+            running.ask("measure", iterations=10**8, warmup=0)
+
+
+def test_a_dead_agent_stays_a_device_error():
+    with agent() as running:
+        os.kill(running.pid, signal.SIGKILL)
+        for _ in range(2):
+            with pytest.raises(DeviceError, match="SIGKILL"):
+                running.ask("memory")
+
+
+def test_last_words_are_quoted():
+    code = "import sys; print('noise', file=sys.stderr); sys.exit('the cable came loose')"
+    with python(code) as running, pytest.raises(DeviceError, match=r"exit code 1.*said: noise / the cable came loose"):
+        running.ask("memory")
+
+
+@pytest.mark.parametrize("reply", ["Welcome to the board!", "[]", '{"fine": true}', '{"ok": "yes"}', "\\xff"])
+def test_garbage_is_a_device_error(reply):
+    with python(f"print({reply!r}); input()") as running, pytest.raises(DeviceError, match="which is no answer"):
+        running.ask("memory")
+
+
+def test_an_answer_that_lacks_what_was_asked_for_is_a_device_error():
+    code = "print('{\"ok\": true}'); input()"
+    with python(code) as running, pytest.raises(DeviceError, match="has no 'peak_rss_bytes'; is it of another version"):
+        running.ask("memory", "peak_rss_bytes")
+
+
+@pytest.mark.parametrize("kind", ["KeyError", "nearest", "ClassVar", None])
+def test_an_error_of_an_unknown_kind_is_a_device_error(kind):
+    answer = {"ok": False, "kind": kind, "error": "why"}
+    with (
+        python(f"import json; print(json.dumps({answer})); input()") as running,
+        pytest.raises(DeviceError, match="why"),
+    ):
+        running.ask("memory")
+
+
+def test_a_hung_agent_is_killed_when_patience_ends():
+    start = time.monotonic()
+    with (
+        agent([sys.executable, "-c", "import time; time.sleep(60)"], patience_seconds=0.5) as running,
+        pytest.raises(DeviceError, match=r"did not answer 'memory' in 0\.5 s"),
+    ):
+        running.ask("memory")
+    assert time.monotonic() - start < 10
+
+
+def test_much_talk_on_stderr_does_not_block():
+    code = "import sys; sys.stderr.write('x' * 1_000_000); print('{\"ok\": true}', flush=True); input()"
+    with python(code) as running:
+        assert running.ask("memory") == {"ok": True}
+
+
+def test_a_command_that_is_not_there():
+    with pytest.raises(DeviceError, match="cannot be started: /no/such/python"):
+        agent(["/no/such/python"])
+
+
+def test_an_agent_ends_when_its_starter_is_killed():
+    code = (
+        "import os, signal\nfrom edgekd.devices.process import AgentProcess\n"
+        f"agent = AgentProcess({AGENT!r}, dict(os.environ), 60)\nagent.ask('memory')\n"
+        "print(agent.pid, flush=True)\nos.kill(os.getpid(), signal.SIGKILL)"
+    )
+    pid = int(subprocess.run([sys.executable, "-c", code], check=False, stdout=subprocess.PIPE).stdout)
+    deadline = time.monotonic() + 10
+    while _lives(pid) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert not _lives(pid)
+
+
+def _lives(pid):
+    try:
+        return (Path(f"/proc/{pid}/stat")).read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False

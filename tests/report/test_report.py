@@ -1,0 +1,166 @@
+import json
+import math
+import subprocess
+import sys
+
+import pytest
+from builds import build, ledger, profile, target
+
+from edgekd.report.build import report_json, report_markdown, write_report
+from edgekd.target import Budgets
+
+REQUIRED = {"target", "device", "runtime", "precision", "latency_ms", "metric", "gram", "size_bytes", "peak_rss_bytes"}
+
+
+def leaves(value, path=""):
+    if isinstance(value, dict):
+        for key, item in value.items():
+            yield from leaves(item, f"{path}.{key}".lstrip("."))
+    elif isinstance(value, list):
+        for index, item in enumerate(value):
+            yield from leaves(item, f"{path}.{index}".lstrip("."))
+    else:
+        yield path, value
+
+
+def nulls(row):
+    return {path for path, value in leaves({k: v for k, v in row.items() if k != "not_measured"}) if value is None}
+
+
+def test_a_measured_row_is_complete_and_has_no_null():
+    row = report_json(build(target()))["rows"][0]
+    assert set(row) >= REQUIRED
+    assert set(row["latency_ms"]) >= {"p50", "p90", "p99", "n"}
+    assert set(row["metric"]) >= {"name", "teacher", "student", "pruned", "engine"}
+    assert set(row["gram"]) >= {"drift", "bound", "tau", "verdict"}
+    assert nulls(row) == set()
+    assert row["not_measured"] == {}
+    low, high = row["latency_ms"]["interval_95"]["p50"]
+    assert low <= row["latency_ms"]["p50"] <= high
+
+
+def test_figures_are_those_of_the_ledger_and_the_profile():
+    result = target()
+    row = report_json(build(result))["rows"][0]
+    p50 = {engine.name: engine.latency.p50.value_ms for engine in result.profile.engines}
+    assert row["latency_ms"]["p50"] == p50["engine"]
+    assert row["baselines"]["teacher"]["latency_ms"]["p50"] == p50["teacher"]
+    assert row["speedup_p50"]["student"] == pytest.approx(p50["student"] / p50["engine"])
+    assert row["gram"]["bound"] == result.ledger.row("engine").to_student.bound
+    assert row["size_bytes"] == result.sizes["engine"]
+    assert row["size_ratio"]["teacher"] == pytest.approx(result.sizes["teacher"] / result.sizes["engine"])
+
+
+def test_p99_of_too_few_samples_is_null_with_a_reason():
+    row = report_json(build(target(profile=profile(n=200))))["rows"][0]
+    assert row["latency_ms"]["p90"] is not None
+    assert row["latency_ms"]["p99"] is None
+    assert row["not_measured"]["latency_ms.p99"] == "withheld: 200 samples are too few for its 95 % interval"
+
+
+@pytest.mark.parametrize(
+    "result",
+    [
+        pytest.param(target(profile=profile(n=200)), id="few samples"),
+        pytest.param(target(profile_reason="not measured: no device"), id="no profile"),
+        pytest.param(target(ledger=ledger(pruned=False)), id="not pruned"),
+        pytest.param(target(ledger=ledger(metrics=(("engine", math.nan),))), id="metric is NaN"),
+        pytest.param(target(sizes={"engine": 10}, deploy_logit_error=math.inf), id="no baselines, infinite error"),
+    ],
+)
+def test_every_null_has_a_reason_and_every_reason_a_null(result):
+    row = report_json(build(result))["rows"][0]
+    assert nulls(row) == set(row["not_measured"]) != set()
+    assert all(row["not_measured"].values())
+
+
+def test_without_a_profile_nothing_reads_as_measured():
+    report = build(target(profile_reason="not measured: no device was given"))
+    row = report_json(report)["rows"][0]
+    assert row["not_measured"]["latency_ms.p50"] == "not measured: no device was given"
+    assert row["latency_ms"]["n"] is None
+    assert row["peak_rss_bytes"] is None
+    page = report_markdown(report)
+    assert "not measured: no device was given" in page
+    assert " 0.000" not in page
+
+
+def test_a_profile_that_is_absent_without_a_reason_is_refused():
+    with pytest.raises(ValueError, match="reason"):
+        target(profile=None)
+
+
+def test_a_metric_that_is_not_a_number_is_null_everywhere_and_fails():
+    report = build(target(ledger=ledger(metrics=(("engine", math.nan),))))
+    content = report_json(report)
+    json.dumps(content, allow_nan=False)
+    assert content["rows"][0]["not_measured"]["metric.engine"] == "not a number: the measured value was nan"
+    assert content["not_finite"]["targets.0.ledger.rows.4.metric"] == "nan"
+    assert content["verdict"] == "fail"
+
+
+def test_the_gram_verdict_is_of_the_drift_and_the_row_verdict_of_everything():
+    row = report_json(build(target(ledger=ledger(metrics=(("engine", 0.5),)))))["rows"][0]
+    assert (row["gram"]["verdict"], row["verdict"]) == ("pass", "fail")
+
+
+@pytest.mark.parametrize(
+    ("budgets", "verdict"),
+    [
+        (Budgets(latency_ms=5, size_mb=1, memory_mb=200), "pass"),
+        (Budgets(latency_ms=0.001), "warn"),
+        (Budgets(size_mb=0.2), "warn"),
+        (Budgets(memory_mb=10), "warn"),
+    ],
+)
+def test_a_missed_budget_warns(budgets, verdict):
+    result = target(budgets=budgets)
+    assert result.verdict == verdict
+    assert report_json(build(result))["rows"][0]["verdict"] == verdict
+    assert ("**not kept**" in report_markdown(build(result))) == (verdict == "warn")
+
+
+def test_an_unmeasured_budget_is_not_kept():
+    result = target(profile_reason="not measured: no device", budgets=Budgets(latency_ms=5))
+    assert result.reasons == ("latency p50 not measured, budget 5 ms",)
+
+
+def test_the_worst_target_decides():
+    assert build(target(), target("b", ledger=ledger(0.2))).verdict == "fail"
+    assert build(target(), target("b", ledger=ledger(0.024))).verdict == "warn"
+    assert build(target(), target("b")).verdict == "pass"
+
+
+def test_an_engine_that_is_no_faster_says_so():
+    slow = target(profile=profile(times=(0.4, 0.2, 0.2)))
+    assert slow.remark == "INT8 is not faster than the float student on this device"
+    assert slow.remark in report_markdown(build(slow))
+    assert target().remark is None
+
+
+def test_files_are_written_and_nothing_else(tmp_path):
+    report = build()
+    write_report(report, tmp_path / "out")
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["report.json", "report.md"]
+    read = json.loads((tmp_path / "out" / "report.json").read_text(encoding="utf-8"))
+    assert read == report_json(report)
+    assert read["schema_version"] == 1
+    assert [stage["name"] for stage in read["stages"]] == [stage.name for stage in report.stages]
+
+
+def test_reports_need_no_terminal_library():
+    source = "import sys, edgekd.report.build; sys.exit(not {'rich', 'torch', 'onnxruntime'}.isdisjoint(sys.modules))"
+    assert subprocess.run([sys.executable, "-c", source], check=False).returncode == 0
+
+
+def test_the_page_says_what_was_measured_how_and_where():
+    page = report_markdown(build())
+    for told in ("# gestures: PASS", "Xeon", "batch 1", "2000", "taking turns of 50", "order statistics", "torch"):
+        assert told in page
+    assert "nan" not in page.lower().split()
+
+
+def test_the_python_of_the_page_is_offered_only_for_a_released_bundle():
+    assert 'with edgekd.load("gestures-cpu") as engine:' in report_markdown(build())
+    assert "edgekd.load" not in report_markdown(build(target(ledger=ledger(0.2))))
+    assert "edgekd.load" not in report_markdown(build(target(bundle=None)))

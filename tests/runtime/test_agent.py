@@ -1,0 +1,111 @@
+import base64
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from engines import EMBEDDINGS, samples, save_engine, save_samples
+
+from edgekd.runtime.ort import open_engine
+
+AGENT = ("-m", "edgekd.runtime.agent")
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("agent")
+    save_engine(folder / "e.onnx")
+    save_samples(folder / "x.npz", 5, labels=np.arange(5))
+    return folder
+
+
+def run_agent(text, executable=AGENT):
+    command = [sys.executable, *executable]
+    return subprocess.run(command, check=False, input=text, capture_output=True, text=True)
+
+
+def talk(*jobs, executable=AGENT):
+    """Send jobs to a real agent, a line each, close its stdin, and return every line of its stdout."""
+    lines = [job if isinstance(job, str) else json.dumps(job) for job in jobs]
+    done = run_agent("".join(f"{line}\n" for line in lines), executable)
+    assert done.returncode == 0, done.stderr
+    return [json.loads(line) for line in done.stdout.splitlines()]
+
+
+def opened(files):
+    return {"job": "open", "engine": str(files / "e.onnx"), "threads": 1}
+
+
+def test_a_whole_session(files):
+    first = {"job": "first", "feeds": str(files / "x.npz")}
+    measure = {"job": "measure", "iterations": 7, "warmup": 2}
+    answers = talk(opened(files), first, measure, {"job": "facts"}, {"job": "memory"}, {"job": "quit"})
+    assert all(answer["ok"] for answer in answers)
+    load, run, timed, facts, memory, _ = answers
+    assert 0 < load["load_ms"] < 10_000
+    assert 0 < run["first_run_ms"] < 10_000
+    ns = np.frombuffer(base64.b64decode(timed["ns"]), "<i8")
+    assert ns.shape == (7,)
+    assert ns.min() > 0
+    assert ns.max() < 10**9
+    assert {"cpu", "onnxruntime"} <= facts["facts"].keys()
+    assert 10e6 < memory["peak_rss_bytes"] < 1e9
+
+
+def test_evaluation_keeps_every_row_and_output(files):
+    outputs = files / "y.npz"
+    job = {"job": "evaluate", "inputs": str(files / "x.npz"), "outputs": str(outputs), "batch": 2}
+    assert talk(opened(files), job)[1] == {"ok": True, "rows": 5}
+    with open_engine(files / "e.onnx") as session, np.load(outputs) as found:
+        assert set(found.files) == {"logits", *EMBEDDINGS}
+        for name, expected in session.run(samples(5)).items():
+            np.testing.assert_allclose(found[name], expected, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("job", "kind", "message"),
+    [
+        ("not json", "DeviceError", "not JSON"),
+        ("[1]", "DeviceError", "without a 'job'"),
+        ({"job": "mesure"}, "DeviceError", "no job 'mesure'; did you mean 'measure'"),
+        ({"job": ["open"]}, "DeviceError", "no job"),
+        ({"job": "open", "engine": "x"}, "DeviceError", "wrong arguments: missing a required argument: 'threads'"),
+        ({"job": "open", "engine": "/nowhere.onnx", "threads": 1}, "ModelError", "/nowhere.onnx"),
+        ({"job": "first", "feeds": "x.npz"}, "DeviceError", "send it 'open' first"),
+        ({"job": "measure", "iterations": 1, "warmup": 0}, "DeviceError", "send it 'open' first"),
+    ],
+)
+def test_a_failed_job_is_answered_and_the_agent_lives_on(job, kind, message):
+    failed, memory = talk(job, {"job": "memory"})
+    assert (failed["ok"], failed["kind"]) == (False, kind)
+    assert message in failed["error"]
+    assert memory["ok"]
+
+
+def test_inputs_are_named_when_absent(files):
+    answers = talk(opened(files), {"job": "measure", "iterations": 1, "warmup": 0}, {"job": "first", "feeds": "no.npz"})
+    assert "send it 'first'" in answers[1]["error"]
+    assert (answers[2]["kind"], answers[2]["error"][:6]) == ("ModelError", "no.npz")
+
+
+def test_quit_ends_it_and_later_jobs_are_not_read():
+    assert talk({"job": "quit"}, {"job": "memory"}) == [{"ok": True}]
+
+
+def test_the_end_of_stdin_ends_it():
+    assert talk() == []
+
+
+def test_what_a_library_prints_does_not_reach_stdout():
+    code = (
+        "import os; from edgekd.runtime import agent, measure\n"
+        "measure.peak_rss_bytes = lambda: (print('noise', flush=True), os.write(1, b'more'), 5)[2]\nagent.main()"
+    )
+    assert talk({"job": "memory"}, executable=("-c", code)) == [{"ok": True, "peak_rss_bytes": 5}]
+
+
+def test_a_defect_ends_it_with_a_traceback():
+    done = run_agent('{"job": "open", "engine": 3, "threads": 1}\n')
+    assert (done.returncode, done.stdout) == (1, "")
+    assert "TypeError" in done.stderr

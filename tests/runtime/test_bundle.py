@@ -1,0 +1,409 @@
+import hashlib
+import json
+import os
+import shutil
+from pathlib import Path
+
+import jsonschema
+import numpy as np
+import pytest
+from engines import CLASSES, EMBEDDINGS, INPUTS, samples, save_engine
+
+import edgekd
+import edgekd.runtime
+from edgekd.errors import BundleError, ModelError
+from edgekd.gram.matrix import pair_cosines
+from edgekd.runtime.bundle import load, write_bundle, write_reference
+from edgekd.runtime.ort import open_engine
+
+SCHEMA = json.loads(Path(edgekd.runtime.__file__).with_name("manifest.schema.json").read_text())
+FACTS = {
+    "target": "cpu",
+    "runtime": "onnxruntime",
+    "task": {"name": "gestures", "metric": "accuracy"},
+    "inputs": INPUTS,
+    "classes": CLASSES,
+    "verdict": "pass",
+    "reasons": [],
+    "versions": {"onnx": "1.23.2"},
+    "measurements": {"accuracy": 0.99},
+}
+
+
+@pytest.fixture(scope="module")
+def pristine(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("built") / "bundle"
+    make_bundle(folder)
+    return folder
+
+
+@pytest.fixture
+def folder(pristine, tmp_path):
+    return Path(shutil.copytree(pristine, tmp_path / "bundle"))
+
+
+def make_files(folder, **engine):
+    folder.mkdir()
+    save_engine(folder / "engine.onnx", **engine)
+    save_engine(folder / "deploy.onnx", outputs=["logits"])
+    with open_engine(save_engine(folder.parent / "reference.onnx")) as session:
+        write_reference(folder / "reference.npz", np.arange(8), samples(8), session.run(samples(8)))
+    (folder / "ledger.json").write_text("{}")
+
+
+def make_bundle(folder, engine=None, **facts):
+    make_files(folder, **(engine or {}))
+    write_bundle(folder, **{**FACTS, **facts})
+
+
+def edit_manifest(folder, edit):
+    path = folder / "manifest.json"
+    manifest = json.loads(path.read_text())
+    edit(manifest)
+    path.write_text(json.dumps(manifest))
+
+
+# --- what a bundle is
+
+
+def test_a_manifest_keeps_its_published_schema(pristine):
+    jsonschema.Draft202012Validator.check_schema(SCHEMA)
+    jsonschema.validate(json.loads((pristine / "manifest.json").read_text()), SCHEMA)
+
+
+@pytest.mark.parametrize(
+    "edit",
+    [
+        lambda m: m.pop("classes"),
+        lambda m: m.update(extra=1),
+        lambda m: m.update(schema_version=2),
+        lambda m: m.update(verdict="maybe"),
+        lambda m: m["inputs"][0].pop("preprocessing"),
+        lambda m: m["inputs"][0].update(shape=[1, 4]),
+        lambda m: m["files"].update({"../x": m["files"]["ledger.json"]}),
+        lambda m: m["files"].update({"/x": m["files"]["ledger.json"]}),
+        lambda m: m["files"]["ledger.json"].update(sha256="0"),
+        lambda m: m["files"].pop("deploy.onnx"),
+    ],
+)
+def test_the_schema_is_strict(pristine, edit):
+    manifest = json.loads((pristine / "manifest.json").read_text())
+    edit(manifest)
+    with pytest.raises(jsonschema.ValidationError):
+        jsonschema.validate(manifest, SCHEMA)
+
+
+def test_a_manifest_says_what_is_in_the_folder(pristine):
+    manifest = load(pristine).manifest
+    assert (manifest.schema_version, manifest.edgekd, manifest.released) == (1, edgekd.__version__, True)
+    assert manifest.files.keys() == {"deploy.onnx", "engine.onnx", "ledger.json", "reference.npz"}
+    assert manifest.files["ledger.json"]["bytes"] == 2
+    assert {output["name"]: (output["shape"], output["variants"]) for output in manifest.outputs} == {
+        "logits": (["batch", 3], ["deploy", "engine"]),
+        "embedding.accel": (["batch", 5], ["engine"]),
+        "embedding.image": (["batch", 5], ["engine"]),
+    }
+
+
+def test_a_reference_holds_inputs_logits_and_cosines(pristine):
+    with open_engine(pristine / "engine.onnx") as session, np.load(pristine / "reference.npz") as reference:
+        outputs = session.run(samples(8))
+        assert set(reference.files) == {"ids", "input.accel", "input.image", "logits", "gram"}
+        assert np.array_equal(reference["input.image"], samples(8)["image"])
+        assert np.array_equal(reference["logits"], outputs["logits"])
+        assert np.array_equal(reference["gram"], pair_cosines({name: outputs[name] for name in EMBEDDINGS}))
+
+
+def test_files_in_folders_belong_to_the_bundle_too(folder):
+    (folder / "docs").mkdir()
+    (folder / "docs" / "report.md").write_text("good")
+    write_bundle(folder, **FACTS)
+    assert "docs/report.md" in load(folder).manifest.files
+
+
+# --- opening and running
+
+
+def test_the_deploy_variant_gives_logits_only(folder):
+    with load(folder) as bundle:
+        assert [spec.name for spec in bundle.inputs] == ["accel", "image"]
+        assert [spec.name for spec in bundle.outputs] == ["logits"]
+        assert bundle.run(samples(3))["logits"].shape == (3, 3)
+
+
+def test_the_engine_variant_gives_embeddings_too(folder):
+    with load(str(folder), variant="engine") as bundle:
+        assert bundle.run(samples(3)).keys() == {"logits", *EMBEDDINGS}
+
+
+def test_predictions_are_names_of_the_largest_logits(folder):
+    with load(folder) as bundle:
+        expected = [CLASSES[index] for index in bundle.run(samples(9))["logits"].argmax(1)]
+        assert bundle.classes == tuple(CLASSES)
+        assert bundle.predict(samples(9)) == expected
+        assert len(set(expected)) > 1
+
+
+def test_no_class_is_named_for_logits_that_are_not_numbers(folder):
+    feeds = samples(2)
+    feeds["accel"][1, 0] = np.nan
+    with load(folder) as bundle, pytest.raises(ModelError, match="not finite"):
+        bundle.predict(feeds)
+
+
+def test_wrong_feeds_are_refused(folder):
+    with load(folder) as bundle, pytest.raises(ModelError, match="'accel'"):
+        bundle.run({"image": samples(1)["image"]})
+
+
+def test_a_closed_bundle_does_not_run(folder):
+    with load(folder) as bundle:
+        pass
+    with pytest.raises(ModelError, match="closed"):
+        bundle.run(samples(1))
+
+
+def test_an_unknown_variant_is_named(folder):
+    with pytest.raises(BundleError, match=r"no variant 'deply'; did you mean 'deploy'\?"):
+        load(folder, variant="deply")
+
+
+# --- what is refused
+
+
+def _flip(path):
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+
+
+@pytest.mark.parametrize("name", ["engine.onnx", "deploy.onnx", "reference.npz", "ledger.json"])
+def test_a_flipped_bit_is_found_in_every_file(folder, name):
+    _flip(folder / name)
+    with pytest.raises(BundleError, match=f"{name}: is not the file that the manifest describes"):
+        load(folder)
+
+
+def test_a_longer_file_is_found(folder):
+    with (folder / "deploy.onnx").open("ab") as stream:
+        stream.write(b"\0")
+    with pytest.raises(BundleError, match=r"deploy\.onnx: is not the file"):
+        load(folder)
+
+
+def test_altered_files_are_refused_before_any_is_opened(folder):
+    # The broken model is listed as it is, the ledger is not: an engine library that saw the model would complain first.
+    (folder / "deploy.onnx").write_bytes(b"broken")
+    digest = hashlib.sha256(b"broken").hexdigest()
+    edit_manifest(folder, lambda m: m["files"].update({"deploy.onnx": {"sha256": digest, "bytes": 6}}))
+    _flip(folder / "ledger.json")
+    with pytest.raises(BundleError, match=r"ledger\.json: is not the file"):
+        load(folder)
+    (folder / "ledger.json").write_text("{}")
+    with pytest.raises(ModelError, match=r"deploy\.onnx: ONNX Runtime cannot open it"):
+        load(folder)
+
+
+@pytest.mark.parametrize("name", ["engine.onnx", "ledger.json"])
+def test_a_missing_file_is_named(folder, name):
+    (folder / name).unlink()
+    with pytest.raises(BundleError, match=f"{name}: is missing"):
+        load(folder)
+
+
+def test_an_unlisted_file_is_named(folder):
+    (folder / "more").mkdir()
+    (folder / "more" / "plugin.so").write_bytes(b"")
+    with pytest.raises(BundleError, match=r"more/plugin\.so: is not in the manifest"):
+        load(folder)
+
+
+@pytest.mark.parametrize("name", ["../x", "/etc/hostname", "a/../../x", "C:\\x", "./ledger.json", "a//b", ""])
+def test_a_path_that_leaves_the_folder_is_refused(folder, name):
+    (folder.parent / "x").write_bytes(b"")
+    edit_manifest(folder, lambda m: m["files"].update({name: m["files"]["ledger.json"]}))
+    with pytest.raises(BundleError, match="leaves the bundle's folder"):
+        load(folder)
+
+
+def test_a_pipe_for_a_manifest_is_refused_and_not_read(folder):
+    (folder / "manifest.json").unlink()
+    os.mkfifo(folder / "manifest.json")
+    with pytest.raises(BundleError, match=r"manifest\.json: is a link or no plain file"):
+        load(folder)
+
+
+@pytest.mark.parametrize("name", ["ledger.json", "manifest.json"])
+def test_a_link_is_refused_even_to_the_same_content(folder, name):
+    outside = (folder / name).rename(folder.parent / name)
+    (folder / name).symlink_to(outside)
+    with pytest.raises(BundleError, match=f"{name}: is a link or no plain file"):
+        load(folder)
+
+
+def test_a_linked_folder_is_refused(folder):
+    (folder / "more").symlink_to(folder.parent, target_is_directory=True)
+    with pytest.raises(BundleError, match="more: is a link"):
+        load(folder)
+
+
+def test_a_pipe_is_refused_and_not_read(folder):
+    (folder / "ledger.json").unlink()
+    os.mkfifo(folder / "ledger.json")
+    with pytest.raises(BundleError, match=r"ledger\.json: is a link or no plain file"):
+        load(folder)
+
+
+def test_a_bundle_may_be_reached_by_a_link(folder):
+    (folder.parent / "current").symlink_to(folder)
+    with load(folder.parent / "current") as bundle:
+        assert bundle.verify().ok
+
+
+def test_no_folder(tmp_path):
+    with pytest.raises(BundleError, match="nowhere: no such folder"):
+        load(tmp_path / "nowhere")
+
+
+def test_no_manifest(folder):
+    (folder / "manifest.json").unlink()
+    with pytest.raises(BundleError, match=r"is not a bundle, it has no manifest\.json"):
+        load(folder)
+
+
+@pytest.mark.parametrize("text", ["", "{", "\udcff", "[" * 100_000], ids=["empty", "cut", "not-utf8", "deep"])
+def test_a_manifest_that_is_not_json(folder, text):
+    (folder / "manifest.json").write_text(text, errors="surrogateescape")
+    with pytest.raises(BundleError, match=r"manifest\.json: is not valid JSON"):
+        load(folder)
+
+
+@pytest.mark.parametrize(
+    ("edit", "message"),
+    [
+        (lambda m: m.pop("schema_version"), "has schema_version None, and edgekd .* reads 1 only"),
+        (lambda m: m.update(schema_version=2), "has schema_version 2"),
+        (lambda m: m.update(schema_version=True), "'schema_version' must be a int, not a bool"),
+        (lambda m: m.pop("classes"), "has no 'classes'"),
+        (lambda m: m.update(files=[]), "'files' must be a dict, not a list"),
+        (lambda m: m.update(tagret="cpu"), r"unknown key 'tagret'; did you mean 'target'\?"),
+        (lambda m: m["files"].update({"ledger.json": "ab"}), r"files\.ledger\.json must have exactly"),
+        (lambda m: m["files"].update({"manifest.json": m["files"]["ledger.json"]}), "lists itself"),
+        (lambda m: m["files"].pop("engine.onnx"), r"has no 'engine\.onnx'"),
+        (lambda m: m.update(verdict="fail"), "'released' is True although the verdict is 'fail'"),
+        (lambda m: m.update(runtime="tensorrt"), "the runtime 'tensorrt', which this edgekd cannot open"),
+    ],
+)
+def test_a_malformed_manifest_is_refused(folder, edit, message):
+    edit_manifest(folder, edit)
+    with pytest.raises(BundleError, match=message):
+        load(folder)
+
+
+def test_a_manifest_that_is_no_object(folder):
+    (folder / "manifest.json").write_text("[]")
+    with pytest.raises(BundleError, match="must be a JSON object, not a list"):
+        load(folder)
+
+
+def test_a_rejected_bundle_opens_only_when_that_is_asked_for(tmp_path):
+    make_bundle(tmp_path / "bundle", verdict="fail", reasons=["engine: 4.0% of top-1 classes changed"])
+    with pytest.raises(BundleError, match=r"the gate rejected this bundle \(engine: 4\.0% of top-1"):
+        load(tmp_path / "bundle")
+    with load(tmp_path / "bundle", allow_rejected=True) as bundle:
+        assert not bundle.manifest.released
+
+
+def test_a_warned_bundle_is_released(tmp_path):
+    make_bundle(tmp_path / "bundle", verdict="warn")
+    assert load(tmp_path / "bundle").manifest.released
+
+
+# --- what is not written
+
+
+@pytest.mark.parametrize(
+    ("facts", "message"),
+    [
+        ({"verdict": "perhaps"}, "although the verdict is 'perhaps'"),
+        ({"classes": CLASSES[:2]}, "give 3 logits, but 2 classes were named"),
+        ({"runtime": "tensorrt"}, "the runtime 'tensorrt', which this edgekd cannot open"),
+        ({"inputs": [{**INPUTS[0], "shape": ["batch", 5]}, INPUTS[1]]}, r"onnx: its inputs are .* would state"),
+        ({"inputs": [{**INPUTS[0], "dtype": "float64"}, INPUTS[1]]}, r"onnx: its inputs are .* would state"),
+    ],
+)
+def test_facts_that_the_engines_contradict_are_not_written(tmp_path, facts, message):
+    with pytest.raises(BundleError, match=message):
+        make_bundle(tmp_path / "bundle", **facts)
+    assert not (tmp_path / "bundle" / "manifest.json").exists()
+
+
+def test_an_engine_without_embeddings_is_not_written(tmp_path):
+    with pytest.raises(BundleError, match=r"engine\.onnx: must have the outputs .*embedding\.accel.*has \['logits'\]"):
+        make_bundle(tmp_path / "bundle", engine={"outputs": ["logits"]})
+
+
+def test_an_incomplete_folder_is_not_written(tmp_path):
+    make_files(tmp_path / "bundle")
+    (tmp_path / "bundle" / "ledger.json").unlink()
+    with pytest.raises(BundleError, match=r"has no 'ledger\.json'"):
+        write_bundle(tmp_path / "bundle", **FACTS)
+
+
+# --- verifying itself
+
+
+@pytest.mark.parametrize("variant", ["deploy", "engine"])
+def test_the_same_engine_verifies(folder, variant):
+    with load(folder, variant=variant) as bundle:
+        verification = bundle.verify()
+    assert verification.ok
+    assert (verification.samples, verification.flips) == (8, 0)
+    assert verification.max_logit_error < 1e-5
+    assert verification.gram_drift < 1e-6
+
+
+def test_a_rotated_modality_does_not_verify(tmp_path):
+    make_bundle(tmp_path / "bundle", engine={"turn": 0.5})
+    verification = load(tmp_path / "bundle").verify()
+    assert not verification.ok
+    assert verification.gram_drift > 0.05
+
+
+def test_flipped_classes_do_not_verify_though_the_gram_is_whole(tmp_path):
+    make_bundle(tmp_path / "bundle", engine={"bias": 100.0})
+    verification = load(tmp_path / "bundle").verify()
+    assert not verification.ok
+    assert verification.flips > 0
+    assert verification.gram_drift < 1e-6
+
+
+def test_logits_that_are_not_numbers_do_not_verify(tmp_path):
+    make_bundle(tmp_path / "bundle", engine={"bias": np.nan})
+    assert not load(tmp_path / "bundle").verify().ok
+
+
+@pytest.mark.parametrize("name", ["reference.npz", "engine.onnx"])
+def test_a_file_altered_after_opening_is_found_by_verify(folder, name):
+    with load(folder) as bundle:
+        _flip(folder / name)
+        with pytest.raises(BundleError, match=f"{name}: is not the file"):
+            bundle.verify()
+
+
+def test_a_reference_without_a_gram_is_named(folder):
+    np.savez(folder / "reference.npz", ids=np.arange(8), logits=np.zeros((8, 3)), **_inputs(8))
+    write_bundle(folder, **FACTS)
+    with pytest.raises(BundleError, match=r"reference\.npz: is not a bundle's reference: .*no array 'gram'"):
+        load(folder).verify()
+
+
+def test_a_reference_of_another_network_is_named(folder):
+    np.savez(folder / "reference.npz", ids=[0], logits=np.zeros((1, 4)), gram=np.zeros((1, 1)), **_inputs(1))
+    write_bundle(folder, **FACTS)
+    with pytest.raises(BundleError, match=r"has logits \(1, 4\), but the engine gives \(1, 3\)"):
+        load(folder).verify()
+
+
+def _inputs(rows):
+    return {f"input.{name}": array for name, array in samples(rows).items()}
