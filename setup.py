@@ -1,13 +1,12 @@
-"""Packaging. The data folders `targets/` and `calibration/` travel inside the package, as `edgekd/targets` and so on."""
+"""Packaging. The data folders `targets/` and `calibration/` travel inside the package: `edgekd/targets` ...."""
 
 from pathlib import Path
 
 from setuptools import find_packages, setup
 
 HERE = Path(__file__).parent
-VERSION = next(
-    line.split('"')[1] for line in (HERE / "edgekd" / "__init__.py").read_text().splitlines() if line.startswith("__version__")
-)
+SOURCE = (HERE / "edgekd" / "__init__.py").read_text(encoding="utf-8").splitlines()
+VERSION = next(line.split('"')[1] for line in SOURCE if line.startswith("__version__"))
 
 setup(
     name="edgekd",
@@ -39,7 +38,16 @@ setup(
             "safetensors>=0.5",
             "filelock>=3.15",
         ],
-        "dev": ["pytest>=8", "pytest-xdist>=3.6", "hypothesis>=6", "jsonschema>=4.20", "build>=1.2", "ruff", "mypy", "import-linter>=2"],
+        "dev": [
+            "pytest>=8",
+            "pytest-xdist>=3.6",
+            "hypothesis>=6",
+            "jsonschema>=4.20",
+            "build>=1.2",
+            "ruff",
+            "mypy",
+            "import-linter>=2",
+        ],
     },
     entry_points={"console_scripts": ["edgekd=edgekd.cli:main"]},
     classifiers=["License :: OSI Approved :: Apache Software License", "Programming Language :: Python :: 3"],

@@ -8,17 +8,16 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import shutil
 from contextlib import contextmanager
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from edgekd.errors import CacheError
-from edgekd.files import need, sha256_file, write_text
+from edgekd.files import make_folder, need, sha256_file, write_text
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
+    from pathlib import Path
 
 _RECORD = "result.json"
 
@@ -41,22 +40,17 @@ class Cache:
 
     def __init__(self, root: Path) -> None:
         self.root = root
-        try:
-            root.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise CacheError(f"{root}: cannot be used as a cache: {error.strerror}; choose another with --cache") from error
-        if not os.access(root, os.W_OK):
-            raise CacheError(f"{root}: is not writable; choose another cache with --cache")
+        make_folder(root, CacheError, "--cache")
 
     def find(self, name: str) -> dict[str, Any] | None:
         """Return the record of a finished result whose files are all as they were written, else None."""
         folder = self.root / name
         try:
             stored = json.loads((folder / _RECORD).read_text(encoding="utf-8"))
-        except FileNotFoundError:
+        except (FileNotFoundError, ValueError):
             return None
-        except ValueError:
-            return None  # a damaged record is as good as none: the stage runs again
+        if not isinstance(stored, dict) or stored.pop("digest", None) != digest(stored):
+            return None
         for file, expected in stored["files"].items():
             path = folder / file
             if not path.is_file() or sha256_file(path) != expected:
@@ -93,10 +87,11 @@ class Cache:
     def finish(self, name: str, record: dict[str, Any]) -> None:
         """Turn the working folder into the finished result. Call it inside :meth:`claim`."""
         partial, folder = self.root / f"{name}.partial", self.root / name
-        files = {
-            path.relative_to(partial).as_posix(): sha256_file(path) for path in sorted(partial.rglob("*")) if path.is_file()
-        }
-        write_text(partial / _RECORD, json.dumps({"record": record, "files": files}, indent=1))
+        (partial / CHECKPOINT).unlink(missing_ok=True)
+        paths = sorted(path for path in partial.rglob("*") if path.is_file())
+        files = {path.relative_to(partial).as_posix(): sha256_file(path) for path in paths}
+        stored = {"record": record, "files": files}
+        write_text(partial / _RECORD, json.dumps({**stored, "digest": digest(stored)}, indent=1))
         if folder.exists():  # altered or damaged since: find() refused it
             shutil.rmtree(folder)
         partial.rename(folder)
@@ -105,7 +100,7 @@ class Cache:
 def _sweep(partial: Path) -> None:
     """Remove what a killed run left half done; only its checkpoint, which was written atomically, is whole."""
     for path in partial.iterdir():
-        if path.is_dir():
+        if path.is_dir() and not path.is_symlink():
             shutil.rmtree(path)
         elif path.name != CHECKPOINT:
             path.unlink()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import sys
 from pathlib import Path
@@ -10,10 +11,17 @@ from typing import TYPE_CHECKING, Any
 import click
 
 import edgekd
-from edgekd.errors import EdgekdError
+from edgekd.errors import BundleError, EdgekdError, GateFailed, OutputError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+
+    from edgekd.report.result import BuildReport
+    from edgekd.tasks import TaskInfo
+
+
+#: What the system refuses a user, rather than a defect of edgekd.
+_REFUSALS = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS)
 
 
 class _Group(click.Group):
@@ -23,11 +31,20 @@ class _Group(click.Group):
         try:
             return super().invoke(context)
         except EdgekdError as error:
-            click.echo(f"{click.style('error', fg='red', bold=True)}: {error}", err=True)
-            context.exit(error.exit_code)
+            _fail(context, error)
         except KeyboardInterrupt:
             click.echo("interrupted; the same command goes on from here", err=True)
             context.exit(130)
+        except OSError as error:
+            if error.errno not in _REFUSALS:
+                raise
+            _fail(context, OutputError(f"{error.filename or 'a file'}: {error.strerror}"))
+
+
+def _fail(context: click.Context, error: EdgekdError) -> None:
+    line = " ".join(str(error).split())
+    click.echo(f"{click.style('error', fg='red', bold=True)}: {line}", err=True)
+    context.exit(error.exit_code)
 
 
 @click.group(cls=_Group, context_settings={"help_option_names": ["-h", "--help"]})
@@ -37,10 +54,10 @@ def main() -> None:
 
 
 def _recipe_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    command = click.option(
-        "--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Override a key, e.g. distill.epochs=5. Repeatable."
-    )(command)
-    return click.option("--recipe", metavar="NAME|PATH", help="A shipped recipe or a file [default: ./edgekd.toml].")(command)
+    override = "Override a key, e.g. distill.epochs=5. Repeatable."
+    command = click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE", help=override)(command)
+    recipe = "A shipped recipe or a file [default: ./edgekd.toml]."
+    return click.option("--recipe", metavar="NAME|PATH", help=recipe)(command)
 
 
 @main.command()
@@ -59,28 +76,40 @@ def build(recipe: str | None, overrides: tuple[str, ...], targets: tuple[str, ..
 
     Exits with 20 when the gate rejects the result; its artefacts are kept under OUTPUT/TARGET/rejected.
     """
-    from edgekd.console import choose_observer, print_report
-    from edgekd.errors import GateFailed
+    from edgekd.console import Json, choose_observer, print_report
+    from edgekd.files import make_folder
     from edgekd.pipeline import Places
-    from edgekd.recipe import find_recipe, load_recipe
+    from edgekd.recipe import load_recipe, recipe_name
     from edgekd.report.build import report_json
-    from edgekd.target import load_target
+    from edgekd.target import load_targets
 
-    path = find_recipe(recipe)
-    loaded = load_recipe(recipe, overrides)
-    name = path.resolve().parent.name if path.name == "edgekd.toml" else path.stem
+    loaded, kinds, name = load_recipe(recipe, overrides), load_targets(targets), recipe_name(recipe)
     places = Places(output or Path("build") / name, cache)
-    terminal = sys.stdout.isatty()
-    with choose_observer(json=as_json, quiet=quiet, verbose=verbose, terminal=terminal) as observer:
-        report = edgekd.build(loaded, [load_target(t) for t in targets], places, name=name, observer=observer)
+    make_folder(places.output, OutputError, "--output")
+    with choose_observer(json=as_json, quiet=quiet, verbose=verbose, terminal=sys.stdout.isatty()) as observer:
+        report = edgekd.build(loaded, kinds, places, name=name, observer=observer)
     if as_json:
-        click.echo(json.dumps({"event": "report", "report": report_json(report)}))
+        Json().emit("report", report=report_json(report))
     elif not quiet:
         print_report(report, places.output)
+    _require_release(report)
+
+
+def _require_release(report: BuildReport) -> None:
     rejected = [result for result in report.targets if result.ledger.verdict == "fail"]
     if rejected:
         reasons = "; ".join(f"{r.target}: {reason}" for r in rejected for reason in r.ledger.reasons)
         raise GateFailed(f"the gate rejected the build: {reasons}")
+
+
+@main.command()
+@click.argument("folder", type=click.Path(path_type=Path))
+def report(folder: Path) -> None:
+    """Print the report of a finished build again, as Markdown; FOLDER is the build's output."""
+    path = folder / "report.md"
+    if not path.is_file():
+        raise OutputError(f"{path}: no such file; a finished build writes it into its output folder")
+    click.echo(path.read_text(encoding="utf-8"), nl=False)
 
 
 @main.command()
@@ -100,7 +129,11 @@ def tasks() -> None:
     from edgekd.console import print_tasks
     from edgekd.tasks import describe
 
-    print_tasks(describe())
+    def description(task: TaskInfo) -> str:
+        what = f"{task.summary}; {task.samples} samples of {', '.join(task.modalities)}"
+        return f"{what}\n{task.licence}; {task.citation}"
+
+    print_tasks((task.name, description(task)) for task in describe())
 
 
 @main.group(invoke_without_command=True)
@@ -111,7 +144,8 @@ def targets(context: click.Context) -> None:
         from edgekd.console import print_targets
         from edgekd.target import load_target, shipped_targets
 
-        print_targets([load_target(name) for name in shipped_targets()])
+        shipped = [load_target(name) for name in shipped_targets()]
+        print_targets((target.name, target.runtime, target.description) for target in shipped)
 
 
 @targets.command("show")
@@ -151,8 +185,6 @@ def show_recipe(recipe: str | None, overrides: tuple[str, ...]) -> None:
 @click.argument("bundle", type=click.Path(path_type=Path))
 def verify(bundle: Path) -> None:
     """Check a bundle's digests, and its engine against its own reference samples, on this machine."""
-    from edgekd.errors import BundleError
-
     with edgekd.load(bundle, allow_rejected=True) as loaded:
         found = loaded.verify()
         click.echo(
@@ -160,4 +192,4 @@ def verify(bundle: Path) -> None:
             f"Gram drift {found.gram_drift:.2g}, largest logit error {found.max_logit_error:.2g}"
         )
     if not found.ok:
-        raise BundleError(f"{bundle}: its engine does not do here what it did where it was built; rebuild it for this device")
+        raise BundleError(f"{bundle}: its engine does not do here what it did where it was built; rebuild it here")

@@ -1,7 +1,7 @@
 """Every error that a user can cause, with the exit code that the command line gives it.
 
-A message says what is wrong, where, and what to do. The command line prints it without a traceback; everything else that
-is raised is a defect of edgekd and keeps its traceback.
+A message says what is wrong, where, and what to do. The command line prints it without a traceback; everything else
+that is raised is a defect of edgekd and keeps its traceback.
 """
 
 from __future__ import annotations
@@ -71,6 +71,12 @@ class CacheError(EdgekdError):
     """The cache folder cannot be used."""
 
     exit_code = 11
+
+
+class OutputError(EdgekdError):
+    """The output folder cannot be written, or has no report."""
+
+    exit_code = 12
 
 
 class GateFailed(EdgekdError):

@@ -49,6 +49,16 @@ def write_text(path: Path, text: str) -> None:
         temporary.write_text(text, encoding="utf-8")
 
 
+def make_folder(path: Path, error: type[EdgekdError], option: str) -> None:
+    """Make a folder that can be written, or raise ``error``, naming the ``option`` that chooses another."""
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as cause:
+        raise error(f"{path}: cannot be made a folder: {cause.strerror}; choose another with {option}") from cause
+    if not os.access(path, os.W_OK | os.X_OK):
+        raise error(f"{path}: cannot be written; choose another folder with {option}")
+
+
 def sha256_file(path: Path) -> str:
     """Return the hex SHA-256 of a file, read in blocks."""
     digest = hashlib.sha256()
@@ -78,10 +88,17 @@ def need(module: str, extra: str) -> Any:
     try:
         return importlib.import_module(module)
     except ModuleNotFoundError as error:
-        if error.name is None or error.name.split(".")[0] != module.split(".")[0]:
+        package = module.partition(".")[0]
+        if error.name is None or error.name.partition(".")[0] != package:
             raise
-        message = f"this needs the package '{module}', which is not installed: pip install \"edgekd[{extra}]\""
-        raise MissingDependency(message) from error
+        raise missing(package, extra) from error
+
+
+def missing(package: str, extra: str) -> MissingDependency:
+    """Return the error that says which ``pip install`` brings a package."""
+    return MissingDependency(
+        f"this needs the package '{package}', which is not installed: pip install \"edgekd[{extra}]\""
+    )
 
 
 @contextmanager

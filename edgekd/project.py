@@ -18,8 +18,8 @@ if TYPE_CHECKING:
 class Project:
     """A task by name, and the digest that stands for its code and data.
 
-    A task that names the ``files`` it reads is remembered: while its code and those files are as they were, the digest is
-    known without importing anything. A task that does not is loaded each time.
+    A task that names the ``files`` it reads is remembered: while its code and those files are as they were, the digest
+    is known without importing anything. A task that does not is loaded each time.
 
     Args:
         config: which task, with which options.

@@ -44,8 +44,8 @@ class Tap(_Config, frozen=True):
         Pool,
         Meta(
             description="How an output of more than two dimensions becomes one vector a sample: 'spatial' averages all "
-            "dimensions after the channels [B, C, ...], 'tokens' averages a sequence [B, T, D] over T, 'first' takes its "
-            "first token, 'none' refuses to pool, 'auto' pools [B, C, H, W] spatially and asks for a choice at "
+            "dimensions after the channels [B, C, ...], 'tokens' averages a sequence [B, T, D] over T, 'first' takes "
+            "its first token, 'none' refuses to pool, 'auto' pools [B, C, H, W] spatially and asks for a choice at "
             "three dimensions, which may be either."
         ),
     ] = "auto"
@@ -112,13 +112,13 @@ class DistillConfig(Training, frozen=True):
 class PruneConfig(Training, frozen=True):
     """Remove channels in dependency groups, then fine-tune with the unpruned student as Gram anchor."""
 
-    epochs: PositiveInt = 20
-    learning_rate: Positive = 1e-3
+    epochs: Annotated[PositiveInt, Meta(description="Passes over the training split, of the fine-tune.")] = 20
+    learning_rate: Annotated[Positive, Meta(description="Peak learning rate of the fine-tune.")] = 1e-3
     ratio: Annotated[float, Meta(ge=0, lt=1, description="Share of channels to remove; 0 switches pruning off.")] = 0.25
     importance: Annotated[
         Literal["magnitude", "taylor", "random"], Meta(description="How torch-pruning ranks the groups of channels.")
     ] = "magnitude"
-    round_to: Annotated[PositiveInt, Meta(description="Keep widths at multiples of this, for the device's kernels.")] = 8
+    round_to: Annotated[PositiveInt, Meta(description="Keep widths at multiples of this; kernels like it.")] = 8
     ignore: Annotated[list[str], Meta(description="Paths of modules whose width must not change.")] = []
     loss: LossConfig = LossConfig()
 
@@ -209,6 +209,16 @@ def find_recipe(reference: str | None) -> Path:
     return path
 
 
+def recipe_name(reference: str | None) -> str:
+    """Return what a build of the recipe is called: its file's name, or its folder's where the file has the usual name.
+
+    Raises:
+        RecipeError: there is no such file or name.
+    """
+    path = find_recipe(reference).resolve()
+    return path.parent.name if path.name == DEFAULT_FILE else path.stem
+
+
 def load_recipe(reference: str | Path | None = None, overrides: tuple[str, ...] = ()) -> Recipe:
     """Read, override and validate a recipe.
 
@@ -235,13 +245,15 @@ def load_recipe(reference: str | Path | None = None, overrides: tuple[str, ...] 
 
 
 def explain(error: msgspec.ValidationError) -> str:
-    """Turn msgspec's ``"Expected `int`, got `str` - at `$.distill.epochs`"`` into ``"distill.epochs: expected ..."``."""
+    """Turn msgspec's ``"Expected `int`, got `str` - at `$.a.b`"`` into ``"a.b: expected 'int', got 'str'"``."""
     what, _, where = str(error).replace("`", "'").partition(" - at ")
     where = where.replace("'", "").replace("$.", "").replace("$", "")
     return f"{where}: {what[0].lower()}{what[1:]}" if where else what
 
 
-def check_keys(content: dict[str, Any], struct: type[Struct], source: str, error: type[Exception], at: str = "") -> None:
+def check_keys(
+    content: dict[str, Any], struct: type[Struct], source: str, error: type[Exception], at: str = ""
+) -> None:
     """Raise ``error`` for the first key that ``struct`` does not know, naming the nearest that it does."""
     fields = {field.name: field.type for field in msgspec.structs.fields(struct)}
     for key, value in content.items():

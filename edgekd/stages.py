@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar
 import msgspec
 
 from edgekd.cache import Cache, digest
-from edgekd.errors import MissingDependency
+from edgekd.files import missing
 from edgekd.progress import Observer, StageReporter
 from edgekd.report.result import StageTime
 
@@ -96,12 +96,7 @@ def library_versions(names: Iterable[str], extra: str) -> dict[str, str]:
     Raises:
         MissingDependency: one is not installed.
     """
-    found = {}
-    for name in names:
-        try:
-            found[name] = version(name)
-        except PackageNotFoundError as error:
-            raise MissingDependency(
-                f"this needs the package '{name}', which is not installed: pip install \"edgekd[{extra}]\""
-            ) from error
-    return found
+    try:
+        return {name: version(name) for name in names}
+    except PackageNotFoundError as error:
+        raise missing(str(error.name), extra) from error

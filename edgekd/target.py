@@ -7,7 +7,7 @@ it right and fast.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
 
 import msgspec
 from msgspec import Meta, Struct
@@ -16,6 +16,8 @@ from edgekd.errors import TargetError, nearest
 from edgekd.files import data_dir, read_toml
 from edgekd.recipe import check_keys, explain
 
+if TYPE_CHECKING:
+    from collections.abc import Iterable
 
 #: Weight-bearing operators and what stands between them. Element-wise arithmetic on raw inputs stays float: one scale
 #: for channels of different units would destroy them.
@@ -45,13 +47,19 @@ class Budgets(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
 
     latency_ms: Annotated[float, Meta(gt=0, description="p50 at batch 1.")] | None = None
     size_mb: Annotated[float, Meta(gt=0, description="Engine file, 10^6 bytes.")] | None = None
-    memory_mb: Annotated[float, Meta(gt=0, description="Peak resident memory of the process, 10^6 bytes.")] | None = None
+    memory_mb: Annotated[float, Meta(gt=0, description="Peak resident memory, 10^6 bytes.")] | None = None
 
 
 class Target(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """One kind of device."""
 
-    name: str
+    name: Annotated[
+        str,
+        Meta(
+            pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$",
+            description="Names a folder of the output: letters, digits, '.', '_' and '-'. By default the file's name.",
+        ),
+    ]
     description: str
     runtime: Annotated[Literal["onnxruntime"], Meta(description="The engine library.")]
     scheme: Scheme
@@ -75,13 +83,36 @@ def shipped_targets() -> dict[str, Path]:
     return {path.stem: path for path in sorted(data_dir("targets").glob("*.toml"))}
 
 
+def find_target(reference: str) -> Path:
+    """Return a target's file: of a shipped name, or the path of a ``.toml``.
+
+    Raises:
+        TargetError: there is no such target.
+    """
+    return _find(reference, shipped_targets(), "target")
+
+
+def load_targets(references: Iterable[str]) -> list[Target]:
+    """Read several targets, each once. Their names must differ: each names a folder of the output.
+
+    Raises:
+        TargetError: as :func:`load_target`, or two of them have one name.
+    """
+    targets = [load_target(reference) for reference in dict.fromkeys(references)]
+    names = [target.name for target in targets]
+    for name in names:
+        if names.count(name) > 1:
+            raise TargetError(f"two targets are called '{name}'; give one another name in its file")
+    return targets
+
+
 def load_target(reference: str) -> Target:
     """Read a target: a shipped name, or the path of a ``.toml``.
 
     Raises:
         TargetError: there is no such target, or its file is not valid.
     """
-    path = _find(reference, shipped_targets(), "target")
+    path = find_target(reference)
     content = {"name": path.stem, **read_toml(path, TargetError)}
     return _convert(content, Target, path)
 
@@ -99,9 +130,12 @@ def load_calibration(reference: str) -> Calibration:
 
 def _find(reference: str, shipped: dict[str, Path], kind: str) -> Path:
     if reference.endswith(".toml"):
-        return Path(reference)
+        path = Path(reference)
+        if not path.is_file():
+            raise TargetError(f"{path}: no such {kind} file")
+        return path
     if reference not in shipped:
-        raise TargetError(f"no {kind} '{reference}'{nearest(reference, shipped)} A path must end in .toml.")
+        raise TargetError(f"no {kind} '{reference}'{nearest(reference, shipped)} (a file's path must end in .toml)")
     return shipped[reference]
 
 

@@ -19,18 +19,11 @@ def save(model: Any, path: Path) -> None:
 
 
 def drop_outputs(source: Path, keep: tuple[str, ...], target: Path) -> None:
-    """Write a graph with only some of its outputs, and without the nodes that nothing needs any more."""
+    """Write a graph with only some of its outputs, and without what nothing needs any more."""
     onnx = need("onnx", "build")
     model = onnx.load(str(source))
-    kept = [output for output in model.graph.output if output.name in keep]
-    del model.graph.output[:]
-    model.graph.output.extend(kept)
-    needed = {output.name for output in kept}
-    for node in reversed(model.graph.node):
-        if needed.intersection(node.output):
-            needed.update(node.input)
-    _keep(model.graph.node, lambda node: bool(needed.intersection(node.output)))
-    _keep(model.graph.initializer, lambda tensor: tensor.name in needed)
+    _keep(model.graph.output, lambda output: output.name in keep)
+    _drop_unread(model.graph)
     save(model, target)
 
 
@@ -39,27 +32,38 @@ def unquantize_outputs(model: Any) -> None:
 
     Rounding a graph output costs about 3 dB and saves nothing. Other readers of the tensor keep reading it quantized.
     """
-    producer = {name: node for node in model.graph.node for name in node.output}
-    for output in model.graph.output:
+    graph = model.graph
+    producer = {name: node for node in graph.node for name in node.output}
+    fixed = {value.name for value in (*graph.input, *graph.output)}
+    for output in graph.output:
         dequantize = producer.get(output.name)
         if dequantize is None or dequantize.op_type != "DequantizeLinear":
             continue
-        float_name = producer[dequantize.input[0]].input[0]
-        renamed = {output.name: f"{output.name}_dequantized", float_name: output.name}
-        for node in model.graph.node:
-            for names in (node.input, node.output):
-                names[:] = [renamed.get(name, name) for name in names]
-    _drop_unread(model)
+        source = producer[dequantize.input[0]].input[0]
+        _rename(graph, output.name, f"{output.name}_dequantized")
+        if source in fixed:  # an input, or another output: its name must stay
+            graph.node.append(need("onnx", "build").helper.make_node("Identity", [source], [output.name]))
+        else:
+            _rename(graph, source, output.name)
+            producer[output.name] = producer[source]
+    _drop_unread(graph)
 
 
-def _drop_unread(model: Any) -> None:
-    """Remove nodes whose outputs nobody reads."""
-    while True:
-        read = {name for node in model.graph.node for name in node.input} | {o.name for o in model.graph.output}
-        before = len(model.graph.node)
-        _keep(model.graph.node, lambda node, read=read: any(name in read for name in node.output))
-        if len(model.graph.node) == before:
-            return
+def _rename(graph: Any, old: str, new: str) -> None:
+    for node in graph.node:
+        for names in (node.input, node.output):
+            names[:] = [new if name == old else name for name in names]
+
+
+def _drop_unread(graph: Any) -> None:
+    """Remove nodes whose outputs nobody needs, and the constants and shapes of what is gone."""
+    needed = {output.name for output in graph.output}
+    for node in reversed(graph.node):
+        if needed.intersection(node.output):
+            needed.update(node.input)
+    _keep(graph.node, lambda node: bool(needed.intersection(node.output)))
+    _keep(graph.initializer, lambda tensor: tensor.name in needed)
+    _keep(graph.value_info, lambda value: value.name in needed)
 
 
 def _keep(repeated: Any, wanted: Any) -> None:

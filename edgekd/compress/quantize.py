@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from edgekd.compress.calibrate import calibration_feeds, tensor_ranges
+from edgekd.compress.calibrate import Samples, tensor_ranges
 from edgekd.compress.graph import drop_outputs, save, unquantize_outputs
 from edgekd.errors import ModelError
 from edgekd.files import need, quiet
@@ -49,28 +49,50 @@ def run(model: Path, samples: Path, scheme: Scheme, calibration: Calibration, fo
     Raises:
         ModelError: ONNX Runtime cannot quantize the graph, or nothing in it could be quantized.
     """
-    ort = need("onnxruntime.quantization", "build")
     onnx = need("onnx", "build")
     with tempfile.TemporaryDirectory(dir=folder) as temporary, quiet():
-        work = Path(temporary)
-        prepared, quantized = work / "prepared.onnx", work / "quantized.onnx"
         try:
-            ort.shape_inference.quant_pre_process(str(model), str(prepared))
-            ranges = tensor_ranges(prepared, calibration_feeds(samples, calibration), calibration, scheme, work / "all.onnx")
-            ort.calibrate.save_tensors_data(ranges, work / "ranges.json")
-            ort.quantize_static(
-                str(prepared), str(quantized), None, calibration_cache_path=str(work / "ranges.json"), calibrate_method=ranges.calibration_method, **_arguments(ort, scheme)
-            )
-        except (RuntimeError, ValueError, TypeError) as error:
-            raise ModelError(f"{model}: ONNX Runtime cannot quantize it: {error}") from error
-        graph = onnx.load(str(quantized))
+            quantized = _quantize(model, Samples(samples, calibration), scheme, Path(temporary))
+            graph = onnx.load(str(quantized))
+        except _failures() as error:
+            reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+            raise ModelError(f"{model}: ONNX Runtime cannot quantize it: {reason}") from error
     unquantize_outputs(graph)
-    save(graph, folder / ENGINE)
-    drop_outputs(folder / ENGINE, ("logits",), folder / DEPLOY)
     done, total = _count(graph)
     if done == 0:
-        raise ModelError(f"{model}: nothing in it could be quantized; the scheme quantizes {', '.join(scheme.operators)}")
+        operators = ", ".join(scheme.operators)
+        raise ModelError(f"{model}: nothing in it could be quantized; the scheme quantizes {operators}")
+    save(graph, folder / ENGINE)
+    drop_outputs(folder / ENGINE, ("logits",), folder / DEPLOY)
     return Quantized(done, total, {name: (folder / name).stat().st_size for name in (ENGINE, DEPLOY)})
+
+
+def _quantize(model: Path, samples: Samples, scheme: Scheme, work: Path) -> Path:
+    ort = need("onnxruntime.quantization", "build")
+    onnx = need("onnx", "build")
+    onnx.checker.check_model(onnx.load(str(model)), full_check=True)  # ONNX Runtime's tools assume as much
+    prepared, quantized, cache = work / "prepared.onnx", work / "quantized.onnx", work / "ranges.json"
+    ort.shape_inference.quant_pre_process(str(model), str(prepared))
+    ranges = tensor_ranges(prepared, samples, scheme, work / "calibrated.onnx")
+    ort.calibrate.save_tensors_data(ranges, cache)
+    ort.quantize_static(
+        str(prepared),
+        str(quantized),
+        None,
+        calibration_cache_path=str(cache),
+        calibrate_method=ranges.calibration_method,
+        **_arguments(ort, scheme),
+    )
+    return quantized
+
+
+def _failures() -> tuple[type[Exception], ...]:
+    """Return what the libraries raise at a graph that they cannot take; ONNX Runtime's errors share no base class."""
+    state = need("onnxruntime.capi.onnxruntime_pybind11_state", "build")
+    of_runtime = (state.Fail, state.InvalidArgument, state.InvalidGraph, state.InvalidProtobuf, state.NotImplemented)
+    of_onnx = (need("onnx.checker", "build").ValidationError, need("onnx.shape_inference", "build").InferenceError)
+    malformed = need("google.protobuf.message", "build").DecodeError
+    return (*of_runtime, state.RuntimeException, *of_onnx, malformed, RuntimeError, ValueError, TypeError)
 
 
 def _arguments(ort: Any, scheme: Scheme) -> dict[str, Any]:

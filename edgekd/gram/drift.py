@@ -20,7 +20,8 @@ class Drift:
     """Drift of a model's modality Gram against a reference's.
 
     Attributes:
-        mean: mean over samples of ``e_b = mean over pairs i < j of |G_b - G_b^ref|``; 0 is the same Gram, 2 the opposite.
+        mean: mean over samples of ``e_b = mean over pairs i < j of |G_b - G_b^ref|``; 0 is the same Gram, 2 the
+            opposite.
         bound: one-sided upper confidence bound of that mean.
         worst_pair: the pair of modalities with the largest mean, ``"a-b"``.
         worst_pair_mean: its mean.
@@ -40,6 +41,10 @@ class Drift:
     cka: float | None
     samples: int
     clusters: int | None
+
+
+#: The largest difference of two cosines.
+_LARGEST = 2.0
 
 
 @dataclass(frozen=True)
@@ -92,14 +97,14 @@ def upper_bound(errors: _Array, groups: np.ndarray[Any, Any] | None, bootstrap: 
     """Return the one-sided upper bound of the mean of ``errors`` [N] by the percentile bootstrap.
 
     Whole groups are resampled where samples come in groups: windows of one subject are not independent. Fewer samples
-    give a higher bound, so too little data fails a gate.
+    give a higher bound, so too little data fails a gate: one sample or group alone says nothing of how the mean varies,
+    and is bounded only by the largest drift there is.
     """
+    member = np.arange(len(errors)) if groups is None else np.unique(groups, return_inverse=True)[1]
+    sums, counts = np.bincount(member, weights=errors), np.bincount(member)
+    if len(sums) < 2:
+        return _LARGEST
     random = np.random.default_rng(bootstrap.seed)
-    if groups is None:
-        sums, counts = errors, np.ones(len(errors))
-    else:
-        _, member = np.unique(groups, return_inverse=True)
-        sums, counts = np.bincount(member, weights=errors), np.bincount(member).astype(np.float64)
     means = np.empty(bootstrap.resamples)
     for index in range(bootstrap.resamples):
         chosen = random.integers(0, len(sums), len(sums))

@@ -35,8 +35,8 @@ def normalize(z: Array, softness: float = 0.0) -> Array:
     Args:
         z: embeddings [..., D].
         softness: 0 for exact unit length, to measure with (a zero row stays zero). A positive value divides by
-            ``sqrt(|z|^2 + softness * mean |z|^2)`` instead: the gradient of exact normalisation is unbounded for rows near
-            zero, so training uses a little of it.
+            ``sqrt(|z|^2 + softness * mean |z|^2)`` instead: the gradient of exact normalisation is unbounded for rows
+            near zero, so training uses a little of it.
 
     Returns:
         [..., D], of the same kind and dtype as ``z``.
@@ -44,21 +44,22 @@ def normalize(z: Array, softness: float = 0.0) -> Array:
     square = (z * z).sum(-1, keepdims=True)
     if softness:
         square = square + softness * square.mean()
-    return z / namespace(z).sqrt(square).clip(1e-12)
+    # Clipped before the root, whose gradient at 0 is infinite: of a batch of zero rows it would make NaN.
+    return z / namespace(z).sqrt(square.clip(1e-24))
 
 
 def stack(embeddings: Mapping[str, Array], softness: float = 0.0) -> Array:
     """Normalise each modality's embeddings [B, D] and stack them to [B, M, D], in the mapping's order.
 
     Raises:
-        ValueError: the modalities differ in width; only the `intra` scope compares such embeddings.
+        ValueError: the modalities differ in width, so there is no inner product between them.
     """
     widths = {name: z.shape[-1] for name, z in embeddings.items()}
     if len(set(widths.values())) > 1:
         raise ValueError(
             "embeddings of one model must share a width for inner products between modalities, but are "
             + ", ".join(f"{name} {width}" for name, width in widths.items())
-            + "; give the encoders one width, or use the Gram scope 'intra' alone"
+            + "; give the encoders one width"
         )
     normalized = [normalize(z, softness) for z in embeddings.values()]
     return namespace(normalized[0]).stack(normalized, 1)

@@ -33,7 +33,8 @@ class Probe:
     @property
     def predictions(self) -> np.ndarray[Any, Any]:
         """Top-1 classes [N]."""
-        return self.logits.argmax(-1)
+        classes: np.ndarray[Any, Any] = self.logits.argmax(-1)
+        return classes
 
     def check_same_samples(self, other: Probe) -> None:
         """Raise ValueError unless both probes are of the same samples, in the same order, with the same modalities."""
@@ -46,7 +47,8 @@ class Probe:
         """Write an ``.npz`` atomically."""
         arrays = {f"embedding.{name}": z for name, z in self.embeddings.items()}
         with atomic_path(path) as temporary, temporary.open("wb") as stream:
-            np.savez(stream, ids=self.ids, logits=self.logits, **arrays)
+            # numpy's stub takes every keyword for allow_pickle
+            np.savez(stream, ids=self.ids, logits=self.logits, **arrays)  # type: ignore[arg-type]
 
     @classmethod
     def load(cls, path: Path) -> Probe:

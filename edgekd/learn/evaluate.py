@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import torch
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Dataset, Subset
 
+from edgekd.errors import TaskError
+from edgekd.gram.matrix import pair_cosines
 from edgekd.gram.probe import Probe
 from edgekd.learn.result import PROBE, WEIGHTS, Trained
 from edgekd.learn.taps import Tapped
@@ -17,7 +19,6 @@ from edgekd.learn.weights import save_weights
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
-
     from pathlib import Path
 
     from torch import nn
@@ -39,7 +40,7 @@ class Truth:
 
 def batches(split: Split) -> DataLoader[Batch]:
     """Return the split's batches in order."""
-    return DataLoader(split, _BATCH, collate_fn=collate)
+    return DataLoader(cast("Dataset[Any]", split), _BATCH, collate_fn=collate)
 
 
 def truth(split: Split) -> Truth:
@@ -68,7 +69,22 @@ def probe(model: nn.Module, taps: Mapping[str, Tap], split: Split) -> Probe:
             logits.append(batch_logits.float().cpu().numpy())
             embeddings.append({name: z.float().cpu().numpy() for name, z in batch_embeddings.items()})
     model.train(was_training)
-    return Probe(np.array(ids), np.concatenate(logits), {name: np.concatenate([e[name] for e in embeddings]) for name in taps})
+    return Probe(
+        np.array(ids), np.concatenate(logits), {name: np.concatenate([e[name] for e in embeddings]) for name in taps}
+    )
+
+
+def check_embeddings(model: nn.Module, taps: Mapping[str, Tap], split: Split) -> None:
+    """Make sure, before hours of training, that the ledger can be kept of this model.
+
+    Raises:
+        TaskError: a tap is wrong, or the embeddings differ in width.
+    """
+    few = Subset(cast("Dataset[Any]", split), range(min(2, len(split))))
+    try:
+        pair_cosines(probe(model, taps, cast("Split", few)).embeddings)
+    except ValueError as error:
+        raise TaskError(f"taps of {type(model).__name__}: {error}") from error
 
 
 def metric(task: LoadedTask, model: nn.Module, taps: Mapping[str, Tap], split: str) -> float:

@@ -18,6 +18,7 @@ from edgekd.learn.evaluate import batches, truth
 from edgekd.learn.result import CALIBRATION, TEST, Exported, TaskFacts, onnx_name
 from edgekd.learn.taps import Tapped
 from edgekd.runtime.ort import open_engine
+from edgekd.runtime.session import write_arrays
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -39,7 +40,12 @@ class Network:
 
 
 def run(
-    task: LoadedTask, networks: Mapping[str, Network], config: ExportConfig, opset: int, folder: Path, report: StageReporter
+    task: LoadedTask,
+    networks: Mapping[str, Network],
+    config: ExportConfig,
+    opset: int,
+    folder: Path,
+    report: StageReporter,
 ) -> Exported:
     """Export every network into ``folder`` and check it against torch in ONNX Runtime.
 
@@ -57,8 +63,8 @@ def run(
         parity[name] = _parity(network, inputs, path)
         if not parity[name] <= config.tolerance:
             raise ModelError(
-                f"{name}: the exported ONNX differs from torch by {parity[name]:.2g} of the output's magnitude, more than "
-                f"export.tolerance = {config.tolerance:g}; see {path}"
+                f"{name}: the exported ONNX differs from torch by {parity[name]:.2g} of the output's magnitude, more "
+                f"than export.tolerance = {config.tolerance:g}; see {path}"
             )
         report.advance(done, len(networks), f"{name}: differs from torch by {parity[name]:.1e}")
     return Exported(parity, {name: (folder / onnx_name(name)).stat().st_size for name in networks}, _facts(task))
@@ -82,8 +88,7 @@ def save_samples(split: Split, path: Path) -> None:
     arrays = {name: np.concatenate(parts) for name, parts in columns.items()}
     if known.groups is not None:
         arrays["groups"] = known.groups
-    with atomic_path(path) as temporary, temporary.open("wb") as stream:
-        np.savez(stream, ids=known.ids, labels=known.labels, **arrays)
+    write_arrays(path, {"ids": known.ids, "labels": known.labels, **arrays})
 
 
 class _WithEmbeddings(nn.Module):
@@ -103,7 +108,7 @@ def write_onnx(network: Network, inputs: Mapping[str, Tensor], opset: int, path:
     """Export one network with a dynamic batch and the outputs ``logits`` and ``embedding.<modality>``.
 
     Raises:
-        ModelError: torch cannot export it.
+        ModelError: torch cannot export it, or not for any number of samples.
     """
     network.model.eval().cpu()
     outputs = ["logits", *(f"embedding.{name}" for name in network.taps)]
@@ -121,19 +126,35 @@ def write_onnx(network: Network, inputs: Mapping[str, Tensor], opset: int, path:
                 verbose=False,
             )
         except (RuntimeError, torch.onnx.errors.OnnxExporterError) as error:
-            lines = str(error).strip().splitlines()
-            raise ModelError(f"torch cannot export {type(network.model).__name__} to ONNX: {lines[0]}") from error
+            # torch's own message is a page of advice for its developers; its cause says what is wrong.
+            what = str(error.__cause__ or error).strip().partition("\n")[0]
+            raise ModelError(f"torch cannot export {type(network.model).__name__} to ONNX: {what}") from error
+    assert program is not None  # None is what the older exporter returns
+    for value in program.model.graph.inputs:
+        size = value.shape[0] if value.shape else None
+        if isinstance(size, int):
+            raise ModelError(
+                f"{type(network.model).__name__} works for batches of {size} only: its code fixes the batch, "
+                "e.g. by a view() or reshape() to constants; write -1 there"
+            )
     with atomic_path(path) as temporary:
         program.save(str(temporary), external_data=False)
 
 
 def _parity(network: Network, inputs: Mapping[str, Tensor], path: Path) -> float:
+    """Return the largest difference, on all inputs and on the first alone: a graph can be right for one batch only."""
+    first = {name: x[:1] for name, x in inputs.items()}
+    return float(np.max([_difference(network, feeds, path) for feeds in (inputs, first)]))
+
+
+def _difference(network: Network, inputs: Mapping[str, Tensor], path: Path) -> float:
     with torch.inference_mode(), Tapped(network.model, network.taps) as tapped:
         logits, embeddings = tapped(list(inputs.values()))
     expected = {"logits": logits, **{f"embedding.{name}": z for name, z in embeddings.items()}}
     with open_engine(path) as session:
         found = session.run({name: x.numpy() for name, x in inputs.items()})
-    return max(
-        float(np.abs(found[name] - value.numpy()).max() / max(value.abs().max().item(), 1e-6))
+    shares = [
+        np.abs(found[name] - value.numpy()).max() / max(value.abs().max().item(), 1e-6)
         for name, value in expected.items()
-    )
+    ]
+    return float(np.max(shares))  # NaN stays NaN, which no tolerance allows

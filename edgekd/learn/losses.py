@@ -33,7 +33,7 @@ def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
 
 
 def kd_loss(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
-    """Return ``T^2 * KL(teacher || student)`` of softened logits [B, C], mean over samples (Hinton et al., 1503.02531)."""
+    """Return ``T^2 * KL(teacher || student)`` of softened logits [B, C], mean over samples (arXiv 1503.02531)."""
     log_student = functional.log_softmax(student.float() / temperature, dim=1)
     log_teacher = functional.log_softmax(teacher.float() / temperature, dim=1)
     divergence = functional.kl_div(log_student, log_teacher, reduction="batchmean", log_target=True)
@@ -57,7 +57,9 @@ def gram_loss(student: Mapping[str, Tensor], teacher: Mapping[str, Tensor], scop
         student = {name: z.float() for name, z in student.items()}
         teacher = {name: z.detach().float() for name, z in teacher.items()}
         if scope == "intra":
-            losses = [_off_diagonal(intra_gram(_soft(student[name])), intra_gram(_soft(teacher[name]))) for name in student]
+            losses = [
+                _off_diagonal(intra_gram(_soft(student[name])), intra_gram(_soft(teacher[name]))) for name in student
+            ]
             return torch.stack(losses).mean()
         try:
             ours, theirs = stack(student, SOFTNESS), stack(teacher, SOFTNESS)

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -19,17 +20,17 @@ class Standardize(nn.Module):
     """
 
     mean: Tensor
-    scale: Tensor
+    variance: Tensor
 
     def __init__(self, samples: Tensor) -> None:
         super().__init__()
         over = [dim for dim in range(samples.dim()) if dim != 1]
-        self.register_buffer("mean", samples.mean(over, keepdim=True)[0])
-        self.register_buffer("scale", 1 / samples.std(over, keepdim=True)[0].clamp_min(1e-6))
+        self.register_buffer("mean", samples.mean(over))
+        self.register_buffer("variance", samples.var(over).clamp_min(1e-12))
 
     def forward(self, x: Tensor) -> Tensor:
-        """Standardise [B, C, ...]."""
-        return (x - self.mean) * self.scale
+        """Standardise [B, C, ...]; as batch_norm it is one node of the exported graph, not two."""
+        return functional.batch_norm(x, self.mean, self.variance, eps=0.0)
 
 
 class MlpEncoder(nn.Sequential):
@@ -55,12 +56,11 @@ class _ConvEncoder(nn.Module):
             source, sink = channels[index], channels[index + 1]
             layers += [conv(source, sink, kernel, stride=2, padding=kernel // 2, bias=False), norm(sink), nn.ReLU()]
         self.features = nn.Sequential(*layers)
-        self.pool = {1: nn.AdaptiveAvgPool1d, 2: nn.AdaptiveAvgPool2d}[dimensions](1)
         self.embed = nn.Linear(channels[-1], width)
 
     def forward(self, x: Tensor) -> Tensor:
         """Encode [B, C, ...] to [B, width]."""
-        embedding: Tensor = self.embed(self.pool(self.features(x)).flatten(1))
+        embedding: Tensor = self.embed(self.features(x).flatten(2).mean(2))
         return embedding
 
 
@@ -91,7 +91,9 @@ class LateFusion(nn.Module):
     def __init__(self, encoders: Mapping[str, nn.Module], width: int, hidden: int, classes: int) -> None:
         super().__init__()
         self.encoders = nn.ModuleDict(encoders)
-        self.head = nn.Sequential(nn.ReLU(), nn.Linear(width * len(encoders), hidden), nn.ReLU(), nn.Linear(hidden, classes))
+        self.head = nn.Sequential(
+            nn.ReLU(), nn.Linear(width * len(encoders), hidden), nn.ReLU(), nn.Linear(hidden, classes)
+        )
 
     def forward(self, *inputs: Tensor) -> Tensor:
         """Return logits [B, classes] of the modalities' batches, in order."""

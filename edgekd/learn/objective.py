@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from edgekd.learn.taps import Tapped
     from edgekd.learn.task import Batch
     from edgekd.progress import StageReporter
-    from edgekd.recipe import LossConfig
+    from edgekd.recipe import LossConfig, Scope
 
 
 class Supervised:
@@ -42,8 +42,8 @@ class Supervised:
 class Balance:
     """Weights that hold each extra loss at a stated multiple of a base loss's gradient norm.
 
-    A fixed weight does not carry over between normalisations, batch sizes or models; a share of the gradient does. Norms
-    are taken on the embeddings, where both gradients are cheap, and averaged over steps.
+    A fixed weight does not carry over between normalisations, batch sizes or models; a share of the gradient does.
+    Norms are taken on the embeddings, where both gradients are cheap, and averaged over steps.
     """
 
     #: Norms are measured at each of the first steps, then only now and then: they change slowly.
@@ -53,25 +53,31 @@ class Balance:
     LARGEST = 1e4
     SMALLEST = 1e-6
 
-    def __init__(self, shares: Mapping[str, float]) -> None:
-        self.shares = {name: share for name, share in shares.items() if share > 0}
+    def __init__(self, shares: Mapping[Scope, float]) -> None:
+        self.shares = {scope: share for scope, share in shares.items() if share > 0}
         self._step = 0
         self._norms: dict[str, float] = {}
-        self.weights: dict[str, float] = dict.fromkeys(self.shares, 0.0)
+        self.weights = dict.fromkeys(self.shares, 0.0)
 
-    def update(self, base: Tensor, extra: Mapping[str, Tensor], embeddings: Sequence[Tensor]) -> None:
-        """Measure the gradient norms if it is time to, and set the weights."""
+    def update(self, base: Tensor, extra: Mapping[Scope, Tensor], embeddings: Sequence[Tensor]) -> None:
+        """Measure the gradient norms if it is time to, and set the weights.
+
+        Args:
+            base: the loss whose gradient is the measure.
+            extra: for each scope its loss.
+            embeddings: tensors that all the losses are functions of: the taps' outputs before they are pooled.
+        """
         due = self._step < self.FIRST or self._step % self.EVERY == 0
         self._step += 1
         if not due:
             return
-        for name, loss in {"base": base, **extra}.items():
+        for name, loss in [("base", base), *extra.items()]:
             norm = _gradient_norm(loss, embeddings)
             self._norms[name] = self.MOMENTUM * self._norms.get(name, norm) + (1 - self.MOMENTUM) * norm
         for name, share in self.shares.items():
             self.weights[name] = min(share * self._norms["base"] / max(self._norms[name], 1e-12), self.LARGEST)
 
-    def vanished(self) -> list[str]:
+    def vanished(self) -> list[Scope]:
         """Return the losses whose weight has fallen to nothing."""
         return [name for name, weight in self.weights.items() if self._step > self.FIRST and not weight > self.SMALLEST]
 
@@ -85,8 +91,9 @@ class Balance:
 
 
 def _gradient_norm(loss: Tensor, embeddings: Sequence[Tensor]) -> float:
-    gradients = torch.autograd.grad(loss, embeddings, retain_graph=True, allow_unused=True)
-    return float(torch.stack([g.float().square().sum() for g in gradients if g is not None]).sum().sqrt())
+    # A tap may lie beside the way to the logits, whose losses then have no gradient there.
+    gradients = torch.autograd.grad(loss, embeddings, retain_graph=True, allow_unused=True, materialize_grads=True)
+    return float(torch.stack([g.float().square().sum() for g in gradients]).sum().sqrt())
 
 
 class Distillation:
@@ -117,14 +124,17 @@ class Distillation:
         with torch.no_grad():
             teacher_logits, teacher_embeddings = self.teacher(inputs)
             anchor = teacher_embeddings if self.anchor is self.teacher else self.anchor(inputs)[1]
-        logits, embeddings = self.student(inputs)
-        ce = cross_entropy(logits, batch.labels)
-        kd = kd_loss(logits, teacher_logits, self.config.temperature)
+        student = self.student.read(inputs)
+        ce = cross_entropy(student.logits, batch.labels)
+        kd = kd_loss(student.logits, teacher_logits, self.config.temperature)
         base = self.config.ce * ce + self.config.kd * kd
-        grams = {scope: gram_loss(embeddings, anchor, scope) for scope in self.config.gram if self.config.gram[scope] > 0}
-        self.balance.update(base, grams, list(embeddings.values()))
-        self._warn_of_vanished()
-        total = base + sum((self.balance.weights[name] * loss for name, loss in grams.items()), torch.zeros((), device=base.device))
+        grams = {scope: gram_loss(student.embeddings, anchor, scope) for scope in self.balance.shares}
+        if grams:
+            self.balance.update(base, grams, list(student.outputs.values()))
+            self._warn_of_vanished()
+        total = base + sum(
+            (self.balance.weights[name] * loss for name, loss in grams.items()), torch.zeros((), device=base.device)
+        )
         figures: dict[str, Tensor | float] = {"ce": ce.detach(), "kd": kd.detach()}
         figures |= {f"gram.{name}": loss.detach() for name, loss in grams.items()}
         figures |= {f"weight.{name}": weight for name, weight in self.balance.weights.items()}
@@ -133,7 +143,10 @@ class Distillation:
     def _warn_of_vanished(self) -> None:
         for name in set(self.balance.vanished()) - self._warned:
             self._warned.add(name)
-            self.report.warn(f"the weight of Gram scope '{name}' fell to 0: it no longer trains anything")
+            self.report.warn(
+                f"the weight of Gram scope '{name}' fell to 0 and it trains nothing: no gradient of the logit losses "
+                "reaches the embeddings that it is measured against"
+            )
 
     def state(self) -> dict[str, Any]:
         """Return what a resumed run needs."""

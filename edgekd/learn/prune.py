@@ -7,7 +7,8 @@ plain weights, without a pickle.
 from __future__ import annotations
 
 import json
-import logging
+from collections.abc import Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -15,16 +16,18 @@ import torch
 from torch import Tensor, nn
 
 from edgekd.errors import ModelError, TaskError, nearest
-from edgekd.files import need, write_text
+from edgekd.files import need, quiet, write_text
 from edgekd.learn.evaluate import batches, keep, metric
+from edgekd.learn.losses import cross_entropy
 from edgekd.learn.objective import Distillation
 from edgekd.learn.result import REMOVED, WEIGHTS, Trained
 from edgekd.learn.taps import Tapped
+from edgekd.learn.task import UNLABELLED
 from edgekd.learn.train import Fit, compute_device, fit
 from edgekd.learn.weights import load_weights
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterator, Sequence
     from pathlib import Path
 
     from edgekd.learn.taps import Taps
@@ -48,7 +51,13 @@ class Networks:
 
 
 def run(
-    task: LoadedTask, networks: Networks, taps: Taps, config: PruneConfig, seed: int, folder: Path, report: StageReporter
+    task: LoadedTask,
+    networks: Networks,
+    taps: Taps,
+    config: PruneConfig,
+    seed: int,
+    folder: Path,
+    report: StageReporter,
 ) -> Trained:
     """Prune and fine-tune into ``folder``.
 
@@ -67,7 +76,9 @@ def run(
     if config.ratio > 0:
         removed = remove_channels(model, taps.student, inputs, examples.labels[: config.batch_size], config)
         if not removed:
-            report.warn(f"nothing was pruned: at ratio {config.ratio} no layer gives {config.round_to} channels (round_to)")
+            report.warn(
+                f"nothing was pruned: at ratio {config.ratio} no layer gives {config.round_to} channels (round_to)"
+            )
     write_text(folder / REMOVED, json.dumps(removed))
     history = []
     if removed:
@@ -88,9 +99,9 @@ def rebuild(model: nn.Module, task: LoadedTask, folder: Path) -> nn.Module:
     if removed:
         inputs = list(next(iter(batches(task.splits["train"]))).inputs.values())
         graph = need("torch_pruning", "build").DependencyGraph()
-        with _parameters_trainable(model):
-            graph.build_dependency(model, tuple(x[:2] for x in inputs))
-        graph.load_pruning_history(removed)
+        with quiet(), _parameters_trainable(model):
+            graph.build_dependency(model, tuple(x[:2] for x in inputs), output_transform=_tensors)
+            graph.load_pruning_history(removed)
     return load_weights(model, folder / WEIGHTS)
 
 
@@ -110,35 +121,57 @@ def remove_channels(
         What was removed; empty when nothing was.
 
     Raises:
-        TaskError: ``ignore`` names no module.
+        TaskError: ``ignore`` names no module, or the Taylor importance has no label to start from.
         ModelError: torch-pruning cannot prune this network, or a width that must stay has changed.
     """
     pruning = need("torch_pruning", "build")
-    logging.getLogger("torch_pruning").setLevel(logging.ERROR)
     model.eval()
     before = _widths(model, taps, inputs)
-    with _parameters_trainable(model):
+    with quiet(), _parameters_trainable(model):
         kept = {*_width_givers(model, taps, inputs), *_ignored(model, config.ignore)}
-        pruner = pruning.pruner.BasePruner(
-            model,
-            tuple(x[:2] for x in inputs),
-            importance=_importance(pruning, config.importance),
-            pruning_ratio=config.ratio,
-            ignored_layers=list(kept),
-            round_to=config.round_to,
-        )
         if config.importance == "taylor":
-            nn.functional.cross_entropy(Tapped(model, {})(list(inputs))[0], labels).backward()
+            _accumulate_gradients(model, inputs, labels)
         try:
+            pruner = pruning.pruner.BasePruner(
+                model,
+                tuple(x[:2] for x in inputs),
+                importance=_importance(pruning, config.importance),
+                pruning_ratio=config.ratio,
+                ignored_layers=list(kept),
+                round_to=config.round_to,
+                output_transform=_tensors,
+            )
             pruner.step()
         except (RuntimeError, ValueError, IndexError, AssertionError) as error:
-            raise ModelError(f"torch-pruning cannot prune {type(model).__name__}: {error}; try [prune] ignore") from error
+            raise ModelError(
+                f"torch-pruning cannot prune {type(model).__name__}: {error}; try [prune] ignore"
+            ) from error
         model.zero_grad(set_to_none=True)
     after = _widths(model, taps, inputs)
     if before != after:
-        raise ModelError(f"pruning changed widths that must stay: {before} became {after}; add the layers to [prune] ignore")
+        raise ModelError(
+            f"pruning changed widths that must stay: {before} became {after}; add the layers to [prune] ignore"
+        )
     removed: History = pruner.pruning_history()
     return removed
+
+
+def _accumulate_gradients(model: nn.Module, inputs: Sequence[Tensor], labels: Tensor) -> None:
+    if bool((labels == UNLABELLED).all()):
+        raise TaskError("[prune] importance = 'taylor' needs labels, and the first training samples have none")
+    logits, _ = Tapped(model, {})(inputs)
+    torch.autograd.backward(cross_entropy(logits, labels))
+
+
+def _tensors(output: Any) -> list[Tensor]:
+    """Return every tensor in what a model gives, however it is packed: torch-pruning traces back from them."""
+    if isinstance(output, Tensor):
+        return [output] if output.requires_grad else []
+    if isinstance(output, Mapping):
+        parts = list(output.values())
+    else:
+        parts = list(output) if isinstance(output, list | tuple) else list(getattr(output, "__dict__", {}).values())
+    return [tensor for part in parts for tensor in _tensors(part)]
 
 
 def _importance(pruning: Any, name: str) -> Any:
@@ -171,7 +204,7 @@ def _width_givers(model: nn.Module, taps: Mapping[str, Tap], inputs: Sequence[Te
     """
     with Tapped(model, taps) as tapped:
         logits, embeddings = tapped(list(inputs))
-    owner = {id(m.weight): m for m in model.modules() if isinstance(m, _PRUNABLE)}
+    owner: dict[int, nn.Module] = {id(m.weight): m for m in model.modules() if isinstance(m, _PRUNABLE)}
     found: dict[int, nn.Module] = {}
     pending = [output.grad_fn for output in (logits, *embeddings.values())]
     seen: set[Any] = set()
@@ -198,16 +231,16 @@ def _layer_of(node: Any, owner: dict[int, nn.Module]) -> nn.Module | None:
     return None
 
 
-class _parameters_trainable:  # noqa: N801  (used like a function)
-    """Let gradients flow for as long as it holds: both graph walks read the autograd graph."""
+@contextmanager
+def _parameters_trainable(model: nn.Module) -> Iterator[None]:
+    """Let gradients flow for as long as it holds: both graph walks read the autograd graph.
 
-    def __init__(self, model: nn.Module) -> None:
-        self.model = model
-        self.before = {id(p): p.requires_grad for p in model.parameters()}
-
-    def __enter__(self) -> None:
-        self.model.requires_grad_(True)
-
-    def __exit__(self, *_: object) -> None:
-        for parameter in self.model.parameters():
-            parameter.requires_grad_(self.before.get(id(parameter), True))
+    Told apart by name, since pruning puts new parameters in the place of the old ones.
+    """
+    before = {name: parameter.requires_grad for name, parameter in model.named_parameters()}
+    model.requires_grad_(True)
+    try:
+        yield
+    finally:
+        for name, parameter in model.named_parameters():
+            parameter.requires_grad_(before[name])

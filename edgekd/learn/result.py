@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 #: Raised by one whenever a stage's code changes its results: older ones are then made anew.
-VERSIONS = {"teacher": 1, "distill": 1, "prune": 1, "export": 1}
+VERSIONS = {"teacher": 2, "distill": 2, "prune": 2, "export": 2}
 
 #: A trained model's weights, its probe of the test split, and what was pruned from it, in its stage's folder.
 WEIGHTS, PROBE, REMOVED = "model.safetensors", "probe.npz", "removed.json"
@@ -51,7 +51,8 @@ class Exported:
     """``<name>.onnx`` for each network.
 
     Attributes:
-        parity: for each network the largest |ONNX - torch| over all outputs, as a share of the output's largest magnitude.
+        parity: for each network the largest |ONNX - torch| over all outputs, as a share of the output's largest
+            magnitude.
         sizes: bytes of each network's file.
         facts: of the task.
     """

@@ -27,12 +27,28 @@ class Taps:
     student: Mapping[str, Tap]
 
 
+@dataclass(frozen=True)
+class Reading:
+    """What one forward pass gave.
+
+    Attributes:
+        logits: [B, C].
+        embeddings: for each modality [B, D].
+        outputs: for each modality what the tapped module put out, before it was pooled: the tensor that the rest of
+            the network reads, so the losses of logits and of embeddings both have a gradient there.
+    """
+
+    logits: Tensor
+    embeddings: dict[str, Tensor]
+    outputs: dict[str, Tensor]
+
+
 class Tapped(AbstractContextManager["Tapped"]):
     """A model whose embeddings are read at its taps. Use it as a context manager: hooks are removed at its end.
 
     Args:
-        model: any module; it is called with the modalities' batches in order, and gives logits (a tensor, the first of a
-            tuple, or the ``logits`` of a dict or an object).
+        model: any module; it is called with the modalities' batches in order, and gives logits (a tensor, the first of
+            a tuple, or the ``logits`` of a dict or an object).
         taps: for each modality, in order, where its embedding is.
 
     Raises:
@@ -42,7 +58,7 @@ class Tapped(AbstractContextManager["Tapped"]):
     def __init__(self, model: nn.Module, taps: Mapping[str, Tap]) -> None:
         self.model = model
         self.taps = taps
-        self._seen: dict[str, list[Any]] = {}
+        self._seen: dict[str, list[Any]] | None = None
         modules = dict(model.named_modules())
         for modality, tap in taps.items():
             if tap.module not in modules:
@@ -52,22 +68,28 @@ class Tapped(AbstractContextManager["Tapped"]):
                 )
         self._modules = {tap.module: modules[tap.module] for tap in taps.values()}
         self._handles: list[RemovableHandle] = []
+        self._entered = 0
 
     def __enter__(self) -> Tapped:
-        for path, module in self._modules.items():
-            self._handles.append(module.register_forward_hook(self._record(path)))
+        self._entered += 1
+        if self._entered == 1:
+            for path, module in self._modules.items():
+                self._handles.append(module.register_forward_hook(self._record(path)))
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        for handle in self._handles:
-            handle.remove()
-        self._handles.clear()
+        self._entered -= 1
+        if self._entered == 0:
+            for handle in self._handles:
+                handle.remove()
+            self._handles.clear()
 
     def _record(self, path: str) -> Any:
         def hook(_module: nn.Module, _inputs: Any, output: Any) -> None:
-            self._seen.setdefault(path, []).append(output)
+            if self._seen is not None:  # others may run the model meanwhile, e.g. to validate it
+                self._seen.setdefault(path, []).append(output)
 
         return hook
 
@@ -81,28 +103,49 @@ class Tapped(AbstractContextManager["Tapped"]):
             logits [B, C], and for each modality its embedding [B, D].
 
         Raises:
-            TaskError: a tap's module was not called, was called several times with none chosen, or gives something that
+            TaskError: a tap's module was not called, gives the same output to two modalities, or gives something that
                 cannot be made one vector a sample.
         """
-        self._seen.clear()
-        logits = _logits(self.model(*inputs))
-        embeddings = {modality: self._embedding(modality, tap) for modality, tap in self.taps.items()}
-        self._seen.clear()
-        return logits, embeddings
+        reading = self.read(inputs)
+        return reading.logits, reading.embeddings
 
-    def _embedding(self, modality: str, tap: Tap) -> Tensor:
-        where = f"tap of '{modality}' at '{tap.module}'"
-        outputs = self._seen.get(tap.module, [])
+    def read(self, inputs: Sequence[Tensor]) -> Reading:
+        """Run the model, as a call does, and return the taps' outputs before they are pooled, too."""
+        self._seen = {}
+        try:
+            logits = _logits(self.model(*inputs))
+            outputs = {modality: self._output(modality, self._seen) for modality in self.taps}
+        finally:
+            self._seen = None
+        embeddings = {name: _pool(output, self.taps[name], self._where(name)) for name, output in outputs.items()}
+        for name, z in embeddings.items():
+            if z.shape[0] != logits.shape[0]:
+                raise TaskError(
+                    f"{self._where(name)}: gives {z.shape[0]} vectors for a batch of {logits.shape[0]}; its first "
+                    "dimension must be the batch"
+                )
+        return Reading(logits, embeddings, outputs)
+
+    def _where(self, modality: str) -> str:
+        return f"tap of '{modality}' at '{self.taps[modality].module}'"
+
+    def _output(self, modality: str, seen: Mapping[str, list[Any]]) -> Tensor:
+        where, tap = self._where(modality), self.taps[modality]
+        outputs = seen.get(tap.module, [])
         if tap.call >= len(outputs):
-            raise TaskError(f"{where}: the module was called {len(outputs)} times in a forward pass, call {tap.call} is read")
+            raise TaskError(
+                f"{where}: the module was called {len(outputs)} times in a forward pass, call {tap.call} is read"
+            )
         sharing = [other for other, t in self.taps.items() if (t.module, t.call) == (tap.module, tap.call)]
         if len(sharing) > 1:
             raise TaskError(f"{where}: {', '.join(sharing)} read the same output; set 'call' if the encoder is shared")
         output = outputs[tap.call]
         output = output[0] if isinstance(output, tuple | list) else getattr(output, "last_hidden_state", output)
         if not isinstance(output, Tensor):
-            raise TaskError(f"{where}: the module gives a {type(output).__name__}, not a tensor; tap a module inside it")
-        return _pool(output, tap, where)
+            raise TaskError(
+                f"{where}: the module gives a {type(output).__name__}, not a tensor; tap a module inside it"
+            )
+        return output
 
 
 def _logits(output: Any) -> Tensor:
@@ -153,6 +196,6 @@ def resolve_taps(
     if absent:
         raise TaskError(
             f"[{kind}.taps]: no tap for {', '.join(absent)}; name the module whose output is its embedding, "
-            f"e.g. {absent[0]} = \"encoders.{absent[0]}\""
+            f'e.g. {absent[0]} = "encoders.{absent[0]}"'
         )
     return {name: tap if isinstance(tap := merged[name], Tap) else Tap(module=tap) for name in modalities}

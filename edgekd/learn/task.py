@@ -9,7 +9,9 @@ from __future__ import annotations
 import hashlib
 import importlib
 import importlib.util
+import inspect
 import sys
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, cast, runtime_checkable
@@ -21,7 +23,7 @@ from torch import Tensor
 from edgekd.errors import TaskError, nearest
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
 
     from torch import nn
 
@@ -81,7 +83,10 @@ class Batch:
 
 
 class Split(Protocol):
-    """Any torch map-style dataset of :class:`Sample`."""
+    """Any torch map-style dataset of :class:`Sample`.
+
+    Optional attribute: ``ids``, each sample's id in order. Without it, loading the task reads every sample for its id.
+    """
 
     def __len__(self) -> int:
         """Number of samples."""
@@ -106,6 +111,14 @@ class ArraySplit:
     labels: Tensor
     groups: Sequence[str] | None = None
 
+    def __post_init__(self) -> None:
+        columns = {"labels": self.labels, **self.inputs, **({} if self.groups is None else {"groups": self.groups})}
+        for name, column in columns.items():
+            if len(column) != len(self.ids):
+                raise TaskError(f"a split has {len(self.ids)} ids, but {len(column)} of '{name}'")
+        if self.labels.dtype != torch.int64:
+            raise TaskError(f"a split's labels are {self.labels.dtype}, must be int64")
+
     def __len__(self) -> int:
         return len(self.ids)
 
@@ -127,10 +140,10 @@ class ArraySplit:
 class Task(Protocol):
     """What a user brings.
 
-    Optional attributes: ``classes`` (names, for the manifest), ``files`` (paths the task reads; when given, a build that
-    is up to date need not even load the task), ``teacher_taps`` and ``student_taps`` (default taps, which the recipe
-    overrides), ``metric_name``, ``metric(logits, labels) -> float`` and ``higher_is_better`` (default: accuracy),
-    ``licence`` and ``citation`` of the data.
+    Optional attributes: ``classes`` (names, for the manifest), ``files`` (paths the task reads; when given, a build
+    that is up to date need not even load the task), ``teacher_taps`` and ``student_taps`` (default taps, which the
+    recipe overrides), ``metric_name``, ``metric(logits, labels) -> float`` and ``higher_is_better`` (default:
+    accuracy), ``licence`` and ``citation`` of the data.
     """
 
     modalities: Sequence[Modality]
@@ -219,13 +232,14 @@ class LoadedTask:
 
 
 def _digest_split(split: Split, hasher: Any) -> None:
+    covered = set(np.linspace(0, len(split) - 1, min(256, len(split))).astype(int).tolist())
     if isinstance(split, ArraySplit):
-        hasher.update("\n".join(split.ids).encode())
+        hasher.update(repr((list(split.ids), split.groups and list(split.groups))).encode())
         hasher.update(split.labels.numpy().tobytes())
-    for index in np.unique(np.linspace(0, len(split) - 1, min(256, len(split))).astype(int)):
-        sample = split[int(index)]
-        hasher.update(f"{sample.id} {sample.label} {sample.group}".encode())
-        for name, x in sample.inputs.items():
+    for index in sorted(covered) if isinstance(split, ArraySplit) else range(len(split)):
+        sample = split[index]
+        hasher.update(repr((sample.id, sample.label, sample.group)).encode())
+        for name, x in sample.inputs.items() if index in covered else ():
             hasher.update(name.encode())
             hasher.update(x.contiguous().numpy().tobytes())
 
@@ -238,9 +252,10 @@ def load_task(config: TaskConfig) -> LoadedTask:
     """
     factory, module_file = _find(config.name)
     try:
-        task = factory(**config.options)
+        inspect.signature(factory).bind(**config.options)
     except TypeError as error:
         raise TaskError(f"task {config.name}: cannot be made with options {config.options}: {error}") from error
+    task = factory(**config.options)
     if not isinstance(task, Task):
         missing = [name for name in ("modalities", "splits", "teacher", "student") if not hasattr(task, name)]
         raise TaskError(f"task {config.name}: lacks {', '.join(missing)}")
@@ -283,59 +298,87 @@ def _import_file(path: Path) -> Any:
     """Import a user's file, with its folder importable, so that it may import its neighbours."""
     if not path.is_file():
         raise TaskError(f"{path}: no such task file")
-    sys.path.insert(0, str(path.parent))
-    spec = importlib.util.spec_from_file_location(path.stem, path)
+    path = path.resolve()
+    # By its path, so that a file called random.py does not become everyone's module 'random'.
+    spec = importlib.util.spec_from_file_location(str(path), path)
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
-    sys.modules[path.stem] = module
-    try:
-        spec.loader.exec_module(module)
-    except SyntaxError as error:
-        raise TaskError(f"{path}:{error.lineno}: {error.msg}") from error
+    sys.modules[spec.name] = module
+    with _importable(str(path.parent)):
+        try:
+            spec.loader.exec_module(module)
+        except SyntaxError as error:
+            raise TaskError(f"{error.filename}:{error.lineno}: {error.msg}") from error
     return module
+
+
+@contextmanager
+def _importable(folder: str) -> Iterator[None]:
+    """Put a folder first on the import path, as for a script, and leave it last: later imports are the others'."""
+    sys.path.insert(0, folder)
+    try:
+        yield
+    finally:
+        sys.path.remove(folder)
+        if folder not in sys.path:
+            sys.path.append(folder)
 
 
 def _sources(module_file: Path) -> tuple[Path, ...]:
     """The task's own file and all modules loaded from its folder: a change of any makes it another task."""
     folder = module_file.parent
-    files = {module_file}
-    for module in list(sys.modules.values()):
-        origin = getattr(module, "__file__", None)
-        if origin and Path(origin).suffix == ".py" and Path(origin).resolve().is_relative_to(folder):
-            files.add(Path(origin).resolve())
-    return tuple(sorted(files))
+    origins = [getattr(module, "__file__", None) for module in list(sys.modules.values())]
+    files = {Path(origin).resolve() for origin in origins if origin and origin.endswith(".py")}
+    # A virtual environment may lie in the folder: its packages are not the task's.
+    own = {file for file in files if file.is_relative_to(folder) and not _installed(file.relative_to(folder))}
+    return tuple(sorted({module_file, *own}))
+
+
+def _installed(file: Path) -> bool:
+    return not {"site-packages", "dist-packages"}.isdisjoint(file.parts)
 
 
 def _check(name: str, task: Task, splits: Mapping[str, Split]) -> None:
+    modalities = [modality.name for modality in task.modalities]
+    if len(set(modalities)) < max(len(modalities), 2):
+        raise TaskError(f"task {name}: has modalities {modalities}; a modality Gram needs two or more, each named once")
     absent = [split for split in SPLITS if split not in splits]
     if absent:
         raise TaskError(f"task {name}: splits() lacks {', '.join(absent)}; it needs {', '.join(SPLITS)}")
     owner: dict[str, str] = {}
     for split_name in SPLITS:
         split = splits[split_name]
+        where = f"task {name}, split '{split_name}'"
         if len(split) == 0:
-            raise TaskError(f"task {name}: split '{split_name}' is empty")
-        for sample_id in _ids(split):
+            raise TaskError(f"{where}: is empty")
+        _check_sample(where, task, split[0])
+        for sample_id in _ids(where, split):
             if sample_id in owner:
                 raise TaskError(
                     f"task {name}: sample '{sample_id}' is in split '{owner[sample_id]}' and again in '{split_name}'; "
                     "splits must be disjoint and ids unique, or every measured number is wrong"
                 )
             owner[sample_id] = split_name
-        _check_sample(f"task {name}, split '{split_name}'", task, split[0])
 
 
-def _ids(split: Split) -> Sequence[str]:
+def _ids(where: str, split: Split) -> Sequence[str]:
     ids = getattr(split, "ids", None)
-    return ids if ids is not None else [split[index].id for index in range(len(split))]
+    if ids is None:
+        return [split[index].id for index in range(len(split))]
+    if len(ids) != len(split) or ids[0] != split[0].id:
+        raise TaskError(f"{where}: its attribute 'ids' must hold the id of each of its {len(split)} samples, in order")
+    return cast("Sequence[str]", ids)
 
 
 def _check_sample(where: str, task: Task, sample: Sample) -> None:
+    if not isinstance(sample, Sample):
+        raise TaskError(f"{where}: a sample is a {type(sample).__name__}, must be an edgekd.learn.task.Sample")
     expected = {modality.name: tuple(modality.shape) for modality in task.modalities}
     found = {key: tuple(x.shape) for key, x in sample.inputs.items()}
     if expected != found:
         raise TaskError(f"{where}: a sample has inputs {found}, but the task's modalities are {expected}")
     for key, x in sample.inputs.items():
-        if x.dtype != torch.float32:
-            raise TaskError(f"{where}: input '{key}' is {x.dtype}, must be float32")
+        if not isinstance(x, Tensor) or x.dtype != torch.float32:
+            kind = x.dtype if isinstance(x, Tensor) else f"a {type(x).__name__}"
+            raise TaskError(f"{where}: input '{key}' is {kind}, must be a tensor of float32")

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
+import pickle
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, cast
 
 import torch
 from torch import Tensor, nn
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Dataset, Sampler
 
 from edgekd.cache import CHECKPOINT
 from edgekd.errors import ModelError
@@ -15,7 +17,7 @@ from edgekd.files import atomic_path
 from edgekd.learn.task import Batch, Split, collate
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
     from pathlib import Path
 
     from edgekd.progress import StageReporter
@@ -78,46 +80,56 @@ def fit(model: nn.Module, objective: Objective, train: Split, validate: Callable
     """
     config = run.config
     device = next(model.parameters()).device
-    # A last batch of one sample has no batch statistics and no batch-wide Gram.
-    loader = DataLoader(
-        train, config.batch_size, sampler=_Shuffle(len(train), run.seed), collate_fn=collate,
-        drop_last=len(train) > config.batch_size,
-    )  # fmt: skip
+    batches = _Batches(len(train), config.batch_size, run.seed)
+    loader: DataLoader[Batch] = DataLoader(cast("Dataset[Any]", train), batch_sampler=batches, collate_fn=collate)
     trained = [p for p in model.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(trained, lr=config.learning_rate, weight_decay=config.weight_decay)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, config.learning_rate, total_steps=config.epochs * len(loader))
+    schedule = torch.optim.lr_scheduler.OneCycleLR(
+        optimizer, config.learning_rate, total_steps=config.epochs * len(loader)
+    )
     parts = {"model": model, "optimizer": optimizer, "schedule": schedule}
-    history = _resume(run.folder / CHECKPOINT, parts, objective, device)
+    history = _resume(run, parts, objective, device)
     for epoch in range(len(history), config.epochs):
-        torch.manual_seed(run.seed * 100_003 + epoch)
-        loader.sampler.epoch = epoch
+        torch.manual_seed(_epoch_seed(run.seed, epoch))
+        batches.epoch = epoch
         figures = _one_epoch(model, objective, loader, optimizer, schedule, device)
         model.eval()
         history.append({**figures, "validation": validate()})
         _save(run.folder / CHECKPOINT, parts, objective, history)
-        run.report.advance(epoch + 1, config.epochs, f"loss {figures['loss']:.3f}, validation {history[-1]['validation']:.3f}")
+        run.report.advance(
+            epoch + 1, config.epochs, f"loss {figures['loss']:.3f}, validation {history[-1]['validation']:.3f}"
+        )
     (run.folder / CHECKPOINT).unlink(missing_ok=True)
     return history
 
 
-class _Shuffle(torch.utils.data.Sampler[int]):
-    """A new order each epoch, decided by seed and epoch alone."""
+class _Batches(Sampler[list[int]]):
+    """Every sample once an epoch, in an order decided by seed and epoch alone, in batches of nearly one size.
 
-    def __init__(self, length: int, seed: int) -> None:
+    No batch is left with a single sample, which has no batch statistics and no batch-wide Gram.
+    """
+
+    def __init__(self, length: int, batch_size: int, seed: int) -> None:
         self.length, self.seed, self.epoch = length, seed, 0
+        self.count = min(math.ceil(length / batch_size), max(length // 2, 1))
 
-    def __iter__(self) -> Any:
-        generator = torch.Generator().manual_seed(self.seed * 100_003 + self.epoch)
-        return iter(torch.randperm(self.length, generator=generator).tolist())
+    def __iter__(self) -> Iterator[list[int]]:
+        generator = torch.Generator().manual_seed(_epoch_seed(self.seed, self.epoch))
+        order = torch.randperm(self.length, generator=generator)
+        return iter([part.tolist() for part in order.tensor_split(self.count)])
 
     def __len__(self) -> int:
-        return self.length
+        return self.count
+
+
+def _epoch_seed(seed: int, epoch: int) -> int:
+    return seed * 100_003 + epoch
 
 
 def _one_epoch(
     model: nn.Module,
     objective: Objective,
-    loader: DataLoader[Any],
+    loader: DataLoader[Batch],
     optimizer: torch.optim.Optimizer,
     schedule: torch.optim.lr_scheduler.LRScheduler,
     device: torch.device,
@@ -128,7 +140,7 @@ def _one_epoch(
         with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
             loss, figures = objective(batch.to(device))
         optimizer.zero_grad(set_to_none=True)
-        loss.backward()
+        torch.autograd.backward(loss)
         optimizer.step()
         schedule.step()
         for name, value in {"loss": loss.detach(), **figures}.items():
@@ -147,10 +159,15 @@ def _save(path: Path, parts: dict[str, Any], objective: Objective, history: list
         torch.save({**state, "objective": objective.state(), "history": history}, temporary)
 
 
-def _resume(path: Path, parts: dict[str, Any], objective: Objective, device: torch.device) -> list[Epoch]:
+def _resume(run: Fit, parts: dict[str, Any], objective: Objective, device: torch.device) -> list[Epoch]:
+    path = run.folder / CHECKPOINT
     if not path.is_file():
         return []
-    state = torch.load(path, map_location=device, weights_only=True)
+    try:
+        state = torch.load(path, map_location=device, weights_only=True)
+    except (RuntimeError, pickle.UnpicklingError, EOFError) as error:
+        run.report.warn(f"{path}: is damaged, so training starts over: {str(error).partition('. ')[0]}")
+        return []
     for name, part in parts.items():
         part.load_state_dict(state[name])
     objective.restore(state["objective"])

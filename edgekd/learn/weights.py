@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import pickle
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
@@ -13,6 +12,7 @@ from edgekd.files import atomic_path, need
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from pathlib import Path
 
     from torch import nn
 
@@ -26,7 +26,9 @@ def build(factory: Callable[[], nn.Module], seed: int) -> nn.Module:
 def save_weights(model: nn.Module, path: Path) -> None:
     """Write a model's weights as safetensors, atomically."""
     with atomic_path(path) as temporary:
-        need("safetensors.torch", "build").save_model(model, str(temporary))
+        # Copied, since safetensors refuses tensors that share memory, as the weights of a shared encoder do.
+        state = {key: value.clone(memory_format=torch.contiguous_format) for key, value in model.state_dict().items()}
+        need("safetensors.torch", "build").save_file(state, str(temporary))
 
 
 def load_weights(model: nn.Module, path: Path) -> nn.Module:
@@ -43,7 +45,11 @@ def load_weights(model: nn.Module, path: Path) -> nn.Module:
         raise ModelError(f"{path}: no such weights file")
     state = _read(path)
     expected = model.state_dict()
-    problems = [f"lacks '{key}'" for key in expected if key not in state]
+    # Of tensors that are one and the same under several names, files often hold one name only.
+    given = {value.data_ptr() for key, value in expected.items() if key in state}
+    problems = [
+        f"lacks '{key}'" for key, value in expected.items() if key not in state and value.data_ptr() not in given
+    ]
     problems += [f"has '{key}', which the network does not" for key in state if key not in expected]
     problems += [
         f"'{key}' is {tuple(state[key].shape)}, the network's is {tuple(value.shape)}"
@@ -53,7 +59,7 @@ def load_weights(model: nn.Module, path: Path) -> nn.Module:
     if problems:
         more = f", and {len(problems) - 3} more" if len(problems) > 3 else ""
         raise ModelError(f"{path}: not the weights of {type(model).__name__}: {'; '.join(problems[:3])}{more}")
-    model.load_state_dict(state)
+    model.load_state_dict(state, strict=False)  # the keys were compared above
     return model
 
 

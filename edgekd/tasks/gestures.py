@@ -39,8 +39,8 @@ class Size:
     head: int
 
 
-TEACHER = Size(channels=(64, 128, 128), width=64, head=64)
-STUDENT = Size(channels=(16, 32, 32), width=32, head=32)
+TEACHER = Size(channels=(128, 256, 256), width=64, head=64)
+STUDENT = Size(channels=(32, 64, 64), width=32, head=32)
 
 #: By number, so by no result. Windows of one subject are alike, so a subject is in one split only; three are for the
 #: test, since a confidence bound over subjects needs several.

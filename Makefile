@@ -1,0 +1,27 @@
+# Two commands: `make demo` builds a real model end to end, `make test` proves that all of this works.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+INSTALLED := $(VENV)/.installed
+
+.PHONY: demo test clean
+
+demo: $(INSTALLED)
+	$(BIN)/edgekd build --recipe digits --target cpu
+	$(BIN)/python examples/run_bundle.py build/digits/cpu/bundle
+
+test: $(INSTALLED)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	$(BIN)/python -m pytest -n 2
+
+$(INSTALLED): setup.py constraints.txt
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "edgekd builds with Python 3.11 or newer; set PYTHON=")'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[build,dev]"
+	touch $@
+
+clean:
+	rm -rf $(VENV) .edgekd build dist *.egg-info

@@ -1,0 +1,40 @@
+"""Run a bundle as an app would: numpy, one engine library, edgekd.runtime; no torch.
+
+    python examples/run_bundle.py build/digits/cpu/bundle
+"""
+
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+
+import edgekd
+
+
+def softmax(logits: np.ndarray) -> np.ndarray:
+    """Return probabilities [N, C]."""
+    exp = np.exp(logits - logits.max(axis=1, keepdims=True))
+    return exp / exp.sum(axis=1, keepdims=True)
+
+
+def main(path: Path) -> None:
+    """Verify a bundle on this machine, then classify its reference samples one by one."""
+    with edgekd.load(path) as bundle:  # every file's digest is checked before anything is read
+        check = bundle.verify()
+        print(f"{path}: {'verified' if check.ok else 'DIFFERS'} on this machine, Gram drift {check.gram_drift:.1g}")
+        for spec in bundle.inputs:
+            print(f"  feed {spec.name}: {spec}")
+        with np.load(path / "reference.npz") as samples:
+            ids, feeds = samples["ids"], {spec.name: samples[f"input.{spec.name}"] for spec in bundle.inputs}
+        for row, name in enumerate(ids[:5]):
+            start = time.perf_counter()
+            logits = bundle.run({key: x[row : row + 1] for key, x in feeds.items()})["logits"]
+            elapsed_ms = (time.perf_counter() - start) * 1e3
+            share = softmax(logits)[0]
+            print(f"  {name}: {bundle.classes[share.argmax()]}  ({share.max():.0%}, {elapsed_ms:.2f} ms)")
+    print(f"  torch was {'' if 'torch' in sys.modules else 'not '}needed")
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))

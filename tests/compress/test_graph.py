@@ -1,0 +1,116 @@
+import numpy as np
+import onnx
+import onnxruntime as ort
+import pytest
+from onnx import TensorProto, helper, numpy_helper
+from onnx.helper import make_node, make_tensor_value_info
+
+from edgekd.compress.graph import drop_outputs, save, unquantize_outputs
+
+
+def tensor(name, shape=("batch", 2)):
+    return make_tensor_value_info(name, TensorProto.FLOAT, shape)
+
+
+def model(nodes, outputs, initializers=()):
+    stored = [numpy_helper.from_array(value, name) for name, value in dict(initializers).items()]
+    graph = helper.make_graph(nodes, "g", [tensor("x")], [tensor(name) for name in outputs], stored)
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
+
+
+def run(path_or_model):
+    source = path_or_model.SerializeToString() if hasattr(path_or_model, "SerializeToString") else str(path_or_model)
+    session = ort.InferenceSession(source, providers=["CPUExecutionProvider"])
+    x = np.array([[0.3, -1.7], [1.11, 0.26]], np.float32)
+    return dict(zip((o.name for o in session.get_outputs()), session.run(None, {"x": x}), strict=True))
+
+
+TWO = {"w": np.eye(2, dtype=np.float32) * 2, "v": np.eye(2, dtype=np.float32) * 3}
+
+
+@pytest.fixture
+def branches(tmp_path):
+    """x -> MatMul -> a (output), a -> Relu -> logits (output), x -> MatMul -> b (output)."""
+    nodes = [
+        make_node("MatMul", ["x", "w"], ["a"]),
+        make_node("Relu", ["a"], ["logits"]),
+        make_node("MatMul", ["x", "v"], ["b"]),
+    ]
+    path = tmp_path / "branches.onnx"
+    save(model(nodes, ["logits", "a", "b"], TWO), path)
+    return path
+
+
+def test_drop_outputs_drops_what_nothing_needs(branches, tmp_path):
+    drop_outputs(branches, ("logits",), tmp_path / "kept.onnx")
+    kept = onnx.load(tmp_path / "kept.onnx")
+    assert [node.op_type for node in kept.graph.node] == ["MatMul", "Relu"]
+    assert [tensor.name for tensor in kept.graph.initializer] == ["w"]
+    assert [output.name for output in kept.graph.output] == ["logits"]
+    assert (run(tmp_path / "kept.onnx")["logits"] == run(branches)["logits"]).all()
+
+
+def test_drop_outputs_keeps_order_and_the_source(branches, tmp_path):
+    before = branches.read_bytes()
+    drop_outputs(branches, ("b", "logits"), tmp_path / "kept.onnx")
+    assert list(run(tmp_path / "kept.onnx")) == ["logits", "b"]
+    assert branches.read_bytes() == before
+
+
+def quantized(readers, outputs):
+    """x -> Relu -> h -> Q -> DQ -> y; further nodes read y."""
+    nodes = [
+        make_node("Relu", ["x"], ["h"]),
+        make_node("QuantizeLinear", ["h", "s", "z"], ["hq"]),
+        make_node("DequantizeLinear", ["hq", "s", "z"], ["y"]),
+        *readers,
+    ]
+    return model(nodes, outputs, {"s": np.float32(0.1), "z": np.uint8(0)})
+
+
+def test_an_output_is_not_rounded():
+    graph = quantized([], ["y"])
+    unquantize_outputs(graph)
+    onnx.checker.check_model(graph)
+    assert [node.op_type for node in graph.graph.node] == ["Relu"]
+    assert run(graph)["y"].tolist() == np.float32([[0.3, 0], [1.11, 0.26]]).tolist()
+
+
+def test_other_readers_go_on_reading_it_quantized():
+    graph = quantized([make_node("Neg", ["y"], ["n"])], ["y", "n"])
+    unquantize_outputs(graph)
+    onnx.checker.check_model(graph)
+    found = run(graph)
+    assert found["y"].tolist() == np.float32([[0.3, 0], [1.11, 0.26]]).tolist()
+    assert np.allclose(found["n"], [[-0.3, 0], [-1.1, -0.3]], atol=1e-6)
+
+
+def test_two_outputs_of_one_tensor():
+    """The quantizer gives each of its readers a Q/DQ pair of its own."""
+    pair = [
+        make_node("QuantizeLinear", ["h", "s", "z"], ["hq2"]),
+        make_node("DequantizeLinear", ["hq2", "s", "z"], ["y2"]),
+    ]
+    graph = quantized(pair, ["y", "y2"])
+    unquantize_outputs(graph)
+    onnx.checker.check_model(graph)
+    found = run(graph)
+    assert found["y"].tolist() == found["y2"].tolist() == np.float32([[0.3, 0], [1.11, 0.26]]).tolist()
+
+
+def test_an_output_that_is_the_dequantized_input():
+    nodes = [
+        make_node("QuantizeLinear", ["x", "s", "z"], ["xq"]),
+        make_node("DequantizeLinear", ["xq", "s", "z"], ["y"]),
+    ]
+    graph = model(nodes, ["y"], {"s": np.float32(0.1), "z": np.uint8(128)})
+    unquantize_outputs(graph)
+    onnx.checker.check_model(graph)
+    assert run(graph)["y"].shape == (2, 2)
+
+
+def test_a_float_graph_stays_as_it_is(branches):
+    graph = onnx.load(branches)
+    before = graph.SerializeToString(deterministic=True)
+    unquantize_outputs(graph)
+    assert graph.SerializeToString(deterministic=True) == before

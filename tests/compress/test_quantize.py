@@ -1,0 +1,206 @@
+import numpy as np
+import onnx
+import onnxruntime as ort
+import pytest
+from fusion import MODALITIES, make_inputs, snr_db
+from onnx import TensorProto, helper, numpy_helper
+from onnx.helper import make_node, make_tensor_value_info
+
+from edgekd.compress import quantize
+from edgekd.compress.quantize import DEPLOY, ENGINE
+from edgekd.errors import ModelError
+from edgekd.target import DEFAULT_OPERATORS, Calibration, Scheme
+
+MINMAX = Calibration(description="", method="minmax", samples=200)
+USUAL = Scheme(activations="uint8", symmetric_activations=False)
+TENSORRT = Scheme(activations="int8", symmetric_activations=True, bias="float", reduce_range=False)
+OUTPUTS = ["logits", "embedding.image", "embedding.motion"]
+
+
+@pytest.fixture(scope="module")
+def build(model, samples, tmp_path_factory):
+    """Quantize by a scheme and a calibration; the same ones only once."""
+    built = {}
+
+    def build(scheme=USUAL, calibration=MINMAX):
+        key = repr((scheme, calibration))
+        if key not in built:
+            folder = tmp_path_factory.mktemp("quantized")
+            built[key] = folder, quantize.run(model, samples, scheme, calibration, folder)
+        return built[key][0]
+
+    return build
+
+
+def run(path, inputs):
+    session = ort.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    return dict(zip((o.name for o in session.get_outputs()), session.run(None, inputs), strict=True))
+
+
+@pytest.fixture(scope="module")
+def exact(model):
+    return run(model, make_inputs(500, seed=1))
+
+
+class Graph:
+    """A quantized graph, to ask about."""
+
+    def __init__(self, path):
+        graph = onnx.load(path).graph
+        self.nodes = list(graph.node)
+        self.outputs = list(graph.output)
+        self.values = {tensor.name: numpy_helper.to_array(tensor) for tensor in graph.initializer}
+        self.producer = {name: node for node in self.nodes for name in node.output}
+
+    def of(self, *kinds):
+        return [node for node in self.nodes if node.op_type in kinds]
+
+    def readers(self, *names):
+        return [node for node in self.nodes if set(names) & set(node.input)]
+
+    def stored(self, name):
+        """Return the initializer that a tensor dequantizes, else None."""
+        node = self.producer.get(name)
+        return self.values.get(node.input[0]) if node is not None and node.op_type == "DequantizeLinear" else None
+
+    def weights(self):
+        return [self.stored(node.input[1]) for node in self.of("Conv", "Gemm", "MatMul")]
+
+    def biases(self):
+        return [node.input[2] for node in self.of("Conv", "Gemm") if len(node.input) > 2]
+
+
+def test_counts_what_is_quantized(model, samples, tmp_path):
+    result = quantize.run(model, samples, USUAL, MINMAX, tmp_path)
+    assert (result.quantized_nodes, result.weight_nodes) == (7, 7)
+    assert result.sizes == {name: (tmp_path / name).stat().st_size for name in (ENGINE, DEPLOY)}
+    assert sorted(path.name for path in tmp_path.iterdir()) == [DEPLOY, ENGINE]
+
+
+def test_the_same_input_gives_the_same_bytes(build, model, samples, tmp_path):
+    quantize.run(model, samples, USUAL, MINMAX, tmp_path)
+    for name in (ENGINE, DEPLOY):
+        assert (build() / name).read_bytes() == (tmp_path / name).read_bytes()
+
+
+@pytest.mark.parametrize("scheme", [USUAL, TENSORRT], ids=["usual", "tensorrt"])
+@pytest.mark.parametrize("method", ["minmax", "percentile", "entropy"])
+def test_int8_is_near_float(build, exact, scheme, method):
+    folder = build(scheme, Calibration(description="", method=method, samples=200))
+    found = run(folder / ENGINE, make_inputs(500, seed=1))
+    assert list(found) == OUTPUTS
+    for name in OUTPUTS:
+        assert snr_db(exact[name], found[name]) > 25, name
+
+
+def test_outputs_are_float_and_not_rounded(build):
+    graph = Graph(build() / ENGINE)
+    for output in graph.outputs:
+        assert output.type.tensor_type.elem_type == TensorProto.FLOAT
+        assert graph.producer[output.name].op_type not in ("DequantizeLinear", "QuantizeLinear")
+    assert graph.of("QuantizeLinear")
+
+
+def test_deploy_has_no_embeddings_and_the_same_logits(build):
+    inputs = make_inputs(64, seed=2)
+    engine, deploy = (run(build() / name, inputs) for name in (ENGINE, DEPLOY))
+    assert list(engine) == OUTPUTS
+    assert list(deploy) == ["logits"]
+    assert np.abs(engine["logits"] - deploy["logits"]).max() <= 0.02 * np.abs(deploy["logits"]).max()
+
+
+def test_deploy_has_no_dead_nodes(build):
+    graph = Graph(build() / DEPLOY)
+    read = {name for node in graph.nodes for name in node.input} | {output.name for output in graph.outputs}
+    assert all(any(name in read for name in node.output) for node in graph.nodes)
+    assert graph.values.keys() <= read
+
+
+def test_a_batch_of_any_size_runs(build):
+    for batch in (1, 3, 64):
+        assert run(build() / DEPLOY, make_inputs(batch))["logits"].shape == (batch, 4)
+
+
+def test_raw_channels_of_unlike_scale_are_not_rounded_together(build, exact):
+    """One scale for 1e4 and 1e-2 would leave nothing of the smaller: what standardizes them stays float."""
+    graph = Graph(build() / ENGINE)
+    assert {node.op_type for node in graph.readers(*MODALITIES)}.isdisjoint({"QuantizeLinear", "Conv", "Gemm"})
+    inputs = make_inputs(500, seed=1)
+    found = run(build() / ENGINE, inputs)
+    assert snr_db(exact["embedding.motion"], found["embedding.motion"]) > 30
+
+
+def test_a_scheme_that_rounds_raw_inputs_is_worse(build, exact):
+    """Guards the test above: it must be able to fail."""
+    first = {node.op_type for node in Graph(build() / ENGINE).readers(*MODALITIES)}
+    scheme = Scheme(activations="uint8", symmetric_activations=False, operators=[*DEFAULT_OPERATORS, *first])
+    assert "QuantizeLinear" in {node.op_type for node in Graph(build(scheme) / ENGINE).readers(*MODALITIES)}
+    found = run(build(scheme) / ENGINE, make_inputs(500, seed=1))
+    assert snr_db(exact["embedding.motion"], found["embedding.motion"]) < 15
+
+
+def test_the_usual_scheme(build):
+    graph = Graph(build() / ENGINE)
+    assert {graph.values[node.input[2]].dtype for node in graph.of("QuantizeLinear")} == {np.dtype(np.uint8)}
+    assert any(graph.values[node.input[2]].any() for node in graph.of("QuantizeLinear")), "zero points are free"
+    assert {weight.dtype for weight in graph.weights()} == {np.dtype(np.int8)}
+    assert {graph.stored(name).dtype for name in graph.biases()} == {np.dtype(np.int32)}
+    assert max(np.abs(weight.astype(int)).max() for weight in graph.weights()) <= 64
+
+
+def test_the_tensorrt_scheme(build):
+    graph = Graph(build(TENSORRT) / ENGINE)
+    for node in graph.of("QuantizeLinear", "DequantizeLinear"):
+        zero = graph.values[node.input[2]]
+        assert zero.dtype == np.int8
+        assert not zero.any()
+    assert all(graph.stored(name) is None and graph.values[name].dtype == np.float32 for name in graph.biases())
+    assert not any(value.dtype == np.int32 for value in graph.values.values())
+    assert max(np.abs(weight.astype(int)).max() for weight in graph.weights()) > 64, "the range is not reduced"
+
+
+@pytest.mark.parametrize("per_channel", [True, False])
+def test_per_channel(build, per_channel):
+    graph = Graph(build(Scheme(activations="uint8", symmetric_activations=False, per_channel=per_channel)) / ENGINE)
+    for node in graph.of("Conv"):
+        scales = graph.values[graph.producer[node.input[1]].input[1]]
+        assert scales.size == (len(graph.stored(node.input[1])) if per_channel else 1)
+
+
+def test_only_the_schemes_operators_are_quantized(build):
+    graph = Graph(build(Scheme(activations="uint8", symmetric_activations=False, operators=["Conv"])) / ENGINE)
+    assert all(graph.stored(node.input[1]) is not None for node in graph.of("Conv"))
+    assert all(graph.stored(node.input[1]) is None for node in graph.of("Gemm", "MatMul"))
+
+
+def refused(model, samples, folder, scheme=USUAL):
+    with pytest.raises(ModelError) as error:
+        quantize.run(model, samples, scheme, MINMAX, folder)
+    assert str(error.value).startswith(str(model))
+    assert "\n" not in str(error.value)
+    assert list(folder.iterdir()) == []
+    return str(error.value)
+
+
+@pytest.mark.parametrize("content", [b"", b"not a graph", b"\x08\x0a\x12"], ids=["empty", "text", "cut short"])
+def test_a_broken_file_is_one_line(samples, tmp_path, content):
+    (tmp_path / "broken.onnx").write_bytes(content)
+    (tmp_path / "out").mkdir()
+    refused(tmp_path / "broken.onnx", samples, tmp_path / "out")
+
+
+def test_a_graph_with_a_wrong_shape_is_one_line(samples, tmp_path):
+    weight = numpy_helper.from_array(np.zeros((3, 4), np.float32), "w")
+    inputs = [make_tensor_value_info(name, TensorProto.FLOAT, ["batch", *shape]) for name, shape in MODALITIES.items()]
+    logits = make_tensor_value_info("logits", TensorProto.FLOAT, ["batch", 4])
+    nodes = [make_node("Flatten", ["image"], ["flat"]), make_node("MatMul", ["flat", "w"], ["logits"])]
+    graph = helper.make_graph(nodes, "g", inputs, [logits], [weight])
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)]), tmp_path / "wrong.onnx")
+    (tmp_path / "out").mkdir()
+    refused(tmp_path / "wrong.onnx", samples, tmp_path / "out")
+
+
+def test_a_graph_with_nothing_to_quantize(model, samples, tmp_path):
+    scheme = Scheme(activations="uint8", symmetric_activations=False, operators=["ConvTranspose"])
+    said = refused(model, samples, tmp_path, scheme)
+    assert "nothing in it could be quantized; the scheme quantizes ConvTranspose" in said

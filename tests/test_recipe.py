@@ -1,0 +1,193 @@
+import json
+from dataclasses import FrozenInstanceError
+from pathlib import Path
+
+import jsonschema
+import msgspec
+import pytest
+
+from edgekd.errors import RecipeError
+from edgekd.recipe import DEFAULT_GRAM, Recipe, find_recipe, load_recipe, recipe_name, recipe_schema, shipped_recipes
+
+MINIMAL = '[task]\nname = "digits"\n'
+
+
+@pytest.fixture
+def write(tmp_path):
+    def write(text, name="edgekd.toml"):
+        path = tmp_path / name
+        path.write_text(text, encoding="utf-8")
+        return path
+
+    return write
+
+
+@pytest.mark.parametrize("name", shipped_recipes())
+def test_every_shipped_recipe_loads_and_meets_the_schema(name):
+    assert load_recipe(name).task.name == name
+    jsonschema.validate(msgspec.to_builtins(load_recipe(name)), recipe_schema())
+
+
+def test_the_schema_is_itself_valid_and_json():
+    schema = json.loads(json.dumps(recipe_schema()))
+    jsonschema.Draft202012Validator.check_schema(schema)
+    with pytest.raises(jsonschema.ValidationError):
+        jsonschema.validate({"task": {"name": "digits"}, "prun": {}}, schema)
+
+
+def _sections():
+    return [name for name in recipe_schema()["$defs"] if name != "Recipe"]
+
+
+@pytest.mark.parametrize("section", _sections())
+def test_every_key_is_described_and_has_a_default(section):
+    schema = recipe_schema()["$defs"][section]
+    for key, field in schema["properties"].items():
+        required = key in schema.get("required", [])
+        assert required or "default" in field, f"{section}.{key} has no default"
+        assert not required or (section, key) in {("TaskConfig", "name"), ("Tap", "module")}
+        variants = [field, *field.get("allOf", []), *field.get("anyOf", [])]
+        assert any("description" in v for v in variants) or "$ref" in str(field), f"{section}.{key} is not described"
+
+
+def test_defaults_are_those_of_an_empty_recipe(write):
+    recipe = load_recipe(write(MINIMAL))
+    assert recipe == Recipe(task=recipe.task)
+    assert recipe.distill.loss.gram == DEFAULT_GRAM
+
+
+def test_is_frozen(write):
+    recipe = load_recipe(write(MINIMAL))
+    for part in (recipe, recipe.distill, recipe.distill.loss):
+        with pytest.raises((AttributeError, FrozenInstanceError)):
+            part.epochs = 1
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("[distil]\nepochs = 3\n", ["the top level", "'distil'", "did you mean 'distill'"]),
+        ("[distill]\nepoch = 3\n", ["[distill]", "'epoch'", "did you mean 'epochs'"]),
+        ("[distill.loss]\ntemprature = 3\n", ["[distill.loss]", "did you mean 'temperature'"]),
+        ("[distill]\nepochs = 'many'\n", ["distill.epochs", "int", "str"]),
+        ("[distill]\nepochs = 0\n", ["distill.epochs", ">= 1"]),
+        ("[distill]\nlearning_rate = 0.0\n", ["distill.learning_rate", "> 0"]),
+        ("[prune]\nratio = 1.0\n", ["prune.ratio", "< 1"]),
+        ("[prune]\nimportance = 'luck'\n", ["prune.importance", "luck"]),
+        ("[gate]\nconfidence = 0.5\n", ["gate.confidence"]),
+        ("[gate]\ntau_pass = 0.5\ntau_fail = 0.1\n", ["tau_fail must not be below gate.tau_pass"]),
+        ("[distill.loss.gram]\nlocal = 1.0\n", ["distill.loss.gram", "local"]),
+        ("[distill.loss.gram]\nintra = -1.0\n", ["distill.loss.gram", ">= 0"]),
+        ("[student.taps]\na = { modul = 'x' }\n", ["student.taps"]),
+    ],
+)
+def test_what_is_wrong_is_named_with_its_file_and_place(write, text, said):
+    path = write(MINIMAL + text)
+    with pytest.raises(RecipeError) as error:
+        load_recipe(path)
+    assert str(error.value).startswith(str(path))
+    assert "\n" not in str(error.value)
+    for words in said:
+        assert words in str(error.value)
+
+
+def test_a_task_must_be_named(write):
+    with pytest.raises(RecipeError, match="task"):
+        load_recipe(write("seed = 1\n"))
+
+
+def test_malformed_toml_is_named_with_its_line(write):
+    path = write(MINIMAL + "[distill\n")
+    with pytest.raises(RecipeError, match=r"not valid TOML.*line 3") as error:
+        load_recipe(path)
+    assert str(path) in str(error.value)
+
+
+def test_a_file_that_is_no_text(write, tmp_path):
+    path = tmp_path / "edgekd.toml"
+    path.write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(RecipeError, match="cannot be read"):
+        load_recipe(path)
+
+
+@pytest.mark.parametrize(("reference", "said"), [("digit", "did you mean 'digits'"), ("none/such.toml", "no such recipe")])
+def test_a_recipe_that_is_not_there(reference, said):
+    with pytest.raises(RecipeError, match=said):
+        load_recipe(reference)
+
+
+def test_the_working_directorys_recipe_is_the_default(write, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(RecipeError, match="edgekd init"):
+        load_recipe()
+    write("seed = 5\n" + MINIMAL)
+    assert find_recipe(None) == Path("edgekd.toml")
+    assert load_recipe() == load_recipe(tmp_path)
+    assert load_recipe().seed == 5
+
+
+def test_a_recipes_name(write, tmp_path):
+    assert recipe_name("digits") == "digits"
+    assert recipe_name(str(write(MINIMAL, "mine.toml"))) == "mine"
+    assert recipe_name(str(write(MINIMAL))) == tmp_path.name
+
+
+@pytest.mark.parametrize(
+    ("override", "found", "value"),
+    [
+        ("distill.epochs=5", lambda r: r.distill.epochs, 5),
+        ("prune.ratio = 0.5", lambda r: r.prune.ratio, 0.5),
+        ("seed=3", lambda r: r.seed, 3),
+        ("quantize.calibration=entropy", lambda r: r.quantize.calibration, "entropy"),
+        ('quantize.calibration="entropy"', lambda r: r.quantize.calibration, "entropy"),
+        ("distill.loss.gram={}", lambda r: r.distill.loss.gram, {}),
+        ("distill.loss.gram={cross = 2.0}", lambda r: r.distill.loss.gram, {"cross": 2.0}),
+        ("distill.loss.temperature=2", lambda r: r.distill.loss.temperature, 2.0),
+        ("prune.ignore=['head']", lambda r: r.prune.ignore, ["head"]),
+        ("task.options.views=['fou', 'zer']", lambda r: r.task.options, {"views": ["fou", "zer"]}),
+        ("teacher.taps.fou=branch", lambda r: r.teacher.taps, {"fou": "branch"}),
+    ],
+)
+def test_overrides(write, override, found, value):
+    assert found(load_recipe(write(MINIMAL), (override,))) == value
+
+
+def test_later_overrides_win_and_leave_the_rest_alone(write):
+    path = write(MINIMAL + "[distill]\nepochs = 7\nbatch_size = 32\n")
+    recipe = load_recipe(path, ("distill.epochs=8", "distill.epochs=9"))
+    assert (recipe.distill.epochs, recipe.distill.batch_size) == (9, 32)
+
+
+@pytest.mark.parametrize(
+    ("override", "said"),
+    [
+        ("distill.epochs", "write it as key=value"),
+        ("=5", "write it as key=value"),
+        ("distill.epoch=5", "did you mean 'epochs'"),
+        ("distil.epochs=5", "did you mean 'distill'"),
+        ("seed.value=5", "'seed' is not a section"),
+        ("distill.epochs=many", "distill.epochs: expected 'int'"),
+        ("gate.tau_fail=0.0001", "tau_fail"),
+    ],
+)
+def test_overrides_that_are_wrong(write, override, said):
+    with pytest.raises(RecipeError, match="--set") as error:
+        load_recipe(write("seed = 1\n" + MINIMAL), (override,))
+    assert said in str(error.value)
+
+
+def test_relative_paths_mean_the_recipes_folder(write, tmp_path):
+    path = write(
+        '[task]\nname = "code/task.py:Mine"\n[teacher]\nweights = "t.safetensors"\n[quantize]\ncalibration = "c.toml"\n'
+    )
+    recipe = load_recipe(path)
+    assert recipe.task.name == f"{tmp_path}/code/task.py:Mine"
+    assert recipe.teacher.weights == f"{tmp_path}/t.safetensors"
+    assert recipe.quantize.calibration == f"{tmp_path}/c.toml"
+
+
+def test_absolute_paths_and_names_stay(write):
+    path = write('[task]\nname = "package.module:Name"\n[teacher]\nweights = "/t.pt"\n')
+    recipe = load_recipe(path)
+    assert (recipe.task.name, recipe.teacher.weights) == ("package.module:Name", "/t.pt")
+    assert recipe.quantize.calibration == "minmax"
