@@ -34,7 +34,7 @@ setup(
             "torch-pruning>=1.6",
             "onnx>=1.18",
             "onnxscript>=0.5",
-            "onnxruntime>=1.20",
+            "onnxruntime>=1.32",
             "safetensors>=0.5",
             "filelock>=3.15",
         ],

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import pickle
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol, cast
 
@@ -15,6 +14,7 @@ from edgekd.cache import CHECKPOINT
 from edgekd.errors import ModelError
 from edgekd.files import atomic_path
 from edgekd.learn.task import Batch, Split, collate
+from edgekd.learn.weights import load_plain
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -164,9 +164,9 @@ def _resume(run: Fit, parts: dict[str, Any], objective: Objective, device: torch
     if not path.is_file():
         return []
     try:
-        state = torch.load(path, map_location=device, weights_only=True)
-    except (RuntimeError, pickle.UnpicklingError, EOFError) as error:
-        run.report.warn(f"{path}: is damaged, so training starts over: {str(error).partition('. ')[0]}")
+        state = load_plain(path, device)
+    except ModelError:
+        run.report.warn(f"{path}: the checkpoint is damaged, so training starts over")
         return []
     for name, part in parts.items():
         part.load_state_dict(state[name])

@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 import pickle
-from typing import TYPE_CHECKING
+import struct
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 
 from edgekd.errors import ModelError
-from edgekd.files import atomic_path, need
+from edgekd.files import atomic_path, need, quiet
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
     from torch import nn
+
+
+#: What torch's reader of plain values raises on a damaged or foreign file; it promises none in particular.
+_UNREADABLE = (pickle.UnpicklingError, RuntimeError, OSError, EOFError, ValueError, LookupError, TypeError, struct.error)
 
 
 def build(factory: Callable[[], nn.Module], seed: int) -> nn.Module:
@@ -71,13 +76,23 @@ def _read(path: Path) -> dict[str, torch.Tensor]:
                 return {key: stored.get_tensor(key) for key in stored.keys()}  # noqa: SIM118  (not a dict)
         except safetensors.SafetensorError as error:
             raise ModelError(f"{path}: not a safetensors file: {error}") from error
-    try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError) as error:
-        raise ModelError(
-            f"{path}: not a plain state dict; files that hold code are refused. Save it with "
-            "torch.save(model.state_dict(), ...) or as safetensors"
-        ) from error
+    state = load_plain(path, torch.device("cpu"))
     if not isinstance(state, dict) or not all(isinstance(value, torch.Tensor) for value in state.values()):
         raise ModelError(f"{path}: not a plain state dict of tensors; save it with torch.save(model.state_dict(), ...)")
-    return state
+    return cast("dict[str, torch.Tensor]", state)
+
+
+def load_plain(path: Path, device: torch.device) -> Any:
+    """Load what ``torch.save`` wrote of tensors and plain values; nothing in the file is run.
+
+    Raises:
+        ModelError: the file is damaged, or holds anything else.
+    """
+    try:
+        with quiet():
+            return torch.load(path, map_location=device, weights_only=True)
+    except _UNREADABLE as error:
+        raise ModelError(
+            f"{path}: is damaged or not a plain state dict; files that hold code are refused. Save it with "
+            "torch.save(model.state_dict(), ...) or as safetensors"
+        ) from error

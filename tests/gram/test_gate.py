@@ -35,7 +35,7 @@ class Trained:
     def ledger(self, changed, limits=LIMITS, sign=1):
         probes = {"teacher": self.teacher, "student": self.student, "quantized": changed}
         metrics = {name: sign * accuracy(p.logits, self.labels) for name, p in probes.items()}
-        return keep_ledger(probes, metrics, "accuracy", None, limits, Bootstrap())
+        return keep_ledger(probes, metrics, "accuracy", None, limits, Bootstrap(resamples=300))
 
 
 @pytest.fixture(scope="session")
@@ -150,7 +150,7 @@ def test_of_several_stages_the_worst_verdict_counts(trained):
         "engine": trained.student,
     }
     metrics = {name: accuracy(p.logits, trained.labels) for name, p in probes.items()}
-    ledger = keep_ledger(probes, metrics, "accuracy", None, LIMITS, Bootstrap())
+    ledger = keep_ledger(probes, metrics, "accuracy", None, LIMITS, Bootstrap(resamples=300))
     assert [(row.stage, row.verdict) for row in ledger.rows] == [
         ("teacher", None),
         ("student", None),
@@ -177,7 +177,7 @@ def test_few_samples_fail_where_many_pass(trained):
     def verdict(count):
         probes = {"teacher": trained.teacher, "student": trained.student, "quantized": trained.perturbed}
         probes = {name: few(p, count) for name, p in probes.items()}
-        return keep_ledger(probes, dict.fromkeys(probes, 1.0), "accuracy", None, LIMITS, Bootstrap()).verdict
+        return keep_ledger(probes, dict.fromkeys(probes, 1.0), "accuracy", None, LIMITS, Bootstrap(resamples=300)).verdict
 
     assert verdict(400) == "pass"
     assert verdict(1) == "fail"

@@ -1,0 +1,98 @@
+"""The command line as a user runs it: in a process of its own, in some other folder."""
+
+import hashlib
+import json
+import os
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+
+#: Quick, on real data, and limits that an untrained student keeps.
+SETTINGS = {
+    "teacher.epochs": 4,
+    "distill.epochs": 4,
+    "prune.epochs": 3,
+    "profile.iterations": 400,
+    "profile.warmup": 20,
+    "profile.cold_starts": 1,
+    "gate.tau_pass": 1,
+    "gate.tau_fail": 1,
+    "gate.max_flips": 1,
+    "gate.max_metric_drop": 1,
+    "gate.resamples": 200,
+}
+
+LEARNING = ("teacher", "distill", "prune", "export")
+SHIPPING = ("quantize", "engine", "check", "profile", "bundle")
+STAGES = (*LEARNING, *SHIPPING)
+
+
+def environment(**changes):
+    # One thread: with two test workers on two cores more of them only wait for each other.
+    return {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "COLUMNS": "100", **changes}
+
+
+def edgekd(*arguments, cwd, python=sys.executable, **changes):
+    """Run the command line to its end."""
+    command = [python, "-m", "edgekd", *map(str, arguments)]
+    return subprocess.run(
+        command, cwd=cwd, env=environment(**changes), capture_output=True, text=True, check=False, timeout=300
+    )
+
+
+def build_arguments(output, cache, **changes):
+    """Return the arguments of a quick build; ``prune__ratio=0.5`` changes a setting."""
+    settings = {**SETTINGS, **{key.replace("__", "."): value for key, value in changes.items()}}
+    overrides = [f"--set={key}={value}" for key, value in settings.items()]
+    return ["build", "--recipe", "digits", "--output", output, "--cache", cache, *overrides]
+
+
+def events(text):
+    """Return a build's JSON lines; every line must be one."""
+    return [json.loads(line) for line in text.splitlines()]
+
+
+def started(text):
+    """Return the kinds of the stages that did work."""
+    return [event["stage"].split()[0] for event in events(text) if event["event"] == "start"]
+
+
+def sha256(path):
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+@dataclass(frozen=True)
+class Built:
+    """A finished build, and the process that made it."""
+
+    output: Path
+    cache: Path
+    process: subprocess.CompletedProcess
+
+    @property
+    def bundle(self):
+        return self.output / "cpu" / "bundle"
+
+    def report(self):
+        return json.loads((self.output / "report.json").read_text(encoding="utf-8"))
+
+
+def stage_folder(cache, kind):
+    """Return the one finished folder of a kind."""
+    (folder,) = (path for path in cache.glob(f"{kind}-*") if path.is_dir() and path.suffix != ".partial")
+    return folder
+
+
+def outcome(cache):
+    """Return all that a build decides: weights, graphs and the ledger; not what it measured."""
+    weights = {kind: sha256(stage_folder(cache, kind) / "model.safetensors") for kind in ("teacher", "distill", "prune")}
+    graphs = {
+        f"{kind}/{path.name}": sha256(path)
+        for kind in ("export", "quantize")
+        for path in sorted(stage_folder(cache, kind).glob("*.onnx"))
+    }
+    ledger = json.loads((stage_folder(cache, "check") / "result.json").read_text(encoding="utf-8"))["record"]
+    return {**weights, **graphs, "ledger": ledger}

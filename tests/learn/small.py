@@ -1,0 +1,82 @@
+"""A task of two random vectors, networks that are small, and an observer that remembers."""
+
+import torch
+from torch import nn
+
+from edgekd.learn.task import SPLITS, ArraySplit, LoadedTask, Modality
+from edgekd.progress import Silent, StageReporter
+from edgekd.recipe import Tap
+
+SHAPES = {"a": (6,), "b": (5,)}
+CLASSES = 3
+
+
+class Remembers(Silent):
+    def __init__(self):
+        self.warnings, self.steps = [], []
+
+    def warn(self, stage, message):
+        self.warnings.append(message)
+
+    def advance(self, stage, done, total, note):
+        self.steps.append((done, total, note))
+
+
+def reporter(observer=None):
+    return StageReporter(observer or Silent(), "test")
+
+
+def mlp(inputs, hidden, width):
+    return nn.Sequential(nn.Linear(inputs, hidden), nn.ReLU(), nn.Linear(hidden, width))
+
+
+class TwoTowers(nn.Module):
+    """Two encoders, their embeddings concatenated, a head: the shape of network that edgekd is for."""
+
+    def __init__(self, hidden=16, width=8, dropout=0.0, norm=False):
+        super().__init__()
+        self.encoders = nn.ModuleDict({name: mlp(shape[0], hidden, width) for name, shape in SHAPES.items()})
+        self.norm = nn.BatchNorm1d(2 * width) if norm else nn.Identity()
+        self.head = nn.Sequential(nn.Dropout(dropout), nn.Linear(2 * width, 16), nn.ReLU(), nn.Linear(16, CLASSES))
+
+    def forward(self, a, b):
+        z = torch.cat([self.encoders["a"](a), self.encoders["b"](b)], 1)
+        return self.head(self.norm(z))
+
+
+TAPS = {name: Tap(module=f"encoders.{name}") for name in SHAPES}
+
+
+def split(name, count, shapes=None, seed=0):
+    """A split whose label is where the sum of both modalities' first features lies."""
+    generator = torch.Generator().manual_seed(seed)
+    inputs = {key: torch.randn(count, *shape, generator=generator) for key, shape in (shapes or SHAPES).items()}
+    total = sum(x.flatten(1)[:, 0] for x in inputs.values())
+    labels = (total > -0.6).long() + (total > 0.6).long()
+    return ArraySplit([f"{name}-{index}" for index in range(count)], inputs, labels)
+
+
+class SmallTask:
+    """Meets the protocol; networks and sizes are as given."""
+
+    def __init__(self, network=TwoTowers, counts=(90, 20, 20, 30), shapes=None):
+        self.shapes = shapes or SHAPES
+        self.modalities = [Modality(name, shape) for name, shape in self.shapes.items()]
+        self.network, self.counts = network, counts
+
+    def splits(self):
+        return {
+            name: split(name, count, self.shapes, seed)
+            for seed, (name, count) in enumerate(zip(SPLITS, self.counts, strict=True))
+        }
+
+    def teacher(self):
+        return self.network()
+
+    def student(self):
+        return self.network()
+
+
+def loaded(**options):
+    task = SmallTask(**options)
+    return LoadedTask(task, task.splits(), ())

@@ -1,0 +1,366 @@
+import random as stdlib_random
+import sys
+import textwrap
+
+import pytest
+import torch
+from small import SmallTask, split
+from torch.utils.data import DataLoader
+
+from edgekd.errors import TaskError
+from edgekd.learn.evaluate import truth
+from edgekd.learn.task import SPLITS, UNLABELLED, ArraySplit, LoadedTask, Sample, accuracy, collate, load_task
+from edgekd.recipe import TaskConfig
+
+USERS_FILE = """
+import torch
+from torch import nn
+from edgekd.learn.task import ArraySplit, Modality
+
+class Mine:
+    modalities = [Modality("a", (2,)), Modality("b", (3,))]
+
+    def __init__(self, count: int = 4, *, scale=1.0):
+        self.count, self.scale = count, scale
+
+    def splits(self):
+        return {name: self.split(name) for name in ("train", "val", "calibration", "test")}
+
+    def split(self, name):
+        inputs = {m.name: self.scale * torch.ones(self.count, *m.shape) for m in self.modalities}
+        return ArraySplit([f"{name}-{i}" for i in range(self.count)], inputs, torch.zeros(self.count).long())
+
+    def teacher(self):
+        return nn.Linear(2, 2)
+
+    student = teacher
+"""
+
+
+@pytest.fixture(autouse=True)
+def _imports_are_undone(monkeypatch):
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    before = set(sys.modules)
+    yield
+    for name in set(sys.modules) - before:
+        del sys.modules[name]
+
+
+@pytest.fixture
+def write(tmp_path):
+    def write(text=USERS_FILE, name="mine.py", more=""):
+        path = tmp_path / name
+        path.write_text(text + textwrap.dedent(more), encoding="utf-8")
+        return path
+
+    return write
+
+
+def load(path, name="Mine", **options):
+    return load_task(TaskConfig(name=f"{path}:{name}", options=options))
+
+
+def test_a_task_from_a_file(write):
+    path = write()
+    loaded = load(path, count=5)
+    assert loaded.modalities == ["a", "b"]
+    assert len(loaded.splits["train"]) == 5
+    assert loaded.sources == (path.resolve(),)
+    assert (loaded.files, loaded.metric_name, loaded.higher_is_better) == (None, "accuracy", True)
+
+
+def test_a_task_from_a_module(write, monkeypatch):
+    path = write(name="a_module_of_mine.py")
+    monkeypatch.syspath_prepend(str(path.parent))
+    assert load_task(TaskConfig(name="a_module_of_mine:Mine")).sources == (path.resolve(),)
+
+
+def test_a_task_from_a_function(write):
+    path = write(more="\ndef make(count):\n    return Mine(count)\n")
+    assert len(load(path, "make", count=3).splits["val"]) == 3
+
+
+def test_a_shipped_task():
+    loaded = load_task(TaskConfig(name="digits"))
+    assert loaded.modalities == ["fou", "mor", "zer"]
+    assert len(loaded.splits["train"]) == 1200
+
+
+def test_a_tasks_own_metric(write):
+    more = """
+        class Error(Mine):
+            metric_name, higher_is_better = "error", False
+            files = ["data.bin"]
+            def metric(self, logits, labels):
+                return (logits.argmax(-1) != labels).mean()
+    """
+    loaded = load(write(more=more), "Error")
+    assert (loaded.metric_name, loaded.higher_is_better) == ("error", False)
+    assert loaded.metric(torch.eye(2).numpy(), torch.tensor([0, 0]).numpy()) == 0.5
+    assert [str(file) for file in loaded.files] == ["data.bin"]
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("digit", "no task 'digit'; did you mean 'digits'.*'path/to/file.py:Name'"),
+        ("no_such_package_here.tasks:Mine", "task module 'no_such_package_here.tasks' is not installed"),
+        ("{folder}/other.py:Mine", "other.py: no such task file"),
+        ("{folder}/mine.py:Mein", "mine.py: defines no 'Mein'; did you mean 'Mine'"),
+    ],
+)
+def test_a_wrong_name_is_explained(write, name, message):
+    folder = write().parent
+    with pytest.raises(TaskError, match=message):
+        load_task(TaskConfig(name=name.format(folder=folder)))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [({"cuont": 3}, "unexpected keyword argument 'cuont'"), ({"count": 3, "more": 1}, "'more'")],
+)
+def test_a_wrong_option_is_explained(write, options, message):
+    with pytest.raises(TaskError, match=f"cannot be made with options .*{message}"):
+        load(write(), **options)
+
+
+def test_a_lacking_option_is_explained(write):
+    with pytest.raises(TaskError, match="missing a required argument: 'count'"):
+        load(write(more="\ndef make(count):\n    return Mine(count)\n"), "make")
+
+
+def test_an_error_inside_the_users_own_code_keeps_its_traceback(write):
+    path = write(more="\nclass Broken(Mine):\n    def __init__(self):\n        len(3)\n")
+    with pytest.raises(TypeError, match="has no len") as caught:
+        load(path, "Broken")
+    assert str(caught.traceback[-1].path) == str(path)
+
+
+def test_a_syntax_error_is_placed(write):
+    path = write("x = 1\ndef broken(:\n")
+    with pytest.raises(TaskError, match=rf"{path}:2: "):
+        load(path)
+
+
+def test_an_import_that_the_file_lacks_keeps_its_traceback(write):
+    with pytest.raises(ModuleNotFoundError, match="no_such_package_here"):
+        load(write("import no_such_package_here\n"))
+    with pytest.raises(ModuleNotFoundError, match="no_such_package_here"):
+        load_task(TaskConfig(name=f"{write('import no_such_package_here', 'importer.py').stem}:Mine"))
+
+
+@pytest.mark.parametrize("attribute", ["modalities", "splits", "teacher", "student"])
+def test_a_missing_attribute_is_named(write, attribute):
+    text = USERS_FILE.replace("def teacher", "def make_teacher").replace("    student = teacher", "")
+    present = {"modalities": "modalities = ()", "splits": "splits = 1", "teacher": "teacher = 1", "student": "student = 1"}
+    del present[attribute]
+    more = "\nclass Partial:\n" + "".join(f"    {line}\n" for line in present.values())
+    with pytest.raises(TaskError, match=f"lacks {attribute}$"):
+        load(write(text + more), "Partial")
+
+
+BROKEN = {
+    "overlap": (
+        "def splits(self):\n        return {**super().splits(), 'test': self.split('train')}",
+        "sample 'train-0' is in split 'train' and again in 'test'; splits must be disjoint",
+    ),
+    "repeated id": (
+        "def split(self, name):\n        s = super().split(name)\n        s.ids[1] = s.ids[0]\n        return s",
+        "sample 'train-0' is in split 'train' and again in 'train'",
+    ),
+    "missing split": (
+        "def splits(self):\n        return {'train': self.split('train'), 'test': self.split('test')}",
+        r"splits\(\) lacks val, calibration; it needs train, val, calibration, test",
+    ),
+    "empty split": (
+        "def splits(self):\n        self.count = 4\n        s = super().splits()\n        self.count = 0\n"
+        "        return {**s, 'val': self.split('val')}",
+        "split 'val': is empty",
+    ),
+    "wrong shape": (
+        "modalities = [Modality('a', (2,)), Modality('b', (3,))]\n    def split(self, name):\n"
+        "        return ArraySplit([name], {'a': torch.ones(1, 2), 'b': torch.ones(1, 4)}, torch.zeros(1).long())",
+        r"split 'train': a sample has inputs \{'a': \(2,\), 'b': \(4,\)\}, but the task's modalities are .*'b': \(3,\)",
+    ),
+    "wrong modality": (
+        "modalities = [Modality('a', (2,)), Modality('c', (3,))]\n    def split(self, name):\n"
+        "        return ArraySplit([name], {'a': torch.ones(1, 2), 'b': torch.ones(1, 3)}, torch.zeros(1).long())",
+        r"inputs \{'a': \(2,\), 'b': \(3,\)\}, but the task's modalities are \{'a': \(2,\), 'c'",
+    ),
+    "wrong dtype": (
+        "def split(self, name):\n        return ArraySplit([name], {'a': torch.ones(1, 2), "
+        "'b': torch.ones(1, 3).double()}, torch.zeros(1).long())",
+        "split 'train': input 'b' is torch.float64, must be a tensor of float32",
+    ),
+    "numpy": (
+        "def split(self, name):\n        return ArraySplit([name], {'a': torch.ones(1, 2), "
+        "'b': torch.ones(1, 3).numpy()}, torch.zeros(1).long())",
+        "input 'b' is a ndarray, must be a tensor of float32",
+    ),
+    "not a sample": (
+        "def split(self, name):\n        return [(torch.ones(2), 1)]",
+        "a sample is a tuple, must be an edgekd.learn.task.Sample",
+    ),
+    "lengths": (
+        "def split(self, name):\n        return ArraySplit([name], {'a': torch.ones(2, 2), 'b': torch.ones(1, 3)}, "
+        "torch.zeros(1).long())",
+        "a split has 1 ids, but 2 of 'a'",
+    ),
+    "labels": (
+        "def split(self, name):\n        return ArraySplit([name], {'a': torch.ones(1, 2), 'b': torch.ones(1, 3)}, "
+        "torch.zeros(1).int())",
+        "a split's labels are torch.int32, must be int64",
+    ),
+    "foreign ids": (
+        "def split(self, name):\n        class Whole(list):\n            ids = ['x', 'y', 'z']\n"
+        "        s = super().split(name)\n        return Whole([s[0], s[1]])",
+        "its attribute 'ids' must hold the id of each of its 2 samples, in order",
+    ),
+    "one modality": ("modalities = [Modality('a', (2,))]", r"has modalities \['a'\]; a modality Gram needs two or more"),
+    "named twice": ("modalities = [Modality('a', (2,))] * 2", "each named once"),
+}
+
+
+@pytest.mark.parametrize(("body", "message"), BROKEN.values(), ids=BROKEN)
+def test_a_task_that_does_not_keep_the_protocol_is_refused(write, body, message):
+    with pytest.raises(TaskError, match=message):
+        load(write(more=f"\nclass Broken(Mine):\n    {body}\n"), "Broken")
+
+
+class Lazy:
+    """A map-style dataset that makes samples one by one and knows no ids without them."""
+
+    def __init__(self, samples):
+        self.samples = samples
+
+    def __len__(self):
+        return len(self.samples)
+
+    def __getitem__(self, index):
+        return self.samples[index]
+
+
+def test_any_map_style_dataset_will_do():
+    array = split("train", 7)
+    lazy = Lazy([array[index] for index in range(7)])
+    ours, theirs = (list(DataLoader(s, 3, collate_fn=collate)) for s in (lazy, array))
+    for one, other in zip(ours, theirs, strict=True):
+        assert (one.ids, one.groups) == (other.ids, other.groups)
+        assert torch.equal(one.labels, other.labels)
+        assert one.labels.dtype == torch.int64
+        assert all(torch.equal(one.inputs[name], other.inputs[name]) for name in "ab")
+    assert truth(lazy).ids.tolist() == truth(array).ids.tolist()
+
+
+def test_a_task_of_map_style_datasets_loads_and_overlap_is_seen(write):
+    more = """
+        from edgekd.learn.task import Sample
+        class Lazy:
+            def __init__(self, name): self.name = name
+            def __len__(self): return 3
+            def __getitem__(self, i): return Sample(f"{self.name}-{i}", {"a": torch.ones(2), "b": torch.ones(3)}, 1, "g")
+        class Of(Mine):
+            def __init__(self, last="test"): self.last = last
+            def splits(self): return {n: Lazy(self.last if n == "test" else n) for n in ("train", "val", "calibration", "test")}
+    """
+    path = write(more=more)
+    assert truth(load(path, "Of").splits["train"]).groups.tolist() == ["g"] * 3
+    with pytest.raises(TaskError, match="sample 'val-0' is in split 'val' and again in 'test'"):
+        load(path, "Of", last="val")
+
+
+def fingerprint(splits):
+    return LoadedTask(SmallTask(), splits, ()).fingerprint()
+
+
+def changed(array, **columns):
+    fields = {"ids": array.ids, "inputs": array.inputs, "labels": array.labels, "groups": array.groups, **columns}
+    return ArraySplit(**fields)
+
+
+@pytest.mark.parametrize("lazy", [False, True], ids=["in memory", "map-style"])
+@pytest.mark.parametrize("row", [0, 1, 299])
+@pytest.mark.parametrize("what", ["ids", "labels", "groups"])
+def test_the_fingerprint_covers_every_sample(lazy, row, what):
+    def finger(array):
+        return fingerprint({"train": Lazy([array[i] for i in range(len(array))]) if lazy else array})
+
+    array = changed(split("train", 300), groups=["g"] * 300)
+    other = list(getattr(array, what))
+    other[row] = {"ids": "renamed", "labels": other[row] + 1, "groups": "h"}[what]
+    assert finger(array) == finger(changed(array))
+    assert finger(array) != finger(changed(array, **{what: torch.stack(other) if what == "labels" else other}))
+
+
+@pytest.mark.parametrize("lazy", [False, True], ids=["in memory", "map-style"])
+def test_the_fingerprint_covers_the_data(lazy):
+    def finger(array):
+        return fingerprint({"train": Lazy([array[i] for i in range(len(array))]) if lazy else array})
+
+    array = split("train", 40)
+    moved = array.inputs["b"].clone()
+    moved[17, 2] += 1e-3
+    assert finger(array) != finger(changed(array, inputs={**array.inputs, "b": moved}))
+
+
+def test_the_fingerprint_covers_which_split_a_sample_is_in():
+    one, other = split("train", 5), split("val", 5)
+    assert fingerprint({"train": one, "val": other}) != fingerprint({"train": other, "val": one})
+
+
+def test_a_file_named_like_a_module_does_not_take_its_place(write):
+    for name in ("random.py", "task.py", "colorsys.py"):
+        assert load(write(name=name)).modalities == ["a", "b"]
+    assert sys.modules["random"] is stdlib_random
+    assert "task" not in sys.modules
+    import colorsys
+
+    assert hasattr(colorsys, "rgb_to_hls")
+
+
+def test_two_files_of_one_name_are_two_tasks(write, tmp_path):
+    (tmp_path / "other").mkdir()
+    write(USERS_FILE.replace('Modality("b"', 'Modality("z"'), "other/mine.py")
+    assert load(write()).modalities == ["a", "b"]
+    assert load(tmp_path / "other" / "mine.py").modalities == ["a", "z"]
+
+
+def test_a_file_may_hold_dataclasses_and_import_its_neighbours_now_and_later(write):
+    write("WIDTH = 2\n", "neighbour_of_mine.py")
+    write("from torch import nn\n", "late_neighbour_of_mine.py")
+    more = """
+        from dataclasses import dataclass
+        from neighbour_of_mine import WIDTH
+        @dataclass
+        class Data(Mine):
+            count: "int" = 3
+            scale: float = 1.0
+            def student(self):
+                from late_neighbour_of_mine import nn
+                return nn.Linear(WIDTH, 1)
+    """
+    path = write("from __future__ import annotations\n" + USERS_FILE, more=more)
+    loaded = load(path, "Data")
+    assert loaded.task.student().in_features == 2
+    assert [source.name for source in loaded.sources] == ["mine.py", "neighbour_of_mine.py"]
+
+
+def test_packages_installed_beneath_the_file_are_not_its_sources(write, tmp_path):
+    package = tmp_path / "venv" / "lib" / "site-packages"
+    package.mkdir(parents=True)
+    (package / "installed_near_mine.py").write_text("x = 1\n")
+    path = write(f"import sys\nsys.path.append({str(package)!r})\nimport installed_near_mine\n" + USERS_FILE)
+    assert load(path).sources == (path.resolve(),)
+
+
+def test_accuracy_is_of_labelled_samples():
+    logits = torch.eye(4).numpy()
+    assert accuracy(logits, torch.tensor([0, 0, UNLABELLED, 3]).numpy()) == pytest.approx(2 / 3)
+    assert accuracy(logits, torch.tensor([UNLABELLED] * 4).numpy()) != accuracy(logits, torch.arange(4).numpy())
+
+
+def test_a_sample_without_label_or_group():
+    sample = Sample("x", {"a": torch.zeros(2)})
+    assert collate([sample]).labels.tolist() == [UNLABELLED]
+    assert collate([sample]).groups == [""]
+    assert set(SPLITS) == {"train", "val", "calibration", "test"}

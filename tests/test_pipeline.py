@@ -1,0 +1,215 @@
+"""Whole builds, by the real command line on real data."""
+
+import json
+import shutil
+import subprocess
+import sys
+
+import jsonschema
+import pytest
+from commands import (
+    ROOT,
+    SHIPPING,
+    STAGES,
+    build_arguments,
+    edgekd,
+    environment,
+    events,
+    outcome,
+    sha256,
+    started,
+)
+
+
+
+def copy(cache, folder, without=()):
+    """Copy a cache but for stages of some kinds."""
+    shutil.copytree(cache, folder, ignore=lambda _, names: [n for n in names if n.split("-")[0] in without])
+    return folder
+
+
+def python(code, cwd):
+    return subprocess.run(
+        [sys.executable, "-c", code], cwd=cwd, env=environment(), capture_output=True, text=True, check=False
+    )
+
+
+def test_leaves_a_report_and_a_bundle(built):
+    assert built.process.stderr == ""
+    assert "PASS" in built.process.stdout
+    found = sorted(path.relative_to(built.output).as_posix() for path in built.output.rglob("*") if path.is_file())
+    bundle = ["deploy.onnx", "engine.onnx", "ledger.json", "manifest.json", "reference.npz"]
+    assert found == [*(f"cpu/bundle/{name}" for name in bundle), "report.json", "report.md"]
+
+
+def test_prints_each_stage(built):
+    said = built.process.stdout
+    assert [stage for stage in STAGES if f"{stage}: done" in said or f"{stage} cpu: done" in said] == list(STAGES)
+
+
+def test_a_report_row_has_every_figure(built):
+    (row,) = built.report()["rows"]
+    assert (row["target"], row["runtime"], row["precision"]) == ("cpu", "onnxruntime", "int8")
+    assert row["device"]
+    assert row["latency_ms"]["n"] == 400
+    assert 0 < row["latency_ms"]["p50"] <= row["latency_ms"]["p90"] <= row["latency_ms"]["p99"]
+    assert {"teacher", "student", "pruned", "engine"} <= row["metric"].keys()
+    assert all(0 < row["metric"][stage] <= 1 for stage in ("teacher", "student", "pruned", "engine"))
+    assert 0 <= row["gram"]["drift"] <= row["gram"]["bound"] <= row["gram"]["tau"]
+    assert row["gram"]["verdict"] == row["verdict"] == "pass"
+    assert row["size_bytes"] == (built.bundle / "deploy.onnx").stat().st_size
+    assert row["peak_rss_bytes"] > 1e6
+    assert row["not_measured"] == {}
+
+
+def test_the_manifest_meets_its_schema(built):
+    schema = json.loads((ROOT / "edgekd" / "runtime" / "manifest.schema.json").read_text())
+    manifest = json.loads((built.bundle / "manifest.json").read_text())
+    jsonschema.validate(manifest, schema)
+    assert manifest["verdict"] == "pass"
+
+
+RUN_BUNDLE = """
+import sys, numpy as np, edgekd
+with edgekd.load(sys.argv[1] if len(sys.argv) > 1 else {bundle!r}) as engine:
+    feeds = {{spec.name: np.zeros([3, *spec.shape[1:]], np.float32) for spec in engine.inputs}}
+    assert engine.run(feeds)["logits"].shape == (3, 10)
+    assert set(engine.predict(feeds)) <= set("0123456789")
+    found = engine.verify()
+    assert found.ok and found.flips == 0, found
+print(*(name for name in ("torch", "onnx", "msgspec", "click", "rich") if name in sys.modules))
+"""
+
+
+def test_the_bundle_runs_and_verifies_without_torch(built, tmp_path):
+    found = python(RUN_BUNDLE.format(bundle=str(built.bundle)), tmp_path)
+    assert (found.returncode, found.stdout.strip(), found.stderr) == (0, "", "")
+
+
+def test_the_bundle_holds_no_path_of_this_machine(built):
+    for name in ("manifest.json", "ledger.json"):
+        assert str(built.output.parent) not in (built.bundle / name).read_text()
+    assert str(built.output.parent) not in (built.output / "report.json").read_text()
+
+
+IDLE = """
+import sys
+from edgekd.cli import main
+code = main(sys.argv[1:], standalone_mode=False)
+heavy = [name for name in ("torch", "onnx", "onnxruntime", "scipy") if name in sys.modules]
+print(code, *heavy, file=sys.stderr)
+"""
+
+
+def test_again_does_no_work_and_imports_nothing_heavy(built):
+    before = outcome(built.cache), sha256(built.bundle / "manifest.json")
+    found = subprocess.run(
+        [sys.executable, "-c", IDLE, *build_arguments("out", "cache")],
+        cwd=built.output.parent, env=environment(), capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert found.stderr.split() == ["None"]
+    assert found.stdout.count("up to date") == len(STAGES)
+    assert "started" not in found.stdout
+    assert (outcome(built.cache), sha256(built.bundle / "manifest.json")) == before
+
+
+@pytest.mark.parametrize(
+    ("change", "stages"),
+    [
+        ({"gate__resamples": 300}, ["check", "bundle"]),
+        ({"gate__tau_fail": 0.9, "gate__tau_pass": 0.8}, ["check", "bundle"]),
+        ({"profile__iterations": 300}, ["profile", "bundle"]),
+        ({"quantize__calibration": "entropy"}, [*SHIPPING]),
+        ({"prune__ratio": 0.5}, ["prune", "export", *SHIPPING]),
+    ],
+    ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
+)
+def test_a_changed_key_runs_its_stage_and_those_after_it(built, tmp_path, change, stages):
+    found = edgekd(*build_arguments(tmp_path, built.cache, **change), "--json", cwd=tmp_path)
+    assert found.returncode == 0, found.stderr
+    assert started(found.stdout) == stages
+    assert events(found.stdout)[0] == {
+        "event": "plan",
+        "stages": [*STAGES[:4], *(f"{stage} cpu" for stage in SHIPPING)],
+    }
+    assert [e["stage"].split()[0] for e in events(found.stdout) if e["event"] == "finish"] == list(STAGES)
+    last = events(found.stdout)[-1]
+    assert last["event"] == "report"
+    assert last["report"] == json.loads((tmp_path / "report.json").read_text())
+
+
+def test_a_build_that_the_gate_rejects(built, tmp_path):
+    change = {"gate__tau_pass": 1e-7, "gate__tau_fail": 2e-7, "gate__max_flips": 0}
+    found = edgekd(*build_arguments(tmp_path, built.cache, **change), cwd=tmp_path)
+    assert found.returncode == 20
+    (error,) = found.stderr.splitlines()
+    assert error.startswith("error: the gate rejected the build: cpu: ")
+    assert "drift" in error
+    assert "flips" in error or "top-1" in error
+    assert "FAIL" in found.stdout
+    assert sorted(path.name for path in (tmp_path / "cpu").iterdir()) == ["rejected"]
+    assert json.loads((tmp_path / "report.json").read_text())["verdict"] == "fail"
+    refused = python(f"import edgekd; edgekd.load({str(tmp_path / 'cpu' / 'rejected')!r})", tmp_path)
+    assert "BundleError" in refused.stderr
+    assert "the gate rejected this bundle" in refused.stderr
+
+
+def test_a_rejected_build_does_not_leave_the_old_bundle(built, tmp_path):
+    shutil.copytree(built.output, tmp_path / "out")
+    change = {"gate__tau_pass": 1e-7, "gate__tau_fail": 2e-7}
+    assert edgekd(*build_arguments("out", built.cache, **change), cwd=tmp_path).returncode == 20
+    assert [path.name for path in (tmp_path / "out" / "cpu").iterdir()] == ["rejected"]
+    assert edgekd(*build_arguments("out", built.cache), cwd=tmp_path).returncode == 0
+    assert [path.name for path in (tmp_path / "out" / "cpu").iterdir()] == ["bundle"]
+
+
+def test_a_users_files_in_the_output_stay(built, tmp_path):
+    (tmp_path / "cpu").mkdir()
+    (tmp_path / "cpu" / "thesis.txt").write_text("years of work")
+    assert edgekd(*build_arguments(tmp_path, built.cache), cwd=tmp_path).returncode == 0
+    assert (tmp_path / "cpu" / "thesis.txt").read_text() == "years of work"
+
+
+def test_an_altered_bundle_is_written_again(built, tmp_path):
+    shutil.copytree(built.output, tmp_path / "out")
+    engine = tmp_path / "out" / "cpu" / "bundle" / "engine.onnx"
+    engine.write_bytes(engine.read_bytes()[:-1])
+    assert edgekd(*build_arguments("out", built.cache), cwd=tmp_path).returncode == 0
+    assert sha256(engine) == sha256(built.bundle / "engine.onnx")
+
+
+def test_two_builds_at_once_share_one_cache(built, tmp_path):
+    cache = copy(built.cache, tmp_path / "cache", without=SHIPPING)
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-m", "edgekd", *map(str, build_arguments(tmp_path / name, cache)), "--json"],
+            env=environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        )  # fmt: skip
+        for name in ("one", "two")
+    ]
+    said = [process.communicate(timeout=300) for process in processes]
+    assert [process.returncode for process in processes] == [0, 0], said
+    work = [kind for stdout, _ in said for kind in started(stdout)]
+    assert sorted(work) == sorted(SHIPPING), "each stage ran once, in one of them"
+    engines = [sha256(tmp_path / name / "cpu" / "bundle" / "engine.onnx") for name in ("one", "two")]
+    assert engines[0] == engines[1] == sha256(built.bundle / "engine.onnx")
+
+
+def test_two_builds_at_once_into_one_output(built, tmp_path):
+    command = [sys.executable, "-m", "edgekd", *map(str, build_arguments(tmp_path / "out", built.cache)), "-q"]
+    processes = [subprocess.Popen(command, env=environment(), stderr=subprocess.PIPE, text=True) for _ in range(3)]
+    said = [process.communicate(timeout=300)[1] for process in processes]
+    assert [process.returncode for process in processes] == [0, 0, 0], said
+    assert sha256(tmp_path / "out" / "cpu" / "bundle" / "manifest.json") == sha256(built.bundle / "manifest.json")
+
+
+def test_two_targets_share_what_does_not_depend_on_them(built, tmp_path):
+    (tmp_path / "board.toml").write_text((ROOT / "targets" / "cpu.toml").read_text())
+    arguments = build_arguments(tmp_path / "out", built.cache, profile__iterations=300)
+    found = edgekd(*arguments, "--target=cpu", "--target=./board.toml", "--json", cwd=tmp_path)
+    assert found.returncode == 0, found.stderr
+    assert not {"teacher", "distill", "prune", "export"} & set(started(found.stdout))
+    report = events(found.stdout)[-1]["report"]
+    assert [row["target"] for row in report["rows"]] == ["cpu", "board"]
+    for name in ("cpu", "board"):
+        assert (tmp_path / "out" / name / "bundle" / "manifest.json").is_file()
