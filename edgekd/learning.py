@@ -71,8 +71,9 @@ class Learner:
             raise ModelError(f"[teacher] weights: {weights}: no such file")
 
         def run(folder: Path, report: StageReporter) -> Trained:
-            from edgekd.learn import teacher
+            from edgekd.learn import preflight, teacher
 
+            preflight.check(self.project.loaded, self.taps, self.recipe)
             return teacher.run(self.project.loaded, self.taps.teacher, config, self.recipe.seed, folder, report)
 
         depends = {

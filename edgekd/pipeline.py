@@ -21,6 +21,7 @@ from edgekd.project import Project
 from edgekd.report.build import write_report
 from edgekd.report.result import BuildReport, TargetResult
 from edgekd.stages import Runner, library_versions
+from edgekd.target import load_calibration
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -63,6 +64,7 @@ def build(
     Raises:
         EdgekdError: any error that a user can cause; see :mod:`edgekd.errors`.
     """
+    load_calibration(recipe.quantize.calibration)  # what is wrong with it is said now, not after training
     versions = library_versions(dict.fromkeys((*learning.LIBRARIES, *shipping.LIBRARIES)), "build")
     observer = observer or Silent()
     fan_out = (f"{stage} {target.name}" for target in targets for stage in shipping.STAGES)
@@ -95,20 +97,24 @@ def _losses(learned: learning.Learning) -> dict[str, Any]:
     return {name: done.result.history[-1] for name, done in learned.trained.items() if done.result.history}
 
 
-def _publish(result: TargetResult, source: Path, output: Path) -> TargetResult:
-    """Copy a target's bundle from the cache to the output, as ``bundle`` or, when the gate rejected it, ``rejected``."""
+def _publish(result: TargetResult, published: dict[str, Path], output: Path) -> TargetResult:
+    """Copy what a target has to show from the cache to ``output/<target>``, unless it is there already."""
     folder = output / result.target
-    name = "rejected" if result.ledger.verdict == "fail" else "bundle"
-    if not _same_files(source, folder / name) or len(list(folder.iterdir())) != 1:
+    wanted = {f"{name}/{sub}" if sub else name: path for name, source in published.items() for sub, path in _files(source)}
+    there = dict(_files(folder)) if folder.is_dir() else {}
+    if wanted.keys() != there.keys() or any(sha256_file(wanted[name]) != sha256_file(there[name]) for name in wanted):
+        fresh = output / f".{result.target}"
+        shutil.rmtree(fresh, ignore_errors=True)
+        for name, path in wanted.items():
+            (fresh / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(path, fresh / name)
         shutil.rmtree(folder, ignore_errors=True)
-        folder.mkdir(parents=True)
-        shutil.copytree(source, folder / f".{name}")
-        (folder / f".{name}").rename(folder / name)
+        fresh.rename(folder)
     return result
 
 
-def _same_files(source: Path, copy: Path) -> bool:
-    def listing(folder: Path) -> dict[str, str]:
-        return {p.relative_to(folder).as_posix(): sha256_file(p) for p in folder.rglob("*") if p.is_file()}
-
-    return copy.is_dir() and listing(source) == listing(copy)
+def _files(source: Path) -> list[tuple[str, Path]]:
+    """Return all files below a folder with their paths in it, or a file itself with an empty one."""
+    if source.is_file():
+        return [("", source)]
+    return [(path.relative_to(source).as_posix(), path) for path in sorted(source.rglob("*")) if path.is_file()]

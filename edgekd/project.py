@@ -51,10 +51,11 @@ class Project:
     def _remembered(self) -> str | None:
         try:
             memory = json.loads(self._memory.read_text(encoding="utf-8"))
-            same = memory["sources"] == _digests(memory["sources"]) and memory["files"] == _stamps(memory["files"])
-        except (OSError, ValueError, KeyError):
+            identity, sources, files = str(memory["identity"]), memory["sources"], memory["files"]
+            same = sources == _digests(sources) and files == _stamps(files)
+        except (OSError, ValueError, KeyError, TypeError):
             return None
-        return memory["identity"] if same else None
+        return identity if same else None
 
     def _identify(self) -> str:
         task = self.loaded

@@ -5,6 +5,7 @@ Every field has a default and a description; ``edgekd recipe schema`` prints bot
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -161,7 +162,7 @@ class Recipe(_Config, frozen=True):
     """A whole ``edgekd.toml``."""
 
     task: TaskConfig
-    seed: Annotated[int, Meta(ge=0, description="Seed of every random choice.")] = 0
+    seed: Annotated[int, Meta(ge=0, lt=2**31, description="Seed of every random choice.")] = 0
     teacher: TeacherConfig = TeacherConfig()
     student: StudentConfig = StudentConfig()
     distill: DistillConfig = DistillConfig()
@@ -237,10 +238,12 @@ def load_recipe(reference: str | Path | None = None, overrides: tuple[str, ...] 
     check_keys(content, Recipe, str(path), RecipeError)
     for override in overrides:
         _set(content, override)
+    source = f"{path}{' and --set' if overrides else ''}"
+    check_values(content, source, RecipeError)
     try:
         recipe = msgspec.convert(content, Recipe)
     except msgspec.ValidationError as error:
-        raise RecipeError(f"{path}{' and --set' if overrides else ''}: {explain(error)}") from error
+        raise RecipeError(f"{source}: {explain(error)}") from error
     return _resolve(recipe, path.resolve().parent)
 
 
@@ -263,6 +266,20 @@ def check_keys(
         section_type = fields[key]
         if isinstance(value, dict) and isinstance(section_type, type) and issubclass(section_type, Struct):
             check_keys(value, section_type, source, error, f"{at}{key}.")
+
+
+def check_values(value: Any, source: str, error: type[Exception], at: str = "") -> None:
+    """Raise ``error`` for the first value that is no plain finite one: no limit holds against ``nan``."""
+    if isinstance(value, dict):
+        for key, item in value.items():
+            check_values(item, source, error, f"{at}.{key}".lstrip("."))
+    elif isinstance(value, list):
+        for index, item in enumerate(value):
+            check_values(item, source, error, f"{at}[{index}]")
+    elif isinstance(value, float) and not math.isfinite(value):
+        raise error(f"{source}: {at}: expected a finite number, got {value}")
+    elif not isinstance(value, str | int | float):
+        raise error(f"{source}: {at}: expected text or a number, got the {type(value).__name__} {value}")
 
 
 def _set(content: dict[str, Any], override: str) -> None:

@@ -38,6 +38,9 @@ STAGES = ("quantize", "engine", "check", "profile", "bundle")
 LIBRARIES = ("onnx", "onnxruntime", "numpy")
 VERSIONS = dict.fromkeys(STAGES, 1)
 
+#: Folder of a bundle in the output, by what the gate said of it.
+BUNDLE, REJECTED = "bundle", "rejected"
+
 _OUTPUTS, _LEDGER = "outputs.npz", "ledger.json"
 _REFERENCES = 16
 _BATCH = 256
@@ -78,8 +81,8 @@ class Shipper:
     learning: Learning
     device: LocalDevice
 
-    def run(self) -> tuple[TargetResult, Path]:
-        """Run or read every stage; return what to report, and the folder of the bundle."""
+    def run(self) -> tuple[TargetResult, dict[str, Path]]:
+        """Run or read every stage; return what to report, and what to publish: paths by the name they shall have."""
         quantized = self._quantize()
         ran = self._engine(quantized)
         ledger = self._check(quantized, ran)
@@ -94,11 +97,12 @@ class Shipper:
             profile=profile.result,
             profile_reason=None,
             sizes={**self.learning.exported.result.sizes, "engine": quantized.result.sizes[quantize.DEPLOY]},
-            bundle=f"{self.target.name}/bundle" if ledger.result.verdict != "fail" else None,
+            bundle=f"{self.target.name}/{BUNDLE}" if ledger.result.verdict != "fail" else None,
             budgets=self.target.budgets,
             deploy_logit_error=ran.result.deploy_logit_error,
         )
-        return result, bundled.folder / "bundle"
+        raw = {f"latency/{e.name}.npy": profile.folder / e.raw_file for e in profile.result.engines}
+        return result, {BUNDLE if ledger.result.verdict != "fail" else REJECTED: bundled.folder / "bundle", **raw}
 
     @property
     def _exported(self) -> Path:
@@ -235,9 +239,12 @@ def _probe(ids: np.ndarray[Any, Any], outputs: dict[str, np.ndarray[Any, Any]]) 
 
 
 def _write_references(samples: Path, engine: Probe, path: Path) -> None:
-    """Take the samples that the engine is surest of: others may flip by rounding alone on another processor."""
+    """Take the samples that the engine is surest of, from every class: others may flip by rounding alone elsewhere."""
     ordered = np.sort(engine.logits, axis=1)
-    surest = np.sort(np.argsort(ordered[:, -2] - ordered[:, -1], kind="stable")[:_REFERENCES])
+    by_margin = np.argsort(ordered[:, -2] - ordered[:, -1], kind="stable")
+    predicted = engine.predictions[by_margin]
+    each = -(-_REFERENCES // len(np.unique(predicted)))
+    surest = np.concatenate([by_margin[predicted == label][:each] for label in np.unique(predicted)])[:_REFERENCES]
     with np.load(samples, allow_pickle=False) as arrays:
         inputs = {key.removeprefix("input."): arrays[key][surest] for key in arrays.files if key.startswith("input.")}
     outputs = {f"embedding.{name}": z[surest] for name, z in engine.embeddings.items()}

@@ -14,7 +14,7 @@ from msgspec import Meta, Struct
 
 from edgekd.errors import TargetError, nearest
 from edgekd.files import data_dir, read_toml
-from edgekd.recipe import check_keys, explain
+from edgekd.recipe import check_keys, check_values, explain
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -144,6 +144,7 @@ _S = TypeVar("_S", bound=Struct)
 
 def _convert(content: dict[str, Any], struct: type[_S], path: Path) -> _S:
     check_keys(content, struct, str(path), TargetError)
+    check_values(content, str(path), TargetError)
     try:
         return msgspec.convert(content, struct)
     except msgspec.ValidationError as error:

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import shutil
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -35,12 +36,39 @@ def environment(**changes):
     return {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "COLUMNS": "100", **changes}
 
 
-def edgekd(*arguments, cwd, python=sys.executable, **changes):
-    """Run the command line to its end."""
-    command = [python, "-m", "edgekd", *map(str, arguments)]
+def python(*arguments, cwd, **changes):
+    """Run Python to its end; ``changes`` are of its environment."""
+    command = [sys.executable, *map(str, arguments)]
     return subprocess.run(
         command, cwd=cwd, env=environment(**changes), capture_output=True, text=True, check=False, timeout=300
     )
+
+
+def edgekd(*arguments, cwd, **changes):
+    """Run the command line to its end."""
+    return python("-m", "edgekd", *arguments, cwd=cwd, **changes)
+
+
+def edgekd_begun(*arguments, cwd):
+    """Start the command line, in a process group of its own."""
+    return subprocess.Popen(
+        [sys.executable, "-m", "edgekd", *map(str, arguments)],
+        cwd=cwd,
+        env=environment(),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+
+
+def signal_at(process, moment, signum):
+    """Send a signal to a build with ``--json`` and all that it started, as soon as it says that it is there."""
+    for line in process.stdout:
+        event = json.loads(line)
+        if (event["event"], event.get("stage"), event.get("done")) == moment:
+            os.killpg(process.pid, signum)
+            return
 
 
 def build_arguments(output, cache, **changes):
@@ -80,6 +108,12 @@ class Built:
         return json.loads((self.output / "report.json").read_text(encoding="utf-8"))
 
 
+def copy_cache(cache, folder, without=()):
+    """Copy a cache but for stages of some kinds."""
+    shutil.copytree(cache, folder, ignore=lambda _, names: [n for n in names if n.split("-")[0] in without])
+    return folder
+
+
 def stage_folder(cache, kind):
     """Return the one finished folder of a kind."""
     (folder,) = (path for path in cache.glob(f"{kind}-*") if path.is_dir() and path.suffix != ".partial")
@@ -88,7 +122,8 @@ def stage_folder(cache, kind):
 
 def outcome(cache):
     """Return all that a build decides: weights, graphs and the ledger; not what it measured."""
-    weights = {kind: sha256(stage_folder(cache, kind) / "model.safetensors") for kind in ("teacher", "distill", "prune")}
+    trained = ("teacher", "distill", "prune")
+    weights = {kind: sha256(stage_folder(cache, kind) / "model.safetensors") for kind in trained}
     graphs = {
         f"{kind}/{path.name}": sha256(path)
         for kind in ("export", "quantize")

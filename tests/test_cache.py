@@ -4,6 +4,7 @@ import signal
 import stat
 import subprocess
 import sys
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -30,6 +31,13 @@ def make(cache, record=None):
         (folder / "sub").mkdir()
         (folder / "sub" / "deep").write_text("deep")
         cache.finish(KEY, record or {"metric": 0.5})
+
+
+def fail(cache, work):
+    """Begin a stage, do some work, and fail."""
+    with suppress(RuntimeError), cache.claim(KEY, never) as folder:
+        work(folder)
+        raise RuntimeError
 
 
 def test_equal_values_have_equal_digests_in_any_order():
@@ -91,22 +99,24 @@ def test_an_altered_record_is_not_used(cache):
 
 
 def test_a_stage_that_fails_leaves_no_result(cache):
-    with pytest.raises(RuntimeError), cache.claim(KEY, never) as folder:
+    def work(folder):
         (folder / "model").write_text("half")
-        raise RuntimeError
+
+    fail(cache, work)
     assert cache.find(KEY) is None
     assert not (cache.root / KEY).exists()
 
 
 def test_of_a_failed_stage_only_the_checkpoint_stays(cache):
-    with pytest.raises(RuntimeError), cache.claim(KEY, never) as folder:
+    def work(folder):
         (folder / CHECKPOINT).write_text("epoch 2")
         (folder / f".{CHECKPOINT}.tmp").write_text("half")
         (folder / "model").write_text("half")
         (folder / "sub").mkdir()
         (folder / "sub" / "file").touch()
         (folder / "link").symlink_to(folder / "sub")
-        raise RuntimeError
+
+    fail(cache, work)
     with cache.claim(KEY, never) as folder:
         assert [path.name for path in folder.iterdir()] == [CHECKPOINT]
         assert (folder / CHECKPOINT).read_text() == "epoch 2"

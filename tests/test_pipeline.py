@@ -2,8 +2,6 @@
 
 import json
 import shutil
-import subprocess
-import sys
 
 import jsonschema
 import pytest
@@ -12,26 +10,21 @@ from commands import (
     SHIPPING,
     STAGES,
     build_arguments,
+    copy_cache,
     edgekd,
-    environment,
+    edgekd_begun,
     events,
     outcome,
+    python,
     sha256,
     started,
 )
 
 
-
-def copy(cache, folder, without=()):
-    """Copy a cache but for stages of some kinds."""
-    shutil.copytree(cache, folder, ignore=lambda _, names: [n for n in names if n.split("-")[0] in without])
-    return folder
-
-
-def python(code, cwd):
-    return subprocess.run(
-        [sys.executable, "-c", code], cwd=cwd, env=environment(), capture_output=True, text=True, check=False
-    )
+@pytest.fixture
+def cache(built, tmp_path_factory):
+    """A cache of its own in which all is up to date."""
+    return copy_cache(built.cache, tmp_path_factory.mktemp("cache") / "cache")
 
 
 def test_leaves_a_report_and_a_bundle(built):
@@ -71,8 +64,8 @@ def test_the_manifest_meets_its_schema(built):
 
 RUN_BUNDLE = """
 import sys, numpy as np, edgekd
-with edgekd.load(sys.argv[1] if len(sys.argv) > 1 else {bundle!r}) as engine:
-    feeds = {{spec.name: np.zeros([3, *spec.shape[1:]], np.float32) for spec in engine.inputs}}
+with edgekd.load(sys.argv[1]) as engine:
+    feeds = {spec.name: np.zeros([3, *spec.shape[1:]], np.float32) for spec in engine.inputs}
     assert engine.run(feeds)["logits"].shape == (3, 10)
     assert set(engine.predict(feeds)) <= set("0123456789")
     found = engine.verify()
@@ -82,7 +75,7 @@ print(*(name for name in ("torch", "onnx", "msgspec", "click", "rich") if name i
 
 
 def test_the_bundle_runs_and_verifies_without_torch(built, tmp_path):
-    found = python(RUN_BUNDLE.format(bundle=str(built.bundle)), tmp_path)
+    found = python("-c", RUN_BUNDLE, built.bundle, cwd=tmp_path)
     assert (found.returncode, found.stdout.strip(), found.stderr) == (0, "", "")
 
 
@@ -103,10 +96,7 @@ print(code, *heavy, file=sys.stderr)
 
 def test_again_does_no_work_and_imports_nothing_heavy(built):
     before = outcome(built.cache), sha256(built.bundle / "manifest.json")
-    found = subprocess.run(
-        [sys.executable, "-c", IDLE, *build_arguments("out", "cache")],
-        cwd=built.output.parent, env=environment(), capture_output=True, text=True, check=False,
-    )  # fmt: skip
+    found = python("-c", IDLE, *build_arguments("out", "cache"), cwd=built.output.parent)
     assert found.stderr.split() == ["None"]
     assert found.stdout.count("up to date") == len(STAGES)
     assert "started" not in found.stdout
@@ -124,8 +114,8 @@ def test_again_does_no_work_and_imports_nothing_heavy(built):
     ],
     ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
 )
-def test_a_changed_key_runs_its_stage_and_those_after_it(built, tmp_path, change, stages):
-    found = edgekd(*build_arguments(tmp_path, built.cache, **change), "--json", cwd=tmp_path)
+def test_a_changed_key_runs_its_stage_and_those_after_it(cache, tmp_path, change, stages):
+    found = edgekd(*build_arguments(tmp_path, cache, **change), "--json", cwd=tmp_path)
     assert found.returncode == 0, found.stderr
     assert started(found.stdout) == stages
     assert events(found.stdout)[0] == {
@@ -138,9 +128,9 @@ def test_a_changed_key_runs_its_stage_and_those_after_it(built, tmp_path, change
     assert last["report"] == json.loads((tmp_path / "report.json").read_text())
 
 
-def test_a_build_that_the_gate_rejects(built, tmp_path):
+def test_a_build_that_the_gate_rejects(cache, tmp_path):
     change = {"gate__tau_pass": 1e-7, "gate__tau_fail": 2e-7, "gate__max_flips": 0}
-    found = edgekd(*build_arguments(tmp_path, built.cache, **change), cwd=tmp_path)
+    found = edgekd(*build_arguments(tmp_path, cache, **change), cwd=tmp_path)
     assert found.returncode == 20
     (error,) = found.stderr.splitlines()
     assert error.startswith("error: the gate rejected the build: cpu: ")
@@ -149,43 +139,39 @@ def test_a_build_that_the_gate_rejects(built, tmp_path):
     assert "FAIL" in found.stdout
     assert sorted(path.name for path in (tmp_path / "cpu").iterdir()) == ["rejected"]
     assert json.loads((tmp_path / "report.json").read_text())["verdict"] == "fail"
-    refused = python(f"import edgekd; edgekd.load({str(tmp_path / 'cpu' / 'rejected')!r})", tmp_path)
+    refused = python("-c", "import sys, edgekd; edgekd.load(sys.argv[1])", tmp_path / "cpu" / "rejected", cwd=tmp_path)
     assert "BundleError" in refused.stderr
     assert "the gate rejected this bundle" in refused.stderr
 
 
-def test_a_rejected_build_does_not_leave_the_old_bundle(built, tmp_path):
+def test_a_rejected_build_does_not_leave_the_old_bundle(built, cache, tmp_path):
     shutil.copytree(built.output, tmp_path / "out")
     change = {"gate__tau_pass": 1e-7, "gate__tau_fail": 2e-7}
-    assert edgekd(*build_arguments("out", built.cache, **change), cwd=tmp_path).returncode == 20
+    assert edgekd(*build_arguments("out", cache, **change), cwd=tmp_path).returncode == 20
     assert [path.name for path in (tmp_path / "out" / "cpu").iterdir()] == ["rejected"]
-    assert edgekd(*build_arguments("out", built.cache), cwd=tmp_path).returncode == 0
+    assert edgekd(*build_arguments("out", cache), cwd=tmp_path).returncode == 0
     assert [path.name for path in (tmp_path / "out" / "cpu").iterdir()] == ["bundle"]
 
 
-def test_a_users_files_in_the_output_stay(built, tmp_path):
+def test_a_users_files_in_the_output_stay(cache, tmp_path):
     (tmp_path / "cpu").mkdir()
     (tmp_path / "cpu" / "thesis.txt").write_text("years of work")
-    assert edgekd(*build_arguments(tmp_path, built.cache), cwd=tmp_path).returncode == 0
+    assert edgekd(*build_arguments(tmp_path, cache), cwd=tmp_path).returncode == 0
     assert (tmp_path / "cpu" / "thesis.txt").read_text() == "years of work"
 
 
-def test_an_altered_bundle_is_written_again(built, tmp_path):
+def test_an_altered_bundle_is_written_again(built, cache, tmp_path):
     shutil.copytree(built.output, tmp_path / "out")
     engine = tmp_path / "out" / "cpu" / "bundle" / "engine.onnx"
     engine.write_bytes(engine.read_bytes()[:-1])
-    assert edgekd(*build_arguments("out", built.cache), cwd=tmp_path).returncode == 0
+    assert edgekd(*build_arguments("out", cache), cwd=tmp_path).returncode == 0
     assert sha256(engine) == sha256(built.bundle / "engine.onnx")
 
 
 def test_two_builds_at_once_share_one_cache(built, tmp_path):
-    cache = copy(built.cache, tmp_path / "cache", without=SHIPPING)
+    cache = copy_cache(built.cache, tmp_path / "cache", without=SHIPPING)
     processes = [
-        subprocess.Popen(
-            [sys.executable, "-m", "edgekd", *map(str, build_arguments(tmp_path / name, cache)), "--json"],
-            env=environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-        )  # fmt: skip
-        for name in ("one", "two")
+        edgekd_begun(*build_arguments(tmp_path / name, cache), "--json", cwd=tmp_path) for name in ("one", "two")
     ]
     said = [process.communicate(timeout=300) for process in processes]
     assert [process.returncode for process in processes] == [0, 0], said
@@ -195,17 +181,17 @@ def test_two_builds_at_once_share_one_cache(built, tmp_path):
     assert engines[0] == engines[1] == sha256(built.bundle / "engine.onnx")
 
 
-def test_two_builds_at_once_into_one_output(built, tmp_path):
-    command = [sys.executable, "-m", "edgekd", *map(str, build_arguments(tmp_path / "out", built.cache)), "-q"]
-    processes = [subprocess.Popen(command, env=environment(), stderr=subprocess.PIPE, text=True) for _ in range(3)]
+def test_two_builds_at_once_into_one_output(built, cache, tmp_path):
+    arguments = [*build_arguments(tmp_path / "out", cache), "--quiet"]
+    processes = [edgekd_begun(*arguments, cwd=tmp_path) for _ in range(3)]
     said = [process.communicate(timeout=300)[1] for process in processes]
     assert [process.returncode for process in processes] == [0, 0, 0], said
     assert sha256(tmp_path / "out" / "cpu" / "bundle" / "manifest.json") == sha256(built.bundle / "manifest.json")
 
 
-def test_two_targets_share_what_does_not_depend_on_them(built, tmp_path):
+def test_two_targets_share_what_does_not_depend_on_them(cache, tmp_path):
     (tmp_path / "board.toml").write_text((ROOT / "targets" / "cpu.toml").read_text())
-    arguments = build_arguments(tmp_path / "out", built.cache, profile__iterations=300)
+    arguments = build_arguments(tmp_path / "out", cache, profile__iterations=300)
     found = edgekd(*arguments, "--target=cpu", "--target=./board.toml", "--json", cwd=tmp_path)
     assert found.returncode == 0, found.stderr
     assert not {"teacher", "distill", "prune", "export"} & set(started(found.stdout))

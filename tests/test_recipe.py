@@ -76,6 +76,9 @@ def test_is_frozen(write):
         ("[prune]\nimportance = 'luck'\n", ["prune.importance", "luck"]),
         ("[gate]\nconfidence = 0.5\n", ["gate.confidence"]),
         ("[gate]\ntau_pass = 0.5\ntau_fail = 0.1\n", ["tau_fail must not be below gate.tau_pass"]),
+        ("[gate]\ntau_fail = nan\n", ["gate.tau_fail", "finite", "nan"]),
+        ("[gate]\ntau_fail = inf\n", ["gate.tau_fail", "finite", "inf"]),
+        ("[task.options]\nwhen = [2026-01-31]\n", ["task.options.when[0]", "2026-01-31"]),
         ("[distill.loss.gram]\nlocal = 1.0\n", ["distill.loss.gram", "local"]),
         ("[distill.loss.gram]\nintra = -1.0\n", ["distill.loss.gram", ">= 0"]),
         ("[student.taps]\na = { modul = 'x' }\n", ["student.taps"]),
@@ -110,7 +113,7 @@ def test_a_file_that_is_no_text(write, tmp_path):
         load_recipe(path)
 
 
-@pytest.mark.parametrize(("reference", "said"), [("digit", "did you mean 'digits'"), ("none/such.toml", "no such recipe")])
+@pytest.mark.parametrize(("reference", "said"), [("digit", "mean 'digits'"), ("none/such.toml", "no such recipe")])
 def test_a_recipe_that_is_not_there(reference, said):
     with pytest.raises(RecipeError, match=said):
         load_recipe(reference)
@@ -168,6 +171,8 @@ def test_later_overrides_win_and_leave_the_rest_alone(write):
         ("seed.value=5", "'seed' is not a section"),
         ("distill.epochs=many", "distill.epochs: expected 'int'"),
         ("gate.tau_fail=0.0001", "tau_fail"),
+        ("gate.tau_fail=nan", "finite"),
+        ("seed=99999999999", "seed"),
     ],
 )
 def test_overrides_that_are_wrong(write, override, said):

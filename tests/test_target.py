@@ -77,6 +77,7 @@ def test_two_targets_of_one_name(board):
         (('"int8"', '"int4"'), "scheme.activations"),
         (("5.0", "0.0"), "budgets.latency_ms"),
         (("5.0", '"fast"'), "budgets.latency_ms"),
+        (("5.0", "nan"), "budgets.latency_ms"),
         (('description = "My board"', ""), "description"),
         (("[scheme]", "[scheme]\noperators = []"), "scheme.operators"),
         (('description = "My board"', 'description = ""\nopset = 3'), "opset"),

@@ -119,7 +119,8 @@ def _collector(extremes: Any, method: str, symmetric: bool) -> Any:
     for name, data in extremes.items():
         low, high = (np.float32(value.item()) for value in data.range_value)
         limit = max(abs(low), abs(high))
-        empty = np.histogram(np.empty(0, np.float32), bins, range=(0.0 if of_magnitudes else -float(limit), float(limit)))
+        span = (0.0 if of_magnitudes else -float(limit), float(limit))
+        empty = np.histogram(np.empty(0, np.float32), bins, span)
         collector.histogram_dict[name] = (*empty, low, high) if of_magnitudes else (*empty, low, high, limit)
     return collector
 

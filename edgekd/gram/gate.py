@@ -57,10 +57,11 @@ class Row:
 
 @dataclass(frozen=True)
 class Ledger:
-    """The same probe after every stage, and the gate's verdict over all of them."""
+    """The same probe after every stage, with the confidence of its bounds, and the gate's verdict over all of them."""
 
     metric: str
     limits: Limits
+    confidence: float
     rows: tuple[Row, ...]
     verdict: Verdict
 
@@ -110,7 +111,7 @@ def keep_ledger(
         rows.append(Row(stage, metrics[stage], to_teacher, to_student, flipped, verdict, reasons))
     verdicts = {row.verdict for row in rows}
     overall: Verdict = "fail" if "fail" in verdicts else "warn" if "warn" in verdicts else "pass"
-    return Ledger(metric, limits, tuple(rows), overall)
+    return Ledger(metric, limits, bootstrap.confidence, tuple(rows), overall)
 
 
 def judge(drift: Drift, flipped: float, metric_drop: float, limits: Limits) -> tuple[Verdict, tuple[str, ...]]:

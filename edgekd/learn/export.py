@@ -5,7 +5,9 @@ From here on nothing needs torch.
 
 from __future__ import annotations
 
+from contextlib import redirect_stderr
 from dataclasses import dataclass
+from io import StringIO
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -113,7 +115,8 @@ def write_onnx(network: Network, inputs: Mapping[str, Tensor], opset: int, path:
     network.model.eval().cpu()
     outputs = ["logits", *(f"embedding.{name}" for name in network.taps)]
     batch = torch.export.Dim("batch", min=1, max=4096)
-    with Tapped(network.model, network.taps) as tapped, quiet():
+    # torch prints the graph that it failed on to stderr.
+    with Tapped(network.model, network.taps) as tapped, quiet(), redirect_stderr(StringIO()):
         try:
             program = torch.onnx.export(
                 _WithEmbeddings(tapped),

@@ -128,7 +128,7 @@ def remove_channels(
     model.eval()
     before = _widths(model, taps, inputs)
     with quiet(), _parameters_trainable(model):
-        kept = {*_width_givers(model, taps, inputs), *_ignored(model, config.ignore)}
+        kept = {*_width_givers(model, taps, inputs), *ignored_layers(model, config.ignore)}
         if config.importance == "taylor":
             _accumulate_gradients(model, inputs, labels)
         try:
@@ -182,7 +182,12 @@ def _importance(pruning: Any, name: str) -> Any:
     }[name]()
 
 
-def _ignored(model: nn.Module, paths: list[str]) -> list[nn.Module]:
+def ignored_layers(model: nn.Module, paths: list[str]) -> list[nn.Module]:
+    """Return the modules at these paths with all modules inside them.
+
+    Raises:
+        TaskError: there is no module at a path.
+    """
     modules = dict(model.named_modules())
     for path in paths:
         if path not in modules:

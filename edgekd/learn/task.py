@@ -12,9 +12,9 @@ import importlib.util
 import inspect
 import sys
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol, cast, runtime_checkable
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar, cast, runtime_checkable
 
 import numpy as np
 import torch
@@ -25,9 +25,12 @@ from edgekd.errors import TaskError, nearest
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
+    from _typeshed import DataclassInstance
     from torch import nn
 
     from edgekd.recipe import TaskConfig
+
+    Size = TypeVar("Size", bound=DataclassInstance)
 
 #: Label of a sample that has none. Distillation uses such samples; the cross entropy skips them.
 UNLABELLED = -100
@@ -156,6 +159,19 @@ class Task(Protocol):
 
     def student(self) -> nn.Module:
         """Return the untrained student, likewise."""
+
+
+def resized(size: Size, options: Mapping[str, Any] | None) -> Size:
+    """Return a dataclass, e.g. of a network's widths, with the fields replaced that a task's options name.
+
+    Raises:
+        TaskError: it has no such field.
+    """
+    known = [field.name for field in fields(size)]
+    for name in options or {}:
+        if name not in known:
+            raise TaskError(f"a network's size has no '{name}'{nearest(name, known)}")
+    return replace(size, **(options or {}))
 
 
 def accuracy(logits: np.ndarray[Any, Any], labels: np.ndarray[Any, Any]) -> float:
@@ -329,7 +345,10 @@ def _sources(module_file: Path) -> tuple[Path, ...]:
     """The task's own file and all modules loaded from its folder: a change of any makes it another task."""
     folder = module_file.parent
     origins = [getattr(module, "__file__", None) for module in list(sys.modules.values())]
-    files = {Path(origin).resolve() for origin in origins if origin and origin.endswith(".py")}
+    # torch gives some of its modules a made-up relative __file__.
+    files = {
+        Path(origin).resolve() for origin in origins if origin and origin.endswith(".py") and Path(origin).is_absolute()
+    }
     # A virtual environment may lie in the folder: its packages are not the task's.
     own = {file for file in files if file.is_relative_to(folder) and not _installed(file.relative_to(folder))}
     return tuple(sorted({module_file, *own}))

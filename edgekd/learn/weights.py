@@ -19,7 +19,16 @@ if TYPE_CHECKING:
 
 
 #: What torch's reader of plain values raises on a damaged or foreign file; it promises none in particular.
-_UNREADABLE = (pickle.UnpicklingError, RuntimeError, OSError, EOFError, ValueError, LookupError, TypeError, struct.error)
+_UNREADABLE = (
+    pickle.UnpicklingError,
+    RuntimeError,
+    OSError,
+    EOFError,
+    ValueError,
+    LookupError,
+    TypeError,
+    struct.error,
+)
 
 
 def build(factory: Callable[[], nn.Module], seed: int) -> nn.Module:

@@ -70,8 +70,8 @@ def _target(result: TargetResult) -> list[str]:
     if checks:
         parts += ["### Budgets", "\n".join(checks)]
     parts.append(
-        "The engine's logits on the device differ from the recorded reference's by "
-        f"{number(result.deploy_logit_error, '.3g')} at most."
+        "The logits of `deploy.onnx`, which has no embedding outputs, differ from those of `engine.onnx` by "
+        f"{number(result.deploy_logit_error, '.3g')} at most on the test samples."
     )
     if result.bundle and result.verdict != "fail":
         parts.append("\n".join(["### Run it", "", "```python", *run_lines(result.bundle), "```"]))
@@ -89,7 +89,7 @@ def latency_table(result: TargetResult, profile: Profile) -> Table:
         ("first run", *(_extent(engine.first_run_ms) for engine in engines)),
     )
     columns = (Column("ms", right=False), *(Column(engine.name) for engine in engines))
-    return Table("Latency", columns, rows, _how(engines, profile))
+    return Table("Latency", columns, rows, _how(result.target, engines, profile))
 
 
 def _quantile_rows(name: str, engines: list[EngineProfile]) -> tuple[tuple[str, ...], tuple[str, ...]]:
@@ -105,9 +105,9 @@ def _extent(values: tuple[float, ...]) -> str:
     return spread(min(values), max(values)) if values else "not measured"
 
 
-def _how(engines: list[EngineProfile], profile: Profile) -> tuple[str, ...]:
+def _how(target: str, engines: list[EngineProfile], profile: Profile) -> tuple[str, ...]:
     starts = max((len(engine.load_ms) for engine in engines), default=0)
-    raw = ", ".join(f"`{engine.raw_file}`" for engine in engines)
+    raw = ", ".join(f"`{target}/latency/{engine.raw_file}`" for engine in engines)
     return (
         "Wall time of single inferences at batch 1, back to back, no outlier removed. The engines took turns of "
         f"{profile.block} inferences, so that a change of clock or temperature meets all of them; "

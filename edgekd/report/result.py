@@ -66,7 +66,7 @@ class TargetResult:
         sizes: bytes of the engine files of "teacher", "student", "pruned" and "engine".
         bundle: path relative to the output folder; None where no bundle was released.
         budgets: the target's limits.
-        deploy_logit_error: largest |difference| between the logits on the device and the recorded reference's.
+        deploy_logit_error: largest |difference| between the logits of ``deploy.onnx`` and ``engine.onnx``.
     """
 
     target: str

@@ -112,7 +112,7 @@ def _ledger_notes(result: TargetResult) -> tuple[str, ...]:
     clusters = f" in {drifts[0].clusters} groups" if drifts and drifts[0].clusters else ""
     better = "higher" if ledger.limits.higher_is_better else "lower"
     counted = f"{ledger.metric}: {better} is better; {result.samples} test samples{clusters}."
-    warning = f"bound warns above {ledger.limits.tau_pass:g}."
+    warning = f"bound: one-sided, {ledger.confidence:.0%}; warns above {ledger.limits.tau_pass:g}."
     last = ledger.rows[-1]
     if last.to_student:
         worst = number(last.to_student.worst_pair_mean)

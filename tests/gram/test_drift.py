@@ -92,7 +92,8 @@ def test_the_bound_is_above_the_mean_and_falls_with_more_samples(seed):
 def test_the_bound_holds_as_often_as_it_says():
     random = np.random.default_rng(0)
     held = sum(
-        upper_bound(random.exponential(1.0, 60), None, Bootstrap(resamples=300, seed=trial)) >= 1.0 for trial in range(200)
+        upper_bound(random.exponential(1.0, 60), None, Bootstrap(resamples=300, seed=trial)) >= 1.0
+        for trial in range(200)
     )
     # The percentile bootstrap is a little optimistic on skewed errors of few samples.
     assert 0.88 <= held / 200 <= 0.99
@@ -172,6 +173,15 @@ def test_both_modalities_rotating_together_is_no_drift():
     reference = aligned_probe()
     rotated = rotate(rotate(reference, "a"), "b")
     drift = measure_drift(rotated, reference, None, Bootstrap())
+    assert drift.mean < 1e-6
+    assert drift.cka == pytest.approx(1, abs=1e-5)
+
+
+def test_the_lengths_of_embeddings_are_no_drift():
+    reference = aligned_probe()
+    lengths = np.random.default_rng(0).uniform(0.1, 10, (200, 1)).astype(np.float32)
+    scaled = Probe(reference.ids, reference.logits, {name: lengths * z for name, z in reference.embeddings.items()})
+    drift = measure_drift(scaled, reference, None, Bootstrap())
     assert drift.mean < 1e-6
     assert drift.cka == pytest.approx(1, abs=1e-5)
 

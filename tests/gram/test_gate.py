@@ -51,7 +51,7 @@ def trained(tmp_path_factory):
     student = load_weights(build(task.task.student, 0), folders["student"] / WEIGHTS)
     with torch.no_grad():
         for parameter in student.parameters():
-            parameter *= 1 + 0.003 * torch.randn_like(parameter)
+            parameter.mul_(1 + 0.003 * torch.randn_like(parameter))
     test = task.splits["test"]
     return Trained(
         task=task,
@@ -177,7 +177,9 @@ def test_few_samples_fail_where_many_pass(trained):
     def verdict(count):
         probes = {"teacher": trained.teacher, "student": trained.student, "quantized": trained.perturbed}
         probes = {name: few(p, count) for name, p in probes.items()}
-        return keep_ledger(probes, dict.fromkeys(probes, 1.0), "accuracy", None, LIMITS, Bootstrap(resamples=300)).verdict
+        return keep_ledger(
+            probes, dict.fromkeys(probes, 1.0), "accuracy", None, LIMITS, Bootstrap(resamples=300)
+        ).verdict
 
     assert verdict(400) == "pass"
     assert verdict(1) == "fail"

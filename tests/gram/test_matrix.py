@@ -122,7 +122,7 @@ def test_pairs_are_in_one_order_everywhere():
 def test_two_widths_have_no_inner_product_but_each_has_its_own():
     embeddings = random_embeddings(4, 6)
     assert [intra_gram(normalize(z)).shape for z in embeddings.values()] == [(SAMPLES, SAMPLES)] * 2
-    with pytest.raises(ValueError, match="must share a width.*a 4, b 6; give the encoders one width"):
+    with pytest.raises(ValueError, match=r"must share a width.*a 4, b 6; give the encoders one width"):
         stack(embeddings)
 
 

@@ -92,7 +92,11 @@ def test_pooling(shape, pool, expected):
 @pytest.mark.parametrize(
     ("shape", "pool", "message"),
     [
-        ((3, 7), "auto", r"\(4, 3, 7\) may be features \[B, C, T\] or tokens \[B, T, D\]; say which with pool = 'spatial'"),
+        (
+            (3, 7),
+            "auto",
+            r"\(4, 3, 7\) may be features \[B, C, T\] or tokens \[B, T, D\]; say which with pool = 'spatial'",
+        ),
         ((3, 7), "none", "pool = 'none' does not make one vector a sample of an output of shape"),
         ((3, 4, 5), "none", "pool = 'none' does not make one vector"),
         ((3, 4, 5), "tokens", "pool = 'tokens' does not make one vector"),

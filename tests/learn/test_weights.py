@@ -71,32 +71,36 @@ class Bomb:
         return os.mkdir, (str(self.path),)
 
 
-@pytest.mark.parametrize("save", [torch.save, lambda value, path: path.write_bytes(pickle.dumps(value))], ids=["torch", "pickle"])
+@pytest.mark.parametrize(
+    "save", [torch.save, lambda value, path: path.write_bytes(pickle.dumps(value))], ids=["torch", "pickle"]
+)
 def test_code_is_refused_and_not_run(tmp_path, save):
     save({"weight": Bomb(tmp_path / "ran")}, tmp_path / "w.pt")
-    with pytest.raises(ModelError, match="not a plain state dict; files that hold code are refused"):
+    with pytest.raises(ModelError, match=r"not a plain state dict; files that hold code are refused"):
         load_weights(TwoTowers(), tmp_path / "w.pt")
     assert not (tmp_path / "ran").exists()
 
 
 def test_a_pickled_module_is_refused(tmp_path):
     torch.save(TwoTowers(), tmp_path / "w.pt")
-    with pytest.raises(ModelError, match="files that hold code are refused"):
+    with pytest.raises(ModelError, match=r"files that hold code are refused"):
         load_weights(TwoTowers(), tmp_path / "w.pt")
 
 
-@pytest.mark.parametrize("content", [b"", b"nonsense", b"PK\x03\x04 not a zip", b"\x80\x04."], ids=["empty", "text", "zip", "pickle"])
+@pytest.mark.parametrize(
+    "content", [b"", b"nonsense", b"PK\x03\x04 not a zip", b"\x80\x04."], ids=["empty", "text", "zip", "pickle"]
+)
 @pytest.mark.parametrize("name", ["w.pt", "w.safetensors"])
 def test_what_is_no_weights_file_is_refused(tmp_path, content, name):
     (tmp_path / name).write_bytes(content)
-    with pytest.raises(ModelError, match="not a (plain state dict|safetensors file)"):
+    with pytest.raises(ModelError, match=r"not a (plain state dict|safetensors file)"):
         load_weights(TwoTowers(), tmp_path / name)
 
 
 @pytest.mark.parametrize("value", [torch.zeros(3), [torch.zeros(3)], {"epoch": 3}], ids=["tensor", "list", "numbers"])
 def test_what_is_no_state_dict_is_refused(tmp_path, value):
     torch.save(value, tmp_path / "w.pt")
-    with pytest.raises(ModelError, match="not a plain state dict of tensors"):
+    with pytest.raises(ModelError, match=r"not a plain state dict of tensors"):
         load_weights(TwoTowers(), tmp_path / "w.pt")
 
 
@@ -117,7 +121,7 @@ def test_keys_and_shapes_that_differ_are_named_and_nothing_is_loaded(tmp_path):
 
 
 def test_a_missing_file_is_named(tmp_path):
-    with pytest.raises(ModelError, match="nothing.safetensors: no such weights file"):
+    with pytest.raises(ModelError, match=r"nothing.safetensors: no such weights file"):
         load_weights(TwoTowers(), tmp_path / "nothing.safetensors")
 
 
@@ -130,5 +134,5 @@ def test_a_file_cut_short_is_refused(tmp_path, name):
         save_file(state, str(tmp_path / name))
     content = (tmp_path / name).read_bytes()
     (tmp_path / name).write_bytes(content[: len(content) // 2])
-    with pytest.raises(ModelError, match="is damaged or not a plain state dict|not a safetensors file"):
+    with pytest.raises(ModelError, match=r"is damaged or not a plain state dict|not a safetensors file"):
         load_weights(TwoTowers(), tmp_path / name)

@@ -1,0 +1,92 @@
+"""The stages teacher and distill, whole; prune and export have files of their own."""
+
+import pytest
+import torch
+from small import CLASSES, TAPS, Remembers, TwoTowers, loaded, mlp, reporter
+from torch import nn
+
+from edgekd.errors import ModelError, TaskError
+from edgekd.gram.drift import Bootstrap, measure_drift
+from edgekd.gram.probe import Probe
+from edgekd.learn import distill, teacher
+from edgekd.learn.evaluate import probe
+from edgekd.learn.result import PROBE, WEIGHTS
+from edgekd.learn.taps import Taps
+from edgekd.learn.weights import build, load_weights
+from edgekd.recipe import DistillConfig, LossConfig, Tap, TeacherConfig
+
+
+def run_teacher(folder, task, taps=TAPS, observer=None, seed=0, **config):
+    settings = TeacherConfig(**{"epochs": 2, "batch_size": 16, **config})
+    return teacher.run(task, taps, settings, seed, folder, reporter(observer))
+
+
+def test_a_teacher_is_trained_and_kept_with_what_it_says_of_the_test_split(tmp_path):
+    task = loaded()
+    trained = run_teacher(tmp_path, task, epochs=3)
+    assert sorted(path.name for path in tmp_path.iterdir()) == [WEIGHTS, PROBE]
+    assert len(trained.history) == 3
+    assert trained.parameters == sum(p.numel() for p in TwoTowers().parameters())
+    model = load_weights(build(TwoTowers, 9), tmp_path / WEIGHTS)
+    again, stored = probe(model, TAPS, task.splits["test"]), Probe.load(tmp_path / PROBE)
+    again.check_same_samples(stored)
+    assert (again.logits == stored.logits).all()
+    assert trained.metric == task.metric(stored.logits, task.splits["test"].labels.numpy())
+
+
+def test_a_teacher_of_the_users_own_is_loaded_and_not_trained(tmp_path):
+    torch.save(build(TwoTowers, 4).state_dict(), tmp_path / "mine.pt")
+    trained = run_teacher(tmp_path / "stage", loaded(), weights=str(tmp_path / "mine.pt"))
+    assert trained.history == []
+    model = load_weights(build(TwoTowers, 0), tmp_path / "stage" / WEIGHTS)
+    assert all(torch.equal(p, q) for p, q in zip(model.parameters(), build(TwoTowers, 4).parameters(), strict=True))
+    with pytest.raises(ModelError, match="no such weights file"):
+        run_teacher(tmp_path / "stage", loaded(), weights=str(tmp_path / "other.pt"))
+
+
+def test_the_seed_decides_the_teacher(tmp_path):
+    def weights(folder, seed):
+        run_teacher(tmp_path / folder, loaded(network=lambda: TwoTowers(dropout=0.3)), seed=seed)
+        return (tmp_path / folder / WEIGHTS).read_bytes()
+
+    first, again, other = weights("first", 0), weights("again", 0), weights("other", 1)
+    assert first == again != other
+
+
+def test_distilling_brings_the_students_gram_to_the_teachers(tmp_path):
+    task = loaded(counts=(200, 20, 20, 60))
+    run_teacher(tmp_path / "teacher", task, epochs=10)
+    drifts = {}
+    for name, gram in {"with": {"intra": 1.0, "sample": 1.0}, "without": {}}.items():
+        network = load_weights(build(TwoTowers, 0), tmp_path / "teacher" / WEIGHTS)
+        config = DistillConfig(epochs=8, batch_size=16, loss=LossConfig(gram=gram))
+        distill.run(task, network, Taps(TAPS, TAPS), config, 3, tmp_path / name, reporter())
+        student, reference = (Probe.load(tmp_path / folder / PROBE) for folder in (name, "teacher"))
+        drifts[name] = measure_drift(student, reference, None, Bootstrap(resamples=200)).mean
+    assert drifts["with"] < 0.5 * drifts["without"]
+
+
+class TwoWidths(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.a, self.b, self.head = mlp(6, 8, 4), mlp(5, 8, 6), nn.Linear(10, CLASSES)
+
+    def forward(self, a, b):
+        return self.head(torch.cat([self.a(a), self.b(b)], 1))
+
+
+@pytest.mark.parametrize("stage", ["teacher", "distill"])
+def test_embeddings_of_two_widths_are_refused_before_training(tmp_path, stage):
+    # No ledger could be kept of them: it would fail only after hours of training.
+    task, observer = loaded(network=TwoWidths), Remembers()
+    taps = {"a": Tap(module="a"), "b": Tap(module="b")}
+    stages = {
+        "teacher": lambda: run_teacher(tmp_path, task, taps, observer),
+        "distill": lambda: distill.run(
+            task, TwoTowers(), Taps(TAPS, taps), DistillConfig(epochs=1), 0, tmp_path, reporter(observer)
+        ),
+    }
+    with pytest.raises(TaskError, match=r"taps of TwoWidths: .*must share a width.*a 4, b 6"):
+        stages[stage]()
+    assert observer.steps == []
+    assert list(tmp_path.iterdir()) == []

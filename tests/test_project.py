@@ -1,0 +1,129 @@
+import json
+import sys
+
+import pytest
+
+import edgekd.learn.task
+from edgekd.errors import TaskError
+from edgekd.project import Project
+from edgekd.recipe import TaskConfig
+
+TASK = """
+import torch
+from pathlib import Path
+from torch import nn
+from edgekd.learn.models import LateFusion
+from edgekd.learn.task import ArraySplit, Modality
+from neighbour import COUNT
+
+DATA = Path(__file__).parent / "data.txt"
+
+class Mine:
+    modalities = [Modality("a", (3,), ""), Modality("b", (2,), "")]
+    classes = ["x", "y"]
+    files = [DATA]
+
+    def __init__(self, factor=1.0):
+        self.offset = float(DATA.read_text()) * factor
+
+    def splits(self):
+        torch.manual_seed(0)
+        return {
+            name: ArraySplit(
+                ids=[f"{name}-{i}" for i in range(COUNT)],
+                inputs={"a": torch.randn(COUNT, 3) + self.offset, "b": torch.randn(COUNT, 2)},
+                labels=torch.arange(COUNT) % 2,
+            )
+            for name in ("train", "val", "calibration", "test")
+        }
+
+    def teacher(self):
+        return LateFusion({"a": nn.Linear(3, 4), "b": nn.Linear(2, 4)}, 4, 4, 2)
+
+    student = teacher
+"""
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """A task of three files, in a folder of its own."""
+    (tmp_path / "work").mkdir()
+    (tmp_path / "work" / "task.py").write_text(TASK)
+    (tmp_path / "work" / "neighbour.py").write_text("COUNT = 8\n")
+    (tmp_path / "work" / "data.txt").write_text("1.0")
+    return tmp_path
+
+
+@pytest.fixture
+def identity(folder, monkeypatch):
+    """Return the task's identity, and whether the task had to be loaded for it, as a new process would find it."""
+    loads = []
+    load = edgekd.learn.task.load_task
+
+    def counting(config):
+        loads.append(config)
+        return load(config)
+
+    monkeypatch.setattr(edgekd.learn.task, "load_task", counting)
+    monkeypatch.chdir(folder / "work")
+
+    def identity(**options):
+        monkeypatch.delitem(sys.modules, "neighbour", raising=False)
+        before = len(loads)
+        found = Project(TaskConfig(name=f"{folder}/work/task.py:Mine", options=options), folder).identity
+        return found, len(loads) > before
+
+    return identity
+
+
+def test_what_is_known_of_a_task_needs_no_loading(folder, identity):
+    first, loaded = identity()
+    assert loaded
+    assert identity() == (first, False)
+    (memory,) = folder.glob("task-*.json")
+    sources = json.loads(memory.read_text())["sources"]
+    assert {path.rpartition("/")[2] for path in sources} == {"task.py", "neighbour.py"}
+
+
+@pytest.mark.parametrize(
+    ("file", "text"), [("task.py", TASK + "\n# changed"), ("neighbour.py", "COUNT = 10\n"), ("data.txt", "2.0  ")]
+)
+def test_a_changed_file_makes_it_another_task(folder, identity, file, text):
+    first, _ = identity()
+    (folder / "work" / file).write_text(text)
+    changed, loaded = identity()
+    assert loaded
+    assert changed != first
+
+
+def test_data_that_is_only_touched_is_read_again_and_found_the_same(folder, identity):
+    first, _ = identity()
+    (folder / "work" / "data.txt").write_text("1.0 ")
+    assert identity() == (first, True)
+
+
+def test_options_make_it_another_task(identity):
+    first, _ = identity()
+    assert identity(factor=2.0)[0] != first
+    assert identity() == (first, False)
+
+
+def test_a_task_that_does_not_name_its_files_is_always_read(folder, identity):
+    (folder / "work" / "task.py").write_text(TASK.replace("files = [DATA]", ""))
+    first, _ = identity()
+    assert identity() == (first, True)
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", "{}", '{"sources": {}, "files": 3}', '{"sources": {}, "files": {}}'])
+def test_a_damaged_memory_is_forgotten(folder, identity, text):
+    first, _ = identity()
+    (memory,) = folder.glob("task-*.json")
+    memory.write_text(text)
+    assert identity() == (first, True)
+
+
+def test_a_removed_file_is_a_task_error(folder, identity):
+    identity()
+    (folder / "work" / "task.py").unlink()
+    with pytest.raises(TaskError, match="no such task file"):
+        _ = Project(TaskConfig(name=f"{folder}/work/task.py:Mine"), folder).identity
