@@ -1,8 +1,8 @@
-"""What a whole build costs in accuracy and gains in size and speed: the shipped recipes as they are, over several seeds.
+"""What a whole build costs in accuracy and gains in size and speed: the shipped recipes as they are, over seeds.
 
-For each seed the shipped recipe is built for the target ``cpu``; the pruned INT8 engine is compared with the unpruned float
-student (same seed: paired differences) and with the float teacher. Latencies are those of the build's own profile, in which
-teacher, student and engine take turns at batch 1 in ONNX Runtime with the same threads.
+For each seed the shipped recipe is built for the target ``cpu``; the pruned INT8 engine is compared with the unpruned
+float student (same seed: paired differences) and with the float teacher. Latencies are those of the build's own
+profile, in which teacher, student and engine take turns at batch 1 in ONNX Runtime with the same threads.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """What the Gram loss costs: a training step with the default loss against the same step with CE + KD alone.
 
-Both students take turns, a block of steps each, in one process; the ratio is of the two medians over all steps. A step is
+Both students take turns, a block of steps each, in one process; the ratio is of the two means over all steps. A step is
 the whole of it: batch, teacher, student, loss, backward, optimizer.
 """
 
@@ -38,7 +38,9 @@ def stepper(name: str, loss: LossConfig) -> Callable[[], float]:
     tapped, reference = Tapped(student, taps).__enter__(), Tapped(teacher, taps).__enter__()
     objective = Distillation(tapped, reference, reference, loss, StageReporter(Silent(), name))
     optimizer = torch.optim.AdamW(student.parameters(), lr=1e-3)
-    loader = DataLoader(loaded.splits["train"], recipe.distill.batch_size, shuffle=True, collate_fn=collate, drop_last=True)
+    loader = DataLoader(
+        loaded.splits["train"], recipe.distill.batch_size, shuffle=True, collate_fn=collate, drop_last=True
+    )
     batches = itertools.chain.from_iterable(itertools.repeat(loader))
 
     def step() -> float:

@@ -71,9 +71,9 @@ class Learner:
             raise ModelError(f"[teacher] weights: {weights}: no such file")
 
         def run(folder: Path, report: StageReporter) -> Trained:
-            from edgekd.learn import preflight, teacher
+            from edgekd.learn import teacher
 
-            preflight.check(self.project.loaded, self.taps, self.recipe)
+            self._preflight()
             return teacher.run(self.project.loaded, self.taps.teacher, config, self.recipe.seed, folder, report)
 
         depends = {
@@ -91,6 +91,7 @@ class Learner:
         def run(folder: Path, report: StageReporter) -> Trained:
             from edgekd.learn import distill
 
+            self._preflight()
             return distill.run(
                 self.project.loaded, self._load_teacher(teacher), self.taps, config, self.recipe.seed, folder, report
             )
@@ -140,6 +141,11 @@ class Learner:
             resolve_taps("teacher", self.recipe.teacher.taps, getattr(task, "teacher_taps", {}), names),
             resolve_taps("student", self.recipe.student.taps, getattr(task, "student_taps", {}), names),
         )
+
+    def _preflight(self) -> None:
+        from edgekd.learn import preflight
+
+        preflight.check(self.project.loaded, self.taps, self.recipe)
 
     def _load_teacher(self, done: Done[Trained]) -> nn.Module:
         from edgekd.learn.weights import build, load_weights

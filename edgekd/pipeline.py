@@ -1,21 +1,20 @@
 """The order of the stages, and the fan-out over targets.
 
-``teacher -> distill -> prune -> export`` run once and know nothing of targets; ``quantize -> engine -> check -> profile ->
-bundle`` run for each target. Stages never import each other: what one leaves behind is handed to the next here.
+``teacher -> distill -> prune -> export`` run once and know nothing of targets; ``quantize -> engine -> check ->
+profile -> bundle`` run for each target.
 """
 
 from __future__ import annotations
 
 import shutil
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import edgekd
-from edgekd.cache import Cache
-from edgekd.files import sha256_file
 from edgekd import learning, shipping
+from edgekd.cache import Cache
 from edgekd.devices.local import LocalDevice
+from edgekd.files import sha256_file
 from edgekd.progress import Observer, Silent
 from edgekd.project import Project
 from edgekd.report.build import write_report
@@ -25,6 +24,7 @@ from edgekd.target import load_calibration
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+    from pathlib import Path
 
     from edgekd.recipe import Recipe
     from edgekd.target import Target
@@ -58,8 +58,8 @@ def build(
         observer: hears of each stage.
 
     Returns:
-        The report, also written to ``output`` as ``report.json`` and ``report.md``. A build that the gate rejected returns
-        too, its verdict "fail".
+        The report, also written to ``output`` as ``report.json`` and ``report.md``. A build that the gate rejected
+        returns too, its verdict "fail".
 
     Raises:
         EdgekdError: any error that a user can cause; see :mod:`edgekd.errors`.
@@ -78,7 +78,9 @@ def build(
         if target.opset not in by_opset:
             by_opset[target.opset] = learning.Learner(runner, project, recipe, target.opset).run()
         learned = by_opset[target.opset]
-        results.append(_publish(*shipping.Shipper(runner, project, recipe, target, learned, device).run(), places.output))
+        results.append(
+            _publish(*shipping.Shipper(runner, project, recipe, target, learned, device).run(), places.output)
+        )
     report = BuildReport(
         recipe=name,
         task=recipe.task.name.rpartition("/")[2],
@@ -100,7 +102,9 @@ def _losses(learned: learning.Learning) -> dict[str, Any]:
 def _publish(result: TargetResult, published: dict[str, Path], output: Path) -> TargetResult:
     """Copy what a target has to show from the cache to ``output/<target>``, unless it is there already."""
     folder = output / result.target
-    wanted = {f"{name}/{sub}" if sub else name: path for name, source in published.items() for sub, path in _files(source)}
+    wanted = {
+        f"{name}/{sub}" if sub else name: path for name, source in published.items() for sub, path in _files(source)
+    }
     there = dict(_files(folder)) if folder.is_dir() else {}
     if wanted.keys() != there.keys() or any(sha256_file(wanted[name]) != sha256_file(there[name]) for name in wanted):
         fresh = output / f".{result.target}"

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import shutil
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -13,7 +12,6 @@ import numpy as np
 
 from edgekd.compress import quantize
 from edgekd.compress.graph import drop_outputs
-from edgekd.devices.local import LocalDevice
 from edgekd.errors import ModelError
 from edgekd.gram.drift import Bootstrap
 from edgekd.gram.gate import Ledger, Limits, keep_ledger
@@ -28,6 +26,9 @@ from edgekd.stages import Done, Runner, Stage, library_versions
 from edgekd.target import load_calibration
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
+    from edgekd.devices.local import LocalDevice
     from edgekd.learning import Learning
     from edgekd.progress import StageReporter
     from edgekd.project import Project
@@ -45,8 +46,8 @@ _OUTPUTS, _LEDGER = "outputs.npz", "ledger.json"
 _REFERENCES = 16
 _BATCH = 256
 
-#: Largest |deploy - engine| logit, as a share of the largest logit: the two are one network and differ by how the runtime
-#: rounds where an extra output keeps it from fusing.
+#: Largest |deploy - engine| logit, as a share of the largest logit: the two are one network and differ by how the
+#: runtime rounds where an extra output keeps it from fusing.
 _DEPLOY_TOLERANCE = 0.05
 
 
@@ -116,7 +117,11 @@ class Shipper:
 
         def run(folder: Path, _report: StageReporter) -> quantize.Quantized:
             done = quantize.run(
-                self._exported / onnx_name("pruned"), self._exported / CALIBRATION, self.target.scheme, calibration, folder
+                self._exported / onnx_name("pruned"),
+                self._exported / CALIBRATION,
+                self.target.scheme,
+                calibration,
+                folder,
             )
             _run_engine(folder / quantize.ENGINE, self._exported / TEST).save(folder / _OUTPUTS)
             return done
@@ -134,7 +139,9 @@ class Shipper:
             found = {}
             for done, name in enumerate((quantize.ENGINE, quantize.DEPLOY), 1):
                 outputs = folder / f"{name}.npz"
-                self.device.evaluate(quantized.folder / name, self._exported / TEST, outputs, self.recipe.profile.threads)
+                self.device.evaluate(
+                    quantized.folder / name, self._exported / TEST, outputs, self.recipe.profile.threads
+                )
                 found[name] = _read_outputs(outputs)
                 report.advance(done, 2, name)
             engine, deploy = found[quantize.ENGINE], found[quantize.DEPLOY]["logits"]
@@ -146,7 +153,9 @@ class Shipper:
             return Ran(error, int((deploy.argmax(-1) != engine["logits"].argmax(-1)).sum()))
 
         depends = {"quantized": quantized.key, "device": self.device.describe(), "threads": self.recipe.profile.threads}
-        return self._stage("engine", depends, Ran, run, lambda ran: f"deploy variant within {ran.deploy_logit_error:.1e}")
+        return self._stage(
+            "engine", depends, Ran, run, lambda ran: f"deploy variant within {ran.deploy_logit_error:.1e}"
+        )
 
     def _check(self, quantized: Done[quantize.Quantized], ran: Done[Ran]) -> Done[Ledger]:
         gate = self.recipe.gate

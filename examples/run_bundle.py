@@ -1,6 +1,6 @@
 """Run a bundle as an app would: numpy, one engine library, edgekd.runtime; no torch.
 
-    python examples/run_bundle.py build/digits/cpu/bundle
+python examples/run_bundle.py build/digits/cpu/bundle
 """
 
 import sys

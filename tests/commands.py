@@ -4,8 +4,10 @@ import hashlib
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -49,9 +51,10 @@ def edgekd(*arguments, cwd, **changes):
     return python("-m", "edgekd", *arguments, cwd=cwd, **changes)
 
 
+@contextmanager
 def edgekd_begun(*arguments, cwd):
-    """Start the command line, in a process group of its own."""
-    return subprocess.Popen(
+    """Start the command line, in a process group of its own; in the end nothing of it is left."""
+    process = subprocess.Popen(
         [sys.executable, "-m", "edgekd", *map(str, arguments)],
         cwd=cwd,
         env=environment(),
@@ -60,6 +63,12 @@ def edgekd_begun(*arguments, cwd):
         text=True,
         start_new_session=True,
     )
+    try:
+        yield process
+    finally:
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.communicate()
 
 
 def signal_at(process, moment, signum):

@@ -218,9 +218,9 @@ def test_the_environment_names_a_cache(built, tmp_path):
 def test_ctrl_c_is_one_line_and_the_build_goes_on(built, tmp_path, moment):
     cache = copy_cache(built.cache, tmp_path / "cache", without=moment[1].split()[:1])
     arguments = [*build_arguments("out", cache), "--json"]
-    process = edgekd_begun(*arguments, cwd=tmp_path)
-    signal_at(process, moment, signal.SIGINT)
-    stdout, stderr = process.communicate(timeout=60)
+    with edgekd_begun(*arguments, cwd=tmp_path) as process:
+        signal_at(process, moment, signal.SIGINT)
+        stdout, stderr = process.communicate(timeout=30)
     assert (process.returncode, stderr) == (130, "interrupted; the same command goes on from here\n")
     assert events(stdout)[-1]["event"] == "stopped"
     assert edgekd(*arguments, cwd=tmp_path).returncode == 0

@@ -40,9 +40,9 @@ def cache_before(stage, finished, folder):
 def test_a_killed_build_comes_to_the_same_result(built, tmp_path, stage):
     cache = cache_before(stage, built.cache, tmp_path / "cache")
     arguments = build_arguments(tmp_path / "out", cache)
-    process = edgekd_begun(*arguments, "--json", cwd=tmp_path)
-    signal_at(process, MOMENTS[stage], signal.SIGKILL)
-    process.communicate(timeout=60)
+    with edgekd_begun(*arguments, "--json", cwd=tmp_path) as process:
+        signal_at(process, MOMENTS[stage], signal.SIGKILL)
+        process.wait(timeout=60)
     assert process.returncode == -signal.SIGKILL
     assert not (tmp_path / "out" / "report.json").exists()
 

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from contextlib import ExitStack
 
 import jsonschema
 import pytest
@@ -32,7 +33,9 @@ def test_leaves_a_report_and_a_bundle(built):
     assert "PASS" in built.process.stdout
     found = sorted(path.relative_to(built.output).as_posix() for path in built.output.rglob("*") if path.is_file())
     bundle = ["deploy.onnx", "engine.onnx", "ledger.json", "manifest.json", "reference.npz"]
-    assert found == [*(f"cpu/bundle/{name}" for name in bundle), "report.json", "report.md"]
+    latency = ["engine.npy", "student.npy", "teacher.npy"]
+    expected = [*(f"cpu/bundle/{name}" for name in bundle), *(f"cpu/latency/{name}" for name in latency)]
+    assert found == [*expected, "report.json", "report.md"]
 
 
 def test_prints_each_stage(built):
@@ -137,7 +140,7 @@ def test_a_build_that_the_gate_rejects(cache, tmp_path):
     assert "drift" in error
     assert "flips" in error or "top-1" in error
     assert "FAIL" in found.stdout
-    assert sorted(path.name for path in (tmp_path / "cpu").iterdir()) == ["rejected"]
+    assert sorted(path.name for path in (tmp_path / "cpu").iterdir()) == ["latency", "rejected"]
     assert json.loads((tmp_path / "report.json").read_text())["verdict"] == "fail"
     refused = python("-c", "import sys, edgekd; edgekd.load(sys.argv[1])", tmp_path / "cpu" / "rejected", cwd=tmp_path)
     assert "BundleError" in refused.stderr
@@ -148,9 +151,9 @@ def test_a_rejected_build_does_not_leave_the_old_bundle(built, cache, tmp_path):
     shutil.copytree(built.output, tmp_path / "out")
     change = {"gate__tau_pass": 1e-7, "gate__tau_fail": 2e-7}
     assert edgekd(*build_arguments("out", cache, **change), cwd=tmp_path).returncode == 20
-    assert [path.name for path in (tmp_path / "out" / "cpu").iterdir()] == ["rejected"]
+    assert sorted(path.name for path in (tmp_path / "out" / "cpu").iterdir()) == ["latency", "rejected"]
     assert edgekd(*build_arguments("out", cache), cwd=tmp_path).returncode == 0
-    assert [path.name for path in (tmp_path / "out" / "cpu").iterdir()] == ["bundle"]
+    assert sorted(path.name for path in (tmp_path / "out" / "cpu").iterdir()) == ["bundle", "latency"]
 
 
 def test_a_users_files_in_the_output_stay(cache, tmp_path):
@@ -170,10 +173,12 @@ def test_an_altered_bundle_is_written_again(built, cache, tmp_path):
 
 def test_two_builds_at_once_share_one_cache(built, tmp_path):
     cache = copy_cache(built.cache, tmp_path / "cache", without=SHIPPING)
-    processes = [
-        edgekd_begun(*build_arguments(tmp_path / name, cache), "--json", cwd=tmp_path) for name in ("one", "two")
-    ]
-    said = [process.communicate(timeout=300) for process in processes]
+    with ExitStack() as running:
+        processes = [
+            running.enter_context(edgekd_begun(*build_arguments(tmp_path / name, cache), "--json", cwd=tmp_path))
+            for name in ("one", "two")
+        ]
+        said = [process.communicate(timeout=300) for process in processes]
     assert [process.returncode for process in processes] == [0, 0], said
     work = [kind for stdout, _ in said for kind in started(stdout)]
     assert sorted(work) == sorted(SHIPPING), "each stage ran once, in one of them"
@@ -183,8 +188,9 @@ def test_two_builds_at_once_share_one_cache(built, tmp_path):
 
 def test_two_builds_at_once_into_one_output(built, cache, tmp_path):
     arguments = [*build_arguments(tmp_path / "out", cache), "--quiet"]
-    processes = [edgekd_begun(*arguments, cwd=tmp_path) for _ in range(3)]
-    said = [process.communicate(timeout=300)[1] for process in processes]
+    with ExitStack() as running:
+        processes = [running.enter_context(edgekd_begun(*arguments, cwd=tmp_path)) for _ in range(3)]
+        said = [process.communicate(timeout=300)[1] for process in processes]
     assert [process.returncode for process in processes] == [0, 0, 0], said
     assert sha256(tmp_path / "out" / "cpu" / "bundle" / "manifest.json") == sha256(built.bundle / "manifest.json")
 

@@ -33,23 +33,23 @@ def normalize(z: Array, softness: float = 0.0) -> Array:
     """Scale the rows of ``z`` to unit length.
 
     Args:
-        z: embeddings [..., D].
+        z: embeddings [B, ..., D].
         softness: 0 for exact unit length, to measure with (a zero row stays zero). A positive value divides by
-            ``sqrt(|z|^2 + softness * mean |z|^2)`` instead: the gradient of exact normalisation is unbounded for rows
-            near zero, so training uses a little of it.
+            ``sqrt(|z|^2 + softness * mean |z|^2)`` instead, the mean over B: the gradient of exact normalisation is
+            unbounded for rows near zero, so training uses a little of it.
 
     Returns:
-        [..., D], of the same kind and dtype as ``z``.
+        [B, ..., D], of the same kind and dtype as ``z``.
     """
     square = (z * z).sum(-1, keepdims=True)
     if softness:
-        square = square + softness * square.mean()
+        square = square + softness * square.mean(0)
     # Clipped before the root, whose gradient at 0 is infinite: of a batch of zero rows it would make NaN.
     return z / namespace(z).sqrt(square.clip(1e-24))
 
 
 def stack(embeddings: Mapping[str, Array], softness: float = 0.0) -> Array:
-    """Normalise each modality's embeddings [B, D] and stack them to [B, M, D], in the mapping's order.
+    """Stack the modalities' embeddings [B, D] to [B, M, D], in the mapping's order, and normalise them.
 
     Raises:
         ValueError: the modalities differ in width, so there is no inner product between them.
@@ -61,8 +61,8 @@ def stack(embeddings: Mapping[str, Array], softness: float = 0.0) -> Array:
             + ", ".join(f"{name} {width}" for name, width in widths.items())
             + "; give the encoders one width"
         )
-    normalized = [normalize(z, softness) for z in embeddings.values()]
-    return namespace(normalized[0]).stack(normalized, 1)
+    arrays = list(embeddings.values())
+    return normalize(namespace(arrays[0]).stack(arrays, 1), softness)
 
 
 def sample_gram(z: Array) -> Array:
@@ -71,8 +71,9 @@ def sample_gram(z: Array) -> Array:
 
 
 def intra_gram(z: Array) -> Array:
-    """Return one modality's B x B Gram: [B, D] -> [B, B]."""
-    return z @ z.T
+    """Return each modality's B x B Gram: [B, M, D] -> [M, B, B]."""
+    rows = z.swapaxes(0, 1)
+    return rows @ rows.swapaxes(-1, -2)
 
 
 def cross_gram(z: Array) -> Array:

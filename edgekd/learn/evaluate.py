@@ -7,10 +7,8 @@ from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import torch
-from torch.utils.data import DataLoader, Dataset, Subset
+from torch.utils.data import DataLoader, Dataset
 
-from edgekd.errors import TaskError
-from edgekd.gram.matrix import pair_cosines
 from edgekd.gram.probe import Probe
 from edgekd.learn.result import PROBE, WEIGHTS, Trained
 from edgekd.learn.taps import Tapped
@@ -72,19 +70,6 @@ def probe(model: nn.Module, taps: Mapping[str, Tap], split: Split) -> Probe:
     return Probe(
         np.array(ids), np.concatenate(logits), {name: np.concatenate([e[name] for e in embeddings]) for name in taps}
     )
-
-
-def check_embeddings(model: nn.Module, taps: Mapping[str, Tap], split: Split) -> None:
-    """Make sure, before hours of training, that the ledger can be kept of this model.
-
-    Raises:
-        TaskError: a tap is wrong, or the embeddings differ in width.
-    """
-    few = Subset(cast("Dataset[Any]", split), range(min(2, len(split))))
-    try:
-        pair_cosines(probe(model, taps, cast("Split", few)).embeddings)
-    except ValueError as error:
-        raise TaskError(f"taps of {type(model).__name__}: {error}") from error
 
 
 def metric(task: LoadedTask, model: nn.Module, taps: Mapping[str, Tap], split: str) -> float:

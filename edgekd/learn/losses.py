@@ -12,12 +12,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from edgekd.errors import TaskError
-from edgekd.gram.matrix import cross_gram, intra_gram, joint_gram, normalize, sample_gram, stack
+from edgekd.gram.matrix import cross_gram, intra_gram, joint_gram, sample_gram, stack
 from edgekd.learn.task import UNLABELLED
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterable, Mapping
 
     from edgekd.recipe import Scope
 
@@ -40,45 +39,34 @@ def kd_loss(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
     return divergence * temperature**2
 
 
-def gram_loss(student: Mapping[str, Tensor], teacher: Mapping[str, Tensor], scope: Scope) -> Tensor:
-    """Return the mean squared difference of the two sides' cosine Grams, in fp32 whatever autocast says.
+def gram_losses(
+    student: Mapping[str, Tensor], teacher: Mapping[str, Tensor], scopes: Iterable[Scope]
+) -> dict[Scope, Tensor]:
+    """Return for each scope the mean squared difference of the two sides' cosine Grams, in fp32 whatever autocast says.
 
-    Diagonals are 1 on both sides and are left out of the mean, so that a scope's scale does not depend on the batch.
+    The mean is over the entries off the diagonal, which is 1 on both sides and adds nothing.
 
     Args:
         student: for each modality [B, D]; teacher and student may differ in D.
         teacher: for each modality [B, D'], no gradient is sent there.
-        scope: `sample` (B of M x M), `intra` (M of B x B), `cross` (each pair's B x B), `joint` (BM x BM).
+        scopes: `sample` (B of M x M), `intra` (M of B x B), `cross` (each pair's B x B), `joint` (BM x BM).
 
     Raises:
-        TaskError: a scope other than `intra` compares modalities of different width.
+        ValueError: the modalities of one side differ in width.
     """
     with torch.autocast(next(iter(student.values())).device.type, enabled=False):
-        student = {name: z.float() for name, z in student.items()}
-        teacher = {name: z.detach().float() for name, z in teacher.items()}
-        if scope == "intra":
-            losses = [
-                _off_diagonal(intra_gram(_soft(student[name])), intra_gram(_soft(teacher[name]))) for name in student
-            ]
-            return torch.stack(losses).mean()
-        try:
-            ours, theirs = stack(student, SOFTNESS), stack(teacher, SOFTNESS)
-        except ValueError as error:
-            raise TaskError(f"Gram scope '{scope}': {error}") from error
-        if scope == "cross":
-            return functional.mse_loss(cross_gram(ours), cross_gram(theirs))
-        gram = sample_gram if scope == "sample" else joint_gram
-        return _off_diagonal(gram(ours), gram(theirs))
+        ours = stack({name: z.float() for name, z in student.items()}, SOFTNESS)
+        with torch.no_grad():
+            theirs = stack({name: z.float() for name, z in teacher.items()}, SOFTNESS)
+        return {scope: _difference(_GRAMS[scope](ours), _GRAMS[scope](theirs), scope) for scope in scopes}
 
 
-def _soft(z: Tensor) -> Tensor:
-    result: Tensor = normalize(z, SOFTNESS)
-    return result
+_GRAMS = {"sample": sample_gram, "intra": intra_gram, "cross": cross_gram, "joint": joint_gram}
 
 
-def _off_diagonal(ours: Tensor, theirs: Tensor) -> Tensor:
-    """Mean squared difference of symmetric matrices [..., n, n] over their off-diagonal entries."""
-    n = ours.shape[-1]
-    square = (ours - theirs).square()
-    total = square.sum() - square.diagonal(dim1=-2, dim2=-1).sum()
-    return total / (square.numel() // n * (n - 1))
+def _difference(ours: Tensor, theirs: Tensor, scope: Scope) -> Tensor:
+    loss = functional.mse_loss(ours, theirs)
+    if scope == "cross":  # no diagonal: these are inner products of two modalities
+        return loss
+    size = ours.shape[-1]
+    return loss * (size / (size - 1))

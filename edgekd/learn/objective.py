@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from edgekd.learn.losses import cross_entropy, gram_loss, kd_loss
+from edgekd.learn.losses import cross_entropy, gram_losses, kd_loss
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -128,13 +128,13 @@ class Distillation:
         ce = cross_entropy(student.logits, batch.labels)
         kd = kd_loss(student.logits, teacher_logits, self.config.temperature)
         base = self.config.ce * ce + self.config.kd * kd
-        grams = {scope: gram_loss(student.embeddings, anchor, scope) for scope in self.balance.shares}
+        grams = gram_losses(student.embeddings, anchor, self.balance.shares) if self.balance.shares else {}
         if grams:
             self.balance.update(base, grams, list(student.outputs.values()))
             self._warn_of_vanished()
-        total = base + sum(
-            (self.balance.weights[name] * loss for name, loss in grams.items()), torch.zeros((), device=base.device)
-        )
+        total = base
+        for scope, loss in grams.items():
+            total = total + self.balance.weights[scope] * loss
         figures: dict[str, Tensor | float] = {"ce": ce.detach(), "kd": kd.detach()}
         figures |= {f"gram.{name}": loss.detach() for name, loss in grams.items()}
         figures |= {f"weight.{name}": weight for name, weight in self.balance.weights.items()}

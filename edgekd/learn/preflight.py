@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 import torch
 
 from edgekd.errors import TaskError
+from edgekd.gram.matrix import stack
 from edgekd.learn.evaluate import batches, truth
-from edgekd.learn.losses import gram_loss
 from edgekd.learn.prune import ignored_layers
 from edgekd.learn.taps import Tapped
 from edgekd.learn.task import UNLABELLED
@@ -30,8 +30,8 @@ def check(task: LoadedTask, taps: Taps, recipe: Recipe) -> None:
     """Run both untrained networks on a few training samples.
 
     Raises:
-        TaskError: a tap is wrong, a network does not take the samples, the two disagree on the classes, a label is out of
-            range, a Gram scope does not fit the embeddings, or ``prune.ignore`` names no module.
+        TaskError: a tap is wrong, a network does not take the samples, the two disagree on the classes, a label is out
+            of range, one side's embeddings differ in width, or ``prune.ignore`` names no module.
     """
     samples = next(iter(batches(task.splits["train"]))).inputs
     inputs = [x[:_SAMPLES] for x in samples.values()]
@@ -42,8 +42,8 @@ def check(task: LoadedTask, taps: Taps, recipe: Recipe) -> None:
         raise TaskError(
             f"teacher and student disagree on the number of classes: {teacher_logits.shape[1]} and {logits.shape[1]}"
         )
-    for scope in {*recipe.distill.loss.gram, *recipe.prune.loss.gram}:
-        gram_loss(embeddings, teacher_embeddings, scope)
+    _check_widths("teacher", teacher_embeddings)
+    _check_widths("student", embeddings)
     ignored_layers(student, recipe.prune.ignore)
     _check_labels(task, logits.shape[1])
 
@@ -63,12 +63,19 @@ def _run(
             ) from error
 
 
+def _check_widths(name: str, embeddings: dict[str, Tensor]) -> None:
+    try:
+        stack(embeddings)
+    except ValueError as error:
+        raise TaskError(f"taps of the {name}: {error}") from error
+
+
 def _check_labels(task: LoadedTask, classes: int) -> None:
     for name, split in task.splits.items():
         labels = truth(split).labels
         wrong = labels[((labels < 0) & (labels != UNLABELLED)) | (labels >= classes)]
         if len(wrong):
             raise TaskError(
-                f"split '{name}' has the label {wrong[0]}, but the networks give {classes} classes: labels go from 0 to "
-                f"{classes - 1}, or {UNLABELLED} for none"
+                f"split '{name}' has the label {wrong[0]}, but the networks give {classes} classes: labels go from 0 "
+                f"to {classes - 1}, or {UNLABELLED} for none"
             )

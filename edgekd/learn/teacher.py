@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from edgekd.learn.evaluate import check_embeddings, keep, metric
+from edgekd.learn.evaluate import keep, metric
 from edgekd.learn.objective import Supervised
 from edgekd.learn.taps import Tapped
 from edgekd.learn.train import Fit, compute_device, fit
@@ -26,11 +26,10 @@ def run(
     """Train or load the teacher into ``folder``.
 
     Raises:
-        TaskError: a tap is wrong, or the embeddings differ in width.
+        TaskError: a tap is wrong.
         ModelError: the weights are not this network's, or training diverged.
     """
     model = build(task.task.teacher, seed).to(compute_device())
-    check_embeddings(model, taps, task.splits["train"])
     history = []
     with Tapped(model, taps) as tapped:
         if config.weights:

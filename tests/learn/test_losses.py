@@ -5,10 +5,14 @@ import torch
 from torch.nn import functional
 
 from edgekd.errors import TaskError
-from edgekd.learn.losses import SOFTNESS, cross_entropy, gram_loss, kd_loss
+from edgekd.learn.losses import SOFTNESS, cross_entropy, gram_losses, kd_loss
 from edgekd.learn.task import UNLABELLED
 
 SCOPES = ("sample", "intra", "cross", "joint")
+
+
+def gram_loss(student, teacher, scope):
+    return gram_losses(student, teacher, [scope])[scope]
 
 
 def embeddings(seed, width=6, batch=5, names="abc"):

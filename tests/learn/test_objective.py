@@ -3,7 +3,7 @@ import torch
 from small import CLASSES, TAPS, Remembers, TwoTowers, reporter, split
 from torch import nn
 
-from edgekd.learn.losses import cross_entropy, gram_loss, kd_loss
+from edgekd.learn.losses import cross_entropy, gram_losses, kd_loss
 from edgekd.learn.objective import Balance, Distillation, Supervised
 from edgekd.learn.taps import Tapped
 from edgekd.learn.task import collate
@@ -46,7 +46,7 @@ def check_shares(student, anchor, teacher, objective, batch, on):
     base = config.ce * cross_entropy(reading.logits, batch.labels)
     base = base + config.kd * kd_loss(reading.logits, wanted, config.temperature)
     for scope, share in config.gram.items():
-        ratio = norm_on(gram_loss(reading.embeddings, reference, scope), tensors) / norm_on(base, tensors)
+        ratio = norm_on(gram_losses(reading.embeddings, reference, [scope])[scope], tensors) / norm_on(base, tensors)
         assert objective.balance.weights[scope] * ratio == pytest.approx(share, rel=1e-4)
 
 
@@ -106,7 +106,7 @@ def test_the_anchor_gives_the_gram_and_the_teacher_the_logits(networks):
     student, teacher, anchor = networks
     _, figures = Distillation(student, teacher, anchor, LossConfig(gram={"intra": 1.0}), reporter())(batch())
     logits, embeddings = student(inputs_of(batch()))
-    grams = {name: float(gram_loss(embeddings, t(inputs_of(batch()))[1], "intra")) for name, t in
+    grams = {name: float(gram_losses(embeddings, t(inputs_of(batch()))[1], ["intra"])["intra"]) for name, t in
              {"teacher": teacher, "anchor": anchor}.items()}  # fmt: skip
     assert float(figures["gram.intra"]) == pytest.approx(grams["anchor"])
     assert float(figures["gram.intra"]) != pytest.approx(grams["teacher"])

@@ -2,10 +2,9 @@
 
 import pytest
 import torch
-from small import CLASSES, TAPS, Remembers, TwoTowers, loaded, mlp, reporter
-from torch import nn
+from small import TAPS, TwoTowers, loaded, reporter
 
-from edgekd.errors import ModelError, TaskError
+from edgekd.errors import ModelError
 from edgekd.gram.drift import Bootstrap, measure_drift
 from edgekd.gram.probe import Probe
 from edgekd.learn import distill, teacher
@@ -13,7 +12,7 @@ from edgekd.learn.evaluate import probe
 from edgekd.learn.result import PROBE, WEIGHTS
 from edgekd.learn.taps import Taps
 from edgekd.learn.weights import build, load_weights
-from edgekd.recipe import DistillConfig, LossConfig, Tap, TeacherConfig
+from edgekd.recipe import DistillConfig, LossConfig, TeacherConfig
 
 
 def run_teacher(folder, task, taps=TAPS, observer=None, seed=0, **config):
@@ -64,29 +63,3 @@ def test_distilling_brings_the_students_gram_to_the_teachers(tmp_path):
         student, reference = (Probe.load(tmp_path / folder / PROBE) for folder in (name, "teacher"))
         drifts[name] = measure_drift(student, reference, None, Bootstrap(resamples=200)).mean
     assert drifts["with"] < 0.5 * drifts["without"]
-
-
-class TwoWidths(nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.a, self.b, self.head = mlp(6, 8, 4), mlp(5, 8, 6), nn.Linear(10, CLASSES)
-
-    def forward(self, a, b):
-        return self.head(torch.cat([self.a(a), self.b(b)], 1))
-
-
-@pytest.mark.parametrize("stage", ["teacher", "distill"])
-def test_embeddings_of_two_widths_are_refused_before_training(tmp_path, stage):
-    # No ledger could be kept of them: it would fail only after hours of training.
-    task, observer = loaded(network=TwoWidths), Remembers()
-    taps = {"a": Tap(module="a"), "b": Tap(module="b")}
-    stages = {
-        "teacher": lambda: run_teacher(tmp_path, task, taps, observer),
-        "distill": lambda: distill.run(
-            task, TwoTowers(), Taps(TAPS, taps), DistillConfig(epochs=1), 0, tmp_path, reporter(observer)
-        ),
-    }
-    with pytest.raises(TaskError, match=r"taps of TwoWidths: .*must share a width.*a 4, b 6"):
-        stages[stage]()
-    assert observer.steps == []
-    assert list(tmp_path.iterdir()) == []
