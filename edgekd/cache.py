@@ -59,11 +59,11 @@ class Cache:
         return record
 
     @contextmanager
-    def claim(self, name: str, waiting: Callable[[], None]) -> Iterator[Path | None]:
-        """Hold the result's lock and yield its working folder, or None when another build has finished it meanwhile.
+    def hold(self, name: str, waiting: Callable[[], None]) -> Iterator[None]:
+        """Hold a lock by name. The kernel lets it go with its process, however that ends.
 
         Args:
-            name: the result's name.
+            name: of what is locked.
             waiting: called once if another build holds the lock, before waiting for it.
         """
         filelock = need("filelock", "build")
@@ -74,6 +74,14 @@ class Cache:
             waiting()
             lock.acquire()
         try:
+            yield
+        finally:
+            lock.release()
+
+    @contextmanager
+    def claim(self, name: str, waiting: Callable[[], None]) -> Iterator[Path | None]:
+        """Hold the result's lock and yield its working folder, or None when another build has finished it meanwhile."""
+        with self.hold(name, waiting):
             if self.find(name) is not None:
                 yield None
                 return
@@ -81,8 +89,6 @@ class Cache:
             partial.mkdir(exist_ok=True)
             _sweep(partial)
             yield partial
-        finally:
-            lock.release()
 
     def finish(self, name: str, record: dict[str, Any]) -> None:
         """Turn the working folder into the finished result. Call it inside :meth:`claim`."""

@@ -6,19 +6,20 @@ profile -> bundle`` run for each target.
 
 from __future__ import annotations
 
-import shutil
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import edgekd
 from edgekd import learning, shipping
-from edgekd.cache import Cache
+from edgekd.cache import Cache, digest
 from edgekd.devices.local import LocalDevice
-from edgekd.files import sha256_file
+from edgekd.errors import OutputError
+from edgekd.files import make_folder
 from edgekd.progress import Observer, Silent
 from edgekd.project import Project
+from edgekd.publish import publish
 from edgekd.report.build import write_report
-from edgekd.report.result import BuildReport, TargetResult
+from edgekd.report.result import BuildReport
 from edgekd.stages import Runner, library_versions
 from edgekd.target import load_calibration
 
@@ -64,6 +65,7 @@ def build(
     Raises:
         EdgekdError: any error that a user can cause; see :mod:`edgekd.errors`.
     """
+    make_folder(places.output, OutputError, "--output")
     load_calibration(recipe.quantize.calibration)  # what is wrong with it is said now, not after training
     versions = library_versions(dict.fromkeys((*learning.LIBRARIES, *shipping.LIBRARIES)), "build")
     observer = observer or Silent()
@@ -78,9 +80,10 @@ def build(
         if target.opset not in by_opset:
             by_opset[target.opset] = learning.Learner(runner, project, recipe, target.opset).run()
         learned = by_opset[target.opset]
-        results.append(
-            _publish(*shipping.Shipper(runner, project, recipe, target, learned, device).run(), places.output)
-        )
+        shipped = shipping.Shipper(runner, project, recipe, target, learned, device).run()
+        with runner.cache.hold(f"output-{digest(str(places.output.resolve()))}", lambda: None):
+            publish(shipped.shown, places.output / target.name)
+        results.append(shipped.result)
     report = BuildReport(
         recipe=name,
         task=recipe.task.name.rpartition("/")[2],
@@ -97,28 +100,3 @@ def build(
 def _losses(learned: learning.Learning) -> dict[str, Any]:
     """The last epoch of each stage that trained."""
     return {name: done.result.history[-1] for name, done in learned.trained.items() if done.result.history}
-
-
-def _publish(result: TargetResult, published: dict[str, Path], output: Path) -> TargetResult:
-    """Copy what a target has to show from the cache to ``output/<target>``, unless it is there already."""
-    folder = output / result.target
-    wanted = {
-        f"{name}/{sub}" if sub else name: path for name, source in published.items() for sub, path in _files(source)
-    }
-    there = dict(_files(folder)) if folder.is_dir() else {}
-    if wanted.keys() != there.keys() or any(sha256_file(wanted[name]) != sha256_file(there[name]) for name in wanted):
-        fresh = output / f".{result.target}"
-        shutil.rmtree(fresh, ignore_errors=True)
-        for name, path in wanted.items():
-            (fresh / name).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(path, fresh / name)
-        shutil.rmtree(folder, ignore_errors=True)
-        fresh.rename(folder)
-    return result
-
-
-def _files(source: Path) -> list[tuple[str, Path]]:
-    """Return all files below a folder with their paths in it, or a file itself with an empty one."""
-    if source.is_file():
-        return [("", source)]
-    return [(path.relative_to(source).as_posix(), path) for path in sorted(source.rglob("*")) if path.is_file()]

@@ -17,6 +17,7 @@ from edgekd.gram.drift import Bootstrap
 from edgekd.gram.gate import Ledger, Limits, keep_ledger
 from edgekd.gram.probe import Probe
 from edgekd.learn.result import CALIBRATION, TEST, onnx_name
+from edgekd.publish import BUNDLE, LATENCY, REJECTED, Files, files_below
 from edgekd.report.result import TargetResult
 from edgekd.runtime.bundle import write_bundle, write_reference
 from edgekd.runtime.measure import Profile
@@ -39,10 +40,7 @@ STAGES = ("quantize", "engine", "check", "profile", "bundle")
 LIBRARIES = ("onnx", "onnxruntime", "numpy")
 VERSIONS = dict.fromkeys(STAGES, 1)
 
-#: Folder of a bundle in the output, by what the gate said of it.
-BUNDLE, REJECTED = "bundle", "rejected"
-
-_OUTPUTS, _LEDGER = "outputs.npz", "ledger.json"
+_OUTPUTS, _LEDGER, _BUNDLE = "outputs.npz", "ledger.json", "bundle"
 _REFERENCES = 16
 _BATCH = 256
 
@@ -72,6 +70,14 @@ class Bundled:
 
 
 @dataclass(frozen=True)
+class Shipped:
+    """What to report of a target, and what to show in the output: files by folder."""
+
+    result: TargetResult
+    shown: dict[str, Files]
+
+
+@dataclass(frozen=True)
 class Shipper:
     """Runs the second half of a recipe for one target."""
 
@@ -82,8 +88,8 @@ class Shipper:
     learning: Learning
     device: LocalDevice
 
-    def run(self) -> tuple[TargetResult, dict[str, Path]]:
-        """Run or read every stage; return what to report, and what to publish: paths by the name they shall have."""
+    def run(self) -> Shipped:
+        """Run or read every stage."""
         quantized = self._quantize()
         ran = self._engine(quantized)
         ledger = self._check(quantized, ran)
@@ -102,8 +108,9 @@ class Shipper:
             budgets=self.target.budgets,
             deploy_logit_error=ran.result.deploy_logit_error,
         )
-        raw = {f"latency/{e.name}.npy": profile.folder / e.raw_file for e in profile.result.engines}
-        return result, {BUNDLE if ledger.result.verdict != "fail" else REJECTED: bundled.folder / "bundle", **raw}
+        raw = {engine.raw_file: profile.folder / engine.raw_file for engine in profile.result.engines}
+        verdict = BUNDLE if ledger.result.verdict != "fail" else REJECTED
+        return Shipped(result, {verdict: files_below(bundled.folder / _BUNDLE), LATENCY: raw})
 
     @property
     def _exported(self) -> Path:
@@ -203,7 +210,7 @@ class Shipper:
         self, quantized: Done[quantize.Quantized], ran: Done[Ran], ledger: Done[Ledger], profile: Done[Profile]
     ) -> Done[Bundled]:
         def run(folder: Path, _report: StageReporter) -> Bundled:
-            bundle = folder / "bundle"
+            bundle = folder / _BUNDLE
             bundle.mkdir()
             for name in (quantize.ENGINE, quantize.DEPLOY):
                 shutil.copyfile(quantized.folder / name, bundle / name)

@@ -65,7 +65,7 @@ class LocalDevice:
             agent.ask("open", engine=str(engine), threads=threads)
             agent.ask("evaluate", inputs=str(inputs), outputs=str(outputs), batch=_BATCH)
 
-    def profile(  # noqa: PLR0917
+    def profile(
         self,
         engines: Mapping[str, Path],
         inputs: Path,

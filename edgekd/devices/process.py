@@ -105,6 +105,7 @@ class AgentProcess:
             self._process.kill()
 
         timer = threading.Timer(self._patience_seconds, give_up)
+        timer.daemon = True  # an interrupt between here and the try must not leave it running for minutes
         timer.start()
         try:
             with suppress(BrokenPipeError):  # it is dead: then there is no reply either, and stderr says why

@@ -99,7 +99,6 @@ def fit(model: nn.Module, objective: Objective, train: Split, validate: Callable
         run.report.advance(
             epoch + 1, config.epochs, f"loss {figures['loss']:.3f}, validation {history[-1]['validation']:.3f}"
         )
-    (run.folder / CHECKPOINT).unlink(missing_ok=True)
     return history
 
 

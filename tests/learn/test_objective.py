@@ -106,7 +106,7 @@ def test_the_anchor_gives_the_gram_and_the_teacher_the_logits(networks):
     student, teacher, anchor = networks
     _, figures = Distillation(student, teacher, anchor, LossConfig(gram={"intra": 1.0}), reporter())(batch())
     logits, embeddings = student(inputs_of(batch()))
-    grams = {name: float(gram_losses(embeddings, t(inputs_of(batch()))[1], ["intra"])["intra"]) for name, t in
+    grams = {name: float(gram_losses(embeddings, t(inputs_of(batch()))[1], ["intra"])["intra"].detach()) for name, t in
              {"teacher": teacher, "anchor": anchor}.items()}  # fmt: skip
     assert float(figures["gram.intra"]) == pytest.approx(grams["anchor"])
     assert float(figures["gram.intra"]) != pytest.approx(grams["teacher"])

@@ -66,10 +66,10 @@ def check_same(result, expected):
         assert torch.equal(result[0][key], value), key
 
 
-def test_an_undisturbed_run_learns_and_leaves_no_checkpoint(undisturbed, tmp_path):
+def test_an_undisturbed_run_learns_and_leaves_its_checkpoint_alone(undisturbed, tmp_path):
     result = distil(tmp_path)
     check_same(result, undisturbed)
-    assert list(tmp_path.iterdir()) == []
+    assert [file.name for file in tmp_path.iterdir()] == [CHECKPOINT]
     assert len(result[1]) == EPOCHS
     assert result[1][-1]["loss"] < result[1][0]["loss"]
     assert set(result[1][0]) == {
@@ -126,7 +126,7 @@ def test_another_seed_gives_other_weights(tmp_path):
     results = []
     for seed in (1, 2):
         model = build(TwoTowers, 0)
-        supervised(model, tmp_path, seed=seed, epochs=1)
+        supervised(model, tmp_path / str(seed), seed=seed, epochs=1)
         results.append(model.state_dict()["head.1.weight"])
     assert not torch.equal(*results)
 
@@ -220,7 +220,7 @@ def test_every_sample_is_seen_once_an_epoch_in_a_new_order(tmp_path, count, batc
 
 
 def test_each_epoch_and_seed_draws_its_own_dropout(tmp_path):
-    def draws(seed):
+    def draws(seed, folder):
         model = TwoTowers()
         watcher = Watches(model)
         fit(
@@ -228,12 +228,13 @@ def test_each_epoch_and_seed_draws_its_own_dropout(tmp_path):
             watcher,
             split("train", 8),
             lambda: 0.0,
-            Fit(Training(epochs=3, batch_size=8), seed, tmp_path, reporter()),
+            Fit(Training(epochs=3, batch_size=8), seed, tmp_path / folder, reporter()),
         )
         return watcher.draws
 
-    assert draws(1) == draws(1)
-    assert len({*draws(1), *draws(2)}) == 6
+    first, again, other = draws(1, "first"), draws(1, "again"), draws(2, "other")
+    assert first == again
+    assert len({*first, *other}) == 6
 
 
 def test_one_sample_over_does_not_break_batch_statistics(tmp_path):

@@ -4,6 +4,7 @@ import pytest
 import torch
 from small import TAPS, TwoTowers, loaded, reporter
 
+from edgekd.cache import CHECKPOINT
 from edgekd.errors import ModelError
 from edgekd.gram.drift import Bootstrap, measure_drift
 from edgekd.gram.probe import Probe
@@ -23,7 +24,7 @@ def run_teacher(folder, task, taps=TAPS, observer=None, seed=0, **config):
 def test_a_teacher_is_trained_and_kept_with_what_it_says_of_the_test_split(tmp_path):
     task = loaded()
     trained = run_teacher(tmp_path, task, epochs=3)
-    assert sorted(path.name for path in tmp_path.iterdir()) == [WEIGHTS, PROBE]
+    assert sorted(path.name for path in tmp_path.iterdir()) == [CHECKPOINT, WEIGHTS, PROBE]
     assert len(trained.history) == 3
     assert trained.parameters == sum(p.numel() for p in TwoTowers().parameters())
     model = load_weights(build(TwoTowers, 9), tmp_path / WEIGHTS)
