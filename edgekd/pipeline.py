@@ -7,7 +7,7 @@ profile -> bundle`` run for each target.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import edgekd
 from edgekd import learning, shipping
@@ -90,13 +90,8 @@ def build(
         seed=recipe.seed,
         versions={"edgekd": edgekd.__version__, **versions},
         stages=tuple(runner.times),
-        losses=_losses(learned),
+        training={name: done.result.history for name, done in learned.trained.items() if done.result.history},
         targets=tuple(results),
     )
     write_report(report, places.output)
     return report
-
-
-def _losses(learned: learning.Learning) -> dict[str, Any]:
-    """The last epoch of each stage that trained."""
-    return {name: done.result.history[-1] for name, done in learned.trained.items() if done.result.history}

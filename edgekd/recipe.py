@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import msgspec
-from msgspec import Meta, Struct
+from msgspec import Meta, Struct, inspect
 
 from edgekd.errors import RecipeError, nearest
 from edgekd.files import parse_toml_value, read_toml
@@ -243,15 +243,38 @@ def load_recipe(reference: str | Path | None = None, overrides: tuple[str, ...] 
     try:
         recipe = msgspec.convert(content, Recipe)
     except msgspec.ValidationError as error:
-        raise RecipeError(f"{source}: {explain(error)}") from error
+        raise RecipeError(f"{source}: {explain(error, Recipe)}") from error
     return _resolve(recipe, path.resolve().parent)
 
 
-def explain(error: msgspec.ValidationError) -> str:
-    """Turn msgspec's ``"Expected `int`, got `str` - at `$.a.b`"`` into ``"a.b: expected 'int', got 'str'"``."""
+def explain(error: msgspec.ValidationError, struct: type[Struct]) -> str:
+    """Turn msgspec's ``"Expected `int`, got `str` - at `$.a.b`"`` into ``"a.b: expected 'int', got 'str'"``.
+
+    Where one of a few words was expected, name the nearest: msgspec does not.
+    """
     what, _, where = str(error).replace("`", "'").partition(" - at ")
     where = where.replace("'", "").replace("$.", "").replace("$", "")
+    if what.startswith("Invalid enum value"):
+        wrong = what.removeprefix("Invalid enum value ").strip("'")
+        path = where.rpartition(" ")[2].replace("[...]", ".*").split(".")
+        return f"{where}: there is no '{wrong}'{nearest(wrong, _choices(inspect.type_info(struct), path))}"
     return f"{where}: {what[0].lower()}{what[1:]}" if where else what
+
+
+def _choices(info: inspect.Type, path: list[str]) -> set[str]:
+    """Return the words that a type allows at ``path``; for a table of free keys, the keys."""
+    match info:
+        case inspect.Metadata():
+            return _choices(info.type, path)
+        case inspect.UnionType():
+            return {word for kind in info.types for word in _choices(kind, path)}
+        case inspect.StructType() if path:
+            return {word for f in info.fields if f.name == path[0] for word in _choices(f.type, path[1:])}
+        case inspect.DictType():
+            return _choices(info.value_type, path[1:]) if path else _choices(info.key_type, path)
+        case inspect.LiteralType():
+            return {str(value) for value in info.values}
+    return set()
 
 
 def check_keys(

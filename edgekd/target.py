@@ -148,4 +148,4 @@ def _convert(content: dict[str, Any], struct: type[_S], path: Path) -> _S:
     try:
         return msgspec.convert(content, struct)
     except msgspec.ValidationError as error:
-        raise TargetError(f"{path}: {explain(error)}") from error
+        raise TargetError(f"{path}: {explain(error, struct)}") from error

@@ -196,3 +196,16 @@ def test_absolute_paths_and_names_stay(write):
     recipe = load_recipe(path)
     assert (recipe.task.name, recipe.teacher.weights) == ("package.module:Name", "/t.pt")
     assert recipe.quantize.calibration == "minmax"
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("distill.loss.gram={samle=1}", r"key in distill.loss.gram: there is no 'samle'; did you mean 'sample'\?"),
+        ('prune.importance="magntude"', r"prune.importance: there is no 'magntude'; did you mean 'magnitude'\?"),
+        ('teacher.taps={a={module="x",pool="toks"}}', r"pool: there is no 'toks'; did you mean 'tokens'"),
+    ],
+)
+def test_a_wrong_word_names_the_nearest_of_those_allowed(override, message):
+    with pytest.raises(RecipeError, match=message):
+        load_recipe("digits", (override,))

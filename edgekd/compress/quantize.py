@@ -15,8 +15,6 @@ from edgekd.files import need, quiet
 if TYPE_CHECKING:
     from edgekd.target import Calibration, Scheme
 
-VERSION = 1
-
 #: Files of the stage: with the embeddings, to check; without, to deploy.
 ENGINE, DEPLOY = "engine.onnx", "deploy.onnx"
 

@@ -49,7 +49,7 @@ def report_json(report: BuildReport) -> dict[str, Any]:
         "rows": rows,
         "targets": [_target(result) for result in report.targets],
         "stages": [asdict(stage) for stage in report.stages],
-        "losses": report.losses,
+        "training": report.training,
     }
     not_finite: dict[str, str] = {}
 

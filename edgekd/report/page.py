@@ -39,6 +39,7 @@ def report_markdown(report: BuildReport) -> str:
         markdown(LEGEND).replace("###", "##", 1),
         "## How it was built",
         markdown(stages_table(report)),
+        markdown(training_table(report)),
         markdown(facts_table("Versions", report.versions)),
     ]
     return "\n\n".join(part.strip("\n") for part in parts) + "\n"
@@ -120,6 +121,21 @@ def _how(target: str, engines: list[EngineProfile], profile: Profile) -> tuple[s
 def facts_table(title: str, facts: dict[str, str]) -> Table:
     """Return names and values."""
     return Table(title, (Column("what", right=False), Column("is", right=False)), tuple(facts.items()))
+
+
+def training_table(report: BuildReport) -> Table:
+    """Return the last epoch of each training: what was minimised, and which weight held a Gram scope at its share."""
+    last = {name: epochs[-1] for name, epochs in report.training.items()}
+    figures = dict.fromkeys(figure for epoch in last.values() for figure in epoch)
+    cells = (
+        (number(epoch[figure], ".4g") if figure in epoch else NOTHING for epoch in last.values()) for figure in figures
+    )
+    rows = tuple((figure, *row) for figure, row in zip(figures, cells, strict=True))
+    epochs = ", ".join(f"{name} {len(entries)}" for name, entries in report.training.items())
+    note = (
+        f"Means over the last epoch; epochs: {epochs or 'none, nothing was trained'}. Every epoch is in `report.json`."
+    )
+    return Table("Training", (Column("figure", right=False), *(Column(name) for name in last)), rows, (note,))
 
 
 def stages_table(report: BuildReport) -> Table:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from edgekd.gram.gate import Ledger, Row, Verdict
@@ -157,7 +157,8 @@ class BuildReport:
         seed: of every random choice.
         versions: of edgekd and the libraries that computed the result.
         stages: in the order they ran.
-        losses: the log of the loss terms' weights: any JSON.
+        training: for each model that was trained here one entry an epoch: mean losses, the Gram scopes' weights and the
+            metric on the validation split.
         targets: one result for each target.
     """
 
@@ -166,7 +167,7 @@ class BuildReport:
     seed: int
     versions: dict[str, str]
     stages: tuple[StageTime, ...]
-    losses: dict[str, Any]
+    training: dict[str, list[dict[str, float]]]
     targets: tuple[TargetResult, ...]
 
     @property

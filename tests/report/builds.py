@@ -98,6 +98,9 @@ def build(*targets):
         seed=0,
         versions={"edgekd": "0.1.0", "torch": "2.9.0", "onnx": "1.19.0"},
         stages=STAGES,
-        losses={"intra": {"first": 1.0, "last": 0.84}},
+        training={
+            "teacher": [{"loss": 0.9}, {"loss": 0.25, "validation": 0.96}],
+            "student": [{"loss": 0.5, "gram.intra": 0.004, "weight.intra": 36.54, "validation": 0.95}],
+        },
         targets=targets or (target(),),
     )

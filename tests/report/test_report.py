@@ -164,3 +164,18 @@ def test_the_python_of_the_page_is_offered_only_for_a_released_bundle():
     assert 'with edgekd.load("gestures-cpu") as engine:' in report_markdown(build())
     assert "edgekd.load" not in report_markdown(build(target(ledger=ledger(0.2))))
     assert "edgekd.load" not in report_markdown(build(target(bundle=None)))
+
+
+def test_the_training_shows_the_last_epoch_and_the_weight_that_held_each_scope():
+    page = report_markdown(build())
+    training = page[page.index("### Training") : page.index("### Versions")]
+    cells = {
+        row.split("|")[1].strip(): [c.strip() for c in row.split("|")[2:-1]]
+        for row in training.splitlines()
+        if "|" in row
+    }
+    assert cells["figure"] == ["teacher", "student"]
+    assert cells["loss"] == ["0.25", "0.5"]
+    assert cells["weight.intra"] == ["–", "36.54"]
+    assert "teacher 2, student 1" in training
+    assert len(report_json(build())["training"]["teacher"]) == 2
