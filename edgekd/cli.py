@@ -27,6 +27,10 @@ _REFUSALS = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS)
 class _Group(click.Group):
     """Prints a user's error as one line and exits with its code; a defect keeps its traceback."""
 
+    def list_commands(self, _context: click.Context) -> list[str]:
+        """Return the commands in the order of this file: the one that matters first."""
+        return list(self.commands)
+
     def invoke(self, context: click.Context) -> Any:
         try:
             return super().invoke(context)
@@ -72,9 +76,9 @@ def _recipe_options(command: Callable[..., Any]) -> Callable[..., Any]:
 @click.option("--json", "as_json", is_flag=True, help="Print events, and at last the report, as JSON lines.")
 def build(recipe: str | None, overrides: tuple[str, ...], targets: tuple[str, ...], output: Path | None, cache: Path,
           quiet: bool, verbose: bool, as_json: bool) -> None:  # fmt: skip
-    """Build a recipe: teacher, distil, prune, quantize, check, profile, bundle.
+    """Build a recipe for a device, from teacher to bundle.
 
-    Exits with 20 when the gate rejects the result; its artefacts are kept under OUTPUT/TARGET/rejected.
+    Runs teacher, distil, prune, export, quantize, check, profile and bundle; what is up to date is not run again. Exits with 20 when the gate rejects the result; its artefacts are kept under OUTPUT/TARGET/rejected.
     """
     from edgekd.console import Json, choose_observer, print_report
     from edgekd.files import make_folder
@@ -105,7 +109,10 @@ def _require_release(report: BuildReport) -> None:
 @main.command()
 @click.argument("folder", type=click.Path(path_type=Path))
 def report(folder: Path) -> None:
-    """Print the report of a finished build again, as Markdown; FOLDER is the build's output."""
+    """Print the report of a finished build again.
+
+    FOLDER is the build's output; the report is Markdown.
+    """
     path = folder / "report.md"
     if not path.is_file():
         raise OutputError(f"{path}: no such file; a finished build writes it into its output folder")
@@ -115,7 +122,10 @@ def report(folder: Path) -> None:
 @main.command()
 @click.argument("folder", type=click.Path(path_type=Path))
 def init(folder: Path) -> None:
-    """Start a project: write a recipe and a task that build as they stand."""
+    """Start a project that builds as it stands.
+
+    Writes a recipe, edgekd.toml, and a commented task, task.py, into FOLDER.
+    """
     from edgekd.init import init as write
 
     for path in write(folder):
@@ -125,7 +135,7 @@ def init(folder: Path) -> None:
 
 @main.command()
 def tasks() -> None:
-    """List the tasks that ship with edgekd, with the licence and citation of their data."""
+    """List the shipped tasks, with the licence of their data."""
     from edgekd.console import print_tasks
     from edgekd.tasks import describe
 
@@ -139,7 +149,10 @@ def tasks() -> None:
 @main.group(invoke_without_command=True)
 @click.pass_context
 def targets(context: click.Context) -> None:
-    """List the targets; `targets show NAME` prints one, to copy and change."""
+    """List the kinds of device.
+
+    `targets show NAME` prints one, to copy and change.
+    """
     if context.invoked_subcommand is None:
         from edgekd.console import print_targets
         from edgekd.target import load_target, shipped_targets
@@ -159,7 +172,7 @@ def show_target(name: str) -> None:
 
 @main.group()
 def recipe() -> None:
-    """Look at recipes."""
+    """Show a recipe, or the schema of all."""
 
 
 @recipe.command("schema")
@@ -184,7 +197,11 @@ def show_recipe(recipe: str | None, overrides: tuple[str, ...]) -> None:
 @main.command()
 @click.argument("bundle", type=click.Path(path_type=Path))
 def verify(bundle: Path) -> None:
-    """Check a bundle's digests, and its engine against its own reference samples, on this machine."""
+    """Check a bundle on this machine.
+
+    Checks the digest of every file, then runs the bundle's own reference samples through its engine and compares logits
+    and Grams with those recorded. Needs no labels and no teacher.
+    """
     with edgekd.load(bundle, allow_rejected=True) as loaded:
         found = loaded.verify()
         click.echo(
