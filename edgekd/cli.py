@@ -78,7 +78,8 @@ def build(recipe: str | None, overrides: tuple[str, ...], targets: tuple[str, ..
           quiet: bool, verbose: bool, as_json: bool) -> None:  # fmt: skip
     """Build a recipe for a device, from teacher to bundle.
 
-    Runs teacher, distil, prune, export, quantize, check, profile and bundle; what is up to date is not run again. Exits with 20 when the gate rejects the result; its artefacts are kept under OUTPUT/TARGET/rejected.
+    Runs teacher, distil, prune, export, quantize, check, profile and bundle; what is up to date is not run again. Exits
+    with 20 when the gate rejects the result; its artefacts are kept under OUTPUT/TARGET/rejected.
     """
     from edgekd.console import Json, choose_observer, print_report
     from edgekd.files import make_folder
