@@ -193,10 +193,7 @@ class Shipper:
                 engines[name] = folder / f"{name}.deploy.onnx"
                 drop_outputs(self._exported / onnx_name(name), ("logits",), engines[name])
             engines["engine"] = quantized.folder / quantize.DEPLOY
-            return self.device.profile(
-                engines, self._exported / TEST, folder, threads=config.threads, iterations=config.iterations,
-                warmup=config.warmup, cold_starts=config.cold_starts, advance=report.advance,
-            )  # fmt: skip
+            return self.device.profile(engines, self._exported / TEST, folder, config, report.advance)
 
         depends = {
             **msgspec.to_builtins(config),

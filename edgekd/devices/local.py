@@ -23,6 +23,8 @@ from edgekd.runtime.session import INPUT_PREFIX, open_arrays, write_arrays
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
+    from edgekd.recipe import ProfileConfig
+
 _Times = np.ndarray[Any, np.dtype[np.int64]]
 
 #: Inferences of one engine before the next takes its turn: short, so that a drift of the machine's speed hits all.
@@ -70,10 +72,7 @@ class LocalDevice:
         engines: Mapping[str, Path],
         inputs: Path,
         folder: Path,
-        threads: int,
-        iterations: int,
-        warmup: int,
-        cold_starts: int,
+        config: ProfileConfig,
         advance: Callable[[int, int, str], None],
     ) -> Profile:
         """Measure engines side by side, at batch 1.
@@ -85,18 +84,15 @@ class LocalDevice:
             engines: engine files by name.
             inputs: ``.npz`` of real samples, as for :meth:`evaluate`.
             folder: receives ``<name>.npy`` with every timed inference in ns, in order.
-            threads: threads of one inference.
-            iterations: timed inferences of each engine.
-            warmup: untimed ones before them.
-            cold_starts: fresh processes of each engine that time its opening and its first inference.
+            config: threads, and how many inferences and fresh processes.
             advance: called after each step with steps done, steps in all, and what came out.
 
         Raises:
             DeviceError: an agent died, hung or answered nonsense.
             ModelError: an engine cannot be opened or does not take these inputs.
         """
-        blocks = [min(_BLOCK, iterations - start) for start in range(0, iterations, _BLOCK)]
-        total = len(engines) * (cold_starts + len(blocks))
+        blocks = [min(_BLOCK, config.iterations - start) for start in range(0, config.iterations, _BLOCK)]
+        total = len(engines) * (config.cold_starts + len(blocks))
         done = itertools.count(1)
 
         def step(note: str) -> None:
@@ -105,9 +101,9 @@ class LocalDevice:
         with tempfile.TemporaryDirectory() as scratch:
             feeds = Path(scratch) / "feeds.npz"
             _save_first_rows(inputs, feeds)
-            setup = _Setup(engines, feeds, threads, self._agent)
-            colds = _start_cold(setup, cold_starts, step)
-            timed = _take_turns(setup, blocks, warmup, step)
+            setup = _Setup(engines, feeds, config.threads, self._agent)
+            colds = _start_cold(setup, config.cold_starts, step)
+            timed = _take_turns(setup, blocks, config.warmup, step)
         profiles = []
         for name, engine in engines.items():
             np.save(folder / f"{name}.npy", timed.ns[name])
@@ -122,7 +118,7 @@ class LocalDevice:
                     raw_file=f"{name}.npy",
                 )
             )
-        return Profile(machine=timed.machine, threads=threads, block=_BLOCK, engines=tuple(profiles))
+        return Profile(machine=timed.machine, threads=config.threads, block=_BLOCK, engines=tuple(profiles))
 
     def _agent(self) -> AgentProcess:
         return AgentProcess([sys.executable, "-m", "edgekd.runtime.agent"], _environment(), self._patience_seconds)

@@ -14,6 +14,7 @@ from onnx.helper import make_node, make_tensor_value_info
 from edgekd.devices.local import LocalDevice
 from edgekd.devices.process import AgentProcess
 from edgekd.errors import DeviceError, ModelError
+from edgekd.recipe import ProfileConfig
 
 AGENT = [sys.executable, "-m", "edgekd.runtime.agent"]
 
@@ -65,8 +66,8 @@ def children():
 
 def profile(files, folder, engines=("a", "b"), device=None, advance=lambda *_: None, **options):
     paths = {name: files / f"{name}.onnx" for name in engines}
-    settings = {"threads": 1, "iterations": 120, "warmup": 5, "cold_starts": 1, **options}
-    return (device or LocalDevice()).profile(paths, files / "x.npz", folder, advance=advance, **settings)
+    config = ProfileConfig(**{"iterations": 120, "warmup": 5, "cold_starts": 1, **options})
+    return (device or LocalDevice()).profile(paths, files / "x.npz", folder, config, advance)
 
 
 # --- evaluate
@@ -148,7 +149,9 @@ def test_a_broken_engine_ends_the_profile(files, tmp_path):
 
 def test_absent_inputs_are_named(files, tmp_path):
     with pytest.raises(ModelError, match=r"none\.npz: cannot be read"):
-        LocalDevice().profile({"a": files / "a.onnx"}, tmp_path / "none.npz", tmp_path, 1, 1, 0, 1, lambda *_: None)
+        LocalDevice().profile(
+            {"a": files / "a.onnx"}, tmp_path / "none.npz", tmp_path, ProfileConfig(), lambda *_: None
+        )
 
 
 def test_an_agent_killed_between_turns_is_a_device_error(files, tmp_path):
