@@ -43,20 +43,17 @@ class Cache:
         make_folder(root, CacheError, "--cache")
 
     def find(self, name: str) -> dict[str, Any] | None:
-        """Return the record of a finished result whose files are all as they were written, else None."""
-        folder = self.root / name
+        """Return the record of a finished result whose files are all as they were written, else None.
+
+        Raises:
+            CacheError: a file of it may not be read.
+        """
         try:
-            stored = json.loads((folder / _RECORD).read_text(encoding="utf-8"))
-        except (FileNotFoundError, ValueError):
-            return None
-        if not isinstance(stored, dict) or stored.pop("digest", None) != digest(stored):
-            return None
-        for file, expected in stored["files"].items():
-            path = folder / file
-            if not path.is_file() or sha256_file(path) != expected:
-                return None
-        record: dict[str, Any] = stored["record"]
-        return record
+            return _read(self.root / name)
+        except PermissionError as error:
+            raise CacheError(
+                f"{error.filename}: cannot be read: {error.strerror}; choose another folder with --cache"
+            ) from error
 
     @contextmanager
     def hold(self, name: str, waiting: Callable[[], None]) -> Iterator[None]:
@@ -79,10 +76,19 @@ class Cache:
             lock.release()
 
     @contextmanager
-    def claim(self, name: str, waiting: Callable[[], None]) -> Iterator[Path | None]:
-        """Hold the result's lock and yield its working folder, or None when another build has finished it meanwhile."""
+    def claim(
+        self, name: str, waiting: Callable[[], None], fits: Callable[[dict[str, Any]], bool] = lambda _: True
+    ) -> Iterator[Path | None]:
+        """Hold the result's lock and yield its working folder, or None when another build has finished it meanwhile.
+
+        Args:
+            name: of the result.
+            waiting: as for :meth:`hold`.
+            fits: whether a finished result's record can be used; if not, the result is made again.
+        """
         with self.hold(name, waiting):
-            if self.find(name) is not None:
+            record = self.find(name)
+            if record is not None and fits(record):
                 yield None
                 return
             partial = self.root / f"{name}.partial"
@@ -98,9 +104,24 @@ class Cache:
         files = {path.relative_to(partial).as_posix(): sha256_file(path) for path in paths}
         stored = {"record": record, "files": files}
         write_text(partial / _RECORD, json.dumps({**stored, "digest": digest(stored)}, indent=1))
-        if folder.exists():  # altered or damaged since: find() refused it
+        if folder.exists():  # altered, damaged or outdated: nobody could use it
             shutil.rmtree(folder)
         partial.rename(folder)
+
+
+def _read(folder: Path) -> dict[str, Any] | None:
+    try:
+        stored = json.loads((folder / _RECORD).read_text(encoding="utf-8"))
+    except (FileNotFoundError, ValueError):
+        return None
+    if not isinstance(stored, dict) or stored.pop("digest", None) != digest(stored):
+        return None
+    for file, expected in stored["files"].items():
+        path = folder / file
+        if not path.is_file() or sha256_file(path) != expected:
+            return None
+    record: dict[str, Any] = stored["record"]
+    return record
 
 
 def _sweep(partial: Path) -> None:

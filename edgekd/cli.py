@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import io
 import json
 import sys
 from pathlib import Path
@@ -55,6 +56,9 @@ def _fail(context: click.Context, error: EdgekdError) -> None:
 @click.version_option(edgekd.__version__, "-V", "--version", prog_name="edgekd")
 def main() -> None:
     """Distil multi-modal models for edge devices, and prove that their Gram structure survives."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")  # a terminal that cannot show a sign is no reason to fail
 
 
 def _recipe_options(command: Callable[..., Any]) -> Callable[..., Any]:

@@ -7,7 +7,6 @@ import importlib
 import logging
 import os
 import sys
-import tempfile
 import warnings
 from contextlib import contextmanager
 from pathlib import Path
@@ -31,9 +30,9 @@ def atomic_path(path: Path) -> Iterator[Path]:
     A reader sees the old file or the whole new one, whatever kills the writer.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
-    os.close(handle)
-    temporary = Path(name)
+    temporary = path.with_name(f".{path.name}.{os.urandom(8).hex()}")
+    # Not mkstemp: its files stay closed to everyone else, whatever the umask allows.
+    os.close(os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))
     try:
         yield temporary
         with temporary.open("rb") as written:

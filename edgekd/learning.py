@@ -50,12 +50,13 @@ class Learning:
 
 @dataclass(frozen=True)
 class Learner:
-    """Runs the first half of a recipe."""
+    """Runs the first half of a recipe; ``export_name`` tells the exports of a build with several opsets apart."""
 
     runner: Runner
     project: Project
     recipe: Recipe
     opset: int
+    export_name: str = "export"
 
     def run(self) -> Learning:
         """Run or read every stage."""
@@ -129,7 +130,7 @@ class Learner:
 
         versions = library_versions(["onnx", "onnxscript", "onnxruntime"], "build")
         depends = {**_plain(config), "opset": self.opset, "pruned": pruned.key, "versions": versions}
-        return self.runner(Stage("export", VERSIONS["export"], depends, Exported, run, _describe_export))
+        return self.runner(Stage(self.export_name, VERSIONS["export"], depends, Exported, run, _describe_export))
 
     @cached_property
     def taps(self) -> Taps:
@@ -143,9 +144,15 @@ class Learner:
         )
 
     def _preflight(self) -> None:
+        _ = self._checked
+
+    @cached_property
+    def _checked(self) -> bool:
+        """True, computed once a build: the check reads every sample."""
         from edgekd.learn import preflight
 
         preflight.check(self.project.loaded, self.taps, self.recipe)
+        return True
 
     def _load_teacher(self, done: Done[Trained]) -> nn.Module:
         from edgekd.learn.weights import build, load_weights

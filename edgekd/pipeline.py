@@ -11,13 +11,13 @@ from typing import TYPE_CHECKING
 
 import edgekd
 from edgekd import learning, shipping
-from edgekd.cache import Cache, digest
+from edgekd.cache import Cache
 from edgekd.devices.local import LocalDevice
-from edgekd.errors import OutputError
+from edgekd.errors import OutputError, TargetError
 from edgekd.files import make_folder
 from edgekd.progress import Observer, Silent
 from edgekd.project import Project
-from edgekd.publish import publish
+from edgekd.publish import publish, writing
 from edgekd.report.build import write_report
 from edgekd.report.result import BuildReport
 from edgekd.stages import Runner, library_versions
@@ -65,33 +65,37 @@ def build(
     Raises:
         EdgekdError: any error that a user can cause; see :mod:`edgekd.errors`.
     """
+    if not targets:
+        raise TargetError("no target given")
     make_folder(places.output, OutputError, "--output")
     load_calibration(recipe.quantize.calibration)  # what is wrong with it is said now, not after training
     versions = library_versions(dict.fromkeys((*learning.LIBRARIES, *shipping.LIBRARIES)), "build")
     observer = observer or Silent()
     fan_out = (f"{stage} {target.name}" for target in targets for stage in shipping.STAGES)
-    observer.plan((*learning.STAGES, *fan_out))
+    first, *others = dict.fromkeys(target.opset for target in targets)
+    exports = {first: "export", **{opset: f"export opset {opset}" for opset in others}}
+    observer.plan((*learning.STAGES, *(exports[opset] for opset in others), *fan_out))
     runner = Runner(Cache(places.cache), observer)
     project = Project(recipe.task, places.cache)
     device = LocalDevice()
-    results = []
-    by_opset: dict[int, learning.Learning] = {}
-    for target in targets:
-        if target.opset not in by_opset:
-            by_opset[target.opset] = learning.Learner(runner, project, recipe, target.opset).run()
-        learned = by_opset[target.opset]
-        shipped = shipping.Shipper(runner, project, recipe, target, learned, device).run()
-        with runner.cache.hold(f"output-{digest(str(places.output.resolve()))}", lambda: None):
-            publish(shipped.shown, places.output / target.name)
-        results.append(shipped.result)
+    learned = {
+        opset: learning.Learner(runner, project, recipe, opset, export).run() for opset, export in exports.items()
+    }
+    shipped = {
+        target.name: shipping.Shipper(runner, project, recipe, target, learned[target.opset], device).run()
+        for target in targets
+    }
     report = BuildReport(
         recipe=name,
         task=recipe.task.name.rpartition("/")[2],
         seed=recipe.seed,
         versions={"edgekd": edgekd.__version__, **versions},
         stages=tuple(runner.times),
-        training={name: done.result.history for name, done in learned.trained.items() if done.result.history},
-        targets=tuple(results),
+        training={name: done.result.history for name, done in learned[first].trained.items() if done.result.history},
+        targets=tuple(done.result for done in shipped.values()),
     )
-    write_report(report, places.output)
+    with writing(places.output):
+        for target_name, done in shipped.items():
+            publish(done.shown, places.output / target_name)
+        write_report(report, places.output)  # last: it speaks of bundles that are there
     return report

@@ -6,6 +6,7 @@ Every field has a default and a description; ``edgekd recipe schema`` prints bot
 from __future__ import annotations
 
 import math
+import re
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -121,7 +122,7 @@ class PruneConfig(Training, frozen=True):
     ] = "magnitude"
     round_to: Annotated[PositiveInt, Meta(description="Keep widths at multiples of this; kernels like it.")] = 8
     ignore: Annotated[list[str], Meta(description="Paths of modules whose width must not change.")] = []
-    loss: LossConfig = LossConfig()
+    loss: Annotated[LossConfig, Meta(description="Keys not given here are those of [distill.loss].")] = LossConfig()
 
 
 class ExportConfig(_Config, frozen=True):
@@ -228,7 +229,7 @@ def load_recipe(reference: str | Path | None = None, overrides: tuple[str, ...] 
         overrides: ``"distill.epochs=5"`` each; the value is TOML, or else taken as a string.
 
     Returns:
-        The recipe, its relative paths resolved against its file's folder.
+        The recipe. Relative paths in its file are those of the file's folder, in overrides of the working directory.
 
     Raises:
         RecipeError: names the file and the key, and the nearest right one.
@@ -236,15 +237,16 @@ def load_recipe(reference: str | Path | None = None, overrides: tuple[str, ...] 
     path = find_recipe(str(reference) if reference is not None else None)
     content = read_toml(path, RecipeError)
     check_keys(content, Recipe, str(path), RecipeError)
+    _anchor_paths(content, path.resolve().parent)
     for override in overrides:
         _set(content, override)
+    _inherit_loss(content)
     source = f"{path}{' and --set' if overrides else ''}"
     check_values(content, source, RecipeError)
     try:
-        recipe = msgspec.convert(content, Recipe)
+        return msgspec.convert(content, Recipe)
     except msgspec.ValidationError as error:
         raise RecipeError(f"{source}: {explain(error, Recipe)}") from error
-    return _resolve(recipe, path.resolve().parent)
 
 
 def explain(error: msgspec.ValidationError, struct: type[Struct]) -> str:
@@ -256,39 +258,54 @@ def explain(error: msgspec.ValidationError, struct: type[Struct]) -> str:
     where = where.replace("'", "").replace("$.", "").replace("$", "")
     if what.startswith("Invalid enum value"):
         wrong = what.removeprefix("Invalid enum value ").strip("'")
-        path = where.rpartition(" ")[2].replace("[...]", ".*").split(".")
+        path = re.sub(r"\[[^]]*\]", ".*", where.rpartition(" ")[2]).split(".")
         return f"{where}: there is no '{wrong}'{nearest(wrong, _choices(inspect.type_info(struct), path))}"
     return f"{where}: {what[0].lower()}{what[1:]}" if where else what
 
 
 def _choices(info: inspect.Type, path: list[str]) -> set[str]:
     """Return the words that a type allows at ``path``; for a table of free keys, the keys."""
+    words: set[str] = set()
     match info:
         case inspect.Metadata():
-            return _choices(info.type, path)
+            words = _choices(info.type, path)
         case inspect.UnionType():
-            return {word for kind in info.types for word in _choices(kind, path)}
+            words = {word for kind in info.types for word in _choices(kind, path)}
         case inspect.StructType() if path:
-            return {word for f in info.fields if f.name == path[0] for word in _choices(f.type, path[1:])}
+            words = {word for f in info.fields if f.name == path[0] for word in _choices(f.type, path[1:])}
         case inspect.DictType():
-            return _choices(info.value_type, path[1:]) if path else _choices(info.key_type, path)
+            words = _choices(info.value_type, path[1:]) if path else _choices(info.key_type, path)
+        case inspect.ListType():
+            words = _choices(info.item_type, path[1:])
         case inspect.LiteralType():
-            return {str(value) for value in info.values}
-    return set()
+            words = {str(value) for value in info.values}
+    return words
 
 
-def check_keys(
-    content: dict[str, Any], struct: type[Struct], source: str, error: type[Exception], at: str = ""
-) -> None:
+def check_keys(content: dict[str, Any], struct: type[Struct], source: str, error: type[Exception]) -> None:
     """Raise ``error`` for the first key that ``struct`` does not know, naming the nearest that it does."""
-    fields = {field.name: field.type for field in msgspec.structs.fields(struct)}
-    for key, value in content.items():
-        if key not in fields:
-            section = f"[{at.rstrip('.')}]" if at else "the top level"
-            raise error(f"{source}: {section} has no key '{key}'{nearest(key, fields)}")
-        section_type = fields[key]
-        if isinstance(value, dict) and isinstance(section_type, type) and issubclass(section_type, Struct):
-            check_keys(value, section_type, source, error, f"{at}{key}.")
+    _check_keys(content, inspect.type_info(struct), error, source, "")
+
+
+def _check_keys(value: Any, info: inspect.Type, error: type[Exception], source: str, at: str) -> None:
+    if not isinstance(value, dict):
+        return
+    match info:
+        case inspect.Metadata():
+            _check_keys(value, info.type, error, source, at)
+        case inspect.UnionType():
+            for kind in info.types:
+                _check_keys(value, kind, error, source, at)
+        case inspect.DictType():
+            for key, item in value.items():
+                _check_keys(item, info.value_type, error, source, f"{at}{key}.")
+        case inspect.StructType():
+            fields = {field.name: field.type for field in info.fields}
+            for key, item in value.items():
+                if key not in fields:
+                    section = f"[{at.rstrip('.')}]" if at else "the top level"
+                    raise error(f"{source}: {section} has no key '{key}'{nearest(key, fields)}")
+                _check_keys(item, fields[key], error, source, f"{at}{key}.")
 
 
 def check_values(value: Any, source: str, error: type[Exception], at: str = "") -> None:
@@ -309,32 +326,41 @@ def _set(content: dict[str, Any], override: str) -> None:
     key, equals, text = override.partition("=")
     if not equals or not key.strip():
         raise RecipeError(f"--set {override}: write it as key=value, e.g. --set distill.epochs=5")
-    value = parse_toml_value(text)
     *sections, last = key.strip().split(".")
-    nested: dict[str, Any] = {last: value}
+    table: dict[str, Any] = {last: parse_toml_value(text)}
+    nested = table
     for section in reversed(sections):
         nested = {section: nested}
     check_keys(nested, Recipe, f"--set {override}", RecipeError)
+    _anchor_paths(nested, Path.cwd())
     for section in sections:
         content = content.setdefault(section, {})
         if not isinstance(content, dict):
             raise RecipeError(f"--set {override}: '{section}' is not a section")
-    content[last] = value
+    content[last] = table[last]
 
 
-def _resolve(recipe: Recipe, base: Path) -> Recipe:
-    """Make the recipe's paths absolute, so that it means the same from any working directory."""
-    file, colon, name = recipe.task.name.partition(":")
-    if colon and file.endswith(".py"):
-        task = msgspec.structs.replace(recipe.task, name=f"{base / file}:{name}")
-        recipe = msgspec.structs.replace(recipe, task=task)
-    if recipe.teacher.weights:
-        teacher = msgspec.structs.replace(recipe.teacher, weights=str(base / recipe.teacher.weights))
-        recipe = msgspec.structs.replace(recipe, teacher=teacher)
-    if recipe.quantize.calibration.endswith(".toml"):
-        quantize = msgspec.structs.replace(recipe.quantize, calibration=str(base / recipe.quantize.calibration))
-        recipe = msgspec.structs.replace(recipe, quantize=quantize)
-    return recipe
+def _anchor_paths(content: dict[str, Any], base: Path) -> None:
+    """Make the paths in a recipe's tables absolute, in place, so that they mean the same from any working directory."""
+    for section, key in (("task", "name"), ("teacher", "weights"), ("quantize", "calibration")):
+        table = content.get(section)
+        value = table.get(key) if isinstance(table, dict) else None
+        if not isinstance(table, dict) or not isinstance(value, str):
+            continue
+        file, colon, name = value.partition(":")
+        if (key == "name" and colon and file.endswith(".py")) or (key == "calibration" and file.endswith(".toml")):
+            table[key] = f"{base / file}{colon}{name}"
+        elif key == "weights" and value:
+            table[key] = str(base / value)
+
+
+def _inherit_loss(content: dict[str, Any]) -> None:
+    """Let ``[prune.loss]`` begin from ``[distill.loss]``: the fine-tune minimises the same unless told otherwise."""
+    distill, prune = content.get("distill", {}), content.setdefault("prune", {})
+    if isinstance(distill, dict) and isinstance(prune, dict):
+        ours, theirs = prune.get("loss", {}), distill.get("loss", {})
+        if isinstance(ours, dict) and isinstance(theirs, dict):
+            prune["loss"] = {**theirs, **ours}
 
 
 def recipe_schema() -> dict[str, Any]:

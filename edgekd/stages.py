@@ -66,14 +66,16 @@ class Runner:
     times: list[StageTime] = field(default_factory=list)
 
     def __call__(self, stage: Stage[R]) -> Done[R]:
-        """Run a stage, or read its result where it is up to date."""
+        """Run a stage, or read its result where it is up to date; either way it is reported once in a build."""
         kind = stage.name.split()[0]
         key = f"{kind}-{digest({'stage': kind, 'version': stage.version, **stage.depends})}"
         record = self.cache.find(key)
         started = time.monotonic()
-        cached = record is not None
-        if record is None:
-            with self.cache.claim(key, lambda: self._wait(stage.name)) as folder:
+        cached = record is not None and _fits(record, stage.result)
+        if not cached:
+            with self.cache.claim(
+                key, lambda: self._wait(stage.name), lambda found: _fits(found, stage.result)
+            ) as folder:
                 if folder is None:
                     record, cached = self.cache.find(key), True
                 else:
@@ -81,13 +83,27 @@ class Runner:
                     record = msgspec.to_builtins(stage.run(folder, StageReporter(self.observer, stage.name)))
                     self.cache.finish(key, record)
         result = msgspec.convert(record, stage.result)
-        spent = StageTime(stage.name, 0.0 if cached else time.monotonic() - started, cached, stage.summary(result))
+        if not cached or all(spent.name != stage.name for spent in self.times):
+            self._report(
+                StageTime(stage.name, 0.0 if cached else time.monotonic() - started, cached, stage.summary(result))
+            )
+        return Done(key, self.cache.root / key, result)
+
+    def _report(self, spent: StageTime) -> None:
         self.times.append(spent)
         self.observer.finish(spent.name, spent.seconds, spent.cached, spent.summary)
-        return Done(key, self.cache.root / key, result)
 
     def _wait(self, name: str) -> None:
         self.observer.warn(name, "another build is at this very stage; waiting for its result")
+
+
+def _fits(record: dict[str, Any], result: type[Any]) -> bool:
+    """Whether a record is of this very result type, and not of one that an older edgekd had."""
+    try:
+        msgspec.convert(record, result)
+    except msgspec.ValidationError:
+        return False
+    return True
 
 
 def library_versions(names: Iterable[str], extra: str) -> dict[str, str]:

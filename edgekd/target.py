@@ -19,9 +19,17 @@ from edgekd.recipe import check_keys, check_values, explain
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
+#: What ONNX Runtime's quantizer can make INT8.
+Operator = Literal[
+    "Add", "ArgMax", "AveragePool", "BatchNormalization", "Clip", "Concat", "Conv", "ConvTranspose", "CumSum",
+    "EmbedLayerNormalization", "Flatten", "Gather", "GatherElements", "Gemm", "GlobalAveragePool",
+    "InstanceNormalization", "LayerNormalization", "LeakyRelu", "MatMul", "MaxPool", "Mul", "Pad", "Relu", "Reshape",
+    "Resize", "Sigmoid", "Slice", "Softmax", "Split", "Squeeze", "TopK", "Transpose", "Unsqueeze", "Where",
+]  # fmt: skip
+
 #: Weight-bearing operators and what stands between them. Element-wise arithmetic on raw inputs stays float: one scale
 #: for channels of different units would destroy them.
-DEFAULT_OPERATORS = (
+DEFAULT_OPERATORS: tuple[Operator, ...] = (
     "Conv", "ConvTranspose", "Gemm", "MatMul", "Concat", "Relu", "Clip", "MaxPool", "AveragePool", "GlobalAveragePool",
     "Flatten", "Reshape", "Transpose", "Squeeze", "Unsqueeze",
 )  # fmt: skip
@@ -38,7 +46,7 @@ class Scheme(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     ] = True
     bias: Annotated[Literal["int32", "float"], Meta(description="Type of biases.")] = "int32"
     operators: Annotated[
-        list[str], Meta(min_length=1, description="ONNX operators that compute in INT8; all others stay float.")
+        list[Operator], Meta(min_length=1, description="ONNX operators that compute in INT8; all others stay float.")
     ] = msgspec.field(default_factory=lambda: list(DEFAULT_OPERATORS))
 
 

@@ -98,6 +98,35 @@ def test_an_altered_record_is_not_used(cache):
     assert cache.find(KEY) is None
 
 
+def test_a_result_that_does_not_fit_is_made_again(cache):
+    make(cache)
+    with cache.claim(KEY, never, lambda record: "metric" in record) as folder:
+        assert folder is None
+    with cache.claim(KEY, never, lambda record: "accuracy" in record) as folder:
+        cache.finish(KEY, {"accuracy": 0.5})
+    assert cache.find(KEY) == {"accuracy": 0.5}
+
+
+def test_a_result_that_may_not_be_read_is_named(cache, monkeypatch):
+    # Root may read everything, and tests may run as root.
+    def refuse(path, **_):
+        raise PermissionError(13, "Permission denied", str(path))
+
+    make(cache)
+    monkeypatch.setattr(Path, "read_text", refuse)
+    with pytest.raises(CacheError, match=r"result\.json: cannot be read: Permission denied; .*--cache"):
+        cache.find(KEY)
+
+
+def test_what_others_may_read_of_a_result_is_for_the_umask_to_say(cache):
+    before = os.umask(0o027)
+    try:
+        make(cache)
+    finally:
+        os.umask(before)
+    assert stat.S_IMODE((cache.root / KEY / "result.json").stat().st_mode) == 0o640
+
+
 def test_a_stage_that_fails_leaves_no_result(cache):
     def work(folder):
         (folder / "model").write_text("half")

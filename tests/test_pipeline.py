@@ -1,13 +1,17 @@
 """Whole builds, by the real command line on real data."""
 
 import json
+import math
 import shutil
 from contextlib import ExitStack
+from types import SimpleNamespace
 
 import jsonschema
+import numpy as np
 import pytest
 from commands import (
     ROOT,
+    SETTINGS,
     SHIPPING,
     STAGES,
     build_arguments,
@@ -20,6 +24,12 @@ from commands import (
     sha256,
     started,
 )
+
+from edgekd import build, load, load_recipe, load_target
+from edgekd.devices.local import LocalDevice
+from edgekd.errors import TargetError
+from edgekd.pipeline import Places
+from edgekd.project import Project
 
 
 @pytest.fixture
@@ -35,7 +45,7 @@ def test_leaves_a_report_and_a_bundle(built):
     bundle = ["deploy.onnx", "engine.onnx", "ledger.json", "manifest.json", "reference.npz"]
     latency = ["engine.npy", "student.npy", "teacher.npy"]
     expected = [*(f"cpu/bundle/{name}" for name in bundle), *(f"cpu/latency/{name}" for name in latency)]
-    assert found == [*expected, "report.json", "report.md"]
+    assert [name for name in found if name != ".lock"] == [*expected, "report.json", "report.md"]
 
 
 def test_prints_each_stage(built):
@@ -204,4 +214,63 @@ def test_two_targets_share_what_does_not_depend_on_them(cache, tmp_path):
     report = events(found.stdout)[-1]["report"]
     assert [row["target"] for row in report["rows"]] == ["cpu", "board"]
     for name in ("cpu", "board"):
-        assert (tmp_path / "out" / name / "bundle" / "manifest.json").is_file()
+        manifest = json.loads((tmp_path / "out" / name / "bundle" / "manifest.json").read_text())
+        assert (manifest["target"], manifest["runtime"]) == (name, "onnxruntime")
+
+
+def test_two_opsets_are_two_exports_of_one_training(cache, tmp_path):
+    text = (ROOT / "targets" / "cpu.toml").read_text()
+    (tmp_path / "old.toml").write_text(text.replace("opset = 20", "opset = 18"))
+    arguments = build_arguments(tmp_path / "out", cache, profile__iterations=300)
+    found = edgekd(*arguments, "--target=cpu", "--target=./old.toml", "--json", cwd=tmp_path)
+    assert found.returncode == 0, found.stderr
+    said = events(found.stdout)
+    planned = [*STAGES[:4], "export opset 18", *(f"{stage} {name}" for name in ("cpu", "old") for stage in SHIPPING)]
+    assert said[0]["stages"] == planned
+    assert [event["stage"] for event in said if event["event"] == "finish"] == planned
+    assert [stage["name"] for stage in said[-1]["report"]["stages"]] == planned
+
+
+def quick_recipe(overrides=()):
+    return load_recipe("digits", (*(f"{key}={value}" for key, value in SETTINGS.items()), *overrides))
+
+
+def test_no_target(tmp_path):
+    with pytest.raises(TargetError, match="no target given"):
+        build(load_recipe("digits"), [], Places(tmp_path / "out", tmp_path / "cache"))
+
+
+class Rounding(LocalDevice):
+    """A device on which deploy.onnx gives other logits than engine.onnx, by a hair."""
+
+    def describe(self):
+        return {**super().describe(), "rounds": "otherwise"}
+
+    def evaluate(self, engine, inputs, outputs, threads):
+        super().evaluate(engine, inputs, outputs, threads)
+        if engine.name == "deploy.onnx":
+            with np.load(outputs) as arrays:
+                logits = arrays["logits"]
+            np.savez(outputs, logits=logits + np.float32(1e-3))
+
+
+def test_the_gate_judges_what_is_shipped(cache, tmp_path, monkeypatch):
+    monkeypatch.setattr("edgekd.pipeline.LocalDevice", Rounding)
+    report = build(quick_recipe(), [load_target("cpu")], Places(tmp_path / "out", cache))
+    assert report.targets[0].deploy_logit_error == pytest.approx(1e-3, rel=0.1)
+    ran = max(cache.glob("engine-*/outputs.npz"), key=lambda path: path.stat().st_mtime)
+    with np.load(ran) as gated, np.load(ran.with_name("engine.onnx.npz")) as engine:
+        assert np.allclose(gated["logits"], engine["logits"] + 1e-3, atol=1e-5)
+        assert not np.array_equal(gated["logits"], engine["logits"])
+
+
+def test_a_metric_that_is_not_a_number_fails_the_gate(cache, tmp_path, monkeypatch):
+    monkeypatch.setattr(Project, "loaded", SimpleNamespace(metric=lambda _logits, _labels: math.nan))
+    report = build(quick_recipe(("gate.resamples=250",)), [load_target("cpu")], Places(tmp_path / "out", cache))
+    assert report.verdict == "fail"
+    rejected = tmp_path / "out" / "cpu" / "rejected"
+    with load(rejected, allow_rejected=True) as bundle:
+        assert bundle.manifest.measurements["accuracy"] is None
+    ledger = json.loads((rejected / "ledger.json").read_text())
+    assert [row["metric"] for row in ledger["rows"]] == [None] * 5
+    assert json.loads((tmp_path / "out" / "report.json").read_text())["verdict"] == "fail"

@@ -1,4 +1,5 @@
 import json
+import os
 import sys
 
 import pytest
@@ -50,6 +51,7 @@ def folder(tmp_path):
     (tmp_path / "work").mkdir()
     (tmp_path / "work" / "task.py").write_text(TASK)
     (tmp_path / "work" / "neighbour.py").write_text("COUNT = 8\n")
+    (tmp_path / "work" / "late.py").write_text("WIDTH = 4\n")
     (tmp_path / "work" / "data.txt").write_text("1.0")
     return tmp_path
 
@@ -82,23 +84,80 @@ def test_what_is_known_of_a_task_needs_no_loading(folder, identity):
     assert identity() == (first, False)
     (memory,) = folder.glob("task-*.json")
     sources = json.loads(memory.read_text())["sources"]
-    assert {path.rpartition("/")[2] for path in sources} == {"task.py", "neighbour.py"}
+    assert set(sources) == {"task.py", "neighbour.py", "late.py"}
 
 
 @pytest.mark.parametrize(
-    ("file", "text"), [("task.py", TASK + "\n# changed"), ("neighbour.py", "COUNT = 10\n"), ("data.txt", "2.0  ")]
+    ("file", "text"),
+    [
+        ("task.py", TASK + "\n# changed"),
+        ("neighbour.py", "COUNT = 10\n"),
+        ("data.txt", "2.0  "),
+        ("data.txt", "1.0 "),
+        ("late.py", "WIDTH = 5"),
+        ("inner/new.py", ""),
+    ],
 )
 def test_a_changed_file_makes_it_another_task(folder, identity, file, text):
     first, _ = identity()
+    (folder / "work" / file).parent.mkdir(exist_ok=True)
     (folder / "work" / file).write_text(text)
     changed, loaded = identity()
     assert loaded
     assert changed != first
 
 
+def test_files_that_swap_their_contents_make_it_another_task(folder, identity):
+    (folder / "work" / "one.py").write_text("A = 1")
+    (folder / "work" / "late.py").write_text("A = 2")
+    first, _ = identity()
+    (folder / "work" / "one.py").write_text("A = 2")
+    (folder / "work" / "late.py").write_text("A = 1")
+    assert identity()[0] != first
+
+
+def test_a_removed_neighbour_makes_it_another_task(folder, identity):
+    first, _ = identity()
+    (folder / "work" / "late.py").unlink()
+    changed, loaded = identity()
+    assert loaded
+    assert changed != first
+
+
+def test_files_that_a_listed_folder_holds_are_the_tasks(folder, identity):
+    (folder / "work" / "task.py").write_text(TASK.replace("files = [DATA]", "files = [DATA.parent / 'data']"))
+    (folder / "work" / "data").mkdir()
+    first, _ = identity()
+    assert identity() == (first, False)
+    (folder / "work" / "data" / "more.bin").write_text("1")
+    assert identity()[0] != first
+
+
+def test_a_listed_file_that_is_missing_is_a_task_error(folder, identity):
+    (folder / "work" / "task.py").write_text(TASK.replace("files = [DATA]", "files = ['no.bin']"))
+    with pytest.raises(TaskError, match=r"names no\.bin in its files, which cannot be read: No such file"):
+        identity()
+
+
+def test_samples_that_differ_from_run_to_run_are_refused(folder, identity):
+    (folder / "work" / "task.py").write_text(TASK.replace("torch.manual_seed(0)", "torch.seed()"))
+    identity()
+    project = Project(TaskConfig(name=f"{folder}/work/task.py:Mine"), folder)
+    assert project.identity
+    with pytest.raises(TaskError, match=r"gives other samples than when the task was last loaded.*seed what is random"):
+        _ = project.loaded
+
+
+def test_samples_that_are_the_same_again_are_loaded(folder, identity):
+    identity()
+    project = Project(TaskConfig(name=f"{folder}/work/task.py:Mine"), folder)
+    assert project.identity
+    assert len(project.loaded.splits["train"]) == 8
+
+
 def test_data_that_is_only_touched_is_read_again_and_found_the_same(folder, identity):
     first, _ = identity()
-    (folder / "work" / "data.txt").write_text("1.0 ")
+    os.utime(folder / "work" / "data.txt", (1, 1))
     assert identity() == (first, True)
 
 

@@ -209,3 +209,23 @@ def test_absolute_paths_and_names_stay(write):
 def test_a_wrong_word_names_the_nearest_of_those_allowed(override, message):
     with pytest.raises(RecipeError, match=message):
         load_recipe("digits", (override,))
+
+
+def test_the_fine_tune_minimises_what_distilling_does_unless_told_otherwise():
+    recipe = load_recipe("digits", ("distill.loss.gram={}", "distill.loss.temperature=8.0"))
+    assert recipe.prune.loss == recipe.distill.loss
+    told = load_recipe("digits", ("distill.loss.temperature=8.0", "prune.loss.kd=0.5"))
+    assert (told.prune.loss.temperature, told.prune.loss.kd, told.distill.loss.kd) == (8.0, 0.5, 0.9)
+
+
+def test_an_unknown_key_of_a_tap_names_its_modality_and_the_nearest():
+    with pytest.raises(RecipeError, match=r"\[teacher.taps.fou\] has no key 'modul'; did you mean 'module'"):
+        load_recipe("digits", ('teacher.taps.fou={modul="x"}',))
+
+
+def test_a_path_in_an_override_is_one_of_the_working_directory(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    recipe = load_recipe("digits", ("teacher.weights=my.pt", "quantize.calibration=mine.toml"))
+    assert recipe.teacher.weights == str(tmp_path / "my.pt")
+    assert recipe.quantize.calibration == str(tmp_path / "mine.toml")
+    assert load_recipe("digits", ("task.name=mine.py:Task",)).task.name == f"{tmp_path / 'mine.py'}:Task"

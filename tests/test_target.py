@@ -80,6 +80,7 @@ def test_two_targets_of_one_name(board):
         (("5.0", "nan"), "budgets.latency_ms"),
         (('description = "My board"', ""), "description"),
         (("[scheme]", "[scheme]\noperators = []"), "scheme.operators"),
+        (("[scheme]", '[scheme]\noperators = ["Conv", "Gemmm"]'), "there is no 'Gemmm'; did you mean 'Gemm'"),
         (('description = "My board"', 'description = ""\nopset = 3'), "opset"),
         (("[budgets]", "[budgets"), "not valid TOML"),
         (('description = "My board"', 'description = ""\nname = "../../x"'), "name"),

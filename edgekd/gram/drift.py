@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from statistics import NormalDist
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -94,22 +95,41 @@ def _double(probe: Probe) -> dict[str, _Array]:
 
 
 def upper_bound(errors: _Array, groups: np.ndarray[Any, Any] | None, bootstrap: Bootstrap) -> float:
-    """Return the one-sided upper bound of the mean of ``errors`` [N] by the percentile bootstrap.
+    """Return the one-sided upper bound of the mean of ``errors`` [N]: the larger of bootstrap's and Student's.
 
-    Whole groups are resampled where samples come in groups: windows of one subject are not independent. Fewer samples
-    give a higher bound, so too little data fails a gate: one sample or group alone says nothing of how the mean varies,
-    and is bounded only by the largest drift there is.
+    Where samples come in groups the groups are what is drawn and counted: windows of one subject are not independent.
+    The percentile bootstrap is far too low for a handful of groups (three of them: 76 % of the bounds hold where 95 %
+    should), and Student's t ignores skew; each covers for the other. Fewer samples give a higher bound, so too little
+    data fails a gate: one sample or group alone is bounded only by the largest drift there is.
     """
     member = np.arange(len(errors)) if groups is None else np.unique(groups, return_inverse=True)[1]
-    sums, counts = np.bincount(member, weights=errors), np.bincount(member)
+    sums, counts = (np.bincount(member, weights=w).astype(np.float64) for w in (errors, np.ones(len(errors))))
     if len(sums) < 2:
         return _LARGEST
+    mean = sums.sum() / counts.sum()
+    # Of a ratio of sums over groups, as a mean over groups of unequal size is (Cochran, Sampling Techniques, 6.4).
+    deviation = np.sqrt(((sums - mean * counts) ** 2).sum() / (len(sums) - 1)) / counts.mean()
+    student = mean + _t_quantile(bootstrap.confidence, len(sums) - 1) * deviation / np.sqrt(len(sums))
+    return float(min(max(student, _bootstrap_quantile(sums, counts, bootstrap)), _LARGEST))
+
+
+def _bootstrap_quantile(sums: _Array, counts: _Array, bootstrap: Bootstrap) -> float:
     random = np.random.default_rng(bootstrap.seed)
     means = np.empty(bootstrap.resamples)
     for index in range(bootstrap.resamples):
         chosen = random.integers(0, len(sums), len(sums))
         means[index] = sums[chosen].sum() / counts[chosen].sum()
     return float(np.quantile(means, bootstrap.confidence, method="higher"))
+
+
+def _t_quantile(confidence: float, freedom: int) -> float:
+    """Return Student's quantile: with t = sqrt(freedom) * tan(u), the density of u is cos(u)^(freedom - 1)."""
+    if freedom > 1000:
+        return NormalDist().inv_cdf(confidence)
+    u = np.linspace(0, np.pi / 2, 100_001)
+    density = np.cos(u) ** (freedom - 1)
+    area = np.concatenate([[0], np.cumsum(density[1:] + density[:-1])])
+    return float(np.sqrt(freedom) * np.tan(np.interp(2 * confidence - 1, area / area[-1], u)))
 
 
 def flips(probe: Probe, reference: Probe) -> float:

@@ -16,7 +16,7 @@ from edgekd.learn.task import Batch, LoadedTask, Split, collate
 from edgekd.learn.weights import save_weights
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
     from pathlib import Path
 
     from torch import nn
@@ -41,12 +41,14 @@ def batches(split: Split) -> DataLoader[Batch]:
     return DataLoader(cast("Dataset[Any]", split), _BATCH, collate_fn=collate)
 
 
-def truth(split: Split) -> Truth:
-    """Collect ids, labels and groups of a split."""
+def truth(split: Split, check: Callable[[Batch], None] | None = None) -> Truth:
+    """Collect ids, labels and groups of a split; ``check`` sees each batch on the way."""
     ids: list[str] = []
     groups: list[str] = []
     labels = []
     for batch in batches(split):
+        if check is not None:
+            check(batch)
         ids += batch.ids
         groups += batch.groups
         labels.append(batch.labels.numpy())

@@ -69,15 +69,26 @@ def run(
                 f"than export.tolerance = {config.tolerance:g}; see {path}"
             )
         report.advance(done, len(networks), f"{name}: differs from torch by {parity[name]:.1e}")
-    return Exported(parity, {name: (folder / onnx_name(name)).stat().st_size for name in networks}, _facts(task))
+    return Exported(
+        parity,
+        {name: (folder / onnx_name(name)).stat().st_size for name in networks},
+        _facts(task, _width(networks, inputs)),
+    )
 
 
-def _facts(task: LoadedTask) -> TaskFacts:
+def _width(networks: Mapping[str, Network], inputs: Mapping[str, Tensor]) -> int:
+    """Number of logits, which all networks share."""
+    network = next(iter(networks.values()))
+    with torch.inference_mode(), Tapped(network.model, network.taps) as tapped:
+        return tapped(list(inputs.values()))[0].shape[1]
+
+
+def _facts(task: LoadedTask, logits: int) -> TaskFacts:
     inputs: list[dict[str, Any]] = [
         {"name": m.name, "dtype": "float32", "shape": ["batch", *m.shape], "preprocessing": m.description}
         for m in task.task.modalities
     ]
-    return TaskFacts(task.metric_name, task.higher_is_better, list(getattr(task.task, "classes", [])), inputs)
+    return TaskFacts(task.metric_name, task.higher_is_better, task.class_names(logits), inputs)
 
 
 def save_samples(split: Split, path: Path) -> None:

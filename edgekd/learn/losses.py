@@ -44,7 +44,7 @@ def gram_losses(
 ) -> dict[Scope, Tensor]:
     """Return for each scope the mean squared difference of the two sides' cosine Grams, in fp32 whatever autocast says.
 
-    The mean is over the entries off the diagonal, which is 1 on both sides and adds nothing.
+    The mean is over the entries off the diagonal: on it both sides are 1, but for `SOFTNESS`, and add next to nothing.
 
     Args:
         student: for each modality [B, D]; teacher and student may differ in D.

@@ -52,6 +52,8 @@ class Balance:
     #: A Gram that already matches has no gradient; without a bound its weight would grow without limit.
     LARGEST = 1e4
     SMALLEST = 1e-6
+    #: Steps after which a weight that is still nothing is no accident.
+    SETTLED = 10
 
     def __init__(self, shares: Mapping[Scope, float]) -> None:
         self.shares = {scope: share for scope, share in shares.items() if share > 0}
@@ -79,7 +81,9 @@ class Balance:
 
     def vanished(self) -> list[Scope]:
         """Return the losses whose weight has fallen to nothing."""
-        return [name for name, weight in self.weights.items() if self._step > self.FIRST and not weight > self.SMALLEST]
+        return [
+            name for name, weight in self.weights.items() if self._step > self.SETTLED and not weight > self.SMALLEST
+        ]
 
     def state(self) -> dict[str, Any]:
         """Return what a resumed run needs."""

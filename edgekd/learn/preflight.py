@@ -1,17 +1,20 @@
-"""Check a task and its recipe on a few samples, before anything is trained: a wrong tap must not cost a night."""
+"""Check a task and its recipe, before anything is trained: a wrong tap must not cost a night."""
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
 
 from edgekd.errors import TaskError
 from edgekd.gram.matrix import stack
-from edgekd.learn.evaluate import batches, truth
+from edgekd.learn.evaluate import batches, probe, truth
 from edgekd.learn.prune import ignored_layers
 from edgekd.learn.taps import Tapped
-from edgekd.learn.task import UNLABELLED
+from edgekd.learn.task import SPLITS, UNLABELLED, check_shapes
+from edgekd.learn.train import compute_device
 from edgekd.learn.weights import build
 
 if TYPE_CHECKING:
@@ -19,48 +22,56 @@ if TYPE_CHECKING:
 
     from torch import Tensor, nn
 
+    from edgekd.learn.evaluate import Truth
     from edgekd.learn.taps import Taps
-    from edgekd.learn.task import LoadedTask
+    from edgekd.learn.task import Batch, LoadedTask
     from edgekd.recipe import Recipe, Tap
 
 _SAMPLES = 4
 
 
 def check(task: LoadedTask, taps: Taps, recipe: Recipe) -> None:
-    """Run both untrained networks on a few training samples.
+    """Read every sample, run both untrained networks on a few, and call the metric.
 
     Raises:
-        TaskError: a tap is wrong, a network does not take the samples, the two disagree on the classes, a label is out
-            of range, one side's embeddings differ in width, or ``prune.ignore`` names no module.
+        TaskError: a tap is wrong, a network does not take the samples, the two disagree on the classes or with the
+            task's names of them, an input is not finite, a label is out of range, a group spans splits, the metric
+            fails, one side's embeddings differ in width, or ``prune.ignore`` names no module.
     """
-    samples = next(iter(batches(task.splits["train"]))).inputs
-    inputs = [x[:_SAMPLES] for x in samples.values()]
-    student = build(task.task.student, recipe.seed)
-    teacher_logits, teacher_embeddings = _run("teacher", build(task.task.teacher, recipe.seed), taps.teacher, inputs)
-    logits, embeddings = _run("student", student, taps.student, inputs)
+    with task.running("reading split 'train'"):
+        first = next(iter(batches(task.splits["train"])))
+        _check_shapes("split 'train'", task, first)
+    inputs = [x[:_SAMPLES] for x in first.inputs.values()]
+    with task.running("teacher()"):
+        teacher = build(task.task.teacher, recipe.seed)
+    with task.running("student()"):
+        student = build(task.task.student, recipe.seed)
+    teacher_logits, teacher_embeddings = _run("teacher", teacher, taps.teacher, inputs, task)
+    logits, embeddings = _run("student", student, taps.student, inputs, task)
     if logits.shape != teacher_logits.shape:
         raise TaskError(
             f"teacher and student disagree on the number of classes: {teacher_logits.shape[1]} and {logits.shape[1]}"
         )
+    task.class_names(logits.shape[1])
     _check_widths("teacher", teacher_embeddings)
     _check_widths("student", embeddings)
     ignored_layers(student, recipe.prune.ignore)
-    _check_labels(task, logits.shape[1])
+    truths = {name: _read(task, name, logits.shape[1]) for name in SPLITS}
+    _check_groups(truths)
+    _check_metric(task, student.to(compute_device()), taps.student, truths["test"])
 
 
 def _run(
-    name: str, model: nn.Module, taps: Mapping[str, Tap], inputs: list[Tensor]
+    name: str, model: nn.Module, taps: Mapping[str, Tap], inputs: list[Tensor], task: LoadedTask
 ) -> tuple[Tensor, dict[str, Tensor]]:
     model.eval()
-    with torch.inference_mode(), Tapped(model, taps) as tapped:
-        try:
-            return tapped(inputs)
-        except (RuntimeError, TypeError, ValueError, IndexError) as error:
-            shapes = ", ".join(f"{tuple(x.shape)}" for x in inputs)
-            raise TaskError(
-                f"the {name}, {type(model).__name__}, cannot take the task's samples, one batch for each modality in "
-                f"order ({shapes}): {str(error).splitlines()[0]}"
-            ) from error
+    shapes = ", ".join(f"{tuple(x.shape)}" for x in inputs)
+    what = (
+        f"the {name}, {type(model).__name__}, cannot take the task's samples, one batch for each modality in order "
+        f"({shapes})"
+    )
+    with torch.inference_mode(), Tapped(model, taps) as tapped, task.running(what):
+        return tapped(inputs)
 
 
 def _check_widths(name: str, embeddings: dict[str, Tensor]) -> None:
@@ -70,12 +81,67 @@ def _check_widths(name: str, embeddings: dict[str, Tensor]) -> None:
         raise TaskError(f"taps of the {name}: {error}") from error
 
 
-def _check_labels(task: LoadedTask, classes: int) -> None:
-    for name, split in task.splits.items():
-        labels = truth(split).labels
-        wrong = labels[((labels < 0) & (labels != UNLABELLED)) | (labels >= classes)]
+def _read(task: LoadedTask, name: str, classes: int) -> Truth:
+    """Check every sample of a split, in one pass, and return what is known of them."""
+    where = f"split '{name}'"
+
+    def check_batch(batch: Batch) -> None:
+        _check_shapes(where, task, batch)
+        _check_finite(where, batch)
+        _check_labels(where, batch, classes)
+
+    with task.running(f"reading {where}"):
+        return truth(task.splits[name], check_batch)
+
+
+def _check_shapes(where: str, task: LoadedTask, batch: Batch) -> None:
+    check_shapes(where, task.task, {key: tuple(x.shape[1:]) for key, x in batch.inputs.items()})
+
+
+def _check_groups(truths: Mapping[str, Truth]) -> None:
+    owner: dict[str, str] = {}
+    for name, known in truths.items():
+        if known.groups is None:
+            continue
+        lone = known.ids[known.groups == ""]
+        if len(lone):
+            raise TaskError(f"split '{name}': sample '{lone[0]}' has no group, but others have; give all one, or none")
+        for group in np.unique(known.groups).tolist():
+            if group in owner:
+                raise TaskError(
+                    f"group '{group}' is in split '{owner[group]}' and in '{name}'; samples of one group are alike, so "
+                    "it must be in one split only, or every measured number is too good"
+                )
+            owner[group] = name
+
+
+def _check_metric(task: LoadedTask, student: nn.Module, taps: Mapping[str, Tap], test: Truth) -> None:
+    if not (test.labels != UNLABELLED).any():
+        raise TaskError("split 'test' has no labels, and the metric needs them")
+    logits = probe(student, taps, task.splits["test"]).logits
+    with task.running(f"the task's {task.metric_name}"):
+        value = task.metric(logits, test.labels)
+    if not math.isfinite(value):
+        raise TaskError(
+            f"the task's {task.metric_name} is {value} for the untrained student's logits of split 'test'; it must be "
+            "a finite number"
+        )
+
+
+def _check_finite(where: str, batch: Batch) -> None:
+    for name, x in batch.inputs.items():
+        wrong = (~torch.isfinite(x)).flatten(1).any(1).nonzero()
         if len(wrong):
             raise TaskError(
-                f"split '{name}' has the label {wrong[0]}, but the networks give {classes} classes: labels go from 0 "
-                f"to {classes - 1}, or {UNLABELLED} for none"
+                f"{where}: input '{name}' of sample '{batch.ids[int(wrong[0])]}' holds NaN or infinite values"
             )
+
+
+def _check_labels(where: str, batch: Batch, classes: int) -> None:
+    labels = batch.labels
+    wrong = labels[((labels < 0) & (labels != UNLABELLED)) | (labels >= classes)]
+    if len(wrong):
+        raise TaskError(
+            f"{where} has the label {wrong[0]}, but the networks give {classes} classes: labels go from 0 "
+            f"to {classes - 1}, or {UNLABELLED} for none"
+        )

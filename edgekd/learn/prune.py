@@ -10,10 +10,11 @@ import json
 from collections.abc import Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor, nn
+from torch.utils.data import Subset
 
 from edgekd.errors import ModelError, TaskError, nearest
 from edgekd.files import need, quiet, write_text
@@ -30,8 +31,10 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
     from pathlib import Path
 
+    from torch.utils.data import Dataset
+
     from edgekd.learn.taps import Taps
-    from edgekd.learn.task import LoadedTask
+    from edgekd.learn.task import Batch, LoadedTask, Split
     from edgekd.progress import StageReporter
     from edgekd.recipe import PruneConfig, Tap
 
@@ -69,12 +72,11 @@ def run(
     for network in (networks.teacher, networks.student, networks.pruned):
         network.to(device)
     model = networks.pruned
-    torch.manual_seed(seed)
-    examples = next(iter(batches(task.splits["train"]))).to(device)
-    inputs = [x[: config.batch_size] for x in examples.inputs.values()]
+    examples = _some_samples(task, config.batch_size, seed).to(device)
+    inputs = list(examples.inputs.values())
     removed: History = []
     if config.ratio > 0:
-        removed = remove_channels(model, taps.student, inputs, examples.labels[: config.batch_size], config)
+        removed = remove_channels(model, taps.student, inputs, examples.labels, config)
         if not removed:
             report.warn(
                 f"nothing was pruned: at ratio {config.ratio} no layer gives {config.round_to} channels (round_to)"
@@ -91,6 +93,16 @@ def run(
             validate = lambda: metric(task, model, taps.student, "val")  # noqa: E731
             history = fit(model, objective, task.splits["train"], validate, Fit(config, seed, folder, report))
     return keep(task, model, taps.student, history, folder)
+
+
+def _some_samples(task: LoadedTask, count: int, seed: int) -> Batch:
+    """Return training samples drawn by the seed: the first ones are often all of one class."""
+    split = task.splits["train"]
+    generator = torch.Generator().manual_seed(seed)
+    torch.manual_seed(seed)  # of the random importance
+    drawn = Subset(cast("Dataset[Any]", split), torch.randperm(len(split), generator=generator)[:count].tolist())
+    examples: Batch = next(iter(batches(cast("Split", drawn))))
+    return examples
 
 
 def rebuild(model: nn.Module, task: LoadedTask, folder: Path) -> nn.Module:

@@ -11,7 +11,7 @@ import importlib
 import importlib.util
 import inspect
 import sys
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar, cast, runtime_checkable
@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 
 from edgekd.errors import TaskError, nearest
+from edgekd.learn.sources import installed, source_files, user_code
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -51,6 +52,10 @@ class Modality:
     name: str
     shape: tuple[int, ...]
     description: str = ""
+
+    def __post_init__(self) -> None:
+        # numpy's integers would not go into a manifest.
+        object.__setattr__(self, "shape", tuple(int(size) for size in self.shape))
 
 
 @dataclass(frozen=True)
@@ -100,7 +105,7 @@ class Split(Protocol):
 
 @dataclass(frozen=True)
 class ArraySplit:
-    """A split that lies in memory.
+    """A split that lies in memory. Numpy arrays, and lists of ids, labels and groups, are taken as well and converted.
 
     Attributes:
         ids: N names.
@@ -115,12 +120,15 @@ class ArraySplit:
     groups: Sequence[str] | None = None
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "ids", [str(name) for name in self.ids])
+        object.__setattr__(self, "inputs", {name: _float_tensor(x) for name, x in self.inputs.items()})
+        object.__setattr__(self, "labels", _label_tensor(self.labels))
+        if self.groups is not None:
+            object.__setattr__(self, "groups", [str(name) for name in self.groups])
         columns = {"labels": self.labels, **self.inputs, **({} if self.groups is None else {"groups": self.groups})}
         for name, column in columns.items():
             if len(column) != len(self.ids):
                 raise TaskError(f"a split has {len(self.ids)} ids, but {len(column)} of '{name}'")
-        if self.labels.dtype != torch.int64:
-            raise TaskError(f"a split's labels are {self.labels.dtype}, must be int64")
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -139,14 +147,33 @@ class ArraySplit:
         )
 
 
+def _float_tensor(x: Any) -> Any:
+    """Return numpy's float32 as a tensor; anything else as it is, for the check of a sample to refuse."""
+    if isinstance(x, np.ndarray) and x.dtype == np.float32:
+        return torch.from_numpy(np.require(x, requirements=["C", "W"]))
+    return x
+
+
+def _label_tensor(labels: Any) -> Tensor:
+    try:
+        tensor = torch.as_tensor(labels)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise TaskError(f"a split's labels must be class indices: {error}") from error
+    if tensor.dim() != 1 or tensor.is_floating_point() or tensor.is_complex():
+        raise TaskError(
+            f"a split's labels are {tensor.dtype} of shape {tuple(tensor.shape)}, must be one int64 for each sample"
+        )
+    return tensor.long()
+
+
 @runtime_checkable
 class Task(Protocol):
     """What a user brings.
 
-    Optional attributes: ``classes`` (names, for the manifest), ``files`` (paths the task reads; when given, a build
-    that is up to date need not even load the task), ``teacher_taps`` and ``student_taps`` (default taps, which the
-    recipe overrides), ``metric_name``, ``metric(logits, labels) -> float`` and ``higher_is_better`` (default:
-    accuracy), ``licence`` and ``citation`` of the data.
+    Optional attributes: ``classes`` (names of the logits, for the manifest; default: their numbers), ``files`` (paths
+    the task reads; when given, a build that is up to date need not even load the task), ``teacher_taps`` and
+    ``student_taps`` (default taps, which the recipe overrides), ``metric_name``, ``metric(logits, labels) -> float``
+    and ``higher_is_better`` (default: accuracy), ``licence`` and ``citation`` of the data.
     """
 
     modalities: Sequence[Modality]
@@ -199,7 +226,7 @@ class LoadedTask:
     Attributes:
         task: the user's object.
         splits: by name.
-        sources: Python files of the task, whose change makes it another task.
+        sources: Python files of the task, its own first, whose change makes it another task.
     """
 
     task: Task
@@ -218,6 +245,22 @@ class LoadedTask:
         files = getattr(self.task, "files", None)
         return None if files is None else tuple(Path(file) for file in files)
 
+    def class_names(self, logits: int) -> list[str]:
+        """Return the classes' names for a network of that many logits.
+
+        Raises:
+            TaskError: the task names more or fewer.
+        """
+        classes = getattr(self.task, "classes", None)
+        names = [str(name) for name in (range(logits) if classes is None else classes)]
+        if len(names) != logits:
+            raise TaskError(f"the task names {len(names)} classes, but its networks give {logits} logits")
+        return names
+
+    def running(self, what: str) -> AbstractContextManager[None]:
+        """Return a context in which the task's own code runs: what it raises becomes one line, with its place."""
+        return user_code(what, self.sources[0].parent if self.sources else None)
+
     @property
     def metric_name(self) -> str:
         """Name of the metric."""
@@ -235,8 +278,8 @@ class LoadedTask:
     def fingerprint(self) -> str:
         """Return a digest of the task's data, computed once.
 
-        Covers the ids and labels of every sample and the inputs of at most 256 samples a split, evenly spread: enough
-        to notice other data, cheap on large sets.
+        Covers all of a split that lies in memory; of another the ids and labels of every sample and the inputs of at
+        most 256 samples, evenly spread: enough to notice other data, cheap on large sets.
         """
         if not self._fingerprint:
             hasher = hashlib.sha256()
@@ -248,16 +291,22 @@ class LoadedTask:
 
 
 def _digest_split(split: Split, hasher: Any) -> None:
-    covered = set(np.linspace(0, len(split) - 1, min(256, len(split))).astype(int).tolist())
     if isinstance(split, ArraySplit):
-        hasher.update(repr((list(split.ids), split.groups and list(split.groups))).encode())
-        hasher.update(split.labels.numpy().tobytes())
-    for index in sorted(covered) if isinstance(split, ArraySplit) else range(len(split)):
+        hasher.update(repr((split.ids, split.groups)).encode())
+        _digest_tensors({"labels": split.labels, **split.inputs}, hasher)
+        return
+    covered = set(np.linspace(0, len(split) - 1, min(256, len(split))).astype(int).tolist())
+    for index in range(len(split)):
         sample = split[index]
         hasher.update(repr((sample.id, sample.label, sample.group)).encode())
-        for name, x in sample.inputs.items() if index in covered else ():
-            hasher.update(name.encode())
-            hasher.update(x.contiguous().numpy().tobytes())
+        if index in covered:
+            _digest_tensors(sample.inputs, hasher)
+
+
+def _digest_tensors(tensors: Mapping[str, Tensor], hasher: Any) -> None:
+    for name, x in tensors.items():
+        hasher.update(f"{name} {tuple(x.shape)}".encode())
+        hasher.update(x.contiguous().numpy().tobytes())
 
 
 def load_task(config: TaskConfig) -> LoadedTask:
@@ -271,13 +320,14 @@ def load_task(config: TaskConfig) -> LoadedTask:
         inspect.signature(factory).bind(**config.options)
     except TypeError as error:
         raise TaskError(f"task {config.name}: cannot be made with options {config.options}: {error}") from error
-    task = factory(**config.options)
-    if not isinstance(task, Task):
-        missing = [name for name in ("modalities", "splits", "teacher", "student") if not hasattr(task, name)]
-        raise TaskError(f"task {config.name}: lacks {', '.join(missing)}")
-    splits = task.splits()
-    _check(config.name, task, splits)
-    return LoadedTask(task, splits, _sources(module_file))
+    with user_code(f"task {config.name}", module_file.parent):
+        task = factory(**config.options)
+        if not isinstance(task, Task):
+            missing = [name for name in ("modalities", "splits", "teacher", "student") if not hasattr(task, name)]
+            raise TaskError(f"task {config.name}: lacks {', '.join(missing)}")
+        splits = task.splits()
+        _check(config.name, task, splits)
+    return LoadedTask(task, splits, source_files(module_file))
 
 
 def _find(name: str) -> tuple[Any, Path]:
@@ -303,9 +353,11 @@ def _shipped() -> list[str]:
 
 def _import_module(name: str) -> Any:
     try:
-        return importlib.import_module(name)
-    except ModuleNotFoundError as error:
-        if error.name is None or not name.startswith(error.name):
+        with user_code(f"task module '{name}'", None):
+            return importlib.import_module(name)
+    except TaskError as error:
+        absent = getattr(error.__cause__, "name", None)
+        if not isinstance(error.__cause__, ModuleNotFoundError) or not absent or not name.startswith(absent):
             raise
         raise TaskError(f"task module '{name}' is not installed or not on the Python path") from error
 
@@ -315,47 +367,53 @@ def _import_file(path: Path) -> Any:
     if not path.is_file():
         raise TaskError(f"{path}: no such task file")
     path = path.resolve()
+    _forget_neighbours()
     # By its path, so that a file called random.py does not become everyone's module 'random'.
     spec = importlib.util.spec_from_file_location(str(path), path)
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     sys.modules[spec.name] = module
-    with _importable(str(path.parent)):
-        try:
-            spec.loader.exec_module(module)
-        except SyntaxError as error:
-            raise TaskError(f"{error.filename}:{error.lineno}: {error.msg}") from error
+    with _importable(path.parent), user_code(f"task file {path.name}", path.parent):
+        spec.loader.exec_module(module)
     return module
 
 
+#: Folders of the task files loaded so far, and the names of the modules that were there before the first.
+_folders: set[Path] = set()
+_others: set[str] = set()
+
+
+def _forget_neighbours() -> None:
+    """Drop what earlier task files imported from their folders: this one's neighbours may have the same names."""
+    if not _folders:
+        _others.update(sys.modules)
+    for name, module in list(sys.modules.items()):
+        origin = getattr(module, "__file__", None)
+        if origin and name not in _others and name.partition(".")[0] != "edgekd" and _is_neighbour(Path(origin)):
+            del sys.modules[name]
+    importlib.invalidate_caches()
+
+
+def _is_neighbour(file: Path) -> bool:
+    return any(file.is_relative_to(folder) and not installed(file.relative_to(folder)) for folder in _folders)
+
+
 @contextmanager
-def _importable(folder: str) -> Iterator[None]:
-    """Put a folder first on the import path, as for a script, and leave it last: later imports are the others'."""
-    sys.path.insert(0, folder)
+def _importable(folder: Path) -> Iterator[None]:
+    """Put a folder first on the import path, as for a script, and leave it last: later imports are the others'.
+
+    Folders of earlier tasks are taken off, so that a later import of a neighbour does not find theirs.
+    """
+    sys.path[:] = [entry for entry in sys.path if Path(entry) not in _folders]
+    _folders.add(folder)
+    sys.path.insert(0, str(folder))
     try:
         yield
     finally:
-        sys.path.remove(folder)
-        if folder not in sys.path:
-            sys.path.append(folder)
-
-
-def _sources(module_file: Path) -> tuple[Path, ...]:
-    """The task's own file and all modules loaded from its folder: a change of any makes it another task."""
-    folder = module_file.parent
-    origins = [getattr(module, "__file__", None) for module in list(sys.modules.values())]
-    # torch gives some of its modules a made-up relative __file__.
-    files = {
-        Path(origin).resolve() for origin in origins if origin and origin.endswith(".py") and Path(origin).is_absolute()
-    }
-    # A virtual environment may lie in the folder: its packages are not the task's.
-    own = {file for file in files if file.is_relative_to(folder) and not _installed(file.relative_to(folder))}
-    return tuple(sorted({module_file, *own}))
-
-
-def _installed(file: Path) -> bool:
-    return not {"site-packages", "dist-packages"}.isdisjoint(file.parts)
+        sys.path.remove(str(folder))
+        if str(folder) not in sys.path:
+            sys.path.append(str(folder))
 
 
 def _check(name: str, task: Task, splits: Mapping[str, Split]) -> None:
@@ -393,11 +451,25 @@ def _ids(where: str, split: Split) -> Sequence[str]:
 def _check_sample(where: str, task: Task, sample: Sample) -> None:
     if not isinstance(sample, Sample):
         raise TaskError(f"{where}: a sample is a {type(sample).__name__}, must be an edgekd.learn.task.Sample")
-    expected = {modality.name: tuple(modality.shape) for modality in task.modalities}
-    found = {key: tuple(x.shape) for key, x in sample.inputs.items()}
-    if expected != found:
-        raise TaskError(f"{where}: a sample has inputs {found}, but the task's modalities are {expected}")
+    check_shapes(where, task, {key: tuple(x.shape) for key, x in sample.inputs.items()})
     for key, x in sample.inputs.items():
         if not isinstance(x, Tensor) or x.dtype != torch.float32:
             kind = x.dtype if isinstance(x, Tensor) else f"a {type(x).__name__}"
             raise TaskError(f"{where}: input '{key}' is {kind}, must be a tensor of float32")
+
+
+def check_shapes(where: str, task: Task, found: Mapping[str, tuple[int, ...]]) -> None:
+    """Check the inputs' names, order and shapes without the batch.
+
+    Raises:
+        TaskError: they are not those of the task's modalities.
+    """
+    expected = {modality.name: modality.shape for modality in task.modalities}
+    if expected != found:
+        raise TaskError(f"{where}: a sample has inputs {dict(found)}, but the task's modalities are {expected}")
+    if list(expected) != list(found):
+        # Networks are called with the inputs in their order, so another order swaps two modalities.
+        raise TaskError(
+            f"{where}: a sample has its inputs in the order {list(found)}, but the task's modalities are in the order "
+            f"{list(expected)}"
+        )

@@ -14,7 +14,7 @@ from edgekd.cache import CHECKPOINT
 from edgekd.errors import ModelError
 from edgekd.files import atomic_path
 from edgekd.learn.task import Batch, Split, collate
-from edgekd.learn.weights import load_plain
+from edgekd.learn.weights import load_plain, seed_all
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -46,7 +46,8 @@ class Fit:
 
     Attributes:
         config: epochs, batch size, learning rate, weight decay.
-        seed: with the epoch's number it decides order and dropout, so a resumed run repeats an undisturbed one.
+        seed: with the epoch's number it decides order, dropout and augmentation, so a resumed run repeats an
+            undisturbed one.
         folder: where the checkpoint lies while training runs.
         report: hears of each epoch.
     """
@@ -90,7 +91,7 @@ def fit(model: nn.Module, objective: Objective, train: Split, validate: Callable
     parts = {"model": model, "optimizer": optimizer, "schedule": schedule}
     history = _resume(run, parts, objective, device)
     for epoch in range(len(history), config.epochs):
-        torch.manual_seed(_epoch_seed(run.seed, epoch))
+        seed_all(_epoch_seed(run.seed, epoch))
         batches.epoch = epoch
         figures = _one_epoch(model, objective, loader, optimizer, schedule, device)
         model.eval()

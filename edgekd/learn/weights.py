@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import pickle
+import random
 import struct
 from typing import TYPE_CHECKING, Any, cast
 
+import numpy as np
 import torch
 
 from edgekd.errors import ModelError
@@ -33,8 +35,15 @@ _UNREADABLE = (
 
 def build(factory: Callable[[], nn.Module], seed: int) -> nn.Module:
     """Return a new model whose initial weights depend on the seed alone."""
-    torch.manual_seed(seed)
+    seed_all(seed)
     return factory()
+
+
+def seed_all(seed: int) -> None:
+    """Seed every generator that a user's network or augmentation may draw from without saying so."""
+    random.seed(seed)
+    np.random.seed(seed % 2**32)
+    torch.manual_seed(seed)
 
 
 def save_weights(model: nn.Module, path: Path) -> None:

@@ -11,9 +11,9 @@ from edgekd.files import write_text
 from edgekd.gram.gate import judge
 from edgekd.report.page import report_markdown
 from edgekd.report.result import BASELINES, ENGINE, BuildReport, StageTime, TargetResult
+from edgekd.runtime.manifest import map_leaves
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
     from pathlib import Path
 
     from edgekd.runtime.measure import EngineProfile, Latency
@@ -59,17 +59,8 @@ def report_json(report: BuildReport) -> dict[str, Any]:
         not_finite[path] = str(value)
         return None
 
-    content = _map(content, replace)
+    content = map_leaves(content, replace)
     return {**content, "not_finite": not_finite}
-
-
-def _map(value: Any, change: Callable[[str, Any], Any], path: str = "") -> Any:
-    """Apply ``change(dotted path, leaf)`` to every leaf of a JSON value."""
-    if isinstance(value, dict):
-        return {str(key): _map(item, change, f"{path}.{key}".lstrip(".")) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_map(item, change, f"{path}.{index}".lstrip(".")) for index, item in enumerate(value)]
-    return change(path, value)
 
 
 def _row(result: TargetResult) -> dict[str, Any]:
@@ -99,7 +90,7 @@ def _row(result: TargetResult) -> dict[str, Any]:
             not_measured[path] = _reason(path, result)
         return value
 
-    return {**_map(row, explain), "not_measured": not_measured}
+    return {**map_leaves(row, explain), "not_measured": not_measured}
 
 
 def _reason(path: str, result: TargetResult) -> str:

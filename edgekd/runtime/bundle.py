@@ -26,6 +26,7 @@ from edgekd.runtime.manifest import (
     Manifest,
     check_listing,
     check_required,
+    null_not_finite,
     parse_manifest,
     plain_files,
     read_file,
@@ -50,12 +51,12 @@ _BATCH = 64
 
 @dataclass(frozen=True)
 class Verification:
-    """How a bundle's engine does on this machine against what it did where the bundle was built.
+    """How a bundle's two variants do on this machine against what came out where the bundle was built.
 
     Attributes:
         samples: how many reference samples there are.
-        max_logit_error: largest absolute difference of a logit.
-        flips: how many samples' top-1 class differs.
+        max_logit_error: largest absolute difference of a logit, of either variant.
+        flips: how many samples' top-1 class differs, in either variant.
         gram_drift: mean absolute difference of the cosines between modalities.
         ok: no class differs, every logit is finite, and the drift is within :data:`MAX_GRAM_DRIFT`.
     """
@@ -127,7 +128,7 @@ def write_bundle(
         outputs=_outputs(folder, runtime, inputs, classes),
         classes=list(classes),
         versions=versions,
-        measurements=measurements,
+        measurements=null_not_finite(measurements),
         files={name: {"sha256": sha256_file(path), "bytes": path.stat().st_size} for name, path in files.items()},
     )
     parse_manifest(vars(manifest), str(folder))  # what cannot be read back is not written
@@ -212,17 +213,20 @@ class Bundle:
         return [self.manifest.classes[index] for index in logits.argmax(-1)]
 
     def verify(self) -> Verification:
-        """Run the reference samples and compare with what the engine gave where it was built; no labels, no teacher.
+        """Run the reference samples through both variants; compare with what came out where the bundle was built.
+
+        It needs no labels and no teacher.
 
         Raises:
             BundleError: a file was altered since the bundle was opened, or the reference is not this engine's.
         """
         reference = self._reference()
-        if self.variant == "engine":
-            return _compare(self._session, reference)
-        engine = read_file(self.folder, self.manifest, "engine.onnx")
-        with _open(self.folder, self.manifest.runtime, "engine", engine, self._threads) as session:
-            return _compare(session, reference)
+        other: Variant = "engine" if self.variant == "deploy" else "deploy"
+        content = read_file(self.folder, self.manifest, f"{other}.onnx")
+        outputs = {self.variant: _run_reference(self._session, reference)}
+        with _open(self.folder, self.manifest.runtime, other, content, self._threads) as session:
+            outputs[other] = _run_reference(session, reference)
+        return _compare(outputs["deploy"], outputs["engine"], reference)
 
     def close(self) -> None:
         """Free the engine; the bundle cannot be run again."""
@@ -245,17 +249,21 @@ class Bundle:
             raise BundleError(f"{self.folder / REFERENCE}: is not a bundle's reference: {error}") from error
 
 
-def _compare(session: Session, reference: Mapping[str, Array]) -> Verification:
-    outputs = run_rows(session, {spec.name: reference[INPUT_PREFIX + spec.name] for spec in session.inputs}, _BATCH)
-    logits, gram = outputs["logits"], _cosines(outputs)
-    for name, found in (("logits", logits), ("gram", gram)):
+def _run_reference(session: Session, reference: Mapping[str, Array]) -> dict[str, Array]:
+    return run_rows(session, {spec.name: reference[INPUT_PREFIX + spec.name] for spec in session.inputs}, _BATCH)
+
+
+def _compare(deploy: Mapping[str, Array], engine: Mapping[str, Array], reference: Mapping[str, Array]) -> Verification:
+    gram = _cosines(engine)
+    for name, found in (("logits", deploy["logits"]), ("logits", engine["logits"]), ("gram", gram)):
         if found.shape != reference[name].shape:
             raise BundleError(f"{REFERENCE}: has {name} {reference[name].shape}, but the engine gives {found.shape}")
+    logits = np.stack([deploy["logits"], engine["logits"]])
     error = float(np.abs(logits - reference["logits"]).max())
-    flips = int((logits.argmax(-1) != reference["logits"].argmax(-1)).sum())
+    flips = int((logits.argmax(-1) != reference["logits"].argmax(-1)).any(0).sum())
     drift = float(np.abs(gram - reference["gram"]).mean())
     ok = flips == 0 and bool(np.isfinite(error)) and drift <= MAX_GRAM_DRIFT
-    return Verification(len(logits), error, flips, drift, ok)
+    return Verification(len(gram), error, flips, drift, ok)
 
 
 def _cosines(outputs: Mapping[str, Array]) -> Array:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any, get_origin, get_type_hints
@@ -12,7 +13,7 @@ from edgekd import __version__
 from edgekd.errors import BundleError, nearest
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
 
 SCHEMA_VERSION = 1
 MANIFEST = "manifest.json"
@@ -94,6 +95,20 @@ def parse_manifest(content: dict[str, Any], where: str) -> Manifest:
             raise BundleError(f"{where}: lists '{name}', which leaves the bundle's folder")
     check_required(manifest.files, where)
     return manifest
+
+
+def map_leaves(value: Any, change: Callable[[str, Any], Any], path: str = "") -> Any:
+    """Apply ``change(dotted path, leaf)`` to every leaf of a JSON value."""
+    if isinstance(value, dict):
+        return {str(key): map_leaves(item, change, f"{path}.{key}".lstrip(".")) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [map_leaves(item, change, f"{path}.{index}".lstrip(".")) for index, item in enumerate(value)]
+    return change(path, value)
+
+
+def null_not_finite(value: Any) -> Any:
+    """Return a JSON value with null for each number that JSON cannot hold."""
+    return map_leaves(value, lambda _, leaf: None if isinstance(leaf, float) and not math.isfinite(leaf) else leaf)
 
 
 def _is_inside(name: str) -> bool:

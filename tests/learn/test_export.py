@@ -1,3 +1,5 @@
+import json
+
 import numpy as np
 import onnx
 import pytest
@@ -11,7 +13,7 @@ from edgekd.learn.evaluate import probe
 from edgekd.learn.export import Network, save_samples, write_onnx
 from edgekd.learn.models import Conv1dEncoder, Conv2dEncoder, LateFusion, MlpEncoder, Standardize
 from edgekd.learn.taps import Tapped
-from edgekd.learn.task import ArraySplit, Sample
+from edgekd.learn.task import ArraySplit, Modality, Sample
 from edgekd.learn.weights import build
 from edgekd.recipe import ExportConfig, Tap
 from edgekd.runtime.ort import open_engine
@@ -112,7 +114,7 @@ def test_the_graph_has_the_opset_that_was_asked_for_and_carries_its_weights(expo
 
 def test_the_task_is_described(exported):
     facts = exported[0].facts
-    assert (facts.metric, facts.higher_is_better, facts.classes) == ("accuracy", True, [])
+    assert (facts.metric, facts.higher_is_better, facts.classes) == ("accuracy", True, ["0", "1", "2"])
     assert facts.inputs[1] == {"name": "motion", "dtype": "float32", "shape": ["batch", 3, 20], "preprocessing": ""}
 
 
@@ -218,3 +220,12 @@ def test_what_is_not_a_number_differs(tmp_path):
         model.encoders["b"][2].bias[3] = torch.nan
     with pytest.raises(ModelError, match=r"differs from torch by nan"):
         export.run(loaded(), {"student": Network(model, TAPS)}, ExportConfig(), OPSET, tmp_path, reporter())
+
+
+def test_facts_of_a_task_with_numpy_in_it_are_plain():
+    task = loaded()
+    task.task.classes = np.arange(CLASSES)
+    task.task.modalities = [Modality("a", (np.int64(6),)), Modality("b", np.array([5]))]
+    facts = export._facts(task, CLASSES)
+    assert facts.classes == ["0", "1", "2"]
+    assert json.loads(json.dumps(facts.inputs))[1]["shape"] == ["batch", 5]

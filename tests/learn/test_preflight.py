@@ -1,6 +1,7 @@
 """What is wrong with a task or its recipe is said before anything is trained."""
 
 import dataclasses
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -10,7 +11,8 @@ from torch import nn
 from edgekd.errors import TaskError
 from edgekd.learn import preflight
 from edgekd.learn.taps import Taps
-from edgekd.learn.task import UNLABELLED
+from edgekd.learn.task import UNLABELLED, ArraySplit
+from edgekd.learning import Learner
 from edgekd.recipe import PruneConfig, Recipe, Tap, TaskConfig
 
 RECIPE = Recipe(task=TaskConfig(name="small"))
@@ -92,3 +94,113 @@ def test_an_ignored_module_that_does_not_exist_is_named():
     recipe = Recipe(task=TaskConfig(name="small"), prune=PruneConfig(ignore=["hed"]))
     with pytest.raises(TaskError, match=r"has no module 'hed'; did you mean 'head'"):
         check(recipe=recipe)
+
+
+def with_split(name, **columns):
+    task = loaded()
+    return dataclasses.replace(task, splits={**task.splits, name: dataclasses.replace(task.splits[name], **columns)})
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+@pytest.mark.parametrize("name", ["train", "test"])
+def test_an_input_that_is_not_finite_is_named_with_its_sample(name, bad):
+    inputs = {key: x.clone() for key, x in loaded().splits[name].inputs.items()}
+    inputs["b"][7, 2] = bad
+    with pytest.raises(TaskError, match=rf"split '{name}': input 'b' of sample '{name}-7' holds NaN or infinite"):
+        check(with_split(name, inputs=inputs))
+
+
+def test_every_sample_is_read_once_and_the_network_runs_on_the_test_split_alone():
+    reads = []
+
+    class Counting(list):
+        def __getitem__(self, index):
+            reads.append(index)
+            return super().__getitem__(index)
+
+    task = loaded()
+    split = task.splits["val"]
+    check(dataclasses.replace(task, splits={**task.splits, "val": Counting(split[i] for i in range(len(split)))}))
+    assert reads == list(range(len(split)))
+
+
+def test_a_batch_whose_modalities_are_in_another_order_is_refused():
+    class Swapped(ArraySplit):
+        def __getitems__(self, indices):
+            batch = super().__getitems__(indices)
+            return dataclasses.replace(batch, inputs=dict(reversed(batch.inputs.items())))
+
+    task = loaded()
+    for name in ("train", "calibration"):
+        split = task.splits[name]
+        swapped = Swapped(split.ids, split.inputs, split.labels)
+        with pytest.raises(TaskError, match=rf"split '{name}': .* in the order \['b', 'a'\]"):
+            check(dataclasses.replace(task, splits={**task.splits, name: swapped}))
+
+
+def with_groups(**groups):
+    task = loaded()
+    splits = {
+        name: dataclasses.replace(split, groups=groups[name](len(split)) if name in groups else None)
+        for name, split in task.splits.items()
+    }
+    return dataclasses.replace(task, splits=splits)
+
+
+def test_a_group_is_in_one_split_only():
+    check(with_groups(train=lambda n: ["s1"] * n, test=lambda n: ["s2"] * n, val=lambda n: [""] * n))
+    with pytest.raises(TaskError, match="group 's1' is in split 'train' and in 'test'"):
+        check(with_groups(train=lambda n: ["s1"] * n, test=lambda n: ["s2"] * (n - 1) + ["s1"]))
+
+
+def test_a_split_has_groups_for_all_samples_or_for_none():
+    with pytest.raises(TaskError, match="split 'test': sample 'test-0' has no group, but others have"):
+        check(with_groups(test=lambda n: [""] + ["s2"] * (n - 1)))
+
+
+def test_a_test_split_without_labels_is_refused():
+    with pytest.raises(TaskError, match="split 'test' has no labels, and the metric needs them"):
+        check(with_split("test", labels=[UNLABELLED] * 30))
+
+
+def test_a_metric_that_raises_is_placed():
+    def metric(logits, labels):
+        return logits[labels, labels, labels]
+
+    task = loaded()
+    task.task.metric = metric
+    with pytest.raises(TaskError, match=r"the task's metric: IndexError: .*test_preflight\.py:\d+\)"):
+        check(task)
+
+
+def test_a_metric_that_is_not_finite_is_refused():
+    task = loaded()
+    task.task.metric = lambda logits, labels: float("nan")
+    with pytest.raises(TaskError, match="the task's metric is nan for the untrained student's logits"):
+        check(task)
+
+
+def test_another_number_of_names_than_of_logits_is_refused():
+    task = loaded()
+    task.task.classes = ["x", "y"]
+    with pytest.raises(TaskError, match="the task names 2 classes, but its networks give 3 logits"):
+        check(task)
+
+
+def test_a_build_checks_once(monkeypatch):
+    checks = []
+    monkeypatch.setattr(preflight, "check", lambda *arguments: checks.append(arguments))
+    task = loaded()
+    task.task.teacher_taps = task.task.student_taps = TAPS
+    learner = Learner(None, SimpleNamespace(loaded=task), RECIPE, 18)
+    learner._preflight()
+    learner._preflight()
+    assert len(checks) == 1
+
+
+def test_a_network_that_cannot_be_built_is_placed():
+    def student():
+        return nn.Linear("many", 2)
+
+    with pytest.raises(TaskError, match=r"student\(\): TypeError: .*\.py:\d+\)$"):
+        check(student=student)

@@ -3,18 +3,21 @@ import sys
 import textwrap
 from dataclasses import dataclass
 
+import numpy as np
 import pytest
 import torch
 from small import SmallTask, split
 from torch.utils.data import DataLoader
 
-from edgekd.errors import TaskError
+from edgekd.errors import DataError, TaskError
 from edgekd.learn.evaluate import truth
+from edgekd.learn.sources import source_digests
 from edgekd.learn.task import (
     SPLITS,
     UNLABELLED,
     ArraySplit,
     LoadedTask,
+    Modality,
     Sample,
     accuracy,
     collate,
@@ -140,24 +143,52 @@ def test_a_lacking_option_is_explained(write):
         load(write(more="\ndef make(count):\n    return Mine(count)\n"), "make")
 
 
-def test_an_error_inside_the_users_own_code_keeps_its_traceback(write):
-    path = write(more="\nclass Broken(Mine):\n    def __init__(self):\n        len(3)\n")
-    with pytest.raises(TypeError, match="has no len") as caught:
+@pytest.mark.parametrize(
+    "method", ["def __init__(self):", "def splits(self):", "def split(self, name):", "def __init__(self, x=1):"]
+)
+def test_an_error_inside_the_users_own_code_is_one_line_with_its_place(write, method):
+    path = write(more=f"\nclass Broken(Mine):\n    {method}\n        torch.ones(2) @ torch.ones(3)\n")
+    line = path.read_text().splitlines().index("        torch.ones(2) @ torch.ones(3)") + 1
+    with pytest.raises(TaskError, match=rf"RuntimeError: .*size.* \({path}:{line}\)$") as caught:
         load(path, "Broken")
-    assert str(caught.traceback[-1].path) == str(path)
+    assert "\n" not in str(caught.value)
+    assert isinstance(caught.value.__cause__, RuntimeError)
+
+
+def test_an_error_while_reading_a_sample_names_the_users_line(write):
+    more = """
+        class Split(list):
+            def __getitem__(self, i):
+                return {}["signal"]
+        class Broken(Mine):
+            def split(self, name):
+                return Split([1])
+    """
+    path = write(more=more)
+    with pytest.raises(TaskError, match=rf"KeyError: 'signal' \({path}:\d+\)$"):
+        load(path, "Broken")
+
+
+def test_an_error_of_edgekd_stays_what_it_is(write):
+    path = write(more="\nfrom edgekd.errors import DataError\ndef make():\n    raise DataError('gone')\n")
+    with pytest.raises(DataError, match=r"^gone$"):
+        load(path, "make")
 
 
 def test_a_syntax_error_is_placed(write):
     path = write("x = 1\ndef broken(:\n")
-    with pytest.raises(TaskError, match=rf"{path}:2: "):
+    with pytest.raises(TaskError, match=rf"SyntaxError: invalid syntax \({path}:2\)$"):
         load(path)
 
 
-def test_an_import_that_the_file_lacks_keeps_its_traceback(write):
-    with pytest.raises(ModuleNotFoundError, match="no_such_package_here"):
-        load(write("import no_such_package_here\n"))
-    with pytest.raises(ModuleNotFoundError, match="no_such_package_here"):
-        load_task(TaskConfig(name=f"{write('import no_such_package_here', 'importer.py').stem}:Mine"))
+def test_an_import_that_the_file_lacks_is_placed(write, monkeypatch):
+    path = write("\nimport no_such_package_here\n")
+    with pytest.raises(TaskError, match=rf"No module named 'no_such_package_here' \({path}:2\)$"):
+        load(path)
+    importer = write("import no_such_package_here\n", "importer_of_mine.py")
+    monkeypatch.syspath_prepend(str(importer.parent))
+    with pytest.raises(TaskError, match=rf"No module named 'no_such_package_here' \({importer}:1\)$"):
+        load_task(TaskConfig(name="importer_of_mine:Mine"))
 
 
 @pytest.mark.parametrize("attribute", ["modalities", "splits", "teacher", "student"])
@@ -203,6 +234,15 @@ BROKEN = {
         "        return ArraySplit([name], {'a': torch.ones(1, 2), 'b': torch.ones(1, 3)}, torch.zeros(1).long())",
         r"inputs \{'a': \(2,\), 'b': \(3,\)\}, but the task's modalities are \{'a': \(2,\), 'c'",
     ),
+    "another order": (
+        "def split(self, name):\n        s = super().split(name)\n        if name != 'test':\n            return s\n"
+        "        return ArraySplit(s.ids, dict(reversed(s.inputs.items())), s.labels)",
+        r"split 'test': a sample has its inputs in the order \['b', 'a'\], but .* in the order \['a', 'b'\]",
+    ),
+    "labels of text": (
+        "def split(self, name):\n        return ArraySplit([name], {'a': torch.ones(1, 2)}, ['x'])",
+        "a split's labels must be class indices",
+    ),
     "wrong dtype": (
         "def split(self, name):\n        return ArraySplit([name], {'a': torch.ones(1, 2), "
         "'b': torch.ones(1, 3).double()}, torch.zeros(1).long())",
@@ -210,7 +250,7 @@ BROKEN = {
     ),
     "numpy": (
         "def split(self, name):\n        return ArraySplit([name], {'a': torch.ones(1, 2), "
-        "'b': torch.ones(1, 3).numpy()}, torch.zeros(1).long())",
+        "'b': torch.ones(1, 3).double().numpy()}, torch.zeros(1).long())",
         "input 'b' is a ndarray, must be a tensor of float32",
     ),
     "not a sample": (
@@ -224,8 +264,8 @@ BROKEN = {
     ),
     "labels": (
         "def split(self, name):\n        return ArraySplit([name], {'a': torch.ones(1, 2), 'b': torch.ones(1, 3)}, "
-        "torch.zeros(1).int())",
-        "a split's labels are torch.int32, must be int64",
+        "torch.zeros(1))",
+        "a split's labels are torch.float32 of shape .*must be one int64",
     ),
     "foreign ids": (
         "def split(self, name):\n        class Whole(list):\n            ids = ['x', 'y', 'z']\n"
@@ -300,7 +340,7 @@ def changed(array, **columns):
 
 
 @pytest.mark.parametrize("lazy", [False, True], ids=["in memory", "map-style"])
-@pytest.mark.parametrize("row", [0, 6, 299])  # the inputs of row 6 are not digested
+@pytest.mark.parametrize("row", [0, 6, 299])  # the inputs of row 6 are not digested when it is map-style
 @pytest.mark.parametrize("what", ["ids", "labels", "groups"])
 def test_the_fingerprint_covers_every_sample(lazy, row, what):
     def finger(array):
@@ -322,6 +362,13 @@ def test_the_fingerprint_covers_the_data(lazy):
     moved = array.inputs["b"].clone()
     moved[17, 2] += 1e-3
     assert finger(array) != finger(changed(array, inputs={**array.inputs, "b": moved}))
+
+
+def test_the_fingerprint_covers_every_input_in_memory():
+    array = split("train", 1000)
+    moved = array.inputs["b"].clone()
+    moved[501, 2] += 1e-3
+    assert fingerprint({"train": array}) != fingerprint({"train": changed(array, inputs={**array.inputs, "b": moved})})
 
 
 def test_the_fingerprint_covers_which_split_a_sample_is_in():
@@ -363,7 +410,75 @@ def test_a_file_may_hold_dataclasses_and_import_its_neighbours_now_and_later(wri
     path = write("from __future__ import annotations\n" + USERS_FILE, more=more)
     loaded = load(path, "Data")
     assert loaded.task.student().in_features == 2
-    assert [source.name for source in loaded.sources] == ["mine.py", "neighbour_of_mine.py"]
+    assert [source.name for source in loaded.sources] == [
+        "mine.py", "late_neighbour_of_mine.py", "neighbour_of_mine.py",
+    ]  # fmt: skip
+
+
+def test_neighbours_of_one_name_are_each_tasks_own(write, tmp_path):
+    more = """
+        import nets_of_mine
+        class Uses(Mine):
+            width = nets_of_mine.WIDTH
+            def student(self):
+                import late_nets_of_mine
+                return nn.Linear(2, late_nets_of_mine.WIDTH)
+    """
+    loaded = []
+    for width in (2, 3):
+        folder = tmp_path / f"project-{width}"
+        folder.mkdir()
+        for name in ("nets_of_mine.py", "late_nets_of_mine.py"):
+            (folder / name).write_text(f"WIDTH = {width}\n")
+        loaded.append(load(write(more=more, name=f"{folder.name}/mine.py"), "Uses"))
+        assert loaded[-1].task.student().out_features == width
+    assert [task.task.width for task in loaded] == [2, 3]
+
+
+def test_a_changed_neighbour_is_read_again_and_others_modules_stay(write, tmp_path):
+    path = write("import nets_of_mine\n" + USERS_FILE, more="\nclass Uses(Mine):\n    width = nets_of_mine.WIDTH\n")
+    write("WIDTH = 2\n", "nets_of_mine.py")
+    assert load(path, "Uses").task.width == 2
+    write("WIDTH = 30\n", "nets_of_mine.py")
+    before = sys.modules["edgekd.learn.task"], sys.modules["torch"], sys.modules[__name__]
+    assert load(path, "Uses").task.width == 30
+    assert before == (sys.modules["edgekd.learn.task"], sys.modules["torch"], sys.modules[__name__])
+
+
+def test_sources_are_the_folders_python_files_and_a_shipped_tasks_own(write, tmp_path):
+    for name in (".hidden", "build", "__pycache__", "env", "inner"):
+        (tmp_path / name).mkdir()
+        write("", f"{name}/code.py")
+    (tmp_path / "env" / "pyvenv.cfg").touch()
+    (tmp_path / "gone.py").symlink_to("nowhere.py")
+    assert list(source_digests(write().resolve())) == ["mine.py", "inner/code.py"]
+    assert [path.name for path in load_task(TaskConfig(name="digits")).sources] == ["digits.py", "models.py"]
+
+
+def test_a_split_takes_lists_and_numpy_arrays(tmp_path):
+    x = np.ones((3, 2), np.float32)
+    x.flags.writeable = False
+    for labels in ([0, 1, 2], (0, 1, 2), np.array([0, 1, 2], np.int16), torch.tensor([0, 1, 2], dtype=torch.uint8)):
+        made = ArraySplit([tmp_path / str(i) for i in range(3)], {"a": x}, labels, np.array(["g", "g", "h"]))
+        assert made.labels.dtype == torch.int64
+        assert made.labels.tolist() == [0, 1, 2]
+        assert made.ids[2] == str(tmp_path / "2")
+        assert made.groups == ["g", "g", "h"]
+        assert (made[2].group, type(made[2].group)) == ("h", str)
+        assert made[0].inputs["a"].dtype == torch.float32
+        assert made.__getitems__([0, 2]).groups == ["g", "h"]
+
+
+def test_a_shape_is_of_plain_integers():
+    assert [type(size) for size in Modality("a", np.array([3, 4])).shape] == [int, int]
+
+
+@pytest.mark.parametrize("classes", [range(3), np.arange(3), ["0", "1", "2"], None])
+def test_names_of_the_classes(classes):
+    task = SmallTask()
+    if classes is not None:
+        task.classes = classes
+    assert LoadedTask(task, {}, ()).class_names(3) == ["0", "1", "2"]
 
 
 def test_packages_installed_beneath_the_file_are_not_its_sources(write, tmp_path):

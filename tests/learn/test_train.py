@@ -1,4 +1,5 @@
 import os
+import random
 import signal
 import subprocess
 import sys
@@ -6,6 +7,7 @@ from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from small import TAPS, Remembers, TwoTowers, loaded, reporter, split
@@ -235,6 +237,22 @@ def test_each_epoch_and_seed_draws_its_own_dropout(tmp_path):
     first, again, other = draws(1, "first"), draws(1, "again"), draws(2, "other")
     assert first == again
     assert len({*first, *other}) == 6
+
+
+def test_an_augmentation_draws_the_same_from_any_generator(tmp_path):
+    class Augmented(list):
+        def __getitem__(self, index):
+            drawn.append((random.random(), np.random.rand(), torch.rand(1).item()))
+            return super().__getitem__(index)
+
+    train = split("train", 8)
+    runs = []
+    for folder in ("first", "again"):
+        drawn = []
+        supervised(TwoTowers(), tmp_path / folder, Augmented(train[i] for i in range(8)), epochs=2)
+        runs.append(drawn)
+    assert runs[0] == runs[1]
+    assert len({value for draws in runs[0] for value in draws}) == 3 * 16
 
 
 def test_one_sample_over_does_not_break_batch_statistics(tmp_path):

@@ -1,6 +1,8 @@
 import os
 import pickle
+import random
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file, save_model
@@ -22,6 +24,16 @@ def test_the_seed_alone_decides_the_first_weights():
     torch.randn(7)
     assert same(first, build(TwoTowers, 1))
     assert not same(first, build(TwoTowers, 2))
+
+
+def test_weights_drawn_from_any_generator_depend_on_the_seed_alone():
+    def network():
+        layer = nn.Linear(1, 2)
+        layer.weight.data[:, 0] = torch.tensor([random.random(), np.random.rand()])
+        return layer
+
+    assert same(build(network, 2**40), build(network, 2**40))
+    assert not same(build(network, 1), build(network, 2))
 
 
 def test_safetensors_come_back(tmp_path):

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import jsonschema
 import numpy as np
+import onnx
 import pytest
 from engines import CLASSES, EMBEDDINGS, INPUTS, samples, save_engine
 
@@ -376,6 +377,31 @@ def test_flipped_classes_do_not_verify_though_the_gram_is_whole(tmp_path):
     assert not verification.ok
     assert verification.flips > 0
     assert verification.gram_drift < 1e-6
+
+
+@pytest.mark.parametrize("variant", ["deploy", "engine"])
+@pytest.mark.parametrize("factor", [-1, np.nan])
+def test_both_variants_must_verify_though_the_other_is_whole(folder, variant, factor):
+    path = folder / "deploy.onnx"
+    model = onnx.load(path)
+    for tensor in model.graph.initializer:
+        if tensor.name == "head.weight":
+            weight = factor * onnx.numpy_helper.to_array(tensor)
+            tensor.CopyFrom(onnx.numpy_helper.from_array(weight.astype(np.float32), tensor.name))
+    onnx.save(model, path)
+    entry = {"sha256": hashlib.sha256(path.read_bytes()).hexdigest(), "bytes": path.stat().st_size}
+    edit_manifest(folder, lambda m: m["files"].update({"deploy.onnx": entry}))
+    with load(folder, variant=variant) as bundle:
+        verification = bundle.verify()
+    assert not verification.ok
+    assert verification.flips > 0
+    assert not verification.max_logit_error < 1
+    assert verification.gram_drift < 1e-6
+
+
+def test_a_measurement_that_is_not_a_number_is_null(tmp_path):
+    make_bundle(tmp_path / "bundle", measurements={"accuracy": np.nan, "drift": [np.inf, 0.5]})
+    assert load(tmp_path / "bundle").manifest.measurements == {"accuracy": None, "drift": [None, 0.5]}
 
 
 def test_logits_that_are_not_numbers_do_not_verify(tmp_path):
