@@ -220,7 +220,7 @@ def test_ctrl_c_is_one_line_and_the_build_goes_on(built, tmp_path, moment):
     arguments = [*build_arguments("out", cache), "--json"]
     with edgekd_begun(*arguments, cwd=tmp_path) as process:
         signal_at(process, moment, signal.SIGINT)
-        stdout, stderr = process.communicate(timeout=30)
+        stdout, stderr = process.communicate(timeout=120)
     assert (process.returncode, stderr) == (130, "interrupted; the same command goes on from here\n")
     assert events(stdout)[-1]["event"] == "stopped"
     assert edgekd(*arguments, cwd=tmp_path).returncode == 0
