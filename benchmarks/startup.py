@@ -15,6 +15,8 @@ from common import arguments, write_result
 
 COMMANDS = {
     "python -c pass": ["-c", "pass"],
+    "import numpy": ["-c", "import numpy"],
+    "import edgekd.runtime": ["-c", "import edgekd.runtime"],
     "import edgekd.runtime.bundle": ["-c", "import edgekd.runtime.bundle"],
     "edgekd --help": ["-m", "edgekd", "--help"],
     "edgekd build, up to date": ["-m", "edgekd", "build", "--recipe", "digits"],
