@@ -15,6 +15,8 @@ from edgekd.learn.result import PROBE, VERSIONS, WEIGHTS, Exported, Trained
 from edgekd.stages import Done, Runner, Stage, library_versions
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from torch import nn
 
     from edgekd.gram.probe import Probe
@@ -155,14 +157,15 @@ class Learner:
         return True
 
     def _load_teacher(self, done: Done[Trained]) -> nn.Module:
-        from edgekd.learn.weights import build, load_weights
-
-        return load_weights(build(self.project.loaded.task.teacher, self.recipe.seed), done.folder / WEIGHTS)
+        return self._load(self.project.loaded.task.teacher, done)
 
     def _load_student(self, done: Done[Trained]) -> nn.Module:
+        return self._load(self.project.loaded.task.student, done)
+
+    def _load(self, factory: Callable[[], nn.Module], done: Done[Trained]) -> nn.Module:
         from edgekd.learn.weights import build, load_weights
 
-        return load_weights(build(self.project.loaded.task.student, self.recipe.seed), done.folder / WEIGHTS)
+        return load_weights(build(factory, self.recipe.seed), done.folder / WEIGHTS)
 
     def _load_pruned(self, done: Done[Trained]) -> nn.Module:
         from edgekd.learn.prune import rebuild

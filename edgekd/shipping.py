@@ -94,6 +94,7 @@ class Shipper:
         ledger = self._check(quantized, ran)
         profile = self._profile(quantized)
         bundled = self._bundle(quantized, ran, ledger, profile)
+        released = ledger.result.verdict != "fail"
         result = TargetResult(
             target=self.target.name,
             device=self.device.name,
@@ -103,13 +104,13 @@ class Shipper:
             profile=profile.result,
             profile_reason=None,
             sizes={**self.learning.exported.result.sizes, "engine": quantized.result.sizes[quantize.DEPLOY]},
-            bundle=f"{self.target.name}/{BUNDLE}" if ledger.result.verdict != "fail" else None,
+            bundle=f"{self.target.name}/{BUNDLE}" if released else None,
             budgets=self.target.budgets,
             deploy_logit_error=ran.result.deploy_logit_error,
         )
         raw = {engine.raw_file: profile.folder / engine.raw_file for engine in profile.result.engines}
-        verdict = BUNDLE if ledger.result.verdict != "fail" else REJECTED
-        return Shipped(result, {verdict: files_below(bundled.folder / _BUNDLE), LATENCY: raw})
+        shown = BUNDLE if released else REJECTED
+        return Shipped(result, {shown: files_below(bundled.folder / _BUNDLE), LATENCY: raw})
 
     @property
     def _exported(self) -> Path:
