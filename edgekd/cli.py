@@ -72,14 +72,21 @@ def _recipe_options(command: Callable[..., Any]) -> Callable[..., Any]:
 @_recipe_options
 @click.option("--target", "targets", multiple=True, default=["cpu"], show_default=True, metavar="NAME|FILE.toml",
               help="A kind of device. Repeatable.")  # fmt: skip
+@click.option(
+    "--device",
+    "devices",
+    multiple=True,
+    metavar="[TARGET=]DEVICE",
+    help="Where engines run; see 'edgekd device' [default: what is at hand]. Repeatable.",
+)
 @click.option("--output", type=click.Path(path_type=Path), help="Folder of report and bundles [default: build/RECIPE].")
 @click.option("--cache", type=click.Path(path_type=Path), default=Path(".edgekd"), show_default=True,
               envvar="EDGEKD_CACHE", help="Folder of finished stages.")  # fmt: skip
 @click.option("-q", "--quiet", is_flag=True, help="Print warnings and errors alone.")
 @click.option("-v", "--verbose", is_flag=True, help="Print every step.")
 @click.option("--json", "as_json", is_flag=True, help="Print events, and at last the report, as JSON lines.")
-def build(recipe: str | None, overrides: tuple[str, ...], targets: tuple[str, ...], output: Path | None, cache: Path,
-          quiet: bool, verbose: bool, as_json: bool) -> None:  # fmt: skip
+def build(recipe: str | None, overrides: tuple[str, ...], targets: tuple[str, ...], devices: tuple[str, ...],
+          output: Path | None, cache: Path, quiet: bool, verbose: bool, as_json: bool) -> None:  # fmt: skip
     """Build a recipe for a device, from teacher to bundle.
 
     Runs teacher, distil, prune, export, quantize, check, profile and bundle; what is up to date is not run again. Exits
@@ -96,7 +103,7 @@ def build(recipe: str | None, overrides: tuple[str, ...], targets: tuple[str, ..
     places = Places(output or Path("build") / name, cache)
     make_folder(places.output, OutputError, "--output")
     with choose_observer(json=as_json, quiet=quiet, verbose=verbose, terminal=sys.stdout.isatty()) as observer:
-        report = edgekd.build(loaded, kinds, places, name=name, observer=observer)
+        report = edgekd.build(loaded, kinds, places, devices=devices, name=name, observer=observer)
     if as_json:
         Json().emit("report", report=report_json(report))
     elif not quiet:
@@ -199,19 +206,78 @@ def show_recipe(recipe: str | None, overrides: tuple[str, ...]) -> None:
     click.echo(json.dumps(msgspec.to_builtins(load_recipe(recipe, overrides)), indent=2))
 
 
+@main.group(invoke_without_command=True)
+@click.pass_context
+def device(context: click.Context) -> None:
+    """List the devices that engines can run on here.
+
+    `device install NAME` fetches what an emulated processor or the browser needs.
+    """
+    if context.invoked_subcommand is None:
+        from edgekd.console import print_devices
+        from edgekd.devices.choose import known_devices
+
+        print_devices((found.name, found.missing() or "ready", found.no_latency or "") for found in known_devices())
+
+
+@device.command("install")
+@click.argument("name")
+def install_device(name: str) -> None:
+    """Fetch what a device needs, once, into the user's cache: `emulated:cortex-a76`, `browser`."""
+    from edgekd.console import steps
+    from edgekd.devices.choose import install
+
+    with steps(f"installing {name}") as advance:
+        place = install(name, advance)
+    click.echo(f"{name}: ready in {place}" if place else f"{name}: needs nothing")
+
+
+def _runtime_option(command: Callable[..., Any]) -> Callable[..., Any]:
+    what = "Open it with this runtime instead of its own, e.g. onnxruntime on any machine."
+    return click.option("--runtime", metavar="NAME", help=what)(command)
+
+
 @main.command()
 @click.argument("bundle", type=click.Path(path_type=Path))
-def verify(bundle: Path) -> None:
+@_runtime_option
+def verify(bundle: Path, runtime: str | None) -> None:
     """Check a bundle on this machine.
 
     Checks the digest of every file, then runs the bundle's own reference samples through its engine and compares logits
     and Grams with those recorded. Needs no labels and no teacher.
     """
-    with edgekd.load(bundle, allow_rejected=True) as loaded:
+    with edgekd.load(bundle, runtime=runtime, allow_rejected=True) as loaded:
         found = loaded.verify()
         click.echo(
-            f"{bundle}: {loaded.manifest.verdict}; {found.samples} reference samples, {found.flips} flips, "
-            f"Gram drift {found.gram_drift:.2g}, largest logit error {found.max_logit_error:.2g}"
+            f"{bundle}: {loaded.manifest.verdict}; {found.samples} reference samples in {loaded.runtime.name}, "
+            f"{found.flips} flips, Gram drift {found.gram_drift:.2g}, largest logit error {found.max_logit_error:.2g}"
         )
     if not found.ok:
         raise BundleError(f"{bundle}: its engine does not do here what it did where it was built; rebuild it here")
+
+
+@main.command()
+@click.argument("bundle", type=click.Path(path_type=Path))
+@_runtime_option
+@click.option("--threads", type=click.IntRange(1), default=1, show_default=True, help="Threads of one inference.")
+@click.option("--iterations", type=click.IntRange(1), default=2000, show_default=True, help="Timed inferences.")
+@click.option("--json", "as_json", is_flag=True, help="Print the figures as JSON.")
+def profile(bundle: Path, runtime: str | None, threads: int, iterations: int, as_json: bool) -> None:
+    """Measure a bundle's engine on this machine.
+
+    Checks the bundle, then times single inferences of its reference samples in a process of their own. Run it on the
+    device that the bundle is for: numpy and the engine library are enough there.
+    """
+    import msgspec
+
+    from edgekd.console import print_profile, steps
+    from edgekd.profiling import profile_bundle
+    from edgekd.recipe import ProfileConfig
+
+    config = ProfileConfig(threads=threads, iterations=iterations)
+    with steps(f"profiling {bundle}", shown=not as_json) as advance:
+        manifest, found = profile_bundle(bundle, runtime, config, advance)
+    if as_json:
+        click.echo(json.dumps(msgspec.to_builtins(found)))
+    else:
+        print_profile(manifest, found)

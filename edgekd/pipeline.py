@@ -1,18 +1,22 @@
 """The order of the stages, and the fan-out over targets.
 
-``teacher -> distill -> prune -> export`` run once and know nothing of targets; ``quantize -> engine -> check ->
-profile -> bundle`` run for each target.
+``teacher -> distill -> prune -> export`` run once and know nothing of targets but the opset and the multiples that
+their kernels like; ``quantize -> compile -> engine -> check -> profile -> bundle`` run for each target.
 """
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
+
+from msgspec.structs import replace
 
 import edgekd
 from edgekd import learning, shipping
 from edgekd.cache import Cache
-from edgekd.devices.local import LocalDevice
+from edgekd.compress.quantize import ways
+from edgekd.devices.choose import Absent, assign_devices
 from edgekd.errors import OutputError, TargetError
 from edgekd.files import make_folder
 from edgekd.progress import Observer, Silent
@@ -20,6 +24,7 @@ from edgekd.project import Project
 from edgekd.publish import publish, writing
 from edgekd.report.build import write_report
 from edgekd.report.result import BuildReport
+from edgekd.runtime.registry import PACKAGES, Runtime
 from edgekd.stages import Runner, library_versions
 from edgekd.target import load_calibration
 
@@ -27,6 +32,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
+    from edgekd.devices.device import Device
     from edgekd.recipe import Recipe
     from edgekd.target import Target
 
@@ -45,7 +51,13 @@ class Places:
 
 
 def build(
-    recipe: Recipe, targets: Sequence[Target], places: Places, *, name: str = "recipe", observer: Observer | None = None
+    recipe: Recipe,
+    targets: Sequence[Target],
+    places: Places,
+    *,
+    devices: Sequence[str] = (),
+    name: str = "recipe",
+    observer: Observer | None = None,
 ) -> BuildReport:
     """Build a recipe for some targets.
 
@@ -55,6 +67,8 @@ def build(
         recipe: what to build.
         targets: for which kinds of device.
         places: where to.
+        devices: on which machines engines run: ``DEVICE`` or ``TARGET=DEVICE`` each, see
+            :func:`edgekd.devices.choose.assign_devices`. By default what is at hand for each target.
         name: what the report calls the recipe.
         observer: hears of each stage.
 
@@ -68,21 +82,25 @@ def build(
     if not targets:
         raise TargetError("no target given")
     make_folder(places.output, OutputError, "--output")
-    load_calibration(recipe.quantize.calibration)  # what is wrong with it is said now, not after training
+    # What is wrong with these is said now, not after training.
+    load_calibration(recipe.quantize.calibration)
+    at = assign_devices(targets, devices)
+    for target in targets:
+        _check(recipe, target, at[target.name])
     versions = library_versions(dict.fromkeys((*learning.LIBRARIES, *shipping.LIBRARIES)), "build")
     observer = observer or Silent()
-    fan_out = (f"{stage} {target.name}" for target in targets for stage in shipping.STAGES)
+    fan_out = (f"{stage} {target.name}" for target in targets for stage in shipping.stages(target, at[target.name]))
     first, *others = dict.fromkeys(target.opset for target in targets)
     exports = {first: "export", **{opset: f"export opset {opset}" for opset in others}}
     observer.plan((*learning.STAGES, *(exports[opset] for opset in others), *fan_out))
     runner = Runner(Cache(places.cache), observer)
     project = Project(recipe.task, places.cache)
-    device = LocalDevice()
+    recipe = _fit_widths(recipe, targets)
     learned = {
         opset: learning.Learner(runner, project, recipe, opset, export).run() for opset, export in exports.items()
     }
     shipped = {
-        target.name: shipping.Shipper(runner, project, recipe, target, learned[target.opset], device).run()
+        target.name: shipping.Shipper(runner, project, recipe, target, learned[target.opset], at[target.name]).run()
         for target in targets
     }
     report = BuildReport(
@@ -99,3 +117,25 @@ def build(
             publish(done.shown, places.output / target_name)
         write_report(report, places.output)  # last: it speaks of bundles that are there
     return report
+
+
+def _check(recipe: Recipe, target: Target, device: Device | Absent) -> None:
+    """Raise what a user would otherwise hear only after training."""
+    ways(target, recipe.quantize.precision)
+    runtime = Runtime(target.runtime, target.options)
+    if runtime.custom:
+        runtime.load()
+    elif not isinstance(device, Absent):
+        library_versions(PACKAGES[runtime.name], "build")
+    if target.compile:
+        library_versions(PACKAGES[target.compile.library], "build")
+    if "nncf" in target.quantizers:
+        library_versions(["nncf"], "build")
+
+
+def _fit_widths(recipe: Recipe, targets: Sequence[Target]) -> Recipe:
+    """Return the recipe with pruned widths that suit all targets, unless it names a multiple itself."""
+    if recipe.prune.round_to is not None:
+        return recipe
+    fitting = math.lcm(*(target.round_to for target in targets))
+    return replace(recipe, prune=replace(recipe.prune, round_to=fitting))

@@ -120,7 +120,10 @@ class PruneConfig(Training, frozen=True):
     importance: Annotated[
         Literal["magnitude", "taylor", "random"], Meta(description="How torch-pruning ranks the groups of channels.")
     ] = "magnitude"
-    round_to: Annotated[PositiveInt, Meta(description="Keep widths at multiples of this; kernels like it.")] = 8
+    round_to: Annotated[
+        PositiveInt | None,
+        Meta(description="Keep widths at multiples of this. By default of what all targets of the build ask for."),
+    ] = None
     ignore: Annotated[list[str], Meta(description="Paths of modules whose width must not change.")] = []
     loss: Annotated[LossConfig, Meta(description="Keys not given here are those of [distill.loss].")] = LossConfig()
 
@@ -134,8 +137,15 @@ class ExportConfig(_Config, frozen=True):
 
 
 class QuantizeConfig(_Config, frozen=True):
-    """INT8, in the scheme that the target states."""
+    """Write the network in the target's precisions; INT8 in the scheme that it states."""
 
+    precision: Annotated[
+        Literal["best", "int8", "float16", "float32"],
+        Meta(
+            description="'best' builds and measures all that the target has, and ships the fastest that the gate lets "
+            "through; another word leaves no choice."
+        ),
+    ] = "best"
     calibration: Annotated[str, Meta(description="A shipped calibration ('minmax') or the path of a .toml.")] = "minmax"
 
 

@@ -1,64 +1,102 @@
-"""The second half of a build, for one target: quantize, run on the device, check, profile, bundle. Needs no torch."""
+"""The second half of a build, for one target: write candidates, run them, check, profile, choose, bundle. No torch."""
 
 from __future__ import annotations
 
 import json
+import math
 import shutil
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import msgspec
-import numpy as np
 
 from edgekd.compress import quantize
 from edgekd.compress.graph import drop_outputs
+from edgekd.compress.quantize import DEPLOY, ENGINE, Candidate
+from edgekd.devices.choose import Absent
+from edgekd.devices.local import LocalDevice
 from edgekd.errors import ModelError
+from edgekd.evidence import probe_variants, run_on_host, write_references
 from edgekd.gram.drift import Bootstrap
-from edgekd.gram.gate import Ledger, Limits, keep_ledger
+from edgekd.gram.gate import Ledger, Limits, Row, keep_ledger
 from edgekd.gram.probe import Probe
 from edgekd.learn.result import CALIBRATION, TEST, onnx_name
 from edgekd.publish import BUNDLE, LATENCY, REJECTED, Files, files_below
-from edgekd.report.result import TargetResult
-from edgekd.runtime.bundle import write_bundle, write_reference
+from edgekd.report.result import ENGINE as SHIPPED
+from edgekd.report.result import CandidateResult, TargetResult
+from edgekd.runtime.bundle import write_bundle
 from edgekd.runtime.manifest import null_not_finite
 from edgekd.runtime.measure import Profile
-from edgekd.runtime.ort import open_engine
-from edgekd.runtime.session import read_feeds, run_rows
+from edgekd.runtime.registry import PACKAGES, Runtime
+from edgekd.runtime.session import open_arrays
+from edgekd.selection import Choice, choose
 from edgekd.stages import Done, Runner, Stage, library_versions
 from edgekd.target import load_calibration
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
     from pathlib import Path
 
-    from edgekd.devices.local import LocalDevice
+    from edgekd.devices.device import Device
     from edgekd.learning import Learning
     from edgekd.progress import StageReporter
     from edgekd.project import Project
     from edgekd.recipe import Recipe
     from edgekd.target import Target
 
-STAGES = ("quantize", "engine", "check", "profile", "bundle")
 LIBRARIES = ("onnx", "onnxruntime", "numpy")
-VERSIONS = {**dict.fromkeys(STAGES, 1), "engine": 2}
+VERSIONS = {"quantize": 2, "compile": 1, "engine": 3, "check": 2, "profile": 2, "bundle": 2}
 
-_OUTPUTS, _LEDGER, _BUNDLE = "outputs.npz", "ledger.json", "bundle"
-_REFERENCES = 16
-_BATCH = 256
+_OUTPUTS, _LEDGER, _BUNDLE, _LAYERS = "outputs.npz", "ledger.json", "bundle", "layers.json"
 
-#: Largest |deploy - engine| logit, as a share of the largest logit: the two are one network and differ by how the
-#: runtime rounds where an extra output keeps it from fusing.
-_DEPLOY_TOLERANCE = 0.01
+
+@dataclass(frozen=True)
+class Written:
+    """The candidates' graphs lie in folders of their names, each with what ONNX Runtime made of it on this host.
+
+    Attributes:
+        candidates: in the target's order of preference.
+        deploy_logit_error: for each candidate the largest |difference| of a logit between its two variants.
+        refused: for each way in which the network could not be written, why not.
+    """
+
+    candidates: tuple[Candidate, ...]
+    deploy_logit_error: dict[str, float]
+    refused: dict[str, str]
+
+
+@dataclass(frozen=True)
+class Compiled:
+    """Engines that were built ahead of time; they and their layers lie in folders of the candidates' names.
+
+    Attributes:
+        library: which library built them, with its version.
+        layers: for each candidate the number of layers of ``deploy``.
+        messages: for each candidate what the library warned of.
+    """
+
+    library: str
+    layers: dict[str, int]
+    messages: dict[str, list[str]]
 
 
 @dataclass(frozen=True)
 class Ran:
-    """The engine ran on the device; its outputs lie in the stage's folder.
+    """The candidates ran on the device; their outputs lie in folders of their names.
 
     Attributes:
-        deploy_logit_error: largest |difference| of a logit between ``deploy.onnx`` and ``engine.onnx``.
+        deploy_logit_error: for each candidate the largest |difference| of a logit between its two variants.
     """
 
-    deploy_logit_error: float
+    deploy_logit_error: dict[str, float]
+
+
+@dataclass(frozen=True)
+class Checked:
+    """One ledger for each candidate."""
+
+    ledgers: dict[str, Ledger]
 
 
 @dataclass(frozen=True)
@@ -76,6 +114,20 @@ class Shipped:
     shown: dict[str, Files]
 
 
+def stages(target: Target, device: Device | Absent) -> tuple[str, ...]:
+    """Return the kinds of the stages that a target runs, in order."""
+    present = not isinstance(device, Absent)
+    wanted = {
+        "quantize": True,
+        "compile": target.compile is not None,
+        "engine": present,
+        "check": True,
+        "profile": not isinstance(device, Absent) and device.no_latency is None,
+        "bundle": True,
+    }
+    return tuple(name for name, needed in wanted.items() if needed)
+
+
 @dataclass(frozen=True)
 class Shipper:
     """Runs the second half of a recipe for one target."""
@@ -85,200 +137,378 @@ class Shipper:
     recipe: Recipe
     target: Target
     learning: Learning
-    device: LocalDevice
+    device: Device | Absent
 
     def run(self) -> Shipped:
         """Run or read every stage."""
-        quantized = self._quantize()
-        ran = self._engine(quantized)
-        ledger = self._check(quantized, ran)
-        profile = self._profile(quantized)
-        bundled = self._bundle(quantized, ran, ledger, profile)
-        released = ledger.result.verdict != "fail"
+        written = self._quantize()
+        compiled = self._compile(written) if self.target.compile else None
+        ran = self._engine(written, compiled) if "engine" in self.stages else None
+        checked = self._check(written, ran)
+        profile = self._profile(written, compiled) if "profile" in self.stages else None
+        candidates = _results(written.result, checked.result, profile.result if profile else None)
+        choice = choose(candidates, self.target.budgets)
+        bundled = self._bundle(choice, written, compiled, ran, checked, profile)
+        ledger = checked.result.ledgers[choice.name]
+        released = ledger.verdict != "fail"
+        chosen = next(c for c in candidates if c.name == choice.name)
+        errors = ran.result.deploy_logit_error if ran else written.result.deploy_logit_error
         result = TargetResult(
             target=self.target.name,
-            device=self.device.name,
+            device="no device" if isinstance(self.device, Absent) else self.device.name,
             runtime=self.target.runtime,
-            precision="int8",
-            ledger=ledger.result,
-            profile=profile.result,
-            profile_reason=None,
-            sizes={**self.learning.exported.result.sizes, "engine": quantized.result.sizes[quantize.DEPLOY]},
+            precision=chosen.precision,
+            ledger=ledger,
+            profile=_named(profile.result, choice.name) if profile else None,
+            profile_reason=self._no_latency,
+            sizes={**self.learning.exported.result.sizes, SHIPPED: chosen.size_bytes},
             bundle=f"{self.target.name}/{BUNDLE}" if released else None,
             budgets=self.target.budgets,
-            deploy_logit_error=ran.result.deploy_logit_error,
+            deploy_logit_error=errors[choice.name],
+            candidates=candidates,
+            chosen=choice.name,
+            choice=choice.reason,
+            facts=self._facts(written.result, compiled.result if compiled else None, choice),
         )
-        raw = {engine.raw_file: profile.folder / engine.raw_file for engine in profile.result.engines}
+        engines = profile.result.engines if profile else ()
+        raw = {engine.raw_file: profile.folder / engine.raw_file for engine in engines} if profile else {}
         shown = BUNDLE if released else REJECTED
         return Shipped(result, {shown: files_below(bundled.folder / _BUNDLE), LATENCY: raw})
+
+    @cached_property
+    def stages(self) -> tuple[str, ...]:
+        """The kinds of the stages that run here."""
+        return stages(self.target, self.device)
+
+    @property
+    def runtime(self) -> Runtime:
+        """The library that runs the engines."""
+        return Runtime(self.target.runtime, self.target.options)
 
     @property
     def _exported(self) -> Path:
         return self.learning.exported.folder
 
+    @property
+    def _no_latency(self) -> str | None:
+        if isinstance(self.device, Absent):
+            return (
+                f"not measured: no device ({self.device.reason}); with the bundle on one, run: "
+                f"edgekd profile {self.target.name}/{BUNDLE}"
+            )
+        return self.device.no_latency
+
     def _stage(self, name: str, depends: dict[str, Any], result: Any, run: Any, summary: Any) -> Done[Any]:
         return self.runner(Stage(f"{name} {self.target.name}", VERSIONS[name], depends, result, run, summary))
 
-    def _quantize(self) -> Done[quantize.Quantized]:
+    def _quantize(self) -> Done[Written]:
         calibration = load_calibration(self.recipe.quantize.calibration)
+        ways = quantize.ways(self.target, self.recipe.quantize.precision)
 
-        def run(folder: Path, _report: StageReporter) -> quantize.Quantized:
-            done = quantize.run(
-                self._exported / onnx_name("pruned"),
-                self._exported / CALIBRATION,
-                self.target.scheme,
-                calibration,
-                folder,
-            )
-            _run_engine(folder / quantize.ENGINE, self._exported / TEST).save(folder / _OUTPUTS)
-            return done
+        def run(folder: Path, report: StageReporter) -> Written:
+            candidates, errors, refused = [], {}, {}
+            for done, way in enumerate(ways, 1):
+                try:
+                    candidate = quantize.run(
+                        way,
+                        self._exported / onnx_name("pruned"),
+                        self._exported / CALIBRATION,
+                        self.target.scheme,
+                        calibration,
+                        folder,
+                    )
+                except ModelError as error:
+                    if way.quantizer in (None, self.target.quantizers[0]):
+                        raise
+                    refused[way.name] = str(error)
+                    report.warn(f"{way.name} is left out: {error}")
+                    continue
+                place = folder / way.name
+                probe, errors[way.name] = probe_variants(
+                    lambda name, place=place: run_on_host(place / name, self._exported / TEST),  # type: ignore[misc]
+                    self._exported / TEST,
+                    str(place),
+                )
+                probe.save(place / _OUTPUTS)
+                candidates.append(candidate)
+                report.advance(done, len(ways), way.name)
+            return Written(tuple(candidates), errors, refused)
 
+        packages = ["onnx", "onnxruntime", *(["nncf"] if any(way.quantizer == "nncf" for way in ways) else [])]
         depends = {
+            "ways": [way.name for way in ways],
             "scheme": msgspec.to_builtins(self.target.scheme),
             "calibration": msgspec.to_builtins(calibration),
             "exported": self.learning.exported.key,
-            "versions": library_versions(["onnx", "onnxruntime"], "build"),
+            "versions": library_versions(packages, "build"),
         }
-        return self._stage("quantize", depends, quantize.Quantized, run, _describe_quantized)
+        return self._stage("quantize", depends, Written, run, _describe_written)
 
-    def _engine(self, quantized: Done[quantize.Quantized]) -> Done[Ran]:
-        def run(folder: Path, report: StageReporter) -> Ran:
-            found = {}
-            for done, name in enumerate((quantize.ENGINE, quantize.DEPLOY), 1):
-                outputs = folder / f"{name}.npz"
-                self.device.evaluate(
-                    quantized.folder / name, self._exported / TEST, outputs, self.recipe.profile.threads
+    def _compile(self, written: Done[Written]) -> Done[Compiled]:
+        wanted = self.target.compile
+        assert wanted is not None  # the caller has looked
+        # A DLA is the board's: what is proved here is the graph.
+        told = {name: value for name, value in self.target.options.items() if name != "dla"}
+        options = {**told, "compute_capability": wanted.compute_capability}
+
+        def run(folder: Path, report: StageReporter) -> Compiled:
+            layers, messages, library = {}, {}, ""
+            jobs = [(c.name, variant) for c in written.result.candidates for variant in (ENGINE, DEPLOY)]
+            for done, (name, variant) in enumerate(jobs, 1):
+                place = folder / name
+                place.mkdir(exist_ok=True)
+                plan = (place / variant).with_suffix(".plan")
+                built = LocalDevice().compile(
+                    written.folder / name / variant, plan, place / _LAYERS, wanted.library, options
                 )
-                found[name] = _read_outputs(outputs)
-                report.advance(done, 2, name)
-            engine, deploy = found[quantize.ENGINE], found[quantize.DEPLOY]["logits"]
-            ids = np.load(self._exported / TEST)["ids"]
-            # Deploy's logits, since they are what a user gets; only the other variant gives embeddings.
-            _probe(ids, {**engine, "logits": deploy}).save(folder / _OUTPUTS)
-            error = float(np.abs(deploy - engine["logits"]).max())
-            if not error <= _DEPLOY_TOLERANCE * float(np.abs(deploy).max()):
-                raise ModelError(f"{quantized.folder}: deploy.onnx and engine.onnx disagree by {error:.3g} in a logit")
-            return Ran(error)
+                library, layers[name], messages[name] = built["library"], built["layers"], built["messages"]
+                report.advance(done, len(jobs), f"{name}: {built['layers']} layers")
+            return Compiled(library, layers, messages)
 
-        depends = {"quantized": quantized.key, "device": self.device.describe(), "threads": self.recipe.profile.threads}
-        return self._stage(
-            "engine", depends, Ran, run, lambda ran: f"deploy variant within {ran.deploy_logit_error:.1e}"
-        )
+        depends = {
+            "compile": msgspec.to_builtins(wanted),
+            "options": options,
+            "written": written.key,
+            "versions": library_versions(PACKAGES[wanted.library], "build"),
+        }
+        return self._stage("compile", depends, Compiled, run, _describe_compiled)
 
-    def _check(self, quantized: Done[quantize.Quantized], ran: Done[Ran]) -> Done[Ledger]:
+    def _engine(self, written: Done[Written], compiled: Done[Compiled] | None) -> Done[Ran]:
+        device = self._present
+
+        def run(folder: Path, report: StageReporter) -> Ran:
+            errors = {}
+            for done, candidate in enumerate(written.result.candidates, 1):
+                place = folder / candidate.name
+                place.mkdir()
+
+                def on_device(variant: str, name: str = candidate.name, place: Path = place) -> Mapping[str, Any]:
+                    outputs = place / f"{variant}.npz"
+                    engine = self._engine_file(name, variant, written, compiled)
+                    device.evaluate(engine, self.runtime, self._exported / TEST, outputs, self.recipe.profile.threads)
+                    with open_arrays(outputs) as arrays:
+                        return {key: arrays[key] for key in arrays}
+
+                probe, errors[candidate.name] = probe_variants(on_device, self._exported / TEST, str(place))
+                probe.save(place / _OUTPUTS)
+                report.advance(done, len(written.result.candidates), candidate.name)
+            return Ran(errors)
+
+        depends = {
+            **self._where(device),
+            "written": written.key,
+            "compiled": compiled.key if compiled else None,
+            "threads": self.recipe.profile.threads,
+        }
+        return self._stage("engine", depends, Ran, run, _describe_ran)
+
+    def _check(self, written: Done[Written], ran: Done[Ran] | None) -> Done[Checked]:
         gate = self.recipe.gate
 
-        def run(_folder: Path, _report: StageReporter) -> Ledger:
-            probes = {
-                **self.learning.probes(),
-                "quantized": Probe.load(quantized.folder / _OUTPUTS),
-                "engine": Probe.load(ran.folder / _OUTPUTS),
-            }
-            with np.load(self._exported / TEST, allow_pickle=False) as test:
-                labels, groups = test["labels"], test["groups"] if "groups" in test.files else None
-            metrics = {name: self.project.loaded.metric(probe.logits, labels) for name, probe in probes.items()}
+        def run(_folder: Path, report: StageReporter) -> Checked:
+            with open_arrays(self._exported / TEST) as test:
+                labels, groups = test["labels"], test.get("groups")
             facts = self.learning.exported.result.facts
             limits = Limits(gate.tau_pass, gate.tau_fail, gate.max_flips, gate.max_metric_drop, facts.higher_is_better)
             bootstrap = Bootstrap(gate.confidence, gate.resamples, self.recipe.seed)
-            return keep_ledger(probes, metrics, facts.metric, groups, limits, bootstrap)
+            ledgers: dict[str, Ledger] = {}
+            trained = self.learning.probes()
+            common: list[Row] = []
+            for done, candidate in enumerate(written.result.candidates, 1):
+                host = "quantized" if candidate.precision == "int8" else "exported"
+                probes = {**trained, host: Probe.load(written.folder / candidate.name / _OUTPUTS)}
+                if ran:
+                    probes["engine"] = Probe.load(ran.folder / candidate.name / _OUTPUTS)
+                metrics = {name: self.project.loaded.metric(probe.logits, labels) for name, probe in probes.items()}
+                ledger = keep_ledger(probes, metrics, facts.metric, groups, limits, bootstrap, common)
+                common = [row for row in ledger.rows if row.stage in trained]
+                ledgers[candidate.name] = ledger
+                report.advance(done, len(written.result.candidates), candidate.name)
+            return Checked(ledgers)
 
-        depends = {**msgspec.to_builtins(gate), "seed": self.recipe.seed, "quantized": quantized.key, "engine": ran.key}
-        return self._stage("check", depends, Ledger, run, _describe_ledger)
+        depends = {
+            **msgspec.to_builtins(gate),
+            "seed": self.recipe.seed,
+            "written": written.key,
+            "engine": ran.key if ran else None,
+        }
+        return self._stage("check", depends, Checked, run, _describe_checked)
 
-    def _profile(self, quantized: Done[quantize.Quantized]) -> Done[Profile]:
-        config = self.recipe.profile
+    def _profile(self, written: Done[Written], compiled: Done[Compiled] | None) -> Done[Profile]:
+        config, device = self.recipe.profile, self._present
 
         def run(folder: Path, report: StageReporter) -> Profile:
             engines = {}
             for name in ("teacher", "student"):
                 engines[name] = folder / f"{name}.deploy.onnx"
                 drop_outputs(self._exported / onnx_name(name), ("logits",), engines[name])
-            engines["engine"] = quantized.folder / quantize.DEPLOY
-            return self.device.profile(engines, self._exported / TEST, folder, config, report.advance)
+            for candidate in written.result.candidates:
+                engines[candidate.name] = self._engine_file(candidate.name, DEPLOY, written, compiled)
+            return device.profile(engines, self.runtime, self._exported / TEST, folder, config, report.advance)
 
         depends = {
             **msgspec.to_builtins(config),
-            "device": self.device.describe(),
-            "quantized": quantized.key,
-            "versions": library_versions(["onnxruntime", "numpy"], "build"),
+            **self._where(device),
+            "written": written.key,
+            "compiled": compiled.key if compiled else None,
+            "versions": library_versions(["numpy"], "build"),
         }
         return self._stage("profile", depends, Profile, run, _describe_profile)
 
     def _bundle(
-        self, quantized: Done[quantize.Quantized], ran: Done[Ran], ledger: Done[Ledger], profile: Done[Profile]
+        self,
+        choice: Choice,
+        written: Done[Written],
+        compiled: Done[Compiled] | None,
+        ran: Done[Ran] | None,
+        checked: Done[Checked],
+        profile: Done[Profile] | None,
     ) -> Done[Bundled]:
+        ledger = checked.result.ledgers[choice.name]
+
         def run(folder: Path, _report: StageReporter) -> Bundled:
             bundle = folder / _BUNDLE
             bundle.mkdir()
-            for name in (quantize.ENGINE, quantize.DEPLOY):
-                shutil.copyfile(quantized.folder / name, bundle / name)
-            _write_references(self._exported / TEST, Probe.load(ran.folder / _OUTPUTS), bundle / "reference.npz")
-            plain = msgspec.to_builtins(ledger.result)
-            text = json.dumps(null_not_finite(plain), indent=1, allow_nan=False)
+            for name in (ENGINE, DEPLOY):
+                shutil.copyfile(written.folder / choice.name / name, bundle / name)
+            if compiled:
+                shutil.copyfile(compiled.folder / choice.name / _LAYERS, bundle / _LAYERS)
+            if compiled and self._ships_plans:
+                for plan in (compiled.folder / choice.name).glob("*.plan"):
+                    shutil.copyfile(plan, bundle / plan.name)
+            found = Probe.load((ran or written).folder / choice.name / _OUTPUTS)
+            write_references(self._exported / TEST, found, bundle / "reference.npz")
+            text = json.dumps(null_not_finite(msgspec.to_builtins(ledger)), indent=1, allow_nan=False)
             (bundle / _LEDGER).write_text(text, encoding="utf-8")
             facts = self.learning.exported.result.facts
-            engine = ledger.result.row("engine")
             write_bundle(
                 bundle,
                 target=self.target.name,
-                runtime=self.target.runtime,
+                runtime=Runtime(self._public_runtime, self.target.options),
+                precision=next(c.precision for c in written.result.candidates if c.name == choice.name),
                 task={"name": self.recipe.task.name.rpartition("/")[2], "metric": facts.metric},
                 inputs=[dict(spec) for spec in facts.inputs],
                 classes=facts.classes,
-                verdict=ledger.result.verdict,
-                reasons=list(ledger.result.reasons),
+                verdict=ledger.verdict,
+                reasons=list(ledger.reasons),
                 versions=library_versions(LIBRARIES, "build"),
-                measurements={facts.metric: engine.metric, "profile": msgspec.to_builtins(profile.result)},
+                measurements={
+                    facts.metric: ledger.rows[-1].metric,
+                    "profile": msgspec.to_builtins(_named(profile.result, choice.name)) if profile else None,
+                },
             )
             return Bundled(sum(path.stat().st_size for path in bundle.iterdir()))
 
         depends = {
-            "check": ledger.key,
-            "profile": profile.key,
+            "choice": choice.name,
+            "written": written.key,
+            "compiled": compiled.key if compiled else None,
+            "check": checked.key,
+            "profile": profile.key if profile else None,
             "task": self.recipe.task.name.rpartition("/")[2],
             "target": self.target.name,
-            "runtime": self.target.runtime,
+            "runtime": [self._public_runtime, self.target.options],
         }
         return self._stage("bundle", depends, Bundled, run, lambda bundled: f"{bundled.size_bytes / 1e3:.0f} kB")
 
+    def _engine_file(
+        self, candidate: str, variant: str, written: Done[Written], compiled: Done[Compiled] | None
+    ) -> Path:
+        """The file that the runtime is given: an engine that was built ahead of time, or ONNX."""
+        if compiled and self._ships_plans:
+            return (compiled.folder / candidate / variant).with_suffix(".plan")
+        return written.folder / candidate / variant
 
-def _run_engine(engine: Path, samples: Path) -> Probe:
-    with open_engine(engine) as session:
-        outputs = run_rows(session, read_feeds(samples, session.inputs), _BATCH)
-    return _probe(np.load(samples)["ids"], outputs)
+    @property
+    def _ships_plans(self) -> bool:
+        return self.target.compile is not None and self.target.compile.ship
+
+    @property
+    def _public_runtime(self) -> str:
+        """The runtime as a bundle names it: without this machine's path to a user's own file."""
+        return self.target.runtime.rpartition("/")[2]
+
+    @property
+    def _present(self) -> Device:
+        assert not isinstance(self.device, Absent)  # the callers have looked
+        return self.device
+
+    def _where(self, device: Device) -> dict[str, Any]:
+        """What the results of a device depend on."""
+        return {
+            "device": device.describe(self.runtime),
+            "runtime": [self._public_runtime, self.target.options],
+            "source": self.runtime.digest(),
+        }
+
+    def _facts(self, written: Written, compiled: Compiled | None, choice: Choice) -> tuple[str, ...]:
+        facts = [f"{name} was left out: {reason}" for name, reason in written.refused.items()]
+        wanted = self.target.compile
+        if compiled and wanted:
+            what = "ships" if wanted.ship else "is a proof alone; the board builds its own"
+            facts.append(
+                f"{compiled.library} parsed and built {choice.name} for {wanted.compute_capability} on this host "
+                f"({compiled.layers[choice.name]} layers); that engine {what}."
+            )
+            facts += [f"{compiled.library} said of {choice.name}: {line}" for line in compiled.messages[choice.name]]
+        if isinstance(self.device, Absent):
+            last = "quantized" if choice.name.startswith("int8") else "exported"
+            facts.append(f"No device ran the engine: '{last}' is the very same graph in ONNX Runtime on this host.")
+        return tuple(facts)
 
 
-def _read_outputs(path: Path) -> dict[str, np.ndarray[Any, Any]]:
-    with np.load(path, allow_pickle=False) as outputs:
-        return {name: outputs[name] for name in outputs.files}
+def _results(written: Written, checked: Checked, profile: Profile | None) -> tuple[CandidateResult, ...]:
+    """Join what is known of each candidate."""
+    measured = {engine.name: engine for engine in profile.engines} if profile else {}
+    results = []
+    for candidate in written.candidates:
+        ledger, engine = checked.ledgers[candidate.name], measured.get(candidate.name)
+        last = ledger.rows[-1]
+        results.append(
+            CandidateResult(
+                name=candidate.name,
+                precision=candidate.precision,
+                verdict=ledger.verdict,
+                metric=last.metric,
+                bound=last.to_student.bound if last.to_student else math.nan,
+                flips=math.nan if last.flips is None else last.flips,
+                p50=engine.latency.p50 if engine else None,
+                size_bytes=candidate.sizes[DEPLOY],
+                peak_rss_bytes=engine.peak_rss_bytes if engine else None,
+            )
+        )
+    return tuple(results)
 
 
-def _probe(ids: np.ndarray[Any, Any], outputs: dict[str, np.ndarray[Any, Any]]) -> Probe:
-    prefix = "embedding."
-    embeddings = {name.removeprefix(prefix): z for name, z in outputs.items() if name.startswith(prefix)}
-    return Probe(ids, outputs["logits"], embeddings)
+def _named(profile: Profile, chosen: str) -> Profile:
+    """Return a profile in which the candidate that ships is called "engine"."""
+    engines = (replace(engine, name=SHIPPED) if engine.name == chosen else engine for engine in profile.engines)
+    return replace(profile, engines=tuple(engines))
 
 
-def _write_references(samples: Path, engine: Probe, path: Path) -> None:
-    """Take the samples that the engine is surest of, from every class: others may flip by rounding alone elsewhere."""
-    ordered = np.sort(engine.logits, axis=1)
-    by_margin = np.argsort(ordered[:, -2] - ordered[:, -1], kind="stable")
-    predicted = engine.predictions[by_margin]
-    each = -(-_REFERENCES // len(np.unique(predicted)))
-    surest = np.concatenate([by_margin[predicted == label][:each] for label in np.unique(predicted)])[:_REFERENCES]
-    with np.load(samples, allow_pickle=False) as arrays:
-        inputs = {key.removeprefix("input."): arrays[key][surest] for key in arrays.files if key.startswith("input.")}
-    outputs = {f"embedding.{name}": z[surest] for name, z in engine.embeddings.items()}
-    write_reference(path, engine.ids[surest], inputs, {"logits": engine.logits[surest], **outputs})
+def _describe_written(written: Written) -> str:
+    return ", ".join(
+        f"{c.name} {c.sizes[DEPLOY] / 1e3:.0f} kB"
+        + (f" ({c.quantized_nodes}/{c.weight_nodes} layers)" if c.quantized_nodes else "")
+        for c in written.candidates
+    )
 
 
-def _describe_quantized(result: quantize.Quantized) -> str:
-    return f"{result.quantized_nodes}/{result.weight_nodes} layers INT8, {result.sizes[quantize.DEPLOY] / 1e3:.0f} kB"
+def _describe_compiled(compiled: Compiled) -> str:
+    counts = ", ".join(f"{name} {layers} layers" for name, layers in compiled.layers.items())
+    return f"{compiled.library}: {counts}"
 
 
-def _describe_ledger(ledger: Ledger) -> str:
-    drift = ledger.row("engine").to_student
-    return ledger.verdict if drift is None else f"{ledger.verdict}: engine's Gram drift at most {drift.bound:.4f}"
+def _describe_ran(ran: Ran) -> str:
+    return ", ".join(f"{name} variants within {error:.1e}" for name, error in ran.deploy_logit_error.items())
+
+
+def _describe_checked(checked: Checked) -> str:
+    told = []
+    for name, ledger in checked.ledgers.items():
+        drift = ledger.rows[-1].to_student
+        told.append(f"{name} {ledger.verdict}" + (f", drift ≤ {drift.bound:.4f}" if drift else ""))
+    return "; ".join(told)
 
 
 def _describe_profile(profile: Profile) -> str:

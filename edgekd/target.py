@@ -35,6 +35,37 @@ DEFAULT_OPERATORS: tuple[Operator, ...] = (
 )  # fmt: skip
 
 
+Arch = Literal["x86_64", "aarch64", "arm64", "AMD64"]
+Precision = Literal["int8", "float16", "float32"]
+Quantizer = Literal["qdq", "nncf"]
+
+
+class _Options(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What a runtime may be told; those of a user's own runtime are not looked into."""
+
+
+class _OpenVino(_Options, frozen=True):
+    device: Literal["CPU", "GPU", "NPU"] = "CPU"
+    precision: Literal["f32", "f16", "bf16"] = "f32"
+
+
+class _TensorRt(_Options, frozen=True):
+    max_batch: Annotated[int, Meta(ge=1)] = 64
+    dla: bool = False
+
+
+_OPTIONS: dict[str, type[_Options]] = {
+    "onnxruntime": _Options,
+    "onnxruntime-web": _Options,
+    "openvino": _OpenVino,
+    "tensorrt": _TensorRt,
+    "tensorrt-rtx": _TensorRt,
+}
+
+#: Engine libraries that edgekd knows; :mod:`edgekd.runtime.registry` opens them.
+RUNTIMES = tuple(_OPTIONS)
+
+
 class Scheme(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """How a target wants INT8 written into ONNX."""
 
@@ -45,6 +76,10 @@ class Scheme(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
         bool, Meta(description="7-bit weights: x86 with AVX2 but no VNNI saturates 16-bit sums otherwise.")
     ] = True
     bias: Annotated[Literal["int32", "float"], Meta(description="Type of biases.")] = "int32"
+    rest: Annotated[
+        Literal["float32", "float16"],
+        Meta(description="What is not INT8 computes in; inputs, outputs and arithmetic on raw inputs stay float32."),
+    ] = "float32"
     operators: Annotated[
         list[Operator], Meta(min_length=1, description="ONNX operators that compute in INT8; all others stay float.")
     ] = msgspec.field(default_factory=lambda: list(DEFAULT_OPERATORS))
@@ -58,6 +93,27 @@ class Budgets(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     memory_mb: Annotated[float, Meta(gt=0, description="Peak resident memory, 10^6 bytes.")] | None = None
 
 
+class Hosts(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Which machines are of this kind, so that an engine for them can run and be timed right here."""
+
+    arch: Annotated[
+        list[Arch], Meta(min_length=1, description="Processor architectures, as 'uname -m' prints them.")
+    ] = msgspec.field(default_factory=lambda: ["x86_64", "aarch64"])
+    model: Annotated[str, Meta(description="What the name of the board or the processor must hold; '' for any.")] = ""
+
+
+class Compile(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Build engines ahead of time on the workstation: what NVIDIA's parser would refuse is refused there."""
+
+    library: Annotated[
+        Literal["tensorrt-rtx"], Meta(description="TensorRT-RTX builds without a GPU, from the code that boards run.")
+    ]
+    compute_capability: Annotated[str, Meta(pattern=r"^SM\d+$", description="Of the GPU to build for, e.g. 'SM86'.")]
+    ship: Annotated[
+        bool, Meta(description="Put the built engines into the bundle. If false they are a proof alone.")
+    ] = False
+
+
 class Target(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """One kind of device."""
 
@@ -69,9 +125,30 @@ class Target(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
         ),
     ]
     description: str
-    runtime: Annotated[Literal["onnxruntime"], Meta(description="The engine library.")]
+    runtime: Annotated[
+        str,
+        Meta(
+            description=f"The engine library: {', '.join(RUNTIMES)}; or your own, 'path/to/file.py:function' or "
+            "'package.module:function', which opens engines."
+        ),
+    ]
+    options: Annotated[dict[str, Any], Meta(description="What the runtime is told when it opens an engine.")] = {}
+    precisions: Annotated[
+        list[Precision],
+        Meta(min_length=1, description="What engines may be; the first is preferred where none is clearly faster."),
+    ] = msgspec.field(default_factory=lambda: ["int8", "float32"])
+    quantizers: Annotated[
+        list[Quantizer],
+        Meta(min_length=1, description="Who writes INT8: 'qdq' is edgekd on ONNX Runtime, 'nncf' OpenVINO's NNCF."),
+    ] = msgspec.field(default_factory=lambda: ["qdq"])
     scheme: Scheme
     opset: Annotated[int, Meta(ge=18, le=23, description="ONNX opset of the exported graph.")] = 20
+    round_to: Annotated[int, Meta(ge=1, description="Pruned widths are multiples of this: its kernels like them.")] = 8
+    hosts: Hosts = Hosts()
+    compile: Compile | None = None
+    power_rails: Annotated[
+        list[str], Meta(description="Names of the power sensors that add up to the module's draw.")
+    ] = []
     budgets: Budgets = Budgets()
     notes: Annotated[list[str], Meta(description="Facts behind the choices, each with its source.")] = []
 
@@ -122,7 +199,15 @@ def load_target(reference: str) -> Target:
     """
     path = find_target(reference)
     content = {"name": path.stem, **read_toml(path, TargetError)}
-    return _convert(content, Target, path)
+    target = _convert(content, Target, path)
+    file, colon, function = target.runtime.rpartition(":")
+    if colon:
+        anchored = f"{(path.resolve().parent / file)}:{function}" if file.endswith(".py") else target.runtime
+        return msgspec.structs.replace(target, runtime=anchored)
+    if target.runtime not in RUNTIMES:
+        raise TargetError(f"{path}: runtime: there is no '{target.runtime}'{nearest(target.runtime, RUNTIMES)}")
+    _convert(target.options, _OPTIONS[target.runtime], path, "options.")
+    return target
 
 
 def load_calibration(reference: str) -> Calibration:
@@ -150,10 +235,11 @@ def _find(reference: str, shipped: dict[str, Path], kind: str) -> Path:
 _S = TypeVar("_S", bound=Struct)
 
 
-def _convert(content: dict[str, Any], struct: type[_S], path: Path) -> _S:
-    check_keys(content, struct, str(path), TargetError)
-    check_values(content, str(path), TargetError)
+def _convert(content: dict[str, Any], struct: type[_S], path: Path, at: str = "") -> _S:
+    source = f"{path}: {at.rstrip('.')}" if at else str(path)
+    check_keys(content, struct, source, TargetError)
+    check_values(content, source, TargetError)
     try:
         return msgspec.convert(content, struct)
     except msgspec.ValidationError as error:
-        raise TargetError(f"{path}: {explain(error, struct)}") from error
+        raise TargetError(f"{path}: {at}{explain(error, struct)}") from error

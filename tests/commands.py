@@ -15,6 +15,7 @@ ROOT = Path(__file__).parents[1]
 
 #: Quick, on real data, and limits that an untrained student keeps.
 SETTINGS = {
+    "quantize.precision": "int8",
     "teacher.epochs": 4,
     "distill.epochs": 4,
     "prune.epochs": 3,

@@ -243,11 +243,11 @@ def test_no_target(tmp_path):
 class Rounding(LocalDevice):
     """A device on which deploy.onnx gives other logits than engine.onnx, by a hair."""
 
-    def describe(self):
-        return {**super().describe(), "rounds": "otherwise"}
+    def describe(self, runtime):
+        return {**super().describe(runtime), "rounds": "otherwise"}
 
-    def evaluate(self, engine, inputs, outputs, threads):
-        super().evaluate(engine, inputs, outputs, threads)
+    def evaluate(self, engine, runtime, inputs, outputs, threads):
+        super().evaluate(engine, runtime, inputs, outputs, threads)
         if engine.name == "deploy.onnx":
             with np.load(outputs) as arrays:
                 logits = arrays["logits"]
@@ -255,10 +255,10 @@ class Rounding(LocalDevice):
 
 
 def test_the_gate_judges_what_is_shipped(cache, tmp_path, monkeypatch):
-    monkeypatch.setattr("edgekd.pipeline.LocalDevice", Rounding)
+    monkeypatch.setattr("edgekd.devices.choose.LocalDevice", Rounding)
     report = build(quick_recipe(), [load_target("cpu")], Places(tmp_path / "out", cache))
     assert report.targets[0].deploy_logit_error == pytest.approx(1e-3, rel=0.1)
-    ran = max(cache.glob("engine-*/outputs.npz"), key=lambda path: path.stat().st_mtime)
+    ran = max(cache.glob("engine-*/int8/outputs.npz"), key=lambda path: path.stat().st_mtime)
     with np.load(ran) as gated, np.load(ran.with_name("engine.onnx.npz")) as engine:
         assert np.allclose(gated["logits"], engine["logits"] + 1e-3, atol=1e-5)
         assert not np.array_equal(gated["logits"], engine["logits"])

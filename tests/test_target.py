@@ -98,7 +98,7 @@ def test_a_wrong_file_is_named_with_the_key(board, change, said):
     ("load", "reference", "said"),
     [
         (load_target, "cpus", "no target 'cpus'; did you mean 'cpu'"),
-        (load_target, "toaster", "known: "),
+        (load_target, "xyz", "known: "),
         (load_target, "none/such.toml", "no such target file"),
         (load_calibration, "minmix", "no calibration 'minmix'; did you mean 'minmax'"),
         (load_calibration, "none/such.toml", "no such calibration file"),

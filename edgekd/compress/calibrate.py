@@ -11,6 +11,7 @@ import numpy as np
 
 from edgekd.errors import ModelError
 from edgekd.files import need
+from edgekd.runtime.session import INPUT_PREFIX
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -41,7 +42,8 @@ class Samples:
 
     def __iter__(self) -> Iterator[Feeds]:
         with np.load(self.path, allow_pickle=False) as arrays:
-            inputs = {key.removeprefix("input."): arrays[key] for key in arrays.files if key.startswith("input.")}
+            keys = [key for key in arrays.files if key.startswith(INPUT_PREFIX)]
+            inputs = {key.removeprefix(INPUT_PREFIX): arrays[key] for key in keys}
         count = len(next(iter(inputs.values())))
         order = np.random.default_rng(self.calibration.seed).permutation(count)
         chosen = np.sort(order[: self.calibration.samples])

@@ -1,68 +1,129 @@
-"""Stage: INT8 by ONNX Runtime's quantizer, as QDQ, in the scheme that the target states."""
+"""Stage: write the network in every precision that the target has; INT8 as QDQ, in the scheme that it states."""
 
 from __future__ import annotations
 
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
+from edgekd.compress import nncf
 from edgekd.compress.calibrate import Samples, tensor_ranges
 from edgekd.compress.graph import drop_outputs, save, unquantize_outputs
-from edgekd.errors import ModelError
+from edgekd.compress.half import to_half
+from edgekd.errors import ModelError, TargetError
 from edgekd.files import need, quiet
+from edgekd.target import Precision, Quantizer  # read back from the cache by their types
 
 if TYPE_CHECKING:
-    from edgekd.target import Calibration, Scheme
+    from edgekd.target import Calibration, Scheme, Target
 
 #: Files of the stage: with the embeddings, to check; without, to deploy.
 ENGINE, DEPLOY = "engine.onnx", "deploy.onnx"
 
 
 @dataclass(frozen=True)
-class Quantized:
-    """Result: ``engine.onnx`` and ``deploy.onnx``.
+class Way:
+    """One way to write the network for a target: a candidate for what ships.
 
     Attributes:
+        precision: what its weights and activations are, e.g. "int8".
+        quantizer: who writes INT8; None where nothing is quantized.
+    """
+
+    precision: Precision
+    quantizer: Quantizer | None
+
+    @property
+    def name(self) -> str:
+        """Name of the candidate, and of its folder: "int8", "int8-nncf", "float32"."""
+        return self.precision if self.quantizer in (None, "qdq") else f"{self.precision}-{self.quantizer}"
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """The graphs of one way, ``engine.onnx`` and ``deploy.onnx`` in the folder of its name.
+
+    Attributes:
+        name: of its :class:`Way`.
+        precision: of its :class:`Way`.
         quantized_nodes: how many weight-bearing nodes compute in INT8.
         weight_nodes: how many weight-bearing nodes there are.
         sizes: bytes of each file.
     """
 
+    name: str
+    precision: Precision
     quantized_nodes: int
     weight_nodes: int
     sizes: dict[str, int]
 
 
-def run(model: Path, samples: Path, scheme: Scheme, calibration: Calibration, folder: Path) -> Quantized:
-    """Quantize ``model`` into ``folder``.
+def ways(target: Target, precision: Literal["best"] | Precision) -> tuple[Way, ...]:
+    """Return the candidates for a target, the preferred first.
 
     Args:
+        target: which precisions and quantizers it has.
+        precision: what the recipe asks for; "best" for all that the target has.
+
+    Raises:
+        TargetError: the target does not have the precision that was asked for.
+    """
+    if precision != "best" and precision not in target.precisions:
+        raise TargetError(
+            f"[quantize] precision = '{precision}': target '{target.name}' has {', '.join(target.precisions)} only"
+        )
+    wanted = target.precisions if precision == "best" else [precision]
+    return tuple(
+        Way(kind, quantizer) for kind in wanted for quantizer in (target.quantizers if kind == "int8" else [None])
+    )
+
+
+def run(way: Way, model: Path, samples: Path, scheme: Scheme, calibration: Calibration, folder: Path) -> Candidate:
+    """Write ``model`` in one way into the folder of its name.
+
+    Args:
+        way: in which precision, and by whom.
         model: float ONNX with ``logits`` and ``embedding.<modality>`` outputs.
         samples: ``.npz`` of the calibration split.
         scheme: how the target wants INT8.
         calibration: how ranges are found.
-        folder: where the result goes.
+        folder: where the folder goes.
 
     Raises:
-        ModelError: ONNX Runtime cannot quantize the graph, or nothing in it could be quantized.
+        ModelError: the quantizer cannot take the graph, or nothing in it could be quantized.
     """
-    onnx = need("onnx", "build")
-    with tempfile.TemporaryDirectory(dir=folder) as temporary, quiet():
-        try:
-            quantized = _quantize(model, Samples(samples, calibration), scheme, Path(temporary))
-            graph = onnx.load(str(quantized))
-        except _failures() as error:
-            reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-            raise ModelError(f"{model}: ONNX Runtime cannot quantize it: {reason}") from error
-    unquantize_outputs(graph)
+    if way.quantizer:
+        graph = _quantized(way.quantizer, model, Samples(samples, calibration), scheme, folder)
+    else:
+        graph = need("onnx", "build").load(str(model))
     done, total = _count(graph)
-    if done == 0:
+    if way.quantizer and done == 0:
         operators = ", ".join(scheme.operators)
         raise ModelError(f"{model}: nothing in it could be quantized; the scheme quantizes {operators}")
-    save(graph, folder / ENGINE)
-    drop_outputs(folder / ENGINE, ("logits",), folder / DEPLOY)
-    return Quantized(done, total, {name: (folder / name).stat().st_size for name in (ENGINE, DEPLOY)})
+    if way.precision == "float16" or (way.quantizer and scheme.rest == "float16"):
+        graph = to_half(graph)
+    place = folder / way.name
+    place.mkdir()
+    save(graph, place / ENGINE)
+    drop_outputs(place / ENGINE, ("logits",), place / DEPLOY)
+    sizes = {name: (place / name).stat().st_size for name in (ENGINE, DEPLOY)}
+    return Candidate(way.name, way.precision, done, total, sizes)
+
+
+def _quantized(quantizer: Quantizer, model: Path, samples: Samples, scheme: Scheme, folder: Path) -> Any:
+    onnx = need("onnx", "build")
+    with tempfile.TemporaryDirectory(dir=folder) as temporary, quiet():
+        if quantizer == "nncf":
+            graph = onnx.load(str(nncf.quantize(model, samples, scheme, Path(temporary))))
+        else:
+            try:
+                graph = onnx.load(str(_quantize(model, samples, scheme, Path(temporary))))
+            except _failures() as error:
+                reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+                raise ModelError(f"{model}: ONNX Runtime cannot quantize it: {reason}") from error
+    unquantize_outputs(graph)
+    return graph
 
 
 def _quantize(model: Path, samples: Samples, scheme: Scheme, work: Path) -> Path:

@@ -6,14 +6,34 @@ from typing import TYPE_CHECKING
 
 from edgekd.console.lines import Json, Plain, Quiet
 from edgekd.console.live import LiveView
-from edgekd.console.show import open_console, print_report, print_targets, print_tasks
+from edgekd.console.show import (
+    open_console,
+    print_devices,
+    print_profile,
+    print_report,
+    print_targets,
+    print_tasks,
+)
+from edgekd.console.steps import steps
 
 if TYPE_CHECKING:
     from contextlib import AbstractContextManager
 
     from edgekd.progress import Observer
 
-__all__ = ["Json", "LiveView", "Plain", "Quiet", "choose_observer", "print_report", "print_targets", "print_tasks"]
+__all__ = [
+    "Json",
+    "LiveView",
+    "Plain",
+    "Quiet",
+    "choose_observer",
+    "print_devices",
+    "print_profile",
+    "print_report",
+    "print_targets",
+    "print_tasks",
+    "steps",
+]
 
 
 def choose_observer(json: bool, quiet: bool, verbose: bool, terminal: bool) -> AbstractContextManager[Observer]:

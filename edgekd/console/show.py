@@ -11,14 +11,26 @@ from rich.padding import Padding
 from rich.table import Table as RichTable
 from rich.text import Text
 
-from edgekd.report.page import run_lines
-from edgekd.report.table import LEGEND, Column, Table, describe, engine_table, ledger_table, summary_table
+from edgekd.report.figures import size
+from edgekd.report.page import latency_table, run_lines
+from edgekd.report.table import (
+    LEGEND,
+    Column,
+    Table,
+    candidate_table,
+    describe,
+    engine_table,
+    ledger_table,
+    summary_table,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
     from pathlib import Path
 
     from edgekd.report.result import BuildReport, TargetResult
+    from edgekd.runtime.manifest import Manifest
+    from edgekd.runtime.measure import Profile
 
 _NARROWEST, _WIDEST = 80, 100
 _GAP = 2
@@ -56,6 +68,12 @@ def print_report(report: BuildReport, folder: Path | None = None, width: int | N
         _print_title(console, describe(result))
         _print_table(console, ledger_table(result))
         _print_table(console, engine_table(result))
+        if len(result.candidates) > 1:
+            _print_table(console, candidate_table(result))
+        if result.facts:
+            console.print()
+        for fact in result.facts:
+            _print_indented(console, Text(fact, "dim"))
     if len(report.targets) > 1:
         _print_title(console, "all targets")
         _print_table(console, summary_table(report))
@@ -75,6 +93,24 @@ def print_report(report: BuildReport, folder: Path | None = None, width: int | N
 def print_targets(rows: Iterable[tuple[str, str, str]], width: int | None = None) -> None:
     """Print (name, runtime, description) of each target."""
     _print_list(("target", "runtime", "description"), rows, width)
+
+
+def print_devices(rows: Iterable[tuple[str, str, str]], width: int | None = None) -> None:
+    """Print (name, state, remark) of each device."""
+    _print_list(("device", "state", "latency"), rows, width)
+
+
+def print_profile(manifest: Manifest, profile: Profile, width: int | None = None) -> None:
+    """Print what a bundle's engine took on this machine."""
+    console = _page(width)
+    engine = profile.engines[0]
+    machine = ", ".join(f"{what} {profile.machine[what]}" for what in ("cpu", "governor") if what in profile.machine)
+    notes = (
+        f"Wall time of single inferences at batch 1, back to back; threads: {profile.threads}. Intervals: 95 %.",
+        f"Peak RSS {size(engine.peak_rss_bytes)}; engine {size(engine.size_bytes)}. {machine}.",
+    )
+    _print_title(console, f"{manifest.target} · {manifest.runtime} · {manifest.precision}")
+    _print_table(console, latency_table(profile, notes))
 
 
 def print_tasks(rows: Iterable[tuple[str, str]], width: int | None = None) -> None:

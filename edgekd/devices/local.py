@@ -17,13 +17,18 @@ import numpy as np
 
 import edgekd
 from edgekd.devices.process import AgentProcess
-from edgekd.runtime.measure import EngineProfile, Profile, cpu_model, latency_from
+from edgekd.runtime.measure import EngineProfile, Profile, cpu_model, latency_from, package_versions
+from edgekd.runtime.registry import PACKAGES
 from edgekd.runtime.session import INPUT_PREFIX, open_arrays, write_arrays
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
     from edgekd.recipe import ProfileConfig
+    from edgekd.runtime.registry import Runtime
+
+#: What an interpreter runs to be an agent.
+AGENT = ("-m", "edgekd.runtime.agent")
 
 _Times = np.ndarray[Any, np.dtype[np.int64]]
 
@@ -42,54 +47,42 @@ class LocalDevice:
     """This host. Each engine gets an agent, a subprocess of its own, that lives as long as one call below."""
 
     name = "local"
+    no_latency = None
 
     def __init__(self, patience_seconds: float = _PATIENCE_SECONDS) -> None:
         self._patience_seconds = patience_seconds
 
-    def describe(self) -> dict[str, str]:
+    @property
+    def arch(self) -> str:
+        """The processor's architecture."""
+        return platform.machine()
+
+    def missing(self) -> None:
+        """Say what must be installed: nothing, here."""
+
+    def describe(self, runtime: Runtime) -> dict[str, str]:
         """Return what tells this machine from another kind; starts no process and loads no engine library."""
-        return {"cpu": cpu_model(), "arch": platform.machine(), "logical_cores": str(os.cpu_count())}
+        host = {"cpu": cpu_model(), "arch": platform.machine(), "logical_cores": str(os.cpu_count())}
+        return {**host, **package_versions(PACKAGES.get(runtime.name, ()))}
 
-    def evaluate(self, engine: Path, inputs: Path, outputs: Path, threads: int) -> None:
-        """Run every row of ``inputs`` through an engine.
-
-        Args:
-            engine: the engine file.
-            inputs: ``.npz`` with ``input.<name>`` [N, ...] for each of its inputs.
-            outputs: ``.npz`` to write, with every output by its name [N, ...].
-            threads: threads of one inference.
-
-        Raises:
-            DeviceError: the agent died, hung or answered nonsense.
-            ModelError: the engine cannot be opened or does not take these inputs.
-        """
+    def evaluate(self, engine: Path, runtime: Runtime, inputs: Path, outputs: Path, threads: int) -> None:
+        """Run every row of ``inputs`` through an engine; see :class:`~edgekd.devices.device.Device`."""
         with self._agent() as agent:
-            agent.ask("open", engine=str(engine), threads=threads)
-            agent.ask("evaluate", inputs=str(inputs), outputs=str(outputs), batch=_BATCH)
+            evaluate(agent, engine, runtime, inputs, outputs, threads)
 
     def profile(
         self,
         engines: Mapping[str, Path],
+        runtime: Runtime,
         inputs: Path,
         folder: Path,
         config: ProfileConfig,
         advance: Callable[[int, int, str], None],
     ) -> Profile:
-        """Measure engines side by side, at batch 1.
+        """Measure engines side by side, at batch 1; see :class:`~edgekd.devices.device.Device`.
 
         Cold starts come first: fresh processes, though the engine's file may be in the system's cache. Then the engines
         take turns of a few inferences, in an order that rotates.
-
-        Args:
-            engines: engine files by name.
-            inputs: ``.npz`` of real samples, as for :meth:`evaluate`.
-            folder: receives ``<name>.npy`` with every timed inference in ns, in order.
-            config: threads, and how many inferences and fresh processes.
-            advance: called after each step with steps done, steps in all, and what came out.
-
-        Raises:
-            DeviceError: an agent died, hung or answered nonsense.
-            ModelError: an engine cannot be opened or does not take these inputs.
         """
         blocks = [min(_BLOCK, config.iterations - start) for start in range(0, config.iterations, _BLOCK)]
         total = len(engines) * (config.cold_starts + len(blocks))
@@ -100,8 +93,8 @@ class LocalDevice:
 
         with tempfile.TemporaryDirectory() as scratch:
             feeds = Path(scratch) / "feeds.npz"
-            _save_first_rows(inputs, feeds)
-            setup = _Setup(engines, feeds, config.threads, self._agent)
+            save_first_rows(inputs, feeds)
+            setup = _Setup(engines, runtime, feeds, config.threads, self._agent)
             colds = _start_cold(setup, config.cold_starts, step)
             timed = _take_turns(setup, blocks, config.warmup, step)
         profiles = []
@@ -120,20 +113,65 @@ class LocalDevice:
             )
         return Profile(machine=timed.machine, threads=config.threads, block=_BLOCK, engines=tuple(profiles))
 
+    def compile(
+        self, model: Path, plan: Path, layers: Path, library: str, options: Mapping[str, Any]
+    ) -> dict[str, Any]:
+        """Build an engine ahead of time, in a process of its own: an engine library's crash is one error here.
+
+        Args:
+            model: ONNX.
+            plan: where the engine goes.
+            layers: where the description of its layers goes, JSON.
+            library: which one builds it, "tensorrt-rtx".
+            options: fields of :class:`edgekd.runtime.tensorrt.BuildOptions`.
+
+        Returns:
+            ``library`` with its version, the number of ``layers``, and the ``messages`` that the library gave.
+
+        Raises:
+            MissingDependency: the library is not installed.
+            ModelError: it refuses the graph, or would get it wrong.
+            DeviceError: it crashed or hung.
+        """
+        with self._agent() as agent:
+            return agent.ask(
+                "compile",
+                "library",
+                "layers",
+                "messages",
+                model=str(model),
+                plan=str(plan),
+                layers=str(layers),
+                library=library,
+                options=dict(options),
+            )
+
     def _agent(self) -> AgentProcess:
-        return AgentProcess([sys.executable, "-m", "edgekd.runtime.agent"], _environment(), self._patience_seconds)
+        return AgentProcess([sys.executable, *AGENT], agent_environment(), self._patience_seconds)
+
+
+def evaluate(agent: AgentProcess, engine: Path, runtime: Runtime, inputs: Path, outputs: Path, threads: int) -> None:
+    """Let an agent open an engine and run every row of ``inputs`` through it into ``outputs``."""
+    agent.ask("open", engine=str(engine), threads=threads, **_spelled(runtime))
+    agent.ask("evaluate", inputs=str(inputs), outputs=str(outputs), batch=_BATCH)
+
+
+def _spelled(runtime: Runtime) -> dict[str, Any]:
+    return {"runtime": runtime.name, "options": dict(runtime.options)}
 
 
 @dataclass(frozen=True)
 class _Setup:
     engines: Mapping[str, Path]
+    runtime: Runtime
     feeds: Path
     threads: int
     agent: Callable[[], AgentProcess]
 
     def start(self, agent: AgentProcess, name: str) -> dict[str, float]:
         """Open an engine and run it once; return ``load_ms`` and ``first_run_ms``."""
-        load = agent.ask("open", "load_ms", engine=str(self.engines[name]), threads=self.threads)
+        engine = str(self.engines[name])
+        load = agent.ask("open", "load_ms", engine=engine, threads=self.threads, **_spelled(self.runtime))
         first = agent.ask("first", "first_run_ms", feeds=str(self.feeds))
         return {"load_ms": load["load_ms"], "first_run_ms": first["first_run_ms"]}
 
@@ -179,13 +217,14 @@ def _take_turns(setup: _Setup, blocks: Sequence[int], warmup: int, step: Callabl
     return _Timed({name: np.concatenate(part) for name, part in parts.items()}, memory, machine)
 
 
-def _save_first_rows(inputs: Path, path: Path) -> None:
+def save_first_rows(inputs: Path, path: Path) -> None:
+    """Write the rows that timed inferences cycle through."""
     with open_arrays(inputs) as archive:
         rows = {key: archive[key][:_ROWS] for key in archive if key.startswith(INPUT_PREFIX)}
     write_arrays(path, rows)
 
 
-def _environment() -> dict[str, str]:
+def agent_environment() -> dict[str, str]:
     """Return an environment in which the agent imports this very edgekd, and nothing from the working directory."""
     here = str(Path(edgekd.__file__).resolve().parent.parent)
     inherited = os.environ.get("PYTHONPATH")

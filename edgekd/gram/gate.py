@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from edgekd.gram.drift import Bootstrap, Drift, flips, measure_drift
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterable, Mapping
 
     import numpy as np
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 Verdict = Literal["pass", "warn", "fail"]
 
 #: Stages in the order of the ledger; those after "student" are gated against the student.
-STAGES = ("teacher", "student", "pruned", "quantized", "engine")
+STAGES = ("teacher", "student", "pruned", "exported", "quantized", "engine")
 GATED = STAGES[2:]
 
 
@@ -86,6 +86,7 @@ def keep_ledger(
     groups: np.ndarray[Any, Any] | None,
     limits: Limits,
     bootstrap: Bootstrap,
+    known: Iterable[Row] = (),
 ) -> Ledger:
     """Compare the stages' probes and judge them.
 
@@ -96,12 +97,17 @@ def keep_ledger(
         groups: each sample's cluster, or None.
         limits: what the build must keep.
         bootstrap: how the drift is bounded.
+        known: rows that another ledger of the same probes has already; they are not computed again.
 
     Raises:
         ValueError: the probes are not of the same samples.
     """
     rows = []
+    have = {row.stage: row for row in known}
     for stage in (stage for stage in STAGES if stage in probes):
+        if stage in have:
+            rows.append(have[stage])
+            continue
         probe = probes[stage]
         gated = stage in GATED
         to_teacher = measure_drift(probe, probes["teacher"], groups, bootstrap) if stage != "teacher" else None

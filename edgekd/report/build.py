@@ -77,6 +77,7 @@ def _row(result: TargetResult) -> dict[str, Any]:
         "gram": _gram(result),
         "speedup_p50": {baseline: result.speedup(baseline) for baseline in BASELINES},
         "size_ratio": {baseline: result.shrinkage(baseline) for baseline in BASELINES},
+        "candidate": result.chosen,
         "deploy_logit_error": result.deploy_logit_error,
         "baselines": {name: _measured(result.measured(name), result.sizes.get(name)) for name in BASELINES},
     }
@@ -96,11 +97,17 @@ def _row(result: TargetResult) -> dict[str, Any]:
 def _reason(path: str, result: TargetResult) -> str:
     """Say why there is no figure at a row's dotted path."""
     parts = path.split(".")
+    if parts[0] == "metric" and parts[1] == ENGINE:
+        return "not measured: no device ran the engine; 'shipped' is the same graph in ONNX Runtime on the host"
+    if parts[0] == "metric":
+        return f"not measured: the ledger has no stage '{parts[1]}'"
+    return _reason_of_engine(parts, result)
+
+
+def _reason_of_engine(parts: list[str], result: TargetResult) -> str:
     name = ENGINE
     if parts[0] == "baselines":
         name, parts = parts[1], parts[2:]
-    if parts[0] in ("metric", "gram"):
-        return f"not measured: the ledger has no stage '{parts[1] if parts[0] == 'metric' else ENGINE}'"
     if parts[0] in ("size_bytes", "size_ratio"):
         return "not measured: there is no such engine file"
     if result.profile_reason:
@@ -142,15 +149,17 @@ def _metric(result: TargetResult) -> dict[str, Any]:
         "higher_is_better": result.ledger.limits.higher_is_better,
         "samples": result.samples,
         **{stage: row.metric if row else None for stage, row in rows.items()},
+        "shipped": result.last.metric,
     }
 
 
 def _gram(result: TargetResult) -> dict[str, Any]:
-    """Return the engine's drift against the unpruned student; its verdict is that of the drift alone."""
-    limits, row = result.ledger.limits, result.row(ENGINE)
-    drift = row.to_student if row else None
+    """Return the drift of what ships against the unpruned student; its verdict is that of the drift alone."""
+    limits, row = result.ledger.limits, result.last
+    drift = row.to_student
     return {
         "reference": "student",
+        "stage": row.stage,
         "drift": drift and drift.mean,
         "bound": drift and drift.bound,
         "tau": limits.tau_fail,
@@ -165,6 +174,9 @@ def _target(result: TargetResult) -> dict[str, Any]:
         "target": result.target,
         "bundle": result.bundle,
         "sizes_bytes": result.sizes,
+        "candidates": [asdict(candidate) for candidate in result.candidates],
+        "choice": result.choice,
+        "facts": result.facts,
         "budgets": [{**asdict(check), "kept": check.kept} for check in result.budget_checks],
         "ledger": asdict(result.ledger),
         "profile": asdict(result.profile) if result.profile else None,

@@ -5,11 +5,11 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from edgekd.report.figures import NOTHING, WITHHELD, duration, milliseconds, number, spread
-from edgekd.report.result import BASELINES, ENGINE
 from edgekd.report.table import (
     LEGEND,
     Column,
     Table,
+    candidate_table,
     describe,
     engine_table,
     ledger_table,
@@ -18,6 +18,8 @@ from edgekd.report.table import (
 )
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from edgekd.report.result import BuildReport, TargetResult
     from edgekd.runtime.measure import EngineProfile, Profile, Quantile
 
@@ -62,9 +64,12 @@ def _verdict(result: TargetResult) -> list[str]:
 
 def _target(result: TargetResult) -> list[str]:
     parts = [f"## {describe(result)}", markdown(ledger_table(result)), markdown(engine_table(result))]
+    if len(result.candidates) > 1:
+        parts.append(markdown(candidate_table(result)))
+    parts += ["\n".join(f"- {fact}" for fact in result.facts)] if result.facts else []
     if result.profile:
         parts += [
-            markdown(latency_table(result, result.profile)),
+            markdown(latency_table(result.profile, _how(result.target, result.profile))),
             markdown(facts_table("Machine", result.profile.machine)),
         ]
     checks = [f"- {'kept' if check.kept else '**not kept**'}: {check}" for check in result.budget_checks]
@@ -79,9 +84,9 @@ def _target(result: TargetResult) -> list[str]:
     return parts
 
 
-def latency_table(result: TargetResult, profile: Profile) -> Table:
+def latency_table(profile: Profile, notes: tuple[str, ...] = ()) -> Table:
     """Return every latency with its interval, the models side by side."""
-    engines = [engine for name in (*BASELINES, ENGINE) if (engine := result.measured(name))]
+    engines = profile.engines
     rows = (
         *(row for name in ("p50", "p90", "p99") for row in _quantile_rows(name, engines)),
         ("max", *(milliseconds(engine.latency.max_ms) for engine in engines)),
@@ -90,10 +95,10 @@ def latency_table(result: TargetResult, profile: Profile) -> Table:
         ("first run", *(_extent(engine.first_run_ms) for engine in engines)),
     )
     columns = (Column("ms", right=False), *(Column(engine.name) for engine in engines))
-    return Table("Latency", columns, rows, _how(result.target, engines, profile))
+    return Table("Latency", columns, rows, notes)
 
 
-def _quantile_rows(name: str, engines: list[EngineProfile]) -> tuple[tuple[str, ...], tuple[str, ...]]:
+def _quantile_rows(name: str, engines: Sequence[EngineProfile]) -> tuple[tuple[str, ...], tuple[str, ...]]:
     found: list[Quantile | None] = [getattr(engine.latency, name) for engine in engines]
     return (
         (name, *(milliseconds(quantile.value_ms) if quantile else WITHHELD for quantile in found)),
@@ -106,7 +111,8 @@ def _extent(values: tuple[float, ...]) -> str:
     return spread(min(values), max(values)) if values else "not measured"
 
 
-def _how(target: str, engines: list[EngineProfile], profile: Profile) -> tuple[str, ...]:
+def _how(target: str, profile: Profile) -> tuple[str, ...]:
+    engines = profile.engines
     starts = max((len(engine.load_ms) for engine in engines), default=0)
     raw = ", ".join(f"`{target}/latency/{engine.raw_file}`" for engine in engines)
     return (

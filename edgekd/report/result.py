@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from edgekd.gram.gate import Ledger, Row, Verdict
-    from edgekd.runtime.measure import EngineProfile, Profile
+    from edgekd.runtime.measure import EngineProfile, Profile, Quantile
     from edgekd.target import Budgets
 
 #: The float models that an engine is compared with, in the order of the tables.
@@ -52,21 +52,53 @@ class BudgetCheck:
 
 
 @dataclass(frozen=True)
+class CandidateResult:
+    """One of the ways in which the network was written for a target, as far as it was measured.
+
+    Attributes:
+        name: e.g. "int8", "int8-nncf", "float32".
+        precision: e.g. "int8".
+        verdict: of the gate.
+        metric: of its last stage.
+        bound: of its drift against the unpruned student, at its last stage.
+        flips: share of samples whose top-1 class is not that student's, at its last stage.
+        p50: latency; None where it was not measured.
+        size_bytes: of ``deploy.onnx``.
+        peak_rss_bytes: of the process that ran it; None where it was not measured.
+    """
+
+    name: str
+    precision: str
+    verdict: Verdict
+    metric: float
+    bound: float
+    flips: float
+    p50: Quantile | None
+    size_bytes: int
+    peak_rss_bytes: int | None
+
+
+@dataclass(frozen=True)
 class TargetResult:
     """What came out for one target.
 
     Attributes:
         target: its name.
-        device: the machine it was measured on, in the user's words.
+        device: the machine it ran on, in the user's words; "no device" where it ran on none.
         runtime: the engine library.
         precision: of the engine, e.g. "int8".
         ledger: the same probe after every stage.
-        profile: teacher, student and engine, measured in turns on the device; None where it was not measured.
-        profile_reason: why not: ``"not measured: ..."``; None where it was.
+        profile: teacher, student, engine and the other candidates, measured in turns on the device; None where they
+            were not measured.
+        profile_reason: why not: ``"not measured: ..."``; None where they were.
         sizes: bytes of the engine files of "teacher", "student", "pruned" and "engine".
         bundle: path relative to the output folder; None where no bundle was released.
         budgets: the target's limits.
         deploy_logit_error: largest |difference| between the logits of ``deploy.onnx`` and ``engine.onnx``.
+        candidates: every way in which the network was written, the one that ships among them.
+        chosen: name of the one that ships.
+        choice: why it does.
+        facts: sentences about the engine that belong in the report.
     """
 
     target: str
@@ -80,6 +112,10 @@ class TargetResult:
     bundle: str | None
     budgets: Budgets
     deploy_logit_error: float
+    candidates: tuple[CandidateResult, ...]
+    chosen: str
+    choice: str
+    facts: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if self.profile is None and not self.profile_reason:
@@ -93,6 +129,11 @@ class TargetResult:
     def row(self, stage: str) -> Row | None:
         """Return a stage's row of the ledger, if it has one."""
         return next((row for row in self.ledger.rows if row.stage == stage), None)
+
+    @property
+    def last(self) -> Row:
+        """The ledger's row of what ships: of the device, or of this host where no device ran it."""
+        return self.ledger.rows[-1]
 
     @property
     def samples(self) -> int:
@@ -138,7 +179,7 @@ class TargetResult:
 
     @property
     def remark(self) -> str | None:
-        """Say so where INT8 did not pay: the engine is not clearly faster than the float student."""
+        """Say so where compressing did not pay: the engine is not clearly faster than the float student."""
         student, engine = self.measured("student"), self.measured(ENGINE)
         if not (student and engine and student.latency.p50 and engine.latency.p50):
             return None

@@ -133,6 +133,26 @@ def engine_table(result: TargetResult) -> Table:
     return Table("Engines", columns, rows, _engine_notes(result, result.profile))
 
 
+def candidate_table(result: TargetResult) -> Table:
+    """Return the ways in which the network was written for the target, and why one of them ships."""
+    metric = metric_name(result.ledger.metric)
+    columns = (*_columns("candidate", metric, "bound", "flips", "gate", "p50 ms", "size"), Column("", right=False))
+    rows = tuple(
+        (
+            candidate.name,
+            number(candidate.metric),
+            number(candidate.bound),
+            number(candidate.flips, ".1%"),
+            candidate.verdict,
+            milliseconds(candidate.p50.value_ms) if candidate.p50 else "not measured",
+            size(candidate.size_bytes),
+            "ships" if candidate.name == result.chosen else "",
+        )
+        for candidate in result.candidates
+    )
+    return Table("Candidates", columns, rows, (f"{result.chosen} ships: {result.choice}.",))
+
+
 def _columns(first: str, *figures: str) -> tuple[Column, ...]:
     return (Column(first, right=False), *(Column(name) for name in figures))
 
@@ -153,7 +173,7 @@ def _engine_row(result: TargetResult, name: str) -> tuple[str, ...]:
 
 
 def _metric(result: TargetResult, name: str) -> str:
-    row = result.row(name)
+    row = result.last if name == ENGINE else result.row(name)
     return number(row.metric) if row else "not measured"
 
 
@@ -194,25 +214,24 @@ def summary_table(report: BuildReport) -> Table:
     columns = (
         Column("target", right=False),
         Column("device", right=False),
-        *(Column(name) for name in ("p50 ms", "speed", "size", metric, "bound", "verdict")),
+        *(Column(name) for name in ("p50 ms", "size", metric, "bound", "verdict")),
     )
     return Table("Targets", columns, tuple(_summary_row(result) for result in report.targets))
 
 
 def _summary_row(result: TargetResult) -> tuple[str, ...]:
-    engine, row = result.measured(ENGINE), result.row(ENGINE)
+    engine = result.measured(ENGINE)
     if result.profile is None or engine is None:
         p50 = "not measured"
     else:
         p50 = milliseconds(engine.latency.p50.value_ms) if engine.latency.p50 else WITHHELD
-    ratio = result.speedup("teacher")
+    bound = result.last.to_student
     return (
         result.target,
         result.device,
         p50,
-        factor(ratio) if ratio else NOTHING,
         size(result.sizes.get(ENGINE)),
         _metric(result, ENGINE),
-        number(row.to_student.bound) if row and row.to_student else "not measured",
+        number(bound.bound) if bound else "not measured",
         result.verdict.upper(),
     )

@@ -20,7 +20,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from edgekd.errors import DeviceError, EdgekdError, nearest
-from edgekd.runtime import measure, ort
+from edgekd.files import write_text
+from edgekd.runtime import measure, tensorrt
+from edgekd.runtime.registry import Runtime
 from edgekd.runtime.session import read_feeds, run_rows, write_arrays
 
 if TYPE_CHECKING:
@@ -39,12 +41,13 @@ class Agent:
         self._session: Session | None = None
         self._rows: Iterator[dict[str, Array]] | None = None
 
-    def open(self, engine: str, threads: int) -> Answer:
+    def open(self, engine: str, threads: int, runtime: str, options: dict[str, Any]) -> Answer:
         """Open an engine in place of the last one. ``load_ms`` is without the import of the engine library."""
         self._close()
-        ort.library()
+        library = Runtime(runtime, options)
+        library.load()
         start = time.perf_counter_ns()
-        self._session = ort.open_engine(Path(engine), threads)
+        self._session = library.open(Path(engine), threads)
         return {"load_ms": (time.perf_counter_ns() - start) / 1e6}
 
     def first(self, feeds: str) -> Answer:
@@ -74,6 +77,15 @@ class Agent:
         results = run_rows(session, read_feeds(Path(inputs), session.inputs), batch)
         write_arrays(Path(outputs), results)
         return {"rows": len(next(iter(results.values())))}
+
+    def compile(self, model: str, plan: str, layers: str, library: str, options: dict[str, Any]) -> Answer:
+        """Build an engine ahead of time from ONNX, and write it and, as JSON, its layers."""
+        built = tensorrt.build(Path(model), library, tensorrt.BuildOptions(**options))
+        Path(plan).write_bytes(built.content)
+        described = {"from": built.layers_from, "dla_fallback": built.dla_fallback, "layers": built.layers}
+        write_text(Path(layers), json.dumps(described, indent=1) + "\n")
+        named = f"{built.library} {built.version}"
+        return {"library": named, "layers": len(built.layers), "messages": list(built.messages)}
 
     def facts(self) -> Answer:
         """Describe this machine."""
@@ -111,6 +123,7 @@ _JOBS: dict[str, Callable[..., Answer]] = {
     "first": Agent.first,
     "measure": Agent.measure,
     "evaluate": Agent.evaluate,
+    "compile": Agent.compile,
     "facts": Agent.facts,
     "memory": Agent.memory,
     "quit": Agent.quit,

@@ -18,7 +18,6 @@ from edgekd import __version__
 from edgekd.errors import BundleError, ModelError, nearest
 from edgekd.files import sha256_file, write_text
 from edgekd.gram.matrix import pair_cosines
-from edgekd.runtime import ort
 from edgekd.runtime.manifest import (
     MANIFEST,
     REFERENCE,
@@ -32,7 +31,18 @@ from edgekd.runtime.manifest import (
     read_file,
     read_manifest,
 )
-from edgekd.runtime.session import INPUT_PREFIX, Array, Feeds, Session, TensorSpec, read_arrays, run_rows, write_arrays
+from edgekd.runtime.registry import ORT, Runtime
+from edgekd.runtime.session import (
+    EMBEDDING_PREFIX,
+    INPUT_PREFIX,
+    Array,
+    Feeds,
+    Session,
+    TensorSpec,
+    read_arrays,
+    run_rows,
+    write_arrays,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -44,8 +54,6 @@ Variant = Literal["deploy", "engine"]
 #: The same engine on another processor differs by rounding only, an order of magnitude less; INT8 that saturates, more.
 MAX_GRAM_DRIFT = 0.005
 
-_EMBEDDING = "embedding."
-_OPENERS = {"onnxruntime": ort.open_engine}
 _BATCH = 64
 
 
@@ -86,7 +94,8 @@ def write_bundle(
     folder: Path,
     *,
     target: str,
-    runtime: str,
+    runtime: Runtime,
+    precision: str,
     task: dict[str, Any],
     inputs: list[dict[str, Any]],
     classes: list[str],
@@ -100,7 +109,8 @@ def write_bundle(
     Args:
         folder: with ``engine.onnx``, ``deploy.onnx``, ``reference.npz``, ``ledger.json``, and more if wished.
         target: the target's name.
-        runtime: the engine library, "onnxruntime".
+        runtime: the library that runs the engines on the target.
+        precision: of the engines, "int8", "float16" or "float32".
         task: what the engine does: name, metric and the like.
         inputs: for each modality its name, dtype, shape (the first dimension is "batch") and preprocessing in words.
         classes: names of the logits, in their order.
@@ -119,13 +129,15 @@ def write_bundle(
         schema_version=SCHEMA_VERSION,
         edgekd=__version__,
         target=target,
-        runtime=runtime,
+        runtime=runtime.name,
+        options=dict(runtime.options),
+        precision=precision,
         released=verdict != "fail",
         verdict=verdict,
         reasons=list(reasons),
         task=task,
         inputs=inputs,
-        outputs=_outputs(folder, runtime, inputs, classes),
+        outputs=_outputs(folder, inputs, classes),
         classes=list(classes),
         versions=versions,
         measurements=null_not_finite(measurements),
@@ -135,19 +147,29 @@ def write_bundle(
     write_text(folder / MANIFEST, json.dumps(vars(manifest), indent=2, allow_nan=False) + "\n")
 
 
-def load(path: Path | str, *, variant: Variant = "deploy", threads: int = 1, allow_rejected: bool = False) -> Bundle:
+def load(
+    path: Path | str,
+    *,
+    variant: Variant = "deploy",
+    threads: int = 1,
+    runtime: str | None = None,
+    allow_rejected: bool = False,
+) -> Bundle:
     """Open a bundle after checking every file in it.
 
     Args:
         path: the bundle's folder.
         variant: "deploy" gives logits only, "engine" the embeddings too.
         threads: threads of one inference.
+        runtime: open it with this runtime instead of its own: "onnxruntime" runs any bundle's ONNX, on any machine. A
+            bundle for a user's own runtime, ``file.py:function``, needs it: no bundle chooses which code is imported.
         allow_rejected: open it even if the gate rejected it.
 
     Raises:
         BundleError: it is no bundle, was altered, or was rejected.
         MissingDependency: its engine library is not installed.
         ModelError: its engine cannot be opened here.
+        DeviceError: the engine library lacks the device that the bundle is for.
     """
     if variant not in get_args(Variant):
         raise BundleError(f"a bundle has no variant '{variant}'{nearest(variant, get_args(Variant))}")
@@ -156,27 +178,41 @@ def load(path: Path | str, *, variant: Variant = "deploy", threads: int = 1, all
         raise BundleError(f"{folder}: no such folder; give the folder that holds a bundle's {MANIFEST}")
     found = plain_files(folder)
     manifest = read_manifest(folder)
+    library = _runtime(folder, manifest, runtime)
     check_listing(folder, manifest, found)
-    engine = b""
+    opened = engine_file(manifest, variant, library)
     for name in manifest.files:
-        content = read_file(folder, manifest, name)
-        if name == f"{variant}.onnx":
-            engine = content
+        if name != opened:  # whose digest is checked in the very bytes that are opened
+            read_file(folder, manifest, name)
     if not manifest.released and not allow_rejected:
         reasons = "; ".join(manifest.reasons) or "it gives no reason"
         raise BundleError(f"{folder}: the gate rejected this bundle ({reasons}); allow_rejected opens it all the same")
-    return Bundle(folder, manifest, variant, threads, _open(folder, manifest.runtime, variant, engine, threads))
+    return Bundle(folder, manifest, variant, threads, library)
+
+
+def _runtime(folder: Path, manifest: Manifest, wanted: str | None) -> Runtime:
+    own = Runtime(manifest.runtime, manifest.options)
+    if wanted is None and own.custom:
+        raise BundleError(
+            f"{folder}: is for a runtime of its maker's, '{manifest.runtime}'; name that code with runtime= (on the "
+            "command line --runtime) if you trust it, or open the bundle with 'onnxruntime'"
+        )
+    if wanted is None or wanted == own.name:
+        return own
+    chosen = Runtime(wanted)
+    return Runtime(wanted, manifest.options) if chosen.custom else chosen
 
 
 class Bundle:
     """An open bundle. Close it, or use it as a context manager."""
 
-    def __init__(self, folder: Path, manifest: Manifest, variant: Variant, threads: int, session: Session) -> None:
+    def __init__(self, folder: Path, manifest: Manifest, variant: Variant, threads: int, runtime: Runtime) -> None:
         self.folder = folder
         self.manifest = manifest
         self.variant = variant
+        self.runtime = runtime
         self._threads = threads
-        self._session = session
+        self._session = self._open(variant)
 
     @property
     def inputs(self) -> tuple[TensorSpec, ...]:
@@ -222,9 +258,8 @@ class Bundle:
         """
         reference = self._reference()
         other: Variant = "engine" if self.variant == "deploy" else "deploy"
-        content = read_file(self.folder, self.manifest, f"{other}.onnx")
         outputs = {self.variant: _run_reference(self._session, reference)}
-        with _open(self.folder, self.manifest.runtime, other, content, self._threads) as session:
+        with self._open(other) as session:
             outputs[other] = _run_reference(session, reference)
         return _compare(outputs["deploy"], outputs["engine"], reference)
 
@@ -239,6 +274,12 @@ class Bundle:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+    def _open(self, variant: Variant) -> Session:
+        """Open a variant's file, checked in the very bytes that the engine library gets."""
+        name = engine_file(self.manifest, variant, self.runtime)
+        content = read_file(self.folder, self.manifest, name)
+        return self.runtime.open(content, self._threads, str(self.folder / name))
 
     def _reference(self) -> dict[str, Array]:
         content = read_file(self.folder, self.manifest, REFERENCE)
@@ -268,27 +309,28 @@ def _compare(deploy: Mapping[str, Array], engine: Mapping[str, Array], reference
 
 def _cosines(outputs: Mapping[str, Array]) -> Array:
     """Return the cosines between modalities [n, P], pairs in the order of the engine's embeddings."""
-    cosines: Array = pair_cosines({name: z for name, z in outputs.items() if name.startswith(_EMBEDDING)})
+    cosines: Array = pair_cosines({name: z for name, z in outputs.items() if name.startswith(EMBEDDING_PREFIX)})
     return cosines
 
 
-def _open(folder: Path, runtime: str, variant: Variant, engine: bytes, threads: int) -> Session:
-    if runtime not in _OPENERS:
-        raise BundleError(
-            f"{folder}: is for the runtime '{runtime}', which this edgekd cannot open{nearest(runtime, _OPENERS)}"
-        )
-    return _OPENERS[runtime](engine, threads, str(folder / f"{variant}.onnx"))
+def engine_file(manifest: Manifest, variant: Variant, runtime: Runtime) -> str:
+    """Return the name of the file that a runtime is given: an engine built ahead of time for it, or ONNX."""
+    plan = f"{variant}.plan"
+    return plan if runtime.name == manifest.runtime and plan in manifest.files else f"{variant}.onnx"
 
 
-def _outputs(folder: Path, runtime: str, inputs: list[dict[str, Any]], classes: list[str]) -> list[dict[str, Any]]:
-    """Describe the engines' outputs, having checked that both engines are what the manifest says of them."""
+def _outputs(folder: Path, inputs: list[dict[str, Any]], classes: list[str]) -> list[dict[str, Any]]:
+    """Describe the engines' outputs, having checked that both engines are what the manifest says of them.
+
+    ONNX Runtime looks at the ONNX of any target: the target's own library may need the target's device.
+    """
     variants: dict[str, list[str]] = {}
     outputs: dict[str, dict[str, Any]] = {}
     modalities = [item["name"] for item in inputs]
-    promised = {"engine": {"logits", *(_EMBEDDING + name for name in modalities)}, "deploy": {"logits"}}
+    promised = {"engine": {"logits", *(EMBEDDING_PREFIX + name for name in modalities)}, "deploy": {"logits"}}
     for variant in get_args(Variant):
         path = folder / f"{variant}.onnx"
-        with _open(folder, runtime, variant, path.read_bytes(), 1) as session:
+        with ORT.open(path) as session:
             _check_inputs(path, session, inputs)
             names = {spec.name for spec in session.outputs}
             if names != promised[variant]:

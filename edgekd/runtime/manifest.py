@@ -15,7 +15,7 @@ from edgekd.errors import BundleError, nearest
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 MANIFEST = "manifest.json"
 REFERENCE = "reference.npz"
 REQUIRED = ("engine.onnx", "deploy.onnx", REFERENCE, "ledger.json")
@@ -29,6 +29,8 @@ class Manifest:
     edgekd: str
     target: str
     runtime: str
+    options: dict[str, Any]
+    precision: str
     released: bool
     verdict: str
     reasons: list[str]

@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import platform
 import sys
+from contextlib import suppress
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
+
+from edgekd.runtime.registry import PACKAGES
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
 
 
 @dataclass(frozen=True)
@@ -140,8 +147,7 @@ def machine_facts() -> dict[str, str]:
         "arch": platform.machine(),
         "python": platform.python_version(),
     }
-    versions = {package: _version(package) for package in ("numpy", "onnxruntime")}
-    return {**facts, **{package: version for package, version in versions.items() if version}}
+    return {**facts, **package_versions(("numpy", *dict.fromkeys(itertools.chain(*PACKAGES.values()))))}
 
 
 def cpu_model() -> str:
@@ -177,11 +183,13 @@ def _memory() -> str:
     return _UNREADABLE
 
 
-def _version(package: str) -> str | None:
-    try:
-        return metadata.version(package)
-    except metadata.PackageNotFoundError:
-        return None
+def package_versions(names: Iterable[str]) -> dict[str, str]:
+    """Return the versions of those packages that are installed, without importing them."""
+    versions = {}
+    for name in names:
+        with suppress(metadata.PackageNotFoundError):
+            versions[name] = metadata.version(name)
+    return versions
 
 
 def _cpuinfo() -> dict[str, str]:

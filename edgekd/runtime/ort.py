@@ -30,6 +30,10 @@ def library() -> Any:
     return need("onnxruntime", "runtime")
 
 
+def absent() -> None:
+    """Say why no engine can run on this machine: there is no reason, since there is always a processor."""
+
+
 def open_engine(engine: Path | bytes, threads: int = 1, name: str | None = None) -> Session:
     """Open an ONNX model for the processor.
 

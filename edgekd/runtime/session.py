@@ -23,6 +23,9 @@ Feeds = Mapping[str, Array]
 #: In an ``.npz`` of samples, the input ``image`` is stored as ``input.image``.
 INPUT_PREFIX = "input."
 
+#: The output that holds the embedding of the modality ``image`` is called ``embedding.image``.
+EMBEDDING_PREFIX = "embedding."
+
 
 @dataclass(frozen=True)
 class TensorSpec:

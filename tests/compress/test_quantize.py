@@ -7,13 +7,14 @@ from onnx import TensorProto, helper, numpy_helper
 from onnx.helper import make_node, make_tensor_value_info
 
 from edgekd.compress import quantize
-from edgekd.compress.quantize import DEPLOY, ENGINE
+from edgekd.compress.quantize import DEPLOY, ENGINE, Way
 from edgekd.errors import ModelError
 from edgekd.target import DEFAULT_OPERATORS, Calibration, Scheme
 
 MINMAX = Calibration(description="", method="minmax", samples=200)
 USUAL = Scheme(activations="uint8", symmetric_activations=False)
 TENSORRT = Scheme(activations="int8", symmetric_activations=True, bias="float", reduce_range=False)
+QDQ = Way("int8", "qdq")
 OUTPUTS = ["logits", "embedding.image", "embedding.motion"]
 
 
@@ -26,8 +27,9 @@ def build(model, samples, tmp_path_factory):
         key = repr((scheme, calibration))
         if key not in built:
             folder = tmp_path_factory.mktemp("quantized")
-            built[key] = folder, quantize.run(model, samples, scheme, calibration, folder)
-        return built[key][0]
+            quantize.run(QDQ, model, samples, scheme, calibration, folder)
+            built[key] = folder / "int8"
+        return built[key]
 
     return build
 
@@ -71,16 +73,18 @@ class Graph:
 
 
 def test_counts_what_is_quantized(model, samples, tmp_path):
-    result = quantize.run(model, samples, USUAL, MINMAX, tmp_path)
+    result = quantize.run(QDQ, model, samples, USUAL, MINMAX, tmp_path)
+    folder = tmp_path / "int8"
+    assert (result.name, result.precision) == ("int8", "int8")
     assert (result.quantized_nodes, result.weight_nodes) == (7, 7)
-    assert result.sizes == {name: (tmp_path / name).stat().st_size for name in (ENGINE, DEPLOY)}
-    assert sorted(path.name for path in tmp_path.iterdir()) == [DEPLOY, ENGINE]
+    assert result.sizes == {name: (folder / name).stat().st_size for name in (ENGINE, DEPLOY)}
+    assert sorted(path.name for path in folder.iterdir()) == [DEPLOY, ENGINE]
 
 
 def test_the_same_input_gives_the_same_bytes(build, model, samples, tmp_path):
-    quantize.run(model, samples, USUAL, MINMAX, tmp_path)
+    quantize.run(QDQ, model, samples, USUAL, MINMAX, tmp_path)
     for name in (ENGINE, DEPLOY):
-        assert (build() / name).read_bytes() == (tmp_path / name).read_bytes()
+        assert (build() / name).read_bytes() == (tmp_path / "int8" / name).read_bytes()
 
 
 @pytest.mark.parametrize("scheme", [USUAL, TENSORRT], ids=["usual", "tensorrt"])
@@ -175,7 +179,7 @@ def test_only_the_schemes_operators_are_quantized(build):
 
 def refused(model, samples, folder, scheme=USUAL):
     with pytest.raises(ModelError) as error:
-        quantize.run(model, samples, scheme, MINMAX, folder)
+        quantize.run(QDQ, model, samples, scheme, MINMAX, folder)
     assert str(error.value).startswith(str(model))
     assert "\n" not in str(error.value)
     assert list(folder.iterdir()) == []

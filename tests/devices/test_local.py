@@ -15,6 +15,7 @@ from edgekd.devices.local import LocalDevice
 from edgekd.devices.process import AgentProcess
 from edgekd.errors import DeviceError, ModelError
 from edgekd.recipe import ProfileConfig
+from edgekd.runtime.registry import ORT
 
 AGENT = [sys.executable, "-m", "edgekd.runtime.agent"]
 
@@ -67,14 +68,14 @@ def children():
 def profile(files, folder, engines=("a", "b"), device=None, advance=lambda *_: None, **options):
     paths = {name: files / f"{name}.onnx" for name in engines}
     config = ProfileConfig(**{"iterations": 120, "warmup": 5, "cold_starts": 1, **options})
-    return (device or LocalDevice()).profile(paths, files / "x.npz", folder, config, advance)
+    return (device or LocalDevice()).profile(paths, ORT, files / "x.npz", folder, config, advance)
 
 
 # --- evaluate
 
 
 def test_every_row_is_evaluated(files, tmp_path):
-    LocalDevice().evaluate(files / "a.onnx", files / "x.npz", tmp_path / "y.npz", 1)
+    LocalDevice().evaluate(files / "a.onnx", ORT, files / "x.npz", tmp_path / "y.npz", 1)
     with np.load(files / "x.npz") as inputs, np.load(tmp_path / "y.npz") as outputs:
         assert outputs.files == ["logits"]
         np.testing.assert_allclose(outputs["logits"], (inputs["input.x"] + inputs["input.y"])[:, :3], rtol=1e-6)
@@ -82,12 +83,12 @@ def test_every_row_is_evaluated(files, tmp_path):
 
 def test_a_broken_engine_is_a_model_error(files, tmp_path):
     with pytest.raises(ModelError, match=r"broken\.onnx: ONNX Runtime cannot open it"):
-        LocalDevice().evaluate(files / "broken.onnx", files / "x.npz", tmp_path / "y.npz", 1)
+        LocalDevice().evaluate(files / "broken.onnx", ORT, files / "x.npz", tmp_path / "y.npz", 1)
 
 
 def test_inputs_that_do_not_fit_are_a_model_error(files, tmp_path):
     with pytest.raises(ModelError, match=r"'x' must be float32 \[batch, 5\], but is float32 \[100, 4\]"):
-        LocalDevice().evaluate(files / "wide.onnx", files / "x.npz", tmp_path / "y.npz", 1)
+        LocalDevice().evaluate(files / "wide.onnx", ORT, files / "x.npz", tmp_path / "y.npz", 1)
     assert not (tmp_path / "y.npz").exists()
 
 
@@ -150,7 +151,7 @@ def test_a_broken_engine_ends_the_profile(files, tmp_path):
 def test_absent_inputs_are_named(files, tmp_path):
     with pytest.raises(ModelError, match=r"none\.npz: cannot be read"):
         LocalDevice().profile(
-            {"a": files / "a.onnx"}, tmp_path / "none.npz", tmp_path, ProfileConfig(), lambda *_: None
+            {"a": files / "a.onnx"}, ORT, tmp_path / "none.npz", tmp_path, ProfileConfig(), lambda *_: None
         )
 
 
@@ -176,7 +177,7 @@ def test_what_advance_raises_leaves_no_process(files, tmp_path):
 
 def test_a_slow_answer_is_a_device_error(files, tmp_path):
     with pytest.raises(DeviceError, match=r"did not answer 'open' in 0\.02 s"):
-        LocalDevice(patience_seconds=0.02).evaluate(files / "a.onnx", files / "x.npz", tmp_path / "y.npz", 1)
+        LocalDevice(patience_seconds=0.02).evaluate(files / "a.onnx", ORT, files / "x.npz", tmp_path / "y.npz", 1)
 
 
 def test_agents_run_this_very_edgekd_from_any_folder(files, tmp_path, monkeypatch):
@@ -185,19 +186,20 @@ def test_agents_run_this_very_edgekd_from_any_folder(files, tmp_path, monkeypatc
     (tmp_path / "json.py").write_text("raise SystemExit('another json')")
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("PYTHONPATH", raising=False)
-    LocalDevice().evaluate(files / "a.onnx", files / "x.npz", tmp_path / "y.npz", 1)
+    LocalDevice().evaluate(files / "a.onnx", ORT, files / "x.npz", tmp_path / "y.npz", 1)
 
 
 def test_describing_starts_nothing_and_loads_nothing():
     code = (
         "import sys\nfrom edgekd.devices.local import LocalDevice\n"
+        "from edgekd.runtime.registry import ORT\n"
         "starts = ('subprocess', 'os.fork', 'os.posix_spawn', 'os.system')\n"
         "sys.addaudithook(lambda event, _: event.startswith(starts) and sys.exit(event))\n"
-        "facts = LocalDevice().describe()\nassert facts == LocalDevice().describe()\n"
+        "facts = LocalDevice().describe(ORT)\nassert facts == LocalDevice().describe(ORT)\n"
         "assert not {'onnxruntime', 'torch'} & set(sys.modules)\nprint(sorted(facts), all(facts.values()))"
     )
     printed = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout
-    assert printed.strip() == "['arch', 'cpu', 'logical_cores'] True"
+    assert printed.strip() == "['arch', 'cpu', 'logical_cores', 'onnxruntime'] True"
 
 
 # --- one agent
@@ -213,7 +215,7 @@ def python(code):
 
 def test_an_agent_killed_in_the_middle_of_a_job_is_a_device_error(files):
     with agent() as running:
-        running.ask("open", engine=str(files / "a.onnx"), threads=1)
+        running.ask("open", engine=str(files / "a.onnx"), threads=1, runtime="onnxruntime", options={})
         running.ask("first", feeds=str(files / "x.npz"))
         threading.Timer(0.3, os.kill, (running.pid, signal.SIGKILL)).start()
         with pytest.raises(DeviceError, match=r"ended \(SIGKILL\) instead of answering 'measure'"):

@@ -78,6 +78,9 @@ def target(name="cpu", profile_reason=None, **changes):
         "bundle": f"gestures-{name}",
         "budgets": Budgets(),
         "deploy_logit_error": 0.0031,
+        "candidates": (),
+        "chosen": "int8",
+        "choice": "the only candidate",
     }
     return TargetResult(target=name, profile_reason=profile_reason, **{**known, **changes})
 

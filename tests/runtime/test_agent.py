@@ -33,8 +33,11 @@ def talk(*jobs, executable=AGENT):
     return [json.loads(line) for line in done.stdout.splitlines()]
 
 
+OPEN = {"job": "open", "threads": 1, "runtime": "onnxruntime", "options": {}}
+
+
 def opened(files):
-    return {"job": "open", "engine": str(files / "e.onnx"), "threads": 1}
+    return {**OPEN, "engine": str(files / "e.onnx")}
 
 
 def test_a_whole_session(files):
@@ -71,7 +74,7 @@ def test_evaluation_keeps_every_row_and_output(files):
         ({"job": "mesure"}, "DeviceError", "no job 'mesure'; did you mean 'measure'"),
         ({"job": ["open"]}, "DeviceError", "no job"),
         ({"job": "open", "engine": "x"}, "DeviceError", "wrong arguments: missing a required argument: 'threads'"),
-        ({"job": "open", "engine": "/nowhere.onnx", "threads": 1}, "ModelError", "/nowhere.onnx"),
+        ({**OPEN, "engine": "/nowhere.onnx"}, "ModelError", "/nowhere.onnx"),
         ({"job": "first", "feeds": "x.npz"}, "DeviceError", "send it 'open' first"),
         ({"job": "measure", "iterations": 1, "warmup": 0}, "DeviceError", "send it 'open' first"),
     ],
@@ -106,6 +109,6 @@ def test_what_a_library_prints_does_not_reach_stdout():
 
 
 def test_a_defect_ends_it_with_a_traceback():
-    done = run_agent('{"job": "open", "engine": 3, "threads": 1}\n')
+    done = run_agent('{"job": "open", "engine": 3, "threads": 1, "runtime": "onnxruntime", "options": {}}\n')
     assert (done.returncode, done.stdout) == (1, "")
     assert "TypeError" in done.stderr

@@ -16,11 +16,13 @@ from edgekd.errors import BundleError, ModelError
 from edgekd.gram.matrix import pair_cosines
 from edgekd.runtime.bundle import load, write_bundle, write_reference
 from edgekd.runtime.ort import open_engine
+from edgekd.runtime.registry import ORT
 
 SCHEMA = json.loads(Path(edgekd.runtime.__file__).with_name("manifest.schema.json").read_text())
 FACTS = {
     "target": "cpu",
-    "runtime": "onnxruntime",
+    "runtime": ORT,
+    "precision": "int8",
     "task": {"name": "gestures", "metric": "accuracy"},
     "inputs": INPUTS,
     "classes": CLASSES,
@@ -77,7 +79,7 @@ def test_a_manifest_keeps_its_published_schema(pristine):
     [
         lambda m: m.pop("classes"),
         lambda m: m.update(extra=1),
-        lambda m: m.update(schema_version=2),
+        lambda m: m.update(schema_version=3),
         lambda m: m.update(verdict="maybe"),
         lambda m: m["inputs"][0].pop("preprocessing"),
         lambda m: m["inputs"][0].update(shape=[1, 4]),
@@ -96,7 +98,7 @@ def test_the_schema_is_strict(pristine, edit):
 
 def test_a_manifest_says_what_is_in_the_folder(pristine):
     manifest = load(pristine).manifest
-    assert (manifest.schema_version, manifest.edgekd, manifest.released) == (1, edgekd.__version__, True)
+    assert (manifest.schema_version, manifest.edgekd, manifest.released) == (2, edgekd.__version__, True)
     assert manifest.files.keys() == {"deploy.onnx", "engine.onnx", "ledger.json", "reference.npz"}
     assert manifest.files["ledger.json"]["bytes"] == 2
     assert {output["name"]: (output["shape"], output["variants"]) for output in manifest.outputs} == {
@@ -282,9 +284,9 @@ def test_a_manifest_that_is_not_json(folder, text):
 @pytest.mark.parametrize(
     ("edit", "message"),
     [
-        (lambda m: m.pop("schema_version"), "has schema_version None, and edgekd .* reads 1 only"),
-        (lambda m: m.update(schema_version=2), "has schema_version 2"),
-        (lambda m: m.update(schema_version=True), "'schema_version' must be a int, not a bool"),
+        (lambda m: m.pop("schema_version"), "has schema_version None, and edgekd .* reads 2 only"),
+        (lambda m: m.update(schema_version=1), "has schema_version 1"),
+        (lambda m: m.update(schema_version=True), "has schema_version True"),
         (lambda m: m.pop("classes"), "has no 'classes'"),
         (lambda m: m.update(files=[]), "'files' must be a dict, not a list"),
         (lambda m: m.update(tagret="cpu"), r"unknown key 'tagret'; did you mean 'target'\?"),
@@ -292,7 +294,6 @@ def test_a_manifest_that_is_not_json(folder, text):
         (lambda m: m["files"].update({"manifest.json": m["files"]["ledger.json"]}), "lists itself"),
         (lambda m: m["files"].pop("engine.onnx"), r"has no 'engine\.onnx'"),
         (lambda m: m.update(verdict="fail"), "'released' is True although the verdict is 'fail'"),
-        (lambda m: m.update(runtime="tensorrt"), "the runtime 'tensorrt', which this edgekd cannot open"),
     ],
 )
 def test_a_malformed_manifest_is_refused(folder, edit, message):
@@ -328,7 +329,6 @@ def test_a_warned_bundle_is_released(tmp_path):
     [
         ({"verdict": "perhaps"}, "although the verdict is 'perhaps'"),
         ({"classes": CLASSES[:2]}, "give 3 logits, but 2 classes were named"),
-        ({"runtime": "tensorrt"}, "the runtime 'tensorrt', which this edgekd cannot open"),
         ({"inputs": [{**INPUTS[0], "shape": ["batch", 5]}, INPUTS[1]]}, r"onnx: its inputs are .* would state"),
         ({"inputs": [{**INPUTS[0], "dtype": "float64"}, INPUTS[1]]}, r"onnx: its inputs are .* would state"),
     ],

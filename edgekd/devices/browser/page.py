@@ -1,0 +1,161 @@
+"""A page in a browser that does what it is told: it gets jobs, and answers each.
+
+Tensors travel both ways as: length of the header (8 bytes, little-endian), header (JSON, padded with spaces), then the
+content of each tensor in C order, each part padded to 8 bytes. The header's ``tensors`` are ``{name, dtype, dims}``.
+"""
+
+from __future__ import annotations
+
+import json
+import queue
+import time
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from edgekd.devices.browser.chromium import Chromium, find_chromium
+from edgekd.devices.browser.library import read_library
+from edgekd.devices.browser.server import Server
+from edgekd.errors import DeviceError, ModelError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from types import TracebackType
+
+    from edgekd.runtime.session import Array, Feeds
+
+_HERE = Path(__file__).parent
+_ALIGN = 8
+#: How often a wait looks whether the browser still runs.
+_LOOK_SECONDS = 0.25
+#: A page of a few kilobytes on a loaded machine, not an inference.
+_START_SECONDS = 60.0
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What the page made of a job.
+
+    Attributes:
+        values: JSON values by name.
+        arrays: tensors by name.
+    """
+
+    values: Mapping[str, Any]
+    arrays: Mapping[str, Array]
+
+
+class Page:
+    """One page with one engine, in a Chromium of its own. Use it as a context manager: at the end nothing is left.
+
+    Args:
+        engine: the engine's file, which the page opens when it is told to.
+        patience_seconds: how long one answer may take.
+
+    Raises:
+        DeviceError: there is no Chromium or no onnxruntime-web, or the page does not open.
+        ModelError: the file cannot be read.
+    """
+
+    def __init__(self, engine: Path, patience_seconds: float) -> None:
+        self._engine = engine
+        self.patience_seconds = patience_seconds
+        try:
+            content = engine.read_bytes()
+        except OSError as error:
+            raise ModelError(f"{engine}: cannot be read: {error.strerror}") from error
+        program = find_chromium()
+        files = {name: (_HERE / name).read_bytes() for name in ("page.html", "page.js")}
+        with ExitStack() as stack:
+            self._server = stack.enter_context(Server({**files, **read_library(), "engine": content}))
+            self.chromium = stack.enter_context(Chromium(program, self._server.url("page.html")))
+            self._await("open its page", min(_START_SECONDS, patience_seconds))
+            self._stack = stack.pop_all()
+
+    def ask(self, job: str, tensors: Feeds | None = None, **arguments: Any) -> Answer:
+        """Give the page a job and return its answer.
+
+        Args:
+            job: a job's name, as in ``page.js``.
+            tensors: what it works on.
+            arguments: the job's arguments.
+
+        Raises:
+            DeviceError: the browser or the page was lost, or took longer than its patience.
+            ModelError: onnxruntime-web failed.
+        """
+        self._server.files["tensors"] = pack(tensors or {})
+        self._server.send({"job": job, **arguments})
+        answer = unpack(self._await(f"answer '{job}'", self.patience_seconds))
+        if "error" in answer.values:
+            what = "cannot open it" if job == "open" else "failed to run it"
+            raise ModelError(f"{self._engine}: onnxruntime-web {what}: {answer.values['error']}")
+        return answer
+
+    def peak_rss_bytes(self) -> int:
+        """Return the peak resident memory of the process that runs the page, Chromium's own part in it included.
+
+        Raises:
+            DeviceError: the system does not tell; it is not Linux.
+        """
+        peaks = self.chromium.peak_rss_bytes()  # before the worker, which takes memory too
+        self.ask("start_worker")
+        found = self.chromium.processes_with_worker()
+        if len(found) != 1 or found[0] not in peaks:
+            raise DeviceError(
+                "the memory of a browser's page is that of the process with its worker, which Linux alone tells; "
+                f"found {len(found)} such processes"
+            )
+        return peaks[found[0]]
+
+    def close(self) -> None:
+        """End the browser and the server."""
+        self._stack.close()
+
+    def __enter__(self) -> Page:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _await(self, what: str, seconds: float) -> bytes:
+        deadline = time.monotonic() + seconds
+        while (left := deadline - time.monotonic()) > 0:
+            try:
+                said = self._server.said.get(timeout=min(left, _LOOK_SECONDS))
+            except queue.Empty:
+                said = None if self.chromium.ended else b""
+            if said is None:
+                raise DeviceError(f"the browser did not {what}: {self.chromium.end()}")
+            if said:
+                return said
+        raise DeviceError(f"the browser did not {what} in {seconds:g} s")
+
+
+def pack(tensors: Feeds) -> bytes:
+    """Return tensors as they travel."""
+    items = [{"name": name, "dtype": x.dtype.name, "dims": x.shape} for name, x in tensors.items()]
+    head = json.dumps({"tensors": items}).encode()
+    head += b" " * (-len(head) % _ALIGN)
+    parts = [np.ascontiguousarray(x, x.dtype.newbyteorder("<")).tobytes() for x in tensors.values()]
+    padded = [part + bytes(-len(part) % _ALIGN) for part in parts]
+    return b"".join([len(head).to_bytes(8, "little"), head, *padded])
+
+
+def unpack(content: bytes) -> Answer:
+    """Return the values and tensors that came; see :func:`pack`."""
+    offset = 8 + int.from_bytes(content[:8], "little")
+    values = json.loads(content[8:offset])
+    arrays = {}
+    for item in values.pop("tensors"):
+        dtype, dims = np.dtype(item["dtype"]).newbyteorder("<"), item["dims"]
+        count = int(np.prod(dims, dtype=np.int64))
+        array = np.frombuffer(content, dtype, count, offset).reshape(dims)
+        arrays[item["name"]] = array.astype(array.dtype.newbyteorder("="))  # the caller's own, and writable
+        offset += array.nbytes + -array.nbytes % _ALIGN
+    return Answer(values, arrays)

@@ -1,0 +1,125 @@
+"""A processor that is not here, emulated on this host: what an engine computes on it, never how fast.
+
+Kernels for INT8 differ by processor, and so may their results: x86-64 with AVX2 and no VNNI saturates where others do
+not. Under emulation the engine library takes the very kernels that it would take on that processor.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import edgekd
+from edgekd.devices import emulator
+from edgekd.devices.local import AGENT, agent_environment, evaluate
+from edgekd.devices.process import AgentProcess
+from edgekd.errors import DeviceError
+from edgekd.runtime.measure import package_versions
+from edgekd.runtime.registry import PACKAGES
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+    from edgekd.recipe import ProfileConfig
+    from edgekd.runtime.measure import Profile
+    from edgekd.runtime.registry import Runtime
+
+#: How a user calls one: ``emulated:cortex-a76``.
+PREFIX = "emulated:"
+
+#: How long one answer may take: emulation is slow.
+_PATIENCE_SECONDS = 3600.0
+
+#: Runtimes whose results were seen to be the processor's: those of this host's own Python, and of an ARM user space.
+_NATIVE, _GUEST = ("onnxruntime", "openvino"), ("onnxruntime",)
+
+
+class EmulatedDevice:
+    """One emulated processor. Each engine gets an agent, a process of its own, that lives as long as one call below.
+
+    Args:
+        processor: its name, e.g. "cortex-a76".
+        patience_seconds: how long one answer may take.
+
+    Raises:
+        DeviceError: the processor is not known.
+    """
+
+    no_latency = "not measured: an emulated processor's time is the emulator's, not the processor's"
+
+    def __init__(self, processor: str, patience_seconds: float = _PATIENCE_SECONDS) -> None:
+        self._processor = emulator.find(processor)
+        self._patience_seconds = patience_seconds
+        self.name = f"{PREFIX}{self._processor.name}"
+        self.arch = self._processor.arch
+
+    def missing(self) -> str | None:
+        """Say how to install it; None where it is installed."""
+        if emulator.installed(self._processor.name) is None:
+            return f"{self.name} is not installed on this host: edgekd device install {self.name}"
+        return None
+
+    def describe(self, runtime: Runtime) -> dict[str, str]:
+        """Return processor, emulator and the versions inside of it; starts no engine.
+
+        Raises:
+            DeviceError: it is not installed.
+        """
+        root = self._root()
+        facts = {"cpu": f"{self._processor.name}, emulated", "arch": self.arch}
+        facts["emulator"] = f"QEMU {emulator.find_qemu(self._processor).version}"
+        if self._processor.native:
+            return {**facts, **package_versions(PACKAGES.get(runtime.name, ()))}
+        return {**facts, **emulator.guest_versions(root)}
+
+    def evaluate(self, engine: Path, runtime: Runtime, inputs: Path, outputs: Path, threads: int) -> None:
+        """Run every row of ``inputs`` through an engine; see :class:`~edgekd.devices.device.Device`.
+
+        Raises:
+            DeviceError: also where it is not installed, and for a runtime whose results under emulation are not known
+                to be the processor's.
+        """
+        root = self._root()
+        self._check(runtime)
+        command = [*emulator.python_command(self._processor, root), *AGENT]
+        with tempfile.TemporaryDirectory() as sources:
+            environment = self._environment(root, Path(sources))
+            with AgentProcess(command, environment, self._patience_seconds) as agent:
+                evaluate(agent, engine, runtime, inputs, outputs, threads)
+
+    def profile(
+        self,
+        engines: Mapping[str, Path],  # noqa: ARG002
+        runtime: Runtime,  # noqa: ARG002
+        inputs: Path,  # noqa: ARG002
+        folder: Path,  # noqa: ARG002
+        config: ProfileConfig,  # noqa: ARG002
+        advance: Callable[[int, int, str], None],  # noqa: ARG002
+    ) -> Profile:
+        """Refuse: see :attr:`no_latency`.
+
+        Raises:
+            DeviceError: always.
+        """
+        raise DeviceError(f"{self.name}: {self.no_latency}")
+
+    def _root(self) -> Path:
+        root = emulator.installed(self._processor.name)
+        if root is None:
+            raise DeviceError(str(self.missing()))
+        return root
+
+    def _check(self, runtime: Runtime) -> None:
+        known = _NATIVE if self._processor.native else _GUEST
+        if runtime.name not in known:
+            why = ": OpenVINO's INT8 is wrong on an emulated ARM processor" if runtime.name == "openvino" else ""
+            names = " and ".join(known)
+            raise DeviceError(f"{self.name} does not run engines of {runtime.name}, only of {names}{why}")
+
+    def _environment(self, root: Path, sources: Path) -> dict[str, str]:
+        if self._processor.native:
+            return agent_environment()
+        # A link to edgekd alone: beside it may lie this host's site-packages, which are not for this processor.
+        (sources / "edgekd").symlink_to(Path(edgekd.__file__).resolve().parent)
+        return emulator.guest_environment(root, sources)

@@ -1,0 +1,115 @@
+"""The little of CUDA's driver that one session needs, through ctypes: boards have no CUDA package for Python.
+
+*Not verified on hardware*: no NVIDIA GPU was at hand.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from ctypes import byref, c_char_p, c_int, c_size_t, c_uint, c_uint64, c_void_p
+from typing import TYPE_CHECKING, Any
+
+from edgekd.errors import DeviceError
+
+if TYPE_CHECKING:
+    from edgekd.runtime.session import Array
+
+_LIBRARY = "libcuda.so.1"
+_NAME_BYTES = 256
+
+
+class Gpu:
+    """The first GPU, with its primary context, one stream, and memory. Close it.
+
+    The primary context is the one that TensorRT, which uses CUDA's runtime library, works in as well.
+
+    Attributes:
+        name: as the driver calls it, e.g. "Orin".
+        stream: handle of the stream that :meth:`upload` and :meth:`download` use.
+
+    Raises:
+        DeviceError: there is no driver or no GPU, or it does not work.
+    """
+
+    def __init__(self) -> None:
+        try:
+            self._driver: Any = ctypes.CDLL(_LIBRARY)
+        except OSError as error:
+            raise DeviceError(
+                f"this needs an NVIDIA GPU and its driver, and {_LIBRARY} cannot be loaded here: {error}"
+            ) from error
+        self._call("cuInit", c_uint(0))
+        count, device, context, stream = c_int(), c_int(), c_void_p(), c_void_p()
+        self._call("cuDeviceGetCount", byref(count))
+        if count.value == 0:
+            raise DeviceError("this needs an NVIDIA GPU, and the driver finds none here")
+        self._call("cuDeviceGet", byref(device), c_int(0))
+        name = ctypes.create_string_buffer(_NAME_BYTES)
+        self._call("cuDeviceGetName", name, c_int(_NAME_BYTES), device)
+        self.name = name.value.decode(errors="replace")
+        self._call("cuDevicePrimaryCtxRetain", byref(context), device)
+        self._device = device
+        self._context: c_void_p | None = context
+        self._memory: set[int] = set()
+        self.activate()
+        self._call("cuStreamCreate", byref(stream), c_uint(0))
+        self.stream = stream.value or 0
+
+    def activate(self) -> None:
+        """Make the GPU current in this thread, which each thread needs for itself."""
+        self._call("cuCtxSetCurrent", self._context)
+
+    def allocate(self, size: int) -> int:
+        """Return the address of ``size`` bytes of device memory."""
+        address = c_uint64()
+        self._call("cuMemAlloc_v2", byref(address), c_size_t(max(size, 1)))  # CUDA refuses to allocate nothing
+        self._memory.add(address.value)
+        return address.value
+
+    def upload(self, address: int, array: Array) -> None:
+        """Start to copy a contiguous array to the device; keep the array until :meth:`synchronize`."""
+        self._copy("cuMemcpyHtoDAsync_v2", c_uint64(address), c_void_p(array.ctypes.data), array)
+
+    def download(self, array: Array, address: int) -> None:
+        """Start to copy from the device into a contiguous array; it is filled after :meth:`synchronize`."""
+        self._copy("cuMemcpyDtoHAsync_v2", c_void_p(array.ctypes.data), c_uint64(address), array)
+
+    def synchronize(self) -> None:
+        """Wait for all that the stream was given."""
+        self._call("cuStreamSynchronize", c_void_p(self.stream))
+
+    def close(self) -> None:
+        """Free all memory, the stream and the context."""
+        if self._context is None:
+            return
+        self.activate()
+        for address in self._memory:
+            self._call("cuMemFree_v2", c_uint64(address))
+        self._memory.clear()
+        self._call("cuStreamDestroy_v2", c_void_p(self.stream))
+        self._call("cuDevicePrimaryCtxRelease_v2", self._device)
+        self._context = None
+
+    def _copy(self, function: str, to: Any, source: Any, array: Array) -> None:
+        if not array.flags.c_contiguous:
+            raise ValueError("only contiguous arrays are copied")
+        if array.nbytes:
+            self._call(function, to, source, c_size_t(array.nbytes), c_void_p(self.stream))
+
+    def _call(self, function: str, *arguments: Any) -> None:
+        status = getattr(self._driver, function)(*arguments)
+        if status:
+            text = c_char_p()
+            self._driver.cuGetErrorString(c_int(status), byref(text))
+            reason = (text.value or b"unknown error").decode()
+            raise DeviceError(f"the NVIDIA driver failed: {function}: {reason} ({status})")
+
+
+def gpu_name() -> str:
+    """Return the first GPU's name, or "none" where none works."""
+    try:
+        gpu = Gpu()
+    except DeviceError:
+        return "none"
+    gpu.close()
+    return gpu.name

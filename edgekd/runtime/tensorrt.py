@@ -1,0 +1,504 @@
+"""TensorRT 10.3 to 11, and TensorRT-RTX, which is built and refuses alike but needs no GPU to build.
+
+Building was run with TensorRT-RTX. Building with TensorRT and running any engine are *not verified on hardware*: the
+names that are used were compared with the bindings of TensorRT 10.3 and 11.4.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+from contextlib import ExitStack
+from dataclasses import dataclass
+from math import prod
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from edgekd.errors import DeviceError, ModelError, TargetError, nearest
+from edgekd.files import atomic_path, need
+from edgekd.runtime.cuda import Gpu, gpu_name
+from edgekd.runtime.session import Array, Feeds, Session, TensorSpec, check_feeds
+from edgekd.runtime.trt_log import THE_GRAPH, Journal, advice, node, plain
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from types import TracebackType
+
+TENSORRT, RTX = "tensorrt", "tensorrt-rtx"
+_TITLES = {TENSORRT: "TensorRT", RTX: "TensorRT-RTX"}
+
+#: Before, types are allowed by flags; since, the graph states them all, and the flags are gone in 11.
+_STRONGLY_TYPED_SINCE = (10, 12)
+
+#: Every writer of ONNX starts with the field ``ir_version``; plans start with "ftrt" or "vtrt".
+_ONNX_START = b"\x08"
+_NONE = "none"
+
+
+@dataclass(frozen=True)
+class BuildOptions:
+    """What an engine is built for.
+
+    Attributes:
+        max_batch: the most samples of one inference, where the graph leaves that open; the engine is tuned for 1.
+        compute_capability: TensorRT-RTX only, e.g. "SM86": build ahead of time for such GPUs; "" is this machine's.
+        dla: TensorRT on a Jetson with DLA cores: run there what can, and the rest on the GPU. Takes ``max_batch`` 1.
+    """
+
+    max_batch: int = 64
+    compute_capability: str = ""
+    dla: bool = False
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A built engine.
+
+    Attributes:
+        content: the serialized engine; it fits this library's version and this kind of GPU alone.
+        layers: of each layer, name, type and tensors.
+        layers_from: "engine", as the library's inspector tells of the fused layers; or why they are those of the parsed
+            graph, before fusion.
+        dla_fallback: layers that run on the GPU although a DLA was asked for.
+        messages: the library's harmless warnings, as it said them.
+        library: "TensorRT" or "TensorRT-RTX".
+        version: of the library.
+    """
+
+    content: bytes
+    layers: tuple[dict[str, Any], ...]
+    layers_from: str
+    dla_fallback: tuple[str, ...]
+    messages: tuple[str, ...]
+    library: str
+    version: str
+
+
+def library(flavor: str) -> Any:
+    """Import TensorRT or TensorRT-RTX.
+
+    Args:
+        flavor: "tensorrt" or "tensorrt-rtx".
+
+    Raises:
+        MissingDependency: it is not installed.
+    """
+    if flavor == TENSORRT:
+        return need("tensorrt", "tensorrt")
+    need("tensorrt_rtx_libs", "build")  # loads the libraries that the bindings are linked to
+    return need("tensorrt_rtx_bindings", "build")
+
+
+def absent(flavor: str = TENSORRT, **_: Any) -> str | None:
+    """Say why no engine can run on this machine: it has no NVIDIA GPU that works; None where it can.
+
+    Raises:
+        MissingDependency: the library is not installed.
+    """
+    library(flavor)
+    try:
+        Gpu().close()
+    except DeviceError as error:
+        return str(error)
+    return None
+
+
+def build(
+    model: Path | bytes,
+    flavor: str,
+    options: BuildOptions,
+    *,
+    timing_cache: Path | None = None,
+    name: str | None = None,
+) -> Plan:
+    """Build an engine from a float or QDQ graph, in the types that the graph states.
+
+    Args:
+        model: the ONNX file, or its content.
+        flavor: "tensorrt" or "tensorrt-rtx".
+        options: what for.
+        timing_cache: folder of caches that make a later build of a like graph quicker; TensorRT-RTX has none.
+        name: what errors call the model; by default the file's path.
+
+    Raises:
+        MissingDependency: the library is not installed.
+        ModelError: the library refuses the graph, or would compute something else than it says.
+        TargetError: the options ask for what the library or this machine does not have.
+        DeviceError: the library needs a GPU for this, and finds none.
+        ValueError: ``max_batch`` is below 1.
+    """
+    if options.max_batch < 1:
+        raise ValueError(f"max_batch must be 1 or more, not {options.max_batch}")
+    build = _Build(library(flavor), flavor, _label(model, name))
+    build.parse(_content(model))
+    build.configure(options)
+    profile = build.profile(options.max_batch)
+    fallback = build.use_dla(options) if options.dla else ()
+    cache = None if timing_cache is None or flavor == RTX else timing_cache / f"{timing_cache_key(build.trt)}.cache"
+    content = build.serialize(profile, cache)
+    layers, layers_from = build.describe(content)
+    return Plan(
+        content, layers, layers_from, fallback, build.journal.warnings(), _TITLES[flavor], build.trt.__version__
+    )
+
+
+class _Build:
+    """One build, step by step; everything of the library that a later step needs stays referenced here."""
+
+    def __init__(self, trt: Any, flavor: str, name: str) -> None:
+        self.trt = trt
+        self.journal = Journal(trt)
+        self._title = f"{_TITLES[flavor]} {trt.__version__}"
+        self._flavor = flavor
+        self._name = name
+        self._builder = _make(trt.Builder, self.journal, self._title)
+        self._strong = flavor == RTX or _version(trt) >= _STRONGLY_TYPED_SINCE
+        typed = 1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED)
+        self._network = self._builder.create_network(typed if self._strong else 0)
+        self._config = self._builder.create_builder_config()
+        self._parser = trt.OnnxParser(self._network, self.journal.logger)
+
+    def parse(self, content: bytes) -> None:
+        parsed = self._parser.parse(content)
+        self.journal.at = THE_GRAPH
+        if not parsed:
+            raise self._refusal()
+        self._refuse_wrong("misreads")
+        if self._network.num_outputs == 0:
+            raise self._error("finds no graph in it: export it again")
+
+    def configure(self, options: BuildOptions) -> None:
+        self._config.profiling_verbosity = self.trt.ProfilingVerbosity.DETAILED
+        if self._flavor == RTX:
+            self._config.num_compute_capabilities = 1
+            self._config.set_compute_capability(self._capability(options.compute_capability), 0)
+        elif options.compute_capability:
+            raise TargetError("compute_capability is for TensorRT-RTX; TensorRT builds for the GPU that it runs on")
+        if not self._strong:
+            self._allow_types()
+
+    def _capability(self, wanted: str) -> Any:
+        known = self.trt.ComputeCapability.__members__
+        if not wanted:
+            return known["CURRENT"]
+        if not wanted.startswith("SM") or wanted not in known:
+            names = [name for name in known if name.startswith("SM")]
+            raise TargetError(f"{self._title} builds for no compute_capability '{wanted}'{nearest(wanted, names)}")
+        return known[wanted]
+
+    def _allow_types(self) -> None:
+        """Let TensorRT before 10.12 use the types that the graph uses, and hold float32 arithmetic to float32.
+
+        Left to itself it may compute float32 nodes in FP16 once that is allowed, raw inputs among them.
+        """
+        trt, config = self.trt, self._config
+        types = {layer.get_output_type(index) for layer in self._layers() for index in range(layer.num_outputs)}
+        if trt.int8 in types:
+            config.set_flag(trt.BuilderFlag.INT8)
+        if trt.float16 not in types:
+            return
+        config.set_flag(trt.BuilderFlag.FP16)
+        config.set_flag(trt.BuilderFlag.OBEY_PRECISION_CONSTRAINTS)
+        kinds = trt.LayerType
+        typed = (kinds.CONSTANT, kinds.CAST, kinds.QUANTIZE, kinds.DEQUANTIZE)
+        for layer in self._layers():
+            if layer.type not in typed and layer.get_output_type(0) == trt.float32:
+                layer.precision = trt.float32
+                layer.set_output_type(0, trt.float32)
+
+    def profile(self, max_batch: int) -> Any:
+        """Return which batches the engine must take, or None where the graph fixes that."""
+        profile = self._builder.create_optimization_profile()
+        dynamic = False
+        for tensor in (self._network.get_input(index) for index in range(self._network.num_inputs)):
+            shape = tuple(tensor.shape)
+            if -1 in shape[1:]:
+                axis = shape.index(-1, 1)
+                raise ModelError(
+                    f"{self._name}: dimension {axis} of input '{tensor.name}' is dynamic; only the first, the batch, "
+                    "may be: export the model with fixed sizes"
+                )
+            if shape[:1] == (-1,):
+                dynamic = True
+                profile.set_shape(tensor.name, (1, *shape[1:]), (1, *shape[1:]), (max_batch, *shape[1:]))
+        return profile if dynamic else None
+
+    def use_dla(self, options: BuildOptions) -> tuple[str, ...]:
+        """Prefer the first DLA core, and return the layers that it cannot run."""
+        if self._builder.num_DLA_cores == 0:
+            raise TargetError(f"{self._title} finds no DLA on this machine: set dla = false in the target")
+        if options.max_batch != 1:
+            raise TargetError(f"a DLA runs one fixed batch: set max_batch = 1, not {options.max_batch}")
+        self._config.default_device_type = self.trt.DeviceType.DLA
+        self._config.DLA_core = 0
+        self._config.set_flag(self.trt.BuilderFlag.GPU_FALLBACK)
+        return tuple(layer.name for layer in self._layers() if not self._config.can_run_on_DLA(layer))
+
+    def serialize(self, profile: Any, cache: Path | None) -> bytes:
+        """Build the engine, with the timing cache of this machine in the given file."""
+        if profile is not None:
+            self._config.add_optimization_profile(profile)
+        if cache:
+            stored = cache.read_bytes() if cache.is_file() else b""
+            timings = self._config.create_timing_cache(stored) or self._config.create_timing_cache(b"")
+            self._config.set_timing_cache(timings, ignore_mismatch=False)
+        content = self._builder.build_serialized_network(self._network, self._config)
+        if content is None:
+            if self.journal.lacks_gpu():
+                raise DeviceError(f"{self._title} needs a working NVIDIA GPU for this: {self.journal.reason()}")
+            reason = self.journal.reason()
+            raise self._error(f"cannot build it: {reason}{advice(reason)}")
+        self._refuse_wrong("miscomputes")
+        if cache:
+            with atomic_path(cache) as temporary:
+                temporary.write_bytes(bytes(self._config.get_timing_cache().serialize()))
+        return bytes(content)
+
+    def describe(self, content: bytes) -> tuple[tuple[dict[str, Any], ...], str]:
+        """Return the engine's layers and where they are known from."""
+        try:
+            runtime = _make(self.trt.Runtime, self.journal, self._title)
+            engine = _deserialize(runtime, content, self.journal, self._name, self._title)
+        except (DeviceError, ModelError) as error:
+            return tuple(self._parsed()), f"graph: {error}"
+        inspector = engine.create_engine_inspector()
+        text = inspector.get_engine_information(self.trt.LayerInformationFormat.JSON)
+        layers = json.loads(text)["Layers"]
+        return tuple(layer if isinstance(layer, dict) else {"Name": layer} for layer in layers), "engine"
+
+    def _parsed(self) -> Iterator[dict[str, Any]]:
+        """Yield the layers of the parsed graph in the inspector's terms; a constant is none in an engine."""
+        for layer in self._layers():
+            if layer.type != self.trt.LayerType.CONSTANT:
+                tensors = [layer.get_output(index) for index in range(layer.num_outputs)]
+                outputs = [
+                    {"Name": tensor.name, "Dimensions": list(tensor.shape), "Datatype": tensor.dtype.name}
+                    for tensor in tensors
+                ]
+                yield {"Name": layer.name, "LayerType": layer.type.name, "Outputs": outputs}
+
+    def _layers(self) -> Iterator[Any]:
+        return (self._network.get_layer(index) for index in range(self._network.num_layers))
+
+    def _refusal(self) -> ModelError:
+        """Return the parser's first error: those after it follow from it."""
+        if self._parser.num_errors == 0:
+            return self._error(f"cannot read it: {self.journal.reason()}")
+        error = self._parser.get_error(0)
+        operator, text, code = error.node_operator(), error.desc(), error.code().name
+        what_to_do = advice(f"{operator} {code} {text}")
+        # The code, since some texts are no more than the assertion that failed.
+        return self._error(f"refuses {node(error.node_name(), operator)}: {plain(text)} ({code}){what_to_do}")
+
+    def _refuse_wrong(self, what: str) -> None:
+        wrong = self.journal.wrong()
+        if wrong:
+            at, warning, what_to_do = wrong
+            raise self._error(f"{what} {at}: {warning}; {what_to_do}")
+
+    def _error(self, text: str) -> ModelError:
+        return ModelError(f"{self._name}: {self._title} {text}")
+
+
+def _make(kind: Any, journal: Journal, title: str) -> Any:
+    """Make a builder or runtime, which TensorRT, unlike TensorRT-RTX, can make only where there is a GPU."""
+    try:
+        return kind(journal.logger)
+    except TypeError as error:  # "factory function returned nullptr"
+        raise DeviceError(f"{title} finds no NVIDIA GPU that it can use: {journal.reason()}") from error
+
+
+def _deserialize(runtime: Any, content: bytes, journal: Journal, name: str, title: str) -> Any:
+    engine = runtime.deserialize_cuda_engine(content)
+    if engine is None:
+        if journal.lacks_gpu():
+            raise DeviceError(f"{title} needs a working NVIDIA GPU to open an engine: {journal.reason()}")
+        raise ModelError(f"{name}: {title} cannot open it: {journal.reason()}; build it on this machine")
+    return engine
+
+
+def timing_cache_key(trt: Any) -> str:
+    """Name what timings are valid for: library version, GPU, system and power mode; "none" for what is not there."""
+    release = _first_line(Path("/etc/nv_tegra_release")) or _first_line(Path("/proc/driver/nvidia/version"))
+    facts = (f"trt-{trt.__version__}", gpu_name(), release, _power_mode())
+    return "_".join(re.sub(r"[^A-Za-z0-9.]+", "-", fact).strip("-") or _NONE for fact in facts)
+
+
+def _first_line(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8", errors="replace").partition("\n")[0]
+    except OSError:
+        return ""
+
+
+def _power_mode() -> str:
+    """Return what nvpmodel says, e.g. "NV Power Mode: MAXN"; boards have it, other machines do not."""
+    try:
+        answer = subprocess.run(["nvpmodel", "-q"], capture_output=True, text=True, check=True, timeout=10)
+    except (OSError, subprocess.SubprocessError):
+        return ""
+    return answer.stdout.strip().partition("\n")[0]
+
+
+def _version(trt: Any) -> tuple[int, ...]:
+    return tuple(int(part) for part in trt.__version__.split(".")[:2])
+
+
+def _content(source: Path | bytes) -> bytes:
+    if isinstance(source, bytes):
+        return source
+    try:
+        return source.read_bytes()
+    except OSError as error:
+        raise ModelError(f"{source}: cannot be read: {error.strerror}") from error
+
+
+def _label(source: Path | bytes, name: str | None) -> str:
+    return name or (str(source) if isinstance(source, Path) else "the given bytes")
+
+
+def open_engine(
+    engine: Path | bytes,
+    threads: int = 1,
+    name: str | None = None,
+    *,
+    flavor: str = TENSORRT,
+    max_batch: int = 64,
+    compute_capability: str = "",
+    dla: bool = False,
+) -> Session:
+    """Open a plan, or build one from an ONNX model and open it.
+
+    *Not verified on hardware.*
+
+    Args:
+        engine: the file, or its content.
+        threads: as for the other runtimes; a GPU does not divide its work among the host's threads.
+        name: what errors call it; by default the file's path.
+        flavor: "tensorrt" or "tensorrt-rtx".
+        max_batch: of :class:`BuildOptions`, where ``engine`` is an ONNX model, as are the following two.
+        compute_capability: the same.
+        dla: the same.
+
+    Raises:
+        MissingDependency: the library is not installed.
+        DeviceError: there is no NVIDIA GPU, or it failed.
+        ModelError: the engine cannot be built or opened.
+        TargetError: as of :func:`build`.
+        ValueError: ``threads`` or ``max_batch`` is below 1.
+    """
+    if threads < 1:
+        raise ValueError(f"threads must be 1 or more, not {threads}")
+    trt, label, content = library(flavor), _label(engine, name), _content(engine)
+    if content.startswith(_ONNX_START):
+        options = BuildOptions(max_batch, compute_capability, dla)
+        content = build(content, flavor, options, name=label).content
+    with ExitStack() as stack:
+        gpu = Gpu()
+        stack.callback(gpu.close)
+        session = _TensorRTSession(trt, gpu, content, label, _TITLES[flavor])
+        stack.pop_all()
+        return session
+
+
+class _TensorRTSession:
+    """A :class:`Session` of TensorRT: one engine, one context, one stream, and memory for its largest batch."""
+
+    def __init__(self, trt: Any, gpu: Gpu, content: bytes, name: str, title: str) -> None:
+        self._gpu: Gpu | None = gpu
+        self._name = name
+        self._title = title
+        self._journal = Journal(trt)
+        self._runtime = _make(trt.Runtime, self._journal, title)
+        self._engine = _deserialize(self._runtime, content, self._journal, name, title)
+        self._context = self._engine.create_execution_context()
+        if self._context is None:
+            raise self._error(f"cannot start it: {self._journal.reason()}")
+        names = [self._engine.get_tensor_name(index) for index in range(self._engine.num_io_tensors)]
+        specs = {tensor: _spec(trt, self._engine, tensor, name) for tensor in names}
+        inputs = [t for t in names if self._engine.get_tensor_mode(t) == trt.TensorIOMode.INPUT]
+        self.inputs = tuple(specs[tensor] for tensor in inputs)
+        self.outputs = tuple(specs[tensor] for tensor in names if tensor not in inputs)
+        self._largest = {tensor: self._largest_shape(tensor) for tensor in inputs}
+        self._shapes: dict[str, tuple[int, ...]] = {}
+        self._set_shapes(self._largest)
+        self._addresses = {spec.name: self._allocate(gpu, spec) for spec in (*self.inputs, *self.outputs)}
+
+    def run(self, feeds: Feeds) -> dict[str, Array]:
+        check_feeds(self.inputs, feeds)
+        gpu = self._gpu
+        if gpu is None:
+            raise ModelError(f"{self._name}: the engine is closed")
+        for name, largest in self._largest.items():
+            if feeds[name].shape > largest:  # all but the first dimension are equal
+                raise ModelError(f"{self._name}: input '{name}' has {len(feeds[name])} samples, the engine takes "
+                                 f"{largest[0]} at a time: build it with a larger max_batch")  # fmt: skip
+        gpu.activate()
+        self._set_shapes({name: array.shape for name, array in feeds.items()})
+        sources = {name: np.ascontiguousarray(array) for name, array in feeds.items()}
+        for name, array in sources.items():
+            gpu.upload(self._addresses[name], array)
+        if not self._context.execute_async_v3(gpu.stream):
+            raise self._error(f"failed to run it: {self._journal.reason()}")
+        results = {spec.name: np.empty(self._shape(spec.name), spec.dtype) for spec in self.outputs}
+        for name, array in results.items():
+            gpu.download(array, self._addresses[name])
+        gpu.synchronize()
+        return results
+
+    def close(self) -> None:
+        if self._gpu is not None:
+            self._context = self._engine = self._runtime = None  # each before what it was made from
+            self._gpu.close()
+            self._gpu = None
+
+    def __enter__(self) -> Session:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _largest_shape(self, name: str) -> tuple[int, ...]:
+        shape = tuple(self._engine.get_tensor_shape(name))
+        if -1 not in shape:
+            return shape
+        _, _, largest = self._engine.get_tensor_profile_shape(name, 0)
+        return tuple(largest)
+
+    def _set_shapes(self, shapes: dict[str, tuple[int, ...]]) -> None:
+        for name, shape in shapes.items():
+            if self._shapes.get(name) != shape and not self._context.set_input_shape(name, shape):
+                raise self._error(f"refuses input '{name}' of shape {list(shape)}: {self._journal.reason()}")
+        self._shapes = dict(shapes)
+
+    def _shape(self, name: str) -> tuple[int, ...]:
+        shape = tuple(self._context.get_tensor_shape(name))
+        if -1 in shape:
+            raise self._error(f"cannot tell the shape of '{name}' before it runs: write the network without that")
+        return shape
+
+    def _allocate(self, gpu: Gpu, spec: TensorSpec) -> int:
+        address = gpu.allocate(prod(self._shape(spec.name)) * np.dtype(spec.dtype).itemsize)
+        if not self._context.set_tensor_address(spec.name, address):
+            raise self._error(f"refuses memory for '{spec.name}': {self._journal.reason()}")
+        return address
+
+    def _error(self, text: str) -> ModelError:
+        return ModelError(f"{self._name}: {self._title} {text}")
+
+
+def _spec(trt: Any, engine: Any, tensor: str, model: str) -> TensorSpec:
+    kind = engine.get_tensor_dtype(tensor)
+    try:
+        dtype = np.dtype(trt.nptype(kind)).name
+    except TypeError as error:
+        raise ModelError(f"{model}: '{tensor}' is a {kind.name}, which numpy has no type for") from error
+    # edgekd leaves only the batch open, which is the same for all tensors.
+    sizes = enumerate(engine.get_tensor_shape(tensor))
+    shape = tuple(size if size >= 0 else f"{tensor}.{axis}" if axis else "batch" for axis, size in sizes)
+    return TensorSpec(tensor, dtype, shape)

@@ -1,0 +1,91 @@
+"""Engine libraries by name, and a user's own."""
+
+import textwrap
+
+import numpy as np
+import pytest
+from engines import samples, save_engine
+
+from edgekd.errors import TargetError
+from edgekd.runtime.ort import open_engine
+from edgekd.runtime.registry import ORT, PACKAGES, Runtime
+from edgekd.target import RUNTIMES
+
+OWN = textwrap.dedent(
+    """
+    from edgekd.runtime.ort import open_engine
+
+    seen = []
+
+    def open_npu(engine, threads, name, *, gain=1.0):
+        seen.append(gain)
+        return open_engine(engine, threads, name)
+
+    version = "1.0"
+    """
+)
+
+
+@pytest.fixture
+def own(tmp_path):
+    path = tmp_path / "npu.py"
+    path.write_text(OWN)
+    return path
+
+
+@pytest.fixture(scope="module")
+def engine(tmp_path_factory):
+    return save_engine(tmp_path_factory.mktemp("engine") / "e.onnx")
+
+
+def test_targets_and_registry_know_the_same_runtimes():
+    assert PACKAGES.keys() == set(RUNTIMES)
+    for name in RUNTIMES:
+        assert not Runtime(name).custom
+
+
+@pytest.mark.parametrize("name", ["onnxruntime", "onnxruntime-web"])
+def test_onnx_runtime_is_behind_two_names(engine, name):
+    with Runtime(name).open(engine) as session, open_engine(engine) as direct:
+        np.testing.assert_array_equal(session.run(samples(3))["logits"], direct.run(samples(3))["logits"])
+
+
+def test_a_users_own_runtime(own, engine):
+    runtime = Runtime(f"{own}:open_npu", {"gain": 2.0})
+    assert runtime.custom
+    assert runtime.source == own
+    with runtime.open(engine) as session:
+        assert session.run(samples(2))["logits"].shape == (2, 3)
+    import sys
+
+    assert sys.modules["edgekd_runtime_npu"].seen == [2.0]
+
+
+def test_the_digest_is_of_a_users_own_file(own):
+    before = Runtime(f"{own}:open_npu").digest()
+    own.write_text(OWN + "# changed\n")
+    assert Runtime(f"{own}:open_npu").digest() != before
+    assert ORT.digest() is None
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "said"),
+    [
+        ("onnxruntimes", {}, "there is no runtime 'onnxruntimes'; did you mean 'onnxruntime'"),
+        ("onnxruntime", {"device": "GPU"}, "cannot be given these options: .*device"),
+        ("{own}:open_cpu", {}, r"npu\.py has no function 'open_cpu'; did you mean 'open_npu'"),
+        ("{own}:version", {}, "has no function 'version'"),
+        ("{own}:open_npu", {"loud": True}, "cannot be given these options: .*loud"),
+        ("{own}x.py:open_npu", {}, "cannot be imported: .*no such file"),
+        ("no_such_package.module:open", {}, "cannot be imported: No module named 'no_such_package'"),
+    ],
+)
+def test_what_cannot_be_opened(own, engine, name, options, said):
+    with pytest.raises(TargetError, match=said):
+        Runtime(name.format(own=own), options).open(engine)
+
+
+def test_a_file_that_is_not_python(own):
+    own.write_text("def open_npu(:\n")
+    with pytest.raises(TargetError, match="cannot be imported: .*line 1"):
+        Runtime(f"{own}:open_npu").load()

@@ -1,0 +1,49 @@
+"""Which candidate ships, from figures of every kind."""
+
+from dataclasses import replace
+
+import pytest
+
+from edgekd.report.result import CandidateResult
+from edgekd.runtime.measure import Quantile
+from edgekd.selection import choose
+from edgekd.target import Budgets
+
+INT8 = CandidateResult("int8", "int8", "pass", 0.9, 0.004, 0.01, Quantile(0.50, 0.49, 0.51), 50_000, 70_000_000)
+NNCF = replace(INT8, name="int8-nncf", bound=0.003)
+FLOAT = replace(INT8, name="float32", precision="float32", bound=0.002, size_bytes=200_000)
+
+
+def timed(candidate, low, value, high):
+    return replace(candidate, p50=Quantile(value, low, high))
+
+
+FAST = timed(FLOAT, 0.29, 0.30, 0.31)
+
+
+@pytest.mark.parametrize(
+    ("candidates", "chosen", "reason"),
+    [
+        ([INT8], "int8", "the only candidate"),
+        ([INT8, FAST], "float32", "0.3 ms against 0.5 ms (int8)"),
+        ([INT8, FLOAT], "int8", "as fast as float32, and the target prefers it"),
+        ([INT8, timed(FLOAT, 0.505, 0.52, 0.53)], "int8", "as fast as float32, and the target prefers it"),
+        ([INT8, NNCF, FLOAT], "int8-nncf", "as fast as int8, float32, and the target prefers it"),
+        ([INT8, timed(NNCF, 0.6, 0.61, 0.62)], "int8", "0.5 ms against 0.61 ms (int8-nncf)"),
+        ([replace(INT8, verdict="fail"), timed(FLOAT, 1, 2, 3)], "float32", "the only one left; the gate rejects int8"),
+        ([replace(c, verdict="fail") for c in (INT8, FAST)], "int8", "the gate rejects every candidate"),
+        ([replace(INT8, verdict="warn"), timed(FLOAT, 1, 2, 3)], "int8", "0.5 ms against 2 ms (float32)"),
+        ([replace(c, p50=None) for c in (INT8, FLOAT)], "int8", "first choice, since no latency was measured"),
+    ],
+)
+def test_the_fastest_that_the_gate_lets_through_ships(candidates, chosen, reason):
+    choice = choose(candidates, Budgets())
+    assert choice.name == chosen
+    assert reason in choice.reason
+
+
+def test_a_budget_comes_before_speed():
+    assert choose([INT8, FAST], Budgets(size_mb=0.1)).name == "int8"
+    assert choose([INT8, FAST], Budgets(size_mb=0.01)).name == "float32", "none keeps it"
+    assert choose([INT8, FAST], Budgets(size_mb=0.1, latency_ms=0.4)).name == "float32", "each keeps one"
+    assert choose([timed(INT8, 0.2, 0.2, 0.2), FAST], Budgets(memory_mb=60)).name == "int8"
