@@ -7,6 +7,8 @@ from setuptools import find_packages, setup
 HERE = Path(__file__).parent
 SOURCE = (HERE / "edgekd" / "__init__.py").read_text(encoding="utf-8").splitlines()
 VERSION = next(line.split('"')[1] for line in SOURCE if line.startswith("__version__"))
+#: Where NVIDIA publishes TensorRT-RTX for Python.
+NVIDIA = 'sys_platform == "linux" and platform_machine == "x86_64"'
 
 setup(
     name="edgekd",
@@ -29,6 +31,8 @@ setup(
     install_requires=["numpy>=1.26", "click>=8.1", "msgspec>=0.19", "rich>=13.7", 'tomli>=2; python_version < "3.11"'],
     extras_require={
         "runtime": ["onnxruntime>=1.20"],
+        "openvino": ["openvino>=2025.0"],
+        "tensorrt": ["tensorrt>=10.3"],
         "build": [
             "torch>=2.9",
             "torch-pruning>=1.6",
@@ -37,6 +41,9 @@ setup(
             "onnxruntime>=1.32",
             "safetensors>=0.5",
             "filelock>=3.15",
+            "openvino>=2026.0",
+            "nncf>=3.3",
+            *(f"tensorrt-rtx-cu12-{part}>=1.5; {NVIDIA}" for part in ("libs", "bindings")),
         ],
         "dev": [
             "pytest>=8",

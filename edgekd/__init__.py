@@ -6,9 +6,13 @@ Nothing heavy is imported until it is used: importing this package loads neither
 from __future__ import annotations
 
 import importlib
+import os
 from typing import Any
 
 __version__ = "0.1.0"
+
+# ONNX Runtime reports each model that it opens to its maker, unless told not to before its import.
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
 __all__ = ["build", "load", "load_recipe", "load_target"]
 

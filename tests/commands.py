@@ -19,6 +19,7 @@ SETTINGS = {
     "teacher.epochs": 4,
     "distill.epochs": 4,
     "prune.epochs": 3,
+    "prune.round_to": 8,
     "profile.iterations": 400,
     "profile.warmup": 20,
     "profile.cold_starts": 1,

@@ -49,7 +49,11 @@ class Samples:
         chosen = np.sort(order[: self.calibration.samples])
         for start in range(0, len(chosen), self.calibration.chunk):
             rows = chosen[start : start + self.calibration.chunk]
-            yield {name: x[rows] for name, x in inputs.items()}
+            feeds = {name: x[rows] for name, x in inputs.items()}
+            for name, x in feeds.items():
+                if not np.isfinite(x).all():  # which ONNX Runtime's extremes do not show
+                    raise ModelError(f"{self.path}: input '{name}' of a calibration sample is not finite")
+            yield feeds
 
 
 class _Reader:

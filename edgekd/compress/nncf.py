@@ -83,7 +83,7 @@ def _failures(nncf: Any) -> tuple[type[Exception], ...]:
     of_runtime = _exceptions(need("onnxruntime.capi.onnxruntime_pybind11_state", "build"))
     of_onnx = (need("onnx.checker", "build").ValidationError, need("onnx.shape_inference", "build").InferenceError)
     malformed = need("google.protobuf.message", "build").DecodeError
-    return *own, *of_runtime, *of_onnx, malformed, RuntimeError, ValueError, TypeError, KeyError
+    return *own, *of_runtime, *of_onnx, malformed, RuntimeError, ValueError, TypeError
 
 
 def _exceptions(module: Any) -> tuple[type[Exception], ...]:

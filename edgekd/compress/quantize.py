@@ -131,7 +131,7 @@ def _quantize(model: Path, samples: Samples, scheme: Scheme, work: Path) -> Path
     onnx = need("onnx", "build")
     onnx.checker.check_model(onnx.load(str(model)), full_check=True)  # ONNX Runtime's tools assume as much
     prepared, quantized, cache = work / "prepared.onnx", work / "quantized.onnx", work / "ranges.json"
-    ort.shape_inference.quant_pre_process(str(model), str(prepared))
+    ort.shape_inference.quant_pre_process(str(model), str(prepared), skip_symbolic_shape=True)
     ranges = tensor_ranges(prepared, samples, scheme, work / "calibrated.onnx")
     ort.calibrate.save_tensors_data(ranges, cache)
     ort.quantize_static(

@@ -25,9 +25,6 @@ if TYPE_CHECKING:
     from edgekd.runtime.measure import Profile
     from edgekd.runtime.registry import Runtime
 
-#: How a user calls one: ``emulated:cortex-a76``.
-PREFIX = "emulated:"
-
 #: How long one answer may take: emulation is slow.
 _PATIENCE_SECONDS = 3600.0
 
@@ -46,12 +43,12 @@ class EmulatedDevice:
         DeviceError: the processor is not known.
     """
 
-    no_latency = "not measured: an emulated processor's time is the emulator's, not the processor's"
+    no_latency = "not measured: emulated time says nothing of the processor"
 
     def __init__(self, processor: str, patience_seconds: float = _PATIENCE_SECONDS) -> None:
         self._processor = emulator.find(processor)
         self._patience_seconds = patience_seconds
-        self.name = f"{PREFIX}{self._processor.name}"
+        self.name = f"emulated:{self._processor.name}"
         self.arch = self._processor.arch
 
     def missing(self) -> str | None:
@@ -59,6 +56,14 @@ class EmulatedDevice:
         if emulator.installed(self._processor.name) is None:
             return f"{self.name} is not installed on this host: edgekd device install {self.name}"
         return None
+
+    def refuses(self, runtime: Runtime) -> str | None:
+        """Say why it does not run a runtime's engines; None where it does."""
+        known = _NATIVE if self._processor.native else _GUEST
+        if runtime.name in known:
+            return None
+        why = ": OpenVINO's INT8 is wrong on an emulated ARM processor" if runtime.name == "openvino" else ""
+        return f"{self.name} does not run engines of {runtime.name}, only of {' and '.join(known)}{why}"
 
     def describe(self, runtime: Runtime) -> dict[str, str]:
         """Return processor, emulator and the versions inside of it; starts no engine.
@@ -81,7 +86,8 @@ class EmulatedDevice:
                 to be the processor's.
         """
         root = self._root()
-        self._check(runtime)
+        if reason := self.refuses(runtime):
+            raise DeviceError(reason)
         command = [*emulator.python_command(self._processor, root), *AGENT]
         with tempfile.TemporaryDirectory() as sources:
             environment = self._environment(root, Path(sources))
@@ -109,13 +115,6 @@ class EmulatedDevice:
         if root is None:
             raise DeviceError(str(self.missing()))
         return root
-
-    def _check(self, runtime: Runtime) -> None:
-        known = _NATIVE if self._processor.native else _GUEST
-        if runtime.name not in known:
-            why = ": OpenVINO's INT8 is wrong on an emulated ARM processor" if runtime.name == "openvino" else ""
-            names = " and ".join(known)
-            raise DeviceError(f"{self.name} does not run engines of {runtime.name}, only of {names}{why}")
 
     def _environment(self, root: Path, sources: Path) -> dict[str, str]:
         if self._processor.native:

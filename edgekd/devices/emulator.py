@@ -23,9 +23,9 @@ from platform import machine
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
-from edgekd.cache import digest
+from edgekd.cache import Cache, digest
 from edgekd.errors import DeviceError, nearest
-from edgekd.files import make_folder, missing, need
+from edgekd.files import make_folder, missing
 from edgekd.runtime.measure import package_versions
 
 if TYPE_CHECKING:
@@ -155,7 +155,8 @@ def install(processor: str, advance: Callable[[int, int, str], None]) -> Path:
         advance: called before each step with steps done, steps in all, and what is done next.
 
     Raises:
-        DeviceError: the processor is not known, or QEMU, apt, the network or a wheel is missing.
+        DeviceError: the processor is not known, QEMU, apt, the network or a wheel is missing, or the cache folder
+            cannot be written.
         MissingDependency: this host has no ONNX Runtime whose version could be matched.
     """
     found = find(processor)
@@ -167,13 +168,16 @@ def install(processor: str, advance: Callable[[int, int, str], None]) -> Path:
     _check_tools()
     folder = _folder()
     make_folder(folder.parent, DeviceError, "XDG_CACHE_HOME")
-    filelock = need("filelock", "build")
-    with filelock.FileLock(f"{folder}.lock"):
-        for abandoned in folder.parent.glob(f".{folder.name}-*"):
-            shutil.rmtree(abandoned)
-        if not folder.is_dir():
-            with TemporaryDirectory(prefix=f".{folder.name}-", dir=folder.parent) as work:
-                _build(Path(work), advance).rename(folder)
+    with Cache(folder.parent).hold(folder.name, lambda: advance(0, len(_STEPS), "another installation, to wait for")):
+        try:
+            for abandoned in folder.parent.glob(f".{folder.name}-*"):
+                shutil.rmtree(abandoned)
+            if not folder.is_dir():
+                with TemporaryDirectory(prefix=f".{folder.name}-", dir=folder.parent) as work:
+                    _build(Path(work), advance).rename(folder)
+        except OSError as error:
+            where = f"{folder}: cannot be made: {error.strerror or error}"
+            raise DeviceError(f"{where}; choose another folder with XDG_CACHE_HOME") from error
     return folder / found.name
 
 
@@ -304,6 +308,8 @@ def _build(work: Path, advance: Callable[[int, int, str], None]) -> Path:
     step(3)
     for archive in archives:
         _run(["dpkg-deb", "-x", str(archive), str(root)], f"{archive.name} cannot be unpacked")
+    if not (root / "lib").exists():  # from trixie on, what was there lies in usr/lib alone
+        (root / "lib").symlink_to("usr/lib")
     for wheel in wheels:
         with zipfile.ZipFile(wheel) as opened:
             opened.extractall(root / WHEELS)

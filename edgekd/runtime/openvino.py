@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from edgekd.errors import DeviceError, ModelError
 from edgekd.files import need
-from edgekd.runtime.session import Array, Feeds, Session, TensorSpec, check_feeds, run_rows
+from edgekd.runtime.session import Array, FeedCheck, Feeds, Session, TensorSpec, run_rows
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -142,9 +142,8 @@ def _options(supported: Mapping[str, str], threads: int, cache: Path | None) -> 
         "PERFORMANCE_HINT": "LATENCY",
         "NUM_STREAMS": 1,
         "INFERENCE_NUM_THREADS": threads,
-        # Otherwise a layer of which only the weights are INT8 may have its activations rounded, too.
+        # Else it quantizes activations of its own accord, in layers of which only the weights are INT8.
         "EXECUTION_MODE_HINT": "ACCURACY",
-        "DYNAMIC_QUANTIZATION_GROUP_SIZE": 0,
     }
     options = {key: value for key, value in wanted.items() if supported.get(key) == "RW"}
     return options if cache is None else {**options, "CACHE_DIR": str(cache)}
@@ -172,6 +171,7 @@ class _OpenVinoSession:
         self._options = options
         self._dynamic_batch = not device.startswith("NPU")
         self._batched = [spec for spec in self.inputs if spec.shape[:1] == (_BATCH,)]
+        self._check = FeedCheck(self.inputs)
         self._output_names = [spec.name for spec in self.outputs]
         self._single = self._open_single()
         # Filling the request's own tensors takes a fraction of the time of handing it new ones.
@@ -202,7 +202,7 @@ class _OpenVinoSession:
         return request
 
     def run(self, feeds: Feeds) -> dict[str, Array]:
-        check_feeds(self.inputs, feeds)
+        self._check(feeds)
         if self._model is None:
             raise ModelError(f"{self._name}: the engine is closed")
         rows = len(feeds[self._batched[0].name]) if self._batched else 1
@@ -229,7 +229,7 @@ class _OpenVinoSession:
         # graph of dynamic sizes can fail, so _run_single is spared the 10 µs that this takes.
         self._any.start_async(dict(feeds))
         self._any.wait()
-        return [result.copy() for result in self._any.results.values()]
+        return list(self._any.results.values())  # copies
 
     def close(self) -> None:
         self._core = self._model = self._single = self._any = None

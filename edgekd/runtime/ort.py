@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from edgekd.errors import ModelError
 from edgekd.files import need
-from edgekd.runtime.session import Array, Feeds, Session, TensorSpec, check_feeds
+from edgekd.runtime.session import Array, FeedCheck, Feeds, Session, TensorSpec
 
 if TYPE_CHECKING:
     from types import TracebackType
@@ -80,10 +80,11 @@ class _OrtSession:
         self._failures = failures
         self.inputs = tuple(_spec(item, name) for item in session.get_inputs())
         self.outputs = tuple(_spec(item, name) for item in session.get_outputs())
+        self._check = FeedCheck(self.inputs)
         self._output_names = [spec.name for spec in self.outputs]
 
     def run(self, feeds: Feeds) -> dict[str, Array]:
-        check_feeds(self.inputs, feeds)
+        self._check(feeds)
         if self._session is None:
             raise ModelError(f"{self._name}: the engine is closed")
         try:

@@ -73,32 +73,53 @@ class Session(Protocol):
     ) -> None: ...
 
 
-def check_feeds(specs: Sequence[TensorSpec], feeds: Feeds) -> None:
-    """Check that ``feeds`` are what ``specs`` ask for. It runs before each inference, so it costs a few µs at most.
+class FeedCheck:
+    """The check that feeds are what an engine asks for. It runs before each inference, so it costs a few µs at most.
 
-    Raises:
-        ModelError: a name is missing or unknown, or a type, rank or size is wrong; it says what was expected.
+    Args:
+        specs: the engine's inputs.
     """
-    sizes: dict[str, int] = {}
-    for spec in specs:
-        array = feeds.get(spec.name)
-        if array is None:
-            raise _wrong_names(specs, feeds)
-        if not isinstance(array, np.ndarray):
-            raise ModelError(f"input '{spec.name}' must be a numpy array, {spec}, but is a {type(array).__name__}")
-        if array.dtype != spec.dtype or array.ndim != len(spec.shape):
-            raise _wrong_tensor(spec, array)
-        for expected, size in zip(spec.shape, array.shape, strict=True):
-            if isinstance(expected, int):
-                if size != expected:
+
+    def __init__(self, specs: Sequence[TensorSpec]) -> None:
+        self._specs = specs
+        # All that can be prepared is: comparing with a dtype's name takes four times as long as with the dtype.
+        self._plan = [
+            (
+                spec,
+                np.dtype(spec.dtype),
+                [(axis, size) for axis, size in enumerate(spec.shape) if isinstance(size, int)],
+                [(axis, size) for axis, size in enumerate(spec.shape) if isinstance(size, str)],
+            )
+            for spec in specs
+        ]
+
+    def __call__(self, feeds: Feeds) -> None:
+        """Check the feeds of one inference.
+
+        Raises:
+            ModelError: a name is missing or unknown, or a type, rank or size is wrong; it says what was expected.
+        """
+        sizes: dict[str, int] = {}
+        for spec, dtype, fixed, named in self._plan:
+            array = feeds.get(spec.name)
+            if array is None:
+                raise _wrong_names(self._specs, feeds)
+            if not isinstance(array, np.ndarray):
+                raise ModelError(f"input '{spec.name}' must be a numpy array, {spec}, but is a {type(array).__name__}")
+            shape = array.shape
+            if array.dtype != dtype or len(shape) != len(spec.shape):
+                raise _wrong_tensor(spec, array)
+            for axis, size in fixed:
+                if shape[axis] != size:
                     raise _wrong_tensor(spec, array)
-            elif sizes.setdefault(expected, size) != size:
-                raise ModelError(
-                    f"inputs must agree on the size of '{expected}', but it is {sizes[expected]} before input "
-                    f"'{spec.name}' and {size} in it"
-                )
-    if len(feeds) != len(specs):
-        raise _wrong_names(specs, feeds)
+            for axis, name in named:
+                if sizes.setdefault(name, shape[axis]) != shape[axis]:
+                    raise ModelError(
+                        f"inputs must agree on the size of '{name}', but it is {sizes[name]} before input "
+                        f"'{spec.name}' and {shape[axis]} in it"
+                    )
+        if len(feeds) != len(self._plan):
+            raise _wrong_names(self._specs, feeds)
 
 
 def _wrong_names(specs: Sequence[TensorSpec], feeds: Feeds) -> ModelError:
@@ -126,7 +147,7 @@ def read_feeds(source: Path | BinaryIO, specs: Sequence[TensorSpec]) -> dict[str
     """
     arrays = read_arrays(source, [INPUT_PREFIX + spec.name for spec in specs])
     feeds = {key[len(INPUT_PREFIX) :]: array for key, array in arrays.items()}
-    check_feeds(specs, feeds)
+    FeedCheck(specs)(feeds)
     counts = {name: len(array) for name, array in feeds.items()}
     if len(set(counts.values())) != 1 or 0 in counts.values():
         raise ModelError(f"{_label(source)}: every input needs the same number of rows, at least one, but has {counts}")

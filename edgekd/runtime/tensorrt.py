@@ -20,7 +20,7 @@ import numpy as np
 from edgekd.errors import DeviceError, ModelError, TargetError, nearest
 from edgekd.files import atomic_path, need
 from edgekd.runtime.cuda import Gpu, gpu_name
-from edgekd.runtime.session import Array, Feeds, Session, TensorSpec, check_feeds
+from edgekd.runtime.session import Array, FeedCheck, Feeds, Session, TensorSpec
 from edgekd.runtime.trt_log import THE_GRAPH, Journal, advice, node, plain
 
 if TYPE_CHECKING:
@@ -63,7 +63,7 @@ class Plan:
         layers_from: "engine", as the library's inspector tells of the fused layers; or why they are those of the parsed
             graph, before fusion.
         dla_fallback: layers that run on the GPU although a DLA was asked for.
-        messages: the library's harmless warnings, as it said them.
+        messages: the library's harmless warnings, each with the node that it was about.
         library: "TensorRT" or "TensorRT-RTX".
         version: of the library.
     """
@@ -132,17 +132,16 @@ def build(
     """
     if options.max_batch < 1:
         raise ValueError(f"max_batch must be 1 or more, not {options.max_batch}")
-    build = _Build(library(flavor), flavor, _label(model, name))
-    build.parse(_content(model))
-    build.configure(options)
-    profile = build.profile(options.max_batch)
-    fallback = build.use_dla(options) if options.dla else ()
-    cache = None if timing_cache is None or flavor == RTX else timing_cache / f"{timing_cache_key(build.trt)}.cache"
-    content = build.serialize(profile, cache)
-    layers, layers_from = build.describe(content)
-    return Plan(
-        content, layers, layers_from, fallback, build.journal.warnings(), _TITLES[flavor], build.trt.__version__
-    )
+    steps = _Build(library(flavor), flavor, _label(model, name))
+    steps.parse(_content(model))
+    steps.configure(options)
+    profile = steps.profile(options.max_batch)
+    fallback = steps.use_dla(options) if options.dla else ()
+    cache = None if timing_cache is None or flavor == RTX else timing_cache / f"{timing_cache_key(steps.trt)}.cache"
+    content = steps.serialize(profile, cache)
+    layers, layers_from = steps.describe(content)
+    messages, version = steps.journal.warnings(), steps.trt.__version__
+    return Plan(content, layers, layers_from, fallback, messages, _TITLES[flavor], version)
 
 
 class _Build:
@@ -428,7 +427,7 @@ class _TensorRTSession:
         self._addresses = {spec.name: self._allocate(gpu, spec) for spec in (*self.inputs, *self.outputs)}
 
     def run(self, feeds: Feeds) -> dict[str, Array]:
-        check_feeds(self.inputs, feeds)
+        FeedCheck(self.inputs)(feeds)
         gpu = self._gpu
         if gpu is None:
             raise ModelError(f"{self._name}: the engine is closed")
@@ -474,7 +473,7 @@ class _TensorRTSession:
         for name, shape in shapes.items():
             if self._shapes.get(name) != shape and not self._context.set_input_shape(name, shape):
                 raise self._error(f"refuses input '{name}' of shape {list(shape)}: {self._journal.reason()}")
-        self._shapes = dict(shapes)
+            self._shapes[name] = shape
 
     def _shape(self, name: str) -> tuple[int, ...]:
         shape = tuple(self._context.get_tensor_shape(name))

@@ -79,8 +79,9 @@ class Journal:
             self.at = node(name, operator or "") if at["kind"] == "Parsing node" else f"constant '{name}'"
 
     def warnings(self) -> tuple[str, ...]:
-        """Return every warning once, with the place where it was said."""
-        return tuple(f"{at}: {text}" for at, text in self._warnings)
+        """Return every warning once, with the constant or node that it was about, where there is one."""
+        said = ((at, text.strip()) for at, text in self._warnings)
+        return tuple(text if at == THE_GRAPH else f"{at}: {text}" for at, text in said)
 
     def wrong(self) -> tuple[str, str, str] | None:
         """Return place, warning and what to do, for the first warning after which the numbers would be wrong."""

@@ -116,10 +116,22 @@ def test_chooses_samples_by_seed_and_keeps_modalities_together(tmp_path):
     assert [*chain(*chosen(samples=100))] == list(range(10))
 
 
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_inputs_that_are_not_finite_are_refused(prepared, samples, tmp_path, value):
+    """NaN would be lost: ONNX Runtime's smallest and largest pass over it."""
+    with np.load(samples) as arrays:
+        broken = dict(arrays)
+    broken["input.image"][3] = value
+    np.savez(tmp_path / "broken.npz", **broken)
+    found = Samples(tmp_path / "broken.npz", calibration(method="minmax"))
+    with pytest.raises(ModelError, match=r"broken\.npz: input 'image' of a calibration sample is not finite"):
+        list(found)
+
+
 def test_activations_that_are_not_finite_are_refused(prepared, samples, tmp_path):
     with np.load(samples) as arrays:
         broken = dict(arrays)
-    broken["input.image"][3] = np.inf
+    broken["input.image"][3] = 3e38  # finite, but sums of it are not
     np.savez(tmp_path / "broken.npz", **broken)
     for method in METHODS:
         with pytest.raises(ModelError, match="not finite on the calibration samples"):

@@ -102,6 +102,7 @@ def test_tensorrt_builds_it(quantized):
     plan = build(to_half(quantized).SerializeToString(), RTX, BuildOptions(compute_capability="SM86"))
     tensors = [output for layer in plan.layers for output in layer["Outputs"]]
     assert {"INT8", "HALF"} <= {tensor["Datatype"] for tensor in tensors}
+    assert "(foreignNode) Converting conv weight scales to fp32." in plan.messages
 
 
 #: x far from zero in steps that FP16 does not have, standardized, then weighted.

@@ -2,10 +2,12 @@
 
 import base64
 import hashlib
+import html
 import http.client
 import io
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -13,7 +15,8 @@ import sys
 import tarfile
 import threading
 import time
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from functools import partial
+from http.server import BaseHTTPRequestHandler, SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import numpy as np
@@ -21,8 +24,8 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper, save
 from onnx.helper import make_node, make_tensor_value_info
 
-from edgekd.devices.browser import BrowserDevice, library
-from edgekd.devices.browser.chromium import NAMES, PROFILE_PREFIX, find_chromium, version
+from edgekd.devices.browser import BrowserDevice, chromium, library
+from edgekd.devices.browser.chromium import NAMES, find_chromium, version
 from edgekd.devices.browser.page import Page, pack, unpack
 from edgekd.devices.browser.server import Server
 from edgekd.errors import DeviceError, ModelError, TargetError
@@ -32,19 +35,14 @@ from edgekd.runtime.registry import Runtime
 from edgekd.runtime.session import read_feeds, run_rows
 
 WEB = Runtime("onnxruntime-web")
+EXAMPLE = Path(__file__).resolve().parents[2] / "examples" / "web"
 EMBEDDINGS = ("embedding.x", "embedding.y")
+#: Tells the browsers of this process from those of other tests that run at the same time.
+PREFIX = f"edgekd-chromium-{os.getpid()}-"
 
 
-def missing():
-    """Say what these tests lack here, None where they lack nothing."""
-    try:
-        find_chromium()
-    except DeviceError as error:
-        return str(error)
-    return None if library.installed() else str(library.not_installed())
-
-
-in_browser = pytest.mark.skipif(missing() is not None, reason=str(missing()))
+MISSING = BrowserDevice().missing()
+in_browser = pytest.mark.skipif(MISSING is not None, reason=str(MISSING))
 with_npm = pytest.mark.skipif(shutil.which("npm") is None, reason="npm is not in PATH")
 
 
@@ -103,12 +101,19 @@ def files(tmp_path_factory):
     return folder
 
 
+@pytest.fixture(scope="module", autouse=True)
+def _own_prefix():
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(chromium, "PROFILE_PREFIX", PREFIX)
+        yield
+
+
 @pytest.fixture(autouse=True)
 def _nothing_left():
     """Check that neither a process nor a profile is left; a zombie is its parent's affair, and init's the orphaned."""
     yield
     assert processes() == []
-    assert list(Path("/tmp").glob(f"{PROFILE_PREFIX}*")) == []
+    assert list(Path("/tmp").glob(f"{PREFIX}*")) == []
 
 
 def processes():
@@ -120,7 +125,7 @@ def processes():
             state = (path / "stat").read_text().rpartition(")")[2].split()[0]
         except OSError:
             continue
-        if PROFILE_PREFIX.encode() in command and state != "Z":
+        if PREFIX.encode() in command and state != "Z":
             found.append(int(path.name))
     return sorted(found)
 
@@ -308,25 +313,26 @@ def test_memory_is_that_of_the_engine(files, tmp_path):
     graph = helper.make_graph(
         [make_node("Mul", ["x", "w"], ["m"]), make_node("ReduceSum", ["m"], ["logits"], keepdims=0)],
         "large",
-        [make_tensor_value_info(name, TensorProto.FLOAT, ["batch", 24]) for name in ("x", "y")],
+        [make_tensor_value_info("x", TensorProto.FLOAT, [1, 24])],
         [make_tensor_value_info("logits", TensorProto.FLOAT, None)],
         [numpy_helper.from_array(np.ones((weights // 96, 24), np.float32), "w")],
     )
-    save_graph(tmp_path / "large.onnx", graph)
-    for name in ("float.onnx", "x.npz"):
-        (tmp_path / name).symlink_to(files / name)
-    small, large = profile(tmp_path, tmp_path, ("float", "large"), iterations=1, warmup=0).engines
-    assert large.peak_rss_bytes - small.peak_rss_bytes > weights
+    peaks = []
+    for engine in (files / "float.onnx", save_graph(tmp_path / "large.onnx", graph)):
+        with Page(engine, 60) as page:
+            page.ask("open", threads=1)
+            peaks.append(page.peak_rss_bytes())
+    assert peaks[1] - peaks[0] > weights
 
 
 @in_browser
 def test_what_advance_raises_ends_the_browsers(files, tmp_path):
     def interrupt(done, _total, _note):
-        if done == 3:
+        if done == 2:
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        profile(files, tmp_path, advance=interrupt)
+        profile(files, tmp_path, ["float"], advance=interrupt)
 
 
 # --- a browser that is lost
@@ -335,11 +341,11 @@ def test_what_advance_raises_ends_the_browsers(files, tmp_path):
 @in_browser
 def test_a_browser_killed_between_turns_is_a_device_error(files, tmp_path):
     def kill(done, _total, _note):
-        if done == 3:
+        if done == 2:
             os.kill(processes()[0], signal.SIGKILL)
 
     with pytest.raises(DeviceError, match=r"did not answer 'measure': .* ended \(SIGKILL\); it"):
-        profile(files, tmp_path, advance=kill)
+        profile(files, tmp_path, ["float"], advance=kill)
 
 
 @in_browser
@@ -387,7 +393,8 @@ def test_a_program_that_is_no_browser_is_a_device_error(files, tmp_path, monkeyp
 @in_browser
 def test_a_browser_ends_when_its_starter_is_killed(files):
     code = (
-        "import os, signal\nfrom pathlib import Path\nfrom edgekd.devices.browser.page import Page\n"
+        "import os, signal\nfrom pathlib import Path\nfrom edgekd.devices.browser import chromium\n"
+        f"from edgekd.devices.browser.page import Page\nchromium.PROFILE_PREFIX = {PREFIX!r}\n"
         f"page = Page(Path({str(files / 'float.onnx')!r}), 60)\npage.ask('open', threads=1)\n"
         "os.kill(os.getpid(), signal.SIGKILL)"
     )
@@ -397,7 +404,7 @@ def test_a_browser_ends_when_its_starter_is_killed(files):
     while processes() and time.monotonic() < deadline:
         time.sleep(0.05)
     assert processes() == []
-    (profile_folder,) = Path("/tmp").glob(f"{PROFILE_PREFIX}*")  # nobody was left to remove it
+    (profile_folder,) = Path("/tmp").glob(f"{PREFIX}*")  # nobody was left to remove it
     shutil.rmtree(profile_folder)
 
 
@@ -409,6 +416,7 @@ def test_describe_tells_browser_and_library():
     facts = BrowserDevice().describe(WEB)
     assert facts == BrowserDevice().describe(WEB)
     assert facts.keys() == {"cpu", "logical_cores", "arch", "browser", "onnxruntime-web"}
+    assert facts["arch"] == BrowserDevice().arch
     assert all(facts.values())
     assert facts["browser"] == version(find_chromium())
 
@@ -416,8 +424,9 @@ def test_describe_tells_browser_and_library():
 def test_no_chromium(monkeypatch, tmp_path):
     monkeypatch.delenv("EDGEKD_CHROMIUM", raising=False)
     monkeypatch.setenv("PATH", str(tmp_path))
-    with pytest.raises(DeviceError, match="no Chromium in PATH, under none of the names chromium, chromium-browser"):
-        find_chromium()
+    assert "no Chromium in PATH, under none of the names chromium, chromium-browser" in BrowserDevice().missing()
+    with pytest.raises(DeviceError, match="no Chromium in PATH"):
+        BrowserDevice().describe(WEB)
     monkeypatch.setenv("EDGEKD_CHROMIUM", "/no/such/chromium")
     with pytest.raises(DeviceError, match="EDGEKD_CHROMIUM: /no/such/chromium is no program that can be run"):
         find_chromium()
@@ -436,7 +445,8 @@ def test_chromium_under_each_name(monkeypatch, tmp_path, name):
 @in_browser
 def test_without_the_library_an_error_says_how_to_install_it(files, tmp_path, monkeypatch):
     monkeypatch.setenv("EDGEKD_DATA", str(tmp_path))
-    with pytest.raises(DeviceError, match=r"1\.30\.0, which is not installed: edgekd device install browser"):
+    assert "1.30.0, which is not installed: edgekd device install browser" in BrowserDevice().missing()
+    with pytest.raises(DeviceError, match="which is not installed: edgekd device install browser"):
         BrowserDevice().describe(WEB)
     with pytest.raises(DeviceError, match="which is not installed: edgekd device install browser"):
         BrowserDevice().evaluate(files / "float.onnx", WEB, files / "x.npz", tmp_path / "y.npz", 1)
@@ -450,6 +460,55 @@ def test_an_altered_library_is_not_run(files, tmp_path, monkeypatch):
         stream.write(b";")
     with pytest.raises(DeviceError, match=r"ort\.wasm\.min\.js: is not that of onnxruntime-web .*; install it again"):
         BrowserDevice().evaluate(files / "float.onnx", WEB, files / "x.npz", tmp_path / "y.npz", 1)
+
+
+# --- the example
+
+
+@in_browser
+def test_the_example_page_shows_what_the_bundle_says(files, tmp_path):
+    site = shutil.copytree(EXAMPLE, tmp_path / "site")
+    (site / "node_modules" / library.PACKAGE).mkdir(parents=True)
+    (site / "node_modules" / library.PACKAGE / "dist").symlink_to(library.library_folder())
+    (site / "bundle").mkdir()
+    shutil.copy(files / "float.onnx", site / "bundle" / "deploy.onnx")
+    with np.load(files / "x.npz") as archive:
+        rows = {name: archive[f"input.{name}"][:5] for name in ("x", "y")}
+    with ort.open_engine(files / "float.onnx") as session:
+        logits = session.run(rows)["logits"]
+    ids = np.array(["one", "zwölf", "three", "four", "five"])
+    inputs = {"input.x": np.asfortranarray(rows["x"]), "input.y": rows["y"]}
+    np.savez(site / "bundle" / "reference.npz", ids=ids, logits=-logits, **inputs)
+    specs = [{"name": name, "dtype": "float32", "shape": ["batch", 24]} for name in rows]
+    classes = ["ant", "bee", "cat", "dog", "<eel>"]
+    manifest = {"task": {"name": "animals"}, "target": "browser", "inputs": specs, "classes": classes}
+    (site / "bundle" / "manifest.json").write_text(json.dumps(manifest))
+    dom = html.unescape(render(site, tmp_path / "profile"))
+    cells = re.findall("<td[^>]*>([^/]*)</td>", dom)
+    assert cells[0::4] == ids.tolist()
+    assert cells[1::4] == [classes[index] for index in logits.argmax(1)]
+    assert cells[2::4] == [classes[index] for index in logits.argmin(1)]
+    assert "animals, built for browser" in dom
+
+
+def render(site, profile):
+    """Return a page's document once its scripts are done; the clock stands still meanwhile."""
+
+    class Handler(SimpleHTTPRequestHandler):
+        def log_message(self, *_):
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), partial(Handler, directory=site)) as running:
+        threading.Thread(target=running.serve_forever, args=(0.02,), daemon=True).start()
+        flags = [*chromium.FLAGS, f"--user-data-dir={profile}", "--virtual-time-budget=60000", "--dump-dom"]
+        sandbox = ["--no-sandbox"] if os.geteuid() == 0 else []
+        rendered = subprocess.run(
+            [find_chromium(), *flags, *sandbox, f"http://127.0.0.1:{running.server_port}/"],
+            env={**os.environ, "HOME": str(profile), "TMPDIR": "/tmp"},
+            capture_output=True, text=True, timeout=120, check=True,
+        )  # fmt: skip
+        running.shutdown()
+    return rendered.stdout
 
 
 # --- the server

@@ -1,7 +1,9 @@
+import os
 import subprocess
 import sys
 
 import pytest
+from engines import save_engine
 
 HEAVY = ("torch", "onnx", "onnxruntime", "msgspec", "click", "rich")
 
@@ -30,5 +32,15 @@ def test_a_missing_engine_library_names_its_install(tmp_path):
     assert 'pip install "edgekd[runtime]"' in _python(code)
 
 
-def _python(code):
-    return subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout
+def test_onnx_runtime_reports_nothing_to_its_maker(tmp_path):
+    """It keeps a database of what it will send in the user's cache, from its import on."""
+    engine = save_engine(tmp_path / "e.onnx")
+    code = f"from pathlib import Path\nfrom edgekd.runtime.ort import open_engine\nopen_engine(Path({str(engine)!r}))"
+    _python(code, HOME=str(tmp_path / "home"), XDG_CACHE_HOME=str(tmp_path / "home"))
+    assert not (tmp_path / "home").exists()
+
+
+def _python(code, **variables):
+    environment = {**os.environ, **variables}
+    command = [sys.executable, "-c", code]
+    return subprocess.run(command, check=True, capture_output=True, text=True, env=environment).stdout

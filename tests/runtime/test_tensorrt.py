@@ -68,6 +68,7 @@ def test_a_file_builds_like_its_content(plan, tmp_path):
 def test_without_a_gpu_layers_are_those_of_the_graph(plan):
     assert plan.layers_from.startswith("graph: ")
     assert "needs a working NVIDIA GPU to open an engine" in plan.layers_from
+    assert plan.layers_from.count("cudaError") == 1, "each failure is said once"
     layers = {layer["Name"]: layer for layer in plan.layers}
     assert layers["conv.Conv"] == {
         "Name": "conv.Conv",

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 
 #: No window, no GPU, nothing that Chromium does on its own: updates, sync, crash reports, calls home.
-_FLAGS = (
+FLAGS = (
     "--headless",
     "--disable-gpu",
     "--disable-quic",
@@ -94,6 +94,8 @@ def version(program: str) -> str:
 class Chromium:
     """A running Chromium with one page. Use it as a context manager: at the end nothing of it is left.
 
+    Should this process itself be killed, Chromium reads the end of its pipe and quits; its profile then stays in /tmp.
+
     Raises:
         DeviceError: it cannot be started.
     """
@@ -103,7 +105,7 @@ class Chromium:
         self._profile = tempfile.TemporaryDirectory(prefix=PROFILE_PREFIX, dir=_PROFILES)
         # A file, since a pipe that nobody reads would fill and block Chromium; close() closes it.
         self._log = tempfile.TemporaryFile()  # noqa: SIM115
-        flags = [*_FLAGS, _PIPE, f"--user-data-dir={self._profile.name}"]
+        flags = [*FLAGS, _PIPE, f"--user-data-dir={self._profile.name}"]
         if os.geteuid() == 0:  # its sandbox does not work for root, and it refuses to start with it
             flags.append("--no-sandbox")
         self._process = subprocess.Popen(

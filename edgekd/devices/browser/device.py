@@ -6,6 +6,7 @@ import itertools
 import os
 import platform
 from contextlib import ExitStack
+from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
@@ -18,7 +19,7 @@ from edgekd.devices.browser.page import Page
 from edgekd.devices.local import save_first_rows
 from edgekd.errors import DeviceError, ModelError, TargetError
 from edgekd.runtime.measure import EngineProfile, Profile, cpu_model, latency_from, machine_facts
-from edgekd.runtime.session import TensorSpec, check_feeds, read_feeds, run_rows, write_arrays
+from edgekd.runtime.session import FeedCheck, TensorSpec, read_feeds, run_rows, write_arrays
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -55,6 +56,19 @@ class BrowserDevice:
     def __init__(self, patience_seconds: float = _PATIENCE_SECONDS) -> None:
         self._patience_seconds = patience_seconds
 
+    @property
+    def arch(self) -> str:
+        """The processor's architecture."""
+        return platform.machine()
+
+    def missing(self) -> str | None:
+        """Say what must be installed, and how; None where Chromium and onnxruntime-web are."""
+        try:
+            find_chromium()
+        except DeviceError as error:
+            return str(error)
+        return None if library.installed() else library.NOT_INSTALLED
+
     def describe(self, runtime: Runtime) -> dict[str, str]:
         """Return what tells it from another browser or machine.
 
@@ -62,9 +76,9 @@ class BrowserDevice:
             DeviceError: there is no Chromium, or onnxruntime-web is not installed.
         """
         _check(runtime)
-        if not library.installed():
-            raise library.not_installed()
-        host = {"logical_cores": str(os.cpu_count()), "arch": platform.machine()}
+        if reason := self.missing():
+            raise DeviceError(reason)
+        host = {"logical_cores": str(os.cpu_count()), "arch": self.arch}
         return {"cpu": cpu_model(), **host, **_versions()}
 
     def evaluate(self, engine: Path, runtime: Runtime, inputs: Path, outputs: Path, threads: int) -> None:
@@ -98,12 +112,12 @@ class BrowserDevice:
         with TemporaryDirectory() as scratch, ExitStack() as stack:
             feeds = Path(scratch) / "feeds.npz"
             save_first_rows(inputs, feeds)
-            colds: dict[str, list[dict[str, float]]] = {name: [] for name in engines}
+            colds: dict[str, list[_Cold]] = {name: [] for name in engines}
             for index in range(config.cold_starts):
                 for name in _turn(list(engines), index):
                     with self._open(engines[name], runtime, config.threads) as session:
-                        colds[name].append({"load_ms": session.load_ms, "first_run_ms": session.first(feeds)})
-                    step(f"{name} opened in {colds[name][-1]['load_ms']:.1f} ms")
+                        colds[name].append(_Cold(session.load_ms, session.first(feeds)))
+                    step(f"{name} opened in {colds[name][-1].load_ms:.1f} ms")
             sessions = {}
             for name, engine in engines.items():
                 sessions[name] = stack.enter_context(self._open(engine, runtime, config.threads))
@@ -126,8 +140,8 @@ class BrowserDevice:
                 EngineProfile(
                     name=name,
                     latency=latency_from(ns),
-                    load_ms=tuple(cold["load_ms"] for cold in colds[name]),
-                    first_run_ms=tuple(cold["first_run_ms"] for cold in colds[name]),
+                    load_ms=tuple(cold.load_ms for cold in colds[name]),
+                    first_run_ms=tuple(cold.first_run_ms for cold in colds[name]),
                     peak_rss_bytes=memory[name],
                     size_bytes=engine.stat().st_size,
                     raw_file=f"{name}.npy",
@@ -139,6 +153,12 @@ class BrowserDevice:
     def _open(self, engine: Path, runtime: Runtime, threads: int) -> _Session:
         _check(runtime)
         return _Session(engine, threads, self._patience_seconds)
+
+
+@dataclass(frozen=True)
+class _Cold:
+    load_ms: float
+    first_run_ms: float
 
 
 class _Session:
@@ -156,7 +176,7 @@ class _Session:
             stack.pop_all()
 
     def run(self, feeds: Feeds) -> dict[str, Array]:
-        check_feeds(self.inputs, feeds)
+        FeedCheck(self.inputs)(feeds)
         arrays = self.page.ask("run", feeds).arrays
         return {spec.name: arrays[spec.name] for spec in self.outputs}
 

@@ -27,6 +27,7 @@ FILES = {
 }
 
 _INSTALL = "edgekd device install browser"
+NOT_INSTALLED = f"engines run in a browser by {PACKAGE} {VERSION}, which is not installed: {_INSTALL}"
 _STEPS = 2
 
 
@@ -66,17 +67,12 @@ def read_library() -> dict[str, bytes]:
         try:
             files[name] = (folder / name).read_bytes()
         except FileNotFoundError:
-            raise not_installed() from None
+            raise DeviceError(NOT_INSTALLED) from None
         except OSError as error:
             raise DeviceError(f"{folder / name}: cannot be read: {error.strerror}") from error
         if hashlib.sha256(files[name]).hexdigest() != digest:
             raise DeviceError(f"{folder / name}: is not that of {PACKAGE} {VERSION}; install it again: {_INSTALL}")
     return files
-
-
-def not_installed() -> DeviceError:
-    """Return the error that says how to install the files."""
-    return DeviceError(f"engines run in a browser by {PACKAGE} {VERSION}, which is not installed: {_INSTALL}")
 
 
 def install(advance: Callable[[int, int, str], None]) -> Path:
