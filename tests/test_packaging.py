@@ -58,6 +58,7 @@ def test_the_wheel_has_the_data(names):
     expected |= {f"edgekd/tasks/{path.name}" for path in (ROOT / "edgekd" / "tasks").glob("*.toml")}
     expected |= {f"edgekd/template/{path.name}" for path in (ROOT / "edgekd" / "template").iterdir() if path.is_file()}
     expected |= {"edgekd/py.typed", "edgekd/runtime/manifest.schema.json"}
+    expected |= {f"edgekd/devices/browser/{name}" for name in ("page.html", "page.js")}
     assert expected <= names
 
 
@@ -68,7 +69,7 @@ def test_the_wheel_has_every_module(names):
 def test_nothing_else_is_in_the_wheel(names):
     assert {name.partition("/")[0].partition("-")[0] for name in names} == {"edgekd"}
     assert {Path(name).suffix for name in names if name.startswith("edgekd/")} <= {
-        ".py", ".toml", ".json", ".typed", ".txt", "",
+        ".py", ".toml", ".json", ".typed", ".txt", ".html", ".js", "",
     }  # fmt: skip
 
 

@@ -211,7 +211,7 @@ def test_a_wrong_wish_is_said_before_training(tmp_path, arguments, code, said):
     assert found.stdout == ""
 
 
-@pytest.mark.skipif(EmulatedDevice("cortex-a76").missing() is not None, reason="edgekd device install emulated:cortex-a76")
+@pytest.mark.skipif(EmulatedDevice("cortex-a76").missing() is not None, reason="emulated:cortex-a76 is not installed")
 def test_another_processor_gives_accuracy_and_no_latency(cache, tmp_path):
     arguments = build_arguments(tmp_path / "out", cache)
     said = edgekd(*arguments, "--target=raspberry-pi-5", "--device=emulated:cortex-a76", cwd=tmp_path)
@@ -224,7 +224,7 @@ def test_another_processor_gives_accuracy_and_no_latency(cache, tmp_path):
     assert row["gram"]["stage"] == "engine"
 
 
-@pytest.mark.skipif(BrowserDevice().missing() is not None, reason="edgekd device install browser")
+@pytest.mark.skipif(BrowserDevice().missing() is not None, reason="browser is not installed")
 def test_a_browser_runs_and_times_the_engine(cache, tmp_path):
     arguments = build_arguments(tmp_path / "out", cache, profile__iterations=300)
     said = edgekd(*arguments, "--target=browser", cwd=tmp_path)

@@ -13,10 +13,9 @@ from edgekd.compress.graph import drop_outputs, save, unquantize_outputs
 from edgekd.compress.half import to_half
 from edgekd.errors import ModelError, TargetError
 from edgekd.files import need, quiet
-from edgekd.target import Precision, Quantizer  # read back from the cache by their types
 
 if TYPE_CHECKING:
-    from edgekd.target import Calibration, Scheme, Target
+    from edgekd.target import Calibration, Precision, Quantizer, Scheme, Target
 
 #: Files of the stage: with the embeddings, to check; without, to deploy.
 ENGINE, DEPLOY = "engine.onnx", "deploy.onnx"
@@ -53,7 +52,7 @@ class Candidate:
     """
 
     name: str
-    precision: Precision
+    precision: str
     quantized_nodes: int
     weight_nodes: int
     sizes: dict[str, int]

@@ -81,7 +81,7 @@ def choose(target: Target, request: str | None) -> Device | Absent:
         device = BrowserDevice()
     elif request.startswith("emulated:"):
         device = EmulatedDevice(request.removeprefix("emulated:"))
-        reason = _misfit(target, device.arch, target.hosts.model)
+        reason = _misfit(target, device.arch, target.hosts.model) or device.refuses(runtime)
         if reason:
             raise DeviceError(f"--device {request}: {reason}")
     else:

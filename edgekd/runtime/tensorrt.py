@@ -21,7 +21,7 @@ from edgekd.errors import DeviceError, ModelError, TargetError, nearest
 from edgekd.files import atomic_path, need
 from edgekd.runtime.cuda import Gpu, gpu_name
 from edgekd.runtime.session import Array, FeedCheck, Feeds, Session, TensorSpec
-from edgekd.runtime.trt_log import THE_GRAPH, Journal, advice, node, plain
+from edgekd.runtime.trt_log import THE_GRAPH, Journal, advice, node, plain, without_collector
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -106,6 +106,7 @@ def absent(flavor: str = TENSORRT, **_: Any) -> str | None:
     return None
 
 
+@without_collector()
 def build(
     model: Path | bytes,
     flavor: str,
@@ -147,6 +148,7 @@ def build(
 class _Build:
     """One build, step by step; everything of the library that a later step needs stays referenced here."""
 
+    @without_collector()
     def __init__(self, trt: Any, flavor: str, name: str) -> None:
         self.trt = trt
         self.journal = Journal(trt)
@@ -160,6 +162,7 @@ class _Build:
         self._config = self._builder.create_builder_config()
         self._parser = trt.OnnxParser(self._network, self.journal.logger)
 
+    @without_collector()
     def parse(self, content: bytes) -> None:
         parsed = self._parser.parse(content)
         self.journal.at = THE_GRAPH
@@ -236,6 +239,7 @@ class _Build:
         self._config.set_flag(self.trt.BuilderFlag.GPU_FALLBACK)
         return tuple(layer.name for layer in self._layers() if not self._config.can_run_on_DLA(layer))
 
+    @without_collector()
     def serialize(self, profile: Any, cache: Path | None) -> bytes:
         """Build the engine, with the timing cache of this machine in the given file."""
         if profile is not None:
@@ -302,6 +306,7 @@ class _Build:
         return ModelError(f"{self._name}: {self._title} {text}")
 
 
+@without_collector()
 def _make(kind: Any, journal: Journal, title: str) -> Any:
     """Make a builder or runtime, which TensorRT, unlike TensorRT-RTX, can make only where there is a GPU."""
     try:
@@ -310,6 +315,7 @@ def _make(kind: Any, journal: Journal, title: str) -> Any:
         raise DeviceError(f"{title} finds no NVIDIA GPU that it can use: {journal.reason()}") from error
 
 
+@without_collector()
 def _deserialize(runtime: Any, content: bytes, journal: Journal, name: str, title: str) -> Any:
     engine = runtime.deserialize_cuda_engine(content)
     if engine is None:
@@ -406,6 +412,7 @@ def open_engine(
 class _TensorRTSession:
     """A :class:`Session` of TensorRT: one engine, one context, one stream, and memory for its largest batch."""
 
+    @without_collector()
     def __init__(self, trt: Any, gpu: Gpu, content: bytes, name: str, title: str) -> None:
         self._gpu: Gpu | None = gpu
         self._name = name
@@ -440,7 +447,9 @@ class _TensorRTSession:
         sources = {name: np.ascontiguousarray(array) for name, array in feeds.items()}
         for name, array in sources.items():
             gpu.upload(self._addresses[name], array)
-        if not self._context.execute_async_v3(gpu.stream):
+        with without_collector():
+            started = self._context.execute_async_v3(gpu.stream)
+        if not started:
             raise self._error(f"failed to run it: {self._journal.reason()}")
         results = {spec.name: np.empty(self._shape(spec.name), spec.dtype) for spec in self.outputs}
         for name, array in results.items():

@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import gc
 import re
-from typing import Any
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 THE_GRAPH = "the graph"
 
@@ -46,6 +51,22 @@ _REFUSED = (
     (r"for Turing \(SM75\)",
      "choose a compute capability from SM80 on"),
 )  # fmt: skip
+
+
+@contextmanager
+def without_collector() -> Iterator[None]:
+    """Keep Python's garbage collector off around calls of the library, which may log.
+
+    The library logs while it holds a lock that freeing a builder takes as well. Were the collector to run inside the
+    logger, and to find a builder of before (in the traceback of an error, say), the process would wait for ever.
+    """
+    was_on = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_on:
+            gc.enable()
 
 
 class Journal:

@@ -77,7 +77,8 @@ def test_a_request_is_for_all_targets_or_for_one():
 
 
 def test_a_request_for_a_target_that_is_not_built():
-    with pytest.raises(TargetError, match=r"--device gpu=local: 'gpu' is not among the targets of this build; did you mean 'cpu'\?"):
+    said = r"--device gpu=local: 'gpu' is not among the targets of this build; did you mean 'cpu'\?"
+    with pytest.raises(TargetError, match=said):
         assign_devices([CPU], ["gpu=local"])
 
 
@@ -93,3 +94,9 @@ def test_installing():
     assert install("local", lambda *_: None) is None
     with pytest.raises(DeviceError, match=r"no device 'browse' to install; did you mean 'browser'\?"):
         install("browse", lambda *_: None)
+
+
+def test_an_emulated_arm_processor_does_not_run_openvino():
+    target = replace(load_target("openvino-cpu"), hosts=Hosts())
+    with pytest.raises(DeviceError, match="does not run engines of openvino"):
+        choose(target, "emulated:cortex-a76")

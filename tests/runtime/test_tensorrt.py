@@ -1,5 +1,6 @@
 """NVIDIA's own TensorRT-RTX parses and builds each graph here; none is run, which needs a GPU."""
 
+import gc
 import platform
 import re
 import sys
@@ -227,6 +228,24 @@ def test_an_absent_file_is_named(tmp_path):
 def test_a_broken_model_does_not_open():
     with pytest.raises(ModelError, match=r"net\.onnx: .* the file is broken or no ONNX"):
         open_engine(quantized()[:900], name="net.onnx", flavor=RTX, compute_capability="SM86")
+
+
+def test_the_collector_is_off_whenever_the_library_logs(monkeypatch):
+    """Freeing a builder of before inside the logger waits for ever: the library holds the lock that this takes."""
+    seen = []
+    take = Journal._take
+
+    def observed(self, severity, message):
+        seen.append(gc.isenabled())
+        take(self, severity, message)
+
+    monkeypatch.setattr(Journal, "_take", observed)
+    build(quantized(), RTX, SM86)
+    with pytest.raises(ModelError):
+        build(quantized(bias="int32"), RTX, SM86)
+    assert len(seen) > 100
+    assert not any(seen)
+    assert gc.isenabled()
 
 
 @without_gpu

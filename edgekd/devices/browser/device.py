@@ -2,37 +2,36 @@
 
 from __future__ import annotations
 
-import itertools
 import os
 import platform
 from contextlib import ExitStack
-from dataclasses import dataclass
-from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from msgspec.structs import replace
 
 from edgekd.devices.browser import library
 from edgekd.devices.browser.chromium import find_chromium, version
 from edgekd.devices.browser.page import Page
-from edgekd.devices.local import save_first_rows
+from edgekd.devices.turns import take_turns
 from edgekd.errors import DeviceError, ModelError, TargetError
-from edgekd.runtime.measure import EngineProfile, Profile, cpu_model, latency_from, machine_facts
+from edgekd.runtime.measure import cpu_model, machine_facts
 from edgekd.runtime.session import FeedCheck, TensorSpec, read_feeds, run_rows, write_arrays
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Mapping
+    from pathlib import Path
     from types import TracebackType
 
+    from edgekd.devices.turns import Nanoseconds
     from edgekd.recipe import ProfileConfig
+    from edgekd.runtime.measure import Profile
     from edgekd.runtime.registry import Runtime
     from edgekd.runtime.session import Array, Feeds
 
 _RUNTIME = "onnxruntime-web"
-#: As of :class:`~edgekd.devices.local.LocalDevice`, so that their figures compare.
-_BLOCK = 50
-_LEAD_IN = 5
+#: V8 goes on optimising a page's code for some hundred inferences.
+_WARMUP = 500
 _BATCH = 64
 _PATIENCE_SECONDS = 600.0
 
@@ -95,70 +94,20 @@ class BrowserDevice:
         config: ProfileConfig,
         advance: Callable[[int, int, str], None],
     ) -> Profile:
-        """Measure engines side by side, at batch 1; see :class:`~edgekd.devices.device.Device`.
+        """Measure engines side by side, at batch 1; see :func:`~edgekd.devices.turns.take_turns`.
 
-        Cold starts come first, each in a fresh browser with an empty profile: ``load_ms`` is the time of creating a
-        session from bytes at hand, in which onnxruntime-web also fetches its WebAssembly, from this host, and compiles
-        it. Then the engines take turns of a few inferences, in an order that rotates. The page's clock moves in steps,
-        whose size is among the machine's facts. Memory is that of the process that runs the page.
+        A cold start is a fresh browser with an empty profile: ``load_ms`` is the time of creating a session from bytes
+        at hand, in which onnxruntime-web also fetches its WebAssembly, from this host, and compiles it. The page's
+        clock moves in steps, whose size is among the machine's facts. Memory is that of the process of the page.
         """
-        blocks = [min(_BLOCK, config.iterations - start) for start in range(0, config.iterations, _BLOCK)]
-        total = len(engines) * (config.cold_starts + len(blocks))
-        done = itertools.count(1)
-
-        def step(note: str) -> None:
-            advance(next(done), total, note)
-
-        with TemporaryDirectory() as scratch, ExitStack() as stack:
-            feeds = Path(scratch) / "feeds.npz"
-            save_first_rows(inputs, feeds)
-            colds: dict[str, list[_Cold]] = {name: [] for name in engines}
-            for index in range(config.cold_starts):
-                for name in _turn(list(engines), index):
-                    with self._open(engines[name], runtime, config.threads) as session:
-                        colds[name].append(_Cold(session.load_ms, session.first(feeds)))
-                    step(f"{name} opened in {colds[name][-1].load_ms:.1f} ms")
-            sessions = {}
-            for name, engine in engines.items():
-                sessions[name] = stack.enter_context(self._open(engine, runtime, config.threads))
-                sessions[name].first(feeds)
-                sessions[name].measure(0, config.warmup)
-            parts: dict[str, list[Array]] = {name: [] for name in engines}
-            for index, block in enumerate(blocks):
-                for name in _turn(list(engines), index):
-                    ns = sessions[name].measure(block, _LEAD_IN)
-                    parts[name].append(ns)
-                    step(f"{name} {np.median(ns) / 1e6:.3f} ms")
-            memory = {name: session.page.peak_rss_bytes() for name, session in sessions.items()}
-            clock = next(iter(sessions.values())).page.ask("clock").values["step_ms"]
-        facts = {name: value for name, value in machine_facts().items() if name in _FACTS}
-        profiles = []
-        for name, engine in engines.items():
-            ns = np.concatenate(parts[name])
-            np.save(folder / f"{name}.npy", ns)
-            profiles.append(
-                EngineProfile(
-                    name=name,
-                    latency=latency_from(ns),
-                    load_ms=tuple(cold.load_ms for cold in colds[name]),
-                    first_run_ms=tuple(cold.first_run_ms for cold in colds[name]),
-                    peak_rss_bytes=memory[name],
-                    size_bytes=engine.stat().st_size,
-                    raw_file=f"{name}.npy",
-                )
-            )
-        machine = {**facts, **_versions(), "clock_step": f"{clock * 1e3:.3g} us"}
-        return Profile(machine=machine, threads=config.threads, block=_BLOCK, engines=tuple(profiles))
+        config = replace(config, warmup=max(config.warmup, _WARMUP))
+        return take_turns(
+            lambda engine: self._open(engine, runtime, config.threads), engines, inputs, folder, config, advance
+        )
 
     def _open(self, engine: Path, runtime: Runtime, threads: int) -> _Session:
         _check(runtime)
         return _Session(engine, threads, self._patience_seconds)
-
-
-@dataclass(frozen=True)
-class _Cold:
-    load_ms: float
-    first_run_ms: float
 
 
 class _Session:
@@ -185,10 +134,20 @@ class _Session:
         first_run_ms: float = self.page.ask("first", read_feeds(feeds, self.inputs)).values["first_run_ms"]
         return first_run_ms
 
-    def measure(self, iterations: int, warmup: int) -> np.ndarray[Any, np.dtype[np.int64]]:
+    def measure(self, iterations: int, warmup: int) -> Nanoseconds:
         """Time inferences of single rows, one after the other, in ns [iterations]."""
         ms = self.page.ask("measure", iterations=iterations, warmup=warmup).arrays["ms"]
         return np.rint(ms * 1e6).astype(np.int64)
+
+    def peak_rss_bytes(self) -> int:
+        """Return the peak resident memory of the process that runs the page."""
+        return self.page.peak_rss_bytes()
+
+    def machine(self) -> dict[str, str]:
+        """Describe the machine, the browser and its clock."""
+        clock_ms = self.page.ask("clock").values["step_ms"]
+        facts = {name: value for name, value in machine_facts().items() if name in _FACTS}
+        return {**facts, **_versions(), "clock_step": f"{clock_ms * 1e3:.3g} us"}
 
     def close(self) -> None:
         self.page.close()
@@ -211,12 +170,6 @@ def _check(runtime: Runtime) -> None:
 
 def _versions() -> dict[str, str]:
     return {"browser": version(find_chromium()), library.PACKAGE: library.VERSION}
-
-
-def _turn(names: Sequence[str], index: int) -> Sequence[str]:
-    """Return the names in an order that begins with another one each turn."""
-    shift = index % len(names)
-    return [*names[shift:], *names[:shift]]
 
 
 def _spec(item: Mapping[str, Any], engine: Path) -> TensorSpec:
