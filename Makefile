@@ -1,14 +1,19 @@
-# Two commands: `make demo` builds a real model end to end, `make test` proves that all of this works.
+# Two commands: `make demo` builds a real model end to end, `make test` proves that all of this works. `make devices`
+# before it fetches an emulated processor and a browser's engine library, whose tests are skipped otherwise.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: demo test clean
+.PHONY: demo test devices clean
 
 demo: $(INSTALLED)
 	$(BIN)/edgekd build --recipe digits --target cpu
 	$(BIN)/python examples/run_bundle.py build/digits/cpu/bundle
+
+devices: $(INSTALLED)
+	$(BIN)/edgekd device install emulated:cortex-a76
+	$(BIN)/edgekd device install browser
 
 test: $(INSTALLED)
 	$(BIN)/ruff check .

@@ -217,7 +217,10 @@ def device(context: click.Context) -> None:
         from edgekd.console import print_devices
         from edgekd.devices.choose import known_devices
 
-        print_devices((found.name, found.missing() or "ready", found.no_latency or "") for found in known_devices())
+        print_devices(
+            (found.name, "accuracy alone" if found.no_latency else "accuracy, latency", found.missing() or "ready")
+            for found in known_devices()
+        )
 
 
 @device.command("install")

@@ -58,6 +58,20 @@ def make_folder(path: Path, error: type[EdgekdError], option: str) -> None:
         raise error(f"{path}: cannot be written; choose another folder with {option}")
 
 
+def user_cache(error: type[EdgekdError], what: str, option: str = "XDG_CACHE_HOME") -> Path:
+    """Return edgekd's folder in the user's cache: ``$XDG_CACHE_HOME/edgekd``, else ``~/.cache/edgekd``.
+
+    Raises ``error`` where there is no home folder, saying ``what`` was to be kept there and which ``option`` chooses a
+    folder instead.
+    """
+    if cache := os.environ.get("XDG_CACHE_HOME"):
+        return Path(cache).absolute() / "edgekd"
+    try:
+        return Path.home() / ".cache" / "edgekd"
+    except RuntimeError:
+        raise error(f"there is no home folder to keep {what} in; name a folder with {option}") from None
+
+
 def sha256_file(path: Path) -> str:
     """Return the hex SHA-256 of a file, read in blocks."""
     digest = hashlib.sha256()

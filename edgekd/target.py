@@ -53,6 +53,10 @@ class _TensorRt(_Options, frozen=True):
     max_batch: Annotated[int, Meta(ge=1)] = 64
     dla: bool = False
 
+    def __post_init__(self) -> None:
+        if self.dla and self.max_batch != 1:
+            raise ValueError("dla = true needs max_batch = 1: a DLA takes static shapes alone")
+
 
 _OPTIONS: dict[str, type[_Options]] = {
     "onnxruntime": _Options,

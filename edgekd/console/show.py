@@ -96,8 +96,8 @@ def print_targets(rows: Iterable[tuple[str, str, str]], width: int | None = None
 
 
 def print_devices(rows: Iterable[tuple[str, str, str]], width: int | None = None) -> None:
-    """Print (name, state, remark) of each device."""
-    _print_list(("device", "state", "latency"), rows, width)
+    """Print (name, what it gives, state) of each device."""
+    _print_list(("device", "gives", "state"), rows, width)
 
 
 def print_profile(manifest: Manifest, profile: Profile, width: int | None = None) -> None:

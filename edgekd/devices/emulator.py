@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING
 
 from edgekd.cache import Cache, digest
 from edgekd.errors import DeviceError, nearest
-from edgekd.files import make_folder, missing
+from edgekd.files import make_folder, missing, user_cache
 from edgekd.runtime.measure import package_versions
 
 if TYPE_CHECKING:
@@ -247,16 +247,7 @@ def _which(processor: Processor) -> str | None:
 def _folder() -> Path:
     """Return where the ARM user space for this host's versions is or will be."""
     pinned = {"layout": _LAYOUT, "debian": _debian().suite, **_host_versions()}
-    return _cache_folder() / "emulators" / f"aarch64-{digest(pinned)}"
-
-
-def _cache_folder() -> Path:
-    if cache := os.environ.get("XDG_CACHE_HOME"):
-        return Path(cache).absolute() / "edgekd"
-    try:
-        return Path.home() / ".cache" / "edgekd"
-    except RuntimeError:
-        raise DeviceError("there is no home folder to keep the emulator in; name one with XDG_CACHE_HOME") from None
+    return user_cache(DeviceError, "the emulator") / "emulators" / f"aarch64-{digest(pinned)}"
 
 
 def _debian() -> _Debian:

@@ -22,7 +22,7 @@ import numpy as np
 from edgekd.errors import DeviceError, EdgekdError, nearest
 from edgekd.files import write_text
 from edgekd.runtime import measure, tensorrt
-from edgekd.runtime.registry import Runtime
+from edgekd.runtime.registry import PACKAGES, Runtime
 from edgekd.runtime.session import read_feeds, run_rows, write_arrays
 
 if TYPE_CHECKING:
@@ -39,6 +39,7 @@ class Agent:
     def __init__(self) -> None:
         self.done = False
         self._session: Session | None = None
+        self._packages: tuple[str, ...] = ()
         self._rows: Iterator[dict[str, Array]] | None = None
 
     def open(self, engine: str, threads: int, runtime: str, options: dict[str, Any]) -> Answer:
@@ -46,6 +47,7 @@ class Agent:
         self._close()
         library = Runtime(runtime, options)
         library.load()
+        self._packages = PACKAGES.get(runtime, ())
         start = time.perf_counter_ns()
         self._session = library.open(Path(engine), threads)
         return {"load_ms": (time.perf_counter_ns() - start) / 1e6}
@@ -88,8 +90,9 @@ class Agent:
         return {"library": named, "layers": len(built.layers), "messages": list(built.messages)}
 
     def facts(self) -> Answer:
-        """Describe this machine."""
-        return {"facts": measure.machine_facts()}
+        """Describe this machine, and how the engine library runs the engine."""
+        facts = measure.machine_facts(self._packages)
+        return {"facts": {**facts, **(self._session.facts if self._session else {})}}
 
     def memory(self) -> Answer:
         """Return the peak resident memory of this process."""

@@ -279,7 +279,7 @@ class Bundle:
         """Open a variant's file, checked in the very bytes that the engine library gets."""
         name = engine_file(self.manifest, variant, self.runtime)
         content = read_file(self.folder, self.manifest, name)
-        return self.runtime.open(content, self._threads, str(self.folder / name))
+        return self.runtime.open(content, self._threads, str(self.folder / name), keep=True)
 
     def _reference(self) -> dict[str, Array]:
         content = read_file(self.folder, self.manifest, REFERENCE)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import os
 import platform
 import sys
@@ -13,8 +12,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-
-from edgekd.runtime.registry import PACKAGES
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -135,8 +132,8 @@ _INT8_FLAGS = ("avx2", "avx_vnni", "avx512_vnni", "asimddp")
 _UNREADABLE = "not readable"
 
 
-def machine_facts() -> dict[str, str]:
-    """Describe this machine and the libraries that ran on it, as far as both can be read."""
+def machine_facts(packages: Iterable[str] = ()) -> dict[str, str]:
+    """Describe this machine, numpy and the ``packages`` that ran on it, as far as they can be read."""
     facts = {
         "cpu": cpu_model(),
         "logical_cores": str(os.cpu_count() or _UNREADABLE),
@@ -147,7 +144,7 @@ def machine_facts() -> dict[str, str]:
         "arch": platform.machine(),
         "python": platform.python_version(),
     }
-    return {**facts, **package_versions(("numpy", *dict.fromkeys(itertools.chain(*PACKAGES.values()))))}
+    return {**facts, **package_versions(("numpy", *packages))}
 
 
 def cpu_model() -> str:

@@ -171,6 +171,7 @@ class _OpenVinoSession:
         self._options = options
         self._dynamic_batch = not device.startswith("NPU")
         self._batched = [spec for spec in self.inputs if spec.shape[:1] == (_BATCH,)]
+        self.facts = {"inference_precision": options["INFERENCE_PRECISION_HINT"]}
         self._check = FeedCheck(self.inputs)
         self._output_names = [spec.name for spec in self.outputs]
         self._single = self._open_single()

@@ -80,6 +80,7 @@ class _OrtSession:
         self._failures = failures
         self.inputs = tuple(_spec(item, name) for item in session.get_inputs())
         self.outputs = tuple(_spec(item, name) for item in session.get_outputs())
+        self.facts: dict[str, str] = {}
         self._check = FeedCheck(self.inputs)
         self._output_names = [spec.name for spec in self.outputs]
 

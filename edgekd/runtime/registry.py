@@ -11,8 +11,8 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from edgekd.errors import TargetError, nearest
-from edgekd.files import sha256_file
+from edgekd.errors import DeviceError, TargetError, nearest
+from edgekd.files import make_folder, sha256_file, user_cache
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -39,6 +39,23 @@ PACKAGES: dict[str, tuple[str, ...]] = {
     "tensorrt": ("tensorrt",),
     "tensorrt-rtx": ("tensorrt-rtx-cu12-bindings",),
 }
+
+
+#: Those that compile engines for the machine at hand, and take a folder to keep them in.
+_COMPILING = ("openvino", "tensorrt", "tensorrt-rtx")
+
+#: What a session has; a user's own may lack it.
+_SESSION = ("inputs", "outputs", "facts", "run", "close")
+
+
+def _engine_cache() -> Path | None:
+    """Return the folder of compiled engines in the user's cache; None where there can be none: it only saves time."""
+    try:
+        folder = user_cache(DeviceError, "compiled engines") / "engines"
+        make_folder(folder, DeviceError, "XDG_CACHE_HOME")
+    except DeviceError:
+        return None
+    return folder
 
 
 @dataclass(frozen=True)
@@ -99,13 +116,15 @@ class Runtime:
         module.library(**fixed)
         return partial(module.open_engine, **fixed)
 
-    def open(self, engine: Path | bytes, threads: int = 1, name: str | None = None) -> Session:
+    def open(self, engine: Path | bytes, threads: int = 1, name: str | None = None, *, keep: bool = False) -> Session:
         """Open an engine.
 
         Args:
             engine: the file, or its content.
             threads: threads of one inference.
             name: what errors call it; by default the file's path.
+            keep: let a library that compiles engines for the machine keep them in the user's cache for the next time.
+                TensorRT, which may take minutes, does so in any case.
 
         Raises:
             MissingDependency: the library is not installed.
@@ -113,12 +132,18 @@ class Runtime:
             ModelError: the engine cannot be opened.
             DeviceError: the runtime lacks the device that the options ask for.
         """
-        open_engine = self.load()
+        open_engine, options = self.load(), dict(self.options)
         try:
-            inspect.signature(open_engine).bind(engine, threads, name, **self.options)
+            inspect.signature(open_engine).bind(engine, threads, name, **options)
         except TypeError as error:
             raise TargetError(f"the runtime '{self.name}' cannot be given these options: {error}") from error
-        return open_engine(engine, threads, name, **self.options)
+        if self.name in _COMPILING:
+            options["cache"] = _engine_cache() if keep or self.name != "openvino" else None
+        session = open_engine(engine, threads, name, **options)
+        lacking = [member for member in _SESSION if not hasattr(session, member)]
+        if lacking:
+            raise TargetError(f"runtime {self.name}: returned a {type(session).__name__} without '{lacking[0]}'")
+        return session
 
 
 ORT = Runtime("onnxruntime")

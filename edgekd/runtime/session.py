@@ -56,6 +56,10 @@ class Session(Protocol):
     def outputs(self) -> tuple[TensorSpec, ...]:
         """What :meth:`run` returns, in this order."""
 
+    @property
+    def facts(self) -> Mapping[str, str]:
+        """What its library says of how it runs the engine, for a report; may be empty."""
+
     def run(self, feeds: Feeds) -> dict[str, Array]:
         """Return every output by its name; the caller owns the arrays.
 

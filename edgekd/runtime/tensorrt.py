@@ -6,11 +6,12 @@ names that are used were compared with the bindings of TensorRT 10.3 and 11.4.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 import subprocess
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from edgekd.errors import DeviceError, ModelError, TargetError, nearest
-from edgekd.files import atomic_path, need
+from edgekd.files import atomic_path, need, write_text
 from edgekd.runtime.cuda import Gpu, gpu_name
 from edgekd.runtime.session import Array, FeedCheck, Feeds, Session, TensorSpec
 from edgekd.runtime.trt_log import THE_GRAPH, Journal, advice, node, plain, without_collector
@@ -374,6 +375,7 @@ def open_engine(
     max_batch: int = 64,
     compute_capability: str = "",
     dla: bool = False,
+    cache: Path | None = None,
 ) -> Session:
     """Open a plan, or build one from an ONNX model and open it.
 
@@ -387,6 +389,8 @@ def open_engine(
         max_batch: of :class:`BuildOptions`, where ``engine`` is an ONNX model, as are the following two.
         compute_capability: the same.
         dla: the same.
+        cache: a folder that keeps what was built, with the description of its layers and the timings of kernels, so
+            that one model is built once on a machine; None builds each time.
 
     Raises:
         MissingDependency: the library is not installed.
@@ -398,22 +402,44 @@ def open_engine(
     if threads < 1:
         raise ValueError(f"threads must be 1 or more, not {threads}")
     trt, label, content = library(flavor), _label(engine, name), _content(engine)
+    facts = {}
     if content.startswith(_ONNX_START):
         options = BuildOptions(max_batch, compute_capability, dla)
-        content = build(content, flavor, options, name=label).content
+        content, fallback = _built(content, flavor, options, cache, label)
+        facts = {"dla_fallback": ", ".join(fallback) or _NONE} if dla else {}
     with ExitStack() as stack:
         gpu = Gpu()
         stack.callback(gpu.close)
-        session = _TensorRTSession(trt, gpu, content, label, _TITLES[flavor])
+        session = _TensorRTSession(trt, gpu, content, label, _TITLES[flavor], facts)
         stack.pop_all()
         return session
+
+
+def _built(
+    content: bytes, flavor: str, options: BuildOptions, cache: Path | None, name: str
+) -> tuple[bytes, tuple[str, ...]]:
+    """Return the plan of an ONNX model, and the layers that a DLA left to the GPU; each model is built once a cache."""
+    if cache is None:
+        plan = build(content, flavor, options, name=name)
+        return plan.content, plan.dla_fallback
+    told = json.dumps([flavor, asdict(options), timing_cache_key(library(flavor))])
+    stem = cache / hashlib.sha256(told.encode() + content).hexdigest()[:16]
+    kept, described = stem.with_suffix(".plan"), stem.with_suffix(".json")
+    if not kept.is_file():
+        plan = build(content, flavor, options, timing_cache=cache, name=name)
+        layers = {"from": plan.layers_from, "dla_fallback": plan.dla_fallback, "layers": plan.layers}
+        write_text(described, json.dumps(layers, indent=1) + "\n")
+        with atomic_path(kept) as temporary:  # last: where it is, its description is
+            temporary.write_bytes(plan.content)
+    return kept.read_bytes(), tuple(json.loads(described.read_text(encoding="utf-8"))["dla_fallback"])
 
 
 class _TensorRTSession:
     """A :class:`Session` of TensorRT: one engine, one context, one stream, and memory for its largest batch."""
 
     @without_collector()
-    def __init__(self, trt: Any, gpu: Gpu, content: bytes, name: str, title: str) -> None:
+    def __init__(self, trt: Any, gpu: Gpu, content: bytes, name: str, title: str, facts: dict[str, str]) -> None:
+        self.facts = facts
         self._gpu: Gpu | None = gpu
         self._name = name
         self._title = title
@@ -428,13 +454,14 @@ class _TensorRTSession:
         inputs = [t for t in names if self._engine.get_tensor_mode(t) == trt.TensorIOMode.INPUT]
         self.inputs = tuple(specs[tensor] for tensor in inputs)
         self.outputs = tuple(specs[tensor] for tensor in names if tensor not in inputs)
+        self._check = FeedCheck(self.inputs)
         self._largest = {tensor: self._largest_shape(tensor) for tensor in inputs}
         self._shapes: dict[str, tuple[int, ...]] = {}
         self._set_shapes(self._largest)
         self._addresses = {spec.name: self._allocate(gpu, spec) for spec in (*self.inputs, *self.outputs)}
 
     def run(self, feeds: Feeds) -> dict[str, Array]:
-        FeedCheck(self.inputs)(feeds)
+        self._check(feeds)
         gpu = self._gpu
         if gpu is None:
             raise ModelError(f"{self._name}: the engine is closed")

@@ -91,8 +91,7 @@ class Journal:
 
     def _take(self, severity: str, message: str) -> None:
         if severity in ("ERROR", "INTERNAL_ERROR"):
-            if _ECHO not in message:
-                self._errors.append(message)
+            self._errors.append(message)
         elif severity == "WARNING":
             self._warnings[self.at, message] = None
         elif severity == "VERBOSE" and (at := _AT.match(message)):
@@ -115,7 +114,7 @@ class Journal:
     def reason(self) -> str:
         """Return the last errors; those that say why, before those that say that there is no GPU."""
         told = [text for text in self._errors if not _NO_GPU.search(text)]
-        return " ".join(plain(text) for text in (told or self._errors)[-2:]) or "it gave no reason"
+        return " ".join(filter(None, map(plain, (told or self._errors)[-2:]))) or "it gave no reason"
 
     def lacks_gpu(self) -> bool:
         """Whether all that went wrong is that no GPU could be used."""

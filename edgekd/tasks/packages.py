@@ -18,7 +18,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from edgekd.errors import DataError
-from edgekd.files import sha256_file
+from edgekd.files import sha256_file, user_cache
 
 #: Downloads in progress. A killed one leaves its folder, which a later fetch removes when it is this old, in seconds.
 _PARTIAL = ".edgekd-fetch-"
@@ -64,12 +64,7 @@ def data_folder() -> Path:
     """
     if chosen := os.environ.get("EDGEKD_DATA"):
         return Path(chosen).absolute()
-    if cache := os.environ.get("XDG_CACHE_HOME"):
-        return Path(cache).absolute() / "edgekd" / "data"
-    try:
-        return Path.home() / ".cache" / "edgekd" / "data"
-    except RuntimeError:
-        raise DataError("there is no home folder to keep downloaded data in; name a folder with EDGEKD_DATA") from None
+    return user_cache(DataError, "downloaded data", "EDGEKD_DATA") / "data"
 
 
 def fetch(package: Package) -> Path:

@@ -444,7 +444,7 @@ def test_chromium_under_each_name(monkeypatch, tmp_path, name):
 
 @in_browser
 def test_without_the_library_an_error_says_how_to_install_it(files, tmp_path, monkeypatch):
-    monkeypatch.setenv("EDGEKD_DATA", str(tmp_path))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     assert "1.30.0, which is not installed: edgekd device install browser" in BrowserDevice().missing()
     with pytest.raises(DeviceError, match="which is not installed: edgekd device install browser"):
         BrowserDevice().describe(WEB)
@@ -454,8 +454,8 @@ def test_without_the_library_an_error_says_how_to_install_it(files, tmp_path, mo
 
 @in_browser
 def test_an_altered_library_is_not_run(files, tmp_path, monkeypatch):
-    shutil.copytree(library.library_folder(), tmp_path / library.PACKAGE / library.VERSION)
-    monkeypatch.setenv("EDGEKD_DATA", str(tmp_path))
+    shutil.copytree(library.library_folder(), tmp_path / "edgekd" / library.PACKAGE / library.VERSION)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     with (library.library_folder() / "ort.wasm.min.js").open("ab") as stream:
         stream.write(b";")
     with pytest.raises(DeviceError, match=r"ort\.wasm\.min\.js: is not that of onnxruntime-web .*; install it again"):
@@ -588,7 +588,7 @@ def registry(tmp_path, monkeypatch):
     with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as running:
         threading.Thread(target=running.serve_forever, args=(0.02,), daemon=True).start()
         settings = {
-            "EDGEKD_DATA": str(tmp_path / "data"),
+            "XDG_CACHE_HOME": str(tmp_path / "data"),
             "npm_config_registry": f"http://127.0.0.1:{running.server_port}/",
             "npm_config_cache": str(tmp_path / "npm"),
             "npm_config_userconfig": os.devnull,
@@ -656,7 +656,7 @@ def test_no_network(registry, monkeypatch):
 
 
 def test_no_npm(monkeypatch, tmp_path):
-    monkeypatch.setenv("EDGEKD_DATA", str(tmp_path))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     monkeypatch.setenv("PATH", "")
     with pytest.raises(
         DeviceError, match=r"npm is not in PATH; install Node\.js with npm, or put ort\.wasm\.min\.js, "
@@ -667,19 +667,18 @@ def test_no_npm(monkeypatch, tmp_path):
 @with_npm
 def test_a_folder_that_cannot_be_made(registry, monkeypatch, tmp_path):
     (tmp_path / "file").touch()
-    monkeypatch.setenv("EDGEKD_DATA", str(tmp_path / "file"))
-    with pytest.raises(DeviceError, match=r"cannot be .*: Not a directory; choose another folder with EDGEKD_DATA"):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
+    with pytest.raises(DeviceError, match=r"cannot be .*: Not a directory; choose another folder with XDG_CACHE_HOME"):
         library.install(lambda *_: None)
 
 
 @pytest.mark.parametrize(
     ("settings", "expected"),
     [
-        ({"EDGEKD_DATA": "/a", "XDG_CACHE_HOME": "/b"}, "/a"),
-        ({"EDGEKD_DATA": "", "XDG_CACHE_HOME": "/b"}, "/b/edgekd"),
-        ({"EDGEKD_DATA": "", "XDG_CACHE_HOME": "", "HOME": "/c"}, "/c/.cache/edgekd"),
+        ({"XDG_CACHE_HOME": "/b"}, "/b/edgekd"),
+        ({"XDG_CACHE_HOME": "", "HOME": "/c"}, "/c/.cache/edgekd"),
     ],
-    ids=["own", "xdg", "home"],
+    ids=["xdg", "home"],
 )
 def test_the_folder(monkeypatch, settings, expected):
     for name, value in settings.items():

@@ -5,10 +5,25 @@ import sys
 import pytest
 from engines import save_engine
 
-HEAVY = ("torch", "onnx", "onnxruntime", "msgspec", "click", "rich")
+HEAVY = ("torch", "onnx", "onnxruntime", "openvino", "tensorrt", "tensorrt_rtx_libs", "msgspec", "click", "rich")
 
 
-@pytest.mark.parametrize("module", ["bundle", "manifest", "session", "ort", "measure", "agent"])
+@pytest.mark.parametrize(
+    "module",
+    [
+        "bundle",
+        "manifest",
+        "session",
+        "registry",
+        "ort",
+        "openvino",
+        "tensorrt",
+        "trt_log",
+        "cuda",
+        "measure",
+        "agent",
+    ],
+)
 def test_nothing_heavy_is_imported(module):
     code = f"import sys, edgekd.runtime.{module}; print(*(name for name in {HEAVY} if name in sys.modules))"
     assert _python(code).split() == []

@@ -1,5 +1,6 @@
 """Engine libraries by name, and a user's own."""
 
+import sys
 import textwrap
 
 import numpy as np
@@ -56,8 +57,6 @@ def test_a_users_own_runtime(own, engine):
     assert runtime.source == own
     with runtime.open(engine) as session:
         assert session.run(samples(2))["logits"].shape == (2, 3)
-    import sys
-
     assert sys.modules["edgekd_runtime_npu"].seen == [2.0]
 
 
@@ -87,5 +86,29 @@ def test_what_cannot_be_opened(own, engine, name, options, said):
 
 def test_a_file_that_is_not_python(own):
     own.write_text("def open_npu(:\n")
-    with pytest.raises(TargetError, match="cannot be imported: .*line 1"):
+    with pytest.raises(TargetError, match=r"cannot be imported: .*line 1"):
         Runtime(f"{own}:open_npu").load()
+
+
+def test_what_a_users_runtime_returns_is_checked(own, engine):
+    own.write_text("def open_npu(engine, threads, name):\n    return None\n")
+    with pytest.raises(TargetError, match="returned a NoneType without 'inputs'"):
+        Runtime(f"{own}:open_npu").open(engine)
+
+
+def test_compiled_engines_are_kept_where_that_is_asked_for(engine, tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    runtime = Runtime("openvino", {"device": "CPU", "precision": "f32"})
+    runtime.open(engine).close()
+    assert not list(tmp_path.rglob("*"))
+    with runtime.open(engine, keep=True) as session:
+        assert session.facts == {"inference_precision": "f32"}
+        assert session.run(samples(1))["logits"].shape == (1, 3)
+    assert list((tmp_path / "edgekd" / "engines").rglob("*.blob"))
+
+
+def test_a_cache_that_cannot_be_written_is_done_without(engine, tmp_path, monkeypatch):
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
+    with Runtime("openvino").open(engine, keep=True) as session:
+        assert session.run(samples(1))["logits"].shape == (1, 3)

@@ -124,6 +124,11 @@ class _Session:
             self.load_ms: float = opened["load_ms"]
             stack.pop_all()
 
+    @property
+    def facts(self) -> dict[str, str]:
+        """What onnxruntime-web says of how it runs the engine: nothing."""
+        return {}
+
     def run(self, feeds: Feeds) -> dict[str, Array]:
         FeedCheck(self.inputs)(feeds)
         arrays = self.page.ask("run", feeds).arrays

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import os
 import shutil
 import subprocess
 import tarfile
@@ -12,7 +11,7 @@ from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
 from edgekd.errors import DeviceError
-from edgekd.files import atomic_path
+from edgekd.files import atomic_path, user_cache
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -32,21 +31,12 @@ _STEPS = 2
 
 
 def library_folder() -> Path:
-    """Return the folder of the files: below ``$EDGEKD_DATA``, else below edgekd's folder in the user's cache.
+    """Return the folder of the files, in the user's cache.
 
     Raises:
         DeviceError: there is no home folder, and nothing else was chosen.
     """
-    if chosen := os.environ.get("EDGEKD_DATA"):
-        base = Path(chosen).absolute()
-    elif cache := os.environ.get("XDG_CACHE_HOME"):
-        base = Path(cache).absolute() / "edgekd"
-    else:
-        try:
-            base = Path.home() / ".cache" / "edgekd"
-        except RuntimeError:
-            raise DeviceError(f"there is no home folder to keep {PACKAGE} in; name a folder with EDGEKD_DATA") from None
-    return base / PACKAGE / VERSION
+    return user_cache(DeviceError, PACKAGE) / PACKAGE / VERSION
 
 
 def installed() -> bool:
@@ -111,7 +101,7 @@ def _fetch(folder: Path, advance: Callable[[int, int, str], None]) -> None:
     except OSError as error:
         raise DeviceError(
             f"{folder}: {PACKAGE} cannot be kept there: {error.strerror or error}; "
-            "choose another folder with EDGEKD_DATA"
+            "choose another folder with XDG_CACHE_HOME"
         ) from error
 
 
