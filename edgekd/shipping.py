@@ -249,7 +249,7 @@ class Shipper:
         assert wanted is not None  # the caller has looked
         # A DLA is the board's: what is proved here is the graph.
         told = {name: value for name, value in self.target.options.items() if name != "dla"}
-        options = {**told, "compute_capability": wanted.compute_capability}
+        options = {**told, "compute_capabilities": wanted.compute_capabilities}
 
         def run(folder: Path, report: StageReporter) -> Compiled:
             layers, messages, library = {}, {}, ""
@@ -446,8 +446,9 @@ class Shipper:
         wanted = self.target.compile
         if compiled and wanted:
             what = "ships" if wanted.ship else "is a proof alone; the board builds its own"
+            gpus = ", ".join(wanted.compute_capabilities)
             facts.append(
-                f"{compiled.library} parsed and built {choice.name} for {wanted.compute_capability} on this host "
+                f"{compiled.library} parsed and built {choice.name} for {gpus} on this host "
                 f"({compiled.layers[choice.name]} layers); that engine {what}."
             )
             facts += [f"{compiled.library} said of {choice.name}: {line}" for line in compiled.messages[choice.name]]

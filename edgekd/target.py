@@ -112,7 +112,10 @@ class Compile(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     library: Annotated[
         Literal["tensorrt-rtx"], Meta(description="TensorRT-RTX builds without a GPU, from the code that boards run.")
     ]
-    compute_capability: Annotated[str, Meta(pattern=r"^SM\d+$", description="Of the GPU to build for, e.g. 'SM86'.")]
+    compute_capabilities: Annotated[
+        list[Annotated[str, Meta(pattern=r"^SM\d+$")]],
+        Meta(min_length=1, description="Of the GPUs that one engine is to run on, e.g. ['SM86', 'SM89']."),
+    ]
     ship: Annotated[
         bool, Meta(description="Put the built engines into the bundle. If false they are a proof alone.")
     ] = False

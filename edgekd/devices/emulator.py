@@ -197,8 +197,8 @@ def python_command(processor: Processor, root: Path) -> list[str]:
 def guest_environment(root: Path, *sources: Path) -> dict[str, str]:
     """Return the whole environment of an ARM user space's Python: its wheels, and sources after them."""
     path = os.pathsep.join(map(str, (root.parent / WHEELS, *sources)))
-    settings = {"PYTHONDONTWRITEBYTECODE": "1", "PYTHONSAFEPATH": "1", "PYTHONUTF8": "1", "OPENBLAS_NUM_THREADS": "1"}
-    return {"PYTHONPATH": path, **settings}
+    settings = {"PYTHONDONTWRITEBYTECODE": "1", "PYTHONSAFEPATH": "1", "PYTHONUTF8": "1"}
+    return {"PYTHONPATH": path, "OPENBLAS_NUM_THREADS": "1", "ORT_DISABLE_TELEMETRY": "1", **settings}
 
 
 def guest_versions(root: Path) -> dict[str, str]:

@@ -25,7 +25,7 @@ from edgekd.runtime.session import Array, FeedCheck, Feeds, Session, TensorSpec
 from edgekd.runtime.trt_log import THE_GRAPH, Journal, advice, node, plain, without_collector
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
     from types import TracebackType
 
 TENSORRT, RTX = "tensorrt", "tensorrt-rtx"
@@ -45,12 +45,13 @@ class BuildOptions:
 
     Attributes:
         max_batch: the most samples of one inference, where the graph leaves that open; the engine is tuned for 1.
-        compute_capability: TensorRT-RTX only, e.g. "SM86": build ahead of time for such GPUs; "" is this machine's.
+        compute_capabilities: TensorRT-RTX only, e.g. ("SM86", "SM89"): build ahead of time for all of these GPUs; none
+            is this machine's.
         dla: TensorRT on a Jetson with DLA cores: run there what can, and the rest on the GPU. Takes ``max_batch`` 1.
     """
 
     max_batch: int = 64
-    compute_capability: str = ""
+    compute_capabilities: tuple[str, ...] = ()
     dla: bool = False
 
 
@@ -176,20 +177,20 @@ class _Build:
     def configure(self, options: BuildOptions) -> None:
         self._config.profiling_verbosity = self.trt.ProfilingVerbosity.DETAILED
         if self._flavor == RTX:
-            self._config.num_compute_capabilities = 1
-            self._config.set_compute_capability(self._capability(options.compute_capability), 0)
-        elif options.compute_capability:
-            raise TargetError("compute_capability is for TensorRT-RTX; TensorRT builds for the GPU that it runs on")
+            wanted = [self._capability(name) for name in options.compute_capabilities or ("CURRENT",)]
+            self._config.num_compute_capabilities = len(wanted)
+            for index, capability in enumerate(wanted):
+                self._config.set_compute_capability(capability, index)
+        elif options.compute_capabilities:
+            raise TargetError("compute_capabilities are for TensorRT-RTX; TensorRT builds for the GPU that it runs on")
         if not self._strong:
             self._allow_types()
 
     def _capability(self, wanted: str) -> Any:
         known = self.trt.ComputeCapability.__members__
-        if not wanted:
-            return known["CURRENT"]
-        if not wanted.startswith("SM") or wanted not in known:
+        if wanted not in known or wanted == "NONE":
             names = [name for name in known if name.startswith("SM")]
-            raise TargetError(f"{self._title} builds for no compute_capability '{wanted}'{nearest(wanted, names)}")
+            raise TargetError(f"{self._title} builds for no compute capability '{wanted}'{nearest(wanted, names)}")
         return known[wanted]
 
     def _allow_types(self) -> None:
@@ -373,7 +374,7 @@ def open_engine(
     *,
     flavor: str = TENSORRT,
     max_batch: int = 64,
-    compute_capability: str = "",
+    compute_capabilities: Sequence[str] = (),
     dla: bool = False,
     cache: Path | None = None,
 ) -> Session:
@@ -387,7 +388,7 @@ def open_engine(
         name: what errors call it; by default the file's path.
         flavor: "tensorrt" or "tensorrt-rtx".
         max_batch: of :class:`BuildOptions`, where ``engine`` is an ONNX model, as are the following two.
-        compute_capability: the same.
+        compute_capabilities: the same.
         dla: the same.
         cache: a folder that keeps what was built, with the description of its layers and the timings of kernels, so
             that one model is built once on a machine; None builds each time.
@@ -404,7 +405,7 @@ def open_engine(
     trt, label, content = library(flavor), _label(engine, name), _content(engine)
     facts = {}
     if content.startswith(_ONNX_START):
-        options = BuildOptions(max_batch, compute_capability, dla)
+        options = BuildOptions(max_batch, tuple(compute_capabilities), dla)
         content, fallback = _built(content, flavor, options, cache, label)
         facts = {"dla_fallback": ", ".join(fallback) or _NONE} if dla else {}
     with ExitStack() as stack:

@@ -99,7 +99,7 @@ def test_the_given_graph_is_left_alone(quantized):
     (platform.system(), platform.machine()) != ("Linux", "x86_64"), reason="TensorRT-RTX has no package for this system"
 )
 def test_tensorrt_builds_it(quantized):
-    plan = build(to_half(quantized).SerializeToString(), RTX, BuildOptions(compute_capability="SM86"))
+    plan = build(to_half(quantized).SerializeToString(), RTX, BuildOptions(compute_capabilities=("SM86",)))
     tensors = [output for layer in plan.layers for output in layer["Outputs"]]
     assert {"INT8", "HALF"} <= {tensor["Datatype"] for tensor in tensors}
     assert "(foreignNode) Converting conv weight scales to fp32." in plan.messages

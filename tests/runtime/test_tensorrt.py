@@ -21,7 +21,7 @@ pytestmark = pytest.mark.skipif(
 )
 without_gpu = pytest.mark.skipif(gpu_name() != "none", reason="there is a GPU here")
 
-SM86 = BuildOptions(compute_capability="SM86")
+SM86 = BuildOptions(compute_capabilities=("SM86",))
 
 
 @pytest.fixture(scope="module")
@@ -185,15 +185,15 @@ def test_no_batch_at_all():
 
 
 def test_turing_is_refused():
-    message = refused(quantized(), BuildOptions(compute_capability="SM75"))
+    message = refused(quantized(), BuildOptions(compute_capabilities=("SM75",)))
     assert "Cannot compile operation 'accel.linear.Gemm' for Turing" in message
     assert message.endswith("choose a compute capability from SM80 on")
 
 
 @pytest.mark.parametrize("capability", ["SM87", "NONE", "8.6"])
 def test_an_unknown_compute_capability_is_named(capability):
-    message = refused(quantized(), BuildOptions(compute_capability=capability), TargetError)
-    assert f"no compute_capability '{capability}'; " in message
+    message = refused(quantized(), BuildOptions(compute_capabilities=("SM86", capability)), TargetError)
+    assert f"no compute capability '{capability}'; " in message
     assert "SM86" in message
 
 
@@ -203,7 +203,7 @@ def test_building_for_this_machine_needs_its_gpu():
 
 
 def test_a_dla_where_there_is_none():
-    options = BuildOptions(max_batch=1, compute_capability="SM86", dla=True)
+    options = BuildOptions(max_batch=1, compute_capabilities=("SM86",), dla=True)
     assert "finds no DLA on this machine" in refused(quantized(), options, TargetError)
 
 
@@ -227,7 +227,7 @@ def test_an_absent_file_is_named(tmp_path):
 
 def test_a_broken_model_does_not_open():
     with pytest.raises(ModelError, match=r"net\.onnx: .* the file is broken or no ONNX"):
-        open_engine(quantized()[:900], name="net.onnx", flavor=RTX, compute_capability="SM86")
+        open_engine(quantized()[:900], name="net.onnx", flavor=RTX, compute_capabilities=("SM86",))
 
 
 def test_the_collector_is_off_whenever_the_library_logs(monkeypatch):
@@ -257,7 +257,7 @@ def test_where_no_engine_can_run_it_is_said():
 def test_opening_needs_the_driver(plan):
     for engine in (plan.content, quantized()):
         with pytest.raises(DeviceError, match=r"needs an NVIDIA GPU and its driver, and libcuda\.so\.1 cannot be load"):
-            open_engine(engine, flavor=RTX, compute_capability="SM86")
+            open_engine(engine, flavor=RTX, compute_capabilities=("SM86",))
     with pytest.raises(DeviceError, match="NVIDIA"):
         Gpu()
 

@@ -1,0 +1,112 @@
+"""What edgekd's sessions cost on top of the bare library: named numpy arrays in, numpy arrays out that the caller owns.
+
+For each runtime, shipped task and graph (the pruned student, float and INT8) one process opens the very same file with
+edgekd, and bare, with the same options and one thread; the sessions take turns of 50 inferences at batch 1. The bare
+library is called as its documentation does; OpenVINO also in the fastest way that we found. The goal: p50 at most 3 %
+or 10 us above the bare library's, whichever is more, by the upper end of the interval.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import numpy as np
+from common import arguments, write_result
+from side_by_side import (
+    BLOCK,
+    LEAD_IN,
+    OPENVINO_OPTIONS,
+    THREADS,
+    compare_p50,
+    open_edgekd,
+    open_onnxruntime,
+    open_openvino,
+    open_openvino_default,
+    summarize,
+    take_turns,
+)
+
+import edgekd
+from edgekd.cache import Cache
+from edgekd.compress import quantize
+from edgekd.console import choose_observer
+from edgekd.learn.result import CALIBRATION, TEST, onnx_name
+from edgekd.learning import Learner
+from edgekd.project import Project
+from edgekd.runtime.registry import Runtime
+from edgekd.stages import Runner
+from edgekd.target import load_calibration
+
+CACHE = Path("build/benchmarks/cache")
+TARGETS = ("cpu", "openvino-cpu")
+OURS = "edgekd"
+BARE = {
+    "onnxruntime": {"session.run(None, feeds)": open_onnxruntime},
+    "openvino": {
+        "request, tensors filled": partial(open_openvino, options=OPENVINO_OPTIONS),
+        "compiled(feeds)": partial(open_openvino_default, options=OPENVINO_OPTIONS),
+    },
+}
+WAYS = (quantize.Way("float32", None), quantize.Way("int8", "qdq"))
+GOAL_US, GOAL_SHARE = 10.0, 0.03
+
+
+def export(task: str) -> Path:
+    """Train and export one task with widths that suit both targets, or read it from the cache."""
+    recipe = edgekd.load_recipe(task, ("prune.round_to=8",))
+    with choose_observer(json=False, quiet=True, verbose=False, terminal=False) as observer:
+        learner = Learner(Runner(Cache(CACHE), observer), Project(recipe.task, CACHE), recipe, 20)
+        return learner.run().exported.folder
+
+
+def measure(engine: Path, samples: Path, runtime: Runtime, rounds: int, calls: int) -> dict[str, Any]:
+    """Compare edgekd's session with the bare ones."""
+    bare = {name: partial(opener, engine) for name, opener in BARE[runtime.name].items()}
+    times = take_turns([{OURS: partial(open_edgekd, engine, runtime), **bare}], samples, rounds, calls)
+    over = {}
+    for name in bare:
+        extra_us = compare_p50(times[OURS], times[name], lambda ours, theirs: ours - theirs)
+        allowed_us = max(GOAL_US, GOAL_SHARE * float(np.median(times[name])) / 1e3)
+        over[name] = {
+            "extra_us": extra_us,
+            "extra_percent": compare_p50(times[OURS], times[name], lambda ours, theirs: 100 * (ours / theirs - 1)),
+            "allowed_us": allowed_us,
+            "met": extra_us["high"] <= allowed_us,
+        }
+    return {"over": over, "sessions": {name: summarize(found) for name, found in times.items()}}
+
+
+def main() -> None:
+    parser = arguments(__doc__)
+    parser.add_argument("--rounds", type=int, default=10, help="fresh processes")
+    parser.add_argument("--calls", type=int, default=2000, help="inferences of each session in a process")
+    options = parser.parse_args()
+    rows = []
+    for task in options.tasks:
+        exported = export(task)
+        for target in map(edgekd.load_target, TARGETS):
+            runtime = Runtime(target.runtime, target.options)
+            with TemporaryDirectory() as scratch:
+                model, samples = exported / onnx_name("pruned"), exported / CALIBRATION
+                for way in WAYS:
+                    quantize.run(way, model, samples, target.scheme, load_calibration("minmax"), Path(scratch))
+                    engine = Path(scratch) / way.name / quantize.DEPLOY
+                    found = measure(engine, exported / TEST, runtime, options.rounds, options.calls)
+                    rows.append({"task": task, "runtime": runtime.name, "graph": way.name, **found})
+                    for name, over in found["over"].items():
+                        us, share, ours = over["extra_us"], over["extra_percent"], found["sessions"][OURS]["p50_us"]
+                        print(
+                            f"{task}, {runtime.name}, {way.name}: {ours:.1f} us; over {name}: {us['value']:+.1f} us "
+                            f"({us['low']:+.1f} to {us['high']:+.1f}), {share['value']:+.1f} %, "
+                            f"{'met' if over['met'] else 'MISSED'}"
+                        )
+    settings = {"threads": THREADS, "batch": 1, "block": BLOCK, "lead_in": LEAD_IN, "rounds": options.rounds}
+    settings["calls"] = options.calls
+    write_result(__file__, {**settings, "openvino_options": OPENVINO_OPTIONS, "rows": rows})
+
+
+if __name__ == "__main__":
+    main()
