@@ -253,8 +253,9 @@ def main() -> None:
     parser = arguments(__doc__)
     parser.add_argument("--rounds", type=int, default=5, help="how often all engines start in fresh processes")
     parser.add_argument("--calls", type=int, default=2000, help="inferences of each engine in a round")
+    parser.add_argument("--targets", nargs="+", choices=TARGETS, default=TARGETS)
     options = parser.parse_args()
-    names = [name for name in TARGETS if name != "browser" or BrowserDevice().missing() is None]
+    names = [name for name in options.targets if name != "browser" or BrowserDevice().missing() is None]
     targets = [edgekd.load_target(name) for name in names]
     tasks = {}
     for task in options.tasks:

@@ -46,7 +46,7 @@ if TYPE_CHECKING:
     from edgekd.target import Target
 
 LIBRARIES = ("onnx", "onnxruntime", "numpy")
-VERSIONS = {"quantize": 2, "compile": 1, "engine": 3, "check": 2, "profile": 2, "bundle": 2}
+VERSIONS = {"quantize": 2, "compile": 2, "engine": 3, "check": 2, "profile": 2, "bundle": 2}
 
 _OUTPUTS, _LEDGER, _BUNDLE, _LAYERS = "outputs.npz", "ledger.json", "bundle", "layers.json"
 
@@ -73,11 +73,13 @@ class Compiled:
     Attributes:
         library: which library built them, with its version.
         layers: for each candidate the number of layers of ``deploy``.
+        sizes: for each candidate the bytes of ``deploy.plan``.
         messages: for each candidate what the library warned of.
     """
 
     library: str
     layers: dict[str, int]
+    sizes: dict[str, int]
     messages: dict[str, list[str]]
 
 
@@ -146,7 +148,10 @@ class Shipper:
         ran = self._engine(written, compiled) if "engine" in self.stages else None
         checked = self._check(written, ran)
         profile = self._profile(written, compiled) if "profile" in self.stages else None
-        candidates = _results(written.result, checked.result, profile.result if profile else None)
+        files = {c.name: c.sizes[DEPLOY] for c in written.result.candidates}
+        if compiled and self._ships_plans:
+            files = compiled.result.sizes
+        candidates = _results(written.result, checked.result, profile.result if profile else None, files)
         choice = choose(candidates, self.target.budgets)
         bundled = self._bundle(choice, written, compiled, ran, checked, profile)
         ledger = checked.result.ledgers[choice.name]
@@ -252,7 +257,7 @@ class Shipper:
         options = {**told, "compute_capabilities": wanted.compute_capabilities}
 
         def run(folder: Path, report: StageReporter) -> Compiled:
-            layers, messages, library = {}, {}, ""
+            layers, sizes, messages, library = {}, {}, {}, ""
             jobs = [(c.name, variant) for c in written.result.candidates for variant in (ENGINE, DEPLOY)]
             for done, (name, variant) in enumerate(jobs, 1):
                 place = folder / name
@@ -262,8 +267,9 @@ class Shipper:
                     written.folder / name / variant, plan, place / _LAYERS, wanted.library, options
                 )
                 library, layers[name], messages[name] = built["library"], built["layers"], built["messages"]
+                sizes[name] = plan.stat().st_size
                 report.advance(done, len(jobs), f"{name}: {built['layers']} layers")
-            return Compiled(library, layers, messages)
+            return Compiled(library, layers, sizes, messages)
 
         depends = {
             "compile": msgspec.to_builtins(wanted),
@@ -458,8 +464,10 @@ class Shipper:
         return tuple(facts)
 
 
-def _results(written: Written, checked: Checked, profile: Profile | None) -> tuple[CandidateResult, ...]:
-    """Join what is known of each candidate."""
+def _results(
+    written: Written, checked: Checked, profile: Profile | None, sizes: Mapping[str, int]
+) -> tuple[CandidateResult, ...]:
+    """Join what is known of each candidate; ``sizes`` are those of the files that would run."""
     measured = {engine.name: engine for engine in profile.engines} if profile else {}
     results = []
     for candidate in written.candidates:
@@ -474,7 +482,7 @@ def _results(written: Written, checked: Checked, profile: Profile | None) -> tup
                 bound=last.to_student.bound if last.to_student else math.nan,
                 flips=math.nan if last.flips is None else last.flips,
                 p50=engine.latency.p50 if engine else None,
-                size_bytes=candidate.sizes[DEPLOY],
+                size_bytes=sizes[candidate.name],
                 peak_rss_bytes=engine.peak_rss_bytes if engine else None,
             )
         )

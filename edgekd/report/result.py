@@ -63,7 +63,7 @@ class CandidateResult:
         bound: of its drift against the unpruned student, at its last stage.
         flips: share of samples whose top-1 class is not that student's, at its last stage.
         p50: latency; None where it was not measured.
-        size_bytes: of ``deploy.onnx``.
+        size_bytes: of the file that the runtime is given.
         peak_rss_bytes: of the process that ran it; None where it was not measured.
     """
 

@@ -35,9 +35,7 @@ class Gpu:
         try:
             self._driver: Any = ctypes.CDLL(_LIBRARY)
         except OSError as error:
-            raise DeviceError(
-                f"this needs an NVIDIA GPU and its driver, and {_LIBRARY} cannot be loaded here: {error}"
-            ) from error
+            raise DeviceError(f"this needs an NVIDIA GPU and its driver: {error}") from error
         self._call("cuInit", c_uint(0))
         count, device, context, stream = c_int(), c_int(), c_void_p(), c_void_p()
         self._call("cuDeviceGetCount", byref(count))

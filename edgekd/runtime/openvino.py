@@ -177,6 +177,7 @@ class _OpenVinoSession:
         self._single = self._open_single()
         # Filling the request's own tensors takes a fraction of the time of handing it new ones.
         self._filled = [(spec.name, self._single.get_tensor(spec.name).data) for spec in self.inputs if self._single]
+        self._results = [(spec.name, self._single.get_tensor(spec.name).data) for spec in self.outputs if self._single]
         self._any = None if self._single else self._compile(model)
 
     def _open_single(self) -> Any:
@@ -212,29 +213,29 @@ class _OpenVinoSession:
         if rows > 1 and not self._dynamic_batch:
             return run_rows(self, feeds, 1)
         try:
-            results = self._run_single(feeds) if rows == 1 and self._single else self._run_any(feeds)
+            return self._run_single(feeds) if rows == 1 and self._single else self._run_any(feeds)
         except RuntimeError as error:
             raise ModelError(f"{self._name}: OpenVINO failed to run it: {_reason(error)}") from error
-        return dict(zip(self._output_names, results, strict=True))
 
-    def _run_single(self, feeds: Feeds) -> list[Array]:
+    def _run_single(self, feeds: Feeds) -> dict[str, Array]:
         for name, data in self._filled:
             data[...] = feeds[name]
+        self._single.infer(share_outputs=True)
         # The results are the request's own tensors, which its next run overwrites.
-        return [result.copy() for result in self._single.infer(share_outputs=True).values()]
+        return {name: data.copy() for name, data in self._results}
 
-    def _run_any(self, feeds: Feeds) -> list[Array]:
+    def _run_any(self, feeds: Feeds) -> dict[str, Array]:
         if self._any is None:
             self._any = self._compile(self._model)
         # With one thread, infer() loses an error and returns the results of the run before; wait() raises it. Only a
         # graph of dynamic sizes can fail, so _run_single is spared the 10 µs that this takes.
         self._any.start_async(dict(feeds))
         self._any.wait()
-        return list(self._any.results.values())  # copies
+        return dict(zip(self._output_names, self._any.results.values(), strict=True))  # copies
 
     def close(self) -> None:
         self._core = self._model = self._single = self._any = None
-        self._filled = []
+        self._filled = self._results = []
 
     def __enter__(self) -> Session:
         return self

@@ -114,3 +114,21 @@ def test_a_batch_is_never_exceeded(tmp_path):
 
 def _integers(**sizes):
     return {name: np.zeros(size, np.int64) for name, size in sizes.items()}
+
+
+def test_feeds_after_right_ones_are_checked_as_well():
+    """Right feeds make the next check shorter, not blind."""
+    check = FeedCheck(SPECS)
+    check(samples(3))
+    check(samples(3))
+    check(samples(2))
+    for wrong in (
+        {**samples(2), "accel": np.zeros((2, 5), np.float32)},
+        {**samples(2), "accel": np.zeros((2, 4))},
+        {**samples(2), "more": np.zeros(1)},
+        {"accel": samples(2)["accel"]},
+        {**samples(2), "accel": samples(3)["accel"]},
+        {**samples(2), "accel": samples(2)["accel"].tolist()},
+    ):
+        with pytest.raises(ModelError):
+            check(wrong)
