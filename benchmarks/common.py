@@ -5,14 +5,24 @@ from __future__ import annotations
 import argparse
 import json
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import edgekd
+from edgekd.cache import Cache
+from edgekd.console import choose_observer
 from edgekd.files import write_text
+from edgekd.learning import Learner
+from edgekd.project import Project
 from edgekd.runtime.measure import machine_facts
-from edgekd.stages import library_versions
+from edgekd.stages import Runner, library_versions
+
+if TYPE_CHECKING:
+    from edgekd.learn.result import Exported
+    from edgekd.stages import Done
 
 RESULTS = Path(__file__).parent / "results"
+CACHE = Path("build/benchmarks/cache")
+_OPSET = 20
 
 
 def arguments(description: str) -> argparse.ArgumentParser:
@@ -20,6 +30,14 @@ def arguments(description: str) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     parser.add_argument("--tasks", nargs="+", default=["digits", "gestures"], help="shipped tasks")
     return parser
+
+
+def export(task: str, seed: int = 0) -> tuple[Project, Done[Exported]]:
+    """Train, prune and export one task as a build for the target ``cpu`` does, or read it from the cache."""
+    recipe = edgekd.load_recipe(task, (f"seed={seed}", f"prune.round_to={edgekd.load_target('cpu').round_to}"))
+    project = Project(recipe.task, CACHE)
+    with choose_observer(json=False, quiet=True, verbose=False, terminal=False) as observer:
+        return project, Learner(Runner(Cache(CACHE), observer), project, recipe, _OPSET).run().exported
 
 
 def write_result(script: str, result: dict[str, Any]) -> None:

@@ -15,30 +15,23 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 import numpy as np
-from common import arguments, write_result
+from common import arguments, export, write_result
 
 import edgekd
-from edgekd.cache import Cache
 from edgekd.compress import quantize
-from edgekd.console import choose_observer
 from edgekd.devices.emulated import EmulatedDevice
 from edgekd.devices.emulator import processors
 from edgekd.devices.local import LocalDevice
 from edgekd.gram.drift import Bootstrap, flips, measure_drift
 from edgekd.gram.probe import Probe
 from edgekd.learn.result import CALIBRATION, TEST, onnx_name
-from edgekd.learning import Learner
-from edgekd.project import Project
 from edgekd.runtime.registry import ORT
-from edgekd.stages import Runner
+from edgekd.runtime.session import EMBEDDING_PREFIX
 from edgekd.target import load_calibration
 
 if TYPE_CHECKING:
     from edgekd.devices.device import Device
-    from edgekd.learn.result import Exported
-    from edgekd.stages import Done
 
-CACHE = Path("build/benchmarks/cache")
 TARGET = edgekd.load_target("cpu")
 FLOAT, INT8 = quantize.Way("float32", None), quantize.Way("int8", "qdq")
 #: The forms of a graph: which way it is written, and whether weights have 7 bits.
@@ -63,17 +56,9 @@ def run(device: Device, engine: Path, test: Path, outputs: Path) -> tuple[Probe,
     device.evaluate(engine, ORT, test, outputs, 1)
     seconds = time.monotonic() - started
     with np.load(outputs) as found, np.load(test) as samples:
-        prefix = "embedding."
-        embeddings = {name.removeprefix(prefix): found[name] for name in found if name.startswith(prefix)}
+        named = [name for name in found if name.startswith(EMBEDDING_PREFIX)]
+        embeddings = {name.removeprefix(EMBEDDING_PREFIX): found[name] for name in named}
         return Probe(samples["ids"], found["logits"], embeddings), seconds
-
-
-def export(task: str, seed: int) -> tuple[Project, Done[Exported]]:
-    """Train and export one task, or read it from the cache."""
-    recipe = edgekd.load_recipe(task, (f"seed={seed}",))
-    project = Project(recipe.task, CACHE)
-    with choose_observer(json=False, quiet=False, verbose=False, terminal=False) as observer:
-        return project, Learner(Runner(Cache(CACHE), observer), project, recipe, TARGET.opset).run().exported
 
 
 def write_graph(exported: Path, way: quantize.Way, reduce_range: bool, folder: Path) -> Path:

@@ -14,7 +14,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
-from common import arguments, write_result
+from common import arguments, export, write_result
 from side_by_side import (
     BLOCK,
     LEAD_IN,
@@ -30,17 +30,11 @@ from side_by_side import (
 )
 
 import edgekd
-from edgekd.cache import Cache
 from edgekd.compress import quantize
-from edgekd.console import choose_observer
 from edgekd.learn.result import CALIBRATION, TEST, onnx_name
-from edgekd.learning import Learner
-from edgekd.project import Project
 from edgekd.runtime.registry import Runtime
-from edgekd.stages import Runner
 from edgekd.target import load_calibration
 
-CACHE = Path("build/benchmarks/cache")
 TARGETS = ("cpu", "openvino-cpu")
 OURS = "edgekd"
 BARE = {
@@ -52,14 +46,6 @@ BARE = {
 }
 WAYS = (quantize.Way("float32", None), quantize.Way("int8", "qdq"))
 GOAL_US, GOAL_SHARE = 10.0, 0.03
-
-
-def export(task: str) -> Path:
-    """Train and export one task with widths that suit both targets, or read it from the cache."""
-    recipe = edgekd.load_recipe(task, ("prune.round_to=8",))
-    with choose_observer(json=False, quiet=True, verbose=False, terminal=False) as observer:
-        learner = Learner(Runner(Cache(CACHE), observer), Project(recipe.task, CACHE), recipe, 20)
-        return learner.run().exported.folder
 
 
 def measure(engine: Path, samples: Path, runtime: Runtime, rounds: int, calls: int) -> dict[str, Any]:
@@ -86,7 +72,7 @@ def main() -> None:
     options = parser.parse_args()
     rows = []
     for task in options.tasks:
-        exported = export(task)
+        exported = export(task)[1].folder
         for target in map(edgekd.load_target, TARGETS):
             runtime = Runtime(target.runtime, target.options)
             with TemporaryDirectory() as scratch:

@@ -89,8 +89,9 @@ def build(recipe: str | None, overrides: tuple[str, ...], targets: tuple[str, ..
           output: Path | None, cache: Path, quiet: bool, verbose: bool, as_json: bool) -> None:  # fmt: skip
     """Build a recipe for a device, from teacher to bundle.
 
-    Runs teacher, distil, prune, export, quantize, check, profile and bundle; what is up to date is not run again. Exits
-    with 20 when the gate rejects the result; its artefacts are kept under OUTPUT/TARGET/rejected.
+    Runs teacher, distil, prune and export once, then for each target quantize, compile, engine, check, profile and
+    bundle, as far as it has them; what is up to date is not run again. Exits with 20 when the gate rejects the result;
+    its artefacts are kept under OUTPUT/TARGET/rejected.
     """
     from edgekd.console import Json, choose_observer, print_report
     from edgekd.files import make_folder
@@ -231,8 +232,8 @@ def install_device(name: str) -> None:
     from edgekd.devices.choose import install
 
     with steps(f"installing {name}") as advance:
-        place = install(name, advance)
-    click.echo(f"{name}: ready in {place}" if place else f"{name}: needs nothing")
+        install(name, advance)
+    click.echo(f"{name}: ready")
 
 
 def _runtime_option(command: Callable[..., Any]) -> Callable[..., Any]:
@@ -283,4 +284,4 @@ def profile(bundle: Path, runtime: str | None, threads: int, iterations: int, as
     if as_json:
         click.echo(json.dumps(msgspec.to_builtins(found)))
     else:
-        print_profile(manifest, found)
+        print_profile(manifest, found, runtime or manifest.runtime)

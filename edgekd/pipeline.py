@@ -121,15 +121,15 @@ def build(
 
 def _check(recipe: Recipe, target: Target, device: Device | Absent) -> None:
     """Raise what a user would otherwise hear only after training."""
-    ways(target, recipe.quantize.precision)
+    wanted = ways(target, recipe.quantize.precision)
     runtime = Runtime(target.runtime, target.options)
-    if runtime.custom:
-        runtime.load()
-    elif not isinstance(device, Absent):
-        library_versions(PACKAGES[runtime.name], "build")
+    if not isinstance(device, Absent):
+        if runtime.custom:
+            runtime.load()
+        device.describe(runtime)
     if target.compile:
         library_versions(PACKAGES[target.compile.library], "build")
-    if "nncf" in target.quantizers:
+    if any(way.quantizer == "nncf" for way in wanted):
         library_versions(["nncf"], "build")
 
 

@@ -42,7 +42,7 @@ def choose(candidates: Sequence[CandidateResult], budgets: Budgets) -> Choice:
     level = _not_clearly_slower(fitting)
     same = [c for c in level if c.precision == level[0].precision]
     chosen = min(same, key=lambda c: c.bound)
-    return Choice(chosen.name, _reason(chosen, candidates, level))
+    return Choice(chosen.name, _reason(chosen, candidates, fitting, level))
 
 
 def _kept(candidate: CandidateResult, budgets: Budgets) -> int:
@@ -62,15 +62,31 @@ def _not_clearly_slower(candidates: list[CandidateResult]) -> list[CandidateResu
     return [c for c, p50 in timed if p50.low_ms <= fastest.high_ms]
 
 
-def _reason(chosen: CandidateResult, candidates: Sequence[CandidateResult], level: list[CandidateResult]) -> str:
+def _reason(
+    chosen: CandidateResult,
+    candidates: Sequence[CandidateResult],
+    fitting: list[CandidateResult],
+    level: list[CandidateResult],
+) -> str:
+    """Say what decided, and who was out before."""
+    slower = [f"{c.p50.value_ms:.3g} ms ({c.name})" for c in fitting if c.p50 and c not in level]
+    rivals = [c for c in level if c is not chosen]
+    alike = [c for c in rivals if c.precision == chosen.precision]
+    over = [c.name for c in candidates if c.verdict != "fail" and c not in fitting]
     rejected = [c.name for c in candidates if c.verdict == "fail"]
-    out = f"; the gate rejects {', '.join(rejected)}" if rejected else ""
-    others = [c for c in candidates if c is not chosen and c.verdict != "fail"]
-    if chosen.p50 is None:
-        return f"the target's first choice, since no latency was measured{out}"
-    slower = [f"{c.p50.value_ms:.3g} ms ({c.name})" for c in others if c.p50 and c not in level]
-    if slower:
-        return f"{chosen.p50.value_ms:.3g} ms against {', '.join(slower)}{out}"
-    if others and len(level) > 1:
-        return f"as fast as {', '.join(c.name for c in level if c is not chosen)}, and the target prefers it{out}"
-    return f"the only one left{out}"
+    said = []
+    if chosen.p50 and slower:
+        said.append(f"{chosen.p50.value_ms:.3g} ms against {', '.join(slower)}")
+    if chosen.p50 and rivals:
+        preferred = ", and the target prefers it" if len(alike) < len(rivals) else ""
+        said.append(f"as fast as {', '.join(c.name for c in rivals)}{preferred}")
+    elif rivals:
+        said.append("the target's first choice, since no latency was measured")
+    if alike:
+        said.append(f"of the {chosen.precision} ones it drifts least")
+    said = said or ["the only one left"]
+    if over:
+        said.append(f"it keeps more of the budgets than {', '.join(over)}")
+    if rejected:
+        said.append(f"the gate rejects {', '.join(rejected)}")
+    return "; ".join(said)

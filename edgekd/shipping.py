@@ -156,6 +156,7 @@ class Shipper:
         bundled = self._bundle(choice, written, compiled, ran, checked, profile)
         ledger = checked.result.ledgers[choice.name]
         released = ledger.verdict != "fail"
+        shown = BUNDLE if released else REJECTED
         chosen = next(c for c in candidates if c.name == choice.name)
         errors = ran.result.deploy_logit_error if ran else written.result.deploy_logit_error
         result = TargetResult(
@@ -165,7 +166,7 @@ class Shipper:
             precision=chosen.precision,
             ledger=ledger,
             profile=_named(profile.result, choice.name) if profile else None,
-            profile_reason=self._no_latency,
+            profile_reason=self._no_latency(shown),
             sizes={**self.learning.exported.result.sizes, SHIPPED: chosen.size_bytes},
             bundle=f"{self.target.name}/{BUNDLE}" if released else None,
             budgets=self.target.budgets,
@@ -173,11 +174,10 @@ class Shipper:
             candidates=candidates,
             chosen=choice.name,
             choice=choice.reason,
-            facts=self._facts(written.result, compiled.result if compiled else None, choice),
+            facts=self._facts(written.result, compiled.result if compiled else None, choice, ledger),
         )
         engines = profile.result.engines if profile else ()
         raw = {engine.raw_file: profile.folder / engine.raw_file for engine in engines} if profile else {}
-        shown = BUNDLE if released else REJECTED
         return Shipped(result, {shown: files_below(bundled.folder / _BUNDLE), LATENCY: raw})
 
     @cached_property
@@ -194,12 +194,14 @@ class Shipper:
     def _exported(self) -> Path:
         return self.learning.exported.folder
 
-    @property
-    def _no_latency(self) -> str | None:
+    def _no_latency(self, shown: str) -> str | None:
+        """Say why no latency is measured, and what measures that of the bundle in the folder ``shown``."""
         if isinstance(self.device, Absent):
+            runtime = f" --runtime {self._public_runtime}" if self.runtime.custom else ""
+            threads = f" --threads {self.recipe.profile.threads}" if self.recipe.profile.threads > 1 else ""
             return (
                 f"not measured: no device ({self.device.reason}); with the bundle on one, run: "
-                f"edgekd profile {self.target.name}/{BUNDLE}"
+                f"edgekd profile {self.target.name}/{shown}{runtime}{threads}"
             )
         return self.device.no_latency
 
@@ -222,18 +224,18 @@ class Shipper:
                         calibration,
                         folder,
                     )
+                    place = folder / way.name
+                    probe, errors[way.name] = probe_variants(
+                        lambda name, place=place: run_on_host(place / name, self._exported / TEST),  # type: ignore[misc]
+                        self._exported / TEST,
+                        str(place),
+                    )
                 except ModelError as error:
                     if way.quantizer in (None, self.target.quantizers[0]):
                         raise
-                    refused[way.name] = str(error)
-                    report.warn(f"{way.name} is left out: {error}")
+                    refused[way.name] = str(error).replace(f"{self._exported}/", "")
+                    report.warn(f"{way.name} is left out: {refused[way.name]}")
                     continue
-                place = folder / way.name
-                probe, errors[way.name] = probe_variants(
-                    lambda name, place=place: run_on_host(place / name, self._exported / TEST),  # type: ignore[misc]
-                    self._exported / TEST,
-                    str(place),
-                )
                 probe.save(place / _OUTPUTS)
                 candidates.append(candidate)
                 report.advance(done, len(ways), way.name)
@@ -447,7 +449,7 @@ class Shipper:
             "source": self.runtime.digest(),
         }
 
-    def _facts(self, written: Written, compiled: Compiled | None, choice: Choice) -> tuple[str, ...]:
+    def _facts(self, written: Written, compiled: Compiled | None, choice: Choice, ledger: Ledger) -> tuple[str, ...]:
         facts = [f"{name} was left out: {reason}" for name, reason in written.refused.items()]
         wanted = self.target.compile
         if compiled and wanted:
@@ -459,7 +461,7 @@ class Shipper:
             )
             facts += [f"{compiled.library} said of {choice.name}: {line}" for line in compiled.messages[choice.name]]
         if isinstance(self.device, Absent):
-            last = "quantized" if choice.name.startswith("int8") else "exported"
+            last = ledger.rows[-1].stage
             facts.append(f"No device ran the engine: '{last}' is the very same graph in ONNX Runtime on this host.")
         return tuple(facts)
 

@@ -7,7 +7,7 @@ it right and fast.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar, get_args
 
 import msgspec
 from msgspec import Meta, Struct
@@ -102,7 +102,7 @@ class Hosts(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
 
     arch: Annotated[
         list[Arch], Meta(min_length=1, description="Processor architectures, as 'uname -m' prints them.")
-    ] = msgspec.field(default_factory=lambda: ["x86_64", "aarch64"])
+    ] = msgspec.field(default_factory=lambda: list(get_args(Arch)))
     model: Annotated[str, Meta(description="What the name of the board or the processor must hold; '' for any.")] = ""
 
 
@@ -158,6 +158,11 @@ class Target(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     ] = []
     budgets: Budgets = Budgets()
     notes: Annotated[list[str], Meta(description="Facts behind the choices, each with its source.")] = []
+
+    def __post_init__(self) -> None:
+        for name, values in (("precisions", self.precisions), ("quantizers", self.quantizers)):
+            if len(set(values)) < len(values):
+                raise ValueError(f"{name}: each may be named once only")
 
 
 class Calibration(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

@@ -40,7 +40,7 @@ def says(found, code):
 
 
 COMMANDS = ["", "build", "init", "tasks", "targets", "targets show", "recipe", "recipe schema", "recipe show", "verify",
-            "report"]  # fmt: skip
+            "profile", "device", "device install", "report"]  # fmt: skip
 
 
 @pytest.mark.parametrize("command", COMMANDS)
@@ -178,7 +178,7 @@ def test_a_shown_recipe_meets_the_shown_schema(tmp_path):
 def test_verify(built, tmp_path):
     found = edgekd("verify", built.bundle, cwd=tmp_path)
     assert (found.returncode, found.stderr) == (0, "")
-    assert "16 reference samples, 0 flips" in found.stdout
+    assert "16 reference samples in onnxruntime, 0 flips" in found.stdout
 
 
 @pytest.mark.parametrize("name", ["deploy.onnx", "engine.onnx", "reference.npz", "ledger.json", "manifest.json"])

@@ -43,7 +43,7 @@ def test_leaves_a_report_and_a_bundle(built):
     assert "PASS" in built.process.stdout
     found = sorted(path.relative_to(built.output).as_posix() for path in built.output.rglob("*") if path.is_file())
     bundle = ["deploy.onnx", "engine.onnx", "ledger.json", "manifest.json", "reference.npz"]
-    latency = ["engine.npy", "student.npy", "teacher.npy"]
+    latency = ["int8.npy", "student.npy", "teacher.npy"]
     expected = [*(f"cpu/bundle/{name}" for name in bundle), *(f"cpu/latency/{name}" for name in latency)]
     assert [name for name in found if name != ".lock"] == [*expected, "report.json", "report.md"]
 

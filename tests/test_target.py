@@ -84,6 +84,8 @@ def test_two_targets_of_one_name(board):
         (('description = "My board"', 'description = ""\nopset = 3'), "opset"),
         (("[budgets]", "[budgets"), "not valid TOML"),
         (('description = "My board"', 'description = ""\nname = "../../x"'), "name"),
+        (('description = "My board"', 'description = ""\nprecisions = ["int8", "int8"]'), "precisions: each may be"),
+        (('description = "My board"', 'description = ""\nquantizers = ["qdq", "qdq"]'), "quantizers: each may be"),
     ],
 )
 def test_a_wrong_file_is_named_with_the_key(board, change, said):

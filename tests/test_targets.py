@@ -192,6 +192,14 @@ def test_a_users_own_runtime(cache, tmp_path):
     assert "name that code with runtime=" in refused.stderr
     assert edgekd("verify", bundle, "--runtime", "npu.py:open_npu", cwd=tmp_path).returncode == 0
     assert edgekd("verify", bundle, "--runtime", "onnxruntime", cwd=tmp_path).returncode == 0
+    (tmp_path / "npu.py").write_text(OWN + "\n# changed\n")
+    again = edgekd(*arguments, "--target=./npu.toml", "--json", cwd=tmp_path)
+    assert started(again.stdout) == ["engine", "check", "profile", "bundle"]
+    (tmp_path / "npu.toml").write_text(text + "\n[options]\ngain = 2.0\n")
+    failed = edgekd(*arguments, "--target=./npu.toml", "--json", cwd=tmp_path)
+    assert started(failed.stdout) == ["engine"]
+    assert failed.returncode == 6
+    assert "returned a NoneType without 'inputs'" in failed.stderr
 
 
 @pytest.mark.parametrize(

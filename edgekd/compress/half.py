@@ -153,7 +153,7 @@ class _Writer:
     def _output_types(self, node: Any) -> dict[str, int]:
         schema = self._schema(node)
         if schema is None:  # such a node was left in float32, and its outputs are what they were
-            return dict.fromkeys(node.output, self._float)
+            return {name: self._declared.get(name, self._float) for name in node.output}
         types = {name: self._onnx.helper.make_tensor_type_proto(self._types[name], None) for name in node.input if name}
         inferred = self._onnx.shape_inference.infer_node_outputs(
             schema, node, types, opset_imports=list(self._model.opset_import), ir_version=self._model.ir_version

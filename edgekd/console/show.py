@@ -100,8 +100,8 @@ def print_devices(rows: Iterable[tuple[str, str, str]], width: int | None = None
     _print_list(("device", "gives", "state"), rows, width)
 
 
-def print_profile(manifest: Manifest, profile: Profile, width: int | None = None) -> None:
-    """Print what a bundle's engine took on this machine."""
+def print_profile(manifest: Manifest, profile: Profile, runtime: str, width: int | None = None) -> None:
+    """Print what a bundle's engine took on this machine, in the ``runtime`` that ran it."""
     console = _page(width)
     engine = profile.engines[0]
     machine = ", ".join(f"{what} {profile.machine[what]}" for what in ("cpu", "governor") if what in profile.machine)
@@ -109,7 +109,7 @@ def print_profile(manifest: Manifest, profile: Profile, width: int | None = None
         f"Wall time of single inferences at batch 1, back to back; threads: {profile.threads}. Intervals: 95 %.",
         f"Peak RSS {size(engine.peak_rss_bytes)}; engine {size(engine.size_bytes)}. {machine}.",
     )
-    _print_title(console, f"{manifest.target} · {manifest.runtime} · {manifest.precision}")
+    _print_title(console, f"{manifest.target} · {runtime} · {manifest.precision}")
     _print_table(console, latency_table(profile, notes))
 
 

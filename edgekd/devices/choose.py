@@ -93,9 +93,9 @@ def choose(target: Target, request: str | None) -> Device | Absent:
 
 def _at_hand(target: Target, runtime: Runtime) -> Device | Absent:
     if target.runtime == "onnxruntime-web":
-        browser = BrowserDevice()
-        reason = browser.missing()
-        return Absent(reason) if reason else browser
+        device = BrowserDevice()
+        reason = device.missing()
+        return Absent(reason) if reason else device
     reason = _misfit(target, platform.machine(), cpu_model()) or runtime.absent()
     return Absent(reason) if reason else LocalDevice()
 

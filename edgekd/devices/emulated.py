@@ -14,7 +14,7 @@ import edgekd
 from edgekd.devices import emulator
 from edgekd.devices.local import AGENT, agent_environment, evaluate
 from edgekd.devices.process import AgentProcess
-from edgekd.errors import DeviceError
+from edgekd.errors import DeviceError, MissingDependency
 from edgekd.runtime.measure import package_versions
 from edgekd.runtime.registry import PACKAGES
 
@@ -53,9 +53,11 @@ class EmulatedDevice:
 
     def missing(self) -> str | None:
         """Say how to install it; None where it is installed."""
-        if emulator.installed(self._processor.name) is None:
-            return f"{self.name} is not installed on this host: edgekd device install {self.name}"
-        return None
+        try:
+            found = emulator.installed(self._processor.name)
+        except MissingDependency as error:
+            return str(error)
+        return None if found else f"{self.name} is not installed on this host: edgekd device install {self.name}"
 
     def refuses(self, runtime: Runtime) -> str | None:
         """Say why it does not run a runtime's engines; None where it does."""

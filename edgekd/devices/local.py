@@ -55,7 +55,7 @@ class LocalDevice:
     def describe(self, runtime: Runtime) -> dict[str, str]:
         """Return what tells this machine from another kind; starts no process and loads no engine library."""
         host = {"cpu": cpu_model(), "arch": platform.machine(), "logical_cores": str(os.cpu_count())}
-        return {**host, **package_versions(PACKAGES.get(runtime.name, ()))}
+        return {**host, **runtime.hardware(), **package_versions(PACKAGES.get(runtime.name, ()))}
 
     def evaluate(self, engine: Path, runtime: Runtime, inputs: Path, outputs: Path, threads: int) -> None:
         """Run every row of ``inputs`` through an engine; see :class:`~edgekd.devices.device.Device`."""

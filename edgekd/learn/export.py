@@ -20,7 +20,7 @@ from edgekd.learn.evaluate import batches, truth
 from edgekd.learn.result import CALIBRATION, TEST, Exported, TaskFacts, onnx_name
 from edgekd.learn.taps import Tapped
 from edgekd.runtime.ort import open_engine
-from edgekd.runtime.session import write_arrays
+from edgekd.runtime.session import EMBEDDING_PREFIX, INPUT_PREFIX, write_arrays
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -97,7 +97,7 @@ def save_samples(split: Split, path: Path) -> None:
     columns: dict[str, list[Any]] = {}
     for batch in batches(split):
         for name, x in batch.inputs.items():
-            columns.setdefault(f"input.{name}", []).append(x.numpy())
+            columns.setdefault(INPUT_PREFIX + name, []).append(x.numpy())
     arrays = {name: np.concatenate(parts) for name, parts in columns.items()}
     if known.groups is not None:
         arrays["groups"] = known.groups
@@ -124,7 +124,7 @@ def write_onnx(network: Network, inputs: Mapping[str, Tensor], opset: int, path:
         ModelError: torch cannot export it, or not for any number of samples.
     """
     network.model.eval().cpu()
-    outputs = ["logits", *(f"embedding.{name}" for name in network.taps)]
+    outputs = ["logits", *(EMBEDDING_PREFIX + name for name in network.taps)]
     batch = torch.export.Dim("batch", min=1, max=4096)
     # torch prints the graph that it failed on to stderr.
     with Tapped(network.model, network.taps) as tapped, quiet(), redirect_stderr(StringIO()):
@@ -164,7 +164,7 @@ def _parity(network: Network, inputs: Mapping[str, Tensor], path: Path) -> float
 def _difference(network: Network, inputs: Mapping[str, Tensor], path: Path) -> float:
     with torch.inference_mode(), Tapped(network.model, network.taps) as tapped:
         logits, embeddings = tapped(list(inputs.values()))
-    expected = {"logits": logits, **{f"embedding.{name}": z for name, z in embeddings.items()}}
+    expected = {"logits": logits, **{EMBEDDING_PREFIX + name: z for name, z in embeddings.items()}}
     with open_engine(path) as session:
         found = session.run({name: x.numpy() for name, x in inputs.items()})
     shares = [

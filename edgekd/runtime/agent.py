@@ -39,7 +39,7 @@ class Agent:
     def __init__(self) -> None:
         self.done = False
         self._session: Session | None = None
-        self._packages: tuple[str, ...] = ()
+        self._runtime: Runtime | None = None
         self._rows: Iterator[dict[str, Array]] | None = None
 
     def open(self, engine: str, threads: int, runtime: str, options: dict[str, Any]) -> Answer:
@@ -47,7 +47,7 @@ class Agent:
         self._close()
         library = Runtime(runtime, options)
         library.load()
-        self._packages = PACKAGES.get(runtime, ())
+        self._runtime = library
         start = time.perf_counter_ns()
         self._session = library.open(Path(engine), threads)
         return {"load_ms": (time.perf_counter_ns() - start) / 1e6}
@@ -91,8 +91,10 @@ class Agent:
 
     def facts(self) -> Answer:
         """Describe this machine, and how the engine library runs the engine."""
-        facts = measure.machine_facts(self._packages)
-        return {"facts": {**facts, **(self._session.facts if self._session else {})}}
+        facts = measure.machine_facts(PACKAGES.get(self._runtime.name, ()) if self._runtime else ())
+        if self._session and self._runtime:
+            facts |= {**self._runtime.hardware(), **self._session.facts}
+        return {"facts": facts}
 
     def memory(self) -> Answer:
         """Return the peak resident memory of this process."""

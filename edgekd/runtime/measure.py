@@ -42,7 +42,7 @@ class EngineProfile:
     """One engine on one device.
 
     Attributes:
-        name: "teacher", "student" or "engine".
+        name: "teacher", "student", "engine" for what ships, or the name of another candidate.
         latency: back-to-back inferences, interleaved with the other engines'.
         load_ms: for each fresh process, the time to open the engine.
         first_run_ms: for each fresh process, the time of the first inference.

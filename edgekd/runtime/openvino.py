@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from edgekd.errors import DeviceError, ModelError
+from edgekd.errors import DeviceError, ModelError, TargetError
 from edgekd.files import need
 from edgekd.runtime.session import Array, FeedCheck, Feeds, Session, TensorSpec, run_rows
 
@@ -80,6 +80,21 @@ def absent(device: str = "CPU", precision: str = "f32") -> str | None:
     return reason
 
 
+def hardware(device: str = "CPU", precision: str = "f32") -> dict[str, str]:  # noqa: ARG001
+    """Return what besides the processor decides what an engine does here: the name of the device.
+
+    Raises:
+        MissingDependency: OpenVINO is not installed.
+        DeviceError: there is no such device.
+    """
+    if device == "CPU":
+        return {}
+    core = library().Core()
+    if reason := _no_device(core, device):
+        raise DeviceError(reason)
+    return {"device": str(core.get_property(device, "FULL_DEVICE_NAME"))}
+
+
 def _no_device(core: Any, device: str) -> str | None:
     available = core.available_devices
     if any(device in (found, found.partition(".")[0]) for found in available):
@@ -118,12 +133,13 @@ def open_engine(
         DeviceError: there is no such device.
         ModelError: the model cannot be opened, an input has a dynamic dimension besides its batch, or the device does
             not compute in ``precision``.
-        ValueError: ``threads`` is below 1, where OpenVINO would silently take every core, or ``precision`` is unknown.
+        TargetError: ``precision`` is unknown.
+        ValueError: ``threads`` is below 1, where OpenVINO would silently take every core.
     """
     if threads < 1:
         raise ValueError(f"threads must be 1 or more, not {threads}")
     if precision not in _PRECISIONS:
-        raise ValueError(f"precision must be one of {', '.join(_PRECISIONS)}, not {precision}")
+        raise TargetError(f"precision must be one of {', '.join(_PRECISIONS)}, not {precision!r}")
     core = library().Core()
     if reason := _no_device(core, device):
         raise DeviceError(reason)

@@ -30,6 +30,11 @@ def library() -> Any:
     return need("onnxruntime", "runtime")
 
 
+def hardware() -> dict[str, str]:
+    """Return what besides the processor decides what an engine does here: nothing."""
+    return {}
+
+
 def absent() -> None:
     """Say why no engine can run on this machine: there is no reason, since there is always a processor."""
 

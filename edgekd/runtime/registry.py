@@ -11,7 +11,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from edgekd.errors import DeviceError, TargetError, nearest
+from edgekd.errors import DeviceError, EdgekdError, TargetError, nearest
 from edgekd.files import make_folder, sha256_file, user_cache
 
 if TYPE_CHECKING:
@@ -43,6 +43,9 @@ PACKAGES: dict[str, tuple[str, ...]] = {
 
 #: Those that compile engines for the machine at hand, and take a folder to keep them in.
 _COMPILING = ("openvino", "tensorrt", "tensorrt-rtx")
+
+#: What an ``open_engine`` of edgekd's is told by the registry alone.
+_RESERVED = {"flavor", "cache"}
 
 #: What a session has; a user's own may lack it.
 _SESSION = ("inputs", "outputs", "facts", "run", "close")
@@ -79,13 +82,19 @@ class Runtime:
 
     @property
     def source(self) -> Path | None:
-        """The file of a user's own runtime, where the name gives one."""
-        file = self.name.rpartition(":")[0]
-        return Path(file) if file.endswith(".py") else None
+        """The file of a user's own runtime; None for edgekd's, and for a module that lies in no file."""
+        if not self.custom:
+            return None
+        where = self.name.rpartition(":")[0]
+        if where.endswith(".py"):
+            return Path(where)
+        spec = importlib.util.find_spec(where)
+        return Path(spec.origin) if spec and spec.has_location and spec.origin else None
 
     def digest(self) -> str | None:
-        """Return the SHA-256 of a user's own runtime, where it is a file."""
-        return sha256_file(self.source) if self.source else None
+        """Return the SHA-256 of the file of a user's own runtime, where there is one."""
+        source = self.source
+        return sha256_file(source) if source else None
 
     def absent(self) -> str | None:
         """Say why nothing of this runtime can run on this machine; None where it can.
@@ -99,6 +108,19 @@ class Runtime:
         module = importlib.import_module(f"edgekd.runtime.{name}")
         reason: str | None = module.absent(**fixed, **self.options)
         return reason
+
+    def hardware(self) -> dict[str, str]:
+        """Return what besides the processor decides what an engine does on this machine, e.g. its GPU.
+
+        Raises:
+            MissingDependency: the library is not installed.
+            DeviceError: the machine lacks the device that the options ask for.
+        """
+        if self.custom or self.name not in _MODULES:
+            return {}
+        name, fixed = _MODULES[self.name]
+        facts: dict[str, str] = importlib.import_module(f"edgekd.runtime.{name}").hardware(**fixed, **self.options)
+        return facts
 
     def load(self) -> Callable[..., Session]:
         """Import the engine library and return its ``open_engine``.
@@ -133,6 +155,9 @@ class Runtime:
             DeviceError: the runtime lacks the device that the options ask for.
         """
         open_engine, options = self.load(), dict(self.options)
+        reserved = sorted(options.keys() & _RESERVED) if not self.custom else []
+        if reserved:
+            raise TargetError(f"the runtime '{self.name}' is not given '{reserved[0]}' as an option")
         try:
             inspect.signature(open_engine).bind(engine, threads, name, **options)
         except TypeError as error:
@@ -151,10 +176,17 @@ ORT = Runtime("onnxruntime")
 
 def _import(reference: str) -> Callable[..., Session]:
     where, _, function = reference.rpartition(":")
+    is_file = where.endswith(".py")
+    if not function or not where or (where.startswith(".") and not is_file):
+        raise TargetError(f"runtime {reference}: write it as path/to/file.py:function or package.module:function")
     try:
-        module = _load_file(Path(where)) if where.endswith(".py") else importlib.import_module(where)
-    except (ImportError, OSError, SyntaxError) as error:
-        raise TargetError(f"runtime {reference}: {where} cannot be imported: {error}") from error
+        module = _load_file(Path(where)) if is_file else importlib.import_module(where)
+    except EdgekdError:
+        raise
+    except Exception as error:  # a user's code may raise anything
+        known = isinstance(error, ImportError | OSError | SyntaxError)
+        reason = str(error) if known else f"{type(error).__name__}: {error}"
+        raise TargetError(f"runtime {reference}: {where} cannot be imported: {reason}") from error
     found = getattr(module, function, None)
     if not callable(found):
         names = [name for name, value in vars(module).items() if callable(value) and not name.startswith("_")]

@@ -327,10 +327,15 @@ def _deserialize(runtime: Any, content: bytes, journal: Journal, name: str, titl
     return engine
 
 
+def hardware(**_: Any) -> dict[str, str]:
+    """Return what besides the processor decides what an engine does here: GPU, system and power mode, or "none"."""
+    release = _first_line(Path("/etc/nv_tegra_release")) or _first_line(Path("/proc/driver/nvidia/version"))
+    return {"gpu": gpu_name() or _NONE, "system": release or _NONE, "power_mode": _power_mode() or _NONE}
+
+
 def timing_cache_key(trt: Any) -> str:
     """Name what timings are valid for: library version, GPU, system and power mode; "none" for what is not there."""
-    release = _first_line(Path("/etc/nv_tegra_release")) or _first_line(Path("/proc/driver/nvidia/version"))
-    facts = (f"trt-{trt.__version__}", gpu_name(), release, _power_mode())
+    facts = (f"trt-{trt.__version__}", *hardware().values())
     return "_".join(re.sub(r"[^A-Za-z0-9.]+", "-", fact).strip("-") or _NONE for fact in facts)
 
 
@@ -402,8 +407,10 @@ def open_engine(
     """
     if threads < 1:
         raise ValueError(f"threads must be 1 or more, not {threads}")
+    if not isinstance(max_batch, int) or max_batch < 1 or not isinstance(dla, bool):
+        raise TargetError(f"max_batch must be a number from 1 and dla true or false, not {max_batch!r} and {dla!r}")
     trt, label, content = library(flavor), _label(engine, name), _content(engine)
-    facts = {}
+    facts: dict[str, str] = {}
     if content.startswith(_ONNX_START):
         options = BuildOptions(max_batch, tuple(compute_capabilities), dla)
         content, fallback = _built(content, flavor, options, cache, label)
@@ -411,7 +418,7 @@ def open_engine(
     with ExitStack() as stack:
         gpu = Gpu()
         stack.callback(gpu.close)
-        session = _TensorRTSession(trt, gpu, content, label, _TITLES[flavor], facts)
+        session = _TensorRTSession(trt, gpu, content, label, _TITLES[flavor], {"gpu": gpu.name, **facts})
         stack.pop_all()
         return session
 

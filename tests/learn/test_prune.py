@@ -19,6 +19,10 @@ from edgekd.learn.weights import build
 from edgekd.recipe import PruneConfig, Tap
 
 
+def pruning(**changes):
+    return PruneConfig(**{"round_to": 8, **changes})
+
+
 class Wide(TwoTowers):
     """Branches of two widths, so that a branch that is pruned with the other shows."""
 
@@ -164,7 +168,7 @@ def widths(model):
 def test_layers_shrink_and_embeddings_and_logits_keep_their_width(make, tap, shapes, expected, importance):
     model = build(make, 0)
     inputs, labels = batch(shapes)
-    removed = remove_channels(model, tap, inputs, labels, PruneConfig(importance=importance))
+    removed = remove_channels(model, tap, inputs, labels, pruning(importance=importance))
     assert widths(model) == expected
     assert removed
     with Tapped(model, tap) as tapped:
@@ -183,14 +187,14 @@ def test_two_concatenated_branches_are_not_one_group():
         (ConvConcat, taps("embed_a", "embed_b"), [(1, 8, 8)] * 2, "b", {"b.0": 32}, {"a.0": 8}),
     ]:
         model = build(make, 0)
-        remove_channels(model, tap, *batch(shapes), PruneConfig(ignore=[ignore]))
+        remove_channels(model, tap, *batch(shapes), pruning(ignore=[ignore]))
         assert widths(model).items() >= {**kept, **pruned}.items()
 
 
 def test_what_a_branch_lost_the_fusion_lost_at_its_place():
     model, full = build(ConvConcat, 0), build(ConvConcat, 0)
     tap = taps("embed_a", "embed_b")
-    removed = remove_channels(model, tap, *batch([(1, 8, 8)] * 2), PruneConfig(ignore=["b", "fuse"]))
+    removed = remove_channels(model, tap, *batch([(1, 8, 8)] * 2), pruning(ignore=["b", "fuse"]))
     (gone,) = [set(channels) for name, _, channels in removed if name == "a.0"]
     kept = [channel for channel in range(48) if channel not in gone]
     assert torch.equal(model.fuse.weight, full.fuse.weight[:, kept])
@@ -205,7 +209,7 @@ def test_magnitude_removes_the_smallest_channels():
     with torch.no_grad():
         model.encoders["a"][0].weight[smallest] *= 1e-3
         model.encoders["a"][2].weight[:, smallest] *= 1e-3
-    removed = remove_channels(model, TAPS, *batch([(6,), (5,)]), PruneConfig())
+    removed = remove_channels(model, TAPS, *batch([(6,), (5,)]), pruning())
     assert {name: channels for name, _, channels in removed}["encoders.a.0"] == smallest
 
 
@@ -218,14 +222,14 @@ def test_taylor_removes_what_the_loss_does_not_feel():
     for importance, expected in [("taylor", True), ("magnitude", False)]:
         copy = build(Wide, 0)
         copy.load_state_dict(model.state_dict())
-        removed = remove_channels(copy, TAPS, *batch([(6,), (5,)]), PruneConfig(importance=importance))
+        removed = remove_channels(copy, TAPS, *batch([(6,), (5,)]), pruning(importance=importance))
         assert (set({n: c for n, _, c in removed}["encoders.a.0"]) == set(range(8))) is expected
 
 
 @pytest.mark.parametrize("round_to", [1, 4, 8, 16])
 def test_widths_are_multiples(round_to):
     model = build(Wide, 0)
-    remove_channels(model, TAPS, *batch([(6,), (5,)]), PruneConfig(round_to=round_to, ratio=0.3))
+    remove_channels(model, TAPS, *batch([(6,), (5,)]), pruning(round_to=round_to, ratio=0.3))
     pruned = {name: width for name, width in widths(model).items() if width != widths(Wide())[name]}
     assert len(pruned) == 3
     assert all(width % round_to == 0 for width in pruned.values())
@@ -235,13 +239,13 @@ def test_widths_are_multiples(round_to):
 
 def test_where_rounding_leaves_nothing_the_layer_stays():
     model = build(TwoTowers, 0)  # 16 hidden units
-    assert remove_channels(model, TAPS, *batch([(6,), (5,)]), PruneConfig(round_to=32)) == []
+    assert remove_channels(model, TAPS, *batch([(6,), (5,)]), pruning(round_to=32)) == []
     assert widths(model) == widths(TwoTowers())
 
 
 def test_ignored_modules_keep_their_width_with_all_inside():
     model = build(Wide, 0)
-    remove_channels(model, TAPS, *batch([(6,), (5,)]), PruneConfig(ignore=["encoders", "head.1"]))
+    remove_channels(model, TAPS, *batch([(6,), (5,)]), pruning(ignore=["encoders", "head.1"]))
     assert widths(model) == widths(Wide())
 
 
@@ -249,14 +253,14 @@ def test_an_unknown_path_to_ignore_names_the_nearest():
     with pytest.raises(
         TaskError, match=r"\[prune\] ignore: the student has no module 'encoder.a'; did you mean 'encoders.a'"
     ):
-        remove_channels(Wide(), TAPS, *batch([(6,), (5,)]), PruneConfig(ignore=["encoder.a"]))
+        remove_channels(Wide(), TAPS, *batch([(6,), (5,)]), pruning(ignore=["encoder.a"]))
 
 
 def test_frozen_parameters_stay_frozen_in_their_new_shape():
     model = build(Wide, 0)
     model.encoders["a"].requires_grad_(False)
     frozen = {name for name, p in model.named_parameters() if not p.requires_grad}
-    remove_channels(model, TAPS, *batch([(6,), (5,)]), PruneConfig())
+    remove_channels(model, TAPS, *batch([(6,), (5,)]), pruning())
     assert model.encoders["a"][0].weight.shape == (24, 6)
     assert {name for name, p in model.named_parameters() if not p.requires_grad} == frozen
 
@@ -264,11 +268,11 @@ def test_frozen_parameters_stay_frozen_in_their_new_shape():
 def test_taylor_needs_a_label_and_skips_samples_without():
     inputs, labels = batch([(6,), (5,)])
     with pytest.raises(TaskError, match="importance = 'taylor' needs labels"):
-        remove_channels(Wide(), TAPS, inputs, torch.full_like(labels, UNLABELLED), PruneConfig(importance="taylor"))
+        remove_channels(Wide(), TAPS, inputs, torch.full_like(labels, UNLABELLED), pruning(importance="taylor"))
     some = torch.where(torch.arange(8) < 4, labels, UNLABELLED)
-    removed = remove_channels(build(Wide, 0), TAPS, inputs, some, PruneConfig(importance="taylor"))
+    removed = remove_channels(build(Wide, 0), TAPS, inputs, some, pruning(importance="taylor"))
     alone = remove_channels(
-        build(Wide, 0), TAPS, [x[:4] for x in inputs], labels[:4], PruneConfig(importance="taylor")
+        build(Wide, 0), TAPS, [x[:4] for x in inputs], labels[:4], pruning(importance="taylor")
     )  # fmt: skip
     assert removed == alone
 
@@ -284,7 +288,7 @@ def test_logits_may_be_wrapped(wrap):
             return wrap(super().forward(a, b))
 
     model = build(Wrapped, 0)
-    remove_channels(model, TAPS, *batch([(6,), (5,)]), PruneConfig())
+    remove_channels(model, TAPS, *batch([(6,), (5,)]), pruning())
     assert widths(model)["encoders.b.0"] == 48
 
 
@@ -301,21 +305,21 @@ def test_what_cannot_be_pruned_says_so_and_can_be_ignored():
     tap = {"a": Tap(module="a", pool="tokens"), "b": Tap(module="b")}
     arguments = batch([(7, 3), (5,)])
     with pytest.raises(ModelError, match=r"torch-pruning cannot prune Recurrent: .*try \[prune\] ignore"):
-        remove_channels(Recurrent(), tap, *arguments, PruneConfig())
+        remove_channels(Recurrent(), tap, *arguments, pruning())
     model = Recurrent()
-    remove_channels(model, tap, *arguments, PruneConfig(ignore=["a"]))
+    remove_channels(model, tap, *arguments, pruning(ignore=["a"]))
     assert model.b[0].out_features == 24
 
 
 def test_nothing_is_printed(capfd):
-    remove_channels(Wide(), TAPS, *batch([(6,), (5,)]), PruneConfig())
+    remove_channels(Wide(), TAPS, *batch([(6,), (5,)]), pruning())
     assert capfd.readouterr() == ("", "")
 
 
 def run_stage(folder, observer=None, make=Wide, tap=TAPS, **config):
     task = loaded(network=make)
     networks = Networks(build(make, 1), build(make, 0), build(make, 0))
-    settings = PruneConfig(**{"epochs": 2, "batch_size": 16, **config})
+    settings = pruning(**{"epochs": 2, "batch_size": 16, **config})
     return task, networks, prune.run(task, networks, Taps(tap, tap), settings, 0, folder, reporter(observer))
 
 
@@ -383,7 +387,7 @@ def test_when_nothing_is_pruned_the_student_stays_as_it_is(tmp_path, config, war
 def test_the_seed_decides_what_is_removed_at_random(tmp_path):
     def removed(folder, seed):
         networks = Networks(build(Wide, 1), build(Wide, 0), build(Wide, 0))
-        config = PruneConfig(epochs=1, importance="random")
+        config = pruning(epochs=1, importance="random")
         prune.run(loaded(network=Wide), networks, Taps(TAPS, TAPS), config, seed, tmp_path / folder, reporter())
         return (tmp_path / folder / REMOVED).read_text(), (tmp_path / folder / WEIGHTS).read_bytes()
 

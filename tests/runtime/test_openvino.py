@@ -8,7 +8,7 @@ from onnx import TensorProto, helper
 from onnx.helper import make_node, make_tensor_value_info
 from onnxruntime import quantization
 
-from edgekd.errors import DeviceError, ModelError
+from edgekd.errors import DeviceError, ModelError, TargetError
 from edgekd.runtime import ort
 from edgekd.runtime.openvino import absent, devices, no_telemetry, open_engine
 from edgekd.runtime.session import TensorSpec
@@ -205,7 +205,7 @@ def test_no_threads_would_mean_all_of_them(path):
 
 
 def test_an_unknown_precision_is_refused(path):
-    with pytest.raises(ValueError, match="f32, f16, bf16, not int8"):
+    with pytest.raises(TargetError, match="f32, f16, bf16, not 'int8'"):
         open_engine(path, precision="int8")
 
 

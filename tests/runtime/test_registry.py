@@ -67,16 +67,35 @@ def test_the_digest_is_of_a_users_own_file(own):
     assert ORT.digest() is None
 
 
+def test_the_digest_is_of_a_module_on_the_path_too(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(tmp_path)
+    package = tmp_path / "board_runtimes"
+    package.mkdir()
+    (package / "__init__.py").touch()
+    (package / "npu.py").write_text(OWN)
+    runtime = Runtime("board_runtimes.npu:open_npu")
+    assert runtime.source == package / "npu.py"
+    before = runtime.digest()
+    (package / "npu.py").write_text(OWN + "# changed\n")
+    assert runtime.digest() != before
+
+
 @pytest.mark.parametrize(
     ("name", "options", "said"),
     [
         ("onnxruntimes", {}, "there is no runtime 'onnxruntimes'; did you mean 'onnxruntime'"),
         ("onnxruntime", {"device": "GPU"}, "cannot be given these options: .*device"),
+        ("openvino", {"cache": "/tmp"}, "is not given 'cache' as an option"),
+        ("tensorrt-rtx", {"flavor": "tensorrt"}, "is not given 'flavor' as an option"),
+        ("openvino", {"precision": "f8"}, "precision must be one of f32, f16, bf16, not 'f8'"),
         ("{own}:open_cpu", {}, r"npu\.py has no function 'open_cpu'; did you mean 'open_npu'"),
         ("{own}:version", {}, "has no function 'version'"),
         ("{own}:open_npu", {"loud": True}, "cannot be given these options: .*loud"),
         ("{own}x.py:open_npu", {}, "cannot be imported: .*no such file"),
         ("no_such_package.module:open", {}, "cannot be imported: No module named 'no_such_package'"),
+        (":open_npu", {}, "write it as path/to/file.py:function"),
+        (".npu:open_npu", {}, "write it as path/to/file.py:function"),
+        ("{own}:", {}, "write it as path/to/file.py:function"),
     ],
 )
 def test_what_cannot_be_opened(own, engine, name, options, said):
@@ -87,6 +106,12 @@ def test_what_cannot_be_opened(own, engine, name, options, said):
 def test_a_file_that_is_not_python(own):
     own.write_text("def open_npu(:\n")
     with pytest.raises(TargetError, match=r"cannot be imported: .*line 1"):
+        Runtime(f"{own}:open_npu").load()
+
+
+def test_a_file_that_fails_when_it_is_imported(own):
+    own.write_text("gain = undefined\n")
+    with pytest.raises(TargetError, match=r"cannot be imported: NameError: name 'undefined' is not defined"):
         Runtime(f"{own}:open_npu").load()
 
 
