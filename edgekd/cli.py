@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 import edgekd
-from edgekd.errors import BundleError, EdgekdError, GateFailed, OutputError
+from edgekd.errors import BundleError, DeviceError, EdgekdError, GateFailed, OutputError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -38,7 +38,8 @@ class _Group(click.Group):
         except EdgekdError as error:
             _fail(context, error)
         except KeyboardInterrupt:
-            click.echo("interrupted; the same command goes on from here", err=True)
+            resumes = context.invoked_subcommand == "build"
+            click.echo(f"interrupted{'; the same command goes on from here' if resumes else ''}", err=True)
             context.exit(130)
         except OSError as error:
             if error.errno not in _REFUSALS:
@@ -229,10 +230,13 @@ def device(context: click.Context) -> None:
 def install_device(name: str) -> None:
     """Fetch what a device needs, once, into the user's cache: `emulated:cortex-a76`, `browser`."""
     from edgekd.console import steps
-    from edgekd.devices.choose import install
+    from edgekd.devices.choose import install, known_devices
 
     with steps(f"installing {name}") as advance:
         install(name, advance)
+    lacking = next(found.missing() for found in known_devices() if found.name == name)
+    if lacking:  # what edgekd does not fetch: Chromium
+        raise DeviceError(f"{name}: {lacking}")
     click.echo(f"{name}: ready")
 
 
@@ -252,8 +256,9 @@ def verify(bundle: Path, runtime: str | None) -> None:
     """
     with edgekd.load(bundle, runtime=runtime, allow_rejected=True) as loaded:
         found = loaded.verify()
+        library = loaded.runtime.name.removesuffix("-web")  # a browser's engine runs in ONNX Runtime here
         click.echo(
-            f"{bundle}: {loaded.manifest.verdict}; {found.samples} reference samples in {loaded.runtime.name}, "
+            f"{bundle}: {loaded.manifest.verdict}; {found.samples} reference samples in {library}, "
             f"{found.flips} flips, Gram drift {found.gram_drift:.2g}, largest logit error {found.max_logit_error:.2g}"
         )
     if not found.ok:

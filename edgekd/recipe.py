@@ -292,9 +292,19 @@ def _choices(info: inspect.Type, path: list[str]) -> set[str]:
     return words
 
 
-def check_keys(content: dict[str, Any], struct: type[Struct], source: str, error: type[Exception]) -> None:
-    """Raise ``error`` for the first key that ``struct`` does not know, naming the nearest that it does."""
-    _check_keys(content, inspect.type_info(struct), error, source, "")
+def check_keys(
+    content: dict[str, Any], struct: type[Struct], source: str, error: type[Exception], at: str = ""
+) -> None:
+    """Raise ``error`` for the first key that ``struct`` does not know, naming the nearest that it does.
+
+    Args:
+        content: the table that is to become a ``struct``.
+        struct: what it is to become.
+        source: which file or option it is from.
+        error: what to raise.
+        at: the table's own place in the file, e.g. "options."; "" for the top level.
+    """
+    _check_keys(content, inspect.type_info(struct), error, source, at)
 
 
 def _check_keys(value: Any, info: inspect.Type, error: type[Exception], source: str, at: str) -> None:

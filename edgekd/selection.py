@@ -79,7 +79,7 @@ def _reason(
         said.append(f"{chosen.p50.value_ms:.3g} ms against {', '.join(slower)}")
     if chosen.p50 and rivals:
         preferred = ", and the target prefers it" if len(alike) < len(rivals) else ""
-        said.append(f"as fast as {', '.join(c.name for c in rivals)}{preferred}")
+        said.append(f"not clearly slower than {', '.join(c.name for c in rivals)}{preferred}")
     elif rivals:
         said.append("the target's first choice, since no latency was measured")
     if alike:

@@ -23,6 +23,7 @@ from edgekd.gram.gate import Ledger, Limits, Row, keep_ledger
 from edgekd.gram.probe import Probe
 from edgekd.learn.result import CALIBRATION, TEST, onnx_name
 from edgekd.publish import BUNDLE, LATENCY, REJECTED, Files, files_below
+from edgekd.report.figures import size
 from edgekd.report.result import ENGINE as SHIPPED
 from edgekd.report.result import CandidateResult, TargetResult
 from edgekd.runtime.bundle import write_bundle
@@ -417,7 +418,7 @@ class Shipper:
             "target": self.target.name,
             "runtime": [self._public_runtime, self.target.options],
         }
-        return self._stage("bundle", depends, Bundled, run, lambda bundled: f"{bundled.size_bytes / 1e3:.0f} kB")
+        return self._stage("bundle", depends, Bundled, run, lambda bundled: size(bundled.size_bytes))
 
     def _engine_file(
         self, candidate: str, variant: str, written: Done[Written], compiled: Done[Compiled] | None
@@ -453,7 +454,8 @@ class Shipper:
         facts = [f"{name} was left out: {reason}" for name, reason in written.refused.items()]
         wanted = self.target.compile
         if compiled and wanted:
-            what = "ships" if wanted.ship else "is a proof alone; the board builds its own"
+            proof = "is a proof alone; the board builds its own from deploy.onnx, whose size is given"
+            what = "ships" if wanted.ship else proof
             gpus = ", ".join(wanted.compute_capabilities)
             facts.append(
                 f"{compiled.library} parsed and built {choice.name} for {gpus} on this host "
@@ -511,7 +513,7 @@ def _describe_compiled(compiled: Compiled) -> str:
 
 
 def _describe_ran(ran: Ran) -> str:
-    return ", ".join(f"{name} variants within {error:.1e}" for name, error in ran.deploy_logit_error.items())
+    return ", ".join(f"{name} deploy within {error:.1g} of engine" for name, error in ran.deploy_logit_error.items())
 
 
 def _describe_checked(checked: Checked) -> str:

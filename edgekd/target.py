@@ -248,9 +248,8 @@ _S = TypeVar("_S", bound=Struct)
 
 
 def _convert(content: dict[str, Any], struct: type[_S], path: Path, at: str = "") -> _S:
-    source = f"{path}: {at.rstrip('.')}" if at else str(path)
-    check_keys(content, struct, source, TargetError)
-    check_values(content, source, TargetError)
+    check_keys(content, struct, str(path), TargetError, at)
+    check_values(content, str(path), TargetError, at.rstrip("."))
     try:
         return msgspec.convert(content, struct)
     except msgspec.ValidationError as error:

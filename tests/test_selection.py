@@ -26,18 +26,18 @@ FAST = timed(FLOAT, 0.29, 0.30, 0.31)
     [
         ([INT8], "int8", "the only candidate"),
         ([INT8, FAST], "float32", "0.3 ms against 0.5 ms (int8)"),
-        ([INT8, FLOAT], "int8", "as fast as float32, and the target prefers it"),
-        ([INT8, timed(FLOAT, 0.505, 0.52, 0.53)], "int8", "as fast as float32, and the target prefers it"),
+        ([INT8, FLOAT], "int8", "not clearly slower than float32, and the target prefers it"),
+        ([INT8, timed(FLOAT, 0.505, 0.52, 0.53)], "int8", "not clearly slower than float32, and the target prefers it"),
         (
             [INT8, NNCF, FLOAT],
             "int8-nncf",
-            "as fast as int8, float32, and the target prefers it; of the int8 ones it drifts least",
+            "not clearly slower than int8, float32, and the target prefers it; of the int8 ones it drifts least",
         ),
-        ([INT8, NNCF], "int8-nncf", "as fast as int8; of the int8 ones it drifts least"),
+        ([INT8, NNCF], "int8-nncf", "not clearly slower than int8; of the int8 ones it drifts least"),
         (
             [INT8, NNCF, timed(FLOAT, 1, 2, 3)],
             "int8-nncf",
-            "0.5 ms against 2 ms (float32); as fast as int8; of the int8 ones it drifts least",
+            "0.5 ms against 2 ms (float32); not clearly slower than int8; of the int8 ones it drifts least",
         ),
         ([INT8, timed(NNCF, 0.6, 0.61, 0.62)], "int8", "0.5 ms against 0.61 ms (int8-nncf)"),
         ([replace(INT8, verdict="fail"), timed(FLOAT, 1, 2, 3)], "float32", "the only one left; the gate rejects int8"),

@@ -84,6 +84,7 @@ def test_two_targets_of_one_name(board):
         (('description = "My board"', 'description = ""\nopset = 3'), "opset"),
         (("[budgets]", "[budgets"), "not valid TOML"),
         (('description = "My board"', 'description = ""\nname = "../../x"'), "name"),
+        (("[scheme]", "[options]\ncores = 2\n[scheme]"), "[options] has no key 'cores'"),
         (('description = "My board"', 'description = ""\nprecisions = ["int8", "int8"]'), "precisions: each may be"),
         (('description = "My board"', 'description = ""\nquantizers = ["qdq", "qdq"]'), "quantizers: each may be"),
     ],

@@ -22,6 +22,7 @@ from edgekd.report.table import (
     engine_table,
     ledger_table,
     summary_table,
+    withheld_notes,
 )
 
 if TYPE_CHECKING:
@@ -108,6 +109,7 @@ def print_profile(manifest: Manifest, profile: Profile, runtime: str, width: int
     notes = (
         f"Wall time of single inferences at batch 1, back to back; threads: {profile.threads}. Intervals: 95 %.",
         f"Peak RSS {size(engine.peak_rss_bytes)}; engine {size(engine.size_bytes)}. {machine}.",
+        *withheld_notes(profile.engines),
     )
     _print_title(console, f"{manifest.target} · {runtime} · {manifest.precision}")
     _print_table(console, latency_table(profile, notes))

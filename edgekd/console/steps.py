@@ -18,9 +18,10 @@ def steps(title: str, shown: bool = True) -> Iterator[Callable[[int, int, str], 
 
     Args:
         title: what the command does.
-        shown: False shows nothing.
+        shown: False shows nothing; nor is anything shown where stderr is no terminal.
     """
+    console = Console(stderr=True)
     columns = (TextColumn("{task.description}"), BarColumn(24), TextColumn("{task.fields[note]}"), TimeElapsedColumn())
-    with Progress(*columns, console=Console(stderr=True), transient=True, disable=not shown) as progress:
+    with Progress(*columns, console=console, transient=True, disable=not (shown and console.is_terminal)) as progress:
         task = progress.add_task(title, total=None, note="")
         yield lambda done, total, note: progress.update(task, completed=done, total=total, note=note)

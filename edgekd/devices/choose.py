@@ -81,7 +81,7 @@ def choose(target: Target, request: str | None) -> Device | Absent:
         device = BrowserDevice()
     elif request.startswith("emulated:"):
         device = EmulatedDevice(request.removeprefix("emulated:"))
-        reason = _misfit(target, device.arch, target.hosts.model) or device.refuses(runtime)
+        reason = _misfit(target, device.arch, target.hosts.model, request) or device.refuses(runtime)
         if reason:
             raise DeviceError(f"--device {request}: {reason}")
     else:
@@ -100,12 +100,12 @@ def _at_hand(target: Target, runtime: Runtime) -> Device | Absent:
     return Absent(reason) if reason else LocalDevice()
 
 
-def _misfit(target: Target, arch: str, model: str) -> str | None:
+def _misfit(target: Target, arch: str, model: str, machine: str = "this machine") -> str | None:
     """Say why a machine is not of the target's kind."""
     if arch not in target.hosts.arch:
-        return f"target '{target.name}' is for {' or '.join(target.hosts.arch)}, and this machine is {arch}"
+        return f"target '{target.name}' is for {' or '.join(target.hosts.arch)}, and {machine} is {arch}"
     if target.hosts.model not in model:
-        return f"target '{target.name}' is for '{target.hosts.model}', and this machine is '{model}'"
+        return f"target '{target.name}' is for '{target.hosts.model}', and {machine} is '{model}'"
     return None
 
 

@@ -20,7 +20,7 @@ from edgekd.report.table import (
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from edgekd.report.result import BuildReport, TargetResult
+    from edgekd.report.result import BudgetCheck, BuildReport, TargetResult
     from edgekd.runtime.measure import EngineProfile, Profile, Quantile
 
 _MEANING = {
@@ -72,7 +72,7 @@ def _target(result: TargetResult) -> list[str]:
             markdown(latency_table(result.profile, _how(result.target, result.profile))),
             markdown(facts_table("Machine", result.profile.machine)),
         ]
-    checks = [f"- {'kept' if check.kept else '**not kept**'}: {check}" for check in result.budget_checks]
+    checks = [f"- {_kept(check)}: {check}" for check in result.budget_checks]
     if checks:
         parts += ["### Budgets", "\n".join(checks)]
     parts.append(
@@ -82,6 +82,12 @@ def _target(result: TargetResult) -> list[str]:
     if result.bundle and result.verdict != "fail":
         parts.append("\n".join(["### Run it", "", "```python", *run_lines(result.bundle), "```"]))
     return parts
+
+
+def _kept(check: BudgetCheck) -> str:
+    if check.measured is None:
+        return "**open**"
+    return "kept" if check.kept else "**not kept**"
 
 
 def latency_table(profile: Profile, notes: tuple[str, ...] = ()) -> Table:

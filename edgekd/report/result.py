@@ -185,7 +185,8 @@ class TargetResult:
             return None
         if engine.latency.p50.high_ms < student.latency.p50.low_ms:
             return None
-        return f"{self.precision.upper()} is not faster than the float student on this device"
+        precision = "INT8" if self.precision == "int8" else self.precision
+        return f"{precision} is not faster than the float student on this device"
 
 
 @dataclass(frozen=True)

@@ -182,10 +182,10 @@ def _engine_notes(result: TargetResult, profile: Profile) -> tuple[str, ...]:
     counts = sorted({engine.latency.n for engine in profile.engines})
     each = " or ".join(map(str, counts))
     how = f"{each} inferences of each at batch 1, {threads}, taking turns of {profile.block}."
-    return (how, _ratios(result), *_withheld(profile.engines))
+    return (how, _ratios(result), *withheld_notes(profile.engines))
 
 
-def _withheld(engines: tuple[EngineProfile, ...]) -> tuple[str, ...]:
+def withheld_notes(engines: tuple[EngineProfile, ...]) -> tuple[str, ...]:
     """Say which quantiles are withheld, and why."""
     notes = []
     for name in ("p50", "p90", "p99"):
@@ -216,7 +216,9 @@ def summary_table(report: BuildReport) -> Table:
         Column("device", right=False),
         *(Column(name) for name in ("p50 ms", "size", metric, "bound", "verdict")),
     )
-    return Table("Targets", columns, tuple(_summary_row(result) for result in report.targets))
+    unrun = [result.target for result in report.targets if result.last.stage != ENGINE]
+    notes = (f"{metric} and bound of {', '.join(unrun)}: of the same graph in ONNX Runtime on the building host.",)
+    return Table("Targets", columns, tuple(map(_summary_row, report.targets)), notes if unrun else ())
 
 
 def _summary_row(result: TargetResult) -> tuple[str, ...]:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 import numpy as np
 
 from edgekd import __version__
-from edgekd.errors import BundleError, ModelError, nearest
+from edgekd.errors import BundleError, DeviceError, MissingDependency, ModelError, nearest
 from edgekd.files import sha256_file, write_text
 from edgekd.gram.matrix import pair_cosines
 from edgekd.runtime.manifest import (
@@ -187,7 +187,12 @@ def load(
     if not manifest.released and not allow_rejected:
         reasons = "; ".join(manifest.reasons) or "it gives no reason"
         raise BundleError(f"{folder}: the gate rejected this bundle ({reasons}); allow_rejected opens it all the same")
-    return Bundle(folder, manifest, variant, threads, library)
+    try:
+        return Bundle(folder, manifest, variant, threads, library)
+    except (DeviceError, MissingDependency) as error:
+        if library.name in (ORT.name, "onnxruntime-web"):
+            raise
+        raise type(error)(f"{folder}: {error}; its ONNX runs on any machine with the runtime 'onnxruntime'") from error
 
 
 def _runtime(folder: Path, manifest: Manifest, wanted: str | None) -> Runtime:

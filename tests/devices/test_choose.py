@@ -62,7 +62,7 @@ def test_none_is_none():
         (CPU, "browser", "target 'cpu' is for onnxruntime, not for a browser"),
         (load_target("browser"), "local", "--device browser"),
         (CPU, "emulated:cortex-a77", "no processor 'cortex-a77' can be emulated; did you mean"),
-        (PI, "emulated:haswell", "target 'raspberry-pi-5' is for aarch64, and this machine is x86_64"),
+        (PI, "emulated:haswell", "target 'raspberry-pi-5' is for aarch64, and emulated:haswell is x86_64"),
     ],
 )
 def test_what_cannot_be_had(target, request_, said):

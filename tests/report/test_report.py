@@ -2,6 +2,7 @@ import json
 import math
 import subprocess
 import sys
+from dataclasses import replace
 
 import pytest
 from builds import build, ledger, profile, target
@@ -123,6 +124,7 @@ def test_a_missed_budget_warns(budgets, verdict):
 def test_an_unmeasured_budget_is_not_kept():
     result = target(profile_reason="not measured: no device", budgets=Budgets(latency_ms=5))
     assert result.reasons == ("latency p50 not measured, budget 5 ms",)
+    assert "- **open**: latency p50 not measured, budget 5 ms" in report_markdown(build(result))
 
 
 def test_the_worst_target_decides():
@@ -135,6 +137,7 @@ def test_an_engine_that_is_no_faster_says_so():
     slow = target(profile=profile(times=(0.4, 0.2, 0.2)))
     assert slow.remark == "INT8 is not faster than the float student on this device"
     assert slow.remark in report_markdown(build(slow))
+    assert replace(slow, precision="float32").remark == "float32 is not faster than the float student on this device"
     assert target().remark is None
 
 

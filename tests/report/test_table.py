@@ -92,6 +92,14 @@ def test_what_was_not_measured_is_never_zero():
     assert summary_table(build(result)).rows[0][2] == "not measured"
 
 
+def test_what_no_device_ran_is_said_below_the_summary():
+    on_host = replace(ledger(), rows=ledger().rows[:-1])
+    unrun = target("board", profile_reason="not measured: no device", ledger=on_host)
+    (note,) = summary_table(build(target(), unrun)).notes
+    assert note == "macro-F1 and bound of board: of the same graph in ONNX Runtime on the building host."
+    assert not summary_table(build(target())).notes
+
+
 @pytest.mark.parametrize(
     ("write", "value", "text"),
     [
