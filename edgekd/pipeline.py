@@ -127,7 +127,7 @@ def _check(recipe: Recipe, target: Target, device: Device | Absent) -> None:
         if runtime.custom:
             runtime.load()
         device.describe(runtime)
-    if target.compile:
+    if target.compile and shipping.compiles(target):
         library_versions(PACKAGES[target.compile.library], "build")
     if any(way.quantizer == "nncf" for way in wanted):
         library_versions(["nncf"], "build")

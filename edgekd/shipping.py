@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import math
+import platform
 import shutil
+import sys
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -117,12 +119,19 @@ class Shipped:
     shown: dict[str, Files]
 
 
+def compiles(target: Target) -> bool:
+    """Whether engines are built ahead of time here: a mere proof is done without where the library cannot be had."""
+    if target.compile is None:
+        return False
+    return target.compile.ship or (sys.platform, platform.machine()) == ("linux", "x86_64")
+
+
 def stages(target: Target, device: Device | Absent) -> tuple[str, ...]:
     """Return the kinds of the stages that a target runs, in order."""
     present = not isinstance(device, Absent)
     wanted = {
         "quantize": True,
-        "compile": target.compile is not None,
+        "compile": compiles(target),
         "engine": present,
         "check": True,
         "profile": not isinstance(device, Absent) and device.no_latency is None,
@@ -145,7 +154,7 @@ class Shipper:
     def run(self) -> Shipped:
         """Run or read every stage."""
         written = self._quantize()
-        compiled = self._compile(written) if self.target.compile else None
+        compiled = self._compile(written) if compiles(self.target) else None
         ran = self._engine(written, compiled) if "engine" in self.stages else None
         checked = self._check(written, ran)
         profile = self._profile(written, compiled) if "profile" in self.stages else None
@@ -453,6 +462,8 @@ class Shipper:
     def _facts(self, written: Written, compiled: Compiled | None, choice: Choice, ledger: Ledger) -> tuple[str, ...]:
         facts = [f"{name} was left out: {reason}" for name, reason in written.refused.items()]
         wanted = self.target.compile
+        if wanted and not compiled:
+            facts.append("Not proved by NVIDIA's parser on this host: TensorRT-RTX is for Linux on x86-64.")
         if compiled and wanted:
             proof = "is a proof alone; the board builds its own from deploy.onnx, whose size is given"
             what = "ships" if wanted.ship else proof

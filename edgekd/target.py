@@ -38,6 +38,8 @@ DEFAULT_OPERATORS: tuple[Operator, ...] = (
 Arch = Literal["x86_64", "aarch64", "arm64", "AMD64"]
 Precision = Literal["int8", "float16", "float32"]
 Quantizer = Literal["qdq", "nncf"]
+#: Those that TensorRT-RTX builds INT8 for.
+Capability = Literal["SM80", "SM86", "SM89", "SM120", "SM121"]
 
 
 class _Options(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -113,7 +115,7 @@ class Compile(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
         Literal["tensorrt-rtx"], Meta(description="TensorRT-RTX builds without a GPU, from the code that boards run.")
     ]
     compute_capabilities: Annotated[
-        list[Annotated[str, Meta(pattern=r"^SM\d+$")]],
+        list[Capability],
         Meta(min_length=1, description="Of the GPUs that one engine is to run on, e.g. ['SM86', 'SM89']."),
     ]
     ship: Annotated[

@@ -1,8 +1,10 @@
 """Run a bundle as an app would: numpy, one engine library, edgekd.runtime; no torch.
 
 python examples/run_bundle.py build/digits/cpu/bundle
+python examples/run_bundle.py build/digits/jetson-orin/bundle --runtime onnxruntime
 """
 
+import argparse
 import sys
 import time
 from pathlib import Path
@@ -18,9 +20,9 @@ def softmax(logits: np.ndarray) -> np.ndarray:
     return exp / exp.sum(axis=1, keepdims=True)
 
 
-def main(path: Path) -> None:
+def main(path: Path, runtime: str | None) -> None:
     """Verify a bundle on this machine, then classify its reference samples one by one."""
-    with edgekd.load(path) as bundle:  # every file's digest is checked before anything is read
+    with edgekd.load(path, runtime=runtime) as bundle:  # every file's digest is checked before anything is read
         check = bundle.verify()
         print(f"{path}: {'verified' if check.ok else 'DIFFERS'} on this machine, Gram drift {check.gram_drift:.1g}")
         for spec in bundle.inputs:
@@ -37,4 +39,8 @@ def main(path: Path) -> None:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("bundle", type=Path)
+    parser.add_argument("--runtime", help="instead of the bundle's own")
+    options = parser.parse_args()
+    main(options.bundle, options.runtime)

@@ -125,7 +125,6 @@ def _print_list(names: tuple[str, ...], rows: Iterable[tuple[str, ...]], width: 
     console = _page(width)
     drawn = _draw(Table("", columns, tuple(rows)), console.width)
     drawn.columns[0].style = "bold"
-    drawn.columns[-1].no_wrap = False
     console.print(drawn)
 
 
@@ -151,11 +150,11 @@ def _print_indented(console: Console, text: Text, by: int = _INDENT) -> None:
 
 
 def _draw(table: Table, room: int) -> RichTable:
-    """Draw a table with one rule below its head. Where room is short names are cut, figures never."""
+    """Draw a table with one rule below its head. Where room is short names go on in the next line, figures never."""
     drawn = RichTable(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 1, 0, 0), header_style="dim")
     for column, width in zip(table.columns, _widths(table, room), strict=True):
         justify: Literal["left", "right"] = "right" if column.right else "left"
-        drawn.add_column(column.name, justify=justify, no_wrap=True, overflow="ellipsis", width=width)
+        drawn.add_column(column.name, justify=justify, no_wrap=column.right, overflow="fold", width=width)
     for row in table.rows:
         drawn.add_row(*(Text(cell, _style(cell)) for cell in row), style="dim" if row[0] == "limit" else "")
     return drawn
@@ -185,7 +184,9 @@ def _print_verdict(console: Console, result: TargetResult, folder: Path | None) 
     """Print a target's verdict, where its bundle is, and the reasons."""
     where = _path(result, folder) if result.bundle else "no bundle"
     rejected = "  (rejected: not for release)" if result.verdict == "fail" else ""
-    head = Text.assemble((result.verdict.upper(), _VERDICTS[result.verdict]), f"  {result.target}  {where}{rejected}")
+    head = Text.assemble(
+        (result.verdict.upper(), _VERDICTS[result.verdict]), f"  {result.target}  {result.chosen}  {where}{rejected}"
+    )
     console.print(head, soft_wrap=True)
     for reason in filter(None, (*result.reasons, result.remark)):
         _print_indented(console, Text(reason), by=6)

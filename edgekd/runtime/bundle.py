@@ -192,7 +192,9 @@ def load(
     except (DeviceError, MissingDependency) as error:
         if library.name in (ORT.name, "onnxruntime-web"):
             raise
-        raise type(error)(f"{folder}: {error}; its ONNX runs on any machine with the runtime 'onnxruntime'") from error
+        raise type(error)(
+            f"{folder}: {error}; runtime 'onnxruntime' (--runtime) runs its ONNX on any machine"
+        ) from error
 
 
 def _runtime(folder: Path, manifest: Manifest, wanted: str | None) -> Runtime:

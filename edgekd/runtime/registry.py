@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 import importlib
-import importlib.util
 import inspect
-import sys
 from dataclasses import dataclass, field
 from functools import partial
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from edgekd.errors import DeviceError, EdgekdError, TargetError, nearest
+from edgekd.errors import DeviceError, TargetError, nearest
 from edgekd.files import make_folder, sha256_file, user_cache
+from edgekd.runtime.custom import CheckedSession, guarded, import_function, source_file
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
+    from pathlib import Path
 
     from edgekd.runtime.session import Session
 
@@ -46,9 +45,6 @@ _COMPILING = ("openvino", "tensorrt", "tensorrt-rtx")
 
 #: What an ``open_engine`` of edgekd's is told by the registry alone.
 _RESERVED = {"flavor", "cache"}
-
-#: What a session has; a user's own may lack it.
-_SESSION = ("inputs", "outputs", "facts", "run", "close")
 
 
 def _engine_cache() -> Path | None:
@@ -83,13 +79,7 @@ class Runtime:
     @property
     def source(self) -> Path | None:
         """The file of a user's own runtime; None for edgekd's, and for a module that lies in no file."""
-        if not self.custom:
-            return None
-        where = self.name.rpartition(":")[0]
-        if where.endswith(".py"):
-            return Path(where)
-        spec = importlib.util.find_spec(where)
-        return Path(spec.origin) if spec and spec.has_location and spec.origin else None
+        return source_file(self.name) if self.custom else None
 
     def digest(self) -> str | None:
         """Return the SHA-256 of the file of a user's own runtime, where there is one."""
@@ -127,10 +117,16 @@ class Runtime:
 
         Raises:
             MissingDependency: the library is not installed.
-            TargetError: there is no such runtime.
+            TargetError: there is no such runtime, or it does not know one of the options.
         """
-        if self.custom:
-            return _import(self.name)
+        open_engine = import_function(self.name) if self.custom else self._load_own()
+        try:
+            inspect.signature(open_engine).bind(None, 1, None, **self.options)
+        except TypeError as error:
+            raise TargetError(f"the runtime '{self.name}' cannot be given these options: {error}") from error
+        return open_engine
+
+    def _load_own(self) -> Callable[..., Session]:
         if self.name not in _MODULES:
             raise TargetError(f"there is no runtime '{self.name}'{nearest(self.name, _MODULES)}")
         name, fixed = _MODULES[self.name]
@@ -158,56 +154,13 @@ class Runtime:
         reserved = sorted(options.keys() & _RESERVED) if not self.custom else []
         if reserved:
             raise TargetError(f"the runtime '{self.name}' is not given '{reserved[0]}' as an option")
-        try:
-            inspect.signature(open_engine).bind(engine, threads, name, **options)
-        except TypeError as error:
-            raise TargetError(f"the runtime '{self.name}' cannot be given these options: {error}") from error
         if self.name in _COMPILING:
             options["cache"] = _engine_cache() if keep or self.name != "openvino" else None
-        session = open_engine(engine, threads, name, **options)
-        lacking = [member for member in _SESSION if not hasattr(session, member)]
-        if lacking:
-            raise TargetError(f"runtime {self.name}: returned a {type(session).__name__} without '{lacking[0]}'")
-        return session
+        if self.custom:
+            with guarded(self.name):
+                session = open_engine(engine, threads, name, **options)
+            return CheckedSession(session, self.name)
+        return open_engine(engine, threads, name, **options)
 
 
 ORT = Runtime("onnxruntime")
-
-
-def _import(reference: str) -> Callable[..., Session]:
-    where, _, function = reference.rpartition(":")
-    is_file = where.endswith(".py")
-    if not function or not where or (where.startswith(".") and not is_file):
-        raise TargetError(f"runtime {reference}: write it as path/to/file.py:function or package.module:function")
-    try:
-        module = _load_file(Path(where)) if is_file else importlib.import_module(where)
-    except EdgekdError:
-        raise
-    except Exception as error:  # a user's code may raise anything
-        known = isinstance(error, ImportError | OSError | SyntaxError)
-        reason = str(error) if known else f"{type(error).__name__}: {error}"
-        raise TargetError(f"runtime {reference}: {where} cannot be imported: {reason}") from error
-    found = getattr(module, function, None)
-    if not callable(found):
-        names = [name for name, value in vars(module).items() if callable(value) and not name.startswith("_")]
-        raise TargetError(f"runtime {reference}: {where} has no function '{function}'{nearest(function, names)}")
-    opener: Callable[..., Session] = found
-    return opener
-
-
-def _load_file(path: Path) -> Any:
-    """Import a file by its path, once."""
-    name = f"edgekd_runtime_{path.stem}"
-    if name in sys.modules and sys.modules[name].__file__ == str(path):
-        return sys.modules[name]
-    spec = importlib.util.spec_from_file_location(name, path)
-    if spec is None or spec.loader is None or not path.is_file():
-        raise ModuleNotFoundError(f"{path}: no such file")
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module
-    try:
-        spec.loader.exec_module(module)
-    except BaseException:
-        del sys.modules[name]
-        raise
-    return module

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from edgekd.errors import DeviceError, ModelError, TargetError, nearest
+from edgekd.errors import DeviceError, MissingDependency, ModelError, TargetError, nearest
 from edgekd.files import atomic_path, need, write_text
 from edgekd.runtime.cuda import Gpu, gpu_name
 from edgekd.runtime.session import Array, FeedCheck, Feeds, Session, TensorSpec
@@ -89,7 +89,11 @@ def library(flavor: str) -> Any:
         MissingDependency: it is not installed.
     """
     if flavor == TENSORRT:
-        return need("tensorrt", "tensorrt")
+        try:
+            return need("tensorrt", "tensorrt")
+        except MissingDependency as error:
+            hint = "; on a Jetson it comes with JetPack: use the system's Python, or --system-site-packages"
+            raise MissingDependency(f"{error}{hint}") from error
     need("tensorrt_rtx_libs", "build")  # loads the libraries that the bindings are linked to
     return need("tensorrt_rtx_bindings", "build")
 

@@ -68,7 +68,7 @@ def test_the_verdict_stands_in_words_with_its_reasons(capsys):
     report = build(target(ledger=ledger(0.2)))
     print_report(report, width=80)
     out = capsys.readouterr().out
-    assert "\nFAIL  cpu  gestures-cpu  (rejected: not for release)\n" in out
+    assert "\nFAIL  cpu  int8  gestures-cpu  (rejected: not for release)\n" in out
     assert "is above 0.02" in out
     assert "edgekd.load" not in out
 

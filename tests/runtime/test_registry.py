@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from engines import samples, save_engine
 
-from edgekd.errors import TargetError
+from edgekd.errors import ModelError, TargetError
 from edgekd.runtime.ort import open_engine
 from edgekd.runtime.registry import ORT, PACKAGES, Runtime
 from edgekd.target import RUNTIMES
@@ -103,6 +103,11 @@ def test_what_cannot_be_opened(own, engine, name, options, said):
         Runtime(name.format(own=own), options).open(engine)
 
 
+def test_options_are_checked_before_there_is_an_engine(own):
+    with pytest.raises(TargetError, match=r"cannot be given these options: .*loud"):
+        Runtime(f"{own}:open_npu", {"loud": True}).load()
+
+
 def test_a_file_that_is_not_python(own):
     own.write_text("def open_npu(:\n")
     with pytest.raises(TargetError, match=r"cannot be imported: .*line 1"):
@@ -113,6 +118,12 @@ def test_a_file_that_fails_when_it_is_imported(own):
     own.write_text("gain = undefined\n")
     with pytest.raises(TargetError, match=r"cannot be imported: NameError: name 'undefined' is not defined"):
         Runtime(f"{own}:open_npu").load()
+
+
+def test_whatever_a_users_runtime_raises_is_told_with_its_name(own, engine):
+    own.write_text("def open_npu(engine, threads, name):\n    raise KeyError('lane 3')\n")
+    with pytest.raises(ModelError, match=r"npu\.py:open_npu: KeyError: 'lane 3'"):
+        Runtime(f"{own}:open_npu").open(engine)
 
 
 def test_what_a_users_runtime_returns_is_checked(own, engine):
@@ -137,3 +148,37 @@ def test_a_cache_that_cannot_be_written_is_done_without(engine, tmp_path, monkey
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
     with Runtime("openvino").open(engine, keep=True) as session:
         assert session.run(samples(1))["logits"].shape == (1, 3)
+
+
+BAD = """
+from edgekd.runtime.ort import open_engine
+
+
+class Session:
+    def __init__(self, engine, answer):
+        self._session = open_engine(engine)
+        self.inputs, self.outputs, self.facts = self._session.inputs, self._session.outputs, {}
+        self._answer = answer
+
+    def run(self, feeds):
+        return self._answer(self._session.run(feeds))
+
+    def close(self):
+        pass
+"""
+
+
+@pytest.mark.parametrize(
+    ("answer", "said"),
+    [
+        ("lambda found: 1 / 0", "bad.py:open_bad: ZeroDivisionError: division by zero"),
+        ("lambda found: list(found.values())", r"run\(\) must return a dict of .*, but returned list"),
+        ("lambda found: {'logits': found['logits']}", r"run\(\) must return a dict of .*, but returned \['logits'\]"),
+        ("lambda found: {**found, 'logits': 3.0}", r"run\(\) returned 'logits' as a float, not as rows of an array"),
+    ],
+)
+def test_what_a_users_session_gives_is_checked(tmp_path, engine, answer, said):
+    path = tmp_path / "bad.py"
+    path.write_text(f"{BAD}\n\ndef open_bad(engine, threads, name):\n    return Session(engine, {answer})\n")
+    with Runtime(f"{path}:open_bad").open(engine) as session, pytest.raises(ModelError, match=said):
+        session.run(samples(2))
