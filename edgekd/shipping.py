@@ -49,7 +49,7 @@ if TYPE_CHECKING:
     from edgekd.target import Target
 
 LIBRARIES = ("onnx", "onnxruntime", "numpy")
-VERSIONS = {"quantize": 2, "compile": 2, "engine": 3, "check": 2, "profile": 2, "bundle": 2}
+VERSIONS = {"quantize": 3, "compile": 2, "engine": 3, "check": 2, "profile": 2, "bundle": 2}
 
 _OUTPUTS, _LEDGER, _BUNDLE, _LAYERS = "outputs.npz", "ledger.json", "bundle", "layers.json"
 

@@ -102,6 +102,7 @@ def run(way: Way, model: Path, samples: Path, scheme: Scheme, calibration: Calib
         raise ModelError(f"{model}: nothing in it could be quantized; the scheme quantizes {operators}")
     if way.precision == "float16" or (way.quantizer and scheme.rest == "float16"):
         graph = to_half(graph)
+    graph.graph.ClearField("value_info")  # shapes on the way, which every library infers for itself
     place = folder / way.name
     place.mkdir()
     save(graph, place / ENGINE)

@@ -151,8 +151,21 @@ def write_onnx(network: Network, inputs: Mapping[str, Tensor], opset: int, path:
                 f"{type(network.model).__name__} works for batches of {size} only: its code fixes the batch, "
                 "e.g. by a view() or reshape() to constants; write -1 there"
             )
+    _strip(program.model)
     with atomic_path(path) as temporary:
         program.save(str(temporary), external_data=False)
+
+
+def _strip(model: Any) -> None:
+    """Remove what the exporter notes for debugging: for each node its stack, with lines of source and paths of here.
+
+    A bundle would carry them to every device; in a small INT8 graph they are half of the file.
+    """
+    graph = model.graph
+    nodes = list(graph.all_nodes())
+    values = (*graph.inputs, *graph.initializers.values(), *(value for node in nodes for value in node.outputs))
+    for noted in (model, graph, *nodes, *values):
+        noted.metadata_props.clear()
 
 
 def _parity(network: Network, inputs: Mapping[str, Tensor], path: Path) -> float:

@@ -1,4 +1,5 @@
 import json
+from pathlib import Path
 
 import numpy as np
 import onnx
@@ -96,6 +97,17 @@ def test_any_batch_runs_and_gives_evaluation_mode_and_pooled_embeddings(exported
     for key, z in embeddings.items():
         assert found[f"embedding.{key}"].shape == (batch, 8)
         np.testing.assert_allclose(found[f"embedding.{key}"], z.numpy(), atol=1e-5)
+
+
+def test_nothing_of_this_machine_is_in_the_graph(exported):
+    """The exporter notes for each node its stack, with paths and lines of the user's own source."""
+    _, folder, _, _ = exported
+    for path in folder.glob("*.onnx"):
+        content = path.read_bytes()
+        assert b"stack_trace" not in content
+        assert b"pkg.torch" not in content
+        assert str(Path(__file__).parent).encode() not in content
+        assert b".py" not in content
 
 
 def test_the_graph_has_the_opset_that_was_asked_for_and_carries_its_weights(exported):
