@@ -49,7 +49,7 @@ if TYPE_CHECKING:
     from edgekd.target import Target
 
 LIBRARIES = ("onnx", "onnxruntime", "numpy")
-VERSIONS = {"quantize": 3, "compile": 2, "engine": 3, "check": 2, "profile": 2, "bundle": 2}
+VERSIONS = {"quantize": 3, "compile": 2, "engine": 4, "check": 2, "profile": 2, "bundle": 2}
 
 _OUTPUTS, _LEDGER, _BUNDLE, _LAYERS = "outputs.npz", "ledger.json", "bundle", "layers.json"
 
@@ -92,9 +92,11 @@ class Ran:
 
     Attributes:
         deploy_logit_error: for each candidate the largest |difference| of a logit between its two variants.
+        refused: for each candidate that the device could not run, why not.
     """
 
     deploy_logit_error: dict[str, float]
+    refused: dict[str, str]
 
 
 @dataclass(frozen=True)
@@ -157,7 +159,7 @@ class Shipper:
         compiled = self._compile(written) if compiles(self.target) else None
         ran = self._engine(written, compiled) if "engine" in self.stages else None
         checked = self._check(written, ran)
-        profile = self._profile(written, compiled) if "profile" in self.stages else None
+        profile = self._profile(written, compiled, ran) if "profile" in self.stages else None
         files = {c.name: c.sizes[DEPLOY] for c in written.result.candidates}
         if compiled and self._ships_plans:
             files = compiled.result.sizes
@@ -169,6 +171,7 @@ class Shipper:
         shown = BUNDLE if released else REJECTED
         chosen = next(c for c in candidates if c.name == choice.name)
         errors = ran.result.deploy_logit_error if ran else written.result.deploy_logit_error
+        refused = {**written.result.refused, **(ran.result.refused if ran else {})}
         result = TargetResult(
             target=self.target.name,
             device="no device" if isinstance(self.device, Absent) else self.device.name,
@@ -184,7 +187,10 @@ class Shipper:
             candidates=candidates,
             chosen=choice.name,
             choice=choice.reason,
-            facts=self._facts(written.result, compiled.result if compiled else None, choice, ledger),
+            facts=(
+                *(f"{name} was left out: {reason}" for name, reason in refused.items()),
+                *self._facts(compiled.result if compiled else None, choice, ledger),
+            ),
         )
         engines = profile.result.engines if profile else ()
         raw = {engine.raw_file: profile.folder / engine.raw_file for engine in engines} if profile else {}
@@ -295,7 +301,7 @@ class Shipper:
         device = self._present
 
         def run(folder: Path, report: StageReporter) -> Ran:
-            errors = {}
+            errors, refused = {}, {}
             for done, candidate in enumerate(written.result.candidates, 1):
                 place = folder / candidate.name
                 place.mkdir()
@@ -307,10 +313,17 @@ class Shipper:
                     with open_arrays(outputs) as arrays:
                         return {key: arrays[key] for key in arrays}
 
-                probe, errors[candidate.name] = probe_variants(on_device, self._exported / TEST, str(place))
+                try:
+                    probe, errors[candidate.name] = probe_variants(on_device, self._exported / TEST, str(place))
+                except ModelError as error:
+                    if candidate.name == candidate.precision:  # only a second way to a precision may be lacking
+                        raise
+                    refused[candidate.name] = str(error).replace(f"{written.folder}/", "")
+                    report.warn(f"{candidate.name} is left out: {refused[candidate.name]}")
+                    continue
                 probe.save(place / _OUTPUTS)
                 report.advance(done, len(written.result.candidates), candidate.name)
-            return Ran(errors)
+            return Ran(errors, refused)
 
         depends = {
             **self._where(device),
@@ -332,7 +345,8 @@ class Shipper:
             ledgers: dict[str, Ledger] = {}
             trained = self.learning.probes()
             common: list[Row] = []
-            for done, candidate in enumerate(written.result.candidates, 1):
+            running = _running(written, ran)
+            for done, candidate in enumerate(running, 1):
                 host = "quantized" if candidate.precision == "int8" else "exported"
                 probes = {**trained, host: Probe.load(written.folder / candidate.name / _OUTPUTS)}
                 if ran:
@@ -341,7 +355,7 @@ class Shipper:
                 ledger = keep_ledger(probes, metrics, facts.metric, groups, limits, bootstrap, common)
                 common = [row for row in ledger.rows if row.stage in trained]
                 ledgers[candidate.name] = ledger
-                report.advance(done, len(written.result.candidates), candidate.name)
+                report.advance(done, len(running), candidate.name)
             return Checked(ledgers)
 
         depends = {
@@ -352,7 +366,7 @@ class Shipper:
         }
         return self._stage("check", depends, Checked, run, _describe_checked)
 
-    def _profile(self, written: Done[Written], compiled: Done[Compiled] | None) -> Done[Profile]:
+    def _profile(self, written: Done[Written], compiled: Done[Compiled] | None, ran: Done[Ran] | None) -> Done[Profile]:
         config, device = self.recipe.profile, self._present
 
         def run(folder: Path, report: StageReporter) -> Profile:
@@ -360,7 +374,7 @@ class Shipper:
             for name in ("teacher", "student"):
                 engines[name] = folder / f"{name}.deploy.onnx"
                 drop_outputs(self._exported / onnx_name(name), ("logits",), engines[name])
-            for candidate in written.result.candidates:
+            for candidate in _running(written, ran):
                 engines[candidate.name] = self._engine_file(candidate.name, DEPLOY, written, compiled)
             return device.profile(engines, self.runtime, self._exported / TEST, folder, config, report.advance)
 
@@ -368,6 +382,7 @@ class Shipper:
             **msgspec.to_builtins(config),
             **self._where(device),
             "written": written.key,
+            "engine": ran.key if ran else None,
             "compiled": compiled.key if compiled else None,
             "versions": library_versions(["numpy"], "build"),
         }
@@ -459,8 +474,8 @@ class Shipper:
             "source": self.runtime.digest(),
         }
 
-    def _facts(self, written: Written, compiled: Compiled | None, choice: Choice, ledger: Ledger) -> tuple[str, ...]:
-        facts = [f"{name} was left out: {reason}" for name, reason in written.refused.items()]
+    def _facts(self, compiled: Compiled | None, choice: Choice, ledger: Ledger) -> tuple[str, ...]:
+        facts = []
         wanted = self.target.compile
         if wanted and not compiled:
             facts.append("Not proved by NVIDIA's parser on this host: TensorRT-RTX is for Linux on x86-64.")
@@ -479,13 +494,18 @@ class Shipper:
         return tuple(facts)
 
 
+def _running(written: Done[Written], ran: Done[Ran] | None) -> list[Candidate]:
+    """Return the candidates that the device could run; all, where there is no device."""
+    return [c for c in written.result.candidates if ran is None or c.name in ran.result.deploy_logit_error]
+
+
 def _results(
     written: Written, checked: Checked, profile: Profile | None, sizes: Mapping[str, int]
 ) -> tuple[CandidateResult, ...]:
     """Join what is known of each candidate; ``sizes`` are those of the files that would run."""
     measured = {engine.name: engine for engine in profile.engines} if profile else {}
     results = []
-    for candidate in written.candidates:
+    for candidate in (c for c in written.candidates if c.name in checked.ledgers):
         ledger, engine = checked.ledgers[candidate.name], measured.get(candidate.name)
         last = ledger.rows[-1]
         results.append(

@@ -256,3 +256,39 @@ def test_every_timed_inference_is_kept(fan):
         files = {path.stem: np.load(path) for path in (fan.output / name / "latency").glob("*.npy")}
         assert {"teacher", "student", "int8", "float32"} <= files.keys()
         assert all(len(ns) == 300 and (ns > 0).all() for ns in files.values())
+
+
+PICKY = """
+from pathlib import Path
+
+from edgekd.runtime.ort import open_engine
+
+
+def open_npu(engine, threads, name):
+    if Path(engine).parent.name == "int8-nncf":
+        raise RuntimeError("this unit has no such kernel")
+    return open_engine(engine, threads, name)
+"""
+
+
+def test_a_second_quantizer_that_the_device_cannot_run_is_left_out_and_said(cache, tmp_path):
+    (tmp_path / "npu.py").write_text(PICKY)
+    text = (ROOT / "targets" / "cpu.toml").read_text().replace('"onnxruntime"', '"npu.py:open_npu"')
+    (tmp_path / "npu.toml").write_text(f'quantizers = ["qdq", "nncf"]\n{text}')
+    arguments = build_arguments(tmp_path / "out", cache, profile__iterations=300)
+    said = edgekd(*arguments, "--target=./npu.toml", cwd=tmp_path)
+    assert said.returncode == 0, said.stderr
+    assert "int8-nncf is left out: runtime" in said.stderr + said.stdout
+    (target,) = targets(tmp_path / "out").values()
+    assert [candidate["name"] for candidate in target["candidates"]] == ["int8"]
+    assert any("int8-nncf was left out" in fact and "no such kernel" in fact for fact in target["facts"])
+
+
+def test_a_first_quantizer_that_the_device_cannot_run_ends_the_build(cache, tmp_path):
+    (tmp_path / "npu.py").write_text(PICKY.replace("int8-nncf", "int8"))
+    text = (ROOT / "targets" / "cpu.toml").read_text().replace('"onnxruntime"', '"npu.py:open_npu"')
+    (tmp_path / "npu.toml").write_text(text)
+    said = edgekd(*build_arguments(tmp_path / "out", cache), "--target=./npu.toml", cwd=tmp_path)
+    assert said.returncode == 8
+    assert "no such kernel" in said.stderr
+    assert "Traceback" not in said.stderr
