@@ -156,7 +156,7 @@ class Shipper:
     def run(self) -> Shipped:
         """Run or read every stage."""
         written = self._quantize()
-        compiled = self._compile(written) if compiles(self.target) else None
+        compiled = self._compile(written) if "compile" in self.stages else None
         ran = self._engine(written, compiled) if "engine" in self.stages else None
         checked = self._check(written, ran)
         profile = self._profile(written, compiled, ran) if "profile" in self.stages else None
@@ -192,8 +192,7 @@ class Shipper:
                 *self._facts(compiled.result if compiled else None, choice, ledger),
             ),
         )
-        engines = profile.result.engines if profile else ()
-        raw = {engine.raw_file: profile.folder / engine.raw_file for engine in engines} if profile else {}
+        raw = {e.raw_file: profile.folder / e.raw_file for e in profile.result.engines} if profile else {}
         return Shipped(result, {shown: files_below(bundled.folder / _BUNDLE), LATENCY: raw})
 
     @cached_property
@@ -226,7 +225,7 @@ class Shipper:
 
     def _quantize(self) -> Done[Written]:
         calibration = load_calibration(self.recipe.quantize.calibration)
-        ways = quantize.ways(self.target, self.recipe.quantize.precision)
+        ways = self._ways
 
         def run(folder: Path, report: StageReporter) -> Written:
             candidates, errors, refused = [], {}, {}
@@ -247,10 +246,7 @@ class Shipper:
                         str(place),
                     )
                 except ModelError as error:
-                    if way.quantizer in (None, self.target.quantizers[0]):
-                        raise
-                    refused[way.name] = str(error).replace(f"{self._exported}/", "")
-                    report.warn(f"{way.name} is left out: {refused[way.name]}")
+                    refused[way.name] = self._leave_out(way.name, error, self._exported, report)
                     continue
                 probe.save(place / _OUTPUTS)
                 candidates.append(candidate)
@@ -266,6 +262,22 @@ class Shipper:
             "versions": library_versions(packages, "build"),
         }
         return self._stage("quantize", depends, Written, run, _describe_written)
+
+    @property
+    def _ways(self) -> tuple[quantize.Way, ...]:
+        return quantize.ways(self.target, self.recipe.quantize.precision)
+
+    def _leave_out(self, name: str, error: ModelError, folder: Path, report: StageReporter) -> str:
+        """Warn that a candidate is left out, and return why, without the path of a folder of the cache.
+
+        Only a second way to a precision may be lacking: for a first one the error is raised again.
+        """
+        first = {way.precision: way.name for way in reversed(self._ways)}
+        if name in first.values():
+            raise error
+        reason = str(error).replace(f"{folder}/", "")
+        report.warn(f"{name} is left out: {reason}")
+        return reason
 
     def _compile(self, written: Done[Written]) -> Done[Compiled]:
         wanted = self.target.compile
@@ -316,10 +328,7 @@ class Shipper:
                 try:
                     probe, errors[candidate.name] = probe_variants(on_device, self._exported / TEST, str(place))
                 except ModelError as error:
-                    if candidate.name == candidate.precision:  # only a second way to a precision may be lacking
-                        raise
-                    refused[candidate.name] = str(error).replace(f"{written.folder}/", "")
-                    report.warn(f"{candidate.name} is left out: {refused[candidate.name]}")
+                    refused[candidate.name] = self._leave_out(candidate.name, error, written.folder, report)
                     continue
                 probe.save(place / _OUTPUTS)
                 report.advance(done, len(written.result.candidates), candidate.name)

@@ -292,3 +292,14 @@ def test_a_first_quantizer_that_the_device_cannot_run_ends_the_build(cache, tmp_
     assert said.returncode == 8
     assert "no such kernel" in said.stderr
     assert "Traceback" not in said.stderr
+
+
+@pytest.mark.parametrize("quantizers", ['["nncf"]', '["nncf", "qdq"]'])
+def test_which_quantizer_is_the_first_is_the_targets_to_say(cache, tmp_path, quantizers):
+    (tmp_path / "npu.py").write_text(PICKY)
+    text = (ROOT / "targets" / "cpu.toml").read_text().replace('"onnxruntime"', '"npu.py:open_npu"')
+    (tmp_path / "npu.toml").write_text(f"quantizers = {quantizers}\n{text}")
+    said = edgekd(*build_arguments(tmp_path / "out", cache), "--target=./npu.toml", cwd=tmp_path)
+    assert said.returncode == 8
+    assert "no such kernel" in said.stderr
+    assert "Traceback" not in said.stderr

@@ -10,7 +10,7 @@ import msgspec
 
 from edgekd.compress.calibrate import Samples, tensor_ranges
 from edgekd.compress.graph import save
-from edgekd.errors import ModelError
+from edgekd.compress.prepare import prepare, refusals
 from edgekd.files import need, quiet
 from edgekd.runtime.openvino import no_telemetry
 
@@ -40,19 +40,14 @@ def quantize(model: Path, samples: Samples, scheme: Scheme, work: Path) -> Path:
     with quiet(), no_telemetry():
         nncf = need("nncf", "build")
     onnx = need("onnx", "build")
-    ort = need("onnxruntime.quantization", "build")
-    prepared, quantized = work / "prepared.onnx", work / "nncf.onnx"
-    with quiet(), redirect_stdout(io.StringIO()):  # it draws progress bars, and stdout may be a program's
-        try:
-            onnx.checker.check_model(onnx.load(str(model)), full_check=True)
-            ort.shape_inference.quant_pre_process(str(model), str(prepared), skip_symbolic_shape=True)
-            _require_finite(prepared, samples, scheme, work)
-            graph = onnx.load(str(prepared))
-            result = nncf.quantize(graph, nncf.Dataset(samples), **_arguments(nncf, graph, samples, scheme))
-            save(result, quantized)
-        except _failures(nncf) as error:
-            reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-            raise ModelError(f"{model}: NNCF cannot quantize it: {reason}") from error
+    quantized = work / "nncf.onnx"
+    # It draws progress bars, and stdout may be a program's.
+    with quiet(), redirect_stdout(io.StringIO()), refusals(model, "NNCF", nncf.errors):
+        prepared = prepare(model, work)
+        _require_finite(prepared, samples, scheme, work)
+        graph = onnx.load(str(prepared))
+        result = nncf.quantize(graph, nncf.Dataset(samples), **_arguments(nncf, graph, samples, scheme))
+        save(result, quantized)
     return quantized
 
 
@@ -75,19 +70,6 @@ def _arguments(nncf: Any, graph: Any, samples: Samples, scheme: Scheme) -> dict[
             activations_range_estimator_params=extremes,
         ),
     }
-
-
-def _failures(nncf: Any) -> tuple[type[Exception], ...]:
-    """Return what is raised at a graph that cannot be taken; neither NNCF's errors nor ONNX Runtime's share a base."""
-    own = _exceptions(nncf.errors)
-    of_runtime = _exceptions(need("onnxruntime.capi.onnxruntime_pybind11_state", "build"))
-    of_onnx = (need("onnx.checker", "build").ValidationError, need("onnx.shape_inference", "build").InferenceError)
-    malformed = need("google.protobuf.message", "build").DecodeError
-    return *own, *of_runtime, *of_onnx, malformed, RuntimeError, ValueError, TypeError
-
-
-def _exceptions(module: Any) -> tuple[type[Exception], ...]:
-    return tuple(x for x in vars(module).values() if isinstance(x, type) and issubclass(x, Exception))
 
 
 def _require_finite(prepared: Path, samples: Samples, scheme: Scheme, work: Path) -> None:

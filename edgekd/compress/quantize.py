@@ -11,6 +11,7 @@ from edgekd.compress import nncf
 from edgekd.compress.calibrate import Samples, tensor_ranges
 from edgekd.compress.graph import drop_outputs, save, unquantize_outputs
 from edgekd.compress.half import to_half
+from edgekd.compress.prepare import prepare, refusals
 from edgekd.errors import ModelError, TargetError
 from edgekd.files import need, quiet
 
@@ -117,21 +118,15 @@ def _quantized(quantizer: Quantizer, model: Path, samples: Samples, scheme: Sche
         if quantizer == "nncf":
             graph = onnx.load(str(nncf.quantize(model, samples, scheme, Path(temporary))))
         else:
-            try:
+            with refusals(model, "ONNX Runtime"):
                 graph = onnx.load(str(_quantize(model, samples, scheme, Path(temporary))))
-            except _failures() as error:
-                reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-                raise ModelError(f"{model}: ONNX Runtime cannot quantize it: {reason}") from error
     unquantize_outputs(graph)
     return graph
 
 
 def _quantize(model: Path, samples: Samples, scheme: Scheme, work: Path) -> Path:
     ort = need("onnxruntime.quantization", "build")
-    onnx = need("onnx", "build")
-    onnx.checker.check_model(onnx.load(str(model)), full_check=True)  # ONNX Runtime's tools assume as much
-    prepared, quantized, cache = work / "prepared.onnx", work / "quantized.onnx", work / "ranges.json"
-    ort.shape_inference.quant_pre_process(str(model), str(prepared), skip_symbolic_shape=True)
+    prepared, quantized, cache = prepare(model, work), work / "quantized.onnx", work / "ranges.json"
     ranges = tensor_ranges(prepared, samples, scheme, work / "calibrated.onnx")
     ort.calibrate.save_tensors_data(ranges, cache)
     ort.quantize_static(
@@ -143,15 +138,6 @@ def _quantize(model: Path, samples: Samples, scheme: Scheme, work: Path) -> Path
         **_arguments(ort, scheme),
     )
     return quantized
-
-
-def _failures() -> tuple[type[Exception], ...]:
-    """Return what the libraries raise at a graph that they cannot take; ONNX Runtime's errors share no base class."""
-    state = need("onnxruntime.capi.onnxruntime_pybind11_state", "build")
-    of_runtime = (state.Fail, state.InvalidArgument, state.InvalidGraph, state.InvalidProtobuf, state.NotImplemented)
-    of_onnx = (need("onnx.checker", "build").ValidationError, need("onnx.shape_inference", "build").InferenceError)
-    malformed = need("google.protobuf.message", "build").DecodeError
-    return (*of_runtime, state.RuntimeException, *of_onnx, malformed, RuntimeError, ValueError, TypeError)
 
 
 def _arguments(ort: Any, scheme: Scheme) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import re
 import shutil
@@ -71,6 +72,7 @@ def find_chromium() -> str:
     )
 
 
+@functools.cache  # a build asks in several stages, and each answer is a process
 def version(program: str) -> str:
     """Return what a Chromium calls itself, e.g. "Chromium 156.0.8078.79".
 
