@@ -9,9 +9,10 @@ import numpy as np
 from edgekd.compress.quantize import DEPLOY, ENGINE
 from edgekd.errors import ModelError
 from edgekd.gram.probe import Probe
+from edgekd.gram.rows import EMBEDDING_PREFIX, INPUT_PREFIX, embeddings_of
 from edgekd.runtime.bundle import write_reference
 from edgekd.runtime.registry import ORT
-from edgekd.runtime.session import EMBEDDING_PREFIX, INPUT_PREFIX, open_arrays, read_feeds, run_rows
+from edgekd.runtime.session import open_arrays, read_feeds, run_rows
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -52,21 +53,31 @@ def probe_variants(run: Callable[[str], Outputs], samples: Path, where: str) -> 
     error = float(np.abs(deploy - engine["logits"]).max())
     if not error <= _DEPLOY_TOLERANCE * float(np.abs(deploy).max()):
         raise ModelError(f"{where}: deploy.onnx and engine.onnx disagree by {error:.3g} in a logit")
+    return join_probe({**engine, "logits": deploy}, samples), error
+
+
+def join_probe(outputs: Outputs, samples: Path) -> Probe:
+    """Return the probe of a graph that gave these ``outputs``, logits and embeddings, for all ``samples``."""
     with open_arrays(samples) as arrays:
         ids = arrays["ids"]
-        modalities = [key.removeprefix(INPUT_PREFIX) for key in arrays if key.startswith(INPUT_PREFIX)]
-    embeddings = {name: engine[EMBEDDING_PREFIX + name] for name in modalities}
-    return Probe(ids, deploy, embeddings), error
+    return Probe(ids, outputs["logits"], embeddings_of(outputs))
 
 
 def write_references(samples: Path, found: Probe, path: Path) -> None:
-    """Write the samples that the engine is surest of, from every class: others may flip by rounding alone elsewhere."""
-    ordered = np.sort(found.logits, axis=1)
-    by_margin = np.argsort(ordered[:, -2] - ordered[:, -1], kind="stable")
-    predicted = found.predictions[by_margin]
-    each = -(-_REFERENCES // len(np.unique(predicted)))
-    surest = np.concatenate([by_margin[predicted == label][:each] for label in np.unique(predicted)])[:_REFERENCES]
+    """Write a few samples, and what the engine made of them.
+
+    Of a classifier those that it is surest of, from every class: others may flip by rounding alone elsewhere.
+    """
+    surest = np.arange(min(_REFERENCES, len(found.ids))) if found.predictions is None else _surest(found)
     with open_arrays(samples) as arrays:
         inputs = {key.removeprefix(INPUT_PREFIX): arrays[key][surest] for key in arrays if key.startswith(INPUT_PREFIX)}
     outputs = {EMBEDDING_PREFIX + name: z[surest] for name, z in found.embeddings.items()}
     write_reference(path, found.ids[surest], inputs, {"logits": found.logits[surest], **outputs})
+
+
+def _surest(found: Probe) -> np.ndarray[Any, Any]:
+    ordered = np.sort(found.logits, axis=1)
+    by_margin = np.argsort(ordered[:, -2] - ordered[:, -1], kind="stable")
+    predicted = found.logits[by_margin].argmax(1)
+    each = -(-_REFERENCES // len(np.unique(predicted)))
+    return np.concatenate([by_margin[predicted == label][:each] for label in np.unique(predicted)])[:_REFERENCES]

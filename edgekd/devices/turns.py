@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
+from edgekd.gram.rows import INPUT_PREFIX
 from edgekd.runtime.measure import EngineProfile, Profile, latency_from
-from edgekd.runtime.session import INPUT_PREFIX, open_arrays, write_arrays
+from edgekd.runtime.session import open_arrays, write_arrays
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping

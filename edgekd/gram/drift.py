@@ -3,34 +3,47 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from statistics import NormalDist
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from edgekd.gram.matrix import normalize, pair_cosines, pair_names
+from edgekd.gram.intra import Anchors, anchor_cosines, choose_anchors
+from edgekd.gram.matrix import comparable, normalize, pair_cosines, pair_names
+from edgekd.gram.probe import side_by_side, top1
+from edgekd.gram.rows import EMBEDDING_PREFIX
+from edgekd.gram.stats import debiased_cka, spearman, t_quantile
+from edgekd.gram.units import Subsample, Units, hash_names
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
     from edgekd.gram.probe import Probe
 
+    Embeddings = Mapping[str, np.ndarray[Any, Any]]
+
 _Array = np.ndarray[Any, np.dtype[np.float64]]
+
+Scope = Literal["sample", "intra"]
 
 
 @dataclass(frozen=True)
 class Drift:
-    """Drift of a model's modality Gram against a reference's.
+    """Drift of a model's Gram against a reference's.
 
     Attributes:
-        mean: mean over samples of ``e_b = mean over pairs i < j of |G_b - G_b^ref|``; 0 is the same Gram, 2 the
-            opposite.
-        bound: one-sided upper confidence bound of that mean.
-        worst_pair: the pair of modalities with the largest mean, ``"a-b"``.
+        mean: mean over samples of ``e_b``; 0 is the same Gram, 2 the opposite. In scope "sample"
+            ``e_b = mean over pairs i < j of |G_b - G_b^ref|``; in scope "intra" the mean over modalities and anchors of
+            the same difference of the sample's cosines to the anchors, NaN for one sample alone.
+        bound: one-sided upper confidence bound of that mean; in scope "intra" the anchors are taken as fixed.
+        worst_pair: the pair of modalities with the largest mean, ``"a-b"``; in scope "intra" the modality.
         worst_pair_mean: its mean.
         bias: mean of the signed difference ``G - G^ref``.
-        rank_correlation: Spearman's correlation of the pairs' cosines; None where one side is constant.
-        cka: debiased linear CKA of all modalities' embeddings stacked; None for fewer than 4 rows.
+        rank_correlation: Spearman's correlation of the cosines; None where one side is constant.
+        cka: debiased linear CKA of the unit embeddings, stacked, in scope "intra" side by side; None below 4 rows.
         samples: how many samples it was measured on.
-        clusters: how many groups they belong to, or None where samples are independent.
+        clusters: how many groups they belong to, or, of more than :data:`edgekd.gram.units.UNITS`, how many blocks of
+            groups the bound is over; None where samples are independent.
+        scope: "sample", between the modalities of a sample, or "intra", between the samples of a modality.
     """
 
     mean: float
@@ -42,10 +55,15 @@ class Drift:
     cka: float | None
     samples: int
     clusters: int | None
+    scope: Scope
 
 
 #: The largest difference of two cosines.
 _LARGEST = 2.0
+
+#: Rows of the joint CKA, whose cost is quadratic in them, and cosines that are ranked: of more, those of a subsample.
+_CKA_ROWS = 1024
+_RANKED = 1 << 16
 
 
 @dataclass(frozen=True)
@@ -58,7 +76,10 @@ class Bootstrap:
 
 
 def measure_drift(probe: Probe, reference: Probe, groups: np.ndarray[Any, Any] | None, bootstrap: Bootstrap) -> Drift:
-    """Measure the drift of ``probe`` against ``reference``.
+    """Measure the drift of ``probe`` against ``reference``, between the modalities of a sample where that is possible.
+
+    It is where there are two modalities or more and all share a width, in each of the two models. Elsewhere samples are
+    compared with each other, within each modality.
 
     Args:
         probe: the model's embeddings of N samples.
@@ -67,49 +88,176 @@ def measure_drift(probe: Probe, reference: Probe, groups: np.ndarray[Any, Any] |
         bootstrap: how to bound the mean.
 
     Raises:
-        ValueError: the probes are not of the same samples, or one modality stands alone.
+        ValueError: the probes are not of the same samples, or have none, or no embeddings.
     """
-    probe.check_same_samples(reference)
-    if len(probe.embeddings) < 2:
-        raise ValueError("a modality Gram needs two modalities or more")
-    cosines, expected = pair_cosines(_double(probe)), pair_cosines(_double(reference))
-    difference = cosines - expected
-    error = np.abs(difference)
-    by_pair = error.mean(0)
-    worst = int(by_pair.argmax())
-    return Drift(
-        mean=float(error.mean()),
-        bound=upper_bound(error.mean(1), groups, bootstrap),
-        worst_pair=pair_names(list(probe.embeddings))[worst],
-        worst_pair_mean=float(by_pair[worst]),
-        bias=float(difference.mean()),
-        rank_correlation=_spearman(cosines.ravel(), expected.ravel()),
-        cka=_joint_cka(probe, reference, bootstrap.seed),
-        samples=len(error),
-        clusters=None if groups is None else len(np.unique(groups)),
-    )
+    modalities = probe.modalities
+    keys = [EMBEDDING_PREFIX + name for name in modalities]
+    between = probe.comparable and reference.comparable
+    anchors = None if between else choose_anchors(side_by_side(probe, reference, keys), modalities)
+    meter = DriftMeter(modalities, bootstrap, anchors)
+    seen = 0
+    for ours, theirs in side_by_side(probe, reference, keys):
+        start, seen = seen, seen + len(ours["ids"])
+        mine, other = ({name: side[EMBEDDING_PREFIX + name] for name in modalities} for side in (ours, theirs))
+        meter.add(ours["ids"], mine, other, None if groups is None else groups[start:seen])
+    return meter.result()
 
 
-def _double(probe: Probe) -> dict[str, _Array]:
-    return {name: z.astype(np.float64) for name, z in probe.embeddings.items()}
+class DriftMeter:
+    """The drift of a model's embeddings that come in chunks. Memory does not grow with the number of samples.
+
+    The result does not depend on the chunks. The mean is over all samples; rank correlation and CKA are of a subsample
+    that is chosen by the samples' names, and is all of them where they are few.
+
+    Args:
+        modalities: their names.
+        bootstrap: how to bound the mean.
+        anchors: to measure within each modality; None to measure between the modalities of each sample.
+    """
+
+    def __init__(self, modalities: Sequence[str], bootstrap: Bootstrap, anchors: Anchors | None = None) -> None:
+        if not modalities:
+            raise ValueError("a Gram needs embeddings: there are none")
+        self._bootstrap, self._anchors = bootstrap, anchors
+        self._names = pair_names(modalities) if anchors is None else list(modalities)
+        columns = len(self._names) * (1 if anchors is None else len(anchors.keys))
+        self._samples, self._grouped = 0, False
+        self._units = Units()
+        self._error, self._difference = np.zeros(len(self._names)), np.zeros(len(self._names))
+        self._ranked = Subsample(max(1, _RANKED // columns))
+        self._embedded = Subsample(_CKA_ROWS // (len(modalities) if anchors is None else 1))
+
+    def add(
+        self,
+        ids: np.ndarray[Any, Any],
+        embeddings: Embeddings,
+        reference: Embeddings,
+        groups: np.ndarray[Any, Any] | None = None,
+    ) -> None:
+        """Measure the next samples.
+
+        Args:
+            ids: their names [B].
+            embeddings: the model's, for each modality [B, D].
+            reference: the reference's.
+            groups: each sample's cluster [B], or None, in every chunk, where samples are independent.
+        """
+        keys = hash_names(ids)
+        cosines, expected, counted = self._cosines(keys, _double(embeddings), _double(reference))
+        difference = cosines - expected
+        with np.errstate(invalid="ignore"):  # a sample that is the only anchor: NaN
+            weights = counted[:, None] / counted.sum(1)[:, None, None]
+        error = (np.abs(difference) * weights).sum(2)
+        self._samples += len(ids)
+        self._error += error.sum(0)
+        self._difference += (difference * weights).sum((0, 2))
+        self._units.add(keys if groups is None else hash_names(groups), error.mean(1))
+        self._grouped = groups is not None
+        self._ranked.add(keys, [cosines, expected, counted])
+        self._embedded.add(keys, [*embeddings.values(), *reference.values()])
+
+    def result(self) -> Drift:
+        """Return the drift of all samples so far.
+
+        Raises:
+            ValueError: there are none.
+        """
+        if not self._samples:
+            raise ValueError("a drift needs samples: there are none")
+        sums, counts = self._units.totals()
+        by_name = self._error / self._samples
+        worst = int(by_name.argmax())
+        return Drift(
+            mean=float(by_name.mean()),
+            bound=upper_bound(sums, counts, self._bootstrap),
+            worst_pair=self._names[worst],
+            worst_pair_mean=float(by_name[worst]),
+            bias=float(self._difference.mean() / self._samples),
+            rank_correlation=self._rank_correlation(),
+            cka=self._joint_cka(),
+            samples=self._samples,
+            clusters=len(counts) if self._grouped else None,
+            scope="sample" if self._anchors is None else "intra",
+        )
+
+    def _cosines(
+        self, keys: np.ndarray[Any, Any], embeddings: Embeddings, reference: Embeddings
+    ) -> tuple[_Array, _Array, _Array]:
+        """Return both sides' cosines [B, names, columns], and which columns count for a sample [B, columns]."""
+        if self._anchors is None:
+            cosines, expected = (pair_cosines(z)[..., None] for z in (embeddings, reference))
+            return cosines, expected, np.ones((len(keys), 1), bool)
+        cosines = anchor_cosines(embeddings, self._anchors.embeddings)
+        return cosines, anchor_cosines(reference, self._anchors.reference), self._anchors.others(keys)
+
+    def _rank_correlation(self) -> float | None:
+        cosines, expected, counted = self._ranked.rows
+        kept = np.broadcast_to(counted[:, None], cosines.shape)
+        return spearman(cosines[kept], expected[kept])
+
+    def _joint_cka(self) -> float | None:
+        """CKA over rows (sample, modality), so that one modality rotating against the others lowers it.
+
+        CKA of each modality alone does not see such a rotation.
+        """
+        unit = [normalize(z.astype(np.float64)) for z in self._embedded.rows]
+        half = len(unit) // 2
+        axis = 0 if self._anchors is None else 1
+        return debiased_cka(np.concatenate(unit[:half], axis), np.concatenate(unit[half:], axis))
 
 
-def upper_bound(errors: _Array, groups: np.ndarray[Any, Any] | None, bootstrap: Bootstrap) -> float:
-    """Return the one-sided upper bound of the mean of ``errors`` [N]: the larger of bootstrap's and Student's.
+def sample_drifts(embeddings: Embeddings, reference: Embeddings) -> _Array:
+    """Return each sample's drift ``e_b`` [N], as :func:`measure_drift` has it, of samples that are few.
 
-    Where samples come in groups the groups are what is drawn and counted: windows of one subject are not independent.
+    Args:
+        embeddings: the model's, for each modality [N, D].
+        reference: the reference's, of the same samples.
+    """
+    ours, theirs = _double(embeddings), _double(reference)
+    if comparable(ours) and comparable(theirs):
+        between: _Array = np.abs(pair_cosines(ours) - pair_cosines(theirs)).mean(1)
+        return between
+    ids = np.arange(len(next(iter(ours.values())))).astype(str)
+    sides = [{"ids": ids, **{EMBEDDING_PREFIX + name: z for name, z in side.items()}} for side in (ours, theirs)]
+    anchors = choose_anchors([(sides[0], sides[1])], list(ours))
+    difference = np.abs(anchor_cosines(ours, anchors.embeddings) - anchor_cosines(theirs, anchors.reference)).mean(1)
+    counted = anchors.others(hash_names(ids))
+    within: _Array = (difference * counted).sum(1) / counted.sum(1)
+    return within
+
+
+def _double(embeddings: Embeddings) -> dict[str, _Array]:
+    return {name: z.astype(np.float64) for name, z in embeddings.items()}
+
+
+def flips(probe: Probe, reference: Probe) -> float | None:
+    """Return the share of samples whose top-1 class differs; None where the logits are not a classifier's.
+
+    Raises:
+        ValueError: the probes are not of the same samples.
+    """
+    if not (probe.classifies and reference.classifies):
+        return None
+    pairs = side_by_side(probe, reference, ["logits"])
+    changed = sum(int((top1(ours["logits"]) != top1(theirs["logits"])).sum()) for ours, theirs in pairs)
+    return changed / len(probe)
+
+
+def upper_bound(sums: _Array, counts: _Array, bootstrap: Bootstrap) -> float:
+    """Return the one-sided upper bound of a mean over samples: the larger of bootstrap's and Student's.
+
+    What is drawn and counted are independent units, each with its sum and its count [units] of the samples' figures:
+    where samples come in groups these are the groups, since windows of one subject are not independent.
     The percentile bootstrap is far too low for a handful of groups (three of them: 76 % of the bounds hold where 95 %
     should), and Student's t ignores skew; each covers for the other. Fewer samples give a higher bound, so too little
     data fails a gate: one sample or group alone is bounded only by the largest drift there is.
     """
-    member = np.arange(len(errors)) if groups is None else np.unique(groups, return_inverse=True)[1]
-    sums, counts = (np.bincount(member, weights=w).astype(np.float64) for w in (errors, np.ones(len(errors))))
     if len(sums) < 2:
         return _LARGEST
     mean = sums.sum() / counts.sum()
     # Of a ratio of sums over groups, as a mean over groups of unequal size is (Cochran, Sampling Techniques, 6.4).
     deviation = np.sqrt(((sums - mean * counts) ** 2).sum() / (len(sums) - 1)) / counts.mean()
-    student = mean + _t_quantile(bootstrap.confidence, len(sums) - 1) * deviation / np.sqrt(len(sums))
+    student = mean + t_quantile(bootstrap.confidence, len(sums) - 1) * deviation / np.sqrt(len(sums))
     return float(min(max(student, _bootstrap_quantile(sums, counts, bootstrap)), _LARGEST))
 
 
@@ -120,68 +268,3 @@ def _bootstrap_quantile(sums: _Array, counts: _Array, bootstrap: Bootstrap) -> f
         chosen = random.integers(0, len(sums), len(sums))
         means[index] = sums[chosen].sum() / counts[chosen].sum()
     return float(np.quantile(means, bootstrap.confidence, method="higher"))
-
-
-def _t_quantile(confidence: float, freedom: int) -> float:
-    """Return Student's quantile: with t = sqrt(freedom) * tan(u), the density of u is cos(u)^(freedom - 1)."""
-    if freedom > 1000:
-        return NormalDist().inv_cdf(confidence)
-    u = np.linspace(0, np.pi / 2, 100_001)
-    density = np.cos(u) ** (freedom - 1)
-    area = np.concatenate([[0], np.cumsum(density[1:] + density[:-1])])
-    return float(np.sqrt(freedom) * np.tan(np.interp(2 * confidence - 1, area / area[-1], u)))
-
-
-def flips(probe: Probe, reference: Probe) -> float:
-    """Return the share of samples whose top-1 class differs."""
-    probe.check_same_samples(reference)
-    return float((probe.predictions != reference.predictions).mean())
-
-
-def _spearman(a: _Array, b: _Array) -> float | None:
-    ranks = [_average_ranks(a), _average_ranks(b)]
-    if any(rank.std() == 0 for rank in ranks):
-        return None
-    return float(np.corrcoef(ranks[0], ranks[1])[0, 1])
-
-
-def _average_ranks(values: _Array) -> _Array:
-    _, inverse, counts = np.unique(values, return_inverse=True, return_counts=True)
-    last = counts.cumsum()
-    ranks: _Array = ((last - counts + last - 1) / 2)[inverse]
-    return ranks
-
-
-#: Rows of the joint CKA: its cost is quadratic in them.
-_CKA_ROWS = 1024
-
-
-def _joint_cka(probe: Probe, reference: Probe, seed: int) -> float | None:
-    """CKA over rows (sample, modality), so that one modality rotating against the others lowers it.
-
-    CKA of each modality alone does not see such a rotation.
-    """
-    count = len(probe.ids)
-    modalities = len(probe.embeddings)
-    keep = np.sort(np.random.default_rng(seed).permutation(count)[: _CKA_ROWS // modalities])
-    rows = [np.concatenate([normalize(z[keep]) for z in _double(p).values()]) for p in (probe, reference)]
-    return debiased_cka(rows[0], rows[1]) if len(rows[0]) >= 4 else None
-
-
-def debiased_cka(x: _Array, y: _Array) -> float | None:
-    """Return linear CKA of ``x`` [n, d1] and ``y`` [n, d2] from the unbiased HSIC of Song et al. (JMLR 2012, eq. 5).
-
-    The biased estimator passes noise when features outnumber samples: 0.80 for independent features at d=128, n=32.
-    None where one side does not vary.
-    """
-    k, m = x @ x.T, y @ y.T
-    np.fill_diagonal(k, 0)
-    np.fill_diagonal(m, 0)
-    scale = _hsic(k, k) * _hsic(m, m)
-    return float(_hsic(k, m) / np.sqrt(scale)) if scale > 0 else None
-
-
-def _hsic(k: _Array, m: _Array) -> float:
-    n = len(k)
-    total = (k * m).sum() + k.sum() * m.sum() / ((n - 1) * (n - 2)) - 2 / (n - 2) * (k.sum(0) @ m.sum(1))
-    return float(total / (n * (n - 3)))

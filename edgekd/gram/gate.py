@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Literal
 
 from edgekd.gram.drift import Bootstrap, Drift, flips, measure_drift
@@ -16,10 +17,12 @@ if TYPE_CHECKING:
 
 Verdict = Literal["pass", "warn", "fail"]
 
-#: Stages in the order of the ledger; those after "student" are gated against the student.
-STAGES = ("teacher", "student", "pruned", "exported", "quantized", "engine")
-GATED = STAGES[2:]
+#: Stages that are not gated: what compression starts from ("float" is a network that was brought as ONNX), and the
+#: network just cut, before its fine-tune ("tuned"). Every other stage is gated.
+UNGATED = ("teacher", "student", "pruned", "float")
 
+#: What compression is measured against: the first of these that there is.
+_REFERENCES = ("student", "float")
 
 #: A figure at its limit keeps it: 0.9125 - 0.8975 is a little more than 0.015.
 _ROUNDING = 1e-9
@@ -41,29 +44,42 @@ class Row:
     """One stage's line in the ledger.
 
     Attributes:
-        stage: one of :data:`STAGES`.
-        metric: the task metric on the probe's samples.
-        to_teacher: drift against the teacher: what was learned. None for the teacher itself.
-        to_student: drift against the unpruned student: what compression broke. None up to the student.
-        flips: share of samples whose top-1 class differs from the student's. None up to the student.
+        stage: its name.
+        metric: the task metric on the probe's samples; None where it was not measured.
+        to_teacher: drift against the teacher: what was learned. None for the teacher itself, and where there is none.
+        to_reference: drift against the reference: what compression broke. None for the reference and the teacher.
+        flips: share of samples whose top-1 class differs from the reference's; None for the reference and the teacher,
+            and where the logits are not a classifier's.
         verdict: None for a stage that is not gated.
         reasons: why it did not simply pass.
+        note: what the stage did, e.g. "encoders.accel.conv2 to float32".
     """
 
     stage: str
-    metric: float
+    metric: float | None
     to_teacher: Drift | None
-    to_student: Drift | None
+    to_reference: Drift | None
     flips: float | None
     verdict: Verdict | None
     reasons: tuple[str, ...]
+    note: str = ""
 
 
 @dataclass(frozen=True)
 class Ledger:
-    """The same probe after every stage, with the confidence of its bounds, and the gate's verdict over all of them."""
+    """The same probe after every stage, and the gate's verdict.
+
+    Attributes:
+        metric: name of the task metric.
+        reference: the stage that later ones are measured against: "student", or "float" where there is none.
+        limits: what the build must keep.
+        confidence: of the bounds.
+        rows: one for each stage.
+        verdict: of what ships, the last row: what a repair mended on the way does not count.
+    """
 
     metric: str
+    reference: str
     limits: Limits
     confidence: float
     rows: tuple[Row, ...]
@@ -71,8 +87,8 @@ class Ledger:
 
     @property
     def reasons(self) -> tuple[str, ...]:
-        """Every reason for a warning or a failure, with its stage."""
-        return tuple(f"{row.stage}: {reason}" for row in self.rows for reason in row.reasons)
+        """Why what ships does not simply pass."""
+        return self.rows[-1].reasons
 
     def row(self, stage: str) -> Row:
         """Return the row of a stage."""
@@ -81,71 +97,85 @@ class Ledger:
 
 def keep_ledger(
     probes: Mapping[str, Probe],
-    metrics: Mapping[str, float],
+    metrics: Mapping[str, float | None],
     metric: str,
     groups: np.ndarray[Any, Any] | None,
     limits: Limits,
     bootstrap: Bootstrap,
     known: Iterable[Row] = (),
+    notes: Mapping[str, str] = MappingProxyType({}),
 ) -> Ledger:
     """Compare the stages' probes and judge them.
 
     Args:
-        probes: by stage, in the order of :data:`STAGES`; "teacher" and "student" must be there.
-        metrics: by stage, the task metric on the probe's samples.
+        probes: by stage, in the order of the ledger; "student" or "float" must be there, "teacher" may be.
+        metrics: by stage, the task metric on the probe's samples; None where it was not measured, and does not gate.
         metric: its name.
         groups: each sample's cluster, or None.
         limits: what the build must keep.
         bootstrap: how the drift is bounded.
         known: rows that another ledger of the same probes has already; they are not computed again.
+        notes: by stage, what it did.
 
     Raises:
-        ValueError: the probes are not of the same samples.
+        ValueError: the probes are not of the same samples, or none of them is a reference.
     """
-    rows = []
+    reference = next((stage for stage in _REFERENCES if stage in probes), None)
+    if reference is None:
+        raise ValueError(f"a ledger needs a reference, one of {_REFERENCES}, but has {list(probes)}")
     have = {row.stage: row for row in known}
-    for stage in (stage for stage in STAGES if stage in probes):
+    rows = []
+    for stage, probe in probes.items():
         if stage in have:
             rows.append(have[stage])
             continue
-        probe = probes[stage]
-        gated = stage in GATED
-        to_teacher = measure_drift(probe, probes["teacher"], groups, bootstrap) if stage != "teacher" else None
-        to_student = measure_drift(probe, probes["student"], groups, bootstrap) if gated else None
-        flipped = flips(probe, probes["student"]) if gated else None
-        verdict: Verdict | None = None
+        to_teacher = to_reference = flipped = verdict = None
         reasons: tuple[str, ...] = ()
-        if to_student is not None and flipped is not None:
-            drop = metrics["student"] - metrics[stage]
-            verdict, reasons = judge(to_student, flipped, drop if limits.higher_is_better else -drop, limits)
-        rows.append(Row(stage, metrics[stage], to_teacher, to_student, flipped, verdict, reasons))
-    verdicts = {row.verdict for row in rows}
-    overall: Verdict = "fail" if "fail" in verdicts else "warn" if "warn" in verdicts else "pass"
-    return Ledger(metric, limits, bootstrap.confidence, tuple(rows), overall)
+        if stage != "teacher" and "teacher" in probes:
+            to_teacher = measure_drift(probe, probes["teacher"], groups, bootstrap)
+        if stage not in ("teacher", reference):
+            to_reference = measure_drift(probe, probes[reference], groups, bootstrap)
+            flipped = flips(probe, probes[reference])
+            if stage not in UNGATED:
+                drop = _metric_drop(metrics[reference], metrics[stage], limits)
+                verdict, reasons = judge(to_reference, flipped, drop, limits)
+        note = notes.get(stage, "")
+        rows.append(Row(stage, metrics[stage], to_teacher, to_reference, flipped, verdict, reasons, note))
+    return Ledger(metric, reference, limits, bootstrap.confidence, tuple(rows), rows[-1].verdict or "pass")
 
 
-def judge(drift: Drift, flipped: float, metric_drop: float, limits: Limits) -> tuple[Verdict, tuple[str, ...]]:
+def _metric_drop(before: float | None, after: float | None, limits: Limits) -> float | None:
+    """Return how much worse the metric became, positive when worse; None where it was not measured."""
+    if before is None or after is None:
+        return None
+    return before - after if limits.higher_is_better else after - before
+
+
+def judge(
+    drift: Drift, flipped: float | None, metric_drop: float | None, limits: Limits
+) -> tuple[Verdict, tuple[str, ...]]:
     """Judge one stage. Drift does not see the fusion head, nor what was trained on it: flips and metric gate too.
 
-    A figure that is not a number fails.
+    A figure that is not a number fails; one that was not measured is not judged.
 
     Args:
-        drift: against the unpruned student.
-        flipped: share of samples whose top-1 class changed.
-        metric_drop: how much worse the task metric is, positive when worse.
+        drift: against the reference.
+        flipped: share of samples whose top-1 class changed; None where it was not measured.
+        metric_drop: how much worse the task metric is, positive when worse; None where it was not measured.
         limits: what must be kept.
     """
     failures, warnings = [], []
     if not drift.bound <= limits.tau_fail:
+        worst = "pair" if drift.scope == "sample" else "modality"
         failures.append(
             f"Gram drift bound {drift.bound:.4f} is above {limits.tau_fail:g} "
-            f"(worst pair {drift.worst_pair}, {drift.worst_pair_mean:.4f})"
+            f"(worst {worst} {drift.worst_pair}, {drift.worst_pair_mean:.4f})"
         )
     elif drift.bound > limits.tau_pass:
         warnings.append(f"Gram drift bound {drift.bound:.4f} is above {limits.tau_pass:g}")
-    if not flipped <= limits.max_flips + _ROUNDING:
+    if flipped is not None and not flipped <= limits.max_flips + _ROUNDING:
         failures.append(f"{flipped:.1%} of top-1 classes changed, more than {limits.max_flips:.1%}")
-    if not metric_drop <= limits.max_metric_drop + _ROUNDING:
+    if metric_drop is not None and not metric_drop <= limits.max_metric_drop + _ROUNDING:
         failures.append(f"the metric is {metric_drop:.4f} worse, more than {limits.max_metric_drop:g}")
     verdict: Verdict = "fail" if failures else "warn" if warnings else "pass"
     return verdict, tuple(failures + warnings)

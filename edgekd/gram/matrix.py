@@ -22,6 +22,9 @@ if TYPE_CHECKING:
 #: A torch tensor or a numpy array. Functions below return the kind they were given.
 Array = Any
 
+#: Embeddings whose squared length is below are scaled by 1e12, not to unit length.
+_SMALLEST_SQUARE = 1e-24
+
 
 def namespace(array: Array) -> Any:
     """Return the module, numpy or torch, whose functions work on ``array``; torch is never imported for it."""
@@ -45,7 +48,7 @@ def normalize(z: Array, softness: float = 0.0) -> Array:
     if softness:
         square = square + softness * square.mean(0)
     # Clipped before the root, whose gradient at 0 is infinite: of a batch of zero rows it would make NaN.
-    return z / namespace(z).sqrt(square.clip(1e-24))
+    return z / namespace(z).sqrt(square.clip(_SMALLEST_SQUARE))
 
 
 def stack(embeddings: Mapping[str, Array], softness: float = 0.0) -> Array:
@@ -54,6 +57,10 @@ def stack(embeddings: Mapping[str, Array], softness: float = 0.0) -> Array:
     Raises:
         ValueError: the modalities differ in width, so there is no inner product between them.
     """
+    return normalize(_stacked(embeddings), softness)
+
+
+def _stacked(embeddings: Mapping[str, Array]) -> Array:
     widths = {name: z.shape[-1] for name, z in embeddings.items()}
     if len(set(widths.values())) > 1:
         raise ValueError(
@@ -62,7 +69,7 @@ def stack(embeddings: Mapping[str, Array], softness: float = 0.0) -> Array:
             + "; give the encoders one width"
         )
     arrays = list(embeddings.values())
-    return normalize(namespace(arrays[0]).stack(arrays, 1), softness)
+    return namespace(arrays[0]).stack(arrays, 1)
 
 
 def sample_gram(z: Array) -> Array:
@@ -102,7 +109,23 @@ def pair_names(modalities: Sequence[str]) -> list[str]:
 
 
 def pair_cosines(embeddings: Mapping[str, Array]) -> Array:
-    """Return each sample's cosine between each pair of modalities, exactly normalised: -> [B, P]."""
-    gram = sample_gram(stack(embeddings))
-    first, second = pair_indices(gram.shape[-1])
-    return gram[:, first, second]
+    """Return each sample's cosine between each pair of modalities, exactly normalised: -> [B, P].
+
+    The Gram is divided by the lengths on its diagonal: the same as normalising first, but for rounding, and less work.
+    """
+    gram = sample_gram(_stacked(embeddings))
+    every = list(range(gram.shape[-1]))
+    lengths = namespace(gram).sqrt(gram[:, every, every].clip(_SMALLEST_SQUARE))
+    first, second = pair_indices(len(every))
+    return gram[:, first, second] / (lengths[:, first] * lengths[:, second])
+
+
+def comparable(embeddings: Mapping[str, Array]) -> bool:
+    """Whether there are inner products between modalities: two or more of one width."""
+    return len(embeddings) > 1 and len({z.shape[-1] for z in embeddings.values()}) == 1
+
+
+def within_cosines(embeddings: Mapping[str, Array]) -> Array:
+    """Return the cosines between samples within each modality, whatever their widths: [B, D] each -> [B, M, B]."""
+    rows = [normalize(z) for z in embeddings.values()]
+    return namespace(rows[0]).stack([z @ z.T for z in rows], 1)

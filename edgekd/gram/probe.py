@@ -2,59 +2,147 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from edgekd.files import atomic_path
+from edgekd.gram.rows import EMBEDDING_PREFIX, Array, read_headers, stream_rows
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterator, Mapping, Sequence
     from pathlib import Path
 
 Floats = np.ndarray[Any, np.dtype[np.float32]]
 
+#: Numbers in a chunk of one probe: 4 MiB of them in double precision.
+_CHUNK_VALUES = 1 << 19
 
-@dataclass(frozen=True)
+
 class Probe:
     """Logits and embeddings of the same samples, after one stage.
 
-    Attributes:
-        ids: the samples' names [N].
-        logits: [N, C].
+    One that was loaded reads a whole array when it is asked for, and keeps it; :func:`side_by_side` keeps a chunk.
+
+    Args:
+        ids: the samples' names [N], each its own.
+        logits: [N, C], or whatever else the network puts out.
         embeddings: for each modality [N, D].
+
+    Attributes:
+        shapes: of every array, by its name in the file: ``ids``, ``logits``, ``embedding.<modality>``.
     """
 
-    ids: np.ndarray[Any, Any]
-    logits: Floats
-    embeddings: Mapping[str, Floats]
+    def __init__(self, ids: Array, logits: Floats, embeddings: Mapping[str, Floats]) -> None:
+        self._arrays: dict[str, Array] = {
+            "ids": ids,
+            "logits": logits,
+            **{EMBEDDING_PREFIX + name: z for name, z in embeddings.items()},
+        }
+        self.shapes: dict[str, tuple[int, ...]] = {key: array.shape for key, array in self._arrays.items()}
+
+    def __len__(self) -> int:
+        return self.shapes["ids"][0]
 
     @property
-    def predictions(self) -> np.ndarray[Any, Any]:
-        """Top-1 classes [N]."""
-        classes: np.ndarray[Any, Any] = self.logits.argmax(-1)
-        return classes
+    def ids(self) -> Array:
+        """The samples' names [N]."""
+        return self._array("ids")
 
-    def check_same_samples(self, other: Probe) -> None:
-        """Raise ValueError unless both probes are of the same samples, in the same order, with the same modalities."""
-        if not np.array_equal(self.ids, other.ids):
-            raise ValueError("the two probes are not of the same samples in the same order")
-        if list(self.embeddings) != list(other.embeddings):
-            raise ValueError(f"the two probes have modalities {list(self.embeddings)} and {list(other.embeddings)}")
+    @property
+    def logits(self) -> Floats:
+        """[N, C], or whatever else the network puts out."""
+        return self._array("logits")
+
+    @property
+    def embeddings(self) -> dict[str, Floats]:
+        """For each modality [N, D]."""
+        return {name: self._array(EMBEDDING_PREFIX + name) for name in self.modalities}
+
+    @property
+    def modalities(self) -> list[str]:
+        """The modalities' names, in order."""
+        return [key.removeprefix(EMBEDDING_PREFIX) for key in self.shapes if key.startswith(EMBEDDING_PREFIX)]
+
+    @property
+    def comparable(self) -> bool:
+        """Whether there are inner products between modalities: two or more of one width."""
+        widths = [self.shapes[EMBEDDING_PREFIX + name][-1] for name in self.modalities]
+        return len(widths) > 1 and len(set(widths)) == 1
+
+    @property
+    def classifies(self) -> bool:
+        """Whether the logits are a classifier's, [N, C] with two classes or more."""
+        shape = self.shapes["logits"]
+        return len(shape) == 2 and shape[1] > 1
+
+    @property
+    def predictions(self) -> Array | None:
+        """Top-1 classes [N]; None where the logits are not a classifier's."""
+        return top1(self.logits) if self.classifies else None
+
+    def chunks(self, keys: Sequence[str], rows: int) -> Iterator[dict[str, Array]]:
+        """Yield the arrays of these names, as in :attr:`shapes`, ``rows`` samples at a time."""
+        for start in range(0, len(self), rows):
+            yield {key: self._arrays[key][start : start + rows] for key in keys}
 
     def save(self, path: Path) -> None:
         """Write an ``.npz`` atomically."""
-        arrays = {f"embedding.{name}": z for name, z in self.embeddings.items()}
+        arrays = {key: self._array(key) for key in self.shapes}
         with atomic_path(path) as temporary, temporary.open("wb") as stream:
-            # numpy's stub takes every keyword for allow_pickle
-            np.savez(stream, ids=self.ids, logits=self.logits, **arrays)  # type: ignore[arg-type]
+            np.savez(stream, **arrays)  # type: ignore[arg-type]  # numpy's stub takes every keyword for allow_pickle
 
     @classmethod
     def load(cls, path: Path) -> Probe:
-        """Read what :meth:`save` wrote; pickled arrays are refused."""
-        with np.load(path, allow_pickle=False) as arrays:
-            embeddings = {
-                key.removeprefix("embedding."): arrays[key] for key in arrays.files if key.startswith("embedding.")
-            }
-            return cls(arrays["ids"], arrays["logits"], embeddings)
+        """Open what :meth:`save` wrote; pickled arrays are refused with a ValueError."""
+        return _SavedProbe(path)
+
+    def _array(self, key: str) -> Array:
+        return self._arrays[key]
+
+
+class _SavedProbe(Probe):
+    """A probe in a file."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._arrays = {}
+        self.shapes = {key: header.shape for key, header in read_headers(path).items()}
+
+    def chunks(self, keys: Sequence[str], rows: int) -> Iterator[dict[str, Array]]:
+        return stream_rows(self._path, keys, rows)
+
+    def _array(self, key: str) -> Array:
+        if key not in self._arrays:
+            with np.load(self._path, allow_pickle=False) as archive:
+                self._arrays[key] = archive[key]
+        return self._arrays[key]
+
+
+def top1(logits: Floats) -> Array:
+    """Return the classes [N] of logits [N, C]."""
+    classes: Array = logits.argmax(-1)
+    return classes
+
+
+def side_by_side(
+    probe: Probe, reference: Probe, keys: Sequence[str]
+) -> Iterator[tuple[dict[str, Array], dict[str, Array]]]:
+    """Yield the ids and the arrays ``keys`` of two probes, a chunk at a time.
+
+    Raises:
+        ValueError: the probes are not of the same samples, in the same order, with the same modalities, or have none.
+    """
+    if probe.modalities != reference.modalities:
+        raise ValueError(f"the two probes have modalities {probe.modalities} and {reference.modalities}")
+    if len(probe) != len(reference):
+        raise ValueError(f"the two probes are not of the same samples: {len(probe)} and {len(reference)}")
+    if not len(probe):
+        raise ValueError("the two probes have no samples")
+    values = max(sum(int(np.prod(p.shapes[key][1:])) for key in keys) for p in (probe, reference))
+    rows = max(1, _CHUNK_VALUES // max(1, values))
+    keys = ["ids", *keys]
+    for ours, theirs in zip(probe.chunks(keys, rows), reference.chunks(keys, rows), strict=True):
+        if not np.array_equal(ours["ids"], theirs["ids"]):
+            raise ValueError("the two probes are not of the same samples in the same order")
+        yield ours, theirs

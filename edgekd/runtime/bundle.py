@@ -17,7 +17,8 @@ import numpy as np
 from edgekd import __version__
 from edgekd.errors import BundleError, DeviceError, MissingDependency, ModelError, nearest
 from edgekd.files import sha256_file, write_text
-from edgekd.gram.matrix import pair_cosines
+from edgekd.gram.matrix import comparable, pair_cosines, within_cosines
+from edgekd.gram.rows import EMBEDDING_PREFIX, INPUT_PREFIX
 from edgekd.runtime.manifest import (
     MANIFEST,
     REFERENCE,
@@ -32,17 +33,7 @@ from edgekd.runtime.manifest import (
     read_manifest,
 )
 from edgekd.runtime.registry import ORT, Runtime
-from edgekd.runtime.session import (
-    EMBEDDING_PREFIX,
-    INPUT_PREFIX,
-    Array,
-    Feeds,
-    Session,
-    TensorSpec,
-    read_arrays,
-    run_rows,
-    write_arrays,
-)
+from edgekd.runtime.session import Array, Feeds, Session, TensorSpec, read_arrays, run_rows, write_arrays
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -64,14 +55,15 @@ class Verification:
     Attributes:
         samples: how many reference samples there are.
         max_logit_error: largest absolute difference of a logit, of either variant.
-        flips: how many samples' top-1 class differs, in either variant.
-        gram_drift: mean absolute difference of the cosines between modalities.
+        flips: how many samples' top-1 class differs, in either variant; None where the engine names no classes.
+        gram_drift: mean absolute difference of the cosines between modalities, or within each where they do not
+            compare.
         ok: no class differs, every logit is finite, and the drift is within :data:`MAX_GRAM_DRIFT`.
     """
 
     samples: int
     max_logit_error: float
-    flips: int
+    flips: int | None
     gram_drift: float
     ok: bool
 
@@ -112,7 +104,7 @@ def write_bundle(
         runtime: the library that runs the engines on the target.
         precision: of the engines, "int8", "float16" or "float32".
         task: what the engine does: name, metric and the like.
-        inputs: for each modality its name, dtype, shape (the first dimension is "batch") and preprocessing in words.
+        inputs: for each its name, dtype, shape (the first dimension is "batch" or 1) and preprocessing in words.
         classes: names of the logits, in their order.
         verdict: of the gate: "pass", "warn" or "fail".
         reasons: why it did not simply pass.
@@ -248,8 +240,10 @@ class Bundle:
         """Return each sample's most likely class by name.
 
         Raises:
-            ModelError: the feeds do not fit :attr:`inputs`, or a logit is not a number.
+            ModelError: the feeds do not fit :attr:`inputs`, a logit is not a number, or the engine is no classifier.
         """
+        if not self.manifest.classes:
+            raise ModelError(f"{self.folder}: the engine is no classifier; use run()")
         logits = self.run(feeds)["logits"]
         if not np.isfinite(logits).all():
             raise ModelError(f"{self.folder}: the engine gave logits that are not finite; check its inputs")
@@ -268,7 +262,7 @@ class Bundle:
         outputs = {self.variant: _run_reference(self._session, reference)}
         with self._open(other) as session:
             outputs[other] = _run_reference(session, reference)
-        return _compare(outputs["deploy"], outputs["engine"], reference)
+        return _compare(outputs["deploy"], outputs["engine"], reference, bool(self.manifest.classes))
 
     def close(self) -> None:
         """Free the engine; the bundle cannot be run again."""
@@ -301,22 +295,25 @@ def _run_reference(session: Session, reference: Mapping[str, Array]) -> dict[str
     return run_rows(session, {spec.name: reference[INPUT_PREFIX + spec.name] for spec in session.inputs}, _BATCH)
 
 
-def _compare(deploy: Mapping[str, Array], engine: Mapping[str, Array], reference: Mapping[str, Array]) -> Verification:
+def _compare(
+    deploy: Mapping[str, Array], engine: Mapping[str, Array], reference: Mapping[str, Array], classifies: bool
+) -> Verification:
     gram = _cosines(engine)
     for name, found in (("logits", deploy["logits"]), ("logits", engine["logits"]), ("gram", gram)):
         if found.shape != reference[name].shape:
             raise BundleError(f"{REFERENCE}: has {name} {reference[name].shape}, but the engine gives {found.shape}")
     logits = np.stack([deploy["logits"], engine["logits"]])
     error = float(np.abs(logits - reference["logits"]).max())
-    flips = int((logits.argmax(-1) != reference["logits"].argmax(-1)).any(0).sum())
+    flips = int((logits.argmax(-1) != reference["logits"].argmax(-1)).any(0).sum()) if classifies else None
     drift = float(np.abs(gram - reference["gram"]).mean())
-    ok = flips == 0 and bool(np.isfinite(error)) and drift <= MAX_GRAM_DRIFT
+    ok = not flips and bool(np.isfinite(error)) and drift <= MAX_GRAM_DRIFT
     return Verification(len(gram), error, flips, drift, ok)
 
 
 def _cosines(outputs: Mapping[str, Array]) -> Array:
-    """Return the cosines between modalities [n, P], pairs in the order of the engine's embeddings."""
-    cosines: Array = pair_cosines({name: z for name, z in outputs.items() if name.startswith(EMBEDDING_PREFIX)})
+    """Return the cosines between modalities [n, P]; within each [n, M, n] where they do not compare."""
+    embeddings = {name: z for name, z in outputs.items() if name.startswith(EMBEDDING_PREFIX)}
+    cosines: Array = pair_cosines(embeddings) if comparable(embeddings) else within_cosines(embeddings)
     return cosines
 
 
@@ -333,22 +330,30 @@ def _outputs(folder: Path, inputs: list[dict[str, Any]], classes: list[str]) -> 
     """
     variants: dict[str, list[str]] = {}
     outputs: dict[str, dict[str, Any]] = {}
-    modalities = [item["name"] for item in inputs]
-    promised = {"engine": {"logits", *(EMBEDDING_PREFIX + name for name in modalities)}, "deploy": {"logits"}}
     for variant in get_args(Variant):
         path = folder / f"{variant}.onnx"
         with ORT.open(path) as session:
             _check_inputs(path, session, inputs)
-            names = {spec.name for spec in session.outputs}
-            if names != promised[variant]:
-                raise BundleError(f"{path}: must have the outputs {sorted(promised[variant])}, but has {sorted(names)}")
+            _check_outputs(path, [spec.name for spec in session.outputs], variant)
             for spec in session.outputs:
                 variants.setdefault(spec.name, []).append(variant)
-                outputs[spec.name] = {"name": spec.name, "dtype": spec.dtype, "shape": ["batch", *spec.shape[1:]]}
+                outputs[spec.name] = {"name": spec.name, "dtype": spec.dtype, "shape": _batched(spec.shape)}
     width = outputs["logits"]["shape"][-1]
-    if width != len(classes):
+    if classes and width != len(classes):
         raise BundleError(f"{folder}: the engines give {width} logits, but {len(classes)} classes were named")
     return [{**output, "variants": variants[name]} for name, output in outputs.items()]
+
+
+def _batched(shape: tuple[int | str, ...]) -> list[int | str]:
+    return [shape[0] if shape[0] == 1 else "batch", *shape[1:]]
+
+
+def _check_outputs(path: Path, names: list[str], variant: Variant) -> None:
+    others = [name for name in names if name != "logits"]
+    taps = [name for name in others if name.startswith(EMBEDDING_PREFIX)]
+    wanted = f"'logits' and '{EMBEDDING_PREFIX}<modality>'" if variant == "engine" else "'logits' alone"
+    if len(others) == len(names) or len(taps) < len(others) or bool(taps) != (variant == "engine"):
+        raise BundleError(f"{path}: must have the outputs {wanted}, but has {sorted(names)}")
 
 
 def _check_inputs(path: Path, session: Session, inputs: list[dict[str, Any]]) -> None:

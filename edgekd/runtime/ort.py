@@ -59,7 +59,7 @@ def open_engine(engine: Path | bytes, threads: int = 1, name: str | None = None)
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
-    options.log_severity_level = 3
+    options.log_severity_level = 4  # what fails is raised
     failures = _failures(onnxruntime)
     try:
         session = onnxruntime.InferenceSession(

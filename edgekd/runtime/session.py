@@ -13,18 +13,13 @@ import numpy as np
 
 from edgekd.errors import ModelError, nearest
 from edgekd.files import atomic_path
+from edgekd.gram.rows import INPUT_PREFIX
 
 if TYPE_CHECKING:
     from types import TracebackType
 
 Array = np.ndarray[Any, np.dtype[Any]]
 Feeds = Mapping[str, Array]
-
-#: In an ``.npz`` of samples, the input ``image`` is stored as ``input.image``.
-INPUT_PREFIX = "input."
-
-#: The output that holds the embedding of the modality ``image`` is called ``embedding.image``.
-EMBEDDING_PREFIX = "embedding."
 
 
 @dataclass(frozen=True)
@@ -167,7 +162,7 @@ def read_feeds(source: Path | BinaryIO, specs: Sequence[TensorSpec]) -> dict[str
     """
     arrays = read_arrays(source, [INPUT_PREFIX + spec.name for spec in specs])
     feeds = {key[len(INPUT_PREFIX) :]: array for key, array in arrays.items()}
-    FeedCheck(specs)(feeds)
+    FeedCheck(specs)({name: array[:1] for name, array in feeds.items()} if takes_one_row(specs) else feeds)
     counts = {name: len(array) for name, array in feeds.items()}
     if len(set(counts.values())) != 1 or 0 in counts.values():
         raise ModelError(f"{_label(source)}: every input needs the same number of rows, at least one, but has {counts}")
@@ -212,10 +207,19 @@ def _label(source: Path | BinaryIO) -> str:
 
 
 def run_rows(session: Session, feeds: Feeds, batch: int) -> dict[str, Array]:
-    """Run all rows of ``feeds``, at most ``batch`` at a time, and return all rows of every output."""
+    """Run all rows of ``feeds``, at most ``batch`` at a time, and return all rows of every output.
+
+    An engine whose batch is fixed at one gets one row at a time, whatever ``batch``.
+    """
     rows = len(next(iter(feeds.values())))
+    step = 1 if takes_one_row(session.inputs) else batch
     parts = [
-        session.run({name: array[start : start + batch] for name, array in feeds.items()})
-        for start in range(0, rows, batch)
+        session.run({name: array[start : start + step] for name, array in feeds.items()})
+        for start in range(0, rows, step)
     ]
     return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+
+
+def takes_one_row(specs: Sequence[TensorSpec]) -> bool:
+    """Whether an engine with these inputs takes one row at a time, for the batch of one of them is fixed at one."""
+    return any(spec.shape[:1] == (1,) for spec in specs)

@@ -1,40 +1,23 @@
 import math
+from dataclasses import asdict
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from probes import aligned_probe, at_degrees, first, probe_of, rotate
 
-from edgekd.gram.drift import Bootstrap, _t_quantile, debiased_cka, flips, measure_drift, upper_bound
+from edgekd.gram.drift import Bootstrap, DriftMeter, flips, measure_drift, upper_bound
+from edgekd.gram.matrix import pair_cosines
 from edgekd.gram.probe import Probe
+from edgekd.gram.stats import debiased_cka, spearman
+from edgekd.gram.units import UNITS, Units, hash_names
 
 
-def probe_of(embeddings, logits=None, ids=None):
-    count = len(next(iter(embeddings.values())))
-    return Probe(
-        np.array([f"s{i}" for i in range(count)]) if ids is None else np.array(ids),
-        np.eye(count, 3, dtype=np.float32) if logits is None else np.array(logits, dtype=np.float32),
-        {name: np.asarray(z, dtype=np.float32) for name, z in embeddings.items()},
-    )
-
-
-def at_degrees(*degrees):
-    return [[math.cos(math.radians(d)), math.sin(math.radians(d))] for d in degrees]
-
-
-def random_rotation(width, seed=0):
-    return np.linalg.qr(np.random.default_rng(seed).normal(size=(width, width)))[0]
-
-
-def aligned_probe(samples=200, width=16, noise=0.4, seed=0):
-    """Two modalities that see the same thing, each with noise of its own."""
-    random = np.random.default_rng(seed)
-    shared = random.normal(size=(samples, width))
-    return probe_of({name: shared + noise * random.normal(size=shared.shape) for name in "ab"})
-
-
-def rotate(probe, modality, seed=0):
-    z = probe.embeddings[modality]
-    rotated = (z @ random_rotation(z.shape[1], seed)).astype(np.float32)
-    return Probe(probe.ids, probe.logits, {**probe.embeddings, modality: rotated})
+def bound_of(errors, groups, bootstrap):
+    units = Units()
+    units.add(hash_names(np.arange(len(errors)) if groups is None else groups), errors)
+    return upper_bound(*units.totals(), bootstrap)
 
 
 def test_a_small_case_by_hand():
@@ -85,15 +68,14 @@ def test_widths_need_not_agree_between_the_models():
 @pytest.mark.parametrize("seed", range(5))
 def test_the_bound_is_above_the_mean_and_falls_with_more_samples(seed):
     errors = np.random.default_rng(seed).exponential(0.01, 4000)
-    few, many = (upper_bound(errors[:n], None, Bootstrap(seed=seed)) - errors[:n].mean() for n in (40, 4000))
+    few, many = (bound_of(errors[:n], None, Bootstrap(seed=seed)) - errors[:n].mean() for n in (40, 4000))
     assert few > 4 * many > 0
 
 
 def test_the_bound_holds_as_often_as_it_says():
     random = np.random.default_rng(0)
     held = sum(
-        upper_bound(random.exponential(1.0, 60), None, Bootstrap(resamples=300, seed=trial)) >= 1.0
-        for trial in range(200)
+        bound_of(random.exponential(1.0, 60), None, Bootstrap(resamples=300, seed=trial)) >= 1.0 for trial in range(200)
     )
     # The percentile bootstrap is a little optimistic on skewed errors of few samples.
     assert 0.88 <= held / 200 <= 0.99
@@ -101,27 +83,27 @@ def test_the_bound_holds_as_often_as_it_says():
 
 def test_a_higher_confidence_gives_a_higher_bound():
     errors = np.random.default_rng(0).exponential(0.01, 100)
-    bounds = [upper_bound(errors, None, Bootstrap(confidence)) for confidence in (0.6, 0.95, 0.999)]
+    bounds = [bound_of(errors, None, Bootstrap(confidence)) for confidence in (0.6, 0.95, 0.999)]
     assert bounds == sorted(set(bounds))
 
 
 def test_groups_that_differ_raise_the_bound():
     groups = np.repeat(["anna", "ben", "cleo", "dan"], 50)
     errors = np.repeat([0.01, 0.02, 0.03, 0.08], 50) + np.random.default_rng(0).normal(0, 1e-3, 200)
-    independent, clustered = upper_bound(errors, None, Bootstrap()), upper_bound(errors, groups, Bootstrap())
+    independent, clustered = bound_of(errors, None, Bootstrap()), bound_of(errors, groups, Bootstrap())
     assert clustered - errors.mean() > 4 * (independent - errors.mean())
 
 
 def test_groups_of_unequal_size_keep_the_mean_of_samples():
     errors, groups = np.array([0.0] * 99 + [1.0]), np.array(["large"] * 99 + ["small"])
     # Drawing two groups of two: the small one twice (a quarter of the time) means that every sample is wrong.
-    assert upper_bound(errors, groups, Bootstrap()) == 1.0
+    assert bound_of(errors, groups, Bootstrap()) == 1.0
 
 
 @pytest.mark.parametrize("groups", [None, np.array(["anna"])], ids=["one sample", "one group"])
 def test_one_sample_or_group_bounds_nothing(groups):
     errors = np.array([0.001]) if groups is None else np.full(500, 0.001)
-    assert upper_bound(errors, groups if groups is None else np.repeat(groups, 500), Bootstrap()) == 2.0
+    assert bound_of(errors, groups if groups is None else np.repeat(groups, 500), Bootstrap()) == 2.0
 
 
 def test_the_seed_decides():
@@ -130,31 +112,6 @@ def test_the_seed_decides():
     assert first == again
     assert first.bound != other.bound
     assert first.mean == other.mean
-
-
-def biased_cka(x, y):
-    x, y = x - x.mean(0), y - y.mean(0)
-    return np.linalg.norm(y.T @ x) ** 2 / (np.linalg.norm(x.T @ x) * np.linalg.norm(y.T @ y))
-
-
-def test_independent_features_pass_biased_cka_only():
-    random = np.random.default_rng(0)
-    pairs = [(random.normal(size=(32, 128)), random.normal(size=(32, 128))) for _ in range(20)]
-    assert min(biased_cka(x, y) for x, y in pairs) > 0.7
-    debiased = [debiased_cka(x, y) for x, y in pairs]
-    assert abs(np.mean(debiased)) < 0.02
-    assert max(map(abs, debiased)) < 0.15
-
-
-def test_debiased_cka_is_1_for_the_same_and_its_rotation():
-    x = np.random.default_rng(0).normal(size=(64, 16))
-    assert debiased_cka(x, x) == pytest.approx(1)
-    assert debiased_cka(x, 3 * x @ random_rotation(16)) == pytest.approx(1)
-
-
-def test_debiased_cka_is_none_where_a_side_does_not_vary():
-    x = np.random.default_rng(0).normal(size=(64, 16))
-    assert debiased_cka(x, np.zeros((64, 3))) is None
 
 
 def test_one_modality_rotating_is_seen_by_the_joint_cka_and_by_drift_alone():
@@ -190,13 +147,6 @@ def test_too_few_rows_have_no_cka():
     assert measure_drift(aligned_probe(samples=1), aligned_probe(samples=1), None, Bootstrap()).cka is None
 
 
-def test_flips_are_the_share_of_changed_classes():
-    embeddings = {"a": np.ones((4, 2)), "b": np.ones((4, 2))}
-    before = probe_of(embeddings, [[1, 0, 0], [1, 0, 0], [0, 1, 0], [0, 0, 1]])
-    after = probe_of(embeddings, [[2, 0, 0], [0, 1, 0], [0, 1, 0], [0, 0, 5]])
-    assert flips(after, before) == 0.25
-
-
 def test_other_samples_are_refused():
     probe = aligned_probe()
     shuffled = Probe(probe.ids[::-1], probe.logits, probe.embeddings)
@@ -213,28 +163,6 @@ def test_other_modalities_are_refused():
         measure_drift(renamed, probe, None, Bootstrap())
 
 
-def test_a_modality_alone_is_refused():
-    alone = probe_of({"a": np.ones((4, 2))})
-    with pytest.raises(ValueError, match="two modalities or more"):
-        measure_drift(alone, alone, None, Bootstrap())
-
-
-def test_a_probe_comes_back_from_disk_as_it_was(tmp_path):
-    probe = aligned_probe(samples=5)
-    probe.save(tmp_path / "probe.npz")
-    loaded = Probe.load(tmp_path / "probe.npz")
-    loaded.check_same_samples(probe)
-    np.testing.assert_array_equal(loaded.logits, probe.logits)
-    for name, z in probe.embeddings.items():
-        np.testing.assert_array_equal(loaded.embeddings[name], z)
-
-
-def test_a_probe_that_holds_a_pickle_is_refused(tmp_path):
-    np.savez(tmp_path / "probe.npz", ids=np.array([object()]), logits=np.ones((1, 2)))
-    with pytest.raises(ValueError, match="allow_pickle"):
-        Probe.load(tmp_path / "probe.npz")
-
-
 @pytest.mark.parametrize("groups", [3, 5, 10])
 def test_the_bound_of_a_few_groups_holds_about_as_often_as_it_says(groups):
     # The percentile bootstrap alone would hold in 76 %, 90 % and 94 % of the trials.
@@ -243,13 +171,73 @@ def test_the_bound_of_a_few_groups_holds_about_as_often_as_it_says(groups):
     for trial in range(300):
         means = 1 + 0.2 * random.normal(size=groups)
         errors = means[member] + 0.05 * random.normal(size=len(member))
-        held += upper_bound(errors, member, Bootstrap(resamples=200, seed=trial)) >= 1
+        held += bound_of(errors, member, Bootstrap(resamples=200, seed=trial)) >= 1
     assert held / 300 > 0.92
 
 
-@pytest.mark.parametrize(
-    ("confidence", "freedom", "expected"),
-    [(0.95, 1, 6.3138), (0.95, 2, 2.9200), (0.975, 10, 2.2281), (0.95, 500, 1.6479), (0.95, 5000, 1.6452)],
-)
-def test_students_quantile_against_its_table(confidence, freedom, expected):
-    assert _t_quantile(confidence, freedom) == pytest.approx(expected, abs=6e-4)
+def many(samples, seed=0):
+    """Two modalities of a model and of one that strays from it, some samples more than others."""
+    random = np.random.default_rng(seed)
+    z = random.normal(size=(2, samples, 4))
+    strays = z + random.exponential(0.05, (samples, 1)) * random.normal(size=z.shape)
+    return [probe_of(dict(zip("ab", both, strict=True)), np.zeros((samples, 2))) for both in (strays, z)]
+
+
+MANY = many(10_000)
+
+
+def metered(probes, sizes, groups=None):
+    """Measure chunk by chunk; the last chunk has what is left."""
+    meter = DriftMeter(["a", "b"], Bootstrap(resamples=20))
+    start = 0
+    for size in [*sizes, len(probes[0])]:
+        part = slice(start, start + size)
+        both = ({name: z[part] for name, z in probe.embeddings.items()} for probe in probes)
+        meter.add(probes[0].ids[part], *both, None if groups is None else groups[part])
+        start += size
+    return meter.result()
+
+
+@pytest.mark.parametrize("groups", [None, np.arange(10_000) // 2, np.arange(10_000) % 7], ids=["none", "many", "few"])
+@given(st.lists(st.integers(1, 4000), max_size=5))
+@settings(max_examples=8, deadline=None)
+def test_chunks_do_not_matter(groups, sizes):
+    whole, parts = (asdict(metered(MANY, chunks, groups)) for chunks in ([], sizes))
+    figures = ("mean", "bound", "worst_pair_mean", "bias", "rank_correlation", "cka")
+    for name in figures:
+        assert parts.pop(name) == pytest.approx(whole.pop(name), rel=1e-10)
+    assert parts == whole
+
+
+def test_the_bound_over_blocks_is_that_over_samples():
+    changed, reference = many(20_000)
+    drift = measure_drift(changed, reference, None, Bootstrap())
+    cosines = [pair_cosines(probe.embeddings)[:, 0].astype(float) for probe in (changed, reference)]
+    errors = np.abs(cosines[0] - cosines[1])
+    assert len(errors) > 2 * UNITS
+    exact = upper_bound(errors, np.ones(len(errors)), Bootstrap())
+    assert drift.mean == pytest.approx(errors.mean(), rel=1e-5)
+    assert drift.bound - drift.mean == pytest.approx(exact - errors.mean(), rel=0.05)
+
+
+def test_the_bound_over_blocks_of_groups_is_that_over_groups():
+    random = np.random.default_rng(0)
+    groups = np.repeat(np.arange(20_000), 3)
+    errors = np.repeat(random.exponential(0.01, 20_000), 3) + random.exponential(0.001, 60_000)
+    exact = upper_bound(errors.reshape(-1, 3).sum(1), np.full(20_000, 3.0), Bootstrap())
+    assert bound_of(errors, groups, Bootstrap()) - errors.mean() == pytest.approx(exact - errors.mean(), rel=0.05)
+    assert bound_of(errors, None, Bootstrap()) - errors.mean() < 0.7 * (exact - errors.mean())
+
+
+def test_a_subsample_ranks_and_aligns_as_all_samples_do():
+    changed, reference = many(100_000)
+    drift = measure_drift(changed, reference, None, Bootstrap(resamples=10))
+    cosines = [pair_cosines(probe.embeddings)[:, 0] for probe in (changed, reference)]
+    assert drift.rank_correlation == pytest.approx(spearman(*cosines), abs=1e-3)
+    fewer = measure_drift(*(first(probe, 500) for probe in (changed, reference)), None, Bootstrap())
+    assert drift.cka == pytest.approx(fewer.cka, abs=0.02)
+
+
+def test_a_meter_of_no_samples_has_no_drift():
+    with pytest.raises(ValueError, match="needs samples"):
+        DriftMeter(["a", "b"], Bootstrap()).result()

@@ -1,19 +1,23 @@
 """The gate on real networks: what must fail it, fails it."""
 
+import copy
 import math
 from dataclasses import dataclass, replace
+from types import MappingProxyType
 
 import numpy as np
 import pytest
 import torch
+from probes import first, rotate, with_embeddings, with_logits
 
 from edgekd.gram.drift import Bootstrap, Drift
 from edgekd.gram.gate import Limits, judge, keep_ledger
 from edgekd.gram.probe import Probe
 from edgekd.learn import distill, teacher
-from edgekd.learn.evaluate import probe, truth
+from edgekd.learn.evaluate import batches, probe, truth
+from edgekd.learn.losses import cross_entropy, gram_losses
 from edgekd.learn.result import PROBE, WEIGHTS
-from edgekd.learn.taps import Taps, resolve_taps
+from edgekd.learn.taps import Tapped, Taps, resolve_taps
 from edgekd.learn.task import accuracy, load_task
 from edgekd.learn.weights import build, load_weights
 from edgekd.progress import Silent, StageReporter
@@ -31,6 +35,7 @@ class Trained:
     student: Probe
     random: Probe
     perturbed: Probe
+    fooling: Probe
 
     def ledger(self, changed, limits=LIMITS, sign=1):
         probes = {"teacher": self.teacher, "student": self.student, "quantized": changed}
@@ -60,18 +65,36 @@ def trained(tmp_path_factory):
         student=Probe.load(folders["student"] / PROBE),
         random=probe(build(task.task.student, 7), taps.student, test),
         perturbed=probe(student, taps.student, test),
+        fooling=probe(taught_wrong(task, student, taps.student), taps.student, test),
     )
+
+
+def taught_wrong(task, student, taps):
+    """Fine-tune on the label after the right one, anchored to the Gram of before."""
+    anchor = copy.deepcopy(student).eval()
+    optimizer = torch.optim.Adam(student.parameters(), 3e-3)
+    with Tapped(student.train(), taps) as tuned, Tapped(anchor, taps) as anchored:
+        for batch in [*batches(task.splits["train"])] * 20:
+            inputs = list(batch.inputs.values())
+            logits, embeddings = tuned(inputs)
+            with torch.no_grad():
+                expected = anchored(inputs)[1]
+            gram = gram_losses(embeddings, expected, ["sample"])["sample"]
+            loss = cross_entropy(logits, (batch.labels + 1) % logits.shape[1]) + 1000 * gram
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+    return student
+
+
+def keep(probes, trained, notes=MappingProxyType({})):
+    metrics = {stage: accuracy(probe.logits, trained.labels) for stage, probe in probes.items()}
+    return keep_ledger(probes, metrics, "accuracy", None, LIMITS, Bootstrap(resamples=300), notes=notes)
 
 
 def permuted(student, modality):
     order = np.random.default_rng(0).permutation(len(student.ids))
-    return replace(student, embeddings={**student.embeddings, modality: student.embeddings[modality][order]})
-
-
-def rotated(student, modality):
-    z = student.embeddings[modality]
-    rotation = np.linalg.qr(np.random.default_rng(0).normal(size=(z.shape[1],) * 2))[0]
-    return replace(student, embeddings={**student.embeddings, modality: (z @ rotation).astype(np.float32)})
+    return with_embeddings(student, **{modality: student.embeddings[modality][order]})
 
 
 def test_the_student_has_learned_what_the_controls_will_break(trained):
@@ -83,18 +106,18 @@ def test_an_unchanged_student_passes(trained):
     ledger = trained.ledger(trained.student)
     assert (ledger.verdict, ledger.reasons) == ("pass", ())
     row = ledger.row("quantized")
-    assert (row.to_student.bound, row.flips) == (0, 0)
+    assert (row.to_reference.bound, row.flips) == (0, 0)
     assert row.to_teacher == ledger.row("student").to_teacher
 
 
 def test_a_student_with_slightly_other_weights_passes(trained):
     ledger = trained.ledger(trained.perturbed)
     assert ledger.verdict == "pass"
-    assert 0 < ledger.row("quantized").to_student.mean < ledger.row("quantized").to_student.bound < LIMITS.tau_pass
+    assert 0 < ledger.row("quantized").to_reference.mean < ledger.row("quantized").to_reference.bound < LIMITS.tau_pass
 
 
 @pytest.mark.parametrize("modality", ["fou", "mor", "zer"])
-@pytest.mark.parametrize("control", [permuted, rotated], ids=["shuffled pairs", "rotated modality"])
+@pytest.mark.parametrize("control", [permuted, rotate], ids=["shuffled pairs", "rotated modality"])
 def test_a_broken_structure_fails_by_its_gram_alone(trained, control, modality):
     ledger = trained.ledger(control(trained.student, modality))
     assert ledger.verdict == "fail"
@@ -103,8 +126,8 @@ def test_a_broken_structure_fails_by_its_gram_alone(trained, control, modality):
     assert (row.flips, row.metric) == (0, ledger.row("student").metric)
     assert len(ledger.reasons) == 1
     assert ledger.reasons[0].startswith("quantized: Gram drift bound")
-    assert modality in row.to_student.worst_pair
-    assert row.to_student.bound > 2 * LIMITS.tau_fail
+    assert modality in row.to_reference.worst_pair
+    assert row.to_reference.bound > 2 * LIMITS.tau_fail
 
 
 def test_a_random_student_fails_by_everything(trained):
@@ -115,28 +138,38 @@ def test_a_random_student_fails_by_everything(trained):
 
 def test_a_broken_fusion_head_fails_by_flips_and_metric(trained):
     noise = np.random.default_rng(0).normal(0, 3, trained.student.logits.shape).astype(np.float32)
-    ledger = trained.ledger(replace(trained.student, logits=trained.student.logits + noise))
+    ledger = trained.ledger(with_logits(trained.student, trained.student.logits + noise))
     assert ledger.verdict == "fail"
-    assert ledger.row("quantized").to_student.bound == 0
+    assert ledger.row("quantized").to_reference.bound == 0
     assert "of top-1 classes changed, more than 3.0%" in ledger.reasons[0]
     assert "the metric is" in ledger.reasons[1]
+
+
+def test_a_student_that_keeps_its_gram_and_has_lost_its_accuracy_is_refused(trained):
+    ledger = trained.ledger(trained.fooling)
+    row = ledger.row("quantized")
+    assert row.metric < 0.5 < ledger.row("student").metric
+    assert 0 < row.to_reference.bound < LIMITS.tau_fail
+    assert ledger.verdict == "fail"
+    failures = [reason for reason in ledger.reasons if "Gram" not in reason]
+    assert ["top-1 classes changed" in failures[0], "the metric is" in failures[1]] == [True, True]
 
 
 @pytest.mark.parametrize("where", ["embeddings", "logits"])
 def test_what_is_not_a_number_fails(trained, where):
     broken = getattr(trained.student, where)
     if where == "embeddings":
-        broken = {**broken, "mor": np.where(np.arange(len(broken["mor"]))[:, None] == 3, np.nan, broken["mor"])}
-        ledger = trained.ledger(replace(trained.student, embeddings=broken))
+        broken = np.where(np.arange(len(broken["mor"]))[:, None] == 3, np.nan, broken["mor"])
+        ledger = trained.ledger(with_embeddings(trained.student, mor=broken))
         assert "Gram drift bound nan is above" in ledger.reasons[0]
     else:
-        ledger = trained.ledger(replace(trained.student, logits=np.full_like(broken, np.nan)))
+        ledger = trained.ledger(with_logits(trained.student, np.full_like(broken, np.nan)))
         assert "top-1 classes changed" in ledger.reasons[0]
     assert ledger.verdict == "fail"
 
 
 def test_between_the_two_limits_it_warns(trained):
-    bound = trained.ledger(trained.perturbed).row("quantized").to_student.bound
+    bound = trained.ledger(trained.perturbed).row("quantized").to_reference.bound
     ledger = trained.ledger(trained.perturbed, replace(LIMITS, tau_pass=bound / 2, tau_fail=bound * 2))
     assert ledger.verdict == "warn"
     assert ledger.reasons == (f"quantized: Gram drift bound {bound:.4f} is above {bound / 2:g}",)
@@ -146,19 +179,93 @@ def test_of_several_stages_the_worst_verdict_counts(trained):
     probes = {
         "teacher": trained.teacher,
         "student": trained.student,
-        "pruned": trained.random,
+        "tuned": trained.random,
         "engine": trained.student,
     }
-    metrics = {name: accuracy(p.logits, trained.labels) for name, p in probes.items()}
-    ledger = keep_ledger(probes, metrics, "accuracy", None, LIMITS, Bootstrap(resamples=300))
+    ledger = keep(probes, trained)
     assert [(row.stage, row.verdict) for row in ledger.rows] == [
         ("teacher", None),
         ("student", None),
-        ("pruned", "fail"),
+        ("tuned", "fail"),
         ("engine", "pass"),
     ]
     assert ledger.verdict == "fail"
-    assert all(reason.startswith("pruned: ") for reason in ledger.reasons)
+    assert all(reason.startswith("tuned: ") for reason in ledger.reasons)
+
+
+def test_the_network_just_cut_is_shown_and_not_judged(trained):
+    ledger = keep({"student": trained.student, "pruned": trained.random, "tuned": trained.student}, trained)
+    row = ledger.row("pruned")
+    assert row.to_reference.bound > LIMITS.tau_fail
+    assert row.flips > LIMITS.max_flips
+    assert (row.verdict, row.reasons) == (None, ())
+    assert ledger.verdict == "pass"
+
+
+def test_the_order_of_the_stages_is_that_of_the_probes(trained):
+    stages = ["student", "quantized", "repair 1", "repair 2", "engine"]
+    notes = {"repair 1": "encoders.fou.0 to float32"}
+    ledger = keep(dict.fromkeys(stages, trained.student), trained, notes)
+    assert [(row.stage, row.note) for row in ledger.rows] == [(stage, notes.get(stage, "")) for stage in stages]
+
+
+def test_rows_that_are_known_are_not_computed_again(trained):
+    before = keep({"student": trained.student, "tuned": trained.random}, trained).rows
+    probes = {"student": trained.student, "tuned": trained.random, "engine": trained.student}
+    ledger = keep_ledger(probes, dict.fromkeys(probes), "accuracy", None, LIMITS, Bootstrap(), before)
+    assert ledger.rows[:2] == before
+    assert (ledger.row("engine").verdict, ledger.verdict) == ("pass", "fail")
+
+
+def test_a_network_that_was_brought_is_its_own_reference(trained):
+    ledger = keep({"float": trained.student, "quantized": trained.perturbed}, trained)
+    assert ledger.reference == "float"
+    row, quantized = ledger.rows
+    assert (row.verdict, row.to_reference, row.flips, row.to_teacher) == (None, None, None, None)
+    assert quantized.to_teacher is None
+    assert (quantized.verdict, quantized.to_reference.bound > 0) == ("pass", True)
+
+
+def test_a_ledger_without_a_reference_is_refused(trained):
+    with pytest.raises(ValueError, match=r"one of \('student', 'float'\), but has \['teacher', 'engine'\]"):
+        keep({"teacher": trained.teacher, "engine": trained.student}, trained)
+
+
+def test_without_labels_flips_and_drift_gate(trained):
+    def ledger(changed):
+        probes = {"student": trained.student, "quantized": changed}
+        return keep_ledger(probes, dict.fromkeys(probes), "accuracy", None, LIMITS, Bootstrap(resamples=300))
+
+    assert (ledger(trained.perturbed).verdict, ledger(trained.perturbed).row("quantized").metric) == ("pass", None)
+    noise = np.random.default_rng(0).normal(0, 3, trained.student.logits.shape).astype(np.float32)
+    (reason,) = ledger(with_logits(trained.student, trained.student.logits + noise)).reasons
+    assert "of top-1 classes changed" in reason
+    (reason,) = ledger(permuted(trained.student, "fou")).reasons
+    assert "Gram drift bound" in reason
+
+
+def test_a_network_that_is_no_classifier_is_gated_by_drift_and_metric(trained):
+    maps = np.ones((len(trained.student), 4, 5), np.float32)
+    probes = {"float": with_logits(trained.student, maps), "quantized": with_logits(trained.student, -maps)}
+    ledger = keep_ledger(probes, dict.fromkeys(probes, 0.5), "mAP", None, LIMITS, Bootstrap(resamples=300))
+    assert (ledger.verdict, ledger.row("quantized").flips) == ("pass", None)
+    ledger = keep_ledger(probes, {"float": 0.5, "quantized": 0.4}, "mAP", None, LIMITS, Bootstrap(resamples=300))
+    assert ledger.reasons == ("quantized: the metric is 0.1000 worse, more than 0.015",)
+
+
+def test_one_modality_is_gated_within_itself(trained):
+    def alone(probe):
+        return Probe(probe.ids, probe.logits, {"mor": probe.embeddings["mor"]})
+
+    assert keep({"float": alone(trained.student), "engine": alone(trained.perturbed)}, trained).verdict == "pass"
+    assert (
+        keep({"float": alone(trained.student), "engine": rotate(alone(trained.student), "mor")}, trained).verdict
+        == "pass"
+    )
+    ledger = keep({"float": alone(trained.student), "engine": alone(permuted(trained.student, "mor"))}, trained)
+    assert ledger.row("engine").to_reference.scope == "intra"
+    (reason,) = ledger.reasons
+    assert "(worst modality mor, " in reason
 
 
 def test_a_metric_may_be_better_when_lower(trained):
@@ -170,13 +277,9 @@ def test_a_metric_may_be_better_when_lower(trained):
 
 
 def test_few_samples_fail_where_many_pass(trained):
-    def few(probe, count):
-        z = {name: z[:count] for name, z in probe.embeddings.items()}
-        return Probe(probe.ids[:count], probe.logits[:count], z)
-
     def verdict(count):
         probes = {"teacher": trained.teacher, "student": trained.student, "quantized": trained.perturbed}
-        probes = {name: few(p, count) for name, p in probes.items()}
+        probes = {name: first(p, count) for name, p in probes.items()}
         return keep_ledger(
             probes, dict.fromkeys(probes, 1.0), "accuracy", None, LIMITS, Bootstrap(resamples=300)
         ).verdict
@@ -186,7 +289,7 @@ def test_few_samples_fail_where_many_pass(trained):
 
 
 def drift_with(bound):
-    return Drift(0.001, bound, "a-b", 0.002, 0.0, None, None, 100, None)
+    return Drift(0.001, bound, "a-b", 0.002, 0.0, None, None, 100, None, "sample")
 
 
 @pytest.mark.parametrize(
@@ -201,6 +304,10 @@ def drift_with(bound):
         (math.nan, 0, 0, "fail"),
         (0, math.nan, 0, "fail"),
         (0, 0, math.nan, "fail"),
+        (0, None, None, "pass"),
+        (0, None, 1, "fail"),
+        (0, 1, None, "fail"),
+        (math.nan, None, None, "fail"),
     ],
 )
 def test_limits_are_inclusive_and_nan_is_over_every_one(bound, flipped, drop, expected):
