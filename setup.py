@@ -56,6 +56,7 @@ setup(
             "ruff",
             "mypy",
             "import-linter>=2",
+            "matplotlib>=3.9",
         ],
     },
     entry_points={"console_scripts": ["edgekd=edgekd.cli:main"]},
