@@ -168,10 +168,23 @@ class Target(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
 
 
 class Calibration(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """How activation ranges are found."""
+    """How activation ranges are found, and weights rounded."""
 
     description: str
-    method: Annotated[Literal["minmax", "percentile", "entropy"], Meta(description="ONNX Runtime's calibrator.")]
+    method: Annotated[
+        Literal["minmax", "percentile", "entropy", "mse", "gram"],
+        Meta(
+            description="How ranges are found: 'minmax', 'percentile' and 'entropy' are ONNX Runtime's; 'mse' has the "
+            "least squared rounding error; 'gram' shrinks the extremes where that keeps Gram and logits better."
+        ),
+    ]
+    rounding: Annotated[
+        Literal["nearest", "reconstruct"],
+        Meta(
+            description="How weights get their INT8 levels: each the nearest, or together so that each layer's output "
+            "is kept on the calibration samples, its bias taking up the mean error."
+        ),
+    ] = "reconstruct"
     samples: Annotated[int, Meta(ge=1, description="Samples of the calibration split; fewer when it has fewer.")] = 512
     chunk: Annotated[int, Meta(ge=1, description="Samples held in memory at a time.")] = 64
     seed: Annotated[int, Meta(ge=0, description="Chooses the samples.")] = 0

@@ -1,4 +1,4 @@
-"""Small edits of ONNX graphs."""
+"""Small edits of ONNX graphs, whose nodes may have graphs of their own."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 from edgekd.files import atomic_path, need
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
     from pathlib import Path
 
 
@@ -23,8 +24,28 @@ def drop_outputs(source: Path, keep: tuple[str, ...], target: Path) -> None:
     onnx = need("onnx", "build")
     model = onnx.load(str(source))
     _keep(model.graph.output, lambda output: output.name in keep)
-    _drop_unread(model.graph)
+    drop_unread(model.graph)
     save(model, target)
+
+
+def open_at(model: Any, tensors: Iterable[str]) -> Any:
+    """Return an ONNX Runtime session that computes these tensors of a graph, node by node, and nothing else.
+
+    Args:
+        model: ``ModelProto``; it is left as it is.
+        tensors: names of tensors that nodes compute, or of inputs; the session's outputs, each once.
+    """
+    onnx, ort = need("onnx", "build"), need("onnxruntime", "build")
+    cut = onnx.ModelProto()
+    cut.CopyFrom(model)
+    del cut.graph.output[:]
+    cut.graph.output.extend(onnx.helper.make_empty_tensor_value_info(name) for name in dict.fromkeys(tensors))
+    drop_unread(cut.graph)
+    options = ort.SessionOptions()
+    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+    options.intra_op_num_threads = 1
+    options.log_severity_level = 3
+    return ort.InferenceSession(cut.SerializeToString(), options, providers=["CPUExecutionProvider"])
 
 
 def unquantize_outputs(model: Any) -> None:
@@ -40,27 +61,50 @@ def unquantize_outputs(model: Any) -> None:
         if dequantize is None or dequantize.op_type != "DequantizeLinear":
             continue
         source = producer[dequantize.input[0]].input[0]
-        _rename(graph, output.name, f"{output.name}_dequantized")
+        rename(graph, output.name, f"{output.name}_dequantized")
         if source in fixed:  # an input, or another output: its name must stay
             graph.node.append(need("onnx", "build").helper.make_node("Identity", [source], [output.name]))
         else:
-            _rename(graph, source, output.name)
+            rename(graph, source, output.name)
             producer[output.name] = producer[source]
-    _drop_unread(graph)
+    drop_unread(graph)
 
 
-def _rename(graph: Any, old: str, new: str) -> None:
+def all_nodes(graph: Any) -> Iterator[Any]:
+    """Yield the nodes of a graph and of all graphs inside them."""
     for node in graph.node:
+        yield node
+        for inner in inner_graphs(node):
+            yield from all_nodes(inner)
+
+
+def inner_graphs(node: Any) -> Iterator[Any]:
+    """Yield the graphs that a node holds: the branches of an ``If``, the body of a ``Loop``."""
+    for attribute in node.attribute:
+        if attribute.HasField("g"):
+            yield attribute.g
+        yield from attribute.graphs
+
+
+def reads(node: Any) -> list[str]:
+    """Return the tensors that a node reads, with those that graphs inside it name."""
+    inner = [name for graph in inner_graphs(node) for deep in all_nodes(graph) for name in deep.input]
+    return [name for name in (*node.input, *inner) if name]
+
+
+def rename(graph: Any, old: str, new: str) -> None:
+    """Rename a tensor wherever nodes name it, in place; inputs, outputs and initializers keep their names."""
+    for node in all_nodes(graph):
         for names in (node.input, node.output):
             names[:] = [new if name == old else name for name in names]
 
 
-def _drop_unread(graph: Any) -> None:
-    """Remove nodes whose outputs nobody needs, and the constants and shapes of what is gone."""
+def drop_unread(graph: Any) -> None:
+    """Remove nodes whose outputs nobody needs, and the constants and shapes of what is gone, in place."""
     needed = {output.name for output in graph.output}
     for node in reversed(graph.node):
         if needed.intersection(node.output):
-            needed.update(node.input)
+            needed.update(reads(node))
     _keep(graph.node, lambda node: bool(needed.intersection(node.output)))
     _keep(graph.initializer, lambda tensor: tensor.name in needed)
     _keep(graph.value_info, lambda value: value.name in needed)

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 
 def quantize(model: Path, samples: Samples, scheme: Scheme, work: Path) -> Path:
-    """Write ``model`` as INT8 and return the file.
+    """Write ``model`` as INT8, weights rounded to the nearest, and return the file.
 
     Ranges are the extremes over all samples, whatever method their calibration names: NNCF's default is an average
     over samples, which clips heavy tails, and its bias correction undoes the gain. NNCF itself decides the type of

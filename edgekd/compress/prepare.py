@@ -13,6 +13,9 @@ if TYPE_CHECKING:
     from pathlib import Path
     from types import ModuleType
 
+#: The float graph that is quantized.
+PREPARED = "prepared.onnx"
+
 
 def prepare(model: Path, work: Path) -> Path:
     """Write a float graph, checked and with its constants folded, into the folder ``work``; return the file.
@@ -21,7 +24,7 @@ def prepare(model: Path, work: Path) -> Path:
     """
     onnx = need("onnx", "build")
     ort = need("onnxruntime.quantization", "build")
-    prepared = work / "prepared.onnx"
+    prepared = work / PREPARED
     onnx.checker.check_model(onnx.load(str(model)), full_check=True)  # ONNX Runtime's tools assume as much
     ort.shape_inference.quant_pre_process(str(model), str(prepared), skip_symbolic_shape=True)
     return prepared

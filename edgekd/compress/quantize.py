@@ -7,11 +7,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from edgekd.compress import nncf
+import msgspec
+
+from edgekd.compress import nncf, prepare
 from edgekd.compress.calibrate import Samples, tensor_ranges
 from edgekd.compress.graph import drop_outputs, save, unquantize_outputs
 from edgekd.compress.half import to_half
-from edgekd.compress.prepare import prepare, refusals
+from edgekd.compress.reconstruct import reconstruct
+from edgekd.compress.shrink import SAMPLES, shrink_ranges
 from edgekd.errors import ModelError, TargetError
 from edgekd.files import need, quiet
 
@@ -20,6 +23,10 @@ if TYPE_CHECKING:
 
 #: Files of the stage: with the embeddings, to check; without, to deploy.
 ENGINE, DEPLOY = "engine.onnx", "deploy.onnx"
+#: Beside them, of INT8: the float graph that was quantized, and the QDQ graph before anything became FP16.
+PREPARED, QDQ = prepare.PREPARED, "qdq.onnx"
+#: Of symmetric INT8 weights, the largest, by ``Scheme.reduce_range``.
+_LARGEST = {True: 64, False: 127}
 
 
 @dataclass(frozen=True)
@@ -80,53 +87,85 @@ def ways(target: Target, precision: Literal["best"] | Precision) -> tuple[Way, .
 
 
 def run(way: Way, model: Path, samples: Path, scheme: Scheme, calibration: Calibration, folder: Path) -> Candidate:
-    """Write ``model`` in one way into the folder of its name.
+    """Write ``model`` in one way into the folder of its name; of INT8 also ``prepared.onnx`` and ``qdq.onnx``.
 
     Args:
         way: in which precision, and by whom.
         model: float ONNX with ``logits`` and ``embedding.<modality>`` outputs.
         samples: ``.npz`` of the calibration split.
         scheme: how the target wants INT8.
-        calibration: how ranges are found.
+        calibration: how ranges and weights are chosen.
         folder: where the folder goes.
 
     Raises:
         ModelError: the quantizer cannot take the graph, or nothing in it could be quantized.
     """
-    if way.quantizer:
-        graph = _quantized(way.quantizer, model, Samples(samples, calibration), scheme, folder)
-    else:
-        graph = need("onnx", "build").load(str(model))
+    onnx = need("onnx", "build")
+    if not way.quantizer:
+        return finish(onnx.load(str(model)), way, scheme, folder / way.name)
+    with tempfile.TemporaryDirectory(dir=folder) as temporary, quiet():
+        chunks = _chunks(model, samples, calibration)
+        graph = _quantized(way.quantizer, model, chunks, scheme, Path(temporary))
+        if not _count(graph)[0]:
+            operators = ", ".join(scheme.operators)
+            raise ModelError(f"{model}: nothing in it could be quantized; the scheme quantizes {operators}")
+        floats = onnx.load(str(Path(temporary) / PREPARED))
+        _improve(graph, floats, chunks, scheme)
+        candidate = finish(graph, way, scheme, folder / way.name)
+    save(floats, folder / way.name / PREPARED)
+    save(graph, folder / way.name / QDQ)
+    return candidate
+
+
+def finish(graph: Any, way: Way, scheme: Scheme, place: Path) -> Candidate:
+    """Write a graph's two variants, ``engine.onnx`` and ``deploy.onnx``.
+
+    Args:
+        graph: float, or QDQ before FP16, with ``logits`` and ``embedding.<modality>`` outputs; it is left as it is.
+        way: in which precision, and by whom.
+        scheme: whether the rest of INT8 becomes FP16.
+        place: the folder, which is made.
+
+    Raises:
+        ModelError: the graph cannot be written in FP16.
+    """
     done, total = _count(graph)
-    if way.quantizer and done == 0:
-        operators = ", ".join(scheme.operators)
-        raise ModelError(f"{model}: nothing in it could be quantized; the scheme quantizes {operators}")
     if way.precision == "float16" or (way.quantizer and scheme.rest == "float16"):
-        graph = to_half(graph)
-    graph.graph.ClearField("value_info")  # shapes on the way, which every library infers for itself
-    place = folder / way.name
-    place.mkdir()
-    save(graph, place / ENGINE)
+        engine = to_half(graph)
+    else:
+        engine = need("onnx", "build").ModelProto()
+        engine.CopyFrom(graph)
+    engine.graph.ClearField("value_info")  # shapes on the way, which every library infers for itself
+    place.mkdir(exist_ok=True)
+    save(engine, place / ENGINE)
     drop_outputs(place / ENGINE, ("logits",), place / DEPLOY)
     sizes = {name: (place / name).stat().st_size for name in (ENGINE, DEPLOY)}
     return Candidate(way.name, way.precision, done, total, sizes)
 
 
-def _quantized(quantizer: Quantizer, model: Path, samples: Samples, scheme: Scheme, folder: Path) -> Any:
+def _quantized(quantizer: Quantizer, model: Path, samples: Samples, scheme: Scheme, work: Path) -> Any:
+    """Return the QDQ graph, weights rounded to the nearest; the float graph is left in ``work``."""
     onnx = need("onnx", "build")
-    with tempfile.TemporaryDirectory(dir=folder) as temporary, quiet():
-        if quantizer == "nncf":
-            graph = onnx.load(str(nncf.quantize(model, samples, scheme, Path(temporary))))
-        else:
-            with refusals(model, "ONNX Runtime"):
-                graph = onnx.load(str(_quantize(model, samples, scheme, Path(temporary))))
+    if quantizer == "nncf":
+        graph = onnx.load(str(nncf.quantize(model, samples, scheme, work)))
+    else:
+        with prepare.refusals(model, "ONNX Runtime"):
+            graph = onnx.load(str(_quantize(model, samples, scheme, work)))
     unquantize_outputs(graph)
     return graph
 
 
+def _improve(graph: Any, floats: Any, samples: Samples, scheme: Scheme) -> None:
+    """Choose ranges and weights as the calibration says, in place."""
+    if samples.calibration.method == "gram":
+        shrink_ranges(graph, floats, samples.fewer(SAMPLES))
+    if samples.calibration.rounding == "reconstruct":
+        reconstruct(graph, floats, samples, _LARGEST[scheme.reduce_range])
+
+
 def _quantize(model: Path, samples: Samples, scheme: Scheme, work: Path) -> Path:
     ort = need("onnxruntime.quantization", "build")
-    prepared, quantized, cache = prepare(model, work), work / "quantized.onnx", work / "ranges.json"
+    prepared, quantized, cache = prepare.prepare(model, work), work / "quantized.onnx", work / "ranges.json"
     ranges = tensor_ranges(prepared, samples, scheme, work / "calibrated.onnx")
     ort.calibrate.save_tensors_data(ranges, cache)
     ort.quantize_static(
@@ -155,6 +194,15 @@ def _arguments(ort: Any, scheme: Scheme) -> dict[str, Any]:
             "QuantizeBias": scheme.bias == "int32",
         },
     }
+
+
+def _chunks(model: Path, samples: Path, calibration: Calibration) -> Samples:
+    """Return the samples to calibrate with, one at a time for a graph that takes no more."""
+    with prepare.refusals(model, "ONNX Runtime"):
+        inputs = need("onnx", "build").load(str(model), load_external_data=False).graph.input
+    shapes = (value.type.tensor_type.shape.dim for value in inputs)
+    takes_one_row = any(shape[0].dim_value == 1 for shape in shapes if shape)
+    return Samples(samples, msgspec.structs.replace(calibration, chunk=1) if takes_one_row else calibration)
 
 
 def _count(graph: Any) -> tuple[int, int]:

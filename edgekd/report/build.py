@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from edgekd.files import write_text
 from edgekd.gram.gate import judge
 from edgekd.report.page import report_markdown
-from edgekd.report.result import BASELINES, ENGINE, BuildReport, StageTime, TargetResult
+from edgekd.report.result import ENGINE, BuildReport, StageTime, TargetResult
 from edgekd.runtime.manifest import map_leaves
 
 if TYPE_CHECKING:
@@ -75,11 +75,11 @@ def _row(result: TargetResult) -> dict[str, Any]:
         **_measured(engine, result.sizes.get(ENGINE)),
         "metric": _metric(result),
         "gram": _gram(result),
-        "speedup_p50": {baseline: result.speedup(baseline) for baseline in BASELINES},
-        "size_ratio": {baseline: result.shrinkage(baseline) for baseline in BASELINES},
+        "speedup_p50": {baseline: result.speedup(baseline) for baseline in result.baselines},
+        "size_ratio": {baseline: result.shrinkage(baseline) for baseline in result.baselines},
         "candidate": result.chosen,
         "deploy_logit_error": result.deploy_logit_error,
-        "baselines": {name: _measured(result.measured(name), result.sizes.get(name)) for name in BASELINES},
+        "baselines": {name: _measured(result.measured(name), result.sizes.get(name)) for name in result.baselines},
     }
     not_measured: dict[str, str] = {}
 
@@ -97,6 +97,8 @@ def _row(result: TargetResult) -> dict[str, Any]:
 def _reason(path: str, result: TargetResult) -> str:
     """Say why there is no figure at a row's dotted path."""
     parts = path.split(".")
+    if parts[0] == "metric" and result.last.metric is None:
+        return "not measured: there are no labels"
     if parts[0] == "metric" and parts[1] == ENGINE:
         return "not measured: no device ran the engine; 'shipped' is the same graph in ONNX Runtime on the host"
     if parts[0] == "metric":
@@ -142,7 +144,7 @@ def _latency(latency: Latency | None) -> dict[str, Any]:
 
 
 def _metric(result: TargetResult) -> dict[str, Any]:
-    stages = ("teacher", "student", "pruned", ENGINE)
+    stages = (*result.baselines, *(["pruned", "tuned"] if "student" in result.baselines else []), ENGINE)
     rows = {stage: result.row(stage) for stage in stages}
     return {
         "name": result.ledger.metric,
@@ -154,11 +156,12 @@ def _metric(result: TargetResult) -> dict[str, Any]:
 
 
 def _gram(result: TargetResult) -> dict[str, Any]:
-    """Return the drift of what ships against the unpruned student; its verdict is that of the drift alone."""
+    """Return the drift of what ships against the reference; its verdict is that of the drift alone."""
     limits, row = result.ledger.limits, result.last
-    drift = row.to_student
+    drift = row.to_reference
     return {
-        "reference": "student",
+        "reference": result.ledger.reference,
+        "scope": drift and drift.scope,
         "stage": row.stage,
         "drift": drift and drift.mean,
         "bound": drift and drift.bound,

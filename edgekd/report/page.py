@@ -6,13 +6,13 @@ from typing import TYPE_CHECKING
 
 from edgekd.report.figures import NOTHING, WITHHELD, duration, milliseconds, number, spread
 from edgekd.report.table import (
-    LEGEND,
     Column,
     Table,
     candidate_table,
     describe,
     engine_table,
     ledger_table,
+    legend,
     markdown,
     summary_table,
 )
@@ -32,13 +32,14 @@ _MEANING = {
 
 def report_markdown(report: BuildReport) -> str:
     """Return the report as Markdown: verdict first, then every figure with its unit, its n and its reference."""
+    tables = [table for r in report.targets for table in (ledger_table(r.ledger), engine_table(r))]
     parts = [
         f"# {report.task}: {report.verdict.upper()}",
         f"Recipe `{report.recipe}`, seed {report.seed}. {_MEANING[report.verdict].capitalize()}.",
         *(line for result in report.targets for line in _verdict(result)),
         markdown(summary_table(report)),
         *(part for result in report.targets for part in _target(result)),
-        markdown(LEGEND).replace("###", "##", 1),
+        markdown(legend(*tables)).replace("###", "##", 1),
         "## How it was built",
         markdown(stages_table(report)),
         markdown(training_table(report)),
@@ -63,7 +64,7 @@ def _verdict(result: TargetResult) -> list[str]:
 
 
 def _target(result: TargetResult) -> list[str]:
-    parts = [f"## {describe(result)}", markdown(ledger_table(result)), markdown(engine_table(result))]
+    parts = [f"## {describe(result)}", markdown(ledger_table(result.ledger)), markdown(engine_table(result))]
     if len(result.candidates) > 1:
         parts.append(markdown(candidate_table(result)))
     parts += ["\n".join(f"- {fact}" for fact in result.facts)] if result.facts else []

@@ -10,8 +10,7 @@ if TYPE_CHECKING:
     from edgekd.runtime.measure import EngineProfile, Profile, Quantile
     from edgekd.target import Budgets
 
-#: The float models that an engine is compared with, in the order of the tables.
-BASELINES = ("teacher", "student")
+#: What the candidate that ships is called in tables.
 ENGINE = "engine"
 _SEVERITY: tuple[Verdict, ...] = ("pass", "warn", "fail")
 
@@ -59,9 +58,10 @@ class CandidateResult:
         name: e.g. "int8", "int8-nncf", "float32".
         precision: e.g. "int8".
         verdict: of the gate.
-        metric: of its last stage.
-        bound: of its drift against the unpruned student, at its last stage.
-        flips: share of samples whose top-1 class is not that student's, at its last stage.
+        metric: of its last stage; None where there are no labels.
+        bound: of its drift against the ledger's reference, at its last stage.
+        flips: share of samples whose top-1 class is not the reference's, at its last stage; None where the network
+            is no classifier.
         p50: latency; None where it was not measured.
         size_bytes: of the file that the runtime is given.
         peak_rss_bytes: of the process that ran it; None where it was not measured.
@@ -70,9 +70,9 @@ class CandidateResult:
     name: str
     precision: str
     verdict: Verdict
-    metric: float
+    metric: float | None
     bound: float
-    flips: float
+    flips: float | None
     p50: Quantile | None
     size_bytes: int
     peak_rss_bytes: int | None
@@ -88,10 +88,11 @@ class TargetResult:
         runtime: the engine library.
         precision: of the engine, e.g. "int8".
         ledger: the same probe after every stage.
-        profile: teacher, student, engine and the other candidates, measured in turns on the device; None where they
+        baselines: names of the float networks that the engine is compared with; the last is the ledger's reference.
+        profile: the baselines, engine and the other candidates, measured in turns on the device; None where they
             were not measured.
         profile_reason: why not: ``"not measured: ..."``; None where they were.
-        sizes: bytes of the engine files of "teacher", "student", "pruned" and "engine".
+        sizes: bytes of the engine files of the float networks and of "engine".
         bundle: path relative to the output folder; None where no bundle was released.
         budgets: the target's limits.
         deploy_logit_error: largest |difference| between the logits of ``deploy.onnx`` and ``engine.onnx``.
@@ -106,6 +107,7 @@ class TargetResult:
     runtime: str
     precision: str
     ledger: Ledger
+    baselines: tuple[str, ...]
     profile: Profile | None
     profile_reason: str | None
     sizes: dict[str, int]
@@ -122,7 +124,7 @@ class TargetResult:
             raise ValueError(f"{self.target}: without a profile there must be a reason for it")
 
     def measured(self, name: str) -> EngineProfile | None:
-        """Return what was measured of "teacher", "student" or "engine", if it was."""
+        """Return what was measured of a baseline or of "engine", if it was."""
         engines = self.profile.engines if self.profile else ()
         return next((engine for engine in engines if engine.name == name), None)
 
@@ -138,7 +140,7 @@ class TargetResult:
     @property
     def samples(self) -> int:
         """On how many samples the ledger was kept."""
-        return next((row.to_teacher.samples for row in self.ledger.rows if row.to_teacher), 0)
+        return self.last.to_reference.samples if self.last.to_reference else 0
 
     def speedup(self, baseline: str, name: str = ENGINE) -> float | None:
         """Return a baseline's p50 over that of ``name``: both from the one run in which they took turns."""
@@ -179,13 +181,15 @@ class TargetResult:
 
     @property
     def remark(self) -> str | None:
-        """Say so where compressing did not pay: the engine is not clearly faster than the float student."""
-        student, engine = self.measured("student"), self.measured(ENGINE)
-        if not (student and engine and student.latency.p50 and engine.latency.p50):
+        """Say so where compressing did not pay: the engine is not clearly faster than the float network of before."""
+        before, engine = self.measured(self.baselines[-1]), self.measured(ENGINE)
+        if not (before and engine and before.latency.p50 and engine.latency.p50):
             return None
-        if engine.latency.p50.high_ms < student.latency.p50.low_ms:
+        if engine.latency.p50.high_ms < before.latency.p50.low_ms:
             return None
         precision = "INT8" if self.precision == "int8" else self.precision
+        if self.baselines == ("float",):
+            return None if precision == "float32" else f"{precision} is not faster than float32 on this device"
         return f"{precision} is not faster than the float student on this device"
 
 

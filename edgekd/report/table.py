@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from edgekd.report.figures import NOTHING, WITHHELD, factor, milliseconds, number, share, size
-from edgekd.report.result import BASELINES, ENGINE
+from edgekd.report.result import ENGINE
 
 if TYPE_CHECKING:
-    from edgekd.gram.gate import Limits, Row
+    from edgekd.gram.gate import Ledger, Limits, Row
     from edgekd.report.result import BuildReport, TargetResult
     from edgekd.runtime.measure import EngineProfile, Profile
 
@@ -33,19 +32,22 @@ class Table:
     notes: tuple[str, ...] = ()
 
 
-#: What the columns of the other tables mean: said once.
-LEGEND = Table(
-    "How to read the tables",
-    (Column("column", right=False), Column("meaning", right=False)),
-    (
-        ("change", "the metric less that of the student before pruning"),
-        ("drift", "mean |difference| of the cosines between modalities to that student's"),
-        ("bound", "one-sided upper confidence bound of that drift"),
-        ("flips", "share of samples whose top-1 class is not that student's"),
-        ("teacher", "drift from the teacher: what was learned; not gated"),
-        ("speed", "the teacher's p50 over this one's; they took turns in one run"),
-    ),
+#: What the columns of the other tables mean.
+_MEANINGS = (
+    ("change", "the metric less that of the reference: the student before pruning, or the float model"),
+    ("drift", "mean |difference| of the cosines between modalities to the reference's"),
+    ("bound", "one-sided upper confidence bound of that drift"),
+    ("flips", "share of samples whose top-1 class is not the reference's"),
+    ("teacher", "drift from the teacher: what was learned; not gated"),
+    ("speed", "the first model's p50 over this one's; they took turns in one run"),
 )
+
+
+def legend(*tables: Table) -> Table:
+    """Return what the columns of these tables mean: said once for all of them."""
+    shown = {column.name for table in tables for column in table.columns}
+    columns = (Column("column", right=False), Column("meaning", right=False))
+    return Table("How to read the tables", columns, tuple(row for row in _MEANINGS if row[0] in shown))
 
 
 def markdown(table: Table) -> str:
@@ -77,23 +79,28 @@ def describe(result: TargetResult) -> str:
     return f"{result.target} · {result.device} · {result.runtime} · {result.precision}"
 
 
-def ledger_table(result: TargetResult) -> Table:
+def ledger_table(ledger: Ledger) -> Table:
     """Return the ledger: what each stage kept, and the limits it was held against."""
-    ledger = result.ledger
-    student = result.row("student")
-    baseline = student.metric if student else math.nan
+    baseline = ledger.row(ledger.reference).metric
     names = (metric_name(ledger.metric), "change", "drift", "bound", "flips", "teacher", "gate")
+    columns = _columns("stage", *names)
     rows = (*(_ledger_row(row, baseline) for row in ledger.rows), _limits_row(ledger.limits))
-    return Table("Ledger", _columns("stage", *names), rows, _ledger_notes(result))
+    if not any(row.to_teacher for row in ledger.rows):
+        shown = [index for index, column in enumerate(columns) if column.name != "teacher"]
+        columns = tuple(columns[index] for index in shown)
+        rows = tuple(tuple(row[index] for index in shown) for row in rows)
+    return Table("Ledger", columns, rows, _ledger_notes(ledger))
 
 
-def _ledger_row(row: Row, student_metric: float) -> tuple[str, ...]:
+def _ledger_row(row: Row, baseline: float | None) -> tuple[str, ...]:
+    drift = row.to_reference
+    change = row.metric - baseline if drift and row.metric is not None and baseline is not None else None
     return (
         row.stage,
         number(row.metric),
-        number(row.metric - student_metric, "+.4f") if row.to_student else NOTHING,
-        number(row.to_student.mean if row.to_student else None),
-        number(row.to_student.bound if row.to_student else None),
+        number(change, "+.4f"),
+        number(drift.mean if drift else None),
+        number(drift.bound if drift else None),
         number(row.flips, ".1%"),
         number(row.to_teacher.mean if row.to_teacher else None),
         row.verdict or NOTHING,
@@ -106,24 +113,26 @@ def _limits_row(limits: Limits) -> tuple[str, ...]:
     return ("limit", NOTHING, change, NOTHING, f"≤ {limits.tau_fail:g}", flips, NOTHING, NOTHING)
 
 
-def _ledger_notes(result: TargetResult) -> tuple[str, ...]:
-    ledger = result.ledger
-    drifts = [row.to_teacher for row in ledger.rows if row.to_teacher]
-    clusters = f" in {drifts[0].clusters} groups" if drifts and drifts[0].clusters else ""
-    better = "higher" if ledger.limits.higher_is_better else "lower"
-    counted = f"{ledger.metric}: {better} is better; {result.samples} test samples{clusters}."
-    warning = f"bound: one-sided, {ledger.confidence:.0%}; warns above {ledger.limits.tau_pass:g}."
+def _ledger_notes(ledger: Ledger) -> tuple[str, ...]:
     last = ledger.rows[-1]
-    if last.to_student:
-        worst = number(last.to_student.worst_pair_mean)
-        warning += f" Worst pair of the {last.stage}: {last.to_student.worst_pair}, {worst}."
-    return (counted, warning)
+    drift = last.to_reference
+    clusters = f" in {drift.clusters} groups" if drift and drift.clusters else ""
+    better = "higher" if ledger.limits.higher_is_better else "lower"
+    told = "not measured, there are no labels" if last.metric is None else f"{better} is better"
+    counted = f"{ledger.metric}: {told}; {drift.samples if drift else 0} test samples{clusters}."
+    warning = f"bound: one-sided, {ledger.confidence:.0%}; warns above {ledger.limits.tau_pass:g}."
+    if drift:
+        what = "pair" if drift.scope == "sample" else "tap"
+        warning += f" Worst {what} of the {last.stage}: {drift.worst_pair}, {number(drift.worst_pair_mean)}."
+    within = ("drift: of the cosines between samples within each tap; the taps do not compare with each other.",)
+    repairs = tuple(f"{row.stage}: {row.note}." for row in ledger.rows if row.note)
+    return (counted, warning, *(within if drift and drift.scope == "intra" else ()), *repairs)
 
 
 def engine_table(result: TargetResult) -> Table:
     """Return teacher, student and engine side by side; without a profile, only what is known of them."""
     metric = metric_name(result.ledger.metric)
-    models = (*BASELINES, ENGINE)
+    models = (*result.baselines, ENGINE)
     if result.profile is None:
         known = tuple((name, size(result.sizes.get(name)), _metric(result, name)) for name in models)
         notes = (f"Latency and memory {result.profile_reason}.", _ratios(result))
@@ -163,7 +172,7 @@ def _engine_row(result: TargetResult, name: str) -> tuple[str, ...]:
     if engine is None:
         return (name, *("not measured",) * 3, NOTHING, *known)
     quantiles = (engine.latency.p50, engine.latency.p90, engine.latency.p99)
-    ratio = result.speedup("teacher", name)
+    ratio = result.speedup(result.baselines[0], name)
     return (
         name,
         *(milliseconds(q.value_ms) if q else WITHHELD for q in quantiles),
@@ -199,7 +208,7 @@ def withheld_notes(engines: tuple[EngineProfile, ...]) -> tuple[str, ...]:
 def _ratios(result: TargetResult) -> str:
     """Compare the engine with both float models, for what was measured."""
     parts = []
-    for baseline in BASELINES:
+    for baseline in result.baselines:
         speed, shrinkage = result.speedup(baseline), result.shrinkage(baseline)
         told = [f"speed {factor(speed)}"] if speed else []
         told += [f"size {share(1 / shrinkage)}"] if shrinkage else []
@@ -227,7 +236,7 @@ def _summary_row(result: TargetResult) -> tuple[str, ...]:
         p50 = "not measured"
     else:
         p50 = milliseconds(engine.latency.p50.value_ms) if engine.latency.p50 else WITHHELD
-    bound = result.last.to_student
+    bound = result.last.to_reference
     return (
         result.target,
         result.device,

@@ -5,8 +5,8 @@ import torch
 from fusion import MODALITIES, make_inputs, save_samples
 from torch import nn
 
-from edgekd.learn.export import Network, write_onnx
 from edgekd.learn.models import LateFusion, Standardize
+from edgekd.learn.to_onnx import Network, write_onnx
 from edgekd.recipe import Tap
 
 

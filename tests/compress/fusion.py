@@ -26,6 +26,13 @@ def save_samples(path, count, seed=0):
     return path
 
 
+def split_samples(path, count, others):
+    """Save samples to calibrate with, and return others of the same patterns."""
+    inputs = make_inputs(count + others, seed=3)
+    np.savez(path, **{f"input.{name}": x[:count] for name, x in inputs.items()})
+    return {name: x[count:] for name, x in inputs.items()}
+
+
 def snr_db(exact, found):
     """Return the signal-to-noise ratio over all elements."""
     return 10 * np.log10(np.sum(exact**2) / np.sum((found - exact) ** 2))

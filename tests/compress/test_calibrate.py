@@ -5,11 +5,11 @@ from itertools import chain
 
 import numpy as np
 import pytest
-from fusion import MODALITIES, save_samples
+from fusion import save_samples
 from onnxruntime.quantization.calibrate import CalibrationMethod, create_calibrator
 from onnxruntime.quantization.shape_inference import quant_pre_process
 
-from edgekd.compress.calibrate import Samples, tensor_ranges
+from edgekd.compress.calibrate import Samples, least_error_range, tensor_ranges
 from edgekd.errors import ModelError
 from edgekd.target import Calibration, Scheme
 
@@ -79,6 +79,45 @@ def test_chunks_find_what_onnx_runtime_finds_all_at_once(prepared, growing, tmp_
         assert found[name] == pytest.approx((low, high), rel=1e-6, abs=bin_width * max(abs(low), abs(high))), name
 
 
+@pytest.mark.parametrize("scheme", [ASYMMETRIC, SYMMETRIC], ids=["asymmetric", "symmetric"])
+def test_chunks_do_not_matter_to_the_least_squared_error(prepared, growing, tmp_path, scheme):
+    by_chunk = [ranges(prepared, growing, scheme, tmp_path / "m.onnx", method="mse", chunk=n) for n in (7, 200)]
+    assert by_chunk[0] == by_chunk[1]
+    whole = ranges(prepared, growing, ASYMMETRIC, tmp_path / "m.onnx")
+    for name, (low, high) in by_chunk[0].items():
+        if scheme is SYMMETRIC:
+            assert low == -high
+        assert high <= max(map(abs, whole[name])) * (1 + 1e-6)
+    assert any(high < 0.95 * max(map(abs, whole[name])) for name, (_, high) in by_chunk[0].items())
+
+
+@pytest.mark.parametrize("values", ["heavy tails", "one outlier", "uniform", "one sign"])
+def test_the_range_of_least_squared_error_is_found(values):
+    random = np.random.default_rng(0)
+    x = {
+        "heavy tails": random.standard_t(3, 20_000),
+        "one outlier": np.append(random.normal(size=20_000), 60),
+        "uniform": random.uniform(-1, 2, 20_000),
+        "one sign": np.maximum(random.normal(size=20_000) ** 3, 0),
+    }[values]
+    low, high = least_error_range(*np.histogram(x, 2048, (-abs(x).max(), abs(x).max())), x.min(), x.max())
+
+    def error(share):
+        bottom, top = share * min(x.min(), 0), share * x.max()
+        step = (top - bottom) / 255
+        return np.square(np.clip(np.round(x / step) * step, bottom, top) - x).mean()
+
+    shares = np.linspace(0.1, 1, 91)
+    found = high / x.max()
+    assert low == pytest.approx(found * min(x.min(), 0))
+    assert error(found) <= 1.05 * min(map(error, shares))
+    assert (found == 1) == (values == "uniform")
+
+
+def test_values_that_are_all_zero_have_an_empty_range():
+    assert least_error_range(*np.histogram(np.zeros(5), 2048, (0, 0)), 0.0, 0.0) == (0, 0)
+
+
 def test_a_percentile_leaves_out_what_is_rare(prepared, samples, tmp_path):
     with np.load(samples) as arrays:
         spiked = dict(arrays)
@@ -116,6 +155,41 @@ def test_chooses_samples_by_seed_and_keeps_modalities_together(tmp_path):
     assert [*chain(*chosen(samples=100))] == list(range(10))
 
 
+def test_types_are_those_of_the_file(tmp_path):
+    arrays = {
+        "a": np.arange(10),
+        "b": np.linspace(0, 1, 10),
+        "c": np.zeros((10, 2), np.float32),
+        "d": np.ones(10, bool),
+    }
+    np.savez(tmp_path / "s.npz", **{f"input.{name}": x for name, x in arrays.items()})
+    chunks = list(Samples(tmp_path / "s.npz", calibration(chunk=3)))
+    assert [len(feeds["a"]) for feeds in chunks] == [3, 3, 3, 1]
+    for name, x in arrays.items():
+        found = np.concatenate([feeds[name] for feeds in chunks])
+        assert found.dtype == x.dtype
+        assert np.array_equal(found, x)
+
+
+def test_fewer_samples_are_some_of_these(tmp_path):
+    np.savez(tmp_path / "s.npz", **{"input.a": np.arange(100)})
+    samples = Samples(tmp_path / "s.npz", calibration(samples=50))
+    all_of_them, some = ({*chain(*(feeds["a"].tolist() for feeds in s))} for s in (samples, samples.fewer(20)))
+    assert len(some) == 20
+    assert some < all_of_them
+    assert {*chain(*(feeds["a"].tolist() for feeds in samples.fewer(60)))} == all_of_them
+
+
+def test_a_file_that_cannot_be_read_is_refused(tmp_path):
+    (tmp_path / "text.npz").write_text("no archive")
+    np.savez(tmp_path / "other.npz", x=np.zeros(3))
+    np.savez(tmp_path / "uneven.npz", **{"input.a": np.zeros(3), "input.b": np.zeros(4)})
+    for name, reason in (("text", "cannot be read"), ("other", "no array 'input"), ("uneven", "differ in rows")):
+        with pytest.raises(ModelError, match=reason) as error:
+            list(Samples(tmp_path / f"{name}.npz", calibration()))
+        assert f"{name}.npz" in str(error.value)
+
+
 @pytest.mark.parametrize("value", [np.nan, np.inf])
 def test_inputs_that_are_not_finite_are_refused(prepared, samples, tmp_path, value):
     """NaN would be lost: ONNX Runtime's smallest and largest pass over it."""
@@ -145,24 +219,40 @@ def test_nothing_is_printed(prepared, samples, tmp_path, capfd):
 
 
 PEAK = """
-import resource, sys
+import sys
 from pathlib import Path
 from edgekd.compress.calibrate import Samples, tensor_ranges
+from edgekd.runtime.measure import peak_rss_bytes
 from edgekd.target import Calibration, Scheme
 model, samples, work = map(Path, sys.argv[1:4])
-calibration = Calibration(description="", method="percentile", samples=int(sys.argv[4]), chunk=32)
+method, count, chunk = sys.argv[4], int(sys.argv[5]), int(sys.argv[6])
+calibration = Calibration(description="", method=method, samples=count, chunk=chunk)
 tensor_ranges(model, Samples(samples, calibration), Scheme(activations="uint8", symmetric_activations=False), work)
-print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+print(peak_rss_bytes())
 """
 
+MANY = 8192
 
-def test_memory_does_not_grow_with_the_samples(prepared, tmp_path):
-    path = save_samples(tmp_path / "many.npz", 1024)
-    elements = 1024 * sum(np.prod(shape) for shape in MODALITIES.values())
-    assert path.stat().st_size > 4 * elements
 
-    def peak(count):
-        command = [sys.executable, "-c", PEAK, str(prepared), str(path), str(tmp_path / "work.onnx"), str(count)]
-        return int(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+@pytest.fixture(scope="module")
+def peak(prepared, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("many")
+    path = save_samples(folder / "many.npz", MANY)
 
-    assert peak(1024) <= 1.1 * peak(64)
+    def peak(method, count, chunk=32):
+        given = [str(prepared), str(path), str(folder / "work.onnx"), method, str(count), str(chunk)]
+        return int(
+            subprocess.run([sys.executable, "-c", PEAK, *given], check=True, capture_output=True, text=True).stdout
+        )
+
+    return peak
+
+
+@pytest.mark.parametrize("method", ["minmax", "percentile", "mse"])
+def test_memory_does_not_grow_with_the_samples(peak, method):
+    assert peak(method, MANY) <= 1.1 * peak(method, 128)
+
+
+def test_memory_grows_with_the_chunks(peak):
+    """Guards the test above: it must be able to fail."""
+    assert peak("minmax", MANY, chunk=MANY) > 1.1 * peak("minmax", 128)

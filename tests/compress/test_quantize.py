@@ -2,19 +2,20 @@ import numpy as np
 import onnx
 import onnxruntime as ort
 import pytest
-from fusion import MODALITIES, make_inputs, snr_db
+import torch
+from fusion import MODALITIES, make_inputs, snr_db, split_samples
 from onnx import TensorProto, helper, numpy_helper
 from onnx.helper import make_node, make_tensor_value_info
 
 from edgekd.compress import quantize
-from edgekd.compress.quantize import DEPLOY, ENGINE, Way
+from edgekd.compress.quantize import DEPLOY, ENGINE, PREPARED, QDQ, Way
 from edgekd.errors import ModelError
 from edgekd.target import DEFAULT_OPERATORS, Calibration, Scheme
 
 MINMAX = Calibration(description="", method="minmax", samples=200)
 USUAL = Scheme(activations="uint8", symmetric_activations=False)
 TENSORRT = Scheme(activations="int8", symmetric_activations=True, bias="float", reduce_range=False)
-QDQ = Way("int8", "qdq")
+BY_EDGEKD = Way("int8", "qdq")
 OUTPUTS = ["logits", "embedding.image", "embedding.motion"]
 
 
@@ -27,7 +28,7 @@ def build(model, samples, tmp_path_factory):
         key = repr((scheme, calibration))
         if key not in built:
             folder = tmp_path_factory.mktemp("quantized")
-            quantize.run(QDQ, model, samples, scheme, calibration, folder)
+            quantize.run(BY_EDGEKD, model, samples, scheme, calibration, folder)
             built[key] = folder / "int8"
         return built[key]
 
@@ -73,22 +74,104 @@ class Graph:
 
 
 def test_counts_what_is_quantized(model, samples, tmp_path):
-    result = quantize.run(QDQ, model, samples, USUAL, MINMAX, tmp_path)
+    result = quantize.run(BY_EDGEKD, model, samples, USUAL, MINMAX, tmp_path)
     folder = tmp_path / "int8"
     assert (result.name, result.precision) == ("int8", "int8")
     assert (result.quantized_nodes, result.weight_nodes) == (7, 7)
     assert result.sizes == {name: (folder / name).stat().st_size for name in (ENGINE, DEPLOY)}
-    assert sorted(path.name for path in folder.iterdir()) == [DEPLOY, ENGINE]
+    assert sorted(path.name for path in folder.iterdir()) == [DEPLOY, ENGINE, PREPARED, QDQ]
+
+
+def test_batch_normalization_is_folded_into_the_convolution_before_it(network, model, build):
+    assert any(isinstance(module, torch.nn.BatchNorm2d) for module in network.modules())
+    graph = onnx.load(build() / PREPARED).graph
+    producer = {name: node for node in graph.node for name in node.output}
+    for node in graph.node:
+        if node.op_type == "BatchNormalization":  # what standardizes raw inputs stays
+            assert node.input[0] not in producer
+    assert [node.op_type for node in graph.node].count("Conv") == 3
+
+
+def test_the_kept_graphs_make_the_same_engine_again(build, tmp_path):
+    again = quantize.finish(onnx.load(build() / QDQ), BY_EDGEKD, USUAL, tmp_path / "again")
+    assert (again.quantized_nodes, again.weight_nodes) == (7, 7)
+    for name in (ENGINE, DEPLOY):
+        assert (tmp_path / "again" / name).read_bytes() == (build() / name).read_bytes()
+    inputs = make_inputs(64, seed=2)
+    assert snr_db(run(build() / PREPARED, inputs)["logits"], run(build() / QDQ, inputs)["logits"]) > 25
+
+
+def test_what_is_kept_has_nothing_in_half_precision(build):
+    scheme = Scheme(activations="int8", symmetric_activations=True, bias="float", rest="float16")
+    kept, engine = (onnx.load(build(scheme) / name).graph for name in (QDQ, ENGINE))
+    assert TensorProto.FLOAT16 not in {tensor.data_type for tensor in kept.initializer}
+    assert TensorProto.FLOAT16 in {tensor.data_type for tensor in engine.initializer}
+
+
+@pytest.mark.parametrize("quantizer", ["qdq", "nncf"])
+def test_reconstructed_weights_keep_the_network_better_than_nearest(model, tmp_path, quantizer):
+    if quantizer == "nncf":
+        pytest.importorskip("nncf")
+    others = split_samples(tmp_path / "samples.npz", 200, 500)
+    found = {}
+    for rounding in ("nearest", "reconstruct"):
+        (tmp_path / rounding).mkdir()
+        how = Calibration(description="", method="minmax", samples=200, rounding=rounding)
+        way = Way("int8", quantizer)
+        quantize.run(way, model, tmp_path / "samples.npz", USUAL, how, tmp_path / rounding)
+        found[rounding] = run(tmp_path / rounding / way.name / ENGINE, others)
+    exact = run(model, others)
+    for name in OUTPUTS:
+        assert snr_db(exact[name], found["reconstruct"][name]) > snr_db(exact[name], found["nearest"][name]), name
+
+
+def test_a_graph_that_takes_one_row_is_calibrated_row_by_row(tmp_path):
+    random = np.random.default_rng(0)
+    inputs = [
+        make_tensor_value_info("x", TensorProto.FLOAT, [1, 8]),
+        make_tensor_value_info("scale", TensorProto.DOUBLE, [1]),
+        make_tensor_value_info("token", TensorProto.INT64, [1, 2]),
+    ]
+    nodes = [
+        make_node("Cast", ["scale"], ["single"], to=TensorProto.FLOAT),
+        make_node("Mul", ["x", "single"], ["scaled"]),
+        make_node("Gather", ["table", "token"], ["rows"]),
+        make_node("Flatten", ["rows"], ["flat"]),
+        make_node("Concat", ["scaled", "flat"], ["all"], axis=1),
+        make_node("Gemm", ["all", "w", "b"], ["logits"], name="head"),
+        make_node("Identity", ["all"], ["embedding.x"]),
+    ]
+    stored = {"table": (6, 4), "w": (16, 5), "b": (5,)}
+    tensors = [numpy_helper.from_array(random.normal(size=s).astype(np.float32), n) for n, s in stored.items()]
+    outputs = [make_tensor_value_info(n, TensorProto.FLOAT, [1, s]) for n, s in (("logits", 5), ("embedding.x", 16))]
+    graph = helper.make_graph(nodes, "g", inputs, outputs, tensors)
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10), tmp_path / "m.onnx")
+    arrays = {
+        "x": random.normal(size=(40, 8)).astype(np.float32),
+        "scale": random.uniform(1, 2, 40),
+        "token": random.integers(0, 6, (40, 2)),
+    }
+    np.savez(tmp_path / "s.npz", **{f"input.{name}": x for name, x in arrays.items()})
+    for method in ("minmax", "percentile", "gram"):
+        (tmp_path / method).mkdir()
+        how = Calibration(description="", method=method, samples=40)
+        quantize.run(BY_EDGEKD, tmp_path / "m.onnx", tmp_path / "s.npz", USUAL, how, tmp_path / method)
+        rows = [{name: x[i : i + 1] for name, x in arrays.items()} for i in range(40)]
+        exact, found = (
+            np.concatenate([run(path, row)["logits"] for row in rows])
+            for path in (tmp_path / "m.onnx", tmp_path / method / "int8" / ENGINE)
+        )
+        assert snr_db(exact, found) > 30, method
 
 
 def test_the_same_input_gives_the_same_bytes(build, model, samples, tmp_path):
-    quantize.run(QDQ, model, samples, USUAL, MINMAX, tmp_path)
+    quantize.run(BY_EDGEKD, model, samples, USUAL, MINMAX, tmp_path)
     for name in (ENGINE, DEPLOY):
         assert (build() / name).read_bytes() == (tmp_path / "int8" / name).read_bytes()
 
 
 @pytest.mark.parametrize("scheme", [USUAL, TENSORRT], ids=["usual", "tensorrt"])
-@pytest.mark.parametrize("method", ["minmax", "percentile", "entropy"])
+@pytest.mark.parametrize("method", ["minmax", "percentile", "entropy", "mse", "gram"])
 def test_int8_is_near_float(build, exact, scheme, method):
     folder = build(scheme, Calibration(description="", method=method, samples=200))
     found = run(folder / ENGINE, make_inputs(500, seed=1))
@@ -179,7 +262,7 @@ def test_only_the_schemes_operators_are_quantized(build):
 
 def refused(model, samples, folder, scheme=USUAL):
     with pytest.raises(ModelError) as error:
-        quantize.run(QDQ, model, samples, scheme, MINMAX, folder)
+        quantize.run(BY_EDGEKD, model, samples, scheme, MINMAX, folder)
     assert str(error.value).startswith(str(model))
     assert "\n" not in str(error.value)
     assert list(folder.iterdir()) == []

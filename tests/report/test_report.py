@@ -32,7 +32,7 @@ def test_a_measured_row_is_complete_and_has_no_null():
     row = report_json(build(target()))["rows"][0]
     assert set(row) >= REQUIRED
     assert set(row["latency_ms"]) >= {"p50", "p90", "p99", "n"}
-    assert set(row["metric"]) >= {"name", "teacher", "student", "pruned", "engine"}
+    assert set(row["metric"]) >= {"name", "teacher", "student", "tuned", "engine"}
     assert set(row["gram"]) >= {"drift", "bound", "tau", "verdict"}
     assert nulls(row) == set()
     assert row["not_measured"] == {}
@@ -47,7 +47,7 @@ def test_figures_are_those_of_the_ledger_and_the_profile():
     assert row["latency_ms"]["p50"] == p50["engine"]
     assert row["baselines"]["teacher"]["latency_ms"]["p50"] == p50["teacher"]
     assert row["speedup_p50"]["student"] == pytest.approx(p50["student"] / p50["engine"])
-    assert row["gram"]["bound"] == result.ledger.row("engine").to_student.bound
+    assert row["gram"]["bound"] == result.ledger.row("engine").to_reference.bound
     assert row["size_bytes"] == result.sizes["engine"]
     assert row["size_ratio"]["teacher"] == pytest.approx(result.sizes["teacher"] / result.sizes["engine"])
 
@@ -96,7 +96,7 @@ def test_a_metric_that_is_not_a_number_is_null_everywhere_and_fails():
     content = report_json(report)
     json.dumps(content, allow_nan=False)
     assert content["rows"][0]["not_measured"]["metric.engine"] == "not a number: the measured value was nan"
-    assert content["not_finite"]["targets.0.ledger.rows.4.metric"] == "nan"
+    assert content["not_finite"]["targets.0.ledger.rows.5.metric"] == "nan"
     assert content["verdict"] == "fail"
 
 

@@ -26,8 +26,15 @@ RESULTS = [
 ]
 
 
+TABLES = (
+    lambda result: ledger_table(result.ledger),
+    engine_table,
+    lambda result: summary_table(build(result)),
+)
+
+
 @pytest.mark.parametrize("result", RESULTS)
-@pytest.mark.parametrize("make", [ledger_table, engine_table, lambda result: summary_table(build(result))])
+@pytest.mark.parametrize("make", TABLES)
 def test_tables_read_well_at_80_columns(make, result):
     lines = [line for line in markdown(make(result)).splitlines() if line.startswith("|")]
     assert max(map(len, lines)) <= 84  # Markdown's own bars; without them 80
@@ -64,11 +71,11 @@ def test_markdown_escapes_what_would_break_a_row():
 
 def test_the_ledger_shows_every_stage_and_the_limits():
     result = target(ledger=ledger(0.024))
-    table = ledger_table(result)
-    assert [row[0] for row in table.rows] == ["teacher", "student", "pruned", "quantized", "engine", "limit"]
-    engine = dict(zip((column.name for column in table.columns), table.rows[4], strict=True))
+    table = ledger_table(result.ledger)
+    assert [row[0] for row in table.rows] == ["teacher", "student", "pruned", "tuned", "quantized", "engine", "limit"]
+    engine = dict(zip((column.name for column in table.columns), table.rows[5], strict=True))
     row = result.ledger.row("engine")
-    assert engine["bound"] == f"{row.to_student.bound:.4f}"
+    assert engine["bound"] == f"{row.to_reference.bound:.4f}"
     assert engine["change"] == f"{row.metric - result.ledger.row('student').metric:+.4f}"
     assert engine["gate"] == row.verdict == "warn"
 

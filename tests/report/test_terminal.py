@@ -51,7 +51,7 @@ def test_no_figure_is_cut_off(report, capsys):
     lines = capsys.readouterr().out.splitlines()
     words = " ".join(lines).split()
     for result in report.targets:
-        assert f"{result.ledger.row('quantized').to_student.bound:.4f}" in words
+        assert f"{result.ledger.row('quantized').to_reference.bound:.4f}" in words
         assert "kB" in words
         assert words.count(result.verdict.upper()) == (1 if len(report.targets) == 1 else 2 * len(report.targets))
 

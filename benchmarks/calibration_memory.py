@@ -1,0 +1,108 @@
+"""What calibrating takes in memory: peak RSS with 8192 samples over that with 128, for every calibrator.
+
+A network of two convolutional encoders, which nobody trained, reads images of 3 x 48 x 48 and windows of 6 x 256. Each
+calibrator quantizes it with either number of samples, each time in a process of its own, whose peak the operating
+system tells.
+"""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy as np
+import torch
+from common import write_result
+
+from edgekd.gram.rows import INPUT_PREFIX
+from edgekd.learn.models import Conv1dEncoder, Conv2dEncoder, LateFusion
+from edgekd.learn.to_onnx import Network, write_onnx
+from edgekd.recipe import Tap
+from edgekd.target import Calibration, load_target
+
+FEW, MANY = 128, 8192
+GOAL = 1.1
+SHAPES = {"image": (3, 48, 48), "motion": (6, 256)}
+TARGET = "cpu"
+#: Quantizer, method and rounding.
+WAYS = (
+    ("qdq", "minmax", "nearest"),
+    ("qdq", "percentile", "nearest"),
+    ("qdq", "entropy", "nearest"),
+    ("qdq", "mse", "nearest"),
+    ("qdq", "gram", "nearest"),
+    ("qdq", "minmax", "reconstruct"),
+    ("qdq", "gram", "reconstruct"),
+    ("nncf", "minmax", "nearest"),
+)
+
+#: Runs in each process, and prints its peak in bytes.
+QUANTIZE = f"""
+import sys
+from pathlib import Path
+import msgspec
+from edgekd.compress import quantize
+from edgekd.runtime.measure import peak_rss_bytes
+from edgekd.target import Calibration, load_target
+quantizer, calibration, model, samples, folder = sys.argv[1:]
+how = msgspec.json.decode(calibration, type=Calibration)
+way = quantize.Way("int8", quantizer)
+quantize.run(way, Path(model), Path(samples), load_target("{TARGET}").scheme, how, Path(folder))
+print(peak_rss_bytes())
+"""
+
+
+def write_network(path: Path) -> None:
+    """Write the float network."""
+    torch.manual_seed(0)
+    encoders = {"image": Conv2dEncoder([3, 16, 32, 32], 32), "motion": Conv1dEncoder([6, 24, 48], 32)}
+    taps = {name: Tap(module=f"encoders.{name}") for name in encoders}
+    inputs = {name: torch.randn(8, *shape) for name, shape in SHAPES.items()}
+    write_onnx(Network(LateFusion(encoders, 32, 32, 10), taps), inputs, load_target(TARGET).opset, path)
+
+
+def write_samples(path: Path) -> None:
+    """Write as many samples as are asked for at most."""
+    random = np.random.default_rng(0)
+    arrays = {INPUT_PREFIX + name: random.standard_normal((MANY, *shape), np.float32) for name, shape in SHAPES.items()}
+    np.savez(path, **arrays)  # type: ignore[arg-type]  # numpy's stub takes every keyword for allow_pickle
+
+
+def measure(way: tuple[str, str, str], count: int, model: Path, samples: Path) -> float:
+    """Quantize in a process of its own; return its peak RSS in MB (10^6 bytes)."""
+    quantizer, method, rounding = way
+    how = Calibration(description="", method=method, rounding=rounding, samples=count)  # type: ignore[arg-type]
+    with tempfile.TemporaryDirectory() as folder:
+        given = [quantizer, msgspec.json.encode(how).decode(), str(model), str(samples), folder]
+        done = subprocess.run([sys.executable, "-c", QUANTIZE, *given], check=True, capture_output=True, text=True)
+        return int(done.stdout) / 1e6
+
+
+def main() -> None:
+    rows: list[dict[str, Any]] = []
+    with tempfile.TemporaryDirectory() as scratch:
+        model, samples = Path(scratch) / "model.onnx", Path(scratch) / "samples.npz"
+        write_network(model)
+        write_samples(samples)
+        for way in WAYS:
+            few_mb, many_mb = (measure(way, count, model, samples) for count in (FEW, MANY))
+            ratio = many_mb / few_mb
+            rows.append(
+                {
+                    **dict(zip(("quantizer", "method", "rounding"), way, strict=True)),
+                    "peak_rss_mb": {str(FEW): few_mb, str(MANY): many_mb},
+                    "ratio": ratio,
+                    "met": ratio <= GOAL,
+                }
+            )
+            print(f"{', '.join(way)}: {few_mb:.0f} MB -> {many_mb:.0f} MB, ratio {ratio:.3f}")
+    shapes = {name: list(shape) for name, shape in SHAPES.items()}
+    write_result(__file__, {"target": TARGET, "inputs": shapes, "samples": [FEW, MANY], "goal": GOAL, "rows": rows})
+
+
+if __name__ == "__main__":
+    main()

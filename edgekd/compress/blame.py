@@ -1,0 +1,99 @@
+"""Find out what breaks a network in INT8: quantize one part alone, undo one alone, and compare with float."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from edgekd.compress.places import list_layers
+from edgekd.gram.blame import SCOPES, Blame, Scope, Series, Suspect, rank
+from edgekd.gram.stats import spearman
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping, Sequence
+
+    from edgekd.compress.examine import Examiner, Reading
+
+
+@dataclass(frozen=True)
+class _Part:
+    """A suspect: what it needs quantized, and what of that nothing else needs."""
+
+    scope: Scope
+    name: str
+    needs: frozenset[str]
+    owns: frozenset[str]
+
+
+def blame(examiner: Examiner, latency_ms: Mapping[str, float] | None = None) -> Blame:
+    """Quantize each layer, branch and kind of tensor alone, and undo each alone.
+
+    Args:
+        examiner: the network and its samples.
+        latency_ms: for suspects by name how much time undoing each costs, as far as it was measured.
+    """
+    layers = list_layers(examiner.floats)
+    everything = frozenset(item.tensor for item in examiner.board.tensors)
+    parts = list(_parts(examiner, [layer.name for layer in layers]))
+    whole = examiner.measure()
+    readings = [(part, examiner.measure(everything - part.needs), examiner.measure(part.owns)) for part in parts]
+    suspects: list[Suspect] = []
+    for scope in SCOPES:
+        of_scope = [reading for reading in readings if reading[0].scope == scope]
+        suspects += _suspects(of_scope, whole, latency_ms or {})
+    of_layers = [suspect for suspect in suspects if suspect.scope == "layer"]
+    figures = ([s.alone.drift for s in of_layers], [s.relief.value for s in of_layers])
+    agreement = spearman(*map(np.array, figures))
+    return Blame(layers, examiner.samples, whole.effect, tuple(suspects), agreement)
+
+
+def _parts(examiner: Examiner, layers: Sequence[str]) -> Iterator[_Part]:
+    tensors = examiner.board.tensors
+    for layer in layers:
+        needs = frozenset(item.tensor for item in tensors if layer in item.layers)
+        if needs:
+            yield _Part("layer", layer, needs, examiner.tensors_of([layer]))
+    for branch in dict.fromkeys(item.branch for item in tensors):
+        owns = frozenset(item.tensor for item in tensors if item.branch == branch)
+        yield _Part("branch", branch, owns, owns)
+    activations = frozenset(item.tensor for item in tensors if item.kind == "activation")
+    stored = frozenset(item.tensor for item in tensors) - activations
+    for name, owns in (("weights", stored), ("activations", activations)):
+        yield _Part("kind", name, owns, owns)
+
+
+def _suspects(
+    readings: Sequence[tuple[_Part, Reading, Reading]], whole: Reading, latency_ms: Mapping[str, float]
+) -> list[Suspect]:
+    """Rank the parts of one scope, the one whose undoing relieves most drift first."""
+    relief = {part.name: whole.drift - undone.drift for part, _, undone in readings}
+    gain = {
+        part.name: undone.metric - whole.metric
+        for part, _, undone in readings
+        if undone.metric is not None and whole.metric is not None
+    }
+    ranked, ranked_gain, ranked_per_ms, ranked_gain_per_ms = (
+        rank(series) for series in (relief, gain, _per_ms(relief, latency_ms), _per_ms(gain, latency_ms))
+    )
+    suspects = [
+        Suspect(
+            scope=part.scope,
+            name=part.name,
+            tensors=tuple(sorted(part.owns)),
+            alone=alone.effect,
+            undone=undone.effect,
+            relief=ranked[part.name],
+            gain=ranked_gain.get(part.name),
+            latency_ms=latency_ms.get(part.name),
+            relief_per_ms=ranked_per_ms.get(part.name),
+            gain_per_ms=ranked_gain_per_ms.get(part.name),
+        )
+        for part, alone, undone in readings
+    ]
+    return sorted(suspects, key=lambda suspect: -suspect.relief.value)
+
+
+def _per_ms(series: Mapping[str, Series], latency_ms: Mapping[str, float]) -> dict[str, Series]:
+    return {name: item * (1 / latency_ms[name]) for name, item in series.items() if latency_ms.get(name, 0) > 0}

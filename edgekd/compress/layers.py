@@ -1,0 +1,180 @@
+"""Layers of a QDQ graph whose INT8 weights can be chosen anew: what each reads, and what it should have computed."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from edgekd.compress.places import find_places, initializers, producers
+from edgekd.files import need
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from edgekd.runtime.session import Array
+
+    Doubles = np.ndarray[Any, np.dtype[np.float64]]
+
+
+@dataclass(frozen=True)
+class Layer:
+    """A Conv, Gemm or MatMul with stored INT8 weights that no other node reads.
+
+    Weights are arranged as [G, K, O / G]: for each of G groups the K inputs of a patch, for each of its outputs. G is 1
+    but for grouped convolutions.
+
+    Attributes:
+        node: of the QDQ graph.
+        attributes: of the node.
+        source: the tensor that it reads there.
+        exact: what it reads in the float graph.
+        depth: how many such layers stand before it, on the longest way.
+        weights: of the float graph, arranged.
+        scales: of the INT8 weights [G, 1, O / G].
+        levels: name of the stored INT8 weights.
+        bias: of the float graph [O]; None where there is none.
+    """
+
+    node: Any
+    attributes: Mapping[str, Any]
+    source: str
+    exact: str
+    depth: int
+    weights: Doubles
+    scales: Doubles
+    levels: str
+    bias: Doubles | None
+
+    def patches(self, x: Array, most: int) -> Doubles:
+        """Return what the layer multiplies with its weights.
+
+        Args:
+            x: what it reads [B, ...].
+            most: places of its output at which to look, in each sample; of more, that many are chosen, the same ones
+                for every input of this shape.
+
+        Returns:
+            [G, B * places, K].
+        """
+        windows, inner = (self._windows(x), x.ndim - 1) if self.node.op_type == "Conv" else (x, 1)
+        sizes = windows.shape[1 : windows.ndim - inner]
+        count = int(np.prod(sizes))
+        chosen = np.random.default_rng(0).permutation(count)[:most]
+        places: tuple[Any, ...] = (slice(None), *np.unravel_index(chosen, sizes)) if sizes else ()
+        found = windows[places]
+        groups, inputs, _ = self.weights.shape
+        return np.ascontiguousarray(found.reshape(-1, groups, inputs).swapaxes(0, 1), np.float64)
+
+    def stored(self, weights: Array) -> Array:
+        """Return arranged weights in the shape in which the node reads them."""
+        rows = weights.swapaxes(1, 2).reshape(-1, weights.shape[1])
+        if self.node.op_type == "Conv":
+            return rows.reshape(len(rows), -1, *self.attributes["kernel_shape"])
+        return rows if self.attributes.get("transB") else rows.T
+
+    def _windows(self, x: Array) -> Array:
+        """Return a view of a convolution's padded input: [B, places..., C, kernel...]."""
+        axes = x.ndim - 2
+        ones = [1] * axes
+        pads = np.reshape(self.attributes.get("pads", [0] * 2 * axes), (2, axes)).T
+        dilations = self.attributes.get("dilations", ones)
+        spans = tuple(
+            (size - 1) * step + 1 for size, step in zip(self.attributes["kernel_shape"], dilations, strict=True)
+        )
+        padded = np.pad(x, ((0, 0), (0, 0), *pads))
+        windows = np.lib.stride_tricks.sliding_window_view(padded, spans, axis=tuple(range(2, x.ndim)))
+        steps = (slice(None, None, step) for step in (*self.attributes.get("strides", ones), *dilations))
+        return np.moveaxis(windows[(slice(None), slice(None), *steps)], 1, axes + 1)
+
+
+def find_layers(qdq: Any, floats: Any) -> list[Layer]:
+    """Return the layers whose weights can be chosen anew, in the order of the graph.
+
+    Left out are ConvTranspose, weights and biases that several nodes read, weights that are no matrix, convolutions
+    whose padding depends on the input's size, and Gemm with factors or a transposed input.
+
+    Args:
+        qdq: the QDQ ``ModelProto``, to whose nodes the layers refer.
+        floats: the float graph that was quantized.
+
+    Raises:
+        ModelError: the two graphs do not belong together.
+    """
+    numpy_helper, get = need("onnx", "build").numpy_helper, need("onnx", "build").helper.get_attribute_value
+    stored, exact = (
+        {name: numpy_helper.to_array(tensor) for name, tensor in initializers(model.graph).items()}
+        for model in (qdq, floats)
+    )
+    made = producers(qdq.graph)
+    names = {pair[0].output[0]: place.tensor for place in find_places(qdq, floats).values() for pair in place.pairs}
+    computed = {*producers(floats.graph), *(value.name for value in floats.graph.input)}
+    read = Counter(name for node in qdq.graph.node for name in node.input)
+    found: list[Layer] = []
+    depths: dict[str, int] = {}
+    for node in qdq.graph.node:
+        depth = max((depths.get(name, 0) for name in node.input), default=0)
+        attributes = {item.name: get(item) for item in node.attribute}
+        tensors = [names.get(name, name) for name in node.input]
+        if (
+            _is_plain(node, attributes)
+            and tensors[0] in computed
+            and node.input[1] in names
+            and all(read[name] == 1 for name in node.input[1:])
+            and exact[tensors[1]].ndim >= 2
+        ):
+            dequantize = made[node.input[1]]
+            weights = _arranged(node, attributes, exact[tensors[1]].astype(np.float64))
+            groups, _, outputs = weights.shape
+            scales = np.broadcast_to(stored[dequantize.input[1]].astype(np.float64).ravel(), groups * outputs)
+            found.append(
+                Layer(
+                    node=node,
+                    attributes=attributes,
+                    source=node.input[0],
+                    exact=tensors[0],
+                    depth=depth,
+                    weights=weights,
+                    scales=scales.reshape(groups, 1, outputs),
+                    levels=dequantize.input[0],
+                    bias=exact[tensors[2]].astype(np.float64) if len(tensors) > 2 else None,
+                )
+            )
+            depth += 1
+        depths |= dict.fromkeys(node.output, depth)
+    return found
+
+
+def write_bias(qdq: Any, node: Any, bias: Doubles) -> None:
+    """Store a layer's bias, float or at the INT32 scale that it has, in place."""
+    numpy_helper, stored = need("onnx", "build").numpy_helper, initializers(qdq.graph)
+    dequantize = producers(qdq.graph).get(node.input[2])
+    if dequantize is None:
+        store(qdq, node.input[2], bias.astype(np.float32))
+        return
+    scale = numpy_helper.to_array(stored[dequantize.input[1]]).astype(np.float64)
+    limits = np.iinfo(np.int32)
+    store(qdq, dequantize.input[0], np.round(bias / scale).clip(limits.min, limits.max).astype(np.int32))
+
+
+def store(model: Any, name: str, values: Array) -> None:
+    """Replace the content of a stored tensor, in place."""
+    initializers(model.graph)[name].CopyFrom(need("onnx", "build").numpy_helper.from_array(values, name))
+
+
+def _is_plain(node: Any, attributes: Mapping[str, Any]) -> bool:
+    """Whether a node multiplies patches of its input with its weights, and adds its bias, and nothing else."""
+    if node.op_type == "Gemm":
+        return bool(not attributes.get("transA") and attributes.get("alpha", 1) == attributes.get("beta", 1) == 1)
+    if node.op_type == "Conv":
+        return bool(attributes.get("auto_pad", b"NOTSET") == b"NOTSET")
+    return bool(node.op_type == "MatMul")
+
+
+def _arranged(node: Any, attributes: Mapping[str, Any], weights: Doubles) -> Doubles:
+    if node.op_type == "Conv":
+        groups = attributes.get("group", 1)
+        return weights.reshape(groups, len(weights) // groups, -1).swapaxes(1, 2)
+    return (weights.T if attributes.get("transB") else weights)[None]

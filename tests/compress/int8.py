@@ -1,0 +1,38 @@
+"""Quantize a float graph as a build does, and keep what later steps need: the QDQ graph and its float one."""
+
+import numpy as np
+import onnx
+import onnxruntime as ort
+
+from edgekd.compress import nncf, quantize
+from edgekd.compress.calibrate import Samples
+from edgekd.compress.graph import unquantize_outputs
+from edgekd.target import Calibration, Scheme
+
+USUAL = Scheme(activations="uint8", symmetric_activations=False)
+SYMMETRIC = Scheme(activations="int8", symmetric_activations=True, bias="float")
+CALIBRATION = Calibration(description="", method="minmax", samples=200)
+
+
+def int8(model, samples, work, scheme=USUAL, quantizer="qdq"):
+    """Return the QDQ graph and the float graph that it was made from."""
+    work.mkdir(exist_ok=True)
+    write = nncf.quantize if quantizer == "nncf" else quantize._quantize
+    qdq = onnx.load(write(model, Samples(samples, CALIBRATION), scheme, work))
+    unquantize_outputs(qdq)
+    return qdq, onnx.load(work / "prepared.onnx")
+
+
+def run(model, feeds, fused=False):
+    """Run a graph, by default node by node as ONNX defines it."""
+    options = ort.SessionOptions()
+    options.log_severity_level = 3
+    if not fused:
+        options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+    session = ort.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    return dict(zip((o.name for o in session.get_outputs()), session.run(None, feeds), strict=True))
+
+
+def same(found, expected):
+    """Return whether all outputs are the same to the bit."""
+    return list(found) == list(expected) and all(np.array_equal(found[name], expected[name]) for name in expected)

@@ -1,0 +1,200 @@
+import numpy as np
+import onnx
+import pytest
+from broken import round_weights, scale_ranges
+from fusion import MODALITIES, make_inputs
+from int8 import int8, run
+from onnx import TensorProto, helper, numpy_helper
+from onnx.helper import make_node, make_tensor_value_info
+
+from edgekd.compress.blame import blame
+from edgekd.compress.examine import Examiner, Judging
+from edgekd.compress.graph import save
+from edgekd.compress.switches import undo
+from edgekd.gram.drift import Bootstrap, flips, measure_drift
+from edgekd.gram.probe import Probe
+
+FEEDS = make_inputs(200)
+#: Ways to break one branch.
+BREAK = {
+    "3 bits": round_weights,
+    "ranges too small": lambda *graphs: scale_ranges(*graphs, 0.05),
+    "ranges too large": lambda *graphs: scale_ranges(*graphs, 30),
+}
+
+
+@pytest.fixture(scope="module")
+def graphs(model, samples, tmp_path_factory):
+    """Return QDQ and float graph."""
+    return int8(model, samples, tmp_path_factory.mktemp("int8"))
+
+
+@pytest.fixture(scope="module")
+def found(graphs):
+    return blame(Examiner(*graphs, [FEEDS]))
+
+
+def probe(graph, feeds=FEEDS):
+    outputs = run(graph, feeds)
+    ids = np.arange(len(outputs["logits"])).astype(str)
+    embeddings = {name.removeprefix("embedding."): z for name, z in outputs.items() if name != "logits"}
+    return Probe(ids, outputs["logits"], embeddings)
+
+
+def accuracy(logits, labels):
+    return float((logits.argmax(1) == labels).mean())
+
+
+@pytest.mark.parametrize("branch", MODALITIES)
+@pytest.mark.parametrize("how", BREAK)
+def test_the_broken_branch_is_to_blame(graphs, found, branch, how):
+    broken = blame(Examiner(BREAK[how](*graphs, branch), graphs[1], [FEEDS]))
+    assert broken.quantized.drift > 3 * found.quantized.drift
+    first, second, _ = broken.of("branch")
+    assert (first.name, first.relief.rank, second.relief.rank) == (branch, 1, 2)
+    assert first.undone.drift < found.quantized.drift
+    branches = {layer.name: layer.branch for layer in broken.layers}
+    worst = broken.of("layer")[0]
+    assert branches[worst.name] == branch
+    of_kind = {suspect.name: suspect.relief.rank for suspect in broken.of("kind")}
+    assert of_kind["weights" if how == "3 bits" else "activations"] == 1
+    assert set(of_kind.values()) == {1, 2}
+
+
+def test_a_branch_calibrated_on_the_other_modality_is_to_blame(model, found, tmp_path):
+    wrong = FEEDS["image"].reshape(200, -1)[:, :96].reshape(FEEDS["motion"].shape)
+    np.savez(tmp_path / "wrong.npz", **{"input.image": FEEDS["image"], "input.motion": wrong})
+    broken = blame(Examiner(*int8(model, tmp_path / "wrong.npz", tmp_path / "work"), [FEEDS]))
+    first, second, _ = broken.of("branch")
+    assert (first.name, first.relief.rank, second.relief.rank) == ("motion", 1, 2)
+    assert broken.quantized.drift > 10 * found.quantized.drift
+
+
+def test_figures_are_those_of_the_gate(graphs, found):
+    qdq, floats = graphs
+    exact = probe(floats)
+    for effect, graph in [
+        (found.quantized, qdq),
+        *((suspect.undone, undo(qdq, floats, suspect.tensors)) for suspect in found.suspects),
+    ]:
+        drift = measure_drift(probe(graph), exact, None, Bootstrap(resamples=200))
+        assert effect.drift == pytest.approx(drift.mean, abs=1e-9)
+        assert effect.flips == flips(probe(graph), exact)
+    for suspect in found.suspects:
+        assert suspect.relief.value == pytest.approx(found.quantized.drift - suspect.undone.drift, abs=1e-12)
+
+
+def test_alone_and_undone_share_the_network(graphs, found):
+    """What one part alone does is what undoing all others leaves."""
+    tensors = {name for branch in found.of("branch") for name in branch.tensors}
+    for suspect in found.of("branch") + found.of("kind"):
+        alone = probe(undo(*graphs, tensors.difference(suspect.tensors)))
+        drift = measure_drift(alone, probe(graphs[1]), None, Bootstrap(resamples=200))
+        assert suspect.alone.drift == pytest.approx(drift.mean, abs=1e-9)
+
+
+def test_every_layer_is_there_once_and_drift_is_blind_to_the_fusion(found):
+    layers = {layer.name: layer for layer in found.layers}
+    assert sorted(suspect.name for suspect in found.of("layer")) == sorted(layers)
+    assert len(layers) == 7
+    for suspect in found.of("layer"):
+        if layers[suspect.name].branch == "fusion":
+            assert suspect.relief.value == 0
+            assert suspect.alone.drift == 0
+            assert suspect.undone.snr_db > found.quantized.snr_db
+    last = [layer for layer in found.layers if not layer.following]
+    assert [layer.branch for layer in last] == ["fusion"]
+
+
+def test_chunks_do_not_matter(graphs, found):
+    chunks = [{name: x[start : start + 64] for name, x in FEEDS.items()} for start in range(0, 200, 64)]
+    again = blame(Examiner(*graphs, chunks))
+    assert again.samples == found.samples == 200
+    assert [s.name for s in again.suspects] == [s.name for s in found.suspects]
+    assert again.quantized.drift == pytest.approx(found.quantized.drift, rel=1e-4)
+
+
+def test_the_metric_is_ranked_where_there_are_labels(graphs, found):
+    labels = run(graphs[1], FEEDS)["logits"].argmax(1)
+    broken = scale_ranges(*graphs, "motion", 0.05)
+    higher = blame(Examiner(broken, graphs[1], [FEEDS], Judging(labels, None, accuracy)))
+    assert higher.quantized.metric == pytest.approx(1 - higher.quantized.flips)
+    gains = {suspect.name: suspect.gain for suspect in higher.of("branch")}
+    assert gains["motion"].value > 0.1
+    assert (gains["motion"].rank, gains["image"].rank) == (1, 2)
+    lower = blame(
+        Examiner(broken, graphs[1], [FEEDS], Judging(labels, None, lambda *x: 1 - accuracy(*x), higher_is_better=False))
+    )
+    for one, other in zip(higher.suspects, lower.suspects, strict=True):
+        assert other.gain.value == pytest.approx(one.gain.value)
+        assert other.undone.metric == pytest.approx(1 - one.undone.metric)
+    assert {suspect.gain for suspect in found.suspects} == {None}
+
+
+def test_relief_for_time(graphs, found):
+    worst, second = found.of("layer")[:2]
+    given = blame(Examiner(*graphs, [FEEDS]), {worst.name: 0.1, second.name: 0.001, found.of("layer")[2].name: 0})
+    layers = {suspect.name: suspect for suspect in given.of("layer")}
+    assert layers[worst.name].relief_per_ms.value == pytest.approx(worst.relief.value / 0.1)
+    assert layers[second.name].relief_per_ms.rank == 1
+    assert layers[worst.name].relief_per_ms.rank == 2
+    free, unknown = (layers[found.of("layer")[index].name] for index in (2, 3))
+    assert (free.latency_ms, free.relief_per_ms) == (0, None)
+    assert (unknown.latency_ms, unknown.relief_per_ms) == (None, None)
+
+
+def test_groups_widen_the_errors(graphs, found):
+    groups = np.repeat(np.arange(4), 50)
+    grouped = blame(Examiner(*graphs, [FEEDS], Judging(groups=groups)))
+    assert grouped.of("branch")[0].relief.value == found.of("branch")[0].relief.value
+    assert grouped.of("branch")[0].relief.error != found.of("branch")[0].relief.error
+
+
+def test_no_samples(graphs):
+    with pytest.raises(ValueError, match="no samples"):
+        Examiner(*graphs, [])
+
+
+@pytest.fixture
+def alone(tmp_path):
+    """Return QDQ and float graph of one modality, whose embedding two layers read."""
+    random = np.random.default_rng(0)
+    weights = {name: random.normal(size=(8, 8)).astype(np.float32) for name in "abc"}
+    nodes = [
+        make_node("MatMul", ["x", "a"], ["embedding.x"], "first"),
+        make_node("Relu", ["embedding.x"], ["r"]),
+        make_node("MatMul", ["r", "b"], ["s"], "second"),
+        make_node("MatMul", ["r", "c"], ["t"], "third"),
+        make_node("Mul", ["s", "t"], ["logits"]),
+    ]
+    ends = {
+        name: make_tensor_value_info(name, TensorProto.FLOAT, ["batch", 8]) for name in ("x", "logits", "embedding.x")
+    }
+    stored = [numpy_helper.from_array(value, name) for name, value in weights.items()]
+    graph = helper.make_graph(nodes, "g", [ends.pop("x")], list(ends.values()), stored)
+    save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10), tmp_path / "m.onnx")
+    feeds = {"x": random.normal(size=(100, 8)).astype(np.float32)}
+    np.savez(tmp_path / "samples.npz", **{"input.x": feeds["x"]})
+    return (*int8(tmp_path / "m.onnx", tmp_path / "samples.npz", tmp_path / "work"), feeds)
+
+
+def test_one_modality_is_compared_within_itself(alone):
+    qdq, floats, feeds = alone
+    found = blame(Examiner(qdq, floats, [feeds]))
+    drift = measure_drift(probe(qdq, feeds), probe(floats, feeds), None, Bootstrap(resamples=200))
+    assert drift.scope == "intra"
+    assert found.quantized.drift == pytest.approx(drift.mean, rel=1e-6)
+    assert found.quantized.drift > 0
+    assert [suspect.name for suspect in found.of("branch")] == ["x"]
+
+
+def test_what_two_layers_read_goes_with_both(alone):
+    qdq, floats, feeds = alone
+    examiner = Examiner(qdq, floats, [feeds])
+    assert "r" not in examiner.tensors_of(["second"]) | examiner.tensors_of(["third"])
+    assert "r" in examiner.tensors_of(["second", "third"])
+    tensors = {suspect.name: suspect.tensors for suspect in blame(examiner).of("layer")}
+    assert tensors["second"] == ("b", "s")  # what only outputs read belongs to the layer that made it
+    undone = undo(qdq, floats, examiner.tensors_of(["first", "second", "third"]))
+    assert {node.op_type for node in undone.graph.node} == {node.op_type for node in floats.graph.node}
+    onnx.checker.check_model(undone, full_check=True)
