@@ -1,0 +1,113 @@
+"""Outputs and nodes added to ONNX graphs."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from edgekd.compress.graph import all_nodes, rename
+from edgekd.errors import ModelError
+from edgekd.files import need
+
+if TYPE_CHECKING:
+    from collections.abc import Collection, Sequence
+
+
+#: Operators that hold graphs of their own.
+CONTROL_FLOW = frozenset({"If", "Loop", "Scan"})
+
+
+def add_outputs(model: Any, tensors: Collection[str]) -> Any:
+    """Return a model that gives these tensors too; ONNX Runtime finds out their types. Other outputs stay."""
+    onnx = need("onnx", "build")
+    extended = onnx.ModelProto()
+    extended.CopyFrom(model)
+    there = {output.name for output in model.graph.output}
+    extended.graph.output.extend(onnx.ValueInfoProto(name=name) for name in tensors if name not in there)
+    return extended
+
+
+def keep_tensors(graph: Any) -> None:
+    """Remove outputs that are no tensors, such as a classifier's list of maps, in place: numpy has nothing for them."""
+    kept = [output for output in graph.output if output.type.HasField("tensor_type")]
+    graph.ClearField("output")
+    graph.output.extend(kept)
+
+
+class Extension:
+    """Writes further nodes into a model's graph, in place."""
+
+    def __init__(self, model: Any) -> None:
+        self._onnx = need("onnx", "build")
+        self.graph = model.graph
+        self._opset = next(item.version for item in model.opset_import if item.domain in ("", "ai.onnx"))
+        self._names = {name for node in all_nodes(self.graph) for name in (*node.input, *node.output)}
+        self._names.update(item.name for item in (*self.graph.input, *self.graph.output, *self.graph.initializer))
+        self._fixed = {item.name for item in (*self.graph.input, *self.graph.initializer)}
+        self._renamed: dict[str, str] = {}
+
+    def unique(self, stem: str) -> str:
+        """Return a name that nothing has yet."""
+        name = stem
+        while name in self._names:
+            name += "_"
+        self._names.add(name)
+        return name
+
+    def integers(self, stem: str, values: Sequence[int]) -> str:
+        """Store a vector of integers, and return its name."""
+        name = self.unique(stem)
+        array = np.array(values, np.int64)
+        self.graph.initializer.append(self._onnx.numpy_helper.from_array(array, name))
+        return name
+
+    def node(self, operator: str, inputs: Sequence[str], output: str, first: bool = False, **attributes: Any) -> None:
+        """Add a node, at the end or before all others."""
+        node = self._onnx.helper.make_node(
+            operator, inputs, [output], name=self.unique(f"{output}_{operator}"), **attributes
+        )
+        self.graph.node.insert(0 if first else len(self.graph.node), node)
+
+    def unsqueeze(self, tensor: str, axis: int, output: str) -> None:
+        """Give a tensor one more dimension."""
+        self.node("Unsqueeze", [tensor, self.integers(f"{output}_axes", [axis])], output)
+
+    def mean(self, tensor: str, axes: Sequence[int], output: str) -> None:
+        """Average over some axes, which are gone afterwards."""
+        if self._opset < 18:
+            self.node("ReduceMean", [tensor], output, axes=axes, keepdims=0)
+        else:
+            self.node("ReduceMean", [tensor, self.integers(f"{output}_axes", axes)], output, keepdims=0)
+
+    def named(self, tensor: str) -> str:
+        """Return what a tensor of the model is called by now."""
+        return self._renamed.get(tensor, tensor)
+
+    def call(self, tensor: str, output: str) -> None:
+        """Let a tensor have the name of an output; one that must keep its own is copied."""
+        if tensor in self._fixed:
+            self.node("Identity", [tensor], output)
+        else:
+            self._rename(tensor, output)
+            self._fixed.add(output)
+
+    def vacate(self, name: str) -> None:
+        """Rename what has this name in the graph, so that an output can have it.
+
+        Raises:
+            ModelError: it is an input's name, which users know.
+        """
+        if any(value.name == name for value in self.graph.input):
+            raise ModelError(
+                f"the model's input '{name}' has a name that edgekd gives an output; export it with another"
+            )
+        if name in self._names:
+            self._rename(name, self.unique(f"{name}_of_model"))
+        self._names.add(name)
+
+    def _rename(self, old: str, new: str) -> None:
+        rename(self.graph, old, new)
+        for item in self.graph.initializer:
+            item.name = new if item.name == old else item.name
+        self._renamed[next((first for first, now in self._renamed.items() if now == old), old)] = new

@@ -1,0 +1,117 @@
+"""`edgekd build --model`: a trained ONNX network, without PyTorch, by the real command line."""
+
+import numpy as np
+import pytest
+from commands import edgekd, events, stage_folder, started
+
+from edgekd import load
+from edgekd.compress.graph import drop_outputs
+
+QUICK = ("--set=profile.iterations=200", "--set=profile.warmup=20", "--set=profile.cold_starts=1")
+
+
+def arguments(*more, model="digits.onnx", calibration="samples.npz"):
+    return ["build", "--model", model, "--calibration", calibration, "--cache", "cache", *QUICK, *more]
+
+
+@pytest.fixture(scope="module")
+def folder(built, tmp_path_factory):
+    """A network as users have it: the float student of a finished build, its logits alone, and real samples."""
+    folder, exported = tmp_path_factory.mktemp("model"), stage_folder(built.cache, "export")
+    drop_outputs(exported / "student.onnx", ("logits",), folder / "digits.onnx")
+    drop_outputs(stage_folder(built.cache, "quantize") / "int8" / "engine.onnx", ("logits",), folder / "int8.onnx")
+    with np.load(exported / "test.npz") as arrays:
+        samples = {key.removeprefix("input."): arrays[key] for key in arrays.files}
+    np.savez(folder / "samples.npz", **samples)
+    np.savez(folder / "unlabelled.npz", **{key: x for key, x in samples.items() if key != "labels"})
+    np.savez(folder / "short.npz", fou=samples["fou"], mor=samples["mor"])
+    (folder / "text.onnx").write_text("not a graph", encoding="utf-8")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def brought(folder):
+    process = edgekd(*arguments("--json"), cwd=folder)
+    assert process.returncode == 0, process.stderr
+    return process
+
+
+def test_a_model_is_quantized_checked_profiled_and_bundled(brought, folder):
+    report = events(brought.stdout)[-1]["report"]
+    (target,) = report["targets"]
+    stages = [row["stage"] for row in target["ledger"]["rows"]]
+    assert (stages[0], stages[-1]) == ("float", "engine")
+    assert target["ledger"]["reference"] == "float"
+    row = report["rows"][0]
+    assert row["metric"]["name"] == "accuracy"
+    assert row["gram"]["scope"] == "sample"
+    assert row["latency_ms"]["p50"] > 0
+    assert {"int8", "float32"} <= {one["name"] for one in target["candidates"]}
+    with load(folder / "build" / "digits" / "cpu" / "bundle") as bundle, np.load(folder / "samples.npz") as samples:
+        feeds = {spec.name: samples[spec.name][:5] for spec in bundle.inputs}
+        assert bundle.run(feeds)["logits"].shape == (5, 10)
+        assert bundle.verify().ok
+
+
+def test_the_taps_are_where_the_inputs_meet_and_are_shown(brought):
+    (imported,) = [event for event in events(brought.stdout) if event.get("stage") == "import" and "summary" in event]
+    for name in ("fou", "mor", "zer"):
+        assert f"{name} at " in imported["summary"]
+
+
+def test_a_finished_build_is_up_to_date_and_needs_no_torch(brought, folder):
+    again = edgekd(*arguments("--json"), cwd=folder)
+    assert started(again.stdout) == []
+
+
+def test_without_labels_the_metric_is_not_measured_and_flips_gate(folder):
+    process = edgekd(*arguments("--json", calibration="unlabelled.npz"), cwd=folder)
+    assert process.returncode == 0, process.stderr
+    report = events(process.stdout)[-1]["report"]
+    last = report["targets"][0]["ledger"]["rows"][-1]
+    assert last["metric"] is None
+    assert last["flips"] is not None
+    assert report["rows"][0]["not_measured"]["metric.shipped"] == "not measured: there are no labels"
+
+
+def test_the_report_of_a_model_reads_well(folder, brought):
+    process = edgekd(*arguments(), cwd=folder)
+    assert process.returncode == 0, process.stderr
+    assert "  float   " in process.stdout
+    assert "teacher" not in process.stdout
+
+
+@pytest.mark.parametrize(
+    ("more", "code", "words"),
+    [
+        (["--model", "no.onnx"], 8, "no.onnx: no such file"),
+        (["--calibration", "no.npz"], 8, "no.npz: no such file"),
+        (["--model", "text.onnx"], 8, "text.onnx"),
+        (["--model", "int8.onnx"], 8, "quantized"),
+        (["--calibration", "short.npz"], 8, "'zer'"),
+        (["--tap", "fou"], 2, "write it as NAME=TENSOR"),
+        (["--tap", "fou=no_such_tensor"], 4, "no_such_tensor"),
+        (["--recipe", "digits"], 2, "give --model or --recipe, not both"),
+        (["--set", "task.name=digits"], 3, "either a [task] to train for or a [model]"),
+        (["--set", "model.outptu=x"], 3, "did you mean 'output'?"),
+    ],
+)
+def test_what_is_wrong_with_a_model_is_said_in_one_line(folder, more, code, words):
+    process = edgekd(*arguments(*more), cwd=folder)
+    assert process.returncode == code, process.stderr
+    assert words in process.stderr
+    assert "Traceback" not in process.stderr
+
+
+def test_a_model_needs_calibration_samples(folder):
+    process = edgekd("build", "--model", "digits.onnx", cwd=folder)
+    assert process.returncode == 2
+    assert "--model needs --calibration" in process.stderr
+
+
+def test_a_recipe_can_name_the_model(folder, brought):
+    text = '[model]\npath = "digits.onnx"\ncalibration = "samples.npz"\n'
+    (folder / "mine.toml").write_text(text, encoding="utf-8")
+    process = edgekd("build", "--recipe", "mine.toml", "--cache", "cache", "--json", *QUICK, cwd=folder)
+    assert process.returncode == 0, process.stderr
+    assert "import" not in started(process.stdout)
