@@ -11,12 +11,14 @@ import msgspec
 
 from edgekd.errors import ModelError
 from edgekd.files import sha256_file
-from edgekd.learn.result import PROBE, VERSIONS, WEIGHTS, Exported, Trained
+from edgekd.learn.result import CUT, PROBE, VERSIONS, WEIGHTS, Exported, Trained
+from edgekd.origin import Tuned
 from edgekd.stages import Done, Runner, Stage, library_versions
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    import numpy as np
     from torch import nn
 
     from edgekd.gram.probe import Probe
@@ -24,6 +26,7 @@ if TYPE_CHECKING:
     from edgekd.progress import StageReporter
     from edgekd.project import Project
     from edgekd.recipe import Recipe
+    from edgekd.target import Scheme
 
 STAGES = ("teacher", "distill", "prune", "export")
 LIBRARIES = ("torch", "torch-pruning", "onnx", "onnxscript", "onnxruntime")
@@ -31,23 +34,47 @@ LIBRARIES = ("torch", "torch-pruning", "onnx", "onnxscript", "onnxruntime")
 
 @dataclass(frozen=True)
 class Learning:
-    """The finished first half."""
+    """The finished first half: the :class:`~edgekd.origin.Origin` of a recipe with a task."""
 
+    learner: Learner
     teacher: Done[Trained]
     student: Done[Trained]
     pruned: Done[Trained]
     exported: Done[Exported]
 
+    network = "pruned"
+    baselines = ("teacher", "student")
+
+    @property
+    def name(self) -> str:
+        """Name of the task."""
+        return self.learner.project.config.name.rpartition("/")[2]
+
     @property
     def trained(self) -> dict[str, Done[Trained]]:
-        """The trained models, by their name in the ledger."""
+        """The trained models."""
         return {"teacher": self.teacher, "student": self.student, "pruned": self.pruned}
 
     def probes(self) -> dict[str, Probe]:
-        """Read what each trained model said of the test split."""
+        """Read what each network said of the test split: "pruned" before its fine-tune, "tuned" after it."""
         from edgekd.gram.probe import Probe
 
-        return {name: Probe.load(done.folder / PROBE) for name, done in self.trained.items()}
+        files = {"teacher": self.teacher.folder / PROBE, "student": self.student.folder / PROBE}
+        if self.pruned.result.history:
+            files |= {"pruned": self.pruned.folder / CUT, "tuned": self.pruned.folder / PROBE}
+        return {name: Probe.load(path) for name, path in files.items()}
+
+    def metric(self, logits: np.ndarray[Any, Any], labels: np.ndarray[Any, Any]) -> float:
+        """Return the task's metric."""
+        return self.learner.project.loaded.metric(logits, labels)
+
+    def histories(self) -> dict[str, list[dict[str, float]]]:
+        """Return for each network that was trained here one entry an epoch."""
+        return {name: done.result.history for name, done in self.trained.items() if done.result.history}
+
+    def tune(self, scheme: Scheme) -> Tuned:
+        """Fine-tune the pruned network with fake quantization, with the unpruned student as anchor, and export it."""
+        return self.learner.tune(self, scheme)
 
 
 @dataclass(frozen=True)
@@ -65,7 +92,39 @@ class Learner:
         teacher = self._teacher()
         student = self._distill(teacher)
         pruned = self._prune(teacher, student)
-        return Learning(teacher, student, pruned, self._export(teacher, student, pruned))
+        return Learning(self, teacher, student, pruned, self._export(teacher, student, pruned))
+
+    def tune(self, learned: Learning, scheme: Scheme) -> Tuned:
+        """Tune the pruned network for a scheme, and export it alone."""
+        config = self.recipe.quantize.tune
+
+        def tune_it(folder: Path, report: StageReporter) -> Trained:
+            from edgekd.learn import tune
+
+            networks = tune.Networks(
+                self._load_teacher(learned.teacher),
+                self._load_student(learned.student),
+                self._load_pruned(learned.pruned.folder),
+            )
+            return tune.run(self.project.loaded, networks, self.taps, scheme, config, self.recipe.seed, folder, report)
+
+        depends = {**_plain(config), "scheme": _plain(scheme), "pruned": learned.pruned.key}
+        tuned = self.runner(Stage("tune", VERSIONS["tune"], depends, Trained, tune_it, self._describe))
+
+        def export_it(folder: Path, report: StageReporter) -> Exported:
+            from edgekd.learn import export
+            from edgekd.learn.to_onnx import Network
+            from edgekd.learn.weights import load_weights
+
+            model = load_weights(self._load_pruned(learned.pruned.folder), tuned.folder / WEIGHTS)
+            networks = {learned.network: Network(model, self.taps.student)}
+            return export.run(self.project.loaded, networks, self.recipe.export, self.opset, folder, report)
+
+        depends = {**_plain(self.recipe.export), "opset": self.opset, "tuned": tuned.key}
+        exported = self.runner(
+            Stage(f"{self.export_name} tuned", VERSIONS["export"], depends, Exported, export_it, _describe_export)
+        )
+        return Tuned(exported, tuned.folder / PROBE)
 
     def _teacher(self) -> Done[Trained]:
         config = self.recipe.teacher
@@ -122,11 +181,12 @@ class Learner:
 
         def run(folder: Path, report: StageReporter) -> Exported:
             from edgekd.learn import export
+            from edgekd.learn.to_onnx import Network
 
             networks = {
-                "teacher": export.Network(self._load_teacher(teacher), self.taps.teacher),
-                "student": export.Network(self._load_student(student), self.taps.student),
-                "pruned": export.Network(self._load_pruned(pruned), self.taps.student),
+                "teacher": Network(self._load_teacher(teacher), self.taps.teacher),
+                "student": Network(self._load_student(student), self.taps.student),
+                "pruned": Network(self._load_pruned(pruned.folder), self.taps.student),
             }
             return export.run(self.project.loaded, networks, config, self.opset, folder, report)
 
@@ -167,11 +227,11 @@ class Learner:
 
         return load_weights(build(factory, self.recipe.seed), done.folder / WEIGHTS)
 
-    def _load_pruned(self, done: Done[Trained]) -> nn.Module:
+    def _load_pruned(self, folder: Path) -> nn.Module:
         from edgekd.learn.prune import rebuild
         from edgekd.learn.weights import build
 
-        return rebuild(build(self.project.loaded.task.student, self.recipe.seed), self.project.loaded, done.folder)
+        return rebuild(build(self.project.loaded.task.student, self.recipe.seed), self.project.loaded, folder)
 
     def _describe(self, trained: Trained) -> str:
         return f"metric {trained.metric:.4f}, {trained.parameters:,} parameters"

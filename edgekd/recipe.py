@@ -38,6 +38,31 @@ class TaskConfig(_Config, frozen=True):
     options: Annotated[dict[str, Any], Meta(description="Keyword arguments of the task's class or function.")] = {}
 
 
+class ModelConfig(_Config, frozen=True):
+    """A trained network that is brought as ONNX, in place of a task: nothing is trained, distilled or pruned."""
+
+    path: Annotated[str, Meta(description="The float ONNX file.")]
+    calibration: Annotated[
+        str,
+        Meta(
+            description="An .npz of real samples, a row each: an array for each input of the graph by its name; "
+            "'labels' (class indices), 'groups' and 'ids' where there are any."
+        ),
+    ]
+    test: Annotated[
+        str,
+        Meta(description="An .npz with the samples of the gate. By default half of the calibration samples are kept."),
+    ] = ""
+    taps: Annotated[
+        dict[str, str],
+        Meta(
+            description="For each modality the tensor that is its embedding. By default the inputs of the node where "
+            "the graph's inputs meet, or else the outputs."
+        ),
+    ] = {}
+    output: Annotated[str, Meta(description="The output that is judged; by default the first of floats.")] = ""
+
+
 class Tap(_Config, frozen=True):
     """Where one modality's embedding is read."""
 
@@ -111,14 +136,45 @@ class DistillConfig(Training, frozen=True):
     loss: LossConfig = LossConfig()
 
 
+class PruneBudget(_Config, frozen=True):
+    """What the pruned network may keep, as a share of the unpruned one's; exactly one of the three."""
+
+    parameters: Annotated[float, Meta(gt=0, lt=1, description="Of the weights.")] | None = None
+    macs: Annotated[float, Meta(gt=0, lt=1, description="Of the multiply-accumulates of one inference.")] | None = None
+    latency: (
+        Annotated[float, Meta(gt=0, lt=1, description="Of the p50 that ONNX Runtime takes on this machine.")] | None
+    ) = None
+
+    def __post_init__(self) -> None:
+        given = [value for value in (self.parameters, self.macs, self.latency) if value is not None]
+        if len(given) != 1:
+            raise ValueError("prune.budget: give exactly one of parameters, macs and latency")
+
+
 class PruneConfig(Training, frozen=True):
     """Remove channels in dependency groups, then fine-tune with the unpruned student as Gram anchor."""
 
     epochs: Annotated[PositiveInt, Meta(description="Passes over the training split, of the fine-tune.")] = 20
     learning_rate: Annotated[Positive, Meta(description="Peak learning rate of the fine-tune.")] = 1e-3
     ratio: Annotated[float, Meta(ge=0, lt=1, description="Share of channels to remove; 0 switches pruning off.")] = 0.25
+    ratios: Annotated[
+        dict[str, Annotated[float, Meta(ge=0, lt=1)]],
+        Meta(description="For the encoder of a modality the share of channels to remove, in place of ratio."),
+    ] = {}
+    budget: Annotated[
+        PruneBudget | None,
+        Meta(
+            description="One budget for the whole network, in place of ratio: the least important channels for what "
+            "they cost go first, so each branch gives what it can spare."
+        ),
+    ] = None
+    steps: Annotated[PositiveInt, Meta(description="Rounds of cutting and fine-tuning; epochs are of each.")] = 1
     importance: Annotated[
-        Literal["magnitude", "taylor", "random"], Meta(description="How torch-pruning ranks the groups of channels.")
+        Literal["gram", "magnitude", "taylor", "random", "fpgm"],
+        Meta(
+            description="How groups of channels are ranked: 'gram' by how far the modality Gram and the logits would "
+            "move without them, 'magnitude', 'taylor', 'random' and 'fpgm' as in torch-pruning."
+        ),
     ] = "magnitude"
     round_to: Annotated[
         PositiveInt | None,
@@ -136,6 +192,14 @@ class ExportConfig(_Config, frozen=True):
     ] = 1e-4
 
 
+class TuneConfig(Training, frozen=True):
+    """Fine-tune with fake quantization, the unpruned student as Gram anchor: the last resort of the repair."""
+
+    epochs: Annotated[PositiveInt, Meta(description="Passes over the training split.")] = 10
+    learning_rate: Annotated[Positive, Meta(description="Peak learning rate.")] = 5e-4
+    loss: Annotated[LossConfig, Meta(description="Keys not given here are those of [distill.loss].")] = LossConfig()
+
+
 class QuantizeConfig(_Config, frozen=True):
     """Write the network in the target's precisions; INT8 in the scheme that it states."""
 
@@ -147,6 +211,15 @@ class QuantizeConfig(_Config, frozen=True):
         ),
     ] = "best"
     calibration: Annotated[str, Meta(description="A shipped calibration ('minmax') or the path of a .toml.")] = "minmax"
+    repair: Annotated[
+        Literal["auto", "best", "off"],
+        Meta(
+            description="What to do about INT8 that the gate rejects: 'auto' returns the layers that hurt most to "
+            "float until it passes, and fine-tunes with fake quantization where that is not enough; 'best' does so "
+            "where it passes too, as far as it costs no latency; 'off' leaves it rejected."
+        ),
+    ] = "auto"
+    tune: TuneConfig = TuneConfig()
 
 
 class GateConfig(_Config, frozen=True):
@@ -170,9 +243,10 @@ class ProfileConfig(_Config, frozen=True):
 
 
 class Recipe(_Config, frozen=True):
-    """A whole ``edgekd.toml``."""
+    """A whole ``edgekd.toml``: with a task to train for, or with a model that was trained elsewhere."""
 
-    task: TaskConfig
+    task: TaskConfig | None = None
+    model: ModelConfig | None = None
     seed: Annotated[int, Meta(ge=0, lt=2**31, description="Seed of every random choice.")] = 0
     teacher: TeacherConfig = TeacherConfig()
     student: StudentConfig = StudentConfig()
@@ -184,6 +258,8 @@ class Recipe(_Config, frozen=True):
     profile: ProfileConfig = ProfileConfig()
 
     def __post_init__(self) -> None:
+        if (self.task is None) == (self.model is None):
+            raise ValueError("give either a [task] to train for or a [model] that is trained already")
         if self.gate.tau_fail < self.gate.tau_pass:
             raise ValueError("gate.tau_fail must not be below gate.tau_pass")
 
@@ -248,10 +324,29 @@ def load_recipe(reference: str | Path | None = None, overrides: tuple[str, ...] 
     content = read_toml(path, RecipeError)
     check_keys(content, Recipe, str(path), RecipeError)
     _anchor_paths(content, path.resolve().parent)
+    return _read(content, str(path), overrides)
+
+
+def model_recipe(model: ModelConfig, overrides: tuple[str, ...] = ()) -> Recipe:
+    """Return the recipe that builds a trained model, everything else by default.
+
+    Args:
+        model: the model; relative paths are those of the working directory.
+        overrides: as for :func:`load_recipe`.
+
+    Raises:
+        RecipeError: an override is not valid.
+    """
+    content = {"model": msgspec.to_builtins(model)}
+    _anchor_paths(content, Path.cwd())
+    return _read(content, "--model", overrides)
+
+
+def _read(content: dict[str, Any], source: str, overrides: tuple[str, ...]) -> Recipe:
     for override in overrides:
         _set(content, override)
     _inherit_loss(content)
-    source = f"{path}{' and --set' if overrides else ''}"
+    source = f"{source}{' and --set' if overrides else ''}"
     check_values(content, source, RecipeError)
     try:
         return msgspec.convert(content, Recipe)
@@ -362,25 +457,33 @@ def _set(content: dict[str, Any], override: str) -> None:
 
 def _anchor_paths(content: dict[str, Any], base: Path) -> None:
     """Make the paths in a recipe's tables absolute, in place, so that they mean the same from any working directory."""
-    for section, key in (("task", "name"), ("teacher", "weights"), ("quantize", "calibration")):
+    anchored = (
+        *(("task", "name"), ("teacher", "weights"), ("quantize", "calibration")),
+        *(("model", key) for key in ("path", "calibration", "test")),
+    )
+    for section, key in anchored:
         table = content.get(section)
         value = table.get(key) if isinstance(table, dict) else None
         if not isinstance(table, dict) or not isinstance(value, str):
             continue
         file, colon, name = value.partition(":")
-        if (key == "name" and colon and file.endswith(".py")) or (key == "calibration" and file.endswith(".toml")):
+        if section in ("teacher", "model"):
+            table[key] = str(base / value) if value else ""
+        elif (key == "name" and colon and file.endswith(".py")) or (key == "calibration" and file.endswith(".toml")):
             table[key] = f"{base / file}{colon}{name}"
-        elif key == "weights" and value:
-            table[key] = str(base / value)
 
 
 def _inherit_loss(content: dict[str, Any]) -> None:
-    """Let ``[prune.loss]`` begin from ``[distill.loss]``: the fine-tune minimises the same unless told otherwise."""
-    distill, prune = content.get("distill", {}), content.setdefault("prune", {})
-    if isinstance(distill, dict) and isinstance(prune, dict):
-        ours, theirs = prune.get("loss", {}), distill.get("loss", {})
-        if isinstance(ours, dict) and isinstance(theirs, dict):
-            prune["loss"] = {**theirs, **ours}
+    """Let the losses of the fine-tunes begin from ``[distill.loss]``: they minimise the same unless told otherwise."""
+    distill, quantize = content.get("distill", {}), content.setdefault("quantize", {})
+    tunes = [content.setdefault("prune", {})]
+    if isinstance(quantize, dict):
+        tunes.append(quantize.setdefault("tune", {}))
+    for tune in tunes:
+        if isinstance(distill, dict) and isinstance(tune, dict):
+            ours, theirs = tune.get("loss", {}), distill.get("loss", {})
+            if isinstance(ours, dict) and isinstance(theirs, dict):
+                tune["loss"] = {**theirs, **ours}
 
 
 def recipe_schema() -> dict[str, Any]:

@@ -39,13 +39,16 @@ def _sections():
     return [name for name in recipe_schema()["$defs"] if name != "Recipe"]
 
 
+REQUIRED = {("TaskConfig", "name"), ("Tap", "module"), ("ModelConfig", "path"), ("ModelConfig", "calibration")}
+
+
 @pytest.mark.parametrize("section", _sections())
 def test_every_key_is_described_and_has_a_default(section):
     schema = recipe_schema()["$defs"][section]
     for key, field in schema["properties"].items():
         required = key in schema.get("required", [])
         assert required or "default" in field, f"{section}.{key} has no default"
-        assert not required or (section, key) in {("TaskConfig", "name"), ("Tap", "module")}
+        assert not required or (section, key) in REQUIRED
         variants = [field, *field.get("allOf", []), *field.get("anyOf", [])]
         assert any("description" in v for v in variants) or "$ref" in str(field), f"{section}.{key} is not described"
 

@@ -5,22 +5,20 @@ From here on nothing needs torch.
 
 from __future__ import annotations
 
-from contextlib import redirect_stderr
-from dataclasses import dataclass
-from io import StringIO
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from edgekd.errors import ModelError
-from edgekd.files import atomic_path, quiet
+from edgekd.gram.rows import EMBEDDING_PREFIX, INPUT_PREFIX
 from edgekd.learn.evaluate import batches, truth
 from edgekd.learn.result import CALIBRATION, TEST, Exported, TaskFacts, onnx_name
 from edgekd.learn.taps import Tapped
+from edgekd.learn.to_onnx import Network, write_onnx
 from edgekd.runtime.ort import open_engine
-from edgekd.runtime.session import EMBEDDING_PREFIX, INPUT_PREFIX, write_arrays
+from edgekd.runtime.session import write_arrays
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -28,17 +26,9 @@ if TYPE_CHECKING:
 
     from edgekd.learn.task import LoadedTask, Split
     from edgekd.progress import StageReporter
-    from edgekd.recipe import ExportConfig, Tap
+    from edgekd.recipe import ExportConfig
 
 _PARITY_SAMPLES = 64
-
-
-@dataclass(frozen=True)
-class Network:
-    """A network to export, and where its embeddings are."""
-
-    model: nn.Module
-    taps: Mapping[str, Tap]
 
 
 def run(
@@ -102,70 +92,6 @@ def save_samples(split: Split, path: Path) -> None:
     if known.groups is not None:
         arrays["groups"] = known.groups
     write_arrays(path, {"ids": known.ids, "labels": known.labels, **arrays})
-
-
-class _WithEmbeddings(nn.Module):
-    """A network whose forward pass returns logits and every embedding."""
-
-    def __init__(self, tapped: Tapped) -> None:
-        super().__init__()
-        self.model = tapped.model
-        self._tapped = tapped
-
-    def forward(self, *inputs: Tensor) -> tuple[Tensor, ...]:
-        logits, embeddings = self._tapped(list(inputs))
-        return logits, *embeddings.values()
-
-
-def write_onnx(network: Network, inputs: Mapping[str, Tensor], opset: int, path: Path) -> None:
-    """Export one network with a dynamic batch and the outputs ``logits`` and ``embedding.<modality>``.
-
-    Raises:
-        ModelError: torch cannot export it, or not for any number of samples.
-    """
-    network.model.eval().cpu()
-    outputs = ["logits", *(EMBEDDING_PREFIX + name for name in network.taps)]
-    batch = torch.export.Dim("batch", min=1, max=4096)
-    # torch prints the graph that it failed on to stderr.
-    with Tapped(network.model, network.taps) as tapped, quiet(), redirect_stderr(StringIO()):
-        try:
-            program = torch.onnx.export(
-                _WithEmbeddings(tapped),
-                tuple(inputs.values()),
-                dynamo=True,
-                opset_version=opset,
-                input_names=list(inputs),
-                output_names=outputs,
-                dynamic_shapes=(tuple({0: batch} for _ in inputs),),
-                verbose=False,
-            )
-        except (RuntimeError, torch.onnx.errors.OnnxExporterError) as error:
-            # torch's own message is a page of advice for its developers; its cause says what is wrong.
-            what = str(error.__cause__ or error).strip().partition("\n")[0]
-            raise ModelError(f"torch cannot export {type(network.model).__name__} to ONNX: {what}") from error
-    assert program is not None  # None is what the older exporter returns
-    for value in program.model.graph.inputs:
-        size = value.shape[0] if value.shape else None
-        if isinstance(size, int):
-            raise ModelError(
-                f"{type(network.model).__name__} works for batches of {size} only: its code fixes the batch, "
-                "e.g. by a view() or reshape() to constants; write -1 there"
-            )
-    _strip(program.model)
-    with atomic_path(path) as temporary:
-        program.save(str(temporary), external_data=False)
-
-
-def _strip(model: Any) -> None:
-    """Remove what the exporter notes for debugging: for each node its stack, with lines of source and paths of here.
-
-    A bundle would carry them to every device; in a small INT8 graph they are half of the file.
-    """
-    graph = model.graph
-    nodes = list(graph.all_nodes())
-    values = (*graph.inputs, *graph.initializers.values(), *(value for node in nodes for value in node.outputs))
-    for noted in (model, graph, *nodes, *values):
-        noted.metadata_props.clear()
 
 
 def _parity(network: Network, inputs: Mapping[str, Tensor], path: Path) -> float:

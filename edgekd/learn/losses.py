@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from edgekd.gram.matrix import cross_gram, intra_gram, joint_gram, sample_gram, stack
-from edgekd.learn.task import UNLABELLED
+from edgekd.learn.score import UNLABELLED
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping

@@ -12,8 +12,9 @@ from edgekd.errors import TaskError
 from edgekd.gram.matrix import stack
 from edgekd.learn.evaluate import batches, probe, truth
 from edgekd.learn.prune import ignored_layers
+from edgekd.learn.score import UNLABELLED
 from edgekd.learn.taps import Tapped
-from edgekd.learn.task import SPLITS, UNLABELLED, check_shapes
+from edgekd.learn.task import SPLITS, check_shapes
 from edgekd.learn.train import compute_device
 from edgekd.learn.weights import build
 

@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 
 from edgekd.errors import TaskError, nearest
+from edgekd.learn.score import UNLABELLED, accuracy
 from edgekd.learn.sources import installed, source_files, user_code
 
 if TYPE_CHECKING:
@@ -32,9 +33,6 @@ if TYPE_CHECKING:
     from edgekd.recipe import TaskConfig
 
     Size = TypeVar("Size", bound=DataclassInstance)
-
-#: Label of a sample that has none. Distillation uses such samples; the cross entropy skips them.
-UNLABELLED = -100
 
 SPLITS = ("train", "val", "calibration", "test")
 
@@ -199,12 +197,6 @@ def resized(size: Size, options: Mapping[str, Any] | None) -> Size:
         if name not in known:
             raise TaskError(f"a network's size has no '{name}'{nearest(name, known)}")
     return replace(size, **(options or {}))
-
-
-def accuracy(logits: np.ndarray[Any, Any], labels: np.ndarray[Any, Any]) -> float:
-    """Return the share of labelled samples whose top-1 class is right; logits [N, C], labels [N]."""
-    labelled = labels != UNLABELLED
-    return float((logits.argmax(-1) == labels)[labelled].mean()) if labelled.any() else float("nan")
 
 
 def collate(samples: Batch | list[Sample]) -> Batch:

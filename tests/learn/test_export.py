@@ -11,10 +11,11 @@ from torch import nn
 from edgekd.errors import ModelError
 from edgekd.learn import export
 from edgekd.learn.evaluate import probe
-from edgekd.learn.export import Network, save_samples, write_onnx
+from edgekd.learn.export import save_samples
 from edgekd.learn.models import Conv1dEncoder, Conv2dEncoder, LateFusion, MlpEncoder, Standardize
 from edgekd.learn.taps import Tapped
 from edgekd.learn.task import ArraySplit, Modality, Sample
+from edgekd.learn.to_onnx import Network, write_onnx
 from edgekd.learn.weights import build
 from edgekd.recipe import ExportConfig, Tap
 from edgekd.runtime.ort import open_engine

@@ -3,6 +3,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from pruned import Wide, batch, pruning, remove_channels, taps, widths
 from small import CLASSES, TAPS, Remembers, TwoTowers, loaded, mlp, reporter
 from torch import nn
 
@@ -11,26 +12,12 @@ from edgekd.gram.drift import Bootstrap, measure_drift
 from edgekd.gram.probe import Probe
 from edgekd.learn import prune
 from edgekd.learn.evaluate import probe
-from edgekd.learn.prune import Networks, rebuild, remove_channels
+from edgekd.learn.prune import Networks, rebuild
 from edgekd.learn.result import PROBE, REMOVED, WEIGHTS
 from edgekd.learn.taps import Tapped, Taps
 from edgekd.learn.task import UNLABELLED
 from edgekd.learn.weights import build
-from edgekd.recipe import PruneConfig, Tap
-
-
-def pruning(**changes):
-    return PruneConfig(**{"round_to": 8, **changes})
-
-
-class Wide(TwoTowers):
-    """Branches of two widths, so that a branch that is pruned with the other shows."""
-
-    def __init__(self):
-        super().__init__(width=16)
-        self.encoders["a"] = mlp(6, 32, 16)
-        self.encoders["b"] = mlp(5, 64, 16)
-        self.head = nn.Sequential(nn.ReLU(), nn.Linear(32, 24), nn.ReLU(), nn.Linear(24, CLASSES))
+from edgekd.recipe import Tap
 
 
 class ConvConcat(nn.Module):
@@ -100,21 +87,19 @@ class ActivationTap(nn.Module):
         return self.head(torch.cat([self.activation(self.a(a)), self.b(b).flatten(1)], 1))
 
 
-class Depthwise(nn.Module):
-    def __init__(self):
+class InSlices(nn.Module):
+    """A convolution that works in slices, each of which must lose the same channels; with 32, it is depthwise."""
+
+    def __init__(self, groups):
         super().__init__()
         self.a = nn.Sequential(
-            nn.Conv2d(1, 32, 3), nn.ReLU(), nn.Conv2d(32, 32, 3, groups=32), nn.Conv2d(32, 32, 1), nn.ReLU(),
+            nn.Conv2d(1, 32, 3), nn.ReLU(), nn.Conv2d(32, 32, 3, groups=groups), nn.Conv2d(32, 32, 1), nn.ReLU(),
             nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(32, 16),
         )  # fmt: skip
         self.b, self.head = mlp(5, 32, 16), nn.Linear(32, CLASSES)
 
     def forward(self, a, b):
         return self.head(torch.cat([self.a(a), self.b(b)], 1))
-
-
-def taps(a, b, **more):
-    return {"a": Tap(module=a), "b": Tap(module=b, **more)}
 
 
 #: For each network its taps, the shapes of its inputs, and the widths of its layers after a quarter is pruned.
@@ -146,24 +131,13 @@ NETWORKS = {
         {"a.0": 24, "a.2": 16, "b.0": 8, "b.2": 16, "head": 3},
     ),
     "depthwise": (
-        Depthwise, taps("a", "b"), [(1, 12, 12), (5,)],
+        lambda: InSlices(32), taps("a", "b"), [(1, 12, 12), (5,)],
         {"a.0": 24, "a.2": 24, "a.3": 24, "a.7": 16, "b.0": 24, "b.2": 16, "head": 3},
     ),
 }  # fmt: skip
 
 
-def batch(shapes, count=8):
-    generator = torch.Generator().manual_seed(0)
-    inputs = [torch.randn(count, *shape, generator=generator) for shape in shapes]
-    return inputs, torch.arange(count) % CLASSES
-
-
-def widths(model):
-    layers = (nn.Linear, nn.Conv1d, nn.Conv2d)
-    return {name: m.weight.shape[0] for name, m in model.named_modules() if isinstance(m, layers)}
-
-
-@pytest.mark.parametrize("importance", ["magnitude", "taylor", "random"])
+@pytest.mark.parametrize("importance", ["gram", "magnitude", "taylor", "random", "fpgm"])
 @pytest.mark.parametrize(("make", "tap", "shapes", "expected"), NETWORKS.values(), ids=NETWORKS)
 def test_layers_shrink_and_embeddings_and_logits_keep_their_width(make, tap, shapes, expected, importance):
     model = build(make, 0)
@@ -178,6 +152,20 @@ def test_layers_shrink_and_embeddings_and_logits_keep_their_width(make, tap, sha
     with Tapped(full, tap) as tapped:
         assert {n: z.shape for n, z in embeddings.items()} == {n: z.shape for n, z in tapped(inputs)[1].items()}
     assert all(parameter.grad is None for parameter in model.parameters())
+
+
+@pytest.mark.parametrize("importance", ["gram", "magnitude", "taylor", "random"])
+def test_slices_lose_the_same_channels(importance):
+    model = build(lambda: InSlices(4), 0)
+    removed = remove_channels(model, taps("a", "b"), *batch([(1, 12, 12), (5,)]), pruning(importance=importance))
+    assert widths(model) == {"a.0": 24, "a.2": 24, "a.3": 24, "a.7": 16, "b.0": 24, "b.2": 16, "head": 3}
+    for gone in (channels for name, _, channels in removed if name in ("a.0", "a.2")):
+        assert gone == [first + 8 * part for part in range(4) for first in gone[:2]]
+
+
+def test_what_torch_pruning_cannot_measure_is_said():
+    with pytest.raises(ModelError, match="torch-pruning cannot prune InSlices"):
+        remove_channels(InSlices(4), taps("a", "b"), *batch([(1, 12, 12), (5,)]), pruning(importance="fpgm"))
 
 
 def test_two_concatenated_branches_are_not_one_group():
@@ -301,14 +289,26 @@ class Recurrent(nn.Module):
         return self.head(torch.cat([self.a(a)[0].mean(1), self.b(b)], 1))
 
 
-def test_what_cannot_be_pruned_says_so_and_can_be_ignored():
-    tap = {"a": Tap(module="a", pool="tokens"), "b": Tap(module="b")}
-    arguments = batch([(7, 3), (5,)])
-    with pytest.raises(ModelError, match=r"torch-pruning cannot prune Recurrent: .*try \[prune\] ignore"):
-        remove_channels(Recurrent(), tap, *arguments, pruning())
+def test_a_recurrent_layer_keeps_its_width():
     model = Recurrent()
-    remove_channels(model, tap, *arguments, pruning(ignore=["a"]))
-    assert model.b[0].out_features == 24
+    tap = {"a": Tap(module="a", pool="tokens"), "b": Tap(module="b")}
+    remove_channels(model, tap, *batch([(7, 3), (5,)]), pruning())
+    assert (model.a.hidden_size, model.b[0].out_features) == (16, 24)
+
+
+class FixedView(Wide):
+    def forward(self, a, b):
+        hidden = self.encoders["a"][:2](a).view(-1, 4, 8).flatten(1)
+        return self.head(torch.cat([self.encoders["a"][2:](hidden), self.encoders["b"](b)], 1))
+
+
+def test_what_cannot_be_pruned_says_so_and_can_be_ignored():
+    tap, arguments = taps("encoders.a.2", "encoders.b"), batch([(6,), (5,)])
+    with pytest.raises(ModelError, match=r"torch-pruning cannot prune FixedView: .*try \[prune\] ignore"):
+        remove_channels(FixedView(), tap, *arguments, pruning())
+    model = FixedView()
+    remove_channels(model, tap, *arguments, pruning(ignore=["encoders.a"]))
+    assert model.encoders["b"][0].out_features == 48
 
 
 def test_nothing_is_printed(capfd):

@@ -29,7 +29,8 @@ def test_a_teacher_is_trained_and_kept_with_what_it_says_of_the_test_split(tmp_p
     assert trained.parameters == sum(p.numel() for p in TwoTowers().parameters())
     model = load_weights(build(TwoTowers, 9), tmp_path / WEIGHTS)
     again, stored = probe(model, TAPS, task.splits["test"]), Probe.load(tmp_path / PROBE)
-    again.check_same_samples(stored)
+    assert again.modalities == stored.modalities
+    assert (again.ids == stored.ids).all()
     assert (again.logits == stored.logits).all()
     assert trained.metric == task.metric(stored.logits, task.splits["test"].labels.numpy())
 

@@ -1,0 +1,94 @@
+"""Stage: fine-tune with fake quantization, the unpruned student as Gram anchor, so that INT8 keeps the Gram."""
+
+from __future__ import annotations
+
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from edgekd.learn.evaluate import keep, metric, probe
+from edgekd.learn.fakequant import NORMS, fake_quantized
+from edgekd.learn.objective import Distillation
+from edgekd.learn.taps import Tapped
+from edgekd.learn.train import Fit, compute_device, fit
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+    from torch import nn
+
+    from edgekd.learn.result import Trained
+    from edgekd.learn.taps import Taps
+    from edgekd.learn.task import LoadedTask
+    from edgekd.progress import StageReporter
+    from edgekd.recipe import TuneConfig
+    from edgekd.target import Scheme
+
+
+@dataclass(frozen=True)
+class Networks:
+    """The networks of the stage: the teacher, the unpruned student, and what is tuned, most often a pruned student."""
+
+    teacher: nn.Module
+    student: nn.Module
+    tuned: nn.Module
+
+
+def run(
+    task: LoadedTask,
+    networks: Networks,
+    taps: Taps,
+    scheme: Scheme,
+    config: TuneConfig,
+    seed: int,
+    folder: Path,
+    report: StageReporter,
+) -> Trained:
+    """Fine-tune into ``folder``; what is kept is float, and is quantized like any other network.
+
+    Ranges are measured on the calibration split before the first epoch and after each: INT8 is calibrated there too,
+    once the weights have moved. The Gram anchor and the labels are of the training split alone, as ever.
+
+    Raises:
+        TaskError: a tap is wrong.
+        ModelError: training diverged.
+    """
+    device = compute_device()
+    for network in (networks.teacher, networks.student, networks.tuned):
+        network.to(device)
+    model = networks.tuned
+    with (
+        Tapped(model, taps.student) as student,
+        Tapped(networks.teacher, taps.teacher) as teacher,
+        Tapped(networks.student, taps.student) as anchor,
+        _frozen_statistics(model),
+        fake_quantized(model, scheme) as quantized,
+    ):
+
+        def calibrate() -> None:
+            quantized.calibrate(lambda: probe(model, {}, task.splits["calibration"]))
+
+        def validate() -> float:
+            calibrate()
+            return metric(task, model, taps.student, "val")
+
+        calibrate()
+        objective = Distillation(student, teacher, anchor, config.loss, report)
+        history = fit(model, objective, task.splits["train"], validate, Fit(config, seed, folder, report))
+    return keep(task, model, taps.student, history, folder)
+
+
+@contextmanager
+def _frozen_statistics(model: nn.Module) -> Iterator[None]:
+    """Keep BatchNorm at its running statistics: the INT8 graph has them folded into its weights, which have settled."""
+
+    def freeze(norm: nn.Module, _inputs: Any) -> None:
+        norm.eval()  # at each call: training mode comes back with every epoch
+
+    handles = [m.register_forward_pre_hook(freeze) for m in model.modules() if isinstance(m, NORMS)]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
