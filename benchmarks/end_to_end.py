@@ -30,11 +30,11 @@ def measure(task: str, seed: int) -> dict[str, Any]:
     result = report.targets[0]
     rows = {row.stage: row for row in result.ledger.rows}
     p50 = {name: engine.latency.p50 for name in ("teacher", "student", "engine") if (engine := result.measured(name))}
-    gated = {stage: row for stage, row in rows.items() if row.to_student is not None}
+    gated = {stage: row for stage, row in rows.items() if row.to_reference is not None}
     return {
         "seed": seed,
         "metric": {stage: row.metric for stage, row in rows.items()},
-        "drift_bound": {stage: row.to_student.bound for stage, row in gated.items()},
+        "drift_bound": {stage: row.to_reference.bound for stage, row in gated.items()},
         "flips": {stage: row.flips for stage, row in gated.items()},
         "drift_to_teacher": {stage: row.to_teacher.mean for stage, row in rows.items() if row.to_teacher},
         "verdict": result.verdict,

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import errno
+import functools
 import io
 import json
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,8 +18,13 @@ from edgekd.errors import BundleError, DeviceError, EdgekdError, GateFailed, Out
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from contextlib import AbstractContextManager
 
+    from edgekd.pipeline import Places
+    from edgekd.progress import Observer
+    from edgekd.recipe import Recipe
     from edgekd.report.result import BuildReport
+    from edgekd.target import Target
     from edgekd.tasks import TaskInfo
 
 
@@ -69,47 +76,131 @@ def _recipe_options(command: Callable[..., Any]) -> Callable[..., Any]:
     return click.option("--recipe", metavar="NAME|PATH", help=recipe)(command)
 
 
-@main.command()
-@_recipe_options
-@click.option("--target", "targets", multiple=True, default=["cpu"], show_default=True, metavar="NAME|FILE.toml",
-              help="A kind of device. Repeatable.")  # fmt: skip
-@click.option(
-    "--device",
-    "devices",
-    multiple=True,
-    metavar="[TARGET=]DEVICE",
-    help="Where engines run; see 'edgekd device' [default: what is at hand]. Repeatable.",
-)
-@click.option("--output", type=click.Path(path_type=Path), help="Folder of report and bundles [default: build/RECIPE].")
-@click.option("--cache", type=click.Path(path_type=Path), default=Path(".edgekd"), show_default=True,
-              envvar="EDGEKD_CACHE", help="Folder of finished stages.")  # fmt: skip
-@click.option("-q", "--quiet", is_flag=True, help="Print warnings and errors alone.")
-@click.option("-v", "--verbose", is_flag=True, help="Print every step.")
-@click.option("--json", "as_json", is_flag=True, help="Print events, and at last the report, as JSON lines.")
-def build(recipe: str | None, overrides: tuple[str, ...], targets: tuple[str, ...], devices: tuple[str, ...],
-          output: Path | None, cache: Path, quiet: bool, verbose: bool, as_json: bool) -> None:  # fmt: skip
-    """Build a recipe for a device, from teacher to bundle.
+@dataclass(frozen=True)
+class _Build:
+    """What a build is asked for on the command line."""
 
-    Runs teacher, distil, prune and export once, then for each target quantize, compile, engine, check, profile and
-    bundle, as far as it has them; what is up to date is not run again. Exits with 20 when the gate rejects the result;
-    its artefacts are kept under OUTPUT/TARGET/rejected.
+    recipe: Recipe
+    name: str
+    targets: list[Target]
+    devices: tuple[str, ...]
+    places: Places
+
+
+def _build_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Give a command the options that name a build, as one argument ``wanted``."""
+
+    @functools.wraps(command)
+    def with_build(
+        recipe: str | None,
+        overrides: tuple[str, ...],
+        model: Path | None,
+        calibration: Path | None,
+        test: Path | None,
+        taps: tuple[str, ...],
+        targets: tuple[str, ...],
+        devices: tuple[str, ...],
+        output: Path | None,
+        cache: Path,
+        **others: Any,
+    ) -> Any:
+        from edgekd.files import make_folder
+        from edgekd.pipeline import Places
+        from edgekd.recipe import load_recipe, recipe_name
+        from edgekd.target import load_targets
+
+        if model is None:
+            _refuse_without_model(calibration, test, taps)
+            loaded, name = load_recipe(recipe, overrides), recipe_name(recipe)
+        else:
+            loaded, name = _model_recipe(recipe, overrides, model, calibration, test, taps), model.stem
+        places = Places(output or Path("build") / name, cache)
+        wanted = _Build(loaded, name, load_targets(targets), devices, places)
+        make_folder(places.output, OutputError, "--output")
+        return command(wanted=wanted, **others)
+
+    file = click.Path(path_type=Path)
+    options = (
+        click.option("--model", type=file, metavar="FILE.onnx",
+                     help="Build a trained ONNX network instead of a recipe's task."),
+        click.option("--calibration", type=file, metavar="FILE.npz",
+                     help="With --model: real samples, an array for each input of the graph."),
+        click.option("--test", type=file, metavar="FILE.npz",
+                     help="With --model: the samples of the gate [default: half of --calibration]."),
+        click.option("--tap", "taps", multiple=True, metavar="NAME=TENSOR",
+                     help="With --model: the tensor that is a modality's embedding [default: found]. Repeatable."),
+        click.option("--target", "targets", multiple=True, default=["cpu"], show_default=True,
+                     metavar="NAME|FILE.toml", help="A kind of device. Repeatable."),
+        click.option("--device", "devices", multiple=True, metavar="[TARGET=]DEVICE",
+                     help="Where engines run; see 'edgekd device' [default: what is at hand]. Repeatable."),
+        click.option("--output", type=file, help="Folder of report and bundles [default: build/RECIPE]."),
+        click.option("--cache", type=file, default=Path(".edgekd"), show_default=True, envvar="EDGEKD_CACHE",
+                     help="Folder of finished stages."),
+    )  # fmt: skip
+    wrapped: Callable[..., Any] = with_build
+    for option in reversed(options):
+        wrapped = option(wrapped)
+    return _recipe_options(wrapped)
+
+
+def _refuse_without_model(calibration: Path | None, test: Path | None, taps: tuple[str, ...]) -> None:
+    for option, given in (("--calibration", calibration), ("--test", test), ("--tap", taps)):
+        if given:
+            raise click.UsageError(f"{option} is for --model; a recipe's task brings its own samples and taps")
+
+
+def _model_recipe(
+    recipe: str | None,
+    overrides: tuple[str, ...],
+    model: Path,
+    calibration: Path | None,
+    test: Path | None,
+    taps: tuple[str, ...],
+) -> Recipe:
+    from edgekd.recipe import ModelConfig, model_recipe
+
+    if recipe is not None:
+        raise click.UsageError("give --model or --recipe, not both; a recipe can name a model in its [model] section")
+    if calibration is None:
+        raise click.UsageError("--model needs --calibration: an .npz of real samples to quantize with")
+    pairs = [tap.partition("=") for tap in taps]
+    for name, equals, tensor in pairs:
+        if not (name and equals and tensor):
+            raise click.UsageError(f"--tap {name}{equals}{tensor}: write it as NAME=TENSOR")
+    named = {name: tensor for name, _, tensor in pairs}
+    wanted = ModelConfig(path=str(model), calibration=str(calibration), test=str(test or ""), taps=named)
+    return model_recipe(wanted, overrides)
+
+
+def _progress_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    command = click.option("--json", "as_json", is_flag=True, help="Print events and the outcome as JSON lines.")(
+        command
+    )
+    command = click.option("-v", "--verbose", is_flag=True, help="Print every step.")(command)
+    return click.option("-q", "--quiet", is_flag=True, help="Print warnings and errors alone.")(command)
+
+
+@main.command()
+@_build_options
+@_progress_options
+def build(wanted: _Build, quiet: bool, verbose: bool, as_json: bool) -> None:
+    """Build a recipe, or an ONNX network, for a device: from teacher to bundle.
+
+    Runs teacher, distil, prune and export once (with --model only an import), then for each target quantize, compile,
+    engine, check, repair, profile and bundle, as far as it has them; what is up to date is not run again. Exits with 20
+    when the gate rejects the result; its artefacts are kept under OUTPUT/TARGET/rejected.
     """
     from edgekd.console import Json, choose_observer, print_report
-    from edgekd.files import make_folder
-    from edgekd.pipeline import Places
-    from edgekd.recipe import load_recipe, recipe_name
     from edgekd.report.build import report_json
-    from edgekd.target import load_targets
 
-    loaded, kinds, name = load_recipe(recipe, overrides), load_targets(targets), recipe_name(recipe)
-    places = Places(output or Path("build") / name, cache)
-    make_folder(places.output, OutputError, "--output")
     with choose_observer(json=as_json, quiet=quiet, verbose=verbose, terminal=sys.stdout.isatty()) as observer:
-        report = edgekd.build(loaded, kinds, places, devices=devices, name=name, observer=observer)
+        report = edgekd.build(
+            wanted.recipe, wanted.targets, wanted.places, devices=wanted.devices, name=wanted.name, observer=observer
+        )
     if as_json:
         Json().emit("report", report=report_json(report))
     elif not quiet:
-        print_report(report, places.output)
+        print_report(report, wanted.places.output)
     _require_release(report)
 
 
@@ -118,6 +209,81 @@ def _require_release(report: BuildReport) -> None:
     if rejected:
         reasons = "; ".join(f"{r.target}: {reason}" for r in rejected for reason in r.ledger.reasons)
         raise GateFailed(f"the gate rejected the build: {reasons}")
+
+
+@main.command()
+@_build_options
+@click.option("--cpu", metavar="NAME", help="Run the engine on an emulated processor, e.g. haswell.")
+@click.option("--calibrate", is_flag=True, help="Measure on this task which drift costs accuracy, and suggest limits.")
+@_progress_options
+def check(wanted: _Build, cpu: str | None, calibrate: bool, quiet: bool, verbose: bool, as_json: bool) -> None:
+    """Judge every candidate without timing or bundling it; show each ledger.
+
+    With --cpu the engine runs on that processor's instructions: INT8 that is right here can be wrong there. With
+    --calibrate the float network is damaged in many ways, and what drift each costs how much of the metric gives the
+    gate's limits for this task. Exits with 20 when the gate rejects every candidate of a target.
+    """
+    import msgspec
+
+    from edgekd.checking import check_targets
+    from edgekd.console import Json, choose_observer
+    from edgekd.console.checks import print_checks
+
+    if cpu is not None and wanted.devices:
+        raise click.UsageError("give --cpu or --device, not both")
+    devices = (f"emulated:{cpu}",) if cpu else wanted.devices
+    watched = choose_observer(json=as_json, quiet=quiet, verbose=verbose, terminal=sys.stdout.isatty())
+    if calibrate:
+        _calibrate(wanted, watched, as_json)
+        return
+    with watched as observer:
+        checks = check_targets(wanted.recipe, wanted.targets, wanted.places.cache, devices, observer)
+    if as_json:
+        Json().emit("checks", checks=msgspec.to_builtins(checks))
+    elif not quiet:
+        print_checks(checks)
+    rejected = [found.target for found in checks if found.rejected]
+    if rejected:
+        raise GateFailed(f"the gate rejects every candidate of {', '.join(rejected)}")
+
+
+def _calibrate(wanted: _Build, watched: AbstractContextManager[Observer], as_json: bool) -> None:
+    """Show what drift costs on the user's own task, for the first target's reference network."""
+    import msgspec
+
+    from edgekd.checking import calibrate_gate
+    from edgekd.console import Json
+    from edgekd.console.checks import print_alarm
+
+    with watched as observer:
+        alarm = calibrate_gate(wanted.recipe, wanted.targets[0], wanted.places.cache, observer)
+    if as_json:
+        Json().emit("alarm", alarm=msgspec.to_builtins(alarm))
+    else:
+        print_alarm(alarm)
+
+
+@main.command()
+@_build_options
+@_progress_options
+def blame(wanted: _Build, quiet: bool, verbose: bool, as_json: bool) -> None:
+    """Find out which layers, branches and kinds of tensor break the Gram structure in INT8.
+
+    Quantizes one alone and undoes one alone, and ranks them by the drift that undoing relieves, also per millisecond
+    that it costs on the device. Writes blame.json and a picture on the graph, blame.svg, into OUTPUT/TARGET.
+    """
+    from edgekd.checking import blame_targets
+    from edgekd.console import Json, choose_observer
+    from edgekd.console.checks import print_blame
+    from edgekd.report.blame import blame_json
+
+    with choose_observer(json=as_json, quiet=quiet, verbose=verbose, terminal=sys.stdout.isatty()) as observer:
+        found = blame_targets(wanted.recipe, wanted.targets, wanted.places, wanted.devices, observer)
+    for target, blamed in found.items():
+        if as_json:
+            Json().emit("blame", target=target, blame=blame_json(blamed))
+        elif not quiet:
+            print_blame(target, blamed, wanted.places.output / target)
 
 
 @main.command()
@@ -256,10 +422,11 @@ def verify(bundle: Path, runtime: str | None) -> None:
     """
     with edgekd.load(bundle, runtime=runtime, allow_rejected=True) as loaded:
         found = loaded.verify()
+        flips = "" if found.flips is None else f"{found.flips} flips, "
         library = loaded.runtime.name.removesuffix("-web")  # a browser's engine runs in ONNX Runtime here
         click.echo(
             f"{bundle}: {loaded.manifest.verdict}; {found.samples} reference samples in {library}, "
-            f"{found.flips} flips, Gram drift {found.gram_drift:.2g}, largest logit error {found.max_logit_error:.2g}"
+            f"{flips}Gram drift {found.gram_drift:.2g}, largest logit error {found.max_logit_error:.2g}"
         )
     if not found.ok:
         raise BundleError(f"{bundle}: its engine does not do here what it did where it was built; rebuild it here")

@@ -1,7 +1,8 @@
 """The order of the stages, and the fan-out over targets.
 
-``teacher -> distill -> prune -> export`` run once and know nothing of targets but the opset and the multiples that
-their kernels like; ``quantize -> compile -> engine -> check -> profile -> bundle`` run for each target.
+``teacher -> distill -> prune -> export``, or the ``import`` of a model that is trained already, run once and know
+nothing of targets but the opset and the multiples that their kernels like; ``quantize -> compile -> engine -> check ->
+repair -> profile -> bundle`` run for each target.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from typing import TYPE_CHECKING
 from msgspec.structs import replace
 
 import edgekd
-from edgekd import learning, shipping
+from edgekd import bringing, learning
 from edgekd.cache import Cache
 from edgekd.compress.quantize import ways
 from edgekd.devices.choose import Absent, assign_devices
@@ -25,6 +26,9 @@ from edgekd.publish import publish, writing
 from edgekd.report.build import write_report
 from edgekd.report.result import BuildReport
 from edgekd.runtime.registry import PACKAGES, Runtime
+from edgekd.shipping import ship
+from edgekd.shipping.context import LIBRARIES, Context
+from edgekd.shipping.trying import compiles
 from edgekd.stages import Runner, library_versions
 from edgekd.target import load_calibration
 
@@ -33,6 +37,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from edgekd.devices.device import Device
+    from edgekd.origin import Origin
     from edgekd.recipe import Recipe
     from edgekd.target import Target
 
@@ -79,37 +84,16 @@ def build(
     Raises:
         EdgekdError: any error that a user can cause; see :mod:`edgekd.errors`.
     """
-    if not targets:
-        raise TargetError("no target given")
     make_folder(places.output, OutputError, "--output")
-    # What is wrong with these is said now, not after training.
-    load_calibration(recipe.quantize.calibration)
-    at = assign_devices(targets, devices)
-    for target in targets:
-        _check(recipe, target, at[target.name])
-    versions = library_versions(dict.fromkeys((*learning.LIBRARIES, *shipping.LIBRARIES)), "build")
-    observer = observer or Silent()
-    fan_out = (f"{stage} {target.name}" for target in targets for stage in shipping.stages(target, at[target.name]))
-    first, *others = dict.fromkeys(target.opset for target in targets)
-    exports = {first: "export", **{opset: f"export opset {opset}" for opset in others}}
-    observer.plan((*learning.STAGES, *(exports[opset] for opset in others), *fan_out))
-    runner = Runner(Cache(places.cache), observer)
-    project = Project(recipe.task, places.cache)
-    recipe = _fit_widths(recipe, targets)
-    learned = {
-        opset: learning.Learner(runner, project, recipe, opset, export).run() for opset, export in exports.items()
-    }
-    shipped = {
-        target.name: shipping.Shipper(runner, project, recipe, target, learned[target.opset], at[target.name]).run()
-        for target in targets
-    }
+    prepared = prepare(recipe, targets, places.cache, devices=devices, observer=observer or Silent())
+    shipped = {target.name: ship.ship(prepared.contexts[target.name]) for target in targets}
     report = BuildReport(
         recipe=name,
-        task=recipe.task.name.rpartition("/")[2],
+        task=prepared.origin.name,
         seed=recipe.seed,
-        versions={"edgekd": edgekd.__version__, **versions},
-        stages=tuple(runner.times),
-        training={name: done.result.history for name, done in learned[first].trained.items() if done.result.history},
+        versions={"edgekd": edgekd.__version__, **prepared.versions},
+        stages=tuple(prepared.runner.times),
+        training=prepared.origin.histories(),
         targets=tuple(done.result for done in shipped.values()),
     )
     with writing(places.output):
@@ -117,6 +101,74 @@ def build(
             publish(done.shown, places.output / target_name)
         write_report(report, places.output)  # last: it speaks of bundles that are there
     return report
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A build whose first half is done.
+
+    Attributes:
+        runner: runs stages.
+        origin: of the first target's engines.
+        contexts: for each target what its second half starts from.
+        versions: of the libraries that compute the result.
+    """
+
+    runner: Runner
+    origin: Origin
+    contexts: dict[str, Context]
+    versions: dict[str, str]
+
+
+def prepare(
+    recipe: Recipe,
+    targets: Sequence[Target],
+    cache: Path,
+    *,
+    devices: Sequence[str],
+    observer: Observer,
+    second_half: tuple[str, ...] | None = None,
+) -> Prepared:
+    """Check what can be checked before training, and run the first half.
+
+    Args:
+        recipe: what to build.
+        targets: for which kinds of device.
+        cache: folder of finished stages.
+        devices: as for :func:`build`.
+        observer: hears of each stage.
+        second_half: kinds of stages that will follow for each target; None for all.
+    """
+    if not targets:
+        raise TargetError("no target given")
+    # What is wrong with these is said now, not after training.
+    load_calibration(recipe.quantize.calibration)
+    at = assign_devices(targets, devices)
+    for target in targets:
+        _check(recipe, target, at[target.name])
+    first_half = learning if recipe.task else bringing
+    versions = library_versions(dict.fromkeys((*first_half.LIBRARIES, *LIBRARIES)), "build")
+    recipe = _fit_widths(recipe, targets)
+    runner = Runner(Cache(cache), observer)
+    fan_out = (
+        f"{stage} {target.name}"
+        for target in targets
+        for stage in ship.stages(target, at[target.name])
+        if second_half is None or stage in second_half
+    )
+    first, *others = dict.fromkeys(target.opset for target in targets)
+    if recipe.task:
+        exports = {first: "export", **{opset: f"export opset {opset}" for opset in others}}
+        observer.plan((*learning.STAGES, *(exports[opset] for opset in others), *fan_out))
+        project = Project(recipe.task, cache)
+        origins: dict[int, Origin] = {
+            opset: learning.Learner(runner, project, recipe, opset, export).run() for opset, export in exports.items()
+        }
+    else:
+        observer.plan((*bringing.STAGES, *fan_out))
+        origins = dict.fromkeys((first, *others), bringing.bring_model(runner, recipe))
+    contexts = {t.name: Context(runner, recipe, t, origins[t.opset], at[t.name]) for t in targets}
+    return Prepared(runner, origins[first], contexts, versions)
 
 
 def _check(recipe: Recipe, target: Target, device: Device | Absent) -> None:
@@ -127,7 +179,7 @@ def _check(recipe: Recipe, target: Target, device: Device | Absent) -> None:
         if runtime.custom:
             runtime.load()
         device.describe(runtime)
-    if target.compile and shipping.compiles(target):
+    if target.compile and compiles(target):
         library_versions(PACKAGES[target.compile.library], "build")
     if any(way.quantizer == "nncf" for way in wanted):
         library_versions(["nncf"], "build")

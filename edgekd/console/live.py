@@ -72,7 +72,7 @@ class LiveView:
 
     def start(self, stage: str) -> None:
         """Let its spinner run."""
-        self._lines[stage] = _Line("running", since=time.monotonic())
+        self._set(stage, _Line("running", since=time.monotonic()))
 
     def advance(self, stage: str, done: int, total: int, note: str) -> None:
         """Fill its bar."""
@@ -86,7 +86,15 @@ class LiveView:
 
     def finish(self, stage: str, seconds: float, cached: bool, summary: str) -> None:
         """Show its outcome."""
-        self._lines[stage] = _Line("cached" if cached else "done", seconds=seconds, text=summary)
+        self._set(stage, _Line("cached" if cached else "done", seconds=seconds, text=summary))
+
+    def _set(self, stage: str, line: _Line) -> None:
+        """Put a stage's line in its place; one that was not planned, of a repair, comes before those that wait."""
+        if stage not in self._lines:
+            waiting = {name: rest for name, rest in self._lines.items() if rest.state == "waiting"}
+            over = {name: rest for name, rest in self._lines.items() if name not in waiting}
+            self._lines = {**over, stage: line, **waiting}
+        self._lines[stage] = line
 
     def _say(self, style: str, message: str) -> None:
         self._console.print(Text(message, style))

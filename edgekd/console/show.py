@@ -14,13 +14,13 @@ from rich.text import Text
 from edgekd.report.figures import size
 from edgekd.report.page import latency_table, run_lines
 from edgekd.report.table import (
-    LEGEND,
     Column,
     Table,
     candidate_table,
     describe,
     engine_table,
     ledger_table,
+    legend,
     summary_table,
     withheld_notes,
 )
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
     from pathlib import Path
 
+    from edgekd.gram.gate import Verdict
     from edgekd.report.result import BuildReport, TargetResult
     from edgekd.runtime.manifest import Manifest
     from edgekd.runtime.measure import Profile
@@ -48,7 +49,7 @@ def open_console(width: int | None = None) -> Console:
     return Console(width=width, highlight=False)
 
 
-def _page(width: int | None) -> Console:
+def open_page(width: int | None) -> Console:
     """Return a console for tables. On a narrow terminal they wrap: a figure that is cut off would be lost."""
     console = open_console(width)
     if width is None:
@@ -64,26 +65,25 @@ def print_report(report: BuildReport, folder: Path | None = None, width: int | N
         folder: the build's output folder, so that the bundles' paths can be pasted.
         width: columns; None for the terminal's, from 80 to 100.
     """
-    console = _page(width)
+    console = open_page(width)
     for result in report.targets:
-        _print_title(console, describe(result))
-        _print_table(console, ledger_table(result))
-        _print_table(console, engine_table(result))
+        print_title(console, describe(result))
+        print_table(console, ledger_table(result.ledger))
+        print_table(console, engine_table(result))
         if len(result.candidates) > 1:
-            _print_table(console, candidate_table(result))
+            print_table(console, candidate_table(result))
         if result.facts:
             console.print()
         for fact in result.facts:
-            _print_indented(console, Text(fact, "dim"))
+            print_indented(console, Text(fact, "dim"))
     if len(report.targets) > 1:
-        _print_title(console, "all targets")
-        _print_table(console, summary_table(report))
+        print_title(console, "all targets")
+        print_table(console, summary_table(report))
     console.print()
-    for name, meaning in LEGEND.rows:
-        _print_indented(console, Text(f"{name:<8} {meaning}", "dim"))
+    print_legend(console, *(t for r in report.targets for t in (ledger_table(r.ledger), engine_table(r))))
     console.print()
     for result in report.targets:
-        _print_verdict(console, result, folder)
+        _print_result(console, result, folder)
     released = [result for result in report.targets if result.bundle and result.verdict != "fail"]
     if released:
         console.print()
@@ -103,7 +103,7 @@ def print_devices(rows: Iterable[tuple[str, str, str]], width: int | None = None
 
 def print_profile(manifest: Manifest, profile: Profile, runtime: str, width: int | None = None) -> None:
     """Print what a bundle's engine took on this machine, in the ``runtime`` that ran it."""
-    console = _page(width)
+    console = open_page(width)
     engine = profile.engines[0]
     machine = ", ".join(f"{what} {profile.machine[what]}" for what in ("cpu", "governor") if what in profile.machine)
     notes = (
@@ -111,8 +111,8 @@ def print_profile(manifest: Manifest, profile: Profile, runtime: str, width: int
         f"Peak RSS {size(engine.peak_rss_bytes)}; engine {size(engine.size_bytes)}. {machine}.",
         *withheld_notes(profile.engines),
     )
-    _print_title(console, f"{manifest.target} · {runtime} · {manifest.precision}")
-    _print_table(console, latency_table(profile, notes))
+    print_title(console, f"{manifest.target} · {runtime} · {manifest.precision}")
+    print_table(console, latency_table(profile, notes))
 
 
 def print_tasks(rows: Iterable[tuple[str, str]], width: int | None = None) -> None:
@@ -122,27 +122,35 @@ def print_tasks(rows: Iterable[tuple[str, str]], width: int | None = None) -> No
 
 def _print_list(names: tuple[str, ...], rows: Iterable[tuple[str, ...]], width: int | None) -> None:
     columns = tuple(Column(name, right=False) for name in names)
-    console = _page(width)
+    console = open_page(width)
     drawn = _draw(Table("", columns, tuple(rows)), console.width)
     drawn.columns[0].style = "bold"
     console.print(drawn)
 
 
-def _print_title(console: Console, title: str) -> None:
+def print_title(console: Console, title: str) -> None:
+    """Print a heading."""
     console.print()
     console.print(Text(title, "bold"))
 
 
-def _print_table(console: Console, table: Table) -> None:
+def print_legend(console: Console, *tables: Table) -> None:
+    """Print what the columns of these tables mean."""
+    for name, meaning in legend(*tables).rows:
+        print_indented(console, Text(f"{name:<8} {meaning}", "dim"))
+
+
+def print_table(console: Console, table: Table) -> None:
+    """Print a table with its notes."""
     console.print()
     console.print(Padding.indent(_draw(table, console.width - _INDENT), _INDENT))
     if table.notes:
         console.print()
     for note in table.notes:
-        _print_indented(console, Text(note, "dim"))
+        print_indented(console, Text(note, "dim"))
 
 
-def _print_indented(console: Console, text: Text, by: int = _INDENT) -> None:
+def print_indented(console: Console, text: Text, by: int = _INDENT) -> None:
     """Print text indented and wrapped; a line is not filled up with blanks."""
     for line in text.wrap(console, console.width - by):
         line.rstrip()
@@ -180,13 +188,16 @@ def _path(result: TargetResult, folder: Path | None) -> str:
     return str(folder / result.bundle) if folder and result.bundle else str(result.bundle)
 
 
-def _print_verdict(console: Console, result: TargetResult, folder: Path | None) -> None:
+def _print_result(console: Console, result: TargetResult, folder: Path | None) -> None:
     """Print a target's verdict, where its bundle is, and the reasons."""
     where = _path(result, folder) if result.bundle else "no bundle"
     rejected = "  (rejected: not for release)" if result.verdict == "fail" else ""
-    head = Text.assemble(
-        (result.verdict.upper(), _VERDICTS[result.verdict]), f"  {result.target}  {result.chosen}  {where}{rejected}"
-    )
-    console.print(head, soft_wrap=True)
-    for reason in filter(None, (*result.reasons, result.remark)):
-        _print_indented(console, Text(reason), by=6)
+    reasons = tuple(filter(None, (*result.reasons, result.remark)))
+    print_verdict(console, result.verdict, f"{result.target}  {result.chosen}  {where}{rejected}", reasons)
+
+
+def print_verdict(console: Console, verdict: Verdict, what: str, reasons: tuple[str, ...]) -> None:
+    """Print a verdict, of what, and the reasons below it."""
+    console.print(Text.assemble((verdict.upper(), _VERDICTS[verdict]), f"  {what}"), soft_wrap=True)
+    for reason in reasons:
+        print_indented(console, Text(reason), by=6)

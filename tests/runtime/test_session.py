@@ -132,3 +132,19 @@ def test_feeds_after_right_ones_are_checked_as_well():
     ):
         with pytest.raises(ModelError):
             check(wrong)
+
+
+def test_an_engine_that_takes_one_row_gets_one_row_at_a_time(tmp_path):
+    feeds = read_feeds(save_samples(tmp_path / "x.npz", 5), (TensorSpec("accel", "float32", (1, 4)),))
+    assert feeds["accel"].shape == (5, 4)
+    with open_engine(save_engine(tmp_path / "e.onnx", batch=1)) as session:
+        found = run_rows(session, read_feeds(tmp_path / "x.npz", session.inputs), 256)
+    with open_engine(save_engine(tmp_path / "many.onnx")) as session:
+        expected = session.run(samples(5))
+    for name, value in expected.items():
+        np.testing.assert_allclose(found[name], value, rtol=1e-5, atol=1e-6)
+
+
+def test_rows_of_another_size_than_such_an_engine_takes_are_refused(tmp_path):
+    with pytest.raises(ModelError, match=r"'accel' must be float32 \[1, 5\], but is float32 \[1, 4\]"):
+        read_feeds(save_samples(tmp_path / "x.npz", 5), (TensorSpec("accel", "float32", (1, 5)),))

@@ -1,0 +1,120 @@
+"""Stages profile and bundle: what runs is timed side by side, and what ships is put together."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from edgekd.compress.graph import drop_outputs
+from edgekd.compress.quantize import DEPLOY, ENGINE
+from edgekd.evidence import write_references
+from edgekd.gram.probe import Probe
+from edgekd.learn.result import onnx_name
+from edgekd.report.figures import size
+from edgekd.report.result import ENGINE as SHIPPED
+from edgekd.runtime.bundle import write_bundle
+from edgekd.runtime.manifest import null_not_finite
+from edgekd.runtime.measure import Profile
+from edgekd.runtime.registry import Runtime
+from edgekd.shipping.context import LIBRARIES, Context, Tried
+from edgekd.shipping.trying import LAYERS
+from edgekd.stages import library_versions
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from pathlib import Path
+
+    from edgekd.progress import StageReporter
+    from edgekd.stages import Done
+
+BUNDLED = "bundle"
+
+
+@dataclass(frozen=True)
+class Bundled:
+    """A bundle lies in the stage's folder; its manifest and all its files are part of the result's digests."""
+
+    size_bytes: int
+
+
+def profile(context: Context, tried: Sequence[Tried]) -> Done[Profile]:
+    """Time the float networks and every candidate that ran, in turns, on the device."""
+    config, device = context.recipe.profile, context.present
+
+    def run(folder: Path, report: StageReporter) -> Profile:
+        engines = {}
+        for name in context.origin.baselines:
+            engines[name] = folder / f"{name}.deploy.onnx"
+            drop_outputs(context.exported.folder / onnx_name(name), ("logits",), engines[name])
+        engines |= {one.name: one.engine for one in tried}
+        return device.profile(engines, context.runtime, context.test, folder, config, report.advance)
+
+    depends = {
+        **msgspec.to_builtins(config),
+        **context.where(),
+        "exported": context.exported.key,
+        "tried": {one.name: one.keys for one in tried},
+        "versions": library_versions(["numpy"], "build"),
+    }
+    return context.stage("profile", "", depends, Profile, run, _describe_profile)
+
+
+def bundle(context: Context, shipped: Tried, profiled: Done[Profile] | None) -> Done[Bundled]:
+    """Put together what ships: the candidate that was chosen."""
+
+    def run(folder: Path, _report: StageReporter) -> Bundled:
+        place = folder / BUNDLED
+        place.mkdir()
+        for name in (ENGINE, DEPLOY):
+            shutil.copyfile(shipped.offer.folder / name, place / name)
+        if shipped.layers:
+            shutil.copyfile(shipped.layers, place / LAYERS)
+        if shipped.engine.suffix == ".plan":
+            for plan in shipped.engine.parent.glob("*.plan"):
+                shutil.copyfile(plan, place / plan.name)
+        write_references(context.test, Probe.load(shipped.outputs), place / "reference.npz")
+        text = json.dumps(null_not_finite(msgspec.to_builtins(shipped.ledger)), indent=1, allow_nan=False)
+        (place / "ledger.json").write_text(text, encoding="utf-8")
+        facts = context.exported.result.facts
+        write_bundle(
+            place,
+            target=context.target.name,
+            runtime=Runtime(context.public_runtime, context.target.options),
+            precision=shipped.offer.candidate.precision,
+            task={"name": context.origin.name, "metric": facts.metric},
+            inputs=[dict(spec) for spec in facts.inputs],
+            classes=facts.classes,
+            verdict=shipped.ledger.verdict,
+            reasons=list(shipped.ledger.reasons),
+            versions=library_versions(LIBRARIES, "build"),
+            measurements={
+                facts.metric: shipped.ledger.rows[-1].metric,
+                "profile": msgspec.to_builtins(named(profiled.result, shipped.name)) if profiled else None,
+            },
+        )
+        return Bundled(sum(path.stat().st_size for path in place.iterdir()))
+
+    depends = {
+        "shipped": [*shipped.keys, shipped.checked],
+        "name": shipped.name,
+        "profile": profiled.key if profiled else None,
+        "task": context.origin.name,
+        "target": context.target.name,
+        "runtime": [context.public_runtime, context.target.options],
+    }
+    return context.stage("bundle", "", depends, Bundled, run, lambda bundled: size(bundled.size_bytes))
+
+
+def named(profiled: Profile, chosen: str) -> Profile:
+    """Return a profile in which the candidate that ships is called "engine"."""
+    engines = (replace(engine, name=SHIPPED) if engine.name == chosen else engine for engine in profiled.engines)
+    return replace(profiled, engines=tuple(engines))
+
+
+def _describe_profile(profiled: Profile) -> str:
+    p50 = {e.name: e.latency.p50 for e in profiled.engines}
+    return ", ".join(f"{name} {q.value_ms:.3f} ms" for name, q in p50.items() if q is not None)
