@@ -50,6 +50,7 @@ from edgekd.devices.local import LocalDevice
 from edgekd.files import quiet
 from edgekd.gram.drift import Bootstrap, flips, measure_drift
 from edgekd.gram.probe import Probe
+from edgekd.gram.rows import EMBEDDING_PREFIX
 from edgekd.learn.result import CALIBRATION, TEST, onnx_name
 from edgekd.learning import Learner
 from edgekd.pipeline import Places
@@ -58,7 +59,7 @@ from edgekd.publish import BUNDLE, REJECTED
 from edgekd.recipe import ProfileConfig
 from edgekd.runtime.openvino import no_telemetry
 from edgekd.runtime.registry import Runtime
-from edgekd.runtime.session import EMBEDDING_PREFIX, open_arrays
+from edgekd.runtime.session import open_arrays
 from edgekd.stages import Runner, library_versions
 from edgekd.target import load_calibration
 

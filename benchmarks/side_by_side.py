@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from edgekd.gram.rows import INPUT_PREFIX
 from edgekd.runtime.openvino import no_telemetry
-from edgekd.runtime.session import INPUT_PREFIX
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
