@@ -175,7 +175,7 @@ class PruneConfig(Training, frozen=True):
             description="How groups of channels are ranked: 'gram' by how far the modality Gram and the logits would "
             "move without them, 'magnitude', 'taylor', 'random' and 'fpgm' as in torch-pruning."
         ),
-    ] = "magnitude"
+    ] = "gram"
     round_to: Annotated[
         PositiveInt | None,
         Meta(description="Keep widths at multiples of this. By default of what all targets of the build ask for."),
@@ -196,8 +196,13 @@ class TuneConfig(Training, frozen=True):
     """Fine-tune with fake quantization, the unpruned student as Gram anchor: the last resort of the repair."""
 
     epochs: Annotated[PositiveInt, Meta(description="Passes over the training split.")] = 10
-    learning_rate: Annotated[Positive, Meta(description="Peak learning rate.")] = 5e-4
-    loss: Annotated[LossConfig, Meta(description="Keys not given here are those of [distill.loss].")] = LossConfig()
+    loss: Annotated[
+        LossConfig,
+        Meta(
+            description="Keys not given here are those of [distill.loss]; but gram is { intra = 1, sample = 1 }, since "
+            "'sample' is what the gate measures."
+        ),
+    ] = LossConfig()
 
 
 class QuantizeConfig(_Config, frozen=True):
@@ -476,14 +481,14 @@ def _anchor_paths(content: dict[str, Any], base: Path) -> None:
 def _inherit_loss(content: dict[str, Any]) -> None:
     """Let the losses of the fine-tunes begin from ``[distill.loss]``: they minimise the same unless told otherwise."""
     distill, quantize = content.get("distill", {}), content.setdefault("quantize", {})
-    tunes = [content.setdefault("prune", {})]
+    tunes: list[tuple[Any, dict[str, Any]]] = [(content.setdefault("prune", {}), {})]
     if isinstance(quantize, dict):
-        tunes.append(quantize.setdefault("tune", {}))
-    for tune in tunes:
+        tunes.append((quantize.setdefault("tune", {}), {"gram": {"intra": 1.0, "sample": 1.0}}))
+    for tune, own in tunes:
         if isinstance(distill, dict) and isinstance(tune, dict):
             ours, theirs = tune.get("loss", {}), distill.get("loss", {})
             if isinstance(ours, dict) and isinstance(theirs, dict):
-                tune["loss"] = {**theirs, **ours}
+                tune["loss"] = {**theirs, **own, **ours}
 
 
 def recipe_schema() -> dict[str, Any]:

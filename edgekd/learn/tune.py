@@ -45,7 +45,7 @@ def run(
     folder: Path,
     report: StageReporter,
 ) -> Trained:
-    """Fine-tune into ``folder``; what is kept is float, and is quantized like any other network.
+    """Fine-tune into ``folder``; what is kept is float, and learned to have its weights rounded to the nearest level.
 
     Ranges are measured on the calibration split before the first epoch and after each: INT8 is calibrated there too,
     once the weights have moved. The Gram anchor and the labels are of the training split alone, as ever.

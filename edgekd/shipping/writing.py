@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from edgekd.origin import Tuned
     from edgekd.progress import StageReporter
     from edgekd.stages import Done
+    from edgekd.target import Calibration
 
 
 @dataclass(frozen=True)
@@ -44,7 +45,8 @@ class Written:
 def write(context: Context) -> tuple[list[Offer], dict[str, str]]:
     """Write every candidate of the target; return them, and why others were left out."""
     ways = quantize.ways(context.target, context.recipe.quantize.precision)
-    written = _quantize(context, ways, context.exported, context.origin.network, "")
+    calibration = load_calibration(context.recipe.quantize.calibration)
+    written = _quantize(context, ways, context.exported, context.origin.network, calibration, "")
     offers = []
     for candidate in written.result.candidates:
         way = next(way for way in ways if way.name == candidate.name)
@@ -54,8 +56,12 @@ def write(context: Context) -> tuple[list[Offer], dict[str, str]]:
 
 
 def write_again(context: Context, tuned: Tuned, broken: Offer) -> Offer:
-    """Write the INT8 of a network that was tuned for it; ``broken`` is the INT8 of before."""
-    written = _quantize(context, [broken.way], tuned.exported, context.origin.network, "tuned")
+    """Write the INT8 of a network that was tuned for it; ``broken`` is the INT8 of before.
+
+    Each weight goes to its nearest level: those are the levels that it was tuned with.
+    """
+    nearest = msgspec.structs.replace(load_calibration(context.recipe.quantize.calibration), rounding="nearest")
+    written = _quantize(context, [broken.way], tuned.exported, context.origin.network, nearest, "tuned")
     (candidate,) = written.result.candidates
     steps = (
         Step("qat", "tuned with fake quantization, in float", tuned.probe),
@@ -71,9 +77,13 @@ def _offer(written: Done[Written], candidate: Candidate, way: quantize.Way, step
 
 
 def _quantize(
-    context: Context, ways: Sequence[quantize.Way], exported: Done[Exported], network: str, batch: str
+    context: Context,
+    ways: Sequence[quantize.Way],
+    exported: Done[Exported],
+    network: str,
+    calibration: Calibration,
+    batch: str,
 ) -> Done[Written]:
-    calibration = load_calibration(context.recipe.quantize.calibration)
     samples, test = exported.folder / CALIBRATION, exported.folder / TEST
 
     def run(folder: Path, report: StageReporter) -> Written:
