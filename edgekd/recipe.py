@@ -114,6 +114,10 @@ class StudentConfig(_Config, frozen=True):
 DEFAULT_GRAM: dict[Scope, float] = {"intra": 1.0, "sample": 0.1}
 
 
+#: Of the fine-tune for INT8: the gate measures 'sample'.
+TUNE_GRAM: dict[Scope, float] = {"intra": 1.0, "sample": 1.0}
+
+
 class LossConfig(_Config, frozen=True):
     """The distillation loss: ``ce * CE + kd * T^2 * KL + sum over scopes of weight * Gram``."""
 
@@ -202,7 +206,7 @@ class TuneConfig(Training, frozen=True):
             description="Keys not given here are those of [distill.loss]; but gram is { intra = 1, sample = 1 }, since "
             "'sample' is what the gate measures."
         ),
-    ] = LossConfig()
+    ] = LossConfig(gram=TUNE_GRAM)
 
 
 class QuantizeConfig(_Config, frozen=True):
@@ -483,7 +487,7 @@ def _inherit_loss(content: dict[str, Any]) -> None:
     distill, quantize = content.get("distill", {}), content.setdefault("quantize", {})
     tunes: list[tuple[Any, dict[str, Any]]] = [(content.setdefault("prune", {}), {})]
     if isinstance(quantize, dict):
-        tunes.append((quantize.setdefault("tune", {}), {"gram": {"intra": 1.0, "sample": 1.0}}))
+        tunes.append((quantize.setdefault("tune", {}), {"gram": TUNE_GRAM}))
     for tune, own in tunes:
         if isinstance(distill, dict) and isinstance(tune, dict):
             ours, theirs = tune.get("loss", {}), distill.get("loss", {})
