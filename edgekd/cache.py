@@ -21,8 +21,8 @@ if TYPE_CHECKING:
 
 _RECORD = "result.json"
 
-#: The one file of a killed stage that the same stage may go on from.
-CHECKPOINT = "checkpoint.pt"
+#: The file, and the folder, of a killed stage that the same stage may go on from. All in them is written atomically.
+CHECKPOINT, ROUNDS = "checkpoint.pt", "rounds"
 
 
 def digest(value: Any) -> str:
@@ -125,9 +125,10 @@ def _read(folder: Path) -> dict[str, Any] | None:
 
 
 def _sweep(partial: Path) -> None:
-    """Remove what a killed run left half done; only its checkpoint, which was written atomically, is whole."""
+    """Remove what a killed run left half done; only what was written atomically is whole."""
     for path in partial.iterdir():
         if path.is_dir() and not path.is_symlink():
-            shutil.rmtree(path)
+            if path.name != ROUNDS:
+                shutil.rmtree(path)
         elif path.name != CHECKPOINT:
             path.unlink()

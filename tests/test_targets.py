@@ -119,7 +119,7 @@ def test_without_a_board_the_bundle_is_whole_and_nothing_is_made_up(fan, name):
     assert row["gram"]["stage"] == "quantized"
     assert row["gram"]["bound"] >= row["gram"]["drift"] >= 0
     stages = [entry["stage"] for entry in targets(fan.output)[name]["ledger"]["rows"]]
-    assert stages == ["teacher", "student", "pruned", "quantized"]
+    assert stages == ["teacher", "student", "pruned", "tuned", "quantized"]
 
 
 def test_a_bundle_for_a_board_verifies_on_the_host(fan):
@@ -228,7 +228,7 @@ def test_another_processor_gives_accuracy_and_no_latency(cache, tmp_path):
     assert said.returncode == 0, said.stderr
     (row,) = rows(tmp_path / "out").values()
     assert row["device"] == "emulated:cortex-a76"
-    assert row["metric"]["engine"] == pytest.approx(row["metric"]["pruned"], abs=0.02)
+    assert row["metric"]["engine"] == pytest.approx(row["metric"]["tuned"], abs=0.02)
     assert row["latency_ms"]["p50"] is None
     assert row["not_measured"]["latency_ms.p50"].startswith("not measured: ")
     assert row["gram"]["stage"] == "engine"

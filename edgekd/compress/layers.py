@@ -93,8 +93,8 @@ class Layer:
 def find_layers(qdq: Any, floats: Any) -> list[Layer]:
     """Return the layers whose weights can be chosen anew, in the order of the graph.
 
-    Left out are ConvTranspose, weights and biases that several nodes read, weights that are no matrix, convolutions
-    whose padding depends on the input's size, and Gemm with factors or a transposed input.
+    Left out are ConvTranspose, weights and biases that are computed or that several nodes read, weights that are no
+    matrix, convolutions whose padding depends on the input's size, and Gemm with factors or a transposed input.
 
     Args:
         qdq: the QDQ ``ModelProto``, to whose nodes the layers refer.
@@ -123,9 +123,12 @@ def find_layers(qdq: Any, floats: Any) -> list[Layer]:
             and tensors[0] in computed
             and node.input[1] in names
             and all(read[name] == 1 for name in node.input[1:])
+            and all(name in exact for name in tensors[1:])
             and exact[tensors[1]].ndim >= 2
         ):
             dequantize = made[node.input[1]]
+            if node.op_type == "Conv":  # which may leave it out
+                attributes.setdefault("kernel_shape", exact[tensors[1]].shape[2:])
             weights = _arranged(node, attributes, exact[tensors[1]].astype(np.float64))
             groups, _, outputs = weights.shape
             scales = np.broadcast_to(stored[dequantize.input[1]].astype(np.float64).ravel(), groups * outputs)

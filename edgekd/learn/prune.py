@@ -15,13 +15,14 @@ import torch
 from torch import nn
 from torch.utils.data import DataLoader, Subset
 
+from edgekd.cache import ROUNDS
 from edgekd.errors import RecipeError, TaskError, nearest
 from edgekd.files import write_text
 from edgekd.learn.channels import remove
 from edgekd.learn.cut import Cutter
 from edgekd.learn.evaluate import batches, keep, metric, probe
 from edgekd.learn.objective import Distillation
-from edgekd.learn.result import CUT, REMOVED, ROUNDS, WEIGHTS, Trained
+from edgekd.learn.result import CUT, REMOVED, WEIGHTS, Trained
 from edgekd.learn.taps import Tapped
 from edgekd.learn.task import collate
 from edgekd.learn.train import Fit, compute_device, fit

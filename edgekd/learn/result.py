@@ -13,9 +13,6 @@ WEIGHTS, PROBE, REMOVED = "model.safetensors", "probe.npz", "removed.json"
 #: The probe of the network just cut, before its last fine-tune.
 CUT = "cut.npz"
 
-#: What each round of pruning leaves for a killed run to go on from.
-ROUNDS = "rounds"
-
 #: Samples for the stages without torch, as `input.<modality>` with `ids`, `labels` and, where there are any, `groups`.
 TEST, CALIBRATION = "test.npz", "calibration.npz"
 

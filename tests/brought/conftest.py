@@ -1,5 +1,4 @@
 import numpy as np
-import onnxruntime as ort
 import pytest
 
 from edgekd.brought.bring import bring
@@ -32,8 +31,3 @@ def import_(tmp_path):
         return brought
 
     return run
-
-
-def run_user(path, output, feeds):
-    """Run a model as its user would."""
-    return ort.InferenceSession(str(path), providers=["CPUExecutionProvider"]).run([output], feeds)[0]

@@ -4,9 +4,9 @@ import graphs
 import numpy as np
 import onnx
 import pytest
-from conftest import run_user
 from graphs import TOWERS, node, normal, tensor
 from onnx import helper
+from user import run_user
 
 from edgekd.compress import quantize
 from edgekd.compress.quantize import DEPLOY, ENGINE, Way

@@ -4,7 +4,7 @@ import numpy as np
 import ocr
 import onnx
 import pytest
-from conftest import run_user
+from user import run_user
 
 from edgekd.brought.bring import bring
 from edgekd.compress import quantize

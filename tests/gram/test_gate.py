@@ -125,7 +125,7 @@ def test_a_broken_structure_fails_by_its_gram_alone(trained, control, modality):
     # Logits are untouched, so neither flips nor the metric can have seen it.
     assert (row.flips, row.metric) == (0, ledger.row("student").metric)
     assert len(ledger.reasons) == 1
-    assert ledger.reasons[0].startswith("quantized: Gram drift bound")
+    assert ledger.reasons[0].startswith("Gram drift bound")
     assert modality in row.to_reference.worst_pair
     assert row.to_reference.bound > 2 * LIMITS.tau_fail
 
@@ -133,7 +133,7 @@ def test_a_broken_structure_fails_by_its_gram_alone(trained, control, modality):
 def test_a_random_student_fails_by_everything(trained):
     ledger = trained.ledger(trained.random)
     assert ledger.verdict == "fail"
-    assert [reason.split()[1] for reason in ledger.reasons] == ["Gram", f"{ledger.row('quantized').flips:.1%}", "the"]
+    assert [reason.split()[0] for reason in ledger.reasons] == ["Gram", f"{ledger.row('quantized').flips:.1%}", "the"]
 
 
 def test_a_broken_fusion_head_fails_by_flips_and_metric(trained):
@@ -172,10 +172,10 @@ def test_between_the_two_limits_it_warns(trained):
     bound = trained.ledger(trained.perturbed).row("quantized").to_reference.bound
     ledger = trained.ledger(trained.perturbed, replace(LIMITS, tau_pass=bound / 2, tau_fail=bound * 2))
     assert ledger.verdict == "warn"
-    assert ledger.reasons == (f"quantized: Gram drift bound {bound:.4f} is above {bound / 2:g}",)
+    assert ledger.reasons == (f"Gram drift bound {bound:.4f} is above {bound / 2:g}",)
 
 
-def test_of_several_stages_the_worst_verdict_counts(trained):
+def test_of_several_stages_what_ships_counts(trained):
     probes = {
         "teacher": trained.teacher,
         "student": trained.student,
@@ -189,8 +189,8 @@ def test_of_several_stages_the_worst_verdict_counts(trained):
         ("tuned", "fail"),
         ("engine", "pass"),
     ]
-    assert ledger.verdict == "fail"
-    assert all(reason.startswith("tuned: ") for reason in ledger.reasons)
+    assert (ledger.verdict, ledger.reasons) == ("pass", ())
+    assert keep({**probes, "engine": trained.random}, trained).verdict == "fail"
 
 
 def test_the_network_just_cut_is_shown_and_not_judged(trained):
@@ -214,7 +214,7 @@ def test_rows_that_are_known_are_not_computed_again(trained):
     probes = {"student": trained.student, "tuned": trained.random, "engine": trained.student}
     ledger = keep_ledger(probes, dict.fromkeys(probes), "accuracy", None, LIMITS, Bootstrap(), before)
     assert ledger.rows[:2] == before
-    assert (ledger.row("engine").verdict, ledger.verdict) == ("pass", "fail")
+    assert (ledger.row("engine").verdict, ledger.verdict) == ("pass", "pass")
 
 
 def test_a_network_that_was_brought_is_its_own_reference(trained):
@@ -250,7 +250,7 @@ def test_a_network_that_is_no_classifier_is_gated_by_drift_and_metric(trained):
     ledger = keep_ledger(probes, dict.fromkeys(probes, 0.5), "mAP", None, LIMITS, Bootstrap(resamples=300))
     assert (ledger.verdict, ledger.row("quantized").flips) == ("pass", None)
     ledger = keep_ledger(probes, {"float": 0.5, "quantized": 0.4}, "mAP", None, LIMITS, Bootstrap(resamples=300))
-    assert ledger.reasons == ("quantized: the metric is 0.1000 worse, more than 0.015",)
+    assert ledger.reasons == ("the metric is 0.1000 worse, more than 0.015",)
 
 
 def test_one_modality_is_gated_within_itself(trained):

@@ -15,7 +15,7 @@ def test_a_probe_comes_back_from_disk_as_it_was(tmp_path):
     probe = aligned_probe(samples=5)
     probe.save(tmp_path / "probe.npz")
     loaded = Probe.load(tmp_path / "probe.npz")
-    assert (len(loaded), loaded.modalities, loaded.widths, loaded.shapes) == (5, ["a", "b"], [16, 16], probe.shapes)
+    assert (len(loaded), loaded.modalities, loaded.comparable, loaded.shapes) == (5, ["a", "b"], True, probe.shapes)
     np.testing.assert_array_equal(loaded.ids, probe.ids)
     np.testing.assert_array_equal(loaded.logits, probe.logits)
     np.testing.assert_array_equal(loaded.predictions, probe.predictions)

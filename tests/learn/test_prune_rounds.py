@@ -7,11 +7,12 @@ import torch
 from pruned import Wide, pruning, widths
 from small import TAPS, Remembers, loaded, reporter
 
+from edgekd.cache import ROUNDS
 from edgekd.gram.probe import Probe
 from edgekd.learn import prune
 from edgekd.learn.evaluate import probe
 from edgekd.learn.prune import Networks, rebuild
-from edgekd.learn.result import CUT, PROBE, REMOVED, ROUNDS, WEIGHTS
+from edgekd.learn.result import CUT, PROBE, REMOVED, WEIGHTS
 from edgekd.learn.taps import Taps
 from edgekd.learn.weights import build
 

@@ -47,7 +47,7 @@ def test_a_run_checks_its_feeds(path):
 def test_threads_and_provider_are_what_was_asked(path):
     session = open_engine(path, threads=2)._session
     options = session.get_session_options()
-    assert (options.intra_op_num_threads, options.inter_op_num_threads, options.log_severity_level) == (2, 1, 3)
+    assert (options.intra_op_num_threads, options.inter_op_num_threads, options.log_severity_level) == (2, 1, 4)
     assert session.get_providers() == ["CPUExecutionProvider"]
 
 

@@ -2,9 +2,9 @@ import graphs
 import numpy as np
 import onnx
 import pytest
-from conftest import run_user
 from graphs import node, tensor
 from onnx import helper
+from user import run_user
 
 from edgekd.brought.graph import Extension
 from edgekd.brought.read import read_model
