@@ -340,9 +340,7 @@ def test_facts_that_the_engines_contradict_are_not_written(tmp_path, facts, mess
 
 
 def test_an_engine_without_embeddings_is_not_written(tmp_path):
-    with pytest.raises(
-        BundleError, match=r"engine\.onnx: must have the outputs .*<modality>.*has \['logits'\]"
-    ):
+    with pytest.raises(BundleError, match=r"engine\.onnx: must have the outputs .*<modality>.*has \['logits'\]"):
         make_bundle(tmp_path / "bundle", engine={"outputs": ["logits"]})
 
 
