@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
-from edgekd.compress.perturb import Perturbation, perturb, perturbations
+from edgekd.compress.perturb import Perturbation, perturb, perturbations_of
 from edgekd.errors import ModelError
 from edgekd.files import need
 from edgekd.gram.blame import FUSION
@@ -120,7 +120,7 @@ def measure_alarm(
             to judge by flips.
         limits: the largest loss, ``max_metric_drop`` or ``max_flips``, and which way the metric is better.
         report: told of the progress.
-        grid: the perturbations; by default those of :func:`edgekd.compress.perturb.perturbations`.
+        grid: the perturbations; by default those of :func:`edgekd.compress.perturb.perturbations_of`.
 
     Raises:
         ModelError: the graph cannot be read, run or perturbed, the samples do not fit it, or nothing tells a loss:
@@ -134,7 +134,7 @@ def measure_alarm(
     score = math.nan if metric is None or labels is None else metric(reference.logits, labels)
     if math.isnan(score) and not reference.classifies:
         raise ModelError(f"{samples}: has no labels for a metric, and {graph} is no classifier, whose flips would do")
-    grid = perturbations(list(feeds)) if grid is None else grid
+    grid = perturbations_of(model) if grid is None else grid
     outcomes = []
     for done, perturbation in enumerate(grid, 1):
         found = _probe(perturb(model, perturbation).SerializeToString(), ids, feeds)
@@ -205,14 +205,17 @@ def alarm_table(alarm: Alarm) -> Table:
         )
         for item in alarm.bins
     )
-    lost = int(has_lost(np.array([outcome.loss for outcome in alarm.fusion]), alarm.max_loss).sum())
-    notes = (
+    notes = [
         f"Rank correlation of drift: {', '.join(correlations)}; {alarm.samples} samples.",
         f"tau_fail {_told(alarm.tau_fail)}.",
         f"tau_pass {_told(alarm.tau_pass)}.",
-        f"The fusion alone, which drift does not see: {lost} of {len(alarm.fusion)} perturbations lost as much.",
-    )
-    return Table("Alarm", columns, rows, notes)
+    ]
+    if alarm.fusion:
+        lost = int(has_lost(np.array([outcome.loss for outcome in alarm.fusion]), alarm.max_loss).sum())
+        notes.append(
+            f"The fusion alone, which drift does not see: {lost} of {len(alarm.fusion)} perturbations lost as much."
+        )
+    return Table("Alarm", columns, rows, tuple(notes))
 
 
 def _told(limit: Suggestion) -> str:

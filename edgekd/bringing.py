@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from edgekd.brought.bring import NETWORK, VERSION, Brought, bring
+from edgekd.brought.read import weight_files
 from edgekd.errors import ModelError
 from edgekd.evidence import join_probe, run_on_host
 from edgekd.files import sha256_file
@@ -83,6 +84,7 @@ def bring_model(runner: Runner, recipe: Recipe) -> Imported:
 
     depends = {
         **{name: sha256_file(path) for name, path in _named(model, calibration, test).items()},
+        "weights": [sha256_file(path) for path in weight_files(model)],
         "taps": msgspec.to_builtins(config.taps),
         "output": config.output,
         "seed": recipe.seed,

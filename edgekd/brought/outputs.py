@@ -59,13 +59,15 @@ def choose_outputs(
     if output is not None and output not in floats:
         raise TaskError(f"the model has no float output '{output}'{nearest(output, floats)}")
     logits = output or floats[0]
-    left = [value.name for value in model.graph.output if value.name != logits]
+    chosen = dict(taps)
+    if not taps:
+        chosen, how = _find_taps(model, floats, samples, data)
+        notes.append(how)
+    left = [value.name for value in model.graph.output if value.name not in (logits, *taps.values())]
     if left:
         notes.append(
             f"of the model's outputs the engine gives '{logits}' alone, as 'logits': without {', '.join(left)}"
         )
-    chosen, how = _choose_taps(model, taps, floats, samples, data)
-    notes.append(how)
     tensors = dict.fromkeys([logits, *chosen.values()])
     example = observe(model, tensors, samples.first(1))
     for name, tensor in chosen.items():
@@ -93,12 +95,8 @@ def _float_outputs(model: Any) -> list[str]:
     return [value.name for value in model.graph.output if value.type.tensor_type.elem_type in floats]
 
 
-def _choose_taps(
-    model: Any, named: Mapping[str, str], outputs: Sequence[str], samples: Samples, data: Sequence[str]
-) -> tuple[dict[str, str], str]:
+def _find_taps(model: Any, outputs: Sequence[str], samples: Samples, data: Sequence[str]) -> tuple[dict[str, str], str]:
     """Return for each modality its tensor, and in words how they were found."""
-    if named:
-        return dict(named), f"taps as named: {_list(named)}"
     met = meeting_taps(model.graph, data)
     if met and all(x.dtype.kind == "f" for x in observe(model, set(met.values()), samples.first(1)).values()):
         return met, f"taps where the inputs' data first meet: {_list(met)}"

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from edgekd.brought.graph import CONTROL_FLOW, add_outputs, keep_tensors
-from edgekd.compress.graph import all_nodes
+from edgekd.compress.graph import all_nodes, inner_graphs
 from edgekd.errors import ModelError, TaskError, nearest
 from edgekd.files import need, quiet
 from edgekd.runtime.ort import open_engine
@@ -68,6 +68,32 @@ def read_model(path: Path, keep: Collection[str] = ()) -> Any:
     model = _converted(model, path)
     _lift_constants(model.graph)
     return model
+
+
+def weight_files(path: Path) -> list[Path]:
+    """Return the files beside a model in which it keeps its weights, as far as there are any.
+
+    What is no model has none: :func:`read_model` says what is wrong with it.
+    """
+    onnx = need("onnx", "build")
+    try:
+        model = onnx.load(str(path), format="protobuf", load_external_data=False)
+    except need("google.protobuf.message", "build").DecodeError:
+        return []
+    outside = onnx.external_data_helper
+    tensors = filter(outside.uses_external_data, _stored_tensors(model))
+    names = {outside.ExternalDataInfo(tensor).location for tensor in tensors}
+    return [path.parent / name for name in sorted(names) if (path.parent / name).is_file()]
+
+
+def _stored_tensors(model: Any) -> Iterator[Any]:
+    yield from model.graph.initializer
+    for part in (model.graph, *model.functions):
+        for node in all_nodes(part):
+            for graph in inner_graphs(node):
+                yield from graph.initializer
+            for attribute in node.attribute:
+                yield from (attribute.t, *attribute.tensors)
 
 
 def _load(path: Path) -> Any:

@@ -12,7 +12,7 @@ from edgekd.gram.blame import SCOPES, Blame, Scope, Series, Suspect, rank
 from edgekd.gram.stats import spearman
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
 
     from edgekd.compress.examine import Examiner, Reading
 
@@ -27,26 +27,39 @@ class _Part:
     owns: frozenset[str]
 
 
-def blame(examiner: Examiner, latency_ms: Mapping[str, float] | None = None) -> Blame:
+def blame(
+    examiner: Examiner,
+    time: Callable[[Blame], Mapping[str, float]] | None = None,
+    tell: Callable[[int, int], None] | None = None,
+) -> Blame:
     """Quantize each layer, branch and kind of tensor alone, and undo each alone.
 
     Args:
         examiner: the network and its samples.
-        latency_ms: for suspects by name how much time undoing each costs, as far as it was measured.
+        time: told the suspects, returns in ms for those it measured, by name, how much time undoing each costs.
+        tell: hears how many of how many parts were looked at.
     """
     layers = list_layers(examiner.floats)
     everything = frozenset(item.tensor for item in examiner.board.tensors)
     parts = list(_parts(examiner, [layer.name for layer in layers]))
     whole = examiner.measure()
-    readings = [(part, examiner.measure(everything - part.needs), examiner.measure(part.owns)) for part in parts]
-    suspects: list[Suspect] = []
-    for scope in SCOPES:
-        of_scope = [reading for reading in readings if reading[0].scope == scope]
-        suspects += _suspects(of_scope, whole, latency_ms or {})
-    of_layers = [suspect for suspect in suspects if suspect.scope == "layer"]
-    figures = ([s.alone.drift for s in of_layers], [s.relief.value for s in of_layers])
-    agreement = spearman(*map(np.array, figures))
-    return Blame(layers, examiner.samples, whole.effect, tuple(suspects), agreement)
+    readings = []
+    for number, part in enumerate(parts, 1):
+        readings.append((part, examiner.measure(everything - part.needs), examiner.measure(part.owns)))
+        if tell:
+            tell(number, len(parts))
+
+    def ranked(latency_ms: Mapping[str, float]) -> Blame:
+        suspects: list[Suspect] = []
+        for scope in SCOPES:
+            suspects += _suspects([one for one in readings if one[0].scope == scope], whole, latency_ms)
+        of_layers = [suspect for suspect in suspects if suspect.scope == "layer"]
+        figures = ([s.alone.drift for s in of_layers], [s.relief.value for s in of_layers])
+        agreement = spearman(*map(np.array, figures))
+        return Blame(layers, examiner.samples, whole.effect, tuple(suspects), agreement)
+
+    found = ranked({})
+    return ranked(time(found)) if time else found
 
 
 def _parts(examiner: Examiner, layers: Sequence[str]) -> Iterator[_Part]:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from edgekd.compress.places import WEIGHT_BEARING
+from edgekd.compress.places import WEIGHT_BEARING, inputs_behind
 from edgekd.errors import ModelError, nearest
 from edgekd.files import need
 from edgekd.gram.blame import FUSION
@@ -61,6 +61,18 @@ def perturbations(modalities: Sequence[str], repeats: int = 8, seed: int = 0) ->
     fewer = max(1, repeats // 4)
     places = [(NETWORK, repeats), *((name, fewer) for name in modalities), (FUSION, fewer)]
     return tuple(perturbation for where, draws in places for perturbation in _grid(where, range(seed, seed + draws)))
+
+
+def perturbations_of(model: Any) -> tuple[Perturbation, ...]:
+    """Return those of :func:`perturbations` for which a float graph has weights.
+
+    Where all weights are of one branch, or of the fusion, that is the whole network, which is not damaged twice.
+    """
+    layers = _layers(need("onnx", "build"), model.graph)
+    branches = {layer.branch for layer in layers}
+    there = {NETWORK, *branches} if len(branches) > 1 else {NETWORK}
+    grid = perturbations([value.name for value in model.graph.input])
+    return tuple(perturbation for perturbation in grid if perturbation.where in there)
 
 
 def _grid(where: str, seeds: range) -> Iterator[Perturbation]:
@@ -142,7 +154,7 @@ class _Layer:
 def _layers(onnx: Any, graph: Any) -> list[_Layer]:
     """Return the weight-bearing nodes whose weights are stored, one for each stored tensor."""
     stored = _stored(onnx, graph)
-    behind, last = _inputs_behind(graph), _writers_of_outputs(graph)
+    behind, last = inputs_behind(graph), _writers_of_outputs(graph)
     found: dict[str, _Layer] = {}
     for node in graph.node:
         factors = node.input[:2] if node.op_type in WEIGHT_BEARING else []
@@ -185,17 +197,6 @@ def _channel_axis(onnx: Any, node: Any, weight: str) -> int:
             return 0 if attributes.get("transB") else 1
         return 1 if attributes.get("transA") else 0
     return 1 if node.op_type == "ConvTranspose" else 0
-
-
-def _inputs_behind(graph: Any) -> dict[str, frozenset[str]]:
-    """Return for each tensor the graph inputs from which it is computed."""
-    behind = {value.name: frozenset([value.name]) for value in graph.input}
-    for tensor in graph.initializer:  # which old graphs list among their inputs
-        behind[tensor.name] = frozenset()
-    for node in graph.node:
-        sources = frozenset().union(*(behind.get(name, frozenset()) for name in node.input))
-        behind |= dict.fromkeys(node.output, sources)
-    return behind
 
 
 def _writers_of_outputs(graph: Any) -> set[str]:

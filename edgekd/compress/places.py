@@ -99,7 +99,7 @@ def find_places(qdq: Any, floats: Any) -> dict[str, Place]:
 def describe(places: Mapping[str, Place], floats: Any) -> tuple[Quantized, ...]:
     """Return what is quantized, in the order in which the float graph reads it."""
     graph = floats.graph
-    readers, made, behind = _readers(graph), producers(graph), _inputs_behind(graph)
+    readers, made, behind = _readers(graph), producers(graph), inputs_behind(graph)
     ranks = {node.output[0]: rank for rank, node in enumerate(graph.node)}
     found = []
     for name, place in places.items():
@@ -115,7 +115,7 @@ def describe(places: Mapping[str, Place], floats: Any) -> tuple[Quantized, ...]:
 def list_layers(floats: Any) -> tuple[Layer, ...]:
     """Return the weight-bearing nodes of a float graph, in its order, and which of them follow on which."""
     graph = floats.graph
-    readers, behind = _readers(graph), _inputs_behind(graph)
+    readers, behind = _readers(graph), inputs_behind(graph)
     layers = [node for node in graph.node if node.op_type in WEIGHT_BEARING]
     names = {node.output[0]: layer_name(node) for node in layers}
     found = []
@@ -208,7 +208,7 @@ def _branch(inputs: frozenset[str]) -> str:
     return next(iter(inputs)) if len(inputs) == 1 else FUSION
 
 
-def _inputs_behind(graph: Any) -> dict[str, frozenset[str]]:
+def inputs_behind(graph: Any) -> dict[str, frozenset[str]]:
     """Return for each tensor the graph inputs from which it is computed."""
     stored = initializers(graph)
     behind: dict[str, frozenset[str]] = defaultdict(frozenset)

@@ -104,7 +104,7 @@ def run(way: Way, model: Path, samples: Path, scheme: Scheme, calibration: Calib
     if not way.quantizer:
         return finish(onnx.load(str(model)), way, scheme, folder / way.name)
     with tempfile.TemporaryDirectory(dir=folder) as temporary, quiet():
-        chunks = _chunks(model, samples, calibration)
+        chunks = open_samples(model, samples, calibration)
         graph = _quantized(way.quantizer, model, chunks, scheme, Path(temporary))
         if not _count(graph)[0]:
             operators = ", ".join(scheme.operators)
@@ -196,8 +196,12 @@ def _arguments(ort: Any, scheme: Scheme) -> dict[str, Any]:
     }
 
 
-def _chunks(model: Path, samples: Path, calibration: Calibration) -> Samples:
-    """Return the samples to calibrate with, one at a time for a graph that takes no more."""
+def open_samples(model: Path, samples: Path, calibration: Calibration) -> Samples:
+    """Return the samples to calibrate with, one at a time for a graph that takes no more.
+
+    Raises:
+        ModelError: the graph cannot be read.
+    """
     with prepare.refusals(model, "ONNX Runtime"):
         inputs = need("onnx", "build").load(str(model), load_external_data=False).graph.input
     shapes = (value.type.tensor_type.shape.dim for value in inputs)

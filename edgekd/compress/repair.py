@@ -82,7 +82,8 @@ def free_steps(examiner: Examiner, latency_ms: Mapping[str, float]) -> Iterator[
         Each step, not judged.
     """
     free = [layer for layer in _quantized_layers(examiner) if latency_ms.get(layer, math.inf) <= 0]
-    harm = math.inf
+    whole = examiner.measure()
+    harm = _harm(whole, whole)
     for step in _steps(examiner, free, latency_ms, len(free)):
         if step.harm >= harm:
             return

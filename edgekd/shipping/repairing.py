@@ -12,7 +12,6 @@ import numpy as np
 
 from edgekd.compress import quantize
 from edgekd.compress.blame import blame
-from edgekd.compress.calibrate import Samples
 from edgekd.compress.examine import SAMPLES, Examiner, Judging
 from edgekd.compress.quantize import DEPLOY, PREPARED, QDQ, Candidate
 from edgekd.compress.repair import free_steps, repair_steps
@@ -81,7 +80,7 @@ def repair(context: Context, tried: Sequence[Tried]) -> tuple[list[Trial], list[
         return trials, [f"{plain.name} could not be repaired: a network that is brought as ONNX is not trained here."]
     again = write_again(context, tuned, plain.offer)
     trials += _attempt(context, again, "tuned")
-    if not _passes(trials) and not _float_fails(trials[-1].tried[0]):
+    if not _passes(trials) and not any(_float_fails(one) for one in trials[-1].tried):
         trials += _attempt(context, _return_layers(context, again, "auto", "tuned"), "tuned repaired")
     return trials, [] if _passes(trials) else [f"{plain.name} could not be repaired; every attempt is in the table."]
 
@@ -130,8 +129,14 @@ def find_blame(context: Context) -> Blame:
 def _blame(context: Context, offer: Offer, batch: str) -> Done[Blame]:
     def run(folder: Path, report: StageReporter) -> Blame:
         examiner = _examiner(context, offer)
-        found = blame(examiner)
-        return blame(examiner, _times(context, offer.way, examiner, found, folder, report)) if context.timed else found
+
+        def time(found: Blame) -> dict[str, float]:
+            return _times(context, offer.way, examiner, found, folder, report)
+
+        def tell(done: int, total: int) -> None:
+            report.advance(done, total, "parts quantized and undone alone")
+
+        return blame(examiner, time if context.timed else None, tell)
 
     depends = {
         "offer": [offer.key, offer.name],
@@ -250,7 +255,7 @@ def _examiner(context: Context, offer: Offer) -> Examiner:
     qdq, floats = (onnx.load(str(offer.folder / name)) for name in (QDQ, PREPARED))
     calibration = load_calibration(context.recipe.quantize.calibration)
     few = msgspec.structs.replace(calibration, samples=min(calibration.samples, SAMPLES))
-    samples = Samples(context.calibration, few)
+    samples = quantize.open_samples(offer.folder / PREPARED, context.calibration, few)
     with open_arrays(context.calibration) as arrays:
         labels, groups = (arrays[key][samples.rows] if key in arrays else None for key in ("labels", "groups"))
     metric = None if labels is None else context.origin.metric

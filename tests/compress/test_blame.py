@@ -133,7 +133,10 @@ def test_the_metric_is_ranked_where_there_are_labels(graphs, found):
 
 def test_relief_for_time(graphs, found):
     worst, second = found.of("layer")[:2]
-    given = blame(Examiner(*graphs, [FEEDS]), {worst.name: 0.1, second.name: 0.001, found.of("layer")[2].name: 0})
+    times = {worst.name: 0.1, second.name: 0.001, found.of("layer")[2].name: 0}
+    told: list[tuple[int, int]] = []
+    given = blame(Examiner(*graphs, [FEEDS]), lambda _: times, lambda *part: told.append(part))
+    assert told[-1] == (len(found.suspects), len(found.suspects))
     layers = {suspect.name: suspect for suspect in given.of("layer")}
     assert layers[worst.name].relief_per_ms.value == pytest.approx(worst.relief.value / 0.1)
     assert layers[second.name].relief_per_ms.rank == 1
