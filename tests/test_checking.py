@@ -5,10 +5,31 @@ import json
 import pytest
 from commands import SETTINGS, copy_cache, edgekd, events, started
 
-from edgekd.target import load_calibration
+from edgekd.target import find_target, load_calibration
 
 #: Ranges of three samples clip much of all others.
 STARVED = 'description = "Three samples"\nmethod = "minmax"\nrounding = "nearest"\nsamples = 3\nchunk = 3\n'
+#: A device of the user's own that takes the INT8 network it meets first, and no other.
+NPU = """
+import hashlib
+from pathlib import Path
+
+import onnx
+
+from edgekd.errors import ModelError
+from edgekd.runtime.ort import open_engine
+
+
+def open_npu(engine, threads, name=None):
+    model, first = onnx.load(engine), Path(__file__).with_suffix(".first")
+    levels = [tensor.raw_data for tensor in model.graph.initializer if tensor.data_type == onnx.TensorProto.INT8]
+    digest = hashlib.sha256(b"".join(levels)).hexdigest()
+    if levels and not first.exists():
+        first.write_text(digest)
+    if levels and first.read_text() != digest:
+        raise ModelError("another network")
+    return open_engine(engine, threads, name)
+"""
 #: The gate's own limits; the float network is the student itself, so that INT8 alone can break anything.
 STRICT = {
     "prune.ratio": 0,
@@ -93,6 +114,20 @@ def test_where_the_float_network_is_rejected_it_is_tuned_with_fake_quantization(
     verdicts = {row["stage"]: row["verdict"] for row in found["ledgers"]["int8-qat"]["rows"]}
     assert verdicts["pruned"] is None
     assert verdicts["tuned"] == "fail"
+
+
+def test_a_tuned_network_that_the_device_refuses_is_left_out(folder):
+    (folder / "npu.py").write_text(NPU, encoding="utf-8")
+    text = find_target("cpu").read_text(encoding="utf-8")
+    text = text.replace('runtime = "onnxruntime"', 'runtime = "npu.py:open_npu"')
+    (folder / "npu.toml").write_text(text, encoding="utf-8")
+    changes = {"prune__ratio": 0.5, "prune__epochs": 1, "quantize__tune__epochs": 1}
+    process = edgekd(*arguments("check", "cache", "--json", "--target", "npu.toml", **changes), cwd=folder)
+    assert "Traceback" not in process.stderr, process.stderr
+    assert process.returncode in (0, 20), process.stderr
+    (found,) = events(process.stdout)[-1]["checks"]
+    assert "int8-qat" not in found["ledgers"]
+    assert any(fact.startswith("int8-qat was left out: ") and "another network" in fact for fact in found["facts"])
 
 
 def test_check_shows_every_candidate_and_bundles_nothing(repaired, folder):

@@ -42,7 +42,7 @@ class Samples:
 
     def take(self, rows: Array) -> Samples:
         """Return some of the samples."""
-        labels = None if self.labels is None else self.labels[rows]
+        labels = None if self.labels is None else _any_labels(self.labels[rows])
         groups = None if self.groups is None else self.groups[rows]
         return Samples({name: x[rows] for name, x in self.inputs.items()}, self.ids[rows], labels, groups)
 
@@ -133,7 +133,11 @@ def _labels(path: Path, labels: Array | None) -> Array | None:
             f"{path}: 'labels' must be whole numbers, one a sample, {UNLABELLED} for none, but is {labels.dtype} "
             f"{list(labels.shape)}"
         )
-    return labels.astype(np.int64) if (labels != UNLABELLED).any() else None
+    return _any_labels(labels.astype(np.int64))
+
+
+def _any_labels(labels: Array) -> Array | None:
+    return labels if (labels != UNLABELLED).any() else None
 
 
 def shared(samples: Samples, others: Samples) -> int:

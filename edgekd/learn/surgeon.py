@@ -32,7 +32,8 @@ class GramSurgeon:
     as independent of the derivative by its outputs, g (K-FAC: Martens & Grosse, arXiv 1503.05671), that is
     ``tr(G dW S dW^T)`` with ``S = E[x x^T]`` and ``G = E[g g^T]``. So the best change of the other weights is the
     regression of the lost channel on those that stay, and what is lost all the same is Optimal Brain Surgeon's
-    ``(W^T G W)_cc / (S^-1)_cc`` (Hassibi & Stork, NIPS 1992; for channels: van der Ouderaa et al., arXiv 2312.17244).
+    ``tr((W^T G W)_cc (S^-1)_cc^-1)``, c being all columns that read the channel (Hassibi & Stork, NIPS 1992; for
+    channels: van der Ouderaa et al., arXiv 2312.17244).
 
     Each group's channels are removed one by one, the cheapest first, and each is as important as the dearest up to it:
     of two channels that say the same, the second is needed once the first has gone. Drift and prediction are each
@@ -81,10 +82,11 @@ class GramSurgeon:
             known, weight = self._known[part.layer], matrix(part.layer)
             for row, outputs in zip(total, (known.gram, known.task), strict=True):
                 if members.readers:
-                    lost = _read(weight, outputs).diagonal() * known.moment.diagonal()
+                    roots, blocks = part.blocks()
+                    row.index_add_(0, roots, (_read(weight, outputs)[blocks] * known.moment[blocks]).sum((1, 2)))
                 else:
                     lost = outputs.diagonal() * torch.einsum("oik,ij,ojk->o", weight, known.moment, weight)
-                row.index_add_(0, part.roots, lost[part.columns])
+                    row.index_add_(0, part.roots, lost[part.columns])
         return total
 
     def _reader(self, reads: _Part) -> _Reader:
@@ -100,6 +102,15 @@ class _Part:
     layer: nn.Module
     columns: Tensor
     roots: Tensor
+
+    def blocks(self) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+        """Return the roots [R], and what takes each one's rows and columns [R, k, k] from a matrix of the layer's.
+
+        k is more than 1 where the layer reads the positions of a channel, flattened.
+        """
+        roots = torch.tensor(sorted(set(self.roots.tolist())))
+        columns = self.columns[self.roots.argsort(stable=True)].view(len(roots), -1)
+        return roots, (columns[:, :, None], columns[:, None])
 
 
 @dataclass(frozen=True)
@@ -140,11 +151,12 @@ class _Reader:
 
     def __init__(self, part: _Part, read: Tensor, inverse: Tensor) -> None:
         self._part, self._read, self._inverse = part, read, inverse
+        self._roots, self._blocks = part.blocks()
 
     def costs(self, width: int) -> Tensor:
         """Return what is lost with each of the group's channels [width]; of one that has gone, 0."""
-        lost = self._read.diagonal() / self._inverse.diagonal()
-        return torch.zeros(width, dtype=lost.dtype).index_add_(0, self._part.roots, lost[self._part.columns])
+        lost = torch.linalg.solve(self._inverse[self._blocks], self._read[self._blocks])
+        return torch.zeros(width, dtype=lost.dtype).index_add_(0, self._roots, torch.einsum("rkk->r", lost))
 
     def take(self, root: int) -> None:
         """Remove one of the group's channels: the other weights become ``W - W_c (S^-1)_cc^-1 (S^-1)_c``."""

@@ -31,8 +31,8 @@ if TYPE_CHECKING:
 LIBRARIES = ("onnx", "onnxruntime", "numpy")
 VERSIONS = {
     "quantize": 5,
-    "blame": 1,
-    "repair": 1,
+    "blame": 2,
+    "repair": 2,
     "alarm": 1,
     "compile": 2,
     "engine": 4,

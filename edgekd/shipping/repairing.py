@@ -21,6 +21,7 @@ from edgekd.evidence import probe_variants, run_on_host
 from edgekd.files import need
 from edgekd.gram.blame import Blame
 from edgekd.gram.gate import Verdict, keep_ledger
+from edgekd.learn.score import UNLABELLED
 from edgekd.runtime.session import open_arrays
 from edgekd.shipping.context import OUTPUTS, Context, Offer, Step, Tried
 from edgekd.shipping.trying import Trial, attempt
@@ -80,7 +81,8 @@ def repair(context: Context, tried: Sequence[Tried]) -> tuple[list[Trial], list[
         return trials, [f"{plain.name} could not be repaired: a network that is brought as ONNX is not trained here."]
     again = write_again(context, tuned, plain.offer)
     trials += _attempt(context, again, "tuned")
-    if not _passes(trials) and not any(_float_fails(one) for one in trials[-1].tried):
+    ran = trials[-1].tried  # none where the device refuses it
+    if ran and not _passes(trials) and not _float_fails(ran[0]):
         trials += _attempt(context, _return_layers(context, again, "auto", "tuned"), "tuned repaired")
     return trials, [] if _passes(trials) else [f"{plain.name} could not be repaired; every attempt is in the table."]
 
@@ -258,6 +260,8 @@ def _examiner(context: Context, offer: Offer) -> Examiner:
     samples = quantize.open_samples(offer.folder / PREPARED, context.calibration, few)
     with open_arrays(context.calibration) as arrays:
         labels, groups = (arrays[key][samples.rows] if key in arrays else None for key in ("labels", "groups"))
+    if labels is not None and (labels == UNLABELLED).all():
+        labels = None
     metric = None if labels is None else context.origin.metric
     judging = Judging(labels, groups, metric, context.exported.result.facts.higher_is_better)
     return Examiner(qdq, floats, samples, judging)

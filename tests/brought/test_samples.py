@@ -4,6 +4,7 @@ from graphs import normal, save_samples
 
 from edgekd.brought.samples import read_samples, split
 from edgekd.errors import ModelError
+from edgekd.learn.score import UNLABELLED
 from edgekd.runtime.session import TensorSpec
 
 X = TensorSpec("x", "float32", ("n", 4))
@@ -105,6 +106,13 @@ def test_groups_are_not_divided(tmp_path):
     first, second = split(read(tmp_path, {**RIGHT, "groups": groups}), 0)
     assert set(first.groups).isdisjoint(second.groups)
     assert len(first.groups) + len(second.groups) == 12
+
+
+def test_a_half_without_a_label_is_unlabelled(tmp_path):
+    labels = np.full(12, UNLABELLED)
+    labels[0] = 1
+    halves = split(read(tmp_path, {**RIGHT, "labels": labels}), 0)
+    assert {half.labels is None for half in halves} == {"0" not in half.ids for half in halves} == {True, False}
 
 
 def test_one_group_alone_cannot_be_split(tmp_path):

@@ -135,6 +135,21 @@ def test_what_costs_no_time_goes_while_it_helps(graphs):
     assert list(free_steps(examiner, {})) == []
 
 
+def test_what_costs_no_time_stays_quantized_where_that_mends_nothing(graphs):
+    """Errors of two layers cancel: one of them in float alone is worse than none."""
+    examiner = Examiner(round_weights(*graphs, "motion"), graphs[1], [FEEDS])
+    whole = examiner.measure()
+
+    def harm(layer):
+        left = examiner.measure(examiner.tensors_of([layer]))
+        return left.drift.value / whole.drift.value + left.noise / whole.noise
+
+    worse = [layer for layer in {layer for item in examiner.board.tensors for layer in item.layers} if harm(layer) > 2]
+    assert worse
+    for layer in worse:
+        assert list(free_steps(examiner, {layer: -0.01})) == []
+
+
 def test_shuffled_pairs_in_calibration_do_no_harm_but_the_gate_sees_them_in_a_probe(model, graphs, tmp_path):
     """Ranges are of single tensors: only those behind the fusion depend on which samples stand together."""
     shuffled = {"input.image": FEEDS["image"], "input.motion": np.roll(FEEDS["motion"], 1, 0)}

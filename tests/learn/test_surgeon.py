@@ -168,6 +168,20 @@ def test_a_channel_that_another_repeats_is_worth_nothing_until_the_other_goes():
     assert importance == pytest.approx([0, 1, 4], abs=1e-6)
 
 
+def test_a_channel_that_is_read_at_several_positions_is_lost_at_all_of_them():
+    """Of the first channel each position alone would be made up for by the other one, which goes with it."""
+    torch.manual_seed(0)
+    said = torch.randn(2000, 1).double()
+    x = torch.cat([said, said + 0.01 * torch.randn(2000, 1), torch.randn(2000, 2)], 1).double()
+    weight, outputs, moment = torch.tensor([[1, 1, 0.3, 0.3]]).double(), torch.eye(1).double(), x.T @ x / 2000
+    part = _Part(nn.Identity(), torch.arange(4), torch.tensor([0, 0, 1, 1]))
+    costs = _Reader(part, weight.T @ outputs @ weight, torch.linalg.inv(moment)).costs(2)
+    for cost, gone, stay in ((costs[0], [0, 1], [2, 3]), (costs[1], [2, 3], [0, 1])):
+        lost = x[:, gone] @ weight[:, gone].T
+        left = lost - x[:, stay] @ torch.linalg.lstsq(x[:, stay], lost).solution
+        assert torch.allclose(cost, left.square().mean(), rtol=1e-6)
+
+
 class Repeated(Wide):
     """Of each hidden layer the second half repeats the first, and is read with weights of its own."""
 
