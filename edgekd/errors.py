@@ -85,10 +85,17 @@ class GateFailed(EdgekdError):
     exit_code = 20
 
 
+#: As many names as an error lists; a network has hundreds of tensors.
+_SHOWN = 30
+
+
 def nearest(name: str, known: Iterable[str]) -> str:
-    """Return ``"; did you mean 'x'?"`` for the known name nearest to ``name``, or all known names when none is near."""
+    """Return ``"; did you mean 'x'?"`` for the known name nearest to ``name``, or what is known when none is near."""
     known = sorted(known)
+    if not known:
+        return "; there are none"
     close = get_close_matches(name, known, n=3, cutoff=0.5)
     if close:
         return "; did you mean " + " or ".join(f"'{c}'" for c in close) + "?"
-    return "; known: " + ", ".join(known)
+    rest = len(known) - _SHOWN
+    return "; known: " + ", ".join(known[:_SHOWN]) + (f" and {rest} more" if rest > 0 else "")

@@ -190,9 +190,12 @@ def open_arrays(source: Path | BinaryIO) -> Iterator[Mapping[str, Array]]:
         ModelError: it is not an ``.npz`` of plain arrays.
     """
     try:
-        with np.load(source, allow_pickle=False) as archive:
+        archive = np.load(source, allow_pickle=False)
+        if isinstance(archive, np.ndarray):
+            raise ModelError(f"{_label(source)}: is a single array, not an .npz; write it with np.savez")
+        with archive:
             yield archive
-    except (OSError, ValueError, TypeError, EOFError, BadZipFile) as error:  # TypeError: a lone .npy is no archive
+    except (OSError, ValueError, EOFError, BadZipFile) as error:
         raise ModelError(f"{_label(source)}: cannot be read as an .npz of plain arrays: {error}") from error
 
 

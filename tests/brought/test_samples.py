@@ -83,6 +83,11 @@ def test_a_missing_state_is_asked_for_as_such(tmp_path):
         read(tmp_path, RIGHT, (*SPECS, STATE), ["state"])
 
 
+def test_an_archive_of_nothing_has_no_input(tmp_path):
+    with pytest.raises(ModelError, match=r"no array for the model's input 'x', float32 \[n, 4\]; there are none$"):
+        read(tmp_path, {})
+
+
 def test_a_text_file_is_no_archive(tmp_path):
     (tmp_path / "s.npz").write_text("x,y")
     with pytest.raises(ModelError, match=r"cannot be read as an \.npz"):

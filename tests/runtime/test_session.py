@@ -82,7 +82,7 @@ def test_a_file_that_is_no_archive_is_named(tmp_path, content):
 
 def test_a_lone_array_is_no_archive(tmp_path):
     np.save(tmp_path / "x.npy", np.zeros(3))
-    with pytest.raises(ModelError, match=r"x\.npy: cannot be read as an \.npz"):
+    with pytest.raises(ModelError, match=r"x\.npy: is a single array, not an \.npz; write it with np\.savez"):
         read_feeds(tmp_path / "x.npy", SPECS)
 
 
