@@ -13,6 +13,7 @@ import numpy as np
 from edgekd.errors import ModelError
 from edgekd.files import need
 from edgekd.gram.rows import INPUT_PREFIX, read_headers, stream_rows
+from edgekd.runtime.session import rows_at_once
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -48,7 +49,7 @@ class Samples:
     calibration: Calibration
 
     def __iter__(self) -> Iterator[Feeds]:
-        """Yield the feeds of ``calibration.chunk`` samples at a time; the last may be fewer.
+        """Yield the feeds of ``calibration.chunk`` samples at a time, or fewer where they are large, and at last.
 
         Raises:
             ModelError: the file is not such an ``.npz``, or a sample is not finite.
@@ -73,7 +74,8 @@ class Samples:
         headers = {key: header for key, header in read_headers(self.path).items() if key.startswith(INPUT_PREFIX)}
         if not headers:
             raise ModelError(f"{self.path}: has no array '{INPUT_PREFIX}<modality>' to calibrate with")
-        keys, size = list(headers), self.calibration.chunk
+        keys, row_bytes = list(headers), sum(header.row_bytes for header in headers.values())
+        size = rows_at_once(self.calibration.chunk, row_bytes)
         chosen = self._chosen(headers[keys[0]].shape[0])
         pending: Feeds = {}
         start = 0

@@ -42,6 +42,11 @@ class Header:
     dtype: np.dtype[Any]
     fortran_order: bool
 
+    @property
+    def row_bytes(self) -> int:
+        """Bytes of one row."""
+        return prod(self.shape[1:]) * self.dtype.itemsize
+
 
 def read_headers(path: Path) -> dict[str, Header]:
     """Return the header of every array of an ``.npz``; no content is read.

@@ -21,6 +21,9 @@ if TYPE_CHECKING:
 Array = np.ndarray[Any, np.dtype[Any]]
 Feeds = Mapping[str, Array]
 
+#: Inputs that are run at once, at most: what a network computes on the way may take a hundred times as much memory.
+_INPUTS_AT_ONCE_BYTES = 1 << 20
+
 
 @dataclass(frozen=True)
 class TensorSpec:
@@ -212,15 +215,22 @@ def _label(source: Path | BinaryIO) -> str:
 def run_rows(session: Session, feeds: Feeds, batch: int) -> dict[str, Array]:
     """Run all rows of ``feeds``, at most ``batch`` at a time, and return all rows of every output.
 
-    An engine whose batch is fixed at one gets one row at a time, whatever ``batch``.
+    An engine whose batch is fixed at one gets one row at a time, whatever ``batch``; others fewer than ``batch`` where
+    rows are large.
     """
     rows = len(next(iter(feeds.values())))
-    step = 1 if takes_one_row(session.inputs) else batch
+    row_bytes = sum(array.nbytes // max(rows, 1) for array in feeds.values())
+    step = 1 if takes_one_row(session.inputs) else rows_at_once(batch, row_bytes)
     parts = [
         session.run({name: array[start : start + step] for name, array in feeds.items()})
         for start in range(0, rows, step)
     ]
     return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+
+
+def rows_at_once(most: int, row_bytes: int) -> int:
+    """Return how many rows to run at a time: at most so many, and fewer where they are large, but one."""
+    return max(1, min(most, _INPUTS_AT_ONCE_BYTES // max(row_bytes, 1)))
 
 
 def takes_one_row(specs: Sequence[TensorSpec]) -> bool:

@@ -155,6 +155,13 @@ def test_chooses_samples_by_seed_and_keeps_modalities_together(tmp_path):
     assert [*chain(*chosen(samples=100))] == list(range(10))
 
 
+def test_large_samples_come_a_few_at_a_time(tmp_path):
+    np.savez(tmp_path / "s.npz", **{"input.a": np.arange(10), "input.b": np.zeros((10, 100, 1000), np.float32)})
+    chunks = list(Samples(tmp_path / "s.npz", calibration(chunk=64)))
+    assert [len(feeds["a"]) for feeds in chunks] == [2] * 5
+    assert [*chain(*(feeds["a"] for feeds in chunks))] == list(range(10))
+
+
 def test_types_are_those_of_the_file(tmp_path):
     arrays = {
         "a": np.arange(10),

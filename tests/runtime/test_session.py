@@ -6,7 +6,7 @@ from engines import samples, save_engine, save_samples
 
 from edgekd.errors import ModelError
 from edgekd.runtime.ort import open_engine
-from edgekd.runtime.session import FeedCheck, TensorSpec, read_feeds, run_rows
+from edgekd.runtime.session import FeedCheck, TensorSpec, read_feeds, rows_at_once, run_rows
 
 SPECS = (TensorSpec("accel", "float32", ("batch", 4)), TensorSpec("image", "float32", ("batch", 1, 2, 3)))
 
@@ -103,6 +103,11 @@ def test_batches_give_what_one_run_gives(tmp_path):
     assert list(parts) == list(whole)
     for name, value in whole.items():
         np.testing.assert_allclose(parts[name], value, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize(("row_bytes", "rows"), [(516, 64), (64 << 10, 16), (3 << 20, 1), (0, 64)])
+def test_large_rows_are_run_a_few_at_a_time(row_bytes, rows):
+    assert rows_at_once(64, row_bytes) == rows
 
 
 def test_a_batch_is_never_exceeded(tmp_path):
