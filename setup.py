@@ -57,6 +57,7 @@ setup(
             "mypy",
             "import-linter>=2",
             "matplotlib>=3.9",
+            "scipy>=1.13",
         ],
     },
     entry_points={"console_scripts": ["edgekd=edgekd.cli:main"]},
