@@ -11,8 +11,8 @@ from edgekd.files import make_folder
 from edgekd.pipeline import prepare
 from edgekd.publish import writing
 from edgekd.shipping import ship
+from edgekd.shipping.blaming import find_blame
 from edgekd.shipping.calibrating import calibrate
-from edgekd.shipping.repairing import find_blame
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -219,15 +219,24 @@ class QuantizeConfig(_Config, frozen=True):
             "through; another word leaves no choice."
         ),
     ] = "best"
-    calibration: Annotated[str, Meta(description="A shipped calibration ('minmax') or the path of a .toml.")] = "minmax"
+    calibration: Annotated[str, Meta(description="A shipped calibration ('reconstruct') or the path of a .toml.")] = (
+        "reconstruct"
+    )
     repair: Annotated[
         Literal["auto", "best", "off"],
         Meta(
             description="What to do about INT8 that the gate rejects: 'auto' returns the layers that hurt most to "
-            "float until it passes, and fine-tunes with fake quantization where that is not enough; 'best' does so "
-            "where it passes too, as far as it costs no latency; 'off' leaves it rejected."
+            "float until it passes, and fine-tunes with fake quantization where that is not enough; 'best' also "
+            "returns layers where it passes, as far as that costs no latency beyond 'slack'; 'off' leaves it rejected."
         ),
     ] = "auto"
+    slack: Annotated[
+        Fraction,
+        Meta(
+            description="How much latency less drift may cost, as a share of the p50 of the fastest: where repair is "
+            "'best', and where a candidate is chosen."
+        ),
+    ] = 0.0
     tune: TuneConfig = TuneConfig()
 
 

@@ -21,7 +21,7 @@ class Choice:
     reason: str
 
 
-def choose(candidates: Sequence[CandidateResult], budgets: Budgets) -> Choice:
+def choose(candidates: Sequence[CandidateResult], budgets: Budgets, slack: float = 0) -> Choice:
     """Choose among a target's candidates.
 
     Those that the gate rejects are out; of the others, those that keep most of the target's budgets; of these the
@@ -31,6 +31,7 @@ def choose(candidates: Sequence[CandidateResult], budgets: Budgets) -> Choice:
     Args:
         candidates: one or more, in the target's order of preference.
         budgets: the target's limits.
+        slack: how much slower than the fastest, as a share of its p50, is as good.
     """
     released = [c for c in candidates if c.verdict != "fail"]
     if not released:
@@ -39,10 +40,10 @@ def choose(candidates: Sequence[CandidateResult], budgets: Budgets) -> Choice:
         return Choice(candidates[0].name, "the only candidate")
     most = max(_kept(c, budgets) for c in released)
     fitting = [c for c in released if _kept(c, budgets) == most]
-    level = _not_clearly_slower(fitting)
+    level = _not_clearly_slower(fitting, slack)
     same = [c for c in level if c.precision == level[0].precision]
     chosen = min(same, key=lambda c: c.bound)
-    return Choice(chosen.name, _reason(chosen, candidates, fitting, level))
+    return Choice(chosen.name, _reason(chosen, candidates, fitting, level, slack))
 
 
 def _kept(candidate: CandidateResult, budgets: Budgets) -> int:
@@ -54,12 +55,12 @@ def _kept(candidate: CandidateResult, budgets: Budgets) -> int:
     return sum(limit is not None and value is not None and value <= limit for limit, value in found)
 
 
-def _not_clearly_slower(candidates: list[CandidateResult]) -> list[CandidateResult]:
+def _not_clearly_slower(candidates: list[CandidateResult], slack: float) -> list[CandidateResult]:
     timed: list[tuple[CandidateResult, Quantile]] = [(c, c.p50) for c in candidates if c.p50]
     if len(timed) < len(candidates):
         return candidates
     fastest = min((p50 for _, p50 in timed), key=lambda p50: p50.value_ms)
-    return [c for c, p50 in timed if p50.low_ms <= fastest.high_ms]
+    return [c for c, p50 in timed if p50.low_ms <= fastest.high_ms * (1 + slack)]
 
 
 def _reason(
@@ -67,6 +68,7 @@ def _reason(
     candidates: Sequence[CandidateResult],
     fitting: list[CandidateResult],
     level: list[CandidateResult],
+    slack: float,
 ) -> str:
     """Say what decided, and who was out before."""
     slower = [f"{c.p50.value_ms:.3g} ms ({c.name})" for c in fitting if c.p50 and c not in level]
@@ -79,7 +81,8 @@ def _reason(
         said.append(f"{chosen.p50.value_ms:.3g} ms against {', '.join(slower)}")
     if chosen.p50 and rivals:
         preferred = ", and the target prefers it" if len(alike) < len(rivals) else ""
-        said.append(f"not clearly slower than {', '.join(c.name for c in rivals)}{preferred}")
+        slower_by = f"more than {slack:.0%} " if slack else ""
+        said.append(f"not clearly {slower_by}slower than {', '.join(c.name for c in rivals)}{preferred}")
     elif rivals:
         said.append("the target's first choice, since no latency was measured")
     if alike:

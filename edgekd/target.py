@@ -182,7 +182,7 @@ class Calibration(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True)
         Literal["nearest", "reconstruct"],
         Meta(
             description="How weights get their INT8 levels: each the nearest, or together so that each layer's output "
-            "is kept on the calibration samples, its bias taking up the mean error; that needs hundreds of them."
+            "is kept on the calibration samples, its bias taking up the mean error."
         ),
     ] = "nearest"
     samples: Annotated[int, Meta(ge=1, description="Samples of the calibration split; fewer when it has fewer.")] = 512

@@ -76,6 +76,21 @@ def test_int8_that_the_gate_rejects_is_repaired_and_ships(repaired):
     assert {"blame", "repair"} <= set(started(repaired.stdout))
 
 
+def test_best_returns_layers_that_the_gate_does_not_ask_for(folder):
+    more = {"quantize__repair": "best", "quantize__slack": 1.0, "quantize__precision": "int8"}
+    process = edgekd(*arguments("build", "cache", "--json", **more), cwd=folder)
+    assert process.returncode == 0, process.stderr
+    report = events(process.stdout)[-1]["report"]
+    plain, better = report["targets"][0]["candidates"]
+    assert (plain["name"], better["name"]) == ("int8", "int8-repaired")
+    assert plain["verdict"] != "fail"
+    assert better["bound"] < plain["bound"]
+    assert report["rows"][0]["candidate"] == "int8-repaired"
+    steps = [row for row in report["targets"][0]["ledger"]["rows"] if row["stage"].startswith("repair ")]
+    assert steps
+    assert all(row["note"].endswith(" to float32") for row in steps)
+
+
 def test_each_step_of_a_repair_is_in_the_ledger_and_only_what_ships_is_judged(repaired):
     ledger = events(repaired.stdout)[-1]["report"]["targets"][0]["ledger"]
     rows = {row["stage"]: row for row in ledger["rows"]}

@@ -198,7 +198,7 @@ def test_absolute_paths_and_names_stay(write):
     path = write('[task]\nname = "package.module:Name"\n[teacher]\nweights = "/t.pt"\n')
     recipe = load_recipe(path)
     assert (recipe.task.name, recipe.teacher.weights) == ("package.module:Name", "/t.pt")
-    assert recipe.quantize.calibration == "minmax"
+    assert recipe.quantize.calibration == "reconstruct"
 
 
 @pytest.mark.parametrize(

@@ -67,3 +67,12 @@ def test_a_budget_comes_before_speed():
     assert choose([INT8, FAST], Budgets(size_mb=0.01)).name == "float32", "none keeps it"
     assert choose([INT8, FAST], Budgets(size_mb=0.1, latency_ms=0.4)).name == "float32", "each keeps one"
     assert choose([timed(INT8, 0.2, 0.2, 0.2), FAST], Budgets(memory_mb=60)).name == "int8"
+
+
+def test_slack_lets_less_drift_cost_some_time():
+    closer = timed(NNCF, 0.515, 0.52, 0.525)
+    assert choose([INT8, closer], Budgets()).name == "int8"
+    found = choose([INT8, closer], Budgets(), slack=0.05)
+    assert found.name == "int8-nncf"
+    assert found.reason == "not clearly more than 5% slower than int8; of the int8 ones it drifts least"
+    assert choose([INT8, timed(NNCF, 0.54, 0.55, 0.56)], Budgets(), slack=0.05).name == "int8"

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
+    from edgekd.gram.rows import Header
     from edgekd.target import Calibration, Scheme
 
 Feeds = dict[str, np.ndarray[Any, Any]]
@@ -70,12 +71,20 @@ class Samples:
         """Which rows of the file are taken, in order."""
         return np.flatnonzero(self._chosen(read_headers(self.path)["ids"].shape[0]))
 
-    def _chunks(self) -> Iterator[Feeds]:
+    @property
+    def row_bytes(self) -> int:
+        """Bytes of one sample, all its modalities together."""
+        return sum(header.row_bytes for header in self._headers().values())
+
+    def _headers(self) -> dict[str, Header]:
         headers = {key: header for key, header in read_headers(self.path).items() if key.startswith(INPUT_PREFIX)}
         if not headers:
             raise ModelError(f"{self.path}: has no array '{INPUT_PREFIX}<modality>' to calibrate with")
-        keys, row_bytes = list(headers), sum(header.row_bytes for header in headers.values())
-        size = rows_at_once(self.calibration.chunk, row_bytes)
+        return headers
+
+    def _chunks(self) -> Iterator[Feeds]:
+        headers = self._headers()
+        keys, size = list(headers), rows_at_once(self.calibration.chunk, self.row_bytes)
         chosen = self._chosen(headers[keys[0]].shape[0])
         pending: Feeds = {}
         start = 0

@@ -25,6 +25,9 @@ if TYPE_CHECKING:
 ENGINE, DEPLOY = "engine.onnx", "deploy.onnx"
 #: Beside them, of INT8: the float graph that was quantized, and the QDQ graph before anything became FP16.
 PREPARED, QDQ = prepare.PREPARED, "qdq.onnx"
+#: Samples that weights are reconstructed on: as many as this many bytes hold, but no fewer than that. Each of several
+#: passes runs all of them; large ones take long, and have many places to look at.
+_BYTES, _FEWEST = 32_000_000, 128
 #: Of symmetric INT8 weights, the largest, by ``Scheme.reduce_range``.
 _LARGEST = {True: 64, False: 127}
 
@@ -160,7 +163,8 @@ def _improve(graph: Any, floats: Any, samples: Samples, scheme: Scheme) -> None:
     if samples.calibration.method == "gram":
         shrink_ranges(graph, floats, samples.fewer(SAMPLES))
     if samples.calibration.rounding == "reconstruct":
-        reconstruct(graph, floats, samples, _LARGEST[scheme.reduce_range])
+        few = samples.fewer(max(_FEWEST, _BYTES // samples.row_bytes))
+        reconstruct(graph, floats, few, _LARGEST[scheme.reduce_range])
 
 
 def _quantize(model: Path, samples: Samples, scheme: Scheme, work: Path) -> Path:

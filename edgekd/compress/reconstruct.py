@@ -6,7 +6,6 @@ another's can take away. Of all levels those are sought here that reproduce the 
 
 from __future__ import annotations
 
-from collections import defaultdict
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -28,7 +27,7 @@ _PLACES = 64
 #: Inputs of an output, beyond which a layer is left as it is: their second moments are kept, 8 bytes for each pair.
 _MOST_INPUTS = 2304
 #: Passes over the samples. Deeper networks have the layers of several depths chosen at once, from the same pass.
-_PASSES = 8
+_PASSES = 16
 
 
 def reconstruct(qdq: Any, floats: Any, samples: Iterable[Feeds], largest: int) -> None:
@@ -45,7 +44,8 @@ def reconstruct(qdq: Any, floats: Any, samples: Iterable[Feeds], largest: int) -
     so that the sum never grows (Behdin et al., "QuantEase: Optimization-based Quantization for Language Models", arXiv
     2309.01885, has the first term, with x = z). Then the bias takes up the mean error, which is why the means do not
     count; where there is no bias they do. Layers come in the order of their depth, so that each makes good what those
-    before it left.
+    before it left. Where a pass over the samples serves several depths, only the layers of its first one do so, and for
+    the others x = z: what was left before would be made good once for each depth, and a deep network end up worse.
 
     Args:
         qdq: the QDQ ``ModelProto``.
@@ -57,12 +57,11 @@ def reconstruct(qdq: Any, floats: Any, samples: Iterable[Feeds], largest: int) -
         ModelError: the two graphs do not belong together.
     """
     layers = [layer for layer in find_layers(qdq, floats) if layer.weights.shape[1] <= _MOST_INPUTS]
-    deepest = max((layer.depth for layer in layers), default=0) + 1
-    passes: dict[int, list[Layer]] = defaultdict(list)
-    for layer in layers:
-        passes[layer.depth * min(_PASSES, deepest) // deepest].append(layer)
-    for _, together in sorted(passes.items()):
-        for layer, moments in zip(together, _moments(qdq, floats, samples, together), strict=True):
+    depths = sorted({layer.depth for layer in layers})
+    passes = np.array_split(depths, min(_PASSES, len(depths))) if depths else []
+    for together in passes:
+        chosen = [layer for layer in layers if layer.depth in together]
+        for layer, moments in zip(chosen, _moments(qdq, floats, samples, chosen), strict=True):
             _rewrite(qdq, layer, moments, largest)
 
 
@@ -101,13 +100,17 @@ class Moments:
 
 
 def _moments(qdq: Any, floats: Any, samples: Iterable[Feeds], layers: Sequence[Layer]) -> list[Moments]:
-    rounded, exact = open_at(qdq, [x.source for x in layers]), open_at(floats, [x.exact for x in layers])
+    """Return the moments of each layer, from one pass; those behind the first depth get y = W z."""
+    first = min(layer.depth for layer in layers)
+    rounded = open_at(qdq, [layer.source for layer in layers])
+    exact = open_at(floats, [layer.exact for layer in layers if layer.depth == first])
     found = [Moments.empty(layer.weights) for layer in layers]
     for feeds in samples:
         inputs, targets = _run(rounded, feeds), _run(exact, feeds)
         for layer, moments in zip(layers, found, strict=True):
-            outputs = layer.patches(targets[layer.exact], _PLACES) @ layer.weights
-            moments.add(layer.patches(inputs[layer.source], _PLACES), outputs)
+            z = layer.patches(inputs[layer.source], _PLACES)
+            x = layer.patches(targets[layer.exact], _PLACES) if layer.depth == first else z
+            moments.add(z, x @ layer.weights)
     return found
 
 

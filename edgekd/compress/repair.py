@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
@@ -19,6 +20,10 @@ if TYPE_CHECKING:
 #: Moves that each step measures anew, those that were worth most when they were last measured: in a network of many
 #: layers most moves are never worth it, and measuring all of them at each step takes time quadratic in the layers.
 _LOOKED_AT = 12
+#: Steps that are looked at where the gate asks for none: what hurts most comes first.
+_WITHOUT_NEED = 12
+#: Harm of a network that is quantized throughout: two shares of what it has itself.
+ALL_HARM = 2.0
 
 
 @dataclass(frozen=True)
@@ -29,7 +34,7 @@ class Step:
         name: the layer or the branch.
         layers: those returned so far, in the order of the steps.
         effect: what the network then is on the calibration samples, against the float one.
-        harm: as in :func:`repair_steps`; 2 is that of the network with all quantized.
+        harm: as in :func:`repair_steps`; :data:`ALL_HARM` with all quantized.
         graph: its QDQ ``ModelProto``.
         verdict: the gate's; None where nobody asked.
     """
@@ -71,24 +76,18 @@ def repair_steps(
             return
 
 
-def free_steps(examiner: Examiner, latency_ms: Mapping[str, float]) -> Iterator[Step]:
-    """Return layers to float that are no slower in float, as long as each lessens the harm.
+def spare_steps(examiner: Examiner, latency_ms: Mapping[str, float]) -> Iterator[Step]:
+    """Return layers to float that nobody asks for, in the same order: the caller decides how far that is worth it.
 
     Args:
         examiner: the network, on samples that are not the gate's.
-        latency_ms: for layers by name how much time each costs in float; one that it lacks stays quantized.
+        latency_ms: for layers by name how much time each costs in float; one that it lacks counts as the dearest.
 
     Yields:
-        Each step, not judged.
+        Each step, not judged. The last quantized layer stays.
     """
-    free = [layer for layer in _quantized_layers(examiner) if latency_ms.get(layer, math.inf) <= 0]
-    whole = examiner.measure()
-    harm = _harm(whole, whole)
-    for step in _steps(examiner, free, latency_ms, len(free)):
-        if step.harm >= harm:
-            return
-        harm = step.harm
-        yield step
+    layers = _quantized_layers(examiner)
+    yield from itertools.islice(_steps(examiner, layers, latency_ms, len(layers) - 1), _WITHOUT_NEED)
 
 
 def _quantized_layers(examiner: Examiner) -> list[str]:

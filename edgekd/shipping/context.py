@@ -30,9 +30,9 @@ if TYPE_CHECKING:
 
 LIBRARIES = ("onnx", "onnxruntime", "numpy")
 VERSIONS = {
-    "quantize": 5,
-    "blame": 2,
-    "repair": 2,
+    "quantize": 6,
+    "blame": 3,
+    "repair": 3,
     "alarm": 1,
     "compile": 2,
     "engine": 4,

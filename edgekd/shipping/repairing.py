@@ -1,44 +1,32 @@
-"""Stages blame and repair: find what breaks INT8, and mend it where the gate rejects it."""
+"""Stage repair: return layers of INT8 to float, or tune it, where the gate rejects it."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from pathlib import Path
-from tempfile import TemporaryDirectory
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import msgspec
-import numpy as np
 
 from edgekd.compress import quantize
-from edgekd.compress.blame import blame
-from edgekd.compress.examine import SAMPLES, Examiner, Judging
-from edgekd.compress.quantize import DEPLOY, PREPARED, QDQ, Candidate
-from edgekd.compress.repair import free_steps, repair_steps
-from edgekd.compress.switches import undo
-from edgekd.errors import ModelError, TargetError
+from edgekd.compress.repair import ALL_HARM, repair_steps, spare_steps
 from edgekd.evidence import probe_variants, run_on_host
-from edgekd.files import need
-from edgekd.gram.blame import Blame
 from edgekd.gram.gate import Verdict, keep_ledger
-from edgekd.learn.score import UNLABELLED
 from edgekd.runtime.session import open_arrays
+from edgekd.shipping.blaming import blame_stage, open_examiner, time_beside_int8
 from edgekd.shipping.context import OUTPUTS, Context, Offer, Step, Tried
 from edgekd.shipping.trying import Trial, attempt
-from edgekd.shipping.writing import write, write_again
-from edgekd.stages import Done, library_versions
-from edgekd.target import load_calibration
+from edgekd.shipping.writing import write_again
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterable, Mapping, Sequence
+    from pathlib import Path
 
+    from edgekd.compress.examine import Examiner
     from edgekd.compress.quantize import Way
+    from edgekd.compress.repair import Step as RepairStep
     from edgekd.gram.probe import Probe
     from edgekd.progress import StageReporter
-
-#: Suspects whose time is measured, the worst first; engines that take turns in one run; inferences of each.
-_TIMED, _SIDE_BY_SIDE = 24, 8
-_FEWEST, _MOST, _TYPICAL_MS = 50, 500, 1000
 
 
 @dataclass(frozen=True)
@@ -52,7 +40,7 @@ class Repaired:
         verdict: the gate's on this host, of the last step.
     """
 
-    candidate: Candidate | None
+    candidate: quantize.Candidate | None
     deploy_logit_error: float
     notes: tuple[str, ...]
     verdict: Verdict
@@ -92,7 +80,7 @@ def _improve(context: Context, plain: Tried) -> tuple[list[Trial], list[str]]:
     if not context.timed:
         return [], ["repair = 'best' needs a device to time on; INT8 was left as it is."]
     offer = _return_layers(context, plain.offer, "best", "")
-    told = [] if offer else ["No layer of INT8 is as fast in float: none was returned."]
+    told = [] if offer else ["No layer of INT8 went back to float: none that helps is as fast there."]
     return _attempt(context, offer, "repaired"), told
 
 
@@ -110,87 +98,35 @@ def _float_fails(tried: Tried) -> bool:
     return bool(floats) and floats[-1].verdict == "fail"
 
 
-def find_blame(context: Context) -> Blame:
-    """Find out what breaks the INT8 that the target prefers.
+def _free_steps(
+    context: Context,
+    way: Way,
+    examiner: Examiner,
+    latency_ms: Mapping[str, float],
+    folder: Path,
+    report: StageReporter,
+) -> list[RepairStep]:
+    """Return layers to float as far as that costs no time, or no more than the recipe allows.
 
-    Raises:
-        TargetError: the target, or the recipe, has no INT8.
-        ModelError: the network could not be written in INT8.
+    Layers that are float side by side need no conversion between them, so what several cost together is measured, not
+    added up; it costs time where the intervals of p50 are apart. Of the rows of steps that are cheap enough it is the
+    one that leaves the least harm.
     """
-    if not any(way.quantizer for way in quantize.ways(context.target, context.recipe.quantize.precision)):
-        raise TargetError(f"target '{context.target.name}' is built without INT8 here: there is nothing to blame")
-    offers, refused = write(context)
-    plain = next((offer for offer in offers if offer.way.quantizer), None)
-    if plain is None:
-        reasons = "; ".join(f"{name}: {reason}" for name, reason in refused.items())
-        raise ModelError(f"nothing to blame: no INT8 could be written ({reasons})")
-    found: Blame = _blame(context, plain, "").result
-    return found
-
-
-def _blame(context: Context, offer: Offer, batch: str) -> Done[Blame]:
-    def run(folder: Path, report: StageReporter) -> Blame:
-        examiner = _examiner(context, offer)
-
-        def time(found: Blame) -> dict[str, float]:
-            return _times(context, offer.way, examiner, found, folder, report)
-
-        def tell(done: int, total: int) -> None:
-            report.advance(done, total, "parts quantized and undone alone")
-
-        return blame(examiner, time if context.timed else None, tell)
-
-    depends = {
-        "offer": [offer.key, offer.name],
-        "calibration": context.exported.key,
-        "device": context.where() if context.timed else None,
-        "threads": context.recipe.profile.threads,
-        "versions": library_versions(["onnx", "onnxruntime", "numpy"], "build"),
-    }
-    return context.stage("blame", batch, depends, Blame, run, _describe_blame)
-
-
-def _times(
-    context: Context, way: Way, examiner: Examiner, found: Blame, folder: Path, report: StageReporter
-) -> dict[str, float]:
-    """Return for the worst suspects how much slower the network is where only they are float, in ms."""
-    scheme = context.target.scheme
-    worst = sorted(found.suspects, key=lambda suspect: -suspect.relief.value)[:_TIMED]
-    times: dict[str, float] = {}
-    with TemporaryDirectory(dir=folder) as temporary:
-        work = Path(temporary)
-        quantize.finish(examiner.qdq, way, scheme, work / "int8")
-        whole = work / "int8" / DEPLOY
-        iterations = _iterations(context, whole, work)
-        for start in range(0, len(worst), _SIDE_BY_SIDE):
-            group = worst[start : start + _SIDE_BY_SIDE]
-            engines = {"int8": whole}
-            for index, suspect in enumerate(group, start):
-                place = work / str(index)
-                quantize.finish(undo(examiner.qdq, examiner.floats, suspect.tensors), way, scheme, place)
-                engines[suspect.name] = place / DEPLOY
-            p50 = _p50(context, engines, iterations, work)
-            times |= {suspect.name: p50[suspect.name] - p50["int8"] for suspect in group}
-            report.advance(start + len(group), len(worst), f"{group[-1].name} timed")
-    return times
-
-
-def _iterations(context: Context, engine: Path, work: Path) -> int:
-    p50 = _p50(context, {"int8": engine}, _FEWEST, work)["int8"]
-    return int(np.clip(_TYPICAL_MS / p50, _FEWEST, _MOST))
-
-
-def _p50(context: Context, engines: dict[str, Path], iterations: int, work: Path) -> dict[str, float]:
-    config = msgspec.structs.replace(context.recipe.profile, iterations=iterations, warmup=20, cold_starts=1)
-    numbered = {str(index): engine for index, engine in enumerate(engines.values())}  # names of files, not of layers
-    measured = context.present.profile(numbered, context.runtime, context.test, work, config, lambda *_: None)
-    medians = {one.name: float(np.median(np.load(work / one.raw_file))) / 1e6 for one in measured.engines}
-    return dict(zip(engines, (medians[name] for name in numbered), strict=True))
+    steps = list(spare_steps(examiner, latency_ms))
+    graphs = {f"{number} layers to float": partial(getattr, step, "graph") for number, step in enumerate(steps, 1)}
+    timed = time_beside_int8(context, way, examiner, graphs, folder, report).values()
+    allowed = 1 + context.recipe.quantize.slack
+    cheap = [step for step, (own, int8) in zip(steps, timed, strict=True) if own.low_ms <= int8.high_ms * allowed]
+    mending = [step for step in cheap if step.harm < ALL_HARM]
+    if not mending:
+        return []
+    best = min(mending, key=lambda step: step.harm)
+    return steps[: steps.index(best) + 1]
 
 
 def _return_layers(context: Context, offer: Offer, how: str, batch: str) -> Offer | None:
     """Return layers to float; None where there was none to return."""
-    blamed = _blame(context, offer, batch)
+    blamed = blame_stage(context, offer, batch)
     latency_ms = {s.name: s.latency_ms for s in blamed.result.suspects if s.latency_ms is not None}
     way, name = offer.way, f"{offer.name}-repaired"
 
@@ -209,9 +145,13 @@ def _return_layers(context: Context, offer: Offer, how: str, batch: str) -> Offe
             done = Repaired(replace(candidate, name=name), error, done.notes, verdict)
             return verdict
 
-        examiner = _examiner(context, offer)
+        examiner = open_examiner(context, offer)
         rejected = how == "auto"
-        steps = repair_steps(examiner, judge, latency_ms) if rejected else free_steps(examiner, latency_ms)
+        steps: Iterable[RepairStep] = (
+            repair_steps(examiner, judge, latency_ms)
+            if rejected
+            else _free_steps(context, way, examiner, latency_ms, folder, report)
+        )
         for number, step in enumerate(steps, 1):
             if not rejected:
                 judge(step.graph)
@@ -223,6 +163,7 @@ def _return_layers(context: Context, offer: Offer, how: str, batch: str) -> Offe
     depends = {
         **msgspec.to_builtins(context.recipe.gate),
         "how": how,
+        "slack": context.recipe.quantize.slack if how == "best" else 0,
         "seed": context.recipe.seed,
         "blamed": blamed.key,
         "scheme": msgspec.to_builtins(context.target.scheme),
@@ -249,27 +190,6 @@ def _judge(context: Context, found: Probe) -> Verdict:
     name = context.exported.result.facts.metric
     metrics = context.metrics(probes, labels)
     return keep_ledger(probes, metrics, name, groups, context.limits, context.bootstrap).verdict
-
-
-def _examiner(context: Context, offer: Offer) -> Examiner:
-    """Open an INT8 candidate on calibration samples: the gate's are not what a repair may look at."""
-    onnx = need("onnx", "build")
-    qdq, floats = (onnx.load(str(offer.folder / name)) for name in (QDQ, PREPARED))
-    calibration = load_calibration(context.recipe.quantize.calibration)
-    few = msgspec.structs.replace(calibration, samples=min(calibration.samples, SAMPLES))
-    samples = quantize.open_samples(offer.folder / PREPARED, context.calibration, few)
-    with open_arrays(context.calibration) as arrays:
-        labels, groups = (arrays[key][samples.rows] if key in arrays else None for key in ("labels", "groups"))
-    if labels is not None and (labels == UNLABELLED).all():
-        labels = None
-    metric = None if labels is None else context.origin.metric
-    judging = Judging(labels, groups, metric, context.exported.result.facts.higher_is_better)
-    return Examiner(qdq, floats, samples, judging)
-
-
-def _describe_blame(found: Blame) -> str:
-    worst = found.of("branch")[0] if found.of("branch") else None
-    return f"drift {found.quantized.drift:.4f}" + (f", of which undoing {worst.name} relieves most" if worst else "")
 
 
 def _describe_repaired(found: Repaired) -> str:

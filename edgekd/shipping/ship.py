@@ -73,7 +73,7 @@ def ship(context: Context) -> Shipped:
     checked = check(context)
     profiled = profile(context, checked.tried) if context.timed else None
     candidates = _results(checked.tried, profiled.result if profiled else None)
-    choice = choose(candidates, context.target.budgets)
+    choice = choose(candidates, context.target.budgets, context.recipe.quantize.slack)
     shipped = next(one for one in checked.tried if one.name == choice.name)
     bundled = bundle(context, shipped, profiled)
     ledger = shipped.ledger

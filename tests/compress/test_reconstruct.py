@@ -1,6 +1,7 @@
 import numpy as np
 import onnx
 import pytest
+from chain import deep, inputs
 from fusion import MODALITIES, make_inputs, snr_db, split_samples
 from int8 import CALIBRATION, SYMMETRIC, USUAL, int8, run
 from onnx import TensorProto, helper, numpy_helper
@@ -211,3 +212,14 @@ def test_the_chunks_do_not_matter(model, samples, tmp_path):
         reconstruct(qdq, floats, Samples(samples, how), 64)
         found.append(run(qdq, make_inputs(64, seed=2))["logits"])
     np.testing.assert_allclose(found[0], found[1], atol=1e-5)
+
+
+@pytest.mark.parametrize("depth", [12, 48])
+def test_a_deep_network_is_nearer_too(tmp_path, depth):
+    """Beyond 16 layers several depths share a pass: each must not make good what others already did."""
+    qdq, floats = deep(tmp_path, depth)
+    feeds = {"image": inputs(400, seed=2)}
+    exact = run(floats, feeds)["logits"]
+    nearest = snr_db(exact, run(qdq, feeds)["logits"])
+    reconstruct(qdq, floats, Samples(tmp_path / "samples.npz", CALIBRATION), 127)
+    assert snr_db(exact, run(qdq, feeds)["logits"]) > nearest + 1
