@@ -30,7 +30,8 @@ Every contestant gets the same float network and the same calibration samples, a
 "default" is what it does when told nothing else; "best" is the best that its options allow here: ranges by extremes,
 weights by channel and in 7 bits where it has them, arithmetic on raw inputs left float (`benchmarks/peers/quantize.py`
 has each option). What comes out runs in ONNX Runtime on one machine. "edgekd" is what `edgekd build` ships, which is
-float32 where INT8 brings no speed; "edgekd, INT8" is its best INT8.
+float32 where INT8 brings no speed; "edgekd, INT8" is `--set quantize.precision=int8`; "least drift" is that with
+`repair=best` and `slack=0.05`: the layers that hurt most go back to float as long as this costs at most 5 % of time.
 
 - **INT8**: how many of the layers with weights compute in it.
 - **drift**: mean distance of the Gram of the embeddings from the float network's, on the test samples; read before any

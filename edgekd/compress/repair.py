@@ -17,8 +17,8 @@ if TYPE_CHECKING:
     from edgekd.gram.blame import Effect
     from edgekd.gram.gate import Verdict
 
-#: Moves that each step measures anew, those that were worth most when they were last measured: in a network of many
-#: layers most moves are never worth it, and measuring all of them at each step takes time quadratic in the layers.
+#: Moves that each step measures anew at most: in a network of many layers most are never worth it, and measuring all of
+#: them at each step takes time quadratic in the layers.
 _LOOKED_AT = 12
 #: Steps that are looked at where the gate asks for none: what hurts most comes first.
 _WITHOUT_NEED = 12
@@ -105,10 +105,12 @@ def _steps(examiner: Examiner, layers: Sequence[str], latency_ms: Mapping[str, f
         moves = [(name, added) for name, added in _moves(examiner, layers, returned) if len(returned + added) <= most]
         if not moves:
             return
-        if worths:
+        if worths:  # those that were worth most when they were last measured, until none left was worth more
             moves = sorted(moves, key=lambda move: worths[move[0]], reverse=True)[:_LOOKED_AT]
-        found = []
+        found: list[tuple[tuple[float, float], str, tuple[str, ...], Reading]] = []
         for name, added in moves:
+            if found and name in worths and max(move[0] for move in found) >= worths[name]:
+                break
             reading = examiner.measure(examiner.tensors_of(returned + added))
             cost_ms = sum(latency_ms.get(layer, dearest) for layer in added)
             worths[name] = _worth(harm - _harm(reading, whole), cost_ms)
