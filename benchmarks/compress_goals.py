@@ -60,6 +60,15 @@ def judge(model: dict[str, Any], ours: str) -> tuple[Goal, ...]:
     return _drift(model, ours), _latency(model, ours), _metric(model, ours)
 
 
+def rivals(model: dict[str, Any], ours: str) -> list[str] | None:
+    """Return the peers that drift no more than one of :data:`OURS` and are not clearly slower; None if not measured."""
+    if not rows_of(model, ours) or latency_of(model, ours) is None:
+        return None
+    ratios, mine = model["latency"]["p50_ratios"][ours], statistics.fmean(_values(model, ours, "drift"))
+    as_fast = [name for name in peers_of(model) if latency_of(model, name) is not None and ratios[name]["high"] >= 1]
+    return [name for name in as_fast if statistics.fmean(_values(model, name, "drift")) <= mine]
+
+
 def _drift(model: dict[str, Any], ours: str) -> Goal:
     mine, (best, theirs) = _values(model, ours, "drift"), _best(model, "drift", min)
     by_seed = [a / b for a, b in zip(mine, theirs, strict=True)]

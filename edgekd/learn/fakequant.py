@@ -16,15 +16,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
+from edgekd.learn.layers import NORMS
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from torch.utils.hooks import RemovableHandle
 
     from edgekd.target import Scheme
-
-#: Normalisation that graphs fold into the weights before it.
-NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
 
 _TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 #: Layers with weights, and the ONNX operators that they become.

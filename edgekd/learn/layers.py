@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 
 #: Layers whose weight makes new channels.
 WEIGHTED = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d)
+#: Normalisation by statistics, which graphs fold into the weights before it.
+NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
 
 
 def output_width(layer: nn.Module) -> int:
@@ -149,3 +151,18 @@ def parameters_trainable(model: nn.Module) -> Iterator[None]:
     finally:
         for name, parameter in model.named_parameters():
             parameter.requires_grad_(before[name])
+
+
+@contextmanager
+def frozen_statistics(model: nn.Module) -> Iterator[None]:
+    """Let BatchNorm keep its running statistics, and use them in training too; its scale and shift go on learning."""
+
+    def freeze(norm: nn.Module, _inputs: Any) -> None:
+        norm.eval()  # at each call: training mode comes back with every epoch
+
+    handles = [m.register_forward_pre_hook(freeze) for m in model.modules() if isinstance(m, NORMS)]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, cast
 
@@ -21,6 +22,7 @@ from edgekd.files import write_text
 from edgekd.learn.channels import remove
 from edgekd.learn.cut import Cutter
 from edgekd.learn.evaluate import batches, keep, metric, probe
+from edgekd.learn.layers import frozen_statistics
 from edgekd.learn.objective import Distillation
 from edgekd.learn.result import CUT, REMOVED, WEIGHTS, Trained
 from edgekd.learn.taps import Tapped
@@ -39,7 +41,7 @@ if TYPE_CHECKING:
     from edgekd.learn.taps import Taps
     from edgekd.learn.task import Batch, LoadedTask, Split
     from edgekd.learn.train import Epoch
-    from edgekd.recipe import LossConfig, PruneConfig
+    from edgekd.recipe import PruneConfig
 
 
 #: Training samples behind an importance.
@@ -132,7 +134,7 @@ def run(
             if gone:
                 removed += gone
                 probe(model, taps.student, task.splits["test"]).save(folder / CUT)
-                history += _tune(task, networks, taps, Fit(config, seed, place, step), config.loss)
+                history += _tune(task, networks, taps, Fit(config, seed, place, step), config)
         if not removed:
             report.warn(_nothing(config))
     write_text(folder / REMOVED, json.dumps(removed))
@@ -156,14 +158,18 @@ def _cut(cutter: Cutter, model: nn.Module, share: float, folder: Path, report: S
     return cut.removed
 
 
-def _tune(task: LoadedTask, networks: Networks, taps: Taps, run: Fit, loss: LossConfig) -> list[Epoch]:
+def _tune(task: LoadedTask, networks: Networks, taps: Taps, run: Fit, config: PruneConfig) -> list[Epoch]:
     model = networks.pruned
+    # What stays makes up for what "gram" removed, so that the unpruned student's statistics hold. Those of a batch do
+    # not, and a network that is held to the Gram under them has another one under its own.
+    hold = frozen_statistics if config.importance == "gram" else nullcontext
     with (
         Tapped(model, taps.student) as student,
         Tapped(networks.teacher, taps.teacher) as teacher,
         Tapped(networks.student, taps.student) as anchor,
+        hold(model),
     ):
-        objective = Distillation(student, teacher, anchor, loss, run.report)
+        objective = Distillation(student, teacher, anchor, config.loss, run.report)
         validate = lambda: metric(task, model, taps.student, "val")  # noqa: E731
         return fit(model, objective, task.splits["train"], validate, run)
 

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from edgekd.learn.evaluate import keep, metric, probe
-from edgekd.learn.fakequant import NORMS, fake_quantized
+from edgekd.learn.fakequant import fake_quantized
+from edgekd.learn.layers import frozen_statistics
 from edgekd.learn.objective import Distillation
 from edgekd.learn.taps import Tapped
 from edgekd.learn.train import Fit, compute_device, fit
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
     from pathlib import Path
 
     from torch import nn
@@ -62,7 +61,7 @@ def run(
         Tapped(model, taps.student) as student,
         Tapped(networks.teacher, taps.teacher) as teacher,
         Tapped(networks.student, taps.student) as anchor,
-        _frozen_statistics(model),
+        frozen_statistics(model),  # the INT8 graph has them folded into its weights, which have settled
         fake_quantized(model, scheme) as quantized,
     ):
 
@@ -77,18 +76,3 @@ def run(
         objective = Distillation(student, teacher, anchor, config.loss, report)
         history = fit(model, objective, task.splits["train"], validate, Fit(config, seed, folder, report))
     return keep(task, model, taps.student, history, folder)
-
-
-@contextmanager
-def _frozen_statistics(model: nn.Module) -> Iterator[None]:
-    """Keep BatchNorm at its running statistics: the INT8 graph has them folded into its weights, which have settled."""
-
-    def freeze(norm: nn.Module, _inputs: Any) -> None:
-        norm.eval()  # at each call: training mode comes back with every epoch
-
-    handles = [m.register_forward_pre_hook(freeze) for m in model.modules() if isinstance(m, NORMS)]
-    try:
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()

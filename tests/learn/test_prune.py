@@ -371,6 +371,16 @@ def test_fine_tuning_keeps_the_grams_anchor_as_it_was(tmp_path):
     assert trained.history[-1]["gram.intra"] < trained.history[0]["gram.intra"]
 
 
+@pytest.mark.parametrize(("importance", "stay"), [("gram", True), ("magnitude", False)])
+def test_statistics_stay_where_what_was_removed_is_made_up_for(tmp_path, importance, stay):
+    _, networks, _ = run_stage(tmp_path, make=NormAfterTap, tap=taps("a", "b"), importance=importance)
+    before, after = networks.student.norm, networks.pruned.norm
+    assert all(
+        torch.equal(getattr(before, name), getattr(after, name)) == stay for name in ("running_mean", "running_var")
+    )
+    assert not torch.equal(before.weight, after.weight), "it goes on learning"
+
+
 @pytest.mark.parametrize(
     ("config", "warnings"), [({"ratio": 0}, 0), ({"round_to": 128}, 1)], ids=["ratio 0", "no layer wide enough"]
 )
