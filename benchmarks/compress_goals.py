@@ -27,8 +27,9 @@ class Goal:
 
 
 def rows_of(model: dict[str, Any], contestant: str) -> list[dict[str, Any]]:
-    """Return what a contestant measured with each seed; none where it failed with one of them."""
-    rows = [run["contestants"].get(contestant, {"failed": "did not run"}) for run in model["runs"].values()]
+    """Return what a contestant measured with each seed, in their order; none where it failed with one of them."""
+    runs = (model["runs"][seed] for seed in sorted(model["runs"], key=int))
+    rows = [run["contestants"].get(contestant, {"failed": "did not run"}) for run in runs]
     return [] if any("failed" in row for row in rows) else rows
 
 

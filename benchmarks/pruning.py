@@ -1,9 +1,10 @@
 """Importances at equal multiply-accumulates: what each keeps of the modality Gram and of the task.
 
 Every student is cut to half of its multiply-accumulates and fine-tuned in the same way, but that BatchNorm keeps its
-statistics where the importance is ``gram``. Drift is to the unpruned student, on the test split, before and after that fine-tune. ``uniform`` is magnitude pruning as it is known: the same
-share of every layer, the smallest that meets the budget. ``made-up`` removes what ``magnitude`` does and lets the
-weights that stay make up for it as ``gram`` does: it tells the two halves of ``gram`` apart.
+statistics where the importance is ``gram``. Drift is to the unpruned student, on the test split, before and after that
+fine-tune. ``uniform`` is magnitude pruning as it is known: the same share of every layer, the smallest that meets the
+budget. ``made-up`` removes what ``magnitude`` does and lets the weights that stay make up for it as ``gram`` does: it
+tells the two halves of ``gram`` apart.
 
 The goal: drift at most half of magnitude pruning's, metric no lower beyond noise, on every task.
 """
