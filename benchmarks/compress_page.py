@@ -39,7 +39,7 @@ float32 where INT8 brings no speed; "edgekd, INT8" is `--set quantize.precision=
 - **drop**: how much worse the metric is than the float network's; **flips**: share of samples whose class changed.
 - **p50**: batch 1, one thread, all contestants of a network in turns of 50 inferences; with the first seed.
 - **peak RSS** and **time** of quantizing, libraries included; of edgekd the whole build's memory, and the time of the
-  stages that write and repair INT8.
+  stages that write and repair INT8. Other work ran on the same two cores: the time is an order of magnitude.
 
 The goals are judged against the peer that is best in each: drift at most half of the least, p50 not above the fastest
 beyond noise, metric not below the highest beyond noise. The closest peer is often among the slowest, so the last column
