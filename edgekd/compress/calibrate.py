@@ -74,7 +74,7 @@ class Samples:
     @property
     def row_bytes(self) -> int:
         """Bytes of one sample, all its modalities together."""
-        return sum(header.row_bytes for header in self._headers().values())
+        return _row_bytes(self._headers())
 
     def _headers(self) -> dict[str, Header]:
         headers = {key: header for key, header in read_headers(self.path).items() if key.startswith(INPUT_PREFIX)}
@@ -84,7 +84,7 @@ class Samples:
 
     def _chunks(self) -> Iterator[Feeds]:
         headers = self._headers()
-        keys, size = list(headers), rows_at_once(self.calibration.chunk, self.row_bytes)
+        keys, size = list(headers), rows_at_once(self.calibration.chunk, _row_bytes(headers))
         chosen = self._chosen(headers[keys[0]].shape[0])
         pending: Feeds = {}
         start = 0
@@ -111,6 +111,10 @@ class Samples:
             if not np.isfinite(x).all():  # which ONNX Runtime's extremes do not show
                 raise ModelError(f"{self.path}: input '{name}' of a calibration sample is not finite")
         return feeds
+
+
+def _row_bytes(headers: dict[str, Header]) -> int:
+    return sum(header.row_bytes for header in headers.values())
 
 
 def _count(feeds: Feeds) -> int:
