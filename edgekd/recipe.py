@@ -12,11 +12,11 @@ from typing import Annotated, Any, Literal
 
 import msgspec
 from msgspec import Meta, Struct, inspect
+from msgspec.structs import replace
 
 from edgekd.errors import RecipeError, nearest
 from edgekd.files import parse_toml_value, read_toml
 
-Scope = Literal["sample", "intra", "cross", "joint"]
 Pool = Literal["auto", "none", "spatial", "tokens", "first"]
 
 PositiveInt = Annotated[int, Meta(ge=1)]
@@ -111,27 +111,145 @@ class StudentConfig(_Config, frozen=True):
     taps: Taps = {}
 
 
-DEFAULT_GRAM: dict[Scope, float] = {"intra": 1.0, "sample": 0.1}
+LossName = Literal[
+    "sample", "intra", "cross", "joint",
+    "dkd", "dist",
+    "fd", "fitnet", "ickd",
+    "sp", "rkd", "pkt", "affinity",
+]  # fmt: skip
 
+#: Which options a loss takes beside share, weight, schedule and where it is measured.
+_GRAM_OPTIONS = ("centered", "normalize", "distance")
+LOSS_OPTIONS: dict[LossName, tuple[str, ...]] = {
+    **dict.fromkeys(("sample", "cross", "joint"), (*_GRAM_OPTIONS, "pairs")),
+    "intra": _GRAM_OPTIONS,
+    "dkd": ("temperature", "beta"),
+    "dist": ("temperature",),
+    **dict.fromkeys(("fd", "fitnet", "ickd", "sp", "rkd", "pkt"), ()),
+    "affinity": ("temperature", "pairs"),
+}
+#: These are of the logits and have no place of their own.
+LOGIT_LOSSES: tuple[LossName, ...] = ("dkd", "dist")
+
+
+class Term(_Config, frozen=True):
+    """One loss beside the cross entropy and KD: of the Gram family, or a rival's."""
+
+    loss: Annotated[
+        LossName | None,
+        Meta(
+            description="Gram scopes: 'sample', 'intra', 'cross', 'joint'. Of logits: 'dkd', 'dist'. Of features, with "
+            "a learned projection: 'fd' (unit length), 'fitnet' (as they are), 'ickd' (channels' correlations). Of "
+            "relations: 'sp', 'rkd', 'pkt', 'affinity' (between modalities). By default the table's own name."
+        ),
+    ] = None
+    share: Annotated[
+        NonNegative,
+        Meta(
+            description="With weight = 'auto': the norm of the loss's gradient on the embeddings is held at this "
+            "multiple of that of the logit losses; 0 switches it off."
+        ),
+    ] = 1.0
+    weight: Annotated[
+        Literal["auto"] | NonNegative,
+        Meta(description="'auto', or a fixed number, which leaves the share as it falls."),
+    ] = "auto"
+    warm_up: Annotated[
+        Fraction, Meta(description="Over this share of the steps the loss is raised from 0 to its weight.")
+    ] = 0.0
+    decay: Annotated[
+        Literal["none", "linear", "cosine"], Meta(description="How it falls to 0 from there to the last step.")
+    ] = "none"
+    modalities: Annotated[list[str], Meta(description="The modalities that it aligns; by default all.")] = []
+    pairs: Annotated[
+        list[str], Meta(description="Between modalities: the pairs 'a-b' that it aligns; by default all.")
+    ] = []
+    centered: Annotated[
+        bool | None, Meta(description="Gram: subtract each modality's mean over the batch first; by default false.")
+    ] = None
+    normalize: Annotated[
+        Literal["cosine", "frobenius", "none"] | None,
+        Meta(
+            description="Gram: 'cosine' of unit embeddings (default), 'frobenius' scales each Gram to norm 1, 'none'."
+        ),
+    ] = None
+    distance: Annotated[
+        Literal["mse", "smooth_l1", "frobenius"] | None, Meta(description="Gram: of the entries; by default 'mse'.")
+    ] = None
+    temperature: Annotated[
+        Positive | None,
+        Meta(description="Of 'dkd' and 'dist' (by default that of KD) and 'affinity' (0.1 unless given)."),
+    ] = None
+    beta: Annotated[
+        NonNegative | None, Meta(description="Of 'dkd': weight of the classes that are not the target; by default 8.")
+    ] = None
+    student: Taps = {}
+    teacher: Taps = {}
+
+
+#: What the default adds to CE and KD.
+DEFAULT_EXTRA: dict[str, float | Term] = {"intra": 1.0, "sample": 0.1}
 
 #: Of the fine-tune for INT8: the gate measures 'sample'.
-TUNE_GRAM: dict[Scope, float] = {"intra": 1.0, "sample": 1.0}
+TUNE_EXTRA: dict[str, float | Term] = {"intra": 1.0, "sample": 1.0}
 
 
 class LossConfig(_Config, frozen=True):
-    """The distillation loss: ``ce * CE + kd * T^2 * KL + sum over scopes of weight * Gram``."""
+    """The distillation loss: ``ce * CE + kd * T^2 * KL + sum over extra of weight * loss``."""
 
     ce: Annotated[NonNegative, Meta(description="Weight of the cross entropy with the labels.")] = 0.1
     kd: Annotated[NonNegative, Meta(description="Weight of T^2 * KL(teacher || student).")] = 0.9
     temperature: Annotated[Positive, Meta(description="T, the softening of both sides' logits.")] = 4.0
-    gram: Annotated[
-        dict[Scope, NonNegative],
+    extra: Annotated[
+        dict[str, NonNegative | Term],
         Meta(
-            description="For each Gram scope the share of its gradient: the norm of its gradient on the embeddings is "
-            "held at this multiple of that of the logit losses. {} switches the Gram off.",
-            extra_json_schema={"default": DEFAULT_GRAM},
+            description="Losses that are added, by name: a number is the share of one with its defaults, as in "
+            "{ intra = 1.0, sample = 0.1 }; a table says more. {} adds none.",
+            extra_json_schema={"default": msgspec.to_builtins(DEFAULT_EXTRA)},
         ),
-    ] = msgspec.field(default_factory=DEFAULT_GRAM.copy)
+    ] = msgspec.field(default_factory=DEFAULT_EXTRA.copy)
+
+    def __post_init__(self) -> None:
+        for name, value in self.extra.items():
+            _check_term(name, value if isinstance(value, Term) else Term())
+        if not self.ce and not self.kd:
+            held = [name for name, term in self.terms.items() if term.weight == "auto"]
+            if held:
+                raise ValueError(
+                    f"ce and kd are 0, so '{held[0]}' has no gradient to hold a share of: give it a number as weight"
+                )
+            if not self.terms:
+                raise ValueError("ce and kd are 0 and nothing is added: there is no loss")
+
+    @property
+    def terms(self) -> dict[str, Term]:
+        """The losses that are added, each with its loss by name; those that are switched off are not among them."""
+        terms = {}
+        for name, value in self.extra.items():
+            term = value if isinstance(value, Term) else Term(share=value)
+            if term.share if term.weight == "auto" else term.weight:
+                terms[name] = replace(term, loss=term.loss or name)
+        return terms
+
+
+def _check_term(name: str, term: Term) -> None:
+    """Raise ValueError for a term whose loss is unknown or does not have the options it is given."""
+    loss = term.loss or name
+    if loss not in LOSS_OPTIONS:
+        raise ValueError(f"extra.{name}: there is no loss '{loss}'{nearest(loss, LOSS_OPTIONS)}")
+    options = LOSS_OPTIONS[loss]
+    for option in ("centered", "normalize", "distance", "temperature", "beta", "pairs"):
+        if getattr(term, option) not in (None, []) and option not in options:
+            raise ValueError(f"extra.{name}: '{option}' is no option of the loss '{loss}'")
+    if loss in LOGIT_LOSSES and (term.modalities or term.student or term.teacher):
+        raise ValueError(f"extra.{name}: the loss '{loss}' is of the logits; modalities and taps say nothing to it")
+    if loss == "ickd" and not (term.student and term.teacher):
+        raise ValueError(
+            f"extra.{name}: 'ickd' is of feature maps [B, C, ...]: name their modules in both of its tables student "
+            "and teacher"
+        )
+    if loss in ("fd", "fitnet", "ickd") and term.student.keys() != term.teacher.keys():
+        raise ValueError(f"extra.{name}: its tables student and teacher must name the same modalities")
 
 
 class DistillConfig(Training, frozen=True):
@@ -203,10 +321,10 @@ class TuneConfig(Training, frozen=True):
     loss: Annotated[
         LossConfig,
         Meta(
-            description="Keys not given here are those of [distill.loss]; but gram is { intra = 1, sample = 1 }, since "
-            "'sample' is what the gate measures."
+            description="Keys not given here are those of [distill.loss]; but extra is { intra = 1, sample = 1 }, "
+            "since 'sample' is what the gate measures."
         ),
-    ] = LossConfig(gram=TUNE_GRAM)
+    ] = LossConfig(extra=TUNE_EXTRA)
 
 
 class QuantizeConfig(_Config, frozen=True):
@@ -496,7 +614,7 @@ def _inherit_loss(content: dict[str, Any]) -> None:
     distill, quantize = content.get("distill", {}), content.setdefault("quantize", {})
     tunes: list[tuple[Any, dict[str, Any]]] = [(content.setdefault("prune", {}), {})]
     if isinstance(quantize, dict):
-        tunes.append((quantize.setdefault("tune", {}), {"gram": TUNE_GRAM}))
+        tunes.append((quantize.setdefault("tune", {}), {"extra": msgspec.to_builtins(TUNE_EXTRA)}))
     for tune, own in tunes:
         if isinstance(distill, dict) and isinstance(tune, dict):
             ours, theirs = tune.get("loss", {}), distill.get("loss", {})

@@ -22,6 +22,9 @@ if TYPE_CHECKING:
 #: A torch tensor or a numpy array. Functions below return the kind they were given.
 Array = Any
 
+#: Of training: the share of the mean squared length that bounds the gradient of :func:`normalize`.
+SOFTNESS = 1e-3
+
 #: Embeddings whose squared length is below are scaled by 1e12, not to unit length.
 _SMALLEST_SQUARE = 1e-24
 

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from edgekd.learn.evaluate import keep, metric
-from edgekd.learn.objective import Distillation
-from edgekd.learn.taps import Tapped
+from edgekd.learn.aligned import Models, aligned
+from edgekd.learn.evaluate import keep
 from edgekd.learn.train import Fit, compute_device, fit
 from edgekd.learn.weights import build
 
@@ -39,8 +38,7 @@ def run(
     """
     device = compute_device()
     student = build(task.task.student, seed).to(device)
-    with Tapped(student, taps.student) as tapped, Tapped(teacher.to(device), taps.teacher) as reference:
-        objective = Distillation(tapped, reference, reference, config.loss, report)
-        validate = lambda: metric(task, student, taps.student, "val")  # noqa: E731
+    models = Models(student, teacher.to(device))
+    with aligned(task, models, taps, config.loss, seed, report) as (objective, validate):
         history = fit(student, objective, task.splits["train"], validate, Fit(config, seed, folder, report))
     return keep(task, student, taps.student, history, folder)

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset
 
+from edgekd.gram.drift import Bootstrap, measure_drift
 from edgekd.gram.probe import Probe
 from edgekd.learn.result import PROBE, WEIGHTS, Trained
 from edgekd.learn.taps import Tapped
@@ -26,6 +27,9 @@ if TYPE_CHECKING:
 
 _BATCH = 256
 
+#: The figure is a mean by epoch, so next to nothing is spent on its bound.
+_UNBOUNDED = Bootstrap(resamples=1)
+
 
 @dataclass(frozen=True)
 class Truth:
@@ -39,6 +43,12 @@ class Truth:
 def batches(split: Split) -> DataLoader[Batch]:
     """Return the split's batches in order."""
     return DataLoader(cast("Dataset[Any]", split), _BATCH, collate_fn=collate)
+
+
+def few(task: LoadedTask, device: torch.device) -> Batch:
+    """Return the first two training samples, enough to see what widths networks have."""
+    split = task.splits["train"]
+    return collate([split[index] for index in range(min(2, len(split)))]).to(device)
 
 
 def truth(split: Split, check: Callable[[Batch], None] | None = None) -> Truth:
@@ -74,9 +84,29 @@ def probe(model: nn.Module, taps: Mapping[str, Tap], split: Split) -> Probe:
     )
 
 
-def metric(task: LoadedTask, model: nn.Module, taps: Mapping[str, Tap], split: str) -> float:
-    """Return the task's metric of a model on one of its splits."""
-    return task.metric(probe(model, taps, task.splits[split]).logits, truth(task.splits[split]).labels)
+class Validation:
+    """Figures of a model on the validation split: its metric, and the drift of its Gram from a reference's.
+
+    Args:
+        task: whose split and metric.
+        model: what is trained.
+        taps: where its embeddings are.
+        reference: the probe of the reference on that split, or None to measure no drift.
+    """
+
+    def __init__(
+        self, task: LoadedTask, model: nn.Module, taps: Mapping[str, Tap], reference: Probe | None = None
+    ) -> None:
+        self._task, self._model, self._taps, self._reference = task, model, taps, reference
+        self._truth = truth(task.splits["val"])
+
+    def __call__(self) -> Epoch:
+        """Return "validation" and, with a reference, "drift"."""
+        probed = probe(self._model, self._taps, self._task.splits["val"])
+        figures = {"validation": self._task.metric(probed.logits, self._truth.labels)}
+        if self._reference is not None:
+            figures["drift"] = measure_drift(probed, self._reference, None, _UNBOUNDED).mean
+        return figures
 
 
 def keep(task: LoadedTask, model: nn.Module, taps: Mapping[str, Tap], history: list[Epoch], folder: Path) -> Trained:

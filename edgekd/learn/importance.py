@@ -9,7 +9,7 @@ from torch import Tensor
 
 from edgekd.errors import TaskError
 from edgekd.files import need
-from edgekd.learn.losses import cross_entropy
+from edgekd.learn.losses.logits import cross_entropy
 from edgekd.learn.score import UNLABELLED
 from edgekd.learn.surgeon import GramSurgeon
 from edgekd.learn.taps import Tapped

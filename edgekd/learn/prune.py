@@ -19,13 +19,12 @@ from torch.utils.data import DataLoader, Subset
 from edgekd.cache import ROUNDS
 from edgekd.errors import RecipeError, TaskError, nearest
 from edgekd.files import write_text
+from edgekd.learn.aligned import Models, aligned
 from edgekd.learn.channels import remove
 from edgekd.learn.cut import Cutter
-from edgekd.learn.evaluate import batches, keep, metric, probe
+from edgekd.learn.evaluate import batches, keep, probe
 from edgekd.learn.layers import frozen_statistics
-from edgekd.learn.objective import Distillation
 from edgekd.learn.result import CUT, REMOVED, WEIGHTS, Trained
-from edgekd.learn.taps import Tapped
 from edgekd.learn.task import collate
 from edgekd.learn.train import Fit, compute_device, fit
 from edgekd.learn.weights import load_weights, save_weights
@@ -163,14 +162,8 @@ def _tune(task: LoadedTask, networks: Networks, taps: Taps, run: Fit, config: Pr
     # What stays makes up for what "gram" removed, so that the unpruned student's statistics hold. Those of a batch do
     # not, and a network that is held to the Gram under them has another one under its own.
     hold = frozen_statistics if config.importance == "gram" else nullcontext
-    with (
-        Tapped(model, taps.student) as student,
-        Tapped(networks.teacher, taps.teacher) as teacher,
-        Tapped(networks.student, taps.student) as anchor,
-        hold(model),
-    ):
-        objective = Distillation(student, teacher, anchor, config.loss, run.report)
-        validate = lambda: metric(task, model, taps.student, "val")  # noqa: E731
+    models = Models(model, networks.teacher, networks.student)
+    with aligned(task, models, taps, config.loss, run.seed, run.report) as (objective, validate), hold(model):
         return fit(model, objective, task.splits["train"], validate, run)
 
 

@@ -10,9 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from edgekd.errors import ModelError
-from edgekd.gram.matrix import pair_indices, sample_gram, stack
+from edgekd.gram.matrix import SOFTNESS, pair_indices, sample_gram, stack
 from edgekd.learn.layers import WEIGHTED, has_constant, matrix, same_slice
-from edgekd.learn.losses import SOFTNESS
 from edgekd.learn.taps import Tapped
 
 if TYPE_CHECKING:

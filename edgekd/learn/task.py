@@ -65,27 +65,42 @@ class Sample:
         inputs: for each modality a float32 tensor of its shape.
         label: class index, or UNLABELLED.
         group: what makes samples dependent (a subject, a clip), or "" for none.
+        missing: modalities that the sample lacks; what stands in for them in ``inputs`` (zeros, say) is fed to the
+            networks, but no loss compares its embeddings.
     """
 
     id: str
     inputs: Mapping[str, Tensor]
     label: int = UNLABELLED
     group: str = ""
+    missing: Sequence[str] = ()
 
 
 @dataclass(frozen=True)
 class Batch:
-    """Samples side by side: inputs [B, ...] for each modality, labels [B]."""
+    """Samples side by side: inputs [B, ...] for each modality, labels [B].
+
+    Attributes:
+        ids: their names.
+        inputs: for each modality float32.
+        labels: class indices, or UNLABELLED.
+        groups: their groups' names.
+        present: for each modality that a sample lacks, 1.0 where it is there and 0.0 where not [B]; no others.
+    """
 
     ids: list[str]
     inputs: dict[str, Tensor]
     labels: Tensor
     groups: list[str]
+    present: dict[str, Tensor] = field(default_factory=dict)
 
     def to(self, device: torch.device) -> Batch:
         """Return the batch on another device."""
-        inputs = {name: x.to(device, non_blocking=True) for name, x in self.inputs.items()}
-        return Batch(self.ids, inputs, self.labels.to(device, non_blocking=True), self.groups)
+        inputs, present = (
+            {name: x.to(device, non_blocking=True) for name, x in table.items()}
+            for table in (self.inputs, self.present)
+        )
+        return Batch(self.ids, inputs, self.labels.to(device, non_blocking=True), self.groups, present)
 
 
 class Split(Protocol):
@@ -110,12 +125,14 @@ class ArraySplit:
         inputs: for each modality float32 [N, ...].
         labels: int64 [N]; UNLABELLED where there is none.
         groups: N names of groups, or None.
+        present: for each modality that some samples lack, booleans [N]: whether a sample has it.
     """
 
     ids: Sequence[str]
     inputs: Mapping[str, Tensor]
     labels: Tensor
     groups: Sequence[str] | None = None
+    present: Mapping[str, Tensor] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "ids", [str(name) for name in self.ids])
@@ -123,8 +140,10 @@ class ArraySplit:
         object.__setattr__(self, "labels", _label_tensor(self.labels))
         if self.groups is not None:
             object.__setattr__(self, "groups", [str(name) for name in self.groups])
-        columns = {"labels": self.labels, **self.inputs, **({} if self.groups is None else {"groups": self.groups})}
-        for name, column in columns.items():
+        object.__setattr__(self, "present", {name: torch.as_tensor(x).float() for name, x in self.present.items()})
+        columns: list[tuple[str, Any]] = [("labels", self.labels), *self.inputs.items(), *self.present.items()]
+        columns += [] if self.groups is None else [("groups", self.groups)]
+        for name, column in columns:
             if len(column) != len(self.ids):
                 raise TaskError(f"a split has {len(self.ids)} ids, but {len(column)} of '{name}'")
 
@@ -133,7 +152,9 @@ class ArraySplit:
 
     def __getitem__(self, index: int) -> Sample:
         inputs = {name: x[index] for name, x in self.inputs.items()}
-        return Sample(self.ids[index], inputs, int(self.labels[index]), self.groups[index] if self.groups else "")
+        missing = tuple(name for name, there in self.present.items() if not there[index])
+        group = self.groups[index] if self.groups else ""
+        return Sample(self.ids[index], inputs, int(self.labels[index]), group, missing)
 
     def __getitems__(self, indices: list[int]) -> Batch:
         """Return many samples at once: torch's DataLoader asks for this method first."""
@@ -142,6 +163,7 @@ class ArraySplit:
             {name: x[indices] for name, x in self.inputs.items()},
             self.labels[indices],
             [self.groups[i] for i in indices] if self.groups else [""] * len(indices),
+            {name: there[indices] for name, there in self.present.items()},
         )
 
 
@@ -208,6 +230,10 @@ def collate(samples: Batch | list[Sample]) -> Batch:
         {name: torch.stack([s.inputs[name] for s in samples]) for name in samples[0].inputs},
         torch.tensor([s.label for s in samples]),
         [s.group for s in samples],
+        {
+            name: torch.tensor([float(name not in s.missing) for s in samples])
+            for name in sorted({name for s in samples for name in s.missing})
+        },
     )
 
 

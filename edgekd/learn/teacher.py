@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from edgekd.learn.evaluate import keep, metric
+from edgekd.learn.evaluate import Validation, keep
 from edgekd.learn.objective import Supervised
 from edgekd.learn.taps import Tapped
 from edgekd.learn.train import Fit, compute_device, fit
@@ -35,6 +35,6 @@ def run(
         if config.weights:
             load_weights(model, Path(config.weights))
         else:
-            validate = lambda: metric(task, model, taps, "val")  # noqa: E731
-            history = fit(model, Supervised(tapped), task.splits["train"], validate, Fit(config, seed, folder, report))
+            run_ = Fit(config, seed, folder, report)
+            history = fit(model, Supervised(tapped), task.splits["train"], Validation(task, model, taps), run_)
     return keep(task, model, taps, history, folder)

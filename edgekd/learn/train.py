@@ -17,7 +17,7 @@ from edgekd.learn.task import Batch, Split, collate
 from edgekd.learn.weights import load_plain, seed_all
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Sequence
     from pathlib import Path
 
     from edgekd.progress import StageReporter
@@ -30,11 +30,14 @@ Epoch = dict[str, float]
 class Objective(Protocol):
     """What is minimised. It may keep a state, which travels with the checkpoint."""
 
-    def __call__(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor | float]]:
-        """Return the loss to minimise, and the figures to log."""
+    def __call__(self, batch: Batch, progress: float) -> tuple[Tensor, dict[str, Tensor | float]]:
+        """Return the loss to minimise, and the figures to log; ``progress`` is the share of all steps done."""
+
+    def parameters(self) -> Sequence[nn.Parameter]:
+        """Return what is learned beside the model."""
 
     def state(self) -> dict[str, Any]:
-        """Return the state: numbers, strings, lists and dicts of them."""
+        """Return the state: numbers, strings, tensors, lists and dicts of them."""
 
     def restore(self, state: dict[str, Any]) -> None:
         """Take a state back."""
@@ -63,14 +66,15 @@ def compute_device() -> torch.device:
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
-def fit(model: nn.Module, objective: Objective, train: Split, validate: Callable[[], float], run: Fit) -> list[Epoch]:
+def fit(model: nn.Module, objective: Objective, train: Split, validate: Callable[[], Epoch], run: Fit) -> list[Epoch]:
     """Train ``model`` in place with AdamW under OneCycle; the last epoch is kept, never the best.
 
     Args:
         model: on its device; parameters that need no gradient stay as they are.
         objective: called with each batch.
         train: the training split.
-        validate: called after each epoch, with the model in evaluation mode.
+        validate: called after each epoch, with the model in evaluation mode; its figures, "validation" among them, are
+            kept beside the losses.
         run: how to train.
 
     Returns:
@@ -83,7 +87,7 @@ def fit(model: nn.Module, objective: Objective, train: Split, validate: Callable
     device = next(model.parameters()).device
     batches = _Batches(len(train), config.batch_size, run.seed)
     loader: DataLoader[Batch] = DataLoader(cast("Dataset[Any]", train), batch_sampler=batches, collate_fn=collate)
-    trained = [p for p in model.parameters() if p.requires_grad]
+    trained = [p for p in [*model.parameters(), *objective.parameters()] if p.requires_grad]
     optimizer = torch.optim.AdamW(trained, lr=config.learning_rate, weight_decay=config.weight_decay)
     schedule = torch.optim.lr_scheduler.OneCycleLR(
         optimizer, config.learning_rate, total_steps=config.epochs * len(loader)
@@ -93,9 +97,9 @@ def fit(model: nn.Module, objective: Objective, train: Split, validate: Callable
     for epoch in range(len(history), config.epochs):
         seed_all(_epoch_seed(run.seed, epoch))
         batches.epoch = epoch
-        figures = _one_epoch(model, objective, loader, optimizer, schedule, device)
+        figures = _one_epoch(model, objective, loader, optimizer, schedule, device, (epoch, config.epochs))
         model.eval()
-        history.append({**figures, "validation": validate()})
+        history.append({**figures, **validate()})
         _save(run.folder / CHECKPOINT, parts, objective, history)
         run.report.advance(
             epoch + 1, config.epochs, f"loss {figures['loss']:.3f}, validation {history[-1]['validation']:.3f}"
@@ -133,12 +137,14 @@ def _one_epoch(
     optimizer: torch.optim.Optimizer,
     schedule: torch.optim.lr_scheduler.LRScheduler,
     device: torch.device,
+    epoch: tuple[int, int],
 ) -> Epoch:
     model.train()
     sums: dict[str, Tensor | float] = {}
-    for batch in loader:
+    for step, batch in enumerate(loader):
+        progress = (epoch[0] + step / len(loader)) / epoch[1]
         with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
-            loss, figures = objective(batch.to(device))
+            loss, figures = objective(batch.to(device), progress)
         optimizer.zero_grad(set_to_none=True)
         torch.autograd.backward(loss)
         optimizer.step()

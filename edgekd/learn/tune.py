@@ -5,11 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from edgekd.learn.evaluate import keep, metric, probe
+from edgekd.learn.aligned import Models, aligned
+from edgekd.learn.evaluate import keep, probe
 from edgekd.learn.fakequant import fake_quantized
 from edgekd.learn.layers import frozen_statistics
-from edgekd.learn.objective import Distillation
-from edgekd.learn.taps import Tapped
 from edgekd.learn.train import Fit, compute_device, fit
 
 if TYPE_CHECKING:
@@ -20,6 +19,7 @@ if TYPE_CHECKING:
     from edgekd.learn.result import Trained
     from edgekd.learn.taps import Taps
     from edgekd.learn.task import LoadedTask
+    from edgekd.learn.train import Epoch
     from edgekd.progress import StageReporter
     from edgekd.recipe import TuneConfig
     from edgekd.target import Scheme
@@ -57,10 +57,9 @@ def run(
     for network in (networks.teacher, networks.student, networks.tuned):
         network.to(device)
     model = networks.tuned
+    models = Models(model, networks.teacher, networks.student)
     with (
-        Tapped(model, taps.student) as student,
-        Tapped(networks.teacher, taps.teacher) as teacher,
-        Tapped(networks.student, taps.student) as anchor,
+        aligned(task, models, taps, config.loss, seed, report) as (objective, validation),
         frozen_statistics(model),  # the INT8 graph has them folded into its weights, which have settled
         fake_quantized(model, scheme) as quantized,
     ):
@@ -68,11 +67,10 @@ def run(
         def calibrate() -> None:
             quantized.calibrate(lambda: probe(model, {}, task.splits["calibration"]))
 
-        def validate() -> float:
+        def validate() -> Epoch:
             calibrate()
-            return metric(task, model, taps.student, "val")
+            return validation()
 
         calibrate()
-        objective = Distillation(student, teacher, anchor, config.loss, report)
         history = fit(model, objective, task.splits["train"], validate, Fit(config, seed, folder, report))
     return keep(task, model, taps.student, history, folder)

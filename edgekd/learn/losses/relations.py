@@ -1,0 +1,81 @@
+"""Losses of how the samples of a batch relate: rivals of the Gram, of one modality's embeddings or of two.
+
+All take embeddings of any width on either side, in the precision they come in, and return a scalar.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+_TINY = 1e-12
+
+
+def sp_loss(student: Tensor, teacher: Tensor) -> Tensor:
+    """Return similarity-preserving KD (Tung & Mori, arXiv 1907.09682) of embeddings [B, D].
+
+    ``|G_S - G_T|_F^2 / B^2`` with ``G = F F^T``, each row scaled to unit length *after* the product, as in the paper.
+    The variant that scales *before* it, which some codebases have, is the Gram in scope `intra`.
+    """
+    ours, theirs = (functional.normalize(side @ side.T, dim=1) for side in (student, teacher))
+    return (ours - theirs).square().mean()
+
+
+def rkd_loss(student: Tensor, teacher: Tensor) -> Tensor:
+    """Return relational KD (arXiv 1904.05068) of embeddings [B, D]: distances + 2 * angles, the authors' weights."""
+    return _distances(student, teacher) + 2 * _angles(student, teacher)
+
+
+def _distances(student: Tensor, teacher: Tensor) -> Tensor:
+    """Smooth L1 of the pairwise distances, each side's as a multiple of its mean."""
+    scaled = []
+    for side in (student, teacher):
+        square = (side[:, None] - side[None]).square().sum(-1)
+        # The root's gradient at 0 is infinite, and the diagonal is 0.
+        distance = square.clamp_min(_TINY).sqrt() * (square > _TINY)
+        scaled.append(distance / distance[distance > 0].mean().clamp_min(_TINY))
+    return functional.smooth_l1_loss(scaled[0], scaled[1])
+
+
+def _angles(student: Tensor, teacher: Tensor) -> Tensor:
+    """Smooth L1 of the cosines of the angles that every three samples make."""
+    cosines = []
+    for side in (student, teacher):
+        edges = functional.normalize(side[None] - side[:, None], dim=2)
+        cosines.append(edges @ edges.mT)
+    return functional.smooth_l1_loss(cosines[0], cosines[1])
+
+
+def pkt_loss(student: Tensor, teacher: Tensor) -> Tensor:
+    """Return probabilistic knowledge transfer (arXiv 1803.10837) of embeddings [B, D].
+
+    KL(teacher || student) of each sample's distribution over the samples: its cosines, moved to [0, 1], over their sum;
+    the mean over all entries, as in the authors' code.
+    """
+    ours, theirs = (_likelihoods(side) for side in (student, teacher))
+    return (theirs * torch.log((theirs + 1e-7) / (ours + 1e-7))).mean()
+
+
+def _likelihoods(z: Tensor) -> Tensor:
+    unit = functional.normalize(z, dim=1)
+    similarity = (unit @ unit.T + 1) / 2
+    return similarity / similarity.sum(1, keepdim=True)
+
+
+def affinity_loss(student: tuple[Tensor, Tensor], teacher: tuple[Tensor, Tensor], temperature: float) -> Tensor:
+    """Return CLIP-KD's contrastive relational distillation (arXiv 2307.12732) of two modalities' embeddings [B, D].
+
+    KL(teacher || student) of each sample's distribution over the other modality's samples, softmax(cosines / T), mean
+    of both directions. The two modalities of one side must share a width.
+    """
+    ours, theirs = (_cosines(*side) / temperature for side in (student, teacher))
+    both = [
+        functional.kl_div(a.log_softmax(1), b.log_softmax(1), reduction="batchmean", log_target=True)
+        for a, b in ((ours, theirs), (ours.T, theirs.T))
+    ]
+    return (both[0] + both[1]) / 2
+
+
+def _cosines(first: Tensor, second: Tensor) -> Tensor:
+    return functional.normalize(first, dim=1) @ functional.normalize(second, dim=1).T
