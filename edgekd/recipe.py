@@ -71,19 +71,27 @@ class Tap(_Config, frozen=True):
         Pool,
         Meta(
             description="How an output of more than two dimensions becomes one vector a sample: 'spatial' averages all "
-            "dimensions after the channels [B, C, ...], 'tokens' averages a sequence [B, T, D] over T, 'first' takes "
-            "its first token, 'none' refuses to pool, 'auto' pools [B, C, H, W] spatially and asks for a choice at "
-            "three dimensions, which may be either."
+            "dimensions after the channels [B, C, ...], 'tokens' averages a sequence [B, T, D], or a grid whose "
+            "channels are last [B, H, W, D], over all tokens, 'first' takes a sequence's first token, 'none' refuses "
+            "to pool, 'auto' pools [B, C, H, W] spatially and asks for a choice at three dimensions, which may be "
+            "either."
         ),
     ] = "auto"
     call: Annotated[
         int, Meta(ge=0, description="Which call of the module, when one forward pass calls it several times.")
     ] = 0
+    output: Annotated[
+        int | str | None,
+        Meta(
+            description="Which part of an output that is no tensor itself: a place in a tuple or list, or the name of "
+            "an item or attribute. By default the first, 'last_hidden_state', or the only tensor that has a name."
+        ),
+    ] = None
 
 
 Taps = Annotated[
     dict[str, str | Tap],
-    Meta(description="For each modality the module path of its embedding, or a table {module, pool, call}."),
+    Meta(description="For each modality the module path of its embedding, or a table {module, pool, call, output}."),
 ]
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -10,10 +9,11 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor, nn
 
 from edgekd.errors import TaskError, nearest
+from edgekd.learn.outputs import choose, logits_of
 from edgekd.recipe import Tap
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
     from types import TracebackType
 
     from torch.utils.hooks import RemovableHandle
@@ -87,9 +87,12 @@ class Tapped(AbstractContextManager["Tapped"]):
             self._handles.clear()
 
     def _record(self, path: str) -> Any:
-        def hook(_module: nn.Module, _inputs: Any, output: Any) -> None:
-            if self._seen is not None:  # others may run the model meanwhile, e.g. to validate it
-                self._seen.setdefault(path, []).append(output)
+        def hook(_module: nn.Module, _inputs: Any, output: Any) -> Any:
+            if self._seen is None:  # others may run the model meanwhile, e.g. to validate it
+                return None
+            self._seen.setdefault(path, []).append(output)
+            # What reads it may work in place, as ReLU(inplace=True) does, and an embedding is what this module gave.
+            return output.clone() if isinstance(output, Tensor) else None
 
         return hook
 
@@ -113,10 +116,11 @@ class Tapped(AbstractContextManager["Tapped"]):
         """Run the model, as a call does, and return the taps' outputs before they are pooled, too."""
         self._seen = {}
         try:
-            logits = _logits(self.model(*inputs))
+            logits = logits_of(self.model(*inputs))
             outputs = {modality: self._output(modality, self._seen) for modality in self.taps}
         finally:
             self._seen = None
+        self._check_apart(outputs)
         embeddings = {name: _pool(output, self.taps[name], self._where(name)) for name, output in outputs.items()}
         for name, z in embeddings.items():
             if z.shape[0] != logits.shape[0]:
@@ -136,29 +140,16 @@ class Tapped(AbstractContextManager["Tapped"]):
             raise TaskError(
                 f"{where}: the module was called {len(outputs)} times in a forward pass, call {tap.call} is read"
             )
-        sharing = [other for other, t in self.taps.items() if (t.module, t.call) == (tap.module, tap.call)]
-        if len(sharing) > 1:
-            raise TaskError(f"{where}: {', '.join(sharing)} read the same output; set 'call' if the encoder is shared")
-        output = outputs[tap.call]
-        output = output[0] if isinstance(output, tuple | list) else getattr(output, "last_hidden_state", output)
-        if not isinstance(output, Tensor):
-            raise TaskError(
-                f"{where}: the module gives a {type(output).__name__}, not a tensor; tap a module inside it"
-            )
-        return output
+        return choose(outputs[tap.call], tap.output, where)
 
-
-def _logits(output: Any) -> Tensor:
-    if isinstance(output, Mapping):
-        output = output.get("logits")
-    elif isinstance(output, tuple | list):
-        output = output[0]
-    else:
-        output = getattr(output, "logits", output)
-    if not isinstance(output, Tensor) or output.dim() != 2:
-        shape = tuple(output.shape) if isinstance(output, Tensor) else type(output).__name__
-        raise TaskError(f"the model must give logits [batch, classes], as a tensor or under 'logits', but gave {shape}")
-    return output
+    def _check_apart(self, outputs: Mapping[str, Tensor]) -> None:
+        for modality, output in outputs.items():
+            sharing = [other for other, x in outputs.items() if x is output]
+            if len(sharing) > 1:
+                raise TaskError(
+                    f"{self._where(modality)}: {', '.join(sharing)} read the same output; set 'call' if the encoder is "
+                    "shared, or 'output' if it puts out several"
+                )
 
 
 def _pool(output: Tensor, tap: Tap, where: str) -> Tensor:
@@ -170,8 +161,10 @@ def _pool(output: Tensor, tap: Tap, where: str) -> Tensor:
         pool = "spatial"
     if pool == "spatial" and output.dim() >= 3:
         return output.flatten(2).mean(2)
-    if pool in ("tokens", "first") and output.dim() == 3:
-        return output.mean(1) if pool == "tokens" else output[:, 0]
+    if pool == "tokens" and output.dim() >= 3:
+        return output.flatten(1, -2).mean(1)
+    if pool == "first" and output.dim() == 3:
+        return output[:, 0]
     if output.dim() == 3 and pool == "auto":
         raise TaskError(
             f"{where}: an output of shape {shape} may be features [B, C, T] or tokens [B, T, D]; "
