@@ -18,6 +18,7 @@ from edgekd.files import parse_toml_value, read_toml
 
 Scope = Literal["sample", "intra", "cross", "joint"]
 Pool = Literal["auto", "none", "spatial", "tokens", "first"]
+Precision = Literal["float32", "bfloat16", "float16"]
 
 PositiveInt = Annotated[int, Meta(ge=1)]
 Fraction = Annotated[float, Meta(ge=0, le=1)]
@@ -110,6 +111,13 @@ class TeacherConfig(Training, frozen=True):
     weights: Annotated[
         str, Meta(description="Load these weights (.safetensors, or a state dict saved by torch) instead of training.")
     ] = ""
+    precision: Annotated[
+        Precision,
+        Meta(
+            description="What its layers with weights compute in while the student learns from it. The teacher in the "
+            "ledger and its ONNX are float32 whatever this is."
+        ),
+    ] = "float32"
     taps: Taps = {}
 
 
@@ -194,6 +202,11 @@ class PruneConfig(Training, frozen=True):
     ] = None
     ignore: Annotated[list[str], Meta(description="Paths of modules whose width must not change.")] = []
     loss: Annotated[LossConfig, Meta(description="Keys not given here are those of [distill.loss].")] = LossConfig()
+
+    @property
+    def active(self) -> bool:
+        """Whether anything is to be removed."""
+        return bool(self.budget or self.ratio or any(self.ratios.values()))
 
 
 class ExportConfig(_Config, frozen=True):

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from edgekd.learn.evaluate import keep, metric
 from edgekd.learn.objective import Distillation
+from edgekd.learn.precision import tapped_teacher
 from edgekd.learn.taps import Tapped
 from edgekd.learn.train import Fit, compute_device, fit
 from edgekd.learn.weights import build
@@ -35,11 +36,11 @@ def run(
 
     Raises:
         TaskError: a tap is wrong.
-        ModelError: training diverged.
+        ModelError: training diverged, or the teacher cannot run in its precision.
     """
     device = compute_device()
     student = build(task.task.student, seed).to(device)
-    with Tapped(student, taps.student) as tapped, Tapped(teacher.to(device), taps.teacher) as reference:
+    with Tapped(student, taps.student) as tapped, tapped_teacher(teacher.to(device), taps) as reference:
         objective = Distillation(tapped, reference, reference, config.loss, report)
         validate = lambda: metric(task, student, taps.student, "val")  # noqa: E731
         history = fit(student, objective, task.splits["train"], validate, Fit(config, seed, folder, report))

@@ -24,6 +24,7 @@ from edgekd.learn.cut import Cutter
 from edgekd.learn.evaluate import batches, keep, metric, probe
 from edgekd.learn.layers import frozen_statistics
 from edgekd.learn.objective import Distillation
+from edgekd.learn.precision import tapped_teacher
 from edgekd.learn.result import CUT, REMOVED, WEIGHTS, Trained
 from edgekd.learn.taps import Tapped
 from edgekd.learn.task import collate
@@ -124,7 +125,7 @@ def run(
     removed: History = []
     history: list[Epoch] = []
     probe(model, taps.student, task.splits["test"]).save(folder / CUT)
-    if config.budget or config.ratio > 0 or any(config.ratios.values()):
+    if config.active:
         samples = Samples(task.splits["train"], config.batch_size, seed, device)
         cutter = Cutter(model, taps.student, samples, config, ignored_layers(model, config.ignore), seed)
         for number in range(config.steps):
@@ -165,7 +166,7 @@ def _tune(task: LoadedTask, networks: Networks, taps: Taps, run: Fit, config: Pr
     hold = frozen_statistics if config.importance == "gram" else nullcontext
     with (
         Tapped(model, taps.student) as student,
-        Tapped(networks.teacher, taps.teacher) as teacher,
+        tapped_teacher(networks.teacher, taps) as teacher,
         Tapped(networks.student, taps.student) as anchor,
         hold(model),
     ):

@@ -18,13 +18,22 @@ if TYPE_CHECKING:
 
     from torch.utils.hooks import RemovableHandle
 
+    from edgekd.recipe import Precision
+
 
 @dataclass(frozen=True)
 class Taps:
-    """Where the teacher and the student keep each modality's embedding."""
+    """Where the teacher and the student keep each modality's embedding.
+
+    Attributes:
+        teacher: for each modality, in order.
+        student: likewise.
+        precision: what the teacher computes in while others learn from it.
+    """
 
     teacher: Mapping[str, Tap]
     student: Mapping[str, Tap]
+    precision: Precision = "float32"
 
 
 @dataclass(frozen=True)
@@ -114,13 +123,7 @@ class Tapped(AbstractContextManager["Tapped"]):
 
     def read(self, inputs: Sequence[Tensor]) -> Reading:
         """Run the model, as a call does, and return the taps' outputs before they are pooled, too."""
-        self._seen = {}
-        try:
-            logits = logits_of(self.model(*inputs))
-            outputs = {modality: self._output(modality, self._seen) for modality in self.taps}
-        finally:
-            self._seen = None
-        self._check_apart(outputs)
+        logits, outputs = self._run(inputs)
         embeddings = {name: _pool(output, self.taps[name], self._where(name)) for name, output in outputs.items()}
         for name, z in embeddings.items():
             if z.shape[0] != logits.shape[0]:
@@ -129,6 +132,17 @@ class Tapped(AbstractContextManager["Tapped"]):
                     "dimension must be the batch"
                 )
         return Reading(logits, embeddings, outputs)
+
+    def _run(self, inputs: Sequence[Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
+        """Run the model and return its logits and the taps' outputs."""
+        self._seen = {}
+        try:
+            logits = logits_of(self.model(*inputs))
+            outputs = {modality: self._output(modality, self._seen) for modality in self.taps}
+        finally:
+            self._seen = None
+        self._check_apart(outputs)
+        return logits, outputs
 
     def _where(self, modality: str) -> str:
         return f"tap of '{modality}' at '{self.taps[modality].module}'"

@@ -9,6 +9,7 @@ from edgekd.learn.evaluate import keep, metric, probe
 from edgekd.learn.fakequant import fake_quantized
 from edgekd.learn.layers import frozen_statistics
 from edgekd.learn.objective import Distillation
+from edgekd.learn.precision import tapped_teacher
 from edgekd.learn.taps import Tapped
 from edgekd.learn.train import Fit, compute_device, fit
 
@@ -59,7 +60,7 @@ def run(
     model = networks.tuned
     with (
         Tapped(model, taps.student) as student,
-        Tapped(networks.teacher, taps.teacher) as teacher,
+        tapped_teacher(networks.teacher, taps) as teacher,
         Tapped(networks.student, taps.student) as anchor,
         frozen_statistics(model),  # the INT8 graph has them folded into its weights, which have settled
         fake_quantized(model, scheme) as quantized,
