@@ -153,6 +153,21 @@ def parameters_trainable(model: nn.Module) -> Iterator[None]:
             parameter.requires_grad_(before[name])
 
 
+def train_unfrozen(model: nn.Module) -> None:
+    """Put a network in training mode, but for BatchNorm in its frozen parts, which keeps its running statistics.
+
+    A part is frozen where it has parameters and none of them is trainable; BatchNorm without scale and shift is frozen
+    with the part that it lies in.
+    """
+    model.train()
+    for part in model.modules():
+        parameters = list(part.parameters())
+        if parameters and not any(parameter.requires_grad for parameter in parameters):
+            for norm in part.modules():
+                if isinstance(norm, NORMS):
+                    norm.eval()
+
+
 @contextmanager
 def frozen_statistics(model: nn.Module) -> Iterator[None]:
     """Let BatchNorm keep its running statistics, and use them in training too; its scale and shift go on learning."""
