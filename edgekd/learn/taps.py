@@ -6,6 +6,7 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+import msgspec
 from torch import Tensor, nn
 
 from edgekd.errors import TaskError, nearest
@@ -188,12 +189,12 @@ def _pool(output: Tensor, tap: Tap, where: str) -> Tensor:
 
 
 def resolve_taps(
-    kind: str, recipe_taps: Mapping[str, str | Tap], task_taps: Mapping[str, str | Tap], modalities: Sequence[str]
+    kind: str, recipe_taps: Mapping[str, str | Tap], task_taps: Mapping[str, Any], modalities: Sequence[str]
 ) -> dict[str, Tap]:
     """Join the recipe's taps over the task's own, one for each modality, in order.
 
     Raises:
-        TaskError: a modality has no tap, or a tap names no modality.
+        TaskError: a modality has no tap, a tap names no modality, or one that the task gives is none.
     """
     merged = {**task_taps, **recipe_taps}
     unknown = [name for name in merged if name not in modalities]
@@ -205,4 +206,12 @@ def resolve_taps(
             f"[{kind}.taps]: no tap for {', '.join(absent)}; name the module whose output is its embedding, "
             f'e.g. {absent[0]} = "encoders.{absent[0]}"'
         )
-    return {name: tap if isinstance(tap := merged[name], Tap) else Tap(module=tap) for name in modalities}
+    return {name: _tap(kind, name, merged[name]) for name in modalities}
+
+
+def _tap(kind: str, modality: str, value: Any) -> Tap:
+    """Return a tap, which a task may give as a :class:`Tap`, as a path or as a table."""
+    try:
+        return msgspec.convert({"module": value} if isinstance(value, str) else value, Tap)
+    except msgspec.ValidationError as error:
+        raise TaskError(f"[{kind}.taps] {modality}: {error}") from error

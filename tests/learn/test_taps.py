@@ -460,6 +460,14 @@ def test_the_recipes_taps_lie_over_the_tasks():
     assert taps == {"a": Tap(module="x"), "b": Tap(module="y", pool="tokens")}
 
 
+def test_a_task_may_write_a_tap_as_a_table():
+    table = {"module": "x", "pool": "first", "output": "last_hidden_state"}
+    (tap,) = resolve_taps("student", {}, {"a": table}, ["a"]).values()
+    assert tap == Tap(module="x", pool="first", output="last_hidden_state")
+    with pytest.raises(TaskError, match=r"\[student.taps\] a: .*field `paths`"):
+        resolve_taps("student", {}, {"a": {**table, "paths": 1}}, ["a"])
+
+
 def test_a_tap_of_no_modality_is_refused():
     with pytest.raises(TaskError, match=r"\[student.taps\]: 'acel' is no modality of the task; did you mean 'accel'"):
         resolve_taps("student", {"acel": "x"}, {}, ["accel", "gyro"])
