@@ -6,7 +6,7 @@ from small import SHAPES, TAPS, TwoTowers, loaded, reporter
 from torch import nn
 
 from edgekd.errors import TaskError
-from edgekd.learn import distill, preflight, prune
+from edgekd.learn import distill, preflight, prune, tune
 from edgekd.learn.evaluate import metric
 from edgekd.learn.objective import Supervised
 from edgekd.learn.result import WEIGHTS
@@ -24,8 +24,10 @@ from edgekd.recipe import (
     Training,
     TuneConfig,
 )
+from edgekd.target import Scheme
 
 WITHOUT_GRAM = LossConfig(gram={})
+SCHEME = Scheme(activations="uint8", symmetric_activations=False)
 
 
 class WithNorms(TwoTowers):
@@ -126,6 +128,20 @@ def test_flags_outlive_pruning_and_loading(tmp_path):
     rebuilt = prune.rebuild(build(task.task.student, 5), task, tmp_path)
     assert flags(pruned) == flags(rebuilt) == expected
     assert not changed(rebuilt, pruned.state_dict())
+
+
+def test_fake_quantization_trains_what_is_not_frozen(tmp_path):
+    task = loaded()
+    task.task.student = frozen("encoders.a")
+    tuned = build(task.task.student, 0)
+    before, expected = {name: x.clone() for name, x in tuned.state_dict().items()}, flags(tuned)
+    networks = tune.Networks(build(TwoTowers, 1), build(task.task.student, 0), tuned)
+    config = TuneConfig(epochs=1, batch_size=16, loss=WITHOUT_GRAM)
+    tune.run(task, networks, Taps(TAPS, TAPS), SCHEME, config, 0, tmp_path, reporter())
+    assert flags(tuned) == expected
+    moved = changed(tuned, before)
+    assert not moved & of(tuned, "encoders.a")
+    assert "head.1.weight" in moved
 
 
 def check(student=WithNorms, trained=WithNorms, **sections):
