@@ -58,6 +58,7 @@ setup(
             "import-linter>=2",
             "matplotlib>=3.9",
             "scipy>=1.13",
+            "transformers>=5.24",
         ],
     },
     entry_points={"console_scripts": ["edgekd=edgekd.cli:main"]},

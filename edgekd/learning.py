@@ -139,7 +139,7 @@ class Learner:
             return teacher.run(self.project.loaded, self.taps.teacher, config, self.recipe.seed, folder, report)
 
         depends = {
-            **_plain(config),
+            **_plain(msgspec.structs.replace(config, precision="float32")),  # it matters to those that learn from it
             "weights": sha256_file(weights) if weights else None,
             "task": self.project.identity,
             "seed": self.recipe.seed,
@@ -158,7 +158,12 @@ class Learner:
                 self.project.loaded, self._load_teacher(teacher), self.taps, config, self.recipe.seed, folder, report
             )
 
-        depends = {**_plain(config), "taps": _plain(self.recipe.student.taps), "teacher": teacher.key}
+        depends = {
+            **_plain(config),
+            "taps": _plain(self.recipe.student.taps),
+            "precision": self.recipe.teacher.precision,
+            "teacher": teacher.key,
+        }
         return self.runner(Stage("distill", VERSIONS["distill"], depends, Trained, run, self._describe))
 
     def _prune(self, teacher: Done[Trained], student: Done[Trained]) -> Done[Trained]:
@@ -203,6 +208,7 @@ class Learner:
         return Taps(
             resolve_taps("teacher", self.recipe.teacher.taps, getattr(task, "teacher_taps", {}), names),
             resolve_taps("student", self.recipe.student.taps, getattr(task, "student_taps", {}), names),
+            self.recipe.teacher.precision,
         )
 
     def _preflight(self) -> None:

@@ -18,6 +18,7 @@ from edgekd.errors import RecipeError, nearest
 from edgekd.files import parse_toml_value, read_toml
 
 Pool = Literal["auto", "none", "spatial", "tokens", "first"]
+Precision = Literal["float32", "bfloat16", "float16"]
 
 PositiveInt = Annotated[int, Meta(ge=1)]
 Fraction = Annotated[float, Meta(ge=0, le=1)]
@@ -71,19 +72,27 @@ class Tap(_Config, frozen=True):
         Pool,
         Meta(
             description="How an output of more than two dimensions becomes one vector a sample: 'spatial' averages all "
-            "dimensions after the channels [B, C, ...], 'tokens' averages a sequence [B, T, D] over T, 'first' takes "
-            "its first token, 'none' refuses to pool, 'auto' pools [B, C, H, W] spatially and asks for a choice at "
-            "three dimensions, which may be either."
+            "dimensions after the channels [B, C, ...], 'tokens' averages a sequence [B, T, D], or a grid whose "
+            "channels are last [B, H, W, D], over all tokens, 'first' takes a sequence's first token, 'none' refuses "
+            "to pool, 'auto' pools [B, C, H, W] spatially and asks for a choice at three dimensions, which may be "
+            "either."
         ),
     ] = "auto"
     call: Annotated[
         int, Meta(ge=0, description="Which call of the module, when one forward pass calls it several times.")
     ] = 0
+    output: Annotated[
+        int | str | None,
+        Meta(
+            description="Which part of an output that is no tensor itself: a place in a tuple or list, or the name of "
+            "an item or attribute. By default the first, 'last_hidden_state', or the only tensor that has a name."
+        ),
+    ] = None
 
 
 Taps = Annotated[
     dict[str, str | Tap],
-    Meta(description="For each modality the module path of its embedding, or a table {module, pool, call}."),
+    Meta(description="For each modality the module path of its embedding, or a table {module, pool, call, output}."),
 ]
 
 
@@ -102,6 +111,13 @@ class TeacherConfig(Training, frozen=True):
     weights: Annotated[
         str, Meta(description="Load these weights (.safetensors, or a state dict saved by torch) instead of training.")
     ] = ""
+    precision: Annotated[
+        Precision,
+        Meta(
+            description="What its layers with weights compute in while the student learns from it. The teacher in the "
+            "ledger and its ONNX are float32 whatever this is."
+        ),
+    ] = "float32"
     taps: Taps = {}
 
 
@@ -304,6 +320,11 @@ class PruneConfig(Training, frozen=True):
     ] = None
     ignore: Annotated[list[str], Meta(description="Paths of modules whose width must not change.")] = []
     loss: Annotated[LossConfig, Meta(description="Keys not given here are those of [distill.loss].")] = LossConfig()
+
+    @property
+    def active(self) -> bool:
+        """Whether anything is to be removed."""
+        return bool(self.budget or self.ratio or any(self.ratios.values()))
 
 
 class ExportConfig(_Config, frozen=True):

@@ -8,19 +8,20 @@ from typing import TYPE_CHECKING
 
 from edgekd.learn.evaluate import Validation, few, probe
 from edgekd.learn.objective import Distillation
+from edgekd.learn.precision import tapped_teacher
 from edgekd.learn.reference import Live
 from edgekd.learn.taps import Tapped
 from edgekd.learn.terms import Where, places
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Iterator
 
     from torch import nn
 
     from edgekd.learn.taps import Taps
     from edgekd.learn.task import LoadedTask
     from edgekd.progress import StageReporter
-    from edgekd.recipe import LossConfig, Tap
+    from edgekd.recipe import LossConfig
 
 
 @dataclass(frozen=True)
@@ -49,17 +50,16 @@ def aligned(
     """
     device = next(models.trained.parameters()).device
     own = models.anchor is not None
-    table, anchor_taps = ("student", taps.student) if own else ("teacher", taps.teacher)
+    anchor_taps = taps.student if own else taps.teacher
     where = Where(task.modalities, taps.student, anchor_taps, "student" if own else "teacher")
     kept = probe(models.anchor or models.teacher, anchor_taps, task.splits["val"])
+    read = places(taps.student, config, "student")
     with ExitStack() as stack:
-
-        def read(model: nn.Module, of: Mapping[str, Tap], side: str) -> Tapped:
-            return stack.enter_context(Tapped(model, places(of, config, side)))
-
-        student = read(models.trained, taps.student, "student")
-        teacher = Live(read(models.teacher, taps.teacher, "teacher"))
-        anchor = teacher if models.anchor is None else Live(read(models.anchor, anchor_taps, table))
+        student = stack.enter_context(Tapped(models.trained, read))
+        known = tapped_teacher(models.teacher, places(taps.teacher, config, "teacher"), taps.precision)
+        teacher = anchor = Live(stack.enter_context(known))
+        if models.anchor is not None:
+            anchor = Live(stack.enter_context(Tapped(models.anchor, read)))
         objective = Distillation(student, teacher, anchor, config, where, report)
         objective.prepare(few(task, device), seed)
         yield objective, Validation(task, models.trained, taps.student, kept)

@@ -12,7 +12,7 @@ from edgekd.errors import ModelError
 from edgekd.learn.budget import Budget, spend
 from edgekd.learn.channels import FUSION, dependency_graph, describe, prunable, remove, without
 from edgekd.learn.importance import measure
-from edgekd.learn.layers import WEIGHTED, encoders, output_width, parameters_trainable, width_givers
+from edgekd.learn.layers import WEIGHTED, attention_layers, encoders, output_width, parameters_trainable, width_givers
 from edgekd.learn.sensitivity import Evidence
 from edgekd.learn.surgeon import GramSurgeon
 from edgekd.learn.taps import Tapped
@@ -41,7 +41,7 @@ class Cut:
 
 
 class Cutter:
-    """Prunes one network in place; the widths of embeddings and logits are kept.
+    """Prunes one network in place; the widths of embeddings, of logits and of attention are kept.
 
     Args:
         model: the unpruned network.
@@ -71,7 +71,11 @@ class Cutter:
         self._inputs = list(first.inputs.values())
         model.eval()
         with parameters_trainable(model):
-            self._kept = [*width_givers(model, taps, self._inputs), *ignored]
+            self._kept = [
+                *width_givers(model, taps, self._inputs),
+                *attention_layers(model, taps, self._inputs),
+                *ignored,
+            ]
             self._branches = encoders(model, taps, self._inputs)
         self._fixed = self._fixed_widths()
         self._paths = {layer: path for path, layer in model.named_modules()}

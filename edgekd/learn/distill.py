@@ -34,7 +34,7 @@ def run(
 
     Raises:
         TaskError: a tap is wrong.
-        ModelError: training diverged.
+        ModelError: training diverged, or the teacher cannot run in its precision.
     """
     device = compute_device()
     student = build(task.task.student, seed).to(device)

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from edgekd.learn.taps import Tapped
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
     from edgekd.recipe import Tap
 
@@ -19,6 +19,9 @@ if TYPE_CHECKING:
 WEIGHTED = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d)
 #: Normalisation by statistics, which graphs fold into the weights before it.
 NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
+
+#: Nodes of the autograd graph that multiply activations by each other: scaled_dot_product_attention, matmul, einsum.
+_PRODUCTS = ("ScaledDotProduct", "BmmBackward", "BaddbmmBackward")
 
 
 def output_width(layer: nn.Module) -> int:
@@ -92,8 +95,22 @@ def width_givers(model: nn.Module, taps: Mapping[str, Tap], inputs: Sequence[Ten
     """
     with Tapped(model, taps) as tapped:
         logits, embeddings = tapped(list(inputs))
-    layers = {layer for output in (logits, *embeddings.values()) for layer in _behind(output, model, through=False)}
-    return list(layers)
+    ends = [output.grad_fn for output in (logits, *embeddings.values())]
+    return list(_behind(ends, model, through=False))
+
+
+def attention_layers(model: nn.Module, taps: Mapping[str, Tap], inputs: Sequence[Tensor]) -> list[nn.Module]:
+    """Return the layers that make queries, keys and values, or any other factors of a product of activations.
+
+    A view divides their channels into heads, of which a dependency graph knows nothing: without some channels, others
+    would slide from one head into the next, and the network would still run. Parameters must be trainable.
+    """
+    with Tapped(model, taps) as tapped:
+        logits, embeddings = tapped(list(inputs))
+    ends = [output.grad_fn for output in (logits, *embeddings.values())]
+    products = [node for node in _nodes(ends) if type(node).__name__.startswith(_PRODUCTS)]
+    factors = [below for node in products for below, _ in node.next_functions]
+    return list(_behind(factors, model, through=False))
 
 
 def encoders(model: nn.Module, taps: Mapping[str, Tap], inputs: Sequence[Tensor]) -> dict[nn.Module, str]:
@@ -104,28 +121,39 @@ def encoders(model: nn.Module, taps: Mapping[str, Tap], inputs: Sequence[Tensor]
     """
     with Tapped(model, taps) as tapped:
         _, embeddings = tapped(list(inputs))
-    behind = {modality: _behind(z, model, through=True) for modality, z in embeddings.items()}
+    behind = {modality: _behind([z.grad_fn], model, through=True) for modality, z in embeddings.items()}
     passed = [layer for layers in behind.values() for layer in layers]
     return {layer: modality for modality, layers in behind.items() for layer in layers if passed.count(layer) == 1}
 
 
-def _behind(output: Tensor, model: nn.Module, through: bool) -> set[nn.Module]:
-    """Return the layers that an output comes from: all, or where not ``through`` the last on each way."""
+def _behind(ends: Iterable[Any], model: nn.Module, through: bool) -> set[nn.Module]:
+    """Return the layers before some nodes of the graph: all, or where not ``through`` the last on each way."""
     owner: dict[int, nn.Module] = {id(m.weight): m for m in model.modules() if isinstance(m, WEIGHTED)}
     found: set[nn.Module] = set()
-    pending = [output.grad_fn]
+
+    def is_passed(node: Any) -> bool:
+        layer = _layer_of(node, owner)
+        if layer is not None:
+            found.add(layer)
+        return layer is None or through
+
+    for _ in _nodes(ends, is_passed):
+        pass
+    return found
+
+
+def _nodes(ends: Iterable[Any], is_passed: Callable[[Any], bool] = lambda _: True) -> Iterator[Any]:
+    """Go through some nodes of the graph and all before them, but never past one that is not to be passed."""
+    pending = list(ends)
     seen: set[Any] = set()
     while pending:
         node = pending.pop()
         if node is None or node in seen:
             continue
         seen.add(node)
-        layer = _layer_of(node, owner)
-        if layer is not None:
-            found.add(layer)
-        if layer is None or through:
+        yield node
+        if is_passed(node):
             pending += [below for below, _ in node.next_functions]
-    return found
 
 
 def _layer_of(node: Any, owner: Mapping[int, nn.Module]) -> nn.Module | None:
@@ -151,6 +179,21 @@ def parameters_trainable(model: nn.Module) -> Iterator[None]:
     finally:
         for name, parameter in model.named_parameters():
             parameter.requires_grad_(before[name])
+
+
+def train_unfrozen(model: nn.Module) -> None:
+    """Put a network in training mode, but for BatchNorm in its frozen parts, which keeps its running statistics.
+
+    A part is frozen where it has parameters and none of them is trainable; BatchNorm without scale and shift is frozen
+    with the part that it lies in.
+    """
+    model.train()
+    for part in model.modules():
+        parameters = list(part.parameters())
+        if parameters and not any(parameter.requires_grad for parameter in parameters):
+            for norm in part.modules():
+                if isinstance(norm, NORMS):
+                    norm.eval()
 
 
 @contextmanager

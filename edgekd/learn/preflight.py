@@ -11,12 +11,14 @@ import torch
 from edgekd.errors import TaskError
 from edgekd.gram.matrix import stack
 from edgekd.learn.evaluate import batches, probe, truth
+from edgekd.learn.precision import tapped_teacher
 from edgekd.learn.prune import ignored_layers
 from edgekd.learn.score import UNLABELLED
 from edgekd.learn.taps import Tapped
 from edgekd.learn.task import SPLITS, check_shapes
 from edgekd.learn.train import compute_device
 from edgekd.learn.weights import build
+from edgekd.recipe import LOGIT_LOSSES
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -24,7 +26,7 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from edgekd.learn.evaluate import Truth
-    from edgekd.learn.taps import Taps
+    from edgekd.learn.taps import Reading, Taps
     from edgekd.learn.task import Batch, LoadedTask
     from edgekd.recipe import Recipe, Tap
 
@@ -37,7 +39,9 @@ def check(task: LoadedTask, taps: Taps, recipe: Recipe) -> None:
     Raises:
         TaskError: a tap is wrong, a network does not take the samples, the two disagree on the classes or with the
             task's names of them, an input is not finite, a label is out of range, a group spans splits, the metric
-            fails, one side's embeddings differ in width, or ``prune.ignore`` names no module.
+            fails, one side's embeddings differ in width, a network or every tap is frozen, or ``prune.ignore`` names no
+            module.
+        ModelError: the teacher cannot run in its precision.
     """
     with task.running("reading split 'train'"):
         first = next(iter(batches(task.splits["train"])))
@@ -47,32 +51,69 @@ def check(task: LoadedTask, taps: Taps, recipe: Recipe) -> None:
         teacher = build(task.task.teacher, recipe.seed)
     with task.running("student()"):
         student = build(task.task.student, recipe.seed)
-    teacher_logits, teacher_embeddings = _run("teacher", teacher, taps.teacher, inputs, task)
-    logits, embeddings = _run("student", student, taps.student, inputs, task)
+    if not recipe.teacher.weights:
+        _check_trainable("teacher", teacher, "unfreeze it, or give its trained weights as [teacher] weights")
+    _check_trainable("student", student, "unfreeze its head at least")
+    reference = _run("teacher", Tapped(teacher, taps.teacher), inputs, task)
+    reading = _run("student", Tapped(student, taps.student), inputs, task)
+    _check_reached(reading, recipe)
+    logits, teacher_logits = reading.logits, reference.logits
     if logits.shape != teacher_logits.shape:
         raise TaskError(
             f"teacher and student disagree on the number of classes: {teacher_logits.shape[1]} and {logits.shape[1]}"
         )
     task.class_names(logits.shape[1])
-    _check_widths("teacher", teacher_embeddings)
-    _check_widths("student", embeddings)
+    _check_widths("teacher", reference.embeddings)
+    _check_widths("student", reading.embeddings)
+    if taps.precision != "float32":
+        device = compute_device()  # what can be computed in half differs between devices
+        _run(
+            "teacher",
+            tapped_teacher(teacher.to(device), taps.teacher, taps.precision),
+            [x.to(device) for x in inputs],
+            task,
+        )
     ignored_layers(student, recipe.prune.ignore)
     truths = {name: _read(task, name, logits.shape[1]) for name in SPLITS}
     _check_groups(truths)
     _check_metric(task, student.to(compute_device()), taps.student, truths["test"])
 
 
-def _run(
-    name: str, model: nn.Module, taps: Mapping[str, Tap], inputs: list[Tensor], task: LoadedTask
-) -> tuple[Tensor, dict[str, Tensor]]:
-    model.eval()
+def _run(name: str, tapped: Tapped, inputs: list[Tensor], task: LoadedTask) -> Reading:
+    tapped.model.eval()
     shapes = ", ".join(f"{tuple(x.shape)}" for x in inputs)
     what = (
-        f"the {name}, {type(model).__name__}, cannot take the task's samples, one batch for each modality in order "
-        f"({shapes})"
+        f"the {name}, {type(tapped.model).__name__}, cannot take the task's samples, one batch for each modality in "
+        f"order ({shapes})"
     )
-    with torch.inference_mode(), Tapped(model, taps) as tapped, task.running(what):
-        return tapped(inputs)
+    with tapped, task.running(what):
+        return tapped.read(inputs)
+
+
+def _check_trainable(name: str, model: nn.Module, advice: str) -> None:
+    if not any(parameter.requires_grad for parameter in model.parameters()):
+        raise TaskError(f"the {name}, {type(model).__name__}, has no trainable parameter: nothing to train; {advice}")
+
+
+def _check_reached(student: Reading, recipe: Recipe) -> None:
+    """Check that losses of embeddings can train something: that not every tap lies behind frozen layers alone."""
+    if any(output.requires_grad for output in student.outputs.values()):
+        return
+    losses = {"distill.loss": recipe.distill.loss}
+    if recipe.prune.active:
+        losses["prune.loss"] = recipe.prune.loss
+    if recipe.quantize.repair != "off":
+        losses["quantize.tune.loss"] = recipe.quantize.tune.loss
+    asking = [
+        f"{section}.extra = {{}}"
+        for section, loss in losses.items()
+        if any(term.loss not in LOGIT_LOSSES and not term.student for term in loss.terms.values())
+    ]
+    if asking:
+        raise TaskError(
+            "the student's taps all lie behind frozen layers, where no loss of embeddings can train anything: tap "
+            f"modules after trainable layers, or set {', '.join(asking)}"
+        )
 
 
 def _check_widths(name: str, embeddings: dict[str, Tensor]) -> None:

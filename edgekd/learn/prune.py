@@ -123,7 +123,7 @@ def run(
     removed: History = []
     history: list[Epoch] = []
     probe(model, taps.student, task.splits["test"]).save(folder / CUT)
-    if config.budget or config.ratio > 0 or any(config.ratios.values()):
+    if config.active:
         samples = Samples(task.splits["train"], config.batch_size, seed, device)
         cutter = Cutter(model, taps.student, samples, config, ignored_layers(model, config.ignore), seed)
         for number in range(config.steps):

@@ -2,29 +2,39 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+import msgspec
 from torch import Tensor, nn
 
 from edgekd.errors import TaskError, nearest
+from edgekd.learn.outputs import choose, logits_of
 from edgekd.recipe import Tap
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
     from types import TracebackType
 
     from torch.utils.hooks import RemovableHandle
 
+    from edgekd.recipe import Precision
+
 
 @dataclass(frozen=True)
 class Taps:
-    """Where the teacher and the student keep each modality's embedding."""
+    """Where the teacher and the student keep each modality's embedding.
+
+    Attributes:
+        teacher: for each modality, in order.
+        student: likewise.
+        precision: what the teacher computes in while others learn from it.
+    """
 
     teacher: Mapping[str, Tap]
     student: Mapping[str, Tap]
+    precision: Precision = "float32"
 
 
 @dataclass(frozen=True)
@@ -87,9 +97,12 @@ class Tapped(AbstractContextManager["Tapped"]):
             self._handles.clear()
 
     def _record(self, path: str) -> Any:
-        def hook(_module: nn.Module, _inputs: Any, output: Any) -> None:
-            if self._seen is not None:  # others may run the model meanwhile, e.g. to validate it
-                self._seen.setdefault(path, []).append(output)
+        def hook(_module: nn.Module, _inputs: Any, output: Any) -> Any:
+            if self._seen is None:  # others may run the model meanwhile, e.g. to validate it
+                return None
+            self._seen.setdefault(path, []).append(output)
+            # What reads it may work in place, as ReLU(inplace=True) does, and an embedding is what this module gave.
+            return output.clone() if isinstance(output, Tensor) else None
 
         return hook
 
@@ -111,12 +124,7 @@ class Tapped(AbstractContextManager["Tapped"]):
 
     def read(self, inputs: Sequence[Tensor]) -> Reading:
         """Run the model, as a call does, and return the taps' outputs before they are pooled, too."""
-        self._seen = {}
-        try:
-            logits = _logits(self.model(*inputs))
-            outputs = {modality: self._output(modality, self._seen) for modality in self.taps}
-        finally:
-            self._seen = None
+        logits, outputs = self._run(inputs)
         embeddings = {name: _pool(output, self.taps[name], self._where(name)) for name, output in outputs.items()}
         for name, z in embeddings.items():
             if z.shape[0] != logits.shape[0]:
@@ -125,6 +133,17 @@ class Tapped(AbstractContextManager["Tapped"]):
                     "dimension must be the batch"
                 )
         return Reading(logits, embeddings, outputs)
+
+    def _run(self, inputs: Sequence[Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
+        """Run the model and return its logits and the taps' outputs."""
+        self._seen = {}
+        try:
+            logits = logits_of(self.model(*inputs))
+            outputs = {modality: self._output(modality, self._seen) for modality in self.taps}
+        finally:
+            self._seen = None
+        self._check_apart(outputs)
+        return logits, outputs
 
     def _where(self, modality: str) -> str:
         return f"tap of '{modality}' at '{self.taps[modality].module}'"
@@ -136,29 +155,16 @@ class Tapped(AbstractContextManager["Tapped"]):
             raise TaskError(
                 f"{where}: the module was called {len(outputs)} times in a forward pass, call {tap.call} is read"
             )
-        sharing = [other for other, t in self.taps.items() if (t.module, t.call) == (tap.module, tap.call)]
-        if len(sharing) > 1:
-            raise TaskError(f"{where}: {', '.join(sharing)} read the same output; set 'call' if the encoder is shared")
-        output = outputs[tap.call]
-        output = output[0] if isinstance(output, tuple | list) else getattr(output, "last_hidden_state", output)
-        if not isinstance(output, Tensor):
-            raise TaskError(
-                f"{where}: the module gives a {type(output).__name__}, not a tensor; tap a module inside it"
-            )
-        return output
+        return choose(outputs[tap.call], tap.output, where)
 
-
-def _logits(output: Any) -> Tensor:
-    if isinstance(output, Mapping):
-        output = output.get("logits")
-    elif isinstance(output, tuple | list):
-        output = output[0]
-    else:
-        output = getattr(output, "logits", output)
-    if not isinstance(output, Tensor) or output.dim() != 2:
-        shape = tuple(output.shape) if isinstance(output, Tensor) else type(output).__name__
-        raise TaskError(f"the model must give logits [batch, classes], as a tensor or under 'logits', but gave {shape}")
-    return output
+    def _check_apart(self, outputs: Mapping[str, Tensor]) -> None:
+        for modality, output in outputs.items():
+            sharing = [other for other, x in outputs.items() if x is output]
+            if len(sharing) > 1:
+                raise TaskError(
+                    f"{self._where(modality)}: {', '.join(sharing)} read the same output; set 'call' if the encoder is "
+                    "shared, or 'output' if it puts out several"
+                )
 
 
 def _pool(output: Tensor, tap: Tap, where: str) -> Tensor:
@@ -170,8 +176,10 @@ def _pool(output: Tensor, tap: Tap, where: str) -> Tensor:
         pool = "spatial"
     if pool == "spatial" and output.dim() >= 3:
         return output.flatten(2).mean(2)
-    if pool in ("tokens", "first") and output.dim() == 3:
-        return output.mean(1) if pool == "tokens" else output[:, 0]
+    if pool == "tokens" and output.dim() >= 3:
+        return output.flatten(1, -2).mean(1)
+    if pool == "first" and output.dim() == 3:
+        return output[:, 0]
     if output.dim() == 3 and pool == "auto":
         raise TaskError(
             f"{where}: an output of shape {shape} may be features [B, C, T] or tokens [B, T, D]; "
@@ -181,12 +189,12 @@ def _pool(output: Tensor, tap: Tap, where: str) -> Tensor:
 
 
 def resolve_taps(
-    kind: str, recipe_taps: Mapping[str, str | Tap], task_taps: Mapping[str, str | Tap], modalities: Sequence[str]
+    kind: str, recipe_taps: Mapping[str, str | Tap], task_taps: Mapping[str, Any], modalities: Sequence[str]
 ) -> dict[str, Tap]:
     """Join the recipe's taps over the task's own, one for each modality, in order.
 
     Raises:
-        TaskError: a modality has no tap, or a tap names no modality.
+        TaskError: a modality has no tap, a tap names no modality, or one that the task gives is none.
     """
     merged = {**task_taps, **recipe_taps}
     unknown = [name for name in merged if name not in modalities]
@@ -198,4 +206,12 @@ def resolve_taps(
             f"[{kind}.taps]: no tap for {', '.join(absent)}; name the module whose output is its embedding, "
             f'e.g. {absent[0]} = "encoders.{absent[0]}"'
         )
-    return {name: tap if isinstance(tap := merged[name], Tap) else Tap(module=tap) for name in modalities}
+    return {name: _tap(kind, name, merged[name]) for name in modalities}
+
+
+def _tap(kind: str, modality: str, value: Any) -> Tap:
+    """Return a tap, which a task may give as a :class:`Tap`, as a path or as a table."""
+    try:
+        return msgspec.convert({"module": value} if isinstance(value, str) else value, Tap)
+    except msgspec.ValidationError as error:
+        raise TaskError(f"[{kind}.taps] {modality}: {error}") from error

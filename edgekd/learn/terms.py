@@ -104,7 +104,7 @@ def _own(term: Term, side: str) -> dict[str, Tap]:
 
 def _place(modality: str, tap: Tap, taps: Mapping[str, Tap]) -> str:
     same = [name for name, other in taps.items() if other == tap]
-    return same[0] if same else f"{modality}@{tap.module}#{tap.call}"
+    return same[0] if same else f"{modality}@{tap.module}#{tap.call}{'' if tap.output is None else f'[{tap.output}]'}"
 
 
 class Extra(nn.Module):

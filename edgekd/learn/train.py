@@ -13,6 +13,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from edgekd.cache import CHECKPOINT
 from edgekd.errors import ModelError
 from edgekd.files import atomic_path
+from edgekd.learn.layers import train_unfrozen
 from edgekd.learn.task import Batch, Split, collate
 from edgekd.learn.weights import load_plain, seed_all
 
@@ -70,7 +71,8 @@ def fit(model: nn.Module, objective: Objective, train: Split, validate: Callable
     """Train ``model`` in place with AdamW under OneCycle; the last epoch is kept, never the best.
 
     Args:
-        model: on its device; parameters that need no gradient stay as they are.
+        model: on its device; parameters that need no gradient stay as they are, and so do the running statistics of
+            BatchNorm among them. One at least must need it.
         objective: called with each batch.
         train: the training split.
         validate: called after each epoch, with the model in evaluation mode; its figures, "validation" among them, are
@@ -139,7 +141,7 @@ def _one_epoch(
     device: torch.device,
     epoch: tuple[int, int],
 ) -> Epoch:
-    model.train()
+    train_unfrozen(model)
     sums: dict[str, Tensor | float] = {}
     for step, batch in enumerate(loader):
         progress = (epoch[0] + step / len(loader)) / epoch[1]

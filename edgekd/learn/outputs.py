@@ -1,0 +1,108 @@
+"""Find the tensor that is meant in whatever a module puts out: a tensor, a tuple, a dict, an object with attributes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from torch import Tensor
+
+from edgekd.errors import TaskError, nearest
+
+#: What transformers call the tokens that their encoders put out.
+_TOKENS = "last_hidden_state"
+
+
+def choose(output: Any, key: int | str | None, where: str) -> Tensor:
+    """Return the tensor of a module's output that is its embedding.
+
+    Args:
+        output: what the module put out.
+        key: the place in a sequence (from the end where it is negative), or the name of an item or attribute. None
+            takes a tensor itself, the first of a sequence, ``last_hidden_state`` where there is one, or the only tensor
+            that has a name.
+        where: of which tap this is, for the message.
+
+    Raises:
+        TaskError: the output has no such part, the part is no tensor, or without a key it is not clear which is meant.
+    """
+    if key is None:
+        return _by_default(output, where)
+    parts = _parts(output)
+    # A namedtuple has names and places, and so have the outputs of transformers.
+    sequence = output if isinstance(output, tuple | list) else list(parts.values())
+    if isinstance(key, str) and key in parts:
+        part = parts[key]
+    elif isinstance(key, int) and -len(sequence) <= key < len(sequence):
+        part = sequence[key]
+    elif parts:
+        raise TaskError(f"{where}: the module's output has no '{key}'{nearest(str(key), parts)}")
+    else:
+        raise TaskError(f"{where}: output = {key!r}, but the module gives {_describe(output)}")
+    if not isinstance(part, Tensor):
+        raise TaskError(
+            f"{where}: '{key}' of the module's output is {_describe(part)}, not a tensor; tap a module inside it"
+        )
+    return part
+
+
+def logits_of(output: Any) -> Tensor:
+    """Return the logits [B, C] in a model's output: a tensor, the first of a tuple, or named ``logits``.
+
+    Raises:
+        TaskError: there are none, or they have another shape.
+    """
+    if isinstance(output, Mapping):
+        output = output.get("logits")
+    elif isinstance(output, tuple | list):
+        output = output[0]
+    else:
+        output = getattr(output, "logits", output)
+    if not isinstance(output, Tensor) or output.dim() != 2:
+        shape = tuple(output.shape) if isinstance(output, Tensor) else type(output).__name__
+        raise TaskError(f"the model must give logits [batch, classes], as a tensor or under 'logits', but gave {shape}")
+    return output
+
+
+def _by_default(output: Any, where: str) -> Tensor:
+    if isinstance(output, Tensor):
+        return output
+    if isinstance(output, tuple | list):
+        if output and isinstance(output[0], Tensor):
+            return output[0]
+        raise TaskError(f"{where}: the module gives {_describe(output)}; say which is meant, e.g. output = 1")
+    tensors = {name: part for name, part in _parts(output).items() if isinstance(part, Tensor)}
+    if _TOKENS in tensors:
+        return tensors[_TOKENS]
+    if len(tensors) == 1:
+        return next(iter(tensors.values()))
+    if not tensors:
+        raise TaskError(f"{where}: the module gives {_describe(output)}, not a tensor; tap a module inside it")
+    raise TaskError(
+        f"{where}: the module gives {_describe(output)}; say which is meant, e.g. output = '{next(iter(tensors))}'"
+    )
+
+
+def _parts(output: Any) -> dict[str, Any]:
+    """Return the parts of an output that have a name."""
+    if isinstance(output, Mapping):
+        return {str(name): part for name, part in output.items()}
+    if isinstance(output, tuple):
+        return dict(zip(getattr(output, "_fields", ()), output, strict=False))
+    return {} if isinstance(output, Tensor) else dict(getattr(output, "__dict__", {}))
+
+
+def _describe(output: Any) -> str:
+    """Say in words what an output is, and what is in it."""
+    if isinstance(output, Tensor):
+        return f"a tensor of shape {tuple(output.shape)}"
+    kind = type(output).__name__
+    named = _parts(output)
+    parts = named.values() if named or not isinstance(output, tuple | list) else output
+    names = [f"'{name}' " for name in named] or [""] * len(parts)
+    inside = ", ".join(name + _brief(part) for name, part in zip(names, parts, strict=True))
+    return f"a {kind} of {inside}" if inside else f"a {kind}"
+
+
+def _brief(part: Any) -> str:
+    return str(tuple(part.shape)) if isinstance(part, Tensor) else type(part).__name__
