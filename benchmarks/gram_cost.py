@@ -16,8 +16,10 @@ from common import arguments, write_result
 from torch.utils.data import DataLoader
 
 from edgekd.learn.objective import Distillation
+from edgekd.learn.reference import Live
 from edgekd.learn.taps import Tapped, resolve_taps
 from edgekd.learn.task import collate, load_task
+from edgekd.learn.terms import Where
 from edgekd.learn.weights import build
 from edgekd.progress import Silent, StageReporter
 from edgekd.recipe import LossConfig, load_recipe
@@ -25,7 +27,7 @@ from edgekd.recipe import LossConfig, load_recipe
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-LOSSES = {"kd": LossConfig(gram={}), "kd+gram": LossConfig()}
+LOSSES = {"kd": LossConfig(extra={}), "kd+gram": LossConfig()}
 BLOCK = 20
 
 
@@ -35,8 +37,9 @@ def stepper(name: str, loss: LossConfig) -> Callable[[], float]:
     loaded = load_task(recipe.task)
     taps = resolve_taps("student", {}, loaded.task.student_taps, loaded.modalities)
     student, teacher = build(loaded.task.student, 0), build(loaded.task.teacher, 0)
-    tapped, reference = Tapped(student, taps).__enter__(), Tapped(teacher, taps).__enter__()
-    objective = Distillation(tapped, reference, reference, loss, StageReporter(Silent(), name))
+    tapped, reference = Tapped(student, taps).__enter__(), Live(Tapped(teacher, taps).__enter__())
+    where = Where(loaded.modalities, taps, taps, "teacher")
+    objective = Distillation(tapped, reference, reference, loss, where, StageReporter(Silent(), name))
     optimizer = torch.optim.AdamW(student.parameters(), lr=1e-3)
     loader = DataLoader(
         loaded.splits["train"], recipe.distill.batch_size, shuffle=True, collate_fn=collate, drop_last=True
@@ -45,7 +48,7 @@ def stepper(name: str, loss: LossConfig) -> Callable[[], float]:
 
     def step() -> float:
         start = time.perf_counter()
-        total, _ = objective(next(batches))
+        total, _ = objective(next(batches), 0.0)
         optimizer.zero_grad(set_to_none=True)
         total.backward()
         optimizer.step()

@@ -7,7 +7,7 @@ import msgspec
 import pytest
 
 from edgekd.errors import RecipeError
-from edgekd.recipe import DEFAULT_GRAM, Recipe, find_recipe, load_recipe, recipe_name, recipe_schema, shipped_recipes
+from edgekd.recipe import DEFAULT_EXTRA, Recipe, find_recipe, load_recipe, recipe_name, recipe_schema, shipped_recipes
 
 MINIMAL = '[task]\nname = "digits"\n'
 
@@ -56,7 +56,7 @@ def test_every_key_is_described_and_has_a_default(section):
 def test_defaults_are_those_of_an_empty_recipe(write):
     recipe = load_recipe(write(MINIMAL))
     assert recipe == Recipe(task=recipe.task)
-    assert recipe.distill.loss.gram == DEFAULT_GRAM
+    assert recipe.distill.loss.extra == DEFAULT_EXTRA
 
 
 def test_is_frozen(write):
@@ -82,8 +82,8 @@ def test_is_frozen(write):
         ("[gate]\ntau_fail = nan\n", ["gate.tau_fail", "finite", "nan"]),
         ("[gate]\ntau_fail = inf\n", ["gate.tau_fail", "finite", "inf"]),
         ("[task.options]\nwhen = [2026-01-31]\n", ["task.options.when[0]", "2026-01-31"]),
-        ("[distill.loss.gram]\nlocal = 1.0\n", ["distill.loss.gram", "local"]),
-        ("[distill.loss.gram]\nintra = -1.0\n", ["distill.loss.gram", ">= 0"]),
+        ("[distill.loss.extra]\nlocal = 1.0\n", ["distill.loss", "extra.local", "no loss 'local'"]),
+        ("[distill.loss.extra]\nintra = -1.0\n", ["distill.loss.extra", ">= 0"]),
         ("[student.taps]\na = { modul = 'x' }\n", ["student.taps"]),
     ],
 )
@@ -146,8 +146,8 @@ def test_a_recipes_name(write, tmp_path):
         ("seed=3", lambda r: r.seed, 3),
         ("quantize.calibration=entropy", lambda r: r.quantize.calibration, "entropy"),
         ('quantize.calibration="entropy"', lambda r: r.quantize.calibration, "entropy"),
-        ("distill.loss.gram={}", lambda r: r.distill.loss.gram, {}),
-        ("distill.loss.gram={cross = 2.0}", lambda r: r.distill.loss.gram, {"cross": 2.0}),
+        ("distill.loss.extra={}", lambda r: r.distill.loss.extra, {}),
+        ("distill.loss.extra={cross = 2.0}", lambda r: r.distill.loss.extra, {"cross": 2.0}),
         ("distill.loss.temperature=2", lambda r: r.distill.loss.temperature, 2.0),
         ("prune.ignore=['head']", lambda r: r.prune.ignore, ["head"]),
         ("task.options.views=['fou', 'zer']", lambda r: r.task.options, {"views": ["fou", "zer"]}),
@@ -204,7 +204,10 @@ def test_absolute_paths_and_names_stay(write):
 @pytest.mark.parametrize(
     ("override", "message"),
     [
-        ("distill.loss.gram={samle=1}", r"key in distill.loss.gram: there is no 'samle'; did you mean 'sample'\?"),
+        (
+            "distill.loss.extra={samle=1}",
+            r"distill.loss: extra.samle: there is no loss 'samle'; did you mean 'sample'\?",
+        ),
         ('prune.importance="magntude"', r"prune.importance: there is no 'magntude'; did you mean 'magnitude'\?"),
         ('teacher.taps={a={module="x",pool="toks"}}', r"pool: there is no 'toks'; did you mean 'tokens'"),
     ],
@@ -215,7 +218,7 @@ def test_a_wrong_word_names_the_nearest_of_those_allowed(override, message):
 
 
 def test_the_fine_tune_minimises_what_distilling_does_unless_told_otherwise():
-    recipe = load_recipe("digits", ("distill.loss.gram={}", "distill.loss.temperature=8.0"))
+    recipe = load_recipe("digits", ("distill.loss.extra={}", "distill.loss.temperature=8.0"))
     assert recipe.prune.loss == recipe.distill.loss
     told = load_recipe("digits", ("distill.loss.temperature=8.0", "prune.loss.kd=0.5"))
     assert (told.prune.loss.temperature, told.prune.loss.kd, told.distill.loss.kd) == (8.0, 0.5, 0.9)

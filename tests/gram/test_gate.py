@@ -10,12 +10,14 @@ import pytest
 import torch
 from probes import first, rotate, with_embeddings, with_logits
 
+from edgekd.gram.align import GramKind, gram_distance
 from edgekd.gram.drift import Bootstrap, Drift
 from edgekd.gram.gate import Limits, judge, keep_ledger
+from edgekd.gram.matrix import SOFTNESS
 from edgekd.gram.probe import Probe
 from edgekd.learn import distill, teacher
 from edgekd.learn.evaluate import batches, probe, truth
-from edgekd.learn.losses import cross_entropy, gram_losses
+from edgekd.learn.losses.logits import cross_entropy
 from edgekd.learn.result import PROBE, WEIGHTS
 from edgekd.learn.taps import Tapped, Taps, resolve_taps
 from edgekd.learn.task import accuracy, load_task
@@ -79,7 +81,7 @@ def taught_wrong(task, student, taps):
             logits, embeddings = tuned(inputs)
             with torch.no_grad():
                 expected = anchored(inputs)[1]
-            gram = gram_losses(embeddings, expected, ["sample"])["sample"]
+            gram = gram_distance(embeddings, [expected], GramKind("sample"), softness=SOFTNESS)
             loss = cross_entropy(logits, (batch.labels + 1) % logits.shape[1]) + 1000 * gram
             optimizer.zero_grad()
             loss.backward()

@@ -21,7 +21,7 @@ LIMITS = {key: getattr(GateConfig(), key) for key in ("tau_pass", "tau_fail", "m
 
 #: Labels alone teach, and no teacher's logits contradict them; the anchor is strong.
 POISON = TuneConfig(
-    epochs=10, learning_rate=2e-3, loss=LossConfig(ce=1, kd=0, gram={"sample": 100.0, "intra": 10.0})
+    epochs=10, learning_rate=2e-3, loss=LossConfig(ce=1, kd=0, extra={"sample": 100.0, "intra": 10.0})
 )  # fmt: skip
 
 

@@ -58,9 +58,9 @@ def test_distilling_brings_the_students_gram_to_the_teachers(tmp_path):
     task = loaded(counts=(200, 20, 20, 60))
     run_teacher(tmp_path / "teacher", task, epochs=10)
     drifts = {}
-    for name, gram in {"with": {"intra": 1.0, "sample": 1.0}, "without": {}}.items():
+    for name, extra in {"with": {"intra": 1.0, "sample": 1.0}, "without": {}}.items():
         network = load_weights(build(TwoTowers, 0), tmp_path / "teacher" / WEIGHTS)
-        config = DistillConfig(epochs=8, batch_size=16, loss=LossConfig(gram=gram))
+        config = DistillConfig(epochs=8, batch_size=16, loss=LossConfig(extra=extra))
         distill.run(task, network, Taps(TAPS, TAPS), config, 3, tmp_path / name, reporter())
         student, reference = (Probe.load(tmp_path / folder / PROBE) for folder in (name, "teacher"))
         drifts[name] = measure_drift(student, reference, None, Bootstrap(resamples=200)).mean

@@ -106,7 +106,7 @@ def build(*targets):
         stages=STAGES,
         training={
             "teacher": [{"loss": 0.9}, {"loss": 0.25, "validation": 0.96}],
-            "student": [{"loss": 0.5, "gram.intra": 0.004, "weight.intra": 36.54, "validation": 0.95}],
+            "student": [{"loss": 0.5, "loss.intra": 0.004, "weight.intra": 36.54, "validation": 0.95}],
         },
         targets=targets or (target(),),
     )
