@@ -78,8 +78,8 @@ def test_they_learn(bench, student):
 def test_the_gram_draws_the_student_to_the_teachers(bench, student, tmp_path):
     trained, folder = student
     first, last = trained.history[0], trained.history[-1]
-    assert last["gram.intra"] < 0.3 * first["gram.intra"]
-    bench.distil(tmp_path, gram={})
+    assert last["loss.intra"] < 0.3 * first["loss.intra"]
+    bench.distil(tmp_path, extra={})
     between, within = bench.far_from_teacher(folder)
     without_between, without_within = bench.far_from_teacher(tmp_path)
     assert between < 0.9 * without_between
@@ -93,7 +93,7 @@ def test_the_teacher_in_half_is_near(bench, precision):
     with torch.inference_mode():
         with Tapped(copy.deepcopy(model), bench.taps.teacher) as tapped:
             expected = tapped(inputs)[0]
-        with tapped_teacher(model, Taps(bench.taps.teacher, {}, precision)) as tapped:
+        with tapped_teacher(model, bench.taps.teacher, precision) as tapped:
             found = tapped(inputs)[0]
     assert 0 < (found - expected).abs().max() < 0.03 * expected.abs().max()
 
