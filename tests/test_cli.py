@@ -158,6 +158,8 @@ def test_tasks_names_licence_and_source(tmp_path):
     found = edgekd("tasks", cwd=tmp_path).stdout
     for said in ("digits", "CC BY 4.0", "Duin", "gestures", "BSD-3-Clause", "Burns"):
         assert said in found
+    for said in ("av-digits", "CC BY-SA 4.0", "LeCun", "Free Spoken Digit Dataset"):
+        assert said in found
 
 
 def test_targets(tmp_path):

@@ -334,10 +334,13 @@ def load_task(config: TaskConfig) -> LoadedTask:
         TaskError: it cannot be found or called, or does not keep the protocol.
     """
     factory, module_file = _find(config.name)
+    signature = inspect.signature(factory)
     try:
-        inspect.signature(factory).bind(**config.options)
+        signature.bind(**config.options)
     except TypeError as error:
-        raise TaskError(f"task {config.name}: cannot be made with options {config.options}: {error}") from error
+        unknown = [name for name in config.options if name not in signature.parameters]
+        hint = nearest(unknown[0], signature.parameters) if unknown else ""
+        raise TaskError(f"task {config.name}: cannot be made with options {config.options}: {error}{hint}") from error
     with user_code(f"task {config.name}", module_file.parent):
         task = factory(**config.options)
         if not isinstance(task, Task):
@@ -356,7 +359,8 @@ def _find(name: str) -> tuple[Any, Path]:
             raise TaskError(
                 f"no task '{name}'{nearest(name, shipped)} One of your own is written 'path/to/file.py:Name'."
             )
-        module_name, attribute = f"edgekd.tasks.{name}", name.replace("-", " ").title().replace(" ", "")
+        words = name.split("-")
+        module_name, attribute = f"edgekd.tasks.{'_'.join(words)}", "".join(word.title() for word in words)
     module = _import_file(Path(module_name)) if module_name.endswith(".py") else _import_module(module_name)
     if not hasattr(module, attribute):
         public = [key for key in vars(module) if not key.startswith("_")]

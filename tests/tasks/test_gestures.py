@@ -11,7 +11,7 @@ from edgekd.learn.taps import Tapped, resolve_taps
 from edgekd.learn.task import SPLITS, Task, load_task
 from edgekd.recipe import load_recipe
 from edgekd.tasks import gestures
-from edgekd.tasks.catalogue import GESTURES
+from edgekd.tasks.catalogue import GESTURES, SEGLEARN
 from edgekd.tasks.gestures import STEP, WINDOW, Gestures, cut_windows, read_recordings
 from edgekd.tasks.packages import fetch, read_member
 
@@ -23,12 +23,12 @@ def task():
 
 @pytest.fixture(scope="module")
 def raw():
-    return read_member(fetch(GESTURES.package), "seglearn/data/watch_dataset.npy")
+    return read_member(fetch(SEGLEARN), "seglearn/data/watch_dataset.npy")
 
 
 def test_the_shipped_recipe_loads(task):
     loaded = load_task(load_recipe("gestures").task)
-    assert loaded.files == (fetch(GESTURES.package),)
+    assert loaded.files == (fetch(SEGLEARN),)
     assert [modality.name for modality in loaded.task.modalities] == list(GESTURES.modalities)
     assert isinstance(task, Task)
     assert sum(len(split) for split in loaded.splits.values()) == GESTURES.samples

@@ -1,7 +1,8 @@
-"""Fetching: from an index made of one tiny wheel, so that every way to fail is at hand and none needs the network."""
+"""Fetching: from indexes of one tiny package, so that every way to fail is at hand and none needs the network."""
 
 import hashlib
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -12,11 +13,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
+from registry import NOWHERE, pack_package, serve_package, with_npm
 
 from edgekd.errors import DataError
 from edgekd.recipe import shipped_recipes
 from edgekd.tasks import describe
-from edgekd.tasks.packages import Package, data_folder, fetch, read_member
+from edgekd.tasks.packages import Package, data_folder, fetch, read_member, read_members
 
 ROOT = Path(__file__).resolve().parents[2]
 MEMBER = "tiny/data.csv"
@@ -188,16 +190,79 @@ def test_read_member(index):
         read_member(index.wheel.with_name("absent.whl"), MEMBER)
 
 
+TARBALL = pack_package("tiny", "1.0.0", {"data/a.json": b"[1]", "data/b.json": b"[2]"})
+
+
+@pytest.fixture
+def npm_index(tmp_path, monkeypatch):
+    """A package that npm's registry has, and the empty data folder."""
+    data = tmp_path / "data"
+    monkeypatch.setenv("EDGEKD_DATA", str(data))
+    digest = hashlib.sha256(TARBALL).hexdigest()
+    with serve_package("tiny", "1.0.0", TARBALL, monkeypatch, tmp_path / "npm"):
+        yield Index(Package("tiny", "1.0.0", "tiny-1.0.0.tgz", digest, "MIT", "nobody", client="npm"), tmp_path, data)
+
+
+@with_npm
+def test_npm_fetches_once(npm_index, monkeypatch):
+    path = fetch(npm_index.package)
+    assert path == npm_index.data / "tiny-1.0.0.tgz"
+    assert path.read_bytes() == TARBALL
+    monkeypatch.setenv("PATH", "")
+    assert fetch(npm_index.package) == path
+    assert npm_index.kept() == ["tiny-1.0.0.tgz"]
+
+
+@with_npm
+def test_another_tarball_than_pinned_is_not_kept(npm_index):
+    with pytest.raises(DataError, match=r"found .*; it was not kept; check which index npm is configured to use"):
+        fetch(replace(npm_index.package, sha256="0" * 64))
+    with pytest.raises(DataError, match=r"tiny@1\.0\.0: npm brought tiny-1\.0\.0\.tgz instead of other\.tgz; put"):
+        fetch(replace(npm_index.package, filename="other.tgz"))
+    assert npm_index.kept() == []
+
+
+@with_npm
+def test_npm_without_a_network(npm_index, monkeypatch):
+    monkeypatch.setenv("npm_config_registry", NOWHERE)
+    with pytest.raises(DataError, match=r"tiny@1\.0\.0: npm cannot fetch it: code ECONNREFUSED") as caught:
+        fetch(npm_index.package)
+    assert f"put tiny-1.0.0.tgz at {npm_index.package.path} by hand" in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_without_npm(npm_index, monkeypatch):
+    monkeypatch.setenv("PATH", "")
+    with pytest.raises(DataError, match=r"npm is not in PATH; install Node\.js with npm, or put tiny-1\.0\.0\.tgz at"):
+        fetch(npm_index.package)
+    npm_index.package.path.write_bytes(TARBALL)
+    assert fetch(npm_index.package) == npm_index.package.path
+
+
+def test_read_members_of_a_tarball(tmp_path):
+    tarball = tmp_path / "tiny-1.0.0.tgz"
+    tarball.write_bytes(TARBALL)
+    assert read_members(tarball, ["package/data/b.json", "package/data/a.json"]) == [b"[2]", b"[1]"]
+    with pytest.raises(DataError, match=r"has no file 'package/data/c\.json'"):
+        read_members(tarball, ["package/data/a.json", "package/data/c.json"])
+    for damaged in (TARBALL[:-40], b"PK" + TARBALL, TARBALL[:60] + bytes(30) + TARBALL[90:], b""):
+        tarball.write_bytes(damaged)
+        with pytest.raises(DataError, match="cannot be read as an npm tarball: "):
+            read_members(tarball, ["package/data/a.json"])
+
+
 def test_describe_names_the_shipped_tasks_and_whether_they_are_fetched(index):
     assert {info.name for info in describe()} == set(shipped_recipes())
     assert [info.fetched for info in describe()] == [False] * len(describe())
     index.data.mkdir()
-    (index.data / describe()[0].package.filename).touch()
-    assert describe()[0].fetched
     for info in describe():
         assert info.licence
         assert info.citation
-        assert info.package.filename.startswith(f"{info.package.name}-{info.package.version}-")
+        for package in info.packages:
+            assert not info.fetched
+            package.path.touch()
+            assert re.match(rf"{package.name}-{package.version}(-.*\.whl|\.tgz)$", package.filename)
+        assert info.fetched
 
 
 def test_describe_is_light():

