@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
+from edgekd.cache import digest
 from edgekd.errors import ModelError
 from edgekd.files import sha256_file
 from edgekd.learn.result import CUT, PROBE, VERSIONS, WEIGHTS, Exported, Trained
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
     from edgekd.learn.taps import Taps
     from edgekd.progress import StageReporter
     from edgekd.project import Project
-    from edgekd.recipe import Recipe
+    from edgekd.recipe import LossConfig, Recipe
     from edgekd.target import Scheme
 
 STAGES = ("teacher", "distill", "prune", "export")
@@ -105,6 +106,7 @@ class Learner:
                 self._load_teacher(learned.teacher),
                 self._load_student(learned.student),
                 self._load_pruned(learned.pruned.folder),
+                self._outputs(learned.teacher, config.loss, report),
             )
             return tune.run(self.project.loaded, networks, self.taps, scheme, config, self.recipe.seed, folder, report)
 
@@ -154,9 +156,8 @@ class Learner:
             from edgekd.learn import distill
 
             self._preflight()
-            return distill.run(
-                self.project.loaded, self._load_teacher(teacher), self.taps, config, self.recipe.seed, folder, report
-            )
+            outputs, model = self._outputs(teacher, config.loss, report), self._load_teacher(teacher)
+            return distill.run(self.project.loaded, model, self.taps, config, self.recipe.seed, folder, report, outputs)
 
         depends = {**_plain(config), "taps": _plain(self.recipe.student.taps), "teacher": teacher.key}
         return self.runner(Stage("distill", VERSIONS["distill"], depends, Trained, run, self._describe))
@@ -168,7 +169,10 @@ class Learner:
             from edgekd.learn import prune
 
             networks = prune.Networks(
-                self._load_teacher(teacher), self._load_student(student), self._load_student(student)
+                self._load_teacher(teacher),
+                self._load_student(student),
+                self._load_student(student),
+                self._outputs(teacher, config.loss, report),
             )
             return prune.run(self.project.loaded, networks, self.taps, config, self.recipe.seed, folder, report)
 
@@ -193,6 +197,26 @@ class Learner:
         versions = library_versions(["onnx", "onnxscript", "onnxruntime"], "build")
         depends = {**_plain(config), "opset": self.opset, "pruned": pruned.key, "versions": versions}
         return self.runner(Stage(self.export_name, VERSIONS["export"], depends, Exported, run, _describe_export))
+
+    def _outputs(self, teacher: Done[Trained], loss: LossConfig, report: StageReporter) -> Path | None:
+        """Return where the teacher's outputs of the training split are, written once; None where it is to run."""
+        if not self.recipe.distill.cache_teacher:
+            return None
+        from edgekd.learn import cached
+        from edgekd.learn.terms import places
+
+        read = places(self.taps.teacher, loss, "teacher")
+        depends = {"version": VERSIONS["outputs"], "teacher": teacher.key, "places": list(_plain(read).items())}
+        name, cache = f"outputs-{digest(depends)}", self.runner.cache
+
+        def wait() -> None:
+            report.warn("another build is writing the teacher's outputs; waiting for them")
+
+        with cache.claim(name, wait) as folder:
+            if folder is not None:
+                cached.write(self._load_teacher(teacher), read, self.project.loaded.splits["train"], folder, report)
+                cache.finish(name, {})
+        return cache.root / name
 
     @cached_property
     def taps(self) -> Taps:

@@ -255,7 +255,21 @@ def _check_term(name: str, term: Term) -> None:
 class DistillConfig(Training, frozen=True):
     """Train the student from the teacher."""
 
+    cache_teacher: Annotated[
+        bool,
+        Meta(
+            description="Compute the teacher's logits and embeddings of the training split once, keep them on disk and "
+            "read them while training, in the fine-tunes too. Samples that a split augments go to the teacher itself."
+        ),
+    ] = False
     loss: LossConfig = LossConfig()
+
+    def __post_init__(self) -> None:
+        maps = [name for name, term in self.loss.terms.items() if term.loss == "ickd"]
+        if self.cache_teacher and maps:
+            raise ValueError(
+                f"cache_teacher keeps no feature maps, which 'extra.{maps[0]}' (ickd) reads: leave one of the two out"
+            )
 
 
 class PruneBudget(_Config, frozen=True):

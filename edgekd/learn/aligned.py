@@ -6,6 +6,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from edgekd.learn.cached import Cached
 from edgekd.learn.evaluate import Validation, few, probe
 from edgekd.learn.objective import Distillation
 from edgekd.learn.reference import Live
@@ -14,6 +15,7 @@ from edgekd.learn.terms import Where, places
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
+    from pathlib import Path
 
     from torch import nn
 
@@ -31,11 +33,13 @@ class Models:
         trained: a student, in training.
         teacher: gives the logits.
         anchor: gives the embeddings: None for the teacher's, or else the student whose structure is to be kept.
+        outputs: what :func:`edgekd.learn.cached.write` wrote of the teacher; None to run it on every batch.
     """
 
     trained: nn.Module
     teacher: nn.Module
     anchor: nn.Module | None = None
+    outputs: Path | None = None
 
 
 @contextmanager
@@ -58,7 +62,8 @@ def aligned(
             return stack.enter_context(Tapped(model, places(of, config, side)))
 
         student = read(models.trained, taps.student, "student")
-        teacher = Live(read(models.teacher, taps.teacher, "teacher"))
+        live = Live(read(models.teacher, taps.teacher, "teacher"))
+        teacher = Cached(live, models.outputs, report) if models.outputs else live
         anchor = teacher if models.anchor is None else Live(read(models.anchor, anchor_taps, table))
         objective = Distillation(student, teacher, anchor, config, where, report)
         objective.prepare(few(task, device), seed)

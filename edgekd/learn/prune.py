@@ -49,11 +49,15 @@ _SAMPLES = 1024
 
 @dataclass(frozen=True)
 class Networks:
-    """The networks of the stage, on one device: the teacher, the unpruned student, and the copy to prune."""
+    """The networks of the stage, on one device: the teacher, the unpruned student, and the copy to prune.
+
+    The teacher's outputs are read where they were written.
+    """
 
     teacher: nn.Module
     student: nn.Module
     pruned: nn.Module
+    outputs: Path | None = None
 
 
 @dataclass(frozen=True)
@@ -162,7 +166,7 @@ def _tune(task: LoadedTask, networks: Networks, taps: Taps, run: Fit, config: Pr
     # What stays makes up for what "gram" removed, so that the unpruned student's statistics hold. Those of a batch do
     # not, and a network that is held to the Gram under them has another one under its own.
     hold = frozen_statistics if config.importance == "gram" else nullcontext
-    models = Models(model, networks.teacher, networks.student)
+    models = Models(model, networks.teacher, networks.student, networks.outputs)
     with aligned(task, models, taps, config.loss, run.seed, run.report) as (objective, validate), hold(model):
         return fit(model, objective, task.splits["train"], validate, run)
 
