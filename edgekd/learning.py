@@ -90,10 +90,14 @@ class Learner:
 
     def run(self) -> Learning:
         """Run or read every stage."""
+        teacher, student, pruned = self.train()
+        return Learning(self, teacher, student, pruned, self._export(teacher, student, pruned))
+
+    def train(self) -> tuple[Done[Trained], Done[Trained], Done[Trained]]:
+        """Run or read the stages that train: teacher, student, pruned student."""
         teacher = self._teacher()
         student = self._distill(teacher)
-        pruned = self._prune(teacher, student)
-        return Learning(self, teacher, student, pruned, self._export(teacher, student, pruned))
+        return teacher, student, self._prune(teacher, student)
 
     def tune(self, learned: Learning, scheme: Scheme) -> Tuned:
         """Tune the pruned network for a scheme, and export it alone."""
@@ -202,7 +206,7 @@ class Learner:
         """Return where the teacher's outputs of the training split are, written once; None where it is to run."""
         if not self.recipe.distill.cache_teacher:
             return None
-        from edgekd.learn import cached
+        from edgekd.learn import cached, ranks
         from edgekd.learn.terms import places
 
         read = places(self.taps.teacher, loss, "teacher")
@@ -212,10 +216,13 @@ class Learner:
         def wait() -> None:
             report.warn("another build is writing the teacher's outputs; waiting for them")
 
-        with cache.claim(name, wait) as folder:
-            if folder is not None:
-                cached.write(self._load_teacher(teacher), read, self.project.loaded.splits["train"], folder, report)
-                cache.finish(name, {})
+        if ranks.leads():
+            with cache.claim(name, wait) as folder:
+                if folder is not None:
+                    split = self.project.loaded.splits["train"]
+                    cached.write(self._load_teacher(teacher), read, split, folder, report)
+                    cache.finish(name, {})
+        ranks.wait()
         return cache.root / name
 
     @cached_property

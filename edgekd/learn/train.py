@@ -11,8 +11,9 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from edgekd.cache import CHECKPOINT
-from edgekd.errors import ModelError
+from edgekd.errors import ModelError, RankError
 from edgekd.files import atomic_path
+from edgekd.learn import ranks
 from edgekd.learn.task import Batch, Split, collate
 from edgekd.learn.weights import load_plain, seed_all
 
@@ -25,6 +26,9 @@ if TYPE_CHECKING:
 
 #: One epoch's figures: mean losses, weights, "validation".
 Epoch = dict[str, float]
+
+#: How far apart the seeds of the processes' dropout and augmentation are.
+_RANK_SEEDS = 1_000_000_007
 
 
 class Objective(Protocol):
@@ -62,8 +66,8 @@ class Fit:
 
 
 def compute_device() -> torch.device:
-    """Return CUDA where there is one, else the CPU."""
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    """Return CUDA where there is one, this process's own of several, else the CPU."""
+    return torch.device("cuda", ranks.local_rank()) if torch.cuda.is_available() else torch.device("cpu")
 
 
 def fit(model: nn.Module, objective: Objective, train: Split, validate: Callable[[], Epoch], run: Fit) -> list[Epoch]:
@@ -86,6 +90,7 @@ def fit(model: nn.Module, objective: Objective, train: Split, validate: Callable
     config = run.config
     device = next(model.parameters()).device
     batches = _Batches(len(train), config.batch_size, run.seed)
+    batches.check_shares()
     loader: DataLoader[Batch] = DataLoader(cast("Dataset[Any]", train), batch_sampler=batches, collate_fn=collate)
     trained = [p for p in [*model.parameters(), *objective.parameters()] if p.requires_grad]
     optimizer = torch.optim.AdamW(trained, lr=config.learning_rate, weight_decay=config.weight_decay)
@@ -94,12 +99,15 @@ def fit(model: nn.Module, objective: Objective, train: Split, validate: Callable
     )
     parts = {"model": model, "optimizer": optimizer, "schedule": schedule}
     history = _resume(run, parts, objective, device)
+    ranks.align([*model.parameters(), *model.buffers(), *objective.parameters()])
     for epoch in range(len(history), config.epochs):
-        seed_all(_epoch_seed(run.seed, epoch))
+        seed_all(_epoch_seed(run.seed, epoch) + ranks.rank() * _RANK_SEEDS)
         batches.epoch = epoch
         figures = _one_epoch(model, objective, loader, optimizer, schedule, device, (epoch, config.epochs))
         model.eval()
-        history.append({**figures, **validate()})
+        history.append({**figures, **(validate() if ranks.leads() else {})})
+        if not ranks.leads():
+            continue
         _save(run.folder / CHECKPOINT, parts, objective, history)
         run.report.advance(
             epoch + 1, config.epochs, f"loss {figures['loss']:.3f}, validation {history[-1]['validation']:.3f}"
@@ -110,7 +118,8 @@ def fit(model: nn.Module, objective: Objective, train: Split, validate: Callable
 class _Batches(Sampler[list[int]]):
     """Every sample once an epoch, in an order decided by seed and epoch alone, in batches of nearly one size.
 
-    No batch is left with a single sample, which has no batch statistics and no batch-wide Gram.
+    No batch is left with a single sample, which has no batch statistics and no batch-wide Gram. Of several processes
+    each is given its own share of every batch.
     """
 
     def __init__(self, length: int, batch_size: int, seed: int) -> None:
@@ -120,10 +129,20 @@ class _Batches(Sampler[list[int]]):
     def __iter__(self) -> Iterator[list[int]]:
         generator = torch.Generator().manual_seed(_epoch_seed(self.seed, self.epoch))
         order = torch.randperm(self.length, generator=generator)
-        return iter([part.tolist() for part in order.tensor_split(self.count)])
+        batches = order.tensor_split(self.count)
+        return iter([batch.tensor_split(ranks.size())[ranks.rank()].tolist() for batch in batches])
 
     def __len__(self) -> int:
         return self.count
+
+    def check_shares(self) -> None:
+        """Raise RankError where a process would have a single sample of a batch, or none."""
+        smallest = self.length // self.count
+        if ranks.size() > 1 and smallest < 2 * ranks.size():
+            raise RankError(
+                f"batches of {smallest} samples leave fewer than two to each of {ranks.size()} processes: raise "
+                "batch_size, or start fewer"
+            )
 
 
 def _epoch_seed(seed: int, epoch: int) -> int:
@@ -147,6 +166,7 @@ def _one_epoch(
             loss, figures = objective(batch.to(device), progress)
         optimizer.zero_grad(set_to_none=True)
         torch.autograd.backward(loss)
+        ranks.reduce_gradients(model.parameters(), objective.parameters())
         optimizer.step()
         schedule.step()
         for name, value in {"loss": loss.detach(), **figures}.items():
