@@ -189,10 +189,12 @@ class Learner:
 
         def run(folder: Path, report: StageReporter) -> Exported:
             from edgekd.learn import export
+            from edgekd.learn.ensemble import taps_of
             from edgekd.learn.to_onnx import Network
 
+            model = self._load_teacher(teacher)
             networks = {
-                "teacher": Network(self._load_teacher(teacher), self.taps.teacher),
+                "teacher": Network(model, taps_of(model, self.taps.teacher)),
                 "student": Network(self._load_student(student), self.taps.student),
                 "pruned": Network(self._load_pruned(pruned.folder), self.taps.student),
             }
@@ -248,7 +250,12 @@ class Learner:
         return True
 
     def _load_teacher(self, done: Done[Trained]) -> nn.Module:
-        return self._load(self.project.loaded.task.teacher, done)
+        factory, count = self.project.loaded.task.teacher, self.recipe.teacher.members
+        if count == 1:
+            return self._load(factory, done)
+        from edgekd.learn.ensemble import Ensemble
+
+        return self._load(lambda: Ensemble([factory() for _ in range(count)], self.taps.teacher), done)
 
     def _load_student(self, done: Done[Trained]) -> nn.Module:
         return self._load(self.project.loaded.task.student, done)

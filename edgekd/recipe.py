@@ -102,7 +102,21 @@ class TeacherConfig(Training, frozen=True):
     weights: Annotated[
         str, Meta(description="Load these weights (.safetensors, or a state dict saved by torch) instead of training.")
     ] = ""
+    members: Annotated[
+        PositiveInt,
+        Meta(
+            description="How many teachers to train, from seed, seed + 1, ...: the student learns from their mean "
+            "probability and aligns with the mean of their Grams."
+        ),
+    ] = 1
     taps: Taps = {}
+
+    def __post_init__(self) -> None:
+        if self.weights and self.members > 1:
+            raise ValueError(
+                f"teacher.weights is of one network, and teacher.members asks for {self.members}: leave one of the "
+                "two out"
+            )
 
 
 class StudentConfig(_Config, frozen=True):

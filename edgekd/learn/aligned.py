@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from edgekd.learn.cached import Cached
+from edgekd.learn.ensemble import members, taps_of
 from edgekd.learn.evaluate import Validation, few, probe
 from edgekd.learn.objective import Distillation
 from edgekd.learn.reference import Live
@@ -55,14 +56,15 @@ def aligned(
     own = models.anchor is not None
     table, anchor_taps = ("student", taps.student) if own else ("teacher", taps.teacher)
     where = Where(task.modalities, taps.student, anchor_taps, "student" if own else "teacher")
-    kept = probe(models.anchor or models.teacher, anchor_taps, task.splits["val"])
+    guide = models.anchor or models.teacher
+    kept = probe(guide, taps_of(guide, anchor_taps), task.splits["val"])
     with ExitStack() as stack:
 
         def read(model: nn.Module, of: Mapping[str, Tap], side: str) -> Tapped:
             return stack.enter_context(Tapped(model, places(of, config, side)))
 
         student = read(models.trained, taps.student, "student")
-        live = Live(read(models.teacher, taps.teacher, "teacher"))
+        live = Live(*(read(member, taps.teacher, "teacher") for member in members(models.teacher)))
         teacher = Cached(live, models.outputs, report) if models.outputs else live
         anchor = teacher if models.anchor is None else Live(read(models.anchor, anchor_taps, table))
         objective = Distillation(student, teacher, anchor, config, where, report)

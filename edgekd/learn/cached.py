@@ -6,6 +6,7 @@ stored of it holds only for the inputs that the teacher saw: others, of a split 
 
 from __future__ import annotations
 
+from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
@@ -14,6 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from edgekd.learn.ensemble import members
 from edgekd.learn.evaluate import batches
 from edgekd.learn.reference import Known, Live, known
 from edgekd.learn.taps import Tapped
@@ -44,8 +46,9 @@ def write(model: nn.Module, places: Mapping[str, Tap], split: Split, folder: Pat
         report: hears of each batch.
     """
     device = compute_device()
-    with Tapped(model.to(device), places) as tapped:
-        _write(Live(tapped), split, device, folder, report)
+    with ExitStack() as stack:
+        live = Live(*(stack.enter_context(Tapped(member, places)) for member in members(model.to(device))))
+        _write(live, split, device, folder, report)
 
 
 def _write(live: Live, split: Split, device: torch.device, folder: Path, report: StageReporter) -> None:
