@@ -92,6 +92,13 @@ class Training(_Config, frozen=True):
 
     epochs: Annotated[PositiveInt, Meta(description="Passes over the training split; the last one is kept.")] = 30
     batch_size: Annotated[int, Meta(ge=2, description="Samples a step. Batch-wide Gram scopes depend on it.")] = 64
+    accumulate: Annotated[
+        PositiveInt,
+        Meta(
+            description="Parts that each batch is taken in, one after another, to need less memory. Batch-wide losses "
+            "then see pairs of samples of one part alone."
+        ),
+    ] = 1
     learning_rate: Annotated[Positive, Meta(description="Peak learning rate of AdamW under OneCycle.")] = 2e-3
     weight_decay: Annotated[NonNegative, Meta(description="AdamW's decoupled weight decay.")] = 1e-2
 

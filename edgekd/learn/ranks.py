@@ -112,7 +112,9 @@ def align(tensors: Iterable[Tensor]) -> None:
     if size() > 1:
         with torch.no_grad(), _answered():
             for tensor in tensors:
-                dist.broadcast(tensor, 0)
+                values = tensor.contiguous()
+                dist.broadcast(values, 0)
+                tensor.copy_(values)
 
 
 def sizes(count: int, device: torch.device) -> list[int]:
