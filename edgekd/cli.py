@@ -105,7 +105,8 @@ def _build_options(command: Callable[..., Any]) -> Callable[..., Any]:
         **others: Any,
     ) -> Any:
         from edgekd.files import make_folder
-        from edgekd.pipeline import Places
+        from edgekd.joint import follows
+        from edgekd.pipeline import Places, follow
         from edgekd.recipe import load_recipe, recipe_name
         from edgekd.target import load_targets
 
@@ -114,6 +115,9 @@ def _build_options(command: Callable[..., Any]) -> Callable[..., Any]:
             loaded, name = load_recipe(recipe, overrides), recipe_name(recipe)
         else:
             loaded, name = _model_recipe(recipe, overrides, model, calibration, test, taps), model.stem
+        if follows():
+            follow(loaded, load_targets(targets), cache)
+            return None
         places = Places(output or Path("build") / name, cache)
         wanted = _Build(loaded, name, load_targets(targets), devices, places)
         make_folder(places.output, OutputError, "--output")

@@ -79,6 +79,12 @@ class OutputError(EdgekdError):
     exit_code = 12
 
 
+class RankError(EdgekdError):
+    """One of several processes that train together ended, hangs, or cannot be met."""
+
+    exit_code = 13
+
+
 class GateFailed(EdgekdError):
     """The build finished, its artefacts are kept, and the gate rejected it."""
 

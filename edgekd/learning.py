@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
+from edgekd.cache import digest
 from edgekd.errors import ModelError
 from edgekd.files import sha256_file
 from edgekd.learn.result import CUT, PROBE, VERSIONS, WEIGHTS, Exported, Trained
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
     from edgekd.learn.taps import Taps
     from edgekd.progress import StageReporter
     from edgekd.project import Project
-    from edgekd.recipe import Recipe
+    from edgekd.recipe import LossConfig, Recipe
     from edgekd.target import Scheme
 
 STAGES = ("teacher", "distill", "prune", "export")
@@ -89,10 +90,14 @@ class Learner:
 
     def run(self) -> Learning:
         """Run or read every stage."""
+        teacher, student, pruned = self.train()
+        return Learning(self, teacher, student, pruned, self._export(teacher, student, pruned))
+
+    def train(self) -> tuple[Done[Trained], Done[Trained], Done[Trained]]:
+        """Run or read the stages that train: teacher, student, pruned student."""
         teacher = self._teacher()
         student = self._distill(teacher)
-        pruned = self._prune(teacher, student)
-        return Learning(self, teacher, student, pruned, self._export(teacher, student, pruned))
+        return teacher, student, self._prune(teacher, student)
 
     def tune(self, learned: Learning, scheme: Scheme) -> Tuned:
         """Tune the pruned network for a scheme, and export it alone."""
@@ -105,6 +110,7 @@ class Learner:
                 self._load_teacher(learned.teacher),
                 self._load_student(learned.student),
                 self._load_pruned(learned.pruned.folder),
+                self._outputs(learned.teacher, config.loss, report),
             )
             return tune.run(self.project.loaded, networks, self.taps, scheme, config, self.recipe.seed, folder, report)
 
@@ -154,9 +160,8 @@ class Learner:
             from edgekd.learn import distill
 
             self._preflight()
-            return distill.run(
-                self.project.loaded, self._load_teacher(teacher), self.taps, config, self.recipe.seed, folder, report
-            )
+            outputs, model = self._outputs(teacher, config.loss, report), self._load_teacher(teacher)
+            return distill.run(self.project.loaded, model, self.taps, config, self.recipe.seed, folder, report, outputs)
 
         depends = {
             **_plain(config),
@@ -173,7 +178,10 @@ class Learner:
             from edgekd.learn import prune
 
             networks = prune.Networks(
-                self._load_teacher(teacher), self._load_student(student), self._load_student(student)
+                self._load_teacher(teacher),
+                self._load_student(student),
+                self._load_student(student),
+                self._outputs(teacher, config.loss, report),
             )
             return prune.run(self.project.loaded, networks, self.taps, config, self.recipe.seed, folder, report)
 
@@ -186,10 +194,12 @@ class Learner:
 
         def run(folder: Path, report: StageReporter) -> Exported:
             from edgekd.learn import export
+            from edgekd.learn.ensemble import taps_of
             from edgekd.learn.to_onnx import Network
 
+            model = self._load_teacher(teacher)
             networks = {
-                "teacher": Network(self._load_teacher(teacher), self.taps.teacher),
+                "teacher": Network(model, taps_of(model, self.taps.teacher)),
                 "student": Network(self._load_student(student), self.taps.student),
                 "pruned": Network(self._load_pruned(pruned.folder), self.taps.student),
             }
@@ -198,6 +208,29 @@ class Learner:
         versions = library_versions(["onnx", "onnxscript", "onnxruntime"], "build")
         depends = {**_plain(config), "opset": self.opset, "pruned": pruned.key, "versions": versions}
         return self.runner(Stage(self.export_name, VERSIONS["export"], depends, Exported, run, _describe_export))
+
+    def _outputs(self, teacher: Done[Trained], loss: LossConfig, report: StageReporter) -> Path | None:
+        """Return where the teacher's outputs of the training split are, written once; None where it is to run."""
+        if not self.recipe.distill.cache_teacher:
+            return None
+        from edgekd.learn import cached, ranks
+        from edgekd.learn.terms import places
+
+        read = places(self.taps.teacher, loss, "teacher")
+        depends = {"version": VERSIONS["outputs"], "teacher": teacher.key, "places": list(_plain(read).items())}
+        name, cache = f"outputs-{digest(depends)}", self.runner.cache
+
+        def wait() -> None:
+            report.warn("another build is writing the teacher's outputs; waiting for them")
+
+        if ranks.leads():
+            with cache.claim(name, wait) as folder:
+                if folder is not None:
+                    split = self.project.loaded.splits["train"]
+                    cached.write(self._load_teacher(teacher), read, split, folder, report)
+                    cache.finish(name, {})
+        ranks.wait()
+        return cache.root / name
 
     @cached_property
     def taps(self) -> Taps:
@@ -223,7 +256,12 @@ class Learner:
         return True
 
     def _load_teacher(self, done: Done[Trained]) -> nn.Module:
-        return self._load(self.project.loaded.task.teacher, done)
+        factory, count = self.project.loaded.task.teacher, self.recipe.teacher.members
+        if count == 1:
+            return self._load(factory, done)
+        from edgekd.learn.ensemble import Ensemble
+
+        return self._load(lambda: Ensemble([factory() for _ in range(count)], self.taps.teacher), done)
 
     def _load_student(self, done: Done[Trained]) -> nn.Module:
         return self._load(self.project.loaded.task.student, done)

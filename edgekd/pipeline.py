@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from msgspec.structs import replace
 
 import edgekd
-from edgekd import bringing, learning
+from edgekd import bringing, joint, learning
 from edgekd.cache import Cache
 from edgekd.compress.quantize import ways
 from edgekd.devices.choose import Absent, assign_devices
@@ -76,6 +76,8 @@ def build(
             :func:`edgekd.devices.choose.assign_devices`. By default what is at hand for each target.
         name: what the report calls the recipe.
         observer: hears of each stage.
+
+    Where torchrun started several processes, rank 0 calls this and the others :func:`follow`.
 
     Returns:
         The report, also written to ``output`` as ``report.json`` and ``report.md``. A build that the gate rejected
@@ -161,14 +163,33 @@ def prepare(
         exports = {first: "export", **{opset: f"export opset {opset}" for opset in others}}
         observer.plan((*learning.STAGES, *(exports[opset] for opset in others), *fan_out))
         project = Project(recipe.task, cache)
-        origins: dict[int, Origin] = {
-            opset: learning.Learner(runner, project, recipe, opset, export).run() for opset, export in exports.items()
+        learners = {
+            opset: learning.Learner(runner, project, recipe, opset, export) for opset, export in exports.items()
         }
+        if joint.launched() > 1:
+            joint.train(learners[first])
+        origins: dict[int, Origin] = {opset: learner.run() for opset, learner in learners.items()}
     else:
         observer.plan((*bringing.STAGES, *fan_out))
         origins = dict.fromkeys((first, *others), bringing.bring_model(runner, recipe))
     contexts = {t.name: Context(runner, recipe, t, origins[t.opset], at[t.name]) for t in targets}
     return Prepared(runner, origins[first], contexts, versions)
+
+
+def follow(recipe: Recipe, targets: Sequence[Target], cache: Path) -> None:
+    """Train along with the process that builds, where torchrun started several; return when training is over.
+
+    Args:
+        recipe: the same as that process's, as are the others.
+        targets: the same.
+        cache: the same folder.
+
+    Raises:
+        EdgekdError: any error that a user can cause; see :mod:`edgekd.errors`.
+    """
+    if recipe.task:
+        runner, project = Runner(Cache(cache), Silent()), Project(recipe.task, cache)
+        joint.train(learning.Learner(runner, project, _fit_widths(recipe, targets), targets[0].opset))
 
 
 def _check(recipe: Recipe, target: Target, device: Device | Absent) -> None:

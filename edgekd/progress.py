@@ -41,6 +41,23 @@ class StageReporter:
         self.observer.warn(self.stage, message)
 
 
+@dataclass(frozen=True)
+class Part(StageReporter):
+    """Reports one of several trainings in a stage as a part of them all.
+
+    Attributes:
+        before: steps of those before it.
+        total: steps of all.
+    """
+
+    before: int
+    total: int
+
+    def advance(self, done: int, total: int, note: str = "") -> None:  # noqa: ARG002  (of this part)
+        """Report progress."""
+        super().advance(self.before + done, self.total, note)
+
+
 class Silent:
     """An observer that ignores everything."""
 

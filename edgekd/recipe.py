@@ -101,6 +101,13 @@ class Training(_Config, frozen=True):
 
     epochs: Annotated[PositiveInt, Meta(description="Passes over the training split; the last one is kept.")] = 30
     batch_size: Annotated[int, Meta(ge=2, description="Samples a step. Batch-wide Gram scopes depend on it.")] = 64
+    accumulate: Annotated[
+        PositiveInt,
+        Meta(
+            description="Parts that each batch is taken in, one after another, to need less memory. Batch-wide losses "
+            "then see pairs of samples of one part alone."
+        ),
+    ] = 1
     learning_rate: Annotated[Positive, Meta(description="Peak learning rate of AdamW under OneCycle.")] = 2e-3
     weight_decay: Annotated[NonNegative, Meta(description="AdamW's decoupled weight decay.")] = 1e-2
 
@@ -118,7 +125,21 @@ class TeacherConfig(Training, frozen=True):
             "ledger and its ONNX are float32 whatever this is."
         ),
     ] = "float32"
+    members: Annotated[
+        PositiveInt,
+        Meta(
+            description="How many teachers to train, from seed, seed + 1, ...: the student learns from their mean "
+            "probability and aligns with the mean of their Grams."
+        ),
+    ] = 1
     taps: Taps = {}
+
+    def __post_init__(self) -> None:
+        if self.weights and self.members > 1:
+            raise ValueError(
+                f"teacher.weights is of one network, and teacher.members asks for {self.members}: leave one of the "
+                "two out"
+            )
 
 
 class StudentConfig(_Config, frozen=True):
@@ -271,7 +292,21 @@ def _check_term(name: str, term: Term) -> None:
 class DistillConfig(Training, frozen=True):
     """Train the student from the teacher."""
 
+    cache_teacher: Annotated[
+        bool,
+        Meta(
+            description="Compute the teacher's logits and embeddings of the training split once, keep them on disk and "
+            "read them while training, in the fine-tunes too. Samples that a split augments go to the teacher itself."
+        ),
+    ] = False
     loss: LossConfig = LossConfig()
+
+    def __post_init__(self) -> None:
+        maps = [name for name, term in self.loss.terms.items() if term.loss == "ickd"]
+        if self.cache_teacher and maps:
+            raise ValueError(
+                f"cache_teacher keeps no feature maps, which 'extra.{maps[0]}' (ickd) reads: leave one of the two out"
+            )
 
 
 class PruneBudget(_Config, frozen=True):

@@ -56,6 +56,12 @@ class Stage(Generic[R]):
     run: Callable[[Path, StageReporter], R]
     summary: Callable[[R], str]
 
+    @property
+    def key(self) -> str:
+        """What names its result."""
+        kind = self.name.split()[0]
+        return f"{kind}-{digest({'stage': kind, 'version': self.version, **self.depends})}"
+
 
 @dataclass
 class Runner:
@@ -67,8 +73,7 @@ class Runner:
 
     def __call__(self, stage: Stage[R]) -> Done[R]:
         """Run a stage, or read its result where it is up to date; either way it is reported once in a build."""
-        kind = stage.name.split()[0]
-        key = f"{kind}-{digest({'stage': kind, 'version': stage.version, **stage.depends})}"
+        key = stage.key
         record = self.cache.find(key)
         started = time.monotonic()
         cached = record is not None and _fits(record, stage.result)

@@ -6,6 +6,8 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from edgekd.learn.cached import Cached
+from edgekd.learn.ensemble import members, taps_of
 from edgekd.learn.evaluate import Validation, few, probe
 from edgekd.learn.objective import Distillation
 from edgekd.learn.precision import tapped_teacher
@@ -15,6 +17,7 @@ from edgekd.learn.terms import Where, places
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from pathlib import Path
 
     from torch import nn
 
@@ -32,11 +35,13 @@ class Models:
         trained: a student, in training.
         teacher: gives the logits.
         anchor: gives the embeddings: None for the teacher's, or else the student whose structure is to be kept.
+        outputs: what :func:`edgekd.learn.cached.write` wrote of the teacher; None to run it on every batch.
     """
 
     trained: nn.Module
     teacher: nn.Module
     anchor: nn.Module | None = None
+    outputs: Path | None = None
 
 
 @contextmanager
@@ -52,14 +57,16 @@ def aligned(
     own = models.anchor is not None
     anchor_taps = taps.student if own else taps.teacher
     where = Where(task.modalities, taps.student, anchor_taps, "student" if own else "teacher")
-    kept = probe(models.anchor or models.teacher, anchor_taps, task.splits["val"])
+    guide = models.anchor or models.teacher
+    kept = probe(guide, taps_of(guide, anchor_taps), task.splits["val"])
     read = places(taps.student, config, "student")
+    asked = places(taps.teacher, config, "teacher")
     with ExitStack() as stack:
         student = stack.enter_context(Tapped(models.trained, read))
-        known = tapped_teacher(models.teacher, places(taps.teacher, config, "teacher"), taps.precision)
-        teacher = anchor = Live(stack.enter_context(known))
-        if models.anchor is not None:
-            anchor = Live(stack.enter_context(Tapped(models.anchor, read)))
+        known = [tapped_teacher(member, asked, taps.precision) for member in members(models.teacher)]
+        live = Live(*(stack.enter_context(one) for one in known))
+        teacher = Cached(live, models.outputs, report) if models.outputs else live
+        anchor = teacher if models.anchor is None else Live(stack.enter_context(Tapped(models.anchor, read)))
         objective = Distillation(student, teacher, anchor, config, where, report)
         objective.prepare(few(task, device), seed)
         yield objective, Validation(task, models.trained, taps.student, kept)

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from edgekd.learn import ranks
+
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
@@ -119,4 +121,4 @@ def _gradient_norm(loss: Tensor, tensors: Sequence[Tensor]) -> float:
     if not free or not loss.requires_grad:
         return 0.0
     gradients = torch.autograd.grad(loss, free, retain_graph=True, allow_unused=True, materialize_grads=True)
-    return float(torch.stack([g.float().square().sum() for g in gradients]).sum().sqrt())
+    return float(ranks.total(torch.stack([g.float().square().sum() for g in gradients]).sum()).sqrt())

@@ -29,8 +29,9 @@ def run(
     seed: int,
     folder: Path,
     report: StageReporter,
+    outputs: Path | None = None,
 ) -> Trained:
-    """Distil a student into ``folder``.
+    """Distil a student into ``folder``; ``outputs`` are the teacher's, where they were written.
 
     Raises:
         TaskError: a tap is wrong.
@@ -38,7 +39,7 @@ def run(
     """
     device = compute_device()
     student = build(task.task.student, seed).to(device)
-    models = Models(student, teacher.to(device))
+    models = Models(student, teacher.to(device), outputs=outputs)
     with aligned(task, models, taps, config.loss, seed, report) as (objective, validate):
         history = fit(student, objective, task.splits["train"], validate, Fit(config, seed, folder, report))
     return keep(task, student, taps.student, history, folder)

@@ -11,6 +11,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from edgekd.gram.drift import Bootstrap, measure_drift
 from edgekd.gram.probe import Probe
+from edgekd.learn import ranks
 from edgekd.learn.result import PROBE, WEIGHTS, Trained
 from edgekd.learn.taps import Tapped
 from edgekd.learn.task import Batch, LoadedTask, Split, collate
@@ -112,7 +113,8 @@ class Validation:
 def keep(task: LoadedTask, model: nn.Module, taps: Mapping[str, Tap], history: list[Epoch], folder: Path) -> Trained:
     """Write a trained model's weights and its probe of the test split, and sum up."""
     probed = probe(model, taps, task.splits["test"])
-    save_weights(model, folder / WEIGHTS)
-    probed.save(folder / PROBE)
+    if ranks.leads():
+        save_weights(model, folder / WEIGHTS)
+        probed.save(folder / PROBE)
     score = task.metric(probed.logits, truth(task.splits["test"]).labels)
     return Trained(score, sum(p.numel() for p in model.parameters()), history)

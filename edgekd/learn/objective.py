@@ -7,10 +7,12 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from edgekd.learn import ranks
 from edgekd.learn.balance import Balance, schedule
 from edgekd.learn.losses.logits import cross_entropy, kd_loss
 from edgekd.learn.reference import side
 from edgekd.learn.terms import Seen, make_extras
+from edgekd.learn.whole import whole
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -34,7 +36,11 @@ class Supervised:
     def __call__(self, batch: Batch, progress: float) -> tuple[Tensor, Figures]:  # noqa: ARG002  (no schedule here)
         """Return the loss and the figures to log."""
         logits, _ = self.tapped(list(batch.inputs.values()))
-        return cross_entropy(logits, batch.labels), {}
+        labels = batch.labels
+        if ranks.size() > 1:
+            counts = ranks.sizes(len(labels), labels.device)
+            logits, labels = (ranks.gather(x, counts) for x in (logits, labels))
+        return cross_entropy(logits, labels), {}
 
     def parameters(self) -> list[nn.Parameter]:
         """Nothing is learned beside the model."""
@@ -77,6 +83,7 @@ class Distillation:
         self.config, self.report = config, report
         self.extras = make_extras(config, where)
         self.balance = Balance(config.terms)
+        self._maps = any(term.loss == "ickd" for term in config.terms.values())
         self._warned: set[str] = set()
 
     def prepare(self, batch: Batch, seed: int) -> Distillation:
@@ -104,7 +111,7 @@ class Distillation:
             progress: share of all steps that are done, in [0, 1).
         """
         seen, outputs = self._see(batch)
-        ce = cross_entropy(seen.student.logits, batch.labels)
+        ce = cross_entropy(seen.student.logits, seen.labels)
         kd = kd_loss(seen.student.logits, seen.teacher, self.config.temperature)
         base = self.config.ce * ce + self.config.kd * kd
         with torch.autocast(batch.labels.device.type, enabled=False):
@@ -127,7 +134,8 @@ class Distillation:
         known = self.teacher(batch)
         anchors = known.sides if self.anchor is self.teacher else self.anchor(batch).sides
         reading = self.student.read(list(batch.inputs.values()))
-        return Seen(side(reading), known.logits, anchors, batch.labels, batch.present), reading.outputs
+        seen = Seen(side(reading), known.logits, anchors, batch.labels, batch.present)
+        return whole(seen, list(batch.inputs), self._maps), reading.outputs
 
     def _warn_of_vanished(self) -> None:
         for name in set(self.balance.vanished()) - self._warned:

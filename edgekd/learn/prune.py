@@ -19,6 +19,7 @@ from torch.utils.data import DataLoader, Subset
 from edgekd.cache import ROUNDS
 from edgekd.errors import RecipeError, TaskError, nearest
 from edgekd.files import write_text
+from edgekd.learn import ranks
 from edgekd.learn.aligned import Models, aligned
 from edgekd.learn.channels import remove
 from edgekd.learn.cut import Cutter
@@ -28,7 +29,7 @@ from edgekd.learn.result import CUT, REMOVED, WEIGHTS, Trained
 from edgekd.learn.task import collate
 from edgekd.learn.train import Fit, compute_device, fit
 from edgekd.learn.weights import load_weights, save_weights
-from edgekd.progress import StageReporter
+from edgekd.progress import Part
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -40,6 +41,7 @@ if TYPE_CHECKING:
     from edgekd.learn.taps import Taps
     from edgekd.learn.task import Batch, LoadedTask, Split
     from edgekd.learn.train import Epoch
+    from edgekd.progress import StageReporter
     from edgekd.recipe import PruneConfig
 
 
@@ -49,22 +51,15 @@ _SAMPLES = 1024
 
 @dataclass(frozen=True)
 class Networks:
-    """The networks of the stage, on one device: the teacher, the unpruned student, and the copy to prune."""
+    """The networks of the stage, on one device: the teacher, the unpruned student, and the copy to prune.
+
+    The teacher's outputs are read where they were written.
+    """
 
     teacher: nn.Module
     student: nn.Module
     pruned: nn.Module
-
-
-@dataclass(frozen=True)
-class _Round(StageReporter):
-    """Reports one round's epochs as a part of all rounds'."""
-
-    before: int
-    total: int
-
-    def advance(self, done: int, total: int, note: str = "") -> None:  # noqa: ARG002  (of the round)
-        super().advance(self.before + done, self.total, note)
+    outputs: Path | None = None
 
 
 def check(config: PruneConfig, student: nn.Module, modalities: Iterable[str]) -> None:
@@ -122,39 +117,51 @@ def run(
     model = networks.pruned
     removed: History = []
     history: list[Epoch] = []
-    probe(model, taps.student, task.splits["test"]).save(folder / CUT)
+    _keep_cut(task, model, taps, folder)
     if config.active:
         samples = Samples(task.splits["train"], config.batch_size, seed, device)
         cutter = Cutter(model, taps.student, samples, config, ignored_layers(model, config.ignore), seed)
         for number in range(config.steps):
             place = folder / ROUNDS / str(number)
-            step = _Round(report.observer, report.stage, number * config.epochs, config.steps * config.epochs)
+            step = Part(report.observer, report.stage, number * config.epochs, config.steps * config.epochs)
             gone = _cut(cutter, model, (number + 1) / config.steps, place, step)
             if gone:
                 removed += gone
-                probe(model, taps.student, task.splits["test"]).save(folder / CUT)
+                _keep_cut(task, model, taps, folder)
                 history += _tune(task, networks, taps, Fit(config, seed, place, step), config)
         if not removed:
             report.warn(_nothing(config))
-    write_text(folder / REMOVED, json.dumps(removed))
     trained = keep(task, model, taps.student, history, folder)
-    shutil.rmtree(folder / ROUNDS, ignore_errors=True)
+    if ranks.leads():
+        write_text(folder / REMOVED, json.dumps(removed))
+        shutil.rmtree(folder / ROUNDS, ignore_errors=True)
     return trained
 
 
+def _keep_cut(task: LoadedTask, model: nn.Module, taps: Taps, folder: Path) -> None:
+    if ranks.leads():
+        probe(model, taps.student, task.splits["test"]).save(folder / CUT)
+
+
 def _cut(cutter: Cutter, model: nn.Module, share: float, folder: Path, report: StageReporter) -> History:
-    """Cut, or take up the cut of a killed run: a latency is never measured the same twice. Return what is gone."""
+    """Cut, or take up the cut of a killed run or of rank 0: a latency is never measured the same twice.
+
+    Return what is gone.
+    """
     record = folder / REMOVED
-    if record.is_file():
+    removed: History | None = None
+    if ranks.leads() and not record.is_file():
+        cut = cutter.cut(share)
+        removed = cut.removed
+        save_weights(model, folder / WEIGHTS)
+        write_text(record, json.dumps(removed))
+        report.advance(0, 0, cut.note)
+    ranks.wait()
+    if removed is None:
         removed = _read(record)
         cutter.remove(removed)
         load_weights(model, folder / WEIGHTS)
-        return removed
-    cut = cutter.cut(share)
-    save_weights(model, folder / WEIGHTS)
-    write_text(record, json.dumps(cut.removed))
-    report.advance(0, 0, cut.note)
-    return cut.removed
+    return removed
 
 
 def _tune(task: LoadedTask, networks: Networks, taps: Taps, run: Fit, config: PruneConfig) -> list[Epoch]:
@@ -162,7 +169,7 @@ def _tune(task: LoadedTask, networks: Networks, taps: Taps, run: Fit, config: Pr
     # What stays makes up for what "gram" removed, so that the unpruned student's statistics hold. Those of a batch do
     # not, and a network that is held to the Gram under them has another one under its own.
     hold = frozen_statistics if config.importance == "gram" else nullcontext
-    models = Models(model, networks.teacher, networks.student)
+    models = Models(model, networks.teacher, networks.student, networks.outputs)
     with aligned(task, models, taps, config.loss, run.seed, run.report) as (objective, validate), hold(model):
         return fit(model, objective, task.splits["train"], validate, run)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
@@ -58,10 +59,19 @@ class Live:
         """Run them."""
         with torch.no_grad():
             sides = [side(tapped.read(list(batch.inputs.values()))) for tapped in self.networks]
-        if len(sides) == 1:
-            return Known(sides[0].logits, sides)
-        mean = torch.stack([one.logits.log_softmax(1) for one in sides]).logsumexp(0)
-        return Known(mean, sides)
+        return known(sides)
+
+
+def known(sides: Sequence[Side]) -> Known:
+    """Return what networks say together: logits that are the logarithm of their mean probability, or one's own."""
+    if len(sides) == 1:
+        return Known(sides[0].logits, sides)
+    return Known(mean_logits([one.logits for one in sides]), sides)
+
+
+def mean_logits(logits: Sequence[Tensor]) -> Tensor:
+    """Return the logarithm of the mean probability of networks whose logits are [B, C] each."""
+    return torch.stack([one.log_softmax(1) for one in logits]).logsumexp(0) - math.log(len(logits))
 
 
 def side(reading: Reading) -> Side:

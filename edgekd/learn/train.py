@@ -11,8 +11,9 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from edgekd.cache import CHECKPOINT
-from edgekd.errors import ModelError
+from edgekd.errors import ModelError, RecipeError
 from edgekd.files import atomic_path
+from edgekd.learn import ranks
 from edgekd.learn.layers import train_unfrozen
 from edgekd.learn.task import Batch, Split, collate
 from edgekd.learn.weights import load_plain, seed_all
@@ -26,6 +27,9 @@ if TYPE_CHECKING:
 
 #: One epoch's figures: mean losses, weights, "validation".
 Epoch = dict[str, float]
+
+#: How far apart the seeds of the processes' dropout and augmentation are.
+_RANK_SEEDS = 1_000_000_007
 
 
 class Objective(Protocol):
@@ -63,8 +67,8 @@ class Fit:
 
 
 def compute_device() -> torch.device:
-    """Return CUDA where there is one, else the CPU."""
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    """Return CUDA where there is one, this process's own of several, else the CPU."""
+    return torch.device("cuda", ranks.local_rank()) if torch.cuda.is_available() else torch.device("cpu")
 
 
 def fit(model: nn.Module, objective: Objective, train: Split, validate: Callable[[], Epoch], run: Fit) -> list[Epoch]:
@@ -87,21 +91,24 @@ def fit(model: nn.Module, objective: Objective, train: Split, validate: Callable
     """
     config = run.config
     device = next(model.parameters()).device
-    batches = _Batches(len(train), config.batch_size, run.seed)
+    batches = _Batches(len(train), config.batch_size, run.seed, config.accumulate)
     loader: DataLoader[Batch] = DataLoader(cast("Dataset[Any]", train), batch_sampler=batches, collate_fn=collate)
     trained = [p for p in [*model.parameters(), *objective.parameters()] if p.requires_grad]
     optimizer = torch.optim.AdamW(trained, lr=config.learning_rate, weight_decay=config.weight_decay)
     schedule = torch.optim.lr_scheduler.OneCycleLR(
-        optimizer, config.learning_rate, total_steps=config.epochs * len(loader)
+        optimizer, config.learning_rate, total_steps=config.epochs * batches.count
     )
     parts = {"model": model, "optimizer": optimizer, "schedule": schedule}
     history = _resume(run, parts, objective, device)
+    ranks.align([*model.parameters(), *model.buffers(), *objective.parameters()])
     for epoch in range(len(history), config.epochs):
-        seed_all(_epoch_seed(run.seed, epoch))
+        seed_all(_epoch_seed(run.seed, epoch) + ranks.rank() * _RANK_SEEDS)
         batches.epoch = epoch
-        figures = _one_epoch(model, objective, loader, optimizer, schedule, device, (epoch, config.epochs))
+        figures = _one_epoch(model, objective, loader, optimizer, schedule, batches, config.epochs)
         model.eval()
-        history.append({**figures, **validate()})
+        history.append({**figures, **(validate() if ranks.leads() else {})})
+        if not ranks.leads():
+            continue
         _save(run.folder / CHECKPOINT, parts, objective, history)
         run.report.advance(
             epoch + 1, config.epochs, f"loss {figures['loss']:.3f}, validation {history[-1]['validation']:.3f}"
@@ -112,20 +119,37 @@ def fit(model: nn.Module, objective: Objective, train: Split, validate: Callable
 class _Batches(Sampler[list[int]]):
     """Every sample once an epoch, in an order decided by seed and epoch alone, in batches of nearly one size.
 
-    No batch is left with a single sample, which has no batch statistics and no batch-wide Gram.
+    No batch is left with a single sample, which has no batch statistics and no batch-wide Gram. Each is given in as
+    many parts as gradients are accumulated over, and of several processes each has its own share of every part.
+
+    Raises:
+        RecipeError: a share would be of fewer than two samples.
     """
 
-    def __init__(self, length: int, batch_size: int, seed: int) -> None:
-        self.length, self.seed, self.epoch = length, seed, 0
+    def __init__(self, length: int, batch_size: int, seed: int, parts: int) -> None:
+        self.length, self.seed, self.parts, self.epoch = length, seed, parts, 0
         self.count = min(math.ceil(length / batch_size), max(length // 2, 1))
+        smallest, shares = length // self.count, parts * ranks.size()
+        if shares > 1 and smallest < 2 * shares:
+            raise RecipeError(
+                f"batches of {smallest} samples leave fewer than two to a share (accumulate = {parts}, processes = "
+                f"{ranks.size()}): raise batch_size, or make fewer shares"
+            )
 
     def __iter__(self) -> Iterator[list[int]]:
         generator = torch.Generator().manual_seed(_epoch_seed(self.seed, self.epoch))
         order = torch.randperm(self.length, generator=generator)
-        return iter([part.tolist() for part in order.tensor_split(self.count)])
+        parts = [part for batch in order.tensor_split(self.count) for part in batch.tensor_split(self.parts)]
+        return iter([part.tensor_split(ranks.size())[ranks.rank()].tolist() for part in parts])
 
     def __len__(self) -> int:
-        return self.count
+        return self.count * self.parts
+
+    @property
+    def weights(self) -> list[float]:
+        """The share that each part has of its batch."""
+        batches = torch.arange(self.length).tensor_split(self.count)
+        return [len(part) / len(batch) for batch in batches for part in batch.tensor_split(self.parts)]
 
 
 def _epoch_seed(seed: int, epoch: int) -> int:
@@ -138,19 +162,24 @@ def _one_epoch(
     loader: DataLoader[Batch],
     optimizer: torch.optim.Optimizer,
     schedule: torch.optim.lr_scheduler.LRScheduler,
-    device: torch.device,
-    epoch: tuple[int, int],
+    batches: _Batches,
+    epochs: int,
 ) -> Epoch:
     train_unfrozen(model)
+    device = next(model.parameters()).device
     sums: dict[str, Tensor | float] = {}
-    for step, batch in enumerate(loader):
-        progress = (epoch[0] + step / len(loader)) / epoch[1]
+    for index, (batch, weight) in enumerate(zip(loader, batches.weights, strict=True)):
+        step, part = divmod(index, batches.parts)
+        progress = (batches.epoch + step / batches.count) / epochs
         with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
             loss, figures = objective(batch.to(device), progress)
-        optimizer.zero_grad(set_to_none=True)
-        torch.autograd.backward(loss)
-        optimizer.step()
-        schedule.step()
+        if part == 0:
+            optimizer.zero_grad(set_to_none=True)
+        torch.autograd.backward(loss * weight)
+        if part == batches.parts - 1:
+            ranks.reduce_gradients(model.parameters(), objective.parameters())
+            optimizer.step()
+            schedule.step()
         for name, value in {"loss": loss.detach(), **figures}.items():
             sums[name] = sums.get(name, 0.0) + value
     means = {name: float(total) / len(loader) for name, total in sums.items()}

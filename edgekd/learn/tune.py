@@ -27,11 +27,15 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Networks:
-    """The networks of the stage: the teacher, the unpruned student, and what is tuned, most often a pruned student."""
+    """The networks of the stage: the teacher, the unpruned student, and what is tuned, most often a pruned student.
+
+    The teacher's outputs are read where they were written.
+    """
 
     teacher: nn.Module
     student: nn.Module
     tuned: nn.Module
+    outputs: Path | None = None
 
 
 def run(
@@ -57,7 +61,7 @@ def run(
     for network in (networks.teacher, networks.student, networks.tuned):
         network.to(device)
     model = networks.tuned
-    models = Models(model, networks.teacher, networks.student)
+    models = Models(model, networks.teacher, networks.student, networks.outputs)
     with (
         aligned(task, models, taps, config.loss, seed, report) as (objective, validation),
         frozen_statistics(model),  # the INT8 graph has them folded into its weights, which have settled

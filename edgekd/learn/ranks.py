@@ -1,0 +1,178 @@
+"""Several processes that train one model, each on its share of every batch; of a single one all of this does nothing.
+
+Every process computes the loss of the whole batch from what all have given (:func:`gather`), so a Gram over the batch,
+a correlation over it, a mean over its labelled samples are those of one process. Its gradient on the gathered tensors
+is then whole as well, each process passes on the rows that are its own, and the gradients of the weights are summed.
+"""
+
+from __future__ import annotations
+
+import os
+from contextlib import contextmanager
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from edgekd.errors import RankError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator, Sequence
+
+    from torch import nn
+
+#: A process that died is noticed at once, by its closed connection. This is for one that hangs, and must outlast what
+#: rank 0 does while the others wait: the teacher's outputs, an importance, a latency.
+_PATIENCE = timedelta(hours=6)
+
+
+@contextmanager
+def joined() -> Iterator[None]:
+    """Be one of the processes that torchrun started, as its variables of the environment say.
+
+    Raises:
+        RankError: they do not meet, there are fewer GPUs than processes, or one of them ends or hangs meanwhile.
+    """
+    here = int(os.environ.get("LOCAL_WORLD_SIZE", os.environ["WORLD_SIZE"]))
+    cuda = torch.cuda.is_available()
+    if cuda and torch.cuda.device_count() < here:
+        raise RankError(
+            f"{here} processes on a machine with {torch.cuda.device_count()} GPU: start as many as there are GPUs, or "
+            "hide these with CUDA_VISIBLE_DEVICES= to train on the CPU"
+        )
+    with _answered():
+        dist.init_process_group("cpu:gloo,cuda:nccl" if cuda else "gloo", timeout=_PATIENCE)
+    try:
+        yield
+        wait()
+    finally:
+        dist.destroy_process_group()
+
+
+@contextmanager
+def _answered() -> Iterator[None]:
+    """Say of an exchange that fails what that means."""
+    try:
+        yield
+    except RuntimeError as error:
+        what = str(error).strip().partition("\n")[0]
+        raise RankError(
+            f"another process of this build ended or does not answer ({what}); see what it said, then run the same "
+            "command again: it goes on after the last finished epoch"
+        ) from error
+
+
+def size() -> int:
+    """Return how many processes train together."""
+    return dist.get_world_size() if dist.is_initialized() else 1
+
+
+def rank() -> int:
+    """Return this process's number among them, from 0."""
+    return dist.get_rank() if dist.is_initialized() else 0
+
+
+def leads() -> bool:
+    """Whether this is the process that writes, measures and reports."""
+    return rank() == 0
+
+
+def local_rank() -> int:
+    """Return this process's number on its machine, which is that of its GPU."""
+    return int(os.environ.get("LOCAL_RANK", rank())) if dist.is_initialized() else 0
+
+
+def wait() -> None:
+    """Wait until all are here."""
+    total(torch.zeros(1))
+
+
+def share(value: Any = None) -> Any:
+    """Return what rank 0 gives, to all."""
+    if size() == 1:
+        return value
+    values = [value]
+    with _answered():
+        dist.broadcast_object_list(values, 0, device=torch.device("cpu"))
+    return values[0]
+
+
+def total(x: Tensor) -> Tensor:
+    """Return the sum over all processes of a tensor without a gradient, in place."""
+    if size() > 1:
+        with _answered():
+            dist.all_reduce(x)
+    return x
+
+
+def align(tensors: Iterable[Tensor]) -> None:
+    """Give all processes rank 0's values, in place."""
+    if size() > 1:
+        with torch.no_grad(), _answered():
+            for tensor in tensors:
+                values = tensor.contiguous()
+                dist.broadcast(values, 0)
+                tensor.copy_(values)
+
+
+def sizes(count: int, device: torch.device) -> list[int]:
+    """Return how many samples of the batch each process has, of which this one's is ``count``."""
+    counts = torch.zeros(size(), dtype=torch.int64, device=device)
+    counts[rank()] = count
+    return [int(n) for n in total(counts)]
+
+
+def gather(x: Tensor, counts: Sequence[int]) -> Tensor:
+    """Return all processes' rows, in order of their ranks: [B', ...] of each -> [B, ...].
+
+    Its gradient is taken to be the same in all of them, as it is of a loss that all compute, and the process's own rows
+    of it are passed on.
+
+    Args:
+        x: this process's.
+        counts: see :func:`sizes`.
+    """
+    gathered: Tensor = _Gather.apply(x, counts)  # type: ignore[no-untyped-call]
+    return gathered
+
+
+class _Gather(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, counts: Sequence[int]) -> Tensor:
+        first = sum(counts[: rank()])
+        ctx.own = slice(first, first + counts[rank()])
+        padded = x.new_zeros(max(counts), *x.shape[1:])
+        padded[: len(x)] = x
+        parts = [torch.empty_like(padded) for _ in counts]
+        with _answered():
+            dist.all_gather(parts, padded)
+        return torch.cat([part[:count] for part, count in zip(parts, counts, strict=True)])
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
+        return gradient[ctx.own], None
+
+
+def reduce_gradients(own: Iterable[nn.Parameter], common: Iterable[nn.Parameter]) -> None:
+    """Make gradients those of the whole batch, in place and in one exchange.
+
+    Args:
+        own: weights that saw this process's samples alone: their gradients are summed.
+        common: weights that every process applied to the gathered batch: their gradients are whole already, and the
+            mean keeps them the same to the last bit.
+    """
+    if size() == 1:
+        return
+    scales = [(p, 1.0) for p in own if p.requires_grad] + [(p, 1 / size()) for p in common if p.requires_grad]
+    if not scales:
+        return
+    gradients = [torch.zeros_like(p) if p.grad is None else p.grad * scale for p, scale in scales]
+    # A weight that no process used has no gradient, which to the optimizer is not a gradient of 0.
+    used = torch.tensor([float(p.grad is not None) for p, _ in scales], device=gradients[0].device)
+    flat = total(torch.cat([used, *(gradient.float().reshape(-1) for gradient in gradients)]))
+    parts = torch.split(flat, [len(scales), *(p.numel() for p, _ in scales)])
+    for (p, _), count, part in zip(scales, parts[0].tolist(), parts[1:], strict=True):
+        if count:
+            p.grad = part.view_as(p).to(p.dtype)
