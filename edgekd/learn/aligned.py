@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from edgekd.learn.evaluate import Validation, few, probe
 from edgekd.learn.objective import Distillation
@@ -45,13 +45,28 @@ def aligned(
     """Yield the objective, and the figures of an epoch with the drift from the anchor on the validation split.
 
     Raises:
-        TaskError: a tap is wrong, or a loss names what the task does not have.
+        TaskError: a tap is wrong, or a loss names what the task does not have or needs what the networks do not give.
     """
     device = next(models.trained.parameters()).device
-    own = models.anchor is not None
-    table, anchor_taps = ("student", taps.student) if own else ("teacher", taps.teacher)
-    where = Where(task.modalities, taps.student, anchor_taps, "student" if own else "teacher")
+    anchor_taps = taps.teacher if models.anchor is None else taps.student
     kept = probe(models.anchor or models.teacher, anchor_taps, task.splits["val"])
+    with aligning(task, models, taps, config, report) as objective:
+        objective.prepare(few(task, device), seed)
+        yield objective, Validation(task, models.trained, taps.student, kept)
+
+
+@contextmanager
+def aligning(
+    task: LoadedTask, models: Models, taps: Taps, config: LossConfig, report: StageReporter
+) -> Iterator[Distillation]:
+    """Yield the objective, not yet prepared.
+
+    Raises:
+        TaskError: a tap is wrong, or a loss names what the task does not have.
+    """
+    table: Literal["teacher", "student"] = "teacher" if models.anchor is None else "student"
+    anchor_taps = getattr(taps, table)
+    where = Where(task.modalities, taps.student, anchor_taps, table)
     with ExitStack() as stack:
 
         def read(model: nn.Module, of: Mapping[str, Tap], side: str) -> Tapped:
@@ -60,6 +75,4 @@ def aligned(
         student = read(models.trained, taps.student, "student")
         teacher = Live(read(models.teacher, taps.teacher, "teacher"))
         anchor = teacher if models.anchor is None else Live(read(models.anchor, anchor_taps, table))
-        objective = Distillation(student, teacher, anchor, config, where, report)
-        objective.prepare(few(task, device), seed)
-        yield objective, Validation(task, models.trained, taps.student, kept)
+        yield Distillation(student, teacher, anchor, config, where, report)

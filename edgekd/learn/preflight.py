@@ -3,30 +3,32 @@
 from __future__ import annotations
 
 import math
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 
-from edgekd.errors import TaskError
-from edgekd.gram.matrix import stack
-from edgekd.learn.evaluate import batches, probe, truth
-from edgekd.learn.prune import ignored_layers
+from edgekd.errors import TaskError, nearest
+from edgekd.learn.aligned import Models, aligning
+from edgekd.learn.evaluate import batches, few, probe, truth
+from edgekd.learn.prune import ignored_layers, prunes
 from edgekd.learn.score import UNLABELLED
 from edgekd.learn.taps import Tapped
 from edgekd.learn.task import SPLITS, check_shapes
 from edgekd.learn.train import compute_device
 from edgekd.learn.weights import build
+from edgekd.progress import Silent, StageReporter
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterator, Mapping
 
     from torch import Tensor, nn
 
     from edgekd.learn.evaluate import Truth
     from edgekd.learn.taps import Taps
     from edgekd.learn.task import Batch, LoadedTask
-    from edgekd.recipe import Recipe, Tap
+    from edgekd.recipe import LossConfig, Recipe, Tap
 
 _SAMPLES = 4
 
@@ -37,7 +39,7 @@ def check(task: LoadedTask, taps: Taps, recipe: Recipe) -> None:
     Raises:
         TaskError: a tap is wrong, a network does not take the samples, the two disagree on the classes or with the
             task's names of them, an input is not finite, a label is out of range, a group spans splits, the metric
-            fails, one side's embeddings differ in width, or ``prune.ignore`` names no module.
+            fails, a loss cannot be computed of what the networks give, or ``prune.ignore`` names no module.
     """
     with task.running("reading split 'train'"):
         first = next(iter(batches(task.splits["train"])))
@@ -47,16 +49,16 @@ def check(task: LoadedTask, taps: Taps, recipe: Recipe) -> None:
         teacher = build(task.task.teacher, recipe.seed)
     with task.running("student()"):
         student = build(task.task.student, recipe.seed)
-    teacher_logits, teacher_embeddings = _run("teacher", teacher, taps.teacher, inputs, task)
+    teacher_logits, _ = _run("teacher", teacher, taps.teacher, inputs, task)
     logits, embeddings = _run("student", student, taps.student, inputs, task)
     if logits.shape != teacher_logits.shape:
         raise TaskError(
             f"teacher and student disagree on the number of classes: {teacher_logits.shape[1]} and {logits.shape[1]}"
         )
     task.class_names(logits.shape[1])
-    _check_widths("teacher", teacher_embeddings)
-    _check_widths("student", embeddings)
+    _check_importance(recipe, embeddings)
     ignored_layers(student, recipe.prune.ignore)
+    _check_losses(task, teacher, student, taps, recipe)
     truths = {name: _read(task, name, logits.shape[1]) for name in SPLITS}
     _check_groups(truths)
     _check_metric(task, student.to(compute_device()), taps.student, truths["test"])
@@ -75,11 +77,38 @@ def _run(
         return tapped(inputs)
 
 
-def _check_widths(name: str, embeddings: dict[str, Tensor]) -> None:
+def _check_importance(recipe: Recipe, embeddings: Mapping[str, Tensor]) -> None:
+    widths = {name: z.shape[1] for name, z in embeddings.items()}
+    if prunes(recipe.prune) and recipe.prune.importance == "gram" and len(set(widths.values())) > 1:
+        raise TaskError(
+            "[prune] importance = 'gram' takes inner products between modalities, so the student's embeddings must "
+            "share a width, but are "
+            + ", ".join(f"{name} {width}" for name, width in widths.items())
+            + "; give the encoders one width, or choose another importance, e.g. 'taylor'"
+        )
+
+
+def _check_losses(task: LoadedTask, teacher: nn.Module, student: nn.Module, taps: Taps, recipe: Recipe) -> None:
+    """Bind the losses of every training that may come to the untrained networks."""
+    configs: dict[str, tuple[LossConfig, nn.Module | None]] = {"distill": (recipe.distill.loss, None)}
+    if prunes(recipe.prune):
+        configs["prune"] = (recipe.prune.loss, student)
+    if recipe.quantize.repair != "off":
+        configs["quantize.tune"] = (recipe.quantize.tune.loss, student)
+    batch = few(task, torch.device("cpu"))
+    for section, (config, anchor) in configs.items():
+        models, report = Models(student, teacher, anchor), StageReporter(Silent(), section)
+        with _of(section), aligning(task, models, taps, config, report) as objective:
+            objective.prepare(batch, recipe.seed)
+
+
+@contextmanager
+def _of(section: str) -> Iterator[None]:
+    """Say which section's losses an error is of."""
     try:
-        stack(embeddings)
-    except ValueError as error:
-        raise TaskError(f"taps of the {name}: {error}") from error
+        yield
+    except TaskError as error:
+        raise TaskError(f"[{section}.loss] {error}") from error
 
 
 def _read(task: LoadedTask, name: str, classes: int) -> Truth:
@@ -89,6 +118,7 @@ def _read(task: LoadedTask, name: str, classes: int) -> Truth:
     def check_batch(batch: Batch) -> None:
         _check_shapes(where, task, batch)
         _check_finite(where, batch)
+        _check_present(where, batch)
         _check_labels(where, batch, classes)
 
     with task.running(f"reading {where}"):
@@ -135,6 +165,15 @@ def _check_finite(where: str, batch: Batch) -> None:
         if len(wrong):
             raise TaskError(
                 f"{where}: input '{name}' of sample '{batch.ids[int(wrong[0])]}' holds NaN or infinite values"
+            )
+
+
+def _check_present(where: str, batch: Batch) -> None:
+    for name in batch.present:
+        if name not in batch.inputs:
+            raise TaskError(
+                f"{where}: samples are said to lack '{name}', which is no modality of the task"
+                + nearest(name, batch.inputs)
             )
 
 

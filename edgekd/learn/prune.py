@@ -84,6 +84,11 @@ def check(config: PruneConfig, student: nn.Module, modalities: Iterable[str]) ->
     ignored_layers(student, config.ignore)
 
 
+def prunes(config: PruneConfig) -> bool:
+    """Whether a recipe's section asks for anything to be removed."""
+    return bool(config.budget or config.ratio > 0 or any(config.ratios.values()))
+
+
 def ignored_layers(model: nn.Module, paths: list[str]) -> list[nn.Module]:
     """Return the modules at these paths with all modules inside them.
 
@@ -123,7 +128,7 @@ def run(
     removed: History = []
     history: list[Epoch] = []
     probe(model, taps.student, task.splits["test"]).save(folder / CUT)
-    if config.budget or config.ratio > 0 or any(config.ratios.values()):
+    if prunes(config):
         samples = Samples(task.splits["train"], config.batch_size, seed, device)
         cutter = Cutter(model, taps.student, samples, config, ignored_layers(model, config.ignore), seed)
         for number in range(config.steps):

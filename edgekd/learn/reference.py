@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
@@ -60,7 +61,7 @@ class Live:
             sides = [side(tapped.read(list(batch.inputs.values()))) for tapped in self.networks]
         if len(sides) == 1:
             return Known(sides[0].logits, sides)
-        mean = torch.stack([one.logits.log_softmax(1) for one in sides]).logsumexp(0)
+        mean = torch.stack([one.logits.log_softmax(1) for one in sides]).logsumexp(0) - math.log(len(sides))
         return Known(mean, sides)
 
 

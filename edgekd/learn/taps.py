@@ -136,7 +136,8 @@ class Tapped(AbstractContextManager["Tapped"]):
             raise TaskError(
                 f"{where}: the module was called {len(outputs)} times in a forward pass, call {tap.call} is read"
             )
-        sharing = [other for other, t in self.taps.items() if (t.module, t.call) == (tap.module, tap.call)]
+        # Another way of pooling makes another embedding of it.
+        sharing = [other for other, t in self.taps.items() if t == tap]
         if len(sharing) > 1:
             raise TaskError(f"{where}: {', '.join(sharing)} read the same output; set 'call' if the encoder is shared")
         output = outputs[tap.call]
