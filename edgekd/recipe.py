@@ -167,6 +167,8 @@ LOSS_OPTIONS: dict[LossName, tuple[str, ...]] = {
 }
 #: These are of the logits and have no place of their own.
 LOGIT_LOSSES: tuple[LossName, ...] = ("dkd", "dist")
+#: These take inner products between modalities, whose embeddings must then be of one width.
+LOSSES_BETWEEN: tuple[LossName, ...] = ("sample", "cross", "joint", "affinity")
 
 
 class Term(_Config, frozen=True):

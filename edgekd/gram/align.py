@@ -50,7 +50,7 @@ class GramKind:
             pair, or the joint one) to unit Frobenius norm, so that no scale and no single length counts, and centred
             `intra` with "mse" is then 2 (1 - CKA) / B^2; "none" takes inner products as they are.
         distance: of the entries "mse", "l1", or "smooth_l1" (quadratic below `SMOOTH`); "frobenius" is the norm of each
-            Gram's difference.
+            Gram's difference, the mean over those Grams in which anything counts.
         pairs: of scopes between modalities, the pairs ``"a-b"`` that count; empty for all.
     """
 
@@ -82,7 +82,7 @@ def gram_distance(
             order of the modalities; entries that a sample lacks do not count, nor do they in a mean. None: all are
             there.
         weights: how much each pair of modalities counts in the scopes between them, [M, M], symmetric with 1 on the
-            diagonal. None: all alike.
+            diagonal; in a distance alone, not in the norm that "frobenius" scales by. None: all alike.
         softness: see :func:`edgekd.gram.matrix.normalize`; a little in training, 0 to measure.
 
     Returns:
@@ -97,7 +97,7 @@ def gram_distance(
     mine = _gram([ours[name] for name in names], names, kind, present, counts, softness)
     grams = [_gram([side[name] for name in names], names, kind, present, counts, softness) for side in references]
     difference = mine - sum(grams) / len(grams)
-    return _distance(difference, kind, counts, _diagonal(kind, mine, present))
+    return _distance(difference, kind, counts)
 
 
 def _gram(
@@ -123,7 +123,10 @@ def _gram(
             + "; give the encoders one width"
         )
     gram = gram[None] if kind.scope == "joint" else gram
-    return gram / _norms(gram, counts)[:, None, None] if kind.normalize == "frobenius" else gram
+    if kind.normalize != "frobenius":
+        return gram
+    mask = None if counts is None else counts > 0
+    return gram / _norms(gram, mask)[:, None, None]
 
 
 def _prepared(z: Array, kind: GramKind, present: Array | None, softness: float) -> Array:
@@ -133,13 +136,15 @@ def _prepared(z: Array, kind: GramKind, present: Array | None, softness: float) 
         z = z * there
         if kind.centered:
             z = (z - z.sum(0) / there.sum().clip(1)) * there
+        if softness:  # of the mean over the rows that are there, not over all
+            softness = softness * len(z) / there.sum().clip(1)
     elif kind.centered:
         z = z - z.mean(0)
     return normalize(z, softness) if kind.normalize == "cosine" else z
 
 
 def _pair_weights(names: list[str], kind: GramKind, like: Array, weights: Array | None) -> Array | None:
-    """Return [M, M], 0 for pairs that do not count and 1 on the diagonal, or None where all count alike."""
+    """Return [M, M], 0 for pairs that do not count and modalities that are in none that does; None if all are alike."""
     if kind.scope == "intra" or (not kind.pairs and weights is None):
         return None
     known = pair_names(names)
@@ -150,6 +155,8 @@ def _pair_weights(names: list[str], kind: GramKind, like: Array, weights: Array 
     chosen = [[float(i == j) for j in range(len(names))] for i in range(len(names))]
     for name, i, j in zip(known, first, second, strict=True):
         chosen[i][j] = chosen[j][i] = float(not kind.pairs or name in kind.pairs)
+    for i, row in enumerate(chosen):
+        row[i] = float(not kind.pairs or sum(row) > 1)
     xp = namespace(like)
     matrix = xp.asarray(chosen, dtype=like.dtype, device=like.device)
     return matrix if weights is None else matrix * weights
@@ -176,22 +183,28 @@ def _counts(scope: Scope, like: Array, size: int, present: Array | None, weights
     return (flat[:, None] * flat[None, :] * xp.tile(weights, (len(like), len(like))))[None]
 
 
-def _diagonal(kind: GramKind, gram: Array, present: Array | None) -> Array:
-    """Return how many entries of the diagonal are in the Grams that must not count."""
-    if kind.normalize != "cosine" or kind.scope == "cross":
-        return 0
-    return prod(gram.shape[:-1]) if present is None else present.sum()
-
-
 def _norms(gram: Array, counts: Array | None) -> Array:
     """Return the Frobenius norm of each Gram, [number of them], over the entries that count."""
     square = gram * gram if counts is None else gram * gram * counts
     return namespace(gram).sqrt(square.sum((1, 2)).clip(_TINY**2))
 
 
-def _distance(difference: Array, kind: GramKind, counts: Array | None, diagonal: Array) -> Array:
+def _off_diagonal(kind: GramKind, counts: Array) -> Array:
+    """Return the sums of what counts in each Gram, [number of them], without the diagonal where that does not."""
+    sums = counts.sum((1, 2))
+    if kind.normalize != "cosine" or kind.scope == "cross":
+        return sums
+    every = list(range(counts.shape[-1]))
+    return sums - counts[:, every, every].sum(-1)
+
+
+def _distance(difference: Array, kind: GramKind, counts: Array | None) -> Array:
     if kind.distance == "frobenius":
-        return _norms(difference, counts).mean()
+        norms = _norms(difference, counts)
+        if counts is None:
+            return norms.sum() / max(len(norms), 1)
+        there = _off_diagonal(kind, 1.0 * (counts > 0)) > 0
+        return (norms * there).sum() / there.sum().clip(1)
     if kind.distance == "mse":
         entries = difference * difference
     else:
@@ -199,5 +212,6 @@ def _distance(difference: Array, kind: GramKind, counts: Array | None, diagonal:
         if kind.distance == "smooth_l1":
             entries = namespace(entries).where(entries < SMOOTH, entries * entries / (2 * SMOOTH), entries - SMOOTH / 2)
     if counts is None:
+        diagonal = 0 if kind.normalize != "cosine" or kind.scope == "cross" else prod(entries.shape[:-1])
         return entries.sum() / max(prod(entries.shape) - diagonal, 1)
-    return (entries * counts).sum() / (counts.sum() - diagonal).clip(_TINY)
+    return (entries * counts).sum() / _off_diagonal(kind, counts).sum().clip(_TINY)

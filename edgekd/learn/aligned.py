@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from edgekd.learn.cached import Cached
 from edgekd.learn.ensemble import members, taps_of
@@ -51,22 +51,33 @@ def aligned(
     """Yield the objective, and the figures of an epoch with the drift from the anchor on the validation split.
 
     Raises:
-        TaskError: a tap is wrong, or a loss names what the task does not have.
+        TaskError: a tap is wrong, or a loss names what the task does not have or needs what the networks do not give.
     """
     device = next(models.trained.parameters()).device
-    own = models.anchor is not None
-    anchor_taps = taps.student if own else taps.teacher
-    where = Where(task.modalities, taps.student, anchor_taps, "student" if own else "teacher")
+    anchor_taps = taps.teacher if models.anchor is None else taps.student
     guide = models.anchor or models.teacher
     kept = probe(guide, taps_of(guide, anchor_taps), task.splits["val"])
-    read = places(taps.student, config, "student")
-    asked = places(taps.teacher, config, "teacher")
+    with aligning(task, models, taps, config, report) as objective:
+        objective.prepare(few(task, device), seed)
+        yield objective, Validation(task, models.trained, taps.student, kept)
+
+
+@contextmanager
+def aligning(
+    task: LoadedTask, models: Models, taps: Taps, config: LossConfig, report: StageReporter
+) -> Iterator[Distillation]:
+    """Yield the objective, not yet prepared.
+
+    Raises:
+        TaskError: a tap is wrong, or a loss names what the task does not have.
+    """
+    table: Literal["teacher", "student"] = "teacher" if models.anchor is None else "student"
+    where = Where(task.modalities, taps.student, getattr(taps, table), table)
+    read, asked = places(taps.student, config, "student"), places(taps.teacher, config, "teacher")
     with ExitStack() as stack:
         student = stack.enter_context(Tapped(models.trained, read))
         known = [tapped_teacher(member, asked, taps.precision) for member in members(models.teacher)]
         live = Live(*(stack.enter_context(one) for one in known))
         teacher = Cached(live, models.outputs, report) if models.outputs else live
         anchor = teacher if models.anchor is None else Live(stack.enter_context(Tapped(models.anchor, read)))
-        objective = Distillation(student, teacher, anchor, config, where, report)
-        objective.prepare(few(task, device), seed)
-        yield objective, Validation(task, models.trained, taps.student, kept)
+        yield Distillation(student, teacher, anchor, config, where, report)

@@ -88,16 +88,19 @@ class Balance:
         norms[name] = self.MOMENTUM * norms.get(name, norm) + (1 - self.MOMENTUM) * norm
 
     def shares(self) -> dict[str, float]:
-        """Return for each loss its weighted gradient's norm as a multiple of the base's, NaN where that has none."""
+        """Return for each loss its weighted gradient's norm as a multiple of the base's; none where that is 0."""
         return {
-            name: self.weights[name] * norm / self._bases[name] if self._bases[name] > 0 else math.nan
+            name: self.weights[name] * norm / self._bases[name]
             for name, norm in self._norms.items()
+            if self._bases[name] > 0
         }
 
     def vanished(self) -> list[str]:
-        """Return the losses whose weight has fallen to nothing."""
+        """Return the losses whose weight, if it is not fixed, has fallen to nothing."""
         return [
-            name for name, weight in self.weights.items() if self._step > self.SETTLED and not weight > self.SMALLEST
+            name
+            for name, term in self._terms.items()
+            if term.weight == "auto" and self._step > self.SETTLED and not self.weights[name] > self.SMALLEST
         ]
 
     def state(self) -> dict[str, Any]:

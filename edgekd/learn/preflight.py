@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import math
+from contextlib import contextmanager
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 
-from edgekd.errors import TaskError
-from edgekd.gram.matrix import stack
-from edgekd.learn.evaluate import batches, probe, truth
+from edgekd.errors import TaskError, nearest
+from edgekd.learn.aligned import Models, aligning
+from edgekd.learn.evaluate import batches, few, probe, truth
 from edgekd.learn.precision import tapped_teacher
 from edgekd.learn.prune import ignored_layers
 from edgekd.learn.score import UNLABELLED
@@ -18,17 +20,18 @@ from edgekd.learn.taps import Tapped
 from edgekd.learn.task import SPLITS, check_shapes
 from edgekd.learn.train import compute_device
 from edgekd.learn.weights import build
+from edgekd.progress import Silent, StageReporter
 from edgekd.recipe import LOGIT_LOSSES
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterator, Mapping
 
     from torch import Tensor, nn
 
     from edgekd.learn.evaluate import Truth
     from edgekd.learn.taps import Reading, Taps
     from edgekd.learn.task import Batch, LoadedTask
-    from edgekd.recipe import Recipe, Tap
+    from edgekd.recipe import LossConfig, Recipe, Tap
 
 _SAMPLES = 4
 
@@ -39,8 +42,8 @@ def check(task: LoadedTask, taps: Taps, recipe: Recipe) -> None:
     Raises:
         TaskError: a tap is wrong, a network does not take the samples, the two disagree on the classes or with the
             task's names of them, an input is not finite, a label is out of range, a group spans splits, the metric
-            fails, one side's embeddings differ in width, a network or every tap is frozen, or ``prune.ignore`` names no
-            module.
+            fails, a network or every tap is frozen, a loss cannot be computed of what the networks give, or
+            ``prune.ignore`` names no module.
         ModelError: the teacher cannot run in its precision.
     """
     with task.running("reading split 'train'"):
@@ -63,8 +66,9 @@ def check(task: LoadedTask, taps: Taps, recipe: Recipe) -> None:
             f"teacher and student disagree on the number of classes: {teacher_logits.shape[1]} and {logits.shape[1]}"
         )
     task.class_names(logits.shape[1])
-    _check_widths("teacher", reference.embeddings)
-    _check_widths("student", reading.embeddings)
+    _check_importance(recipe, reading.embeddings)
+    ignored_layers(student, recipe.prune.ignore)
+    _check_losses(task, teacher, student, replace(taps, precision="float32"), recipe)
     if taps.precision != "float32":
         device = compute_device()  # what can be computed in half differs between devices
         _run(
@@ -73,7 +77,6 @@ def check(task: LoadedTask, taps: Taps, recipe: Recipe) -> None:
             [x.to(device) for x in inputs],
             task,
         )
-    ignored_layers(student, recipe.prune.ignore)
     truths = {name: _read(task, name, logits.shape[1]) for name in SPLITS}
     _check_groups(truths)
     _check_metric(task, student.to(compute_device()), taps.student, truths["test"])
@@ -116,11 +119,38 @@ def _check_reached(student: Reading, recipe: Recipe) -> None:
         )
 
 
-def _check_widths(name: str, embeddings: dict[str, Tensor]) -> None:
+def _check_importance(recipe: Recipe, embeddings: Mapping[str, Tensor]) -> None:
+    widths = {name: z.shape[1] for name, z in embeddings.items()}
+    if recipe.prune.active and recipe.prune.importance == "gram" and len(set(widths.values())) > 1:
+        raise TaskError(
+            "[prune] importance = 'gram' takes inner products between modalities, so the student's embeddings must "
+            "share a width, but are "
+            + ", ".join(f"{name} {width}" for name, width in widths.items())
+            + "; give the encoders one width, or choose another importance, e.g. 'taylor'"
+        )
+
+
+def _check_losses(task: LoadedTask, teacher: nn.Module, student: nn.Module, taps: Taps, recipe: Recipe) -> None:
+    """Bind the losses of every training that may come to the untrained networks."""
+    configs: dict[str, tuple[LossConfig, nn.Module | None]] = {"distill": (recipe.distill.loss, None)}
+    if recipe.prune.active:
+        configs["prune"] = (recipe.prune.loss, student)
+    if recipe.quantize.repair != "off":
+        configs["quantize.tune"] = (recipe.quantize.tune.loss, student)
+    batch = few(task, torch.device("cpu"))
+    for section, (config, anchor) in configs.items():
+        models, report = Models(student, teacher, anchor), StageReporter(Silent(), section)
+        with _of(section), aligning(task, models, taps, config, report) as objective:
+            objective.prepare(batch, recipe.seed)
+
+
+@contextmanager
+def _of(section: str) -> Iterator[None]:
+    """Say which section's losses an error is of."""
     try:
-        stack(embeddings)
-    except ValueError as error:
-        raise TaskError(f"taps of the {name}: {error}") from error
+        yield
+    except TaskError as error:
+        raise TaskError(f"[{section}.loss] {error}") from error
 
 
 def _read(task: LoadedTask, name: str, classes: int) -> Truth:
@@ -130,6 +160,7 @@ def _read(task: LoadedTask, name: str, classes: int) -> Truth:
     def check_batch(batch: Batch) -> None:
         _check_shapes(where, task, batch)
         _check_finite(where, batch)
+        _check_present(where, batch)
         _check_labels(where, batch, classes)
 
     with task.running(f"reading {where}"):
@@ -176,6 +207,15 @@ def _check_finite(where: str, batch: Batch) -> None:
         if len(wrong):
             raise TaskError(
                 f"{where}: input '{name}' of sample '{batch.ids[int(wrong[0])]}' holds NaN or infinite values"
+            )
+
+
+def _check_present(where: str, batch: Batch) -> None:
+    for name in batch.present:
+        if name not in batch.inputs:
+            raise TaskError(
+                f"{where}: samples are said to lack '{name}', which is no modality of the task"
+                + nearest(name, batch.inputs)
             )
 
 

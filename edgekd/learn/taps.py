@@ -159,7 +159,8 @@ class Tapped(AbstractContextManager["Tapped"]):
 
     def _check_apart(self, outputs: Mapping[str, Tensor]) -> None:
         for modality, output in outputs.items():
-            sharing = [other for other, x in outputs.items() if x is output]
+            pool = self.taps[modality].pool  # another way of pooling makes another embedding of it
+            sharing = [other for other, x in outputs.items() if x is output and self.taps[other].pool == pool]
             if len(sharing) > 1:
                 raise TaskError(
                     f"{self._where(modality)}: {', '.join(sharing)} read the same output; set 'call' if the encoder is "

@@ -140,7 +140,9 @@ class ArraySplit:
         object.__setattr__(self, "labels", _label_tensor(self.labels))
         if self.groups is not None:
             object.__setattr__(self, "groups", [str(name) for name in self.groups])
-        object.__setattr__(self, "present", {name: torch.as_tensor(x).float() for name, x in self.present.items()})
+        object.__setattr__(
+            self, "present", {name: torch.as_tensor(x).bool().float() for name, x in self.present.items()}
+        )
         columns: list[tuple[str, Any]] = [("labels", self.labels), *self.inputs.items(), *self.present.items()]
         columns += [] if self.groups is None else [("groups", self.groups)]
         for name, column in columns:
@@ -312,11 +314,12 @@ def _digest_split(split: Split, hasher: Any) -> None:
     if isinstance(split, ArraySplit):
         hasher.update(repr((split.ids, split.groups)).encode())
         _digest_tensors({"labels": split.labels, **split.inputs}, hasher)
+        _digest_tensors({f"present {name}": there for name, there in split.present.items()}, hasher)
         return
     covered = set(np.linspace(0, len(split) - 1, min(256, len(split))).astype(int).tolist())
     for index in range(len(split)):
         sample = split[index]
-        hasher.update(repr((sample.id, sample.label, sample.group)).encode())
+        hasher.update(repr((sample.id, sample.label, sample.group, *sorted(sample.missing))).encode())
         if index in covered:
             _digest_tensors(sample.inputs, hasher)
 

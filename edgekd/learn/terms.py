@@ -15,7 +15,7 @@ from edgekd.gram.matrix import SOFTNESS, pair_indices, pair_names
 from edgekd.learn.losses.features import FEATURES
 from edgekd.learn.losses.logits import dist_loss, dkd_loss
 from edgekd.learn.losses.relations import affinity_loss, pkt_loss, rkd_loss, sp_loss
-from edgekd.recipe import LOGIT_LOSSES, Tap
+from edgekd.recipe import LOGIT_LOSSES, LOSSES_BETWEEN, Tap
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -104,7 +104,10 @@ def _own(term: Term, side: str) -> dict[str, Tap]:
 
 def _place(modality: str, tap: Tap, taps: Mapping[str, Tap]) -> str:
     same = [name for name, other in taps.items() if other == tap]
-    return same[0] if same else f"{modality}@{tap.module}#{tap.call}{'' if tap.output is None else f'[{tap.output}]'}"
+    if same:
+        return same[0]
+    part = "" if tap.output is None else f"[{tap.output}]"
+    return f"{modality}@{tap.module}#{tap.call}{part} {tap.pool}"
 
 
 class Extra(nn.Module):
@@ -134,6 +137,8 @@ class Extra(nn.Module):
         for pair in term.pairs:
             if pair not in known:
                 raise TaskError(f"loss '{name}': there is no pair '{pair}' of its modalities{nearest(pair, known)}")
+        if term.loss in LOSSES_BETWEEN and term.loss != "joint" and len(self.modalities) < 2:
+            raise TaskError(f"loss '{name}': '{term.loss}' is of two modalities or more, but is given {named[0]} alone")
         self._student = self._keys(own["student"], where.student)
         self._anchor = self._keys(own["anchor"], where.anchor)
 
@@ -146,7 +151,22 @@ class Extra(nn.Module):
         return tuple(self._student.values())
 
     def prepare(self, seen: Seen) -> None:
-        """Make what is learned, whose widths a batch shows."""
+        """Make what is learned, whose widths a batch shows.
+
+        Raises:
+            TaskError: the loss cannot be computed of what the networks give.
+        """
+        if self.term.loss not in LOSSES_BETWEEN:
+            return
+        for keys, side in [(self._student, seen.student), *((self._anchor, anchor) for anchor in seen.anchors)]:
+            widths = {name: side.embeddings[key].shape[1] for name, key in keys.items()}
+            if len(set(widths.values())) > 1:
+                raise TaskError(
+                    f"loss '{self.name}': '{self.term.loss}' takes inner products between modalities, so the "
+                    "embeddings of one model must share a width, but are "
+                    + ", ".join(f"{name} {width}" for name, width in widths.items())
+                    + "; give the encoders one width, or choose losses that do without: intra, fd, sp, rkd, pkt"
+                )
 
     def forward(self, seen: Seen) -> Tensor:
         """Return the loss."""

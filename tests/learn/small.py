@@ -44,6 +44,20 @@ class TwoTowers(nn.Module):
         return self.head(self.norm(z))
 
 
+class ConvTowers(nn.Module):
+    """Taps that are pooled: what the network reads on is the map, not the embedding."""
+
+    def __init__(self, channels=8):
+        super().__init__()
+        self.a, self.b = nn.Conv1d(6, channels, 1), nn.Conv1d(5, channels, 1)
+        self.fc = nn.Linear(2 * channels * 4, CLASSES)
+
+    def forward(self, a, b):
+        maps = [conv(x[..., None].expand(-1, -1, 4).cumsum(2)) for conv, x in ((self.a, a), (self.b, b))]
+        return self.fc(torch.cat(maps, 1).flatten(1))
+
+
+CONV_TAPS = {name: Tap(module=name, pool="spatial") for name in SHAPES}
 TAPS = {name: Tap(module=f"encoders.{name}") for name in SHAPES}
 
 

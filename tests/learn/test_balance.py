@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from edgekd.learn.balance import Balance
+from edgekd.learn.balance import Balance, schedule
 from edgekd.recipe import Term
 
 
@@ -54,3 +54,53 @@ def test_a_restored_balance_goes_on_as_if_never_stopped():
     second.restore(state)
     steps(second, 53, 80)
     assert second.state() == whole.state()
+
+
+def test_a_fixed_weight_stays_and_its_share_is_measured():
+    balance = Balance({"intra": Term(weight=2.0)})
+    assert balance.weights == {"intra": 2.0}
+    update(balance, 4.0, 3.0)
+    assert balance.weights == {"intra": 2.0}
+    assert balance.shares() == {"intra": pytest.approx(2.0 * 3 / 4)}
+
+
+def test_a_share_of_nothing_is_no_number():
+    balance = balance_of(intra=1.0)
+    update(balance, 0.0, 3.0)
+    assert balance.shares() == {}
+    assert balance.weights == {"intra": 0.0}
+    update(balance, 1.0, 3.0)
+    assert balance.shares() == {"intra": pytest.approx(1.0)}
+
+
+@pytest.mark.parametrize(("weight", "vanished"), [("auto", ["intra"]), (1e-9, []), (2.0, [])])
+def test_what_vanishes_is_no_fixed_weight(weight, vanished):
+    balance = Balance({"intra": Term(weight=weight)})
+    for step in range(Balance.SETTLED + 1):
+        assert balance.vanished() == [], step
+        update(balance, 0.0, 1.0)
+    assert balance.vanished() == vanished
+
+
+def test_each_loss_is_measured_where_it_is_read():
+    balance = balance_of(near=1.0, far=1.0)
+    first, second = (torch.ones(3, requires_grad=True) for _ in range(2))
+    base = 2 * first.sum() + 6 * second.sum()
+    balance.update(base, {"near": first.sum(), "far": 2 * second.sum()}, {"near": [first], "far": [second]})
+    assert balance.weights == {"near": pytest.approx(2.0), "far": pytest.approx(3.0)}
+
+
+@pytest.mark.parametrize(
+    ("term", "expected"),
+    [
+        (Term(), [1, 1, 1, 1]),
+        (Term(warm_up=0.5), [0, 0.5, 1, 1]),
+        (Term(warm_up=1.0), [0, 0.25, 0.5, 0.75]),
+        (Term(decay="linear"), [1, 0.75, 0.5, 0.25]),
+        (Term(decay="cosine"), [1, 0.5 + 2**-1.5, 0.5, 0.5 - 2**-1.5]),
+        (Term(warm_up=0.5, decay="linear"), [0, 0.5, 1, 0.5]),
+        (Term(warm_up=0.25, decay="cosine"), [0, 1, 0.75, 0.25]),
+    ],
+)
+def test_the_schedule(term, expected):
+    assert [schedule(term, progress) for progress in (0.0, 0.25, 0.5, 0.75)] == pytest.approx(expected)

@@ -1,6 +1,9 @@
+import dataclasses
+
 import pytest
 import torch
-from small import CLASSES, TAPS, Remembers, TwoTowers, reporter, split
+from msgspec.structs import replace
+from small import CONV_TAPS, TAPS, ConvTowers, Remembers, TwoTowers, reporter, split
 from torch import nn
 
 from edgekd.gram.align import GramKind, gram_distance
@@ -8,11 +11,13 @@ from edgekd.gram.matrix import SOFTNESS
 from edgekd.learn.balance import Balance
 from edgekd.learn.losses.logits import cross_entropy, kd_loss
 from edgekd.learn.objective import Distillation, Supervised
-from edgekd.learn.reference import Live
+from edgekd.learn.reference import Live, side
+from edgekd.learn.score import UNLABELLED
 from edgekd.learn.taps import Tapped
 from edgekd.learn.task import collate
-from edgekd.learn.terms import Where
-from edgekd.recipe import LossConfig, Tap
+from edgekd.learn.terms import Seen, Where
+from edgekd.learn.train import Fit, fit
+from edgekd.recipe import LOSS_OPTIONS, LossConfig, Tap, Term, Training
 
 DEFAULT = LossConfig()
 SHARES = {"intra": 1.0, "sample": 0.1, "joint": 3.0}
@@ -75,23 +80,10 @@ def test_each_gram_holds_its_share_of_the_gradient(networks):
     check_shares(student, teacher, teacher, objective, batch(), lambda reading: reading.embeddings)
 
 
-class ConvTowers(nn.Module):
-    """Taps that are pooled: what the network reads on is the map, not the embedding."""
-
-    def __init__(self):
-        super().__init__()
-        self.a, self.b = nn.Conv1d(6, 8, 1), nn.Conv1d(5, 8, 1)
-        self.fc = nn.Linear(2 * 8 * 4, CLASSES)
-
-    def forward(self, a, b):
-        maps = [conv(x[..., None].expand(-1, -1, 4).cumsum(2)) for conv, x in ((self.a, a), (self.b, b))]
-        return self.fc(torch.cat(maps, 1).flatten(1))
-
-
 def test_a_pooled_tap_holds_its_share_too(networks):
     _, teacher, _ = networks
     torch.manual_seed(0)
-    with Tapped(ConvTowers(), {name: Tap(module=name, pool="spatial") for name in "ab"}) as student:
+    with Tapped(ConvTowers(), CONV_TAPS) as student:
         objective = distillation(student, teacher, config=LossConfig(extra=SHARES))
         objective(batch(), 0.0)
         assert min(objective.balance.weights.values()) > 1e-3
@@ -192,3 +184,134 @@ def test_a_healthy_gram_is_not_reported(networks):
     observer = Remembers()
     run_until_measured(distillation(student, teacher, observer=observer))
     assert observer.warnings == []
+
+
+#: One of each loss, where it can be measured on networks with maps.
+MAPS = {name: Tap(module=name, pool="spatial") for name in "ab"}
+EVERY = {
+    name: Term(loss=name, student=MAPS, teacher=MAPS) if name == "ickd" else Term(loss=name) for name in LOSS_OPTIONS
+}
+
+
+class InFull(ConvTowers):
+    """Computes in fp32 whatever autocast says, so that what follows is all that it can change."""
+
+    def forward(self, a, b):
+        with torch.autocast("cpu", enabled=False):
+            return super().forward(a, b)
+
+
+@pytest.fixture
+def with_maps():
+    torch.manual_seed(0)
+    with Tapped(InFull(), CONV_TAPS) as student, Tapped(InFull(12), CONV_TAPS) as teacher:
+        yield student, teacher
+
+
+def test_autocast_changes_no_bit_of_any_loss(with_maps):
+    objective = distillation(*with_maps, config=LossConfig(extra=EVERY)).prepare(batch(), 0)
+    state = objective.state()
+    plain = objective(batch(), 0.5)
+    objective.restore(state)
+    with torch.autocast("cpu", torch.bfloat16):
+        cast = objective(batch(), 0.5)
+    assert torch.equal(plain[0], cast[0])
+    assert plain[1] == cast[1]
+    assert {f"loss.{name}" for name in LOSS_OPTIONS} < set(plain[1])
+    assert all(plain[1][f"loss.{name}"].dtype == torch.float32 for name in LOSS_OPTIONS)
+
+
+@pytest.mark.parametrize("name", LOSS_OPTIONS)
+def test_the_gradient_of_a_loss_goes_to_the_student_and_its_projection_alone(with_maps, name):
+    student, teacher = with_maps
+    config = LossConfig(ce=0, kd=0, extra={name: replace(EVERY[name], weight=1.0)})
+    objective = distillation(student, teacher, config=config).prepare(batch(), 0)
+    objective(batch(), 0.0)[0].backward()
+    assert all(parameter.grad is None for parameter in teacher.model.parameters())
+    assert all(student.model.get_submodule(side).weight.grad.abs().sum() > 0 for side in "ab")
+    assert len(objective.parameters()) == {"fd": 4, "fitnet": 4, "ickd": 8}.get(name, 0)
+    assert all(parameter.grad is not None for parameter in objective.parameters())
+
+
+def test_a_logged_share_is_the_measured_ratio(networks):
+    student, teacher, _ = networks
+    config = LossConfig(extra={"intra": Term(weight=3.0), "fd": 0.5, "sample": Term(share=2.0, warm_up=0.5)})
+    objective = distillation(student, teacher, config=config).prepare(batch(), 0)
+    _, figures = objective(batch(), 0.25)
+    reading, known = student.read(inputs_of(batch())), objective.teacher(batch())
+    tensors = list(reading.outputs.values())
+    seen = Seen(side(reading), known.logits, known.sides, batch().labels, {})
+    base = config.ce * cross_entropy(reading.logits, batch().labels)
+    base = base + config.kd * kd_loss(reading.logits, known.logits, config.temperature)
+    factors = {"intra": 1.0, "fd": 1.0, "sample": 0.5}
+    for name, extra in objective.extras.items():
+        weighted = objective.balance.weights[name] * factors[name] * extra(seen)
+        assert figures[f"share.{name}"] == pytest.approx(norm_on(weighted, tensors) / norm_on(base, tensors), rel=1e-4)
+    assert figures["weight.intra"] == 3.0
+    assert figures["share.fd"] == pytest.approx(0.5)
+    assert figures["share.sample"] == pytest.approx(1.0), "half of its share, half way through the warm-up"
+
+
+def test_the_schedule_is_in_the_loss(networks):
+    student, teacher, _ = networks
+    config = LossConfig(extra={"intra": Term(weight=10.0, warm_up=0.5, decay="linear")})
+    objective = distillation(student, teacher, config=config)
+    for progress, factor in [(0.0, 0.0), (0.25, 0.5), (0.5, 1.0), (0.75, 0.5)]:
+        loss, figures = objective(batch(), progress)
+        expected = 0.1 * figures["ce"] + 0.9 * figures["kd"] + factor * 10 * figures["loss.intra"]
+        assert loss.item() == pytest.approx(expected.item(), rel=1e-5)
+
+
+def test_frozen_encoders_train_their_head_and_say_that_the_gram_does_nothing(networks, tmp_path):
+    student, teacher, _ = networks
+    student.model.encoders.requires_grad_(False)
+    before = student.model.head[1].weight.clone()
+    observer = Remembers()
+    objective = distillation(student, teacher, observer=observer)
+    run = Fit(Training(epochs=3, batch_size=8), 0, tmp_path, reporter())
+    history = fit(student.model, objective, split("train", 48), lambda: {"validation": 0.0}, run)
+    assert history[-1]["weight.intra"] == history[-1]["weight.sample"] == 0
+    assert "share.intra" not in history[-1], "a share of nothing is no number"
+    assert len(observer.warnings) == 2
+    assert not torch.equal(student.model.head[1].weight, before)
+
+
+def test_a_fixed_weight_needs_no_other_loss(networks, tmp_path):
+    student, teacher, _ = networks
+    observer = Remembers()
+    config = LossConfig(ce=0, kd=0, extra={"intra": Term(weight=5.0)})
+    objective = distillation(student, teacher, config=config, observer=observer)
+    run = Fit(Training(epochs=4, batch_size=8, learning_rate=1e-2), 0, tmp_path, reporter())
+    history = fit(student.model, objective, split("train", 48), lambda: {"validation": 0.0}, run)
+    assert history[-1]["loss.intra"] < 0.5 * history[0]["loss.intra"]
+    assert observer.warnings == []
+
+
+@pytest.mark.parametrize("labelled", [0, 5], ids=["none", "some"])
+def test_samples_without_a_label_learn_from_the_teacher(networks, labelled):
+    student, teacher, _ = networks
+    full = batch()
+    labels = torch.where(torch.arange(12) < labelled, full.labels, UNLABELLED)
+    objective = distillation(student, teacher, config=LossConfig(extra={"intra": 1.0, "dkd": 1.0}))
+    loss, figures = objective(dataclasses.replace(full, labels=labels), 0.0)
+    loss.backward()
+    logits = student(inputs_of(full))[0]
+    expected = cross_entropy(logits[:labelled], full.labels[:labelled]).item() if labelled else 0.0
+    assert figures["ce"].item() == pytest.approx(expected)
+    assert figures["kd"] > 0
+    assert all(p.grad.isfinite().all() and p.grad.any() for p in student.model.parameters())
+
+
+def test_preparing_moves_no_generator_and_the_seed_decides_projections(networks):
+    student, teacher, _ = networks
+    weights = []
+    for seed in (1, 1, 2):
+        torch.manual_seed(9)
+        objective = distillation(student, teacher, config=LossConfig(extra={"fd": 1.0})).prepare(batch(2), seed)
+        weights.append(objective.parameters()[0].detach())
+        drawn = torch.rand(1)
+        torch.manual_seed(9)
+        assert torch.equal(drawn, torch.rand(1))
+    assert torch.equal(weights[0], weights[1])
+    assert not torch.equal(weights[0], weights[2])
+    assert weights[0].shape == (12, 8)

@@ -10,6 +10,8 @@ from torch import Tensor
 from torch.nn import functional
 
 _TINY = 1e-12
+#: Of a squared length: what is shorter has no direction.
+_NOTHING = 1e-24
 
 
 def sp_loss(student: Tensor, teacher: Tensor) -> Tensor:
@@ -18,7 +20,7 @@ def sp_loss(student: Tensor, teacher: Tensor) -> Tensor:
     ``|G_S - G_T|_F^2 / B^2`` with ``G = F F^T``, each row scaled to unit length *after* the product, as in the paper.
     The variant that scales *before* it, which some codebases have, is the Gram in scope `intra`.
     """
-    ours, theirs = (functional.normalize(side @ side.T, dim=1) for side in (student, teacher))
+    ours, theirs = (_unit(side @ side.T) for side in (student, teacher))
     return (ours - theirs).square().mean()
 
 
@@ -34,7 +36,7 @@ def _distances(student: Tensor, teacher: Tensor) -> Tensor:
         square = (side[:, None] - side[None]).square().sum(-1)
         # The root's gradient at 0 is infinite, and the diagonal is 0.
         distance = square.clamp_min(_TINY).sqrt() * (square > _TINY)
-        scaled.append(distance / distance[distance > 0].mean().clamp_min(_TINY))
+        scaled.append(distance / (distance.sum() / (distance > 0).sum().clamp_min(1)).clamp_min(_TINY))
     return functional.smooth_l1_loss(scaled[0], scaled[1])
 
 
@@ -42,7 +44,7 @@ def _angles(student: Tensor, teacher: Tensor) -> Tensor:
     """Smooth L1 of the cosines of the angles that every three samples make."""
     cosines = []
     for side in (student, teacher):
-        edges = functional.normalize(side[None] - side[:, None], dim=2)
+        edges = _unit(side[None] - side[:, None])
         cosines.append(edges @ edges.mT)
     return functional.smooth_l1_loss(cosines[0], cosines[1])
 
@@ -58,7 +60,7 @@ def pkt_loss(student: Tensor, teacher: Tensor) -> Tensor:
 
 
 def _likelihoods(z: Tensor) -> Tensor:
-    unit = functional.normalize(z, dim=1)
+    unit = _unit(z)
     similarity = (unit @ unit.T + 1) / 2
     return similarity / similarity.sum(1, keepdim=True)
 
@@ -78,4 +80,10 @@ def affinity_loss(student: tuple[Tensor, Tensor], teacher: tuple[Tensor, Tensor]
 
 
 def _cosines(first: Tensor, second: Tensor) -> Tensor:
-    return functional.normalize(first, dim=1) @ functional.normalize(second, dim=1).T
+    return _unit(first) @ _unit(second).T
+
+
+def _unit(rows: Tensor) -> Tensor:
+    """Scale rows [..., D] to unit length. One of no length stays, without a gradient, which would be infinite."""
+    square = rows.square().sum(-1, keepdim=True)
+    return rows * square.clamp_min(_NOTHING).rsqrt() * (square > _NOTHING)
