@@ -9,6 +9,7 @@ import json
 import math
 import re
 from copy import deepcopy
+from functools import cache
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -579,7 +580,11 @@ def check_keys(
         error: what to raise.
         at: the table's own place in the file, e.g. "options."; "" for the top level.
     """
-    _check_keys(content, inspect.type_info(struct), error, source, at)
+    _check_keys(content, _type_info(struct), error, source, at)
+
+
+#: Reading the annotations of a recipe takes longer than checking one, and a search checks hundreds.
+_type_info = cache(inspect.type_info)
 
 
 def _check_keys(value: Any, info: inspect.Type, error: type[Exception], source: str, at: str) -> None:

@@ -25,6 +25,8 @@ def print_search(found: Found, folder: Path, width: int | None = None) -> None:
     print_table(console, search_table(found))
     best = found.front[0]
     console.print()
-    console.print(Text(f"{folder / PICTURE} shows all trials, {folder / TABLE} has the command of each."), soft_wrap=True)
+    console.print(
+        Text(f"{folder / PICTURE} shows all trials, {folder / TABLE} has the command of each."), soft_wrap=True
+    )
     console.print(Text(f"The best {found.metric}, trial {best.number}, is built by"))
     console.print(Text(found.command(best), "cyan"), soft_wrap=True)

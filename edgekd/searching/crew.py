@@ -12,6 +12,7 @@ import tempfile
 import threading
 import time
 import uuid
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -50,14 +51,16 @@ class _Process:
             encoding="utf-8",
         )
         assert self._process.stdin is not None
-        self._process.stdin.write(msgspec.json.encode(job).decode() + "\n")
-        self._process.stdin.flush()  # and stays open: its end would be the worker's
+        with suppress(BrokenPipeError):  # it is dead already, and its stderr says why
+            self._process.stdin.write(msgspec.json.encode(job).decode() + "\n")
+            self._process.stdin.flush()  # and stays open: its end would be the worker's
         threading.Thread(target=self._listen, args=(heard,), daemon=True).start()
 
     def _listen(self, heard: queue.Queue[tuple[_Process, dict[str, Any] | None]]) -> None:
         assert self._process.stdout is not None
         for line in self._process.stdout:
-            heard.put((self, json.loads(line)))
+            if line.endswith("\n"):  # not the half of one that was killed
+                heard.put((self, json.loads(line)))
         heard.put((self, None))
 
     def end(self) -> None:
@@ -65,7 +68,8 @@ class _Process:
         self._process.kill()
         for pipe in (self._process.stdin, self._process.stdout):
             assert pipe is not None
-            pipe.close()
+            with suppress(BrokenPipeError):  # what it did not read is lost with it
+                pipe.close()
         self._process.wait()
 
     def wait(self) -> str:

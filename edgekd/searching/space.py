@@ -28,7 +28,7 @@ _WHERE = "[search.space]"
 _LEAF = ("low", "high", "log", "step", "choices")
 
 #: Random recipes of a space that are checked before the first trial.
-_CHECKED = 200
+_CHECKED = 100
 
 Value = bool | int | float | str
 Params = dict[str, Value]
@@ -177,7 +177,7 @@ class Space:
         for _ in range(_CHECKED):
             params: Params = {}
             for axis in self.asked(params):
-                params[axis.key] = axis.draw(rng)
+                params[axis.key] = axis.draw(rng) if rng.random() < 0.5 else rng.choice(axis.ends())
             self._try(params, ", ".join(f"{key} = {toml_value(value)}" for key, value in params.items()))
 
     def _try(self, params: Params, told: str) -> None:

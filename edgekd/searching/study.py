@@ -83,7 +83,9 @@ def open_storage(storage: str) -> BaseStorage:
     """
     try:
         if is_url(storage):
-            return RDBStorage(storage)
+            # SQLite lets one write at a time; the others wait.
+            patient = {"connect_args": {"timeout": 60}} if storage.startswith("sqlite") else {}
+            return RDBStorage(storage, engine_kwargs=patient)
         path = Path(storage)
         path.parent.mkdir(parents=True, exist_ok=True)
         return JournalStorage(JournalFileBackend(str(path), _Lock(path)))
