@@ -46,7 +46,9 @@ setup(
             "nncf>=3.3",
             *(f"tensorrt-rtx-cu12-{part}>=1.5; {NVIDIA}" for part in ("libs", "bindings")),
         ],
+        "search": ["optuna>=4.9"],
         "dev": [
+            "optuna>=4.9",
             "pytest>=8",
             "pytest-xdist>=3.6",
             "hypothesis>=6",

@@ -6,10 +6,11 @@ import errno
 import functools
 import io
 import json
+import re
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import click
 
@@ -45,7 +46,7 @@ class _Group(click.Group):
         except EdgekdError as error:
             _fail(context, error)
         except KeyboardInterrupt:
-            resumes = context.invoked_subcommand == "build"
+            resumes = context.invoked_subcommand in ("build", "search")
             click.echo(f"interrupted{'; the same command goes on from here' if resumes else ''}", err=True)
             context.exit(130)
         except OSError as error:
@@ -288,6 +289,85 @@ def blame(wanted: _Build, quiet: bool, verbose: bool, as_json: bool) -> None:
             Json().emit("blame", target=target, blame=blame_json(blamed))
         elif not quiet:
             print_blame(target, blamed, wanted.places.output / target)
+
+
+class _Duration(click.ParamType[float]):
+    """A time such as ``90s``, ``30m`` or ``1h30m``, in seconds."""
+
+    name = "time"
+    _UNITS: ClassVar = {"h": 3600, "m": 60, "s": 1}
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        """Add up hours, minutes and seconds."""
+        if isinstance(value, float):
+            return value
+        found = re.fullmatch(r"(?=.)(?:(\d+)h)?(?:(\d+)m)?(?:(\d+)s)?", value)
+        if not found or not any(map(int, filter(None, found.groups()))):
+            self.fail(f"'{value}' is no time above 0: write it as 90s, 30m or 1h30m", param, ctx)
+        return float(sum(int(n or 0) * unit for n, unit in zip(found.groups(), self._UNITS.values(), strict=True)))
+
+
+@main.command()
+@click.option(
+    "--trials",
+    type=click.IntRange(1),
+    metavar="N",
+    help="Trials that the study is to have, earlier ones and other machines' included [default: 30].",
+)
+@click.option("--budget", type=_Duration(), metavar="TIME", help="Begin trials for so long, e.g. 30m.")
+@click.option("--workers", type=click.IntRange(1), default=1, show_default=True, help="Processes on this machine.")
+@click.option("--storage", metavar="URL|FILE", help="Where the study is kept [default: a file in --cache].")
+@click.option("--study", metavar="NAME", help="Name of the study [default: one for recipe, task and space].")
+@click.option(
+    "--target",
+    "targets",
+    multiple=True,
+    default=["cpu"],
+    show_default=True,
+    metavar="NAME|FILE.toml",
+    help="A kind of device that pruned widths are to suit. Repeatable.",
+)
+@click.option("--output", type=click.Path(path_type=Path), help="Folder of what was found [default: build/RECIPE].")
+@click.option(
+    "--cache",
+    type=click.Path(path_type=Path),
+    default=Path(".edgekd"),
+    show_default=True,
+    envvar="EDGEKD_CACHE",
+    help="Folder of finished stages.",
+)
+@_recipe_options
+@_progress_options
+def search(
+    recipe: str | None,
+    overrides: tuple[str, ...],
+    output: Path | None,
+    budget: float | None,
+    quiet: bool,
+    verbose: bool,
+    as_json: bool,
+    **others: Any,
+) -> None:
+    """Search for better students than the recipe's own: more accurate, faster, closer to the teacher.
+
+    Tries losses, temperature, width and pruning, or what [search.space] of the recipe names, and shows the trials that
+    no other beats. The same command goes on where it stopped; on another machine, with one --storage, it joins in.
+    """
+    from edgekd.console import Json, choose_observer
+    from edgekd.console.search import print_search
+    from edgekd.recipe import recipe_name
+    from edgekd.report.search import search_json
+    from edgekd.searching.search import Wanted
+    from edgekd.searching.search import search as run
+
+    folder = output or Path("build") / recipe_name(recipe)
+    wanted = Wanted(recipe=recipe, overrides=overrides, output=folder, seconds=budget, **others)
+    with choose_observer(json=as_json, quiet=quiet, verbose=verbose, terminal=sys.stdout.isatty()) as observer:
+        found = run(wanted, observer)
+    if as_json:
+        Json().emit("search", search=search_json(found))
+    elif not quiet:
+        print_search(found, folder)
 
 
 @main.command()

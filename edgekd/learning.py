@@ -80,13 +80,24 @@ class Learning:
 
 @dataclass(frozen=True)
 class Learner:
-    """Runs the first half of a recipe; ``export_name`` tells the exports of a build with several opsets apart."""
+    """Runs the first half of a recipe.
+
+    Attributes:
+        runner: runs stages.
+        project: the task.
+        recipe: what to train.
+        opset: of the export.
+        export_name: tells the exports of a build with several opsets apart.
+        teachers: the task that the teacher is trained for where it is not ``project``: one whose data and whose teacher
+            are the same, so that students of many sizes learn from one teacher.
+    """
 
     runner: Runner
     project: Project
     recipe: Recipe
     opset: int
     export_name: str = "export"
+    teachers: Project | None = None
 
     def run(self) -> Learning:
         """Run or read every stage."""
@@ -98,6 +109,12 @@ class Learner:
         teacher = self._teacher()
         student = self._distill(teacher)
         return teacher, student, self._prune(teacher, student)
+
+    def networks(self) -> tuple[nn.Module, nn.Module]:
+        """Run or read all but the export; return the teacher and the pruned student, with the weights they ended at."""
+        teacher = self._teacher()
+        pruned = self._prune(teacher, self._distill(teacher))
+        return self._load_teacher(teacher), self._load_pruned(pruned.folder)
 
     def tune(self, learned: Learning, scheme: Scheme) -> Tuned:
         """Tune the pruned network for a scheme, and export it alone."""
@@ -133,7 +150,7 @@ class Learner:
         return Tuned(exported, tuned.folder / PROBE)
 
     def _teacher(self) -> Done[Trained]:
-        config = self.recipe.teacher
+        config, project = self.recipe.teacher, self.teachers or self.project
         weights = Path(config.weights) if config.weights else None
         if weights is not None and not weights.is_file():
             raise ModelError(f"[teacher] weights: {weights}: no such file")
@@ -142,12 +159,12 @@ class Learner:
             from edgekd.learn import teacher
 
             self._preflight()
-            return teacher.run(self.project.loaded, self.taps.teacher, config, self.recipe.seed, folder, report)
+            return teacher.run(project.loaded, self.taps.teacher, config, self.recipe.seed, folder, report)
 
         depends = {
             **_plain(msgspec.structs.replace(config, precision="float32")),  # it matters to those that learn from it
             "weights": sha256_file(weights) if weights else None,
-            "task": self.project.identity,
+            "task": project.identity,
             "seed": self.recipe.seed,
             "versions": library_versions(["torch"], "build"),
         }
@@ -169,6 +186,8 @@ class Learner:
             "precision": self.recipe.teacher.precision,
             "teacher": teacher.key,
         }
+        if self.teachers is not None:  # then the teacher's key does not stand for the student's task
+            depends["task"] = self.project.identity
         return self.runner(Stage("distill", VERSIONS["distill"], depends, Trained, run, self._describe))
 
     def _prune(self, teacher: Done[Trained], student: Done[Trained]) -> Done[Trained]:

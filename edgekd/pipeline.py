@@ -150,7 +150,7 @@ def prepare(
         _check(recipe, target, at[target.name])
     first_half = learning if recipe.task else bringing
     versions = library_versions(dict.fromkeys((*first_half.LIBRARIES, *LIBRARIES)), "build")
-    recipe = _fit_widths(recipe, targets)
+    recipe = fit_widths(recipe, targets)
     runner = Runner(Cache(cache), observer)
     fan_out = (
         f"{stage} {target.name}"
@@ -206,7 +206,7 @@ def _check(recipe: Recipe, target: Target, device: Device | Absent) -> None:
         library_versions(["nncf"], "build")
 
 
-def _fit_widths(recipe: Recipe, targets: Sequence[Target]) -> Recipe:
+def fit_widths(recipe: Recipe, targets: Sequence[Target]) -> Recipe:
     """Return the recipe with pruned widths that suit all targets, unless it names a multiple itself."""
     if recipe.prune.round_to is not None:
         return recipe

@@ -5,8 +5,11 @@ Every field has a default and a description; ``edgekd recipe schema`` prints bot
 
 from __future__ import annotations
 
+import json
 import math
 import re
+from copy import deepcopy
+from functools import cache
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -436,6 +439,21 @@ class ProfileConfig(_Config, frozen=True):
     cold_starts: Annotated[PositiveInt, Meta(description="Fresh processes that time loading and the first run.")] = 3
 
 
+class SearchConfig(_Config, frozen=True):
+    """What ``edgekd search`` varies."""
+
+    space: Annotated[
+        dict[str, Any],
+        Meta(
+            description="Keys of this recipe below task.options, teacher, student, distill and prune, each with a "
+            "range, { low = 2.0, high = 8.0, log = true } (or step) or short [2.0, 8.0], or with choices: a list of "
+            "anything else, or { choices = [8, 16] }. At a loss's 'extra' a word names the losses to add, 'kd' none, "
+            "'intra+sample' two; 'extra.*' is a factor on the shares of all. What is named is all that varies; by "
+            "default extra, extra.*, temperature, how much is pruned and, of a shipped task, the student's width."
+        ),
+    ] = {}
+
+
 class Recipe(_Config, frozen=True):
     """A whole ``edgekd.toml``: with a task to train for, or with a model that was trained elsewhere."""
 
@@ -450,6 +468,7 @@ class Recipe(_Config, frozen=True):
     quantize: QuantizeConfig = QuantizeConfig()
     gate: GateConfig = GateConfig()
     profile: ProfileConfig = ProfileConfig()
+    search: SearchConfig = SearchConfig()
 
     def __post_init__(self) -> None:
         if (self.task is None) == (self.model is None):
@@ -514,11 +533,37 @@ def load_recipe(reference: str | Path | None = None, overrides: tuple[str, ...] 
     Raises:
         RecipeError: names the file and the key, and the nearest right one.
     """
+    return draft_recipe(reference, overrides).recipe()
+
+
+class Draft(Struct, frozen=True):
+    """A recipe as it is written, with its overrides: what more overrides can still be put into.
+
+    Attributes:
+        content: the tables, their paths absolute; what is not written is not there.
+        source: what errors call it.
+        written: the tables as text, their paths as written, the same on every machine.
+    """
+
+    content: dict[str, Any]
+    source: str
+    written: str
+
+    def recipe(self, overrides: tuple[str, ...] = ()) -> Recipe:
+        """Override, fill in the defaults and validate, as :func:`load_recipe` does."""
+        return _read(deepcopy(self.content), self.source, overrides)
+
+
+def draft_recipe(reference: str | Path | None = None, overrides: tuple[str, ...] = ()) -> Draft:
+    """Read and override a recipe without filling in its defaults; arguments and errors as of :func:`load_recipe`."""
     path = find_recipe(str(reference) if reference is not None else None)
     content = read_toml(path, RecipeError)
     check_keys(content, Recipe, str(path), RecipeError)
+    written = json.dumps([content, overrides], sort_keys=True, default=str)
     _anchor_paths(content, path.resolve().parent)
-    return _read(content, str(path), overrides)
+    for override in overrides:
+        _set(content, override)
+    return Draft(content, f"{path}{' and --set' if overrides else ''}", written)
 
 
 def model_recipe(model: ModelConfig, overrides: tuple[str, ...] = ()) -> Recipe:
@@ -593,7 +638,11 @@ def check_keys(
         error: what to raise.
         at: the table's own place in the file, e.g. "options."; "" for the top level.
     """
-    _check_keys(content, inspect.type_info(struct), error, source, at)
+    _check_keys(content, _type_info(struct), error, source, at)
+
+
+#: Reading the annotations of a recipe takes longer than checking one, and a search checks hundreds.
+_type_info = cache(inspect.type_info)
 
 
 def _check_keys(value: Any, info: inspect.Type, error: type[Exception], source: str, at: str) -> None:

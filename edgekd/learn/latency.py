@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import time
 from copy import deepcopy
+from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
 from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from edgekd.learn.to_onnx import Network, write_onnx
 from edgekd.runtime.ort import open_engine
@@ -15,6 +16,7 @@ from edgekd.runtime.ort import open_engine
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    import numpy as np
     from torch import nn
 
     from edgekd.learn.task import Batch
@@ -27,6 +29,27 @@ _OPSET = 18
 #: speed hits both alike.
 _TURNS, _TURN_MS = 21, 5.0
 _LEAD_IN = 1
+
+
+@dataclass(frozen=True)
+class Compared:
+    """The p50 of a network and of the reference that it took turns with, in ms."""
+
+    p50_ms: float
+    reference_ms: float
+
+    @property
+    def ratio(self) -> float:
+        """The network's as a share of the reference's."""
+        return self.p50_ms / self.reference_ms
+
+
+@dataclass(frozen=True)
+class _Open:
+    """A network in ONNX Runtime, and one sample for it."""
+
+    session: Session
+    feeds: Mapping[str, np.ndarray[Any, Any]]
 
 
 class RelativeLatency:
@@ -42,34 +65,40 @@ class RelativeLatency:
     """
 
     def __init__(self, reference: nn.Module, taps: Mapping[str, Tap], batch: Batch) -> None:
-        self._taps = taps
-        self._inputs = {name: x.cpu() for name, x in batch.inputs.items()}
-        self._feeds = {name: x[:1].numpy() for name, x in self._inputs.items()}
-        self._reference = self._open(reference)
+        self._taps, self._batch = taps, batch
+        self._reference = _open(reference, taps, batch)
 
     def __call__(self, model: nn.Module) -> float:
         """Return the network's p50 as a share of the reference's."""
-        sessions = (self._open(model), self._reference)
-        turns = [max(1, round(_TURN_MS / self._time(session, 1)[0])) for session in sessions]
+        return self.compare(model, self._taps, self._batch).ratio
+
+    def compare(self, model: nn.Module, taps: Mapping[str, Tap], batch: Batch) -> Compared:
+        """Time a network, which may have other taps and other inputs than the reference."""
+        both = (_open(model, taps, batch), self._reference)
+        turns = [max(1, round(_TURN_MS / _time(opened, 1)[0])) for opened in both]
         times: tuple[list[float], list[float]] = ([], [])
         for _ in range(_TURNS):
-            for session, count, known in zip(sessions, turns, times, strict=True):
-                known.extend(self._time(session, count))
-        return median(times[0]) / median(times[1])
+            for opened, count, known in zip(both, turns, times, strict=True):
+                known.extend(_time(opened, count))
+        return Compared(median(times[0]), median(times[1]))
 
-    def _open(self, model: nn.Module) -> Session:
-        with TemporaryDirectory() as scratch:
-            path = Path(scratch) / "network.onnx"
-            write_onnx(Network(deepcopy(model), self._taps), self._inputs, _OPSET, path)
-            return open_engine(path.read_bytes(), name=type(model).__name__)
 
-    def _time(self, session: Session, count: int) -> list[float]:
-        """Return the times of inferences, in ms."""
-        for _ in range(_LEAD_IN):
-            session.run(self._feeds)
-        taken = []
-        for _ in range(count):
-            start = time.perf_counter_ns()
-            session.run(self._feeds)
-            taken.append((time.perf_counter_ns() - start) / 1e6)
-        return taken
+def _open(model: nn.Module, taps: Mapping[str, Tap], batch: Batch) -> _Open:
+    inputs = {name: x.cpu() for name, x in batch.inputs.items()}
+    with TemporaryDirectory() as scratch:
+        path = Path(scratch) / "network.onnx"
+        write_onnx(Network(deepcopy(model), taps), inputs, _OPSET, path)
+        session = open_engine(path.read_bytes(), name=type(model).__name__)
+    return _Open(session, {name: x[:1].numpy() for name, x in inputs.items()})
+
+
+def _time(opened: _Open, count: int) -> list[float]:
+    """Return the times of inferences, in ms."""
+    for _ in range(_LEAD_IN):
+        opened.session.run(opened.feeds)
+    taken = []
+    for _ in range(count):
+        start = time.perf_counter_ns()
+        opened.session.run(opened.feeds)
+        taken.append((time.perf_counter_ns() - start) / 1e6)
+    return taken

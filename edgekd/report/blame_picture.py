@@ -140,7 +140,7 @@ def _box(box: _Box, suspect: Suspect | None, most: float) -> Iterator[str]:
     style, ink, told, about = 'class="float"', "", "float", box.layer.operator
     if suspect:
         share = max(0.0, suspect.relief.value / most) if most > 0 else 0.0
-        style, ink = f'class="box" fill="{_colour(share)}"', "dark" if share > 0.8 else "light"
+        style, ink = f'class="box" fill="{colour(share)}"', "dark" if share > 0.8 else "light"
         told = drift_figure(suspect.relief.value)
         told += f" ± {drift_figure(suspect.relief.error)}" if suspect.relief.error is not None else ""
         about += f" · {milliseconds(suspect.latency_ms)} ms" if suspect.latency_ms is not None else ""
@@ -156,7 +156,7 @@ def _box(box: _Box, suspect: Suspect | None, most: float) -> Iterator[str]:
 def _legend(most: float, y: float) -> Iterator[str]:
     steps = 60
     for index in range(steps):
-        fill = _colour(index / (steps - 1))
+        fill = colour(index / (steps - 1))
         yield f'<rect x="{_MARGIN + index * 3}" y="{y:.0f}" width="3.5" height="12" fill="{fill}"/>'
     yield f'<text x="{_MARGIN}" y="{y + 28:.0f}">0</text>'
     yield f'<text x="{_MARGIN + steps * 3}" y="{y + 28:.0f}" text-anchor="end">{drift_figure(most)}</text>'
@@ -165,7 +165,7 @@ def _legend(most: float, y: float) -> Iterator[str]:
     yield f'<text class="quiet" x="{x}" y="{y + 27:.0f}">ms: what float costs where it was timed</text>'
 
 
-def _colour(share: float) -> str:
+def colour(share: float) -> str:
     """Return the ramp's colour at 0 to 1."""
     place = min(share, 1.0) * (len(_RAMP) - 1)
     index = min(int(place), len(_RAMP) - 2)

@@ -1,0 +1,113 @@
+"""One trial: train a recipe's student under the stage cache, and say what it is worth."""
+
+from __future__ import annotations
+
+import math
+import os
+import tempfile
+from contextlib import contextmanager
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from edgekd.cache import Cache
+from edgekd.errors import ModelError
+from edgekd.files import need
+from edgekd.learning import Learner
+from edgekd.project import Project
+from edgekd.report.search import Appraisal
+from edgekd.stages import Runner
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from edgekd.learn.appraise import Stopwatch
+    from edgekd.progress import Observer
+    from edgekd.recipe import Recipe, TaskConfig
+
+#: Options of a task that are its student's alone, so that they may leave the teacher as it is.
+_STUDENT = "student"
+
+#: Digits of a latency's share: what two measurements of one network differ by is no difference.
+_DIGITS = 2
+
+
+class Bench:
+    """Tries variants of one recipe.
+
+    Args:
+        recipe: the user's own; its student is the reference of every latency.
+        opset: of the target.
+        cache: folder of finished stages.
+    """
+
+    def __init__(self, recipe: Recipe, opset: int, cache: Path) -> None:
+        assert recipe.task is not None
+        self._recipe, self._opset, self._cache = recipe, opset, Cache(cache)
+        self._project = Project(recipe.task, cache)
+
+    def __call__(self, recipe: Recipe, observer: Observer) -> Appraisal:
+        """Train a variant, as far as it is not trained yet, and appraise it.
+
+        Raises:
+            EdgekdError: any error that a user can cause.
+        """
+        from edgekd.learn import appraise
+
+        assert recipe.task is not None
+        project, teachers = self._projects(recipe.task)
+        learner = Learner(Runner(self._cache, observer), project, recipe, self._opset, teachers=teachers)
+        teacher, student = learner.networks()
+        figures = appraise.validate(project.loaded, teacher, student, learner.taps)
+        wrong = [name for name, value in figures.items() if not math.isfinite(value)]
+        if wrong:
+            raise ModelError(f"{wrong[0]} of the trained student is not a finite number")
+        observer.advance("latency", 0, 0, "waiting for a moment in which nobody else measures")
+        with measuring():
+            compared = self._stopwatch(project.loaded, student, learner.taps)
+        return Appraisal(
+            metric=figures["validation"],
+            latency=round(compared.ratio, _DIGITS),
+            drift=figures["drift"],
+            p50_ms=compared.p50_ms,
+            reference_ms=compared.reference_ms,
+            parameters=sum(parameter.numel() for parameter in student.parameters()),
+        )
+
+    def _projects(self, task: TaskConfig) -> tuple[Project, Project | None]:
+        """Return a variant's task, and where its teacher is the recipe's own, whose training is shared, that one's."""
+        from edgekd.learn import appraise
+
+        own = self._project.config
+        if task == own:
+            return self._project, None
+        project = Project(task, self._cache.root)
+        shared = _without_student(task) == _without_student(own)
+        if shared and appraise.same_teacher(self._project.loaded, project.loaded, self._recipe.seed):
+            return project, self._project
+        return project, None
+
+    @cached_property
+    def _stopwatch(self) -> Stopwatch:
+        from edgekd.learn.appraise import Stopwatch
+
+        learner = Learner(Runner(self._cache, _silent()), self._project, self._recipe, self._opset)
+        return Stopwatch(self._project.loaded, learner.taps, self._recipe.seed)
+
+
+def _silent() -> Observer:
+    from edgekd.progress import Silent
+
+    return Silent()
+
+
+def _without_student(task: TaskConfig) -> dict[str, object]:
+    return {name: value for name, value in task.options.items() if name != _STUDENT}
+
+
+@contextmanager
+def measuring() -> Iterator[None]:
+    """Hold a lock of this host's user: of all searches, whatever their caches, one at a time measures latency."""
+    path = Path(tempfile.gettempdir()) / f"edgekd-latency-{os.getuid()}.lock"
+    with need("filelock", "build").FileLock(path):
+        yield
