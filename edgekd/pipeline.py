@@ -189,7 +189,7 @@ def follow(recipe: Recipe, targets: Sequence[Target], cache: Path) -> None:
     """
     if recipe.task:
         runner, project = Runner(Cache(cache), Silent()), Project(recipe.task, cache)
-        joint.train(learning.Learner(runner, project, _fit_widths(recipe, targets), targets[0].opset))
+        joint.train(learning.Learner(runner, project, fit_widths(recipe, targets), targets[0].opset))
 
 
 def _check(recipe: Recipe, target: Target, device: Device | Absent) -> None:
