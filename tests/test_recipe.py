@@ -7,7 +7,19 @@ import msgspec
 import pytest
 
 from edgekd.errors import RecipeError
-from edgekd.recipe import DEFAULT_EXTRA, Recipe, find_recipe, load_recipe, recipe_name, recipe_schema, shipped_recipes
+from edgekd.recipe import (
+    DEFAULT_EXTRA,
+    TUNE_EXTRA,
+    LossConfig,
+    Recipe,
+    Tap,
+    Term,
+    find_recipe,
+    load_recipe,
+    recipe_name,
+    recipe_schema,
+    shipped_recipes,
+)
 
 MINIMAL = '[task]\nname = "digits"\n'
 
@@ -235,3 +247,98 @@ def test_a_path_in_an_override_is_one_of_the_working_directory(tmp_path, monkeyp
     assert recipe.teacher.weights == str(tmp_path / "my.pt")
     assert recipe.quantize.calibration == str(tmp_path / "mine.toml")
     assert load_recipe("digits", ("task.name=mine.py:Task",)).task.name == f"{tmp_path / 'mine.py'}:Task"
+
+
+@pytest.mark.parametrize(
+    ("extra", "said"),
+    [
+        ("{ intr = 1.0 }", "extra.intr: there is no loss 'intr'; did you mean 'intra'"),
+        ("{ x = 1.0 }", "extra.x: there is no loss 'x'"),
+        ("{ x = { loss = 'sampel' } }", "extra[...].loss: there is no 'sampel'; did you mean 'sample'"),
+        ("{ intra = { pairs = ['a-b'] } }", "extra.intra: 'pairs' is no option of the loss 'intra'"),
+        ("{ x = { loss = 'fd', centered = false } }", "extra.x: 'centered' is no option of the loss 'fd'"),
+        ("{ sp = { temperature = 2.0 } }", "extra.sp: 'temperature' is no option of the loss 'sp'"),
+        ("{ dist = { beta = 2.0 } }", "extra.dist: 'beta' is no option of the loss 'dist'"),
+        ("{ joint = { distance = 'l3' } }", "extra[...].distance: there is no 'l3'"),
+        ("{ dkd = { modalities = ['a'] } }", "the loss 'dkd' is of the logits; modalities and taps say nothing to it"),
+        ("{ ickd = 1.0 }", "extra.ickd: 'ickd' is of feature maps [B, C, ...]: name their modules"),
+        ("{ fd = { student = { a = 'x' } } }", "extra.fd: its tables student and teacher must name the same"),
+        ("{ fd = { weight = -1.0 } }", "extra[...].weight"),
+        ("{ fd = { weight = 'much' } }", "extra[...].weight"),
+        ("{ fd = { warm_up = 2.0 } }", "extra[...].warm_up"),
+        ("{ fd = { decay = 'cosin' } }", "extra[...].decay: there is no 'cosin'; did you mean 'cosine'?"),
+        ("{ fd = { shar = 1.0 } }", "[distill.loss.extra.fd] has no key 'shar'; did you mean 'share'?"),
+    ],
+)
+def test_a_loss_that_does_not_exist_or_is_told_what_it_does_not_take(write, extra, said):
+    path = write(MINIMAL + f"[distill.loss]\nextra = {extra}\n")
+    with pytest.raises(RecipeError) as error:
+        load_recipe(path)
+    assert said in str(error.value)
+    assert str(error.value).startswith(str(path))
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("losses", "said"),
+    [
+        ("ce = 0\nkd = 0\n", "ce and kd are 0, so 'intra' has no gradient to hold a share of: give it a number"),
+        ("ce = 0\nkd = 0\nextra = {}\n", "ce and kd are 0 and nothing is added: there is no loss"),
+        ("ce = 0\nkd = 0\nextra = { fd = { weight = 0 } }\n", "there is no loss"),
+    ],
+)
+def test_there_must_be_something_to_minimise(write, losses, said):
+    with pytest.raises(RecipeError, match=r"distill\.loss") as error:
+        load_recipe(write(MINIMAL + "[distill.loss]\n" + losses))
+    assert said in str(error.value)
+
+
+def test_fixed_weights_alone_are_a_loss(write):
+    text = "[distill.loss]\nce = 0\nkd = 0\nextra = { fd = { weight = 2.0 } }\n[quantize]\ntune.loss.kd = 1\n"
+    assert load_recipe(write(MINIMAL + text)).distill.loss.terms["fd"].weight == 2.0
+
+
+SEVERAL = """
+[distill.loss.extra]
+intra = 2
+fd = { share = 0.5, warm_up = 0.1, decay = "cosine", modalities = ["fou"] }
+near = { loss = "cross", weight = 3.0, centered = true, normalize = "frobenius", distance = "mse", pairs = ["fou-zer"] }
+maps = { loss = "ickd", student = { fou = "x" }, teacher = { fou = { module = "y", pool = "spatial" } } }
+off = { loss = "sp", share = 0 }
+"""
+
+
+def test_a_number_is_short_for_a_share_and_a_table_says_more(write):
+    recipe = load_recipe(write(MINIMAL + SEVERAL))
+    loss = recipe.distill.loss
+    assert loss.terms == {
+        "intra": Term(loss="intra", share=2.0),
+        "fd": Term(loss="fd", share=0.5, warm_up=0.1, decay="cosine", modalities=["fou"]),
+        "near": Term(loss="cross", weight=3.0, centered=True, normalize="frobenius", distance="mse", pairs=["fou-zer"]),
+        "maps": Term(loss="ickd", student={"fou": "x"}, teacher={"fou": Tap(module="y", pool="spatial")}),
+    }
+    assert msgspec.convert(msgspec.to_builtins(loss), LossConfig) == loss
+    jsonschema.validate(msgspec.to_builtins(recipe), recipe_schema())
+
+
+def test_one_loss_is_overridden_by_its_name(write):
+    path = write(MINIMAL + "[distill.loss.extra]\nfd = 1.0\n")
+    one = ("distill.loss.extra.intra=0.5",)
+    assert load_recipe(path, one).distill.loss.extra == {"fd": 1.0, "intra": 0.5}
+    table = ("distill.loss.extra.intra={share=2, centered=true}", "distill.loss.extra.fd=0")
+    loss = load_recipe(path, table).distill.loss
+    assert loss.terms == {"intra": Term(loss="intra", share=2.0, centered=True)}
+    deep = load_recipe(path, (*table, "distill.loss.extra.intra.share=3")).distill.loss
+    assert deep.terms["intra"] == Term(loss="intra", share=3.0, centered=True)
+    with pytest.raises(RecipeError, match=r"--set.*extra.intr: there is no loss 'intr'; did you mean 'intra'"):
+        load_recipe(path, ("distill.loss.extra.intr=0.5",))
+
+
+def test_fine_tunes_inherit_what_is_added_unless_told_otherwise():
+    extra = "distill.loss.extra={rkd=1.0, fd={warm_up=0.2}}"
+    recipe = load_recipe("digits", (extra, "distill.loss.kd=0.5"))
+    assert recipe.prune.loss == recipe.distill.loss
+    assert set(recipe.prune.loss.terms) == {"rkd", "fd"}
+    assert (recipe.quantize.tune.loss.extra, recipe.quantize.tune.loss.kd) == (TUNE_EXTRA, 0.5)
+    told = load_recipe("digits", (extra, "prune.loss.extra={}", "quantize.tune.loss.extra={sp=1.0}"))
+    assert (told.prune.loss.extra, told.quantize.tune.loss.extra) == ({}, {"sp": 1.0})

@@ -51,7 +51,8 @@ class GramKind:
             `intra` with "mse" is then 2 (1 - CKA) / B^2; "none" takes inner products as they are.
         distance: of the entries "mse", "l1", or "smooth_l1" (quadratic below `SMOOTH`); "frobenius" is the norm of each
             Gram's difference, the mean over those Grams in which anything counts.
-        pairs: of scopes between modalities, the pairs ``"a-b"`` that count; empty for all.
+        pairs: of scopes between modalities, the pairs ``"a-b"`` that count; empty for all. A modality that is in none
+            of them does not count.
     """
 
     scope: Scope

@@ -114,9 +114,7 @@ class Distillation:
         ce = cross_entropy(seen.student.logits, seen.labels)
         kd = kd_loss(seen.student.logits, seen.teacher, self.config.temperature)
         base = self.config.ce * ce + self.config.kd * kd
-        with torch.autocast(
-            batch.labels.device.type, enabled=False
-        ):  # which would round gradients that it measures, too
+        with torch.autocast(batch.labels.device.type, enabled=False):  # it would round the gradients, too
             losses = {name: extra(seen) for name, extra in self.extras.items()}
             self.balance.update(base, losses, {n: [outputs[place] for place in e.on] for n, e in self.extras.items()})
         self._warn_of_vanished()

@@ -3,6 +3,7 @@
 import dataclasses
 from types import SimpleNamespace
 
+import msgspec
 import pytest
 import torch
 from small import CLASSES, TAPS, TwoTowers, loaded, mlp
@@ -13,7 +14,7 @@ from edgekd.learn import preflight
 from edgekd.learn.taps import Taps
 from edgekd.learn.task import UNLABELLED, ArraySplit
 from edgekd.learning import Learner
-from edgekd.recipe import PruneConfig, Recipe, Tap, TaskConfig
+from edgekd.recipe import LossConfig, PruneConfig, Recipe, Tap, TaskConfig
 
 RECIPE = Recipe(task=TaskConfig(name="small"))
 
@@ -52,9 +53,58 @@ def test_a_wrong_tap_of_either_side_is_named():
             check(taps=taps)
 
 
-def test_embeddings_of_two_widths_are_refused():
-    with pytest.raises(TaskError, match=r"taps of the student: .*must share a width.*a 4, b 6; give"):
-        check(student=TwoWidths)
+def recipe(prune=0.0, repair="off", **extra):
+    """A recipe with these losses; nothing is pruned or tuned unless it is said."""
+    config = {"distill": {"loss": {"extra": extra}}, "prune": {"ratio": prune, "loss": {"extra": extra}}}
+    return msgspec.convert({"task": {"name": "small"}, **config, "quantize": {"repair": repair}}, Recipe)
+
+
+@pytest.mark.parametrize("loss", ["sample", "cross", "joint", "affinity"])
+def test_embeddings_of_two_widths_are_refused_where_a_loss_compares_modalities(loss):
+    message = (
+        rf"\[distill.loss\] loss '{loss}': '{loss}' takes inner products between modalities.*must share a width, but "
+        "are a 4, b 6; give the encoders one width, or choose losses that do without: intra, fd, sp, rkd, pkt"
+    )
+    with pytest.raises(TaskError, match=message):
+        check(student=TwoWidths, recipe=recipe(**{"intra": 1.0, loss: 1.0}))
+
+
+def test_embeddings_of_two_widths_will_do_for_losses_within_modalities():
+    check(student=TwoWidths, recipe=recipe(intra=1.0, fd=1.0, fitnet=1.0, sp=1.0, rkd=1.0, pkt=1.0, dkd=1.0))
+    check(student=TwoWidths, recipe=recipe())
+
+
+def test_later_trainings_are_checked_where_they_may_come():
+    with pytest.raises(TaskError, match=r"\[quantize.tune.loss\] loss 'sample'.*must share a width"):
+        check(student=TwoWidths, recipe=recipe(repair="auto", intra=1.0))
+    with pytest.raises(TaskError, match=r"\[prune\] importance = 'gram'.*share a width, but are a 4, b 6.*'taylor'"):
+        check(student=TwoWidths, recipe=recipe(prune=0.25, intra=1.0))
+    pruned = PruneConfig(ratio=0.25, importance="taylor", loss=LossConfig(extra={"sample": 1.0}))
+    with pytest.raises(TaskError, match=r"\[prune.loss\] loss 'sample'.*must share a width"):
+        check(student=TwoWidths, recipe=msgspec.structs.replace(recipe(), prune=pruned))
+
+
+@pytest.mark.parametrize(
+    ("term", "said"),
+    [
+        ({"loss": "intra", "modalities": ["c"]}, "'c' is no modality of the task"),
+        ({"loss": "cross", "pairs": ["b-a"]}, "there is no pair 'b-a' of its modalities; known: a-b"),
+        ({"loss": "fd", "student": {"a": "head"}, "teacher": {"a": "hed"}}, "has no module 'hed'; did you mean 'head'"),
+        (
+            {"loss": "ickd", "student": {"a": "encoders.a"}, "teacher": {"a": "encoders.a"}},
+            r"'ickd' is of feature maps \[B, C, ...\], but 'a' gives \[2, 8\]",
+        ),
+    ],
+)
+def test_a_loss_that_cannot_be_computed_is_said_before_anything_is_trained(term, said):
+    with pytest.raises(TaskError, match=rf"\[distill.loss\] .*{said}"):
+        check(recipe=recipe(x=term))
+
+
+def test_a_sample_that_lacks_what_is_no_modality_is_refused():
+    with pytest.raises(TaskError, match="split 'val': samples are said to lack 'bb', which is no modality of the task"):
+        check(with_split("val", present={"bb": [True] * 20}))
+    check(with_split("train", present={"b": [True] * 45 + [False] * 45}))
 
 
 def test_a_network_that_does_not_take_the_samples_is_named_with_their_shapes():

@@ -1,3 +1,4 @@
+import dataclasses
 import random as stdlib_random
 import sys
 import textwrap
@@ -513,3 +514,40 @@ def test_options_replace_the_fields_of_a_size():
     assert resized(Size(), {"width": 16}) == Size(width=16)
     with pytest.raises(TaskError, match="a network's size has no 'hiden'; did you mean 'hidden'"):
         resized(Size(), {"hiden": 3})
+
+
+def lacking():
+    """Three samples, the second without b and the third without either."""
+    inputs = {"a": torch.zeros(3, 2), "b": torch.ones(3, 4)}
+    present = {"a": np.array([True, True, False]), "b": [True, False, False]}
+    return ArraySplit(["x", "y", "z"], inputs, [0, 1, UNLABELLED], present=present)
+
+
+def test_what_a_sample_lacks_is_in_the_batch_however_it_is_made():
+    split = lacking()
+    assert [split[index].missing for index in range(3)] == [(), ("b",), ("a", "b")]
+    whole = split.__getitems__([2, 0, 1])
+    assert {name: there.tolist() for name, there in whole.present.items()} == {"a": [0, 1, 1], "b": [0, 1, 0]}
+    stacked = collate([split[index] for index in (2, 0, 1)])
+    assert {name: there.tolist() for name, there in stacked.present.items()} == {"a": [0, 1, 1], "b": [0, 1, 0]}
+    assert {there.dtype for batch in (whole, stacked) for there in batch.present.values()} == {torch.float32}
+    assert collate([split[0], split[1]]).present.keys() == {"b"}
+    assert collate([split[0]]).present == {}
+    moved = whole.to(torch.device("meta"))
+    assert {x.device.type for x in [*moved.inputs.values(), *moved.present.values(), moved.labels]} == {"meta"}
+
+
+def test_a_split_says_of_each_sample_what_it_lacks():
+    with pytest.raises(TaskError, match="a split has 3 ids, but 2 of 'b'"):
+        dataclasses.replace(lacking(), present={"b": [True, False]})
+
+
+@pytest.mark.parametrize("lazy", [False, True], ids=["in memory", "one by one"])
+def test_the_fingerprint_covers_what_is_missing(lazy):
+    def fingerprint(present):
+        split = dataclasses.replace(lacking(), present=present)
+        return LoadedTask(None, {"train": [split[i] for i in range(3)] if lazy else split}, ()).fingerprint()
+
+    found = [fingerprint(present) for present in ({}, {"a": [1, 0, 1]}, {"b": [1, 0, 1]}, {"a": [1, 1, 0]})]
+    assert len(set(found)) == 4
+    assert fingerprint({"a": [True, False, True]}) == found[1]
