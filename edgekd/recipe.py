@@ -305,6 +305,13 @@ class DistillConfig(Training, frozen=True):
         ),
     ] = False
     loss: LossConfig = LossConfig()
+    modality_dropout: Annotated[
+        Fraction,
+        Meta(
+            description="How likely a modality of a training sample is replaced by its training mean, for the student "
+            "alone; one modality of a sample always stays."
+        ),
+    ] = 0.0
 
     def __post_init__(self) -> None:
         maps = [name for name, term in self.loss.terms.items() if term.loss == "ickd"]
@@ -454,6 +461,16 @@ class SearchConfig(_Config, frozen=True):
     ] = {}
 
 
+class RobustnessConfig(_Config, frozen=True):
+    """What losing or spoiling one modality costs: two passes over the test split for each modality and network."""
+
+    measure: Annotated[bool, Meta(description="Whether it is measured.")] = True
+    noise: Annotated[
+        Positive,
+        Meta(description="Standard deviation of the Gaussian noise, in training standard deviations of each channel."),
+    ] = 1.0
+
+
 class Recipe(_Config, frozen=True):
     """A whole ``edgekd.toml``: with a task to train for, or with a model that was trained elsewhere."""
 
@@ -469,6 +486,7 @@ class Recipe(_Config, frozen=True):
     gate: GateConfig = GateConfig()
     profile: ProfileConfig = ProfileConfig()
     search: SearchConfig = SearchConfig()
+    robustness: RobustnessConfig = RobustnessConfig()
 
     def __post_init__(self) -> None:
         if (self.task is None) == (self.model is None):

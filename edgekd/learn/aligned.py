@@ -16,13 +16,13 @@ from edgekd.learn.taps import Tapped
 from edgekd.learn.terms import Where, places
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
     from pathlib import Path
 
     from torch import nn
 
     from edgekd.learn.taps import Taps
-    from edgekd.learn.task import LoadedTask
+    from edgekd.learn.task import Batch, LoadedTask
     from edgekd.progress import StageReporter
     from edgekd.recipe import LossConfig
 
@@ -46,9 +46,17 @@ class Models:
 
 @contextmanager
 def aligned(
-    task: LoadedTask, models: Models, taps: Taps, config: LossConfig, seed: int, report: StageReporter
+    task: LoadedTask,
+    models: Models,
+    taps: Taps,
+    config: LossConfig,
+    seed: int,
+    report: StageReporter,
+    spoil: Callable[[Batch], Batch] | None = None,
 ) -> Iterator[tuple[Distillation, Validation]]:
     """Yield the objective, and the figures of an epoch with the drift from the anchor on the validation split.
+
+    ``spoil`` makes of each training batch what the student is given in its stead.
 
     Raises:
         TaskError: a tap is wrong, or a loss names what the task does not have or needs what the networks do not give.
@@ -57,16 +65,21 @@ def aligned(
     anchor_taps = taps.teacher if models.anchor is None else taps.student
     guide = models.anchor or models.teacher
     kept = probe(guide, taps_of(guide, anchor_taps), task.splits["val"])
-    with aligning(task, models, taps, config, report) as objective:
+    with aligning(task, models, taps, config, report, spoil) as objective:
         objective.prepare(few(task, device), seed)
         yield objective, Validation(task, models.trained, taps.student, kept)
 
 
 @contextmanager
 def aligning(
-    task: LoadedTask, models: Models, taps: Taps, config: LossConfig, report: StageReporter
+    task: LoadedTask,
+    models: Models,
+    taps: Taps,
+    config: LossConfig,
+    report: StageReporter,
+    spoil: Callable[[Batch], Batch] | None = None,
 ) -> Iterator[Distillation]:
-    """Yield the objective, not yet prepared.
+    """Yield the objective, not yet prepared; ``spoil`` is as for :func:`aligned`.
 
     Raises:
         TaskError: a tap is wrong, or a loss names what the task does not have.
@@ -80,4 +93,4 @@ def aligning(
         live = Live(*(stack.enter_context(one) for one in known))
         teacher = Cached(live, models.outputs, report) if models.outputs else live
         anchor = teacher if models.anchor is None else Live(stack.enter_context(Tapped(models.anchor, read)))
-        yield Distillation(student, teacher, anchor, config, where, report)
+        yield Distillation(student, teacher, anchor, config, where, report, spoil)

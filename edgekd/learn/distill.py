@@ -5,7 +5,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from edgekd.learn.aligned import Models, aligned
+from edgekd.learn.dropout import ModalityDropout
 from edgekd.learn.evaluate import keep
+from edgekd.learn.statistics import training_channels
 from edgekd.learn.train import Fit, compute_device, fit
 from edgekd.learn.weights import build
 
@@ -34,12 +36,14 @@ def run(
     """Distil a student into ``folder``; ``outputs`` are the teacher's, where they were written.
 
     Raises:
-        TaskError: a tap is wrong.
+        TaskError: a tap is wrong, or modalities are dropped and no training sample has one of them.
         ModelError: training diverged, or the teacher cannot run in its precision.
     """
     device = compute_device()
+    dropped = config.modality_dropout
+    spoil = ModalityDropout(training_channels(task.splits["train"], seed), dropped) if dropped else None
     student = build(task.task.student, seed).to(device)
     models = Models(student, teacher.to(device), outputs=outputs)
-    with aligned(task, models, taps, config.loss, seed, report) as (objective, validate):
+    with aligned(task, models, taps, config.loss, seed, report, spoil) as (objective, validate):
         history = fit(student, objective, task.splits["train"], validate, Fit(config, seed, folder, report))
     return keep(task, student, taps.student, history, folder)

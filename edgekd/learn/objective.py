@@ -15,7 +15,7 @@ from edgekd.learn.terms import Seen, make_extras
 from edgekd.learn.whole import whole
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     from edgekd.learn.reference import Reference
     from edgekd.learn.taps import Tapped
@@ -65,6 +65,8 @@ class Distillation:
         config: weights, temperature, losses.
         where: what the losses may look at.
         report: hears of a weight that vanishes.
+        spoil: makes of each training batch what the student is given in its stead, and says what of it is present;
+            None for the batch itself.
 
     Raises:
         TaskError: a loss names a modality or a pair that the task does not have.
@@ -78,9 +80,10 @@ class Distillation:
         config: LossConfig,
         where: Where,
         report: StageReporter,
+        spoil: Callable[[Batch], Batch] | None = None,
     ) -> None:
         self.student, self.teacher, self.anchor = student, teacher, anchor
-        self.config, self.report = config, report
+        self.config, self.report, self.spoil = config, report, spoil
         self.extras = make_extras(config, where)
         self.balance = Balance(config.terms)
         self._maps = any(term.loss == "ickd" for term in config.terms.values())
@@ -133,8 +136,9 @@ class Distillation:
     def _see(self, batch: Batch) -> tuple[Seen, Mapping[str, Tensor]]:
         known = self.teacher(batch)
         anchors = known.sides if self.anchor is self.teacher else self.anchor(batch).sides
-        reading = self.student.read(list(batch.inputs.values()))
-        seen = Seen(side(reading), known.logits, anchors, batch.labels, batch.present)
+        given = self.spoil(batch) if self.spoil and self.student.model.training else batch
+        reading = self.student.read(list(given.inputs.values()))
+        seen = Seen(side(reading), known.logits, anchors, batch.labels, given.present)
         return whole(seen, list(batch.inputs), self._maps), reading.outputs
 
     def _warn_of_vanished(self) -> None:
