@@ -40,6 +40,7 @@ class Imported:
     brought: Done[Brought]
 
     network = NETWORK
+    robustness = None
     baselines = (NETWORK,)
 
     @property

@@ -205,7 +205,7 @@ def build(wanted: _Build, quiet: bool, verbose: bool, as_json: bool) -> None:
     if as_json:
         Json().emit("report", report=report_json(report))
     elif not quiet:
-        print_report(report, wanted.places.output)
+        print_report(report, wanted.places.output, verbose=verbose)
     _require_release(report)
 
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from edgekd.cache import digest
+from edgekd.disturb import Robustness
 from edgekd.errors import ModelError
 from edgekd.files import sha256_file
 from edgekd.learn.result import CUT, PROBE, VERSIONS, WEIGHTS, Exported, Trained
@@ -30,6 +31,8 @@ if TYPE_CHECKING:
     from edgekd.target import Scheme
 
 STAGES = ("teacher", "distill", "prune", "export")
+#: After them, where the recipe wants it and a report is written.
+ROBUSTNESS = "robustness"
 LIBRARIES = ("torch", "torch-pruning", "onnx", "onnxscript", "onnxruntime")
 
 
@@ -72,6 +75,11 @@ class Learning:
     def histories(self) -> dict[str, list[dict[str, float]]]:
         """Return for each network that was trained here one entry an epoch."""
         return {name: done.result.history for name, done in self.trained.items() if done.result.history}
+
+    @cached_property
+    def robustness(self) -> Done[Robustness] | None:
+        """What losing or spoiling a modality costs the trained networks; None where the recipe does not want it."""
+        return self.learner.disturb(self) if self.learner.recipe.robustness.measure else None
 
     def tune(self, scheme: Scheme) -> Tuned:
         """Fine-tune the pruned network with fake quantization, with the unpruned student as anchor, and export it."""
@@ -147,7 +155,28 @@ class Learner:
         exported = self.runner(
             Stage(f"{self.export_name} tuned", VERSIONS["export"], depends, Exported, export_it, _describe_export)
         )
-        return Tuned(exported, tuned.folder / PROBE)
+        return Tuned(exported, tuned.folder / PROBE, tuned.result.history)
+
+    def disturb(self, learned: Learning) -> Done[Robustness]:
+        """Measure the trained networks with each modality dropped, and with each noisy."""
+        config = self.recipe.robustness
+
+        def run(folder: Path, report: StageReporter) -> Robustness:
+            from edgekd.learn import robustness
+
+            models = {
+                "teacher": self._load_teacher(learned.teacher),
+                "student": self._load_student(learned.student),
+                "pruned": self._load_pruned(learned.pruned.folder),
+            }
+            networks = {
+                name: robustness.Network(model, learned.trained[name].result.metric) for name, model in models.items()
+            }
+            return robustness.run(self.project.loaded, networks, config, self.recipe.seed, folder, report)
+
+        depends = {**_plain(config), "pruned": learned.pruned.key, "seed": self.recipe.seed}
+        stage = Stage(ROBUSTNESS, VERSIONS["robustness"], depends, Robustness, run, self._describe_robustness)
+        return self.runner(stage)
 
     def _teacher(self) -> Done[Trained]:
         config, project = self.recipe.teacher, self.teachers or self.project
@@ -298,6 +327,9 @@ class Learner:
 
     def _describe(self, trained: Trained) -> str:
         return f"metric {trained.metric:.4f}, {trained.parameters:,} parameters"
+
+    def _describe_robustness(self, found: Robustness) -> str:
+        return f"{len(found.networks)} networks, noise {found.noise:g}"
 
 
 def _plain(value: Any) -> Any:

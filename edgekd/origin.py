@@ -11,6 +11,7 @@ if TYPE_CHECKING:
 
     import numpy as np
 
+    from edgekd.disturb import Robustness
     from edgekd.gram.probe import Probe
     from edgekd.learn.result import Exported
     from edgekd.stages import Done
@@ -19,10 +20,17 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Tuned:
-    """A network that was fine-tuned for INT8, in float: its export, and what it said of the test samples."""
+    """A network that was fine-tuned for INT8, in float.
+
+    Attributes:
+        exported: its export.
+        probe: what it said of the test samples.
+        history: of the fine-tune, one entry an epoch.
+    """
 
     exported: Done[Exported]
     probe: Path
+    history: list[dict[str, float]]
 
 
 class Origin(Protocol):
@@ -52,6 +60,10 @@ class Origin(Protocol):
 
     def histories(self) -> dict[str, list[dict[str, float]]]:
         """Return for each network that was trained here one entry an epoch."""
+
+    @property
+    def robustness(self) -> Done[Robustness] | None:
+        """What losing or spoiling a modality costs the networks trained here; None where it is not to be measured."""
 
     def tune(self, scheme: Scheme) -> Tuned | None:
         """Fine-tune the network with fake quantization and export it; None where it cannot be trained here."""

@@ -88,6 +88,7 @@ def build(
     """
     make_folder(places.output, OutputError, "--output")
     prepared = prepare(recipe, targets, places.cache, devices=devices, observer=observer or Silent())
+    robustness = prepared.origin.robustness
     shipped = {target.name: ship.ship(prepared.contexts[target.name]) for target in targets}
     report = BuildReport(
         recipe=name,
@@ -95,14 +96,26 @@ def build(
         seed=recipe.seed,
         versions={"edgekd": edgekd.__version__, **prepared.versions},
         stages=tuple(prepared.runner.times),
-        training=prepared.origin.histories(),
+        training={
+            **prepared.origin.histories(),
+            **{f"tuned {target_name}": done.history for target_name, done in shipped.items() if done.history},
+        },
         targets=tuple(done.result for done in shipped.values()),
+        robustness=robustness.result if robustness else None,
+        robustness_reason=_not_disturbed(recipe),
     )
     with writing(places.output):
         for target_name, done in shipped.items():
             publish(done.shown, places.output / target_name)
         write_report(report, places.output)  # last: it speaks of bundles that are there
     return report
+
+
+def _not_disturbed(recipe: Recipe) -> str:
+    """Say why robustness is not measured, where it is not."""
+    if recipe.model:
+        return "not measured: a model that is brought has no training split to take means from"
+    return "not measured: robustness.measure is false in the recipe"
 
 
 @dataclass(frozen=True)
@@ -152,16 +165,18 @@ def prepare(
     versions = library_versions(dict.fromkeys((*first_half.LIBRARIES, *LIBRARIES)), "build")
     recipe = fit_widths(recipe, targets)
     runner = Runner(Cache(cache), observer)
+    disturbed = recipe.task is not None and recipe.robustness.measure
     fan_out = (
         f"{stage} {target.name}"
         for target in targets
-        for stage in ship.stages(target, at[target.name])
+        for stage in ship.stages(target, at[target.name], disturbed)
         if second_half is None or stage in second_half
     )
     first, *others = dict.fromkeys(target.opset for target in targets)
     if recipe.task:
         exports = {first: "export", **{opset: f"export opset {opset}" for opset in others}}
-        observer.plan((*learning.STAGES, *(exports[opset] for opset in others), *fan_out))
+        after = [learning.ROBUSTNESS] if disturbed and second_half is None else []
+        observer.plan((*learning.STAGES, *(exports[opset] for opset in others), *after, *fan_out))
         project = Project(recipe.task, cache)
         learners = {
             opset: learning.Learner(runner, project, recipe, opset, export) for opset, export in exports.items()

@@ -13,6 +13,7 @@ from rich.text import Text
 
 from edgekd.report.figures import size
 from edgekd.report.page import latency_table, run_lines
+from edgekd.report.robustness import robustness_line, robustness_table
 from edgekd.report.table import (
     Column,
     Table,
@@ -57,13 +58,16 @@ def open_page(width: int | None) -> Console:
     return console
 
 
-def print_report(report: BuildReport, folder: Path | None = None, width: int | None = None) -> None:
+def print_report(
+    report: BuildReport, folder: Path | None = None, width: int | None = None, verbose: bool = False
+) -> None:
     """Print what came out of a build: tables for each target, then the verdicts and how to run the bundles.
 
     Args:
         report: what to print.
         folder: the build's output folder, so that the bundles' paths can be pasted.
         width: columns; None for the terminal's, from 80 to 100.
+        verbose: whether all figures of robustness are printed, and not only the worst.
     """
     console = open_page(width)
     for result in report.targets:
@@ -79,6 +83,7 @@ def print_report(report: BuildReport, folder: Path | None = None, width: int | N
     if len(report.targets) > 1:
         print_title(console, "all targets")
         print_table(console, summary_table(report))
+    _print_robustness(console, report, verbose)
     console.print()
     print_legend(console, *(t for r in report.targets for t in (ledger_table(r.ledger), engine_table(r))))
     console.print()
@@ -89,6 +94,17 @@ def print_report(report: BuildReport, folder: Path | None = None, width: int | N
         console.print()
         for line in run_lines(_path(released[0], folder)):
             console.print(Text(line, "cyan"), soft_wrap=True)
+
+
+def _print_robustness(console: Console, report: BuildReport, verbose: bool) -> None:
+    """Print what costs most, or all that was measured."""
+    if verbose:
+        table = robustness_table(report)
+        print_title(console, table.title.lower())
+        print_table(console, table)
+    elif report.robustness:
+        console.print()
+        print_indented(console, Text(robustness_line(report), "dim"))
 
 
 def print_targets(rows: Iterable[tuple[str, str, str]], width: int | None = None) -> None:
@@ -142,8 +158,9 @@ def print_legend(console: Console, *tables: Table) -> None:
 
 def print_table(console: Console, table: Table) -> None:
     """Print a table with its notes."""
-    console.print()
-    console.print(Padding.indent(_draw(table, console.width - _INDENT), _INDENT))
+    if table.rows:
+        console.print()
+        console.print(Padding.indent(_draw(table, console.width - _INDENT), _INDENT))
     if table.notes:
         console.print()
     for note in table.notes:

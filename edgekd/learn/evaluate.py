@@ -66,15 +66,20 @@ def truth(split: Split, check: Callable[[Batch], None] | None = None) -> Truth:
     return Truth(np.array(ids), np.concatenate(labels), np.array(groups) if any(groups) else None)
 
 
-def probe(model: nn.Module, taps: Mapping[str, Tap], split: Split) -> Probe:
-    """Return the model's logits and embeddings on a split, in fp32 on the model's device; training mode is restored."""
+def probe(
+    model: nn.Module, taps: Mapping[str, Tap], split: Split, change: Callable[[Batch], Batch] | None = None
+) -> Probe:
+    """Return the model's logits and embeddings on a split, in fp32 on the model's device; training mode is restored.
+
+    ``change`` makes of each batch, in order, what the model is given.
+    """
     device = next(model.parameters()).device
     was_training = model.training
     model.eval()
     ids: list[str] = []
     logits, embeddings = [], []
     with torch.inference_mode(), Tapped(model, taps) as tapped:
-        for batch in batches(split):
+        for batch in map(change, batches(split)) if change else batches(split):
             ids += batch.ids
             batch_logits, batch_embeddings = tapped(list(batch.to(device).inputs.values()))
             logits.append(batch_logits.float().cpu().numpy())

@@ -5,13 +5,16 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 #: Raised by one whenever a stage's code changes its results: older ones are then made anew.
-VERSIONS = {"teacher": 3, "distill": 3, "prune": 5, "export": 4, "tune": 2, "outputs": 1}
+VERSIONS = {"teacher": 3, "distill": 3, "prune": 5, "export": 4, "tune": 2, "outputs": 1, "robustness": 1}
 
 #: A trained model's weights, its probe of the test split, and what was pruned from it, in its stage's folder.
 WEIGHTS, PROBE, REMOVED = "model.safetensors", "probe.npz", "removed.json"
 
 #: The probe of the network just cut, before its last fine-tune.
 CUT = "cut.npz"
+
+#: What was measured of the training inputs, for the engines' robustness.
+CHANNELS = "channels.npz"
 
 #: Samples for the stages without torch, as `input.<modality>` with `ids`, `labels` and, where there are any, `groups`.
 TEST, CALIBRATION = "test.npz", "calibration.npz"

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from edgekd.disturb import Disturbed, Robustness
     from edgekd.gram.gate import Ledger, Row, Verdict
     from edgekd.runtime.measure import EngineProfile, Profile, Quantile
     from edgekd.target import Budgets
@@ -100,6 +101,7 @@ class TargetResult:
         chosen: name of the one that ships.
         choice: why it does.
         facts: sentences about the engine that belong in the report.
+        robustness: of what ships; None where it was not measured.
     """
 
     target: str
@@ -118,6 +120,7 @@ class TargetResult:
     chosen: str
     choice: str
     facts: tuple[str, ...] = ()
+    robustness: Disturbed | None = None
 
     def __post_init__(self) -> None:
         if self.profile is None and not self.profile_reason:
@@ -203,9 +206,11 @@ class BuildReport:
         seed: of every random choice.
         versions: of edgekd and the libraries that computed the result.
         stages: in the order they ran.
-        training: for each model that was trained here one entry an epoch: mean losses, the Gram scopes' weights and the
-            metric on the validation split.
+        training: for each model that was trained here one entry an epoch: mean losses, the weights of those that were
+            added and their shares of the gradient, and on the validation split metric and Gram drift from the anchor.
         targets: one result for each target.
+        robustness: of the networks that were trained here; None where it was not measured.
+        robustness_reason: why not: ``"not measured: ..."``.
     """
 
     recipe: str
@@ -215,6 +220,8 @@ class BuildReport:
     stages: tuple[StageTime, ...]
     training: dict[str, list[dict[str, float]]]
     targets: tuple[TargetResult, ...]
+    robustness: Robustness | None = None
+    robustness_reason: str = "not measured"
 
     @property
     def verdict(self) -> Verdict:

@@ -51,7 +51,10 @@ def legend(*tables: Table) -> Table:
 
 
 def markdown(table: Table) -> str:
-    """Return a Markdown table under its title, padded so that it reads well as plain text too."""
+    """Return a Markdown table under its title, padded so that it reads well as plain text too.
+
+    One without rows is its title and its notes.
+    """
     cells = [[column.name for column in table.columns], *table.rows]
     cells = [[" ".join(cell.split()).replace("|", "\\|") for cell in row] for row in cells]
     widths = [max(3, *(len(row[index]) for row in cells)) for index in range(len(table.columns))]
@@ -66,7 +69,8 @@ def markdown(table: Table) -> str:
             for cell, width, column in zip(row, widths, table.columns, strict=True)
         )
         lines.append("| " + " | ".join(padded) + " |")
-    return "\n\n".join([f"### {table.title}", "\n".join(lines), *table.notes]) + "\n"
+    parts = ["\n".join(lines)] if table.rows else []
+    return "\n\n".join([f"### {table.title}", *parts, *table.notes]) + "\n"
 
 
 def metric_name(name: str) -> str:

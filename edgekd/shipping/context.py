@@ -37,6 +37,7 @@ VERSIONS = {
     "compile": 2,
     "engine": 4,
     "check": 3,
+    "disturb": 1,
     "profile": 2,
     "bundle": 2,
 }
@@ -65,6 +66,7 @@ class Offer:
         key: of the stage that wrote it.
         deploy_logit_error: largest |difference| of a logit between its two variants, on this host.
         steps: its rows of the ledger, the last of which is the graph itself.
+        history: of the fine-tune for INT8 that it is made of, one entry an epoch.
     """
 
     candidate: Candidate
@@ -73,6 +75,7 @@ class Offer:
     key: str
     deploy_logit_error: float
     steps: tuple[Step, ...]
+    history: tuple[dict[str, float], ...] = ()
 
     @property
     def name(self) -> str:

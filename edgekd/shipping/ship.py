@@ -11,6 +11,7 @@ from edgekd.publish import BUNDLE, LATENCY, REJECTED, Files, files_below
 from edgekd.report.result import ENGINE, CandidateResult, TargetResult
 from edgekd.selection import choose
 from edgekd.shipping.bundling import BUNDLED, bundle, named, profile
+from edgekd.shipping.disturbing import measure_shipped
 from edgekd.shipping.repairing import repair
 from edgekd.shipping.trying import attempt, compiles
 from edgekd.shipping.writing import write
@@ -28,10 +29,17 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Shipped:
-    """What to report of a target, and what to show in the output: files by folder."""
+    """What to report of a target, and what to show in the output.
+
+    Attributes:
+        result: the report's.
+        shown: files by folder.
+        history: of the fine-tune for INT8, one entry an epoch; empty where there was none.
+    """
 
     result: TargetResult
     shown: dict[str, Files]
+    history: list[dict[str, float]]
 
 
 @dataclass(frozen=True)
@@ -43,8 +51,14 @@ class Checked:
     facts: tuple[str, ...]
 
 
-def stages(target: Target, device: Device | Absent) -> tuple[str, ...]:
-    """Return the kinds of the stages that a target runs, in order; a repair adds its own where it has work to do."""
+def stages(target: Target, device: Device | Absent, disturbed: bool) -> tuple[str, ...]:
+    """Return the kinds of the stages that a target runs, in order; a repair adds its own where it has work to do.
+
+    Args:
+        target: the target.
+        device: where its engines run.
+        disturbed: whether what ships is measured with modalities dropped and noisy.
+    """
     present = not isinstance(device, Absent)
     wanted = {
         "quantize": True,
@@ -52,6 +66,7 @@ def stages(target: Target, device: Device | Absent) -> tuple[str, ...]:
         "engine": present,
         "check": True,
         "profile": not isinstance(device, Absent) and device.no_latency is None,
+        "disturb": disturbed,
         "bundle": True,
     }
     return tuple(name for name, needed in wanted.items() if needed)
@@ -75,6 +90,7 @@ def ship(context: Context) -> Shipped:
     candidates = _results(checked.tried, profiled.result if profiled else None)
     choice = choose(candidates, context.target.budgets, context.recipe.quantize.slack)
     shipped = next(one for one in checked.tried if one.name == choice.name)
+    disturbed = measure_shipped(context, shipped)
     bundled = bundle(context, shipped, profiled)
     ledger = shipped.ledger
     released = ledger.verdict != "fail"
@@ -96,9 +112,11 @@ def ship(context: Context) -> Shipped:
         chosen=choice.name,
         choice=choice.reason,
         facts=(*checked.facts, *_facts(context, checked.trials, choice.name, ledger)),
+        robustness=disturbed,
     )
     raw = {e.raw_file: profiled.folder / e.raw_file for e in profiled.result.engines} if profiled else {}
-    return Shipped(result, {shown: files_below(bundled.folder / BUNDLED), LATENCY: raw})
+    history = next((list(one.offer.history) for one in checked.tried if one.offer.history), [])
+    return Shipped(result, {shown: files_below(bundled.folder / BUNDLED), LATENCY: raw}, history)
 
 
 def _no_latency(context: Context, shown: str) -> str | None:

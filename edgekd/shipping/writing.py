@@ -68,7 +68,8 @@ def write_again(context: Context, tuned: Tuned, broken: Offer) -> Offer:
         Step("requantized", "", written.folder / candidate.name / OUTPUTS),
     )
     named = replace(candidate, name=f"{broken.name}-qat")
-    return replace(_offer(written, candidate, broken.way, (*broken.steps, *steps)), candidate=named)
+    offer = _offer(written, candidate, broken.way, (*broken.steps, *steps))
+    return replace(offer, candidate=named, history=tuple(tuned.history))
 
 
 def _offer(written: Done[Written], candidate: Candidate, way: quantize.Way, steps: tuple[Step, ...]) -> Offer:
