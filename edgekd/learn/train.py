@@ -110,10 +110,14 @@ def fit(model: nn.Module, objective: Objective, train: Split, validate: Callable
         if not ranks.leads():
             continue
         _save(run.folder / CHECKPOINT, parts, objective, history)
-        run.report.advance(
-            epoch + 1, config.epochs, f"loss {figures['loss']:.3f}, validation {history[-1]['validation']:.3f}"
-        )
+        run.report.advance(epoch + 1, config.epochs, _told(history[-1]))
     return history
+
+
+def _told(epoch: Epoch) -> str:
+    """Say in a few words how an epoch went."""
+    forms = {"loss": ".3f", "validation": ".3f", "drift": ".4f"}
+    return ", ".join(f"{name} {epoch[name]:{form}}" for name, form in forms.items() if name in epoch)
 
 
 class _Batches(Sampler[list[int]]):
@@ -183,7 +187,8 @@ def _one_epoch(
         for name, value in {"loss": loss.detach(), **figures}.items():
             sums[name] = sums.get(name, 0.0) + value
     means = {name: float(total) / len(loader) for name, total in sums.items()}
-    if not all(torch.isfinite(torch.tensor(value)) for value in means.values()):
+    # A share is no number where the logit losses have no gradient; that is reported, and no divergence.
+    if not all(math.isfinite(value) for name, value in means.items() if not name.startswith("share.")):
         raise ModelError(
             f"training diverged: {means}; try a smaller learning_rate, and check the data for NaN and infinite values"
         )

@@ -11,6 +11,8 @@ from edgekd.files import write_text
 from edgekd.gram.gate import judge
 from edgekd.report.page import report_markdown
 from edgekd.report.result import ENGINE, BuildReport, StageTime, TargetResult
+from edgekd.report.robustness import robustness_json
+from edgekd.report.training_picture import write_pictures
 from edgekd.runtime.manifest import map_leaves
 
 if TYPE_CHECKING:
@@ -25,9 +27,10 @@ _QUANTILES = ("p50", "p90", "p99")
 
 
 def write_report(report: BuildReport, folder: Path) -> None:
-    """Write ``report.json`` and ``report.md`` into ``folder``, each atomically."""
+    """Write ``report.json``, ``report.md`` and the pictures that it shows into ``folder``, each atomically."""
     text = json.dumps(report_json(report), indent=2, ensure_ascii=False, allow_nan=False)
     write_text(folder / "report.json", text + "\n")
+    write_pictures(report, folder)
     write_text(folder / "report.md", report_markdown(report))
 
 
@@ -50,6 +53,7 @@ def report_json(report: BuildReport) -> dict[str, Any]:
         "targets": [_target(result) for result in report.targets],
         "stages": [asdict(stage) for stage in report.stages],
         "training": report.training,
+        "robustness": robustness_json(report),
     }
     not_finite: dict[str, str] = {}
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from edgekd.report.figures import NOTHING, WITHHELD, duration, milliseconds, number, spread
+from edgekd.report.robustness import robustness_table
 from edgekd.report.table import (
     Column,
     Table,
@@ -16,6 +17,7 @@ from edgekd.report.table import (
     markdown,
     summary_table,
 )
+from edgekd.report.training_picture import FOLDER, file_name
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -39,10 +41,12 @@ def report_markdown(report: BuildReport) -> str:
         *(line for result in report.targets for line in _verdict(result)),
         markdown(summary_table(report)),
         *(part for result in report.targets for part in _target(result)),
+        markdown(robustness_table(report)).replace("###", "##", 1),
         markdown(legend(*tables)).replace("###", "##", 1),
         "## How it was built",
         markdown(stages_table(report)),
         markdown(training_table(report)),
+        *_pictures(report),
         markdown(facts_table("Versions", report.versions)),
     ]
     return "\n\n".join(part.strip("\n") for part in parts) + "\n"
@@ -149,6 +153,12 @@ def training_table(report: BuildReport) -> Table:
         f"Means over the last epoch; epochs: {epochs or 'none, nothing was trained'}. Every epoch is in `report.json`."
     )
     return Table("Training", (Column("figure", right=False), *(Column(name) for name in last)), rows, (note,))
+
+
+def _pictures(report: BuildReport) -> list[str]:
+    """Show the picture of each training, which lies beside the report."""
+    told = "losses, shares of the gradient, validation metric and Gram drift by epoch"
+    return [f"![{name}: {told}]({FOLDER}/{file_name(name)})" for name in report.training]
 
 
 def stages_table(report: BuildReport) -> Table:
