@@ -64,7 +64,7 @@ _LOGITS = "logits.npy"
 _RESAMPLES = 1000
 
 #: Stages of a build that come after the graphs are written.
-_AFTERWARDS = ("compile", "engine", "check", "profile", "bundle")
+_AFTERWARDS = ("compile", "engine", "check", "profile", "robustness", "disturb", "bundle")
 
 
 def peers_python(folder: Path) -> Path:

@@ -30,8 +30,8 @@ SETTINGS = {
     "gate.resamples": 200,
 }
 
-LEARNING = ("teacher", "distill", "prune", "export")
-SHIPPING = ("quantize", "engine", "check", "profile", "bundle")
+LEARNING = ("teacher", "distill", "prune", "export", "robustness")
+SHIPPING = ("quantize", "engine", "check", "profile", "disturb", "bundle")
 STAGES = (*LEARNING, *SHIPPING)
 
 

@@ -79,6 +79,8 @@ def test_the_report_of_a_model_reads_well(folder, brought):
     assert process.returncode == 0, process.stderr
     assert "  float   " in process.stdout
     assert "teacher" not in process.stdout
+    (page,) = folder.rglob("report.md")
+    assert "Not measured: a model that is brought has no training split" in page.read_text()
 
 
 @pytest.mark.parametrize(

@@ -10,6 +10,7 @@ import jsonschema
 import numpy as np
 import pytest
 from commands import (
+    LEARNING,
     ROOT,
     SETTINGS,
     SHIPPING,
@@ -45,7 +46,8 @@ def test_leaves_a_report_and_a_bundle(built):
     bundle = ["deploy.onnx", "engine.onnx", "ledger.json", "manifest.json", "reference.npz"]
     latency = ["int8.npy", "student.npy", "teacher.npy"]
     expected = [*(f"cpu/bundle/{name}" for name in bundle), *(f"cpu/latency/{name}" for name in latency)]
-    assert [name for name in found if name != ".lock"] == [*expected, "report.json", "report.md"]
+    expected += ["report.json", "report.md", *(f"training/{name}.svg" for name in ("pruned", "student", "teacher"))]
+    assert [name for name in found if name != ".lock"] == expected
 
 
 def test_prints_each_stage(built):
@@ -123,7 +125,8 @@ def test_again_does_no_work_and_imports_nothing_heavy(built):
         ({"gate__tau_fail": 0.9, "gate__tau_pass": 0.8}, ["check", "bundle"]),
         ({"profile__iterations": 300}, ["profile", "bundle"]),
         ({"quantize__calibration": "entropy"}, [*SHIPPING]),
-        ({"prune__ratio": 0.5}, ["prune", "export", *SHIPPING]),
+        ({"prune__ratio": 0.5}, ["prune", "export", "robustness", *SHIPPING]),
+        ({"robustness__noise": 0.5}, ["robustness", "disturb"]),
     ],
     ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
 )
@@ -133,7 +136,7 @@ def test_a_changed_key_runs_its_stage_and_those_after_it(cache, tmp_path, change
     assert started(found.stdout) == stages
     assert events(found.stdout)[0] == {
         "event": "plan",
-        "stages": [*STAGES[:4], *(f"{stage} cpu" for stage in SHIPPING)],
+        "stages": [*LEARNING, *(f"{stage} cpu" for stage in SHIPPING)],
     }
     assert [e["stage"].split()[0] for e in events(found.stdout) if e["event"] == "finish"] == list(STAGES)
     last = events(found.stdout)[-1]
@@ -225,7 +228,8 @@ def test_two_opsets_are_two_exports_of_one_training(cache, tmp_path):
     found = edgekd(*arguments, "--target=cpu", "--target=./old.toml", "--json", cwd=tmp_path)
     assert found.returncode == 0, found.stderr
     said = events(found.stdout)
-    planned = [*STAGES[:4], "export opset 18", *(f"{stage} {name}" for name in ("cpu", "old") for stage in SHIPPING)]
+    shipping = (f"{stage} {name}" for name in ("cpu", "old") for stage in SHIPPING)
+    planned = [*LEARNING[:4], "export opset 18", *LEARNING[4:], *shipping]
     assert said[0]["stages"] == planned
     assert [event["stage"] for event in said if event["event"] == "finish"] == planned
     assert [stage["name"] for stage in said[-1]["report"]["stages"]] == planned
