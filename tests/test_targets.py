@@ -195,7 +195,9 @@ def test_a_users_own_runtime(cache, tmp_path):
     assert edgekd("verify", bundle, "--runtime", "onnxruntime", cwd=tmp_path).returncode == 0
     (tmp_path / "npu.py").write_text(OWN + "\n# changed\n")
     again = edgekd(*arguments, "--target=./npu.toml", "--json", cwd=tmp_path)
-    assert started(again.stdout) == ["engine", "check", "profile", "bundle"], "the graph is as it was: it is not disturbed again"
+    assert started(again.stdout) == ["engine", "check", "profile", "bundle"], (
+        "the graph is as it was: it is not disturbed again"
+    )
     (tmp_path / "npu.toml").write_text(text + "\n[options]\ngain = 2.0\n")
     failed = edgekd(*arguments, "--target=./npu.toml", "--json", cwd=tmp_path)
     assert started(failed.stdout) == ["engine"]
