@@ -89,7 +89,7 @@ def test_json_and_picture_are_written_and_say_the_same(searched):
     assert {"cpu", "torch", "optuna", "edgekd", "onnxruntime"} <= machine.keys()
 
 
-def test_a_finished_study_is_shown_again_and_the_recipes_own_trial_is_what_a_build_has(searched):
+def test_a_finished_study_is_shown_again_with_a_command_that_builds_its_best(searched):
     folder, told = searched
     again = edgekd(*arguments("--trials", 4), cwd=folder, COLUMNS="80")
     assert again.returncode == 0, again.stderr
