@@ -46,9 +46,9 @@ setup(
             "nncf>=3.3",
             *(f"tensorrt-rtx-cu12-{part}>=1.5; {NVIDIA}" for part in ("libs", "bindings")),
         ],
-        "search": ["optuna>=4.9"],
+        "search": ["optuna>=5.0"],
         "dev": [
-            "optuna>=4.9",
+            "optuna>=5.0",
             "pytest>=8",
             "pytest-xdist>=3.6",
             "hypothesis>=6",

@@ -12,6 +12,8 @@ from edgekd.learn.train import compute_device
 from edgekd.learn.weights import build
 
 if TYPE_CHECKING:
+    from contextlib import AbstractContextManager
+
     from torch import nn
 
     from edgekd.learn.latency import Compared
@@ -46,13 +48,17 @@ class Stopwatch:
         reference = build(task.task.student, seed)
         self._latency = RelativeLatency(reference, taps.student, few(task, torch.device("cpu")))
 
-    def __call__(self, task: LoadedTask, student: nn.Module, taps: Taps) -> Compared:
+    def __call__(
+        self, task: LoadedTask, student: nn.Module, taps: Taps, alone: AbstractContextManager[object]
+    ) -> Compared:
         """Return the p50 of a student, which may be of a task with other inputs, and the reference's.
+
+        ``alone`` is held while they are timed, and not while they are exported.
 
         Raises:
             ModelError: torch cannot export it.
         """
-        return self._latency.compare(student, taps.student, few(task, torch.device("cpu")))
+        return self._latency.compare(student, taps.student, few(task, torch.device("cpu")), alone)
 
 
 def make_student(task: LoadedTask, seed: int) -> None:

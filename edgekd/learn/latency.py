@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from contextlib import nullcontext
 from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +16,7 @@ from edgekd.runtime.ort import open_engine
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
+    from contextlib import AbstractContextManager
 
     import numpy as np
     from torch import nn
@@ -72,14 +74,21 @@ class RelativeLatency:
         """Return the network's p50 as a share of the reference's."""
         return self.compare(model, self._taps, self._batch).ratio
 
-    def compare(self, model: nn.Module, taps: Mapping[str, Tap], batch: Batch) -> Compared:
-        """Time a network, which may have other taps and other inputs than the reference."""
+    def compare(
+        self,
+        model: nn.Module,
+        taps: Mapping[str, Tap],
+        batch: Batch,
+        alone: AbstractContextManager[object] | None = None,
+    ) -> Compared:
+        """Time a network, which may have other taps and other inputs than the reference; ``alone`` is held for it."""
         both = (_open(model, taps, batch), self._reference)
-        turns = [max(1, round(_TURN_MS / _time(opened, 1)[0])) for opened in both]
         times: tuple[list[float], list[float]] = ([], [])
-        for _ in range(_TURNS):
-            for opened, count, known in zip(both, turns, times, strict=True):
-                known.extend(_time(opened, count))
+        with alone or nullcontext():
+            turns = [max(1, round(_TURN_MS / _time(opened, 1)[0])) for opened in both]
+            for _ in range(_TURNS):
+                for opened, count, known in zip(both, turns, times, strict=True):
+                    known.extend(_time(opened, count))
         return Compared(median(times[0]), median(times[1]))
 
 

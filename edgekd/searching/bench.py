@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import os
 import tempfile
-from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -14,12 +13,13 @@ from edgekd.cache import Cache
 from edgekd.errors import ModelError
 from edgekd.files import need
 from edgekd.learning import Learner
+from edgekd.progress import Silent
 from edgekd.project import Project
 from edgekd.report.search import Appraisal
 from edgekd.stages import Runner
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from contextlib import AbstractContextManager
 
     from edgekd.learn.appraise import Stopwatch
     from edgekd.progress import Observer
@@ -62,9 +62,8 @@ class Bench:
         wrong = [name for name, value in figures.items() if not math.isfinite(value)]
         if wrong:
             raise ModelError(f"{wrong[0]} of the trained student is not a finite number")
-        observer.advance("latency", 0, 0, "waiting for a moment in which nobody else measures")
-        with measuring():
-            compared = self._stopwatch(project.loaded, student, learner.taps)
+        observer.advance("latency", 0, 0, "exporting, and waiting until no other worker measures")
+        compared = self._stopwatch(project.loaded, student, learner.taps, measuring())
         return Appraisal(
             metric=figures["validation"],
             latency=round(compared.ratio, _DIGITS),
@@ -91,23 +90,16 @@ class Bench:
     def _stopwatch(self) -> Stopwatch:
         from edgekd.learn.appraise import Stopwatch
 
-        learner = Learner(Runner(self._cache, _silent()), self._project, self._recipe, self._opset)
+        learner = Learner(Runner(self._cache, Silent()), self._project, self._recipe, self._opset)
         return Stopwatch(self._project.loaded, learner.taps, self._recipe.seed)
-
-
-def _silent() -> Observer:
-    from edgekd.progress import Silent
-
-    return Silent()
 
 
 def _without_student(task: TaskConfig) -> dict[str, object]:
     return {name: value for name, value in task.options.items() if name != _STUDENT}
 
 
-@contextmanager
-def measuring() -> Iterator[None]:
-    """Hold a lock of this host's user: of all searches, whatever their caches, one at a time measures latency."""
+def measuring() -> AbstractContextManager[object]:
+    """Return a lock of this host's user: of all searches, whatever their caches, one worker at a time measures."""
     path = Path(tempfile.gettempdir()) / f"edgekd-latency-{os.getuid()}.lock"
-    with need("filelock", "build").FileLock(path):
-        yield
+    lock: AbstractContextManager[object] = need("filelock", "build").FileLock(path)
+    return lock

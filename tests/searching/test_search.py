@@ -33,11 +33,17 @@ def children(pid):
 
 @pytest.fixture(scope="module")
 def searched(tmp_path_factory):
-    """One study: the whole command is killed at its first trial, then goes on with two workers, of which one is too."""
+    """One study, interrupted at its first trial, then killed at it, then gone on with by two workers; one is killed."""
     folder = tmp_path_factory.mktemp("searched")
     command = arguments("--trials", 4, "--workers", 2, "--json")
     with edgekd_begun(*command, cwd=folder) as process:
-        signal_at(process, ("start", "trial 0", None), signal.SIGKILL)
+        signal_at(process, ("start", "trial 0", None), signal.SIGINT)
+        interrupted = (process.wait(), process.stderr.read())
+    assert interrupted == (130, "interrupted; the same command goes on from here\n")
+    assert (folder / "out" / "search.json").is_file()
+    with edgekd_begun(*command, cwd=folder) as process:
+        at_first = next(json.loads(line) for line in process.stdout if json.loads(line)["event"] == "start")
+        signal_at(process, ("advance", at_first["stage"], 1), signal.SIGKILL)
     killed, lines = False, []
     with edgekd_begun(*command, cwd=folder) as process:
         for line in process.stdout:
@@ -89,7 +95,7 @@ def test_json_and_picture_are_written_and_say_the_same(searched):
     assert {"cpu", "torch", "optuna", "edgekd", "onnxruntime"} <= machine.keys()
 
 
-def test_a_finished_study_is_shown_again_and_the_recipes_own_trial_is_what_a_build_has(searched):
+def test_a_finished_study_is_shown_again_with_a_command_that_builds_its_best(searched):
     folder, told = searched
     again = edgekd(*arguments("--trials", 4), cwd=folder, COLUMNS="80")
     assert again.returncode == 0, again.stderr
