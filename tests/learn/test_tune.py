@@ -101,9 +101,9 @@ def test_it_trains_and_validates_in_int8_and_what_is_kept_is_probed_in_float(tmp
             return super().forward(a, b)
 
     run(tmp_path, tune.Networks(build(TwoTowers, 1), build(TwoTowers, 0), build(Watches, 0)), epochs=1)
-    calibrated_twice_and_validated = [True] * 3
+    seen_for_its_widths, calibrated_twice_and_validated, probed = [False], [True] * 3, [False]
     assert all(rounded[True])
-    assert rounded[False] == [*calibrated_twice_and_validated, False]
+    assert rounded[False] == [*seen_for_its_widths, *calibrated_twice_and_validated, *probed]
 
 
 def test_ranges_follow_the_weights(tmp_path):
