@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from edgekd.learn.taps import Taps
     from edgekd.progress import StageReporter
     from edgekd.project import Project
-    from edgekd.recipe import Recipe
+    from edgekd.recipe import DistillConfig, Recipe
     from edgekd.target import Scheme
 
 STAGES = ("teacher", "distill", "prune", "export")
@@ -89,7 +89,7 @@ class Learner:
 
     def run(self) -> Learning:
         """Run or read every stage."""
-        teacher = self._teacher()
+        teacher = self.teacher()
         student = self._distill(teacher)
         pruned = self._prune(teacher, student)
         return Learning(self, teacher, student, pruned, self._export(teacher, student, pruned))
@@ -102,7 +102,7 @@ class Learner:
             from edgekd.learn import tune
 
             networks = tune.Networks(
-                self._load_teacher(learned.teacher),
+                self.load_teacher(learned.teacher),
                 self._load_student(learned.student),
                 self._load_pruned(learned.pruned.folder),
             )
@@ -126,7 +126,8 @@ class Learner:
         )
         return Tuned(exported, tuned.folder / PROBE)
 
-    def _teacher(self) -> Done[Trained]:
+    def teacher(self) -> Done[Trained]:
+        """Train the teacher, or load the user's."""
         config = self.recipe.teacher
         weights = Path(config.weights) if config.weights else None
         if weights is not None and not weights.is_file():
@@ -135,7 +136,7 @@ class Learner:
         def run(folder: Path, report: StageReporter) -> Trained:
             from edgekd.learn import teacher
 
-            self._preflight()
+            self.preflight()
             return teacher.run(self.project.loaded, self.taps.teacher, config, self.recipe.seed, folder, report)
 
         depends = {
@@ -151,15 +152,19 @@ class Learner:
         config = self.recipe.distill
 
         def run(folder: Path, report: StageReporter) -> Trained:
-            from edgekd.learn import distill
-
-            self._preflight()
-            return distill.run(
-                self.project.loaded, self._load_teacher(teacher), self.taps, config, self.recipe.seed, folder, report
-            )
+            return self.distil(teacher, config, self.recipe.seed, folder, report)
 
         depends = {**_plain(config), "taps": _plain(self.recipe.student.taps), "teacher": teacher.key}
         return self.runner(Stage("distill", VERSIONS["distill"], depends, Trained, run, self._describe))
+
+    def distil(
+        self, teacher: Done[Trained], config: DistillConfig, seed: int, folder: Path, report: StageReporter
+    ) -> Trained:
+        """Distil a student into a folder, with a config and a seed that need not be the recipe's."""
+        from edgekd.learn import distill
+
+        self.preflight()
+        return distill.run(self.project.loaded, self.load_teacher(teacher), self.taps, config, seed, folder, report)
 
     def _prune(self, teacher: Done[Trained], student: Done[Trained]) -> Done[Trained]:
         config = self.recipe.prune
@@ -168,7 +173,7 @@ class Learner:
             from edgekd.learn import prune
 
             networks = prune.Networks(
-                self._load_teacher(teacher), self._load_student(student), self._load_student(student)
+                self.load_teacher(teacher), self._load_student(student), self._load_student(student)
             )
             return prune.run(self.project.loaded, networks, self.taps, config, self.recipe.seed, folder, report)
 
@@ -184,7 +189,7 @@ class Learner:
             from edgekd.learn.to_onnx import Network
 
             networks = {
-                "teacher": Network(self._load_teacher(teacher), self.taps.teacher),
+                "teacher": Network(self.load_teacher(teacher), self.taps.teacher),
                 "student": Network(self._load_student(student), self.taps.student),
                 "pruned": Network(self._load_pruned(pruned.folder), self.taps.student),
             }
@@ -205,7 +210,12 @@ class Learner:
             resolve_taps("student", self.recipe.student.taps, getattr(task, "student_taps", {}), names),
         )
 
-    def _preflight(self) -> None:
+    def preflight(self) -> None:
+        """Check the task, once a build.
+
+        Raises:
+            TaskError: something in it is wrong.
+        """
         _ = self._checked
 
     @cached_property
@@ -216,7 +226,8 @@ class Learner:
         preflight.check(self.project.loaded, self.taps, self.recipe)
         return True
 
-    def _load_teacher(self, done: Done[Trained]) -> nn.Module:
+    def load_teacher(self, done: Done[Trained]) -> nn.Module:
+        """Return the finished teacher."""
         return self._load(self.project.loaded.task.teacher, done)
 
     def _load_student(self, done: Done[Trained]) -> nn.Module:
