@@ -17,6 +17,7 @@ from edgekd.advice.plan import (
     FEWEST_SEEDS,
     RESERVE,
     TIMING_EPOCHS,
+    WARM_UP_EPOCHS,
     Cost,
     budget_for,
     choose_epochs,
@@ -240,14 +241,15 @@ class _Advising:
         return self._judge(bench, race, facts, ceiling)
 
     def _time(self, make: Callable[[Contestant, int, int], Trial]) -> tuple[float, Cost]:
-        """Return the seconds of a short trial of the costliest kind of loss, and what follows for others."""
+        """Return the seconds of short trials of the costliest kind of loss, and what follows for others."""
         joint = next(one for one in self.field if "joint" in one.loss.terms)
         epochs = min(TIMING_EPOCHS, self.recipe.distill.epochs)
         self.trainer.narrator.begin("timing", 0, 1, self.budget)
-        trial = make(joint, self.recipe.seed, epochs)
+        warm_up, trial = (make(joint, self.recipe.seed, count) for count in (WARM_UP_EPOCHS, epochs))
         if trial.failure:
             raise ModelError(f"the trial of '{joint.name}' that was to be timed failed: {trial.failure}")
-        return trial.seconds, Cost(max(0.0, trial.seconds - epochs * trial.epoch_seconds), trial.epoch_seconds)
+        cost = Cost(max(0.0, trial.seconds - epochs * trial.epoch_seconds), trial.epoch_seconds)
+        return warm_up.seconds + trial.seconds, cost
 
     def _judge(self, bench: Bench, race: Race, facts: Facts, ceiling: float) -> Advice:
         standings = stand(self.field, race.values, facts, self.loss, race.failures)

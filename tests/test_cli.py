@@ -39,8 +39,8 @@ def says(found, code):
     return line
 
 
-COMMANDS = ["", "build", "check", "blame", "init", "tasks", "targets", "targets show", "recipe", "recipe schema",
-            "recipe show", "verify", "profile", "device", "device install", "report"]  # fmt: skip
+COMMANDS = ["", "build", "check", "blame", "advise", "init", "tasks", "targets", "targets show", "recipe",
+            "recipe schema", "recipe show", "verify", "profile", "device", "device install", "report"]  # fmt: skip
 
 
 @pytest.mark.parametrize("command", COMMANDS)

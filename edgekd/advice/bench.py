@@ -101,7 +101,7 @@ class Bench:
         return self._done[one.name, index]
 
     def expected(self, field: Sequence[Contestant], index: int) -> float:
-        """Return the seconds that trials of these contestants with one seed will take; those that were made take none."""
+        """Return the seconds that trials of these contestants with one seed will take; one that was made takes none."""
         usual = self.cost.of(self.epochs)
         return sum(self._seconds.get(one.name, usual) for one in field if (one.name, index) not in self._done)
 

@@ -88,9 +88,9 @@ def decide(
     winners = [one for one, _ in ranked if one.found == "better"]
     scale = Scale.of(facts)
     if winners:
-        return _use(winners, base, scale)
+        return _use(winners[0], others, base, facts)
     if _no_room(base, facts, teacher, error):
-        return _none_to_gain(base, facts, teacher, scale)
+        return _none_to_gain(base, teacher, scale)
     if spent.seeds < FEWEST_SEEDS or not ranked:
         return _undecided(FEWEST_SEEDS - spent.seeds, spent, block, f"{spent.seeds} seeds tell next to nothing")
     best, lead = ranked[0]
@@ -104,13 +104,20 @@ def decide(
     return _undecided(more, spent, block, f"{best.name} is {scale.interval(lead)} over {base.name} so far")
 
 
-def _use(winners: Sequence[Standing], base: Standing, scale: Scale) -> Verdict:
-    best = winners[0]
+def _use(best: Standing, others: Sequence[Standing], base: Standing, facts: Facts) -> Verdict:
     assert best.difference is not None  # it was found better
-    level = [one.name for one in winners[1:] if one.difference and one.difference.high >= best.difference.mean]
-    reasons = [f"Level with it, as far as this shows: {', '.join(level)}."] if level else []
-    text = f"use {best.name}: {scale.interval(best.difference)} over {base.name}, {best.difference.pairs} seeds"
-    return Verdict("use", text, tuple(reasons), best.lines)
+    level = [one.name for one in others if one is not best and _level(one, best, facts)]
+    reasons = [f"Not told apart from it: {', '.join(level)}."] if level else []
+    ahead = f"{Scale.of(facts).interval(best.difference)} over {base.name}, {best.difference.pairs} seeds"
+    return Verdict("use", f"use {best.name}: {ahead}", tuple(reasons), best.lines)
+
+
+def _level(one: Standing, best: Standing, facts: Facts) -> bool:
+    """Whether two that were trained with the same seeds are not told apart; fewer seeds of one would not count."""
+    if len(one.values) != len(best.values):
+        return False
+    (apart,) = compare([np.array(best.values) - np.array(one.values)], least=least_deviation(facts))
+    return not apart.holds
 
 
 def _no_room(base: Standing, facts: Facts, teacher: float, error: float | None) -> bool:
@@ -122,7 +129,7 @@ def _no_room(base: Standing, facts: Facts, teacher: float, error: float | None) 
     return gap.mean <= 0 or (gap.low <= 0 and gap.mean <= (error or 0.0))
 
 
-def _none_to_gain(base: Standing, facts: Facts, teacher: float, scale: Scale) -> Verdict:
+def _none_to_gain(base: Standing, teacher: float, scale: Scale) -> Verdict:
     text = (
         f"no room: {base.name} reaches the teacher within noise ({scale.value(base.mean)} and {scale.value(teacher)})"
     )
@@ -157,7 +164,7 @@ def too_short(needed: float, budget: float, fewest: int, recipe_epochs: int) -> 
     """
     text = f"the budget is too short: give at least {budget_text(needed)}"
     reason = (
-        f"{budget_text(budget)} do not hold {FEWEST_SEEDS} seeds of every loss, {fewest} of the recipe's {recipe_epochs} "
-        "epochs each."
+        f"{budget_text(budget)} do not hold {FEWEST_SEEDS} seeds of every loss, {fewest} of the recipe's "
+        f"{recipe_epochs} epochs each."
     )
     return Verdict("too short", text, (reason,))

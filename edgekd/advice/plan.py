@@ -24,8 +24,9 @@ RESERVE = 0.2
 #: those of the whole training.
 _SHORTEST_SHARE, _SHORTEST = 0.2, 3
 
-#: Epochs of the timing trial: its first ones measure gradient norms at every step and would say too much.
-TIMING_EPOCHS = 3
+#: Epochs of the trial that is timed, of which the quickest counts: the first ones measure gradient norms at every step.
+#: Another trial goes before it, since the first of a process takes longer than those to come.
+WARM_UP_EPOCHS, TIMING_EPOCHS = 1, 4
 
 
 @dataclass(frozen=True)

@@ -38,7 +38,7 @@ def standings_table(advice: Advice, glyphs: str | None = None) -> Table:
     metric = metric_name(advice.facts.metric)
     return Table(
         "Losses",
-        _columns("loss", metric, f"over {base.name}", glyphs),
+        _columns("loss", metric, "over KD", glyphs),
         _rows([base, *ranked], Scale.of(advice.facts), glyphs),
         _notes(advice),
     )
@@ -50,7 +50,7 @@ def ablation_table(advice: Advice, ablation: Ablation, glyphs: str | None = None
     rows = _rows([one for _, one in ranked], Scale.of(advice.facts), glyphs)
     return Table(
         f"What each {ablation.what} carries in {ablation.whole}",
-        _columns(f"without {ablation.what}", metric_name(advice.facts.metric), f"to {ablation.whole}", glyphs),
+        _columns("without", metric_name(advice.facts.metric), "change", glyphs),
         tuple((part, *row[1:]) for (part, _), row in zip(ranked, rows, strict=True)),
         _ablation_notes(ablation),
     )
@@ -109,9 +109,9 @@ def _notes(advice: Advice) -> tuple[str, ...]:
     better = "higher" if facts.higher_is_better else "lower"
     notes = [
         f"{facts.metric} ({better} is better) on {facts.labelled} validation samples after the last epoch; the "
-        f"teacher's is {scale.value(advice.teacher)}. Each trial has {spent.epochs} of the recipe's {spent.recipe_epochs} epochs "
-        f"({spent.epochs / spent.recipe_epochs:.0%}); longer training may rank the losses otherwise.",
-        f"Differences to {base} are paired: same initial weights, same order of batches. Intervals: Student's t over "
+        f"teacher's is {scale.value(advice.teacher)}. Each trial has {spent.epochs} of the recipe's "
+        f"{spent.recipe_epochs} epochs ({spent.epochs / spent.recipe_epochs:.0%}); more may rank them otherwise.",
+        f"over KD: difference to {base}, paired by initial weights and order of batches; intervals are Student's over "
         "seeds, as wide as Holm's correction for all losses asks.",
         _error_note(advice),
     ]

@@ -56,7 +56,7 @@ class Scale:
 
     def signed(self, difference: float) -> str:
         """Write a difference, without its unit."""
-        return f"{difference * self.factor:+.{self.digits}f}"
+        return f"{round(difference * self.factor, self.digits) + 0.0:+.{self.digits}f}"  # + 0.0: no "-0.0"
 
     def ends(self, difference: Paired) -> str:
         """Write an interval's ends."""

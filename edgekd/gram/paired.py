@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from statistics import NormalDist
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -100,8 +101,12 @@ def pairs_needed(
         power: chance of success.
         most: where to stop looking.
     """
-    for pairs in range(2, most + 1):
+    if not mean:
+        return None
+    effect = abs(mean) / max(deviation, 1e-12 * abs(mean))
+    normal = NormalDist().inv_cdf(1 - level / 2) + NormalDist().inv_cdf(power)
+    for pairs in range(max(2, math.ceil((normal / effect) ** 2)), most + 1):  # Student's ask for more than the normal
         needed = t_quantile(1 - level / 2, pairs - 1) + t_quantile(power, pairs - 1)
-        if abs(mean) * math.sqrt(pairs) >= needed * deviation and mean:
+        if effect * math.sqrt(pairs) >= needed:
             return pairs
     return None
