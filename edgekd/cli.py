@@ -46,7 +46,7 @@ class _Group(click.Group):
         except EdgekdError as error:
             _fail(context, error)
         except KeyboardInterrupt:
-            resumes = context.invoked_subcommand in ("build", "search")
+            resumes = context.invoked_subcommand in ("build", "search", "advise")
             click.echo(f"interrupted{'; the same command goes on from here' if resumes else ''}", err=True)
             context.exit(130)
         except OSError as error:
@@ -368,6 +368,61 @@ def search(
         Json().emit("search", search=search_json(found))
     elif not quiet:
         print_search(found, folder)
+
+
+@main.command()
+@_recipe_options
+@click.option(
+    "--budget",
+    type=_Duration(),
+    default="10m",
+    show_default=True,
+    metavar="TIME",
+    help="Time for all trials, e.g. 90s, 10m, 2h; the teacher comes on top.",
+)
+@click.option("--epochs", type=click.IntRange(1), help="Epochs of each trial [default: as many as fit].")
+@click.option("--output", type=click.Path(path_type=Path), help="Folder of the answer [default: build/RECIPE].")
+@click.option(
+    "--cache",
+    type=click.Path(path_type=Path),
+    default=Path(".edgekd"),
+    show_default=True,
+    envvar="EDGEKD_CACHE",
+    help="Folder of finished stages.",
+)
+@_progress_options
+def advise(
+    recipe: str | None,
+    overrides: tuple[str, ...],
+    budget: float,
+    epochs: int | None,
+    output: Path | None,
+    cache: Path,
+    quiet: bool,
+    verbose: bool,
+    as_json: bool,
+) -> None:
+    """Find out which distillation loss suits the recipe's task.
+
+    Runs short trainings with labels alone, with KD, and with KD and each Gram scope or feature distillation, from the
+    same seeds, and compares them with KD on the validation split; then switches pairs and modalities off in turn. Says
+    what to use and by how much it is better, or that nothing is. Writes advice.json and advice.md into OUTPUT.
+    """
+    from edgekd.advice.report import advice_json
+    from edgekd.advising import advise as find
+    from edgekd.console import Json, choose_observer
+    from edgekd.console.advice import print_advice
+    from edgekd.pipeline import Places
+    from edgekd.recipe import load_recipe, recipe_name
+
+    loaded, name = load_recipe(recipe, overrides), recipe_name(recipe)
+    places = Places(output or Path("build") / name, cache)
+    with choose_observer(json=as_json, quiet=quiet, verbose=verbose, terminal=sys.stdout.isatty()) as observer:
+        found = find(loaded, places, budget, epochs=epochs, name=name, observer=observer)
+    if as_json:
+        Json().emit("advice", advice=advice_json(found))
+    elif not quiet:
+        print_advice(found, places.output)
 
 
 @main.command()

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from edgekd.learn.taps import Taps
     from edgekd.progress import StageReporter
     from edgekd.project import Project
-    from edgekd.recipe import LossConfig, Recipe
+    from edgekd.recipe import DistillConfig, LossConfig, Recipe
     from edgekd.target import Scheme
 
 STAGES = ("teacher", "distill", "prune", "export")
@@ -114,15 +114,15 @@ class Learner:
 
     def train(self) -> tuple[Done[Trained], Done[Trained], Done[Trained]]:
         """Run or read the stages that train: teacher, student, pruned student."""
-        teacher = self._teacher()
+        teacher = self.teacher()
         student = self._distill(teacher)
         return teacher, student, self._prune(teacher, student)
 
     def networks(self) -> tuple[nn.Module, nn.Module]:
         """Run or read all but the export; return the teacher and the pruned student, with the weights they ended at."""
-        teacher = self._teacher()
+        teacher = self.teacher()
         pruned = self._prune(teacher, self._distill(teacher))
-        return self._load_teacher(teacher), self._load_pruned(pruned.folder)
+        return self.load_teacher(teacher), self._load_pruned(pruned.folder)
 
     def tune(self, learned: Learning, scheme: Scheme) -> Tuned:
         """Tune the pruned network for a scheme, and export it alone."""
@@ -132,7 +132,7 @@ class Learner:
             from edgekd.learn import tune
 
             networks = tune.Networks(
-                self._load_teacher(learned.teacher),
+                self.load_teacher(learned.teacher),
                 self._load_student(learned.student),
                 self._load_pruned(learned.pruned.folder),
                 self._outputs(learned.teacher, config.loss, report),
@@ -165,7 +165,7 @@ class Learner:
             from edgekd.learn import robustness
 
             models = {
-                "teacher": self._load_teacher(learned.teacher),
+                "teacher": self.load_teacher(learned.teacher),
                 "student": self._load_student(learned.student),
                 "pruned": self._load_pruned(learned.pruned.folder),
             }
@@ -178,7 +178,8 @@ class Learner:
         stage = Stage(ROBUSTNESS, VERSIONS["robustness"], depends, Robustness, run, self._describe_robustness)
         return self.runner(stage)
 
-    def _teacher(self) -> Done[Trained]:
+    def teacher(self) -> Done[Trained]:
+        """Train the teacher, or load the user's."""
         config, project = self.recipe.teacher, self.teachers or self.project
         weights = Path(config.weights) if config.weights else None
         if weights is not None and not weights.is_file():
@@ -187,7 +188,7 @@ class Learner:
         def run(folder: Path, report: StageReporter) -> Trained:
             from edgekd.learn import teacher
 
-            self._preflight()
+            self.preflight()
             return teacher.run(project.loaded, self.taps.teacher, config, self.recipe.seed, folder, report)
 
         depends = {
@@ -203,11 +204,7 @@ class Learner:
         config = self.recipe.distill
 
         def run(folder: Path, report: StageReporter) -> Trained:
-            from edgekd.learn import distill
-
-            self._preflight()
-            outputs, model = self._outputs(teacher, config.loss, report), self._load_teacher(teacher)
-            return distill.run(self.project.loaded, model, self.taps, config, self.recipe.seed, folder, report, outputs)
+            return self.distil(teacher, config, self.recipe.seed, folder, report)
 
         depends = {
             **_plain(config),
@@ -219,6 +216,16 @@ class Learner:
             depends["task"] = self.project.identity
         return self.runner(Stage("distill", VERSIONS["distill"], depends, Trained, run, self._describe))
 
+    def distil(
+        self, teacher: Done[Trained], config: DistillConfig, seed: int, folder: Path, report: StageReporter
+    ) -> Trained:
+        """Distil a student into a folder, with a config and a seed that need not be the recipe's."""
+        from edgekd.learn import distill
+
+        self.preflight()
+        outputs, model = self._outputs(teacher, config.loss, report), self.load_teacher(teacher)
+        return distill.run(self.project.loaded, model, self.taps, config, seed, folder, report, outputs)
+
     def _prune(self, teacher: Done[Trained], student: Done[Trained]) -> Done[Trained]:
         config = self.recipe.prune
 
@@ -226,7 +233,7 @@ class Learner:
             from edgekd.learn import prune
 
             networks = prune.Networks(
-                self._load_teacher(teacher),
+                self.load_teacher(teacher),
                 self._load_student(student),
                 self._load_student(student),
                 self._outputs(teacher, config.loss, report),
@@ -245,7 +252,7 @@ class Learner:
             from edgekd.learn.ensemble import taps_of
             from edgekd.learn.to_onnx import Network
 
-            model = self._load_teacher(teacher)
+            model = self.load_teacher(teacher)
             networks = {
                 "teacher": Network(model, taps_of(model, self.taps.teacher)),
                 "student": Network(self._load_student(student), self.taps.student),
@@ -275,7 +282,7 @@ class Learner:
             with cache.claim(name, wait) as folder:
                 if folder is not None:
                     split = self.project.loaded.splits["train"]
-                    cached.write(self._load_teacher(teacher), read, split, folder, report)
+                    cached.write(self.load_teacher(teacher), read, split, folder, report)
                     cache.finish(name, {})
         ranks.wait()
         return cache.root / name
@@ -292,7 +299,12 @@ class Learner:
             self.recipe.teacher.precision,
         )
 
-    def _preflight(self) -> None:
+    def preflight(self) -> None:
+        """Check the task, once a build.
+
+        Raises:
+            TaskError: something in it is wrong.
+        """
         _ = self._checked
 
     @cached_property
@@ -303,7 +315,8 @@ class Learner:
         preflight.check(self.project.loaded, self.taps, self.recipe)
         return True
 
-    def _load_teacher(self, done: Done[Trained]) -> nn.Module:
+    def load_teacher(self, done: Done[Trained]) -> nn.Module:
+        """Return the finished teacher."""
         factory, count = self.project.loaded.task.teacher, self.recipe.teacher.members
         if count == 1:
             return self._load(factory, done)

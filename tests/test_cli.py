@@ -39,7 +39,7 @@ def says(found, code):
     return line
 
 
-COMMANDS = ["", "build", "check", "blame", "search", "init", "tasks", "targets", "targets show", "recipe",
+COMMANDS = ["", "build", "check", "blame", "search", "advise", "init", "tasks", "targets", "targets show", "recipe",
             "recipe schema", "recipe show", "verify", "profile", "device", "device install", "report"]  # fmt: skip
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from functools import cache
 from statistics import NormalDist
 from typing import Any
@@ -64,3 +65,15 @@ def t_quantile(confidence: float, freedom: int) -> float:
     density = np.cos(u) ** (freedom - 1)
     area = np.concatenate([[0], np.cumsum(density[1:] + density[:-1])])
     return float(np.sqrt(freedom) * np.tan(np.interp(2 * confidence - 1, area / area[-1], u)))
+
+
+def t_tail(t: float, freedom: int) -> float:
+    """Return the probability that Student's t is as far from 0 as ``t``, on either side.
+
+    The density is that of :func:`t_quantile`; the tail is summed by itself, so that small ones are not lost.
+    """
+    u = np.linspace(math.atan(abs(t) / math.sqrt(freedom)), math.pi / 2, 2001)
+    density = np.cos(u) ** (freedom - 1)
+    tail = float((density[1:] + density[:-1]).sum() * (u[1] - u[0]) / 2)
+    whole = math.sqrt(math.pi) / 2 * math.exp(math.lgamma(freedom / 2) - math.lgamma((freedom + 1) / 2))
+    return min(tail / whole, 1.0)

@@ -1,8 +1,11 @@
 """A task of two random vectors, networks that are small, and an observer that remembers."""
 
+import copy
+
 import torch
 from torch import nn
 
+from edgekd.learn.score import UNLABELLED
 from edgekd.learn.task import SPLITS, ArraySplit, LoadedTask, Modality
 from edgekd.progress import Silent, StageReporter
 from edgekd.recipe import Tap
@@ -89,6 +92,67 @@ class SmallTask:
 
     def student(self):
         return self.network()
+
+
+class Late(nn.Module):
+    """Two wider encoders, and one layer for a head."""
+
+    def __init__(self, hidden=32, width=8):
+        super().__init__()
+        self.encoders = nn.ModuleDict({name: mlp(shape[0], hidden, width) for name, shape in SHAPES.items()})
+        self.head = nn.Linear(2 * width, CLASSES)
+
+    def forward(self, a, b):
+        return self.head(torch.cat([self.encoders["a"](a), self.encoders["b"](b)], 1))
+
+
+class Scarce(SmallTask):
+    """Few samples, fewer labels, and a teacher that knows: the labels are its own."""
+
+    def __init__(self):
+        super().__init__(Late, (60, 300, 20, 30))
+        generator = torch.Generator().manual_seed(5)
+        self.oracle = Late()
+        with torch.no_grad():
+            for parameter in self.oracle.parameters():
+                parameter.copy_(2 * torch.randn(parameter.shape, generator=generator) / parameter.shape[-1] ** 0.5)
+            self.oracle.head.bias.sub_(self._logits(split("", 500, seed=9)).mean(0))
+
+    def _logits(self, split):
+        with torch.no_grad():
+            return self.oracle(*split.inputs.values())
+
+    def splits(self):
+        made = {}
+        for name, unlabelled in super().splits().items():
+            labels = self._logits(unlabelled).argmax(1)
+            labels[12 if name == "train" else len(labels) :] = UNLABELLED
+            made[name] = ArraySplit(unlabelled.ids, unlabelled.inputs, labels)
+        return made
+
+    def teacher(self):
+        return copy.deepcopy(self.oracle)
+
+
+class Easy(SmallTask):
+    """Any network solves it."""
+
+    def splits(self):
+        made = {}
+        for name, whole in super().splits().items():
+            labels = torch.arange(len(whole)) % CLASSES
+            inputs = {key: x + 4 * torch.eye(CLASSES, x.shape[1])[labels] for key, x in whole.inputs.items()}
+            made[name] = ArraySplit(whole.ids, inputs, labels)
+        return made
+
+
+class Unlabelled(SmallTask):
+    """Its validation split has no labels."""
+
+    def splits(self):
+        made = super().splits()
+        val = made["val"]
+        return {**made, "val": ArraySplit(val.ids, val.inputs, torch.full_like(val.labels, UNLABELLED))}
 
 
 def loaded(**options):

@@ -205,7 +205,7 @@ def folders(cache):
 
 
 def train_all(one):
-    teacher = one._teacher()
+    teacher = one.teacher()
     student = one._distill(teacher)
     return teacher, student, one._prune(teacher, student)
 

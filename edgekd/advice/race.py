@@ -1,0 +1,74 @@
+"""The contest: blocks of one seed for all that are still in it, the worse half dropped on the way."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from edgekd.advice.judge import Values, differences
+from edgekd.advice.plan import MOST_SEEDS, RUNGS, drop
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from edgekd.advice.bench import Bench
+    from edgekd.advice.contestants import Contestant
+    from edgekd.advice.result import Facts
+
+
+@dataclass(frozen=True)
+class Race:
+    """What came of it.
+
+    Attributes:
+        values: of each contestant by number of the seed.
+        seeds: how many blocks were finished.
+        alive: who was in the contest to the end; the first is plain KD.
+        dropped: after how many seeds who was dropped.
+        failures: of those whose training failed, why.
+    """
+
+    values: Values
+    seeds: int
+    alive: tuple[Contestant, ...]
+    dropped: dict[int, tuple[str, ...]]
+    failures: dict[str, str]
+
+
+def run_race(bench: Bench, field: Sequence[Contestant], facts: Facts, limit: float) -> Race:
+    """Run blocks until the limit is reached.
+
+    Every block trains all that are in the contest from the same initial weights, with the same order of batches, so
+    differences within a block are paired. A contestant whose training fails is out; the contest is over where
+    plain KD's does.
+
+    Args:
+        bench: makes the trials.
+        field: the contestants, plain KD first.
+        facts: of the task.
+        limit: seconds up to which may be spent.
+    """
+    alive, base = list(field), field[0].name
+    values: Values = {one.name: {} for one in field}
+    dropped: dict[int, tuple[str, ...]] = {}
+    failures: dict[str, str] = {}
+    seeds = 0
+    while seeds < MOST_SEEDS:
+        if seeds in RUNGS:
+            gone = drop({one.name: differences(values, base, one.name, facts).tolist() for one in alive[1:]})
+            dropped |= {seeds: gone} if gone else {}
+            alive = [one for one in alive if one.name not in gone]
+        made = bench.block(alive, seeds, limit)
+        if made is None:
+            break
+        for name, trial in made.items():
+            if trial.validation is None:
+                failures[name] = trial.failure
+                values[name] = {}
+            else:
+                values[name][seeds] = trial.validation
+        if base in failures:
+            break
+        alive = [one for one in alive if one.name not in failures]
+        seeds += 1
+    return Race(values, seeds, tuple(alive), dropped, failures)
