@@ -226,7 +226,7 @@ def test_an_output_that_cannot_be_written_is_told_first(tmp_path):
 def test_what_is_no_budget_is_told(tmp_path, budget):
     found = edgekd("advise", "--recipe", "digits", f"--budget={budget}", cwd=tmp_path)
     assert found.returncode == 2
-    assert f"--budget {budget}: write it as" in found.stderr
+    assert f"'{budget}' is no time above 0: write it as 90s" in found.stderr
     assert not (tmp_path / ".edgekd").exists()
 
 
