@@ -187,8 +187,7 @@ def _one_epoch(
         for name, value in {"loss": loss.detach(), **figures}.items():
             sums[name] = sums.get(name, 0.0) + value
     means = {name: float(total) / len(loader) for name, total in sums.items()}
-    # A share is no number where the logit losses have no gradient; that is reported, and no divergence.
-    if not all(math.isfinite(value) for name, value in means.items() if not name.startswith("share.")):
+    if not all(torch.isfinite(torch.tensor(value)) for value in means.values()):
         raise ModelError(
             f"training diverged: {means}; try a smaller learning_rate, and check the data for NaN and infinite values"
         )

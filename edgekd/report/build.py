@@ -52,7 +52,7 @@ def report_json(report: BuildReport) -> dict[str, Any]:
         "rows": rows,
         "targets": [_target(result) for result in report.targets],
         "stages": [asdict(stage) for stage in report.stages],
-        "training": report.training,
+        "training": {name: _training(history) for name, history in report.training.items()},
         "robustness": robustness_json(report),
     }
     not_finite: dict[str, str] = {}
@@ -65,6 +65,13 @@ def report_json(report: BuildReport) -> dict[str, Any]:
 
     content = map_leaves(content, replace)
     return {**content, "not_finite": not_finite}
+
+
+def _training(history: list[dict[str, float]]) -> list[dict[str, float | None]]:
+    """Return the epochs with the same figures in each: null for a share that nothing could be held against."""
+    names = dict.fromkeys(name for epoch in history for name in epoch)
+    names |= dict.fromkeys(name.replace("weight.", "share.", 1) for name in names if name.startswith("weight."))
+    return [{name: epoch.get(name) for name in names} for epoch in history]
 
 
 def _row(result: TargetResult) -> dict[str, Any]:

@@ -51,9 +51,9 @@ def training_svg(network: str, history: History, metric: str) -> str:
         return Line(name, _values(history, figure), *looks[name])
 
     losses = [*(line(name, name) for name in base), *(line(f"{_LOSS}{name}", name) for name in extras)]
-    shares = [line(f"{_SHARE}{name}", name) for name in extras if f"{_SHARE}{name}" in names]
+    shares = [line(f"{_SHARE}{name}", name) for name in extras]
     panels = [Panel("Losses", "mean of the epoch", losses)]
-    if shares:
+    if any(f"{_SHARE}{name}" in names for name in extras):
         panels.append(Panel("Added losses' share of the gradient", "× that of CE and KD", shares))
     panels.append(_validation(history, metric, "drift" in names))
     return chart_svg(f"Training of the {network} network", panels)

@@ -176,9 +176,7 @@ def test_what_was_dropped_is_compared_with_nothing():
         gone = dropout.draw(batch)[0]
         torch.manual_seed(5)
         figure = float(objective(batch, 0.0)[1]["loss.intra"])
-        student, teacher = (
-            dict(zip("ab", _embeddings(m, batch), strict=True)) for m in (models.trained, models.teacher)
-        )
+        student, teacher = (_embeddings(model, batch) for model in (models.trained, models.teacher))
     kind = GramKind("intra", centered=False, normalize="cosine", distance="mse", pairs=())
     present = (~gone).float()
     assert figure == pytest.approx(float(gram_distance(student, [teacher], kind, present, softness=SOFTNESS)), rel=1e-5)

@@ -178,3 +178,13 @@ def test_a_share_that_is_no_number_is_null_in_json():
     assert [epoch["share.intra"] for epoch in content["training"]["student"]] == [None, 1.0]
     assert content["not_finite"] == {"training.student.0.share.intra": "nan"}
     assert content["training"]["student"][1] == entry(1)
+
+
+def test_a_share_that_there_is_not_is_null_in_json_and_a_gap():
+    without = {name: value for name, value in entry(0).items() if name != "share.intra"}
+    report = trained(student=[without, without], pruned=[without, entry(1)])
+    content = report_json(report)["training"]
+    assert [epoch["share.intra"] for epoch in content["student"]] == [None, None]
+    assert [epoch["share.intra"] for epoch in content["pruned"]] == [None, 1.0]
+    assert "× that of CE and KD" not in texts(training_svg("student", [without, without], "F1"))
+    assert len(dots(training_svg("pruned", [without, entry(1)], "F1"))) == 1
