@@ -174,7 +174,7 @@ LOGIT_LOSSES: tuple[LossName, ...] = ("dkd", "dist")
 LOSSES_BETWEEN: tuple[LossName, ...] = ("sample", "cross", "joint", "affinity")
 
 
-class Term(_Config, frozen=True):
+class Term(_Config, frozen=True, omit_defaults=True):
     """One loss beside the cross entropy and KD: of the Gram family, or a rival's."""
 
     loss: Annotated[
@@ -229,11 +229,11 @@ class Term(_Config, frozen=True):
     teacher: Taps = {}
 
 
-#: What the default adds to CE and KD.
-DEFAULT_EXTRA: dict[str, float | Term] = {"intra": 1.0, "sample": 0.1}
+#: What distillation adds to CE and KD; docs/distill.md has what it is worth.
+DEFAULT_EXTRA: dict[str, float | Term] = {"intra": Term(share=3.0, centered=True), "sample": 0.1}
 
-#: Of the fine-tune for INT8: the gate measures 'sample'.
-TUNE_EXTRA: dict[str, float | Term] = {"intra": 1.0, "sample": 1.0}
+#: What the fine-tunes add, whose anchor is the unpruned student: the gate measures 'sample'.
+ANCHOR_EXTRA: dict[str, float | Term] = {"intra": 1.0, "sample": 1.0}
 
 
 class LossConfig(_Config, frozen=True):
@@ -321,6 +321,12 @@ class DistillConfig(Training, frozen=True):
             )
 
 
+_FINE_TUNED = (
+    "Keys not given here are those of [distill.loss]; but extra is { intra = 1, sample = 1 }, since 'sample' is what "
+    "the gate measures, unless [distill.loss] has extra = {}."
+)
+
+
 class PruneBudget(_Config, frozen=True):
     """What the pruned network may keep, as a share of the unpruned one's; exactly one of the three."""
 
@@ -366,7 +372,7 @@ class PruneConfig(Training, frozen=True):
         Meta(description="Keep widths at multiples of this. By default of what all targets of the build ask for."),
     ] = None
     ignore: Annotated[list[str], Meta(description="Paths of modules whose width must not change.")] = []
-    loss: Annotated[LossConfig, Meta(description="Keys not given here are those of [distill.loss].")] = LossConfig()
+    loss: Annotated[LossConfig, Meta(description=_FINE_TUNED)] = LossConfig(extra=ANCHOR_EXTRA)
 
     @property
     def active(self) -> bool:
@@ -386,13 +392,7 @@ class TuneConfig(Training, frozen=True):
     """Fine-tune with fake quantization, the unpruned student as Gram anchor: the last resort of the repair."""
 
     epochs: Annotated[PositiveInt, Meta(description="Passes over the training split.")] = 10
-    loss: Annotated[
-        LossConfig,
-        Meta(
-            description="Keys not given here are those of [distill.loss]; but extra is { intra = 1, sample = 1 }, "
-            "since 'sample' is what the gate measures."
-        ),
-    ] = LossConfig(extra=TUNE_EXTRA)
+    loss: Annotated[LossConfig, Meta(description=_FINE_TUNED)] = LossConfig(extra=ANCHOR_EXTRA)
 
 
 class QuantizeConfig(_Config, frozen=True):
@@ -737,13 +737,14 @@ def _anchor_paths(content: dict[str, Any], base: Path) -> None:
 def _inherit_loss(content: dict[str, Any]) -> None:
     """Let the losses of the fine-tunes begin from ``[distill.loss]``: they minimise the same unless told otherwise."""
     distill, quantize = content.get("distill", {}), content.setdefault("quantize", {})
-    tunes: list[tuple[Any, dict[str, Any]]] = [(content.setdefault("prune", {}), {})]
+    tunes = [content.setdefault("prune", {})]
     if isinstance(quantize, dict):
-        tunes.append((quantize.setdefault("tune", {}), {"extra": msgspec.to_builtins(TUNE_EXTRA)}))
-    for tune, own in tunes:
+        tunes.append(quantize.setdefault("tune", {}))
+    for tune in tunes:
         if isinstance(distill, dict) and isinstance(tune, dict):
             ours, theirs = tune.get("loss", {}), distill.get("loss", {})
             if isinstance(ours, dict) and isinstance(theirs, dict):
+                own = {} if theirs.get("extra") == {} else {"extra": msgspec.to_builtins(ANCHOR_EXTRA)}
                 tune["loss"] = {**theirs, **own, **ours}
 
 

@@ -8,8 +8,8 @@ import pytest
 
 from edgekd.errors import RecipeError
 from edgekd.recipe import (
+    ANCHOR_EXTRA,
     DEFAULT_EXTRA,
-    TUNE_EXTRA,
     LossConfig,
     Recipe,
     Tap,
@@ -230,7 +230,7 @@ def test_a_wrong_word_names_the_nearest_of_those_allowed(override, message):
 
 
 def test_the_fine_tune_minimises_what_distilling_does_unless_told_otherwise():
-    recipe = load_recipe("digits", ("distill.loss.extra={}", "distill.loss.temperature=8.0"))
+    recipe = load_recipe("gestures", ("distill.loss.extra={}", "distill.loss.temperature=8.0"))
     assert recipe.prune.loss == recipe.distill.loss
     told = load_recipe("digits", ("distill.loss.temperature=8.0", "prune.loss.kd=0.5"))
     assert (told.prune.loss.temperature, told.prune.loss.kd, told.distill.loss.kd) == (8.0, 0.5, 0.9)
@@ -294,7 +294,7 @@ def test_there_must_be_something_to_minimise(write, losses, said):
 
 
 def test_fixed_weights_alone_are_a_loss(write):
-    text = "[distill.loss]\nce = 0\nkd = 0\nextra = { fd = { weight = 2.0 } }\n[quantize]\ntune.loss.kd = 1\n"
+    text = "[distill.loss]\nce = 0\nkd = 0\nextra = { fd = { weight = 2.0 } }\n[prune]\nloss.kd = 1\n[quantize]\ntune.loss.kd = 1\n"
     assert load_recipe(write(MINIMAL + text)).distill.loss.terms["fd"].weight == 2.0
 
 
@@ -334,11 +334,10 @@ def test_one_loss_is_overridden_by_its_name(write):
         load_recipe(path, ("distill.loss.extra.intr=0.5",))
 
 
-def test_fine_tunes_inherit_what_is_added_unless_told_otherwise():
+def test_fine_tunes_inherit_weights_and_hold_the_anchors_gram_unless_told_otherwise():
     extra = "distill.loss.extra={rkd=1.0, fd={warm_up=0.2}}"
-    recipe = load_recipe("digits", (extra, "distill.loss.kd=0.5"))
-    assert recipe.prune.loss == recipe.distill.loss
-    assert set(recipe.prune.loss.terms) == {"rkd", "fd"}
-    assert (recipe.quantize.tune.loss.extra, recipe.quantize.tune.loss.kd) == (TUNE_EXTRA, 0.5)
-    told = load_recipe("digits", (extra, "prune.loss.extra={}", "quantize.tune.loss.extra={sp=1.0}"))
+    recipe = load_recipe("gestures", (extra, "distill.loss.kd=0.5"))
+    for tuned in (recipe.prune.loss, recipe.quantize.tune.loss):
+        assert (tuned.extra, tuned.kd) == (ANCHOR_EXTRA, 0.5)
+    told = load_recipe("gestures", (extra, "prune.loss.extra={}", "quantize.tune.loss.extra={sp=1.0}"))
     assert (told.prune.loss.extra, told.quantize.tune.loss.extra) == ({}, {"sp": 1.0})

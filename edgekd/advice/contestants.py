@@ -146,10 +146,7 @@ def recipe_lines(loss: LossConfig, recipe_loss: LossConfig) -> tuple[str, ...]:
 
 def _compact(value: float | Term) -> Any:
     """Return a term's fields that are not the default."""
-    if not isinstance(value, Term):
-        return value
-    plain, default = msgspec.to_builtins(value), msgspec.to_builtins(Term())
-    return {key: _without_none(item) for key, item in plain.items() if item != default[key]}
+    return _without_none(msgspec.to_builtins(value))
 
 
 def _without_none(value: Any) -> Any:

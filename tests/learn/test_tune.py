@@ -16,7 +16,7 @@ from edgekd.learn.result import PROBE, WEIGHTS
 from edgekd.learn.taps import Taps
 from edgekd.learn.task import LoadedTask
 from edgekd.learn.weights import build, load_weights
-from edgekd.recipe import TUNE_EXTRA, LossConfig, TuneConfig
+from edgekd.recipe import ANCHOR_EXTRA, LossConfig, TuneConfig
 from edgekd.target import Scheme
 
 PER_CHANNEL = Scheme(activations="uint8", symmetric_activations=False)
@@ -73,7 +73,7 @@ def test_tuning_mends_what_int8_broke(tmp_path):
     assert drift(broken) < 1e-5
     tuned = {}
     nothing = Scheme(activations="uint8", symmetric_activations=False, operators=["Relu"])
-    loss = LossConfig(ce=0, kd=1, extra=TUNE_EXTRA)
+    loss = LossConfig(ce=0, kd=1, extra=ANCHOR_EXTRA)
     for name, scheme in {"with rounding": PER_TENSOR, "without": nothing}.items():
         nets = tune.Networks(build(TwoTowers, 0), build(TwoTowers, 0), copy.deepcopy(broken))
         run(tmp_path / name, nets, task, scheme, epochs=10, learning_rate=5e-3, loss=loss)
