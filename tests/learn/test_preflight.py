@@ -193,8 +193,8 @@ def test_a_build_checks_once(monkeypatch):
     task = loaded()
     task.task.teacher_taps = task.task.student_taps = TAPS
     learner = Learner(None, SimpleNamespace(loaded=task), RECIPE, 18)
-    learner._preflight()
-    learner._preflight()
+    learner.preflight()
+    learner.preflight()
     assert len(checks) == 1
 
 
