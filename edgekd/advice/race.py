@@ -23,7 +23,7 @@ class Race:
     Attributes:
         values: of each contestant by number of the seed.
         seeds: how many blocks were finished.
-        alive: who was in the contest to the end; the first is plain KD.
+        alive: with whom it would go on; the first is plain KD.
         dropped: after how many seeds who was dropped.
         failures: of those whose training failed, why.
     """
@@ -54,13 +54,14 @@ def run_race(bench: Bench, field: Sequence[Contestant], facts: Facts, limit: flo
     failures: dict[str, str] = {}
     seeds = 0
     while seeds < MOST_SEEDS:
+        gone: tuple[str, ...] = ()
         if seeds in RUNGS:
             gone = drop({one.name: differences(values, base, one.name, facts).tolist() for one in alive[1:]})
-            dropped |= {seeds: gone} if gone else {}
             alive = [one for one in alive if one.name not in gone]
         made = bench.block(alive, seeds, limit)
         if made is None:
             break
+        dropped |= {seeds: gone} if gone else {}
         for name, trial in made.items():
             if trial.validation is None:
                 failures[name] = trial.failure
