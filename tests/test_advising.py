@@ -155,7 +155,7 @@ def test_a_budget_that_is_too_short_is_told_and_what_would_do(tmp_path):
 
 DIGITS = ("teacher.epochs=2", "distill.epochs=2", "distill.batch_size=400")
 #: Three seeds of two epochs, and nothing left to take apart.
-DIGITS_BUDGET = 112
+DIGITS_BUDGET = 120
 KILLED = """
 import os, signal, sys
 from pathlib import Path

@@ -212,7 +212,7 @@ def test_the_environment_names_a_cache(built, tmp_path):
     copy_cache(built.cache, tmp_path / "cache")
     arguments = [argument for argument in build_arguments("out", "") if argument not in ("--cache", "")]
     found = edgekd(*arguments, cwd=tmp_path, EDGEKD_CACHE="cache")
-    assert found.stdout.count("up to date") == 9
+    assert found.stdout.count("up to date") == 11
     assert not (tmp_path / ".edgekd").exists()
 
 
