@@ -27,6 +27,7 @@ from edgekd.advice.plan import (
 from edgekd.advice.race import Race, run_race
 from edgekd.advice.report import write_advice
 from edgekd.advice.result import Advice, Ceiling, Facts, Spent, Trial
+from edgekd.advice.words import count_seeds
 from edgekd.cache import Cache
 from edgekd.errors import ModelError, OutputError, RecipeError
 from edgekd.files import make_folder
@@ -219,7 +220,7 @@ class _Advising:
             TRIALS,
             self.trainer.clock() - began,
             cached,
-            f"{spent.trials} of {spent.epochs} epochs, {spent.seeds} seeds",
+            f"{spent.trials} of {spent.epochs} epochs, {count_seeds(spent.seeds)}",
         )
         return advice
 
@@ -262,6 +263,8 @@ class _Advising:
         chosen = choose(families(self.field, facts.modalities), standings)
         if verdict.kind == "no room":
             ablations = skip(chosen, "plain KD is where the teacher is, so there is no transfer to take apart")
+        elif race.seeds < FEWEST_SEEDS:
+            ablations = skip(chosen, "the losses themselves took the budget")
         else:
             ablations = ablate(bench, chosen, facts, self.loss, self.budget)
         spent = replace(spent, seconds=bench.spent, trials=bench.trials)

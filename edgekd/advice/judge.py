@@ -9,7 +9,7 @@ import numpy as np
 from edgekd.advice.contestants import recipe_lines
 from edgekd.advice.plan import FEWEST_SEEDS, MOST_SEEDS, budget_for
 from edgekd.advice.result import Standing, Verdict
-from edgekd.advice.words import Scale, budget_text
+from edgekd.advice.words import Scale, budget_text, count_seeds
 from edgekd.gram.paired import compare, pairs_needed
 from edgekd.report.figures import duration
 
@@ -92,7 +92,12 @@ def decide(
     if _no_room(base, facts, teacher, error):
         return _none_to_gain(base, teacher, scale)
     if spent.seeds < FEWEST_SEEDS or not ranked:
-        return _undecided(FEWEST_SEEDS - spent.seeds, spent, block, f"{spent.seeds} seeds tell next to nothing")
+        return _undecided(
+            FEWEST_SEEDS - spent.seeds,
+            spent,
+            block,
+            f"{count_seeds(spent.seeds)} of {FEWEST_SEEDS} were finished, which tells next to nothing",
+        )
     best, lead = ranked[0]
     if lead.mean <= 0:
         return _none(best, lead, base, scale, "no loss was above KD in the mean")
@@ -145,7 +150,9 @@ def _none(best: Standing, lead: Paired, base: Standing, scale: Scale, why: str) 
 
 def _undecided(more: int, spent: Spent, block: float, so_far: str) -> Verdict:
     again = budget_text(budget_for(spent.seconds + more * block))
-    text = f"not decided with this budget: {more} more seeds (about {duration(more * block)}) would be needed"
+    text = (
+        f"not decided with this budget: {count_seeds(more, ' more')} (about {duration(more * block)}) would be needed"
+    )
     reasons = (
         f"{so_far[0].upper()}{so_far[1:]}.",
         f"The same command with --budget {again} --epochs {spent.epochs} goes on from these trials.",

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from edgekd.advice.judge import Values, differences
-from edgekd.advice.plan import MOST_SEEDS, RUNGS, drop
+from edgekd.advice.plan import FEWEST_SEEDS, MOST_SEEDS, RUNGS, drop
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -46,7 +46,7 @@ def run_race(bench: Bench, field: Sequence[Contestant], facts: Facts, limit: flo
         bench: makes the trials.
         field: the contestants, plain KD first.
         facts: of the task.
-        limit: seconds up to which may be spent.
+        limit: seconds up to which may be spent; for the fewest seeds that tell anything, the whole budget may be.
     """
     alive, base = list(field), field[0].name
     values: Values = {one.name: {} for one in field}
@@ -58,7 +58,7 @@ def run_race(bench: Bench, field: Sequence[Contestant], facts: Facts, limit: flo
         if seeds in RUNGS:
             gone = drop({one.name: differences(values, base, one.name, facts).tolist() for one in alive[1:]})
             alive = [one for one in alive if one.name not in gone]
-        made = bench.block(alive, seeds, limit)
+        made = bench.block(alive, seeds, limit if seeds >= FEWEST_SEEDS else bench.budget)
         if made is None:
             break
         dropped |= {seeds: gone} if gone else {}

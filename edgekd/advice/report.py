@@ -118,8 +118,8 @@ def _notes(advice: Advice) -> tuple[str, ...]:
     notes += [f"After {seeds} seeds dropped: {', '.join(names)}." for seeds, names in spent.dropped.items()]
     notes += [f"{one.name} failed: {one.failure}" for one in advice.standings if one.failure]
     notes.append(
-        f"{spent.trials} trials took {duration(spent.seconds)} of {budget_text(spent.budget)}; seeds {advice.seed} to "
-        f"{advice.seed + spent.seeds - 1}."
+        f"{spent.trials} trials took {duration(spent.seconds)} of {budget_text(spent.budget)}; the first seed is "
+        f"{advice.seed}."
     )
     return tuple(notes)
 

@@ -21,6 +21,11 @@ def budget_text(seconds: float) -> str:
     return f"{minutes}m" if minutes < 120 else f"{math.ceil(minutes / 60)}h"
 
 
+def count_seeds(count: int, more: str = "") -> str:
+    """Write how many seeds, e.g. ``"1 seed"`` or ``"2 more seeds"``."""
+    return f"{count}{more} seed{'' if count == 1 else 's'}"
+
+
 @dataclass(frozen=True)
 class Scale:
     """How a metric is written.

@@ -101,7 +101,7 @@ def test_an_effect_in_reach_is_not_decided_and_says_how_many_seeds_it_takes():
 def test_fewer_than_three_seeds_decide_nothing(seeds):
     found = verdict(values(seeds=seeds), seeds=seeds)
     assert found.kind == "undecided"
-    assert f"{3 - seeds} more seeds" in found.text
+    assert f"{3 - seeds} more seed" in found.text
 
 
 def test_too_short_says_how_much_it_takes():
@@ -138,9 +138,15 @@ def test_all_are_trained_with_a_seed_before_the_next_and_the_worse_half_is_dropp
 
 def test_the_contest_ends_with_a_whole_block_below_the_limit():
     make = Made()
-    race = run_race(bench(make), FIELD, FACTS, limit=26.5)
-    assert (race.seeds, len(make.order)) == (2, 18)
-    assert all(len(figures) == 2 for figures in race.values.values())
+    race = run_race(bench(make), FIELD, FACTS, limit=31.5)
+    assert (race.seeds, len(make.order)) == (3, 27)
+    assert all(len(figures) == 3 for figures in race.values.values())
+    assert race.dropped == {}, "nothing went on without them"
+
+
+def test_for_the_fewest_seeds_the_whole_budget_may_be_spent_and_no_more():
+    assert run_race(bench(Made(), budget=27), FIELD, FACTS, limit=20).seeds == 3
+    assert run_race(bench(Made(), budget=26.5), FIELD, FACTS, limit=20).seeds == 2
 
 
 def test_a_loss_that_cannot_be_trained_is_out_and_said_so():
