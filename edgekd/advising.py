@@ -220,7 +220,7 @@ class _Advising:
             TRIALS,
             self.trainer.clock() - began,
             cached,
-            f"{spent.trials} of {spent.epochs} epochs, {count_seeds(spent.seeds)}",
+            f"{spent.trials} trials of {spent.epochs} epochs, {count_seeds(spent.seeds)}",
         )
         return advice
 
