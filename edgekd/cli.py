@@ -77,6 +77,16 @@ def _recipe_options(command: Callable[..., Any]) -> Callable[..., Any]:
     return click.option("--recipe", metavar="NAME|PATH", help=recipe)(command)
 
 
+_cache_option = click.option(
+    "--cache",
+    type=click.Path(path_type=Path),
+    default=Path(".edgekd"),
+    show_default=True,
+    envvar="EDGEKD_CACHE",
+    help="Folder of finished stages.",
+)
+
+
 @dataclass(frozen=True)
 class _Build:
     """What a build is asked for on the command line."""
@@ -139,8 +149,7 @@ def _build_options(command: Callable[..., Any]) -> Callable[..., Any]:
         click.option("--device", "devices", multiple=True, metavar="[TARGET=]DEVICE",
                      help="Where engines run; see 'edgekd device' [default: what is at hand]. Repeatable."),
         click.option("--output", type=file, help="Folder of report and bundles [default: build/RECIPE]."),
-        click.option("--cache", type=file, default=Path(".edgekd"), show_default=True, envvar="EDGEKD_CACHE",
-                     help="Folder of finished stages."),
+        _cache_option,
     )  # fmt: skip
     wrapped: Callable[..., Any] = with_build
     for option in reversed(options):
@@ -328,14 +337,7 @@ class _Duration(click.ParamType[float]):
     help="A kind of device that pruned widths are to suit. Repeatable.",
 )
 @click.option("--output", type=click.Path(path_type=Path), help="Folder of what was found [default: build/RECIPE].")
-@click.option(
-    "--cache",
-    type=click.Path(path_type=Path),
-    default=Path(".edgekd"),
-    show_default=True,
-    envvar="EDGEKD_CACHE",
-    help="Folder of finished stages.",
-)
+@_cache_option
 @_recipe_options
 @_progress_options
 def search(
@@ -382,14 +384,7 @@ def search(
 )
 @click.option("--epochs", type=click.IntRange(1), help="Epochs of each trial [default: as many as fit].")
 @click.option("--output", type=click.Path(path_type=Path), help="Folder of the answer [default: build/RECIPE].")
-@click.option(
-    "--cache",
-    type=click.Path(path_type=Path),
-    default=Path(".edgekd"),
-    show_default=True,
-    envvar="EDGEKD_CACHE",
-    help="Folder of finished stages.",
-)
+@_cache_option
 @_progress_options
 def advise(
     recipe: str | None,

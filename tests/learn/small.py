@@ -61,6 +61,21 @@ class ConvTowers(nn.Module):
 
 
 CONV_TAPS = {name: Tap(module=name, pool="spatial") for name in SHAPES}
+
+
+class Beside(TwoTowers):
+    """The tapped modules lie beside the way to the logits."""
+
+    def __init__(self):
+        super().__init__()
+        self.aside = nn.ModuleDict({name: nn.Linear(8, 4) for name in "ab"})
+
+    def forward(self, a, b):
+        for name, x in (("a", a), ("b", b)):
+            self.aside[name](self.encoders[name](x))
+        return super().forward(a, b)
+
+
 TAPS = {name: Tap(module=f"encoders.{name}") for name in SHAPES}
 
 

@@ -4,8 +4,7 @@ import math
 
 import pytest
 import torch
-from small import TAPS, Remembers, TwoTowers, loaded, reporter
-from torch import nn
+from small import TAPS, Beside, Remembers, TwoTowers, loaded, reporter
 
 from edgekd.errors import ModelError
 from edgekd.learn.aligned import Models, aligned
@@ -13,20 +12,6 @@ from edgekd.learn.taps import Taps
 from edgekd.learn.train import Fit, fit
 from edgekd.learn.weights import build
 from edgekd.recipe import LossConfig, Tap, Term, Training
-
-
-class Beside(TwoTowers):
-    """The tapped modules lie beside the way to the logits."""
-
-    def __init__(self):
-        super().__init__()
-        self.aside = nn.ModuleDict({name: nn.Linear(8, 4) for name in "ab"})
-
-    def forward(self, a, b):
-        for name, x in (("a", a), ("b", b)):
-            self.aside[name](self.encoders[name](x))
-        return super().forward(a, b)
-
 
 ASIDE = {name: Tap(module=f"aside.{name}") for name in "ab"}
 

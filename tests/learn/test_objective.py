@@ -3,8 +3,7 @@ import dataclasses
 import pytest
 import torch
 from msgspec.structs import replace
-from small import CONV_TAPS, TAPS, ConvTowers, Remembers, TwoTowers, reporter, split
-from torch import nn
+from small import CONV_TAPS, TAPS, Beside, ConvTowers, Remembers, TwoTowers, reporter, split
 
 from edgekd.gram.align import GramKind, gram_distance
 from edgekd.gram.matrix import SOFTNESS
@@ -156,19 +155,6 @@ def test_a_gram_without_a_measure_is_reported_once(networks):
     assert objective.balance.weights == {"intra": 0.0}
     assert len(observer.warnings) == 1
     assert "the weight of the loss 'intra' fell to 0" in observer.warnings[0]
-
-
-class Beside(TwoTowers):
-    """The tapped modules lie beside the way to the logits."""
-
-    def __init__(self):
-        super().__init__()
-        self.aside = nn.ModuleDict({name: nn.Linear(8, 4) for name in "ab"})
-
-    def forward(self, a, b):
-        for name, x in (("a", a), ("b", b)):
-            self.aside[name](self.encoders[name](x))
-        return super().forward(a, b)
 
 
 def test_a_tap_beside_the_way_to_the_logits_is_reported_too(networks):
