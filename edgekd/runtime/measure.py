@@ -6,7 +6,7 @@ import os
 import platform
 import sys
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -28,13 +28,116 @@ class Quantile:
 
 @dataclass(frozen=True)
 class Latency:
-    """Latency of single inferences at batch 1, in ms; None where n is too small for an interval."""
+    """Latency of single inferences at batch 1, in ms; None where n is too small.
+
+    Attributes:
+        n: how many were timed.
+        p50: with its interval.
+        p90: the same.
+        p99: the same.
+        mean_ms: the throughput of one stream is 1000 / mean.
+        max_ms: the slowest; none is left out.
+        p90_bound_ms: what the p90 is below with 99 % confidence: MLPerf's early-stopping estimate for a single stream.
+    """
 
     n: int
     p50: Quantile | None
     p90: Quantile | None
     p99: Quantile | None
+    mean_ms: float
     max_ms: float
+    p90_bound_ms: float | None = None
+
+
+@dataclass(frozen=True)
+class Paced:
+    """Inferences that begin when a sensor gives a sample, not when the one before is done.
+
+    Attributes:
+        rate_hz: samples a second.
+        latency: from a sample's arrival to its result, waiting included.
+        late: samples that arrived before the inference of the one before was done.
+        raw_file: name of the ``.npy`` with every latency in ns, in order.
+    """
+
+    rate_hz: float
+    latency: Latency
+    late: int
+    raw_file: str
+
+
+@dataclass(frozen=True)
+class Window:
+    """A second or so of a sustained run.
+
+    Attributes:
+        at_s: its begin, from the run's.
+        n: inferences in it.
+        p50_ms: of these; no interval.
+        temperature_c: the hottest readable sensor's, at its end; None where none is readable.
+        clock_mhz: of the processor or GPU that runs the engine, at its end; None where it is not readable.
+    """
+
+    at_s: float
+    n: int
+    p50_ms: float
+    temperature_c: float | None
+    clock_mhz: float | None
+
+
+@dataclass(frozen=True)
+class Sustained:
+    """Back-to-back inferences for so long that a device grows hot.
+
+    Attributes:
+        seconds: how long.
+        windows: in order.
+        slowdown: median p50 of the windows of the last tenth over that of the first tenth.
+        throttled: whether the system reports throttling during the run; None where it reports nothing of the kind.
+        raw_file: name of the ``.npy`` with every latency in ns, in order.
+    """
+
+    seconds: float
+    windows: tuple[Window, ...]
+    slowdown: float
+    throttled: bool | None
+    raw_file: str
+
+
+@dataclass(frozen=True)
+class Energy:
+    """Energy of one inference in a back-to-back run, idle subtracted.
+
+    Attributes:
+        millijoules: (busy - idle) power times the run's time, for one inference.
+        idle_w: mean power before the run.
+        busy_w: mean power in the run.
+        rail: the sensors that were added up, as the system names them, e.g. "RAPL package-0" or "INA3221 VDD_IN".
+        seconds: how long the run was.
+    """
+
+    millijoules: float
+    idle_w: float
+    busy_w: float
+    rail: str
+    seconds: float
+
+
+@dataclass(frozen=True)
+class LayerTime:
+    """One layer as the engine library runs it, after fusion.
+
+    Attributes:
+        name: the library's.
+        kind: the library's name of the operation.
+        branch: the modality from whose input alone it is computed, "fusion", or None where that is not known.
+        mean_ms: mean time of one inference, under the library's profiler, which slows it down.
+    """
+
+    name: str
+    kind: str
+    branch: str | None
+    mean_ms: float
 
 
 @dataclass(frozen=True)
@@ -43,12 +146,20 @@ class EngineProfile:
 
     Attributes:
         name: "teacher", "student", "engine" for what ships, or the name of another candidate.
-        latency: back-to-back inferences, interleaved with the other engines'.
+        latency: back-to-back inferences, end to end (arrays in, arrays out), interleaved with the other engines'.
         load_ms: for each fresh process, the time to open the engine.
         first_run_ms: for each fresh process, the time of the first inference.
         peak_rss_bytes: peak resident memory of the process that ran it, interpreter included.
         size_bytes: size of the engine file.
         raw_file: name of the ``.npy`` with every timed inference in ns, in order.
+        import_ms: for each fresh process, the time to import the engine library.
+        compute: the engine library's computing alone, inputs and outputs in place.
+        paced: at a sensor's rate.
+        sustained: for a long time.
+        energy: of one inference.
+        layers: as they ran, in order.
+        not_measured: for each of "compute", "paced", "sustained", "energy" and "layers" that there is no figure of,
+            ``"not measured: ..."``.
     """
 
     name: str
@@ -58,6 +169,21 @@ class EngineProfile:
     peak_rss_bytes: int
     size_bytes: int
     raw_file: str
+    import_ms: tuple[float, ...] = ()
+    compute: Latency | None = None
+    paced: Paced | None = None
+    sustained: Sustained | None = None
+    energy: Energy | None = None
+    layers: tuple[LayerTime, ...] = ()
+    not_measured: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def branches_ms(self) -> dict[str, float]:
+        """The layers' mean times added up by branch; "other" is those whose branch is not known."""
+        sums: dict[str, float] = {}
+        for layer in self.layers:
+            sums[layer.branch or "other"] = sums.get(layer.branch or "other", 0.0) + layer.mean_ms
+        return sums
 
 
 @dataclass(frozen=True)
@@ -65,7 +191,7 @@ class Profile:
     """Engines measured side by side on one device.
 
     Attributes:
-        machine: facts: cpu model, cores, governor, memory, os, architecture, library versions.
+        machine: facts: cpu model, cores, governor, power mode, memory, os, architecture, library versions.
         threads: threads of one inference.
         block: inferences of one engine before the next takes its turn.
         engines: as given.
@@ -90,7 +216,7 @@ def latency_from(ns: np.ndarray[Any, np.dtype[np.int64]]) -> Latency:
         raise ValueError("no inference was timed")
     ordered = np.sort(ns) / 1e6
     p50, p90, p99 = (_quantile(ordered, p) for p in (0.5, 0.9, 0.99))
-    return Latency(len(ordered), p50, p90, p99, float(ordered[-1]))
+    return Latency(len(ordered), p50, p90, p99, float(ordered.mean()), float(ordered[-1]))
 
 
 def _quantile(ordered: np.ndarray[Any, np.dtype[np.float64]], p: float) -> Quantile | None:

@@ -38,7 +38,7 @@ VERSIONS = {
     "engine": 4,
     "check": 3,
     "disturb": 1,
-    "profile": 2,
+    "profile": 3,
     "bundle": 2,
 }
 
