@@ -11,12 +11,13 @@ from typing import TYPE_CHECKING
 
 from edgekd.errors import OutputError
 from edgekd.files import need, sha256_file
+from edgekd.report.result import GRAM, LATENCY
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
-#: The bundle's folder, by what the gate said of it, and that of the raw timings. Nothing else in the output is ours.
-BUNDLE, REJECTED, LATENCY = "bundle", "rejected", "latency"
+#: The bundle's folder, by what the gate said of it. It and those of the report are ours, nothing else in the output.
+BUNDLE, REJECTED = "bundle", "rejected"
 
 _LOCK = ".lock"
 _TEMPORARY = ".edgekd-"
@@ -56,7 +57,7 @@ def publish(folders: Mapping[str, Files], output: Path) -> None:
     output.mkdir(parents=True, exist_ok=True)
     for leftover in output.glob(f"{_TEMPORARY}*"):  # of a build that was killed here
         shutil.rmtree(leftover)
-    for name in (BUNDLE, REJECTED, LATENCY):
+    for name in (BUNDLE, REJECTED, LATENCY, GRAM):
         wanted = folders.get(name, {})
         if not _shows(output / name, wanted):
             _replace(wanted, output / name)

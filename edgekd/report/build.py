@@ -18,11 +18,11 @@ from edgekd.runtime.manifest import map_leaves
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from edgekd.runtime.measure import EngineProfile, Latency
+    from edgekd.runtime.measure import EngineProfile, Latency, Paced, Sustained
 
 __all__ = ["BuildReport", "StageTime", "TargetResult", "report_json", "report_markdown", "write_report"]
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 _QUANTILES = ("p50", "p90", "p99")
 
 
@@ -38,8 +38,8 @@ def report_json(report: BuildReport) -> dict[str, Any]:
     """Return the whole report as JSON values.
 
     ``rows`` has one entry for each target's engine. Each null in a row has its reason in the row's ``not_measured``,
-    by dotted path. Elsewhere a figure that is not finite is null, and ``not_finite`` says what it was. Latencies are in
-    ms, sizes in bytes, stage times in s.
+    by dotted path. Throughput is that of one stream, 1000 / the mean latency in ms. Elsewhere a figure that is not
+    finite is null, and ``not_finite`` says what it was. Latencies are in ms, sizes in bytes, stage times in s.
     """
     rows = [_row(result) for result in report.targets]
     content: dict[str, Any] = {
@@ -84,6 +84,7 @@ def _row(result: TargetResult) -> dict[str, Any]:
         "verdict": result.verdict,
         "reasons": result.reasons,
         **_measured(engine, result.sizes.get(ENGINE)),
+        **_further(engine),
         "metric": _metric(result),
         "gram": _gram(result),
         "speedup_p50": {baseline: result.speedup(baseline) for baseline in result.baselines},
@@ -110,6 +111,8 @@ def _reason(path: str, result: TargetResult) -> str:
     parts = path.split(".")
     if parts[0] == "metric" and result.last.metric is None:
         return "not measured: there are no labels"
+    if path == "metric.change":
+        return f"not measured: the {result.ledger.reference} has no metric"
     if parts[0] == "metric" and parts[1] == ENGINE:
         return "not measured: no device ran the engine; 'shipped' is the same graph in ONNX Runtime on the host"
     if parts[0] == "metric":
@@ -130,7 +133,34 @@ def _reason_of_engine(parts: list[str], result: TargetResult) -> str:
     measured = result.measured(name)
     if measured is None:
         return f"not measured: the profile has no '{name}'"
-    return f"withheld: {measured.latency.n} samples are too few for its 95 % interval"
+    return _reason_of_figure(parts, measured)
+
+
+#: Figures of a row by what a profile says of why it lacks them.
+_FURTHER = {
+    "compute_ms": "compute",
+    "paced": "paced",
+    "sustained": "sustained",
+    "energy_mj": "energy",
+    "energy_rail": "energy",
+    "branches_ms": "layers",
+}
+
+
+def _reason_of_figure(parts: list[str], engine: EngineProfile) -> str:
+    kind = _FURTHER.get(parts[0])
+    if kind and len(parts) == 1:
+        return engine.not_measured.get(kind, "not measured: the profile was not asked for it")
+    if kind == "sustained":
+        return "not measured: the system does not tell"
+    latency = engine.latency
+    if kind == "compute" and engine.compute:
+        latency = engine.compute
+    if kind == "paced" and engine.paced:
+        latency = engine.paced.latency
+    if parts[-1] == "p90_bound":
+        return f"withheld: {latency.n} samples are too few for 99 % confidence"
+    return f"withheld: {latency.n} samples are too few for its 95 % interval"
 
 
 def _measured(engine: EngineProfile | None, size_bytes: int | None) -> dict[str, Any]:
@@ -148,21 +178,54 @@ def _latency(latency: Latency | None) -> dict[str, Any]:
     quantiles = {name: getattr(latency, name) if latency else None for name in _QUANTILES}
     return {
         **{name: quantile and quantile.value_ms for name, quantile in quantiles.items()},
+        "p90_bound": latency and latency.p90_bound_ms,
         "max": latency and latency.max_ms,
         "n": latency and latency.n,
         "interval_95": {name: [q.low_ms, q.high_ms] if q else None for name, q in quantiles.items()},
     }
 
 
+def _further(engine: EngineProfile | None) -> dict[str, Any]:
+    """Return what else is known of the engine that ships; what was not measured is null as a whole."""
+    if engine is None:
+        return dict.fromkeys(("throughput_per_s", *_FURTHER))
+    return {
+        "throughput_per_s": 1000 / engine.latency.mean_ms,
+        "compute_ms": _latency(engine.compute) if engine.compute else None,
+        "paced": _paced(engine.paced) if engine.paced else None,
+        "sustained": _sustained(engine.sustained) if engine.sustained else None,
+        "energy_mj": engine.energy.millijoules if engine.energy else None,
+        "energy_rail": engine.energy.rail if engine.energy else None,
+        "branches_ms": engine.branches_ms or None,
+    }
+
+
+def _paced(paced: Paced) -> dict[str, Any]:
+    return {"rate_hz": paced.rate_hz, "late": paced.late, "latency_ms": _latency(paced.latency)}
+
+
+def _sustained(sustained: Sustained) -> dict[str, Any]:
+    """Return how a long run went; the windows are in the profile."""
+    hottest = [window.temperature_c for window in sustained.windows if window.temperature_c is not None]
+    return {
+        "seconds": sustained.seconds,
+        "slowdown": sustained.slowdown,
+        "throttled": sustained.throttled,
+        "hottest_c": max(hottest, default=None),
+    }
+
+
 def _metric(result: TargetResult) -> dict[str, Any]:
     stages = (*result.baselines, *(["pruned", "tuned"] if "student" in result.baselines else []), ENGINE)
     rows = {stage: result.row(stage) for stage in stages}
+    shipped, before = result.last.metric, result.ledger.row(result.ledger.reference).metric
     return {
         "name": result.ledger.metric,
         "higher_is_better": result.ledger.limits.higher_is_better,
         "samples": result.samples,
         **{stage: row.metric if row else None for stage, row in rows.items()},
-        "shipped": result.last.metric,
+        "shipped": shipped,
+        "change": None if shipped is None or before is None else shipped - before,
     }
 
 

@@ -13,6 +13,10 @@ if TYPE_CHECKING:
 
 #: What the candidate that ships is called in tables.
 ENGINE = "engine"
+
+#: Below a target's folder of the output: raw timings, and the Grams of a few samples (:class:`edgekd.gram.heat.FewGrams`).
+LATENCY, GRAM, SAMPLES = "latency", "gram", "samples.npz"
+
 _SEVERITY: tuple[Verdict, ...] = ("pass", "warn", "fail")
 
 

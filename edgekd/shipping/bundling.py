@@ -12,14 +12,17 @@ import msgspec
 from edgekd.compress.graph import drop_outputs
 from edgekd.compress.quantize import DEPLOY, ENGINE
 from edgekd.evidence import write_references
+from edgekd.gram.heat import few_grams
 from edgekd.gram.probe import Probe
 from edgekd.learn.result import onnx_name
 from edgekd.report.figures import size
 from edgekd.report.result import ENGINE as SHIPPED
+from edgekd.report.result import GRAM, SAMPLES
 from edgekd.runtime.bundle import write_bundle
 from edgekd.runtime.manifest import null_not_finite
 from edgekd.runtime.measure import Profile
 from edgekd.runtime.registry import Runtime
+from edgekd.runtime.session import open_arrays
 from edgekd.shipping.context import LIBRARIES, Context, Tried
 from edgekd.shipping.trying import LAYERS
 from edgekd.stages import library_versions
@@ -36,7 +39,10 @@ BUNDLED = "bundle"
 
 @dataclass(frozen=True)
 class Bundled:
-    """A bundle lies in the stage's folder; its manifest and all its files are part of the result's digests."""
+    """A bundle lies in the stage's folder, and beside it the Grams of a few samples, for the report's picture.
+
+    The bundle's manifest and all files are part of the result's digests.
+    """
 
     size_bytes: int
 
@@ -96,6 +102,7 @@ def bundle(context: Context, shipped: Tried, profiled: Done[Profile] | None) -> 
                 "profile": msgspec.to_builtins(named(profiled.result, shipped.name)) if profiled else None,
             },
         )
+        _write_grams(context, shipped, folder / GRAM / SAMPLES)
         return Bundled(sum(path.stat().st_size for path in place.iterdir()))
 
     depends = {
@@ -107,6 +114,18 @@ def bundle(context: Context, shipped: Tried, profiled: Done[Profile] | None) -> 
         "runtime": [context.public_runtime, context.target.options],
     }
     return context.stage("bundle", "", depends, Bundled, run, lambda bundled: size(bundled.size_bytes))
+
+
+def _write_grams(context: Context, shipped: Tried, path: Path) -> None:
+    """Write what the teacher, the ledger's reference and what ships make of the same few samples."""
+    before = context.origin.probes()
+    probes = {name: before[name] for name in before if name in ("teacher", shipped.ledger.reference)}
+    probes[SHIPPED] = Probe.load(shipped.outputs)
+    with open_arrays(context.test) as test:
+        classes = test.get("labels")
+    if classes is None:
+        classes = before[shipped.ledger.reference].predictions
+    few_grams(probes, classes, context.exported.result.facts.classes).save(path)
 
 
 def named(profiled: Profile, chosen: str) -> Profile:

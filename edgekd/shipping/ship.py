@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from edgekd.devices.choose import Absent
-from edgekd.publish import BUNDLE, LATENCY, REJECTED, Files, files_below
-from edgekd.report.result import ENGINE, CandidateResult, TargetResult
+from edgekd.publish import BUNDLE, REJECTED, Files, files_below
+from edgekd.report.result import ENGINE, GRAM, LATENCY, CandidateResult, TargetResult
 from edgekd.selection import choose
 from edgekd.shipping.bundling import BUNDLED, bundle, named, profile
 from edgekd.shipping.disturbing import measure_shipped
@@ -116,7 +116,8 @@ def ship(context: Context) -> Shipped:
     )
     raw = {e.raw_file: profiled.folder / e.raw_file for e in profiled.result.engines} if profiled else {}
     history = next((list(one.offer.history) for one in checked.tried if one.offer.history), [])
-    return Shipped(result, {shown: files_below(bundled.folder / BUNDLED), LATENCY: raw}, history)
+    folders = {shown: files_below(bundled.folder / BUNDLED), LATENCY: raw, GRAM: files_below(bundled.folder / GRAM)}
+    return Shipped(result, folders, history)
 
 
 def _no_latency(context: Context, shown: str) -> str | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from dataclasses import replace
 
 import numpy as np
 
@@ -10,7 +11,16 @@ from edgekd.gram.drift import Bootstrap
 from edgekd.gram.gate import Limits, keep_ledger
 from edgekd.gram.probe import Probe
 from edgekd.report.build import BuildReport, StageTime, TargetResult
-from edgekd.runtime.measure import EngineProfile, Profile, latency_from
+from edgekd.runtime.measure import (
+    Energy,
+    EngineProfile,
+    LayerTime,
+    Paced,
+    Profile,
+    Sustained,
+    Window,
+    latency_from,
+)
 from edgekd.target import Budgets
 
 LIMITS = Limits(tau_pass=0.005, tau_fail=0.02, max_flips=0.03, max_metric_drop=0.015)
@@ -52,7 +62,8 @@ def ledger(noise=0.01, pruned=True, metrics=(), limits=LIMITS, metric="macro-F1"
 def latency(typical_ms, n=2000):
     """Summarised timings of a skewed distribution; n of 200 is too few for p99."""
     random = np.random.default_rng(round(typical_ms * 1e4))
-    return latency_from((typical_ms * 1e6 * (0.97 + random.gamma(1.2, 0.03, n))).astype(np.int64))
+    found = latency_from((typical_ms * 1e6 * (0.97 + random.gamma(1.2, 0.03, n))).astype(np.int64))
+    return replace(found, p90_bound_ms=found.p90.high_ms * 1.01 if found.p90 else None)
 
 
 def profile(n=2000, times=(0.4124, 0.2011, 0.0883)):
@@ -63,6 +74,26 @@ def profile(n=2000, times=(0.4124, 0.2011, 0.0883)):
         )
     )
     return Profile(MACHINE, threads=1, block=50, engines=engines)
+
+
+def further(engine):
+    """The same engine with all else that a profile can have."""
+    typical_ms = engine.latency.p50.value_ms
+    layers = [("conv", "Conv", "accel", 0.5), ("conv_1", "Conv", "audio", 0.2), ("head", "Gemm", "fusion", 0.1)]
+    return replace(
+        engine,
+        compute=latency(0.8 * typical_ms),
+        paced=Paced(30.0, latency(1.3 * typical_ms), 2, f"{engine.name}.paced.npy"),
+        sustained=Sustained(60.0, (Window(0.0, 900, typical_ms, 51.0, 2400.0),), 1.04, False, "long.npy"),
+        energy=Energy(1.84, 9.1, 14.2, "RAPL package-0", 10.0),
+        layers=tuple(LayerTime(name, kind, branch, typical_ms * part) for name, kind, branch, part in layers),
+    )
+
+
+def full_profile():
+    """A profile in which nothing is lacking."""
+    found = profile()
+    return replace(found, engines=tuple(further(engine) for engine in found.engines))
 
 
 SIZES = {"teacher": 5_213_004, "student": 812_400, "engine": 231_770}

@@ -5,7 +5,7 @@ import sys
 from dataclasses import replace
 
 import pytest
-from builds import build, ledger, profile, target
+from builds import build, full_profile, further, ledger, profile, target
 
 from edgekd.report.build import report_json, report_markdown, write_report
 from edgekd.target import Budgets
@@ -29,7 +29,7 @@ def nulls(row):
 
 
 def test_a_measured_row_is_complete_and_has_no_null():
-    row = report_json(build(target()))["rows"][0]
+    row = report_json(build(target(profile=full_profile())))["rows"][0]
     assert set(row) >= REQUIRED
     assert set(row["latency_ms"]) >= {"p50", "p90", "p99", "n"}
     assert set(row["metric"]) >= {"name", "teacher", "student", "tuned", "engine"}
@@ -50,6 +50,42 @@ def test_figures_are_those_of_the_ledger_and_the_profile():
     assert row["gram"]["bound"] == result.ledger.row("engine").to_reference.bound
     assert row["size_bytes"] == result.sizes["engine"]
     assert row["size_ratio"]["teacher"] == pytest.approx(result.sizes["teacher"] / result.sizes["engine"])
+
+
+def test_what_a_profile_has_beside_latency_is_in_the_row():
+    result = target(profile=full_profile())
+    row = report_json(build(result))["rows"][0]
+    engine = result.measured("engine")
+    assert row["throughput_per_s"] == pytest.approx(1000 / engine.latency.mean_ms)
+    assert row["latency_ms"]["p90_bound"] == engine.latency.p90_bound_ms
+    assert row["compute_ms"]["p50"] == engine.compute.p50.value_ms
+    assert (row["energy_mj"], row["energy_rail"]) == (1.84, "RAPL package-0")
+    assert row["branches_ms"] == engine.branches_ms
+    assert (row["paced"]["rate_hz"], row["paced"]["late"]) == (30, 2)
+    assert row["paced"]["latency_ms"]["p50"] == engine.paced.latency.p50.value_ms
+    assert row["sustained"] == {"seconds": 60, "slowdown": 1.04, "throttled": False, "hottest_c": 51}
+    ledger = result.ledger
+    assert row["metric"]["change"] == pytest.approx(ledger.row("engine").metric - ledger.row("student").metric)
+
+
+def test_what_a_profile_lacks_says_why():
+    lacking = profile()
+    known = replace(lacking.engines[-1], not_measured={"energy": "not measured: no rail", "layers": "not measured: no"})
+    row = report_json(build(target(profile=replace(lacking, engines=(*lacking.engines[:-1], known)))))["rows"][0]
+    reasons = row["not_measured"]
+    assert reasons["energy_mj"] == reasons["energy_rail"] == "not measured: no rail"
+    assert reasons["branches_ms"] == "not measured: no"
+    assert reasons["paced"] == reasons["compute_ms"] == "not measured: the profile was not asked for it"
+
+
+def test_a_system_that_does_not_tell_of_throttling_is_not_taken_for_a_cool_one():
+    quiet = further(profile().engines[-1])
+    windows = tuple(replace(window, temperature_c=None) for window in quiet.sustained.windows)
+    quiet = replace(quiet, sustained=replace(quiet.sustained, throttled=None, windows=windows))
+    row = report_json(build(target(profile=replace(profile(), engines=(quiet,)))))["rows"][0]
+    for name in ("throttled", "hottest_c"):
+        assert row["sustained"][name] is None
+        assert row["not_measured"][f"sustained.{name}"] == "not measured: the system does not tell"
 
 
 def test_p99_of_too_few_samples_is_null_with_a_reason():
@@ -144,10 +180,10 @@ def test_an_engine_that_is_no_faster_says_so():
 def test_files_are_written_and_nothing_else(tmp_path):
     report = build()
     write_report(report, tmp_path / "out")
-    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["report.json", "report.md", "training"]
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["report.html", "report.json", "report.md", "training"]
     read = json.loads((tmp_path / "out" / "report.json").read_text(encoding="utf-8"))
     assert read == report_json(report)
-    assert read["schema_version"] == 1
+    assert read["schema_version"] == 2
     assert [stage["name"] for stage in read["stages"]] == [stage.name for stage in report.stages]
 
 
