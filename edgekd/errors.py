@@ -74,7 +74,7 @@ class CacheError(EdgekdError):
 
 
 class OutputError(EdgekdError):
-    """The output folder cannot be written, or has no report."""
+    """The output folder cannot be written."""
 
     exit_code = 12
 
@@ -85,10 +85,28 @@ class RankError(EdgekdError):
     exit_code = 13
 
 
+class ReportError(EdgekdError):
+    """A report cannot be read back, or what is asked of the joined table is not in it."""
+
+    exit_code = 14
+
+
+class BudgetError(EdgekdError):
+    """A budget file cannot be read, or has limits for rows that are not there."""
+
+    exit_code = 15
+
+
 class GateFailed(EdgekdError):
     """The build finished, its artefacts are kept, and the gate rejected it."""
 
     exit_code = 20
+
+
+class BudgetMissed(EdgekdError):
+    """A row of the joined table does not keep a limit of the budget file."""
+
+    exit_code = 21
 
 
 #: As many names as an error lists; a network has hundreds of tensors.

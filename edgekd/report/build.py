@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from edgekd.files import write_text
 from edgekd.gram.gate import judge
 from edgekd.report.page import report_markdown
-from edgekd.report.result import ENGINE, BuildReport, StageTime, TargetResult
+from edgekd.report.result import ENGINE, REPORT, SCHEMA_VERSION, BuildReport, StageTime, TargetResult
 from edgekd.report.robustness import robustness_json
 from edgekd.report.training_picture import write_pictures
 from edgekd.runtime.manifest import map_leaves
@@ -22,14 +22,13 @@ if TYPE_CHECKING:
 
 __all__ = ["BuildReport", "StageTime", "TargetResult", "report_json", "report_markdown", "write_report"]
 
-SCHEMA_VERSION = 2
 _QUANTILES = ("p50", "p90", "p99")
 
 
 def write_report(report: BuildReport, folder: Path) -> None:
     """Write ``report.json``, ``report.md`` and the pictures that it shows into ``folder``, each atomically."""
     text = json.dumps(report_json(report), indent=2, ensure_ascii=False, allow_nan=False)
-    write_text(folder / "report.json", text + "\n")
+    write_text(folder / REPORT, text + "\n")
     write_pictures(report, folder)
     write_text(folder / "report.md", report_markdown(report))
 

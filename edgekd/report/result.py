@@ -14,6 +14,9 @@ if TYPE_CHECKING:
 #: What the candidate that ships is called in tables.
 ENGINE = "engine"
 
+#: The report for machines, in the output folder, and the version of what is in it.
+REPORT, SCHEMA_VERSION = "report.json", 2
+
 #: Below a target's folder of the output: raw timings, and the Grams of a few samples (:class:`edgekd.gram.heat.FewGrams`).
 LATENCY, GRAM, SAMPLES = "latency", "gram", "samples.npz"
 

@@ -1,0 +1,1 @@
+"""The outputs of builds and profiles, read back and joined into one table."""
