@@ -480,7 +480,7 @@ def report(
     limits = read_budgets(budget) if budget else None
     kept, left_out = choose(order(read_runs(runs), key, reverse), filters)
     checks = check_budgets(kept, limits, budget) if budget and limits else None
-    _show_joined(Joined(kept, left_out, checks), form, output)
+    _show_joined(Joined(kept, left_out, key, reverse, checks), form, output)
     missed = [check for check in checks or () if not check.kept]
     if missed:
         told = "; ".join(f"{c.row.target} on {c.row.device}: {c.key} {c.found}, wanted {c.wanted}" for c in missed)

@@ -9,6 +9,10 @@ from typing import TYPE_CHECKING, Any
 
 from edgekd.files import write_text
 from edgekd.gram.gate import judge
+from edgekd.report.joined.formats import Joined
+from edgekd.report.joined.page import as_html
+from edgekd.report.joined.read import read_run
+from edgekd.report.joined.rows import order
 from edgekd.report.page import report_markdown
 from edgekd.report.result import ENGINE, REPORT, SCHEMA_VERSION, BuildReport, StageTime, TargetResult
 from edgekd.report.robustness import robustness_json
@@ -26,11 +30,15 @@ _QUANTILES = ("p50", "p90", "p99")
 
 
 def write_report(report: BuildReport, folder: Path) -> None:
-    """Write ``report.json``, ``report.md`` and the pictures that it shows into ``folder``, each atomically."""
+    """Write ``report.json``, ``report.md`` with its pictures, and ``report.html`` into ``folder``, each atomically.
+
+    The page is made of what was written: it shows what ``edgekd report`` will.
+    """
     text = json.dumps(report_json(report), indent=2, ensure_ascii=False, allow_nan=False)
     write_text(folder / REPORT, text + "\n")
     write_pictures(report, folder)
     write_text(folder / "report.md", report_markdown(report))
+    write_text(folder / "report.html", as_html(Joined(order(read_run(folder), "p50"))))
 
 
 def report_json(report: BuildReport) -> dict[str, Any]:

@@ -108,7 +108,10 @@ class Check:
         """The figure in words."""
         if self.measured is None:
             return "not measured"
-        return self.measured if isinstance(self.measured, str) else _KINDS[self.key].text(self.measured)
+        if isinstance(self.measured, str):
+            return self.measured
+        kind = _KINDS[self.key]
+        return f"{kind.text(self.measured)}{kind.unit}"
 
 
 @dataclass(frozen=True)
@@ -142,7 +145,7 @@ _KINDS = {
     "energy_mj": _Kind("energy_mj", " mJ"),
     "min_metric": _Kind("metric_value", upper=False, text=number),
     "max_metric": _Kind("metric_value", text=number),
-    "max_metric_drop": _Kind("metric_change", text=lambda value: number(value, "+.4f")),
+    "max_metric_drop": _Kind("metric_change", text=number),
     "max_drift_bound": _Kind("drift_bound", text=number),
 }
 

@@ -29,11 +29,15 @@ class Joined:
     Attributes:
         entries: in their order.
         left_out: rows that limits left out.
+        sort: the key that they are sorted by.
+        reverse: whether the largest comes first.
         checks: what came of a budget file; None where none was given.
     """
 
     entries: tuple[Entry, ...]
     left_out: tuple[LeftOut, ...] = ()
+    sort: str = "p50"
+    reverse: bool = False
     checks: tuple[Check, ...] | None = None
 
     @property
@@ -166,7 +170,6 @@ def check_table(joined: Joined) -> Table:
             "kept" if check.kept else "NOT KEPT",
             numbers[id(check.row)],
             check.row.target,
-            check.row.device,
             check.key,
             check.found,
             check.wanted,
@@ -176,7 +179,7 @@ def check_table(joined: Joined) -> Table:
     columns = (
         Column("limit", right=False),
         Column("#"),
-        *(Column(name, right=False) for name in ("target", "device", "of")),
+        *(Column(name, right=False) for name in ("target", "of")),
         *(Column(name) for name in ("found", "wanted")),
     )
     reasons = dict.fromkeys(f"{check.key} of {numbers[id(check.row)]}: {check.why}." for check in checks if check.why)
@@ -194,6 +197,8 @@ def as_json(joined: Joined) -> str:
     """Return the rows as one JSON object, each null with its reason in the row's ``not_measured``."""
     content: dict[str, Any] = {
         "schema_version": SCHEMA_VERSION,
+        "sort": joined.sort,
+        "reverse": joined.reverse,
         "rows": [asdict(row) for row in joined.rows],
         "left_out": [{"row": asdict(left.row), "why": left.why} for left in joined.left_out],
     }

@@ -1,0 +1,64 @@
+"""Where the time goes: the layers' times of each engine, added up by modality branch."""
+
+from __future__ import annotations
+
+from html import escape
+from typing import TYPE_CHECKING
+
+from edgekd.report.blame_picture import shorten
+from edgekd.report.chart import Scale
+from edgekd.report.figures import milliseconds
+from edgekd.report.joined.svg import WIDTH, Frame, picture, text, x_axis
+
+if TYPE_CHECKING:
+    from edgekd.runtime.measure import Profile
+
+_ROW, _LABEL, _BAR = 30.0, 84, 18.0
+_COLOURS = ("c1", "c0", "c2", "c3", "c4", "c5")
+#: Narrower parts have their figure in the hover text alone.
+_READABLE = 40.0
+
+
+def branches_svg(name: str, profile: Profile) -> str | None:
+    """Return a bar for each engine whose layers were timed; None where none's were."""
+    times = {engine.name: engine.branches_ms for engine in profile.engines if engine.branches_ms}
+    if not times:
+        return None
+    branches = dict.fromkeys(branch for parts in times.values() for branch in parts)
+    colours = {branch: _COLOURS[index % len(_COLOURS)] for index, branch in enumerate(branches)}
+    keys, top = _keys(colours)
+    frame = Frame(_LABEL, top, WIDTH - 14, top + _ROW * len(times))
+    scale = Scale.of([0.0, *(sum(parts.values()) for parts in times.values())], log=False, zero=True)
+    parts = [*keys, *x_axis(frame, scale, "ms of one inference, by the profiler")]
+    for index, (engine, sums) in enumerate(times.items()):
+        y, start = top + _ROW * index + (_ROW - _BAR) / 2, 0.0
+        parts.append(text(_LABEL - 8, y + _BAR / 2 + 4, shorten(engine, 12), "end"))
+        for branch, ms in sums.items():
+            x, end = (frame.x(scale.share(value) or 0.0) for value in (start, start + ms))
+            parts.append(f"<g><title>{escape(f'{engine}, {branch}: {milliseconds(ms)} ms')}</title>")
+            parts.append(
+                f'<rect class="bar {colours[branch]}" x="{x:.1f}" y="{y:.1f}" width="{end - x:.1f}" height="{_BAR}"/>'
+            )
+            if end - x >= _READABLE:
+                parts.append(text((x + end) / 2, y + 13, milliseconds(ms), "middle", f"on {colours[branch]}"))
+            parts.append("</g>")
+            start += ms
+    told = "Time by branch. " + "; ".join(
+        f"{engine}: {', '.join(f'{branch} {milliseconds(ms)} ms' for branch, ms in sums.items())}"
+        for engine, sums in times.items()
+    )
+    return picture(name, told, frame.bottom + 40, parts)
+
+
+def _keys(colours: dict[str, str]) -> tuple[list[str], float]:
+    """Return the legend, and where it ends."""
+    parts, x, y = [], 6.0, 12.0
+    for branch, colour in colours.items():
+        told = shorten(branch, 24)
+        width = 26 + 7.2 * len(told)
+        if x > 6 and x + width > WIDTH:
+            x, y = 6.0, y + 19
+        parts.append(f'<rect class="bar {colour}" x="{x:.0f}" y="{y - 7:.0f}" width="13" height="13"/>')
+        parts.append(text(x + 18, y + 4, told))
+        x += width
+    return parts, y + 17
