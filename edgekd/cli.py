@@ -437,8 +437,15 @@ _CHECKED = ("markdown", "json")
 
 @main.command()
 @click.argument("runs", nargs=-1, required=True, type=click.Path(path_type=Path))
-@click.option("--sort", "key", default="p50", show_default=True, metavar="KEY", help="p50, p90, p99, throughput, "
-              "metric, change, bound, size, memory, energy, task, target, device, runtime, precision or verdict.")
+@click.option(
+    "--sort",
+    "key",
+    default="p50",
+    show_default=True,
+    metavar="KEY",
+    help="p50, p90, p99, throughput, "
+    "metric, change, bound, size, memory, energy, task, target, device, runtime, precision or verdict.",
+)
 @click.option("--reverse", is_flag=True, help="The largest first.")
 @click.option("--max-latency-ms", type=float, metavar="MS", help="Leave out rows whose p50 is above.")
 @click.option("--min-metric", type=float, metavar="X", help="Leave out rows whose metric is below; higher is better.")
@@ -447,10 +454,19 @@ _CHECKED = ("markdown", "json")
 @click.option("--target", "targets", multiple=True, metavar="NAME", help="Show this target alone. Repeatable.")
 @click.option("--device", "devices", multiple=True, metavar="NAME", help="Show this device alone. Repeatable.")
 @click.option("--format", "form", type=click.Choice(tuple(_FORMATS)), help="Instead of a table for the terminal.")
-@click.option("--output", type=click.Path(path_type=Path), metavar="FILE", help="Write it there; .md, .csv, .json "
-              "and .html say in which form.")
-@click.option("--check", "budget", type=click.Path(path_type=Path), metavar="BUDGET.toml",
-              help="Hold every row against limits, and exit with 21 when one is not kept.")
+@click.option(
+    "--output",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="Write it there; .md, .csv, .json and .html say in which form.",
+)
+@click.option(
+    "--check",
+    "budget",
+    type=click.Path(path_type=Path),
+    metavar="BUDGET.toml",
+    help="Hold every row against limits, and exit with 21 when one is not kept.",
+)
 def report(
     runs: tuple[Path, ...],
     key: str,

@@ -46,7 +46,13 @@ def test_leaves_a_report_and_a_bundle(built):
     bundle = ["deploy.onnx", "engine.onnx", "ledger.json", "manifest.json", "reference.npz"]
     latency = ["int8.npy", "student.npy", "teacher.npy"]
     expected = [*(f"cpu/bundle/{name}" for name in bundle), "cpu/gram/samples.npz"]
-    expected += [*(f"cpu/latency/{name}" for name in latency), "report.html", "report.json", "report.md", *(f"training/{name}.svg" for name in ("pruned", "student", "teacher"))]
+    expected += [
+        *(f"cpu/latency/{name}" for name in latency),
+        "report.html",
+        "report.json",
+        "report.md",
+        *(f"training/{name}.svg" for name in ("pruned", "student", "teacher")),
+    ]
     assert [name for name in found if name != ".lock"] == expected
 
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import zlib
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
+from zipfile import BadZipFile
 
 import numpy as np
 
@@ -22,6 +24,7 @@ if TYPE_CHECKING:
 SAMPLES = 16
 
 _COSINES = "cosines."
+_NAMES = ("ids", "classes", "modalities")
 #: Samples of a probe that are read at a time.
 _CHUNK = 4096
 
@@ -45,7 +48,7 @@ class FewGrams:
 
     def save(self, path: Path) -> None:
         """Write an ``.npz`` of plain arrays atomically."""
-        arrays = {name: np.array(getattr(self, name), np.str_) for name in ("ids", "classes", "modalities")}
+        arrays = {name: np.array(getattr(self, name), np.str_) for name in _NAMES}
         cosines = {_COSINES + name: values.astype(np.float32) for name, values in self.cosines.items()}
         with atomic_path(path) as temporary, temporary.open("wb") as stream:
             np.savez_compressed(stream, **arrays, **cosines)  # type: ignore[arg-type]  # numpy's stub: allow_pickle
@@ -60,15 +63,15 @@ class FewGrams:
         """
         try:
             with np.load(path, allow_pickle=False) as archive:
-                names = [tuple(map(str, archive[name])) for name in ("ids", "classes", "modalities")]
+                ids, classes, modalities = (tuple(map(str, archive[name])) for name in _NAMES)
                 models = [key for key in archive.files if key.startswith(_COSINES)]
-                found = cls(*names, {key.removeprefix(_COSINES): archive[key] for key in models})
-        except (KeyError, EOFError, ValueError, TypeError) as error:
+                cosines = {key.removeprefix(_COSINES): archive[key] for key in models}
+        except (BadZipFile, zlib.error, KeyError, EOFError, ValueError, TypeError) as error:
             raise ValueError(f"{path}: holds no Grams of samples: {error}") from error
-        side = len(found.ids) * len(found.modalities)
-        if not side or any(values.shape != (side, side) for values in found.cosines.values()):
-            raise ValueError(f"{path}: its Grams are not of {len(found.ids)} samples of {len(found.modalities)} modalities")
-        return found
+        side = len(ids) * len(modalities)
+        if not side or any(values.shape != (side, side) for values in cosines.values()):
+            raise ValueError(f"{path}: its Grams are not of {len(ids)} samples of {len(modalities)} modalities")
+        return cls(ids, classes, modalities, cosines)
 
 
 def few_grams(probes: Mapping[str, Probe], classes: Array | None, names: Sequence[str]) -> FewGrams:

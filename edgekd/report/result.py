@@ -17,7 +17,8 @@ ENGINE = "engine"
 #: The report for machines, in the output folder, and the version of what is in it.
 REPORT, SCHEMA_VERSION = "report.json", 2
 
-#: Below a target's folder of the output: raw timings, and the Grams of a few samples (:class:`edgekd.gram.heat.FewGrams`).
+#: Below a target's folder of the output: raw timings, and the Grams of a few samples, a
+#: :class:`~edgekd.gram.heat.FewGrams`.
 LATENCY, GRAM, SAMPLES = "latency", "gram", "samples.npz"
 
 _SEVERITY: tuple[Verdict, ...] = ("pass", "warn", "fail")

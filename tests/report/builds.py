@@ -9,8 +9,9 @@ import numpy as np
 
 from edgekd.gram.drift import Bootstrap
 from edgekd.gram.gate import Limits, keep_ledger
+from edgekd.gram.heat import few_grams
 from edgekd.gram.probe import Probe
-from edgekd.report.build import BuildReport, StageTime, TargetResult
+from edgekd.report.build import BuildReport, StageTime, TargetResult, write_report
 from edgekd.runtime.measure import (
     Energy,
     EngineProfile,
@@ -35,15 +36,13 @@ MACHINE = {
 
 
 @functools.cache
-def ledger(noise=0.01, pruned=True, metrics=(), limits=LIMITS, metric="macro-F1"):
-    """A ledger over three modalities whose compressed stages stray from the student by ``noise``."""
+def probes(noise=0.01, pruned=True):
+    """What the stages of a network over three modalities say of 150 samples; compressed ones stray by ``noise``."""
     random = np.random.default_rng(7)
     ids = np.array([f"s{index:04d}" for index in range(150)])
-    groups = np.arange(150) % 30
     logits = random.normal(size=(150, 6)).astype(np.float32)
     shared = random.normal(size=(150, 16))
-    names = ("accel", "gyro", "audio")
-    clean = {name: shared + random.normal(size=(150, 16)) for name in names}
+    clean = {name: shared + random.normal(size=(150, 16)) for name in ("accel", "gyro", "audio")}
 
     def probe(scale):
         embeddings = {k: (z + scale * random.normal(size=z.shape)).astype(np.float32) for k, z in clean.items()}
@@ -53,16 +52,28 @@ def ledger(noise=0.01, pruned=True, metrics=(), limits=LIMITS, metric="macro-F1"
     scales |= dict.fromkeys(("quantized", "engine"), 1.5 * noise)
     if not pruned:
         del scales["pruned"], scales["tuned"]
-    probes = {stage: probe(scale) for stage, scale in scales.items()}
+    return {stage: probe(scale) for stage, scale in scales.items()}
+
+
+@functools.cache
+def ledger(noise=0.01, pruned=True, metrics=(), limits=LIMITS, metric="macro-F1"):
+    """The ledger of :func:`probes`."""
     found = {"teacher": 0.9731, "student": 0.9612, "pruned": 0.9012, "tuned": 0.9598}
     found |= dict.fromkeys(("quantized", "engine"), 0.9581)
-    return keep_ledger(probes, {**found, **dict(metrics)}, metric, groups, limits, Bootstrap(resamples=200))
+    groups = np.arange(150) % 30
+    stages = probes(noise, pruned)
+    return keep_ledger(stages, {**found, **dict(metrics)}, metric, groups, limits, Bootstrap(resamples=200))
+
+
+def timings(typical_ms, n=2000):
+    """Inferences in ns of a skewed distribution."""
+    random = np.random.default_rng(round(typical_ms * 1e4))
+    return (typical_ms * 1e6 * (0.97 + random.gamma(1.2, 0.03, n))).astype(np.int64)
 
 
 def latency(typical_ms, n=2000):
-    """Summarised timings of a skewed distribution; n of 200 is too few for p99."""
-    random = np.random.default_rng(round(typical_ms * 1e4))
-    found = latency_from((typical_ms * 1e6 * (0.97 + random.gamma(1.2, 0.03, n))).astype(np.int64))
+    """Summarised timings; n of 200 is too few for p99."""
+    found = latency_from(timings(typical_ms, n))
     return replace(found, p90_bound_ms=found.p90.high_ms * 1.01 if found.p90 else None)
 
 
@@ -141,3 +152,17 @@ def build(*targets):
         },
         targets=targets or (target(),),
     )
+
+
+def write_run(folder, *targets, task="gestures"):
+    """Write the output of a build as its last steps do: raw timings and Grams, then the report; return the folder."""
+    for result in targets:
+        place = folder / result.target
+        (place / "latency").mkdir(parents=True)
+        for engine in result.profile.engines if result.profile else ():
+            np.save(place / "latency" / engine.raw_file, timings(engine.latency.p50.value_ms))
+        shown = {stage: probes()[stage] for stage in ("teacher", "student", "engine")}
+        found = few_grams(shown, np.arange(150) % 6, [f"class {index}" for index in range(6)])
+        found.save(place / "gram" / "samples.npz")
+    write_report(replace(build(*targets), task=task), folder)
+    return folder

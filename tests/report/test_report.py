@@ -180,7 +180,12 @@ def test_an_engine_that_is_no_faster_says_so():
 def test_files_are_written_and_nothing_else(tmp_path):
     report = build()
     write_report(report, tmp_path / "out")
-    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["report.html", "report.json", "report.md", "training"]
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [
+        "report.html",
+        "report.json",
+        "report.md",
+        "training",
+    ]
     read = json.loads((tmp_path / "out" / "report.json").read_text(encoding="utf-8"))
     assert read == report_json(report)
     assert read["schema_version"] == 2

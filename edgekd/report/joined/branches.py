@@ -13,7 +13,7 @@ from edgekd.report.joined.svg import WIDTH, Frame, picture, text, x_axis
 if TYPE_CHECKING:
     from edgekd.runtime.measure import Profile
 
-_ROW, _LABEL, _BAR = 30.0, 84, 18.0
+_ROW, _LABEL, _FIGURE, _BAR = 30.0, 84, 54, 18.0
 _COLOURS = ("c1", "c0", "c2", "c3", "c4", "c5")
 #: Narrower parts have their figure in the hover text alone.
 _READABLE = 40.0
@@ -27,12 +27,13 @@ def branches_svg(name: str, profile: Profile) -> str | None:
     branches = dict.fromkeys(branch for parts in times.values() for branch in parts)
     colours = {branch: _COLOURS[index % len(_COLOURS)] for index, branch in enumerate(branches)}
     keys, top = _keys(colours)
-    frame = Frame(_LABEL, top, WIDTH - 14, top + _ROW * len(times))
+    frame = Frame(_LABEL, top, WIDTH - _FIGURE, top + _ROW * len(times))
     scale = Scale.of([0.0, *(sum(parts.values()) for parts in times.values())], log=False, zero=True)
     parts = [*keys, *x_axis(frame, scale, "ms of one inference, by the profiler")]
     for index, (engine, sums) in enumerate(times.items()):
         y, start = top + _ROW * index + (_ROW - _BAR) / 2, 0.0
         parts.append(text(_LABEL - 8, y + _BAR / 2 + 4, shorten(engine, 12), "end"))
+        parts.append(text(WIDTH - 4, y + _BAR / 2 + 4, milliseconds(sum(sums.values())), "end", "mark"))
         for branch, ms in sums.items():
             x, end = (frame.x(scale.share(value) or 0.0) for value in (start, start + ms))
             parts.append(f"<g><title>{escape(f'{engine}, {branch}: {milliseconds(ms)} ms')}</title>")

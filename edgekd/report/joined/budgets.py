@@ -158,6 +158,9 @@ def read_budgets(path: Path) -> tuple[Limits, ...]:
     """
     content = read_toml(path, BudgetError)
     check_keys(content, _File, str(path), BudgetError)
+    tables = content.get("limits")
+    for index, table in enumerate(tables if isinstance(tables, list) else []):
+        check_keys(table, Limits, str(path), BudgetError, f"limits[{index}].")
     check_values(content, str(path), BudgetError)
     try:
         found = msgspec.convert(content, _File)

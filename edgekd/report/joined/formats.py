@@ -118,8 +118,8 @@ def notes(joined: Joined) -> tuple[str, ...]:
     told = []
     if counts:
         told.append(
-            f"p50, p90, p99: of {' or '.join(map(str, counts))} single inferences at batch 1, back to back; per s: of that "
-            "one stream."
+            f"p50, p90, p99: of {' or '.join(map(str, counts))} single inferences at batch 1, back to back; per s: of "
+            "that one stream."
         )
     if rows:
         told += _metrics(rows)
@@ -128,7 +128,11 @@ def notes(joined: Joined) -> tuple[str, ...]:
         runs = dict.fromkeys(row.run for row in rows)
         told.append("Read from " + "; ".join(f"{run}: {_numbers(rows, 'run', run)}" for run in runs) + ".")
     told += _reasons(rows)
-    told += [f"Left out: {left.row.target} on {left.row.device}: {left.why}." for left in joined.left_out]
+    total = len(rows) + len(joined.left_out)
+    told += [
+        f"Left out, {index} of {total}: {left.row.target} on {left.row.device}: {left.why}."
+        for index, left in enumerate(joined.left_out, 1)
+    ]
     return tuple(told)
 
 

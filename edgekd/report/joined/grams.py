@@ -13,7 +13,7 @@ import numpy as np
 from edgekd.errors import ReportError
 from edgekd.gram.heat import FewGrams
 from edgekd.report.blame_picture import shorten
-from edgekd.report.joined.svg import WIDTH, picture, text
+from edgekd.report.joined.svg import picture, text
 from edgekd.report.result import ENGINE, GRAM, SAMPLES
 
 if TYPE_CHECKING:
@@ -90,7 +90,9 @@ def _picture(name: str, head: str, told: str, grams: FewGrams, values: _Array, m
         )
         if index:
             at = index * block
-            parts.append(f'<path class="block" d="M{_LEFT + at:.1f} {_TOP} v{_SIDE} M{_LEFT} {_TOP + at:.1f} h{_SIDE}"/>')
+            parts.append(
+                f'<path class="block" d="M{_LEFT + at:.1f} {_TOP} v{_SIDE} M{_LEFT} {_TOP + at:.1f} h{_SIDE}"/>'
+            )
     parts += _scale(most, _TOP + _SIDE + 12)
     told += f" {samples} samples of {modalities} modalities: {', '.join(grams.modalities)}."
     return picture(name, told, _TOP + _SIDE + 46, parts)
@@ -132,4 +134,4 @@ def _palette() -> bytes:
     low, middle, high = (np.array(colour, float) for colour in _ENDS)
     share = np.linspace(-1, 1, _LEVELS)[:, None]
     colours = middle + np.abs(share) * (np.where(share < 0, low, high) - middle)
-    return np.rint(np.concatenate([colours, [_NOTHING]])).astype(np.uint8).tobytes()
+    return bytes(np.rint(np.concatenate([colours, [_NOTHING]])).astype(np.uint8))

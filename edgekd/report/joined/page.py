@@ -171,10 +171,9 @@ def _entry(index: int, entry: Entry) -> Iterator[str]:
     """Write what stands behind a row."""
     row = entry.row
     yield f'<section data-row="{index}" aria-labelledby="row-{index}">'
-    yield (
-        f'<h2 id="row-{index}"><span class="number">{index}</span> {escape(f"{row.task}: {row.target} on {row.device}")} '
-        f'<span class="verdict {row.verdict}">{row.verdict.upper()}</span></h2>'
-    )
+    head = f'<span class="number">{index}</span> {escape(f"{row.task}: {row.target} on {row.device}")}'
+    verdict = f'<span class="verdict {row.verdict}">{row.verdict.upper()}</span>'
+    yield f'<h2 id="row-{index}">{head} {verdict}</h2>'
     reasons = "".join(f"<li>{escape(reason)}</li>" for reason in row.reasons)
     yield f"<p>{escape(f'{row.runtime}, {row.precision}.')}</p>{f'<ul>{reasons}</ul>' if reasons else ''}"
     yield '<div class="pictures">'

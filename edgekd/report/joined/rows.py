@@ -138,7 +138,9 @@ FIGURES = (
     Figure("p50", "p50_ms", "p50 ms", milliseconds),
     Figure("p90", "p90_ms", "p90 ms", milliseconds),
     Figure("p99", "p99_ms", "p99 ms", milliseconds),
-    Figure("throughput", "throughput_per_s", "per s", lambda value: f"{value:,.0f}" if value >= 100 else f"{value:.3g}"),
+    Figure(
+        "throughput", "throughput_per_s", "per s", lambda value: f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
+    ),
     Figure("metric", "metric_value", "metric", number),
     Figure("change", "metric_change", "change", lambda value: number(value, "+.4f")),
     Figure("bound", "drift_bound", "bound", number),
@@ -233,8 +235,8 @@ def check_direction(row: Row, least: float | None, least_name: str, most: float 
     if wrong is not None:
         better = "higher" if row.higher_is_better else "lower"
         raise ReportError(
-            f"{right[0]} {wrong:g}: the {row.metric} of {row.run}, {row.target} is better when {better}: use {right[1]}, "
-            "or name the targets that are meant"
+            f"{right[0]} {wrong:g}: the {row.metric} of {row.run}, {row.target} is better when {better}: use "
+            f"{right[1]}, or name the targets that are meant"
         )
 
 

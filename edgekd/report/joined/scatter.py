@@ -27,13 +27,17 @@ def front(rows: Mapping[int, Row]) -> list[int]:
     Args:
         rows: by number; those without either figure are left out.
     """
-    known = {index: _place(row) for index, row in rows.items() if row.p50_ms is not None and row.metric_value is not None}
+    known = {index: _place(row) for index, row in _shown(rows).items()}
     kept = [
         index
         for index, place in known.items()
         if not any(other[0] <= place[0] and other[1] >= place[1] and other != place for other in known.values())
     ]
     return sorted(kept, key=lambda index: known[index])
+
+
+def _shown(rows: Mapping[int, Row]) -> dict[int, Row]:
+    return {index: row for index, row in rows.items() if row.p50_ms is not None and row.metric_value is not None}
 
 
 def _place(row: Row) -> tuple[float, float]:
@@ -50,7 +54,7 @@ def scatter_svg(name: str, rows: Mapping[int, Row]) -> str | None:
         name: an id that no other picture has.
         rows: of one task and metric, by their numbers in the table.
     """
-    shown = {index: row for index, row in rows.items() if row.p50_ms is not None and row.metric_value is not None}
+    shown = _shown(rows)
     if not shown:
         return None
     metric = next(iter(shown.values())).metric
