@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
 #: Blue to white to vermilion, which differ to those who are colour-blind too: -1, 0 and 1.
 _ENDS = ((0, 90, 150), (250, 250, 250), (190, 75, 0))
+_GRADIENT = "cosines"
 #: Levels of the palette but for the last, which is what has no inner product.
 _LEVELS, _NOTHING = 255, (128, 128, 128)
 _SIDE, _LEFT, _TOP = 322.0, 34.0, 42.0
@@ -100,12 +101,19 @@ def _picture(name: str, head: str, told: str, grams: FewGrams, values: _Array, m
 
 def _scale(most: float, y: float) -> Iterator[str]:
     """Draw the colours from -most to most."""
-    ramp = png(np.linspace(-1, 1, 64)[None])
     width = 180.0
     x = _LEFT + (_SIDE - width) / 2
-    yield f'<image href="{ramp}" x="{x}" y="{y}" width="{width}" height="11" preserveAspectRatio="none"/>'
+    yield f'<rect fill="url(#{_GRADIENT})" x="{x}" y="{y}" width="{width}" height="11"/>'
     for value, at in ((-most, x), (0.0, x + width / 2), (most, x + width)):
         yield text(at, y + 26, f"{value:.3g}".replace("-", "−"), "middle", "tick")
+
+
+def gradient() -> str:
+    """Return the colours of the scale, which all pictures of a page share."""
+    stops = "".join(
+        f'<stop offset="{share}" stop-color="rgb{colour}"/>' for share, colour in zip((0, 0.5, 1), _ENDS, strict=True)
+    )
+    return f'<svg class="away" aria-hidden="true"><linearGradient id="{_GRADIENT}">{stops}</linearGradient></svg>'
 
 
 def png(values: _Array) -> str:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from edgekd.report.joined.branches import branches_svg
 from edgekd.report.joined.formats import Joined, long_table, notes, several, title
-from edgekd.report.joined.grams import heat_maps, read_grams
+from edgekd.report.joined.grams import gradient, heat_maps, read_grams
 from edgekd.report.joined.latencies import latency_svg
 from edgekd.report.joined.rows import FIGURES, VERDICTS
 from edgekd.report.joined.scatter import front, scatter_svg
@@ -20,8 +20,8 @@ if TYPE_CHECKING:
 
     from edgekd.report.joined.rows import Entry, Figure, Row
 
-#: Rows that get pictures of their own: with more the page would outgrow two megabytes.
-PICTURED = 50
+#: Bytes of all rows' pictures: with more the page would outgrow two megabytes.
+_ROOM = 1_500_000
 
 _HERE = Path(__file__).parent
 #: Nothing is fetched, whatever a name in a report holds.
@@ -36,6 +36,7 @@ def as_html(joined: Joined) -> str:
     """
     style, script = ((_HERE / f"page.{kind}").read_text(encoding="utf-8") for kind in ("css", "js"))
     head = f"edgekd: {title(joined)}"
+    sections = _sections(joined)
     parts = [
         "<!DOCTYPE html>",
         '<html lang="en">',
@@ -45,13 +46,15 @@ def as_html(joined: Joined) -> str:
         '<meta name="color-scheme" content="light dark">',
         f"<title>{escape(head)}</title>",
         f"<style>\n{style}</style></head>",
-        "<body><header>",
+        "<body>",
+        gradient(),
+        "<header>",
         f"<h1>{escape(title(joined))}</h1>",
         f"<p>{escape(_lead(joined))}</p></header>",
         "<main>",
-        *_engines(joined),
+        *_engines(joined, len(sections)),
         *_scatters(joined.rows),
-        *(part for index, entry in enumerate(joined.entries[:PICTURED], 1) for part in _entry(index, entry)),
+        *sections,
         *_meanings(joined),
         "</main>",
         f"<script>\n{script}</script></body></html>",
@@ -73,8 +76,25 @@ def _lead(joined: Joined) -> str:
     return told
 
 
-def _engines(joined: Joined) -> Iterator[str]:
-    """Write the table, with what narrows it down, which needs the script and is hidden without it."""
+def _sections(joined: Joined) -> list[str]:
+    """Return what stands behind each row, for the first ones that there is room for."""
+    sections, room = [], _ROOM
+    for index, entry in enumerate(joined.entries, 1):
+        section = "\n".join(_entry(index, entry))
+        room -= len(section.encode())
+        if room < 0:
+            break
+        sections.append(section)
+    return sections
+
+
+def _engines(joined: Joined, pictured: int) -> Iterator[str]:
+    """Write the table, with what narrows it down, which needs the script and is hidden without it.
+
+    Args:
+        joined: the table.
+        pictured: how many of the first rows have pictures.
+    """
     rows = joined.rows
     yield '<section aria-labelledby="engines"><h2 id="engines">Engines</h2>'
     yield from _filters(rows)
@@ -83,11 +103,11 @@ def _engines(joined: Joined) -> Iterator[str]:
     yield f'<thead role="rowgroup"><tr role="row">{"".join(_heads(joined))}</tr></thead>'
     yield '<tbody role="rowgroup">'
     for index, row in enumerate(rows, 1):
-        yield _row(index, row, index <= PICTURED)
+        yield _row(index, row, index <= pictured)
     yield "</tbody></table></div>"
     yield "".join(f"<p>{escape(note)}</p>" for note in notes(joined))
-    if len(rows) > PICTURED:
-        yield f"<p>The first {PICTURED} have pictures below.</p>"
+    if len(rows) > pictured:
+        yield f"<p>The first {pictured} have pictures below: of all they would make the page larger than 2 MB.</p>"
     yield "</section>"
 
 
@@ -182,7 +202,8 @@ def _entry(index: int, entry: Entry) -> Iterator[str]:
     yield "</div>"
     yield from _grams(index, entry)
     if entry.ledger:
-        yield f"<details><summary>The ledger in figures</summary>{_table(ledger_table(entry.ledger))}</details>"
+        table = _table(ledger_table(entry.ledger), f"Ledger {index}")
+        yield f"<details><summary>The ledger in figures</summary>{table}</details>"
     yield "</section>"
 
 
@@ -246,8 +267,8 @@ def _meanings(joined: Joined) -> Iterator[str]:
         yield "</dl></section>"
 
 
-def _table(table: Table) -> str:
-    """Return one of the other tables as HTML; it scrolls by itself where the page is narrow."""
+def _table(table: Table, name: str) -> str:
+    """Return one of the other tables as HTML, under a name; it scrolls by itself where the page is narrow."""
     kinds = ['class="figure"' if column.right else "" for column in table.columns]
     heads = "".join(
         f'<th scope="col" {kind}>{escape(column.name)}</th>' for kind, column in zip(kinds, table.columns, strict=True)
@@ -262,6 +283,6 @@ def _table(table: Table) -> str:
     body = "".join(f"<tr>{row}</tr>" for row in rows)
     told = "".join(f"<p>{escape(note)}</p>" for note in table.notes)
     return (
-        f'<div class="wide" role="region" aria-label="{escape(table.title)}" tabindex="0">'
+        f'<div class="wide" role="region" aria-label="{escape(name)}" tabindex="0">'
         f"<table><thead><tr>{heads}</tr></thead><tbody>{body}</tbody></table></div>{told}"
     )
