@@ -1,5 +1,5 @@
 # Two commands: `make demo` builds a real model end to end, `make test` proves that all of this works. `make devices`
-# before it fetches an emulated processor and a browser's engine library, whose tests are skipped otherwise.
+# before it fetches an emulated processor, a browser's engine library and axe, whose tests are skipped otherwise.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
@@ -14,6 +14,7 @@ demo: $(INSTALLED)
 devices: $(INSTALLED)
 	$(BIN)/edgekd device install emulated:cortex-a76
 	$(BIN)/edgekd device install browser
+	$(BIN)/python tests/axe.py
 
 test: $(INSTALLED)
 	$(BIN)/ruff check .

@@ -197,9 +197,89 @@ def test_verify_needs_a_bundle(tmp_path):
     says(edgekd("verify", tmp_path, cwd=tmp_path), 9)
 
 
-def test_report_prints_it_again(built, tmp_path):
-    assert edgekd("report", built.output, cwd=tmp_path).stdout == (built.output / "report.md").read_text()
-    says(edgekd("report", tmp_path, cwd=tmp_path), errors.OutputError.exit_code)
+def test_report_reads_a_build_back(built, tmp_path):
+    (row,) = built.report()["rows"]
+    found = edgekd("report", built.output, "--format", "json", cwd=tmp_path)
+    assert (found.returncode, found.stderr) == (0, "")
+    (joined,) = json.loads(found.stdout)["rows"]
+    assert (joined["task"], joined["target"], joined["run"]) == ("digits", "cpu", str(built.output))
+    assert (joined["p50_ms"], joined["size_bytes"]) == (row["latency_ms"]["p50"], row["size_bytes"])
+    assert (joined["metric_value"], joined["drift_bound"]) == (row["metric"]["engine"], row["gram"]["bound"])
+    assert joined["throughput_per_s"] == row["throughput_per_s"] > 0
+
+
+def test_report_reads_well_at_80_columns(built, tmp_path):
+    found = edgekd("report", built.output, cwd=tmp_path, COLUMNS="80")
+    assert (found.returncode, found.stderr) == (0, "")
+    assert max(map(len, found.stdout.splitlines())) <= 80
+    for told in ("p50 ms", "accuracy", "verdict", "memory", "400 single inferences", "higher is better"):
+        assert told in found.stdout
+
+
+@pytest.mark.parametrize("suffix", ["md", "csv", "json", "html"])
+def test_report_writes_a_file_in_the_form_of_its_suffix(built, tmp_path, suffix):
+    found = edgekd("report", built.output, "--output", f"new/table.{suffix}", cwd=tmp_path)
+    assert (found.returncode, found.stdout, found.stderr) == (0, f"wrote new/table.{suffix}\n", "")
+    begins = {"md": "### digits", "csv": "run,task,", "json": "{", "html": "<!DOCTYPE html>"}[suffix]
+    assert (tmp_path / "new" / f"table.{suffix}").read_text(encoding="utf-8").startswith(begins)
+
+
+def test_a_build_leaves_the_page_that_report_writes(built, tmp_path):
+    found = edgekd("report", built.output, "--format", "html", cwd=tmp_path)
+    assert found.stdout == (built.output / "report.html").read_text(encoding="utf-8")
+    for picture in ("scatter-", "latency-1", "drift-1", "metric-1", "gram-1-0", "gram-1-lost"):
+        assert f'id="{picture}' in found.stdout
+    assert str(built.output) not in found.stdout
+
+
+@pytest.mark.parametrize(
+    ("limit", "code", "said"),
+    [
+        ("latency_p50_ms = 1000", 0, "1 of 1 limits kept"),
+        ("size_mb = 0.001", errors.BudgetMissed.exit_code, "1 of 1 limits not kept: cpu on local: size_mb 0."),
+        ("sizemb = 1", errors.BudgetError.exit_code, "has no key 'sizemb'; did you mean 'size_mb'?"),
+        ("target = 'gpu'\nsize_mb = 1", errors.BudgetError.exit_code, "no row is of the target 'gpu'"),
+    ],
+    ids=["kept", "not kept", "typo", "no row"],
+)
+def test_report_holds_a_build_against_a_budget(built, tmp_path, limit, code, said):
+    (tmp_path / "budget.toml").write_text(f"[[limits]]\n{limit}\n")
+    found = edgekd("report", built.output, "--check", "budget.toml", cwd=tmp_path)
+    assert said in (says(found, code) if code else found.stdout)
+    if code == errors.BudgetMissed.exit_code:
+        assert "NOT KEPT" in found.stdout
+
+
+def test_report_says_in_json_what_was_kept(built, tmp_path):
+    (tmp_path / "budget.toml").write_text("[[limits]]\nsize_mb = 0.001\nverdict = 'warn'\n")
+    found = edgekd("report", built.output, "--check", "budget.toml", "--format", "json", cwd=tmp_path)
+    assert found.returncode == errors.BudgetMissed.exit_code
+    content = json.loads(found.stdout)
+    assert content["kept"] is False
+    assert {check["key"]: check["kept"] for check in content["checks"]} == {"size_mb": False, "verdict": True}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "said"),
+    [
+        (["none"], errors.ReportError.exit_code, "none/report.json: no such file; give the --output folder"),
+        (["RUN", "RUN"], errors.ReportError.exit_code, "is named twice"),
+        (["RUN", "--target", "cpuu"], errors.ReportError.exit_code, "did you mean 'cpu'?"),
+        (["RUN", "--max-metric", "1"], errors.ReportError.exit_code, "is better when higher: use --min-metric"),
+        (["RUN", "--sort", "p5"], 2, "--sort p5: there is no such key; did you mean 'p50'"),
+        (["RUN", "--output", "table.pdf"], 2, "ends in none of .md, .csv, .json, .html; give --format"),
+        (["RUN", "--check", "none.toml"], errors.BudgetError.exit_code, "none.toml: no such file"),
+        (["RUN", "--check", "none.toml", "--max-latency-ms", "1"], 2, "a filter would hide some"),
+        (["RUN", "--check", "none.toml", "--format", "html"], 2, "--check goes with --format markdown or json"),
+        ([], 2, "Missing argument 'RUNS...'"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_what_report_cannot_do_is_said(built, tmp_path, arguments, code, said):
+    found = edgekd("report", *(str(built.output) if a == "RUN" else a for a in arguments), cwd=tmp_path)
+    assert found.returncode == code
+    assert said in " ".join(found.stderr.split())
+    assert "Traceback" not in found.stderr
 
 
 def test_quiet_says_nothing(built, tmp_path):

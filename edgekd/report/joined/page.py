@@ -67,8 +67,9 @@ def _lead(joined: Joined) -> str:
     rows = joined.rows
     if not rows:
         return "No engine is left."
-    counts = [f"{sum(row.verdict == verdict for row in rows)} {verdict}" for verdict in VERDICTS]
-    told = f"{len(rows)} engine{'s' * (len(rows) > 1)}: {', '.join(counts)}."
+    counts = {verdict: sum(row.verdict == verdict for row in rows) for verdict in VERDICTS}
+    told = f"{len(rows)} engine{'s' * (len(rows) > 1)}: "
+    told += f"{', '.join(f'{count} {verdict}' for verdict, count in counts.items() if count)}."
     timed = [row for row in rows if row.p50_ms is not None]
     if timed:
         fastest = min(timed, key=lambda row: row.p50_ms or 0.0)
