@@ -262,7 +262,11 @@ def test_report_says_in_json_what_was_kept(built, tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "code", "said"),
     [
-        (["none"], errors.ReportError.exit_code, "none/report.json: no such file; give the --output folder"),
+        (
+            ["none"],
+            errors.ReportError.exit_code,
+            "none: has neither report.json nor profile.json; give",
+        ),
         (["RUN", "RUN"], errors.ReportError.exit_code, "is named twice"),
         (["RUN", "--target", "cpuu"], errors.ReportError.exit_code, "did you mean 'cpu'?"),
         (["RUN", "--max-metric", "1"], errors.ReportError.exit_code, "is better when higher: use --min-metric"),

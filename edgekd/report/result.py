@@ -14,8 +14,9 @@ if TYPE_CHECKING:
 #: What the candidate that ships is called in tables.
 ENGINE = "engine"
 
-#: The report for machines, in the output folder, and the version of what is in it.
+#: The report for machines, in the output folder, and the version of what is in it; and what ``edgekd profile`` writes.
 REPORT, SCHEMA_VERSION = "report.json", 2
+PROFILE, PROFILE_VERSION = "profile.json", 1
 
 #: Below a target's folder of the output: raw timings, and the Grams of a few samples, a
 #: :class:`~edgekd.gram.heat.FewGrams`.

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import functools
-from dataclasses import replace
+import json
+from dataclasses import asdict, replace
 
 import numpy as np
 
@@ -12,6 +13,7 @@ from edgekd.gram.gate import Limits, keep_ledger
 from edgekd.gram.heat import few_grams
 from edgekd.gram.probe import Probe
 from edgekd.report.build import BuildReport, StageTime, TargetResult, write_report
+from edgekd.runtime.manifest import null_not_finite
 from edgekd.runtime.measure import (
     Energy,
     EngineProfile,
@@ -166,3 +168,18 @@ def write_run(folder, *targets, task="gestures"):
         found.save(place / "gram" / "samples.npz")
     write_report(replace(build(*targets), task=task), folder)
     return folder
+
+
+def write_profile(folder, measured, kept=None):
+    """Write what ``edgekd profile`` leaves of a bundle: its engine's raw timings and ``profile.json``."""
+    kept, engine = kept or ledger(), measured.engines[-1]
+    content = {
+        "schema_version": 1,
+        **{"task": "gestures", "target": "cpu", "device": "local", "runtime": "onnxruntime", "precision": "int8"},
+        **{"verdict": kept.verdict, "reasons": list(kept.reasons), "size_bytes": engine.size_bytes},
+        "profile": asdict(replace(measured, engines=(engine,))),
+        "ledger": asdict(kept),
+    }
+    folder.mkdir(exist_ok=True)
+    np.save(folder / engine.raw_file, timings(engine.latency.p50.value_ms))
+    (folder / "profile.json").write_text(json.dumps(null_not_finite(content), allow_nan=False))

@@ -8,11 +8,12 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from builds import LIMITS, full_profile, further, ledger, profile, target, write_run
+from builds import LIMITS, full_profile, further, ledger, profile, target, write_profile, write_run
 
 from edgekd.errors import ReportError
 from edgekd.gram.gate import Limits
 from edgekd.report.joined.formats import Joined, as_csv, as_json, as_markdown, long_table, notes, short_tables
+from edgekd.report.joined.page import as_html
 from edgekd.report.joined.read import read_run, read_runs
 from edgekd.report.joined.rows import SORT_KEYS, Filters, choose, order
 
@@ -85,8 +86,7 @@ def test_figures_that_are_no_numbers_come_back_as_such(tmp_path):
     assert entry.row.not_measured["metric_value"] == "not a number: the measured value was nan"
 
 
-def damage(folder, change):
-    path = folder / "report.json"
+def damage(path, change):
     content = json.loads(path.read_text())
     change(content)
     path.write_text(json.dumps(content))
@@ -111,7 +111,7 @@ def damage(folder, change):
 )
 def test_a_report_that_is_broken_says_where(tmp_path, change, said):
     write_run(tmp_path, target())
-    damage(tmp_path, change)
+    damage(tmp_path / "report.json", change)
     with pytest.raises(ReportError, match=r"report\.json: .*" + said):
         read_run(tmp_path)
 
@@ -124,16 +124,84 @@ def test_a_report_that_is_no_json_says_so(tmp_path, content):
 
 
 def test_a_folder_without_a_report_says_which_is_wanted(tmp_path):
-    with pytest.raises(ReportError, match=r"report\.json: no such file; give the --output folder of a finished build"):
+    with pytest.raises(ReportError, match=r"has neither report\.json nor profile\.json; give the --output folder of"):
         read_run(tmp_path)
     (tmp_path / "file").touch()
-    with pytest.raises(ReportError, match="no such file"):
+    with pytest.raises(ReportError, match="has neither"):
         read_run(tmp_path / "file")
 
 
 def test_a_run_that_is_named_twice_is_refused(runs):
     with pytest.raises(ReportError, match="is named twice"):
         read_runs([runs / "a", runs / "b" / ".." / "a"])
+
+
+# --- profiles of bundles
+
+
+def test_a_profile_of_a_bundle_is_a_row(tmp_path, entries):
+    write_profile(tmp_path / "p", full_profile())
+    (entry,) = read_runs([tmp_path / "p"])
+    engine = full_profile().engines[-1]
+    row = entry.row
+    assert (row.task, row.target, row.device, row.verdict) == ("gestures", "cpu", "local", "pass")
+    assert (row.p50_ms, row.p99_high_ms) == (engine.latency.p50.value_ms, engine.latency.p99.high_ms)
+    assert (row.metric, row.metric_value, row.higher_is_better) == ("macro-F1", 0.9581, True)
+    assert row.metric_change == pytest.approx(0.9581 - 0.9612)
+    assert row.drift_bound == ledger().row("engine").to_reference.bound
+    assert (row.size_bytes, row.memory_bytes, row.energy_mj) == (231_770, engine.peak_rss_bytes, 1.84)
+    assert row.not_measured == {}
+    text = as_html(Joined((*entries, entry)))
+    for picture in ("latency-5", "branches-5", "drift-5"):
+        assert f'id="{picture}"' in text
+
+
+def test_a_profile_that_lacks_something_says_why(tmp_path):
+    few = further(profile(n=200).engines[-1])
+    few = replace(few, energy=None, not_measured={"energy": "not measured: no rail"})
+    write_profile(tmp_path, replace(profile(), engines=(few,)), ledger(metrics=(("engine", None),)))
+    row = read_run(tmp_path)[0].row
+    no_metric = "not measured: the bundle's ledger has no metric"
+    assert row.not_measured == {
+        "p99_ms": "withheld: 200 samples are too few for its 95 % interval",
+        "metric_value": no_metric,
+        "metric_change": no_metric,
+        "energy_mj": "not measured: no rail",
+    }
+
+
+def test_drift_that_is_no_number_is_none_of_a_profile_either(tmp_path):
+    kept = ledger()
+    last = replace(kept.rows[-1], to_reference=replace(kept.rows[-1].to_reference, mean=math.nan, bound=math.nan))
+    write_profile(tmp_path, profile(), replace(kept, rows=(*kept.rows[:-1], last)))
+    row = read_run(tmp_path)[0].row
+    assert (row.drift_bound, row.not_measured["drift_bound"]) == (None, "not a number")
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (
+            lambda c: c.update(schema_version=3),
+            "has schema_version 3, and this edgekd reads 1 only; run edgekd",
+        ),
+        (lambda c: c.pop("device"), "Object missing required field 'device'"),
+        (lambda c: c["profile"].update(engines=[]), "has no engine"),
+        (lambda c: c["ledger"].update(limits=None), r"ledger\.limits: expected 'object'"),
+    ],
+    ids=["version", "device", "engines", "ledger"],
+)
+def test_a_profile_that_is_broken_says_where(tmp_path, change, said):
+    write_profile(tmp_path, profile())
+    damage(tmp_path / "profile.json", change)
+    with pytest.raises(ReportError, match=r"profile\.json: .*" + said):
+        read_run(tmp_path)
+
+
+def test_a_folder_may_have_a_build_and_a_profile(tmp_path):
+    write_run(tmp_path, target())
+    write_profile(tmp_path, profile())
+    assert [entry.row.device for entry in read_run(tmp_path)] == ["this host", "local"]
 
 
 # --- order

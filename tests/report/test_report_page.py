@@ -151,7 +151,7 @@ def test_a_build_without_pictures_material_says_so(tmp_path):
 def test_broken_material_is_one_error(tmp_path, file):
     write_run(tmp_path, target())
     (tmp_path / "cpu" / file).write_bytes(b"broken")
-    with pytest.raises(ReportError, match=re.escape(file.rpartition("/")[2]) + r": .*; run the build again"):
+    with pytest.raises(ReportError, match=re.escape(file.rpartition("/")[2]) + ": "):
         as_html(Joined(read_run(tmp_path)))
 
 

@@ -14,7 +14,7 @@ from edgekd.errors import ReportError
 from edgekd.gram.heat import FewGrams
 from edgekd.report.blame_picture import shorten
 from edgekd.report.joined.svg import picture, text
-from edgekd.report.result import ENGINE, GRAM, SAMPLES
+from edgekd.report.result import ENGINE
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -40,7 +40,7 @@ def read_grams(entry: Entry) -> FewGrams | None:
         ReportError: their file is broken.
     """
     try:
-        return FewGrams.load(entry.folder / GRAM / SAMPLES)
+        return FewGrams.load(entry.grams)
     except FileNotFoundError:
         return None
     except (OSError, ValueError) as error:

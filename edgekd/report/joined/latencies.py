@@ -11,7 +11,6 @@ from edgekd.errors import ReportError
 from edgekd.report.chart import Scale
 from edgekd.report.figures import milliseconds
 from edgekd.report.joined.svg import WIDTH, Frame, legend, looks, picture, text, x_axis
-from edgekd.report.result import LATENCY
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -37,7 +36,7 @@ def latency_svg(name: str, entry: Entry) -> str | None:
     """
     if entry.profile is None:
         return None
-    found = {engine.name: _read(entry.folder / LATENCY / engine.raw_file) for engine in entry.profile.engines}
+    found = {engine.name: _read(entry.timings / engine.raw_file) for engine in entry.profile.engines}
     curves = {engine: np.quantile(ms, _SHARES, method="inverted_cdf") for engine, ms in found.items() if ms is not None}
     if not curves:
         return None
@@ -60,9 +59,9 @@ def _read(path: Path) -> _Array | None:
     except FileNotFoundError:
         return None
     except (OSError, EOFError, ValueError) as error:
-        raise ReportError(f"{path}: holds no raw timings: {error}; run the build again") from error
+        raise ReportError(f"{path}: holds no raw timings: {error}") from error
     if ns.ndim != 1 or not len(ns) or not np.issubdtype(ns.dtype, np.integer) or ns.min() <= 0:
-        raise ReportError(f"{path}: holds no raw timings, [n] whole numbers of ns; run the build again")
+        raise ReportError(f"{path}: holds no raw timings, [n] whole numbers of ns")
     return np.asarray(ns / 1e6)
 
 

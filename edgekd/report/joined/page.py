@@ -13,6 +13,7 @@ from edgekd.report.joined.latencies import latency_svg
 from edgekd.report.joined.rows import FIGURES, VERDICTS
 from edgekd.report.joined.scatter import front, scatter_svg
 from edgekd.report.joined.stages import drift_svg, metric_svg
+from edgekd.report.result import ENGINE
 from edgekd.report.table import Table, ledger_table, legend
 
 if TYPE_CHECKING:
@@ -202,9 +203,8 @@ def _entry(index: int, entry: Entry) -> Iterator[str]:
     yield from _ledger(index, entry)
     yield "</div>"
     yield from _grams(index, entry)
-    if entry.ledger:
-        table = _table(ledger_table(entry.ledger), f"Ledger {index}")
-        yield f"<details><summary>The ledger in figures</summary>{table}</details>"
+    table = _table(ledger_table(entry.ledger), f"Ledger {index}")
+    yield f"<details><summary>The ledger in figures</summary>{table}</details>"
     yield "</section>"
 
 
@@ -229,9 +229,6 @@ def _times(index: int, entry: Entry) -> Iterator[str]:
 
 
 def _ledger(index: int, entry: Entry) -> Iterator[str]:
-    if entry.ledger is None:
-        yield "<p>No ledger: the engine was measured alone.</p>"
-        return
     drift, metric = drift_svg(f"drift-{index}", entry.ledger), metric_svg(f"metric-{index}", entry.ledger)
     if drift:
         told = f"Gram drift by stage: dot the mean, bar to its {entry.ledger.confidence:.0%} bound, against the limits."
@@ -252,14 +249,14 @@ def _grams(index: int, entry: Entry) -> Iterator[str]:
     told = f"Cosines between the embeddings of the same {len(grams.ids)} test samples"
     told += f", by class ({', '.join(kinds)})" if kinds else ""
     told += ", each modality a block. The last picture has a scale of its own."
-    last = entry.ledger.rows[-1].stage if entry.ledger else ""
-    told += f" Engine: its graph in ONNX Runtime on the building host ({last})." if last not in ("", "engine") else ""
+    last = entry.ledger.rows[-1].stage
+    told += "" if last == ENGINE else f" Engine: its graph in ONNX Runtime on the building host ({last})."
     pictures = heat_maps(f"gram-{index}", grams).values()
     yield _figure_of(told, f'<div class="grams">{"".join(pictures)}</div>')
 
 
 def _meanings(joined: Joined) -> Iterator[str]:
-    ledgers = [ledger_table(entry.ledger) for entry in joined.entries if entry.ledger]
+    ledgers = [ledger_table(entry.ledger) for entry in joined.entries]
     if ledgers:
         yield '<section aria-labelledby="meanings"><h2 id="meanings">How to read the ledger</h2>'
         yield "<dl>"

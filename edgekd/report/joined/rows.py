@@ -97,14 +97,16 @@ class Entry:
     Attributes:
         row: its figures.
         ledger: the same probe after every stage.
-        profile: the engines measured beside it; None where nothing was timed.
-        folder: where its raw timings and the Grams of a few samples lie.
+        profile: it and the engines measured beside it; None where nothing was timed.
+        timings: folder of the raw timings, by the names in the profile.
+        grams: file with the Grams of a few samples, which need not be there.
     """
 
     row: Row
-    ledger: Ledger | None
+    ledger: Ledger
     profile: Profile | None
-    folder: Path
+    timings: Path
+    grams: Path
 
 
 @dataclass(frozen=True)
