@@ -499,7 +499,9 @@ def report(
     _show_joined(Joined(kept, left_out, key, reverse, checks), form, output)
     missed = [check for check in checks or () if not check.kept]
     if missed:
-        told = "; ".join(f"{c.row.target} on {c.row.device}: {c.key} {c.found}, wanted {c.wanted}" for c in missed)
+        first = missed[0]
+        told = f"{first.row.target} on {first.row.device}: {first.key} {first.found}, wanted {first.wanted}"
+        told += f"; and {len(missed) - 1} more" if len(missed) > 1 else ""
         raise BudgetMissed(f"{budget}: {len(missed)} of {len(checks or ())} limits not kept: {told}")
 
 

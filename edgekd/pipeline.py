@@ -80,8 +80,8 @@ def build(
     Where torchrun started several processes, rank 0 calls this and the others :func:`follow`.
 
     Returns:
-        The report, also written to ``output`` as ``report.json`` and ``report.md``. A build that the gate rejected
-        returns too, its verdict "fail".
+        The report, also written to ``output`` as ``report.json``, ``report.md`` and ``report.html``. A build that the
+        gate rejected returns too, its verdict "fail".
 
     Raises:
         EdgekdError: any error that a user can cause; see :mod:`edgekd.errors`.

@@ -39,7 +39,7 @@ _NARROWEST, _WIDEST = 80, 100
 _GAP = 2
 _NAME_MIN = 8
 _INDENT = 2
-_VERDICTS = {"pass": "green", "warn": "yellow", "fail": "bold red"}
+_VERDICTS = {"pass": "green", "warn": "yellow", "fail": "bold red", "kept": "green", "not kept": "bold red"}
 _FAINT = {"–", "not measured", "withheld"}
 
 

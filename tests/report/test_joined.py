@@ -106,8 +106,9 @@ def damage(path, change):
         (lambda c: c["targets"][0]["ledger"].update(rows=3), r"targets\[0\]\.ledger\.rows: expected 'array'"),
         (lambda c: c["targets"].pop(), "has 1 rows and 0 targets"),
         (lambda c: c.update(not_finite={"targets.0.x": "big"}), "not_finite"),
+        (lambda c: c["targets"][0]["ledger"].update(rows=[]), "a target's ledger is empty"),
     ],
-    ids=["older", "no version", "no target", "text", "verdict", "ledger", "no targets", "not finite"],
+    ids=["older", "no version", "no target", "text", "verdict", "ledger", "no targets", "not finite", "no ledger"],
 )
 def test_a_report_that_is_broken_says_where(tmp_path, change, said):
     write_run(tmp_path, target())
@@ -121,6 +122,12 @@ def test_a_report_that_is_no_json_says_so(tmp_path, content):
     (tmp_path / "report.json").write_bytes(content)
     with pytest.raises(ReportError, match=r"report\.json: (is no JSON|has no schema_version)"):
         read_run(tmp_path)
+
+
+def test_a_place_that_is_not_there_is_no_matter(tmp_path):
+    write_run(tmp_path, target())
+    damage(tmp_path / "report.json", lambda c: c.update(not_finite={"targets.9.x": "nan", "rows.0.verdict.y": "inf"}))
+    assert len(read_run(tmp_path)) == 1
 
 
 def test_a_folder_without_a_report_says_which_is_wanted(tmp_path):
@@ -297,6 +304,7 @@ def test_the_notes_name_each_metric_and_each_reason_once(entries, runs):
     assert "metric of 1, 2, 3: macro-F1, higher is better; metric of 4: MAE, lower is better" in told
     assert f"p50, p90, p99, throughput, memory, energy of 3: {NO_DEVICE}." in told
     assert "energy of 1, 4: not measured: the profile was not asked for it." in told
+    assert "mJ of 2: energy of one inference, idle subtracted, by RAPL package-0." in told
     assert f"Read from {runs / 'a'}: 1, 2, 3; {runs / 'b'}: 4." in told
 
 

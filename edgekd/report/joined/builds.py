@@ -99,7 +99,9 @@ def read_build(folder: Path) -> tuple[Entry, ...]:
         _put(content, place, float(value))
     report = convert(path, content, _Report)
     if len(report.rows) != len(report.targets):
-        raise ReportError(f"{path}: has {len(report.rows)} rows and {len(report.targets)} targets; build it again")
+        raise ReportError(f"{path}: has {len(report.rows)} rows and {len(report.targets)} targets; run the build again")
+    if not all(target.ledger.rows for target in report.targets):
+        raise ReportError(f"{path}: a target's ledger is empty; run the build again")
     entries = []
     for row, target in zip(report.rows, report.targets, strict=True):
         below, joined = folder / row.target, _row(folder, report.task, row)
@@ -111,12 +113,14 @@ def _put(content: Any, place: str, value: float) -> None:
     """Put back a figure that JSON cannot hold, at its dotted path."""
     *parents, last = place.split(".")
     for name in parents:
-        content = content[int(name)] if isinstance(content, list) and name.isdigit() else _get(content, name)
+        content = _get(content, name)
     if isinstance(content, dict) and last in content:
         content[last] = value
 
 
 def _get(content: Any, name: str) -> Any:
+    if isinstance(content, list):
+        return content[int(name)] if name.isdigit() and int(name) < len(content) else None
     return content.get(name) if isinstance(content, dict) else None
 
 

@@ -124,6 +124,11 @@ def notes(joined: Joined) -> tuple[str, ...]:
     if rows:
         told += _metrics(rows)
         told.append("bound: upper confidence bound of the Gram drift that compression caused.")
+    rails = dict.fromkeys(row.energy_rail for row in rows if row.energy_rail)
+    told += [
+        f"mJ of {_numbers(rows, 'energy_rail', rail)}: energy of one inference, idle subtracted, by {rail}."
+        for rail in rails
+    ]
     if several(rows, "run"):
         runs = dict.fromkeys(row.run for row in rows)
         told.append("Read from " + "; ".join(f"{run}: {_numbers(rows, 'run', run)}" for run in runs) + ".")
