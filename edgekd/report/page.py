@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from edgekd.report.figures import NOTHING, WITHHELD, duration, milliseconds, number, spread
-from edgekd.report.result import LATENCY
 from edgekd.report.robustness import robustness_table
 from edgekd.report.table import (
     Column,
@@ -126,7 +125,7 @@ def _extent(values: tuple[float, ...]) -> str:
 def _how(target: str, profile: Profile) -> tuple[str, ...]:
     engines = profile.engines
     starts = max((len(engine.load_ms) for engine in engines), default=0)
-    raw = ", ".join(f"`{target}/{LATENCY}/{engine.raw_file}`" for engine in engines)
+    raw = ", ".join(f"`{target}/latency/{engine.raw_file}`" for engine in engines)
     return (
         "Wall time of single inferences at batch 1, back to back, no outlier removed. The engines took turns of "
         f"{profile.block} inferences, so that a change of clock or temperature meets all of them; "
