@@ -14,6 +14,8 @@ if TYPE_CHECKING:
     from edgekd.runtime.measure import Profile
 
 _ROW, _LABEL, _FIGURE, _BAR = 30.0, 84, 54, 18.0
+#: Behind the modalities.
+_LAST = ("fusion", "other")
 _COLOURS = ("c1", "c0", "c2", "c3", "c4", "c5")
 #: Narrower parts have their figure in the hover text alone.
 _READABLE = 40.0
@@ -24,7 +26,7 @@ def branches_svg(name: str, profile: Profile) -> str | None:
     times = {engine.name: engine.branches_ms for engine in profile.engines if engine.branches_ms}
     if not times:
         return None
-    branches = dict.fromkeys(branch for parts in times.values() for branch in parts)
+    branches = sorted({branch for parts in times.values() for branch in parts}, key=lambda name: (name in _LAST, name))
     colours = {branch: _COLOURS[index % len(_COLOURS)] for index, branch in enumerate(branches)}
     keys, top = _keys(colours)
     frame = Frame(_LABEL, top, WIDTH - _FIGURE, top + _ROW * len(times))
@@ -34,7 +36,8 @@ def branches_svg(name: str, profile: Profile) -> str | None:
         y, start = top + _ROW * index + (_ROW - _BAR) / 2, 0.0
         parts.append(text(_LABEL - 8, y + _BAR / 2 + 4, shorten(engine, 12), "end"))
         parts.append(text(WIDTH - 4, y + _BAR / 2 + 4, milliseconds(sum(sums.values())), "end", "mark"))
-        for branch, ms in sums.items():
+        for branch in filter(sums.__contains__, branches):
+            ms = sums[branch]
             x, end = (frame.x(scale.share(value) or 0.0) for value in (start, start + ms))
             parts.append(f"<g><title>{escape(f'{engine}, {branch}: {milliseconds(ms)} ms')}</title>")
             parts.append(

@@ -175,7 +175,7 @@ def _scatters(rows: tuple[Row, ...]) -> Iterator[str]:
             continue
         better = "up" if next(iter(group.values())).higher_is_better else "down"
         lacking = [str(i) for i, row in group.items() if row.p50_ms is None or row.metric_value is None]
-        told = f"{task}: {better} and left is better. Filled: {_and(front(group))}, not beaten in both."
+        told = f"{task}: {better} and left is better. Filled, not beaten in both beyond noise: {_and(front(group))}."
         told += f" Not measured: {', '.join(lacking)}." if lacking else ""
         yield _figure_of(told, svg)
     yield "</div></section>"

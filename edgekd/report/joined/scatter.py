@@ -22,29 +22,38 @@ _LINE, _CHARACTER = 12.0, 7.5
 
 
 def front(rows: Mapping[int, Row]) -> list[int]:
-    """Return the numbers of the rows that no other beats in p50 and metric, the fastest first.
+    """Return the numbers of the rows that no other beats, the fastest first.
+
+    One beats another that is neither faster nor better in metric, if its metric is better or its p50's interval lies
+    wholly below the other's.
 
     Args:
-        rows: by number; those without either figure are left out.
+        rows: by number; those without p50 or metric are left out.
     """
-    known = {index: _place(row) for index, row in _shown(rows).items()}
-    kept = [
-        index
-        for index, place in known.items()
-        if not any(other[0] <= place[0] and other[1] >= place[1] and other != place for other in known.values())
-    ]
-    return sorted(kept, key=lambda index: known[index])
+    known = [_Place(index, row) for index, row in _shown(rows).items()]
+    kept = [place for place in known if not any(other.beats(place) for other in known)]
+    return [place.index for place in sorted(kept, key=lambda place: (place.p50, -place.metric))]
 
 
 def _shown(rows: Mapping[int, Row]) -> dict[int, Row]:
     return {index: row for index, row in rows.items() if row.p50_ms is not None and row.metric_value is not None}
 
 
-def _place(row: Row) -> tuple[float, float]:
-    """Return p50 and metric, the metric so that more is better."""
-    assert row.p50_ms is not None
-    assert row.metric_value is not None
-    return row.p50_ms, row.metric_value if row.higher_is_better else -row.metric_value
+class _Place:
+    """A row's p50, and its metric so that more is better."""
+
+    def __init__(self, index: int, row: Row) -> None:
+        assert row.p50_ms is not None  # the caller has looked
+        assert row.metric_value is not None
+        self.index, self.p50 = index, row.p50_ms
+        self.low, self.high = row.p50_low_ms or row.p50_ms, row.p50_high_ms or row.p50_ms
+        self.metric = row.metric_value if row.higher_is_better else -row.metric_value
+
+    def beats(self, other: _Place) -> bool:
+        """Whether it is better, and that is no matter of noise."""
+        if self.p50 > other.p50 or self.metric < other.metric:
+            return False
+        return self.metric > other.metric or self.high < other.low
 
 
 def scatter_svg(name: str, rows: Mapping[int, Row]) -> str | None:
