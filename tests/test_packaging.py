@@ -59,6 +59,7 @@ def test_the_wheel_has_the_data(names):
     expected |= {f"edgekd/template/{path.name}" for path in (ROOT / "edgekd" / "template").iterdir() if path.is_file()}
     expected |= {"edgekd/py.typed", "edgekd/runtime/manifest.schema.json"}
     expected |= {f"edgekd/devices/browser/{name}" for name in ("page.html", "page.js")}
+    expected |= {f"edgekd/report/joined/{name}" for name in ("page.css", "page.js")}
     assert expected <= names
 
 
@@ -69,7 +70,7 @@ def test_the_wheel_has_every_module(names):
 def test_nothing_else_is_in_the_wheel(names):
     assert {name.partition("/")[0].partition("-")[0] for name in names} == {"edgekd"}
     assert {Path(name).suffix for name in names if name.startswith("edgekd/")} <= {
-        ".py", ".toml", ".json", ".typed", ".txt", ".html", ".js", "",
+        ".py", ".toml", ".json", ".typed", ".txt", ".html", ".js", ".css", "",
     }  # fmt: skip
 
 

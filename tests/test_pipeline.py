@@ -160,7 +160,7 @@ def test_a_build_that_the_gate_rejects(cache, tmp_path):
     assert "drift" in error
     assert "flips" in error or "top-1" in error
     assert "FAIL" in found.stdout
-    assert sorted(path.name for path in (tmp_path / "cpu").iterdir()) == ["latency", "rejected"]
+    assert sorted(path.name for path in (tmp_path / "cpu").iterdir()) == ["gram", "latency", "rejected"]
     assert json.loads((tmp_path / "report.json").read_text())["verdict"] == "fail"
     refused = python("-c", "import sys, edgekd; edgekd.load(sys.argv[1])", tmp_path / "cpu" / "rejected", cwd=tmp_path)
     assert "BundleError" in refused.stderr
@@ -171,9 +171,9 @@ def test_a_rejected_build_does_not_leave_the_old_bundle(built, cache, tmp_path):
     shutil.copytree(built.output, tmp_path / "out")
     change = {"gate__tau_pass": 1e-7, "gate__tau_fail": 2e-7}
     assert edgekd(*build_arguments("out", cache, **change), cwd=tmp_path).returncode == 20
-    assert sorted(path.name for path in (tmp_path / "out" / "cpu").iterdir()) == ["latency", "rejected"]
+    assert sorted(path.name for path in (tmp_path / "out" / "cpu").iterdir()) == ["gram", "latency", "rejected"]
     assert edgekd(*build_arguments("out", cache), cwd=tmp_path).returncode == 0
-    assert sorted(path.name for path in (tmp_path / "out" / "cpu").iterdir()) == ["bundle", "latency"]
+    assert sorted(path.name for path in (tmp_path / "out" / "cpu").iterdir()) == ["bundle", "gram", "latency"]
 
 
 def test_a_users_files_in_the_output_stay(cache, tmp_path):

@@ -186,10 +186,8 @@ def test_the_front_is_what_no_other_beats(joined):
 
 
 def test_rows_whose_p50_do_not_differ_beyond_noise_are_both_on_the_front(tmp_path):
-    near = [
-        target(name, profile=profile(times=(0.4, 0.2, ms))) for name, ms in (("a", 0.0883), ("b", 0.0884), ("c", 0.1))
-    ]
-    write_run(tmp_path, *near)
+    times = {"a": 0.0883, "b": 0.0884, "c": 0.1}
+    write_run(tmp_path, *(target(name, profile=profile(times=(0.4, 0.2, ms))) for name, ms in times.items()))
     rows = dict(enumerate((entry.row for entry in read_run(tmp_path)), 1))
     assert rows[1].p50_high_ms > rows[2].p50_low_ms
     assert front(rows) == [1, 2]
