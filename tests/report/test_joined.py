@@ -299,6 +299,19 @@ def test_the_short_tables_name_one_metric_and_no_task_where_there_is_one(entries
     assert "task" not in [column.name for column in taking.columns]
 
 
+def test_a_metric_that_no_row_has_is_not_named(tmp_path):
+    stages = ("teacher", "student", "pruned", "tuned", "quantized", "engine")
+    write_run(tmp_path, target(ledger=ledger(metric="none", metrics=tuple((stage, None) for stage in stages))))
+    joined = Joined(read_run(tmp_path))
+    assert [column.name for column in short_tables(joined)[0].columns][5] == "metric"
+    assert "none" not in f"{as_markdown(joined)}"
+    assert "metric, change of 1: not measured: there are no labels." in notes(joined)
+    page = as_html(joined)
+    assert "no row has both a p50 and a metric" in page
+    assert "<p>Metric not measured: there are no labels.</p>" in page
+    assert 'id="metric"' not in page
+
+
 def test_the_notes_name_each_metric_and_each_reason_once(entries, runs):
     told = "\n".join(notes(Joined(entries)))
     assert "metric of 1, 2, 3: macro-F1, higher is better; metric of 4: MAE, lower is better" in told

@@ -51,6 +51,12 @@ def several(rows: Iterable[Row], field: str) -> bool:
     return len({getattr(row, field) for row in rows}) > 1
 
 
+def only_metric(rows: Iterable[Row]) -> str | None:
+    """Return the metric's name where all rows that were measured have one and the same; None where none was."""
+    names = {row.metric for row in rows if row.metric_value is not None}
+    return names.pop() if len(names) == 1 else None
+
+
 def short_tables(joined: Joined) -> tuple[Table, Table]:
     """Return the table in two that fit 80 columns, told by one number a row: what it does, and what it takes."""
     rows = joined.rows
@@ -84,8 +90,8 @@ def _columns(rows: tuple[Row, ...], words: list[str], figures: tuple[str, ...]) 
 
 def _heading(rows: tuple[Row, ...], key: str) -> str:
     """Return what stands above a column; the metric's own name where there is one alone."""
-    if key == "metric" and rows and not several(rows, "metric"):
-        return metric_name(rows[0].metric)
+    if key == "metric" and (name := only_metric(rows)):
+        return metric_name(name)
     return BY_KEY[key].heading if key in BY_KEY else key
 
 
@@ -143,14 +149,14 @@ def notes(joined: Joined) -> tuple[str, ...]:
 
 def _metrics(rows: tuple[Row, ...]) -> list[str]:
     """Name each metric, and say what is better and to what the change is."""
-    better = {row.metric: "higher" if row.higher_is_better else "lower" for row in rows}
+    better = {row.metric: "higher" if row.higher_is_better else "lower" for row in rows if row.metric_value is not None}
     told = [
         f"metric of {_numbers(rows, 'metric', name)}: {name}, {how} is better"
         if len(better) > 1
         else f"{name}: {how} is better"
         for name, how in better.items()
     ]
-    return [f"{'; '.join(told)}; change: less that of the float network before compression."]
+    return [f"{'; '.join(told)}; change: less that of the float network before compression."] if told else []
 
 
 def _numbers(rows: tuple[Row, ...], field: str, value: object) -> str:

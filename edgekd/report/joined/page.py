@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from edgekd.report.joined.branches import branches_svg
-from edgekd.report.joined.formats import Joined, long_table, notes, several, title
+from edgekd.report.joined.formats import Joined, long_table, notes, only_metric, title
 from edgekd.report.joined.grams import gradient, heat_maps, read_grams
 from edgekd.report.joined.latencies import latency_svg
 from edgekd.report.joined.rows import FIGURES, VERDICTS
@@ -72,7 +72,7 @@ def _lead(joined: Joined) -> str:
     told = f"{len(rows)} engine{'s' * (len(rows) > 1)}: "
     told += f"{', '.join(f'{count} {verdict}' for verdict, count in counts.items() if count)}."
     timed = [row for row in rows if row.p50_ms is not None]
-    if timed:
+    if len(timed) > 1:
         fastest = min(timed, key=lambda row: row.p50_ms or 0.0)
         told += f" The fastest is {fastest.target} on {fastest.device}, p50 {FIGURES[0].write(fastest, '')} ms."
     return told
@@ -117,10 +117,10 @@ def _filters(rows: tuple[Row, ...]) -> Iterator[str]:
     yield '<form id="filters" hidden>'
     yield '<label>Name holds <input id="name" type="search" autocomplete="off"></label>'
     yield '<label>p50 at most, ms <input id="p50" type="number" min="0" step="any"></label>'
-    if rows and not several(rows, "metric"):
-        bound = "least" if rows[0].higher_is_better else "most"
-        metric = escape(rows[0].metric)
-        yield f'<label>{metric} at {bound} <input id="metric" type="number" step="any" data-bound="{bound}"></label>'
+    if metric := only_metric(rows):
+        bound = "least" if next(row.higher_is_better for row in rows if row.metric == metric) else "most"
+        field = f'<input id="metric" type="number" step="any" data-bound="{bound}">'
+        yield f"<label>{escape(metric)} at {bound} {field}</label>"
     options = "".join(f"<option{' selected' if verdict == 'fail' else ''}>{verdict}</option>" for verdict in VERDICTS)
     yield f'<label>Verdict at worst <select id="verdict">{options}</select></label>'
     yield '<p id="shown" role="status"></p></form>'
@@ -153,7 +153,7 @@ def _row(index: int, row: Row, pictured: bool) -> str:
 
 def _figure(figure: Figure, row: Row) -> str:
     value = figure.of(row)
-    label = row.metric if figure.key == "metric" else figure.heading
+    label = row.metric if figure.key == "metric" and value is not None else figure.heading
     known = "" if value is None else f' data-value="{value!r}"'
     why = f' title="{escape(row.why_not(figure.field))}"' if value is None else ""
     kind = "figure absent" if value is None else "figure"
@@ -171,7 +171,7 @@ def _scatters(rows: tuple[Row, ...]) -> Iterator[str]:
     for (task, metric), svg in drawn.items():
         group = groups[task, metric]
         if svg is None:
-            yield f"<p>{escape(task)}: no row has both a p50 and {escape(metric)}.</p>"
+            yield f"<p>{escape(task)}: no row has both a p50 and a metric.</p>"
             continue
         better = "up" if next(iter(group.values())).higher_is_better else "down"
         lacking = [str(i) for i, row in group.items() if row.p50_ms is None or row.metric_value is None]
@@ -236,7 +236,7 @@ def _ledger(index: int, entry: Entry) -> Iterator[str]:
     yield (
         _figure_of("The metric by stage, against the limit.", metric)
         if metric
-        else f"<p>{escape(entry.ledger.metric)} {escape(entry.row.why_not('metric_value'))}.</p>"
+        else f"<p>Metric {escape(entry.row.why_not('metric_value'))}.</p>"
     )
 
 
