@@ -117,7 +117,11 @@ def test_a_report_that_is_broken_says_where(tmp_path, change, said):
         read_run(tmp_path)
 
 
-@pytest.mark.parametrize("content", [b"{", b"\xff\xfe", b"[1]", b""], ids=["cut", "no text", "a list", "empty"])
+@pytest.mark.parametrize(
+    "content",
+    [b"{", b"\xff\xfe", b"[1]", b"", b'{"schema_version": 2, "rows": NaN}'],
+    ids=["cut", "no text", "a list", "empty", "NaN"],
+)
 def test_a_report_that_is_no_json_says_so(tmp_path, content):
     (tmp_path / "report.json").write_bytes(content)
     with pytest.raises(ReportError, match=r"report\.json: (is no JSON|has no schema_version)"):

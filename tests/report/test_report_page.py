@@ -16,14 +16,17 @@ from cdp import chromium_tab, file_url
 from edgekd.devices.browser.chromium import find_chromium
 from edgekd.errors import DeviceError, ReportError
 from edgekd.gram.gate import Limits
+from edgekd.gram.heat import few_grams
+from edgekd.gram.probe import Probe
 from edgekd.report.joined.formats import Joined
-from edgekd.report.joined.grams import png
+from edgekd.report.joined.grams import heat_maps, png
 from edgekd.report.joined.page import as_html
 from edgekd.report.joined.read import read_run, read_runs
 from edgekd.report.joined.rows import order
 from edgekd.report.joined.scatter import front
 
 LOWER = Limits(LIMITS.tau_pass, LIMITS.tau_fail, LIMITS.max_flips, LIMITS.max_metric_drop, higher_is_better=False)
+WIDTHS = {"image": 8, "sound": 12}
 #: A name that would run a script, were it not escaped.
 EVIL = '<img src=x onerror="document.title=1">'
 
@@ -198,6 +201,33 @@ def test_a_metric_that_is_better_low_turns_the_front(tmp_path):
     write_run(tmp_path, target("a", ledger=worse), target("b", ledger=better), target("c", ledger=worse))
     rows = dict(enumerate((entry.row for entry in read_run(tmp_path)), 1))
     assert front(rows) == [2]
+
+
+def test_modalities_of_unequal_widths_are_grey_between_each_other():
+    random = np.random.default_rng(0)
+    ids = np.array([f"s{index}" for index in range(30)])
+    float_, engine = (
+        Probe(
+            ids, random.normal(size=(30, 4)), {name: random.normal(size=(30, width)) for name, width in WIDTHS.items()}
+        )
+        for _ in range(2)
+    )
+    grams = few_grams({"float": float_, "engine": engine}, None, [])
+    pictures = heat_maps("gram", grams)
+    assert list(pictures) == ["float", "engine", "float − engine"]
+    levels = pixels(png(grams.cosines["float"]))
+    assert (levels[:16, 16:] == 255).all()
+    assert (levels[:16, :16] != 255).all()
+
+
+def pixels(uri):
+    """Return the levels of a PNG of ours [H, W]."""
+    data = base64.b64decode(uri.partition(",")[2])
+    width, height = struct.unpack(">II", data[16:24])
+    begin = data.index(b"IDAT")
+    (size,) = struct.unpack(">I", data[begin - 4 : begin])
+    rows = np.frombuffer(zlib.decompress(data[begin + 4 : begin + 4 + size]), np.uint8).reshape(height, width + 1)
+    return rows[:, 1:]
 
 
 def test_a_png_has_a_pixel_for_each_value():

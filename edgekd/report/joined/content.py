@@ -27,7 +27,7 @@ def load(path: Path, version: int, remedy: str) -> dict[str, Any]:
         ReportError: it cannot be read, is no JSON object, or is of another version.
     """
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = json.loads(path.read_text(encoding="utf-8"), parse_constant=_refuse)
     except OSError as error:
         raise ReportError(f"{path}: cannot be read: {error.strerror}") from error
     except ValueError as error:  # of JSON, and of UTF-8
@@ -37,6 +37,11 @@ def load(path: Path, version: int, remedy: str) -> dict[str, Any]:
         told = "has no schema_version" if found is None else f"has schema_version {found}"
         raise ReportError(f"{path}: {told}, and this edgekd reads {version} only; {remedy}")
     return content
+
+
+def _refuse(constant: str) -> None:
+    """Refuse NaN and infinities, which Python alone takes for JSON."""
+    raise ValueError(f"{constant} is no number there")
 
 
 _S = TypeVar("_S", bound=Struct)

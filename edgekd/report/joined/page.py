@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from edgekd.report.joined.branches import branches_svg
-from edgekd.report.joined.formats import Joined, long_table, notes, only_metric, title
+from edgekd.report.joined.formats import Joined, long_table, notes, only_metric, several, title
 from edgekd.report.joined.grams import gradient, heat_maps, read_grams
 from edgekd.report.joined.latencies import latency_svg
 from edgekd.report.joined.rows import FIGURES, VERDICTS
@@ -80,9 +80,9 @@ def _lead(joined: Joined) -> str:
 
 def _sections(joined: Joined) -> list[str]:
     """Return what stands behind each row, for the first ones that there is room for."""
-    sections, room = [], _ROOM
+    sections, room, many = [], _ROOM, several(joined.rows, "run")
     for index, entry in enumerate(joined.entries, 1):
-        section = "\n".join(_entry(index, entry))
+        section = "\n".join(_entry(index, entry, f" Read from {entry.row.run}." if many else ""))
         room -= len(section.encode())
         if room < 0:
             break
@@ -189,15 +189,15 @@ def _figure_of(caption: str, content: str) -> str:
     return f"<figure>{content}<figcaption>{escape(caption)}</figcaption></figure>"
 
 
-def _entry(index: int, entry: Entry) -> Iterator[str]:
-    """Write what stands behind a row."""
+def _entry(index: int, entry: Entry, source: str) -> Iterator[str]:
+    """Write what stands behind a row; ``source`` says where it was read, where that could be asked."""
     row = entry.row
     yield f'<section data-row="{index}" aria-labelledby="row-{index}">'
     head = f'<span class="number">{index}</span> {escape(f"{row.task}: {row.target} on {row.device}")}'
     verdict = f'<span class="verdict {row.verdict}">{row.verdict.upper()}</span>'
     yield f'<h2 id="row-{index}">{head} {verdict}</h2>'
     reasons = "".join(f"<li>{escape(reason)}</li>" for reason in row.reasons)
-    yield f"<p>{escape(f'{row.runtime}, {row.precision}.')}</p>{f'<ul>{reasons}</ul>' if reasons else ''}"
+    yield f"<p>{escape(f'{row.runtime}, {row.precision}.{source}')}</p>{f'<ul>{reasons}</ul>' if reasons else ''}"
     yield '<div class="pictures">'
     yield from _times(index, entry)
     yield from _ledger(index, entry)
