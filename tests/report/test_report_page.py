@@ -206,13 +206,11 @@ def test_a_metric_that_is_better_low_turns_the_front(tmp_path):
 def test_modalities_of_unequal_widths_are_grey_between_each_other():
     random = np.random.default_rng(0)
     ids = np.array([f"s{index}" for index in range(30)])
-    float_, engine = (
-        Probe(
-            ids, random.normal(size=(30, 4)), {name: random.normal(size=(30, width)) for name, width in WIDTHS.items()}
-        )
-        for _ in range(2)
-    )
-    grams = few_grams({"float": float_, "engine": engine}, None, [])
+    probes = {}
+    for model in ("float", "engine"):
+        embeddings = {name: random.normal(size=(30, width)) for name, width in WIDTHS.items()}
+        probes[model] = Probe(ids, random.normal(size=(30, 4)), embeddings)
+    grams = few_grams(probes, None, [])
     pictures = heat_maps("gram", grams)
     assert list(pictures) == ["float", "engine", "float − engine"]
     levels = pixels(png(grams.cosines["float"]))
