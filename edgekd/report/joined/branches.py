@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from edgekd.report.blame_picture import shorten
 from edgekd.report.chart import Scale
 from edgekd.report.figures import milliseconds
-from edgekd.report.joined.svg import WIDTH, Frame, picture, text, x_axis
+from edgekd.report.joined.svg import WIDTH, Frame, legend, picture, text, x_axis
 
 if TYPE_CHECKING:
     from edgekd.runtime.measure import Profile
@@ -28,7 +28,7 @@ def branches_svg(name: str, profile: Profile) -> str | None:
         return None
     branches = sorted({branch for parts in times.values() for branch in parts}, key=lambda name: (name in _LAST, name))
     colours = {branch: _COLOURS[index % len(_COLOURS)] for index, branch in enumerate(branches)}
-    keys, top = _keys(colours)
+    keys, top = legend(branches, lambda branch, x, y: _bar(colours[branch], x + 4, y - 7, 14, 14))
     frame = Frame(_LABEL, top, WIDTH - _FIGURE, top + _ROW * len(times))
     scale = Scale.of([0.0, *(sum(parts.values()) for parts in times.values())], log=False, zero=True)
     parts = [*keys, *x_axis(frame, scale, "ms of one inference, by the profiler")]
@@ -40,9 +40,7 @@ def branches_svg(name: str, profile: Profile) -> str | None:
             ms = sums[branch]
             x, end = (frame.x(scale.share(value) or 0.0) for value in (start, start + ms))
             parts.append(f"<g><title>{escape(f'{engine}, {branch}: {milliseconds(ms)} ms')}</title>")
-            parts.append(
-                f'<rect class="bar {colours[branch]}" x="{x:.1f}" y="{y:.1f}" width="{end - x:.1f}" height="{_BAR}"/>'
-            )
+            parts.append(_bar(colours[branch], x, y, end - x, _BAR))
             if end - x >= _READABLE:
                 parts.append(text((x + end) / 2, y + 13, milliseconds(ms), "middle", f"on {colours[branch]}"))
             parts.append("</g>")
@@ -54,15 +52,5 @@ def branches_svg(name: str, profile: Profile) -> str | None:
     return picture(name, told, frame.bottom + 40, parts)
 
 
-def _keys(colours: dict[str, str]) -> tuple[list[str], float]:
-    """Return the legend, and where it ends."""
-    parts, x, y = [], 6.0, 12.0
-    for branch, colour in colours.items():
-        told = shorten(branch, 24)
-        width = 26 + 7.2 * len(told)
-        if x > 6 and x + width > WIDTH:
-            x, y = 6.0, y + 19
-        parts.append(f'<rect class="bar {colour}" x="{x:.0f}" y="{y - 7:.0f}" width="13" height="13"/>')
-        parts.append(text(x + 18, y + 4, told))
-        x += width
-    return parts, y + 17
+def _bar(colour: str, x: float, y: float, width: float, height: float) -> str:
+    return f'<rect class="bar {colour}" x="{x:.1f}" y="{y:.1f}" width="{width:.1f}" height="{height}"/>'

@@ -41,7 +41,7 @@ def latency_svg(name: str, entry: Entry) -> str | None:
     if not curves:
         return None
     drawn = looks(curves)
-    keys, top = legend(list(curves), drawn, 12)
+    keys, top = legend(curves, lambda engine, x, y: _line(drawn[engine], f"M{x:.0f} {y:.0f} h20"))
     frame = Frame(44, top + 14, WIDTH - 14, top + 14 + _HEIGHT)
     across = Scale.of([float(end) for curve in curves.values() for end in (curve[0], curve[-1])])
     parts = [*keys, *_shares(frame), *x_axis(frame, across, "ms of one inference")]
@@ -78,13 +78,17 @@ def _shares(frame: Frame) -> Iterator[str]:
         yield text(frame.left - 6, y + 4, f"{share:.0%}", "end", "tick")
 
 
+def _line(look: Look, path: str) -> str:
+    return f'<path class="line {look.colour}"{look.dash} d="{path}"/>'
+
+
 def _curve(engine: EngineProfile, curve: _Array, look: Look, across: Scale, frame: Frame) -> Iterator[str]:
     points = [
         f"{frame.x(across.share(float(ms)) or 0.0):.1f} {frame.y(float(share)):.1f}"
         for ms, share in zip(curve, _SHARES, strict=True)
     ]
     yield f"<g><title>{escape(_told(engine))}</title>"
-    yield f'<path class="line {look.colour}"{look.dash} d="M{" L".join(dict.fromkeys(points))}"/>'
+    yield _line(look, f"M{' L'.join(dict.fromkeys(points))}")
     for mark in _MARKS:
         quantile = getattr(engine.latency, mark)
         if quantile:

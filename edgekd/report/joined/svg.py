@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from edgekd.report.blame_picture import shorten
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Sequence
+    from collections.abc import Callable, Iterable, Iterator
 
     from edgekd.report.chart import Scale
 
@@ -106,16 +106,19 @@ def y_axis(frame: Frame, scale: Scale, title: str) -> Iterator[str]:
     yield text(6, frame.top - 10, f"{shorten(title, 40)}{', log' if scale.step is None else ''}")
 
 
-def legend(names: Sequence[str], drawn: dict[str, Look], y: float) -> tuple[list[str], float]:
-    """Return a legend in as many rows as it needs, and where it ends."""
-    parts, x = [], 6.0
+def legend(names: Iterable[str], mark: Callable[[str, float, float], str]) -> tuple[list[str], float]:
+    """Return a legend at the top of a picture, in as many rows as it needs, and where it ends.
+
+    Args:
+        names: what is drawn.
+        mark: draws the mark of one, 20 wide, from its left end on at the height of the text's middle.
+    """
+    parts, x, y = [], 6.0, 12.0
     for name in names:
         told = shorten(name, 24)
         width = 34 + 7.2 * len(told)
         if x > 6 and x + width > WIDTH:
             x, y = 6.0, y + 19
-        look = drawn[name]
-        parts.append(f'<path class="line {look.colour}"{look.dash} d="M{x:.0f} {y:.0f} h20"/>')
-        parts.append(text(x + 25, y + 4, told))
+        parts += [mark(name, x, y), text(x + 25, y + 4, told)]
         x += width
     return parts, y + 19
