@@ -13,7 +13,7 @@ from edgekd.console import choose_observer
 from edgekd.files import write_text
 from edgekd.learning import Learner
 from edgekd.project import Project
-from edgekd.runtime.measure import machine_facts
+from edgekd.runtime.machine import machine_facts
 from edgekd.stages import Runner, library_versions
 
 if TYPE_CHECKING:

@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import os
+import time
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from edgekd.errors import DeviceError, ModelError, TargetError
 from edgekd.files import need
+from edgekd.runtime.layers import from_openvino
 from edgekd.runtime.session import Array, FeedCheck, Feeds, Session, TensorSpec, run_rows
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Iterator, Mapping, Sequence
     from types import TracebackType
+
+    from edgekd.runtime.measure import LayerTime
 
 #: OpenVINO forgets the names of dynamic dimensions; a leading one is the batch.
 _BATCH = "batch"
@@ -136,6 +140,34 @@ def open_engine(
         TargetError: ``precision`` is unknown.
         ValueError: ``threads`` is below 1, where OpenVINO would silently take every core.
     """
+    return _open(engine, threads, name, device, precision, cache)
+
+
+def layer_times(
+    engine: Path, threads: int, rows: Sequence[Feeds], *, device: str = "CPU", precision: str = "f32"
+) -> tuple[LayerTime, ...]:
+    """Run an engine once for each of ``rows`` with OpenVINO's counters; return the mean time of each layer.
+
+    Layers of less than 1 us, the step of the counters, are not among them: there may be none at all.
+
+    Raises:
+        MissingDependency, DeviceError, ModelError, TargetError: as of :func:`open_engine`.
+    """
+    with _open(engine, threads, None, device, precision, None, counted=True) as session:
+        for row in rows:
+            session.run(row)
+        return session.layers()
+
+
+def _open(
+    engine: Path | bytes,
+    threads: int,
+    name: str | None,
+    device: str,
+    precision: str,
+    cache: Path | None,
+    counted: bool = False,
+) -> _OpenVinoSession:
     if threads < 1:
         raise ValueError(f"threads must be 1 or more, not {threads}")
     if precision not in _PRECISIONS:
@@ -149,6 +181,8 @@ def open_engine(
     except RuntimeError as error:
         raise ModelError(f"{name}: OpenVINO cannot open it: {_reason(error)}") from error
     options = _options(core.get_property(device, "SUPPORTED_PROPERTIES"), threads, cache)
+    if counted:
+        options["PERF_COUNT"] = True
     return _OpenVinoSession(core, model, name, device, options | {"INFERENCE_PRECISION_HINT": precision})
 
 
@@ -233,9 +267,29 @@ class _OpenVinoSession:
         except RuntimeError as error:
             raise ModelError(f"{self._name}: OpenVINO failed to run it: {_reason(error)}") from error
 
-    def _run_single(self, feeds: Feeds) -> dict[str, Array]:
+    def compute_ns(self, feeds: Feeds) -> int | None:
+        """Time the request's inference, its tensors filled; see :class:`~edgekd.runtime.session.TimesComputing`."""
+        self._check(feeds)
+        if self._model is None:
+            raise ModelError(f"{self._name}: the engine is closed")
+        if self._single is None:  # sizes in it depend on its inputs' values
+            return None
+        self._fill(feeds)
+        start = time.perf_counter_ns()
+        self._single.infer(share_outputs=True)
+        return time.perf_counter_ns() - start
+
+    def layers(self) -> tuple[LayerTime, ...]:
+        """Return the mean times of the layers over the runs at batch 1, of a session that counts."""
+        request: Any = self._single or self._any
+        return from_openvino(request.profiling_info, request.get_compiled_model().get_runtime_model())
+
+    def _fill(self, feeds: Feeds) -> None:
         for name, data in self._filled:
             data[...] = feeds[name]
+
+    def _run_single(self, feeds: Feeds) -> dict[str, Array]:
+        self._fill(feeds)
         self._single.infer(share_outputs=True)
         # The results are the request's own tensors, which its next run overwrites.
         return {name: data.copy() for name, data in self._results}
@@ -253,7 +307,7 @@ class _OpenVinoSession:
         self._core = self._model = self._single = self._any = None
         self._filled = self._results = []
 
-    def __enter__(self) -> Session:
+    def __enter__(self) -> _OpenVinoSession:
         return self
 
     def __exit__(

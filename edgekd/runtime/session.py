@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO, Protocol
+from typing import TYPE_CHECKING, Any, BinaryIO, Protocol, runtime_checkable
 from zipfile import BadZipFile
 
 import numpy as np
@@ -73,6 +73,21 @@ class Session(Protocol):
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None: ...
+
+
+@runtime_checkable
+class TimesComputing(Protocol):
+    """What a :class:`Session` may offer beside: it tells computing from bringing arrays in and out."""
+
+    def compute_ns(self, feeds: Feeds) -> int | None:
+        """Put the feeds, one row each, in place, compute once, and return the time of computing alone in ns.
+
+        Returns:
+            None where this engine, unlike others of its library, cannot be given its inputs in place.
+
+        Raises:
+            ModelError: as of :meth:`Session.run`.
+        """
 
 
 class FeedCheck:

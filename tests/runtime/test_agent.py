@@ -102,8 +102,8 @@ def test_the_end_of_stdin_ends_it():
 
 def test_what_a_library_prints_does_not_reach_stdout():
     code = (
-        "import os; from edgekd.runtime import agent, measure\n"
-        "measure.peak_rss_bytes = lambda: (print('noise', flush=True), os.write(1, b'more'), 5)[2]\nagent.main()"
+        "import os; from edgekd.runtime import agent, machine\n"
+        "machine.peak_rss_bytes = lambda: (print('noise', flush=True), os.write(1, b'more'), 5)[2]\nagent.main()"
     )
     assert talk({"job": "memory"}, executable=("-c", code)) == [{"ok": True, "peak_rss_bytes": 5}]
 
