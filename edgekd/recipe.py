@@ -451,7 +451,13 @@ class ProfileConfig(_Config, frozen=True):
             description="Fresh processes that time loading and the first run, and share the timed inferences. The "
             "fewer, the wider the intervals; a single one says nothing of how processes differ."
         ),
-    ] = 6
+    ] = 8
+    compute: Annotated[
+        bool, Meta(description="Also time computing alone, without taking inputs and giving outputs.")
+    ] = True
+    layers: Annotated[
+        bool, Meta(description="Also time each layer under the library's profiler, added up by modality.")
+    ] = True
     rate_hz: Annotated[
         Positive | None,
         Meta(description="Also measure at a sensor's rate, from a sample's arrival to its result; for 10 s."),

@@ -39,7 +39,7 @@ class Further:
 
 def steps(config: ProfileConfig) -> int:
     """Return how many steps :func:`measure_further` tells of."""
-    return (config.rate_hz is not None) + _windows(config) + (config.energy_s > 0) + 1
+    return (config.rate_hz is not None) + _windows(config) + (config.energy_s > 0) + config.layers
 
 
 def without_agent(reason: str) -> Further:
@@ -77,10 +77,14 @@ def measure_further(name: str, ask: Ask, folder: Path, config: ProfileConfig, te
         else:
             energy = Energy(**answer["energy"])
         tell(f"{name} energy")
-    layers, reason = _layers(ask)
-    if reason:
-        reasons["layers"] = f"not measured: {reason}"
-    tell(f"{name} layers")
+    layers: tuple[LayerTime, ...] = ()
+    if not config.layers:
+        reasons["layers"] = "not measured: it is switched off (profile.layers = false)"
+    else:
+        layers, reason = _layers(ask)
+        if reason:
+            reasons["layers"] = f"not measured: {reason}"
+        tell(f"{name} layers")
     return Further(paced, sustained, energy, layers, reasons)
 
 
@@ -134,5 +138,5 @@ def _layers(ask: Ask) -> tuple[tuple[LayerTime, ...], str | None]:
     if found is None:
         return (), "the runtime has no profiler that edgekd knows"
     if not found:
-        return (), "every layer takes less than 1 us, the step of the library's counters"
+        return (), "most layers take less than 1 us, the step of the library's counters"
     return tuple(LayerTime(**{**layer, "nodes": tuple(layer["nodes"])}) for layer in found), None

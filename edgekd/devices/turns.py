@@ -128,7 +128,7 @@ def take_turns(
                     running[name] = stack.enter_context(open_engine(engines[name]))
                     _start(running[name], feeds, found[name])
                     tell(f"{name} opened in {running[name].load_ms:.1f} ms")
-                _time(running, blocks, config.warmup, found, tell)
+                _time(running, blocks, config, found, tell)
                 if index == len(shares) - 1:
                     machine = next(iter(running.values())).machine()
                     for name, opened in running.items():
@@ -137,7 +137,8 @@ def take_turns(
                             if no_further
                             else measure_further(name, opened.ask, folder, config, tell)
                         )
-    profiles = tuple(_summary(name, engines[name], found[name], folder) for name in engines)
+    no_compute = _NO_COMPUTE if config.compute else "not measured: it is switched off (profile.compute = false)"
+    profiles = tuple(_summary(name, engines[name], found[name], folder, no_compute) for name in engines)
     return Profile(machine, config.threads, _BLOCK, profiles, config.cold_starts)
 
 
@@ -151,7 +152,7 @@ def _start(opened: Opened, feeds: Path, found: _Found) -> None:
 def _time(
     running: Mapping[str, Opened],
     blocks: list[int],
-    warmup: int,
+    config: ProfileConfig,
     found: Mapping[str, _Found],
     tell: Callable[[str], None],
 ) -> None:
@@ -159,11 +160,11 @@ def _time(
     parts: dict[str, list[Nanoseconds]] = {name: [] for name in running}
     alone: dict[str, list[Nanoseconds]] = {name: [] for name in running}
     for opened in running.values():
-        opened.measure(0, warmup)
+        opened.measure(0, config.warmup)
     for index, block in enumerate(blocks):
         for name in _turn(running, index):
             parts[name].append(running[name].measure(block, _LEAD_IN))
-            computed = running[name].compute(block, _LEAD_IN)
+            computed = running[name].compute(block, _LEAD_IN) if config.compute else None
             alone[name] += [] if computed is None else [computed]
             tell(f"{name} {np.median(parts[name][-1]) / 1e6:.3f} ms")
     for name, opened in running.items():
@@ -174,7 +175,7 @@ def _time(
         found[name].peak_rss_bytes = max(found[name].peak_rss_bytes, opened.peak_rss_bytes())
 
 
-def _summary(name: str, engine: Path, found: _Found, folder: Path) -> EngineProfile:
+def _summary(name: str, engine: Path, found: _Found, folder: Path, no_compute: str) -> EngineProfile:
     """Write the raw times of an engine and return what came out."""
     np.save(folder / f"{name}.npy", np.concatenate(found.latency))
     if found.compute:
@@ -195,7 +196,7 @@ def _summary(name: str, engine: Path, found: _Found, folder: Path) -> EngineProf
         sustained=further.sustained,
         energy=further.energy,
         layers=further.layers,
-        not_measured={**({} if found.compute else {"compute": _NO_COMPUTE}), **further.not_measured},
+        not_measured={**({} if found.compute else {"compute": no_compute}), **further.not_measured},
     )
 
 

@@ -13,8 +13,12 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
     from pathlib import Path
 
+    from edgekd.runtime.measure import Profile
+
 #: What ONNX Runtime appends to a node's name in its trace, and puts before that of a node it fused others into.
 _KERNEL, _FUSED = "_kernel_time", "fused "
+#: What OpenVINO counts among the layers, and the step of its counters.
+_NO_LAYERS, _STEP_MS = ("Parameter", "Result", "Constant"), 1e-3
 
 
 def from_ort_trace(path: Path, runs: int, skipped: int) -> tuple[LayerTime, ...]:
@@ -37,20 +41,24 @@ def from_ort_trace(path: Path, runs: int, skipped: int) -> tuple[LayerTime, ...]
 
 
 def from_openvino(counters: Iterable[Any], runtime_model: Any) -> tuple[LayerTime, ...]:
-    """Read OpenVINO's counters of a request: mean times of the layers that its profiler could time, in its order.
+    """Read OpenVINO's counters of a request: mean times of the layers, in its order.
 
-    A layer that takes less than the counters' step of 1 us on average is told as one that did not run, and is left out.
+    Their step is 1 us, and a layer that takes less on average is told as one that did not run.
 
     Args:
         counters: ``profiling_info`` of the request.
         runtime_model: of the compiled model, which tells what each layer was made of.
+
+    Returns:
+        The layers whose time is known; none where the others may have taken more time than these.
     """
     made_of = {}
     for layer in runtime_model.get_ordered_ops():
         info = layer.get_rt_info()
         if "originalLayersNames" in info:
             made_of[layer.get_friendly_name()] = tuple(info["originalLayersNames"].value.split(","))
-    return tuple(
+    counted = [counter for counter in counters if counter.node_type not in _NO_LAYERS]
+    layers = tuple(
         LayerTime(
             counter.node_name,
             counter.node_type,
@@ -58,9 +66,11 @@ def from_openvino(counters: Iterable[Any], runtime_model: Any) -> tuple[LayerTim
             counter.real_time.total_seconds() * 1e3,
             made_of.get(counter.node_name, (counter.node_name,)),
         )
-        for counter in counters
+        for counter in counted
         if counter.real_time
     )
+    unknown_ms = (len(counted) - len(layers)) * _STEP_MS
+    return layers if sum(layer.mean_ms for layer in layers) > unknown_ms else ()
 
 
 def from_tensorrt(times_ms: Mapping[str, list[float]]) -> tuple[LayerTime, ...]:
@@ -76,14 +86,19 @@ def from_tensorrt(times_ms: Mapping[str, list[float]]) -> tuple[LayerTime, ...]:
     )
 
 
-def fold(layers: Iterable[LayerTime], branches: Mapping[str, str]) -> tuple[LayerTime, ...]:
-    """Return the layers with their branches.
+def fold(profile: Profile, branches: Mapping[str, Mapping[str, str]]) -> Profile:
+    """Return a profile whose layers have their branches.
 
     Args:
-        layers: as they ran.
-        branches: for nodes of the graph the modality from whose input alone each is computed, or "fusion".
+        profile: as measured.
+        branches: of each engine, for nodes of its graph the modality from whose input alone each is computed, or
+            "fusion".
     """
-    return tuple(replace(layer, branch=_branch(layer.nodes, branches)) for layer in layers)
+    engines = (
+        replace(engine, layers=tuple(replace(x, branch=_branch(x.nodes, branches[engine.name])) for x in engine.layers))
+        for engine in profile.engines
+    )
+    return replace(profile, engines=tuple(engines))
 
 
 def _branch(nodes: tuple[str, ...], branches: Mapping[str, str]) -> str | None:

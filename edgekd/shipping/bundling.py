@@ -10,14 +10,17 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from edgekd.compress.graph import drop_outputs
+from edgekd.compress.places import branches
 from edgekd.compress.quantize import DEPLOY, ENGINE
 from edgekd.evidence import write_references
+from edgekd.files import write_text
 from edgekd.gram.probe import Probe
 from edgekd.learn.result import onnx_name
 from edgekd.report.figures import size
 from edgekd.report.result import ENGINE as SHIPPED
 from edgekd.runtime.bundle import write_bundle
-from edgekd.runtime.manifest import null_not_finite
+from edgekd.runtime.layers import fold
+from edgekd.runtime.manifest import BRANCHES, null_not_finite
 from edgekd.runtime.measure import Profile
 from edgekd.runtime.registry import Runtime
 from edgekd.shipping.context import LIBRARIES, Context, Tried
@@ -44,14 +47,17 @@ class Bundled:
 def profile(context: Context, tried: Sequence[Tried]) -> Done[Profile]:
     """Time the float networks and every candidate that ran, in turns, on the device."""
     config, device = context.recipe.profile, context.present
+    config = msgspec.structs.replace(config, rails=config.rails or context.target.power_rails)
 
     def run(folder: Path, report: StageReporter) -> Profile:
         engines = {}
         for name in context.origin.baselines:
             engines[name] = folder / f"{name}.deploy.onnx"
             drop_outputs(context.exported.folder / onnx_name(name), ("logits",), engines[name])
+        graphs = {**engines, **{one.name: one.offer.folder / DEPLOY for one in tried}}
         engines |= {one.name: one.engine for one in tried}
-        return device.profile(engines, context.runtime, context.test, folder, config, report.advance)
+        found = device.profile(engines, context.runtime, context.test, folder, config, report.advance)
+        return fold(found, {name: branches(graph) for name, graph in graphs.items()})
 
     depends = {
         **msgspec.to_builtins(config),
@@ -76,6 +82,7 @@ def bundle(context: Context, shipped: Tried, profiled: Done[Profile] | None) -> 
         if shipped.engine.suffix == ".plan":
             for plan in shipped.engine.parent.glob("*.plan"):
                 shutil.copyfile(plan, place / plan.name)
+        write_text(place / BRANCHES, json.dumps(branches(place / DEPLOY), indent=1) + "\n")
         write_references(context.test, Probe.load(shipped.outputs), place / "reference.npz")
         text = json.dumps(null_not_finite(msgspec.to_builtins(shipped.ledger)), indent=1, allow_nan=False)
         (place / "ledger.json").write_text(text, encoding="utf-8")
