@@ -43,9 +43,9 @@ def test_leaves_a_report_and_a_bundle(built):
     assert built.process.stderr == ""
     assert "PASS" in built.process.stdout
     found = sorted(path.relative_to(built.output).as_posix() for path in built.output.rglob("*") if path.is_file())
-    bundle = ["deploy.onnx", "engine.onnx", "ledger.json", "manifest.json", "reference.npz"]
-    latency = ["int8.npy", "student.npy", "teacher.npy"]
-    expected = [*(f"cpu/bundle/{name}" for name in bundle), *(f"cpu/latency/{name}" for name in latency)]
+    bundle = ["branches.json", "deploy.onnx", "engine.onnx", "ledger.json", "manifest.json", "reference.npz"]
+    latency = [f"{name}{part}.npy" for name in ("int8", "student", "teacher") for part in ("", ".compute")]
+    expected = [*(f"cpu/bundle/{name}" for name in bundle), *(f"cpu/latency/{name}" for name in sorted(latency))]
     expected += ["report.json", "report.md", *(f"training/{name}.svg" for name in ("pruned", "student", "teacher"))]
     assert [name for name in found if name != ".lock"] == expected
 

@@ -135,11 +135,12 @@ def branches(path: Path) -> dict[str, str]:
     graph = need("onnx", "build").load(str(path), load_external_data=False).graph
     readers, behind = _readers(graph), inputs_behind(graph)
     found = {}
-    for node in graph.node:
+    for index, node in enumerate(graph.node):
         reading = [reader for name in node.output for reader, _ in readers[name]]
         inputs = _behind(node, behind) or frozenset[str]().union(*(_behind(reader, behind) for reader in reading))
         if inputs:
-            found.update(dict.fromkeys((*filter(None, node.output), layer_name(node)), _branch(inputs)))
+            name = node.name or f"{node.op_type}_{index}"  # ONNX Runtime's, of a node without one
+            found.update(dict.fromkeys((*filter(None, node.output), name), _branch(inputs)))
     return found
 
 

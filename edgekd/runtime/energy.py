@@ -7,6 +7,7 @@ Neither was at hand: this is *not verified on hardware*. What is read, and in wh
 from __future__ import annotations
 
 import itertools
+import re
 import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
@@ -22,8 +23,9 @@ if TYPE_CHECKING:
 #: Time between two readings of a rail. The chip of a Jetson averages for some ms; RAPL counts by itself.
 _STEP_SECONDS = 0.1
 _RAPL, _HWMON = "sys/class/powercap", "sys/class/hwmon"
-#: The rail of a Jetson that is the whole module, where the target names none.
+#: The rail of a Jetson that is the whole module, and what is read where the target names no rail.
 _MODULE = "VDD_IN"
+_WHOLE = re.compile(rf"package-\d+|{_MODULE}")
 
 
 class Rail(Protocol):
@@ -94,7 +96,7 @@ def find_rails(wanted: Sequence[str] = (), root: Path = ROOT) -> tuple[Rail, ...
     found = {**_rapl_rails(root), **_ina_rails(root)}
     if not found:
         raise DeviceError(f"no power sensor: no RAPL in /{_RAPL} and no INA3221 in /{_HWMON}")
-    names = list(wanted) or [name for name in found if name.startswith("package-") or name == _MODULE]
+    names = list(wanted) or [name for name in found if _WHOLE.fullmatch(name)]
     lacking = [name for name in names if name not in found]
     if lacking or not names:
         looked = ", ".join(lacking or [_MODULE])

@@ -6,7 +6,7 @@ from onnx.helper import make_node, make_tensor_value_info
 
 from edgekd.errors import ModelError
 from edgekd.runtime.ort import open_engine
-from edgekd.runtime.session import TensorSpec
+from edgekd.runtime.session import TensorSpec, TimesComputing
 
 
 @pytest.fixture
@@ -113,3 +113,47 @@ def test_a_type_that_numpy_lacks_is_named(tmp_path):
 
 def _tensor(name, kind, shape):
     return make_tensor_value_info(name, kind, shape)
+
+
+# --- computing alone
+
+
+def one(seed=0):
+    return samples(1, seed=seed)
+
+
+def test_computing_alone_is_timed_and_changes_no_result(path):
+    with open_engine(path) as session:
+        expected = session.run(one())
+        assert isinstance(session, TimesComputing)
+        assert all(session.compute_ns(one(seed)) > 0 for seed in range(3))
+        for name, array in session.run(one()).items():
+            np.testing.assert_array_equal(array, expected[name])
+
+
+def test_computing_alone_takes_the_feeds_that_it_is_given(path):
+    with open_engine(path) as session:
+        session.compute_ns(one(1))
+        session.compute_ns(one(2))
+        placed = session._binding.get_outputs()[0].numpy()
+        np.testing.assert_array_equal(placed, session.run(one(2))["logits"])
+
+
+def test_computing_alone_takes_another_batch(path):
+    with open_engine(path) as session:
+        assert session.compute_ns(one()) > 0
+        assert session.compute_ns(samples(3)) > 0
+        assert session._binding.get_outputs()[0].numpy().shape == (3, 3)
+
+
+def test_computing_alone_checks_its_feeds(path):
+    with open_engine(path) as session, pytest.raises(ModelError, match="not given all of its inputs"):
+        session.compute_ns({"accel": one()["accel"]})
+
+
+def test_a_closed_engine_computes_nothing(path):
+    session = open_engine(path)
+    session.compute_ns(one())
+    session.close()
+    with pytest.raises(ModelError, match="the engine is closed"):
+        session.compute_ns(one())
