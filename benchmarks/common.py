@@ -40,6 +40,17 @@ def export(task: str, seed: int = 0) -> tuple[Project, Done[Exported]]:
         return project, Learner(Runner(Cache(CACHE), observer), project, recipe, _OPSET).run().exported
 
 
+def kept(path: Path) -> dict[str, Any]:
+    """Return what a benchmark that was stopped has kept; nothing where it is the first run."""
+    found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    return found
+
+
+def keep(path: Path, found: dict[str, Any]) -> None:
+    """Keep what a benchmark has found so far, for the case that it is stopped; remove the file to begin anew."""
+    write_text(path, json.dumps(found) + "\n")
+
+
 def write_result(script: str, result: dict[str, Any]) -> None:
     """Write ``results/<script>.json`` with what it was measured on."""
     versions = library_versions(["torch", "torch-pruning", "onnx", "onnxruntime", "numpy"], "build")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import math
+import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -106,20 +107,20 @@ def _windows(config: ProfileConfig) -> int:
 
 def _sustain(name: str, ask: Ask, folder: Path, config: ProfileConfig, tell: Callable[[str], None]) -> Sustained:
     windows, parts, throttled = [], [], []
-    at_s = 0.0
+    begin = time.monotonic()
     for index in range(_windows(config)):
         seconds = min(_WINDOW_SECONDS, config.sustained_s - index * _WINDOW_SECONDS)
+        at_s = time.monotonic() - begin
         answer = ask("sustain", "ns", "temperature_c", "clock_mhz", "throttled", seconds=seconds)
         parts.append(nanoseconds(answer))
         throttled.append(answer["throttled"])
         p50_ms = float(np.median(parts[-1])) / 1e6
         windows.append(Window(at_s, len(parts[-1]), p50_ms, answer["temperature_c"], answer["clock_mhz"]))
-        at_s += float(parts[-1].sum()) / 1e9
         tell(f"{name} {p50_ms:.3f} ms" + (f", {windows[-1].temperature_c:.0f} °C" if windows[-1].temperature_c else ""))
-    ns, file = np.concatenate(parts), f"{name}.sustained.npy"
+    seconds, ns, file = time.monotonic() - begin, np.concatenate(parts), f"{name}.sustained.npy"
     np.save(folder / file, ns)
     known = [value for value in throttled if value is not None]
-    return Sustained(at_s, tuple(windows), _slowdown(windows), any(known) if known else None, file)
+    return Sustained(seconds, tuple(windows), _slowdown(windows), any(known) if known else None, file)
 
 
 def _slowdown(windows: Sequence[Window]) -> float:

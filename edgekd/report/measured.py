@@ -48,7 +48,9 @@ def branch_table(profile: Profile) -> Table:
     ordered = sorted(branches, key=lambda name: (name == "other", name == "fusion", name))
     rows = tuple((name, *(_branch(engine, name) for engine in measured)) for name in ordered)
     notes = ["Sums of the layers' mean times under the library's profiler, which slows them down: compare shares."]
-    lacking = {f"Layers of {e.name}: {e.not_measured.get('layers', _NOT_MEASURED)}." for e in profile.engines if not e.layers}
+    lacking = {
+        f"Layers of {e.name}: {e.not_measured.get('layers', _NOT_MEASURED)}." for e in profile.engines if not e.layers
+    }
     columns = (Column("branch", right=False), *(Column(f"{engine.name} ms") for engine in measured))
     return Table("Time by branch", columns, rows, (*(notes if rows else ()), *sorted(lacking)))
 

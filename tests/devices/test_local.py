@@ -224,9 +224,11 @@ def test_a_sustained_run_is_told_in_windows(files, tmp_path, monkeypatch):
     run, raw = engine.sustained, np.load(tmp_path / "a.sustained.npy")
     assert len(run.windows) == 3
     assert sum(window.n for window in run.windows) == len(raw)
-    assert run.windows[1].at_s == pytest.approx(raw[: run.windows[0].n].sum() / 1e9)
+    begins = [window.at_s for window in run.windows]
+    assert begins[1] >= begins[0] + 0.2
+    assert begins[2] >= begins[1] + 0.2
     assert run.windows[0].p50_ms == np.median(raw[: run.windows[0].n]) / 1e6
-    assert run.seconds == pytest.approx(raw.sum() / 1e9)
+    assert run.seconds >= max(0.5, raw.sum() / 1e9)
     assert run.slowdown == pytest.approx(run.windows[2].p50_ms / run.windows[0].p50_ms)
     assert steps[-1][0] == steps[-1][1]
 
