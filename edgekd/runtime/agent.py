@@ -80,18 +80,14 @@ class Agent:
         return _times(ns)
 
     def compute(self, iterations: int, warmup: int) -> Answer:
-        """Time computing alone, as :meth:`measure` does inferences; ``ns`` is null where that cannot be told apart."""
+        """Time computing alone on the next row, again and again; ``ns`` is null where that cannot be told apart."""
         session, rows = self._engine(), self._inputs("compute")
-        if not isinstance(session, TimesComputing):
+        compute = session.place(next(rows)) if isinstance(session, TimesComputing) else None
+        if compute is None:
             return {"ns": None}
-        ns = np.empty(iterations, "<i8")
-        for index in range(-warmup, iterations):
-            spent = session.compute_ns(next(rows))
-            if spent is None:
-                return {"ns": None}
-            if index >= 0:
-                ns[index] = spent
-        return _times(ns)
+        for _ in range(warmup):
+            compute()
+        return _times(np.array([compute() for _ in range(iterations)], "<i8"))
 
     def pace(self, rate_hz: float, iterations: int) -> Answer:
         """Time inferences whose inputs arrive at a rate, from arrival to result.

@@ -15,7 +15,7 @@ from edgekd.runtime.layers import from_openvino
 from edgekd.runtime.session import Array, FeedCheck, Feeds, Session, TensorSpec, run_rows
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
     from types import TracebackType
 
     from edgekd.runtime.measure import LayerTime
@@ -274,16 +274,22 @@ class _OpenVinoSession:
         except RuntimeError as error:
             raise ModelError(f"{self._name}: OpenVINO failed to run it: {_reason(error)}") from error
 
-    def compute_ns(self, feeds: Feeds) -> int | None:
-        """Return what OpenVINO says that the inference of the filled request took, as its ``benchmark_app`` does."""
+    def place(self, feeds: Feeds) -> Callable[[], int] | None:
+        """Time what OpenVINO says that the filled request's inference took, as its ``benchmark_app`` does."""
         self._check(feeds)
         if self._model is None:
             raise ModelError(f"{self._name}: the engine is closed")
         if self._single is None:  # sizes in it depend on its inputs' values
             return None
         self._fill(feeds)
-        self._single.infer(share_outputs=True)
-        return round(self._single.latency * 1e6)  # told in ms, to the ns
+        request = self._single
+
+        def compute() -> int:
+            request.infer(share_outputs=True)
+            latency_ms: float = request.latency
+            return round(latency_ms * 1e6)
+
+        return compute
 
     def layers(self) -> tuple[LayerTime, ...]:
         """Return the mean times of the layers over the runs at batch 1, of a session that counts."""

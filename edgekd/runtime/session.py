@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -79,8 +79,10 @@ class Session(Protocol):
 class TimesComputing(Protocol):
     """What a :class:`Session` may offer beside: it tells computing from bringing arrays in and out."""
 
-    def compute_ns(self, feeds: Feeds) -> int | None:
-        """Put the feeds, one row each, in place, compute once, and return the time of computing alone in ns.
+    def place(self, feeds: Feeds) -> Callable[[], int] | None:
+        """Put the feeds, one row each, in place, and return what computes on them and returns the time of that in ns.
+
+        It may be called again and again until the session is given other feeds.
 
         Returns:
             None where this engine, unlike others of its library, cannot be given its inputs in place.

@@ -524,19 +524,23 @@ class _TensorRTSession:
         gpu.synchronize()
         return results
 
-    def compute_ns(self, feeds: Feeds) -> int | None:
-        """Time the engine between two CUDA events, its inputs on the device; see :class:`TimesComputing`."""
+    def place(self, feeds: Feeds) -> Callable[[], int]:
+        """Time the engine between two CUDA events; see :class:`~edgekd.runtime.session.TimesComputing`."""
         self._check(feeds)
         gpu = self._gpu
         if gpu is None:
             raise ModelError(f"{self._name}: the engine is closed")
         gpu.activate()
         self._upload(gpu, feeds)
-        gpu.mark(0)
-        self._execute(gpu)
-        gpu.mark(1)
-        gpu.synchronize()
-        return gpu.between_ns()
+
+        def compute() -> int:
+            gpu.mark(0)
+            self._execute(gpu)
+            gpu.mark(1)
+            gpu.synchronize()
+            return gpu.between_ns()
+
+        return compute
 
     def profile_layers(self, report: Callable[[str, float], None]) -> None:
         """Let ``report(name, ms)`` be told of each layer in each run from here on."""

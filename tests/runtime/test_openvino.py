@@ -327,21 +327,21 @@ def _tensor(name, shape, kind=TensorProto.FLOAT):
 def test_computing_alone_is_timed_on_the_given_feeds(path):
     with open_engine(path) as session:
         session.run(samples(1, seed=1))
-        assert session.compute_ns(samples(1, seed=2)) > 0
+        assert session.place(samples(1, seed=2))() > 0
         placed = dict(session._results)["logits"].copy()
         np.testing.assert_array_equal(placed, session.run(samples(1, seed=2))["logits"])
 
 
 def test_computing_alone_checks_its_feeds(path):
     with open_engine(path) as session, pytest.raises(ModelError, match="not given all of its inputs"):
-        session.compute_ns({"accel": samples(1)["accel"]})
+        session.place({"accel": samples(1)["accel"]})
 
 
 def test_a_closed_engine_computes_nothing(path):
     session = open_engine(path)
     session.close()
     with pytest.raises(ModelError, match="the engine is closed"):
-        session.compute_ns(samples(1))
+        session.place(samples(1))
 
 
 def test_a_graph_of_dynamic_sizes_is_not_timed_alone(tmp_path):
@@ -353,4 +353,4 @@ def test_a_graph_of_dynamic_sizes_is_not_timed_alone(tmp_path):
         [make_tensor_value_info("logits", TensorProto.FLOAT, [2, None])],
     )
     with open_engine(save_graph(tmp_path / "d.onnx", graph)) as session:
-        assert session.compute_ns({"x": np.ones((1, 4), np.float32)}) is None
+        assert session.place({"x": np.ones((1, 4), np.float32)}) is None
