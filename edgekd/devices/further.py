@@ -116,7 +116,8 @@ def _sustain(name: str, ask: Ask, folder: Path, config: ProfileConfig, tell: Cal
         throttled.append(answer["throttled"])
         p50_ms = float(np.median(parts[-1])) / 1e6
         windows.append(Window(at_s, len(parts[-1]), p50_ms, answer["temperature_c"], answer["clock_mhz"]))
-        tell(f"{name} {p50_ms:.3f} ms" + (f", {windows[-1].temperature_c:.0f} °C" if windows[-1].temperature_c else ""))
+        degrees = answer["temperature_c"]
+        tell(f"{name} {p50_ms:.3f} ms" + ("" if degrees is None else f", {degrees:.0f} °C"))
     seconds, ns, file = time.monotonic() - begin, np.concatenate(parts), f"{name}.sustained.npy"
     np.save(folder / file, ns)
     known = [value for value in throttled if value is not None]

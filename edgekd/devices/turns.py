@@ -71,13 +71,13 @@ class Opened(Protocol):
 class _Found:
     """What was measured of one engine so far; of each fresh process one entry."""
 
+    further: Further
     import_ms: list[float] = field(default_factory=list)
     load_ms: list[float] = field(default_factory=list)
     first_run_ms: list[float] = field(default_factory=list)
     latency: list[Nanoseconds] = field(default_factory=list)
     compute: list[Nanoseconds] = field(default_factory=list)
     peak_rss_bytes: int = 0
-    further: Further | None = None
 
 
 _NO_COMPUTE = "not measured: the runtime does not tell computing from taking inputs and giving outputs"
@@ -110,10 +110,9 @@ def take_turns(
         no_further: why nothing but latency can be measured there: ``"not measured: ..."``; None where it can.
     """
     shares = [_blocks(len(share)) for share in np.array_split(np.empty(config.iterations), config.cold_starts)]
-    further = 0 if no_further else steps(config)
-    total = len(engines) * (sum(1 + len(blocks) for blocks in shares) + further)
+    total = len(engines) * (sum(1 + len(blocks) for blocks in shares) + (0 if no_further else steps(config)))
     done = itertools.count(1)
-    found = {name: _Found() for name in engines}
+    found = {name: _Found(without_agent(no_further or "not measured")) for name in engines}
 
     def tell(note: str) -> None:
         advance(next(done), total, note)
@@ -129,14 +128,11 @@ def take_turns(
                     _start(running[name], feeds, found[name])
                     tell(f"{name} opened in {running[name].load_ms:.1f} ms")
                 _time(running, blocks, config, found, tell)
-                if index == len(shares) - 1:
-                    machine = next(iter(running.values())).machine()
-                    for name, opened in running.items():
-                        found[name].further = (
-                            without_agent(no_further)
-                            if no_further
-                            else measure_further(name, opened.ask, folder, config, tell)
-                        )
+                if index < len(shares) - 1:
+                    continue
+                machine = next(iter(running.values())).machine()
+                for name, opened in () if no_further else running.items():
+                    found[name].further = measure_further(name, opened.ask, folder, config, tell)
     no_compute = _NO_COMPUTE if config.compute else "not measured: it is switched off (profile.compute = false)"
     profiles = tuple(_summary(name, engines[name], found[name], folder, no_compute) for name in engines)
     return Profile(machine, config.threads, _BLOCK, profiles, config.cold_starts)
@@ -181,7 +177,6 @@ def _summary(name: str, engine: Path, found: _Found, folder: Path, no_compute: s
     if found.compute:
         np.save(folder / f"{name}.compute.npy", np.concatenate(found.compute))
     further = found.further
-    assert further is not None  # the last round measured it
     return EngineProfile(
         name=name,
         latency=latency_from(*found.latency),

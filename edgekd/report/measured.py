@@ -34,8 +34,10 @@ def latency_table(profile: Profile, notes: tuple[str, ...] = ()) -> Table:
 
 
 def engine_latency_table(engine: EngineProfile, notes: tuple[str, ...] = ()) -> Table:
-    """Return one engine's latencies side by side: end to end, computing alone, at a sensor's rate."""
-    found: dict[str, Latency | None] = {"end to end": engine.latency, "compute": engine.compute}
+    """Return one engine's latencies side by side: end to end, and computing alone and at a sensor's rate if measured."""
+    found = {"end to end": engine.latency}
+    if engine.compute:
+        found["compute"] = engine.compute
     if engine.paced:
         found[f"at {engine.paced.rate_hz:g} Hz"] = engine.paced.latency
     return Table("Latency", _columns(found), _latency_rows(list(found.values())), notes)
@@ -67,12 +69,10 @@ def further_lines(engine: EngineProfile) -> tuple[str, ...]:
 
 def start_line(engine: EngineProfile) -> str:
     """Say what a fresh process takes until its first result, and the memory that it takes in all."""
-    imported, load, first = map(_extent, _starts(engine))
     processes = f"{len(engine.load_ms)} fresh process{'es' * (len(engine.load_ms) > 1)}"
-    return (
-        f"Cold start, {processes}: import {imported} ms, load {load} ms, first run {first} ms. "
-        f"Peak RSS {size(engine.peak_rss_bytes)}; engine {size(engine.size_bytes)}."
-    )
+    starts = zip(("import", "load", "first run"), _starts(engine), strict=True)
+    told = ", ".join(f"{what} {_extent(times)} ms" for what, times in starts if times)
+    return f"Cold start, {processes}: {told}. Peak RSS {size(engine.peak_rss_bytes)}; engine {size(engine.size_bytes)}."
 
 
 def how(profile: Profile) -> tuple[str, ...]:

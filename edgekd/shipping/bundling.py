@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 
@@ -100,7 +100,7 @@ def bundle(context: Context, shipped: Tried, profiled: Done[Profile] | None) -> 
             versions=library_versions(LIBRARIES, "build"),
             measurements={
                 facts.metric: shipped.ledger.rows[-1].metric,
-                "profile": msgspec.to_builtins(named(profiled.result, shipped.name)) if profiled else None,
+                "profile": _without_layers(named(profiled.result, shipped.name)) if profiled else None,
             },
         )
         return Bundled(sum(path.stat().st_size for path in place.iterdir()))
@@ -120,6 +120,15 @@ def named(profiled: Profile, chosen: str) -> Profile:
     """Return a profile in which the candidate that ships is called "engine"."""
     engines = (replace(engine, name=SHIPPED) if engine.name == chosen else engine for engine in profiled.engines)
     return replace(profiled, engines=tuple(engines))
+
+
+def _without_layers(profiled: Profile) -> dict[str, Any]:
+    """Return a profile as JSON values, of the layers only their sums: deep networks have hundreds in each candidate."""
+    content: dict[str, Any] = msgspec.to_builtins(profiled)
+    for told, engine in zip(content["engines"], profiled.engines, strict=True):
+        del told["layers"]
+        told["branches_ms"] = engine.branches_ms
+    return content
 
 
 def _describe_profile(profiled: Profile) -> str:
