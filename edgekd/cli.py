@@ -574,7 +574,7 @@ def verify(bundle: Path, runtime: str | None) -> None:
 @click.option(
     "--rate",
     "rate_hz",
-    type=click.FloatRange(0, min_open=True),
+    type=click.FloatRange(0, 10_000, min_open=True),
     metavar="HZ",
     help="Also for 10 s at a sensor's rate, from a sample's arrival to its result.",
 )

@@ -459,7 +459,7 @@ class ProfileConfig(_Config, frozen=True):
         bool, Meta(description="Also time each layer under the library's profiler, added up by modality.")
     ] = True
     rate_hz: Annotated[
-        Positive | None,
+        Annotated[float, Meta(gt=0, le=10_000)] | None,
         Meta(description="Also measure at a sensor's rate, from a sample's arrival to its result; for 10 s."),
     ] = None
     sustained_s: Annotated[

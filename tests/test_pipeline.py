@@ -75,6 +75,9 @@ def test_the_manifest_meets_its_schema(built):
     manifest = json.loads((built.bundle / "manifest.json").read_text())
     jsonschema.validate(manifest, schema)
     assert manifest["verdict"] == "pass"
+    for engine in manifest["measurements"]["profile"]["engines"]:
+        assert engine["branches_ms"].keys() == {"fou", "mor", "zer", "fusion"}
+        assert "layers" not in engine
 
 
 RUN_BUNDLE = """

@@ -34,7 +34,7 @@ def latency_table(profile: Profile, notes: tuple[str, ...] = ()) -> Table:
 
 
 def engine_latency_table(engine: EngineProfile, notes: tuple[str, ...] = ()) -> Table:
-    """Return one engine's latencies side by side: end to end, and computing alone and at a sensor's rate if measured."""
+    """Return one engine's latencies side by side: end to end; computing alone and at a rate where measured."""
     found = {"end to end": engine.latency}
     if engine.compute:
         found["compute"] = engine.compute
