@@ -13,7 +13,7 @@ from edgekd.console import choose_observer
 from edgekd.files import write_text
 from edgekd.learning import Learner
 from edgekd.project import Project
-from edgekd.runtime.measure import machine_facts
+from edgekd.runtime.machine import machine_facts
 from edgekd.stages import Runner, library_versions
 
 if TYPE_CHECKING:
@@ -38,6 +38,17 @@ def export(task: str, seed: int = 0) -> tuple[Project, Done[Exported]]:
     project = Project(recipe.task, CACHE)
     with choose_observer(json=False, quiet=True, verbose=False, terminal=False) as observer:
         return project, Learner(Runner(Cache(CACHE), observer), project, recipe, _OPSET).run().exported
+
+
+def kept(path: Path) -> dict[str, Any]:
+    """Return what a benchmark that was stopped has kept; nothing where it is the first run."""
+    found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    return found
+
+
+def keep(path: Path, found: dict[str, Any]) -> None:
+    """Keep what a benchmark has found so far, for the case that it is stopped; remove the file to begin anew."""
+    write_text(path, json.dumps(found) + "\n")
 
 
 def write_result(script: str, result: dict[str, Any]) -> None:

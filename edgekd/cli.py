@@ -676,23 +676,48 @@ def verify(bundle: Path, runtime: str | None) -> None:
 @_runtime_option
 @click.option("--threads", type=click.IntRange(1), default=1, show_default=True, help="Threads of one inference.")
 @click.option("--iterations", type=click.IntRange(1), default=2000, show_default=True, help="Timed inferences.")
-@click.option("--json", "as_json", is_flag=True, help="Print the figures as JSON.")
-def profile(bundle: Path, runtime: str | None, threads: int, iterations: int, as_json: bool) -> None:
+@click.option(
+    "--rate",
+    "rate_hz",
+    type=click.FloatRange(0, 10_000, min_open=True),
+    metavar="HZ",
+    help="Also for 10 s at a sensor's rate, from a sample's arrival to its result.",
+)
+@click.option(
+    "--sustained", "sustained_s", type=_Duration(), metavar="TIME", help="Also back to back for so long, e.g. 5m."
+)
+@click.option(
+    "--output", type=click.Path(path_type=Path), metavar="FOLDER", help="Write profile.json and raw times there."
+)
+@click.option("--json", "as_json", is_flag=True, help="Print profile.json.")
+def profile(
+    bundle: Path,
+    runtime: str | None,
+    threads: int,
+    iterations: int,
+    rate_hz: float | None,
+    sustained_s: float | None,
+    output: Path | None,
+    as_json: bool,
+) -> None:
     """Measure a bundle's engine on this machine.
 
-    Checks the bundle, then times single inferences of its reference samples in a process of their own. Run it on the
-    device that the bundle is for: numpy and the engine library are enough there.
+    Checks the bundle, then times single inferences of its reference samples in several fresh processes: end to end and
+    computing alone, each layer, cold starts, memory, and energy where a power sensor can be read. Run it on the device
+    that the bundle is for: numpy and the engine library are enough there.
     """
-    import msgspec
-
     from edgekd.console import print_profile, steps
     from edgekd.profiling import profile_bundle
     from edgekd.recipe import ProfileConfig
+    from edgekd.report.profile import profile_json, write_profile
 
-    config = ProfileConfig(threads=threads, iterations=iterations)
+    config = ProfileConfig(threads=threads, iterations=iterations, rate_hz=rate_hz, sustained_s=sustained_s or 0)
     with steps(f"profiling {bundle}", shown=not as_json) as advance:
-        manifest, found = profile_bundle(bundle, runtime, config, advance)
+        found = profile_bundle(bundle, runtime, config, advance, output)
+    content = profile_json(found.manifest, found.ledger, found.runtime, found.device, found.profile)
+    if output:
+        write_profile(content, output)
     if as_json:
-        click.echo(json.dumps(msgspec.to_builtins(found)))
+        click.echo(json.dumps(content))
     else:
-        print_profile(manifest, found, runtime or manifest.runtime)
+        print_profile(found.manifest, found.profile, found.runtime)

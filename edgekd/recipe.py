@@ -442,8 +442,39 @@ class ProfileConfig(_Config, frozen=True):
 
     threads: Annotated[PositiveInt, Meta(description="Threads of one inference.")] = 1
     iterations: Annotated[PositiveInt, Meta(description="Timed inferences of each engine, at batch 1.")] = 2000
-    warmup: Annotated[int, Meta(ge=0, description="Untimed inferences of each engine before them.")] = 100
-    cold_starts: Annotated[PositiveInt, Meta(description="Fresh processes that time loading and the first run.")] = 3
+    warmup: Annotated[
+        int, Meta(ge=0, description="Untimed inferences of each engine before them, in each process.")
+    ] = 100
+    cold_starts: Annotated[
+        PositiveInt,
+        Meta(
+            description="Fresh processes that time loading and the first run, and share the timed inferences. The "
+            "fewer, the wider the intervals; a single one says nothing of how processes differ."
+        ),
+    ] = 8
+    compute: Annotated[
+        bool, Meta(description="Also time computing alone, without taking inputs and giving outputs.")
+    ] = True
+    layers: Annotated[
+        bool, Meta(description="Also time each layer under the library's profiler, added up by modality.")
+    ] = True
+    rate_hz: Annotated[
+        Annotated[float, Meta(gt=0, le=10_000)] | None,
+        Meta(description="Also measure at a sensor's rate, from a sample's arrival to its result; for 10 s."),
+    ] = None
+    sustained_s: Annotated[
+        NonNegative, Meta(description="Also run each engine back to back for so long, as a device grows hot.")
+    ] = 0
+    energy_s: Annotated[
+        NonNegative,
+        Meta(
+            description="Where a power sensor can be read: how long idle and how long busy it is read for the energy "
+            "of an inference; 0 for not at all."
+        ),
+    ] = 3
+    rails: Annotated[
+        list[str], Meta(description="Names of the power sensors to add up; by default the target's power_rails.")
+    ] = []
 
 
 class SearchConfig(_Config, frozen=True):

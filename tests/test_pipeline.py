@@ -43,11 +43,11 @@ def test_leaves_a_report_and_a_bundle(built):
     assert built.process.stderr == ""
     assert "PASS" in built.process.stdout
     found = sorted(path.relative_to(built.output).as_posix() for path in built.output.rglob("*") if path.is_file())
-    bundle = ["deploy.onnx", "engine.onnx", "ledger.json", "manifest.json", "reference.npz"]
-    latency = ["int8.npy", "student.npy", "teacher.npy"]
+    bundle = ["branches.json", "deploy.onnx", "engine.onnx", "ledger.json", "manifest.json", "reference.npz"]
+    latency = [f"{name}{part}.npy" for name in ("int8", "student", "teacher") for part in ("", ".compute")]
     expected = [*(f"cpu/bundle/{name}" for name in bundle), "cpu/gram/samples.npz"]
     expected += [
-        *(f"cpu/latency/{name}" for name in latency),
+        *(f"cpu/latency/{name}" for name in sorted(latency)),
         "report.html",
         "report.json",
         "report.md",
@@ -82,6 +82,9 @@ def test_the_manifest_meets_its_schema(built):
     manifest = json.loads((built.bundle / "manifest.json").read_text())
     jsonschema.validate(manifest, schema)
     assert manifest["verdict"] == "pass"
+    for engine in manifest["measurements"]["profile"]["engines"]:
+        assert engine["branches_ms"].keys() == {"fou", "mor", "zer", "fusion"}
+        assert "layers" not in engine
 
 
 RUN_BUNDLE = """

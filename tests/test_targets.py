@@ -2,6 +2,8 @@
 
 import json
 import platform
+import re
+import shutil
 
 import numpy as np
 import pytest
@@ -137,17 +139,69 @@ def test_a_bundle_for_a_board_without_its_library(fan):
     assert "Traceback" not in said.stderr
 
 
-def test_a_finished_bundle_is_profiled_where_it_is(fan):
+def test_a_finished_bundle_is_profiled_where_it_is(fan, tmp_path):
     bundle = fan.output / "openvino-cpu" / "bundle"
-    said = edgekd("profile", bundle, "--iterations", 400, "--json", cwd=fan.output)
+    said = edgekd("profile", bundle, "--iterations", 400, "--output", tmp_path / "p", "--json", cwd=fan.output)
     assert said.returncode == 0, said.stderr
-    (engine,) = json.loads(said.stdout)["engines"]
-    assert engine["latency"]["n"] == 400
-    assert engine["latency"]["p50"]["value_ms"] > 0
-    shown = edgekd("profile", fan.output / "cpu" / "bundle", "--iterations", 100, cwd=fan.output)
+    content = json.loads(said.stdout)
+    assert content == json.loads((tmp_path / "p" / "profile.json").read_text())
+    assert (content["schema_version"], content["task"], content["device"]) == (1, "digits", "local")
+    assert (content["target"], content["runtime"]) == ("openvino-cpu", "openvino")
+    assert content["drift_bound"] == content["ledger"]["rows"][-1]["to_reference"]["bound"]
+    assert content["metric"]["value"] == content["ledger"]["rows"][-1]["metric"]
+    (engine,) = content["profile"]["engines"]
+    assert engine["latency"]["n"] == engine["compute"]["n"] == len(np.load(tmp_path / "p" / "engine.npy")) == 400
+    assert engine["latency"]["p50"]["value_ms"] > engine["compute"]["p50"]["value_ms"] > 0
+    assert content["size_bytes"] == engine["size_bytes"]
+
+
+def test_a_profile_is_shown_with_time_by_branch_and_reasons(fan):
+    options = ("--iterations", 100, "--rate", 100, "--sustained", "2s")
+    shown = edgekd("profile", fan.output / "cpu" / "bundle", *options, cwd=fan.output, COLUMNS="80")
     assert shown.returncode == 0, shown.stderr
-    assert "p50" in shown.stdout
-    assert max(map(len, shown.stdout.splitlines())) <= 100
+    assert max(map(len, shown.stdout.splitlines())) <= 80
+    words = " ".join(shown.stdout.split())
+    for expected in ("end to end", "compute", "at 100 Hz", "p90 bound", "Cold start, 8 fresh processes", "Peak RSS"):
+        assert expected in words
+    for branch in ("fou", "mor", "zer", "fusion"):
+        assert re.search(rf"^ +{branch} +[\d.]+ \(\d", shown.stdout, re.MULTILINE)
+    assert "Sustained: over 2" in words
+    assert "other" not in words
+
+
+def test_an_engine_of_a_bundle_of_before_has_no_branches(fan, tmp_path):
+    bundle = shutil.copytree(fan.output / "cpu" / "bundle", tmp_path / "bundle")
+    (bundle / "branches.json").unlink()
+    manifest = json.loads((bundle / "manifest.json").read_text())
+    del manifest["files"]["branches.json"]
+    (bundle / "manifest.json").write_text(json.dumps(manifest))
+    said = edgekd("profile", bundle, "--iterations", 50, "--json", cwd=tmp_path)
+    (engine,) = json.loads(said.stdout)["profile"]["engines"]
+    assert engine["branches_ms"].keys() == {"other"}
+
+
+@pytest.mark.parametrize("option", [("--rate", "0"), ("--rate", "1e9"), ("--sustained", "0s"), ("--sustained", "soon")])
+def test_a_rate_or_time_that_is_none_is_refused(fan, option):
+    said = edgekd("profile", fan.output / "cpu" / "bundle", *option, cwd=fan.output)
+    assert said.returncode == 2
+    assert option[0] in said.stderr
+    assert "Traceback" not in said.stderr
+
+
+def test_an_output_that_cannot_be_made_is_refused(fan, tmp_path):
+    (tmp_path / "file").write_text("")
+    said = edgekd("profile", fan.output / "cpu" / "bundle", "--output", tmp_path / "file" / "p", cwd=fan.output)
+    assert said.returncode == 12
+    assert "choose another with --output" in said.stderr
+
+
+def test_a_build_reports_time_by_branch(fan):
+    page = (fan.output / "report.md").read_text()
+    assert "### Time by branch" in page
+    profile = targets(fan.output)["cpu"]["profile"]
+    for engine in profile["engines"]:
+        assert {layer["branch"] for layer in engine["layers"]} == {"fou", "mor", "zer", "fusion"}
+        assert engine["compute"]["n"] == engine["latency"]["n"]
 
 
 def test_the_report_says_all_of_it_in_words(fan):

@@ -21,7 +21,7 @@ os.environ["OLIVE_DISABLE_TELEMETRY"] = os.environ["ORT_DISABLE_TELEMETRY"] = "1
 
 import numpy as np
 
-from edgekd.runtime.measure import package_versions, peak_rss_bytes
+from edgekd.runtime.machine import package_versions, peak_rss_bytes
 from edgekd.runtime.openvino import no_telemetry
 
 if TYPE_CHECKING:

@@ -18,6 +18,7 @@ from edgekd.gram.blame import FUSION, Layer
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
+    from pathlib import Path
 
 Kind = Literal["activation", "weight", "bias"]
 
@@ -124,6 +125,27 @@ def list_layers(floats: Any) -> tuple[Layer, ...]:
         following = tuple(name for output, name in names.items() if output in reached)
         found.append(Layer(layer_name(node), node.op_type, _branch(behind[node.output[0]]), following))
     return tuple(found)
+
+
+def branches(path: Path) -> dict[str, str]:
+    """Return the branch of each node of an ONNX file, by its name and by those of its outputs, which layers may bear.
+
+    What reads no input of the graph, such as the dequantizing of weights, belongs where it is read.
+    """
+    graph = need("onnx", "build").load(str(path), load_external_data=False).graph
+    readers, behind = _readers(graph), inputs_behind(graph)
+    found = {}
+    for index, node in enumerate(graph.node):
+        reading = [reader for name in node.output for reader, _ in readers[name]]
+        inputs = _behind(node, behind) or frozenset[str]().union(*(_behind(reader, behind) for reader in reading))
+        if inputs:
+            name = node.name or f"{node.op_type}_{index}"  # ONNX Runtime's, of a node without one
+            found.update(dict.fromkeys((*filter(None, node.output), name), _branch(inputs)))
+    return found
+
+
+def _behind(node: Any, behind: Mapping[str, frozenset[str]]) -> frozenset[str]:
+    return frozenset[str]().union(*(behind[name] for name in node.output))
 
 
 def layer_name(node: Any) -> str:

@@ -11,8 +11,8 @@ from rich.padding import Padding
 from rich.table import Table as RichTable
 from rich.text import Text
 
-from edgekd.report.figures import size
-from edgekd.report.page import latency_table, run_lines
+from edgekd.report.measured import branch_table, engine_latency_table, further_lines, how, start_line
+from edgekd.report.page import run_lines
 from edgekd.report.robustness import robustness_line, robustness_table
 from edgekd.report.table import (
     Column,
@@ -27,7 +27,7 @@ from edgekd.report.table import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Mapping
     from pathlib import Path
 
     from edgekd.gram.gate import Verdict
@@ -118,17 +118,24 @@ def print_devices(rows: Iterable[tuple[str, str, str]], width: int | None = None
 
 
 def print_profile(manifest: Manifest, profile: Profile, runtime: str, width: int | None = None) -> None:
-    """Print what a bundle's engine took on this machine, in the ``runtime`` that ran it."""
+    """Print what was measured of a bundle's engine on this machine, in the ``runtime`` that ran it."""
     console = open_page(width)
     engine = profile.engines[0]
-    machine = ", ".join(f"{what} {profile.machine[what]}" for what in ("cpu", "governor") if what in profile.machine)
-    notes = (
-        f"Wall time of single inferences at batch 1, back to back; threads: {profile.threads}. Intervals: 95 %.",
-        f"Peak RSS {size(engine.peak_rss_bytes)}; engine {size(engine.size_bytes)}. {machine}.",
-        *withheld_notes(profile.engines),
-    )
+    shown = ("cpu", "gpu", "power_mode", "governor", "clock_limits", "turbo")
+    facts = {what.replace("_", " "): profile.machine[what] for what in shown if what in profile.machine}
     print_title(console, f"{manifest.target} · {runtime} · {manifest.precision}")
-    print_table(console, latency_table(profile, notes))
+    print_table(console, engine_latency_table(engine))
+    print_table(console, branch_table(profile))
+    console.print()
+    for line in (start_line(engine), *further_lines(engine)):
+        print_indented(console, Text(line))
+    console.print()
+    for note in (*how(profile), *withheld_notes(profile.engines), _facts(facts)):
+        print_indented(console, Text(note, "dim"))
+
+
+def _facts(facts: Mapping[str, str]) -> str:
+    return "; ".join(f"{what} {value}" for what, value in facts.items()) + "."
 
 
 def print_tasks(rows: Iterable[tuple[str, str]], width: int | None = None) -> None:

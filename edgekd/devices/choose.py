@@ -11,7 +11,7 @@ from edgekd.devices.browser import BrowserDevice
 from edgekd.devices.emulated import EmulatedDevice
 from edgekd.devices.local import LocalDevice
 from edgekd.errors import DeviceError, TargetError, nearest
-from edgekd.runtime.measure import cpu_model
+from edgekd.runtime.machine import cpu_model
 from edgekd.runtime.registry import Runtime
 
 if TYPE_CHECKING:

@@ -15,7 +15,7 @@ from edgekd.devices import emulator
 from edgekd.devices.local import AGENT, agent_environment, evaluate
 from edgekd.devices.process import AgentProcess
 from edgekd.errors import DeviceError, MissingDependency
-from edgekd.runtime.measure import package_versions
+from edgekd.runtime.machine import package_versions
 from edgekd.runtime.registry import PACKAGES
 
 if TYPE_CHECKING:

@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING
 from edgekd.cache import Cache, digest
 from edgekd.errors import DeviceError, nearest
 from edgekd.files import make_folder, missing, user_cache
-from edgekd.runtime.measure import package_versions
+from edgekd.runtime.machine import package_versions
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence

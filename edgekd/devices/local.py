@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import os
 import platform
 import sys
@@ -10,21 +9,19 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 import edgekd
+from edgekd.devices.further import nanoseconds
 from edgekd.devices.process import AgentProcess
 from edgekd.devices.turns import take_turns
-from edgekd.runtime.measure import cpu_model, package_versions
+from edgekd.runtime.machine import cpu_model, package_versions
 from edgekd.runtime.registry import PACKAGES
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
     from types import TracebackType
 
-    from edgekd.devices.turns import Nanoseconds
     from edgekd.recipe import ProfileConfig
-    from edgekd.runtime.measure import Profile
+    from edgekd.runtime.measure import Nanoseconds, Profile
     from edgekd.runtime.registry import Runtime
 
 #: What an interpreter runs to be an agent.
@@ -130,7 +127,9 @@ class _AgentEngine:
     def __init__(self, agent: AgentProcess, engine: Path, runtime: Runtime, threads: int) -> None:
         with ExitStack() as stack:
             self._agent = stack.enter_context(agent)
-            opened = agent.ask("open", "load_ms", engine=str(engine), threads=threads, **_spelled(runtime))
+            told = {"engine": str(engine), "threads": threads, **_spelled(runtime)}
+            opened = agent.ask("open", "import_ms", "load_ms", **told)
+            self.import_ms: float = opened["import_ms"]
             self.load_ms: float = opened["load_ms"]
             stack.pop_all()
 
@@ -139,8 +138,14 @@ class _AgentEngine:
         return first_run_ms
 
     def measure(self, iterations: int, warmup: int) -> Nanoseconds:
-        answer = self._agent.ask("measure", "ns", iterations=iterations, warmup=warmup)
-        return np.frombuffer(base64.b64decode(answer["ns"]), "<i8")
+        return nanoseconds(self._agent.ask("measure", "ns", iterations=iterations, warmup=warmup))
+
+    def compute(self, iterations: int, warmup: int) -> Nanoseconds | None:
+        answer = self._agent.ask("compute", "ns", iterations=iterations, warmup=warmup)
+        return None if answer["ns"] is None else nanoseconds(answer)
+
+    def ask(self, job: str, *wanted: str, **arguments: Any) -> dict[str, Any]:
+        return self._agent.ask(job, *wanted, **arguments)
 
     def peak_rss_bytes(self) -> int:
         peak: int = self._agent.ask("memory", "peak_rss_bytes")["peak_rss_bytes"]

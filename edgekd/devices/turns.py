@@ -5,12 +5,13 @@ from __future__ import annotations
 import itertools
 import tempfile
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
+from edgekd.devices.further import Further, measure_further, steps, without_agent
 from edgekd.gram.rows import INPUT_PREFIX
 from edgekd.runtime.measure import EngineProfile, Profile, latency_from
 from edgekd.runtime.session import open_arrays, write_arrays
@@ -20,8 +21,7 @@ if TYPE_CHECKING:
     from types import TracebackType
 
     from edgekd.recipe import ProfileConfig
-
-Nanoseconds = np.ndarray[Any, np.dtype[np.int64]]
+    from edgekd.runtime.measure import Nanoseconds
 
 #: Inferences of one engine before the next takes its turn: short, so that a drift of the machine's speed hits all.
 _BLOCK = 50
@@ -35,14 +35,24 @@ class Opened(Protocol):
     """One engine, open in a process of its own. A context manager: at the end the process is gone."""
 
     @property
+    def import_ms(self) -> float | None:
+        """How long importing the engine library took; None where that is not told from loading."""
+
+    @property
     def load_ms(self) -> float:
         """How long opening took."""
+
+    def ask(self, job: str, *wanted: str, **arguments: Any) -> dict[str, Any]:
+        """Give the agent a further job; where nothing further can be measured, this is not called."""
 
     def first(self, feeds: Path) -> float:
         """Read the rows that :meth:`measure` cycles through; return the time of one inference of the first, in ms."""
 
     def measure(self, iterations: int, warmup: int) -> Nanoseconds:
         """Time inferences of single rows, one after the other, in ns [iterations]."""
+
+    def compute(self, iterations: int, warmup: int) -> Nanoseconds | None:
+        """Time computing alone, in ns [iterations]; None where the runtime does not tell it from the rest."""
 
     def peak_rss_bytes(self) -> int:
         """Return the process's peak resident memory so far."""
@@ -57,10 +67,20 @@ class Opened(Protocol):
     ) -> None: ...
 
 
-@dataclass(frozen=True)
-class _Cold:
-    load_ms: float
-    first_run_ms: float
+@dataclass
+class _Found:
+    """What was measured of one engine so far; of each fresh process one entry."""
+
+    further: Further
+    import_ms: list[float] = field(default_factory=list)
+    load_ms: list[float] = field(default_factory=list)
+    first_run_ms: list[float] = field(default_factory=list)
+    latency: list[Nanoseconds] = field(default_factory=list)
+    compute: list[Nanoseconds] = field(default_factory=list)
+    peak_rss_bytes: int = 0
+
+
+_NO_COMPUTE = "not measured: the runtime does not tell computing from taking inputs and giving outputs"
 
 
 def take_turns(
@@ -70,62 +90,117 @@ def take_turns(
     folder: Path,
     config: ProfileConfig,
     advance: Callable[[int, int, str], None],
+    no_further: str | None = None,
 ) -> Profile:
     """Measure engines side by side, at batch 1.
 
-    Cold starts come first: fresh processes, though the engine's file may be in the system's cache. Then all engines
-    stay open and take turns of a few inferences, in an order that rotates.
+    The inferences of each engine are shared equally by several fresh processes, one after another: each gives a cold
+    start, though the engine's file may be in the system's cache, and then its share. In each round all engines are open
+    and take turns of a few inferences, end to end and then computing alone, in an order that rotates. What else is
+    asked for is measured in the last round's processes, one engine after the other.
 
     Args:
         open_engine: opens an engine file in a process of its own.
         engines: engine files by name.
         inputs: ``.npz`` of real samples, ``input.<name>`` [N, ...].
-        folder: receives ``<name>.npy`` with every timed inference in ns, in order.
-        config: how many inferences, fresh starts, and untimed inferences before.
+        folder: receives ``<name>.npy`` with every timed inference in ns, in order, ``<name>.compute.npy`` of computing
+            alone, and ``<name>.paced.npy`` and ``<name>.sustained.npy`` where these are asked for.
+        config: how many inferences and fresh processes, untimed inferences before, and what else.
         advance: called after each step with steps done, steps in all, and what came out.
+        no_further: why nothing but latency can be measured there: ``"not measured: ..."``; None where it can.
     """
-    blocks = [min(_BLOCK, config.iterations - start) for start in range(0, config.iterations, _BLOCK)]
-    total = len(engines) * (config.cold_starts + len(blocks))
+    shares = [_blocks(len(share)) for share in np.array_split(np.empty(config.iterations), config.cold_starts)]
+    total = len(engines) * (sum(1 + len(blocks) for blocks in shares) + (0 if no_further else steps(config)))
     done = itertools.count(1)
-    colds: dict[str, list[_Cold]] = {name: [] for name in engines}
-    parts: dict[str, list[Nanoseconds]] = {name: [] for name in engines}
-    with tempfile.TemporaryDirectory() as scratch, ExitStack() as stack:
+    found = {name: _Found(without_agent(no_further or "not measured")) for name in engines}
+
+    def tell(note: str) -> None:
+        advance(next(done), total, note)
+
+    with tempfile.TemporaryDirectory() as scratch:
         feeds = Path(scratch) / "feeds.npz"
         _save_first_rows(inputs, feeds)
-        for index in range(config.cold_starts):
-            for name in _turn(engines, index):
-                with open_engine(engines[name]) as opened:
-                    colds[name].append(_Cold(opened.load_ms, opened.first(feeds)))
-                advance(next(done), total, f"{name} opened in {colds[name][-1].load_ms:.1f} ms")
-        running = {name: stack.enter_context(open_engine(engine)) for name, engine in engines.items()}
-        for opened in running.values():
-            opened.first(feeds)
-            opened.measure(0, config.warmup)
-        for index, block in enumerate(blocks):
-            for name in _turn(engines, index):
-                parts[name].append(running[name].measure(block, _LEAD_IN))
-                advance(next(done), total, f"{name} {np.median(parts[name][-1]) / 1e6:.3f} ms")
-        memory = {name: opened.peak_rss_bytes() for name, opened in running.items()}
-        machine = next(iter(running.values())).machine()
-    profiles = []
-    for name, engine in engines.items():
-        ns = np.concatenate(parts[name])
-        np.save(folder / f"{name}.npy", ns)
-        profiles.append(
-            EngineProfile(
-                name=name,
-                latency=latency_from(ns),
-                load_ms=tuple(cold.load_ms for cold in colds[name]),
-                first_run_ms=tuple(cold.first_run_ms for cold in colds[name]),
-                peak_rss_bytes=memory[name],
-                size_bytes=engine.stat().st_size,
-                raw_file=f"{name}.npy",
-            )
-        )
-    return Profile(machine=machine, threads=config.threads, block=_BLOCK, engines=tuple(profiles))
+        for index, blocks in enumerate(shares):
+            with ExitStack() as stack:
+                running = {}
+                for name in _turn(engines, index):
+                    running[name] = stack.enter_context(open_engine(engines[name]))
+                    _start(running[name], feeds, found[name])
+                    tell(f"{name} opened in {running[name].load_ms:.1f} ms")
+                _time(running, blocks, config, found, tell)
+                if index < len(shares) - 1:
+                    continue
+                machine = next(iter(running.values())).machine()
+                for name, opened in () if no_further else running.items():
+                    found[name].further = measure_further(name, opened.ask, folder, config, tell)
+    no_compute = _NO_COMPUTE if config.compute else "not measured: it is switched off (profile.compute = false)"
+    profiles = tuple(_summary(name, engines[name], found[name], folder, no_compute) for name in engines)
+    return Profile(machine, config.threads, _BLOCK, profiles, config.cold_starts)
 
 
-def _turn(engines: Mapping[str, Path], index: int) -> list[str]:
+def _start(opened: Opened, feeds: Path, found: _Found) -> None:
+    found.load_ms.append(opened.load_ms)
+    if opened.import_ms is not None:
+        found.import_ms.append(opened.import_ms)
+    found.first_run_ms.append(opened.first(feeds))
+
+
+def _time(
+    running: Mapping[str, Opened],
+    blocks: list[int],
+    config: ProfileConfig,
+    found: Mapping[str, _Found],
+    tell: Callable[[str], None],
+) -> None:
+    """Let engines that are open take turns."""
+    parts: dict[str, list[Nanoseconds]] = {name: [] for name in running}
+    alone: dict[str, list[Nanoseconds]] = {name: [] for name in running}
+    for opened in running.values():
+        opened.measure(0, config.warmup)
+    for index, block in enumerate(blocks):
+        for name in _turn(running, index):
+            parts[name].append(running[name].measure(block, _LEAD_IN))
+            computed = running[name].compute(block, _LEAD_IN) if config.compute else None
+            alone[name] += [] if computed is None else [computed]
+            tell(f"{name} {np.median(parts[name][-1]) / 1e6:.3f} ms")
+    for name, opened in running.items():
+        if parts[name]:
+            found[name].latency.append(np.concatenate(parts[name]))
+        if alone[name]:
+            found[name].compute.append(np.concatenate(alone[name]))
+        found[name].peak_rss_bytes = max(found[name].peak_rss_bytes, opened.peak_rss_bytes())
+
+
+def _summary(name: str, engine: Path, found: _Found, folder: Path, no_compute: str) -> EngineProfile:
+    """Write the raw times of an engine and return what came out."""
+    np.save(folder / f"{name}.npy", np.concatenate(found.latency))
+    if found.compute:
+        np.save(folder / f"{name}.compute.npy", np.concatenate(found.compute))
+    further = found.further
+    return EngineProfile(
+        name=name,
+        latency=latency_from(*found.latency),
+        load_ms=tuple(found.load_ms),
+        first_run_ms=tuple(found.first_run_ms),
+        peak_rss_bytes=found.peak_rss_bytes,
+        size_bytes=engine.stat().st_size,
+        raw_file=f"{name}.npy",
+        import_ms=tuple(found.import_ms),
+        compute=latency_from(*found.compute) if found.compute else None,
+        paced=further.paced,
+        sustained=further.sustained,
+        energy=further.energy,
+        layers=further.layers,
+        not_measured={**({} if found.compute else {"compute": no_compute}), **further.not_measured},
+    )
+
+
+def _blocks(iterations: int) -> list[int]:
+    """Return the sizes of the turns that make up so many inferences, as equal as can be."""
+    return [len(block) for block in np.array_split(np.empty(iterations), -(-iterations // _BLOCK) or 1) if len(block)]
+
+
+def _turn(engines: Mapping[str, object], index: int) -> list[str]:
     """Return the engines' names in an order that begins with another one each turn."""
     names = list(engines)
     shift = index % len(names)

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from edgekd.report.figures import NOTHING, WITHHELD, duration, milliseconds, number, spread
+from edgekd.report.figures import NOTHING, duration, number
+from edgekd.report.measured import branch_table, further_lines, how, latency_table
+from edgekd.report.result import ENGINE
 from edgekd.report.robustness import robustness_table
 from edgekd.report.table import (
     Column,
@@ -20,10 +22,8 @@ from edgekd.report.table import (
 from edgekd.report.training_picture import FOLDER, file_name
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
     from edgekd.report.result import BudgetCheck, BuildReport, TargetResult
-    from edgekd.runtime.measure import EngineProfile, Profile, Quantile
+    from edgekd.runtime.measure import Profile
 
 _MEANING = {
     "pass": "the engine keeps what the student learned",
@@ -74,7 +74,8 @@ def _target(result: TargetResult) -> list[str]:
     parts += ["\n".join(f"- {fact}" for fact in result.facts)] if result.facts else []
     if result.profile:
         parts += [
-            markdown(latency_table(result.profile, _how(result.target, result.profile))),
+            markdown(latency_table(result.profile, _raw(result.target, result.profile))),
+            *_more(result, result.profile),
             markdown(facts_table("Machine", result.profile.machine)),
         ]
     checks = [f"- {_kept(check)}: {check}" for check in result.budget_checks]
@@ -89,50 +90,22 @@ def _target(result: TargetResult) -> list[str]:
     return parts
 
 
+def _more(result: TargetResult, profile: Profile) -> list[str]:
+    """Return what was measured besides latency: time by branch of every engine, the rest of what ships."""
+    shipped = result.measured(ENGINE)
+    lines = further_lines(shipped) if shipped else ()
+    return [markdown(branch_table(profile)), "\n".join(f"- {line}" for line in lines)]
+
+
+def _raw(target: str, profile: Profile) -> tuple[str, ...]:
+    raw = ", ".join(f"`{target}/latency/{engine.raw_file}`" for engine in profile.engines)
+    return (*how(profile), f"Every timed inference, in ns: {raw}; of computing alone beside each, `.compute.npy`.")
+
+
 def _kept(check: BudgetCheck) -> str:
     if check.measured is None:
         return "**open**"
     return "kept" if check.kept else "**not kept**"
-
-
-def latency_table(profile: Profile, notes: tuple[str, ...] = ()) -> Table:
-    """Return every latency with its interval, the models side by side."""
-    engines = profile.engines
-    rows = (
-        *(row for name in ("p50", "p90", "p99") for row in _quantile_rows(name, engines)),
-        ("max", *(milliseconds(engine.latency.max_ms) for engine in engines)),
-        ("n", *(str(engine.latency.n) for engine in engines)),
-        ("load", *(_extent(engine.load_ms) for engine in engines)),
-        ("first run", *(_extent(engine.first_run_ms) for engine in engines)),
-    )
-    columns = (Column("ms", right=False), *(Column(engine.name) for engine in engines))
-    return Table("Latency", columns, rows, notes)
-
-
-def _quantile_rows(name: str, engines: Sequence[EngineProfile]) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    found: list[Quantile | None] = [getattr(engine.latency, name) for engine in engines]
-    return (
-        (name, *(milliseconds(quantile.value_ms) if quantile else WITHHELD for quantile in found)),
-        ("95 % interval", *(spread(quantile.low_ms, quantile.high_ms) if quantile else NOTHING for quantile in found)),
-    )
-
-
-def _extent(values: tuple[float, ...]) -> str:
-    """Write a few times as their lowest and highest: too few for a quantile."""
-    return spread(min(values), max(values)) if values else "not measured"
-
-
-def _how(target: str, profile: Profile) -> tuple[str, ...]:
-    engines = profile.engines
-    starts = max((len(engine.load_ms) for engine in engines), default=0)
-    raw = ", ".join(f"`{target}/latency/{engine.raw_file}`" for engine in engines)
-    return (
-        "Wall time of single inferences at batch 1, back to back, no outlier removed. The engines took turns of "
-        f"{profile.block} inferences, so that a change of clock or temperature meets all of them; "
-        f"threads of one inference: {profile.threads}. The intervals of the quantiles are those of order statistics.",
-        f"Load and first run: lowest to highest of {starts} fresh processes. Peak RSS: resident memory of the whole "
-        f"process, interpreter included. Every timed inference, in ns: {raw}.",
-    )
 
 
 def facts_table(title: str, facts: dict[str, str]) -> Table:

@@ -14,6 +14,7 @@ import json
 import os
 import sys
 import time
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,9 +22,9 @@ import numpy as np
 
 from edgekd.errors import DeviceError, EdgekdError, nearest
 from edgekd.files import write_text
-from edgekd.runtime import measure, tensorrt
+from edgekd.runtime import energy, machine, sensors, tensorrt
 from edgekd.runtime.registry import PACKAGES, Runtime
-from edgekd.runtime.session import read_feeds, run_rows, write_arrays
+from edgekd.runtime.session import TimesComputing, read_feeds, run_rows, write_arrays
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -31,6 +32,10 @@ if TYPE_CHECKING:
     from edgekd.runtime.session import Array, Session
 
 Answer = dict[str, Any]
+
+#: The runtimes whose engines run on a GPU, whose clock is then told.
+_ON_GPU = ("tensorrt", "tensorrt-rtx")
+_LAYER_RUNS = 100
 
 
 class Agent:
@@ -40,17 +45,20 @@ class Agent:
         self.done = False
         self._session: Session | None = None
         self._runtime: Runtime | None = None
+        self._opened: tuple[Path, int] | None = None
         self._rows: Iterator[dict[str, Array]] | None = None
 
     def open(self, engine: str, threads: int, runtime: str, options: dict[str, Any]) -> Answer:
-        """Open an engine in place of the last one. ``load_ms`` is without the import of the engine library."""
+        """Open an engine in place of the last one; ``load_ms`` is without ``import_ms`` of the engine library."""
         self._close()
         library = Runtime(runtime, options)
+        begin = time.perf_counter_ns()
         library.load()
-        self._runtime = library
-        start = time.perf_counter_ns()
+        imported = time.perf_counter_ns()
+        self._runtime, self._opened = library, (Path(engine), threads)
         self._session = library.open(Path(engine), threads)
-        return {"load_ms": (time.perf_counter_ns() - start) / 1e6}
+        loaded = time.perf_counter_ns()
+        return {"import_ms": (imported - begin) / 1e6, "load_ms": (loaded - imported) / 1e6}
 
     def first(self, feeds: str) -> Answer:
         """Read the inputs that :meth:`measure` cycles through, and time one inference of the first row."""
@@ -63,15 +71,76 @@ class Agent:
 
     def measure(self, iterations: int, warmup: int) -> Answer:
         """Time inferences of single rows, one after the other; ``ns`` is base64 of little-endian int64 [iterations]."""
-        session, rows = self._engine(), self._rows
-        if rows is None:
-            raise DeviceError("the agent has no inputs yet: send it 'first' before 'measure'")
+        session, rows = self._engine(), self._inputs("measure")
         for _ in range(warmup):
             session.run(next(rows))
         ns = np.empty(iterations, "<i8")
         for index in range(iterations):
             ns[index] = _time_run(session, next(rows))
-        return {"ns": base64.b64encode(ns.tobytes()).decode()}
+        return _times(ns)
+
+    def compute(self, iterations: int, warmup: int) -> Answer:
+        """Time computing alone on the next row, again and again; ``ns`` is null where that cannot be told apart."""
+        session, rows = self._engine(), self._inputs("compute")
+        compute = session.place(next(rows)) if isinstance(session, TimesComputing) else None
+        if compute is None:
+            return {"ns": None}
+        for _ in range(warmup):
+            compute()
+        return _times(np.array([compute() for _ in range(iterations)], "<i8"))
+
+    def pace(self, rate_hz: float, iterations: int) -> Answer:
+        """Time inferences whose inputs arrive at a rate, from arrival to result.
+
+        Between them the agent sleeps, as an app does that waits for its sensor, so that clocks fall and caches cool.
+        ``late`` inputs arrived before the result of the one before.
+        """
+        session, rows = self._engine(), self._inputs("pace")
+        period_ns, late = 1e9 / rate_hz, 0
+        ns = np.empty(iterations, "<i8")
+        begin = done = time.perf_counter_ns()
+        for index in range(iterations):
+            arrival, row = begin + round((index + 1) * period_ns), next(rows)
+            late += done > arrival
+            _sleep_until(arrival)
+            session.run(row)
+            done = time.perf_counter_ns()
+            ns[index] = done - arrival
+        return {**_times(ns), "late": late}
+
+    def sustain(self, seconds: float) -> Answer:
+        """Time inferences one after the other for so long; say what the sensors read before and after."""
+        session, rows, gpu = self._engine(), self._inputs("sustain"), self._on_gpu()
+        before = sensors.look(gpu=gpu)
+        ns: list[int] = []
+        end = time.perf_counter_ns() + round(seconds * 1e9)
+        while not ns or time.perf_counter_ns() < end:
+            ns.append(_time_run(session, next(rows)))
+        after = sensors.look(gpu=gpu)
+        told = {"temperature_c": after.temperature_c, "clock_mhz": after.clock_mhz}
+        return {**_times(np.array(ns, "<i8")), **told, "throttled": sensors.throttled(before, after)}
+
+    def energy(self, seconds: float, rails: list[str]) -> Answer:
+        """Measure the energy of one inference: so long idle, so long busy; or say in ``reason`` why it cannot be."""
+        session, rows = self._engine(), self._inputs("energy")
+        try:
+            found = energy.measure(energy.find_rails(rails), lambda: session.run(next(rows)), seconds)
+        except DeviceError as error:
+            return {"energy": None, "reason": str(error)}
+        return {"energy": asdict(found)}
+
+    def layers(self) -> Answer:
+        """Open the engine once more, in place of the one that is open, under the library's profiler; close it.
+
+        ``layers`` is null where the runtime has no profiler that edgekd knows.
+        """
+        self._engine()
+        rows, runtime, opened = self._inputs("layers"), self._runtime, self._opened
+        assert runtime is not None  # what opened the engine
+        assert opened is not None
+        self._close()
+        times = runtime.layer_times(*opened, list(itertools.islice(rows, _LAYER_RUNS)))
+        return {"layers": None if times is None else [asdict(layer) for layer in times]}
 
     def evaluate(self, inputs: str, outputs: str, batch: int) -> Answer:
         """Run every row of one ``.npz`` and write every output, by its name, to another."""
@@ -91,14 +160,14 @@ class Agent:
 
     def facts(self) -> Answer:
         """Describe this machine, and how the engine library runs the engine."""
-        facts = measure.machine_facts(PACKAGES.get(self._runtime.name, ()) if self._runtime else ())
+        facts = machine.machine_facts(PACKAGES.get(self._runtime.name, ()) if self._runtime else ())
         if self._session and self._runtime:
             facts |= {**self._runtime.hardware(), **self._session.facts}
         return {"facts": facts}
 
     def memory(self) -> Answer:
         """Return the peak resident memory of this process."""
-        return {"peak_rss_bytes": measure.peak_rss_bytes()}
+        return {"peak_rss_bytes": machine.peak_rss_bytes()}
 
     def quit(self) -> Answer:
         """Free the engine and end."""
@@ -110,6 +179,14 @@ class Agent:
         if self._session is not None:
             self._session.close()
         self._session = self._rows = None
+
+    def _on_gpu(self) -> bool:
+        return self._runtime is not None and self._runtime.name in _ON_GPU
+
+    def _inputs(self, job: str) -> Iterator[dict[str, Array]]:
+        if self._rows is None:
+            raise DeviceError(f"the agent has no inputs yet: send it 'first' before '{job}'")
+        return self._rows
 
     def _engine(self) -> Session:
         if self._session is None:
@@ -123,10 +200,25 @@ def _time_run(session: Session, feeds: dict[str, Array]) -> int:
     return time.perf_counter_ns() - start
 
 
+def _times(ns: Array) -> Answer:
+    return {"ns": base64.b64encode(ns.tobytes()).decode()}
+
+
+def _sleep_until(ns: int) -> None:
+    """Sleep until a time of ``perf_counter_ns``; return at once where it is over."""
+    while (left := ns - time.perf_counter_ns()) > 0:
+        time.sleep(left / 1e9)
+
+
 _JOBS: dict[str, Callable[..., Answer]] = {
     "open": Agent.open,
     "first": Agent.first,
     "measure": Agent.measure,
+    "compute": Agent.compute,
+    "pace": Agent.pace,
+    "sustain": Agent.sustain,
+    "energy": Agent.energy,
+    "layers": Agent.layers,
     "evaluate": Agent.evaluate,
     "compile": Agent.compile,
     "facts": Agent.facts,

@@ -20,6 +20,7 @@ from edgekd.files import sha256_file, write_text
 from edgekd.gram.matrix import comparable, pair_cosines, within_cosines
 from edgekd.gram.rows import EMBEDDING_PREFIX, INPUT_PREFIX
 from edgekd.runtime.manifest import (
+    BRANCHES,
     MANIFEST,
     REFERENCE,
     SCHEMA_VERSION,
@@ -321,6 +322,27 @@ def engine_file(manifest: Manifest, variant: Variant, runtime: Runtime) -> str:
     """Return the name of the file that a runtime is given: an engine built ahead of time for it, or ONNX."""
     plan = f"{variant}.plan"
     return plan if runtime.name == manifest.runtime and plan in manifest.files else f"{variant}.onnx"
+
+
+def read_branches(folder: Path, manifest: Manifest) -> dict[str, str]:
+    """Return for nodes of the bundle's graph the modality from whose input alone each is computed, or "fusion".
+
+    Returns:
+        Nothing for a bundle without them, which an earlier edgekd wrote.
+
+    Raises:
+        BundleError: the file is not the manifest's, or not such a table.
+    """
+    if BRANCHES not in manifest.files:
+        return {}
+    where = folder / BRANCHES
+    try:
+        found = json.loads(read_file(folder, manifest, BRANCHES))
+    except ValueError as error:
+        raise BundleError(f"{where}: is not valid JSON: {error}") from error
+    if not isinstance(found, dict) or not all(isinstance(branch, str) for branch in found.values()):
+        raise BundleError(f"{where}: must be a table of nodes' names and their branches; build the bundle again")
+    return found
 
 
 def _outputs(folder: Path, inputs: list[dict[str, Any]], classes: list[str]) -> list[dict[str, Any]]:

@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 SCHEMA_VERSION = 2
 MANIFEST = "manifest.json"
 REFERENCE = "reference.npz"
+#: For each node of the graph the branch that it belongs to; bundles of before version 3 of their stage have none.
+BRANCHES = "branches.json"
 REQUIRED = ("engine.onnx", "deploy.onnx", REFERENCE, "ledger.json")
 
 

@@ -1,25 +1,20 @@
-"""Latency, memory and the facts about the machine they were measured on."""
+"""What is measured of an engine: latency and its quantiles, memory, energy, layers. Plain data, and its statistics."""
 
 from __future__ import annotations
 
-import os
-import platform
-import sys
-from contextlib import suppress
 from dataclasses import dataclass, field
-from importlib import metadata
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
-if TYPE_CHECKING:
-    from collections.abc import Iterable
+from edgekd.gram.stats import t_quantile
+
+Nanoseconds = np.ndarray[Any, np.dtype[np.int64]]
 
 
 @dataclass(frozen=True)
 class Quantile:
-    """A quantile of latency in ms, with the 95 % interval of order statistics."""
+    """A quantile of latency in ms, with its 95 % interval; see :func:`latency_from`."""
 
     value_ms: float
     low_ms: float
@@ -37,7 +32,8 @@ class Latency:
         p99: the same.
         mean_ms: the throughput of one stream is 1000 / mean.
         max_ms: the slowest; none is left out.
-        p90_bound_ms: what the p90 is below with 99 % confidence: MLPerf's early-stopping estimate for a single stream.
+        p90_bound_ms: what the p90 is below with 99 % confidence: MLPerf's early-stopping estimate for a single stream;
+            it needs 64.
     """
 
     n: int
@@ -132,12 +128,14 @@ class LayerTime:
         kind: the library's name of the operation.
         branch: the modality from whose input alone it is computed, "fusion", or None where that is not known.
         mean_ms: mean time of one inference, under the library's profiler, which slows it down.
+        nodes: names of the graph's nodes that the library says it was made of, the main one first.
     """
 
     name: str
     kind: str
     branch: str | None
     mean_ms: float
+    nodes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -151,9 +149,10 @@ class EngineProfile:
         first_run_ms: for each fresh process, the time of the first inference.
         peak_rss_bytes: peak resident memory of the process that ran it, interpreter included.
         size_bytes: size of the engine file.
-        raw_file: name of the ``.npy`` with every timed inference in ns, in order.
+        raw_file: name of the ``.npy`` with every timed inference in ns, in order; that of computing alone lies beside
+            it as ``<name>.compute.npy``.
         import_ms: for each fresh process, the time to import the engine library.
-        compute: the engine library's computing alone, inputs and outputs in place.
+        compute: the engine library's computing alone, inputs and outputs in place, in turns with ``latency``.
         paced: at a sensor's rate.
         sustained: for a long time.
         energy: of one inference.
@@ -193,46 +192,78 @@ class Profile:
     Attributes:
         machine: facts: cpu model, cores, governor, power mode, memory, os, architecture, library versions.
         threads: threads of one inference.
-        block: inferences of one engine before the next takes its turn.
+        block: inferences of one engine before the next takes its turn, at most.
         engines: as given.
+        processes: fresh processes among which the inferences of each engine were shared: ``np.array_split`` of the raw
+            times gives the share of each.
     """
 
     machine: dict[str, str]
     threads: int
     block: int
     engines: tuple[EngineProfile, ...]
+    processes: int = 1
 
 
-def latency_from(ns: np.ndarray[Any, np.dtype[np.int64]]) -> Latency:
+_Floats = np.ndarray[Any, np.dtype[np.float64]]
+
+_CONFIDENCE = 0.95
+_NANOSECOND_MS = 1e-6
+#: MLPerf's: the percentile of a single stream's metric, and the confidence in its early-stopping estimate.
+_STREAM_P, _STREAM_CONFIDENCE = 0.9, 0.99
+
+
+def latency_from(*processes: Nanoseconds) -> Latency:
     """Summarise timed inferences.
 
+    The interval of a quantile is the wider of two, at both ends. That of order statistics takes inferences as
+    independent. But a process has its own luck with memory and threads, and the machine's speed drifts, so that one
+    process's inferences resemble each other more than another's: the second interval takes the processes as the
+    independent units. It is Student's t over the logarithms of their quantiles, around the quantile of all (Georges,
+    Buytaert and Eeckhout, "Statistically Rigorous Java Performance Evaluation", OOPSLA 2007, section 3.3); of
+    logarithms, since clocks and caches act on a time as factors. With a single process it is that of order statistics
+    alone, which two runs will not keep.
+
     Args:
-        ns: every timed inference in ns, none left out [n].
+        processes: of each fresh process every timed inference in ns, none left out [n].
 
     Raises:
-        ValueError: ``ns`` is empty.
+        ValueError: there is none.
     """
-    if not len(ns):
+    ordered = np.sort(np.concatenate([np.empty(0), *processes])) / 1e6
+    if not len(ordered):
         raise ValueError("no inference was timed")
-    ordered = np.sort(ns) / 1e6
-    p50, p90, p99 = (_quantile(ordered, p) for p in (0.5, 0.9, 0.99))
-    return Latency(len(ordered), p50, p90, p99, float(ordered.mean()), float(ordered[-1]))
+    shares = [np.sort(ns) / 1e6 for ns in processes if len(ns)]
+    p50, p90, p99 = (_quantile(ordered, shares, p) for p in (0.5, 0.9, 0.99))
+    discarded = stream_discards(len(ordered))
+    bound = None if discarded is None else float(ordered[len(ordered) - 1 - discarded])
+    return Latency(len(ordered), p50, p90, p99, float(ordered.mean()), float(ordered[-1]), bound)
 
 
-def _quantile(ordered: np.ndarray[Any, np.dtype[np.float64]], p: float) -> Quantile | None:
+def _quantile(ordered: _Floats, shares: list[_Floats], p: float) -> Quantile | None:
     ranks = interval_ranks(len(ordered), p)
     if ranks is None:
         return None
-    value = np.quantile(ordered, p, method="inverted_cdf")  # one that was measured, not one between two
-    return Quantile(float(value), float(ordered[ranks[0] - 1]), float(ordered[ranks[1] - 1]))
+    value = _at(ordered, p)
+    low, high = float(ordered[ranks[0] - 1]), float(ordered[ranks[1] - 1])
+    if len(shares) > 1:
+        logs = np.log([max(_at(share, p), _NANOSECOND_MS) for share in shares])  # a page's coarse clock may say 0
+        half = t_quantile((1 + _CONFIDENCE) / 2, len(logs) - 1) * logs.std(ddof=1) / np.sqrt(len(logs))
+        low, high = min(low, value * float(np.exp(-half))), max(high, value * float(np.exp(half)))
+    return Quantile(value, low, high)
 
 
-def interval_ranks(n: int, p: float, confidence: float = 0.95) -> tuple[int, int] | None:
+def _at(ordered: _Floats, p: float) -> float:
+    """Return a quantile that was measured, not one between two."""
+    return float(np.quantile(ordered, p, method="inverted_cdf"))
+
+
+def interval_ranks(n: int, p: float, confidence: float = _CONFIDENCE) -> tuple[int, int] | None:
     """Return the ranks, from 1, of the order statistics between which the quantile ``p`` lies.
 
     The number B of samples below the quantile is binomial (n, p) whatever the distribution, so the l-th smallest is
     above it with probability P(B < l) and the u-th smallest below it with P(B >= u). Each is held to half the risk.
-    Samples are taken as independent: where a machine's speed drifts, the interval is that of the machine as it was.
+    Samples are taken as independent.
 
     Returns:
         (l, u), or None when n is so small that even the extremes do not reach that confidence (p99 needs 368).
@@ -244,86 +275,24 @@ def interval_ranks(n: int, p: float, confidence: float = 0.95) -> tuple[int, int
     return (low, high) if low >= 1 and high <= n else None
 
 
-def _binomial_cdf(n: int, p: float) -> np.ndarray[Any, np.dtype[np.float64]]:
+def stream_discards(n: int, p: float = _STREAM_P, confidence: float = _STREAM_CONFIDENCE) -> int | None:
+    """Return how many of the slowest samples MLPerf's early-stopping estimate of the quantile ``p`` discards.
+
+    With t the largest number for which t or fewer of n samples would be above the quantile with a probability below
+    1 - confidence, the estimate is the t-th largest sample, and t - 1 are discarded (MLCommons Inference,
+    ``loadgen/early_stopping.cc`` and ``results.cc``, with its tolerance of 0; the rules' section on early stopping).
+
+    Returns:
+        t - 1, or None where n is too small for t = 1: p90 at 99 % needs 64, p99 662.
+    """
+    t = int(np.searchsorted(_binomial_cdf(n, 1 - p), 1 - confidence, side="left")) - 1
+    return t - 1 if t >= 1 else None
+
+
+def _binomial_cdf(n: int, p: float) -> _Floats:
     """Return P(B <= k) for k = 0..n, from the ratios of neighbouring terms; logarithms keep them from underflow."""
     k = np.arange(1, n + 1)
     logs = np.concatenate([[0.0], np.cumsum(np.log((n - k + 1) / k) + np.log(p / (1 - p)))])
     sums = np.exp(logs - logs.max()).cumsum()
-    cdf: np.ndarray[Any, np.dtype[np.float64]] = sums / sums[-1]
+    cdf: _Floats = sums / sums[-1]
     return cdf
-
-
-#: Instructions that decide how fast INT8 is, and whether it saturates.
-_INT8_FLAGS = ("avx2", "avx_vnni", "avx512_vnni", "asimddp")
-_UNREADABLE = "not readable"
-
-
-def machine_facts(packages: Iterable[str] = ()) -> dict[str, str]:
-    """Describe this machine, numpy and the ``packages`` that ran on it, as far as they can be read."""
-    facts = {
-        "cpu": cpu_model(),
-        "logical_cores": str(os.cpu_count() or _UNREADABLE),
-        "governor": _read("/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor").strip() or _UNREADABLE,
-        "int8_instructions": _int8_instructions(),
-        "memory": _memory(),
-        "os": f"{platform.system()} {platform.release()}",
-        "arch": platform.machine(),
-        "python": platform.python_version(),
-    }
-    return {**facts, **package_versions(("numpy", *packages))}
-
-
-def cpu_model() -> str:
-    """Return the processor's name, or that of the board, or at least the architecture; starts no process."""
-    board = _read("/proc/device-tree/model").strip("\0\n")  # ARM boards do not name their processor
-    return _cpuinfo().get("model name") or board or platform.machine()
-
-
-def peak_rss_bytes() -> int:
-    """Return this process's peak resident memory in bytes."""
-    # Linux's ru_maxrss survives exec, so a child would report the peak of the larger process that started it.
-    for line in _read("/proc/self/status").splitlines():
-        if line.startswith("VmHWM:"):
-            return int(line.split()[1]) * 1024
-    import resource
-
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024
-
-
-def _int8_instructions() -> str:
-    cpuinfo = _cpuinfo()
-    listed = cpuinfo.get("flags") or cpuinfo.get("Features")  # x86, ARM
-    if not listed:
-        return _UNREADABLE
-    return ", ".join(sorted(set(_INT8_FLAGS) & set(listed.split()))) or "none"
-
-
-def _memory() -> str:
-    for line in _read("/proc/meminfo").splitlines():
-        if line.startswith("MemTotal:"):
-            return f"{int(line.split()[1]) / 2**20:.1f} GiB"
-    return _UNREADABLE
-
-
-def package_versions(names: Iterable[str]) -> dict[str, str]:
-    """Return the versions of those packages that are installed, without importing them."""
-    versions = {}
-    for name in names:
-        with suppress(metadata.PackageNotFoundError):
-            versions[name] = metadata.version(name)
-    return versions
-
-
-def _cpuinfo() -> dict[str, str]:
-    """Return the first processor's entries."""
-    first = _read("/proc/cpuinfo").partition("\n\n")[0]
-    pairs = (line.partition(":") for line in first.splitlines())
-    return {key.strip(): value.strip() for key, _, value in pairs}
-
-
-def _read(path: str) -> str:
-    try:
-        return Path(path).read_text(encoding="utf-8", errors="replace")
-    except OSError:
-        return ""

@@ -2,21 +2,28 @@
 
 from __future__ import annotations
 
+import itertools
 import os
+import time
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from edgekd.errors import DeviceError, ModelError, TargetError
 from edgekd.files import need
+from edgekd.runtime.layers import from_openvino
 from edgekd.runtime.session import Array, FeedCheck, Feeds, Session, TensorSpec, run_rows
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Callable, Iterator, Mapping, Sequence
     from types import TracebackType
+
+    from edgekd.runtime.measure import LayerTime
 
 #: OpenVINO forgets the names of dynamic dimensions; a leading one is the batch.
 _BATCH = "batch"
+#: How long an engine runs with counters, at least.
+_COUNTED_SECONDS = 1.0
 
 #: Precisions by OpenVINO's names of types, and what it calls a device's capability for each.
 _PRECISIONS = {"f32": "FP32", "f16": "FP16", "bf16": "BF16"}
@@ -136,6 +143,38 @@ def open_engine(
         TargetError: ``precision`` is unknown.
         ValueError: ``threads`` is below 1, where OpenVINO would silently take every core.
     """
+    return _open(engine, threads, name, device, precision, cache)
+
+
+def layer_times(
+    engine: Path, threads: int, rows: Sequence[Feeds], *, device: str = "CPU", precision: str = "f32"
+) -> tuple[LayerTime, ...]:
+    """Run an engine on ``rows`` with OpenVINO's counters, each once and on for a second; return the layers' mean times.
+
+    The first run, which builds kernels, counts too: hence the second. Layers of less than 1 us, the step of the
+    counters, are not among them; see :func:`~edgekd.runtime.layers.from_openvino`.
+
+    Raises:
+        MissingDependency, DeviceError, ModelError, TargetError: as of :func:`open_engine`.
+    """
+    with _open(engine, threads, None, device, precision, None, counted=True) as session:
+        end = time.monotonic() + _COUNTED_SECONDS
+        for index, row in enumerate(itertools.cycle(rows)):
+            if index >= len(rows) and time.monotonic() > end:
+                break
+            session.run(row)
+        return session.layers()
+
+
+def _open(
+    engine: Path | bytes,
+    threads: int,
+    name: str | None,
+    device: str,
+    precision: str,
+    cache: Path | None,
+    counted: bool = False,
+) -> _OpenVinoSession:
     if threads < 1:
         raise ValueError(f"threads must be 1 or more, not {threads}")
     if precision not in _PRECISIONS:
@@ -149,6 +188,8 @@ def open_engine(
     except RuntimeError as error:
         raise ModelError(f"{name}: OpenVINO cannot open it: {_reason(error)}") from error
     options = _options(core.get_property(device, "SUPPORTED_PROPERTIES"), threads, cache)
+    if counted:
+        options["PERF_COUNT"] = True
     return _OpenVinoSession(core, model, name, device, options | {"INFERENCE_PRECISION_HINT": precision})
 
 
@@ -233,9 +274,34 @@ class _OpenVinoSession:
         except RuntimeError as error:
             raise ModelError(f"{self._name}: OpenVINO failed to run it: {_reason(error)}") from error
 
-    def _run_single(self, feeds: Feeds) -> dict[str, Array]:
+    def place(self, feeds: Feeds) -> Callable[[], int] | None:
+        """Time what OpenVINO says that the filled request's inference took, as its ``benchmark_app`` does."""
+        self._check(feeds)
+        if self._model is None:
+            raise ModelError(f"{self._name}: the engine is closed")
+        if self._single is None:  # sizes in it depend on its inputs' values
+            return None
+        self._fill(feeds)
+        request = self._single
+
+        def compute() -> int:
+            request.infer(share_outputs=True)
+            latency_ms: float = request.latency
+            return round(latency_ms * 1e6)
+
+        return compute
+
+    def layers(self) -> tuple[LayerTime, ...]:
+        """Return the mean times of the layers over the runs at batch 1, of a session that counts."""
+        request: Any = self._single or self._any
+        return from_openvino(request.profiling_info, request.get_compiled_model().get_runtime_model())
+
+    def _fill(self, feeds: Feeds) -> None:
         for name, data in self._filled:
             data[...] = feeds[name]
+
+    def _run_single(self, feeds: Feeds) -> dict[str, Array]:
+        self._fill(feeds)
         self._single.infer(share_outputs=True)
         # The results are the request's own tensors, which its next run overwrites.
         return {name: data.copy() for name, data in self._results}
@@ -253,7 +319,7 @@ class _OpenVinoSession:
         self._core = self._model = self._single = self._any = None
         self._filled = self._results = []
 
-    def __enter__(self) -> Session:
+    def __enter__(self) -> _OpenVinoSession:
         return self
 
     def __exit__(

@@ -13,10 +13,11 @@ from edgekd.files import make_folder, sha256_file, user_cache
 from edgekd.runtime.custom import CheckedSession, guarded, import_function, source_file
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Mapping, Sequence
     from pathlib import Path
 
-    from edgekd.runtime.session import Session
+    from edgekd.runtime.measure import LayerTime
+    from edgekd.runtime.session import Feeds, Session
 
 #: For each runtime its module below :mod:`edgekd.runtime`, and what its ``open_engine`` is always told. A browser's
 #: engines are those of ONNX Runtime, which Python opens without a browser.
@@ -161,6 +162,25 @@ class Runtime:
                 session = open_engine(engine, threads, name, **options)
             return CheckedSession(session, self.name)
         return open_engine(engine, threads, name, **options)
+
+    def layer_times(self, engine: Path, threads: int, rows: Sequence[Feeds]) -> tuple[LayerTime, ...] | None:
+        """Run an engine once for each of ``rows`` under the library's profiler.
+
+        Returns:
+            The layers in the order in which they ran; None of a user's own runtime, which has no profiler that edgekd
+            knows.
+
+        Raises:
+            MissingDependency, TargetError, ModelError, DeviceError: as of :meth:`open`.
+        """
+        if self.custom:
+            return None
+        self.load()
+        name, fixed = _MODULES[self.name]
+        module = importlib.import_module(f"edgekd.runtime.{name}")
+        cache = {"cache": _engine_cache()} if name == "tensorrt" else {}  # built engines, which take minutes
+        times: tuple[LayerTime, ...] = module.layer_times(engine, threads, rows, **fixed, **self.options, **cache)
+        return times
 
 
 ORT = Runtime("onnxruntime")

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO, Protocol
+from typing import TYPE_CHECKING, Any, BinaryIO, Protocol, runtime_checkable
 from zipfile import BadZipFile
 
 import numpy as np
@@ -73,6 +73,23 @@ class Session(Protocol):
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None: ...
+
+
+@runtime_checkable
+class TimesComputing(Protocol):
+    """What a :class:`Session` may offer beside: it tells computing from bringing arrays in and out."""
+
+    def place(self, feeds: Feeds) -> Callable[[], int] | None:
+        """Put the feeds, one row each, in place, and return what computes on them and returns the time of that in ns.
+
+        It may be called again and again until the session is given other feeds.
+
+        Returns:
+            None where this engine, unlike others of its library, cannot be given its inputs in place.
+
+        Raises:
+            ModelError: as of :meth:`Session.run`.
+        """
 
 
 class FeedCheck:

@@ -21,12 +21,15 @@ import numpy as np
 from edgekd.errors import DeviceError, MissingDependency, ModelError, TargetError, nearest
 from edgekd.files import atomic_path, need, write_text
 from edgekd.runtime.cuda import Gpu, gpu_name
+from edgekd.runtime.layers import from_tensorrt
 from edgekd.runtime.session import Array, FeedCheck, Feeds, Session, TensorSpec
 from edgekd.runtime.trt_log import THE_GRAPH, Journal, advice, node, plain, without_collector
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Callable, Iterator, Sequence
     from types import TracebackType
+
+    from edgekd.runtime.measure import LayerTime
 
 TENSORRT, RTX = "tensorrt", "tensorrt-rtx"
 _TITLES = {TENSORRT: "TensorRT", RTX: "TensorRT-RTX"}
@@ -427,6 +430,33 @@ def open_engine(
         return session
 
 
+def layer_times(
+    engine: Path, threads: int, rows: Sequence[Feeds], *, flavor: str = TENSORRT, **options: Any
+) -> tuple[LayerTime, ...]:
+    """Run an engine once for each of ``rows`` under TensorRT's profiler; return the mean time of each layer.
+
+    *Not verified on hardware.*
+
+    Args:
+        engine: a plan, or an ONNX model, which is built.
+        threads: as of :func:`open_engine`.
+        rows: one row each.
+        flavor: as of :func:`open_engine`.
+        options: the same.
+
+    Raises:
+        MissingDependency, DeviceError, ModelError, TargetError: as of :func:`open_engine`.
+    """
+    times: dict[str, list[float]] = {}
+    with open_engine(engine, threads, flavor=flavor, **options) as session:
+        assert isinstance(session, _TensorRTSession)  # what open_engine returns
+        session.run(rows[0])  # unprofiled: the first run loads kernels
+        session.profile_layers(lambda name, ms: times.setdefault(name, []).append(ms))
+        for row in rows:
+            session.run(row)
+    return from_tensorrt(times)
+
+
 def _built(
     content: bytes, flavor: str, options: BuildOptions, cache: Path | None, name: str
 ) -> tuple[bytes, tuple[str, ...]]:
@@ -451,13 +481,17 @@ class _TensorRTSession:
 
     @without_collector()
     def __init__(self, trt: Any, gpu: Gpu, content: bytes, name: str, title: str, facts: dict[str, str]) -> None:
-        self.facts = facts
+        self._trt = trt
+        self._profiler: Any = None
+        self._sources: dict[str, Array] = {}
         self._gpu: Gpu | None = gpu
         self._name = name
         self._title = title
         self._journal = Journal(trt)
         self._runtime = _make(trt.Runtime, self._journal, title)
         self._engine = _deserialize(self._runtime, content, self._journal, name, title)
+        # What its activations take of the GPU's memory, which a process's resident memory says nothing of.
+        self.facts = {**facts, "device_memory": f"{self._engine.device_memory_size_v2 / 1e6:.2f} MB"}
         self._context = self._engine.create_execution_context()
         if self._context is None:
             raise self._error(f"cannot start it: {self._journal.reason()}")
@@ -482,23 +516,61 @@ class _TensorRTSession:
                 raise ModelError(f"{self._name}: input '{name}' has {len(feeds[name])} samples, the engine takes "
                                  f"{largest[0]} at a time: build it with a larger max_batch")  # fmt: skip
         gpu.activate()
-        self._set_shapes({name: array.shape for name, array in feeds.items()})
-        sources = {name: np.ascontiguousarray(array) for name, array in feeds.items()}
-        for name, array in sources.items():
-            gpu.upload(self._addresses[name], array)
-        with without_collector():
-            started = self._context.execute_async_v3(gpu.stream)
-        if not started:
-            raise self._error(f"failed to run it: {self._journal.reason()}")
+        self._upload(gpu, feeds)
+        self._execute(gpu)
         results = {spec.name: np.empty(self._shape(spec.name), spec.dtype) for spec in self.outputs}
         for name, array in results.items():
             gpu.download(array, self._addresses[name])
         gpu.synchronize()
         return results
 
+    def place(self, feeds: Feeds) -> Callable[[], int]:
+        """Time the engine between two CUDA events; see :class:`~edgekd.runtime.session.TimesComputing`."""
+        self._check(feeds)
+        gpu = self._gpu
+        if gpu is None:
+            raise ModelError(f"{self._name}: the engine is closed")
+        gpu.activate()
+        self._upload(gpu, feeds)
+
+        def compute() -> int:
+            gpu.mark(0)
+            self._execute(gpu)
+            gpu.mark(1)
+            gpu.synchronize()
+            return gpu.between_ns()
+
+        return compute
+
+    def profile_layers(self, report: Callable[[str, float], None]) -> None:
+        """Let ``report(name, ms)`` be told of each layer in each run from here on."""
+        profiler = self._trt.IProfiler
+
+        class Profiler(profiler):  # type: ignore[misc, valid-type]
+            def __init__(self) -> None:
+                profiler.__init__(self)
+
+            def report_layer_time(self, layer_name: str, ms: float) -> None:
+                report(layer_name, ms)
+
+        self._context.profiler = self._profiler = Profiler()  # TensorRT keeps no reference of its own
+
+    def _upload(self, gpu: Gpu, feeds: Feeds) -> None:
+        self._set_shapes({name: array.shape for name, array in feeds.items()})
+        self._sources = {name: np.ascontiguousarray(array) for name, array in feeds.items()}  # until they are copied
+        for name, array in self._sources.items():
+            gpu.upload(self._addresses[name], array)
+
+    def _execute(self, gpu: Gpu) -> None:
+        with without_collector():
+            started = self._context.execute_async_v3(gpu.stream)
+        if not started:
+            raise self._error(f"failed to run it: {self._journal.reason()}")
+
     def close(self) -> None:
         if self._gpu is not None:
             self._context = self._engine = self._runtime = None  # each before what it was made from
+            self._profiler = None
             self._gpu.close()
             self._gpu = None
 

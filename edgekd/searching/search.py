@@ -19,7 +19,7 @@ from edgekd.project import Project
 from edgekd.publish import writing
 from edgekd.recipe import DEFAULT_FILE, Draft, draft_recipe, recipe_name
 from edgekd.report.search import write_search
-from edgekd.runtime.measure import machine_facts
+from edgekd.runtime.machine import machine_facts
 from edgekd.searching.plan import Plan
 from edgekd.searching.space import Choices, Range, make_space
 from edgekd.target import load_targets

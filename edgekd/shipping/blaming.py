@@ -19,6 +19,7 @@ from edgekd.errors import ModelError, TargetError
 from edgekd.files import need
 from edgekd.gram.blame import Blame
 from edgekd.learn.score import UNLABELLED
+from edgekd.recipe import ProfileConfig
 from edgekd.runtime.session import open_arrays
 from edgekd.shipping.writing import write
 from edgekd.stages import Done, library_versions
@@ -123,7 +124,10 @@ def _iterations(context: Context, engine: Path, work: Path) -> int:
 
 
 def _p50(context: Context, engines: Sequence[Path], iterations: int, work: Path) -> list[Quantile]:
-    config = msgspec.structs.replace(context.recipe.profile, iterations=iterations, warmup=20, cold_starts=1)
+    config = ProfileConfig(
+        threads=context.recipe.profile.threads,
+        iterations=iterations, warmup=20, cold_starts=1, compute=False, layers=False, energy_s=0,
+    )  # fmt: skip
     numbered = {str(index): engine for index, engine in enumerate(engines)}  # names of files, not of layers
     measured = context.present.profile(numbered, context.runtime, context.test, work, config, lambda *_: None)
     found = {one.name: one.latency.p50 for one in measured.engines}

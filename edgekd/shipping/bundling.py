@@ -5,13 +5,15 @@ from __future__ import annotations
 import json
 import shutil
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 
 from edgekd.compress.graph import drop_outputs
+from edgekd.compress.places import branches
 from edgekd.compress.quantize import DEPLOY, ENGINE
 from edgekd.evidence import write_references
+from edgekd.files import write_text
 from edgekd.gram.heat import few_grams
 from edgekd.gram.probe import Probe
 from edgekd.learn.result import onnx_name
@@ -19,7 +21,8 @@ from edgekd.report.figures import size
 from edgekd.report.result import ENGINE as SHIPPED
 from edgekd.report.result import GRAM, SAMPLES
 from edgekd.runtime.bundle import write_bundle
-from edgekd.runtime.manifest import null_not_finite
+from edgekd.runtime.layers import fold
+from edgekd.runtime.manifest import BRANCHES, null_not_finite
 from edgekd.runtime.measure import Profile
 from edgekd.runtime.registry import Runtime
 from edgekd.runtime.session import open_arrays
@@ -50,14 +53,17 @@ class Bundled:
 def profile(context: Context, tried: Sequence[Tried]) -> Done[Profile]:
     """Time the float networks and every candidate that ran, in turns, on the device."""
     config, device = context.recipe.profile, context.present
+    config = msgspec.structs.replace(config, rails=config.rails or context.target.power_rails)
 
     def run(folder: Path, report: StageReporter) -> Profile:
         engines = {}
         for name in context.origin.baselines:
             engines[name] = folder / f"{name}.deploy.onnx"
             drop_outputs(context.exported.folder / onnx_name(name), ("logits",), engines[name])
+        graphs = {**engines, **{one.name: one.offer.folder / DEPLOY for one in tried}}
         engines |= {one.name: one.engine for one in tried}
-        return device.profile(engines, context.runtime, context.test, folder, config, report.advance)
+        found = device.profile(engines, context.runtime, context.test, folder, config, report.advance)
+        return fold(found, {name: branches(graph) for name, graph in graphs.items()})
 
     depends = {
         **msgspec.to_builtins(config),
@@ -82,6 +88,7 @@ def bundle(context: Context, shipped: Tried, profiled: Done[Profile] | None) -> 
         if shipped.engine.suffix == ".plan":
             for plan in shipped.engine.parent.glob("*.plan"):
                 shutil.copyfile(plan, place / plan.name)
+        write_text(place / BRANCHES, json.dumps(branches(place / DEPLOY), indent=1) + "\n")
         write_references(context.test, Probe.load(shipped.outputs), place / "reference.npz")
         text = json.dumps(null_not_finite(msgspec.to_builtins(shipped.ledger)), indent=1, allow_nan=False)
         (place / "ledger.json").write_text(text, encoding="utf-8")
@@ -99,7 +106,7 @@ def bundle(context: Context, shipped: Tried, profiled: Done[Profile] | None) -> 
             versions=library_versions(LIBRARIES, "build"),
             measurements={
                 facts.metric: shipped.ledger.rows[-1].metric,
-                "profile": msgspec.to_builtins(named(profiled.result, shipped.name)) if profiled else None,
+                "profile": _without_layers(named(profiled.result, shipped.name)) if profiled else None,
             },
         )
         _write_grams(context, shipped, folder / GRAM / SAMPLES)
@@ -132,6 +139,15 @@ def named(profiled: Profile, chosen: str) -> Profile:
     """Return a profile in which the candidate that ships is called "engine"."""
     engines = (replace(engine, name=SHIPPED) if engine.name == chosen else engine for engine in profiled.engines)
     return replace(profiled, engines=tuple(engines))
+
+
+def _without_layers(profiled: Profile) -> dict[str, Any]:
+    """Return a profile as JSON values, of the layers only their sums: deep networks have hundreds in each candidate."""
+    content: dict[str, Any] = msgspec.to_builtins(profiled)
+    for told, engine in zip(content["engines"], profiled.engines, strict=True):
+        del told["layers"]
+        told["branches_ms"] = engine.branches_ms
+    return content
 
 
 def _describe_profile(profiled: Profile) -> str:

@@ -39,7 +39,7 @@ VERSIONS = {
     "check": 3,
     "disturb": 1,
     "profile": 3,
-    "bundle": 3,
+    "bundle": 4,
 }
 
 #: What a candidate's graph gave for the test samples, in its folder.

@@ -114,7 +114,7 @@ def ship(context: Context) -> Shipped:
         facts=(*checked.facts, *_facts(context, checked.trials, choice.name, ledger)),
         robustness=disturbed,
     )
-    raw = {e.raw_file: profiled.folder / e.raw_file for e in profiled.result.engines} if profiled else {}
+    raw = {path.name: path for path in sorted(profiled.folder.glob("*.npy"))} if profiled else {}
     history = next((list(one.offer.history) for one in checked.tried if one.offer.history), [])
     folders = {shown: files_below(bundled.folder / BUNDLED), LATENCY: raw, GRAM: files_below(bundled.folder / GRAM)}
     return Shipped(result, folders, history)

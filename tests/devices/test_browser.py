@@ -291,17 +291,30 @@ def test_a_profile_reports_every_engine_with_its_raw_times(files, profiled):
 @in_browser
 def test_engines_take_turns_in_an_order_that_rotates(profiled):
     _, _, steps, _ = profiled
-    assert [(done, total) for done, total, _ in steps] == [(index, 10) for index in range(1, 11)]
-    order = ["float", "uint8", "uint8", "float"]
-    assert [note.split()[0] for _, _, note in steps] == [*order, *order, "float", "uint8"]
-    assert ["opened" in note for _, _, note in steps] == [True] * 4 + [False] * 6
+    assert [(done, total) for done, total, _ in steps] == [(index, 12) for index in range(1, 13)]
+    # Two rounds, each with two cold starts and two turns of 30.
+    assert "".join(note[0] for _, _, note in steps) == "fu" + "fuuf" + "uf" + "uffu"
+    assert ["opened" in note for _, _, note in steps[:6]] == [True] * 2 + [False] * 4
 
 
 @in_browser
-def test_each_engine_keeps_one_browser_and_each_cold_start_has_its_own(profiled):
+def test_each_round_has_fresh_browsers_that_stay_for_their_share(profiled):
     _, _, _, lived = profiled
-    assert lived[:4] == [[]] * 4
-    assert all(set(lived[4]) & set(pids) for pids in lived[5:])
+    assert all(set(lived[1]) & set(pids) for pids in lived[2:6])
+    assert not set(lived[5]) & set(lived[7])
+
+
+@in_browser
+def test_nothing_but_latency_is_measured_and_why(profiled):
+    for engine in profiled[0].engines:
+        assert (engine.compute, engine.layers, engine.paced, engine.sustained, engine.energy) == (
+            None,
+            (),
+            *(None,) * 3,
+        )
+        assert engine.import_ms == ()
+        assert engine.not_measured.keys() == {"compute", "layers", "paced", "sustained", "energy"}
+        assert all(reason.startswith("not measured: ") for reason in engine.not_measured.values())
 
 
 @in_browser

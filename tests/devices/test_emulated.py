@@ -23,7 +23,7 @@ from edgekd.devices.emulated import EmulatedDevice
 from edgekd.devices.local import LocalDevice
 from edgekd.errors import DeviceError, ModelError
 from edgekd.recipe import ProfileConfig
-from edgekd.runtime.measure import package_versions
+from edgekd.runtime.machine import package_versions
 from edgekd.runtime.registry import ORT, Runtime
 
 ARM = ("cortex-a72", "cortex-a76")

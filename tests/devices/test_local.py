@@ -15,6 +15,7 @@ from edgekd.devices.local import LocalDevice
 from edgekd.devices.process import AgentProcess
 from edgekd.errors import DeviceError, ModelError
 from edgekd.recipe import ProfileConfig
+from edgekd.runtime.measure import latency_from
 from edgekd.runtime.registry import ORT
 
 AGENT = [sys.executable, "-m", "edgekd.runtime.agent"]
@@ -110,7 +111,7 @@ def profiled(files, tmp_path_factory):
 
 def test_a_profile_reports_every_engine_with_its_raw_times(files, profiled):
     result, folder, _, _ = profiled
-    assert (result.threads, result.block) == (1, 50)
+    assert (result.threads, result.block, result.processes) == (1, 50, 2)
     assert {"cpu", "governor", "onnxruntime"} <= result.machine.keys()
     assert [engine.name for engine in result.engines] == ["a", "b"]
     for engine in result.engines:
@@ -130,17 +131,106 @@ def test_a_profile_reports_every_engine_with_its_raw_times(files, profiled):
 
 def test_engines_take_turns_in_an_order_that_rotates(profiled):
     _, _, steps, _ = profiled
-    assert [done for done, _, _ in steps] == list(range(1, 11))
-    assert {total for _, total, _ in steps} == {10}
-    assert [note.split()[0] for _, _, note in steps] == [*"abba", *"abbaab"]
-    assert ["opened" in note for _, _, note in steps] == [True] * 4 + [False] * 6
+    assert [done for done, _, _ in steps] == list(range(1, 17))
+    assert {total for _, total, _ in steps} == {16}
+    # Two rounds, each with two cold starts and two turns of 30; then energy and layers of both.
+    assert "".join(note[0] for _, _, note in steps) == "ab" + "abba" + "ba" + "baab" + "bbaa"
+    assert ["opened" in note for _, _, note in steps[:6]] == [True] * 2 + [False] * 4
 
 
-def test_each_engine_keeps_one_process_and_each_cold_start_has_its_own(profiled):
+def test_each_round_has_fresh_processes_that_stay_for_their_share(profiled):
     _, _, _, processes = profiled
-    cold, turns = processes[:4], processes[4:]
-    assert cold == [[]] * 4
-    assert all(len(pids) == 2 and set(pids) == set(turns[0]) for pids in turns)
+    first, second = processes[1:6], processes[7:]
+    assert all(len(pids) == 2 and set(pids) == set(first[0]) for pids in first)
+    assert all(len(pids) == 2 and set(pids) == set(second[0]) for pids in second)
+    assert not set(first[0]) & set(second[0])
+
+
+def test_the_processes_share_the_inferences(files, tmp_path):
+    result = profile(files, tmp_path, ("a",), iterations=101, cold_starts=4, layers=False, energy_s=0)
+    (engine,) = result.engines
+    raw = np.load(tmp_path / "a.npy")
+    assert result.processes == len(engine.load_ms) == len(engine.import_ms) == 4
+    assert len(raw) == engine.latency.n == 101
+    assert engine.latency == latency_from(*np.array_split(raw, 4))
+    assert latency_from(raw).p50.high_ms <= engine.latency.p50.high_ms
+
+
+def test_fewer_inferences_than_processes(files, tmp_path):
+    (engine,) = profile(files, tmp_path, ("a",), iterations=2, cold_starts=3, layers=False, energy_s=0).engines
+    assert (engine.latency.n, len(engine.load_ms)) == (2, 3)
+
+
+def test_computing_alone_is_timed_beside(profiled):
+    result, folder, _, _ = profiled
+    for engine in result.engines:
+        raw = np.load(folder / f"{engine.name}.compute.npy")
+        assert engine.compute.n == len(raw) == 120
+        assert engine.compute == latency_from(*np.array_split(raw, 2))
+        assert raw.sum() < np.load(folder / engine.raw_file).sum()
+
+
+def test_layers_are_those_of_the_graph(profiled):
+    for engine in profiled[0].engines:
+        assert [(layer.kind, layer.nodes) for layer in engine.layers] == [
+            ("Add", ("Add_0",)),
+            ("MatMul", ("MatMul_1",)),
+        ]
+        assert all(layer.mean_ms > 0 for layer in engine.layers)
+
+
+def test_what_was_not_measured_has_its_reason(profiled):
+    for engine in profiled[0].engines:
+        assert engine.not_measured["paced"] == "not measured: no rate was asked for (--rate, profile.rate_hz)"
+        assert engine.not_measured["sustained"].startswith("not measured: no time was asked for (--sustained")
+        assert (engine.paced, engine.sustained) == (None, None)
+        if engine.energy is None:  # as on most machines of those who are not root
+            assert engine.not_measured["energy"].startswith("not measured: ")
+
+
+def test_what_is_switched_off_is_not_measured(files, tmp_path):
+    options = {"compute": False, "layers": False, "energy_s": 0}
+    (engine,) = profile(files, tmp_path, ("a",), **options).engines
+    for name in ("compute", "layers", "energy"):
+        assert engine.not_measured[name].startswith("not measured: it is switched off (profile.")
+    assert (engine.compute, engine.layers) == (None, ())
+    assert not (tmp_path / "a.compute.npy").exists()
+
+
+def test_at_a_sensors_rate(files, tmp_path, monkeypatch):
+    monkeypatch.setattr("edgekd.devices.further._PACED_SECONDS", 0.5)
+    (engine,) = profile(files, tmp_path, ("a",), rate_hz=200, layers=False, energy_s=0).engines
+    raw = np.load(tmp_path / engine.paced.raw_file)
+    assert (engine.paced.rate_hz, len(raw)) == (200, 100)
+    assert engine.paced.latency == latency_from(raw)
+    assert engine.paced.late < 100
+    assert "paced" not in engine.not_measured
+
+
+def test_a_rate_that_no_engine_keeps_is_late_and_ever_later(files, tmp_path, monkeypatch):
+    monkeypatch.setattr("edgekd.devices.further._PACED_SECONDS", 1e-4)
+    (engine,) = profile(files, tmp_path, ("a",), rate_hz=5e6, layers=False, energy_s=0).engines
+    raw = np.load(tmp_path / engine.paced.raw_file)
+    assert engine.paced.late >= 0.9 * len(raw)
+    assert raw[-1] > raw[0]
+
+
+def test_a_sustained_run_is_told_in_windows(files, tmp_path, monkeypatch):
+    monkeypatch.setattr("edgekd.devices.further._WINDOW_SECONDS", 0.2)
+    steps = []
+    (engine,) = profile(
+        files, tmp_path, ("a",), sustained_s=0.5, layers=False, energy_s=0, advance=lambda *step: steps.append(step)
+    ).engines
+    run, raw = engine.sustained, np.load(tmp_path / "a.sustained.npy")
+    assert len(run.windows) == 3
+    assert sum(window.n for window in run.windows) == len(raw)
+    begins = [window.at_s for window in run.windows]
+    assert begins[1] >= begins[0] + 0.2
+    assert begins[2] >= begins[1] + 0.2
+    assert run.windows[0].p50_ms == np.median(raw[: run.windows[0].n]) / 1e6
+    assert run.seconds >= max(0.5, raw.sum() / 1e9)
+    assert run.slowdown == pytest.approx(run.windows[2].p50_ms / run.windows[0].p50_ms)
+    assert steps[-1][0] == steps[-1][1]
 
 
 def test_a_broken_engine_ends_the_profile(files, tmp_path):

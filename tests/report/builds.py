@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import json
 from dataclasses import asdict, replace
 
 import numpy as np
@@ -12,8 +11,9 @@ from edgekd.gram.drift import Bootstrap
 from edgekd.gram.gate import Limits, keep_ledger
 from edgekd.gram.heat import few_grams
 from edgekd.gram.probe import Probe
+from edgekd.report import profile as profiles
 from edgekd.report.build import BuildReport, StageTime, TargetResult, write_report
-from edgekd.runtime.manifest import null_not_finite
+from edgekd.runtime.manifest import Manifest
 from edgekd.runtime.measure import (
     Energy,
     EngineProfile,
@@ -75,8 +75,7 @@ def timings(typical_ms, n=2000):
 
 def latency(typical_ms, n=2000):
     """Summarised timings; n of 200 is too few for p99."""
-    found = latency_from(timings(typical_ms, n))
-    return replace(found, p90_bound_ms=found.p90.high_ms * 1.01 if found.p90 else None)
+    return latency_from(timings(typical_ms, n))
 
 
 def profile(n=2000, times=(0.4124, 0.2011, 0.0883)):
@@ -173,13 +172,13 @@ def write_run(folder, *targets, task="gestures"):
 def write_profile(folder, measured, kept=None):
     """Write what ``edgekd profile`` leaves of a bundle: its engine's raw timings and ``profile.json``."""
     kept, engine = kept or ledger(), measured.engines[-1]
-    content = {
-        "schema_version": 1,
-        **{"task": "gestures", "target": "cpu", "device": "local", "runtime": "onnxruntime", "precision": "int8"},
-        **{"verdict": kept.verdict, "reasons": list(kept.reasons), "size_bytes": engine.size_bytes},
-        "profile": asdict(replace(measured, engines=(engine,))),
-        "ledger": asdict(kept),
-    }
+    manifest = Manifest(
+        **{"schema_version": 2, "edgekd": "0", "target": "cpu", "runtime": "onnxruntime", "options": {}},
+        **{"precision": "int8", "released": kept.verdict != "fail", "verdict": kept.verdict},
+        **{"reasons": list(kept.reasons), "task": {"name": "gestures", "metric": kept.metric}, "inputs": []},
+        **{"outputs": [], "classes": [], "versions": {}, "measurements": {}, "files": {}},
+    )
     folder.mkdir(exist_ok=True)
     np.save(folder / engine.raw_file, timings(engine.latency.p50.value_ms))
-    (folder / "profile.json").write_text(json.dumps(null_not_finite(content), allow_nan=False))
+    alone = replace(measured, engines=(engine,))
+    profiles.write_profile(profiles.profile_json(manifest, asdict(kept), "onnxruntime", "local", alone), folder)

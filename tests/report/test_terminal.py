@@ -1,11 +1,13 @@
 import io
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from builds import build, ledger, profile, target
+from profiles import MEASURED, REASONS, all_of
 
-from edgekd.console import print_report, print_targets, print_tasks
+from edgekd.console import print_profile, print_report, print_targets, print_tasks
 
 
 class Terminal(io.StringIO):
@@ -119,3 +121,13 @@ def test_lists_wrap_the_description(capsys):
     assert out.count("word") == 30
     assert max(map(len, out.splitlines())) <= 80
     assert "digits" in out
+
+
+@pytest.mark.parametrize("measured", [{}, MEASURED, {"not_measured": REASONS}], ids=["bare", "all", "nothing"])
+def test_a_profile_fits_into_80_columns(measured, capsys):
+    manifest = SimpleNamespace(target="jetson-orin-nano-8gb", precision="int8")
+    print_profile(manifest, all_of(**measured), "onnxruntime", width=80)
+    out = capsys.readouterr().out
+    assert max(map(len, out.splitlines())) <= 80
+    assert "end to end" in out
+    assert "cpu Intel(R) Xeon(R)" in out

@@ -56,6 +56,48 @@ def test_a_whole_session(files):
     assert 10e6 < memory["peak_rss_bytes"] < 1e9
 
 
+def test_what_else_an_engine_is_measured_by(files):
+    first = {"job": "first", "feeds": str(files / "x.npz")}
+    compute = {"job": "compute", "iterations": 7, "warmup": 2}
+    pace = {"job": "pace", "rate_hz": 500, "iterations": 9}
+    sustain = {"job": "sustain", "seconds": 0.05}
+    energy = {"job": "energy", "seconds": 0.1, "rails": ["no such rail"]}
+    answers = talk(opened(files), first, compute, pace, sustain, energy, {"job": "layers"}, {"job": "memory"})
+    assert all(answer["ok"] for answer in answers)
+    load, _, computed, paced, sustained, used, layers, _ = answers
+    assert load["import_ms"] > 0
+
+    def times(answer):
+        return np.frombuffer(base64.b64decode(answer["ns"]), "<i8")
+
+    assert len(times(computed)) == 7
+    assert len(times(paced)) == 9
+    assert 0 <= paced["late"] <= 9
+    assert times(sustained).sum() <= 0.5e9
+    assert {"temperature_c", "clock_mhz", "throttled"} < sustained.keys()
+    assert used["energy"] is None
+    assert "no power sensor" in used["reason"]
+    assert [layer["kind"] for layer in layers["layers"]].count("MatMul") == 2
+
+
+def test_the_layers_are_of_another_engine_in_place_of_the_one_that_was_open(files):
+    first = {"job": "first", "feeds": str(files / "x.npz")}
+    answers = talk(opened(files), first, {"job": "layers"}, {"job": "measure", "iterations": 1, "warmup": 0})
+    assert answers[2]["ok"]
+    assert "send it 'open' first" in answers[3]["error"]
+
+
+def test_a_users_own_runtime_is_timed_as_a_whole(files, tmp_path):
+    (tmp_path / "mine.py").write_text(
+        "from edgekd.runtime.ort import open_engine as o\ndef mine(*a, **k):\n    return o(*a, **k)\n"
+    )
+    job = {**opened(files), "runtime": f"{tmp_path / 'mine.py'}:mine"}
+    first = {"job": "first", "feeds": str(files / "x.npz")}
+    answers = talk(job, first, {"job": "compute", "iterations": 3, "warmup": 1}, {"job": "layers"})
+    assert answers[2] == {"ok": True, "ns": None}
+    assert answers[3] == {"ok": True, "layers": None}
+
+
 def test_evaluation_keeps_every_row_and_output(files):
     outputs = files / "y.npz"
     job = {"job": "evaluate", "inputs": str(files / "x.npz"), "outputs": str(outputs), "batch": 2}
@@ -77,6 +119,11 @@ def test_evaluation_keeps_every_row_and_output(files):
         ({**OPEN, "engine": "/nowhere.onnx"}, "ModelError", "/nowhere.onnx"),
         ({"job": "first", "feeds": "x.npz"}, "DeviceError", "send it 'open' first"),
         ({"job": "measure", "iterations": 1, "warmup": 0}, "DeviceError", "send it 'open' first"),
+        ({"job": "compute", "iterations": 1, "warmup": 0}, "DeviceError", "send it 'open' first"),
+        ({"job": "pace", "rate_hz": 1, "iterations": 1}, "DeviceError", "send it 'open' first"),
+        ({"job": "sustain", "seconds": 1}, "DeviceError", "send it 'open' first"),
+        ({"job": "energy", "seconds": 1, "rails": []}, "DeviceError", "send it 'open' first"),
+        ({"job": "layers"}, "DeviceError", "send it 'open' first"),
     ],
 )
 def test_a_failed_job_is_answered_and_the_agent_lives_on(job, kind, message):
@@ -102,8 +149,8 @@ def test_the_end_of_stdin_ends_it():
 
 def test_what_a_library_prints_does_not_reach_stdout():
     code = (
-        "import os; from edgekd.runtime import agent, measure\n"
-        "measure.peak_rss_bytes = lambda: (print('noise', flush=True), os.write(1, b'more'), 5)[2]\nagent.main()"
+        "import os; from edgekd.runtime import agent, machine\n"
+        "machine.peak_rss_bytes = lambda: (print('noise', flush=True), os.write(1, b'more'), 5)[2]\nagent.main()"
     )
     assert talk({"job": "memory"}, executable=("-c", code)) == [{"ok": True, "peak_rss_bytes": 5}]
 

@@ -14,7 +14,8 @@ import edgekd
 import edgekd.runtime
 from edgekd.errors import BundleError, ModelError
 from edgekd.gram.matrix import pair_cosines
-from edgekd.runtime.bundle import load, write_bundle, write_reference
+from edgekd.runtime.bundle import load, read_branches, write_bundle, write_reference
+from edgekd.runtime.manifest import read_manifest
 from edgekd.runtime.ort import open_engine
 from edgekd.runtime.registry import ORT
 
@@ -433,3 +434,37 @@ def test_a_reference_of_another_network_is_named(folder):
 
 def _inputs(rows):
     return {f"input.{name}": array for name, array in samples(rows).items()}
+
+
+# --- branches
+
+
+def test_branches_are_those_of_the_file(tmp_path):
+    make_files(tmp_path / "bundle")
+    (tmp_path / "bundle" / "branches.json").write_text('{"conv": "image"}')
+    write_bundle(tmp_path / "bundle", **FACTS)
+    assert read_branches(tmp_path / "bundle", read_manifest(tmp_path / "bundle")) == {"conv": "image"}
+
+
+def test_a_bundle_of_before_has_no_branches(folder):
+    assert read_branches(folder, read_manifest(folder)) == {}
+
+
+@pytest.mark.parametrize(
+    ("text", "message"), [("{", "is not valid JSON"), ("[]", "must be a table"), ('{"conv": 1}', "must be a table")]
+)
+def test_branches_that_are_none_are_refused(tmp_path, text, message):
+    make_files(tmp_path / "bundle")
+    (tmp_path / "bundle" / "branches.json").write_text(text)
+    write_bundle(tmp_path / "bundle", **FACTS)
+    with pytest.raises(BundleError, match=rf"branches\.json: {message}"):
+        read_branches(tmp_path / "bundle", read_manifest(tmp_path / "bundle"))
+
+
+def test_altered_branches_are_refused(tmp_path):
+    make_files(tmp_path / "bundle")
+    (tmp_path / "bundle" / "branches.json").write_text('{"conv": "image"}')
+    write_bundle(tmp_path / "bundle", **FACTS)
+    (tmp_path / "bundle" / "branches.json").write_text('{"conv": "audio"}')
+    with pytest.raises(BundleError, match="is not the file that the manifest describes"):
+        read_branches(tmp_path / "bundle", read_manifest(tmp_path / "bundle"))

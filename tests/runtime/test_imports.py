@@ -21,6 +21,10 @@ HEAVY = ("torch", "onnx", "onnxruntime", "openvino", "tensorrt", "tensorrt_rtx_l
         "trt_log",
         "cuda",
         "measure",
+        "machine",
+        "sensors",
+        "energy",
+        "layers",
         "agent",
     ],
 )

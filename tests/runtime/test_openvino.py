@@ -319,3 +319,38 @@ def test_importing_it_reports_to_nobody(tmp_path):
 
 def _tensor(name, shape, kind=TensorProto.FLOAT):
     return make_tensor_value_info(name, kind, shape)
+
+
+# --- computing alone
+
+
+def test_computing_alone_is_timed_on_the_given_feeds(path):
+    with open_engine(path) as session:
+        session.run(samples(1, seed=1))
+        assert session.place(samples(1, seed=2))() > 0
+        placed = dict(session._results)["logits"].copy()
+        np.testing.assert_array_equal(placed, session.run(samples(1, seed=2))["logits"])
+
+
+def test_computing_alone_checks_its_feeds(path):
+    with open_engine(path) as session, pytest.raises(ModelError, match="not given all of its inputs"):
+        session.place({"accel": samples(1)["accel"]})
+
+
+def test_a_closed_engine_computes_nothing(path):
+    session = open_engine(path)
+    session.close()
+    with pytest.raises(ModelError, match="the engine is closed"):
+        session.place(samples(1))
+
+
+def test_a_graph_of_dynamic_sizes_is_not_timed_alone(tmp_path):
+    nodes = [make_node("NonZero", ["x"], ["i"]), make_node("Cast", ["i"], ["logits"], to=TensorProto.FLOAT)]
+    graph = helper.make_graph(
+        nodes,
+        "dynamic",
+        [make_tensor_value_info("x", TensorProto.FLOAT, [1, 4])],
+        [make_tensor_value_info("logits", TensorProto.FLOAT, [2, None])],
+    )
+    with open_engine(save_graph(tmp_path / "d.onnx", graph)) as session:
+        assert session.place({"x": np.ones((1, 4), np.float32)}) is None

@@ -15,7 +15,7 @@ from edgekd.devices.browser.chromium import find_chromium, version
 from edgekd.devices.browser.page import Page
 from edgekd.devices.turns import take_turns
 from edgekd.errors import DeviceError, ModelError, TargetError
-from edgekd.runtime.measure import cpu_model, machine_facts
+from edgekd.runtime.machine import cpu_model, machine_facts
 from edgekd.runtime.session import FeedCheck, TensorSpec, read_feeds, run_rows, write_arrays
 
 if TYPE_CHECKING:
@@ -23,9 +23,8 @@ if TYPE_CHECKING:
     from pathlib import Path
     from types import TracebackType
 
-    from edgekd.devices.turns import Nanoseconds
     from edgekd.recipe import ProfileConfig
-    from edgekd.runtime.measure import Profile
+    from edgekd.runtime.measure import Nanoseconds, Profile
     from edgekd.runtime.registry import Runtime
     from edgekd.runtime.session import Array, Feeds
 
@@ -35,6 +34,8 @@ _WARMUP = 500
 _BATCH = 64
 _PATIENCE_SECONDS = 600.0
 
+#: Why nothing but latency is measured.
+_NO_FURTHER = "not measured: a page in a browser has no profiler and no sensors, and its timers keep no pace"
 #: What of this machine matters to a page. It does not reach the processor's INT8 instructions.
 _FACTS = ("cpu", "logical_cores", "governor", "memory", "os", "arch")
 #: What onnxruntime-web says of a dimension without a name or size: -1, which it reads as unsigned.
@@ -102,8 +103,9 @@ class BrowserDevice:
         """
         config = replace(config, warmup=max(config.warmup, _WARMUP))
         return take_turns(
-            lambda engine: self._open(engine, runtime, config.threads), engines, inputs, folder, config, advance
-        )
+            lambda engine: self._open(engine, runtime, config.threads),
+            engines, inputs, folder, config, advance, _NO_FURTHER,
+        )  # fmt: skip
 
     def _open(self, engine: Path, runtime: Runtime, threads: int) -> _Session:
         _check(runtime)
@@ -112,6 +114,8 @@ class BrowserDevice:
 
 class _Session:
     """A :class:`~edgekd.runtime.session.Session` in a browser of its own."""
+
+    import_ms = None
 
     def __init__(self, engine: Path, threads: int, patience_seconds: float) -> None:
         with ExitStack() as stack:
@@ -143,6 +147,12 @@ class _Session:
         """Time inferences of single rows, one after the other, in ns [iterations]."""
         ms = self.page.ask("measure", iterations=iterations, warmup=warmup).arrays["ms"]
         return np.rint(ms * 1e6).astype(np.int64)
+
+    def ask(self, job: str, *_wanted: str, **arguments: Any) -> dict[str, Any]:
+        return dict(self.page.ask(job, **arguments).values)
+
+    def compute(self, iterations: int, warmup: int) -> None:
+        """Time nothing: all that onnxruntime-web does with an engine is ``session.run``."""
 
     def peak_rss_bytes(self) -> int:
         """Return the peak resident memory of the process that runs the page."""

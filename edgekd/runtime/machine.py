@@ -1,0 +1,179 @@
+"""Facts about the machine that engines are measured on, read from the files in which Linux tells them.
+
+``root`` is where these files lie: "/" but for tests, which have recorded trees of other machines. What only Jetson
+boards have is *not verified on hardware*: their files are read as NVIDIA's Jetson Linux Developer Guide describes them.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+import re
+import sys
+from contextlib import suppress
+from importlib import metadata
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+ROOT = Path("/")
+
+#: Instructions that decide how fast INT8 is, and whether it saturates.
+_INT8_FLAGS = ("avx2", "avx_vnni", "avx512_vnni", "asimddp")
+_UNREADABLE = "not readable"
+_CPU = "sys/devices/system/cpu"
+
+
+def machine_facts(packages: Iterable[str] = (), root: Path = ROOT) -> dict[str, str]:
+    """Describe this machine, numpy and the ``packages`` that ran on it, as far as they can be read.
+
+    What every machine has and this one does not tell is "not readable"; what only a Jetson has is left out elsewhere.
+    """
+    facts = {
+        "cpu": cpu_model(root),
+        "logical_cores": str(os.cpu_count() or _UNREADABLE),
+        "governor": read(root / _CPU / "cpu0/cpufreq/scaling_governor") or _UNREADABLE,
+        "clock_limits": _clock_limits(root) or _UNREADABLE,
+        "turbo": _turbo(root) or _UNREADABLE,
+        "int8_instructions": _int8_instructions(root),
+        "memory": _memory(root),
+        "os": f"{platform.system()} {platform.release()}",
+        "arch": platform.machine(),
+        "python": platform.python_version(),
+        **jetson_facts(root),
+    }
+    return {**facts, **package_versions(("numpy", *packages))}
+
+
+def jetson_facts(root: Path = ROOT) -> dict[str, str]:
+    """Return the release, the power mode and the GPU's clock limits of a Jetson; nothing elsewhere.
+
+    Clocks whose limits are one are those that ``jetson_clocks`` has fixed. *Not verified on hardware.*
+    """
+    facts = {
+        "l4t": _l4t_release(root),
+        "jetpack": _jetpack(root),
+        "power_mode": _power_mode(root),
+        "gpu_clock_limits": _gpu_clock_limits(root),
+    }
+    return {name: value for name, value in facts.items() if value}
+
+
+def cpu_model(root: Path = ROOT) -> str:
+    """Return the processor's name, or that of the board, or at least the architecture; starts no process."""
+    board = read(root / "proc/device-tree/model")  # ARM boards do not name their processor
+    return _cpuinfo(root).get("model name") or board or platform.machine()
+
+
+def peak_rss_bytes() -> int:
+    """Return this process's peak resident memory in bytes."""
+    # Linux's ru_maxrss survives exec, so a child would report the peak of the larger process that started it.
+    for line in read(ROOT / "proc/self/status").splitlines():
+        if line.startswith("VmHWM:"):
+            return int(line.split()[1]) * 1024
+    import resource
+
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
+
+
+def package_versions(names: Iterable[str]) -> dict[str, str]:
+    """Return the versions of those packages that are installed, without importing them."""
+    versions = {}
+    for name in names:
+        with suppress(metadata.PackageNotFoundError):
+            versions[name] = metadata.version(name)
+    return versions
+
+
+def gpu_clock(root: Path = ROOT) -> Path | None:
+    """Return the folder that tells and limits the clock of a Jetson's GPU; None where there is none.
+
+    It is named after the GPU's address and kind: ``17000000.gpu`` with JetPack 6, ``17000000.ga10b`` with JetPack 5.
+    """
+    folders = sorted((root / "sys/class/devfreq").glob("*"))
+    return next((path for path in folders if re.search(r"\.(gpu|g[avp]\w+)$", path.name)), None)
+
+
+def read(path: Path) -> str:
+    """Return a file's text without blanks and zeros around it; nothing where it cannot be read."""
+    try:
+        return path.read_text(encoding="utf-8", errors="replace").strip("\0 \t\n")
+    except OSError:
+        return ""
+
+
+def read_number(path: Path) -> int | None:
+    """Return the whole number that a file holds; None where it cannot be read or holds another thing."""
+    text = read(path)
+    return int(text) if re.fullmatch(r"-?\d+", text) else None
+
+
+def _clock_limits(root: Path) -> str:
+    folder = root / _CPU / "cpu0/cpufreq"
+    return _megahertz(read_number(folder / "scaling_min_freq"), read_number(folder / "scaling_max_freq"), 1000)
+
+
+def _gpu_clock_limits(root: Path) -> str:
+    folder = gpu_clock(root)
+    return _megahertz(read_number(folder / "min_freq"), read_number(folder / "max_freq"), 10**6) if folder else ""
+
+
+def _megahertz(low: int | None, high: int | None, units: int) -> str:
+    """Write limits of a clock, of which so many ``units`` are a MHz."""
+    if low is None or high is None:
+        return ""
+    return f"{low / units:.0f} MHz, fixed" if low == high else f"{low / units:.0f}-{high / units:.0f} MHz"
+
+
+def _turbo(root: Path) -> str:
+    """Say whether the processor may run above its base clock; Intel's driver tells whether it may not."""
+    without, boost = read(root / _CPU / "intel_pstate/no_turbo"), read(root / _CPU / "cpufreq/boost")
+    return {"0": "on", "1": "off"}.get(without) or {"0": "off", "1": "on"}.get(boost, "")
+
+
+def _int8_instructions(root: Path) -> str:
+    cpuinfo = _cpuinfo(root)
+    listed = cpuinfo.get("flags") or cpuinfo.get("Features")  # x86, ARM
+    if not listed:
+        return _UNREADABLE
+    return ", ".join(sorted(set(_INT8_FLAGS) & set(listed.split()))) or "none"
+
+
+def _memory(root: Path) -> str:
+    for line in read(root / "proc/meminfo").splitlines():
+        if line.startswith("MemTotal:"):
+            return f"{int(line.split()[1]) / 2**20:.1f} GiB"
+    return _UNREADABLE
+
+
+def _cpuinfo(root: Path) -> dict[str, str]:
+    """Return the first processor's entries."""
+    first = read(root / "proc/cpuinfo").partition("\n\n")[0]
+    pairs = (line.partition(":") for line in first.splitlines())
+    return {key.strip(): value.strip() for key, _, value in pairs}
+
+
+def _l4t_release(root: Path) -> str:
+    """Return e.g. "36.4.3" of a line like ``# R36 (release), REVISION: 4.3, GCID: ...``."""
+    found = re.match(r"# R(\d+) \(release\), REVISION: ([\d.]+)", read(root / "etc/nv_tegra_release"))
+    return f"{found[1]}.{found[2]}" if found else ""
+
+
+def _jetpack(root: Path) -> str:
+    """Return the version of the package ``nvidia-jetpack``, as dpkg keeps it, e.g. "6.2+b77"."""
+    packages = read(root / "var/lib/dpkg/status") if _l4t_release(root) else ""
+    found = re.search(r"^Package: nvidia-jetpack\n(?:.+\n)*?Version: (.+)$", packages, re.MULTILINE)
+    return found[1] if found else ""
+
+
+def _power_mode(root: Path) -> str:
+    """Return the name of nvpmodel's mode, e.g. "MAXN": its number is kept in one file, its name in another."""
+    mode = re.search(r"pmode:(\d+)", read(root / "var/lib/nvpmodel/status"))
+    if mode is None:
+        return ""
+    number = int(mode[1])
+    name = re.search(rf"<\s*POWER_MODEL\s+ID={number}\s+NAME=(\S+)\s*>", read(root / "etc/nvpmodel.conf"))
+    return name[1] if name else f"mode {number}"
