@@ -19,10 +19,10 @@ from edgekd.errors import EdgekdError, MissingDependency
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-if sys.version_info >= (3, 11):
-    import tomllib
-else:  # boards have Python 3.10
-    import tomli as tomllib
+
+def _tomllib() -> Any:
+    """Import a TOML parser only where TOML is read: a board reads none, and its Python 3.10 brings no parser."""
+    return importlib.import_module("tomllib" if sys.version_info >= (3, 11) else "tomli")
 
 
 @contextmanager
@@ -131,18 +131,21 @@ def quiet() -> Iterator[None]:
 
 def read_toml(path: Path, error: type[EdgekdError]) -> dict[str, Any]:
     """Read a TOML file; raise ``error``, naming the file and line, when it is absent or malformed."""
+    tomllib = _tomllib()
     try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
+        content: dict[str, Any] = tomllib.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise error(f"{path}: no such file") from None
     except (OSError, UnicodeDecodeError) as cause:
         raise error(f"{path}: cannot be read: {cause}") from cause
     except tomllib.TOMLDecodeError as cause:
         raise error(f"{path}: not valid TOML: {cause}") from cause
+    return content
 
 
 def parse_toml_value(text: str) -> Any:
     """Return what ``text`` means as a TOML value; what is none stands for itself, as a string."""
+    tomllib = _tomllib()
     try:
         return tomllib.loads(f"value = {text}")["value"]
     except tomllib.TOMLDecodeError:
