@@ -540,6 +540,34 @@ def install_device(name: str) -> None:
     click.echo(f"{name}: ready")
 
 
+@device.command("probe")
+@click.argument("address")
+def probe_device(address: str) -> None:
+    """Show what a board is: `ssh://[user@]host[:port]`.
+
+    Connects, unpacks edgekd's agent in ~/.cache/edgekd/board there, and asks: processor, system, power mode, clocks,
+    Python, engine libraries, free disk.
+    """
+    from contextlib import closing
+
+    from edgekd.console import print_probe
+    from edgekd.devices.ssh import SshDevice
+
+    with closing(SshDevice(address)) as board:
+        print_probe(board.name, board.probe())
+
+
+@device.command("clean")
+@click.argument("address")
+def clean_device(address: str) -> None:
+    """Remove all that edgekd keeps on a board: `ssh://[user@]host[:port]`."""
+    from edgekd.devices.ssh import SshDevice
+    from edgekd.report.figures import size
+
+    board = SshDevice(address)
+    click.echo(f"{board.name}: {size(board.clean())} removed; nothing of edgekd is left there")
+
+
 def _runtime_option(command: Callable[..., Any]) -> Callable[..., Any]:
     what = "Open it with this runtime instead of its own, e.g. onnxruntime on any machine."
     return click.option("--runtime", metavar="NAME", help=what)(command)
@@ -548,22 +576,31 @@ def _runtime_option(command: Callable[..., Any]) -> Callable[..., Any]:
 @main.command()
 @click.argument("bundle", type=click.Path(path_type=Path))
 @_runtime_option
-def verify(bundle: Path, runtime: str | None) -> None:
-    """Check a bundle on this machine.
+@click.option("--device", metavar="DEVICE", help="Where, e.g. ssh://user@board [default: this very process].")
+def verify(bundle: Path, runtime: str | None, device: str | None) -> None:
+    """Check a bundle on this machine, or on a board.
 
     Checks the digest of every file, then runs the bundle's own reference samples through its engine and compares logits
     and Grams with those recorded. Needs no labels and no teacher.
     """
-    with edgekd.load(bundle, runtime=runtime, allow_rejected=True) as loaded:
-        found = loaded.verify()
-        flips = "" if found.flips is None else f"{found.flips} flips, "
-        library = loaded.runtime.name.removesuffix("-web")  # a browser's engine runs in ONNX Runtime here
-        click.echo(
-            f"{bundle}: {loaded.manifest.verdict}; {found.samples} reference samples in {library}, "
-            f"{flips}Gram drift {found.gram_drift:.2g}, largest logit error {found.max_logit_error:.2g}"
-        )
+    if device is None:
+        with edgekd.load(bundle, runtime=runtime, allow_rejected=True) as loaded:
+            manifest, library, found = loaded.manifest, loaded.runtime, loaded.verify()
+    else:
+        from edgekd.profiling import verify_bundle
+
+        manifest, library, found = verify_bundle(bundle, runtime, device)
+    flips = "" if found.flips is None else f"{found.flips} flips, "
+    named = library.name.removesuffix("-web")  # a browser's engine runs in ONNX Runtime here
+    click.echo(
+        f"{bundle}: {manifest.verdict}; {found.samples} reference samples in {named}, "
+        f"{flips}Gram drift {found.gram_drift:.2g}, largest logit error {found.max_logit_error:.2g}"
+    )
     if not found.ok:
-        raise BundleError(f"{bundle}: its engine does not do here what it did where it was built; rebuild it here")
+        where = f"on {device}" if device else "here"
+        raise BundleError(
+            f"{bundle}: its engine does not do {where} what it did where it was built; rebuild it for that machine"
+        )
 
 
 @main.command()
@@ -571,9 +608,18 @@ def verify(bundle: Path, runtime: str | None) -> None:
 @_runtime_option
 @click.option("--threads", type=click.IntRange(1), default=1, show_default=True, help="Threads of one inference.")
 @click.option("--iterations", type=click.IntRange(1), default=2000, show_default=True, help="Timed inferences.")
-@click.option("--json", "as_json", is_flag=True, help="Print the figures as JSON.")
-def profile(bundle: Path, runtime: str | None, threads: int, iterations: int, as_json: bool) -> None:
-    """Measure a bundle's engine on this machine.
+@click.option(
+    "--device",
+    "devices",
+    multiple=True,
+    metavar="DEVICE",
+    help="Where, e.g. ssh://user@board [default: this machine]. Repeatable: boards measure at the same time.",
+)
+@click.option("--json", "as_json", is_flag=True, help="Print the figures as JSON, a line for each device.")
+def profile(
+    bundle: Path, runtime: str | None, threads: int, iterations: int, devices: tuple[str, ...], as_json: bool
+) -> None:
+    """Measure a bundle's engine on this machine, or on boards.
 
     Checks the bundle, then times single inferences of its reference samples in a process of their own. Run it on the
     device that the bundle is for: numpy and the engine library are enough there.
@@ -586,8 +632,9 @@ def profile(bundle: Path, runtime: str | None, threads: int, iterations: int, as
 
     config = ProfileConfig(threads=threads, iterations=iterations)
     with steps(f"profiling {bundle}", shown=not as_json) as advance:
-        manifest, found = profile_bundle(bundle, runtime, config, advance)
-    if as_json:
-        click.echo(json.dumps(msgspec.to_builtins(found)))
-    else:
-        print_profile(manifest, found, runtime or manifest.runtime)
+        manifest, found = profile_bundle(bundle, runtime, config, advance, devices)
+    for name, profiled in found.items():
+        if as_json:
+            click.echo(json.dumps({"device": name, **msgspec.to_builtins(profiled)}))
+        else:
+            print_profile(manifest, profiled, name, runtime or manifest.runtime)

@@ -9,6 +9,7 @@ import logging
 import os
 import re
 import sys
+import threading
 import warnings
 from contextlib import contextmanager
 from pathlib import Path
@@ -116,17 +117,21 @@ def missing(package: str, extra: str) -> MissingDependency:
     )
 
 
+#: What is silenced is the process's: one thread at a time.
+_QUIET = threading.RLock()
+
+
 @contextmanager
 def quiet() -> Iterator[None]:
     """Silence libraries that log hints and warnings at every call; what matters, they raise."""
-    before = logging.root.manager.disable
-    logging.disable(logging.WARNING)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
+    with _QUIET, warnings.catch_warnings():
+        before = logging.root.manager.disable
+        logging.disable(logging.WARNING)
+        warnings.simplefilter("ignore")
+        try:
             yield
-    finally:
-        logging.disable(before)
+        finally:
+            logging.disable(before)
 
 
 def read_toml(path: Path, error: type[EdgekdError]) -> dict[str, Any]:

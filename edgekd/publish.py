@@ -15,8 +15,9 @@ from edgekd.files import need, sha256_file
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
-#: The bundle's folder, by what the gate said of it, and that of the raw timings. Nothing else in the output is ours.
-BUNDLE, REJECTED, LATENCY = "bundle", "rejected", "latency"
+#: The bundle's folder, by what the gate said of it, that of the raw timings, and that of what was built on the device.
+#: Nothing else in the output is ours.
+BUNDLE, REJECTED, LATENCY, ENGINES = "bundle", "rejected", "latency", "engines"
 
 _LOCK = ".lock"
 _TEMPORARY = ".edgekd-"
@@ -56,7 +57,7 @@ def publish(folders: Mapping[str, Files], output: Path) -> None:
     output.mkdir(parents=True, exist_ok=True)
     for leftover in output.glob(f"{_TEMPORARY}*"):  # of a build that was killed here
         shutil.rmtree(leftover)
-    for name in (BUNDLE, REJECTED, LATENCY):
+    for name in (BUNDLE, REJECTED, LATENCY, ENGINES):
         wanted = folders.get(name, {})
         if not _shows(output / name, wanted):
             _replace(wanted, output / name)

@@ -250,7 +250,7 @@ class Rounding(LocalDevice):
     def describe(self, runtime):
         return {**super().describe(runtime), "rounds": "otherwise"}
 
-    def evaluate(self, engine, runtime, inputs, outputs, threads):
+    def evaluate(self, engine, runtime, inputs, outputs, threads, tell):
         super().evaluate(engine, runtime, inputs, outputs, threads)
         if engine.name == "deploy.onnx":
             with np.load(outputs) as arrays:

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
     from pathlib import Path
 
+    from edgekd.devices.ssh.device import Probed
     from edgekd.gram.gate import Verdict
     from edgekd.report.result import BuildReport, TargetResult
     from edgekd.runtime.manifest import Manifest
@@ -117,8 +118,15 @@ def print_devices(rows: Iterable[tuple[str, str, str]], width: int | None = None
     _print_list(("device", "gives", "state"), rows, width)
 
 
-def print_profile(manifest: Manifest, profile: Profile, runtime: str, width: int | None = None) -> None:
-    """Print what a bundle's engine took on this machine, in the ``runtime`` that ran it."""
+def print_probe(name: str, probed: Probed, width: int | None = None) -> None:
+    """Print what a board is."""
+    kept = f"{size(probed.used_bytes)} kept by edgekd, {size(probed.free_bytes)} free"
+    rows = [(key.replace("_", " "), value) for key, value in probed.facts.items()]
+    _print_list((name, ""), [*rows, ("disk", kept)], width)
+
+
+def print_profile(manifest: Manifest, profile: Profile, device: str, runtime: str, width: int | None = None) -> None:
+    """Print what a bundle's engine took on a device, in the ``runtime`` that ran it."""
     console = open_page(width)
     engine = profile.engines[0]
     machine = ", ".join(f"{what} {profile.machine[what]}" for what in ("cpu", "governor") if what in profile.machine)
@@ -127,7 +135,7 @@ def print_profile(manifest: Manifest, profile: Profile, runtime: str, width: int
         f"Peak RSS {size(engine.peak_rss_bytes)}; engine {size(engine.size_bytes)}. {machine}.",
         *withheld_notes(profile.engines),
     )
-    print_title(console, f"{manifest.target} · {runtime} · {manifest.precision}")
+    print_title(console, f"{manifest.target} · {device} · {runtime} · {manifest.precision}")
     print_table(console, latency_table(profile, notes))
 
 

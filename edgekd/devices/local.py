@@ -143,7 +143,7 @@ class LocalDevice:
 
 
 class AgentEngine:
-    """One engine in an agent's process."""
+    """One engine in an agent's process; see :class:`~edgekd.devices.turns.Opened`."""
 
     def __init__(self, where: Place, engine: Path, runtime: Runtime, threads: int) -> None:
         self._place = where
@@ -155,18 +155,22 @@ class AgentEngine:
             stack.pop_all()
 
     def first(self, feeds: Path) -> float:
+        """Read the rows that :meth:`measure` cycles through, and time one inference of the first."""
         first_run_ms: float = self._agent.ask("first", "first_run_ms", feeds=self._place.send(feeds))["first_run_ms"]
         return first_run_ms
 
     def measure(self, iterations: int, warmup: int) -> Nanoseconds:
+        """Time inferences of single rows."""
         answer = self._agent.ask("measure", "ns", iterations=iterations, warmup=warmup)
         return np.frombuffer(base64.b64decode(answer["ns"]), "<i8")
 
     def peak_rss_bytes(self) -> int:
+        """Return the process's peak resident memory so far."""
         peak: int = self._agent.ask("memory", "peak_rss_bytes")["peak_rss_bytes"]
         return peak
 
     def machine(self) -> dict[str, str]:
+        """Describe the machine and the libraries that it runs."""
         facts: dict[str, str] = self._agent.ask("facts", "facts")["facts"]
         return facts
 

@@ -7,7 +7,6 @@ uses and leaves empty; and what engine libraries keep, which is told to stay in 
 from __future__ import annotations
 
 import base64
-import hashlib
 import os
 import shutil
 import sys

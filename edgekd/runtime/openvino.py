@@ -154,7 +154,13 @@ def open_engine(
 
 
 def keep_engine(
-    engine: Path, folder: Path, threads: int = 1, *, device: str = "CPU", precision: str = "f32", cache: Path | None = None
+    engine: Path,
+    folder: Path,
+    threads: int = 1,
+    *,
+    device: str = "CPU",
+    precision: str = "f32",
+    cache: Path | None = None,
 ) -> Built:
     """Write the compiled model, ``<engine>.blob``, which ``Core.import_model`` reads on this kind of machine alone.
 
@@ -280,7 +286,8 @@ class _OpenVinoSession:
 
     def export(self) -> bytes:
         """Return the compiled model, at batch 1 where the graph has that."""
-        content: bytes = (self._single or self._any).get_compiled_model().export_model()
+        request: Any = self._single or self._any
+        content: bytes = request.get_compiled_model().export_model()
         return content
 
     def close(self) -> None:

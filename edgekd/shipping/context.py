@@ -40,6 +40,7 @@ VERSIONS = {
     "disturb": 1,
     "profile": 3,
     "bundle": 2,
+    "verify": 1,
 }
 
 #: What a candidate's graph gave for the test samples, in its folder.

@@ -11,10 +11,9 @@ import shutil
 import signal
 import socket
 import subprocess
-import sys
 import time
 import venv
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
@@ -188,10 +187,8 @@ def _command(pid):
 
 
 def _kill(pid):
-    try:
+    with suppress(ProcessLookupError):
         os.kill(pid, signal.SIGKILL)
-    except ProcessLookupError:
-        pass
 
 
 def _await_port(port, process, log):

@@ -117,7 +117,7 @@ class Board:
         with path.open("rb") as stream:
             while not answer["path"]:
                 offset = answer["offset"]
-                self._tell(f"sending {name}: {offset / 1e6:.1f} of {size / 1e6:.1f} MB")
+                self._tell(f"sending {name}: {_of(offset, size)}")
                 stream.seek(offset)
                 content = base64.b64encode(stream.read(_CHUNK)).decode()
                 answer = self.ask("receive", "path", "offset", **part, offset=offset, content=content)
@@ -131,4 +131,9 @@ class Board:
                 answer = self.ask("read", "content", "size", path=there, offset=stream.tell(), count=_CHUNK)
                 size = answer["size"]
                 stream.write(base64.b64decode(answer["content"]))
-                self._tell(f"fetching {path.name}: {stream.tell() / 1e6:.1f} of {size / 1e6:.1f} MB")
+                self._tell(f"fetching {path.name}: {_of(stream.tell(), size)}")
+
+
+def _of(done: int, size: int) -> str:
+    unit, name = (1e6, "MB") if size >= 1e6 else (1e3, "kB")
+    return f"{done / unit:.1f} of {size / unit:.1f} {name}"

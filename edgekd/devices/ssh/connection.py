@@ -49,9 +49,13 @@ _REASONS = (
     (
         "IDENTIFICATION HAS CHANGED",
         "its host key is not the one that is known",
-        "if the board was installed anew, remove the old key with 'ssh-keygen -R HOST'; if not, another machine answers",
+        "if the board was installed anew, remove the old key: ssh-keygen -R HOST; if not, another machine answers",
     ),
-    ("Host key verification failed", "its host key is not known", "connect once by hand with 'ssh HOST' and compare it"),
+    (
+        "Host key verification failed",
+        "its host key is not known",
+        "connect once by hand with 'ssh HOST' and compare it",
+    ),
     ("Permission denied", "it refuses your keys", "install one with 'ssh-copy-id', or name it in ~/.ssh/config"),
     ("Too many authentication failures", "it refuses your keys", "name the right one in ~/.ssh/config"),
     ("Could not resolve hostname", "there is no host of this name", "check the address"),

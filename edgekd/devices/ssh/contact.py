@@ -143,9 +143,7 @@ def look(connection: Connection) -> Contact:
             f"{board}: '{python}' there has no numpy; install it ({python} -m pip install numpy), or name the Python "
             f"that has it with {board}?python=COMMAND"
         )
-    return Contact(
-        found["machine"], found["root"], found["free_bytes"], frozenset(found["modules"]), found["unpacked"]
-    )
+    return Contact(found["machine"], found["root"], found["free_bytes"], frozenset(found["modules"]), found["unpacked"])
 
 
 def unpack(connection: Connection) -> None:
@@ -201,6 +199,8 @@ def _ask(connection: Connection, script: str, **given: Any) -> dict[str, Any]:
 
 def _advice(runtime: str) -> str:
     if runtime == "tensorrt":
-        return "JetPack brings it to the system's Python: sudo apt install python3-libnvinfer, and no ?python= of a venv"
+        return (
+            "JetPack brings it to the system's Python: sudo apt install python3-libnvinfer, and no ?python= of a venv"
+        )
     package = "tensorrt-rtx-cu12" if runtime == "tensorrt-rtx" else runtime
     return f"install it there (python3 -m pip install {package}), or name the Python that has it with ?python=COMMAND"
