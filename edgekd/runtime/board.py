@@ -7,6 +7,7 @@ uses and leaves empty; and what engine libraries keep, which is told to stay in 
 from __future__ import annotations
 
 import base64
+import errno
 import os
 import shutil
 import sys
@@ -184,6 +185,8 @@ def _extend(part: Path, offset: int, data: bytes) -> int:
         os.fsync(descriptor)
         return os.fstat(descriptor).st_size
     except OSError as error:
+        if error.errno == errno.ENOSPC:
+            part.unlink()  # a board whose disk stays full has other troubles too
         raise OSError(error.errno, error.strerror, str(part)) from error
     finally:
         os.close(descriptor)

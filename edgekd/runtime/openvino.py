@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import time
 from contextlib import contextmanager
@@ -287,8 +288,9 @@ class _OpenVinoSession:
     def export(self) -> bytes:
         """Return the compiled model, at batch 1 where the graph has that."""
         request: Any = self._single or self._any
-        content: bytes = request.get_compiled_model().export_model()
-        return content
+        stream = io.BytesIO()
+        request.get_compiled_model().export_model(stream)
+        return stream.getvalue()
 
     def close(self) -> None:
         self._core = self._model = self._single = self._any = None

@@ -73,12 +73,23 @@ class Sshd:
 
     def agents(self):
         """Return the agents that live there."""
-        return [pid for pid in processes() if str(self.root) in _command(pid)]
+        there = ((pid, _command(pid)) for pid in processes())
+        return [pid for pid, command in there if f"{self.root}/agent-" in command and not command.startswith("ssh ")]
+
+    def settled(self):
+        """Whether nobody is logged in, and no agent lives, after what may take a moment."""
+        return eventually(lambda: not self.sessions() and not self.agents())
 
 
 @contextmanager
-def running_sshd(folder, python, **variables):
-    """Run sshd until the end of the ``with``; ``variables`` are of the environment of those who log in."""
+def running_sshd(folder, python, disk_bytes=None):
+    """Run sshd until the end of the ``with``.
+
+    Args:
+        folder: for all that it has, an empty one.
+        python: the interpreter there.
+        disk_bytes: what the disk with the cache folder there holds; None for as much as here.
+    """
     for name in ("home", "cache"):
         (folder / name).mkdir(exist_ok=True)
     for name in ("host_key", "user_key"):
@@ -88,7 +99,7 @@ def running_sshd(folder, python, **variables):
     public = (folder / "host_key.pub").read_text().split()[:2]
     (folder / "known_hosts").write_text(f"[127.0.0.1]:{port} {' '.join(public)}\n")
     shutil.copyfile(folder / "user_key.pub", folder / "authorized_keys")
-    environment = {"HOME": folder / "home", "XDG_CACHE_HOME": folder / "cache", **variables}
+    environment = {"HOME": folder / "home", "XDG_CACHE_HOME": folder / "cache"}
     config = {
         "ListenAddress": "127.0.0.1",
         "Port": port,
@@ -104,7 +115,10 @@ def running_sshd(folder, python, **variables):
     (folder / "config").write_text("".join(f"{key} {value}\n" for key, value in config.items()))
     command = [SSHD, "-D", "-e", "-f", str(folder / "config")]
     if getpass.getuser() == "root":
-        prepare = "mount -t tmpfs tmpfs /run && mkdir /run/sshd && exec " + shlex.join(command)
+        steps = ["mount -t tmpfs tmpfs /run", "mkdir /run/sshd"]
+        if disk_bytes:
+            steps.append(f"mount -t tmpfs -o size={disk_bytes} tmpfs {shlex.quote(str(folder / 'cache'))}")
+        prepare = " && ".join([*steps, f"exec {shlex.join(command)}"])
         command = ["unshare", "-m", "--propagation", "private", "sh", "-c", prepare]
     with (folder / "log").open("wb") as log:
         process = subprocess.Popen(command, stderr=log)
@@ -131,12 +145,12 @@ def make_python(folder, packages):
     return folder / "bin" / "python"
 
 
-def save_engine(path, width=4):
+def save_engine(path, classes=3):
     """Write an engine of two modalities: logits = (x + y) W."""
-    weight = numpy_helper.from_array(np.eye(width, 3, dtype=np.float32), "w")
+    weight = numpy_helper.from_array(np.eye(4, classes, dtype=np.float32), "w")
     nodes = [make_node("Add", ["x", "y"], ["sum"]), make_node("MatMul", ["sum", "w"], ["logits"])]
-    inputs = [make_tensor_value_info(name, TensorProto.FLOAT, ["batch", width]) for name in ("x", "y")]
-    outputs = [make_tensor_value_info("logits", TensorProto.FLOAT, ["batch", 3])]
+    inputs = [make_tensor_value_info(name, TensorProto.FLOAT, ["batch", 4]) for name in ("x", "y")]
+    outputs = [make_tensor_value_info("logits", TensorProto.FLOAT, ["batch", classes])]
     graph = helper.make_graph(nodes, "sum", inputs, outputs, [weight])
     save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10), path)
     return path

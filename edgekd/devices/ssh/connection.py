@@ -80,7 +80,7 @@ class Connection:
     def __init__(self, address: Address) -> None:
         self.address = address
         # Short: a socket's path may have some hundred characters, of which ssh takes 17.
-        self._folder = Path(tempfile.mkdtemp(prefix="edgekd-", dir="/tmp"))
+        self._folder = Path(tempfile.mkdtemp(prefix="edgekd-ssh-", dir="/tmp"))
         self._log: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115 - close() closes it
         try:
             # It ends when its stdin does. That it repeats a line proves that commands run, and ends the noise that a
