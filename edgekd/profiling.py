@@ -65,7 +65,12 @@ def profile_bundle(
         boards = [device for device in devices if isinstance(device, SshDevice)]
         found = {device.name: measure(device) for device in devices if device not in boards}
         jobs = {board.name: lambda board=board: measure(board) for board in boards}
-        found |= together(jobs, stop=stack.close)
+
+        def stop() -> None:
+            for board in boards:
+                board.stop()
+
+        found |= together(jobs, stop)
     return manifest, {device.name: found[device.name] for device in devices}
 
 

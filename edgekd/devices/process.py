@@ -80,6 +80,11 @@ class AgentProcess:
                 raise DeviceError(f"the agent's answer to '{job}' has no '{key}'; is it of another version of edgekd?")
         return answer
 
+    @property
+    def alive(self) -> bool:
+        """Whether the process runs."""
+        return self._process.poll() is None
+
     def say(self, line: str) -> None:
         """Write a line to the process; to a dead one it is lost."""
         with self._writing, suppress(BrokenPipeError, ValueError):

@@ -38,7 +38,7 @@ def ship_all(contexts: Mapping[str, Context]) -> dict[str, Shipped]:
 
     def stop() -> None:
         for board in boards:
-            board.close()
+            board.stop()
 
     jobs = {", ".join(names): lambda names=names: ship_on(names) for names in boards.values()}
     for done in together(jobs, stop).values():

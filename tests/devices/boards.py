@@ -162,6 +162,12 @@ def free_port():
         return found.getsockname()[1]
 
 
+def forget_sockets(pid):
+    """Remove the folder of a process that was killed, and could not."""
+    for left in Path("/tmp").glob(f"edgekd-ssh-{pid}-*"):
+        shutil.rmtree(left)
+
+
 def eventually(condition, seconds=30):
     """Wait until something is so; return whether it came to be."""
     deadline = time.monotonic() + seconds

@@ -8,11 +8,10 @@ import subprocess
 import sys
 import threading
 import time
-from pathlib import Path
 
 import numpy as np
 import pytest
-from boards import eventually, free_port, make_python, running_sshd
+from boards import eventually, forget_sockets, free_port, make_python, running_sshd
 
 from edgekd.devices.local import LocalDevice
 from edgekd.devices.ssh import SshDevice, parse
@@ -202,6 +201,12 @@ def test_clean_removes_all_and_says_how_much(device, board, engines, tmp_path):
     assert list(board.cache.iterdir()) == []
     assert device.clean() == 0
     assert evaluate(device, engines, tmp_path).shape == (100, 3)
+
+
+def test_more_engines_than_sshd_takes_on_one_connection(device, engines, tmp_path):
+    named = {str(index): engines / "a.onnx" for index in range(11)}
+    found = device.profile(named, ORT, engines / "x.npz", tmp_path, CONFIG, lambda *_: None)
+    assert [engine.latency.n for engine in found.engines] == [120] * 11
 
 
 # --- two at once
@@ -401,7 +406,6 @@ def test_a_killed_agent_is_not_a_lost_connection(device, board, engines, tmp_pat
 
     with pytest.raises(DeviceError, match=rf"{board.name}: the agent (was killed|ended \(SIGKILL\)) at 'measure'"):
         profile(device, engines, tmp_path, end_agents)
-    device.close()
     assert profile(device, engines, tmp_path).engines
 
 
@@ -422,9 +426,7 @@ def test_agents_end_with_their_host_whatever_they_do(board, engines):
     process.kill()
     process.communicate()
     assert board.settled()
-    for left in Path("/tmp").glob("edgekd-ssh-*"):  # its own process could not remove it
-        if not any(left.iterdir()):
-            left.rmdir()
+    forget_sockets(process.pid)
     told = []
     device = SshDevice(board.address())
     device.evaluate(engines / "a.onnx", ORT, engines / "x.npz", engines / "y.npz", 1, told.append)

@@ -44,6 +44,8 @@ class RemoteAgent(AgentProcess):
         self._board = connection.address.name
         self._idle = False
         self._over = threading.Event()
+        if not connection.alive:  # ssh would make another one, of which nobody else knows
+            raise DeviceError(f"{self._board}: {self._lost('start')}")
         super().__init__(connection.command(command), os.environ, patience_seconds)
         threading.Thread(target=self._beat, args=(beat_seconds,), daemon=True).start()
         try:
@@ -56,6 +58,8 @@ class RemoteAgent(AgentProcess):
     def ask(self, job: str, *wanted: str, **arguments: Any) -> dict[str, Any]:
         """Give the agent a job and return its answer; see :class:`~edgekd.devices.process.AgentProcess`."""
         try:
+            if not self._connection.alive:
+                raise self._lost(job)
             return super().ask(job, *wanted, **arguments)
         except StorageError as error:
             raise StorageError(
@@ -68,7 +72,7 @@ class RemoteAgent(AgentProcess):
     def close(self) -> None:
         """Let it quit where it has nothing to do, and wait for its end: the next is not to run beside it."""
         self._over.set()
-        if self._idle and self._connection.alive and self._process.poll() is None:
+        if self._idle and self._connection.alive and self.alive:
             self.say('{"job": "quit"}')
             with suppress(subprocess.TimeoutExpired):
                 self._process.wait(_GRACE_SECONDS)
@@ -85,15 +89,17 @@ class RemoteAgent(AgentProcess):
             self._process.wait(_GRACE_SECONDS)
         code = self._process.poll()
         if self._connection.lost(code == _SSH_FAILED):
-            return DeviceError(
-                f"the connection was lost at '{job}'; what is finished is kept: run the same command again"
-            )
+            return self._lost(job)
         if code == _SSH_FAILED:
             return DeviceError(f"the agent was killed at '{job}'; was the board's memory full? {self._last_words()}")
         if code is not None and code > 128:
             name = signal.Signals(code - 128).name
             return DeviceError(f"the agent ended ({name}) at '{job}'; {self._last_words()}")
         return super()._ended(job)
+
+    @staticmethod
+    def _lost(job: str) -> DeviceError:
+        return DeviceError(f"the connection was lost at '{job}'; what is finished is kept: run the same command again")
 
     def _beat(self, seconds: float) -> None:
         while not self._over.wait(seconds):

@@ -95,14 +95,23 @@ class Board:
             yield
         finally:
             self._tell = lambda _: None
-            with suppress(DeviceError):  # where the link is lost, the board lets go by itself
-                self.ask("release")
+            self._ask_last("release")
 
     def close(self) -> None:
         """Leave nothing there but what is kept for the next time."""
-        with suppress(DeviceError):
-            self.ask("end", work=self._work)
+        self._ask_last("end", work=self._work)
         self._courier.close()
+
+    @property
+    def alive(self) -> bool:
+        """Whether it can still be asked."""
+        return self._connection.alive and self._courier.alive
+
+    def _ask_last(self, job: str, **arguments: Any) -> None:
+        """Give a job where that is possible; where it is not, the board does it by itself, or the next connection."""
+        if self.alive:
+            with suppress(DeviceError):
+                self.ask(job, **arguments)
 
     def _send(self, path: Path) -> str:
         key = (sha256_file(path), path.name)

@@ -41,7 +41,7 @@ _OPTIONS = {
 #: How long connecting and logging in may take, and a connection to end.
 _CONNECT_SECONDS, _END_SECONDS = 60.0, 5.0
 #: How long after its last command a lost connection is seen to be one.
-_SEEN_SECONDS = 2.0
+_SEEN_SECONDS = 1.0
 _QUOTED_LINES = 3
 
 #: What ssh says, what that means, and what to do; the first that fits counts.
@@ -80,7 +80,7 @@ class Connection:
     def __init__(self, address: Address) -> None:
         self.address = address
         # Short: a socket's path may have some hundred characters, of which ssh takes 17.
-        self._folder = Path(tempfile.mkdtemp(prefix="edgekd-ssh-", dir="/tmp"))
+        self._folder = Path(tempfile.mkdtemp(prefix=f"edgekd-ssh-{os.getpid()}-", dir="/tmp"))
         self._log: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115 - close() closes it
         try:
             # It ends when its stdin does. That it repeats a line proves that commands run, and ends the noise that a
@@ -136,6 +136,10 @@ class Connection:
             )
         except subprocess.TimeoutExpired as error:
             raise DeviceError(f"{self.address.name}: did not answer in {_CONNECT_SECONDS:g} s") from error
+
+    def kill(self) -> None:
+        """Break the connection: all that waits for the board has lost it. It is still to be closed."""
+        self._master.kill()
 
     def close(self) -> None:
         """End the connection; nothing of it is left."""

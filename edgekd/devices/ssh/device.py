@@ -49,6 +49,8 @@ class Probed:
 class SshDevice:
     """A board. It is connected at the first use, and again where the connection was lost since.
 
+    One thread uses it at a time; :meth:`stop` is for another.
+
     Args:
         address: ``ssh://[user@]host[:port][?python=COMMAND]``.
         patience_seconds: how long one answer of an agent there may take.
@@ -72,6 +74,7 @@ class SshDevice:
         self._connection: Connection | None = None
         self._contact: Contact | None = None
         self._board: Board | None = None
+        self._stopped = False
         self._described: dict[str, dict[str, str]] = {}
         self.name = self._address.name
 
@@ -166,6 +169,12 @@ class SshDevice:
             self._connection.close()
         self._connection = self._contact = self._board = None
 
+    def stop(self) -> None:
+        """Let all that another thread does with it fail soon, and for good."""
+        self._stopped = True
+        if (connection := self._connection) is not None:
+            connection.kill()
+
     @contextmanager
     def _alone(self, runtime: Runtime, tell: Callable[[str], None]) -> Iterator[Board]:
         board = self._ready(runtime)
@@ -185,10 +194,13 @@ class SshDevice:
         return self._board
 
     def _look(self) -> Contact:
-        if self._contact is None or self._connection is None or not self._connection.alive:
+        lost = self._board is not None and not self._board.alive
+        if self._contact is None or self._connection is None or not self._connection.alive or lost:
             self.close()
             self._connection = Connection(self._address)
             try:
+                if self._stopped:
+                    raise DeviceError(f"{self.name}: was stopped")
                 self._contact = look(self._connection)
             except BaseException:
                 self.close()
