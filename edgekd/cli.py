@@ -201,7 +201,7 @@ def build(wanted: _Build, quiet: bool, verbose: bool, as_json: bool) -> None:
     """Build a recipe, or an ONNX network, for a device: from teacher to bundle.
 
     Runs teacher, distil, prune and export once (with --model only an import), then for each target quantize, compile,
-    engine, check, repair, profile and bundle, as far as it has them; what is up to date is not run again. Exits with 20
+    engine, check, repair, profile, bundle and verify, as far as it has them; what is up to date is not run again. Exits with 20
     when the gate rejects the result; its artefacts are kept under OUTPUT/TARGET/rejected.
     """
     from edgekd.console import Json, choose_observer, print_report
@@ -519,10 +519,11 @@ def device(context: click.Context) -> None:
         from edgekd.console import print_devices
         from edgekd.devices.choose import known_devices
 
-        print_devices(
+        rows = [
             (found.name, "accuracy alone" if found.no_latency else "accuracy, latency", found.missing() or "ready")
             for found in known_devices()
-        )
+        ]
+        print_devices([*rows, ("ssh://USER@HOST", "accuracy, latency", "any board: edgekd device probe ssh://...")])
 
 
 @device.command("install")

@@ -2,7 +2,7 @@
 
 ``teacher -> distill -> prune -> export``, or the ``import`` of a model that is trained already, run once and know
 nothing of targets but the opset and the multiples that their kernels like; ``quantize -> compile -> engine -> check ->
-repair -> profile -> bundle`` run for each target.
+repair -> profile -> bundle -> verify`` run for each target.
 """
 
 from __future__ import annotations

@@ -226,7 +226,7 @@ def test_a_second_one_waits_until_the_board_is_free(device, board, engines, tmp_
         if done == 3:
             other.start()
             assert eventually(lambda: told)
-            with pytest.raises(DeviceError, match=r"is in use by .*@"):
+            with pytest.raises(DeviceError, match=rf"is in use by {socket.gethostname()}"):
                 SshDevice(board.address()).clean()
         if done == 8:
             order.append("first")
@@ -235,7 +235,7 @@ def test_a_second_one_waits_until_the_board_is_free(device, board, engines, tmp_
     other.join(60)
     second.close()
     assert told[0].startswith("waiting: ")
-    assert "@" in told[0]
+    assert socket.gethostname() in told[0]
     assert order == ["first", "second"]
 
 
@@ -299,13 +299,12 @@ def test_no_python_there(board):
     )
 
 
-@pytest.mark.parametrize("old", ["pypy3", "python3.9", "python3.6", "python2.7"])
-def test_an_old_python_there(board, old):
-    found = shutil.which(old)
+def test_an_old_python_there(board):
+    found = shutil.which("pypy3")
     asked = "import sys; print(sys.version_info < (3, 10))"
-    said = found and subprocess.run([found, "-c", asked], check=False, capture_output=True)
+    said = found and subprocess.run([found, "-c", asked], check=True, capture_output=True)
     if not said or said.stdout.strip() != b"True":
-        pytest.skip(f"there is no old {old} on this machine: apt-get install pypy3")
+        pytest.skip("there is no Python before 3.10 on this machine: apt-get install pypy3")
     before = files_of(board.cache)
     refused(
         MissingDependency,

@@ -96,7 +96,7 @@ def test_a_build_that_lost_its_board_goes_on(board, cache, built, tmp_path, mome
 
 def test_two_boards_at_once_and_what_was_built_there(board, other, cache, tmp_path, monkeypatch):
     monkeypatch.setenv("EDGEKD_SSH", trusting(board, other))
-    arguments = build_arguments(tmp_path / "out", cache, profile__iterations=100)
+    arguments = build_arguments(tmp_path / "out", cache, quantize__precision="float32")
     devices = ["--device", f"cpu={board.address()}", "--device", f"openvino-cpu={other.address()}"]
     targets = ["--target", "cpu", "--target", "openvino-cpu"]
     done = edgekd(*arguments, *targets, *devices, "--json", cwd=tmp_path)
@@ -123,7 +123,7 @@ def test_two_boards_at_once_and_what_was_built_there(board, other, cache, tmp_pa
 
 def test_one_board_that_fails_lets_the_other_finish(board, other, cache, tmp_path, monkeypatch):
     monkeypatch.setenv("EDGEKD_SSH", trusting(board, other))
-    arguments = build_arguments(tmp_path / "out", cache)
+    arguments = build_arguments(tmp_path / "out", cache, quantize__precision="float32")
     devices = ["--device", f"cpu={board.address()}", "--device", f"openvino-cpu={other.address()}"]
     with edgekd_begun(
         *arguments, "--target", "cpu", "--target", "openvino-cpu", *devices, "--json", cwd=tmp_path

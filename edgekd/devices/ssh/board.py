@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import base64
-import getpass
+import os
 import shlex
 import socket
 import time
@@ -84,7 +84,7 @@ class Board:
     def alone(self, tell: Callable[[str], None]) -> Iterator[None]:
         """Have the board alone, waiting for others that use it; ``tell`` hears of that and of what is sent."""
         self._tell = tell
-        holder = f"{getpass.getuser()}@{socket.gethostname()}"
+        holder = f"{socket.gethostname()} (process {os.getpid()})"
         waiting = False
         while not (claimed := self.ask("claim", "held", "holder", holder=holder))["held"]:
             if not waiting:
