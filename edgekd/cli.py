@@ -201,8 +201,8 @@ def build(wanted: _Build, quiet: bool, verbose: bool, as_json: bool) -> None:
     """Build a recipe, or an ONNX network, for a device: from teacher to bundle.
 
     Runs teacher, distil, prune and export once (with --model only an import), then for each target quantize, compile,
-    engine, check, repair, profile, bundle and verify, as far as it has them; what is up to date is not run again. Exits with 20
-    when the gate rejects the result; its artefacts are kept under OUTPUT/TARGET/rejected.
+    engine, check, repair, profile, bundle and verify, as far as it has them; what is up to date is not run again. Exits
+    with 20 when the gate rejects the result; its artefacts are kept under OUTPUT/TARGET/rejected.
     """
     from edgekd.console import Json, choose_observer, print_report
     from edgekd.report.build import report_json
