@@ -46,17 +46,17 @@ class BoardAgent(agent.Agent):
         self._busy: int | None = None
         self._claimed: int | None = None
 
-    def begin(self) -> Answer:
-        """Make a folder to work in, having removed those of connections that were lost."""
+    def begin(self, holder: str) -> Answer:
+        """Make a folder to work in, having removed those of connections that were lost; ``holder`` is who asks."""
         work = self._root / _WORK
         work.mkdir(exist_ok=True)
         for left in work.iterdir():
-            descriptor = _lock(left / _BUSY)
+            descriptor = _lock(left / _BUSY, "")
             if descriptor is not None:
                 shutil.rmtree(left, ignore_errors=True)
                 os.close(descriptor)
         made = Path(tempfile.mkdtemp(dir=self._root, prefix=".work-"))
-        self._busy = _lock(made / _BUSY)  # the kernel lets go with this process, however that ends
+        self._busy = _lock(made / _BUSY, holder)  # the kernel lets go with this process, however that ends
         folder = made.rename(work / made.name.lstrip("."))  # locked already where others look
         return {"work": str(folder)}
 
@@ -124,11 +124,9 @@ class BoardAgent(agent.Agent):
         """
         path = self._root / _BUSY
         if self._claimed is None:
-            self._claimed = _lock(path)
+            self._claimed = _lock(path, holder)
         if self._claimed is None:
             return {"held": False, "holder": path.read_text(encoding="utf-8", errors="replace")}
-        os.truncate(self._claimed, 0)
-        _write_at(self._claimed, 0, holder.encode())
         return {"held": True, "holder": holder}
 
     def release(self) -> Answer:
@@ -198,8 +196,11 @@ def _write_at(descriptor: int, offset: int, data: bytes) -> None:
         data = data[os.write(descriptor, data) :]
 
 
-def _lock(path: Path) -> int | None:
-    """Lock a file, made where it is not there, until the descriptor is closed; None where another has it."""
+def _lock(path: Path, holder: str) -> int | None:
+    """Lock a file until the descriptor is closed, and write down who has it; None where another has it.
+
+    It is made where it is not there, but not its folder.
+    """
     import fcntl  # boards run Linux; this module is looked at elsewhere too
 
     with suppress(FileNotFoundError, NotADirectoryError):
@@ -209,6 +210,8 @@ def _lock(path: Path) -> int | None:
         except BlockingIOError:
             os.close(descriptor)
             return None
+        os.truncate(descriptor, 0)
+        _write_at(descriptor, 0, holder.encode())
         return descriptor
     return None
 

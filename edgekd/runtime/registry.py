@@ -80,6 +80,11 @@ class Runtime:
         return ":" in self.name
 
     @property
+    def compiles(self) -> bool:
+        """Whether it compiles engines for the machine at hand when it opens them."""
+        return self.name in _COMPILING
+
+    @property
     def source(self) -> Path | None:
         """The file of a user's own runtime; None for edgekd's, and for a module that lies in no file."""
         return source_file(self.name) if self.custom else None
@@ -141,7 +146,7 @@ class Runtime:
             ModelError: the engine cannot be built.
             DeviceError: the machine lacks the device that the options ask for.
         """
-        if self.name not in _COMPILING:
+        if not self.compiles:
             return None
         name, fixed = _MODULES[self.name]
         module = importlib.import_module(f"edgekd.runtime.{name}")
@@ -190,7 +195,7 @@ class Runtime:
         reserved = sorted(options.keys() & _RESERVED) if not self.custom else []
         if reserved:
             raise TargetError(f"the runtime '{self.name}' is not given '{reserved[0]}' as an option")
-        if self.name in _COMPILING:
+        if self.compiles:
             options["cache"] = _engine_cache() if keep or self.name != "openvino" else None
         if self.custom:
             with guarded(self.name):

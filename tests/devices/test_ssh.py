@@ -132,6 +132,7 @@ def test_nothing_is_sent_twice(device, board, engines, tmp_path):
     evaluate(again, engines, tmp_path, told.append)
     again.close()
     assert not [note for note in told if note.startswith("sending")]
+    assert "running a.onnx there" in told
     assert [note for note in told if note.startswith("fetching y.npz")]
 
 
@@ -196,6 +197,9 @@ def test_a_broken_engine_is_a_model_error_that_names_the_board(device, board, en
 
 def test_clean_removes_all_and_says_how_much(device, board, engines, tmp_path):
     evaluate(device, engines, tmp_path)
+    with pytest.raises(DeviceError, match=f"is in use by {socket.gethostname()}"):  # it is connected
+        SshDevice(board.address()).clean()
+    device.close()
     kept = sum(path.stat().st_size for path in board.root.rglob("*") if path.is_file())
     assert device.clean() == kept
     assert list(board.cache.iterdir()) == []
@@ -204,9 +208,9 @@ def test_clean_removes_all_and_says_how_much(device, board, engines, tmp_path):
 
 
 def test_more_engines_than_sshd_takes_on_one_connection(device, engines, tmp_path):
-    named = {str(index): engines / "a.onnx" for index in range(11)}
+    named = {str(index): engines / "a.onnx" for index in range(9)}
     found = device.profile(named, ORT, engines / "x.npz", tmp_path, CONFIG, lambda *_: None)
-    assert [engine.latency.n for engine in found.engines] == [120] * 11
+    assert [engine.latency.n for engine in found.engines] == [120] * 9
 
 
 # --- two at once
@@ -291,6 +295,11 @@ def test_a_board_that_does_not_answer(board, monkeypatch):
 def test_no_ssh_on_this_host(board, monkeypatch):
     monkeypatch.setenv("EDGEKD_SSH", "/nowhere/ssh")
     refused(MissingDependency, "/nowhere/ssh cannot be started: No such file.*install OpenSSH", board.address())
+
+
+def test_a_variable_that_no_shell_would_take(board, monkeypatch):
+    monkeypatch.setenv("EDGEKD_SSH", "ssh -o 'unfinished")
+    refused(DeviceError, "EDGEKD_SSH=ssh -o 'unfinished: No closing quotation; write it as a shell", board.address())
 
 
 def test_no_python_there(board):

@@ -45,8 +45,13 @@ class Board:
         self._beat_seconds = silence_seconds / _BEATS
         self._sent: dict[tuple[str, str], str] = {}
         self._tell: Callable[[str], None] = lambda _: None
+        self._holder = f"{socket.gethostname()} (process {os.getpid()})"
         self._courier = self.start()
-        self._work: str = self._courier.ask("begin", "work")["work"]
+        try:
+            self._work: str = self._courier.ask("begin", "work", holder=self._holder)["work"]
+        except BaseException:
+            self._courier.close()
+            raise
 
     def ask(self, job: str, *wanted: str, **arguments: Any) -> dict[str, Any]:
         """Give a job that needs no engine to the agent that lives as long as the connection."""
@@ -84,11 +89,10 @@ class Board:
     def alone(self, tell: Callable[[str], None]) -> Iterator[None]:
         """Have the board alone, waiting for others that use it; ``tell`` hears of that and of what is sent."""
         self._tell = tell
-        holder = f"{socket.gethostname()} (process {os.getpid()})"
         waiting = False
-        while not (claimed := self.ask("claim", "held", "holder", holder=holder))["held"]:
+        while not (claimed := self.ask("claim", "held", "holder", holder=self._holder))["held"]:
             if not waiting:
-                tell(f"waiting: {claimed['holder'] or 'another edgekd'} uses the board")
+                tell(f"waiting: {claimed['holder']} uses the board")
             waiting = True
             time.sleep(_RETRY_SECONDS)
         try:

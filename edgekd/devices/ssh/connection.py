@@ -79,6 +79,7 @@ class Connection:
 
     def __init__(self, address: Address) -> None:
         self.address = address
+        _ssh()  # what is wrong with the variable is said before anything is made
         # Short: a socket's path may have some hundred characters, of which ssh takes 17.
         self._folder = Path(tempfile.mkdtemp(prefix=f"edgekd-ssh-{os.getpid()}-", dir="/tmp"))
         self._log: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115 - close() closes it
@@ -190,7 +191,11 @@ class Connection:
 
 
 def _ssh() -> list[str]:
-    return shlex.split(os.environ.get(SSH_VARIABLE) or "ssh")
+    told = os.environ.get(SSH_VARIABLE) or "ssh"
+    try:
+        return shlex.split(told)
+    except ValueError as error:
+        raise DeviceError(f"{SSH_VARIABLE}={told}: {error}; write it as a shell takes it") from error
 
 
 def _refusal(address: Address, code: int, said: str) -> DeviceError:

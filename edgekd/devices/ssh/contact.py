@@ -40,11 +40,6 @@ import platform
 found = {"python": list(sys.version_info[:3]), "machine": platform.machine(), "root": root}
 if sys.version_info >= (3, 10):
     from importlib.util import find_spec
-    there = root
-    while not os.path.isdir(there):
-        there = os.path.dirname(there)
-    disk = os.statvfs(there)
-    found["free_bytes"] = disk.f_bavail * disk.f_frsize
     found["modules"] = [name for name in modules if find_spec(name)]
     found["unpacked"] = os.path.isdir(os.path.join(root, agent))
 answer(**found)
@@ -68,15 +63,19 @@ except OSError as error:
 """
 
 _CLEAN = """
-import fcntl, shutil
+import fcntl, glob, shutil
 def size():
     walked = [os.path.join(at, name) for at, _, names in os.walk(root) for name in names]
     return sum(os.lstat(path).st_size for path in walked if os.path.exists(path))
-busy = os.path.join(root, "busy.lock")
+busy = [os.path.join(root, "busy.lock")] + glob.glob(os.path.join(root, "work", "*", "busy.lock"))
+locks = [open(path, "r+") for path in busy if os.path.exists(path)]
 try:
-    if os.path.exists(busy):
-        lock = open(busy, "r+")
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    for lock in locks:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            answer(holder=lock.read())
+            sys.exit()
     freed = size()
     if os.path.isdir(root):
         shutil.rmtree(root)
@@ -85,8 +84,6 @@ try:
     except OSError:
         pass
     answer(freed=freed)
-except BlockingIOError:
-    answer(holder=open(busy).read())
 except OSError as error:
     answer(error=error.strerror, at=error.filename or root)
 """
@@ -99,14 +96,12 @@ class Contact:
     Attributes:
         machine: as ``uname -m`` prints it.
         root: the one folder that edgekd has there.
-        free_bytes: free on the disk of that folder.
         modules: the engine libraries that its Python finds, by their modules' names.
         unpacked: whether this very agent is there already.
     """
 
     machine: str
     root: str
-    free_bytes: int
     modules: frozenset[str]
     unpacked: bool
 
@@ -143,7 +138,7 @@ def look(connection: Connection) -> Contact:
             f"{board}: '{python}' there has no numpy; install it ({python} -m pip install numpy), or name the Python "
             f"that has it with {board}?python=COMMAND"
         )
-    return Contact(found["machine"], found["root"], found["free_bytes"], frozenset(found["modules"]), found["unpacked"])
+    return Contact(found["machine"], found["root"], frozenset(found["modules"]), found["unpacked"])
 
 
 def unpack(connection: Connection) -> None:
@@ -165,7 +160,7 @@ def clean(connection: Connection) -> int:
     """
     found = _ask(connection, _CLEAN)
     if "holder" in found:
-        raise DeviceError(f"{connection.address.name}: is in use by {found['holder'] or 'another edgekd'}")
+        raise DeviceError(f"{connection.address.name}: is in use by {found['holder']}; try again when that is done")
     _refuse(connection, found)
     freed: int = found["freed"]
     return freed
@@ -173,7 +168,7 @@ def clean(connection: Connection) -> int:
 
 def _refuse(connection: Connection, found: dict[str, Any]) -> None:
     if "error" in found:
-        raise StorageError(f"{connection.address.name}: {found['at']}: {found['error']}")
+        raise StorageError(f"{connection.address.name}: {found['at']}: {found['error']}; make room there")
 
 
 def _ask(connection: Connection, script: str, **given: Any) -> dict[str, Any]:

@@ -129,11 +129,15 @@ class SshDevice:
     ) -> None:
         """Run every row of ``inputs`` through an engine; see :class:`~edgekd.devices.device.Device`."""
         with self._alone(runtime, tell) as board:
+            for path in (engine, inputs):
+                board.send(path)
+            tell(f"{_opening(runtime)} {engine.name} there")
             place.evaluate(board, engine, runtime, inputs, outputs, threads)
 
     def verify(self, bundle: Path, runtime: Runtime, threads: int, tell: Callable[[str], None]) -> Verification:
         """Check a bundle; see :class:`~edgekd.devices.device.Verifier`."""
         with self._alone(runtime, tell) as board:
+            tell("verifying there")
             return place.verify(board, bundle, runtime, threads)
 
     def build(
@@ -141,6 +145,7 @@ class SshDevice:
     ) -> Built | None:
         """Bring here what the library makes of an engine; see :class:`~edgekd.devices.device.Verifier`."""
         with self._alone(runtime, tell) as board:
+            tell("asking for what was built there")
             return place.build(board, engine, runtime, folder, threads)
 
     def profile(
@@ -156,6 +161,7 @@ class SshDevice:
         with self._alone(runtime, lambda note: advance(0, 1, note)) as board:
             for engine in engines.values():  # before anything is timed
                 board.send(engine)
+            advance(0, 1, f"{_opening(runtime)} {', '.join(engines)} there")
             return take_turns(
                 lambda engine: AgentEngine(board, engine, runtime, config.threads),
                 engines, inputs, folder, config, advance,
@@ -216,3 +222,8 @@ class SshDevice:
             yield connection
         finally:
             connection.close()
+
+
+def _opening(runtime: Runtime) -> str:
+    """Say what opening an engine is: TensorRT first builds one, for minutes."""
+    return "building and running" if runtime.compiles else "running"
