@@ -154,8 +154,9 @@ def test_what_is_not_for_the_board_is_refused_before_anything_is_sent(board, tmp
     assert not board.root.exists()
 
 
-def test_a_bundle_is_verified_on_a_board(board, built, tmp_path):
-    done = edgekd("verify", built.bundle, "--device", board.address(), cwd=tmp_path)
+@pytest.mark.parametrize("there", [True, False], ids=["board", "local"])
+def test_a_bundle_is_verified_on_a_device(board, built, tmp_path, there):
+    done = edgekd("verify", built.bundle, "--device", board.address() if there else "local", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert "16 reference samples in onnxruntime, 0 flips" in done.stdout
 
@@ -245,3 +246,43 @@ def test_ctrl_c_leaves_nothing_running_there(board, cache, tmp_path):
     assert "interrupted; the same command goes on from here" in said
     assert "Traceback" not in said
     assert board.settled()
+
+
+NOISY = '''
+import numpy as np
+from edgekd.runtime.ort import open_engine as ort
+
+
+class Noisy:
+    """An engine library whose embeddings are never the same twice."""
+
+    def __init__(self, inner):
+        self._inner, self._random = inner, np.random.default_rng()
+        self.inputs, self.outputs, self.facts = inner.inputs, inner.outputs, {}
+
+    def run(self, feeds):
+        found = self._inner.run(feeds)
+        noise = {name: self._random.normal(size=x.shape).astype("f4") for name, x in found.items()}
+        return {name: x + noise[name] if name != "logits" else x for name, x in found.items()}
+
+    def close(self):
+        self._inner.close()
+
+
+def open_engine(engine, threads, name):
+    return Noisy(ort(engine, threads, name))
+'''
+
+
+def test_a_bundle_that_does_not_verify_on_its_board_is_an_error(board, cache, tmp_path):
+    (tmp_path / "noisy.py").write_text(NOISY)
+    shown = edgekd("targets", "show", "cpu", cwd=tmp_path).stdout
+    target = shown.replace('runtime = "onnxruntime"', 'runtime = "noisy.py:open_engine"')
+    assert target != shown
+    (tmp_path / "noisy.toml").write_text(target)
+    arguments = build_arguments(tmp_path / "out", cache, quantize__precision="float32", quantize__repair="off")
+    done = edgekd(*arguments, "--target", "noisy.toml", "--device", board.address(), "--json", cwd=tmp_path)
+    assert done.returncode == 9, done.stderr
+    assert f"error: {board.name}: the bundle does not do there what it did when it was made" in done.stderr
+    assert "bundle" in started(done.stdout)
+    assert not (tmp_path / "out" / "report.json").exists()
