@@ -32,7 +32,7 @@ class Sshd:
 
     folder: Path
     port: int
-    process: subprocess.Popen
+    pid: int
     python: Path
 
     @property
@@ -69,7 +69,7 @@ class Sshd:
 
     def sessions(self):
         """Return the processes of sshd that serve connections."""
-        return [pid for pid in descendants(self.process.pid) if "sshd" in _command(pid)]
+        return [pid for pid in descendants(self.pid) if "sshd" in _command(pid)]
 
     def agents(self):
         """Return the agents that live there."""
@@ -105,7 +105,7 @@ def running_sshd(folder, python, disk_bytes=None):
         "Port": port,
         "HostKey": folder / "host_key",
         "AuthorizedKeysFile": folder / "authorized_keys",
-        "PidFile": "none",
+        "PidFile": folder / "pid",
         "UsePAM": "no",
         "StrictModes": "no",
         "PasswordAuthentication": "no",
@@ -113,24 +113,23 @@ def running_sshd(folder, python, disk_bytes=None):
         "SetEnv": " ".join(f"{name}={value}" for name, value in environment.items()),
     }
     (folder / "config").write_text("".join(f"{key} {value}\n" for key, value in config.items()))
-    command = [SSHD, "-D", "-e", "-f", str(folder / "config")]
+    command = [SSHD, "-f", str(folder / "config"), "-E", str(folder / "log")]
     if getpass.getuser() == "root":
         steps = ["mount -t tmpfs tmpfs /run", "mkdir /run/sshd"]
         if disk_bytes:
             steps.append(f"mount -t tmpfs -o size={disk_bytes} tmpfs {shlex.quote(str(folder / 'cache'))}")
         prepare = " && ".join([*steps, f"exec {shlex.join(command)}"])
         command = ["unshare", "-m", "--propagation", "private", "sh", "-c", prepare]
-    with (folder / "log").open("wb") as log:
-        process = subprocess.Popen(command, stderr=log)
+    subprocess.run(command, check=True)  # it goes on by itself, as no child of the tests, which count theirs
+    written = folder / "pid"
+    assert eventually(lambda: written.is_file() and written.read_text().strip()), (folder / "log").read_text()
+    pid = int(written.read_text())
     try:
-        _await_port(port, process, folder / "log")
-        yield Sshd(folder, port, process, python)
+        yield Sshd(folder, port, pid, python)
     finally:
-        left = descendants(process.pid)
-        process.terminate()
-        process.wait(10)
-        for pid in left:
-            _kill(pid)
+        for left in (pid, *descendants(pid)):
+            with suppress(ProcessLookupError):
+                os.kill(left, signal.SIGKILL)
 
 
 def make_python(folder, packages):
@@ -204,18 +203,3 @@ def _command(pid):
         return Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
     except OSError:
         return ""
-
-
-def _kill(pid):
-    with suppress(ProcessLookupError):
-        os.kill(pid, signal.SIGKILL)
-
-
-def _await_port(port, process, log):
-    def answers():
-        if process.poll() is not None:
-            raise RuntimeError(f"sshd does not run here: {log.read_text()}")
-        with socket.socket() as probe:
-            return probe.connect_ex(("127.0.0.1", port)) == 0
-
-    assert eventually(answers), log.read_text()
