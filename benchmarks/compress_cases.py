@@ -159,8 +159,9 @@ def load_case(name: str, seed: int) -> Case:
     else:
         recipe = edgekd.load_recipe(name, (f"seed={seed}",))
     with choose_observer(json=False, quiet=True, verbose=False, terminal=False) as observer:
-        prepared = prepare(recipe, [edgekd.load_target(TARGET)], CACHE, devices=(), observer=observer)
-    context = prepared.contexts[TARGET]
+        target = edgekd.load_target(TARGET)
+        with prepare(recipe, [target], CACHE, devices=(), observer=observer) as prepared:
+            context = prepared.contexts[TARGET]
     return Case(name, seed, context.float_graph, context)
 
 

@@ -65,14 +65,14 @@ def check_targets(
         EdgekdError: any error that a user can cause; see :mod:`edgekd.errors`.
     """
     stages = ("quantize", "compile", "engine", "check")
-    prepared = prepare(recipe, targets, cache, devices=devices, observer=observer, second_half=stages)
-    checks = []
-    for name, context in prepared.contexts.items():
-        checked = ship.check(context)
-        ledgers = {one.name: one.ledger for one in checked.tried}
-        device = "no device" if isinstance(context.device, Absent) else context.device.name
-        checks.append(TargetCheck(name, device, ledgers, checked.facts))
-    return checks
+    with prepare(recipe, targets, cache, devices=devices, observer=observer, second_half=stages) as prepared:
+        checks = []
+        for name, context in prepared.contexts.items():
+            checked = ship.check(context)
+            ledgers = {one.name: one.ledger for one in checked.tried}
+            device = "no device" if isinstance(context.device, Absent) else context.device.name
+            checks.append(TargetCheck(name, device, ledgers, checked.facts))
+        return checks
 
 
 def calibrate_gate(recipe: Recipe, target: Target, cache: Path, observer: Observer) -> Alarm:
@@ -81,8 +81,8 @@ def calibrate_gate(recipe: Recipe, target: Target, cache: Path, observer: Observ
     Raises:
         EdgekdError: any error that a user can cause.
     """
-    prepared = prepare(recipe, [target], cache, devices=["none"], observer=observer, second_half=("alarm",))
-    return calibrate(prepared.contexts[target.name])
+    with prepare(recipe, [target], cache, devices=["none"], observer=observer, second_half=("alarm",)) as prepared:
+        return calibrate(prepared.contexts[target.name])
 
 
 def blame_targets(
@@ -97,8 +97,8 @@ def blame_targets(
     from edgekd.report.blame import write_blame
 
     stages = ("quantize", "blame")
-    prepared = prepare(recipe, targets, places.cache, devices=devices, observer=observer, second_half=stages)
-    found = {name: find_blame(context) for name, context in prepared.contexts.items()}
+    with prepare(recipe, targets, places.cache, devices=devices, observer=observer, second_half=stages) as prepared:
+        found = {name: find_blame(context) for name, context in prepared.contexts.items()}
     with writing(places.output):
         for name, blame in found.items():
             make_folder(places.output / name, OutputError, "--output")

@@ -67,6 +67,10 @@ class DeviceError(EdgekdError):
     exit_code = 10
 
 
+class StorageError(DeviceError):
+    """A device's disk is full, or may not be written."""
+
+
 class CacheError(EdgekdError):
     """The cache folder cannot be used."""
 

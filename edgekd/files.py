@@ -9,6 +9,7 @@ import logging
 import os
 import re
 import sys
+import threading
 import warnings
 from contextlib import contextmanager
 from pathlib import Path
@@ -19,10 +20,10 @@ from edgekd.errors import EdgekdError, MissingDependency
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-if sys.version_info >= (3, 11):
-    import tomllib
-else:  # boards have Python 3.10
-    import tomli as tomllib
+
+def _tomllib() -> Any:
+    """Import a TOML parser only where TOML is read: a board reads none, and its Python 3.10 brings no parser."""
+    return importlib.import_module("tomllib" if sys.version_info >= (3, 11) else "tomli")
 
 
 @contextmanager
@@ -116,33 +117,40 @@ def missing(package: str, extra: str) -> MissingDependency:
     )
 
 
+#: What is silenced is the process's: one thread at a time.
+_QUIET = threading.RLock()
+
+
 @contextmanager
 def quiet() -> Iterator[None]:
     """Silence libraries that log hints and warnings at every call; what matters, they raise."""
-    before = logging.root.manager.disable
-    logging.disable(logging.WARNING)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
+    with _QUIET, warnings.catch_warnings():
+        before = logging.root.manager.disable
+        logging.disable(logging.WARNING)
+        warnings.simplefilter("ignore")
+        try:
             yield
-    finally:
-        logging.disable(before)
+        finally:
+            logging.disable(before)
 
 
 def read_toml(path: Path, error: type[EdgekdError]) -> dict[str, Any]:
     """Read a TOML file; raise ``error``, naming the file and line, when it is absent or malformed."""
+    tomllib = _tomllib()
     try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
+        content: dict[str, Any] = tomllib.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise error(f"{path}: no such file") from None
     except (OSError, UnicodeDecodeError) as cause:
         raise error(f"{path}: cannot be read: {cause}") from cause
     except tomllib.TOMLDecodeError as cause:
         raise error(f"{path}: not valid TOML: {cause}") from cause
+    return content
 
 
 def parse_toml_value(text: str) -> Any:
     """Return what ``text`` means as a TOML value; what is none stands for itself, as a string."""
+    tomllib = _tomllib()
     try:
         return tomllib.loads(f"value = {text}")["value"]
     except tomllib.TOMLDecodeError:

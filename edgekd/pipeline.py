@@ -2,12 +2,13 @@
 
 ``teacher -> distill -> prune -> export``, or the ``import`` of a model that is trained already, run once and know
 nothing of targets but the opset and the multiples that their kernels like; ``quantize -> compile -> engine -> check ->
-repair -> profile -> bundle`` run for each target.
+repair -> profile -> bundle -> verify`` run for each target.
 """
 
 from __future__ import annotations
 
 import math
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -18,9 +19,10 @@ from edgekd import bringing, joint, learning
 from edgekd.cache import Cache
 from edgekd.compress.quantize import ways
 from edgekd.devices.choose import Absent, assign_devices
+from edgekd.devices.ssh import SshDevice
 from edgekd.errors import OutputError, TargetError
 from edgekd.files import make_folder
-from edgekd.progress import Observer, Silent
+from edgekd.progress import InTurn, Observer, Silent
 from edgekd.project import Project
 from edgekd.publish import publish, writing
 from edgekd.report.build import write_report
@@ -28,12 +30,13 @@ from edgekd.report.result import BuildReport
 from edgekd.runtime.registry import PACKAGES, Runtime
 from edgekd.shipping import ship
 from edgekd.shipping.context import LIBRARIES, Context
+from edgekd.shipping.side_by_side import ship_all
 from edgekd.shipping.trying import compiles
 from edgekd.stages import Runner, library_versions
 from edgekd.target import load_calibration
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
     from pathlib import Path
 
     from edgekd.devices.device import Device
@@ -87,9 +90,9 @@ def build(
         EdgekdError: any error that a user can cause; see :mod:`edgekd.errors`.
     """
     make_folder(places.output, OutputError, "--output")
-    prepared = prepare(recipe, targets, places.cache, devices=devices, observer=observer or Silent())
-    robustness = prepared.origin.robustness
-    shipped = {target.name: ship.ship(prepared.contexts[target.name]) for target in targets}
+    with prepare(recipe, targets, places.cache, devices=devices, observer=observer or Silent()) as prepared:
+        robustness = prepared.origin.robustness
+        shipped = ship_all(prepared.contexts)
     report = BuildReport(
         recipe=name,
         task=prepared.origin.name,
@@ -135,6 +138,7 @@ class Prepared:
     versions: dict[str, str]
 
 
+@contextmanager
 def prepare(
     recipe: Recipe,
     targets: Sequence[Target],
@@ -143,8 +147,8 @@ def prepare(
     devices: Sequence[str],
     observer: Observer,
     second_half: tuple[str, ...] | None = None,
-) -> Prepared:
-    """Check what can be checked before training, and run the first half.
+) -> Iterator[Prepared]:
+    """Check what can be checked before training, and run the first half; in the end devices are let go of.
 
     Args:
         recipe: what to build.
@@ -159,12 +163,28 @@ def prepare(
     # What is wrong with these is said now, not after training.
     load_calibration(recipe.quantize.calibration)
     at = assign_devices(targets, devices)
+    try:
+        yield _prepare(recipe, targets, cache, at, observer, second_half)
+    finally:
+        for device in at.values():
+            if not isinstance(device, Absent):
+                device.close()
+
+
+def _prepare(
+    recipe: Recipe,
+    targets: Sequence[Target],
+    cache: Path,
+    at: dict[str, Device | Absent],
+    observer: Observer,
+    second_half: tuple[str, ...] | None,
+) -> Prepared:
     for target in targets:
         _check(recipe, target, at[target.name])
     first_half = learning if recipe.task else bringing
     versions = library_versions(dict.fromkeys((*first_half.LIBRARIES, *LIBRARIES)), "build")
     recipe = fit_widths(recipe, targets)
-    runner = Runner(Cache(cache), observer)
+    runner = Runner(Cache(cache), InTurn(observer))
     disturbed = recipe.task is not None and recipe.robustness.measure
     fan_out = (
         f"{stage} {target.name}"
@@ -212,7 +232,7 @@ def _check(recipe: Recipe, target: Target, device: Device | Absent) -> None:
     wanted = ways(target, recipe.quantize.precision)
     runtime = Runtime(target.runtime, target.options)
     if not isinstance(device, Absent):
-        if runtime.custom:
+        if runtime.custom and not isinstance(device, SshDevice):
             runtime.load()
         device.describe(runtime)
     if target.compile and compiles(target):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -23,6 +24,43 @@ class Observer(Protocol):
 
     def finish(self, stage: str, seconds: float, cached: bool, summary: str) -> None:
         """A stage is over; ``cached`` when it was up to date and did nothing."""
+
+
+class InTurn:
+    """Passes on what several threads report, one event after the other.
+
+    Args:
+        observer: hears it all.
+    """
+
+    def __init__(self, observer: Observer) -> None:
+        self._observer = observer
+        self._lock = threading.Lock()
+
+    def plan(self, stages: tuple[str, ...]) -> None:
+        """Pass it on."""
+        with self._lock:
+            self._observer.plan(stages)
+
+    def start(self, stage: str) -> None:
+        """Pass it on."""
+        with self._lock:
+            self._observer.start(stage)
+
+    def advance(self, stage: str, done: int, total: int, note: str) -> None:
+        """Pass it on."""
+        with self._lock:
+            self._observer.advance(stage, done, total, note)
+
+    def warn(self, stage: str, message: str) -> None:
+        """Pass it on."""
+        with self._lock:
+            self._observer.warn(stage, message)
+
+    def finish(self, stage: str, seconds: float, cached: bool, summary: str) -> None:
+        """Pass it on."""
+        with self._lock:
+            self._observer.finish(stage, seconds, cached, summary)
 
 
 @dataclass(frozen=True)

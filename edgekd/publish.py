@@ -16,8 +16,9 @@ from edgekd.report.result import GRAM, LATENCY
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
-#: The bundle's folder, by what the gate said of it. It and those of the report are ours, nothing else in the output.
-BUNDLE, REJECTED = "bundle", "rejected"
+#: The bundle's folder, by what the gate said of it, and that of what was built on the device. They and those of the
+#: report are ours, nothing else in the output.
+BUNDLE, REJECTED, ENGINES = "bundle", "rejected", "engines"
 
 _LOCK = ".lock"
 _TEMPORARY = ".edgekd-"
@@ -57,7 +58,7 @@ def publish(folders: Mapping[str, Files], output: Path) -> None:
     output.mkdir(parents=True, exist_ok=True)
     for leftover in output.glob(f"{_TEMPORARY}*"):  # of a build that was killed here
         shutil.rmtree(leftover)
-    for name in (BUNDLE, REJECTED, LATENCY, GRAM):
+    for name in (BUNDLE, REJECTED, LATENCY, GRAM, ENGINES):
         wanted = folders.get(name, {})
         if not _shows(output / name, wanted):
             _replace(wanted, output / name)

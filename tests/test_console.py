@@ -14,6 +14,7 @@ import time
 import pytest
 
 from edgekd.console import Json, LiveView, Plain, Quiet, choose_observer
+from edgekd.progress import InTurn
 
 STAGES = ("teacher", "distil", "prune", "quantize cpu", "quantize a-target-with-a-very-long-name", "profile cpu")
 
@@ -211,3 +212,20 @@ def test_a_dumb_terminal_gets_plain_lines():
     written = on_terminal(source, env={"TERM": "dumb"})
     assert "\x1b" not in written
     assert "prune: done in 1 min 01 s" in written
+
+
+def test_stages_that_run_at_once_each_tell_their_progress(capsys, monkeypatch):
+    now = [100.0]
+    monkeypatch.setattr("edgekd.console.lines.time.monotonic", lambda: now[0])
+    observer = InTurn(Plain())
+    for stage in ("profile a", "profile b"):
+        observer.start(stage)
+    for step in range(10):
+        now[0] += 0.5
+        for stage in ("profile a", "profile b"):
+            observer.advance(stage, step + 1, 10, "")
+    told = capsys.readouterr().out.splitlines()
+    assert [line for line in told if line.startswith("profile a")] == [
+        "profile a: started", "profile a: 4/10", "profile a: 8/10",
+    ]  # fmt: skip
+    assert [line for line in told if line.startswith("profile b: ")][1:] == ["profile b: 4/10", "profile b: 8/10"]

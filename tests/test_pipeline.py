@@ -131,9 +131,9 @@ def test_again_does_no_work_and_imports_nothing_heavy(built):
 @pytest.mark.parametrize(
     ("change", "stages"),
     [
-        ({"gate__resamples": 300}, ["check", "bundle"]),
-        ({"gate__tau_fail": 0.9, "gate__tau_pass": 0.8}, ["check", "bundle"]),
-        ({"profile__iterations": 300}, ["profile", "bundle"]),
+        ({"gate__resamples": 300}, ["check", "bundle", "verify"]),
+        ({"gate__tau_fail": 0.9, "gate__tau_pass": 0.8}, ["check", "bundle", "verify"]),
+        ({"profile__iterations": 300}, ["profile", "bundle", "verify"]),
         ({"quantize__calibration": "entropy"}, [*SHIPPING]),
         ({"prune__ratio": 0.5}, ["prune", "export", "robustness", *SHIPPING]),
         ({"robustness__noise": 0.5}, ["robustness", "disturb"]),
@@ -260,7 +260,7 @@ class Rounding(LocalDevice):
     def describe(self, runtime):
         return {**super().describe(runtime), "rounds": "otherwise"}
 
-    def evaluate(self, engine, runtime, inputs, outputs, threads):
+    def evaluate(self, engine, runtime, inputs, outputs, threads, tell):
         super().evaluate(engine, runtime, inputs, outputs, threads)
         if engine.name == "deploy.onnx":
             with np.load(outputs) as arrays:

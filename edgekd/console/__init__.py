@@ -9,6 +9,7 @@ from edgekd.console.live import LiveView
 from edgekd.console.show import (
     open_console,
     print_devices,
+    print_probe,
     print_profile,
     print_report,
     print_targets,
@@ -28,6 +29,7 @@ __all__ = [
     "Quiet",
     "choose_observer",
     "print_devices",
+    "print_probe",
     "print_profile",
     "print_report",
     "print_targets",

@@ -48,23 +48,23 @@ class _Closing(Silent):
 
 
 class Plain(_Closing):
-    """A line when a stage starts and ends, and one of progress at most every two seconds."""
+    """A line when a stage starts and ends, and one of its progress at most every two seconds."""
 
     def __init__(self, verbose: bool = False) -> None:
         super().__init__()
         self._verbose = verbose
-        self._told = 0.0
+        self._told: dict[str, float] = {}
 
     def start(self, stage: str) -> None:
         """Say that it starts."""
         super().start(stage)
-        self._told = time.monotonic()
+        self._told[stage] = time.monotonic()
         print(f"{stage}: started", flush=True)
 
     def advance(self, stage: str, done: int, total: int, note: str) -> None:
         """Say how far it is, unless that was said a moment ago."""
-        if self._verbose or time.monotonic() - self._told >= _INTERVAL_S:
-            self._told = time.monotonic()
+        if self._verbose or time.monotonic() - self._told.get(stage, 0.0) >= _INTERVAL_S:
+            self._told[stage] = time.monotonic()
             print(f"{stage}: {join(f'{done}/{total}', note)}", flush=True)
 
     def warn(self, stage: str, message: str) -> None:

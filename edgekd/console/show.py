@@ -11,6 +11,7 @@ from rich.padding import Padding
 from rich.table import Table as RichTable
 from rich.text import Text
 
+from edgekd.report.figures import size
 from edgekd.report.measured import branch_table, engine_latency_table, further_lines, how, start_line
 from edgekd.report.page import run_lines
 from edgekd.report.robustness import robustness_line, robustness_table
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
     from pathlib import Path
 
+    from edgekd.devices.ssh.device import Probed
     from edgekd.gram.gate import Verdict
     from edgekd.report.result import BuildReport, TargetResult
     from edgekd.runtime.manifest import Manifest
@@ -117,13 +119,20 @@ def print_devices(rows: Iterable[tuple[str, str, str]], width: int | None = None
     _print_list(("device", "gives", "state"), rows, width)
 
 
-def print_profile(manifest: Manifest, profile: Profile, runtime: str, width: int | None = None) -> None:
-    """Print what was measured of a bundle's engine on this machine, in the ``runtime`` that ran it."""
+def print_probe(name: str, probed: Probed, width: int | None = None) -> None:
+    """Print what a board is."""
+    kept = f"{size(probed.used_bytes)} kept by edgekd, {size(probed.free_bytes)} free"
+    rows = [(key.replace("_", " "), value) for key, value in probed.facts.items()]
+    _print_list((name, ""), [*rows, ("disk", kept)], width)
+
+
+def print_profile(manifest: Manifest, profile: Profile, device: str, runtime: str, width: int | None = None) -> None:
+    """Print what was measured of a bundle's engine on a device, in the ``runtime`` that ran it."""
     console = open_page(width)
     engine = profile.engines[0]
     shown = ("cpu", "gpu", "power_mode", "governor", "clock_limits", "turbo")
     facts = {what.replace("_", " "): profile.machine[what] for what in shown if what in profile.machine}
-    print_title(console, f"{manifest.target} · {runtime} · {manifest.precision}")
+    print_title(console, f"{manifest.target} · {device} · {runtime} · {manifest.precision}")
     print_table(console, engine_latency_table(engine))
     print_table(console, branch_table(profile))
     console.print()

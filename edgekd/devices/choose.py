@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import platform
+from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -10,18 +11,19 @@ from edgekd.devices import browser, emulator
 from edgekd.devices.browser import BrowserDevice
 from edgekd.devices.emulated import EmulatedDevice
 from edgekd.devices.local import LocalDevice
+from edgekd.devices.ssh import SCHEME, SshDevice
 from edgekd.errors import DeviceError, TargetError, nearest
 from edgekd.runtime.machine import cpu_model
 from edgekd.runtime.registry import Runtime
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Sequence
+    from collections.abc import Callable, Iterable, Mapping, Sequence
     from pathlib import Path
 
     from edgekd.devices.device import Device
     from edgekd.target import Target
 
-KINDS = ("local", "browser", "emulated:PROCESSOR", "none")
+KINDS = ("local", "browser", "emulated:PROCESSOR", "ssh://[USER@]HOST[:PORT][?python=COMMAND]", "none")
 
 
 @dataclass(frozen=True)
@@ -36,7 +38,8 @@ def assign_devices(targets: Sequence[Target], requests: Iterable[str]) -> dict[s
 
     Args:
         targets: of one build.
-        requests: ``DEVICE`` for all targets, or ``TARGET=DEVICE`` for one; the last that fits a target counts.
+        requests: ``DEVICE`` for all targets, or ``TARGET=DEVICE`` for one; the last that fits a target counts. A board
+            that is named for several targets is one device.
 
     Raises:
         TargetError: a request names a target that is not built.
@@ -44,51 +47,87 @@ def assign_devices(targets: Sequence[Target], requests: Iterable[str]) -> dict[s
     """
     wanted: dict[str, str | None] = dict.fromkeys(target.name for target in targets)
     for request in requests:
-        name, equals, device = request.rpartition("=")
-        if equals and name not in wanted:
+        name, device = _split(request)
+        if name is not None and name not in wanted:
             raise TargetError(
                 f"--device {request}: '{name}' is not among the targets of this build{nearest(name, wanted)}"
             )
-        for target_name in [name] if equals else wanted:
+        for target_name in wanted if name is None else [name]:
             wanted[target_name] = device
-    return {target.name: choose(target, wanted[target.name]) for target in targets}
+    boards = {device: SshDevice(device) for device in wanted.values() if device and device.startswith(SCHEME)}
+    with ExitStack() as stack:
+        for board in boards.values():
+            stack.callback(board.close)
+        found = {target.name: choose(target, wanted[target.name], boards) for target in targets}
+        stack.pop_all()
+    return found
 
 
-def choose(target: Target, request: str | None) -> Device | Absent:
+def _split(request: str) -> tuple[str | None, str]:
+    """Split ``TARGET=DEVICE``; the address of a board may hold a "=" of its own."""
+    before, scheme, address = request.partition(SCHEME)
+    name, equals, device = before.rpartition("=")
+    return name if equals else None, device + scheme + address
+
+
+def choose(target: Target, request: str | None, boards: Mapping[str, SshDevice] | None = None) -> Device | Absent:
     """Return the device that a target's engines run on.
 
     Args:
         target: of which kind it must be.
-        request: "local", "browser", "emulated:<processor>" or "none"; None for what is at hand.
+        request: "local", "browser", "emulated:<processor>", "ssh://..." or "none"; None for what is at hand.
+        boards: those that other targets have already, by request.
 
     Raises:
         DeviceError: there is no such device, it is not of the target's kind, or it is not installed.
+        MissingDependency: it lacks what the target's runtime needs.
     """
     runtime = Runtime(target.runtime, target.options)
     if request == "none":
         return Absent("no device was asked for")
     if request is None:
         return _at_hand(target, runtime)
-    device: Device
-    if request == "local":
-        reason = _misfit(target, platform.machine(), cpu_model()) or runtime.absent()
-        if reason or target.runtime == "onnxruntime-web":
-            raise DeviceError(f"--device local: {reason or 'a browser target runs in a browser: --device browser'}")
-        return LocalDevice()
-    if request == "browser":
-        if target.runtime != "onnxruntime-web":
-            raise DeviceError(f"--device browser: target '{target.name}' is for {target.runtime}, not for a browser")
-        device = BrowserDevice()
-    elif request.startswith("emulated:"):
-        device = EmulatedDevice(request.removeprefix("emulated:"))
-        reason = _misfit(target, device.arch, target.hosts.model, request) or device.refuses(runtime)
-        if reason:
-            raise DeviceError(f"--device {request}: {reason}")
-    else:
-        raise DeviceError(f"--device {request}: there is no such device{nearest(request, KINDS)}")
-    if reason := device.missing():
+    device = (boards or {}).get(request) or open_device(request)
+    if reason := _refusal(target, runtime, device) or device.missing():
         raise DeviceError(f"--device {request}: {reason}")
     return device
+
+
+def open_device(request: str) -> Device:
+    """Return a device for whatever runs on it.
+
+    Args:
+        request: "local", "browser", "emulated:<processor>" or "ssh://...".
+
+    Raises:
+        DeviceError: there is no such device.
+    """
+    if request == "local":
+        return LocalDevice()
+    if request == "browser":
+        return BrowserDevice()
+    if request.startswith("emulated:"):
+        return EmulatedDevice(request.removeprefix("emulated:"))
+    if request.startswith(SCHEME):
+        return SshDevice(request)
+    raise DeviceError(f"--device {request}: there is no such device{nearest(request, KINDS)}")
+
+
+def _refusal(target: Target, runtime: Runtime, device: Device) -> str | None:
+    """Say why a device is not of the target's kind, or cannot run its engines."""
+    for_browser = target.runtime == "onnxruntime-web"
+    if isinstance(device, BrowserDevice):
+        return None if for_browser else f"target '{target.name}' is for {target.runtime}, not for a browser"
+    if isinstance(device, EmulatedDevice):
+        return _misfit(target, device.arch, target.hosts.model, device.name) or device.refuses(runtime)
+    if for_browser:
+        return "a browser target runs in a browser: --device browser"
+    if isinstance(device, SshDevice):
+        # The architecture first: it is known before anything is sent there.
+        return _misfit(target, device.arch, target.hosts.model, "it") or _misfit(
+            target, device.arch, device.describe(runtime)["cpu"], "it"
+        )
+    return _misfit(target, platform.machine(), cpu_model()) or runtime.absent()
 
 
 def _at_hand(target: Target, runtime: Runtime) -> Device | Absent:

@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import edgekd
-from edgekd.devices import emulator
-from edgekd.devices.local import AGENT, agent_environment, evaluate
-from edgekd.devices.process import AgentProcess
+from edgekd.devices import emulator, place
+from edgekd.devices.local import agent_environment
+from edgekd.devices.place import AGENT, Here
 from edgekd.errors import DeviceError, MissingDependency
 from edgekd.runtime.machine import package_versions
 from edgekd.runtime.registry import PACKAGES
@@ -80,7 +80,15 @@ class EmulatedDevice:
             return {**facts, **package_versions(PACKAGES.get(runtime.name, ()))}
         return {**facts, **emulator.guest_versions(root)}
 
-    def evaluate(self, engine: Path, runtime: Runtime, inputs: Path, outputs: Path, threads: int) -> None:
+    def evaluate(
+        self,
+        engine: Path,
+        runtime: Runtime,
+        inputs: Path,
+        outputs: Path,
+        threads: int,
+        tell: Callable[[str], None] = lambda _: None,  # noqa: ARG002 - nothing is said while an engine runs
+    ) -> None:
         """Run every row of ``inputs`` through an engine; see :class:`~edgekd.devices.device.Device`.
 
         Raises:
@@ -93,8 +101,8 @@ class EmulatedDevice:
         command = [*emulator.python_command(self._processor, root), *AGENT]
         with tempfile.TemporaryDirectory() as sources:
             environment = self._environment(root, Path(sources))
-            with AgentProcess(command, environment, self._patience_seconds) as agent:
-                evaluate(agent, engine, runtime, inputs, outputs, threads)
+            here = Here(command, environment, self._patience_seconds)
+            place.evaluate(here, engine, runtime, inputs, outputs, threads)
 
     def profile(
         self,
@@ -111,6 +119,9 @@ class EmulatedDevice:
             DeviceError: always.
         """
         raise DeviceError(f"{self.name}: {self.no_latency}")
+
+    def close(self) -> None:
+        """Let go of it: nothing is held."""
 
     def _root(self) -> Path:
         root = emulator.installed(self._processor.name)

@@ -10,24 +10,22 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import edgekd
+from edgekd.devices import place
 from edgekd.devices.further import nanoseconds
-from edgekd.devices.process import AgentProcess
+from edgekd.devices.place import AGENT, Here
 from edgekd.devices.turns import take_turns
-from edgekd.runtime.machine import cpu_model, package_versions
-from edgekd.runtime.registry import PACKAGES
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
     from types import TracebackType
 
+    from edgekd.devices.place import Place
     from edgekd.recipe import ProfileConfig
+    from edgekd.runtime.bundle import Verification
     from edgekd.runtime.measure import Nanoseconds, Profile
     from edgekd.runtime.registry import Runtime
+    from edgekd.runtime.session import Built
 
-#: What an interpreter runs to be an agent.
-AGENT = ("-m", "edgekd.runtime.agent")
-
-_BATCH = 64
 #: How long one answer may take: the largest evaluation, not a hung driver.
 _PATIENCE_SECONDS = 600.0
 
@@ -51,13 +49,40 @@ class LocalDevice:
 
     def describe(self, runtime: Runtime) -> dict[str, str]:
         """Return what tells this machine from another kind; starts no process and loads no engine library."""
-        host = {"cpu": cpu_model(), "arch": platform.machine(), "logical_cores": str(os.cpu_count())}
-        return {**host, **runtime.hardware(), **package_versions(PACKAGES.get(runtime.name, ()))}
+        return runtime.describe()
 
-    def evaluate(self, engine: Path, runtime: Runtime, inputs: Path, outputs: Path, threads: int) -> None:
+    def evaluate(
+        self,
+        engine: Path,
+        runtime: Runtime,
+        inputs: Path,
+        outputs: Path,
+        threads: int,
+        tell: Callable[[str], None] = lambda _: None,  # noqa: ARG002 - nothing takes long
+    ) -> None:
         """Run every row of ``inputs`` through an engine; see :class:`~edgekd.devices.device.Device`."""
-        with self._agent() as agent:
-            evaluate(agent, engine, runtime, inputs, outputs, threads)
+        place.evaluate(self._here(), engine, runtime, inputs, outputs, threads)
+
+    def verify(
+        self,
+        bundle: Path,
+        runtime: Runtime,
+        threads: int,
+        tell: Callable[[str], None],  # noqa: ARG002 - the same
+    ) -> Verification:
+        """Check a bundle; see :class:`~edgekd.devices.device.Verifier`."""
+        return place.verify(self._here(), bundle, runtime, threads)
+
+    def build(
+        self,
+        engine: Path,
+        runtime: Runtime,
+        folder: Path,
+        threads: int,
+        tell: Callable[[str], None],  # noqa: ARG002 - the same
+    ) -> Built | None:
+        """Keep what the library makes of an engine; see :class:`~edgekd.devices.device.Verifier`."""
+        return place.build(self._here(), engine, runtime, folder, threads)
 
     def profile(
         self,
@@ -70,7 +95,7 @@ class LocalDevice:
     ) -> Profile:
         """Measure engines side by side, at batch 1; see :func:`~edgekd.devices.turns.take_turns`."""
         return take_turns(
-            lambda engine: _AgentEngine(self._agent(), engine, runtime, config.threads),
+            lambda engine: AgentEngine(self._here(), engine, runtime, config.threads),
             engines, inputs, folder, config, advance,
         )  # fmt: skip
 
@@ -94,7 +119,7 @@ class LocalDevice:
             ModelError: it refuses the graph, or would get it wrong.
             DeviceError: it crashed or hung.
         """
-        with self._agent() as agent:
+        with self._here().start() as agent:
             return agent.ask(
                 "compile",
                 "library",
@@ -107,55 +132,55 @@ class LocalDevice:
                 options=dict(options),
             )
 
-    def _agent(self) -> AgentProcess:
-        return AgentProcess([sys.executable, *AGENT], agent_environment(), self._patience_seconds)
+    def close(self) -> None:
+        """Let go of it: nothing is held."""
+
+    def _here(self) -> Here:
+        return Here([sys.executable, *AGENT], agent_environment(), self._patience_seconds)
 
 
-def evaluate(agent: AgentProcess, engine: Path, runtime: Runtime, inputs: Path, outputs: Path, threads: int) -> None:
-    """Let an agent open an engine and run every row of ``inputs`` through it into ``outputs``."""
-    agent.ask("open", engine=str(engine), threads=threads, **_spelled(runtime))
-    agent.ask("evaluate", inputs=str(inputs), outputs=str(outputs), batch=_BATCH)
+class AgentEngine:
+    """One engine in an agent's process; see :class:`~edgekd.devices.turns.Opened`."""
 
-
-def _spelled(runtime: Runtime) -> dict[str, Any]:
-    return {"runtime": runtime.name, "options": dict(runtime.options)}
-
-
-class _AgentEngine:
-    """One engine in an agent's process."""
-
-    def __init__(self, agent: AgentProcess, engine: Path, runtime: Runtime, threads: int) -> None:
+    def __init__(self, where: Place, engine: Path, runtime: Runtime, threads: int) -> None:
+        self._place = where
+        there, told = where.send(engine), where.spell(runtime)
         with ExitStack() as stack:
-            self._agent = stack.enter_context(agent)
-            told = {"engine": str(engine), "threads": threads, **_spelled(runtime)}
-            opened = agent.ask("open", "import_ms", "load_ms", **told)
+            self._agent = stack.enter_context(where.start())
+            opened = self._agent.ask("open", "import_ms", "load_ms", engine=there, threads=threads, **told)
             self.import_ms: float = opened["import_ms"]
             self.load_ms: float = opened["load_ms"]
             stack.pop_all()
 
     def first(self, feeds: Path) -> float:
-        first_run_ms: float = self._agent.ask("first", "first_run_ms", feeds=str(feeds))["first_run_ms"]
+        """Read the rows that :meth:`measure` cycles through, and time one inference of the first."""
+        first_run_ms: float = self._agent.ask("first", "first_run_ms", feeds=self._place.send(feeds))["first_run_ms"]
         return first_run_ms
 
     def measure(self, iterations: int, warmup: int) -> Nanoseconds:
+        """Time inferences of single rows."""
         return nanoseconds(self._agent.ask("measure", "ns", iterations=iterations, warmup=warmup))
 
     def compute(self, iterations: int, warmup: int) -> Nanoseconds | None:
+        """Time computing alone."""
         answer = self._agent.ask("compute", "ns", iterations=iterations, warmup=warmup)
         return None if answer["ns"] is None else nanoseconds(answer)
 
     def ask(self, job: str, *wanted: str, **arguments: Any) -> dict[str, Any]:
+        """Give the agent a further job."""
         return self._agent.ask(job, *wanted, **arguments)
 
     def peak_rss_bytes(self) -> int:
+        """Return the process's peak resident memory so far."""
         peak: int = self._agent.ask("memory", "peak_rss_bytes")["peak_rss_bytes"]
         return peak
 
     def machine(self) -> dict[str, str]:
+        """Describe the machine and the libraries that it runs."""
         facts: dict[str, str] = self._agent.ask("facts", "facts")["facts"]
         return facts
 
-    def __enter__(self) -> _AgentEngine:
+    def __enter__(self) -> AgentEngine:
         return self
 
     def __exit__(

@@ -34,6 +34,7 @@ class AgentProcess:
 
     def __init__(self, command: Sequence[str], environment: Mapping[str, str], patience_seconds: float) -> None:
         self._patience_seconds = patience_seconds
+        self._writing = threading.Lock()
         # A file, since a pipe that nobody reads would fill and block the agent; close() closes it.
         self._log = tempfile.TemporaryFile()  # noqa: SIM115
         try:
@@ -79,10 +80,21 @@ class AgentProcess:
                 raise DeviceError(f"the agent's answer to '{job}' has no '{key}'; is it of another version of edgekd?")
         return answer
 
+    @property
+    def alive(self) -> bool:
+        """Whether the process runs."""
+        return self._process.poll() is None
+
+    def say(self, line: str) -> None:
+        """Write a line to the process; to a dead one it is lost."""
+        with self._writing, suppress(BrokenPipeError, ValueError):
+            self._pipes()[0].write(line + "\n")
+            self._pipes()[0].flush()
+
     def close(self) -> None:
         """Kill the process and wait for its end."""
         self._process.kill()
-        with suppress(BrokenPipeError):  # what it did not read is lost with it
+        with self._writing, suppress(BrokenPipeError):  # what it did not read is lost with it
             self._pipes()[0].close()
         self._pipes()[1].close()
         self._process.wait()
@@ -96,8 +108,8 @@ class AgentProcess:
     ) -> None:
         self.close()
 
-    def _exchange(self, job: str, line: str) -> str:
-        stdin, stdout = self._pipes()
+    def _exchange(self, job: str, line: str | None) -> str:
+        """Say a line, if any, and return the next that it says; ``job`` is what for."""
         expired = threading.Event()
 
         def give_up() -> None:
@@ -108,17 +120,20 @@ class AgentProcess:
         timer.daemon = True  # an interrupt between here and the try must not leave it running for minutes
         timer.start()
         try:
-            with suppress(BrokenPipeError):  # it is dead: then there is no reply either, and stderr says why
-                stdin.write(line + "\n")
-                stdin.flush()
-            reply: str = stdout.readline()
+            if line is not None:
+                self.say(line)  # where it is dead there is no reply either, and stderr says why
+            reply: str = self._pipes()[1].readline()
         finally:
             timer.cancel()
         if expired.is_set():
             raise DeviceError(f"the agent did not answer '{job}' in {self._patience_seconds:g} s; {self._last_words()}")
         if not reply:
-            raise DeviceError(f"the agent ended ({self._exit()}) instead of answering '{job}'; {self._last_words()}")
+            raise self._ended(job)
         return reply
+
+    def _ended(self, job: str) -> DeviceError:
+        """Return the error for a process that ended instead of answering."""
+        return DeviceError(f"the agent ended ({self._exit()}) instead of answering '{job}'; {self._last_words()}")
 
     def _pipes(self) -> tuple[Any, Any]:
         return self._process.stdin, self._process.stdout

@@ -8,26 +8,30 @@ with a traceback on stderr. A process holds one engine: two in one process spoil
 from __future__ import annotations
 
 import base64
+import errno
 import inspect
 import itertools
 import json
 import os
+import select
 import sys
+import threading
 import time
 from dataclasses import asdict
 from pathlib import Path
+from queue import SimpleQueue
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from edgekd.errors import DeviceError, EdgekdError, nearest
+from edgekd.errors import DeviceError, EdgekdError, StorageError, nearest
 from edgekd.files import write_text
-from edgekd.runtime import energy, machine, sensors, tensorrt
+from edgekd.runtime import bundle, energy, machine, sensors, tensorrt
 from edgekd.runtime.registry import PACKAGES, Runtime
 from edgekd.runtime.session import TimesComputing, read_feeds, run_rows, write_arrays
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Mapping
 
     from edgekd.runtime.session import Array, Session
 
@@ -36,6 +40,12 @@ Answer = dict[str, Any]
 #: The runtimes whose engines run on a GPU, whose clock is then told.
 _ON_GPU = ("tensorrt", "tensorrt-rtx")
 _LAYER_RUNS = 100
+
+#: What the system refuses, rather than a defect of edgekd.
+_REFUSALS = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS)
+
+#: Exit code of an agent that nobody hears any more.
+_UNHEARD = 3
 
 
 class Agent:
@@ -158,6 +168,24 @@ class Agent:
         named = f"{built.library} {built.version}"
         return {"library": named, "layers": len(built.layers), "messages": list(built.messages)}
 
+    def build(self, engine: str, folder: str, threads: int, runtime: str, options: dict[str, Any]) -> Answer:
+        """Write what the library makes of an engine for this very machine, if it makes anything that can be kept."""
+        built = Runtime(runtime, options).build(Path(engine), Path(folder), threads)
+        return {"built": None if built is None else asdict(built)}
+
+    def verify(self, bundle_folder: str, runtime: str | None, threads: int) -> Answer:
+        """Check a bundle's digests, and its reference samples and their Grams in its engine."""
+        with bundle.load(Path(bundle_folder), threads=threads, runtime=runtime, allow_rejected=True) as loaded:
+            return {"verification": asdict(loaded.verify())}
+
+    def describe(self, runtime: str, options: dict[str, Any]) -> Answer:
+        """Tell this machine from another kind, and say why the runtime can run nothing on it, if that is so."""
+        library = Runtime(runtime, options)
+        if library.custom:
+            library.load()
+        reason = library.absent()
+        return {"absent": reason, "facts": {} if reason else library.describe()}
+
     def facts(self) -> Answer:
         """Describe this machine, and how the engine library runs the engine."""
         facts = machine.machine_facts(PACKAGES.get(self._runtime.name, ()) if self._runtime else ())
@@ -210,7 +238,7 @@ def _sleep_until(ns: int) -> None:
         time.sleep(left / 1e9)
 
 
-_JOBS: dict[str, Callable[..., Answer]] = {
+JOBS: dict[str, Callable[..., Answer]] = {
     "open": Agent.open,
     "first": Agent.first,
     "measure": Agent.measure,
@@ -221,22 +249,33 @@ _JOBS: dict[str, Callable[..., Answer]] = {
     "layers": Agent.layers,
     "evaluate": Agent.evaluate,
     "compile": Agent.compile,
+    "build": Agent.build,
+    "verify": Agent.verify,
+    "describe": Agent.describe,
     "facts": Agent.facts,
     "memory": Agent.memory,
     "quit": Agent.quit,
 }
 
 
-def answer(agent: Agent, line: str) -> Answer:
+def _answer(agent: Agent, jobs: Mapping[str, Callable[..., Answer]], line: str) -> Answer:
     """Do the job that ``line`` asks for."""
     try:
-        name, arguments = _parse(line)
-        return {"ok": True, **_JOBS[name](agent, **arguments)}
+        name, arguments = _parse(line, jobs)
+        return {"ok": True, **jobs[name](agent, **arguments)}
     except EdgekdError as error:
-        return {"ok": False, "kind": type(error).__name__, "error": str(error)}
+        return _failed(error)
+    except OSError as error:
+        if error.errno not in _REFUSALS:
+            raise
+        return _failed(StorageError(f"{error.filename or 'a file'}: {error.strerror}"))
 
 
-def _parse(line: str) -> tuple[str, dict[str, Any]]:
+def _failed(error: EdgekdError) -> Answer:
+    return {"ok": False, "kind": type(error).__name__, "error": str(error)}
+
+
+def _parse(line: str, jobs: Mapping[str, Callable[..., Answer]]) -> tuple[str, dict[str, Any]]:
     try:
         arguments = json.loads(line)
     except ValueError as error:
@@ -244,25 +283,71 @@ def _parse(line: str) -> tuple[str, dict[str, Any]]:
     if not isinstance(arguments, dict) or "job" not in arguments:
         raise DeviceError("the agent was sent a line without a 'job'")
     name = str(arguments.pop("job"))
-    if name not in _JOBS:
-        raise DeviceError(f"the agent has no job '{name}'{nearest(name, _JOBS)}")
+    if name not in jobs:
+        raise DeviceError(f"the agent has no job '{name}'{nearest(name, jobs)}")
     try:
-        inspect.signature(_JOBS[name]).bind(None, **arguments)
+        inspect.signature(jobs[name]).bind(None, **arguments)
     except TypeError as error:
         raise DeviceError(f"the agent's job '{name}' was given wrong arguments: {error}") from error
     return name, arguments
 
 
-def main() -> None:
-    """Answer jobs from stdin until 'quit' or its end."""
+def serve(
+    agent: Agent,
+    jobs: Mapping[str, Callable[..., Answer]],
+    greeting: str | None = None,
+    silence_s: float | None = None,
+) -> None:
+    """Answer jobs from stdin until 'quit' or its end.
+
+    An agent whose answers nobody reads any more ends at once, whatever it is doing: its host was killed, or its link.
+
+    Args:
+        agent: does the jobs.
+        jobs: by name.
+        greeting: a line to say first.
+        silence_s: end, too, when for so long nothing came in: a link that was cut does not close. Empty lines are no
+            jobs, but they are no silence either.
+    """
     # Answers get stdout to themselves: what a library prints there goes to stderr.
     answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)
-    agent = Agent()
-    for line in sys.stdin:
-        print(json.dumps(answer(agent, line)), file=answers, flush=True)
+    lines: SimpleQueue[str | None] = SimpleQueue()
+    heard = threading.Event()
+    threading.Thread(target=_listen, args=(lines, heard), daemon=True).start()
+    if hasattr(select, "poll"):  # not on Windows
+        threading.Thread(target=_watch, args=(answers.fileno(), heard, silence_s), daemon=True).start()
+    if greeting is not None:
+        print(greeting, file=answers, flush=True)
+    for line in iter(lines.get, None):
+        print(json.dumps(_answer(agent, jobs, line)), file=answers, flush=True)
         if agent.done:
             break
+
+
+def _listen(lines: SimpleQueue[str | None], heard: threading.Event) -> None:
+    """Pass on stdin line by line, and None at its end."""
+    for line in sys.stdin:
+        heard.set()
+        if line.strip():
+            lines.put(line)
+    lines.put(None)
+
+
+def _watch(answers: int, heard: threading.Event, silence_s: float | None) -> None:
+    """End the process when the reader of its answers is gone, or silent for too long."""
+    reader = select.poll()
+    reader.register(answers, 0)  # no event is waited for but the reader's end, which is always told
+    while not reader.poll(None if silence_s is None else silence_s * 1000):
+        if not heard.is_set():
+            break
+        heard.clear()
+    os._exit(_UNHEARD)
+
+
+def main() -> None:
+    """Be the agent of this host."""
+    serve(Agent(), JOBS)
 
 
 if __name__ == "__main__":

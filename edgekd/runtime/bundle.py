@@ -167,12 +167,7 @@ def load(
     if variant not in get_args(Variant):
         raise BundleError(f"a bundle has no variant '{variant}'{nearest(variant, get_args(Variant))}")
     folder = Path(path)
-    if not folder.is_dir():
-        raise BundleError(f"{folder}: no such folder; give the folder that holds a bundle's {MANIFEST}")
-    found = plain_files(folder)
-    manifest = read_manifest(folder)
-    library = _runtime(folder, manifest, runtime)
-    check_listing(folder, manifest, found)
+    manifest, library = _look_over(folder, runtime)
     opened = engine_file(manifest, variant, library)
     for name in manifest.files:
         if name != opened:  # whose digest is checked in the very bytes that are opened
@@ -188,6 +183,36 @@ def load(
         raise type(error)(
             f"{folder}: {error}; runtime 'onnxruntime' (--runtime) runs its ONNX on any machine"
         ) from error
+
+
+def examine(path: Path | str, runtime: str | None = None) -> tuple[Manifest, Runtime]:
+    """Check every file of a bundle without opening its engine, as where another machine is to run it.
+
+    Args:
+        path: the bundle's folder.
+        runtime: as for :func:`load`.
+
+    Returns:
+        Its manifest, and the library that is to run it.
+
+    Raises:
+        BundleError: it is no bundle, or was altered.
+    """
+    folder = Path(path)
+    manifest, library = _look_over(folder, runtime)
+    for name in manifest.files:
+        read_file(folder, manifest, name)
+    return manifest, library
+
+
+def _look_over(folder: Path, runtime: str | None) -> tuple[Manifest, Runtime]:
+    if not folder.is_dir():
+        raise BundleError(f"{folder}: no such folder; give the folder that holds a bundle's {MANIFEST}")
+    found = plain_files(folder)
+    manifest = read_manifest(folder)
+    library = _runtime(folder, manifest, runtime)
+    check_listing(folder, manifest, found)
+    return manifest, library
 
 
 def _runtime(folder: Path, manifest: Manifest, wanted: str | None) -> Runtime:

@@ -55,10 +55,23 @@ def jetson_facts(root: Path = ROOT) -> dict[str, str]:
     facts = {
         "l4t": _l4t_release(root),
         "jetpack": _jetpack(root),
-        "power_mode": _power_mode(root),
+        "power_mode": power_mode(root),
         "gpu_clock_limits": _gpu_clock_limits(root),
     }
     return {name: value for name, value in facts.items() if value}
+
+
+def power_mode(root: Path = ROOT) -> str:
+    """Return the name of a Jetson's power mode, e.g. "MAXN"; nothing elsewhere.
+
+    nvpmodel keeps its number in one file, its name in another. *Not verified on hardware.*
+    """
+    mode = re.search(r"pmode:(\d+)", read(root / "var/lib/nvpmodel/status"))
+    if mode is None:
+        return ""
+    number = int(mode[1])
+    name = re.search(rf"<\s*POWER_MODEL\s+ID={number}\s+NAME=(\S+)\s*>", read(root / "etc/nvpmodel.conf"))
+    return name[1] if name else f"mode {number}"
 
 
 def cpu_model(root: Path = ROOT) -> str:
@@ -167,13 +180,3 @@ def _jetpack(root: Path) -> str:
     packages = read(root / "var/lib/dpkg/status") if _l4t_release(root) else ""
     found = re.search(r"^Package: nvidia-jetpack\n(?:.+\n)*?Version: (.+)$", packages, re.MULTILINE)
     return found[1] if found else ""
-
-
-def _power_mode(root: Path) -> str:
-    """Return the name of nvpmodel's mode, e.g. "MAXN": its number is kept in one file, its name in another."""
-    mode = re.search(r"pmode:(\d+)", read(root / "var/lib/nvpmodel/status"))
-    if mode is None:
-        return ""
-    number = int(mode[1])
-    name = re.search(rf"<\s*POWER_MODEL\s+ID={number}\s+NAME=(\S+)\s*>", read(root / "etc/nvpmodel.conf"))
-    return name[1] if name else f"mode {number}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import itertools
 import os
 import time
@@ -12,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from edgekd.errors import DeviceError, ModelError, TargetError
 from edgekd.files import need
 from edgekd.runtime.layers import from_openvino
-from edgekd.runtime.session import Array, FeedCheck, Feeds, Session, TensorSpec, run_rows
+from edgekd.runtime.session import Array, Built, FeedCheck, Feeds, Session, TensorSpec, run_rows
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -193,6 +194,40 @@ def _open(
     return _OpenVinoSession(core, model, name, device, options | {"INFERENCE_PRECISION_HINT": precision})
 
 
+def keep_engine(
+    engine: Path,
+    folder: Path,
+    threads: int = 1,
+    *,
+    device: str = "CPU",
+    precision: str = "f32",
+    cache: Path | None = None,
+) -> Built:
+    """Write the compiled model, ``<engine>.blob``, which ``Core.import_model`` reads on this kind of machine alone.
+
+    Args:
+        engine: as for :func:`open_engine`, as are ``threads``, ``device`` and ``precision``.
+        folder: where to.
+        threads: threads of one inference.
+        device: the same.
+        precision: the same.
+        cache: not used: what is timed is compiling.
+
+    Raises:
+        MissingDependency, DeviceError, ModelError, TargetError: as :func:`open_engine`.
+    """
+    del cache
+    openvino = library()
+    start = time.perf_counter()
+    session = open_engine(engine, threads, device=device, precision=precision)
+    assert isinstance(session, _OpenVinoSession)
+    with session:
+        build_s = time.perf_counter() - start
+        path = folder / f"{engine.stem}.blob"
+        path.write_bytes(session.export())
+    return Built((path.name,), f"OpenVINO {openvino.__version__}", build_s)
+
+
 def _options(supported: Mapping[str, str], threads: int, cache: Path | None) -> dict[str, Any]:
     """Return what is asked of a device, of what it lets one ask."""
     wanted = {
@@ -314,6 +349,13 @@ class _OpenVinoSession:
         self._any.start_async(dict(feeds))
         self._any.wait()
         return dict(zip(self._output_names, self._any.results.values(), strict=True))  # copies
+
+    def export(self) -> bytes:
+        """Return the compiled model, at batch 1 where the graph has that."""
+        request: Any = self._single or self._any
+        stream = io.BytesIO()
+        request.get_compiled_model().export_model(stream)
+        return stream.getvalue()
 
     def close(self) -> None:
         self._core = self._model = self._single = self._any = None

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import importlib
 import inspect
+import os
+import platform
 from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -11,13 +13,14 @@ from typing import TYPE_CHECKING, Any
 from edgekd.errors import DeviceError, TargetError, nearest
 from edgekd.files import make_folder, sha256_file, user_cache
 from edgekd.runtime.custom import CheckedSession, guarded, import_function, source_file
+from edgekd.runtime.machine import cpu_model, package_versions
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
     from pathlib import Path
 
     from edgekd.runtime.measure import LayerTime
-    from edgekd.runtime.session import Feeds, Session
+    from edgekd.runtime.session import Built, Feeds, Session
 
 #: For each runtime its module below :mod:`edgekd.runtime`, and what its ``open_engine`` is always told. A browser's
 #: engines are those of ONNX Runtime, which Python opens without a browser.
@@ -78,6 +81,11 @@ class Runtime:
         return ":" in self.name
 
     @property
+    def compiles(self) -> bool:
+        """Whether it compiles engines for the machine at hand when it opens them."""
+        return self.name in _COMPILING
+
+    @property
     def source(self) -> Path | None:
         """The file of a user's own runtime; None for edgekd's, and for a module that lies in no file."""
         return source_file(self.name) if self.custom else None
@@ -112,6 +120,39 @@ class Runtime:
         name, fixed = _MODULES[self.name]
         facts: dict[str, str] = importlib.import_module(f"edgekd.runtime.{name}").hardware(**fixed, **self.options)
         return facts
+
+    def describe(self) -> dict[str, str]:
+        """Return what tells the results of this machine from those of another kind; it costs no engine.
+
+        Raises:
+            MissingDependency: the library is not installed.
+            DeviceError: the machine lacks the device that the options ask for.
+        """
+        host = {"cpu": cpu_model(), "arch": platform.machine(), "logical_cores": str(os.cpu_count())}
+        return {**host, **self.hardware(), **package_versions(PACKAGES.get(self.name, ()))}
+
+    def build(self, engine: Path, folder: Path, threads: int = 1) -> Built | None:
+        """Write what the library makes of an engine for this very machine into a folder.
+
+        Args:
+            engine: ONNX, or an engine that was built ahead of time, of which nothing is made any more.
+            folder: an empty one.
+            threads: as for :meth:`open`.
+
+        Returns:
+            None where the library makes nothing that can be kept.
+
+        Raises:
+            MissingDependency: the library is not installed.
+            ModelError: the engine cannot be built.
+            DeviceError: the machine lacks the device that the options ask for.
+        """
+        if not self.compiles:
+            return None
+        name, fixed = _MODULES[self.name]
+        module = importlib.import_module(f"edgekd.runtime.{name}")
+        kept: Built | None = module.keep_engine(engine, folder, threads, cache=_engine_cache(), **fixed, **self.options)
+        return kept
 
     def load(self) -> Callable[..., Session]:
         """Import the engine library and return its ``open_engine``.
@@ -155,7 +196,7 @@ class Runtime:
         reserved = sorted(options.keys() & _RESERVED) if not self.custom else []
         if reserved:
             raise TargetError(f"the runtime '{self.name}' is not given '{reserved[0]}' as an option")
-        if self.name in _COMPILING:
+        if self.compiles:
             options["cache"] = _engine_cache() if keep or self.name != "openvino" else None
         if self.custom:
             with guarded(self.name):

@@ -43,6 +43,21 @@ class TensorSpec:
         return f"{self.dtype} [{', '.join(map(str, self.shape))}]"
 
 
+@dataclass(frozen=True)
+class Built:
+    """What an engine library made of an engine for one machine: valid for that kind of machine and this version alone.
+
+    Attributes:
+        files: names of the files that it consists of.
+        library: which library, with its version.
+        build_s: how long that took, in seconds; None where an earlier edgekd built it and did not say.
+    """
+
+    files: tuple[str, ...]
+    library: str
+    build_s: float | None
+
+
 class Session(Protocol):
     """An open engine. Close it, or use it as a context manager."""
 

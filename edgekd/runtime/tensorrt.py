@@ -9,7 +9,9 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-import subprocess
+import shutil
+import tempfile
+import time
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from math import prod
@@ -22,7 +24,8 @@ from edgekd.errors import DeviceError, MissingDependency, ModelError, TargetErro
 from edgekd.files import atomic_path, need, write_text
 from edgekd.runtime.cuda import Gpu, gpu_name
 from edgekd.runtime.layers import from_tensorrt
-from edgekd.runtime.session import Array, FeedCheck, Feeds, Session, TensorSpec
+from edgekd.runtime.machine import power_mode
+from edgekd.runtime.session import Array, Built, FeedCheck, Feeds, Session, TensorSpec
 from edgekd.runtime.trt_log import THE_GRAPH, Journal, advice, node, plain, without_collector
 
 if TYPE_CHECKING:
@@ -337,7 +340,7 @@ def _deserialize(runtime: Any, content: bytes, journal: Journal, name: str, titl
 def hardware(**_: Any) -> dict[str, str]:
     """Return what besides the processor decides what an engine does here: GPU, system and power mode, or "none"."""
     release = _first_line(Path("/etc/nv_tegra_release")) or _first_line(Path("/proc/driver/nvidia/version"))
-    return {"gpu": gpu_name() or _NONE, "system": release or _NONE, "power_mode": _power_mode() or _NONE}
+    return {"gpu": gpu_name() or _NONE, "system": release or _NONE, "power_mode": power_mode() or _NONE}
 
 
 def timing_cache_key(trt: Any) -> str:
@@ -351,15 +354,6 @@ def _first_line(path: Path) -> str:
         return path.read_text(encoding="utf-8", errors="replace").partition("\n")[0]
     except OSError:
         return ""
-
-
-def _power_mode() -> str:
-    """Return what nvpmodel says, e.g. "NV Power Mode: MAXN"; boards have it, other machines do not."""
-    try:
-        answer = subprocess.run(["nvpmodel", "-q"], capture_output=True, text=True, check=True, timeout=10)
-    except (OSError, subprocess.SubprocessError):
-        return ""
-    return answer.stdout.strip().partition("\n")[0]
 
 
 def _version(trt: Any) -> tuple[int, ...]:
@@ -420,7 +414,7 @@ def open_engine(
     facts: dict[str, str] = {}
     if content.startswith(_ONNX_START):
         options = BuildOptions(max_batch, tuple(compute_capabilities), dla)
-        content, fallback = _built(content, flavor, options, cache, label)
+        content, fallback = _plan(content, flavor, options, cache, label)
         facts = {"dla_fallback": ", ".join(fallback) or _NONE} if dla else {}
     with ExitStack() as stack:
         gpu = Gpu()
@@ -457,23 +451,77 @@ def layer_times(
     return from_tensorrt(times)
 
 
-def _built(
+def keep_engine(
+    engine: Path,
+    folder: Path,
+    threads: int = 1,
+    *,
+    flavor: str = TENSORRT,
+    max_batch: int = 64,
+    compute_capabilities: Sequence[str] = (),
+    dla: bool = False,
+    cache: Path | None = None,
+) -> Built | None:
+    """Write the plan that is built of an ONNX model, and the description of its layers; None for what is a plan.
+
+    *Not verified on hardware.*
+
+    Args:
+        engine: as for :func:`open_engine`, as are the others.
+        folder: where to.
+        threads: not used.
+        flavor: "tensorrt" or "tensorrt-rtx".
+        max_batch: of :class:`BuildOptions`.
+        compute_capabilities: the same.
+        dla: the same.
+        cache: where the plan lies already if the model was opened before.
+
+    Raises:
+        MissingDependency, DeviceError, ModelError, TargetError: as :func:`open_engine`.
+    """
+    del threads
+    content = _content(engine)
+    if not content.startswith(_ONNX_START):
+        return None
+    options = BuildOptions(max_batch, tuple(compute_capabilities), dla)
+    files = (f"{engine.stem}.plan", f"{engine.stem}.json")
+    with tempfile.TemporaryDirectory() as scratch:
+        kept, described = _built(content, flavor, options, cache or Path(scratch), str(engine))
+        for path, name in zip((kept, described), files, strict=True):
+            shutil.copyfile(path, folder / name)
+        build_s = json.loads(described.read_text(encoding="utf-8")).get("build_s")
+    return Built(files, f"{_TITLES[flavor]} {library(flavor).__version__}", build_s)
+
+
+def _plan(
     content: bytes, flavor: str, options: BuildOptions, cache: Path | None, name: str
 ) -> tuple[bytes, tuple[str, ...]]:
     """Return the plan of an ONNX model, and the layers that a DLA left to the GPU; each model is built once a cache."""
     if cache is None:
         plan = build(content, flavor, options, name=name)
         return plan.content, plan.dla_fallback
+    kept, described = _built(content, flavor, options, cache, name)
+    return kept.read_bytes(), tuple(json.loads(described.read_text(encoding="utf-8"))["dla_fallback"])
+
+
+def _built(content: bytes, flavor: str, options: BuildOptions, cache: Path, name: str) -> tuple[Path, Path]:
+    """Return the files of plan and layers of an ONNX model in a cache, having built them where they are not there."""
     told = json.dumps([flavor, asdict(options), timing_cache_key(library(flavor))])
     stem = cache / hashlib.sha256(told.encode() + content).hexdigest()[:16]
     kept, described = stem.with_suffix(".plan"), stem.with_suffix(".json")
     if not kept.is_file():
+        start = time.perf_counter()
         plan = build(content, flavor, options, timing_cache=cache, name=name)
-        layers = {"from": plan.layers_from, "dla_fallback": plan.dla_fallback, "layers": plan.layers}
+        layers = {
+            "from": plan.layers_from,
+            "dla_fallback": plan.dla_fallback,
+            "build_s": time.perf_counter() - start,
+            "layers": plan.layers,
+        }
         write_text(described, json.dumps(layers, indent=1) + "\n")
         with atomic_path(kept) as temporary:  # last: where it is, its description is
             temporary.write_bytes(plan.content)
-    return kept.read_bytes(), tuple(json.loads(described.read_text(encoding="utf-8"))["dla_fallback"])
+    return kept, described
 
 
 class _TensorRTSession:

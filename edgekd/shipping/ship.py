@@ -7,13 +7,15 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from edgekd.devices.choose import Absent
-from edgekd.publish import BUNDLE, REJECTED, Files, files_below
+from edgekd.devices.device import Verifier
+from edgekd.publish import BUNDLE, ENGINES, REJECTED, Files, files_below
 from edgekd.report.result import ENGINE, GRAM, LATENCY, CandidateResult, TargetResult
 from edgekd.selection import choose
 from edgekd.shipping.bundling import BUNDLED, bundle, named, profile
 from edgekd.shipping.disturbing import measure_shipped
 from edgekd.shipping.repairing import repair
 from edgekd.shipping.trying import attempt, compiles
+from edgekd.shipping.verifying import verify
 from edgekd.shipping.writing import write
 
 if TYPE_CHECKING:
@@ -68,6 +70,7 @@ def stages(target: Target, device: Device | Absent, disturbed: bool) -> tuple[st
         "profile": not isinstance(device, Absent) and device.no_latency is None,
         "disturb": disturbed,
         "bundle": True,
+        "verify": isinstance(device, Verifier),
     }
     return tuple(name for name, needed in wanted.items() if needed)
 
@@ -92,6 +95,7 @@ def ship(context: Context) -> Shipped:
     shipped = next(one for one in checked.tried if one.name == choice.name)
     disturbed = measure_shipped(context, shipped)
     bundled = bundle(context, shipped, profiled)
+    verified = verify(context, bundled)
     ledger = shipped.ledger
     released = ledger.verdict != "fail"
     shown = BUNDLE if released else REJECTED
@@ -116,7 +120,12 @@ def ship(context: Context) -> Shipped:
     )
     raw = {path.name: path for path in sorted(profiled.folder.glob("*.npy"))} if profiled else {}
     history = next((list(one.offer.history) for one in checked.tried if one.offer.history), [])
-    folders = {shown: files_below(bundled.folder / BUNDLED), LATENCY: raw, GRAM: files_below(bundled.folder / GRAM)}
+    folders = {
+        shown: files_below(bundled.folder / BUNDLED),
+        LATENCY: raw,
+        GRAM: files_below(bundled.folder / GRAM),
+        ENGINES: files_below(verified.folder / ENGINES) if verified else {},
+    }
     return Shipped(result, folders, history)
 
 

@@ -166,10 +166,15 @@ def _engine(context: Context, offers: Sequence[Offer], compiled: Done[Compiled] 
             place = folder / offer.name
             place.mkdir()
 
-            def on_device(variant: str, offer: Offer = offer, place: Path = place) -> Mapping[str, Any]:
+            def tell(note: str, before: int = done - 1, name: str = offer.name) -> None:
+                report.advance(before, len(offers), f"{name}: {note}")
+
+            def on_device(
+                variant: str, offer: Offer = offer, place: Path = place, tell: Any = tell
+            ) -> Mapping[str, Any]:
                 outputs = place / f"{variant}.npz"
                 engine = _engine_file(context, offer, compiled, variant)
-                device.evaluate(engine, context.runtime, context.test, outputs, threads)
+                device.evaluate(engine, context.runtime, context.test, outputs, threads, tell)
                 with open_arrays(outputs) as arrays:
                     return {key: arrays[key] for key in arrays}
 

@@ -2,6 +2,8 @@ import base64
 import json
 import subprocess
 import sys
+import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -159,3 +161,61 @@ def test_a_defect_ends_it_with_a_traceback():
     done = run_agent('{"job": "open", "engine": 3, "threads": 1, "runtime": "onnxruntime", "options": {}}\n')
     assert (done.returncode, done.stdout) == (1, "")
     assert "TypeError" in done.stderr
+
+
+def test_empty_lines_are_no_jobs(files):
+    assert talk("", {"job": "quit"}, "") == [{"ok": True}]
+
+
+def begun(*jobs, executable=AGENT):
+    """Start an agent, give it jobs, and leave its stdin open."""
+    process = subprocess.Popen([sys.executable, *executable], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    process.stdin.write("".join(f"{json.dumps(job)}\n" for job in jobs))
+    process.stdin.flush()
+    return process
+
+
+def test_it_ends_in_the_middle_of_a_job_whose_answer_nobody_will_read(files):
+    endless = {"job": "measure", "iterations": 10**9, "warmup": 10**9}
+    process = begun(opened(files), {"job": "first", "feeds": str(files / "x.npz")}, endless)
+    assert process.stdout.readline()
+    assert process.stdout.readline()
+    process.stdout.close()
+    assert process.wait(timeout=60) == 3
+    process.stdin.close()
+
+
+def test_it_ends_when_it_hears_nothing_for_too_long():
+    code = "from edgekd.runtime.agent import JOBS, Agent, serve\nserve(Agent(), JOBS, 'hello', silence_s=1)"
+    process = begun(executable=("-c", code))
+    assert process.stdout.readline() == "hello\n"
+    for _ in range(8):  # for longer than it would bear silence
+        time.sleep(0.25)
+        process.stdin.write("\n")
+        process.stdin.flush()
+    process.stdin.write('{"job": "memory"}\n')
+    process.stdin.flush()
+    assert json.loads(process.stdout.readline())["ok"]
+    assert process.wait(timeout=60) == 3
+    process.stdin.close()
+    process.stdout.close()
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="only Linux has a device that is always full")
+def test_a_full_disk_is_answered(files, tmp_path):
+    (tmp_path / "full").symlink_to("/dev/full")
+    code = (
+        "from edgekd.runtime import agent\n"
+        "agent.write_arrays = lambda path, arrays: path.write_bytes(b'x' * 9999)\nagent.main()"
+    )
+    job = {"job": "evaluate", "inputs": str(files / "x.npz"), "outputs": str(tmp_path / "full"), "batch": 2}
+    failed, memory = talk(opened(files), job, {"job": "memory"}, executable=("-c", code))[1:]
+    assert (failed["ok"], failed["kind"]) == (False, "StorageError")
+    assert "No space left on device" in failed["error"]
+    assert memory["ok"]
+
+
+def test_a_machine_tells_itself_from_others():
+    (described,) = talk({"job": "describe", "runtime": "onnxruntime", "options": {}})
+    assert described["absent"] is None
+    assert {"cpu", "arch", "logical_cores", "onnxruntime"} <= described["facts"].keys()

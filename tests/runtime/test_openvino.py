@@ -10,7 +10,8 @@ from onnxruntime import quantization
 
 from edgekd.errors import DeviceError, ModelError, TargetError
 from edgekd.runtime import ort
-from edgekd.runtime.openvino import absent, devices, no_telemetry, open_engine
+from edgekd.runtime.openvino import absent, devices, library, no_telemetry, open_engine
+from edgekd.runtime.registry import Runtime
 from edgekd.runtime.session import TensorSpec
 
 with no_telemetry():
@@ -319,6 +320,20 @@ def test_importing_it_reports_to_nobody(tmp_path):
 
 def _tensor(name, shape, kind=TensorProto.FLOAT):
     return make_tensor_value_info(name, kind, shape)
+
+
+def test_what_is_compiled_here_can_be_kept(path, tmp_path):
+    (tmp_path / "kept").mkdir()
+    runtime = Runtime("openvino")
+    built = runtime.build(path, tmp_path / "kept")
+    assert built.library == f"OpenVINO {library().__version__}"
+    assert built.build_s > 0
+    assert [file.name for file in (tmp_path / "kept").iterdir()] == list(built.files)
+    compiled = library().Core().import_model((tmp_path / "kept" / built.files[0]).read_bytes(), "CPU")
+    with runtime.open(path) as session:
+        feeds = samples(1)
+        for name, expected in session.run(feeds).items():
+            np.testing.assert_allclose(compiled(feeds)[name], expected, rtol=1e-5, atol=1e-6)
 
 
 # --- computing alone

@@ -1,6 +1,7 @@
 """NVIDIA's own TensorRT-RTX parses and builds each graph here; none is run, which needs a GPU."""
 
 import gc
+import json
 import platform
 import re
 import sys
@@ -13,7 +14,16 @@ from refused import quantized, serialized, single
 from edgekd.errors import DeviceError, MissingDependency, ModelError, TargetError
 from edgekd.runtime import tensorrt
 from edgekd.runtime.cuda import Gpu, gpu_name
-from edgekd.runtime.tensorrt import RTX, BuildOptions, absent, build, library, open_engine, timing_cache_key
+from edgekd.runtime.tensorrt import (
+    RTX,
+    BuildOptions,
+    absent,
+    build,
+    keep_engine,
+    library,
+    open_engine,
+    timing_cache_key,
+)
 from edgekd.runtime.trt_log import Journal
 
 pytestmark = pytest.mark.skipif(
@@ -290,3 +300,20 @@ def test_a_missing_library_names_its_install(monkeypatch):
         library(tensorrt.TENSORRT)
     with pytest.raises(MissingDependency, match=r'pip install "edgekd\[build\]"'):
         library(RTX)
+
+
+def test_what_is_built_can_be_kept_and_is_built_once(tmp_path):
+    (tmp_path / "net.onnx").write_bytes(quantized())
+    first, again = tmp_path / "first", tmp_path / "again"
+    told = {"flavor": RTX, "compute_capabilities": ("SM86",), "cache": tmp_path / "cache"}
+    for folder in (first, again):
+        folder.mkdir()
+    built = keep_engine(tmp_path / "net.onnx", first, **told)
+    assert built.files == ("net.plan", "net.json")
+    assert built.library == f"TensorRT-RTX {library(RTX).__version__}"
+    assert built.build_s > 0
+    assert (first / "net.plan").read_bytes().startswith(b"vtrt")
+    assert json.loads((first / "net.json").read_text())["layers"]
+    assert keep_engine(tmp_path / "net.onnx", again, **told) == built, "the time is that of the one build"
+    assert (again / "net.plan").read_bytes() == (first / "net.plan").read_bytes()
+    assert keep_engine(first / "net.plan", again, **told) is None, "nothing is made of a plan any more"

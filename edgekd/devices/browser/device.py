@@ -81,7 +81,18 @@ class BrowserDevice:
         host = {"logical_cores": str(os.cpu_count()), "arch": self.arch}
         return {"cpu": cpu_model(), **host, **_versions()}
 
-    def evaluate(self, engine: Path, runtime: Runtime, inputs: Path, outputs: Path, threads: int) -> None:
+    def close(self) -> None:
+        """Let go of it: nothing is held."""
+
+    def evaluate(
+        self,
+        engine: Path,
+        runtime: Runtime,
+        inputs: Path,
+        outputs: Path,
+        threads: int,
+        tell: Callable[[str], None] = lambda _: None,  # noqa: ARG002 - nothing is said while an engine runs
+    ) -> None:
         """Run every row of ``inputs`` through an engine; see :class:`~edgekd.devices.device.Device`."""
         with self._open(engine, runtime, threads) as session:
             write_arrays(outputs, run_rows(session, read_feeds(inputs, session.inputs), _BATCH))

@@ -1,0 +1,55 @@
+"""Addresses of boards: ``ssh://[user@]host[:port][?python=COMMAND]``."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from urllib.parse import unquote
+
+from edgekd.errors import DeviceError
+
+SCHEME = "ssh://"
+
+# Nothing may begin with '-': ssh would take it for an option.
+_ADDRESS = re.compile(
+    r"ssh://(?:(?P<user>[^-@:/?\s][^@:/?\s]*)@)?"
+    r"(?P<host>\[[0-9A-Fa-f:.]+(?:%\w+)?\]|[^-@:/?\[\]\s][^@:/?\[\]\s]*)"
+    r"(?::(?P<port>\d{1,5}))?/?(?:\?python=(?P<python>.+))?"
+)
+
+
+@dataclass(frozen=True)
+class Address:
+    """Where a board is.
+
+    Attributes:
+        host: a name that ssh knows, from its configuration or the network's, or an IP address.
+        user: None for whom ssh would take.
+        port: the same.
+        python: the interpreter there: a command of the board's shell.
+    """
+
+    host: str
+    user: str | None = None
+    port: int | None = None
+    python: str = "python3"
+
+    @property
+    def name(self) -> str:
+        """The address without the interpreter: what the board is called."""
+        user = f"{self.user}@" if self.user else ""
+        host = f"[{self.host}]" if ":" in self.host else self.host
+        return f"{SCHEME}{user}{host}" + (f":{self.port}" if self.port else "")
+
+
+def parse(text: str) -> Address:
+    """Read an address.
+
+    Raises:
+        DeviceError: it is none.
+    """
+    found = _ADDRESS.fullmatch(text)
+    if not found or not 0 < int(found["port"] or 1) < 1 << 16:
+        raise DeviceError(f"{text}: is no address of a board; write it as ssh://[user@]host[:port][?python=COMMAND]")
+    port = int(found["port"]) if found["port"] else None
+    return Address(found["host"].strip("[]"), found["user"], port, unquote(found["python"] or "python3"))

@@ -1,0 +1,201 @@
+"""The first words with a board: what is there, said by a script that any Python since 2.7 can read."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from edgekd.devices.ssh.packing import pack
+from edgekd.errors import DeviceError, MissingDependency, StorageError
+
+if TYPE_CHECKING:
+    from edgekd.devices.ssh.connection import Connection
+
+_OLDEST = (3, 10)
+
+#: The module that each engine library is imported by.
+_MODULES = {
+    "onnxruntime": "onnxruntime",
+    "openvino": "openvino",
+    "tensorrt": "tensorrt",
+    "tensorrt-rtx": "tensorrt_rtx_bindings",
+}
+
+#: Its answer's line begins with this: before it, the board's shell may have said anything.
+_MARK = "edgekd-answer "
+
+# A script from stdin would import what lies in the home folder before what is installed.
+_HEAD = """
+import json, os, sys
+sys.path[:] = [path for path in sys.path if path]
+def answer(**found):
+    print("\\n%s%s" % ("{mark}", json.dumps(found)))
+cache = os.environ.get("XDG_CACHE_HOME") or os.path.join(os.path.expanduser("~"), ".cache")
+root = os.path.join(os.path.abspath(cache), "edgekd", "board")
+""".replace("{mark}", _MARK)
+
+_LOOK = """
+import platform
+found = {"python": list(sys.version_info[:3]), "machine": platform.machine(), "root": root}
+if sys.version_info >= (3, 10):
+    from importlib.util import find_spec
+    found["modules"] = [name for name in modules if find_spec(name)]
+    found["unpacked"] = os.path.isdir(os.path.join(root, agent))
+answer(**found)
+"""
+
+_UNPACK = """
+import base64, compileall, io, shutil, tempfile, zipfile
+final, temporary = os.path.join(root, agent), None
+try:
+    for folder in ("cache", "tmp"):
+        os.makedirs(os.path.join(root, folder), exist_ok=True)
+    temporary = tempfile.mkdtemp(prefix=".agent-", dir=root)
+    zipfile.ZipFile(io.BytesIO(base64.b64decode(content))).extractall(temporary)
+    compileall.compile_dir(temporary, quiet=2, stripdir=temporary, prependdir=final)
+    os.rename(temporary, final)
+    answer()
+except OSError as error:
+    if temporary:
+        shutil.rmtree(temporary, ignore_errors=True)
+    answer(**({} if os.path.isdir(final) else {"error": error.strerror, "at": error.filename or root}))
+"""
+
+_CLEAN = """
+import fcntl, glob, shutil
+def size():
+    walked = [os.path.join(at, name) for at, _, names in os.walk(root) for name in names]
+    return sum(os.lstat(path).st_size for path in walked if os.path.exists(path))
+busy = [os.path.join(root, "busy.lock")] + glob.glob(os.path.join(root, "work", "*", "busy.lock"))
+locks = [open(path, "r+") for path in busy if os.path.exists(path)]
+try:
+    for lock in locks:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            answer(holder=lock.read())
+            sys.exit()
+    freed = size()
+    if os.path.isdir(root):
+        shutil.rmtree(root)
+    try:
+        os.rmdir(os.path.dirname(root))
+    except OSError:
+        pass
+    answer(freed=freed)
+except OSError as error:
+    answer(error=error.strerror, at=error.filename or root)
+"""
+
+
+@dataclass(frozen=True)
+class Contact:
+    """What a board said of itself.
+
+    Attributes:
+        machine: as ``uname -m`` prints it.
+        root: the one folder that edgekd has there.
+        modules: the engine libraries that its Python finds, by their modules' names.
+        unpacked: whether this very agent is there already.
+    """
+
+    machine: str
+    root: str
+    modules: frozenset[str]
+    unpacked: bool
+
+    def require(self, runtime: str, board: str) -> None:
+        """Check that an engine library is there; a user's own runtime is looked at by the agent.
+
+        Raises:
+            MissingDependency: it is not.
+        """
+        module = _MODULES.get(runtime)
+        if module and module not in self.modules:
+            raise MissingDependency(f"{board}: has no {module} in its Python; {_advice(runtime)}")
+
+
+def look(connection: Connection) -> Contact:
+    """Ask a board what is there; nothing is sent to stay.
+
+    Raises:
+        MissingDependency: it has no Python, one that is too old, or no numpy.
+        DeviceError: the connection was lost, or something else answers.
+    """
+    board, python = connection.address.name, connection.address.python
+    modules = ["numpy", *_MODULES.values()]
+    found = _ask(connection, _LOOK, modules=modules, agent=pack().name)
+    version = tuple(found["python"])
+    if version < _OLDEST:
+        named, oldest = ".".join(map(str, version)), ".".join(map(str, _OLDEST))
+        raise MissingDependency(
+            f"{board}: '{python}' there is Python {named}, and edgekd needs {oldest} or newer; "
+            f"name another with {board}?python=COMMAND"
+        )
+    if "numpy" not in found["modules"]:
+        raise MissingDependency(
+            f"{board}: '{python}' there has no numpy; install it ({python} -m pip install numpy), or name the Python "
+            f"that has it with {board}?python=COMMAND"
+        )
+    return Contact(found["machine"], found["root"], frozenset(found["modules"]), found["unpacked"])
+
+
+def unpack(connection: Connection) -> None:
+    """Put the agent into its folder on the board.
+
+    Raises:
+        StorageError: the board's disk is full, or the folder may not be written.
+        DeviceError: the connection was lost.
+    """
+    packed = pack()
+    _refuse(connection, _ask(connection, _UNPACK, agent=packed.name, content=packed.base64))
+
+
+def clean(connection: Connection) -> int:
+    """Remove all that edgekd has on a board, and return how many bytes that were.
+
+    Raises:
+        DeviceError: somebody uses it, it may not be removed, or the connection was lost.
+    """
+    found = _ask(connection, _CLEAN)
+    if "holder" in found:
+        raise DeviceError(f"{connection.address.name}: is in use by {found['holder']}; try again when that is done")
+    _refuse(connection, found)
+    freed: int = found["freed"]
+    return freed
+
+
+def _refuse(connection: Connection, found: dict[str, Any]) -> None:
+    if "error" in found:
+        raise StorageError(f"{connection.address.name}: {found['at']}: {found['error']}; make room there")
+
+
+def _ask(connection: Connection, script: str, **given: Any) -> dict[str, Any]:
+    """Run a script in the board's Python, with the names given, and return its answer."""
+    board, python = connection.address.name, connection.address.python
+    # JSON's text, numbers and lists mean the same in Python.
+    names = "".join(f"{name} = {json.dumps(value)}\n" for name, value in given.items())
+    done = connection.run(f"{python} -", names + _HEAD + script)
+    for line in done.stdout.splitlines():
+        if line.startswith(_MARK):
+            found: dict[str, Any] = json.loads(line.removeprefix(_MARK))
+            return found
+    if not connection.alive:
+        raise DeviceError(f"{board}: the connection was lost; run the same command again")
+    said = done.stderr.strip().splitlines()[-1:] or [f"nothing, exit code {done.returncode}"]
+    if done.returncode in (126, 127):
+        raise MissingDependency(
+            f"{board}: has no '{python}': {said[0]}; install Python 3.10 or newer with numpy there, or name the one "
+            f"that is there with {board}?python=COMMAND"
+        )
+    raise DeviceError(f"{board}: '{python}' there did not run edgekd's first script; it said: {said[0]}")
+
+
+def _advice(runtime: str) -> str:
+    if runtime == "tensorrt":
+        return (
+            "JetPack brings it to the system's Python: sudo apt install python3-libnvinfer, and no ?python= of a venv"
+        )
+    package = "tensorrt-rtx-cu12" if runtime == "tensorrt-rtx" else runtime
+    return f"install it there (python3 -m pip install {package}), or name the Python that has it with ?python=COMMAND"

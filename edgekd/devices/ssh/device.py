@@ -1,0 +1,229 @@
+"""A board over SSH as a device."""
+
+from __future__ import annotations
+
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from edgekd.devices import place
+from edgekd.devices.local import AgentEngine
+from edgekd.devices.ssh.address import parse
+from edgekd.devices.ssh.board import Board
+from edgekd.devices.ssh.connection import Connection
+from edgekd.devices.ssh.contact import Contact, clean, look, unpack
+from edgekd.devices.turns import take_turns
+from edgekd.errors import DeviceError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Mapping
+    from pathlib import Path
+
+    from edgekd.recipe import ProfileConfig
+    from edgekd.runtime.bundle import Verification
+    from edgekd.runtime.measure import Profile
+    from edgekd.runtime.registry import Runtime
+    from edgekd.runtime.session import Built
+
+#: How long one answer may take: TensorRT builds a large engine for many minutes.
+_PATIENCE_SECONDS = 3600.0
+#: How long an agent there outlives a link that was cut.
+_SILENCE_SECONDS = 60.0
+
+
+@dataclass(frozen=True)
+class Probed:
+    """What a board is.
+
+    Attributes:
+        facts: processor, system, power mode, versions.
+        used_bytes: what edgekd keeps there.
+        free_bytes: what is free on that disk.
+    """
+
+    facts: dict[str, str]
+    used_bytes: int
+    free_bytes: int
+
+
+class SshDevice:
+    """A board. It is connected at the first use, and again where the connection was lost since.
+
+    One thread uses it at a time; :meth:`stop` is for another.
+
+    Args:
+        address: ``ssh://[user@]host[:port][?python=COMMAND]``.
+        patience_seconds: how long one answer of an agent there may take.
+        silence_seconds: how long an agent there outlives a link that was cut.
+
+    Raises:
+        DeviceError: it is no address.
+    """
+
+    no_latency = None
+
+    def __init__(
+        self,
+        address: str,
+        patience_seconds: float = _PATIENCE_SECONDS,
+        silence_seconds: float = _SILENCE_SECONDS,
+    ) -> None:
+        self._address = parse(address)
+        self._patience_seconds = patience_seconds
+        self._silence_seconds = silence_seconds
+        self._connection: Connection | None = None
+        self._contact: Contact | None = None
+        self._board: Board | None = None
+        self._stopped = False
+        self._described: dict[str, dict[str, str]] = {}
+        self.name = self._address.name
+
+    @property
+    def arch(self) -> str:
+        """The processor's architecture, as the board says."""
+        return self._look().machine
+
+    def missing(self) -> None:
+        """Say what must be installed on this host: nothing that :meth:`describe` would not say."""
+
+    def describe(self, runtime: Runtime) -> dict[str, str]:
+        """Return what tells this board's results from another's: not its address. It is asked once.
+
+        Raises:
+            DeviceError: it cannot be reached, or lacks what the runtime needs.
+            MissingDependency: it has no Python, one that is too old, or no numpy or engine library.
+        """
+        key = repr(runtime)
+        if key not in self._described:
+            board = self._ready(runtime)
+            answer = board.ask("describe", "absent", "facts", **board.spell(runtime))
+            if answer["absent"]:
+                raise DeviceError(f"{self.name}: {answer['absent']}")
+            self._described[key] = answer["facts"]
+        return self._described[key]
+
+    def probe(self) -> Probed:
+        """Return what the board is, for a person."""
+        found = self._ready(None).ask("probe", "facts", "used_bytes", "free_bytes")
+        return Probed(found["facts"], found["used_bytes"], found["free_bytes"])
+
+    def clean(self) -> int:
+        """Remove all that edgekd has there; return how many bytes that were.
+
+        Raises:
+            DeviceError: somebody uses it, or it cannot be reached.
+        """
+        with self._connected() as connection:
+            freed = clean(connection)
+        self.close()
+        return freed
+
+    def evaluate(
+        self,
+        engine: Path,
+        runtime: Runtime,
+        inputs: Path,
+        outputs: Path,
+        threads: int,
+        tell: Callable[[str], None] = lambda _: None,
+    ) -> None:
+        """Run every row of ``inputs`` through an engine; see :class:`~edgekd.devices.device.Device`."""
+        with self._alone(runtime, tell) as board:
+            for path in (engine, inputs):
+                board.send(path)
+            tell(f"{_opening(runtime)} {engine.name} there")
+            place.evaluate(board, engine, runtime, inputs, outputs, threads)
+
+    def verify(self, bundle: Path, runtime: Runtime, threads: int, tell: Callable[[str], None]) -> Verification:
+        """Check a bundle; see :class:`~edgekd.devices.device.Verifier`."""
+        with self._alone(runtime, tell) as board:
+            tell("verifying there")
+            return place.verify(board, bundle, runtime, threads)
+
+    def build(
+        self, engine: Path, runtime: Runtime, folder: Path, threads: int, tell: Callable[[str], None]
+    ) -> Built | None:
+        """Bring here what the library makes of an engine; see :class:`~edgekd.devices.device.Verifier`."""
+        with self._alone(runtime, tell) as board:
+            tell("asking for what was built there")
+            return place.build(board, engine, runtime, folder, threads)
+
+    def profile(
+        self,
+        engines: Mapping[str, Path],
+        runtime: Runtime,
+        inputs: Path,
+        folder: Path,
+        config: ProfileConfig,
+        advance: Callable[[int, int, str], None],
+    ) -> Profile:
+        """Measure engines side by side, at batch 1; see :func:`~edgekd.devices.turns.take_turns`."""
+        with self._alone(runtime, lambda note: advance(0, 1, note)) as board:
+            for engine in engines.values():  # before anything is timed
+                board.send(engine)
+            advance(0, 1, f"{_opening(runtime)} {', '.join(engines)} there")
+            return take_turns(
+                lambda engine: AgentEngine(board, engine, runtime, config.threads),
+                engines, inputs, folder, config, advance,
+            )  # fmt: skip
+
+    def close(self) -> None:
+        """End the connection; nothing is left running there or here."""
+        if self._board is not None:
+            self._board.close()
+        if self._connection is not None:
+            self._connection.close()
+        self._connection = self._contact = self._board = None
+
+    def stop(self) -> None:
+        """Let all that another thread does with it fail soon, and for good."""
+        self._stopped = True
+        if (connection := self._connection) is not None:
+            connection.kill()
+
+    @contextmanager
+    def _alone(self, runtime: Runtime, tell: Callable[[str], None]) -> Iterator[Board]:
+        board = self._ready(runtime)
+        with board.alone(tell):
+            yield board
+
+    def _ready(self, runtime: Runtime | None) -> Board:
+        """Return the board, connected, with what the runtime needs and the agent unpacked."""
+        contact, connection = self._look(), self._connection
+        assert connection is not None  # it was just looked over
+        if runtime is not None:
+            contact.require(runtime.name, self.name)
+        if self._board is None:
+            if not contact.unpacked:
+                unpack(connection)
+            self._board = Board(connection, contact.root, self._patience_seconds, self._silence_seconds)
+        return self._board
+
+    def _look(self) -> Contact:
+        lost = self._board is not None and not self._board.alive
+        if self._contact is None or self._connection is None or not self._connection.alive or lost:
+            self.close()
+            self._connection = Connection(self._address)
+            try:
+                if self._stopped:
+                    raise DeviceError(f"{self.name}: was stopped")
+                self._contact = look(self._connection)
+            except BaseException:
+                self.close()
+                raise
+        return self._contact
+
+    @contextmanager
+    def _connected(self) -> Iterator[Connection]:
+        """Yield a connection of its own: cleaning needs no more of the board than its Python."""
+        self.close()
+        connection = Connection(self._address)
+        try:
+            yield connection
+        finally:
+            connection.close()
+
+
+def _opening(runtime: Runtime) -> str:
+    """Say what opening an engine is: TensorRT first builds one, for minutes."""
+    return "building and running" if runtime.compiles else "running"

@@ -1,0 +1,48 @@
+"""Several boards at once: each has a thread of its own here, since all that it does is wait."""
+
+from __future__ import annotations
+
+from concurrent.futures import ThreadPoolExecutor, wait
+from typing import TYPE_CHECKING, TypeVar
+
+from edgekd.errors import EdgekdError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+R = TypeVar("R")
+
+
+def together(jobs: Mapping[str, Callable[[], R]], stop: Callable[[], None]) -> dict[str, R]:
+    """Run jobs side by side, and return what they return.
+
+    One that fails does not stop the others.
+
+    Args:
+        jobs: by what errors call them.
+        stop: makes all of them end soon; called when this is interrupted.
+
+    Raises:
+        EdgekdError: some failed: the one error, or one of the first's class that names each.
+    """
+    if not jobs:
+        return {}
+    with ThreadPoolExecutor(len(jobs)) as pool:
+        running = {name: pool.submit(job) for name, job in jobs.items()}
+        try:
+            wait(running.values())
+        except BaseException:
+            stop()
+            raise
+    failed = {name: error for name, future in running.items() if (error := future.exception())}
+    if failed:
+        raise _joined(failed)
+    return {name: future.result() for name, future in running.items()}
+
+
+def _joined(failed: Mapping[str, BaseException]) -> BaseException:
+    first = next(iter(failed.values()))
+    defects = [error for error in failed.values() if not isinstance(error, EdgekdError)]
+    if defects or len(failed) == 1:
+        return defects[0] if defects else first
+    return type(first)(f"{len(failed)} failed: " + "; ".join(f"{name}: {error}" for name, error in failed.items()))
