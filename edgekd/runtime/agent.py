@@ -306,15 +306,16 @@ def serve(
         agent: does the jobs.
         jobs: by name.
         greeting: a line to say first.
-        silence_s: end, too, when for so long nothing came in: a link that was cut does not close. Empty lines are no
-            jobs, but they are no silence either.
+        silence_s: of an agent whose host is another machine: end in the middle of a job, too, where stdin ends or
+            nothing came in for so long, since a link that was cut does not close. Empty lines are no jobs, but they are
+            no silence either.
     """
     # Answers get stdout to themselves: what a library prints there goes to stderr.
     answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)
     lines: SimpleQueue[str | None] = SimpleQueue()
-    heard = threading.Event()
-    threading.Thread(target=_listen, args=(lines, heard), daemon=True).start()
+    heard = [time.monotonic()]
+    threading.Thread(target=_listen, args=(lines, heard, silence_s is not None), daemon=True).start()
     if hasattr(select, "poll"):  # not on Windows
         threading.Thread(target=_watch, args=(answers.fileno(), heard, silence_s), daemon=True).start()
     if greeting is not None:
@@ -325,23 +326,24 @@ def serve(
             break
 
 
-def _listen(lines: SimpleQueue[str | None], heard: threading.Event) -> None:
-    """Pass on stdin line by line, and None at its end."""
+def _listen(lines: SimpleQueue[str | None], heard: list[float], remote: bool) -> None:
+    """Pass on stdin line by line, and None at its end, or end with it; ``heard`` is when it last said something."""
     for line in sys.stdin:
-        heard.set()
+        heard[0] = time.monotonic()
         if line.strip():
             lines.put(line)
+    if remote:
+        os._exit(_UNHEARD)
     lines.put(None)
 
 
-def _watch(answers: int, heard: threading.Event, silence_s: float | None) -> None:
+def _watch(answers: int, heard: list[float], silence_s: float | None) -> None:
     """End the process when the reader of its answers is gone, or silent for too long."""
     reader = select.poll()
     reader.register(answers, 0)  # no event is waited for but the reader's end, which is always told
-    while not reader.poll(None if silence_s is None else silence_s * 1000):
-        if not heard.is_set():
+    while not reader.poll(None if silence_s is None else silence_s * 250):
+        if silence_s is not None and time.monotonic() - heard[0] > silence_s:
             break
-        heard.clear()
     os._exit(_UNHEARD)
 
 

@@ -185,6 +185,18 @@ def test_it_ends_in_the_middle_of_a_job_whose_answer_nobody_will_read(files):
     process.stdin.close()
 
 
+def test_a_remote_one_ends_with_its_stdin_in_the_middle_of_a_job(files):
+    code = "from edgekd.runtime.agent import JOBS, Agent, serve\nserve(Agent(), JOBS, silence_s=3600)"
+    endless = {"job": "measure", "iterations": 10**9, "warmup": 10**9}
+    first = {"job": "first", "feeds": str(files / "x.npz")}
+    process = begun(opened(files), first, endless, executable=("-c", code))
+    assert process.stdout.readline()
+    assert process.stdout.readline()
+    process.stdin.close()
+    assert process.wait(timeout=60) == 3
+    process.stdout.close()
+
+
 def test_it_ends_when_it_hears_nothing_for_too_long():
     code = "from edgekd.runtime.agent import JOBS, Agent, serve\nserve(Agent(), JOBS, 'hello', silence_s=1)"
     process = begun(executable=("-c", code))
