@@ -191,7 +191,7 @@ def test_a_bundle_is_measured_on_several_boards_at_once(board, other, built, tmp
     assert done.returncode == 0, done.stderr
     found = [json.loads(line) for line in done.stdout.splitlines()]
     assert [one["device"] for one in found] == [board.name, other.name]
-    assert [one["engines"][0]["latency"]["n"] for one in found] == [100, 100]
+    assert [one["profile"]["engines"][0]["latency"]["n"] for one in found] == [100, 100]
     assert other.settled()
 
 
