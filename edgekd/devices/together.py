@@ -45,4 +45,5 @@ def _joined(failed: Mapping[str, BaseException]) -> BaseException:
     defects = [error for error in failed.values() if not isinstance(error, EdgekdError)]
     if defects or len(failed) == 1:
         return defects[0] if defects else first
-    return type(first)(f"{len(failed)} failed: " + "; ".join(f"{name}: {error}" for name, error in failed.items()))
+    told = (str(error) if name in str(error) else f"{name}: {error}" for name, error in failed.items())
+    return type(first)(f"{len(failed)} failed: " + "; ".join(told))

@@ -32,8 +32,8 @@ def test_one_error_is_raised_as_it_is_when_the_others_are_done():
 
 
 def test_several_errors_are_one_that_names_each():
-    jobs = {"a": lambda: fail(MissingDependency("no numpy")), "b": lambda: fail(DeviceError("gone"))}
-    with pytest.raises(MissingDependency, match=r"^2 failed: a: no numpy; b: gone$"):
+    jobs = {"a": lambda: fail(MissingDependency("no numpy")), "b": lambda: fail(DeviceError("b is gone"))}
+    with pytest.raises(MissingDependency, match=r"^2 failed: a: no numpy; b is gone$"):
         together(jobs, lambda: None)
 
 
