@@ -109,7 +109,7 @@ def take_turns(
         advance: called after each step with steps done, steps in all, and what came out.
         no_further: why nothing but latency can be measured there: ``"not measured: ..."``; None where it can.
     """
-    shares = [_blocks(len(share)) for share in np.array_split(np.empty(config.iterations), config.cold_starts)]
+    shares = [_split(share, -(-share // _BLOCK)) for share in _split(config.iterations, config.cold_starts)]
     total = len(engines) * (sum(1 + len(blocks) for blocks in shares) + (0 if no_further else steps(config)))
     done = itertools.count(1)
     found = {name: _Found(without_agent(no_further or "not measured")) for name in engines}
@@ -195,9 +195,9 @@ def _summary(name: str, engine: Path, found: _Found, folder: Path, no_compute: s
     )
 
 
-def _blocks(iterations: int) -> list[int]:
-    """Return the sizes of the turns that make up so many inferences, as equal as can be."""
-    return [len(block) for block in np.array_split(np.empty(iterations), -(-iterations // _BLOCK) or 1) if len(block)]
+def _split(count: int, parts: int) -> list[int]:
+    """Return so many parts of a count, as equal as can be, the larger first."""
+    return [count // parts + (part < count % parts) for part in range(parts)]
 
 
 def _turn(engines: Mapping[str, object], index: int) -> list[str]:
