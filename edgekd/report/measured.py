@@ -49,7 +49,7 @@ def branch_table(profile: Profile) -> Table:
     branches = {name for engine in measured for name in engine.branches_ms}
     ordered = sorted(branches, key=lambda name: (name == "other", name == "fusion", name))
     rows = tuple((name, *(_branch(engine, name) for engine in measured)) for name in ordered)
-    notes = ["Sums of the layers' mean times under the library's profiler, which slows them down: compare shares."]
+    notes = ["Sums of the layers' times under the library's profiler, which slows them down: compare shares."]
     lacking = {
         f"Layers of {e.name}: {e.not_measured.get('layers', _NOT_MEASURED)}." for e in profile.engines if not e.layers
     }

@@ -137,11 +137,11 @@ class BoardAgent(agent.Agent):
         return {}
 
     def describe(self, runtime: str, options: dict[str, Any]) -> Answer:
-        """Tell this board from others; its system and power mode matter whatever the library."""
+        """Tell this board from every other: two of one kind differ in heat, supply and disk, and are measured each."""
         described = super().describe(runtime, options)
         if described["absent"] is None:
             system = {key: value for key, value in tensorrt.hardware().items() if value != "none"}
-            described["facts"] = {**system, **described["facts"]}
+            described["facts"] = {**system, **described["facts"], "board": machine.identity()}
         return described
 
     def probe(self) -> Answer:

@@ -6,6 +6,8 @@ import json
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from edgekd.gram.blame import FUSION
 from edgekd.runtime.measure import LayerTime
 
@@ -22,7 +24,7 @@ _NO_LAYERS, _STEP_MS = ("Parameter", "Result", "Constant"), 1e-3
 
 
 def from_ort_trace(path: Path, runs: int, skipped: int) -> tuple[LayerTime, ...]:
-    """Read the trace of ONNX Runtime's profiler: mean times of nodes, in the order in which they ran.
+    """Read the trace of ONNX Runtime's profiler: times of nodes, in the order in which they ran.
 
     Args:
         path: JSON, a list of events, whose ``dur`` are us.
@@ -35,7 +37,7 @@ def from_ort_trace(path: Path, runs: int, skipped: int) -> tuple[LayerTime, ...]
             key = (event["name"].removesuffix(_KERNEL), event["args"]["op_name"])
             durations.setdefault(key, []).append(event["dur"])
     return tuple(
-        LayerTime(name, kind, None, _settled(us, runs, skipped) / 1e3, (name.removeprefix(_FUSED),))
+        LayerTime(name, kind, None, _middle_mean(us, runs, skipped) / 1e3, (name.removeprefix(_FUSED),))
         for (name, kind), us in durations.items()
     )
 
@@ -82,7 +84,7 @@ def from_tensorrt(times_ms: Mapping[str, list[float]]) -> tuple[LayerTime, ...]:
         times_ms: of each layer its time in each run, in the order in which they ran.
     """
     return tuple(
-        LayerTime(name, "", None, sum(ms) / len(ms), tuple(name.split(" + "))) for name, ms in times_ms.items()
+        LayerTime(name, "", None, _middle_mean(ms, len(ms)), tuple(name.split(" + "))) for name, ms in times_ms.items()
     )
 
 
@@ -123,6 +125,12 @@ def _known(node: str, branches: Mapping[str, str]) -> str | None:
     return branches[node]
 
 
-def _settled(times: list[float], runs: int, skipped: int) -> float:
-    """Return the mean time of one run, the first ones left out."""
-    return sum(times[len(times) * skipped // runs :]) / (runs - skipped)
+def _middle_mean(times: list[float], runs: int, skipped: int = 0) -> float:
+    """Return the mean over the middle half of the runs, the first ones left out; a loop's node ran more often.
+
+    A profiler's clock may have steps of 1 us, which a median would keep, and one hiccup of the machine takes longer
+    than a hundred runs of a small layer, which a mean of all would keep.
+    """
+    sums = np.sort([part.sum() for part in np.array_split(np.asarray(times), runs)][skipped:])
+    quarter = len(sums) // 4
+    return float(sums[quarter : len(sums) - quarter].mean())

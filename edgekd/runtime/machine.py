@@ -6,6 +6,7 @@ boards have is *not verified on hardware*: their files are read as NVIDIA's Jets
 
 from __future__ import annotations
 
+import hashlib
 import os
 import platform
 import re
@@ -78,6 +79,16 @@ def cpu_model(root: Path = ROOT) -> str:
     """Return the processor's name, or that of the board, or at least the architecture; starts no process."""
     board = read(root / "proc/device-tree/model")  # ARM boards do not name their processor
     return _cpuinfo(root).get("model name") or board or platform.machine()
+
+
+def identity(root: Path = ROOT) -> str:
+    """Return what tells this machine from another of its kind: a digest of its serial number or its system's number.
+
+    The serial number of an ARM board comes first, since copied disk images share the system's. Not the number itself,
+    which is not to leave the machine (machine-id(5)).
+    """
+    number = read(root / "proc/device-tree/serial-number") or read(root / "etc/machine-id") or platform.node()
+    return hashlib.sha256(f"edgekd {number}".encode()).hexdigest()[:12]
 
 
 def peak_rss_bytes() -> int:

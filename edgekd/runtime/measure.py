@@ -127,7 +127,8 @@ class LayerTime:
         name: the library's.
         kind: the library's name of the operation.
         branch: the modality from whose input alone it is computed, "fusion", or None where that is not known.
-        mean_ms: mean time of one inference, under the library's profiler, which slows it down.
+        mean_ms: time of one inference under the library's profiler, which slows it down: the mean over the middle half
+            of the inferences, or, where the library tells no single ones (OpenVINO), over all.
         nodes: names of the graph's nodes that the library says it was made of, the main one first.
     """
 

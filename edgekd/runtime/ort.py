@@ -68,7 +68,7 @@ def open_engine(engine: Path | bytes, threads: int = 1, name: str | None = None)
 
 
 def layer_times(engine: Path, threads: int, rows: Sequence[Feeds]) -> tuple[LayerTime, ...]:
-    """Run an engine once for each of ``rows`` under ONNX Runtime's profiler; return the mean time of each node.
+    """Run an engine once for each of ``rows`` under ONNX Runtime's profiler; return the time of each node.
 
     Times are as of the profiler, in whole us of each run; it makes every node some us slower.
 

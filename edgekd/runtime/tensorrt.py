@@ -427,7 +427,7 @@ def open_engine(
 def layer_times(
     engine: Path, threads: int, rows: Sequence[Feeds], *, flavor: str = TENSORRT, **options: Any
 ) -> tuple[LayerTime, ...]:
-    """Run an engine once for each of ``rows`` under TensorRT's profiler; return the mean time of each layer.
+    """Run an engine once for each of ``rows`` under TensorRT's profiler; return the time of each layer.
 
     *Not verified on hardware.*
 

@@ -18,6 +18,7 @@ from edgekd.devices.ssh import SshDevice, parse
 from edgekd.devices.ssh.packing import pack
 from edgekd.errors import DeviceError, MissingDependency, ModelError, StorageError, TargetError
 from edgekd.recipe import ProfileConfig
+from edgekd.runtime.machine import identity
 from edgekd.runtime.registry import ORT, Runtime
 
 CONFIG = ProfileConfig(iterations=120, warmup=5, cold_starts=1)
@@ -100,7 +101,7 @@ def test_it_measures_engines_in_turns(device, engines, tmp_path):
 def test_it_says_what_tells_it_from_others_and_that_is_not_its_address(device, board):
     facts = device.describe(ORT)
     assert {"cpu", "arch", "logical_cores", "onnxruntime"} <= facts.keys()
-    assert facts == LocalDevice().describe(ORT)  # which this board is
+    assert facts == {**LocalDevice().describe(ORT), "board": identity()}  # which this board is
     assert not any(str(board.port) in value for value in facts.values())
 
 

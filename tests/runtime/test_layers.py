@@ -93,6 +93,7 @@ def test_a_trace_is_read_without_its_first_runs(tmp_path):
 
 
 def test_tensorrts_names_are_taken_apart():
+    assert from_tensorrt({"conv": [1.0, 1.25, 1.0, 500.0, 1.25, 1.0, 1.0, 1.0]})[0].mean_ms == 1.0625
     assert from_tensorrt({"conv + relu": [1.0, 3.0]}) == (LayerTime("conv + relu", "", None, 2.0, ("conv", "relu")),)
 
 

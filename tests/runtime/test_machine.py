@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from trees import INTEL, ORIN, plant
 
-from edgekd.runtime.machine import cpu_model, jetson_facts, machine_facts
+from edgekd.runtime.machine import cpu_model, identity, jetson_facts, machine_facts
 
 
 def test_facts_are_known_or_said_to_be_unreadable():
@@ -62,6 +62,17 @@ def test_a_jetson_tells_its_release_power_mode_and_clocks(tmp_path):
 def test_a_power_mode_without_a_name_keeps_its_number(tmp_path):
     without = {name: text for name, text in ORIN.items() if name != "etc/nvpmodel.conf"}
     assert jetson_facts(plant(tmp_path, without))["power_mode"] == "mode 0"
+
+
+def test_two_boards_of_one_disk_image_have_identities_of_their_own(tmp_path):
+    image = {"etc/machine-id": "f3a1\n"}
+    a, b, pc = tmp_path / "a", tmp_path / "b", tmp_path / "pc"
+    plant(a, {**image, "proc/device-tree/serial-number": "1420921055512\0"})
+    plant(b, {**image, "proc/device-tree/serial-number": "1420921055513\0"})
+    plant(pc, image)
+    assert len({identity(a), identity(b), identity(pc)}) == 3
+    assert identity(a) == identity(a)
+    assert "1420921055512" not in identity(a)
 
 
 def test_another_machine_has_no_facts_of_a_jetson(tmp_path):
