@@ -2,8 +2,8 @@
 
 Like is compared with like: ``benchmark_app`` times the inference alone, as edgekd's ``compute`` does; the bare loop
 takes arrays and gives arrays, as edgekd's ``latency`` does. Each runs in processes of its own, on the very same file at
-batch 1 and on one thread, in float32, one after the other in an order that rotates, over several rounds. The goal: over
-the rounds the median ratio of the two p50 is within 5 %.
+batch 1 and on one thread, in float32, one after the other in orders that rotate and turn, over several rounds. The
+goal: over the rounds the median ratio of the two p50 is within 5 %.
 
 What each round found is kept in ``build/benchmarks/agreement``, so that a run that was stopped goes on.
 """
@@ -118,7 +118,10 @@ def bare_p50(engine: Path, samples: Path, calls: int) -> float:
 
 
 def measure_round(engine: Path, samples: Path, index: int) -> dict[str, float]:
-    """Return the p50 in ms of everyone, in an order that begins with another one each round."""
+    """Return the p50 in ms of everyone, in an order that begins with another one each round, and turns each other time.
+
+    Who comes after whom matters by some percent on a machine whose speed drifts.
+    """
     slow_ms = bare_p50(engine, samples, _FEWEST)
     calls = int(np.clip(_SECONDS * 1000 / slow_ms, _FEWEST, _CALLS)) // _FEWEST * _FEWEST
     jobs: list[tuple[str, Callable[[], Any]]] = [
@@ -127,8 +130,9 @@ def measure_round(engine: Path, samples: Path, index: int) -> dict[str, float]:
         ("edgekd, openvino", lambda: edgekd_p50(engine, samples, "openvino", calls)["compute"]),
         ("benchmark_app", lambda: benchmark_app_p50(engine, calls)),
     ]
-    shift = index % len(jobs)
-    return {name: job() for name, job in jobs[shift:] + jobs[:shift]}
+    shift = index // 2 % len(jobs)
+    ordered = jobs[shift:] + jobs[:shift]
+    return {name: job() for name, job in (reversed(ordered) if index % 2 else ordered)}
 
 
 def compare(rounds: list[dict[str, float]], ours: str, theirs: str) -> dict[str, Any]:
