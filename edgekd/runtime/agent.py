@@ -341,10 +341,11 @@ def _watch(answers: int, heard: list[float], silence_s: float | None) -> None:
     """End the process when the reader of its answers is gone, or silent for too long."""
     reader = select.poll()
     reader.register(answers, 0)  # no event is waited for but the reader's end, which is always told
-    while not reader.poll(None if silence_s is None else silence_s * 250):
+    while not (events := reader.poll(None if silence_s is None else silence_s * 250)):
         if silence_s is not None and time.monotonic() - heard[0] > silence_s:
             break
-    os._exit(_UNHEARD)
+    if not any(event & select.POLLNVAL for _, event in events):  # closed here: the agent is ending by itself
+        os._exit(_UNHEARD)
 
 
 def main() -> None:

@@ -126,7 +126,7 @@ def test_lists_wrap_the_description(capsys):
 @pytest.mark.parametrize("measured", [{}, MEASURED, {"not_measured": REASONS}], ids=["bare", "all", "nothing"])
 def test_a_profile_fits_into_80_columns(measured, capsys):
     manifest = SimpleNamespace(target="jetson-orin-nano-8gb", precision="int8")
-    print_profile(manifest, all_of(**measured), "onnxruntime", width=80)
+    print_profile(manifest, all_of(**measured), "ssh://user@nano", "onnxruntime", width=80)
     out = capsys.readouterr().out
     assert max(map(len, out.splitlines())) <= 80
     assert "end to end" in out
