@@ -249,7 +249,7 @@ def test_a_users_own_runtime(cache, tmp_path):
     assert edgekd("verify", bundle, "--runtime", "onnxruntime", cwd=tmp_path).returncode == 0
     (tmp_path / "npu.py").write_text(OWN + "\n# changed\n")
     again = edgekd(*arguments, "--target=./npu.toml", "--json", cwd=tmp_path)
-    assert started(again.stdout) == ["engine", "check", "profile", "bundle"], (
+    assert started(again.stdout) == ["engine", "check", "profile", "bundle", "verify"], (
         "the graph is as it was: it is not disturbed again"
     )
     (tmp_path / "npu.toml").write_text(text + "\n[options]\ngain = 2.0\n")
@@ -321,7 +321,7 @@ from edgekd.runtime.ort import open_engine
 
 
 def open_npu(engine, threads, name):
-    if Path(engine).parent.name == "int8-nncf":
+    if isinstance(engine, Path) and engine.parent.name == "int8-nncf":  # a bundle's is given as bytes
         raise RuntimeError("this unit has no such kernel")
     return open_engine(engine, threads, name)
 """
