@@ -70,9 +70,7 @@ def write_engine(name: str) -> tuple[Path, Path]:
 
 def edgekd_p50(engine: Path, samples: Path, runtime: str, calls: int) -> dict[str, float]:
     """Return p50 in ms, end to end and of computing alone, as ``edgekd profile`` measures them."""
-    config = ProfileConfig(
-        threads=THREADS, iterations=calls, cold_starts=_PROCESSES, layers=False, energy_s=0
-    )  # fmt: skip
+    config = ProfileConfig(threads=THREADS, iterations=calls, cold_starts=_PROCESSES, layers=False, energy_s=0)
     with TemporaryDirectory() as scratch:
         device, options = LocalDevice(), {"precision": "f32"} if runtime == "openvino" else {}
         found = device.profile(

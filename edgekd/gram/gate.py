@@ -90,6 +90,13 @@ class Ledger:
         """Why what ships does not simply pass."""
         return self.rows[-1].reasons
 
+    @property
+    def metric_change(self) -> float | None:
+        """The metric of what ships less the reference's; None where either was not measured."""
+        before = next((row.metric for row in self.rows if row.stage == self.reference), None)
+        shipped = self.rows[-1].metric
+        return None if shipped is None or before is None else shipped - before
+
     def row(self, stage: str) -> Row:
         """Return the row of a stage."""
         return next(row for row in self.rows if row.stage == stage)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from edgekd.files import write_text
 from edgekd.gram.gate import judge
+from edgekd.report.figures import withheld
 from edgekd.report.joined.formats import Joined
 from edgekd.report.joined.page import as_html
 from edgekd.report.joined.read import read_run
@@ -167,7 +168,7 @@ def _reason_of_figure(parts: list[str], engine: EngineProfile) -> str:
         latency = engine.paced.latency
     if parts[-1] == "p90_bound":
         return f"withheld: {latency.n} samples are too few for 99 % confidence"
-    return f"withheld: {latency.n} samples are too few for its 95 % interval"
+    return withheld(latency.n)
 
 
 def _measured(engine: EngineProfile | None, size_bytes: int | None) -> dict[str, Any]:
@@ -225,14 +226,13 @@ def _sustained(sustained: Sustained) -> dict[str, Any]:
 def _metric(result: TargetResult) -> dict[str, Any]:
     stages = (*result.baselines, *(["pruned", "tuned"] if "student" in result.baselines else []), ENGINE)
     rows = {stage: result.row(stage) for stage in stages}
-    shipped, before = result.last.metric, result.ledger.row(result.ledger.reference).metric
     return {
         "name": result.ledger.metric,
         "higher_is_better": result.ledger.limits.higher_is_better,
         "samples": result.samples,
         **{stage: row.metric if row else None for stage, row in rows.items()},
-        "shipped": shipped,
-        "change": None if shipped is None or before is None else shipped - before,
+        "shipped": result.last.metric,
+        "change": result.ledger.metric_change,
     }
 
 

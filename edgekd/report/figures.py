@@ -9,6 +9,11 @@ NOTHING = "–"
 WITHHELD = "withheld"
 
 
+def withheld(samples: int) -> str:
+    """Say why a quantile of so many inferences is not given."""
+    return f"{WITHHELD}: {samples} samples are too few for its 95 % interval"
+
+
 def milliseconds(value: float) -> str:
     """Write ms with three significant digits or so."""
     digits = 0 if value >= 100 else 1 if value >= 10 else 2 if value >= 1 else 3 if value >= 0.1 else 4

@@ -9,6 +9,7 @@ from msgspec import Struct
 
 from edgekd.errors import ReportError
 from edgekd.gram.gate import Ledger, Verdict
+from edgekd.report.figures import withheld
 from edgekd.report.joined.content import convert, load
 from edgekd.report.joined.rows import Entry, Row
 from edgekd.report.result import GRAM, PROFILE, PROFILE_VERSION, SAMPLES
@@ -64,18 +65,16 @@ def _numbers(ledger: Any) -> Any:
 def _row(folder: Path, found: _Profiled) -> Row:
     engine, ledger = found.profile.engines[0], found.ledger
     shipped = ledger.rows[-1]
-    before = next((row.metric for row in ledger.rows if row.stage == ledger.reference), None)
     bound = shipped.to_reference.bound if shipped.to_reference else math.nan
     figures: dict[str, Any] = {
         **_quantiles(engine),
         "metric_value": shipped.metric,
-        "metric_change": None if shipped.metric is None or before is None else shipped.metric - before,
+        "metric_change": ledger.metric_change,
         "drift_bound": bound if math.isfinite(bound) else None,
         "energy_mj": engine.energy.millijoules if engine.energy else None,
     }
-    withheld = f"withheld: {engine.latency.n} samples are too few for its 95 % interval"
     reasons = {
-        **dict.fromkeys(("p50_ms", "p90_ms", "p99_ms"), withheld),
+        **dict.fromkeys(("p50_ms", "p90_ms", "p99_ms"), withheld(engine.latency.n)),
         **dict.fromkeys(("metric_value", "metric_change"), "not measured: the bundle's ledger has no metric"),
         "drift_bound": "not a number",
         "energy_mj": engine.not_measured.get("energy", "not measured: the profile was not asked for it"),
