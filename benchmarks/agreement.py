@@ -29,7 +29,7 @@ from side_by_side import THREADS, take_turns
 
 from edgekd.compress.graph import drop_outputs, save
 from edgekd.devices.local import LocalDevice
-from edgekd.gram.rows import INPUT_PREFIX
+from edgekd.gram.npz import INPUT_PREFIX
 from edgekd.learn.result import TEST, onnx_name
 from edgekd.recipe import ProfileConfig
 from edgekd.runtime.registry import Runtime

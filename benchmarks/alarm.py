@@ -24,8 +24,8 @@ from edgekd.compress.perturb import NETWORK
 from edgekd.console import choose_observer
 from edgekd.gram.drift import Bootstrap, measure_drift
 from edgekd.gram.gate import Limits
+from edgekd.gram.limits import has_lost
 from edgekd.gram.stats import spearman
-from edgekd.gram.suggest import has_lost
 from edgekd.learn.result import CALIBRATION, TEST, onnx_name
 from edgekd.learning import Learner
 from edgekd.progress import Silent, StageReporter

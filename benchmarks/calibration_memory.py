@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from common import write_result
 
-from edgekd.gram.rows import INPUT_PREFIX
+from edgekd.gram.npz import INPUT_PREFIX
 from edgekd.learn.models import Conv1dEncoder, Conv2dEncoder, LateFusion
 from edgekd.learn.to_onnx import Network, write_onnx
 from edgekd.recipe import Tap

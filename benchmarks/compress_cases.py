@@ -15,7 +15,7 @@ import edgekd
 from edgekd.compress.calibrate import Samples
 from edgekd.console import choose_observer
 from edgekd.files import atomic_path, sha256_file
-from edgekd.gram.rows import EMBEDDING_PREFIX, INPUT_PREFIX
+from edgekd.gram.npz import EMBEDDING_PREFIX, INPUT_PREFIX
 from edgekd.pipeline import prepare
 from edgekd.recipe import ModelConfig, model_recipe
 from edgekd.runtime.session import open_arrays, write_arrays

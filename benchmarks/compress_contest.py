@@ -31,8 +31,8 @@ from edgekd.errors import ModelError
 from edgekd.evidence import run_on_host
 from edgekd.files import sha256_file
 from edgekd.gram.drift import Bootstrap, flips, measure_drift
+from edgekd.gram.npz import EMBEDDING_PREFIX
 from edgekd.gram.probe import Probe
-from edgekd.gram.rows import EMBEDDING_PREFIX
 from edgekd.pipeline import Places
 from edgekd.publish import BUNDLE, REJECTED
 from edgekd.runtime.machine import peak_rss_bytes

@@ -23,8 +23,8 @@ from edgekd.devices.emulated import EmulatedDevice
 from edgekd.devices.emulator import processors
 from edgekd.devices.local import LocalDevice
 from edgekd.gram.drift import Bootstrap, flips, measure_drift
+from edgekd.gram.npz import EMBEDDING_PREFIX
 from edgekd.gram.probe import Probe
-from edgekd.gram.rows import EMBEDDING_PREFIX
 from edgekd.learn.result import CALIBRATION, TEST, onnx_name
 from edgekd.runtime.registry import ORT
 from edgekd.target import load_calibration

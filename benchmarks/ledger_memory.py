@@ -17,8 +17,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from edgekd.gram.drift import Bootstrap, DriftMeter
-from edgekd.gram.intra import choose_anchors
-from edgekd.gram.rows import EMBEDDING_PREFIX
+from edgekd.gram.npz import EMBEDDING_PREFIX
+from edgekd.gram.within import choose_anchors
 from edgekd.runtime.machine import peak_rss_bytes
 
 if TYPE_CHECKING:

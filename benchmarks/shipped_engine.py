@@ -49,8 +49,8 @@ from edgekd.devices.browser import BrowserDevice
 from edgekd.devices.local import LocalDevice
 from edgekd.files import quiet
 from edgekd.gram.drift import Bootstrap, flips, measure_drift
+from edgekd.gram.npz import EMBEDDING_PREFIX
 from edgekd.gram.probe import Probe
-from edgekd.gram.rows import EMBEDDING_PREFIX
 from edgekd.learn.result import CALIBRATION, TEST, onnx_name
 from edgekd.learning import Learner
 from edgekd.pipeline import Places

@@ -18,10 +18,10 @@ from edgekd.errors import ModelError
 from edgekd.files import need
 from edgekd.gram.blame import FUSION
 from edgekd.gram.drift import flips, sample_drifts
+from edgekd.gram.limits import Suggestion, has_lost, suggest
+from edgekd.gram.npz import embeddings_of
 from edgekd.gram.probe import Probe
-from edgekd.gram.rows import embeddings_of
 from edgekd.gram.stats import spearman
-from edgekd.gram.suggest import Suggestion, has_lost, suggest
 from edgekd.report.figures import number, share
 from edgekd.report.table import Column, Table
 from edgekd.runtime.ort import open_engine
@@ -81,8 +81,8 @@ class Alarm:
             to cost anything the loss is chance, so this is the lower the more perturbations are so small.
         drift_to_flips: of drift and flips, likewise; None where the network is no classifier.
         bins: how many lost, by drift.
-        tau_pass: the limit by :func:`edgekd.gram.suggest.suggest` for half of ``max_loss``.
-        tau_fail: the limit by :func:`edgekd.gram.suggest.suggest` for ``max_loss``.
+        tau_pass: the limit by :func:`edgekd.gram.limits.suggest` for half of ``max_loss``.
+        tau_fail: the limit by :func:`edgekd.gram.limits.suggest` for ``max_loss``.
         outcomes: of the whole network and of each branch alone; all figures above are of these.
         fusion: of the fusion alone.
     """

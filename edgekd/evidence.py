@@ -8,8 +8,8 @@ import numpy as np
 
 from edgekd.compress.quantize import DEPLOY, ENGINE
 from edgekd.errors import ModelError
+from edgekd.gram.npz import EMBEDDING_PREFIX, INPUT_PREFIX, embeddings_of
 from edgekd.gram.probe import Probe
-from edgekd.gram.rows import EMBEDDING_PREFIX, INPUT_PREFIX, embeddings_of
 from edgekd.runtime.bundle import write_reference
 from edgekd.runtime.registry import ORT
 from edgekd.runtime.session import open_arrays, read_feeds, run_rows

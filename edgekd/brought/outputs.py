@@ -12,7 +12,7 @@ from edgekd.brought.taps import Tapped, channels_first, meeting_taps, pool
 from edgekd.compress.graph import drop_unread
 from edgekd.errors import ModelError, TaskError, nearest
 from edgekd.files import need
-from edgekd.gram.rows import EMBEDDING_PREFIX
+from edgekd.gram.npz import EMBEDDING_PREFIX
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping, Sequence

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from edgekd.errors import ModelError, nearest
-from edgekd.gram.rows import INPUT_PREFIX
+from edgekd.gram.npz import INPUT_PREFIX
 from edgekd.learn.score import UNLABELLED
 from edgekd.runtime.session import open_arrays, write_arrays
 

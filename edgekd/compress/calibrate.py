@@ -12,14 +12,14 @@ import numpy as np
 
 from edgekd.errors import ModelError
 from edgekd.files import need
-from edgekd.gram.rows import INPUT_PREFIX, read_headers, stream_rows
+from edgekd.gram.npz import INPUT_PREFIX, read_headers, stream_rows
 from edgekd.runtime.session import rows_at_once
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-    from edgekd.gram.rows import Header
+    from edgekd.gram.npz import Header
     from edgekd.target import Calibration, Scheme
 
 Feeds = dict[str, np.ndarray[Any, Any]]

@@ -10,8 +10,8 @@ import numpy as np
 from edgekd.compress.switches import Switchboard
 from edgekd.gram.blame import Effect, Series, make_blocks
 from edgekd.gram.drift import sample_drifts
+from edgekd.gram.npz import embeddings_of
 from edgekd.gram.probe import top1
-from edgekd.gram.rows import embeddings_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterable

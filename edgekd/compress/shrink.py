@@ -12,7 +12,7 @@ from edgekd.compress.places import WEIGHT_BEARING, initializers, producers
 from edgekd.compress.switches import Switchboard
 from edgekd.files import need
 from edgekd.gram.drift import sample_drifts
-from edgekd.gram.rows import embeddings_of
+from edgekd.gram.npz import embeddings_of
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Mapping, Sequence

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 
 from edgekd.devices.further import Further, measure_further, steps, without_agent
-from edgekd.gram.rows import INPUT_PREFIX
+from edgekd.gram.npz import INPUT_PREFIX
 from edgekd.runtime.measure import EngineProfile, Profile, latency_from
 from edgekd.runtime.session import open_arrays, write_arrays
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from edgekd.errors import ModelError
-from edgekd.gram.rows import EMBEDDING_PREFIX, INPUT_PREFIX
+from edgekd.gram.npz import EMBEDDING_PREFIX, INPUT_PREFIX
 from edgekd.learn.evaluate import batches, truth
 from edgekd.learn.result import CALIBRATION, TEST, Exported, TaskFacts, onnx_name
 from edgekd.learn.taps import Tapped

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from edgekd.errors import ModelError
 from edgekd.files import atomic_path, quiet
-from edgekd.gram.rows import EMBEDDING_PREFIX
+from edgekd.gram.npz import EMBEDDING_PREFIX
 from edgekd.learn.taps import Tapped
 
 if TYPE_CHECKING:

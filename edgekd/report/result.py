@@ -19,7 +19,7 @@ REPORT, SCHEMA_VERSION = "report.json", 2
 PROFILE, PROFILE_VERSION = "profile.json", 1
 
 #: Below a target's folder of the output: raw timings, and the Grams of a few samples, a
-#: :class:`~edgekd.gram.heat.FewGrams`.
+#: :class:`~edgekd.gram.heatmap.FewGrams`.
 LATENCY, GRAM, SAMPLES = "latency", "gram", "samples.npz"
 
 _SEVERITY: tuple[Verdict, ...] = ("pass", "warn", "fail")

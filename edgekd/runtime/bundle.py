@@ -18,7 +18,7 @@ from edgekd import __version__
 from edgekd.errors import BundleError, DeviceError, MissingDependency, ModelError, nearest
 from edgekd.files import sha256_file, write_text
 from edgekd.gram.matrix import comparable, pair_cosines, within_cosines
-from edgekd.gram.rows import EMBEDDING_PREFIX, INPUT_PREFIX
+from edgekd.gram.npz import EMBEDDING_PREFIX, INPUT_PREFIX
 from edgekd.runtime.manifest import (
     BRANCHES,
     MANIFEST,

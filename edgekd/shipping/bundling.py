@@ -14,7 +14,7 @@ from edgekd.compress.places import branches
 from edgekd.compress.quantize import DEPLOY, ENGINE
 from edgekd.evidence import write_references
 from edgekd.files import write_text
-from edgekd.gram.heat import few_grams
+from edgekd.gram.heatmap import few_grams
 from edgekd.gram.probe import Probe
 from edgekd.learn.result import onnx_name
 from edgekd.report.figures import size

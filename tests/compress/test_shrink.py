@@ -10,7 +10,7 @@ from edgekd.compress.places import initializers, producers
 from edgekd.compress.shrink import shrink_ranges
 from edgekd.compress.switches import Switchboard
 from edgekd.gram.drift import sample_drifts
-from edgekd.gram.rows import embeddings_of
+from edgekd.gram.npz import embeddings_of
 
 
 def copy(model):

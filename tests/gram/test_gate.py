@@ -10,7 +10,7 @@ import pytest
 import torch
 from probes import first, rotate, with_embeddings, with_logits
 
-from edgekd.gram.align import GramKind, gram_distance
+from edgekd.gram.distance import GramKind, gram_distance
 from edgekd.gram.drift import Bootstrap, Drift
 from edgekd.gram.gate import Limits, judge, keep_ledger
 from edgekd.gram.matrix import SOFTNESS

@@ -5,7 +5,7 @@ from small import TAPS, Remembers, TwoTowers, loaded, reporter, split
 
 from edgekd.cache import ROUNDS, Cache
 from edgekd.errors import RecipeError
-from edgekd.gram.align import GramKind, gram_distance
+from edgekd.gram.distance import GramKind, gram_distance
 from edgekd.gram.matrix import joint_gram, normalize
 from edgekd.learn import cached, distill, teacher
 from edgekd.learn.ensemble import Ensemble, members, taps_of

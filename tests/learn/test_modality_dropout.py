@@ -7,7 +7,7 @@ from small import TAPS, Remembers, TwoTowers, loaded, reporter, split
 
 from edgekd.disturb import Channels
 from edgekd.errors import TaskError
-from edgekd.gram.align import GramKind, gram_distance
+from edgekd.gram.distance import GramKind, gram_distance
 from edgekd.gram.matrix import SOFTNESS
 from edgekd.learn import distill
 from edgekd.learn.aligned import Models, aligned

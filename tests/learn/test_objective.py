@@ -5,7 +5,7 @@ import torch
 from msgspec.structs import replace
 from small import CONV_TAPS, TAPS, Beside, ConvTowers, Remembers, TwoTowers, reporter, split
 
-from edgekd.gram.align import GramKind, gram_distance
+from edgekd.gram.distance import GramKind, gram_distance
 from edgekd.gram.matrix import SOFTNESS
 from edgekd.learn.balance import Balance
 from edgekd.learn.losses.logits import cross_entropy, kd_loss

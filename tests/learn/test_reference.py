@@ -3,7 +3,7 @@ import math
 import torch
 from small import TAPS, TwoTowers, split
 
-from edgekd.gram.align import GramKind, gram_distance
+from edgekd.gram.distance import GramKind, gram_distance
 from edgekd.gram.matrix import SOFTNESS, normalize
 from edgekd.learn.reference import Live, side
 from edgekd.learn.taps import Reading, Tapped

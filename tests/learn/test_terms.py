@@ -3,7 +3,7 @@ import torch
 from msgspec.structs import replace
 
 from edgekd.errors import TaskError
-from edgekd.gram.align import GramKind, gram_distance
+from edgekd.gram.distance import GramKind, gram_distance
 from edgekd.gram.matrix import SOFTNESS
 from edgekd.learn.losses.features import FEATURES
 from edgekd.learn.losses.logits import dist_loss, dkd_loss

@@ -9,7 +9,7 @@ import numpy as np
 
 from edgekd.gram.drift import Bootstrap
 from edgekd.gram.gate import Limits, keep_ledger
-from edgekd.gram.heat import few_grams
+from edgekd.gram.heatmap import few_grams
 from edgekd.gram.probe import Probe
 from edgekd.report import profile as profiles
 from edgekd.report.build import BuildReport, StageTime, TargetResult, write_report

@@ -16,7 +16,7 @@ from cdp import chromium_tab, file_url
 from edgekd.devices.browser.chromium import find_chromium
 from edgekd.errors import DeviceError, ReportError
 from edgekd.gram.gate import Limits
-from edgekd.gram.heat import few_grams
+from edgekd.gram.heatmap import few_grams
 from edgekd.gram.probe import Probe
 from edgekd.report.joined.formats import Joined
 from edgekd.report.joined.grams import heat_maps, png

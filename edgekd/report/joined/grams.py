@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from edgekd.errors import ReportError
-from edgekd.gram.heat import FewGrams
+from edgekd.gram.heatmap import FewGrams
 from edgekd.report.blame_picture import shorten
 from edgekd.report.joined.svg import picture, text
 from edgekd.report.result import ENGINE

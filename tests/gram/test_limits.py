@@ -3,7 +3,7 @@ from math import comb
 import numpy as np
 import pytest
 
-from edgekd.gram.suggest import ALLOWED, WINDOW, has_lost, suggest
+from edgekd.gram.limits import ALLOWED, WINDOW, has_lost, suggest
 
 COUNT = 300
 DRIFTS = np.linspace(0.001, 0.1, COUNT)

@@ -8,7 +8,7 @@ from probes import aligned_probe, at_degrees, probe_of, rotate, with_embeddings
 
 from edgekd.gram.drift import Bootstrap, measure_drift
 from edgekd.gram.probe import Probe
-from edgekd.gram.units import hash_names
+from edgekd.gram.streaming import hash_names
 
 
 def one_modality(samples=200, width=8, seed=0):

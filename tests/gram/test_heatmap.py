@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from edgekd.gram.heat import FewGrams, choose_samples, few_grams
+from edgekd.gram.heatmap import FewGrams, choose_samples, few_grams
 from edgekd.gram.matrix import joint_gram, stack
 from edgekd.gram.probe import Probe
 
@@ -54,7 +54,7 @@ def test_modalities_of_unequal_widths_have_no_cosines_between_them():
 
 def test_rows_of_a_probe_in_a_file_are_found_in_any_chunk(tmp_path, monkeypatch):
     before = few_grams({"engine": probe(3)}, None, [])
-    monkeypatch.setattr("edgekd.gram.heat._CHUNK", 7)
+    monkeypatch.setattr("edgekd.gram.heatmap._CHUNK", 7)
     probe(3).save(tmp_path / "probe.npz")
     after = few_grams({"engine": Probe.load(tmp_path / "probe.npz")}, None, [])
     assert after.ids == before.ids

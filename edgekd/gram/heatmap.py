@@ -11,8 +11,8 @@ import numpy as np
 
 from edgekd.files import atomic_path
 from edgekd.gram.matrix import normalize
-from edgekd.gram.rows import EMBEDDING_PREFIX, Array
-from edgekd.gram.units import hash_names
+from edgekd.gram.npz import EMBEDDING_PREFIX, Array
+from edgekd.gram.streaming import hash_names
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence

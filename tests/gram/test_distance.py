@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays as hypothesis_arrays
 
-from edgekd.gram.align import SMOOTH, GramKind, gram_distance
+from edgekd.gram.distance import SMOOTH, GramKind, gram_distance
 from edgekd.gram.drift import Bootstrap, measure_drift
 from edgekd.gram.matrix import SOFTNESS
 from edgekd.gram.probe import Probe

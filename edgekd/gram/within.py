@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from edgekd.gram.matrix import normalize
-from edgekd.gram.rows import EMBEDDING_PREFIX, Array
-from edgekd.gram.units import Subsample, hash_names
+from edgekd.gram.npz import EMBEDDING_PREFIX, Array
+from edgekd.gram.streaming import Subsample, hash_names
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence

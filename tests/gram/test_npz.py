@@ -4,7 +4,7 @@ import sys
 import numpy as np
 import pytest
 
-from edgekd.gram.rows import read_headers, stream_rows
+from edgekd.gram.npz import read_headers, stream_rows
 
 ARRAYS = {
     "ids": np.array([f"s{i}" for i in range(10)]),
@@ -100,7 +100,7 @@ def test_memory_is_that_of_a_chunk(tmp_path):
     program = """
 import sys
 from pathlib import Path
-from edgekd.gram.rows import stream_rows
+from edgekd.gram.npz import stream_rows
 from edgekd.runtime.machine import peak_rss_bytes
 before = peak_rss_bytes()
 assert sum(len(chunk["a"]) for chunk in stream_rows(Path(sys.argv[1]), ["a"], 100)) == 20_000

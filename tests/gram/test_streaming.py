@@ -3,7 +3,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from edgekd.gram.units import UNITS, Subsample, Units, hash_names
+from edgekd.gram.streaming import UNITS, Subsample, Units, hash_names
 
 
 def test_hashes_depend_on_the_name_alone_and_spread():

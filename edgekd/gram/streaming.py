@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 if TYPE_CHECKING:
-    from edgekd.gram.rows import Array
+    from edgekd.gram.npz import Array
 
 Keys = np.ndarray[Any, np.dtype[np.uint64]]
 
