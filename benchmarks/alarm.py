@@ -21,6 +21,7 @@ import edgekd
 from edgekd.alarm import Alarm, measure_alarm, summarize
 from edgekd.cache import Cache
 from edgekd.compress.perturb import NETWORK
+from edgekd.config.recipe import GateConfig
 from edgekd.console import choose_observer
 from edgekd.gram.drift import Bootstrap, measure_drift
 from edgekd.gram.gate import Limits
@@ -30,7 +31,6 @@ from edgekd.learn.result import CALIBRATION, TEST, onnx_name
 from edgekd.learning import Learner
 from edgekd.progress import Silent, StageReporter
 from edgekd.project import Project
-from edgekd.recipe import GateConfig
 from edgekd.stages import Runner
 
 if TYPE_CHECKING:

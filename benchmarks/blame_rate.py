@@ -23,8 +23,8 @@ from edgekd.compress.blame import blame
 from edgekd.compress.calibrate import Samples
 from edgekd.compress.examine import SAMPLES, Examiner, Judging
 from edgekd.compress.quantize import PREPARED, QDQ
+from edgekd.config.target import load_calibration
 from edgekd.learn.result import CALIBRATION, onnx_name
-from edgekd.target import load_calibration
 
 TARGET = "openvino-cpu"  # it has both quantizers
 GOAL = 10.0

@@ -18,11 +18,11 @@ import numpy as np
 import torch
 from common import write_result
 
+from edgekd.config.recipe import Tap
+from edgekd.config.target import Calibration, load_target
 from edgekd.gram.npz import INPUT_PREFIX
 from edgekd.learn.models import Conv1dEncoder, Conv2dEncoder, LateFusion
 from edgekd.learn.to_onnx import Network, write_onnx
-from edgekd.recipe import Tap
-from edgekd.target import Calibration, load_target
 
 FEW, MANY = 128, 8192
 GOAL = 1.1
@@ -47,7 +47,7 @@ from pathlib import Path
 import msgspec
 from edgekd.compress import quantize
 from edgekd.runtime.machine import peak_rss_bytes
-from edgekd.target import Calibration, load_target
+from edgekd.config.target import Calibration, load_target
 quantizer, calibration, model, samples, folder = sys.argv[1:]
 how = msgspec.json.decode(calibration, type=Calibration)
 way = quantize.Way("int8", quantizer)

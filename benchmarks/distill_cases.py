@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
+from edgekd.config.recipe import TaskConfig, TeacherConfig
 from edgekd.gram.matrix import pair_names
 from edgekd.learn import teacher as teacher_stage
 from edgekd.learn.evaluate import batches, probe, truth
@@ -22,15 +23,14 @@ from edgekd.learn.task import SPLITS, ArraySplit, LoadedTask, load_task
 from edgekd.learn.terms import Side
 from edgekd.learn.weights import build, load_weights
 from edgekd.progress import Silent, StageReporter
-from edgekd.recipe import TaskConfig, TeacherConfig
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from torch import nn
 
+    from edgekd.config.recipe import Tap
     from edgekd.learn.task import Batch, Split
-    from edgekd.recipe import Tap
 
 FOLDER = Path("build/benchmarks/distill")
 #: Where nothing is said, teachers are trained as the shipped recipes do.

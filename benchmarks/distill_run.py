@@ -18,6 +18,7 @@ import torch
 from distill_cases import CASES, FOLDER, Dropping, Remembered, Scene, load_scene, metric_on, missing_metric
 from distill_methods import BY_NAME
 
+from edgekd.config.recipe import DistillConfig
 from edgekd.files import write_text
 from edgekd.gram.drift import Bootstrap, measure_drift
 from edgekd.learn.evaluate import few, probe
@@ -27,15 +28,14 @@ from edgekd.learn.terms import Where, places
 from edgekd.learn.train import Fit, fit
 from edgekd.learn.weights import build
 from edgekd.progress import Silent, StageReporter
-from edgekd.recipe import DistillConfig
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
     from torch import nn
 
+    from edgekd.config.recipe import LossConfig
     from edgekd.learn.train import Epoch
-    from edgekd.recipe import LossConfig
 
 _RUNS = FOLDER / "runs"
 _BY_CASE = {case.name: case for case in CASES}

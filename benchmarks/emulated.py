@@ -19,6 +19,7 @@ from common import arguments, export, write_result
 
 import edgekd
 from edgekd.compress import quantize
+from edgekd.config.target import load_calibration
 from edgekd.devices.emulated import EmulatedDevice
 from edgekd.devices.emulator import processors
 from edgekd.devices.local import LocalDevice
@@ -27,7 +28,6 @@ from edgekd.gram.npz import EMBEDDING_PREFIX
 from edgekd.gram.probe import Probe
 from edgekd.learn.result import CALIBRATION, TEST, onnx_name
 from edgekd.runtime.registry import ORT
-from edgekd.target import load_calibration
 
 if TYPE_CHECKING:
     from edgekd.devices.device import Device

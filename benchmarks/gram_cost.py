@@ -17,6 +17,7 @@ import torch
 from common import arguments, write_result
 from torch.utils.data import DataLoader
 
+from edgekd.config.recipe import LossConfig, load_recipe
 from edgekd.learn.models import Conv2dEncoder, LateFusion
 from edgekd.learn.objective import Distillation
 from edgekd.learn.reference import Live
@@ -25,7 +26,6 @@ from edgekd.learn.task import ArraySplit, Modality, collate, load_task
 from edgekd.learn.terms import Where
 from edgekd.learn.weights import build
 from edgekd.progress import Silent, StageReporter
-from edgekd.recipe import LossConfig, load_recipe
 from edgekd.tasks.av_digits import AvDigits
 
 if TYPE_CHECKING:

@@ -26,6 +26,7 @@ from common import CACHE, arguments, write_result
 
 import edgekd
 from edgekd.cache import ROUNDS, Cache
+from edgekd.config.recipe import PruneBudget
 from edgekd.files import write_text
 from edgekd.gram.drift import Bootstrap, flips, measure_drift
 from edgekd.gram.probe import Probe
@@ -43,14 +44,13 @@ from edgekd.learn.weights import build, load_weights, save_weights
 from edgekd.learning import Learner
 from edgekd.progress import Silent, StageReporter
 from edgekd.project import Project
-from edgekd.recipe import PruneBudget
 from edgekd.stages import Runner
 
 if TYPE_CHECKING:
     from torch import nn
 
+    from edgekd.config.recipe import PruneConfig
     from edgekd.learn.taps import Taps
-    from edgekd.recipe import PruneConfig
 
 BUDGET = 0.5
 METHODS = ("gram", "magnitude", "uniform", "made-up", "taylor", "fpgm", "random")

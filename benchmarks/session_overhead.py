@@ -31,9 +31,9 @@ from side_by_side import (
 
 import edgekd
 from edgekd.compress import quantize
+from edgekd.config.target import load_calibration
 from edgekd.learn.result import CALIBRATION, TEST, onnx_name
 from edgekd.runtime.registry import Runtime
-from edgekd.target import load_calibration
 
 TARGETS = ("cpu", "openvino-cpu")
 OURS = "edgekd"

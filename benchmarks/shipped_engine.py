@@ -44,6 +44,8 @@ from edgekd.cache import Cache
 from edgekd.compress.calibrate import Samples
 from edgekd.compress.graph import drop_outputs
 from edgekd.compress.quantize import DEPLOY, ENGINE
+from edgekd.config.recipe import ProfileConfig
+from edgekd.config.target import load_calibration
 from edgekd.console import choose_observer
 from edgekd.devices.browser import BrowserDevice
 from edgekd.devices.local import LocalDevice
@@ -56,23 +58,21 @@ from edgekd.learning import Learner
 from edgekd.pipeline import Places
 from edgekd.project import Project
 from edgekd.publish import BUNDLE, REJECTED
-from edgekd.recipe import ProfileConfig
 from edgekd.runtime.openvino import no_telemetry
 from edgekd.runtime.registry import Runtime
 from edgekd.runtime.session import open_arrays
 from edgekd.stages import Runner, library_versions
-from edgekd.target import load_calibration
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
 
     from side_by_side import Nanoseconds, Opener
 
+    from edgekd.config.recipe import Recipe
+    from edgekd.config.target import Target
     from edgekd.devices.device import Device
     from edgekd.learning import Learning
-    from edgekd.recipe import Recipe
     from edgekd.report.result import TargetResult
-    from edgekd.target import Target
 
 FOLDER = Path("build/benchmarks")
 CACHE = FOLDER / "cache"

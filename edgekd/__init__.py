@@ -19,8 +19,8 @@ __all__ = ["build", "load", "load_recipe", "load_target"]
 _HOMES = {
     "build": "edgekd.pipeline",
     "load": "edgekd.runtime.bundle",
-    "load_recipe": "edgekd.recipe",
-    "load_target": "edgekd.target",
+    "load_recipe": "edgekd.config.recipe",
+    "load_target": "edgekd.config.target",
 }
 
 

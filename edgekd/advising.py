@@ -44,10 +44,10 @@ if TYPE_CHECKING:
 
     from edgekd.advice.contestants import Contestant
     from edgekd.advice.result import Ablation, Standing, Verdict
+    from edgekd.config.recipe import Recipe
     from edgekd.learn.result import Trained
     from edgekd.pipeline import Places
     from edgekd.progress import StageReporter
-    from edgekd.recipe import Recipe
     from edgekd.stages import Done
 
 #: Raised by one whenever the code of a stage here changes its results.

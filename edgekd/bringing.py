@@ -23,10 +23,10 @@ if TYPE_CHECKING:
 
     import numpy as np
 
+    from edgekd.config.recipe import ModelConfig, Recipe
+    from edgekd.config.target import Scheme
     from edgekd.learn.result import Exported
     from edgekd.progress import StageReporter
-    from edgekd.recipe import ModelConfig, Recipe
-    from edgekd.target import Scheme
 
 STAGES = ("import",)
 LIBRARIES = ("onnx", "onnxruntime", "numpy")

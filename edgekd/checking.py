@@ -19,12 +19,12 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from edgekd.alarm import Alarm
+    from edgekd.config.recipe import Recipe
+    from edgekd.config.target import Target
     from edgekd.gram.blame import Blame
     from edgekd.gram.gate import Ledger
     from edgekd.pipeline import Places
     from edgekd.progress import Observer
-    from edgekd.recipe import Recipe
-    from edgekd.target import Target
 
 
 @dataclass(frozen=True)

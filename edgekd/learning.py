@@ -23,12 +23,12 @@ if TYPE_CHECKING:
     import numpy as np
     from torch import nn
 
+    from edgekd.config.recipe import DistillConfig, LossConfig, Recipe
+    from edgekd.config.target import Scheme
     from edgekd.gram.probe import Probe
     from edgekd.learn.taps import Taps
     from edgekd.progress import StageReporter
     from edgekd.project import Project
-    from edgekd.recipe import DistillConfig, LossConfig, Recipe
-    from edgekd.target import Scheme
 
 STAGES = ("teacher", "distill", "prune", "export")
 #: After them, where the recipe wants it and a report is written.

@@ -11,11 +11,11 @@ if TYPE_CHECKING:
 
     import numpy as np
 
+    from edgekd.config.target import Scheme
     from edgekd.disturb import Robustness
     from edgekd.gram.probe import Probe
     from edgekd.learn.result import Exported
     from edgekd.stages import Done
-    from edgekd.target import Scheme
 
 
 @dataclass(frozen=True)

@@ -18,6 +18,7 @@ import edgekd
 from edgekd import bringing, joint, learning
 from edgekd.cache import Cache
 from edgekd.compress.quantize import ways
+from edgekd.config.target import load_calibration
 from edgekd.devices.choose import Absent, assign_devices
 from edgekd.devices.ssh import SshDevice
 from edgekd.errors import OutputError, TargetError
@@ -33,16 +34,15 @@ from edgekd.shipping.context import LIBRARIES, Context
 from edgekd.shipping.side_by_side import ship_all
 from edgekd.shipping.trying import compiles
 from edgekd.stages import Runner, library_versions
-from edgekd.target import load_calibration
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
     from pathlib import Path
 
+    from edgekd.config.recipe import Recipe
+    from edgekd.config.target import Target
     from edgekd.devices.device import Device
     from edgekd.origin import Origin
-    from edgekd.recipe import Recipe
-    from edgekd.target import Target
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from msgspec.structs import replace
 
+from edgekd.config.target import load_target, shipped_targets
 from edgekd.devices.choose import open_device
 from edgekd.devices.device import Verifier
 from edgekd.devices.ssh import SshDevice
@@ -21,13 +22,12 @@ from edgekd.files import make_folder
 from edgekd.runtime.bundle import engine_file, examine, read_branches
 from edgekd.runtime.layers import fold
 from edgekd.runtime.manifest import REFERENCE, read_file
-from edgekd.target import load_target, shipped_targets
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
 
+    from edgekd.config.recipe import ProfileConfig
     from edgekd.devices.device import Device
-    from edgekd.recipe import ProfileConfig
     from edgekd.runtime.bundle import Verification
     from edgekd.runtime.manifest import Manifest
     from edgekd.runtime.measure import Profile

@@ -13,8 +13,8 @@ from edgekd.files import need, sha256_file, write_text
 from edgekd.learn.sources import source_digests
 
 if TYPE_CHECKING:
+    from edgekd.config.recipe import TaskConfig
     from edgekd.learn.task import LoadedTask
-    from edgekd.recipe import TaskConfig
 
 
 class Project:

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from edgekd.config.target import Budgets
     from edgekd.report.result import CandidateResult
     from edgekd.runtime.measure import Quantile
-    from edgekd.target import Budgets
 
 
 @dataclass(frozen=True)

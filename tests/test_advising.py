@@ -13,10 +13,7 @@ from commands import edgekd, python
 from msgspec.structs import replace
 
 from edgekd.advising import advise
-from edgekd.errors import ModelError, OutputError, RecipeError, TaskError
-from edgekd.pipeline import Places
-from edgekd.progress import Silent
-from edgekd.recipe import (
+from edgekd.config.recipe import (
     DistillConfig,
     LossConfig,
     ModelConfig,
@@ -26,6 +23,9 @@ from edgekd.recipe import (
     TeacherConfig,
     load_recipe,
 )
+from edgekd.errors import ModelError, OutputError, RecipeError, TaskError
+from edgekd.pipeline import Places
+from edgekd.progress import Silent
 
 torch.set_num_threads(1)
 

@@ -5,7 +5,7 @@ import json
 import pytest
 from commands import SETTINGS, copy_cache, edgekd, events, started
 
-from edgekd.target import find_target, load_calibration
+from edgekd.config.target import find_target, load_calibration
 
 #: Ranges of three samples clip much of all others.
 STARVED = 'description = "Three samples"\nmethod = "minmax"\nrounding = "nearest"\nsamples = 3\nchunk = 3\n'

@@ -77,7 +77,9 @@ def test_imports_only_what_it_needs(arguments, heavy, tmp_path):
     assert set(found.stderr.split()).isdisjoint({"torch", "onnx", "onnxruntime", "scipy", *heavy})
 
 
-@pytest.mark.parametrize("module", ["edgekd", "edgekd.runtime.bundle", "edgekd.cli", "edgekd.recipe", "edgekd.target"])
+@pytest.mark.parametrize(
+    "module", ["edgekd", "edgekd.runtime.bundle", "edgekd.cli", "edgekd.config.recipe", "edgekd.config.target"]
+)
 def test_modules_import_nothing_heavy(module, tmp_path):
     code = f"import {module}, sys; print(*({{'torch', 'onnx', 'onnxruntime'}} & set(sys.modules)))"
     found = python("-c", code, cwd=tmp_path)
@@ -87,7 +89,12 @@ def test_modules_import_nothing_heavy(module, tmp_path):
 def test_the_public_names(tmp_path):
     code = "import edgekd; print(*(getattr(edgekd, name).__module__ for name in edgekd.__all__))"
     found = python("-c", code, cwd=tmp_path)
-    assert found.stdout.split() == ["edgekd.pipeline", "edgekd.runtime.bundle", "edgekd.recipe", "edgekd.target"]
+    assert found.stdout.split() == [
+        "edgekd.pipeline",
+        "edgekd.runtime.bundle",
+        "edgekd.config.recipe",
+        "edgekd.config.target",
+    ]
 
 
 def test_a_build_without_torch_says_what_to_install(tmp_path):

@@ -3,11 +3,11 @@ import torch
 from torch.nn import functional
 
 import edgekd.init
+from edgekd.config.recipe import load_recipe
 from edgekd.errors import RecipeError
 from edgekd.init import init
 from edgekd.learn.taps import Tapped, resolve_taps
 from edgekd.learn.task import load_task
-from edgekd.recipe import load_recipe
 
 
 @pytest.fixture(scope="module")

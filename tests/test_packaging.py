@@ -137,7 +137,7 @@ def test_a_build_says_what_else_to_install(installed):
 
 def test_calibrations_and_the_schema_are_found_there(installed):
     code = (
-        "import edgekd, edgekd.target as target; from edgekd.files import data_dir\n"
+        "import edgekd, edgekd.config.target as target; from edgekd.files import data_dir\n"
         "assert 'site-packages' in edgekd.__file__, edgekd.__file__\n"
         "print(target.load_calibration('minmax').method, target.load_target('cpu').name)\n"
         "print(data_dir('targets').parent.name)"

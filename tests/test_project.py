@@ -5,9 +5,9 @@ import sys
 import pytest
 
 import edgekd.learn.task
+from edgekd.config.recipe import TaskConfig
 from edgekd.errors import TaskError
 from edgekd.project import Project
-from edgekd.recipe import TaskConfig
 
 TASK = """
 import torch

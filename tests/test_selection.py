@@ -4,10 +4,10 @@ from dataclasses import replace
 
 import pytest
 
+from edgekd.config.target import Budgets
 from edgekd.report.result import CandidateResult
 from edgekd.runtime.measure import Quantile
 from edgekd.selection import choose
-from edgekd.target import Budgets
 
 INT8 = CandidateResult("int8", "int8", "pass", 0.9, 0.004, 0.01, Quantile(0.50, 0.49, 0.51), 50_000, 70_000_000)
 NNCF = replace(INT8, name="int8-nncf", bound=0.003)

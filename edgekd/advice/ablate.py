@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from edgekd.advice.bench import Bench
     from edgekd.advice.contestants import Contestant, Family
     from edgekd.advice.result import Facts, Standing
-    from edgekd.recipe import LossConfig
+    from edgekd.config.recipe import LossConfig
 
 #: Seeds of an ablation at most: what needs more is too small to act on.
 _MOST = 8

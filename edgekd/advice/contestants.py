@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 from msgspec.structs import replace
 
+from edgekd.config.recipe import DEFAULT_EXTRA, LossConfig, Term
 from edgekd.gram.matrix import pair_names
-from edgekd.recipe import DEFAULT_EXTRA, LossConfig, Term
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence

@@ -18,8 +18,8 @@ if TYPE_CHECKING:
 
     from edgekd.advice.contestants import Contestant
     from edgekd.advice.result import Facts, Spent
+    from edgekd.config.recipe import LossConfig
     from edgekd.gram.paired import Paired
-    from edgekd.recipe import LossConfig
 
 #: For each contestant its metric on the validation split, by seed.
 Values = dict[str, dict[int, float]]

@@ -166,9 +166,9 @@ def search(
     Tries losses, temperature, width and pruning, or what [search.space] of the recipe names, and shows the trials that
     no other beats. The same command goes on where it stopped; on another machine, with one --storage, it joins in.
     """
+    from edgekd.config.recipe import recipe_name
     from edgekd.console import Json, choose_observer
     from edgekd.console.search import print_search
-    from edgekd.recipe import recipe_name
     from edgekd.report.search import search_json
     from edgekd.searching.search import Wanted
     from edgekd.searching.search import search as run
@@ -216,10 +216,10 @@ def advise(
     """
     from edgekd.advice.report import advice_json
     from edgekd.advising import advise as find
+    from edgekd.config.recipe import load_recipe, recipe_name
     from edgekd.console import Json, choose_observer
     from edgekd.console.advice import print_advice
     from edgekd.pipeline import Places
-    from edgekd.recipe import load_recipe, recipe_name
 
     loaded, name = load_recipe(recipe, overrides), recipe_name(recipe)
     places = Places(output or Path("build") / name, cache)

@@ -150,9 +150,9 @@ def profile(
     computing alone, each layer, cold starts, memory, and energy where a power sensor can be read. Run it on the device
     that the bundle is for: numpy and the engine library are enough there.
     """
+    from edgekd.config.recipe import ProfileConfig
     from edgekd.console import print_profile, steps
     from edgekd.profiling import profile_bundle
-    from edgekd.recipe import ProfileConfig
     from edgekd.report.profile import profile_json, write_profile
 
     config = ProfileConfig(threads=threads, iterations=iterations, rate_hz=rate_hz, sustained_s=sustained_s or 0)

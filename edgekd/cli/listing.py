@@ -50,8 +50,8 @@ def targets(context: click.Context) -> None:
     `targets show NAME` prints one, to copy and change.
     """
     if context.invoked_subcommand is None:
+        from edgekd.config.target import load_target, shipped_targets
         from edgekd.console import print_targets
-        from edgekd.target import load_target, shipped_targets
 
         shipped = [load_target(name) for name in shipped_targets()]
         print_targets((target.name, target.runtime, target.description) for target in shipped)
@@ -61,7 +61,7 @@ def targets(context: click.Context) -> None:
 @click.argument("name")
 def show_target(name: str) -> None:
     """Print a target's TOML."""
-    from edgekd.target import find_target
+    from edgekd.config.target import find_target
 
     click.echo(find_target(name).read_text(encoding="utf-8"), nl=False)
 
@@ -74,7 +74,7 @@ def recipe() -> None:
 @recipe.command("schema")
 def schema() -> None:
     """Print the JSON schema of edgekd.toml: every key, default and description."""
-    from edgekd.recipe import recipe_schema
+    from edgekd.config.recipe import recipe_schema
 
     click.echo(json.dumps(recipe_schema(), indent=2))
 
@@ -85,6 +85,6 @@ def show_recipe(recipe: str | None, overrides: tuple[str, ...]) -> None:
     """Print a recipe as JSON, with every default filled in."""
     import msgspec
 
-    from edgekd.recipe import load_recipe
+    from edgekd.config.recipe import load_recipe
 
     click.echo(json.dumps(msgspec.to_builtins(load_recipe(recipe, overrides)), indent=2))

@@ -19,8 +19,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
+    from edgekd.config.target import Calibration, Scheme
     from edgekd.gram.npz import Header
-    from edgekd.target import Calibration, Scheme
 
 Feeds = dict[str, np.ndarray[Any, Any]]
 

@@ -17,7 +17,7 @@ from edgekd.runtime.openvino import no_telemetry
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from edgekd.target import Scheme
+    from edgekd.config.target import Scheme
 
 
 def quantize(model: Path, samples: Samples, scheme: Scheme, work: Path) -> Path:

@@ -19,7 +19,7 @@ from edgekd.errors import ModelError, TargetError
 from edgekd.files import need, quiet
 
 if TYPE_CHECKING:
-    from edgekd.target import Calibration, Precision, Quantizer, Scheme, Target
+    from edgekd.config.target import Calibration, Precision, Quantizer, Scheme, Target
 
 #: Files of the stage: with the embeddings, to check; without, to deploy.
 ENGINE, DEPLOY = "engine.onnx", "deploy.onnx"

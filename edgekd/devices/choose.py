@@ -20,8 +20,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
     from pathlib import Path
 
+    from edgekd.config.target import Target
     from edgekd.devices.device import Device
-    from edgekd.target import Target
 
 KINDS = ("local", "browser", "emulated:PROCESSOR", "ssh://[USER@]HOST[:PORT][?python=COMMAND]", "none")
 

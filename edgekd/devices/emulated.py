@@ -21,7 +21,7 @@ from edgekd.runtime.registry import PACKAGES
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
-    from edgekd.recipe import ProfileConfig
+    from edgekd.config.recipe import ProfileConfig
     from edgekd.runtime.measure import Profile
     from edgekd.runtime.registry import Runtime
 

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
     from pathlib import Path
 
-    from edgekd.recipe import ProfileConfig
+    from edgekd.config.recipe import ProfileConfig
     from edgekd.runtime.measure import Nanoseconds
 
     #: Gives the agent of an open engine a job, by its name, the keys that its answer must have, and its arguments.

@@ -19,8 +19,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
     from types import TracebackType
 
+    from edgekd.config.recipe import ProfileConfig
     from edgekd.devices.place import Place
-    from edgekd.recipe import ProfileConfig
     from edgekd.runtime.bundle import Verification
     from edgekd.runtime.measure import Nanoseconds, Profile
     from edgekd.runtime.registry import Runtime

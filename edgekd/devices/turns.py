@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
     from types import TracebackType
 
-    from edgekd.recipe import ProfileConfig
+    from edgekd.config.recipe import ProfileConfig
     from edgekd.runtime.measure import Nanoseconds
 
 #: Inferences of one engine before the next takes its turn: short, so that a drift of the machine's speed hits all.

@@ -30,7 +30,7 @@ _ROUNDING = 1e-9
 
 @dataclass(frozen=True)
 class Limits:
-    """What a build must keep; see :class:`edgekd.recipe.GateConfig` for each."""
+    """What a build must keep; see :class:`edgekd.config.recipe.GateConfig` for each."""
 
     tau_pass: float
     tau_fail: float

@@ -21,10 +21,10 @@ if TYPE_CHECKING:
 
     from torch import nn
 
+    from edgekd.config.recipe import LossConfig
     from edgekd.learn.taps import Taps
     from edgekd.learn.task import Batch, LoadedTask
     from edgekd.progress import StageReporter
-    from edgekd.recipe import LossConfig
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
-    from edgekd.recipe import Term
+    from edgekd.config.recipe import Term
 
 
 def schedule(term: Term, progress: float) -> float:

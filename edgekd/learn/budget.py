@@ -16,9 +16,9 @@ from edgekd.learn.latency import RelativeLatency
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
+    from edgekd.config.recipe import PruneBudget, Tap
     from edgekd.learn.channels import Group
     from edgekd.learn.task import Batch
-    from edgekd.recipe import PruneBudget, Tap
 
 #: Widths of groups, by their root.
 Widths = dict[str, int]

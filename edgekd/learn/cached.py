@@ -27,9 +27,9 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
     from pathlib import Path
 
+    from edgekd.config.recipe import Tap
     from edgekd.learn.task import Split
     from edgekd.progress import StageReporter
-    from edgekd.recipe import Tap
 
 #: The ids in sorted order, the row of each, and of each row the digest of its inputs.
 _IDS, _ROWS, _INPUTS = "ids", "rows", "inputs"

@@ -20,11 +20,11 @@ from edgekd.learn.taps import Tapped
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
+    from edgekd.config.recipe import PruneConfig, Tap
     from edgekd.learn.budget import Widths
     from edgekd.learn.channels import Group, History
     from edgekd.learn.importance import Importance
     from edgekd.learn.task import Batch
-    from edgekd.recipe import PruneConfig, Tap
 
 
 @dataclass(frozen=True)

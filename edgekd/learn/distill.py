@@ -16,11 +16,11 @@ if TYPE_CHECKING:
 
     from torch import nn
 
+    from edgekd.config.recipe import DistillConfig
     from edgekd.learn.result import Trained
     from edgekd.learn.taps import Taps
     from edgekd.learn.task import LoadedTask
     from edgekd.progress import StageReporter
-    from edgekd.recipe import DistillConfig
 
 
 def run(

@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
+from edgekd.config.recipe import Tap
 from edgekd.gram.matrix import normalize
 from edgekd.learn.reference import mean_logits
 from edgekd.learn.taps import Tapped
-from edgekd.recipe import Tap
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence

@@ -23,8 +23,8 @@ if TYPE_CHECKING:
 
     from torch import nn
 
+    from edgekd.config.recipe import Tap
     from edgekd.learn.train import Epoch
-    from edgekd.recipe import Tap
 
 _BATCH = 256
 

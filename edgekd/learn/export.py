@@ -24,9 +24,9 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
     from pathlib import Path
 
+    from edgekd.config.recipe import ExportConfig
     from edgekd.learn.task import LoadedTask, Split
     from edgekd.progress import StageReporter
-    from edgekd.recipe import ExportConfig
 
 _PARITY_SAMPLES = 64
 

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
     from torch.utils.hooks import RemovableHandle
 
-    from edgekd.target import Scheme
+    from edgekd.config.target import Scheme
 
 _TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 #: Layers with weights, and the ONNX operators that they become.

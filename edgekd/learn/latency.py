@@ -21,8 +21,8 @@ if TYPE_CHECKING:
     import numpy as np
     from torch import nn
 
+    from edgekd.config.recipe import Tap
     from edgekd.learn.task import Batch
-    from edgekd.recipe import Tap
     from edgekd.runtime.session import Session
 
 #: That torch writes without converting; what an operator set is called does not change how fast it is.

@@ -13,7 +13,7 @@ from edgekd.learn.taps import Tapped
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
-    from edgekd.recipe import Tap
+    from edgekd.config.recipe import Tap
 
 #: Layers whose weight makes new channels.
 WEIGHTED = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d)

@@ -17,12 +17,12 @@ from edgekd.learn.whole import whole
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
+    from edgekd.config.recipe import LossConfig
     from edgekd.learn.reference import Reference
     from edgekd.learn.taps import Tapped
     from edgekd.learn.task import Batch
     from edgekd.learn.terms import Where
     from edgekd.progress import StageReporter
-    from edgekd.recipe import LossConfig
 
 Figures = dict[str, "Tensor | float"]
 

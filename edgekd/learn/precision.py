@@ -14,7 +14,7 @@ from edgekd.learn.taps import Tapped
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from edgekd.recipe import Precision, Tap
+    from edgekd.config.recipe import Precision, Tap
 
 _HALVES = {"bfloat16": torch.bfloat16, "float16": torch.float16}
 

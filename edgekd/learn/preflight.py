@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
+from edgekd.config.recipe import LOGIT_LOSSES
 from edgekd.errors import TaskError, nearest
 from edgekd.learn.aligned import Models, aligning
 from edgekd.learn.evaluate import batches, few, probe, truth
@@ -21,17 +22,16 @@ from edgekd.learn.task import SPLITS, check_shapes
 from edgekd.learn.train import compute_device
 from edgekd.learn.weights import build
 from edgekd.progress import Silent, StageReporter
-from edgekd.recipe import LOGIT_LOSSES
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
     from torch import Tensor, nn
 
+    from edgekd.config.recipe import LossConfig, Recipe, Tap
     from edgekd.learn.evaluate import Truth
     from edgekd.learn.taps import Reading, Taps
     from edgekd.learn.task import Batch, LoadedTask
-    from edgekd.recipe import LossConfig, Recipe, Tap
 
 _SAMPLES = 4
 

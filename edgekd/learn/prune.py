@@ -37,12 +37,12 @@ if TYPE_CHECKING:
 
     from torch.utils.data import Dataset
 
+    from edgekd.config.recipe import PruneConfig
     from edgekd.learn.channels import History
     from edgekd.learn.taps import Taps
     from edgekd.learn.task import Batch, LoadedTask, Split
     from edgekd.learn.train import Epoch
     from edgekd.progress import StageReporter
-    from edgekd.recipe import PruneConfig
 
 
 #: Training samples behind an importance.

@@ -19,10 +19,10 @@ if TYPE_CHECKING:
 
     from torch import nn
 
+    from edgekd.config.recipe import RobustnessConfig
     from edgekd.disturb import Change
     from edgekd.learn.task import Batch, LoadedTask
     from edgekd.progress import StageReporter
-    from edgekd.recipe import RobustnessConfig
 
 
 @dataclass(frozen=True)

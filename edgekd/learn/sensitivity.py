@@ -17,8 +17,8 @@ from edgekd.learn.taps import Tapped
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
 
+    from edgekd.config.recipe import Tap
     from edgekd.learn.task import Batch
-    from edgekd.recipe import Tap
 
 #: Random directions for each batch of samples. Few, since a direction's error averages out over samples and positions.
 _DRAWS = 4

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 from torch import Tensor, nn
 
+from edgekd.config.recipe import Tap
 from edgekd.errors import TaskError, nearest
 from edgekd.learn.outputs import choose, logits_of
-from edgekd.recipe import Tap
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from torch.utils.hooks import RemovableHandle
 
-    from edgekd.recipe import Precision
+    from edgekd.config.recipe import Precision
 
 
 @dataclass(frozen=True)

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from _typeshed import DataclassInstance
     from torch import nn
 
-    from edgekd.recipe import TaskConfig
+    from edgekd.config.recipe import TaskConfig
 
     Size = TypeVar("Size", bound=DataclassInstance)
 

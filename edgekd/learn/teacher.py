@@ -21,11 +21,11 @@ if TYPE_CHECKING:
 
     from torch import nn
 
+    from edgekd.config.recipe import Tap, TeacherConfig
     from edgekd.learn.result import Trained
     from edgekd.learn.task import LoadedTask
     from edgekd.learn.train import Epoch
     from edgekd.progress import StageReporter
-    from edgekd.recipe import Tap, TeacherConfig
 
 
 def run(

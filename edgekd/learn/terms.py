@@ -9,19 +9,19 @@ import torch
 from msgspec.structs import replace
 from torch import Tensor, nn
 
+from edgekd.config.recipe import LOGIT_LOSSES, LOSSES_BETWEEN, Tap
 from edgekd.errors import TaskError, nearest
 from edgekd.gram.distance import GramKind, gram_distance
 from edgekd.gram.matrix import SOFTNESS, pair_indices, pair_names
 from edgekd.learn.losses.features import FEATURES
 from edgekd.learn.losses.logits import dist_loss, dkd_loss
 from edgekd.learn.losses.relations import affinity_loss, pkt_loss, rkd_loss, sp_loss
-from edgekd.recipe import LOGIT_LOSSES, LOSSES_BETWEEN, Tap
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
+    from edgekd.config.recipe import LossConfig, Term
     from edgekd.gram.distance import Scope
-    from edgekd.recipe import LossConfig, Term
 
 #: Of `affinity`, where the recipe gives none: cosines are in [-1, 1], so 1 would leave next to no differences.
 AFFINITY_TEMPERATURE = 0.1

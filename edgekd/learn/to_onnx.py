@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
     from pathlib import Path
 
-    from edgekd.recipe import Tap
+    from edgekd.config.recipe import Tap
 
 
 @dataclass(frozen=True)

@@ -22,8 +22,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
     from pathlib import Path
 
+    from edgekd.config.recipe import Training
     from edgekd.progress import StageReporter
-    from edgekd.recipe import Training
 
 #: One epoch's figures: mean losses, weights, "validation".
 Epoch = dict[str, float]

@@ -16,13 +16,13 @@ if TYPE_CHECKING:
 
     from torch import nn
 
+    from edgekd.config.recipe import TuneConfig
+    from edgekd.config.target import Scheme
     from edgekd.learn.result import Trained
     from edgekd.learn.taps import Taps
     from edgekd.learn.task import LoadedTask
     from edgekd.learn.train import Epoch
     from edgekd.progress import StageReporter
-    from edgekd.recipe import TuneConfig
-    from edgekd.target import Scheme
 
 
 @dataclass(frozen=True)

@@ -16,9 +16,9 @@ if TYPE_CHECKING:
 
     from torch import nn
 
+    from edgekd.config.recipe import Tap
     from edgekd.learn.evaluate import Truth
     from edgekd.learn.task import LoadedTask
-    from edgekd.recipe import Tap
 
 _SPLIT = "val"
 _RESAMPLES = 200

@@ -6,10 +6,10 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from edgekd.config.target import Budgets
     from edgekd.disturb import Disturbed, Robustness
     from edgekd.gram.gate import Ledger, Row, Verdict
     from edgekd.runtime.measure import EngineProfile, Profile, Quantile
-    from edgekd.target import Budgets
 
 #: What the candidate that ships is called in tables.
 ENGINE = "engine"

@@ -21,9 +21,9 @@ from edgekd.stages import Runner
 if TYPE_CHECKING:
     from contextlib import AbstractContextManager
 
+    from edgekd.config.recipe import Recipe, TaskConfig
     from edgekd.learn.appraise import Stopwatch
     from edgekd.progress import Observer
-    from edgekd.recipe import Recipe, TaskConfig
 
 #: Options of a task that are its student's alone, so that they may leave the teacher as it is.
 _STUDENT = "student"

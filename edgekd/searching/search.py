@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING
 
 import edgekd
 from edgekd.cache import Cache, digest
+from edgekd.config.recipe import DEFAULT_FILE, Draft, draft_recipe, recipe_name
+from edgekd.config.target import load_targets
 from edgekd.errors import OutputError, RecipeError, TaskError
 from edgekd.files import make_folder, need, toml_value
 from edgekd.learning import LIBRARIES
@@ -17,21 +19,19 @@ from edgekd.pipeline import fit_widths
 from edgekd.progress import Observer, Silent
 from edgekd.project import Project
 from edgekd.publish import writing
-from edgekd.recipe import DEFAULT_FILE, Draft, draft_recipe, recipe_name
 from edgekd.report.search import write_search
 from edgekd.runtime.machine import machine_facts
 from edgekd.searching.plan import Plan
 from edgekd.searching.space import Choices, Range, make_space
-from edgekd.target import load_targets
 from edgekd.tasks.catalogue import CATALOGUE
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from edgekd.recipe import Recipe
+    from edgekd.config.recipe import Recipe
+    from edgekd.config.target import Target
     from edgekd.report.search import Found
     from edgekd.searching.space import Space
-    from edgekd.target import Target
 
 #: Trials of a study where neither their number nor a time is given.
 TRIALS = 30
@@ -43,7 +43,7 @@ class Wanted:
 
     Attributes:
         recipe: a path, a shipped name, or None for ``edgekd.toml`` in the working directory.
-        overrides: as for :func:`edgekd.recipe.load_recipe`.
+        overrides: as for :func:`edgekd.config.recipe.load_recipe`.
         targets: what pruned widths are to suit, as in a build.
         cache: folder of finished stages, and of the study where no storage is given.
         output: folder of what was found.

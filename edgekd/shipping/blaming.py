@@ -15,15 +15,15 @@ from edgekd.compress.blame import blame
 from edgekd.compress.examine import SAMPLES, Examiner, Judging
 from edgekd.compress.quantize import DEPLOY, PREPARED, QDQ
 from edgekd.compress.switches import undo
+from edgekd.config.recipe import ProfileConfig
+from edgekd.config.target import load_calibration
 from edgekd.errors import ModelError, TargetError
 from edgekd.files import need
 from edgekd.gram.blame import Blame
 from edgekd.learn.score import UNLABELLED
-from edgekd.recipe import ProfileConfig
 from edgekd.runtime.session import open_arrays
 from edgekd.shipping.writing import write
 from edgekd.stages import Done, library_versions
-from edgekd.target import load_calibration
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence

@@ -20,13 +20,13 @@ if TYPE_CHECKING:
     import numpy as np
 
     from edgekd.compress.quantize import Candidate, Way
+    from edgekd.config.recipe import Recipe
+    from edgekd.config.target import Target
     from edgekd.devices.device import Device
     from edgekd.gram.gate import Ledger
     from edgekd.gram.probe import Probe
     from edgekd.learn.result import Exported
     from edgekd.origin import Origin
-    from edgekd.recipe import Recipe
-    from edgekd.target import Target
 
 LIBRARIES = ("onnx", "onnxruntime", "numpy")
 VERSIONS = {

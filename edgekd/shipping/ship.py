@@ -21,12 +21,12 @@ from edgekd.shipping.writing import write
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from edgekd.config.target import Target
     from edgekd.devices.device import Device
     from edgekd.gram.gate import Ledger
     from edgekd.runtime.measure import Profile
     from edgekd.shipping.context import Context, Tried
     from edgekd.shipping.trying import Trial
-    from edgekd.target import Target
 
 
 @dataclass(frozen=True)

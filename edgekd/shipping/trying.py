@@ -26,8 +26,8 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
     from pathlib import Path
 
+    from edgekd.config.target import Target
     from edgekd.progress import StageReporter
-    from edgekd.target import Target
 
 LAYERS = "layers.json"
 

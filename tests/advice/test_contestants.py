@@ -5,7 +5,7 @@ import pytest
 import tomllib
 
 from edgekd.advice.contestants import contestants, families, recipe_lines
-from edgekd.recipe import DEFAULT_EXTRA, LossConfig, Tap, Term
+from edgekd.config.recipe import DEFAULT_EXTRA, LossConfig, Tap, Term
 
 FIELD = contestants(LossConfig())
 

@@ -13,9 +13,9 @@ from edgekd.advice.race import run_race
 from edgekd.advice.report import ablation_table, advice_json, advice_markdown, standings_table
 from edgekd.advice.result import Advice, Facts, Spent, Trial
 from edgekd.advice.words import Scale
+from edgekd.config.recipe import LossConfig
 from edgekd.console.advice import print_advice
 from edgekd.progress import Silent
-from edgekd.recipe import LossConfig
 
 LOSS = LossConfig()
 FIELD = contestants(LOSS)

@@ -10,10 +10,10 @@ from user import run_user
 
 from edgekd.compress import quantize
 from edgekd.compress.quantize import DEPLOY, ENGINE, Way
+from edgekd.config.target import load_calibration, load_target
 from edgekd.errors import ModelError, TaskError
 from edgekd.runtime.ort import open_engine
 from edgekd.runtime.session import read_arrays, read_feeds, run_rows
-from edgekd.target import load_calibration, load_target
 
 X = {"x": normal(4)}
 

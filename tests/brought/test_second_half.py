@@ -11,12 +11,12 @@ from edgekd.bringing import bring_model
 from edgekd.cache import Cache
 from edgekd.checking import blame_targets, calibrate_gate
 from edgekd.compress.examine import SAMPLES
+from edgekd.config.recipe import Recipe
+from edgekd.config.target import load_calibration, load_targets
 from edgekd.learn.score import UNLABELLED
 from edgekd.pipeline import Places
 from edgekd.progress import Silent
-from edgekd.recipe import Recipe
 from edgekd.stages import Runner
-from edgekd.target import load_calibration, load_targets
 
 
 def recipe(model, samples):

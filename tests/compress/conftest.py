@@ -5,9 +5,9 @@ import torch
 from fusion import MODALITIES, make_inputs, save_samples
 from torch import nn
 
+from edgekd.config.recipe import Tap
 from edgekd.learn.models import LateFusion, Standardize
 from edgekd.learn.to_onnx import Network, write_onnx
-from edgekd.recipe import Tap
 
 
 @pytest.fixture(scope="session")

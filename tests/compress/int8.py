@@ -7,7 +7,7 @@ import onnxruntime as ort
 from edgekd.compress import nncf, quantize
 from edgekd.compress.calibrate import Samples
 from edgekd.compress.graph import unquantize_outputs
-from edgekd.target import Calibration, Scheme
+from edgekd.config.target import Calibration, Scheme
 
 USUAL = Scheme(activations="uint8", symmetric_activations=False)
 SYMMETRIC = Scheme(activations="int8", symmetric_activations=True, bias="float")

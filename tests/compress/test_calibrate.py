@@ -10,8 +10,8 @@ from onnxruntime.quantization.calibrate import CalibrationMethod, create_calibra
 from onnxruntime.quantization.shape_inference import quant_pre_process
 
 from edgekd.compress.calibrate import Samples, least_error_range, tensor_ranges
+from edgekd.config.target import Calibration, Scheme
 from edgekd.errors import ModelError
-from edgekd.target import Calibration, Scheme
 
 ASYMMETRIC = Scheme(activations="uint8", symmetric_activations=False)
 SYMMETRIC = Scheme(activations="int8", symmetric_activations=True)
@@ -230,7 +230,7 @@ import sys
 from pathlib import Path
 from edgekd.compress.calibrate import Samples, tensor_ranges
 from edgekd.runtime.machine import peak_rss_bytes
-from edgekd.target import Calibration, Scheme
+from edgekd.config.target import Calibration, Scheme
 model, samples, work = map(Path, sys.argv[1:4])
 method, count, chunk = sys.argv[4], int(sys.argv[5]), int(sys.argv[6])
 calibration = Calibration(description="", method=method, samples=count, chunk=chunk)

@@ -11,9 +11,9 @@ from onnxruntime.transformers.float16 import convert_float_to_float16
 
 from edgekd.compress import quantize
 from edgekd.compress.half import to_half
+from edgekd.config.target import Calibration, Scheme
 from edgekd.errors import ModelError
 from edgekd.runtime.tensorrt import RTX, BuildOptions, build
-from edgekd.target import Calibration, Scheme
 
 OUTPUTS = ["logits", "embedding.image", "embedding.motion"]
 

@@ -11,9 +11,9 @@ from onnx.helper import make_node, make_tensor_value_info
 
 from edgekd.compress.calibrate import Samples
 from edgekd.compress.nncf import quantize
+from edgekd.config.target import DEFAULT_OPERATORS, Calibration, Scheme
 from edgekd.errors import ModelError
 from edgekd.runtime.openvino import no_telemetry
-from edgekd.target import DEFAULT_OPERATORS, Calibration, Scheme
 
 with no_telemetry():
     pytest.importorskip("nncf")
@@ -182,7 +182,7 @@ import os
 from pathlib import Path
 from edgekd.compress.calibrate import Samples
 from edgekd.compress.nncf import quantize
-from edgekd.target import Calibration, Scheme
+from edgekd.config.target import Calibration, Scheme
 before = dict(os.environ)
 samples = Samples(Path({str(samples)!r}), Calibration(description="", method="minmax", samples=20))
 quantize(Path({str(model)!r}), samples, Scheme(activations="uint8", symmetric_activations=False), Path("work"))

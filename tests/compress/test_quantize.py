@@ -9,8 +9,8 @@ from onnx.helper import make_node, make_tensor_value_info
 
 from edgekd.compress import quantize
 from edgekd.compress.quantize import DEPLOY, ENGINE, PREPARED, QDQ, Way
+from edgekd.config.target import DEFAULT_OPERATORS, Calibration, Scheme
 from edgekd.errors import ModelError
-from edgekd.target import DEFAULT_OPERATORS, Calibration, Scheme
 
 MINMAX = Calibration(description="", method="minmax", samples=200)
 USUAL = Scheme(activations="uint8", symmetric_activations=False)

@@ -11,7 +11,7 @@ from edgekd.compress.calibrate import Samples
 from edgekd.compress.graph import save
 from edgekd.compress.layers import find_layers
 from edgekd.compress.reconstruct import Moments, choose_levels, reconstruct
-from edgekd.target import Calibration
+from edgekd.config.target import Calibration
 
 
 def correlated(count, inputs, seed):

@@ -22,12 +22,12 @@ from onnx import TensorProto, helper, numpy_helper, save
 from onnx.helper import make_node, make_tensor_value_info
 from registry import NOWHERE, pack_package, serve_package, with_npm
 
+from edgekd.config.recipe import ProfileConfig
 from edgekd.devices.browser import BrowserDevice, chromium, library
 from edgekd.devices.browser.chromium import NAMES, find_chromium, version
 from edgekd.devices.browser.page import Page, pack, unpack
 from edgekd.devices.browser.server import Server
 from edgekd.errors import DeviceError, ModelError, TargetError
-from edgekd.recipe import ProfileConfig
 from edgekd.runtime import ort
 from edgekd.runtime.registry import Runtime
 from edgekd.runtime.session import read_feeds, run_rows

@@ -5,12 +5,12 @@ import platform
 import pytest
 from msgspec.structs import replace
 
+from edgekd.config.target import Hosts, load_target
 from edgekd.devices.browser import BrowserDevice
 from edgekd.devices.choose import Absent, assign_devices, choose, install, known_devices
 from edgekd.devices.emulated import EmulatedDevice
 from edgekd.devices.local import LocalDevice
 from edgekd.errors import DeviceError, TargetError
-from edgekd.target import Hosts, load_target
 
 pytestmark = pytest.mark.skipif(platform.machine() != "x86_64", reason="says what an x86-64 host is not")
 

@@ -18,11 +18,11 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper, save
 from onnx.helper import make_node, make_tensor_value_info
 
+from edgekd.config.recipe import ProfileConfig
 from edgekd.devices import emulator
 from edgekd.devices.emulated import EmulatedDevice
 from edgekd.devices.local import LocalDevice
 from edgekd.errors import DeviceError, ModelError
-from edgekd.recipe import ProfileConfig
 from edgekd.runtime.machine import package_versions
 from edgekd.runtime.registry import ORT, Runtime
 

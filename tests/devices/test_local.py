@@ -11,10 +11,10 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper, save
 from onnx.helper import make_node, make_tensor_value_info
 
+from edgekd.config.recipe import ProfileConfig
 from edgekd.devices.local import LocalDevice
 from edgekd.devices.process import AgentProcess
 from edgekd.errors import DeviceError, ModelError
-from edgekd.recipe import ProfileConfig
 from edgekd.runtime.measure import latency_from
 from edgekd.runtime.registry import ORT
 

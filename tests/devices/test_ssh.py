@@ -13,11 +13,11 @@ import numpy as np
 import pytest
 from boards import eventually, forget_sockets, free_port, make_python, running_sshd
 
+from edgekd.config.recipe import ProfileConfig
 from edgekd.devices.local import LocalDevice
 from edgekd.devices.ssh import SshDevice, parse
 from edgekd.devices.ssh.packing import pack
 from edgekd.errors import DeviceError, MissingDependency, ModelError, StorageError, TargetError
-from edgekd.recipe import ProfileConfig
 from edgekd.runtime.machine import identity
 from edgekd.runtime.registry import ORT, Runtime
 
@@ -422,7 +422,7 @@ def test_agents_end_with_their_host_whatever_they_do(board, engines):
     """Also those in the middle of a long job, and the board is free then."""
     code = (
         "import sys\nfrom pathlib import Path\nfrom edgekd.devices.ssh import SshDevice\n"
-        "from edgekd.runtime.registry import ORT\nfrom edgekd.recipe import ProfileConfig\n"
+        "from edgekd.runtime.registry import ORT\nfrom edgekd.config.recipe import ProfileConfig\n"
         f"engines = Path({str(engines)!r})\n"
         f"SshDevice({board.address()!r}).profile({{'a': engines / 'a.onnx'}}, ORT, engines / 'x.npz', engines,\n"
         "    ProfileConfig(iterations=1, warmup=10**9, cold_starts=1), lambda *step: print(*step, flush=True))"

@@ -10,6 +10,7 @@ import pytest
 import torch
 from probes import first, rotate, with_embeddings, with_logits
 
+from edgekd.config.recipe import DistillConfig, GateConfig, TaskConfig, TeacherConfig
 from edgekd.gram.distance import GramKind, gram_distance
 from edgekd.gram.drift import Bootstrap, Drift
 from edgekd.gram.gate import Limits, judge, keep_ledger
@@ -23,7 +24,6 @@ from edgekd.learn.taps import Tapped, Taps, resolve_taps
 from edgekd.learn.task import accuracy, load_task
 from edgekd.learn.weights import build, load_weights
 from edgekd.progress import Silent, StageReporter
-from edgekd.recipe import DistillConfig, GateConfig, TaskConfig, TeacherConfig
 
 DEFAULTS = GateConfig()
 LIMITS = Limits(DEFAULTS.tau_pass, DEFAULTS.tau_fail, DEFAULTS.max_flips, DEFAULTS.max_metric_drop)

@@ -4,10 +4,10 @@ import torch
 from small import CLASSES, TwoTowers, mlp
 from torch import nn
 
+from edgekd.config.recipe import PruneConfig, Tap
 from edgekd.learn.cut import Cutter
 from edgekd.learn.prune import ignored_layers
 from edgekd.learn.task import Batch
-from edgekd.recipe import PruneConfig, Tap
 
 
 def pruning(**changes):

@@ -14,6 +14,7 @@ from small import TAPS, Remembers, TwoTowers, loaded, reporter, split
 from torch import nn
 
 from edgekd.cache import Cache
+from edgekd.config.recipe import DistillConfig, LossConfig, Tap, TeacherConfig, Term, Training
 from edgekd.errors import EdgekdError
 from edgekd.joint import _Joint
 from edgekd.learn import distill, ranks, teacher
@@ -25,7 +26,6 @@ from edgekd.learn.task import UNLABELLED, Batch, collate
 from edgekd.learn.terms import Where, places
 from edgekd.learn.train import Fit, fit
 from edgekd.learn.weights import build
-from edgekd.recipe import DistillConfig, LossConfig, Tap, TeacherConfig, Term, Training
 from edgekd.stages import Stage
 
 MAPS = {name: Tap(module=f"conv.{name}", pool="spatial") for name in TAPS}

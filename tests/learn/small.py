@@ -5,10 +5,10 @@ import copy
 import torch
 from torch import nn
 
+from edgekd.config.recipe import Tap
 from edgekd.learn.score import UNLABELLED
 from edgekd.learn.task import SPLITS, ArraySplit, LoadedTask, Modality
 from edgekd.progress import Silent, StageReporter
-from edgekd.recipe import Tap
 
 SHAPES = {"a": (6,), "b": (5,)}
 CLASSES = 3

@@ -4,12 +4,12 @@ import pytest
 import torch
 from small import TAPS, TwoTowers, loaded, reporter
 
+from edgekd.config.recipe import DistillConfig, LossConfig, Term
 from edgekd.errors import RecipeError
 from edgekd.learn import distill
 from edgekd.learn.result import WEIGHTS
 from edgekd.learn.taps import Taps
 from edgekd.learn.weights import build, load_weights
-from edgekd.recipe import DistillConfig, LossConfig, Term
 
 
 def distilled(folder, extra, **keys):

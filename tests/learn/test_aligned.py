@@ -7,6 +7,7 @@ import torch
 from small import CONV_TAPS, TAPS, ConvTowers, Remembers, TwoTowers, loaded, reporter
 from test_train import Stopped, StopsAfter, stop
 
+from edgekd.config.recipe import LOSS_OPTIONS, DistillConfig, LossConfig, Tap, Term, Training
 from edgekd.gram.drift import Bootstrap, measure_drift
 from edgekd.learn import distill
 from edgekd.learn.aligned import Models, aligned
@@ -18,7 +19,6 @@ from edgekd.learn.taps import Tapped, Taps
 from edgekd.learn.task import collate
 from edgekd.learn.train import Fit, fit
 from edgekd.learn.weights import build
-from edgekd.recipe import LOSS_OPTIONS, DistillConfig, LossConfig, Tap, Term, Training
 
 BOTH = Taps(TAPS, TAPS)
 

@@ -1,8 +1,8 @@
 import pytest
 import torch
 
+from edgekd.config.recipe import Term
 from edgekd.learn.balance import Balance, schedule
-from edgekd.recipe import Term
 
 
 def balance_of(**shares):

@@ -12,6 +12,7 @@ import torch
 from small import TAPS, Remembers, TwoTowers, loaded, reporter, split
 
 from edgekd.cache import Cache
+from edgekd.config.recipe import DistillConfig, load_recipe
 from edgekd.errors import RecipeError
 from edgekd.learn import cached, distill
 from edgekd.learn.cached import Cached, digests
@@ -21,7 +22,6 @@ from edgekd.learn.task import ArraySplit, collate
 from edgekd.learn.weights import build
 from edgekd.learning import Learner
 from edgekd.project import Project
-from edgekd.recipe import DistillConfig, load_recipe
 from edgekd.stages import Runner
 
 SAMPLES = 600  # three batches

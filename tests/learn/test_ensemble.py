@@ -4,6 +4,7 @@ import torch
 from small import TAPS, Remembers, TwoTowers, loaded, reporter, split
 
 from edgekd.cache import ROUNDS, Cache
+from edgekd.config.recipe import DistillConfig, LossConfig, TeacherConfig, load_recipe
 from edgekd.errors import RecipeError
 from edgekd.gram.distance import GramKind, gram_distance
 from edgekd.gram.matrix import joint_gram, normalize
@@ -18,7 +19,6 @@ from edgekd.learn.to_onnx import Network, write_onnx
 from edgekd.learn.weights import build, load_weights
 from edgekd.learning import Learner
 from edgekd.project import Project
-from edgekd.recipe import DistillConfig, LossConfig, TeacherConfig, load_recipe
 from edgekd.stages import Runner
 
 

@@ -8,6 +8,7 @@ import torch
 from small import CLASSES, TAPS, TwoTowers, loaded, mlp, reporter, split
 from torch import nn
 
+from edgekd.config.recipe import ExportConfig, Tap
 from edgekd.errors import ModelError
 from edgekd.learn import export
 from edgekd.learn.evaluate import probe
@@ -17,7 +18,6 @@ from edgekd.learn.taps import Tapped
 from edgekd.learn.task import ArraySplit, Modality, Sample
 from edgekd.learn.to_onnx import Network, write_onnx
 from edgekd.learn.weights import build
-from edgekd.recipe import ExportConfig, Tap
 from edgekd.runtime.ort import open_engine
 
 OPSET = 18

@@ -11,12 +11,12 @@ from torch import nn
 from torch.nn.utils import parametrizations
 
 from edgekd.compress import quantize
+from edgekd.config.recipe import Tap
+from edgekd.config.target import Calibration, Scheme
 from edgekd.learn.fakequant import fake_quantized
 from edgekd.learn.taps import Tapped
 from edgekd.learn.to_onnx import Network, write_onnx
 from edgekd.learn.weights import build
-from edgekd.recipe import Tap
-from edgekd.target import Calibration, Scheme
 
 PER_CHANNEL = Scheme(activations="uint8", symmetric_activations=False)
 #: Every combination that changes a level.

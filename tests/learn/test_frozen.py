@@ -5,15 +5,7 @@ import torch
 from small import SHAPES, TAPS, TwoTowers, loaded, reporter
 from torch import nn
 
-from edgekd.errors import TaskError
-from edgekd.learn import distill, preflight, prune, tune
-from edgekd.learn.evaluate import Validation
-from edgekd.learn.objective import Supervised
-from edgekd.learn.result import WEIGHTS
-from edgekd.learn.taps import Tapped, Taps
-from edgekd.learn.train import Fit, fit
-from edgekd.learn.weights import build, load_weights
-from edgekd.recipe import (
+from edgekd.config.recipe import (
     DistillConfig,
     LossConfig,
     PruneConfig,
@@ -24,7 +16,15 @@ from edgekd.recipe import (
     Training,
     TuneConfig,
 )
-from edgekd.target import Scheme
+from edgekd.config.target import Scheme
+from edgekd.errors import TaskError
+from edgekd.learn import distill, preflight, prune, tune
+from edgekd.learn.evaluate import Validation
+from edgekd.learn.objective import Supervised
+from edgekd.learn.result import WEIGHTS
+from edgekd.learn.taps import Tapped, Taps
+from edgekd.learn.train import Fit, fit
+from edgekd.learn.weights import build, load_weights
 
 WITHOUT_GRAM = LossConfig(extra={})
 SCHEME = Scheme(activations="uint8", symmetric_activations=False)

@@ -5,6 +5,8 @@ import copy
 import pytest
 from small import reporter
 
+from edgekd.config.recipe import DistillConfig, GateConfig, LossConfig, TeacherConfig, TuneConfig
+from edgekd.config.target import load_target
 from edgekd.gram.drift import Bootstrap
 from edgekd.gram.gate import Limits, keep_ledger
 from edgekd.gram.probe import Probe
@@ -13,8 +15,6 @@ from edgekd.learn.result import PROBE, WEIGHTS
 from edgekd.learn.taps import Taps, resolve_taps
 from edgekd.learn.task import ArraySplit, LoadedTask
 from edgekd.learn.weights import build, load_weights
-from edgekd.recipe import DistillConfig, GateConfig, LossConfig, TeacherConfig, TuneConfig
-from edgekd.target import load_target
 from edgekd.tasks.digits import Digits
 
 LIMITS = {key: getattr(GateConfig(), key) for key in ("tau_pass", "tau_fail", "max_flips", "max_metric_drop")}

@@ -6,12 +6,12 @@ import pytest
 import torch
 from small import TAPS, Beside, Remembers, TwoTowers, loaded, reporter
 
+from edgekd.config.recipe import LossConfig, Tap, Term, Training
 from edgekd.errors import ModelError
 from edgekd.learn.aligned import Models, aligned
 from edgekd.learn.taps import Taps
 from edgekd.learn.train import Fit, fit
 from edgekd.learn.weights import build
-from edgekd.recipe import LossConfig, Tap, Term, Training
 
 ASIDE = {name: Tap(module=f"aside.{name}") for name in "ab"}
 

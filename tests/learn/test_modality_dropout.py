@@ -5,6 +5,7 @@ import pytest
 import torch
 from small import TAPS, Remembers, TwoTowers, loaded, reporter, split
 
+from edgekd.config.recipe import DistillConfig, LossConfig
 from edgekd.disturb import Channels
 from edgekd.errors import TaskError
 from edgekd.gram.distance import GramKind, gram_distance
@@ -16,7 +17,6 @@ from edgekd.learn.statistics import training_channels
 from edgekd.learn.taps import Taps
 from edgekd.learn.task import ArraySplit, collate
 from edgekd.learn.weights import build
-from edgekd.recipe import DistillConfig, LossConfig
 from edgekd.tasks.digits import Digits
 
 BOTH = Taps(TAPS, TAPS)

@@ -5,6 +5,7 @@ import torch
 from msgspec.structs import replace
 from small import CONV_TAPS, TAPS, Beside, ConvTowers, Remembers, TwoTowers, reporter, split
 
+from edgekd.config.recipe import LOSS_OPTIONS, LossConfig, Tap, Term, Training
 from edgekd.gram.distance import GramKind, gram_distance
 from edgekd.gram.matrix import SOFTNESS
 from edgekd.learn.balance import Balance
@@ -16,7 +17,6 @@ from edgekd.learn.taps import Tapped
 from edgekd.learn.task import collate
 from edgekd.learn.terms import Seen, Where
 from edgekd.learn.train import Fit, fit
-from edgekd.recipe import LOSS_OPTIONS, LossConfig, Tap, Term, Training
 
 DEFAULT = LossConfig()
 SHARES = {"intra": 1.0, "sample": 0.1, "joint": 3.0}

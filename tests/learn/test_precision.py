@@ -7,13 +7,13 @@ import torch
 from small import CLASSES, TAPS, Remembers, TwoTowers, loaded, reporter
 from torch import nn
 
+from edgekd.config.recipe import DistillConfig, PruneConfig, Recipe, Tap, TaskConfig, TeacherConfig
 from edgekd.errors import ModelError
 from edgekd.learn import distill, preflight, prune, teacher
 from edgekd.learn.models import Conv2dEncoder, LateFusion, MlpEncoder, Standardize
 from edgekd.learn.precision import tapped_teacher
 from edgekd.learn.taps import Tapped, Taps
 from edgekd.learn.weights import build, load_weights
-from edgekd.recipe import DistillConfig, PruneConfig, Recipe, Tap, TaskConfig, TeacherConfig
 
 HALVES = {"bfloat16": torch.bfloat16, "float16": torch.float16}
 #: Largest distance from float32, as a share of the largest output: bfloat16 has 8 bits, float16 11.

@@ -9,12 +9,12 @@ import torch
 from small import CLASSES, TAPS, TwoTowers, loaded, mlp
 from torch import nn
 
+from edgekd.config.recipe import LossConfig, PruneConfig, Recipe, Tap, TaskConfig
 from edgekd.errors import TaskError
 from edgekd.learn import preflight
 from edgekd.learn.taps import Taps
 from edgekd.learn.task import UNLABELLED, ArraySplit
 from edgekd.learning import Learner
-from edgekd.recipe import LossConfig, PruneConfig, Recipe, Tap, TaskConfig
 
 RECIPE = Recipe(task=TaskConfig(name="small"))
 

@@ -7,6 +7,7 @@ from pruned import Wide, batch, pruning, remove_channels, taps, widths
 from small import CLASSES, TAPS, Remembers, TwoTowers, loaded, mlp, reporter
 from torch import nn
 
+from edgekd.config.recipe import Tap
 from edgekd.errors import ModelError, TaskError
 from edgekd.gram.drift import Bootstrap, measure_drift
 from edgekd.gram.probe import Probe
@@ -17,7 +18,6 @@ from edgekd.learn.result import PROBE, REMOVED, WEIGHTS
 from edgekd.learn.taps import Tapped, Taps
 from edgekd.learn.task import UNLABELLED
 from edgekd.learn.weights import build
-from edgekd.recipe import Tap
 
 
 class ConvConcat(nn.Module):

@@ -7,7 +7,7 @@ from small import CLASSES
 from torch import nn
 from torch.nn import functional
 
-from edgekd.recipe import PruneBudget, Tap
+from edgekd.config.recipe import PruneBudget, Tap
 
 TAPS = {"a": Tap(module="a.norm", pool="first"), "b": Tap(module="b.norm", pool="tokens")}
 SHAPES = [(5, 6), (7, 4)]

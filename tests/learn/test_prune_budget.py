@@ -8,12 +8,12 @@ from pruned import Wide, batch, cutter, pruning, taps, widths
 from small import CLASSES, TAPS, mlp
 from torch import nn
 
+from edgekd.config.recipe import PruneBudget
 from edgekd.errors import ModelError, RecipeError, TaskError
 from edgekd.learn.budget import count_macs, count_parameters, spend
 from edgekd.learn.channels import Group
 from edgekd.learn.prune import check
 from edgekd.learn.weights import build
-from edgekd.recipe import PruneBudget
 
 ARGUMENTS = batch([(6,), (5,)])
 

@@ -3,13 +3,13 @@ import math
 import torch
 from small import TAPS, TwoTowers, split
 
+from edgekd.config.recipe import LossConfig
 from edgekd.gram.distance import GramKind, gram_distance
 from edgekd.gram.matrix import SOFTNESS, normalize
 from edgekd.learn.reference import Live, side
 from edgekd.learn.taps import Reading, Tapped
 from edgekd.learn.task import collate
 from edgekd.learn.terms import Seen, Where, make_extras
-from edgekd.recipe import LossConfig
 
 
 def batch(count=12):

@@ -7,6 +7,7 @@ import pytest
 import torch
 from small import Remembers, reporter
 
+from edgekd.config.recipe import DistillConfig, RobustnessConfig, TaskConfig, TeacherConfig
 from edgekd.disturb import (
     Channels,
     adding_noise,
@@ -20,7 +21,6 @@ from edgekd.learn.result import CHANNELS
 from edgekd.learn.taps import Taps, resolve_taps
 from edgekd.learn.task import load_task
 from edgekd.learn.weights import build, load_weights
-from edgekd.recipe import DistillConfig, RobustnessConfig, TaskConfig, TeacherConfig
 
 VIEWS = ["fou", "zer"]
 

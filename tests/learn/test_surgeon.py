@@ -7,6 +7,7 @@ from small import CLASSES, SHAPES, TAPS, mlp
 from torch import nn
 from torch.nn.functional import cosine_similarity
 
+from edgekd.config.recipe import Tap
 from edgekd.errors import ModelError
 from edgekd.learn.layers import matrix, parameters_trainable, set_matrix
 from edgekd.learn.sensitivity import Evidence, sensitivities
@@ -14,7 +15,6 @@ from edgekd.learn.surgeon import _one_by_one, _Part, _Reader
 from edgekd.learn.taps import Tapped
 from edgekd.learn.task import Batch
 from edgekd.learn.weights import build
-from edgekd.recipe import Tap
 
 SAMPLES = 600
 

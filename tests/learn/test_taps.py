@@ -7,9 +7,9 @@ import torch
 from small import CLASSES, TAPS, TwoTowers, mlp
 from torch import nn
 
+from edgekd.config.recipe import Tap
 from edgekd.errors import TaskError
 from edgekd.learn.taps import Tapped, resolve_taps
-from edgekd.recipe import Tap
 
 
 def inputs(batch=4):

@@ -10,6 +10,7 @@ import torch
 from small import SmallTask, split
 from torch.utils.data import DataLoader
 
+from edgekd.config.recipe import TaskConfig
 from edgekd.errors import DataError, TaskError
 from edgekd.learn.evaluate import truth
 from edgekd.learn.sources import source_digests
@@ -25,7 +26,6 @@ from edgekd.learn.task import (
     load_task,
     resized,
 )
-from edgekd.recipe import TaskConfig
 
 USERS_FILE = """
 import torch

@@ -2,6 +2,7 @@ import pytest
 import torch
 from msgspec.structs import replace
 
+from edgekd.config.recipe import LOSS_OPTIONS, LossConfig, Tap, Term
 from edgekd.errors import TaskError
 from edgekd.gram.distance import GramKind, gram_distance
 from edgekd.gram.matrix import SOFTNESS
@@ -9,7 +10,6 @@ from edgekd.learn.losses.features import FEATURES
 from edgekd.learn.losses.logits import dist_loss, dkd_loss
 from edgekd.learn.losses.relations import affinity_loss, pkt_loss, rkd_loss, sp_loss
 from edgekd.learn.terms import Seen, Side, Where, make_extras, places
-from edgekd.recipe import LOSS_OPTIONS, LossConfig, Tap, Term
 
 NAMES = ["a", "b", "c"]
 TAPS = {name: Tap(module=name) for name in NAMES}

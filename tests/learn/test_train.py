@@ -13,6 +13,7 @@ import torch
 from small import TAPS, Remembers, TwoTowers, loaded, reporter, split
 
 from edgekd.cache import CHECKPOINT
+from edgekd.config.recipe import LossConfig, Training
 from edgekd.errors import ModelError
 from edgekd.learn.evaluate import Validation, few, probe
 from edgekd.learn.objective import Distillation, Supervised
@@ -21,7 +22,6 @@ from edgekd.learn.taps import Tapped
 from edgekd.learn.terms import Where
 from edgekd.learn.train import Fit, fit
 from edgekd.learn.weights import build
-from edgekd.recipe import LossConfig, Training
 
 EPOCHS = 6
 DEFAULT = LossConfig()

@@ -10,6 +10,7 @@ import torch
 from pruned import widths
 from small import reporter
 
+from edgekd.config.recipe import DistillConfig, ExportConfig, LossConfig, PruneConfig, Recipe, TaskConfig, TeacherConfig
 from edgekd.gram.drift import Bootstrap, measure_drift
 from edgekd.gram.probe import Probe
 from edgekd.learn import distill, export, preflight, prune, teacher
@@ -19,7 +20,6 @@ from edgekd.learn.taps import Tapped, Taps, resolve_taps
 from edgekd.learn.task import LoadedTask, load_task
 from edgekd.learn.to_onnx import Network
 from edgekd.learn.weights import build, load_weights
-from edgekd.recipe import DistillConfig, ExportConfig, LossConfig, PruneConfig, Recipe, TaskConfig, TeacherConfig
 
 TASK = TaskConfig(name=f"{Path(__file__).with_name('transformers_task.py')}:TransformerDigits")
 EPOCHS = 8

@@ -7,6 +7,8 @@ from test_train import Stopped, StopsAfter, stop
 from torch.nn.utils import parametrize
 
 from edgekd.cache import CHECKPOINT
+from edgekd.config.recipe import ANCHOR_EXTRA, LossConfig, TuneConfig
+from edgekd.config.target import Scheme
 from edgekd.gram.drift import Bootstrap, measure_drift
 from edgekd.gram.probe import Probe
 from edgekd.learn import tune
@@ -16,8 +18,6 @@ from edgekd.learn.result import PROBE, WEIGHTS
 from edgekd.learn.taps import Taps
 from edgekd.learn.task import LoadedTask
 from edgekd.learn.weights import build, load_weights
-from edgekd.recipe import ANCHOR_EXTRA, LossConfig, TuneConfig
-from edgekd.target import Scheme
 
 PER_CHANNEL = Scheme(activations="uint8", symmetric_activations=False)
 PER_TENSOR = Scheme(activations="uint8", symmetric_activations=False, per_channel=False)

@@ -7,6 +7,7 @@ from dataclasses import asdict, replace
 
 import numpy as np
 
+from edgekd.config.target import Budgets
 from edgekd.gram.drift import Bootstrap
 from edgekd.gram.gate import Limits, keep_ledger
 from edgekd.gram.heatmap import few_grams
@@ -24,7 +25,6 @@ from edgekd.runtime.measure import (
     Window,
     latency_from,
 )
-from edgekd.target import Budgets
 
 LIMITS = Limits(tau_pass=0.005, tau_fail=0.02, max_flips=0.03, max_metric_drop=0.015)
 MACHINE = {

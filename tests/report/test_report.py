@@ -7,8 +7,8 @@ from dataclasses import replace
 import pytest
 from builds import build, full_profile, further, ledger, profile, target
 
+from edgekd.config.target import Budgets
 from edgekd.report.build import report_json, report_markdown, write_report
-from edgekd.target import Budgets
 
 REQUIRED = {"target", "device", "runtime", "precision", "latency_ms", "metric", "gram", "size_bytes", "peak_rss_bytes"}
 

@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 from engines import samples, save_engine
 
+from edgekd.config.target import RUNTIMES
 from edgekd.errors import ModelError, TargetError
 from edgekd.runtime.ort import open_engine
 from edgekd.runtime.registry import ORT, PACKAGES, Runtime
-from edgekd.target import RUNTIMES
 
 OWN = textwrap.dedent(
     """

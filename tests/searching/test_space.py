@@ -4,9 +4,9 @@ import random
 
 import pytest
 
+from edgekd.config.recipe import draft_recipe
 from edgekd.errors import RecipeError, TaskError
 from edgekd.files import parse_toml_value, toml_value
-from edgekd.recipe import draft_recipe
 from edgekd.searching.space import Choices, Range, make_space
 
 

@@ -9,8 +9,8 @@ import pytest
 from commands import environment
 from optuna.trial import TrialState
 
+from edgekd.config.recipe import draft_recipe
 from edgekd.errors import CacheError, RecipeError
-from edgekd.recipe import draft_recipe
 from edgekd.searching import study as studies
 from edgekd.searching.outcome import About, failure, outcome, remember
 from edgekd.searching.plan import ATTEMPTS, BEAT, FAILURE, OUTCOME, OWN, WORKER, Plan

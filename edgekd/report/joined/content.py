@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import msgspec
 from msgspec import Struct
 
+from edgekd.config.recipe import explain
 from edgekd.errors import ReportError
-from edgekd.recipe import explain
 
 if TYPE_CHECKING:
     from pathlib import Path

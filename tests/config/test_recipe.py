@@ -6,8 +6,7 @@ import jsonschema
 import msgspec
 import pytest
 
-from edgekd.errors import RecipeError
-from edgekd.recipe import (
+from edgekd.config.recipe import (
     ANCHOR_EXTRA,
     DEFAULT_EXTRA,
     LossConfig,
@@ -20,6 +19,7 @@ from edgekd.recipe import (
     recipe_schema,
     shipped_recipes,
 )
+from edgekd.errors import RecipeError
 
 MINIMAL = '[task]\nname = "digits"\n'
 

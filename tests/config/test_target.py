@@ -1,9 +1,16 @@
 import msgspec
 import pytest
 
+from edgekd.config.target import (
+    DEFAULT_OPERATORS,
+    find_target,
+    load_calibration,
+    load_target,
+    load_targets,
+    shipped_targets,
+)
 from edgekd.errors import TargetError
 from edgekd.files import data_dir, read_toml
-from edgekd.target import DEFAULT_OPERATORS, find_target, load_calibration, load_target, load_targets, shipped_targets
 
 BOARD = """
 description = "My board"
