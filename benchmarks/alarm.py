@@ -19,7 +19,6 @@ from common import CACHE, arguments, write_result
 
 import edgekd
 from edgekd.alarm import Alarm, measure_alarm, summarize
-from edgekd.cache import Cache
 from edgekd.compress.perturb import NETWORK
 from edgekd.config.recipe import GateConfig
 from edgekd.console import choose_observer
@@ -27,11 +26,12 @@ from edgekd.gram.drift import Bootstrap, measure_drift
 from edgekd.gram.gate import Limits
 from edgekd.gram.limits import has_lost
 from edgekd.gram.stats import spearman
-from edgekd.learn.result import CALIBRATION, TEST, onnx_name
 from edgekd.learning import Learner
-from edgekd.progress import Silent, StageReporter
 from edgekd.project import Project
-from edgekd.stages import Runner
+from edgekd.stages.artifacts import CALIBRATION, TEST, onnx_name
+from edgekd.stages.cache import Cache
+from edgekd.stages.progress import Silent, StageReporter
+from edgekd.stages.stage import Runner
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

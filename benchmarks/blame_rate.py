@@ -24,7 +24,7 @@ from edgekd.compress.calibrate import Samples
 from edgekd.compress.examine import SAMPLES, Examiner, Judging
 from edgekd.compress.quantize import PREPARED, QDQ
 from edgekd.config.target import load_calibration
-from edgekd.learn.result import CALIBRATION, onnx_name
+from edgekd.stages.artifacts import CALIBRATION, onnx_name
 
 TARGET = "openvino-cpu"  # it has both quantizers
 GOAL = 10.0

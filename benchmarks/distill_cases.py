@@ -16,13 +16,13 @@ from edgekd.gram.matrix import pair_names
 from edgekd.learn import teacher as teacher_stage
 from edgekd.learn.evaluate import batches, probe, truth
 from edgekd.learn.reference import Known, Live
-from edgekd.learn.result import WEIGHTS
-from edgekd.learn.score import UNLABELLED
 from edgekd.learn.taps import Tapped, resolve_taps
 from edgekd.learn.task import SPLITS, ArraySplit, LoadedTask, load_task
 from edgekd.learn.terms import Side
 from edgekd.learn.weights import build, load_weights
-from edgekd.progress import Silent, StageReporter
+from edgekd.stages.artifacts import WEIGHTS
+from edgekd.stages.labels import UNLABELLED
+from edgekd.stages.progress import Silent, StageReporter
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

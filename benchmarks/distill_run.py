@@ -27,7 +27,7 @@ from edgekd.learn.taps import Tapped
 from edgekd.learn.terms import Where, places
 from edgekd.learn.train import Fit, fit
 from edgekd.learn.weights import build
-from edgekd.progress import Silent, StageReporter
+from edgekd.stages.progress import Silent, StageReporter
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence

@@ -26,8 +26,8 @@ from edgekd.devices.local import LocalDevice
 from edgekd.gram.drift import Bootstrap, flips, measure_drift
 from edgekd.gram.npz import EMBEDDING_PREFIX
 from edgekd.gram.probe import Probe
-from edgekd.learn.result import CALIBRATION, TEST, onnx_name
 from edgekd.runtime.registry import ORT
+from edgekd.stages.artifacts import CALIBRATION, TEST, onnx_name
 
 if TYPE_CHECKING:
     from edgekd.devices.device import Device

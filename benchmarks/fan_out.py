@@ -19,7 +19,7 @@ from typing import Any
 from common import arguments, write_result
 
 from edgekd.learning import STAGES
-from edgekd.stages import library_versions
+from edgekd.stages.stage import library_versions
 
 ONE = ("cpu",)
 MANY = ("cpu", "openvino-cpu", "jetson-orin", "nvidia-rtx")

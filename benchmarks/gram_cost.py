@@ -25,7 +25,7 @@ from edgekd.learn.taps import Tapped, resolve_taps
 from edgekd.learn.task import ArraySplit, Modality, collate, load_task
 from edgekd.learn.terms import Where
 from edgekd.learn.weights import build
-from edgekd.progress import Silent, StageReporter
+from edgekd.stages.progress import Silent, StageReporter
 from edgekd.tasks.av_digits import AvDigits
 
 if TYPE_CHECKING:

@@ -25,7 +25,6 @@ import torch
 from common import CACHE, arguments, write_result
 
 import edgekd
-from edgekd.cache import ROUNDS, Cache
 from edgekd.config.recipe import PruneBudget
 from edgekd.files import write_text
 from edgekd.gram.drift import Bootstrap, flips, measure_drift
@@ -36,15 +35,16 @@ from edgekd.learn.channels import dependency_graph, prunable, remove
 from edgekd.learn.cut import Cutter
 from edgekd.learn.evaluate import probe, truth
 from edgekd.learn.layers import parameters_trainable, width_givers
-from edgekd.learn.result import CUT, PROBE, REMOVED, WEIGHTS
 from edgekd.learn.sensitivity import Evidence
 from edgekd.learn.surgeon import GramSurgeon
 from edgekd.learn.train import compute_device
 from edgekd.learn.weights import build, load_weights, save_weights
 from edgekd.learning import Learner
-from edgekd.progress import Silent, StageReporter
 from edgekd.project import Project
-from edgekd.stages import Runner
+from edgekd.stages.artifacts import CUT, PROBE, REMOVED, WEIGHTS
+from edgekd.stages.cache import ROUNDS, Cache
+from edgekd.stages.progress import Silent, StageReporter
+from edgekd.stages.stage import Runner
 
 if TYPE_CHECKING:
     from torch import nn

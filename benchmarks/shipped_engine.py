@@ -40,7 +40,6 @@ from side_by_side import (
 )
 
 import edgekd
-from edgekd.cache import Cache
 from edgekd.compress.calibrate import Samples
 from edgekd.compress.graph import drop_outputs
 from edgekd.compress.quantize import DEPLOY, ENGINE
@@ -53,7 +52,6 @@ from edgekd.files import quiet
 from edgekd.gram.drift import Bootstrap, flips, measure_drift
 from edgekd.gram.npz import EMBEDDING_PREFIX
 from edgekd.gram.probe import Probe
-from edgekd.learn.result import CALIBRATION, TEST, onnx_name
 from edgekd.learning import Learner
 from edgekd.pipeline import Places
 from edgekd.project import Project
@@ -61,7 +59,9 @@ from edgekd.publish import BUNDLE, REJECTED
 from edgekd.runtime.openvino import no_telemetry
 from edgekd.runtime.registry import Runtime
 from edgekd.runtime.session import open_arrays
-from edgekd.stages import Runner, library_versions
+from edgekd.stages.artifacts import CALIBRATION, TEST, onnx_name
+from edgekd.stages.cache import Cache
+from edgekd.stages.stage import Runner, library_versions
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping

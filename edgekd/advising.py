@@ -28,15 +28,15 @@ from edgekd.advice.race import Race, run_race
 from edgekd.advice.report import write_advice
 from edgekd.advice.result import Advice, Ceiling, Facts, Spent, Trial
 from edgekd.advice.words import count_seeds
-from edgekd.cache import Cache
 from edgekd.errors import ModelError, OutputError, RecipeError
 from edgekd.files import make_folder
-from edgekd.learn.result import PROBE, VERSIONS, WEIGHTS
 from edgekd.learning import Learner
-from edgekd.progress import Observer, Silent
 from edgekd.project import Project
 from edgekd.publish import writing
-from edgekd.stages import Runner, Stage
+from edgekd.stages.artifacts import PROBE, VERSIONS, WEIGHTS
+from edgekd.stages.cache import Cache
+from edgekd.stages.progress import Observer, Silent
+from edgekd.stages.stage import Runner, Stage
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -45,10 +45,10 @@ if TYPE_CHECKING:
     from edgekd.advice.contestants import Contestant
     from edgekd.advice.result import Ablation, Standing, Verdict
     from edgekd.config.recipe import Recipe
-    from edgekd.learn.result import Trained
     from edgekd.pipeline import Places
-    from edgekd.progress import StageReporter
-    from edgekd.stages import Done
+    from edgekd.stages.artifacts import Trained
+    from edgekd.stages.progress import StageReporter
+    from edgekd.stages.stage import Done
 
 #: Raised by one whenever the code of a stage here changes its results.
 _VERSION = 1

@@ -32,8 +32,8 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from edgekd.gram.gate import Limits
-    from edgekd.progress import StageReporter
     from edgekd.runtime.session import Array, Feeds
+    from edgekd.stages.progress import StageReporter
 
 #: The edges between the bins in which perturbations are counted by their drift.
 EDGES = (0.005, 0.01, 0.02, 0.03, 0.05, 0.1)

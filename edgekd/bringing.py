@@ -14,9 +14,9 @@ from edgekd.errors import ModelError
 from edgekd.evidence import join_probe, run_on_host
 from edgekd.files import sha256_file
 from edgekd.gram.probe import Probe
-from edgekd.learn.result import PROBE, TEST, onnx_name
-from edgekd.learn.score import accuracy
-from edgekd.stages import Done, Runner, Stage, library_versions
+from edgekd.stages.artifacts import PROBE, TEST, onnx_name
+from edgekd.stages.labels import accuracy
+from edgekd.stages.stage import Done, Runner, Stage, library_versions
 
 if TYPE_CHECKING:
     from typing import Any
@@ -25,8 +25,8 @@ if TYPE_CHECKING:
 
     from edgekd.config.recipe import ModelConfig, Recipe
     from edgekd.config.target import Scheme
-    from edgekd.learn.result import Exported
-    from edgekd.progress import StageReporter
+    from edgekd.stages.artifacts import Exported
+    from edgekd.stages.progress import StageReporter
 
 STAGES = ("import",)
 LIBRARIES = ("onnx", "onnxruntime", "numpy")

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from edgekd.gram.blame import Blame
     from edgekd.gram.gate import Ledger
     from edgekd.pipeline import Places
-    from edgekd.progress import Observer
+    from edgekd.stages.progress import Observer
 
 
 @dataclass(frozen=True)

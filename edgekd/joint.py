@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, TypeVar
 import msgspec
 
 from edgekd.errors import TaskError
-from edgekd.progress import Silent, StageReporter
-from edgekd.stages import Done, Runner, Stage
+from edgekd.stages.progress import Silent, StageReporter
+from edgekd.stages.stage import Done, Runner, Stage
 
 if TYPE_CHECKING:
     from edgekd.learning import Learner

@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from edgekd.cache import digest
 from edgekd.disturb import Robustness
 from edgekd.errors import ModelError
 from edgekd.files import sha256_file
-from edgekd.learn.result import CUT, PROBE, VERSIONS, WEIGHTS, Exported, Trained
 from edgekd.origin import Tuned
-from edgekd.stages import Done, Runner, Stage, library_versions
+from edgekd.stages.artifacts import CUT, PROBE, VERSIONS, WEIGHTS, Exported, Trained
+from edgekd.stages.cache import digest
+from edgekd.stages.stage import Done, Runner, Stage, library_versions
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -27,8 +27,8 @@ if TYPE_CHECKING:
     from edgekd.config.target import Scheme
     from edgekd.gram.probe import Probe
     from edgekd.learn.taps import Taps
-    from edgekd.progress import StageReporter
     from edgekd.project import Project
+    from edgekd.stages.progress import StageReporter
 
 STAGES = ("teacher", "distill", "prune", "export")
 #: After them, where the recipe wants it and a report is written.

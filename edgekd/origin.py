@@ -14,8 +14,8 @@ if TYPE_CHECKING:
     from edgekd.config.target import Scheme
     from edgekd.disturb import Robustness
     from edgekd.gram.probe import Probe
-    from edgekd.learn.result import Exported
-    from edgekd.stages import Done
+    from edgekd.stages.artifacts import Exported
+    from edgekd.stages.stage import Done
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,7 @@ class Origin(Protocol):
 
     @property
     def network(self) -> str:
-        """Name of the graph that is to ship, e.g. "pruned"; :func:`~edgekd.learn.result.onnx_name` gives its file."""
+        """Name of the graph that is to ship, e.g. "pruned"; :func:`~edgekd.stages.artifacts.onnx_name` gives its file."""
 
     @property
     def baselines(self) -> tuple[str, ...]:

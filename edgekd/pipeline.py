@@ -16,14 +16,12 @@ from msgspec.structs import replace
 
 import edgekd
 from edgekd import bringing, joint, learning
-from edgekd.cache import Cache
 from edgekd.compress.quantize import ways
 from edgekd.config.target import load_calibration
 from edgekd.devices.choose import Absent, assign_devices
 from edgekd.devices.ssh import SshDevice
 from edgekd.errors import OutputError, TargetError
 from edgekd.files import make_folder
-from edgekd.progress import InTurn, Observer, Silent
 from edgekd.project import Project
 from edgekd.publish import publish, writing
 from edgekd.report.build import write_report
@@ -33,7 +31,9 @@ from edgekd.shipping import ship
 from edgekd.shipping.context import LIBRARIES, Context
 from edgekd.shipping.side_by_side import ship_all
 from edgekd.shipping.trying import compiles
-from edgekd.stages import Runner, library_versions
+from edgekd.stages.cache import Cache
+from edgekd.stages.progress import InTurn, Observer, Silent
+from edgekd.stages.stage import Runner, library_versions
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence

@@ -7,10 +7,10 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from edgekd.cache import digest
 from edgekd.errors import TaskError
 from edgekd.files import need, sha256_file, write_text
-from edgekd.learn.sources import source_digests
+from edgekd.stages.cache import digest
+from edgekd.stages.user_code import source_digests
 
 if TYPE_CHECKING:
     from edgekd.config.recipe import TaskConfig

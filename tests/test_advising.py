@@ -25,7 +25,7 @@ from edgekd.config.recipe import (
 )
 from edgekd.errors import ModelError, OutputError, RecipeError, TaskError
 from edgekd.pipeline import Places
-from edgekd.progress import Silent
+from edgekd.stages.progress import Silent
 
 torch.set_num_threads(1)
 

@@ -14,7 +14,7 @@ import time
 import pytest
 
 from edgekd.console import Json, LiveView, Plain, Quiet, choose_observer
-from edgekd.progress import InTurn
+from edgekd.stages.progress import InTurn
 
 STAGES = ("teacher", "distil", "prune", "quantize cpu", "quantize a-target-with-a-very-long-name", "profile cpu")
 

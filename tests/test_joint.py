@@ -10,7 +10,7 @@ from pathlib import Path
 
 from commands import LEARNING, SHIPPING, build_arguments, edgekd, environment, events, started
 
-from edgekd.cache import CHECKPOINT
+from edgekd.stages.cache import CHECKPOINT
 
 QUICK = {
     "teacher__epochs": 1, "prune__epochs": 1, "quantize__calibration": "minmax", "quantize__repair": "off",

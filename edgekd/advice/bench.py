@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from edgekd.progress import Silent
 from edgekd.report.figures import duration
+from edgekd.stages.progress import Silent
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from edgekd.advice.contestants import Contestant
     from edgekd.advice.plan import Cost
     from edgekd.advice.result import Trial
-    from edgekd.progress import Observer
+    from edgekd.stages.progress import Observer
 
 #: The one line that all trials share with the observer.
 TRIALS = "trials"

@@ -17,17 +17,17 @@ from edgekd.brought.taps import Tapped  # noqa: TC001  # the type of a stage's r
 from edgekd.compress.graph import save
 from edgekd.errors import ModelError
 from edgekd.files import need
-from edgekd.learn.result import CALIBRATION, TEST, Exported, TaskFacts, onnx_name
-from edgekd.learn.score import UNLABELLED
 from edgekd.runtime.ort import open_engine
+from edgekd.stages.artifacts import CALIBRATION, TEST, Exported, TaskFacts, onnx_name
+from edgekd.stages.labels import UNLABELLED
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
     from pathlib import Path
     from typing import Any
 
-    from edgekd.progress import StageReporter
     from edgekd.runtime.session import TensorSpec
+    from edgekd.stages.progress import StageReporter
 
 #: Raised by one whenever the stage's code changes its results.
 VERSION = 1

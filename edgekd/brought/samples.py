@@ -10,8 +10,8 @@ import numpy as np
 
 from edgekd.errors import ModelError, nearest
 from edgekd.gram.npz import INPUT_PREFIX
-from edgekd.learn.score import UNLABELLED
 from edgekd.runtime.session import open_arrays, write_arrays
+from edgekd.stages.labels import UNLABELLED
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence

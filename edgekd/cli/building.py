@@ -17,8 +17,8 @@ if TYPE_CHECKING:
     from contextlib import AbstractContextManager
 
     from edgekd.cli.options import Build
-    from edgekd.progress import Observer
     from edgekd.report.result import BuildReport
+    from edgekd.stages.progress import Observer
 
 
 @main.command()

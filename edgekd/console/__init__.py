@@ -20,7 +20,7 @@ from edgekd.console.steps import steps
 if TYPE_CHECKING:
     from contextlib import AbstractContextManager
 
-    from edgekd.progress import Observer
+    from edgekd.stages.progress import Observer
 
 __all__ = [
     "Json",

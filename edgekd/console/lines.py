@@ -7,8 +7,8 @@ import sys
 import time
 from typing import TYPE_CHECKING, Any
 
-from edgekd.progress import Silent
 from edgekd.report.figures import duration
+from edgekd.stages.progress import Silent
 
 if TYPE_CHECKING:
     from types import TracebackType

@@ -23,10 +23,10 @@ from platform import machine
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
-from edgekd.cache import Cache, digest
 from edgekd.errors import DeviceError, nearest
 from edgekd.files import make_folder, missing, user_cache
 from edgekd.runtime.machine import package_versions
+from edgekd.stages.cache import Cache, digest
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence

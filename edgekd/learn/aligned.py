@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from edgekd.config.recipe import LossConfig
     from edgekd.learn.taps import Taps
     from edgekd.learn.task import Batch, LoadedTask
-    from edgekd.progress import StageReporter
+    from edgekd.stages.progress import StageReporter
 
 
 @dataclass(frozen=True)

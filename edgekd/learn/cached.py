@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
     from edgekd.config.recipe import Tap
     from edgekd.learn.task import Split
-    from edgekd.progress import StageReporter
+    from edgekd.stages.progress import StageReporter
 
 #: The ids in sorted order, the row of each, and of each row the digest of its inputs.
 _IDS, _ROWS, _INPUTS = "ids", "rows", "inputs"

@@ -17,10 +17,10 @@ if TYPE_CHECKING:
     from torch import nn
 
     from edgekd.config.recipe import DistillConfig
-    from edgekd.learn.result import Trained
     from edgekd.learn.taps import Taps
     from edgekd.learn.task import LoadedTask
-    from edgekd.progress import StageReporter
+    from edgekd.stages.artifacts import Trained
+    from edgekd.stages.progress import StageReporter
 
 
 def run(

@@ -12,10 +12,10 @@ from torch.utils.data import DataLoader, Dataset
 from edgekd.gram.drift import Bootstrap, measure_drift
 from edgekd.gram.probe import Probe
 from edgekd.learn import ranks
-from edgekd.learn.result import PROBE, WEIGHTS, Trained
 from edgekd.learn.taps import Tapped
 from edgekd.learn.task import Batch, LoadedTask, Split, collate
 from edgekd.learn.weights import save_weights
+from edgekd.stages.artifacts import PROBE, WEIGHTS, Trained
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping

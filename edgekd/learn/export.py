@@ -14,11 +14,11 @@ from torch import Tensor
 from edgekd.errors import ModelError
 from edgekd.gram.npz import EMBEDDING_PREFIX, INPUT_PREFIX
 from edgekd.learn.evaluate import batches, truth
-from edgekd.learn.result import CALIBRATION, TEST, Exported, TaskFacts, onnx_name
 from edgekd.learn.taps import Tapped
 from edgekd.learn.to_onnx import Network, write_onnx
 from edgekd.runtime.ort import open_engine
 from edgekd.runtime.session import write_arrays
+from edgekd.stages.artifacts import CALIBRATION, TEST, Exported, TaskFacts, onnx_name
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
     from edgekd.config.recipe import ExportConfig
     from edgekd.learn.task import LoadedTask, Split
-    from edgekd.progress import StageReporter
+    from edgekd.stages.progress import StageReporter
 
 _PARITY_SAMPLES = 64
 

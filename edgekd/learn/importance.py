@@ -10,9 +10,9 @@ from torch import Tensor
 from edgekd.errors import TaskError
 from edgekd.files import need
 from edgekd.learn.losses.logits import cross_entropy
-from edgekd.learn.score import UNLABELLED
 from edgekd.learn.surgeon import GramSurgeon
 from edgekd.learn.taps import Tapped
+from edgekd.stages.labels import UNLABELLED
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence

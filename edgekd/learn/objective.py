@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from edgekd.learn.taps import Tapped
     from edgekd.learn.task import Batch
     from edgekd.learn.terms import Where
-    from edgekd.progress import StageReporter
+    from edgekd.stages.progress import StageReporter
 
 Figures = dict[str, "Tensor | float"]
 

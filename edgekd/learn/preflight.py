@@ -16,12 +16,12 @@ from edgekd.learn.aligned import Models, aligning
 from edgekd.learn.evaluate import batches, few, probe, truth
 from edgekd.learn.precision import tapped_teacher
 from edgekd.learn.prune import ignored_layers
-from edgekd.learn.score import UNLABELLED
 from edgekd.learn.taps import Tapped
 from edgekd.learn.task import SPLITS, check_shapes
 from edgekd.learn.train import compute_device
 from edgekd.learn.weights import build
-from edgekd.progress import Silent, StageReporter
+from edgekd.stages.labels import UNLABELLED
+from edgekd.stages.progress import Silent, StageReporter
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping

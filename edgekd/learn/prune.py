@@ -16,7 +16,6 @@ import torch
 from torch import nn
 from torch.utils.data import DataLoader, Subset
 
-from edgekd.cache import ROUNDS
 from edgekd.errors import RecipeError, TaskError, nearest
 from edgekd.files import write_text
 from edgekd.learn import ranks
@@ -25,11 +24,12 @@ from edgekd.learn.channels import remove
 from edgekd.learn.cut import Cutter
 from edgekd.learn.evaluate import batches, keep, probe
 from edgekd.learn.layers import frozen_statistics
-from edgekd.learn.result import CUT, REMOVED, WEIGHTS, Trained
 from edgekd.learn.task import collate
 from edgekd.learn.train import Fit, compute_device, fit
 from edgekd.learn.weights import load_weights, save_weights
-from edgekd.progress import Part
+from edgekd.stages.artifacts import CUT, REMOVED, WEIGHTS, Trained
+from edgekd.stages.cache import ROUNDS
+from edgekd.stages.progress import Part
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -42,7 +42,7 @@ if TYPE_CHECKING:
     from edgekd.learn.taps import Taps
     from edgekd.learn.task import Batch, LoadedTask, Split
     from edgekd.learn.train import Epoch
-    from edgekd.progress import StageReporter
+    from edgekd.stages.progress import StageReporter
 
 
 #: Training samples behind an importance.

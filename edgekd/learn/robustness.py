@@ -9,9 +9,9 @@ import torch
 
 from edgekd.disturb import Disturbed, Robustness, measure, save_channels
 from edgekd.learn.evaluate import probe, truth
-from edgekd.learn.result import CHANNELS
 from edgekd.learn.statistics import training_channels
 from edgekd.learn.train import compute_device
+from edgekd.stages.artifacts import CHANNELS
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from edgekd.config.recipe import RobustnessConfig
     from edgekd.disturb import Change
     from edgekd.learn.task import Batch, LoadedTask
-    from edgekd.progress import StageReporter
+    from edgekd.stages.progress import StageReporter
 
 
 @dataclass(frozen=True)

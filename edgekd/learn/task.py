@@ -21,8 +21,8 @@ import torch
 from torch import Tensor
 
 from edgekd.errors import TaskError, nearest
-from edgekd.learn.score import UNLABELLED, accuracy
-from edgekd.learn.sources import installed, source_files, user_code
+from edgekd.stages.labels import UNLABELLED, accuracy
+from edgekd.stages.user_code import installed, source_files, user_code
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence

@@ -6,7 +6,6 @@ import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from edgekd.cache import ROUNDS
 from edgekd.learn import ranks
 from edgekd.learn.ensemble import Ensemble
 from edgekd.learn.evaluate import Validation, keep
@@ -14,7 +13,8 @@ from edgekd.learn.objective import Supervised
 from edgekd.learn.taps import Tapped
 from edgekd.learn.train import Fit, compute_device, fit
 from edgekd.learn.weights import build, load_weights
-from edgekd.progress import Part
+from edgekd.stages.cache import ROUNDS
+from edgekd.stages.progress import Part
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -22,10 +22,10 @@ if TYPE_CHECKING:
     from torch import nn
 
     from edgekd.config.recipe import Tap, TeacherConfig
-    from edgekd.learn.result import Trained
     from edgekd.learn.task import LoadedTask
     from edgekd.learn.train import Epoch
-    from edgekd.progress import StageReporter
+    from edgekd.stages.artifacts import Trained
+    from edgekd.stages.progress import StageReporter
 
 
 def run(

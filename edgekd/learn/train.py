@@ -10,20 +10,20 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from edgekd.cache import CHECKPOINT
 from edgekd.errors import ModelError, RecipeError
 from edgekd.files import atomic_path
 from edgekd.learn import ranks
 from edgekd.learn.layers import train_unfrozen
 from edgekd.learn.task import Batch, Split, collate
 from edgekd.learn.weights import load_plain, seed_all
+from edgekd.stages.cache import CHECKPOINT
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
     from pathlib import Path
 
     from edgekd.config.recipe import Training
-    from edgekd.progress import StageReporter
+    from edgekd.stages.progress import StageReporter
 
 #: One epoch's figures: mean losses, weights, "validation".
 Epoch = dict[str, float]

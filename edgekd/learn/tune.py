@@ -18,11 +18,11 @@ if TYPE_CHECKING:
 
     from edgekd.config.recipe import TuneConfig
     from edgekd.config.target import Scheme
-    from edgekd.learn.result import Trained
     from edgekd.learn.taps import Taps
     from edgekd.learn.task import LoadedTask
     from edgekd.learn.train import Epoch
-    from edgekd.progress import StageReporter
+    from edgekd.stages.artifacts import Trained
+    from edgekd.stages.progress import StageReporter
 
 
 @dataclass(frozen=True)

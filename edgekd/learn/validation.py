@@ -9,7 +9,7 @@ import numpy as np
 
 from edgekd.errors import TaskError
 from edgekd.learn.evaluate import probe, truth
-from edgekd.learn.score import UNLABELLED
+from edgekd.stages.labels import UNLABELLED
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

@@ -9,21 +9,21 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from edgekd.cache import Cache
 from edgekd.errors import ModelError
 from edgekd.files import need
 from edgekd.learning import Learner
-from edgekd.progress import Silent
 from edgekd.project import Project
 from edgekd.report.search import Appraisal
-from edgekd.stages import Runner
+from edgekd.stages.cache import Cache
+from edgekd.stages.progress import Silent
+from edgekd.stages.stage import Runner
 
 if TYPE_CHECKING:
     from contextlib import AbstractContextManager
 
     from edgekd.config.recipe import Recipe, TaskConfig
     from edgekd.learn.appraise import Stopwatch
-    from edgekd.progress import Observer
+    from edgekd.stages.progress import Observer
 
 #: Options of a task that are its student's alone, so that they may leave the teacher as it is.
 _STUDENT = "student"

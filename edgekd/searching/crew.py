@@ -26,8 +26,8 @@ from edgekd.searching.study import give_back
 if TYPE_CHECKING:
     from optuna import Study
 
-    from edgekd.progress import Observer
     from edgekd.searching.plan import Plan
+    from edgekd.stages.progress import Observer
 
 _WORKER = (sys.executable, "-m", "edgekd.searching.worker")
 

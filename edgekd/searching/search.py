@@ -9,20 +9,20 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import edgekd
-from edgekd.cache import Cache, digest
 from edgekd.config.recipe import DEFAULT_FILE, Draft, draft_recipe, recipe_name
 from edgekd.config.target import load_targets
 from edgekd.errors import OutputError, RecipeError, TaskError
 from edgekd.files import make_folder, need, toml_value
 from edgekd.learning import LIBRARIES
 from edgekd.pipeline import fit_widths
-from edgekd.progress import Observer, Silent
 from edgekd.project import Project
 from edgekd.publish import writing
 from edgekd.report.search import write_search
 from edgekd.runtime.machine import machine_facts
 from edgekd.searching.plan import Plan
 from edgekd.searching.space import Choices, Range, make_space
+from edgekd.stages.cache import Cache, digest
+from edgekd.stages.progress import Observer, Silent
 from edgekd.tasks.catalogue import CATALOGUE
 
 if TYPE_CHECKING:

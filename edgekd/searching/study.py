@@ -18,11 +18,11 @@ from optuna.trial import TrialState
 from sqlalchemy.engine import make_url
 from sqlalchemy.exc import SQLAlchemyError
 
-from edgekd.cache import digest
 from edgekd.errors import CacheError, MissingDependency
 from edgekd.files import need
 from edgekd.searching.plan import AGAIN, ATTEMPT, ATTEMPTS, BEAT, OWN, PATIENCE_SECONDS, WORKER
 from edgekd.searching.space import Range
+from edgekd.stages.cache import digest
 
 if TYPE_CHECKING:
     from collections.abc import Iterable

@@ -20,12 +20,12 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 from optuna.trial import TrialState
 
-from edgekd.cache import Cache
 from edgekd.errors import EdgekdError, ModelError, RecipeError, TaskError
-from edgekd.progress import Silent
 from edgekd.searching.bench import Bench
 from edgekd.searching.plan import BEAT, BEAT_SECONDS, FAILURE, OUTCOME, OWN, WORKER, Job
 from edgekd.searching.study import Identity, begun, open_study, sampler, suggest, take_up
+from edgekd.stages.cache import Cache
+from edgekd.stages.progress import Silent
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

@@ -20,18 +20,18 @@ from edgekd.config.target import load_calibration
 from edgekd.errors import ModelError, TargetError
 from edgekd.files import need
 from edgekd.gram.blame import Blame
-from edgekd.learn.score import UNLABELLED
 from edgekd.runtime.session import open_arrays
 from edgekd.shipping.writing import write
-from edgekd.stages import Done, library_versions
+from edgekd.stages.labels import UNLABELLED
+from edgekd.stages.stage import Done, library_versions
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
     from edgekd.compress.quantize import Way
-    from edgekd.progress import StageReporter
     from edgekd.runtime.measure import Quantile
     from edgekd.shipping.context import Context, Offer
+    from edgekd.stages.progress import StageReporter
 
 #: Suspects whose time is measured, the worst first; engines that take turns in one run; inferences of each.
 _TIMED, _SIDE_BY_SIDE = 24, 8

@@ -16,7 +16,6 @@ from edgekd.evidence import write_references
 from edgekd.files import write_text
 from edgekd.gram.heatmap import few_grams
 from edgekd.gram.probe import Probe
-from edgekd.learn.result import onnx_name
 from edgekd.report.figures import size
 from edgekd.report.result import ENGINE as SHIPPED
 from edgekd.report.result import GRAM, SAMPLES
@@ -28,14 +27,15 @@ from edgekd.runtime.registry import Runtime
 from edgekd.runtime.session import open_arrays
 from edgekd.shipping.context import LIBRARIES, Context, Tried
 from edgekd.shipping.trying import LAYERS
-from edgekd.stages import library_versions
+from edgekd.stages.artifacts import onnx_name
+from edgekd.stages.stage import library_versions
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
-    from edgekd.progress import StageReporter
-    from edgekd.stages import Done
+    from edgekd.stages.progress import StageReporter
+    from edgekd.stages.stage import Done
 
 BUNDLED = "bundle"
 

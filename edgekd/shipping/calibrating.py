@@ -7,14 +7,14 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from edgekd.alarm import Alarm, measure_alarm
-from edgekd.learn.result import onnx_name
-from edgekd.stages import library_versions
+from edgekd.stages.artifacts import onnx_name
+from edgekd.stages.stage import library_versions
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from edgekd.progress import StageReporter
     from edgekd.shipping.context import Context
+    from edgekd.stages.progress import StageReporter
 
 
 def calibrate(context: Context) -> Alarm:

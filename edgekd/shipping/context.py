@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any
 from edgekd.devices.choose import Absent
 from edgekd.gram.drift import Bootstrap
 from edgekd.gram.gate import Limits
-from edgekd.learn.result import CALIBRATION, TEST, onnx_name
 from edgekd.runtime.registry import Runtime
-from edgekd.stages import Done, Runner, Stage
+from edgekd.stages.artifacts import CALIBRATION, TEST, onnx_name
+from edgekd.stages.stage import Done, Runner, Stage
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -25,8 +25,8 @@ if TYPE_CHECKING:
     from edgekd.devices.device import Device
     from edgekd.gram.gate import Ledger
     from edgekd.gram.probe import Probe
-    from edgekd.learn.result import Exported
     from edgekd.origin import Origin
+    from edgekd.stages.artifacts import Exported
 
 LIBRARIES = ("onnx", "onnxruntime", "numpy")
 VERSIONS = {

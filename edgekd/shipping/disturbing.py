@@ -6,18 +6,18 @@ from typing import TYPE_CHECKING
 
 from edgekd.compress.quantize import DEPLOY
 from edgekd.disturb import Disturbed, load_channels, measure
-from edgekd.learn.result import CHANNELS
 from edgekd.report.robustness import describe_worst
 from edgekd.runtime.registry import ORT
 from edgekd.runtime.session import read_arrays, read_feeds, run_rows
+from edgekd.stages.artifacts import CHANNELS
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from edgekd.disturb import Array, Change
-    from edgekd.progress import StageReporter
     from edgekd.shipping.context import Context, Tried
-    from edgekd.stages import Done
+    from edgekd.stages.progress import StageReporter
+    from edgekd.stages.stage import Done
 
 _BATCH = 256
 

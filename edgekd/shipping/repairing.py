@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from edgekd.compress.quantize import Way
     from edgekd.compress.repair import Step as RepairStep
     from edgekd.gram.probe import Probe
-    from edgekd.progress import StageReporter
+    from edgekd.stages.progress import StageReporter
 
 
 @dataclass(frozen=True)

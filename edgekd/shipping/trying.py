@@ -20,14 +20,14 @@ from edgekd.runtime.registry import PACKAGES
 from edgekd.runtime.session import open_arrays
 from edgekd.shipping.context import OUTPUTS, Context, Offer, Tried
 from edgekd.shipping.writing import leave_out
-from edgekd.stages import Done, library_versions
+from edgekd.stages.stage import Done, library_versions
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
     from pathlib import Path
 
     from edgekd.config.target import Target
-    from edgekd.progress import StageReporter
+    from edgekd.stages.progress import StageReporter
 
 LAYERS = "layers.json"
 

@@ -17,11 +17,11 @@ from edgekd.shipping.bundling import BUNDLED
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from edgekd.progress import StageReporter
     from edgekd.runtime.session import Built
     from edgekd.shipping.bundling import Bundled
     from edgekd.shipping.context import Context
-    from edgekd.stages import Done
+    from edgekd.stages.progress import StageReporter
+    from edgekd.stages.stage import Done
 
 _DESCRIPTION = "engines.json"
 

@@ -12,19 +12,19 @@ from edgekd.compress.quantize import DEPLOY, Candidate
 from edgekd.config.target import load_calibration
 from edgekd.errors import ModelError
 from edgekd.evidence import probe_variants, run_on_host
-from edgekd.learn.result import CALIBRATION, TEST, onnx_name
 from edgekd.shipping.context import OUTPUTS, Context, Offer, Step
-from edgekd.stages import library_versions
+from edgekd.stages.artifacts import CALIBRATION, TEST, onnx_name
+from edgekd.stages.stage import library_versions
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
     from edgekd.config.target import Calibration
-    from edgekd.learn.result import Exported
     from edgekd.origin import Tuned
-    from edgekd.progress import StageReporter
-    from edgekd.stages import Done
+    from edgekd.stages.artifacts import Exported
+    from edgekd.stages.progress import StageReporter
+    from edgekd.stages.stage import Done
 
 
 @dataclass(frozen=True)

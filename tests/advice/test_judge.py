@@ -15,7 +15,7 @@ from edgekd.advice.result import Advice, Facts, Spent, Trial
 from edgekd.advice.words import Scale
 from edgekd.config.recipe import LossConfig
 from edgekd.console.advice import print_advice
-from edgekd.progress import Silent
+from edgekd.stages.progress import Silent
 
 LOSS = LossConfig()
 FIELD = contestants(LOSS)

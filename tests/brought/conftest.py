@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from edgekd.brought.bring import bring
-from edgekd.progress import Silent, StageReporter
+from edgekd.stages.progress import Silent, StageReporter
 
 
 class Warned(Silent):

@@ -4,8 +4,8 @@ from graphs import normal, save_samples
 
 from edgekd.brought.samples import read_samples, split
 from edgekd.errors import ModelError
-from edgekd.learn.score import UNLABELLED
 from edgekd.runtime.session import TensorSpec
+from edgekd.stages.labels import UNLABELLED
 
 X = TensorSpec("x", "float32", ("n", 4))
 GAIN = TensorSpec("gain", "float32", ())

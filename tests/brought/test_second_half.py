@@ -8,15 +8,15 @@ import pytest
 from graphs import node, tensor
 
 from edgekd.bringing import bring_model
-from edgekd.cache import Cache
 from edgekd.checking import blame_targets, calibrate_gate
 from edgekd.compress.examine import SAMPLES
 from edgekd.config.recipe import Recipe
 from edgekd.config.target import load_calibration, load_targets
-from edgekd.learn.score import UNLABELLED
 from edgekd.pipeline import Places
-from edgekd.progress import Silent
-from edgekd.stages import Runner
+from edgekd.stages.cache import Cache
+from edgekd.stages.labels import UNLABELLED
+from edgekd.stages.progress import Silent
+from edgekd.stages.stage import Runner
 
 
 def recipe(model, samples):

@@ -19,11 +19,11 @@ from edgekd.gram.probe import Probe
 from edgekd.learn import distill, teacher
 from edgekd.learn.evaluate import batches, probe, truth
 from edgekd.learn.losses.logits import cross_entropy
-from edgekd.learn.result import PROBE, WEIGHTS
 from edgekd.learn.taps import Tapped, Taps, resolve_taps
 from edgekd.learn.task import accuracy, load_task
 from edgekd.learn.weights import build, load_weights
-from edgekd.progress import Silent, StageReporter
+from edgekd.stages.artifacts import PROBE, WEIGHTS
+from edgekd.stages.progress import Silent, StageReporter
 
 DEFAULTS = GateConfig()
 LIMITS = Limits(DEFAULTS.tau_pass, DEFAULTS.tau_fail, DEFAULTS.max_flips, DEFAULTS.max_metric_drop)

@@ -13,20 +13,20 @@ import torch
 from small import TAPS, Remembers, TwoTowers, loaded, reporter, split
 from torch import nn
 
-from edgekd.cache import Cache
 from edgekd.config.recipe import DistillConfig, LossConfig, Tap, TeacherConfig, Term, Training
 from edgekd.errors import EdgekdError
 from edgekd.joint import _Joint
 from edgekd.learn import distill, ranks, teacher
 from edgekd.learn.objective import Distillation
 from edgekd.learn.reference import Live
-from edgekd.learn.result import Trained
 from edgekd.learn.taps import Tapped, Taps
 from edgekd.learn.task import UNLABELLED, Batch, collate
 from edgekd.learn.terms import Where, places
 from edgekd.learn.train import Fit, fit
 from edgekd.learn.weights import build
-from edgekd.stages import Stage
+from edgekd.stages.artifacts import Trained
+from edgekd.stages.cache import Cache
+from edgekd.stages.stage import Stage
 
 MAPS = {name: Tap(module=f"conv.{name}", pool="spatial") for name in TAPS}
 OWN_MAPS = {"student": MAPS, "teacher": MAPS}

@@ -6,9 +6,9 @@ import torch
 from torch import nn
 
 from edgekd.config.recipe import Tap
-from edgekd.learn.score import UNLABELLED
 from edgekd.learn.task import SPLITS, ArraySplit, LoadedTask, Modality
-from edgekd.progress import Silent, StageReporter
+from edgekd.stages.labels import UNLABELLED
+from edgekd.stages.progress import Silent, StageReporter
 
 SHAPES = {"a": (6,), "b": (5,)}
 CLASSES = 3

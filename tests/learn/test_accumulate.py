@@ -7,9 +7,9 @@ from small import TAPS, TwoTowers, loaded, reporter
 from edgekd.config.recipe import DistillConfig, LossConfig, Term
 from edgekd.errors import RecipeError
 from edgekd.learn import distill
-from edgekd.learn.result import WEIGHTS
 from edgekd.learn.taps import Taps
 from edgekd.learn.weights import build, load_weights
+from edgekd.stages.artifacts import WEIGHTS
 
 
 def distilled(folder, extra, **keys):

@@ -14,11 +14,11 @@ from edgekd.learn.aligned import Models, aligned
 from edgekd.learn.evaluate import probe
 from edgekd.learn.losses.logits import cross_entropy, kd_loss
 from edgekd.learn.losses.relations import sp_loss
-from edgekd.learn.result import WEIGHTS
 from edgekd.learn.taps import Tapped, Taps
 from edgekd.learn.task import collate
 from edgekd.learn.train import Fit, fit
 from edgekd.learn.weights import build
+from edgekd.stages.artifacts import WEIGHTS
 
 BOTH = Taps(TAPS, TAPS)
 

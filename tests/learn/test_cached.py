@@ -11,7 +11,6 @@ import pytest
 import torch
 from small import TAPS, Remembers, TwoTowers, loaded, reporter, split
 
-from edgekd.cache import Cache
 from edgekd.config.recipe import DistillConfig, load_recipe
 from edgekd.errors import RecipeError
 from edgekd.learn import cached, distill
@@ -22,7 +21,8 @@ from edgekd.learn.task import ArraySplit, collate
 from edgekd.learn.weights import build
 from edgekd.learning import Learner
 from edgekd.project import Project
-from edgekd.stages import Runner
+from edgekd.stages.cache import Cache
+from edgekd.stages.stage import Runner
 
 SAMPLES = 600  # three batches
 

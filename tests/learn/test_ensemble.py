@@ -3,7 +3,6 @@ import pytest
 import torch
 from small import TAPS, Remembers, TwoTowers, loaded, reporter, split
 
-from edgekd.cache import ROUNDS, Cache
 from edgekd.config.recipe import DistillConfig, LossConfig, TeacherConfig, load_recipe
 from edgekd.errors import RecipeError
 from edgekd.gram.distance import GramKind, gram_distance
@@ -12,14 +11,15 @@ from edgekd.learn import cached, distill, teacher
 from edgekd.learn.ensemble import Ensemble, members, taps_of
 from edgekd.learn.evaluate import probe
 from edgekd.learn.reference import Live
-from edgekd.learn.result import PROBE, WEIGHTS
 from edgekd.learn.taps import Tapped, Taps
 from edgekd.learn.task import collate
 from edgekd.learn.to_onnx import Network, write_onnx
 from edgekd.learn.weights import build, load_weights
 from edgekd.learning import Learner
 from edgekd.project import Project
-from edgekd.stages import Runner
+from edgekd.stages.artifacts import PROBE, WEIGHTS
+from edgekd.stages.cache import ROUNDS, Cache
+from edgekd.stages.stage import Runner
 
 
 @pytest.fixture

@@ -21,10 +21,10 @@ from edgekd.errors import TaskError
 from edgekd.learn import distill, preflight, prune, tune
 from edgekd.learn.evaluate import Validation
 from edgekd.learn.objective import Supervised
-from edgekd.learn.result import WEIGHTS
 from edgekd.learn.taps import Tapped, Taps
 from edgekd.learn.train import Fit, fit
 from edgekd.learn.weights import build, load_weights
+from edgekd.stages.artifacts import WEIGHTS
 
 WITHOUT_GRAM = LossConfig(extra={})
 SCHEME = Scheme(activations="uint8", symmetric_activations=False)

@@ -11,10 +11,10 @@ from edgekd.gram.drift import Bootstrap
 from edgekd.gram.gate import Limits, keep_ledger
 from edgekd.gram.probe import Probe
 from edgekd.learn import distill, teacher, tune
-from edgekd.learn.result import PROBE, WEIGHTS
 from edgekd.learn.taps import Taps, resolve_taps
 from edgekd.learn.task import ArraySplit, LoadedTask
 from edgekd.learn.weights import build, load_weights
+from edgekd.stages.artifacts import PROBE, WEIGHTS
 from edgekd.tasks.digits import Digits
 
 LIMITS = {key: getattr(GateConfig(), key) for key in ("tau_pass", "tau_fail", "max_flips", "max_metric_drop")}

@@ -12,11 +12,11 @@ from edgekd.learn.balance import Balance
 from edgekd.learn.losses.logits import cross_entropy, kd_loss
 from edgekd.learn.objective import Distillation, Supervised
 from edgekd.learn.reference import Live, side
-from edgekd.learn.score import UNLABELLED
 from edgekd.learn.taps import Tapped
 from edgekd.learn.task import collate
 from edgekd.learn.terms import Seen, Where
 from edgekd.learn.train import Fit, fit
+from edgekd.stages.labels import UNLABELLED
 
 DEFAULT = LossConfig()
 SHARES = {"intra": 1.0, "sample": 0.1, "joint": 3.0}

@@ -14,10 +14,10 @@ from edgekd.gram.probe import Probe
 from edgekd.learn import prune
 from edgekd.learn.evaluate import probe
 from edgekd.learn.prune import Networks, rebuild
-from edgekd.learn.result import PROBE, REMOVED, WEIGHTS
 from edgekd.learn.taps import Tapped, Taps
 from edgekd.learn.task import UNLABELLED
 from edgekd.learn.weights import build
+from edgekd.stages.artifacts import PROBE, REMOVED, WEIGHTS
 
 
 class ConvConcat(nn.Module):

@@ -7,14 +7,14 @@ import torch
 from pruned import Wide, pruning, widths
 from small import TAPS, Remembers, loaded, reporter
 
-from edgekd.cache import ROUNDS
 from edgekd.gram.probe import Probe
 from edgekd.learn import prune
 from edgekd.learn.evaluate import probe
 from edgekd.learn.prune import Networks, rebuild
-from edgekd.learn.result import CUT, PROBE, REMOVED, WEIGHTS
 from edgekd.learn.taps import Taps
 from edgekd.learn.weights import build
+from edgekd.stages.artifacts import CUT, PROBE, REMOVED, WEIGHTS
+from edgekd.stages.cache import ROUNDS
 
 EPOCHS = 2
 

@@ -4,12 +4,12 @@ import pytest
 import ranked
 import torch
 
-from edgekd.cache import CHECKPOINT
 from edgekd.config.recipe import LossConfig
 from edgekd.errors import RankError
 from edgekd.learn import ranks
-from edgekd.learn.result import PROBE, WEIGHTS
 from edgekd.learn.weights import load_plain, load_weights
+from edgekd.stages.artifacts import PROBE, WEIGHTS
+from edgekd.stages.cache import CHECKPOINT
 
 
 @pytest.fixture(scope="module")

@@ -17,10 +17,10 @@ from edgekd.disturb import (
     save_channels,
 )
 from edgekd.learn import distill, robustness, teacher
-from edgekd.learn.result import CHANNELS
 from edgekd.learn.taps import Taps, resolve_taps
 from edgekd.learn.task import load_task
 from edgekd.learn.weights import build, load_weights
+from edgekd.stages.artifacts import CHANNELS
 
 VIEWS = ["fou", "zer"]
 

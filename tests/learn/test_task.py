@@ -13,7 +13,6 @@ from torch.utils.data import DataLoader
 from edgekd.config.recipe import TaskConfig
 from edgekd.errors import DataError, TaskError
 from edgekd.learn.evaluate import truth
-from edgekd.learn.sources import source_digests
 from edgekd.learn.task import (
     SPLITS,
     UNLABELLED,
@@ -26,6 +25,7 @@ from edgekd.learn.task import (
     load_task,
     resized,
 )
+from edgekd.stages.user_code import source_digests
 
 USERS_FILE = """
 import torch

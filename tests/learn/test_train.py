@@ -12,7 +12,6 @@ import pytest
 import torch
 from small import TAPS, Remembers, TwoTowers, loaded, reporter, split
 
-from edgekd.cache import CHECKPOINT
 from edgekd.config.recipe import LossConfig, Training
 from edgekd.errors import ModelError
 from edgekd.learn.evaluate import Validation, few, probe
@@ -22,6 +21,7 @@ from edgekd.learn.taps import Tapped
 from edgekd.learn.terms import Where
 from edgekd.learn.train import Fit, fit
 from edgekd.learn.weights import build
+from edgekd.stages.cache import CHECKPOINT
 
 EPOCHS = 6
 DEFAULT = LossConfig()

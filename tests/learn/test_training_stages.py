@@ -4,16 +4,16 @@ import pytest
 import torch
 from small import TAPS, TwoTowers, loaded, reporter
 
-from edgekd.cache import CHECKPOINT
 from edgekd.config.recipe import DistillConfig, LossConfig, TeacherConfig
 from edgekd.errors import ModelError
 from edgekd.gram.drift import Bootstrap, measure_drift
 from edgekd.gram.probe import Probe
 from edgekd.learn import distill, teacher
 from edgekd.learn.evaluate import probe
-from edgekd.learn.result import PROBE, WEIGHTS
 from edgekd.learn.taps import Taps
 from edgekd.learn.weights import build, load_weights
+from edgekd.stages.artifacts import PROBE, WEIGHTS
+from edgekd.stages.cache import CHECKPOINT
 
 
 def run_teacher(folder, task, taps=TAPS, observer=None, seed=0, **config):

@@ -15,11 +15,11 @@ from edgekd.gram.drift import Bootstrap, measure_drift
 from edgekd.gram.probe import Probe
 from edgekd.learn import distill, export, preflight, prune, teacher
 from edgekd.learn.precision import tapped_teacher
-from edgekd.learn.result import PROBE, WEIGHTS, Trained
 from edgekd.learn.taps import Tapped, Taps, resolve_taps
 from edgekd.learn.task import LoadedTask, load_task
 from edgekd.learn.to_onnx import Network
 from edgekd.learn.weights import build, load_weights
+from edgekd.stages.artifacts import PROBE, WEIGHTS, Trained
 
 TASK = TaskConfig(name=f"{Path(__file__).with_name('transformers_task.py')}:TransformerDigits")
 EPOCHS = 8

@@ -6,7 +6,6 @@ from small import TAPS, TwoTowers, loaded, reporter, split
 from test_train import Stopped, StopsAfter, stop
 from torch.nn.utils import parametrize
 
-from edgekd.cache import CHECKPOINT
 from edgekd.config.recipe import ANCHOR_EXTRA, LossConfig, TuneConfig
 from edgekd.config.target import Scheme
 from edgekd.gram.drift import Bootstrap, measure_drift
@@ -14,10 +13,11 @@ from edgekd.gram.probe import Probe
 from edgekd.learn import tune
 from edgekd.learn.evaluate import probe
 from edgekd.learn.fakequant import fake_quantized
-from edgekd.learn.result import PROBE, WEIGHTS
 from edgekd.learn.taps import Taps
 from edgekd.learn.task import LoadedTask
 from edgekd.learn.weights import build, load_weights
+from edgekd.stages.artifacts import PROBE, WEIGHTS
+from edgekd.stages.cache import CHECKPOINT
 
 PER_CHANNEL = Scheme(activations="uint8", symmetric_activations=False)
 PER_TENSOR = Scheme(activations="uint8", symmetric_activations=False, per_channel=False)

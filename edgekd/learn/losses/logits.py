@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from edgekd.learn.score import UNLABELLED
+from edgekd.stages.labels import UNLABELLED
 
 
 def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:

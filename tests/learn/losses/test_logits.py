@@ -6,7 +6,7 @@ import torch
 from torch.nn import functional
 
 from edgekd.learn.losses.logits import cross_entropy, dist_loss, dkd_loss, kd_loss
-from edgekd.learn.score import UNLABELLED
+from edgekd.stages.labels import UNLABELLED
 
 
 def test_autocast_changes_nothing_of_kd():

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from edgekd.cache import CHECKPOINT, Cache, digest
 from edgekd.errors import CacheError
+from edgekd.stages.cache import CHECKPOINT, Cache, digest
 
 KEY = "teacher-0123"
 
@@ -173,7 +173,7 @@ def test_a_cache_on_a_file_system_that_takes_no_files():
 
 RACE = f"""
 import pathlib, sys, time
-from edgekd.cache import Cache
+from edgekd.stages.cache import Cache
 cache = Cache(pathlib.Path(sys.argv[1]))
 print("ready", flush=True)
 sys.stdin.readline()

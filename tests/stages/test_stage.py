@@ -2,10 +2,10 @@ from dataclasses import dataclass, replace
 
 import pytest
 
-from edgekd.cache import Cache
 from edgekd.errors import MissingDependency
-from edgekd.progress import Silent
-from edgekd.stages import Runner, Stage, library_versions
+from edgekd.stages.cache import Cache
+from edgekd.stages.progress import Silent
+from edgekd.stages.stage import Runner, Stage, library_versions
 
 
 @dataclass(frozen=True)

@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 import msgspec
 
-from edgekd.cache import Cache, digest
 from edgekd.files import missing
-from edgekd.progress import Observer, StageReporter
 from edgekd.report.result import StageTime
+from edgekd.stages.cache import Cache, digest
+from edgekd.stages.progress import Observer, StageReporter
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
