@@ -31,7 +31,7 @@ from edgekd.compress.graph import drop_outputs, save
 from edgekd.config.recipe import ProfileConfig
 from edgekd.devices.local import LocalDevice
 from edgekd.gram.npz import INPUT_PREFIX
-from edgekd.runtime.registry import Runtime
+from edgekd.runtime.backends.registry import Runtime
 from edgekd.runtime.session import open_arrays
 from edgekd.stages.artifacts import TEST, onnx_name
 

@@ -46,7 +46,7 @@ import sys
 from pathlib import Path
 import msgspec
 from edgekd.compress import quantize
-from edgekd.runtime.machine import peak_rss_bytes
+from edgekd.runtime.measure.machine import peak_rss_bytes
 from edgekd.config.target import Calibration, load_target
 quantizer, calibration, model, samples, folder = sys.argv[1:]
 how = msgspec.json.decode(calibration, type=Calibration)

@@ -12,7 +12,7 @@ from edgekd.console import choose_observer
 from edgekd.files import write_text
 from edgekd.learning import Learner
 from edgekd.project import Project
-from edgekd.runtime.machine import machine_facts
+from edgekd.runtime.measure.machine import machine_facts
 from edgekd.stages.cache import Cache
 from edgekd.stages.stage import Runner, library_versions
 

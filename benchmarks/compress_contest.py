@@ -35,7 +35,7 @@ from edgekd.gram.npz import EMBEDDING_PREFIX
 from edgekd.gram.probe import Probe
 from edgekd.pipeline import Places
 from edgekd.publish import BUNDLE, REJECTED
-from edgekd.runtime.machine import peak_rss_bytes
+from edgekd.runtime.measure.machine import peak_rss_bytes
 from edgekd.runtime.session import open_arrays
 
 if TYPE_CHECKING:

@@ -19,7 +19,7 @@ import numpy as np
 from edgekd.gram.drift import Bootstrap, DriftMeter
 from edgekd.gram.npz import EMBEDDING_PREFIX
 from edgekd.gram.within import choose_anchors
-from edgekd.runtime.machine import peak_rss_bytes
+from edgekd.runtime.measure.machine import peak_rss_bytes
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

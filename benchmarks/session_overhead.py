@@ -32,7 +32,7 @@ from side_by_side import (
 import edgekd
 from edgekd.compress import quantize
 from edgekd.config.target import load_calibration
-from edgekd.runtime.registry import Runtime
+from edgekd.runtime.backends.registry import Runtime
 from edgekd.stages.artifacts import CALIBRATION, TEST, onnx_name
 
 TARGETS = ("cpu", "openvino-cpu")

@@ -56,8 +56,8 @@ from edgekd.learning import Learner
 from edgekd.pipeline import Places
 from edgekd.project import Project
 from edgekd.publish import BUNDLE, REJECTED
-from edgekd.runtime.openvino import no_telemetry
-from edgekd.runtime.registry import Runtime
+from edgekd.runtime.backends.openvino import no_telemetry
+from edgekd.runtime.backends.registry import Runtime
 from edgekd.runtime.session import open_arrays
 from edgekd.stages.artifacts import CALIBRATION, TEST, onnx_name
 from edgekd.stages.cache import Cache

@@ -24,7 +24,7 @@ from edgekd.gram.probe import Probe
 from edgekd.gram.stats import spearman
 from edgekd.report.figures import number, share
 from edgekd.report.table import Column, Table
-from edgekd.runtime.ort import open_engine
+from edgekd.runtime.backends.onnxruntime import open_engine
 from edgekd.runtime.session import open_arrays, read_feeds, run_rows
 
 if TYPE_CHECKING:

@@ -10,8 +10,8 @@ from edgekd.compress.quantize import DEPLOY, ENGINE
 from edgekd.errors import ModelError
 from edgekd.gram.npz import EMBEDDING_PREFIX, INPUT_PREFIX, embeddings_of
 from edgekd.gram.probe import Probe
+from edgekd.runtime.backends.registry import ORT
 from edgekd.runtime.bundle import write_reference
-from edgekd.runtime.registry import ORT
 from edgekd.runtime.session import open_arrays, read_feeds, run_rows
 
 if TYPE_CHECKING:

@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from edgekd.disturb import Robustness
 from edgekd.errors import ModelError
 from edgekd.files import sha256_file
 from edgekd.origin import Tuned
+from edgekd.runtime.corruption import Robustness
 from edgekd.stages.artifacts import CUT, PROBE, VERSIONS, WEIGHTS, Exported, Trained
 from edgekd.stages.cache import digest
 from edgekd.stages.stage import Done, Runner, Stage, library_versions

@@ -12,8 +12,8 @@ if TYPE_CHECKING:
     import numpy as np
 
     from edgekd.config.target import Scheme
-    from edgekd.disturb import Robustness
     from edgekd.gram.probe import Probe
+    from edgekd.runtime.corruption import Robustness
     from edgekd.stages.artifacts import Exported
     from edgekd.stages.stage import Done
 

@@ -26,7 +26,7 @@ from edgekd.project import Project
 from edgekd.publish import publish, writing
 from edgekd.report.build import write_report
 from edgekd.report.result import BuildReport
-from edgekd.runtime.registry import PACKAGES, Runtime
+from edgekd.runtime.backends.registry import PACKAGES, Runtime
 from edgekd.shipping import ship
 from edgekd.shipping.context import LIBRARIES, Context
 from edgekd.shipping.side_by_side import ship_all

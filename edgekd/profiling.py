@@ -20,18 +20,18 @@ from edgekd.devices.together import together
 from edgekd.errors import BundleError, DeviceError, OutputError
 from edgekd.files import make_folder
 from edgekd.runtime.bundle import engine_file, examine, read_branches
-from edgekd.runtime.layers import fold
 from edgekd.runtime.manifest import REFERENCE, read_file
+from edgekd.runtime.measure.layers import fold
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
 
     from edgekd.config.recipe import ProfileConfig
     from edgekd.devices.device import Device
+    from edgekd.runtime.backends.registry import Runtime
     from edgekd.runtime.bundle import Verification
     from edgekd.runtime.manifest import Manifest
-    from edgekd.runtime.measure import Profile
-    from edgekd.runtime.registry import Runtime
+    from edgekd.runtime.measure.results import Profile
 
 _ENGINE = "engine"
 

@@ -10,7 +10,7 @@ if TYPE_CHECKING:
 
     from edgekd.config.target import Budgets
     from edgekd.report.result import CandidateResult
-    from edgekd.runtime.measure import Quantile
+    from edgekd.runtime.measure.results import Quantile
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from edgekd.gram.gate import Limits
 from edgekd.gram.probe import Probe
 from edgekd.learn.task import accuracy
 from edgekd.report.table import markdown
-from edgekd.runtime.ort import open_engine
+from edgekd.runtime.backends.onnxruntime import open_engine
 from edgekd.runtime.session import read_feeds
 from edgekd.stages.progress import Silent, StageReporter
 

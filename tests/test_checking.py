@@ -17,7 +17,7 @@ from pathlib import Path
 import onnx
 
 from edgekd.errors import ModelError
-from edgekd.runtime.ort import open_engine
+from edgekd.runtime.backends.onnxruntime import open_engine
 
 
 def open_npu(engine, threads, name=None):

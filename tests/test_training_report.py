@@ -9,7 +9,7 @@ import onnxruntime
 import pytest
 from commands import build_arguments, copy_cache, edgekd, events, stage_folder, started
 
-from edgekd.disturb import adding_noise, load_channels
+from edgekd.runtime.corruption import adding_noise, load_channels
 
 VIEWS = ("fou", "mor", "zer")
 

@@ -17,7 +17,7 @@ from edgekd.brought.taps import Tapped  # noqa: TC001  # the type of a stage's r
 from edgekd.compress.graph import save
 from edgekd.errors import ModelError
 from edgekd.files import need
-from edgekd.runtime.ort import open_engine
+from edgekd.runtime.backends.onnxruntime import open_engine
 from edgekd.stages.artifacts import CALIBRATION, TEST, Exported, TaskFacts, onnx_name
 from edgekd.stages.labels import UNLABELLED
 

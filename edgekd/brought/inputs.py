@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from edgekd.brought.graph import Extension
 from edgekd.compress.graph import rename
 from edgekd.errors import ModelError
-from edgekd.runtime.ort import open_engine
+from edgekd.runtime.backends.onnxruntime import open_engine
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping, Sequence

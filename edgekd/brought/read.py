@@ -12,7 +12,7 @@ from edgekd.brought.graph import CONTROL_FLOW, add_outputs, keep_tensors
 from edgekd.compress.graph import all_nodes, inner_graphs
 from edgekd.errors import ModelError, TaskError, nearest
 from edgekd.files import need, quiet
-from edgekd.runtime.ort import open_engine
+from edgekd.runtime.backends.onnxruntime import open_engine
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterator

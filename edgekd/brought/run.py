@@ -8,7 +8,7 @@ import numpy as np
 
 from edgekd.brought.graph import add_outputs
 from edgekd.errors import ModelError
-from edgekd.runtime.ort import open_engine
+from edgekd.runtime.backends.onnxruntime import open_engine
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping, Sequence

@@ -12,7 +12,7 @@ from edgekd.compress.calibrate import Samples, tensor_ranges
 from edgekd.compress.graph import save
 from edgekd.compress.prepare import prepare, refusals
 from edgekd.files import need, quiet
-from edgekd.runtime.openvino import no_telemetry
+from edgekd.runtime.backends.openvino import no_telemetry
 
 if TYPE_CHECKING:
     from pathlib import Path

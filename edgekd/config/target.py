@@ -68,7 +68,7 @@ _OPTIONS: dict[str, type[_Options]] = {
     "tensorrt-rtx": _TensorRt,
 }
 
-#: Engine libraries that edgekd knows; :mod:`edgekd.runtime.registry` opens them.
+#: Engine libraries that edgekd knows; :mod:`edgekd.runtime.backends.registry` opens them.
 RUNTIMES = tuple(_OPTIONS)
 
 

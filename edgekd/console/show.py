@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from edgekd.gram.gate import Verdict
     from edgekd.report.result import BuildReport, TargetResult
     from edgekd.runtime.manifest import Manifest
-    from edgekd.runtime.measure import Profile
+    from edgekd.runtime.measure.results import Profile
 
 _NARROWEST, _WIDEST = 80, 100
 _GAP = 2

@@ -13,8 +13,8 @@ from edgekd.devices.emulated import EmulatedDevice
 from edgekd.devices.local import LocalDevice
 from edgekd.devices.ssh import SCHEME, SshDevice
 from edgekd.errors import DeviceError, TargetError, nearest
-from edgekd.runtime.machine import cpu_model
-from edgekd.runtime.registry import Runtime
+from edgekd.runtime.backends.registry import Runtime
+from edgekd.runtime.measure.machine import cpu_model
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence

@@ -9,9 +9,9 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from edgekd.config.recipe import ProfileConfig
+    from edgekd.runtime.backends.registry import Runtime
     from edgekd.runtime.bundle import Verification
-    from edgekd.runtime.measure import Profile
-    from edgekd.runtime.registry import Runtime
+    from edgekd.runtime.measure.results import Profile
     from edgekd.runtime.session import Built
 
 

@@ -15,15 +15,15 @@ from edgekd.devices import emulator, place
 from edgekd.devices.local import agent_environment
 from edgekd.devices.place import AGENT, Here
 from edgekd.errors import DeviceError, MissingDependency
-from edgekd.runtime.machine import package_versions
-from edgekd.runtime.registry import PACKAGES
+from edgekd.runtime.backends.registry import PACKAGES
+from edgekd.runtime.measure.machine import package_versions
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
     from edgekd.config.recipe import ProfileConfig
-    from edgekd.runtime.measure import Profile
-    from edgekd.runtime.registry import Runtime
+    from edgekd.runtime.backends.registry import Runtime
+    from edgekd.runtime.measure.results import Profile
 
 #: How long one answer may take: emulation is slow.
 _PATIENCE_SECONDS = 3600.0

@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING
 
 from edgekd.errors import DeviceError, nearest
 from edgekd.files import make_folder, missing, user_cache
-from edgekd.runtime.machine import package_versions
+from edgekd.runtime.measure.machine import package_versions
 from edgekd.stages.cache import Cache, digest
 
 if TYPE_CHECKING:

@@ -11,14 +11,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from edgekd.errors import ModelError
-from edgekd.runtime.measure import Energy, LayerTime, Paced, Sustained, Window, latency_from
+from edgekd.runtime.measure.results import Energy, LayerTime, Paced, Sustained, Window, latency_from
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
     from pathlib import Path
 
     from edgekd.config.recipe import ProfileConfig
-    from edgekd.runtime.measure import Nanoseconds
+    from edgekd.runtime.measure.results import Nanoseconds
 
     #: Gives the agent of an open engine a job, by its name, the keys that its answer must have, and its arguments.
     Ask = Callable[..., dict[str, Any]]
@@ -29,7 +29,7 @@ _WINDOW_SECONDS = 1.0
 
 @dataclass(frozen=True)
 class Further:
-    """What was measured, named as in :class:`~edgekd.runtime.measure.EngineProfile`."""
+    """What was measured, named as in :class:`~edgekd.runtime.measure.results.EngineProfile`."""
 
     paced: Paced | None
     sustained: Sustained | None

@@ -21,9 +21,9 @@ if TYPE_CHECKING:
 
     from edgekd.config.recipe import ProfileConfig
     from edgekd.devices.place import Place
+    from edgekd.runtime.backends.registry import Runtime
     from edgekd.runtime.bundle import Verification
-    from edgekd.runtime.measure import Nanoseconds, Profile
-    from edgekd.runtime.registry import Runtime
+    from edgekd.runtime.measure.results import Nanoseconds, Profile
     from edgekd.runtime.session import Built
 
 #: How long one answer may take: the largest evaluation, not a hung driver.
@@ -109,7 +109,7 @@ class LocalDevice:
             plan: where the engine goes.
             layers: where the description of its layers goes, JSON.
             library: which one builds it, "tensorrt-rtx".
-            options: fields of :class:`edgekd.runtime.tensorrt.BuildOptions`.
+            options: fields of :class:`edgekd.runtime.backends.tensorrt.BuildOptions`.
 
         Returns:
             ``library`` with its version, the number of ``layers``, and the ``messages`` that the library gave.

@@ -15,10 +15,10 @@ if TYPE_CHECKING:
     from contextlib import AbstractContextManager
     from pathlib import Path
 
-    from edgekd.runtime.registry import Runtime
+    from edgekd.runtime.backends.registry import Runtime
 
 #: What an interpreter of this host runs to be an agent.
-AGENT = ("-m", "edgekd.runtime.agent")
+AGENT = ("-m", "edgekd.runtime.agent.agent")
 
 _BATCH = 64
 

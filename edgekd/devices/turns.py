@@ -13,7 +13,7 @@ import numpy as np
 
 from edgekd.devices.further import Further, measure_further, steps, without_agent
 from edgekd.gram.npz import INPUT_PREFIX
-from edgekd.runtime.measure import EngineProfile, Profile, latency_from
+from edgekd.runtime.measure.results import EngineProfile, Profile, latency_from
 from edgekd.runtime.session import open_arrays, write_arrays
 
 if TYPE_CHECKING:
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from types import TracebackType
 
     from edgekd.config.recipe import ProfileConfig
-    from edgekd.runtime.measure import Nanoseconds
+    from edgekd.runtime.measure.results import Nanoseconds
 
 #: Inferences of one engine before the next takes its turn: short, so that a drift of the machine's speed hits all.
 _BLOCK = 50

@@ -12,8 +12,8 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
-    from edgekd.disturb import Channels
     from edgekd.learn.task import Batch
+    from edgekd.runtime.corruption import Channels
 
 
 class ModalityDropout:

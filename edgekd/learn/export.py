@@ -16,7 +16,7 @@ from edgekd.gram.npz import EMBEDDING_PREFIX, INPUT_PREFIX
 from edgekd.learn.evaluate import batches, truth
 from edgekd.learn.taps import Tapped
 from edgekd.learn.to_onnx import Network, write_onnx
-from edgekd.runtime.ort import open_engine
+from edgekd.runtime.backends.onnxruntime import open_engine
 from edgekd.runtime.session import write_arrays
 from edgekd.stages.artifacts import CALIBRATION, TEST, Exported, TaskFacts, onnx_name
 

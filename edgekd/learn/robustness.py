@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from edgekd.disturb import Disturbed, Robustness, measure, save_channels
 from edgekd.learn.evaluate import probe, truth
 from edgekd.learn.statistics import training_channels
 from edgekd.learn.train import compute_device
+from edgekd.runtime.corruption import Disturbed, Robustness, measure, save_channels
 from edgekd.stages.artifacts import CHANNELS
 
 if TYPE_CHECKING:
@@ -20,8 +20,8 @@ if TYPE_CHECKING:
     from torch import nn
 
     from edgekd.config.recipe import RobustnessConfig
-    from edgekd.disturb import Change
     from edgekd.learn.task import Batch, LoadedTask
+    from edgekd.runtime.corruption import Change
     from edgekd.stages.progress import StageReporter
 
 

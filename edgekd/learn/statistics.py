@@ -6,10 +6,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from edgekd.disturb import Channels
 from edgekd.errors import TaskError
 from edgekd.learn.evaluate import batches
 from edgekd.learn.weights import seed_all
+from edgekd.runtime.corruption import Channels
 
 if TYPE_CHECKING:
     from edgekd.learn.task import Split

@@ -23,7 +23,7 @@ from edgekd.runtime.manifest import map_leaves
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from edgekd.runtime.measure import EngineProfile, Latency, Paced, Sustained
+    from edgekd.runtime.measure.results import EngineProfile, Latency, Paced, Sustained
 
 __all__ = ["BuildReport", "StageTime", "TargetResult", "report_json", "report_markdown", "write_report"]
 

@@ -10,7 +10,7 @@ from edgekd.report.table import Column, Table
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
 
-    from edgekd.runtime.measure import Energy, EngineProfile, Latency, Paced, Profile, Quantile, Sustained
+    from edgekd.runtime.measure.results import Energy, EngineProfile, Latency, Paced, Profile, Quantile, Sustained
 
 _NOT_MEASURED = "not measured"
 _QUANTILES = ("p50", "p90", "p99")

@@ -23,7 +23,7 @@ from edgekd.report.training_picture import FOLDER, file_name
 
 if TYPE_CHECKING:
     from edgekd.report.result import BudgetCheck, BuildReport, TargetResult
-    from edgekd.runtime.measure import Profile
+    from edgekd.runtime.measure.results import Profile
 
 _MEANING = {
     "pass": "the engine keeps what the student learned",

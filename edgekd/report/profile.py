@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from edgekd.runtime.manifest import Manifest
-    from edgekd.runtime.measure import EngineProfile, Profile
+    from edgekd.runtime.measure.results import EngineProfile, Profile
 
 
 def profile_json(

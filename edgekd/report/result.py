@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from edgekd.config.target import Budgets
-    from edgekd.disturb import Disturbed, Robustness
     from edgekd.gram.gate import Ledger, Row, Verdict
-    from edgekd.runtime.measure import EngineProfile, Profile, Quantile
+    from edgekd.runtime.corruption import Disturbed, Robustness
+    from edgekd.runtime.measure.results import EngineProfile, Profile, Quantile
 
 #: What the candidate that ships is called in tables.
 ENGINE = "engine"

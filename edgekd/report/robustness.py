@@ -13,8 +13,8 @@ from edgekd.report.table import Column, Table, metric_name
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from edgekd.disturb import Disturbed
     from edgekd.report.result import BuildReport
+    from edgekd.runtime.corruption import Disturbed
 
 TITLE = "Robustness"
 

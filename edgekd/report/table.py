@@ -11,7 +11,7 @@ from edgekd.report.result import ENGINE
 if TYPE_CHECKING:
     from edgekd.gram.gate import Ledger, Limits, Row
     from edgekd.report.result import BuildReport, TargetResult
-    from edgekd.runtime.measure import EngineProfile, Profile
+    from edgekd.runtime.measure.results import EngineProfile, Profile
 
 
 @dataclass(frozen=True)

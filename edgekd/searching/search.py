@@ -18,7 +18,7 @@ from edgekd.pipeline import fit_widths
 from edgekd.project import Project
 from edgekd.publish import writing
 from edgekd.report.search import write_search
-from edgekd.runtime.machine import machine_facts
+from edgekd.runtime.measure.machine import machine_facts
 from edgekd.searching.plan import Plan
 from edgekd.searching.space import Choices, Range, make_space
 from edgekd.stages.cache import Cache, digest

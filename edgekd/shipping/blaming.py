@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
     from edgekd.compress.quantize import Way
-    from edgekd.runtime.measure import Quantile
+    from edgekd.runtime.measure.results import Quantile
     from edgekd.shipping.context import Context, Offer
     from edgekd.stages.progress import StageReporter
 

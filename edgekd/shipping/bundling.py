@@ -19,11 +19,11 @@ from edgekd.gram.probe import Probe
 from edgekd.report.figures import size
 from edgekd.report.result import ENGINE as SHIPPED
 from edgekd.report.result import GRAM, SAMPLES
+from edgekd.runtime.backends.registry import Runtime
 from edgekd.runtime.bundle import write_bundle
-from edgekd.runtime.layers import fold
 from edgekd.runtime.manifest import BRANCHES, null_not_finite
-from edgekd.runtime.measure import Profile
-from edgekd.runtime.registry import Runtime
+from edgekd.runtime.measure.layers import fold
+from edgekd.runtime.measure.results import Profile
 from edgekd.runtime.session import open_arrays
 from edgekd.shipping.context import LIBRARIES, Context, Tried
 from edgekd.shipping.trying import LAYERS

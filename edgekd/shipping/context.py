@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from edgekd.devices.choose import Absent
 from edgekd.gram.drift import Bootstrap
 from edgekd.gram.gate import Limits
-from edgekd.runtime.registry import Runtime
+from edgekd.runtime.backends.registry import Runtime
 from edgekd.stages.artifacts import CALIBRATION, TEST, onnx_name
 from edgekd.stages.stage import Done, Runner, Stage
 

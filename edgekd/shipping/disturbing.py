@@ -5,16 +5,16 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from edgekd.compress.quantize import DEPLOY
-from edgekd.disturb import Disturbed, load_channels, measure
 from edgekd.report.robustness import describe_worst
-from edgekd.runtime.registry import ORT
+from edgekd.runtime.backends.registry import ORT
+from edgekd.runtime.corruption import Disturbed, load_channels, measure
 from edgekd.runtime.session import read_arrays, read_feeds, run_rows
 from edgekd.stages.artifacts import CHANNELS
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from edgekd.disturb import Array, Change
+    from edgekd.runtime.corruption import Array, Change
     from edgekd.shipping.context import Context, Tried
     from edgekd.stages.progress import StageReporter
     from edgekd.stages.stage import Done

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from edgekd.config.target import Target
     from edgekd.devices.device import Device
     from edgekd.gram.gate import Ledger
-    from edgekd.runtime.measure import Profile
+    from edgekd.runtime.measure.results import Profile
     from edgekd.shipping.context import Context, Tried
     from edgekd.shipping.trying import Trial
 

@@ -16,7 +16,7 @@ from edgekd.errors import ModelError
 from edgekd.evidence import probe_variants
 from edgekd.gram.gate import Ledger, Row, keep_ledger
 from edgekd.gram.probe import Probe
-from edgekd.runtime.registry import PACKAGES
+from edgekd.runtime.backends.registry import PACKAGES
 from edgekd.runtime.session import open_arrays
 from edgekd.shipping.context import OUTPUTS, Context, Offer, Tried
 from edgekd.shipping.writing import leave_out

@@ -12,7 +12,7 @@ from edgekd.compress import quantize
 from edgekd.compress.quantize import DEPLOY, ENGINE, Way
 from edgekd.config.target import load_calibration, load_target
 from edgekd.errors import ModelError, TaskError
-from edgekd.runtime.ort import open_engine
+from edgekd.runtime.backends.onnxruntime import open_engine
 from edgekd.runtime.session import read_arrays, read_feeds, run_rows
 
 X = {"x": normal(4)}

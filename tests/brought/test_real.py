@@ -10,7 +10,7 @@ from edgekd.brought.bring import bring
 from edgekd.compress import quantize
 from edgekd.compress.quantize import ENGINE, Way
 from edgekd.config.target import load_calibration, load_target
-from edgekd.runtime.ort import open_engine
+from edgekd.runtime.backends.onnxruntime import open_engine
 from edgekd.runtime.session import read_feeds, run_rows
 from edgekd.stages.progress import Silent, StageReporter
 

@@ -229,7 +229,7 @@ PEAK = """
 import sys
 from pathlib import Path
 from edgekd.compress.calibrate import Samples, tensor_ranges
-from edgekd.runtime.machine import peak_rss_bytes
+from edgekd.runtime.measure.machine import peak_rss_bytes
 from edgekd.config.target import Calibration, Scheme
 model, samples, work = map(Path, sys.argv[1:4])
 method, count, chunk = sys.argv[4], int(sys.argv[5]), int(sys.argv[6])

@@ -13,7 +13,7 @@ from edgekd.compress import quantize
 from edgekd.compress.half import to_half
 from edgekd.config.target import Calibration, Scheme
 from edgekd.errors import ModelError
-from edgekd.runtime.tensorrt import RTX, BuildOptions, build
+from edgekd.runtime.backends.tensorrt import RTX, BuildOptions, build
 
 OUTPUTS = ["logits", "embedding.image", "embedding.motion"]
 

@@ -13,7 +13,7 @@ from edgekd.compress.calibrate import Samples
 from edgekd.compress.nncf import quantize
 from edgekd.config.target import DEFAULT_OPERATORS, Calibration, Scheme
 from edgekd.errors import ModelError
-from edgekd.runtime.openvino import no_telemetry
+from edgekd.runtime.backends.openvino import no_telemetry
 
 with no_telemetry():
     pytest.importorskip("nncf")

@@ -9,7 +9,7 @@ from onnx.helper import make_node, make_tensor_value_info
 from edgekd.compress.graph import save
 from edgekd.compress.switches import Switchboard, undo
 from edgekd.errors import ModelError
-from edgekd.runtime.openvino import no_telemetry
+from edgekd.runtime.backends.openvino import no_telemetry
 
 FEEDS = make_inputs(100, seed=1)
 

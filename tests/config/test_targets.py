@@ -224,7 +224,7 @@ def test_a_budget_that_is_missed_is_named(cache, tmp_path):
 
 
 OWN = """
-from edgekd.runtime.ort import open_engine
+from edgekd.runtime.backends.onnxruntime import open_engine
 
 
 def open_npu(engine, threads, name, *, gain=1.0):
@@ -317,7 +317,7 @@ def test_every_timed_inference_is_kept(fan):
 PICKY = """
 from pathlib import Path
 
-from edgekd.runtime.ort import open_engine
+from edgekd.runtime.backends.onnxruntime import open_engine
 
 
 def open_npu(engine, threads, name):

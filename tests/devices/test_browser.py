@@ -28,8 +28,8 @@ from edgekd.devices.browser.chromium import NAMES, find_chromium, version
 from edgekd.devices.browser.page import Page, pack, unpack
 from edgekd.devices.browser.server import Server
 from edgekd.errors import DeviceError, ModelError, TargetError
-from edgekd.runtime import ort
-from edgekd.runtime.registry import Runtime
+from edgekd.runtime.backends import onnxruntime
+from edgekd.runtime.backends.registry import Runtime
 from edgekd.runtime.session import read_feeds, run_rows
 
 WEB = Runtime("onnxruntime-web")
@@ -130,7 +130,7 @@ def processes():
 def evaluate(files, outputs, engine, device=None, runtime=WEB, threads=1):
     """Evaluate an engine in the browser, and by ONNX Runtime here."""
     (device or BrowserDevice()).evaluate(files / f"{engine}.onnx", runtime, files / "x.npz", outputs, threads)
-    with ort.open_engine(files / f"{engine}.onnx") as session:
+    with onnxruntime.open_engine(files / f"{engine}.onnx") as session:
         expected = run_rows(session, read_feeds(files / "x.npz", session.inputs), 150)
     with np.load(outputs) as found:
         assert found.files == list(expected)
@@ -484,7 +484,7 @@ def test_the_example_page_shows_what_the_bundle_says(files, tmp_path):
     shutil.copy(files / "float.onnx", site / "bundle" / "deploy.onnx")
     with np.load(files / "x.npz") as archive:
         rows = {name: archive[f"input.{name}"][:5] for name in ("x", "y")}
-    with ort.open_engine(files / "float.onnx") as session:
+    with onnxruntime.open_engine(files / "float.onnx") as session:
         logits = session.run(rows)["logits"]
     ids = np.array(["one", "zwölf", "three", "four", "five"])
     inputs = {"input.x": np.asfortranarray(rows["x"]), "input.y": rows["y"]}

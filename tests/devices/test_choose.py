@@ -40,7 +40,7 @@ def test_what_is_not_for_this_host_has_no_device(target, reason):
 
 
 def test_openvino_without_a_gpu_has_no_device():
-    from edgekd.runtime.openvino import devices
+    from edgekd.runtime.backends.openvino import devices
 
     if "GPU" in devices():
         pytest.skip("this machine has a GPU")

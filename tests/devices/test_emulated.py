@@ -23,8 +23,8 @@ from edgekd.devices import emulator
 from edgekd.devices.emulated import EmulatedDevice
 from edgekd.devices.local import LocalDevice
 from edgekd.errors import DeviceError, ModelError
-from edgekd.runtime.machine import package_versions
-from edgekd.runtime.registry import ORT, Runtime
+from edgekd.runtime.backends.registry import ORT, Runtime
+from edgekd.runtime.measure.machine import package_versions
 
 ARM = ("cortex-a72", "cortex-a76")
 ROWS, CHANNELS, WIDTH, CLASSES = 20, 16, 4, 8

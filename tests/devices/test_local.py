@@ -15,10 +15,10 @@ from edgekd.config.recipe import ProfileConfig
 from edgekd.devices.local import LocalDevice
 from edgekd.devices.process import AgentProcess
 from edgekd.errors import DeviceError, ModelError
-from edgekd.runtime.measure import latency_from
-from edgekd.runtime.registry import ORT
+from edgekd.runtime.backends.registry import ORT
+from edgekd.runtime.measure.results import latency_from
 
-AGENT = [sys.executable, "-m", "edgekd.runtime.agent"]
+AGENT = [sys.executable, "-m", "edgekd.runtime.agent.agent"]
 
 
 def save_engine(path, width=4):
@@ -282,7 +282,7 @@ def test_agents_run_this_very_edgekd_from_any_folder(files, tmp_path, monkeypatc
 def test_describing_starts_nothing_and_loads_nothing():
     code = (
         "import sys\nfrom edgekd.devices.local import LocalDevice\n"
-        "from edgekd.runtime.registry import ORT\n"
+        "from edgekd.runtime.backends.registry import ORT\n"
         "starts = ('subprocess', 'os.fork', 'os.posix_spawn', 'os.system')\n"
         "sys.addaudithook(lambda event, _: event.startswith(starts) and sys.exit(event))\n"
         "facts = LocalDevice().describe(ORT)\nassert facts == LocalDevice().describe(ORT)\n"

@@ -18,8 +18,8 @@ from edgekd.devices.local import LocalDevice
 from edgekd.devices.ssh import SshDevice, parse
 from edgekd.devices.ssh.packing import pack
 from edgekd.errors import DeviceError, MissingDependency, ModelError, StorageError, TargetError
-from edgekd.runtime.machine import identity
-from edgekd.runtime.registry import ORT, Runtime
+from edgekd.runtime.backends.registry import ORT, Runtime
+from edgekd.runtime.measure.machine import identity
 
 CONFIG = ProfileConfig(iterations=120, warmup=5, cold_starts=1)
 
@@ -157,7 +157,7 @@ def test_a_board_whose_shell_talks(device, board, engines, tmp_path):
 
 CUSTOM = """
 from pathlib import Path
-from edgekd.runtime.ort import open_engine as ort
+from edgekd.runtime.backends.onnxruntime import open_engine as ort
 
 
 class Doubled:
@@ -422,7 +422,7 @@ def test_agents_end_with_their_host_whatever_they_do(board, engines):
     """Also those in the middle of a long job, and the board is free then."""
     code = (
         "import sys\nfrom pathlib import Path\nfrom edgekd.devices.ssh import SshDevice\n"
-        "from edgekd.runtime.registry import ORT\nfrom edgekd.config.recipe import ProfileConfig\n"
+        "from edgekd.runtime.backends.registry import ORT\nfrom edgekd.config.recipe import ProfileConfig\n"
         f"engines = Path({str(engines)!r})\n"
         f"SshDevice({board.address()!r}).profile({{'a': engines / 'a.onnx'}}, ORT, engines / 'x.npz', engines,\n"
         "    ProfileConfig(iterations=1, warmup=10**9, cold_starts=1), lambda *step: print(*step, flush=True))"
@@ -512,7 +512,7 @@ def test_the_agent_needs_numpy_and_nothing_else(tmp_path):
         for path in sorted((tmp_path / "agent").rglob("*.py"))
         if path.name not in ("__init__.py", "__main__.py")
     ]
-    assert {"edgekd.runtime.board", "edgekd.gram.matrix", "edgekd.errors"} <= set(modules)
+    assert {"edgekd.runtime.agent.board", "edgekd.gram.matrix", "edgekd.errors"} <= set(modules)
     code = (
         f"import importlib, sys\nfor name in {modules}:\n    importlib.import_module(name)\n"
         "tops = {name.partition('.')[0] for name in sys.modules}\n"

@@ -13,7 +13,7 @@ from boards import NO_SSHD, forget_sockets, make_python, running_sshd
 from commands import build_arguments, copy_cache, edgekd, edgekd_begun, events, outcome, started
 
 from edgekd import load
-from edgekd.runtime.openvino import library
+from edgekd.runtime.backends.openvino import library
 
 #: What this host and a board of its own kind would share.
 ON_DEVICE = {"engine", "check", "profile", "disturb", "bundle", "verify"}
@@ -255,7 +255,7 @@ def test_ctrl_c_leaves_nothing_running_there(board, cache, tmp_path):
 
 NOISY = '''
 import numpy as np
-from edgekd.runtime.ort import open_engine as ort
+from edgekd.runtime.backends.onnxruntime import open_engine as ort
 
 
 class Noisy:

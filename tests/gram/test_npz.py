@@ -101,7 +101,7 @@ def test_memory_is_that_of_a_chunk(tmp_path):
 import sys
 from pathlib import Path
 from edgekd.gram.npz import stream_rows
-from edgekd.runtime.machine import peak_rss_bytes
+from edgekd.runtime.measure.machine import peak_rss_bytes
 before = peak_rss_bytes()
 assert sum(len(chunk["a"]) for chunk in stream_rows(Path(sys.argv[1]), ["a"], 100)) == 20_000
 print(peak_rss_bytes() - before)

@@ -18,7 +18,7 @@ from edgekd.learn.taps import Tapped
 from edgekd.learn.task import ArraySplit, Modality, Sample
 from edgekd.learn.to_onnx import Network, write_onnx
 from edgekd.learn.weights import build
-from edgekd.runtime.ort import open_engine
+from edgekd.runtime.backends.onnxruntime import open_engine
 
 OPSET = 18
 

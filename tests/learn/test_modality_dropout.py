@@ -6,7 +6,6 @@ import torch
 from small import TAPS, Remembers, TwoTowers, loaded, reporter, split
 
 from edgekd.config.recipe import DistillConfig, LossConfig
-from edgekd.disturb import Channels
 from edgekd.errors import TaskError
 from edgekd.gram.distance import GramKind, gram_distance
 from edgekd.gram.matrix import SOFTNESS
@@ -17,6 +16,7 @@ from edgekd.learn.statistics import training_channels
 from edgekd.learn.taps import Taps
 from edgekd.learn.task import ArraySplit, collate
 from edgekd.learn.weights import build
+from edgekd.runtime.corruption import Channels
 from edgekd.tasks.digits import Digits
 
 BOTH = Taps(TAPS, TAPS)

@@ -8,7 +8,11 @@ import torch
 from small import Remembers, reporter
 
 from edgekd.config.recipe import DistillConfig, RobustnessConfig, TaskConfig, TeacherConfig
-from edgekd.disturb import (
+from edgekd.learn import distill, robustness, teacher
+from edgekd.learn.taps import Taps, resolve_taps
+from edgekd.learn.task import load_task
+from edgekd.learn.weights import build, load_weights
+from edgekd.runtime.corruption import (
     Channels,
     adding_noise,
     dropping,
@@ -16,10 +20,6 @@ from edgekd.disturb import (
     measure,
     save_channels,
 )
-from edgekd.learn import distill, robustness, teacher
-from edgekd.learn.taps import Taps, resolve_taps
-from edgekd.learn.task import load_task
-from edgekd.learn.weights import build, load_weights
 from edgekd.stages.artifacts import CHANNELS
 
 VIEWS = ["fou", "zer"]

@@ -15,7 +15,7 @@ from edgekd.gram.probe import Probe
 from edgekd.report import profile as profiles
 from edgekd.report.build import BuildReport, StageTime, TargetResult, write_report
 from edgekd.runtime.manifest import Manifest
-from edgekd.runtime.measure import (
+from edgekd.runtime.measure.results import (
     Energy,
     EngineProfile,
     LayerTime,

@@ -8,7 +8,7 @@ from profiles import MEASURED, REASONS, WINDOWS, all_of, engine
 from edgekd.report.measured import branch_table, engine_latency_table, further_lines, how, latency_table, start_line
 from edgekd.report.page import report_markdown
 from edgekd.report.table import markdown
-from edgekd.runtime.measure import LayerTime, Sustained
+from edgekd.runtime.measure.results import LayerTime, Sustained
 
 
 def test_an_engines_latencies_stand_side_by_side():

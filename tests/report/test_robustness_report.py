@@ -6,9 +6,9 @@ import pytest
 from builds import LIMITS, build, ledger, target
 
 from edgekd.console import print_report
-from edgekd.disturb import Disturbed, Robustness
 from edgekd.report.build import report_json, report_markdown
 from edgekd.report.robustness import describe_worst, robustness_line, robustness_table
+from edgekd.runtime.corruption import Disturbed, Robustness
 
 ENGINE = Disturbed(0.9, {"accel": 0.5, "audio": 0.7}, {"accel": 0.85, "audio": 0.8})
 NETWORKS = Robustness(1.0, {

@@ -15,7 +15,7 @@ from edgekd.devices.browser.chromium import find_chromium, version
 from edgekd.devices.browser.page import Page
 from edgekd.devices.turns import take_turns
 from edgekd.errors import DeviceError, ModelError, TargetError
-from edgekd.runtime.machine import cpu_model, machine_facts
+from edgekd.runtime.measure.machine import cpu_model, machine_facts
 from edgekd.runtime.session import FeedCheck, TensorSpec, read_feeds, run_rows, write_arrays
 
 if TYPE_CHECKING:
@@ -24,8 +24,8 @@ if TYPE_CHECKING:
     from types import TracebackType
 
     from edgekd.config.recipe import ProfileConfig
-    from edgekd.runtime.measure import Nanoseconds, Profile
-    from edgekd.runtime.registry import Runtime
+    from edgekd.runtime.backends.registry import Runtime
+    from edgekd.runtime.measure.results import Nanoseconds, Profile
     from edgekd.runtime.session import Array, Feeds
 
 _RUNTIME = "onnxruntime-web"

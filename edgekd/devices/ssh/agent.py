@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from edgekd.devices.process import AgentProcess
 from edgekd.errors import DeviceError, EdgekdError, StorageError
-from edgekd.runtime.board import GREETING
+from edgekd.runtime.agent.board import GREETING
 
 if TYPE_CHECKING:
     from edgekd.devices.ssh.connection import Connection

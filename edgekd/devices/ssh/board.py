@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from edgekd.devices.ssh.connection import Connection
-    from edgekd.runtime.registry import Runtime
+    from edgekd.runtime.backends.registry import Runtime
 
 #: Bytes that travel at a time.
 _CHUNK = 1 << 20

@@ -20,7 +20,7 @@ _MAIN = """import sys
 
 sys.dont_write_bytecode = True
 
-from edgekd.runtime.board import main
+from edgekd.runtime.agent.board import main
 
 main()
 """

@@ -11,7 +11,7 @@ from edgekd.report.figures import milliseconds
 from edgekd.report.joined.svg import WIDTH, Frame, legend, picture, text, x_axis
 
 if TYPE_CHECKING:
-    from edgekd.runtime.measure import Profile
+    from edgekd.runtime.measure.results import Profile
 
 _ROW, _LABEL, _FIGURE, _BAR = 30.0, 84, 54, 18.0
 #: Behind the modalities.

@@ -11,7 +11,7 @@ from edgekd.gram.gate import Ledger, Verdict
 from edgekd.report.joined.content import convert, load
 from edgekd.report.joined.rows import Entry, Row
 from edgekd.report.result import GRAM, LATENCY, REPORT, SAMPLES, SCHEMA_VERSION
-from edgekd.runtime.measure import Profile
+from edgekd.runtime.measure.results import Profile
 
 if TYPE_CHECKING:
     from pathlib import Path

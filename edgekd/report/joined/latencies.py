@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from edgekd.report.joined.rows import Entry
     from edgekd.report.joined.svg import Look
-    from edgekd.runtime.measure import EngineProfile
+    from edgekd.runtime.measure.results import EngineProfile
 
     _Array = np.ndarray[Any, np.dtype[np.float64]]
 

@@ -14,12 +14,12 @@ from edgekd.report.joined.content import convert, load
 from edgekd.report.joined.rows import Entry, Row
 from edgekd.report.result import GRAM, PROFILE, PROFILE_VERSION, SAMPLES
 from edgekd.runtime.manifest import map_leaves
-from edgekd.runtime.measure import Profile
+from edgekd.runtime.measure.results import Profile
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from edgekd.runtime.measure import EngineProfile
+    from edgekd.runtime.measure.results import EngineProfile
 
 #: Figures of a drift that are always there: null in a bundle's ledger is what JSON cannot hold.
 _DRIFT = ("mean", "bound", "worst_pair_mean", "bias")

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from edgekd.gram.gate import Ledger, Verdict
-    from edgekd.runtime.measure import Profile
+    from edgekd.runtime.measure.results import Profile
 
 #: From good to bad.
 VERDICTS: tuple[Verdict, ...] = ("pass", "warn", "fail")

@@ -22,17 +22,17 @@ import numpy as np
 
 from edgekd.errors import DeviceError, MissingDependency, ModelError, TargetError, nearest
 from edgekd.files import atomic_path, need, write_text
-from edgekd.runtime.cuda import Gpu, gpu_name
-from edgekd.runtime.layers import from_tensorrt
-from edgekd.runtime.machine import power_mode
+from edgekd.runtime.backends.cuda import Gpu, gpu_name
+from edgekd.runtime.backends.tensorrt_log import THE_GRAPH, Journal, advice, node, plain, without_collector
+from edgekd.runtime.measure.layers import from_tensorrt
+from edgekd.runtime.measure.machine import power_mode
 from edgekd.runtime.session import Array, Built, FeedCheck, Feeds, Session, TensorSpec
-from edgekd.runtime.trt_log import THE_GRAPH, Journal, advice, node, plain, without_collector
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
     from types import TracebackType
 
-    from edgekd.runtime.measure import LayerTime
+    from edgekd.runtime.measure.results import LayerTime
 
 TENSORRT, RTX = "tensorrt", "tensorrt-rtx"
 _TITLES = {TENSORRT: "TensorRT", RTX: "TensorRT-RTX"}

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 from engines import EMBEDDINGS, samples, save_engine, save_samples
 
-from edgekd.runtime.ort import open_engine
+from edgekd.runtime.backends.onnxruntime import open_engine
 
-AGENT = ("-m", "edgekd.runtime.agent")
+AGENT = ("-m", "edgekd.runtime.agent.agent")
 
 
 @pytest.fixture(scope="module")
@@ -91,7 +91,7 @@ def test_the_layers_are_of_another_engine_in_place_of_the_one_that_was_open(file
 
 def test_a_users_own_runtime_is_timed_as_a_whole(files, tmp_path):
     (tmp_path / "mine.py").write_text(
-        "from edgekd.runtime.ort import open_engine as o\ndef mine(*a, **k):\n    return o(*a, **k)\n"
+        "from edgekd.runtime.backends.onnxruntime import open_engine as o\ndef mine(*a, **k):\n    return o(*a, **k)\n"
     )
     job = {**opened(files), "runtime": f"{tmp_path / 'mine.py'}:mine"}
     first = {"job": "first", "feeds": str(files / "x.npz")}
@@ -186,7 +186,7 @@ def test_it_ends_in_the_middle_of_a_job_whose_answer_nobody_will_read(files):
 
 
 def test_a_remote_one_ends_with_its_stdin_in_the_middle_of_a_job(files):
-    code = "from edgekd.runtime.agent import JOBS, Agent, serve\nserve(Agent(), JOBS, silence_s=3600)"
+    code = "from edgekd.runtime.agent.agent import JOBS, Agent, serve\nserve(Agent(), JOBS, silence_s=3600)"
     endless = {"job": "measure", "iterations": 10**9, "warmup": 10**9}
     first = {"job": "first", "feeds": str(files / "x.npz")}
     process = begun(opened(files), first, endless, executable=("-c", code))
@@ -198,7 +198,7 @@ def test_a_remote_one_ends_with_its_stdin_in_the_middle_of_a_job(files):
 
 
 def test_it_ends_when_it_hears_nothing_for_too_long():
-    code = "from edgekd.runtime.agent import JOBS, Agent, serve\nserve(Agent(), JOBS, 'hello', silence_s=1)"
+    code = "from edgekd.runtime.agent.agent import JOBS, Agent, serve\nserve(Agent(), JOBS, 'hello', silence_s=1)"
     process = begun(executable=("-c", code))
     assert process.stdout.readline() == "hello\n"
     for _ in range(8):  # for longer than it would bear silence

@@ -1,4 +1,4 @@
-"""The device side: ``python -m edgekd.runtime.agent`` answers one JSON job a line with one JSON line.
+"""The device side: ``python -m edgekd.runtime.agent.agent`` answers one JSON job a line with one JSON line.
 
 A job is ``{"job": name, ...arguments}``, named like a method of :class:`Agent`. The answer is ``{"ok": true, ...}``,
 or ``{"ok": false, "kind": "ModelError", "error": "..."}`` for what a user can cause. A defect of edgekd ends the agent
@@ -26,8 +26,10 @@ import numpy as np
 
 from edgekd.errors import DeviceError, EdgekdError, StorageError, nearest
 from edgekd.files import write_text
-from edgekd.runtime import bundle, energy, machine, sensors, tensorrt
-from edgekd.runtime.registry import PACKAGES, Runtime
+from edgekd.runtime import bundle
+from edgekd.runtime.backends import tensorrt
+from edgekd.runtime.backends.registry import PACKAGES, Runtime
+from edgekd.runtime.measure.results import energy, machine, sensors
 from edgekd.runtime.session import TimesComputing, read_feeds, run_rows, write_arrays
 
 if TYPE_CHECKING:

@@ -18,13 +18,15 @@ from typing import TYPE_CHECKING, Any
 
 from edgekd.errors import DeviceError
 from edgekd.files import sha256_file
-from edgekd.runtime import agent, machine, tensorrt
-from edgekd.runtime.registry import PACKAGES
+from edgekd.runtime.agent.agent import agent
+from edgekd.runtime.backends import tensorrt
+from edgekd.runtime.backends.registry import PACKAGES
+from edgekd.runtime.measure.results import machine
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from edgekd.runtime.agent import Answer
+    from edgekd.runtime.agent.agent import Answer
 
 #: What the agent says first: before it, a board's shell may have said anything.
 GREETING = "edgekd agent"

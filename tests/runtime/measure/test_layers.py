@@ -5,11 +5,11 @@ import pytest
 from engines import samples, save_engine, save_graph
 from onnx import TensorProto, helper, numpy_helper
 
-from edgekd.runtime import ort
-from edgekd.runtime.layers import fold, from_ort_trace, from_tensorrt
-from edgekd.runtime.measure import EngineProfile, LayerTime, Profile, latency_from
-from edgekd.runtime.openvino import layer_times, no_telemetry
-from edgekd.runtime.registry import ORT, Runtime
+from edgekd.runtime.backends import onnxruntime
+from edgekd.runtime.backends.openvino import layer_times, no_telemetry
+from edgekd.runtime.backends.registry import ORT, Runtime
+from edgekd.runtime.measure.layers import fold, from_ort_trace, from_tensorrt
+from edgekd.runtime.measure.results import EngineProfile, LayerTime, Profile, latency_from
 
 
 def rows(count):
@@ -20,19 +20,19 @@ def rows(count):
 
 
 def test_onnx_runtime_times_each_node(tmp_path):
-    layers = ort.layer_times(save_engine(tmp_path / "e.onnx"), 1, rows(30))
+    layers = onnxruntime.layer_times(save_engine(tmp_path / "e.onnx"), 1, rows(30))
     assert {layer.kind for layer in layers} == {"MatMul", "Flatten", "Concat", "Gemm"}
     assert len(layers) == 5
     assert all(0 < layer.mean_ms < 100 and layer.branch is None for layer in layers)
 
 
 def test_one_row_is_enough(tmp_path):
-    assert len(ort.layer_times(save_engine(tmp_path / "e.onnx"), 1, rows(1))) == 5
+    assert len(onnxruntime.layer_times(save_engine(tmp_path / "e.onnx"), 1, rows(1))) == 5
 
 
 def test_a_trace_leaves_nothing_behind(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    ort.layer_times(save_engine(tmp_path / "e.onnx"), 1, rows(1))
+    onnxruntime.layer_times(save_engine(tmp_path / "e.onnx"), 1, rows(1))
     assert [path.name for path in tmp_path.iterdir()] == ["e.onnx"]
 
 

@@ -12,9 +12,9 @@ from onnx.helper import make_node
 from refused import quantized, serialized, single
 
 from edgekd.errors import DeviceError, MissingDependency, ModelError, TargetError
-from edgekd.runtime import tensorrt
-from edgekd.runtime.cuda import Gpu, gpu_name
-from edgekd.runtime.tensorrt import (
+from edgekd.runtime.backends import tensorrt
+from edgekd.runtime.backends.cuda import Gpu, gpu_name
+from edgekd.runtime.backends.tensorrt import (
     RTX,
     BuildOptions,
     absent,
@@ -24,7 +24,7 @@ from edgekd.runtime.tensorrt import (
     open_engine,
     timing_cache_key,
 )
-from edgekd.runtime.trt_log import Journal
+from edgekd.runtime.backends.tensorrt_log import Journal
 
 pytestmark = pytest.mark.skipif(
     (platform.system(), platform.machine()) != ("Linux", "x86_64"), reason="TensorRT-RTX has no package for this system"

@@ -12,14 +12,14 @@ from typing import TYPE_CHECKING, Any
 
 from edgekd.errors import DeviceError, TargetError, nearest
 from edgekd.files import make_folder, sha256_file, user_cache
-from edgekd.runtime.custom import CheckedSession, guarded, import_function, source_file
-from edgekd.runtime.machine import cpu_model, package_versions
+from edgekd.runtime.backends.custom import CheckedSession, guarded, import_function, source_file
+from edgekd.runtime.measure.machine import cpu_model, package_versions
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
     from pathlib import Path
 
-    from edgekd.runtime.measure import LayerTime
+    from edgekd.runtime.measure.results import LayerTime
     from edgekd.runtime.session import Built, Feeds, Session
 
 #: For each runtime its module below :mod:`edgekd.runtime`, and what its ``open_engine`` is always told. A browser's

@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from edgekd.gram.blame import FUSION
-from edgekd.runtime.measure import LayerTime
+from edgekd.runtime.measure.results import LayerTime
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
     from pathlib import Path
 
-    from edgekd.runtime.measure import Profile
+    from edgekd.runtime.measure.results import Profile
 
 #: What ONNX Runtime appends to a node's name in its trace, and puts before that of a node it fused others into.
 _KERNEL, _FUSED = "_kernel_time", "fused "

@@ -11,14 +11,14 @@ import numpy as np
 
 from edgekd.errors import ModelError
 from edgekd.files import need
-from edgekd.runtime.layers import from_ort_trace
+from edgekd.runtime.measure.layers import from_ort_trace
 from edgekd.runtime.session import Array, FeedCheck, Feeds, Session, TensorSpec
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
     from types import TracebackType
 
-    from edgekd.runtime.measure import LayerTime
+    from edgekd.runtime.measure.results import LayerTime
 
 _DTYPES = {
     "tensor(float)": "float32",

@@ -9,12 +9,12 @@ from engines import samples, save_engine
 
 from edgekd.config.target import RUNTIMES
 from edgekd.errors import ModelError, TargetError
-from edgekd.runtime.ort import open_engine
-from edgekd.runtime.registry import ORT, PACKAGES, Runtime
+from edgekd.runtime.backends.onnxruntime import open_engine
+from edgekd.runtime.backends.registry import ORT, PACKAGES, Runtime
 
 OWN = textwrap.dedent(
     """
-    from edgekd.runtime.ort import open_engine
+    from edgekd.runtime.backends.onnxruntime import open_engine
 
     seen = []
 
@@ -151,7 +151,7 @@ def test_a_cache_that_cannot_be_written_is_done_without(engine, tmp_path, monkey
 
 
 BAD = """
-from edgekd.runtime.ort import open_engine
+from edgekd.runtime.backends.onnxruntime import open_engine
 
 
 class Session:

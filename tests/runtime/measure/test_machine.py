@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from trees import INTEL, ORIN, plant
 
-from edgekd.runtime.machine import cpu_model, identity, jetson_facts, machine_facts
+from edgekd.runtime.measure.machine import cpu_model, identity, jetson_facts, machine_facts
 
 
 def test_facts_are_known_or_said_to_be_unreadable():
@@ -30,7 +30,7 @@ def test_int8_instructions_are_the_processors():
 
 def test_peak_memory_is_what_was_touched_even_after_it_is_freed():
     code = (
-        "import numpy as np; from edgekd.runtime.machine import peak_rss_bytes; before = peak_rss_bytes();"
+        "import numpy as np; from edgekd.runtime.measure.machine import peak_rss_bytes; before = peak_rss_bytes();"
         "block = np.ones(100_000_000, np.uint8); del block; print(peak_rss_bytes() - before)"
     )
     grown = int(subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout)
@@ -39,7 +39,7 @@ def test_peak_memory_is_what_was_touched_even_after_it_is_freed():
 
 def test_a_child_does_not_inherit_its_parents_peak():
     block = np.ones(250_000_000, np.uint8)
-    code = "from edgekd.runtime.machine import peak_rss_bytes; print(peak_rss_bytes())"
+    code = "from edgekd.runtime.measure.machine import peak_rss_bytes; print(peak_rss_bytes())"
     child = int(subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout)
     assert 5e6 < child < 200e6 < len(block)
 

@@ -5,7 +5,7 @@ from onnx import TensorProto, helper
 from onnx.helper import make_node, make_tensor_value_info
 
 from edgekd.errors import ModelError
-from edgekd.runtime.ort import open_engine
+from edgekd.runtime.backends.onnxruntime import open_engine
 from edgekd.runtime.session import TensorSpec, TimesComputing
 
 

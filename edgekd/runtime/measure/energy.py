@@ -13,8 +13,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
 from edgekd.errors import DeviceError
-from edgekd.runtime.machine import ROOT, read, read_number
-from edgekd.runtime.measure import Energy
+from edgekd.runtime.measure.machine import ROOT, read, read_number
+from edgekd.runtime.measure.results import Energy
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence

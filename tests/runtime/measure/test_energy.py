@@ -7,7 +7,7 @@ import pytest
 from trees import INTEL, ORIN, plant
 
 from edgekd.errors import DeviceError
-from edgekd.runtime.energy import find_rails, measure
+from edgekd.runtime.measure.energy import find_rails, measure
 
 RAPL = "sys/class/powercap/intel-rapl:0"
 TRIO = ["VDD_GPU_SOC", "VDD_CPU_CV", "VIN_SYS_5V0"]

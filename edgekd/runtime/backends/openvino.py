@@ -12,14 +12,14 @@ from typing import TYPE_CHECKING, Any
 
 from edgekd.errors import DeviceError, ModelError, TargetError
 from edgekd.files import need
-from edgekd.runtime.layers import from_openvino
+from edgekd.runtime.measure.layers import from_openvino
 from edgekd.runtime.session import Array, Built, FeedCheck, Feeds, Session, TensorSpec, run_rows
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
     from types import TracebackType
 
-    from edgekd.runtime.measure import LayerTime
+    from edgekd.runtime.measure.results import LayerTime
 
 #: OpenVINO forgets the names of dynamic dimensions; a leading one is the batch.
 _BATCH = "batch"
@@ -153,7 +153,7 @@ def layer_times(
     """Run an engine on ``rows`` with OpenVINO's counters, each once and on for a second; return the layers' mean times.
 
     The first run, which builds kernels, counts too: hence the second. Layers of less than 1 us, the step of the
-    counters, are not among them; see :func:`~edgekd.runtime.layers.from_openvino`.
+    counters, are not among them; see :func:`~edgekd.runtime.measure.layers.from_openvino`.
 
     Raises:
         MissingDependency, DeviceError, ModelError, TargetError: as of :func:`open_engine`.

@@ -1,7 +1,7 @@
 import pytest
 from trees import INTEL, ORIN, plant
 
-from edgekd.runtime.sensors import Reading, look, throttled
+from edgekd.runtime.measure.sensors import Reading, look, throttled
 
 
 def test_a_jetson(tmp_path):

@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from edgekd.runtime.machine import ROOT, gpu_clock, read, read_number
+from edgekd.runtime.measure.machine import ROOT, gpu_clock, read, read_number
 
 if TYPE_CHECKING:
     from collections.abc import Iterable

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from edgekd.runtime.measure import EngineProfile, LayerTime, interval_ranks, latency_from, stream_discards
+from edgekd.runtime.measure.results import EngineProfile, LayerTime, interval_ranks, latency_from, stream_discards
 
 
 def test_ten_samples_by_hand():

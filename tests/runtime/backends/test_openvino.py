@@ -9,9 +9,9 @@ from onnx.helper import make_node, make_tensor_value_info
 from onnxruntime import quantization
 
 from edgekd.errors import DeviceError, ModelError, TargetError
-from edgekd.runtime import ort
-from edgekd.runtime.openvino import absent, devices, library, no_telemetry, open_engine
-from edgekd.runtime.registry import Runtime
+from edgekd.runtime.backends import onnxruntime
+from edgekd.runtime.backends.openvino import absent, devices, library, no_telemetry, open_engine
+from edgekd.runtime.backends.registry import Runtime
 from edgekd.runtime.session import TensorSpec
 
 with no_telemetry():
@@ -54,12 +54,12 @@ def assert_same(found, expected, **tolerance):
 
 
 def test_inputs_and_outputs_are_those_of_onnx_runtime(path):
-    with open_engine(path) as session, ort.open_engine(path) as reference:
+    with open_engine(path) as session, onnxruntime.open_engine(path) as reference:
         assert (session.inputs, session.outputs) == (reference.inputs, reference.outputs)
 
 
 def test_results_are_those_of_onnx_runtime_at_any_batch_size(path):
-    with open_engine(path) as session, ort.open_engine(path) as reference:
+    with open_engine(path) as session, onnxruntime.open_engine(path) as reference:
         for run, rows in enumerate((1, 7, 1, 2, 7)):
             feeds = samples(rows, seed=run)
             assert_same(session.run(feeds), reference.run(feeds), **CLOSE)
@@ -67,7 +67,11 @@ def test_results_are_those_of_onnx_runtime_at_any_batch_size(path):
 
 def test_int8_results_are_those_of_onnx_runtime(qdq):
     exact = qdq.with_name("float.onnx")
-    with open_engine(qdq) as session, ort.open_engine(qdq) as reference, ort.open_engine(exact) as unrounded:
+    with (
+        open_engine(qdq) as session,
+        onnxruntime.open_engine(qdq) as reference,
+        onnxruntime.open_engine(exact) as unrounded,
+    ):
         for rows in (1, 7, 1):
             found, expected, original = (s.run(samples(rows)) for s in (session, reference, unrounded))
             for name, array in expected.items():
@@ -78,7 +82,7 @@ def test_int8_results_are_those_of_onnx_runtime(qdq):
 
 def test_a_graph_without_a_batch_runs(tmp_path):
     path = save_engine(tmp_path / "fixed.onnx", batch=3)
-    with open_engine(path) as session, ort.open_engine(path) as reference:
+    with open_engine(path) as session, onnxruntime.open_engine(path) as reference:
         assert session.inputs == reference.inputs
         assert_same(session.run(samples(3)), reference.run(samples(3)), **CLOSE)
 
@@ -310,7 +314,7 @@ def test_a_type_that_numpy_lacks_is_named(tmp_path):
 def test_importing_it_reports_to_nobody(tmp_path):
     """In a process of its own: what was imported before would keep its ways."""
     code = (
-        "import os, edgekd; before = dict(os.environ); from edgekd.runtime.openvino import library; library();"
+        "import os, edgekd; before = dict(os.environ); from edgekd.runtime.backends.openvino import library; library();"
         "import openvino_telemetry; assert openvino_telemetry.Telemetry().consent is False; assert os.environ == before"
     )
     env = {"HOME": str(tmp_path), "PYTHONPATH": ":".join(sys.path)}
