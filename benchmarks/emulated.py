@@ -20,8 +20,8 @@ from common import arguments, export, write_result
 import edgekd
 from edgekd.compress import quantize
 from edgekd.config.target import load_calibration
-from edgekd.devices.emulated import EmulatedDevice
-from edgekd.devices.emulator import processors
+from edgekd.devices.emulated.device import EmulatedDevice
+from edgekd.devices.emulated.qemu import processors
 from edgekd.devices.local import LocalDevice
 from edgekd.gram.drift import Bootstrap, flips, measure_drift
 from edgekd.gram.npz import EMBEDDING_PREFIX
@@ -30,7 +30,7 @@ from edgekd.runtime.backends.registry import ORT
 from edgekd.stages.artifacts import CALIBRATION, TEST, onnx_name
 
 if TYPE_CHECKING:
-    from edgekd.devices.device import Device
+    from edgekd.devices.base import Device
 
 TARGET = edgekd.load_target("cpu")
 FLOAT, INT8 = quantize.Way("float32", None), quantize.Way("int8", "qdq")

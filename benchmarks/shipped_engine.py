@@ -70,7 +70,7 @@ if TYPE_CHECKING:
 
     from edgekd.config.recipe import Recipe
     from edgekd.config.target import Target
-    from edgekd.devices.device import Device
+    from edgekd.devices.base import Device
     from edgekd.learning import Learning
     from edgekd.report.result import TargetResult
 

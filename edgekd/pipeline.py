@@ -18,7 +18,7 @@ import edgekd
 from edgekd import bringing, joint, learning
 from edgekd.compress.quantize import ways
 from edgekd.config.target import load_calibration
-from edgekd.devices.choose import Absent, assign_devices
+from edgekd.devices.select import Absent, assign_devices
 from edgekd.devices.ssh import SshDevice
 from edgekd.errors import OutputError, TargetError
 from edgekd.files import make_folder
@@ -41,7 +41,7 @@ if TYPE_CHECKING:
 
     from edgekd.config.recipe import Recipe
     from edgekd.config.target import Target
-    from edgekd.devices.device import Device
+    from edgekd.devices.base import Device
     from edgekd.origin import Origin
 
 
@@ -76,7 +76,7 @@ def build(
         targets: for which kinds of device.
         places: where to.
         devices: on which machines engines run: ``DEVICE`` or ``TARGET=DEVICE`` each, see
-            :func:`edgekd.devices.choose.assign_devices`. By default what is at hand for each target.
+            :func:`edgekd.devices.select.assign_devices`. By default what is at hand for each target.
         name: what the report calls the recipe.
         observer: hears of each stage.
 

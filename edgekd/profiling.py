@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING, Any
 from msgspec.structs import replace
 
 from edgekd.config.target import load_target, shipped_targets
-from edgekd.devices.choose import open_device
-from edgekd.devices.device import Verifier
+from edgekd.devices.base import Verifier
+from edgekd.devices.parallel import together
+from edgekd.devices.select import open_device
 from edgekd.devices.ssh import SshDevice
-from edgekd.devices.together import together
 from edgekd.errors import BundleError, DeviceError, OutputError
 from edgekd.files import make_folder
 from edgekd.runtime.bundle import engine_file, examine, read_branches
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
 
     from edgekd.config.recipe import ProfileConfig
-    from edgekd.devices.device import Device
+    from edgekd.devices.base import Device
     from edgekd.runtime.backends.registry import Runtime
     from edgekd.runtime.bundle import Verification
     from edgekd.runtime.manifest import Manifest
@@ -74,7 +74,7 @@ def profile_bundle(
             the bundle's target are read.
         advance: called after each step with steps done, steps in all, and what came out.
         output: keeps the raw times, of several devices in a folder for each; None to drop them.
-        requests: on which devices, see :func:`edgekd.devices.choose.open_device`; boards measure at the same time. By
+        requests: on which devices, see :func:`edgekd.devices.select.open_device`; boards measure at the same time. By
             default this machine, or for a bundle for the browser a browser on it.
 
     Returns:

@@ -269,7 +269,7 @@ class Rounding(LocalDevice):
 
 
 def test_the_gate_judges_what_is_shipped(cache, tmp_path, monkeypatch):
-    monkeypatch.setattr("edgekd.devices.choose.LocalDevice", Rounding)
+    monkeypatch.setattr("edgekd.devices.select.LocalDevice", Rounding)
     report = build(quick_recipe(), [load_target("cpu")], Places(tmp_path / "out", cache))
     assert report.targets[0].deploy_logit_error == pytest.approx(1e-3, rel=0.1)
     ran = max(cache.glob("engine-*/int8/outputs.npz"), key=lambda path: path.stat().st_mtime)

@@ -22,7 +22,7 @@ def device(context: click.Context) -> None:
     """
     if context.invoked_subcommand is None:
         from edgekd.console import print_devices
-        from edgekd.devices.choose import known_devices
+        from edgekd.devices.select import known_devices
 
         rows = [
             (found.name, "accuracy alone" if found.no_latency else "accuracy, latency", found.missing() or "ready")
@@ -36,7 +36,7 @@ def device(context: click.Context) -> None:
 def install_device(name: str) -> None:
     """Fetch what a device needs, once, into the user's cache: `emulated:cortex-a76`, `browser`."""
     from edgekd.console import steps
-    from edgekd.devices.choose import install, known_devices
+    from edgekd.devices.select import install, known_devices
 
     with steps(f"installing {name}") as advance:
         install(name, advance)

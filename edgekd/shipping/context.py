@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
-from edgekd.devices.choose import Absent
+from edgekd.devices.select import Absent
 from edgekd.gram.drift import Bootstrap
 from edgekd.gram.gate import Limits
 from edgekd.runtime.backends.registry import Runtime
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from edgekd.compress.quantize import Candidate, Way
     from edgekd.config.recipe import Recipe
     from edgekd.config.target import Target
-    from edgekd.devices.device import Device
+    from edgekd.devices.base import Device
     from edgekd.gram.gate import Ledger
     from edgekd.gram.probe import Probe
     from edgekd.origin import Origin

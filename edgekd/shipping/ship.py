@@ -6,8 +6,8 @@ import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from edgekd.devices.choose import Absent
-from edgekd.devices.device import Verifier
+from edgekd.devices.base import Verifier
+from edgekd.devices.select import Absent
 from edgekd.publish import BUNDLE, ENGINES, REJECTED, Files, files_below
 from edgekd.report.result import ENGINE, GRAM, LATENCY, CandidateResult, TargetResult
 from edgekd.selection import choose
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from edgekd.config.target import Target
-    from edgekd.devices.device import Device
+    from edgekd.devices.base import Device
     from edgekd.gram.gate import Ledger
     from edgekd.runtime.measure.results import Profile
     from edgekd.shipping.context import Context, Tried

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from edgekd.devices.parallel import together
 from edgekd.devices.ssh import SshDevice
-from edgekd.devices.together import together
 from edgekd.shipping.ship import ship
 from edgekd.shipping.writing import write
 

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from edgekd.compress.quantize import DEPLOY, ENGINE
-from edgekd.devices.choose import Absent
 from edgekd.devices.local import LocalDevice
+from edgekd.devices.select import Absent
 from edgekd.errors import ModelError
 from edgekd.evidence import probe_variants
 from edgekd.gram.gate import Ledger, Row, keep_ledger

@@ -6,7 +6,7 @@ import json
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING
 
-from edgekd.devices.device import Verifier
+from edgekd.devices.base import Verifier
 from edgekd.errors import BundleError
 from edgekd.files import write_text
 from edgekd.publish import ENGINES

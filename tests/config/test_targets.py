@@ -20,7 +20,7 @@ from commands import (
 )
 
 from edgekd.devices.browser import BrowserDevice
-from edgekd.devices.emulated import EmulatedDevice
+from edgekd.devices.emulated.device import EmulatedDevice
 
 pytestmark = pytest.mark.skipif(platform.machine() != "x86_64", reason="TensorRT-RTX is for x86-64")
 

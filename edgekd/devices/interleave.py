@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
-from edgekd.devices.further import Further, measure_further, steps, without_agent
+from edgekd.devices.extra_measurements import Further, measure_further, steps, without_agent
 from edgekd.gram.npz import INPUT_PREFIX
 from edgekd.runtime.measure.results import EngineProfile, Profile, latency_from
 from edgekd.runtime.session import open_arrays, write_arrays

@@ -4,7 +4,7 @@ import threading
 
 import pytest
 
-from edgekd.devices.together import together
+from edgekd.devices.parallel import together
 from edgekd.errors import DeviceError, MissingDependency
 
 

@@ -7,9 +7,9 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from edgekd.devices import browser, emulator
+from edgekd.devices import browser
 from edgekd.devices.browser import BrowserDevice
-from edgekd.devices.emulated import EmulatedDevice
+from edgekd.devices.emulated.device import EmulatedDevice, qemu
 from edgekd.devices.local import LocalDevice
 from edgekd.devices.ssh import SCHEME, SshDevice
 from edgekd.errors import DeviceError, TargetError, nearest
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from edgekd.config.target import Target
-    from edgekd.devices.device import Device
+    from edgekd.devices.base import Device
 
 KINDS = ("local", "browser", "emulated:PROCESSOR", "ssh://[USER@]HOST[:PORT][?python=COMMAND]", "none")
 
@@ -150,7 +150,7 @@ def _misfit(target: Target, arch: str, model: str, machine: str = "this machine"
 
 def known_devices() -> tuple[Device, ...]:
     """Return every device that this host can offer, installed or not."""
-    return LocalDevice(), BrowserDevice(), *(EmulatedDevice(processor) for processor in emulator.processors())
+    return LocalDevice(), BrowserDevice(), *(EmulatedDevice(processor) for processor in qemu.processors())
 
 
 def install(name: str, advance: Callable[[int, int, str], None]) -> Path | None:
@@ -169,7 +169,7 @@ def install(name: str, advance: Callable[[int, int, str], None]) -> Path | None:
     if name == "browser":
         return browser.install(advance)
     if name.startswith("emulated:"):
-        return emulator.install(name.removeprefix("emulated:"), advance)
+        return qemu.install(name.removeprefix("emulated:"), advance)
     if name == "local":
         return None
     raise DeviceError(f"there is no device '{name}' to install{nearest(name, (d.name for d in known_devices()))}")

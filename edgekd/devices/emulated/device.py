@@ -11,9 +11,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import edgekd
-from edgekd.devices import emulator, place
+from edgekd.devices import agent_host
+from edgekd.devices.agent_host import AGENT, Here
+from edgekd.devices.emulated.device import qemu
 from edgekd.devices.local import agent_environment
-from edgekd.devices.place import AGENT, Here
 from edgekd.errors import DeviceError, MissingDependency
 from edgekd.runtime.backends.registry import PACKAGES
 from edgekd.runtime.measure.machine import package_versions
@@ -46,7 +47,7 @@ class EmulatedDevice:
     no_latency = "not measured: emulated time says nothing of the processor"
 
     def __init__(self, processor: str, patience_seconds: float = _PATIENCE_SECONDS) -> None:
-        self._processor = emulator.find(processor)
+        self._processor = qemu.find(processor)
         self._patience_seconds = patience_seconds
         self.name = f"emulated:{self._processor.name}"
         self.arch = self._processor.arch
@@ -54,7 +55,7 @@ class EmulatedDevice:
     def missing(self) -> str | None:
         """Say how to install it; None where it is installed."""
         try:
-            found = emulator.installed(self._processor.name)
+            found = qemu.installed(self._processor.name)
         except MissingDependency as error:
             return str(error)
         return None if found else f"{self.name} is not installed on this host: edgekd device install {self.name}"
@@ -75,10 +76,10 @@ class EmulatedDevice:
         """
         root = self._root()
         facts = {"cpu": f"{self._processor.name}, emulated", "arch": self.arch}
-        facts["emulator"] = f"QEMU {emulator.find_qemu(self._processor).version}"
+        facts["emulator"] = f"QEMU {qemu.find_qemu(self._processor).version}"
         if self._processor.native:
             return {**facts, **package_versions(PACKAGES.get(runtime.name, ()))}
-        return {**facts, **emulator.guest_versions(root)}
+        return {**facts, **qemu.guest_versions(root)}
 
     def evaluate(
         self,
@@ -89,7 +90,7 @@ class EmulatedDevice:
         threads: int,
         tell: Callable[[str], None] = lambda _: None,  # noqa: ARG002 - nothing is said while an engine runs
     ) -> None:
-        """Run every row of ``inputs`` through an engine; see :class:`~edgekd.devices.device.Device`.
+        """Run every row of ``inputs`` through an engine; see :class:`~edgekd.devices.base.Device`.
 
         Raises:
             DeviceError: also where it is not installed, and for a runtime whose results under emulation are not known
@@ -98,11 +99,11 @@ class EmulatedDevice:
         root = self._root()
         if reason := self.refuses(runtime):
             raise DeviceError(reason)
-        command = [*emulator.python_command(self._processor, root), *AGENT]
+        command = [*qemu.python_command(self._processor, root), *AGENT]
         with tempfile.TemporaryDirectory() as sources:
             environment = self._environment(root, Path(sources))
             here = Here(command, environment, self._patience_seconds)
-            place.evaluate(here, engine, runtime, inputs, outputs, threads)
+            agent_host.evaluate(here, engine, runtime, inputs, outputs, threads)
 
     def profile(
         self,
@@ -124,7 +125,7 @@ class EmulatedDevice:
         """Let go of it: nothing is held."""
 
     def _root(self) -> Path:
-        root = emulator.installed(self._processor.name)
+        root = qemu.installed(self._processor.name)
         if root is None:
             raise DeviceError(str(self.missing()))
         return root
@@ -134,4 +135,4 @@ class EmulatedDevice:
             return agent_environment()
         # A link to edgekd alone: beside it may lie this host's site-packages, which are not for this processor.
         (sources / "edgekd").symlink_to(Path(edgekd.__file__).resolve().parent)
-        return emulator.guest_environment(root, sources)
+        return qemu.guest_environment(root, sources)

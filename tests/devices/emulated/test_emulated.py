@@ -19,8 +19,7 @@ from onnx import TensorProto, helper, numpy_helper, save
 from onnx.helper import make_node, make_tensor_value_info
 
 from edgekd.config.recipe import ProfileConfig
-from edgekd.devices import emulator
-from edgekd.devices.emulated import EmulatedDevice
+from edgekd.devices.emulated.device import EmulatedDevice, qemu
 from edgekd.devices.local import LocalDevice
 from edgekd.errors import DeviceError, ModelError
 from edgekd.runtime.backends.registry import ORT, Runtime
@@ -151,7 +150,7 @@ def test_int8_with_weights_of_8_bits_saturates_without_vnni(outputs):
 # --- the device
 
 
-@pytest.mark.parametrize("processor", emulator.processors())
+@pytest.mark.parametrize("processor", qemu.processors())
 def test_the_versions_are_this_hosts(processor):
     facts = emulated(processor).describe(ORT)
     assert facts["onnxruntime"] == package_versions(["onnxruntime"])["onnxruntime"]
@@ -176,13 +175,13 @@ HWCAPS = (
 @pytest.mark.parametrize("processor", ARM)
 def test_cpuinfo_says_what_the_emulator_has(processor):
     emulated(processor)
-    found, root = emulator.find(processor), emulator.installed(processor)
+    found, root = qemu.find(processor), qemu.installed(processor)
     code = (
         "import ctypes\nauxval = ctypes.CDLL(None).getauxval\nauxval.restype = ctypes.c_ulong\nprint(auxval(16))\n"
         "print(next(line for line in open('/proc/cpuinfo') if line.startswith('Features')))"
     )
-    command = [*emulator.python_command(found, root), "-c", code]
-    environment = emulator.guest_environment(root)
+    command = [*qemu.python_command(found, root), "-c", code]
+    environment = qemu.guest_environment(root)
     printed = subprocess.run(command, env=environment, check=True, capture_output=True, text=True).stdout.splitlines()
     assert int(printed[0]) < 1 << len(HWCAPS)
     assert printed[1].split()[2:] == [name for bit, name in enumerate(HWCAPS) if int(printed[0]) >> bit & 1]
@@ -197,14 +196,14 @@ def test_a_broken_engine_is_a_model_error(files, tmp_path):
 def test_a_crash_of_the_engine_library_is_quoted(files, tmp_path, monkeypatch):
     """ONNX Runtime crashes where an ARM processor shows it the host's /proc/cpuinfo."""
     emulated("cortex-a76")
-    root = emulator.installed("cortex-a76")
-    for name in (emulator.WHEELS, "usr", "lib"):
+    root = qemu.installed("cortex-a76")
+    for name in (qemu.WHEELS, "usr", "lib"):
         (tmp_path / name).symlink_to(root.parent / name)
     view = tmp_path / "cortex-a76"
     view.mkdir()
     for name in ("usr", "lib"):
         (view / name).symlink_to(tmp_path / name)
-    monkeypatch.setattr(emulator, "installed", lambda _: view)
+    monkeypatch.setattr(qemu, "installed", lambda _: view)
     with pytest.raises(DeviceError, match=r"ended \(SIGSEGV\) instead of answering 'open'.*uncaught target signal 11"):
         evaluate(EmulatedDevice("cortex-a76"), files, tmp_path / "y.npz")
 
@@ -308,12 +307,12 @@ def test_what_is_not_installed_names_the_command(files, tmp_path):
         evaluate(device, files, tmp_path / "y.npz")
 
 
-@pytest.mark.parametrize("processor", emulator.processors())
+@pytest.mark.parametrize("processor", qemu.processors())
 def test_without_qemu_the_package_is_named(processor, tmp_path, monkeypatch):
     monkeypatch.setenv("PATH", str(tmp_path))
-    assert emulator.installed(processor) is None
+    assert qemu.installed(processor) is None
     with pytest.raises(DeviceError, match=r"needs qemu-\w+-static.*apt-get install qemu-user-static"):
-        emulator.install(processor, lambda *_: None)
+        qemu.install(processor, lambda *_: None)
 
 
 def test_an_old_qemu_is_refused(tmp_path, monkeypatch):
@@ -322,7 +321,7 @@ def test_an_old_qemu_is_refused(tmp_path, monkeypatch):
     old.chmod(0o755)
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(DeviceError, match=r"emulating cortex-a76 needs QEMU 7\.2 or newer"):
-        emulator.install("cortex-a76", lambda *_: None)
+        qemu.install("cortex-a76", lambda *_: None)
 
 
 @needs("qemu-aarch64-static")
@@ -330,14 +329,14 @@ def test_without_apt_it_is_said(tmp_path, monkeypatch, nothing_installed):
     (tmp_path / "qemu-aarch64-static").symlink_to(shutil.which("qemu-aarch64-static"))
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(DeviceError, match="which needs apt-get and dpkg-deb: install it on Debian or Ubuntu"):
-        emulator.install("cortex-a76", lambda *_: None)
+        qemu.install("cortex-a76", lambda *_: None)
 
 
 @needs_apt
 def test_without_a_network_nothing_is_left(nothing_installed):
     steps = []
     with pytest.raises(DeviceError, match=r"Debian's packages cannot be had from http\S+; check the network"):
-        emulator.install("cortex-a76", lambda *step: steps.append(step))
+        qemu.install("cortex-a76", lambda *step: steps.append(step))
     assert steps == [(0, 5, "Debian's package lists")]
     assert [path.suffix for path in nothing_installed.iterdir()] == [".lock"]
 
@@ -352,10 +351,10 @@ def test_a_killed_installation_is_not_taken_for_whole_and_swept(nothing_installe
             connection, _ = mirror.accept()
             process.kill()
         connection.close()
-    assert emulator.installed("cortex-a76") is None
+    assert qemu.installed("cortex-a76") is None
     assert len([path for path in nothing_installed.iterdir() if path.is_dir()]) == 1
     with pytest.raises(DeviceError, match="cannot be had"):
-        emulator.install("cortex-a76", lambda *_: None)
+        qemu.install("cortex-a76", lambda *_: None)
     assert not [path for path in nothing_installed.iterdir() if path.is_dir()]
 
 
@@ -364,4 +363,4 @@ def test_a_cache_folder_that_cannot_be_made_is_named(tmp_path, monkeypatch):
     (tmp_path / "file").touch()
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
     with pytest.raises(DeviceError, match=r"file/edgekd/emulators: cannot be made a folder.*with XDG_CACHE_HOME"):
-        emulator.install("cortex-a76", lambda *_: None)
+        qemu.install("cortex-a76", lambda *_: None)

@@ -6,7 +6,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
-from edgekd.devices.process import AgentProcess
+from edgekd.devices.agent_process import AgentProcess
 from edgekd.runtime.bundle import Verification
 from edgekd.runtime.session import Built
 
@@ -79,7 +79,7 @@ def evaluate(place: Place, engine: Path, runtime: Runtime, inputs: Path, outputs
 
 
 def verify(place: Place, bundle: Path, runtime: Runtime, threads: int) -> Verification:
-    """Let an agent check a bundle; see :class:`~edgekd.devices.device.Verifier`."""
+    """Let an agent check a bundle; see :class:`~edgekd.devices.base.Verifier`."""
     with place.start() as agent:
         told = place.spell(runtime)["runtime"]
         found = agent.ask("verify", "verification", bundle_folder=place.send(bundle), runtime=told, threads=threads)
@@ -87,7 +87,7 @@ def verify(place: Place, bundle: Path, runtime: Runtime, threads: int) -> Verifi
 
 
 def build(place: Place, engine: Path, runtime: Runtime, folder: Path, threads: int) -> Built | None:
-    """Let an agent keep what its library makes of an engine; see :class:`~edgekd.devices.device.Verifier`."""
+    """Let an agent keep what its library makes of an engine; see :class:`~edgekd.devices.base.Verifier`."""
     with place.start() as agent, place.receive(folder) as there:
         told = place.spell(runtime)
         built = agent.ask("build", "built", engine=place.send(engine), folder=there, threads=threads, **told)["built"]
