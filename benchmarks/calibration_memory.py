@@ -21,8 +21,8 @@ from common import write_result
 from edgekd.config.recipe import Tap
 from edgekd.config.target import Calibration, load_target
 from edgekd.gram.npz import INPUT_PREFIX
-from edgekd.learn.models import Conv1dEncoder, Conv2dEncoder, LateFusion
-from edgekd.learn.to_onnx import Network, write_onnx
+from edgekd.training.export.onnx import Network, write_onnx
+from edgekd.training.task.models import Conv1dEncoder, Conv2dEncoder, LateFusion
 
 FEW, MANY = 128, 8192
 GOAL = 1.1

@@ -13,16 +13,16 @@ import torch
 
 from edgekd.config.recipe import TaskConfig, TeacherConfig
 from edgekd.gram.matrix import pair_names
-from edgekd.learn import teacher as teacher_stage
-from edgekd.learn.evaluate import batches, probe, truth
-from edgekd.learn.reference import Known, Live
-from edgekd.learn.taps import Tapped, resolve_taps
-from edgekd.learn.task import SPLITS, ArraySplit, LoadedTask, load_task
-from edgekd.learn.terms import Side
-from edgekd.learn.weights import build, load_weights
 from edgekd.stages.artifacts import WEIGHTS
 from edgekd.stages.labels import UNLABELLED
 from edgekd.stages.progress import Silent, StageReporter
+from edgekd.training.distillation import teacher as teacher_stage
+from edgekd.training.distillation.references import Known, Live
+from edgekd.training.distillation.terms import Side
+from edgekd.training.loop.evaluate import batches, probe, truth
+from edgekd.training.loop.weights import build, load_weights
+from edgekd.training.taps.taps import Tapped, resolve_taps
+from edgekd.training.task.protocol import SPLITS, ArraySplit, LoadedTask, load_task
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from edgekd.config.recipe import Tap
-    from edgekd.learn.task import Batch, Split
+    from edgekd.training.task.protocol import Batch, Split
 
 FOLDER = Path("build/benchmarks/distill")
 #: Where nothing is said, teachers are trained as the shipped recipes do.

@@ -21,13 +21,13 @@ from distill_methods import BY_NAME
 from edgekd.config.recipe import DistillConfig
 from edgekd.files import write_text
 from edgekd.gram.drift import Bootstrap, measure_drift
-from edgekd.learn.evaluate import few, probe
-from edgekd.learn.objective import Distillation
-from edgekd.learn.taps import Tapped
-from edgekd.learn.terms import Where, places
-from edgekd.learn.train import Fit, fit
-from edgekd.learn.weights import build
 from edgekd.stages.progress import Silent, StageReporter
+from edgekd.training.distillation.objective import Distillation
+from edgekd.training.distillation.terms import Where, places
+from edgekd.training.loop.evaluate import few, probe
+from edgekd.training.loop.loop import Fit, fit
+from edgekd.training.loop.weights import build
+from edgekd.training.taps.taps import Tapped
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from edgekd.config.recipe import LossConfig
-    from edgekd.learn.train import Epoch
+    from edgekd.training.loop.loop import Epoch
 
 _RUNS = FOLDER / "runs"
 _BY_CASE = {case.name: case for case in CASES}

@@ -18,15 +18,15 @@ from common import arguments, write_result
 from torch.utils.data import DataLoader
 
 from edgekd.config.recipe import LossConfig, load_recipe
-from edgekd.learn.models import Conv2dEncoder, LateFusion
-from edgekd.learn.objective import Distillation
-from edgekd.learn.reference import Live
-from edgekd.learn.taps import Tapped, resolve_taps
-from edgekd.learn.task import ArraySplit, Modality, collate, load_task
-from edgekd.learn.terms import Where
-from edgekd.learn.weights import build
 from edgekd.stages.progress import Silent, StageReporter
 from edgekd.tasks.av_digits import AvDigits
+from edgekd.training.distillation.objective import Distillation
+from edgekd.training.distillation.references import Live
+from edgekd.training.distillation.terms import Where
+from edgekd.training.loop.weights import build
+from edgekd.training.taps.taps import Tapped, resolve_taps
+from edgekd.training.task.models import Conv2dEncoder, LateFusion
+from edgekd.training.task.protocol import ArraySplit, Modality, collate, load_task
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -29,28 +29,28 @@ from edgekd.config.recipe import PruneBudget
 from edgekd.files import write_text
 from edgekd.gram.drift import Bootstrap, flips, measure_drift
 from edgekd.gram.probe import Probe
-from edgekd.learn import prune
-from edgekd.learn.budget import count_macs
-from edgekd.learn.channels import dependency_graph, prunable, remove
-from edgekd.learn.cut import Cutter
-from edgekd.learn.evaluate import probe, truth
-from edgekd.learn.layers import parameters_trainable, width_givers
-from edgekd.learn.sensitivity import Evidence
-from edgekd.learn.surgeon import GramSurgeon
-from edgekd.learn.train import compute_device
-from edgekd.learn.weights import build, load_weights, save_weights
 from edgekd.learning import Learner
 from edgekd.project import Project
 from edgekd.stages.artifacts import CUT, PROBE, REMOVED, WEIGHTS
 from edgekd.stages.cache import ROUNDS, Cache
 from edgekd.stages.progress import Silent, StageReporter
 from edgekd.stages.stage import Runner
+from edgekd.training.loop.autograd_layers import parameters_trainable, width_givers
+from edgekd.training.loop.evaluate import probe, truth
+from edgekd.training.loop.loop import compute_device
+from edgekd.training.loop.weights import build, load_weights, save_weights
+from edgekd.training.pruning import stage as prune
+from edgekd.training.pruning.budget import count_macs
+from edgekd.training.pruning.curvature import Evidence
+from edgekd.training.pruning.cutter import Cutter
+from edgekd.training.pruning.groups import dependency_graph, prunable, remove
+from edgekd.training.pruning.obs import GramSurgeon
 
 if TYPE_CHECKING:
     from torch import nn
 
     from edgekd.config.recipe import PruneConfig
-    from edgekd.learn.taps import Taps
+    from edgekd.training.taps.taps import Taps
 
 BUDGET = 0.5
 METHODS = ("gram", "magnitude", "uniform", "made-up", "taylor", "fpgm", "random")

@@ -124,7 +124,7 @@ class _Trainer:
         """Look at the validation split."""
 
         def run(_folder: Path, _report: StageReporter) -> Facts:
-            from edgekd.learn.validation import labelled_truth
+            from edgekd.training.loop.validation import labelled_truth
 
             task = self.project.loaded
             known = labelled_truth(task)
@@ -139,8 +139,8 @@ class _Trainer:
         """Return the teacher's metric on the validation split."""
 
         def run(_folder: Path, _report: StageReporter) -> Ceiling:
-            from edgekd.learn.train import compute_device
-            from edgekd.learn.validation import score
+            from edgekd.training.loop.loop import compute_device
+            from edgekd.training.loop.validation import score
 
             model = self.learner.load_teacher(teacher).to(compute_device())
             return Ceiling(score(self.project.loaded, model, self.learner.taps.teacher))
@@ -175,9 +175,9 @@ class _Trainer:
 
     def _measure(self, trained: Trained, began: float, epochs: int, folder: Path, seed: int | None) -> Trial:
         """Sum up a trial; its weights, and what it said of the test split, are not kept."""
-        from edgekd.learn.train import compute_device
-        from edgekd.learn.validation import finite, sampling_error
-        from edgekd.learn.weights import build, load_weights
+        from edgekd.training.loop.loop import compute_device
+        from edgekd.training.loop.validation import finite, sampling_error
+        from edgekd.training.loop.weights import build, load_weights
 
         task, ticks, taken = self.project.loaded, self.narrator.ticks, self.clock() - began
         epoch = min((after - before for before, after in pairwise(ticks)), default=taken)

@@ -37,13 +37,13 @@ def train(learner: Learner) -> None:
         RankError: another process ended, hangs, or cannot be met.
         TaskError: another process has other code, options or data.
     """
-    from edgekd.learn import ranks
+    from edgekd.training.loop import distributed
 
     runner = learner.runner
-    with ranks.joined():
-        if ranks.leads():
+    with distributed.joined():
+        if distributed.leads():
             _ = learner.project.identity  # loads the data and remembers the digest, for the others to find both
-        ranks.wait()
+        distributed.wait()
         replace(learner, runner=_Joint(runner.cache, runner.observer, runner.times)).train()
 
 
@@ -52,34 +52,34 @@ class _Joint(Runner):
 
     def __call__(self, stage: Stage[R]) -> Done[R]:
         """Run a stage, or read its result."""
-        from edgekd.learn import ranks
+        from edgekd.training.loop import distributed
 
-        if ranks.share(stage.key) != stage.key:
+        if distributed.share(stage.key) != stage.key:
             raise TaskError(
                 f"stage '{stage.name}': this process has another recipe, other code or other data than rank 0, so they "
                 "cannot train together; start all with one command, and seed what is random in the task"
             )
-        return self._lead(stage) if ranks.leads() else self._follow(stage)
+        return self._lead(stage) if distributed.leads() else self._follow(stage)
 
     def _lead(self, stage: Stage[R]) -> Done[R]:
-        from edgekd.learn import ranks
+        from edgekd.training.loop import distributed
 
         runs = []
 
         def run(folder: Path, report: StageReporter) -> R:
-            runs.append(ranks.share(str(folder)))
+            runs.append(distributed.share(str(folder)))
             return stage.run(folder, report)
 
         done = super().__call__(replace(stage, run=run))
         if not runs:
-            ranks.share(None)
-        ranks.share(msgspec.to_builtins(done.result))
+            distributed.share(None)
+        distributed.share(msgspec.to_builtins(done.result))
         return done
 
     def _follow(self, stage: Stage[R]) -> Done[R]:
-        from edgekd.learn import ranks
+        from edgekd.training.loop import distributed
 
-        folder = ranks.share()
+        folder = distributed.share()
         if folder is not None:
             stage.run(Path(folder), StageReporter(Silent(), stage.name))
-        return Done(stage.key, self.cache.root / stage.key, msgspec.convert(ranks.share(), stage.result))
+        return Done(stage.key, self.cache.root / stage.key, msgspec.convert(distributed.share(), stage.result))

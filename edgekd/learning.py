@@ -26,9 +26,9 @@ if TYPE_CHECKING:
     from edgekd.config.recipe import DistillConfig, LossConfig, Recipe
     from edgekd.config.target import Scheme
     from edgekd.gram.probe import Probe
-    from edgekd.learn.taps import Taps
     from edgekd.project import Project
     from edgekd.stages.progress import StageReporter
+    from edgekd.training.taps.taps import Taps
 
 STAGES = ("teacher", "distill", "prune", "export")
 #: After them, where the recipe wants it and a report is written.
@@ -129,7 +129,7 @@ class Learner:
         config = self.recipe.quantize.tune
 
         def tune_it(folder: Path, report: StageReporter) -> Trained:
-            from edgekd.learn import tune
+            from edgekd.training.qat import stage as tune
 
             networks = tune.Networks(
                 self.load_teacher(learned.teacher),
@@ -143,9 +143,9 @@ class Learner:
         tuned = self.runner(Stage("tune", VERSIONS["tune"], depends, Trained, tune_it, self._describe))
 
         def export_it(folder: Path, report: StageReporter) -> Exported:
-            from edgekd.learn import export
-            from edgekd.learn.to_onnx import Network
-            from edgekd.learn.weights import load_weights
+            from edgekd.training.export import stage as export
+            from edgekd.training.export.onnx import Network
+            from edgekd.training.loop.weights import load_weights
 
             model = load_weights(self._load_pruned(learned.pruned.folder), tuned.folder / WEIGHTS)
             networks = {learned.network: Network(model, self.taps.student)}
@@ -162,7 +162,7 @@ class Learner:
         config = self.recipe.robustness
 
         def run(folder: Path, report: StageReporter) -> Robustness:
-            from edgekd.learn import robustness
+            from edgekd.training import robustness
 
             models = {
                 "teacher": self.load_teacher(learned.teacher),
@@ -186,7 +186,7 @@ class Learner:
             raise ModelError(f"[teacher] weights: {weights}: no such file")
 
         def run(folder: Path, report: StageReporter) -> Trained:
-            from edgekd.learn import teacher
+            from edgekd.training.distillation import teacher
 
             self.preflight()
             return teacher.run(project.loaded, self.taps.teacher, config, self.recipe.seed, folder, report)
@@ -220,7 +220,7 @@ class Learner:
         self, teacher: Done[Trained], config: DistillConfig, seed: int, folder: Path, report: StageReporter
     ) -> Trained:
         """Distil a student into a folder, with a config and a seed that need not be the recipe's."""
-        from edgekd.learn import distill
+        from edgekd.training.distillation import distill
 
         self.preflight()
         outputs, model = self._outputs(teacher, config.loss, report), self.load_teacher(teacher)
@@ -230,7 +230,7 @@ class Learner:
         config = self.recipe.prune
 
         def run(folder: Path, report: StageReporter) -> Trained:
-            from edgekd.learn import prune
+            from edgekd.training.pruning import stage as prune
 
             networks = prune.Networks(
                 self.load_teacher(teacher),
@@ -248,9 +248,9 @@ class Learner:
         config = self.recipe.export
 
         def run(folder: Path, report: StageReporter) -> Exported:
-            from edgekd.learn import export
-            from edgekd.learn.ensemble import taps_of
-            from edgekd.learn.to_onnx import Network
+            from edgekd.training.distillation.ensemble import taps_of
+            from edgekd.training.export import stage as export
+            from edgekd.training.export.onnx import Network
 
             model = self.load_teacher(teacher)
             networks = {
@@ -268,8 +268,9 @@ class Learner:
         """Return where the teacher's outputs of the training split are, written once; None where it is to run."""
         if not self.recipe.distill.cache_teacher:
             return None
-        from edgekd.learn import cached, ranks
-        from edgekd.learn.terms import places
+        from edgekd.training.distillation import cached_teacher
+        from edgekd.training.distillation.terms import places
+        from edgekd.training.loop import distributed
 
         read = places(self.taps.teacher, loss, "teacher")
         depends = {"version": VERSIONS["outputs"], "teacher": teacher.key, "places": list(_plain(read).items())}
@@ -278,19 +279,19 @@ class Learner:
         def wait() -> None:
             report.warn("another build is writing the teacher's outputs; waiting for them")
 
-        if ranks.leads():
+        if distributed.leads():
             with cache.claim(name, wait) as folder:
                 if folder is not None:
                     split = self.project.loaded.splits["train"]
-                    cached.write(self.load_teacher(teacher), read, split, folder, report)
+                    cached_teacher.write(self.load_teacher(teacher), read, split, folder, report)
                     cache.finish(name, {})
-        ranks.wait()
+        distributed.wait()
         return cache.root / name
 
     @cached_property
     def taps(self) -> Taps:
         """Where both networks' embeddings are, from the recipe and the task."""
-        from edgekd.learn.taps import Taps, resolve_taps
+        from edgekd.training.taps.taps import Taps, resolve_taps
 
         task, names = self.project.loaded.task, self.project.loaded.modalities
         return Taps(
@@ -310,7 +311,7 @@ class Learner:
     @cached_property
     def _checked(self) -> bool:
         """True, computed once a build: the check reads every sample."""
-        from edgekd.learn import preflight
+        from edgekd.training import preflight
 
         preflight.check(self.project.loaded, self.taps, self.recipe)
         return True
@@ -320,7 +321,7 @@ class Learner:
         factory, count = self.project.loaded.task.teacher, self.recipe.teacher.members
         if count == 1:
             return self._load(factory, done)
-        from edgekd.learn.ensemble import Ensemble
+        from edgekd.training.distillation.ensemble import Ensemble
 
         return self._load(lambda: Ensemble([factory() for _ in range(count)], self.taps.teacher), done)
 
@@ -328,13 +329,13 @@ class Learner:
         return self._load(self.project.loaded.task.student, done)
 
     def _load(self, factory: Callable[[], nn.Module], done: Done[Trained]) -> nn.Module:
-        from edgekd.learn.weights import build, load_weights
+        from edgekd.training.loop.weights import build, load_weights
 
         return load_weights(build(factory, self.recipe.seed), done.folder / WEIGHTS)
 
     def _load_pruned(self, folder: Path) -> nn.Module:
-        from edgekd.learn.prune import rebuild
-        from edgekd.learn.weights import build
+        from edgekd.training.loop.weights import build
+        from edgekd.training.pruning.stage import rebuild
 
         return rebuild(build(self.project.loaded.task.student, self.recipe.seed), self.project.loaded, folder)
 

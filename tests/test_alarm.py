@@ -13,11 +13,11 @@ from edgekd.errors import ModelError
 from edgekd.gram.drift import Bootstrap, measure_drift
 from edgekd.gram.gate import Limits
 from edgekd.gram.probe import Probe
-from edgekd.learn.task import accuracy
 from edgekd.report.table import markdown
 from edgekd.runtime.backends.onnxruntime import open_engine
 from edgekd.runtime.session import read_feeds
 from edgekd.stages.progress import Silent, StageReporter
+from edgekd.training.task.protocol import accuracy
 
 LIMITS = Limits(tau_pass=0.005, tau_fail=0.02, max_flips=0.03, max_metric_drop=0.015)
 REPORT = StageReporter(Silent(), "alarm")

@@ -6,8 +6,8 @@ import edgekd.init
 from edgekd.config.recipe import load_recipe
 from edgekd.errors import RecipeError
 from edgekd.init import init
-from edgekd.learn.taps import Tapped, resolve_taps
-from edgekd.learn.task import load_task
+from edgekd.training.taps.taps import Tapped, resolve_taps
+from edgekd.training.task.protocol import load_task
 
 
 @pytest.fixture(scope="module")

@@ -4,7 +4,7 @@ import sys
 
 import pytest
 
-import edgekd.learn.task
+import edgekd.training.task.protocol
 from edgekd.config.recipe import TaskConfig
 from edgekd.errors import TaskError
 from edgekd.project import Project
@@ -13,8 +13,8 @@ TASK = """
 import torch
 from pathlib import Path
 from torch import nn
-from edgekd.learn.models import LateFusion
-from edgekd.learn.task import ArraySplit, Modality
+from edgekd.training.task.models import LateFusion
+from edgekd.training.task.protocol import ArraySplit, Modality
 from neighbour import COUNT
 
 DATA = Path(__file__).parent / "data.txt"
@@ -60,13 +60,13 @@ def folder(tmp_path):
 def identity(folder, monkeypatch):
     """Return the task's identity, and whether the task had to be loaded for it, as a new process would find it."""
     loads = []
-    load = edgekd.learn.task.load_task
+    load = edgekd.training.task.protocol.load_task
 
     def counting(config):
         loads.append(config)
         return load(config)
 
-    monkeypatch.setattr(edgekd.learn.task, "load_task", counting)
+    monkeypatch.setattr(edgekd.training.task.protocol, "load_task", counting)
     monkeypatch.chdir(folder / "work")
 
     def identity(**options):

