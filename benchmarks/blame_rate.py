@@ -20,9 +20,9 @@ from common import arguments, export, write_result
 import edgekd
 from edgekd.compress import quantize
 from edgekd.compress.blame import blame
-from edgekd.compress.calibrate import Samples
-from edgekd.compress.examine import SAMPLES, Examiner, Judging
+from edgekd.compress.partial import SAMPLES, Examiner, Judging
 from edgekd.compress.quantize import PREPARED, QDQ
+from edgekd.compress.ranges import Samples
 from edgekd.config.target import load_calibration
 from edgekd.stages.artifacts import CALIBRATION, onnx_name
 

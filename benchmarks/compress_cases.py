@@ -12,7 +12,7 @@ import numpy as np
 import onnx
 
 import edgekd
-from edgekd.compress.calibrate import Samples
+from edgekd.compress.ranges import Samples
 from edgekd.config.recipe import ModelConfig, model_recipe
 from edgekd.config.target import load_calibration
 from edgekd.console import choose_observer

@@ -40,9 +40,9 @@ from side_by_side import (
 )
 
 import edgekd
-from edgekd.compress.calibrate import Samples
 from edgekd.compress.graph import drop_outputs
 from edgekd.compress.quantize import DEPLOY, ENGINE
+from edgekd.compress.ranges import Samples
 from edgekd.config.recipe import ProfileConfig
 from edgekd.config.target import load_calibration
 from edgekd.console import choose_observer

@@ -7,14 +7,14 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from edgekd.compress.places import list_layers
+from edgekd.compress.qdq_map import list_layers
 from edgekd.gram.blame import SCOPES, Blame, Scope, Series, Suspect, rank
 from edgekd.gram.stats import spearman
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
 
-    from edgekd.compress.examine import Examiner, Reading
+    from edgekd.compress.partial import Examiner, Reading
 
 
 @dataclass(frozen=True)

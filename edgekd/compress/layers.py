@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from edgekd.compress.places import find_places, initializers, producers
+from edgekd.compress.qdq_map import find_places, initializers, producers
 from edgekd.files import need
 
 if TYPE_CHECKING:

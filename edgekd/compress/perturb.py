@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from edgekd.compress.places import WEIGHT_BEARING, inputs_behind
+from edgekd.compress.qdq_map import WEIGHT_BEARING, inputs_behind
 from edgekd.errors import ModelError, nearest
 from edgekd.files import need
 from edgekd.gram.blame import FUSION

@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import msgspec
 
-from edgekd.compress import nncf, prepare
-from edgekd.compress.calibrate import Samples, tensor_ranges
+from edgekd.compress.fp16 import to_half
 from edgekd.compress.graph import drop_outputs, save, unquantize_outputs
-from edgekd.compress.half import to_half
-from edgekd.compress.reconstruct import reconstruct
-from edgekd.compress.shrink import SAMPLES, shrink_ranges
+from edgekd.compress.quantizers import nncf, prepare
+from edgekd.compress.range_search import SAMPLES, shrink_ranges
+from edgekd.compress.ranges import Samples, tensor_ranges
+from edgekd.compress.rounding import reconstruct
 from edgekd.errors import ModelError, TargetError
 from edgekd.files import need, quiet
 

@@ -12,9 +12,9 @@ import numpy as np
 
 from edgekd.compress import quantize
 from edgekd.compress.blame import blame
-from edgekd.compress.examine import SAMPLES, Examiner, Judging
+from edgekd.compress.partial import SAMPLES, Examiner, Judging
 from edgekd.compress.quantize import DEPLOY, PREPARED, QDQ
-from edgekd.compress.switches import undo
+from edgekd.compress.switchboard import undo
 from edgekd.config.recipe import ProfileConfig
 from edgekd.config.target import load_calibration
 from edgekd.errors import ModelError, TargetError

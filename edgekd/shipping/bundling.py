@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from edgekd.compress.graph import drop_outputs
-from edgekd.compress.places import branches
+from edgekd.compress.qdq_map import branches
 from edgekd.compress.quantize import DEPLOY, ENGINE
 from edgekd.evidence import write_references
 from edgekd.files import write_text

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from edgekd.compress import quantize
-from edgekd.compress.repair import ALL_HARM, repair_steps, spare_steps
+from edgekd.compress.mixed_precision import ALL_HARM, repair_steps, spare_steps
 from edgekd.evidence import probe_variants, run_on_host
 from edgekd.gram.gate import Verdict, keep_ledger
 from edgekd.runtime.session import open_arrays
@@ -22,9 +22,9 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
     from pathlib import Path
 
-    from edgekd.compress.examine import Examiner
+    from edgekd.compress.mixed_precision import Step as RepairStep
+    from edgekd.compress.partial import Examiner
     from edgekd.compress.quantize import Way
-    from edgekd.compress.repair import Step as RepairStep
     from edgekd.gram.probe import Probe
     from edgekd.stages.progress import StageReporter
 

@@ -9,7 +9,7 @@ from graphs import node, tensor
 
 from edgekd.bringing import bring_model
 from edgekd.checking import blame_targets, calibrate_gate
-from edgekd.compress.examine import SAMPLES
+from edgekd.compress.partial import SAMPLES
 from edgekd.config.recipe import Recipe
 from edgekd.config.target import load_calibration, load_targets
 from edgekd.pipeline import Places

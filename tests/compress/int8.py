@@ -4,9 +4,10 @@ import numpy as np
 import onnx
 import onnxruntime as ort
 
-from edgekd.compress import nncf, quantize
-from edgekd.compress.calibrate import Samples
+from edgekd.compress import quantize
 from edgekd.compress.graph import unquantize_outputs
+from edgekd.compress.quantizers import nncf
+from edgekd.compress.ranges import Samples
 from edgekd.config.target import Calibration, Scheme
 
 USUAL = Scheme(activations="uint8", symmetric_activations=False)

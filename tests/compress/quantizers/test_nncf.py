@@ -9,8 +9,8 @@ from fusion import MODALITIES, make_inputs, save_samples, snr_db
 from onnx import TensorProto, helper, numpy_helper
 from onnx.helper import make_node, make_tensor_value_info
 
-from edgekd.compress.calibrate import Samples
-from edgekd.compress.nncf import quantize
+from edgekd.compress.quantizers.nncf import quantize
+from edgekd.compress.ranges import Samples
 from edgekd.config.target import DEFAULT_OPERATORS, Calibration, Scheme
 from edgekd.errors import ModelError
 from edgekd.runtime.backends.openvino import no_telemetry
@@ -180,8 +180,8 @@ def test_a_first_import_reports_to_nobody_and_prints_nothing(model, samples, tmp
     code = f"""
 import os
 from pathlib import Path
-from edgekd.compress.calibrate import Samples
-from edgekd.compress.nncf import quantize
+from edgekd.compress.ranges import Samples
+from edgekd.compress.quantizers.nncf import quantize
 from edgekd.config.target import Calibration, Scheme
 before = dict(os.environ)
 samples = Samples(Path({str(samples)!r}), Calibration(description="", method="minmax", samples=20))

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from edgekd.compress.calibrate import Samples, tensor_ranges
 from edgekd.compress.graph import save
-from edgekd.compress.prepare import prepare, refusals
+from edgekd.compress.quantizers.prepare import prepare, refusals
+from edgekd.compress.ranges import Samples, tensor_ranges
 from edgekd.files import need, quiet
 from edgekd.runtime.backends.openvino import no_telemetry
 

@@ -7,7 +7,7 @@ from onnx import TensorProto, helper, numpy_helper
 from onnx.helper import make_node, make_tensor_value_info
 
 from edgekd.compress.graph import save
-from edgekd.compress.switches import Switchboard, undo
+from edgekd.compress.switchboard import Switchboard, undo
 from edgekd.errors import ModelError
 from edgekd.runtime.backends.openvino import no_telemetry
 

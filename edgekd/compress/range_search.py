@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from edgekd.compress.layers import store
-from edgekd.compress.places import WEIGHT_BEARING, initializers, producers
-from edgekd.compress.switches import Switchboard
+from edgekd.compress.qdq_map import WEIGHT_BEARING, initializers, producers
+from edgekd.compress.switchboard import Switchboard
 from edgekd.files import need
 from edgekd.gram.drift import sample_drifts
 from edgekd.gram.npz import embeddings_of
@@ -17,7 +17,7 @@ from edgekd.gram.npz import embeddings_of
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Mapping, Sequence
 
-    from edgekd.compress.switches import Scale
+    from edgekd.compress.switchboard import Scale
     from edgekd.runtime.session import Array, Feeds
 
 #: Samples that the ranges are tried on; each costs one inference of each try.

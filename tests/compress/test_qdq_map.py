@@ -3,7 +3,7 @@ from int8 import int8
 from onnx import TensorProto, helper, numpy_helper
 from onnx.helper import make_node, make_tensor_value_info
 
-from edgekd.compress.places import branches
+from edgekd.compress.qdq_map import branches
 
 
 def test_every_node_of_a_branch_and_of_fusion_is_named(model):

@@ -10,7 +10,7 @@ from onnx.helper import make_node, make_tensor_value_info
 from onnxruntime.transformers.float16 import convert_float_to_float16
 
 from edgekd.compress import quantize
-from edgekd.compress.half import to_half
+from edgekd.compress.fp16 import to_half
 from edgekd.config.target import Calibration, Scheme
 from edgekd.errors import ModelError
 from edgekd.runtime.backends.tensorrt import RTX, BuildOptions, build

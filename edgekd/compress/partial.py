@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from edgekd.compress.switches import Switchboard
+from edgekd.compress.switchboard import Switchboard
 from edgekd.gram.blame import Effect, Series, make_blocks
 from edgekd.gram.drift import sample_drifts
 from edgekd.gram.npz import embeddings_of

@@ -7,13 +7,13 @@ import math
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from edgekd.compress.places import list_layers
-from edgekd.compress.switches import undo
+from edgekd.compress.qdq_map import list_layers
+from edgekd.compress.switchboard import undo
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
 
-    from edgekd.compress.examine import Examiner, Reading
+    from edgekd.compress.partial import Examiner, Reading
     from edgekd.gram.blame import Effect
     from edgekd.gram.gate import Verdict
 

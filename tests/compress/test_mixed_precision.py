@@ -8,8 +8,8 @@ from chain import deep, inputs
 from fusion import make_inputs
 from int8 import int8, run
 
-from edgekd.compress.examine import Examiner
-from edgekd.compress.repair import ALL_HARM, repair_steps, spare_steps
+from edgekd.compress.mixed_precision import ALL_HARM, repair_steps, spare_steps
+from edgekd.compress.partial import Examiner
 from edgekd.gram.drift import Bootstrap, flips, measure_drift
 from edgekd.gram.gate import Limits, judge
 from edgekd.gram.probe import Probe

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from edgekd.compress.graph import drop_unread
-from edgekd.compress.places import (
+from edgekd.compress.qdq_map import (
     WEIGHT_BEARING,
     Quantized,
     describe,
@@ -22,7 +22,7 @@ from edgekd.gram.blame import FUSION
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping, Sequence
 
-    from edgekd.compress.places import Place
+    from edgekd.compress.qdq_map import Place
     from edgekd.runtime.session import Array, Feeds
 
     #: Scale and zero point.

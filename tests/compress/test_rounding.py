@@ -7,10 +7,10 @@ from int8 import CALIBRATION, SYMMETRIC, USUAL, int8, run
 from onnx import TensorProto, helper, numpy_helper
 from onnx.helper import make_node, make_tensor_value_info
 
-from edgekd.compress.calibrate import Samples
 from edgekd.compress.graph import save
 from edgekd.compress.layers import find_layers
-from edgekd.compress.reconstruct import Moments, choose_levels, reconstruct
+from edgekd.compress.ranges import Samples
+from edgekd.compress.rounding import Moments, choose_levels, reconstruct
 from edgekd.config.target import Calibration
 
 

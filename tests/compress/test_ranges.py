@@ -9,7 +9,7 @@ from fusion import save_samples
 from onnxruntime.quantization.calibrate import CalibrationMethod, create_calibrator
 from onnxruntime.quantization.shape_inference import quant_pre_process
 
-from edgekd.compress.calibrate import Samples, least_error_range, tensor_ranges
+from edgekd.compress.ranges import Samples, least_error_range, tensor_ranges
 from edgekd.config.target import Calibration, Scheme
 from edgekd.errors import ModelError
 
@@ -228,7 +228,7 @@ def test_nothing_is_printed(prepared, samples, tmp_path, capfd):
 PEAK = """
 import sys
 from pathlib import Path
-from edgekd.compress.calibrate import Samples, tensor_ranges
+from edgekd.compress.ranges import Samples, tensor_ranges
 from edgekd.runtime.measure.machine import peak_rss_bytes
 from edgekd.config.target import Calibration, Scheme
 model, samples, work = map(Path, sys.argv[1:4])

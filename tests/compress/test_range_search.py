@@ -5,10 +5,10 @@ from fusion import MODALITIES, snr_db, split_samples
 from int8 import CALIBRATION, USUAL, int8, run
 from onnx import numpy_helper
 
-from edgekd.compress.calibrate import Samples
-from edgekd.compress.places import initializers, producers
-from edgekd.compress.shrink import shrink_ranges
-from edgekd.compress.switches import Switchboard
+from edgekd.compress.qdq_map import initializers, producers
+from edgekd.compress.range_search import shrink_ranges
+from edgekd.compress.ranges import Samples
+from edgekd.compress.switchboard import Switchboard
 from edgekd.gram.drift import sample_drifts
 from edgekd.gram.npz import embeddings_of
 
