@@ -26,8 +26,8 @@ from edgekd.gram.drift import Bootstrap, measure_drift
 from edgekd.gram.gate import Limits
 from edgekd.gram.limits import has_lost
 from edgekd.gram.stats import spearman
-from edgekd.learning import Learner
-from edgekd.project import Project
+from edgekd.pipeline.project import Project
+from edgekd.pipeline.trained_source import Learner
 from edgekd.stages.artifacts import CALIBRATION, TEST, onnx_name
 from edgekd.stages.cache import Cache
 from edgekd.stages.progress import Silent, StageReporter

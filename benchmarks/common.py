@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 import edgekd
 from edgekd.console import choose_observer
 from edgekd.files import write_text
-from edgekd.learning import Learner
-from edgekd.project import Project
+from edgekd.pipeline.project import Project
+from edgekd.pipeline.trained_source import Learner
 from edgekd.runtime.measure.machine import machine_facts
 from edgekd.stages.cache import Cache
 from edgekd.stages.stage import Runner, library_versions

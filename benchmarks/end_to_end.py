@@ -16,7 +16,7 @@ from common import arguments, write_result
 
 import edgekd
 from edgekd.console import choose_observer
-from edgekd.pipeline import Places
+from edgekd.pipeline.build import Places
 
 FOLDER = Path("build/benchmarks")
 

@@ -18,7 +18,7 @@ from typing import Any
 
 from common import arguments, write_result
 
-from edgekd.learning import STAGES
+from edgekd.pipeline.trained_source import STAGES
 from edgekd.stages.stage import library_versions
 
 ONE = ("cpu",)

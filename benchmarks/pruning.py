@@ -29,8 +29,8 @@ from edgekd.config.recipe import PruneBudget
 from edgekd.files import write_text
 from edgekd.gram.drift import Bootstrap, flips, measure_drift
 from edgekd.gram.probe import Probe
-from edgekd.learning import Learner
-from edgekd.project import Project
+from edgekd.pipeline.project import Project
+from edgekd.pipeline.trained_source import Learner
 from edgekd.stages.artifacts import CUT, PROBE, REMOVED, WEIGHTS
 from edgekd.stages.cache import ROUNDS, Cache
 from edgekd.stages.progress import Silent, StageReporter

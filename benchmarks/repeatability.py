@@ -22,8 +22,8 @@ from common import CACHE, arguments, keep, kept, write_result
 
 import edgekd
 from edgekd.console import choose_observer
-from edgekd.pipeline import Places
-from edgekd.publish import BUNDLE, REJECTED
+from edgekd.pipeline.build import Places
+from edgekd.pipeline.publish import BUNDLE, REJECTED
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

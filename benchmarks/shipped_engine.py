@@ -52,10 +52,10 @@ from edgekd.files import quiet
 from edgekd.gram.drift import Bootstrap, flips, measure_drift
 from edgekd.gram.npz import EMBEDDING_PREFIX
 from edgekd.gram.probe import Probe
-from edgekd.learning import Learner
-from edgekd.pipeline import Places
-from edgekd.project import Project
-from edgekd.publish import BUNDLE, REJECTED
+from edgekd.pipeline.build import Places
+from edgekd.pipeline.project import Project
+from edgekd.pipeline.publish import BUNDLE, REJECTED
+from edgekd.pipeline.trained_source import Learner
 from edgekd.runtime.backends.openvino import no_telemetry
 from edgekd.runtime.backends.registry import Runtime
 from edgekd.runtime.session import open_arrays
@@ -71,7 +71,7 @@ if TYPE_CHECKING:
     from edgekd.config.recipe import Recipe
     from edgekd.config.target import Target
     from edgekd.devices.base import Device
-    from edgekd.learning import Learning
+    from edgekd.pipeline.trained_source import Learning
     from edgekd.report.result import TargetResult
 
 FOLDER = Path("build/benchmarks")

@@ -30,9 +30,9 @@ from edgekd.advice.result import Advice, Ceiling, Facts, Spent, Trial
 from edgekd.advice.words import count_seeds
 from edgekd.errors import ModelError, OutputError, RecipeError
 from edgekd.files import make_folder
-from edgekd.learning import Learner
-from edgekd.project import Project
-from edgekd.publish import writing
+from edgekd.pipeline.project import Project
+from edgekd.pipeline.publish import writing
+from edgekd.pipeline.trained_source import Learner
 from edgekd.stages.artifacts import PROBE, VERSIONS, WEIGHTS
 from edgekd.stages.cache import Cache
 from edgekd.stages.progress import Observer, Silent
@@ -45,7 +45,7 @@ if TYPE_CHECKING:
     from edgekd.advice.contestants import Contestant
     from edgekd.advice.result import Ablation, Standing, Verdict
     from edgekd.config.recipe import Recipe
-    from edgekd.pipeline import Places
+    from edgekd.pipeline.build import Places
     from edgekd.stages.artifacts import Trained
     from edgekd.stages.progress import StageReporter
     from edgekd.stages.stage import Done

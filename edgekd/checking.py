@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING
 from edgekd.devices.select import Absent
 from edgekd.errors import OutputError
 from edgekd.files import make_folder
-from edgekd.pipeline import prepare
-from edgekd.publish import writing
-from edgekd.shipping import ship
-from edgekd.shipping.blaming import find_blame
-from edgekd.shipping.calibrating import calibrate
+from edgekd.pipeline.build import prepare
+from edgekd.pipeline.build.target import run as ship
+from edgekd.pipeline.publish import writing
+from edgekd.pipeline.target.blame import find_blame
+from edgekd.pipeline.target.calibrating import calibrate
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from edgekd.config.target import Target
     from edgekd.gram.blame import Blame
     from edgekd.gram.gate import Ledger
-    from edgekd.pipeline import Places
+    from edgekd.pipeline.build import Places
     from edgekd.stages.progress import Observer
 
 
@@ -58,7 +58,7 @@ def check_targets(
         recipe: what to build.
         targets: for which kinds of device.
         cache: folder of finished stages.
-        devices: as for :func:`edgekd.pipeline.build`.
+        devices: as for :func:`edgekd.pipeline.build.build`.
         observer: hears of each stage.
 
     Raises:

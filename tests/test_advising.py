@@ -24,7 +24,7 @@ from edgekd.config.recipe import (
     load_recipe,
 )
 from edgekd.errors import ModelError, OutputError, RecipeError, TaskError
-from edgekd.pipeline import Places
+from edgekd.pipeline.build import Places
 from edgekd.stages.progress import Silent
 
 torch.set_num_threads(1)

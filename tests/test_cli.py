@@ -90,7 +90,7 @@ def test_the_public_names(tmp_path):
     code = "import edgekd; print(*(getattr(edgekd, name).__module__ for name in edgekd.__all__))"
     found = python("-c", code, cwd=tmp_path)
     assert found.stdout.split() == [
-        "edgekd.pipeline",
+        "edgekd.pipeline.build",
         "edgekd.runtime.bundle",
         "edgekd.config.recipe",
         "edgekd.config.target",

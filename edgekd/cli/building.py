@@ -219,7 +219,7 @@ def advise(
     from edgekd.config.recipe import load_recipe, recipe_name
     from edgekd.console import Json, choose_observer
     from edgekd.console.advice import print_advice
-    from edgekd.pipeline import Places
+    from edgekd.pipeline.build import Places
 
     loaded, name = load_recipe(recipe, overrides), recipe_name(recipe)
     places = Places(output or Path("build") / name, cache)

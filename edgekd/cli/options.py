@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from edgekd.config.recipe import Recipe
     from edgekd.config.target import Target
-    from edgekd.pipeline import Places
+    from edgekd.pipeline.build import Places
 
 
 def recipe_options(command: Callable[..., Any]) -> Callable[..., Any]:
@@ -69,8 +69,8 @@ def build_options(command: Callable[..., Any]) -> Callable[..., Any]:
         from edgekd.config.recipe import load_recipe, recipe_name
         from edgekd.config.target import load_targets
         from edgekd.files import make_folder
-        from edgekd.joint import follows
-        from edgekd.pipeline import Places, follow
+        from edgekd.pipeline.build import Places, follow
+        from edgekd.pipeline.multi_process import follows
 
         if model is None:
             _refuse_without_model(calibration, test, taps)

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING
 
 from edgekd.errors import ModelError
 from edgekd.files import need
-from edgekd.learning import Learner
-from edgekd.project import Project
+from edgekd.pipeline.project import Project
+from edgekd.pipeline.trained_source import Learner
 from edgekd.report.search import Appraisal
 from edgekd.stages.cache import Cache
 from edgekd.stages.progress import Silent

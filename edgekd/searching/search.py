@@ -13,10 +13,10 @@ from edgekd.config.recipe import DEFAULT_FILE, Draft, draft_recipe, recipe_name
 from edgekd.config.target import load_targets
 from edgekd.errors import OutputError, RecipeError, TaskError
 from edgekd.files import make_folder, need, toml_value
-from edgekd.learning import LIBRARIES
-from edgekd.pipeline import fit_widths
-from edgekd.project import Project
-from edgekd.publish import writing
+from edgekd.pipeline.build import fit_widths
+from edgekd.pipeline.project import Project
+from edgekd.pipeline.publish import writing
+from edgekd.pipeline.trained_source import LIBRARIES
 from edgekd.report.search import write_search
 from edgekd.runtime.measure.machine import machine_facts
 from edgekd.searching.plan import Plan

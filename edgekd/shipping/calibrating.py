@@ -13,7 +13,7 @@ from edgekd.stages.stage import library_versions
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from edgekd.shipping.context import Context
+    from edgekd.pipeline.target.context import Context
     from edgekd.stages.progress import StageReporter
 
 

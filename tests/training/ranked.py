@@ -15,7 +15,7 @@ from torch import nn
 
 from edgekd.config.recipe import DistillConfig, LossConfig, Tap, TeacherConfig, Term, Training
 from edgekd.errors import EdgekdError
-from edgekd.joint import _Joint
+from edgekd.pipeline.multi_process import _Joint
 from edgekd.stages.artifacts import Trained
 from edgekd.stages.cache import Cache
 from edgekd.stages.stage import Stage

@@ -11,7 +11,7 @@ from torch import nn
 
 from edgekd.config.recipe import LossConfig, PruneConfig, Recipe, Tap, TaskConfig
 from edgekd.errors import TaskError
-from edgekd.learning import Learner
+from edgekd.pipeline.trained_source import Learner
 from edgekd.training import preflight
 from edgekd.training.taps.taps import Taps
 from edgekd.training.task.protocol import UNLABELLED, ArraySplit

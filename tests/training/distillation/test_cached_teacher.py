@@ -13,8 +13,8 @@ from small import TAPS, Remembers, TwoTowers, loaded, reporter, split
 
 from edgekd.config.recipe import DistillConfig, load_recipe
 from edgekd.errors import RecipeError
-from edgekd.learning import Learner
-from edgekd.project import Project
+from edgekd.pipeline.project import Project
+from edgekd.pipeline.trained_source import Learner
 from edgekd.stages.cache import Cache
 from edgekd.stages.stage import Runner
 from edgekd.training.distillation import cached_teacher, distill

@@ -7,8 +7,8 @@ from edgekd.config.recipe import DistillConfig, LossConfig, TeacherConfig, load_
 from edgekd.errors import RecipeError
 from edgekd.gram.distance import GramKind, gram_distance
 from edgekd.gram.matrix import joint_gram, normalize
-from edgekd.learning import Learner
-from edgekd.project import Project
+from edgekd.pipeline.project import Project
+from edgekd.pipeline.trained_source import Learner
 from edgekd.stages.artifacts import PROBE, WEIGHTS
 from edgekd.stages.cache import ROUNDS, Cache
 from edgekd.stages.stage import Runner
