@@ -18,7 +18,6 @@ import numpy as np
 from common import CACHE, arguments, write_result
 
 import edgekd
-from edgekd.alarm import Alarm, measure_alarm, summarize
 from edgekd.compress.perturb import NETWORK
 from edgekd.config.recipe import GateConfig
 from edgekd.console import choose_observer
@@ -32,12 +31,13 @@ from edgekd.stages.artifacts import CALIBRATION, TEST, onnx_name
 from edgekd.stages.cache import Cache
 from edgekd.stages.progress import Silent, StageReporter
 from edgekd.stages.stage import Runner
+from edgekd.workflows.thresholds import Alarm, measure_alarm, summarize
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from edgekd.alarm import Outcome
     from edgekd.gram.probe import Probe
+    from edgekd.workflows.thresholds import Outcome
 
 PICTURE = Path(__file__).parents[1] / "docs" / "alarm.svg"
 _GATE = GateConfig()

@@ -66,9 +66,9 @@ def check(wanted: Build, cpu: str | None, calibrate: bool, quiet: bool, verbose:
     """
     import msgspec
 
-    from edgekd.checking import check_targets
     from edgekd.console import Json, choose_observer
     from edgekd.console.checks import print_checks
+    from edgekd.workflows.check import check_targets
 
     if cpu is not None and wanted.devices:
         raise click.UsageError("give --cpu or --device, not both")
@@ -92,9 +92,9 @@ def _calibrate(wanted: Build, watched: AbstractContextManager[Observer], as_json
     """Show what drift costs on the user's own task, for the first target's reference network."""
     import msgspec
 
-    from edgekd.checking import calibrate_gate
     from edgekd.console import Json
     from edgekd.console.checks import print_alarm
+    from edgekd.workflows.check import calibrate_gate
 
     with watched as observer:
         alarm = calibrate_gate(wanted.recipe, wanted.targets[0], wanted.places.cache, observer)
@@ -113,10 +113,10 @@ def blame(wanted: Build, quiet: bool, verbose: bool, as_json: bool) -> None:
     Quantizes one alone and undoes one alone, and ranks them by the drift that undoing relieves, also per millisecond
     that it costs on the device. Writes blame.json and a picture on the graph, blame.svg, into OUTPUT/TARGET.
     """
-    from edgekd.checking import blame_targets
     from edgekd.console import Json, choose_observer
     from edgekd.console.checks import print_blame
     from edgekd.report.blame import blame_json
+    from edgekd.workflows.check import blame_targets
 
     with choose_observer(json=as_json, quiet=quiet, verbose=verbose, terminal=sys.stdout.isatty()) as observer:
         found = blame_targets(wanted.recipe, wanted.targets, wanted.places, wanted.devices, observer)
@@ -170,8 +170,8 @@ def search(
     from edgekd.console import Json, choose_observer
     from edgekd.console.search import print_search
     from edgekd.report.search import search_json
-    from edgekd.searching.search import Wanted
-    from edgekd.searching.search import search as run
+    from edgekd.workflows.search.run import Wanted
+    from edgekd.workflows.search.run import search as run
 
     folder = output or Path("build") / recipe_name(recipe)
     wanted = Wanted(recipe=recipe, overrides=overrides, output=folder, seconds=budget, **others)
@@ -214,12 +214,12 @@ def advise(
     same seeds, and compares them with KD on the validation split; then switches pairs and modalities off in turn. Says
     what to use and by how much it is better, or that nothing is. Writes advice.json and advice.md into OUTPUT.
     """
-    from edgekd.advice.report import advice_json
-    from edgekd.advising import advise as find
     from edgekd.config.recipe import load_recipe, recipe_name
     from edgekd.console import Json, choose_observer
     from edgekd.console.advice import print_advice
     from edgekd.pipeline.build import Places
+    from edgekd.workflows.advise.report import advice_json
+    from edgekd.workflows.advise.run import advise as find
 
     loaded, name = load_recipe(recipe, overrides), recipe_name(recipe)
     places = Places(output or Path("build") / name, cache)

@@ -88,7 +88,7 @@ def verify(bundle: Path, runtime: str | None, device: str | None) -> None:
         with edgekd.load(bundle, runtime=runtime, allow_rejected=True) as loaded:
             manifest, library, found = loaded.manifest, loaded.runtime, loaded.verify()
     else:
-        from edgekd.profiling import verify_bundle
+        from edgekd.workflows.bundles import verify_bundle
 
         manifest, library, found = verify_bundle(bundle, runtime, device)
     flips = "" if found.flips is None else f"{found.flips} flips, "
@@ -152,8 +152,8 @@ def profile(
     """
     from edgekd.config.recipe import ProfileConfig
     from edgekd.console import print_profile, steps
-    from edgekd.profiling import profile_bundle
     from edgekd.report.profile import profile_json, write_profile
+    from edgekd.workflows.bundles import profile_bundle
 
     config = ProfileConfig(threads=threads, iterations=iterations, rate_hz=rate_hz, sustained_s=sustained_s or 0)
     with steps(f"profiling {bundle}", shown=not as_json) as advance:

@@ -6,13 +6,13 @@ from typing import TYPE_CHECKING
 
 from rich.text import Text
 
-from edgekd.advice.report import ablation_table, sentence, skipped_note, standings_table
 from edgekd.console.show import open_page, print_indented, print_table, print_title
+from edgekd.workflows.advise.report import ablation_table, sentence, skipped_note, standings_table
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from edgekd.advice.result import Advice
+    from edgekd.workflows.advise.result import Advice
 
 _STYLES = {"use": "green", "none": "yellow", "no room": "yellow", "undecided": "yellow", "too short": "bold red"}
 

@@ -6,18 +6,18 @@ from typing import TYPE_CHECKING
 
 from rich.text import Text
 
-from edgekd.alarm import alarm_table
 from edgekd.console.show import open_page, print_indented, print_legend, print_table, print_title, print_verdict
 from edgekd.report.blame import blame_table
 from edgekd.report.table import ledger_table
+from edgekd.workflows.thresholds import alarm_table
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
-    from edgekd.alarm import Alarm
-    from edgekd.checking import TargetCheck
     from edgekd.gram.blame import Blame
+    from edgekd.workflows.check import TargetCheck
+    from edgekd.workflows.thresholds import Alarm
 
 
 def print_checks(checks: Sequence[TargetCheck], width: int | None = None) -> None:

@@ -7,7 +7,6 @@ import onnx
 import pytest
 from graphs import node, tensor
 
-from edgekd.checking import blame_targets, calibrate_gate
 from edgekd.compress.partial import SAMPLES
 from edgekd.config.recipe import Recipe
 from edgekd.config.target import load_calibration, load_targets
@@ -17,6 +16,7 @@ from edgekd.stages.cache import Cache
 from edgekd.stages.labels import UNLABELLED
 from edgekd.stages.progress import Silent
 from edgekd.stages.stage import Runner
+from edgekd.workflows.check import blame_targets, calibrate_gate
 
 
 def recipe(model, samples):

@@ -6,9 +6,9 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from edgekd.alarm import Alarm, measure_alarm
 from edgekd.stages.artifacts import onnx_name
 from edgekd.stages.stage import library_versions
+from edgekd.workflows.thresholds import Alarm, measure_alarm
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -1,21 +1,21 @@
-"""What is made of the trials' figures. Figures are written down here; trainings are in tests/test_advising.py."""
+"""What is made of the trials' figures. Figures are written down here; trainings are in tests/workflows/advise/test_advise.py."""
 
 from dataclasses import replace
 
 import pytest
 
-from edgekd.advice.ablate import ablate, choose
-from edgekd.advice.bench import Bench, Narrator
-from edgekd.advice.contestants import contestants, families
-from edgekd.advice.judge import decide, stand, too_short
-from edgekd.advice.plan import RESERVE, Cost
-from edgekd.advice.race import run_race
-from edgekd.advice.report import ablation_table, advice_json, advice_markdown, standings_table
-from edgekd.advice.result import Advice, Facts, Spent, Trial
-from edgekd.advice.words import Scale
 from edgekd.config.recipe import LossConfig
 from edgekd.console.advice import print_advice
 from edgekd.stages.progress import Silent
+from edgekd.workflows.advise.ablate import ablate, choose
+from edgekd.workflows.advise.budget import RESERVE, Cost
+from edgekd.workflows.advise.candidates import contestants, families
+from edgekd.workflows.advise.format import Scale
+from edgekd.workflows.advise.halving import run_race
+from edgekd.workflows.advise.report import ablation_table, advice_json, advice_markdown, standings_table
+from edgekd.workflows.advise.result import Advice, Facts, Spent, Trial
+from edgekd.workflows.advise.trials import Bench, Narrator
+from edgekd.workflows.advise.verdict import decide, stand, too_short
 
 LOSS = LossConfig()
 FIELD = contestants(LOSS)

@@ -11,10 +11,10 @@ from optuna.trial import TrialState
 
 from edgekd.config.recipe import draft_recipe
 from edgekd.errors import CacheError, RecipeError
-from edgekd.searching import study as studies
-from edgekd.searching.outcome import About, failure, outcome, remember
-from edgekd.searching.plan import ATTEMPTS, BEAT, FAILURE, OUTCOME, OWN, WORKER, Plan
-from edgekd.searching.space import make_space
+from edgekd.workflows.search import study as studies
+from edgekd.workflows.search.job import ATTEMPTS, BEAT, FAILURE, OUTCOME, OWN, WORKER, Plan
+from edgekd.workflows.search.results import About, failure, outcome, remember
+from edgekd.workflows.search.space import make_space
 
 FIGURES = {"metric": 0.9, "latency": 0.5, "drift": 0.1, "p50_ms": 0.02, "reference_ms": 0.04, "parameters": 100}
 
@@ -68,7 +68,7 @@ def test_a_half_written_line_of_a_killed_writer_costs_only_itself(plan, study):
 
 def test_a_trial_is_taken_up_when_its_worker_is_gone_and_not_before(plan, study, tmp_path):
     code = (
-        "import sys; from pathlib import Path; from edgekd.searching.study import Identity\n"
+        "import sys; from pathlib import Path; from edgekd.workflows.search.study import Identity\n"
         "with Identity('w', Path(sys.argv[1])) as me: print(me.facts['boot'], flush=True); sys.stdin.read()"
     )
     command = [sys.executable, "-c", code, str(tmp_path)]

@@ -5,15 +5,15 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from edgekd.advice.judge import Values, differences
-from edgekd.advice.plan import FEWEST_SEEDS, MOST_SEEDS, RUNGS, drop
+from edgekd.workflows.advise.budget import FEWEST_SEEDS, MOST_SEEDS, RUNGS, drop
+from edgekd.workflows.advise.verdict import Values, differences
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from edgekd.advice.bench import Bench
-    from edgekd.advice.contestants import Contestant
-    from edgekd.advice.result import Facts
+    from edgekd.workflows.advise.candidates import Contestant
+    from edgekd.workflows.advise.result import Facts
+    from edgekd.workflows.advise.trials import Bench
 
 
 @dataclass(frozen=True)

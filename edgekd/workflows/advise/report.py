@@ -7,17 +7,17 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from edgekd import __version__
-from edgekd.advice.words import Scale, budget_text
 from edgekd.files import write_text
 from edgekd.report.figures import NOTHING, duration
 from edgekd.report.table import Column, Table, markdown, metric_name
 from edgekd.runtime.manifest import null_not_finite
+from edgekd.workflows.advise.format import Scale, budget_text
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
-    from edgekd.advice.result import Ablation, Advice, Standing
+    from edgekd.workflows.advise.result import Ablation, Advice, Standing
 
 SCHEMA_VERSION = 1
 

@@ -4,8 +4,8 @@ import msgspec
 import pytest
 import tomllib
 
-from edgekd.advice.contestants import contestants, families, recipe_lines
 from edgekd.config.recipe import DEFAULT_EXTRA, LossConfig, Tap, Term
+from edgekd.workflows.advise.candidates import contestants, families, recipe_lines
 
 FIELD = contestants(LossConfig())
 

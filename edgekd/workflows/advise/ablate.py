@@ -4,18 +4,18 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from edgekd.advice.judge import Values, stand
-from edgekd.advice.plan import FEWEST_SEEDS
-from edgekd.advice.result import Ablation
 from edgekd.report.figures import duration
+from edgekd.workflows.advise.budget import FEWEST_SEEDS
+from edgekd.workflows.advise.result import Ablation
+from edgekd.workflows.advise.verdict import Values, stand
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from edgekd.advice.bench import Bench
-    from edgekd.advice.contestants import Contestant, Family
-    from edgekd.advice.result import Facts, Standing
     from edgekd.config.recipe import LossConfig
+    from edgekd.workflows.advise.candidates import Contestant, Family
+    from edgekd.workflows.advise.result import Facts, Standing
+    from edgekd.workflows.advise.trials import Bench
 
 #: Seeds of an ablation at most: what needs more is too small to act on.
 _MOST = 8

@@ -19,11 +19,11 @@ from edgekd.pipeline.publish import writing
 from edgekd.pipeline.trained_source import LIBRARIES
 from edgekd.report.search import write_search
 from edgekd.runtime.measure.machine import machine_facts
-from edgekd.searching.plan import Plan
-from edgekd.searching.space import Choices, Range, make_space
 from edgekd.stages.cache import Cache, digest
 from edgekd.stages.progress import Observer, Silent
 from edgekd.tasks.catalogue import CATALOGUE
+from edgekd.workflows.search.job import Plan
+from edgekd.workflows.search.space import Choices, Range, make_space
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from edgekd.config.recipe import Recipe
     from edgekd.config.target import Target
     from edgekd.report.search import Found
-    from edgekd.searching.space import Space
+    from edgekd.workflows.search.space import Space
 
 #: Trials of a study where neither their number nor a time is given.
 TRIALS = 30
@@ -76,9 +76,9 @@ def search(wanted: Wanted, observer: Observer | None = None) -> Found:
         EdgekdError: any error that a user can cause. Where every trial failed, that of the first.
     """
     need("optuna", "search")
-    from edgekd.searching.crew import Crew
-    from edgekd.searching.outcome import About, failure, outcome, remember
-    from edgekd.searching.study import ask_for_own, open_study
+    from edgekd.workflows.search.pool import Crew
+    from edgekd.workflows.search.results import About, failure, outcome, remember
+    from edgekd.workflows.search.study import ask_for_own, open_study
 
     make_folder(wanted.output, OutputError, "--output")
     name = recipe_name(wanted.recipe)
@@ -136,7 +136,7 @@ def _fitted(draft: Draft, recipe: Recipe, targets: Sequence[Target]) -> Draft:
 
 
 def _storage(given: str | None, cache: Path, study: str) -> str:
-    from edgekd.searching.study import is_url
+    from edgekd.workflows.search.study import is_url
 
     if given is None:
         return str(cache / "search" / f"{study}.journal")

@@ -10,10 +10,10 @@ from edgekd.stages.progress import Silent
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from edgekd.advice.contestants import Contestant
-    from edgekd.advice.plan import Cost
-    from edgekd.advice.result import Trial
     from edgekd.stages.progress import Observer
+    from edgekd.workflows.advise.budget import Cost
+    from edgekd.workflows.advise.candidates import Contestant
+    from edgekd.workflows.advise.result import Trial
 
 #: The one line that all trials share with the observer.
 TRIALS = "trials"

@@ -18,13 +18,13 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
-    from edgekd.alarm import Alarm
     from edgekd.config.recipe import Recipe
     from edgekd.config.target import Target
     from edgekd.gram.blame import Blame
     from edgekd.gram.gate import Ledger
     from edgekd.pipeline.build import Places
     from edgekd.stages.progress import Observer
+    from edgekd.workflows.thresholds import Alarm
 
 
 @dataclass(frozen=True)

@@ -20,9 +20,9 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from edgekd.errors import CacheError, MissingDependency
 from edgekd.files import need
-from edgekd.searching.plan import AGAIN, ATTEMPT, ATTEMPTS, BEAT, OWN, PATIENCE_SECONDS, WORKER
-from edgekd.searching.space import Range
 from edgekd.stages.cache import digest
+from edgekd.workflows.search.job import AGAIN, ATTEMPT, ATTEMPTS, BEAT, OWN, PATIENCE_SECONDS, WORKER
+from edgekd.workflows.search.space import Range
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -32,8 +32,8 @@ if TYPE_CHECKING:
     from optuna.storages import BaseStorage
     from optuna.trial import FrozenTrial
 
-    from edgekd.searching.plan import Plan
-    from edgekd.searching.space import Params, Space
+    from edgekd.workflows.search.job import Plan
+    from edgekd.workflows.search.space import Params, Space
 
 logging.getLogger("optuna").setLevel(logging.ERROR)
 

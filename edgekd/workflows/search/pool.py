@@ -20,16 +20,16 @@ from optuna.trial import TrialState
 
 from edgekd import errors
 from edgekd.errors import EdgekdError, ModelError
-from edgekd.searching.plan import WORKER, Job
-from edgekd.searching.study import give_back
+from edgekd.workflows.search.job import WORKER, Job
+from edgekd.workflows.search.study import give_back
 
 if TYPE_CHECKING:
     from optuna import Study
 
-    from edgekd.searching.plan import Plan
     from edgekd.stages.progress import Observer
+    from edgekd.workflows.search.job import Plan
 
-_WORKER = (sys.executable, "-m", "edgekd.searching.worker")
+_WORKER = (sys.executable, "-m", "edgekd.workflows.search.worker")
 
 #: What an error quotes of a dead worker's stderr.
 _QUOTED_LINES, _QUOTED_BYTES = 3, 4096

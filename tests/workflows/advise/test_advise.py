@@ -12,7 +12,6 @@ import torch
 from commands import edgekd, python
 from msgspec.structs import replace
 
-from edgekd.advising import advise
 from edgekd.config.recipe import (
     DistillConfig,
     LossConfig,
@@ -26,6 +25,7 @@ from edgekd.config.recipe import (
 from edgekd.errors import ModelError, OutputError, RecipeError, TaskError
 from edgekd.pipeline.build import Places
 from edgekd.stages.progress import Silent
+from edgekd.workflows.advise.run import advise
 
 torch.set_num_threads(1)
 

@@ -11,15 +11,15 @@ from optuna.trial import TrialState
 from edgekd import errors
 from edgekd.errors import EdgekdError, ModelError, RecipeError
 from edgekd.report.search import Appraisal, Found, Trial
-from edgekd.searching.plan import FAILURE, OUTCOME, OWN, WORKER
-from edgekd.searching.study import lost, shown
+from edgekd.workflows.search.job import FAILURE, OUTCOME, OWN, WORKER
+from edgekd.workflows.search.study import lost, shown
 
 if TYPE_CHECKING:
     from optuna import Study
     from optuna.trial import FrozenTrial
 
-    from edgekd.searching.plan import Plan
-    from edgekd.searching.space import Space
+    from edgekd.workflows.search.job import Plan
+    from edgekd.workflows.search.space import Space
 
 _ABOUT, _MACHINE = "stamp", "machine "
 

@@ -1,4 +1,4 @@
-"""One worker: ``python -m edgekd.searching.worker`` runs trials of a study until there is nothing left to do.
+"""One worker: ``python -m edgekd.workflows.search.worker`` runs trials of a study until there is nothing left to do.
 
 It reads its job, one line of JSON, from stdin, and ends when stdin does: a killed search leaves no worker behind. What
 it is at it tells on stdout, a line of JSON each; the study itself is the only result.
@@ -21,18 +21,18 @@ import msgspec
 from optuna.trial import TrialState
 
 from edgekd.errors import EdgekdError, ModelError, RecipeError, TaskError
-from edgekd.searching.bench import Bench
-from edgekd.searching.plan import BEAT, BEAT_SECONDS, FAILURE, OUTCOME, OWN, WORKER, Job
-from edgekd.searching.study import Identity, begun, open_study, sampler, suggest, take_up
 from edgekd.stages.cache import Cache
 from edgekd.stages.progress import Silent
+from edgekd.workflows.search.job import BEAT, BEAT_SECONDS, FAILURE, OUTCOME, OWN, WORKER, Job
+from edgekd.workflows.search.study import Identity, begun, open_study, sampler, suggest, take_up
+from edgekd.workflows.search.trial import Bench
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from optuna import Study, Trial
 
-    from edgekd.searching.space import Params
+    from edgekd.workflows.search.space import Params
 
 #: What may be wrong with one trial and right with the next; anything else ends the search.
 _OF_A_TRIAL = (ModelError, RecipeError, TaskError)

@@ -1,7 +1,7 @@
 import pytest
 
-from edgekd.advice.plan import Cost, choose_epochs, drop, shortest, trials_of
-from edgekd.advice.words import budget_text
+from edgekd.workflows.advise.budget import Cost, choose_epochs, drop, shortest, trials_of
+from edgekd.workflows.advise.format import budget_text
 
 
 def test_trials_of_some_seeds():

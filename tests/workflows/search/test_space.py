@@ -7,7 +7,7 @@ import pytest
 from edgekd.config.recipe import draft_recipe
 from edgekd.errors import RecipeError, TaskError
 from edgekd.files import parse_toml_value, toml_value
-from edgekd.searching.space import Choices, Range, make_space
+from edgekd.workflows.search.space import Choices, Range, make_space
 
 
 @pytest.fixture
@@ -131,7 +131,7 @@ def test_a_value_as_toml_is_the_value(value):
 
 
 def test_an_option_that_the_task_does_not_take_costs_no_trial(draft, tmp_path):
-    from edgekd.searching.search import _check_tasks
+    from edgekd.workflows.search.run import _check_tasks
 
     space = make_space(draft("task.options.student.widht = [8, 16]"), 32)
     with pytest.raises(TaskError, match=r"task.options.student.widht = 8.*no 'widht'; did you mean 'width'\?"):

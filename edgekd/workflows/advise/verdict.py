@@ -6,20 +6,20 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from edgekd.advice.contestants import recipe_lines
-from edgekd.advice.plan import FEWEST_SEEDS, MOST_SEEDS, budget_for
-from edgekd.advice.result import Standing, Verdict
-from edgekd.advice.words import Scale, budget_text, count_seeds
 from edgekd.gram.paired import compare, pairs_needed
 from edgekd.report.figures import duration
+from edgekd.workflows.advise.budget import FEWEST_SEEDS, MOST_SEEDS, budget_for
+from edgekd.workflows.advise.candidates import recipe_lines
+from edgekd.workflows.advise.format import Scale, budget_text, count_seeds
+from edgekd.workflows.advise.result import Standing, Verdict
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from edgekd.advice.contestants import Contestant
-    from edgekd.advice.result import Facts, Spent
     from edgekd.config.recipe import LossConfig
     from edgekd.gram.paired import Paired
+    from edgekd.workflows.advise.candidates import Contestant
+    from edgekd.workflows.advise.result import Facts, Spent
 
 #: For each contestant its metric on the validation split, by seed.
 Values = dict[str, dict[int, float]]

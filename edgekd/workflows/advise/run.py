@@ -9,11 +9,17 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from edgekd.advice.ablate import ablate, choose, skip
-from edgekd.advice.bench import TRIALS, Bench, Narrator
-from edgekd.advice.contestants import contestants, families
-from edgekd.advice.judge import decide, stand, too_short
-from edgekd.advice.plan import (
+from edgekd.errors import ModelError, OutputError, RecipeError
+from edgekd.files import make_folder
+from edgekd.pipeline.project import Project
+from edgekd.pipeline.publish import writing
+from edgekd.pipeline.trained_source import Learner
+from edgekd.stages.artifacts import PROBE, VERSIONS, WEIGHTS
+from edgekd.stages.cache import Cache
+from edgekd.stages.progress import Observer, Silent
+from edgekd.stages.stage import Runner, Stage
+from edgekd.workflows.advise.ablate import ablate, choose, skip
+from edgekd.workflows.advise.budget import (
     FEWEST_SEEDS,
     RESERVE,
     TIMING_EPOCHS,
@@ -24,31 +30,25 @@ from edgekd.advice.plan import (
     shortest,
     trials_of,
 )
-from edgekd.advice.race import Race, run_race
-from edgekd.advice.report import write_advice
-from edgekd.advice.result import Advice, Ceiling, Facts, Spent, Trial
-from edgekd.advice.words import count_seeds
-from edgekd.errors import ModelError, OutputError, RecipeError
-from edgekd.files import make_folder
-from edgekd.pipeline.project import Project
-from edgekd.pipeline.publish import writing
-from edgekd.pipeline.trained_source import Learner
-from edgekd.stages.artifacts import PROBE, VERSIONS, WEIGHTS
-from edgekd.stages.cache import Cache
-from edgekd.stages.progress import Observer, Silent
-from edgekd.stages.stage import Runner, Stage
+from edgekd.workflows.advise.candidates import contestants, families
+from edgekd.workflows.advise.format import count_seeds
+from edgekd.workflows.advise.halving import Race, run_race
+from edgekd.workflows.advise.report import write_advice
+from edgekd.workflows.advise.result import Advice, Ceiling, Facts, Spent, Trial
+from edgekd.workflows.advise.trials import TRIALS, Bench, Narrator
+from edgekd.workflows.advise.verdict import decide, stand, too_short
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
     from pathlib import Path
 
-    from edgekd.advice.contestants import Contestant
-    from edgekd.advice.result import Ablation, Standing, Verdict
     from edgekd.config.recipe import Recipe
     from edgekd.pipeline.build import Places
     from edgekd.stages.artifacts import Trained
     from edgekd.stages.progress import StageReporter
     from edgekd.stages.stage import Done
+    from edgekd.workflows.advise.candidates import Contestant
+    from edgekd.workflows.advise.result import Ablation, Standing, Verdict
 
 #: Raised by one whenever the code of a stage here changes its results.
 _VERSION = 1

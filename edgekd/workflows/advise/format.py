@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 from edgekd.report.figures import number
 
 if TYPE_CHECKING:
-    from edgekd.advice.result import Facts
     from edgekd.gram.paired import Paired
+    from edgekd.workflows.advise.result import Facts
 
 
 def budget_text(seconds: float) -> str:

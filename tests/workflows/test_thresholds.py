@@ -7,7 +7,6 @@ import onnx
 import pytest
 from commands import stage_folder
 
-from edgekd.alarm import Alarm, Bin, alarm_table, measure_alarm, summarize
 from edgekd.compress.perturb import Perturbation, perturb, perturbations
 from edgekd.errors import ModelError
 from edgekd.gram.drift import Bootstrap, measure_drift
@@ -18,6 +17,7 @@ from edgekd.runtime.backends.onnxruntime import open_engine
 from edgekd.runtime.session import read_feeds
 from edgekd.stages.progress import Silent, StageReporter
 from edgekd.training.task.protocol import accuracy
+from edgekd.workflows.thresholds import Alarm, Bin, alarm_table, measure_alarm, summarize
 
 LIMITS = Limits(tau_pass=0.005, tau_fail=0.02, max_flips=0.03, max_metric_drop=0.015)
 REPORT = StageReporter(Silent(), "alarm")

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from edgekd.config.recipe import Draft  # noqa: TC001 - msgspec reads the annotations
-from edgekd.searching.space import Choices, Range, Space
+from edgekd.workflows.search.space import Choices, Range, Space
 
 #: A trial that is asked for again counts as the one that was lost; after so many losses it is not asked for again.
 ATTEMPTS = 3
