@@ -72,7 +72,7 @@ if TYPE_CHECKING:
     from edgekd.config.target import Target
     from edgekd.devices.base import Device
     from edgekd.pipeline.trained_source import Learning
-    from edgekd.report.result import TargetResult
+    from edgekd.report.results import TargetResult
 
 FOLDER = Path("build/benchmarks")
 CACHE = FOLDER / "cache"

@@ -59,7 +59,7 @@ def test_the_wheel_has_the_data(names):
     expected |= {f"edgekd/template/{path.name}" for path in (ROOT / "edgekd" / "template").iterdir() if path.is_file()}
     expected |= {"edgekd/py.typed", "edgekd/runtime/manifest.schema.json"}
     expected |= {f"edgekd/devices/browser/{name}" for name in ("page.html", "page.js")}
-    expected |= {f"edgekd/report/joined/{name}" for name in ("page.css", "page.js")}
+    expected |= {f"edgekd/report/compare/{name}" for name in ("page.css", "page.js")}
     assert expected <= names
 
 

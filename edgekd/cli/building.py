@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from contextlib import AbstractContextManager
 
     from edgekd.cli.options import Build
-    from edgekd.report.result import BuildReport
+    from edgekd.report.results import BuildReport
     from edgekd.stages.progress import Observer
 
 
@@ -32,7 +32,7 @@ def build(wanted: Build, quiet: bool, verbose: bool, as_json: bool) -> None:
     with 20 when the gate rejects the result; its artefacts are kept under OUTPUT/TARGET/rejected.
     """
     from edgekd.console import Json, choose_observer, print_report
-    from edgekd.report.build import report_json
+    from edgekd.report.build.files import report_json
 
     with choose_observer(json=as_json, quiet=quiet, verbose=verbose, terminal=sys.stdout.isatty()) as observer:
         report = edgekd.build(
@@ -115,7 +115,7 @@ def blame(wanted: Build, quiet: bool, verbose: bool, as_json: bool) -> None:
     """
     from edgekd.console import Json, choose_observer
     from edgekd.console.checks import print_blame
-    from edgekd.report.blame import blame_json
+    from edgekd.report.blame.tables import blame_json
     from edgekd.workflows.check import blame_targets
 
     with choose_observer(json=as_json, quiet=quiet, verbose=verbose, terminal=sys.stdout.isatty()) as observer:
@@ -169,7 +169,7 @@ def search(
     from edgekd.config.recipe import recipe_name
     from edgekd.console import Json, choose_observer
     from edgekd.console.search import print_search
-    from edgekd.report.search import search_json
+    from edgekd.report.search.tables import search_json
     from edgekd.workflows.search.run import Wanted
     from edgekd.workflows.search.run import search as run
 

@@ -68,7 +68,7 @@ def probe_device(address: str) -> None:
 def clean_device(address: str) -> None:
     """Remove all that edgekd keeps on a board: `ssh://[user@]host[:port]`."""
     from edgekd.devices.ssh import SshDevice
-    from edgekd.report.figures import size
+    from edgekd.report.format import size
 
     board = SshDevice(address)
     click.echo(f"{board.name}: {size(board.clean())} removed; nothing of edgekd is left there")
@@ -152,7 +152,7 @@ def profile(
     """
     from edgekd.config.recipe import ProfileConfig
     from edgekd.console import print_profile, steps
-    from edgekd.report.profile import profile_json, write_profile
+    from edgekd.report.build.profile import profile_json, write_profile
     from edgekd.workflows.bundles import profile_bundle
 
     config = ProfileConfig(threads=threads, iterations=iterations, rate_hz=rate_hz, sustained_s=sustained_s or 0)

@@ -11,7 +11,7 @@ from edgekd.cli.group import main
 from edgekd.errors import BudgetMissed, nearest
 
 if TYPE_CHECKING:
-    from edgekd.report.joined.formats import Joined
+    from edgekd.report.compare.formats import Joined
 
 
 #: Forms of the joined table, and the suffixes of files that have them.
@@ -69,10 +69,10 @@ def report(
     RUNS are output folders of `edgekd build` or of `edgekd profile`. A row is one engine on its device: latency,
     throughput, metric, Gram drift, size, memory, energy. As HTML it is one page with pictures that needs no network.
     """
-    from edgekd.report.joined.budgets import check_budgets, read_budgets
-    from edgekd.report.joined.formats import Joined
-    from edgekd.report.joined.read import read_runs
-    from edgekd.report.joined.rows import SORT_KEYS, Filters, choose, order
+    from edgekd.report.compare.budgets import check_budgets, read_budgets
+    from edgekd.report.compare.formats import Joined
+    from edgekd.report.compare.read import read_runs
+    from edgekd.report.compare.rows import SORT_KEYS, Filters, choose, order
 
     if key not in SORT_KEYS:
         raise click.UsageError(f"--sort {key}: there is no such key{nearest(key, SORT_KEYS)}")
@@ -111,8 +111,8 @@ def _show_joined(joined: Joined, form: str | None, output: Path | None) -> None:
         print_joined(joined)
         return
     from edgekd.files import write_text
-    from edgekd.report.joined.formats import as_csv, as_json, as_markdown
-    from edgekd.report.joined.page import as_html
+    from edgekd.report.compare.formats import as_csv, as_json, as_markdown
+    from edgekd.report.compare.page import as_html
 
     write = {"markdown": as_markdown, "csv": as_csv, "json": as_json, "html": as_html}[form]
     text = write(joined)

@@ -5,10 +5,10 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from edgekd.console.show import open_page, print_table, print_title
-from edgekd.report.joined.formats import check_table, short_tables, title
+from edgekd.report.compare.formats import check_table, short_tables, title
 
 if TYPE_CHECKING:
-    from edgekd.report.joined.formats import Joined
+    from edgekd.report.compare.formats import Joined
 
 
 def print_joined(joined: Joined, width: int | None = None) -> None:

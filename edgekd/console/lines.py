@@ -7,7 +7,7 @@ import sys
 import time
 from typing import TYPE_CHECKING, Any
 
-from edgekd.report.figures import duration
+from edgekd.report.format import duration
 from edgekd.stages.progress import Silent
 
 if TYPE_CHECKING:

@@ -11,7 +11,7 @@ from rich.spinner import Spinner
 from rich.text import Text
 
 from edgekd.console.lines import join
-from edgekd.report.figures import duration
+from edgekd.report.format import duration
 
 if TYPE_CHECKING:
     from types import TracebackType

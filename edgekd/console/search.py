@@ -7,12 +7,12 @@ from typing import TYPE_CHECKING
 from rich.text import Text
 
 from edgekd.console.show import open_page, print_indented, print_table, print_title
-from edgekd.report.search import PICTURE, TABLE, search_table
+from edgekd.report.search.tables import PICTURE, TABLE, search_table
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from edgekd.report.search import Found
+    from edgekd.report.search.tables import Found
 
 
 def print_search(found: Found, folder: Path, width: int | None = None) -> None:

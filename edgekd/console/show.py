@@ -11,10 +11,10 @@ from rich.padding import Padding
 from rich.table import Table as RichTable
 from rich.text import Text
 
-from edgekd.report.figures import size
-from edgekd.report.measured import branch_table, engine_latency_table, further_lines, how, start_line
-from edgekd.report.page import run_lines
-from edgekd.report.robustness import robustness_line, robustness_table
+from edgekd.report.build.latency_tables import branch_table, engine_latency_table, further_lines, how, start_line
+from edgekd.report.build.markdown import run_lines
+from edgekd.report.build.robustness import robustness_line, robustness_table
+from edgekd.report.format import size
 from edgekd.report.table import (
     Column,
     Table,
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
     from edgekd.devices.ssh.device import Probed
     from edgekd.gram.gate import Verdict
-    from edgekd.report.result import BuildReport, TargetResult
+    from edgekd.report.results import BuildReport, TargetResult
     from edgekd.runtime.manifest import Manifest
     from edgekd.runtime.measure.results import Profile
 

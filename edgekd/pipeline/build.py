@@ -28,8 +28,8 @@ from edgekd.pipeline.publish import publish, writing
 from edgekd.pipeline.target.context import LIBRARIES, Context
 from edgekd.pipeline.target.evaluate import compiles
 from edgekd.pipeline.target.parallel import ship_all
-from edgekd.report.build import write_report
-from edgekd.report.result import BuildReport
+from edgekd.report.build.files import write_report
+from edgekd.report.results import BuildReport
 from edgekd.runtime.backends.registry import PACKAGES, Runtime
 from edgekd.stages.cache import Cache
 from edgekd.stages.progress import InTurn, Observer, Silent

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from edgekd.errors import OutputError
 from edgekd.files import need, sha256_file
-from edgekd.report.result import GRAM, LATENCY
+from edgekd.report.results import GRAM, LATENCY
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping

@@ -5,12 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from edgekd.report.figures import NOTHING, WITHHELD, factor, milliseconds, number, share, size
-from edgekd.report.result import ENGINE
+from edgekd.report.format import NOTHING, WITHHELD, factor, milliseconds, number, share, size
+from edgekd.report.results import ENGINE
 
 if TYPE_CHECKING:
     from edgekd.gram.gate import Ledger, Limits, Row
-    from edgekd.report.result import BuildReport, TargetResult
+    from edgekd.report.results import BuildReport, TargetResult
     from edgekd.runtime.measure.results import EngineProfile, Profile
 
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar
 import msgspec
 
 from edgekd.files import missing
-from edgekd.report.result import StageTime
+from edgekd.report.results import StageTime
 from edgekd.stages.cache import Cache, digest
 from edgekd.stages.progress import Observer, StageReporter
 

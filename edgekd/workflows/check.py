@@ -94,7 +94,7 @@ def blame_targets(
         TargetError: a target has no INT8.
         EdgekdError: any other error that a user can cause.
     """
-    from edgekd.report.blame import write_blame
+    from edgekd.report.blame.tables import write_blame
 
     stages = ("quantize", "blame")
     with prepare(recipe, targets, places.cache, devices=devices, observer=observer, second_half=stages) as prepared:

@@ -22,7 +22,7 @@ from edgekd.gram.limits import Suggestion, has_lost, suggest
 from edgekd.gram.npz import embeddings_of
 from edgekd.gram.probe import Probe
 from edgekd.gram.stats import spearman
-from edgekd.report.figures import number, share
+from edgekd.report.format import number, share
 from edgekd.report.table import Column, Table
 from edgekd.runtime.backends.onnxruntime import open_engine
 from edgekd.runtime.session import open_arrays, read_feeds, run_rows

@@ -12,8 +12,8 @@ from edgekd.gram.drift import Bootstrap
 from edgekd.gram.gate import Limits, keep_ledger
 from edgekd.gram.heatmap import few_grams
 from edgekd.gram.probe import Probe
-from edgekd.report import profile as profiles
-from edgekd.report.build import BuildReport, StageTime, TargetResult, write_report
+from edgekd.report.build.files import BuildReport, StageTime, TargetResult, write_report
+from edgekd.report.build.files import profile as profiles
 from edgekd.runtime.manifest import Manifest
 from edgekd.runtime.measure.results import (
     Energy,

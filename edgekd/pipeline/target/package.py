@@ -18,9 +18,9 @@ from edgekd.gram.probe import Probe
 from edgekd.pipeline.target.context import LIBRARIES, Context, Tried
 from edgekd.pipeline.target.evaluate import LAYERS
 from edgekd.pipeline.target.outputs import write_references
-from edgekd.report.figures import size
-from edgekd.report.result import ENGINE as SHIPPED
-from edgekd.report.result import GRAM, SAMPLES
+from edgekd.report.format import size
+from edgekd.report.results import ENGINE as SHIPPED
+from edgekd.report.results import GRAM, SAMPLES
 from edgekd.runtime.backends.registry import Runtime
 from edgekd.runtime.bundle import write_bundle
 from edgekd.runtime.manifest import BRANCHES, null_not_finite

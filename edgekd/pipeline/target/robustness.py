@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from edgekd.compress.quantize import DEPLOY
-from edgekd.report.robustness import describe_worst
+from edgekd.report.build.robustness import describe_worst
 from edgekd.runtime.backends.registry import ORT
 from edgekd.runtime.corruption import Disturbed, load_channels, measure
 from edgekd.runtime.session import read_arrays, read_feeds, run_rows

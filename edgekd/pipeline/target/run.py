@@ -16,7 +16,7 @@ from edgekd.pipeline.target.repair import repair
 from edgekd.pipeline.target.robustness import measure_shipped
 from edgekd.pipeline.target.select import choose
 from edgekd.pipeline.target.verify import verify
-from edgekd.report.result import ENGINE, GRAM, LATENCY, CandidateResult, TargetResult
+from edgekd.report.results import ENGINE, GRAM, LATENCY, CandidateResult, TargetResult
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -9,7 +9,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from edgekd.config.target import Budgets
-    from edgekd.report.result import CandidateResult
+    from edgekd.report.results import CandidateResult
     from edgekd.runtime.measure.results import Quantile
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from edgekd.report.figures import duration
+from edgekd.report.format import duration
 from edgekd.workflows.advise.budget import FEWEST_SEEDS
 from edgekd.workflows.advise.result import Ablation
 from edgekd.workflows.advise.verdict import Values, stand

@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from edgekd.report.figures import number
+from edgekd.report.format import number
 
 if TYPE_CHECKING:
     from edgekd.gram.paired import Paired

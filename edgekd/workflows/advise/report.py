@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from edgekd import __version__
 from edgekd.files import write_text
-from edgekd.report.figures import NOTHING, duration
+from edgekd.report.format import NOTHING, duration
 from edgekd.report.table import Column, Table, markdown, metric_name
 from edgekd.runtime.manifest import null_not_finite
 from edgekd.workflows.advise.format import Scale, budget_text

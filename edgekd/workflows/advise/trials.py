@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from edgekd.report.figures import duration
+from edgekd.report.format import duration
 from edgekd.stages.progress import Silent
 
 if TYPE_CHECKING:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from edgekd.gram.paired import compare, pairs_needed
-from edgekd.report.figures import duration
+from edgekd.report.format import duration
 from edgekd.workflows.advise.budget import FEWEST_SEEDS, MOST_SEEDS, budget_for
 from edgekd.workflows.advise.candidates import recipe_lines
 from edgekd.workflows.advise.format import Scale, budget_text, count_seeds

@@ -10,7 +10,7 @@ from optuna.trial import TrialState
 
 from edgekd import errors
 from edgekd.errors import EdgekdError, ModelError, RecipeError
-from edgekd.report.search import Appraisal, Found, Trial
+from edgekd.report.search.tables import Appraisal, Found, Trial
 from edgekd.workflows.search.job import FAILURE, OUTCOME, OWN, WORKER
 from edgekd.workflows.search.study import lost, shown
 

@@ -17,7 +17,7 @@ from edgekd.pipeline.build import fit_widths
 from edgekd.pipeline.project import Project
 from edgekd.pipeline.publish import writing
 from edgekd.pipeline.trained_source import LIBRARIES
-from edgekd.report.search import write_search
+from edgekd.report.search.tables import write_search
 from edgekd.runtime.measure.machine import machine_facts
 from edgekd.stages.cache import Cache, digest
 from edgekd.stages.progress import Observer, Silent
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
     from edgekd.config.recipe import Recipe
     from edgekd.config.target import Target
-    from edgekd.report.search import Found
+    from edgekd.report.search.tables import Found
     from edgekd.workflows.search.space import Space
 
 #: Trials of a study where neither their number nor a time is given.

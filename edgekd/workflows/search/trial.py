@@ -13,7 +13,7 @@ from edgekd.errors import ModelError
 from edgekd.files import need
 from edgekd.pipeline.project import Project
 from edgekd.pipeline.trained_source import Learner
-from edgekd.report.search import Appraisal
+from edgekd.report.search.tables import Appraisal
 from edgekd.stages.cache import Cache
 from edgekd.stages.progress import Silent
 from edgekd.stages.stage import Runner

@@ -6,7 +6,7 @@ import pytest
 
 from edgekd.config.target import Budgets
 from edgekd.pipeline.target.select import choose
-from edgekd.report.result import CandidateResult
+from edgekd.report.results import CandidateResult
 from edgekd.runtime.measure.results import Quantile
 
 INT8 = CandidateResult("int8", "int8", "pass", 0.9, 0.004, 0.01, Quantile(0.50, 0.49, 0.51), 50_000, 70_000_000)
