@@ -18,9 +18,9 @@ import numpy as np
 from common import CACHE, arguments, write_result
 
 import edgekd
+from edgekd.cli.terminal import choose_observer
 from edgekd.compress.perturb import NETWORK
 from edgekd.config.recipe import GateConfig
-from edgekd.console import choose_observer
 from edgekd.gram.drift import Bootstrap, measure_drift
 from edgekd.gram.gate import Limits
 from edgekd.gram.limits import has_lost

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import edgekd
-from edgekd.console import choose_observer
+from edgekd.cli.terminal import choose_observer
 from edgekd.files import write_text
 from edgekd.pipeline.project import Project
 from edgekd.pipeline.trained_source import Learner

@@ -12,10 +12,10 @@ import numpy as np
 import onnx
 
 import edgekd
+from edgekd.cli.terminal import choose_observer
 from edgekd.compress.ranges import Samples
 from edgekd.config.recipe import ModelConfig, model_recipe
 from edgekd.config.target import load_calibration
-from edgekd.console import choose_observer
 from edgekd.files import atomic_path, sha256_file
 from edgekd.gram.npz import EMBEDDING_PREFIX, INPUT_PREFIX
 from edgekd.pipeline.build import prepare

@@ -24,9 +24,9 @@ from compress_goals import FLOAT, OURS
 from peers.quantize import SETTINGS
 
 import edgekd
+from edgekd.cli.terminal import choose_observer
 from edgekd.compress.graph import drop_outputs, save, unquantize_outputs
 from edgekd.compress.quantize import DEPLOY, ENGINE
-from edgekd.console import choose_observer
 from edgekd.errors import ModelError
 from edgekd.files import sha256_file
 from edgekd.gram.drift import Bootstrap, flips, measure_drift

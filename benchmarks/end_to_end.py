@@ -15,7 +15,7 @@ from typing import Any
 from common import arguments, write_result
 
 import edgekd
-from edgekd.console import choose_observer
+from edgekd.cli.terminal import choose_observer
 from edgekd.pipeline.build import Places
 
 FOLDER = Path("build/benchmarks")

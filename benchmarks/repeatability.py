@@ -21,7 +21,7 @@ import numpy as np
 from common import CACHE, arguments, keep, kept, write_result
 
 import edgekd
-from edgekd.console import choose_observer
+from edgekd.cli.terminal import choose_observer
 from edgekd.pipeline.build import Places
 from edgekd.pipeline.publish import BUNDLE, REJECTED
 

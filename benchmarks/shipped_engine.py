@@ -40,12 +40,12 @@ from side_by_side import (
 )
 
 import edgekd
+from edgekd.cli.terminal import choose_observer
 from edgekd.compress.graph import drop_outputs
 from edgekd.compress.quantize import DEPLOY, ENGINE
 from edgekd.compress.ranges import Samples
 from edgekd.config.recipe import ProfileConfig
 from edgekd.config.target import load_calibration
-from edgekd.console import choose_observer
 from edgekd.devices.browser import BrowserDevice
 from edgekd.devices.local import LocalDevice
 from edgekd.files import quiet

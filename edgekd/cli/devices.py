@@ -8,7 +8,7 @@ from pathlib import Path
 import click
 
 import edgekd
-from edgekd.cli.group import main
+from edgekd.cli.main import main
 from edgekd.cli.options import Duration, runtime_option
 from edgekd.errors import BundleError, DeviceError
 
@@ -21,7 +21,7 @@ def device(context: click.Context) -> None:
     `device install NAME` fetches what an emulated processor or the browser needs.
     """
     if context.invoked_subcommand is None:
-        from edgekd.console import print_devices
+        from edgekd.cli.terminal import print_devices
         from edgekd.devices.select import known_devices
 
         rows = [
@@ -35,7 +35,7 @@ def device(context: click.Context) -> None:
 @click.argument("name")
 def install_device(name: str) -> None:
     """Fetch what a device needs, once, into the user's cache: `emulated:cortex-a76`, `browser`."""
-    from edgekd.console import steps
+    from edgekd.cli.terminal import steps
     from edgekd.devices.select import install, known_devices
 
     with steps(f"installing {name}") as advance:
@@ -56,7 +56,7 @@ def probe_device(address: str) -> None:
     """
     from contextlib import closing
 
-    from edgekd.console import print_probe
+    from edgekd.cli.terminal import print_probe
     from edgekd.devices.ssh import SshDevice
 
     with closing(SshDevice(address)) as board:
@@ -150,8 +150,8 @@ def profile(
     computing alone, each layer, cold starts, memory, and energy where a power sensor can be read. Run it on the device
     that the bundle is for: numpy and the engine library are enough there.
     """
+    from edgekd.cli.terminal import print_profile, steps
     from edgekd.config.recipe import ProfileConfig
-    from edgekd.console import print_profile, steps
     from edgekd.report.build.profile import profile_json, write_profile
     from edgekd.workflows.bundles import profile_bundle
 

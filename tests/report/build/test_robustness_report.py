@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 from builds import LIMITS, build, ledger, target
 
-from edgekd.console import print_report
+from edgekd.cli.terminal import print_report
 from edgekd.report.build.files import report_json, report_markdown
 from edgekd.report.build.robustness import describe_worst, robustness_line, robustness_table
 from edgekd.runtime.corruption import Disturbed, Robustness

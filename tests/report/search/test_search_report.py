@@ -8,7 +8,7 @@ from xml.etree import ElementTree
 import optuna
 import pytest
 
-from edgekd.console.search import print_search
+from edgekd.cli.terminal.search import print_search
 from edgekd.report.search.picture import search_svg
 from edgekd.report.search.tables import Appraisal, Found, Trial, search_json, search_table, write_search
 

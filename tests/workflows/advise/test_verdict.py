@@ -4,8 +4,8 @@ from dataclasses import replace
 
 import pytest
 
+from edgekd.cli.terminal.advice import print_advice
 from edgekd.config.recipe import LossConfig
-from edgekd.console.advice import print_advice
 from edgekd.stages.progress import Silent
 from edgekd.workflows.advise.ablate import ablate, choose
 from edgekd.workflows.advise.budget import RESERVE, Cost

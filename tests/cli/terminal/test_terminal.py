@@ -7,7 +7,7 @@ import pytest
 from builds import build, ledger, profile, target
 from profiles import MEASURED, REASONS, all_of
 
-from edgekd.console import print_profile, print_report, print_targets, print_tasks
+from edgekd.cli.terminal import print_profile, print_report, print_targets, print_tasks
 
 
 class Terminal(io.StringIO):

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from rich.text import Text
 
-from edgekd.console.show import open_page, print_indented, print_legend, print_table, print_title, print_verdict
+from edgekd.cli.terminal.tables import open_page, print_indented, print_legend, print_table, print_title, print_verdict
 from edgekd.report.blame.tables import blame_table
 from edgekd.report.table import ledger_table
 from edgekd.workflows.thresholds import alarm_table

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from edgekd.console.lines import Json, Plain, Quiet
-from edgekd.console.live import LiveView
-from edgekd.console.show import (
+from edgekd.cli.terminal.live import LiveView
+from edgekd.cli.terminal.plain import Json, Plain, Quiet
+from edgekd.cli.terminal.steps import steps
+from edgekd.cli.terminal.tables import (
     open_console,
     print_devices,
     print_probe,
@@ -15,7 +16,6 @@ from edgekd.console.show import (
     print_targets,
     print_tasks,
 )
-from edgekd.console.steps import steps
 
 if TYPE_CHECKING:
     from contextlib import AbstractContextManager

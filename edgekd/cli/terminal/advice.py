@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from rich.text import Text
 
-from edgekd.console.show import open_page, print_indented, print_table, print_title
+from edgekd.cli.terminal.tables import open_page, print_indented, print_table, print_title
 from edgekd.workflows.advise.report import ablation_table, sentence, skipped_note, standings_table
 
 if TYPE_CHECKING:

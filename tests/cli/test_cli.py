@@ -153,9 +153,9 @@ def test_a_defect_keeps_its_traceback(tmp_path):
 
 def test_a_full_disk_is_one_line(tmp_path):
     code = (
-        "import edgekd.init, errno; from edgekd.cli import main\n"
+        "import edgekd.cli.init, errno; from edgekd.cli import main\n"
         "def full(folder): raise OSError(errno.ENOSPC, 'No space left on device', str(folder))\n"
-        "edgekd.init.init = full\nmain(['init', 'x'])"
+        "edgekd.cli.init.init = full\nmain(['init', 'x'])"
     )
     found = python("-c", code, cwd=tmp_path)
     assert says(found, errors.OutputError.exit_code) == "error: x: No space left on device"

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from edgekd.cli.group import main
+from edgekd.cli.main import main
 from edgekd.errors import BudgetMissed, nearest
 
 if TYPE_CHECKING:
@@ -106,7 +106,7 @@ def _form(form: str | None, output: Path | None, budget: Path | None, filtered: 
 def _show_joined(joined: Joined, form: str | None, output: Path | None) -> None:
     """Print the joined table, or write it into a file."""
     if form is None:
-        from edgekd.console.joined import print_joined
+        from edgekd.cli.terminal.report import print_joined
 
         print_joined(joined)
         return

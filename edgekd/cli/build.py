@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 import edgekd
-from edgekd.cli.group import main
+from edgekd.cli.main import main
 from edgekd.cli.options import Duration, build_options, cache_option, progress_options, recipe_options
 from edgekd.errors import GateFailed
 
@@ -31,7 +31,7 @@ def build(wanted: Build, quiet: bool, verbose: bool, as_json: bool) -> None:
     engine, check, repair, profile, bundle and verify, as far as it has them; what is up to date is not run again. Exits
     with 20 when the gate rejects the result; its artefacts are kept under OUTPUT/TARGET/rejected.
     """
-    from edgekd.console import Json, choose_observer, print_report
+    from edgekd.cli.terminal import Json, choose_observer, print_report
     from edgekd.report.build.files import report_json
 
     with choose_observer(json=as_json, quiet=quiet, verbose=verbose, terminal=sys.stdout.isatty()) as observer:
@@ -66,8 +66,8 @@ def check(wanted: Build, cpu: str | None, calibrate: bool, quiet: bool, verbose:
     """
     import msgspec
 
-    from edgekd.console import Json, choose_observer
-    from edgekd.console.checks import print_checks
+    from edgekd.cli.terminal import Json, choose_observer
+    from edgekd.cli.terminal.checks import print_checks
     from edgekd.workflows.check import check_targets
 
     if cpu is not None and wanted.devices:
@@ -92,8 +92,8 @@ def _calibrate(wanted: Build, watched: AbstractContextManager[Observer], as_json
     """Show what drift costs on the user's own task, for the first target's reference network."""
     import msgspec
 
-    from edgekd.console import Json
-    from edgekd.console.checks import print_alarm
+    from edgekd.cli.terminal import Json
+    from edgekd.cli.terminal.checks import print_alarm
     from edgekd.workflows.check import calibrate_gate
 
     with watched as observer:
@@ -113,8 +113,8 @@ def blame(wanted: Build, quiet: bool, verbose: bool, as_json: bool) -> None:
     Quantizes one alone and undoes one alone, and ranks them by the drift that undoing relieves, also per millisecond
     that it costs on the device. Writes blame.json and a picture on the graph, blame.svg, into OUTPUT/TARGET.
     """
-    from edgekd.console import Json, choose_observer
-    from edgekd.console.checks import print_blame
+    from edgekd.cli.terminal import Json, choose_observer
+    from edgekd.cli.terminal.checks import print_blame
     from edgekd.report.blame.tables import blame_json
     from edgekd.workflows.check import blame_targets
 
@@ -166,9 +166,9 @@ def search(
     Tries losses, temperature, width and pruning, or what [search.space] of the recipe names, and shows the trials that
     no other beats. The same command goes on where it stopped; on another machine, with one --storage, it joins in.
     """
+    from edgekd.cli.terminal import Json, choose_observer
+    from edgekd.cli.terminal.search import print_search
     from edgekd.config.recipe import recipe_name
-    from edgekd.console import Json, choose_observer
-    from edgekd.console.search import print_search
     from edgekd.report.search.tables import search_json
     from edgekd.workflows.search.run import Wanted
     from edgekd.workflows.search.run import search as run
@@ -214,9 +214,9 @@ def advise(
     same seeds, and compares them with KD on the validation split; then switches pairs and modalities off in turn. Says
     what to use and by how much it is better, or that nothing is. Writes advice.json and advice.md into OUTPUT.
     """
+    from edgekd.cli.terminal import Json, choose_observer
+    from edgekd.cli.terminal.advice import print_advice
     from edgekd.config.recipe import load_recipe, recipe_name
-    from edgekd.console import Json, choose_observer
-    from edgekd.console.advice import print_advice
     from edgekd.pipeline.build import Places
     from edgekd.workflows.advise.report import advice_json
     from edgekd.workflows.advise.run import advise as find

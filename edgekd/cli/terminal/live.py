@@ -10,7 +10,7 @@ from rich.live import Live
 from rich.spinner import Spinner
 from rich.text import Text
 
-from edgekd.console.lines import join
+from edgekd.cli.terminal.plain import join
 from edgekd.report.format import duration
 
 if TYPE_CHECKING:

@@ -13,14 +13,14 @@ import time
 
 import pytest
 
-from edgekd.console import Json, LiveView, Plain, Quiet, choose_observer
+from edgekd.cli.terminal import Json, LiveView, Plain, Quiet, choose_observer
 from edgekd.stages.progress import InTurn
 
 STAGES = ("teacher", "distil", "prune", "quantize cpu", "quantize a-target-with-a-very-long-name", "profile cpu")
 
 BUILD = f"""
 import time
-from edgekd.console import choose_observer
+from edgekd.cli.terminal import choose_observer
 STAGES = {STAGES!r}
 with choose_observer(json=False, quiet=False, verbose=False, terminal=True) as observer:
     observer.plan(STAGES)
@@ -150,7 +150,7 @@ def test_plain_lines(capsys):
 
 def test_plain_reports_progress_every_two_seconds(capsys, monkeypatch):
     now = [100.0]
-    monkeypatch.setattr("edgekd.console.lines.time.monotonic", lambda: now[0])
+    monkeypatch.setattr("edgekd.cli.terminal.plain.time.monotonic", lambda: now[0])
     observer = Plain()
     observer.start("distil")
     for step in range(20):
@@ -216,7 +216,7 @@ def test_a_dumb_terminal_gets_plain_lines():
 
 def test_stages_that_run_at_once_each_tell_their_progress(capsys, monkeypatch):
     now = [100.0]
-    monkeypatch.setattr("edgekd.console.lines.time.monotonic", lambda: now[0])
+    monkeypatch.setattr("edgekd.cli.terminal.plain.time.monotonic", lambda: now[0])
     observer = InTurn(Plain())
     for stage in ("profile a", "profile b"):
         observer.start(stage)

@@ -2,10 +2,10 @@ import pytest
 import torch
 from torch.nn import functional
 
-import edgekd.init
+import edgekd.cli.init
+from edgekd.cli.init import init
 from edgekd.config.recipe import load_recipe
 from edgekd.errors import RecipeError
-from edgekd.init import init
 from edgekd.training.taps.taps import Tapped, resolve_taps
 from edgekd.training.task.protocol import load_task
 
@@ -46,14 +46,14 @@ def test_refuses_a_path_that_is_a_file(tmp_path):
 
 
 def test_writes_both_or_neither(tmp_path, monkeypatch):
-    write = edgekd.init.write_text
+    write = edgekd.cli.init.write_text
 
     def full_disk(path, text):
         if path.name == "task.py":
             raise OSError(28, "No space left on device")
         write(path, text)
 
-    monkeypatch.setattr("edgekd.init.write_text", full_disk)
+    monkeypatch.setattr("edgekd.cli.init.write_text", full_disk)
     with pytest.raises(RecipeError, match="No space left on device"):
         init(tmp_path)
     assert list(tmp_path.iterdir()) == []

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from edgekd.cli.group import main
+from edgekd.cli.main import main
 from edgekd.cli.options import recipe_options
 
 if TYPE_CHECKING:
@@ -22,7 +22,7 @@ def init(folder: Path) -> None:
 
     Writes a recipe, edgekd.toml, and a commented task, task.py, into FOLDER.
     """
-    from edgekd.init import init as write
+    from edgekd.cli.init import init as write
 
     for path in write(folder):
         click.echo(f"wrote {path}")
@@ -32,7 +32,7 @@ def init(folder: Path) -> None:
 @main.command()
 def tasks() -> None:
     """List the shipped tasks, with the licence of their data."""
-    from edgekd.console import print_tasks
+    from edgekd.cli.terminal import print_tasks
     from edgekd.tasks import describe
 
     def description(task: TaskInfo) -> str:
@@ -50,8 +50,8 @@ def targets(context: click.Context) -> None:
     `targets show NAME` prints one, to copy and change.
     """
     if context.invoked_subcommand is None:
+        from edgekd.cli.terminal import print_targets
         from edgekd.config.target import load_target, shipped_targets
-        from edgekd.console import print_targets
 
         shipped = [load_target(name) for name in shipped_targets()]
         print_targets((target.name, target.runtime, target.description) for target in shipped)

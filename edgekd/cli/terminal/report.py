@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from edgekd.console.show import open_page, print_table, print_title
+from edgekd.cli.terminal.tables import open_page, print_table, print_title
 from edgekd.report.compare.formats import check_table, short_tables, title
 
 if TYPE_CHECKING:
