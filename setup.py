@@ -22,7 +22,8 @@ setup(
     packages=[*find_packages(include=["edgekd", "edgekd.*"]), "edgekd.targets", "edgekd.calibration"],
     package_dir={"edgekd.targets": "targets", "edgekd.calibration": "calibration"},
     package_data={
-        "edgekd": ["py.typed", "template/*"],
+        "edgekd": ["py.typed"],
+        "edgekd.cli": ["template/*"],
         "edgekd.targets": ["*.toml"],
         "edgekd.calibration": ["*.toml"],
         "edgekd.tasks": ["*.toml"],

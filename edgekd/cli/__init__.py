@@ -4,4 +4,4 @@
 from edgekd.cli.main import main  # isort: skip
 from edgekd.cli import build, report, catalogue, devices  # isort: skip
 
-__all__ = ["building", "devices", "listing", "main", "reporting"]
+__all__ = ["build", "catalogue", "devices", "main", "report"]

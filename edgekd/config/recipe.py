@@ -531,7 +531,7 @@ DEFAULT_FILE = "edgekd.toml"
 
 def shipped_recipes() -> dict[str, Path]:
     """Return the recipes that come with edgekd, by name."""
-    return {path.stem: path for path in sorted((Path(__file__).parent / "tasks").glob("*.toml"))}
+    return {path.stem: path for path in sorted((Path(__file__).parents[1] / "tasks").glob("*.toml"))}
 
 
 def find_recipe(reference: str | None) -> Path:

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING
 
 from edgekd.devices import browser
 from edgekd.devices.browser import BrowserDevice
-from edgekd.devices.emulated.device import EmulatedDevice, qemu
+from edgekd.devices.emulated import qemu
+from edgekd.devices.emulated.device import EmulatedDevice
 from edgekd.devices.local import LocalDevice
 from edgekd.devices.ssh import SCHEME, SshDevice
 from edgekd.errors import DeviceError, TargetError, nearest

@@ -41,8 +41,8 @@ class Drift:
         rank_correlation: Spearman's correlation of the cosines; None where one side is constant.
         cka: debiased linear CKA of the unit embeddings, stacked, in scope "intra" side by side; None below 4 rows.
         samples: how many samples it was measured on.
-        clusters: how many groups they belong to, or, of more than :data:`edgekd.gram.streaming.UNITS`, how many blocks of
-            groups the bound is over; None where samples are independent.
+        clusters: how many groups they belong to, or, of more than :data:`edgekd.gram.streaming.UNITS`, how many
+            blocks of groups the bound is over; None where samples are independent.
         scope: "sample", between the modalities of a sample, or "intra", between the samples of a modality.
     """
 

@@ -21,10 +21,10 @@ from edgekd.devices.select import Absent, assign_devices
 from edgekd.devices.ssh import SshDevice
 from edgekd.errors import OutputError, TargetError
 from edgekd.files import make_folder
-from edgekd.pipeline.build import imported_source, multi_process, trained_source
-from edgekd.pipeline.build.target import run as ship
+from edgekd.pipeline import imported_source, multi_process, trained_source
 from edgekd.pipeline.project import Project
 from edgekd.pipeline.publish import publish, writing
+from edgekd.pipeline.target import run as ship
 from edgekd.pipeline.target.context import LIBRARIES, Context
 from edgekd.pipeline.target.evaluate import compiles
 from edgekd.pipeline.target.parallel import ship_all

@@ -46,7 +46,10 @@ class Origin(Protocol):
 
     @property
     def network(self) -> str:
-        """Name of the graph that is to ship, e.g. "pruned"; :func:`~edgekd.stages.artifacts.onnx_name` gives its file."""
+        """Name of the graph that is to ship, e.g. "pruned".
+
+        :func:`~edgekd.stages.artifacts.onnx_name` gives its file.
+        """
 
     @property
     def baselines(self) -> tuple[str, ...]:

@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from edgekd.gram.gate import Ledger, Row, Verdict
     from edgekd.runtime.corruption import Disturbed, Robustness
     from edgekd.runtime.measure.results import EngineProfile, Profile, Quantile
+    from edgekd.stages.stage import StageTime
 
 #: What the candidate that ships is called in tables.
 ENGINE = "engine"
@@ -28,16 +29,6 @@ _SEVERITY: tuple[Verdict, ...] = ("pass", "warn", "fail")
 def worst(*verdicts: Verdict) -> Verdict:
     """Return the most severe of some verdicts."""
     return max(verdicts, key=_SEVERITY.index)
-
-
-@dataclass(frozen=True)
-class StageTime:
-    """One stage of the build: how long it took, and what came out in a few words."""
-
-    name: str
-    seconds: float
-    cached: bool
-    summary: str
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar
 import msgspec
 
 from edgekd.files import missing
-from edgekd.report.results import StageTime
 from edgekd.stages.cache import Cache, digest
 from edgekd.stages.progress import Observer, StageReporter
 
@@ -19,6 +18,16 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 R = TypeVar("R")
+
+
+@dataclass(frozen=True)
+class StageTime:
+    """One stage of the build: how long it took, and what came out in a few words."""
+
+    name: str
+    seconds: float
+    cached: bool
+    summary: str
 
 
 @dataclass(frozen=True)

@@ -60,7 +60,9 @@ VIEWS = {
 
 
 class Digits:
-    """2000 digits in six aligned views, 200 of each class. Meets the protocol of :class:`edgekd.training.task.protocol.Task`.
+    """2000 digits in six aligned views, 200 of each class.
+
+    It meets the protocol of :class:`edgekd.training.task.protocol.Task`.
 
     Args:
         views: two or more of fac, fou, kar, mor, pix, zer. All six together saturate; the default leaves headroom.

@@ -9,10 +9,10 @@ from edgekd.devices.select import Absent
 from edgekd.errors import OutputError
 from edgekd.files import make_folder
 from edgekd.pipeline.build import prepare
-from edgekd.pipeline.build.target import run as ship
 from edgekd.pipeline.publish import writing
+from edgekd.pipeline.target import run as ship
 from edgekd.pipeline.target.blame import find_blame
-from edgekd.pipeline.target.calibrating import calibrate
+from edgekd.workflows.threshold_stage import calibrate
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

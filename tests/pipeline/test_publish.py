@@ -122,7 +122,7 @@ def test_a_killed_publish_is_finished_by_the_next(built, output):
     show(built, output)
     (built / "engine.onnx").write_text("other")
     killed = subprocess.run(
-        [sys.executable, "-c", KILLED, built, output], cwd=Path(__file__).parents[1], check=False, timeout=60
+        [sys.executable, "-c", KILLED, built, output], cwd=Path(__file__).parents[2], check=False, timeout=60
     )
     assert killed.returncode == -9
     assert [path.name for path in (output / "cpu").iterdir()] != ["bundle"]
@@ -142,7 +142,7 @@ with writing(pathlib.Path(sys.argv[1])):
 
 def test_one_writer_at_a_time(output):
     command = [sys.executable, "-c", WAITS, output]
-    with subprocess.Popen(command, cwd=Path(__file__).parents[1], stdout=subprocess.PIPE, text=True) as other:
+    with subprocess.Popen(command, cwd=Path(__file__).parents[2], stdout=subprocess.PIPE, text=True) as other:
         with writing(output):
             assert other.stdout.readline() == "ready\n"
             with pytest.raises(subprocess.TimeoutExpired):

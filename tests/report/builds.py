@@ -12,8 +12,9 @@ from edgekd.gram.drift import Bootstrap
 from edgekd.gram.gate import Limits, keep_ledger
 from edgekd.gram.heatmap import few_grams
 from edgekd.gram.probe import Probe
-from edgekd.report.build.files import BuildReport, StageTime, TargetResult, write_report
-from edgekd.report.build.files import profile as profiles
+from edgekd.report.build import profile as profiles
+from edgekd.report.build.files import write_report
+from edgekd.report.results import BuildReport, TargetResult
 from edgekd.runtime.manifest import Manifest
 from edgekd.runtime.measure.results import (
     Energy,
@@ -25,6 +26,7 @@ from edgekd.runtime.measure.results import (
     Window,
     latency_from,
 )
+from edgekd.stages.stage import StageTime
 
 LIMITS = Limits(tau_pass=0.005, tau_fail=0.02, max_flips=0.03, max_metric_drop=0.015)
 MACHINE = {

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import edgekd
 from edgekd.devices import agent_host
 from edgekd.devices.agent_host import AGENT, Here
-from edgekd.devices.emulated.device import qemu
+from edgekd.devices.emulated import qemu
 from edgekd.devices.local import agent_environment
 from edgekd.errors import DeviceError, MissingDependency
 from edgekd.runtime.backends.registry import PACKAGES

@@ -17,15 +17,13 @@ from edgekd.report.compare.page import as_html
 from edgekd.report.compare.read import read_run
 from edgekd.report.compare.rows import order
 from edgekd.report.format import withheld
-from edgekd.report.results import ENGINE, REPORT, SCHEMA_VERSION, BuildReport, StageTime, TargetResult
+from edgekd.report.results import ENGINE, REPORT, SCHEMA_VERSION, BuildReport, TargetResult
 from edgekd.runtime.manifest import map_leaves
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from edgekd.runtime.measure.results import EngineProfile, Latency, Paced, Sustained
-
-__all__ = ["BuildReport", "StageTime", "TargetResult", "report_json", "report_markdown", "write_report"]
 
 _QUANTILES = ("p50", "p90", "p99")
 

@@ -29,7 +29,7 @@ from edgekd.files import write_text
 from edgekd.runtime import bundle
 from edgekd.runtime.backends import tensorrt
 from edgekd.runtime.backends.registry import PACKAGES, Runtime
-from edgekd.runtime.measure.results import energy, machine, sensors
+from edgekd.runtime.measure import energy, machine, sensors
 from edgekd.runtime.session import TimesComputing, read_feeds, run_rows, write_arrays
 
 if TYPE_CHECKING:

@@ -18,10 +18,10 @@ from typing import TYPE_CHECKING, Any
 
 from edgekd.errors import DeviceError
 from edgekd.files import sha256_file
-from edgekd.runtime.agent.agent import agent
+from edgekd.runtime.agent import agent
 from edgekd.runtime.backends import tensorrt
 from edgekd.runtime.backends.registry import PACKAGES
-from edgekd.runtime.measure.results import machine
+from edgekd.runtime.measure import machine
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -22,11 +22,11 @@ if TYPE_CHECKING:
     from edgekd.runtime.measure.results import LayerTime
     from edgekd.runtime.session import Built, Feeds, Session
 
-#: For each runtime its module below :mod:`edgekd.runtime`, and what its ``open_engine`` is always told. A browser's
-#: engines are those of ONNX Runtime, which Python opens without a browser.
+#: For each runtime its module below :mod:`edgekd.runtime.backends`, and what its ``open_engine`` is always told. A
+#: browser's engines are those of ONNX Runtime, which Python opens without a browser.
 _MODULES: dict[str, tuple[str, dict[str, Any]]] = {
-    "onnxruntime": ("ort", {}),
-    "onnxruntime-web": ("ort", {}),
+    "onnxruntime": ("onnxruntime", {}),
+    "onnxruntime-web": ("onnxruntime", {}),
     "openvino": ("openvino", {}),
     "tensorrt": ("tensorrt", {"flavor": "tensorrt"}),
     "tensorrt-rtx": ("tensorrt", {"flavor": "tensorrt-rtx"}),
@@ -104,7 +104,7 @@ class Runtime:
         if self.custom or self.name not in _MODULES:
             return None
         name, fixed = _MODULES[self.name]
-        module = importlib.import_module(f"edgekd.runtime.{name}")
+        module = importlib.import_module(f"edgekd.runtime.backends.{name}")
         reason: str | None = module.absent(**fixed, **self.options)
         return reason
 
@@ -118,7 +118,9 @@ class Runtime:
         if self.custom or self.name not in _MODULES:
             return {}
         name, fixed = _MODULES[self.name]
-        facts: dict[str, str] = importlib.import_module(f"edgekd.runtime.{name}").hardware(**fixed, **self.options)
+        facts: dict[str, str] = importlib.import_module(f"edgekd.runtime.backends.{name}").hardware(
+            **fixed, **self.options
+        )
         return facts
 
     def describe(self) -> dict[str, str]:
@@ -150,7 +152,7 @@ class Runtime:
         if not self.compiles:
             return None
         name, fixed = _MODULES[self.name]
-        module = importlib.import_module(f"edgekd.runtime.{name}")
+        module = importlib.import_module(f"edgekd.runtime.backends.{name}")
         kept: Built | None = module.keep_engine(engine, folder, threads, cache=_engine_cache(), **fixed, **self.options)
         return kept
 
@@ -172,7 +174,7 @@ class Runtime:
         if self.name not in _MODULES:
             raise TargetError(f"there is no runtime '{self.name}'{nearest(self.name, _MODULES)}")
         name, fixed = _MODULES[self.name]
-        module = importlib.import_module(f"edgekd.runtime.{name}")
+        module = importlib.import_module(f"edgekd.runtime.backends.{name}")
         module.library(**fixed)
         return partial(module.open_engine, **fixed)
 
@@ -218,7 +220,7 @@ class Runtime:
             return None
         self.load()
         name, fixed = _MODULES[self.name]
-        module = importlib.import_module(f"edgekd.runtime.{name}")
+        module = importlib.import_module(f"edgekd.runtime.backends.{name}")
         cache = {"cache": _engine_cache()} if name == "tensorrt" else {}  # built engines, which take minutes
         times: tuple[LayerTime, ...] = module.layer_times(engine, threads, rows, **fixed, **self.options, **cache)
         return times

@@ -35,7 +35,8 @@ class Models:
         trained: a student, in training.
         teacher: gives the logits.
         anchor: gives the embeddings: None for the teacher's, or else the student whose structure is to be kept.
-        outputs: what :func:`edgekd.training.distillation.cached_teacher.write` wrote of the teacher; None to run it on every batch.
+        outputs: what :func:`edgekd.training.distillation.cached_teacher.write` wrote of the teacher; None to run it on
+            every batch.
     """
 
     trained: nn.Module

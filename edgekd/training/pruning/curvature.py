@@ -49,8 +49,9 @@ class Sensitivity:
     """Of one layer, in float64 on the processor.
 
     Attributes:
-        moment: ``E[x x^T]`` over samples and positions of what it reads, as :func:`edgekd.training.loop.autograd_layers.matrix` counts
-            its columns [n, n]; 0 between columns that no output reads both of.
+        moment: ``E[x x^T]`` over samples and positions of what it reads, as
+            :func:`edgekd.training.loop.autograd_layers.matrix` counts its columns [n, n]; 0 between
+            columns that no output reads both of.
         gram: of its outputs, the expectation over samples of ``g g^T`` summed over positions, g being the derivative of
             one Gram entry, summed over the pairs of modalities [out, out].
         task: the same with g the derivative of the log-likelihood of a class, in expectation over the network's own

@@ -28,8 +28,8 @@ class GramSurgeon:
     Removing channels zeroes the weights that read them, and what a layer gives is linear in its weights. At the
     unpruned student the drift is least, so its first-order (Taylor) term is 0 and says nothing; the second-order term
     of a change dW of a layer's weights is the mean square of the Gram's derivative along it, and for the prediction the
-    same in the metric of its Fisher information (:mod:`edgekd.training.pruning.curvature`). With what the layer reads, x, taken
-    as independent of the derivative by its outputs, g (K-FAC: Martens & Grosse, arXiv 1503.05671), that is
+    same in the metric of its Fisher information (:mod:`edgekd.training.pruning.curvature`). With what the layer reads,
+    x, taken as independent of the derivative by its outputs, g (K-FAC: Martens & Grosse, arXiv 1503.05671), that is
     ``tr(G dW S dW^T)`` with ``S = E[x x^T]`` and ``G = E[g g^T]``. So the best change of the other weights is the
     regression of the lost channel on those that stay, and what is lost all the same is Optimal Brain Surgeon's
     ``tr((W^T G W)_cc (S^-1)_cc^-1)``, c being all columns that read the channel (Hassibi & Stork, NIPS 1992; for

@@ -372,7 +372,7 @@ def _find(name: str) -> tuple[Any, Path]:
 
 
 def _shipped() -> list[str]:
-    folder = Path(__file__).resolve().parent.parent / "tasks"
+    folder = Path(__file__).resolve().parents[2] / "tasks"
     return [path.stem for path in sorted(folder.glob("*.toml"))]
 
 

@@ -33,7 +33,7 @@ from edgekd.runtime.backends.registry import Runtime
 from edgekd.runtime.session import read_feeds, run_rows
 
 WEB = Runtime("onnxruntime-web")
-EXAMPLE = Path(__file__).resolve().parents[2] / "examples" / "web"
+EXAMPLE = Path(__file__).resolve().parents[3] / "examples" / "web"
 EMBEDDINGS = ("embedding.x", "embedding.y")
 #: Tells the browsers of this process from those of other tests that run at the same time.
 PREFIX = f"edgekd-chromium-{os.getpid()}-"

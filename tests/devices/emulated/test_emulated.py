@@ -19,7 +19,8 @@ from onnx import TensorProto, helper, numpy_helper, save
 from onnx.helper import make_node, make_tensor_value_info
 
 from edgekd.config.recipe import ProfileConfig
-from edgekd.devices.emulated.device import EmulatedDevice, qemu
+from edgekd.devices.emulated import qemu
+from edgekd.devices.emulated.device import EmulatedDevice
 from edgekd.devices.local import LocalDevice
 from edgekd.errors import DeviceError, ModelError
 from edgekd.runtime.backends.registry import ORT, Runtime

@@ -236,8 +236,8 @@ class KillsItself(Remembers):
 
 
 def test_a_build_killed_while_it_writes_goes_on(tmp_path):
-    script = "import sys, test_cached as t; t.train_all(t.learner(sys.argv[1], t.KillsItself()))"
-    path = os.pathsep.join([str(Path(__file__).parent), str(Path(__file__).parents[2])])
+    script = "import sys, test_cached_teacher as t; t.train_all(t.learner(sys.argv[1], t.KillsItself()))"
+    path = os.pathsep.join([str(Path(__file__).parents[n]) for n in (0, 1, 3)])
     environment = {**os.environ, "PYTHONPATH": path}
     killed = subprocess.run([sys.executable, "-c", script, str(tmp_path)], env=environment, check=False)
     assert killed.returncode == -signal.SIGKILL

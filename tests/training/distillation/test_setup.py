@@ -5,7 +5,7 @@ import dataclasses
 import pytest
 import torch
 from small import CONV_TAPS, TAPS, ConvTowers, Remembers, TwoTowers, loaded, reporter
-from test_train import Stopped, StopsAfter, stop
+from stopping import Stopped, StopsAfter, stop
 
 from edgekd.config.recipe import LOSS_OPTIONS, DistillConfig, LossConfig, Tap, Term, Training
 from edgekd.gram.drift import Bootstrap, measure_drift

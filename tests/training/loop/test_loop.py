@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from small import TAPS, Remembers, TwoTowers, loaded, reporter, split
+from stopping import Stopped, StopsAfter, stop
 
 from edgekd.config.recipe import LossConfig, Training
 from edgekd.errors import ModelError
@@ -25,25 +26,6 @@ from edgekd.training.taps.taps import Tapped
 
 EPOCHS = 6
 DEFAULT = LossConfig()
-
-
-class Stopped(Exception):
-    """What ends a build in the middle."""
-
-
-class StopsAfter(Remembers):
-    def __init__(self, epochs, how):
-        super().__init__()
-        self.epochs, self.how = epochs, how
-
-    def advance(self, stage, done, total, note):
-        super().advance(stage, done, total, note)
-        if done == self.epochs:
-            self.how()
-
-
-def stop():
-    raise Stopped
 
 
 def distil(folder, observer=None, config=None, loss=DEFAULT):
@@ -98,10 +80,10 @@ def test_a_stopped_run_goes_on_as_if_never_stopped(undisturbed, tmp_path):
 
 def test_a_killed_process_is_resumed(undisturbed, tmp_path):
     script = (
-        "import os, signal, sys; import test_train as t; "
-        "t.distil(sys.argv[1], t.StopsAfter(3, lambda: os.kill(os.getpid(), signal.SIGKILL)))"
+        "import os, signal, sys; import stopping, test_loop as t; "
+        "t.distil(sys.argv[1], stopping.StopsAfter(3, lambda: os.kill(os.getpid(), signal.SIGKILL)))"
     )
-    path = os.pathsep.join([str(Path(__file__).parent), str(Path(__file__).parents[2])])
+    path = os.pathsep.join([str(Path(__file__).parents[n]) for n in (0, 1, 3)])
     killed = subprocess.run(
         [sys.executable, "-c", script, str(tmp_path)], env={**os.environ, "PYTHONPATH": path}, check=False
     )

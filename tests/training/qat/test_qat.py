@@ -3,7 +3,7 @@ import copy
 import pytest
 import torch
 from small import TAPS, TwoTowers, loaded, reporter, split
-from test_train import Stopped, StopsAfter, stop
+from stopping import Stopped, StopsAfter, stop
 from torch.nn.utils import parametrize
 
 from edgekd.config.recipe import ANCHOR_EXTRA, LossConfig, TuneConfig

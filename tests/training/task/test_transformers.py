@@ -24,7 +24,7 @@ from edgekd.training.pruning import stage as prune
 from edgekd.training.taps.taps import Tapped, Taps, resolve_taps
 from edgekd.training.task.protocol import LoadedTask, load_task
 
-TASK = TaskConfig(name=f"{Path(__file__).with_name('transformers_task.py')}:TransformerDigits")
+TASK = TaskConfig(name=f"{Path(__file__).parents[1] / 'transformers_task.py'}:TransformerDigits")
 EPOCHS = 8
 
 

@@ -29,7 +29,7 @@ from edgekd.workflows.advise.run import advise
 
 torch.set_num_threads(1)
 
-SMALL = Path(__file__).parent / "learn" / "small.py"
+SMALL = Path(__file__).parents[2] / "training" / "small.py"
 TAPS = {"a": "encoders.a", "b": "encoders.b"}
 EPOCHS = 6
 #: Seconds of the trials that are timed, of a recipe with four epochs or more.
@@ -159,10 +159,10 @@ DIGITS_BUDGET = 120
 KILLED = """
 import os, signal, sys
 from pathlib import Path
-sys.path[:0] = [{tests!r}]
+sys.path[:0] = {tests!r}
 import torch
 torch.set_num_threads(1)
-from test_advising import DIGITS, DIGITS_BUDGET, Silent, load_recipe, run
+from test_advise import DIGITS, DIGITS_BUDGET, Silent, load_recipe, run
 
 class Kills(Silent):
     def advance(self, stage, done, total, note):
@@ -174,7 +174,7 @@ run(load_recipe("digits", DIGITS), Path("."), DIGITS_BUDGET, Kills())
 
 
 def test_killed_it_goes_on_and_comes_to_the_same(tmp_path):
-    found = python("-c", KILLED.format(tests=str(Path(__file__).parent)), cwd=tmp_path)
+    found = python("-c", KILLED.format(tests=[str(Path(__file__).parents[n]) for n in (0, 2)]), cwd=tmp_path)
     assert found.returncode == -signal.SIGKILL, found.stderr
     finished = {path: path.stat().st_mtime_ns for path in (tmp_path / "cache").glob("trial-*/result.json")}
     assert len(finished) == 2 + 4

@@ -1,4 +1,4 @@
-"""What is made of the trials' figures. Figures are written down here; trainings are in tests/workflows/advise/test_advise.py."""
+"""The verdict over trials whose figures are written down here; trainings are in test_advise.py."""
 
 from dataclasses import replace
 
