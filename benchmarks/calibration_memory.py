@@ -21,7 +21,7 @@ from common import write_result
 from edgekd.config.recipe import Tap
 from edgekd.config.target import Calibration, load_target
 from edgekd.gram.npz import INPUT_PREFIX
-from edgekd.training.export.onnx import Network, write_onnx
+from edgekd.training.export.onnx import ExportNetwork, write_onnx
 from edgekd.training.task.models import Conv1dEncoder, Conv2dEncoder, LateFusion
 
 FEW, MANY = 128, 8192
@@ -62,7 +62,7 @@ def write_network(path: Path) -> None:
     encoders = {"image": Conv2dEncoder([3, 16, 32, 32], 32), "motion": Conv1dEncoder([6, 24, 48], 32)}
     taps = {name: Tap(module=f"encoders.{name}") for name in encoders}
     inputs = {name: torch.randn(8, *shape) for name, shape in SHAPES.items()}
-    write_onnx(Network(LateFusion(encoders, 32, 32, 10), taps), inputs, load_target(TARGET).opset, path)
+    write_onnx(ExportNetwork(LateFusion(encoders, 32, 32, 10), taps), inputs, load_target(TARGET).opset, path)
 
 
 def write_samples(path: Path) -> None:

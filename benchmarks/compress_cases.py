@@ -13,7 +13,7 @@ import onnx
 
 import edgekd
 from edgekd.cli.terminal import choose_observer
-from edgekd.compress.ranges import Samples
+from edgekd.compress.ranges import CalibrationSamples
 from edgekd.config.recipe import ModelConfig, model_recipe
 from edgekd.config.target import load_calibration
 from edgekd.files import atomic_path, sha256_file
@@ -142,7 +142,7 @@ class Case:
     def write_samples(self) -> None:
         """Write :attr:`samples`: those that edgekd takes itself, of all that there are."""
         calibration = load_calibration(self.context.recipe.quantize.calibration)
-        chunks = list(Samples(self.context.calibration, calibration))
+        chunks = list(CalibrationSamples(self.context.calibration, calibration))
         write_arrays(self.samples, {name: np.concatenate([chunk[name] for chunk in chunks]) for name in chunks[0]})
 
 

@@ -32,7 +32,7 @@ from edgekd.files import sha256_file
 from edgekd.gram.drift import Bootstrap, flips, measure_drift
 from edgekd.gram.npz import EMBEDDING_PREFIX
 from edgekd.gram.probe import Probe
-from edgekd.pipeline.build import Places
+from edgekd.pipeline.build import BuildPaths
 from edgekd.pipeline.publish import BUNDLE, REJECTED
 from edgekd.pipeline.target.outputs import run_on_host
 from edgekd.runtime.measure.machine import peak_rss_bytes
@@ -106,7 +106,7 @@ def quantize_by_edgekd(name: str, recipe: Recipe, folder: Path) -> dict[str, Any
     Called in a process of its own, which nothing but the build has been in.
     """
     with TemporaryDirectory(dir=FOLDER) as scratch:
-        places = Places(Path(scratch) / "output", link_learned(Path(scratch) / "cache"))
+        places = BuildPaths(Path(scratch) / "output", link_learned(Path(scratch) / "cache"))
         with choose_observer(json=False, quiet=True, verbose=False, terminal=False) as observer:
             target = edgekd.load_target(TARGET)
             report = edgekd.build(recipe, [target], places, name=name, observer=observer)

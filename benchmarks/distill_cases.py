@@ -21,7 +21,7 @@ from edgekd.training.distillation.references import Known, Live
 from edgekd.training.distillation.terms import Side
 from edgekd.training.loop.evaluate import batches, probe, truth
 from edgekd.training.loop.weights import build, load_weights
-from edgekd.training.taps.taps import Tapped, resolve_taps
+from edgekd.training.taps.taps import TappedModel, resolve_taps
 from edgekd.training.task.protocol import SPLITS, ArraySplit, LoadedTask, load_task
 
 if TYPE_CHECKING:
@@ -182,7 +182,7 @@ class Remembered:
     """
 
     def __init__(self, model: nn.Module, taps: Mapping[str, Tap], split: ArraySplit, *, shuffled: bool = False) -> None:
-        with Tapped(model, taps) as tapped:
+        with TappedModel(model, taps) as tapped:
             live = Live(tapped)
             known = [live(batch) for batch in batches(split)]
         self._logits = torch.cat([each.logits for each in known])

@@ -27,7 +27,7 @@ from edgekd.training.distillation.terms import Where, places
 from edgekd.training.loop.evaluate import few, probe
 from edgekd.training.loop.loop import Fit, fit
 from edgekd.training.loop.weights import build
-from edgekd.training.taps.taps import Tapped
+from edgekd.training.taps.taps import TappedModel
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -118,7 +118,7 @@ def _train(job: Job, scene: Scene, student: nn.Module) -> tuple[list[Epoch], flo
     report = StageReporter(Silent(), job.method)
     where = Where(scene.task.modalities, taps, taps, "teacher")
     config = DistillConfig(epochs=scene.case.epochs * method.longer)
-    with Tapped(student, places(taps, loss, "student")) as tapped, TemporaryDirectory(dir=_scratch()) as folder:
+    with TappedModel(student, places(taps, loss, "student")) as tapped, TemporaryDirectory(dir=_scratch()) as folder:
         objective = Distillation(tapped, teacher, anchor, loss, where, report)
         objective.prepare(few(scene.task, torch.device("cpu")), job.seed)
         split = Dropping(train, job.setting, job.seed) if method.drops else train

@@ -24,7 +24,7 @@ from edgekd.training.distillation.objective import Distillation
 from edgekd.training.distillation.references import Live
 from edgekd.training.distillation.terms import Where
 from edgekd.training.loop.weights import build
-from edgekd.training.taps.taps import Tapped, resolve_taps
+from edgekd.training.taps.taps import TappedModel, resolve_taps
 from edgekd.training.task.models import Conv2dEncoder, LateFusion
 from edgekd.training.task.protocol import ArraySplit, Modality, collate, load_task
 
@@ -80,7 +80,7 @@ def stepper(name: str, loss: LossConfig) -> Callable[[], float]:
     modalities = [modality.name for modality in task.modalities]
     taps = resolve_taps("student", {}, task.student_taps, modalities)
     student, teacher = build(task.student, 0), build(task.teacher, 0)
-    tapped, reference = Tapped(student, taps).__enter__(), Live(Tapped(teacher, taps).__enter__())
+    tapped, reference = TappedModel(student, taps).__enter__(), Live(TappedModel(teacher, taps).__enter__())
     where = Where(modalities, taps, taps, "teacher")
     objective = Distillation(tapped, reference, reference, loss, where, StageReporter(Silent(), name))
     optimizer = torch.optim.AdamW(student.parameters(), lr=1e-3)

@@ -90,9 +90,11 @@ class Case:
         return load_weights(build(getattr(task, name), self.seed), self.weights[name]).to(compute_device())
 
     @property
-    def samples(self) -> prune.Samples:
+    def samples(self) -> prune.DrawnBatches:
         """Return the training samples that a prune stage would look at."""
-        return prune.Samples(self.project.loaded.splits["train"], self.config.batch_size, self.seed, compute_device())
+        return prune.DrawnBatches(
+            self.project.loaded.splits["train"], self.config.batch_size, self.seed, compute_device()
+        )
 
 
 def case(task: str, seed: int, epochs: int) -> Case:
@@ -141,7 +143,7 @@ def measure(given: Case, method: str, folder: Path) -> Result:
     config = method_config(given, method)
     if method == "made-up":
         make_up(given, config, folder / ROUNDS / "0")
-    networks = prune.Networks(*(given.network(name) for name in ("teacher", "student", "student")))
+    networks = prune.PruningNetworks(*(given.network(name) for name in ("teacher", "student", "student")))
     task = given.project.loaded
     inputs = list(next(iter(given.samples)).inputs.values())
     trained = prune.run(task, networks, given.taps, config, given.seed, folder, StageReporter(Silent(), "prune"))

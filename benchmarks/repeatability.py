@@ -22,7 +22,7 @@ from common import CACHE, arguments, keep, kept, write_result
 
 import edgekd
 from edgekd.cli.terminal import choose_observer
-from edgekd.pipeline.build import Places
+from edgekd.pipeline.build import BuildPaths
 from edgekd.pipeline.publish import BUNDLE, REJECTED
 
 if TYPE_CHECKING:
@@ -43,7 +43,7 @@ def build(task: str) -> dict[str, Path]:
         edgekd.build(
             edgekd.load_recipe(task),
             [edgekd.load_target(target) for target in TARGETS],
-            Places(output, CACHE),
+            BuildPaths(output, CACHE),
             observer=observer,
         )
     places = {target: output / target for target in TARGETS}

@@ -44,7 +44,7 @@ BARE = {
         "compiled(feeds)": partial(open_openvino_default, options=OPENVINO_OPTIONS),
     },
 }
-WAYS = (quantize.Way("float32", None), quantize.Way("int8", "qdq"))
+WAYS = (quantize.CandidateSpec("float32", None), quantize.CandidateSpec("int8", "qdq"))
 GOAL_US, GOAL_SHARE = 10.0, 0.03
 
 

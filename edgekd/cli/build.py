@@ -16,7 +16,7 @@ from edgekd.errors import GateFailed
 if TYPE_CHECKING:
     from contextlib import AbstractContextManager
 
-    from edgekd.cli.options import Build
+    from edgekd.cli.options import BuildRequest
     from edgekd.report.results import BuildReport
     from edgekd.stages.progress import Observer
 
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 @main.command()
 @build_options
 @progress_options
-def build(wanted: Build, quiet: bool, verbose: bool, as_json: bool) -> None:
+def build(wanted: BuildRequest, quiet: bool, verbose: bool, as_json: bool) -> None:
     """Build a recipe, or an ONNX network, for a device: from teacher to bundle.
 
     Runs teacher, distil, prune and export once (with --model only an import), then for each target quantize, compile,
@@ -57,7 +57,7 @@ def _require_release(report: BuildReport) -> None:
 @click.option("--cpu", metavar="NAME", help="Run the engine on an emulated processor, e.g. haswell.")
 @click.option("--calibrate", is_flag=True, help="Measure on this task which drift costs accuracy, and suggest limits.")
 @progress_options
-def check(wanted: Build, cpu: str | None, calibrate: bool, quiet: bool, verbose: bool, as_json: bool) -> None:
+def check(wanted: BuildRequest, cpu: str | None, calibrate: bool, quiet: bool, verbose: bool, as_json: bool) -> None:
     """Judge every candidate without timing or bundling it; show each ledger.
 
     With --cpu the engine runs on that processor's instructions: INT8 that is right here can be wrong there. With
@@ -88,7 +88,7 @@ def check(wanted: Build, cpu: str | None, calibrate: bool, quiet: bool, verbose:
         raise GateFailed(f"the gate rejects every candidate of {', '.join(rejected)}")
 
 
-def _calibrate(wanted: Build, watched: AbstractContextManager[Observer], as_json: bool) -> None:
+def _calibrate(wanted: BuildRequest, watched: AbstractContextManager[Observer], as_json: bool) -> None:
     """Show what drift costs on the user's own task, for the first target's reference network."""
     import msgspec
 
@@ -107,7 +107,7 @@ def _calibrate(wanted: Build, watched: AbstractContextManager[Observer], as_json
 @main.command()
 @build_options
 @progress_options
-def blame(wanted: Build, quiet: bool, verbose: bool, as_json: bool) -> None:
+def blame(wanted: BuildRequest, quiet: bool, verbose: bool, as_json: bool) -> None:
     """Find out which layers, branches and kinds of tensor break the Gram structure in INT8.
 
     Quantizes one alone and undoes one alone, and ranks them by the drift that undoing relieves, also per millisecond
@@ -217,12 +217,12 @@ def advise(
     from edgekd.cli.terminal import Json, choose_observer
     from edgekd.cli.terminal.advice import print_advice
     from edgekd.config.recipe import load_recipe, recipe_name
-    from edgekd.pipeline.build import Places
+    from edgekd.pipeline.build import BuildPaths
     from edgekd.workflows.advise.report import advice_json
     from edgekd.workflows.advise.run import advise as find
 
     loaded, name = load_recipe(recipe, overrides), recipe_name(recipe)
-    places = Places(output or Path("build") / name, cache)
+    places = BuildPaths(output or Path("build") / name, cache)
     with choose_observer(json=as_json, quiet=quiet, verbose=verbose, terminal=sys.stdout.isatty()) as observer:
         found = find(loaded, places, budget, epochs=epochs, name=name, observer=observer)
     if as_json:

@@ -16,7 +16,7 @@ from edgekd.errors import EdgekdError, OutputError
 _REFUSALS = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS)
 
 
-class _Group(click.Group):
+class _EdgekdGroup(click.Group):
     """Prints a user's error as one line and exits with its code; a defect keeps its traceback."""
 
     def list_commands(self, _context: click.Context) -> list[str]:
@@ -44,7 +44,7 @@ def _fail(context: click.Context, error: EdgekdError) -> None:
     context.exit(error.exit_code)
 
 
-@click.group(cls=_Group, context_settings={"help_option_names": ["-h", "--help"]})
+@click.group(cls=_EdgekdGroup, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(edgekd.__version__, "-V", "--version", prog_name="edgekd")
 def main() -> None:
     """Distil multi-modal models for edge devices, and prove that their Gram structure survives."""

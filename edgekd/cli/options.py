@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from edgekd.config.recipe import Recipe
     from edgekd.config.target import Target
-    from edgekd.pipeline.build import Places
+    from edgekd.pipeline.build import BuildPaths
 
 
 def recipe_options(command: Callable[..., Any]) -> Callable[..., Any]:
@@ -39,14 +39,14 @@ cache_option = click.option(
 
 
 @dataclass(frozen=True)
-class Build:
+class BuildRequest:
     """What a build is asked for on the command line."""
 
     recipe: Recipe
     name: str
     targets: list[Target]
     devices: tuple[str, ...]
-    places: Places
+    places: BuildPaths
 
 
 def build_options(command: Callable[..., Any]) -> Callable[..., Any]:
@@ -69,7 +69,7 @@ def build_options(command: Callable[..., Any]) -> Callable[..., Any]:
         from edgekd.config.recipe import load_recipe, recipe_name
         from edgekd.config.target import load_targets
         from edgekd.files import make_folder
-        from edgekd.pipeline.build import Places, follow
+        from edgekd.pipeline.build import BuildPaths, follow
         from edgekd.pipeline.multi_process import follows
 
         if model is None:
@@ -80,8 +80,8 @@ def build_options(command: Callable[..., Any]) -> Callable[..., Any]:
         if follows():
             follow(loaded, load_targets(targets), cache)
             return None
-        places = Places(output or Path("build") / name, cache)
-        wanted = Build(loaded, name, load_targets(targets), devices, places)
+        places = BuildPaths(output or Path("build") / name, cache)
+        wanted = BuildRequest(loaded, name, load_targets(targets), devices, places)
         make_folder(places.output, OutputError, "--output")
         return command(wanted=wanted, **others)
 

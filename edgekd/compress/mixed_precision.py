@@ -13,7 +13,7 @@ from edgekd.compress.switchboard import undo
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
 
-    from edgekd.compress.partial import Examiner, Reading
+    from edgekd.compress.partial import Examiner, PartialResult
     from edgekd.gram.blame import Effect
     from edgekd.gram.gate import Verdict
 
@@ -27,7 +27,7 @@ ALL_HARM = 2.0
 
 
 @dataclass(frozen=True)
-class Step:
+class RepairStep:
     """One layer more in float, or what is left of a branch.
 
     Attributes:
@@ -49,7 +49,7 @@ class Step:
 
 def repair_steps(
     examiner: Examiner, judge: Callable[[Any], Verdict], latency_ms: Mapping[str, float] | None = None
-) -> Iterator[Step]:
+) -> Iterator[RepairStep]:
     """Return layers to float until the gate no longer rejects the graph, or most layers are float.
 
     Each step returns the layer, or all that is left of a branch, that mends most for its time, given what is float by
@@ -76,7 +76,7 @@ def repair_steps(
             return
 
 
-def spare_steps(examiner: Examiner, latency_ms: Mapping[str, float]) -> Iterator[Step]:
+def spare_steps(examiner: Examiner, latency_ms: Mapping[str, float]) -> Iterator[RepairStep]:
     """Return layers to float that nobody asks for, in the same order: the caller decides how far that is worth it.
 
     Args:
@@ -94,7 +94,9 @@ def _quantized_layers(examiner: Examiner) -> list[str]:
     return list(dict.fromkeys(layer for item in examiner.board.tensors for layer in item.layers))
 
 
-def _steps(examiner: Examiner, layers: Sequence[str], latency_ms: Mapping[str, float], most: int) -> Iterator[Step]:
+def _steps(
+    examiner: Examiner, layers: Sequence[str], latency_ms: Mapping[str, float], most: int
+) -> Iterator[RepairStep]:
     """Return layers to float, the worthiest move first, until no other fits into ``most`` layers."""
     whole = examiner.measure()
     dearest = max(latency_ms.values(), default=1.0)
@@ -107,7 +109,7 @@ def _steps(examiner: Examiner, layers: Sequence[str], latency_ms: Mapping[str, f
             return
         if worths:  # those that were worth most when they were last measured, until none left was worth more
             moves = sorted(moves, key=lambda move: worths[move[0]], reverse=True)[:_LOOKED_AT]
-        found: list[tuple[tuple[float, float], str, tuple[str, ...], Reading]] = []
+        found: list[tuple[tuple[float, float], str, tuple[str, ...], PartialResult]] = []
         for name, added in moves:
             if found and name in worths and max(move[0] for move in found) >= worths[name]:
                 break
@@ -118,7 +120,7 @@ def _steps(examiner: Examiner, layers: Sequence[str], latency_ms: Mapping[str, f
         _, name, added, reading = max(found, key=lambda move: move[0])
         returned, harm = returned + added, _harm(reading, whole)
         graph = undo(examiner.qdq, examiner.floats, examiner.tensors_of(returned))
-        yield Step(name, returned, reading.effect, harm, graph)
+        yield RepairStep(name, returned, reading.effect, harm, graph)
 
 
 def _moves(examiner: Examiner, layers: Sequence[str], returned: Sequence[str]) -> Iterator[tuple[str, tuple[str, ...]]]:
@@ -133,7 +135,7 @@ def _moves(examiner: Examiner, layers: Sequence[str], returned: Sequence[str]) -
             yield branch, tuple(left)
 
 
-def _harm(reading: Reading, whole: Reading) -> float:
+def _harm(reading: PartialResult, whole: PartialResult) -> float:
     shares = ((reading.effect.drift, whole.effect.drift), (reading.noise, whole.noise))
     return sum(part / all_of_it for part, all_of_it in shares if all_of_it)
 

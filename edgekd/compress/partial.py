@@ -40,7 +40,7 @@ class Judging:
 
 
 @dataclass(frozen=True)
-class Reading:
+class PartialResult:
     """What a partly quantized network is, with what the errors of its figures need.
 
     Attributes:
@@ -89,7 +89,7 @@ class Examiner:
         self.samples = len(self._exact["logits"])
         self._blocks = make_blocks(self.samples, self._judging.groups)
 
-    def measure(self, off: Collection[str] = ()) -> Reading:
+    def measure(self, off: Collection[str] = ()) -> PartialResult:
         """Compare the network, with these tensors float and the others quantized, with the float one."""
         found, exact = self._outputs(off), self._exact
         drifts = sample_drifts(embeddings_of(found), embeddings_of(exact))
@@ -103,7 +103,7 @@ class Examiner:
             metric=metric.value if metric else None,
         )
         sign = 1 if self._judging.higher_is_better else -1
-        return Reading(
+        return PartialResult(
             effect, float(np.sqrt(error / power)) if power else 0.0, drift, metric * sign if metric else None
         )
 

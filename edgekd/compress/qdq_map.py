@@ -14,7 +14,7 @@ import numpy as np
 
 from edgekd.errors import ModelError
 from edgekd.files import need
-from edgekd.gram.blame import FUSION, Layer
+from edgekd.gram.blame import FUSION, WeightedLayer
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -48,7 +48,7 @@ class Quantized:
 
 
 @dataclass(frozen=True)
-class Place:
+class QdqSite:
     """Where one tensor is quantized.
 
     Attributes:
@@ -66,7 +66,7 @@ class Place:
     limits: list[Any]
 
 
-def find_places(qdq: Any, floats: Any) -> dict[str, Place]:
+def find_places(qdq: Any, floats: Any) -> dict[str, QdqSite]:
     """Return where each tensor is quantized, by its name in the float graph.
 
     Args:
@@ -80,7 +80,7 @@ def find_places(qdq: Any, floats: Any) -> dict[str, Place]:
     int32 = need("onnx", "build").TensorProto.INT32
     quantized, stored = initializers(qdq.graph), initializers(floats.graph)
     known = {*original, *(value.name for value in floats.graph.input)}
-    places: dict[str, Place] = {}
+    places: dict[str, QdqSite] = {}
     for dequantize in (node for node in qdq.graph.node if node.op_type == "DequantizeLinear"):
         quantize = made.get(dequantize.input[0])
         kind: Kind = "activation"
@@ -93,11 +93,11 @@ def find_places(qdq: Any, floats: Any) -> dict[str, Place]:
             kind = "bias" if quantized[dequantize.input[0]].data_type == int32 else "weight"
         if name not in (known if quantize else stored):
             raise ModelError(f"'{name}' is quantized, and the float graph has no such tensor: it is of another model")
-        places.setdefault(name, Place(name, kind, [], limits)).pairs.append((dequantize, quantize))
-    return places | {name: Place(name, "bias", [], []) for name in _changed(quantized, stored)}
+        places.setdefault(name, QdqSite(name, kind, [], limits)).pairs.append((dequantize, quantize))
+    return places | {name: QdqSite(name, "bias", [], []) for name in _changed(quantized, stored)}
 
 
-def describe(places: Mapping[str, Place], floats: Any) -> tuple[Quantized, ...]:
+def describe(places: Mapping[str, QdqSite], floats: Any) -> tuple[Quantized, ...]:
     """Return what is quantized, in the order in which the float graph reads it."""
     graph = floats.graph
     readers, made, behind = _readers(graph), producers(graph), inputs_behind(graph)
@@ -113,7 +113,7 @@ def describe(places: Mapping[str, Place], floats: Any) -> tuple[Quantized, ...]:
     return tuple(quantized for _, quantized in sorted(found, key=lambda item: item[0]))
 
 
-def list_layers(floats: Any) -> tuple[Layer, ...]:
+def list_layers(floats: Any) -> tuple[WeightedLayer, ...]:
     """Return the weight-bearing nodes of a float graph, in its order, and which of them follow on which."""
     graph = floats.graph
     readers, behind = _readers(graph), inputs_behind(graph)
@@ -123,7 +123,7 @@ def list_layers(floats: Any) -> tuple[Layer, ...]:
     for node in layers:
         reached = _layers_after(node.output[0], readers)
         following = tuple(name for output, name in names.items() if output in reached)
-        found.append(Layer(layer_name(node), node.op_type, _branch(behind[node.output[0]]), following))
+        found.append(WeightedLayer(layer_name(node), node.op_type, _branch(behind[node.output[0]]), following))
     return tuple(found)
 
 

@@ -38,7 +38,7 @@ _SHARES = np.linspace(0.1, 1, 91)
 
 
 @dataclass(frozen=True)
-class Samples:
+class CalibrationSamples:
     """Calibration samples, read in chunks as often as need be; a sample's modalities stay together.
 
     Attributes:
@@ -60,7 +60,7 @@ class Samples:
         except (OSError, ValueError) as error:
             raise ModelError(f"the calibration samples cannot be read: {error}") from error
 
-    def fewer(self, count: int) -> Samples:
+    def fewer(self, count: int) -> CalibrationSamples:
         """Return at most ``count`` of these samples."""
         return replace(
             self, calibration=msgspec.structs.replace(self.calibration, samples=min(count, self.calibration.samples))
@@ -121,7 +121,7 @@ def _count(feeds: Feeds) -> int:
     return len(next(iter(feeds.values())))
 
 
-class _Reader:
+class _ChunkReader:
     """ONNX Runtime's reader over one chunk."""
 
     def __init__(self, feeds: Feeds) -> None:
@@ -132,7 +132,7 @@ class _Reader:
         return feeds
 
 
-def tensor_ranges(model: Path, samples: Samples, scheme: Scheme, work: Path) -> Any:
+def tensor_ranges(model: Path, samples: CalibrationSamples, scheme: Scheme, work: Path) -> Any:
     """Return ONNX Runtime's ``TensorsData`` for every activation of a float graph.
 
     ONNX Runtime's own loop keeps every activation of every sample; one ``collect_data`` a chunk keeps ranges or
@@ -204,10 +204,10 @@ def _calibrator(model: Path, method: str, symmetric: bool, work: Path) -> Any:
     )
 
 
-def _collect(calibrator: Any, samples: Samples) -> Any:
+def _collect(calibrator: Any, samples: CalibrationSamples) -> Any:
     with redirect_stdout(io.StringIO()):  # it prints, and stdout may be a program's
         for feeds in samples:
-            calibrator.collect_data(_Reader(feeds))
+            calibrator.collect_data(_ChunkReader(feeds))
         return calibrator.compute_data()
 
 

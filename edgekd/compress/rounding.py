@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from edgekd.compress.graph import open_at
-from edgekd.compress.layers import Layer, find_layers, store, write_bias
+from edgekd.compress.layers import Int8Layer, find_layers, store, write_bias
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -66,7 +66,7 @@ def reconstruct(qdq: Any, floats: Any, samples: Iterable[Feeds], largest: int) -
 
 
 @dataclass
-class Moments:
+class LayerMoments:
     """Of a layer's input z in the QDQ graph and its float output y = W x, by group.
 
     Attributes:
@@ -84,7 +84,7 @@ class Moments:
     zy: Doubles
 
     @classmethod
-    def empty(cls, weights: Doubles) -> Moments:
+    def empty(cls, weights: Doubles) -> LayerMoments:
         """Return the moments of no patch."""
         groups, inputs, outputs = weights.shape
         shapes = (groups, inputs, 1), (groups, 1, outputs), (groups, inputs, inputs), (groups, inputs, outputs)
@@ -99,12 +99,12 @@ class Moments:
         self.zy += z.swapaxes(1, 2) @ y
 
 
-def _moments(qdq: Any, floats: Any, samples: Iterable[Feeds], layers: Sequence[Layer]) -> list[Moments]:
+def _moments(qdq: Any, floats: Any, samples: Iterable[Feeds], layers: Sequence[Int8Layer]) -> list[LayerMoments]:
     """Return the moments of each layer, from one pass; those behind the first depth get y = W z."""
     first = min(layer.depth for layer in layers)
     rounded = open_at(qdq, [layer.source for layer in layers])
     exact = open_at(floats, [layer.exact for layer in layers if layer.depth == first])
-    found = [Moments.empty(layer.weights) for layer in layers]
+    found = [LayerMoments.empty(layer.weights) for layer in layers]
     for feeds in samples:
         inputs, targets = _run(rounded, feeds), _run(exact, feeds)
         for layer, moments in zip(layers, found, strict=True):
@@ -120,7 +120,7 @@ def _run(session: Any, feeds: Feeds) -> dict[str, Any]:
     return dict(zip(names, session.run(names, wanted), strict=True))
 
 
-def choose_levels(weights: Doubles, scales: Doubles, moments: Moments, largest: int, centred: bool) -> Doubles:
+def choose_levels(weights: Doubles, scales: Doubles, moments: LayerMoments, largest: int, centred: bool) -> Doubles:
     """Return the levels of a layer that reproduce its output best, as :func:`reconstruct` defines it.
 
     Args:
@@ -158,7 +158,7 @@ def choose_levels(weights: Doubles, scales: Doubles, moments: Moments, largest: 
     return levels
 
 
-def _rewrite(qdq: Any, layer: Layer, moments: Moments, largest: int) -> None:
+def _rewrite(qdq: Any, layer: Int8Layer, moments: LayerMoments, largest: int) -> None:
     """Store a layer's new levels, and its bias less the mean error of its output."""
     levels = choose_levels(layer.weights, layer.scales, moments, largest, centred=layer.bias is not None)
     store(qdq, layer.levels, layer.stored(levels).astype(np.int8))

@@ -22,7 +22,7 @@ from edgekd.gram.blame import FUSION
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping, Sequence
 
-    from edgekd.compress.qdq_map import Place
+    from edgekd.compress.qdq_map import QdqSite
     from edgekd.runtime.session import Array, Feeds
 
     #: Scale and zero point.
@@ -123,7 +123,7 @@ def undo(qdq: Any, floats: Any, tensors: Collection[str]) -> Any:
     return model
 
 
-def _wire(model: Any, floats: Any, places: Mapping[str, Place], scales: Mapping[str, Scale]) -> None:
+def _wire(model: Any, floats: Any, places: Mapping[str, QdqSite], scales: Mapping[str, Scale]) -> None:
     """Put a switch behind each pair, and make scales and zero points inputs, in place."""
     onnx = need("onnx", "build")
     graph, stored = model.graph, initializers(floats.graph)
@@ -159,7 +159,7 @@ def _wire(model: Any, floats: Any, places: Mapping[str, Place], scales: Mapping[
     _restore(graph, floats.graph)
 
 
-def _scales(model: Any, places: Mapping[str, Place]) -> dict[str, Scale]:
+def _scales(model: Any, places: Mapping[str, QdqSite]) -> dict[str, Scale]:
     to_array, stored = need("onnx", "build").numpy_helper.to_array, initializers(model.graph)
     return {
         name: (to_array(stored[dequantize.input[1]]), to_array(stored[dequantize.input[2]]))

@@ -23,7 +23,7 @@ AGENT = ("-m", "edgekd.runtime.agent.agent")
 _BATCH = 64
 
 
-class Place(Protocol):
+class AgentHost(Protocol):
     """Where agents run, and the way of files there and back."""
 
     def start(self) -> AgentProcess:
@@ -71,14 +71,14 @@ class Here:
         return {"runtime": runtime.name, "options": dict(runtime.options)}
 
 
-def evaluate(place: Place, engine: Path, runtime: Runtime, inputs: Path, outputs: Path, threads: int) -> None:
+def evaluate(place: AgentHost, engine: Path, runtime: Runtime, inputs: Path, outputs: Path, threads: int) -> None:
     """Let an agent open an engine and run every row of ``inputs`` through it into ``outputs``."""
     with place.start() as agent, place.receive(outputs.parent) as there:
         agent.ask("open", engine=place.send(engine), threads=threads, **place.spell(runtime))
         agent.ask("evaluate", inputs=place.send(inputs), outputs=f"{there}/{outputs.name}", batch=_BATCH)
 
 
-def verify(place: Place, bundle: Path, runtime: Runtime, threads: int) -> Verification:
+def verify(place: AgentHost, bundle: Path, runtime: Runtime, threads: int) -> Verification:
     """Let an agent check a bundle; see :class:`~edgekd.devices.base.Verifier`."""
     with place.start() as agent:
         told = place.spell(runtime)["runtime"]
@@ -86,7 +86,7 @@ def verify(place: Place, bundle: Path, runtime: Runtime, threads: int) -> Verifi
     return Verification(**found["verification"])
 
 
-def build(place: Place, engine: Path, runtime: Runtime, folder: Path, threads: int) -> Built | None:
+def build(place: AgentHost, engine: Path, runtime: Runtime, folder: Path, threads: int) -> Built | None:
     """Let an agent keep what its library makes of an engine; see :class:`~edgekd.devices.base.Verifier`."""
     with place.start() as agent, place.receive(folder) as there:
         told = place.spell(runtime)

@@ -68,7 +68,7 @@ class Opened(Protocol):
 
 
 @dataclass
-class _Found:
+class _EngineTimes:
     """What was measured of one engine so far; of each fresh process one entry."""
 
     further: Further
@@ -112,7 +112,7 @@ def take_turns(
     shares = [_split(share, -(-share // _BLOCK)) for share in _split(config.iterations, config.cold_starts)]
     total = len(engines) * (sum(1 + len(blocks) for blocks in shares) + (0 if no_further else steps(config)))
     done = itertools.count(1)
-    found = {name: _Found(without_agent(no_further or "not measured")) for name in engines}
+    found = {name: _EngineTimes(without_agent(no_further or "not measured")) for name in engines}
 
     def tell(note: str) -> None:
         advance(next(done), total, note)
@@ -138,7 +138,7 @@ def take_turns(
     return Profile(machine, config.threads, _BLOCK, profiles, config.cold_starts)
 
 
-def _start(opened: Opened, feeds: Path, found: _Found) -> None:
+def _start(opened: Opened, feeds: Path, found: _EngineTimes) -> None:
     found.load_ms.append(opened.load_ms)
     if opened.import_ms is not None:
         found.import_ms.append(opened.import_ms)
@@ -149,7 +149,7 @@ def _time(
     running: Mapping[str, Opened],
     blocks: list[int],
     config: ProfileConfig,
-    found: Mapping[str, _Found],
+    found: Mapping[str, _EngineTimes],
     tell: Callable[[str], None],
 ) -> None:
     """Let engines that are open take turns."""
@@ -171,7 +171,7 @@ def _time(
         found[name].peak_rss_bytes = max(found[name].peak_rss_bytes, opened.peak_rss_bytes())
 
 
-def _summary(name: str, engine: Path, found: _Found, folder: Path, no_compute: str) -> EngineProfile:
+def _summary(name: str, engine: Path, found: _EngineTimes, folder: Path, no_compute: str) -> EngineProfile:
     """Write the raw times of an engine and return what came out."""
     np.save(folder / f"{name}.npy", np.concatenate(found.latency))
     if found.compute:

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from types import TracebackType
 
     from edgekd.config.recipe import ProfileConfig
-    from edgekd.devices.agent_host import Place
+    from edgekd.devices.agent_host import AgentHost
     from edgekd.runtime.backends.registry import Runtime
     from edgekd.runtime.bundle import Verification
     from edgekd.runtime.measure.results import Nanoseconds, Profile
@@ -142,7 +142,7 @@ class LocalDevice:
 class AgentEngine:
     """One engine in an agent's process; see :class:`~edgekd.devices.interleave.Opened`."""
 
-    def __init__(self, where: Place, engine: Path, runtime: Runtime, threads: int) -> None:
+    def __init__(self, where: AgentHost, engine: Path, runtime: Runtime, threads: int) -> None:
         self._place = where
         there, told = where.send(engine), where.spell(runtime)
         with ExitStack() as stack:

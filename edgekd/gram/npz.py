@@ -89,7 +89,7 @@ def stream_rows(path: Path, keys: Sequence[str], rows: int) -> Iterator[dict[str
             if key + _SUFFIX not in archive.namelist():
                 raise ValueError(f"{path}: has no array '{key}'")
             with _named(path, key):
-                readers[key] = _Reader(stack.enter_context(archive.open(key + _SUFFIX)))
+                readers[key] = _RowReader(stack.enter_context(archive.open(key + _SUFFIX)))
         counts = {key: reader.count for key, reader in readers.items()}
         if len(set(counts.values())) > 1:
             raise ValueError(f"{path}: its arrays differ in rows: {counts}")
@@ -101,7 +101,7 @@ def stream_rows(path: Path, keys: Sequence[str], rows: int) -> Iterator[dict[str
             yield chunk
 
 
-class _Reader:
+class _RowReader:
     """The rows of one array, in order."""
 
     def __init__(self, stream: IO[bytes]) -> None:

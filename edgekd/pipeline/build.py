@@ -46,7 +46,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Places:
+class BuildPaths:
     """Where a build reads and writes.
 
     Attributes:
@@ -61,7 +61,7 @@ class Places:
 def build(
     recipe: Recipe,
     targets: Sequence[Target],
-    places: Places,
+    places: BuildPaths,
     *,
     devices: Sequence[str] = (),
     name: str = "recipe",

@@ -131,7 +131,7 @@ class Learner:
         def tune_it(folder: Path, report: StageReporter) -> Trained:
             from edgekd.training.qat import stage as tune
 
-            networks = tune.Networks(
+            networks = tune.QatNetworks(
                 self.load_teacher(learned.teacher),
                 self._load_student(learned.student),
                 self._load_pruned(learned.pruned.folder),
@@ -144,11 +144,11 @@ class Learner:
 
         def export_it(folder: Path, report: StageReporter) -> Exported:
             from edgekd.training.export import stage as export
-            from edgekd.training.export.onnx import Network
+            from edgekd.training.export.onnx import ExportNetwork
             from edgekd.training.loop.weights import load_weights
 
             model = load_weights(self._load_pruned(learned.pruned.folder), tuned.folder / WEIGHTS)
-            networks = {learned.network: Network(model, self.taps.student)}
+            networks = {learned.network: ExportNetwork(model, self.taps.student)}
             return export.run(self.project.loaded, networks, self.recipe.export, self.opset, folder, report)
 
         depends = {**_plain(self.recipe.export), "opset": self.opset, "tuned": tuned.key}
@@ -170,7 +170,8 @@ class Learner:
                 "pruned": self._load_pruned(learned.pruned.folder),
             }
             networks = {
-                name: robustness.Network(model, learned.trained[name].result.metric) for name, model in models.items()
+                name: robustness.MeasuredNetwork(model, learned.trained[name].result.metric)
+                for name, model in models.items()
             }
             return robustness.run(self.project.loaded, networks, config, self.recipe.seed, folder, report)
 
@@ -232,7 +233,7 @@ class Learner:
         def run(folder: Path, report: StageReporter) -> Trained:
             from edgekd.training.pruning import stage as prune
 
-            networks = prune.Networks(
+            networks = prune.PruningNetworks(
                 self.load_teacher(teacher),
                 self._load_student(student),
                 self._load_student(student),
@@ -250,13 +251,13 @@ class Learner:
         def run(folder: Path, report: StageReporter) -> Exported:
             from edgekd.training.distillation.ensemble import taps_of
             from edgekd.training.export import stage as export
-            from edgekd.training.export.onnx import Network
+            from edgekd.training.export.onnx import ExportNetwork
 
             model = self.load_teacher(teacher)
             networks = {
-                "teacher": Network(model, taps_of(model, self.taps.teacher)),
-                "student": Network(self._load_student(student), self.taps.student),
-                "pruned": Network(self._load_pruned(pruned.folder), self.taps.student),
+                "teacher": ExportNetwork(model, taps_of(model, self.taps.teacher)),
+                "student": ExportNetwork(self._load_student(student), self.taps.student),
+                "pruned": ExportNetwork(self._load_pruned(pruned.folder), self.taps.student),
             }
             return export.run(self.project.loaded, networks, config, self.opset, folder, report)
 

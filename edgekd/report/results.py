@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from edgekd.config.target import Budgets
-    from edgekd.gram.gate import Ledger, Row, Verdict
+    from edgekd.gram.gate import Ledger, LedgerRow, Verdict
     from edgekd.runtime.corruption import Disturbed, Robustness
     from edgekd.runtime.measure.results import EngineProfile, Profile, Quantile
     from edgekd.stages.stage import StageTime
@@ -131,12 +131,12 @@ class TargetResult:
         engines = self.profile.engines if self.profile else ()
         return next((engine for engine in engines if engine.name == name), None)
 
-    def row(self, stage: str) -> Row | None:
+    def row(self, stage: str) -> LedgerRow | None:
         """Return a stage's row of the ledger, if it has one."""
         return next((row for row in self.ledger.rows if row.stage == stage), None)
 
     @property
-    def last(self) -> Row:
+    def last(self) -> LedgerRow:
         """The ledger's row of what ships: of the device, or of this host where no device ran it."""
         return self.ledger.rows[-1]
 

@@ -80,7 +80,7 @@ class StageReporter:
 
 
 @dataclass(frozen=True)
-class Part(StageReporter):
+class PartialReporter(StageReporter):
     """Reports one of several trainings in a stage as a part of them all.
 
     Attributes:

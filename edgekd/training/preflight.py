@@ -20,7 +20,7 @@ from edgekd.training.loop.evaluate import batches, few, probe, truth
 from edgekd.training.loop.loop import compute_device
 from edgekd.training.loop.weights import build
 from edgekd.training.pruning.stage import ignored_layers
-from edgekd.training.taps.taps import Tapped
+from edgekd.training.taps.taps import TappedModel
 from edgekd.training.task.protocol import SPLITS, check_shapes
 
 if TYPE_CHECKING:
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
     from edgekd.config.recipe import LossConfig, Recipe, Tap
     from edgekd.training.loop.evaluate import Truth
-    from edgekd.training.taps.taps import Reading, Taps
+    from edgekd.training.taps.taps import TapOutputs, Taps
     from edgekd.training.task.protocol import Batch, LoadedTask
 
 _SAMPLES = 4
@@ -57,8 +57,8 @@ def check(task: LoadedTask, taps: Taps, recipe: Recipe) -> None:
     if not recipe.teacher.weights:
         _check_trainable("teacher", teacher, "unfreeze it, or give its trained weights as [teacher] weights")
     _check_trainable("student", student, "unfreeze its head at least")
-    reference = _run("teacher", Tapped(teacher, taps.teacher), inputs, task)
-    reading = _run("student", Tapped(student, taps.student), inputs, task)
+    reference = _run("teacher", TappedModel(teacher, taps.teacher), inputs, task)
+    reading = _run("student", TappedModel(student, taps.student), inputs, task)
     _check_reached(reading, recipe)
     logits, teacher_logits = reading.logits, reference.logits
     if logits.shape != teacher_logits.shape:
@@ -82,7 +82,7 @@ def check(task: LoadedTask, taps: Taps, recipe: Recipe) -> None:
     _check_metric(task, student.to(compute_device()), taps.student, truths["test"])
 
 
-def _run(name: str, tapped: Tapped, inputs: list[Tensor], task: LoadedTask) -> Reading:
+def _run(name: str, tapped: TappedModel, inputs: list[Tensor], task: LoadedTask) -> TapOutputs:
     tapped.model.eval()
     shapes = ", ".join(f"{tuple(x.shape)}" for x in inputs)
     what = (
@@ -98,7 +98,7 @@ def _check_trainable(name: str, model: nn.Module, advice: str) -> None:
         raise TaskError(f"the {name}, {type(model).__name__}, has no trainable parameter: nothing to train; {advice}")
 
 
-def _check_reached(student: Reading, recipe: Recipe) -> None:
+def _check_reached(student: TapOutputs, recipe: Recipe) -> None:
     """Check that losses of embeddings can train something: that not every tap lies behind frozen layers alone."""
     if any(output.requires_grad for output in student.outputs.values()):
         return

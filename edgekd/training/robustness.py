@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Network:
+class MeasuredNetwork:
     """A trained network, and its metric on the test split."""
 
     model: nn.Module
@@ -35,7 +35,7 @@ class Network:
 
 def run(
     task: LoadedTask,
-    networks: Mapping[str, Network],
+    networks: Mapping[str, MeasuredNetwork],
     config: RobustnessConfig,
     seed: int,
     folder: Path,

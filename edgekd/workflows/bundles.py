@@ -37,7 +37,7 @@ _ENGINE = "engine"
 
 
 @dataclass(frozen=True)
-class Profiled:
+class ProfiledBundle:
     """A bundle as it was measured on one device.
 
     Attributes:
@@ -64,7 +64,7 @@ def profile_bundle(
     advance: Callable[[int, int, str], None],
     output: Path | None = None,
     requests: Sequence[str] = (),
-) -> list[Profiled]:
+) -> list[ProfiledBundle]:
     """Check a bundle and measure its ``deploy`` variant on its reference samples.
 
     Args:
@@ -96,14 +96,14 @@ def profile_bundle(
     with ExitStack() as stack:
         devices = _open(dict.fromkeys(requests or [own]), stack)
 
-        def measure(device: Device) -> Profiled:
+        def measure(device: Device) -> ProfiledBundle:
             folder = output and (output if len(devices) == 1 else output / _file_name(device.name))
             with tempfile.TemporaryDirectory() as scratch:
                 raw = folder or Path(scratch)
                 make_folder(raw, OutputError, "--output")
                 found = device.profile({_ENGINE: engine}, library, path / REFERENCE, raw, config, advance)
             folded = fold(found, {_ENGINE: branches})
-            return Profiled(manifest, ledger, library.name, device.name, folded, folder)
+            return ProfiledBundle(manifest, ledger, library.name, device.name, folded, folder)
 
         boards = [device for device in devices if isinstance(device, SshDevice)]
         found = {device.name: measure(device) for device in devices if device not in boards}

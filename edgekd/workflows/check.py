@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from edgekd.config.target import Target
     from edgekd.gram.blame import Blame
     from edgekd.gram.gate import Ledger
-    from edgekd.pipeline.build import Places
+    from edgekd.pipeline.build import BuildPaths
     from edgekd.stages.progress import Observer
     from edgekd.workflows.thresholds import Alarm
 
@@ -86,7 +86,7 @@ def calibrate_gate(recipe: Recipe, target: Target, cache: Path, observer: Observ
 
 
 def blame_targets(
-    recipe: Recipe, targets: Sequence[Target], places: Places, devices: Sequence[str], observer: Observer
+    recipe: Recipe, targets: Sequence[Target], places: BuildPaths, devices: Sequence[str], observer: Observer
 ) -> dict[str, Blame]:
     """Find out for each target what breaks its INT8, and write ``blame.json`` and ``blame.svg`` into its folder.
 

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
     from pathlib import Path
 
-    from edgekd.gram.gate import Limits
+    from edgekd.gram.gate import GateLimits
     from edgekd.runtime.session import Array, Feeds
     from edgekd.stages.progress import StageReporter
 
@@ -104,7 +104,7 @@ def measure_alarm(
     graph: Path,
     samples: Path,
     metric: Callable[[Array, Array], float] | None,
-    limits: Limits,
+    limits: GateLimits,
     report: StageReporter,
     grid: Sequence[Perturbation] | None = None,
 ) -> Alarm:
@@ -154,7 +154,7 @@ def _probe(graph: Path | bytes, ids: Array, feeds: Feeds) -> Probe:
     return Probe(ids, outputs["logits"], embeddings_of(outputs))
 
 
-def summarize(outcomes: Sequence[Outcome], limits: Limits, metric: float | None, samples: int) -> Alarm:
+def summarize(outcomes: Sequence[Outcome], limits: GateLimits, metric: float | None, samples: int) -> Alarm:
     """Return the alarm of these outcomes, of one network or of several.
 
     Args:

@@ -6,7 +6,7 @@ import edgekd.cli.init
 from edgekd.cli.init import init
 from edgekd.config.recipe import load_recipe
 from edgekd.errors import RecipeError
-from edgekd.training.taps.taps import Tapped, resolve_taps
+from edgekd.training.taps.taps import TappedModel, resolve_taps
 from edgekd.training.task.protocol import load_task
 
 
@@ -83,7 +83,7 @@ def test_one_step_of_training(project, kind, width):
     taps = resolve_taps(kind, getattr(project, kind).taps, {}, [modality.name for modality in task.modalities])
     optimizer = torch.optim.SGD(network.parameters(), lr=0.1)
     losses = []
-    with Tapped(network, taps) as tapped:
+    with TappedModel(network, taps) as tapped:
         for _ in range(2):
             logits, embeddings = tapped(list(batch.inputs.values()))
             assert {name: z.shape for name, z in embeddings.items()} == {"outline": (60, width), "moments": (60, width)}

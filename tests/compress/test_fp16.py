@@ -23,7 +23,7 @@ def quantized(model, samples, tmp_path_factory):
     scheme = Scheme(activations="int8", symmetric_activations=True, bias="float", reduce_range=False)
     folder = tmp_path_factory.mktemp("quantized")
     calibration = Calibration(description="", method="minmax", samples=200)
-    quantize.run(quantize.Way("int8", "qdq"), model, samples, scheme, calibration, folder)
+    quantize.run(quantize.CandidateSpec("int8", "qdq"), model, samples, scheme, calibration, folder)
     return onnx.load(folder / "int8" / quantize.ENGINE)
 
 

@@ -7,7 +7,7 @@ from onnx import numpy_helper
 
 from edgekd.compress.qdq_map import initializers, producers
 from edgekd.compress.range_search import shrink_ranges
-from edgekd.compress.ranges import Samples
+from edgekd.compress.ranges import CalibrationSamples
 from edgekd.compress.switchboard import Switchboard
 from edgekd.gram.drift import sample_drifts
 from edgekd.gram.npz import embeddings_of
@@ -56,7 +56,7 @@ def graphs(request, model, tmp_path_factory):
 
 def shrink(qdq, floats, samples):
     shrunk = copy(qdq)
-    shrink_ranges(shrunk, floats, Samples(samples, CALIBRATION))
+    shrink_ranges(shrunk, floats, CalibrationSamples(samples, CALIBRATION))
     return shrunk
 
 

@@ -9,7 +9,7 @@ from fusion import save_samples
 from onnxruntime.quantization.calibrate import CalibrationMethod, create_calibrator
 from onnxruntime.quantization.shape_inference import quant_pre_process
 
-from edgekd.compress.ranges import Samples, least_error_range, tensor_ranges
+from edgekd.compress.ranges import CalibrationSamples, least_error_range, tensor_ranges
 from edgekd.config.target import Calibration, Scheme
 from edgekd.errors import ModelError
 
@@ -41,7 +41,7 @@ def calibration(method="minmax", **changes):
 
 
 def ranges(model, path, scheme, work, **how):
-    found = tensor_ranges(model, Samples(path, calibration(**how)), scheme, work)
+    found = tensor_ranges(model, CalibrationSamples(path, calibration(**how)), scheme, work)
     return {name: tuple(float(np.ravel(value)[0]) for value in data.range_value) for name, data in found.items()}
 
 
@@ -144,7 +144,7 @@ def test_chooses_samples_by_seed_and_keeps_modalities_together(tmp_path):
     np.savez(tmp_path / "s.npz", **{"input.a": np.arange(10), "input.b": np.arange(10) * 10, "labels": np.zeros(10)})
 
     def chosen(**changes):
-        chunks = list(Samples(tmp_path / "s.npz", calibration(**{"samples": 6, "chunk": 4, **changes})))
+        chunks = list(CalibrationSamples(tmp_path / "s.npz", calibration(**{"samples": 6, "chunk": 4, **changes})))
         assert all(feeds.keys() == {"a", "b"} and (feeds["b"] == feeds["a"] * 10).all() for feeds in chunks)
         return [feeds["a"].tolist() for feeds in chunks]
 
@@ -157,7 +157,7 @@ def test_chooses_samples_by_seed_and_keeps_modalities_together(tmp_path):
 
 def test_large_samples_come_a_few_at_a_time(tmp_path):
     np.savez(tmp_path / "s.npz", **{"input.a": np.arange(10), "input.b": np.zeros((10, 100, 1000), np.float32)})
-    chunks = list(Samples(tmp_path / "s.npz", calibration(chunk=64)))
+    chunks = list(CalibrationSamples(tmp_path / "s.npz", calibration(chunk=64)))
     assert [len(feeds["a"]) for feeds in chunks] == [2] * 5
     assert [*chain(*(feeds["a"] for feeds in chunks))] == list(range(10))
 
@@ -170,7 +170,7 @@ def test_types_are_those_of_the_file(tmp_path):
         "d": np.ones(10, bool),
     }
     np.savez(tmp_path / "s.npz", **{f"input.{name}": x for name, x in arrays.items()})
-    chunks = list(Samples(tmp_path / "s.npz", calibration(chunk=3)))
+    chunks = list(CalibrationSamples(tmp_path / "s.npz", calibration(chunk=3)))
     assert [len(feeds["a"]) for feeds in chunks] == [3, 3, 3, 1]
     for name, x in arrays.items():
         found = np.concatenate([feeds[name] for feeds in chunks])
@@ -180,7 +180,7 @@ def test_types_are_those_of_the_file(tmp_path):
 
 def test_fewer_samples_are_some_of_these(tmp_path):
     np.savez(tmp_path / "s.npz", **{"input.a": np.arange(100)})
-    samples = Samples(tmp_path / "s.npz", calibration(samples=50))
+    samples = CalibrationSamples(tmp_path / "s.npz", calibration(samples=50))
     all_of_them, some = ({*chain(*(feeds["a"].tolist() for feeds in s))} for s in (samples, samples.fewer(20)))
     assert len(some) == 20
     assert some < all_of_them
@@ -193,7 +193,7 @@ def test_a_file_that_cannot_be_read_is_refused(tmp_path):
     np.savez(tmp_path / "uneven.npz", **{"input.a": np.zeros(3), "input.b": np.zeros(4)})
     for name, reason in (("text", "cannot be read"), ("other", "no array 'input"), ("uneven", "differ in rows")):
         with pytest.raises(ModelError, match=reason) as error:
-            list(Samples(tmp_path / f"{name}.npz", calibration()))
+            list(CalibrationSamples(tmp_path / f"{name}.npz", calibration()))
         assert f"{name}.npz" in str(error.value)
 
 
@@ -204,7 +204,7 @@ def test_inputs_that_are_not_finite_are_refused(prepared, samples, tmp_path, val
         broken = dict(arrays)
     broken["input.image"][3] = value
     np.savez(tmp_path / "broken.npz", **broken)
-    found = Samples(tmp_path / "broken.npz", calibration(method="minmax"))
+    found = CalibrationSamples(tmp_path / "broken.npz", calibration(method="minmax"))
     with pytest.raises(ModelError, match=r"broken\.npz: input 'image' of a calibration sample is not finite"):
         list(found)
 

@@ -9,8 +9,8 @@ from onnx.helper import make_node, make_tensor_value_info
 
 from edgekd.compress.graph import save
 from edgekd.compress.layers import find_layers
-from edgekd.compress.ranges import Samples
-from edgekd.compress.rounding import Moments, choose_levels, reconstruct
+from edgekd.compress.ranges import CalibrationSamples
+from edgekd.compress.rounding import LayerMoments, choose_levels, reconstruct
 from edgekd.config.target import Calibration
 
 
@@ -23,7 +23,7 @@ def correlated(count, inputs, seed):
 
 
 def moments_of(z, y):
-    found = Moments.empty(np.empty((len(z), z.shape[2], y.shape[2])))
+    found = LayerMoments.empty(np.empty((len(z), z.shape[2], y.shape[2])))
     for part in np.array_split(np.arange(z.shape[1]), 3):
         found.add(z[:, part], y[:, part])
     return found
@@ -172,7 +172,7 @@ def rounded(request, model, tmp_path_factory):
     qdq, floats = int8(model, work / "samples.npz", work, scheme, "nncf" if request.param == "nncf" else "qdq")
     nearest = onnx.ModelProto()
     nearest.CopyFrom(qdq)
-    reconstruct(qdq, floats, Samples(work / "samples.npz", CALIBRATION), 64)
+    reconstruct(qdq, floats, CalibrationSamples(work / "samples.npz", CALIBRATION), 64)
     return nearest, qdq, floats, work / "samples.npz", others
 
 
@@ -197,7 +197,7 @@ def test_only_levels_and_biases_change(rounded):
 
 def test_a_bias_takes_up_the_mean_error(rounded):
     nearest, ours, floats, samples, _ = rounded
-    (feeds,) = Samples(samples, Calibration(description="", method="minmax", samples=200, chunk=200))
+    (feeds,) = CalibrationSamples(samples, Calibration(description="", method="minmax", samples=200, chunk=200))
     exact, before, after = (run(model, feeds) for model in (floats, nearest, ours))
     for name in (f"embedding.{modality}" for modality in MODALITIES):
         means = [np.abs((found[name] - exact[name]).mean(0)).max() for found in (before, after)]
@@ -209,7 +209,7 @@ def test_the_chunks_do_not_matter(model, samples, tmp_path):
     for chunk in (7, 200):
         qdq, floats = int8(model, samples, tmp_path)
         how = Calibration(description="", method="minmax", samples=200, chunk=chunk)
-        reconstruct(qdq, floats, Samples(samples, how), 64)
+        reconstruct(qdq, floats, CalibrationSamples(samples, how), 64)
         found.append(run(qdq, make_inputs(64, seed=2))["logits"])
     np.testing.assert_allclose(found[0], found[1], atol=1e-5)
 
@@ -221,5 +221,5 @@ def test_a_deep_network_is_nearer_too(tmp_path, depth):
     feeds = {"image": inputs(400, seed=2)}
     exact = run(floats, feeds)["logits"]
     nearest = snr_db(exact, run(qdq, feeds)["logits"])
-    reconstruct(qdq, floats, Samples(tmp_path / "samples.npz", CALIBRATION), 127)
+    reconstruct(qdq, floats, CalibrationSamples(tmp_path / "samples.npz", CALIBRATION), 127)
     assert snr_db(exact, run(qdq, feeds)["logits"]) > nearest + 1

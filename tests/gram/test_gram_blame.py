@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from edgekd.gram.blame import Figure, Series, make_blocks, rank
+from edgekd.gram.blame import RankedFigure, Series, make_blocks, rank
 
 
 def series(values):
@@ -75,4 +75,4 @@ def test_pairs_tell_apart_what_single_errors_do_not():
 
 def test_nothing_to_rank():
     assert rank({}) == {}
-    assert rank({"sole": series([1.0])}) == {"sole": Figure(1.0, None, 1)}
+    assert rank({"sole": series([1.0])}) == {"sole": RankedFigure(1.0, None, 1)}

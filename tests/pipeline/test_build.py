@@ -29,7 +29,7 @@ from commands import (
 from edgekd import build, load, load_recipe, load_target
 from edgekd.devices.local import LocalDevice
 from edgekd.errors import TargetError
-from edgekd.pipeline.build import Places
+from edgekd.pipeline.build import BuildPaths
 from edgekd.pipeline.project import Project
 
 
@@ -251,7 +251,7 @@ def quick_recipe(overrides=()):
 
 def test_no_target(tmp_path):
     with pytest.raises(TargetError, match="no target given"):
-        build(load_recipe("digits"), [], Places(tmp_path / "out", tmp_path / "cache"))
+        build(load_recipe("digits"), [], BuildPaths(tmp_path / "out", tmp_path / "cache"))
 
 
 class Rounding(LocalDevice):
@@ -270,7 +270,7 @@ class Rounding(LocalDevice):
 
 def test_the_gate_judges_what_is_shipped(cache, tmp_path, monkeypatch):
     monkeypatch.setattr("edgekd.devices.select.LocalDevice", Rounding)
-    report = build(quick_recipe(), [load_target("cpu")], Places(tmp_path / "out", cache))
+    report = build(quick_recipe(), [load_target("cpu")], BuildPaths(tmp_path / "out", cache))
     assert report.targets[0].deploy_logit_error == pytest.approx(1e-3, rel=0.1)
     ran = max(cache.glob("engine-*/int8/outputs.npz"), key=lambda path: path.stat().st_mtime)
     with np.load(ran) as gated, np.load(ran.with_name("engine.onnx.npz")) as engine:
@@ -281,7 +281,7 @@ def test_the_gate_judges_what_is_shipped(cache, tmp_path, monkeypatch):
 def test_a_metric_that_is_not_a_number_fails_the_gate(cache, tmp_path, monkeypatch):
     monkeypatch.setattr(Project, "loaded", SimpleNamespace(metric=lambda _logits, _labels: math.nan))
     recipe = quick_recipe(("gate.resamples=250", "quantize.repair=off"))
-    report = build(recipe, [load_target("cpu")], Places(tmp_path / "out", cache))
+    report = build(recipe, [load_target("cpu")], BuildPaths(tmp_path / "out", cache))
     assert report.verdict == "fail"
     rejected = tmp_path / "out" / "cpu" / "rejected"
     with load(rejected, allow_rejected=True) as bundle:

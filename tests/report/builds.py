@@ -9,7 +9,7 @@ import numpy as np
 
 from edgekd.config.target import Budgets
 from edgekd.gram.drift import Bootstrap
-from edgekd.gram.gate import Limits, keep_ledger
+from edgekd.gram.gate import GateLimits, keep_ledger
 from edgekd.gram.heatmap import few_grams
 from edgekd.gram.probe import Probe
 from edgekd.report.build import profile as profiles
@@ -28,7 +28,7 @@ from edgekd.runtime.measure.results import (
 )
 from edgekd.stages.stage import StageTime
 
-LIMITS = Limits(tau_pass=0.005, tau_fail=0.02, max_flips=0.03, max_metric_drop=0.015)
+LIMITS = GateLimits(tau_pass=0.005, tau_fail=0.02, max_flips=0.03, max_metric_drop=0.015)
 MACHINE = {
     "cpu": "Intel(R) Xeon(R) Platinum 8481C CPU @ 2.70GHz",
     "cores": "2",

@@ -26,7 +26,7 @@ from edgekd.training.distillation.terms import Where, places
 from edgekd.training.loop import distributed
 from edgekd.training.loop.loop import Fit, fit
 from edgekd.training.loop.weights import build
-from edgekd.training.taps.taps import Tapped, Taps
+from edgekd.training.taps.taps import TappedModel, Taps
 from edgekd.training.task.protocol import UNLABELLED, Batch, collate
 
 MAPS = {name: Tap(module=f"conv.{name}", pool="spatial") for name in TAPS}
@@ -83,8 +83,8 @@ def gradients(folder):
             config = LossConfig(extra=extra)
             student, other = build(lambda: Maps(6), 0), build(lambda: Maps(8), 1)
             with (
-                Tapped(student, places(TAPS, config, "student")) as tapped,
-                Tapped(other, places(TAPS, config, "teacher")) as reference,
+                TappedModel(student, places(TAPS, config, "student")) as tapped,
+                TappedModel(other, places(TAPS, config, "teacher")) as reference,
             ):
                 live = Live(reference)
                 where = Where(list(TAPS), TAPS, TAPS, "teacher")
@@ -140,7 +140,7 @@ def disturbed(folder, dies_in=None):
     """Train with dropout, which each process draws for itself."""
     student, other = build(lambda: TwoTowers(dropout=0.3), 0), build(lambda: TwoTowers(width=12), 1)
     observer = Remembers()
-    with Tapped(student, TAPS) as tapped, Tapped(other, TAPS) as reference:
+    with TappedModel(student, TAPS) as tapped, TappedModel(other, TAPS) as reference:
         live = Live(reference)
         where = Where(list(TAPS), TAPS, TAPS, "teacher")
         objective = Distillation(tapped, live, live, TRAINED, where, reporter()).prepare(a_batch(4), 5)

@@ -8,7 +8,7 @@ from small import reporter
 from edgekd.config.recipe import DistillConfig, GateConfig, LossConfig, TeacherConfig, TuneConfig
 from edgekd.config.target import load_target
 from edgekd.gram.drift import Bootstrap
-from edgekd.gram.gate import Limits, keep_ledger
+from edgekd.gram.gate import GateLimits, keep_ledger
 from edgekd.gram.probe import Probe
 from edgekd.stages.artifacts import PROBE, WEIGHTS
 from edgekd.tasks.digits import Digits
@@ -42,7 +42,7 @@ def measured(tmp_path_factory):
     train = task.splits["train"]
     wrong = ArraySplit(train.ids, train.inputs, (train.labels + 1) % len(digits.classes))
     poisoned = LoadedTask(digits, {**task.splits, "train": wrong}, ())
-    networks = tune.Networks(network, student, copy.deepcopy(student))
+    networks = tune.QatNetworks(network, student, copy.deepcopy(student))
     scheme = load_target("cpu").scheme
     trained["tuned"] = tune.run(poisoned, networks, taps, scheme, POISON, 0, folders["tuned"], reporter())
 
@@ -52,7 +52,7 @@ def measured(tmp_path_factory):
 
 def judged(measured, **limits):
     probes, metrics = measured
-    return keep_ledger(probes, metrics, "accuracy", None, Limits(**{**LIMITS, **limits}), Bootstrap())
+    return keep_ledger(probes, metrics, "accuracy", None, GateLimits(**{**LIMITS, **limits}), Bootstrap())
 
 
 def test_a_student_that_keeps_its_gram_and_has_lost_its_accuracy_is_refused(measured):

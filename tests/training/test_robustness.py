@@ -49,7 +49,7 @@ def digits(tmp_path_factory):
         config = DistillConfig(epochs=10, modality_dropout=p)
         trained = distill.run(task, taught, Taps(taps, taps), config, 0, places[str(p)], reporter())
         student = load_weights(build(task.task.student, 0), places[str(p)] / "model.safetensors")
-        networks = {"student": robustness.Network(student, trained.metric)}
+        networks = {"student": robustness.MeasuredNetwork(student, trained.metric)}
         observer = Remembers()
         measured = robustness.run(task, networks, RobustnessConfig(), 3, places[str(p)], reporter(observer))
         found[p] = SimpleNamespace(

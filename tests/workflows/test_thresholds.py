@@ -10,7 +10,7 @@ from commands import stage_folder
 from edgekd.compress.perturb import Perturbation, perturb, perturbations
 from edgekd.errors import ModelError
 from edgekd.gram.drift import Bootstrap, measure_drift
-from edgekd.gram.gate import Limits
+from edgekd.gram.gate import GateLimits
 from edgekd.gram.probe import Probe
 from edgekd.report.table import markdown
 from edgekd.runtime.backends.onnxruntime import open_engine
@@ -19,7 +19,7 @@ from edgekd.stages.progress import Silent, StageReporter
 from edgekd.training.task.protocol import accuracy
 from edgekd.workflows.thresholds import Alarm, Bin, alarm_table, measure_alarm, summarize
 
-LIMITS = Limits(tau_pass=0.005, tau_fail=0.02, max_flips=0.03, max_metric_drop=0.015)
+LIMITS = GateLimits(tau_pass=0.005, tau_fail=0.02, max_flips=0.03, max_metric_drop=0.015)
 REPORT = StageReporter(Silent(), "alarm")
 VIEWS = ["fou", "mor", "zer"]
 FEW = (Perturbation("rounding", 3), Perturbation("noise", 0.2, "fou"), Perturbation("rounding", 3, "fusion"))

@@ -30,7 +30,7 @@ _ASCII_MARKS: dict[State, str] = {"waiting": ".", "done": "+", "cached": "=", "s
 
 
 @dataclass(frozen=True)
-class _Line:
+class _StageLine:
     """What is known of one stage."""
 
     state: State = "waiting"
@@ -47,7 +47,7 @@ class LiveView:
     def __init__(self, console: Console, verbose: bool = False) -> None:
         self._console = console
         self._verbose = verbose
-        self._lines: dict[str, _Line] = {}
+        self._lines: dict[str, _StageLine] = {}
         unicode = console.encoding.startswith("utf")
         self._marks = _MARKS if unicode else _ASCII_MARKS
         self._bar = "━─" if unicode else "=-"
@@ -68,11 +68,11 @@ class LiveView:
 
     def plan(self, stages: tuple[str, ...]) -> None:
         """Show all stages as waiting."""
-        self._lines = dict.fromkeys(stages, _Line())
+        self._lines = dict.fromkeys(stages, _StageLine())
 
     def start(self, stage: str) -> None:
         """Let its spinner run."""
-        self._set(stage, _Line("running", since=time.monotonic()))
+        self._set(stage, _StageLine("running", since=time.monotonic()))
 
     def advance(self, stage: str, done: int, total: int, note: str) -> None:
         """Fill its bar."""
@@ -86,9 +86,9 @@ class LiveView:
 
     def finish(self, stage: str, seconds: float, cached: bool, summary: str) -> None:
         """Show its outcome."""
-        self._set(stage, _Line("cached" if cached else "done", seconds=seconds, text=summary))
+        self._set(stage, _StageLine("cached" if cached else "done", seconds=seconds, text=summary))
 
-    def _set(self, stage: str, line: _Line) -> None:
+    def _set(self, stage: str, line: _StageLine) -> None:
         """Put a stage's line in its place; one that was not planned, of a repair, comes before those that wait."""
         if stage not in self._lines:
             waiting = {name: rest for name, rest in self._lines.items() if rest.state == "waiting"}
@@ -114,7 +114,7 @@ class LiveView:
             text.truncate(options.max_width, overflow="ellipsis")
             yield text
 
-    def _draw(self, stage: str, line: _Line, width: int) -> Text:
+    def _draw(self, stage: str, line: _StageLine, width: int) -> Text:
         style = _STYLES[line.state]
         text = Text(no_wrap=True, end="\n")
         if line.state == "running":
@@ -132,14 +132,14 @@ class LiveView:
             text.append("stopped", "red").append(" · " if line.text else "")
         return text.append(" ".join(line.text.split()), "dim" if line.state in ("cached", "running") else "")
 
-    def _progress(self, line: _Line) -> Text:
+    def _progress(self, line: _StageLine) -> Text:
         share = min(1.0, line.done / line.total)
         full = round(share * _BAR)
         bar = Text(self._bar[0] * full, _STYLES[line.state])
         return bar.append(self._bar[1] * (_BAR - full), "dim").append(f" {share:4.0%}  ")
 
     @staticmethod
-    def _time(line: _Line) -> str:
+    def _time(line: _StageLine) -> str:
         if line.state == "waiting":
             return ""
         if line.state == "cached":

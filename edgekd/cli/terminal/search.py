@@ -12,10 +12,10 @@ from edgekd.report.search.tables import PICTURE, TABLE, search_table
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from edgekd.report.search.tables import Found
+    from edgekd.report.search.tables import SearchResult
 
 
-def print_search(found: Found, folder: Path, width: int | None = None) -> None:
+def print_search(found: SearchResult, folder: Path, width: int | None = None) -> None:
     """Print the Pareto front and how to build its first; where no trial is done, where the study stands."""
     console = open_page(width)
     print_title(console, f"{found.study} · {found.storage}")

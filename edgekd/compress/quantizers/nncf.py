@@ -10,7 +10,7 @@ import msgspec
 
 from edgekd.compress.graph import save
 from edgekd.compress.quantizers.prepare import prepare, refusals
-from edgekd.compress.ranges import Samples, tensor_ranges
+from edgekd.compress.ranges import CalibrationSamples, tensor_ranges
 from edgekd.files import need, quiet
 from edgekd.runtime.backends.openvino import no_telemetry
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from edgekd.config.target import Scheme
 
 
-def quantize(model: Path, samples: Samples, scheme: Scheme, work: Path) -> Path:
+def quantize(model: Path, samples: CalibrationSamples, scheme: Scheme, work: Path) -> Path:
     """Write ``model`` as INT8, weights rounded to the nearest, and return the file.
 
     Ranges are the extremes over all samples, whatever method their calibration names: NNCF's default is an average
@@ -51,7 +51,7 @@ def quantize(model: Path, samples: Samples, scheme: Scheme, work: Path) -> Path:
     return quantized
 
 
-def _arguments(nncf: Any, graph: Any, samples: Samples, scheme: Scheme) -> dict[str, Any]:
+def _arguments(nncf: Any, graph: Any, samples: CalibrationSamples, scheme: Scheme) -> dict[str, Any]:
     advanced = need("nncf.quantization.advanced_parameters", "build")
     extremes = need("nncf.quantization.range_estimator", "build").RangeEstimatorParametersSet.MINMAX
     fix = advanced.OverflowFix.ENABLE if scheme.reduce_range else advanced.OverflowFix.DISABLE
@@ -72,7 +72,7 @@ def _arguments(nncf: Any, graph: Any, samples: Samples, scheme: Scheme) -> dict[
     }
 
 
-def _require_finite(prepared: Path, samples: Samples, scheme: Scheme, work: Path) -> None:
+def _require_finite(prepared: Path, samples: CalibrationSamples, scheme: Scheme, work: Path) -> None:
     """Raise ModelError where an activation is not finite: NNCF would silently take its range for empty."""
-    extremes = Samples(samples.path, msgspec.structs.replace(samples.calibration, method="minmax"))
+    extremes = CalibrationSamples(samples.path, msgspec.structs.replace(samples.calibration, method="minmax"))
     tensor_ranges(prepared, extremes, scheme, work / "calibrated.onnx")

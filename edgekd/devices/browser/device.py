@@ -118,12 +118,12 @@ class BrowserDevice:
             engines, inputs, folder, config, advance, _NO_FURTHER,
         )  # fmt: skip
 
-    def _open(self, engine: Path, runtime: Runtime, threads: int) -> _Session:
+    def _open(self, engine: Path, runtime: Runtime, threads: int) -> _BrowserSession:
         _check(runtime)
-        return _Session(engine, threads, self._patience_seconds)
+        return _BrowserSession(engine, threads, self._patience_seconds)
 
 
-class _Session:
+class _BrowserSession:
     """A :class:`~edgekd.runtime.session.Session` in a browser of its own."""
 
     import_ms = None
@@ -178,7 +178,7 @@ class _Session:
     def close(self) -> None:
         self.page.close()
 
-    def __enter__(self) -> _Session:
+    def __enter__(self) -> _BrowserSession:
         return self
 
     def __exit__(

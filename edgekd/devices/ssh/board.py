@@ -29,7 +29,7 @@ _RETRY_SECONDS, _BEATS = 1.0, 6
 
 
 class Board:
-    """A connected board with its agent unpacked; see :class:`~edgekd.devices.agent_host.Place`.
+    """A connected board with its agent unpacked; see :class:`~edgekd.devices.agent_host.AgentHost`.
 
     Args:
         connection: to it.

@@ -13,7 +13,7 @@ from edgekd.runtime.backends.onnxruntime import open_engine
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping, Sequence
 
-    from edgekd.pipeline.onnx_import.samples import Samples
+    from edgekd.pipeline.onnx_import.samples import NpzSamples
     from edgekd.runtime.session import Array
 
 #: How far a sample's result in a batch may be from the one that it has alone, as a share of the largest.
@@ -33,7 +33,7 @@ def observe(model: Any, tensors: Collection[str], feeds: Mapping[str, Array]) ->
         return session.run(feeds)
 
 
-def rows_are_independent(model: Any, tensors: Collection[str], samples: Samples) -> bool:
+def rows_are_independent(model: Any, tensors: Collection[str], samples: NpzSamples) -> bool:
     """Whether two samples in one batch give what they give one after the other; some graphs are right for one alone."""
     both = samples.first(2)
     alone = [observe(model, tensors, {name: x[row : row + 1] for name, x in both.items()}) for row in range(2)]

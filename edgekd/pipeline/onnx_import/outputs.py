@@ -12,12 +12,12 @@ from edgekd.gram.npz import EMBEDDING_PREFIX
 from edgekd.pipeline.onnx_import.graph import CONTROL_FLOW, Extension
 from edgekd.pipeline.onnx_import.inputs import fix_batch, takes_batches
 from edgekd.pipeline.onnx_import.observe import observe, rows_are_independent
-from edgekd.pipeline.onnx_import.taps import Tapped, channels_first, meeting_taps, pool
+from edgekd.pipeline.onnx_import.taps import TensorTap, channels_first, meeting_taps, pool
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping, Sequence
 
-    from edgekd.pipeline.onnx_import.samples import Samples
+    from edgekd.pipeline.onnx_import.samples import NpzSamples
     from edgekd.runtime.session import Array
 
 
@@ -37,7 +37,7 @@ class Outputs:
 
 
 def choose_outputs(
-    model: Any, taps: Mapping[str, str], output: str | None, samples: Samples, data: Sequence[str], notes: list[str]
+    model: Any, taps: Mapping[str, str], output: str | None, samples: NpzSamples, data: Sequence[str], notes: list[str]
 ) -> Outputs:
     """Choose outputs and taps, and let the model take one sample at a time, in place, where batches come out wrong.
 
@@ -79,7 +79,7 @@ def choose_outputs(
     return Outputs(logits, chosen, example)
 
 
-def _one_at_a_time(model: Any, tensors: Collection[str], samples: Samples) -> str | None:
+def _one_at_a_time(model: Any, tensors: Collection[str], samples: NpzSamples) -> str | None:
     """Return why batches are not to be had; None where they are."""
     control = sorted({node.op_type for node in model.graph.node if node.op_type in CONTROL_FLOW})
     if control:  # two samples may well agree where others do not
@@ -95,7 +95,9 @@ def _float_outputs(model: Any) -> list[str]:
     return [value.name for value in model.graph.output if value.type.tensor_type.elem_type in floats]
 
 
-def _find_taps(model: Any, outputs: Sequence[str], samples: Samples, data: Sequence[str]) -> tuple[dict[str, str], str]:
+def _find_taps(
+    model: Any, outputs: Sequence[str], samples: NpzSamples, data: Sequence[str]
+) -> tuple[dict[str, str], str]:
     """Return for each modality its tensor, and in words how they were found."""
     met = meeting_taps(model.graph, data)
     if met and all(x.dtype.kind == "f" for x in observe(model, set(met.values()), samples.first(1)).values()):
@@ -110,7 +112,7 @@ def _list(taps: Mapping[str, str]) -> str:
     return ", ".join(f"{name} at '{tensor}'" for name, tensor in taps.items())
 
 
-def write_outputs(model: Any, outputs: Outputs, samples: Samples) -> dict[str, Tapped]:
+def write_outputs(model: Any, outputs: Outputs, samples: NpzSamples) -> dict[str, TensorTap]:
     """Let a model give ``logits`` and the embeddings and nothing else, in place; return where these are read."""
     graph = model.graph
     stated = {
@@ -135,7 +137,9 @@ def write_outputs(model: Any, outputs: Outputs, samples: Samples) -> dict[str, T
     graph.output.extend(_output(model, name, value, stated[outputs.logits]) for name, value in found.items())
     drop_unread(graph)
     graph.ClearField("value_info")
-    return {name: Tapped(tensor, pooling[name], found[targets[name]].shape[1]) for name, tensor in outputs.taps.items()}
+    return {
+        name: TensorTap(tensor, pooling[name], found[targets[name]].shape[1]) for name, tensor in outputs.taps.items()
+    }
 
 
 def _as_rows(extension: Extension, tensor: str, example: Mapping[str, Array]) -> tuple[str, tuple[int, ...]]:

@@ -23,7 +23,7 @@ _EXTRAS = ("ids", "labels", "groups")
 
 
 @dataclass(frozen=True)
-class Samples:
+class NpzSamples:
     """Samples of one file.
 
     Attributes:
@@ -40,13 +40,13 @@ class Samples:
     groups: Array | None
     ignored: tuple[str, ...] = ()
 
-    def take(self, rows: Array) -> Samples:
+    def take(self, rows: Array) -> NpzSamples:
         """Return some of the samples."""
         labels = None if self.labels is None else _any_labels(self.labels[rows])
         groups = None if self.groups is None else self.groups[rows]
-        return Samples({name: x[rows] for name, x in self.inputs.items()}, self.ids[rows], labels, groups)
+        return NpzSamples({name: x[rows] for name, x in self.inputs.items()}, self.ids[rows], labels, groups)
 
-    def without_labels(self) -> Samples:
+    def without_labels(self) -> NpzSamples:
         """Return the same samples, unlabelled."""
         return replace(self, labels=None)
 
@@ -61,7 +61,7 @@ class Samples:
         write_arrays(path, {**{key: array for key, array in extras.items() if array is not None}, **inputs})
 
 
-def read_samples(path: Path, specs: Sequence[TensorSpec], states: Sequence[str]) -> Samples:
+def read_samples(path: Path, specs: Sequence[TensorSpec], states: Sequence[str]) -> NpzSamples:
     """Read samples from an ``.npz``.
 
     Args:
@@ -88,7 +88,7 @@ def read_samples(path: Path, specs: Sequence[TensorSpec], states: Sequence[str])
     ids = extra.get("ids", np.arange(count)).astype(str)
     if len(np.unique(ids)) < count:
         raise ModelError(f"{path}: 'ids' names some samples alike; give each a name of its own")
-    return Samples(inputs, ids, _labels(path, extra.get("labels")), extra.get("groups"), ignored)
+    return NpzSamples(inputs, ids, _labels(path, extra.get("labels")), extra.get("groups"), ignored)
 
 
 def _key(path: Path, spec: TensorSpec, arrays: Mapping[str, Array], is_state: bool) -> str:
@@ -140,13 +140,13 @@ def _any_labels(labels: Array) -> Array | None:
     return labels if (labels != UNLABELLED).any() else None
 
 
-def shared(samples: Samples, others: Samples) -> int:
+def shared(samples: NpzSamples, others: NpzSamples) -> int:
     """Return how many of the samples are among ``others``, with the same inputs to the bit."""
     known = set(_digests(others))
     return sum(digest in known for digest in _digests(samples))
 
 
-def _digests(samples: Samples) -> Iterator[bytes]:
+def _digests(samples: NpzSamples) -> Iterator[bytes]:
     for row in range(len(samples.ids)):
         digest = hashlib.sha256()
         for name in sorted(samples.inputs):
@@ -154,7 +154,7 @@ def _digests(samples: Samples) -> Iterator[bytes]:
         yield digest.digest()
 
 
-def split(samples: Samples, seed: int) -> tuple[Samples, Samples]:
+def split(samples: NpzSamples, seed: int) -> tuple[NpzSamples, NpzSamples]:
     """Deal samples into two halves, for calibration and for the test; a group is never divided.
 
     Raises:

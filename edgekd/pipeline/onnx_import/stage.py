@@ -15,8 +15,8 @@ from edgekd.pipeline.onnx_import.inputs import batch_inputs, input_specs, states
 from edgekd.pipeline.onnx_import.observe import observe
 from edgekd.pipeline.onnx_import.outputs import choose_outputs, write_outputs
 from edgekd.pipeline.onnx_import.read import read_model
-from edgekd.pipeline.onnx_import.samples import Samples, read_samples, shared, split
-from edgekd.pipeline.onnx_import.taps import Tapped  # noqa: TC001  # the type of a stage's result is looked up when it is read back
+from edgekd.pipeline.onnx_import.samples import NpzSamples, read_samples, shared, split
+from edgekd.pipeline.onnx_import.taps import TensorTap  # noqa: TC001  # the type of a stage's result is looked up when it is read back
 from edgekd.runtime.backends.onnxruntime import open_engine
 from edgekd.stages.artifacts import CALIBRATION, TEST, Exported, TaskFacts, onnx_name
 from edgekd.stages.labels import UNLABELLED
@@ -51,7 +51,7 @@ class Brought:
     """
 
     exported: Exported
-    modalities: dict[str, Tapped]
+    modalities: dict[str, TensorTap]
     outputs: dict[str, str]
     notes: tuple[str, ...]
 
@@ -115,7 +115,7 @@ def _read(
     recurrent: Sequence[str],
     seed: int,
     notes: list[str],
-) -> tuple[Samples, Samples]:
+) -> tuple[NpzSamples, NpzSamples]:
     """Read the samples of both files, or deal those of the first into two."""
     files = [calibration] if test is None else [calibration, test]
     read = [read_samples(path, specs, recurrent) for path in files]
@@ -142,7 +142,7 @@ def _read(
     return kept, tested
 
 
-def _batch(graph: Any, specs: Sequence[TensorSpec], samples: Samples, notes: list[str]) -> None:
+def _batch(graph: Any, specs: Sequence[TensorSpec], samples: NpzSamples, notes: list[str]) -> None:
     """Give every input a batch dimension, in place."""
     single = unbatched(specs, samples.inputs)
     if single:
@@ -153,7 +153,7 @@ def _batch(graph: Any, specs: Sequence[TensorSpec], samples: Samples, notes: lis
     batch_inputs(graph, single, samples.inputs)
 
 
-def _parity(model: Path, path: Path, output: str, samples: Samples) -> float:
+def _parity(model: Path, path: Path, output: str, samples: NpzSamples) -> float:
     """Return the largest |written - user's| of the first sample, as a share of the output's largest magnitude.
 
     Raises:
@@ -176,7 +176,9 @@ def _parity(model: Path, path: Path, output: str, samples: Samples) -> float:
     return parity
 
 
-def _facts(path: Path, kept: Samples, tested: Samples, notes: list[str]) -> tuple[TaskFacts, Samples, Samples]:
+def _facts(
+    path: Path, kept: NpzSamples, tested: NpzSamples, notes: list[str]
+) -> tuple[TaskFacts, NpzSamples, NpzSamples]:
     """Return what later stages need to know, and the samples, without labels where they mean no class of the output."""
     with open_engine(path) as session:
         shape = next(spec.shape for spec in session.outputs if spec.name == "logits")

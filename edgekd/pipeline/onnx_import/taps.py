@@ -31,7 +31,7 @@ _CELLS = 8
 
 
 @dataclass(frozen=True)
-class Tapped:
+class TensorTap:
     """Where one modality's embedding is read.
 
     Attributes:

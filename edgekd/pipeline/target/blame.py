@@ -28,8 +28,8 @@ from edgekd.stages.stage import Done, library_versions
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
-    from edgekd.compress.quantize import Way
-    from edgekd.pipeline.target.context import Context, Offer
+    from edgekd.compress.quantize import CandidateSpec
+    from edgekd.pipeline.target.context import Context, PreparedCandidate
     from edgekd.runtime.measure.results import Quantile
     from edgekd.stages.progress import StageReporter
 
@@ -56,7 +56,7 @@ def find_blame(context: Context) -> Blame:
     return found
 
 
-def blame_stage(context: Context, offer: Offer, batch: str) -> Done[Blame]:
+def blame_stage(context: Context, offer: PreparedCandidate, batch: str) -> Done[Blame]:
     """Run stage blame on an INT8 candidate; ``batch`` tells it from that of another."""
 
     def run(folder: Path, report: StageReporter) -> Blame:
@@ -81,7 +81,7 @@ def blame_stage(context: Context, offer: Offer, batch: str) -> Done[Blame]:
 
 
 def _times(
-    context: Context, way: Way, examiner: Examiner, found: Blame, folder: Path, report: StageReporter
+    context: Context, way: CandidateSpec, examiner: Examiner, found: Blame, folder: Path, report: StageReporter
 ) -> dict[str, float]:
     """Return for the worst suspects how much slower the network is where only they are float, in ms."""
     worst = sorted(found.suspects, key=lambda suspect: -suspect.relief.value)[:_TIMED]
@@ -92,7 +92,7 @@ def _times(
 
 def time_beside_int8(
     context: Context,
-    way: Way,
+    way: CandidateSpec,
     examiner: Examiner,
     graphs: Mapping[str, Callable[[], Any]],
     folder: Path,
@@ -134,7 +134,7 @@ def _p50(context: Context, engines: Sequence[Path], iterations: int, work: Path)
     return [p50 for name in numbered if (p50 := found[name])]  # of _FEWEST there always is one
 
 
-def open_examiner(context: Context, offer: Offer) -> Examiner:
+def open_examiner(context: Context, offer: PreparedCandidate) -> Examiner:
     """Open an INT8 candidate on calibration samples: the gate's are not what a repair may look at."""
     onnx = need("onnx", "build")
     qdq, floats = (onnx.load(str(offer.folder / name)) for name in (QDQ, PREPARED))

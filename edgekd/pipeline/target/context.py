@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from edgekd.devices.select import Absent
 from edgekd.gram.drift import Bootstrap
-from edgekd.gram.gate import Limits
+from edgekd.gram.gate import GateLimits
 from edgekd.runtime.backends.registry import Runtime
 from edgekd.stages.artifacts import CALIBRATION, TEST, onnx_name
 from edgekd.stages.stage import Done, Runner, Stage
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     import numpy as np
 
-    from edgekd.compress.quantize import Candidate, Way
+    from edgekd.compress.quantize import Candidate, CandidateSpec
     from edgekd.config.recipe import Recipe
     from edgekd.config.target import Target
     from edgekd.devices.base import Device
@@ -48,7 +48,7 @@ OUTPUTS = "outputs.npz"
 
 
 @dataclass(frozen=True)
-class Step:
+class LedgerStep:
     """One row of the ledger that a candidate went through on this host: its name, a note, and the probe's file."""
 
     stage: str
@@ -57,7 +57,7 @@ class Step:
 
 
 @dataclass(frozen=True)
-class Offer:
+class PreparedCandidate:
     """A candidate, and where it comes from.
 
     Attributes:
@@ -71,11 +71,11 @@ class Offer:
     """
 
     candidate: Candidate
-    way: Way
+    way: CandidateSpec
     folder: Path
     key: str
     deploy_logit_error: float
-    steps: tuple[Step, ...]
+    steps: tuple[LedgerStep, ...]
     history: tuple[dict[str, float], ...] = ()
 
     @property
@@ -85,7 +85,7 @@ class Offer:
 
 
 @dataclass(frozen=True)
-class Tried:
+class EvaluatedCandidate:
     """An offer that ran and was judged.
 
     Attributes:
@@ -99,7 +99,7 @@ class Tried:
         checked: key of the stage that judged it.
     """
 
-    offer: Offer
+    offer: PreparedCandidate
     ledger: Ledger
     engine: Path
     layers: Path | None
@@ -185,10 +185,10 @@ class Context:
         }
 
     @cached_property
-    def limits(self) -> Limits:
+    def limits(self) -> GateLimits:
         """What the gate asks for."""
         gate, facts = self.recipe.gate, self.exported.result.facts
-        return Limits(gate.tau_pass, gate.tau_fail, gate.max_flips, gate.max_metric_drop, facts.higher_is_better)
+        return GateLimits(gate.tau_pass, gate.tau_fail, gate.max_flips, gate.max_metric_drop, facts.higher_is_better)
 
     @cached_property
     def bootstrap(self) -> Bootstrap:

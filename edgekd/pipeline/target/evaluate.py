@@ -13,9 +13,9 @@ from edgekd.compress.quantize import DEPLOY, ENGINE
 from edgekd.devices.local import LocalDevice
 from edgekd.devices.select import Absent
 from edgekd.errors import ModelError
-from edgekd.gram.gate import Ledger, Row, keep_ledger
+from edgekd.gram.gate import Ledger, LedgerRow, keep_ledger
 from edgekd.gram.probe import Probe
-from edgekd.pipeline.target.context import OUTPUTS, Context, Offer, Tried
+from edgekd.pipeline.target.context import OUTPUTS, Context, EvaluatedCandidate, PreparedCandidate
 from edgekd.pipeline.target.outputs import probe_variants
 from edgekd.pipeline.target.quantize import leave_out
 from edgekd.runtime.backends.registry import PACKAGES
@@ -50,7 +50,7 @@ class Compiled:
 
 
 @dataclass(frozen=True)
-class Ran:
+class DeviceOutputs:
     """The candidates ran on the device; their outputs lie in folders of their names.
 
     Attributes:
@@ -63,14 +63,14 @@ class Ran:
 
 
 @dataclass(frozen=True)
-class Checked:
+class CheckedLedgers:
     """One ledger for each candidate."""
 
     ledgers: dict[str, Ledger]
 
 
 @dataclass(frozen=True)
-class Trial:
+class Evaluation:
     """What became of some offers.
 
     Attributes:
@@ -79,7 +79,7 @@ class Trial:
         refused: for each offer that the device could not run, why not.
     """
 
-    tried: tuple[Tried, ...]
+    tried: tuple[EvaluatedCandidate, ...]
     compiled: Compiled | None
     refused: dict[str, str]
 
@@ -91,7 +91,7 @@ def compiles(target: Target) -> bool:
     return target.compile.ship or (sys.platform, platform.machine()) == ("linux", "x86_64")
 
 
-def attempt(context: Context, offers: Sequence[Offer], batch: str = "") -> Trial:
+def attempt(context: Context, offers: Sequence[PreparedCandidate], batch: str = "") -> Evaluation:
     """Compile, run and judge some offers.
 
     Args:
@@ -105,7 +105,7 @@ def attempt(context: Context, offers: Sequence[Offer], batch: str = "") -> Trial
     checked = _check(context, running, ran, batch)
     keys = tuple(done.key for done in (compiled, ran) if done)
     tried = tuple(
-        Tried(
+        EvaluatedCandidate(
             offer,
             checked.result.ledgers[offer.name],
             _engine_file(context, offer, compiled, DEPLOY),
@@ -117,10 +117,10 @@ def attempt(context: Context, offers: Sequence[Offer], batch: str = "") -> Trial
         )
         for offer in running
     )
-    return Trial(tried, compiled.result if compiled else None, ran.result.refused if ran else {})
+    return Evaluation(tried, compiled.result if compiled else None, ran.result.refused if ran else {})
 
 
-def _engine_file(context: Context, offer: Offer, compiled: Done[Compiled] | None, variant: str) -> Path:
+def _engine_file(context: Context, offer: PreparedCandidate, compiled: Done[Compiled] | None, variant: str) -> Path:
     """Return the file that the runtime is given: an engine that was built ahead of time, or ONNX."""
     wanted = context.target.compile
     if compiled and wanted and wanted.ship:
@@ -128,7 +128,7 @@ def _engine_file(context: Context, offer: Offer, compiled: Done[Compiled] | None
     return offer.folder / variant
 
 
-def _compile(context: Context, offers: Sequence[Offer], batch: str) -> Done[Compiled]:
+def _compile(context: Context, offers: Sequence[PreparedCandidate], batch: str) -> Done[Compiled]:
     wanted = context.target.compile
     assert wanted is not None  # the caller has looked
     # A DLA is the board's: what is proved here is the graph.
@@ -157,10 +157,12 @@ def _compile(context: Context, offers: Sequence[Offer], batch: str) -> Done[Comp
     return context.stage("compile", batch, depends, Compiled, run, _describe_compiled)
 
 
-def _engine(context: Context, offers: Sequence[Offer], compiled: Done[Compiled] | None, batch: str) -> Done[Ran]:
+def _engine(
+    context: Context, offers: Sequence[PreparedCandidate], compiled: Done[Compiled] | None, batch: str
+) -> Done[DeviceOutputs]:
     device, threads = context.present, context.recipe.profile.threads
 
-    def run(folder: Path, report: StageReporter) -> Ran:
+    def run(folder: Path, report: StageReporter) -> DeviceOutputs:
         errors, refused = {}, {}
         for done, offer in enumerate(offers, 1):
             place = folder / offer.name
@@ -170,7 +172,7 @@ def _engine(context: Context, offers: Sequence[Offer], compiled: Done[Compiled] 
                 report.advance(before, len(offers), f"{name}: {note}")
 
             def on_device(
-                variant: str, offer: Offer = offer, place: Path = place, tell: Any = tell
+                variant: str, offer: PreparedCandidate = offer, place: Path = place, tell: Any = tell
             ) -> Mapping[str, Any]:
                 outputs = place / f"{variant}.npz"
                 engine = _engine_file(context, offer, compiled, variant)
@@ -185,7 +187,7 @@ def _engine(context: Context, offers: Sequence[Offer], compiled: Done[Compiled] 
                 continue
             probe.save(place / OUTPUTS)
             report.advance(done, len(offers), offer.name)
-        return Ran(errors, refused)
+        return DeviceOutputs(errors, refused)
 
     depends = {
         **context.where(),
@@ -193,16 +195,18 @@ def _engine(context: Context, offers: Sequence[Offer], compiled: Done[Compiled] 
         "compiled": compiled.key if compiled else None,
         "threads": threads,
     }
-    return context.stage("engine", batch, depends, Ran, run, _describe_ran)
+    return context.stage("engine", batch, depends, DeviceOutputs, run, _describe_ran)
 
 
-def _check(context: Context, offers: Sequence[Offer], ran: Done[Ran] | None, batch: str) -> Done[Checked]:
-    def run(_folder: Path, report: StageReporter) -> Checked:
+def _check(
+    context: Context, offers: Sequence[PreparedCandidate], ran: Done[DeviceOutputs] | None, batch: str
+) -> Done[CheckedLedgers]:
+    def run(_folder: Path, report: StageReporter) -> CheckedLedgers:
         with open_arrays(context.test) as test:
             labels, groups = test.get("labels"), test.get("groups")
         ledgers: dict[str, Ledger] = {}
         before = context.origin.probes()
-        common: list[Row] = []
+        common: list[LedgerRow] = []
         for done, offer in enumerate(offers, 1):
             probes = {**before, **{step.stage: Probe.load(step.probe) for step in offer.steps}}
             if ran:
@@ -222,7 +226,7 @@ def _check(context: Context, offers: Sequence[Offer], ran: Done[Ran] | None, bat
             common = [row for row in ledger.rows if row.stage in before]
             ledgers[offer.name] = ledger
             report.advance(done, len(offers), offer.name)
-        return Checked(ledgers)
+        return CheckedLedgers(ledgers)
 
     depends = {
         **msgspec.to_builtins(context.recipe.gate),
@@ -230,10 +234,10 @@ def _check(context: Context, offers: Sequence[Offer], ran: Done[Ran] | None, bat
         "offers": _keys(offers),
         "engine": ran.key if ran else None,
     }
-    return context.stage("check", batch, depends, Checked, run, _describe_checked)
+    return context.stage("check", batch, depends, CheckedLedgers, run, _describe_checked)
 
 
-def _keys(offers: Sequence[Offer]) -> dict[str, str]:
+def _keys(offers: Sequence[PreparedCandidate]) -> dict[str, str]:
     return {offer.name: offer.key for offer in offers}
 
 
@@ -242,11 +246,11 @@ def _describe_compiled(compiled: Compiled) -> str:
     return f"{compiled.library}: {counts}"
 
 
-def _describe_ran(ran: Ran) -> str:
+def _describe_ran(ran: DeviceOutputs) -> str:
     return ", ".join(f"{name} deploy within {error:.1g} of engine" for name, error in ran.deploy_logit_error.items())
 
 
-def _describe_checked(checked: Checked) -> str:
+def _describe_checked(checked: CheckedLedgers) -> str:
     told = []
     for name, ledger in checked.ledgers.items():
         drift = ledger.rows[-1].to_reference

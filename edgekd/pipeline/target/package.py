@@ -15,7 +15,7 @@ from edgekd.compress.quantize import DEPLOY, ENGINE
 from edgekd.files import write_text
 from edgekd.gram.heatmap import few_grams
 from edgekd.gram.probe import Probe
-from edgekd.pipeline.target.context import LIBRARIES, Context, Tried
+from edgekd.pipeline.target.context import LIBRARIES, Context, EvaluatedCandidate
 from edgekd.pipeline.target.evaluate import LAYERS
 from edgekd.pipeline.target.outputs import write_references
 from edgekd.report.format import size
@@ -50,7 +50,7 @@ class Bundled:
     size_bytes: int
 
 
-def profile(context: Context, tried: Sequence[Tried]) -> Done[Profile]:
+def profile(context: Context, tried: Sequence[EvaluatedCandidate]) -> Done[Profile]:
     """Time the float networks and every candidate that ran, in turns, on the device."""
     config, device = context.recipe.profile, context.present
     config = msgspec.structs.replace(config, rails=config.rails or context.target.power_rails)
@@ -75,7 +75,7 @@ def profile(context: Context, tried: Sequence[Tried]) -> Done[Profile]:
     return context.stage("profile", "", depends, Profile, run, _describe_profile)
 
 
-def bundle(context: Context, shipped: Tried, profiled: Done[Profile] | None) -> Done[Bundled]:
+def bundle(context: Context, shipped: EvaluatedCandidate, profiled: Done[Profile] | None) -> Done[Bundled]:
     """Put together what ships: the candidate that was chosen."""
 
     def run(folder: Path, _report: StageReporter) -> Bundled:
@@ -123,7 +123,7 @@ def bundle(context: Context, shipped: Tried, profiled: Done[Profile] | None) -> 
     return context.stage("bundle", "", depends, Bundled, run, lambda bundled: size(bundled.size_bytes))
 
 
-def _write_grams(context: Context, shipped: Tried, path: Path) -> None:
+def _write_grams(context: Context, shipped: EvaluatedCandidate, path: Path) -> None:
     """Write what the teacher, the ledger's reference and what ships make of the same few samples."""
     before = context.origin.probes()
     probes = {name: before[name] for name in before if name in ("teacher", shipped.ledger.reference)}

@@ -11,7 +11,7 @@ from edgekd.compress import quantize
 from edgekd.compress.quantize import DEPLOY, Candidate
 from edgekd.config.target import load_calibration
 from edgekd.errors import ModelError
-from edgekd.pipeline.target.context import OUTPUTS, Context, Offer, Step
+from edgekd.pipeline.target.context import OUTPUTS, Context, LedgerStep, PreparedCandidate
 from edgekd.pipeline.target.outputs import probe_variants, run_on_host
 from edgekd.stages.artifacts import CALIBRATION, TEST, onnx_name
 from edgekd.stages.stage import library_versions
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Written:
+class QuantizedCandidates:
     """The candidates' graphs lie in folders of their names, each with what ONNX Runtime made of it on this host.
 
     Attributes:
@@ -42,7 +42,7 @@ class Written:
     refused: dict[str, str]
 
 
-def write(context: Context) -> tuple[list[Offer], dict[str, str]]:
+def write(context: Context) -> tuple[list[PreparedCandidate], dict[str, str]]:
     """Write every candidate of the target; return them, and why others were left out."""
     ways = quantize.ways(context.target, context.recipe.quantize.precision)
     calibration = load_calibration(context.recipe.quantize.calibration)
@@ -50,12 +50,12 @@ def write(context: Context) -> tuple[list[Offer], dict[str, str]]:
     offers = []
     for candidate in written.result.candidates:
         way = next(way for way in ways if way.name == candidate.name)
-        step = Step("quantized" if way.quantizer else "exported", "", written.folder / way.name / OUTPUTS)
+        step = LedgerStep("quantized" if way.quantizer else "exported", "", written.folder / way.name / OUTPUTS)
         offers.append(_offer(written, candidate, way, (step,)))
     return offers, written.result.refused
 
 
-def write_again(context: Context, tuned: Tuned, broken: Offer) -> Offer:
+def write_again(context: Context, tuned: Tuned, broken: PreparedCandidate) -> PreparedCandidate:
     """Write the INT8 of a network that was tuned for it; ``broken`` is the INT8 of before.
 
     Each weight goes to its nearest level: those are the levels that it was tuned with.
@@ -64,30 +64,32 @@ def write_again(context: Context, tuned: Tuned, broken: Offer) -> Offer:
     written = _quantize(context, [broken.way], tuned.exported, context.origin.network, nearest, "tuned")
     (candidate,) = written.result.candidates
     steps = (
-        Step("qat", "tuned with fake quantization, in float", tuned.probe),
-        Step("requantized", "", written.folder / candidate.name / OUTPUTS),
+        LedgerStep("qat", "tuned with fake quantization, in float", tuned.probe),
+        LedgerStep("requantized", "", written.folder / candidate.name / OUTPUTS),
     )
     named = replace(candidate, name=f"{broken.name}-qat")
     offer = _offer(written, candidate, broken.way, (*broken.steps, *steps))
     return replace(offer, candidate=named, history=tuple(tuned.history))
 
 
-def _offer(written: Done[Written], candidate: Candidate, way: quantize.Way, steps: tuple[Step, ...]) -> Offer:
+def _offer(
+    written: Done[QuantizedCandidates], candidate: Candidate, way: quantize.CandidateSpec, steps: tuple[LedgerStep, ...]
+) -> PreparedCandidate:
     error = written.result.deploy_logit_error[candidate.name]
-    return Offer(candidate, way, written.folder / way.name, written.key, error, steps)
+    return PreparedCandidate(candidate, way, written.folder / way.name, written.key, error, steps)
 
 
 def _quantize(
     context: Context,
-    ways: Sequence[quantize.Way],
+    ways: Sequence[quantize.CandidateSpec],
     exported: Done[Exported],
     network: str,
     calibration: Calibration,
     batch: str,
-) -> Done[Written]:
+) -> Done[QuantizedCandidates]:
     samples, test = exported.folder / CALIBRATION, exported.folder / TEST
 
-    def run(folder: Path, report: StageReporter) -> Written:
+    def run(folder: Path, report: StageReporter) -> QuantizedCandidates:
         candidates, errors, refused = [], {}, {}
         for done, way in enumerate(ways, 1):
             place = folder / way.name
@@ -106,7 +108,7 @@ def _quantize(
             probe.save(place / OUTPUTS)
             candidates.append(candidate)
             report.advance(done, len(ways), way.name)
-        return Written(tuple(candidates), errors, refused)
+        return QuantizedCandidates(tuple(candidates), errors, refused)
 
     packages = ["onnx", "onnxruntime", *(["nncf"] if any(way.quantizer == "nncf" for way in ways) else [])]
     depends = {
@@ -116,7 +118,7 @@ def _quantize(
         "exported": exported.key,
         "versions": library_versions(packages, "build"),
     }
-    return context.stage("quantize", batch, depends, Written, run, _describe)
+    return context.stage("quantize", batch, depends, QuantizedCandidates, run, _describe)
 
 
 def leave_out(context: Context, name: str, error: ModelError, folder: Path, report: StageReporter) -> str:
@@ -135,7 +137,7 @@ def leave_out(context: Context, name: str, error: ModelError, folder: Path, repo
     return reason
 
 
-def _describe(written: Written) -> str:
+def _describe(written: QuantizedCandidates) -> str:
     return ", ".join(
         f"{c.name} {c.sizes[DEPLOY] / 1e3:.0f} kB"
         + (f" ({c.quantized_nodes}/{c.weight_nodes} layers)" if c.quantized_nodes else "")

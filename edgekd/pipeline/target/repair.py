@@ -12,8 +12,8 @@ from edgekd.compress import quantize
 from edgekd.compress.mixed_precision import ALL_HARM, repair_steps, spare_steps
 from edgekd.gram.gate import Verdict, keep_ledger
 from edgekd.pipeline.target.blame import blame_stage, open_examiner, time_beside_int8
-from edgekd.pipeline.target.context import OUTPUTS, Context, Offer, Step, Tried
-from edgekd.pipeline.target.evaluate import Trial, attempt
+from edgekd.pipeline.target.context import OUTPUTS, Context, EvaluatedCandidate, LedgerStep, PreparedCandidate
+from edgekd.pipeline.target.evaluate import Evaluation, attempt
 from edgekd.pipeline.target.outputs import probe_variants, run_on_host
 from edgekd.pipeline.target.quantize import write_again
 from edgekd.runtime.session import open_arrays
@@ -22,9 +22,9 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
     from pathlib import Path
 
-    from edgekd.compress.mixed_precision import Step as RepairStep
+    from edgekd.compress.mixed_precision import RepairStep
     from edgekd.compress.partial import Examiner
-    from edgekd.compress.quantize import Way
+    from edgekd.compress.quantize import CandidateSpec
     from edgekd.gram.probe import Probe
     from edgekd.stages.progress import StageReporter
 
@@ -46,7 +46,7 @@ class Repaired:
     verdict: Verdict
 
 
-def repair(context: Context, tried: Sequence[Tried]) -> tuple[list[Trial], list[str]]:
+def repair(context: Context, tried: Sequence[EvaluatedCandidate]) -> tuple[list[Evaluation], list[str]]:
     """Mend the INT8 that the gate rejects; return what was tried, and what the user should know.
 
     First the layers that hurt most go back to float, one by one, until the gate lets the network through. Where half of
@@ -59,7 +59,7 @@ def repair(context: Context, tried: Sequence[Tried]) -> tuple[list[Trial], list[
         return [], []
     if plain.ledger.verdict != "fail":
         return _improve(context, plain) if how == "best" else ([], [])
-    trials: list[Trial] = []
+    trials: list[Evaluation] = []
     if not _float_fails(plain):
         trials = _attempt(context, _return_layers(context, plain.offer, "auto", ""), "repaired")
         if _passes(trials):
@@ -75,7 +75,7 @@ def repair(context: Context, tried: Sequence[Tried]) -> tuple[list[Trial], list[
     return trials, [] if _passes(trials) else [f"{plain.name} could not be repaired; every attempt is in the table."]
 
 
-def _improve(context: Context, plain: Tried) -> tuple[list[Trial], list[str]]:
+def _improve(context: Context, plain: EvaluatedCandidate) -> tuple[list[Evaluation], list[str]]:
     """Return to float what costs no time."""
     if not context.timed:
         return [], ["repair = 'best' needs a device to time on; INT8 was left as it is."]
@@ -84,15 +84,15 @@ def _improve(context: Context, plain: Tried) -> tuple[list[Trial], list[str]]:
     return _attempt(context, offer, "repaired"), told
 
 
-def _attempt(context: Context, offer: Offer | None, batch: str) -> list[Trial]:
+def _attempt(context: Context, offer: PreparedCandidate | None, batch: str) -> list[Evaluation]:
     return [attempt(context, [offer], batch)] if offer else []
 
 
-def _passes(trials: Sequence[Trial]) -> bool:
+def _passes(trials: Sequence[Evaluation]) -> bool:
     return any(one.ledger.verdict != "fail" for trial in trials for one in trial.tried)
 
 
-def _float_fails(tried: Tried) -> bool:
+def _float_fails(tried: EvaluatedCandidate) -> bool:
     """Whether the gate rejects the very network that was quantized: no return to float can mend that."""
     floats = [row for row in tried.ledger.rows if row.stage in ("tuned", "qat")]
     return bool(floats) and floats[-1].verdict == "fail"
@@ -100,7 +100,7 @@ def _float_fails(tried: Tried) -> bool:
 
 def _free_steps(
     context: Context,
-    way: Way,
+    way: CandidateSpec,
     examiner: Examiner,
     latency_ms: Mapping[str, float],
     folder: Path,
@@ -124,7 +124,7 @@ def _free_steps(
     return steps[: steps.index(best) + 1]
 
 
-def _return_layers(context: Context, offer: Offer, how: str, batch: str) -> Offer | None:
+def _return_layers(context: Context, offer: PreparedCandidate, how: str, batch: str) -> PreparedCandidate | None:
     """Return layers to float; None where there was none to return."""
     blamed = blame_stage(context, offer, batch)
     latency_ms = {s.name: s.latency_ms for s in blamed.result.suspects if s.latency_ms is not None}
@@ -174,11 +174,13 @@ def _return_layers(context: Context, offer: Offer, how: str, batch: str) -> Offe
         return None
     prefix = "repair" if not batch else f"{batch} repair"
     steps = tuple(
-        Step(f"{prefix} {number}", note, repaired.folder / f"{number - 1}.npz")
+        LedgerStep(f"{prefix} {number}", note, repaired.folder / f"{number - 1}.npz")
         for number, note in enumerate(found.notes, 1)
     )
     folder = repaired.folder / way.name
-    return Offer(found.candidate, way, folder, repaired.key, found.deploy_logit_error, (*offer.steps, *steps))
+    return PreparedCandidate(
+        found.candidate, way, folder, repaired.key, found.deploy_logit_error, (*offer.steps, *steps)
+    )
 
 
 def _judge(context: Context, found: Probe) -> Verdict:

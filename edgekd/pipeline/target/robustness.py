@@ -14,7 +14,7 @@ from edgekd.stages.artifacts import CHANNELS
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from edgekd.pipeline.target.context import Context, Tried
+    from edgekd.pipeline.target.context import Context, EvaluatedCandidate
     from edgekd.runtime.corruption import Array, Change
     from edgekd.stages.progress import StageReporter
     from edgekd.stages.stage import Done
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 _BATCH = 256
 
 
-def measure_shipped(context: Context, shipped: Tried) -> Disturbed | None:
+def measure_shipped(context: Context, shipped: EvaluatedCandidate) -> Disturbed | None:
     """Run ``deploy.onnx`` of what ships in ONNX Runtime on this host; None where the networks were not measured."""
     networks = context.origin.robustness
     if networks is None:

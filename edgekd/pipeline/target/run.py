@@ -24,8 +24,8 @@ if TYPE_CHECKING:
     from edgekd.config.target import Target
     from edgekd.devices.base import Device
     from edgekd.gram.gate import Ledger
-    from edgekd.pipeline.target.context import Context, Tried
-    from edgekd.pipeline.target.evaluate import Trial
+    from edgekd.pipeline.target.context import Context, EvaluatedCandidate
+    from edgekd.pipeline.target.evaluate import Evaluation
     from edgekd.runtime.measure.results import Profile
 
 
@@ -45,11 +45,11 @@ class Shipped:
 
 
 @dataclass(frozen=True)
-class Checked:
+class TargetCheck:
     """Every candidate with its ledger, and what the user should know of how they came about."""
 
-    tried: tuple[Tried, ...]
-    trials: tuple[Trial, ...]
+    tried: tuple[EvaluatedCandidate, ...]
+    trials: tuple[Evaluation, ...]
     facts: tuple[str, ...]
 
 
@@ -75,7 +75,7 @@ def stages(target: Target, device: Device | Absent, disturbed: bool) -> tuple[st
     return tuple(name for name, needed in wanted.items() if needed)
 
 
-def check(context: Context) -> Checked:
+def check(context: Context) -> TargetCheck:
     """Write every candidate, run it where the device can, judge it, and repair what the gate rejects."""
     offers, refused = write(context)
     first = attempt(context, offers)
@@ -83,7 +83,7 @@ def check(context: Context) -> Checked:
     trials = (first, *more)
     left_out = {**refused, **{name: reason for trial in trials for name, reason in trial.refused.items()}}
     facts = (*(f"{name} was left out: {reason}" for name, reason in left_out.items()), *told)
-    return Checked(tuple(one for trial in trials for one in trial.tried), trials, facts)
+    return TargetCheck(tuple(one for trial in trials for one in trial.tried), trials, facts)
 
 
 def ship(context: Context) -> Shipped:
@@ -142,7 +142,7 @@ def _no_latency(context: Context, shown: str) -> str | None:
     return device.no_latency
 
 
-def _facts(context: Context, trials: Sequence[Trial], chosen: str, ledger: Ledger) -> tuple[str, ...]:
+def _facts(context: Context, trials: Sequence[Evaluation], chosen: str, ledger: Ledger) -> tuple[str, ...]:
     facts = []
     wanted = context.target.compile
     compiled = next((t.compiled for t in trials if t.compiled and chosen in t.compiled.layers), None)
@@ -163,7 +163,7 @@ def _facts(context: Context, trials: Sequence[Trial], chosen: str, ledger: Ledge
     return tuple(facts)
 
 
-def _results(tried: Sequence[Tried], profiled: Profile | None) -> tuple[CandidateResult, ...]:
+def _results(tried: Sequence[EvaluatedCandidate], profiled: Profile | None) -> tuple[CandidateResult, ...]:
     """Join what is known of each candidate."""
     measured = {engine.name: engine for engine in profiled.engines} if profiled else {}
     results = []

@@ -12,7 +12,7 @@ from edgekd.report.format import milliseconds, number
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-    from edgekd.gram.blame import Blame, Layer, Suspect
+    from edgekd.gram.blame import Blame, Suspect, WeightedLayer
 
 #: In pixels: a box, the space between boxes, columns and around all, what stands above and below the graph.
 _WIDTH, _HEIGHT, _ABOVE, _BESIDE, _MARGIN, _HEAD, _FOOT = 208, 62, 26, 44, 24, 84, 66
@@ -39,7 +39,7 @@ text { font: 12px system-ui, sans-serif; fill: #1c1c1c }
 
 @dataclass(frozen=True)
 class _Box:
-    layer: Layer
+    layer: WeightedLayer
     x: float
     y: float
 
@@ -85,7 +85,7 @@ def drift_figure(value: float | None) -> str:
     return number(value if value is None else round(value, 5) + 0.0, ".5f")  # never "-0.00000"
 
 
-def _place(layers: Sequence[Layer]) -> dict[str, _Box]:
+def _place(layers: Sequence[WeightedLayer]) -> dict[str, _Box]:
     """Stack the layers of each branch in a column, and those of the fusion below the middle of all columns."""
     branches = [name for name in dict.fromkeys(layer.branch for layer in layers) if name != FUSION]
     rows = dict.fromkeys((*branches, FUSION), 0)

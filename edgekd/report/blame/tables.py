@@ -16,7 +16,7 @@ from edgekd.runtime.manifest import null_not_finite
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from edgekd.gram.blame import Blame, Figure, Suspect
+    from edgekd.gram.blame import Blame, RankedFigure, Suspect
 
 SCHEMA_VERSION = 1
 
@@ -46,7 +46,7 @@ def _row(suspect: Suspect, timed: bool, labelled: bool) -> tuple[str, ...]:
     return tuple(cells)
 
 
-def _per_ms(suspect: Suspect, figure: Figure | None) -> str:
+def _per_ms(suspect: Suspect, figure: RankedFigure | None) -> str:
     if suspect.latency_ms is not None and suspect.latency_ms <= 0:
         return "free"
     return number(figure.value if figure else None, ".3g")

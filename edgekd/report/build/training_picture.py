@@ -6,7 +6,7 @@ import math
 from typing import TYPE_CHECKING
 
 from edgekd.files import write_text
-from edgekd.report.svg.chart import COLOURS, DASHES, Line, Panel, chart_svg
+from edgekd.report.svg.chart import COLOURS, DASHES, Curve, Panel, chart_svg
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -47,8 +47,8 @@ def training_svg(network: str, history: History, metric: str) -> str:
     base = [name for name in _BASE if name in names]
     looks = dict(zip((*base, *extras), _looks(len(base) + len(extras)), strict=True))
 
-    def line(figure: str, name: str) -> Line:
-        return Line(name, _values(history, figure), *looks[name])
+    def line(figure: str, name: str) -> Curve:
+        return Curve(name, _values(history, figure), *looks[name])
 
     losses = [*(line(name, name) for name in base), *(line(f"{_LOSS}{name}", name) for name in extras)]
     shares = [line(f"{_SHARE}{name}", name) for name in extras]
@@ -69,10 +69,10 @@ def _values(history: History, figure: str) -> Sequence[float]:
 
 
 def _validation(history: History, metric: str, drifts: bool) -> Panel:
-    lines = [Line(metric, _values(history, "validation"), COLOURS[2])]
+    lines = [Curve(metric, _values(history, "validation"), COLOURS[2])]
     if not drifts:
         return Panel("Validation split", metric, lines, log=False)
-    lines.append(Line("Gram drift from the anchor", _values(history, "drift"), COLOURS[1], DASHES[1], right=True))
+    lines.append(Curve("Gram drift from the anchor", _values(history, "drift"), COLOURS[1], DASHES[1], right=True))
     return Panel("Validation split", metric, lines, "mean |Δ cosine|", log=False)
 
 

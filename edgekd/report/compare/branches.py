@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from edgekd.report.blame.picture import shorten
 from edgekd.report.format import milliseconds
-from edgekd.report.svg.chart import Scale
+from edgekd.report.svg.chart import AxisScale
 from edgekd.report.svg.page import WIDTH, Frame, legend, picture, text, x_axis
 
 if TYPE_CHECKING:
@@ -30,7 +30,7 @@ def branches_svg(name: str, profile: Profile) -> str | None:
     colours = {branch: _COLOURS[index % len(_COLOURS)] for index, branch in enumerate(branches)}
     keys, top = legend(branches, lambda branch, x, y: _bar(colours[branch], x + 4, y - 7, 14, 14))
     frame = Frame(_LABEL, top, WIDTH - _FIGURE, top + _ROW * len(times))
-    scale = Scale.of([0.0, *(sum(parts.values()) for parts in times.values())], log=False, zero=True)
+    scale = AxisScale.of([0.0, *(sum(parts.values()) for parts in times.values())], log=False, zero=True)
     parts = [*keys, *x_axis(frame, scale, "ms of one inference, by the profiler")]
     for index, (engine, sums) in enumerate(times.items()):
         y, start = top + _ROW * index + (_ROW - _BAR) / 2, 0.0

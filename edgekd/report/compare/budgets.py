@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
     from pathlib import Path
 
-    from edgekd.report.compare.rows import Entry, Row
+    from edgekd.report.compare.rows import EngineRow, Entry
 
 Positive = Annotated[float, Meta(gt=0)]
 NonNegative = Annotated[float, Meta(ge=0)]
@@ -31,7 +31,7 @@ _NAMES = ("target", "device", "task")
 _ROUNDING = 1e-9
 
 
-class Limits(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class BudgetLimits(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Limits for the rows whose names match; without names for all rows.
 
     Attributes:
@@ -70,7 +70,7 @@ class Limits(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
 
 
 class _File(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    limits: Annotated[list[Limits], Meta(min_length=1)]
+    limits: Annotated[list[BudgetLimits], Meta(min_length=1)]
 
 
 @dataclass(frozen=True)
@@ -87,7 +87,7 @@ class Check:
         why: why there is no figure, e.g. "not measured: ..."; "" where there is one.
     """
 
-    row: Row
+    row: EngineRow
     place: str
     key: str
     limit: float | str
@@ -124,13 +124,13 @@ class _Kind:
     upper: bool = True
     text: Callable[[float], str] = lambda value: f"{value:.4g}"
 
-    def of(self, row: Row) -> float | None:
+    def of(self, row: EngineRow) -> float | None:
         """Return the row's figure in the limit's unit."""
         value: float | None = getattr(row, self.field)
         return None if value is None else value / self.scale
 
 
-def _drop(row: Row) -> float | None:
+def _drop(row: EngineRow) -> float | None:
     """Return how much worse the metric became, positive when worse."""
     if row.metric_change is None:
         return None
@@ -150,7 +150,7 @@ _KINDS = {
 }
 
 
-def read_budgets(path: Path) -> tuple[Limits, ...]:
+def read_budgets(path: Path) -> tuple[BudgetLimits, ...]:
     """Read a budget file.
 
     Raises:
@@ -160,7 +160,7 @@ def read_budgets(path: Path) -> tuple[Limits, ...]:
     check_keys(content, _File, str(path), BudgetError)
     tables = content.get("limits")
     for index, table in enumerate(tables if isinstance(tables, list) else []):
-        check_keys(table, Limits, str(path), BudgetError, f"limits[{index}].")
+        check_keys(table, BudgetLimits, str(path), BudgetError, f"limits[{index}].")
     check_values(content, str(path), BudgetError)
     try:
         found = msgspec.convert(content, _File)
@@ -172,13 +172,13 @@ def read_budgets(path: Path) -> tuple[Limits, ...]:
     return tuple(found.limits)
 
 
-def _stated(limits: Limits) -> dict[str, float | str]:
+def _stated(limits: BudgetLimits) -> dict[str, float | str]:
     """Return the limits that are given, by name."""
     values = {key: getattr(limits, key) for key in (*_KINDS, "verdict")}
     return {key: value for key, value in values.items() if value is not None}
 
 
-def check_budgets(entries: Sequence[Entry], budgets: Sequence[Limits], path: Path) -> tuple[Check, ...]:
+def check_budgets(entries: Sequence[Entry], budgets: Sequence[BudgetLimits], path: Path) -> tuple[Check, ...]:
     """Hold each limit against each row that it is for. A figure that was not measured does not keep its limit.
 
     Args:
@@ -197,7 +197,7 @@ def check_budgets(entries: Sequence[Entry], budgets: Sequence[Limits], path: Pat
     )
 
 
-def _rows(entries: Sequence[Entry], limits: Limits, where: str) -> list[Row]:
+def _rows(entries: Sequence[Entry], limits: BudgetLimits, where: str) -> list[EngineRow]:
     """Return the rows that limits are for; none would keep them for ever, and a typo would too."""
     for name in _NAMES:
         pattern, there = getattr(limits, name), {getattr(entry.row, name) for entry in entries}
@@ -210,7 +210,7 @@ def _rows(entries: Sequence[Entry], limits: Limits, where: str) -> list[Row]:
     return rows
 
 
-def _checks(row: Row, limits: Limits, where: str, place: str) -> Iterator[Check]:
+def _checks(row: EngineRow, limits: BudgetLimits, where: str, place: str) -> Iterator[Check]:
     try:
         check_direction(row, limits.min_metric, "min_metric", limits.max_metric, "max_metric")
     except ReportError as error:

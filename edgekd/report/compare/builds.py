@@ -9,7 +9,7 @@ from msgspec import Struct
 from edgekd.errors import ReportError
 from edgekd.gram.gate import Ledger, Verdict
 from edgekd.report.compare.content import convert, load
-from edgekd.report.compare.rows import Entry, Row
+from edgekd.report.compare.rows import EngineRow, Entry
 from edgekd.report.results import GRAM, LATENCY, REPORT, SAMPLES, SCHEMA_VERSION
 from edgekd.runtime.measure.results import Profile
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 
-class _Latency(Struct, frozen=True):
+class _LatencyJson(Struct, frozen=True):
     p50: float | None
     p90: float | None
     p99: float | None
@@ -32,11 +32,11 @@ class _Metric(Struct, frozen=True):
     change: float | None
 
 
-class _Gram(Struct, frozen=True):
+class _GramJson(Struct, frozen=True):
     bound: float | None
 
 
-class _Row(Struct, frozen=True):
+class _ReportRow(Struct, frozen=True):
     """One of the report's ``rows``."""
 
     target: str
@@ -45,18 +45,18 @@ class _Row(Struct, frozen=True):
     precision: str
     verdict: Verdict
     reasons: tuple[str, ...]
-    latency_ms: _Latency
+    latency_ms: _LatencyJson
     throughput_per_s: float | None
     size_bytes: int | None
     peak_rss_bytes: int | None
     energy_mj: float | None
     energy_rail: str | None
     metric: _Metric
-    gram: _Gram
+    gram: _GramJson
     not_measured: dict[str, str]
 
 
-class _Target(Struct, frozen=True):
+class _RowSource(Struct, frozen=True):
     """What stands behind a row."""
 
     ledger: Ledger
@@ -65,8 +65,8 @@ class _Target(Struct, frozen=True):
 
 class _Report(Struct, frozen=True):
     task: str
-    rows: list[_Row]
-    targets: list[_Target]
+    rows: list[_ReportRow]
+    targets: list[_RowSource]
 
 
 class _NotFinite(Struct, frozen=True):
@@ -124,14 +124,14 @@ def _get(content: Any, name: str) -> Any:
     return content.get(name) if isinstance(content, dict) else None
 
 
-def _row(folder: Path, task: str, row: _Row) -> Row:
+def _row(folder: Path, task: str, row: _ReportRow) -> EngineRow:
     latency = row.latency_ms
     quantiles: dict[str, Any] = {}
     for name in ("p50", "p90", "p99"):
         low, high = latency.interval_95.get(name) or (None, None)
         quantiles |= {f"{name}_ms": getattr(latency, name), f"{name}_low_ms": low, f"{name}_high_ms": high}
     reasons = {field: row.not_measured[path] for field, path in _REASONS.items() if path in row.not_measured}
-    return Row(
+    return EngineRow(
         run=str(folder),
         task=task,
         target=row.target,

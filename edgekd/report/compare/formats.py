@@ -8,7 +8,7 @@ import json
 from dataclasses import asdict, dataclass, fields
 from typing import TYPE_CHECKING, Any
 
-from edgekd.report.compare.rows import BY_KEY, FIGURES, Entry, LeftOut, Row
+from edgekd.report.compare.rows import BY_KEY, FIGURES, EngineRow, Entry, LeftOut
 from edgekd.report.format import NOTHING
 from edgekd.report.table import Column, Table, markdown, metric_name
 
@@ -41,17 +41,17 @@ class Joined:
     checks: tuple[Check, ...] | None = None
 
     @property
-    def rows(self) -> tuple[Row, ...]:
+    def rows(self) -> tuple[EngineRow, ...]:
         """The entries' rows."""
         return tuple(entry.row for entry in self.entries)
 
 
-def several(rows: Iterable[Row], field: str) -> bool:
+def several(rows: Iterable[EngineRow], field: str) -> bool:
     """Whether the rows differ in a field."""
     return len({getattr(row, field) for row in rows}) > 1
 
 
-def only_metric(rows: Iterable[Row]) -> str | None:
+def only_metric(rows: Iterable[EngineRow]) -> str | None:
     """Return the metric's name where all rows that were measured have one and the same; None where none was."""
     names = {row.metric for row in rows if row.metric_value is not None}
     return names.pop() if len(names) == 1 else None
@@ -83,12 +83,12 @@ def short_tables(joined: Joined) -> tuple[Table, Table]:
     return tables if rows else (Table("", (), ()), Table("", (), (), notes(joined)))
 
 
-def _columns(rows: tuple[Row, ...], words: list[str], figures: tuple[str, ...]) -> tuple[Column, ...]:
+def _columns(rows: tuple[EngineRow, ...], words: list[str], figures: tuple[str, ...]) -> tuple[Column, ...]:
     headings = (_heading(rows, key) for key in figures)
     return (Column("#"), *(Column(word, right=False) for word in words), *map(Column, headings))
 
 
-def _heading(rows: tuple[Row, ...], key: str) -> str:
+def _heading(rows: tuple[EngineRow, ...], key: str) -> str:
     """Return what stands above a column; the metric's own name where there is one alone."""
     if key == "metric" and (name := only_metric(rows)):
         return metric_name(name)
@@ -147,7 +147,7 @@ def notes(joined: Joined) -> tuple[str, ...]:
     return tuple(told)
 
 
-def _metrics(rows: tuple[Row, ...]) -> list[str]:
+def _metrics(rows: tuple[EngineRow, ...]) -> list[str]:
     """Name each metric, and say what is better and to what the change is."""
     better = {row.metric: "higher" if row.higher_is_better else "lower" for row in rows if row.metric_value is not None}
     told = [
@@ -159,11 +159,11 @@ def _metrics(rows: tuple[Row, ...]) -> list[str]:
     return [f"{'; '.join(told)}; change: less that of the float network before compression."] if told else []
 
 
-def _numbers(rows: tuple[Row, ...], field: str, value: object) -> str:
+def _numbers(rows: tuple[EngineRow, ...], field: str, value: object) -> str:
     return ", ".join(str(index) for index, row in enumerate(rows, 1) if getattr(row, field) == value)
 
 
-def _reasons(rows: tuple[Row, ...]) -> list[str]:
+def _reasons(rows: tuple[EngineRow, ...]) -> list[str]:
     """Say once for each reason which figures of which rows it is of."""
     lacking: dict[tuple[str, str], list[str]] = {}
     for index, row in enumerate(rows, 1):
@@ -233,7 +233,7 @@ def as_csv(joined: Joined) -> str:
     """Return one line a row with every figure, empty where it was not measured; reasons are joined by "; "."""
     stream = io.StringIO()
     writer = csv.writer(stream, lineterminator="\n")
-    names = [field.name for field in fields(Row)]
+    names = [field.name for field in fields(EngineRow)]
     writer.writerow(names)
     writer.writerows([_cell(getattr(row, name)) for name in names] for row in joined.rows)
     return stream.getvalue()

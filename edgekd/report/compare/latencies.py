@@ -9,7 +9,7 @@ import numpy as np
 
 from edgekd.errors import ReportError
 from edgekd.report.format import milliseconds
-from edgekd.report.svg.chart import Scale
+from edgekd.report.svg.chart import AxisScale
 from edgekd.report.svg.page import WIDTH, Frame, legend, looks, picture, text, x_axis
 
 if TYPE_CHECKING:
@@ -43,7 +43,7 @@ def latency_svg(name: str, entry: Entry) -> str | None:
     drawn = looks(curves)
     keys, top = legend(curves, lambda engine, x, y: _line(drawn[engine], f"M{x:.0f} {y:.0f} h20"))
     frame = Frame(44, top + 14, WIDTH - 14, top + 14 + _HEIGHT)
-    across = Scale.of([float(end) for curve in curves.values() for end in (curve[0], curve[-1])])
+    across = AxisScale.of([float(end) for curve in curves.values() for end in (curve[0], curve[-1])])
     parts = [*keys, *_shares(frame), *x_axis(frame, across, "ms of one inference")]
     engines = [engine for engine in entry.profile.engines if engine.name in curves]
     for engine in engines:
@@ -82,7 +82,7 @@ def _line(look: Look, path: str) -> str:
     return f'<path class="line {look.colour}"{look.dash} d="{path}"/>'
 
 
-def _curve(engine: EngineProfile, curve: _Array, look: Look, across: Scale, frame: Frame) -> Iterator[str]:
+def _curve(engine: EngineProfile, curve: _Array, look: Look, across: AxisScale, frame: Frame) -> Iterator[str]:
     points = [
         f"{frame.x(across.share(float(ms)) or 0.0):.1f} {frame.y(float(share)):.1f}"
         for ms, share in zip(curve, _SHARES, strict=True)

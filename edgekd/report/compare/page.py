@@ -19,7 +19,7 @@ from edgekd.report.table import Table, ledger_table, legend
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from edgekd.report.compare.rows import Entry, Figure, Row
+    from edgekd.report.compare.rows import EngineRow, Entry, Figure
 
 #: Bytes of all rows' pictures: with more the page would outgrow two megabytes.
 _ROOM = 1_500_000
@@ -113,7 +113,7 @@ def _engines(joined: Joined, pictured: int) -> Iterator[str]:
     yield "</section>"
 
 
-def _filters(rows: tuple[Row, ...]) -> Iterator[str]:
+def _filters(rows: tuple[EngineRow, ...]) -> Iterator[str]:
     yield '<form id="filters" hidden>'
     yield '<label>Name holds <input id="name" type="search" autocomplete="off"></label>'
     yield '<label>p50 at most, ms <input id="p50" type="number" min="0" step="any"></label>'
@@ -139,7 +139,7 @@ def _heads(joined: Joined) -> Iterator[str]:
         yield f'<th scope="col" role="columnheader" data-key="{key}"{sorted_by}{kind}>{escape(column.name)}</th>'
 
 
-def _row(index: int, row: Row, pictured: bool) -> str:
+def _row(index: int, row: EngineRow, pictured: bool) -> str:
     number = f'<a href="#row-{index}">{index}</a>' if pictured else str(index)
     cells = [f'<th scope="row" role="rowheader">{number}</th>']
     cells += [f'<td role="cell" data-label="{word}">{escape(getattr(row, word))}</td>' for word in _WORDS]
@@ -151,7 +151,7 @@ def _row(index: int, row: Row, pictured: bool) -> str:
     return f'<tr role="row" data-row="{index}">{"".join(cells)}</tr>'
 
 
-def _figure(figure: Figure, row: Row) -> str:
+def _figure(figure: Figure, row: EngineRow) -> str:
     value = figure.of(row)
     label = row.metric if figure.key == "metric" and value is not None else figure.heading
     known = "" if value is None else f' data-value="{value!r}"'
@@ -161,9 +161,9 @@ def _figure(figure: Figure, row: Row) -> str:
     return f'<td role="cell" class="{kind}" data-label="{escape(label)}"{known}{why}>{told}</td>'
 
 
-def _scatters(rows: tuple[Row, ...]) -> Iterator[str]:
+def _scatters(rows: tuple[EngineRow, ...]) -> Iterator[str]:
     """Write a picture of metric against latency for each task."""
-    groups: dict[tuple[str, str], dict[int, Row]] = {}
+    groups: dict[tuple[str, str], dict[int, EngineRow]] = {}
     for index, row in enumerate(rows, 1):
         groups.setdefault((row.task, row.metric), {})[index] = row
     drawn = {key: scatter_svg(f"scatter-{place}", group) for place, (key, group) in enumerate(groups.items())}

@@ -10,7 +10,7 @@ from msgspec import Struct
 from edgekd.errors import ReportError
 from edgekd.gram.gate import Ledger, Verdict
 from edgekd.report.compare.content import convert, load
-from edgekd.report.compare.rows import Entry, Row
+from edgekd.report.compare.rows import EngineRow, Entry
 from edgekd.report.format import withheld
 from edgekd.report.results import GRAM, PROFILE, PROFILE_VERSION, SAMPLES
 from edgekd.runtime.manifest import map_leaves
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 _DRIFT = ("mean", "bound", "worst_pair_mean", "bias")
 
 
-class _Profiled(Struct, frozen=True):
+class _ProfileJson(Struct, frozen=True):
     task: str
     target: str
     device: str
@@ -46,7 +46,7 @@ def read_profile(folder: Path) -> Entry:
     """
     path = folder / PROFILE
     content = load(path, PROFILE_VERSION, "run edgekd profile again")
-    found = convert(path, {**content, "ledger": _numbers(content.get("ledger"))}, _Profiled)
+    found = convert(path, {**content, "ledger": _numbers(content.get("ledger"))}, _ProfileJson)
     if not found.profile.engines or not found.ledger.rows:
         raise ReportError(f"{path}: has no engine or an empty ledger; run edgekd profile again")
     return Entry(_row(folder, found), found.ledger, found.profile, folder, folder / GRAM / SAMPLES)
@@ -62,7 +62,7 @@ def _numbers(ledger: Any) -> Any:
     return map_leaves(ledger, number)
 
 
-def _row(folder: Path, found: _Profiled) -> Row:
+def _row(folder: Path, found: _ProfileJson) -> EngineRow:
     engine, ledger = found.profile.engines[0], found.ledger
     shipped = ledger.rows[-1]
     bound = shipped.to_reference.bound if shipped.to_reference else math.nan
@@ -79,7 +79,7 @@ def _row(folder: Path, found: _Profiled) -> Row:
         "drift_bound": "not a number",
         "energy_mj": engine.not_measured.get("energy", "not measured: the profile was not asked for it"),
     }
-    return Row(
+    return EngineRow(
         run=str(folder),
         task=found.task,
         target=found.target,

@@ -20,7 +20,7 @@ VERDICTS: tuple[Verdict, ...] = ("pass", "warn", "fail")
 
 
 @dataclass(frozen=True)
-class Row:
+class EngineRow:
     """One engine on its device. A figure that is None has its reason in ``not_measured``, by the attribute's name.
 
     Attributes:
@@ -102,7 +102,7 @@ class Entry:
         grams: file with the Grams of a few samples, which need not be there.
     """
 
-    row: Row
+    row: EngineRow
     ledger: Ledger
     profile: Profile | None
     timings: Path
@@ -125,12 +125,12 @@ class Figure:
     heading: str
     text: Callable[[float], str]
 
-    def of(self, row: Row) -> float | None:
+    def of(self, row: EngineRow) -> float | None:
         """Return the row's figure."""
         value: float | None = getattr(row, self.field)
         return value
 
-    def write(self, row: Row, absent: str) -> str:
+    def write(self, row: EngineRow, absent: str) -> str:
         """Write the row's figure, or ``absent``."""
         value = self.of(row)
         return absent if value is None else self.text(value)
@@ -167,7 +167,7 @@ def order(entries: Sequence[Entry], key: str, reverse: bool = False) -> tuple[En
     return (*(entry for _, entry in known), *(entry for entry in entries if figure.of(entry.row) is None))
 
 
-def _word(row: Row, key: str) -> tuple[int, str]:
+def _word(row: EngineRow, key: str) -> tuple[int, str]:
     word = str(getattr(row, key))
     return (VERDICTS.index(row.verdict), "") if key == "verdict" else (0, word)
 
@@ -197,7 +197,7 @@ class Filters:
 class LeftOut:
     """A row that a limit left out, and why."""
 
-    row: Row
+    row: EngineRow
     why: str
 
 
@@ -227,7 +227,7 @@ def choose(entries: Sequence[Entry], filters: Filters) -> tuple[tuple[Entry, ...
     return tuple(kept), tuple(left_out)
 
 
-def check_direction(row: Row, least: float | None, least_name: str, most: float | None, most_name: str) -> None:
+def check_direction(row: EngineRow, least: float | None, least_name: str, most: float | None, most_name: str) -> None:
     """Refuse a limit on the metric that keeps what is worse.
 
     Raises:
@@ -251,7 +251,7 @@ def _known(kind: str, wanted: tuple[str, ...], entries: Sequence[Entry]) -> set[
     return set(wanted) or there
 
 
-def _failings(row: Row, filters: Filters) -> Iterator[str]:
+def _failings(row: EngineRow, filters: Filters) -> Iterator[str]:
     if VERDICTS.index(row.verdict) > VERDICTS.index(filters.verdict):
         yield f"verdict {row.verdict}, wanted {filters.verdict}"
     limits = (

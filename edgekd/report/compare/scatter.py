@@ -6,13 +6,13 @@ from html import escape
 from typing import TYPE_CHECKING
 
 from edgekd.report.format import milliseconds, number
-from edgekd.report.svg.chart import Scale
+from edgekd.report.svg.chart import AxisScale
 from edgekd.report.svg.page import WIDTH, Frame, picture, text, x_axis, y_axis
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
-    from edgekd.report.compare.rows import Row
+    from edgekd.report.compare.rows import EngineRow
 
 _HEIGHT = 290
 _FRAME = Frame(56, 30, WIDTH - 18, _HEIGHT - 42)
@@ -21,7 +21,7 @@ _BESIDE = ((11, -7), (11, 15), (-11, -7), (-11, 15), (11, -20), (11, 28), (-11, 
 _LINE, _CHARACTER = 12.0, 7.5
 
 
-def front(rows: Mapping[int, Row]) -> list[int]:
+def front(rows: Mapping[int, EngineRow]) -> list[int]:
     """Return the numbers of the rows that no other beats, the fastest first.
 
     One beats another that is neither faster nor better in metric, if its metric is better or its p50's interval lies
@@ -30,33 +30,33 @@ def front(rows: Mapping[int, Row]) -> list[int]:
     Args:
         rows: by number; those without p50 or metric are left out.
     """
-    known = [_Place(index, row) for index, row in _shown(rows).items()]
+    known = [_Point(index, row) for index, row in _shown(rows).items()]
     kept = [place for place in known if not any(other.beats(place) for other in known)]
     return [place.index for place in sorted(kept, key=lambda place: (place.p50, -place.metric))]
 
 
-def _shown(rows: Mapping[int, Row]) -> dict[int, Row]:
+def _shown(rows: Mapping[int, EngineRow]) -> dict[int, EngineRow]:
     return {index: row for index, row in rows.items() if row.p50_ms is not None and row.metric_value is not None}
 
 
-class _Place:
+class _Point:
     """A row's p50, and its metric so that more is better."""
 
-    def __init__(self, index: int, row: Row) -> None:
+    def __init__(self, index: int, row: EngineRow) -> None:
         assert row.p50_ms is not None  # the caller has looked
         assert row.metric_value is not None
         self.index, self.p50 = index, row.p50_ms
         self.low, self.high = row.p50_low_ms or row.p50_ms, row.p50_high_ms or row.p50_ms
         self.metric = row.metric_value if row.higher_is_better else -row.metric_value
 
-    def beats(self, other: _Place) -> bool:
+    def beats(self, other: _Point) -> bool:
         """Whether it is better, and that is no matter of noise."""
         if self.p50 > other.p50 or self.metric < other.metric:
             return False
         return self.metric > other.metric or self.high < other.low
 
 
-def scatter_svg(name: str, rows: Mapping[int, Row]) -> str | None:
+def scatter_svg(name: str, rows: Mapping[int, EngineRow]) -> str | None:
     """Return the picture; None where no row has both figures.
 
     Args:
@@ -68,8 +68,8 @@ def scatter_svg(name: str, rows: Mapping[int, Row]) -> str | None:
         return None
     metric = next(iter(shown.values())).metric
     ends = [x for row in shown.values() for x in (row.p50_ms, row.p50_low_ms, row.p50_high_ms) if x is not None]
-    across = Scale.of(ends)
-    up = Scale.of([row.metric_value for row in shown.values() if row.metric_value is not None], log=False)
+    across = AxisScale.of(ends)
+    up = AxisScale.of([row.metric_value for row in shown.values() if row.metric_value is not None], log=False)
     best = front(shown)
     told = f"{metric} against p50 latency. Not beaten in both: {', '.join(map(str, best))}. "
     told += "; ".join(f"{index}: {_told(row)}" for index, row in shown.items())
@@ -82,12 +82,12 @@ def scatter_svg(name: str, rows: Mapping[int, Row]) -> str | None:
     return picture(name, told, _HEIGHT, parts)
 
 
-def _told(row: Row) -> str:
+def _told(row: EngineRow) -> str:
     p50, value = row.p50_ms or 0.0, number(row.metric_value)
     return f"{row.target} on {row.device}, {row.runtime} {row.precision}, {milliseconds(p50)} ms, {row.metric} {value}"
 
 
-def _at(row: Row, across: Scale, up: Scale) -> tuple[float, float]:
+def _at(row: EngineRow, across: AxisScale, up: AxisScale) -> tuple[float, float]:
     return _FRAME.x(across.share(row.p50_ms or 0.0) or 0.0), _FRAME.y(up.share(row.metric_value or 0.0) or 0.0)
 
 
@@ -99,7 +99,7 @@ def _front(places: list[tuple[float, float]]) -> str:
 
 
 def _point(
-    index: int, row: Row, at: tuple[float, float], label: tuple[float, float], across: Scale, best: bool
+    index: int, row: EngineRow, at: tuple[float, float], label: tuple[float, float], across: AxisScale, best: bool
 ) -> Iterator[str]:
     x, y = at
     yield f'<g data-row="{index}"><title>{escape(f"{index}: {_told(row)}")}</title>'

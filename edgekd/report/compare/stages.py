@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from edgekd.report.blame.picture import shorten
 from edgekd.report.format import number
-from edgekd.report.svg.chart import Scale
+from edgekd.report.svg.chart import AxisScale
 from edgekd.report.svg.page import WIDTH, Frame, picture, text, x_axis
 
 if TYPE_CHECKING:
@@ -28,7 +28,7 @@ def drift_svg(name: str, ledger: Ledger) -> str | None:
     if not drifts:
         return None
     limits = ledger.limits
-    scale = Scale.of([0.0, limits.tau_fail, *(drift.bound for drift in drifts.values())], log=False, zero=True)
+    scale = AxisScale.of([0.0, limits.tau_fail, *(drift.bound for drift in drifts.values())], log=False, zero=True)
     frame = _frame(len(drifts))
     parts = [*x_axis(frame, scale, f"drift from the {ledger.reference}")]
     lines = {"pass": (limits.tau_pass, "limit soft"), "fail": (limits.tau_fail, "limit")}
@@ -58,7 +58,7 @@ def metric_svg(name: str, ledger: Ledger) -> str | None:
     limits, before = ledger.limits, values.get(ledger.reference)
     drop = limits.max_metric_drop if limits.higher_is_better else -limits.max_metric_drop
     least = [] if before is None else [before - drop]
-    scale = Scale.of([*values.values(), *least], log=False)
+    scale = AxisScale.of([*values.values(), *least], log=False)
     frame = _frame(len(values))
     parts = [*x_axis(frame, scale, f"{ledger.metric}, {'higher' if limits.higher_is_better else 'lower'} is better")]
     sign = "≥" if limits.higher_is_better else "≤"
@@ -84,7 +84,7 @@ def _middle(index: int) -> float:
     return _TOP + _ROW * (index + 0.5)
 
 
-def _limits(limits: dict[str, tuple[float, str]], scale: Scale, frame: Frame) -> Iterator[str]:
+def _limits(limits: dict[str, tuple[float, str]], scale: AxisScale, frame: Frame) -> Iterator[str]:
     """Draw upright lines with what they are above them, beside each other where they are near."""
     free: Sequence[float] = (0.0,)
     for told, (value, kind) in limits.items():

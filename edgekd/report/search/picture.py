@@ -13,7 +13,7 @@ from edgekd.report.format import factor, milliseconds, number
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from edgekd.report.search.tables import Appraisal, Found, Trial
+    from edgekd.report.search.tables import Appraisal, SearchResult, SearchTrial
 
 #: In pixels: the picture, and what is left of, right of, above and below the plot.
 _WIDTH, _HEIGHT, _LEFT, _RIGHT, _HEAD, _FOOT = 760, 520, 76, 28, 74, 104
@@ -80,7 +80,7 @@ def _nice(step: float) -> float:
     return power * next(times for times in (1, 2, 5, 10) if step <= times * power * (1 + 1e-9))
 
 
-def search_svg(found: Found) -> str:
+def search_svg(found: SearchResult) -> str:
     """Return the picture: a dot for each trial, large and numbered on the Pareto front, a ring around the recipe's."""
     known = [(trial, trial.appraisal) for trial in found.done if trial.appraisal]
     across = _Axis.over([figures.latency for _, figures in known], _LEFT, _WIDTH - _RIGHT)
@@ -105,14 +105,14 @@ def search_svg(found: Found) -> str:
     return "\n".join(parts) + "\n"
 
 
-def _heading(found: Found) -> Iterator[str]:
+def _heading(found: SearchResult) -> Iterator[str]:
     yield f'<text class="title" x="24" y="26">{escape(found.metric)} against latency: {escape(found.study)}</text>'
     failed = f", {len(found.failed)} failed" if found.failed else ""
     told = f"{len(found.done)} trials{failed}; validation split; {len(found.front)} that no other beats in all three"
     yield f'<text class="quiet" x="24" y="46">{told}</text>'
 
 
-def _grid(found: Found, across: _Axis, up: _Axis) -> Iterator[str]:
+def _grid(found: SearchResult, across: _Axis, up: _Axis) -> Iterator[str]:
     bottom, right = _HEIGHT - _FOOT, _WIDTH - _RIGHT
     for x, told in across.ticks():
         yield f'<path class="grid" d="M{x:.1f} {_HEAD} V{bottom}"/>'
@@ -129,7 +129,9 @@ def _grid(found: Found, across: _Axis, up: _Axis) -> Iterator[str]:
     )
 
 
-def _dot(trial: Trial, figures: Appraisal, best: bool, at: tuple[float, float], drifts: list[float]) -> Iterator[str]:
+def _dot(
+    trial: SearchTrial, figures: Appraisal, best: bool, at: tuple[float, float], drifts: list[float]
+) -> Iterator[str]:
     low, high = min(drifts), max(drifts)
     fill = colour((figures.drift - low) / (high - low) if high > low else 0.0)
     radius, (x, y) = _LARGE if best else _SMALL, at

@@ -43,7 +43,7 @@ class Appraisal:
 
 
 @dataclass(frozen=True)
-class Trial:
+class SearchTrial:
     """One trial.
 
     Attributes:
@@ -68,7 +68,7 @@ class Trial:
 
 
 @dataclass(frozen=True)
-class Found:
+class SearchResult:
     """A study.
 
     Attributes:
@@ -90,17 +90,17 @@ class Found:
     metric: str
     higher_is_better: bool
     space: dict[str, Any]
-    trials: tuple[Trial, ...]
+    trials: tuple[SearchTrial, ...]
     machines: dict[str, dict[str, str]]
 
     @property
-    def done(self) -> tuple[Trial, ...]:
+    def done(self) -> tuple[SearchTrial, ...]:
         """The trials with figures, the best metric first."""
         known = [trial for trial in self.trials if trial.appraisal]
         return tuple(sorted(known, key=lambda trial: (self._costs(trial), trial.number)))
 
     @property
-    def front(self) -> tuple[Trial, ...]:
+    def front(self) -> tuple[SearchTrial, ...]:
         """The trials that no other beats, the best metric first; of those with level figures the first alone."""
         done = self.done
         costs = [self._costs(trial) for trial in done]
@@ -111,16 +111,16 @@ class Found:
         )
 
     @property
-    def failed(self) -> tuple[Trial, ...]:
+    def failed(self) -> tuple[SearchTrial, ...]:
         """The trials that failed by themselves."""
         return tuple(trial for trial in self.trials if trial.state == "failed")
 
-    def command(self, trial: Trial) -> str:
+    def command(self, trial: SearchTrial) -> str:
         """Return the command that builds a trial."""
         sets = (part for setting in (*self.overrides, *trial.settings) for part in ("--set", setting))
         return shlex.join(["edgekd", "build", "--recipe", self.recipe, *sets])
 
-    def _costs(self, trial: Trial) -> tuple[float, float, float]:
+    def _costs(self, trial: SearchTrial) -> tuple[float, float, float]:
         """The objectives, each the less the better."""
         known = trial.appraisal
         assert known is not None
@@ -131,7 +131,7 @@ def _beats(one: tuple[float, ...], other: tuple[float, ...]) -> bool:
     return one != other and all(a <= b for a, b in zip(one, other, strict=True))
 
 
-def search_table(found: Found) -> Table:
+def search_table(found: SearchResult) -> Table:
     """Return the Pareto front, the best metric first, and the recipe as it stands wherever it comes in."""
     front = found.front
     shown = [trial for trial in found.done if trial in front or trial.own]
@@ -143,7 +143,7 @@ def search_table(found: Found) -> Table:
     return Table("Pareto front", columns, tuple(_row(trial, trial in front) for trial in shown), _notes(found))
 
 
-def _row(trial: Trial, best: bool) -> tuple[str, ...]:
+def _row(trial: SearchTrial, best: bool) -> tuple[str, ...]:
     known = trial.appraisal
     assert known is not None
     name = f"{trial.number}{' recipe' if trial.own else ''}{'' if best else ' (beaten)'}"
@@ -157,7 +157,7 @@ def _short(settings: tuple[str, ...]) -> str:
     return ", ".join(f"{key.rpartition('.')[2]} {'none' if value == '{}' else value}" for key, _, value in pairs)
 
 
-def _notes(found: Found) -> tuple[str, ...]:
+def _notes(found: SearchResult) -> tuple[str, ...]:
     better = "higher" if found.higher_is_better else "lower"
     done, failed = len(found.done), len(found.failed)
     notes = [
@@ -173,7 +173,7 @@ def _notes(found: Found) -> tuple[str, ...]:
     return tuple(notes)
 
 
-def search_json(found: Found) -> dict[str, Any]:
+def search_json(found: SearchResult) -> dict[str, Any]:
     """Return everything as JSON values; what is not a finite number is null."""
     front = {trial.number for trial in found.front}
     trials = [
@@ -183,7 +183,7 @@ def search_json(found: Found) -> dict[str, Any]:
     return content
 
 
-def write_search(found: Found, folder: Path) -> None:
+def write_search(found: SearchResult, folder: Path) -> None:
     """Write ``search.json`` and, where a trial is done, ``search.svg`` into a folder."""
     from edgekd.report.search.picture import search_svg
 

@@ -42,7 +42,7 @@ text { font: 14px system-ui, sans-serif; fill: #1c1c1c }
 
 
 @dataclass(frozen=True)
-class Line:
+class Curve:
     """One figure by epoch.
 
     Attributes:
@@ -74,13 +74,13 @@ class Panel:
 
     title: str
     left: str
-    lines: Sequence[Line]
+    lines: Sequence[Curve]
     right: str = ""
     log: bool = True
 
 
 @dataclass(frozen=True)
-class Scale:
+class AxisScale:
     """From figures to shares of an axis.
 
     Attributes:
@@ -94,7 +94,7 @@ class Scale:
     step: float | None
 
     @classmethod
-    def of(cls, values: Sequence[float], log: bool = True, zero: bool = False) -> Scale:
+    def of(cls, values: Sequence[float], log: bool = True, zero: bool = False) -> AxisScale:
         """Return the scale that shows all values, between round ends; on a logarithmic one those above 0.
 
         Args:
@@ -201,14 +201,14 @@ def _panel(panel: Panel, y: float) -> Iterator[str]:
     yield from _epochs(epochs, top)
 
 
-def _scale(panel: Panel, right: bool) -> Scale:
+def _scale(panel: Panel, right: bool) -> AxisScale:
     values = [value for line in panel.lines if line.right == right for value in line.values]
-    return Scale.of(values, panel.log and not right, zero=right)
+    return AxisScale.of(values, panel.log and not right, zero=right)
 
 
-def _legend_rows(panel: Panel) -> list[list[tuple[Line, str]]]:
+def _legend_rows(panel: Panel) -> list[list[tuple[Curve, str]]]:
     """Divide the lines and their names among rows that fit the picture's width."""
-    rows: list[list[tuple[Line, str]]] = []
+    rows: list[list[tuple[Curve, str]]] = []
     used = float(WIDTH)
     for line in panel.lines:
         name = _legend_name(line, _scale(panel, line.right))
@@ -225,13 +225,13 @@ def _legend_width(name: str) -> float:
     return _KEY + _CHARACTER * len(name) + 16
 
 
-def _legend_name(line: Line, scale: Scale) -> str:
+def _legend_name(line: Curve, scale: AxisScale) -> str:
     """Return a line's name, which says on which axis it is, and that there is nothing of it to draw."""
     drawn = any(scale.share(value) is not None for value in line.values)
     return f"{shorten(line.name, _LEGEND_NAME)}{' (right)' if line.right else ''}{'' if drawn else ' (none)'}"
 
 
-def _legend(row: Sequence[tuple[Line, str]], y: float) -> Iterator[str]:
+def _legend(row: Sequence[tuple[Curve, str]], y: float) -> Iterator[str]:
     x = 16.0
     for line, name in row:
         yield f'<path class="line" {_stroke(line)} d="M{x:.0f} {y:.0f} h24"/>'
@@ -239,11 +239,11 @@ def _legend(row: Sequence[tuple[Line, str]], y: float) -> Iterator[str]:
         x += _legend_width(name)
 
 
-def _stroke(line: Line) -> str:
+def _stroke(line: Curve) -> str:
     return f'stroke="{line.colour}"' + (f' stroke-dasharray="{line.dash}"' if line.dash else "")
 
 
-def _axis(scale: Scale, title: str, top: float, right: bool) -> Iterator[str]:
+def _axis(scale: AxisScale, title: str, top: float, right: bool) -> Iterator[str]:
     """Draw an upright axis with its title; only the left one has a grid."""
     edge = WIDTH - _RIGHT if right else _LEFT
     anchor, away = ("start", 7) if right else ("end", -7)
@@ -279,7 +279,7 @@ def _across(index: int, count: int) -> float:
     return _LEFT + share * (WIDTH - _LEFT - _RIGHT)
 
 
-def _curve(line: Line, scale: Scale, epochs: int, top: float) -> Iterator[str]:
+def _curve(line: Curve, scale: AxisScale, epochs: int, top: float) -> Iterator[str]:
     """Draw a line with its gaps; an epoch that has none beside it is a dot."""
     run: list[str] = []
     for index, value in enumerate((*line.values, math.nan)):

@@ -11,7 +11,7 @@ from edgekd.report.blame.picture import shorten
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
 
-    from edgekd.report.svg.chart import Scale
+    from edgekd.report.svg.chart import AxisScale
 
 #: In units of a picture, which a phone shows at about one pixel each.
 WIDTH = 380
@@ -81,7 +81,7 @@ def text(x: float, y: float, content: str, anchor: str = "start", kind: str = ""
     return f'<text x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}"{style}>{escape(content)}</text>'
 
 
-def x_axis(frame: Frame, scale: Scale, title: str) -> Iterator[str]:
+def x_axis(frame: Frame, scale: AxisScale, title: str) -> Iterator[str]:
     """Draw the horizontal axis with its grid; labels that would touch the one before are left out."""
     free = -1.0
     for tick in scale.ticks():
@@ -96,7 +96,7 @@ def x_axis(frame: Frame, scale: Scale, title: str) -> Iterator[str]:
     yield text((frame.left + frame.right) / 2, frame.bottom + 32, told, "middle")
 
 
-def y_axis(frame: Frame, scale: Scale, title: str) -> Iterator[str]:
+def y_axis(frame: Frame, scale: AxisScale, title: str) -> Iterator[str]:
     """Draw the upright axis with its grid."""
     for tick in scale.ticks():
         y = frame.y(scale.share(tick) or 0.0)

@@ -62,7 +62,7 @@ class BuildOptions:
 
 
 @dataclass(frozen=True)
-class Plan:
+class EnginePlan:
     """A built engine.
 
     Attributes:
@@ -126,7 +126,7 @@ def build(
     *,
     timing_cache: Path | None = None,
     name: str | None = None,
-) -> Plan:
+) -> EnginePlan:
     """Build an engine from a float or QDQ graph, in the types that the graph states.
 
     Args:
@@ -145,7 +145,7 @@ def build(
     """
     if options.max_batch < 1:
         raise ValueError(f"max_batch must be 1 or more, not {options.max_batch}")
-    steps = _Build(library(flavor), flavor, _label(model, name))
+    steps = _EngineBuilder(library(flavor), flavor, _label(model, name))
     steps.parse(_content(model))
     steps.configure(options)
     profile = steps.profile(options.max_batch)
@@ -154,10 +154,10 @@ def build(
     content = steps.serialize(profile, cache)
     layers, layers_from = steps.describe(content)
     messages, version = steps.journal.warnings(), steps.trt.__version__
-    return Plan(content, layers, layers_from, fallback, messages, _TITLES[flavor], version)
+    return EnginePlan(content, layers, layers_from, fallback, messages, _TITLES[flavor], version)
 
 
-class _Build:
+class _EngineBuilder:
     """One build, step by step; everything of the library that a later step needs stays referenced here."""
 
     @without_collector()

@@ -20,7 +20,7 @@ _COLDEST, _HOTTEST = -40.0, 150.0
 
 
 @dataclass(frozen=True)
-class Reading:
+class SensorReading:
     """One look at the sensors; each is None where the machine has none that this user can read.
 
     Attributes:
@@ -36,17 +36,17 @@ class Reading:
     throttled_now: bool | None
 
 
-def look(root: Path = ROOT, gpu: bool = False) -> Reading:
+def look(root: Path = ROOT, gpu: bool = False) -> SensorReading:
     """Read the sensors.
 
     Args:
         root: where the files lie.
         gpu: whether the engine runs on a Jetson's GPU, whose clock is then told.
     """
-    return Reading(_temperature(root), _gpu_mhz(root) if gpu else _cpu_mhz(root), _events(root), _alerts(root))
+    return SensorReading(_temperature(root), _gpu_mhz(root) if gpu else _cpu_mhz(root), _events(root), _alerts(root))
 
 
-def throttled(before: Reading, after: Reading) -> bool | None:
+def throttled(before: SensorReading, after: SensorReading) -> bool | None:
     """Say whether the system reports throttling between two readings; None where it reports nothing of the kind."""
     counted = before.throttle_events is not None and after.throttle_events is not None
     if not counted and after.throttled_now is None:

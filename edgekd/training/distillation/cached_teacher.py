@@ -20,7 +20,7 @@ from edgekd.training.distillation.references import Known, Live, known
 from edgekd.training.distillation.terms import Side
 from edgekd.training.loop.evaluate import batches
 from edgekd.training.loop.loop import compute_device
-from edgekd.training.taps.taps import Tapped
+from edgekd.training.taps.taps import TappedModel
 from edgekd.training.task.protocol import Batch
 
 if TYPE_CHECKING:
@@ -47,7 +47,7 @@ def write(model: nn.Module, places: Mapping[str, Tap], split: Split, folder: Pat
     """
     device = compute_device()
     with ExitStack() as stack:
-        live = Live(*(stack.enter_context(Tapped(member, places)) for member in members(model.to(device))))
+        live = Live(*(stack.enter_context(TappedModel(member, places)) for member in members(model.to(device))))
         _write(live, split, device, folder, report)
 
 
@@ -74,7 +74,7 @@ def _write(live: Live, split: Split, device: torch.device, folder: Path, report:
 
 
 @dataclass(frozen=True)
-class _Found:
+class _StoredRows:
     """Where a batch's samples are stored [B], and whether they are, with these very inputs [B]."""
 
     rows: np.ndarray[Any, Any]
@@ -113,13 +113,13 @@ class Cached:
                 columns[name][other] = x
         return known([self._side(columns, network) for network in range(len(self.live.networks))])
 
-    def _find(self, batch: Batch) -> _Found:
+    def _find(self, batch: Batch) -> _StoredRows:
         # In the stored width, so that the sorted ids are searched where they lie and are not converted as a whole.
         wanted = np.array(batch.ids, self._ids.dtype)
         at = np.searchsorted(self._ids, wanted).clip(max=len(self._ids) - 1)
         there = np.array([a == b for a, b in zip(self._ids[at].tolist(), batch.ids, strict=True)])
         rows = self._rows[at]
-        return _Found(rows, there & (self._inputs[rows] == digests(batch.inputs).cpu().numpy()))
+        return _StoredRows(rows, there & (self._inputs[rows] == digests(batch.inputs).cpu().numpy()))
 
     def _side(self, columns: Mapping[str, Tensor], network: int) -> Side:
         embeddings = {place: columns[_embedding(network, index)] for index, place in enumerate(self.places)}

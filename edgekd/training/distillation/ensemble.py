@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from edgekd.config.recipe import Tap
 from edgekd.gram.matrix import normalize
 from edgekd.training.distillation.references import mean_logits
-from edgekd.training.taps.taps import Tapped
+from edgekd.training.taps.taps import TappedModel
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -42,7 +42,7 @@ class Ensemble(nn.Module):
         """Return logits [B, classes] of the modalities' batches, in order."""
         readings = []
         for member in self.members:
-            with Tapped(member, self._of_members) as tapped:
+            with TappedModel(member, self._of_members) as tapped:
                 readings.append(tapped(list(inputs)))
         for tap, name in zip(self.embeddings, self._of_members, strict=True):
             units = [normalize(embeddings[name]) for _, embeddings in readings]

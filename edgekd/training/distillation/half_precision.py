@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from edgekd.errors import ModelError
 from edgekd.training.loop.autograd_layers import WEIGHTED
-from edgekd.training.taps.taps import Tapped
+from edgekd.training.taps.taps import TappedModel
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 _HALVES = {"bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
-def tapped_teacher(teacher: nn.Module, taps: Mapping[str, Tap], precision: Precision) -> Tapped:
+def tapped_teacher(teacher: nn.Module, taps: Mapping[str, Tap], precision: Precision) -> TappedModel:
     """Return the teacher, read at its taps, in the precision that the recipe gives it.
 
     Args:
@@ -31,11 +31,11 @@ def tapped_teacher(teacher: nn.Module, taps: Mapping[str, Tap], precision: Preci
         TaskError: a tap names no module.
     """
     if precision == "float32":
-        return Tapped(teacher, taps)
+        return TappedModel(teacher, taps)
     return _Halved(teacher, taps, _HALVES[precision])
 
 
-class _Halved(Tapped):
+class _Halved(TappedModel):
     """A model whose layers with weights compute in half precision; what is read of it is float32.
 
     Only those layers hold half weights. What is between them stays float32 or follows its input, as autocast decides:

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from edgekd.stages.progress import StageReporter
     from edgekd.training.distillation.references import Reference
     from edgekd.training.distillation.terms import Where
-    from edgekd.training.taps.taps import Tapped
+    from edgekd.training.taps.taps import TappedModel
     from edgekd.training.task.protocol import Batch
 
 Figures = dict[str, "Tensor | float"]
@@ -30,7 +30,7 @@ Figures = dict[str, "Tensor | float"]
 class Supervised:
     """Cross entropy with the labels."""
 
-    def __init__(self, tapped: Tapped) -> None:
+    def __init__(self, tapped: TappedModel) -> None:
         self.tapped = tapped
 
     def __call__(self, batch: Batch, progress: float) -> tuple[Tensor, Figures]:  # noqa: ARG002  (no schedule here)
@@ -74,7 +74,7 @@ class Distillation:
 
     def __init__(
         self,
-        student: Tapped,
+        student: TappedModel,
         teacher: Reference,
         anchor: Reference,
         config: LossConfig,

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
-    from edgekd.training.taps.taps import Reading, Tapped
+    from edgekd.training.taps.taps import TapOutputs, TappedModel
     from edgekd.training.task.protocol import Batch
 
 
@@ -49,7 +49,7 @@ class Live:
         networks: one or more, tapped alike.
     """
 
-    def __init__(self, *networks: Tapped) -> None:
+    def __init__(self, *networks: TappedModel) -> None:
         self.networks = networks
         for tapped in networks:
             tapped.model.eval()
@@ -74,7 +74,7 @@ def mean_logits(logits: Sequence[Tensor]) -> Tensor:
     return torch.stack([one.log_softmax(1) for one in logits]).logsumexp(0) - math.log(len(logits))
 
 
-def side(reading: Reading) -> Side:
+def side(reading: TapOutputs) -> Side:
     """Return a reading in fp32, whatever autocast made of it."""
     return Side(
         reading.logits.float(),

@@ -13,7 +13,7 @@ from edgekd.training.distillation.objective import Distillation
 from edgekd.training.distillation.references import Live
 from edgekd.training.distillation.terms import Where, places
 from edgekd.training.loop.evaluate import Validation, few, probe
-from edgekd.training.taps.taps import Tapped
+from edgekd.training.taps.taps import TappedModel
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -89,9 +89,9 @@ def aligning(
     where = Where(task.modalities, taps.student, getattr(taps, table), table)
     read, asked = places(taps.student, config, "student"), places(taps.teacher, config, "teacher")
     with ExitStack() as stack:
-        student = stack.enter_context(Tapped(models.trained, read))
+        student = stack.enter_context(TappedModel(models.trained, read))
         known = [tapped_teacher(member, asked, taps.precision) for member in members(models.teacher)]
         live = Live(*(stack.enter_context(one) for one in known))
         teacher = Cached(live, models.outputs, report) if models.outputs else live
-        anchor = teacher if models.anchor is None else Live(stack.enter_context(Tapped(models.anchor, read)))
+        anchor = teacher if models.anchor is None else Live(stack.enter_context(TappedModel(models.anchor, read)))
         yield Distillation(student, teacher, anchor, config, where, report, spoil)

@@ -7,14 +7,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from edgekd.stages.cache import ROUNDS
-from edgekd.stages.progress import Part
+from edgekd.stages.progress import PartialReporter
 from edgekd.training.distillation.ensemble import Ensemble
 from edgekd.training.distillation.objective import Supervised
 from edgekd.training.loop import distributed
 from edgekd.training.loop.evaluate import Validation, keep
 from edgekd.training.loop.loop import Fit, compute_device, fit
 from edgekd.training.loop.weights import build, load_weights
-from edgekd.training.taps.taps import Tapped
+from edgekd.training.taps.taps import TappedModel
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -49,7 +49,7 @@ def run(
 
 
 def _train(task: LoadedTask, model: nn.Module, taps: Mapping[str, Tap], run: Fit) -> list[Epoch]:
-    with Tapped(model, taps) as tapped:
+    with TappedModel(model, taps) as tapped:
         return fit(model, Supervised(tapped), task.splits["train"], Validation(task, model, taps), run)
 
 
@@ -60,7 +60,7 @@ def _several(
     networks = []
     for number in range(config.members):
         networks.append(build(task.task.teacher, seed + number).to(compute_device()))
-        part = Part(report.observer, report.stage, number * config.epochs, config.members * config.epochs)
+        part = PartialReporter(report.observer, report.stage, number * config.epochs, config.members * config.epochs)
         # Of a member that a killed run finished, the checkpoint is all that is needed.
         run = Fit(config, seed + number, folder / ROUNDS / str(number), part)
         history += _train(task, networks[-1], taps, run)

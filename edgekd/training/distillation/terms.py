@@ -190,7 +190,7 @@ class _Logits(Extra):
         return dkd_loss(seen.student.logits, seen.teacher, seen.labels, temperature, beta)
 
 
-class _Gram(Extra):
+class _GramTerm(Extra):
     """The Gram in one scope."""
 
     def forward(self, seen: Seen) -> Tensor:
@@ -280,7 +280,7 @@ class _Affinity(Extra):
 
 _CLASSES: dict[str, type[Extra]] = {
     **dict.fromkeys(LOGIT_LOSSES, _Logits),
-    **dict.fromkeys(("sample", "intra", "cross", "joint"), _Gram),
+    **dict.fromkeys(("sample", "intra", "cross", "joint"), _GramTerm),
     **dict.fromkeys(_RELATIONS, _Relation),
     **dict.fromkeys(FEATURES, _Feature),
     "affinity": _Affinity,

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from edgekd.errors import ModelError
 from edgekd.files import atomic_path, quiet
 from edgekd.gram.npz import EMBEDDING_PREFIX
-from edgekd.training.taps.taps import Tapped
+from edgekd.training.taps.taps import TappedModel
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Network:
+class ExportNetwork:
     """A network to export, and where its embeddings are."""
 
     model: nn.Module
@@ -34,7 +34,7 @@ class Network:
 class _WithEmbeddings(nn.Module):
     """A network whose forward pass returns logits and every embedding."""
 
-    def __init__(self, tapped: Tapped) -> None:
+    def __init__(self, tapped: TappedModel) -> None:
         super().__init__()
         self.model = tapped.model
         self._tapped = tapped
@@ -44,7 +44,7 @@ class _WithEmbeddings(nn.Module):
         return logits, *embeddings.values()
 
 
-def write_onnx(network: Network, inputs: Mapping[str, Tensor], opset: int, path: Path) -> None:
+def write_onnx(network: ExportNetwork, inputs: Mapping[str, Tensor], opset: int, path: Path) -> None:
     """Export one network with a dynamic batch and the outputs ``logits`` and ``embedding.<modality>``.
 
     Raises:
@@ -54,7 +54,7 @@ def write_onnx(network: Network, inputs: Mapping[str, Tensor], opset: int, path:
     outputs = ["logits", *(EMBEDDING_PREFIX + name for name in network.taps)]
     batch = torch.export.Dim("batch", min=1, max=4096)
     # torch prints the graph that it failed on to stderr.
-    with Tapped(network.model, network.taps) as tapped, quiet(), redirect_stderr(StringIO()):
+    with TappedModel(network.model, network.taps) as tapped, quiet(), redirect_stderr(StringIO()):
         try:
             program = torch.onnx.export(
                 _WithEmbeddings(tapped),

@@ -16,9 +16,9 @@ from edgekd.gram.npz import EMBEDDING_PREFIX, INPUT_PREFIX
 from edgekd.runtime.backends.onnxruntime import open_engine
 from edgekd.runtime.session import write_arrays
 from edgekd.stages.artifacts import CALIBRATION, TEST, Exported, TaskFacts, onnx_name
-from edgekd.training.export.onnx import Network, write_onnx
+from edgekd.training.export.onnx import ExportNetwork, write_onnx
 from edgekd.training.loop.evaluate import batches, truth
-from edgekd.training.taps.taps import Tapped
+from edgekd.training.taps.taps import TappedModel
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -33,7 +33,7 @@ _PARITY_SAMPLES = 64
 
 def run(
     task: LoadedTask,
-    networks: Mapping[str, Network],
+    networks: Mapping[str, ExportNetwork],
     config: ExportConfig,
     opset: int,
     folder: Path,
@@ -66,10 +66,10 @@ def run(
     )
 
 
-def _width(networks: Mapping[str, Network], inputs: Mapping[str, Tensor]) -> int:
+def _width(networks: Mapping[str, ExportNetwork], inputs: Mapping[str, Tensor]) -> int:
     """Number of logits, which all networks share."""
     network = next(iter(networks.values()))
-    with torch.inference_mode(), Tapped(network.model, network.taps) as tapped:
+    with torch.inference_mode(), TappedModel(network.model, network.taps) as tapped:
         return tapped(list(inputs.values()))[0].shape[1]
 
 
@@ -94,14 +94,14 @@ def save_samples(split: Split, path: Path) -> None:
     write_arrays(path, {"ids": known.ids, "labels": known.labels, **arrays})
 
 
-def _parity(network: Network, inputs: Mapping[str, Tensor], path: Path) -> float:
+def _parity(network: ExportNetwork, inputs: Mapping[str, Tensor], path: Path) -> float:
     """Return the largest difference, on all inputs and on the first alone: a graph can be right for one batch only."""
     first = {name: x[:1] for name, x in inputs.items()}
     return float(np.max([_difference(network, feeds, path) for feeds in (inputs, first)]))
 
 
-def _difference(network: Network, inputs: Mapping[str, Tensor], path: Path) -> float:
-    with torch.inference_mode(), Tapped(network.model, network.taps) as tapped:
+def _difference(network: ExportNetwork, inputs: Mapping[str, Tensor], path: Path) -> float:
+    with torch.inference_mode(), TappedModel(network.model, network.taps) as tapped:
         logits, embeddings = tapped(list(inputs.values()))
     expected = {"logits": logits, **{EMBEDDING_PREFIX + name: z for name, z in embeddings.items()}}
     with open_engine(path) as session:

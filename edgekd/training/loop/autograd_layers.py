@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, cast
 import torch
 from torch import Tensor, nn
 
-from edgekd.training.taps.taps import Tapped
+from edgekd.training.taps.taps import TappedModel
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -93,7 +93,7 @@ def width_givers(model: nn.Module, taps: Mapping[str, Tap], inputs: Sequence[Ten
     Found from each of those outputs backwards, never past a layer that makes new channels. So a tap may name any
     module, a container or an activation too. Parameters must be trainable.
     """
-    with Tapped(model, taps) as tapped:
+    with TappedModel(model, taps) as tapped:
         logits, embeddings = tapped(list(inputs))
     ends = [output.grad_fn for output in (logits, *embeddings.values())]
     return list(_behind(ends, model, through=False))
@@ -105,7 +105,7 @@ def attention_layers(model: nn.Module, taps: Mapping[str, Tap], inputs: Sequence
     A view divides their channels into heads, of which a dependency graph knows nothing: without some channels, others
     would slide from one head into the next, and the network would still run. Parameters must be trainable.
     """
-    with Tapped(model, taps) as tapped:
+    with TappedModel(model, taps) as tapped:
         logits, embeddings = tapped(list(inputs))
     ends = [output.grad_fn for output in (logits, *embeddings.values())]
     products = [node for node in _nodes(ends) if type(node).__name__.startswith(_PRODUCTS)]
@@ -119,7 +119,7 @@ def encoders(model: nn.Module, taps: Mapping[str, Tap], inputs: Sequence[Tensor]
     Layers that several embeddings pass through, and those after them, are in no modality's encoder. Parameters must be
     trainable.
     """
-    with Tapped(model, taps) as tapped:
+    with TappedModel(model, taps) as tapped:
         _, embeddings = tapped(list(inputs))
     behind = {modality: _behind([z.grad_fn], model, through=True) for modality, z in embeddings.items()}
     passed = [layer for layers in behind.values() for layer in layers]

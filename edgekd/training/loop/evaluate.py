@@ -14,7 +14,7 @@ from edgekd.gram.probe import Probe
 from edgekd.stages.artifacts import PROBE, WEIGHTS, Trained
 from edgekd.training.loop import distributed
 from edgekd.training.loop.weights import save_weights
-from edgekd.training.taps.taps import Tapped
+from edgekd.training.taps.taps import TappedModel
 from edgekd.training.task.protocol import Batch, LoadedTask, Split, collate
 
 if TYPE_CHECKING:
@@ -78,7 +78,7 @@ def probe(
     model.eval()
     ids: list[str] = []
     logits, embeddings = [], []
-    with torch.inference_mode(), Tapped(model, taps) as tapped:
+    with torch.inference_mode(), TappedModel(model, taps) as tapped:
         for batch in map(change, batches(split)) if change else batches(split):
             ids += batch.ids
             batch_logits, batch_embeddings = tapped(list(batch.to(device).inputs.values()))

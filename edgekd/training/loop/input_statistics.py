@@ -28,12 +28,12 @@ def training_channels(split: Split, seed: int) -> dict[str, Channels]:
         TaskError: no sample has a modality.
     """
     seed_all(seed)
-    moments: dict[str, _Moments] = {}
+    moments: dict[str, _RunningMoments] = {}
     for batch in batches(split):
         for name, x in batch.inputs.items():
             there = batch.present.get(name)
             rows = x if there is None else x[there > 0]
-            moments.setdefault(name, _Moments()).add(rows.double().numpy())
+            moments.setdefault(name, _RunningMoments()).add(rows.double().numpy())
     for name, found in moments.items():
         if not found.count:
             raise TaskError(
@@ -43,7 +43,7 @@ def training_channels(split: Split, seed: int) -> dict[str, Channels]:
     return {name: found.channels() for name, found in moments.items()}
 
 
-class _Moments:
+class _RunningMoments:
     """Mean and squared deviations, joined chunk by chunk (Chan, Golub and LeVeque), which loses no digits."""
 
     def __init__(self) -> None:

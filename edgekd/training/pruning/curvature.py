@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from edgekd.errors import ModelError
 from edgekd.gram.matrix import SOFTNESS, pair_indices, sample_gram, stack
 from edgekd.training.loop.autograd_layers import WEIGHTED, has_constant, matrix, same_slice
-from edgekd.training.taps.taps import Tapped
+from edgekd.training.taps.taps import TappedModel
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
@@ -79,7 +79,7 @@ def sensitivities(evidence: Evidence) -> dict[nn.Module, Sensitivity]:
     rows: dict[nn.Module, int] = {}
     samples = 0
     for batch in evidence.samples:
-        with _recorded(evidence.model) as calls, Tapped(evidence.model, evidence.taps) as tapped:
+        with _recorded(evidence.model) as calls, TappedModel(evidence.model, evidence.taps) as tapped:
             logits, embeddings = tapped(list(batch.inputs.values()))
         samples += len(logits)
         for call in calls:

@@ -22,7 +22,7 @@ from edgekd.training.pruning.curvature import Evidence
 from edgekd.training.pruning.groups import FUSION, dependency_graph, describe, prunable, remove, without
 from edgekd.training.pruning.importance import measure
 from edgekd.training.pruning.obs import GramSurgeon
-from edgekd.training.taps.taps import Tapped
+from edgekd.training.taps.taps import TappedModel
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
@@ -164,7 +164,7 @@ class Cutter:
         )
 
     def _fixed_widths(self) -> dict[str, int]:
-        with torch.no_grad(), Tapped(self._model, self._taps) as tapped:
+        with torch.no_grad(), TappedModel(self._model, self._taps) as tapped:
             logits, embeddings = tapped(self._inputs)
         return {"logits": logits.shape[1], **{name: z.shape[1] for name, z in embeddings.items()}}
 

@@ -12,7 +12,7 @@ from edgekd.files import need
 from edgekd.stages.labels import UNLABELLED
 from edgekd.training.distillation.losses.logits import cross_entropy
 from edgekd.training.pruning.obs import GramSurgeon
-from edgekd.training.taps.taps import Tapped
+from edgekd.training.taps.taps import TappedModel
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -55,7 +55,7 @@ def _taylor(importances: Any, evidence: Evidence) -> Importance:
     batch = next(iter(evidence.samples))
     if bool((batch.labels == UNLABELLED).all()):
         raise TaskError("[prune] importance = 'taylor' needs labels, and the first training samples have none")
-    logits, _ = Tapped(evidence.model, {})(list(batch.inputs.values()))
+    logits, _ = TappedModel(evidence.model, {})(list(batch.inputs.values()))
     torch.autograd.backward(cross_entropy(logits, batch.labels))
     taylor: Importance = importances.GroupTaylorImportance()
     return taylor

@@ -12,7 +12,7 @@ from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 from edgekd.runtime.backends.onnxruntime import open_engine
-from edgekd.training.export.onnx import Network, write_onnx
+from edgekd.training.export.onnx import ExportNetwork, write_onnx
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -96,7 +96,7 @@ def _open(model: nn.Module, taps: Mapping[str, Tap], batch: Batch) -> _Open:
     inputs = {name: x.cpu() for name, x in batch.inputs.items()}
     with TemporaryDirectory() as scratch:
         path = Path(scratch) / "network.onnx"
-        write_onnx(Network(deepcopy(model), taps), inputs, _OPSET, path)
+        write_onnx(ExportNetwork(deepcopy(model), taps), inputs, _OPSET, path)
         session = open_engine(path.read_bytes(), name=type(model).__name__)
     return _Open(session, {name: x[:1].numpy() for name, x in inputs.items()})
 

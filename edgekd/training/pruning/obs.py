@@ -89,14 +89,14 @@ class GramSurgeon:
                     row.index_add_(0, part.roots, lost[part.columns])
         return total
 
-    def _reader(self, reads: _Part) -> _Reader:
+    def _reader(self, reads: _GroupSlice) -> _GroupReader:
         known = self._known[reads.layer]
         outputs = known.gram / self._means[0] + known.task / self._means[1]
-        return _Reader(reads, _read(matrix(reads.layer), outputs), torch.linalg.inv(_damped(known.moment)))
+        return _GroupReader(reads, _read(matrix(reads.layer), outputs), torch.linalg.inv(_damped(known.moment)))
 
 
 @dataclass(frozen=True)
-class _Part:
+class _GroupSlice:
     """A layer's channels that belong to a group: of each the column and the group's channel (its root)."""
 
     layer: nn.Module
@@ -118,8 +118,8 @@ class _Members:
     """The layers of a group that read its channels, and those that make them."""
 
     width: int
-    readers: list[_Part] = field(default_factory=list)
-    makers: list[_Part] = field(default_factory=list)
+    readers: list[_GroupSlice] = field(default_factory=list)
+    makers: list[_GroupSlice] = field(default_factory=list)
 
     @classmethod
     def of(cls, group: Any, graph: Any) -> _Members:
@@ -128,7 +128,7 @@ class _Members:
             layer = item.dep.target.module
             if not isinstance(layer, WEIGHTED):
                 continue
-            part = _Part(layer, torch.tensor(item.idxs), torch.tensor(item.root_idxs))
+            part = _GroupSlice(layer, torch.tensor(item.idxs), torch.tensor(item.root_idxs))
             # Of a depthwise convolution both are one: it makes channels.
             makes = item.dep.handler == graph.get_pruner_of_module(layer).prune_out_channels
             (members.makers if makes else members.readers).append(part)
@@ -140,7 +140,7 @@ def _root(group: Any) -> nn.Module:
     return root
 
 
-class _Reader:
+class _GroupReader:
     """A layer that reads a group, while channels are taken from it one by one.
 
     Args:
@@ -149,7 +149,7 @@ class _Reader:
         inverse: ``S^-1`` [n, n].
     """
 
-    def __init__(self, part: _Part, read: Tensor, inverse: Tensor) -> None:
+    def __init__(self, part: _GroupSlice, read: Tensor, inverse: Tensor) -> None:
         self._part, self._read, self._inverse = part, read, inverse
         self._roots, self._blocks = part.blocks()
 
@@ -169,7 +169,7 @@ class _Reader:
         self._inverse[gone, gone] = 1
 
 
-def _one_by_one(readers: list[_Reader], width: int) -> Tensor:
+def _one_by_one(readers: list[_GroupReader], width: int) -> Tensor:
     importance = torch.zeros(width, dtype=torch.float64)
     left = torch.ones(width, dtype=torch.bool)
     dearest = torch.zeros((), dtype=torch.float64)

@@ -20,7 +20,7 @@ from edgekd.errors import RecipeError, TaskError, nearest
 from edgekd.files import write_text
 from edgekd.stages.artifacts import CUT, REMOVED, WEIGHTS, Trained
 from edgekd.stages.cache import ROUNDS
-from edgekd.stages.progress import Part
+from edgekd.stages.progress import PartialReporter
 from edgekd.training.distillation.setup import Models, aligned
 from edgekd.training.loop import distributed
 from edgekd.training.loop.autograd_layers import frozen_statistics
@@ -50,7 +50,7 @@ _SAMPLES = 1024
 
 
 @dataclass(frozen=True)
-class Networks:
+class PruningNetworks:
     """The networks of the stage, on one device: the teacher, the unpruned student, and the copy to prune.
 
     The teacher's outputs are read where they were written.
@@ -94,7 +94,7 @@ def ignored_layers(model: nn.Module, paths: list[str]) -> list[nn.Module]:
 
 def run(
     task: LoadedTask,
-    networks: Networks,
+    networks: PruningNetworks,
     taps: Taps,
     config: PruneConfig,
     seed: int,
@@ -119,11 +119,11 @@ def run(
     history: list[Epoch] = []
     _keep_cut(task, model, taps, folder)
     if config.active:
-        samples = Samples(task.splits["train"], config.batch_size, seed, device)
+        samples = DrawnBatches(task.splits["train"], config.batch_size, seed, device)
         cutter = Cutter(model, taps.student, samples, config, ignored_layers(model, config.ignore), seed)
         for number in range(config.steps):
             place = folder / ROUNDS / str(number)
-            step = Part(report.observer, report.stage, number * config.epochs, config.steps * config.epochs)
+            step = PartialReporter(report.observer, report.stage, number * config.epochs, config.steps * config.epochs)
             gone = _cut(cutter, model, (number + 1) / config.steps, place, step)
             if gone:
                 removed += gone
@@ -164,7 +164,7 @@ def _cut(cutter: Cutter, model: nn.Module, share: float, folder: Path, report: S
     return removed
 
 
-def _tune(task: LoadedTask, networks: Networks, taps: Taps, run: Fit, config: PruneConfig) -> list[Epoch]:
+def _tune(task: LoadedTask, networks: PruningNetworks, taps: Taps, run: Fit, config: PruneConfig) -> list[Epoch]:
     model = networks.pruned
     # What stays makes up for what "gram" removed, so that the unpruned student's statistics hold. Those of a batch do
     # not, and a network that is held to the Gram under them has another one under its own.
@@ -180,7 +180,7 @@ def _nothing(config: PruneConfig) -> str:
 
 
 @dataclass(frozen=True)
-class Samples:
+class DrawnBatches:
     """Batches of training samples drawn by the seed, the same every time: the first ones are often all of one class.
 
     Attributes:

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Networks:
+class QatNetworks:
     """The networks of the stage: the teacher, the unpruned student, and what is tuned, most often a pruned student.
 
     The teacher's outputs are read where they were written.
@@ -40,7 +40,7 @@ class Networks:
 
 def run(
     task: LoadedTask,
-    networks: Networks,
+    networks: QatNetworks,
     taps: Taps,
     scheme: Scheme,
     config: TuneConfig,

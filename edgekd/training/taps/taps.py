@@ -38,7 +38,7 @@ class Taps:
 
 
 @dataclass(frozen=True)
-class Reading:
+class TapOutputs:
     """What one forward pass gave.
 
     Attributes:
@@ -53,7 +53,7 @@ class Reading:
     outputs: dict[str, Tensor]
 
 
-class Tapped(AbstractContextManager["Tapped"]):
+class TappedModel(AbstractContextManager["TappedModel"]):
     """A model whose embeddings are read at its taps. Use it as a context manager: hooks are removed at its end.
 
     Args:
@@ -80,7 +80,7 @@ class Tapped(AbstractContextManager["Tapped"]):
         self._handles: list[RemovableHandle] = []
         self._entered = 0
 
-    def __enter__(self) -> Tapped:
+    def __enter__(self) -> TappedModel:
         self._entered += 1
         if self._entered == 1:
             for path, module in self._modules.items():
@@ -122,7 +122,7 @@ class Tapped(AbstractContextManager["Tapped"]):
         reading = self.read(inputs)
         return reading.logits, reading.embeddings
 
-    def read(self, inputs: Sequence[Tensor]) -> Reading:
+    def read(self, inputs: Sequence[Tensor]) -> TapOutputs:
         """Run the model, as a call does, and return the taps' outputs before they are pooled, too."""
         logits, outputs = self._run(inputs)
         embeddings = {name: _pool(output, self.taps[name], self._where(name)) for name, output in outputs.items()}
@@ -132,7 +132,7 @@ class Tapped(AbstractContextManager["Tapped"]):
                     f"{self._where(name)}: gives {z.shape[0]} vectors for a batch of {logits.shape[0]}; its first "
                     "dimension must be the batch"
                 )
-        return Reading(logits, embeddings, outputs)
+        return TapOutputs(logits, embeddings, outputs)
 
     def _run(self, inputs: Sequence[Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
         """Run the model and return its logits and the taps' outputs."""

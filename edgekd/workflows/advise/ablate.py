@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from edgekd.config.recipe import LossConfig
     from edgekd.workflows.advise.candidates import Contestant, Family
     from edgekd.workflows.advise.result import Facts, Standing
-    from edgekd.workflows.advise.trials import Bench
+    from edgekd.workflows.advise.trials import AdviceTrials
 
 #: Seeds of an ablation at most: what needs more is too small to act on.
 _MOST = 8
@@ -37,7 +37,7 @@ def skip(families: Sequence[Family], why: str) -> tuple[Ablation, ...]:
 
 
 def ablate(
-    bench: Bench, families: Sequence[Family], facts: Facts, recipe_loss: LossConfig, limit: float
+    bench: AdviceTrials, families: Sequence[Family], facts: Facts, recipe_loss: LossConfig, limit: float
 ) -> tuple[Ablation, ...]:
     """Try each family without each of its parts, the first family first.
 
@@ -67,7 +67,7 @@ class _Parts:
         self.values: Values = {one.name: {} for one in self.field}
         self.skipped = "" if family.without else "it is of one modality alone"
 
-    def begin(self, bench: Bench, limit: float) -> None:
+    def begin(self, bench: AdviceTrials, limit: float) -> None:
         """Run the fewest seeds that are worth showing, if all of them fit."""
         if self.skipped:
             return
@@ -78,7 +78,7 @@ class _Parts:
         for index in range(FEWEST_SEEDS):
             self.add(bench, index, limit)
 
-    def add(self, bench: Bench, index: int, limit: float) -> None:
+    def add(self, bench: AdviceTrials, index: int, limit: float) -> None:
         """Run one seed, if it fits."""
         made = bench.block(self.field, index, limit)
         if made is None:

@@ -27,7 +27,7 @@ def count_seeds(count: int, more: str = "") -> str:
 
 
 @dataclass(frozen=True)
-class Scale:
+class MetricFormat:
     """How a metric is written.
 
     Attributes:
@@ -41,7 +41,7 @@ class Scale:
     unit: str
 
     @classmethod
-    def of(cls, facts: Facts) -> Scale:
+    def of(cls, facts: Facts) -> MetricFormat:
         """Return an accuracy's differences in points, another metric's as they are."""
         return cls(100.0, 1, " points") if facts.step else cls(1.0, 4, f" of {facts.metric}")
 

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
     from edgekd.workflows.advise.candidates import Contestant
     from edgekd.workflows.advise.result import Facts
-    from edgekd.workflows.advise.trials import Bench
+    from edgekd.workflows.advise.trials import AdviceTrials
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,7 @@ class Race:
     failures: dict[str, str]
 
 
-def run_race(bench: Bench, field: Sequence[Contestant], facts: Facts, limit: float) -> Race:
+def run_race(bench: AdviceTrials, field: Sequence[Contestant], facts: Facts, limit: float) -> Race:
     """Run blocks until the limit is reached.
 
     Every block trains all that are in the contest from the same initial weights, with the same order of batches, so

@@ -11,7 +11,7 @@ from edgekd.files import write_text
 from edgekd.report.format import NOTHING, duration
 from edgekd.report.table import Column, Table, markdown, metric_name
 from edgekd.runtime.manifest import null_not_finite
-from edgekd.workflows.advise.format import Scale, budget_text
+from edgekd.workflows.advise.format import MetricFormat, budget_text
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -39,7 +39,7 @@ def standings_table(advice: Advice, glyphs: str | None = None) -> Table:
     return Table(
         "Losses",
         _columns("loss", metric, "over KD", glyphs),
-        _rows([base, *ranked], Scale.of(advice.facts), glyphs),
+        _rows([base, *ranked], MetricFormat.of(advice.facts), glyphs),
         _notes(advice),
     )
 
@@ -47,7 +47,7 @@ def standings_table(advice: Advice, glyphs: str | None = None) -> Table:
 def ablation_table(advice: Advice, ablation: Ablation, glyphs: str | None = None) -> Table:
     """Return what each pair, or each modality, carries; the one that is missed most first."""
     ranked = sorted(ablation.parts.items(), key=lambda item: item[1].difference.mean if item[1].difference else 0.0)
-    rows = _rows([one for _, one in ranked], Scale.of(advice.facts), glyphs)
+    rows = _rows([one for _, one in ranked], MetricFormat.of(advice.facts), glyphs)
     return Table(
         f"What each {ablation.what} carries in {ablation.whole}",
         _columns("without", metric_name(advice.facts.metric), "change", glyphs),
@@ -62,7 +62,7 @@ def _columns(first: str, metric: str, against: str, glyphs: str | None) -> tuple
             Column("seeds"), Column("says", right=False))  # fmt: skip
 
 
-def _rows(standings: Sequence[Standing], scale: Scale, glyphs: str | None) -> tuple[tuple[str, ...], ...]:
+def _rows(standings: Sequence[Standing], scale: MetricFormat, glyphs: str | None) -> tuple[tuple[str, ...], ...]:
     drawn = _draw(standings, _ASCII if glyphs == "ascii" else _UNICODE) if glyphs else None
     return tuple(
         (
@@ -104,7 +104,7 @@ def _draw(standings: Sequence[Standing], signs: tuple[str, ...]) -> list[str]:
 
 
 def _notes(advice: Advice) -> tuple[str, ...]:
-    spent, facts, scale = advice.spent, advice.facts, Scale.of(advice.facts)
+    spent, facts, scale = advice.spent, advice.facts, MetricFormat.of(advice.facts)
     base = advice.standings[0].name
     better = "higher" if facts.higher_is_better else "lower"
     notes = [
@@ -129,10 +129,10 @@ def _error_note(advice: Advice) -> str:
     of = f"{facts.labelled} samples" + (f" in {facts.groups} groups" if facts.groups else "")
     if advice.error is None:
         return f"All {of} of the validation split are of one group: what holds for it may not hold for another."
-    error = Scale.of(facts).signed(advice.error).lstrip("+")
+    error = MetricFormat.of(facts).signed(advice.error).lstrip("+")
     return (
         f"Not in the intervals: another validation split of {of} would move each metric by {error}"
-        f"{Scale.of(facts).unit} (standard error), and differences by some of that."
+        f"{MetricFormat.of(facts).unit} (standard error), and differences by some of that."
     )
 
 

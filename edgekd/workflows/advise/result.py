@@ -44,7 +44,7 @@ class Ceiling:
 
 
 @dataclass(frozen=True)
-class Trial:
+class AdviceTrial:
     """One short training.
 
     Attributes:

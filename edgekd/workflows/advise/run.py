@@ -34,8 +34,8 @@ from edgekd.workflows.advise.candidates import contestants, families
 from edgekd.workflows.advise.format import count_seeds
 from edgekd.workflows.advise.halving import Race, run_race
 from edgekd.workflows.advise.report import write_advice
-from edgekd.workflows.advise.result import Advice, Ceiling, Facts, Spent, Trial
-from edgekd.workflows.advise.trials import TRIALS, Bench, Narrator
+from edgekd.workflows.advise.result import Advice, AdviceTrial, Ceiling, Facts, Spent
+from edgekd.workflows.advise.trials import TRIALS, AdviceTrials, Narrator
 from edgekd.workflows.advise.verdict import decide, stand, too_short
 
 if TYPE_CHECKING:
@@ -43,7 +43,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from edgekd.config.recipe import Recipe
-    from edgekd.pipeline.build import Places
+    from edgekd.pipeline.build import BuildPaths
     from edgekd.stages.artifacts import Trained
     from edgekd.stages.progress import StageReporter
     from edgekd.stages.stage import Done
@@ -59,7 +59,7 @@ _NO_EXPORT = 0
 
 def advise(
     recipe: Recipe,
-    places: Places,
+    places: BuildPaths,
     budget: float,
     *,
     epochs: int | None = None,
@@ -111,7 +111,7 @@ def _check(recipe: Recipe, epochs: int | None) -> None:
 class _Trainer:
     """Runs what needs torch, each under the cache."""
 
-    def __init__(self, recipe: Recipe, places: Places, observer: Observer, clock: Callable[[], float]) -> None:
+    def __init__(self, recipe: Recipe, places: BuildPaths, observer: Observer, clock: Callable[[], float]) -> None:
         assert recipe.task is not None  # the caller has looked
         cache = Cache(places.cache)
         self.recipe, self.observer, self.clock = recipe, observer, clock
@@ -148,18 +148,18 @@ class _Trainer:
         stage = Stage("ceiling", _VERSION, {"teacher": teacher.key}, Ceiling, run, lambda found: f"{found.metric:.4f}")
         return self.runner(stage).result.metric
 
-    def trial(self, teacher: Done[Trained], one: Contestant, seed: int, epochs: int, with_error: bool) -> Trial:
+    def trial(self, teacher: Done[Trained], one: Contestant, seed: int, epochs: int, with_error: bool) -> AdviceTrial:
         """Distil a student, and keep what it does on the validation split alone."""
         config = msgspec.structs.replace(self.recipe.distill, epochs=epochs, loss=one.loss)
 
-        def run(folder: Path, report: StageReporter) -> Trial:
+        def run(folder: Path, report: StageReporter) -> AdviceTrial:
             self.learner.preflight()  # once, and not part of what a trial takes
             self.narrator.ticks.clear()
             began = self.clock()
             try:
                 trained = self.learner.distil(teacher, config, seed, folder, report)
             except ModelError as error:
-                return Trial(None, None, self.clock() - began, 0.0, str(error))
+                return AdviceTrial(None, None, self.clock() - began, 0.0, str(error))
             return self._measure(trained, began, epochs, folder, seed if with_error else None)
 
         depends = {
@@ -171,9 +171,9 @@ class _Trainer:
             "error": with_error,
         }
         name = f"trial {one.name}, seed {seed}"
-        return self.runner(Stage(name, _VERSION, depends, Trial, run, lambda trial: f"{trial.validation}")).result
+        return self.runner(Stage(name, _VERSION, depends, AdviceTrial, run, lambda trial: f"{trial.validation}")).result
 
-    def _measure(self, trained: Trained, began: float, epochs: int, folder: Path, seed: int | None) -> Trial:
+    def _measure(self, trained: Trained, began: float, epochs: int, folder: Path, seed: int | None) -> AdviceTrial:
         """Sum up a trial; its weights, and what it said of the test split, are not kept."""
         from edgekd.training.loop.loop import compute_device
         from edgekd.training.loop.validation import finite, sampling_error
@@ -190,7 +190,7 @@ class _Trainer:
             error = sampling_error(task, model, self.learner.taps.student)
         for file in (WEIGHTS, PROBE):
             (folder / file).unlink()
-        return Trial(value, error, taken, epoch)
+        return AdviceTrial(value, error, taken, epoch)
 
 
 class _Advising:
@@ -210,7 +210,7 @@ class _Advising:
         observer, began = self.trainer.observer, self.trainer.clock()
         observer.start(TRIALS)
 
-        def make(one: Contestant, seed: int, epochs: int) -> Trial:
+        def make(one: Contestant, seed: int, epochs: int) -> AdviceTrial:
             return self.trainer.trial(teacher, one, seed, epochs, with_error=one is self.field[0])
 
         advice = self._contest(make, facts, ceiling)
@@ -224,7 +224,7 @@ class _Advising:
         )
         return advice
 
-    def _contest(self, make: Callable[[Contestant, int, int], Trial], facts: Facts, ceiling: float) -> Advice:
+    def _contest(self, make: Callable[[Contestant, int, int], AdviceTrial], facts: Facts, ceiling: float) -> Advice:
         timed, cost = self._time(make)
         recipe_epochs, whole = self.recipe.distill.epochs, self.budget * (1 - RESERVE)
         epochs = self.epochs or choose_epochs(whole - timed, cost, len(self.field), recipe_epochs)
@@ -235,13 +235,13 @@ class _Advising:
             verdict = too_short(budget_for(needed), self.budget, fewest, recipe_epochs)
             standings = stand(self.field, {one.name: {} for one in self.field}, facts, self.loss)
             return self._advice(facts, ceiling, None, standings, (), nothing, verdict)
-        bench = Bench(make, self.trainer.narrator, self.recipe.seed, epochs, cost, self.budget, timed)
+        bench = AdviceTrials(make, self.trainer.narrator, self.recipe.seed, epochs, cost, self.budget, timed)
         race = run_race(bench, self.field, facts, whole)
         if race.failures.get(self.field[0].name):
             raise ModelError(f"plain KD cannot be trained: {race.failures[self.field[0].name]}")
         return self._judge(bench, race, facts, ceiling)
 
-    def _time(self, make: Callable[[Contestant, int, int], Trial]) -> tuple[float, Cost]:
+    def _time(self, make: Callable[[Contestant, int, int], AdviceTrial]) -> tuple[float, Cost]:
         """Return the seconds of short trials of the costliest kind of loss, and what follows for others."""
         joint = next(one for one in self.field if "joint" in one.loss.terms)
         epochs = min(TIMING_EPOCHS, self.recipe.distill.epochs)
@@ -252,7 +252,7 @@ class _Advising:
         cost = Cost(max(0.0, trial.seconds - epochs * trial.epoch_seconds), trial.epoch_seconds)
         return warm_up.seconds + trial.seconds, cost
 
-    def _judge(self, bench: Bench, race: Race, facts: Facts, ceiling: float) -> Advice:
+    def _judge(self, bench: AdviceTrials, race: Race, facts: Facts, ceiling: float) -> Advice:
         standings = stand(self.field, race.values, facts, self.loss, race.failures)
         error = bench(self.field[0], 0).error if race.seeds else None
         spent = Spent(

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from edgekd.stages.progress import Observer
     from edgekd.workflows.advise.budget import Cost
     from edgekd.workflows.advise.candidates import Contestant
-    from edgekd.workflows.advise.result import Trial
+    from edgekd.workflows.advise.result import AdviceTrial
 
 #: The one line that all trials share with the observer.
 TRIALS = "trials"
@@ -54,7 +54,7 @@ class Narrator(Silent):
             self._observer.warn(stage, message)
 
 
-class Bench:
+class AdviceTrials:
     """Makes trials of one length, and adds up what they took.
 
     Args:
@@ -69,7 +69,7 @@ class Bench:
 
     def __init__(
         self,
-        make: Callable[[Contestant, int, int], Trial],
+        make: Callable[[Contestant, int, int], AdviceTrial],
         narrator: Narrator,
         first_seed: int,
         epochs: int,
@@ -79,7 +79,7 @@ class Bench:
     ) -> None:
         self._make, self._narrator, self._first_seed = make, narrator, first_seed
         self.epochs, self.cost, self.budget, self.spent = epochs, cost, budget, spent
-        self._done: dict[tuple[str, int], Trial] = {}
+        self._done: dict[tuple[str, int], AdviceTrial] = {}
         self._seconds: dict[str, float] = {}
 
     @property
@@ -87,7 +87,7 @@ class Bench:
         """How many were made."""
         return len(self._done)
 
-    def __call__(self, one: Contestant, index: int) -> Trial:
+    def __call__(self, one: Contestant, index: int) -> AdviceTrial:
         """Return the trial of a contestant with the seed of that number."""
         if (one.name, index) not in self._done:
             left = self.budget - self.spent
@@ -105,7 +105,7 @@ class Bench:
         usual = self.cost.of(self.epochs)
         return sum(self._seconds.get(one.name, usual) for one in field if (one.name, index) not in self._done)
 
-    def block(self, field: Sequence[Contestant], index: int, limit: float) -> dict[str, Trial] | None:
+    def block(self, field: Sequence[Contestant], index: int, limit: float) -> dict[str, AdviceTrial] | None:
         """Make the trials of one seed for all of these contestants; None where the block does not fit into the limit.
 
         Args:

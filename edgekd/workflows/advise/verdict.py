@@ -10,7 +10,7 @@ from edgekd.gram.paired import compare, pairs_needed
 from edgekd.report.format import duration
 from edgekd.workflows.advise.budget import FEWEST_SEEDS, MOST_SEEDS, budget_for
 from edgekd.workflows.advise.candidates import recipe_lines
-from edgekd.workflows.advise.format import Scale, budget_text, count_seeds
+from edgekd.workflows.advise.format import MetricFormat, budget_text, count_seeds
 from edgekd.workflows.advise.result import Standing, Verdict
 
 if TYPE_CHECKING:
@@ -86,7 +86,7 @@ def decide(
     judged = [(one, one.difference) for one in others if one.difference is not None]
     ranked = sorted(judged, key=lambda pair: -pair[1].mean)
     winners = [one for one, _ in ranked if one.found == "better"]
-    scale = Scale.of(facts)
+    scale = MetricFormat.of(facts)
     if winners:
         return _use(winners[0], others, base, facts)
     if _no_room(base, facts, teacher, error):
@@ -113,7 +113,7 @@ def _use(best: Standing, others: Sequence[Standing], base: Standing, facts: Fact
     assert best.difference is not None  # it was found better
     level = [one.name for one in others if one is not best and _level(one, best, facts)]
     reasons = [f"Not told apart from it: {', '.join(level)}."] if level else []
-    ahead = f"{Scale.of(facts).interval(best.difference)} over {base.name}, {best.difference.pairs} seeds"
+    ahead = f"{MetricFormat.of(facts).interval(best.difference)} over {base.name}, {best.difference.pairs} seeds"
     return Verdict("use", f"use {best.name}: {ahead}", tuple(reasons), best.lines)
 
 
@@ -134,7 +134,7 @@ def _no_room(base: Standing, facts: Facts, teacher: float, error: float | None) 
     return gap.mean <= 0 or (gap.low <= 0 and gap.mean <= (error or 0.0))
 
 
-def _none_to_gain(base: Standing, teacher: float, scale: Scale) -> Verdict:
+def _none_to_gain(base: Standing, teacher: float, scale: MetricFormat) -> Verdict:
     text = (
         f"no room: {base.name} reaches the teacher within noise ({scale.value(base.mean)} and {scale.value(teacher)})"
     )
@@ -142,7 +142,7 @@ def _none_to_gain(base: Standing, teacher: float, scale: Scale) -> Verdict:
     return Verdict("no room", text, (reason,), base.lines)
 
 
-def _none(best: Standing, lead: Paired, base: Standing, scale: Scale, why: str) -> Verdict:
+def _none(best: Standing, lead: Paired, base: Standing, scale: MetricFormat, why: str) -> Verdict:
     ahead = f"{scale.interval(lead)} over {base.name}, {lead.pairs} seeds"
     text = f"none helps beyond noise: the best, {best.name}, is {ahead}"
     return Verdict("none", text, (f"{why[0].upper()}{why[1:]}.",), base.lines)

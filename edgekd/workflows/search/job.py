@@ -21,7 +21,7 @@ OWN, WORKER, BEAT, OUTCOME, FAILURE, AGAIN, ATTEMPT = (
 
 
 @dataclass(frozen=True)
-class Plan:
+class SearchJob:
     """A search.
 
     Attributes:
@@ -63,7 +63,7 @@ class Job:
         deadline: seconds from now after which no more trial is begun; None for no limit.
     """
 
-    plan: Plan
+    plan: SearchJob
     worker: str
     number: int
     deadline: float | None

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from optuna import Study
 
     from edgekd.stages.progress import Observer
-    from edgekd.workflows.search.job import Plan
+    from edgekd.workflows.search.job import SearchJob
 
 _WORKER = (sys.executable, "-m", "edgekd.workflows.search.worker")
 
@@ -99,7 +99,7 @@ class Crew:
         observer: hears of each trial as of a stage.
     """
 
-    def __init__(self, study: Study, plan: Plan, workers: int, until: float | None, observer: Observer) -> None:
+    def __init__(self, study: Study, plan: SearchJob, workers: int, until: float | None, observer: Observer) -> None:
         self._study, self._plan, self._until, self._observer = study, plan, until, observer
         self._workers = workers
         self._threads = max(1, (os.cpu_count() or 1) // workers)

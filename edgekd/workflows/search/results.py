@@ -10,7 +10,7 @@ from optuna.trial import TrialState
 
 from edgekd import errors
 from edgekd.errors import EdgekdError, ModelError, RecipeError
-from edgekd.report.search.tables import Appraisal, Found, Trial
+from edgekd.report.search.tables import Appraisal, SearchResult, SearchTrial
 from edgekd.workflows.search.job import FAILURE, OUTCOME, OWN, WORKER
 from edgekd.workflows.search.study import lost, shown
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from optuna import Study
     from optuna.trial import FrozenTrial
 
-    from edgekd.workflows.search.job import Plan
+    from edgekd.workflows.search.job import SearchJob
     from edgekd.workflows.search.space import Space
 
 _ABOUT, _MACHINE = "stamp", "machine "
@@ -60,12 +60,12 @@ def remember(study: Study, about: About, machine: dict[str, str]) -> None:
     study.set_user_attr(_MACHINE + socket.gethostname(), machine)
 
 
-def outcome(study: Study, plan: Plan, about: About) -> Found:
+def outcome(study: Study, plan: SearchJob, about: About) -> SearchResult:
     """Return what a study found so far."""
     trials = study.get_trials(deepcopy=False)
     over, space = lost(trials), plan.space
     machines = {k.removeprefix(_MACHINE): v for k, v in study.user_attrs.items() if k.startswith(_MACHINE)}
-    return Found(
+    return SearchResult(
         study=plan.study,
         storage=shown(plan.storage),
         recipe=about.recipe,
@@ -92,11 +92,11 @@ def failure(study: Study) -> EdgekdError | None:
     return known(f"the search '{study.study_name}' has no result: {every}; the first: {first['reason']}")
 
 
-def _trial(trial: FrozenTrial, space: Space, again: bool) -> Trial:
+def _trial(trial: FrozenTrial, space: Space, again: bool) -> SearchTrial:
     known, own = trial.user_attrs.get(OUTCOME), OWN in trial.user_attrs
     state = _state(trial, again)
     reason = str(trial.user_attrs.get(FAILURE, {}).get("reason", _KILLED)) if state == "failed" else ""
-    return Trial(
+    return SearchTrial(
         number=trial.number,
         state=state,
         own=own,

@@ -22,7 +22,7 @@ from edgekd.runtime.measure.machine import machine_facts
 from edgekd.stages.cache import Cache, digest
 from edgekd.stages.progress import Observer, Silent
 from edgekd.tasks.catalogue import CATALOGUE
-from edgekd.workflows.search.job import Plan
+from edgekd.workflows.search.job import SearchJob
 from edgekd.workflows.search.space import Choices, Range, make_space
 
 if TYPE_CHECKING:
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
     from edgekd.config.recipe import Recipe
     from edgekd.config.target import Target
-    from edgekd.report.search.tables import Found
+    from edgekd.report.search.tables import SearchResult
     from edgekd.workflows.search.space import Space
 
 #: Trials of a study where neither their number nor a time is given.
@@ -66,7 +66,7 @@ class Wanted:
     study: str | None = None
 
 
-def search(wanted: Wanted, observer: Observer | None = None) -> Found:
+def search(wanted: Wanted, observer: Observer | None = None) -> SearchResult:
     """Search, and write ``search.json`` and ``search.svg`` into the output folder.
 
     A search that was killed, or that another machine is at, goes on when it is called again.
@@ -100,7 +100,7 @@ def search(wanted: Wanted, observer: Observer | None = None) -> Found:
     return found
 
 
-def _plan(wanted: Wanted, name: str) -> tuple[Plan, str, str]:
+def _plan(wanted: Wanted, name: str) -> tuple[SearchJob, str, str]:
     """Return the plan, a digest of all that its trials depend on, and the metric's name."""
     draft = draft_recipe(wanted.recipe, wanted.overrides)
     recipe = draft.recipe()
@@ -115,7 +115,7 @@ def _plan(wanted: Wanted, name: str) -> tuple[Plan, str, str]:
     stamp = digest([draft.written, project.identity, draft.content["prune"]["round_to"]])
     study = wanted.study or f"{name}-{stamp[:8]}"
     task = project.loaded
-    plan = Plan(
+    plan = SearchJob(
         draft=draft,
         choices=tuple(axis for axis in space.axes if isinstance(axis, Choices)),
         ranges=tuple(axis for axis in space.axes if isinstance(axis, Range)),

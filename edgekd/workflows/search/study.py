@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from optuna.storages import BaseStorage
     from optuna.trial import FrozenTrial
 
-    from edgekd.workflows.search.job import Plan
+    from edgekd.workflows.search.job import SearchJob
     from edgekd.workflows.search.space import Params, Space
 
 logging.getLogger("optuna").setLevel(logging.ERROR)
@@ -106,7 +106,7 @@ def _safe(storage: str) -> str:
         return "URL"
 
 
-def open_study(plan: Plan) -> Study:
+def open_study(plan: SearchJob) -> Study:
     """Open a plan's study, or make it.
 
     Raises:

@@ -32,7 +32,7 @@ _STUDENT = "student"
 _DIGITS = 2
 
 
-class Bench:
+class SearchTrials:
     """Tries variants of one recipe.
 
     Args:

@@ -25,7 +25,7 @@ from edgekd.stages.cache import Cache
 from edgekd.stages.progress import Silent
 from edgekd.workflows.search.job import BEAT, BEAT_SECONDS, FAILURE, OUTCOME, OWN, WORKER, Job
 from edgekd.workflows.search.study import Identity, begun, open_study, sampler, suggest, take_up
-from edgekd.workflows.search.trial import Bench
+from edgekd.workflows.search.trial import SearchTrials
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -71,7 +71,7 @@ class Worker:
         self._space, self._cache = job.plan.space, Path(job.plan.cache)
         self._until = None if job.deadline is None else time.monotonic() + job.deadline
         self._study = open_study(job.plan)
-        self._bench = Bench(job.plan.draft.recipe(), job.plan.opset, self._cache)
+        self._bench = SearchTrials(job.plan.draft.recipe(), job.plan.opset, self._cache)
 
     def run(self) -> None:
         """Run trials until the study has enough or time is up."""

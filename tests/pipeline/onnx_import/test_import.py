@@ -9,7 +9,7 @@ from onnx import helper
 from user import run_user
 
 from edgekd.compress import quantize
-from edgekd.compress.quantize import DEPLOY, ENGINE, Way
+from edgekd.compress.quantize import DEPLOY, ENGINE, CandidateSpec
 from edgekd.config.target import load_calibration, load_target
 from edgekd.errors import ModelError, TaskError
 from edgekd.runtime.backends.onnxruntime import open_engine
@@ -174,7 +174,7 @@ def test_odd_graphs_give_what_the_users_file_gives_and_can_be_quantized(tmp_path
 
     target, calibration = load_target("cpu"), load_calibration("minmax")
     samples = folder / "test.npz"  # to calibrate with as well: whether ranges hold for others is not the question here
-    for way in (Way("float32", None), Way("int8", "qdq")):
+    for way in (CandidateSpec("float32", None), CandidateSpec("int8", "qdq")):
         done = quantize.run(way, folder / "float.onnx", samples, target.scheme, calibration, folder)
         for variant in (ENGINE, DEPLOY):
             found = run_all(folder / way.name / variant, samples)["logits"]

@@ -7,7 +7,7 @@ import pytest
 from user import run_user
 
 from edgekd.compress import quantize
-from edgekd.compress.quantize import ENGINE, Way
+from edgekd.compress.quantize import ENGINE, CandidateSpec
 from edgekd.config.target import load_calibration, load_target
 from edgekd.pipeline.onnx_import.stage import bring
 from edgekd.runtime.backends.onnxruntime import open_engine
@@ -91,7 +91,9 @@ def test_can_be_quantized(imported, name, tmp_path):
     nodes, *_, least_db = EXPECTED[name]
     target, calibration = load_target("cpu"), load_calibration("minmax")
     samples = folder / "calibration.npz"
-    done = quantize.run(Way("int8", "qdq"), folder / "float.onnx", samples, target.scheme, calibration, tmp_path)
+    done = quantize.run(
+        CandidateSpec("int8", "qdq"), folder / "float.onnx", samples, target.scheme, calibration, tmp_path
+    )
     assert (done.quantized_nodes, done.weight_nodes) == (nodes, nodes)
     exact = run(folder / "float.onnx", folder / "test.npz")["logits"].astype(np.float64)
     found = run(tmp_path / "int8" / ENGINE, folder / "test.npz")["logits"]

@@ -10,7 +10,7 @@ from graphs import node, tensor
 from edgekd.compress.partial import SAMPLES
 from edgekd.config.recipe import Recipe
 from edgekd.config.target import load_calibration, load_targets
-from edgekd.pipeline.build import Places
+from edgekd.pipeline.build import BuildPaths
 from edgekd.pipeline.imported_source import bring_model
 from edgekd.stages.cache import Cache
 from edgekd.stages.labels import UNLABELLED
@@ -43,7 +43,7 @@ def classifier(tmp_path, request):
 
 
 def test_its_layers_are_blamed(classifier, tmp_path):
-    places = Places(tmp_path / "out", tmp_path / "cache")
+    places = BuildPaths(tmp_path / "out", tmp_path / "cache")
     found = blame_targets(classifier, load_targets(["cpu"]), places, ["none"], Silent())["cpu"]
     assert sorted(suspect.name for suspect in found.of("layer")) == ["first", "last", "second"]
     assert found.samples == 40
@@ -57,7 +57,7 @@ def test_without_a_label_among_the_samples_no_metric_is_blamed(classifier, tmp_p
     np.savez(classifier.model.calibration, image=images, labels=labels)
     np.savez(tmp_path / "test.npz", image=images[:20] + 1, labels=np.zeros(20, int))
     model = msgspec.structs.replace(classifier.model, test=str(tmp_path / "test.npz"))
-    places = Places(tmp_path / "out", tmp_path / "cache")
+    places = BuildPaths(tmp_path / "out", tmp_path / "cache")
     wanted = msgspec.structs.replace(classifier, model=model)
     found = blame_targets(wanted, load_targets(["cpu"]), places, ["none"], Silent())["cpu"]
     assert found.samples == 256

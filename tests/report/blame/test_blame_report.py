@@ -5,7 +5,7 @@ from xml.etree import ElementTree
 
 import pytest
 
-from edgekd.gram.blame import Blame, Effect, Figure, Layer, Suspect
+from edgekd.gram.blame import Blame, Effect, RankedFigure, Suspect, WeightedLayer
 from edgekd.report.blame.picture import blame_svg, shorten
 from edgekd.report.blame.tables import blame_json, blame_table, write_blame
 from edgekd.report.table import markdown
@@ -14,23 +14,23 @@ LONG = "/model/encoders/camera/backbone/stage_1/block/conv_with_a_long_name/Conv
 
 
 def suspect(scope, name, relief, rank=1, latency_ms=None):
-    per_ms = Figure(relief / latency_ms, 0.1, rank) if latency_ms and latency_ms > 0 else None
+    per_ms = RankedFigure(relief / latency_ms, 0.1, rank) if latency_ms and latency_ms > 0 else None
     return Suspect(
         scope, name, (f"{name}.weight",), Effect(0.02, 0.1, 30.0, 0.9), Effect(0.01, 0.05, None, 0.95),
-        Figure(relief, 0.001, rank), Figure(0.05, 0.01, rank), latency_ms, per_ms, per_ms,
+        RankedFigure(relief, 0.001, rank), RankedFigure(0.05, 0.01, rank), latency_ms, per_ms, per_ms,
     )  # fmt: skip
 
 
 @pytest.fixture
 def blame():
     layers = (
-        Layer(LONG, "Conv", "camera", ("embed",)),
-        Layer("embed", "Gemm", "camera", ("head",)),
-        Layer("a<b", "Conv", "audio", ("audio 2", "audio 3")),
-        Layer("audio 2", "Conv", "audio", ("audio 3",)),
-        Layer("audio 3", "Gemm", "audio", ("head",)),
-        Layer("head", "Gemm", "fusion", ("logits",)),
-        Layer("logits", "Gemm", "fusion", ()),
+        WeightedLayer(LONG, "Conv", "camera", ("embed",)),
+        WeightedLayer("embed", "Gemm", "camera", ("head",)),
+        WeightedLayer("a<b", "Conv", "audio", ("audio 2", "audio 3")),
+        WeightedLayer("audio 2", "Conv", "audio", ("audio 3",)),
+        WeightedLayer("audio 3", "Gemm", "audio", ("head",)),
+        WeightedLayer("head", "Gemm", "fusion", ("logits",)),
+        WeightedLayer("logits", "Gemm", "fusion", ()),
     )
     suspects = (
         suspect("layer", LONG, 0.03, 1, 0.25),
@@ -171,6 +171,6 @@ def test_the_picture_needs_nothing_from_elsewhere(blame):
 
 
 def test_one_modality_and_no_fusion(blame):
-    layers = (Layer("first", "Conv", "x", ("second",)), Layer("second", "Gemm", "x", ()))
+    layers = (WeightedLayer("first", "Conv", "x", ("second",)), WeightedLayer("second", "Gemm", "x", ()))
     alone = replace(blame, layers=layers, suspects=(suspect("layer", "first", 0.01),))
     assert list(boxes(blame_svg(alone))) == ["first", "second"]

@@ -9,7 +9,7 @@ from builds import build
 
 from edgekd.report.build.files import report_json, report_markdown, write_report
 from edgekd.report.build.training_picture import training_svg
-from edgekd.report.svg.chart import COLOURS, Line, Panel, Scale, chart_svg
+from edgekd.report.svg.chart import COLOURS, AxisScale, Curve, Panel, chart_svg
 
 SVG = "{http://www.w3.org/2000/svg}"
 
@@ -60,7 +60,7 @@ def test_a_teacher_has_no_shares_and_no_drift():
 
 def test_points_stand_where_the_figures_are():
     values = [0.0, 1.0, 0.5]
-    ((first, second, third),) = lines(chart_svg("x", [Panel("p", "y", [Line("a", values, COLOURS[0])])]))
+    ((first, second, third),) = lines(chart_svg("x", [Panel("p", "y", [Curve("a", values, COLOURS[0])])]))
     assert first[0] < second[0] < third[0]
     assert second[0] - first[0] == pytest.approx(third[0] - second[0])
     assert third[1] == pytest.approx((first[1] + second[1]) / 2)
@@ -95,17 +95,17 @@ def test_one_epoch_is_dots():
 @pytest.mark.parametrize(
     ("values", "scale"),
     [
-        ([0.5, 30.0], Scale(0.5, 50.0, None)),
-        ([0.011, 0.9], Scale(0.01, 1.0, None)),
-        ([1.0, 19.0], Scale(0.0, 20.0, 5.0)),
-        ([-1.0, 30.0], Scale(-10.0, 30.0, 10.0)),
-        ([0.8, 0.9], Scale(0.8, 0.9, 0.02)),
-        ([math.nan, 0.0, math.inf], Scale(0.0, 1.0, 0.2)),
-        ([], Scale(0.0, 1.0, 0.2)),
+        ([0.5, 30.0], AxisScale(0.5, 50.0, None)),
+        ([0.011, 0.9], AxisScale(0.01, 1.0, None)),
+        ([1.0, 19.0], AxisScale(0.0, 20.0, 5.0)),
+        ([-1.0, 30.0], AxisScale(-10.0, 30.0, 10.0)),
+        ([0.8, 0.9], AxisScale(0.8, 0.9, 0.02)),
+        ([math.nan, 0.0, math.inf], AxisScale(0.0, 1.0, 0.2)),
+        ([], AxisScale(0.0, 1.0, 0.2)),
     ],
 )
 def test_a_scale_ends_at_round_figures(values, scale):
-    found = Scale.of(values)
+    found = AxisScale.of(values)
     assert (found.low, found.high, found.step) == pytest.approx((scale.low, scale.high, scale.step))
     assert found.share(found.low) == 0
     assert found.share(found.high) == pytest.approx(1)
@@ -115,7 +115,7 @@ def test_a_scale_ends_at_round_figures(values, scale):
 @pytest.mark.parametrize("ratio", [1.0, 1.001, 1.5, 10, 30, 1e3, 1e8])
 @pytest.mark.parametrize("log", [True, False])
 def test_an_axis_has_a_few_ticks_that_differ(low, ratio, log):
-    scale = Scale.of([low, low * ratio], log)
+    scale = AxisScale.of([low, low * ratio], log)
     labels = [scale.label(tick) for tick in scale.ticks()]
     assert 2 <= len(labels) <= 8
     assert len(set(labels)) == len(labels)

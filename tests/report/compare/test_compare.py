@@ -11,14 +11,14 @@ import pytest
 from builds import LIMITS, full_profile, further, ledger, profile, target, write_profile, write_run
 
 from edgekd.errors import ReportError
-from edgekd.gram.gate import Limits
+from edgekd.gram.gate import GateLimits
 from edgekd.report.compare.formats import Joined, as_csv, as_json, as_markdown, long_table, notes, short_tables
 from edgekd.report.compare.page import as_html
 from edgekd.report.compare.read import read_run, read_runs
 from edgekd.report.compare.rows import SORT_KEYS, Filters, choose, order
 
 NO_DEVICE = "not measured: no device"
-LOWER = Limits(LIMITS.tau_pass, LIMITS.tau_fail, LIMITS.max_flips, LIMITS.max_metric_drop, higher_is_better=False)
+LOWER = GateLimits(LIMITS.tau_pass, LIMITS.tau_fail, LIMITS.max_flips, LIMITS.max_metric_drop, higher_is_better=False)
 
 
 @pytest.fixture(scope="module")

@@ -15,7 +15,7 @@ from cdp import chromium_tab, file_url
 
 from edgekd.devices.browser.chromium import find_chromium
 from edgekd.errors import DeviceError, ReportError
-from edgekd.gram.gate import Limits
+from edgekd.gram.gate import GateLimits
 from edgekd.gram.heatmap import few_grams
 from edgekd.gram.probe import Probe
 from edgekd.report.compare.formats import Joined
@@ -25,7 +25,7 @@ from edgekd.report.compare.read import read_run, read_runs
 from edgekd.report.compare.rows import order
 from edgekd.report.compare.scatter import front
 
-LOWER = Limits(LIMITS.tau_pass, LIMITS.tau_fail, LIMITS.max_flips, LIMITS.max_metric_drop, higher_is_better=False)
+LOWER = GateLimits(LIMITS.tau_pass, LIMITS.tau_fail, LIMITS.max_flips, LIMITS.max_metric_drop, higher_is_better=False)
 WIDTHS = {"image": 8, "sound": 12}
 #: A name that would run a script, were it not escaped.
 EVIL = '<img src=x onerror="document.title=1">'

@@ -10,7 +10,7 @@ import pytest
 
 from edgekd.cli.terminal.search import print_search
 from edgekd.report.search.picture import search_svg
-from edgekd.report.search.tables import Appraisal, Found, Trial, search_json, search_table, write_search
+from edgekd.report.search.tables import Appraisal, SearchResult, SearchTrial, search_json, search_table, write_search
 
 SVG = "{http://www.w3.org/2000/svg}"
 
@@ -18,18 +18,18 @@ SVG = "{http://www.w3.org/2000/svg}"
 def trial(number, metric, latency, drift, own=False):
     figures = Appraisal(metric, latency, drift, latency / 10, 0.1, 1000)
     settings = () if own else ("distill.loss.extra={ fd = 1.5 }", f"distill.loss.temperature={2 + number}")
-    return Trial(number, "done", own, settings, figures, "", "here", 1.0)
+    return SearchTrial(number, "done", own, settings, figures, "", "here", 1.0)
 
 
 def study(*trials, higher=True):
-    return Found(
+    return SearchResult(
         "digits-1", "/s.journal", "digits", ("seed=3",), "accuracy", higher, {}, trials, {"here": {"cpu": "c"}}
     )
 
 
 @pytest.fixture
 def found():
-    failed = Trial(4, "failed", False, ("prune.ratio=0.5",), None, "training diverged", "here", 1.0)
+    failed = SearchTrial(4, "failed", False, ("prune.ratio=0.5",), None, "training diverged", "here", 1.0)
     return study(
         trial(0, 0.90, 1.0, 0.20, own=True), trial(1, 0.95, 0.8, 0.10), trial(2, 0.85, 0.4, 0.30),
         trial(3, 0.80, 0.5, 0.40), failed,

@@ -161,7 +161,7 @@ def test_an_operator_that_it_lacks_is_named(model, node):
 
 
 def test_a_dynamic_batch_needs_a_profile():
-    steps = tensorrt._Build(library(RTX), RTX, "net.onnx")
+    steps = tensorrt._EngineBuilder(library(RTX), RTX, "net.onnx")
     steps.parse(quantized())
     steps.configure(SM86)
     with pytest.raises(ModelError, match=r"net\.onnx: .* cannot build it: .* no optimization profile has been defined"):
@@ -170,7 +170,7 @@ def test_a_dynamic_batch_needs_a_profile():
 
 @pytest.mark.parametrize("max_batch", [1, 7])
 def test_the_profile_takes_batches_up_to_max_batch(max_batch):
-    steps = tensorrt._Build(library(RTX), RTX, "net.onnx")
+    steps = tensorrt._EngineBuilder(library(RTX), RTX, "net.onnx")
     steps.parse(quantized())
     profile = steps.profile(max_batch)
     assert [tuple(shape) for shape in profile.get_shape("accel")] == [(1, 4), (1, 4), (max_batch, 4)]
@@ -178,7 +178,7 @@ def test_the_profile_takes_batches_up_to_max_batch(max_batch):
 
 
 def test_a_fixed_batch_needs_no_profile():
-    steps = tensorrt._Build(library(RTX), RTX, "net.onnx")
+    steps = tensorrt._EngineBuilder(library(RTX), RTX, "net.onnx")
     steps.parse(single("Relu", [2, 4]))
     assert steps.profile(64) is None
     assert build(single("Relu", [2, 4]), RTX, SM86).content

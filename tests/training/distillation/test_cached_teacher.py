@@ -21,7 +21,7 @@ from edgekd.training.distillation import cached_teacher, distill
 from edgekd.training.distillation.cached_teacher import Cached, digests
 from edgekd.training.distillation.references import Live
 from edgekd.training.loop.weights import build
-from edgekd.training.taps.taps import Tapped, Taps
+from edgekd.training.taps.taps import TappedModel, Taps
 from edgekd.training.task.protocol import ArraySplit, collate
 
 SAMPLES = 600  # three batches
@@ -57,7 +57,7 @@ def outputs(teacher, train, tmp_path_factory):
 
 @pytest.fixture
 def live(teacher):
-    with Tapped(teacher, TAPS) as tapped:
+    with TappedModel(teacher, TAPS) as tapped:
         yield Live(tapped)
 
 
@@ -85,7 +85,7 @@ def test_it_says_what_the_teacher_says_in_any_order_and_without_it(teacher, trai
 
 def test_of_several_networks_each_is_kept(train, tmp_path):
     networks = [build(partial(TwoTowers, width=width), width) for width in (6, 10)]
-    with Tapped(networks[0], TAPS) as first, Tapped(networks[1], TAPS) as second:
+    with TappedModel(networks[0], TAPS) as first, TappedModel(networks[1], TAPS) as second:
         live = Live(first, second)
         cached_teacher._write(live, train, torch.device("cpu"), tmp_path, reporter())
         batch = drawn(train, range(40, 8, -1))

@@ -15,10 +15,10 @@ from edgekd.stages.stage import Runner
 from edgekd.training.distillation import cached_teacher, distill, teacher
 from edgekd.training.distillation.ensemble import Ensemble, members, taps_of
 from edgekd.training.distillation.references import Live
-from edgekd.training.export.onnx import Network, write_onnx
+from edgekd.training.export.onnx import ExportNetwork, write_onnx
 from edgekd.training.loop.evaluate import probe
 from edgekd.training.loop.weights import build, load_weights
-from edgekd.training.taps.taps import Tapped, Taps
+from edgekd.training.taps.taps import TappedModel, Taps
 from edgekd.training.task.protocol import collate
 
 
@@ -39,7 +39,7 @@ def batch():
 
 
 def read(model, taps, batch):
-    with torch.no_grad(), Tapped(model, taps) as tapped:
+    with torch.no_grad(), TappedModel(model, taps) as tapped:
         return tapped(list(batch.inputs.values()))
 
 
@@ -59,7 +59,7 @@ def test_its_cosines_are_the_mean_of_its_members_and_its_logits_their_mean_proba
 def test_aligning_with_it_is_aligning_with_the_mean_of_its_members_grams(ensemble, networks, batch):
     _, whole = read(ensemble, ensemble.taps, batch)
     _, student = read(build(TwoTowers, 9), TAPS, batch)
-    with Tapped(networks[0], TAPS) as a, Tapped(networks[1], TAPS) as b, Tapped(networks[2], TAPS) as c:
+    with TappedModel(networks[0], TAPS) as a, TappedModel(networks[1], TAPS) as b, TappedModel(networks[2], TAPS) as c:
         sides = [side.embeddings for side in Live(a, b, c)(batch).sides]
     for scope in ("sample", "intra", "cross", "joint"):
         distances = [gram_distance(student, theirs, GramKind(scope)) for theirs in ([whole], sides)]
@@ -74,7 +74,7 @@ def test_one_network_is_its_own_only_member(networks, ensemble):
 
 
 def test_it_is_exported_with_its_embeddings(ensemble, batch, tmp_path):
-    write_onnx(Network(ensemble, ensemble.taps), batch.inputs, 18, tmp_path / "teacher.onnx")
+    write_onnx(ExportNetwork(ensemble, ensemble.taps), batch.inputs, 18, tmp_path / "teacher.onnx")
     session = onnxruntime.InferenceSession(tmp_path / "teacher.onnx")
     names = [output.name for output in session.get_outputs()]
     found = dict(zip(names, session.run(None, {n: x[:7].numpy() for n, x in batch.inputs.items()}), strict=True))

@@ -14,7 +14,7 @@ from edgekd.training.distillation import distill, teacher
 from edgekd.training.distillation.half_precision import tapped_teacher
 from edgekd.training.loop.weights import build, load_weights
 from edgekd.training.pruning import stage as prune
-from edgekd.training.taps.taps import Tapped, Taps
+from edgekd.training.taps.taps import TappedModel, Taps
 from edgekd.training.task.models import Conv2dEncoder, LateFusion, MlpEncoder, Standardize
 
 HALVES = {"bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -62,7 +62,7 @@ def distance(found, expected):
 def test_half_is_near_to_float32_and_read_as_float32(make, precision):
     model, taps, inputs = make()
     model.eval().requires_grad_(False)
-    with Tapped(model, taps) as tapped:
+    with TappedModel(model, taps) as tapped:
         expected = tapped.read(inputs)
     with tapped_teacher(copy.deepcopy(model), taps, precision) as tapped:
         found = tapped.read(inputs)
@@ -135,7 +135,7 @@ def test_a_student_learns_from_half_nearly_what_it_learns_from_float32(precision
 
 
 def test_the_fine_tune_after_pruning_learns_from_half_too(tmp_path):
-    networks = prune.Networks(build(TwoTowers, 1), build(TwoTowers, 0), build(TwoTowers, 0))
+    networks = prune.PruningNetworks(build(TwoTowers, 1), build(TwoTowers, 0), build(TwoTowers, 0))
     config = PruneConfig(epochs=1, batch_size=16, ratio=0.5, round_to=4)
     prune.run(loaded(), networks, Taps(TAPS, TAPS, "bfloat16"), config, 0, tmp_path, reporter(Remembers()))
     assert networks.teacher.head[1].weight.dtype == torch.bfloat16

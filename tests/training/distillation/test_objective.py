@@ -15,7 +15,7 @@ from edgekd.training.distillation.objective import Distillation, Supervised
 from edgekd.training.distillation.references import Live, side
 from edgekd.training.distillation.terms import Seen, Where
 from edgekd.training.loop.loop import Fit, fit
-from edgekd.training.taps.taps import Tapped
+from edgekd.training.taps.taps import TappedModel
 from edgekd.training.task.protocol import collate
 
 DEFAULT = LossConfig()
@@ -35,7 +35,7 @@ def inputs_of(batch):
 def networks():
     torch.manual_seed(0)
     networks = [TwoTowers(), TwoTowers(hidden=24, width=12), TwoTowers(width=10)]
-    tapped = [Tapped(network, TAPS) for network in networks]
+    tapped = [TappedModel(network, TAPS) for network in networks]
     for one in tapped:
         one.__enter__()
     return tapped
@@ -82,7 +82,7 @@ def test_each_gram_holds_its_share_of_the_gradient(networks):
 def test_a_pooled_tap_holds_its_share_too(networks):
     _, teacher, _ = networks
     torch.manual_seed(0)
-    with Tapped(ConvTowers(), CONV_TAPS) as student:
+    with TappedModel(ConvTowers(), CONV_TAPS) as student:
         objective = distillation(student, teacher, config=LossConfig(extra=SHARES))
         objective(batch(), 0.0)
         assert min(objective.balance.weights.values()) > 1e-3
@@ -160,7 +160,7 @@ def test_a_gram_without_a_measure_is_reported_once(networks):
 def test_a_tap_beside_the_way_to_the_logits_is_reported_too(networks):
     _, teacher, _ = networks
     observer = Remembers()
-    with Tapped(Beside(), {name: Tap(module=f"aside.{name}") for name in "ab"}) as student:
+    with TappedModel(Beside(), {name: Tap(module=f"aside.{name}") for name in "ab"}) as student:
         run_until_measured(distillation(student, teacher, config=LossConfig(extra={"intra": 1.0}), observer=observer))
     assert "no gradient of the logit losses reaches the embeddings" in observer.warnings[0]
 
@@ -190,7 +190,7 @@ class InFull(ConvTowers):
 @pytest.fixture
 def with_maps():
     torch.manual_seed(0)
-    with Tapped(InFull(), CONV_TAPS) as student, Tapped(InFull(12), CONV_TAPS) as teacher:
+    with TappedModel(InFull(), CONV_TAPS) as student, TappedModel(InFull(12), CONV_TAPS) as teacher:
         yield student, teacher
 
 

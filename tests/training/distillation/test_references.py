@@ -8,7 +8,7 @@ from edgekd.gram.distance import GramKind, gram_distance
 from edgekd.gram.matrix import SOFTNESS, normalize
 from edgekd.training.distillation.references import Live, side
 from edgekd.training.distillation.terms import Seen, Where, make_extras
-from edgekd.training.taps.taps import Reading, Tapped
+from edgekd.training.taps.taps import TapOutputs, TappedModel
 from edgekd.training.task.protocol import collate
 
 
@@ -19,7 +19,7 @@ def batch(count=12):
 
 def tapped(seed, **options):
     torch.manual_seed(seed)
-    return Tapped(TwoTowers(**options), TAPS).__enter__()
+    return TappedModel(TwoTowers(**options), TAPS).__enter__()
 
 
 def test_one_network_says_what_it_gives():
@@ -80,5 +80,5 @@ def test_features_have_a_projection_to_each_anchor():
 
 def test_a_side_is_in_fp32():
     half = torch.ones(2, 3, dtype=torch.bfloat16)
-    made = side(Reading(half, {"a": half}, {"a": half}))
+    made = side(TapOutputs(half, {"a": half}, {"a": half}))
     assert {z.dtype for z in (made.logits, made.embeddings["a"], made.outputs["a"])} == {torch.float32}

@@ -17,7 +17,7 @@ from edgekd.training.distillation.setup import Models, aligned
 from edgekd.training.loop.evaluate import probe
 from edgekd.training.loop.loop import Fit, fit
 from edgekd.training.loop.weights import build
-from edgekd.training.taps.taps import Tapped, Taps
+from edgekd.training.taps.taps import TappedModel, Taps
 from edgekd.training.task.protocol import collate
 
 BOTH = Taps(TAPS, TAPS)
@@ -63,7 +63,7 @@ def test_own_taps_are_read_and_the_balance_is_measured_there():
     objective, _, figures = objective_and_reading(task, Models(student, network), BOTH, config, batch)
 
     hidden = {name: Tap(module=f"encoders.{name}.0") for name in "ab"}
-    with Tapped(student, hidden) as ours, Tapped(network, hidden) as theirs:
+    with TappedModel(student, hidden) as ours, TappedModel(network, hidden) as theirs:
         reading, known = (tapped.read(list(batch.inputs.values())) for tapped in (ours, theirs))
     expected = sum(sp_loss(reading.embeddings[name], known.embeddings[name].detach()) for name in "ab") / 2
     assert figures["loss.sp"].item() == pytest.approx(expected.item(), rel=1e-5)
@@ -149,7 +149,7 @@ def test_a_fine_tune_reads_the_students_table_on_both_sides():
     batch = batch_of(task)
     _, _, figures = objective_and_reading(task, Models(student, teacher(), kept), BOTH, config, batch)
     hidden = {name: Tap(module=f"encoders.{name}.0") for name in "ab"}
-    with torch.no_grad(), Tapped(student, hidden) as ours, Tapped(kept, hidden) as theirs:
+    with torch.no_grad(), TappedModel(student, hidden) as ours, TappedModel(kept, hidden) as theirs:
         pairs = [tapped(list(batch.inputs.values()))[1] for tapped in (ours, theirs)]
     expected = sum(sp_loss(pairs[0][name], pairs[1][name]) for name in "ab") / 2
     assert figures["loss.sp"].item() == pytest.approx(expected.item(), rel=1e-5)

@@ -12,11 +12,11 @@ from edgekd.config.recipe import ExportConfig, Tap
 from edgekd.errors import ModelError
 from edgekd.runtime.backends.onnxruntime import open_engine
 from edgekd.training.export import stage as export
-from edgekd.training.export.onnx import Network, write_onnx
+from edgekd.training.export.onnx import ExportNetwork, write_onnx
 from edgekd.training.export.stage import save_samples
 from edgekd.training.loop.evaluate import probe
 from edgekd.training.loop.weights import build
-from edgekd.training.taps.taps import Tapped
+from edgekd.training.taps.taps import TappedModel
 from edgekd.training.task.models import Conv1dEncoder, Conv2dEncoder, LateFusion, MlpEncoder, Standardize
 from edgekd.training.task.protocol import ArraySplit, Modality, Sample
 
@@ -59,8 +59,8 @@ def exported(tmp_path_factory):
         CLASSES,
     )
     networks = {
-        "teacher": Network(model.train(), ThreeKinds.TAPS),
-        "student": Network(fusion, {name: Tap(module=f"encoders.{name}") for name in shapes}),
+        "teacher": ExportNetwork(model.train(), ThreeKinds.TAPS),
+        "student": ExportNetwork(fusion, {name: Tap(module=f"encoders.{name}") for name in shapes}),
     }
     return export.run(task, networks, ExportConfig(), OPSET, folder, reporter()), folder, task, networks
 
@@ -92,7 +92,7 @@ def test_any_batch_runs_and_gives_evaluation_mode_and_pooled_embeddings(exported
     with open_engine(folder / f"{name}.onnx") as session:
         found = session.run({key: x.numpy() for key, x in inputs.items()})
     network = networks[name]
-    with torch.no_grad(), Tapped(network.model.eval(), network.taps) as tapped:
+    with torch.no_grad(), TappedModel(network.model.eval(), network.taps) as tapped:
         logits, embeddings = tapped(list(inputs.values()))
     np.testing.assert_allclose(found["logits"], logits.numpy(), atol=1e-5)
     for key, z in embeddings.items():
@@ -173,9 +173,9 @@ def test_one_tapped_object_may_be_entered_again_for_the_export(tmp_path):
             return self.head(torch.cat([self.encoder(a), self.encoder(b)], 1))
 
     taps = {"a": Tap(module="encoder"), "b": Tap(module="encoder", call=1)}
-    network = Network(build(Shared, 0), taps)
+    network = ExportNetwork(build(Shared, 0), taps)
     inputs = {name: torch.randn(8, 6) for name in "ab"}
-    with Tapped(network.model, taps) as tapped:
+    with TappedModel(network.model, taps) as tapped:
         write_onnx(network, inputs, OPSET, tmp_path / "m.onnx")
         expected = tapped(list(inputs.values()))[1]
     with open_engine(tmp_path / "m.onnx") as session:
@@ -191,7 +191,7 @@ class Branches(TwoTowers):
 
 def test_what_cannot_be_exported_is_one_line_and_nothing_is_printed(tmp_path, capfd):
     with pytest.raises(ModelError) as caught:
-        write_onnx(Network(Branches(), TAPS), INPUTS, OPSET, tmp_path / "m.onnx")
+        write_onnx(ExportNetwork(Branches(), TAPS), INPUTS, OPSET, tmp_path / "m.onnx")
     message = str(caught.value)
     assert message.startswith("torch cannot export Branches to ONNX: Could not guard on data-dependent expression")
     assert "\n" not in message
@@ -207,7 +207,7 @@ class FixedBatch(TwoTowers):
 
 def test_a_fixed_batch_is_refused(tmp_path):
     with pytest.raises(ModelError, match=r"FixedBatch works for batches of 8 only: its code fixes the batch.*write -1"):
-        write_onnx(Network(FixedBatch(), TAPS), INPUTS, OPSET, tmp_path / "m.onnx")
+        write_onnx(ExportNetwork(FixedBatch(), TAPS), INPUTS, OPSET, tmp_path / "m.onnx")
 
 
 class OtherAlone(TwoTowers):
@@ -222,7 +222,7 @@ class OtherAlone(TwoTowers):
     ("make", "tolerance"), [(OtherAlone, 1e-4), (TwoTowers, 1e-12)], ids=["other at batch 1", "no tolerance"]
 )
 def test_a_graph_that_differs_from_torch_is_refused(tmp_path, make, tolerance):
-    network = Network(build(make, 0), TAPS)
+    network = ExportNetwork(build(make, 0), TAPS)
     with pytest.raises(ModelError, match=r"student: the exported ONNX differs from torch by .*export.tolerance = "):
         export.run(loaded(), {"student": network}, ExportConfig(tolerance=tolerance), OPSET, tmp_path, reporter())
 
@@ -232,7 +232,7 @@ def test_what_is_not_a_number_differs(tmp_path):
     with torch.no_grad():
         model.encoders["b"][2].bias[3] = torch.nan
     with pytest.raises(ModelError, match=r"differs from torch by nan"):
-        export.run(loaded(), {"student": Network(model, TAPS)}, ExportConfig(), OPSET, tmp_path, reporter())
+        export.run(loaded(), {"student": ExportNetwork(model, TAPS)}, ExportConfig(), OPSET, tmp_path, reporter())
 
 
 def test_facts_of_a_task_with_numpy_in_it_are_plain():

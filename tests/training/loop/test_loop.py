@@ -22,7 +22,7 @@ from edgekd.training.distillation.terms import Where
 from edgekd.training.loop.evaluate import Validation, few, probe
 from edgekd.training.loop.loop import Fit, fit
 from edgekd.training.loop.weights import build
-from edgekd.training.taps.taps import Tapped
+from edgekd.training.taps.taps import TappedModel
 
 EPOCHS = 6
 DEFAULT = LossConfig()
@@ -34,7 +34,7 @@ def distil(folder, observer=None, config=None, loss=DEFAULT):
     task = loaded()
     student = build(lambda: TwoTowers(dropout=0.3, norm=True), 0)
     teacher = build(lambda: TwoTowers(width=12), 1)
-    with Tapped(student, TAPS) as tapped, Tapped(teacher, TAPS) as frozen:
+    with TappedModel(student, TAPS) as tapped, TappedModel(teacher, TAPS) as frozen:
         reference, where = Live(frozen), Where(task.modalities, TAPS, TAPS, "teacher")
         objective = Distillation(tapped, reference, reference, loss, where, reporter(observer))
         objective.prepare(few(task, torch.device("cpu")), 5)
@@ -123,7 +123,7 @@ def test_another_seed_gives_other_weights(tmp_path):
 
 
 def supervised(model, folder, train=None, observer=None, seed=0, validate=lambda: {"validation": 0.0}, **config):
-    with Tapped(model, TAPS) as tapped:
+    with TappedModel(model, TAPS) as tapped:
         run = Fit(Training(**{"epochs": 2, "batch_size": 16, **config}), seed, folder, reporter(observer))
         return fit(model, Supervised(tapped), train or split("train", 50), validate, run)
 

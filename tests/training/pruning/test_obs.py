@@ -12,8 +12,8 @@ from edgekd.errors import ModelError
 from edgekd.training.loop.autograd_layers import matrix, parameters_trainable, set_matrix
 from edgekd.training.loop.weights import build
 from edgekd.training.pruning.curvature import Evidence, sensitivities
-from edgekd.training.pruning.obs import _one_by_one, _Part, _Reader
-from edgekd.training.taps.taps import Tapped
+from edgekd.training.pruning.obs import _GroupReader, _GroupSlice, _one_by_one
+from edgekd.training.taps.taps import TappedModel
 from edgekd.training.task.protocol import Batch
 
 SAMPLES = 600
@@ -39,7 +39,7 @@ def derivatives(value, outputs):
 def test_what_the_gram_feels_of_an_embedding_is_the_derivative_of_its_cosine():
     model = build(Wide, 0)
     given, found = known(model)
-    _, z = Tapped(model, TAPS).__enter__()(list(given.samples[0].inputs.values()))
+    _, z = TappedModel(model, TAPS).__enter__()(list(given.samples[0].inputs.values()))
     a = z["a"].detach().requires_grad_()
     g = derivatives(cosine_similarity(a, z["b"].detach()), a)
     # Two modalities have one entry, whose sign does not matter once it is squared: nothing is left to chance.
@@ -50,7 +50,7 @@ def test_what_the_gram_feels_of_an_embedding_is_the_derivative_of_its_cosine():
 def test_what_the_prediction_feels_is_the_fisher_information():
     model = build(Wide, 0)
     given, found = known(model)
-    logits, _ = Tapped(model, {})(list(given.samples[0].inputs.values()))
+    logits, _ = TappedModel(model, {})(list(given.samples[0].inputs.values()))
     p = logits.detach().softmax(1).double()
     # By the logits themselves: E[(e_y - p)(e_y - p)^T] = diag(p) - p p^T.
     expected = torch.diag(p.mean(0)) - p.T @ p / SAMPLES
@@ -78,7 +78,7 @@ def test_three_modalities_give_every_pair_its_share():
 
     model = build(Three, 0)
     given, found = known(model, tap={n: taps(n, n)["a"] for n in "abc"}, shapes=dict.fromkeys("abc", (4,)), count=2000)
-    _, z = Tapped(model, given.taps).__enter__()(list(given.samples[0].inputs.values()))
+    _, z = TappedModel(model, given.taps).__enter__()(list(given.samples[0].inputs.values()))
     a = z["a"].detach().requires_grad_()
     pairs = [derivatives(cosine_similarity(a, z[other].detach()), a) for other in "bc"]
     expected = sum(g.T @ g for g in pairs) / 2000
@@ -148,8 +148,8 @@ def test_channels_cost_what_is_lost_once_the_others_make_up_for_them():
     torch.manual_seed(0)
     weight, x, g = torch.randn(5, 6).double(), torch.randn(50, 6).double(), torch.randn(9, 5).double()
     moment, outputs = x.T @ x / 50, g.T @ g
-    part = _Part(nn.Linear(6, 5), torch.arange(4), torch.arange(4))  # two more columns are of another group
-    reader = _Reader(part, weight.T @ outputs @ weight, torch.linalg.inv(moment))
+    part = _GroupSlice(nn.Linear(6, 5), torch.arange(4), torch.arange(4))  # two more columns are of another group
+    reader = _GroupReader(part, weight.T @ outputs @ weight, torch.linalg.inv(moment))
     alone = [least_loss(weight, outputs, moment, [c]) for c in range(4)]
     assert reader.costs(4).tolist() == pytest.approx(alone)
     first = min(range(4), key=alone.__getitem__)
@@ -161,8 +161,8 @@ def test_channels_cost_what_is_lost_once_the_others_make_up_for_them():
 
 def test_a_channel_that_another_repeats_is_worth_nothing_until_the_other_goes():
     moment = torch.tensor([[1.0, 1.0, 0.0], [1.0, 1.0, 0.0], [0.0, 0.0, 1.0]]).double() + 1e-9 * torch.eye(3)
-    part = _Part(nn.Linear(3, 1), torch.arange(3), torch.arange(3))
-    readers = [_Reader(part, torch.ones(3, 3).double(), torch.linalg.inv(moment))]
+    part = _GroupSlice(nn.Linear(3, 1), torch.arange(3), torch.arange(3))
+    readers = [_GroupReader(part, torch.ones(3, 3).double(), torch.linalg.inv(moment))]
     importance = _one_by_one(readers, 3).sort().values.tolist()
     # The twins weigh 1 + 1 together, so the last of them takes (1 + 1)^2 with it.
     assert importance == pytest.approx([0, 1, 4], abs=1e-6)
@@ -174,8 +174,8 @@ def test_a_channel_that_is_read_at_several_positions_is_lost_at_all_of_them():
     said = torch.randn(2000, 1).double()
     x = torch.cat([said, said + 0.01 * torch.randn(2000, 1), torch.randn(2000, 2)], 1).double()
     weight, outputs, moment = torch.tensor([[1, 1, 0.3, 0.3]]).double(), torch.eye(1).double(), x.T @ x / 2000
-    part = _Part(nn.Identity(), torch.arange(4), torch.tensor([0, 0, 1, 1]))
-    costs = _Reader(part, weight.T @ outputs @ weight, torch.linalg.inv(moment)).costs(2)
+    part = _GroupSlice(nn.Identity(), torch.arange(4), torch.tensor([0, 0, 1, 1]))
+    costs = _GroupReader(part, weight.T @ outputs @ weight, torch.linalg.inv(moment)).costs(2)
     for cost, gone, stay in ((costs[0], [0, 1], [2, 3]), (costs[1], [2, 3], [0, 1])):
         lost = x[:, gone] @ weight[:, gone].T
         left = lost - x[:, stay] @ torch.linalg.lstsq(x[:, stay], lost).solution

@@ -15,8 +15,8 @@ from edgekd.stages.artifacts import PROBE, REMOVED, WEIGHTS
 from edgekd.training.loop.evaluate import probe
 from edgekd.training.loop.weights import build
 from edgekd.training.pruning import stage as prune
-from edgekd.training.pruning.stage import Networks, rebuild
-from edgekd.training.taps.taps import Tapped, Taps
+from edgekd.training.pruning.stage import PruningNetworks, rebuild
+from edgekd.training.taps.taps import TappedModel, Taps
 from edgekd.training.task.protocol import UNLABELLED
 
 
@@ -145,11 +145,11 @@ def test_layers_shrink_and_embeddings_and_logits_keep_their_width(make, tap, sha
     removed = remove_channels(model, tap, inputs, labels, pruning(importance=importance))
     assert widths(model) == expected
     assert removed
-    with Tapped(model, tap) as tapped:
+    with TappedModel(model, tap) as tapped:
         logits, embeddings = tapped(inputs)
     assert logits.shape == (8, CLASSES)
     full = build(make, 0)
-    with Tapped(full, tap) as tapped:
+    with TappedModel(full, tap) as tapped:
         assert {n: z.shape for n, z in embeddings.items()} == {n: z.shape for n, z in tapped(inputs)[1].items()}
     assert all(parameter.grad is None for parameter in model.parameters())
 
@@ -319,7 +319,7 @@ def test_nothing_is_printed(capfd):
 
 def run_stage(folder, observer=None, make=Wide, tap=TAPS, **config):
     task = loaded(network=make)
-    networks = Networks(build(make, 1), build(make, 0), build(make, 0))
+    networks = PruningNetworks(build(make, 1), build(make, 0), build(make, 0))
     settings = pruning(**{"epochs": 2, "batch_size": 16, **config})
     return task, networks, prune.run(task, networks, Taps(tap, tap), settings, 0, folder, reporter(observer))
 
@@ -397,7 +397,7 @@ def test_when_nothing_is_pruned_the_student_stays_as_it_is(tmp_path, config, war
 
 def test_the_seed_decides_what_is_removed_at_random(tmp_path):
     def removed(folder, seed):
-        networks = Networks(build(Wide, 1), build(Wide, 0), build(Wide, 0))
+        networks = PruningNetworks(build(Wide, 1), build(Wide, 0), build(Wide, 0))
         config = pruning(epochs=1, importance="random")
         prune.run(loaded(network=Wide), networks, Taps(TAPS, TAPS), config, seed, tmp_path / folder, reporter())
         return (tmp_path / folder / REMOVED).read_text(), (tmp_path / folder / WEIGHTS).read_bytes()

@@ -13,7 +13,7 @@ from edgekd.stages.cache import ROUNDS
 from edgekd.training.loop.evaluate import probe
 from edgekd.training.loop.weights import build
 from edgekd.training.pruning import stage as prune
-from edgekd.training.pruning.stage import Networks, rebuild
+from edgekd.training.pruning.stage import PruningNetworks, rebuild
 from edgekd.training.taps.taps import Taps
 
 EPOCHS = 2
@@ -34,7 +34,7 @@ class KilledAt(Remembers):
 
 def run_stage(folder, observer=None, **config):
     task = loaded(network=Wide)
-    networks = Networks(build(Wide, 1), build(Wide, 0), build(Wide, 0))
+    networks = PruningNetworks(build(Wide, 1), build(Wide, 0), build(Wide, 0))
     settings = pruning(**{"epochs": EPOCHS, "batch_size": 16, "steps": 2, "ratio": 0.5, **config})
     return task, networks, prune.run(task, networks, Taps(TAPS, TAPS), settings, 0, folder, reporter(observer))
 

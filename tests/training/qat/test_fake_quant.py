@@ -13,10 +13,10 @@ from torch.nn.utils import parametrizations
 from edgekd.compress import quantize
 from edgekd.config.recipe import Tap
 from edgekd.config.target import Calibration, Scheme
-from edgekd.training.export.onnx import Network, write_onnx
+from edgekd.training.export.onnx import ExportNetwork, write_onnx
 from edgekd.training.loop.weights import build
 from edgekd.training.qat.fake_quant import fake_quantized
-from edgekd.training.taps.taps import Tapped
+from edgekd.training.taps.taps import TappedModel
 
 PER_CHANNEL = Scheme(activations="uint8", symmetric_activations=False)
 #: Every combination that changes a level.
@@ -69,7 +69,7 @@ def inputs(shapes, count=300, seed=0):
 
 
 def embeddings(model, taps, x):
-    with torch.no_grad(), Tapped(model, taps) as tapped:
+    with torch.no_grad(), TappedModel(model, taps) as tapped:
         return {name: z.numpy() for name, z in tapped(list(x.values()))[1].items()}
 
 
@@ -87,14 +87,17 @@ class Exported:
 def exported(request, tmp_path_factory):
     make, taps, shapes = request.param
     model, x, folder = network(make), inputs(shapes), tmp_path_factory.mktemp("exported")
-    write_onnx(Network(model, taps), x, 20, folder / "float.onnx")
+    write_onnx(ExportNetwork(model, taps), x, 20, folder / "float.onnx")
     np.savez(folder / "calibration.npz", **{f"input.{name}": value.numpy() for name, value in x.items()})
     return Exported(model, taps, x, folder)
 
 
 def by_onnx_runtime(exported, scheme, folder):
     """Quantize the network as a build does, and run it node by node, as ONNX defines it."""
-    way, calibration = quantize.Way("int8", "qdq"), Calibration(description="", method="minmax", rounding="nearest")
+    way, calibration = (
+        quantize.CandidateSpec("int8", "qdq"),
+        Calibration(description="", method="minmax", rounding="nearest"),
+    )
     graph, samples = exported.folder / "float.onnx", exported.folder / "calibration.npz"
     quantize.run(way, graph, samples, scheme, calibration, folder)
     options = ort.SessionOptions()

@@ -9,7 +9,7 @@ from torch import nn
 
 from edgekd.config.recipe import Tap
 from edgekd.errors import TaskError
-from edgekd.training.taps.taps import Tapped, resolve_taps
+from edgekd.training.taps.taps import TappedModel, resolve_taps
 
 
 def inputs(batch=4):
@@ -17,7 +17,7 @@ def inputs(batch=4):
 
 
 def read(model, taps, batch):
-    with Tapped(model, taps) as tapped:
+    with TappedModel(model, taps) as tapped:
         return tapped(batch)
 
 
@@ -37,7 +37,7 @@ def test_order_is_that_of_the_taps():
 
 def test_a_wrong_path_names_the_nearest():
     with pytest.raises(TaskError, match=r"tap of 'a': TwoTowers has no module 'encoder.a'; did you mean 'encoders.a'"):
-        Tapped(TwoTowers(), {"a": Tap(module="encoder.a")})
+        TappedModel(TwoTowers(), {"a": Tap(module="encoder.a")})
 
 
 class OneLayer(nn.Module):
@@ -354,7 +354,7 @@ class Backbones(nn.Module):
 def test_the_layouts_of_torchvision_and_timm(image, sequence):
     model, batch = Backbones(), [torch.randn(4, 1, 8, 8), torch.randn(4, 7, 6)]
     model.eval()
-    with Tapped(model, {"a": image, "b": sequence}) as tapped:
+    with TappedModel(model, {"a": image, "b": sequence}) as tapped:
         reading = tapped.read(batch)
     # What the module gave, not what was made of it in its place; and the gradient still passes there.
     assert torch.equal(reading.embeddings["a"], model.features(batch[0]).flatten(2).mean(2))
@@ -383,7 +383,7 @@ def hooks(model):
 def test_the_model_is_left_as_it_was():
     model = TwoTowers()
     before, keys = dict(vars(model.encoders["a"])), list(model.state_dict())
-    with Tapped(model, TAPS) as tapped:
+    with TappedModel(model, TAPS) as tapped:
         tapped(inputs())
         assert hooks(model) == 2
     assert hooks(model) == 0
@@ -393,7 +393,7 @@ def test_the_model_is_left_as_it_was():
 
 def test_hooks_are_removed_after_an_error_and_the_next_reading_is_clean():
     model = TwoTowers()
-    with pytest.raises(RuntimeError), Tapped(model, TAPS) as tapped:
+    with pytest.raises(RuntimeError), TappedModel(model, TAPS) as tapped:
         tapped([torch.randn(4, 6), torch.randn(4, 7)])
     assert hooks(model) == 0
     with tapped:
@@ -403,7 +403,7 @@ def test_hooks_are_removed_after_an_error_and_the_next_reading_is_clean():
 def test_one_object_may_be_entered_twice():
     model = Shared()
     batch = [torch.randn(4, 6), torch.randn(4, 6)]
-    tapped = Tapped(model, {"a": Tap(module="encoder"), "b": Tap(module="encoder", call=1)})
+    tapped = TappedModel(model, {"a": Tap(module="encoder"), "b": Tap(module="encoder", call=1)})
     with tapped:
         with tapped:
             assert torch.equal(tapped(batch)[1]["b"], model.encoder(batch[1]))
@@ -413,7 +413,7 @@ def test_one_object_may_be_entered_twice():
 
 def test_two_readers_of_one_model_do_not_disturb_each_other():
     model, batch = TwoTowers(), inputs()
-    with Tapped(model, TAPS) as first, Tapped(model, {"b": TAPS["b"]}) as second:
+    with TappedModel(model, TAPS) as first, TappedModel(model, {"b": TAPS["b"]}) as second:
         for _ in range(2):
             assert list(second(batch)[1]) == ["b"]
             assert torch.equal(first(batch)[1]["a"], model.encoders["a"](batch[0]))
@@ -429,7 +429,7 @@ def test_nothing_is_kept_of_runs_that_are_not_read():
     model = Counted()
     model.layer = nn.Identity()
     model.forward = lambda a, b: model.layer(a)[:, :CLASSES]
-    with Tapped(model, {"a": Tap(module="layer")}) as tapped:
+    with TappedModel(model, {"a": Tap(module="layer")}) as tapped:
         seen = torch.randn(4, 6)
         model(seen, seen)
         model(seen, seen)
@@ -447,7 +447,7 @@ def test_outputs_are_what_the_network_reads_on():
         def forward(self, a, b):
             return self.conv(a[:, None]).amax(2)[:, :CLASSES]
 
-    with Tapped(Conv(), {"a": Tap(module="conv", pool="spatial")}) as tapped:
+    with TappedModel(Conv(), {"a": Tap(module="conv", pool="spatial")}) as tapped:
         reading = tapped.read(inputs())
     assert reading.outputs["a"].shape == (4, 4, 4)
     assert torch.equal(reading.embeddings["a"], reading.outputs["a"].mean(2))

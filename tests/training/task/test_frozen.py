@@ -27,7 +27,7 @@ from edgekd.training.loop.loop import Fit, fit
 from edgekd.training.loop.weights import build, load_weights
 from edgekd.training.pruning import stage as prune
 from edgekd.training.qat import stage as tune
-from edgekd.training.taps.taps import Tapped, Taps
+from edgekd.training.taps.taps import TappedModel, Taps
 
 WITHOUT_GRAM = LossConfig(extra={})
 SCHEME = Scheme(activations="uint8", symmetric_activations=False)
@@ -72,7 +72,7 @@ def of(model, *paths):
 
 def train(model, folder, epochs=2):
     task = loaded()
-    with Tapped(model, TAPS) as tapped:
+    with TappedModel(model, TAPS) as tapped:
         run = Fit(Training(epochs=epochs, batch_size=16), 0, folder, reporter())
         fit(model, Supervised(tapped), task.splits["train"], Validation(task, model, TAPS), run)
 
@@ -124,7 +124,7 @@ def test_flags_outlive_pruning_and_loading(tmp_path):
     task.task.student = frozen("encoders.a.0", "encoders.b")
     expected = flags(build(task.task.student, 0))
     student, pruned = (build(task.task.student, 0) for _ in range(2))
-    networks = prune.Networks(build(lambda: TwoTowers(width=12), 1), student, pruned)
+    networks = prune.PruningNetworks(build(lambda: TwoTowers(width=12), 1), student, pruned)
     config = PruneConfig(epochs=1, batch_size=16, ratio=0.5, round_to=4, loss=WITHOUT_GRAM)
     trained = prune.run(task, networks, Taps(TAPS, TAPS), config, 0, tmp_path, reporter())
     assert trained.parameters < sum(p.numel() for p in student.parameters())
@@ -138,7 +138,7 @@ def test_fake_quantization_trains_what_is_not_frozen(tmp_path):
     task.task.student = frozen("encoders.a")
     tuned = build(task.task.student, 0)
     before, expected = {name: x.clone() for name, x in tuned.state_dict().items()}, flags(tuned)
-    networks = tune.Networks(build(TwoTowers, 1), build(task.task.student, 0), tuned)
+    networks = tune.QatNetworks(build(TwoTowers, 1), build(task.task.student, 0), tuned)
     config = TuneConfig(epochs=1, batch_size=16, loss=WITHOUT_GRAM)
     tune.run(task, networks, Taps(TAPS, TAPS), SCHEME, config, 0, tmp_path, reporter())
     assert flags(tuned) == expected

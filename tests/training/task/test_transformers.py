@@ -18,10 +18,10 @@ from edgekd.training import preflight
 from edgekd.training.distillation import distill, teacher
 from edgekd.training.distillation.half_precision import tapped_teacher
 from edgekd.training.export import stage as export
-from edgekd.training.export.onnx import Network
+from edgekd.training.export.onnx import ExportNetwork
 from edgekd.training.loop.weights import build, load_weights
 from edgekd.training.pruning import stage as prune
-from edgekd.training.taps.taps import Tapped, Taps, resolve_taps
+from edgekd.training.taps.taps import TappedModel, Taps, resolve_taps
 from edgekd.training.task.protocol import LoadedTask, load_task
 
 TASK = TaskConfig(name=f"{Path(__file__).parents[1] / 'transformers_task.py'}:TransformerDigits")
@@ -94,7 +94,7 @@ def test_the_teacher_in_half_is_near(bench, precision):
     model = bench.load_teacher().eval()
     inputs = [x[:64] for x in bench.task.splits["test"].inputs.values()]
     with torch.inference_mode():
-        with Tapped(copy.deepcopy(model), bench.taps.teacher) as tapped:
+        with TappedModel(copy.deepcopy(model), bench.taps.teacher) as tapped:
             expected = tapped(inputs)[0]
         with tapped_teacher(model, bench.taps.teacher, precision) as tapped:
             found = tapped(inputs)[0]
@@ -105,7 +105,7 @@ def test_the_student_is_pruned_around_its_attention_and_exported(bench, student,
     trained, folder = student
     make = bench.task.task.student
     copies = (load_weights(build(make, 0), folder / WEIGHTS) for _ in range(2))
-    networks = prune.Networks(bench.load_teacher(), *copies)
+    networks = prune.PruningNetworks(bench.load_teacher(), *copies)
     config = PruneConfig(epochs=2, ratio=0.5, round_to=8)
     pruned = prune.run(bench.task, networks, bench.taps, config, 0, tmp_path, reporter())
     assert pruned.metric > trained.metric - 0.1
@@ -115,7 +115,7 @@ def test_the_student_is_pruned_around_its_attention_and_exported(bench, student,
     # The tokens between the layers as well, since the taps are behind the poolers.
     assert narrower >= {"image.layers.0.mlp.fc1", "sequence.encoder.layer.0.intermediate.dense", "tokens"}
     assert not [name for name in narrower if name.endswith(("q_proj", "k_proj", "v_proj", "query", "key", "value"))]
-    networks = {"pruned": Network(model, bench.taps.student)}
+    networks = {"pruned": ExportNetwork(model, bench.taps.student)}
     exported = export.run(bench.task, networks, ExportConfig(), 18, tmp_path, reporter())
     assert 0 < exported.parity["pruned"] < 1e-5
     assert exported.sizes["pruned"] < 0.8 * (folder / WEIGHTS).stat().st_size

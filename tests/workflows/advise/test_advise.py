@@ -23,7 +23,7 @@ from edgekd.config.recipe import (
     load_recipe,
 )
 from edgekd.errors import ModelError, OutputError, RecipeError, TaskError
-from edgekd.pipeline.build import Places
+from edgekd.pipeline.build import BuildPaths
 from edgekd.stages.progress import Silent
 from edgekd.workflows.advise.run import advise
 
@@ -64,7 +64,7 @@ class Watches(Silent):
 
 
 def run(recipe, folder, budget, observer=None, **options):
-    places = Places(folder / "out", folder / "cache")
+    places = BuildPaths(folder / "out", folder / "cache")
     return advise(recipe, places, budget, observer=observer, clock=ticking(), **options)
 
 

@@ -10,11 +10,11 @@ from edgekd.stages.progress import Silent
 from edgekd.workflows.advise.ablate import ablate, choose
 from edgekd.workflows.advise.budget import RESERVE, Cost
 from edgekd.workflows.advise.candidates import contestants, families
-from edgekd.workflows.advise.format import Scale
+from edgekd.workflows.advise.format import MetricFormat
 from edgekd.workflows.advise.halving import run_race
 from edgekd.workflows.advise.report import ablation_table, advice_json, advice_markdown, standings_table
-from edgekd.workflows.advise.result import Advice, Facts, Spent, Trial
-from edgekd.workflows.advise.trials import Bench, Narrator
+from edgekd.workflows.advise.result import Advice, AdviceTrial, Facts, Spent
+from edgekd.workflows.advise.trials import AdviceTrials, Narrator
 from edgekd.workflows.advise.verdict import decide, stand, too_short
 
 LOSS = LossConfig()
@@ -118,12 +118,12 @@ class Made:
     def __call__(self, one, seed, epochs):
         self.order.append((one.name, seed))
         if one.name == self.fails:
-            return Trial(None, None, 1.0, 0.1, "training diverged")
-        return Trial(self.figures.get(one.name, dict.fromkeys(range(30), 0.79))[seed], None, 1.0, 0.1)
+            return AdviceTrial(None, None, 1.0, 0.1, "training diverged")
+        return AdviceTrial(self.figures.get(one.name, dict.fromkeys(range(30), 0.79))[seed], None, 1.0, 0.1)
 
 
 def bench(make, budget=100.0):
-    return Bench(make, Narrator(Silent(), lambda: 0.0), 0, 10, Cost(0.0, 0.1), budget, spent=0.0)
+    return AdviceTrials(make, Narrator(Silent(), lambda: 0.0), 0, 10, Cost(0.0, 0.1), budget, spent=0.0)
 
 
 def test_all_are_trained_with_a_seed_before_the_next_and_the_worse_half_is_dropped():
@@ -229,4 +229,4 @@ def test_the_terminal_shows_the_answer_last_and_nothing_wider_than_80_columns(ca
 
 def test_a_reserve_is_left_for_the_parts():
     assert 0 < RESERVE < 0.5
-    assert Scale.of(FACTS).unit == " points"
+    assert MetricFormat.of(FACTS).unit == " points"

@@ -12,7 +12,7 @@ from optuna.trial import TrialState
 from edgekd.config.recipe import draft_recipe
 from edgekd.errors import CacheError, RecipeError
 from edgekd.workflows.search import study as studies
-from edgekd.workflows.search.job import ATTEMPTS, BEAT, FAILURE, OUTCOME, OWN, WORKER, Plan
+from edgekd.workflows.search.job import ATTEMPTS, BEAT, FAILURE, OUTCOME, OWN, WORKER, SearchJob
 from edgekd.workflows.search.results import About, failure, outcome, remember
 from edgekd.workflows.search.space import make_space
 
@@ -23,7 +23,7 @@ FIGURES = {"metric": 0.9, "latency": 0.5, "drift": 0.1, "p50_ms": 0.02, "referen
 def plan(tmp_path):
     space = make_space(draft_recipe("digits", ("search.space.distill.loss.temperature=[2.0, 8.0]",)), None)
     ways = ("maximize", "minimize", "minimize")
-    return Plan(space.draft, (), space.axes, 18, str(tmp_path), str(tmp_path / "s.journal"), "mine", ways, 5)
+    return SearchJob(space.draft, (), space.axes, 18, str(tmp_path), str(tmp_path / "s.journal"), "mine", ways, 5)
 
 
 @pytest.fixture
@@ -48,7 +48,9 @@ def states(study):
 @pytest.mark.parametrize("url", [False, True], ids=["journal", "sqlite"])
 def test_a_study_begins_with_the_recipe_once_wherever_it_is_kept(plan, tmp_path, url):
     if url:
-        plan = Plan(plan.draft, (), plan.ranges, 18, plan.cache, f"sqlite:///{tmp_path}/s.db", "s", plan.directions, 5)
+        plan = SearchJob(
+            plan.draft, (), plan.ranges, 18, plan.cache, f"sqlite:///{tmp_path}/s.db", "s", plan.directions, 5
+        )
     for _ in range(2):  # a second machine
         study = studies.open_study(plan)
         studies.ask_for_own(study, plan.space.own)
