@@ -270,23 +270,23 @@ class Learner:
         if not self.recipe.distill.cache_teacher:
             return None
         from edgekd.training.distillation import cached_teacher
-        from edgekd.training.distillation.terms import places
+        from edgekd.training.distillation.terms import taps_with_losses
         from edgekd.training.loop import distributed
 
-        read = places(self.taps.teacher, loss, "teacher")
+        read = taps_with_losses(self.taps.teacher, loss, "teacher")
         depends = {"version": VERSIONS["outputs"], "teacher": teacher.key, "places": list(_plain(read).items())}
         name, cache = f"outputs-{digest(depends)}", self.runner.cache
 
         def wait() -> None:
             report.warn("another build is writing the teacher's outputs; waiting for them")
 
-        if distributed.leads():
+        if distributed.is_main():
             with cache.claim(name, wait) as folder:
                 if folder is not None:
                     split = self.project.loaded.splits["train"]
-                    cached_teacher.write(self.load_teacher(teacher), read, split, folder, report)
+                    cached_teacher.write_outputs(self.load_teacher(teacher), read, split, folder, report)
                     cache.finish(name, {})
-        distributed.wait()
+        distributed.barrier()
         return cache.root / name
 
     @cached_property

@@ -15,8 +15,8 @@ from edgekd.errors import TaskError, nearest
 from edgekd.stages.labels import UNLABELLED
 from edgekd.stages.progress import Silent, StageReporter
 from edgekd.training.distillation.half_precision import tapped_teacher
-from edgekd.training.distillation.setup import Models, aligning
-from edgekd.training.loop.evaluate import batches, few, probe, truth
+from edgekd.training.distillation.setup import DistillationNetworks, distillation_objective
+from edgekd.training.loop.evaluate import batches, example_batch, ground_truth, probe
 from edgekd.training.loop.loop import compute_device
 from edgekd.training.loop.weights import build
 from edgekd.training.pruning.stage import ignored_layers
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from edgekd.config.recipe import LossConfig, Recipe, Tap
-    from edgekd.training.loop.evaluate import Truth
+    from edgekd.training.loop.evaluate import GroundTruth
     from edgekd.training.taps.taps import TapOutputs, Taps
     from edgekd.training.task.protocol import Batch, LoadedTask
 
@@ -137,10 +137,10 @@ def _check_losses(task: LoadedTask, teacher: nn.Module, student: nn.Module, taps
         configs["prune"] = (recipe.prune.loss, student)
     if recipe.quantize.repair != "off":
         configs["quantize.tune"] = (recipe.quantize.tune.loss, student)
-    batch = few(task, torch.device("cpu"))
+    batch = example_batch(task, torch.device("cpu"))
     for section, (config, anchor) in configs.items():
-        models, report = Models(student, teacher, anchor), StageReporter(Silent(), section)
-        with _of(section), aligning(task, models, taps, config, report) as objective:
+        models, report = DistillationNetworks(student, teacher, anchor), StageReporter(Silent(), section)
+        with _of(section), distillation_objective(task, models, taps, config, report) as objective:
             objective.prepare(batch, recipe.seed)
 
 
@@ -153,7 +153,7 @@ def _of(section: str) -> Iterator[None]:
         raise TaskError(f"[{section}.loss] {error}") from error
 
 
-def _read(task: LoadedTask, name: str, classes: int) -> Truth:
+def _read(task: LoadedTask, name: str, classes: int) -> GroundTruth:
     """Check every sample of a split, in one pass, and return what is known of them."""
     where = f"split '{name}'"
 
@@ -164,14 +164,14 @@ def _read(task: LoadedTask, name: str, classes: int) -> Truth:
         _check_labels(where, batch, classes)
 
     with task.running(f"reading {where}"):
-        return truth(task.splits[name], check_batch)
+        return ground_truth(task.splits[name], check_batch)
 
 
 def _check_shapes(where: str, task: LoadedTask, batch: Batch) -> None:
     check_shapes(where, task.task, {key: tuple(x.shape[1:]) for key, x in batch.inputs.items()})
 
 
-def _check_groups(truths: Mapping[str, Truth]) -> None:
+def _check_groups(truths: Mapping[str, GroundTruth]) -> None:
     owner: dict[str, str] = {}
     for name, known in truths.items():
         if known.groups is None:
@@ -188,7 +188,7 @@ def _check_groups(truths: Mapping[str, Truth]) -> None:
             owner[group] = name
 
 
-def _check_metric(task: LoadedTask, student: nn.Module, taps: Mapping[str, Tap], test: Truth) -> None:
+def _check_metric(task: LoadedTask, student: nn.Module, taps: Mapping[str, Tap], test: GroundTruth) -> None:
     if not (test.labels != UNLABELLED).any():
         raise TaskError("split 'test' has no labels, and the metric needs them")
     logits = probe(student, taps, task.splits["test"]).logits

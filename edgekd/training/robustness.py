@@ -9,7 +9,7 @@ import torch
 
 from edgekd.runtime.corruption import Disturbed, Robustness, measure, save_channels
 from edgekd.stages.artifacts import CHANNELS
-from edgekd.training.loop.evaluate import probe, truth
+from edgekd.training.loop.evaluate import ground_truth, probe
 from edgekd.training.loop.input_statistics import training_channels
 from edgekd.training.loop.loop import compute_device
 
@@ -48,7 +48,7 @@ def run(
     """
     known = training_channels(task.splits["train"], seed)
     save_channels(known, folder / CHANNELS)
-    labels = truth(task.splits["test"]).labels
+    labels = ground_truth(task.splits["test"]).labels
     total = len(networks) * len(known) * 2
     done = 0
     found: dict[str, Disturbed] = {}

@@ -20,7 +20,7 @@ from edgekd.stages.artifacts import PROBE, WEIGHTS
 from edgekd.stages.progress import Silent, StageReporter
 from edgekd.training.distillation import distill, teacher
 from edgekd.training.distillation.losses.logits import cross_entropy
-from edgekd.training.loop.evaluate import batches, probe, truth
+from edgekd.training.loop.evaluate import batches, ground_truth, probe
 from edgekd.training.loop.weights import build, load_weights
 from edgekd.training.taps.taps import TappedModel, Taps, resolve_taps
 from edgekd.training.task.protocol import accuracy, load_task
@@ -62,7 +62,7 @@ def trained(tmp_path_factory):
     test = task.splits["test"]
     return Trained(
         task=task,
-        labels=truth(test).labels,
+        labels=ground_truth(test).labels,
         teacher=Probe.load(folders["teacher"] / PROBE),
         student=Probe.load(folders["student"] / PROBE),
         random=probe(build(task.task.student, 7), taps.student, test),

@@ -20,9 +20,9 @@ from edgekd.stages.artifacts import Trained
 from edgekd.stages.cache import Cache
 from edgekd.stages.stage import Stage
 from edgekd.training.distillation import distill, teacher
-from edgekd.training.distillation.objective import Distillation
-from edgekd.training.distillation.references import Live
-from edgekd.training.distillation.terms import Where, places
+from edgekd.training.distillation.objective import DistillationObjective
+from edgekd.training.distillation.references import LiveReference
+from edgekd.training.distillation.terms import LossTaps, taps_with_losses
 from edgekd.training.loop import distributed
 from edgekd.training.loop.loop import Fit, fit
 from edgekd.training.loop.weights import build
@@ -66,7 +66,7 @@ def a_batch(count):
 
 def share_of(batch, lacking):
     """Return this process's part of a batch; a modality that none of its samples lacks is not spoken of."""
-    rows = torch.arange(len(batch.ids)).tensor_split(distributed.size())[distributed.rank()]
+    rows = torch.arange(len(batch.ids)).tensor_split(distributed.world_size())[distributed.rank()]
     present = torch.ones(len(batch.ids))
     present[:lacking] = 0.0
     inputs = {name: x[rows] for name, x in batch.inputs.items()}
@@ -83,12 +83,12 @@ def gradients(folder):
             config = LossConfig(extra=extra)
             student, other = build(lambda: Maps(6), 0), build(lambda: Maps(8), 1)
             with (
-                TappedModel(student, places(TAPS, config, "student")) as tapped,
-                TappedModel(other, places(TAPS, config, "teacher")) as reference,
+                TappedModel(student, taps_with_losses(TAPS, config, "student")) as tapped,
+                TappedModel(other, taps_with_losses(TAPS, config, "teacher")) as reference,
             ):
-                live = Live(reference)
-                where = Where(list(TAPS), TAPS, TAPS, "teacher")
-                objective = Distillation(tapped, live, live, config, where, reporter())
+                live = LiveReference(reference)
+                where = LossTaps(list(TAPS), TAPS, TAPS, "teacher")
+                objective = DistillationObjective(tapped, live, live, config, where, reporter())
                 batch = share_of(a_batch(count), lacking)
                 objective.prepare(batch, 5)
                 loss, figures = objective(batch, 0.5)
@@ -128,7 +128,7 @@ class Dies:
 
     def __call__(self, batch, progress):
         self.left -= 1
-        if self.left == 0 and not distributed.leads():
+        if self.left == 0 and not distributed.is_main():
             os.kill(os.getpid(), 9)
         return self.objective(batch, progress)
 
@@ -141,9 +141,9 @@ def disturbed(folder, dies_in=None):
     student, other = build(lambda: TwoTowers(dropout=0.3), 0), build(lambda: TwoTowers(width=12), 1)
     observer = Remembers()
     with TappedModel(student, TAPS) as tapped, TappedModel(other, TAPS) as reference:
-        live = Live(reference)
-        where = Where(list(TAPS), TAPS, TAPS, "teacher")
-        objective = Distillation(tapped, live, live, TRAINED, where, reporter()).prepare(a_batch(4), 5)
+        live = LiveReference(reference)
+        where = LossTaps(list(TAPS), TAPS, TAPS, "teacher")
+        objective = DistillationObjective(tapped, live, live, TRAINED, where, reporter()).prepare(a_batch(4), 5)
         run = Fit(Training(epochs=4, batch_size=32), 0, folder, reporter(observer))
         watched = Dies(objective, dies_in) if dies_in else objective
         fit(student, watched, split("train", 90), lambda: {"validation": 0.0}, run)
@@ -156,7 +156,7 @@ def dies(folder):
 
 def too_small(folder):
     run = Fit(Training(epochs=1, batch_size=3), 0, folder, reporter())
-    fit(TwoTowers(), Distillation.__new__(Distillation), split("train", 9), dict, run)
+    fit(TwoTowers(), DistillationObjective.__new__(DistillationObjective), split("train", 9), dict, run)
 
 
 def stages(folder):
@@ -180,7 +180,7 @@ def main():
     job, folder = sys.argv[1], Path(sys.argv[2])
     torch.set_num_threads(1)
     try:
-        with distributed.joined():
+        with distributed.process_group():
             globals()[job](folder)
     except EdgekdError as error:
         print(error, file=sys.stderr)

@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from edgekd.training.distillation.modality_dropout import ModalityDropout
-from edgekd.training.distillation.setup import Models, aligned
-from edgekd.training.loop.evaluate import keep
+from edgekd.training.distillation.setup import DistillationNetworks, distillation_setup
+from edgekd.training.loop.evaluate import save_trained
 from edgekd.training.loop.input_statistics import training_channels
 from edgekd.training.loop.loop import Fit, compute_device, fit
 from edgekd.training.loop.weights import build
@@ -43,7 +43,7 @@ def run(
     dropped = config.modality_dropout
     spoil = ModalityDropout(training_channels(task.splits["train"], seed), dropped) if dropped else None
     student = build(task.task.student, seed).to(device)
-    models = Models(student, teacher.to(device), outputs=outputs)
-    with aligned(task, models, taps, config.loss, seed, report, spoil) as (objective, validate):
+    models = DistillationNetworks(student, teacher.to(device), outputs=outputs)
+    with distillation_setup(task, models, taps, config.loss, seed, report, spoil) as (objective, validate):
         history = fit(student, objective, task.splits["train"], validate, Fit(config, seed, folder, report))
-    return keep(task, student, taps.student, history, folder)
+    return save_trained(task, student, taps.student, history, folder)

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from edgekd.training.distillation.terms import Seen, Side
+from edgekd.training.distillation.terms import BatchOutputs, NetworkOutputs
 from edgekd.training.loop import distributed
 
 if TYPE_CHECKING:
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
-def whole(seen: Seen, modalities: Sequence[str], maps: bool) -> Seen:
+def gather_batch(seen: BatchOutputs, modalities: Sequence[str], maps: bool) -> BatchOutputs:
     """Return what is seen of the whole batch, of which this process has a share; the same in all of them.
 
     Args:
@@ -23,20 +23,22 @@ def whole(seen: Seen, modalities: Sequence[str], maps: bool) -> Seen:
         modalities: of the task.
         maps: whether any loss reads the modules' outputs, which are large; without, they are left out.
     """
-    if distributed.size() == 1:
+    if distributed.world_size() == 1:
         return seen
-    counts = distributed.sizes(len(seen.labels), seen.labels.device)
+    counts = distributed.sample_counts(len(seen.labels), seen.labels.device)
 
     def all_of(table: Mapping[str, Tensor]) -> dict[str, Tensor]:
         return {name: distributed.gather(x, counts) for name, x in table.items()}
 
-    def side(one: Side) -> Side:
-        return Side(distributed.gather(one.logits, counts), all_of(one.embeddings), all_of(one.outputs if maps else {}))
+    def side(one: NetworkOutputs) -> NetworkOutputs:
+        return NetworkOutputs(
+            distributed.gather(one.logits, counts), all_of(one.embeddings), all_of(one.outputs if maps else {})
+        )
 
     everyone = torch.ones(len(seen.labels), device=seen.labels.device)
     # A process whose samples lack nothing says nothing of it, while another's may.
     masks = all_of({name: seen.present.get(name, everyone) for name in modalities})
-    return Seen(
+    return BatchOutputs(
         side(seen.student),
         distributed.gather(seen.teacher, counts),
         [side(anchor) for anchor in seen.anchors],

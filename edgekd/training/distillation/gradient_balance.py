@@ -36,7 +36,7 @@ def schedule(term: Term, progress: float) -> float:
             return 1.0
 
 
-class Balance:
+class GradientBalance:
     """Weights that hold each loss at a stated multiple of a base loss's gradient norm.
 
     A fixed weight does not carry over between normalisations, batch sizes or models; a share of the gradient does.
@@ -124,4 +124,4 @@ def _gradient_norm(loss: Tensor, tensors: Sequence[Tensor]) -> float:
     if not free or not loss.requires_grad:
         return 0.0
     gradients = torch.autograd.grad(loss, free, retain_graph=True, allow_unused=True, materialize_grads=True)
-    return float(distributed.total(torch.stack([g.float().square().sum() for g in gradients]).sum()).sqrt())
+    return float(distributed.all_reduce(torch.stack([g.float().square().sum() for g in gradients]).sum()).sqrt())

@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from edgekd.training.distillation.gathered import whole
-from edgekd.training.distillation.gradient_balance import Balance, schedule
+from edgekd.training.distillation.gathered import gather_batch
+from edgekd.training.distillation.gradient_balance import GradientBalance, schedule
 from edgekd.training.distillation.losses.logits import cross_entropy, kd_loss
-from edgekd.training.distillation.references import side
-from edgekd.training.distillation.terms import Seen, make_extras
+from edgekd.training.distillation.references import float_outputs
+from edgekd.training.distillation.terms import BatchOutputs, bind_losses
 from edgekd.training.loop import distributed
 
 if TYPE_CHECKING:
@@ -20,14 +20,14 @@ if TYPE_CHECKING:
     from edgekd.config.recipe import LossConfig
     from edgekd.stages.progress import StageReporter
     from edgekd.training.distillation.references import Reference
-    from edgekd.training.distillation.terms import Where
+    from edgekd.training.distillation.terms import LossTaps
     from edgekd.training.taps.taps import TappedModel
     from edgekd.training.task.protocol import Batch
 
 Figures = dict[str, "Tensor | float"]
 
 
-class Supervised:
+class SupervisedObjective:
     """Cross entropy with the labels."""
 
     def __init__(self, tapped: TappedModel) -> None:
@@ -37,8 +37,8 @@ class Supervised:
         """Return the loss and the figures to log."""
         logits, _ = self.tapped(list(batch.inputs.values()))
         labels = batch.labels
-        if distributed.size() > 1:
-            counts = distributed.sizes(len(labels), labels.device)
+        if distributed.world_size() > 1:
+            counts = distributed.sample_counts(len(labels), labels.device)
             logits, labels = (distributed.gather(x, counts) for x in (logits, labels))
         return cross_entropy(logits, labels), {}
 
@@ -54,11 +54,11 @@ class Supervised:
         """Nothing to take back."""
 
 
-class Distillation:
+class DistillationObjective:
     """``ce * CE + kd * T^2 * KL(teacher || student) + sum over extras of weight * loss(anchor, student)``.
 
     Args:
-        student: what is trained, read at the :func:`edgekd.training.distillation.terms.places` of the losses.
+        student: what is trained, read at the :func:`edgekd.training.distillation.terms.taps_with_losses` of the losses.
         teacher: gives the logits.
         anchor: gives the embeddings that the student is aligned with: the teacher when distilling, the unpruned student
             when fine-tuning what was pruned from it.
@@ -78,18 +78,18 @@ class Distillation:
         teacher: Reference,
         anchor: Reference,
         config: LossConfig,
-        where: Where,
+        where: LossTaps,
         report: StageReporter,
         spoil: Callable[[Batch], Batch] | None = None,
     ) -> None:
         self.student, self.teacher, self.anchor = student, teacher, anchor
         self.config, self.report, self.spoil = config, report, spoil
-        self.extras = make_extras(config, where)
-        self.balance = Balance(config.terms)
+        self.extras = bind_losses(config, where)
+        self.balance = GradientBalance(config.terms)
         self._maps = any(term.loss == "ickd" for term in config.terms.values())
         self._warned: set[str] = set()
 
-    def prepare(self, batch: Batch, seed: int) -> Distillation:
+    def prepare(self, batch: Batch, seed: int) -> DistillationObjective:
         """Make what losses learn beside the student, e.g. projections between widths, which a batch shows.
 
         Args:
@@ -133,13 +133,13 @@ class Distillation:
         }
         return total, figures
 
-    def _see(self, batch: Batch) -> tuple[Seen, Mapping[str, Tensor]]:
+    def _see(self, batch: Batch) -> tuple[BatchOutputs, Mapping[str, Tensor]]:
         known = self.teacher(batch)
         anchors = known.sides if self.anchor is self.teacher else self.anchor(batch).sides
         given = self.spoil(batch) if self.spoil and self.student.model.training else batch
         reading = self.student.read(list(given.inputs.values()))
-        seen = Seen(side(reading), known.logits, anchors, batch.labels, given.present)
-        return whole(seen, list(batch.inputs), self._maps), reading.outputs
+        seen = BatchOutputs(float_outputs(reading), known.logits, anchors, batch.labels, given.present)
+        return gather_batch(seen, list(batch.inputs), self._maps), reading.outputs
 
     def _warn_of_vanished(self) -> None:
         for name in set(self.balance.vanished()) - self._warned:

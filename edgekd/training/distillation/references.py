@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Protocol
 
 import torch
 
-from edgekd.training.distillation.terms import Side
+from edgekd.training.distillation.terms import NetworkOutputs
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Known:
+class ReferenceOutputs:
     """What a reference says of a batch.
 
     Attributes:
@@ -29,17 +29,17 @@ class Known:
     """
 
     logits: Tensor
-    sides: Sequence[Side]
+    sides: Sequence[NetworkOutputs]
 
 
 class Reference(Protocol):
     """Anything that says of a batch what the student is to learn; no gradient goes there."""
 
-    def __call__(self, batch: Batch) -> Known:
+    def __call__(self, batch: Batch) -> ReferenceOutputs:
         """Return it."""
 
 
-class Live:
+class LiveReference:
     """Networks that run on every batch, frozen and in evaluation mode.
 
     Of several, each has its embeddings aligned with (the Gram with the mean of theirs), and the logits are the
@@ -55,18 +55,18 @@ class Live:
             tapped.model.eval()
             tapped.model.requires_grad_(False)
 
-    def __call__(self, batch: Batch) -> Known:
+    def __call__(self, batch: Batch) -> ReferenceOutputs:
         """Run them."""
         with torch.no_grad():
-            sides = [side(tapped.read(list(batch.inputs.values()))) for tapped in self.networks]
-        return known(sides)
+            sides = [float_outputs(tapped.read(list(batch.inputs.values()))) for tapped in self.networks]
+        return combine_outputs(sides)
 
 
-def known(sides: Sequence[Side]) -> Known:
+def combine_outputs(sides: Sequence[NetworkOutputs]) -> ReferenceOutputs:
     """Return what networks say together: logits that are the logarithm of their mean probability, or one's own."""
     if len(sides) == 1:
-        return Known(sides[0].logits, sides)
-    return Known(mean_logits([one.logits for one in sides]), sides)
+        return ReferenceOutputs(sides[0].logits, sides)
+    return ReferenceOutputs(mean_logits([one.logits for one in sides]), sides)
 
 
 def mean_logits(logits: Sequence[Tensor]) -> Tensor:
@@ -74,9 +74,9 @@ def mean_logits(logits: Sequence[Tensor]) -> Tensor:
     return torch.stack([one.log_softmax(1) for one in logits]).logsumexp(0) - math.log(len(logits))
 
 
-def side(reading: TapOutputs) -> Side:
+def float_outputs(reading: TapOutputs) -> NetworkOutputs:
     """Return a reading in fp32, whatever autocast made of it."""
-    return Side(
+    return NetworkOutputs(
         reading.logits.float(),
         {name: z.float() for name, z in reading.embeddings.items()},
         {name: output.float() for name, output in reading.outputs.items()},

@@ -6,13 +6,13 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
-from edgekd.training.distillation.cached_teacher import Cached
+from edgekd.training.distillation.cached_teacher import CachedReference
 from edgekd.training.distillation.ensemble import members, taps_of
 from edgekd.training.distillation.half_precision import tapped_teacher
-from edgekd.training.distillation.objective import Distillation
-from edgekd.training.distillation.references import Live
-from edgekd.training.distillation.terms import Where, places
-from edgekd.training.loop.evaluate import Validation, few, probe
+from edgekd.training.distillation.objective import DistillationObjective
+from edgekd.training.distillation.references import LiveReference
+from edgekd.training.distillation.terms import LossTaps, taps_with_losses
+from edgekd.training.loop.evaluate import Validation, example_batch, probe
 from edgekd.training.taps.taps import TappedModel
 
 if TYPE_CHECKING:
@@ -28,15 +28,15 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Models:
+class DistillationNetworks:
     """The networks, on one device.
 
     Attributes:
         trained: a student, in training.
         teacher: gives the logits.
         anchor: gives the embeddings: None for the teacher's, or else the student whose structure is to be kept.
-        outputs: what :func:`edgekd.training.distillation.cached_teacher.write` wrote of the teacher; None to run it on
-            every batch.
+        outputs: Folder of the teacher's outputs, which
+            :func:`edgekd.training.distillation.cached_teacher.write_outputs` wrote; None to run it on every batch.
     """
 
     trained: nn.Module
@@ -46,15 +46,15 @@ class Models:
 
 
 @contextmanager
-def aligned(
+def distillation_setup(
     task: LoadedTask,
-    models: Models,
+    models: DistillationNetworks,
     taps: Taps,
     config: LossConfig,
     seed: int,
     report: StageReporter,
     spoil: Callable[[Batch], Batch] | None = None,
-) -> Iterator[tuple[Distillation, Validation]]:
+) -> Iterator[tuple[DistillationObjective, Validation]]:
     """Yield the objective, and the figures of an epoch with the drift from the anchor on the validation split.
 
     ``spoil`` makes of each training batch what the student is given in its stead.
@@ -66,32 +66,34 @@ def aligned(
     anchor_taps = taps.teacher if models.anchor is None else taps.student
     guide = models.anchor or models.teacher
     kept = probe(guide, taps_of(guide, anchor_taps), task.splits["val"])
-    with aligning(task, models, taps, config, report, spoil) as objective:
-        objective.prepare(few(task, device), seed)
+    with distillation_objective(task, models, taps, config, report, spoil) as objective:
+        objective.prepare(example_batch(task, device), seed)
         yield objective, Validation(task, models.trained, taps.student, kept)
 
 
 @contextmanager
-def aligning(
+def distillation_objective(
     task: LoadedTask,
-    models: Models,
+    models: DistillationNetworks,
     taps: Taps,
     config: LossConfig,
     report: StageReporter,
     spoil: Callable[[Batch], Batch] | None = None,
-) -> Iterator[Distillation]:
-    """Yield the objective, not yet prepared; ``spoil`` is as for :func:`aligned`.
+) -> Iterator[DistillationObjective]:
+    """Yield the objective, not yet prepared; ``spoil`` is as for :func:`distillation_setup`.
 
     Raises:
         TaskError: a tap is wrong, or a loss names what the task does not have.
     """
     table: Literal["teacher", "student"] = "teacher" if models.anchor is None else "student"
-    where = Where(task.modalities, taps.student, getattr(taps, table), table)
-    read, asked = places(taps.student, config, "student"), places(taps.teacher, config, "teacher")
+    where = LossTaps(task.modalities, taps.student, getattr(taps, table), table)
+    read, asked = taps_with_losses(taps.student, config, "student"), taps_with_losses(taps.teacher, config, "teacher")
     with ExitStack() as stack:
         student = stack.enter_context(TappedModel(models.trained, read))
         known = [tapped_teacher(member, asked, taps.precision) for member in members(models.teacher)]
-        live = Live(*(stack.enter_context(one) for one in known))
-        teacher = Cached(live, models.outputs, report) if models.outputs else live
-        anchor = teacher if models.anchor is None else Live(stack.enter_context(TappedModel(models.anchor, read)))
-        yield Distillation(student, teacher, anchor, config, where, report, spoil)
+        live = LiveReference(*(stack.enter_context(one) for one in known))
+        teacher = CachedReference(live, models.outputs, report) if models.outputs else live
+        anchor = (
+            teacher if models.anchor is None else LiveReference(stack.enter_context(TappedModel(models.anchor, read)))
+        )
+        yield DistillationObjective(student, teacher, anchor, config, where, report, spoil)

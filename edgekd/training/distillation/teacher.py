@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING
 from edgekd.stages.cache import ROUNDS
 from edgekd.stages.progress import PartialReporter
 from edgekd.training.distillation.ensemble import Ensemble
-from edgekd.training.distillation.objective import Supervised
+from edgekd.training.distillation.objective import SupervisedObjective
 from edgekd.training.loop import distributed
-from edgekd.training.loop.evaluate import Validation, keep
+from edgekd.training.loop.evaluate import Validation, save_trained
 from edgekd.training.loop.loop import Fit, compute_device, fit
 from edgekd.training.loop.weights import build, load_weights
 from edgekd.training.taps.taps import TappedModel
@@ -45,12 +45,12 @@ def run(
         load_weights(model, Path(config.weights))
     else:
         history = _train(task, model, taps, Fit(config, seed, folder, report))
-    return keep(task, model, taps, history, folder)
+    return save_trained(task, model, taps, history, folder)
 
 
 def _train(task: LoadedTask, model: nn.Module, taps: Mapping[str, Tap], run: Fit) -> list[Epoch]:
     with TappedModel(model, taps) as tapped:
-        return fit(model, Supervised(tapped), task.splits["train"], Validation(task, model, taps), run)
+        return fit(model, SupervisedObjective(tapped), task.splits["train"], Validation(task, model, taps), run)
 
 
 def _several(
@@ -65,7 +65,7 @@ def _several(
         run = Fit(config, seed + number, folder / ROUNDS / str(number), part)
         history += _train(task, networks[-1], taps, run)
     ensemble = Ensemble(networks, taps)
-    trained = keep(task, ensemble, ensemble.taps, history, folder)
-    if distributed.leads():
+    trained = save_trained(task, ensemble, ensemble.taps, history, folder)
+    if distributed.is_main():
         shutil.rmtree(folder / ROUNDS)
     return trained

@@ -32,7 +32,7 @@ _RELATIONS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {"sp": sp_loss, "rkd
 
 
 @dataclass(frozen=True)
-class Side:
+class NetworkOutputs:
     """What one model gave for a batch, in fp32.
 
     Attributes:
@@ -47,7 +47,7 @@ class Side:
 
 
 @dataclass(frozen=True)
-class Seen:
+class BatchOutputs:
     """What losses see of one batch.
 
     Attributes:
@@ -58,14 +58,14 @@ class Seen:
         present: 1.0 where a sample has a modality, for each modality [B]; empty where all have all.
     """
 
-    student: Side
+    student: NetworkOutputs
     teacher: Tensor
-    anchors: Sequence[Side]
+    anchors: Sequence[NetworkOutputs]
     labels: Tensor
     present: Mapping[str, Tensor]
 
 
-def places(taps: Mapping[str, Tap], config: LossConfig, side: str) -> dict[str, Tap]:
+def taps_with_losses(taps: Mapping[str, Tap], config: LossConfig, side: str) -> dict[str, Tap]:
     """Return a network's taps and those that single losses read beside them, by the name of the place.
 
     Args:
@@ -81,7 +81,7 @@ def places(taps: Mapping[str, Tap], config: LossConfig, side: str) -> dict[str, 
 
 
 @dataclass(frozen=True)
-class Where:
+class LossTaps:
     """Where a loss may look.
 
     Attributes:
@@ -110,7 +110,7 @@ def _place(modality: str, tap: Tap, taps: Mapping[str, Tap]) -> str:
     return f"{modality}@{tap.module}#{tap.call}{part} {tap.pool}"
 
 
-class Extra(nn.Module):
+class BoundLoss(nn.Module):
     """One loss of a recipe. What it learns, if anything, are this module's parameters.
 
     Args:
@@ -122,7 +122,7 @@ class Extra(nn.Module):
         TaskError: it names a modality or a pair that the task does not have.
     """
 
-    def __init__(self, name: str, term: Term, where: Where) -> None:
+    def __init__(self, name: str, term: Term, where: LossTaps) -> None:
         super().__init__()
         self.name, self.term = name, term
         own = {"student": _own(term, "student"), "anchor": _own(term, where.table)}
@@ -150,7 +150,7 @@ class Extra(nn.Module):
         """Places of the student on which its gradient's norm is measured."""
         return tuple(self._student.values())
 
-    def prepare(self, seen: Seen) -> None:
+    def prepare(self, seen: BatchOutputs) -> None:
         """Make what is learned, whose widths a batch shows.
 
         Raises:
@@ -168,21 +168,21 @@ class Extra(nn.Module):
                     + "; give the encoders one width, or choose losses that do without: intra, fd, sp, rkd, pkt"
                 )
 
-    def forward(self, seen: Seen) -> Tensor:
+    def forward(self, seen: BatchOutputs) -> Tensor:
         """Return the loss."""
         raise NotImplementedError
 
-    def _pairs_of(self, seen: Seen, anchor: Side, modality: str) -> tuple[Tensor, Tensor] | None:
+    def _pairs_of(self, seen: BatchOutputs, anchor: NetworkOutputs, modality: str) -> tuple[Tensor, Tensor] | None:
         """Return student's and anchor's embeddings of the samples that have a modality, None of fewer than two."""
         rows = _rows(seen, [modality])
         ours, theirs = seen.student.embeddings[self._student[modality]], anchor.embeddings[self._anchor[modality]]
         return (ours[rows], theirs[rows]) if _enough(rows) else None
 
 
-class _Logits(Extra):
+class _Logits(BoundLoss):
     """DKD or DIST."""
 
-    def forward(self, seen: Seen) -> Tensor:
+    def forward(self, seen: BatchOutputs) -> Tensor:
         temperature = cast("float", self.term.temperature)
         if self.term.loss == "dist":
             return dist_loss(seen.student.logits, seen.teacher, temperature)
@@ -190,10 +190,10 @@ class _Logits(Extra):
         return dkd_loss(seen.student.logits, seen.teacher, seen.labels, temperature, beta)
 
 
-class _GramTerm(Extra):
+class _GramTerm(BoundLoss):
     """The Gram in one scope."""
 
-    def forward(self, seen: Seen) -> Tensor:
+    def forward(self, seen: BatchOutputs) -> Tensor:
         term = self.term
         kind = GramKind(
             cast("Scope", term.loss),
@@ -211,25 +211,25 @@ class _GramTerm(Extra):
         return cast("Tensor", gram_distance(ours, theirs, kind, present, softness=SOFTNESS))
 
 
-class _Relation(Extra):
+class _Relation(BoundLoss):
     """SP, RKD or PKT: the mean over modalities and anchors."""
 
-    def forward(self, seen: Seen) -> Tensor:
+    def forward(self, seen: BatchOutputs) -> Tensor:
         loss = _RELATIONS[cast("str", self.term.loss)]
         sides = [self._pairs_of(seen, anchor, name) for anchor in seen.anchors for name in self.modalities]
         return _mean([loss(*pair) for pair in sides if pair is not None], seen)
 
 
-class _Feature(Extra):
+class _Feature(BoundLoss):
     """FD, FitNet or ICKD: the mean over modalities and anchors, each with a projection of its own."""
 
-    def prepare(self, seen: Seen) -> None:
+    def prepare(self, seen: BatchOutputs) -> None:
         make = FEATURES[cast("str", self.term.loss)][1]
         self.projections = nn.ModuleList()
         for ours, theirs in self._all(seen):
             self.projections.append(make(ours.shape[1], theirs.shape[1]).to(ours.device))
 
-    def forward(self, seen: Seen) -> Tensor:
+    def forward(self, seen: BatchOutputs) -> Tensor:
         loss = FEATURES[cast("str", self.term.loss)][0]
         rows = [_rows(seen, [name]) for _ in seen.anchors for name in self.modalities]
         return _mean(
@@ -241,14 +241,14 @@ class _Feature(Extra):
             seen,
         )
 
-    def _all(self, seen: Seen) -> list[tuple[Tensor, Tensor]]:
+    def _all(self, seen: BatchOutputs) -> list[tuple[Tensor, Tensor]]:
         return [
             (self._features(seen.student, self._student[name]), self._features(anchor, self._anchor[name]))
             for anchor in seen.anchors
             for name in self.modalities
         ]
 
-    def _features(self, side: Side, place: str) -> Tensor:
+    def _features(self, side: NetworkOutputs, place: str) -> Tensor:
         if self.term.loss != "ickd":
             return side.embeddings[place]
         maps = side.outputs[place]
@@ -260,10 +260,10 @@ class _Feature(Extra):
         return maps.flatten(2)
 
 
-class _Affinity(Extra):
+class _Affinity(BoundLoss):
     """CLIP-KD's affinities: the mean over pairs of modalities and anchors."""
 
-    def forward(self, seen: Seen) -> Tensor:
+    def forward(self, seen: BatchOutputs) -> Tensor:
         temperature = self.term.temperature or AFFINITY_TEMPERATURE
         losses = []
         for i, j in zip(*pair_indices(len(self.modalities)), strict=True):
@@ -278,7 +278,7 @@ class _Affinity(Extra):
         return _mean(losses, seen)
 
 
-_CLASSES: dict[str, type[Extra]] = {
+_CLASSES: dict[str, type[BoundLoss]] = {
     **dict.fromkeys(LOGIT_LOSSES, _Logits),
     **dict.fromkeys(("sample", "intra", "cross", "joint"), _GramTerm),
     **dict.fromkeys(_RELATIONS, _Relation),
@@ -287,7 +287,7 @@ _CLASSES: dict[str, type[Extra]] = {
 }
 
 
-def make_extras(config: LossConfig, where: Where) -> dict[str, Extra]:
+def bind_losses(config: LossConfig, where: LossTaps) -> dict[str, BoundLoss]:
     """Return the losses that a recipe adds to cross entropy and KD, by its names of them.
 
     Raises:
@@ -301,7 +301,7 @@ def make_extras(config: LossConfig, where: Where) -> dict[str, Extra]:
     return extras
 
 
-def _rows(seen: Seen, names: Sequence[str]) -> Tensor | slice:
+def _rows(seen: BatchOutputs, names: Sequence[str]) -> Tensor | slice:
     """Return which samples have all of these modalities."""
     masks = [seen.present[name] > 0 for name in names if name in seen.present]
     return torch.stack(masks).all(0) if masks else slice(None)
@@ -312,5 +312,5 @@ def _enough(rows: Tensor | slice) -> bool:
     return isinstance(rows, slice) or int(rows.sum()) > 1
 
 
-def _mean(losses: list[Tensor], seen: Seen) -> Tensor:
+def _mean(losses: list[Tensor], seen: BatchOutputs) -> Tensor:
     return torch.stack(losses).mean() if losses else seen.student.logits.sum() * 0

@@ -100,14 +100,14 @@ def fit(model: nn.Module, objective: Objective, train: Split, validate: Callable
     )
     parts = {"model": model, "optimizer": optimizer, "schedule": schedule}
     history = _resume(run, parts, objective, device)
-    distributed.align([*model.parameters(), *model.buffers(), *objective.parameters()])
+    distributed.broadcast([*model.parameters(), *model.buffers(), *objective.parameters()])
     for epoch in range(len(history), config.epochs):
         seed_all(_epoch_seed(run.seed, epoch) + distributed.rank() * _RANK_SEEDS)
         batches.epoch = epoch
         figures = _one_epoch(model, objective, loader, optimizer, schedule, batches, config.epochs)
         model.eval()
-        history.append({**figures, **(validate() if distributed.leads() else {})})
-        if not distributed.leads():
+        history.append({**figures, **(validate() if distributed.is_main() else {})})
+        if not distributed.is_main():
             continue
         _save(run.folder / CHECKPOINT, parts, objective, history)
         run.report.advance(epoch + 1, config.epochs, _told(history[-1]))
@@ -133,18 +133,18 @@ class _Batches(Sampler[list[int]]):
     def __init__(self, length: int, batch_size: int, seed: int, parts: int) -> None:
         self.length, self.seed, self.parts, self.epoch = length, seed, parts, 0
         self.count = min(math.ceil(length / batch_size), max(length // 2, 1))
-        smallest, shares = length // self.count, parts * distributed.size()
+        smallest, shares = length // self.count, parts * distributed.world_size()
         if shares > 1 and smallest < 2 * shares:
             raise RecipeError(
                 f"batches of {smallest} samples leave fewer than two to a share (accumulate = {parts}, processes = "
-                f"{distributed.size()}): raise batch_size, or make fewer shares"
+                f"{distributed.world_size()}): raise batch_size, or make fewer shares"
             )
 
     def __iter__(self) -> Iterator[list[int]]:
         generator = torch.Generator().manual_seed(_epoch_seed(self.seed, self.epoch))
         order = torch.randperm(self.length, generator=generator)
         parts = [part for batch in order.tensor_split(self.count) for part in batch.tensor_split(self.parts)]
-        return iter([part.tensor_split(distributed.size())[distributed.rank()].tolist() for part in parts])
+        return iter([part.tensor_split(distributed.world_size())[distributed.rank()].tolist() for part in parts])
 
     def __len__(self) -> int:
         return self.count * self.parts

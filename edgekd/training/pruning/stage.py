@@ -21,14 +21,14 @@ from edgekd.files import write_text
 from edgekd.stages.artifacts import CUT, REMOVED, WEIGHTS, Trained
 from edgekd.stages.cache import ROUNDS
 from edgekd.stages.progress import PartialReporter
-from edgekd.training.distillation.setup import Models, aligned
+from edgekd.training.distillation.setup import DistillationNetworks, distillation_setup
 from edgekd.training.loop import distributed
 from edgekd.training.loop.autograd_layers import frozen_statistics
-from edgekd.training.loop.evaluate import batches, keep, probe
+from edgekd.training.loop.evaluate import batches, probe, save_trained
 from edgekd.training.loop.loop import Fit, compute_device, fit
 from edgekd.training.loop.weights import load_weights, save_weights
 from edgekd.training.pruning.cutter import Cutter
-from edgekd.training.pruning.groups import remove
+from edgekd.training.pruning.groups import remove_channels
 from edgekd.training.task.protocol import collate
 
 if TYPE_CHECKING:
@@ -131,15 +131,15 @@ def run(
                 history += _tune(task, networks, taps, Fit(config, seed, place, step), config)
         if not removed:
             report.warn(_nothing(config))
-    trained = keep(task, model, taps.student, history, folder)
-    if distributed.leads():
+    trained = save_trained(task, model, taps.student, history, folder)
+    if distributed.is_main():
         write_text(folder / REMOVED, json.dumps(removed))
         shutil.rmtree(folder / ROUNDS, ignore_errors=True)
     return trained
 
 
 def _keep_cut(task: LoadedTask, model: nn.Module, taps: Taps, folder: Path) -> None:
-    if distributed.leads():
+    if distributed.is_main():
         probe(model, taps.student, task.splits["test"]).save(folder / CUT)
 
 
@@ -150,13 +150,13 @@ def _cut(cutter: Cutter, model: nn.Module, share: float, folder: Path, report: S
     """
     record = folder / REMOVED
     removed: History | None = None
-    if distributed.leads() and not record.is_file():
+    if distributed.is_main() and not record.is_file():
         cut = cutter.cut(share)
         removed = cut.removed
         save_weights(model, folder / WEIGHTS)
         write_text(record, json.dumps(removed))
         report.advance(0, 0, cut.note)
-    distributed.wait()
+    distributed.barrier()
     if removed is None:
         removed = _read(record)
         cutter.remove(removed)
@@ -169,8 +169,11 @@ def _tune(task: LoadedTask, networks: PruningNetworks, taps: Taps, run: Fit, con
     # What stays makes up for what "gram" removed, so that the unpruned student's statistics hold. Those of a batch do
     # not, and a network that is held to the Gram under them has another one under its own.
     hold = frozen_statistics if config.importance == "gram" else nullcontext
-    models = Models(model, networks.teacher, networks.student, networks.outputs)
-    with aligned(task, models, taps, config.loss, run.seed, run.report) as (objective, validate), hold(model):
+    models = DistillationNetworks(model, networks.teacher, networks.student, networks.outputs)
+    with (
+        distillation_setup(task, models, taps, config.loss, run.seed, run.report) as (objective, validate),
+        hold(model),
+    ):
         return fit(model, objective, task.splits["train"], validate, run)
 
 
@@ -206,7 +209,7 @@ def rebuild(model: nn.Module, task: LoadedTask, folder: Path) -> nn.Module:
     """Give a freshly made student the shape and the weights of a finished prune stage, in place."""
     removed = _read(folder / REMOVED)
     if removed:
-        remove(model, list(next(iter(batches(task.splits["train"]))).inputs.values()), removed)
+        remove_channels(model, list(next(iter(batches(task.splits["train"]))).inputs.values()), removed)
     return load_weights(model, folder / WEIGHTS)
 
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from edgekd.training.distillation.setup import Models, aligned
+from edgekd.training.distillation.setup import DistillationNetworks, distillation_setup
 from edgekd.training.loop.autograd_layers import frozen_statistics
-from edgekd.training.loop.evaluate import keep, probe
+from edgekd.training.loop.evaluate import probe, save_trained
 from edgekd.training.loop.loop import Fit, compute_device, fit
 from edgekd.training.qat.fake_quant import fake_quantized
 
@@ -61,9 +61,9 @@ def run(
     for network in (networks.teacher, networks.student, networks.tuned):
         network.to(device)
     model = networks.tuned
-    models = Models(model, networks.teacher, networks.student, networks.outputs)
+    models = DistillationNetworks(model, networks.teacher, networks.student, networks.outputs)
     with (
-        aligned(task, models, taps, config.loss, seed, report) as (objective, validation),
+        distillation_setup(task, models, taps, config.loss, seed, report) as (objective, validation),
         frozen_statistics(model),  # the INT8 graph has them folded into its weights, which have settled
         fake_quantized(model, scheme) as quantized,
     ):
@@ -77,4 +77,4 @@ def run(
 
         calibrate()
         history = fit(model, objective, task.splits["train"], validate, Fit(config, seed, folder, report))
-    return keep(task, model, taps.student, history, folder)
+    return save_trained(task, model, taps.student, history, folder)

@@ -14,7 +14,7 @@ from edgekd.stages.cache import ROUNDS, Cache
 from edgekd.stages.stage import Runner
 from edgekd.training.distillation import cached_teacher, distill, teacher
 from edgekd.training.distillation.ensemble import Ensemble, members, taps_of
-from edgekd.training.distillation.references import Live
+from edgekd.training.distillation.references import LiveReference
 from edgekd.training.export.onnx import ExportNetwork, write_onnx
 from edgekd.training.loop.evaluate import probe
 from edgekd.training.loop.weights import build, load_weights
@@ -60,7 +60,7 @@ def test_aligning_with_it_is_aligning_with_the_mean_of_its_members_grams(ensembl
     _, whole = read(ensemble, ensemble.taps, batch)
     _, student = read(build(TwoTowers, 9), TAPS, batch)
     with TappedModel(networks[0], TAPS) as a, TappedModel(networks[1], TAPS) as b, TappedModel(networks[2], TAPS) as c:
-        sides = [side.embeddings for side in Live(a, b, c)(batch).sides]
+        sides = [side.embeddings for side in LiveReference(a, b, c)(batch).sides]
     for scope in ("sample", "intra", "cross", "joint"):
         distances = [gram_distance(student, theirs, GramKind(scope)) for theirs in ([whole], sides)]
         torch.testing.assert_close(*distances)
@@ -122,7 +122,7 @@ def test_members_are_the_teachers_of_their_own_seeds_and_a_stopped_run_goes_on(t
 def test_a_student_learns_from_all_of_them_live_and_cached(ensemble, tmp_path):
     task, outputs = loaded(), tmp_path / "outputs"
     outputs.mkdir()
-    cached_teacher.write(ensemble, TAPS, task.splits["train"], outputs, reporter())
+    cached_teacher.write_outputs(ensemble, TAPS, task.splits["train"], outputs, reporter())
     config = DistillConfig(epochs=4, batch_size=32, loss=LossConfig(extra={"joint": 1.0, "fd": 0.5}))
     histories = []
     for folder in (None, outputs):

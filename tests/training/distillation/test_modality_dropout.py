@@ -13,7 +13,7 @@ from edgekd.runtime.corruption import Channels
 from edgekd.tasks.digits import Digits
 from edgekd.training.distillation import distill
 from edgekd.training.distillation.modality_dropout import ModalityDropout
-from edgekd.training.distillation.setup import Models, aligned
+from edgekd.training.distillation.setup import DistillationNetworks, distillation_setup
 from edgekd.training.loop.input_statistics import training_channels
 from edgekd.training.loop.weights import build
 from edgekd.training.taps.taps import Taps
@@ -111,11 +111,11 @@ def test_of_a_sample_that_lacks_one_the_other_stays():
 
 def test_the_student_alone_is_given_less_and_only_in_training():
     task = loaded()
-    models = Models(build(TwoTowers, 0), build(TwoTowers, 1))
+    models = DistillationNetworks(build(TwoTowers, 0), build(TwoTowers, 1))
     fed = {"student": [], "teacher": []}
     batch = collate([task.splits["train"][index] for index in range(30)])
     dropout = ModalityDropout(training_channels(task.splits["train"], 0), 0.5)
-    with aligned(task, models, BOTH, LossConfig(), 0, reporter(), dropout) as (objective, validate):
+    with distillation_setup(task, models, BOTH, LossConfig(), 0, reporter(), dropout) as (objective, validate):
         models.trained.register_forward_pre_hook(lambda _, inputs: fed["student"].append([x.clone() for x in inputs]))
         models.teacher.register_forward_pre_hook(lambda _, inputs: fed["teacher"].append([x.clone() for x in inputs]))
         models.trained.train()
@@ -167,10 +167,13 @@ def test_seed_and_probability_decide(tmp_path):
 
 def test_what_was_dropped_is_compared_with_nothing():
     task = loaded()
-    models = Models(build(TwoTowers, 0), build(TwoTowers, 1))
+    models = DistillationNetworks(build(TwoTowers, 0), build(TwoTowers, 1))
     batch = collate([task.splits["train"][index] for index in range(30)])
     dropout = ModalityDropout(training_channels(task.splits["train"], 0), 0.5)
-    with aligned(task, models, BOTH, LossConfig(extra={"intra": 1.0}), 0, reporter(), dropout) as (objective, _):
+    with distillation_setup(task, models, BOTH, LossConfig(extra={"intra": 1.0}), 0, reporter(), dropout) as (
+        objective,
+        _,
+    ):
         models.trained.train()
         torch.manual_seed(5)
         gone = dropout.draw(batch)[0]

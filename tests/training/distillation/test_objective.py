@@ -9,11 +9,11 @@ from edgekd.config.recipe import LOSS_OPTIONS, LossConfig, Tap, Term, Training
 from edgekd.gram.distance import GramKind, gram_distance
 from edgekd.gram.matrix import SOFTNESS
 from edgekd.stages.labels import UNLABELLED
-from edgekd.training.distillation.gradient_balance import Balance
+from edgekd.training.distillation.gradient_balance import GradientBalance
 from edgekd.training.distillation.losses.logits import cross_entropy, kd_loss
-from edgekd.training.distillation.objective import Distillation, Supervised
-from edgekd.training.distillation.references import Live, side
-from edgekd.training.distillation.terms import Seen, Where
+from edgekd.training.distillation.objective import DistillationObjective, SupervisedObjective
+from edgekd.training.distillation.references import LiveReference, float_outputs
+from edgekd.training.distillation.terms import BatchOutputs, LossTaps
 from edgekd.training.loop.loop import Fit, fit
 from edgekd.training.taps.taps import TappedModel
 from edgekd.training.task.protocol import collate
@@ -46,10 +46,10 @@ def gram(scope, student, reference):
 
 
 def distillation(student, teacher, anchor=None, config=DEFAULT, observer=None):
-    reference = Live(teacher)
-    kept = reference if anchor is None else Live(anchor)
-    where = Where(list(TAPS), student.taps, (anchor or teacher).taps, "teacher" if anchor is None else "student")
-    return Distillation(student, reference, kept, config, where, reporter(observer))
+    reference = LiveReference(teacher)
+    kept = reference if anchor is None else LiveReference(anchor)
+    where = LossTaps(list(TAPS), student.taps, (anchor or teacher).taps, "teacher" if anchor is None else "student")
+    return DistillationObjective(student, reference, kept, config, where, reporter(observer))
 
 
 def norm_on(loss, tensors):
@@ -135,13 +135,13 @@ def test_teacher_and_anchor_are_frozen_and_in_evaluation_mode(networks):
 
 
 def test_supervised_is_the_cross_entropy(networks):
-    loss, figures = Supervised(networks[0])(batch(), 0.0)
+    loss, figures = SupervisedObjective(networks[0])(batch(), 0.0)
     assert float(loss) == pytest.approx(float(cross_entropy(networks[0](inputs_of(batch()))[0], batch().labels)))
     assert figures == {}
 
 
 def run_until_measured(objective):
-    for _ in range(Balance.FIRST + 1):
+    for _ in range(GradientBalance.FIRST + 1):
         objective(batch(4), 0.0)
 
 
@@ -214,7 +214,7 @@ def test_the_gradient_of_a_loss_goes_to_the_student_and_its_projection_alone(wit
     objective = distillation(student, teacher, config=config).prepare(batch(), 0)
     objective(batch(), 0.0)[0].backward()
     assert all(parameter.grad is None for parameter in teacher.model.parameters())
-    assert all(student.model.get_submodule(side).weight.grad.abs().sum() > 0 for side in "ab")
+    assert all(student.model.get_submodule(float_outputs).weight.grad.abs().sum() > 0 for float_outputs in "ab")
     assert len(objective.parameters()) == {"fd": 4, "fitnet": 4, "ickd": 8}.get(name, 0)
     assert all(parameter.grad is not None for parameter in objective.parameters())
 
@@ -226,7 +226,7 @@ def test_a_logged_share_is_the_measured_ratio(networks):
     _, figures = objective(batch(), 0.25)
     reading, known = student.read(inputs_of(batch())), objective.teacher(batch())
     tensors = list(reading.outputs.values())
-    seen = Seen(side(reading), known.logits, known.sides, batch().labels, {})
+    seen = BatchOutputs(float_outputs(reading), known.logits, known.sides, batch().labels, {})
     base = config.ce * cross_entropy(reading.logits, batch().labels)
     base = base + config.kd * kd_loss(reading.logits, known.logits, config.temperature)
     factors = {"intra": 1.0, "fd": 1.0, "sample": 0.5}

@@ -21,7 +21,7 @@ from edgekd.errors import TaskError
 from edgekd.stages.artifacts import WEIGHTS
 from edgekd.training import preflight
 from edgekd.training.distillation import distill
-from edgekd.training.distillation.objective import Supervised
+from edgekd.training.distillation.objective import SupervisedObjective
 from edgekd.training.loop.evaluate import Validation
 from edgekd.training.loop.loop import Fit, fit
 from edgekd.training.loop.weights import build, load_weights
@@ -74,7 +74,7 @@ def train(model, folder, epochs=2):
     task = loaded()
     with TappedModel(model, TAPS) as tapped:
         run = Fit(Training(epochs=epochs, batch_size=16), 0, folder, reporter())
-        fit(model, Supervised(tapped), task.splits["train"], Validation(task, model, TAPS), run)
+        fit(model, SupervisedObjective(tapped), task.splits["train"], Validation(task, model, TAPS), run)
 
 
 def test_a_frozen_encoder_keeps_its_weights_and_its_statistics(tmp_path):
