@@ -17,12 +17,13 @@ from edgekd.stages.artifacts import WEIGHTS
 from edgekd.stages.labels import UNLABELLED
 from edgekd.stages.progress import Silent, StageReporter
 from edgekd.training.distillation import teacher as teacher_stage
+from edgekd.training.distillation.outputs import NetworkOutputs
 from edgekd.training.distillation.references import LiveReference, ReferenceOutputs
-from edgekd.training.distillation.terms import NetworkOutputs
 from edgekd.training.loop.evaluate import batches, ground_truth, probe
 from edgekd.training.loop.weights import build, load_weights
 from edgekd.training.taps.taps import TappedModel, resolve_taps
-from edgekd.training.task.protocol import SPLITS, ArraySplit, LoadedTask, load_task
+from edgekd.training.task.loading import LoadedTask, load_task
+from edgekd.training.task.protocol import SPLITS, ArraySplit
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -186,7 +187,7 @@ class Remembered:
             live = LiveReference(tapped)
             known = [live(batch) for batch in batches(split)]
         self._logits = torch.cat([each.logits for each in known])
-        self._embeddings = {name: torch.cat([each.sides[0].embeddings[name] for each in known]) for name in taps}
+        self._embeddings = {name: torch.cat([each.networks[0].embeddings[name] for each in known]) for name in taps}
         self._rows = {name: row for row, name in enumerate(split.ids)}
         self._shuffled = shuffled
 

@@ -22,8 +22,8 @@ from edgekd.config.recipe import DistillConfig
 from edgekd.files import write_text
 from edgekd.gram.drift import Bootstrap, measure_drift
 from edgekd.stages.progress import Silent, StageReporter
+from edgekd.training.distillation.loss_taps import LossTaps, taps_with_losses
 from edgekd.training.distillation.objective import DistillationObjective
-from edgekd.training.distillation.terms import LossTaps, taps_with_losses
 from edgekd.training.loop.evaluate import example_batch, probe
 from edgekd.training.loop.loop import Fit, fit
 from edgekd.training.loop.weights import build

@@ -20,13 +20,14 @@ from torch.utils.data import DataLoader
 from edgekd.config.recipe import LossConfig, load_recipe
 from edgekd.stages.progress import Silent, StageReporter
 from edgekd.tasks.av_digits import AvDigits
+from edgekd.training.distillation.loss_taps import LossTaps
 from edgekd.training.distillation.objective import DistillationObjective
 from edgekd.training.distillation.references import LiveReference
-from edgekd.training.distillation.terms import LossTaps
 from edgekd.training.loop.weights import build
 from edgekd.training.taps.taps import TappedModel, resolve_taps
+from edgekd.training.task.loading import load_task
 from edgekd.training.task.models import Conv2dEncoder, LateFusion
-from edgekd.training.task.protocol import ArraySplit, Modality, collate, load_task
+from edgekd.training.task.protocol import ArraySplit, Modality, collate
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -16,6 +16,7 @@ from edgekd.runtime.corruption import Robustness
 from edgekd.stages.artifacts import CUT, PROBE, VERSIONS, WEIGHTS, Exported, Trained
 from edgekd.stages.cache import digest
 from edgekd.stages.stage import Done, Runner, Stage, library_versions
+from edgekd.training.distillation.loss_registry import check_losses, own_loss_sources
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -107,6 +108,9 @@ class Learner:
     export_name: str = "export"
     teachers: Project | None = None
 
+    def __post_init__(self) -> None:
+        check_losses(self.recipe)
+
     def run(self) -> Learning:
         """Run or read every stage."""
         teacher, student, pruned = self.train()
@@ -139,7 +143,12 @@ class Learner:
             )
             return tune.run(self.project.loaded, networks, self.taps, scheme, config, self.recipe.seed, folder, report)
 
-        depends = {**_plain(config), "scheme": _plain(scheme), "pruned": learned.pruned.key}
+        depends = {
+            **_plain(config),
+            **own_loss_sources(config.loss),
+            "scheme": _plain(scheme),
+            "pruned": learned.pruned.key,
+        }
         tuned = self.runner(Stage("tune", VERSIONS["tune"], depends, Trained, tune_it, self._describe))
 
         def export_it(folder: Path, report: StageReporter) -> Exported:
@@ -209,6 +218,7 @@ class Learner:
 
         depends = {
             **_plain(config),
+            **own_loss_sources(config.loss),
             "taps": _plain(self.recipe.student.taps),
             "precision": self.recipe.teacher.precision,
             "teacher": teacher.key,
@@ -242,7 +252,7 @@ class Learner:
             return prune.run(self.project.loaded, networks, self.taps, config, self.recipe.seed, folder, report)
 
         versions = library_versions(["torch-pruning"], "build")
-        depends = {**_plain(config), "student": student.key, "versions": versions}
+        depends = {**_plain(config), **own_loss_sources(config.loss), "student": student.key, "versions": versions}
         return self.runner(Stage("prune", VERSIONS["prune"], depends, Trained, run, self._describe))
 
     def _export(self, teacher: Done[Trained], student: Done[Trained], pruned: Done[Trained]) -> Done[Exported]:
@@ -270,7 +280,7 @@ class Learner:
         if not self.recipe.distill.cache_teacher:
             return None
         from edgekd.training.distillation import cached_teacher
-        from edgekd.training.distillation.terms import taps_with_losses
+        from edgekd.training.distillation.loss_taps import taps_with_losses
         from edgekd.training.loop import distributed
 
         read = taps_with_losses(self.taps.teacher, loss, "teacher")

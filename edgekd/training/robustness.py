@@ -22,7 +22,8 @@ if TYPE_CHECKING:
     from edgekd.config.recipe import RobustnessConfig
     from edgekd.runtime.corruption import Change
     from edgekd.stages.progress import StageReporter
-    from edgekd.training.task.protocol import Batch, LoadedTask
+    from edgekd.training.task.loading import LoadedTask
+    from edgekd.training.task.protocol import Batch
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from edgekd.training.loop.loop import Epoch
     from edgekd.training.pruning.latency import Compared
     from edgekd.training.taps.taps import Taps
-    from edgekd.training.task.protocol import LoadedTask
+    from edgekd.training.task.loading import LoadedTask
 
 
 def validate(task: LoadedTask, teacher: nn.Module, student: nn.Module, taps: Taps) -> Epoch:

@@ -23,7 +23,8 @@ from edgekd.training.distillation.losses.logits import cross_entropy
 from edgekd.training.loop.evaluate import batches, ground_truth, probe
 from edgekd.training.loop.weights import build, load_weights
 from edgekd.training.taps.taps import TappedModel, Taps, resolve_taps
-from edgekd.training.task.protocol import accuracy, load_task
+from edgekd.training.task.loading import load_task
+from edgekd.training.task.protocol import accuracy
 
 DEFAULTS = GateConfig()
 LIMITS = GateLimits(DEFAULTS.tau_pass, DEFAULTS.tau_fail, DEFAULTS.max_flips, DEFAULTS.max_metric_drop)

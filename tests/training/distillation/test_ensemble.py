@@ -60,7 +60,7 @@ def test_aligning_with_it_is_aligning_with_the_mean_of_its_members_grams(ensembl
     _, whole = read(ensemble, ensemble.taps, batch)
     _, student = read(build(TwoTowers, 9), TAPS, batch)
     with TappedModel(networks[0], TAPS) as a, TappedModel(networks[1], TAPS) as b, TappedModel(networks[2], TAPS) as c:
-        sides = [side.embeddings for side in LiveReference(a, b, c)(batch).sides]
+        sides = [side.embeddings for side in LiveReference(a, b, c)(batch).networks]
     for scope in ("sample", "intra", "cross", "joint"):
         distances = [gram_distance(student, theirs, GramKind(scope)) for theirs in ([whole], sides)]
         torch.testing.assert_close(*distances)

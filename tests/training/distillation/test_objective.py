@@ -5,18 +5,22 @@ import torch
 from msgspec.structs import replace
 from small import CONV_TAPS, TAPS, Beside, ConvTowers, Remembers, TwoTowers, reporter, split
 
-from edgekd.config.recipe import LOSS_OPTIONS, LossConfig, Tap, Term, Training
+from edgekd.config.recipe import LossConfig, Tap, Term, Training
 from edgekd.gram.distance import GramKind, gram_distance
 from edgekd.gram.matrix import SOFTNESS
 from edgekd.stages.labels import UNLABELLED
 from edgekd.training.distillation.gradient_balance import GradientBalance
+from edgekd.training.distillation.loss_registry import shipped_losses
+from edgekd.training.distillation.loss_taps import LossTaps
 from edgekd.training.distillation.losses.logits import cross_entropy, kd_loss
 from edgekd.training.distillation.objective import DistillationObjective, SupervisedObjective
+from edgekd.training.distillation.outputs import BatchOutputs
 from edgekd.training.distillation.references import LiveReference, float_outputs
-from edgekd.training.distillation.terms import BatchOutputs, LossTaps
 from edgekd.training.loop.loop import Fit, fit
 from edgekd.training.taps.taps import TappedModel
 from edgekd.training.task.protocol import collate
+
+LOSSES = list(shipped_losses())
 
 DEFAULT = LossConfig()
 SHARES = {"intra": 1.0, "sample": 0.1, "joint": 3.0}
@@ -174,9 +178,7 @@ def test_a_healthy_gram_is_not_reported(networks):
 
 #: One of each loss, where it can be measured on networks with maps.
 MAPS = {name: Tap(module=name, pool="spatial") for name in "ab"}
-EVERY = {
-    name: Term(loss=name, student=MAPS, teacher=MAPS) if name == "ickd" else Term(loss=name) for name in LOSS_OPTIONS
-}
+EVERY = {name: Term(loss=name, student=MAPS, teacher=MAPS) if name == "ickd" else Term(loss=name) for name in LOSSES}
 
 
 class InFull(ConvTowers):
@@ -203,18 +205,18 @@ def test_autocast_changes_no_bit_of_any_loss(with_maps):
         cast = objective(batch(), 0.5)
     assert torch.equal(plain[0], cast[0])
     assert plain[1] == cast[1]
-    assert {f"loss.{name}" for name in LOSS_OPTIONS} < set(plain[1])
-    assert all(plain[1][f"loss.{name}"].dtype == torch.float32 for name in LOSS_OPTIONS)
+    assert {f"loss.{name}" for name in LOSSES} < set(plain[1])
+    assert all(plain[1][f"loss.{name}"].dtype == torch.float32 for name in LOSSES)
 
 
-@pytest.mark.parametrize("name", LOSS_OPTIONS)
+@pytest.mark.parametrize("name", LOSSES)
 def test_the_gradient_of_a_loss_goes_to_the_student_and_its_projection_alone(with_maps, name):
     student, teacher = with_maps
     config = LossConfig(ce=0, kd=0, extra={name: replace(EVERY[name], weight=1.0)})
     objective = distillation(student, teacher, config=config).prepare(batch(), 0)
     objective(batch(), 0.0)[0].backward()
     assert all(parameter.grad is None for parameter in teacher.model.parameters())
-    assert all(student.model.get_submodule(float_outputs).weight.grad.abs().sum() > 0 for float_outputs in "ab")
+    assert all(student.model.get_submodule(side).weight.grad.abs().sum() > 0 for side in "ab")
     assert len(objective.parameters()) == {"fd": 4, "fitnet": 4, "ickd": 8}.get(name, 0)
     assert all(parameter.grad is not None for parameter in objective.parameters())
 
@@ -226,7 +228,7 @@ def test_a_logged_share_is_the_measured_ratio(networks):
     _, figures = objective(batch(), 0.25)
     reading, known = student.read(inputs_of(batch())), objective.teacher(batch())
     tensors = list(reading.outputs.values())
-    seen = BatchOutputs(float_outputs(reading), known.logits, known.sides, batch().labels, {})
+    seen = BatchOutputs(float_outputs(reading), known.logits, known.networks, batch().labels, {})
     base = config.ce * cross_entropy(reading.logits, batch().labels)
     base = base + config.kd * kd_loss(reading.logits, known.logits, config.temperature)
     factors = {"intra": 1.0, "fd": 1.0, "sample": 0.5}

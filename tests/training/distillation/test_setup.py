@@ -7,10 +7,11 @@ import torch
 from small import CONV_TAPS, TAPS, ConvTowers, Remembers, TwoTowers, loaded, reporter
 from stopping import Stopped, StopsAfter, stop
 
-from edgekd.config.recipe import LOSS_OPTIONS, DistillConfig, LossConfig, Tap, Term, Training
+from edgekd.config.recipe import DistillConfig, LossConfig, Tap, Term, Training
 from edgekd.gram.drift import Bootstrap, measure_drift
 from edgekd.stages.artifacts import WEIGHTS
 from edgekd.training.distillation import distill
+from edgekd.training.distillation.loss_registry import shipped_losses
 from edgekd.training.distillation.losses.logits import cross_entropy, kd_loss
 from edgekd.training.distillation.losses.relations import sp_loss
 from edgekd.training.distillation.setup import DistillationNetworks, distillation_setup
@@ -19,6 +20,8 @@ from edgekd.training.loop.loop import Fit, fit
 from edgekd.training.loop.weights import build
 from edgekd.training.taps.taps import TappedModel, Taps
 from edgekd.training.task.protocol import collate
+
+LOSSES = list(shipped_losses())
 
 BOTH = Taps(TAPS, TAPS)
 
@@ -94,7 +97,7 @@ def test_one_module_pooled_in_two_ways_is_read_in_both():
 
 
 MAPS = {side: {name: Tap(module=name, pool="spatial") for name in "ab"} for side in ("student", "teacher")}
-EVERY = {name: Term(**MAPS) if name == "ickd" else 1.0 for name in LOSS_OPTIONS}
+EVERY = {name: Term(**MAPS) if name == "ickd" else 1.0 for name in LOSSES}
 
 
 def test_every_loss_trains_at_once_with_modalities_missing(tmp_path):
@@ -106,9 +109,9 @@ def test_every_loss_trains_at_once_with_modalities_missing(tmp_path):
     task = dataclasses.replace(task, splits={**task.splits, "train": lacking})
     observer = Remembers()
     trained = run(tmp_path, task, build(lambda: ConvTowers(12), 1), EVERY, Taps(CONV_TAPS, CONV_TAPS), observer)
-    assert {f"loss.{name}" for name in LOSS_OPTIONS} < set(trained.history[-1])
+    assert {f"loss.{name}" for name in LOSSES} < set(trained.history[-1])
     assert observer.warnings == []
-    assert all(trained.history[-1][f"share.{name}"] == pytest.approx(1.0, abs=0.2) for name in LOSS_OPTIONS)
+    assert all(trained.history[-1][f"share.{name}"] == pytest.approx(1.0, abs=0.2) for name in LOSSES)
 
 
 def distil(folder, observer=None):

@@ -16,9 +16,9 @@ from stopping import Stopped, StopsAfter, stop
 from edgekd.config.recipe import LossConfig, Training
 from edgekd.errors import ModelError
 from edgekd.stages.cache import CHECKPOINT
+from edgekd.training.distillation.loss_taps import LossTaps
 from edgekd.training.distillation.objective import DistillationObjective, SupervisedObjective
 from edgekd.training.distillation.references import LiveReference
-from edgekd.training.distillation.terms import LossTaps
 from edgekd.training.loop.evaluate import Validation, example_batch, probe
 from edgekd.training.loop.loop import Fit, fit
 from edgekd.training.loop.weights import build

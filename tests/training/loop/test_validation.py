@@ -5,7 +5,8 @@ from small import TAPS, SmallTask, TwoTowers, Unlabelled, loaded
 from edgekd.errors import TaskError
 from edgekd.training.loop.validation import check_finite, labelled_ground_truth, sampling_error, score
 from edgekd.training.loop.weights import build
-from edgekd.training.task.protocol import ArraySplit, LoadedTask
+from edgekd.training.task.loading import LoadedTask
+from edgekd.training.task.protocol import ArraySplit
 
 MODEL = build(TwoTowers, 0)
 

@@ -17,7 +17,7 @@ from edgekd.training.loop.weights import build, load_weights
 from edgekd.training.qat import stage as tune
 from edgekd.training.qat.fake_quant import fake_quantized
 from edgekd.training.taps.taps import Taps
-from edgekd.training.task.protocol import LoadedTask
+from edgekd.training.task.loading import LoadedTask
 
 PER_CHANNEL = Scheme(activations="uint8", symmetric_activations=False)
 PER_TENSOR = Scheme(activations="uint8", symmetric_activations=False, per_channel=False)

@@ -12,20 +12,11 @@ from torch.utils.data import DataLoader
 
 from edgekd.config.recipe import TaskConfig
 from edgekd.errors import DataError, TaskError
+from edgekd.stages.labels import accuracy
 from edgekd.stages.user_code import source_digests
 from edgekd.training.loop.evaluate import ground_truth
-from edgekd.training.task.protocol import (
-    SPLITS,
-    UNLABELLED,
-    ArraySplit,
-    LoadedTask,
-    Modality,
-    Sample,
-    accuracy,
-    collate,
-    load_task,
-    resized,
-)
+from edgekd.training.task.loading import LoadedTask, load_task
+from edgekd.training.task.protocol import SPLITS, UNLABELLED, ArraySplit, Modality, Sample, collate, resized
 
 USERS_FILE = """
 import torch

@@ -22,7 +22,7 @@ from edgekd.training.export.onnx import ExportNetwork
 from edgekd.training.loop.weights import build, load_weights
 from edgekd.training.pruning import stage as prune
 from edgekd.training.taps.taps import TappedModel, Taps, resolve_taps
-from edgekd.training.task.protocol import LoadedTask, load_task
+from edgekd.training.task.loading import LoadedTask, load_task
 
 TASK = TaskConfig(name=f"{Path(__file__).parents[1] / 'transformers_task.py'}:TransformerDigits")
 EPOCHS = 8

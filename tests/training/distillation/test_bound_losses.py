@@ -2,14 +2,18 @@ import pytest
 import torch
 from msgspec.structs import replace
 
-from edgekd.config.recipe import LOSS_OPTIONS, LossConfig, Tap, Term
+from edgekd.config.recipe import LossConfig, Tap, Term
 from edgekd.errors import TaskError
 from edgekd.gram.distance import GramKind, gram_distance
 from edgekd.gram.matrix import SOFTNESS
-from edgekd.training.distillation.losses.features import FEATURES
+from edgekd.training.distillation.bound_losses import bind_losses
+from edgekd.training.distillation.loss_registry import shipped_losses
+from edgekd.training.distillation.loss_taps import LossTaps, taps_with_losses
 from edgekd.training.distillation.losses.logits import dist_loss, dkd_loss
 from edgekd.training.distillation.losses.relations import affinity_loss, pkt_loss, rkd_loss, sp_loss
-from edgekd.training.distillation.terms import BatchOutputs, LossTaps, NetworkOutputs, bind_losses, taps_with_losses
+from edgekd.training.distillation.outputs import BatchOutputs, NetworkOutputs
+
+LOSSES = list(shipped_losses())
 
 NAMES = ["a", "b", "c"]
 TAPS = {name: Tap(module=name) for name in NAMES}
@@ -18,13 +22,14 @@ BATCH = 6
 RELATIONS = {"sp": sp_loss, "rkd": rkd_loss, "pkt": pkt_loss}
 #: Which samples have which modality; c is with one sample alone.
 THERE = {"a": [0, 1, 2, 3, 4, 5], "b": [0, 2, 3, 5], "c": [4]}
-OF_EMBEDDINGS = [name for name in LOSS_OPTIONS if name not in ("dkd", "dist")]
+FEATURES = [name for name, loss in shipped_losses().items() if loss.projection]
+OF_EMBEDDINGS = [name for name in LOSSES if name not in ("dkd", "dist")]
 
 
 def made_side(seed, width, places=NAMES):
     generator = torch.Generator().manual_seed(seed)
     draw = lambda *shape: torch.randn(*shape, generator=generator)  # noqa: E731
-    maps = {name: draw(BATCH, width, 4) for name in taps_with_losses}
+    maps = {name: draw(BATCH, width, 4) for name in places}
     return NetworkOutputs(draw(BATCH, 3), {name: x.mean(2).requires_grad_() for name, x in maps.items()},
                 {name: x.requires_grad_() for name, x in maps.items()})  # fmt: skip
 
@@ -34,15 +39,16 @@ def mask(there):
 
 
 def made_seen(there=None, anchors=1, places=NAMES):
-    student = made_side(0, 4, taps_with_losses)
+    student = made_side(0, 4, places)
     others = [made_side(1 + seed, 5) for seed in range(anchors)]
     labels = torch.tensor([0, 1, 2, 0, 1, 2])
     return BatchOutputs(student, others[0].logits, others, labels, {} if there is None else mask(there))
 
 
-def term_of(name, **options):
-    tables = {"student": TAPS, "teacher": TAPS} if name == "ickd" and "student" not in options else {}
-    return Term(loss=name, **tables, **options)
+def term_of(name, **keys):
+    tables = {"student": TAPS, "teacher": TAPS} if name == "ickd" and "student" not in keys else {}
+    options = {key: keys.pop(key) for key in list(keys) if key not in Term.__struct_fields__}
+    return Term(loss=name, options=options, **tables, **keys)
 
 
 def made(name, seen, **options):
@@ -69,7 +75,7 @@ def test_features_are_those_of_the_samples_that_have_them(name):
     seen = made_seen(THERE)
     extra = made(name, seen)
     ours, theirs = sources(seen.student, name), sources(seen.anchors[0], name)
-    loss = FEATURES[name][0]
+    loss = shipped_losses()[name].function
     parts = [
         loss(projection(ours[m][THERE[m]]), theirs[m][THERE[m]])
         for m, projection in zip("ab", extra.projections, strict=False)
@@ -145,7 +151,7 @@ def test_chosen_modalities_alone_have_a_gradient(name):
     gradients = {m: z.grad for m, z in sources(seen.student, name).items()}
     assert gradients["b"] is None
     assert all(gradients[m].any() for m in chosen)
-    assert extra.on == ("a", "c")
+    assert extra.student_taps == ("a", "c")
 
 
 @pytest.mark.parametrize("name", ["sample", "cross", "joint", "affinity"])
@@ -165,13 +171,13 @@ def test_losses_of_logits_have_kds_temperature_unless_given():
         extra={
             "dkd": 1.0,
             "dist": 1.0,
-            "own": Term(loss="dkd", temperature=2.0, beta=1.0),
-            "free": Term(loss="dkd", beta=0.0),
+            "own": Term(loss="dkd", options={"temperature": 2.0, "beta": 1.0}),
+            "free": Term(loss="dkd", options={"beta": 0.0}),
         },
     )
     found = {name: extra(seen) for name, extra in bind_losses(config, WHERE).items()}
     assert torch.equal(found["dkd"], dkd_loss(ours, theirs, labels, 3.0, 8.0))
-    assert torch.equal(found["dist"], dist_loss(ours, theirs, 3.0))
+    assert torch.equal(found["dist"], dist_loss(ours, theirs, temperature=3.0))
     assert torch.equal(found["own"], dkd_loss(ours, theirs, labels, 2.0, 1.0))
     assert torch.equal(found["free"], dkd_loss(ours, theirs, labels, 3.0, 0.0))
 
@@ -241,7 +247,7 @@ def test_a_loss_reads_its_own_taps_on_either_side():
     extra = bind_losses(config, WHERE)["sp"]
     expected = sp_loss(seen.student.embeddings[place["student"]], anchor.embeddings[place["teacher"]])
     assert torch.equal(extra(seen), expected)
-    assert extra.on == (place["student"],)
+    assert extra.student_taps == (place["student"],)
     # Where the anchor is a student, as in a fine-tune, the student's table holds for both.
     both = BatchOutputs(seen.student, seen.teacher, [made_side(8, 4, [*NAMES, place["student"]])], seen.labels, {})
     extra = bind_losses(config, LossTaps(NAMES, TAPS, TAPS, "student"))["sp"]
