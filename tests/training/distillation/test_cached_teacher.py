@@ -12,7 +12,6 @@ import torch
 from small import TAPS, Remembers, TwoTowers, loaded, reporter, split
 
 from edgekd.config.recipe import DistillConfig, load_recipe
-from edgekd.errors import RecipeError
 from edgekd.pipeline.project import Project
 from edgekd.pipeline.trained_source import Learner
 from edgekd.stages.cache import Cache
@@ -176,16 +175,6 @@ def test_a_split_that_augments_distils_as_from_the_teacher(teacher, train, tmp_p
     read = run(tmp_path / "read", teacher, augmented, tmp_path / "outputs", observer)
     assert read == run(tmp_path / "ran", teacher, augmented)
     assert len(observer.warnings) == 1
-
-
-@pytest.mark.parametrize(
-    "key", ["distill.loss.extra.maps={loss='ickd', student={kar='e'}, teacher={kar='e'}}"], ids=["ickd"]
-)
-def test_losses_of_feature_maps_are_refused(key):
-    match = r"distill: cache_teacher keeps no feature maps, which 'extra.maps' \(ickd\) reads: leave one of the two out"
-    with pytest.raises(RecipeError, match=match):
-        load_recipe("digits", (key, "distill.cache_teacher=true"))
-    load_recipe("digits", (key,))
 
 
 SETTINGS = ("distill.cache_teacher=true", "teacher.epochs=1", "distill.epochs=2", "prune.epochs=1", "prune.round_to=8")
