@@ -45,6 +45,7 @@ from edgekd.training.pruning.curvature import ImportanceInputs
 from edgekd.training.pruning.cutter import Cutter
 from edgekd.training.pruning.groups import dependency_graph, prunable_groups, remove_channels
 from edgekd.training.pruning.obs import GramImportance
+from edgekd.training.stage_run import StageRun
 
 if TYPE_CHECKING:
     from torch import nn
@@ -146,7 +147,9 @@ def measure(given: Case, method: str, folder: Path) -> Result:
     networks = prune.PruningNetworks(*(given.network(name) for name in ("teacher", "student", "student")))
     task = given.project.loaded
     inputs = list(next(iter(given.samples)).inputs.values())
-    trained = prune.run(task, networks, given.taps, config, given.seed, folder, StageReporter(Silent(), "prune"))
+    trained = prune.run(
+        task, networks, given.taps, config, StageRun(given.seed, folder, StageReporter(Silent(), "prune"))
+    )
     student = probe(networks.student, given.taps.student, task.splits["test"])
     cut, tuned = Probe.load(folder / CUT), Probe.load(folder / PROBE)
     known = ground_truth(task.splits["test"])

@@ -17,6 +17,7 @@ from edgekd.stages.artifacts import CUT, PROBE, VERSIONS, WEIGHTS, Exported, Tra
 from edgekd.stages.cache import digest
 from edgekd.stages.stage import Done, Runner, Stage, library_versions
 from edgekd.training.distillation.loss_registry import check_losses, own_loss_sources
+from edgekd.training.stage_run import StageRun
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -141,7 +142,9 @@ class Learner:
                 self._load_pruned(learned.pruned.folder),
                 self._outputs(learned.teacher, config.loss, report),
             )
-            return tune.run(self.project.loaded, networks, self.taps, scheme, config, self.recipe.seed, folder, report)
+            return tune.run(
+                self.project.loaded, networks, self.taps, scheme, config, StageRun(self.recipe.seed, folder, report)
+            )
 
         depends = {
             **_plain(config),
@@ -182,7 +185,7 @@ class Learner:
                 name: robustness.MeasuredNetwork(model, learned.trained[name].result.metric)
                 for name, model in models.items()
             }
-            return robustness.run(self.project.loaded, networks, config, self.recipe.seed, folder, report)
+            return robustness.run(self.project.loaded, networks, config, StageRun(self.recipe.seed, folder, report))
 
         depends = {**_plain(config), "pruned": learned.pruned.key, "seed": self.recipe.seed}
         stage = Stage(ROBUSTNESS, VERSIONS["robustness"], depends, Robustness, run, self._describe_robustness)
@@ -199,7 +202,7 @@ class Learner:
             from edgekd.training.distillation import teacher
 
             self.preflight()
-            return teacher.run(project.loaded, self.taps.teacher, config, self.recipe.seed, folder, report)
+            return teacher.run(project.loaded, self.taps.teacher, config, StageRun(self.recipe.seed, folder, report))
 
         depends = {
             **_plain(msgspec.structs.replace(config, precision="float32")),  # it matters to those that learn from it
@@ -235,7 +238,7 @@ class Learner:
 
         self.preflight()
         outputs, model = self._outputs(teacher, config.loss, report), self.load_teacher(teacher)
-        return distill.run(self.project.loaded, model, self.taps, config, seed, folder, report, outputs)
+        return distill.run(self.project.loaded, model, self.taps, config, StageRun(seed, folder, report), outputs)
 
     def _prune(self, teacher: Done[Trained], student: Done[Trained]) -> Done[Trained]:
         config = self.recipe.prune
@@ -249,7 +252,9 @@ class Learner:
                 self._load_student(student),
                 self._outputs(teacher, config.loss, report),
             )
-            return prune.run(self.project.loaded, networks, self.taps, config, self.recipe.seed, folder, report)
+            return prune.run(
+                self.project.loaded, networks, self.taps, config, StageRun(self.recipe.seed, folder, report)
+            )
 
         versions = library_versions(["torch-pruning"], "build")
         depends = {**_plain(config), **own_loss_sources(config.loss), "student": student.key, "versions": versions}

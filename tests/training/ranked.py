@@ -26,6 +26,7 @@ from edgekd.training.distillation.references import LiveReference
 from edgekd.training.loop import distributed
 from edgekd.training.loop.loop import Fit, fit
 from edgekd.training.loop.weights import build
+from edgekd.training.stage_run import StageRun
 from edgekd.training.taps.taps import TappedModel, Taps
 from edgekd.training.task.protocol import UNLABELLED, Batch, collate
 
@@ -113,10 +114,10 @@ def fits(folder):
     run_teacher, run_student = folder / "teacher", folder / "student"
     for stage in (run_teacher, run_student):
         stage.mkdir(exist_ok=True)
-    teacher.run(task, TAPS, TeacherConfig(epochs=2, batch_size=32), 0, run_teacher, reporter())
+    teacher.run(task, TAPS, TeacherConfig(epochs=2, batch_size=32), StageRun(0, run_teacher, reporter()))
     config = DistillConfig(epochs=3, batch_size=25, loss=TRAINED)
     network = build(lambda: TwoTowers(width=12), 3)
-    trained = distill.run(task, network, Taps(TAPS, TAPS), config, 0, run_student, reporter())
+    trained = distill.run(task, network, Taps(TAPS, TAPS), config, StageRun(0, run_student, reporter()))
     keep(trained.history, folder)
 
 

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader
 
 from edgekd.gram.drift import Bootstrap, measure_drift
 from edgekd.gram.probe import Probe
@@ -15,7 +15,7 @@ from edgekd.stages.artifacts import PROBE, WEIGHTS, Trained
 from edgekd.training.loop import distributed
 from edgekd.training.loop.weights import save_weights
 from edgekd.training.taps.taps import TappedModel
-from edgekd.training.task.protocol import Batch, Split, collate
+from edgekd.training.task.protocol import Batch, Split, as_dataset, collate
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -44,7 +44,7 @@ class GroundTruth:
 
 def batches(split: Split) -> DataLoader[Batch]:
     """Return the split's batches in order."""
-    return DataLoader(cast("Dataset[Any]", split), _BATCH, collate_fn=collate)
+    return DataLoader(as_dataset(split), _BATCH, collate_fn=collate)
 
 
 def example_batch(task: LoadedTask, device: torch.device) -> Batch:

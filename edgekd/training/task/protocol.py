@@ -7,7 +7,7 @@ A task is a class, or a function that returns an object, in the user's own Pytho
 from __future__ import annotations
 
 from dataclasses import dataclass, field, fields, replace
-from typing import TYPE_CHECKING, Any, Protocol, TypeVar, runtime_checkable
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar, cast, runtime_checkable
 
 import numpy as np
 import torch
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
     from _typeshed import DataclassInstance
     from torch import nn
+    from torch.utils.data import Dataset
 
     Size = TypeVar("Size", bound=DataclassInstance)
 
@@ -211,6 +212,11 @@ def resized(size: Size, options: Mapping[str, Any] | None) -> Size:
         if name not in known:
             raise TaskError(f"a network's size has no '{name}'{nearest(name, known)}")
     return replace(size, **(options or {}))
+
+
+def as_dataset(split: Split) -> Dataset[Any]:
+    """Return a split under the type that torch's data loaders ask for; any map-style dataset will do for them."""
+    return cast("Dataset[Any]", split)
 
 
 def collate(samples: Batch | list[Sample]) -> Batch:

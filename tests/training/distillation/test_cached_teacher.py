@@ -20,6 +20,7 @@ from edgekd.training.distillation import cached_teacher, distill
 from edgekd.training.distillation.cached_teacher import CachedReference, digests
 from edgekd.training.distillation.references import LiveReference
 from edgekd.training.loop.weights import build
+from edgekd.training.stage_run import StageRun
 from edgekd.training.taps.taps import TappedModel, Taps
 from edgekd.training.task.protocol import ArraySplit, collate
 
@@ -138,7 +139,7 @@ def run(folder, teacher, train, outputs=None, observer=None):
     config = DistillConfig(epochs=3, batch_size=64)
     folder.mkdir()
     taps = Taps(TAPS, TAPS)
-    return distill.run(task, teacher, taps, config, 0, folder, reporter(observer), outputs).history
+    return distill.run(task, teacher, taps, config, StageRun(0, folder, reporter(observer)), outputs).history
 
 
 def test_distilling_from_the_cache_is_distilling_from_the_teacher(teacher, train, outputs, tmp_path):

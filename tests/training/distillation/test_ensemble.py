@@ -18,6 +18,7 @@ from edgekd.training.distillation.references import LiveReference
 from edgekd.training.export.onnx import ExportNetwork, write_onnx
 from edgekd.training.loop.evaluate import probe
 from edgekd.training.loop.weights import build, load_weights
+from edgekd.training.stage_run import StageRun
 from edgekd.training.taps.taps import TappedModel, Taps
 from edgekd.training.task.protocol import collate
 
@@ -97,7 +98,7 @@ class Stops(Remembers):
 def run(folder, observer=None, members=2):
     folder.mkdir(exist_ok=True)
     config = TeacherConfig(epochs=2, batch_size=32, members=members)
-    return teacher.run(loaded(), TAPS, config, 4, folder, reporter(observer))
+    return teacher.run(loaded(), TAPS, config, StageRun(4, folder, reporter(observer)))
 
 
 def test_members_are_the_teachers_of_their_own_seeds_and_a_stopped_run_goes_on(tmp_path):
@@ -113,7 +114,7 @@ def test_members_are_the_teachers_of_their_own_seeds_and_a_stopped_run_goes_on(t
     for number, member in enumerate(both.members):
         config = TeacherConfig(epochs=2, batch_size=32)
         folder = tmp_path / str(number)
-        teacher.run(loaded(), TAPS, config, 4 + number, folder, reporter())
+        teacher.run(loaded(), TAPS, config, StageRun(4 + number, folder, reporter()))
         alone = load_weights(TwoTowers(), folder / WEIGHTS)
         assert all(torch.equal(p, q) for p, q in zip(member.parameters(), alone.parameters(), strict=True))
     assert trained.parameters == 2 * sum(p.numel() for p in TwoTowers().parameters())
@@ -128,7 +129,9 @@ def test_a_student_learns_from_all_of_them_live_and_cached(ensemble, tmp_path):
     for folder in (None, outputs):
         place = tmp_path / f"from {folder and folder.name}"
         place.mkdir()
-        histories.append(distill.run(task, ensemble, Taps(TAPS, TAPS), config, 0, place, reporter(), folder).history)
+        histories.append(
+            distill.run(task, ensemble, Taps(TAPS, TAPS), config, StageRun(0, place, reporter()), folder).history
+        )
     for live, read_back in zip(*histories, strict=True):
         assert read_back == pytest.approx(live, rel=1e-3)
     assert histories[0][-1]["drift"] < histories[0][0]["drift"]

@@ -16,6 +16,7 @@ from edgekd.training.distillation.modality_dropout import ModalityDropout
 from edgekd.training.distillation.setup import DistillationNetworks, distillation_setup
 from edgekd.training.loop.input_statistics import training_channels
 from edgekd.training.loop.weights import build
+from edgekd.training.stage_run import StageRun
 from edgekd.training.taps.taps import Taps
 from edgekd.training.task.protocol import ArraySplit, collate
 
@@ -145,7 +146,7 @@ def run(folder, observer=None, seed=0, **config):
     folder.mkdir(exist_ok=True)
     settings = DistillConfig(**{"epochs": 4, "batch_size": 16, "modality_dropout": 0.4, **config})
     teacher = build(TwoTowers, 7)
-    return distill.run(loaded(), teacher, BOTH, settings, seed, folder, reporter(observer))
+    return distill.run(loaded(), teacher, BOTH, settings, StageRun(seed, folder, reporter(observer)))
 
 
 def test_a_resumed_run_drops_what_an_undisturbed_one_drops(tmp_path):

@@ -19,6 +19,7 @@ from edgekd.training.distillation.loss_help import describe_losses, option_schem
 from edgekd.training.distillation.loss_registry import check_losses, own_loss_sources
 from edgekd.training.distillation.own_losses import find_loss
 from edgekd.training.loop.weights import build
+from edgekd.training.stage_run import StageRun
 from edgekd.training.taps.taps import Taps
 
 OWN = """
@@ -74,7 +75,7 @@ repair = "off"
 def trained(folder, loss, teacher):
     settings = DistillConfig(epochs=2, batch_size=16, loss=loss)
     observer = Remembers()
-    done = distill.run(loaded(), teacher, Taps(TAPS, TAPS), settings, 0, folder, reporter(observer))
+    done = distill.run(loaded(), teacher, Taps(TAPS, TAPS), settings, StageRun(0, folder, reporter(observer)))
     return done, (folder / WEIGHTS).read_bytes(), observer
 
 

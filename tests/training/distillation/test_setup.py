@@ -18,6 +18,7 @@ from edgekd.training.distillation.setup import DistillationNetworks, distillatio
 from edgekd.training.loop.evaluate import probe
 from edgekd.training.loop.loop import Fit, fit
 from edgekd.training.loop.weights import build
+from edgekd.training.stage_run import StageRun
 from edgekd.training.taps.taps import TappedModel, Taps
 from edgekd.training.task.protocol import collate
 
@@ -28,7 +29,7 @@ BOTH = Taps(TAPS, TAPS)
 
 def run(folder, task, teacher, extra, taps=BOTH, observer=None, **config):
     settings = DistillConfig(**{"epochs": 4, "batch_size": 16, "loss": LossConfig(extra=extra), **config})
-    return distill.run(task, teacher, taps, settings, 0, folder, reporter(observer))
+    return distill.run(task, teacher, taps, settings, StageRun(0, folder, reporter(observer)))
 
 
 def teacher(seed=1, **options):
