@@ -10,8 +10,18 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
     from pathlib import Path
 
+    from onnx import GraphProto, ModelProto, NodeProto
+    from onnxruntime import InferenceSession
 
-def save(model: Any, path: Path) -> None:
+
+def copy(model: ModelProto) -> ModelProto:
+    """Return a copy of an ONNX model, for edits that leave the original as it is."""
+    copied: ModelProto = need("onnx", "build").ModelProto()
+    copied.CopyFrom(model)
+    return copied
+
+
+def save(model: ModelProto, path: Path) -> None:
     """Check an ONNX model and write it atomically."""
     onnx = need("onnx", "build")
     onnx.checker.check_model(model)
@@ -28,7 +38,7 @@ def drop_outputs(source: Path, keep: tuple[str, ...], target: Path) -> None:
     save(model, target)
 
 
-def open_at(model: Any, tensors: Iterable[str]) -> Any:
+def open_at(model: ModelProto, tensors: Iterable[str]) -> InferenceSession:
     """Return an ONNX Runtime session that computes these tensors of a graph, node by node, and nothing else.
 
     Args:
@@ -36,8 +46,7 @@ def open_at(model: Any, tensors: Iterable[str]) -> Any:
         tensors: names of tensors that nodes compute, or of inputs; the session's outputs, each once.
     """
     onnx, ort = need("onnx", "build"), need("onnxruntime", "build")
-    cut = onnx.ModelProto()
-    cut.CopyFrom(model)
+    cut = copy(model)
     del cut.graph.output[:]
     cut.graph.output.extend(onnx.helper.make_empty_tensor_value_info(name) for name in dict.fromkeys(tensors))
     drop_unread(cut.graph)
@@ -48,7 +57,7 @@ def open_at(model: Any, tensors: Iterable[str]) -> Any:
     return ort.InferenceSession(cut.SerializeToString(), options, providers=["CPUExecutionProvider"])
 
 
-def unquantize_outputs(model: Any) -> None:
+def unquantize_outputs(model: ModelProto) -> None:
     """Let each graph output take its float tensor instead of that tensor quantized and dequantized, in place.
 
     Rounding a graph output costs about 3 dB and saves nothing. Other readers of the tensor keep reading it quantized.
@@ -70,7 +79,7 @@ def unquantize_outputs(model: Any) -> None:
     drop_unread(graph)
 
 
-def all_nodes(graph: Any) -> Iterator[Any]:
+def all_nodes(graph: GraphProto) -> Iterator[NodeProto]:
     """Yield the nodes of a graph and of all graphs inside them."""
     for node in graph.node:
         yield node
@@ -78,7 +87,7 @@ def all_nodes(graph: Any) -> Iterator[Any]:
             yield from all_nodes(inner)
 
 
-def inner_graphs(node: Any) -> Iterator[Any]:
+def inner_graphs(node: NodeProto) -> Iterator[GraphProto]:
     """Yield the graphs that a node holds: the branches of an ``If``, the body of a ``Loop``."""
     for attribute in node.attribute:
         if attribute.HasField("g"):
@@ -86,20 +95,20 @@ def inner_graphs(node: Any) -> Iterator[Any]:
         yield from attribute.graphs
 
 
-def reads(node: Any) -> list[str]:
+def reads(node: NodeProto) -> list[str]:
     """Return the tensors that a node reads, with those that graphs inside it name."""
     inner = [name for graph in inner_graphs(node) for deep in all_nodes(graph) for name in deep.input]
     return [name for name in (*node.input, *inner) if name]
 
 
-def rename(graph: Any, old: str, new: str) -> None:
+def rename(graph: GraphProto, old: str, new: str) -> None:
     """Rename a tensor wherever nodes name it, in place; inputs, outputs and initializers keep their names."""
     for node in all_nodes(graph):
         for names in (node.input, node.output):
             names[:] = [new if name == old else name for name in names]
 
 
-def drop_unread(graph: Any) -> None:
+def drop_unread(graph: GraphProto) -> None:
     """Remove nodes whose outputs nobody needs, and the constants and shapes of what is gone, in place."""
     needed = {output.name for output in graph.output}
     for node in reversed(graph.node):

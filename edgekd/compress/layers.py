@@ -14,9 +14,12 @@ from edgekd.files import need
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from numpy.typing import NDArray
+    from onnx import ModelProto, NodeProto
+
     from edgekd.runtime.session import Array
 
-    Doubles = np.ndarray[Any, np.dtype[np.float64]]
+    Doubles = NDArray[np.float64]
 
 
 @dataclass(frozen=True)
@@ -38,7 +41,7 @@ class Int8Layer:
         bias: of the float graph [O]; None where there is none.
     """
 
-    node: Any
+    node: NodeProto
     attributes: Mapping[str, Any]
     source: str
     exact: str
@@ -63,7 +66,7 @@ class Int8Layer:
         sizes = windows.shape[1 : windows.ndim - inner]
         count = int(np.prod(sizes))
         chosen = np.random.default_rng(0).permutation(count)[:most]
-        places: tuple[Any, ...] = (slice(None), *np.unravel_index(chosen, sizes)) if sizes else ()
+        places: tuple[slice | NDArray[np.intp], ...] = (slice(None), *np.unravel_index(chosen, sizes)) if sizes else ()
         found = windows[places]
         groups, inputs, _ = self.weights.shape
         return np.ascontiguousarray(found.reshape(-1, groups, inputs).swapaxes(0, 1), np.float64)
@@ -90,7 +93,7 @@ class Int8Layer:
         return np.moveaxis(windows[(slice(None), slice(None), *steps)], 1, axes + 1)
 
 
-def find_layers(qdq: Any, floats: Any) -> list[Int8Layer]:
+def find_layers(qdq: ModelProto, floats: ModelProto) -> list[Int8Layer]:
     """Return the layers whose weights can be chosen anew, in the order of the graph.
 
     Left out are ConvTranspose, weights and biases that are computed or that several nodes read, weights that are no
@@ -150,7 +153,7 @@ def find_layers(qdq: Any, floats: Any) -> list[Int8Layer]:
     return found
 
 
-def write_bias(qdq: Any, node: Any, bias: Doubles) -> None:
+def write_bias(qdq: ModelProto, node: NodeProto, bias: Doubles) -> None:
     """Store a layer's bias, float or at the INT32 scale that it has, in place."""
     numpy_helper, stored = need("onnx", "build").numpy_helper, initializers(qdq.graph)
     dequantize = producers(qdq.graph).get(node.input[2])
@@ -162,12 +165,12 @@ def write_bias(qdq: Any, node: Any, bias: Doubles) -> None:
     store(qdq, dequantize.input[0], np.round(bias / scale).clip(limits.min, limits.max).astype(np.int32))
 
 
-def store(model: Any, name: str, values: Array) -> None:
+def store(model: ModelProto, name: str, values: Array) -> None:
     """Replace the content of a stored tensor, in place."""
     initializers(model.graph)[name].CopyFrom(need("onnx", "build").numpy_helper.from_array(values, name))
 
 
-def _is_plain(node: Any, attributes: Mapping[str, Any]) -> bool:
+def _is_plain(node: NodeProto, attributes: Mapping[str, Any]) -> bool:
     """Whether a node multiplies patches of its input with its weights, and adds its bias, and nothing else."""
     if node.op_type == "Gemm":
         return bool(not attributes.get("transA") and attributes.get("alpha", 1) == attributes.get("beta", 1) == 1)
@@ -176,7 +179,7 @@ def _is_plain(node: Any, attributes: Mapping[str, Any]) -> bool:
     return bool(node.op_type == "MatMul")
 
 
-def _arranged(node: Any, attributes: Mapping[str, Any], weights: Doubles) -> Doubles:
+def _arranged(node: NodeProto, attributes: Mapping[str, Any], weights: Doubles) -> Doubles:
     if node.op_type == "Conv":
         groups = attributes.get("group", 1)
         return weights.reshape(groups, len(weights) // groups, -1).swapaxes(1, 2)

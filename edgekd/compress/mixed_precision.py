@@ -5,13 +5,15 @@ from __future__ import annotations
 import itertools
 import math
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from edgekd.compress.qdq_map import list_layers
 from edgekd.compress.switchboard import undo
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
+
+    from onnx import GraphProto, ModelProto
 
     from edgekd.compress.partial import Examiner, PartialResult
     from edgekd.gram.blame import Effect
@@ -43,12 +45,12 @@ class RepairStep:
     layers: tuple[str, ...]
     effect: Effect
     harm: float
-    graph: Any
+    graph: GraphProto
     verdict: Verdict | None = None
 
 
 def repair_steps(
-    examiner: Examiner, judge: Callable[[Any], Verdict], latency_ms: Mapping[str, float] | None = None
+    examiner: Examiner, judge: Callable[[ModelProto], Verdict], latency_ms: Mapping[str, float] | None = None
 ) -> Iterator[RepairStep]:
     """Return layers to float until the gate no longer rejects the graph, or most layers are float.
 

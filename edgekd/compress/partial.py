@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -15,6 +15,8 @@ from edgekd.gram.probe import top1
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterable
+
+    from onnx import ModelProto
 
     from edgekd.runtime.session import Array, Feeds
 
@@ -66,7 +68,9 @@ class Examiner:
         samples: how many samples there are.
     """
 
-    def __init__(self, qdq: Any, floats: Any, samples: Iterable[Feeds], judging: Judging | None = None) -> None:
+    def __init__(
+        self, qdq: ModelProto, floats: ModelProto, samples: Iterable[Feeds], judging: Judging | None = None
+    ) -> None:
         """Run the float graph.
 
         Args:

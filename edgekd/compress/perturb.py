@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
+from edgekd.compress.graph import copy
 from edgekd.compress.qdq_map import WEIGHT_BEARING, inputs_behind
 from edgekd.errors import ModelError, nearest
 from edgekd.files import need
@@ -14,6 +15,8 @@ from edgekd.gram.blame import FUSION
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
+
+    from onnx import GraphProto, ModelProto, NodeProto, TensorProto
 
     from edgekd.runtime.session import Array
 
@@ -63,12 +66,12 @@ def perturbations(modalities: Sequence[str], repeats: int = 8, seed: int = 0) ->
     return tuple(perturbation for where, draws in places for perturbation in _grid(where, range(seed, seed + draws)))
 
 
-def perturbations_of(model: Any) -> tuple[Perturbation, ...]:
+def perturbations_of(model: ModelProto) -> tuple[Perturbation, ...]:
     """Return those of :func:`perturbations` for which a float graph has weights.
 
     Where all weights are of one branch, or of the fusion, that is the whole network, which is not damaged twice.
     """
-    layers = _layers(need("onnx", "build"), model.graph)
+    layers = _layers(model.graph)
     branches = {layer.branch for layer in layers}
     there = {NETWORK, *branches} if len(branches) > 1 else {NETWORK}
     grid = perturbations([value.name for value in model.graph.input])
@@ -81,7 +84,7 @@ def _grid(where: str, seeds: range) -> Iterator[Perturbation]:
     yield from (Perturbation("noise", level, where, seed) for level in _NOISES for seed in seeds)
 
 
-def perturb(model: Any, perturbation: Perturbation) -> Any:
+def perturb(model: ModelProto, perturbation: Perturbation) -> ModelProto:
     """Return a float graph with damaged weights.
 
     Weights are those of Conv, ConvTranspose, Gemm and MatMul nodes, stored as initializers or in Constant nodes.
@@ -94,10 +97,8 @@ def perturb(model: Any, perturbation: Perturbation) -> Any:
     Raises:
         ModelError: the graph stores no such weights, or there is no such place in it.
     """
-    onnx = need("onnx", "build")
-    damaged = onnx.ModelProto()
-    damaged.CopyFrom(model)
-    layers = _layers(onnx, damaged.graph)
+    damaged = copy(model)
+    layers = _layers(damaged.graph)
     if not layers:
         raise ModelError(
             f"the graph stores no float weights of {', '.join(WEIGHT_BEARING)}, so there is nothing to perturb"
@@ -122,7 +123,7 @@ def perturb(model: Any, perturbation: Perturbation) -> Any:
 class _Stored:
     """A stored tensor and its values in double precision."""
 
-    proto: Any
+    proto: TensorProto
     values: Array
 
     def write(self, values: Array) -> None:
@@ -151,9 +152,9 @@ class _PerturbedLayer:
     last: bool
 
 
-def _layers(onnx: Any, graph: Any) -> list[_PerturbedLayer]:
+def _layers(graph: GraphProto) -> list[_PerturbedLayer]:
     """Return the weight-bearing nodes whose weights are stored, one for each stored tensor."""
-    stored = _stored(onnx, graph)
+    stored = _stored(graph)
     behind, last = inputs_behind(graph), _writers_of_outputs(graph)
     found: dict[str, _PerturbedLayer] = {}
     for node in graph.node:
@@ -161,7 +162,7 @@ def _layers(onnx: Any, graph: Any) -> list[_PerturbedLayer]:
         weights = [name for name in factors if name in stored and stored[name].values.ndim > 1]
         if not weights:
             continue
-        axis = _channel_axis(onnx, node, weights[0])
+        axis = _channel_axis(node, weights[0])
         bias = stored.get(node.input[2]) if len(node.input) > 2 else None
         sources = behind[node.output[0]]
         branch = next(iter(sources)) if len(sources) == 1 else FUSION
@@ -173,13 +174,13 @@ def _layers(onnx: Any, graph: Any) -> list[_PerturbedLayer]:
     return list(found.values())
 
 
-def _stored(onnx: Any, graph: Any) -> dict[str, _Stored]:
+def _stored(graph: GraphProto) -> dict[str, _Stored]:
     """Return the float tensors that the graph stores."""
     protos = {tensor.name: tensor for tensor in graph.initializer}
     for node in graph.node:
         if node.op_type == "Constant" and node.attribute[0].name == "value":
             protos[node.output[0]] = node.attribute[0].t
-    arrays = {name: onnx.numpy_helper.to_array(proto) for name, proto in protos.items()}
+    arrays = {name: need("onnx.numpy_helper", "build").to_array(proto) for name, proto in protos.items()}
     return {
         name: _Stored(protos[name], array.astype(np.float64))
         for name, array in arrays.items()
@@ -187,19 +188,20 @@ def _stored(onnx: Any, graph: Any) -> dict[str, _Stored]:
     }
 
 
-def _channel_axis(onnx: Any, node: Any, weight: str) -> int:
+def _channel_axis(node: NodeProto, weight: str) -> int:
     """Return the axis of the output channels; of a grouped ConvTranspose that of each group's channels."""
     if node.op_type == "MatMul":
         return -1 if node.input[1] == weight else -2
     if node.op_type == "Gemm":
-        attributes = {attribute.name: onnx.helper.get_attribute_value(attribute) for attribute in node.attribute}
+        value = need("onnx.helper", "build").get_attribute_value
+        attributes = {item.name: value(item) for item in node.attribute}
         if node.input[1] == weight:
             return 0 if attributes.get("transB") else 1
         return 1 if attributes.get("transA") else 0
     return 1 if node.op_type == "ConvTranspose" else 0
 
 
-def _writers_of_outputs(graph: Any) -> set[str]:
+def _writers_of_outputs(graph: GraphProto) -> set[str]:
     """Return the outputs of weight-bearing nodes between which and a graph output there is no other such node."""
     reached = {output.name for output in graph.output}
     last = set()

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
@@ -19,6 +19,8 @@ from edgekd.gram.blame import FUSION, WeightedLayer
 if TYPE_CHECKING:
     from collections.abc import Mapping
     from pathlib import Path
+
+    from onnx import GraphProto, ModelProto, NodeProto, TensorProto
 
 Kind = Literal["activation", "weight", "bias"]
 
@@ -62,11 +64,11 @@ class QdqSite:
 
     tensor: str
     kind: Kind
-    pairs: list[tuple[Any, Any]]
-    limits: list[Any]
+    pairs: list[tuple[NodeProto, NodeProto | None]]
+    limits: list[NodeProto]
 
 
-def find_places(qdq: Any, floats: Any) -> dict[str, QdqSite]:
+def find_places(qdq: ModelProto, floats: ModelProto) -> dict[str, QdqSite]:
     """Return where each tensor is quantized, by its name in the float graph.
 
     Args:
@@ -84,7 +86,7 @@ def find_places(qdq: Any, floats: Any) -> dict[str, QdqSite]:
     for dequantize in (node for node in qdq.graph.node if node.op_type == "DequantizeLinear"):
         quantize = made.get(dequantize.input[0])
         kind: Kind = "activation"
-        limits: list[Any] = []
+        limits: list[NodeProto] = []
         if quantize:
             name = quantize.input[0]
             limits = _limits(made[name], original) if name in made else []
@@ -97,7 +99,7 @@ def find_places(qdq: Any, floats: Any) -> dict[str, QdqSite]:
     return places | {name: QdqSite(name, "bias", [], []) for name in _changed(quantized, stored)}
 
 
-def describe(places: Mapping[str, QdqSite], floats: Any) -> tuple[Quantized, ...]:
+def describe(places: Mapping[str, QdqSite], floats: ModelProto) -> tuple[Quantized, ...]:
     """Return what is quantized, in the order in which the float graph reads it."""
     graph = floats.graph
     readers, made, behind = _readers(graph), producers(graph), inputs_behind(graph)
@@ -113,7 +115,7 @@ def describe(places: Mapping[str, QdqSite], floats: Any) -> tuple[Quantized, ...
     return tuple(quantized for _, quantized in sorted(found, key=lambda item: item[0]))
 
 
-def list_layers(floats: Any) -> tuple[WeightedLayer, ...]:
+def list_layers(floats: ModelProto) -> tuple[WeightedLayer, ...]:
     """Return the weight-bearing nodes of a float graph, in its order, and which of them follow on which."""
     graph = floats.graph
     readers, behind = _readers(graph), inputs_behind(graph)
@@ -144,42 +146,42 @@ def branches(path: Path) -> dict[str, str]:
     return found
 
 
-def _behind(node: Any, behind: Mapping[str, frozenset[str]]) -> frozenset[str]:
+def _behind(node: NodeProto, behind: Mapping[str, frozenset[str]]) -> frozenset[str]:
     return frozenset[str]().union(*(behind[name] for name in node.output))
 
 
-def layer_name(node: Any) -> str:
+def layer_name(node: NodeProto) -> str:
     """Return the name of a node, or of what it computes where it has none."""
     return str(node.name or node.output[0])
 
 
-def producers(graph: Any) -> dict[str, Any]:
+def producers(graph: GraphProto) -> dict[str, NodeProto]:
     """Return the node that computes each tensor."""
     return {name: node for node in graph.node for name in node.output}
 
 
-def initializers(graph: Any) -> dict[str, Any]:
+def initializers(graph: GraphProto) -> dict[str, TensorProto]:
     """Return the graph's stored tensors by name."""
     return {tensor.name: tensor for tensor in graph.initializer}
 
 
-def _readers(graph: Any) -> dict[str, list[tuple[Any, int]]]:
+def _readers(graph: GraphProto) -> dict[str, list[tuple[NodeProto, int]]]:
     """Return for each tensor the nodes that read it, with the place at which each does."""
-    readers: dict[str, list[tuple[Any, int]]] = defaultdict(list)
+    readers: dict[str, list[tuple[NodeProto, int]]] = defaultdict(list)
     for node in graph.node:
         for index, name in enumerate(node.input):
             readers[name].append((node, index))
     return readers
 
 
-def _changed(stored: Mapping[str, Any], original: Mapping[str, Any]) -> list[str]:
+def _changed(stored: Mapping[str, TensorProto], original: Mapping[str, TensorProto]) -> list[str]:
     """Return the tensors that both graphs store in one type, with different values."""
     to_array = need("onnx", "build").numpy_helper.to_array
     common = [name for name in stored if name in original and stored[name].data_type == original[name].data_type]
     return [name for name in common if not np.array_equal(to_array(stored[name]), to_array(original[name]))]
 
 
-def _counterpart(node: Any, index: int, original: Mapping[str, Any]) -> str:
+def _counterpart(node: NodeProto, index: int, original: Mapping[str, NodeProto]) -> str:
     """Return what the float graph's node that computes the same reads at the same place."""
     limits = _limits(node, original)
     same = original.get(limits[0].input[0] if limits else node.output[0])
@@ -188,9 +190,9 @@ def _counterpart(node: Any, index: int, original: Mapping[str, Any]) -> str:
     return str(same.input[index])
 
 
-def _limits(node: Any, original: Mapping[str, Any]) -> list[Any]:
+def _limits(node: NodeProto, original: Mapping[str, NodeProto]) -> list[NodeProto]:
     """Return the float graph's Relu and Clip nodes that stood behind a node and were taken out."""
-    found: list[Any] = []
+    found: list[NodeProto] = []
     last = original.get(node.output[0])
     while last and last.op_type in _LIMITS and (last.op_type, last.name) != (node.op_type, node.name):
         found.insert(0, last)
@@ -198,7 +200,7 @@ def _limits(node: Any, original: Mapping[str, Any]) -> list[Any]:
     return found
 
 
-def _layers_after(tensor: str, readers: Mapping[str, list[tuple[Any, int]]]) -> set[str]:
+def _layers_after(tensor: str, readers: Mapping[str, list[tuple[NodeProto, int]]]) -> set[str]:
     """Return the first outputs of the weight-bearing nodes that a tensor reaches before any other."""
     found, seen, ahead = set(), {tensor}, [tensor]
     while ahead:
@@ -211,7 +213,7 @@ def _layers_after(tensor: str, readers: Mapping[str, list[tuple[Any, int]]]) -> 
     return found
 
 
-def _layers_before(tensor: str, made: Mapping[str, Any]) -> set[str]:
+def _layers_before(tensor: str, made: Mapping[str, NodeProto]) -> set[str]:
     """Return the first outputs of the weight-bearing nodes that a tensor comes from without another between."""
     found, seen, before = set(), {tensor}, [tensor]
     while before:
@@ -230,7 +232,7 @@ def _branch(inputs: frozenset[str]) -> str:
     return next(iter(inputs)) if len(inputs) == 1 else FUSION
 
 
-def inputs_behind(graph: Any) -> dict[str, frozenset[str]]:
+def inputs_behind(graph: GraphProto) -> dict[str, frozenset[str]]:
     """Return for each tensor the graph inputs from which it is computed."""
     stored = initializers(graph)
     behind: dict[str, frozenset[str]] = defaultdict(frozenset)

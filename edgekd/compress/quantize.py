@@ -19,6 +19,8 @@ from edgekd.errors import ModelError, TargetError
 from edgekd.files import need, quiet
 
 if TYPE_CHECKING:
+    from onnx import GraphProto, ModelProto
+
     from edgekd.config.target import Calibration, Precision, Quantizer, Scheme, Target
 
 #: Files of the stage: with the embeddings, to check; without, to deploy.
@@ -124,7 +126,7 @@ def run(
     return candidate
 
 
-def finish(graph: Any, way: CandidateSpec, scheme: Scheme, place: Path) -> Candidate:
+def finish(graph: GraphProto, way: CandidateSpec, scheme: Scheme, place: Path) -> Candidate:
     """Write a graph's two variants, ``engine.onnx`` and ``deploy.onnx``.
 
     Args:
@@ -150,7 +152,9 @@ def finish(graph: Any, way: CandidateSpec, scheme: Scheme, place: Path) -> Candi
     return Candidate(way.name, way.precision, done, total, sizes)
 
 
-def _quantized(quantizer: Quantizer, model: Path, samples: CalibrationSamples, scheme: Scheme, work: Path) -> Any:
+def _quantized(
+    quantizer: Quantizer, model: Path, samples: CalibrationSamples, scheme: Scheme, work: Path
+) -> ModelProto:
     """Return the QDQ graph, weights rounded to the nearest; the float graph is left in ``work``."""
     onnx = need("onnx", "build")
     if quantizer == "nncf":
@@ -162,7 +166,7 @@ def _quantized(quantizer: Quantizer, model: Path, samples: CalibrationSamples, s
     return graph
 
 
-def _improve(graph: Any, floats: Any, samples: CalibrationSamples, scheme: Scheme) -> None:
+def _improve(graph: GraphProto, floats: ModelProto, samples: CalibrationSamples, scheme: Scheme) -> None:
     """Choose ranges and weights as the calibration says, in place."""
     if samples.calibration.method == "gram":
         shrink_ranges(graph, floats, samples.fewer(SAMPLES))
@@ -217,7 +221,7 @@ def open_samples(model: Path, samples: Path, calibration: Calibration) -> Calibr
     return CalibrationSamples(samples, msgspec.structs.replace(calibration, chunk=1) if takes_one_row else calibration)
 
 
-def _count(graph: Any) -> tuple[int, int]:
+def _count(graph: GraphProto) -> tuple[int, int]:
     """Return how many Conv, Gemm and MatMul nodes read dequantized weights, and how many there are."""
     producer = {name: node.op_type for node in graph.graph.node for name in node.output}
     weighty = [node for node in graph.graph.node if node.op_type in ("Conv", "ConvTranspose", "Gemm", "MatMul")]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -17,6 +17,8 @@ from edgekd.gram.npz import embeddings_of
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Mapping, Sequence
 
+    from onnx import ModelProto
+
     from edgekd.compress.switchboard import Scale
     from edgekd.runtime.session import Array, Feeds
 
@@ -29,7 +31,7 @@ _PATIENCE = 2
 _WORTH = 0.01
 
 
-def shrink_ranges(qdq: Any, floats: Any, samples: Iterable[Feeds]) -> None:
+def shrink_ranges(qdq: ModelProto, floats: ModelProto, samples: Iterable[Feeds]) -> None:
     """Shrink the ranges of a QDQ graph's activations where that keeps the network better, in place.
 
     With D the mean drift of the modality Gram and E the root mean square error of the logits, both against the float
@@ -61,7 +63,7 @@ def shrink_ranges(qdq: Any, floats: Any, samples: Iterable[Feeds]) -> None:
 class _Search:
     """The network with float weights and activations in INT8, on some samples."""
 
-    def __init__(self, qdq: Any, floats: Any, samples: Iterable[Feeds]) -> None:
+    def __init__(self, qdq: ModelProto, floats: ModelProto, samples: Iterable[Feeds]) -> None:
         self._board, self._chunks = Switchboard(qdq, floats), list(samples)
         self._stored = [item.tensor for item in self._board.tensors if item.kind != "activation"]
         self._exact = self._outputs([item.tensor for item in self._board.tensors], {})
@@ -109,7 +111,7 @@ class _Search:
         return {name: np.concatenate([chunk[name] for chunk in chunks]) for name in chunks[0]}
 
 
-def _rescale(qdq: Any, shares: Mapping[str, float]) -> None:
+def _rescale(qdq: ModelProto, shares: Mapping[str, float]) -> None:
     """Write smaller scales, and the INT32 biases at theirs, which are an input's times its weights'."""
     to_array, made = need("onnx", "build").numpy_helper.to_array, producers(qdq.graph)
     stored = initializers(qdq.graph)

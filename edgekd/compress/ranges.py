@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 import numpy as np
+from numpy.typing import NDArray
 
 from edgekd.errors import ModelError
 from edgekd.files import need
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
     from edgekd.config.target import Calibration, Scheme
     from edgekd.gram.npz import Header
 
-Feeds = dict[str, np.ndarray[Any, Any]]
+Feeds = dict[str, NDArray[np.generic]]
 
 #: ONNX Runtime's calibrator behind each method of calibration files; of histograms, the bins, as many as it takes by
 #: default.
@@ -67,7 +68,7 @@ class CalibrationSamples:
         )
 
     @property
-    def rows(self) -> np.ndarray[Any, np.dtype[np.intp]]:
+    def rows(self) -> NDArray[np.intp]:
         """Which rows of the file are taken, in order."""
         return np.flatnonzero(self._chosen(read_headers(self.path)["ids"].shape[0]))
 
@@ -99,7 +100,7 @@ class CalibrationSamples:
         if _count(pending):
             yield self._finite(pending)
 
-    def _chosen(self, count: int) -> np.ndarray[Any, np.dtype[np.bool_]]:
+    def _chosen(self, count: int) -> NDArray[np.bool_]:
         """Return which of ``count`` samples are taken [count]."""
         order = np.random.default_rng(self.calibration.seed).permutation(count)
         chosen = np.zeros(count, bool)
@@ -167,7 +168,7 @@ def tensor_ranges(model: Path, samples: CalibrationSamples, scheme: Scheme, work
 
 
 def least_error_range(
-    counts: np.ndarray[Any, Any], edges: np.ndarray[Any, Any], low: float, high: float
+    counts: NDArray[np.int64], edges: NDArray[np.float64], low: float, high: float
 ) -> tuple[float, float]:
     """Return the range whose rounding to 8 bits has the least squared error: a share of the whole one.
 

@@ -7,7 +7,7 @@ another's can take away. Of all levels those are sought here that reproduce the 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -17,8 +17,11 @@ from edgekd.compress.layers import Int8Layer, find_layers, store, write_bias
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
+    from onnx import ModelProto
+    from onnxruntime import InferenceSession
+
     from edgekd.compress.layers import Doubles
-    from edgekd.runtime.session import Feeds
+    from edgekd.runtime.session import Array, Feeds
 
 #: Rounds over all inputs of a layer; the levels mostly stand still before.
 _ROUNDS = 20
@@ -30,7 +33,7 @@ _MOST_INPUTS = 2304
 _PASSES = 16
 
 
-def reconstruct(qdq: Any, floats: Any, samples: Iterable[Feeds], largest: int) -> None:
+def reconstruct(qdq: ModelProto, floats: ModelProto, samples: Iterable[Feeds], largest: int) -> None:
     """Choose the INT8 weights of a QDQ graph anew, in place, and the biases with them; scales stay as they are.
 
     For each layer, with x its float input and z the one that it gets in the QDQ graph, both less their means, the
@@ -99,7 +102,9 @@ class LayerMoments:
         self.zy += z.swapaxes(1, 2) @ y
 
 
-def _moments(qdq: Any, floats: Any, samples: Iterable[Feeds], layers: Sequence[Int8Layer]) -> list[LayerMoments]:
+def _moments(
+    qdq: ModelProto, floats: ModelProto, samples: Iterable[Feeds], layers: Sequence[Int8Layer]
+) -> list[LayerMoments]:
     """Return the moments of each layer, from one pass; those behind the first depth get y = W z."""
     first = min(layer.depth for layer in layers)
     rounded = open_at(qdq, [layer.source for layer in layers])
@@ -114,7 +119,7 @@ def _moments(qdq: Any, floats: Any, samples: Iterable[Feeds], layers: Sequence[I
     return found
 
 
-def _run(session: Any, feeds: Feeds) -> dict[str, Any]:
+def _run(session: InferenceSession, feeds: Feeds) -> dict[str, Array]:
     names = [output.name for output in session.get_outputs()]
     wanted = {value.name: feeds[value.name] for value in session.get_inputs()}
     return dict(zip(names, session.run(names, wanted), strict=True))
@@ -158,7 +163,7 @@ def choose_levels(weights: Doubles, scales: Doubles, moments: LayerMoments, larg
     return levels
 
 
-def _rewrite(qdq: Any, layer: Int8Layer, moments: LayerMoments, largest: int) -> None:
+def _rewrite(qdq: ModelProto, layer: Int8Layer, moments: LayerMoments, largest: int) -> None:
     """Store a layer's new levels, and its bias less the mean error of its output."""
     levels = choose_levels(layer.weights, layer.scales, moments, largest, centred=layer.bias is not None)
     store(qdq, layer.levels, layer.stored(levels).astype(np.int8))

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from edgekd.compress.graph import drop_unread
+from edgekd.compress.graph import copy, drop_unread
 from edgekd.compress.qdq_map import (
     WEIGHT_BEARING,
     Quantized,
@@ -21,6 +21,8 @@ from edgekd.gram.blame import FUSION
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping, Sequence
+
+    from onnx import GraphProto, ModelProto, NodeProto
 
     from edgekd.compress.qdq_map import QdqSite
     from edgekd.runtime.session import Array, Feeds
@@ -43,7 +45,7 @@ class Switchboard:
         scales: of each activation, as quantized.
     """
 
-    def __init__(self, qdq: Any, floats: Any) -> None:
+    def __init__(self, qdq: ModelProto, floats: ModelProto) -> None:
         """Build the session.
 
         Args:
@@ -54,7 +56,7 @@ class Switchboard:
             ModelError: the two graphs do not belong together.
         """
         ort = need("onnxruntime", "build")
-        model = _copy(qdq)
+        model = copy(qdq)
         places = find_places(model, floats)
         self.tensors: tuple[Quantized, ...] = describe(places, floats)
         self.scales: dict[str, Scale] = _scales(model, places)
@@ -89,7 +91,7 @@ class Switchboard:
         return dict(zip(self._outputs, results, strict=True))
 
 
-def undo(qdq: Any, floats: Any, tensors: Collection[str]) -> Any:
+def undo(qdq: ModelProto, floats: ModelProto, tensors: Collection[str]) -> ModelProto:
     """Return a QDQ graph in which some tensors are float again, without the nodes and constants that this frees.
 
     Relu and Clip nodes that ONNX Runtime's quantizer left to the limits of a type come back.
@@ -103,10 +105,10 @@ def undo(qdq: Any, floats: Any, tensors: Collection[str]) -> Any:
         ModelError: the two graphs do not belong together.
         ValueError: a tensor is not quantized.
     """
-    model = _copy(qdq)
+    model = copy(qdq)
     places, made = find_places(model, floats), producers(model.graph)
     _require(places, tensors)
-    behind: dict[str, list[Any]] = {}
+    behind: dict[str, list[NodeProto]] = {}
     for place in (places[name] for name in tensors):
         for dequantize, _ in place.pairs:
             _reread(model.graph, dequantize.output[0], place.tensor)
@@ -123,12 +125,12 @@ def undo(qdq: Any, floats: Any, tensors: Collection[str]) -> Any:
     return model
 
 
-def _wire(model: Any, floats: Any, places: Mapping[str, QdqSite], scales: Mapping[str, Scale]) -> None:
+def _wire(model: ModelProto, floats: ModelProto, places: Mapping[str, QdqSite], scales: Mapping[str, Scale]) -> None:
     """Put a switch behind each pair, and make scales and zero points inputs, in place."""
     onnx = need("onnx", "build")
     graph, stored = model.graph, initializers(floats.graph)
-    first: list[Any] = []
-    behind: dict[str, list[Any]] = defaultdict(list)
+    first: list[NodeProto] = []
+    behind: dict[str, list[NodeProto]] = defaultdict(list)
     for name, place in places.items():
         exact = name
         if name in scales:
@@ -159,7 +161,7 @@ def _wire(model: Any, floats: Any, places: Mapping[str, QdqSite], scales: Mappin
     _restore(graph, floats.graph)
 
 
-def _scales(model: Any, places: Mapping[str, QdqSite]) -> dict[str, Scale]:
+def _scales(model: ModelProto, places: Mapping[str, QdqSite]) -> dict[str, Scale]:
     to_array, stored = need("onnx", "build").numpy_helper.to_array, initializers(model.graph)
     return {
         name: (to_array(stored[dequantize.input[1]]), to_array(stored[dequantize.input[2]]))
@@ -187,13 +189,7 @@ def _require(known: Collection[str], names: Collection[str]) -> None:
             raise ValueError(f"'{name}' is not quantized")
 
 
-def _copy(model: Any) -> Any:
-    copy = need("onnx", "build").ModelProto()
-    copy.CopyFrom(model)
-    return copy
-
-
-def _add_default(graph: Any, name: str, value: Array) -> None:
+def _add_default(graph: GraphProto, name: str, value: Array) -> None:
     """Add an input that has a value unless it is fed."""
     onnx = need("onnx", "build")
     tensor = onnx.numpy_helper.from_array(value, name)
@@ -201,19 +197,19 @@ def _add_default(graph: Any, name: str, value: Array) -> None:
     graph.input.append(onnx.helper.make_tensor_value_info(name, tensor.data_type, value.shape))
 
 
-def _insert(graph: Any, behind: Mapping[str, list[Any]], first: Sequence[Any] = ()) -> None:
+def _insert(graph: GraphProto, behind: Mapping[str, list[NodeProto]], first: Sequence[NodeProto] = ()) -> None:
     """Insert nodes right behind the one that computes a tensor, and others before all."""
     nodes = [*first, *(item for node in graph.node for item in (node, *behind.get(node.output[0], [])))]
     graph.ClearField("node")
     graph.node.extend(nodes)
 
 
-def _reread(graph: Any, old: str, new: str) -> None:
+def _reread(graph: GraphProto, old: str, new: str) -> None:
     for node in graph.node:
         node.input[:] = [new if name == old else name for name in node.input]
 
 
-def _restore(graph: Any, floats: Any) -> None:
+def _restore(graph: GraphProto, floats: GraphProto) -> None:
     """Store again what nodes read and only the float graph has."""
     stored, computed = initializers(floats), {*producers(graph), *initializers(graph)}
     read = dict.fromkeys(name for node in graph.node for name in node.input)
