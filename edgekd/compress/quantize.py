@@ -5,28 +5,33 @@ from __future__ import annotations
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 import msgspec
 
 from edgekd.compress.fp16 import to_half
 from edgekd.compress.graph import drop_outputs, save, unquantize_outputs
-from edgekd.compress.quantizers import nncf, prepare
+from edgekd.compress.quantizers import onnxruntime
+from edgekd.compress.quantizers.prepare import PREPARED, refusals, write_quantized
+from edgekd.compress.quantizers.registry import find_quantizer
 from edgekd.compress.range_search import SAMPLES, shrink_ranges
-from edgekd.compress.ranges import CalibrationSamples, tensor_ranges
+from edgekd.compress.ranges import CalibrationSamples
 from edgekd.compress.rounding import reconstruct
 from edgekd.errors import ModelError, TargetError
-from edgekd.files import need, quiet
+from edgekd.files import need, quiet, sha256_file
+from edgekd.plugins import is_plugin, source_file
 
 if TYPE_CHECKING:
-    from onnx import GraphProto, ModelProto
+    from collections.abc import Iterable
 
-    from edgekd.config.target import Calibration, Precision, Quantizer, Scheme, Target
+    from onnx import ModelProto
+
+    from edgekd.config.target import Calibration, Precision, Scheme, Target
 
 #: Files of the stage: with the embeddings, to check; without, to deploy.
 ENGINE, DEPLOY = "engine.onnx", "deploy.onnx"
-#: Beside them, of INT8: the float graph that was quantized, and the QDQ graph before anything became FP16.
-PREPARED, QDQ = prepare.PREPARED, "qdq.onnx"
+#: Beside them and the float graph that was quantized: the QDQ graph before anything became FP16.
+QDQ = "qdq.onnx"
 #: Samples that weights are reconstructed on: as many as this many bytes hold, but no fewer than that. Each of several
 #: passes runs all of them; large ones take long, and have many places to look at.
 _BYTES, _FEWEST = 32_000_000, 128
@@ -36,20 +41,22 @@ _LARGEST = {True: 64, False: 127}
 
 @dataclass(frozen=True)
 class CandidateSpec:
-    """One way to write the network for a target: a candidate for what ships.
+    """How a candidate for what ships is to be written.
 
     Attributes:
-        precision: what its weights and activations are, e.g. "int8".
-        quantizer: who writes INT8; None where nothing is quantized.
+        precision: What its weights and activations are, e.g. "int8".
+        quantizer: Name of the quantizer, as the target has it; None where nothing is quantized.
     """
 
     precision: Precision
-    quantizer: Quantizer | None
+    quantizer: str | None
 
     @property
     def name(self) -> str:
         """Name of the candidate, and of its folder: "int8", "int8-nncf", "float32"."""
-        return self.precision if self.quantizer in (None, "qdq") else f"{self.precision}-{self.quantizer}"
+        if self.quantizer in (None, onnxruntime.QUANTIZER.name):
+            return self.precision
+        return f"{self.precision}-{self.quantizer.rpartition(':')[2]}"
 
 
 @dataclass(frozen=True)
@@ -79,18 +86,34 @@ def ways(target: Target, precision: Literal["best"] | Precision) -> tuple[Candid
         precision: what the recipe asks for; "best" for all that the target has.
 
     Raises:
-        TargetError: the target does not have the precision that was asked for.
+        TargetError: The target does not have the precision that was asked for, or it names a quantizer that there is
+            not.
     """
     if precision != "best" and precision not in target.precisions:
         raise TargetError(
             f"[quantize] precision = '{precision}': target '{target.name}' has {', '.join(target.precisions)} only"
         )
+    for name in target.quantizers:
+        find_quantizer(name)
     wanted = target.precisions if precision == "best" else [precision]
     return tuple(
         CandidateSpec(kind, quantizer)
         for kind in wanted
         for quantizer in (target.quantizers if kind == "int8" else [None])
     )
+
+
+def quantizer_packages(specs: Iterable[CandidateSpec]) -> list[str]:
+    """Return the distributions whose versions decide what the candidates' quantizers write, each once."""
+    names = dict.fromkeys(spec.quantizer for spec in specs if spec.quantizer)
+    return sorted({package for name in names for package in find_quantizer(name).packages})
+
+
+def quantizer_digests(specs: Iterable[CandidateSpec]) -> dict[str, str]:
+    """Return the SHA-256 of the source of each of a user's own quantizers, by its name."""
+    plugins = dict.fromkeys(spec.quantizer for spec in specs if spec.quantizer and is_plugin(spec.quantizer))
+    sources = {name: source_file(name) for name in plugins}
+    return {name: sha256_file(source) for name, source in sources.items() if source}
 
 
 def run(
@@ -114,7 +137,9 @@ def run(
         return finish(onnx.load(str(model)), way, scheme, folder / way.name)
     with tempfile.TemporaryDirectory(dir=folder) as temporary, quiet():
         chunks = open_samples(model, samples, calibration)
-        graph = _quantized(way.quantizer, model, chunks, scheme, Path(temporary))
+        written = write_quantized(find_quantizer(way.quantizer), model, chunks, scheme, Path(temporary))
+        graph = onnx.load(str(written))
+        unquantize_outputs(graph)
         if not _count(graph)[0]:
             operators = ", ".join(scheme.operators)
             raise ModelError(f"{model}: nothing in it could be quantized; the scheme quantizes {operators}")
@@ -126,7 +151,7 @@ def run(
     return candidate
 
 
-def finish(graph: GraphProto, way: CandidateSpec, scheme: Scheme, place: Path) -> Candidate:
+def finish(graph: ModelProto, way: CandidateSpec, scheme: Scheme, place: Path) -> Candidate:
     """Write a graph's two variants, ``engine.onnx`` and ``deploy.onnx``.
 
     Args:
@@ -152,21 +177,7 @@ def finish(graph: GraphProto, way: CandidateSpec, scheme: Scheme, place: Path) -
     return Candidate(way.name, way.precision, done, total, sizes)
 
 
-def _quantized(
-    quantizer: Quantizer, model: Path, samples: CalibrationSamples, scheme: Scheme, work: Path
-) -> ModelProto:
-    """Return the QDQ graph, weights rounded to the nearest; the float graph is left in ``work``."""
-    onnx = need("onnx", "build")
-    if quantizer == "nncf":
-        graph = onnx.load(str(nncf.quantize(model, samples, scheme, work)))
-    else:
-        with prepare.refusals(model, "ONNX Runtime"):
-            graph = onnx.load(str(_quantize(model, samples, scheme, work)))
-    unquantize_outputs(graph)
-    return graph
-
-
-def _improve(graph: GraphProto, floats: ModelProto, samples: CalibrationSamples, scheme: Scheme) -> None:
+def _improve(graph: ModelProto, floats: ModelProto, samples: CalibrationSamples, scheme: Scheme) -> None:
     """Choose ranges and weights as the calibration says, in place."""
     if samples.calibration.method == "gram":
         shrink_ranges(graph, floats, samples.fewer(SAMPLES))
@@ -175,53 +186,20 @@ def _improve(graph: GraphProto, floats: ModelProto, samples: CalibrationSamples,
         reconstruct(graph, floats, few, _LARGEST[scheme.reduce_range])
 
 
-def _quantize(model: Path, samples: CalibrationSamples, scheme: Scheme, work: Path) -> Path:
-    ort = need("onnxruntime.quantization", "build")
-    prepared, quantized, cache = prepare.prepare(model, work), work / "quantized.onnx", work / "ranges.json"
-    ranges = tensor_ranges(prepared, samples, scheme, work / "calibrated.onnx")
-    ort.calibrate.save_tensors_data(ranges, cache)
-    ort.quantize_static(
-        str(prepared),
-        str(quantized),
-        None,
-        calibration_cache_path=str(cache),
-        calibrate_method=ranges.calibration_method,
-        **_arguments(ort, scheme),
-    )
-    return quantized
-
-
-def _arguments(ort: Any, scheme: Scheme) -> dict[str, Any]:
-    types = {"uint8": ort.QuantType.QUInt8, "int8": ort.QuantType.QInt8}
-    return {
-        "quant_format": ort.QuantFormat.QDQ,
-        "op_types_to_quantize": scheme.operators,
-        "per_channel": scheme.per_channel,
-        "reduce_range": scheme.reduce_range,
-        "activation_type": types[scheme.activations],
-        "weight_type": ort.QuantType.QInt8,
-        "extra_options": {
-            "ActivationSymmetric": scheme.symmetric_activations,
-            "WeightSymmetric": True,
-            "QuantizeBias": scheme.bias == "int32",
-        },
-    }
-
-
 def open_samples(model: Path, samples: Path, calibration: Calibration) -> CalibrationSamples:
     """Return the samples to calibrate with, one at a time for a graph that takes no more.
 
     Raises:
         ModelError: the graph cannot be read.
     """
-    with prepare.refusals(model, "ONNX Runtime"):
+    with refusals(model, "ONNX Runtime"):
         inputs = need("onnx", "build").load(str(model), load_external_data=False).graph.input
     shapes = (value.type.tensor_type.shape.dim for value in inputs)
     takes_one_row = any(shape[0].dim_value == 1 for shape in shapes if shape)
     return CalibrationSamples(samples, msgspec.structs.replace(calibration, chunk=1) if takes_one_row else calibration)
 
 
-def _count(graph: GraphProto) -> tuple[int, int]:
+def _count(graph: ModelProto) -> tuple[int, int]:
     """Return how many Conv, Gemm and MatMul nodes read dequantized weights, and how many there are."""
     producer = {name: node.op_type for node in graph.graph.node for name in node.output}
     weighty = [node for node in graph.graph.node if node.op_type in ("Conv", "ConvTranspose", "Gemm", "MatMul")]

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 from msgspec.structs import replace
 
 import edgekd
-from edgekd.compress.quantize import ways
+from edgekd.compress.quantize import quantizer_packages, ways
 from edgekd.config.target import load_calibration
 from edgekd.devices.select import Absent, assign_devices
 from edgekd.devices.ssh import SshDevice
@@ -237,8 +237,7 @@ def _check(recipe: Recipe, target: Target, device: Device | Absent) -> None:
         device.describe(runtime)
     if target.compile and compiles(target):
         library_versions(PACKAGES[target.compile.library], "build")
-    if any(way.quantizer == "nncf" for way in wanted):
-        library_versions(["nncf"], "build")
+    library_versions(quantizer_packages(wanted), "build")
 
 
 def fit_widths(recipe: Recipe, targets: Sequence[Target]) -> Recipe:

@@ -110,13 +110,13 @@ def _quantize(
             report.advance(done, len(ways), way.name)
         return QuantizedCandidates(tuple(candidates), errors, refused)
 
-    packages = ["onnx", "onnxruntime", *(["nncf"] if any(way.quantizer == "nncf" for way in ways) else [])]
     depends = {
         "ways": [way.name for way in ways],
         "scheme": msgspec.to_builtins(context.target.scheme),
         "calibration": msgspec.to_builtins(calibration),
         "exported": exported.key,
-        "versions": library_versions(packages, "build"),
+        "versions": library_versions({"onnx", "onnxruntime", *quantize.quantizer_packages(ways)}, "build"),
+        "quantizers": quantize.quantizer_digests(ways),
     }
     return context.stage("quantize", batch, depends, QuantizedCandidates, run, _describe)
 
