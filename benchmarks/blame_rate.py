@@ -21,7 +21,8 @@ import edgekd
 from edgekd.compress import quantize
 from edgekd.compress.blame import blame
 from edgekd.compress.partial import SAMPLES, Examiner, Judging
-from edgekd.compress.quantize import PREPARED, QDQ
+from edgekd.compress.quantize import QDQ
+from edgekd.compress.quantizers.prepare import PREPARED
 from edgekd.compress.ranges import CalibrationSamples
 from edgekd.config.target import load_calibration
 from edgekd.stages.artifacts import CALIBRATION, onnx_name

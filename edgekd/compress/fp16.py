@@ -1,4 +1,4 @@
-"""FP16 for what is not INT8, written into the graph: TensorRT 11 and TensorRT-RTX take every type from there.
+"""FP16 for what is not INT8, written into the graph, from which TensorRT 11 and TensorRT-RTX take every type.
 
 ``onnxruntime.transformers.float16`` does nearly this, but it rounds every graph input to FP16 first, even for nodes
 that it is told to leave alone, and raw sensor values do not survive that.
@@ -31,18 +31,18 @@ _LEVELS = 128
 
 
 def to_half(model: ModelProto) -> ModelProto:
-    """Return a graph that computes in FP16 what needs no float32, with the same inputs and outputs.
+    """Return a graph that computes in FP16 where float32 is not needed, with the same inputs and outputs.
 
-    These stay float32: the graph's inputs and outputs; everything from an input, or from a constant that FP16 cannot
-    hold, up to and including the next node with weights or to INT8, since such values may be too large or too close
-    for FP16; Concat of quantized tensors; operators that ONNX does not define for FP16. Scales of the other Q/DQ nodes
+    The following stay float32: the graph's inputs and outputs; everything from an input, or from a constant that FP16
+    cannot hold, up to and including the next node with weights or to INT8, since such values may be too large or too
+    close for FP16; Concat of quantized tensors; operators that ONNX does not define for FP16. Scales of the other Q/DQ nodes
     become FP16, which is what makes a dequantized tensor FP16.
 
     Args:
-        model: float or QDQ ``ModelProto``; it is left as it is.
+        model: The float or QDQ graph, which is not changed.
 
     Raises:
-        ModelError: the graph has control flow, whose branches read tensors by name, or ONNX cannot type it.
+        ModelError: The graph has control flow, whose branches read tensors by name, or ONNX cannot type it.
     """
     onnx = need("onnx", "build")
     half = copy(model)
@@ -61,10 +61,10 @@ class _Writer:
         self._onnx = onnx = need("onnx", "build")
         self._model = model
         self._float, self._half = onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16
-        #: Element type of each tensor, as far as it was written.
+        #: Element type of each tensor written so far.
         self._types = {value.name: value.type.tensor_type.elem_type for value in model.graph.input}
         self._types |= {tensor.name: tensor.data_type for tensor in model.graph.initializer}
-        #: What the graph says of tensors whose operator ONNX does not define.
+        #: Element types that the graph declares, for tensors whose operator ONNX does not define.
         self._declared = {
             value.name: value.type.tensor_type.elem_type for value in (*model.graph.value_info, *model.graph.output)
         }
@@ -109,7 +109,7 @@ class _Writer:
         return True
 
     def _retype(self, node: NodeProto, wanted: int) -> None:
-        """Give the node its float inputs in the ``wanted`` type, or in the one that its operator knows."""
+        """Cast the node's float inputs to the ``wanted`` type, or to float32 where its operator takes no other."""
         if any(attribute.HasField("g") or attribute.graphs for attribute in node.attribute):
             raise ModelError(f"node '{node.name}' ({node.op_type}) is control flow, which cannot be written in FP16")
         schema = self._schema(node)
@@ -129,7 +129,7 @@ class _Writer:
         return schema
 
     def _as(self, name: str, wanted: int) -> str:
-        """Return the tensor's name in that type: a constant is stored once more, another tensor cast once."""
+        """Return the name of the tensor in that type. A constant is stored once more; another tensor is cast once."""
         if self._types[name] == wanted:
             return name
         if (name, wanted) not in self._cast:
@@ -144,7 +144,7 @@ class _Writer:
         return self._cast[name, wanted]
 
     def _append(self, node: NodeProto, graph_outputs: set[str]) -> None:
-        """Add the node, note the types that it returns, and return graph outputs in float32."""
+        """Add the node, record the types of its outputs, and cast graph outputs back to float32."""
         self._types |= self._output_types(node)
         self._nodes.append(node)
         for index, name in enumerate(node.output):
@@ -158,7 +158,7 @@ class _Writer:
 
     def _output_types(self, node: NodeProto) -> dict[str, int]:
         schema = self._schema(node)
-        if schema is None:  # such a node was left in float32, and its outputs are what they were
+        if schema is None:  # such a node stays in float32, and its outputs keep their types
             return {name: self._declared.get(name, self._float) for name in node.output}
         types = {name: self._onnx.helper.make_tensor_type_proto(self._types[name], None) for name in node.input if name}
         inferred = self._onnx.shape_inference.infer_node_outputs(
@@ -188,7 +188,7 @@ def _moved(graph: GraphProto) -> set[str]:
 
 
 def _float_constants(graph: GraphProto) -> Iterator[tuple[str, Array]]:
-    """Yield name and value of every float32 constant: stored, or made by a Constant node."""
+    """Yield the name and the value of every float32 constant, whether stored or made by a Constant node."""
     onnx = need("onnx", "build")
     made = [node for node in graph.node if node.op_type == "Constant" and node.attribute[0].name == "value"]
     stored = [(tensor.name, tensor) for tensor in graph.initializer]

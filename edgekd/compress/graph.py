@@ -1,4 +1,4 @@
-"""Small edits of ONNX graphs, whose nodes may have graphs of their own."""
+"""Small edits of ONNX graphs, including those inside nodes such as ``If`` and ``Loop``."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def save(model: ModelProto, path: Path) -> None:
 
 
 def drop_outputs(source: Path, keep: tuple[str, ...], target: Path) -> None:
-    """Write a graph with only some of its outputs, and without what nothing needs any more."""
+    """Write a graph with only the outputs ``keep``, without the nodes and constants that these do not need."""
     onnx = need("onnx", "build")
     model = onnx.load(str(source))
     _keep(model.graph.output, lambda output: output.name in keep)
@@ -39,11 +39,11 @@ def drop_outputs(source: Path, keep: tuple[str, ...], target: Path) -> None:
 
 
 def open_at(model: ModelProto, tensors: Iterable[str]) -> InferenceSession:
-    """Return an ONNX Runtime session that computes these tensors of a graph, node by node, and nothing else.
+    """Return an ONNX Runtime session whose outputs are some tensors of a graph, computed node by node.
 
     Args:
-        model: ``ModelProto``; it is left as it is.
-        tensors: names of tensors that nodes compute, or of inputs; the session's outputs, each once.
+        model: The graph, which is not changed.
+        tensors: Names of inputs or of tensors that nodes compute; each becomes an output once.
     """
     onnx, ort = need("onnx", "build"), need("onnxruntime", "build")
     cut = copy(model)
@@ -58,7 +58,7 @@ def open_at(model: ModelProto, tensors: Iterable[str]) -> InferenceSession:
 
 
 def unquantize_outputs(model: ModelProto) -> None:
-    """Let each graph output take its float tensor instead of that tensor quantized and dequantized, in place.
+    """Replace each graph output that is quantized and dequantized by its float tensor, in place.
 
     Rounding a graph output costs about 3 dB and saves nothing. Other readers of the tensor keep reading it quantized.
     """
@@ -71,7 +71,7 @@ def unquantize_outputs(model: ModelProto) -> None:
             continue
         source = producer[dequantize.input[0]].input[0]
         rename(graph, output.name, f"{output.name}_dequantized")
-        if source in fixed:  # an input, or another output: its name must stay
+        if source in fixed:  # an input or another output, whose name must stay
             graph.node.append(need("onnx", "build").helper.make_node("Identity", [source], [output.name]))
         else:
             rename(graph, source, output.name)
@@ -80,7 +80,7 @@ def unquantize_outputs(model: ModelProto) -> None:
 
 
 def all_nodes(graph: GraphProto) -> Iterator[NodeProto]:
-    """Yield the nodes of a graph and of all graphs inside them."""
+    """Yield the nodes of a graph and of all graphs inside its nodes."""
     for node in graph.node:
         yield node
         for inner in inner_graphs(node):
@@ -96,20 +96,20 @@ def inner_graphs(node: NodeProto) -> Iterator[GraphProto]:
 
 
 def reads(node: NodeProto) -> list[str]:
-    """Return the tensors that a node reads, with those that graphs inside it name."""
+    """Return the names of the tensors that a node reads, including those that graphs inside it read."""
     inner = [name for graph in inner_graphs(node) for deep in all_nodes(graph) for name in deep.input]
     return [name for name in (*node.input, *inner) if name]
 
 
 def rename(graph: GraphProto, old: str, new: str) -> None:
-    """Rename a tensor wherever nodes name it, in place; inputs, outputs and initializers keep their names."""
+    """Rename a tensor in all nodes, in place. Graph inputs, graph outputs and initializers keep their names."""
     for node in all_nodes(graph):
         for names in (node.input, node.output):
             names[:] = [new if name == old else name for name in names]
 
 
 def drop_unread(graph: GraphProto) -> None:
-    """Remove nodes whose outputs nobody needs, and the constants and shapes of what is gone, in place."""
+    """Remove the nodes that no graph output needs, with their constants and shapes, in place."""
     needed = {output.name for output in graph.output}
     for node in reversed(graph.node):
         if needed.intersection(node.output):

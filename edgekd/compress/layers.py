@@ -1,4 +1,4 @@
-"""Layers of a QDQ graph whose INT8 weights can be chosen anew: what each reads, and what it should have computed."""
+"""Layers of a QDQ graph whose INT8 weights can be chosen anew, with their float inputs and weights."""
 
 from __future__ import annotations
 
@@ -30,15 +30,15 @@ class Int8Layer:
     but for grouped convolutions.
 
     Attributes:
-        node: of the QDQ graph.
-        attributes: of the node.
-        source: the tensor that it reads there.
-        exact: what it reads in the float graph.
-        depth: how many such layers stand before it, on the longest way.
-        weights: of the float graph, arranged.
-        scales: of the INT8 weights [G, 1, O / G].
-        levels: name of the stored INT8 weights.
-        bias: of the float graph [O]; None where there is none.
+        node: The layer's node in the QDQ graph.
+        attributes: The node's attributes by name.
+        source: Name of the tensor that it reads in the QDQ graph.
+        exact: Name of the tensor that it reads in the float graph.
+        depth: Number of such layers before it, on the longest path from an input.
+        weights: The float graph's weights, arranged [G, K, O / G].
+        scales: Scales of the INT8 weights [G, 1, O / G].
+        levels: Name of the stored INT8 weights.
+        bias: The float graph's bias [O]; None where there is none.
     """
 
     node: NodeProto
@@ -52,34 +52,36 @@ class Int8Layer:
     bias: Doubles | None
 
     def patches(self, x: Array, most: int) -> Doubles:
-        """Return what the layer multiplies with its weights.
+        """Return the patches that the layer multiplies with its weights.
 
         Args:
-            x: what it reads [B, ...].
-            most: places of its output at which to look, in each sample; of more, that many are chosen, the same ones
-                for every input of this shape.
+            x: The layer's input [B, ...].
+            most: Largest number of output positions for each sample; where there are more, that many are drawn, the
+                same ones for every input of this shape.
 
         Returns:
-            [G, B * places, K].
+            The patches [G, B * positions, K].
         """
         windows, inner = (self._windows(x), x.ndim - 1) if self.node.op_type == "Conv" else (x, 1)
         sizes = windows.shape[1 : windows.ndim - inner]
         count = int(np.prod(sizes))
         chosen = np.random.default_rng(0).permutation(count)[:most]
-        places: tuple[slice | NDArray[np.intp], ...] = (slice(None), *np.unravel_index(chosen, sizes)) if sizes else ()
-        found = windows[places]
+        positions: tuple[slice | NDArray[np.intp], ...] = (
+            (slice(None), *np.unravel_index(chosen, sizes)) if sizes else ()
+        )
+        patches = windows[positions]
         groups, inputs, _ = self.weights.shape
-        return np.ascontiguousarray(found.reshape(-1, groups, inputs).swapaxes(0, 1), np.float64)
+        return np.ascontiguousarray(patches.reshape(-1, groups, inputs).swapaxes(0, 1), np.float64)
 
     def stored(self, weights: Array) -> Array:
-        """Return arranged weights in the shape in which the node reads them."""
+        """Return arranged weights [G, K, O / G] in the shape that the node reads."""
         rows = weights.swapaxes(1, 2).reshape(-1, weights.shape[1])
         if self.node.op_type == "Conv":
             return rows.reshape(len(rows), -1, *self.attributes["kernel_shape"])
         return rows if self.attributes.get("transB") else rows.T
 
     def _windows(self, x: Array) -> Array:
-        """Return a view of a convolution's padded input: [B, places..., C, kernel...]."""
+        """Return a view of a convolution's padded input [B, positions..., C, kernel...]."""
         axes = x.ndim - 2
         ones = [1] * axes
         pads = np.reshape(self.attributes.get("pads", [0] * 2 * axes), (2, axes)).T
@@ -100,11 +102,11 @@ def find_layers(qdq: ModelProto, floats: ModelProto) -> list[Int8Layer]:
     matrix, convolutions whose padding depends on the input's size, and Gemm with factors or a transposed input.
 
     Args:
-        qdq: the QDQ ``ModelProto``, to whose nodes the layers refer.
-        floats: the float graph that was quantized.
+        qdq: The QDQ graph, to whose nodes the layers refer.
+        floats: The float graph that was quantized.
 
     Raises:
-        ModelError: the two graphs do not belong together.
+        ModelError: The two graphs do not belong together.
     """
     numpy_helper, get = need("onnx", "build").numpy_helper, need("onnx", "build").helper.get_attribute_value
     stored, exact = (
@@ -154,7 +156,7 @@ def find_layers(qdq: ModelProto, floats: ModelProto) -> list[Int8Layer]:
 
 
 def write_bias(qdq: ModelProto, node: NodeProto, bias: Doubles) -> None:
-    """Store a layer's bias, float or at the INT32 scale that it has, in place."""
+    """Store a layer's bias, in float or at its INT32 scale, in place."""
     numpy_helper, stored = need("onnx", "build").numpy_helper, initializers(qdq.graph)
     dequantize = producers(qdq.graph).get(node.input[2])
     if dequantize is None:
@@ -166,12 +168,12 @@ def write_bias(qdq: ModelProto, node: NodeProto, bias: Doubles) -> None:
 
 
 def store(model: ModelProto, name: str, values: Array) -> None:
-    """Replace the content of a stored tensor, in place."""
+    """Replace the values of a stored tensor, in place."""
     initializers(model.graph)[name].CopyFrom(need("onnx", "build").numpy_helper.from_array(values, name))
 
 
 def _is_plain(node: NodeProto, attributes: Mapping[str, Any]) -> bool:
-    """Whether a node multiplies patches of its input with its weights, and adds its bias, and nothing else."""
+    """Whether a node only multiplies patches of its input with its weights and adds its bias."""
     if node.op_type == "Gemm":
         return bool(not attributes.get("transA") and attributes.get("alpha", 1) == attributes.get("beta", 1) == 1)
     if node.op_type == "Conv":

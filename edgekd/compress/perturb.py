@@ -1,4 +1,4 @@
-"""Damage a float graph on purpose, by known amounts: what the drift of its Gram must give the alarm for."""
+"""Damage a float graph on purpose, by known amounts, to see whether the drift of its Gram gives the alarm."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     from edgekd.runtime.session import Array
 
-#: Where a perturbation of every weight is.
+#: The place of a perturbation of every weight.
 NETWORK = "network"
 
 Kind = Literal["rounding", "pruning", "noise"]
@@ -40,11 +40,11 @@ class Perturbation:
         kind: "rounding" of each output channel's weights to levels evenly spaced between -max|w| and max|w|;
             "pruning", which zeroes the output channels of smallest L2 norm in each layer; "noise", Gaussian, added to
             the weights.
-        strength: bits of rounding; share of the channels pruned; standard deviation of the noise as a share of each
+        strength: Bits of rounding; share of the channels pruned; standard deviation of the noise as a share of each
             tensor's own.
         where: "network" for all weights; a graph input for those that work on this modality alone; "fusion" for those
             where several meet.
-        seed: of the noise.
+        seed: Seed of the noise.
     """
 
     kind: Kind
@@ -57,9 +57,9 @@ def perturbations(modalities: Sequence[str], repeats: int = 8, seed: int = 0) ->
     """Return a grid from harmless to fatal: over the whole network, each branch alone and the fusion alone.
 
     Args:
-        modalities: names of the graph's inputs.
-        repeats: how many draws of each strength of noise over the whole network; elsewhere a quarter of them.
-        seed: of the first draw.
+        modalities: Names of the graph's inputs.
+        repeats: Number of draws of each strength of noise over the whole network; elsewhere a quarter of it.
+        seed: Seed of the first draw.
     """
     fewer = max(1, repeats // 4)
     places = [(NETWORK, repeats), *((name, fewer) for name in modalities), (FUSION, fewer)]
@@ -67,9 +67,9 @@ def perturbations(modalities: Sequence[str], repeats: int = 8, seed: int = 0) ->
 
 
 def perturbations_of(model: ModelProto) -> tuple[Perturbation, ...]:
-    """Return those of :func:`perturbations` for which a float graph has weights.
+    """Return the perturbations of the grid for which a float graph has weights.
 
-    Where all weights are of one branch, or of the fusion, that is the whole network, which is not damaged twice.
+    Where all weights belong to one branch, or to the fusion, that place is the whole network, which is damaged once.
     """
     layers = _layers(model.graph)
     branches = {layer.branch for layer in layers}
@@ -91,11 +91,11 @@ def perturb(model: ModelProto, perturbation: Perturbation) -> ModelProto:
     Pruning spares the layers that make the graph's outputs, whose width a network must keep.
 
     Args:
-        model: float ``ModelProto``; it is left as it is.
-        perturbation: what to do to which weights.
+        model: The float graph, which is not changed.
+        perturbation: The kind, strength and place of the damage.
 
     Raises:
-        ModelError: the graph stores no such weights, or there is no such place in it.
+        ModelError: The graph stores no such weights, or has no such place.
     """
     damaged = copy(model)
     layers = _layers(damaged.graph)
@@ -121,13 +121,13 @@ def perturb(model: ModelProto, perturbation: Perturbation) -> ModelProto:
 
 @dataclass(frozen=True)
 class _Stored:
-    """A stored tensor and its values in double precision."""
+    """A stored tensor, and its values in double precision."""
 
     proto: TensorProto
     values: Array
 
     def write(self, values: Array) -> None:
-        """Replace the values; type and shape stay."""
+        """Replace the values; the type and the shape stay."""
         numpy_helper = need("onnx.numpy_helper", "build")
         dtype = numpy_helper.to_array(self.proto).dtype
         self.proto.CopyFrom(numpy_helper.from_array(values.astype(dtype), self.proto.name))
@@ -138,11 +138,11 @@ class _PerturbedLayer:
     """A weight-bearing node.
 
     Attributes:
-        weight: its weights.
-        bias: its own bias [channels], or None.
-        axis: of the weights' output channels.
-        branch: the graph input from which alone it is computed, or "fusion".
-        last: whether its channels are those of a graph output.
+        weight: Its weights.
+        bias: Its own bias [channels]; None where there is none.
+        axis: Axis of the weights' output channels.
+        branch: The only graph input that it is computed from; "fusion" where there are several.
+        last: Whether its channels are those of a graph output.
     """
 
     weight: _Stored
@@ -167,7 +167,7 @@ def _layers(graph: GraphProto) -> list[_PerturbedLayer]:
         sources = behind[node.output[0]]
         branch = next(iter(sources)) if len(sources) == 1 else FUSION
         known = found.get(weights[0])
-        if known:  # shared by several nodes: of no branch alone unless they are all of one
+        if known:  # shared by several nodes, which belong to a branch only where all of them do
             branch = branch if branch == known.branch else FUSION
         is_last = node.output[0] in last or bool(known and known.last)
         found[weights[0]] = _PerturbedLayer(stored[weights[0]], bias, axis, branch, is_last)
@@ -202,7 +202,7 @@ def _channel_axis(node: NodeProto, weight: str) -> int:
 
 
 def _writers_of_outputs(graph: GraphProto) -> set[str]:
-    """Return the outputs of weight-bearing nodes between which and a graph output there is no other such node."""
+    """Return the outputs of the weight-bearing nodes that no other such node separates from a graph output."""
     reached = {output.name for output in graph.output}
     last = set()
     for node in reversed(graph.node):

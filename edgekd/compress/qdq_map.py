@@ -1,7 +1,7 @@
-"""Where a QDQ graph is quantized, told in the names of the float graph that it was made from.
+"""Where a QDQ graph is quantized, in the names of the float graph that it was made from.
 
-Both graphs are matched by structure, since each quantizer has names of its own: an activation keeps its name, and a
-stored tensor is what the same node reads at the same place.
+Both graphs are matched by structure, since each quantizer gives names of its own: an activation keeps its name, and a
+stored tensor is found by the node that reads it and the index at which it does.
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ if TYPE_CHECKING:
 
 Kind = Literal["activation", "weight", "bias"]
 
-#: Operators that multiply by weights: what INT8 makes faster. Each such node is a layer.
+#: Operators that multiply by weights, which INT8 makes faster. Each such node is a layer.
 WEIGHT_BEARING = ("Conv", "ConvTranspose", "Gemm", "MatMul")
-#: What ONNX Runtime's quantizer takes out of a graph where the limits of uint8 do the same.
+#: Operators that ONNX Runtime's quantizer removes where the limits of uint8 have the same effect.
 _LIMITS = ("Relu", "Clip")
 
 
@@ -35,12 +35,13 @@ class Quantized:
     """One quantized tensor of a QDQ graph.
 
     Attributes:
-        tensor: its name in the float graph.
-        kind: "weight" for a tensor that is stored quantized, "bias" for one in INT32, or in float with another value.
-        layers: names of the weight-bearing nodes that it reaches before any other such node, in the order of the
-            graph; where it reaches outputs only, those that it comes from.
-        branch: the graph input from which alone it is computed, or, for a stored tensor, what it is multiplied with;
-            "fusion" where several meet.
+        tensor: Its name in the float graph.
+        kind: "weight" for a tensor that is stored quantized; "bias" for one that is stored in INT32, or in float with a
+            value that quantization changed; "activation" for one that is computed.
+        layers: Names of the weight-bearing nodes that it reaches before any other such node, in the order of the
+            graph; where it reaches graph outputs only, the layers that it comes from.
+        branch: The only graph input that it is computed from, or, for a stored tensor, that it is multiplied with;
+            "fusion" where there are several.
     """
 
     tensor: str
@@ -51,15 +52,16 @@ class Quantized:
 
 @dataclass(frozen=True)
 class QdqSite:
-    """Where one tensor is quantized.
+    """The nodes of a QDQ graph that quantize one tensor.
 
     Attributes:
-        tensor: its name in the float graph.
-        kind: as in :class:`Quantized`.
-        pairs: each DequantizeLinear of the QDQ graph with the QuantizeLinear before it, None for a stored tensor; none
-            for one that is stored in float, where quantizing only changed its value: a bias that makes good an error.
-        limits: the float graph's Relu and Clip nodes between what the QDQ graph computes under the tensor's name and
-            the tensor itself, in the order of the graph.
+        tensor: The tensor's name in the float graph.
+        kind: Its kind, as in :class:`Quantized`.
+        pairs: Each DequantizeLinear of the QDQ graph with the QuantizeLinear before it, which is None for a stored
+            tensor. Empty for a tensor that is stored in float and whose value quantization changed: a bias that
+            corrects an error.
+        limits: The float graph's Relu and Clip nodes, in the order of the graph, that the QDQ graph lacks between the
+            tensor that it computes under this name and the tensor itself.
     """
 
     tensor: str
@@ -69,14 +71,14 @@ class QdqSite:
 
 
 def find_places(qdq: ModelProto, floats: ModelProto) -> dict[str, QdqSite]:
-    """Return where each tensor is quantized, by its name in the float graph.
+    """Return the site of each quantized tensor, by its name in the float graph.
 
     Args:
-        qdq: the QDQ ``ModelProto``, to whose nodes the places refer.
-        floats: the float graph that was quantized.
+        qdq: The QDQ graph, to whose nodes the sites refer.
+        floats: The float graph that was quantized.
 
     Raises:
-        ModelError: the two graphs do not belong together.
+        ModelError: The two graphs do not belong together.
     """
     made, original, readers = producers(qdq.graph), producers(floats.graph), _readers(qdq.graph)
     int32 = need("onnx", "build").TensorProto.INT32
@@ -100,7 +102,7 @@ def find_places(qdq: ModelProto, floats: ModelProto) -> dict[str, QdqSite]:
 
 
 def describe(places: Mapping[str, QdqSite], floats: ModelProto) -> tuple[Quantized, ...]:
-    """Return what is quantized, in the order in which the float graph reads it."""
+    """Return the quantized tensors, in the order in which the float graph reads them."""
     graph = floats.graph
     readers, made, behind = _readers(graph), producers(graph), inputs_behind(graph)
     ranks = {node.output[0]: rank for rank, node in enumerate(graph.node)}
@@ -116,7 +118,7 @@ def describe(places: Mapping[str, QdqSite], floats: ModelProto) -> tuple[Quantiz
 
 
 def list_layers(floats: ModelProto) -> tuple[WeightedLayer, ...]:
-    """Return the weight-bearing nodes of a float graph, in its order, and which of them follow on which."""
+    """Return the weight-bearing nodes of a float graph, in its order, each with those that follow on it."""
     graph = floats.graph
     readers, behind = _readers(graph), inputs_behind(graph)
     layers = [node for node in graph.node if node.op_type in WEIGHT_BEARING]
@@ -130,9 +132,9 @@ def list_layers(floats: ModelProto) -> tuple[WeightedLayer, ...]:
 
 
 def branches(path: Path) -> dict[str, str]:
-    """Return the branch of each node of an ONNX file, by its name and by those of its outputs, which layers may bear.
+    """Return the branch of each node of an ONNX file, by the node's name and by the names of its outputs.
 
-    What reads no input of the graph, such as the dequantizing of weights, belongs where it is read.
+    A node that reads no input of the graph, such as the DequantizeLinear of weights, belongs to the nodes that read it.
     """
     graph = need("onnx", "build").load(str(path), load_external_data=False).graph
     readers, behind = _readers(graph), inputs_behind(graph)
@@ -151,7 +153,7 @@ def _behind(node: NodeProto, behind: Mapping[str, frozenset[str]]) -> frozenset[
 
 
 def layer_name(node: NodeProto) -> str:
-    """Return the name of a node, or of what it computes where it has none."""
+    """Return the name of a node; where it has none, that of its first output."""
     return str(node.name or node.output[0])
 
 
@@ -166,7 +168,7 @@ def initializers(graph: GraphProto) -> dict[str, TensorProto]:
 
 
 def _readers(graph: GraphProto) -> dict[str, list[tuple[NodeProto, int]]]:
-    """Return for each tensor the nodes that read it, with the place at which each does."""
+    """Return for each tensor the nodes that read it, each with the index of the input."""
     readers: dict[str, list[tuple[NodeProto, int]]] = defaultdict(list)
     for node in graph.node:
         for index, name in enumerate(node.input):
@@ -182,7 +184,7 @@ def _changed(stored: Mapping[str, TensorProto], original: Mapping[str, TensorPro
 
 
 def _counterpart(node: NodeProto, index: int, original: Mapping[str, NodeProto]) -> str:
-    """Return what the float graph's node that computes the same reads at the same place."""
+    """Return the tensor that the matching node of the float graph reads at the same index."""
     limits = _limits(node, original)
     same = original.get(limits[0].input[0] if limits else node.output[0])
     if same is None or same.op_type != node.op_type:
@@ -191,7 +193,7 @@ def _counterpart(node: NodeProto, index: int, original: Mapping[str, NodeProto])
 
 
 def _limits(node: NodeProto, original: Mapping[str, NodeProto]) -> list[NodeProto]:
-    """Return the float graph's Relu and Clip nodes that stood behind a node and were taken out."""
+    """Return the float graph's Relu and Clip nodes that followed on a node and were removed."""
     found: list[NodeProto] = []
     last = original.get(node.output[0])
     while last and last.op_type in _LIMITS and (last.op_type, last.name) != (node.op_type, node.name):
@@ -214,7 +216,7 @@ def _layers_after(tensor: str, readers: Mapping[str, list[tuple[NodeProto, int]]
 
 
 def _layers_before(tensor: str, made: Mapping[str, NodeProto]) -> set[str]:
-    """Return the first outputs of the weight-bearing nodes that a tensor comes from without another between."""
+    """Return the first outputs of the weight-bearing nodes that a tensor comes from, without another between."""
     found, seen, before = set(), {tensor}, [tensor]
     while before:
         node = made.get(before.pop())

@@ -1,4 +1,4 @@
-"""Stage: write the network in every precision that the target has; INT8 as QDQ, in the scheme that it states."""
+"""Write the network in every precision that a target has; INT8 as a QDQ graph in the target's scheme."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Literal
 import msgspec
 
 from edgekd.compress.fp16 import to_half
-from edgekd.compress.graph import drop_outputs, save, unquantize_outputs
+from edgekd.compress.graph import copy, drop_outputs, save, unquantize_outputs
 from edgekd.compress.quantizers import onnxruntime
 from edgekd.compress.quantizers.prepare import PREPARED, refusals, write_quantized
 from edgekd.compress.quantizers.registry import find_quantizer
@@ -28,14 +28,14 @@ if TYPE_CHECKING:
 
     from edgekd.config.target import Calibration, Precision, Scheme, Target
 
-#: Files of the stage: with the embeddings, to check; without, to deploy.
+#: A candidate's files: the graph with its embeddings as further outputs, to check, and the graph without, to deploy.
 ENGINE, DEPLOY = "engine.onnx", "deploy.onnx"
 #: Beside them and the float graph that was quantized: the QDQ graph before anything became FP16.
 QDQ = "qdq.onnx"
-#: Samples that weights are reconstructed on: as many as this many bytes hold, but no fewer than that. Each of several
-#: passes runs all of them; large ones take long, and have many places to look at.
+#: Weights are reconstructed on as many samples as ``_BYTES`` hold, but on no fewer than ``_FEWEST``. Each of several
+#: passes runs all of them; large samples take long, and have many positions each.
 _BYTES, _FEWEST = 32_000_000, 128
-#: Of symmetric INT8 weights, the largest, by ``Scheme.reduce_range``.
+#: The largest level of symmetric INT8 weights, by ``Scheme.reduce_range``.
 _LARGEST = {True: 64, False: 127}
 
 
@@ -61,14 +61,14 @@ class CandidateSpec:
 
 @dataclass(frozen=True)
 class Candidate:
-    """The graphs of one way, ``engine.onnx`` and ``deploy.onnx`` in the folder of its name.
+    """The two graphs of a candidate, which lie in the folder of its name.
 
     Attributes:
-        name: of its :class:`CandidateSpec`.
-        precision: of its :class:`CandidateSpec`.
-        quantized_nodes: how many weight-bearing nodes compute in INT8.
-        weight_nodes: how many weight-bearing nodes there are.
-        sizes: bytes of each file.
+        name: Name of its :class:`CandidateSpec`.
+        precision: Precision of its :class:`CandidateSpec`.
+        quantized_nodes: Number of weight-bearing nodes that compute in INT8.
+        weight_nodes: Number of weight-bearing nodes.
+        sizes: Bytes of each file, by the file's name.
     """
 
     name: str
@@ -82,8 +82,8 @@ def ways(target: Target, precision: Literal["best"] | Precision) -> tuple[Candid
     """Return the candidates for a target, the preferred first.
 
     Args:
-        target: which precisions and quantizers it has.
-        precision: what the recipe asks for; "best" for all that the target has.
+        target: The target, with its precisions and quantizers.
+        precision: The precision that the recipe asks for; "best" for all that the target has.
 
     Raises:
         TargetError: The target does not have the precision that was asked for, or it names a quantizer that there is
@@ -117,27 +117,27 @@ def quantizer_digests(specs: Iterable[CandidateSpec]) -> dict[str, str]:
 
 
 def run(
-    way: CandidateSpec, model: Path, samples: Path, scheme: Scheme, calibration: Calibration, folder: Path
+    spec: CandidateSpec, model: Path, samples: Path, scheme: Scheme, calibration: Calibration, folder: Path
 ) -> Candidate:
-    """Write ``model`` in one way into the folder of its name; of INT8 also ``prepared.onnx`` and ``qdq.onnx``.
+    """Write a candidate's graphs into a folder of its name; for INT8 also ``prepared.onnx`` and ``qdq.onnx``.
 
     Args:
-        way: in which precision, and by whom.
-        model: float ONNX with ``logits`` and ``embedding.<modality>`` outputs.
-        samples: ``.npz`` of the calibration split.
-        scheme: how the target wants INT8.
-        calibration: how ranges and weights are chosen.
-        folder: where the folder goes.
+        spec: The candidate's precision and quantizer.
+        model: Float ONNX file with outputs ``logits`` and ``embedding.<modality>``.
+        samples: File ``.npz`` of the calibration split.
+        scheme: How the target wants INT8.
+        calibration: How ranges and weights are chosen.
+        folder: The folder in which the candidate's folder is made.
 
     Raises:
-        ModelError: the quantizer cannot take the graph, or nothing in it could be quantized.
+        ModelError: The quantizer cannot take the graph, or nothing in it could be quantized.
     """
     onnx = need("onnx", "build")
-    if not way.quantizer:
-        return finish(onnx.load(str(model)), way, scheme, folder / way.name)
+    if not spec.quantizer:
+        return finish(onnx.load(str(model)), spec, scheme, folder / spec.name)
     with tempfile.TemporaryDirectory(dir=folder) as temporary, quiet():
         chunks = open_samples(model, samples, calibration)
-        written = write_quantized(find_quantizer(way.quantizer), model, chunks, scheme, Path(temporary))
+        written = write_quantized(find_quantizer(spec.quantizer), model, chunks, scheme, Path(temporary))
         graph = onnx.load(str(written))
         unquantize_outputs(graph)
         if not _count(graph)[0]:
@@ -145,40 +145,40 @@ def run(
             raise ModelError(f"{model}: nothing in it could be quantized; the scheme quantizes {operators}")
         floats = onnx.load(str(Path(temporary) / PREPARED))
         _improve(graph, floats, chunks, scheme)
-        candidate = finish(graph, way, scheme, folder / way.name)
-    save(floats, folder / way.name / PREPARED)
-    save(graph, folder / way.name / QDQ)
+        candidate = finish(graph, spec, scheme, folder / spec.name)
+    save(floats, folder / spec.name / PREPARED)
+    save(graph, folder / spec.name / QDQ)
     return candidate
 
 
-def finish(graph: ModelProto, way: CandidateSpec, scheme: Scheme, place: Path) -> Candidate:
-    """Write a graph's two variants, ``engine.onnx`` and ``deploy.onnx``.
+def finish(graph: ModelProto, spec: CandidateSpec, scheme: Scheme, folder: Path) -> Candidate:
+    """Write the two variants of a candidate's graph: with its embeddings as outputs, and without.
 
     Args:
-        graph: float, or QDQ before FP16, with ``logits`` and ``embedding.<modality>`` outputs; it is left as it is.
-        way: in which precision, and by whom.
-        scheme: whether the rest of INT8 becomes FP16.
-        place: the folder, which is made.
+        graph: The float graph, or the QDQ graph before FP16, with outputs ``logits`` and ``embedding.<modality>``. It
+            is not changed.
+        spec: The candidate's precision and quantizer.
+        scheme: Whether what is not INT8 becomes FP16.
+        folder: The candidate's folder, which is made.
 
     Raises:
-        ModelError: the graph cannot be written in FP16.
+        ModelError: The graph cannot be written in FP16.
     """
     done, total = _count(graph)
-    if way.precision == "float16" or (way.quantizer and scheme.rest == "float16"):
+    if spec.precision == "float16" or (spec.quantizer and scheme.rest == "float16"):
         engine = to_half(graph)
     else:
-        engine = need("onnx", "build").ModelProto()
-        engine.CopyFrom(graph)
-    engine.graph.ClearField("value_info")  # shapes on the way, which every library infers for itself
-    place.mkdir(exist_ok=True)
-    save(engine, place / ENGINE)
-    drop_outputs(place / ENGINE, ("logits",), place / DEPLOY)
-    sizes = {name: (place / name).stat().st_size for name in (ENGINE, DEPLOY)}
-    return Candidate(way.name, way.precision, done, total, sizes)
+        engine = copy(graph)
+    engine.graph.ClearField("value_info")  # shapes of inner tensors, which every library infers itself
+    folder.mkdir(exist_ok=True)
+    save(engine, folder / ENGINE)
+    drop_outputs(folder / ENGINE, ("logits",), folder / DEPLOY)
+    sizes = {name: (folder / name).stat().st_size for name in (ENGINE, DEPLOY)}
+    return Candidate(spec.name, spec.precision, done, total, sizes)
 
 
 def _improve(graph: ModelProto, floats: ModelProto, samples: CalibrationSamples, scheme: Scheme) -> None:
-    """Choose ranges and weights as the calibration says, in place."""
+    """Choose ranges and weights by the calibration's methods, in place."""
     if samples.calibration.method == "gram":
         shrink_ranges(graph, floats, samples.fewer(SAMPLES))
     if samples.calibration.rounding == "reconstruct":
@@ -187,10 +187,10 @@ def _improve(graph: ModelProto, floats: ModelProto, samples: CalibrationSamples,
 
 
 def open_samples(model: Path, samples: Path, calibration: Calibration) -> CalibrationSamples:
-    """Return the samples to calibrate with, one at a time for a graph that takes no more.
+    """Return the calibration samples, one at a time for a graph of batch size 1.
 
     Raises:
-        ModelError: the graph cannot be read.
+        ModelError: The graph cannot be read.
     """
     with refusals(model, "ONNX Runtime"):
         inputs = need("onnx", "build").load(str(model), load_external_data=False).graph.input
@@ -200,7 +200,7 @@ def open_samples(model: Path, samples: Path, calibration: Calibration) -> Calibr
 
 
 def _count(graph: ModelProto) -> tuple[int, int]:
-    """Return how many Conv, Gemm and MatMul nodes read dequantized weights, and how many there are."""
+    """Return the number of weight-bearing nodes that read dequantized weights, and that of all."""
     producer = {name: node.op_type for node in graph.graph.node for name in node.output}
     weighty = [node for node in graph.graph.node if node.op_type in ("Conv", "ConvTranspose", "Gemm", "MatMul")]
     return sum(producer.get(node.input[1]) == "DequantizeLinear" for node in weighty), len(weighty)

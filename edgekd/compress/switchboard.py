@@ -1,4 +1,4 @@
-"""Switch single tensors of a QDQ graph between quantized and float: run by run in one session, or for good."""
+"""Switch single tensors of a QDQ graph between quantized and float, in each run of one session or permanently."""
 
 from __future__ import annotations
 
@@ -36,24 +36,24 @@ __all__ = ["FUSION", "WEIGHT_BEARING", "Quantized", "Switchboard", "undo"]
 class Switchboard:
     """One ONNX Runtime session in which every quantized tensor can be float, or have another scale, in each run.
 
-    Behind each DequantizeLinear, and each float bias that quantizing changed, stands a Where between it and the float
-    tensor; the condition, and the scales and zero points of activations, are inputs with defaults. The arithmetic is
-    ONNX's definition of Q/DQ in float32; an engine that fuses to integers differs by its own rounding.
+    Behind each DequantizeLinear, and each float bias that quantization changed, a Where node chooses between it and
+    the float tensor; the condition, and the scales and zero points of activations, are inputs with defaults. The
+    arithmetic is ONNX's definition of Q/DQ in float32; an engine that fuses to integers differs by its own rounding.
 
     Attributes:
-        tensors: what is quantized, in the order in which the float graph reads it.
-        scales: of each activation, as quantized.
+        tensors: The quantized tensors, in the order in which the float graph reads them.
+        scales: Scale and zero point of each activation in the QDQ graph, by its name.
     """
 
     def __init__(self, qdq: ModelProto, floats: ModelProto) -> None:
         """Build the session.
 
         Args:
-            qdq: the QDQ ``ModelProto``; it is left as it is.
-            floats: the float graph that was quantized.
+            qdq: The QDQ graph, which is not changed.
+            floats: The float graph that was quantized.
 
         Raises:
-            ModelError: the two graphs do not belong together.
+            ModelError: The two graphs do not belong together.
         """
         ort = need("onnxruntime", "build")
         model = copy(qdq)
@@ -75,12 +75,12 @@ class Switchboard:
         """Run the graph with some tensors float, or some activations with other scales.
 
         Args:
-            feeds: the graph's inputs.
-            off: tensors that are float in this run.
-            scales: of the types and shapes of :attr:`scales`.
+            feeds: The graph's inputs by name.
+            off: Names of the tensors that are float in this run.
+            scales: Other scales and zero points, in the types and shapes of :attr:`scales`.
 
         Raises:
-            ValueError: a tensor is not quantized.
+            ValueError: A tensor is not quantized.
         """
         scales = scales or {}
         _require(self._known, [*off, *scales])
@@ -92,18 +92,18 @@ class Switchboard:
 
 
 def undo(qdq: ModelProto, floats: ModelProto, tensors: Collection[str]) -> ModelProto:
-    """Return a QDQ graph in which some tensors are float again, without the nodes and constants that this frees.
+    """Return a QDQ graph in which some tensors are float again, without the nodes and constants no longer needed.
 
-    Relu and Clip nodes that ONNX Runtime's quantizer left to the limits of a type come back.
+    Relu and Clip nodes that ONNX Runtime's quantizer replaced by the limits of a type come back.
 
     Args:
-        qdq: the QDQ ``ModelProto``; it is left as it is.
-        floats: the float graph that was quantized.
-        tensors: names in the float graph.
+        qdq: The QDQ graph, which is not changed.
+        floats: The float graph that was quantized.
+        tensors: Names of the tensors in the float graph.
 
     Raises:
-        ModelError: the two graphs do not belong together.
-        ValueError: a tensor is not quantized.
+        ModelError: The two graphs do not belong together.
+        ValueError: A tensor is not quantized.
     """
     model = copy(qdq)
     places, made = find_places(model, floats), producers(model.graph)
@@ -112,7 +112,7 @@ def undo(qdq: ModelProto, floats: ModelProto, tensors: Collection[str]) -> Model
     for place in (places[name] for name in tensors):
         for dequantize, _ in place.pairs:
             _reread(model.graph, dequantize.output[0], place.tensor)
-            dequantize.output[0] = f"{place.tensor}:unread"  # a bias has the name that its float tensor takes
+            dequantize.output[0] = f"{place.tensor}:unread"  # the float tensor takes the name of a bias
         if not place.pairs:
             initializers(model.graph)[place.tensor].CopyFrom(initializers(floats.graph)[place.tensor])
         if place.limits:
@@ -126,7 +126,7 @@ def undo(qdq: ModelProto, floats: ModelProto, tensors: Collection[str]) -> Model
 
 
 def _wire(model: ModelProto, floats: ModelProto, places: Mapping[str, QdqSite], scales: Mapping[str, Scale]) -> None:
-    """Put a switch behind each pair, and make scales and zero points inputs, in place."""
+    """Add a switch behind each Q/DQ pair, and make scales and zero points inputs, in place."""
     onnx = need("onnx", "build")
     graph, stored = model.graph, initializers(floats.graph)
     first: list[NodeProto] = []
@@ -190,7 +190,7 @@ def _require(known: Collection[str], names: Collection[str]) -> None:
 
 
 def _add_default(graph: GraphProto, name: str, value: Array) -> None:
-    """Add an input that has a value unless it is fed."""
+    """Add an input with a default value, in place."""
     onnx = need("onnx", "build")
     tensor = onnx.numpy_helper.from_array(value, name)
     graph.initializer.append(tensor)
@@ -198,7 +198,7 @@ def _add_default(graph: GraphProto, name: str, value: Array) -> None:
 
 
 def _insert(graph: GraphProto, behind: Mapping[str, list[NodeProto]], first: Sequence[NodeProto] = ()) -> None:
-    """Insert nodes right behind the one that computes a tensor, and others before all."""
+    """Insert nodes right behind the one that computes each tensor, and the nodes ``first`` before all others."""
     nodes = [*first, *(item for node in graph.node for item in (node, *behind.get(node.output[0], [])))]
     graph.ClearField("node")
     graph.node.extend(nodes)
@@ -210,7 +210,7 @@ def _reread(graph: GraphProto, old: str, new: str) -> None:
 
 
 def _restore(graph: GraphProto, floats: GraphProto) -> None:
-    """Store again what nodes read and only the float graph has."""
+    """Add the constants of the float graph that nodes read and this graph lacks, in place."""
     stored, computed = initializers(floats), {*producers(graph), *initializers(graph)}
     read = dict.fromkeys(name for node in graph.node for name in node.input)
     graph.initializer.extend(stored[name] for name in read if name in stored and name not in computed)

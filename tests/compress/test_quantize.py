@@ -8,7 +8,8 @@ from onnx import TensorProto, helper, numpy_helper
 from onnx.helper import make_node, make_tensor_value_info
 
 from edgekd.compress import quantize
-from edgekd.compress.quantize import DEPLOY, ENGINE, PREPARED, QDQ, CandidateSpec
+from edgekd.compress.quantize import DEPLOY, ENGINE, QDQ, CandidateSpec
+from edgekd.compress.quantizers.prepare import PREPARED
 from edgekd.compress.quantizers.registry import find_quantizer
 from edgekd.config.target import DEFAULT_OPERATORS, Calibration, Scheme
 from edgekd.errors import ModelError, TargetError

@@ -234,7 +234,8 @@ from edgekd.config.target import Calibration, Scheme
 model, samples, work = map(Path, sys.argv[1:4])
 method, count, chunk = sys.argv[4], int(sys.argv[5]), int(sys.argv[6])
 calibration = Calibration(description="", method=method, samples=count, chunk=chunk)
-tensor_ranges(model, CalibrationSamples(samples, calibration), Scheme(activations="uint8", symmetric_activations=False), work)
+scheme = Scheme(activations="uint8", symmetric_activations=False)
+tensor_ranges(model, CalibrationSamples(samples, calibration), scheme, work)
 print(peak_rss_bytes())
 """
 

@@ -13,7 +13,8 @@ import numpy as np
 from edgekd.compress import quantize
 from edgekd.compress.blame import blame
 from edgekd.compress.partial import SAMPLES, Examiner, Judging
-from edgekd.compress.quantize import DEPLOY, PREPARED, QDQ
+from edgekd.compress.quantize import DEPLOY, QDQ
+from edgekd.compress.quantizers.prepare import PREPARED
 from edgekd.compress.switchboard import undo
 from edgekd.config.recipe import ProfileConfig
 from edgekd.config.target import load_calibration
