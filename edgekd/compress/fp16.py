@@ -35,8 +35,8 @@ def to_half(model: ModelProto) -> ModelProto:
 
     The following stay float32: the graph's inputs and outputs; everything from an input, or from a constant that FP16
     cannot hold, up to and including the next node with weights or to INT8, since such values may be too large or too
-    close for FP16; Concat of quantized tensors; operators that ONNX does not define for FP16. Scales of the other Q/DQ nodes
-    become FP16, which is what makes a dequantized tensor FP16.
+    close for FP16; Concat of quantized tensors; operators that ONNX does not define for FP16. Scales of the other Q/DQ
+    nodes become FP16, and thereby dequantized tensors.
 
     Args:
         model: The float or QDQ graph, which is not changed.

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from edgekd.compress.qdq_map import find_places, initializers, producers
+from edgekd.compress.qdq_map import find_sites, initializers, producers
 from edgekd.files import need
 
 if TYPE_CHECKING:
@@ -114,7 +114,7 @@ def find_layers(qdq: ModelProto, floats: ModelProto) -> list[Int8Layer]:
         for model in (qdq, floats)
     )
     made = producers(qdq.graph)
-    names = {pair[0].output[0]: place.tensor for place in find_places(qdq, floats).values() for pair in place.pairs}
+    names = {pair[0].output[0]: place.tensor for place in find_sites(qdq, floats).values() for pair in place.pairs}
     computed = {*producers(floats.graph), *(value.name for value in floats.graph.input)}
     read = Counter(name for node in qdq.graph.node for name in node.input)
     found: list[Int8Layer] = []

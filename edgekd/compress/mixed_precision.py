@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from edgekd.compress.qdq_map import list_layers
-from edgekd.compress.switchboard import undo
+from edgekd.compress.switchboard import restore_float
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -120,7 +120,7 @@ def _steps(
             measured.append((worths[name], name, added, result))
         _, name, added, result = max(measured, key=lambda move: move[0])
         returned, harm = returned + added, _harm(result, whole)
-        graph = undo(examiner.qdq, examiner.floats, examiner.tensors_of(returned))
+        graph = restore_float(examiner.qdq, examiner.floats, examiner.tensors_of(returned))
         yield RepairStep(name, returned, result.effect, harm, graph)
 
 

@@ -25,7 +25,7 @@ SAMPLES = 256
 
 
 @dataclass(frozen=True)
-class Judging:
+class SampleFacts:
     """Labels and groups of the samples, and the task's metric.
 
     Attributes:
@@ -69,7 +69,7 @@ class Examiner:
     """
 
     def __init__(
-        self, qdq: ModelProto, floats: ModelProto, samples: Iterable[Feeds], judging: Judging | None = None
+        self, qdq: ModelProto, floats: ModelProto, samples: Iterable[Feeds], judging: SampleFacts | None = None
     ) -> None:
         """Run the float graph.
 
@@ -85,7 +85,7 @@ class Examiner:
         """
         self.qdq, self.floats = qdq, floats
         self.board = Switchboard(qdq, floats)
-        self._judging = judging or Judging()
+        self._judging = judging or SampleFacts()
         self._chunks = list(samples)
         if not self._chunks:
             raise ValueError("there are no samples to examine the network on")

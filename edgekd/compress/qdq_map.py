@@ -70,7 +70,7 @@ class QdqSite:
     limits: list[NodeProto]
 
 
-def find_places(qdq: ModelProto, floats: ModelProto) -> dict[str, QdqSite]:
+def find_sites(qdq: ModelProto, floats: ModelProto) -> dict[str, QdqSite]:
     """Return the site of each quantized tensor, by its name in the float graph.
 
     Args:
@@ -84,7 +84,7 @@ def find_places(qdq: ModelProto, floats: ModelProto) -> dict[str, QdqSite]:
     int32 = need("onnx", "build").TensorProto.INT32
     quantized, stored = initializers(qdq.graph), initializers(floats.graph)
     known = {*original, *(value.name for value in floats.graph.input)}
-    places: dict[str, QdqSite] = {}
+    sites: dict[str, QdqSite] = {}
     for dequantize in (node for node in qdq.graph.node if node.op_type == "DequantizeLinear"):
         quantize = made.get(dequantize.input[0])
         kind: Kind = "activation"
@@ -97,23 +97,23 @@ def find_places(qdq: ModelProto, floats: ModelProto) -> dict[str, QdqSite]:
             kind = "bias" if quantized[dequantize.input[0]].data_type == int32 else "weight"
         if name not in (known if quantize else stored):
             raise ModelError(f"'{name}' is quantized, and the float graph has no such tensor: it is of another model")
-        places.setdefault(name, QdqSite(name, kind, [], limits)).pairs.append((dequantize, quantize))
-    return places | {name: QdqSite(name, "bias", [], []) for name in _changed(quantized, stored)}
+        sites.setdefault(name, QdqSite(name, kind, [], limits)).pairs.append((dequantize, quantize))
+    return sites | {name: QdqSite(name, "bias", [], []) for name in _changed(quantized, stored)}
 
 
-def describe(places: Mapping[str, QdqSite], floats: ModelProto) -> tuple[Quantized, ...]:
+def describe_sites(sites: Mapping[str, QdqSite], floats: ModelProto) -> tuple[Quantized, ...]:
     """Return the quantized tensors, in the order in which the float graph reads them."""
     graph = floats.graph
     readers, made, behind = _readers(graph), producers(graph), inputs_behind(graph)
     ranks = {node.output[0]: rank for rank, node in enumerate(graph.node)}
     found = []
-    for name, place in places.items():
-        computed = [name] if place.kind == "activation" else [node.output[0] for node, _ in readers[name]]
+    for name, site in sites.items():
+        computed = [name] if site.kind == "activation" else [node.output[0] for node, _ in readers[name]]
         inputs = frozenset[str]().union(*(behind[tensor] for tensor in computed))
         reached = _layers_after(name, readers) or _layers_before(name, made)
         layers = [layer_name(graph.node[rank]) for rank in sorted(ranks[first] for first in reached)]
         first_read = min((ranks[node.output[0]] for node, _ in readers[name]), default=len(ranks))
-        found.append((first_read, Quantized(name, place.kind, tuple(layers), _branch(inputs))))
+        found.append((first_read, Quantized(name, site.kind, tuple(layers), _branch(inputs))))
     return tuple(quantized for _, quantized in sorted(found, key=lambda item: item[0]))
 
 

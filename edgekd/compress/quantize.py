@@ -78,7 +78,7 @@ class Candidate:
     sizes: dict[str, int]
 
 
-def ways(target: Target, precision: Literal["best"] | Precision) -> tuple[CandidateSpec, ...]:
+def candidate_specs(target: Target, precision: Literal["best"] | Precision) -> tuple[CandidateSpec, ...]:
     """Return the candidates for a target, the preferred first.
 
     Args:
@@ -134,7 +134,7 @@ def run(
     """
     onnx = need("onnx", "build")
     if not spec.quantizer:
-        return finish(onnx.load(str(model)), spec, scheme, folder / spec.name)
+        return write_variants(onnx.load(str(model)), spec, scheme, folder / spec.name)
     with tempfile.TemporaryDirectory(dir=folder) as temporary, quiet():
         chunks = open_samples(model, samples, calibration)
         written = write_quantized(find_quantizer(spec.quantizer), model, chunks, scheme, Path(temporary))
@@ -145,13 +145,13 @@ def run(
             raise ModelError(f"{model}: nothing in it could be quantized; the scheme quantizes {operators}")
         floats = onnx.load(str(Path(temporary) / PREPARED))
         _improve(graph, floats, chunks, scheme)
-        candidate = finish(graph, spec, scheme, folder / spec.name)
+        candidate = write_variants(graph, spec, scheme, folder / spec.name)
     save(floats, folder / spec.name / PREPARED)
     save(graph, folder / spec.name / QDQ)
     return candidate
 
 
-def finish(graph: ModelProto, spec: CandidateSpec, scheme: Scheme, folder: Path) -> Candidate:
+def write_variants(graph: ModelProto, spec: CandidateSpec, scheme: Scheme, folder: Path) -> Candidate:
     """Write the two variants of a candidate's graph: with its embeddings as outputs, and without.
 
     Args:

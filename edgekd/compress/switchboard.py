@@ -11,8 +11,8 @@ from edgekd.compress.graph import copy, drop_unread
 from edgekd.compress.qdq_map import (
     WEIGHT_BEARING,
     Quantized,
-    describe,
-    find_places,
+    describe_sites,
+    find_sites,
     initializers,
     producers,
 )
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     #: Scale and zero point.
     Scale = tuple[Array, Array]
 
-__all__ = ["FUSION", "WEIGHT_BEARING", "Quantized", "Switchboard", "undo"]
+__all__ = ["FUSION", "WEIGHT_BEARING", "Quantized", "Switchboard", "restore_float"]
 
 
 class Switchboard:
@@ -57,17 +57,17 @@ class Switchboard:
         """
         ort = need("onnxruntime", "build")
         model = copy(qdq)
-        places = find_places(model, floats)
-        self.tensors: tuple[Quantized, ...] = describe(places, floats)
-        self.scales: dict[str, Scale] = _scales(model, places)
-        _wire(model, floats, places, self.scales)
+        sites = find_sites(model, floats)
+        self.tensors: tuple[Quantized, ...] = describe_sites(sites, floats)
+        self.scales: dict[str, Scale] = _scales(model, sites)
+        _wire(model, floats, sites, self.scales)
         options = ort.SessionOptions()
         options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_BASIC
         options.log_severity_level = 3
         options.intra_op_num_threads = 1
         self._session = ort.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
         self._outputs = [output.name for output in self._session.get_outputs()]
-        self._known = frozenset(places)
+        self._known = frozenset(sites)
 
     def run(
         self, feeds: Feeds, off: Collection[str] = (), scales: Mapping[str, Scale] | None = None
@@ -91,7 +91,7 @@ class Switchboard:
         return dict(zip(self._outputs, results, strict=True))
 
 
-def undo(qdq: ModelProto, floats: ModelProto, tensors: Collection[str]) -> ModelProto:
+def restore_float(qdq: ModelProto, floats: ModelProto, tensors: Collection[str]) -> ModelProto:
     """Return a QDQ graph in which some tensors are float again, without the nodes and constants no longer needed.
 
     Relu and Clip nodes that ONNX Runtime's quantizer replaced by the limits of a type come back.
@@ -106,32 +106,32 @@ def undo(qdq: ModelProto, floats: ModelProto, tensors: Collection[str]) -> Model
         ValueError: A tensor is not quantized.
     """
     model = copy(qdq)
-    places, made = find_places(model, floats), producers(model.graph)
-    _require(places, tensors)
+    sites, made = find_sites(model, floats), producers(model.graph)
+    _require(sites, tensors)
     behind: dict[str, list[NodeProto]] = {}
-    for place in (places[name] for name in tensors):
-        for dequantize, _ in place.pairs:
-            _reread(model.graph, dequantize.output[0], place.tensor)
-            dequantize.output[0] = f"{place.tensor}:unread"  # the float tensor takes the name of a bias
-        if not place.pairs:
-            initializers(model.graph)[place.tensor].CopyFrom(initializers(floats.graph)[place.tensor])
-        if place.limits:
-            source = place.limits[0].input[0]
-            made[place.tensor].output[0] = source
-            behind[source] = place.limits
+    for site in (sites[name] for name in tensors):
+        for dequantize, _ in site.pairs:
+            _reread(model.graph, dequantize.output[0], site.tensor)
+            dequantize.output[0] = f"{site.tensor}:unread"  # the float tensor takes the name of a bias
+        if not site.pairs:
+            initializers(model.graph)[site.tensor].CopyFrom(initializers(floats.graph)[site.tensor])
+        if site.limits:
+            source = site.limits[0].input[0]
+            made[site.tensor].output[0] = source
+            behind[source] = site.limits
     _insert(model.graph, behind)
     drop_unread(model.graph)
     _restore(model.graph, floats.graph)
     return model
 
 
-def _wire(model: ModelProto, floats: ModelProto, places: Mapping[str, QdqSite], scales: Mapping[str, Scale]) -> None:
+def _wire(model: ModelProto, floats: ModelProto, sites: Mapping[str, QdqSite], scales: Mapping[str, Scale]) -> None:
     """Add a switch behind each Q/DQ pair, and make scales and zero points inputs, in place."""
     onnx = need("onnx", "build")
     graph, stored = model.graph, initializers(floats.graph)
     first: list[NodeProto] = []
     behind: dict[str, list[NodeProto]] = defaultdict(list)
-    for name, place in places.items():
+    for name, site in sites.items():
         exact = name
         if name in scales:
             for given, value in zip((_scale(name), _zero_point(name)), scales[name], strict=True):
@@ -139,17 +139,17 @@ def _wire(model: ModelProto, floats: ModelProto, places: Mapping[str, QdqSite], 
         else:
             exact = f"{name}:float"
             graph.initializer.append(onnx.numpy_helper.from_array(onnx.numpy_helper.to_array(stored[name]), exact))
-        for limit in place.limits:
+        for limit in site.limits:
             node = onnx.NodeProto()
             node.CopyFrom(limit)
             node.input[0], node.output[0], exact = exact, f"{limit.output[0]}:float", f"{limit.output[0]}:float"
             behind[name].append(node)
         _add_default(graph, _on(name), np.array(True))
-        if not place.pairs:
+        if not site.pairs:
             changed = initializers(graph)[name]
             changed.name = f"{name}:changed"
             first.append(onnx.helper.make_node("Where", [_on(name), changed.name, exact], [name]))
-        for dequantize, quantize in place.pairs:
+        for dequantize, quantize in site.pairs:
             if quantize:
                 for node in (dequantize, quantize):
                     node.input[1], node.input[2] = _scale(name), _zero_point(name)
@@ -161,12 +161,12 @@ def _wire(model: ModelProto, floats: ModelProto, places: Mapping[str, QdqSite], 
     _restore(graph, floats.graph)
 
 
-def _scales(model: ModelProto, places: Mapping[str, QdqSite]) -> dict[str, Scale]:
+def _scales(model: ModelProto, sites: Mapping[str, QdqSite]) -> dict[str, Scale]:
     to_array, stored = need("onnx", "build").numpy_helper.to_array, initializers(model.graph)
     return {
         name: (to_array(stored[dequantize.input[1]]), to_array(stored[dequantize.input[2]]))
-        for name, place in places.items()
-        for dequantize, quantize in place.pairs[:1]
+        for name, site in sites.items()
+        for dequantize, quantize in site.pairs[:1]
         if quantize
     }
 

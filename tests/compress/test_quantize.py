@@ -95,7 +95,7 @@ def test_batch_normalization_is_folded_into_the_convolution_before_it(network, m
 
 
 def test_the_kept_graphs_make_the_same_engine_again(build, tmp_path):
-    again = quantize.finish(onnx.load(build() / QDQ), BY_EDGEKD, USUAL, tmp_path / "again")
+    again = quantize.write_variants(onnx.load(build() / QDQ), BY_EDGEKD, USUAL, tmp_path / "again")
     assert (again.quantized_nodes, again.weight_nodes) == (7, 7)
     for name in (ENGINE, DEPLOY):
         assert (tmp_path / "again" / name).read_bytes() == (build() / name).read_bytes()
