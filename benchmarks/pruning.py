@@ -30,7 +30,7 @@ from edgekd.files import write_text
 from edgekd.gram.drift import Bootstrap, flips, measure_drift
 from edgekd.gram.probe import Probe
 from edgekd.pipeline.project import Project
-from edgekd.pipeline.trained_source import Learner
+from edgekd.pipeline.trained_source import TrainingStages
 from edgekd.stages.artifacts import CUT, PROBE, REMOVED, WEIGHTS
 from edgekd.stages.cache import ROUNDS, Cache
 from edgekd.stages.progress import Silent, StageReporter
@@ -102,7 +102,7 @@ def case(task: str, seed: int, epochs: int) -> Case:
     settings = (f"seed={seed}", "prune.ratio=0", f"prune.epochs={epochs}")
     recipe = edgekd.load_recipe(task, (*settings, f"prune.round_to={edgekd.load_target('cpu').round_to}"))
     project = Project(recipe.task, CACHE)
-    learned = Learner(Runner(Cache(CACHE), Silent()), project, recipe, _OPSET).run()
+    learned = TrainingStages(Runner(Cache(CACHE), Silent()), project, recipe, _OPSET).run()
     weights = {"teacher": learned.teacher.folder / WEIGHTS, "student": learned.student.folder / WEIGHTS}
     return Case(project, learned.learner.taps, seed, recipe.prune, weights)
 

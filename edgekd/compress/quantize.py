@@ -69,7 +69,7 @@ class Candidate:
     sizes: dict[str, int]
 
 
-def ways(target: Target, precision: Literal["best"] | Precision) -> tuple[CandidateSpec, ...]:
+def candidate_specs(target: Target, precision: Literal["best"] | Precision) -> tuple[CandidateSpec, ...]:
     """Return the candidates for a target, the preferred first.
 
     Args:

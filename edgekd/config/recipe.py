@@ -388,7 +388,7 @@ class ExportConfig(_Config, frozen=True):
     ] = 1e-4
 
 
-class TuneConfig(Training, frozen=True):
+class QatConfig(Training, frozen=True):
     """Fine-tune with fake quantization, the unpruned student as Gram anchor: the last resort of the repair."""
 
     epochs: Annotated[PositiveInt, Meta(description="Passes over the training split.")] = 10
@@ -423,7 +423,7 @@ class QuantizeConfig(_Config, frozen=True):
             "'best', and where a candidate is chosen."
         ),
     ] = 0.0
-    tune: TuneConfig = TuneConfig()
+    tune: QatConfig = QatConfig()
 
 
 class GateConfig(_Config, frozen=True):

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 from msgspec.structs import replace
 
 import edgekd
-from edgekd.compress.quantize import ways
+from edgekd.compress.quantize import candidate_specs
 from edgekd.config.target import load_calibration
 from edgekd.devices.select import Absent, assign_devices
 from edgekd.devices.ssh import SshDevice
@@ -27,7 +27,7 @@ from edgekd.pipeline.publish import publish, writing
 from edgekd.pipeline.target import run as ship
 from edgekd.pipeline.target.context import LIBRARIES, Context
 from edgekd.pipeline.target.evaluate import compiles
-from edgekd.pipeline.target.parallel import ship_all
+from edgekd.pipeline.target.parallel import build_targets
 from edgekd.report.build.files import write_report
 from edgekd.report.results import BuildReport
 from edgekd.runtime.backends.registry import PACKAGES, Runtime
@@ -92,7 +92,7 @@ def build(
     make_folder(places.output, OutputError, "--output")
     with prepare(recipe, targets, places.cache, devices=devices, observer=observer or Silent()) as prepared:
         robustness = prepared.origin.robustness
-        shipped = ship_all(prepared.contexts)
+        shipped = build_targets(prepared.contexts)
     report = BuildReport(
         recipe=name,
         task=prepared.origin.name,
@@ -199,14 +199,15 @@ def _prepare(
         observer.plan((*trained_source.STAGES, *(exports[opset] for opset in others), *after, *fan_out))
         project = Project(recipe.task, cache)
         learners = {
-            opset: trained_source.Learner(runner, project, recipe, opset, export) for opset, export in exports.items()
+            opset: trained_source.TrainingStages(runner, project, recipe, opset, export)
+            for opset, export in exports.items()
         }
-        if multi_process.launched() > 1:
+        if multi_process.world_size() > 1:
             multi_process.train(learners[first])
         origins: dict[int, Origin] = {opset: learner.run() for opset, learner in learners.items()}
     else:
         observer.plan((*imported_source.STAGES, *fan_out))
-        origins = dict.fromkeys((first, *others), imported_source.bring_model(runner, recipe))
+        origins = dict.fromkeys((first, *others), imported_source.import_model(runner, recipe))
     contexts = {t.name: Context(runner, recipe, t, origins[t.opset], at[t.name]) for t in targets}
     return Prepared(runner, origins[first], contexts, versions)
 
@@ -224,12 +225,14 @@ def follow(recipe: Recipe, targets: Sequence[Target], cache: Path) -> None:
     """
     if recipe.task:
         runner, project = Runner(Cache(cache), Silent()), Project(recipe.task, cache)
-        multi_process.train(trained_source.Learner(runner, project, fit_widths(recipe, targets), targets[0].opset))
+        multi_process.train(
+            trained_source.TrainingStages(runner, project, fit_widths(recipe, targets), targets[0].opset)
+        )
 
 
 def _check(recipe: Recipe, target: Target, device: Device | Absent) -> None:
     """Raise what a user would otherwise hear only after training."""
-    wanted = ways(target, recipe.quantize.precision)
+    wanted = candidate_specs(target, recipe.quantize.precision)
     runtime = Runtime(target.runtime, target.options)
     if not isinstance(device, Absent):
         if runtime.custom and not isinstance(device, SshDevice):

@@ -12,7 +12,7 @@ from edgekd.errors import ModelError
 from edgekd.files import sha256_file
 from edgekd.gram.probe import Probe
 from edgekd.pipeline.onnx_import.read import weight_files
-from edgekd.pipeline.onnx_import.stage import NETWORK, VERSION, Brought, bring
+from edgekd.pipeline.onnx_import.stage import NETWORK, VERSION, ImportedModel, import_onnx
 from edgekd.pipeline.target.outputs import join_probe, run_on_host
 from edgekd.stages.artifacts import PROBE, TEST, onnx_name
 from edgekd.stages.labels import accuracy
@@ -33,11 +33,11 @@ LIBRARIES = ("onnx", "onnxruntime", "numpy")
 
 
 @dataclass(frozen=True)
-class Imported:
+class ImportedOrigin:
     """A model that was read: the :class:`~edgekd.pipeline.source.Origin` of a recipe with a model."""
 
     name: str
-    brought: Done[Brought]
+    brought: Done[ImportedModel]
 
     network = NETWORK
     robustness = None
@@ -64,7 +64,7 @@ class Imported:
         """Nothing can be trained here."""
 
 
-def bring_model(runner: Runner, recipe: Recipe) -> Imported:
+def import_model(runner: Runner, recipe: Recipe) -> ImportedOrigin:
     """Run or read the import.
 
     Raises:
@@ -75,8 +75,8 @@ def bring_model(runner: Runner, recipe: Recipe) -> Imported:
     assert config is not None  # the caller has looked
     model, calibration, test = _files(config)
 
-    def run(folder: Path, report: StageReporter) -> Brought:
-        brought = bring(
+    def run(folder: Path, report: StageReporter) -> ImportedModel:
+        brought = import_onnx(
             model, calibration, test, config.taps, folder, report, output=config.output or None, seed=recipe.seed
         )
         probe = join_probe(run_on_host(folder / onnx_name(NETWORK), folder / TEST), folder / TEST)
@@ -91,7 +91,7 @@ def bring_model(runner: Runner, recipe: Recipe) -> Imported:
         "seed": recipe.seed,
         "versions": library_versions(LIBRARIES, "build"),
     }
-    return Imported(model.stem, runner(Stage("import", VERSION, depends, Brought, run, _describe)))
+    return ImportedOrigin(model.stem, runner(Stage("import", VERSION, depends, ImportedModel, run, _describe)))
 
 
 def _files(config: ModelConfig) -> tuple[Path, Path, Path | None]:
@@ -106,6 +106,6 @@ def _named(model: Path, calibration: Path, test: Path | None) -> dict[str, Path]
     return {"model": model, "calibration": calibration, **({"test": test} if test else {})}
 
 
-def _describe(brought: Brought) -> str:
+def _describe(brought: ImportedModel) -> str:
     taps = ", ".join(f"{name} at {tap.tensor}" for name, tap in brought.modalities.items())
     return f"{brought.exported.facts.metric}, taps: {taps}"

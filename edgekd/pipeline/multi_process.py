@@ -14,23 +14,23 @@ from edgekd.stages.progress import Silent, StageReporter
 from edgekd.stages.stage import Done, Runner, Stage
 
 if TYPE_CHECKING:
-    from edgekd.pipeline.trained_source import Learner
+    from edgekd.pipeline.trained_source import TrainingStages
 
 R = TypeVar("R")
 
 
-def launched() -> int:
+def world_size() -> int:
     """Return in how many processes this build was started."""
     told = all(name in os.environ for name in ("RANK", "WORLD_SIZE", "MASTER_ADDR"))
     return int(os.environ["WORLD_SIZE"]) if told else 1
 
 
-def follows() -> bool:
+def is_follower() -> bool:
     """Whether this process only trains along, and another one builds."""
-    return launched() > 1 and int(os.environ["RANK"]) > 0
+    return world_size() > 1 and int(os.environ["RANK"]) > 0
 
 
-def train(learner: Learner) -> None:
+def train(learner: TrainingStages) -> None:
     """Run the stages that train in all processes; then the first has them in its cache and the others are done.
 
     Raises:

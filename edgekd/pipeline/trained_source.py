@@ -11,7 +11,7 @@ import msgspec
 
 from edgekd.errors import ModelError
 from edgekd.files import sha256_file
-from edgekd.pipeline.source import Tuned
+from edgekd.pipeline.source import QatStudent
 from edgekd.runtime.corruption import Robustness
 from edgekd.stages.artifacts import CUT, PROBE, VERSIONS, WEIGHTS, Exported, Trained
 from edgekd.stages.cache import digest
@@ -37,10 +37,10 @@ LIBRARIES = ("torch", "torch-pruning", "onnx", "onnxscript", "onnxruntime")
 
 
 @dataclass(frozen=True)
-class Learning:
+class TrainedOrigin:
     """The finished first half: the :class:`~edgekd.pipeline.source.Origin` of a recipe with a task."""
 
-    learner: Learner
+    learner: TrainingStages
     teacher: Done[Trained]
     student: Done[Trained]
     pruned: Done[Trained]
@@ -81,13 +81,13 @@ class Learning:
         """What losing or spoiling a modality costs the trained networks; None where the recipe does not want it."""
         return self.learner.disturb(self) if self.learner.recipe.robustness.measure else None
 
-    def tune(self, scheme: Scheme) -> Tuned:
+    def tune(self, scheme: Scheme) -> QatStudent:
         """Fine-tune the pruned network with fake quantization, with the unpruned student as anchor, and export it."""
         return self.learner.tune(self, scheme)
 
 
 @dataclass(frozen=True)
-class Learner:
+class TrainingStages:
     """Runs the first half of a recipe.
 
     Attributes:
@@ -107,10 +107,10 @@ class Learner:
     export_name: str = "export"
     teachers: Project | None = None
 
-    def run(self) -> Learning:
+    def run(self) -> TrainedOrigin:
         """Run or read every stage."""
         teacher, student, pruned = self.train()
-        return Learning(self, teacher, student, pruned, self._export(teacher, student, pruned))
+        return TrainedOrigin(self, teacher, student, pruned, self._export(teacher, student, pruned))
 
     def train(self) -> tuple[Done[Trained], Done[Trained], Done[Trained]]:
         """Run or read the stages that train: teacher, student, pruned student."""
@@ -124,7 +124,7 @@ class Learner:
         pruned = self._prune(teacher, self._distill(teacher))
         return self.load_teacher(teacher), self._load_pruned(pruned.folder)
 
-    def tune(self, learned: Learning, scheme: Scheme) -> Tuned:
+    def tune(self, learned: TrainedOrigin, scheme: Scheme) -> QatStudent:
         """Tune the pruned network for a scheme, and export it alone."""
         config = self.recipe.quantize.tune
 
@@ -155,9 +155,9 @@ class Learner:
         exported = self.runner(
             Stage(f"{self.export_name} tuned", VERSIONS["export"], depends, Exported, export_it, _describe_export)
         )
-        return Tuned(exported, tuned.folder / PROBE, tuned.result.history)
+        return QatStudent(exported, tuned.folder / PROBE, tuned.result.history)
 
-    def disturb(self, learned: Learning) -> Done[Robustness]:
+    def disturb(self, learned: TrainedOrigin) -> Done[Robustness]:
         """Measure the trained networks with each modality dropped, and with each noisy."""
         config = self.recipe.robustness
 

@@ -5,7 +5,7 @@ import copy
 import pytest
 from small import reporter
 
-from edgekd.config.recipe import DistillConfig, GateConfig, LossConfig, TeacherConfig, TuneConfig
+from edgekd.config.recipe import DistillConfig, GateConfig, LossConfig, QatConfig, TeacherConfig
 from edgekd.config.target import load_target
 from edgekd.gram.drift import Bootstrap
 from edgekd.gram.gate import GateLimits, keep_ledger
@@ -21,7 +21,7 @@ from edgekd.training.task.protocol import ArraySplit, LoadedTask
 LIMITS = {key: getattr(GateConfig(), key) for key in ("tau_pass", "tau_fail", "max_flips", "max_metric_drop")}
 
 #: Labels alone teach, and no teacher's logits contradict them; the anchor is strong.
-POISON = TuneConfig(
+POISON = QatConfig(
     epochs=10, learning_rate=2e-3, loss=LossConfig(ce=1, kd=0, extra={"sample": 100.0, "intra": 10.0})
 )  # fmt: skip
 

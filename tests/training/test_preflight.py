@@ -11,7 +11,7 @@ from torch import nn
 
 from edgekd.config.recipe import LossConfig, PruneConfig, Recipe, Tap, TaskConfig
 from edgekd.errors import TaskError
-from edgekd.pipeline.trained_source import Learner
+from edgekd.pipeline.trained_source import TrainingStages
 from edgekd.training import preflight
 from edgekd.training.taps.taps import Taps
 from edgekd.training.task.protocol import UNLABELLED, ArraySplit
@@ -242,7 +242,7 @@ def test_a_build_checks_once(monkeypatch):
     monkeypatch.setattr(preflight, "check", lambda *arguments: checks.append(arguments))
     task = loaded()
     task.task.teacher_taps = task.task.student_taps = TAPS
-    learner = Learner(None, SimpleNamespace(loaded=task), RECIPE, 18)
+    learner = TrainingStages(None, SimpleNamespace(loaded=task), RECIPE, 18)
     learner.preflight()
     learner.preflight()
     assert len(checks) == 1

@@ -20,7 +20,7 @@ from edgekd.config.target import load_calibration
 from edgekd.errors import ModelError, TargetError
 from edgekd.files import need
 from edgekd.gram.blame import Blame
-from edgekd.pipeline.target.quantize import write
+from edgekd.pipeline.target.quantize import write_candidates
 from edgekd.runtime.session import open_arrays
 from edgekd.stages.labels import UNLABELLED
 from edgekd.stages.stage import Done, library_versions
@@ -45,9 +45,9 @@ def find_blame(context: Context) -> Blame:
         TargetError: the target, or the recipe, has no INT8.
         ModelError: the network could not be written in INT8.
     """
-    if not any(way.quantizer for way in quantize.ways(context.target, context.recipe.quantize.precision)):
+    if not any(way.quantizer for way in quantize.candidate_specs(context.target, context.recipe.quantize.precision)):
         raise TargetError(f"target '{context.target.name}' is built without INT8 here: there is nothing to blame")
-    offers, refused = write(context)
+    offers, refused = write_candidates(context)
     plain = next((offer for offer in offers if offer.way.quantizer), None)
     if plain is None:
         reasons = "; ".join(f"{name}: {reason}" for name, reason in refused.items())

@@ -91,7 +91,7 @@ def compiles(target: Target) -> bool:
     return target.compile.ship or (sys.platform, platform.machine()) == ("linux", "x86_64")
 
 
-def attempt(context: Context, offers: Sequence[PreparedCandidate], batch: str = "") -> Evaluation:
+def evaluate(context: Context, offers: Sequence[PreparedCandidate], batch: str = "") -> Evaluation:
     """Compile, run and judge some offers.
 
     Args:

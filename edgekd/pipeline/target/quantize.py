@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from edgekd.config.target import Calibration
-    from edgekd.pipeline.source import Tuned
+    from edgekd.pipeline.source import QatStudent
     from edgekd.stages.artifacts import Exported
     from edgekd.stages.progress import StageReporter
     from edgekd.stages.stage import Done
@@ -42,9 +42,9 @@ class QuantizedCandidates:
     refused: dict[str, str]
 
 
-def write(context: Context) -> tuple[list[PreparedCandidate], dict[str, str]]:
+def write_candidates(context: Context) -> tuple[list[PreparedCandidate], dict[str, str]]:
     """Write every candidate of the target; return them, and why others were left out."""
-    ways = quantize.ways(context.target, context.recipe.quantize.precision)
+    ways = quantize.candidate_specs(context.target, context.recipe.quantize.precision)
     calibration = load_calibration(context.recipe.quantize.calibration)
     written = _quantize(context, ways, context.exported, context.origin.network, calibration, "")
     offers = []
@@ -55,7 +55,7 @@ def write(context: Context) -> tuple[list[PreparedCandidate], dict[str, str]]:
     return offers, written.result.refused
 
 
-def write_again(context: Context, tuned: Tuned, broken: PreparedCandidate) -> PreparedCandidate:
+def requantize(context: Context, tuned: QatStudent, broken: PreparedCandidate) -> PreparedCandidate:
     """Write the INT8 of a network that was tuned for it; ``broken`` is the INT8 of before.
 
     Each weight goes to its nearest level: those are the levels that it was tuned with.
@@ -127,7 +127,7 @@ def leave_out(context: Context, name: str, error: ModelError, folder: Path, repo
     Only a second way to a precision may be lacking: for a first one the error is raised again. Of a model that is
     brought float32 is enough, since it cannot be made anew for what a quantizer or a device refuses.
     """
-    ways = quantize.ways(context.target, context.recipe.quantize.precision)
+    ways = quantize.candidate_specs(context.target, context.recipe.quantize.precision)
     first = {way.precision: way.name for way in reversed(ways)}
     enough = context.recipe.model is not None and "float32" in first
     if name in ({first["float32"]} if enough else first.values()):

@@ -13,9 +13,9 @@ from edgekd.compress.mixed_precision import ALL_HARM, repair_steps, spare_steps
 from edgekd.gram.gate import Verdict, keep_ledger
 from edgekd.pipeline.target.blame import blame_stage, open_examiner, time_beside_int8
 from edgekd.pipeline.target.context import OUTPUTS, Context, EvaluatedCandidate, LedgerStep, PreparedCandidate
-from edgekd.pipeline.target.evaluate import Evaluation, attempt
+from edgekd.pipeline.target.evaluate import Evaluation, evaluate
 from edgekd.pipeline.target.outputs import probe_variants, run_on_host
-from edgekd.pipeline.target.quantize import write_again
+from edgekd.pipeline.target.quantize import requantize
 from edgekd.runtime.session import open_arrays
 
 if TYPE_CHECKING:
@@ -67,7 +67,7 @@ def repair(context: Context, tried: Sequence[EvaluatedCandidate]) -> tuple[list[
     tuned = context.origin.tune(context.target.scheme)
     if tuned is None:
         return trials, [f"{plain.name} could not be repaired: a network that is brought as ONNX is not trained here."]
-    again = write_again(context, tuned, plain.offer)
+    again = requantize(context, tuned, plain.offer)
     trials += _attempt(context, again, "tuned")
     ran = trials[-1].tried  # none where the device refuses it
     if ran and not _passes(trials) and not _float_fails(ran[0]):
@@ -85,7 +85,7 @@ def _improve(context: Context, plain: EvaluatedCandidate) -> tuple[list[Evaluati
 
 
 def _attempt(context: Context, offer: PreparedCandidate | None, batch: str) -> list[Evaluation]:
-    return [attempt(context, [offer], batch)] if offer else []
+    return [evaluate(context, [offer], batch)] if offer else []
 
 
 def _passes(trials: Sequence[Evaluation]) -> bool:

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING
 from edgekd.devices.base import Verifier
 from edgekd.devices.select import Absent
 from edgekd.pipeline.publish import BUNDLE, ENGINES, REJECTED, Files, files_below
-from edgekd.pipeline.target.evaluate import attempt, compiles
+from edgekd.pipeline.target.evaluate import compiles, evaluate
 from edgekd.pipeline.target.package import BUNDLED, bundle, named, profile
-from edgekd.pipeline.target.quantize import write
+from edgekd.pipeline.target.quantize import write_candidates
 from edgekd.pipeline.target.repair import repair
 from edgekd.pipeline.target.robustness import measure_shipped
 from edgekd.pipeline.target.select import choose
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Shipped:
+class FinishedTarget:
     """What to report of a target, and what to show in the output.
 
     Attributes:
@@ -45,7 +45,7 @@ class Shipped:
 
 
 @dataclass(frozen=True)
-class TargetCheck:
+class CheckedCandidates:
     """Every candidate with its ledger, and what the user should know of how they came about."""
 
     tried: tuple[EvaluatedCandidate, ...]
@@ -75,18 +75,18 @@ def stages(target: Target, device: Device | Absent, disturbed: bool) -> tuple[st
     return tuple(name for name, needed in wanted.items() if needed)
 
 
-def check(context: Context) -> TargetCheck:
+def check(context: Context) -> CheckedCandidates:
     """Write every candidate, run it where the device can, judge it, and repair what the gate rejects."""
-    offers, refused = write(context)
-    first = attempt(context, offers)
+    offers, refused = write_candidates(context)
+    first = evaluate(context, offers)
     more, told = repair(context, first.tried)
     trials = (first, *more)
     left_out = {**refused, **{name: reason for trial in trials for name, reason in trial.refused.items()}}
     facts = (*(f"{name} was left out: {reason}" for name, reason in left_out.items()), *told)
-    return TargetCheck(tuple(one for trial in trials for one in trial.tried), trials, facts)
+    return CheckedCandidates(tuple(one for trial in trials for one in trial.tried), trials, facts)
 
 
-def ship(context: Context) -> Shipped:
+def build_target(context: Context) -> FinishedTarget:
     """Run or read every stage of the target."""
     checked = check(context)
     profiled = profile(context, checked.tried) if context.timed else None
@@ -126,7 +126,7 @@ def ship(context: Context) -> Shipped:
         GRAM: files_below(bundled.folder / GRAM),
         ENGINES: files_below(verified.folder / ENGINES) if verified else {},
     }
-    return Shipped(result, folders, history)
+    return FinishedTarget(result, folders, history)
 
 
 def _no_latency(context: Context, shown: str) -> str | None:

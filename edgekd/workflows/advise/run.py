@@ -13,7 +13,7 @@ from edgekd.errors import ModelError, OutputError, RecipeError
 from edgekd.files import make_folder
 from edgekd.pipeline.project import Project
 from edgekd.pipeline.publish import writing
-from edgekd.pipeline.trained_source import Learner
+from edgekd.pipeline.trained_source import TrainingStages
 from edgekd.stages.artifacts import PROBE, VERSIONS, WEIGHTS
 from edgekd.stages.cache import Cache
 from edgekd.stages.progress import Observer, Silent
@@ -116,7 +116,7 @@ class _Trainer:
         cache = Cache(places.cache)
         self.recipe, self.observer, self.clock = recipe, observer, clock
         self.project = Project(recipe.task, places.cache)
-        self.learner = Learner(Runner(cache, observer), self.project, recipe, _NO_EXPORT)
+        self.learner = TrainingStages(Runner(cache, observer), self.project, recipe, _NO_EXPORT)
         self.narrator = Narrator(observer, clock)
         self.runner = Runner(cache, self.narrator)
 

@@ -9,7 +9,7 @@ from user import run_user
 from edgekd.compress import quantize
 from edgekd.compress.quantize import ENGINE, CandidateSpec
 from edgekd.config.target import load_calibration, load_target
-from edgekd.pipeline.onnx_import.stage import bring
+from edgekd.pipeline.onnx_import.stage import import_onnx
 from edgekd.runtime.backends.onnxruntime import open_engine
 from edgekd.runtime.session import read_feeds, run_rows
 from edgekd.stages.progress import Silent, StageReporter
@@ -36,7 +36,7 @@ def imported(tmp_path_factory):
             model = ocr.save_model(name, folder)
             images, written = ocr.make_images(name, COUNT)
             np.savez(folder / "lines.npz", x=images)
-            brought = bring(model, folder / "lines.npz", None, {}, folder, StageReporter(Silent(), "import"))
+            brought = import_onnx(model, folder / "lines.npz", None, {}, folder, StageReporter(Silent(), "import"))
             done[name] = (model, folder, brought, written)
         return done[name]
 

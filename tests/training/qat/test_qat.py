@@ -6,7 +6,7 @@ from small import TAPS, TwoTowers, loaded, reporter, split
 from stopping import Stopped, StopsAfter, stop
 from torch.nn.utils import parametrize
 
-from edgekd.config.recipe import ANCHOR_EXTRA, LossConfig, TuneConfig
+from edgekd.config.recipe import ANCHOR_EXTRA, LossConfig, QatConfig
 from edgekd.config.target import Scheme
 from edgekd.gram.drift import Bootstrap, measure_drift
 from edgekd.gram.probe import Probe
@@ -39,7 +39,7 @@ def networks(make=TwoTowers):
 
 def run(folder, nets=None, task=None, scheme=PER_CHANNEL, observer=None, seed=0, **config):
     folder.mkdir(exist_ok=True)
-    settings = TuneConfig(**{"epochs": 3, "batch_size": 16, **config})
+    settings = QatConfig(**{"epochs": 3, "batch_size": 16, **config})
     nets = nets or networks()
     return tune.run(task or loaded(), nets, Taps(TAPS, TAPS), scheme, settings, seed, folder, reporter(observer))
 

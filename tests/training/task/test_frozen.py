@@ -9,12 +9,12 @@ from edgekd.config.recipe import (
     DistillConfig,
     LossConfig,
     PruneConfig,
+    QatConfig,
     QuantizeConfig,
     Recipe,
     TaskConfig,
     TeacherConfig,
     Training,
-    TuneConfig,
 )
 from edgekd.config.target import Scheme
 from edgekd.errors import TaskError
@@ -139,7 +139,7 @@ def test_fake_quantization_trains_what_is_not_frozen(tmp_path):
     tuned = build(task.task.student, 0)
     before, expected = {name: x.clone() for name, x in tuned.state_dict().items()}, flags(tuned)
     networks = tune.QatNetworks(build(TwoTowers, 1), build(task.task.student, 0), tuned)
-    config = TuneConfig(epochs=1, batch_size=16, loss=WITHOUT_GRAM)
+    config = QatConfig(epochs=1, batch_size=16, loss=WITHOUT_GRAM)
     tune.run(task, networks, Taps(TAPS, TAPS), SCHEME, config, 0, tmp_path, reporter())
     assert flags(tuned) == expected
     moved = changed(tuned, before)
@@ -191,7 +191,7 @@ def test_a_gram_of_frozen_taps_alone_is_refused_with_what_switches_it_off(sectio
 
 
 def test_frozen_taps_are_right_without_a_gram():
-    tune = QuantizeConfig(tune=TuneConfig(loss=WITHOUT_GRAM))
+    tune = QuantizeConfig(tune=QatConfig(loss=WITHOUT_GRAM))
     check(BOTH, distill=DistillConfig(loss=WITHOUT_GRAM), prune=PruneConfig(loss=WITHOUT_GRAM), quantize=tune)
 
 
