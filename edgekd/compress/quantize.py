@@ -164,7 +164,7 @@ def _quantized(quantizer: Quantizer, model: Path, samples: CalibrationSamples, s
 
 def _improve(graph: Any, floats: Any, samples: CalibrationSamples, scheme: Scheme) -> None:
     """Choose ranges and weights as the calibration says, in place."""
-    if samples.calibration.method == "gram":
+    if samples.calibration.ranges == "gram":
         shrink_ranges(graph, floats, samples.fewer(SAMPLES))
     if samples.calibration.rounding == "reconstruct":
         few = samples.fewer(max(_FEWEST, _BYTES // samples.row_bytes))

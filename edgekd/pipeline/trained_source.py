@@ -126,18 +126,18 @@ class TrainingStages:
 
     def tune(self, learned: TrainedOrigin, scheme: Scheme) -> QatStudent:
         """Tune the pruned network for a scheme, and export it alone."""
-        config = self.recipe.quantize.tune
+        config = self.recipe.quantize.qat
 
         def tune_it(folder: Path, report: StageReporter) -> Trained:
-            from edgekd.training.qat import stage as tune
+            from edgekd.training.qat import stage as qat
 
-            networks = tune.QatNetworks(
+            networks = qat.QatNetworks(
                 self.load_teacher(learned.teacher),
                 self._load_student(learned.student),
                 self._load_pruned(learned.pruned.folder),
                 self._outputs(learned.teacher, config.loss, report),
             )
-            return tune.run(self.project.loaded, networks, self.taps, scheme, config, self.recipe.seed, folder, report)
+            return qat.run(self.project.loaded, networks, self.taps, scheme, config, self.recipe.seed, folder, report)
 
         depends = {**_plain(config), "scheme": _plain(scheme), "pruned": learned.pruned.key}
         tuned = self.runner(Stage("tune", VERSIONS["tune"], depends, Trained, tune_it, self._describe))

@@ -12,7 +12,7 @@ from edgekd.compress.quantize import DEPLOY, ENGINE, PREPARED, QDQ, CandidateSpe
 from edgekd.config.target import DEFAULT_OPERATORS, Calibration, Scheme
 from edgekd.errors import ModelError
 
-MINMAX = Calibration(description="", method="minmax", samples=200)
+MINMAX = Calibration(description="", ranges="minmax", samples=200)
 USUAL = Scheme(activations="uint8", symmetric_activations=False)
 TENSORRT = Scheme(activations="int8", symmetric_activations=True, bias="float", reduce_range=False)
 BY_EDGEKD = CandidateSpec("int8", "qdq")
@@ -116,7 +116,7 @@ def test_reconstructed_weights_keep_the_network_better_than_nearest(model, tmp_p
     found = {}
     for rounding in ("nearest", "reconstruct"):
         (tmp_path / rounding).mkdir()
-        how = Calibration(description="", method="minmax", samples=200, rounding=rounding)
+        how = Calibration(description="", ranges="minmax", samples=200, rounding=rounding)
         way = CandidateSpec("int8", quantizer)
         quantize.run(way, model, tmp_path / "samples.npz", USUAL, how, tmp_path / rounding)
         found[rounding] = run(tmp_path / rounding / way.name / ENGINE, others)
@@ -154,7 +154,7 @@ def test_a_graph_that_takes_one_row_is_calibrated_row_by_row(tmp_path):
     np.savez(tmp_path / "s.npz", **{f"input.{name}": x for name, x in arrays.items()})
     for method in ("minmax", "percentile", "gram"):
         (tmp_path / method).mkdir()
-        how = Calibration(description="", method=method, samples=40)
+        how = Calibration(description="", ranges=method, samples=40)
         quantize.run(BY_EDGEKD, tmp_path / "m.onnx", tmp_path / "s.npz", USUAL, how, tmp_path / method)
         rows = [{name: x[i : i + 1] for name, x in arrays.items()} for i in range(40)]
         exact, found = (
@@ -173,7 +173,7 @@ def test_the_same_input_gives_the_same_bytes(build, model, samples, tmp_path):
 @pytest.mark.parametrize("scheme", [USUAL, TENSORRT], ids=["usual", "tensorrt"])
 @pytest.mark.parametrize("method", ["minmax", "percentile", "entropy", "mse", "gram"])
 def test_int8_is_near_float(build, exact, scheme, method):
-    folder = build(scheme, Calibration(description="", method=method, samples=200))
+    folder = build(scheme, Calibration(description="", ranges=method, samples=200))
     found = run(folder / ENGINE, make_inputs(500, seed=1))
     assert list(found) == OUTPUTS
     for name in OUTPUTS:

@@ -14,7 +14,7 @@ from edgekd.stages.artifacts import PROBE, WEIGHTS
 from edgekd.tasks.digits import Digits
 from edgekd.training.distillation import distill, teacher
 from edgekd.training.loop.weights import build, load_weights
-from edgekd.training.qat import stage as tune
+from edgekd.training.qat import stage as qat
 from edgekd.training.taps.taps import Taps, resolve_taps
 from edgekd.training.task.protocol import ArraySplit, LoadedTask
 
@@ -42,9 +42,9 @@ def measured(tmp_path_factory):
     train = task.splits["train"]
     wrong = ArraySplit(train.ids, train.inputs, (train.labels + 1) % len(digits.classes))
     poisoned = LoadedTask(digits, {**task.splits, "train": wrong}, ())
-    networks = tune.QatNetworks(network, student, copy.deepcopy(student))
+    networks = qat.QatNetworks(network, student, copy.deepcopy(student))
     scheme = load_target("cpu").scheme
-    trained["tuned"] = tune.run(poisoned, networks, taps, scheme, POISON, 0, folders["tuned"], reporter())
+    trained["tuned"] = qat.run(poisoned, networks, taps, scheme, POISON, 0, folders["tuned"], reporter())
 
     probes = {name: Probe.load(folder / PROBE) for name, folder in folders.items()}
     return probes, {name: result.metric for name, result in trained.items()}

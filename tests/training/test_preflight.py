@@ -75,7 +75,7 @@ def test_embeddings_of_two_widths_will_do_for_losses_within_modalities():
 
 
 def test_later_trainings_are_checked_where_they_may_come():
-    with pytest.raises(TaskError, match=r"\[quantize.tune.loss\] loss 'sample'.*must share a width"):
+    with pytest.raises(TaskError, match=r"\[quantize.qat.loss\] loss 'sample'.*must share a width"):
         check(student=TwoWidths, recipe=recipe(repair="auto", intra=1.0))
     with pytest.raises(TaskError, match=r"\[prune\] importance = 'gram'.*share a width, but are a 4, b 6.*'taylor'"):
         check(student=TwoWidths, recipe=recipe(prune=0.25, intra=1.0))

@@ -8,7 +8,7 @@ from commands import SETTINGS, copy_cache, edgekd, events, started
 from edgekd.config.target import find_target, load_calibration
 
 #: Ranges of three samples clip much of all others.
-STARVED = 'description = "Three samples"\nmethod = "minmax"\nrounding = "nearest"\nsamples = 3\nchunk = 3\n'
+STARVED = 'description = "Three samples"\nranges = "minmax"\nrounding = "nearest"\nsamples = 3\nchunk = 3\n'
 #: A device of the user's own that takes the INT8 network it meets first, and no other.
 NPU = """
 import hashlib
@@ -120,7 +120,7 @@ def test_repair_off_leaves_int8_rejected(repaired, folder):
 
 
 def test_where_the_float_network_is_rejected_it_is_tuned_with_fake_quantization(folder):
-    changes = {"prune__ratio": 0.5, "prune__epochs": 1, "quantize__tune__epochs": 1}
+    changes = {"prune__ratio": 0.5, "prune__epochs": 1, "quantize__qat__epochs": 1}
     process = edgekd(*arguments("check", "cache", "--json", **changes), cwd=folder)
     (found,) = events(process.stdout)[-1]["checks"]
     assert set(found["ledgers"]) >= {"int8", "int8-qat"}
@@ -136,7 +136,7 @@ def test_a_tuned_network_that_the_device_refuses_is_left_out(folder):
     text = find_target("cpu").read_text(encoding="utf-8")
     text = text.replace('runtime = "onnxruntime"', 'runtime = "npu.py:open_npu"')
     (folder / "npu.toml").write_text(text, encoding="utf-8")
-    changes = {"prune__ratio": 0.5, "prune__epochs": 1, "quantize__tune__epochs": 1}
+    changes = {"prune__ratio": 0.5, "prune__epochs": 1, "quantize__qat__epochs": 1}
     process = edgekd(*arguments("check", "cache", "--json", "--target", "npu.toml", **changes), cwd=folder)
     assert "Traceback" not in process.stderr, process.stderr
     assert process.returncode in (0, 20), process.stderr

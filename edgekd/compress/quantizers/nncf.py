@@ -74,5 +74,5 @@ def _arguments(nncf: Any, graph: Any, samples: CalibrationSamples, scheme: Schem
 
 def _require_finite(prepared: Path, samples: CalibrationSamples, scheme: Scheme, work: Path) -> None:
     """Raise ModelError where an activation is not finite: NNCF would silently take its range for empty."""
-    extremes = CalibrationSamples(samples.path, msgspec.structs.replace(samples.calibration, method="minmax"))
+    extremes = CalibrationSamples(samples.path, msgspec.structs.replace(samples.calibration, ranges="minmax"))
     tensor_ranges(prepared, extremes, scheme, work / "calibrated.onnx")

@@ -23,7 +23,7 @@ OUTPUTS = ["logits", "embedding.image", "embedding.motion"]
 
 
 def calibration(**options):
-    return Calibration(description="", method="minmax", **{"samples": 200, "chunk": 64, **options})
+    return Calibration(description="", ranges="minmax", **{"samples": 200, "chunk": 64, **options})
 
 
 @pytest.fixture(scope="module")
@@ -184,7 +184,7 @@ from edgekd.compress.ranges import Samples
 from edgekd.compress.quantizers.nncf import quantize
 from edgekd.config.target import Calibration, Scheme
 before = dict(os.environ)
-samples = Samples(Path({str(samples)!r}), Calibration(description="", method="minmax", samples=20))
+samples = Samples(Path({str(samples)!r}), Calibration(description="", ranges="minmax", samples=20))
 quantize(Path({str(model)!r}), samples, Scheme(activations="uint8", symmetric_activations=False), Path("work"))
 assert {{"CI", "NNCF_CI"}}.isdisjoint(os.environ)
 from nncf.telemetry.wrapper import NNCFTelemetry, telemetry

@@ -139,7 +139,7 @@ def test_a_setting_that_cannot_be_is_refused(tmp_path, setting, said):
 def test_what_is_tuned_for_int8_has_a_picture_too(built, tmp_path):
     cache = copy_cache(built.cache, tmp_path / "cache")
     # The float network is rejected itself, so what is left is to tune it.
-    change = {"gate__tau_pass": 1e-7, "gate__tau_fail": 2e-7, "quantize__repair": "auto", "quantize__tune__epochs": 2}
+    change = {"gate__tau_pass": 1e-7, "gate__tau_fail": 2e-7, "quantize__repair": "auto", "quantize__qat__epochs": 2}
     found = edgekd(*build_arguments(tmp_path / "out", cache, **change), cwd=tmp_path)
     assert found.returncode == 20, found.stderr
     report = json.loads((tmp_path / "out" / "report.json").read_text("utf-8"))

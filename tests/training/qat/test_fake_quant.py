@@ -96,7 +96,7 @@ def by_onnx_runtime(exported, scheme, folder):
     """Quantize the network as a build does, and run it node by node, as ONNX defines it."""
     way, calibration = (
         quantize.CandidateSpec("int8", "qdq"),
-        Calibration(description="", method="minmax", rounding="nearest"),
+        Calibration(description="", ranges="minmax", rounding="nearest"),
     )
     graph, samples = exported.folder / "float.onnx", exported.folder / "calibration.npz"
     quantize.run(way, graph, samples, scheme, calibration, folder)
