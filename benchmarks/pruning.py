@@ -31,7 +31,7 @@ from edgekd.gram.drift import Bootstrap, flips, measure_drift
 from edgekd.gram.probe import Probe
 from edgekd.pipeline.project import Project
 from edgekd.pipeline.trained_source import TrainingStages
-from edgekd.stages.artifacts import CUT, PROBE, REMOVED, WEIGHTS
+from edgekd.stages.artifacts import CUT_PROBE, PROBE, REMOVED, WEIGHTS
 from edgekd.stages.cache import ROUNDS, Cache
 from edgekd.stages.progress import Silent, StageReporter
 from edgekd.stages.stage import Runner
@@ -148,7 +148,7 @@ def measure(given: Case, method: str, folder: Path) -> Result:
     inputs = list(next(iter(given.samples)).inputs.values())
     trained = prune.run(task, networks, given.taps, config, given.seed, folder, StageReporter(Silent(), "prune"))
     student = probe(networks.student, given.taps.student, task.splits["test"])
-    cut, tuned = Probe.load(folder / CUT), Probe.load(folder / PROBE)
+    cut, tuned = Probe.load(folder / CUT_PROBE), Probe.load(folder / PROBE)
     known = truth(task.splits["test"])
     drifts = [measure_drift(each, student, known.groups, Bootstrap(resamples=200)).mean for each in (cut, tuned)]
     return Result(

@@ -42,7 +42,7 @@ from side_by_side import (
 import edgekd
 from edgekd.cli.terminal import choose_observer
 from edgekd.compress.graph import drop_outputs
-from edgekd.compress.quantize import DEPLOY, ENGINE
+from edgekd.compress.quantize import DEPLOY, PROBE_GRAPH
 from edgekd.compress.ranges import CalibrationSamples
 from edgekd.config.recipe import ProfileConfig
 from edgekd.config.target import load_calibration
@@ -147,7 +147,7 @@ def write_engines(target: Target, recipe: Recipe, shipped: Path, exported: Path,
         USUAL_INT8[target.runtime](model, samples, folder / f"usual.{variant}.onnx")
         for variant, model in (("deploy", plain[PRUNED].deploy), ("full", plain[PRUNED].full))
     )
-    return {SHIPPED: Engine(shipped / DEPLOY, shipped / ENGINE), **plain, USUAL: Engine(*usual)}
+    return {SHIPPED: Engine(shipped / DEPLOY, shipped / PROBE_GRAPH), **plain, USUAL: Engine(*usual)}
 
 
 def probe(engine: Engine, device: Device, runtime: Runtime, test: Path, folder: Path) -> Probe:

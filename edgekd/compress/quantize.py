@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from edgekd.config.target import Calibration, Precision, Quantizer, Scheme, Target
 
 #: Files of the stage: with the embeddings, to check; without, to deploy.
-ENGINE, DEPLOY = "engine.onnx", "deploy.onnx"
+PROBE_GRAPH, DEPLOY = "probe.onnx", "deploy.onnx"
 #: Beside them, of INT8: the float graph that was quantized, and the QDQ graph before anything became FP16.
 PREPARED, QDQ = prepare.PREPARED, "qdq.onnx"
 #: Samples that weights are reconstructed on: as many as this many bytes hold, but no fewer than that. Each of several
@@ -52,7 +52,7 @@ class CandidateSpec:
 
 @dataclass(frozen=True)
 class Candidate:
-    """The graphs of one way, ``engine.onnx`` and ``deploy.onnx`` in the folder of its name.
+    """The graphs of one way, ``probe.onnx`` and ``deploy.onnx`` in the folder of its name.
 
     Attributes:
         name: of its :class:`CandidateSpec`.
@@ -125,7 +125,7 @@ def run(
 
 
 def finish(graph: Any, way: CandidateSpec, scheme: Scheme, place: Path) -> Candidate:
-    """Write a graph's two variants, ``engine.onnx`` and ``deploy.onnx``.
+    """Write a graph's two variants, ``probe.onnx`` and ``deploy.onnx``.
 
     Args:
         graph: float, or QDQ before FP16, with ``logits`` and ``embedding.<modality>`` outputs; it is left as it is.
@@ -144,9 +144,9 @@ def finish(graph: Any, way: CandidateSpec, scheme: Scheme, place: Path) -> Candi
         engine.CopyFrom(graph)
     engine.graph.ClearField("value_info")  # shapes on the way, which every library infers for itself
     place.mkdir(exist_ok=True)
-    save(engine, place / ENGINE)
-    drop_outputs(place / ENGINE, ("logits",), place / DEPLOY)
-    sizes = {name: (place / name).stat().st_size for name in (ENGINE, DEPLOY)}
+    save(engine, place / PROBE_GRAPH)
+    drop_outputs(place / PROBE_GRAPH, ("logits",), place / DEPLOY)
+    sizes = {name: (place / name).stat().st_size for name in (PROBE_GRAPH, DEPLOY)}
     return Candidate(way.name, way.precision, done, total, sizes)
 
 

@@ -1,8 +1,8 @@
 """The order of the stages, and the fan-out over targets.
 
 ``teacher -> distill -> prune -> export``, or the ``import`` of a model that is trained already, run once and know
-nothing of targets but the opset and the multiples that their kernels like; ``quantize -> compile -> engine -> check ->
-repair -> profile -> bundle -> verify`` run for each target.
+nothing of targets but the opset and the multiples that their kernels like; ``quantize -> compile -> evaluate ->
+check -> repair -> profile -> bundle -> verify`` run for each target.
 """
 
 from __future__ import annotations
@@ -101,7 +101,7 @@ def build(
         stages=tuple(prepared.runner.times),
         training={
             **prepared.origin.histories(),
-            **{f"tuned {target_name}": done.history for target_name, done in shipped.items() if done.history},
+            **{f"qat {target_name}": done.history for target_name, done in shipped.items() if done.history},
         },
         targets=tuple(done.result for done in shipped.values()),
         robustness=robustness.result if robustness else None,
@@ -117,7 +117,7 @@ def build(
 def _not_disturbed(recipe: Recipe) -> str:
     """Say why robustness is not measured, where it is not."""
     if recipe.model:
-        return "not measured: a model that is brought has no training split to take means from"
+        return "not measured: a model that is imported has no training split to take means from"
     return "not measured: robustness.measure is false in the recipe"
 
 

@@ -11,9 +11,10 @@ import msgspec
 
 from edgekd.errors import ModelError
 from edgekd.files import sha256_file
+from edgekd.gram.gate import CUT, FINETUNED
 from edgekd.pipeline.source import QatStudent
 from edgekd.runtime.corruption import Robustness
-from edgekd.stages.artifacts import CUT, PROBE, VERSIONS, WEIGHTS, Exported, Trained
+from edgekd.stages.artifacts import CUT_PROBE, PROBE, VERSIONS, WEIGHTS, Exported, Trained
 from edgekd.stages.cache import digest
 from edgekd.stages.stage import Done, Runner, Stage, library_versions
 
@@ -60,12 +61,12 @@ class TrainedOrigin:
         return {"teacher": self.teacher, "student": self.student, "pruned": self.pruned}
 
     def probes(self) -> dict[str, Probe]:
-        """Read what each network said of the test split: "pruned" before its fine-tune, "tuned" after it."""
+        """Read what each network said of the test split: "cut" before its fine-tune, "finetuned" after it."""
         from edgekd.gram.probe import Probe
 
         files = {"teacher": self.teacher.folder / PROBE, "student": self.student.folder / PROBE}
         if self.pruned.result.history:
-            files |= {"pruned": self.pruned.folder / CUT, "tuned": self.pruned.folder / PROBE}
+            files |= {CUT: self.pruned.folder / CUT_PROBE, FINETUNED: self.pruned.folder / PROBE}
         return {name: Probe.load(path) for name, path in files.items()}
 
     def metric(self, logits: np.ndarray[Any, Any], labels: np.ndarray[Any, Any]) -> float:
@@ -140,7 +141,7 @@ class TrainingStages:
             return qat.run(self.project.loaded, networks, self.taps, scheme, config, self.recipe.seed, folder, report)
 
         depends = {**_plain(config), "scheme": _plain(scheme), "pruned": learned.pruned.key}
-        tuned = self.runner(Stage("tune", VERSIONS["tune"], depends, Trained, tune_it, self._describe))
+        tuned = self.runner(Stage("qat", VERSIONS["qat"], depends, Trained, tune_it, self._describe))
 
         def export_it(folder: Path, report: StageReporter) -> Exported:
             from edgekd.training.export import stage as export
@@ -151,9 +152,9 @@ class TrainingStages:
             networks = {learned.network: ExportNetwork(model, self.taps.student)}
             return export.run(self.project.loaded, networks, self.recipe.export, self.opset, folder, report)
 
-        depends = {**_plain(self.recipe.export), "opset": self.opset, "tuned": tuned.key}
+        depends = {**_plain(self.recipe.export), "opset": self.opset, "qat": tuned.key}
         exported = self.runner(
-            Stage(f"{self.export_name} tuned", VERSIONS["export"], depends, Exported, export_it, _describe_export)
+            Stage(f"{self.export_name} qat", VERSIONS["export"], depends, Exported, export_it, _describe_export)
         )
         return QatStudent(exported, tuned.folder / PROBE, tuned.result.history)
 

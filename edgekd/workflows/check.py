@@ -1,4 +1,4 @@
-"""Judge, calibrate and blame without building a bundle: the work behind ``edgekd check`` and ``edgekd blame``."""
+"""Judge, suggest limits and blame without building a bundle: the work behind ``edgekd check`` and ``edgekd blame``."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from edgekd.pipeline.build import prepare
 from edgekd.pipeline.publish import writing
 from edgekd.pipeline.target import run as ship
 from edgekd.pipeline.target.blame import find_blame
-from edgekd.workflows.threshold_stage import calibrate
+from edgekd.workflows.threshold_stage import alarm_stage
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -64,7 +64,7 @@ def check_targets(
     Raises:
         EdgekdError: any error that a user can cause; see :mod:`edgekd.errors`.
     """
-    stages = ("quantize", "compile", "engine", "check")
+    stages = ("quantize", "compile", "evaluate", "check")
     with prepare(recipe, targets, cache, devices=devices, observer=observer, second_half=stages) as prepared:
         checks = []
         for name, context in prepared.contexts.items():
@@ -75,14 +75,14 @@ def check_targets(
         return checks
 
 
-def calibrate_gate(recipe: Recipe, target: Target, cache: Path, observer: Observer) -> Alarm:
+def suggest_limits(recipe: Recipe, target: Target, cache: Path, observer: Observer) -> Alarm:
     """Measure on the recipe's own task which drift costs how much of the metric.
 
     Raises:
         EdgekdError: any error that a user can cause.
     """
     with prepare(recipe, [target], cache, devices=["none"], observer=observer, second_half=("alarm",)) as prepared:
-        return calibrate(prepared.contexts[target.name])
+        return alarm_stage(prepared.contexts[target.name])
 
 
 def blame_targets(

@@ -24,7 +24,7 @@ def quantized(model, samples, tmp_path_factory):
     folder = tmp_path_factory.mktemp("quantized")
     calibration = Calibration(description="", ranges="minmax", samples=200)
     quantize.run(quantize.CandidateSpec("int8", "qdq"), model, samples, scheme, calibration, folder)
-    return onnx.load(folder / "int8" / quantize.ENGINE)
+    return onnx.load(folder / "int8" / quantize.PROBE_GRAPH)
 
 
 def run(graph, feeds, fused=True):

@@ -295,7 +295,7 @@ def test_there_must_be_something_to_minimise(write, losses, said):
 
 def test_fixed_weights_alone_are_a_loss(write):
     text = "[distill.loss]\nce = 0\nkd = 0\nextra = { fd = { weight = 2.0 } }\n"
-    text += "[prune]\nloss.kd = 1\n[quantize]\ntune.loss.kd = 1\n"
+    text += "[prune]\nloss.kd = 1\n[quantize]\nqat.loss.kd = 1\n"
     assert load_recipe(write(MINIMAL + text)).distill.loss.terms["fd"].weight == 2.0
 
 

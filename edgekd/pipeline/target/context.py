@@ -30,16 +30,16 @@ if TYPE_CHECKING:
 
 LIBRARIES = ("onnx", "onnxruntime", "numpy")
 VERSIONS = {
-    "quantize": 6,
-    "blame": 3,
-    "repair": 3,
+    "quantize": 7,
+    "blame": 4,
+    "repair": 4,
     "alarm": 1,
     "compile": 2,
-    "engine": 4,
-    "check": 3,
-    "disturb": 1,
-    "profile": 3,
-    "bundle": 4,
+    "evaluate": 5,
+    "check": 4,
+    "robustness-shipped": 2,
+    "profile": 4,
+    "bundle": 5,
     "verify": 1,
 }
 

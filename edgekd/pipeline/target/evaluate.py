@@ -1,4 +1,4 @@
-"""Stages compile, engine and check: prove candidates' graphs, run them on the device, and judge them."""
+"""Stages compile, evaluate and check: prove candidates' graphs, run them on the device, and judge them."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from edgekd.compress.quantize import DEPLOY, ENGINE
+from edgekd.compress.quantize import DEPLOY, PROBE_GRAPH
 from edgekd.devices.local import LocalDevice
 from edgekd.devices.select import Absent
 from edgekd.errors import ModelError
-from edgekd.gram.gate import Ledger, LedgerRow, keep_ledger
+from edgekd.gram.gate import DEVICE, Ledger, LedgerRow, keep_ledger
 from edgekd.gram.probe import Probe
 from edgekd.pipeline.target.context import OUTPUTS, Context, EvaluatedCandidate, PreparedCandidate
 from edgekd.pipeline.target.outputs import probe_variants
@@ -137,7 +137,7 @@ def _compile(context: Context, offers: Sequence[PreparedCandidate], batch: str) 
 
     def run(folder: Path, report: StageReporter) -> Compiled:
         layers, sizes, messages, library = {}, {}, {}, ""
-        jobs = [(offer, variant) for offer in offers for variant in (ENGINE, DEPLOY)]
+        jobs = [(offer, variant) for offer in offers for variant in (PROBE_GRAPH, DEPLOY)]
         for done, (offer, variant) in enumerate(jobs, 1):
             place = folder / offer.name
             place.mkdir(exist_ok=True)
@@ -195,7 +195,7 @@ def _engine(
         "compiled": compiled.key if compiled else None,
         "threads": threads,
     }
-    return context.stage("engine", batch, depends, DeviceOutputs, run, _describe_ran)
+    return context.stage("evaluate", batch, depends, DeviceOutputs, run, _describe_ran)
 
 
 def _check(
@@ -210,7 +210,7 @@ def _check(
         for done, offer in enumerate(offers, 1):
             probes = {**before, **{step.stage: Probe.load(step.probe) for step in offer.steps}}
             if ran:
-                probes["engine"] = Probe.load(ran.folder / offer.name / OUTPUTS)
+                probes[DEVICE] = Probe.load(ran.folder / offer.name / OUTPUTS)
             metrics = context.metrics(probes, labels)
             notes = {step.stage: step.note for step in offer.steps}
             ledger = keep_ledger(
@@ -232,7 +232,7 @@ def _check(
         **msgspec.to_builtins(context.recipe.gate),
         "seed": context.recipe.seed,
         "offers": _keys(offers),
-        "engine": ran.key if ran else None,
+        "evaluated": ran.key if ran else None,
     }
     return context.stage("check", batch, depends, CheckedLedgers, run, _describe_checked)
 
@@ -247,7 +247,7 @@ def _describe_compiled(compiled: Compiled) -> str:
 
 
 def _describe_ran(ran: DeviceOutputs) -> str:
-    return ", ".join(f"{name} deploy within {error:.1g} of engine" for name, error in ran.deploy_logit_error.items())
+    return ", ".join(f"{name} deploy within {error:.1g} of probe" for name, error in ran.deploy_logit_error.items())
 
 
 def _describe_checked(checked: CheckedLedgers) -> str:

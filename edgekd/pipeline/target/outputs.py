@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from edgekd.compress.quantize import DEPLOY, ENGINE
+from edgekd.compress.quantize import DEPLOY, PROBE_GRAPH
 from edgekd.errors import ModelError
 from edgekd.gram.npz import EMBEDDING_PREFIX, INPUT_PREFIX, embeddings_of
 from edgekd.gram.probe import Probe
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 _REFERENCES = 16
 _BATCH = 256
 
-#: Largest |deploy - engine| logit, as a share of the largest logit: the two are one network and differ by how the
+#: Largest |deploy - probe| logit, as a share of the largest logit: the two are one network and differ by how the
 #: runtime rounds where an extra output keeps it from fusing.
 _DEPLOY_TOLERANCE = 0.01
 
@@ -43,17 +43,17 @@ def probe_variants(run: Callable[[str], Outputs], samples: Path, where: str) -> 
         where: what an error calls the candidate.
 
     Returns:
-        The logits of ``deploy.onnx``, since they are what a user gets, with the embeddings of ``engine.onnx``, which
+        The logits of ``deploy.onnx``, since they are what a user gets, with the embeddings of ``probe.onnx``, which
         alone gives them; and the largest |difference| between the logits of the two.
 
     Raises:
         ModelError: the two variants disagree.
     """
-    engine, deploy = run(ENGINE), run(DEPLOY)["logits"]
-    error = float(np.abs(deploy - engine["logits"]).max())
+    full, deploy = run(PROBE_GRAPH), run(DEPLOY)["logits"]
+    error = float(np.abs(deploy - full["logits"]).max())
     if not error <= _DEPLOY_TOLERANCE * float(np.abs(deploy).max()):
-        raise ModelError(f"{where}: deploy.onnx and engine.onnx disagree by {error:.3g} in a logit")
-    return join_probe({**engine, "logits": deploy}, samples), error
+        raise ModelError(f"{where}: deploy.onnx and probe.onnx disagree by {error:.3g} in a logit")
+    return join_probe({**full, "logits": deploy}, samples), error
 
 
 def join_probe(outputs: Outputs, samples: Path) -> Probe:

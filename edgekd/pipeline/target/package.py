@@ -11,7 +11,7 @@ import msgspec
 
 from edgekd.compress.graph import drop_outputs
 from edgekd.compress.qdq_map import branches
-from edgekd.compress.quantize import DEPLOY, ENGINE
+from edgekd.compress.quantize import DEPLOY, PROBE_GRAPH
 from edgekd.files import write_text
 from edgekd.gram.heatmap import few_grams
 from edgekd.gram.probe import Probe
@@ -19,8 +19,7 @@ from edgekd.pipeline.target.context import LIBRARIES, Context, EvaluatedCandidat
 from edgekd.pipeline.target.evaluate import LAYERS
 from edgekd.pipeline.target.outputs import write_references
 from edgekd.report.format import size
-from edgekd.report.results import ENGINE as SHIPPED
-from edgekd.report.results import GRAM, SAMPLES
+from edgekd.report.results import GRAM, SAMPLES, SHIPPED
 from edgekd.runtime.backends.registry import Runtime
 from edgekd.runtime.bundle import write_bundle
 from edgekd.runtime.manifest import BRANCHES, null_not_finite
@@ -81,7 +80,7 @@ def bundle(context: Context, shipped: EvaluatedCandidate, profiled: Done[Profile
     def run(folder: Path, _report: StageReporter) -> Bundled:
         place = folder / BUNDLED
         place.mkdir()
-        for name in (ENGINE, DEPLOY):
+        for name in (PROBE_GRAPH, DEPLOY):
             shutil.copyfile(shipped.offer.folder / name, place / name)
         if shipped.layers:
             shutil.copyfile(shipped.layers, place / LAYERS)
@@ -136,7 +135,7 @@ def _write_grams(context: Context, shipped: EvaluatedCandidate, path: Path) -> N
 
 
 def named(profiled: Profile, chosen: str) -> Profile:
-    """Return a profile in which the candidate that ships is called "engine"."""
+    """Return a profile in which the candidate that ships is called "shipped"."""
     engines = (replace(engine, name=SHIPPED) if engine.name == chosen else engine for engine in profiled.engines)
     return replace(profiled, engines=tuple(engines))
 

@@ -61,10 +61,10 @@ def requantize(context: Context, tuned: QatStudent, broken: PreparedCandidate) -
     Each weight goes to its nearest level: those are the levels that it was tuned with.
     """
     nearest = msgspec.structs.replace(load_calibration(context.recipe.quantize.calibration), rounding="nearest")
-    written = _quantize(context, [broken.way], tuned.exported, context.origin.network, nearest, "tuned")
+    written = _quantize(context, [broken.way], tuned.exported, context.origin.network, nearest, "qat")
     (candidate,) = written.result.candidates
     steps = (
-        LedgerStep("qat", "tuned with fake quantization, in float", tuned.probe),
+        LedgerStep("qat", "fine-tuned with fake quantization, in float", tuned.probe),
         LedgerStep("requantized", "", written.folder / candidate.name / OUTPUTS),
     )
     named = replace(candidate, name=f"{broken.name}-qat")

@@ -10,7 +10,7 @@ import msgspec
 
 from edgekd.compress import quantize
 from edgekd.compress.mixed_precision import ALL_HARM, repair_steps, spare_steps
-from edgekd.gram.gate import Verdict, keep_ledger
+from edgekd.gram.gate import FINETUNED, Verdict, keep_ledger
 from edgekd.pipeline.target.blame import blame_stage, open_examiner, time_beside_int8
 from edgekd.pipeline.target.context import OUTPUTS, Context, EvaluatedCandidate, LedgerStep, PreparedCandidate
 from edgekd.pipeline.target.evaluate import Evaluation, evaluate
@@ -68,10 +68,10 @@ def repair(context: Context, tried: Sequence[EvaluatedCandidate]) -> tuple[list[
     if tuned is None:
         return trials, [f"{plain.name} could not be repaired: a network that is brought as ONNX is not trained here."]
     again = requantize(context, tuned, plain.offer)
-    trials += _attempt(context, again, "tuned")
+    trials += _attempt(context, again, "qat")
     ran = trials[-1].tried  # none where the device refuses it
     if ran and not _passes(trials) and not _float_fails(ran[0]):
-        trials += _attempt(context, _return_layers(context, again, "auto", "tuned"), "tuned repaired")
+        trials += _attempt(context, _return_layers(context, again, "auto", "qat"), "qat repaired")
     return trials, [] if _passes(trials) else [f"{plain.name} could not be repaired; every attempt is in the table."]
 
 
@@ -94,7 +94,7 @@ def _passes(trials: Sequence[Evaluation]) -> bool:
 
 def _float_fails(tried: EvaluatedCandidate) -> bool:
     """Whether the gate rejects the very network that was quantized: no return to float can mend that."""
-    floats = [row for row in tried.ledger.rows if row.stage in ("tuned", "qat")]
+    floats = [row for row in tried.ledger.rows if row.stage in (FINETUNED, "qat")]
     return bool(floats) and floats[-1].verdict == "fail"
 
 

@@ -1,4 +1,4 @@
-"""Stage disturb: what losing or spoiling one modality costs the graph that ships."""
+"""Stage robustness-shipped: what losing or spoiling one modality costs the graph that ships."""
 
 from __future__ import annotations
 
@@ -50,6 +50,6 @@ def measure_shipped(context: Context, shipped: EvaluatedCandidate) -> Disturbed 
     depends = {"networks": networks.key, "shipped": shipped.offer.key, "name": shipped.name, "seed": seed}
     higher = context.limits.higher_is_better
     done: Done[Disturbed] = context.stage(
-        "disturb", "", depends, Disturbed, run, lambda found: describe_worst(found, higher)
+        "robustness-shipped", "", depends, Disturbed, run, lambda found: describe_worst(found, higher)
     )
     return done.result

@@ -16,7 +16,7 @@ from edgekd.pipeline.target.repair import repair
 from edgekd.pipeline.target.robustness import measure_shipped
 from edgekd.pipeline.target.select import choose
 from edgekd.pipeline.target.verify import verify
-from edgekd.report.results import ENGINE, GRAM, LATENCY, CandidateResult, TargetResult
+from edgekd.report.results import GRAM, LATENCY, SHIPPED, CandidateResult, TargetResult
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -65,10 +65,10 @@ def stages(target: Target, device: Device | Absent, disturbed: bool) -> tuple[st
     wanted = {
         "quantize": True,
         "compile": compiles(target),
-        "engine": present,
+        "evaluate": present,
         "check": True,
         "profile": not isinstance(device, Absent) and device.no_latency is None,
-        "disturb": disturbed,
+        "robustness-shipped": disturbed,
         "bundle": True,
         "verify": isinstance(device, Verifier),
     }
@@ -108,7 +108,7 @@ def build_target(context: Context) -> FinishedTarget:
         baselines=context.origin.baselines,
         profile=named(profiled.result, choice.name) if profiled else None,
         profile_reason=_no_latency(context, shown),
-        sizes={**context.exported.result.sizes, ENGINE: shipped.engine.stat().st_size},
+        sizes={**context.exported.result.sizes, SHIPPED: shipped.engine.stat().st_size},
         bundle=f"{context.target.name}/{BUNDLE}" if released else None,
         budgets=context.target.budgets,
         deploy_logit_error=shipped.deploy_logit_error,

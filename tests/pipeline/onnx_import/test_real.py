@@ -7,7 +7,7 @@ import pytest
 from user import run_user
 
 from edgekd.compress import quantize
-from edgekd.compress.quantize import ENGINE, CandidateSpec
+from edgekd.compress.quantize import PROBE_GRAPH, CandidateSpec
 from edgekd.config.target import load_calibration, load_target
 from edgekd.pipeline.onnx_import.stage import import_onnx
 from edgekd.runtime.backends.onnxruntime import open_engine
@@ -96,5 +96,5 @@ def test_can_be_quantized(imported, name, tmp_path):
     )
     assert (done.quantized_nodes, done.weight_nodes) == (nodes, nodes)
     exact = run(folder / "float.onnx", folder / "test.npz")["logits"].astype(np.float64)
-    found = run(tmp_path / "int8" / ENGINE, folder / "test.npz")["logits"]
+    found = run(tmp_path / "int8" / PROBE_GRAPH, folder / "test.npz")["logits"]
     assert 10 * np.log10(np.sum(exact**2) / np.sum((found - exact) ** 2)) > least_db

@@ -16,7 +16,7 @@ from edgekd.stages.cache import Cache
 from edgekd.stages.labels import UNLABELLED
 from edgekd.stages.progress import Silent
 from edgekd.stages.stage import Runner
-from edgekd.workflows.check import blame_targets, calibrate_gate
+from edgekd.workflows.check import blame_targets, suggest_limits
 
 
 def recipe(model, samples):
@@ -73,7 +73,7 @@ def _looked_at(count):
 
 def test_limits_are_measured_where_there_is_one_branch_alone(classifier, tmp_path):
     (target,) = load_targets(["cpu"])
-    alarm = calibrate_gate(classifier, target, tmp_path / "cache", Silent())
+    alarm = suggest_limits(classifier, target, tmp_path / "cache", Silent())
     assert {outcome.perturbation.where for outcome in alarm.outcomes} == {"network"}
     assert len(alarm.outcomes) > 61
     assert alarm.fusion == ()
