@@ -1,8 +1,8 @@
 """Does the drift of the Gram, measured without labels, tell of lost accuracy? The float students, damaged, over seeds.
 
-The grid of ``edgekd check --suggest-limits`` is applied to the float student of each seed. Limits are suggested from the
-calibration split, as that command does, and from the test split, on which all else is measured: nothing is decided by
-it here. The seed floor is the drift between students that differ by their seed alone. The picture needs matplotlib.
+The grid of ``edgekd check --suggest-limits`` is applied to the float student of each seed. Limits are suggested from
+the calibration split, as that command does, and from the test split, on which all else is measured: nothing is decided
+by it here. The seed floor is the drift between students that differ by their seed alone. The picture needs matplotlib.
 """
 
 from __future__ import annotations

@@ -90,7 +90,7 @@ def test_speed_is_relative_to_the_teacher():
 def test_withheld_quantiles_are_said_in_words():
     table = engine_table(target(profile=profile(n=200)))
     assert [row[3] for row in table.rows] == ["withheld"] * 3
-    told = "p99 withheld, too few inferences for its interval: teacher (n = 200), student (n = 200), engine (n = 200)."
+    told = "p99 withheld, too few inferences for its interval: teacher (n = 200), student (n = 200), shipped (n = 200)."
     assert told in table.notes
 
 

@@ -150,7 +150,7 @@ def test_a_build_without_pictures_material_says_so(tmp_path):
     assert "Time by branch not measured: the profile was not asked for it." in text
 
 
-@pytest.mark.parametrize("file", ["latency/engine.npy", "gram/samples.npz"])
+@pytest.mark.parametrize("file", ["latency/shipped.npy", "gram/samples.npz"])
 def test_broken_material_is_one_error(tmp_path, file):
     write_run(tmp_path, target())
     (tmp_path / "cpu" / file).write_bytes(b"broken")
@@ -161,7 +161,7 @@ def test_broken_material_is_one_error(tmp_path, file):
 def test_timings_that_are_none_are_one_error(tmp_path):
     write_run(tmp_path, target())
     np.save(tmp_path / "cpu" / "latency" / "shipped.npy", np.array([1.5, 2]))
-    with pytest.raises(ReportError, match=r"engine\.npy: holds no raw timings"):
+    with pytest.raises(ReportError, match=r"shipped\.npy: holds no raw timings"):
         as_html(Joined(read_run(tmp_path)))
 
 
