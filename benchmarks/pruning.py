@@ -104,7 +104,7 @@ def case(task: str, seed: int, epochs: int) -> Case:
     project = Project(recipe.task, CACHE)
     learned = TrainingStages(Runner(Cache(CACHE), Silent()), project, recipe, _OPSET).run()
     weights = {"teacher": learned.teacher.folder / WEIGHTS, "student": learned.student.folder / WEIGHTS}
-    return Case(project, learned.learner.taps, seed, recipe.prune, weights)
+    return Case(project, learned.stages.taps, seed, recipe.prune, weights)
 
 
 def method_config(given: Case, method: str) -> PruneConfig:

@@ -30,7 +30,7 @@ def is_follower() -> bool:
     return world_size() > 1 and int(os.environ["RANK"]) > 0
 
 
-def train(learner: TrainingStages) -> None:
+def train(stages: TrainingStages) -> None:
     """Run the stages that train in all processes; then the first has them in its cache and the others are done.
 
     Raises:
@@ -39,19 +39,19 @@ def train(learner: TrainingStages) -> None:
     """
     from edgekd.training.loop import distributed
 
-    runner = learner.runner
+    runner = stages.runner
     with distributed.joined():
         if distributed.leads():
-            _ = learner.project.identity  # loads the data and remembers the digest, for the others to find both
+            _ = stages.project.identity  # loads the data and remembers the digest, for the others to find both
         distributed.wait()
-        replace(learner, runner=_Joint(runner.cache, runner.observer, runner.times)).train()
+        replace(stages, runner=_Joint(runner.cache, runner.observer, runner.times)).train()
 
 
 class _Joint(Runner):
     """Runs a stage in all processes where it is not up to date; rank 0 alone reads and writes the cache."""
 
-    def __call__(self, stage: Stage[R]) -> Done[R]:
-        """Run a stage, or read its result."""
+    def execute(self, stage: Stage[R]) -> Done[R]:
+        """Run a stage that is ready, or read its result."""
         from edgekd.training.loop import distributed
 
         if distributed.share(stage.key) != stage.key:
@@ -70,7 +70,7 @@ class _Joint(Runner):
             runs.append(distributed.share(str(folder)))
             return stage.run(folder, report)
 
-        done = super().__call__(replace(stage, run=run))
+        done = super().execute(replace(stage, run=run))
         if not runs:
             distributed.share(None)
         distributed.share(msgspec.to_builtins(done.result))
@@ -82,4 +82,4 @@ class _Joint(Runner):
         folder = distributed.share()
         if folder is not None:
             stage.run(Path(folder), StageReporter(Silent(), stage.name))
-        return Done(stage.key, self.cache.root / stage.key, msgspec.convert(distributed.share(), stage.result))
+        return Done(stage.key, self.cache.root / stage.key, msgspec.convert(distributed.share(), stage.spec.result))

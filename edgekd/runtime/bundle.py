@@ -164,7 +164,7 @@ def load(
         ModelError: its engine cannot be opened here.
         DeviceError: the engine library lacks the device that the bundle is for.
     """
-    if variant == "engine":
+    if str(variant) == "engine":
         raise BundleError("the variant 'engine' is now called 'probe'")
     if variant not in get_args(Variant):
         raise BundleError(f"a bundle has no variant '{variant}'{nearest(variant, get_args(Variant))}")

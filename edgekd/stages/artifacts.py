@@ -4,9 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-#: Raised by one whenever a stage's code changes its results: older ones are then made anew.
-VERSIONS = {"teacher": 3, "distill": 3, "prune": 5, "export": 5, "qat": 3, "outputs": 1, "robustness": 1}
-
 #: A trained model's weights, its probe of the test split, and what was pruned from it, in its stage's folder.
 WEIGHTS, PROBE, REMOVED = "model.safetensors", "probe.npz", "removed.json"
 

@@ -43,7 +43,7 @@ def test_leaves_a_report_and_a_bundle(built):
     assert built.process.stderr == ""
     assert "PASS" in built.process.stdout
     found = sorted(path.relative_to(built.output).as_posix() for path in built.output.rglob("*") if path.is_file())
-    bundle = ["branches.json", "deploy.onnx", "probe.onnx", "ledger.json", "manifest.json", "reference.npz"]
+    bundle = ["branches.json", "deploy.onnx", "ledger.json", "manifest.json", "probe.onnx", "reference.npz"]
     latency = [f"{name}{part}.npy" for name in ("int8", "student", "teacher") for part in ("", ".compute")]
     expected = [*(f"cpu/bundle/{name}" for name in bundle), "cpu/gram/samples.npz"]
     expected += [

@@ -29,9 +29,6 @@ if TYPE_CHECKING:
     from edgekd.runtime.session import TensorSpec
     from edgekd.stages.progress import StageReporter
 
-#: Raised by one whenever the stage's code changes its results.
-VERSION = 1
-
 #: Name of the float graph that is written.
 NETWORK = "float"
 

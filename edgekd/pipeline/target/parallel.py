@@ -23,24 +23,24 @@ def build_targets(contexts: Mapping[str, Context]) -> dict[str, FinishedTarget]:
         EdgekdError: a target failed; where a board did, the others are finished first.
     """
     boards: dict[SshDevice, list[str]] = {}
-    shipped = {}
+    finished = {}
     for name, context in contexts.items():
         if isinstance(context.device, SshDevice):
             boards.setdefault(context.device, []).append(name)
         else:
-            shipped[name] = build_target(context)
+            finished[name] = build_target(context)
     for names in boards.values():
         for name in names:
             write_candidates(contexts[name])  # computes on this host, where each is to have all cores
 
-    def ship_on(names: list[str]) -> dict[str, FinishedTarget]:
+    def build_on(names: list[str]) -> dict[str, FinishedTarget]:
         return {name: build_target(contexts[name]) for name in names}
 
     def stop() -> None:
         for board in boards:
             board.stop()
 
-    jobs = {", ".join(names): lambda names=names: ship_on(names) for names in boards.values()}
+    jobs = {", ".join(names): lambda names=names: build_on(names) for names in boards.values()}
     for done in together(jobs, stop).values():
-        shipped |= done
-    return {name: shipped[name] for name in contexts}
+        finished |= done
+    return {name: finished[name] for name in contexts}
