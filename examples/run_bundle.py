@@ -1,7 +1,7 @@
 """Run a bundle as an app would: numpy, one engine library, edgekd.runtime; no torch.
 
-python examples/run_bundle.py build/digits/cpu/bundle
-python examples/run_bundle.py build/digits/jetson-orin/bundle --runtime onnxruntime
+python examples/run_bundle.py build/demo/cpu/bundle
+python examples/run_bundle.py build/demo/jetson-orin/bundle --runtime onnxruntime
 """
 
 import argparse
