@@ -176,9 +176,13 @@ def print_title(console: Console, title: str) -> None:
 
 
 def print_legend(console: Console, *tables: Table) -> None:
-    """Print what the columns of these tables mean."""
-    for name, meaning in legend(*tables).rows:
-        print_indented(console, Text(f"{name:<8} {meaning}", "dim"))
+    """Print what the columns of these tables mean; a long meaning goes on below its own beginning."""
+    rows = legend(*tables).rows
+    width = max((len(name) for name, _ in rows), default=0) + _GAP
+    for name, meaning in rows:
+        for index, line in enumerate(Text(meaning).wrap(console, console.width - _INDENT - width)):
+            label = name if index == 0 else ""
+            print_indented(console, Text(f"{label:<{width}}{line.plain.rstrip()}", "dim"))
 
 
 def print_table(console: Console, table: Table) -> None:

@@ -59,6 +59,14 @@ def test_no_figure_is_cut_off(report, capsys):
         assert words.count(result.verdict.upper()) == (1 if len(report.targets) == 1 else 2 * len(report.targets))
 
 
+def test_a_long_meaning_goes_on_below_its_own_beginning(capsys):
+    print_report(build(), width=80)
+    lines = capsys.readouterr().out.splitlines()
+    first = next(index for index, line in enumerate(lines) if line.startswith("  change   "))
+    assert lines[first + 1].startswith(" " * 11)
+    assert lines[first + 1][11] != " "
+
+
 def test_a_narrow_terminal_does_not_lose_figures(capsys, monkeypatch):
     print_report(build(), width=80)
     wide = capsys.readouterr().out
