@@ -1,5 +1,6 @@
 import pytest
 from commands import Built, build_arguments, edgekd
+from requirements import in_one_line
 
 
 @pytest.fixture(scope="session")
@@ -9,3 +10,16 @@ def built(tmp_path_factory):
     process = edgekd(*build_arguments("out", "cache"), cwd=folder)
     assert process.returncode == 0, process.stderr
     return Built(folder / "out", folder / "cache", process)
+
+
+@pytest.hookimpl(wrapper=True, tryfirst=True)
+def pytest_sessionfinish(session):
+    """Say after all else what was skipped and what brings it, in one line."""
+    yield
+    terminal = session.config.pluginmanager.get_plugin("terminalreporter")
+    if terminal is not None and not hasattr(session.config, "workerinput"):
+        # A report of a skipped test has its place and its reason; one of an expected failure has a text.
+        told = [report.longrepr for report in terminal.stats.get("skipped", ())]
+        line = in_one_line([one[2].removeprefix("Skipped: ") for one in told if isinstance(one, tuple)])
+        if line:
+            terminal.write_line(line)

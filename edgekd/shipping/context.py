@@ -40,7 +40,7 @@ VERSIONS = {
     "disturb": 1,
     "profile": 3,
     "bundle": 4,
-    "verify": 1,
+    "verify": 2,
 }
 
 #: What a candidate's graph gave for the test samples, in its folder.

@@ -86,7 +86,7 @@ def verify(context: Context, bundled: Done[Bundled]) -> Done[Verified] | None:
 
 
 def _describe(context: Context, device: Verifier, built: Built, folder: Path) -> None:
-    """Say beside the engines what they fit: no other machine and no other version of the library."""
+    """Write beside the engines what they fit, no other machine or version of the library, and how they are opened."""
     reason = "not measured: it was built before, and how long that took was not kept"
     described = {
         **asdict(built),

@@ -12,11 +12,7 @@ from onnx.helper import make_node, make_tensor_value_info
 from edgekd.compress.calibrate import Samples
 from edgekd.compress.nncf import quantize
 from edgekd.errors import ModelError
-from edgekd.runtime.openvino import no_telemetry
 from edgekd.target import DEFAULT_OPERATORS, Calibration, Scheme
-
-with no_telemetry():
-    pytest.importorskip("nncf")
 
 USUAL = Scheme(activations="uint8", symmetric_activations=False)
 OUTPUTS = ["logits", "embedding.image", "embedding.motion"]

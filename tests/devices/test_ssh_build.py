@@ -9,8 +9,9 @@ from contextlib import suppress
 
 import numpy as np
 import pytest
-from boards import NO_SSHD, forget_sockets, make_python, running_sshd
+from boards import forget_sockets, make_python, running_sshd
 from commands import build_arguments, copy_cache, edgekd, edgekd_begun, events, outcome, started
+from requirements import SSH
 
 from edgekd import load
 from edgekd.runtime.openvino import library
@@ -22,8 +23,7 @@ ON_DEVICE = {"engine", "check", "profile", "disturb", "bundle", "verify"}
 @pytest.fixture(scope="module")
 def other(tmp_path_factory):
     """A second board, with OpenVINO."""
-    if NO_SSHD:
-        pytest.skip(NO_SSHD)
+    SSH.demand()
     folder = tmp_path_factory.mktemp("other")
     python = make_python(folder / "venv", ["numpy", "onnxruntime", "openvino"])
     (folder / "board").mkdir()
@@ -121,7 +121,8 @@ def test_two_boards_at_once_and_what_was_built_there(board, other, cache, tmp_pa
     with load(tmp_path / "out" / "openvino-cpu" / "bundle") as bundle:
         with np.load(bundle.folder / "reference.npz") as samples:
             feeds = {spec.name: samples[f"input.{spec.name}"][:1] for spec in bundle.inputs}
-        compiled = library().Core().import_model((engines / "deploy.blob").read_bytes(), "CPU")
+        blob = (engines / "deploy.blob").read_bytes()
+        compiled = library().Core().import_model(blob, **described["open_with"])
         np.testing.assert_allclose(next(iter(compiled(feeds).values())), bundle.run(feeds)["logits"], rtol=1e-5)
     assert other.settled()
 

