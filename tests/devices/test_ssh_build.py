@@ -16,6 +16,8 @@ from requirements import SSH
 from edgekd import load
 from edgekd.runtime.openvino import library
 
+pytestmark = SSH.mark
+
 #: What this host and a board of its own kind would share.
 ON_DEVICE = {"engine", "check", "profile", "disturb", "bundle", "verify"}
 
@@ -23,7 +25,6 @@ ON_DEVICE = {"engine", "check", "profile", "disturb", "bundle", "verify"}
 @pytest.fixture(scope="module")
 def other(tmp_path_factory):
     """A second board, with OpenVINO."""
-    SSH.demand()
     folder = tmp_path_factory.mktemp("other")
     python = make_python(folder / "venv", ["numpy", "onnxruntime", "openvino"])
     (folder / "board").mkdir()
