@@ -17,9 +17,9 @@ import pytest
 
 from edgekd.devices.browser import BrowserDevice
 from edgekd.devices.browser.chromium import find_chromium
-from edgekd.devices.emulated import EmulatedDevice
+from edgekd.devices.emulated.device import EmulatedDevice
 from edgekd.errors import DeviceError
-from edgekd.runtime.cuda import gpu_name
+from edgekd.runtime.backends.cuda import gpu_name
 from edgekd.tasks.catalogue import MNIST
 
 #: Where programs are that only administrators have in their PATH.
@@ -144,7 +144,7 @@ def _no_gpu():
 
 
 def _no_openvino_gpu():
-    from edgekd.runtime.openvino import devices
+    from edgekd.runtime.backends.openvino import devices
 
     return "this machine has a GPU that OpenVINO knows" if "GPU" in devices() else None
 

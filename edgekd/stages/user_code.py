@@ -1,0 +1,98 @@
+"""A user's own code: which files it is made of, and what is said when it fails. Imports no torch."""
+
+from __future__ import annotations
+
+import os
+import traceback
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from edgekd.errors import EdgekdError, TaskError
+from edgekd.files import sha256_file
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+_PACKAGE = Path(__file__).resolve().parent.parent
+
+
+def source_files(module_file: Path) -> tuple[Path, ...]:
+    """Return a task's Python files, its own first: a change of any makes it another task.
+
+    They are all below the task's folder, loaded or not, since a network may import its neighbours late. A shipped task
+    is its own file and the networks that it is made of.
+    """
+    if module_file.is_relative_to(_PACKAGE):
+        return module_file, _PACKAGE / "training" / "task" / "models.py"
+    folder = module_file.parent
+    neighbours = [] if installed(module_file) else _python_files(folder)
+    return module_file, *(file for file in neighbours if file != module_file)
+
+
+def source_digests(module_file: Path) -> dict[str, str]:
+    """Return the SHA-256 of each of a task's Python files, by its path from the task's folder.
+
+    Raises:
+        OSError: a file cannot be read.
+    """
+    return {
+        Path(os.path.relpath(file, module_file.parent)).as_posix(): sha256_file(file)
+        for file in source_files(module_file)
+    }
+
+
+def installed(file: Path) -> bool:
+    """Whether a file was put where it is by an installer: it is no user's own code."""
+    return not {"site-packages", "dist-packages"}.isdisjoint(file.parts)
+
+
+def _python_files(folder: Path) -> list[Path]:
+    found: list[Path] = []
+    for parent, folders, files in os.walk(folder):
+        folders[:] = sorted(name for name in folders if _may_hold_sources(Path(parent, name)))
+        found += [Path(parent, name) for name in sorted(files) if name.endswith(".py")]
+    return [file for file in found if file.is_file()]  # an editor's lock may be a link to nowhere
+
+
+def _may_hold_sources(folder: Path) -> bool:
+    name = folder.name
+    return not (
+        name.startswith(".")
+        or name in ("build", "__pycache__", "site-packages", "dist-packages")
+        or (folder / "pyvenv.cfg").is_file()
+    )
+
+
+@contextmanager
+def user_code(what: str, folder: Path | None) -> Iterator[None]:
+    """Say in one line what a user's code raised, and where.
+
+    Args:
+        what: was being done.
+        folder: of the task: the innermost line below it is named, else the innermost of all.
+
+    Raises:
+        TaskError: whatever was raised, but edgekd's own errors.
+    """
+    try:
+        yield
+    except EdgekdError:
+        raise
+    except Exception as error:  # a user's code may raise anything, and its line is what helps
+        message = " ".join(str(error.msg if isinstance(error, SyntaxError) else error).split())
+        raise TaskError(f"{what}: {type(error).__name__}: {message} ({_place(error, folder)})") from error
+
+
+def _place(error: Exception, folder: Path | None) -> str:
+    if isinstance(error, SyntaxError) and error.filename:
+        return f"{error.filename}:{error.lineno}"
+    frames = [frame for frame in traceback.extract_tb(error.__traceback__) if not frame.filename.startswith("<")]
+    own = [frame for frame in frames if folder is not None and _is_own(Path(frame.filename), folder)]
+    frame = (own or frames)[-1]
+    return f"{frame.filename}:{frame.lineno}"
+
+
+def _is_own(file: Path, folder: Path) -> bool:
+    file = file.resolve()
+    return file.is_relative_to(folder) and not installed(file.relative_to(folder))
