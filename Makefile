@@ -4,6 +4,8 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
+# Where it is set, as in many containers, each of a run's processes would compile all that it imports.
+unexport PYTHONDONTWRITEBYTECODE
 
 .PHONY: demo test devices clean
 
@@ -23,7 +25,7 @@ test: $(INSTALLED)
 	$(BIN)/mypy
 	$(BIN)/mypy --python-version 3.10 --no-warn-return-any -p edgekd.runtime -p edgekd.gram
 	$(BIN)/lint-imports
-	$(BIN)/python -m pytest -n 2
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 $(INSTALLED): setup.py pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "edgekd builds with Python 3.11 or newer; set PYTHON=")'

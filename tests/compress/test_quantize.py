@@ -112,8 +112,6 @@ def test_what_is_kept_has_nothing_in_half_precision(build):
 
 @pytest.mark.parametrize("quantizer", ["qdq", "nncf"])
 def test_reconstructed_weights_keep_the_network_better_than_nearest(model, tmp_path, quantizer):
-    if quantizer == "nncf":
-        pytest.importorskip("nncf")
     others = split_samples(tmp_path / "samples.npz", 200, 500)
     found = {}
     for rounding in ("nearest", "reconstruct"):

@@ -9,12 +9,8 @@ from onnx.helper import make_node, make_tensor_value_info
 from edgekd.compress.graph import save
 from edgekd.compress.switchboard import Switchboard, restore_float
 from edgekd.errors import ModelError
-from edgekd.runtime.backends.openvino import no_telemetry
 
 FEEDS = make_inputs(100, seed=1)
-
-with no_telemetry():
-    pytest.importorskip("nncf")
 
 
 @pytest.fixture(

@@ -14,10 +14,6 @@ from edgekd.compress.quantizers.prepare import write_quantized
 from edgekd.compress.ranges import CalibrationSamples
 from edgekd.config.target import DEFAULT_OPERATORS, Calibration, Scheme
 from edgekd.errors import ModelError
-from edgekd.runtime.backends.openvino import no_telemetry
-
-with no_telemetry():
-    pytest.importorskip("nncf")
 
 USUAL = Scheme(activations="uint8", symmetric_activations=False)
 OUTPUTS = ["logits", "embedding.image", "embedding.motion"]
