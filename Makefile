@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: demo test devices clean
+.PHONY: demo test devices docs clean
 
 demo: $(INSTALLED)
 	$(BIN)/edgekd build --recipe digits --target cpu
@@ -30,6 +30,10 @@ $(INSTALLED): setup.py constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[build,dev]"
 	touch $@
+
+# The site, in build/site; the tests build it too.
+docs: $(INSTALLED)
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 clean:
 	rm -rf $(VENV) .edgekd build dist *.egg-info

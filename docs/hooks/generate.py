@@ -65,7 +65,7 @@ def recipe_tables() -> str:
     """Return a section for each table of the recipe: its keys, types, defaults and meanings."""
     definitions = recipe_schema()["$defs"]
     top = definitions["Recipe"]["properties"]
-    parts = [_table(_keys({name: top[name] for name in ("seed",)}, (), definitions))]
+    parts = [_key_table(_keys({name: top[name] for name in ("seed",)}, (), definitions))]
     for name, field in top.items():
         if name != "seed":
             parts.append(_sections(name, _reference(field) or "", field.get("default") or {}, definitions))
@@ -84,7 +84,7 @@ def _sections(path: str, kind: str, default: Json, definitions: Json) -> str:
     }
     parts = [f"## `[{path}]`", _prose(schema["description"])]
     if plain:
-        parts.append(_table(_keys(plain, schema.get("required", ()), definitions)))
+        parts.append(_key_table(_keys(plain, schema.get("required", ()), definitions)))
     for name, kind_below in below.items():
         if kind_below:
             parts.append(_sections(f"{path}.{name}", kind_below, default.get(name) or {}, definitions))
@@ -148,20 +148,20 @@ def _kind(field: Json, definitions: Json) -> str:
 def _range(field: Json) -> str:
     """Say what range a number must be in."""
     signs = {"minimum": "≥", "exclusiveMinimum": ">", "maximum": "≤", "exclusiveMaximum": "<"}
-    limits = [f"{sign} {field[key]:g}" for key, sign in signs.items() if key in field]
+    limits = [f"{sign} {field[key]:,}" for key, sign in signs.items() if key in field]
     return f" {', '.join(limits)}" if limits else ""
 
 
 def tap_table() -> str:
     """Return the keys of a tap."""
     definitions = recipe_schema()["$defs"]
-    return _table(_keys(definitions["Tap"]["properties"], ("module",), definitions))
+    return _key_table(_keys(definitions["Tap"]["properties"], ("module",), definitions))
 
 
 def loss_table() -> str:
     """Return the keys of a loss that a recipe adds."""
     definitions = recipe_schema()["$defs"]
-    return _table(_keys(definitions["Term"]["properties"], (), definitions))
+    return _key_table(_keys(definitions["Term"]["properties"], (), definitions))
 
 
 def target_list() -> str:
@@ -192,11 +192,11 @@ def target_keys() -> str:
     fields = definitions["Target"]["properties"]
     below = {name: _reference(field) for name, field in fields.items()}
     plain = {name: field for name, field in fields.items() if not below[name]}
-    parts = [_table(_keys(plain, ("runtime", "description", "precisions"), definitions))]
+    parts = [_key_table(_keys(plain, ("runtime", "description", "precisions"), definitions))]
     for name, kind in below.items():
         if kind:
             schema = definitions[kind]
-            keys = _table(_keys(schema["properties"], schema.get("required", ()), definitions))
+            keys = _key_table(_keys(schema["properties"], schema.get("required", ()), definitions))
             parts += [f"### `[{name}]`", _prose(schema["description"]), keys]
     return "\n\n".join(parts)
 
@@ -226,10 +226,10 @@ def _command(name: str, command: click.Command) -> str:
     for parameter in command.get_params(context):
         record = parameter.get_help_record(context)
         if record and "--help" not in parameter.opts:
-            rows.append((f"`{record[0]}`", _prose(record[1])))
+            rows.append((f"<code>{record[0].replace('|', '&#124;')}</code>", _prose(record[1])))
     parts = [f"## {name}", f"```text\n{usage}\n```", _prose((command.help or "").replace("\n", "\n"))]
     if len(rows) > 1:
-        parts.append(_table(iter(rows)))
+        parts.append(_key_table(iter(rows)))
     return "\n\n".join(parts)
 
 
@@ -247,11 +247,20 @@ def exit_codes() -> str:
     return _table(iter(rows))
 
 
+def decisions() -> str:
+    """Return the records of decisions by number, each with its title."""
+    rows = [("number", "decision")]
+    for path in sorted((ROOT / "docs" / "decisions").glob("[0-9]*.md")):
+        number, _, title = path.read_text(encoding="utf-8").partition("\n")[0].removeprefix("# ").partition(": ")
+        rows.append((f"[{number}]({path.name})", title))
+    return _table(iter(rows))
+
+
 def schema_tables(name: str) -> str:
     """Return the fields of a published schema, a section for each part."""
     schema = schemas()[name]
     definitions = schema.get("$defs", {})
-    return _table(_fields(schema, definitions, ""))
+    return _key_table(_fields(schema, definitions, ""))
 
 
 def _fields(schema: Json, definitions: Json, path: str) -> Iterator[tuple[str, ...]]:
@@ -297,6 +306,11 @@ def _prose(text: str) -> str:
     return "\n\n".join(part.replace("<", "&lt;") for part in paragraphs)
 
 
+def _key_table(rows: Iterator[tuple[str, ...]]) -> str:
+    """Return a table whose rows a narrow screen shows one below another; stylesheets/extra.css does it."""
+    return f'<div class="keys" markdown>\n\n{_table(rows)}\n\n</div>'
+
+
 def _table(rows: Iterator[tuple[str, ...]]) -> str:
     """Return rows as a Markdown table; the first is the head."""
     lines = ["| " + " | ".join(_cell(cell) for cell in row) + " |" for row in rows]
@@ -318,6 +332,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "runtimes": runtime_list,
     "commands": commands,
     "exit-codes": exit_codes,
+    "decisions": decisions,
     "report": lambda: schema_tables("report"),
     "manifest": lambda: schema_tables("manifest"),
 }
