@@ -22,13 +22,14 @@ setup(
     packages=[*find_packages(include=["edgekd", "edgekd.*"]), "edgekd.targets", "edgekd.calibration"],
     package_dir={"edgekd.targets": "targets", "edgekd.calibration": "calibration"},
     package_data={
-        "edgekd": ["py.typed", "template/*"],
+        "edgekd": ["py.typed"],
+        "edgekd.cli": ["template/*"],
         "edgekd.targets": ["*.toml"],
         "edgekd.calibration": ["*.toml"],
         "edgekd.tasks": ["*.toml"],
         "edgekd.runtime": ["*.json"],
         "edgekd.devices.browser": ["*.html", "*.js"],
-        "edgekd.report.joined": ["*.css", "*.js"],
+        "edgekd.report.compare": ["*.css", "*.js"],
     },
     install_requires=["numpy>=1.26", "click>=8.1", "msgspec>=0.19", "rich>=13.7", 'tomli>=2; python_version < "3.11"'],
     extras_require={

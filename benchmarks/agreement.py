@@ -28,12 +28,12 @@ from onnxruntime.tools.onnx_model_utils import make_input_shape_fixed
 from side_by_side import THREADS, take_turns
 
 from edgekd.compress.graph import drop_outputs, save
+from edgekd.config.recipe import ProfileConfig
 from edgekd.devices.local import LocalDevice
-from edgekd.gram.rows import INPUT_PREFIX
-from edgekd.learn.result import TEST, onnx_name
-from edgekd.recipe import ProfileConfig
-from edgekd.runtime.registry import Runtime
+from edgekd.gram.npz import INPUT_PREFIX
+from edgekd.runtime.backends.registry import Runtime
 from edgekd.runtime.session import open_arrays
+from edgekd.stages.artifacts import TEST, onnx_name
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -18,26 +18,26 @@ import numpy as np
 from common import CACHE, arguments, write_result
 
 import edgekd
-from edgekd.alarm import Alarm, measure_alarm, summarize
-from edgekd.cache import Cache
+from edgekd.cli.terminal import choose_observer
 from edgekd.compress.perturb import NETWORK
-from edgekd.console import choose_observer
+from edgekd.config.recipe import GateConfig
 from edgekd.gram.drift import Bootstrap, measure_drift
-from edgekd.gram.gate import Limits
+from edgekd.gram.gate import GateLimits
+from edgekd.gram.limits import has_lost
 from edgekd.gram.stats import spearman
-from edgekd.gram.suggest import has_lost
-from edgekd.learn.result import CALIBRATION, TEST, onnx_name
-from edgekd.learning import Learner
-from edgekd.progress import Silent, StageReporter
-from edgekd.project import Project
-from edgekd.recipe import GateConfig
-from edgekd.stages import Runner
+from edgekd.pipeline.project import Project
+from edgekd.pipeline.trained_source import Learner
+from edgekd.stages.artifacts import CALIBRATION, TEST, onnx_name
+from edgekd.stages.cache import Cache
+from edgekd.stages.progress import Silent, StageReporter
+from edgekd.stages.stage import Runner
+from edgekd.workflows.thresholds import Alarm, measure_alarm, summarize
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from edgekd.alarm import Outcome
     from edgekd.gram.probe import Probe
+    from edgekd.workflows.thresholds import Outcome
 
 PICTURE = Path(__file__).parents[1] / "docs" / "explanation" / "alarm.svg"
 _GATE = GateConfig()
@@ -56,7 +56,7 @@ class Student:
     probe: Probe
 
 
-def measure(task: str, seed: int, limits: Limits) -> Student:
+def measure(task: str, seed: int, limits: GateLimits) -> Student:
     """Train the teacher and the student of one seed, or read them from the cache, and perturb the student."""
     recipe = edgekd.load_recipe(task, (f"seed={seed}", "prune.ratio=0"))
     project = Project(recipe.task, CACHE)
@@ -113,7 +113,7 @@ def share(lost: np.ndarray[Any, Any]) -> float | None:
     return float(lost.mean()) if len(lost) else None
 
 
-def blind(students: Sequence[Student], limits: Limits) -> dict[str, float]:
+def blind(students: Sequence[Student], limits: GateLimits) -> dict[str, float]:
     """Return what perturbing the fusion alone does, which drift does not see, and what flips and metric catch of it."""
     drifts, flipped, losses = columns([outcome for student in students for outcome in student.test.fusion])
     lost = has_lost(losses, limits.max_metric_drop)
@@ -131,7 +131,7 @@ def limits_by_seed(students: Sequence[Student], split: str) -> dict[str, list[fl
     return {name: [getattr(alarm, name).tau for alarm in alarms] for name in ("tau_pass", "tau_fail")}
 
 
-def summary(students: Sequence[Student], limits: Limits) -> dict[str, Any]:
+def summary(students: Sequence[Student], limits: GateLimits) -> dict[str, Any]:
     """Return one task's figures over its seeds."""
     by_seed = [figures(student.test) for student in students]
     spread = {}
@@ -208,7 +208,7 @@ def main() -> None:
     parser = arguments(__doc__)
     parser.add_argument("--seeds", type=int, default=5, help="two or more")
     options = parser.parse_args()
-    limits = Limits(_GATE.tau_pass, _GATE.tau_fail, _GATE.max_flips, _GATE.max_metric_drop)
+    limits = GateLimits(_GATE.tau_pass, _GATE.tau_fail, _GATE.max_flips, _GATE.max_metric_drop)
     tasks = {task: [measure(task, seed, limits) for seed in range(options.seeds)] for task in options.tasks}
     found = {task: summary(students, limits) for task, students in tasks.items()}
     for task, result in found.items():

@@ -20,11 +20,11 @@ from common import arguments, export, write_result
 import edgekd
 from edgekd.compress import quantize
 from edgekd.compress.blame import blame
-from edgekd.compress.calibrate import Samples
-from edgekd.compress.examine import SAMPLES, Examiner, Judging
+from edgekd.compress.partial import SAMPLES, Examiner, Judging
 from edgekd.compress.quantize import PREPARED, QDQ
-from edgekd.learn.result import CALIBRATION, onnx_name
-from edgekd.target import load_calibration
+from edgekd.compress.ranges import CalibrationSamples
+from edgekd.config.target import load_calibration
+from edgekd.stages.artifacts import CALIBRATION, onnx_name
 
 TARGET = "openvino-cpu"  # it has both quantizers
 GOAL = 10.0
@@ -36,11 +36,11 @@ def measure(task: str, quantizer: quantize.Quantizer, rounds: int) -> dict[str, 
     target, calibration = edgekd.load_target(TARGET), load_calibration("minmax")
     path = exported.folder / CALIBRATION
     with TemporaryDirectory() as scratch:
-        way = quantize.Way("int8", quantizer)
+        way = quantize.CandidateSpec("int8", quantizer)
         model = exported.folder / onnx_name("pruned")
         quantize.run(way, model, path, target.scheme, calibration, Path(scratch))
         qdq, floats = (onnx.load(Path(scratch) / way.name / name) for name in (QDQ, PREPARED))
-    samples = Samples(path, msgspec.structs.replace(calibration, samples=SAMPLES))
+    samples = CalibrationSamples(path, msgspec.structs.replace(calibration, samples=SAMPLES))
     with np.load(path) as arrays:
         labels = arrays["labels"][samples.rows]
     first_s, blame_s = [], []

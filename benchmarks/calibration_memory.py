@@ -18,11 +18,11 @@ import numpy as np
 import torch
 from common import write_result
 
-from edgekd.gram.rows import INPUT_PREFIX
-from edgekd.learn.models import Conv1dEncoder, Conv2dEncoder, LateFusion
-from edgekd.learn.to_onnx import Network, write_onnx
-from edgekd.recipe import Tap
-from edgekd.target import Calibration, load_target
+from edgekd.config.recipe import Tap
+from edgekd.config.target import Calibration, load_target
+from edgekd.gram.npz import INPUT_PREFIX
+from edgekd.training.export.onnx import ExportNetwork, write_onnx
+from edgekd.training.task.models import Conv1dEncoder, Conv2dEncoder, LateFusion
 
 FEW, MANY = 128, 8192
 GOAL = 1.1
@@ -46,8 +46,8 @@ import sys
 from pathlib import Path
 import msgspec
 from edgekd.compress import quantize
-from edgekd.runtime.machine import peak_rss_bytes
-from edgekd.target import Calibration, load_target
+from edgekd.runtime.measure.machine import peak_rss_bytes
+from edgekd.config.target import Calibration, load_target
 quantizer, calibration, model, samples, folder = sys.argv[1:]
 how = msgspec.json.decode(calibration, type=Calibration)
 way = quantize.Way("int8", quantizer)
@@ -62,7 +62,7 @@ def write_network(path: Path) -> None:
     encoders = {"image": Conv2dEncoder([3, 16, 32, 32], 32), "motion": Conv1dEncoder([6, 24, 48], 32)}
     taps = {name: Tap(module=f"encoders.{name}") for name in encoders}
     inputs = {name: torch.randn(8, *shape) for name, shape in SHAPES.items()}
-    write_onnx(Network(LateFusion(encoders, 32, 32, 10), taps), inputs, load_target(TARGET).opset, path)
+    write_onnx(ExportNetwork(LateFusion(encoders, 32, 32, 10), taps), inputs, load_target(TARGET).opset, path)
 
 
 def write_samples(path: Path) -> None:

@@ -8,17 +8,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import edgekd
-from edgekd.cache import Cache
-from edgekd.console import choose_observer
+from edgekd.cli.terminal import choose_observer
 from edgekd.files import write_text
-from edgekd.learning import Learner
-from edgekd.project import Project
-from edgekd.runtime.machine import machine_facts
-from edgekd.stages import Runner, library_versions
+from edgekd.pipeline.project import Project
+from edgekd.pipeline.trained_source import Learner
+from edgekd.runtime.measure.machine import machine_facts
+from edgekd.stages.cache import Cache
+from edgekd.stages.stage import Runner, library_versions
 
 if TYPE_CHECKING:
-    from edgekd.learn.result import Exported
-    from edgekd.stages import Done
+    from edgekd.stages.artifacts import Exported
+    from edgekd.stages.stage import Done
 
 RESULTS = Path(__file__).parent / "results"
 CACHE = Path("build/benchmarks/cache")

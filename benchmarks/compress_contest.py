@@ -24,25 +24,25 @@ from compress_goals import FLOAT, OURS
 from peers.quantize import SETTINGS
 
 import edgekd
+from edgekd.cli.terminal import choose_observer
 from edgekd.compress.graph import drop_outputs, save, unquantize_outputs
 from edgekd.compress.quantize import DEPLOY, ENGINE
-from edgekd.console import choose_observer
 from edgekd.errors import ModelError
-from edgekd.evidence import run_on_host
 from edgekd.files import sha256_file
 from edgekd.gram.drift import Bootstrap, flips, measure_drift
+from edgekd.gram.npz import EMBEDDING_PREFIX
 from edgekd.gram.probe import Probe
-from edgekd.gram.rows import EMBEDDING_PREFIX
-from edgekd.pipeline import Places
-from edgekd.publish import BUNDLE, REJECTED
-from edgekd.runtime.machine import peak_rss_bytes
+from edgekd.pipeline.build import BuildPaths
+from edgekd.pipeline.publish import BUNDLE, REJECTED
+from edgekd.pipeline.target.outputs import run_on_host
+from edgekd.runtime.measure.machine import peak_rss_bytes
 from edgekd.runtime.session import open_arrays
 
 if TYPE_CHECKING:
     from compress_cases import Case
 
+    from edgekd.config.recipe import Recipe
     from edgekd.gram.probe import Floats
-    from edgekd.recipe import Recipe
 
 _INT8 = ("quantize.precision=int8",)
 #: edgekd as it is; told to ship INT8 even where float32 is faster; and told that less drift may cost 5 % of time: what
@@ -106,7 +106,7 @@ def quantize_by_edgekd(name: str, recipe: Recipe, folder: Path) -> dict[str, Any
     Called in a process of its own, which nothing but the build has been in.
     """
     with TemporaryDirectory(dir=FOLDER) as scratch:
-        places = Places(Path(scratch) / "output", link_learned(Path(scratch) / "cache"))
+        places = BuildPaths(Path(scratch) / "output", link_learned(Path(scratch) / "cache"))
         with choose_observer(json=False, quiet=True, verbose=False, terminal=False) as observer:
             target = edgekd.load_target(TARGET)
             report = edgekd.build(recipe, [target], places, name=name, observer=observer)

@@ -28,7 +28,7 @@ from distill_page import write_page
 from distill_run import Job, load, run_all, summary
 from distill_stats import compare, ranks
 
-from edgekd.recipe import DEFAULT_EXTRA
+from edgekd.config.recipe import DEFAULT_EXTRA
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

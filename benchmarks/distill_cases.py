@@ -11,26 +11,26 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
+from edgekd.config.recipe import TaskConfig, TeacherConfig
 from edgekd.gram.matrix import pair_names
-from edgekd.learn import teacher as teacher_stage
-from edgekd.learn.evaluate import batches, probe, truth
-from edgekd.learn.reference import Known, Live
-from edgekd.learn.result import WEIGHTS
-from edgekd.learn.score import UNLABELLED
-from edgekd.learn.taps import Tapped, resolve_taps
-from edgekd.learn.task import SPLITS, ArraySplit, LoadedTask, load_task
-from edgekd.learn.terms import Side
-from edgekd.learn.weights import build, load_weights
-from edgekd.progress import Silent, StageReporter
-from edgekd.recipe import TaskConfig, TeacherConfig
+from edgekd.stages.artifacts import WEIGHTS
+from edgekd.stages.labels import UNLABELLED
+from edgekd.stages.progress import Silent, StageReporter
+from edgekd.training.distillation import teacher as teacher_stage
+from edgekd.training.distillation.references import Known, Live
+from edgekd.training.distillation.terms import Side
+from edgekd.training.loop.evaluate import batches, probe, truth
+from edgekd.training.loop.weights import build, load_weights
+from edgekd.training.taps.taps import TappedModel, resolve_taps
+from edgekd.training.task.protocol import SPLITS, ArraySplit, LoadedTask, load_task
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from torch import nn
 
-    from edgekd.learn.task import Batch, Split
-    from edgekd.recipe import Tap
+    from edgekd.config.recipe import Tap
+    from edgekd.training.task.protocol import Batch, Split
 
 FOLDER = Path("build/benchmarks/distill")
 #: Where nothing is said, teachers are trained as the shipped recipes do.
@@ -182,7 +182,7 @@ class Remembered:
     """
 
     def __init__(self, model: nn.Module, taps: Mapping[str, Tap], split: ArraySplit, *, shuffled: bool = False) -> None:
-        with Tapped(model, taps) as tapped:
+        with TappedModel(model, taps) as tapped:
             live = Live(tapped)
             known = [live(batch) for batch in batches(split)]
         self._logits = torch.cat([each.logits for each in known])

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
-from edgekd.recipe import DEFAULT_EXTRA, LossConfig, Term
+from edgekd.config.recipe import DEFAULT_EXTRA, LossConfig, Term
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence

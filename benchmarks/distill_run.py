@@ -18,24 +18,24 @@ import torch
 from distill_cases import CASES, FOLDER, Dropping, Remembered, Scene, load_scene, metric_on, missing_metric
 from distill_methods import BY_NAME
 
+from edgekd.config.recipe import DistillConfig
 from edgekd.files import write_text
 from edgekd.gram.drift import Bootstrap, measure_drift
-from edgekd.learn.evaluate import few, probe
-from edgekd.learn.objective import Distillation
-from edgekd.learn.taps import Tapped
-from edgekd.learn.terms import Where, places
-from edgekd.learn.train import Fit, fit
-from edgekd.learn.weights import build
-from edgekd.progress import Silent, StageReporter
-from edgekd.recipe import DistillConfig
+from edgekd.stages.progress import Silent, StageReporter
+from edgekd.training.distillation.objective import Distillation
+from edgekd.training.distillation.terms import Where, places
+from edgekd.training.loop.evaluate import few, probe
+from edgekd.training.loop.loop import Fit, fit
+from edgekd.training.loop.weights import build
+from edgekd.training.taps.taps import TappedModel
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
     from torch import nn
 
-    from edgekd.learn.train import Epoch
-    from edgekd.recipe import LossConfig
+    from edgekd.config.recipe import LossConfig
+    from edgekd.training.loop.loop import Epoch
 
 _RUNS = FOLDER / "runs"
 _BY_CASE = {case.name: case for case in CASES}
@@ -118,7 +118,7 @@ def _train(job: Job, scene: Scene, student: nn.Module) -> tuple[list[Epoch], flo
     report = StageReporter(Silent(), job.method)
     where = Where(scene.task.modalities, taps, taps, "teacher")
     config = DistillConfig(epochs=scene.case.epochs * method.longer)
-    with Tapped(student, places(taps, loss, "student")) as tapped, TemporaryDirectory(dir=_scratch()) as folder:
+    with TappedModel(student, places(taps, loss, "student")) as tapped, TemporaryDirectory(dir=_scratch()) as folder:
         objective = Distillation(tapped, teacher, anchor, loss, where, report)
         objective.prepare(few(scene.task, torch.device("cpu")), job.seed)
         split = Dropping(train, job.setting, job.seed) if method.drops else train

@@ -19,21 +19,21 @@ from common import arguments, export, write_result
 
 import edgekd
 from edgekd.compress import quantize
-from edgekd.devices.emulated import EmulatedDevice
-from edgekd.devices.emulator import processors
+from edgekd.config.target import load_calibration
+from edgekd.devices.emulated.device import EmulatedDevice
+from edgekd.devices.emulated.qemu import processors
 from edgekd.devices.local import LocalDevice
 from edgekd.gram.drift import Bootstrap, flips, measure_drift
+from edgekd.gram.npz import EMBEDDING_PREFIX
 from edgekd.gram.probe import Probe
-from edgekd.gram.rows import EMBEDDING_PREFIX
-from edgekd.learn.result import CALIBRATION, TEST, onnx_name
-from edgekd.runtime.registry import ORT
-from edgekd.target import load_calibration
+from edgekd.runtime.backends.registry import ORT
+from edgekd.stages.artifacts import CALIBRATION, TEST, onnx_name
 
 if TYPE_CHECKING:
-    from edgekd.devices.device import Device
+    from edgekd.devices.base import Device
 
 TARGET = edgekd.load_target("cpu")
-FLOAT, INT8 = quantize.Way("float32", None), quantize.Way("int8", "qdq")
+FLOAT, INT8 = quantize.CandidateSpec("float32", None), quantize.CandidateSpec("int8", "qdq")
 #: The forms of a graph: which way it is written, and whether weights have 7 bits.
 GRAPHS = {"float": (FLOAT, True), "int8 with 7-bit weights": (INT8, True), "int8 with 8-bit weights": (INT8, False)}
 
@@ -61,7 +61,7 @@ def run(device: Device, engine: Path, test: Path, outputs: Path) -> tuple[Probe,
         return Probe(samples["ids"], found["logits"], embeddings), seconds
 
 
-def write_graph(exported: Path, way: quantize.Way, reduce_range: bool, folder: Path) -> Path:
+def write_graph(exported: Path, way: quantize.CandidateSpec, reduce_range: bool, folder: Path) -> Path:
     """Write the pruned network in one form below ``folder``."""
     folder.mkdir()
     scheme = msgspec.structs.replace(TARGET.scheme, reduce_range=reduce_range)

@@ -15,8 +15,8 @@ from typing import Any
 from common import arguments, write_result
 
 import edgekd
-from edgekd.console import choose_observer
-from edgekd.pipeline import Places
+from edgekd.cli.terminal import choose_observer
+from edgekd.pipeline.build import BuildPaths
 
 FOLDER = Path("build/benchmarks")
 
@@ -24,7 +24,7 @@ FOLDER = Path("build/benchmarks")
 def measure(task: str, seed: int) -> dict[str, Any]:
     """Build one task with one seed and return what came out."""
     recipe = edgekd.load_recipe(task, (f"seed={seed}", "quantize.precision=int8"))
-    places = Places(FOLDER / f"{task}-{seed}", FOLDER / "cache")
+    places = BuildPaths(FOLDER / f"{task}-{seed}", FOLDER / "cache")
     with choose_observer(json=False, quiet=False, verbose=False, terminal=False) as observer:
         report = edgekd.build(recipe, [edgekd.load_target("cpu")], places, name=task, observer=observer)
     result = report.targets[0]

@@ -18,8 +18,8 @@ from typing import Any
 
 from common import arguments, write_result
 
-from edgekd.learning import STAGES
-from edgekd.stages import library_versions
+from edgekd.pipeline.trained_source import STAGES
+from edgekd.stages.stage import library_versions
 
 ONE = ("cpu",)
 MANY = ("cpu", "openvino-cpu", "jetson-orin", "nvidia-rtx")

@@ -17,16 +17,16 @@ import torch
 from common import arguments, write_result
 from torch.utils.data import DataLoader
 
-from edgekd.learn.models import Conv2dEncoder, LateFusion
-from edgekd.learn.objective import Distillation
-from edgekd.learn.reference import Live
-from edgekd.learn.taps import Tapped, resolve_taps
-from edgekd.learn.task import ArraySplit, Modality, collate, load_task
-from edgekd.learn.terms import Where
-from edgekd.learn.weights import build
-from edgekd.progress import Silent, StageReporter
-from edgekd.recipe import LossConfig, load_recipe
+from edgekd.config.recipe import LossConfig, load_recipe
+from edgekd.stages.progress import Silent, StageReporter
 from edgekd.tasks.av_digits import AvDigits
+from edgekd.training.distillation.objective import Distillation
+from edgekd.training.distillation.references import Live
+from edgekd.training.distillation.terms import Where
+from edgekd.training.loop.weights import build
+from edgekd.training.taps.taps import TappedModel, resolve_taps
+from edgekd.training.task.models import Conv2dEncoder, LateFusion
+from edgekd.training.task.protocol import ArraySplit, Modality, collate, load_task
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -80,7 +80,7 @@ def stepper(name: str, loss: LossConfig) -> Callable[[], float]:
     modalities = [modality.name for modality in task.modalities]
     taps = resolve_taps("student", {}, task.student_taps, modalities)
     student, teacher = build(task.student, 0), build(task.teacher, 0)
-    tapped, reference = Tapped(student, taps).__enter__(), Live(Tapped(teacher, taps).__enter__())
+    tapped, reference = TappedModel(student, taps).__enter__(), Live(TappedModel(teacher, taps).__enter__())
     where = Where(modalities, taps, taps, "teacher")
     objective = Distillation(tapped, reference, reference, loss, where, StageReporter(Silent(), name))
     optimizer = torch.optim.AdamW(student.parameters(), lr=1e-3)

@@ -17,9 +17,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from edgekd.gram.drift import Bootstrap, DriftMeter
-from edgekd.gram.intra import choose_anchors
-from edgekd.gram.rows import EMBEDDING_PREFIX
-from edgekd.runtime.machine import peak_rss_bytes
+from edgekd.gram.npz import EMBEDDING_PREFIX
+from edgekd.gram.within import choose_anchors
+from edgekd.runtime.measure.machine import peak_rss_bytes
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -25,32 +25,32 @@ import torch
 from common import CACHE, arguments, write_result
 
 import edgekd
-from edgekd.cache import ROUNDS, Cache
+from edgekd.config.recipe import PruneBudget
 from edgekd.files import write_text
 from edgekd.gram.drift import Bootstrap, flips, measure_drift
 from edgekd.gram.probe import Probe
-from edgekd.learn import prune
-from edgekd.learn.budget import count_macs
-from edgekd.learn.channels import dependency_graph, prunable, remove
-from edgekd.learn.cut import Cutter
-from edgekd.learn.evaluate import probe, truth
-from edgekd.learn.layers import parameters_trainable, width_givers
-from edgekd.learn.result import CUT, PROBE, REMOVED, WEIGHTS
-from edgekd.learn.sensitivity import Evidence
-from edgekd.learn.surgeon import GramSurgeon
-from edgekd.learn.train import compute_device
-from edgekd.learn.weights import build, load_weights, save_weights
-from edgekd.learning import Learner
-from edgekd.progress import Silent, StageReporter
-from edgekd.project import Project
-from edgekd.recipe import PruneBudget
-from edgekd.stages import Runner
+from edgekd.pipeline.project import Project
+from edgekd.pipeline.trained_source import Learner
+from edgekd.stages.artifacts import CUT, PROBE, REMOVED, WEIGHTS
+from edgekd.stages.cache import ROUNDS, Cache
+from edgekd.stages.progress import Silent, StageReporter
+from edgekd.stages.stage import Runner
+from edgekd.training.loop.autograd_layers import parameters_trainable, width_givers
+from edgekd.training.loop.evaluate import probe, truth
+from edgekd.training.loop.loop import compute_device
+from edgekd.training.loop.weights import build, load_weights, save_weights
+from edgekd.training.pruning import stage as prune
+from edgekd.training.pruning.budget import count_macs
+from edgekd.training.pruning.curvature import Evidence
+from edgekd.training.pruning.cutter import Cutter
+from edgekd.training.pruning.groups import dependency_graph, prunable, remove
+from edgekd.training.pruning.obs import GramSurgeon
 
 if TYPE_CHECKING:
     from torch import nn
 
-    from edgekd.learn.taps import Taps
-    from edgekd.recipe import PruneConfig
+    from edgekd.config.recipe import PruneConfig
+    from edgekd.training.taps.taps import Taps
 
 BUDGET = 0.5
 METHODS = ("gram", "magnitude", "uniform", "made-up", "taylor", "fpgm", "random")
@@ -90,9 +90,11 @@ class Case:
         return load_weights(build(getattr(task, name), self.seed), self.weights[name]).to(compute_device())
 
     @property
-    def samples(self) -> prune.Samples:
+    def samples(self) -> prune.DrawnBatches:
         """Return the training samples that a prune stage would look at."""
-        return prune.Samples(self.project.loaded.splits["train"], self.config.batch_size, self.seed, compute_device())
+        return prune.DrawnBatches(
+            self.project.loaded.splits["train"], self.config.batch_size, self.seed, compute_device()
+        )
 
 
 def case(task: str, seed: int, epochs: int) -> Case:
@@ -141,7 +143,7 @@ def measure(given: Case, method: str, folder: Path) -> Result:
     config = method_config(given, method)
     if method == "made-up":
         make_up(given, config, folder / ROUNDS / "0")
-    networks = prune.Networks(*(given.network(name) for name in ("teacher", "student", "student")))
+    networks = prune.PruningNetworks(*(given.network(name) for name in ("teacher", "student", "student")))
     task = given.project.loaded
     inputs = list(next(iter(given.samples)).inputs.values())
     trained = prune.run(task, networks, given.taps, config, given.seed, folder, StageReporter(Silent(), "prune"))

@@ -21,9 +21,9 @@ import numpy as np
 from common import CACHE, arguments, keep, kept, write_result
 
 import edgekd
-from edgekd.console import choose_observer
-from edgekd.pipeline import Places
-from edgekd.publish import BUNDLE, REJECTED
+from edgekd.cli.terminal import choose_observer
+from edgekd.pipeline.build import BuildPaths
+from edgekd.pipeline.publish import BUNDLE, REJECTED
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -43,7 +43,7 @@ def build(task: str) -> dict[str, Path]:
         edgekd.build(
             edgekd.load_recipe(task),
             [edgekd.load_target(target) for target in TARGETS],
-            Places(output, CACHE),
+            BuildPaths(output, CACHE),
             observer=observer,
         )
     places = {target: output / target for target in TARGETS}

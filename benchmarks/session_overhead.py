@@ -31,9 +31,9 @@ from side_by_side import (
 
 import edgekd
 from edgekd.compress import quantize
-from edgekd.learn.result import CALIBRATION, TEST, onnx_name
-from edgekd.runtime.registry import Runtime
-from edgekd.target import load_calibration
+from edgekd.config.target import load_calibration
+from edgekd.runtime.backends.registry import Runtime
+from edgekd.stages.artifacts import CALIBRATION, TEST, onnx_name
 
 TARGETS = ("cpu", "openvino-cpu")
 OURS = "edgekd"
@@ -44,7 +44,7 @@ BARE = {
         "compiled(feeds)": partial(open_openvino_default, options=OPENVINO_OPTIONS),
     },
 }
-WAYS = (quantize.Way("float32", None), quantize.Way("int8", "qdq"))
+WAYS = (quantize.CandidateSpec("float32", None), quantize.CandidateSpec("int8", "qdq"))
 GOAL_US, GOAL_SHARE = 10.0, 0.03
 
 

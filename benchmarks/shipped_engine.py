@@ -40,39 +40,39 @@ from side_by_side import (
 )
 
 import edgekd
-from edgekd.cache import Cache
-from edgekd.compress.calibrate import Samples
+from edgekd.cli.terminal import choose_observer
 from edgekd.compress.graph import drop_outputs
 from edgekd.compress.quantize import DEPLOY, ENGINE
-from edgekd.console import choose_observer
+from edgekd.compress.ranges import CalibrationSamples
+from edgekd.config.recipe import ProfileConfig
+from edgekd.config.target import load_calibration
 from edgekd.devices.browser import BrowserDevice
 from edgekd.devices.local import LocalDevice
 from edgekd.files import quiet
 from edgekd.gram.drift import Bootstrap, flips, measure_drift
+from edgekd.gram.npz import EMBEDDING_PREFIX
 from edgekd.gram.probe import Probe
-from edgekd.gram.rows import EMBEDDING_PREFIX
-from edgekd.learn.result import CALIBRATION, TEST, onnx_name
-from edgekd.learning import Learner
-from edgekd.pipeline import Places
-from edgekd.project import Project
-from edgekd.publish import BUNDLE, REJECTED
-from edgekd.recipe import ProfileConfig
-from edgekd.runtime.openvino import no_telemetry
-from edgekd.runtime.registry import Runtime
+from edgekd.pipeline.build import BuildPaths
+from edgekd.pipeline.project import Project
+from edgekd.pipeline.publish import BUNDLE, REJECTED
+from edgekd.pipeline.trained_source import Learner
+from edgekd.runtime.backends.openvino import no_telemetry
+from edgekd.runtime.backends.registry import Runtime
 from edgekd.runtime.session import open_arrays
-from edgekd.stages import Runner, library_versions
-from edgekd.target import load_calibration
+from edgekd.stages.artifacts import CALIBRATION, TEST, onnx_name
+from edgekd.stages.cache import Cache
+from edgekd.stages.stage import Runner, library_versions
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
 
     from side_by_side import Nanoseconds, Opener
 
-    from edgekd.devices.device import Device
-    from edgekd.learning import Learning
-    from edgekd.recipe import Recipe
-    from edgekd.report.result import TargetResult
-    from edgekd.target import Target
+    from edgekd.config.recipe import Recipe
+    from edgekd.config.target import Target
+    from edgekd.devices.base import Device
+    from edgekd.pipeline.trained_source import Learning
+    from edgekd.report.results import TargetResult
 
 FOLDER = Path("build/benchmarks")
 CACHE = FOLDER / "cache"
@@ -98,14 +98,14 @@ class Engine:
 class _Reader:
     """ONNX Runtime's reader of calibration samples."""
 
-    def __init__(self, samples: Samples) -> None:
+    def __init__(self, samples: CalibrationSamples) -> None:
         self._chunks: Iterator[Any] = iter(samples)
 
     def get_next(self) -> Any:
         return next(self._chunks, None)
 
 
-def usual_onnxruntime(model: Path, samples: Samples, path: Path) -> Path:
+def usual_onnxruntime(model: Path, samples: CalibrationSamples, path: Path) -> Path:
     """Quantize as ONNX Runtime's documentation does."""
     from onnxruntime.quantization import quantize_static
     from onnxruntime.quantization.shape_inference import quant_pre_process
@@ -117,19 +117,19 @@ def usual_onnxruntime(model: Path, samples: Samples, path: Path) -> Path:
     return path
 
 
-def usual_openvino(model: Path, samples: Samples, path: Path) -> Path:
+def usual_openvino(model: Path, samples: CalibrationSamples, path: Path) -> Path:
     """Quantize as NNCF's documentation does."""
     with quiet(), no_telemetry(), redirect_stdout(io.StringIO()):
         import nncf
         import openvino
 
-        one_by_one = Samples(samples.path, replace(samples.calibration, chunk=1))
+        one_by_one = CalibrationSamples(samples.path, replace(samples.calibration, chunk=1))
         found = nncf.quantize(openvino.Core().read_model(str(model)), nncf.Dataset(one_by_one))
         openvino.save_model(found, str(path.with_suffix(".xml")))
     return path.with_suffix(".xml")
 
 
-USUAL_INT8: dict[str, Callable[[Path, Samples, Path], Path]] = {
+USUAL_INT8: dict[str, Callable[[Path, CalibrationSamples, Path], Path]] = {
     "onnxruntime": usual_onnxruntime,
     "onnxruntime-web": usual_onnxruntime,
     "openvino": usual_openvino,
@@ -138,7 +138,7 @@ USUAL_INT8: dict[str, Callable[[Path, Samples, Path], Path]] = {
 
 def write_engines(target: Target, recipe: Recipe, shipped: Path, exported: Path, folder: Path) -> dict[str, Engine]:
     """Write what the shipped engine is compared with."""
-    samples = Samples(exported / CALIBRATION, load_calibration(recipe.quantize.calibration))
+    samples = CalibrationSamples(exported / CALIBRATION, load_calibration(recipe.quantize.calibration))
     plain = {}
     for name, network in ((STUDENT, "student"), (PRUNED, "pruned")):
         plain[name] = Engine(folder / f"{network}.onnx", exported / onnx_name(network))
@@ -263,7 +263,7 @@ def main() -> None:
         recipe = edgekd.load_recipe(task, ("prune.round_to=8",))  # what all of these targets ask for
         project = Project(recipe.task, CACHE)
         with choose_observer(json=False, quiet=True, verbose=False, terminal=False) as observer:
-            report = edgekd.build(recipe, targets, Places(FOLDER / task, CACHE), name=task, observer=observer)
+            report = edgekd.build(recipe, targets, BuildPaths(FOLDER / task, CACHE), name=task, observer=observer)
             learning = Learner(Runner(Cache(CACHE), observer), project, recipe, targets[0].opset).run()
         tasks[task] = [
             measure(target, result, recipe, project, learning, options.rounds, options.calls)

@@ -11,15 +11,15 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from edgekd.gram.rows import INPUT_PREFIX
-from edgekd.runtime.openvino import no_telemetry
+from edgekd.gram.npz import INPUT_PREFIX
+from edgekd.runtime.backends.openvino import no_telemetry
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
     from multiprocessing.connection import Connection
     from pathlib import Path
 
-    from edgekd.runtime.registry import Runtime
+    from edgekd.runtime.backends.registry import Runtime
     from edgekd.runtime.session import Array, Feeds
 
     #: Opens an engine and returns what runs one inference of it; both cross the border between two processes.

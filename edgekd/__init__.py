@@ -17,10 +17,10 @@ os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 __all__ = ["build", "load", "load_recipe", "load_target"]
 
 _HOMES = {
-    "build": "edgekd.pipeline",
+    "build": "edgekd.pipeline.build",
     "load": "edgekd.runtime.bundle",
-    "load_recipe": "edgekd.recipe",
-    "load_target": "edgekd.target",
+    "load_recipe": "edgekd.config.recipe",
+    "load_target": "edgekd.config.target",
 }
 
 

@@ -59,7 +59,7 @@ def test_the_wheel_has_the_data(names):
     expected |= {f"edgekd/template/{path.name}" for path in (ROOT / "edgekd" / "template").iterdir() if path.is_file()}
     expected |= {"edgekd/py.typed", "edgekd/runtime/manifest.schema.json"}
     expected |= {f"edgekd/devices/browser/{name}" for name in ("page.html", "page.js")}
-    expected |= {f"edgekd/report/joined/{name}" for name in ("page.css", "page.js")}
+    expected |= {f"edgekd/report/compare/{name}" for name in ("page.css", "page.js")}
     assert expected <= names
 
 
@@ -137,7 +137,7 @@ def test_a_build_says_what_else_to_install(installed):
 
 def test_calibrations_and_the_schema_are_found_there(installed):
     code = (
-        "import edgekd, edgekd.target as target; from edgekd.files import data_dir\n"
+        "import edgekd, edgekd.config.target as target; from edgekd.files import data_dir\n"
         "assert 'site-packages' in edgekd.__file__, edgekd.__file__\n"
         "print(target.load_calibration('minmax').method, target.load_target('cpu').name)\n"
         "print(data_dir('targets').parent.name)"

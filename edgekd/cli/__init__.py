@@ -1,7 +1,7 @@
 """The command line: each command parses, calls the library, prints."""
 
 # Commands are listed in the order in which these modules are imported: the one that matters first.
-from edgekd.cli.group import main  # isort: skip
-from edgekd.cli import building, reporting, listing, devices  # isort: skip
+from edgekd.cli.main import main  # isort: skip
+from edgekd.cli import build, report, catalogue, devices  # isort: skip
 
-__all__ = ["building", "devices", "listing", "main", "reporting"]
+__all__ = ["build", "catalogue", "devices", "main", "report"]

@@ -8,7 +8,7 @@ from pathlib import Path
 import click
 
 import edgekd
-from edgekd.cli.group import main
+from edgekd.cli.main import main
 from edgekd.cli.options import Duration, runtime_option
 from edgekd.errors import BundleError, DeviceError
 
@@ -21,8 +21,8 @@ def device(context: click.Context) -> None:
     `device install NAME` fetches what an emulated processor or the browser needs.
     """
     if context.invoked_subcommand is None:
-        from edgekd.console import print_devices
-        from edgekd.devices.choose import known_devices
+        from edgekd.cli.terminal import print_devices
+        from edgekd.devices.select import known_devices
 
         rows = [
             (found.name, "accuracy alone" if found.no_latency else "accuracy, latency", found.missing() or "ready")
@@ -35,8 +35,8 @@ def device(context: click.Context) -> None:
 @click.argument("name")
 def install_device(name: str) -> None:
     """Fetch what a device needs, once, into the user's cache: `emulated:cortex-a76`, `browser`."""
-    from edgekd.console import steps
-    from edgekd.devices.choose import install, known_devices
+    from edgekd.cli.terminal import steps
+    from edgekd.devices.select import install, known_devices
 
     with steps(f"installing {name}") as advance:
         install(name, advance)
@@ -56,7 +56,7 @@ def probe_device(address: str) -> None:
     """
     from contextlib import closing
 
-    from edgekd.console import print_probe
+    from edgekd.cli.terminal import print_probe
     from edgekd.devices.ssh import SshDevice
 
     with closing(SshDevice(address)) as board:
@@ -68,7 +68,7 @@ def probe_device(address: str) -> None:
 def clean_device(address: str) -> None:
     """Remove all that edgekd keeps on a board: `ssh://[user@]host[:port]`."""
     from edgekd.devices.ssh import SshDevice
-    from edgekd.report.figures import size
+    from edgekd.report.format import size
 
     board = SshDevice(address)
     click.echo(f"{board.name}: {size(board.clean())} removed; nothing of edgekd is left there")
@@ -88,7 +88,7 @@ def verify(bundle: Path, runtime: str | None, device: str | None) -> None:
         with edgekd.load(bundle, runtime=runtime, allow_rejected=True) as loaded:
             manifest, library, found = loaded.manifest, loaded.runtime, loaded.verify()
     else:
-        from edgekd.profiling import verify_bundle
+        from edgekd.workflows.bundles import verify_bundle
 
         manifest, library, found = verify_bundle(bundle, runtime, device)
     flips = "" if found.flips is None else f"{found.flips} flips, "
@@ -150,10 +150,10 @@ def profile(
     computing alone, each layer, cold starts, memory, and energy where a power sensor can be read. Run it on the device
     that the bundle is for: numpy and the engine library are enough there.
     """
-    from edgekd.console import print_profile, steps
-    from edgekd.profiling import profile_bundle
-    from edgekd.recipe import ProfileConfig
-    from edgekd.report.profile import profile_json, write_profile
+    from edgekd.cli.terminal import print_profile, steps
+    from edgekd.config.recipe import ProfileConfig
+    from edgekd.report.build.profile import profile_json, write_profile
+    from edgekd.workflows.bundles import profile_bundle
 
     config = ProfileConfig(threads=threads, iterations=iterations, rate_hz=rate_hz, sustained_s=sustained_s or 0)
     with steps(f"profiling {bundle}", shown=not as_json) as advance:

@@ -15,9 +15,9 @@ from edgekd.errors import OutputError
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from edgekd.pipeline import Places
-    from edgekd.recipe import Recipe
-    from edgekd.target import Target
+    from edgekd.config.recipe import Recipe
+    from edgekd.config.target import Target
+    from edgekd.pipeline.build import BuildPaths
 
 
 def recipe_options(command: Callable[..., Any]) -> Callable[..., Any]:
@@ -39,14 +39,14 @@ cache_option = click.option(
 
 
 @dataclass(frozen=True)
-class Build:
+class BuildRequest:
     """What a build is asked for on the command line."""
 
     recipe: Recipe
     name: str
     targets: list[Target]
     devices: tuple[str, ...]
-    places: Places
+    places: BuildPaths
 
 
 def build_options(command: Callable[..., Any]) -> Callable[..., Any]:
@@ -66,11 +66,11 @@ def build_options(command: Callable[..., Any]) -> Callable[..., Any]:
         cache: Path,
         **others: Any,
     ) -> Any:
+        from edgekd.config.recipe import load_recipe, recipe_name
+        from edgekd.config.target import load_targets
         from edgekd.files import make_folder
-        from edgekd.joint import follows
-        from edgekd.pipeline import Places, follow
-        from edgekd.recipe import load_recipe, recipe_name
-        from edgekd.target import load_targets
+        from edgekd.pipeline.build import BuildPaths, follow
+        from edgekd.pipeline.multi_process import follows
 
         if model is None:
             _refuse_without_model(calibration, test, taps)
@@ -80,8 +80,8 @@ def build_options(command: Callable[..., Any]) -> Callable[..., Any]:
         if follows():
             follow(loaded, load_targets(targets), cache)
             return None
-        places = Places(output or Path("build") / name, cache)
-        wanted = Build(loaded, name, load_targets(targets), devices, places)
+        places = BuildPaths(output or Path("build") / name, cache)
+        wanted = BuildRequest(loaded, name, load_targets(targets), devices, places)
         make_folder(places.output, OutputError, "--output")
         return command(wanted=wanted, **others)
 
@@ -122,7 +122,7 @@ def _model_recipe(
     test: Path | None,
     taps: tuple[str, ...],
 ) -> Recipe:
-    from edgekd.recipe import ModelConfig, model_recipe
+    from edgekd.config.recipe import ModelConfig, model_recipe
 
     if recipe is not None:
         raise click.UsageError("give --model or --recipe, not both; a recipe can name a model in its [model] section")

@@ -7,18 +7,18 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from edgekd.compress.places import list_layers
+from edgekd.compress.qdq_map import list_layers
 from edgekd.gram.blame import SCOPES, Blame, Scope, Series, Suspect, rank
 from edgekd.gram.stats import spearman
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
 
-    from edgekd.compress.examine import Examiner, Reading
+    from edgekd.compress.partial import Examiner, PartialResult
 
 
 @dataclass(frozen=True)
-class _Part:
+class _SuspectNodes:
     """A suspect: what it needs quantized, and what of that nothing else needs."""
 
     scope: Scope
@@ -62,23 +62,25 @@ def blame(
     return ranked(time(found)) if time else found
 
 
-def _parts(examiner: Examiner, layers: Sequence[str]) -> Iterator[_Part]:
+def _parts(examiner: Examiner, layers: Sequence[str]) -> Iterator[_SuspectNodes]:
     tensors = examiner.board.tensors
     for layer in layers:
         needs = frozenset(item.tensor for item in tensors if layer in item.layers)
         if needs:
-            yield _Part("layer", layer, needs, examiner.tensors_of([layer]))
+            yield _SuspectNodes("layer", layer, needs, examiner.tensors_of([layer]))
     for branch in dict.fromkeys(item.branch for item in tensors):
         owns = frozenset(item.tensor for item in tensors if item.branch == branch)
-        yield _Part("branch", branch, owns, owns)
+        yield _SuspectNodes("branch", branch, owns, owns)
     activations = frozenset(item.tensor for item in tensors if item.kind == "activation")
     stored = frozenset(item.tensor for item in tensors) - activations
     for name, owns in (("weights", stored), ("activations", activations)):
-        yield _Part("kind", name, owns, owns)
+        yield _SuspectNodes("kind", name, owns, owns)
 
 
 def _suspects(
-    readings: Sequence[tuple[_Part, Reading, Reading]], whole: Reading, latency_ms: Mapping[str, float]
+    readings: Sequence[tuple[_SuspectNodes, PartialResult, PartialResult]],
+    whole: PartialResult,
+    latency_ms: Mapping[str, float],
 ) -> list[Suspect]:
     """Rank the parts of one scope, the one whose undoing relieves most drift first."""
     relief = {part.name: whole.drift - undone.drift for part, _, undone in readings}

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from edgekd.compress.places import find_places, initializers, producers
+from edgekd.compress.qdq_map import find_places, initializers, producers
 from edgekd.files import need
 
 if TYPE_CHECKING:
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Layer:
+class Int8Layer:
     """A Conv, Gemm or MatMul with stored INT8 weights that no other node reads.
 
     Weights are arranged as [G, K, O / G]: for each of G groups the K inputs of a patch, for each of its outputs. G is 1
@@ -90,7 +90,7 @@ class Layer:
         return np.moveaxis(windows[(slice(None), slice(None), *steps)], 1, axes + 1)
 
 
-def find_layers(qdq: Any, floats: Any) -> list[Layer]:
+def find_layers(qdq: Any, floats: Any) -> list[Int8Layer]:
     """Return the layers whose weights can be chosen anew, in the order of the graph.
 
     Left out are ConvTranspose, weights and biases that are computed or that several nodes read, weights that are no
@@ -112,7 +112,7 @@ def find_layers(qdq: Any, floats: Any) -> list[Layer]:
     names = {pair[0].output[0]: place.tensor for place in find_places(qdq, floats).values() for pair in place.pairs}
     computed = {*producers(floats.graph), *(value.name for value in floats.graph.input)}
     read = Counter(name for node in qdq.graph.node for name in node.input)
-    found: list[Layer] = []
+    found: list[Int8Layer] = []
     depths: dict[str, int] = {}
     for node in qdq.graph.node:
         depth = max((depths.get(name, 0) for name in node.input), default=0)
@@ -133,7 +133,7 @@ def find_layers(qdq: Any, floats: Any) -> list[Layer]:
             groups, _, outputs = weights.shape
             scales = np.broadcast_to(stored[dequantize.input[1]].astype(np.float64).ravel(), groups * outputs)
             found.append(
-                Layer(
+                Int8Layer(
                     node=node,
                     attributes=attributes,
                     source=node.input[0],

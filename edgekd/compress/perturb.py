@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from edgekd.compress.places import WEIGHT_BEARING, inputs_behind
+from edgekd.compress.qdq_map import WEIGHT_BEARING, inputs_behind
 from edgekd.errors import ModelError, nearest
 from edgekd.files import need
 from edgekd.gram.blame import FUSION
@@ -133,7 +133,7 @@ class _Stored:
 
 
 @dataclass(frozen=True)
-class _Layer:
+class _PerturbedLayer:
     """A weight-bearing node.
 
     Attributes:
@@ -151,11 +151,11 @@ class _Layer:
     last: bool
 
 
-def _layers(onnx: Any, graph: Any) -> list[_Layer]:
+def _layers(onnx: Any, graph: Any) -> list[_PerturbedLayer]:
     """Return the weight-bearing nodes whose weights are stored, one for each stored tensor."""
     stored = _stored(onnx, graph)
     behind, last = inputs_behind(graph), _writers_of_outputs(graph)
-    found: dict[str, _Layer] = {}
+    found: dict[str, _PerturbedLayer] = {}
     for node in graph.node:
         factors = node.input[:2] if node.op_type in WEIGHT_BEARING else []
         weights = [name for name in factors if name in stored and stored[name].values.ndim > 1]
@@ -169,7 +169,7 @@ def _layers(onnx: Any, graph: Any) -> list[_Layer]:
         if known:  # shared by several nodes: of no branch alone unless they are all of one
             branch = branch if branch == known.branch else FUSION
         is_last = node.output[0] in last or bool(known and known.last)
-        found[weights[0]] = _Layer(stored[weights[0]], bias, axis, branch, is_last)
+        found[weights[0]] = _PerturbedLayer(stored[weights[0]], bias, axis, branch, is_last)
     return list(found.values())
 
 
@@ -219,7 +219,7 @@ def _rounded(weights: Array, axis: int, bits: int) -> Array:
     return np.where(step > 0, np.round(weights / np.where(step > 0, step, 1)) * step, weights)
 
 
-def _zero_channels(layer: _Layer, share: float) -> None:
+def _zero_channels(layer: _PerturbedLayer, share: float) -> None:
     channels = np.moveaxis(layer.weight.values.copy(), layer.axis, 0)
     norms = np.linalg.norm(channels.reshape(len(channels), -1), axis=1)
     smallest = np.argsort(norms, kind="stable")[: round(share * len(channels))]

@@ -9,17 +9,17 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import msgspec
 
-from edgekd.compress import nncf, prepare
-from edgekd.compress.calibrate import Samples, tensor_ranges
+from edgekd.compress.fp16 import to_half
 from edgekd.compress.graph import drop_outputs, save, unquantize_outputs
-from edgekd.compress.half import to_half
-from edgekd.compress.reconstruct import reconstruct
-from edgekd.compress.shrink import SAMPLES, shrink_ranges
+from edgekd.compress.quantizers import nncf, prepare
+from edgekd.compress.range_search import SAMPLES, shrink_ranges
+from edgekd.compress.ranges import CalibrationSamples, tensor_ranges
+from edgekd.compress.rounding import reconstruct
 from edgekd.errors import ModelError, TargetError
 from edgekd.files import need, quiet
 
 if TYPE_CHECKING:
-    from edgekd.target import Calibration, Precision, Quantizer, Scheme, Target
+    from edgekd.config.target import Calibration, Precision, Quantizer, Scheme, Target
 
 #: Files of the stage: with the embeddings, to check; without, to deploy.
 ENGINE, DEPLOY = "engine.onnx", "deploy.onnx"
@@ -33,7 +33,7 @@ _LARGEST = {True: 64, False: 127}
 
 
 @dataclass(frozen=True)
-class Way:
+class CandidateSpec:
     """One way to write the network for a target: a candidate for what ships.
 
     Attributes:
@@ -55,8 +55,8 @@ class Candidate:
     """The graphs of one way, ``engine.onnx`` and ``deploy.onnx`` in the folder of its name.
 
     Attributes:
-        name: of its :class:`Way`.
-        precision: of its :class:`Way`.
+        name: of its :class:`CandidateSpec`.
+        precision: of its :class:`CandidateSpec`.
         quantized_nodes: how many weight-bearing nodes compute in INT8.
         weight_nodes: how many weight-bearing nodes there are.
         sizes: bytes of each file.
@@ -69,7 +69,7 @@ class Candidate:
     sizes: dict[str, int]
 
 
-def ways(target: Target, precision: Literal["best"] | Precision) -> tuple[Way, ...]:
+def ways(target: Target, precision: Literal["best"] | Precision) -> tuple[CandidateSpec, ...]:
     """Return the candidates for a target, the preferred first.
 
     Args:
@@ -85,11 +85,15 @@ def ways(target: Target, precision: Literal["best"] | Precision) -> tuple[Way, .
         )
     wanted = target.precisions if precision == "best" else [precision]
     return tuple(
-        Way(kind, quantizer) for kind in wanted for quantizer in (target.quantizers if kind == "int8" else [None])
+        CandidateSpec(kind, quantizer)
+        for kind in wanted
+        for quantizer in (target.quantizers if kind == "int8" else [None])
     )
 
 
-def run(way: Way, model: Path, samples: Path, scheme: Scheme, calibration: Calibration, folder: Path) -> Candidate:
+def run(
+    way: CandidateSpec, model: Path, samples: Path, scheme: Scheme, calibration: Calibration, folder: Path
+) -> Candidate:
     """Write ``model`` in one way into the folder of its name; of INT8 also ``prepared.onnx`` and ``qdq.onnx``.
 
     Args:
@@ -120,7 +124,7 @@ def run(way: Way, model: Path, samples: Path, scheme: Scheme, calibration: Calib
     return candidate
 
 
-def finish(graph: Any, way: Way, scheme: Scheme, place: Path) -> Candidate:
+def finish(graph: Any, way: CandidateSpec, scheme: Scheme, place: Path) -> Candidate:
     """Write a graph's two variants, ``engine.onnx`` and ``deploy.onnx``.
 
     Args:
@@ -146,7 +150,7 @@ def finish(graph: Any, way: Way, scheme: Scheme, place: Path) -> Candidate:
     return Candidate(way.name, way.precision, done, total, sizes)
 
 
-def _quantized(quantizer: Quantizer, model: Path, samples: Samples, scheme: Scheme, work: Path) -> Any:
+def _quantized(quantizer: Quantizer, model: Path, samples: CalibrationSamples, scheme: Scheme, work: Path) -> Any:
     """Return the QDQ graph, weights rounded to the nearest; the float graph is left in ``work``."""
     onnx = need("onnx", "build")
     if quantizer == "nncf":
@@ -158,7 +162,7 @@ def _quantized(quantizer: Quantizer, model: Path, samples: Samples, scheme: Sche
     return graph
 
 
-def _improve(graph: Any, floats: Any, samples: Samples, scheme: Scheme) -> None:
+def _improve(graph: Any, floats: Any, samples: CalibrationSamples, scheme: Scheme) -> None:
     """Choose ranges and weights as the calibration says, in place."""
     if samples.calibration.method == "gram":
         shrink_ranges(graph, floats, samples.fewer(SAMPLES))
@@ -167,7 +171,7 @@ def _improve(graph: Any, floats: Any, samples: Samples, scheme: Scheme) -> None:
         reconstruct(graph, floats, few, _LARGEST[scheme.reduce_range])
 
 
-def _quantize(model: Path, samples: Samples, scheme: Scheme, work: Path) -> Path:
+def _quantize(model: Path, samples: CalibrationSamples, scheme: Scheme, work: Path) -> Path:
     ort = need("onnxruntime.quantization", "build")
     prepared, quantized, cache = prepare.prepare(model, work), work / "quantized.onnx", work / "ranges.json"
     ranges = tensor_ranges(prepared, samples, scheme, work / "calibrated.onnx")
@@ -200,7 +204,7 @@ def _arguments(ort: Any, scheme: Scheme) -> dict[str, Any]:
     }
 
 
-def open_samples(model: Path, samples: Path, calibration: Calibration) -> Samples:
+def open_samples(model: Path, samples: Path, calibration: Calibration) -> CalibrationSamples:
     """Return the samples to calibrate with, one at a time for a graph that takes no more.
 
     Raises:
@@ -210,7 +214,7 @@ def open_samples(model: Path, samples: Path, calibration: Calibration) -> Sample
         inputs = need("onnx", "build").load(str(model), load_external_data=False).graph.input
     shapes = (value.type.tensor_type.shape.dim for value in inputs)
     takes_one_row = any(shape[0].dim_value == 1 for shape in shapes if shape)
-    return Samples(samples, msgspec.structs.replace(calibration, chunk=1) if takes_one_row else calibration)
+    return CalibrationSamples(samples, msgspec.structs.replace(calibration, chunk=1) if takes_one_row else calibration)
 
 
 def _count(graph: Any) -> tuple[int, int]:

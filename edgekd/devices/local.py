@@ -10,20 +10,20 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import edgekd
-from edgekd.devices import place
-from edgekd.devices.further import nanoseconds
-from edgekd.devices.place import AGENT, Here
-from edgekd.devices.turns import take_turns
+from edgekd.devices import agent_host
+from edgekd.devices.agent_host import AGENT, Here
+from edgekd.devices.extra_measurements import nanoseconds
+from edgekd.devices.interleave import take_turns
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
     from types import TracebackType
 
-    from edgekd.devices.place import Place
-    from edgekd.recipe import ProfileConfig
+    from edgekd.config.recipe import ProfileConfig
+    from edgekd.devices.agent_host import AgentHost
+    from edgekd.runtime.backends.registry import Runtime
     from edgekd.runtime.bundle import Verification
-    from edgekd.runtime.measure import Nanoseconds, Profile
-    from edgekd.runtime.registry import Runtime
+    from edgekd.runtime.measure.results import Nanoseconds, Profile
     from edgekd.runtime.session import Built
 
 #: How long one answer may take: the largest evaluation, not a hung driver.
@@ -60,8 +60,8 @@ class LocalDevice:
         threads: int,
         tell: Callable[[str], None] = lambda _: None,  # noqa: ARG002 - nothing takes long
     ) -> None:
-        """Run every row of ``inputs`` through an engine; see :class:`~edgekd.devices.device.Device`."""
-        place.evaluate(self._here(), engine, runtime, inputs, outputs, threads)
+        """Run every row of ``inputs`` through an engine; see :class:`~edgekd.devices.base.Device`."""
+        agent_host.evaluate(self._here(), engine, runtime, inputs, outputs, threads)
 
     def verify(
         self,
@@ -70,8 +70,8 @@ class LocalDevice:
         threads: int,
         tell: Callable[[str], None],  # noqa: ARG002 - the same
     ) -> Verification:
-        """Check a bundle; see :class:`~edgekd.devices.device.Verifier`."""
-        return place.verify(self._here(), bundle, runtime, threads)
+        """Check a bundle; see :class:`~edgekd.devices.base.Verifier`."""
+        return agent_host.verify(self._here(), bundle, runtime, threads)
 
     def build(
         self,
@@ -81,8 +81,8 @@ class LocalDevice:
         threads: int,
         tell: Callable[[str], None],  # noqa: ARG002 - the same
     ) -> Built | None:
-        """Keep what the library makes of an engine; see :class:`~edgekd.devices.device.Verifier`."""
-        return place.build(self._here(), engine, runtime, folder, threads)
+        """Keep what the library makes of an engine; see :class:`~edgekd.devices.base.Verifier`."""
+        return agent_host.build(self._here(), engine, runtime, folder, threads)
 
     def profile(
         self,
@@ -93,7 +93,7 @@ class LocalDevice:
         config: ProfileConfig,
         advance: Callable[[int, int, str], None],
     ) -> Profile:
-        """Measure engines side by side, at batch 1; see :func:`~edgekd.devices.turns.take_turns`."""
+        """Measure engines side by side, at batch 1; see :func:`~edgekd.devices.interleave.take_turns`."""
         return take_turns(
             lambda engine: AgentEngine(self._here(), engine, runtime, config.threads),
             engines, inputs, folder, config, advance,
@@ -109,7 +109,7 @@ class LocalDevice:
             plan: where the engine goes.
             layers: where the description of its layers goes, JSON.
             library: which one builds it, "tensorrt-rtx".
-            options: fields of :class:`edgekd.runtime.tensorrt.BuildOptions`.
+            options: fields of :class:`edgekd.runtime.backends.tensorrt.BuildOptions`.
 
         Returns:
             ``library`` with its version, the number of ``layers``, and the ``messages`` that the library gave.
@@ -140,9 +140,9 @@ class LocalDevice:
 
 
 class AgentEngine:
-    """One engine in an agent's process; see :class:`~edgekd.devices.turns.Opened`."""
+    """One engine in an agent's process; see :class:`~edgekd.devices.interleave.Opened`."""
 
-    def __init__(self, where: Place, engine: Path, runtime: Runtime, threads: int) -> None:
+    def __init__(self, where: AgentHost, engine: Path, runtime: Runtime, threads: int) -> None:
         self._place = where
         there, told = where.send(engine), where.spell(runtime)
         with ExitStack() as stack:

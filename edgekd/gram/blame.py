@@ -41,7 +41,7 @@ class Effect:
 
 
 @dataclass(frozen=True)
-class Figure:
+class RankedFigure:
     """A figure by which suspects of one scope are ranked.
 
     Attributes:
@@ -78,15 +78,15 @@ class Suspect:
     tensors: tuple[str, ...]
     alone: Effect
     undone: Effect
-    relief: Figure
-    gain: Figure | None
+    relief: RankedFigure
+    gain: RankedFigure | None
     latency_ms: float | None
-    relief_per_ms: Figure | None
-    gain_per_ms: Figure | None
+    relief_per_ms: RankedFigure | None
+    gain_per_ms: RankedFigure | None
 
 
 @dataclass(frozen=True)
-class Layer:
+class WeightedLayer:
     """A weight-bearing node of the float graph.
 
     Attributes:
@@ -115,7 +115,7 @@ class Blame:
             undoing it relieves; None for fewer than two layers. Errors of layers add up and cancel, so it may be low.
     """
 
-    layers: tuple[Layer, ...]
+    layers: tuple[WeightedLayer, ...]
     samples: int
     quantized: Effect
     suspects: tuple[Suspect, ...]
@@ -177,14 +177,14 @@ def make_blocks(count: int, groups: np.ndarray[Any, Any] | None) -> np.ndarray[A
     return blocks if np.ptp(blocks) else np.arange(count) * _BLOCKS // count
 
 
-def rank(series: Mapping[str, Series]) -> dict[str, Figure]:
+def rank(series: Mapping[str, Series]) -> dict[str, RankedFigure]:
     """Rank figures, the highest first; those that are level share a rank."""
     ordered = sorted(series, key=lambda name: -series[name].value)
-    figures: dict[str, Figure] = {}
+    figures: dict[str, RankedFigure] = {}
     leader, place = "", 0
     for position, name in enumerate(ordered, 1):
         behind = series[leader] - series[name] if leader else None
         if behind is None or behind.error is None or behind.value > behind.error:
             leader, place = name, position
-        figures[name] = Figure(series[name].value, series[name].error, place)
+        figures[name] = RankedFigure(series[name].value, series[name].error, place)
     return figures

@@ -7,12 +7,12 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from edgekd.gram.intra import Anchors, anchor_cosines, choose_anchors
 from edgekd.gram.matrix import comparable, normalize, pair_cosines, pair_names
+from edgekd.gram.npz import EMBEDDING_PREFIX
 from edgekd.gram.probe import side_by_side, top1
-from edgekd.gram.rows import EMBEDDING_PREFIX
 from edgekd.gram.stats import debiased_cka, spearman, t_quantile
-from edgekd.gram.units import Subsample, Units, hash_names
+from edgekd.gram.streaming import Subsample, Units, hash_names
+from edgekd.gram.within import Anchors, anchor_cosines, choose_anchors
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -41,8 +41,8 @@ class Drift:
         rank_correlation: Spearman's correlation of the cosines; None where one side is constant.
         cka: debiased linear CKA of the unit embeddings, stacked, in scope "intra" side by side; None below 4 rows.
         samples: how many samples it was measured on.
-        clusters: how many groups they belong to, or, of more than :data:`edgekd.gram.units.UNITS`, how many blocks of
-            groups the bound is over; None where samples are independent.
+        clusters: how many groups they belong to, or, of more than :data:`edgekd.gram.streaming.UNITS`, how many
+            blocks of groups the bound is over; None where samples are independent.
         scope: "sample", between the modalities of a sample, or "intra", between the samples of a modality.
     """
 

@@ -29,8 +29,8 @@ _ROUNDING = 1e-9
 
 
 @dataclass(frozen=True)
-class Limits:
-    """What a build must keep; see :class:`edgekd.recipe.GateConfig` for each."""
+class GateLimits:
+    """What a build must keep; see :class:`edgekd.config.recipe.GateConfig` for each."""
 
     tau_pass: float
     tau_fail: float
@@ -40,7 +40,7 @@ class Limits:
 
 
 @dataclass(frozen=True)
-class Row:
+class LedgerRow:
     """One stage's line in the ledger.
 
     Attributes:
@@ -80,9 +80,9 @@ class Ledger:
 
     metric: str
     reference: str
-    limits: Limits
+    limits: GateLimits
     confidence: float
-    rows: tuple[Row, ...]
+    rows: tuple[LedgerRow, ...]
     verdict: Verdict
 
     @property
@@ -97,7 +97,7 @@ class Ledger:
         shipped = self.rows[-1].metric
         return None if shipped is None or before is None else shipped - before
 
-    def row(self, stage: str) -> Row:
+    def row(self, stage: str) -> LedgerRow:
         """Return the row of a stage."""
         return next(row for row in self.rows if row.stage == stage)
 
@@ -107,9 +107,9 @@ def keep_ledger(
     metrics: Mapping[str, float | None],
     metric: str,
     groups: np.ndarray[Any, Any] | None,
-    limits: Limits,
+    limits: GateLimits,
     bootstrap: Bootstrap,
-    known: Iterable[Row] = (),
+    known: Iterable[LedgerRow] = (),
     notes: Mapping[str, str] = MappingProxyType({}),
 ) -> Ledger:
     """Compare the stages' probes and judge them.
@@ -147,11 +147,11 @@ def keep_ledger(
                 drop = _metric_drop(metrics[reference], metrics[stage], limits)
                 verdict, reasons = judge(to_reference, flipped, drop, limits)
         note = notes.get(stage, "")
-        rows.append(Row(stage, metrics[stage], to_teacher, to_reference, flipped, verdict, reasons, note))
+        rows.append(LedgerRow(stage, metrics[stage], to_teacher, to_reference, flipped, verdict, reasons, note))
     return Ledger(metric, reference, limits, bootstrap.confidence, tuple(rows), rows[-1].verdict or "pass")
 
 
-def _metric_drop(before: float | None, after: float | None, limits: Limits) -> float | None:
+def _metric_drop(before: float | None, after: float | None, limits: GateLimits) -> float | None:
     """Return how much worse the metric became, positive when worse; None where it was not measured."""
     if before is None or after is None:
         return None
@@ -159,7 +159,7 @@ def _metric_drop(before: float | None, after: float | None, limits: Limits) -> f
 
 
 def judge(
-    drift: Drift, flipped: float | None, metric_drop: float | None, limits: Limits
+    drift: Drift, flipped: float | None, metric_drop: float | None, limits: GateLimits
 ) -> tuple[Verdict, tuple[str, ...]]:
     """Judge one stage. Drift does not see the fusion head, nor what was trained on it: flips and metric gate too.
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from edgekd.files import atomic_path
-from edgekd.gram.rows import EMBEDDING_PREFIX, Array, read_headers, stream_rows
+from edgekd.gram.npz import EMBEDDING_PREFIX, Array, read_headers, stream_rows
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence

@@ -5,13 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from edgekd.report.figures import NOTHING, WITHHELD, factor, milliseconds, number, share, size
-from edgekd.report.result import ENGINE
+from edgekd.report.format import NOTHING, WITHHELD, factor, milliseconds, number, share, size
+from edgekd.report.results import ENGINE
 
 if TYPE_CHECKING:
-    from edgekd.gram.gate import Ledger, Limits, Row
-    from edgekd.report.result import BuildReport, TargetResult
-    from edgekd.runtime.measure import EngineProfile, Profile
+    from edgekd.gram.gate import GateLimits, Ledger, LedgerRow
+    from edgekd.report.results import BuildReport, TargetResult
+    from edgekd.runtime.measure.results import EngineProfile, Profile
 
 
 @dataclass(frozen=True)
@@ -96,7 +96,7 @@ def ledger_table(ledger: Ledger) -> Table:
     return Table("Ledger", columns, rows, _ledger_notes(ledger))
 
 
-def _ledger_row(row: Row, baseline: float | None) -> tuple[str, ...]:
+def _ledger_row(row: LedgerRow, baseline: float | None) -> tuple[str, ...]:
     drift = row.to_reference
     change = row.metric - baseline if drift and row.metric is not None and baseline is not None else None
     return (
@@ -111,7 +111,7 @@ def _ledger_row(row: Row, baseline: float | None) -> tuple[str, ...]:
     )
 
 
-def _limits_row(limits: Limits) -> tuple[str, ...]:
+def _limits_row(limits: GateLimits) -> tuple[str, ...]:
     change = f"≥ -{limits.max_metric_drop:g}" if limits.higher_is_better else f"≤ +{limits.max_metric_drop:g}"
     flips = f"≤ {limits.max_flips * 100:.3g}%"
     return ("limit", NOTHING, change, NOTHING, f"≤ {limits.tau_fail:g}", flips, NOTHING, NOTHING)

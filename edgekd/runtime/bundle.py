@@ -18,7 +18,8 @@ from edgekd import __version__
 from edgekd.errors import BundleError, DeviceError, MissingDependency, ModelError, nearest
 from edgekd.files import sha256_file, write_text
 from edgekd.gram.matrix import comparable, pair_cosines, within_cosines
-from edgekd.gram.rows import EMBEDDING_PREFIX, INPUT_PREFIX
+from edgekd.gram.npz import EMBEDDING_PREFIX, INPUT_PREFIX
+from edgekd.runtime.backends.registry import ORT, Runtime
 from edgekd.runtime.manifest import (
     BRANCHES,
     MANIFEST,
@@ -33,7 +34,6 @@ from edgekd.runtime.manifest import (
     read_file,
     read_manifest,
 )
-from edgekd.runtime.registry import ORT, Runtime
 from edgekd.runtime.session import Array, Feeds, Session, TensorSpec, read_arrays, run_rows, write_arrays
 
 if TYPE_CHECKING:

@@ -13,7 +13,7 @@ import numpy as np
 
 from edgekd.errors import ModelError, nearest
 from edgekd.files import atomic_path
-from edgekd.gram.rows import INPUT_PREFIX
+from edgekd.gram.npz import INPUT_PREFIX
 
 if TYPE_CHECKING:
     from types import TracebackType

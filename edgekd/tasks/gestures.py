@@ -12,10 +12,10 @@ import torch
 from torch import nn
 
 from edgekd.errors import DataError
-from edgekd.learn.models import Conv1dEncoder, LateFusion, Standardize
-from edgekd.learn.task import ArraySplit, Modality, resized
 from edgekd.tasks.catalogue import GESTURES, SEGLEARN
 from edgekd.tasks.packages import fetch, read_member
+from edgekd.training.task.models import Conv1dEncoder, LateFusion, Standardize
+from edgekd.training.task.protocol import ArraySplit, Modality, resized
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -25,7 +25,7 @@ _Array = np.ndarray[Any, Any]
 
 
 @dataclass(frozen=True)
-class Size:
+class GesturesSize:
     """How large a network is.
 
     Attributes:
@@ -39,8 +39,8 @@ class Size:
     head: int
 
 
-TEACHER = Size(channels=(128, 256, 256), width=64, head=64)
-STUDENT = Size(channels=(32, 64, 64), width=32, head=32)
+TEACHER = GesturesSize(channels=(128, 256, 256), width=64, head=64)
+STUDENT = GesturesSize(channels=(32, 64, 64), width=32, head=32)
 
 #: By number, so by no result. Windows of one subject are alike, so a subject is in one split only; three are for the
 #: test, since a confidence bound over subjects needs several.
@@ -65,13 +65,13 @@ MODALITIES = (
 
 
 class Gestures:
-    """Windows of 140 recordings: 10 subjects, 7 exercises, 2 sides. Meets :class:`edgekd.learn.task.Task`.
+    """Windows of 140 recordings: 10 subjects, 7 exercises, 2 sides. Meets :class:`edgekd.training.task.protocol.Task`.
 
     The splits are disjoint by subject, and a window's ``group`` is its subject.
 
     Args:
-        teacher: fields of :class:`Size` that replace those of ``TEACHER``.
-        student: fields of :class:`Size` that replace those of ``STUDENT``.
+        teacher: fields of :class:`GesturesSize` that replace those of ``TEACHER``.
+        student: fields of :class:`GesturesSize` that replace those of ``STUDENT``.
 
     Raises:
         TaskError: an unknown field of a size.
@@ -104,7 +104,7 @@ class Gestures:
         """Return the untrained student: logits [B, 7] of raw windows."""
         return self._network(self._student_size)
 
-    def _network(self, size: Size) -> nn.Module:
+    def _network(self, size: GesturesSize) -> nn.Module:
         train = self._splits["train"].inputs
         encoders = {
             modality.name: nn.Sequential(

@@ -4,7 +4,7 @@ import numpy as np
 import onnx
 from onnx import numpy_helper
 
-from edgekd.compress.places import describe, find_places, initializers
+from edgekd.compress.qdq_map import describe, find_places, initializers
 
 
 def round_weights(qdq, floats, branch, bits=3):

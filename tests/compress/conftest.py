@@ -5,9 +5,9 @@ import torch
 from fusion import MODALITIES, make_inputs, save_samples
 from torch import nn
 
-from edgekd.learn.models import LateFusion, Standardize
-from edgekd.learn.to_onnx import Network, write_onnx
-from edgekd.recipe import Tap
+from edgekd.config.recipe import Tap
+from edgekd.training.export.onnx import ExportNetwork, write_onnx
+from edgekd.training.task.models import LateFusion, Standardize
 
 
 @pytest.fixture(scope="session")
@@ -30,7 +30,7 @@ def model(network, tmp_path_factory):
     path = tmp_path_factory.mktemp("float") / "model.onnx"
     inputs = {name: torch.from_numpy(x) for name, x in make_inputs(8).items()}
     taps = {name: Tap(module=f"encoders.{name}") for name in MODALITIES}
-    write_onnx(Network(network, taps), inputs, 20, path)
+    write_onnx(ExportNetwork(network, taps), inputs, 20, path)
     return path
 
 

@@ -4,10 +4,11 @@ import numpy as np
 import onnx
 import onnxruntime as ort
 
-from edgekd.compress import nncf, quantize
-from edgekd.compress.calibrate import Samples
+from edgekd.compress import quantize
 from edgekd.compress.graph import unquantize_outputs
-from edgekd.target import Calibration, Scheme
+from edgekd.compress.quantizers import nncf
+from edgekd.compress.ranges import CalibrationSamples
+from edgekd.config.target import Calibration, Scheme
 
 USUAL = Scheme(activations="uint8", symmetric_activations=False)
 SYMMETRIC = Scheme(activations="int8", symmetric_activations=True, bias="float")
@@ -18,7 +19,7 @@ def int8(model, samples, work, scheme=USUAL, quantizer="qdq"):
     """Return the QDQ graph and the float graph that it was made from."""
     work.mkdir(exist_ok=True)
     write = nncf.quantize if quantizer == "nncf" else quantize._quantize
-    qdq = onnx.load(write(model, Samples(samples, CALIBRATION), scheme, work))
+    qdq = onnx.load(write(model, CalibrationSamples(samples, CALIBRATION), scheme, work))
     unquantize_outputs(qdq)
     return qdq, onnx.load(work / "prepared.onnx")
 

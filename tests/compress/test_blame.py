@@ -8,9 +8,9 @@ from onnx import TensorProto, helper, numpy_helper
 from onnx.helper import make_node, make_tensor_value_info
 
 from edgekd.compress.blame import blame
-from edgekd.compress.examine import Examiner, Judging
 from edgekd.compress.graph import save
-from edgekd.compress.switches import undo
+from edgekd.compress.partial import Examiner, Judging
+from edgekd.compress.switchboard import undo
 from edgekd.gram.drift import Bootstrap, flips, measure_drift
 from edgekd.gram.probe import Probe
 

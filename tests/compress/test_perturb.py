@@ -7,7 +7,7 @@ from onnx.helper import make_node, make_tensor_value_info
 
 from edgekd.compress.perturb import Perturbation, perturb, perturbations
 from edgekd.errors import ModelError
-from edgekd.runtime.ort import open_engine
+from edgekd.runtime.backends.onnxruntime import open_engine
 
 RANDOM = np.random.default_rng(0)
 

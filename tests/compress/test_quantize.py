@@ -8,14 +8,14 @@ from onnx import TensorProto, helper, numpy_helper
 from onnx.helper import make_node, make_tensor_value_info
 
 from edgekd.compress import quantize
-from edgekd.compress.quantize import DEPLOY, ENGINE, PREPARED, QDQ, Way
+from edgekd.compress.quantize import DEPLOY, ENGINE, PREPARED, QDQ, CandidateSpec
+from edgekd.config.target import DEFAULT_OPERATORS, Calibration, Scheme
 from edgekd.errors import ModelError
-from edgekd.target import DEFAULT_OPERATORS, Calibration, Scheme
 
 MINMAX = Calibration(description="", method="minmax", samples=200)
 USUAL = Scheme(activations="uint8", symmetric_activations=False)
 TENSORRT = Scheme(activations="int8", symmetric_activations=True, bias="float", reduce_range=False)
-BY_EDGEKD = Way("int8", "qdq")
+BY_EDGEKD = CandidateSpec("int8", "qdq")
 OUTPUTS = ["logits", "embedding.image", "embedding.motion"]
 
 
@@ -117,7 +117,7 @@ def test_reconstructed_weights_keep_the_network_better_than_nearest(model, tmp_p
     for rounding in ("nearest", "reconstruct"):
         (tmp_path / rounding).mkdir()
         how = Calibration(description="", method="minmax", samples=200, rounding=rounding)
-        way = Way("int8", quantizer)
+        way = CandidateSpec("int8", quantizer)
         quantize.run(way, model, tmp_path / "samples.npz", USUAL, how, tmp_path / rounding)
         found[rounding] = run(tmp_path / rounding / way.name / ENGINE, others)
     exact = run(model, others)

@@ -11,14 +11,14 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper, save
 from onnx.helper import make_node, make_tensor_value_info
 
+from edgekd.config.recipe import ProfileConfig
+from edgekd.devices.agent_process import AgentProcess
 from edgekd.devices.local import LocalDevice
-from edgekd.devices.process import AgentProcess
 from edgekd.errors import DeviceError, ModelError
-from edgekd.recipe import ProfileConfig
-from edgekd.runtime.measure import latency_from
-from edgekd.runtime.registry import ORT
+from edgekd.runtime.backends.registry import ORT
+from edgekd.runtime.measure.results import latency_from
 
-AGENT = [sys.executable, "-m", "edgekd.runtime.agent"]
+AGENT = [sys.executable, "-m", "edgekd.runtime.agent.agent"]
 
 
 def save_engine(path, width=4):
@@ -198,7 +198,7 @@ def test_what_is_switched_off_is_not_measured(files, tmp_path):
 
 
 def test_at_a_sensors_rate(files, tmp_path, monkeypatch):
-    monkeypatch.setattr("edgekd.devices.further._PACED_SECONDS", 0.5)
+    monkeypatch.setattr("edgekd.devices.extra_measurements._PACED_SECONDS", 0.5)
     (engine,) = profile(files, tmp_path, ("a",), rate_hz=200, layers=False, energy_s=0).engines
     raw = np.load(tmp_path / engine.paced.raw_file)
     assert (engine.paced.rate_hz, len(raw)) == (200, 100)
@@ -208,7 +208,7 @@ def test_at_a_sensors_rate(files, tmp_path, monkeypatch):
 
 
 def test_a_rate_that_no_engine_keeps_is_late_and_ever_later(files, tmp_path, monkeypatch):
-    monkeypatch.setattr("edgekd.devices.further._PACED_SECONDS", 1e-4)
+    monkeypatch.setattr("edgekd.devices.extra_measurements._PACED_SECONDS", 1e-4)
     (engine,) = profile(files, tmp_path, ("a",), rate_hz=5e6, layers=False, energy_s=0).engines
     raw = np.load(tmp_path / engine.paced.raw_file)
     assert engine.paced.late >= 0.9 * len(raw)
@@ -216,7 +216,7 @@ def test_a_rate_that_no_engine_keeps_is_late_and_ever_later(files, tmp_path, mon
 
 
 def test_a_sustained_run_is_told_in_windows(files, tmp_path, monkeypatch):
-    monkeypatch.setattr("edgekd.devices.further._WINDOW_SECONDS", 0.2)
+    monkeypatch.setattr("edgekd.devices.extra_measurements._WINDOW_SECONDS", 0.2)
     steps = []
     (engine,) = profile(
         files, tmp_path, ("a",), sustained_s=0.5, layers=False, energy_s=0, advance=lambda *step: steps.append(step)
@@ -282,7 +282,7 @@ def test_agents_run_this_very_edgekd_from_any_folder(files, tmp_path, monkeypatc
 def test_describing_starts_nothing_and_loads_nothing():
     code = (
         "import sys\nfrom edgekd.devices.local import LocalDevice\n"
-        "from edgekd.runtime.registry import ORT\n"
+        "from edgekd.runtime.backends.registry import ORT\n"
         "starts = ('subprocess', 'os.fork', 'os.posix_spawn', 'os.system')\n"
         "sys.addaudithook(lambda event, _: event.startswith(starts) and sys.exit(event))\n"
         "facts = LocalDevice().describe(ORT)\nassert facts == LocalDevice().describe(ORT)\n"
@@ -371,7 +371,7 @@ def test_a_command_that_is_not_there():
 
 def test_an_agent_ends_when_its_starter_is_killed():
     code = (
-        "import os, signal\nfrom edgekd.devices.process import AgentProcess\n"
+        "import os, signal\nfrom edgekd.devices.agent_process import AgentProcess\n"
         f"agent = AgentProcess({AGENT!r}, dict(os.environ), 60)\nagent.ask('memory')\n"
         "print(agent.pid, flush=True)\nos.kill(os.getpid(), signal.SIGKILL)"
     )

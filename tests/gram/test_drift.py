@@ -11,7 +11,7 @@ from edgekd.gram.drift import Bootstrap, DriftMeter, flips, measure_drift, upper
 from edgekd.gram.matrix import pair_cosines
 from edgekd.gram.probe import Probe
 from edgekd.gram.stats import debiased_cka, spearman
-from edgekd.gram.units import UNITS, Units, hash_names
+from edgekd.gram.streaming import UNITS, Units, hash_names
 
 
 def bound_of(errors, groups, bootstrap):

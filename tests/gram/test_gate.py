@@ -10,23 +10,23 @@ import pytest
 import torch
 from probes import first, rotate, with_embeddings, with_logits
 
-from edgekd.gram.align import GramKind, gram_distance
+from edgekd.config.recipe import DistillConfig, GateConfig, TaskConfig, TeacherConfig
+from edgekd.gram.distance import GramKind, gram_distance
 from edgekd.gram.drift import Bootstrap, Drift
-from edgekd.gram.gate import Limits, judge, keep_ledger
+from edgekd.gram.gate import GateLimits, judge, keep_ledger
 from edgekd.gram.matrix import SOFTNESS
 from edgekd.gram.probe import Probe
-from edgekd.learn import distill, teacher
-from edgekd.learn.evaluate import batches, probe, truth
-from edgekd.learn.losses.logits import cross_entropy
-from edgekd.learn.result import PROBE, WEIGHTS
-from edgekd.learn.taps import Tapped, Taps, resolve_taps
-from edgekd.learn.task import accuracy, load_task
-from edgekd.learn.weights import build, load_weights
-from edgekd.progress import Silent, StageReporter
-from edgekd.recipe import DistillConfig, GateConfig, TaskConfig, TeacherConfig
+from edgekd.stages.artifacts import PROBE, WEIGHTS
+from edgekd.stages.progress import Silent, StageReporter
+from edgekd.training.distillation import distill, teacher
+from edgekd.training.distillation.losses.logits import cross_entropy
+from edgekd.training.loop.evaluate import batches, probe, truth
+from edgekd.training.loop.weights import build, load_weights
+from edgekd.training.taps.taps import TappedModel, Taps, resolve_taps
+from edgekd.training.task.protocol import accuracy, load_task
 
 DEFAULTS = GateConfig()
-LIMITS = Limits(DEFAULTS.tau_pass, DEFAULTS.tau_fail, DEFAULTS.max_flips, DEFAULTS.max_metric_drop)
+LIMITS = GateLimits(DEFAULTS.tau_pass, DEFAULTS.tau_fail, DEFAULTS.max_flips, DEFAULTS.max_metric_drop)
 
 
 @dataclass(frozen=True)
@@ -75,7 +75,7 @@ def taught_wrong(task, student, taps):
     """Fine-tune on the label after the right one, anchored to the Gram of before."""
     anchor = copy.deepcopy(student).eval()
     optimizer = torch.optim.Adam(student.parameters(), 3e-3)
-    with Tapped(student.train(), taps) as tuned, Tapped(anchor, taps) as anchored:
+    with TappedModel(student.train(), taps) as tuned, TappedModel(anchor, taps) as anchored:
         for batch in [*batches(task.splits["train"])] * 20:
             inputs = list(batch.inputs.values())
             logits, embeddings = tuned(inputs)

@@ -55,7 +55,7 @@ import sys
 from pathlib import Path
 from edgekd.gram.drift import Bootstrap, flips, measure_drift
 from edgekd.gram.probe import Probe
-from edgekd.runtime.machine import peak_rss_bytes
+from edgekd.runtime.measure.machine import peak_rss_bytes
 before = peak_rss_bytes()
 probes = [Probe.load(Path(sys.argv[1])) for _ in range(2)]
 assert measure_drift(*probes, None, Bootstrap(resamples=10)).mean == flips(*probes) == 0

@@ -7,14 +7,16 @@ from dataclasses import asdict, replace
 
 import numpy as np
 
+from edgekd.config.target import Budgets
 from edgekd.gram.drift import Bootstrap
-from edgekd.gram.gate import Limits, keep_ledger
-from edgekd.gram.heat import few_grams
+from edgekd.gram.gate import GateLimits, keep_ledger
+from edgekd.gram.heatmap import few_grams
 from edgekd.gram.probe import Probe
-from edgekd.report import profile as profiles
-from edgekd.report.build import BuildReport, StageTime, TargetResult, write_report
+from edgekd.report.build import profile as profiles
+from edgekd.report.build.files import write_report
+from edgekd.report.results import BuildReport, TargetResult
 from edgekd.runtime.manifest import Manifest
-from edgekd.runtime.measure import (
+from edgekd.runtime.measure.results import (
     Energy,
     EngineProfile,
     LayerTime,
@@ -24,9 +26,9 @@ from edgekd.runtime.measure import (
     Window,
     latency_from,
 )
-from edgekd.target import Budgets
+from edgekd.stages.stage import StageTime
 
-LIMITS = Limits(tau_pass=0.005, tau_fail=0.02, max_flips=0.03, max_metric_drop=0.015)
+LIMITS = GateLimits(tau_pass=0.005, tau_fail=0.02, max_flips=0.03, max_metric_drop=0.015)
 MACHINE = {
     "cpu": "Intel(R) Xeon(R) Platinum 8481C CPU @ 2.70GHz",
     "cores": "2",

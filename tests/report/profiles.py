@@ -4,7 +4,7 @@ from dataclasses import replace
 
 from builds import latency, profile
 
-from edgekd.runtime.measure import Energy, LayerTime, Paced, Sustained, Window
+from edgekd.runtime.measure.results import Energy, LayerTime, Paced, Sustained, Window
 
 LAYERS = tuple(
     LayerTime(name, "Conv", branch, ms)

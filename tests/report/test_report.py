@@ -7,8 +7,8 @@ from dataclasses import replace
 import pytest
 from builds import build, full_profile, further, ledger, profile, target
 
-from edgekd.report.build import report_json, report_markdown, write_report
-from edgekd.target import Budgets
+from edgekd.config.target import Budgets
+from edgekd.report.build.files import report_json, report_markdown, write_report
 
 REQUIRED = {"target", "device", "runtime", "precision", "latency_ms", "metric", "gram", "size_bytes", "peak_rss_bytes"}
 
@@ -193,7 +193,9 @@ def test_files_are_written_and_nothing_else(tmp_path):
 
 
 def test_reports_need_no_terminal_library():
-    source = "import sys, edgekd.report.build; sys.exit(not {'rich', 'torch', 'onnxruntime'}.isdisjoint(sys.modules))"
+    source = (
+        "import sys, edgekd.report.build.files; sys.exit(not {'rich', 'torch', 'onnxruntime'}.isdisjoint(sys.modules))"
+    )
     assert subprocess.run([sys.executable, "-c", source], check=False).returncode == 0
 
 

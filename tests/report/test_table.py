@@ -5,8 +5,8 @@ from dataclasses import replace
 import pytest
 from builds import build, ledger, profile, target
 
-from edgekd.report.build import report_markdown
-from edgekd.report.figures import duration, factor, milliseconds, size
+from edgekd.report.build.files import report_markdown
+from edgekd.report.format import duration, factor, milliseconds, size
 from edgekd.report.table import (
     Column,
     Table,

@@ -14,10 +14,10 @@ import edgekd
 import edgekd.runtime
 from edgekd.errors import BundleError, ModelError
 from edgekd.gram.matrix import pair_cosines
+from edgekd.runtime.backends.onnxruntime import open_engine
+from edgekd.runtime.backends.registry import ORT
 from edgekd.runtime.bundle import load, read_branches, write_bundle, write_reference
 from edgekd.runtime.manifest import read_manifest
-from edgekd.runtime.ort import open_engine
-from edgekd.runtime.registry import ORT
 
 SCHEMA = json.loads(Path(edgekd.runtime.__file__).with_name("manifest.schema.json").read_text())
 FACTS = {

@@ -45,7 +45,7 @@ def test_the_public_load_is_the_bundles():
 def test_a_missing_engine_library_names_its_install(tmp_path):
     code = (
         "import sys; sys.modules['onnxruntime'] = None\n"
-        "from edgekd.errors import MissingDependency\nfrom edgekd.runtime.ort import open_engine\n"
+        "from edgekd.errors import MissingDependency\nfrom edgekd.runtime.backends.onnxruntime import open_engine\n"
         "try:\n    open_engine(b'')\nexcept MissingDependency as error:\n    print(error)"
     )
     assert 'pip install "edgekd[runtime]"' in _python(code)
@@ -54,7 +54,10 @@ def test_a_missing_engine_library_names_its_install(tmp_path):
 def test_onnx_runtime_reports_nothing_to_its_maker(tmp_path):
     """It keeps a database of what it will send in the user's cache, from its import on."""
     engine = save_engine(tmp_path / "e.onnx")
-    code = f"from pathlib import Path\nfrom edgekd.runtime.ort import open_engine\nopen_engine(Path({str(engine)!r}))"
+    code = (
+        "from pathlib import Path\nfrom edgekd.runtime.backends.onnxruntime import open_engine\n"
+        f"open_engine(Path({str(engine)!r}))"
+    )
     _python(code, HOME=str(tmp_path / "home"), XDG_CACHE_HOME=str(tmp_path / "home"))
     assert not (tmp_path / "home").exists()
 

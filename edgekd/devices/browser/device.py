@@ -13,9 +13,9 @@ from msgspec.structs import replace
 from edgekd.devices.browser import library
 from edgekd.devices.browser.chromium import find_chromium, version
 from edgekd.devices.browser.page import Page
-from edgekd.devices.turns import take_turns
+from edgekd.devices.interleave import take_turns
 from edgekd.errors import DeviceError, ModelError, TargetError
-from edgekd.runtime.machine import cpu_model, machine_facts
+from edgekd.runtime.measure.machine import cpu_model, machine_facts
 from edgekd.runtime.session import FeedCheck, TensorSpec, read_feeds, run_rows, write_arrays
 
 if TYPE_CHECKING:
@@ -23,9 +23,9 @@ if TYPE_CHECKING:
     from pathlib import Path
     from types import TracebackType
 
-    from edgekd.recipe import ProfileConfig
-    from edgekd.runtime.measure import Nanoseconds, Profile
-    from edgekd.runtime.registry import Runtime
+    from edgekd.config.recipe import ProfileConfig
+    from edgekd.runtime.backends.registry import Runtime
+    from edgekd.runtime.measure.results import Nanoseconds, Profile
     from edgekd.runtime.session import Array, Feeds
 
 _RUNTIME = "onnxruntime-web"
@@ -93,7 +93,7 @@ class BrowserDevice:
         threads: int,
         tell: Callable[[str], None] = lambda _: None,  # noqa: ARG002 - nothing is said while an engine runs
     ) -> None:
-        """Run every row of ``inputs`` through an engine; see :class:`~edgekd.devices.device.Device`."""
+        """Run every row of ``inputs`` through an engine; see :class:`~edgekd.devices.base.Device`."""
         with self._open(engine, runtime, threads) as session:
             write_arrays(outputs, run_rows(session, read_feeds(inputs, session.inputs), _BATCH))
 
@@ -106,7 +106,7 @@ class BrowserDevice:
         config: ProfileConfig,
         advance: Callable[[int, int, str], None],
     ) -> Profile:
-        """Measure engines side by side, at batch 1; see :func:`~edgekd.devices.turns.take_turns`.
+        """Measure engines side by side, at batch 1; see :func:`~edgekd.devices.interleave.take_turns`.
 
         A cold start is a fresh browser with an empty profile: ``load_ms`` is the time of creating a session from bytes
         at hand, in which onnxruntime-web also fetches its WebAssembly, from this host, and compiles it. The page's
@@ -118,12 +118,12 @@ class BrowserDevice:
             engines, inputs, folder, config, advance, _NO_FURTHER,
         )  # fmt: skip
 
-    def _open(self, engine: Path, runtime: Runtime, threads: int) -> _Session:
+    def _open(self, engine: Path, runtime: Runtime, threads: int) -> _BrowserSession:
         _check(runtime)
-        return _Session(engine, threads, self._patience_seconds)
+        return _BrowserSession(engine, threads, self._patience_seconds)
 
 
-class _Session:
+class _BrowserSession:
     """A :class:`~edgekd.runtime.session.Session` in a browser of its own."""
 
     import_ms = None
@@ -178,7 +178,7 @@ class _Session:
     def close(self) -> None:
         self.page.close()
 
-    def __enter__(self) -> _Session:
+    def __enter__(self) -> _BrowserSession:
         return self
 
     def __exit__(

@@ -9,9 +9,9 @@ import threading
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
-from edgekd.devices.process import AgentProcess
+from edgekd.devices.agent_process import AgentProcess
 from edgekd.errors import DeviceError, EdgekdError, StorageError
-from edgekd.runtime.board import GREETING
+from edgekd.runtime.agent.board import GREETING
 
 if TYPE_CHECKING:
     from edgekd.devices.ssh.connection import Connection
@@ -56,7 +56,7 @@ class RemoteAgent(AgentProcess):
             raise
 
     def ask(self, job: str, *wanted: str, **arguments: Any) -> dict[str, Any]:
-        """Give the agent a job and return its answer; see :class:`~edgekd.devices.process.AgentProcess`."""
+        """Give the agent a job and return its answer; see :class:`~edgekd.devices.agent_process.AgentProcess`."""
         try:
             if not self._connection.alive:
                 raise self._lost(job)

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from edgekd.devices.ssh.connection import Connection
-    from edgekd.runtime.registry import Runtime
+    from edgekd.runtime.backends.registry import Runtime
 
 #: Bytes that travel at a time.
 _CHUNK = 1 << 20
@@ -29,7 +29,7 @@ _RETRY_SECONDS, _BEATS = 1.0, 6
 
 
 class Board:
-    """A connected board with its agent unpacked; see :class:`~edgekd.devices.place.Place`.
+    """A connected board with its agent unpacked; see :class:`~edgekd.devices.agent_host.AgentHost`.
 
     Args:
         connection: to it.

@@ -6,23 +6,23 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from edgekd.devices import place
+from edgekd.devices import agent_host
+from edgekd.devices.interleave import take_turns
 from edgekd.devices.local import AgentEngine
 from edgekd.devices.ssh.address import parse
 from edgekd.devices.ssh.board import Board
 from edgekd.devices.ssh.connection import Connection
 from edgekd.devices.ssh.contact import Contact, clean, look, unpack
-from edgekd.devices.turns import take_turns
 from edgekd.errors import DeviceError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
     from pathlib import Path
 
-    from edgekd.recipe import ProfileConfig
+    from edgekd.config.recipe import ProfileConfig
+    from edgekd.runtime.backends.registry import Runtime
     from edgekd.runtime.bundle import Verification
-    from edgekd.runtime.measure import Profile
-    from edgekd.runtime.registry import Runtime
+    from edgekd.runtime.measure.results import Profile
     from edgekd.runtime.session import Built
 
 #: How long one answer may take: TensorRT builds a large engine for many minutes.
@@ -127,26 +127,26 @@ class SshDevice:
         threads: int,
         tell: Callable[[str], None] = lambda _: None,
     ) -> None:
-        """Run every row of ``inputs`` through an engine; see :class:`~edgekd.devices.device.Device`."""
+        """Run every row of ``inputs`` through an engine; see :class:`~edgekd.devices.base.Device`."""
         with self._alone(runtime, tell) as board:
             for path in (engine, inputs):
                 board.send(path)
             tell(f"{_opening(runtime)} {engine.name} there")
-            place.evaluate(board, engine, runtime, inputs, outputs, threads)
+            agent_host.evaluate(board, engine, runtime, inputs, outputs, threads)
 
     def verify(self, bundle: Path, runtime: Runtime, threads: int, tell: Callable[[str], None]) -> Verification:
-        """Check a bundle; see :class:`~edgekd.devices.device.Verifier`."""
+        """Check a bundle; see :class:`~edgekd.devices.base.Verifier`."""
         with self._alone(runtime, tell) as board:
             tell("verifying there")
-            return place.verify(board, bundle, runtime, threads)
+            return agent_host.verify(board, bundle, runtime, threads)
 
     def build(
         self, engine: Path, runtime: Runtime, folder: Path, threads: int, tell: Callable[[str], None]
     ) -> Built | None:
-        """Bring here what the library makes of an engine; see :class:`~edgekd.devices.device.Verifier`."""
+        """Bring here what the library makes of an engine; see :class:`~edgekd.devices.base.Verifier`."""
         with self._alone(runtime, tell) as board:
             tell("asking for what was built there")
-            return place.build(board, engine, runtime, folder, threads)
+            return agent_host.build(board, engine, runtime, folder, threads)
 
     def profile(
         self,
@@ -157,7 +157,7 @@ class SshDevice:
         config: ProfileConfig,
         advance: Callable[[int, int, str], None],
     ) -> Profile:
-        """Measure engines side by side, at batch 1; see :func:`~edgekd.devices.turns.take_turns`."""
+        """Measure engines side by side, at batch 1; see :func:`~edgekd.devices.interleave.take_turns`."""
         with self._alone(runtime, lambda note: advance(0, 1, note)) as board:
             for engine in engines.values():  # before anything is timed
                 board.send(engine)

@@ -1,0 +1,90 @@
+"""Commands that show what ships with edgekd, and start a project: init, tasks, targets, recipe."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from edgekd.cli.main import main
+from edgekd.cli.options import recipe_options
+
+if TYPE_CHECKING:
+    from edgekd.tasks import TaskInfo
+
+
+@main.command()
+@click.argument("folder", type=click.Path(path_type=Path))
+def init(folder: Path) -> None:
+    """Start a project that builds as it stands.
+
+    Writes a recipe, edgekd.toml, and a commented task, task.py, into FOLDER.
+    """
+    from edgekd.cli.init import init as write
+
+    for path in write(folder):
+        click.echo(f"wrote {path}")
+    click.echo(f"\nNext:  cd {folder} && edgekd build\nThen replace the data and the two networks in task.py.")
+
+
+@main.command()
+def tasks() -> None:
+    """List the shipped tasks, with the licence of their data."""
+    from edgekd.cli.terminal import print_tasks
+    from edgekd.tasks import describe
+
+    def description(task: TaskInfo) -> str:
+        what = f"{task.summary}; {task.samples} samples of {', '.join(task.modalities)}"
+        return f"{what}\n{task.licence}; {task.citation}"
+
+    print_tasks((task.name, description(task)) for task in describe())
+
+
+@main.group(invoke_without_command=True)
+@click.pass_context
+def targets(context: click.Context) -> None:
+    """List the kinds of device.
+
+    `targets show NAME` prints one, to copy and change.
+    """
+    if context.invoked_subcommand is None:
+        from edgekd.cli.terminal import print_targets
+        from edgekd.config.target import load_target, shipped_targets
+
+        shipped = [load_target(name) for name in shipped_targets()]
+        print_targets((target.name, target.runtime, target.description) for target in shipped)
+
+
+@targets.command("show")
+@click.argument("name")
+def show_target(name: str) -> None:
+    """Print a target's TOML."""
+    from edgekd.config.target import find_target
+
+    click.echo(find_target(name).read_text(encoding="utf-8"), nl=False)
+
+
+@main.group()
+def recipe() -> None:
+    """Show a recipe, or the schema of all."""
+
+
+@recipe.command("schema")
+def schema() -> None:
+    """Print the JSON schema of edgekd.toml: every key, default and description."""
+    from edgekd.config.recipe import recipe_schema
+
+    click.echo(json.dumps(recipe_schema(), indent=2))
+
+
+@recipe.command("show")
+@recipe_options
+def show_recipe(recipe: str | None, overrides: tuple[str, ...]) -> None:
+    """Print a recipe as JSON, with every default filled in."""
+    import msgspec
+
+    from edgekd.config.recipe import load_recipe
+
+    click.echo(json.dumps(msgspec.to_builtins(load_recipe(recipe, overrides)), indent=2))

@@ -1,0 +1,53 @@
+"""The command of commands: in which order they are listed, and how errors end."""
+
+from __future__ import annotations
+
+import errno
+import io
+import sys
+from typing import Any
+
+import click
+
+import edgekd
+from edgekd.errors import EdgekdError, OutputError
+
+#: What the system refuses a user, rather than a defect of edgekd.
+_REFUSALS = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS)
+
+
+class _EdgekdGroup(click.Group):
+    """Prints a user's error as one line and exits with its code; a defect keeps its traceback."""
+
+    def list_commands(self, _context: click.Context) -> list[str]:
+        """Return the commands in the order of this file: the one that matters first."""
+        return list(self.commands)
+
+    def invoke(self, context: click.Context) -> Any:
+        try:
+            return super().invoke(context)
+        except EdgekdError as error:
+            _fail(context, error)
+        except KeyboardInterrupt:
+            resumes = context.invoked_subcommand in ("build", "search", "advise")
+            click.echo(f"interrupted{'; the same command goes on from here' if resumes else ''}", err=True)
+            context.exit(130)
+        except OSError as error:
+            if error.errno not in _REFUSALS:
+                raise
+            _fail(context, OutputError(f"{error.filename or 'a file'}: {error.strerror}"))
+
+
+def _fail(context: click.Context, error: EdgekdError) -> None:
+    line = " ".join(str(error).split())
+    click.echo(f"{click.style('error', fg='red', bold=True)}: {line}", err=True)
+    context.exit(error.exit_code)
+
+
+@click.group(cls=_EdgekdGroup, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(edgekd.__version__, "-V", "--version", prog_name="edgekd")
+def main() -> None:
+    """Distil multi-modal models for edge devices, and prove that their Gram structure survives."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")  # a terminal that cannot show a sign is no reason to fail

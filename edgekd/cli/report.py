@@ -1,0 +1,123 @@
+"""The command that joins builds into one table: report."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from edgekd.cli.main import main
+from edgekd.errors import BudgetMissed, nearest
+
+if TYPE_CHECKING:
+    from edgekd.report.compare.formats import Joined
+
+
+#: Forms of the joined table, and the suffixes of files that have them.
+_FORMATS = {"markdown": ".md", "csv": ".csv", "json": ".json", "html": ".html"}
+#: Those that hold what came of a budget file.
+_CHECKED = ("markdown", "json")
+
+
+@main.command()
+@click.argument("runs", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.option(
+    "--sort",
+    "key",
+    default="p50",
+    show_default=True,
+    metavar="KEY",
+    help="p50, p90, p99, throughput, "
+    "metric, change, bound, size, memory, energy, task, target, device, runtime, precision or verdict.",
+)
+@click.option("--reverse", is_flag=True, help="The largest first.")
+@click.option("--max-latency-ms", type=float, metavar="MS", help="Leave out rows whose p50 is above.")
+@click.option("--min-metric", type=float, metavar="X", help="Leave out rows whose metric is below; higher is better.")
+@click.option("--max-metric", type=float, metavar="X", help="Leave out rows whose metric is above; lower is better.")
+@click.option("--verdict", type=click.Choice(("pass", "warn", "fail")), default="fail", help="The worst to show.")
+@click.option("--target", "targets", multiple=True, metavar="NAME", help="Show this target alone. Repeatable.")
+@click.option("--device", "devices", multiple=True, metavar="NAME", help="Show this device alone. Repeatable.")
+@click.option("--format", "form", type=click.Choice(tuple(_FORMATS)), help="Instead of a table for the terminal.")
+@click.option(
+    "--output",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="Write it there; .md, .csv, .json and .html say in which form.",
+)
+@click.option(
+    "--check",
+    "budget",
+    type=click.Path(path_type=Path),
+    metavar="BUDGET.toml",
+    help="Hold every row against limits, and exit with 21 when one is not kept.",
+)
+def report(
+    runs: tuple[Path, ...],
+    key: str,
+    reverse: bool,
+    form: str | None,
+    output: Path | None,
+    budget: Path | None,
+    max_latency_ms: float | None,
+    min_metric: float | None,
+    max_metric: float | None,
+    **names: Any,
+) -> None:
+    """Join builds of many targets and devices into one table.
+
+    RUNS are output folders of `edgekd build` or of `edgekd profile`. A row is one engine on its device: latency,
+    throughput, metric, Gram drift, size, memory, energy. As HTML it is one page with pictures that needs no network.
+    """
+    from edgekd.report.compare.budgets import check_budgets, read_budgets
+    from edgekd.report.compare.formats import Joined
+    from edgekd.report.compare.read import read_runs
+    from edgekd.report.compare.rows import SORT_KEYS, Filters, choose, order
+
+    if key not in SORT_KEYS:
+        raise click.UsageError(f"--sort {key}: there is no such key{nearest(key, SORT_KEYS)}")
+    filters = Filters(max_latency_ms=max_latency_ms, min_metric=min_metric, max_metric=max_metric, **names)
+    form = _form(form, output, budget, filters != Filters())
+    limits = read_budgets(budget) if budget else None
+    kept, left_out = choose(order(read_runs(runs), key, reverse), filters)
+    checks = check_budgets(kept, limits, budget) if budget and limits else None
+    _show_joined(Joined(kept, left_out, key, reverse, checks), form, output)
+    missed = [check for check in checks or () if not check.kept]
+    if missed:
+        first = missed[0]
+        told = f"{first.row.target} on {first.row.device}: {first.key} {first.found}, wanted {first.wanted}"
+        told += f"; and {len(missed) - 1} more" if len(missed) > 1 else ""
+        raise BudgetMissed(f"{budget}: {len(missed)} of {len(checks or ())} limits not kept: {told}")
+
+
+def _form(form: str | None, output: Path | None, budget: Path | None, filtered: bool) -> str | None:
+    """Return the form that is wanted, None for the terminal's; refuse what does not go together."""
+    if output and form is None:
+        form = next((name for name, suffix in _FORMATS.items() if suffix == output.suffix.lower()), None)
+        if form is None:
+            raise click.UsageError(f"--output {output}: ends in none of {', '.join(_FORMATS.values())}; give --format")
+    if budget and filtered:
+        raise click.UsageError("--check holds every row against its limits: a filter would hide some; leave it out")
+    if budget and form not in (None, *_CHECKED):
+        raise click.UsageError(f"--check goes with --format {' or '.join(_CHECKED)}, or none, not with {form}")
+    return form
+
+
+def _show_joined(joined: Joined, form: str | None, output: Path | None) -> None:
+    """Print the joined table, or write it into a file."""
+    if form is None:
+        from edgekd.cli.terminal.report import print_joined
+
+        print_joined(joined)
+        return
+    from edgekd.files import write_text
+    from edgekd.report.compare.formats import as_csv, as_json, as_markdown
+    from edgekd.report.compare.page import as_html
+
+    write = {"markdown": as_markdown, "csv": as_csv, "json": as_json, "html": as_html}[form]
+    text = write(joined)
+    if output is None:
+        click.echo(text, nl=False)
+        return
+    write_text(output, text)
+    click.echo(f"wrote {output}")

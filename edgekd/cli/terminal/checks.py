@@ -1,0 +1,59 @@
+"""What ``edgekd check`` and ``edgekd blame`` print."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from rich.text import Text
+
+from edgekd.cli.terminal.tables import open_page, print_indented, print_legend, print_table, print_title, print_verdict
+from edgekd.report.blame.tables import blame_table
+from edgekd.report.table import ledger_table
+from edgekd.workflows.thresholds import alarm_table
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from pathlib import Path
+
+    from edgekd.gram.blame import Blame
+    from edgekd.workflows.check import TargetCheck
+    from edgekd.workflows.thresholds import Alarm
+
+
+def print_checks(checks: Sequence[TargetCheck], width: int | None = None) -> None:
+    """Print every candidate's ledger, then the verdicts."""
+    console = open_page(width)
+    for found in checks:
+        for name, ledger in found.ledgers.items():
+            print_title(console, f"{found.target} · {found.device} · {name}")
+            print_table(console, ledger_table(ledger))
+        console.print()
+        for fact in found.facts:
+            print_indented(console, Text(fact, "dim"))
+    print_legend(console, *(ledger_table(ledger) for found in checks for ledger in found.ledgers.values()))
+    console.print()
+    for found in checks:
+        for name, ledger in found.ledgers.items():
+            print_verdict(console, ledger.verdict, f"{found.target}  {name}", ledger.reasons)
+
+
+def print_alarm(alarm: Alarm, width: int | None = None) -> None:
+    """Print what drift costs, and the limits that follow, as lines of a recipe."""
+    console = open_page(width)
+    print_title(console, "what drift costs on this task")
+    print_table(console, alarm_table(alarm))
+    limits = [(name, getattr(alarm, name).tau) for name in ("tau_pass", "tau_fail")]
+    known = [f"{name} = {tau:.4f}" for name, tau in limits if tau is not None]
+    if known:
+        console.print()
+        for line in ("[gate]", *known):
+            console.print(Text(line, "cyan"), soft_wrap=True)
+
+
+def print_blame(target: str, blame: Blame, folder: Path, width: int | None = None) -> None:
+    """Print who is to blame, and where the picture is."""
+    console = open_page(width)
+    print_title(console, f"{target} · INT8")
+    print_table(console, blame_table(blame))
+    console.print()
+    console.print(Text(f"picture: {folder / 'blame.svg'}", "cyan"), soft_wrap=True)

@@ -1,0 +1,147 @@
+"""The live view: one line for each planned stage, redrawn in place."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Literal
+
+from rich.live import Live
+from rich.spinner import Spinner
+from rich.text import Text
+
+from edgekd.cli.terminal.plain import join
+from edgekd.report.format import duration
+
+if TYPE_CHECKING:
+    from types import TracebackType
+    from typing import Self
+
+    from rich.console import Console, ConsoleOptions, RenderResult
+
+State = Literal["waiting", "running", "done", "cached", "stopped"]
+
+_BAR = 16
+_NAME_MAX = 26
+_TIME = len("12 min 05 s")
+_STYLES: dict[State, str] = {"waiting": "dim", "running": "cyan", "done": "green", "cached": "dim", "stopped": "red"}
+_MARKS: dict[State, str] = {"waiting": "·", "done": "✓", "cached": "=", "stopped": "✗"}
+_ASCII_MARKS: dict[State, str] = {"waiting": ".", "done": "+", "cached": "=", "stopped": "x"}
+
+
+@dataclass(frozen=True)
+class _StageLine:
+    """What is known of one stage."""
+
+    state: State = "waiting"
+    since: float = 0.0
+    seconds: float = 0.0
+    done: int = 0
+    total: int = 0
+    text: str = ""
+
+
+class LiveView:
+    """Shows every stage with its mark, time, progress and outcome; restores the terminal however it is left."""
+
+    def __init__(self, console: Console, verbose: bool = False) -> None:
+        self._console = console
+        self._verbose = verbose
+        self._lines: dict[str, _StageLine] = {}
+        unicode = console.encoding.startswith("utf")
+        self._marks = _MARKS if unicode else _ASCII_MARKS
+        self._bar = "━─" if unicode else "=-"
+        self._spinner = Spinner("dots" if unicode else "line")
+        self._open = True
+        self._live = Live(self, console=console, refresh_per_second=10, redirect_stdout=False, redirect_stderr=False)
+
+    def __enter__(self) -> Self:
+        self._live.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        for stage, line in self._lines.items():
+            if line.state == "running":
+                self._lines[stage] = replace(line, state="stopped", seconds=time.monotonic() - line.since)
+        self._open = False
+        self._live.stop()
+
+    def plan(self, stages: tuple[str, ...]) -> None:
+        """Show all stages as waiting."""
+        self._lines = dict.fromkeys(stages, _StageLine())
+
+    def start(self, stage: str) -> None:
+        """Let its spinner run."""
+        self._set(stage, _StageLine("running", since=time.monotonic()))
+
+    def advance(self, stage: str, done: int, total: int, note: str) -> None:
+        """Fill its bar."""
+        self._lines[stage] = replace(self._lines[stage], done=done, total=total, text=note)
+        if self._verbose:
+            self._say("dim", f"{stage}: {join(f'{done}/{total}', note)}")
+
+    def warn(self, stage: str, message: str) -> None:
+        """Print it above the stages."""
+        self._say("yellow", f"warning: {stage}: {message}")
+
+    def finish(self, stage: str, seconds: float, cached: bool, summary: str) -> None:
+        """Show its outcome."""
+        self._set(stage, _StageLine("cached" if cached else "done", seconds=seconds, text=summary))
+
+    def _set(self, stage: str, line: _StageLine) -> None:
+        """Put a stage's line in its place; one that was not planned, of a repair, comes before those that wait."""
+        if stage not in self._lines:
+            waiting = {name: rest for name, rest in self._lines.items() if rest.state == "waiting"}
+            over = {name: rest for name, rest in self._lines.items() if name not in waiting}
+            self._lines = {**over, stage: line, **waiting}
+        self._lines[stage] = line
+
+    def _say(self, style: str, message: str) -> None:
+        self._console.print(Text(message, style))
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        """Draw the stages; while more are planned than the terminal has lines, those around the running one."""
+        lines = list(self._lines.items())
+        first, last = 0, len(lines)
+        room = console.height - 1
+        if self._open and len(lines) > room:
+            at = next((index for index, (_, line) in enumerate(lines) if line.state in ("waiting", "running")), last)
+            first = min(max(0, at - room // 2), last - room)
+            last = first + room
+        width = min(_NAME_MAX, max((len(stage) for stage, _ in lines), default=0))
+        for stage, line in lines[first:last]:
+            text = self._draw(stage, line, width)
+            text.truncate(options.max_width, overflow="ellipsis")
+            yield text
+
+    def _draw(self, stage: str, line: _StageLine, width: int) -> Text:
+        style = _STYLES[line.state]
+        text = Text(no_wrap=True, end="\n")
+        if line.state == "running":
+            frame = self._spinner.render(time.monotonic())
+            text.append(str(frame), style)
+        else:
+            text.append(self._marks[line.state], style)
+        name = Text(f" {stage}", "bold" if line.state == "running" else "dim" if line.state == "waiting" else "")
+        name.truncate(width + 1, overflow="ellipsis", pad=True)
+        text.append_text(name)
+        text.append(f"  {self._time(line):>{_TIME}}  ", "dim")
+        if line.state in ("running", "stopped") and line.total:
+            text.append_text(self._progress(line))
+        if line.state == "stopped":
+            text.append("stopped", "red").append(" · " if line.text else "")
+        return text.append(" ".join(line.text.split()), "dim" if line.state in ("cached", "running") else "")
+
+    def _progress(self, line: _StageLine) -> Text:
+        share = min(1.0, line.done / line.total)
+        full = round(share * _BAR)
+        bar = Text(self._bar[0] * full, _STYLES[line.state])
+        return bar.append(self._bar[1] * (_BAR - full), "dim").append(f" {share:4.0%}  ")
+
+    @staticmethod
+    def _time(line: _StageLine) -> str:
+        if line.state == "waiting":
+            return ""
+        if line.state == "cached":
+            return "up to date"
+        return duration(time.monotonic() - line.since if line.state == "running" else line.seconds)

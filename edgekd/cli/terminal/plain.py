@@ -1,0 +1,123 @@
+"""Observers that write lines: for logs, for programs, and for those who want silence."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from typing import TYPE_CHECKING, Any
+
+from edgekd.report.format import duration
+from edgekd.stages.progress import Silent
+
+if TYPE_CHECKING:
+    from types import TracebackType
+    from typing import Self
+
+_INTERVAL_S = 2.0
+
+
+def join(*parts: str) -> str:
+    """Join what is not empty with commas."""
+    return ", ".join(part for part in parts if part)
+
+
+class _Closing(Silent):
+    """An observer that, left early, says which stage was running."""
+
+    def __init__(self) -> None:
+        self._since: dict[str, float] = {}
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        for stage, since in self._since.items():
+            self.stopped(stage, time.monotonic() - since)
+
+    def start(self, stage: str) -> None:
+        """Remember that it runs."""
+        self._since[stage] = time.monotonic()
+
+    def finish(self, stage: str, seconds: float, cached: bool, summary: str) -> None:  # noqa: ARG002 - the protocol's
+        """Forget it."""
+        self._since.pop(stage, None)
+
+    def stopped(self, stage: str, seconds: float) -> None:
+        """A stage was running when the build was left."""
+
+
+class Plain(_Closing):
+    """A line when a stage starts and ends, and one of its progress at most every two seconds."""
+
+    def __init__(self, verbose: bool = False) -> None:
+        super().__init__()
+        self._verbose = verbose
+        self._told: dict[str, float] = {}
+
+    def start(self, stage: str) -> None:
+        """Say that it starts."""
+        super().start(stage)
+        self._told[stage] = time.monotonic()
+        print(f"{stage}: started", flush=True)
+
+    def advance(self, stage: str, done: int, total: int, note: str) -> None:
+        """Say how far it is, unless that was said a moment ago."""
+        if self._verbose or time.monotonic() - self._told.get(stage, 0.0) >= _INTERVAL_S:
+            self._told[stage] = time.monotonic()
+            print(f"{stage}: {join(f'{done}/{total}', note)}", flush=True)
+
+    def warn(self, stage: str, message: str) -> None:
+        """Print it among the other lines."""
+        print(f"warning: {stage}: {message}", flush=True)
+
+    def finish(self, stage: str, seconds: float, cached: bool, summary: str) -> None:
+        """Say how it ended."""
+        super().finish(stage, seconds, cached, summary)
+        print(f"{stage}: {join('up to date' if cached else f'done in {duration(seconds)}', summary)}", flush=True)
+
+    def stopped(self, stage: str, seconds: float) -> None:
+        """Say that it did not finish."""
+        print(f"{stage}: stopped after {duration(seconds)}", flush=True)
+
+
+class Quiet(_Closing):
+    """Nothing but warnings, on stderr."""
+
+    def warn(self, stage: str, message: str) -> None:
+        """Print it."""
+        print(f"warning: {stage}: {message}", file=sys.stderr, flush=True)
+
+
+class Json(_Closing):
+    """One JSON object a line for each event."""
+
+    def emit(self, event: str, **fields: Any) -> None:
+        """Write one event; the command line ends with ``emit("report", report=...)``."""
+        print(json.dumps({"event": event, **fields}, ensure_ascii=False, allow_nan=False), flush=True)
+
+    def plan(self, stages: tuple[str, ...]) -> None:
+        """Write ``plan``."""
+        self.emit("plan", stages=stages)
+
+    def start(self, stage: str) -> None:
+        """Write ``start``."""
+        super().start(stage)
+        self.emit("start", stage=stage)
+
+    def advance(self, stage: str, done: int, total: int, note: str) -> None:
+        """Write ``advance``."""
+        self.emit("advance", stage=stage, done=done, total=total, note=note)
+
+    def warn(self, stage: str, message: str) -> None:
+        """Write ``warn``."""
+        self.emit("warn", stage=stage, message=message)
+
+    def finish(self, stage: str, seconds: float, cached: bool, summary: str) -> None:
+        """Write ``finish``."""
+        super().finish(stage, seconds, cached, summary)
+        self.emit("finish", stage=stage, seconds=seconds, cached=cached, summary=summary)
+
+    def stopped(self, stage: str, seconds: float) -> None:
+        """Write ``stopped``: the build was left before this stage finished."""
+        self.emit("stopped", stage=stage, seconds=seconds)

@@ -1,0 +1,133 @@
+"""A network on calibration samples, quantized in part as one likes, against the float one."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from edgekd.compress.switchboard import Switchboard
+from edgekd.gram.blame import Effect, Series, make_blocks
+from edgekd.gram.drift import sample_drifts
+from edgekd.gram.npz import embeddings_of
+from edgekd.gram.probe import top1
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Collection, Iterable
+
+    from edgekd.runtime.session import Array, Feeds
+
+#: Samples that tell suspects apart; each costs one inference of each candidate.
+SAMPLES = 256
+
+
+@dataclass(frozen=True)
+class Judging:
+    """What is known of the samples besides their inputs.
+
+    Attributes:
+        labels: of each sample [N]; None without labels.
+        groups: each sample's cluster [N]; None where samples are independent.
+        metric: the task metric of logits and labels; None without labels.
+        higher_is_better: whether a larger metric is better.
+    """
+
+    labels: Array | None = None
+    groups: Array | None = None
+    metric: Callable[[Array, Array], float] | None = None
+    higher_is_better: bool = True
+
+
+@dataclass(frozen=True)
+class PartialResult:
+    """What a partly quantized network is, with what the errors of its figures need.
+
+    Attributes:
+        effect: the figures.
+        noise: RMS of the logits' error over RMS of the float logits.
+        drift: of all samples, and without each block of them.
+        metric: likewise, negated where lower is better; None without labels.
+    """
+
+    effect: Effect
+    noise: float
+    drift: Series
+    metric: Series | None
+
+
+class Examiner:
+    """Measures a network with any of its tensors float. The samples are held in memory.
+
+    Attributes:
+        qdq: the QDQ ``ModelProto``.
+        floats: the float graph that was quantized.
+        board: its switches.
+        samples: how many samples there are.
+    """
+
+    def __init__(self, qdq: Any, floats: Any, samples: Iterable[Feeds], judging: Judging | None = None) -> None:
+        """Run the float graph.
+
+        Args:
+            qdq: the QDQ ``ModelProto``, with outputs ``logits`` and ``embedding.<modality>``.
+            floats: the float graph that was quantized.
+            samples: in chunks; none of them may be the gate's.
+            judging: labels and groups in the order of the samples, and the metric.
+
+        Raises:
+            ModelError: the two graphs do not belong together.
+            ValueError: there are no samples.
+        """
+        self.qdq, self.floats = qdq, floats
+        self.board = Switchboard(qdq, floats)
+        self._judging = judging or Judging()
+        self._chunks = list(samples)
+        if not self._chunks:
+            raise ValueError("there are no samples to examine the network on")
+        self._exact = self._outputs([item.tensor for item in self.board.tensors])
+        self.samples = len(self._exact["logits"])
+        self._blocks = make_blocks(self.samples, self._judging.groups)
+
+    def measure(self, off: Collection[str] = ()) -> PartialResult:
+        """Compare the network, with these tensors float and the others quantized, with the float one."""
+        found, exact = self._outputs(off), self._exact
+        drifts = sample_drifts(embeddings_of(found), embeddings_of(exact))
+        drift = Series.of(lambda kept: float(drifts[kept].mean()), self._blocks)
+        power, error = _power(exact["logits"]), _power(found["logits"] - exact["logits"])
+        metric = self._metric(found["logits"])
+        effect = Effect(
+            drift=drift.value,
+            flips=_flips(found["logits"], exact["logits"]),
+            snr_db=float(10 * np.log10(power / error)) if power and error else None,
+            metric=metric.value if metric else None,
+        )
+        sign = 1 if self._judging.higher_is_better else -1
+        return PartialResult(
+            effect, float(np.sqrt(error / power)) if power else 0.0, drift, metric * sign if metric else None
+        )
+
+    def tensors_of(self, layers: Collection[str]) -> frozenset[str]:
+        """Return what these layers alone need quantized: what another layer reads too is not among it."""
+        wanted = set(layers)
+        return frozenset(item.tensor for item in self.board.tensors if item.layers and wanted.issuperset(item.layers))
+
+    def _outputs(self, off: Collection[str]) -> dict[str, Array]:
+        chunks = [self.board.run(feeds, off) for feeds in self._chunks]
+        return {name: np.concatenate([chunk[name] for chunk in chunks]) for name in chunks[0]}
+
+    def _metric(self, logits: Array) -> Series | None:
+        metric, labels = self._judging.metric, self._judging.labels
+        if metric is None or labels is None:
+            return None
+        return Series.of(lambda kept: float(metric(logits[kept], labels[kept])), self._blocks)
+
+
+def _flips(logits: Array, exact: Array) -> float | None:
+    if exact.ndim != 2 or exact.shape[1] < 2:
+        return None
+    return float((top1(logits) != top1(exact)).mean())
+
+
+def _power(x: Array) -> float:
+    return float(np.square(x, dtype=np.float64).sum())

@@ -1,0 +1,1 @@
+"""Libraries that write Q/DQ nodes into ONNX graphs."""

@@ -1,0 +1,78 @@
+"""INT8 by NNCF, OpenVINO's quantizer, on its ONNX backend: the result stays ONNX, as QDQ."""
+
+from __future__ import annotations
+
+import io
+from contextlib import redirect_stdout
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+
+from edgekd.compress.graph import save
+from edgekd.compress.quantizers.prepare import prepare, refusals
+from edgekd.compress.ranges import CalibrationSamples, tensor_ranges
+from edgekd.files import need, quiet
+from edgekd.runtime.backends.openvino import no_telemetry
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from edgekd.config.target import Scheme
+
+
+def quantize(model: Path, samples: CalibrationSamples, scheme: Scheme, work: Path) -> Path:
+    """Write ``model`` as INT8, weights rounded to the nearest, and return the file.
+
+    Ranges are the extremes over all samples, whatever method their calibration names: NNCF's default is an average
+    over samples, which clips heavy tails, and its bias correction undoes the gain. NNCF itself decides the type of
+    each activation (uint8 where none is negative, else int8) and leaves biases float.
+
+    Args:
+        model: the float graph.
+        samples: to calibrate with, in chunks; the chunks' size does not change the result.
+        scheme: which operators compute in INT8, whether zero points are free, and the range of weights.
+        work: a folder for the files on the way and the result; the caller removes it.
+
+    Raises:
+        MissingDependency: NNCF, ONNX or ONNX Runtime is not installed.
+        ModelError: NNCF cannot take the graph, or an activation is not finite.
+    """
+    with quiet(), no_telemetry():
+        nncf = need("nncf", "build")
+    onnx = need("onnx", "build")
+    quantized = work / "nncf.onnx"
+    # It draws progress bars, and stdout may be a program's.
+    with quiet(), redirect_stdout(io.StringIO()), refusals(model, "NNCF", nncf.errors):
+        prepared = prepare(model, work)
+        _require_finite(prepared, samples, scheme, work)
+        graph = onnx.load(str(prepared))
+        result = nncf.quantize(graph, nncf.Dataset(samples), **_arguments(nncf, graph, samples, scheme))
+        save(result, quantized)
+    return quantized
+
+
+def _arguments(nncf: Any, graph: Any, samples: CalibrationSamples, scheme: Scheme) -> dict[str, Any]:
+    advanced = need("nncf.quantization.advanced_parameters", "build")
+    extremes = need("nncf.quantization.range_estimator", "build").RangeEstimatorParametersSet.MINMAX
+    fix = advanced.OverflowFix.ENABLE if scheme.reduce_range else advanced.OverflowFix.DISABLE
+    present = {node.op_type for node in graph.graph.node}
+    return {
+        "preset": nncf.QuantizationPreset.PERFORMANCE
+        if scheme.symmetric_activations
+        else nncf.QuantizationPreset.MIXED,
+        "target_device": nncf.TargetDevice.CPU,
+        "subset_size": samples.calibration.samples,  # counts chunks, of which there are no more than samples
+        "ignored_scope": nncf.IgnoredScope(types=sorted(present.difference(scheme.operators))),
+        "advanced_parameters": advanced.AdvancedQuantizationParameters(
+            overflow_fix=fix,
+            disable_bias_correction=True,
+            weights_quantization_params=advanced.QuantizationParameters(per_channel=scheme.per_channel),
+            activations_range_estimator_params=extremes,
+        ),
+    }
+
+
+def _require_finite(prepared: Path, samples: CalibrationSamples, scheme: Scheme, work: Path) -> None:
+    """Raise ModelError where an activation is not finite: NNCF would silently take its range for empty."""
+    extremes = CalibrationSamples(samples.path, msgspec.structs.replace(samples.calibration, method="minmax"))
+    tensor_ranges(prepared, extremes, scheme, work / "calibrated.onnx")

@@ -1,0 +1,133 @@
+"""Ranges of activations that keep the Gram and the logits, found by trying them on calibration samples."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from edgekd.compress.layers import store
+from edgekd.compress.qdq_map import WEIGHT_BEARING, initializers, producers
+from edgekd.compress.switchboard import Switchboard
+from edgekd.files import need
+from edgekd.gram.drift import sample_drifts
+from edgekd.gram.npz import embeddings_of
+
+if TYPE_CHECKING:
+    from collections.abc import Collection, Iterable, Mapping, Sequence
+
+    from edgekd.compress.switchboard import Scale
+    from edgekd.runtime.session import Array, Feeds
+
+#: Samples that the ranges are tried on; each costs one inference of each try.
+SAMPLES = 256
+#: Shares of a tensor's whole range, tried until so many in a row are no better than the best.
+_SHARES = (0.85, 0.7, 0.6, 0.5, 0.4, 0.3)
+_PATIENCE = 2
+#: The share of the objective that a tensor must be to blame for: with less, no range of its can gain more.
+_WORTH = 0.01
+
+
+def shrink_ranges(qdq: Any, floats: Any, samples: Iterable[Feeds]) -> None:
+    """Shrink the ranges of a QDQ graph's activations where that keeps the network better, in place.
+
+    With D the mean drift of the modality Gram and E the root mean square error of the logits, both against the float
+    graph on calibration samples, with float weights, and D0 and E0 the same for the ranges as given, the ranges
+    minimise
+
+        D / D0 + E / E0
+
+    by coordinate descent: the tensors come in the order in which returning each alone to float relieves this
+    objective, the most first, and each takes the best share of its range, the others being as they are by then. What
+    lies behind the embeddings does not move the Gram, so there the logits decide. Zero points stay, and tensors that
+    share a scale go on sharing it.
+
+    Args:
+        qdq: the QDQ ``ModelProto``.
+        floats: the float graph that was quantized.
+        samples: in chunks; they are held in memory.
+
+    Raises:
+        ModelError: the two graphs do not belong together.
+    """
+    search = _Search(qdq, floats, samples)
+    shares: dict[str, float] = {}
+    for group in search.groups():
+        shares |= dict.fromkeys(group, search.best_share(group, shares))
+    _rescale(qdq, shares)
+
+
+class _Search:
+    """The network with float weights and activations in INT8, on some samples."""
+
+    def __init__(self, qdq: Any, floats: Any, samples: Iterable[Feeds]) -> None:
+        self._board, self._chunks = Switchboard(qdq, floats), list(samples)
+        self._stored = [item.tensor for item in self._board.tensors if item.kind != "activation"]
+        self._exact = self._outputs([item.tensor for item in self._board.tensors], {})
+        self._unit = self._errors((), {})
+
+    def groups(self) -> list[list[str]]:
+        """Return the activations that are worth a try, the most to blame first; those of one scale together."""
+        by_scale: dict[bytes, list[str]] = defaultdict(list)
+        for name, (scale, zero_point) in self._board.scales.items():
+            by_scale[scale.tobytes() + zero_point.tobytes()].append(name)
+        whole = self.objective({})
+        relief = {key: whole - self.objective({}, group) for key, group in by_scale.items()}
+        return [by_scale[key] for key in sorted(relief, key=lambda key: -relief[key]) if relief[key] > _WORTH * whole]
+
+    def best_share(self, group: Sequence[str], shares: Mapping[str, float]) -> float:
+        """Return the share of its range that serves some activations best, the others having ``shares`` of theirs."""
+        best, least, since = 1.0, self.objective(shares), 0
+        for share in _SHARES:
+            found = self.objective({**shares, **dict.fromkeys(group, share)})
+            if found < least:
+                best, least, since = share, found, 0
+            else:
+                since += 1
+            if since == _PATIENCE:
+                break
+        return best
+
+    def objective(self, shares: Mapping[str, float], off: Collection[str] = ()) -> float:
+        """Return D / D0 + E / E0 with these shares of the ranges, and with some activations float."""
+        errors = self._errors(off, {name: self._scale(name, share) for name, share in shares.items()})
+        return sum(error / unit for error, unit in zip(errors, self._unit, strict=True) if unit)
+
+    def _scale(self, name: str, share: float) -> Scale:
+        scale, zero_point = self._board.scales[name]
+        return np.asarray(scale * share, scale.dtype), zero_point
+
+    def _errors(self, off: Collection[str], scales: Mapping[str, Scale]) -> tuple[float, float]:
+        found = self._outputs([*self._stored, *off], scales)
+        difference = found["logits"].astype(np.float64) - self._exact["logits"]
+        drift = sample_drifts(embeddings_of(found), embeddings_of(self._exact)).mean()
+        return float(drift), float(np.sqrt(np.square(difference).mean()))
+
+    def _outputs(self, off: Sequence[str], scales: Mapping[str, Scale]) -> dict[str, Array]:
+        chunks = [self._board.run(feeds, off, scales) for feeds in self._chunks]
+        return {name: np.concatenate([chunk[name] for chunk in chunks]) for name in chunks[0]}
+
+
+def _rescale(qdq: Any, shares: Mapping[str, float]) -> None:
+    """Write smaller scales, and the INT32 biases at theirs, which are an input's times its weights'."""
+    to_array, made = need("onnx", "build").numpy_helper.to_array, producers(qdq.graph)
+    stored = initializers(qdq.graph)
+    smaller = {
+        node.input[1]: shares[node.input[0]]
+        for node in qdq.graph.node
+        if node.op_type == "QuantizeLinear" and node.input[0] in shares
+    }
+    for name, share in smaller.items():
+        scale = to_array(stored[name])
+        store(qdq, name, np.asarray(scale * share, scale.dtype))
+    biases = {}
+    for node in qdq.graph.node:
+        if node.op_type in WEIGHT_BEARING and len(node.input) > 2:
+            source, bias = made.get(node.input[0]), made.get(node.input[2])
+            if source and bias and bias.op_type == "DequantizeLinear" and source.input[1] in smaller:
+                biases[bias.output[0]] = bias, smaller[source.input[1]]
+    for bias, share in biases.values():
+        levels, scale = to_array(stored[bias.input[0]]), to_array(stored[bias.input[1]])
+        store(qdq, bias.input[0], np.round(levels / share).astype(levels.dtype))
+        store(qdq, bias.input[1], np.asarray(scale * share, scale.dtype))

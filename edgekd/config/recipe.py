@@ -1,0 +1,784 @@
+"""The recipe: what to build. One frozen, validated config per stage, read from TOML.
+
+Every field has a default and a description; ``edgekd recipe schema`` prints both as a JSON schema.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from copy import deepcopy
+from functools import cache
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import msgspec
+from msgspec import Meta, Struct, inspect
+from msgspec.structs import replace
+
+from edgekd.errors import RecipeError, nearest
+from edgekd.files import parse_toml_value, read_toml
+
+Pool = Literal["auto", "none", "spatial", "tokens", "first"]
+Precision = Literal["float32", "bfloat16", "float16"]
+
+PositiveInt = Annotated[int, Meta(ge=1)]
+Fraction = Annotated[float, Meta(ge=0, le=1)]
+NonNegative = Annotated[float, Meta(ge=0)]
+Positive = Annotated[float, Meta(gt=0)]
+
+
+class _Config(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Base of every section."""
+
+
+class TaskConfig(_Config, frozen=True):
+    """Which task to build."""
+
+    name: Annotated[
+        str, Meta(description="A shipped task ('digits'), 'path/to/file.py:Name', or 'package.module:Name'.")
+    ]
+    options: Annotated[dict[str, Any], Meta(description="Keyword arguments of the task's class or function.")] = {}
+
+
+class ModelConfig(_Config, frozen=True):
+    """A trained network that is brought as ONNX, in place of a task: nothing is trained, distilled or pruned."""
+
+    path: Annotated[str, Meta(description="The float ONNX file.")]
+    calibration: Annotated[
+        str,
+        Meta(
+            description="An .npz of real samples, a row each: an array for each input of the graph by its name; "
+            "'labels' (class indices), 'groups' and 'ids' where there are any."
+        ),
+    ]
+    test: Annotated[
+        str,
+        Meta(description="An .npz with the samples of the gate. By default half of the calibration samples are kept."),
+    ] = ""
+    taps: Annotated[
+        dict[str, str],
+        Meta(
+            description="For each modality the tensor that is its embedding. By default the inputs of the node where "
+            "the graph's inputs meet, or else the outputs."
+        ),
+    ] = {}
+    output: Annotated[str, Meta(description="The output that is judged; by default the first of floats.")] = ""
+
+
+class Tap(_Config, frozen=True):
+    """Where one modality's embedding is read."""
+
+    module: Annotated[str, Meta(description="Path of the module whose output is the embedding, e.g. 'encoders.accel'.")]
+    pool: Annotated[
+        Pool,
+        Meta(
+            description="How an output of more than two dimensions becomes one vector a sample: 'spatial' averages all "
+            "dimensions after the channels [B, C, ...], 'tokens' averages a sequence [B, T, D], or a grid whose "
+            "channels are last [B, H, W, D], over all tokens, 'first' takes a sequence's first token, 'none' refuses "
+            "to pool, 'auto' pools [B, C, H, W] spatially and asks for a choice at three dimensions, which may be "
+            "either."
+        ),
+    ] = "auto"
+    call: Annotated[
+        int, Meta(ge=0, description="Which call of the module, when one forward pass calls it several times.")
+    ] = 0
+    output: Annotated[
+        int | str | None,
+        Meta(
+            description="Which part of an output that is no tensor itself: a place in a tuple or list, or the name of "
+            "an item or attribute. By default the first, 'last_hidden_state', or the only tensor that has a name."
+        ),
+    ] = None
+
+
+Taps = Annotated[
+    dict[str, str | Tap],
+    Meta(description="For each modality the module path of its embedding, or a table {module, pool, call, output}."),
+]
+
+
+class Training(_Config, frozen=True):
+    """What every training stage is told."""
+
+    epochs: Annotated[PositiveInt, Meta(description="Passes over the training split; the last one is kept.")] = 30
+    batch_size: Annotated[int, Meta(ge=2, description="Samples a step. Batch-wide Gram scopes depend on it.")] = 64
+    accumulate: Annotated[
+        PositiveInt,
+        Meta(
+            description="Parts that each batch is taken in, one after another, to need less memory. Batch-wide losses "
+            "then see pairs of samples of one part alone."
+        ),
+    ] = 1
+    learning_rate: Annotated[Positive, Meta(description="Peak learning rate of AdamW under OneCycle.")] = 2e-3
+    weight_decay: Annotated[NonNegative, Meta(description="AdamW's decoupled weight decay.")] = 1e-2
+
+
+class TeacherConfig(Training, frozen=True):
+    """Train the teacher, or load it."""
+
+    weights: Annotated[
+        str, Meta(description="Load these weights (.safetensors, or a state dict saved by torch) instead of training.")
+    ] = ""
+    precision: Annotated[
+        Precision,
+        Meta(
+            description="What its layers with weights compute in while the student learns from it. The teacher in the "
+            "ledger and its ONNX are float32 whatever this is."
+        ),
+    ] = "float32"
+    members: Annotated[
+        PositiveInt,
+        Meta(
+            description="How many teachers to train, from seed, seed + 1, ...: the student learns from their mean "
+            "probability and aligns with the mean of their Grams."
+        ),
+    ] = 1
+    taps: Taps = {}
+
+    def __post_init__(self) -> None:
+        if self.weights and self.members > 1:
+            raise ValueError(
+                f"teacher.weights is of one network, and teacher.members asks for {self.members}: leave one of the "
+                "two out"
+            )
+
+
+class StudentConfig(_Config, frozen=True):
+    """Where the student's embeddings are."""
+
+    taps: Taps = {}
+
+
+LossName = Literal[
+    "sample", "intra", "cross", "joint",
+    "dkd", "dist",
+    "fd", "fitnet", "ickd",
+    "sp", "rkd", "pkt", "affinity",
+]  # fmt: skip
+
+#: Which options a loss takes beside share, weight, schedule and where it is measured.
+_GRAM_OPTIONS = ("centered", "normalize", "distance")
+LOSS_OPTIONS: dict[LossName, tuple[str, ...]] = {
+    **dict.fromkeys(("sample", "cross", "joint"), (*_GRAM_OPTIONS, "pairs")),
+    "intra": _GRAM_OPTIONS,
+    "dkd": ("temperature", "beta"),
+    "dist": ("temperature",),
+    **dict.fromkeys(("fd", "fitnet", "ickd", "sp", "rkd", "pkt"), ()),
+    "affinity": ("temperature", "pairs"),
+}
+#: These are of the logits and have no place of their own.
+LOGIT_LOSSES: tuple[LossName, ...] = ("dkd", "dist")
+#: These take inner products between modalities, whose embeddings must then be of one width.
+LOSSES_BETWEEN: tuple[LossName, ...] = ("sample", "cross", "joint", "affinity")
+
+
+class Term(_Config, frozen=True, omit_defaults=True):
+    """One loss beside the cross entropy and KD: of the Gram family, or a rival's."""
+
+    loss: Annotated[
+        LossName | None,
+        Meta(
+            description="Gram scopes: 'sample', 'intra', 'cross', 'joint'. Of logits: 'dkd', 'dist'. Of features, with "
+            "a learned projection: 'fd' (unit length), 'fitnet' (as they are), 'ickd' (channels' correlations). Of "
+            "relations: 'sp', 'rkd', 'pkt', 'affinity' (between modalities). By default the table's own name."
+        ),
+    ] = None
+    share: Annotated[
+        NonNegative,
+        Meta(
+            description="With weight = 'auto': the norm of the loss's gradient on the embeddings is held at this "
+            "multiple of that of the logit losses; 0 switches it off."
+        ),
+    ] = 1.0
+    weight: Annotated[
+        Literal["auto"] | NonNegative,
+        Meta(description="'auto', or a fixed number, which leaves the share as it falls."),
+    ] = "auto"
+    warm_up: Annotated[
+        Fraction, Meta(description="Over this share of the steps the loss is raised from 0 to its weight.")
+    ] = 0.0
+    decay: Annotated[
+        Literal["none", "linear", "cosine"], Meta(description="How it falls to 0 from there to the last step.")
+    ] = "none"
+    modalities: Annotated[list[str], Meta(description="The modalities that it aligns; by default all.")] = []
+    pairs: Annotated[
+        list[str], Meta(description="Between modalities: the pairs 'a-b' that it aligns; by default all.")
+    ] = []
+    centered: Annotated[
+        bool | None, Meta(description="Gram: subtract each modality's mean over the batch first; by default false.")
+    ] = None
+    normalize: Annotated[
+        Literal["cosine", "frobenius", "none"] | None,
+        Meta(
+            description="Gram: 'cosine' of unit embeddings (default), 'frobenius' scales each Gram to norm 1, 'none'."
+        ),
+    ] = None
+    distance: Annotated[
+        Literal["mse", "smooth_l1", "frobenius"] | None, Meta(description="Gram: of the entries; by default 'mse'.")
+    ] = None
+    temperature: Annotated[
+        Positive | None,
+        Meta(description="Of 'dkd' and 'dist' (by default that of KD) and 'affinity' (0.1 unless given)."),
+    ] = None
+    beta: Annotated[
+        NonNegative | None, Meta(description="Of 'dkd': weight of the classes that are not the target; by default 8.")
+    ] = None
+    student: Taps = {}
+    teacher: Taps = {}
+
+
+#: What distillation adds to CE and KD; docs/explanation/distill.md has what it is worth.
+DEFAULT_EXTRA: dict[str, float | Term] = {"intra": Term(share=3.0, centered=True), "sample": 0.1}
+
+#: What the fine-tunes add, whose anchor is the unpruned student: the gate measures 'sample'.
+ANCHOR_EXTRA: dict[str, float | Term] = {"intra": 1.0, "sample": 1.0}
+
+
+class LossConfig(_Config, frozen=True):
+    """The distillation loss: ``ce * CE + kd * T^2 * KL + sum over extra of weight * loss``."""
+
+    ce: Annotated[NonNegative, Meta(description="Weight of the cross entropy with the labels.")] = 0.1
+    kd: Annotated[NonNegative, Meta(description="Weight of T^2 * KL(teacher || student).")] = 0.9
+    temperature: Annotated[Positive, Meta(description="T, the softening of both sides' logits.")] = 4.0
+    extra: Annotated[
+        dict[str, NonNegative | Term],
+        Meta(
+            description="Losses that are added, by name: a number is the share of one with its defaults, as in "
+            "{ intra = 1.0, sample = 0.1 }; a table says more. {} adds none.",
+            extra_json_schema={"default": msgspec.to_builtins(DEFAULT_EXTRA)},
+        ),
+    ] = msgspec.field(default_factory=DEFAULT_EXTRA.copy)
+
+    def __post_init__(self) -> None:
+        for name, value in self.extra.items():
+            _check_term(name, value if isinstance(value, Term) else Term())
+        if not self.ce and not self.kd:
+            held = [name for name, term in self.terms.items() if term.weight == "auto"]
+            if held:
+                raise ValueError(
+                    f"ce and kd are 0, so '{held[0]}' has no gradient to hold a share of: give it a number as weight"
+                )
+            if not self.terms:
+                raise ValueError("ce and kd are 0 and nothing is added: there is no loss")
+
+    @property
+    def terms(self) -> dict[str, Term]:
+        """The losses that are added, each with its loss by name; those that are switched off are not among them."""
+        terms = {}
+        for name, value in self.extra.items():
+            term = value if isinstance(value, Term) else Term(share=value)
+            if term.share if term.weight == "auto" else term.weight:
+                terms[name] = replace(term, loss=term.loss or name)
+        return terms
+
+
+def _check_term(name: str, term: Term) -> None:
+    """Raise ValueError for a term whose loss is unknown or does not have the options it is given."""
+    loss = term.loss or name
+    if loss not in LOSS_OPTIONS:
+        raise ValueError(f"extra.{name}: there is no loss '{loss}'{nearest(loss, LOSS_OPTIONS)}")
+    options = LOSS_OPTIONS[loss]
+    for option in ("centered", "normalize", "distance", "temperature", "beta", "pairs"):
+        if getattr(term, option) not in (None, []) and option not in options:
+            raise ValueError(f"extra.{name}: '{option}' is no option of the loss '{loss}'")
+    if loss in LOGIT_LOSSES and (term.modalities or term.student or term.teacher):
+        raise ValueError(f"extra.{name}: the loss '{loss}' is of the logits; modalities and taps say nothing to it")
+    if loss == "ickd" and not (term.student and term.teacher):
+        raise ValueError(
+            f"extra.{name}: 'ickd' is of feature maps [B, C, ...]: name their modules in both of its tables student "
+            "and teacher"
+        )
+    if loss in ("fd", "fitnet", "ickd") and term.student.keys() != term.teacher.keys():
+        raise ValueError(f"extra.{name}: its tables student and teacher must name the same modalities")
+
+
+class DistillConfig(Training, frozen=True):
+    """Train the student from the teacher."""
+
+    cache_teacher: Annotated[
+        bool,
+        Meta(
+            description="Compute the teacher's logits and embeddings of the training split once, keep them on disk and "
+            "read them while training, in the fine-tunes too. Samples that a split augments go to the teacher itself."
+        ),
+    ] = False
+    loss: LossConfig = LossConfig()
+    modality_dropout: Annotated[
+        Fraction,
+        Meta(
+            description="How likely a modality of a training sample is replaced by its training mean, for the student "
+            "alone; one modality of a sample always stays."
+        ),
+    ] = 0.0
+
+    def __post_init__(self) -> None:
+        maps = [name for name, term in self.loss.terms.items() if term.loss == "ickd"]
+        if self.cache_teacher and maps:
+            raise ValueError(
+                f"cache_teacher keeps no feature maps, which 'extra.{maps[0]}' (ickd) reads: leave one of the two out"
+            )
+
+
+_FINE_TUNED = (
+    "Keys not given here are those of [distill.loss]; but extra is { intra = 1, sample = 1 }, since 'sample' is what "
+    "the gate measures, unless [distill.loss] has extra = {}."
+)
+
+
+class PruneBudget(_Config, frozen=True):
+    """What the pruned network may keep, as a share of the unpruned one's; exactly one of the three."""
+
+    parameters: Annotated[float, Meta(gt=0, lt=1, description="Of the weights.")] | None = None
+    macs: Annotated[float, Meta(gt=0, lt=1, description="Of the multiply-accumulates of one inference.")] | None = None
+    latency: (
+        Annotated[float, Meta(gt=0, lt=1, description="Of the p50 that ONNX Runtime takes on this machine.")] | None
+    ) = None
+
+    def __post_init__(self) -> None:
+        given = [value for value in (self.parameters, self.macs, self.latency) if value is not None]
+        if len(given) != 1:
+            raise ValueError("prune.budget: give exactly one of parameters, macs and latency")
+
+
+class PruneConfig(Training, frozen=True):
+    """Remove channels in dependency groups, then fine-tune with the unpruned student as Gram anchor."""
+
+    epochs: Annotated[PositiveInt, Meta(description="Passes over the training split, of the fine-tune.")] = 20
+    learning_rate: Annotated[Positive, Meta(description="Peak learning rate of the fine-tune.")] = 1e-3
+    ratio: Annotated[float, Meta(ge=0, lt=1, description="Share of channels to remove; 0 switches pruning off.")] = 0.25
+    ratios: Annotated[
+        dict[str, Annotated[float, Meta(ge=0, lt=1)]],
+        Meta(description="For the encoder of a modality the share of channels to remove, in place of ratio."),
+    ] = {}
+    budget: Annotated[
+        PruneBudget | None,
+        Meta(
+            description="One budget for the whole network, in place of ratio: the least important channels for what "
+            "they cost go first, so each branch gives what it can spare."
+        ),
+    ] = None
+    steps: Annotated[PositiveInt, Meta(description="Rounds of cutting and fine-tuning; epochs are of each.")] = 1
+    importance: Annotated[
+        Literal["gram", "magnitude", "taylor", "random", "fpgm"],
+        Meta(
+            description="How groups of channels are ranked: 'gram' by how far the modality Gram and the logits would "
+            "move without them, 'magnitude', 'taylor', 'random' and 'fpgm' as in torch-pruning."
+        ),
+    ] = "gram"
+    round_to: Annotated[
+        PositiveInt | None,
+        Meta(description="Keep widths at multiples of this. By default of what all targets of the build ask for."),
+    ] = None
+    ignore: Annotated[list[str], Meta(description="Paths of modules whose width must not change.")] = []
+    loss: Annotated[LossConfig, Meta(description=_FINE_TUNED)] = LossConfig(extra=ANCHOR_EXTRA)
+
+    @property
+    def active(self) -> bool:
+        """Whether anything is to be removed."""
+        return bool(self.budget or self.ratio or any(self.ratios.values()))
+
+
+class ExportConfig(_Config, frozen=True):
+    """Write ONNX."""
+
+    tolerance: Annotated[
+        Positive, Meta(description="Largest |ONNX - torch| allowed, as a share of the output's largest magnitude.")
+    ] = 1e-4
+
+
+class TuneConfig(Training, frozen=True):
+    """Fine-tune with fake quantization, the unpruned student as Gram anchor: the last resort of the repair."""
+
+    epochs: Annotated[PositiveInt, Meta(description="Passes over the training split.")] = 10
+    loss: Annotated[LossConfig, Meta(description=_FINE_TUNED)] = LossConfig(extra=ANCHOR_EXTRA)
+
+
+class QuantizeConfig(_Config, frozen=True):
+    """Write the network in the target's precisions; INT8 in the scheme that it states."""
+
+    precision: Annotated[
+        Literal["best", "int8", "float16", "float32"],
+        Meta(
+            description="'best' builds and measures all that the target has, and ships the fastest that the gate lets "
+            "through; another word leaves no choice."
+        ),
+    ] = "best"
+    calibration: Annotated[str, Meta(description="A shipped calibration ('reconstruct') or the path of a .toml.")] = (
+        "reconstruct"
+    )
+    repair: Annotated[
+        Literal["auto", "best", "off"],
+        Meta(
+            description="What to do about INT8 that the gate rejects: 'auto' returns the layers that hurt most to "
+            "float until it passes, and fine-tunes with fake quantization where that is not enough; 'best' also "
+            "returns layers where it passes, as far as that costs no latency beyond 'slack'; 'off' leaves it rejected."
+        ),
+    ] = "auto"
+    slack: Annotated[
+        Fraction,
+        Meta(
+            description="How much latency less drift may cost, as a share of the p50 of the fastest: where repair is "
+            "'best', and where a candidate is chosen."
+        ),
+    ] = 0.0
+    tune: TuneConfig = TuneConfig()
+
+
+class GateConfig(_Config, frozen=True):
+    """What a build must keep. Drift and flips are measured against the unpruned student, on the test split."""
+
+    tau_pass: Annotated[Positive, Meta(description="A drift bound up to this passes.")] = 0.005
+    tau_fail: Annotated[Positive, Meta(description="A drift bound above this fails; between the two it warns.")] = 0.02
+    max_flips: Annotated[Fraction, Meta(description="Largest share of samples whose top-1 class changes.")] = 0.03
+    max_metric_drop: Annotated[NonNegative, Meta(description="Largest fall of the task metric.")] = 0.015
+    confidence: Annotated[float, Meta(gt=0.5, lt=1, description="Confidence of the drift's upper bound.")] = 0.95
+    resamples: Annotated[int, Meta(ge=200, description="Bootstrap resamples behind the bound.")] = 1000
+
+
+class ProfileConfig(_Config, frozen=True):
+    """How latency is measured."""
+
+    threads: Annotated[PositiveInt, Meta(description="Threads of one inference.")] = 1
+    iterations: Annotated[PositiveInt, Meta(description="Timed inferences of each engine, at batch 1.")] = 2000
+    warmup: Annotated[
+        int, Meta(ge=0, description="Untimed inferences of each engine before them, in each process.")
+    ] = 100
+    cold_starts: Annotated[
+        PositiveInt,
+        Meta(
+            description="Fresh processes that time loading and the first run, and share the timed inferences. The "
+            "fewer, the wider the intervals; a single one says nothing of how processes differ."
+        ),
+    ] = 8
+    compute: Annotated[
+        bool, Meta(description="Also time computing alone, without taking inputs and giving outputs.")
+    ] = True
+    layers: Annotated[
+        bool, Meta(description="Also time each layer under the library's profiler, added up by modality.")
+    ] = True
+    rate_hz: Annotated[
+        Annotated[float, Meta(gt=0, le=10_000)] | None,
+        Meta(description="Also measure at a sensor's rate, from a sample's arrival to its result; for 10 s."),
+    ] = None
+    sustained_s: Annotated[
+        NonNegative, Meta(description="Also run each engine back to back for so long, as a device grows hot.")
+    ] = 0
+    energy_s: Annotated[
+        NonNegative,
+        Meta(
+            description="Where a power sensor can be read: how long idle and how long busy it is read for the energy "
+            "of an inference; 0 for not at all."
+        ),
+    ] = 3
+    rails: Annotated[
+        list[str], Meta(description="Names of the power sensors to add up; by default the target's power_rails.")
+    ] = []
+
+
+class SearchConfig(_Config, frozen=True):
+    """What ``edgekd search`` varies."""
+
+    space: Annotated[
+        dict[str, Any],
+        Meta(
+            description="Keys of this recipe below task.options, teacher, student, distill and prune, each with a "
+            "range, { low = 2.0, high = 8.0, log = true } (or step) or short [2.0, 8.0], or with choices: a list of "
+            "anything else, or { choices = [8, 16] }. At a loss's 'extra' a word names the losses to add, 'kd' none, "
+            "'intra+sample' two; 'extra.*' is a factor on the shares of all. What is named is all that varies; by "
+            "default extra, extra.*, temperature, how much is pruned and, of a shipped task, the student's width."
+        ),
+    ] = {}
+
+
+class RobustnessConfig(_Config, frozen=True):
+    """What losing or spoiling one modality costs: two passes over the test split for each modality and network."""
+
+    measure: Annotated[bool, Meta(description="Whether it is measured.")] = True
+    noise: Annotated[
+        Positive,
+        Meta(description="Standard deviation of the Gaussian noise, in training standard deviations of each channel."),
+    ] = 1.0
+
+
+class Recipe(_Config, frozen=True):
+    """A whole ``edgekd.toml``: with a task to train for, or with a model that was trained elsewhere."""
+
+    task: TaskConfig | None = None
+    model: ModelConfig | None = None
+    seed: Annotated[int, Meta(ge=0, lt=2**31, description="Seed of every random choice.")] = 0
+    teacher: TeacherConfig = TeacherConfig()
+    student: StudentConfig = StudentConfig()
+    distill: DistillConfig = DistillConfig()
+    prune: PruneConfig = PruneConfig()
+    export: ExportConfig = ExportConfig()
+    quantize: QuantizeConfig = QuantizeConfig()
+    gate: GateConfig = GateConfig()
+    profile: ProfileConfig = ProfileConfig()
+    search: SearchConfig = SearchConfig()
+    robustness: RobustnessConfig = RobustnessConfig()
+
+    def __post_init__(self) -> None:
+        if (self.task is None) == (self.model is None):
+            raise ValueError("give either a [task] to train for or a [model] that is trained already")
+        if self.gate.tau_fail < self.gate.tau_pass:
+            raise ValueError("gate.tau_fail must not be below gate.tau_pass")
+
+
+DEFAULT_FILE = "edgekd.toml"
+
+
+def shipped_recipes() -> dict[str, Path]:
+    """Return the recipes that come with edgekd, by name."""
+    return {path.stem: path for path in sorted((Path(__file__).parents[1] / "tasks").glob("*.toml"))}
+
+
+def find_recipe(reference: str | None) -> Path:
+    """Return the recipe file that ``--recipe`` names: a path, a shipped name, or ``edgekd.toml`` here.
+
+    Raises:
+        RecipeError: there is no such file or name.
+    """
+    if reference is None:
+        path = Path(DEFAULT_FILE)
+        if not path.is_file():
+            raise RecipeError(
+                f"no {DEFAULT_FILE} in {Path.cwd()}: name a recipe with --recipe "
+                f"({', '.join(shipped_recipes())}, or a path), or start one with 'edgekd init'"
+            )
+        return path
+    shipped = shipped_recipes()
+    if reference in shipped:
+        return shipped[reference]
+    path = Path(reference)
+    if path.is_dir():
+        path = path / DEFAULT_FILE
+    if not path.is_file():
+        raise RecipeError(f"{reference}: no such recipe file" + nearest(reference, shipped))
+    return path
+
+
+def recipe_name(reference: str | None) -> str:
+    """Return what a build of the recipe is called: its file's name, or its folder's where the file has the usual name.
+
+    Raises:
+        RecipeError: there is no such file or name.
+    """
+    path = find_recipe(reference).resolve()
+    return path.parent.name if path.name == DEFAULT_FILE else path.stem
+
+
+def load_recipe(reference: str | Path | None = None, overrides: tuple[str, ...] = ()) -> Recipe:
+    """Read, override and validate a recipe.
+
+    Args:
+        reference: a path, a shipped name, or None for ``edgekd.toml`` in the working directory.
+        overrides: ``"distill.epochs=5"`` each; the value is TOML, or else taken as a string.
+
+    Returns:
+        The recipe. Relative paths in its file are those of the file's folder, in overrides of the working directory.
+
+    Raises:
+        RecipeError: names the file and the key, and the nearest right one.
+    """
+    return draft_recipe(reference, overrides).recipe()
+
+
+class Draft(Struct, frozen=True):
+    """A recipe as it is written, with its overrides: what more overrides can still be put into.
+
+    Attributes:
+        content: the tables, their paths absolute; what is not written is not there.
+        source: what errors call it.
+        written: the tables as text, their paths as written, the same on every machine.
+    """
+
+    content: dict[str, Any]
+    source: str
+    written: str
+
+    def recipe(self, overrides: tuple[str, ...] = ()) -> Recipe:
+        """Override, fill in the defaults and validate, as :func:`load_recipe` does."""
+        return _read(deepcopy(self.content), self.source, overrides)
+
+
+def draft_recipe(reference: str | Path | None = None, overrides: tuple[str, ...] = ()) -> Draft:
+    """Read and override a recipe without filling in its defaults; arguments and errors as of :func:`load_recipe`."""
+    path = find_recipe(str(reference) if reference is not None else None)
+    content = read_toml(path, RecipeError)
+    check_keys(content, Recipe, str(path), RecipeError)
+    written = json.dumps([content, overrides], sort_keys=True, default=str)
+    _anchor_paths(content, path.resolve().parent)
+    for override in overrides:
+        _set(content, override)
+    return Draft(content, f"{path}{' and --set' if overrides else ''}", written)
+
+
+def model_recipe(model: ModelConfig, overrides: tuple[str, ...] = ()) -> Recipe:
+    """Return the recipe that builds a trained model, everything else by default.
+
+    Args:
+        model: the model; relative paths are those of the working directory.
+        overrides: as for :func:`load_recipe`.
+
+    Raises:
+        RecipeError: an override is not valid.
+    """
+    content = {"model": msgspec.to_builtins(model)}
+    _anchor_paths(content, Path.cwd())
+    return _read(content, "--model", overrides)
+
+
+def _read(content: dict[str, Any], source: str, overrides: tuple[str, ...]) -> Recipe:
+    for override in overrides:
+        _set(content, override)
+    _inherit_loss(content)
+    source = f"{source}{' and --set' if overrides else ''}"
+    check_values(content, source, RecipeError)
+    try:
+        return msgspec.convert(content, Recipe)
+    except msgspec.ValidationError as error:
+        raise RecipeError(f"{source}: {explain(error, Recipe)}") from error
+
+
+def explain(error: msgspec.ValidationError, struct: type[Struct]) -> str:
+    """Turn msgspec's ``"Expected `int`, got `str` - at `$.a.b`"`` into ``"a.b: expected 'int', got 'str'"``.
+
+    Where one of a few words was expected, name the nearest: msgspec does not.
+    """
+    what, _, where = str(error).replace("`", "'").partition(" - at ")
+    where = where.replace("'", "").replace("$.", "").replace("$", "")
+    if what.startswith("Invalid enum value"):
+        wrong = what.removeprefix("Invalid enum value ").strip("'")
+        path = re.sub(r"\[[^]]*\]", ".*", where.rpartition(" ")[2]).split(".")
+        return f"{where}: there is no '{wrong}'{nearest(wrong, _choices(inspect.type_info(struct), path))}"
+    return f"{where}: {what[0].lower()}{what[1:]}" if where else what
+
+
+def _choices(info: inspect.Type, path: list[str]) -> set[str]:
+    """Return the words that a type allows at ``path``; for a table of free keys, the keys."""
+    words: set[str] = set()
+    match info:
+        case inspect.Metadata():
+            words = _choices(info.type, path)
+        case inspect.UnionType():
+            words = {word for kind in info.types for word in _choices(kind, path)}
+        case inspect.StructType() if path:
+            words = {word for f in info.fields if f.name == path[0] for word in _choices(f.type, path[1:])}
+        case inspect.DictType():
+            words = _choices(info.value_type, path[1:]) if path else _choices(info.key_type, path)
+        case inspect.ListType():
+            words = _choices(info.item_type, path[1:])
+        case inspect.LiteralType():
+            words = {str(value) for value in info.values}
+    return words
+
+
+def check_keys(
+    content: dict[str, Any], struct: type[Struct], source: str, error: type[Exception], at: str = ""
+) -> None:
+    """Raise ``error`` for the first key that ``struct`` does not know, naming the nearest that it does.
+
+    Args:
+        content: the table that is to become a ``struct``.
+        struct: what it is to become.
+        source: which file or option it is from.
+        error: what to raise.
+        at: the table's own place in the file, e.g. "options."; "" for the top level.
+    """
+    _check_keys(content, _type_info(struct), error, source, at)
+
+
+#: Reading the annotations of a recipe takes longer than checking one, and a search checks hundreds.
+_type_info = cache(inspect.type_info)
+
+
+def _check_keys(value: Any, info: inspect.Type, error: type[Exception], source: str, at: str) -> None:
+    if not isinstance(value, dict):
+        return
+    match info:
+        case inspect.Metadata():
+            _check_keys(value, info.type, error, source, at)
+        case inspect.UnionType():
+            for kind in info.types:
+                _check_keys(value, kind, error, source, at)
+        case inspect.DictType():
+            for key, item in value.items():
+                _check_keys(item, info.value_type, error, source, f"{at}{key}.")
+        case inspect.StructType():
+            fields = {field.name: field.type for field in info.fields}
+            for key, item in value.items():
+                if key not in fields:
+                    section = f"[{at.rstrip('.')}]" if at else "the top level"
+                    raise error(f"{source}: {section} has no key '{key}'{nearest(key, fields)}")
+                _check_keys(item, fields[key], error, source, f"{at}{key}.")
+
+
+def check_values(value: Any, source: str, error: type[Exception], at: str = "") -> None:
+    """Raise ``error`` for the first value that is no plain finite one: no limit holds against ``nan``."""
+    if isinstance(value, dict):
+        for key, item in value.items():
+            check_values(item, source, error, f"{at}.{key}".lstrip("."))
+    elif isinstance(value, list):
+        for index, item in enumerate(value):
+            check_values(item, source, error, f"{at}[{index}]")
+    elif isinstance(value, float) and not math.isfinite(value):
+        raise error(f"{source}: {at}: expected a finite number, got {value}")
+    elif not isinstance(value, str | int | float):
+        raise error(f"{source}: {at}: expected text or a number, got the {type(value).__name__} {value}")
+
+
+def _set(content: dict[str, Any], override: str) -> None:
+    key, equals, text = override.partition("=")
+    if not equals or not key.strip():
+        raise RecipeError(f"--set {override}: write it as key=value, e.g. --set distill.epochs=5")
+    *sections, last = key.strip().split(".")
+    table: dict[str, Any] = {last: parse_toml_value(text)}
+    nested = table
+    for section in reversed(sections):
+        nested = {section: nested}
+    check_keys(nested, Recipe, f"--set {override}", RecipeError)
+    _anchor_paths(nested, Path.cwd())
+    for section in sections:
+        content = content.setdefault(section, {})
+        if not isinstance(content, dict):
+            raise RecipeError(f"--set {override}: '{section}' is not a section")
+    content[last] = table[last]
+
+
+def _anchor_paths(content: dict[str, Any], base: Path) -> None:
+    """Make the paths in a recipe's tables absolute, in place, so that they mean the same from any working directory."""
+    anchored = (
+        *(("task", "name"), ("teacher", "weights"), ("quantize", "calibration")),
+        *(("model", key) for key in ("path", "calibration", "test")),
+    )
+    for section, key in anchored:
+        table = content.get(section)
+        value = table.get(key) if isinstance(table, dict) else None
+        if not isinstance(table, dict) or not isinstance(value, str):
+            continue
+        file, colon, name = value.partition(":")
+        if section in ("teacher", "model"):
+            table[key] = str(base / value) if value else ""
+        elif (key == "name" and colon and file.endswith(".py")) or (key == "calibration" and file.endswith(".toml")):
+            table[key] = f"{base / file}{colon}{name}"
+
+
+def _inherit_loss(content: dict[str, Any]) -> None:
+    """Let the losses of the fine-tunes begin from ``[distill.loss]``: they minimise the same unless told otherwise."""
+    distill, quantize = content.get("distill", {}), content.setdefault("quantize", {})
+    tunes = [content.setdefault("prune", {})]
+    if isinstance(quantize, dict):
+        tunes.append(quantize.setdefault("tune", {}))
+    for tune in tunes:
+        if isinstance(distill, dict) and isinstance(tune, dict):
+            ours, theirs = tune.get("loss", {}), distill.get("loss", {})
+            if isinstance(ours, dict) and isinstance(theirs, dict):
+                own = {} if theirs.get("extra") == {} else {"extra": msgspec.to_builtins(ANCHOR_EXTRA)}
+                tune["loss"] = {**theirs, **own, **ours}
+
+
+def recipe_schema() -> dict[str, Any]:
+    """Return the JSON schema (2020-12) of a recipe, with every default and description."""
+    return msgspec.json.schema(Recipe)

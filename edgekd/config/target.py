@@ -1,0 +1,271 @@
+"""Targets and calibrations: facts about devices and about how to calibrate, kept as TOML data.
+
+A target is a kind of device. Its scheme says how INT8 must be written into ONNX so that the target's runtime computes
+it right and fast.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar, get_args
+
+import msgspec
+from msgspec import Meta, Struct
+
+from edgekd.config.recipe import check_keys, check_values, explain
+from edgekd.errors import TargetError, nearest
+from edgekd.files import data_dir, read_toml
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+#: What ONNX Runtime's quantizer can make INT8.
+Operator = Literal[
+    "Add", "ArgMax", "AveragePool", "BatchNormalization", "Clip", "Concat", "Conv", "ConvTranspose", "CumSum",
+    "EmbedLayerNormalization", "Flatten", "Gather", "GatherElements", "Gemm", "GlobalAveragePool",
+    "InstanceNormalization", "LayerNormalization", "LeakyRelu", "MatMul", "MaxPool", "Mul", "Pad", "Relu", "Reshape",
+    "Resize", "Sigmoid", "Slice", "Softmax", "Split", "Squeeze", "TopK", "Transpose", "Unsqueeze", "Where",
+]  # fmt: skip
+
+#: Weight-bearing operators and what stands between them. Element-wise arithmetic on raw inputs stays float: one scale
+#: for channels of different units would destroy them.
+DEFAULT_OPERATORS: tuple[Operator, ...] = (
+    "Conv", "ConvTranspose", "Gemm", "MatMul", "Concat", "Relu", "Clip", "MaxPool", "AveragePool", "GlobalAveragePool",
+    "Flatten", "Reshape", "Transpose", "Squeeze", "Unsqueeze",
+)  # fmt: skip
+
+
+Arch = Literal["x86_64", "aarch64", "arm64", "AMD64"]
+Precision = Literal["int8", "float16", "float32"]
+Quantizer = Literal["qdq", "nncf"]
+#: Those that TensorRT-RTX builds INT8 for.
+Capability = Literal["SM80", "SM86", "SM89", "SM120", "SM121"]
+
+
+class _Options(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What a runtime may be told; those of a user's own runtime are not looked into."""
+
+
+class _OpenVino(_Options, frozen=True):
+    device: Literal["CPU", "GPU", "NPU"] = "CPU"
+    precision: Literal["f32", "f16", "bf16"] = "f32"
+
+
+class _TensorRt(_Options, frozen=True):
+    max_batch: Annotated[int, Meta(ge=1)] = 64
+    dla: bool = False
+
+    def __post_init__(self) -> None:
+        if self.dla and self.max_batch != 1:
+            raise ValueError("dla = true needs max_batch = 1: a DLA takes static shapes alone")
+
+
+_OPTIONS: dict[str, type[_Options]] = {
+    "onnxruntime": _Options,
+    "onnxruntime-web": _Options,
+    "openvino": _OpenVino,
+    "tensorrt": _TensorRt,
+    "tensorrt-rtx": _TensorRt,
+}
+
+#: Engine libraries that edgekd knows; :mod:`edgekd.runtime.backends.registry` opens them.
+RUNTIMES = tuple(_OPTIONS)
+
+
+class Scheme(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """How a target wants INT8 written into ONNX."""
+
+    activations: Annotated[Literal["uint8", "int8"], Meta(description="Type of quantized activations.")]
+    symmetric_activations: Annotated[bool, Meta(description="Zero point 0 (TensorRT), or free (ONNX Runtime).")]
+    per_channel: Annotated[bool, Meta(description="One weight scale for each output channel.")] = True
+    reduce_range: Annotated[
+        bool, Meta(description="7-bit weights: x86 with AVX2 but no VNNI saturates 16-bit sums otherwise.")
+    ] = True
+    bias: Annotated[Literal["int32", "float"], Meta(description="Type of biases.")] = "int32"
+    rest: Annotated[
+        Literal["float32", "float16"],
+        Meta(description="What is not INT8 computes in; inputs, outputs and arithmetic on raw inputs stay float32."),
+    ] = "float32"
+    operators: Annotated[
+        list[Operator], Meta(min_length=1, description="ONNX operators that compute in INT8; all others stay float.")
+    ] = msgspec.field(default_factory=lambda: list(DEFAULT_OPERATORS))
+
+
+class Budgets(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Limits that an engine should keep on this target; None where there is none."""
+
+    latency_ms: Annotated[float, Meta(gt=0, description="p50 at batch 1.")] | None = None
+    size_mb: Annotated[float, Meta(gt=0, description="Engine file, 10^6 bytes.")] | None = None
+    memory_mb: Annotated[float, Meta(gt=0, description="Peak resident memory, 10^6 bytes.")] | None = None
+
+
+class Hosts(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Which machines are of this kind, so that an engine for them can run and be timed right here."""
+
+    arch: Annotated[
+        list[Arch], Meta(min_length=1, description="Processor architectures, as 'uname -m' prints them.")
+    ] = msgspec.field(default_factory=lambda: list(get_args(Arch)))
+    model: Annotated[str, Meta(description="What the name of the board or the processor must hold; '' for any.")] = ""
+
+
+class Compile(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Build engines ahead of time on the workstation: what NVIDIA's parser would refuse is refused there."""
+
+    library: Annotated[
+        Literal["tensorrt-rtx"], Meta(description="TensorRT-RTX builds without a GPU, from the code that boards run.")
+    ]
+    compute_capabilities: Annotated[
+        list[Capability],
+        Meta(min_length=1, description="Of the GPUs that one engine is to run on, e.g. ['SM86', 'SM89']."),
+    ]
+    ship: Annotated[
+        bool, Meta(description="Put the built engines into the bundle. If false they are a proof alone.")
+    ] = False
+
+
+class Target(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """One kind of device."""
+
+    name: Annotated[
+        str,
+        Meta(
+            pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$",
+            description="Names a folder of the output: letters, digits, '.', '_' and '-'. By default the file's name.",
+        ),
+    ]
+    description: str
+    runtime: Annotated[
+        str,
+        Meta(
+            description=f"The engine library: {', '.join(RUNTIMES)}; or your own, 'path/to/file.py:function' or "
+            "'package.module:function', which opens engines."
+        ),
+    ]
+    options: Annotated[dict[str, Any], Meta(description="What the runtime is told when it opens an engine.")] = {}
+    precisions: Annotated[
+        list[Precision],
+        Meta(min_length=1, description="What engines may be; the first is preferred where none is clearly faster."),
+    ] = msgspec.field(default_factory=lambda: ["int8", "float32"])
+    quantizers: Annotated[
+        list[Quantizer],
+        Meta(min_length=1, description="Who writes INT8: 'qdq' is edgekd on ONNX Runtime, 'nncf' OpenVINO's NNCF."),
+    ] = msgspec.field(default_factory=lambda: ["qdq"])
+    scheme: Scheme
+    opset: Annotated[int, Meta(ge=18, le=23, description="ONNX opset of the exported graph.")] = 20
+    round_to: Annotated[int, Meta(ge=1, description="Pruned widths are multiples of this: its kernels like them.")] = 8
+    hosts: Hosts = Hosts()
+    compile: Compile | None = None
+    power_rails: Annotated[
+        list[str], Meta(description="Names of the power sensors that add up to the module's draw.")
+    ] = []
+    budgets: Budgets = Budgets()
+    notes: Annotated[list[str], Meta(description="Facts behind the choices, each with its source.")] = []
+
+    def __post_init__(self) -> None:
+        for name, values in (("precisions", self.precisions), ("quantizers", self.quantizers)):
+            if len(set(values)) < len(values):
+                raise ValueError(f"{name}: each may be named once only")
+
+
+class Calibration(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """How activation ranges are found, and weights rounded."""
+
+    description: str
+    method: Annotated[
+        Literal["minmax", "percentile", "entropy", "mse", "gram"],
+        Meta(
+            description="How ranges are found: 'minmax', 'percentile' and 'entropy' are ONNX Runtime's; 'mse' has the "
+            "least squared rounding error; 'gram' shrinks the extremes where that keeps Gram and logits better."
+        ),
+    ]
+    rounding: Annotated[
+        Literal["nearest", "reconstruct"],
+        Meta(
+            description="How weights get their INT8 levels: each the nearest, or together so that each layer's output "
+            "is kept on the calibration samples, its bias taking up the mean error."
+        ),
+    ] = "nearest"
+    samples: Annotated[int, Meta(ge=1, description="Samples of the calibration split; fewer when it has fewer.")] = 512
+    chunk: Annotated[int, Meta(ge=1, description="Samples held in memory at a time.")] = 64
+    seed: Annotated[int, Meta(ge=0, description="Chooses the samples.")] = 0
+
+
+def shipped_targets() -> dict[str, Path]:
+    """Return the target files that come with edgekd, by name."""
+    return {path.stem: path for path in sorted(data_dir("targets").glob("*.toml"))}
+
+
+def find_target(reference: str) -> Path:
+    """Return a target's file: of a shipped name, or the path of a ``.toml``.
+
+    Raises:
+        TargetError: there is no such target.
+    """
+    return _find(reference, shipped_targets(), "target")
+
+
+def load_targets(references: Iterable[str]) -> list[Target]:
+    """Read several targets, each once. Their names must differ: each names a folder of the output.
+
+    Raises:
+        TargetError: as :func:`load_target`, or two of them have one name.
+    """
+    targets = [load_target(reference) for reference in dict.fromkeys(references)]
+    names = [target.name for target in targets]
+    for name in names:
+        if names.count(name) > 1:
+            raise TargetError(f"two targets are called '{name}'; give one another name in its file")
+    return targets
+
+
+def load_target(reference: str) -> Target:
+    """Read a target: a shipped name, or the path of a ``.toml``.
+
+    Raises:
+        TargetError: there is no such target, or its file is not valid.
+    """
+    path = find_target(reference)
+    content = {"name": path.stem, **read_toml(path, TargetError)}
+    target = _convert(content, Target, path)
+    file, colon, function = target.runtime.rpartition(":")
+    if colon:
+        anchored = f"{(path.resolve().parent / file)}:{function}" if file.endswith(".py") else target.runtime
+        return msgspec.structs.replace(target, runtime=anchored)
+    if target.runtime not in RUNTIMES:
+        raise TargetError(f"{path}: runtime: there is no '{target.runtime}'{nearest(target.runtime, RUNTIMES)}")
+    _convert(target.options, _OPTIONS[target.runtime], path, "options.")
+    return target
+
+
+def load_calibration(reference: str) -> Calibration:
+    """Read a calibration: a shipped name, or the path of a ``.toml``.
+
+    Raises:
+        TargetError: there is no such calibration, or its file is not valid.
+    """
+    shipped = {path.stem: path for path in sorted(data_dir("calibration").glob("*.toml"))}
+    path = _find(reference, shipped, "calibration")
+    return _convert(read_toml(path, TargetError), Calibration, path)
+
+
+def _find(reference: str, shipped: dict[str, Path], kind: str) -> Path:
+    if reference.endswith(".toml"):
+        path = Path(reference)
+        if not path.is_file():
+            raise TargetError(f"{path}: no such {kind} file")
+        return path
+    if reference not in shipped:
+        raise TargetError(f"no {kind} '{reference}'{nearest(reference, shipped)} (a file's path must end in .toml)")
+    return shipped[reference]
+
+
+_S = TypeVar("_S", bound=Struct)
+
+
+def _convert(content: dict[str, Any], struct: type[_S], path: Path, at: str = "") -> _S:
+    check_keys(content, struct, str(path), TargetError, at)
+    check_values(content, str(path), TargetError, at.rstrip("."))
+    try:
+        return msgspec.convert(content, struct)
+    except msgspec.ValidationError as error:
+        raise TargetError(f"{path}: {at}{explain(error, struct)}") from error

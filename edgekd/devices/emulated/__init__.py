@@ -1,0 +1,1 @@
+"""Processors that QEMU emulates on this host."""

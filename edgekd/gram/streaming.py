@@ -1,0 +1,101 @@
+"""Sums and subsamples of any number of samples, in memory that does not grow with it.
+
+What is kept depends on the samples' names, not on how they come in chunks, and is the same for every model.
+"""
+
+from __future__ import annotations
+
+from hashlib import blake2b
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from edgekd.gram.npz import Array
+
+Keys = np.ndarray[Any, np.dtype[np.uint64]]
+
+#: Most units that :class:`Units` keeps apart. Of so many the deviation, and with it a bound's distance from the mean,
+#: is known to 1 %: 1 / sqrt(2 * 8192).
+UNITS = 8192
+
+
+def hash_names(names: Array) -> Keys:
+    """Return 64 bits [N] that look random and depend on each name [N] alone."""
+    digests = (blake2b(str(name).encode(), digest_size=8).digest() for name in names.tolist())
+    return np.frombuffer(b"".join(digests), "<u8")
+
+
+class Units:
+    """The sum and the count of a figure over each unit, where units are independent of each other.
+
+    Up to :data:`UNITS` of them are kept apart. Beyond, all are dealt into that many blocks by a hash of their names,
+    and a block counts as a unit. A random partition of independent units makes blocks that are independent too, and
+    their spread estimates the variance of the mean (random groups: Wolter, Introduction to Variance Estimation, ch. 2).
+    """
+
+    def __init__(self) -> None:
+        self._units: dict[int, list[float]] = {}
+        self._blocks: np.ndarray[Any, np.dtype[np.float64]] | None = None
+
+    def add(self, keys: Keys, values: np.ndarray[Any, np.dtype[np.float64]]) -> None:
+        """Add figures [B] of units that are told by the hashes [B] of their names, and may come again."""
+        if self._blocks is not None:
+            _deal(self._blocks, keys, values, np.ones(len(values)))
+            return
+        for key, value in zip(keys.tolist(), values.tolist(), strict=True):
+            unit = self._units.setdefault(key, [0.0, 0.0])
+            unit[0] += value
+            unit[1] += 1
+        if len(self._units) > UNITS:
+            self._blocks = np.zeros((2, UNITS))
+            _deal(self._blocks, np.array(list(self._units), np.uint64), *np.array(list(self._units.values())).T)
+            self._units.clear()
+
+    def totals(self) -> np.ndarray[Any, np.dtype[np.float64]]:
+        """Return the sums and the counts [2, units]."""
+        if self._blocks is None:
+            return np.array(list(self._units.values())).T
+        return self._blocks[:, self._blocks[1] > 0]
+
+
+def _deal(blocks: Array, keys: Keys, sums: Array, counts: Array) -> None:
+    # Not bincount: adding one after the other gives the same bits for any chunks.
+    np.add.at(blocks[0], keys % UNITS, sums)
+    np.add.at(blocks[1], keys % UNITS, counts)
+
+
+class Subsample:
+    """What is known of the samples with the smallest hashes.
+
+    Args:
+        size: how many; all samples where there are fewer.
+    """
+
+    def __init__(self, size: int) -> None:
+        self._size = size
+        self._keys = np.empty(0, np.uint64)
+        self._rows: list[Array] = []
+
+    def add(self, keys: Keys, rows: list[Array]) -> None:
+        """Offer samples: their hashes [B], and any number of arrays [B, ...]."""
+        if len(self._keys) == self._size:
+            smaller = keys < self._keys[-1]
+            if not smaller.any():
+                return
+            keys, rows = keys[smaller], [array[smaller] for array in rows]
+        keys = np.concatenate([self._keys, keys])
+        kept = np.argsort(keys, kind="stable")[: self._size]
+        self._keys = keys[kept]
+        before = self._rows or [array[:0] for array in rows]
+        self._rows = [np.concatenate(pair)[kept] for pair in zip(before, rows, strict=True)]
+
+    @property
+    def keys(self) -> Keys:
+        """The hashes of the samples kept, ascending."""
+        return self._keys
+
+    @property
+    def rows(self) -> list[Array]:
+        """Their arrays."""
+        return self._rows

@@ -1,0 +1,85 @@
+"""Training in several processes, which torchrun starts: all of them train, and the first does everything else."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, TypeVar
+
+import msgspec
+
+from edgekd.errors import TaskError
+from edgekd.stages.progress import Silent, StageReporter
+from edgekd.stages.stage import Done, Runner, Stage
+
+if TYPE_CHECKING:
+    from edgekd.pipeline.trained_source import Learner
+
+R = TypeVar("R")
+
+
+def launched() -> int:
+    """Return in how many processes this build was started."""
+    told = all(name in os.environ for name in ("RANK", "WORLD_SIZE", "MASTER_ADDR"))
+    return int(os.environ["WORLD_SIZE"]) if told else 1
+
+
+def follows() -> bool:
+    """Whether this process only trains along, and another one builds."""
+    return launched() > 1 and int(os.environ["RANK"]) > 0
+
+
+def train(learner: Learner) -> None:
+    """Run the stages that train in all processes; then the first has them in its cache and the others are done.
+
+    Raises:
+        RankError: another process ended, hangs, or cannot be met.
+        TaskError: another process has other code, options or data.
+    """
+    from edgekd.training.loop import distributed
+
+    runner = learner.runner
+    with distributed.joined():
+        if distributed.leads():
+            _ = learner.project.identity  # loads the data and remembers the digest, for the others to find both
+        distributed.wait()
+        replace(learner, runner=_Joint(runner.cache, runner.observer, runner.times)).train()
+
+
+class _Joint(Runner):
+    """Runs a stage in all processes where it is not up to date; rank 0 alone reads and writes the cache."""
+
+    def __call__(self, stage: Stage[R]) -> Done[R]:
+        """Run a stage, or read its result."""
+        from edgekd.training.loop import distributed
+
+        if distributed.share(stage.key) != stage.key:
+            raise TaskError(
+                f"stage '{stage.name}': this process has another recipe, other code or other data than rank 0, so they "
+                "cannot train together; start all with one command, and seed what is random in the task"
+            )
+        return self._lead(stage) if distributed.leads() else self._follow(stage)
+
+    def _lead(self, stage: Stage[R]) -> Done[R]:
+        from edgekd.training.loop import distributed
+
+        runs = []
+
+        def run(folder: Path, report: StageReporter) -> R:
+            runs.append(distributed.share(str(folder)))
+            return stage.run(folder, report)
+
+        done = super().__call__(replace(stage, run=run))
+        if not runs:
+            distributed.share(None)
+        distributed.share(msgspec.to_builtins(done.result))
+        return done
+
+    def _follow(self, stage: Stage[R]) -> Done[R]:
+        from edgekd.training.loop import distributed
+
+        folder = distributed.share()
+        if folder is not None:
+            stage.run(Path(folder), StageReporter(Silent(), stage.name))
+        return Done(stage.key, self.cache.root / stage.key, msgspec.convert(distributed.share(), stage.result))

@@ -1,0 +1,83 @@
+"""A brought model's inputs: every one gets a batch dimension first, of one where the model takes no more."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from edgekd.compress.graph import rename
+from edgekd.errors import ModelError
+from edgekd.pipeline.onnx_import.graph import Extension
+from edgekd.runtime.backends.onnxruntime import open_engine
+
+if TYPE_CHECKING:
+    from collections.abc import Collection, Mapping, Sequence
+    from pathlib import Path
+
+    from edgekd.runtime.session import Array, TensorSpec
+
+
+def input_specs(model: Any, path: Path) -> tuple[TensorSpec, ...]:
+    """Return what a model must be fed, having taken the names of free sizes out of it, in place.
+
+    Exporters give one name, "?" or the like, to sizes that differ.
+
+    Raises:
+        ModelError: an input has no shape, or a type that numpy lacks.
+    """
+    for value in model.graph.input:
+        if value.type.HasField("tensor_type") and not value.type.tensor_type.HasField("shape"):
+            raise ModelError(
+                f"{path}: input '{value.name}' has no shape, not even a number of dimensions; export it with one"
+            )
+        for size in value.type.tensor_type.shape.dim:
+            if size.dim_value <= 0:
+                size.Clear()
+    with open_engine(model.SerializeToString(), name=str(path)) as session:
+        return session.inputs
+
+
+def states(model: Any) -> list[str]:
+    """Return the inputs that look like a state: an output beside the first has the same type and fixed sizes."""
+    given = [_kind(value) for value in model.graph.output[1:]]
+    inputs = [value.name for value in model.graph.input if _kind(value) in given]
+    return inputs if len(model.graph.input) > 1 else []
+
+
+def _kind(value: Any) -> tuple[int, list[int]]:
+    tensor = value.type.tensor_type
+    return tensor.elem_type, [size.dim_value for size in tensor.shape.dim]
+
+
+def unbatched(specs: Sequence[TensorSpec], inputs: Mapping[str, Array]) -> list[str]:
+    """Return the inputs that have no dimension for the batch: their samples' array has one more."""
+    return [spec.name for spec in specs if inputs[spec.name].ndim > len(spec.shape)]
+
+
+def batch_inputs(model: Any, without: Collection[str], inputs: Mapping[str, Array]) -> None:
+    """Give every input a batch dimension first, in place: those ``without`` one take one sample at a time."""
+    extension = Extension(model)
+    for value in model.graph.input:
+        sizes = value.type.tensor_type.shape.dim
+        if value.name in without:
+            inner = extension.unique(f"{value.name}_sample")
+            rename(model.graph, value.name, inner)
+            axes = extension.integers(f"{inner}_axes", [0])
+            extension.node("Squeeze", [value.name, axes], inner, first=True)
+            del sizes[:]
+            for size in (1, *inputs[value.name].shape[1:]):
+                sizes.add().dim_value = size
+        elif sizes[0].dim_value != 1:
+            sizes[0].dim_param = "batch"
+    if any(value.type.tensor_type.shape.dim[0].dim_value == 1 for value in model.graph.input):
+        fix_batch(model)
+
+
+def fix_batch(model: Any) -> None:
+    """Let every input take one sample at a time, in place."""
+    for value in model.graph.input:
+        value.type.tensor_type.shape.dim[0].dim_value = 1
+
+
+def takes_batches(model: Any) -> bool:
+    """Whether the inputs take any number of samples."""
+    return not any(value.type.tensor_type.shape.dim[0].dim_value for value in model.graph.input)

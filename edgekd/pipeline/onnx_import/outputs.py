@@ -1,0 +1,163 @@
+"""A brought model's outputs: one that matters, as ``logits``, and the embeddings."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from edgekd.compress.graph import drop_unread
+from edgekd.errors import ModelError, TaskError, nearest
+from edgekd.files import need
+from edgekd.gram.npz import EMBEDDING_PREFIX
+from edgekd.pipeline.onnx_import.graph import CONTROL_FLOW, Extension
+from edgekd.pipeline.onnx_import.inputs import fix_batch, takes_batches
+from edgekd.pipeline.onnx_import.observe import observe, rows_are_independent
+from edgekd.pipeline.onnx_import.taps import TensorTap, channels_first, meeting_taps, pool
+
+if TYPE_CHECKING:
+    from collections.abc import Collection, Mapping, Sequence
+
+    from edgekd.pipeline.onnx_import.samples import NpzSamples
+    from edgekd.runtime.session import Array
+
+
+@dataclass(frozen=True)
+class Outputs:
+    """What the written graph is to give.
+
+    Attributes:
+        logits: the user's output that matters.
+        taps: for each modality the tensor that holds its embedding.
+        example: all these tensors for the first sample alone.
+    """
+
+    logits: str
+    taps: Mapping[str, str]
+    example: Mapping[str, Array]
+
+
+def choose_outputs(
+    model: Any, taps: Mapping[str, str], output: str | None, samples: NpzSamples, data: Sequence[str], notes: list[str]
+) -> Outputs:
+    """Choose outputs and taps, and let the model take one sample at a time, in place, where batches come out wrong.
+
+    Args:
+        model: its inputs have a batch dimension.
+        taps: as the user named them; may be empty.
+        output: as the user named it, or None.
+        samples: to run it with.
+        data: inputs that are modalities, should the taps have to be found.
+        notes: what was chosen is added.
+
+    Raises:
+        ModelError: no output is a float tensor, or the model cannot be run.
+        TaskError: there is no such output, or it or a tap is not a float tensor.
+    """
+    floats = _float_outputs(model)
+    if not floats:
+        raise ModelError("no output of the model is a float tensor, so there is nothing to compare; export its scores")
+    if output is not None and output not in floats:
+        raise TaskError(f"the model has no float output '{output}'{nearest(output, floats)}")
+    logits = output or floats[0]
+    chosen = dict(taps)
+    if not taps:
+        chosen, how = _find_taps(model, floats, samples, data)
+        notes.append(how)
+    left = [value.name for value in model.graph.output if value.name not in (logits, *taps.values())]
+    if left:
+        notes.append(
+            f"of the model's outputs the engine gives '{logits}' alone, as 'logits': without {', '.join(left)}"
+        )
+    tensors = dict.fromkeys([logits, *chosen.values()])
+    example = observe(model, tensors, samples.first(1))
+    for name, tensor in chosen.items():
+        if example[tensor].dtype.kind != "f":
+            raise TaskError(f"tap {name}: tensor '{tensor}' is {example[tensor].dtype}; an embedding is a float tensor")
+    if takes_batches(model) and (reason := _one_at_a_time(model, tensors, samples)):
+        fix_batch(model)
+        notes.append(f"{reason}: the engine runs one sample at a time")
+    return Outputs(logits, chosen, example)
+
+
+def _one_at_a_time(model: Any, tensors: Collection[str], samples: NpzSamples) -> str | None:
+    """Return why batches are not to be had; None where they are."""
+    control = sorted({node.op_type for node in model.graph.node if node.op_type in CONTROL_FLOW})
+    if control:  # two samples may well agree where others do not
+        return f"the model has control flow ({', '.join(control)}), which decides for a whole batch at once"
+    if not rows_are_independent(model, tensors, samples):
+        return "two samples in one batch give another result than one after the other"
+    return None
+
+
+def _float_outputs(model: Any) -> list[str]:
+    types = need("onnx", "build").TensorProto
+    floats = (types.FLOAT, types.DOUBLE, types.FLOAT16)
+    return [value.name for value in model.graph.output if value.type.tensor_type.elem_type in floats]
+
+
+def _find_taps(
+    model: Any, outputs: Sequence[str], samples: NpzSamples, data: Sequence[str]
+) -> tuple[dict[str, str], str]:
+    """Return for each modality its tensor, and in words how they were found."""
+    met = meeting_taps(model.graph, data)
+    if met and all(x.dtype.kind == "f" for x in observe(model, set(met.values()), samples.first(1)).values()):
+        return met, f"taps where the inputs' data first meet: {_list(met)}"
+    return dict(zip(outputs, outputs, strict=True)), (
+        f"taps are the outputs, {', '.join(outputs)}: there are no two float inputs whose data meet behind layers with "
+        "weights; --tap NAME=TENSOR names others"
+    )
+
+
+def _list(taps: Mapping[str, str]) -> str:
+    return ", ".join(f"{name} at '{tensor}'" for name, tensor in taps.items())
+
+
+def write_outputs(model: Any, outputs: Outputs, samples: NpzSamples) -> dict[str, TensorTap]:
+    """Let a model give ``logits`` and the embeddings and nothing else, in place; return where these are read."""
+    graph = model.graph
+    stated = {
+        value.name: [size.dim_value or None for size in value.type.tensor_type.shape.dim] for value in graph.output
+    }
+    by_channel = {tensor: channels_first(graph, tensor) for tensor in outputs.taps.values()}
+    extension = Extension(model)
+    targets = {name: EMBEDDING_PREFIX + name for name in outputs.taps}
+    for name in ("logits", *targets.values()):
+        extension.vacate(name)
+    tensor, shape = _as_rows(extension, outputs.logits, outputs.example)
+    if len(shape) == 1:
+        extension.unsqueeze(tensor, 1, "logits")
+    else:
+        extension.call(tensor, "logits")
+    pooling = {}
+    for name, tapped in outputs.taps.items():
+        tensor, shape = _as_rows(extension, tapped, outputs.example)
+        pooling[name] = pool(extension, tensor, shape, by_channel[tapped], targets[name])
+    found = observe(model, ["logits", *targets.values()], samples.first(1))
+    graph.ClearField("output")
+    graph.output.extend(_output(model, name, value, stated[outputs.logits]) for name, value in found.items())
+    drop_unread(graph)
+    graph.ClearField("value_info")
+    return {
+        name: TensorTap(tensor, pooling[name], found[targets[name]].shape[1]) for name, tensor in outputs.taps.items()
+    }
+
+
+def _as_rows(extension: Extension, tensor: str, example: Mapping[str, Array]) -> tuple[str, tuple[int, ...]]:
+    """Return a tensor whose first dimension is the batch, and its shape for one sample."""
+    name, shape = extension.named(tensor), example[tensor].shape
+    if shape[:1] == (1,):
+        return name, shape
+    rows = extension.unique(f"{name}_rows")
+    extension.unsqueeze(name, 0, rows)
+    return rows, (1, *shape)
+
+
+def _output(model: Any, name: str, found: Array, stated: Sequence[int | None]) -> Any:
+    """Describe an output by what it was for one sample; sizes that may follow the inputs' are left free."""
+    helper = need("onnx", "build").helper
+    sizes: Sequence[int | None] = found.shape[1:]
+    free = any(not size.dim_value for value in model.graph.input for size in value.type.tensor_type.shape.dim[1:])
+    if free and found.ndim > 2:
+        sizes = stated[1:] if len(stated) == found.ndim else [None] * (found.ndim - 1)
+    batch = "batch" if takes_batches(model) else 1
+    return helper.make_tensor_value_info(name, helper.np_dtype_to_tensor_dtype(found.dtype), [batch, *sizes])

@@ -1,0 +1,252 @@
+"""Read a user's ONNX model, refuse what no build can start from, and bring the rest into one form."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from edgekd.compress.graph import all_nodes, inner_graphs
+from edgekd.errors import ModelError, TaskError, nearest
+from edgekd.files import need, quiet
+from edgekd.pipeline.onnx_import.graph import CONTROL_FLOW, add_outputs, keep_tensors
+from edgekd.runtime.backends.onnxruntime import open_engine
+
+if TYPE_CHECKING:
+    from collections.abc import Collection, Iterator
+
+#: Q/DQ with one scale for each channel begins with this opset, which is of ONNX 1.8 and its IR version 7.
+_OPSET, _IR_VERSION = 13, 7
+
+#: ONNX Runtime runs no older opset.
+_OLDEST = 7
+
+#: Operators that only a quantized graph has, besides those whose names hold "Quantize" or begin with "QLinear".
+_QUANTIZED = frozenset(
+    {"ConvInteger", "MatMulInteger", "MatMulIntegerToFloat", "MatMulNBits", "MatMulBnb4", "QGemm", "QAttention", "QMoE"}
+)
+
+#: Domains whose operators ONNX Runtime has in part; of others it has none.
+_KNOWN_DOMAINS = frozenset({"", "ai.onnx", "ai.onnx.ml", "com.microsoft"})
+
+
+def read_model(path: Path, keep: Collection[str] = ()) -> Any:
+    """Read a float model for inference.
+
+    Args:
+        path: the ``.onnx``; its external data, if any, lies beside it.
+        keep: tensors that must still be there afterwards, by their names.
+
+    Returns:
+        A ``ModelProto`` that computes the same: opset 13 or later, functions inlined, weights of ``Constant`` nodes as
+        initializers, and none of these among the inputs. ``If`` and ``Loop`` are gone where ONNX Runtime can fold them.
+
+    Raises:
+        ModelError: it cannot be read, is quantized already, is a training graph, cannot be converted to opset 13, or
+            has operators that ONNX Runtime does not know.
+        TaskError: it has no tensor of a name in ``keep``.
+    """
+    model = _load(path)
+    _require_float(model, path)
+    _require_inference(model, path)
+    if _opset(model) < _OLDEST:
+        raise _old(
+            path, _opset(model), f"ONNX Runtime runs {_OLDEST} and later, and could not tell whether it is right"
+        )
+    model = need("onnx.inliner", "build").inline_local_functions(model)
+    _require_tensors(model, keep)
+    keep_tensors(model.graph)
+    stored = {tensor.name for tensor in model.graph.initializer}
+    for value in [value for value in model.graph.input if value.name in stored]:  # as IR versions before 4 ask for
+        model.graph.input.remove(value)
+    model.ir_version = max(model.ir_version, _IR_VERSION)
+    _require_known_operators(model, path)
+    if any(node.op_type in CONTROL_FLOW for node in model.graph.node):
+        model = _folded(model, keep)
+    model = _converted(model, path)
+    _lift_constants(model.graph)
+    return model
+
+
+def weight_files(path: Path) -> list[Path]:
+    """Return the files beside a model in which it keeps its weights, as far as there are any.
+
+    What is no model has none: :func:`read_model` says what is wrong with it.
+    """
+    onnx = need("onnx", "build")
+    try:
+        model = onnx.load(str(path), format="protobuf", load_external_data=False)
+    except need("google.protobuf.message", "build").DecodeError:
+        return []
+    outside = onnx.external_data_helper
+    tensors = filter(outside.uses_external_data, _stored_tensors(model))
+    names = {outside.ExternalDataInfo(tensor).location for tensor in tensors}
+    return [path.parent / name for name in sorted(names) if (path.parent / name).is_file()]
+
+
+def _stored_tensors(model: Any) -> Iterator[Any]:
+    yield from model.graph.initializer
+    for part in (model.graph, *model.functions):
+        for node in all_nodes(part):
+            for graph in inner_graphs(node):
+                yield from graph.initializer
+            for attribute in node.attribute:
+                yield from (attribute.t, *attribute.tensors)
+
+
+def _load(path: Path) -> Any:
+    onnx = need("onnx", "build")
+    malformed = need("google.protobuf.message", "build").DecodeError
+    try:
+        model = onnx.load(str(path), format="protobuf", load_external_data=False)
+    except OSError as error:
+        raise ModelError(f"{path}: cannot be read: {error.strerror or error}") from error
+    except malformed as error:
+        raise ModelError(f"{path}: is not an ONNX model, or only a part of one") from error
+    if not model.graph.node:
+        raise ModelError(f"{path}: is not an ONNX model: there is no graph in it")
+    try:
+        onnx.load_external_data_for_model(model, str(path.parent))
+    except (OSError, onnx.checker.ValidationError) as error:
+        raise ModelError(
+            f"{path}: keeps its weights in files of their own, and one cannot be read: {_first_line(error)}; "
+            "put them beside the model, under the names that they were exported with"
+        ) from error
+    try:
+        onnx.checker.check_model(model)
+    except onnx.checker.ValidationError as error:
+        raise ModelError(f"{path}: is not valid ONNX: {_first_line(error)}") from error
+    return model
+
+
+def _require_float(model: Any, path: Path) -> None:
+    found = [node.op_type for node in all_nodes(model.graph) if _is_quantized(node.op_type)]
+    if found:
+        kinds = ", ".join(sorted(set(found)))
+        raise ModelError(f"{path}: is quantized already ({len(found)} nodes: {kinds}); give the float model it is from")
+
+
+def _is_quantized(operator: str) -> bool:
+    return operator in _QUANTIZED or "Quantize" in operator or operator.startswith("QLinear")
+
+
+def _require_inference(model: Any, path: Path) -> None:
+    constants = dict(_constants(model.graph))
+    found = next((node for node in all_nodes(model.graph) if _trains(node, constants)), None)
+    if found is not None or model.training_info:
+        what = f"node '{found.name}' ({found.op_type}) is in training mode" if found else "it has training steps"
+        raise ModelError(f"{path}: {what}; export the model for inference, after model.eval()")
+
+
+def _trains(node: Any, constants: dict[str, np.ndarray[Any, Any]]) -> bool:
+    attributes = {attribute.name: attribute.i for attribute in node.attribute}
+    if node.op_type == "BatchNormalization":  # before opset 14 it trains where its running statistics are outputs
+        return bool(attributes.get("training_mode")) or len([name for name in node.output if name]) > 1
+    if node.op_type == "Dropout" and len(node.input) > 2:
+        return bool(constants.get(node.input[2], np.False_))
+    return str(node.domain) == "ai.onnx.preview.training"
+
+
+def _require_tensors(model: Any, names: Collection[str]) -> None:
+    graph = model.graph
+    known = {value.name for value in graph.input} | {name for node in graph.node for name in node.output if name}
+    for name in names:
+        if name not in known:
+            raise TaskError(f"taps: the model has no tensor '{name}'{nearest(name, known)}")
+
+
+def _require_known_operators(model: Any, path: Path) -> None:
+    foreign = sorted({f"{n.domain}.{n.op_type}" for n in all_nodes(model.graph) if n.domain not in _KNOWN_DOMAINS})
+    try:
+        open_engine(model.SerializeToString(), name=str(path)).close()
+    except ModelError as error:
+        if not foreign:
+            raise
+        raise ModelError(
+            f"{path}: has operators that ONNX Runtime does not know: {', '.join(foreign)}; export the model with "
+            "ONNX's own operators, or with a function of them for each"
+        ) from error
+
+
+def _folded(model: Any, keep: Collection[str]) -> Any:
+    """Return the model as ONNX Runtime's basic optimisations leave it: they decide what constants alone decide."""
+    onnx, ort = need("onnx", "build"), need("onnxruntime", "build")
+    outputs = [output.name for output in model.graph.output]
+    with TemporaryDirectory() as folder, quiet():
+        path = Path(folder) / "folded.onnx"
+        options = ort.SessionOptions()
+        options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_BASIC
+        options.optimized_model_filepath = str(path)
+        options.log_severity_level = 3
+        ort.InferenceSession(add_outputs(model, keep).SerializeToString(), options, providers=["CPUExecutionProvider"])
+        folded = onnx.load(str(path))
+    for output in [output for output in folded.graph.output if output.name not in outputs]:
+        folded.graph.output.remove(output)
+    used = {node.domain for node in all_nodes(folded.graph)}
+    for domain in [item for item in folded.opset_import if item.domain and item.domain not in used]:
+        folded.opset_import.remove(domain)
+    return folded
+
+
+def _converted(model: Any, path: Path) -> Any:
+    opset = _opset(model)
+    if opset >= _OPSET:
+        return model
+    onnx = need("onnx", "build")
+    convert = need("onnx.version_converter", "build")
+    if control := sorted({node.op_type for node in model.graph.node if node.op_type in CONTROL_FLOW}):
+        # ONNX's converter leaves the graphs inside as they are, where an operator may mean something else by then.
+        raise _old(path, opset, f"it has control flow ({', '.join(control)})")
+    try:
+        converted = convert.convert_version(model, _OPSET)
+        onnx.checker.check_model(converted, full_check=True)
+    except (convert.ConvertError, RuntimeError, onnx.checker.ValidationError) as error:
+        raise _old(path, opset, _first_line(error)) from error
+    return converted
+
+
+def _opset(model: Any) -> int:
+    return next((item.version for item in model.opset_import if item.domain in ("", "ai.onnx")), _OPSET)
+
+
+def _old(path: Path, opset: int, reason: str) -> ModelError:
+    return ModelError(
+        f"{path}: is of opset {opset}, INT8 needs {_OPSET} or later, and it cannot be converted here: {reason}; export "
+        f"it again with opset {_OPSET} or later"
+    )
+
+
+def _lift_constants(graph: Any) -> None:
+    """Make the tensors of ``Constant`` nodes initializers, in place: only these do quantizers take for weights."""
+    numpy_helper = need("onnx", "build").numpy_helper
+    lifted = dict(_constants(graph))
+    kept = [node for node in graph.node if node.op_type != "Constant" or node.output[0] not in lifted]
+    graph.ClearField("node")
+    graph.node.extend(kept)
+    graph.initializer.extend(numpy_helper.from_array(value, name) for name, value in lifted.items())
+
+
+def _constants(graph: Any) -> Iterator[tuple[str, np.ndarray[Any, Any]]]:
+    """Yield the values of ``Constant`` nodes; strings and sparse tensors, which are nobody's weights, are left out."""
+    numpy_helper = need("onnx", "build").numpy_helper
+    for node in graph.node:
+        if node.op_type != "Constant":
+            continue
+        (attribute,) = node.attribute
+        match attribute.name:
+            case "value":
+                yield node.output[0], numpy_helper.to_array(attribute.t)
+            case "value_float":
+                yield node.output[0], np.array(attribute.f, np.float32)
+            case "value_floats":
+                yield node.output[0], np.array(attribute.floats, np.float32)
+            case "value_int":
+                yield node.output[0], np.array(attribute.i, np.int64)
+            case "value_ints":
+                yield node.output[0], np.array(attribute.ints, np.int64)
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]

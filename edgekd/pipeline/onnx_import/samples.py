@@ -1,0 +1,172 @@
+"""The samples that come with a user's model: read, checked against its inputs, split where there is one file alone."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from edgekd.errors import ModelError, nearest
+from edgekd.gram.npz import INPUT_PREFIX
+from edgekd.runtime.session import open_arrays, write_arrays
+from edgekd.stages.labels import UNLABELLED
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping, Sequence
+    from pathlib import Path
+
+    from edgekd.runtime.session import Array, TensorSpec
+
+_EXTRAS = ("ids", "labels", "groups")
+
+
+@dataclass(frozen=True)
+class NpzSamples:
+    """Samples of one file.
+
+    Attributes:
+        inputs: for each input of the graph [N, ...].
+        ids: names of the samples [N], all different.
+        labels: classes [N], :data:`UNLABELLED` where there is none; None where no sample has one.
+        groups: of which subject, clip or the like each is [N]; None where all are independent.
+        ignored: arrays of the file that nobody asked for.
+    """
+
+    inputs: Mapping[str, Array]
+    ids: Array
+    labels: Array | None
+    groups: Array | None
+    ignored: tuple[str, ...] = ()
+
+    def take(self, rows: Array) -> NpzSamples:
+        """Return some of the samples."""
+        labels = None if self.labels is None else _any_labels(self.labels[rows])
+        groups = None if self.groups is None else self.groups[rows]
+        return NpzSamples({name: x[rows] for name, x in self.inputs.items()}, self.ids[rows], labels, groups)
+
+    def without_labels(self) -> NpzSamples:
+        """Return the same samples, unlabelled."""
+        return replace(self, labels=None)
+
+    def first(self, count: int) -> dict[str, Array]:
+        """Return the inputs of the first samples."""
+        return {name: x[:count] for name, x in self.inputs.items()}
+
+    def save(self, path: Path) -> None:
+        """Write them as every later stage reads them."""
+        extras = {"ids": self.ids, "labels": self.labels, "groups": self.groups}
+        inputs = {INPUT_PREFIX + name: x for name, x in self.inputs.items()}
+        write_arrays(path, {**{key: array for key, array in extras.items() if array is not None}, **inputs})
+
+
+def read_samples(path: Path, specs: Sequence[TensorSpec], states: Sequence[str]) -> NpzSamples:
+    """Read samples from an ``.npz``.
+
+    Args:
+        path: with an array [N, ...] for each input, by its name, with or without ``input.`` before it; and ``ids``,
+            ``labels`` and ``groups`` [N], if wished.
+        specs: the graph's inputs, as it states them. An array has their rank, its first dimension being the batch; or
+            one more, where the graph takes one sample at a time and has no dimension for it.
+        states: those that look like a state, for the error that says that one is missing.
+
+    Raises:
+        ModelError: it is no such file, lacks an input, has fewer than two samples, or an array is of another type or
+            shape than its input, not finite, or not of the same samples as the others.
+    """
+    with open_arrays(path) as arrays:
+        keys = {spec.name: _key(path, spec, arrays, spec.name in states) for spec in specs}
+        extras = [key for key in _EXTRAS if key in arrays and key not in keys.values()]
+        inputs = {spec.name: _fitting(path, spec, arrays[keys[spec.name]]) for spec in specs}
+        extra = {key: arrays[key] for key in extras}
+        ignored = tuple(sorted(set(arrays).difference(keys.values(), extras)))
+    counts = {name: len(x) for name, x in (inputs | extra).items()}
+    if len(set(counts.values())) != 1 or min(counts.values()) < 2:
+        raise ModelError(f"{path}: every array needs the same number of samples, at least two, but has {counts}")
+    count = next(iter(counts.values()))
+    ids = extra.get("ids", np.arange(count)).astype(str)
+    if len(np.unique(ids)) < count:
+        raise ModelError(f"{path}: 'ids' names some samples alike; give each a name of its own")
+    return NpzSamples(inputs, ids, _labels(path, extra.get("labels")), extra.get("groups"), ignored)
+
+
+def _key(path: Path, spec: TensorSpec, arrays: Mapping[str, Array], is_state: bool) -> str:
+    for key in (INPUT_PREFIX + spec.name, spec.name):
+        if key in arrays:
+            return key
+    advice = nearest(spec.name, [key for key in arrays if key not in _EXTRAS])
+    if is_state:  # then no other array is meant
+        advice = "; it looks like a state: give what it holds before each sample, zeros where that is how it starts"
+    raise ModelError(f"{path}: has no array for the model's input '{spec.name}', {spec}{advice}")
+
+
+def _fitting(path: Path, spec: TensorSpec, array: Array) -> Array:
+    where = f"{path}: input '{spec.name}'"
+    if array.dtype != np.dtype(spec.dtype):
+        raise ModelError(
+            f"{where} must be {spec.dtype}, but its array is {array.dtype}; edgekd does not convert it, since you know "
+            f"better what that would lose: .astype('{spec.dtype}')"
+        )
+    has_batch = bool(spec.shape) and (spec.shape[0] == 1 or isinstance(spec.shape[0], str))
+    sample = spec.shape[1:] if has_batch else spec.shape
+    if array.ndim == 0 or not any(_agrees(shape, array.shape[1:]) for shape in (sample, spec.shape)):
+        expected = ", ".join(["samples", *map(str, sample)])
+        raise ModelError(f"{where} is {spec}, so its array must be [{expected}], but is {list(array.shape)}")
+    if array.dtype.kind == "f" and not np.isfinite(array).all():
+        row = int(np.flatnonzero(~np.isfinite(array.reshape(len(array), -1)).all(1))[0])
+        raise ModelError(f"{where} of sample {row} is not finite")
+    return array
+
+
+def _agrees(stated: Sequence[int | str], found: Sequence[int]) -> bool:
+    return len(stated) == len(found) and all(
+        isinstance(size, str) or size == there for size, there in zip(stated, found, strict=True)
+    )
+
+
+def _labels(path: Path, labels: Array | None) -> Array | None:
+    if labels is None:
+        return None
+    if labels.dtype.kind not in "iu" or labels.ndim != 1:
+        raise ModelError(
+            f"{path}: 'labels' must be whole numbers, one a sample, {UNLABELLED} for none, but is {labels.dtype} "
+            f"{list(labels.shape)}"
+        )
+    return _any_labels(labels.astype(np.int64))
+
+
+def _any_labels(labels: Array) -> Array | None:
+    return labels if (labels != UNLABELLED).any() else None
+
+
+def shared(samples: NpzSamples, others: NpzSamples) -> int:
+    """Return how many of the samples are among ``others``, with the same inputs to the bit."""
+    known = set(_digests(others))
+    return sum(digest in known for digest in _digests(samples))
+
+
+def _digests(samples: NpzSamples) -> Iterator[bytes]:
+    for row in range(len(samples.ids)):
+        digest = hashlib.sha256()
+        for name in sorted(samples.inputs):
+            digest.update(samples.inputs[name][row].tobytes())
+        yield digest.digest()
+
+
+def split(samples: NpzSamples, seed: int) -> tuple[NpzSamples, NpzSamples]:
+    """Deal samples into two halves, for calibration and for the test; a group is never divided.
+
+    Raises:
+        ModelError: all samples are of one group.
+    """
+    member = (
+        np.arange(len(samples.ids)) if samples.groups is None else np.unique(samples.groups, return_inverse=True)[1]
+    )
+    units = member.max() + 1
+    if units < 2:
+        raise ModelError("all samples are of one group, so none can be kept apart for the test; give them with --test")
+    # RandomState, since its stream is frozen: a Generator's may change with numpy's version.
+    first = np.random.RandomState(seed).permutation(units)[: units // 2]
+    chosen = np.isin(member, first)
+    return samples.take(np.flatnonzero(chosen)), samples.take(np.flatnonzero(~chosen))

@@ -1,0 +1,205 @@
+"""Stage: read a user's ONNX model and its samples, and write what the second half of a build starts from."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from edgekd.compress.graph import save
+from edgekd.errors import ModelError
+from edgekd.files import need
+from edgekd.pipeline.onnx_import.graph import keep_tensors
+from edgekd.pipeline.onnx_import.inputs import batch_inputs, input_specs, states, unbatched
+from edgekd.pipeline.onnx_import.observe import observe
+from edgekd.pipeline.onnx_import.outputs import choose_outputs, write_outputs
+from edgekd.pipeline.onnx_import.read import read_model
+from edgekd.pipeline.onnx_import.samples import NpzSamples, read_samples, shared, split
+from edgekd.pipeline.onnx_import.taps import TensorTap  # noqa: TC001  # the type of a stage's result is looked up when it is read back
+from edgekd.runtime.backends.onnxruntime import open_engine
+from edgekd.stages.artifacts import CALIBRATION, TEST, Exported, TaskFacts, onnx_name
+from edgekd.stages.labels import UNLABELLED
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+    from pathlib import Path
+    from typing import Any
+
+    from edgekd.runtime.session import TensorSpec
+    from edgekd.stages.progress import StageReporter
+
+#: Raised by one whenever the stage's code changes its results.
+VERSION = 1
+
+#: Name of the float graph that is written.
+NETWORK = "float"
+
+#: How far the written graph may be from the user's, as a share of the output's largest magnitude.
+_TOLERANCE = 1e-3
+
+
+@dataclass(frozen=True)
+class Brought:
+    """``float.onnx`` with the outputs ``logits`` and ``embedding.<modality>``, ``test.npz`` and ``calibration.npz``.
+
+    Attributes:
+        exported: as of a network that was trained here; ``parity`` is against the user's own file.
+        modalities: where each embedding is read.
+        outputs: for each of the user's outputs that the engine has, its name there.
+        notes: what the user should know of how model and samples were read.
+    """
+
+    exported: Exported
+    modalities: dict[str, TensorTap]
+    outputs: dict[str, str]
+    notes: tuple[str, ...]
+
+
+def bring(
+    model: Path,
+    calibration: Path,
+    test: Path | None,
+    taps: Mapping[str, str],
+    folder: Path,
+    report: StageReporter,
+    *,
+    output: str | None = None,
+    seed: int = 0,
+) -> Brought:
+    """Bring a model to the form in which the second half of a build takes it.
+
+    Args:
+        model: float ONNX.
+        calibration: ``.npz`` of samples, as :func:`~edgekd.pipeline.onnx_import.samples.read_samples` says.
+        test: ``.npz`` of other samples; None to keep half of ``calibration`` for the test.
+        taps: for each modality the tensor that holds its embedding. If empty, the tensors where the data of several
+            float inputs meet; where none do, the model's outputs.
+        folder: where the files go.
+        report: for progress and warnings.
+        output: the output that matters; None for the first that is a float tensor.
+        seed: of the split.
+
+    Raises:
+        ModelError: no build can start from the model, or the samples do not fit it.
+        TaskError: there is no tensor or output of a name that was given, or it is not a float tensor.
+    """
+    notes: list[str] = []
+    graph = read_model(model, taps.values())
+    report.advance(1, 4, f"{len(graph.graph.node)} nodes")
+    specs, recurrent = input_specs(graph, model), states(graph)
+    kept, tested = _read(calibration, test, specs, recurrent, seed, notes)
+    report.advance(2, 4, f"{len(kept.ids)} samples to calibrate with, {len(tested.ids)} to test")
+    _batch(graph, specs, kept, notes)
+    data = [name for name, x in kept.inputs.items() if x.dtype.kind == "f" and x.ndim > 1 and name not in recurrent]
+    outputs = choose_outputs(graph, taps, output, kept, data, notes)
+    modalities = write_outputs(graph, outputs, kept)
+    path = folder / onnx_name(NETWORK)
+    save(graph, path)
+    report.advance(3, 4, f"taps: {', '.join(f'{name} at {tap.tensor}' for name, tap in modalities.items())}")
+    parity = _parity(model, path, outputs.logits, kept)
+    facts, kept, tested = _facts(path, kept, tested, notes)
+    kept.save(folder / CALIBRATION)
+    tested.save(folder / TEST)
+    report.advance(4, 4, f"differs from {model.name} by {parity:.1e}")
+    for note in notes:
+        report.warn(note)
+    exported = Exported({NETWORK: parity}, {NETWORK: path.stat().st_size}, facts)
+    return Brought(exported, modalities, {outputs.logits: "logits"}, tuple(notes))
+
+
+def _read(
+    calibration: Path,
+    test: Path | None,
+    specs: Sequence[TensorSpec],
+    recurrent: Sequence[str],
+    seed: int,
+    notes: list[str],
+) -> tuple[NpzSamples, NpzSamples]:
+    """Read the samples of both files, or deal those of the first into two."""
+    files = [calibration] if test is None else [calibration, test]
+    read = [read_samples(path, specs, recurrent) for path in files]
+    for path, samples in zip(files, read, strict=True):
+        if samples.ignored:
+            notes.append(f"{path.name}: the model has no inputs {', '.join(samples.ignored)}; they are ignored")
+    if test is None:
+        read = list(split(read[0], seed))
+        notes.append(
+            f"no test samples were given: of those in {calibration.name}, {len(read[0].ids)} are to calibrate with and "
+            f"{len(read[1].ids)} other ones to test"
+        )
+    kept, tested = read
+    for name, x in kept.inputs.items():
+        if x.shape[1:] != tested.inputs[name].shape[1:]:
+            raise ModelError(
+                f"{test}: input '{name}' is {list(x.shape[1:])} a sample in {calibration}, but here "
+                f"{list(tested.inputs[name].shape[1:])}; the model is checked with the size that it is calibrated for"
+            )
+    if twice := shared(tested, kept):
+        notes.append(
+            f"{twice} of the {len(tested.ids)} test samples are calibration samples too: the check is kind to them"
+        )
+    return kept, tested
+
+
+def _batch(graph: Any, specs: Sequence[TensorSpec], samples: NpzSamples, notes: list[str]) -> None:
+    """Give every input a batch dimension, in place."""
+    single = unbatched(specs, samples.inputs)
+    if single:
+        notes.append(
+            f"input {', '.join(single)} has no dimension for a batch: it was given one, of one sample, and the engine "
+            "runs one sample at a time"
+        )
+    batch_inputs(graph, single, samples.inputs)
+
+
+def _parity(model: Path, path: Path, output: str, samples: NpzSamples) -> float:
+    """Return the largest |written - user's| of the first sample, as a share of the output's largest magnitude.
+
+    Raises:
+        ModelError: they disagree: edgekd has altered what the model computes.
+    """
+    original = need("onnx", "build").load(str(model))
+    keep_tensors(original.graph)
+    specs = input_specs(original, model)
+    single = unbatched(specs, samples.inputs)
+    feeds = {name: np.asarray(x[0]) if name in single else x[:1] for name, x in samples.inputs.items()}
+    expected = observe(original, [output], feeds)[output]
+    with open_engine(path) as session:
+        found = session.run(samples.first(1))["logits"].reshape(expected.shape)
+    parity = float(np.abs(found - expected).max()) / max(float(np.abs(expected).max()), 1e-6)
+    if not parity <= _TOLERANCE:
+        raise ModelError(
+            f"{model}: as edgekd wrote it, at {path}, it gives another result for the first sample: '{output}' differs "
+            f"by {parity:.2g} of its magnitude"
+        )
+    return parity
+
+
+def _facts(
+    path: Path, kept: NpzSamples, tested: NpzSamples, notes: list[str]
+) -> tuple[TaskFacts, NpzSamples, NpzSamples]:
+    """Return what later stages need to know, and the samples, without labels where they mean no class of the output."""
+    with open_engine(path) as session:
+        shape = next(spec.shape for spec in session.outputs if spec.name == "logits")
+        inputs: list[dict[str, Any]] = [
+            {
+                "name": spec.name,
+                "dtype": spec.dtype,
+                "shape": list(spec.shape),
+                "preprocessing": "as the model takes it",
+            }
+            for spec in session.inputs
+        ]
+    width = shape[1] if len(shape) == 2 and isinstance(shape[1], int) else 0
+    classes = [str(index) for index in range(width)] if width > 1 else []
+    if not classes and (kept.labels is not None or tested.labels is not None):
+        notes.append(f"the output is {list(shape)}, no classes' logits: the labels are not used")
+        kept, tested = kept.without_labels(), tested.without_labels()
+    for samples in (kept, tested):
+        known = () if samples.labels is None else samples.labels[samples.labels != UNLABELLED]
+        wrong = [label for label in known if not 0 <= label < width]
+        if wrong:
+            raise ModelError(f"'labels' holds {wrong[0]}, but the model has classes 0 to {width - 1} only")
+    metric = "none" if tested.labels is None else "accuracy"
+    return TaskFacts(metric, True, classes, inputs), kept, tested

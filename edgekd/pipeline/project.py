@@ -1,0 +1,108 @@
+"""The user's task as the pipeline sees it: loaded only when a stage must run, so that an idle build needs no torch."""
+
+from __future__ import annotations
+
+import json
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from edgekd.errors import TaskError
+from edgekd.files import need, sha256_file, write_text
+from edgekd.stages.cache import digest
+from edgekd.stages.user_code import source_digests
+
+if TYPE_CHECKING:
+    from edgekd.config.recipe import TaskConfig
+    from edgekd.training.task.protocol import LoadedTask
+
+
+class Project:
+    """A task by name, and the digest that stands for its code and data.
+
+    A task that names the ``files`` it reads is remembered: while its code and those files are as they were, the digest
+    is known without importing anything. A task that does not is loaded each time.
+
+    Args:
+        config: which task, with which options.
+        folder: where digests are remembered.
+    """
+
+    def __init__(self, config: TaskConfig, folder: Path) -> None:
+        self.config = config
+        self._memory = folder / f"task-{digest({'name': config.name, 'options': config.options})}.json"
+
+    @cached_property
+    def loaded(self) -> LoadedTask:
+        """The task itself; importing it imports torch.
+
+        Raises:
+            MissingDependency: torch is not installed.
+            TaskError: the task cannot be loaded, or its data differ from what its remembered digest stands for.
+        """
+        need("torch", "build")
+        from edgekd.training.task.protocol import load_task
+
+        known = self._known
+        task = load_task(self.config)
+        if known is not None and task.fingerprint() != known["fingerprint"]:
+            raise TaskError(
+                f"task {self.config.name}: splits() gives other samples than when the task was last loaded, though its "
+                "code and files are the same; seed what is random in it"
+            )
+        return task
+
+    @cached_property
+    def identity(self) -> str:
+        """Digest of the task's code, options and data."""
+        return self._identify() if self._known is None else self._known["identity"]
+
+    @cached_property
+    def _known(self) -> dict[str, str] | None:
+        """Identity and fingerprint as remembered, while code and files are as they were."""
+        try:
+            memory = json.loads(self._memory.read_text(encoding="utf-8"))
+            known = {name: str(memory[name]) for name in ("identity", "fingerprint")}
+            sources, files = source_digests(Path(memory["module"])), _stamps(memory["files"])
+            same = memory["sources"] == sources and memory["stamps"] == files
+        except (OSError, ValueError, KeyError, TypeError):
+            return None
+        return known if same else None
+
+    def _identify(self) -> str:
+        task = self.loaded
+        module, files = task.sources[0], [str(path) for path in task.files or ()]
+        sources, fingerprint = source_digests(module), task.fingerprint()
+        try:
+            contents, stamps = [sha256_file(Path(path)) for path in _listed(files)], _stamps(files)
+        except OSError as error:
+            raise TaskError(
+                f"task {self.config.name}: names {error.filename} in its files, which cannot be read: {error.strerror}"
+            ) from error
+        identity = digest([sources, contents, self.config.options, fingerprint])
+        if task.files is not None:
+            memory = {
+                "module": str(module),
+                "sources": sources,
+                "files": files,
+                "stamps": stamps,
+                "fingerprint": fingerprint,
+                "identity": identity,
+            }
+            write_text(self._memory, json.dumps(memory))
+        return identity
+
+
+def _listed(paths: list[str]) -> list[str]:
+    """The files that a task lists; a folder stands for every file below it."""
+    return [
+        str(file)
+        for path in map(Path, paths)
+        for file in (sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else [path])
+    ]
+
+
+def _stamps(paths: list[str]) -> dict[str, list[int]]:
+    """Size and time of change: as make does, so that large data sets are not read for it."""
+    stats = {path: Path(path).stat() for path in _listed(paths)}
+    return {path: [stat.st_size, stat.st_mtime_ns] for path, stat in stats.items()}

@@ -1,0 +1,55 @@
+"""Stage disturb: what losing or spoiling one modality costs the graph that ships."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from edgekd.compress.quantize import DEPLOY
+from edgekd.report.build.robustness import describe_worst
+from edgekd.runtime.backends.registry import ORT
+from edgekd.runtime.corruption import Disturbed, load_channels, measure
+from edgekd.runtime.session import read_arrays, read_feeds, run_rows
+from edgekd.stages.artifacts import CHANNELS
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from edgekd.pipeline.target.context import Context, EvaluatedCandidate
+    from edgekd.runtime.corruption import Array, Change
+    from edgekd.stages.progress import StageReporter
+    from edgekd.stages.stage import Done
+
+_BATCH = 256
+
+
+def measure_shipped(context: Context, shipped: EvaluatedCandidate) -> Disturbed | None:
+    """Run ``deploy.onnx`` of what ships in ONNX Runtime on this host; None where the networks were not measured."""
+    networks = context.origin.robustness
+    if networks is None:
+        return None
+    noise, seed = networks.result.noise, context.recipe.seed
+
+    def run(_folder: Path, report: StageReporter) -> Disturbed:
+        known = load_channels(networks.folder / CHANNELS)
+        labels = read_arrays(context.test, ["labels"])["labels"]
+        done = 0
+        with ORT.open(shipped.offer.folder / DEPLOY) as session:
+            feeds = read_feeds(context.test, session.inputs)
+
+            def score(changed: dict[str, Array]) -> float:
+                return context.origin.metric(run_rows(session, {**feeds, **changed}, _BATCH)["logits"], labels)
+
+            def evaluate(modality: str, change: Change) -> float:
+                nonlocal done
+                done += 1
+                report.advance(done, 2 * len(known), modality)
+                return score({modality: change(feeds[modality])})
+
+            return measure(score({}), evaluate, known, noise, seed)
+
+    depends = {"networks": networks.key, "shipped": shipped.offer.key, "name": shipped.name, "seed": seed}
+    higher = context.limits.higher_is_better
+    done: Done[Disturbed] = context.stage(
+        "disturb", "", depends, Disturbed, run, lambda found: describe_worst(found, higher)
+    )
+    return done.result

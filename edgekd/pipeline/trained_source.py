@@ -1,0 +1,355 @@
+"""The first half of a build: teacher, distil, prune, export. Imports torch only when a stage must run."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+
+from edgekd.errors import ModelError
+from edgekd.files import sha256_file
+from edgekd.pipeline.source import Tuned
+from edgekd.runtime.corruption import Robustness
+from edgekd.stages.artifacts import CUT, PROBE, VERSIONS, WEIGHTS, Exported, Trained
+from edgekd.stages.cache import digest
+from edgekd.stages.stage import Done, Runner, Stage, library_versions
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    import numpy as np
+    from torch import nn
+
+    from edgekd.config.recipe import DistillConfig, LossConfig, Recipe
+    from edgekd.config.target import Scheme
+    from edgekd.gram.probe import Probe
+    from edgekd.pipeline.project import Project
+    from edgekd.stages.progress import StageReporter
+    from edgekd.training.taps.taps import Taps
+
+STAGES = ("teacher", "distill", "prune", "export")
+#: After them, where the recipe wants it and a report is written.
+ROBUSTNESS = "robustness"
+LIBRARIES = ("torch", "torch-pruning", "onnx", "onnxscript", "onnxruntime")
+
+
+@dataclass(frozen=True)
+class Learning:
+    """The finished first half: the :class:`~edgekd.pipeline.source.Origin` of a recipe with a task."""
+
+    learner: Learner
+    teacher: Done[Trained]
+    student: Done[Trained]
+    pruned: Done[Trained]
+    exported: Done[Exported]
+
+    network = "pruned"
+    baselines = ("teacher", "student")
+
+    @property
+    def name(self) -> str:
+        """Name of the task."""
+        return self.learner.project.config.name.rpartition("/")[2]
+
+    @property
+    def trained(self) -> dict[str, Done[Trained]]:
+        """The trained models."""
+        return {"teacher": self.teacher, "student": self.student, "pruned": self.pruned}
+
+    def probes(self) -> dict[str, Probe]:
+        """Read what each network said of the test split: "pruned" before its fine-tune, "tuned" after it."""
+        from edgekd.gram.probe import Probe
+
+        files = {"teacher": self.teacher.folder / PROBE, "student": self.student.folder / PROBE}
+        if self.pruned.result.history:
+            files |= {"pruned": self.pruned.folder / CUT, "tuned": self.pruned.folder / PROBE}
+        return {name: Probe.load(path) for name, path in files.items()}
+
+    def metric(self, logits: np.ndarray[Any, Any], labels: np.ndarray[Any, Any]) -> float:
+        """Return the task's metric."""
+        return self.learner.project.loaded.metric(logits, labels)
+
+    def histories(self) -> dict[str, list[dict[str, float]]]:
+        """Return for each network that was trained here one entry an epoch."""
+        return {name: done.result.history for name, done in self.trained.items() if done.result.history}
+
+    @cached_property
+    def robustness(self) -> Done[Robustness] | None:
+        """What losing or spoiling a modality costs the trained networks; None where the recipe does not want it."""
+        return self.learner.disturb(self) if self.learner.recipe.robustness.measure else None
+
+    def tune(self, scheme: Scheme) -> Tuned:
+        """Fine-tune the pruned network with fake quantization, with the unpruned student as anchor, and export it."""
+        return self.learner.tune(self, scheme)
+
+
+@dataclass(frozen=True)
+class Learner:
+    """Runs the first half of a recipe.
+
+    Attributes:
+        runner: runs stages.
+        project: the task.
+        recipe: what to train.
+        opset: of the export.
+        export_name: tells the exports of a build with several opsets apart.
+        teachers: the task that the teacher is trained for where it is not ``project``: one whose data and whose teacher
+            are the same, so that students of many sizes learn from one teacher.
+    """
+
+    runner: Runner
+    project: Project
+    recipe: Recipe
+    opset: int
+    export_name: str = "export"
+    teachers: Project | None = None
+
+    def run(self) -> Learning:
+        """Run or read every stage."""
+        teacher, student, pruned = self.train()
+        return Learning(self, teacher, student, pruned, self._export(teacher, student, pruned))
+
+    def train(self) -> tuple[Done[Trained], Done[Trained], Done[Trained]]:
+        """Run or read the stages that train: teacher, student, pruned student."""
+        teacher = self.teacher()
+        student = self._distill(teacher)
+        return teacher, student, self._prune(teacher, student)
+
+    def networks(self) -> tuple[nn.Module, nn.Module]:
+        """Run or read all but the export; return the teacher and the pruned student, with the weights they ended at."""
+        teacher = self.teacher()
+        pruned = self._prune(teacher, self._distill(teacher))
+        return self.load_teacher(teacher), self._load_pruned(pruned.folder)
+
+    def tune(self, learned: Learning, scheme: Scheme) -> Tuned:
+        """Tune the pruned network for a scheme, and export it alone."""
+        config = self.recipe.quantize.tune
+
+        def tune_it(folder: Path, report: StageReporter) -> Trained:
+            from edgekd.training.qat import stage as tune
+
+            networks = tune.QatNetworks(
+                self.load_teacher(learned.teacher),
+                self._load_student(learned.student),
+                self._load_pruned(learned.pruned.folder),
+                self._outputs(learned.teacher, config.loss, report),
+            )
+            return tune.run(self.project.loaded, networks, self.taps, scheme, config, self.recipe.seed, folder, report)
+
+        depends = {**_plain(config), "scheme": _plain(scheme), "pruned": learned.pruned.key}
+        tuned = self.runner(Stage("tune", VERSIONS["tune"], depends, Trained, tune_it, self._describe))
+
+        def export_it(folder: Path, report: StageReporter) -> Exported:
+            from edgekd.training.export import stage as export
+            from edgekd.training.export.onnx import ExportNetwork
+            from edgekd.training.loop.weights import load_weights
+
+            model = load_weights(self._load_pruned(learned.pruned.folder), tuned.folder / WEIGHTS)
+            networks = {learned.network: ExportNetwork(model, self.taps.student)}
+            return export.run(self.project.loaded, networks, self.recipe.export, self.opset, folder, report)
+
+        depends = {**_plain(self.recipe.export), "opset": self.opset, "tuned": tuned.key}
+        exported = self.runner(
+            Stage(f"{self.export_name} tuned", VERSIONS["export"], depends, Exported, export_it, _describe_export)
+        )
+        return Tuned(exported, tuned.folder / PROBE, tuned.result.history)
+
+    def disturb(self, learned: Learning) -> Done[Robustness]:
+        """Measure the trained networks with each modality dropped, and with each noisy."""
+        config = self.recipe.robustness
+
+        def run(folder: Path, report: StageReporter) -> Robustness:
+            from edgekd.training import robustness
+
+            models = {
+                "teacher": self.load_teacher(learned.teacher),
+                "student": self._load_student(learned.student),
+                "pruned": self._load_pruned(learned.pruned.folder),
+            }
+            networks = {
+                name: robustness.MeasuredNetwork(model, learned.trained[name].result.metric)
+                for name, model in models.items()
+            }
+            return robustness.run(self.project.loaded, networks, config, self.recipe.seed, folder, report)
+
+        depends = {**_plain(config), "pruned": learned.pruned.key, "seed": self.recipe.seed}
+        stage = Stage(ROBUSTNESS, VERSIONS["robustness"], depends, Robustness, run, self._describe_robustness)
+        return self.runner(stage)
+
+    def teacher(self) -> Done[Trained]:
+        """Train the teacher, or load the user's."""
+        config, project = self.recipe.teacher, self.teachers or self.project
+        weights = Path(config.weights) if config.weights else None
+        if weights is not None and not weights.is_file():
+            raise ModelError(f"[teacher] weights: {weights}: no such file")
+
+        def run(folder: Path, report: StageReporter) -> Trained:
+            from edgekd.training.distillation import teacher
+
+            self.preflight()
+            return teacher.run(project.loaded, self.taps.teacher, config, self.recipe.seed, folder, report)
+
+        depends = {
+            **_plain(msgspec.structs.replace(config, precision="float32")),  # it matters to those that learn from it
+            "weights": sha256_file(weights) if weights else None,
+            "task": project.identity,
+            "seed": self.recipe.seed,
+            "versions": library_versions(["torch"], "build"),
+        }
+        return self.runner(Stage("teacher", VERSIONS["teacher"], depends, Trained, run, self._describe))
+
+    def _distill(self, teacher: Done[Trained]) -> Done[Trained]:
+        config = self.recipe.distill
+
+        def run(folder: Path, report: StageReporter) -> Trained:
+            return self.distil(teacher, config, self.recipe.seed, folder, report)
+
+        depends = {
+            **_plain(config),
+            "taps": _plain(self.recipe.student.taps),
+            "precision": self.recipe.teacher.precision,
+            "teacher": teacher.key,
+        }
+        if self.teachers is not None:  # then the teacher's key does not stand for the student's task
+            depends["task"] = self.project.identity
+        return self.runner(Stage("distill", VERSIONS["distill"], depends, Trained, run, self._describe))
+
+    def distil(
+        self, teacher: Done[Trained], config: DistillConfig, seed: int, folder: Path, report: StageReporter
+    ) -> Trained:
+        """Distil a student into a folder, with a config and a seed that need not be the recipe's."""
+        from edgekd.training.distillation import distill
+
+        self.preflight()
+        outputs, model = self._outputs(teacher, config.loss, report), self.load_teacher(teacher)
+        return distill.run(self.project.loaded, model, self.taps, config, seed, folder, report, outputs)
+
+    def _prune(self, teacher: Done[Trained], student: Done[Trained]) -> Done[Trained]:
+        config = self.recipe.prune
+
+        def run(folder: Path, report: StageReporter) -> Trained:
+            from edgekd.training.pruning import stage as prune
+
+            networks = prune.PruningNetworks(
+                self.load_teacher(teacher),
+                self._load_student(student),
+                self._load_student(student),
+                self._outputs(teacher, config.loss, report),
+            )
+            return prune.run(self.project.loaded, networks, self.taps, config, self.recipe.seed, folder, report)
+
+        versions = library_versions(["torch-pruning"], "build")
+        depends = {**_plain(config), "student": student.key, "versions": versions}
+        return self.runner(Stage("prune", VERSIONS["prune"], depends, Trained, run, self._describe))
+
+    def _export(self, teacher: Done[Trained], student: Done[Trained], pruned: Done[Trained]) -> Done[Exported]:
+        config = self.recipe.export
+
+        def run(folder: Path, report: StageReporter) -> Exported:
+            from edgekd.training.distillation.ensemble import taps_of
+            from edgekd.training.export import stage as export
+            from edgekd.training.export.onnx import ExportNetwork
+
+            model = self.load_teacher(teacher)
+            networks = {
+                "teacher": ExportNetwork(model, taps_of(model, self.taps.teacher)),
+                "student": ExportNetwork(self._load_student(student), self.taps.student),
+                "pruned": ExportNetwork(self._load_pruned(pruned.folder), self.taps.student),
+            }
+            return export.run(self.project.loaded, networks, config, self.opset, folder, report)
+
+        versions = library_versions(["onnx", "onnxscript", "onnxruntime"], "build")
+        depends = {**_plain(config), "opset": self.opset, "pruned": pruned.key, "versions": versions}
+        return self.runner(Stage(self.export_name, VERSIONS["export"], depends, Exported, run, _describe_export))
+
+    def _outputs(self, teacher: Done[Trained], loss: LossConfig, report: StageReporter) -> Path | None:
+        """Return where the teacher's outputs of the training split are, written once; None where it is to run."""
+        if not self.recipe.distill.cache_teacher:
+            return None
+        from edgekd.training.distillation import cached_teacher
+        from edgekd.training.distillation.terms import places
+        from edgekd.training.loop import distributed
+
+        read = places(self.taps.teacher, loss, "teacher")
+        depends = {"version": VERSIONS["outputs"], "teacher": teacher.key, "places": list(_plain(read).items())}
+        name, cache = f"outputs-{digest(depends)}", self.runner.cache
+
+        def wait() -> None:
+            report.warn("another build is writing the teacher's outputs; waiting for them")
+
+        if distributed.leads():
+            with cache.claim(name, wait) as folder:
+                if folder is not None:
+                    split = self.project.loaded.splits["train"]
+                    cached_teacher.write(self.load_teacher(teacher), read, split, folder, report)
+                    cache.finish(name, {})
+        distributed.wait()
+        return cache.root / name
+
+    @cached_property
+    def taps(self) -> Taps:
+        """Where both networks' embeddings are, from the recipe and the task."""
+        from edgekd.training.taps.taps import Taps, resolve_taps
+
+        task, names = self.project.loaded.task, self.project.loaded.modalities
+        return Taps(
+            resolve_taps("teacher", self.recipe.teacher.taps, getattr(task, "teacher_taps", {}), names),
+            resolve_taps("student", self.recipe.student.taps, getattr(task, "student_taps", {}), names),
+            self.recipe.teacher.precision,
+        )
+
+    def preflight(self) -> None:
+        """Check the task, once a build.
+
+        Raises:
+            TaskError: something in it is wrong.
+        """
+        _ = self._checked
+
+    @cached_property
+    def _checked(self) -> bool:
+        """True, computed once a build: the check reads every sample."""
+        from edgekd.training import preflight
+
+        preflight.check(self.project.loaded, self.taps, self.recipe)
+        return True
+
+    def load_teacher(self, done: Done[Trained]) -> nn.Module:
+        """Return the finished teacher."""
+        factory, count = self.project.loaded.task.teacher, self.recipe.teacher.members
+        if count == 1:
+            return self._load(factory, done)
+        from edgekd.training.distillation.ensemble import Ensemble
+
+        return self._load(lambda: Ensemble([factory() for _ in range(count)], self.taps.teacher), done)
+
+    def _load_student(self, done: Done[Trained]) -> nn.Module:
+        return self._load(self.project.loaded.task.student, done)
+
+    def _load(self, factory: Callable[[], nn.Module], done: Done[Trained]) -> nn.Module:
+        from edgekd.training.loop.weights import build, load_weights
+
+        return load_weights(build(factory, self.recipe.seed), done.folder / WEIGHTS)
+
+    def _load_pruned(self, folder: Path) -> nn.Module:
+        from edgekd.training.loop.weights import build
+        from edgekd.training.pruning.stage import rebuild
+
+        return rebuild(build(self.project.loaded.task.student, self.recipe.seed), self.project.loaded, folder)
+
+    def _describe(self, trained: Trained) -> str:
+        return f"metric {trained.metric:.4f}, {trained.parameters:,} parameters"
+
+    def _describe_robustness(self, found: Robustness) -> str:
+        return f"{len(found.networks)} networks, noise {found.noise:g}"
+
+
+def _plain(value: Any) -> Any:
+    return msgspec.to_builtins(value)
+
+
+def _describe_export(exported: Exported) -> str:
+    return f"{len(exported.sizes)} ONNX graphs, within {max(exported.parity.values()):.0e} of torch"

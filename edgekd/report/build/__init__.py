@@ -1,0 +1,1 @@
+"""The files that a build leaves: Markdown, HTML, JSON and pictures."""

@@ -1,0 +1,141 @@
+"""The report as one Markdown page that a reader can check figure by figure."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from edgekd.report.build.latency_tables import branch_table, further_lines, how, latency_table
+from edgekd.report.build.robustness import robustness_table
+from edgekd.report.build.training_picture import FOLDER, file_name
+from edgekd.report.format import NOTHING, duration, number
+from edgekd.report.results import ENGINE
+from edgekd.report.table import (
+    Column,
+    Table,
+    candidate_table,
+    describe,
+    engine_table,
+    ledger_table,
+    legend,
+    markdown,
+    summary_table,
+)
+
+if TYPE_CHECKING:
+    from edgekd.report.results import BudgetCheck, BuildReport, TargetResult
+    from edgekd.runtime.measure.results import Profile
+
+_MEANING = {
+    "pass": "the engine keeps what the student learned",
+    "warn": "usable, with reservations",
+    "fail": "rejected by the gate",
+}
+
+
+def report_markdown(report: BuildReport) -> str:
+    """Return the report as Markdown: verdict first, then every figure with its unit, its n and its reference."""
+    tables = [table for r in report.targets for table in (ledger_table(r.ledger), engine_table(r))]
+    parts = [
+        f"# {report.task}: {report.verdict.upper()}",
+        f"Recipe `{report.recipe}`, seed {report.seed}. {_MEANING[report.verdict].capitalize()}.",
+        *(line for result in report.targets for line in _verdict(result)),
+        markdown(summary_table(report)),
+        *(part for result in report.targets for part in _target(result)),
+        markdown(robustness_table(report)).replace("###", "##", 1),
+        markdown(legend(*tables)).replace("###", "##", 1),
+        "## How it was built",
+        markdown(stages_table(report)),
+        markdown(training_table(report)),
+        *_pictures(report),
+        markdown(facts_table("Versions", report.versions)),
+    ]
+    return "\n\n".join(part.strip("\n") for part in parts) + "\n"
+
+
+def run_lines(bundle: str) -> tuple[str, ...]:
+    """Return the Python that runs a bundle."""
+    return (
+        "import edgekd",
+        f'with edgekd.load("{bundle}") as engine:',
+        "    outputs = engine.run(inputs)",
+    )
+
+
+def _verdict(result: TargetResult) -> list[str]:
+    reasons = "".join(f"\n  - {reason}" for reason in (*result.reasons, *filter(None, [result.remark])))
+    where = f": bundle `{result.bundle}`" if result.bundle else ": no bundle was released"
+    return [f"- **{result.verdict.upper()}** {result.target}{where}{reasons}"]
+
+
+def _target(result: TargetResult) -> list[str]:
+    parts = [f"## {describe(result)}", markdown(ledger_table(result.ledger)), markdown(engine_table(result))]
+    if len(result.candidates) > 1:
+        parts.append(markdown(candidate_table(result)))
+    parts += ["\n".join(f"- {fact}" for fact in result.facts)] if result.facts else []
+    if result.profile:
+        parts += [
+            markdown(latency_table(result.profile, _raw(result.target, result.profile))),
+            *_more(result, result.profile),
+            markdown(facts_table("Machine", result.profile.machine)),
+        ]
+    checks = [f"- {_kept(check)}: {check}" for check in result.budget_checks]
+    if checks:
+        parts += ["### Budgets", "\n".join(checks)]
+    parts.append(
+        "The logits of `deploy.onnx`, which has no embedding outputs, differ from those of `engine.onnx` by "
+        f"{number(result.deploy_logit_error, '.3g')} at most on the test samples."
+    )
+    if result.bundle and result.verdict != "fail":
+        parts.append("\n".join(["### Run it", "", "```python", *run_lines(result.bundle), "```"]))
+    return parts
+
+
+def _more(result: TargetResult, profile: Profile) -> list[str]:
+    """Return what was measured besides latency: time by branch of every engine, the rest of what ships."""
+    shipped = result.measured(ENGINE)
+    lines = further_lines(shipped) if shipped else ()
+    return [markdown(branch_table(profile)), "\n".join(f"- {line}" for line in lines)]
+
+
+def _raw(target: str, profile: Profile) -> tuple[str, ...]:
+    raw = ", ".join(f"`{target}/latency/{engine.raw_file}`" for engine in profile.engines)
+    return (*how(profile), f"Every timed inference, in ns: {raw}; of computing alone beside each, `.compute.npy`.")
+
+
+def _kept(check: BudgetCheck) -> str:
+    if check.measured is None:
+        return "**open**"
+    return "kept" if check.kept else "**not kept**"
+
+
+def facts_table(title: str, facts: dict[str, str]) -> Table:
+    """Return names and values."""
+    return Table(title, (Column("what", right=False), Column("is", right=False)), tuple(facts.items()))
+
+
+def training_table(report: BuildReport) -> Table:
+    """Return the last epoch of each training: what was minimised, and which weight held a Gram scope at its share."""
+    last = {name: epochs[-1] for name, epochs in report.training.items()}
+    figures = dict.fromkeys(figure for epoch in last.values() for figure in epoch)
+    cells = (
+        (number(epoch[figure], ".4g") if figure in epoch else NOTHING for epoch in last.values()) for figure in figures
+    )
+    rows = tuple((figure, *row) for figure, row in zip(figures, cells, strict=True))
+    epochs = ", ".join(f"{name} {len(entries)}" for name, entries in report.training.items())
+    note = (
+        f"Means over the last epoch; epochs: {epochs or 'none, nothing was trained'}. Every epoch is in `report.json`."
+    )
+    return Table("Training", (Column("figure", right=False), *(Column(name) for name in last)), rows, (note,))
+
+
+def _pictures(report: BuildReport) -> list[str]:
+    """Show the picture of each training, which lies beside the report."""
+    told = "losses, shares of the gradient, validation metric and Gram drift by epoch"
+    return [f"![{name}: {told}]({FOLDER}/{file_name(name)})" for name in report.training]
+
+
+def stages_table(report: BuildReport) -> Table:
+    """Return the stages with their times; one that was up to date took none in this build."""
+    times = ("up to date" if stage.cached else duration(stage.seconds) for stage in report.stages)
+    rows = tuple((stage.name, time, stage.summary) for stage, time in zip(report.stages, times, strict=True))
+    return Table("Stages", (Column("stage", right=False), Column("time"), Column("outcome", right=False)), rows)

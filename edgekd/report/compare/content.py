@@ -1,0 +1,59 @@
+"""JSON files that edgekd wrote, read back: of this version, and with what is needed in its place."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import msgspec
+from msgspec import Struct
+
+from edgekd.config.recipe import explain
+from edgekd.errors import ReportError
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+
+def load(path: Path, version: int, remedy: str) -> dict[str, Any]:
+    """Return the JSON object in a file.
+
+    Args:
+        path: the file.
+        version: the schema version that it must have.
+        remedy: what to do where it has another.
+
+    Raises:
+        ReportError: it cannot be read, is no JSON object, or is of another version.
+    """
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"), parse_constant=_refuse)
+    except OSError as error:
+        raise ReportError(f"{path}: cannot be read: {error.strerror}") from error
+    except ValueError as error:  # of JSON, and of UTF-8
+        raise ReportError(f"{path}: is no JSON: {error}; run again what wrote it") from error
+    found = content.get("schema_version") if isinstance(content, dict) else None
+    if found != version or not isinstance(content, dict):
+        told = "has no schema_version" if found is None else f"has schema_version {found}"
+        raise ReportError(f"{path}: {told}, and this edgekd reads {version} only; {remedy}")
+    return content
+
+
+def _refuse(constant: str) -> None:
+    """Refuse NaN and infinities, which Python alone takes for JSON."""
+    raise ValueError(f"{constant} is no number there")
+
+
+_S = TypeVar("_S", bound=Struct)
+
+
+def convert(path: Path, content: dict[str, Any], kind: type[_S]) -> _S:
+    """Return what is needed of a file's content.
+
+    Raises:
+        ReportError: it lacks something, or has something else in its place.
+    """
+    try:
+        return msgspec.convert(content, kind)
+    except msgspec.ValidationError as error:
+        raise ReportError(f"{path}: {explain(error, kind)}; run again what wrote it") from error

@@ -1,0 +1,145 @@
+"""Gram matrices of a few samples as heat maps: the teacher's, the student's, the engine's, and what the engine lost."""
+
+from __future__ import annotations
+
+import base64
+import struct
+import zlib
+from html import escape
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from edgekd.errors import ReportError
+from edgekd.gram.heatmap import FewGrams
+from edgekd.report.blame.picture import shorten
+from edgekd.report.results import ENGINE
+from edgekd.report.svg.page import picture, text
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from edgekd.report.compare.rows import Entry
+
+    _Array = np.ndarray[Any, np.dtype[np.float64]]
+
+#: Blue to white to vermilion, which differ to those who are colour-blind too: -1, 0 and 1.
+_ENDS = ((0, 90, 150), (250, 250, 250), (190, 75, 0))
+_GRADIENT = "cosines"
+#: Levels of the palette but for the last, which is what has no inner product.
+_LEVELS, _NOTHING = 255, (128, 128, 128)
+_SIDE, _LEFT, _TOP = 322.0, 34.0, 42.0
+#: A difference of cosines below is rounding: the scale of the difference ends no earlier.
+_LEAST = 0.01
+
+
+def read_grams(entry: Entry) -> FewGrams | None:
+    """Read the Grams beside a report; None where there are none.
+
+    Raises:
+        ReportError: their file is broken.
+    """
+    try:
+        return FewGrams.load(entry.grams)
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError) as error:
+        raise ReportError(f"{error}; run the build again") from error
+
+
+def heat_maps(name: str, grams: FewGrams) -> dict[str, str]:
+    """Return the pictures by what they show: each model's Gram, and reference less engine on a scale of its own.
+
+    Args:
+        name: an id that no other picture has; each picture's is made of it.
+        grams: the cosines.
+    """
+    found = {
+        model: _picture(f"{name}-{index}", model, _summary(model, values), grams, values, 1.0)
+        for index, (model, values) in enumerate(grams.cosines.items())
+    }
+    references = [model for model in grams.cosines if model not in ("teacher", ENGINE)]
+    if references and ENGINE in grams.cosines:
+        reference = references[-1]
+        lost = grams.cosines[reference] - grams.cosines[ENGINE]
+        most = max(float(np.nanmax(np.abs(lost))), _LEAST)
+        told = f"Cosines of the {reference} less those of the engine: at most {most:.3f} apart."
+        found[f"{reference} − engine"] = _picture(f"{name}-lost", f"{reference} − engine", told, grams, lost, most)
+    return found
+
+
+def _summary(model: str, values: _Array) -> str:
+    return f"Cosines between embeddings, {model}: from {np.nanmin(values):.2f} to {np.nanmax(values):.2f}."
+
+
+def _picture(name: str, head: str, told: str, grams: FewGrams, values: _Array, most: float) -> str:
+    samples, modalities = len(grams.ids), len(grams.modalities)
+    block = _SIDE / modalities
+    parts = [
+        text(_LEFT, 15, head, kind="head"),
+        f'<image href="{png(values / most)}" x="{_LEFT}" y="{_TOP}" width="{_SIDE}" height="{_SIDE}" '
+        'preserveAspectRatio="none"/>',
+    ]
+    for index, modality in enumerate(grams.modalities):
+        middle = (index + 0.5) * block
+        shown = shorten(modality, max(3, int(block / 7.5)))
+        parts.append(text(_LEFT + middle, _TOP - 7, shown, "middle"))
+        y = _TOP + middle
+        parts.append(
+            f'<text x="{_LEFT - 9}" y="{y:.1f}" text-anchor="middle" '
+            f'transform="rotate(-90 {_LEFT - 9} {y:.1f})">{escape(shown)}</text>'
+        )
+        if index:
+            at = index * block
+            parts.append(
+                f'<path class="block" d="M{_LEFT + at:.1f} {_TOP} v{_SIDE} M{_LEFT} {_TOP + at:.1f} h{_SIDE}"/>'
+            )
+    parts += _scale(most, _TOP + _SIDE + 12)
+    told += f" {samples} samples of {modalities} modalities: {', '.join(grams.modalities)}."
+    return picture(name, told, _TOP + _SIDE + 46, parts)
+
+
+def _scale(most: float, y: float) -> Iterator[str]:
+    """Draw the colours from -most to most."""
+    width = 180.0
+    x = _LEFT + (_SIDE - width) / 2
+    yield f'<rect fill="url(#{_GRADIENT})" x="{x}" y="{y}" width="{width}" height="11"/>'
+    for value, at in ((-most, x), (0.0, x + width / 2), (most, x + width)):
+        yield text(at, y + 26, f"{value:.3g}".replace("-", "−"), "middle", "tick")
+
+
+def gradient() -> str:
+    """Return the colours of the scale, which all pictures of a page share."""
+    stops = "".join(
+        f'<stop offset="{share}" stop-color="rgb{colour}"/>' for share, colour in zip((0, 0.5, 1), _ENDS, strict=True)
+    )
+    return f'<svg class="away" aria-hidden="true"><linearGradient id="{_GRADIENT}">{stops}</linearGradient></svg>'
+
+
+def png(values: _Array) -> str:
+    """Return values from -1 to 1 [H, W] as a PNG in a data URI, a pixel each; what is no number is grey."""
+    height, width = values.shape
+    whole = np.where(np.isfinite(values), values, 0.0)
+    levels = np.rint((whole.clip(-1, 1) + 1) / 2 * (_LEVELS - 1)).astype(np.uint8)
+    levels[~np.isfinite(values)] = _LEVELS
+    rows = b"".join(b"\0" + row.tobytes() for row in levels)
+    parts = [
+        b"\x89PNG\r\n\x1a\n",
+        _chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 3, 0, 0, 0)),
+        _chunk(b"PLTE", _palette()),
+        _chunk(b"IDAT", zlib.compress(rows, 9)),
+        _chunk(b"IEND", b""),
+    ]
+    return "data:image/png;base64," + base64.b64encode(b"".join(parts)).decode()
+
+
+def _chunk(kind: bytes, content: bytes) -> bytes:
+    return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
+
+
+def _palette() -> bytes:
+    """Return the colours of all levels, three bytes each."""
+    low, middle, high = (np.array(colour, float) for colour in _ENDS)
+    share = np.linspace(-1, 1, _LEVELS)[:, None]
+    colours = middle + np.abs(share) * (np.where(share < 0, low, high) - middle)
+    return bytes(np.rint(np.concatenate([colours, [_NOTHING]])).astype(np.uint8))

@@ -1,0 +1,132 @@
+"""Metric against latency, for the engines of one task: which of them no other beats."""
+
+from __future__ import annotations
+
+from html import escape
+from typing import TYPE_CHECKING
+
+from edgekd.report.format import milliseconds, number
+from edgekd.report.svg.chart import AxisScale
+from edgekd.report.svg.page import WIDTH, Frame, picture, text, x_axis, y_axis
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+
+    from edgekd.report.compare.rows import EngineRow
+
+_HEIGHT = 290
+_FRAME = Frame(56, 30, WIDTH - 18, _HEIGHT - 42)
+#: Around a point, from its middle: places of its number, the nearest first.
+_BESIDE = ((11, -7), (11, 15), (-11, -7), (-11, 15), (11, -20), (11, 28), (-11, -20), (-11, 28))
+_LINE, _CHARACTER = 12.0, 7.5
+
+
+def front(rows: Mapping[int, EngineRow]) -> list[int]:
+    """Return the numbers of the rows that no other beats, the fastest first.
+
+    One beats another that is neither faster nor better in metric, if its metric is better or its p50's interval lies
+    wholly below the other's.
+
+    Args:
+        rows: by number; those without p50 or metric are left out.
+    """
+    known = [_Point(index, row) for index, row in _shown(rows).items()]
+    kept = [place for place in known if not any(other.beats(place) for other in known)]
+    return [place.index for place in sorted(kept, key=lambda place: (place.p50, -place.metric))]
+
+
+def _shown(rows: Mapping[int, EngineRow]) -> dict[int, EngineRow]:
+    return {index: row for index, row in rows.items() if row.p50_ms is not None and row.metric_value is not None}
+
+
+class _Point:
+    """A row's p50, and its metric so that more is better."""
+
+    def __init__(self, index: int, row: EngineRow) -> None:
+        assert row.p50_ms is not None  # the caller has looked
+        assert row.metric_value is not None
+        self.index, self.p50 = index, row.p50_ms
+        self.low, self.high = row.p50_low_ms or row.p50_ms, row.p50_high_ms or row.p50_ms
+        self.metric = row.metric_value if row.higher_is_better else -row.metric_value
+
+    def beats(self, other: _Point) -> bool:
+        """Whether it is better, and that is no matter of noise."""
+        if self.p50 > other.p50 or self.metric < other.metric:
+            return False
+        return self.metric > other.metric or self.high < other.low
+
+
+def scatter_svg(name: str, rows: Mapping[int, EngineRow]) -> str | None:
+    """Return the picture; None where no row has both figures.
+
+    Args:
+        name: an id that no other picture has.
+        rows: of one task and metric, by their numbers in the table.
+    """
+    shown = _shown(rows)
+    if not shown:
+        return None
+    metric = next(iter(shown.values())).metric
+    ends = [x for row in shown.values() for x in (row.p50_ms, row.p50_low_ms, row.p50_high_ms) if x is not None]
+    across = AxisScale.of(ends)
+    up = AxisScale.of([row.metric_value for row in shown.values() if row.metric_value is not None], log=False)
+    best = front(shown)
+    told = f"{metric} against p50 latency. Not beaten in both: {', '.join(map(str, best))}. "
+    told += "; ".join(f"{index}: {_told(row)}" for index, row in shown.items())
+    parts = [*x_axis(_FRAME, across, "p50 in ms"), *y_axis(_FRAME, up, metric)]
+    places = {index: _at(row, across, up) for index, row in shown.items()}
+    parts.append(_front([places[index] for index in best]))
+    labels = _labels(places)
+    for index, row in shown.items():
+        parts += _point(index, row, places[index], labels[index], across, index in best)
+    return picture(name, told, _HEIGHT, parts)
+
+
+def _told(row: EngineRow) -> str:
+    p50, value = row.p50_ms or 0.0, number(row.metric_value)
+    return f"{row.target} on {row.device}, {row.runtime} {row.precision}, {milliseconds(p50)} ms, {row.metric} {value}"
+
+
+def _at(row: EngineRow, across: AxisScale, up: AxisScale) -> tuple[float, float]:
+    return _FRAME.x(across.share(row.p50_ms or 0.0) or 0.0), _FRAME.y(up.share(row.metric_value or 0.0) or 0.0)
+
+
+def _front(places: list[tuple[float, float]]) -> str:
+    """Draw the front in steps: what is as good and slower lies beyond it."""
+    path = f"M{places[0][0]:.1f} {places[0][1]:.1f}"
+    path += "".join(f" H{x:.1f} V{y:.1f}" for x, y in places[1:])
+    return f'<path class="front" d="{path}"/>'
+
+
+def _point(
+    index: int, row: EngineRow, at: tuple[float, float], label: tuple[float, float], across: AxisScale, best: bool
+) -> Iterator[str]:
+    x, y = at
+    yield f'<g data-row="{index}"><title>{escape(f"{index}: {_told(row)}")}</title>'
+    if row.p50_low_ms is not None and row.p50_high_ms is not None:
+        low, high = (_FRAME.x(across.share(end) or 0.0) for end in (row.p50_low_ms, row.p50_high_ms))
+        yield f'<path class="interval" d="M{low:.1f} {y:.1f} H{high:.1f}"/>'
+    yield f'<circle class="{"best" if best else "beaten"}" cx="{x:.1f}" cy="{y:.1f}" r="6"/>'
+    yield text(*label, str(index), "start" if label[0] > x else "end", "mark")
+    yield "</g>"
+
+
+def _labels(places: Mapping[int, tuple[float, float]]) -> dict[int, tuple[float, float]]:
+    """Put each point's number where it covers neither a point nor another number, if there is such a place."""
+    taken = [(x - 7, y - 7, x + 7, y + 7) for x, y in places.values()]
+    found = {}
+    for index, (x, y) in places.items():
+        boxes = {(x + dx, y + dy): _box(index, x + dx, y + dy, dx) for dx, dy in _BESIDE}
+        free = (at for at, box in boxes.items() if not any(_touch(box, other) for other in taken) and box[2] < WIDTH)
+        found[index] = next(free, next(iter(boxes)))
+        taken.append(boxes[found[index]])
+    return found
+
+
+def _box(index: int, x: float, y: float, dx: float) -> tuple[float, float, float, float]:
+    width = _CHARACTER * len(str(index))
+    return (x, y - _LINE, x + width, y) if dx > 0 else (x - width, y - _LINE, x, y)
+
+
+def _touch(one: tuple[float, float, float, float], other: tuple[float, float, float, float]) -> bool:
+    return one[0] < other[2] and other[0] < one[2] and one[1] < other[3] and other[1] < one[3]

@@ -1,0 +1,229 @@
+"""What a finished build has to report: the material of every table and file, and the verdict over it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from edgekd.config.target import Budgets
+    from edgekd.gram.gate import Ledger, LedgerRow, Verdict
+    from edgekd.runtime.corruption import Disturbed, Robustness
+    from edgekd.runtime.measure.results import EngineProfile, Profile, Quantile
+    from edgekd.stages.stage import StageTime
+
+#: What the candidate that ships is called in tables.
+ENGINE = "engine"
+
+#: The report for machines, in the output folder, and the version of what is in it; and what ``edgekd profile`` writes.
+REPORT, SCHEMA_VERSION = "report.json", 2
+PROFILE, PROFILE_VERSION = "profile.json", 1
+
+#: Below a target's folder of the output: raw timings, and the Grams of a few samples, a
+#: :class:`~edgekd.gram.heatmap.FewGrams`.
+LATENCY, GRAM, SAMPLES = "latency", "gram", "samples.npz"
+
+_SEVERITY: tuple[Verdict, ...] = ("pass", "warn", "fail")
+
+
+def worst(*verdicts: Verdict) -> Verdict:
+    """Return the most severe of some verdicts."""
+    return max(verdicts, key=_SEVERITY.index)
+
+
+@dataclass(frozen=True)
+class BudgetCheck:
+    """One limit of the target; ``measured`` is None where there is no figure to hold against it."""
+
+    name: str
+    unit: str
+    limit: float
+    measured: float | None
+
+    @property
+    def kept(self) -> bool:
+        """Whether the figure was measured and is within the limit."""
+        return self.measured is not None and self.measured <= self.limit
+
+    def __str__(self) -> str:
+        """Say it in words, e.g. ``"latency p50 6.1 ms, budget 5 ms"``."""
+        found = "not measured" if self.measured is None else f"{self.measured:.3g} {self.unit}"
+        return f"{self.name} {found}, budget {self.limit:g} {self.unit}"
+
+
+@dataclass(frozen=True)
+class CandidateResult:
+    """One of the ways in which the network was written for a target, as far as it was measured.
+
+    Attributes:
+        name: e.g. "int8", "int8-nncf", "float32".
+        precision: e.g. "int8".
+        verdict: of the gate.
+        metric: of its last stage; None where there are no labels.
+        bound: of its drift against the ledger's reference, at its last stage.
+        flips: share of samples whose top-1 class is not the reference's, at its last stage; None where the network
+            is no classifier.
+        p50: latency; None where it was not measured.
+        size_bytes: of the file that the runtime is given.
+        peak_rss_bytes: of the process that ran it; None where it was not measured.
+    """
+
+    name: str
+    precision: str
+    verdict: Verdict
+    metric: float | None
+    bound: float
+    flips: float | None
+    p50: Quantile | None
+    size_bytes: int
+    peak_rss_bytes: int | None
+
+
+@dataclass(frozen=True)
+class TargetResult:
+    """What came out for one target.
+
+    Attributes:
+        target: its name.
+        device: the machine it ran on, in the user's words; "no device" where it ran on none.
+        runtime: the engine library.
+        precision: of the engine, e.g. "int8".
+        ledger: the same probe after every stage.
+        baselines: names of the float networks that the engine is compared with; the last is the ledger's reference.
+        profile: the baselines, engine and the other candidates, measured in turns on the device; None where they
+            were not measured.
+        profile_reason: why not: ``"not measured: ..."``; None where they were.
+        sizes: bytes of the engine files of the float networks and of "engine".
+        bundle: path relative to the output folder; None where no bundle was released.
+        budgets: the target's limits.
+        deploy_logit_error: largest |difference| between the logits of ``deploy.onnx`` and ``engine.onnx``.
+        candidates: every way in which the network was written, the one that ships among them.
+        chosen: name of the one that ships.
+        choice: why it does.
+        facts: sentences about the engine that belong in the report.
+        robustness: of what ships; None where it was not measured.
+    """
+
+    target: str
+    device: str
+    runtime: str
+    precision: str
+    ledger: Ledger
+    baselines: tuple[str, ...]
+    profile: Profile | None
+    profile_reason: str | None
+    sizes: dict[str, int]
+    bundle: str | None
+    budgets: Budgets
+    deploy_logit_error: float
+    candidates: tuple[CandidateResult, ...]
+    chosen: str
+    choice: str
+    facts: tuple[str, ...] = ()
+    robustness: Disturbed | None = None
+
+    def __post_init__(self) -> None:
+        if self.profile is None and not self.profile_reason:
+            raise ValueError(f"{self.target}: without a profile there must be a reason for it")
+
+    def measured(self, name: str) -> EngineProfile | None:
+        """Return what was measured of a baseline or of "engine", if it was."""
+        engines = self.profile.engines if self.profile else ()
+        return next((engine for engine in engines if engine.name == name), None)
+
+    def row(self, stage: str) -> LedgerRow | None:
+        """Return a stage's row of the ledger, if it has one."""
+        return next((row for row in self.ledger.rows if row.stage == stage), None)
+
+    @property
+    def last(self) -> LedgerRow:
+        """The ledger's row of what ships: of the device, or of this host where no device ran it."""
+        return self.ledger.rows[-1]
+
+    @property
+    def samples(self) -> int:
+        """On how many samples the ledger was kept."""
+        return self.last.to_reference.samples if self.last.to_reference else 0
+
+    def speedup(self, baseline: str, name: str = ENGINE) -> float | None:
+        """Return a baseline's p50 over that of ``name``: both from the one run in which they took turns."""
+        slow, fast = self.measured(baseline), self.measured(name)
+        if not (slow and fast and slow.latency.p50 and fast.latency.p50):
+            return None
+        return slow.latency.p50.value_ms / fast.latency.p50.value_ms
+
+    def shrinkage(self, baseline: str) -> float | None:
+        """Return the size of a baseline's file over the engine's."""
+        if baseline not in self.sizes or not self.sizes.get(ENGINE):
+            return None
+        return self.sizes[baseline] / self.sizes[ENGINE]
+
+    @property
+    def budget_checks(self) -> tuple[BudgetCheck, ...]:
+        """The limits that the target states, each with the engine's figure."""
+        engine = self.measured(ENGINE)
+        p50 = engine.latency.p50.value_ms if engine and engine.latency.p50 else None
+        size = self.sizes[ENGINE] / 1e6 if ENGINE in self.sizes else None
+        memory = engine.peak_rss_bytes / 1e6 if engine else None
+        stated = (
+            ("latency p50", "ms", self.budgets.latency_ms, p50),
+            ("size", "MB", self.budgets.size_mb, size),
+            ("peak memory", "MB", self.budgets.memory_mb, memory),
+        )
+        return tuple(BudgetCheck(name, unit, limit, found) for name, unit, limit, found in stated if limit is not None)
+
+    @property
+    def verdict(self) -> Verdict:
+        """The gate's verdict; a budget that is missed or unmeasured warns, since a target only recommends it."""
+        return worst(self.ledger.verdict, *("pass" if check.kept else "warn" for check in self.budget_checks))
+
+    @property
+    def reasons(self) -> tuple[str, ...]:
+        """Why it did not simply pass."""
+        return (*self.ledger.reasons, *(str(check) for check in self.budget_checks if not check.kept))
+
+    @property
+    def remark(self) -> str | None:
+        """Say so where compressing did not pay: the engine is not clearly faster than the float network of before."""
+        before, engine = self.measured(self.baselines[-1]), self.measured(ENGINE)
+        if not (before and engine and before.latency.p50 and engine.latency.p50):
+            return None
+        if engine.latency.p50.high_ms < before.latency.p50.low_ms:
+            return None
+        precision = "INT8" if self.precision == "int8" else self.precision
+        if self.baselines == ("float",):
+            return None if precision == "float32" else f"{precision} is not faster than float32 on this device"
+        return f"{precision} is not faster than the float student on this device"
+
+
+@dataclass(frozen=True)
+class BuildReport:
+    """A whole build.
+
+    Attributes:
+        recipe: name or path of the recipe.
+        task: name of the task.
+        seed: of every random choice.
+        versions: of edgekd and the libraries that computed the result.
+        stages: in the order they ran.
+        training: for each model that was trained here one entry an epoch: mean losses, the weights of those that were
+            added and their shares of the gradient, and on the validation split metric and Gram drift from the anchor.
+        targets: one result for each target.
+        robustness: of the networks that were trained here; None where it was not measured.
+        robustness_reason: why not: ``"not measured: ..."``.
+    """
+
+    recipe: str
+    task: str
+    seed: int
+    versions: dict[str, str]
+    stages: tuple[StageTime, ...]
+    training: dict[str, list[dict[str, float]]]
+    targets: tuple[TargetResult, ...]
+    robustness: Robustness | None = None
+    robustness_reason: str = "not measured"
+
+    @property
+    def verdict(self) -> Verdict:
+        """The worst verdict of all targets."""
+        return worst(*(result.verdict for result in self.targets))

@@ -1,0 +1,192 @@
+"""What a search found, as a table, as JSON, and as a picture."""
+
+from __future__ import annotations
+
+import json
+import shlex
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+from edgekd.files import write_text
+from edgekd.report.format import factor, milliseconds, number
+from edgekd.report.table import Column, Table, metric_name
+from edgekd.runtime.manifest import null_not_finite
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+SCHEMA_VERSION = 1
+
+#: The files that a search writes.
+TABLE, PICTURE = "search.json", "search.svg"
+
+
+@dataclass(frozen=True)
+class Appraisal:
+    """What a trial's student is worth.
+
+    Attributes:
+        metric: the task's, on the validation split.
+        latency: p50 at batch 1 on one thread, as a share of that of the recipe's own student before pruning.
+        drift: of its Gram from the teacher's, on the validation split.
+        p50_ms: the p50 itself, on the trial's machine.
+        reference_ms: that of the recipe's own student, which took turns with it.
+        parameters: how many it has.
+    """
+
+    metric: float
+    latency: float
+    drift: float
+    p50_ms: float
+    reference_ms: float
+    parameters: int
+
+
+@dataclass(frozen=True)
+class SearchTrial:
+    """One trial.
+
+    Attributes:
+        number: in the study.
+        state: "lost" for one whose worker was killed and that was tried again.
+        own: whether it is the recipe as it stands.
+        settings: what ``--set`` takes to build it.
+        appraisal: None unless it is done.
+        reason: why it failed; "" otherwise.
+        host: the machine that ran it.
+        seconds: how long it took; None where it has not ended.
+    """
+
+    number: int
+    state: Literal["done", "failed", "running", "waiting", "lost"]
+    own: bool
+    settings: tuple[str, ...]
+    appraisal: Appraisal | None
+    reason: str
+    host: str
+    seconds: float | None
+
+
+@dataclass(frozen=True)
+class SearchResult:
+    """A study.
+
+    Attributes:
+        study: its name.
+        storage: where it is kept, without a password.
+        recipe: what the user called the recipe.
+        overrides: what the user overrode in it, by ``--set``.
+        metric: name of the task's metric.
+        higher_is_better: whether a larger metric is better.
+        space: for each key its range or its choices.
+        trials: all, by number.
+        machines: for each host that took part its facts and the versions of its libraries.
+    """
+
+    study: str
+    storage: str
+    recipe: str
+    overrides: tuple[str, ...]
+    metric: str
+    higher_is_better: bool
+    space: dict[str, Any]
+    trials: tuple[SearchTrial, ...]
+    machines: dict[str, dict[str, str]]
+
+    @property
+    def done(self) -> tuple[SearchTrial, ...]:
+        """The trials with figures, the best metric first."""
+        known = [trial for trial in self.trials if trial.appraisal]
+        return tuple(sorted(known, key=lambda trial: (self._costs(trial), trial.number)))
+
+    @property
+    def front(self) -> tuple[SearchTrial, ...]:
+        """The trials that no other beats, the best metric first; of those with level figures the first alone."""
+        done = self.done
+        costs = [self._costs(trial) for trial in done]
+        return tuple(
+            trial
+            for index, trial in enumerate(done)
+            if costs[index] not in costs[:index] and not any(_beats(other, costs[index]) for other in costs)
+        )
+
+    @property
+    def failed(self) -> tuple[SearchTrial, ...]:
+        """The trials that failed by themselves."""
+        return tuple(trial for trial in self.trials if trial.state == "failed")
+
+    def command(self, trial: SearchTrial) -> str:
+        """Return the command that builds a trial."""
+        sets = (part for setting in (*self.overrides, *trial.settings) for part in ("--set", setting))
+        return shlex.join(["edgekd", "build", "--recipe", self.recipe, *sets])
+
+    def _costs(self, trial: SearchTrial) -> tuple[float, float, float]:
+        """The objectives, each the less the better."""
+        known = trial.appraisal
+        assert known is not None
+        return (-known.metric if self.higher_is_better else known.metric, known.latency, known.drift)
+
+
+def _beats(one: tuple[float, ...], other: tuple[float, ...]) -> bool:
+    return one != other and all(a <= b for a, b in zip(one, other, strict=True))
+
+
+def search_table(found: SearchResult) -> Table:
+    """Return the Pareto front, the best metric first, and the recipe as it stands wherever it comes in."""
+    front = found.front
+    shown = [trial for trial in found.done if trial in front or trial.own]
+    columns = (
+        Column("trial", right=False),
+        *(Column(name) for name in (metric_name(found.metric), "drift", "latency", "p50 ms")),
+        Column("settings", right=False),
+    )
+    return Table("Pareto front", columns, tuple(_row(trial, trial in front) for trial in shown), _notes(found))
+
+
+def _row(trial: SearchTrial, best: bool) -> tuple[str, ...]:
+    known = trial.appraisal
+    assert known is not None
+    name = f"{trial.number}{' recipe' if trial.own else ''}{'' if best else ' (beaten)'}"
+    figures = (number(known.metric), number(known.drift), factor(known.latency), milliseconds(known.p50_ms))
+    return (name, *figures, "as the recipe stands" if trial.own else _short(trial.settings))
+
+
+def _short(settings: tuple[str, ...]) -> str:
+    """Write settings as a person reads them: of each key its last word."""
+    pairs = (setting.partition("=") for setting in settings)
+    return ", ".join(f"{key.rpartition('.')[2]} {'none' if value == '{}' else value}" for key, _, value in pairs)
+
+
+def _notes(found: SearchResult) -> tuple[str, ...]:
+    better = "higher" if found.higher_is_better else "lower"
+    done, failed = len(found.done), len(found.failed)
+    notes = [
+        f"{done} trials done{f', {failed} failed' if failed else ''}; {found.metric} ({better} is better) and drift "
+        "from the teacher: of the validation split.",
+        "latency: p50 as a share of the recipe's own student before pruning; they took turns, float, one thread.",
+    ]
+    if len(found.machines) > 1:
+        notes.append(f"p50 ms: each on its own machine ({', '.join(found.machines)}), so compare the shares.")
+    if found.failed:
+        first = found.failed[0]
+        notes.append(f"The first that failed, trial {first.number}: {first.reason}")
+    return tuple(notes)
+
+
+def search_json(found: SearchResult) -> dict[str, Any]:
+    """Return everything as JSON values; what is not a finite number is null."""
+    front = {trial.number for trial in found.front}
+    trials = [
+        {**asdict(trial), "front": trial.number in front, "command": found.command(trial)} for trial in found.trials
+    ]
+    content: dict[str, Any] = null_not_finite({"schema_version": SCHEMA_VERSION, **asdict(found), "trials": trials})
+    return content
+
+
+def write_search(found: SearchResult, folder: Path) -> None:
+    """Write ``search.json`` and, where a trial is done, ``search.svg`` into a folder."""
+    from edgekd.report.search.picture import search_svg
+
+    write_text(folder / TABLE, json.dumps(search_json(found), indent=1) + "\n")
+    if found.done:
+        write_text(folder / PICTURE, search_svg(found))

@@ -1,0 +1,1 @@
+"""Engine libraries, each behind the same session: ONNX Runtime, OpenVINO, TensorRT, a user's own."""

@@ -1,0 +1,184 @@
+"""ONNX Runtime, on the processor."""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from edgekd.errors import ModelError
+from edgekd.files import need
+from edgekd.runtime.measure.layers import from_ort_trace
+from edgekd.runtime.session import Array, FeedCheck, Feeds, Session, TensorSpec
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+    from types import TracebackType
+
+    from edgekd.runtime.measure.results import LayerTime
+
+_DTYPES = {
+    "tensor(float)": "float32",
+    "tensor(double)": "float64",
+    "tensor(float16)": "float16",
+    "tensor(bool)": "bool",
+    **{f"tensor({sign}int{bits})": f"{sign}int{bits}" for sign in ("", "u") for bits in (8, 16, 32, 64)},
+}
+
+
+#: First runs under the profiler that count for nothing: memory and caches are not yet as they stay.
+_UNSETTLED = 10
+
+
+def library() -> Any:
+    """Import ONNX Runtime.
+
+    Raises:
+        MissingDependency: it is not installed.
+    """
+    return need("onnxruntime", "runtime")
+
+
+def hardware() -> dict[str, str]:
+    """Return what besides the processor decides what an engine does here: nothing."""
+    return {}
+
+
+def absent() -> None:
+    """Say why no engine can run on this machine: there is no reason, since there is always a processor."""
+
+
+def open_engine(engine: Path | bytes, threads: int = 1, name: str | None = None) -> Session:
+    """Open an ONNX model for the processor.
+
+    Args:
+        engine: the file, or its content.
+        threads: threads of one inference.
+        name: what errors call it; by default the file's path.
+
+    Raises:
+        MissingDependency: ONNX Runtime is not installed.
+        ModelError: the model cannot be opened.
+        ValueError: ``threads`` is below 1, where ONNX Runtime would silently take every core.
+    """
+    return _open(engine, _options(threads), name)
+
+
+def layer_times(engine: Path, threads: int, rows: Sequence[Feeds]) -> tuple[LayerTime, ...]:
+    """Run an engine once for each of ``rows`` under ONNX Runtime's profiler; return the time of each node.
+
+    Times are as of the profiler, in whole us of each run; it makes every node some us slower.
+
+    Raises:
+        MissingDependency: ONNX Runtime is not installed.
+        ModelError: the model cannot be opened, or does not take the rows.
+    """
+    options = _options(threads)
+    with tempfile.TemporaryDirectory() as scratch:
+        options.enable_profiling = True
+        options.profile_file_prefix = str(Path(scratch) / "trace")
+        with _open(engine, options, None) as session:
+            for row in rows:
+                session.run(row)
+            trace = session.end_profiling()
+        return from_ort_trace(Path(trace), len(rows), min(_UNSETTLED, len(rows) - 1))
+
+
+def _options(threads: int) -> Any:
+    if threads < 1:
+        raise ValueError(f"threads must be 1 or more, not {threads}")
+    options = library().SessionOptions()
+    options.intra_op_num_threads = threads
+    options.inter_op_num_threads = 1
+    options.log_severity_level = 4  # what fails is raised
+    return options
+
+
+def _open(engine: Path | bytes, options: Any, name: str | None) -> _OrtSession:
+    onnxruntime = library()
+    name = name or (str(engine) if isinstance(engine, Path) else "the given bytes")
+    failures = _failures(onnxruntime)
+    try:
+        session = onnxruntime.InferenceSession(
+            str(engine) if isinstance(engine, Path) else engine, options, providers=["CPUExecutionProvider"]
+        )
+    except failures as error:
+        raise ModelError(f"{name}: ONNX Runtime cannot open it: {error}") from error
+    return _OrtSession(onnxruntime, session, name, failures)
+
+
+def _failures(onnxruntime: Any) -> tuple[type[Exception], ...]:
+    """ONNX Runtime's own exceptions, which share no base class."""
+    exported = vars(onnxruntime.capi.onnxruntime_pybind11_state).values()
+    return RuntimeError, *(item for item in exported if isinstance(item, type) and issubclass(item, Exception))
+
+
+class _OrtSession:
+    """A :class:`Session` of ONNX Runtime."""
+
+    def __init__(self, onnxruntime: Any, session: Any, name: str, failures: tuple[type[Exception], ...]) -> None:
+        self._onnxruntime = onnxruntime
+        self._session = session
+        # Beneath its wrapper, where there is one: it looks at the feeds once more.
+        self._run = getattr(session, "_sess", session).run
+        self._name = name
+        self._failures = failures
+        self.inputs = tuple(_spec(item, name) for item in session.get_inputs())
+        self.outputs = tuple(_spec(item, name) for item in session.get_outputs())
+        self.facts: dict[str, str] = {}
+        self._check = FeedCheck(self.inputs)
+        self._output_names = [spec.name for spec in self.outputs]
+
+    def run(self, feeds: Feeds) -> dict[str, Array]:
+        self._check(feeds)
+        if self._session is None:
+            raise ModelError(f"{self._name}: the engine is closed")
+        try:
+            results = self._run(self._output_names, feeds, None)
+        except self._failures as error:
+            raise ModelError(f"{self._name}: ONNX Runtime failed to run it: {error}") from error
+        return dict(zip(self._output_names, results))  # noqa: B905 - as many as were asked for; strict takes time
+
+    def place(self, feeds: Feeds) -> Callable[[], int]:
+        """Compute by IO binding; see :class:`~edgekd.runtime.session.TimesComputing`."""
+        results = self.run(feeds)  # which tells the outputs' shapes
+        binding = self._session.io_binding()
+        for name, array in feeds.items():
+            binding.bind_cpu_input(name, np.array(array))
+        for name, array in results.items():
+            binding.bind_ortvalue_output(name, self._onnxruntime.OrtValue.ortvalue_from_numpy(array))
+        run, clock = self._session.run_with_iobinding, time.perf_counter_ns
+
+        def compute() -> int:
+            start = clock()
+            run(binding)
+            return clock() - start
+
+        return compute
+
+    def end_profiling(self) -> str:
+        """Stop the profiler and return the file that it wrote."""
+        path: str = self._session.end_profiling()
+        return path
+
+    def close(self) -> None:
+        self._session = self._run = None
+
+    def __enter__(self) -> _OrtSession:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+def _spec(item: Any, model: str) -> TensorSpec:
+    if item.type not in _DTYPES:
+        raise ModelError(f"{model}: '{item.name}' is a {item.type}, which numpy has no type for")
+    # A dimension without a name is like no other, so it gets a name of its own.
+    shape = tuple(f"{item.name}.{axis}" if size is None else size for axis, size in enumerate(item.shape))
+    return TensorSpec(item.name, _DTYPES[item.type], shape)

@@ -1,0 +1,1 @@
+"""What is measured on a device: latency, layers, energy, sensors, and the facts of the machine."""

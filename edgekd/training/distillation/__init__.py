@@ -1,0 +1,1 @@
+"""The teacher, the student that is distilled from it, and the losses."""

@@ -1,0 +1,60 @@
+"""Several teachers as one network, for the ledger and the export."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+
+from edgekd.config.recipe import Tap
+from edgekd.gram.matrix import normalize
+from edgekd.training.distillation.references import mean_logits
+from edgekd.training.taps.taps import TappedModel
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+
+class Ensemble(nn.Module):
+    """Members whose logits together are the logarithm of their mean probability.
+
+    The embedding of a modality is the members' embeddings at unit length, side by side, over the root of their number:
+    its cosines are the mean of the members' cosines.
+
+    Args:
+        members: networks of one kind.
+        taps: for each modality where a member's embedding is; the ensemble's own are at :attr:`taps`.
+    """
+
+    def __init__(self, members: Sequence[nn.Module], taps: Mapping[str, Tap]) -> None:
+        super().__init__()
+        self.members = nn.ModuleList(members)
+        self.embeddings = nn.ModuleList(nn.Identity() for _ in taps)
+        self._of_members = dict(taps)
+
+    @property
+    def taps(self) -> dict[str, Tap]:
+        """For each modality where the ensemble's embedding is."""
+        return {name: Tap(module=f"embeddings.{index}") for index, name in enumerate(self._of_members)}
+
+    def forward(self, *inputs: Tensor) -> Tensor:
+        """Return logits [B, classes] of the modalities' batches, in order."""
+        readings = []
+        for member in self.members:
+            with TappedModel(member, self._of_members) as tapped:
+                readings.append(tapped(list(inputs)))
+        for tap, name in zip(self.embeddings, self._of_members, strict=True):
+            units = [normalize(embeddings[name]) for _, embeddings in readings]
+            tap(torch.cat(units, 1) / len(units) ** 0.5)
+        return mean_logits([logits for logits, _ in readings])
+
+
+def members(model: nn.Module) -> list[nn.Module]:
+    """Return the networks that a teacher is made of: an ensemble's members, or itself."""
+    return list(model.members) if isinstance(model, Ensemble) else [model]
+
+
+def taps_of(model: nn.Module, taps: Mapping[str, Tap]) -> Mapping[str, Tap]:
+    """Return where a teacher's embeddings are: an ensemble's own, or those of the only network there is."""
+    return model.taps if isinstance(model, Ensemble) else taps

@@ -1,0 +1,69 @@
+"""A teacher that others learn from in half precision: nearly half the memory, and less time where hardware has it."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+
+from edgekd.errors import ModelError
+from edgekd.training.loop.autograd_layers import WEIGHTED
+from edgekd.training.taps.taps import TappedModel
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from edgekd.config.recipe import Precision, Tap
+
+_HALVES = {"bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+def tapped_teacher(teacher: nn.Module, taps: Mapping[str, Tap], precision: Precision) -> TappedModel:
+    """Return the teacher, read at its taps, in the precision that the recipe gives it.
+
+    Args:
+        teacher: on its device, never to be trained again; its weights are changed in place where that is half.
+        taps: where it is read.
+        precision: what it computes in.
+
+    Raises:
+        TaskError: a tap names no module.
+    """
+    if precision == "float32":
+        return TappedModel(teacher, taps)
+    return _Halved(teacher, taps, _HALVES[precision])
+
+
+class _Halved(TappedModel):
+    """A model whose layers with weights compute in half precision; what is read of it is float32.
+
+    Only those layers hold half weights. What is between them stays float32 or follows its input, as autocast decides:
+    above all the standardisation of raw inputs, of which half precision would lose what it is to make of them, and
+    float16 whatever passes 65504. Outputs are float32 before they are pooled.
+    """
+
+    def __init__(self, model: nn.Module, taps: Mapping[str, Tap], dtype: torch.dtype) -> None:
+        super().__init__(model, taps)
+        self._dtype = dtype
+        for layer in model.modules():
+            if isinstance(layer, WEIGHTED):
+                layer.to(dtype)
+
+    def _run(self, inputs: Sequence[Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
+        """Run the model.
+
+        Raises:
+            ModelError: it cannot compute in this precision, or gives NaN or infinite values in it.
+        """
+        kind = str(self._dtype).removeprefix("torch.")
+        name, advice = f"the teacher, {type(self.model).__name__},", "; set teacher.precision = 'float32'"
+        try:
+            with torch.autocast(inputs[0].device.type, self._dtype):
+                logits, outputs = super()._run(inputs)
+        except RuntimeError as error:
+            raise ModelError(f"{name} cannot run in {kind}: {error}{advice}") from error
+        for what, x in {"logits": logits, **outputs}.items():
+            if not torch.isfinite(x).all():
+                raise ModelError(f"{name} gives NaN or infinite values in {kind} ({what}){advice}")
+        return logits.float(), {modality: x.float() for modality, x in outputs.items()}

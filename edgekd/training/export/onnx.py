@@ -1,0 +1,111 @@
+"""One network as ONNX, with its embeddings as outputs."""
+
+from __future__ import annotations
+
+import itertools
+from contextlib import redirect_stderr
+from dataclasses import dataclass
+from io import StringIO
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from edgekd.errors import ModelError
+from edgekd.files import atomic_path, quiet
+from edgekd.gram.npz import EMBEDDING_PREFIX
+from edgekd.training.taps.taps import TappedModel
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from pathlib import Path
+
+    from edgekd.config.recipe import Tap
+
+
+@dataclass(frozen=True)
+class ExportNetwork:
+    """A network to export, and where its embeddings are."""
+
+    model: nn.Module
+    taps: Mapping[str, Tap]
+
+
+class _WithEmbeddings(nn.Module):
+    """A network whose forward pass returns logits and every embedding."""
+
+    def __init__(self, tapped: TappedModel) -> None:
+        super().__init__()
+        self.model = tapped.model
+        self._tapped = tapped
+
+    def forward(self, *inputs: Tensor) -> tuple[Tensor, ...]:
+        logits, embeddings = self._tapped(list(inputs))
+        return logits, *embeddings.values()
+
+
+def write_onnx(network: ExportNetwork, inputs: Mapping[str, Tensor], opset: int, path: Path) -> None:
+    """Export one network with a dynamic batch and the outputs ``logits`` and ``embedding.<modality>``.
+
+    Raises:
+        ModelError: torch cannot export it, or not for any number of samples.
+    """
+    network.model.eval().cpu()
+    outputs = ["logits", *(EMBEDDING_PREFIX + name for name in network.taps)]
+    batch = torch.export.Dim("batch", min=1, max=4096)
+    # torch prints the graph that it failed on to stderr.
+    with TappedModel(network.model, network.taps) as tapped, quiet(), redirect_stderr(StringIO()):
+        try:
+            program = torch.onnx.export(
+                _WithEmbeddings(tapped),
+                tuple(inputs.values()),
+                dynamo=True,
+                opset_version=opset,
+                input_names=list(inputs),
+                output_names=outputs,
+                dynamic_shapes=(tuple({0: batch} for _ in inputs),),
+                verbose=False,
+            )
+        except (RuntimeError, torch.onnx.errors.OnnxExporterError) as error:
+            # torch's own message is a page of advice for its developers; its cause says what is wrong.
+            what = str(error.__cause__ or error).strip().partition("\n")[0]
+            raise ModelError(f"torch cannot export {type(network.model).__name__} to ONNX: {what}") from error
+    assert program is not None  # None is what the older exporter returns
+    for value in program.model.graph.inputs:
+        size = value.shape[0] if value.shape else None
+        if isinstance(size, int):
+            raise ModelError(
+                f"{type(network.model).__name__} works for batches of {size} only: its code fixes the batch, "
+                "e.g. by a view() or reshape() to constants; write -1 there"
+            )
+    _strip(program.model)
+    _name_layers(program.model)
+    with atomic_path(path) as temporary:
+        program.save(str(temporary), external_data=False)
+
+
+def _strip(model: Any) -> None:
+    """Remove what the exporter notes for debugging: for each node its stack, with lines of source and paths of here.
+
+    A bundle would carry them to every device; in a small INT8 graph they are half of the file.
+    """
+    graph = model.graph
+    nodes = list(graph.all_nodes())
+    values = (*graph.inputs, *graph.initializers.values(), *(value for node in nodes for value in node.outputs))
+    for noted in (model, graph, *nodes, *values):
+        noted.metadata_props.clear()
+
+
+def _name_layers(model: Any) -> None:
+    """Call each node that reads a module's weight by the module's path: the exporter's own names are mere numbers."""
+    prefix, suffix = "model.", ".weight"  # of `_WithEmbeddings`; of torch's layers
+    names: set[str] = set()
+    for node in model.graph.all_nodes():
+        weights = (value.name or "" for value in node.inputs if value is not None and value.is_initializer())
+        weight = next((name for name in weights if name.startswith(prefix) and name.endswith(suffix)), None)
+        if weight is None:
+            continue
+        path = weight.removeprefix(prefix).removesuffix(suffix)
+        calls = (path if call == 1 else f"{path}:{call}" for call in itertools.count(1))
+        node.name = next(name for name in calls if name not in names)
+        names.add(node.name)

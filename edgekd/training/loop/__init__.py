@@ -1,0 +1,1 @@
+"""The training loop, evaluation, weights, and training by several processes."""

@@ -1,0 +1,125 @@
+"""Run a model over a split: its logits, its embeddings, its metric."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, cast
+
+import numpy as np
+import torch
+from torch.utils.data import DataLoader, Dataset
+
+from edgekd.gram.drift import Bootstrap, measure_drift
+from edgekd.gram.probe import Probe
+from edgekd.stages.artifacts import PROBE, WEIGHTS, Trained
+from edgekd.training.loop import distributed
+from edgekd.training.loop.weights import save_weights
+from edgekd.training.taps.taps import TappedModel
+from edgekd.training.task.protocol import Batch, LoadedTask, Split, collate
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+    from pathlib import Path
+
+    from torch import nn
+
+    from edgekd.config.recipe import Tap
+    from edgekd.training.loop.loop import Epoch
+
+_BATCH = 256
+
+#: The figure is a mean by epoch, so next to nothing is spent on its bound.
+_UNBOUNDED = Bootstrap(resamples=1)
+
+
+@dataclass(frozen=True)
+class Truth:
+    """What is known of a split's samples: ids, labels [N], and groups [N] or None where samples are independent."""
+
+    ids: np.ndarray[Any, Any]
+    labels: np.ndarray[Any, Any]
+    groups: np.ndarray[Any, Any] | None
+
+
+def batches(split: Split) -> DataLoader[Batch]:
+    """Return the split's batches in order."""
+    return DataLoader(cast("Dataset[Any]", split), _BATCH, collate_fn=collate)
+
+
+def few(task: LoadedTask, device: torch.device) -> Batch:
+    """Return the first two training samples, enough to see what widths networks have."""
+    split = task.splits["train"]
+    return collate([split[index] for index in range(min(2, len(split)))]).to(device)
+
+
+def truth(split: Split, check: Callable[[Batch], None] | None = None) -> Truth:
+    """Collect ids, labels and groups of a split; ``check`` sees each batch on the way."""
+    ids: list[str] = []
+    groups: list[str] = []
+    labels = []
+    for batch in batches(split):
+        if check is not None:
+            check(batch)
+        ids += batch.ids
+        groups += batch.groups
+        labels.append(batch.labels.numpy())
+    return Truth(np.array(ids), np.concatenate(labels), np.array(groups) if any(groups) else None)
+
+
+def probe(
+    model: nn.Module, taps: Mapping[str, Tap], split: Split, change: Callable[[Batch], Batch] | None = None
+) -> Probe:
+    """Return the model's logits and embeddings on a split, in fp32 on the model's device; training mode is restored.
+
+    ``change`` makes of each batch, in order, what the model is given.
+    """
+    device = next(model.parameters()).device
+    was_training = model.training
+    model.eval()
+    ids: list[str] = []
+    logits, embeddings = [], []
+    with torch.inference_mode(), TappedModel(model, taps) as tapped:
+        for batch in map(change, batches(split)) if change else batches(split):
+            ids += batch.ids
+            batch_logits, batch_embeddings = tapped(list(batch.to(device).inputs.values()))
+            logits.append(batch_logits.float().cpu().numpy())
+            embeddings.append({name: z.float().cpu().numpy() for name, z in batch_embeddings.items()})
+    model.train(was_training)
+    return Probe(
+        np.array(ids), np.concatenate(logits), {name: np.concatenate([e[name] for e in embeddings]) for name in taps}
+    )
+
+
+class Validation:
+    """Figures of a model on the validation split: its metric, and the drift of its Gram from a reference's.
+
+    Args:
+        task: whose split and metric.
+        model: what is trained.
+        taps: where its embeddings are.
+        reference: the probe of the reference on that split, or None to measure no drift.
+    """
+
+    def __init__(
+        self, task: LoadedTask, model: nn.Module, taps: Mapping[str, Tap], reference: Probe | None = None
+    ) -> None:
+        self._task, self._model, self._taps, self._reference = task, model, taps, reference
+        self._truth = truth(task.splits["val"])
+
+    def __call__(self) -> Epoch:
+        """Return "validation" and, with a reference, "drift"."""
+        probed = probe(self._model, self._taps, self._task.splits["val"])
+        figures = {"validation": self._task.metric(probed.logits, self._truth.labels)}
+        if self._reference is not None:
+            figures["drift"] = measure_drift(probed, self._reference, None, _UNBOUNDED).mean
+        return figures
+
+
+def keep(task: LoadedTask, model: nn.Module, taps: Mapping[str, Tap], history: list[Epoch], folder: Path) -> Trained:
+    """Write a trained model's weights and its probe of the test split, and sum up."""
+    probed = probe(model, taps, task.splits["test"])
+    if distributed.leads():
+        save_weights(model, folder / WEIGHTS)
+        probed.save(folder / PROBE)
+    score = task.metric(probed.logits, truth(task.splits["test"]).labels)
+    return Trained(score, sum(p.numel() for p in model.parameters()), history)

@@ -1,0 +1,1 @@
+"""Removing channels in dependency groups."""

@@ -1,0 +1,131 @@
+"""One budget for the whole network: which channels go first, so that each branch gives what it can spare."""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from edgekd.training.pruning.latency import RelativeLatency
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+
+    from edgekd.config.recipe import PruneBudget, Tap
+    from edgekd.training.pruning.groups import Group
+    from edgekd.training.task.protocol import Batch
+
+#: Widths of groups, by their root.
+Widths = dict[str, int]
+
+
+@dataclass(frozen=True)
+class Budget:
+    """What the pruned network may spend.
+
+    Attributes:
+        what: it counts, in words.
+        keep: the share of the unpruned network's that may be left.
+        spent: of a network: the share that it takes.
+    """
+
+    what: str
+    keep: float
+    spent: Callable[[nn.Module], float]
+
+    @classmethod
+    def of(cls, config: PruneBudget, unpruned: nn.Module, taps: Mapping[str, Tap], batch: Batch) -> Budget:
+        """Return the budget that a recipe gives, measured against the unpruned network."""
+        if config.parameters is not None:
+            parameters = count_parameters(unpruned)
+            return cls("parameters", config.parameters, lambda model: count_parameters(model) / parameters)
+        if config.macs is not None:
+            inputs = list(batch.inputs.values())
+            macs = count_macs(unpruned, inputs)
+            return cls("MACs", config.macs, lambda model: count_macs(model, inputs) / macs)
+        assert config.latency is not None  # the recipe gives exactly one
+        return cls("latency", config.latency, RelativeLatency(unpruned, taps, batch))
+
+
+def count_parameters(model: nn.Module) -> int:
+    """Return the number of a network's parameters."""
+    return sum(p.numel() for p in model.parameters())
+
+
+def count_macs(model: nn.Module, inputs: Sequence[Tensor]) -> int:
+    """Return the multiply-accumulates of matrix products and convolutions in one inference of the first sample."""
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        model(*(x[:1] for x in inputs))
+    return int(counter.get_total_flops()) // 2
+
+
+@dataclass(frozen=True)
+class _Block:
+    """The channels of a group between two neighbouring widths, of which ``width`` is the narrower.
+
+    Attributes:
+        root: of the group.
+        width: what is left without it.
+        price: importance given up for each unit of cost that it saves.
+    """
+
+    root: str
+    width: int
+    price: float
+
+
+def spend(groups: Sequence[Group], cost: Callable[[Widths], float], budget: float) -> tuple[Widths, float]:
+    """Choose the widths that meet a budget, giving up the least importance for it.
+
+    A group's channels go in blocks of its step, the least important first and never the last. All blocks are put in
+    the order of their price, importance lost for cost saved, and the shortest run of them that meets the budget is
+    taken. What a block saves is measured on the network with half of its group's blocks gone; what a run costs, on the
+    network without it.
+
+    Args:
+        groups: of the network as it is.
+        cost: of the network with these widths; groups that are not named keep theirs.
+        budget: in the unit of ``cost``.
+
+    Returns:
+        The widths that change, and what the network with them costs. Where even the narrowest network costs more than
+        the budget, that one's.
+    """
+    full = cost({})
+    blocks = sorted((block for group in groups for block in _blocks(group, cost, full)), key=lambda block: block.price)
+    costs: dict[int, float] = {}
+
+    def within(count: int) -> bool:
+        costs[count] = cost(_without(blocks[:count]))
+        return costs[count] <= budget
+
+    count = min(bisect_left(range(len(blocks) + 1), True, key=within), len(blocks))
+    return _without(blocks[:count]), costs[count]
+
+
+def _blocks(group: Group, cost: Callable[[Widths], float], full: float) -> list[_Block]:
+    widths = [*range(group.step, group.width, group.step), group.width][::-1]
+    if len(widths) == 1:
+        return []
+    half = widths[len(widths) // 2]
+    saving = (full - cost({group.root: half})) / (group.width - half)  # for each channel
+    ascending = sorted(group.importance)
+    blocks = []
+    for wide, narrow in pairwise(widths):
+        lost = sum(ascending[(group.width - wide) // group.parts : (group.width - narrow) // group.parts])
+        gained = saving * (wide - narrow)
+        # What saves nothing, or less than the noise of a measured latency, is the last to go.
+        blocks.append(_Block(group.root, narrow, lost / gained if gained > 0 else float("inf")))
+    return blocks
+
+
+def _without(blocks: Sequence[_Block]) -> Widths:
+    widths: Widths = {}
+    for block in blocks:
+        widths[block.root] = min(block.width, widths.get(block.root, block.width))
+    return widths

@@ -1,0 +1,173 @@
+"""One student, cut round by round: what goes is decided by shares of the unpruned widths, or by one budget."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from torch import nn
+
+from edgekd.errors import ModelError
+from edgekd.training.loop.autograd_layers import (
+    WEIGHTED,
+    attention_layers,
+    encoders,
+    output_width,
+    parameters_trainable,
+    width_givers,
+)
+from edgekd.training.pruning.budget import Budget, spend
+from edgekd.training.pruning.curvature import Evidence
+from edgekd.training.pruning.groups import FUSION, dependency_graph, describe, prunable, remove, without
+from edgekd.training.pruning.importance import measure
+from edgekd.training.pruning.obs import GramSurgeon
+from edgekd.training.taps.taps import TappedModel
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping, Sequence
+
+    from edgekd.config.recipe import PruneConfig, Tap
+    from edgekd.training.pruning.budget import Widths
+    from edgekd.training.pruning.groups import Group, History
+    from edgekd.training.pruning.importance import Importance
+    from edgekd.training.task.protocol import Batch
+
+
+@dataclass(frozen=True)
+class Cut:
+    """What one round removed.
+
+    Attributes:
+        removed: the channels, by group; empty where none could go.
+        note: what it leaves of each branch's channels, and of what the budget counts.
+    """
+
+    removed: History
+    note: str
+
+
+class Cutter:
+    """Prunes one network in place; the widths of embeddings, of logits and of attention are kept.
+
+    Args:
+        model: the unpruned network.
+        taps: where its embeddings are.
+        samples: batches of training samples on its device, which drive the importance; the first alone drives tracing
+            and latency.
+        config: ratio, ratios, budget, importance, round_to.
+        ignored: layers whose width must not change.
+        seed: of what is random in an importance.
+
+    Raises:
+        ModelError: the budget is of latency, and torch cannot export the network to time it.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        taps: Mapping[str, Tap],
+        samples: Iterable[Batch],
+        config: PruneConfig,
+        ignored: Sequence[nn.Module],
+        seed: int,
+    ) -> None:
+        self._model, self._taps, self._config = model, taps, config
+        self._evidence = Evidence(model, taps, samples, seed)
+        first = next(iter(samples))
+        self._inputs = list(first.inputs.values())
+        model.eval()
+        with parameters_trainable(model):
+            self._kept = [
+                *width_givers(model, taps, self._inputs),
+                *attention_layers(model, taps, self._inputs),
+                *ignored,
+            ]
+            self._branches = encoders(model, taps, self._inputs)
+        self._fixed = self._fixed_widths()
+        self._paths = {layer: path for path, layer in model.named_modules()}
+        self._unpruned = {
+            path: output_width(layer) for layer, path in self._paths.items() if isinstance(layer, WEIGHTED)
+        }
+        self._budget = Budget.of(config.budget, model, taps, first) if config.budget else None
+
+    def cut(self, share: float = 1.0) -> Cut:
+        """Remove channels until this share of all that is to go is gone.
+
+        Raises:
+            TaskError: the Taylor importance has no label to start from.
+            ModelError: torch-pruning cannot prune this network, a width that must stay has changed, or the budget
+                cannot be met.
+        """
+        groups, importance = self._groups()
+        if self._budget is None:
+            widths, left = {group.root: self._by_ratio(group, share) for group in groups}, ""
+        else:
+            widths, spent = self._by_budget(self._budget, groups, share)
+            left = f"; {spent:.1%} of the {self._budget.what}"
+        removed = _removed(groups, widths)
+        if isinstance(importance, GramSurgeon):
+            importance.make_up((self._model.get_submodule(root), channels) for root, _, channels in removed)
+        self.remove(removed)
+        return Cut(removed, self._branch_widths(groups, widths) + left)
+
+    def remove(self, removed: History) -> None:
+        """Remove these channels.
+
+        Raises:
+            ModelError: torch-pruning cannot remove them, or a width that must stay has changed.
+        """
+        remove(self._model, self._inputs, removed)
+        after = self._fixed_widths()
+        if after != self._fixed:
+            raise ModelError(
+                f"pruning changed widths that must stay: {self._fixed} became {after}; add the layers to [prune] ignore"
+            )
+
+    def _groups(self) -> tuple[list[Group], Importance]:
+        with dependency_graph(self._model, self._inputs) as graph:
+            found = prunable(graph, self._kept)
+            importance = measure(self._config.importance, self._evidence, graph, found)
+            round_to = self._config.round_to or 1
+            described = [describe(each, graph, self._paths, self._branches, importance, round_to) for each in found]
+        return [group for group in described if group is not None], importance
+
+    def _by_ratio(self, group: Group, share: float) -> int:
+        ratio = self._config.ratios.get(group.branch, self._config.ratio)
+        if ratio == 0:
+            return group.width
+        # A hair more, since 10 * (1 - 0.9) is a little less than 1.
+        return group.down_to(int(self._unpruned[group.root] * (1 - ratio * share) + 1e-9))
+
+    def _by_budget(self, budget: Budget, groups: list[Group], share: float) -> tuple[Widths, float]:
+        def cost(widths: Widths) -> float:
+            return budget.spent(without(self._model, self._inputs, _removed(groups, widths)))
+
+        keep = 1 - (1 - budget.keep) * share
+        widths, spent = spend(groups, cost, keep)
+        if spent > keep:
+            raise ModelError(
+                f"[prune] budget = {keep:.1%} of the {budget.what} cannot be met: the narrowest network that round_to "
+                f"= {self._config.round_to or 1} and ignore allow still takes {spent:.1%}"
+            )
+        return widths, spent
+
+    def _branch_widths(self, groups: list[Group], widths: Widths) -> str:
+        """Return for each branch how many of the unpruned network's channels are left."""
+        left: dict[str, list[int]] = {}
+        for group in groups:
+            sums = left.setdefault(group.branch, [0, 0])
+            sums[0] += widths.get(group.root, group.width)
+            sums[1] += self._unpruned[group.root]
+        return "left of the channels: " + ", ".join(
+            f"{name} {left[name][0]} of {left[name][1]}" for name in (*self._taps, FUSION) if name in left
+        )
+
+    def _fixed_widths(self) -> dict[str, int]:
+        with torch.no_grad(), TappedModel(self._model, self._taps) as tapped:
+            logits, embeddings = tapped(self._inputs)
+        return {"logits": logits.shape[1], **{name: z.shape[1] for name, z in embeddings.items()}}
+
+
+def _removed(groups: Sequence[Group], widths: Widths) -> History:
+    return [entry for group in groups for entry in group.cut_to(widths.get(group.root, group.width))]

@@ -1,0 +1,153 @@
+"""Removing channels in torch-pruning's dependency groups: layers that must lose the same channels together."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from contextlib import contextmanager
+from copy import deepcopy
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from torch import Tensor, nn
+
+from edgekd.errors import ModelError
+from edgekd.files import need, quiet
+from edgekd.training.loop.autograd_layers import WEIGHTED, parameters_trainable
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    from edgekd.training.pruning.importance import Importance
+
+#: torch-pruning's record of what was removed: (module path, whether from its outputs, channel indices) of each group.
+History = list[tuple[str, bool, list[int]]]
+
+#: The branch of groups that lie in no modality's encoder alone.
+FUSION = "fusion"
+
+
+@dataclass(frozen=True)
+class Group:
+    """One dependency group.
+
+    Attributes:
+        root: path of the layer whose output channels it is named by.
+        branch: the modality in whose encoder it lies, or :data:`FUSION`.
+        width: its channels.
+        parts: slices of equal size that must lose the same channels each, as grouped convolutions ask for; mostly 1.
+        step: its width must stay a multiple of this.
+        importance: of each channel of a slice [width / parts].
+    """
+
+    root: str
+    branch: str
+    width: int
+    parts: int
+    step: int
+    importance: tuple[float, ...]
+
+    def down_to(self, width: int) -> int:
+        """Return the widest allowed width of at most ``width``; at least one step, and never more than it has."""
+        return min(max(width - width % self.step, self.step), self.width)
+
+    def order(self) -> list[int]:
+        """Return the channels of a slice, the least important first."""
+        return sorted(range(len(self.importance)), key=self.importance.__getitem__)
+
+    def cut_to(self, width: int) -> History:
+        """Return the entry that removes the least important channels down to an allowed width; none where it has it."""
+        size = self.width // self.parts
+        gone = sorted(self.order()[: (self.width - width) // self.parts])
+        channels = [part * size + channel for part in range(self.parts) for channel in gone]
+        return [(self.root, True, channels)] if channels else []
+
+
+@contextmanager
+def dependency_graph(model: nn.Module, inputs: Sequence[Tensor]) -> Iterator[Any]:
+    """Yield torch-pruning's dependency graph of a network, in evaluation mode and with trainable parameters.
+
+    Raises:
+        ModelError: torch-pruning cannot read, or cannot prune, this network.
+    """
+    model.eval()
+    with quiet(), parameters_trainable(model):
+        try:
+            yield (
+                need("torch_pruning", "build")
+                .DependencyGraph()
+                .build_dependency(model, tuple(x[:2] for x in inputs), output_transform=_tensors)
+            )
+        except (RuntimeError, ValueError, IndexError, AssertionError) as error:
+            raise ModelError(
+                f"torch-pruning cannot prune {type(model).__name__}: {error}; try [prune] ignore"
+            ) from error
+        model.zero_grad(set_to_none=True)
+
+
+def _tensors(output: Any) -> list[Tensor]:
+    """Return every tensor in what a model gives, however it is packed: torch-pruning traces back from them."""
+    if isinstance(output, Tensor):
+        return [output] if output.requires_grad else []
+    if isinstance(output, Mapping):
+        parts = list(output.values())
+    else:
+        parts = list(output) if isinstance(output, list | tuple) else list(getattr(output, "__dict__", {}).values())
+    return [tensor for part in parts for tensor in _tensors(part)]
+
+
+def remove(model: nn.Module, inputs: Sequence[Tensor], removed: History) -> None:
+    """Remove these channels in place, with all that depends on them.
+
+    Raises:
+        ModelError: torch-pruning cannot, or the network no longer runs without them.
+    """
+    with dependency_graph(model, inputs) as graph:
+        graph.load_pruning_history(removed)
+        model(*(x[:2] for x in inputs))
+
+
+def without(model: nn.Module, inputs: Sequence[Tensor], removed: History) -> nn.Module:
+    """Return a copy of the network without these channels."""
+    copy = deepcopy(model)
+    remove(copy, inputs, removed)
+    return copy
+
+
+def prunable(graph: Any, kept: Sequence[nn.Module]) -> list[Any]:
+    """Return torch-pruning's groups whose root is a layer with weights, but for those with a layer to be kept."""
+    return list(graph.get_all_groups(ignored_layers=list(kept), root_module_types=WEIGHTED))
+
+
+def describe(
+    group: Any,
+    graph: Any,
+    paths: Mapping[nn.Module, str],
+    branches: Mapping[nn.Module, str],
+    importance: Importance,
+    round_to: int,
+) -> Group | None:
+    """Describe one of torch-pruning's groups; None where the measure cannot tell its importance."""
+    scores = importance(group)
+    if scores is None:
+        return None
+    members = [(d.target.module, graph.get_pruner_of_module(d.target.module), d.handler) for d, _ in group]
+    outputs = [layer for layer, pruner, handler in members if handler == pruner.prune_out_channels]
+    lying_in = {branches.get(layer, FUSION) for layer in outputs if isinstance(layer, WEIGHTED)}
+    parts = max(_parts(*member) for member in members)
+    return Group(
+        root=paths[group[0].dep.target.module],
+        branch=lying_in.pop() if len(lying_in) == 1 else FUSION,
+        width=len(scores),
+        parts=parts,
+        step=math.lcm(round_to, parts),
+        importance=tuple(scores.view(parts, -1).mean(0).tolist()),
+    )
+
+
+def _parts(layer: nn.Module, pruner: Any, handler: Any) -> int:
+    """Return into how many slices a layer divides the channels, of which each must lose the same ones."""
+    if getattr(layer, "groups", 1) == getattr(layer, "out_channels", 0):  # depthwise: any channel may go
+        return 1
+    outputs = handler == pruner.prune_out_channels
+    return int(pruner.get_out_channel_groups(layer) if outputs else pruner.get_in_channel_groups(layer))

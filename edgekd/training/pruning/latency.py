@@ -1,0 +1,113 @@
+"""Latency of a network that is still torch's: exported and timed in ONNX Runtime, on this machine."""
+
+from __future__ import annotations
+
+import time
+from contextlib import nullcontext
+from copy import deepcopy
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import median
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING, Any
+
+from edgekd.runtime.backends.onnxruntime import open_engine
+from edgekd.training.export.onnx import ExportNetwork, write_onnx
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from contextlib import AbstractContextManager
+
+    import numpy as np
+    from torch import nn
+
+    from edgekd.config.recipe import Tap
+    from edgekd.runtime.session import Session
+    from edgekd.training.task.protocol import Batch
+
+#: That torch writes without converting; what an operator set is called does not change how fast it is.
+_OPSET = 18
+#: Turns of the two networks, and the inferences of one turn: as many as take 5 ms, so that a drift of the machine's
+#: speed hits both alike.
+_TURNS, _TURN_MS = 21, 5.0
+_LEAD_IN = 1
+
+
+@dataclass(frozen=True)
+class Compared:
+    """The p50 of a network and of the reference that it took turns with, in ms."""
+
+    p50_ms: float
+    reference_ms: float
+
+    @property
+    def ratio(self) -> float:
+        """The network's as a share of the reference's."""
+        return self.p50_ms / self.reference_ms
+
+
+@dataclass(frozen=True)
+class _Open:
+    """A network in ONNX Runtime, and one sample for it."""
+
+    session: Session
+    feeds: Mapping[str, np.ndarray[Any, Any]]
+
+
+class RelativeLatency:
+    """The p50 of networks as shares of a reference's, each timed in turns with it, at batch 1 on one thread.
+
+    Args:
+        reference: what the others are compared with; it is copied.
+        taps: where the networks' embeddings are.
+        batch: samples to export and to time with.
+
+    Raises:
+        ModelError: torch cannot export the network.
+    """
+
+    def __init__(self, reference: nn.Module, taps: Mapping[str, Tap], batch: Batch) -> None:
+        self._taps, self._batch = taps, batch
+        self._reference = _open(reference, taps, batch)
+
+    def __call__(self, model: nn.Module) -> float:
+        """Return the network's p50 as a share of the reference's."""
+        return self.compare(model, self._taps, self._batch).ratio
+
+    def compare(
+        self,
+        model: nn.Module,
+        taps: Mapping[str, Tap],
+        batch: Batch,
+        alone: AbstractContextManager[object] | None = None,
+    ) -> Compared:
+        """Time a network, which may have other taps and other inputs than the reference; ``alone`` is held for it."""
+        both = (_open(model, taps, batch), self._reference)
+        times: tuple[list[float], list[float]] = ([], [])
+        with alone or nullcontext():
+            turns = [max(1, round(_TURN_MS / _time(opened, 1)[0])) for opened in both]
+            for _ in range(_TURNS):
+                for opened, count, known in zip(both, turns, times, strict=True):
+                    known.extend(_time(opened, count))
+        return Compared(median(times[0]), median(times[1]))
+
+
+def _open(model: nn.Module, taps: Mapping[str, Tap], batch: Batch) -> _Open:
+    inputs = {name: x.cpu() for name, x in batch.inputs.items()}
+    with TemporaryDirectory() as scratch:
+        path = Path(scratch) / "network.onnx"
+        write_onnx(ExportNetwork(deepcopy(model), taps), inputs, _OPSET, path)
+        session = open_engine(path.read_bytes(), name=type(model).__name__)
+    return _Open(session, {name: x[:1].numpy() for name, x in inputs.items()})
+
+
+def _time(opened: _Open, count: int) -> list[float]:
+    """Return the times of inferences, in ms."""
+    for _ in range(_LEAD_IN):
+        opened.session.run(opened.feeds)
+    taken = []
+    for _ in range(count):
+        start = time.perf_counter_ns()
+        opened.session.run(opened.feeds)
+        taken.append((time.perf_counter_ns() - start) / 1e6)
+    return taken

@@ -1,0 +1,1 @@
+"""Fine-tuning with fake quantization (quantization-aware training)."""

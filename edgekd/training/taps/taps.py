@@ -1,0 +1,218 @@
+"""Read embeddings out of any model by module path, with the model left as it is."""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+from torch import Tensor, nn
+
+from edgekd.config.recipe import Tap
+from edgekd.errors import TaskError, nearest
+from edgekd.training.taps.outputs import choose, logits_of
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+    from types import TracebackType
+
+    from torch.utils.hooks import RemovableHandle
+
+    from edgekd.config.recipe import Precision
+
+
+@dataclass(frozen=True)
+class Taps:
+    """Where the teacher and the student keep each modality's embedding.
+
+    Attributes:
+        teacher: for each modality, in order.
+        student: likewise.
+        precision: what the teacher computes in while others learn from it.
+    """
+
+    teacher: Mapping[str, Tap]
+    student: Mapping[str, Tap]
+    precision: Precision = "float32"
+
+
+@dataclass(frozen=True)
+class TapOutputs:
+    """What one forward pass gave.
+
+    Attributes:
+        logits: [B, C].
+        embeddings: for each modality [B, D].
+        outputs: for each modality what the tapped module put out, before it was pooled: the tensor that the rest of
+            the network reads, so the losses of logits and of embeddings both have a gradient there.
+    """
+
+    logits: Tensor
+    embeddings: dict[str, Tensor]
+    outputs: dict[str, Tensor]
+
+
+class TappedModel(AbstractContextManager["TappedModel"]):
+    """A model whose embeddings are read at its taps. Use it as a context manager: hooks are removed at its end.
+
+    Args:
+        model: any module; it is called with the modalities' batches in order, and gives logits (a tensor, the first of
+            a tuple, or the ``logits`` of a dict or an object).
+        taps: for each modality, in order, where its embedding is.
+
+    Raises:
+        TaskError: a tap names no module; the message lists the nearest.
+    """
+
+    def __init__(self, model: nn.Module, taps: Mapping[str, Tap]) -> None:
+        self.model = model
+        self.taps = taps
+        self._seen: dict[str, list[Any]] | None = None
+        modules = dict(model.named_modules())
+        for modality, tap in taps.items():
+            if tap.module not in modules:
+                raise TaskError(
+                    f"tap of '{modality}': {type(model).__name__} has no module '{tap.module}'"
+                    + nearest(tap.module, (name for name in modules if name))
+                )
+        self._modules = {tap.module: modules[tap.module] for tap in taps.values()}
+        self._handles: list[RemovableHandle] = []
+        self._entered = 0
+
+    def __enter__(self) -> TappedModel:
+        self._entered += 1
+        if self._entered == 1:
+            for path, module in self._modules.items():
+                self._handles.append(module.register_forward_hook(self._record(path)))
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._entered -= 1
+        if self._entered == 0:
+            for handle in self._handles:
+                handle.remove()
+            self._handles.clear()
+
+    def _record(self, path: str) -> Any:
+        def hook(_module: nn.Module, _inputs: Any, output: Any) -> Any:
+            if self._seen is None:  # others may run the model meanwhile, e.g. to validate it
+                return None
+            self._seen.setdefault(path, []).append(output)
+            # What reads it may work in place, as ReLU(inplace=True) does, and an embedding is what this module gave.
+            return output.clone() if isinstance(output, Tensor) else None
+
+        return hook
+
+    def __call__(self, inputs: Sequence[Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
+        """Run the model.
+
+        Args:
+            inputs: the modalities' batches, in order.
+
+        Returns:
+            logits [B, C], and for each modality its embedding [B, D].
+
+        Raises:
+            TaskError: a tap's module was not called, gives the same output to two modalities, or gives something that
+                cannot be made one vector a sample.
+        """
+        reading = self.read(inputs)
+        return reading.logits, reading.embeddings
+
+    def read(self, inputs: Sequence[Tensor]) -> TapOutputs:
+        """Run the model, as a call does, and return the taps' outputs before they are pooled, too."""
+        logits, outputs = self._run(inputs)
+        embeddings = {name: _pool(output, self.taps[name], self._where(name)) for name, output in outputs.items()}
+        for name, z in embeddings.items():
+            if z.shape[0] != logits.shape[0]:
+                raise TaskError(
+                    f"{self._where(name)}: gives {z.shape[0]} vectors for a batch of {logits.shape[0]}; its first "
+                    "dimension must be the batch"
+                )
+        return TapOutputs(logits, embeddings, outputs)
+
+    def _run(self, inputs: Sequence[Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
+        """Run the model and return its logits and the taps' outputs."""
+        self._seen = {}
+        try:
+            logits = logits_of(self.model(*inputs))
+            outputs = {modality: self._output(modality, self._seen) for modality in self.taps}
+        finally:
+            self._seen = None
+        self._check_apart(outputs)
+        return logits, outputs
+
+    def _where(self, modality: str) -> str:
+        return f"tap of '{modality}' at '{self.taps[modality].module}'"
+
+    def _output(self, modality: str, seen: Mapping[str, list[Any]]) -> Tensor:
+        where, tap = self._where(modality), self.taps[modality]
+        outputs = seen.get(tap.module, [])
+        if tap.call >= len(outputs):
+            raise TaskError(
+                f"{where}: the module was called {len(outputs)} times in a forward pass, call {tap.call} is read"
+            )
+        return choose(outputs[tap.call], tap.output, where)
+
+    def _check_apart(self, outputs: Mapping[str, Tensor]) -> None:
+        for modality, output in outputs.items():
+            pool = self.taps[modality].pool  # another way of pooling makes another embedding of it
+            sharing = [other for other, x in outputs.items() if x is output and self.taps[other].pool == pool]
+            if len(sharing) > 1:
+                raise TaskError(
+                    f"{self._where(modality)}: {', '.join(sharing)} read the same output; set 'call' if the encoder is "
+                    "shared, or 'output' if it puts out several"
+                )
+
+
+def _pool(output: Tensor, tap: Tap, where: str) -> Tensor:
+    shape = tuple(output.shape)
+    pool = tap.pool
+    if output.dim() == 2:
+        return output
+    if pool == "auto" and output.dim() >= 4:
+        pool = "spatial"
+    if pool == "spatial" and output.dim() >= 3:
+        return output.flatten(2).mean(2)
+    if pool == "tokens" and output.dim() >= 3:
+        return output.flatten(1, -2).mean(1)
+    if pool == "first" and output.dim() == 3:
+        return output[:, 0]
+    if output.dim() == 3 and pool == "auto":
+        raise TaskError(
+            f"{where}: an output of shape {shape} may be features [B, C, T] or tokens [B, T, D]; "
+            "say which with pool = 'spatial', 'tokens' or 'first'"
+        )
+    raise TaskError(f"{where}: pool = '{pool}' does not make one vector a sample of an output of shape {shape}")
+
+
+def resolve_taps(
+    kind: str, recipe_taps: Mapping[str, str | Tap], task_taps: Mapping[str, Any], modalities: Sequence[str]
+) -> dict[str, Tap]:
+    """Join the recipe's taps over the task's own, one for each modality, in order.
+
+    Raises:
+        TaskError: a modality has no tap, a tap names no modality, or one that the task gives is none.
+    """
+    merged = {**task_taps, **recipe_taps}
+    unknown = [name for name in merged if name not in modalities]
+    if unknown:
+        raise TaskError(f"[{kind}.taps]: '{unknown[0]}' is no modality of the task{nearest(unknown[0], modalities)}")
+    absent = [name for name in modalities if name not in merged]
+    if absent:
+        raise TaskError(
+            f"[{kind}.taps]: no tap for {', '.join(absent)}; name the module whose output is its embedding, "
+            f'e.g. {absent[0]} = "encoders.{absent[0]}"'
+        )
+    return {name: _tap(kind, name, merged[name]) for name in modalities}
+
+
+def _tap(kind: str, modality: str, value: Any) -> Tap:
+    """Return a tap, which a task may give as a :class:`Tap`, as a path or as a table."""
+    try:
+        return msgspec.convert({"module": value} if isinstance(value, str) else value, Tap)
+    except msgspec.ValidationError as error:
+        raise TaskError(f"[{kind}.taps] {modality}: {error}") from error

@@ -1,0 +1,1 @@
+"""The user's task: its protocol, its data and its networks."""

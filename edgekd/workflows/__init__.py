@@ -1,0 +1,1 @@
+"""What edgekd does beside a build: check, advise, search, profile and verify bundles."""

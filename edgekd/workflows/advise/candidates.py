@@ -1,0 +1,169 @@
+"""The losses that are tried against plain KD, and how each is written in a recipe."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+from msgspec.structs import replace
+
+from edgekd.config.recipe import DEFAULT_EXTRA, LossConfig, Term
+from edgekd.gram.matrix import pair_names
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+#: KD is tried at these: which is best depends on the teacher, and a badly chosen one flatters every other loss.
+TEMPERATURES = (4.0, 8.0)
+
+#: What comes to KD in turn. `intra` is centred, which was a little better wherever it was measured.
+_ADDED: dict[str, Term] = {
+    "sample": Term(),
+    "intra": Term(centered=True),
+    "cross": Term(),
+    "joint": Term(),
+    "fd": Term(),
+}
+
+
+@dataclass(frozen=True)
+class Contestant:
+    """One loss by name."""
+
+    name: str
+    loss: LossConfig
+
+
+@dataclass(frozen=True)
+class Family:
+    """A loss, and the same with a part of it switched off in turn.
+
+    Attributes:
+        what: what the parts are: "pair" or "modality".
+        whole: the loss with all its parts.
+        without: for each part the loss without it.
+    """
+
+    what: str
+    whole: Contestant
+    without: dict[str, Contestant]
+
+
+def contestants(recipe_loss: LossConfig) -> tuple[Contestant, ...]:
+    """Return what is tried; the first is plain KD, which all others are compared with.
+
+    The weights of CE and KD and the temperature are the recipe's, and so are share and options of a loss that it adds.
+    """
+    plain = replace(recipe_loss, extra={})
+    if not plain.kd:
+        plain = LossConfig(temperature=recipe_loss.temperature, extra={})
+    found = [
+        Contestant(_kd_name(plain.temperature), plain),
+        Contestant("labels only", LossConfig(ce=1.0, kd=0.0, temperature=plain.temperature, extra={})),
+    ]
+    found += [Contestant(_kd_name(t), replace(plain, temperature=t)) for t in TEMPERATURES if t != plain.temperature]
+    for loss, term in _ADDED.items():
+        own = _own(recipe_loss, loss) or term
+        name = f"{loss} centred" if own.centered else loss
+        found.append(Contestant(name, replace(plain, extra={loss: _short(own)})))
+    for name, extra in (("default", DEFAULT_EXTRA), ("recipe's own", recipe_loss.extra)):
+        candidate = replace(plain, extra=dict(extra))
+        if all(_settings(candidate) != _settings(other.loss) for other in found):
+            found.append(Contestant(name, candidate))
+    return tuple(found)
+
+
+def _kd_name(temperature: float) -> str:
+    return f"KD T={temperature:g}"
+
+
+def _settings(loss: LossConfig) -> tuple[Any, ...]:
+    """Return what a loss comes to, however it is written."""
+    return loss.ce, loss.kd, loss.temperature, loss.terms
+
+
+def _own(recipe_loss: LossConfig, loss: str) -> Term | None:
+    """Return what the recipe says of a loss that it adds under the loss's own name, or None."""
+    term = recipe_loss.terms.get(loss)
+    if term is None or term.loss != loss:
+        return None
+    given = recipe_loss.extra[loss]
+    return given if isinstance(given, Term) else replace(_ADDED[loss], share=given)
+
+
+def _short(term: Term) -> float | Term:
+    """Return a term as the number that it is where all but its share is by default."""
+    return term.share if term == Term(share=term.share) else term
+
+
+def families(field: Sequence[Contestant], modalities: Sequence[str]) -> tuple[Family, ...]:
+    """Return the losses whose parts are switched off in turn: those between modalities, and `intra`.
+
+    With two modalities there is one pair, and `joint` without it is `intra` of plain cosines.
+
+    Args:
+        field: as :func:`contestants` gave it.
+        modalities: of the task, in order.
+    """
+    by_loss = {next(iter(one.loss.extra)): one for one in reversed(field) if len(one.loss.extra) == 1}
+    scopes = ("joint",) if len(modalities) == 2 else ("joint", "cross")
+    between = [_without_pairs(by_loss[scope], scope, modalities) for scope in scopes]
+    return (*between, _without_modalities(by_loss["intra"], modalities))
+
+
+def _without_pairs(whole: Contestant, scope: str, modalities: Sequence[str]) -> Family:
+    term = whole.loss.terms[scope]
+    pairs = term.pairs or pair_names(list(term.modalities or modalities))
+    if len(pairs) == 1:
+        terms: dict[str, tuple[str, Term]] = {pairs[0]: ("intra", replace(term, loss=None, pairs=[]))}
+    else:
+        terms = {pair: (scope, replace(term, pairs=[other for other in pairs if other != pair])) for pair in pairs}
+    return Family("pair", whole, _variants(whole, terms))
+
+
+def _without_modalities(whole: Contestant, modalities: Sequence[str]) -> Family:
+    term = whole.loss.terms["intra"]
+    names = term.modalities or list(modalities)
+    terms = {name: ("intra", replace(term, modalities=[other for other in names if other != name])) for name in names}
+    return Family("modality", whole, _variants(whole, terms if len(names) > 1 else {}))
+
+
+def _variants(whole: Contestant, terms: Mapping[str, tuple[str, Term]]) -> dict[str, Contestant]:
+    return {
+        part: Contestant(f"{whole.name} without {part}", replace(whole.loss, extra={name: term}))
+        for part, (name, term) in terms.items()
+    }
+
+
+def recipe_lines(loss: LossConfig, recipe_loss: LossConfig) -> tuple[str, ...]:
+    """Return the lines of TOML that make a recipe's loss this one."""
+    changed = [key for key in ("ce", "kd", "temperature") if getattr(loss, key) != getattr(recipe_loss, key)]
+    extra = {name: _compact(value) for name, value in loss.extra.items()}
+    settings = [f"{key} = {_toml(getattr(loss, key))}" for key in changed]
+    return ("[distill.loss]", *settings, f"extra = {_toml(extra)}")
+
+
+def _compact(value: float | Term) -> Any:
+    """Return a term's fields that are not the default."""
+    return _without_none(msgspec.to_builtins(value))
+
+
+def _without_none(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _without_none(item) for key, item in value.items() if item is not None}
+    return value
+
+
+def _toml(value: Any) -> str:
+    """Write a value in TOML, tables inline."""
+    if isinstance(value, dict):
+        items = ", ".join(f"{_key(key)} = {_toml(item)}" for key, item in value.items())
+        return f"{{ {items} }}" if items else "{}"
+    if isinstance(value, list):
+        return f"[{', '.join(map(_toml, value))}]"
+    return msgspec.json.encode(value).decode()
+
+
+def _key(key: str) -> str:
+    return key if key.replace("_", "").replace("-", "").isalnum() and key.isascii() else _toml(key)

@@ -1,0 +1,284 @@
+"""Which distillation loss to use on a task: paired trials under a budget, the work behind ``edgekd advise``."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import replace
+from itertools import pairwise
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from edgekd.errors import ModelError, OutputError, RecipeError
+from edgekd.files import make_folder
+from edgekd.pipeline.project import Project
+from edgekd.pipeline.publish import writing
+from edgekd.pipeline.trained_source import Learner
+from edgekd.stages.artifacts import PROBE, VERSIONS, WEIGHTS
+from edgekd.stages.cache import Cache
+from edgekd.stages.progress import Observer, Silent
+from edgekd.stages.stage import Runner, Stage
+from edgekd.workflows.advise.ablate import ablate, choose, skip
+from edgekd.workflows.advise.budget import (
+    FEWEST_SEEDS,
+    RESERVE,
+    TIMING_EPOCHS,
+    WARM_UP_EPOCHS,
+    Cost,
+    budget_for,
+    choose_epochs,
+    shortest,
+    trials_of,
+)
+from edgekd.workflows.advise.candidates import contestants, families
+from edgekd.workflows.advise.format import count_seeds
+from edgekd.workflows.advise.halving import Race, run_race
+from edgekd.workflows.advise.report import write_advice
+from edgekd.workflows.advise.result import Advice, AdviceTrial, Ceiling, Facts, Spent
+from edgekd.workflows.advise.trials import TRIALS, AdviceTrials, Narrator
+from edgekd.workflows.advise.verdict import decide, stand, too_short
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+    from pathlib import Path
+
+    from edgekd.config.recipe import Recipe
+    from edgekd.pipeline.build import BuildPaths
+    from edgekd.stages.artifacts import Trained
+    from edgekd.stages.progress import StageReporter
+    from edgekd.stages.stage import Done
+    from edgekd.workflows.advise.candidates import Contestant
+    from edgekd.workflows.advise.result import Ablation, Standing, Verdict
+
+#: Raised by one whenever the code of a stage here changes its results.
+_VERSION = 1
+
+#: A learner asks for the opset of its exports; none is made here.
+_NO_EXPORT = 0
+
+
+def advise(
+    recipe: Recipe,
+    places: BuildPaths,
+    budget: float,
+    *,
+    epochs: int | None = None,
+    name: str = "recipe",
+    observer: Observer | None = None,
+    clock: Callable[[], float] = time.monotonic,
+) -> Advice:
+    """Try the distillation losses on the recipe's own task, and say which to use.
+
+    Trials are stages of the cache, and what each took is kept with it: an interrupted run goes on where it was, and the
+    same call again gives the same answer.
+
+    Args:
+        recipe: whose task, networks and training.
+        places: the answer is written to ``output`` as ``advice.json`` and ``advice.md``.
+        budget: seconds for all trials. The teacher's training, which a build needs as well, is not among them.
+        epochs: of each trial; by default as many as the budget has room for, at most the recipe's.
+        name: what the answer calls the recipe.
+        observer: hears of the progress.
+        clock: gives seconds.
+
+    Raises:
+        RecipeError: the recipe has a model that is trained already, or fewer epochs than are asked for.
+        TaskError: the validation split has no labels, or something else in the task is wrong.
+        EdgekdError: any other error that a user can cause.
+    """
+    _check(recipe, epochs)
+    make_folder(places.output, OutputError, "--output")
+    observer = observer or Silent()
+    observer.plan(("teacher", TRIALS))
+    trainer = _Trainer(recipe, places, observer, clock)
+    advice = _Advising(trainer, recipe, budget, epochs, name).run()
+    with writing(places.output):
+        write_advice(advice, places.output)
+    return advice
+
+
+def _check(recipe: Recipe, epochs: int | None) -> None:
+    if recipe.task is None:
+        raise RecipeError(
+            "advise trains students, and this recipe's [model] is trained already: give a recipe with a [task]"
+        )
+    if epochs is not None and not 1 <= epochs <= recipe.distill.epochs:
+        raise RecipeError(
+            f"trials of {epochs} epochs: the recipe's distill.epochs is {recipe.distill.epochs}, give 1 to that"
+        )
+
+
+class _Trainer:
+    """Runs what needs torch, each under the cache."""
+
+    def __init__(self, recipe: Recipe, places: BuildPaths, observer: Observer, clock: Callable[[], float]) -> None:
+        assert recipe.task is not None  # the caller has looked
+        cache = Cache(places.cache)
+        self.recipe, self.observer, self.clock = recipe, observer, clock
+        self.project = Project(recipe.task, places.cache)
+        self.learner = Learner(Runner(cache, observer), self.project, recipe, _NO_EXPORT)
+        self.narrator = Narrator(observer, clock)
+        self.runner = Runner(cache, self.narrator)
+
+    def facts(self) -> Facts:
+        """Look at the validation split."""
+
+        def run(_folder: Path, _report: StageReporter) -> Facts:
+            from edgekd.training.loop.validation import labelled_truth
+
+            task = self.project.loaded
+            known = labelled_truth(task)
+            labelled, groups = len(known.labels), 0 if known.groups is None else len(set(known.groups.tolist()))
+            step = 0.0 if hasattr(task.task, "metric") else 1 / labelled
+            return Facts(task.modalities, task.metric_name, task.higher_is_better, labelled, groups, step)
+
+        depends = {"task": self.project.identity}
+        return self.runner(Stage("facts", _VERSION, depends, Facts, run, lambda facts: facts.metric)).result
+
+    def ceiling(self, teacher: Done[Trained]) -> float:
+        """Return the teacher's metric on the validation split."""
+
+        def run(_folder: Path, _report: StageReporter) -> Ceiling:
+            from edgekd.training.loop.loop import compute_device
+            from edgekd.training.loop.validation import score
+
+            model = self.learner.load_teacher(teacher).to(compute_device())
+            return Ceiling(score(self.project.loaded, model, self.learner.taps.teacher))
+
+        stage = Stage("ceiling", _VERSION, {"teacher": teacher.key}, Ceiling, run, lambda found: f"{found.metric:.4f}")
+        return self.runner(stage).result.metric
+
+    def trial(self, teacher: Done[Trained], one: Contestant, seed: int, epochs: int, with_error: bool) -> AdviceTrial:
+        """Distil a student, and keep what it does on the validation split alone."""
+        config = msgspec.structs.replace(self.recipe.distill, epochs=epochs, loss=one.loss)
+
+        def run(folder: Path, report: StageReporter) -> AdviceTrial:
+            self.learner.preflight()  # once, and not part of what a trial takes
+            self.narrator.ticks.clear()
+            began = self.clock()
+            try:
+                trained = self.learner.distil(teacher, config, seed, folder, report)
+            except ModelError as error:
+                return AdviceTrial(None, None, self.clock() - began, 0.0, str(error))
+            return self._measure(trained, began, epochs, folder, seed if with_error else None)
+
+        depends = {
+            **msgspec.to_builtins(config),
+            "taps": msgspec.to_builtins(self.recipe.student.taps),
+            "teacher": teacher.key,
+            "seed": seed,
+            "distill": VERSIONS["distill"],
+            "error": with_error,
+        }
+        name = f"trial {one.name}, seed {seed}"
+        return self.runner(Stage(name, _VERSION, depends, AdviceTrial, run, lambda trial: f"{trial.validation}")).result
+
+    def _measure(self, trained: Trained, began: float, epochs: int, folder: Path, seed: int | None) -> AdviceTrial:
+        """Sum up a trial; its weights, and what it said of the test split, are not kept."""
+        from edgekd.training.loop.loop import compute_device
+        from edgekd.training.loop.validation import finite, sampling_error
+        from edgekd.training.loop.weights import build, load_weights
+
+        task, ticks, taken = self.project.loaded, self.narrator.ticks, self.clock() - began
+        epoch = min((after - before for before, after in pairwise(ticks)), default=taken)
+        # Of a trial that was interrupted this run saw the last epochs only.
+        taken *= epochs / max(len(ticks), 1)
+        value = finite(task, trained.history[-1]["validation"])
+        error = None
+        if seed is not None:
+            model = load_weights(build(task.task.student, seed), folder / WEIGHTS).to(compute_device())
+            error = sampling_error(task, model, self.learner.taps.student)
+        for file in (WEIGHTS, PROBE):
+            (folder / file).unlink()
+        return AdviceTrial(value, error, taken, epoch)
+
+
+class _Advising:
+    """One run of `edgekd advise`, in its order."""
+
+    def __init__(self, trainer: _Trainer, recipe: Recipe, budget: float, epochs: int | None, name: str) -> None:
+        self.trainer, self.recipe, self.name = trainer, recipe, name
+        self.budget, self.epochs = budget, epochs
+        self.loss = recipe.distill.loss
+        self.field = contestants(self.loss)
+
+    def run(self) -> Advice:
+        """Time a trial, run the contest, decide, and take apart what carried the transfer."""
+        facts = self.trainer.facts()
+        teacher = self.trainer.learner.teacher()
+        ceiling = self.trainer.ceiling(teacher)
+        observer, began = self.trainer.observer, self.trainer.clock()
+        observer.start(TRIALS)
+
+        def make(one: Contestant, seed: int, epochs: int) -> AdviceTrial:
+            return self.trainer.trial(teacher, one, seed, epochs, with_error=one is self.field[0])
+
+        advice = self._contest(make, facts, ceiling)
+        spent = advice.spent
+        cached = all(stage.cached for stage in self.trainer.runner.times)
+        observer.finish(
+            TRIALS,
+            self.trainer.clock() - began,
+            cached,
+            f"{spent.trials} trials of {spent.epochs} epochs, {count_seeds(spent.seeds)}",
+        )
+        return advice
+
+    def _contest(self, make: Callable[[Contestant, int, int], AdviceTrial], facts: Facts, ceiling: float) -> Advice:
+        timed, cost = self._time(make)
+        recipe_epochs, whole = self.recipe.distill.epochs, self.budget * (1 - RESERVE)
+        epochs = self.epochs or choose_epochs(whole - timed, cost, len(self.field), recipe_epochs)
+        fewest = self.epochs or shortest(recipe_epochs)
+        needed = timed + trials_of(FEWEST_SEEDS, len(self.field)) * cost.of(fewest)
+        nothing = Spent(self.budget, timed, fewest, recipe_epochs, 0, 0, {})
+        if epochs is None or needed > whole:
+            verdict = too_short(budget_for(needed), self.budget, fewest, recipe_epochs)
+            standings = stand(self.field, {one.name: {} for one in self.field}, facts, self.loss)
+            return self._advice(facts, ceiling, None, standings, (), nothing, verdict)
+        bench = AdviceTrials(make, self.trainer.narrator, self.recipe.seed, epochs, cost, self.budget, timed)
+        race = run_race(bench, self.field, facts, whole)
+        if race.failures.get(self.field[0].name):
+            raise ModelError(f"plain KD cannot be trained: {race.failures[self.field[0].name]}")
+        return self._judge(bench, race, facts, ceiling)
+
+    def _time(self, make: Callable[[Contestant, int, int], AdviceTrial]) -> tuple[float, Cost]:
+        """Return the seconds of short trials of the costliest kind of loss, and what follows for others."""
+        joint = next(one for one in self.field if "joint" in one.loss.terms)
+        epochs = min(TIMING_EPOCHS, self.recipe.distill.epochs)
+        self.trainer.narrator.begin("timing", 0, 1, self.budget)
+        warm_up, trial = (make(joint, self.recipe.seed, count) for count in (WARM_UP_EPOCHS, epochs))
+        if trial.failure:
+            raise ModelError(f"the trial of '{joint.name}' that was to be timed failed: {trial.failure}")
+        cost = Cost(max(0.0, trial.seconds - epochs * trial.epoch_seconds), trial.epoch_seconds)
+        return warm_up.seconds + trial.seconds, cost
+
+    def _judge(self, bench: AdviceTrials, race: Race, facts: Facts, ceiling: float) -> Advice:
+        standings = stand(self.field, race.values, facts, self.loss, race.failures)
+        error = bench(self.field[0], 0).error if race.seeds else None
+        spent = Spent(
+            self.budget, bench.spent, bench.epochs, self.recipe.distill.epochs, race.seeds, bench.trials, race.dropped
+        )
+        block = sum(bench.expected([one], race.seeds) for one in race.alive)
+        verdict = decide(standings, facts, ceiling, error, spent, block)
+        chosen = choose(families(self.field, facts.modalities), standings)
+        if verdict.kind == "no room":
+            ablations = skip(chosen, "plain KD is where the teacher is, so there is no transfer to take apart")
+        elif race.seeds < FEWEST_SEEDS:
+            ablations = skip(chosen, "the losses themselves took the budget")
+        else:
+            ablations = ablate(bench, chosen, facts, self.loss, self.budget)
+        spent = replace(spent, seconds=bench.spent, trials=bench.trials)
+        return self._advice(facts, ceiling, error, standings, ablations, spent, verdict)
+
+    def _advice(
+        self,
+        facts: Facts,
+        ceiling: float,
+        error: float | None,
+        standings: Sequence[Standing],
+        ablations: Sequence[Ablation],
+        spent: Spent,
+        verdict: Verdict,
+    ) -> Advice:
+        seed = self.recipe.seed
+        return Advice(self.name, seed, facts, ceiling, error, tuple(standings), tuple(ablations), spent, verdict)

@@ -1,0 +1,376 @@
+"""What a search varies: keys of a recipe, each with a range or choices. Knows nothing of how trials are drawn."""
+
+from __future__ import annotations
+
+import math
+import random
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, cast
+
+import msgspec
+
+from edgekd.config.recipe import LOSS_OPTIONS, Recipe, check_keys
+from edgekd.errors import RecipeError, nearest
+from edgekd.files import parse_toml_value, toml_value
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping, Sequence
+
+    from edgekd.config.recipe import Draft
+
+#: The parts of a recipe that decide what a trial's student is. The seed is none: a search over it finds luck.
+VARIED = ("task.options", "teacher", "student", "distill", "prune")
+
+#: The last part of a key that stands for losses, and of one that stands for a factor on their shares.
+_EXTRA, _FACTOR = ".loss.extra", ".loss.extra.*"
+
+_WHERE = "[search.space]"
+_LEAF = ("low", "high", "log", "step", "choices")
+
+#: Random recipes of a space that are checked before the first trial.
+_CHECKED = 100
+
+Value = bool | int | float | str
+Params = dict[str, Value]
+
+
+@dataclass(frozen=True)
+class Choices:
+    """Some values; a table or a list is written as TOML.
+
+    Attributes:
+        key: of the recipe.
+        values: to choose from.
+        own: the recipe's own value, where it is one of them.
+    """
+
+    key: str
+    values: tuple[Value, ...]
+    own: Value | None = None
+
+    def draw(self, rng: random.Random) -> Value:
+        """Return one of the values."""
+        return rng.choice(self.values)
+
+    def ends(self) -> tuple[Value, ...]:
+        """Return the values that must be right for all to be."""
+        return self.values
+
+    def plain(self) -> Any:
+        """Return what stands for it in JSON."""
+        return list(self.values)
+
+
+@dataclass(frozen=True)
+class Range:
+    """All numbers between two, or whole ones where both are whole.
+
+    Attributes:
+        key: of the recipe.
+        low: the least.
+        high: the largest.
+        log: whether orders of magnitude are drawn evenly.
+        step: from one to the next, beginning at ``low``; None for all.
+        own: the recipe's own value, where it is in reach.
+    """
+
+    key: str
+    low: int | float
+    high: int | float
+    log: bool = False
+    step: int | float | None = None
+    own: Value | None = None
+
+    @property
+    def whole(self) -> bool:
+        """Whether only whole numbers are drawn."""
+        return isinstance(self.low, int) and isinstance(self.high, int)
+
+    def draw(self, rng: random.Random) -> Value:
+        """Return a number of the range."""
+        if self.step is not None:
+            return self.low + self.step * rng.randint(0, math.floor((self.high - self.low) / self.step + 1e-9))
+        if self.whole:
+            return rng.randint(int(self.low), int(self.high))
+        return rng.uniform(self.low, self.high)
+
+    def ends(self) -> tuple[Value, ...]:
+        """Return the values that must be right for all to be."""
+        return self.low, self.high
+
+    def plain(self) -> Any:
+        """Return what stands for it in JSON."""
+        return {"low": self.low, "high": self.high, "log": self.log, "step": self.step}
+
+
+Axis = Choices | Range
+
+
+@dataclass(frozen=True)
+class Space:
+    """What is varied, the losses before the factors on their shares.
+
+    Attributes:
+        draft: the recipe that is varied.
+        axes: the keys.
+    """
+
+    draft: Draft
+    axes: tuple[Axis, ...]
+
+    @property
+    def own(self) -> Params:
+        """What the recipe itself has at the keys where that is known."""
+        return {axis.key: axis.own for axis in self.axes if axis.own is not None}
+
+    def asked(self, params: Params) -> Iterator[Axis]:
+        """Yield the axes that a trial has. Put each one's value into ``params`` before asking for the next.
+
+        A factor on the shares of losses is none of a trial that adds no loss.
+        """
+        for axis in self.axes:
+            if not axis.key.endswith(_FACTOR) or self._losses(axis.key, params):
+                yield axis
+
+    def settings(self, params: Mapping[str, Value]) -> tuple[str, ...]:
+        """Return what ``--set`` takes to make a trial's recipe.
+
+        Raises:
+            RecipeError: a choice names a loss that does not exist.
+        """
+        values: dict[str, Any] = {}
+        ranges = {axis.key for axis in self.axes if isinstance(axis, Range)}
+        for key, drawn in params.items():
+            value = _rounded(drawn) if key in ranges and isinstance(drawn, float) else drawn
+            extra, factor = key.removesuffix(".*"), params.get(f"{key.removesuffix('.*')}.*")
+            if extra in values:
+                continue  # with its factor already
+            if key.endswith((_EXTRA, _FACTOR)) and factor is not None:
+                losses = self._losses(f"{extra}.*", params)
+                values[extra] = {name: _scaled(term, float(factor)) for name, term in losses.items()}
+            else:
+                values[key] = _meant(key, value)
+        return tuple(f"{key}={toml_value(value)}" for key, value in values.items())
+
+    def recipe(self, params: Mapping[str, Value]) -> Recipe:
+        """Return a trial's recipe.
+
+        Raises:
+            RecipeError: it is not valid.
+        """
+        return self.draft.recipe(self.settings(params))
+
+    def plain(self) -> dict[str, Any]:
+        """Return what stands for it in JSON."""
+        return {axis.key: axis.plain() for axis in self.axes}
+
+    def check(self) -> None:
+        """Try the ends of every axis, and random recipes.
+
+        Raises:
+            RecipeError: one of them is not valid; names the key and the value.
+        """
+        for axis in self.axes:
+            for value in axis.ends():
+                self._try({axis.key: value}, f"{axis.key} = {toml_value(value)}")
+        rng = random.Random(0)
+        for _ in range(_CHECKED):
+            params: Params = {}
+            for axis in self.asked(params):
+                params[axis.key] = axis.draw(rng) if rng.random() < 0.5 else rng.choice(axis.ends())
+            self._try(params, ", ".join(f"{key} = {toml_value(value)}" for key, value in params.items()))
+
+    def _try(self, params: Params, told: str) -> None:
+        try:
+            self.recipe(params)
+        except RecipeError as error:
+            what = str(error).removeprefix(f"{self.draft.source} and --set: ").removeprefix(f"{self.draft.source}: ")
+            raise RecipeError(f"{_WHERE} gives recipes that are not valid, with {told}: {what}") from error
+
+    def _losses(self, key: str, params: Mapping[str, Value]) -> dict[str, Any]:
+        """Return the losses that a factor's trial adds: those drawn for it, or the recipe's own."""
+        extra = key.removesuffix(".*")
+        losses = _meant(extra, params[extra]) if extra in params else find(self.draft, extra)
+        return cast("dict[str, Any]", losses) or {}
+
+
+def make_space(draft: Draft, width: int | None) -> Space:
+    """Return what a recipe's ``[search.space]`` names, or else the default, checked.
+
+    Args:
+        draft: the recipe.
+        width: of the embeddings of a student whose task takes ``options.student.width``; None for another task.
+
+    Raises:
+        RecipeError: a key or a value is wrong, or a recipe that may be drawn is not valid.
+    """
+    entries = dict(_entries(draft.content.get("search", {}).get("space", {})))
+    if not entries:
+        entries = _default(draft.recipe(), width)
+    axes = [_axis(draft, key, entry, width) for key, entry in entries.items()]
+    space = Space(draft, tuple(sorted(axes, key=lambda axis: axis.key.endswith(_FACTOR))))
+    space.check()
+    return space
+
+
+def _entries(table: Mapping[str, Any], at: str = "") -> Iterator[tuple[str, Any]]:
+    """Yield each key, dotted or quoted or a table of its own, with its range or choices."""
+    for key, entry in table.items():
+        if isinstance(entry, dict) and not set(entry) & set(_LEAF):
+            yield from _entries(entry, f"{at}{key}.")
+        else:
+            yield f"{at}{key}", entry
+
+
+def _default(recipe: Recipe, width: int | None) -> dict[str, Any]:
+    losses: list[Any] = ["kd", "intra", "sample", "joint", "fd", "sp", "rkd"]
+    own = msgspec.to_builtins(recipe.distill.loss.extra)
+    plain = all(isinstance(share, float | int) for share in own.values())
+    if plain and own not in [_meant("distill.loss.extra", word) for word in losses]:
+        losses.insert(0, own)
+    space: dict[str, Any] = {
+        "distill.loss.extra": losses,
+        "distill.loss.extra.*": {"low": 0.3, "high": 10.0, "log": True},
+        "distill.loss.temperature": {"low": 2.0, "high": 10.0, "log": True},
+    }
+    if width is not None:
+        step = max(1, width // 4)
+        space["task.options.student.width"] = {"low": width - 3 * step, "high": width + 4 * step, "step": step}
+    budget = recipe.prune.budget
+    if budget is None:
+        space["prune.ratio"] = [0.0, 0.6]
+    else:
+        (kept,) = (name for name in ("parameters", "macs", "latency") if getattr(budget, name) is not None)
+        space[f"prune.budget.{kept}"] = [0.2, 0.9]
+    return space
+
+
+def _axis(draft: Draft, key: str, entry: Any, width: int | None) -> Axis:
+    _check_key(key)
+    match entry:
+        case [int() | float() as low, int() | float() as high] if not isinstance(low, bool | str):
+            axis: Axis = _range(key, {"low": low, "high": high})
+        case list():
+            axis = _choices(key, entry)
+        case {"choices": list() as values} if len(entry) == 1:
+            axis = _choices(key, values)
+        case dict() if "choices" not in entry:
+            axis = _range(key, entry)
+        case _:
+            raise RecipeError(
+                f'{_WHERE} {key}: give a range, {{ low = 2.0, high = 8.0 }}, or choices, ["a", "b"], '
+                f"not {toml_value(entry)}"
+            )
+    own = 1.0 if key.endswith(_FACTOR) else find(draft, key)
+    if own is None and key == "task.options.student.width":
+        own = width
+    return _with_own(axis, own)
+
+
+def _check_key(key: str) -> None:
+    """Raise RecipeError for a key that no recipe has, or that decides nothing in a trial."""
+    parts = key.removesuffix(".*").split(".")
+    nested: Any = {parts[-1]: {}} if key.endswith((_EXTRA, _FACTOR)) else {parts[-1]: 0}
+    for part in reversed(parts[:-1]):
+        nested = {part: nested}
+    check_keys(nested, Recipe, _WHERE, RecipeError)
+    if not any(key.startswith(f"{part}.") for part in VARIED):
+        raise RecipeError(
+            f"{_WHERE} {key}: decides nothing that a search measures; it varies keys below {', '.join(VARIED)}"
+        )
+    if key.endswith("*") and not key.endswith(_FACTOR):
+        raise RecipeError(f"{_WHERE} {key}: a * stands for the shares of all losses, as in distill.loss.extra.*")
+
+
+def _choices(key: str, values: Sequence[Any]) -> Choices:
+    if key.endswith(_FACTOR):
+        raise RecipeError(f"{_WHERE} {key}: is a factor; give it a range, {{ low = 0.3, high = 10.0, log = true }}")
+    for value in values:
+        _meant(key, value)
+    written = tuple(dict.fromkeys(toml_value(value) if isinstance(value, dict | list) else value for value in values))
+    if len(written) < 2:
+        raise RecipeError(f"{_WHERE} {key}: gives nothing to choose from; it needs two different choices or more")
+    return Choices(key, written)
+
+
+def _range(key: str, entry: Mapping[str, Any]) -> Range:
+    where = f"{_WHERE} {key}"
+    for name, value in entry.items():
+        if name not in _LEAF[:4]:
+            raise RecipeError(f"{where}: a range has no '{name}'{nearest(name, _LEAF[:4])}")
+        if name != "log" and (isinstance(value, bool) or not isinstance(value, int | float)):
+            raise RecipeError(f"{where}: {name} must be a number, not {toml_value(value)}")
+    log, step = entry.get("log", False), entry.get("step")
+    if "low" not in entry or "high" not in entry or not entry["low"] < entry["high"]:
+        raise RecipeError(f"{where}: a range needs low and high, low below high, not {toml_value(dict(entry))}")
+    if not isinstance(log, bool):
+        raise RecipeError(f"{where}: log must be true or false, not {toml_value(log)}")
+    if log and (step is not None or entry["low"] <= 0):
+        raise RecipeError(f"{where}: with log = true low must be above 0, and there is no step")
+    if step is not None and not 0 < step <= entry["high"] - entry["low"]:
+        raise RecipeError(f"{where}: step must be above 0 and lead from low to high")
+    low, high = entry["low"], entry["high"]
+    if step is not None:
+        high = low + step * math.floor((high - low) / step + 1e-9)
+    if not all(isinstance(number, int) for number in (low, high, step or 1)):
+        low, high, step = float(low), float(high), None if step is None else float(step)
+    return Range(key, low, high, log, step)
+
+
+def _with_own(axis: Axis, own: Any) -> Axis:
+    if isinstance(axis, Choices):
+        same = [value for value in axis.values if own is not None and _meant(axis.key, value) == own]
+        return Choices(axis.key, axis.values, same[0] if same else None)
+    if isinstance(own, bool) or not isinstance(own, int | float) or not axis.low <= own <= axis.high:
+        return axis
+    steps = (own - axis.low) / axis.step if axis.step is not None else 0.0
+    if not math.isclose(steps, round(steps)) or (axis.whole and own != int(own)):
+        return axis
+    return Range(axis.key, axis.low, axis.high, axis.log, axis.step, int(own) if axis.whole else float(own))
+
+
+def find(draft: Draft, key: str) -> Any:
+    """Return what a recipe has at a key: as written, or else by default; None where there is nothing."""
+    found: Any = draft.content
+    for part in key.split("."):
+        found = found.get(part) if isinstance(found, dict) else None
+    if found is None:
+        found = _written(msgspec.to_builtins(draft.recipe()))
+        for part in key.split("."):
+            found = found.get(part) if isinstance(found, dict) else None
+    return found
+
+
+def _written(value: Any) -> Any:
+    """Return tables without what is None, which TOML does not have."""
+    return (
+        {key: _written(item) for key, item in value.items() if item is not None} if isinstance(value, dict) else value
+    )
+
+
+def _meant(key: str, value: Any) -> Any:
+    """Return what a choice stands for: of losses a word names those to add; a table or a list is written as TOML."""
+    if not isinstance(value, str):
+        return value
+    if value.startswith(("{", "[")):
+        return parse_toml_value(value)
+    if not key.endswith(_EXTRA):
+        return value
+    names = [] if value == "kd" else value.split("+")
+    for name in names:
+        if name not in LOSS_OPTIONS:
+            raise RecipeError(f"{_WHERE} {key}: there is no loss '{name}'{nearest(name, (*LOSS_OPTIONS, 'kd'))}")
+    return dict.fromkeys(names, 1.0)
+
+
+def _scaled(term: Any, factor: float) -> Any:
+    """Return a loss with its share, or its fixed weight, multiplied."""
+    if not isinstance(term, dict):
+        return _rounded(term * factor)
+    name = "weight" if isinstance(term.get("weight"), int | float) else "share"
+    return {**term, name: _rounded(term.get(name, 1.0) * factor)}
+
+
+def _rounded(value: float) -> float:
+    """Four digits are more than any of this needs, and a command line is read."""
+    return float(f"{value:.4g}")

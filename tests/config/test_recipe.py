@@ -1,0 +1,344 @@
+import json
+from dataclasses import FrozenInstanceError
+from pathlib import Path
+
+import jsonschema
+import msgspec
+import pytest
+
+from edgekd.config.recipe import (
+    ANCHOR_EXTRA,
+    DEFAULT_EXTRA,
+    LossConfig,
+    Recipe,
+    Tap,
+    Term,
+    find_recipe,
+    load_recipe,
+    recipe_name,
+    recipe_schema,
+    shipped_recipes,
+)
+from edgekd.errors import RecipeError
+
+MINIMAL = '[task]\nname = "digits"\n'
+
+
+@pytest.fixture
+def write(tmp_path):
+    def write(text, name="edgekd.toml"):
+        path = tmp_path / name
+        path.write_text(text, encoding="utf-8")
+        return path
+
+    return write
+
+
+@pytest.mark.parametrize("name", shipped_recipes())
+def test_every_shipped_recipe_loads_and_meets_the_schema(name):
+    assert load_recipe(name).task.name == name
+    jsonschema.validate(msgspec.to_builtins(load_recipe(name)), recipe_schema())
+
+
+def test_the_schema_is_itself_valid_and_json():
+    schema = json.loads(json.dumps(recipe_schema()))
+    jsonschema.Draft202012Validator.check_schema(schema)
+    with pytest.raises(jsonschema.ValidationError):
+        jsonschema.validate({"task": {"name": "digits"}, "prun": {}}, schema)
+
+
+def _sections():
+    return [name for name in recipe_schema()["$defs"] if name != "Recipe"]
+
+
+REQUIRED = {("TaskConfig", "name"), ("Tap", "module"), ("ModelConfig", "path"), ("ModelConfig", "calibration")}
+
+
+@pytest.mark.parametrize("section", _sections())
+def test_every_key_is_described_and_has_a_default(section):
+    schema = recipe_schema()["$defs"][section]
+    for key, field in schema["properties"].items():
+        required = key in schema.get("required", [])
+        assert required or "default" in field, f"{section}.{key} has no default"
+        assert not required or (section, key) in REQUIRED
+        variants = [field, *field.get("allOf", []), *field.get("anyOf", [])]
+        assert any("description" in v for v in variants) or "$ref" in str(field), f"{section}.{key} is not described"
+
+
+def test_defaults_are_those_of_an_empty_recipe(write):
+    recipe = load_recipe(write(MINIMAL))
+    assert recipe == Recipe(task=recipe.task)
+    assert recipe.distill.loss.extra == DEFAULT_EXTRA
+
+
+def test_is_frozen(write):
+    recipe = load_recipe(write(MINIMAL))
+    for part in (recipe, recipe.distill, recipe.distill.loss):
+        with pytest.raises((AttributeError, FrozenInstanceError)):
+            part.epochs = 1
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("[distil]\nepochs = 3\n", ["the top level", "'distil'", "did you mean 'distill'"]),
+        ("[distill]\nepoch = 3\n", ["[distill]", "'epoch'", "did you mean 'epochs'"]),
+        ("[distill.loss]\ntemprature = 3\n", ["[distill.loss]", "did you mean 'temperature'"]),
+        ("[distill]\nepochs = 'many'\n", ["distill.epochs", "int", "str"]),
+        ("[distill]\nepochs = 0\n", ["distill.epochs", ">= 1"]),
+        ("[distill]\nlearning_rate = 0.0\n", ["distill.learning_rate", "> 0"]),
+        ("[prune]\nratio = 1.0\n", ["prune.ratio", "< 1"]),
+        ("[prune]\nimportance = 'luck'\n", ["prune.importance", "luck"]),
+        ("[gate]\nconfidence = 0.5\n", ["gate.confidence"]),
+        ("[gate]\ntau_pass = 0.5\ntau_fail = 0.1\n", ["tau_fail must not be below gate.tau_pass"]),
+        ("[gate]\ntau_fail = nan\n", ["gate.tau_fail", "finite", "nan"]),
+        ("[gate]\ntau_fail = inf\n", ["gate.tau_fail", "finite", "inf"]),
+        ("[task.options]\nwhen = [2026-01-31]\n", ["task.options.when[0]", "2026-01-31"]),
+        ("[distill.loss.extra]\nlocal = 1.0\n", ["distill.loss", "extra.local", "no loss 'local'"]),
+        ("[distill.loss.extra]\nintra = -1.0\n", ["distill.loss.extra", ">= 0"]),
+        ("[student.taps]\na = { modul = 'x' }\n", ["student.taps"]),
+    ],
+)
+def test_what_is_wrong_is_named_with_its_file_and_place(write, text, said):
+    path = write(MINIMAL + text)
+    with pytest.raises(RecipeError) as error:
+        load_recipe(path)
+    assert str(error.value).startswith(str(path))
+    assert "\n" not in str(error.value)
+    for words in said:
+        assert words in str(error.value)
+
+
+def test_a_task_must_be_named(write):
+    with pytest.raises(RecipeError, match="task"):
+        load_recipe(write("seed = 1\n"))
+
+
+def test_malformed_toml_is_named_with_its_line(write):
+    path = write(MINIMAL + "[distill\n")
+    with pytest.raises(RecipeError, match=r"not valid TOML.*line 3") as error:
+        load_recipe(path)
+    assert str(path) in str(error.value)
+
+
+def test_a_file_that_is_no_text(write, tmp_path):
+    path = tmp_path / "edgekd.toml"
+    path.write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(RecipeError, match="cannot be read"):
+        load_recipe(path)
+
+
+@pytest.mark.parametrize(("reference", "said"), [("digit", "mean 'digits'"), ("none/such.toml", "no such recipe")])
+def test_a_recipe_that_is_not_there(reference, said):
+    with pytest.raises(RecipeError, match=said):
+        load_recipe(reference)
+
+
+def test_the_working_directorys_recipe_is_the_default(write, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(RecipeError, match="edgekd init"):
+        load_recipe()
+    write("seed = 5\n" + MINIMAL)
+    assert find_recipe(None) == Path("edgekd.toml")
+    assert load_recipe() == load_recipe(tmp_path)
+    assert load_recipe().seed == 5
+
+
+def test_a_recipes_name(write, tmp_path):
+    assert recipe_name("digits") == "digits"
+    assert recipe_name(str(write(MINIMAL, "mine.toml"))) == "mine"
+    assert recipe_name(str(write(MINIMAL))) == tmp_path.name
+
+
+@pytest.mark.parametrize(
+    ("override", "found", "value"),
+    [
+        ("distill.epochs=5", lambda r: r.distill.epochs, 5),
+        ("prune.ratio = 0.5", lambda r: r.prune.ratio, 0.5),
+        ("seed=3", lambda r: r.seed, 3),
+        ("quantize.calibration=entropy", lambda r: r.quantize.calibration, "entropy"),
+        ('quantize.calibration="entropy"', lambda r: r.quantize.calibration, "entropy"),
+        ("distill.loss.extra={}", lambda r: r.distill.loss.extra, {}),
+        ("distill.loss.extra={cross = 2.0}", lambda r: r.distill.loss.extra, {"cross": 2.0}),
+        ("distill.loss.temperature=2", lambda r: r.distill.loss.temperature, 2.0),
+        ("prune.ignore=['head']", lambda r: r.prune.ignore, ["head"]),
+        ("task.options.views=['fou', 'zer']", lambda r: r.task.options, {"views": ["fou", "zer"]}),
+        ("teacher.taps.fou=branch", lambda r: r.teacher.taps, {"fou": "branch"}),
+    ],
+)
+def test_overrides(write, override, found, value):
+    assert found(load_recipe(write(MINIMAL), (override,))) == value
+
+
+def test_later_overrides_win_and_leave_the_rest_alone(write):
+    path = write(MINIMAL + "[distill]\nepochs = 7\nbatch_size = 32\n")
+    recipe = load_recipe(path, ("distill.epochs=8", "distill.epochs=9"))
+    assert (recipe.distill.epochs, recipe.distill.batch_size) == (9, 32)
+
+
+@pytest.mark.parametrize(
+    ("override", "said"),
+    [
+        ("distill.epochs", "write it as key=value"),
+        ("=5", "write it as key=value"),
+        ("distill.epoch=5", "did you mean 'epochs'"),
+        ("distil.epochs=5", "did you mean 'distill'"),
+        ("seed.value=5", "'seed' is not a section"),
+        ("distill.epochs=many", "distill.epochs: expected 'int'"),
+        ("gate.tau_fail=0.0001", "tau_fail"),
+        ("gate.tau_fail=nan", "finite"),
+        ("seed=99999999999", "seed"),
+    ],
+)
+def test_overrides_that_are_wrong(write, override, said):
+    with pytest.raises(RecipeError, match="--set") as error:
+        load_recipe(write("seed = 1\n" + MINIMAL), (override,))
+    assert said in str(error.value)
+
+
+def test_relative_paths_mean_the_recipes_folder(write, tmp_path):
+    path = write(
+        '[task]\nname = "code/task.py:Mine"\n[teacher]\nweights = "t.safetensors"\n[quantize]\ncalibration = "c.toml"\n'
+    )
+    recipe = load_recipe(path)
+    assert recipe.task.name == f"{tmp_path}/code/task.py:Mine"
+    assert recipe.teacher.weights == f"{tmp_path}/t.safetensors"
+    assert recipe.quantize.calibration == f"{tmp_path}/c.toml"
+
+
+def test_absolute_paths_and_names_stay(write):
+    path = write('[task]\nname = "package.module:Name"\n[teacher]\nweights = "/t.pt"\n')
+    recipe = load_recipe(path)
+    assert (recipe.task.name, recipe.teacher.weights) == ("package.module:Name", "/t.pt")
+    assert recipe.quantize.calibration == "reconstruct"
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        (
+            "distill.loss.extra={samle=1}",
+            r"distill.loss: extra.samle: there is no loss 'samle'; did you mean 'sample'\?",
+        ),
+        ('prune.importance="magntude"', r"prune.importance: there is no 'magntude'; did you mean 'magnitude'\?"),
+        ('teacher.taps={a={module="x",pool="toks"}}', r"pool: there is no 'toks'; did you mean 'tokens'"),
+    ],
+)
+def test_a_wrong_word_names_the_nearest_of_those_allowed(override, message):
+    with pytest.raises(RecipeError, match=message):
+        load_recipe("digits", (override,))
+
+
+def test_the_fine_tune_minimises_what_distilling_does_unless_told_otherwise():
+    recipe = load_recipe("gestures", ("distill.loss.extra={}", "distill.loss.temperature=8.0"))
+    assert recipe.prune.loss == recipe.distill.loss
+    told = load_recipe("digits", ("distill.loss.temperature=8.0", "prune.loss.kd=0.5"))
+    assert (told.prune.loss.temperature, told.prune.loss.kd, told.distill.loss.kd) == (8.0, 0.5, 0.9)
+
+
+def test_an_unknown_key_of_a_tap_names_its_modality_and_the_nearest():
+    with pytest.raises(RecipeError, match=r"\[teacher.taps.fou\] has no key 'modul'; did you mean 'module'"):
+        load_recipe("digits", ('teacher.taps.fou={modul="x"}',))
+
+
+def test_a_path_in_an_override_is_one_of_the_working_directory(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    recipe = load_recipe("digits", ("teacher.weights=my.pt", "quantize.calibration=mine.toml"))
+    assert recipe.teacher.weights == str(tmp_path / "my.pt")
+    assert recipe.quantize.calibration == str(tmp_path / "mine.toml")
+    assert load_recipe("digits", ("task.name=mine.py:Task",)).task.name == f"{tmp_path / 'mine.py'}:Task"
+
+
+@pytest.mark.parametrize(
+    ("extra", "said"),
+    [
+        ("{ intr = 1.0 }", "extra.intr: there is no loss 'intr'; did you mean 'intra'"),
+        ("{ x = 1.0 }", "extra.x: there is no loss 'x'"),
+        ("{ x = { loss = 'sampel' } }", "extra[...].loss: there is no 'sampel'; did you mean 'sample'"),
+        ("{ intra = { pairs = ['a-b'] } }", "extra.intra: 'pairs' is no option of the loss 'intra'"),
+        ("{ x = { loss = 'fd', centered = false } }", "extra.x: 'centered' is no option of the loss 'fd'"),
+        ("{ sp = { temperature = 2.0 } }", "extra.sp: 'temperature' is no option of the loss 'sp'"),
+        ("{ dist = { beta = 2.0 } }", "extra.dist: 'beta' is no option of the loss 'dist'"),
+        ("{ joint = { distance = 'l3' } }", "extra[...].distance: there is no 'l3'"),
+        ("{ dkd = { modalities = ['a'] } }", "the loss 'dkd' is of the logits; modalities and taps say nothing to it"),
+        ("{ ickd = 1.0 }", "extra.ickd: 'ickd' is of feature maps [B, C, ...]: name their modules"),
+        ("{ fd = { student = { a = 'x' } } }", "extra.fd: its tables student and teacher must name the same"),
+        ("{ fd = { weight = -1.0 } }", "extra[...].weight"),
+        ("{ fd = { weight = 'much' } }", "extra[...].weight"),
+        ("{ fd = { warm_up = 2.0 } }", "extra[...].warm_up"),
+        ("{ fd = { decay = 'cosin' } }", "extra[...].decay: there is no 'cosin'; did you mean 'cosine'?"),
+        ("{ fd = { shar = 1.0 } }", "[distill.loss.extra.fd] has no key 'shar'; did you mean 'share'?"),
+    ],
+)
+def test_a_loss_that_does_not_exist_or_is_told_what_it_does_not_take(write, extra, said):
+    path = write(MINIMAL + f"[distill.loss]\nextra = {extra}\n")
+    with pytest.raises(RecipeError) as error:
+        load_recipe(path)
+    assert said in str(error.value)
+    assert str(error.value).startswith(str(path))
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("losses", "said"),
+    [
+        ("ce = 0\nkd = 0\n", "ce and kd are 0, so 'intra' has no gradient to hold a share of: give it a number"),
+        ("ce = 0\nkd = 0\nextra = {}\n", "ce and kd are 0 and nothing is added: there is no loss"),
+        ("ce = 0\nkd = 0\nextra = { fd = { weight = 0 } }\n", "there is no loss"),
+    ],
+)
+def test_there_must_be_something_to_minimise(write, losses, said):
+    with pytest.raises(RecipeError, match=r"distill\.loss") as error:
+        load_recipe(write(MINIMAL + "[distill.loss]\n" + losses))
+    assert said in str(error.value)
+
+
+def test_fixed_weights_alone_are_a_loss(write):
+    text = "[distill.loss]\nce = 0\nkd = 0\nextra = { fd = { weight = 2.0 } }\n"
+    text += "[prune]\nloss.kd = 1\n[quantize]\ntune.loss.kd = 1\n"
+    assert load_recipe(write(MINIMAL + text)).distill.loss.terms["fd"].weight == 2.0
+
+
+SEVERAL = """
+[distill.loss.extra]
+intra = 2
+fd = { share = 0.5, warm_up = 0.1, decay = "cosine", modalities = ["fou"] }
+near = { loss = "cross", weight = 3.0, centered = true, normalize = "frobenius", distance = "mse", pairs = ["fou-zer"] }
+maps = { loss = "ickd", student = { fou = "x" }, teacher = { fou = { module = "y", pool = "spatial" } } }
+off = { loss = "sp", share = 0 }
+"""
+
+
+def test_a_number_is_short_for_a_share_and_a_table_says_more(write):
+    recipe = load_recipe(write(MINIMAL + SEVERAL))
+    loss = recipe.distill.loss
+    assert loss.terms == {
+        "intra": Term(loss="intra", share=2.0),
+        "fd": Term(loss="fd", share=0.5, warm_up=0.1, decay="cosine", modalities=["fou"]),
+        "near": Term(loss="cross", weight=3.0, centered=True, normalize="frobenius", distance="mse", pairs=["fou-zer"]),
+        "maps": Term(loss="ickd", student={"fou": "x"}, teacher={"fou": Tap(module="y", pool="spatial")}),
+    }
+    assert msgspec.convert(msgspec.to_builtins(loss), LossConfig) == loss
+    jsonschema.validate(msgspec.to_builtins(recipe), recipe_schema())
+
+
+def test_one_loss_is_overridden_by_its_name(write):
+    path = write(MINIMAL + "[distill.loss.extra]\nfd = 1.0\n")
+    one = ("distill.loss.extra.intra=0.5",)
+    assert load_recipe(path, one).distill.loss.extra == {"fd": 1.0, "intra": 0.5}
+    table = ("distill.loss.extra.intra={share=2, centered=true}", "distill.loss.extra.fd=0")
+    loss = load_recipe(path, table).distill.loss
+    assert loss.terms == {"intra": Term(loss="intra", share=2.0, centered=True)}
+    deep = load_recipe(path, (*table, "distill.loss.extra.intra.share=3")).distill.loss
+    assert deep.terms["intra"] == Term(loss="intra", share=3.0, centered=True)
+    with pytest.raises(RecipeError, match=r"--set.*extra.intr: there is no loss 'intr'; did you mean 'intra'"):
+        load_recipe(path, ("distill.loss.extra.intr=0.5",))
+
+
+def test_fine_tunes_inherit_weights_and_hold_the_anchors_gram_unless_told_otherwise():
+    extra = "distill.loss.extra={rkd=1.0, fd={warm_up=0.2}}"
+    recipe = load_recipe("gestures", (extra, "distill.loss.kd=0.5"))
+    for tuned in (recipe.prune.loss, recipe.quantize.tune.loss):
+        assert (tuned.extra, tuned.kd) == (ANCHOR_EXTRA, 0.5)
+    told = load_recipe("gestures", (extra, "prune.loss.extra={}", "quantize.tune.loss.extra={sp=1.0}"))
+    assert (told.prune.loss.extra, told.quantize.tune.loss.extra) == ({}, {"sp": 1.0})

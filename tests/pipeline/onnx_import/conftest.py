@@ -1,0 +1,33 @@
+import numpy as np
+import pytest
+
+from edgekd.pipeline.onnx_import.stage import bring
+from edgekd.stages.progress import Silent, StageReporter
+
+
+class Warned(Silent):
+    def __init__(self):
+        self.messages = []
+
+    def warn(self, stage, message):
+        self.messages.append(message)
+
+
+@pytest.fixture
+def import_(tmp_path):
+    """Bring a model with samples that are given by name, into ``tmp_path / "out"``."""
+
+    def run(model, samples, test=None, taps=(), **options):
+        np.savez(tmp_path / "samples.npz", **samples)
+        if test is not None:
+            np.savez(tmp_path / "test.npz", **test)
+        folder = tmp_path / "out"
+        folder.mkdir(exist_ok=True)
+        given = None if test is None else tmp_path / "test.npz"
+        observer = Warned()
+        reporter = StageReporter(observer, "import")
+        brought = bring(model, tmp_path / "samples.npz", given, dict(taps), folder, reporter, **options)
+        assert tuple(observer.messages) == brought.notes
+        return brought
+
+    return run

@@ -1,0 +1,95 @@
+"""Odd models through stages after the import: none may ask for more than such a model has."""
+
+import graphs
+import msgspec
+import numpy as np
+import onnx
+import pytest
+from graphs import node, tensor
+
+from edgekd.compress.partial import SAMPLES
+from edgekd.config.recipe import Recipe
+from edgekd.config.target import load_calibration, load_targets
+from edgekd.pipeline.build import BuildPaths
+from edgekd.pipeline.imported_source import bring_model
+from edgekd.stages.cache import Cache
+from edgekd.stages.labels import UNLABELLED
+from edgekd.stages.progress import Silent
+from edgekd.stages.stage import Runner
+from edgekd.workflows.check import blame_targets, calibrate_gate
+
+
+def recipe(model, samples):
+    return msgspec.convert({"model": {"path": str(model), "calibration": str(samples)}}, Recipe)
+
+
+@pytest.fixture(params=["n", 1], ids=["any batch", "one sample at a time"])
+def classifier(tmp_path, request):
+    """One image, two convolutions, three classes."""
+    nodes = [
+        node("Conv", ["image", "k"], ["map"], name="first", pads=[1, 1, 1, 1]),
+        node("Relu", ["map"], ["positive"]),
+        node("Conv", ["positive", "l"], ["maps"], name="second"),
+        node("GlobalAveragePool", ["maps"], ["pooled"]),
+        node("Flatten", ["pooled"], ["features"]),
+        node("Gemm", ["features", "h"], ["scores"], name="last"),
+    ]
+    inputs, outputs = [tensor("image", [request.param, 1, 8, 8])], [tensor("scores", [request.param, 3])]
+    stored = graphs.weights(k=(8, 1, 3, 3), l=(16, 8, 3, 3), h=(16, 3))
+    model = graphs.write(tmp_path / "classifier.onnx", nodes, inputs, outputs, stored)
+    random = np.random.default_rng(0)
+    images, labels = random.normal(size=(80, 1, 8, 8)).astype(np.float32), random.integers(0, 3, 80)
+    return recipe(model, graphs.save_samples(tmp_path / "samples.npz", image=images, labels=labels))
+
+
+def test_its_layers_are_blamed(classifier, tmp_path):
+    places = BuildPaths(tmp_path / "out", tmp_path / "cache")
+    found = blame_targets(classifier, load_targets(["cpu"]), places, ["none"], Silent())["cpu"]
+    assert sorted(suspect.name for suspect in found.of("layer")) == ["first", "last", "second"]
+    assert found.samples == 40
+
+
+def test_without_a_label_among_the_samples_no_metric_is_blamed(classifier, tmp_path):
+    random = np.random.default_rng(0)
+    labels = np.full(300, UNLABELLED)
+    labels[np.flatnonzero(~_looked_at(300))[0]] = 0
+    images = random.normal(size=(300, 1, 8, 8)).astype(np.float32)
+    np.savez(classifier.model.calibration, image=images, labels=labels)
+    np.savez(tmp_path / "test.npz", image=images[:20] + 1, labels=np.zeros(20, int))
+    model = msgspec.structs.replace(classifier.model, test=str(tmp_path / "test.npz"))
+    places = BuildPaths(tmp_path / "out", tmp_path / "cache")
+    wanted = msgspec.structs.replace(classifier, model=model)
+    found = blame_targets(wanted, load_targets(["cpu"]), places, ["none"], Silent())["cpu"]
+    assert found.samples == 256
+    assert found.quantized.metric is None
+    assert {suspect.gain for suspect in found.suspects} == {None}
+
+
+def _looked_at(count):
+    """Return which of so many calibration samples blame looks at."""
+    chosen = np.random.default_rng(load_calibration("minmax").seed).permutation(count)[:SAMPLES]
+    return np.isin(np.arange(count), chosen)
+
+
+def test_limits_are_measured_where_there_is_one_branch_alone(classifier, tmp_path):
+    (target,) = load_targets(["cpu"])
+    alarm = calibrate_gate(classifier, target, tmp_path / "cache", Silent())
+    assert {outcome.perturbation.where for outcome in alarm.outcomes} == {"network"}
+    assert len(alarm.outcomes) > 61
+    assert alarm.fusion == ()
+
+
+def test_other_weights_beside_the_model_are_another_model(tmp_path):
+    model = tmp_path / "mlp.onnx"
+    samples = graphs.save_samples(tmp_path / "samples.npz", x=graphs.normal(4))
+    logits = []
+    for _ in range(2):
+        onnx.save(
+            onnx.load(graphs.mlp(model)), model, save_as_external_data=True, location="weights.bin", size_threshold=0
+        )
+        if logits:
+            content = np.fromfile(tmp_path / "weights.bin", np.float32)
+            (2 * content).tofile(tmp_path / "weights.bin")
+        brought = bring_model(Runner(Cache(tmp_path / "cache"), Silent()), recipe(model, samples))
+        logits.append(brought.probes()["float"].logits)
+    np.testing.assert_allclose(logits[1], 2 * logits[0], rtol=1e-6)

@@ -1,0 +1,348 @@
+"""The page, in the real Chromium; where it or axe-core is absent, those tests are skipped."""
+
+import base64
+import json
+import re
+import struct
+import zlib
+from html.parser import HTMLParser
+
+import axe
+import numpy as np
+import pytest
+from builds import LIMITS, full_profile, ledger, profile, target, write_run
+from cdp import chromium_tab, file_url
+
+from edgekd.devices.browser.chromium import find_chromium
+from edgekd.errors import DeviceError, ReportError
+from edgekd.gram.gate import GateLimits
+from edgekd.gram.heatmap import few_grams
+from edgekd.gram.probe import Probe
+from edgekd.report.compare.formats import Joined
+from edgekd.report.compare.grams import heat_maps, png
+from edgekd.report.compare.page import as_html
+from edgekd.report.compare.read import read_run, read_runs
+from edgekd.report.compare.rows import order
+from edgekd.report.compare.scatter import front
+
+LOWER = GateLimits(LIMITS.tau_pass, LIMITS.tau_fail, LIMITS.max_flips, LIMITS.max_metric_drop, higher_is_better=False)
+WIDTHS = {"image": 8, "sound": 12}
+#: A name that would run a script, were it not escaped.
+EVIL = '<img src=x onerror="document.title=1">'
+
+
+def no_chromium():
+    try:
+        find_chromium()
+    except DeviceError as error:
+        return str(error)
+    return None
+
+
+in_chromium = pytest.mark.skipif(no_chromium() is not None, reason=str(no_chromium()))
+with_axe = pytest.mark.skipif(not axe.script().is_file(), reason=axe.MISSING)
+
+
+@pytest.fixture(scope="module")
+def joined(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("runs")
+    write_run(
+        folder / "a",
+        target("cpu", profile=full_profile()),
+        target("openvino-cpu", runtime="openvino", profile=profile(times=(0.5, 0.3, 0.12)), ledger=ledger(0.03)),
+        target("browser", runtime="onnxruntime-web", profile=profile(times=(3, 1, 4)), ledger=ledger(0.2)),
+        target("pi", device="no device", profile_reason="not measured: no device"),
+    )
+    write_run(folder / "b", target("cpu", device=EVIL, ledger=ledger(0.011)))
+    return Joined(order(read_runs([folder / "a", folder / "b"]), "p50"))
+
+
+@pytest.fixture(scope="module")
+def page(joined, tmp_path_factory):
+    path = tmp_path_factory.mktemp("page") / "report.html"
+    path.write_text(as_html(joined), encoding="utf-8")
+    return path
+
+
+@pytest.fixture(scope="module")
+def tab():
+    with chromium_tab() as found:
+        yield found
+
+
+SHOWN = "[...document.querySelectorAll('#table tbody tr:not([hidden])')].map(row => row.cells[2].textContent)"
+
+
+def press(tab, key):
+    tab.run(f"document.querySelector('th[data-key={key}] button').click()")
+    return tab.run(f"document.querySelector('th[data-key={key}]').getAttribute('aria-sort')")
+
+
+def enter(tab, name, value):
+    tab.run(
+        f"{{const field = document.getElementById('{name}'); field.value = {json.dumps(value)};"
+        "field.dispatchEvent(new Event('input', {bubbles: true}))}"
+    )
+    return tab.run(SHOWN)
+
+
+# --- without a browser
+
+
+class _Balance(HTMLParser):
+    """Checks that each element that is opened is closed, in order."""
+
+    VOID = ("meta", "input", "img", "br")
+
+    def __init__(self):
+        super().__init__()
+        self.open, self.ids = [], []
+
+    def handle_starttag(self, tag, attrs):
+        self.ids += [value for name, value in attrs if name == "id"]
+        if tag not in self.VOID:
+            self.open.append(tag)
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def handle_startendtag(self, tag, attrs):
+        pass
+
+
+def test_the_page_is_well_formed_small_and_asks_for_nothing(page):
+    text = page.read_text(encoding="utf-8")
+    parser = _Balance()
+    parser.feed(text)
+    assert parser.open == []
+    assert len(set(parser.ids)) == len(parser.ids)
+    assert page.stat().st_size < 500_000
+    assert set(re.findall(r'(?:href|src)="([^"]{0,5})', text)) == {"#row-", "data:"}
+    assert EVIL not in text
+
+
+def test_every_figure_and_every_reason_stands_in_the_page(page, joined):
+    text = page.read_text(encoding="utf-8")
+    for row in joined.rows:
+        for value in (row.p50_ms, row.p90_ms, row.metric_value, row.drift_bound, row.size_bytes):
+            assert value is None or f'data-value="{value!r}"' in text
+    assert 'title="not measured: no device"' in text
+    assert text.count("not measured</td>") >= 6
+
+
+def test_the_pictures_say_what_they_show(page):
+    text = page.read_text(encoding="utf-8")
+    pictures = re.findall(r'<svg [^>]*role="img" aria-labelledby="([^"]+)">\s*<title id="([^"]+)">([^<]+)', text)
+    assert len(pictures) == text.count("<svg viewBox")
+    assert all(labelled == named and told.strip() for labelled, named, told in pictures)
+    kinds = {named.split("-")[0] for _, named, _ in pictures}
+    assert kinds == {"scatter", "latency", "branches", "drift", "metric", "gram"}
+
+
+def test_a_build_without_pictures_material_says_so(tmp_path):
+    write_run(tmp_path, target())
+    (tmp_path / "cpu" / "gram" / "samples.npz").unlink()
+    for path in (tmp_path / "cpu" / "latency").iterdir():
+        path.unlink()
+    text = as_html(Joined(read_run(tmp_path)))
+    assert "Gram matrices: there are none beside the report." in text
+    assert "the raw timings no longer lie beside the report" in text
+    assert "Time by branch not measured: the profile was not asked for it." in text
+
+
+@pytest.mark.parametrize("file", ["latency/engine.npy", "gram/samples.npz"])
+def test_broken_material_is_one_error(tmp_path, file):
+    write_run(tmp_path, target())
+    (tmp_path / "cpu" / file).write_bytes(b"broken")
+    with pytest.raises(ReportError, match=re.escape(file.rpartition("/")[2]) + ": "):
+        as_html(Joined(read_run(tmp_path)))
+
+
+def test_timings_that_are_none_are_one_error(tmp_path):
+    write_run(tmp_path, target())
+    np.save(tmp_path / "cpu" / "latency" / "engine.npy", np.array([1.5, 2]))
+    with pytest.raises(ReportError, match=r"engine\.npy: holds no raw timings"):
+        as_html(Joined(read_run(tmp_path)))
+
+
+def test_a_large_table_stays_below_two_megabytes(tmp_path):
+    write_run(tmp_path, target(profile=full_profile()))
+    text = as_html(Joined(read_run(tmp_path) * 100))
+    assert 1_000_000 < len(text.encode()) < 2_000_000
+    (pictured,) = re.findall(r"The first (\d+) have pictures below", text)
+    assert text.count("<section data-row=") == int(pictured)
+    assert text.count('<tr role="row" data-row=') == 100
+
+
+def test_an_empty_table_is_a_page(joined):
+    assert "No engine is left." in as_html(Joined(()))
+
+
+def test_the_front_is_what_no_other_beats(joined):
+    rows = dict(enumerate(joined.rows, 1))
+    for index in front(rows):
+        one = rows[index]
+        known = [row for row in rows.values() if row.p50_ms is not None and row.metric_value is not None]
+        assert not any(row.p50_ms < one.p50_ms and row.metric_value > one.metric_value for row in known)
+    fastest = min((row for row in rows.values() if row.p50_ms), key=lambda row: row.p50_ms)
+    assert rows[front(rows)[0]].p50_ms == fastest.p50_ms
+
+
+def test_rows_whose_p50_do_not_differ_beyond_noise_are_both_on_the_front(tmp_path):
+    times = {"a": 0.0883, "b": 0.0884, "c": 0.1}
+    write_run(tmp_path, *(target(name, profile=profile(times=(0.4, 0.2, ms))) for name, ms in times.items()))
+    rows = dict(enumerate((entry.row for entry in read_run(tmp_path)), 1))
+    assert rows[1].p50_high_ms > rows[2].p50_low_ms
+    assert front(rows) == [1, 2]
+
+
+def test_a_metric_that_is_better_low_turns_the_front(tmp_path):
+    worse, better = ledger(metrics=(("engine", 0.97),), limits=LOWER), ledger(metrics=(("engine", 0.9),), limits=LOWER)
+    write_run(tmp_path, target("a", ledger=worse), target("b", ledger=better), target("c", ledger=worse))
+    rows = dict(enumerate((entry.row for entry in read_run(tmp_path)), 1))
+    assert front(rows) == [2]
+
+
+def test_modalities_of_unequal_widths_are_grey_between_each_other():
+    random = np.random.default_rng(0)
+    ids = np.array([f"s{index}" for index in range(30)])
+    probes = {}
+    for model in ("float", "engine"):
+        embeddings = {name: random.normal(size=(30, width)) for name, width in WIDTHS.items()}
+        probes[model] = Probe(ids, random.normal(size=(30, 4)), embeddings)
+    grams = few_grams(probes, None, [])
+    pictures = heat_maps("gram", grams)
+    assert list(pictures) == ["float", "engine", "float − engine"]
+    levels = pixels(png(grams.cosines["float"]))
+    assert (levels[:16, 16:] == 255).all()
+    assert (levels[:16, :16] != 255).all()
+
+
+def pixels(uri):
+    """Return the levels of a PNG of ours [H, W]."""
+    data = base64.b64decode(uri.partition(",")[2])
+    width, height = struct.unpack(">II", data[16:24])
+    begin = data.index(b"IDAT")
+    (size,) = struct.unpack(">I", data[begin - 4 : begin])
+    rows = np.frombuffer(zlib.decompress(data[begin + 4 : begin + 4 + size]), np.uint8).reshape(height, width + 1)
+    return rows[:, 1:]
+
+
+def test_a_png_has_a_pixel_for_each_value():
+    head, content = png(np.array([[-1.0, 0.0, 1.0], [np.nan, 2.0, -2.0]])).split(",")
+    data = base64.b64decode(content)
+    chunks, place = {}, 8
+    while place < len(data):
+        (size,) = struct.unpack(">I", data[place : place + 4])
+        kind, body = data[place + 4 : place + 8], data[place + 8 : place + 8 + size]
+        assert struct.unpack(">I", data[place + 8 + size : place + 12 + size]) == (zlib.crc32(kind + body),)
+        chunks[kind], place = body, place + 12 + size
+    assert head == "data:image/png;base64"
+    assert struct.unpack(">II", chunks[b"IHDR"][:8]) == (3, 2)
+    assert zlib.decompress(chunks[b"IDAT"]) == bytes([0, 0, 127, 254, 0, 255, 254, 0])
+    assert len(chunks[b"PLTE"]) == 256 * 3
+
+
+# --- in the browser
+
+
+@in_chromium
+def test_it_opens_from_disk_without_network_and_without_complaint(tab, page):
+    tab.open(file_url(page))
+    tab.run("new Promise(done => setTimeout(done, 50))")
+    assert [url for url in tab.requests if not url.startswith("data:")] == [file_url(page)]
+    assert tab.complaints == []
+    assert tab.run("document.title") == "edgekd: gestures"
+
+
+@in_chromium
+@pytest.mark.parametrize("width", [400, 700, 1000, 1321, 1600])
+@pytest.mark.parametrize("script", [True, False], ids=["script", "no script"])
+def test_nothing_scrolls_sideways(tab, page, width, script):
+    tab.open(file_url(page), width=width, script=script)
+    tab.call("Emulation.setScriptExecutionDisabled", value=False)
+    wide = tab.run("[document.documentElement.scrollWidth, document.documentElement.clientWidth]")
+    assert wide[0] <= wide[1]
+    cut = "[...document.querySelectorAll('#table td, #table th')].filter(e => e.scrollWidth > e.clientWidth + 1).length"
+    assert tab.run(cut) == 0
+
+
+@in_chromium
+def test_text_of_pictures_stays_inside_them(tab, page):
+    tab.open(file_url(page))
+    outside = """[...document.querySelectorAll('svg')].flatMap(svg => {
+      const box = svg.getBoundingClientRect();
+      return [...svg.querySelectorAll('text')].filter(text => {
+        const at = text.getBoundingClientRect();
+        return at.left < box.left - 1 || at.right > box.right + 1 || at.top < box.top - 1 || at.bottom > box.bottom + 1;
+      }).map(text => text.textContent);
+    })"""
+    assert tab.run(outside) == []
+
+
+@in_chromium
+def test_a_click_sorts_and_another_turns_it_round(tab, page, joined):
+    tab.open(file_url(page))
+    assert tab.run("document.querySelector('[aria-sort]').dataset.key") == "p50"
+    assert press(tab, "bound") == "ascending"
+    bounds = "[...document.querySelectorAll('#table td[data-label=bound]')].map(cell => Number(cell.dataset.value))"
+    rising = sorted(row.drift_bound for row in joined.rows)
+    assert tab.run(bounds) == rising
+    assert press(tab, "bound") == "descending"
+    assert tab.run(bounds) == rising[::-1]
+    assert tab.run("document.querySelectorAll('[aria-sort]').length") == 1
+
+
+@in_chromium
+def test_what_was_not_measured_stays_last(tab, page):
+    tab.open(file_url(page))
+    for direction in ("descending", "ascending"):
+        assert press(tab, "p50") == direction
+        assert tab.run(SHOWN)[-1] == "pi"
+    assert press(tab, "target") == "ascending"
+    assert tab.run(SHOWN) == sorted(tab.run(SHOWN))
+
+
+@in_chromium
+def test_filters_hide_rows_and_their_pictures(tab, page):
+    tab.open(file_url(page))
+    assert enter(tab, "p50", "0.1") == ["cpu", "cpu"]
+    assert tab.run("document.getElementById('shown').textContent") == "2 of 5 shown"
+    hidden = "[...document.querySelectorAll('section[data-row]')].filter(s => s.hidden).length"
+    assert tab.run(hidden) == 3
+    assert enter(tab, "p50", "") == ["cpu", "cpu", "openvino-cpu", "browser", "pi"]
+    assert enter(tab, "name", "OpenVINO") == ["openvino-cpu"]
+    assert enter(tab, "name", "") != ["openvino-cpu"]
+    assert enter(tab, "verdict", "warn") == ["cpu", "cpu", "openvino-cpu", "pi"]
+    assert enter(tab, "metric", "0.99") == []
+
+
+@in_chromium
+def test_without_a_script_it_still_reads(tab, page):
+    tab.open(file_url(page), script=False)
+    tab.call("Emulation.setScriptExecutionDisabled", value=False)
+    assert tab.run("document.getElementById('filters').hidden") is True
+    assert tab.run("document.querySelectorAll('th button').length") == 0
+    assert len(tab.run(SHOWN)) == 5
+    assert tab.run("document.querySelector('main').innerText").count("not measured") >= 6
+
+
+@in_chromium
+def test_a_name_in_a_report_runs_nothing(tab, page):
+    tab.open(file_url(page))
+    assert tab.run("document.querySelectorAll('img').length") == 0
+    assert EVIL in tab.run("document.body.textContent")
+
+
+@in_chromium
+@with_axe
+@pytest.mark.parametrize("width", [400, 1600])
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_axe_finds_no_violation(tab, page, width, scheme):
+    tab.open(file_url(page), width=width, scheme=scheme)
+    tab.run("document.querySelectorAll('details').forEach(part => part.open = true)")
+    tab.run(axe.script().read_text(encoding="utf-8") + "; 0")
+    told = "[found.passes.length, found.violations.map(v => [v.id, v.nodes[0].html])]"
+    passes, violations = tab.run(f"axe.run().then(found => {told})")
+    assert passes > 20
+    assert violations == []

@@ -1,0 +1,246 @@
+import json
+import os
+import signal
+import stat
+import subprocess
+import sys
+from contextlib import suppress
+from pathlib import Path
+
+import pytest
+
+from edgekd.errors import CacheError
+from edgekd.stages.cache import CHECKPOINT, Cache, digest
+
+KEY = "teacher-0123"
+
+
+@pytest.fixture
+def cache(tmp_path):
+    return Cache(tmp_path / "cache")
+
+
+def never():
+    raise AssertionError("nobody holds the lock")
+
+
+def make(cache, record=None):
+    with cache.claim(KEY, never) as folder:
+        (folder / "model").write_text("weights")
+        (folder / CHECKPOINT).write_text("last epoch")
+        (folder / "sub").mkdir()
+        (folder / "sub" / "deep").write_text("deep")
+        cache.finish(KEY, record or {"metric": 0.5})
+
+
+def fail(cache, work):
+    """Begin a stage, do some work, and fail."""
+    with suppress(RuntimeError), cache.claim(KEY, never) as folder:
+        work(folder)
+        raise RuntimeError
+
+
+def test_equal_values_have_equal_digests_in_any_order():
+    assert digest({"a": 1, "b": {"c": [1, 2], "d": None}}) == digest({"b": {"d": None, "c": [1, 2]}, "a": 1})
+
+
+@pytest.mark.parametrize(
+    "other",
+    [{"a": 2, "b": [1, 2]}, {"a": 1, "b": [2, 1]}, {"a": 1}, {"a": 1, "b": [1, 2], "c": None}, {"a": "1", "b": [1, 2]}],
+)
+def test_any_difference_changes_the_digest(other):
+    assert digest({"a": 1, "b": [1, 2]}) != digest(other)
+
+
+def test_a_finished_result_is_found(cache):
+    assert cache.find(KEY) is None
+    make(cache)
+    assert cache.find(KEY) == {"metric": 0.5}
+    assert Cache(cache.root).find(KEY) == {"metric": 0.5}
+    assert sorted(path.name for path in cache.root.iterdir()) == [KEY, f"{KEY}.lock"]
+    assert sorted(path.name for path in (cache.root / KEY).iterdir()) == ["model", "result.json", "sub"]
+
+
+def test_a_finished_result_is_not_claimed_again(cache):
+    make(cache)
+    with cache.claim(KEY, never) as folder:
+        assert folder is None
+
+
+@pytest.mark.parametrize(
+    "harm",
+    [
+        lambda folder: (folder / "model").write_text("weightz"),
+        lambda folder: (folder / "model").unlink(),
+        lambda folder: (folder / "sub" / "deep").write_text(""),
+        lambda folder: (folder / "result.json").write_text("{"),
+        lambda folder: (folder / "result.json").write_text("{}"),
+        lambda folder: (folder / "result.json").write_text("[]"),
+        lambda folder: (folder / "result.json").write_bytes(b"\xff\xfe"),
+        lambda folder: (folder / "result.json").unlink(),
+    ],
+    ids=["altered", "removed", "emptied", "record cut short", "no record", "a list", "no text", "record removed"],
+)
+def test_a_harmed_result_is_not_used_and_is_made_again(cache, harm):
+    make(cache)
+    harm(cache.root / KEY)
+    assert cache.find(KEY) is None
+    make(cache, record={"metric": 0.7})
+    assert cache.find(KEY) == {"metric": 0.7}
+
+
+def test_an_altered_record_is_not_used(cache):
+    make(cache)
+    path = cache.root / KEY / "result.json"
+    stored = json.loads(path.read_text())
+    stored["record"]["metric"] = 0.9
+    path.write_text(json.dumps(stored))
+    assert cache.find(KEY) is None
+
+
+def test_a_result_that_does_not_fit_is_made_again(cache):
+    make(cache)
+    with cache.claim(KEY, never, lambda record: "metric" in record) as folder:
+        assert folder is None
+    with cache.claim(KEY, never, lambda record: "accuracy" in record) as folder:
+        cache.finish(KEY, {"accuracy": 0.5})
+    assert cache.find(KEY) == {"accuracy": 0.5}
+
+
+def test_a_result_that_may_not_be_read_is_named(cache, monkeypatch):
+    # Root may read everything, and tests may run as root.
+    def refuse(path, **_):
+        raise PermissionError(13, "Permission denied", str(path))
+
+    make(cache)
+    monkeypatch.setattr(Path, "read_text", refuse)
+    with pytest.raises(CacheError, match=r"result\.json: cannot be read: Permission denied; .*--cache"):
+        cache.find(KEY)
+
+
+def test_what_others_may_read_of_a_result_is_for_the_umask_to_say(cache):
+    before = os.umask(0o027)
+    try:
+        make(cache)
+    finally:
+        os.umask(before)
+    assert stat.S_IMODE((cache.root / KEY / "result.json").stat().st_mode) == 0o640
+
+
+def test_a_stage_that_fails_leaves_no_result(cache):
+    def work(folder):
+        (folder / "model").write_text("half")
+
+    fail(cache, work)
+    assert cache.find(KEY) is None
+    assert not (cache.root / KEY).exists()
+
+
+def test_of_a_failed_stage_only_the_checkpoint_stays(cache):
+    def work(folder):
+        (folder / CHECKPOINT).write_text("epoch 2")
+        (folder / f".{CHECKPOINT}.tmp").write_text("half")
+        (folder / "model").write_text("half")
+        (folder / "sub").mkdir()
+        (folder / "sub" / "file").touch()
+        (folder / "link").symlink_to(folder / "sub")
+
+    fail(cache, work)
+    with cache.claim(KEY, never) as folder:
+        assert [path.name for path in folder.iterdir()] == [CHECKPOINT]
+        assert (folder / CHECKPOINT).read_text() == "epoch 2"
+
+
+def test_a_file_in_the_place_of_the_cache(tmp_path):
+    (tmp_path / "file").touch()
+    for root in (tmp_path / "file", tmp_path / "file" / "cache"):
+        with pytest.raises(CacheError, match="--cache"):
+            Cache(root)
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
+def test_a_cache_that_cannot_be_written(tmp_path):
+    tmp_path.chmod(stat.S_IRUSR | stat.S_IXUSR)
+    for root in (tmp_path, tmp_path / "cache"):
+        with pytest.raises(CacheError, match="--cache"):
+            Cache(root)
+
+
+def test_a_cache_on_a_file_system_that_takes_no_files():
+    with pytest.raises(CacheError, match="--cache"):
+        Cache(Path("/proc/edgekd"))
+
+
+RACE = f"""
+import pathlib, sys, time
+from edgekd.stages.cache import Cache
+cache = Cache(pathlib.Path(sys.argv[1]))
+print("ready", flush=True)
+sys.stdin.readline()
+with cache.claim({KEY!r}, lambda: print("waits", flush=True)) as folder:
+    if folder is not None:
+        print("works", flush=True)
+        sys.stdin.readline()
+        (folder / "model").write_text("weights")
+        cache.finish({KEY!r}, {{"metric": 0.5}})
+print("found", cache.find({KEY!r}), flush=True)
+"""
+
+
+@pytest.fixture
+def racer(cache):
+    started = []
+
+    def start():
+        command = [sys.executable, "-c", RACE, str(cache.root)]
+        process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        started.append(process)
+        assert process.stdout.readline() == "ready\n"
+        return process
+
+    yield start
+    for process in started:
+        process.kill()
+        process.wait()
+        process.stdin.close()
+        process.stdout.close()
+
+
+def go_on(process):
+    process.stdin.write("\n")
+    process.stdin.flush()
+
+
+def test_two_processes_at_one_stage_run_it_once(racer):
+    first, second = racer(), racer()
+    go_on(first)
+    assert first.stdout.readline() == "works\n"
+    go_on(second)
+    assert second.stdout.readline() == "waits\n"
+    go_on(first)
+    assert first.stdout.readline() == "found {'metric': 0.5}\n"
+    assert second.stdout.read() == "found {'metric': 0.5}\n"
+
+
+def test_the_lock_of_a_killed_process_does_not_block(racer, cache):
+    killed, next_one = racer(), racer()
+    go_on(killed)
+    assert killed.stdout.readline() == "works\n"
+    killed.send_signal(signal.SIGKILL)
+    killed.wait()
+    go_on(next_one)
+    assert next_one.stdout.readline() == "works\n"
+    go_on(next_one)
+    assert next_one.stdout.read() == "found {'metric': 0.5}\n"
+
+
+def test_the_one_who_waits_takes_over_from_a_killed_process(racer):
+    killed, waiting = racer(), racer()
+    go_on(killed)
+    assert killed.stdout.readline() == "works\n"
+    go_on(waiting)
+    assert waiting.stdout.readline() == "waits\n"
+    killed.send_signal(signal.SIGKILL)
+    assert waiting.stdout.readline() == "works\n"
+    go_on(waiting)
+    assert waiting.stdout.read() == "found {'metric': 0.5}\n"

@@ -1,0 +1,266 @@
+import os
+import random
+import signal
+import subprocess
+import sys
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from small import TAPS, Remembers, TwoTowers, loaded, reporter, split
+from stopping import Stopped, StopsAfter, stop
+
+from edgekd.config.recipe import LossConfig, Training
+from edgekd.errors import ModelError
+from edgekd.stages.cache import CHECKPOINT
+from edgekd.training.distillation.objective import Distillation, Supervised
+from edgekd.training.distillation.references import Live
+from edgekd.training.distillation.terms import Where
+from edgekd.training.loop.evaluate import Validation, few, probe
+from edgekd.training.loop.loop import Fit, fit
+from edgekd.training.loop.weights import build
+from edgekd.training.taps.taps import TappedModel
+
+EPOCHS = 6
+DEFAULT = LossConfig()
+
+
+def distil(folder, observer=None, config=None, loss=DEFAULT):
+    """Train a student with all that a checkpoint must carry: dropout, batch statistics, balanced Gram weights."""
+    torch.set_num_threads(1)
+    task = loaded()
+    student = build(lambda: TwoTowers(dropout=0.3, norm=True), 0)
+    teacher = build(lambda: TwoTowers(width=12), 1)
+    with TappedModel(student, TAPS) as tapped, TappedModel(teacher, TAPS) as frozen:
+        reference, where = Live(frozen), Where(task.modalities, TAPS, TAPS, "teacher")
+        objective = Distillation(tapped, reference, reference, loss, where, reporter(observer))
+        objective.prepare(few(task, torch.device("cpu")), 5)
+        validation = Validation(task, student, TAPS, probe(teacher, TAPS, task.splits["val"]))
+        run = Fit(config or Training(epochs=EPOCHS, batch_size=16), 5, Path(folder), reporter(observer))
+        history = fit(student, objective, task.splits["train"], validation, run)
+    return student.state_dict(), history
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory):
+    return distil(tmp_path_factory.mktemp("undisturbed"))
+
+
+def check_same(result, expected):
+    assert result[1] == expected[1]
+    assert list(result[0]) == list(expected[0])
+    for key, value in expected[0].items():
+        assert torch.equal(result[0][key], value), key
+
+
+def test_an_undisturbed_run_learns_and_leaves_its_checkpoint_alone(undisturbed, tmp_path):
+    result = distil(tmp_path)
+    check_same(result, undisturbed)
+    assert [file.name for file in tmp_path.iterdir()] == [CHECKPOINT]
+    assert len(result[1]) == EPOCHS
+    assert result[1][-1]["loss"] < result[1][0]["loss"]
+    assert set(result[1][0]) == {
+        "loss", "ce", "kd", "validation", "drift", "loss.intra", "loss.sample", "weight.intra", "weight.sample",
+        "share.intra", "share.sample",
+    }  # fmt: skip
+
+
+def test_a_stopped_run_goes_on_as_if_never_stopped(undisturbed, tmp_path):
+    with pytest.raises(Stopped):
+        distil(tmp_path, StopsAfter(3, stop))
+    torch.manual_seed(12345)  # whatever the new process has drawn already
+    observer = Remembers()
+    check_same(distil(tmp_path, observer), undisturbed)
+    assert [done for done, _, _ in observer.steps] == [4, 5, 6]
+    assert observer.warnings == []
+
+
+def test_a_killed_process_is_resumed(undisturbed, tmp_path):
+    script = (
+        "import os, signal, sys; import stopping, test_loop as t; "
+        "t.distil(sys.argv[1], stopping.StopsAfter(3, lambda: os.kill(os.getpid(), signal.SIGKILL)))"
+    )
+    path = os.pathsep.join([str(Path(__file__).parents[n]) for n in (0, 1, 3)])
+    killed = subprocess.run(
+        [sys.executable, "-c", script, str(tmp_path)], env={**os.environ, "PYTHONPATH": path}, check=False
+    )
+    assert killed.returncode == -signal.SIGKILL
+    assert [file.name for file in tmp_path.iterdir()] == [CHECKPOINT]
+    check_same(distil(tmp_path), undisturbed)
+
+
+def test_the_checkpoint_holds_no_code(tmp_path):
+    with pytest.raises(Stopped):
+        distil(tmp_path, StopsAfter(2, stop))
+    state = torch.load(tmp_path / CHECKPOINT, weights_only=True)
+    assert len(state["history"]) == 2
+    assert set(state) == {"model", "optimizer", "schedule", "objective", "history"}
+
+
+@pytest.mark.parametrize(
+    "damage", [lambda b: b[: len(b) // 2], lambda b: b"", lambda b: b"x" * 300], ids=["cut", "empty", "other"]
+)
+def test_a_damaged_checkpoint_is_reported_and_training_starts_over(undisturbed, tmp_path, damage):
+    with pytest.raises(Stopped):
+        distil(tmp_path, StopsAfter(2, stop))
+    checkpoint = tmp_path / CHECKPOINT
+    checkpoint.write_bytes(damage(checkpoint.read_bytes()))
+    observer = Remembers()
+    check_same(distil(tmp_path, observer), undisturbed)
+    assert observer.warnings == [f"{checkpoint}: the checkpoint is damaged, so training starts over"]
+
+
+def test_another_seed_gives_other_weights(tmp_path):
+    results = []
+    for seed in (1, 2):
+        model = build(TwoTowers, 0)
+        supervised(model, tmp_path / str(seed), seed=seed, epochs=1)
+        results.append(model.state_dict()["head.1.weight"])
+    assert not torch.equal(*results)
+
+
+def supervised(model, folder, train=None, observer=None, seed=0, validate=lambda: {"validation": 0.0}, **config):
+    with TappedModel(model, TAPS) as tapped:
+        run = Fit(Training(**{"epochs": 2, "batch_size": 16, **config}), seed, folder, reporter(observer))
+        return fit(model, Supervised(tapped), train or split("train", 50), validate, run)
+
+
+def test_the_last_epoch_is_kept_though_an_earlier_one_was_better(tmp_path):
+    model, seen = TwoTowers(), []
+    scores = iter([0.9, 0.5, 0.1])
+
+    def validate():
+        seen.append({key: value.clone() for key, value in model.state_dict().items()})
+        assert not model.training
+        return {"validation": next(scores)}
+
+    history = supervised(model, tmp_path, validate=validate, epochs=3)
+    assert [epoch["validation"] for epoch in history] == [0.9, 0.5, 0.1]
+    assert all(torch.equal(seen[-1][key], value) for key, value in model.state_dict().items())
+    assert not torch.equal(seen[0]["head.1.weight"], seen[-1]["head.1.weight"])
+
+
+def accuracy_of(task, model):
+    test = task.splits["test"]
+    return task.metric(probe(model, TAPS, test).logits, test.labels.numpy())
+
+
+def test_training_learns(tmp_path):
+    task = loaded()
+    model = build(TwoTowers, 0)
+    before = accuracy_of(task, model)
+    supervised(model, tmp_path, task.splits["train"], epochs=20, learning_rate=1e-2)
+    assert accuracy_of(task, model) > before + 0.2
+
+
+def test_a_loss_that_is_not_finite_stops_training(tmp_path):
+    train = split("train", 50)
+    train.inputs["a"][7, 0] = float("nan")
+    with pytest.raises(ModelError, match=r"training diverged: .*'loss': nan.*learning_rate.*check the data for NaN"):
+        supervised(TwoTowers(), tmp_path, train)
+
+
+def test_frozen_parameters_stay_as_they_are(tmp_path):
+    model = build(TwoTowers, 0)
+    model.encoders["a"].requires_grad_(False)
+    before = {key: value.clone() for key, value in model.state_dict().items()}
+    supervised(model, tmp_path)
+    changed = {key for key, value in model.state_dict().items() if not torch.equal(value, before[key])}
+    assert changed == {key for key in before if not key.startswith("encoders.a")}
+
+
+@dataclass
+class Watches:
+    """An objective that keeps what it was given."""
+
+    model: TwoTowers
+
+    def __post_init__(self):
+        self.batches, self.draws, self.progress = [], [], []
+
+    def __call__(self, batch, progress):
+        assert self.model.training
+        self.progress.append(progress)
+        self.batches.append(batch.ids)
+        self.draws.append(torch.rand(1).item())
+        return self.model(*batch.inputs.values()).square().mean(), {}
+
+    def parameters(self):
+        return []
+
+    def state(self):
+        return {}
+
+    def restore(self, state):
+        pass
+
+
+@pytest.mark.parametrize(
+    ("count", "batch_size", "steps"),
+    [(50, 16, 4), (48, 16, 3), (49, 16, 4), (5, 2, 2), (3, 2, 1), (10, 64, 1), (1, 64, 1)],
+)
+def test_every_sample_is_seen_once_an_epoch_in_a_new_order(tmp_path, count, batch_size, steps):
+    model = TwoTowers()
+    watcher = Watches(model)
+    run = Fit(Training(epochs=2, batch_size=batch_size), 0, tmp_path, reporter())
+    train = split("train", count)
+    fit(model, watcher, train, lambda: {"validation": 0.0}, run)
+    first, second = watcher.batches[:steps], watcher.batches[steps:]
+    assert len(second) == steps
+    for epoch in (first, second):
+        assert Counter(name for ids in epoch for name in ids) == Counter(train.ids)
+        sizes = {len(ids) for ids in epoch}
+        assert max(sizes) - min(sizes) <= 1
+        assert min(sizes) >= min(2, count)
+        assert max(sizes) <= max(batch_size, 3)
+    assert count < 4 or first != second
+    assert watcher.progress == pytest.approx([step / (2 * steps) for step in range(2 * steps)])
+
+
+def test_each_epoch_and_seed_draws_its_own_dropout(tmp_path):
+    def draws(seed, folder):
+        model = TwoTowers()
+        watcher = Watches(model)
+        fit(
+            model,
+            watcher,
+            split("train", 8),
+            lambda: {"validation": 0.0},
+            Fit(Training(epochs=3, batch_size=8), seed, tmp_path / folder, reporter()),
+        )
+        return watcher.draws
+
+    first, again, other = draws(1, "first"), draws(1, "again"), draws(2, "other")
+    assert first == again
+    assert len({*first, *other}) == 6
+
+
+def test_an_augmentation_draws_the_same_from_any_generator(tmp_path):
+    class Augmented(list):
+        def __getitem__(self, index):
+            drawn.append((random.random(), np.random.rand(), torch.rand(1).item()))
+            return super().__getitem__(index)
+
+    train = split("train", 8)
+    runs = []
+    for folder in ("first", "again"):
+        drawn = []
+        supervised(TwoTowers(), tmp_path / folder, Augmented(train[i] for i in range(8)), epochs=2)
+        runs.append(drawn)
+    assert runs[0] == runs[1]
+    assert len({value for draws in runs[0] for value in draws}) == 3 * 16
+
+
+def test_one_sample_over_does_not_break_batch_statistics(tmp_path):
+    history = supervised(TwoTowers(norm=True), tmp_path, split("train", 33), batch_size=16)
+    assert len(history) == 2
+
+
+def test_progress_is_reported(tmp_path):
+    observer = Remembers()
+    history = supervised(TwoTowers(), tmp_path, observer=observer, validate=lambda: {"validation": 0.25})
+    assert [(done, total) for done, total, _ in observer.steps] == [(1, 2), (2, 2)]
+    assert observer.steps[1][2] == f"loss {history[1]['loss']:.3f}, validation 0.250"

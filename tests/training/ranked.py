@@ -1,0 +1,228 @@
+"""Work that several processes do together, and starting them; one process alone does the same without a group.
+
+Run as a script: ``ranked.py JOB FOLDER``, in each of the processes.
+"""
+
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import torch
+from small import TAPS, Remembers, TwoTowers, loaded, reporter, split
+from torch import nn
+
+from edgekd.config.recipe import DistillConfig, LossConfig, Tap, TeacherConfig, Term, Training
+from edgekd.errors import EdgekdError
+from edgekd.pipeline.multi_process import _Joint
+from edgekd.stages.artifacts import Trained
+from edgekd.stages.cache import Cache
+from edgekd.stages.stage import Stage
+from edgekd.training.distillation import distill, teacher
+from edgekd.training.distillation.objective import Distillation
+from edgekd.training.distillation.references import Live
+from edgekd.training.distillation.terms import Where, places
+from edgekd.training.loop import distributed
+from edgekd.training.loop.loop import Fit, fit
+from edgekd.training.loop.weights import build
+from edgekd.training.taps.taps import TappedModel, Taps
+from edgekd.training.task.protocol import UNLABELLED, Batch, collate
+
+MAPS = {name: Tap(module=f"conv.{name}", pool="spatial") for name in TAPS}
+OWN_MAPS = {"student": MAPS, "teacher": MAPS}
+
+#: Losses by name; "auto" ones are balanced by gradient norms, which must be those of the whole batch too.
+LOSSES = {
+    **{name: {name: Term(weight=3.0)} for name in ("sample", "intra", "cross", "joint")},
+    **{name: {name: Term(weight=3.0)} for name in ("fd", "fitnet", "sp", "rkd", "pkt", "affinity", "dist", "dkd")},
+    "centred": {"intra": Term(weight=3.0, centered=True, normalize="frobenius")},
+    "ickd": {"ickd": Term(weight=3.0, **OWN_MAPS)},
+    "balanced": {"intra": Term(), "sample": Term(share=0.1), "fd": Term(share=0.5), "rkd": Term(share=2.0)},
+    "kd alone": {},
+}
+
+
+class Maps(TwoTowers):
+    """Two towers of feature maps, with no statistics of a batch."""
+
+    def __init__(self, channels=6):
+        super().__init__(width=channels)
+        self.conv = nn.ModuleDict({name: nn.Conv1d(1, channels, 3) for name in "ab"})
+        self.encoders = nn.ModuleDict({name: nn.Linear(channels, channels) for name in "ab"})
+
+    def forward(self, a, b):
+        maps = {name: self.conv[name](x[:, None]) for name, x in (("a", a), ("b", b))}
+        return self.head(torch.cat([self.encoders[name](z.mean(2)) for name, z in maps.items()], 1))
+
+
+def a_batch(count):
+    """Samples of which, in the first half alone, some lack a label and one lacks a modality."""
+    samples = split("train", count, seed=2)
+    batch = collate([samples[index] for index in range(count)])
+    batch.labels[: count // 4] = UNLABELLED
+    return batch
+
+
+def share_of(batch, lacking):
+    """Return this process's part of a batch; a modality that none of its samples lacks is not spoken of."""
+    rows = torch.arange(len(batch.ids)).tensor_split(distributed.size())[distributed.rank()]
+    present = torch.ones(len(batch.ids))
+    present[:lacking] = 0.0
+    inputs = {name: x[rows] for name, x in batch.inputs.items()}
+    own = present[rows]
+    ids = [batch.ids[row] for row in rows]
+    return Batch(ids, inputs, batch.labels[rows], [""] * len(rows), {} if own.all() else {"b": own})
+
+
+def gradients(folder):
+    """One step's loss, figures and gradients, for each loss, of batches that part evenly and that do not."""
+    found = {}
+    for name, extra in LOSSES.items():
+        for count, lacking in ((64, 0), (63, 0), (21, 3)):
+            config = LossConfig(extra=extra)
+            student, other = build(lambda: Maps(6), 0), build(lambda: Maps(8), 1)
+            with (
+                TappedModel(student, places(TAPS, config, "student")) as tapped,
+                TappedModel(other, places(TAPS, config, "teacher")) as reference,
+            ):
+                live = Live(reference)
+                where = Where(list(TAPS), TAPS, TAPS, "teacher")
+                objective = Distillation(tapped, live, live, config, where, reporter())
+                batch = share_of(a_batch(count), lacking)
+                objective.prepare(batch, 5)
+                loss, figures = objective(batch, 0.5)
+                loss.backward()
+            distributed.reduce_gradients(student.parameters(), objective.parameters())
+            parameters = [*student.parameters(), *objective.parameters()]
+            figures = {key: float(value) for key, value in figures.items()}
+            found[f"{name} {count} {lacking}"] = (loss.item(), figures, [p.grad.clone() for p in parameters])
+    keep(found, folder)
+
+
+def keep(found, folder):
+    torch.save(found, folder / f"{distributed.rank()}.pt")
+
+
+TRAINED = LossConfig(extra={"intra": 1.0, "sample": 0.1, "fd": Term(share=0.5), "rkd": Term(share=0.5)})
+
+
+def fits(folder):
+    """A teacher trained on labels, and a student on it; 90 samples in batches of 30, and of 23 and 22."""
+    task = loaded()
+    run_teacher, run_student = folder / "teacher", folder / "student"
+    for stage in (run_teacher, run_student):
+        stage.mkdir(exist_ok=True)
+    teacher.run(task, TAPS, TeacherConfig(epochs=2, batch_size=32), 0, run_teacher, reporter())
+    config = DistillConfig(epochs=3, batch_size=25, loss=TRAINED)
+    network = build(lambda: TwoTowers(width=12), 3)
+    trained = distill.run(task, network, Taps(TAPS, TAPS), config, 0, run_student, reporter())
+    keep(trained.history, folder)
+
+
+class Dies:
+    """An objective that ends its process in its n-th step, where it is not of rank 0."""
+
+    def __init__(self, objective, step):
+        self.objective, self.left = objective, step
+
+    def __call__(self, batch, progress):
+        self.left -= 1
+        if self.left == 0 and not distributed.leads():
+            os.kill(os.getpid(), 9)
+        return self.objective(batch, progress)
+
+    def __getattr__(self, name):
+        return getattr(self.objective, name)
+
+
+def disturbed(folder, dies_in=None):
+    """Train with dropout, which each process draws for itself."""
+    student, other = build(lambda: TwoTowers(dropout=0.3), 0), build(lambda: TwoTowers(width=12), 1)
+    observer = Remembers()
+    with TappedModel(student, TAPS) as tapped, TappedModel(other, TAPS) as reference:
+        live = Live(reference)
+        where = Where(list(TAPS), TAPS, TAPS, "teacher")
+        objective = Distillation(tapped, live, live, TRAINED, where, reporter()).prepare(a_batch(4), 5)
+        run = Fit(Training(epochs=4, batch_size=32), 0, folder, reporter(observer))
+        watched = Dies(objective, dies_in) if dies_in else objective
+        fit(student, watched, split("train", 90), lambda: {"validation": 0.0}, run)
+    keep((student.state_dict(), observer.steps), folder)
+
+
+def dies(folder):
+    disturbed(folder, dies_in=8)  # of three steps an epoch
+
+
+def too_small(folder):
+    run = Fit(Training(epochs=1, batch_size=3), 0, folder, reporter())
+    fit(TwoTowers(), Distillation.__new__(Distillation), split("train", 9), dict, run)
+
+
+def stages(folder):
+    """Two runs of a stage by the joint runner; then one that another process has other data for."""
+    observer = Remembers()
+    runner, ran = _Joint(Cache(folder / "cache"), observer), []
+
+    def run(place, report):
+        ran.append(place.name)
+        return Trained(0.5 + distributed.rank(), 7, [])
+
+    def stage(depends):
+        return Stage("teacher", 1, depends, Trained, run, str)
+
+    results = [runner(stage({"seed": 0})).result for _ in range(2)]
+    keep((ran, [result.metric for result in results], len(runner.times)), folder)
+    runner(stage({"seed": distributed.rank()}))
+
+
+def main():
+    job, folder = sys.argv[1], Path(sys.argv[2])
+    torch.set_num_threads(1)
+    try:
+        with distributed.joined():
+            globals()[job](folder)
+    except EdgekdError as error:
+        print(error, file=sys.stderr)
+        sys.exit(error.exit_code)
+
+
+def environment():
+    paths = [str(Path(__file__).parent), str(Path(__file__).parents[2])]
+    return {**os.environ, "PYTHONPATH": os.pathsep.join(paths), "OMP_NUM_THREADS": "1"}
+
+
+def together(job, folder, count=2):
+    """Run a job in several processes; return exit code and stderr of each."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    processes = [
+        subprocess.Popen(
+            [sys.executable, __file__, job, str(folder)],
+            env={
+                **environment(),
+                "RANK": str(rank),
+                "WORLD_SIZE": str(count),
+                "MASTER_ADDR": "127.0.0.1",
+                "MASTER_PORT": str(port),
+            },
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for rank in range(count)
+    ]
+    try:
+        errors = [process.communicate(timeout=240)[1] for process in processes]
+    finally:
+        for process in processes:
+            process.kill()
+    return [(process.returncode, error) for process, error in zip(processes, errors, strict=True)]
+
+
+def kept(folder, count=2):
+    return [torch.load(folder / f"{rank}.pt", weights_only=False) for rank in range(count)]
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,76 @@
+"""A fine-tune that the Gram anchor holds and that learns the wrong classes all the same, on a real task."""
+
+import copy
+
+import pytest
+from small import reporter
+
+from edgekd.config.recipe import DistillConfig, GateConfig, LossConfig, TeacherConfig, TuneConfig
+from edgekd.config.target import load_target
+from edgekd.gram.drift import Bootstrap
+from edgekd.gram.gate import GateLimits, keep_ledger
+from edgekd.gram.probe import Probe
+from edgekd.stages.artifacts import PROBE, WEIGHTS
+from edgekd.tasks.digits import Digits
+from edgekd.training.distillation import distill, teacher
+from edgekd.training.loop.weights import build, load_weights
+from edgekd.training.qat import stage as tune
+from edgekd.training.taps.taps import Taps, resolve_taps
+from edgekd.training.task.protocol import ArraySplit, LoadedTask
+
+LIMITS = {key: getattr(GateConfig(), key) for key in ("tau_pass", "tau_fail", "max_flips", "max_metric_drop")}
+
+#: Labels alone teach, and no teacher's logits contradict them; the anchor is strong.
+POISON = TuneConfig(
+    epochs=10, learning_rate=2e-3, loss=LossConfig(ce=1, kd=0, extra={"sample": 100.0, "intra": 10.0})
+)  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def measured(tmp_path_factory):
+    """Teacher and student as they should be, and the student after a fine-tune on labels that are all off by one."""
+    digits = Digits()
+    task = LoadedTask(digits, digits.splits(), ())
+    taps = Taps(*(resolve_taps(kind, {}, digits.student_taps, task.modalities) for kind in ("teacher", "student")))
+    folders = {name: tmp_path_factory.mktemp(name) for name in ("teacher", "student", "tuned")}
+    trained = {"teacher": teacher.run(task, taps.teacher, TeacherConfig(epochs=5), 0, folders["teacher"], reporter())}
+    network = load_weights(build(digits.teacher, 0), folders["teacher"] / WEIGHTS)
+    config = DistillConfig(epochs=10)
+    trained["student"] = distill.run(task, network, taps, config, 0, folders["student"], reporter())
+    student = load_weights(build(digits.student, 0), folders["student"] / WEIGHTS)
+
+    train = task.splits["train"]
+    wrong = ArraySplit(train.ids, train.inputs, (train.labels + 1) % len(digits.classes))
+    poisoned = LoadedTask(digits, {**task.splits, "train": wrong}, ())
+    networks = tune.QatNetworks(network, student, copy.deepcopy(student))
+    scheme = load_target("cpu").scheme
+    trained["tuned"] = tune.run(poisoned, networks, taps, scheme, POISON, 0, folders["tuned"], reporter())
+
+    probes = {name: Probe.load(folder / PROBE) for name, folder in folders.items()}
+    return probes, {name: result.metric for name, result in trained.items()}
+
+
+def judged(measured, **limits):
+    probes, metrics = measured
+    return keep_ledger(probes, metrics, "accuracy", None, GateLimits(**{**LIMITS, **limits}), Bootstrap())
+
+
+def test_a_student_that_keeps_its_gram_and_has_lost_its_accuracy_is_refused(measured):
+    ledger = judged(measured)
+    student, tuned = ledger.row("student"), ledger.row("tuned")
+    assert student.metric > 0.8
+    assert tuned.metric < 0.3
+    assert tuned.to_reference.bound < GateConfig().tau_pass
+    assert ledger.verdict == tuned.verdict == "fail"
+    flips, metric = tuned.reasons
+    assert "of top-1 classes changed, more than 3.0%" in flips
+    assert "worse, more than 0.015" in metric
+
+
+def test_its_gram_alone_would_have_passed(measured):
+    assert judged(measured, max_flips=1.0, max_metric_drop=1.0).verdict == "pass"
+
+
+@pytest.mark.parametrize("blind", ["max_flips", "max_metric_drop"])
+def test_flips_and_the_metric_each_refuse_it_alone(measured, blind):
+    assert judged(measured, **{blind: 1.0}).verdict == "fail"

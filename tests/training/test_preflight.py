@@ -1,0 +1,256 @@
+"""What is wrong with a task or its recipe is said before anything is trained."""
+
+import dataclasses
+from types import SimpleNamespace
+
+import msgspec
+import pytest
+import torch
+from small import CLASSES, TAPS, TwoTowers, loaded, mlp
+from torch import nn
+
+from edgekd.config.recipe import LossConfig, PruneConfig, Recipe, Tap, TaskConfig
+from edgekd.errors import TaskError
+from edgekd.pipeline.trained_source import Learner
+from edgekd.training import preflight
+from edgekd.training.taps.taps import Taps
+from edgekd.training.task.protocol import UNLABELLED, ArraySplit
+
+RECIPE = Recipe(task=TaskConfig(name="small"))
+
+
+class TwoWidths(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.encoders = nn.ModuleDict({"a": mlp(6, 8, 4), "b": mlp(5, 8, 6)})
+        self.head = nn.Linear(10, CLASSES)
+
+    def forward(self, a, b):
+        return self.head(torch.cat([self.encoders["a"](a), self.encoders["b"](b)], 1))
+
+
+def check(task=None, student=None, taps=None, recipe=RECIPE):
+    task = task or loaded()
+    if student:
+        task.task.student = student
+    preflight.check(task, taps or Taps(TAPS, TAPS), recipe)
+
+
+def with_labels(split, label):
+    labels = split.labels.clone()
+    labels[3] = label
+    return dataclasses.replace(split, labels=labels)
+
+
+def test_what_is_right_passes():
+    check()
+
+
+def test_a_wrong_tap_of_either_side_is_named():
+    wrong = {**TAPS, "b": Tap(module="encoders.bb")}
+    for taps in (Taps(wrong, TAPS), Taps(TAPS, wrong)):
+        with pytest.raises(TaskError, match=r"tap of 'b': TwoTowers has no module 'encoders.bb'; did you mean"):
+            check(taps=taps)
+
+
+def recipe(prune=0.0, repair="off", **extra):
+    """A recipe with these losses; nothing is pruned or tuned unless it is said."""
+    config = {"distill": {"loss": {"extra": extra}}, "prune": {"ratio": prune, "loss": {"extra": extra}}}
+    return msgspec.convert({"task": {"name": "small"}, **config, "quantize": {"repair": repair}}, Recipe)
+
+
+@pytest.mark.parametrize("loss", ["sample", "cross", "joint", "affinity"])
+def test_embeddings_of_two_widths_are_refused_where_a_loss_compares_modalities(loss):
+    message = (
+        rf"\[distill.loss\] loss '{loss}': '{loss}' takes inner products between modalities.*must share a width, but "
+        "are a 4, b 6; give the encoders one width, or choose losses that do without: intra, fd, sp, rkd, pkt"
+    )
+    with pytest.raises(TaskError, match=message):
+        check(student=TwoWidths, recipe=recipe(**{"intra": 1.0, loss: 1.0}))
+
+
+def test_embeddings_of_two_widths_will_do_for_losses_within_modalities():
+    check(student=TwoWidths, recipe=recipe(intra=1.0, fd=1.0, fitnet=1.0, sp=1.0, rkd=1.0, pkt=1.0, dkd=1.0))
+    check(student=TwoWidths, recipe=recipe())
+
+
+def test_later_trainings_are_checked_where_they_may_come():
+    with pytest.raises(TaskError, match=r"\[quantize.tune.loss\] loss 'sample'.*must share a width"):
+        check(student=TwoWidths, recipe=recipe(repair="auto", intra=1.0))
+    with pytest.raises(TaskError, match=r"\[prune\] importance = 'gram'.*share a width, but are a 4, b 6.*'taylor'"):
+        check(student=TwoWidths, recipe=recipe(prune=0.25, intra=1.0))
+    pruned = PruneConfig(ratio=0.25, importance="taylor", loss=LossConfig(extra={"sample": 1.0}))
+    with pytest.raises(TaskError, match=r"\[prune.loss\] loss 'sample'.*must share a width"):
+        check(student=TwoWidths, recipe=msgspec.structs.replace(recipe(), prune=pruned))
+
+
+@pytest.mark.parametrize(
+    ("term", "said"),
+    [
+        ({"loss": "intra", "modalities": ["c"]}, "'c' is no modality of the task"),
+        ({"loss": "cross", "pairs": ["b-a"]}, "there is no pair 'b-a' of its modalities; known: a-b"),
+        ({"loss": "fd", "student": {"a": "head"}, "teacher": {"a": "hed"}}, "has no module 'hed'; did you mean 'head'"),
+        (
+            {"loss": "ickd", "student": {"a": "encoders.a"}, "teacher": {"a": "encoders.a"}},
+            r"'ickd' is of feature maps \[B, C, ...\], but 'a' gives \[2, 8\]",
+        ),
+    ],
+)
+def test_a_loss_that_cannot_be_computed_is_said_before_anything_is_trained(term, said):
+    with pytest.raises(TaskError, match=rf"\[distill.loss\] .*{said}"):
+        check(recipe=recipe(x=term))
+
+
+def test_a_sample_that_lacks_what_is_no_modality_is_refused():
+    with pytest.raises(TaskError, match="split 'val': samples are said to lack 'bb', which is no modality of the task"):
+        check(with_split("val", present={"bb": [True] * 20}))
+    check(with_split("train", present={"b": [True] * 45 + [False] * 45}))
+
+
+def test_a_network_that_does_not_take_the_samples_is_named_with_their_shapes():
+    class Narrow(TwoTowers):
+        def __init__(self):
+            super().__init__()
+            self.encoders["a"] = mlp(7, 8, 8)
+
+    with pytest.raises(TaskError, match=r"the student, Narrow, cannot take the task's samples.*\(4, 6\), \(4, 5\)"):
+        check(student=Narrow)
+
+
+def test_two_numbers_of_classes_are_refused():
+    class More(TwoTowers):
+        def __init__(self):
+            super().__init__()
+            self.head = nn.Linear(16, CLASSES + 1)
+
+    with pytest.raises(TaskError, match="disagree on the number of classes: 3 and 4"):
+        check(student=More)
+
+
+@pytest.mark.parametrize("label", [CLASSES, -1])
+def test_a_label_out_of_range_is_named_with_its_split(label):
+    task = loaded()
+    task = dataclasses.replace(task, splits={**task.splits, "val": with_labels(task.splits["val"], label)})
+    with pytest.raises(TaskError, match=rf"split 'val' has the label {label}, but the networks give 3 classes"):
+        check(task)
+
+
+def test_samples_without_a_label_are_no_error():
+    task = loaded()
+    check(dataclasses.replace(task, splits={**task.splits, "train": with_labels(task.splits["train"], UNLABELLED)}))
+
+
+def test_an_ignored_module_that_does_not_exist_is_named():
+    recipe = Recipe(task=TaskConfig(name="small"), prune=PruneConfig(ignore=["hed"]))
+    with pytest.raises(TaskError, match=r"has no module 'hed'; did you mean 'head'"):
+        check(recipe=recipe)
+
+
+def with_split(name, **columns):
+    task = loaded()
+    return dataclasses.replace(task, splits={**task.splits, name: dataclasses.replace(task.splits[name], **columns)})
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+@pytest.mark.parametrize("name", ["train", "test"])
+def test_an_input_that_is_not_finite_is_named_with_its_sample(name, bad):
+    inputs = {key: x.clone() for key, x in loaded().splits[name].inputs.items()}
+    inputs["b"][7, 2] = bad
+    with pytest.raises(TaskError, match=rf"split '{name}': input 'b' of sample '{name}-7' holds NaN or infinite"):
+        check(with_split(name, inputs=inputs))
+
+
+def test_every_sample_is_read_once_and_the_network_runs_on_the_test_split_alone():
+    reads = []
+
+    class Counting(list):
+        def __getitem__(self, index):
+            reads.append(index)
+            return super().__getitem__(index)
+
+    task = loaded()
+    split = task.splits["val"]
+    check(dataclasses.replace(task, splits={**task.splits, "val": Counting(split[i] for i in range(len(split)))}))
+    assert reads == list(range(len(split)))
+
+
+def test_a_batch_whose_modalities_are_in_another_order_is_refused():
+    class Swapped(ArraySplit):
+        def __getitems__(self, indices):
+            batch = super().__getitems__(indices)
+            return dataclasses.replace(batch, inputs=dict(reversed(batch.inputs.items())))
+
+    task = loaded()
+    for name in ("train", "calibration"):
+        split = task.splits[name]
+        swapped = Swapped(split.ids, split.inputs, split.labels)
+        with pytest.raises(TaskError, match=rf"split '{name}': .* in the order \['b', 'a'\]"):
+            check(dataclasses.replace(task, splits={**task.splits, name: swapped}))
+
+
+def with_groups(**groups):
+    task = loaded()
+    splits = {
+        name: dataclasses.replace(split, groups=groups[name](len(split)) if name in groups else None)
+        for name, split in task.splits.items()
+    }
+    return dataclasses.replace(task, splits=splits)
+
+
+def test_a_group_is_in_one_split_only():
+    check(with_groups(train=lambda n: ["s1"] * n, test=lambda n: ["s2"] * n, val=lambda n: [""] * n))
+    with pytest.raises(TaskError, match="group 's1' is in split 'train' and in 'test'"):
+        check(with_groups(train=lambda n: ["s1"] * n, test=lambda n: ["s2"] * (n - 1) + ["s1"]))
+
+
+def test_a_split_has_groups_for_all_samples_or_for_none():
+    with pytest.raises(TaskError, match="split 'test': sample 'test-0' has no group, but others have"):
+        check(with_groups(test=lambda n: [""] + ["s2"] * (n - 1)))
+
+
+def test_a_test_split_without_labels_is_refused():
+    with pytest.raises(TaskError, match="split 'test' has no labels, and the metric needs them"):
+        check(with_split("test", labels=[UNLABELLED] * 30))
+
+
+def test_a_metric_that_raises_is_placed():
+    def metric(logits, labels):
+        return logits[labels, labels, labels]
+
+    task = loaded()
+    task.task.metric = metric
+    with pytest.raises(TaskError, match=r"the task's metric: IndexError: .*test_preflight\.py:\d+\)"):
+        check(task)
+
+
+def test_a_metric_that_is_not_finite_is_refused():
+    task = loaded()
+    task.task.metric = lambda logits, labels: float("nan")
+    with pytest.raises(TaskError, match="the task's metric is nan for the untrained student's logits"):
+        check(task)
+
+
+def test_another_number_of_names_than_of_logits_is_refused():
+    task = loaded()
+    task.task.classes = ["x", "y"]
+    with pytest.raises(TaskError, match="the task names 2 classes, but its networks give 3 logits"):
+        check(task)
+
+
+def test_a_build_checks_once(monkeypatch):
+    checks = []
+    monkeypatch.setattr(preflight, "check", lambda *arguments: checks.append(arguments))
+    task = loaded()
+    task.task.teacher_taps = task.task.student_taps = TAPS
+    learner = Learner(None, SimpleNamespace(loaded=task), RECIPE, 18)
+    learner.preflight()
+    learner.preflight()
+    assert len(checks) == 1
+
+
+def test_a_network_that_cannot_be_built_is_placed():
+    def student():
+        return nn.Linear("many", 2)
+
+    with pytest.raises(TaskError, match=r"student\(\): TypeError: .*\.py:\d+\)$"):
+        check(student=student)

@@ -1,0 +1,98 @@
+"""What is tried, what its parts are, and how it is written in a recipe."""
+
+import msgspec
+import pytest
+import tomllib
+
+from edgekd.config.recipe import DEFAULT_EXTRA, LossConfig, Tap, Term
+from edgekd.workflows.advise.candidates import contestants, families, recipe_lines
+
+FIELD = contestants(LossConfig())
+
+
+def by_name(name, field=FIELD):
+    return next(one for one in field if one.name == name).loss
+
+
+def read(lines):
+    return msgspec.convert(tomllib.loads("\n".join(lines))["distill"]["loss"], LossConfig)
+
+
+def test_the_contestants_of_a_recipe_as_it_comes():
+    names = ["KD T=4", "labels only", "KD T=8", "sample", "intra centred", "cross", "joint", "fd", "default"]
+    assert [one.name for one in FIELD] == names
+    assert all((one.loss.ce, one.loss.kd) == (0.1, 0.9) for one in FIELD if one.name != "labels only")
+    assert by_name("default").extra == DEFAULT_EXTRA
+    assert not by_name("labels only").terms
+
+
+def test_weights_shares_and_options_are_the_recipes():
+    own = {"cross": 3.0, "joint": Term(share=2.0, normalize="frobenius"), "intra": Term(loss="sp")}
+    field = contestants(LossConfig(ce=0.5, temperature=2.0, extra=own))
+    assert [one.name for one in field[:4]] == ["KD T=2", "labels only", "KD T=4", "KD T=8"]
+    assert field[-1].name == "recipe's own"
+    assert by_name("cross", field).terms["cross"].share == 3
+    assert by_name("joint", field).terms["joint"].normalize == "frobenius"
+    assert by_name("intra centred", field).terms["intra"].loss == "intra", "that of the recipe is another loss"
+    assert by_name("cross", field).ce == 0.5
+
+
+def test_a_recipe_without_kd_is_compared_with_kd_as_it_comes():
+    field = contestants(LossConfig(ce=1.0, kd=0.0, extra={}))
+    assert field[0].loss == LossConfig(extra={})
+
+
+def test_no_loss_is_tried_twice():
+    field = contestants(LossConfig(extra={"fd": 1.0}))
+    settings = [(one.loss.ce, one.loss.kd, one.loss.temperature, one.loss.terms) for one in field]
+    assert all(settings.count(each) == 1 for each in settings)
+    assert "recipe's own" not in [one.name for one in field]
+
+
+def test_each_pair_and_each_modality_is_switched_off_in_turn():
+    joint, cross, intra = families(FIELD, ["a", "b", "c"])
+    assert [family.whole.name for family in (joint, cross, intra)] == ["joint", "cross", "intra centred"]
+    assert {part: one.loss.terms["joint"].pairs for part, one in joint.without.items()} == {
+        "a-b": ["a-c", "b-c"],
+        "a-c": ["a-b", "b-c"],
+        "b-c": ["a-b", "a-c"],
+    }
+    assert intra.without["b"].loss.terms["intra"].modalities == ["a", "c"]
+    assert intra.without["b"].loss.terms["intra"].centered
+
+
+def test_a_single_pair_is_on_in_joint_and_off_in_intra():
+    joint, intra = families(FIELD, ["a", "b"])
+    assert list(joint.without) == ["a-b"]
+    assert joint.without["a-b"].loss.terms == LossConfig(extra={"intra": 1.0}).terms
+    assert list(intra.without) == ["a", "b"]
+
+
+def test_what_a_recipe_leaves_out_is_not_switched_off():
+    field = contestants(LossConfig(extra={"joint": Term(pairs=["a-b", "b-c"]), "intra": Term(modalities=["a", "c"])}))
+    joint, _, intra = families(field, ["a", "b", "c"])
+    assert (list(joint.without), list(intra.without)) == (["a-b", "b-c"], ["a", "c"])
+    alone = contestants(LossConfig(extra={"intra": Term(modalities=["a"])}))
+    assert families(alone, ["a", "b", "c"])[-1].without == {}
+
+
+@pytest.mark.parametrize(
+    "loss",
+    [
+        *(one.loss for one in FIELD),
+        LossConfig(extra={"my loss": Term(loss="fd", share=0.5, student={"a": Tap(module="x.1", pool="spatial")},
+                                          teacher={"a": "y"})}),
+    ],
+)  # fmt: skip
+def test_the_lines_to_paste_make_the_loss(loss):
+    lines = recipe_lines(loss, LossConfig())
+    assert lines[0] == "[distill.loss]"
+    assert lines[-1].startswith("extra = ")
+    assert read(lines).terms == loss.terms
+    assert (read(lines).ce, read(lines).kd, read(lines).temperature) == (loss.ce, loss.kd, loss.temperature)
+
+
+def test_the_lines_name_what_differs_from_the_recipe_alone():
+    assert recipe_lines(by_name("joint"), LossConfig()) == ("[distill.loss]", "extra = { joint = 1.0 }")
+    recipe = LossConfig(temperature=2.0)
+    assert recipe_lines(LossConfig(extra={}), recipe) == ("[distill.loss]", "temperature = 4.0", "extra = {}")

@@ -1,0 +1,232 @@
+"""The verdict over trials whose figures are written down here; trainings are in test_advise.py."""
+
+from dataclasses import replace
+
+import pytest
+
+from edgekd.cli.terminal.advice import print_advice
+from edgekd.config.recipe import LossConfig
+from edgekd.stages.progress import Silent
+from edgekd.workflows.advise.ablate import ablate, choose
+from edgekd.workflows.advise.budget import RESERVE, Cost
+from edgekd.workflows.advise.candidates import contestants, families
+from edgekd.workflows.advise.format import MetricFormat
+from edgekd.workflows.advise.halving import run_race
+from edgekd.workflows.advise.report import ablation_table, advice_json, advice_markdown, standings_table
+from edgekd.workflows.advise.result import Advice, AdviceTrial, Facts, Spent
+from edgekd.workflows.advise.trials import AdviceTrials, Narrator
+from edgekd.workflows.advise.verdict import decide, stand, too_short
+
+LOSS = LossConfig()
+FIELD = contestants(LOSS)
+FACTS = Facts(["a", "b", "c"], "accuracy", True, 1000, 0, 0.001)
+#: Seeds differ in how hard they are, which pairs take out.
+HARD = [0.00, -0.04, 0.03, 0.01, -0.02, 0.05, -0.01, 0.02] * 4
+WIGGLE = [0.001, -0.002, 0.000, 0.002, -0.001, 0.001, -0.001, 0.000] * 6
+
+
+def values(seeds=6, **gains):
+    """Figures of all contestants: KD at 0.8, others above or below it by a gain that hardly wiggles."""
+    gains = {name.replace("_", " "): gain for name, gain in gains.items()}
+    return {
+        one.name: {s: 0.8 + HARD[s] + gains.get(one.name, 0.0) + WIGGLE[s + n] * (n > 0) for s in range(seeds)}
+        for n, one in enumerate(FIELD)
+    }
+
+
+def spent(seeds=6):
+    return Spent(600.0, 100.0, 10, 30, seeds, 42, {3: ("fd",)})
+
+
+def verdict(found, teacher=0.95, facts=FACTS, error=0.01, seeds=6):
+    return decide(stand(FIELD, found, facts, LOSS), facts, teacher, error, spent(seeds), block=4.0)
+
+
+def test_a_loss_that_is_clearly_better_is_named_with_its_interval_and_its_lines():
+    found = verdict(values(joint=0.03, labels_only=-0.1))
+    assert found.kind == "use"
+    assert found.text.startswith("use joint: +3.0 points (+2.")
+    assert found.text.endswith("over KD T=4, 6 seeds")
+    assert found.lines == ("[distill.loss]", "extra = { joint = 1.0 }")
+    assert found.reasons == ()
+
+
+def test_what_is_level_with_the_best_is_named():
+    found = verdict(values(joint=0.03, fd=0.0305))
+    assert found.kind == "use"
+    assert found.reasons[0] in ("Not told apart from it: joint.", "Not told apart from it: fd.")
+
+
+def test_a_lower_metric_can_be_better():
+    facts = replace(FACTS, higher_is_better=False, step=0.0, metric="error")
+    found = verdict(values(joint=-0.03), teacher=0.6, facts=facts)
+    assert found.text.startswith("use joint: +0.0300 of error (")
+
+
+def test_no_room_where_kd_is_at_the_teacher():
+    found = verdict(values(), teacher=0.805)
+    assert found.kind == "no room"
+    assert found.lines == ("[distill.loss]", "extra = {}")
+    assert verdict(values(), teacher=0.79).kind == "no room", "or above it"
+
+
+def test_a_wide_interval_alone_is_no_reason_to_see_no_room():
+    assert verdict(values(seeds=3), teacher=0.85, error=0.01, seeds=3).kind != "no room"
+
+
+def test_a_student_may_pass_the_teacher():
+    assert verdict(values(joint=0.03), teacher=0.8).kind == "use"
+
+
+def test_none_helps_where_all_are_below_kd():
+    found = verdict(values(**{one.name.replace(" ", "_"): -0.02 for one in FIELD[1:]}))
+    assert found.kind == "none"
+    assert "no loss was above" in found.reasons[0].lower()
+
+
+def test_none_helps_where_it_would_take_too_many_seeds_to_see_it():
+    assert verdict(values()).kind == "none"
+
+
+def test_an_effect_in_reach_is_not_decided_and_says_how_many_seeds_it_takes():
+    found = verdict(values(seeds=3, joint=0.003), seeds=3)
+    assert found.kind == "undecided"
+    assert "not decided with this budget: " in found.text
+    assert "more seeds (about " in found.text
+    assert "--epochs 10" in found.reasons[1]
+    assert not found.lines
+
+
+@pytest.mark.parametrize("seeds", [0, 1, 2])
+def test_fewer_than_three_seeds_decide_nothing(seeds):
+    found = verdict(values(seeds=seeds), seeds=seeds)
+    assert found.kind == "undecided"
+    assert f"{3 - seeds} more seed" in found.text
+
+
+def test_too_short_says_how_much_it_takes():
+    found = too_short(100.0, 30.0, 6, 30)
+    assert found.text == "the budget is too short: give at least 2m"
+
+
+class Made:
+    """Trials whose figures are given, each of one second; remembers who was trained with which seed."""
+
+    def __init__(self, fails=None, **gains):
+        self.figures, self.fails, self.order = values(30, **gains) if gains else values(30), fails, []
+
+    def __call__(self, one, seed, epochs):
+        self.order.append((one.name, seed))
+        if one.name == self.fails:
+            return AdviceTrial(None, None, 1.0, 0.1, "training diverged")
+        return AdviceTrial(self.figures.get(one.name, dict.fromkeys(range(30), 0.79))[seed], None, 1.0, 0.1)
+
+
+def bench(make, budget=100.0):
+    return AdviceTrials(make, Narrator(Silent(), lambda: 0.0), 0, 10, Cost(0.0, 0.1), budget, spent=0.0)
+
+
+def test_all_are_trained_with_a_seed_before_the_next_and_the_worse_half_is_dropped():
+    make = Made(joint=0.03, cross=0.02, fd=0.01, sample=0.005)
+    race = run_race(bench(make), FIELD, FACTS, limit=27 + 15 + 3)
+    assert race.seeds == 7
+    assert [seed for _, seed in make.order] == [0] * 9 + [1] * 9 + [2] * 9 + [3] * 5 + [4] * 5 + [5] * 5 + [6] * 3
+    assert {one.name for one in race.alive} == {"KD T=4", "joint", "cross"}
+    assert race.dropped[6] == ("fd", "sample")
+    assert set(race.dropped[3]) == {"labels only", "KD T=8", "intra centred", "default"}
+
+
+def test_the_contest_ends_with_a_whole_block_below_the_limit():
+    make = Made()
+    race = run_race(bench(make), FIELD, FACTS, limit=31.5)
+    assert (race.seeds, len(make.order)) == (3, 27)
+    assert all(len(figures) == 3 for figures in race.values.values())
+    assert race.dropped == {}, "nothing went on without them"
+
+
+def test_for_the_fewest_seeds_the_whole_budget_may_be_spent_and_no_more():
+    assert run_race(bench(Made(), budget=27), FIELD, FACTS, limit=20).seeds == 3
+    assert run_race(bench(Made(), budget=26.5), FIELD, FACTS, limit=20).seeds == 2
+
+
+def test_a_loss_that_cannot_be_trained_is_out_and_said_so():
+    race = run_race(bench(Made(fails="fd")), FIELD, FACTS, limit=29)
+    assert race.failures == {"fd": "training diverged"}
+    standings = stand(FIELD, race.values, FACTS, LOSS, race.failures)
+    assert next(one for one in standings if one.name == "fd").difference is None
+    assert race.seeds == 3
+
+
+def test_without_kd_there_is_no_contest():
+    race = run_race(bench(Made(fails="KD T=4")), FIELD, FACTS, limit=30)
+    assert (race.seeds, list(race.failures)) == (0, ["KD T=4"])
+
+
+def test_the_better_loss_between_modalities_is_taken_apart_and_the_better_of_the_two_first():
+    standings = stand(FIELD, values(cross=0.02, joint=0.01, intra_centred=0.015), FACTS, LOSS)
+    assert [one.whole.name for one in choose(families(FIELD, ["a", "b", "c"]), standings)] == ["cross", "intra centred"]
+
+
+def test_parts_share_the_trials_of_the_contest_and_stop_with_the_budget():
+    make = Made()
+    at = bench(make, budget=40)
+    run_race(at, FIELD, FACTS, limit=27)
+    chosen = families(FIELD, ["a", "b", "c"])[::2]  # joint, intra
+    pairs, modalities = ablate(at, chosen, FACTS, LOSS, limit=40)
+    assert at.spent == 27 + 4 * 3 + 1, "joint is trained with the fourth seed as well"
+    assert pairs.parts.keys() == {"a-b", "a-c", "b-c"}
+    assert all(len(one.values) == 4 and one.difference for one in pairs.parts.values())
+    assert modalities.parts == {}
+    assert "5.0 s more than the budget has left" in modalities.skipped
+
+
+def advice(found, **changes):
+    chosen = families(FIELD, FACTS.modalities)[::2]
+    at = bench(Made(), budget=100)
+    run_race(at, FIELD, FACTS, limit=27)
+    ablations = ablate(at, chosen, FACTS, LOSS, limit=40)
+    return Advice("mine", 0, FACTS, 0.95, 0.012, stand(FIELD, found, FACTS, LOSS), ablations, spent(), verdict(found))
+
+
+def test_tables_fit_80_columns_and_draw_where_0_is():
+    shown = advice(values(joint=0.03, labels_only=-0.3))
+    for glyphs, zero in (("unicode", "┊"), ("ascii", ":")):
+        for table in (standings_table(shown, glyphs), ablation_table(shown, shown.ablations[0], glyphs)):
+            widths = [max(map(len, cells)) for cells in zip((c.name for c in table.columns), *table.rows, strict=True)]
+            assert sum(widths) + 2 * (len(widths) - 1) <= 78
+            assert all(len(row[4]) == len(table.rows[0][4]) for row in table.rows)
+        assert standings_table(shown, glyphs).rows[0][4].strip() == zero
+    assert [row[0] for row in standings_table(shown).rows][:2] == ["KD T=4", "joint"]
+    assert standings_table(shown).rows[-1][0] == "labels only"
+
+
+def test_the_answer_as_markdown_and_json():
+    shown = advice(values(joint=0.03))
+    text, content = advice_markdown(shown), advice_json(shown)
+    assert text.startswith("# Which loss? mine\n\n**Use joint: +3.0 points (+2.")
+    assert "```toml\n[distill.loss]\nextra = { joint = 1.0 }\n```" in text
+    assert "was not tried" in text
+    assert content["verdict"]["kind"] == "use"
+    joint = next(one for one in content["standings"] if one["name"] == "joint")
+    assert joint["found"] == "better"
+    assert len(joint["values"]) == 6
+
+
+def test_what_other_samples_would_change_is_said():
+    shown = advice(values())
+    assert any("1.2 points (standard error)" in note for note in standings_table(shown).notes)
+    one_group = replace(shown, error=None, facts=replace(FACTS, groups=1))
+    assert any("one group" in note for note in standings_table(one_group).notes)
+
+
+def test_the_terminal_shows_the_answer_last_and_nothing_wider_than_80_columns(capsys, tmp_path):
+    print_advice(advice(values(joint=0.03)), tmp_path, width=80)
+    lines = capsys.readouterr().out.splitlines()
+    assert max(map(len, lines)) <= 80
+    assert lines[-2:] == ["[distill.loss]", "extra = { joint = 1.0 }"]
+    assert any(line.startswith("Use joint: +3.0 points") for line in lines)
+
+
+def test_a_reserve_is_left_for_the_parts():
+    assert 0 < RESERVE < 0.5
+    assert MetricFormat.of(FACTS).unit == " points"

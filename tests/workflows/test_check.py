@@ -1,0 +1,208 @@
+"""What the gate rejects is repaired, step by step in the ledger; `edgekd check` and `edgekd blame` show the work."""
+
+import json
+
+import pytest
+from commands import SETTINGS, copy_cache, edgekd, events, started
+
+from edgekd.config.target import find_target, load_calibration
+
+#: Ranges of three samples clip much of all others.
+STARVED = 'description = "Three samples"\nmethod = "minmax"\nrounding = "nearest"\nsamples = 3\nchunk = 3\n'
+#: A device of the user's own that takes the INT8 network it meets first, and no other.
+NPU = """
+import hashlib
+from pathlib import Path
+
+import onnx
+
+from edgekd.errors import ModelError
+from edgekd.runtime.backends.onnxruntime import open_engine
+
+
+def open_npu(engine, threads, name=None):
+    model, first = onnx.load(engine), Path(__file__).with_suffix(".first")
+    levels = [tensor.raw_data for tensor in model.graph.initializer if tensor.data_type == onnx.TensorProto.INT8]
+    digest = hashlib.sha256(b"".join(levels)).hexdigest()
+    if levels and not first.exists():
+        first.write_text(digest)
+    if levels and first.read_text() != digest:
+        raise ModelError("another network")
+    return open_engine(engine, threads, name)
+"""
+#: The gate's own limits; the float network is the student itself, so that INT8 alone can break anything.
+STRICT = {
+    "prune.ratio": 0,
+    "gate.tau_pass": 0.005,
+    "gate.tau_fail": 0.02,
+    "gate.max_flips": 0.03,
+    "gate.max_metric_drop": 0.015,
+    "profile.iterations": 200,
+}
+
+
+def arguments(command, cache, *more, **changes):
+    settings = {**SETTINGS, **STRICT, **{key.replace("__", "."): value for key, value in changes.items()}}
+    overrides = [f"--set={key}={value}" for key, value in settings.items()]
+    return [command, "--recipe", "digits", "--output", "out", "--cache", cache, *overrides, *more]
+
+
+@pytest.fixture(scope="module")
+def folder(built, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("repair")
+    copy_cache(built.cache, folder / "cache")
+    (folder / "starved.toml").write_text(STARVED, encoding="utf-8")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def repaired(folder):
+    """A build whose INT8 was calibrated on too few samples."""
+    process = edgekd(*arguments("build", "cache", "--json", quantize__calibration="starved.toml"), cwd=folder)
+    assert process.returncode == 0, process.stderr
+    return process
+
+
+def test_the_starved_calibration_is_one(folder):
+    assert load_calibration(str(folder / "starved.toml")).samples == 3
+
+
+def test_int8_that_the_gate_rejects_is_repaired_and_ships(repaired):
+    report = events(repaired.stdout)[-1]["report"]
+    verdicts = {one["name"]: one["verdict"] for one in report["targets"][0]["candidates"]}
+    assert verdicts["int8"] == "fail"
+    assert verdicts["int8-repaired"] != "fail"
+    assert report["rows"][0]["candidate"] == "int8-repaired"
+    assert {"blame", "repair"} <= set(started(repaired.stdout))
+
+
+def test_best_returns_layers_that_the_gate_does_not_ask_for(folder):
+    more = {"quantize__repair": "best", "quantize__slack": 1.0, "quantize__precision": "int8"}
+    process = edgekd(*arguments("build", "cache", "--json", **more), cwd=folder)
+    assert process.returncode == 0, process.stderr
+    report = events(process.stdout)[-1]["report"]
+    plain, better = report["targets"][0]["candidates"]
+    assert (plain["name"], better["name"]) == ("int8", "int8-repaired")
+    assert plain["verdict"] != "fail"
+    assert better["bound"] < plain["bound"]
+    assert report["rows"][0]["candidate"] == "int8-repaired"
+    steps = [row for row in report["targets"][0]["ledger"]["rows"] if row["stage"].startswith("repair ")]
+    assert steps
+    assert all(row["note"].endswith(" to float32") for row in steps)
+
+
+def test_each_step_of_a_repair_is_in_the_ledger_and_only_what_ships_is_judged(repaired):
+    ledger = events(repaired.stdout)[-1]["report"]["targets"][0]["ledger"]
+    rows = {row["stage"]: row for row in ledger["rows"]}
+    assert list(rows)[:3] == ["teacher", "student", "quantized"]
+    assert list(rows)[-1] == "engine"
+    steps = [row for stage, row in rows.items() if stage.startswith("repair ")]
+    assert [row["stage"] for row in steps] == [f"repair {number}" for number in range(1, len(steps) + 1)]
+    assert all(row["note"].endswith(" to float32") for row in steps)
+    assert rows["quantized"]["verdict"] == "fail"
+    assert steps[-1]["verdict"] != "fail"
+    assert steps[-1]["to_reference"]["mean"] < rows["quantized"]["to_reference"]["mean"]
+    assert ledger["verdict"] == rows["engine"]["verdict"] != "fail"
+
+
+def test_a_finished_repair_is_up_to_date(repaired, folder):
+    again = edgekd(*arguments("build", "cache", "--json", quantize__calibration="starved.toml"), cwd=folder)
+    assert again.returncode == 0, again.stderr
+    assert started(again.stdout) == []
+
+
+def test_repair_off_leaves_int8_rejected(repaired, folder):
+    changes = {"quantize__calibration": "starved.toml", "quantize__repair": "off"}
+    process = edgekd(*arguments("build", "cache", "--json", **changes), cwd=folder)
+    assert process.returncode == 20
+    assert "the gate rejected the build: cpu: " in process.stderr
+    assert "repair" not in started(process.stdout)
+
+
+def test_where_the_float_network_is_rejected_it_is_tuned_with_fake_quantization(folder):
+    changes = {"prune__ratio": 0.5, "prune__epochs": 1, "quantize__tune__epochs": 1}
+    process = edgekd(*arguments("check", "cache", "--json", **changes), cwd=folder)
+    (found,) = events(process.stdout)[-1]["checks"]
+    assert set(found["ledgers"]) >= {"int8", "int8-qat"}
+    stages = [row["stage"] for row in found["ledgers"]["int8-qat"]["rows"]]
+    assert stages == ["teacher", "student", "pruned", "tuned", "quantized", "qat", "requantized", "engine"]
+    verdicts = {row["stage"]: row["verdict"] for row in found["ledgers"]["int8-qat"]["rows"]}
+    assert verdicts["pruned"] is None
+    assert verdicts["tuned"] == "fail"
+
+
+def test_a_tuned_network_that_the_device_refuses_is_left_out(folder):
+    (folder / "npu.py").write_text(NPU, encoding="utf-8")
+    text = find_target("cpu").read_text(encoding="utf-8")
+    text = text.replace('runtime = "onnxruntime"', 'runtime = "npu.py:open_npu"')
+    (folder / "npu.toml").write_text(text, encoding="utf-8")
+    changes = {"prune__ratio": 0.5, "prune__epochs": 1, "quantize__tune__epochs": 1}
+    process = edgekd(*arguments("check", "cache", "--json", "--target", "npu.toml", **changes), cwd=folder)
+    assert "Traceback" not in process.stderr, process.stderr
+    assert process.returncode in (0, 20), process.stderr
+    (found,) = events(process.stdout)[-1]["checks"]
+    assert "int8-qat" not in found["ledgers"]
+    assert any(fact.startswith("int8-qat was left out: ") and "another network" in fact for fact in found["facts"])
+
+
+def test_check_shows_every_candidate_and_bundles_nothing(repaired, folder):
+    process = edgekd(*arguments("check", "cache", quantize__calibration="starved.toml"), cwd=folder)
+    assert process.returncode == 0, process.stderr
+    assert "FAIL  cpu  int8\n" in process.stdout
+    assert "  cpu  int8-repaired\n" in process.stdout
+    assert "bundle" not in process.stdout
+
+
+def test_check_rejects_when_no_candidate_passes(folder):
+    changes = {"quantize__calibration": "starved.toml", "quantize__repair": "off"}
+    process = edgekd(*arguments("check", "cache", "-q", **changes), cwd=folder)
+    assert process.returncode == 20
+    assert process.stderr.strip() == "error: the gate rejects every candidate of cpu"
+
+
+def test_limits_are_measured_on_the_users_task(folder):
+    process = edgekd(*arguments("check", "cache", "--calibrate", "--json"), cwd=folder)
+    assert process.returncode == 0, process.stderr
+    alarm = events(process.stdout)[-1]["alarm"]
+    assert alarm["judged_by"] == "metric"
+    assert len(alarm["outcomes"]) > 100
+    lost = [outcome["loss"] > alarm["max_loss"] for outcome in alarm["outcomes"]]
+    assert 0 < sum(lost) < len(lost)
+    assert alarm["drift_to_flips"] > 0.5
+
+
+def test_blame_is_a_table_json_and_a_picture(folder):
+    process = edgekd(*arguments("blame", "cache", quantize__calibration="starved.toml"), cwd=folder)
+    assert process.returncode == 0, process.stderr
+    assert "encoders.zer" in process.stdout
+    found = json.loads((folder / "out" / "cpu" / "blame.json").read_text(encoding="utf-8"))
+    branches = [suspect["name"] for suspect in found["suspects"] if suspect["scope"] == "branch"]
+    assert sorted(branches) == ["fou", "fusion", "mor", "zer"]
+    assert all(suspect["latency_ms"] is not None for suspect in found["suspects"])
+    assert (folder / "out" / "cpu" / "blame.svg").read_text(encoding="utf-8").startswith("<svg")
+
+
+@pytest.mark.parametrize(
+    ("more", "words"),
+    [
+        (["--cpu", "haswell", "--device", "local"], "give --cpu or --device, not both"),
+        (["--calibration", "x.npz"], "--calibration is for --model"),
+        (["--tap", "a=b"], "--tap is for --model"),
+    ],
+)
+def test_options_that_contradict_each_other_are_refused(folder, more, words):
+    process = edgekd(*arguments("check", "cache", *more), cwd=folder)
+    assert process.returncode == 2
+    assert words in process.stderr
+
+
+def test_blame_needs_int8(folder):
+    process = edgekd(*arguments("blame", "cache", quantize__precision="float32"), cwd=folder)
+    assert process.returncode == 6
+    assert process.stderr.strip() == "error: target 'cpu' is built without INT8 here: there is nothing to blame"
+
+
+def test_an_unknown_processor_is_refused_with_those_that_there_are(folder):
+    process = edgekd(*arguments("check", "cache", "--cpu", "haswel"), cwd=folder)
+    assert process.returncode == 10
+    assert "haswell" in process.stderr
