@@ -23,7 +23,8 @@ from commands import ROOT
 
 import edgekd
 from edgekd.cli import main
-from edgekd.report.joined.budgets import read_budgets
+from edgekd.report.build.schema import report_schema
+from edgekd.report.compare.budgets import read_budgets
 
 DOCS = ROOT / "docs"
 PAGES = sorted([*DOCS.rglob("*.md"), *(ROOT / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md"))])
@@ -159,6 +160,7 @@ def test_the_readme_and_the_tutorial_run_as_they_stand(tmp_path):
         if block.language == "python" and block.page.parent != DOCS and block.page.name != "README.md":
             run.block(block)
     report = json.loads((run.folder / "build" / "my-project" / "report.json").read_text(encoding="utf-8"))
+    jsonschema.validate(report, report_schema())
     assert report["verdict"] in ("pass", "warn")
 
 

@@ -17,8 +17,9 @@ from mkdocs.structure.files import File, Files
 
 from edgekd import errors
 from edgekd.cli import main
-from edgekd.recipe import recipe_schema
-from edgekd.target import RUNTIMES, Target, load_target, shipped_targets
+from edgekd.config.recipe import recipe_schema
+from edgekd.config.target import RUNTIMES, Target, load_target, shipped_targets
+from edgekd.report.build.schema import report_schema
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -52,12 +53,11 @@ def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Fil
 def schemas() -> dict[str, Json]:
     """Return the published JSON schemas by name."""
     manifest = ROOT / "edgekd" / "runtime" / "manifest.schema.json"
-    report = ROOT / "edgekd" / "report" / "report.schema.json"
     return {
         "recipe": recipe_schema(),
         "target": msgspec.json.schema(Target),
         "manifest": json.loads(manifest.read_text(encoding="utf-8")),
-        "report": json.loads(report.read_text(encoding="utf-8")),
+        "report": report_schema(),
     }
 
 
