@@ -13,12 +13,15 @@ import threading
 import warnings
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from edgekd.errors import EdgekdError, MissingDependency
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+
+#: A JSON object as it is read or written: its values are checked where they are used.
+JsonObject: TypeAlias = "dict[str, Any]"
 
 
 def _tomllib() -> Any:
