@@ -15,6 +15,7 @@ import click
 import msgspec
 from mkdocs.structure.files import File, Files
 
+import edgekd
 from edgekd import errors
 from edgekd.cli import main
 from edgekd.config.recipe import recipe_schema
@@ -29,6 +30,8 @@ if TYPE_CHECKING:
 
 ROOT = Path(__file__).parents[2]
 _MARKER = re.compile(r"^<!-- generated: (\S+) -->$", re.MULTILINE)
+#: What the reference says of a public name, which `edgekd` imports when it is first used.
+_ENTRY = re.compile(r"^::: edgekd\.(\w+)$", re.MULTILINE)
 #: Pages of the site that lie at the top of the repository.
 _TOP = {"contributing.md": "CONTRIBUTING.md", "changelog.md": "CHANGELOG.md"}
 Json = dict[str, Any]
@@ -46,8 +49,9 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
 
 
 def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Files) -> str:  # noqa: ARG001 - MkDocs names them
-    """Put each table where its marker stands."""
-    return _MARKER.sub(lambda marker: TABLES[marker[1]](), markdown)
+    """Put each table where its marker stands, and let each public name be looked up in the module that defines it."""
+    markdown = _MARKER.sub(lambda marker: TABLES[marker[1]](), markdown)
+    return _ENTRY.sub(lambda entry: f"::: {edgekd._HOMES[entry[1]]}.{entry[1]}", markdown)
 
 
 def schemas() -> dict[str, Json]:
