@@ -261,53 +261,67 @@ def decisions() -> str:
 
 
 def schema_tables(name: str) -> str:
-    """Return the fields of a published schema, a section for each part."""
+    """Return the fields of a published schema: of the whole, and a section for each record that it has."""
     schema = schemas()[name]
     definitions = schema.get("$defs", {})
-    return _key_table(_fields(schema, definitions, ""))
+    parts = [_key_table(_fields(schema, definitions))]
+    for title, kind in definitions.items():
+        if kind.get("properties"):
+            fields = _key_table(_fields(kind, definitions))
+            parts.append(f"### {title}\n\n{_prose(kind.get('description', ''))}\n\n{fields}")
+    return "\n\n".join(parts)
 
 
-def _fields(schema: Json, definitions: Json, path: str) -> Iterator[tuple[str, ...]]:
-    """Yield each field by its dotted path; of objects and lists also what is in them."""
-    if not path:
-        yield "field", "type", "meaning"
+def _fields(schema: Json, definitions: Json) -> Iterator[tuple[str, ...]]:
+    yield "field", "type", "meaning"
+    yield from _fields_below(schema, definitions, "")
+
+
+def _fields_below(schema: Json, definitions: Json, path: str) -> Iterator[tuple[str, ...]]:
+    """Yield each field by its dotted path, and what is in objects and lists that are no records of their own."""
     for name, field in schema.get("properties", {}).items():
-        resolved = _resolve(field, definitions)
         at = f"{path}.{name}".lstrip(".")
-        meaning = field.get("description") or resolved.get("description", "")
-        yield f"`{at}`", _json_kind(resolved), _prose(meaning)
-        items = _resolve(resolved.get("items", {}), definitions) if isinstance(resolved.get("items"), dict) else {}
-        values = resolved.get("additionalProperties")
-        values = _resolve(values, definitions) if isinstance(values, dict) else {}
-        for inner, label in ((resolved, at), (items, f"{at}[]"), (values, f"{at}.*")):
-            yield from _fields(inner, definitions, label)
+        described = _definition(field, definitions) if "$ref" in field else {}
+        meaning = field.get("description") or described.get("description", "")
+        yield f"`{at}`", _json_type(field, definitions), _prose(meaning)
+        yield from _fields_below(field, definitions, at)
+        for key, label in (("items", f"{at}[]"), ("additionalProperties", f"{at}.*")):
+            if isinstance(field.get(key), dict):
+                yield from _fields_below(field[key], definitions, label)
 
 
-def _resolve(field: Json, definitions: Json) -> Json:
-    for option in field.get("anyOf", ()):
-        if "$ref" in option:
-            return {**definitions[option["$ref"].rpartition("/")[2]], "nullable": True}
+def _definition(field: Json, definitions: Json) -> Json:
+    found: Json = definitions[field["$ref"].rpartition("/")[2]]
+    return found
+
+
+def _json_type(field: Json, definitions: Json) -> str:
+    """Say what JSON a field holds; a record links to its section."""
     if "$ref" in field:
-        return dict(definitions[field["$ref"].rpartition("/")[2]])
-    return field
+        name, kind = field["$ref"].rpartition("/")[2], _definition(field, definitions)
+        return f"[{name}](#{name.lower()})" if kind.get("properties") else _json_type(kind, definitions)
+    if "anyOf" in field:
+        return " or ".join(_json_type(option, definitions) for option in field["anyOf"])
+    if "const" in field or "enum" in field:
+        return ", ".join(f"`{json.dumps(value)}`" for value in field.get("enum", [field.get("const")]))
+    kinds = field.get("type", "anything")
+    return " or ".join(_json_word(kind, field, definitions) for kind in ([kinds] if isinstance(kinds, str) else kinds))
 
 
-def _json_kind(field: Json) -> str:
-    kind = field.get("type", ("enum" in field and "text") or "")
-    words = [kind] if isinstance(kind, str) else list(kind)
-    if "const" in field:
-        return f"`{json.dumps(field['const'])}`"
-    if "enum" in field:
-        return ", ".join(f"`{json.dumps(value)}`" for value in field["enum"])
-    return " or ".join([*filter(None, words), *(["null"] if field.get("nullable") else [])])
+def _json_word(kind: str, field: Json, definitions: Json) -> str:
+    inner = {"array": ("list", field.get("items")), "object": ("table", field.get("additionalProperties"))}
+    word, values = inner.get(kind, (kind, None))
+    if not isinstance(values, dict) or values.get("properties") or not values:
+        return word
+    return f"{word} of {_json_type(values, definitions)}"
 
 
 def _prose(text: str) -> str:
-    """Return a docstring's or schema's text for Markdown: paragraphs joined, cells and markers escaped."""
+    """Return a docstring's or schema's text for Markdown: paragraphs joined, and no sign taken for HTML."""
     text = re.sub(r"``([^`]*)``", r"`\1`", text)
     text = re.sub(r":\w+:`~?([^`]+)`", r"`\1`", text)
-    paragraphs = [" ".join(part.split()) for part in text.split("\n\n")]
-    return "\n\n".join(part.replace("<", "&lt;") for part in paragraphs)
+    text = "`".join(part if odd % 2 else part.replace("<", "&lt;") for odd, part in enumerate(text.split("`")))
+    return "\n\n".join(" ".join(part.split()) for part in text.split("\n\n"))
 
 
 def _key_table(rows: Iterator[tuple[str, ...]]) -> str:

@@ -47,15 +47,21 @@ def report_schema() -> Json:
     definitions = _Definitions()
     build, target = _hints(BuildReport), _hints(TargetResult)
     network = _nullable(definitions.of(target["robustness"]))
+    records = {
+        "Row": _row(),
+        "RowBaseline": _object(_measured(), "What was measured of a float network."),
+        "RowLatency": _latency(),
+        "Target": _target(definitions, target),
+    }
     content = {
-        "schema_version": {"const": SCHEMA_VERSION},
+        "schema_version": {"const": SCHEMA_VERSION, "description": "Of this format."},
         "recipe": _text("Name or path of the recipe."),
         "task": _text("Name of the task."),
         "seed": {"type": "integer", "description": "Seed of every random choice."},
         "verdict": _verdict("The worst verdict of all targets."),
         "versions": _table(_text(), "Versions of edgekd and of the libraries that computed the result."),
-        "rows": _list(_row(), "The figures of what ships, one entry for each target."),
-        "targets": _list(_target(definitions, target), "What stands behind each row."),
+        "rows": _list(_record("Row"), "The figures of what ships, one entry for each target."),
+        "targets": _list(_record("Target"), "What stands behind each row."),
         "stages": {**definitions.of(build["stages"]), "description": "The stages in the order they ran."},
         "training": _table(
             _list(_table(_number())),
@@ -77,7 +83,7 @@ def report_schema() -> Json:
         "$id": f"urn:edgekd:report:{SCHEMA_VERSION}",
         "title": f"edgekd build report, version {SCHEMA_VERSION}",
         **_object(content, "report.json of a build: latencies in ms, sizes in bytes, stage times in s."),
-        "$defs": dict(sorted(definitions.found.items())),
+        "$defs": dict(sorted({**records, **definitions.found}.items())),
     }
 
 
@@ -99,8 +105,8 @@ def _target(definitions: _Definitions, hints: Mapping[str, Any]) -> Json:
             "budgets": _list(
                 _object({**check["properties"], "kept": kept}, "A limit of the target."), "The target's limits."
             ),
-            "ledger": definitions.of(hints["ledger"]),
-            "profile": _nullable(definitions.of(hints["profile"])),
+            "ledger": {**definitions.of(hints["ledger"]), "description": "The same test samples after every stage."},
+            "profile": {**_nullable(definitions.of(hints["profile"])), "description": "What was measured."},
             "profile_reason": _nullable(_text("Why there is no profile: 'not measured: ...'.")),
         }
     )
@@ -109,7 +115,6 @@ def _target(definitions: _Definitions, hints: Mapping[str, Any]) -> Json:
 def _row() -> Json:
     """Return the schema of the figures of what ships for one target."""
     by_network = "For each float network of before: "
-    measured = _measured()
     metric = {
         "name": _text("Its name."),
         "higher_is_better": {"type": "boolean"},
@@ -135,9 +140,9 @@ def _row() -> Json:
             "precision": _text("Of what ships."),
             "verdict": _verdict("The gate's, and the budgets'."),
             "reasons": _list(_text(), "Why it did not simply pass."),
-            **measured,
+            **_measured(),
             "throughput_per_s": _number("Inferences a second of one stream."),
-            "compute_ms": _nullable(_latency("The engine library's computing alone.")),
+            "compute_ms": _nullable(_record("RowLatency", "The engine library's computing alone.")),
             "paced": _nullable(_paced()),
             "sustained": _nullable(_sustained()),
             "energy_mj": _number("Of one inference, idle subtracted."),
@@ -152,7 +157,7 @@ def _row() -> Json:
             "size_ratio": _table(_number(), f"{by_network}the size of its file over that of what ships."),
             "candidate": _text("Which candidate ships."),
             "deploy_logit_error": _number("Largest difference of a logit between deploy.onnx and probe.onnx."),
-            "baselines": _table(_object(_measured()), f"{by_network}the same figures."),
+            "baselines": _table(_record("RowBaseline"), f"{by_network}the same figures."),
             "not_measured": _table(_text(), "By dotted path, why a figure of this row is null."),
         }
     )
@@ -161,7 +166,7 @@ def _row() -> Json:
 def _measured() -> Json:
     times = {"type": ["array", "null"], "items": _number()}
     return {
-        "latency_ms": _latency("Single inferences at batch 1, end to end."),
+        "latency_ms": _record("RowLatency", "Single inferences at batch 1, end to end."),
         "load_ms": {**times, "description": "For each fresh process, the time to open the engine."},
         "first_run_ms": {**times, "description": "For each fresh process, the time of the first inference."},
         "size_bytes": {"type": ["integer", "null"], "description": "Of the engine file."},
@@ -169,7 +174,7 @@ def _measured() -> Json:
     }
 
 
-def _latency(description: str) -> Json:
+def _latency() -> Json:
     quantiles = ("p50", "p90", "p99")
     interval = {"type": ["array", "null"], "items": {"type": "number"}, "minItems": 2, "maxItems": 2}
     return _object(
@@ -180,7 +185,7 @@ def _latency(description: str) -> Json:
             "n": {"type": ["integer", "null"], "description": "Timed inferences."},
             "interval_95": _object(dict.fromkeys(quantiles, interval), "The ends of each quantile's 95 % interval."),
         },
-        description,
+        "Latency of single inferences, in ms; null where nothing was measured.",
     )
 
 
@@ -190,7 +195,7 @@ def _paced() -> Json:
         {
             "rate_hz": _number("Samples a second."),
             "late": late,
-            "latency_ms": _latency("From a sample's arrival to its result."),
+            "latency_ms": _record("RowLatency", "From a sample's arrival to its result."),
         },
         "At a sensor's rate.",
     )
@@ -242,7 +247,7 @@ class _Definitions:
                 for field, hint in _hints(kind).items()
             }
             self.found[name] = _object(fields, summary)
-        return {"$ref": f"#/$defs/{name}"}
+        return _record(name)
 
 
 def _hints(kind: type) -> dict[str, Any]:
@@ -262,6 +267,11 @@ def _object(properties: Json, description: str = "") -> Json:
     required = list(properties)
     closed = {"type": "object", "properties": properties, "required": required, "additionalProperties": False}
     return {**closed, "description": description} if description else closed
+
+
+def _record(name: str, description: str = "") -> Json:
+    reference = {"$ref": f"#/$defs/{name}"}
+    return {**reference, "description": description} if description else reference
 
 
 def _table(values: Json, description: str = "") -> Json:
@@ -293,6 +303,8 @@ def _nullable(schema: Json) -> Json:
         return {**schema, "enum": [*schema["enum"], None]}
     kind = schema.get("type")
     if kind is None:
-        return {"anyOf": [schema, {"type": "null"}]}
+        described = {key: value for key, value in schema.items() if key == "description"}
+        inner = {key: value for key, value in schema.items() if key != "description"}
+        return {"anyOf": [inner, {"type": "null"}], **described}
     kinds = [kind] if isinstance(kind, str) else kind
     return {**schema, "type": [*kinds, *(["null"] if "null" not in kinds else [])]}
