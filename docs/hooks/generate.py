@@ -231,7 +231,7 @@ def _command(name: str, command: click.Command) -> str:
         record = parameter.get_help_record(context)
         if record and "--help" not in parameter.opts:
             rows.append((f"<code>{record[0].replace('|', '&#124;')}</code>", _prose(record[1])))
-    parts = [f"## {name}", f"```text\n{usage}\n```", _prose((command.help or "").replace("\n", "\n"))]
+    parts = [f"## {name}", f"```text\n{usage}\n```", _prose(command.help or "")]
     if len(rows) > 1:
         parts.append(_key_table(iter(rows)))
     return "\n\n".join(parts)
