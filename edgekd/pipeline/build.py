@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 from msgspec.structs import replace
 
 import edgekd
-from edgekd.compress.quantize import ways
+from edgekd.compress.quantize import candidate_specs, quantizer_packages
 from edgekd.config.target import load_calibration
 from edgekd.devices.select import Absent, assign_devices
 from edgekd.devices.ssh import SshDevice
@@ -229,7 +229,7 @@ def follow(recipe: Recipe, targets: Sequence[Target], cache: Path) -> None:
 
 def _check(recipe: Recipe, target: Target, device: Device | Absent) -> None:
     """Raise what a user would otherwise hear only after training."""
-    wanted = ways(target, recipe.quantize.precision)
+    wanted = candidate_specs(target, recipe.quantize.precision)
     runtime = Runtime(target.runtime, target.options)
     if not isinstance(device, Absent):
         if runtime.custom and not isinstance(device, SshDevice):
@@ -237,8 +237,7 @@ def _check(recipe: Recipe, target: Target, device: Device | Absent) -> None:
         device.describe(runtime)
     if target.compile and compiles(target):
         library_versions(PACKAGES[target.compile.library], "build")
-    if any(way.quantizer == "nncf" for way in wanted):
-        library_versions(["nncf"], "build")
+    library_versions(quantizer_packages(wanted), "build")
 
 
 def fit_widths(recipe: Recipe, targets: Sequence[Target]) -> Recipe:

@@ -12,9 +12,10 @@ import numpy as np
 
 from edgekd.compress import quantize
 from edgekd.compress.blame import blame
-from edgekd.compress.partial import SAMPLES, Examiner, Judging
-from edgekd.compress.quantize import DEPLOY, PREPARED, QDQ
-from edgekd.compress.switchboard import undo
+from edgekd.compress.partial import SAMPLES, Examiner, SampleFacts
+from edgekd.compress.quantize import DEPLOY, QDQ
+from edgekd.compress.quantizers.prepare import PREPARED
+from edgekd.compress.switchboard import restore_float
 from edgekd.config.recipe import ProfileConfig
 from edgekd.config.target import load_calibration
 from edgekd.errors import ModelError, TargetError
@@ -45,7 +46,7 @@ def find_blame(context: Context) -> Blame:
         TargetError: the target, or the recipe, has no INT8.
         ModelError: the network could not be written in INT8.
     """
-    if not any(way.quantizer for way in quantize.ways(context.target, context.recipe.quantize.precision)):
+    if not any(way.quantizer for way in quantize.candidate_specs(context.target, context.recipe.quantize.precision)):
         raise TargetError(f"target '{context.target.name}' is built without INT8 here: there is nothing to blame")
     offers, refused = write(context)
     plain = next((offer for offer in offers if offer.way.quantizer), None)
@@ -85,7 +86,7 @@ def _times(
 ) -> dict[str, float]:
     """Return for the worst suspects how much slower the network is where only they are float, in ms."""
     worst = sorted(found.suspects, key=lambda suspect: -suspect.relief.value)[:_TIMED]
-    graphs = {s.name: partial(undo, examiner.qdq, examiner.floats, s.tensors) for s in worst}
+    graphs = {s.name: partial(restore_float, examiner.qdq, examiner.floats, s.tensors) for s in worst}
     timed = time_beside_int8(context, way, examiner, graphs, folder, report)
     return {name: own.value_ms - int8.value_ms for name, (own, int8) in timed.items()}
 
@@ -103,14 +104,14 @@ def time_beside_int8(
     timed: dict[str, tuple[Quantile, Quantile]] = {}
     with TemporaryDirectory(dir=folder) as temporary:
         work = Path(temporary)
-        quantize.finish(examiner.qdq, way, scheme, work / "int8")
+        quantize.write_variants(examiner.qdq, way, scheme, work / "int8")
         whole = work / "int8" / DEPLOY
         iterations = _iterations(context, whole, work)
         for start in range(0, len(names), _SIDE_BY_SIDE):
             group = names[start : start + _SIDE_BY_SIDE]
             engines = [whole]
             for index, name in enumerate(group, start):
-                quantize.finish(graphs[name](), way, scheme, work / str(index))
+                quantize.write_variants(graphs[name](), way, scheme, work / str(index))
                 engines.append(work / str(index) / DEPLOY)
             int8, *others = _p50(context, engines, iterations, work)
             timed |= {name: (own, int8) for name, own in zip(group, others, strict=True)}
@@ -146,7 +147,7 @@ def open_examiner(context: Context, offer: PreparedCandidate) -> Examiner:
     if labels is not None and (labels == UNLABELLED).all():
         labels = None
     metric = None if labels is None else context.origin.metric
-    judging = Judging(labels, groups, metric, context.exported.result.facts.higher_is_better)
+    judging = SampleFacts(labels, groups, metric, context.exported.result.facts.higher_is_better)
     return Examiner(qdq, floats, samples, judging)
 
 

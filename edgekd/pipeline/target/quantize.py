@@ -44,7 +44,7 @@ class QuantizedCandidates:
 
 def write(context: Context) -> tuple[list[PreparedCandidate], dict[str, str]]:
     """Write every candidate of the target; return them, and why others were left out."""
-    ways = quantize.ways(context.target, context.recipe.quantize.precision)
+    ways = quantize.candidate_specs(context.target, context.recipe.quantize.precision)
     calibration = load_calibration(context.recipe.quantize.calibration)
     written = _quantize(context, ways, context.exported, context.origin.network, calibration, "")
     offers = []
@@ -110,13 +110,13 @@ def _quantize(
             report.advance(done, len(ways), way.name)
         return QuantizedCandidates(tuple(candidates), errors, refused)
 
-    packages = ["onnx", "onnxruntime", *(["nncf"] if any(way.quantizer == "nncf" for way in ways) else [])]
     depends = {
         "ways": [way.name for way in ways],
         "scheme": msgspec.to_builtins(context.target.scheme),
         "calibration": msgspec.to_builtins(calibration),
         "exported": exported.key,
-        "versions": library_versions(packages, "build"),
+        "versions": library_versions({"onnx", "onnxruntime", *quantize.quantizer_packages(ways)}, "build"),
+        "quantizers": quantize.quantizer_digests(ways),
     }
     return context.stage("quantize", batch, depends, QuantizedCandidates, run, _describe)
 
@@ -127,7 +127,7 @@ def leave_out(context: Context, name: str, error: ModelError, folder: Path, repo
     Only a second way to a precision may be lacking: for a first one the error is raised again. Of a model that is
     brought float32 is enough, since it cannot be made anew for what a quantizer or a device refuses.
     """
-    ways = quantize.ways(context.target, context.recipe.quantize.precision)
+    ways = quantize.candidate_specs(context.target, context.recipe.quantize.precision)
     first = {way.precision: way.name for way in reversed(ways)}
     enough = context.recipe.model is not None and "float32" in first
     if name in ({first["float32"]} if enough else first.values()):

@@ -135,7 +135,7 @@ def _return_layers(context: Context, offer: PreparedCandidate, how: str, batch: 
 
         def judge(graph: Any) -> Verdict:
             nonlocal done
-            candidate = quantize.finish(graph, way, context.target.scheme, folder / way.name)
+            candidate = quantize.write_variants(graph, way, context.target.scheme, folder / way.name)
             found, error = probe_variants(
                 lambda variant: run_on_host(folder / way.name / variant, context.test), context.test, name
             )
