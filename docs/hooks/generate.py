@@ -20,7 +20,6 @@ from edgekd import errors
 from edgekd.cli import main
 from edgekd.config.recipe import recipe_schema
 from edgekd.config.target import RUNTIMES, Target, load_target, shipped_targets
-from edgekd.report.build.schema import report_schema
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -56,13 +55,12 @@ def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Fil
 
 def schemas() -> dict[str, Json]:
     """Return the published JSON schemas by name."""
-    manifest = ROOT / "edgekd" / "runtime" / "manifest.schema.json"
-    return {
-        "recipe": recipe_schema(),
-        "target": msgspec.json.schema(Target),
-        "manifest": json.loads(manifest.read_text(encoding="utf-8")),
-        "report": report_schema(),
+    files = {"manifest": "runtime", "report": "report", "profile": "report"}
+    shipped = {
+        name: json.loads((ROOT / "edgekd" / package / f"{name}.schema.json").read_text(encoding="utf-8"))
+        for name, package in files.items()
     }
+    return {"recipe": recipe_schema(), "target": msgspec.json.schema(Target), **shipped}
 
 
 def recipe_tables() -> str:
@@ -301,7 +299,8 @@ def _json_type(field: Json, definitions: Json) -> str:
         name, kind = field["$ref"].rpartition("/")[2], _definition(field, definitions)
         return f"[{name}](#{name.lower()})" if kind.get("properties") else _json_type(kind, definitions)
     if "anyOf" in field:
-        return " or ".join(_json_type(option, definitions) for option in field["anyOf"])
+        words = (_json_type(option, definitions) for option in field["anyOf"])
+        return " or ".join(dict.fromkeys(word for words_of_one in words for word in words_of_one.split(" or ")))
     if "const" in field or "enum" in field:
         return ", ".join(f"`{json.dumps(value)}`" for value in field.get("enum", [field.get("const")]))
     kinds = field.get("type", "anything")
@@ -352,5 +351,6 @@ TABLES: dict[str, Callable[[], str]] = {
     "exit-codes": exit_codes,
     "decisions": decisions,
     "report": lambda: schema_tables("report"),
+    "profile": lambda: schema_tables("profile"),
     "manifest": lambda: schema_tables("manifest"),
 }
