@@ -8,8 +8,8 @@ INSTALLED := $(VENV)/.installed
 .PHONY: demo test devices docs clean
 
 demo: $(INSTALLED)
-	$(BIN)/edgekd build --recipe digits --target cpu
-	$(BIN)/python examples/run_bundle.py build/digits/cpu/bundle
+	$(BIN)/edgekd build --recipe demo --target cpu
+	$(BIN)/python examples/run_bundle.py build/demo/cpu/bundle
 
 devices: $(INSTALLED)
 	$(BIN)/edgekd device install emulated:cortex-a76

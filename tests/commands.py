@@ -31,7 +31,7 @@ SETTINGS = {
 }
 
 LEARNING = ("teacher", "distill", "prune", "export", "robustness")
-SHIPPING = ("quantize", "engine", "check", "profile", "disturb", "bundle", "verify")
+SHIPPING = ("quantize", "evaluate", "check", "profile", "robustness-shipped", "bundle", "verify")
 STAGES = (*LEARNING, *SHIPPING)
 
 

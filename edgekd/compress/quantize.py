@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from edgekd.config.target import Calibration, Precision, Scheme, Target
 
 #: A candidate's files: the graph with its embeddings as further outputs, to check, and the graph without, to deploy.
-ENGINE, DEPLOY = "engine.onnx", "deploy.onnx"
+PROBE_GRAPH, DEPLOY = "probe.onnx", "deploy.onnx"
 #: Beside them and the float graph that was quantized: the QDQ graph before anything became FP16.
 QDQ = "qdq.onnx"
 #: Weights are reconstructed on as many samples as ``_BYTES`` hold, but on no fewer than ``_FEWEST``. Each of several
@@ -171,15 +171,15 @@ def write_variants(graph: ModelProto, spec: CandidateSpec, scheme: Scheme, folde
         engine = copy(graph)
     engine.graph.ClearField("value_info")  # shapes of inner tensors, which every library infers itself
     folder.mkdir(exist_ok=True)
-    save(engine, folder / ENGINE)
-    drop_outputs(folder / ENGINE, ("logits",), folder / DEPLOY)
-    sizes = {name: (folder / name).stat().st_size for name in (ENGINE, DEPLOY)}
+    save(engine, folder / PROBE_GRAPH)
+    drop_outputs(folder / PROBE_GRAPH, ("logits",), folder / DEPLOY)
+    sizes = {name: (folder / name).stat().st_size for name in (PROBE_GRAPH, DEPLOY)}
     return Candidate(spec.name, spec.precision, done, total, sizes)
 
 
 def _improve(graph: ModelProto, floats: ModelProto, samples: CalibrationSamples, scheme: Scheme) -> None:
-    """Choose ranges and weights by the calibration's methods, in place."""
-    if samples.calibration.method == "gram":
+    """Choose ranges and weights as the calibration says, in place."""
+    if samples.calibration.ranges == "gram":
         shrink_ranges(graph, floats, samples.fewer(SAMPLES))
     if samples.calibration.rounding == "reconstruct":
         few = samples.fewer(max(_FEWEST, _BYTES // samples.row_bytes))

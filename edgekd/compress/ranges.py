@@ -143,7 +143,7 @@ def tensor_ranges(model: Path, samples: CalibrationSamples, scheme: Scheme, work
 
     Args:
         model: The float graph.
-        samples: The calibration samples, and the method. For "gram" the ranges are the extremes, with which its search
+        samples: The calibration samples, and how ranges are found. With "gram" they are the extremes, where its search
             begins.
         scheme: Whether ranges must be symmetric.
         work: A path for the graph with extra outputs, which the caller removes.
@@ -151,17 +151,17 @@ def tensor_ranges(model: Path, samples: CalibrationSamples, scheme: Scheme, work
     Raises:
         ModelError: An activation is not finite.
     """
-    method, symmetric = samples.calibration.method, scheme.symmetric_activations
-    if _CALIBRATORS[method] == "MinMax":
-        ranges = _collect(_calibrator(model, method, symmetric, work), samples)
+    kind, symmetric = samples.calibration.ranges, scheme.symmetric_activations
+    if _CALIBRATORS[kind] == "MinMax":
+        ranges = _collect(_calibrator(model, kind, symmetric, work), samples)
         _require_finite(ranges)
         return ranges
     extremes = _collect(_calibrator(model, "minmax", False, work), samples)
     _require_finite(extremes)
-    calibrator = _calibrator(model, method, symmetric, work)
-    calibrator.collector = _collector(extremes, method, symmetric)
+    calibrator = _calibrator(model, kind, symmetric, work)
+    calibrator.collector = _collector(extremes, kind, symmetric)
     ranges = _collect(calibrator, samples)
-    if method == "mse":
+    if kind == "mse":
         for name, (counts, edges, *_) in calibrator.collector.histogram_dict.items():
             low, high = least_error_range(counts, edges, *(value.item() for value in extremes[name].range_value))
             ranges[name].lowest, ranges[name].highest = np.array(low, np.float32), np.array(high, np.float32)
@@ -196,12 +196,12 @@ def least_error_range(
     return float(share * low), float(share * high)
 
 
-def _calibrator(model: Path, method: str, symmetric: bool, work: Path) -> Any:
+def _calibrator(model: Path, kind: str, symmetric: bool, work: Path) -> Any:
     ort = need("onnxruntime.quantization.calibrate", "build")
     return ort.create_calibrator(
         model,
         augmented_model_path=str(work),
-        calibrate_method=getattr(ort.CalibrationMethod, _CALIBRATORS[method]),
+        calibrate_method=getattr(ort.CalibrationMethod, _CALIBRATORS[kind]),
         extra_options={"symmetric": symmetric, "percentile": _PERCENTILE},
     )
 
@@ -213,15 +213,15 @@ def _collect(calibrator: Any, samples: CalibrationSamples) -> Any:
         return calibrator.compute_data()
 
 
-def _collector(extremes: Any, method: str, symmetric: bool) -> Any:
+def _collector(extremes: Any, kind: str, symmetric: bool) -> Any:
     """Return a collector whose histograms are empty and span each tensor's whole range."""
     ort = need("onnxruntime.quantization.calibrate", "build")
-    bins = _BINS[method]
+    bins = _BINS[kind]
     collector = ort.HistogramCollector(
-        method=_CALIBRATORS[method].lower(), symmetric=symmetric, num_bins=bins, num_quantized_bins=_ENTROPY_LEVELS,
+        method=_CALIBRATORS[kind].lower(), symmetric=symmetric, num_bins=bins, num_quantized_bins=_ENTROPY_LEVELS,
         percentile=_PERCENTILE, scenario="same",
     )  # fmt: skip
-    of_magnitudes = method != "entropy" and symmetric
+    of_magnitudes = kind != "entropy" and symmetric
     for name, data in extremes.items():
         low, high = (np.float32(value.item()) for value in data.range_value)
         limit = max(abs(low), abs(high))

@@ -175,7 +175,7 @@ class Calibration(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True)
     """How activation ranges are found, and weights rounded."""
 
     description: str
-    method: Annotated[
+    ranges: Annotated[
         Literal["minmax", "percentile", "entropy", "mse", "gram"],
         Meta(
             description="How ranges are found: 'minmax', 'percentile' and 'entropy' are ONNX Runtime's; 'mse' has the "

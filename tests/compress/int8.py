@@ -12,7 +12,7 @@ from edgekd.config.target import Calibration, Scheme
 
 USUAL = Scheme(activations="uint8", symmetric_activations=False)
 SYMMETRIC = Scheme(activations="int8", symmetric_activations=True, bias="float")
-CALIBRATION = Calibration(description="", method="minmax", samples=200)
+CALIBRATION = Calibration(description="", ranges="minmax", samples=200)
 
 
 def int8(model, samples, work, scheme=USUAL, quantizer="qdq"):

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 def write(prepared: Path, samples: CalibrationSamples, scheme: Scheme, work: Path) -> Path:
     """Write a float graph as INT8, weights rounded to the nearest level, and return the file.
 
-    Ranges are the extremes over all samples, whatever method their calibration names: NNCF's default is an average
+    Ranges are the extremes over all samples, whatever ranges their calibration names: NNCF's default is an average
     over samples, which clips heavy tails, and its bias correction undoes the gain. NNCF itself decides the type of
     each activation (uint8 where none is negative, else int8) and leaves biases float.
 
@@ -78,7 +78,7 @@ def _arguments(nncf: ModuleType, graph: ModelProto, samples: CalibrationSamples,
 
 def _require_finite(prepared: Path, samples: CalibrationSamples, scheme: Scheme, work: Path) -> None:
     """Raise ModelError where an activation is not finite: NNCF would silently take its range for empty."""
-    extremes = CalibrationSamples(samples.path, msgspec.structs.replace(samples.calibration, method="minmax"))
+    extremes = CalibrationSamples(samples.path, msgspec.structs.replace(samples.calibration, ranges="minmax"))
     tensor_ranges(prepared, extremes, scheme, work / "calibrated.onnx")
 
 

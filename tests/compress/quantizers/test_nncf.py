@@ -24,7 +24,7 @@ OUTPUTS = ["logits", "embedding.image", "embedding.motion"]
 
 
 def calibration(**options):
-    return Calibration(description="", method="minmax", **{"samples": 200, "chunk": 64, **options})
+    return Calibration(description="", ranges="minmax", **{"samples": 200, "chunk": 64, **options})
 
 
 @pytest.fixture(scope="module")
@@ -192,7 +192,7 @@ from edgekd.compress.quantizers.nncf import QUANTIZER
 from edgekd.compress.quantizers.prepare import write_quantized
 from edgekd.config.target import Calibration, Scheme
 before = dict(os.environ)
-samples = CalibrationSamples(Path({str(samples)!r}), Calibration(description="", method="minmax", samples=20))
+samples = CalibrationSamples(Path({str(samples)!r}), Calibration(description="", ranges="minmax", samples=20))
 scheme = Scheme(activations="uint8", symmetric_activations=False)
 write_quantized(QUANTIZER, Path({str(model)!r}), samples, scheme, Path("work"))
 assert {{"CI", "NNCF_CI"}}.isdisjoint(os.environ)
