@@ -11,6 +11,7 @@ import re
 from copy import deepcopy
 from functools import cache
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import msgspec
@@ -160,8 +161,8 @@ class Term(_Config, frozen=True, omit_defaults=True):
     loss: Annotated[
         str | None,
         Meta(
-            description="A loss of edgekd, or one of your own as 'path/to/file.py:name'. By default the table's own "
-            "name."
+            description="A loss of edgekd, or one of your own as 'path/to/file.py:name' or 'package.module:name'. By "
+            "default the table's own name."
         ),
     ] = None
     share: Annotated[
@@ -203,7 +204,7 @@ def extra_table(extra: Mapping[str, float | Term]) -> dict[str, Any]:
     return {name: term.table() if isinstance(term, Term) else term for name, term in extra.items()}
 
 
-#: What distillation adds to CE and KD; docs/distill.md has what it is worth.
+#: What distillation adds to CE and KD; docs/explanation/distill.md has what it is worth.
 DEFAULT_EXTRA: dict[str, float | Term] = {"intra": Term(share=3.0, options={"centered": True}), "sample": 0.1}
 
 #: What the fine-tunes add, whose anchor is the unpruned student: the gate measures 'sample'.
@@ -333,7 +334,7 @@ class ExportConfig(_Config, frozen=True):
     ] = 1e-4
 
 
-class TuneConfig(Training, frozen=True):
+class QatConfig(Training, frozen=True):
     """Fine-tune with fake quantization, the unpruned student as Gram anchor: the last resort of the repair."""
 
     epochs: Annotated[PositiveInt, Meta(description="Passes over the training split.")] = 10
@@ -368,7 +369,7 @@ class QuantizeConfig(_Config, frozen=True):
             "'best', and where a candidate is chosen."
         ),
     ] = 0.0
-    tune: TuneConfig = TuneConfig()
+    qat: QatConfig = QatConfig()
 
 
 class GateConfig(_Config, frozen=True):
@@ -637,6 +638,9 @@ def check_keys(
     _check_keys(content, _type_info(struct), error, source, at)
 
 
+#: Keys that had another name in an earlier edgekd, by the section's class and the old key.
+_RENAMED = MappingProxyType({("QuantizeConfig", "tune"): "qat", ("Calibration", "method"): "ranges"})
+
 #: Reading the annotations of a recipe takes longer than checking one, and a search checks hundreds.
 _type_info = cache(inspect.type_info)
 
@@ -656,6 +660,8 @@ def _check_keys(value: Any, info: inspect.Type, error: type[Exception], source: 
         case inspect.StructType():
             fields = {field.name: field.type for field in info.fields}
             for key, item in value.items():
+                if (new := _RENAMED.get((info.cls.__name__, key))) is not None:
+                    raise error(f"{source}: {at}{key} is now {at}{new}")
                 if key not in fields and info.cls is Term:
                     continue  # an option of the loss, which is known only where losses are
                 if key not in fields:
@@ -713,14 +719,13 @@ def _anchor_paths(content: dict[str, Any], base: Path) -> None:
         elif (key == "name" and colon and file.endswith(".py")) or (key == "calibration" and file.endswith(".toml")):
             table[key] = f"{base / file}{colon}{name}"
     for term in _terms(content):
-        if isinstance(loss := term.get("loss"), str) and is_own_loss(loss):
+        if isinstance(loss := term.get("loss"), str) and loss.rpartition(":")[0].endswith(".py"):
             term["loss"] = str(base / loss)
 
 
 def is_own_loss(loss: str) -> bool:
-    """Whether a loss's name is that of a user's own: ``path/to/file.py:name``."""
-    file, colon, _ = loss.partition(":")
-    return bool(colon) and file.endswith(".py")
+    """Whether a loss's name is that of a user's own: ``path/to/file.py:name`` or ``package.module:name``."""
+    return ":" in loss
 
 
 def _terms(content: dict[str, Any]) -> Iterator[dict[str, Any]]:
@@ -747,15 +752,15 @@ def _collect_options(term: dict[str, Any]) -> None:
 def _inherit_loss(content: dict[str, Any]) -> None:
     """Let the losses of the fine-tunes begin from ``[distill.loss]``: they minimise the same unless told otherwise."""
     distill, quantize = content.get("distill", {}), content.setdefault("quantize", {})
-    tunes = [content.setdefault("prune", {})]
+    fine_tunes = [content.setdefault("prune", {})]
     if isinstance(quantize, dict):
-        tunes.append(quantize.setdefault("tune", {}))
-    for tune in tunes:
-        if isinstance(distill, dict) and isinstance(tune, dict):
-            ours, theirs = tune.get("loss", {}), distill.get("loss", {})
+        fine_tunes.append(quantize.setdefault("qat", {}))
+    for fine_tune in fine_tunes:
+        if isinstance(distill, dict) and isinstance(fine_tune, dict):
+            ours, theirs = fine_tune.get("loss", {}), distill.get("loss", {})
             if isinstance(ours, dict) and isinstance(theirs, dict):
                 own = {} if theirs.get("extra") == {} else {"extra": msgspec.to_builtins(ANCHOR_EXTRA)}
-                tune["loss"] = {**theirs, **own, **ours}
+                fine_tune["loss"] = {**theirs, **own, **ours}
 
 
 def recipe_schema() -> dict[str, Any]:

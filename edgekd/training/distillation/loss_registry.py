@@ -8,6 +8,7 @@ from __future__ import annotations
 import pkgutil
 from functools import cache
 from importlib import import_module
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -61,7 +62,7 @@ def loss_sections(recipe: Recipe) -> dict[str, LossConfig]:
     if recipe.prune.active:
         sections["prune"] = recipe.prune.loss
     if recipe.quantize.repair != "off":
-        sections["quantize.tune"] = recipe.quantize.tune.loss
+        sections["quantize.qat"] = recipe.quantize.qat.loss
     return sections
 
 
@@ -72,21 +73,25 @@ def own_loss_sources(config: LossConfig) -> dict[str, dict[str, dict[str, str]]]
     import.
 
     Raises:
-        RecipeError: A file is not there.
+        RecipeError: A file or module is not there.
     """
-    files = {
-        Path(loss.rpartition(":")[0])
-        for loss in (term.loss or "" for term in config.terms.values())
-        if is_own_loss(loss)
-    }
-    for file in files:
-        _check_file(file)
-    return {"own_losses": {str(file): source_digests(file.resolve()) for file in sorted(files)}} if files else {}
+    homes = {term.loss.rpartition(":")[0] for term in config.terms.values() if term.loss and is_own_loss(term.loss)}
+    return {"own_losses": {home: source_digests(_home_file(home)) for home in sorted(homes)}} if homes else {}
 
 
-def _check_file(file: Path) -> None:
-    if not file.is_file():
-        raise RecipeError(f"{file}: no such file, in which the recipe has a loss")
+def _home_file(home: str) -> Path:
+    """Return the file of a user's losses, which is named by its path or as a module."""
+    if home.endswith(".py"):
+        if not Path(home).is_file():
+            raise RecipeError(f"{home}: no such file, in which the recipe has a loss")
+        return Path(home).resolve()
+    try:
+        spec = find_spec(home)
+    except (ImportError, ValueError):
+        spec = None
+    if spec is None or spec.origin is None:
+        raise RecipeError(f"{home}: no such module, in which the recipe has a loss; one in a file is 'file.py:name'")
+    return Path(spec.origin)
 
 
 def check_losses(recipe: Recipe) -> None:
@@ -95,7 +100,7 @@ def check_losses(recipe: Recipe) -> None:
     Raises:
         RecipeError: a loss is unknown, or is told what it does not take; says which key.
     """
-    sections = {"distill": recipe.distill.loss, "prune": recipe.prune.loss, "quantize.tune": recipe.quantize.tune.loss}
+    sections = {"distill": recipe.distill.loss, "prune": recipe.prune.loss, "quantize.qat": recipe.quantize.qat.loss}
     for section, config in sections.items():
         for name, value in config.extra.items():
             term = value if isinstance(value, Term) else Term()
@@ -120,7 +125,7 @@ def _check_named(loss: str, term: Term) -> None:
     if not is_own_loss(loss):
         check_term(find_shipped_loss(loss), term)
     else:
-        _check_file(Path(loss.rpartition(":")[0]))
+        _home_file(loss.rpartition(":")[0])
 
 
 def check_term(loss: Loss, term: Term) -> LossOptions:

@@ -1,4 +1,4 @@
-"""Losses of the user's own, named in a recipe as ``path/to/file.py:name``."""
+"""Losses of the user's own, named in a recipe as ``path/to/file.py:name`` or ``package.module:name``."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from edgekd.files import sha256_file
 from edgekd.stages.user_code import user_code
 from edgekd.training.distillation.loss import Loss
 from edgekd.training.distillation.loss_registry import find_shipped_loss
-from edgekd.training.task.imports import import_loss_file
+from edgekd.training.task.imports import import_loss_file, import_module
 
 if TYPE_CHECKING:
     from types import ModuleType
@@ -32,18 +32,21 @@ def find_loss(reference: str) -> Loss:
     """
     if not is_own_loss(reference):
         return find_shipped_loss(reference)
-    file, _, name = reference.rpartition(":")
-    module = _import(Path(file))
+    home, _, name = reference.rpartition(":")
+    module = _import(home)
     if not hasattr(module, name):
         losses = [key for key, value in vars(module).items() if isinstance(value, Loss)]
-        raise TaskError(f"{file}: defines no '{name}'{nearest(name, losses)}")
+        raise TaskError(f"{home}: defines no '{name}'{nearest(name, losses)}")
     loss = getattr(module, name)
     if not isinstance(loss, Loss):
-        raise TaskError(f"{file}: '{name}' is a {type(loss).__name__}, must be an edgekd.Loss")
-    return _guarded(loss, Path(file).resolve().parent)
+        raise TaskError(f"{home}: '{name}' is a {type(loss).__name__}, must be an edgekd.Loss")
+    return _guarded(loss, Path(module.__file__ or home).resolve().parent)
 
 
-def _import(path: Path) -> ModuleType:
+def _import(home: str) -> ModuleType:
+    if not home.endswith(".py"):
+        return import_module(home, "module of losses")
+    path = Path(home)
     return _import_version(path, sha256_file(path) if path.is_file() else "")
 
 

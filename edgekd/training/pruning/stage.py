@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 from edgekd.errors import RecipeError, TaskError, nearest
 from edgekd.files import write_text
-from edgekd.stages.artifacts import CUT, REMOVED, WEIGHTS, Trained
+from edgekd.stages.artifacts import CUT_PROBE, REMOVED, WEIGHTS, Trained
 from edgekd.stages.cache import ROUNDS
 from edgekd.stages.progress import PartialReporter
 from edgekd.training.distillation.setup import DistillationNetworks, distillation_setup
@@ -135,7 +135,7 @@ def _round(stage: StageRun, config: PruneConfig, number: int) -> StageRun:
 def _save_cut(task: LoadedTask, model: nn.Module, taps: Taps, folder: Path) -> None:
     """Save what the network says of the test split before it is fine-tuned."""
     if distributed.is_main():
-        probe(model, taps.student, task.splits["test"]).save(folder / CUT)
+        probe(model, taps.student, task.splits["test"]).save(folder / CUT_PROBE)
 
 
 def _cut(cutter: Cutter, model: nn.Module, share: float, stage: StageRun) -> History:

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
     from torch import nn
 
-    from edgekd.config.recipe import TuneConfig
+    from edgekd.config.recipe import QatConfig
     from edgekd.config.target import Scheme
     from edgekd.stages.artifacts import Trained
     from edgekd.training.loop.loop import Epoch
@@ -43,7 +43,7 @@ class QatNetworks:
 
 
 def run(
-    task: LoadedTask, networks: QatNetworks, taps: Taps, scheme: Scheme, config: TuneConfig, stage: StageRun
+    task: LoadedTask, networks: QatNetworks, taps: Taps, scheme: Scheme, config: QatConfig, stage: StageRun
 ) -> Trained:
     """Fine-tune with fake quantization; the weights that are kept are float, and were trained to be rounded.
 

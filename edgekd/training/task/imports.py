@@ -37,20 +37,24 @@ def _user_folders() -> _UserFolders:
     return _UserFolders()
 
 
-def import_module(name: str) -> ModuleType:
-    """Import the module of a task by its name.
+def import_module(name: str, what: str) -> ModuleType:
+    """Import a module by its name.
+
+    Args:
+        name: The module's full name.
+        what: What it is to be, for messages, such as "task module".
 
     Raises:
         TaskError: It is not installed, or its code fails.
     """
     try:
-        with user_code(f"task module '{name}'", None):
+        with user_code(f"{what} '{name}'", None):
             return importlib.import_module(name)
     except TaskError as error:
         absent = getattr(error.__cause__, "name", None)
         if not isinstance(error.__cause__, ModuleNotFoundError) or not absent or not name.startswith(absent):
             raise
-        raise TaskError(f"task module '{name}' is not installed or not on the Python path") from error
+        raise TaskError(f"{what} '{name}' is not installed or not on the Python path") from error
 
 
 def import_task_file(path: Path) -> ModuleType:

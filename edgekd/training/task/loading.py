@@ -151,7 +151,11 @@ def _find(name: str) -> tuple[Any, Path]:
             )
         words = name.split("-")
         module_name, attribute = f"edgekd.tasks.{'_'.join(words)}", "".join(word.title() for word in words)
-    module = import_task_file(Path(module_name)) if module_name.endswith(".py") else import_module(module_name)
+    module = (
+        import_task_file(Path(module_name))
+        if module_name.endswith(".py")
+        else import_module(module_name, "task module")
+    )
     if not hasattr(module, attribute):
         public = [key for key in vars(module) if not key.startswith("_")]
         raise TaskError(f"{module_name}: defines no '{attribute}'{nearest(attribute, public)}")

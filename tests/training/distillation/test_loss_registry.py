@@ -22,7 +22,7 @@ def write(tmp_path):
     return write
 
 
-@pytest.mark.parametrize("section", ["distill", "prune", "quantize.tune"])
+@pytest.mark.parametrize("section", ["distill", "prune", "quantize.qat"])
 @pytest.mark.parametrize(
     ("extra", "said"),
     [
@@ -40,6 +40,7 @@ def write(tmp_path):
         ("{ dkd = { beta = -1.0 } }", "extra.dkd: beta: expected 'float' >= 0"),
         ("{ dkd = { beta = 'much' } }", "extra.dkd: beta: expected 'float', got 'str'"),
         ("{ x = { loss = 'gone.py:huber' } }", "gone.py: no such file, in which the recipe has a loss"),
+        ("{ x = { loss = 'gone.losses:huber' } }", "gone.losses: no such module, in which the recipe has a loss"),
         ("{ fd = { shar = 1.0 } }", "extra.fd: 'shar' is no option of the loss 'fd'; did you mean 'share'?"),
     ],
 )

@@ -156,6 +156,17 @@ def test_a_changed_file_is_read_again(own):
     assert find_loss(f"{own}:huber").function(student, teacher, delta=1.0) == 6.0
 
 
+def test_a_loss_may_be_in_a_module_on_the_path(own, monkeypatch):
+    own.rename(own.with_name("losses_of_mine.py"))
+    monkeypatch.syspath_prepend(own.parent)
+    config = recipe_with(own.with_name("losses_of_mine"), 'huber"').distill.loss
+    assert config.terms["mine"].loss == "losses_of_mine:huber"
+    assert list(own_loss_sources(config)["own_losses"]) == ["losses_of_mine"]
+    assert find_loss("losses_of_mine:huber").name == "huber"
+    with pytest.raises(TaskError, match="losses_of_mine: defines no 'hubr'"):
+        find_loss("losses_of_mine:hubr")
+
+
 ADDED = """
 from edgekd.training.distillation.loss import Loss, LossOptions
 
