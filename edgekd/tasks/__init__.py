@@ -8,5 +8,5 @@ __all__ = ["TaskInfo", "describe"]
 
 
 def describe() -> list[TaskInfo]:
-    """Return what is known of each shipped task, without loading torch or fetching data."""
+    """Return the facts about each shipped task, without loading torch or fetching data."""
     return list(CATALOGUE)

@@ -1,6 +1,6 @@
 """Stage: remove channels in torch-pruning's dependency groups, then fine-tune with the unpruned student as Gram anchor.
 
-What was removed is kept as a list of channel indices, so that a pruned network is rebuilt from the user's own code and
+The removed channels are kept as a list of indices, so that a pruned network is rebuilt from the user's own code and
 plain weights, without a pickle.
 """
 
