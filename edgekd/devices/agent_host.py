@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from edgekd.devices.agent_process import AgentProcess
 from edgekd.runtime.bundle import Verification
-from edgekd.runtime.session import Built
+from edgekd.runtime.session import BuiltEngine
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -40,7 +40,7 @@ class AgentHost(Protocol):
 
 
 @dataclass(frozen=True)
-class Here:
+class LocalHost:
     """This host: a file is where it is.
 
     Attributes:
@@ -71,14 +71,16 @@ class Here:
         return {"runtime": runtime.name, "options": dict(runtime.options)}
 
 
-def evaluate(place: AgentHost, engine: Path, runtime: Runtime, inputs: Path, outputs: Path, threads: int) -> None:
+def evaluate_engine(
+    place: AgentHost, engine: Path, runtime: Runtime, inputs: Path, outputs: Path, threads: int
+) -> None:
     """Let an agent open an engine and run every row of ``inputs`` through it into ``outputs``."""
     with place.start() as agent, place.receive(outputs.parent) as there:
         agent.ask("open", engine=place.send(engine), threads=threads, **place.spell(runtime))
         agent.ask("evaluate", inputs=place.send(inputs), outputs=f"{there}/{outputs.name}", batch=_BATCH)
 
 
-def verify(place: AgentHost, bundle: Path, runtime: Runtime, threads: int) -> Verification:
+def verify_bundle(place: AgentHost, bundle: Path, runtime: Runtime, threads: int) -> Verification:
     """Let an agent check a bundle; see :class:`~edgekd.devices.base.Verifier`."""
     with place.start() as agent:
         told = place.spell(runtime)["runtime"]
@@ -86,9 +88,9 @@ def verify(place: AgentHost, bundle: Path, runtime: Runtime, threads: int) -> Ve
     return Verification(**found["verification"])
 
 
-def build(place: AgentHost, engine: Path, runtime: Runtime, folder: Path, threads: int) -> Built | None:
+def build_engine(place: AgentHost, engine: Path, runtime: Runtime, folder: Path, threads: int) -> BuiltEngine | None:
     """Let an agent keep what its library makes of an engine; see :class:`~edgekd.devices.base.Verifier`."""
     with place.start() as agent, place.receive(folder) as there:
         told = place.spell(runtime)
         built = agent.ask("build", "built", engine=place.send(engine), folder=there, threads=threads, **told)["built"]
-    return None if built is None else Built(tuple(built["files"]), built["library"], built["build_s"])
+    return None if built is None else BuiltEngine(tuple(built["files"]), built["library"], built["build_s"])

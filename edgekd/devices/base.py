@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from edgekd.runtime.backends.registry import Runtime
     from edgekd.runtime.bundle import Verification
     from edgekd.runtime.measure.results import Profile
-    from edgekd.runtime.session import Built
+    from edgekd.runtime.session import BuiltEngine
 
 
 class Device(Protocol):
@@ -109,7 +109,7 @@ class Verifier(Device, Protocol):
 
     def build(
         self, engine: Path, runtime: Runtime, folder: Path, threads: int, tell: Callable[[str], None]
-    ) -> Built | None:
+    ) -> BuiltEngine | None:
         """Bring here what the engine library makes of an engine for that very machine.
 
         Args:

@@ -28,7 +28,7 @@ _WINDOW_SECONDS = 1.0
 
 
 @dataclass(frozen=True)
-class Further:
+class ExtraMeasurements:
     """What was measured, named as in :class:`~edgekd.runtime.measure.results.EngineProfile`."""
 
     paced: Paced | None
@@ -38,17 +38,19 @@ class Further:
     not_measured: dict[str, str]
 
 
-def steps(config: ProfileConfig) -> int:
-    """Return how many steps :func:`measure_further` tells of."""
+def count_steps(config: ProfileConfig) -> int:
+    """Return how many steps :func:`measure_extras` tells of."""
     return (config.rate_hz is not None) + _windows(config) + (config.energy_s > 0) + config.layers
 
 
-def without_agent(reason: str) -> Further:
+def nothing_measured(reason: str) -> ExtraMeasurements:
     """Return that nothing was measured, for a ``reason``."""
-    return Further(None, None, None, (), dict.fromkeys(("paced", "sustained", "energy", "layers"), reason))
+    return ExtraMeasurements(None, None, None, (), dict.fromkeys(("paced", "sustained", "energy", "layers"), reason))
 
 
-def measure_further(name: str, ask: Ask, folder: Path, config: ProfileConfig, tell: Callable[[str], None]) -> Further:
+def measure_extras(
+    name: str, ask: Ask, folder: Path, config: ProfileConfig, tell: Callable[[str], None]
+) -> ExtraMeasurements:
     """Measure one open engine, which is closed in the end: its layers are those of another one.
 
     Args:
@@ -86,7 +88,7 @@ def measure_further(name: str, ask: Ask, folder: Path, config: ProfileConfig, te
         if reason:
             reasons["layers"] = f"not measured: {reason}"
         tell(f"{name} layers")
-    return Further(paced, sustained, energy, layers, reasons)
+    return ExtraMeasurements(paced, sustained, energy, layers, reasons)
 
 
 def nanoseconds(answer: dict[str, Any]) -> Nanoseconds:

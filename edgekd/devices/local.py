@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Any
 
 import edgekd
 from edgekd.devices import agent_host
-from edgekd.devices.agent_host import AGENT, Here
+from edgekd.devices.agent_host import AGENT, LocalHost
 from edgekd.devices.extra_measurements import nanoseconds
-from edgekd.devices.interleave import take_turns
+from edgekd.devices.interleave import profile_interleaved
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from edgekd.runtime.backends.registry import Runtime
     from edgekd.runtime.bundle import Verification
     from edgekd.runtime.measure.results import Nanoseconds, Profile
-    from edgekd.runtime.session import Built
+    from edgekd.runtime.session import BuiltEngine
 
 #: How long one answer may take: the largest evaluation, not a hung driver.
 _PATIENCE_SECONDS = 600.0
@@ -61,7 +61,7 @@ class LocalDevice:
         tell: Callable[[str], None] = lambda _: None,  # noqa: ARG002 - nothing takes long
     ) -> None:
         """Run every row of ``inputs`` through an engine; see :class:`~edgekd.devices.base.Device`."""
-        agent_host.evaluate(self._here(), engine, runtime, inputs, outputs, threads)
+        agent_host.evaluate_engine(self._here(), engine, runtime, inputs, outputs, threads)
 
     def verify(
         self,
@@ -71,7 +71,7 @@ class LocalDevice:
         tell: Callable[[str], None],  # noqa: ARG002 - the same
     ) -> Verification:
         """Check a bundle; see :class:`~edgekd.devices.base.Verifier`."""
-        return agent_host.verify(self._here(), bundle, runtime, threads)
+        return agent_host.verify_bundle(self._here(), bundle, runtime, threads)
 
     def build(
         self,
@@ -80,9 +80,9 @@ class LocalDevice:
         folder: Path,
         threads: int,
         tell: Callable[[str], None],  # noqa: ARG002 - the same
-    ) -> Built | None:
+    ) -> BuiltEngine | None:
         """Keep what the library makes of an engine; see :class:`~edgekd.devices.base.Verifier`."""
-        return agent_host.build(self._here(), engine, runtime, folder, threads)
+        return agent_host.build_engine(self._here(), engine, runtime, folder, threads)
 
     def profile(
         self,
@@ -93,8 +93,8 @@ class LocalDevice:
         config: ProfileConfig,
         advance: Callable[[int, int, str], None],
     ) -> Profile:
-        """Measure engines side by side, at batch 1; see :func:`~edgekd.devices.interleave.take_turns`."""
-        return take_turns(
+        """Measure engines side by side, at batch 1; see :func:`~edgekd.devices.interleave.profile_interleaved`."""
+        return profile_interleaved(
             lambda engine: AgentEngine(self._here(), engine, runtime, config.threads),
             engines, inputs, folder, config, advance,
         )  # fmt: skip
@@ -135,12 +135,12 @@ class LocalDevice:
     def close(self) -> None:
         """Let go of it: nothing is held."""
 
-    def _here(self) -> Here:
-        return Here([sys.executable, *AGENT], agent_environment(), self._patience_seconds)
+    def _here(self) -> LocalHost:
+        return LocalHost([sys.executable, *AGENT], agent_environment(), self._patience_seconds)
 
 
 class AgentEngine:
-    """One engine in an agent's process; see :class:`~edgekd.devices.interleave.Opened`."""
+    """One engine in an agent's process; see :class:`~edgekd.devices.interleave.EngineProcess`."""
 
     def __init__(self, where: AgentHost, engine: Path, runtime: Runtime, threads: int) -> None:
         self._place = where

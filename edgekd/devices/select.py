@@ -59,7 +59,7 @@ def assign_devices(targets: Sequence[Target], requests: Iterable[str]) -> dict[s
     with ExitStack() as stack:
         for board in boards.values():
             stack.callback(board.close)
-        found = {target.name: choose(target, wanted[target.name], boards) for target in targets}
+        found = {target.name: select_device(target, wanted[target.name], boards) for target in targets}
         stack.pop_all()
     return found
 
@@ -71,7 +71,9 @@ def _split(request: str) -> tuple[str | None, str]:
     return name if equals else None, device + scheme + address
 
 
-def choose(target: Target, request: str | None, boards: Mapping[str, SshDevice] | None = None) -> Device | Absent:
+def select_device(
+    target: Target, request: str | None, boards: Mapping[str, SshDevice] | None = None
+) -> Device | Absent:
     """Return the device that a target's engines run on.
 
     Args:
@@ -170,7 +172,7 @@ def install(name: str, advance: Callable[[int, int, str], None]) -> Path | None:
     if name == "browser":
         return browser.install(advance)
     if name.startswith("emulated:"):
-        return qemu.install(name.removeprefix("emulated:"), advance)
+        return qemu.install_processor(name.removeprefix("emulated:"), advance)
     if name == "local":
         return None
     raise DeviceError(f"there is no device '{name}' to install{nearest(name, (d.name for d in known_devices()))}")

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from edgekd.config.target import Budgets
     from edgekd.gram.gate import Ledger, LedgerRow, Verdict
-    from edgekd.runtime.corruption import Disturbed, Robustness
+    from edgekd.runtime.corruption import NetworkRobustness, Robustness
     from edgekd.runtime.measure.results import EngineProfile, Profile, Quantile
     from edgekd.stages.stage import StageTime
 
@@ -120,7 +120,7 @@ class TargetResult:
     chosen: str
     choice: str
     facts: tuple[str, ...] = ()
-    robustness: Disturbed | None = None
+    robustness: NetworkRobustness | None = None
 
     def __post_init__(self) -> None:
         if self.profile is None and not self.profile_reason:

@@ -185,7 +185,7 @@ def load(
         ) from error
 
 
-def examine(path: Path | str, runtime: str | None = None) -> tuple[Manifest, Runtime]:
+def check_bundle(path: Path | str, runtime: str | None = None) -> tuple[Manifest, Runtime]:
     """Check every file of a bundle without opening its engine, as where another machine is to run it.
 
     Args:

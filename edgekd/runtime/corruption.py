@@ -21,7 +21,7 @@ _MEAN, _DEVIATION = "mean.", "deviation."
 
 
 @dataclass(frozen=True)
-class Channels:
+class ChannelStatistics:
     """Statistics of one modality over the training split, for each channel, the first dimension of a sample.
 
     Attributes:
@@ -34,7 +34,7 @@ class Channels:
 
 
 @dataclass(frozen=True)
-class Disturbed:
+class NetworkRobustness:
     """A network's task metric on the test split.
 
     Attributes:
@@ -58,28 +58,28 @@ class Robustness:
     """
 
     noise: float
-    networks: dict[str, Disturbed]
+    networks: dict[str, NetworkRobustness]
 
 
-def save_channels(known: Mapping[str, Channels], path: Path) -> None:
+def save_statistics(known: Mapping[str, ChannelStatistics], path: Path) -> None:
     """Write the statistics of each modality as ``.npz``."""
     means = {_MEAN + name: channels.mean for name, channels in known.items()}
     write_arrays(path, means | {_DEVIATION + name: channels.deviation for name, channels in known.items()})
 
 
-def load_channels(path: Path) -> dict[str, Channels]:
-    """Read what :func:`save_channels` wrote."""
+def load_statistics(path: Path) -> dict[str, ChannelStatistics]:
+    """Read what :func:`save_statistics` wrote."""
     with open_arrays(path) as arrays:
         names = [key.removeprefix(_MEAN) for key in arrays if key.startswith(_MEAN)]
-        return {name: Channels(arrays[_MEAN + name], arrays[_DEVIATION + name]) for name in names}
+        return {name: ChannelStatistics(arrays[_MEAN + name], arrays[_DEVIATION + name]) for name in names}
 
 
-def dropping(channels: Channels) -> Change:
+def drop_modality(channels: ChannelStatistics) -> Change:
     """Replace a modality by its training mean: what a network that standardises its inputs sees as nothing."""
     return lambda rows: np.broadcast_to(channels.mean, rows.shape).astype(np.float32)
 
 
-def adding_noise(channels: Channels, level: float, seed: Sequence[int]) -> Change:
+def add_noise(channels: ChannelStatistics, level: float, seed: Sequence[int]) -> Change:
     """Add Gaussian noise to a modality; rows that come in the same order get the same, however they are divided.
 
     Args:
@@ -92,9 +92,13 @@ def adding_noise(channels: Channels, level: float, seed: Sequence[int]) -> Chang
     return lambda rows: rows + spread * random.standard_normal(rows.shape, np.float32)
 
 
-def measure(
-    clean: float, evaluate: Callable[[str, Change], float], known: Mapping[str, Channels], noise: float, seed: int
-) -> Disturbed:
+def measure_robustness(
+    clean: float,
+    evaluate: Callable[[str, Change], float],
+    known: Mapping[str, ChannelStatistics],
+    noise: float,
+    seed: int,
+) -> NetworkRobustness:
     """Measure one network with each modality dropped, and with each noisy.
 
     Args:
@@ -104,9 +108,9 @@ def measure(
         noise: standard deviation of the noise, in those of each channel.
         seed: of the noise, which is the same for every network.
     """
-    dropped = {name: evaluate(name, dropping(channels)) for name, channels in known.items()}
+    dropped = {name: evaluate(name, drop_modality(channels)) for name, channels in known.items()}
     noisy = {
-        name: evaluate(name, adding_noise(channels, noise, (seed, index)))
+        name: evaluate(name, add_noise(channels, noise, (seed, index)))
         for index, (name, channels) in enumerate(known.items())
     }
-    return Disturbed(clean, dropped, noisy)
+    return NetworkRobustness(clean, dropped, noisy)

@@ -44,7 +44,7 @@ class TensorSpec:
 
 
 @dataclass(frozen=True)
-class Built:
+class BuiltEngine:
     """What an engine library made of an engine for one machine: valid for that kind of machine and this version alone.
 
     Attributes:
@@ -91,7 +91,7 @@ class Session(Protocol):
 
 
 @runtime_checkable
-class TimesComputing(Protocol):
+class ComputeTimer(Protocol):
     """What a :class:`Session` may offer beside: it tells computing from bringing arrays in and out."""
 
     def place(self, feeds: Feeds) -> Callable[[], int] | None:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from edgekd.runtime.corruption import Disturbed, Robustness, measure, save_channels
+from edgekd.runtime.corruption import NetworkRobustness, Robustness, measure_robustness, save_statistics
 from edgekd.stages.artifacts import CHANNELS
 from edgekd.training.loop.evaluate import probe, truth
 from edgekd.training.loop.input_statistics import training_channels
@@ -47,11 +47,11 @@ def run(
         TaskError: no training sample has one of the modalities.
     """
     known = training_channels(task.splits["train"], seed)
-    save_channels(known, folder / CHANNELS)
+    save_statistics(known, folder / CHANNELS)
     labels = truth(task.splits["test"]).labels
     total = len(networks) * len(known) * 2
     done = 0
-    found: dict[str, Disturbed] = {}
+    found: dict[str, NetworkRobustness] = {}
     for name, network in networks.items():
         model = network.model.to(compute_device())
 
@@ -62,7 +62,7 @@ def run(
             report.advance(done, total, name)
             return task.metric(logits, labels)
 
-        found[name] = measure(network.metric, evaluate, known, config.noise, seed)
+        found[name] = measure_robustness(network.metric, evaluate, known, config.noise, seed)
     return Robustness(config.noise, found)
 
 

@@ -14,14 +14,14 @@ from msgspec.structs import replace
 
 from edgekd.config.target import load_target, shipped_targets
 from edgekd.devices.base import Verifier
-from edgekd.devices.parallel import together
+from edgekd.devices.parallel import run_parallel
 from edgekd.devices.select import open_device
 from edgekd.devices.ssh import SshDevice
 from edgekd.errors import BundleError, DeviceError, OutputError
 from edgekd.files import make_folder
-from edgekd.runtime.bundle import engine_file, examine, read_branches
+from edgekd.runtime.bundle import check_bundle, engine_file, read_branches
 from edgekd.runtime.manifest import REFERENCE, read_file
-from edgekd.runtime.measure.layers import fold
+from edgekd.runtime.measure.layers import assign_branches
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
@@ -87,7 +87,7 @@ def profile_bundle(
         DeviceError: the machine lacks what the bundle needs, or the measuring process was lost.
         OutputError: ``output`` cannot be made.
     """
-    manifest, library = examine(path, runtime)
+    manifest, library = check_bundle(path, runtime)
     branches, ledger = read_branches(path, manifest), _ledger(path, manifest)
     own = "browser" if library.name == "onnxruntime-web" else "local"
     if not config.rails and manifest.target in shipped_targets():
@@ -102,7 +102,7 @@ def profile_bundle(
                 raw = folder or Path(scratch)
                 make_folder(raw, OutputError, "--output")
                 found = device.profile({_ENGINE: engine}, library, path / REFERENCE, raw, config, advance)
-            folded = fold(found, {_ENGINE: branches})
+            folded = assign_branches(found, {_ENGINE: branches})
             return ProfiledBundle(manifest, ledger, library.name, device.name, folded, folder)
 
         boards = [device for device in devices if isinstance(device, SshDevice)]
@@ -113,7 +113,7 @@ def profile_bundle(
             for board in boards:
                 board.stop()
 
-        found |= together(jobs, stop)
+        found |= run_parallel(jobs, stop)
     return [found[device.name] for device in devices]
 
 
@@ -148,7 +148,7 @@ def verify_bundle(path: Path, runtime: str | None, request: str) -> tuple[Manife
         MissingDependency: it lacks what the bundle needs.
         ModelError: the engine cannot be opened there.
     """
-    manifest, library = examine(path, runtime)
+    manifest, library = check_bundle(path, runtime)
     with ExitStack() as stack:
         (device,) = _open([request], stack)
         if not isinstance(device, Verifier):

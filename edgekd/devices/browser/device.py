@@ -13,7 +13,7 @@ from msgspec.structs import replace
 from edgekd.devices.browser import library
 from edgekd.devices.browser.chromium import find_chromium, version
 from edgekd.devices.browser.page import Page
-from edgekd.devices.interleave import take_turns
+from edgekd.devices.interleave import profile_interleaved
 from edgekd.errors import DeviceError, ModelError, TargetError
 from edgekd.runtime.measure.machine import cpu_model, machine_facts
 from edgekd.runtime.session import FeedCheck, TensorSpec, read_feeds, run_rows, write_arrays
@@ -106,14 +106,14 @@ class BrowserDevice:
         config: ProfileConfig,
         advance: Callable[[int, int, str], None],
     ) -> Profile:
-        """Measure engines side by side, at batch 1; see :func:`~edgekd.devices.interleave.take_turns`.
+        """Measure engines side by side, at batch 1; see :func:`~edgekd.devices.interleave.profile_interleaved`.
 
         A cold start is a fresh browser with an empty profile: ``load_ms`` is the time of creating a session from bytes
         at hand, in which onnxruntime-web also fetches its WebAssembly, from this host, and compiles it. The page's
         clock moves in steps, whose size is among the machine's facts. Memory is that of the process of the page.
         """
         config = replace(config, warmup=max(config.warmup, _WARMUP))
-        return take_turns(
+        return profile_interleaved(
             lambda engine: self._open(engine, runtime, config.threads),
             engines, inputs, folder, config, advance, _NO_FURTHER,
         )  # fmt: skip

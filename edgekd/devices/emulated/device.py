@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 import edgekd
 from edgekd.devices import agent_host
-from edgekd.devices.agent_host import AGENT, Here
+from edgekd.devices.agent_host import AGENT, LocalHost
 from edgekd.devices.emulated import qemu
 from edgekd.devices.local import agent_environment
 from edgekd.errors import DeviceError, MissingDependency
@@ -47,7 +47,7 @@ class EmulatedDevice:
     no_latency = "not measured: emulated time says nothing of the processor"
 
     def __init__(self, processor: str, patience_seconds: float = _PATIENCE_SECONDS) -> None:
-        self._processor = qemu.find(processor)
+        self._processor = qemu.find_processor(processor)
         self._patience_seconds = patience_seconds
         self.name = f"emulated:{self._processor.name}"
         self.arch = self._processor.arch
@@ -55,7 +55,7 @@ class EmulatedDevice:
     def missing(self) -> str | None:
         """Say how to install it; None where it is installed."""
         try:
-            found = qemu.installed(self._processor.name)
+            found = qemu.installed_root(self._processor.name)
         except MissingDependency as error:
             return str(error)
         return None if found else f"{self.name} is not installed on this host: edgekd device install {self.name}"
@@ -102,8 +102,8 @@ class EmulatedDevice:
         command = [*qemu.python_command(self._processor, root), *AGENT]
         with tempfile.TemporaryDirectory() as sources:
             environment = self._environment(root, Path(sources))
-            here = Here(command, environment, self._patience_seconds)
-            agent_host.evaluate(here, engine, runtime, inputs, outputs, threads)
+            here = LocalHost(command, environment, self._patience_seconds)
+            agent_host.evaluate_engine(here, engine, runtime, inputs, outputs, threads)
 
     def profile(
         self,
@@ -125,7 +125,7 @@ class EmulatedDevice:
         """Let go of it: nothing is held."""
 
     def _root(self) -> Path:
-        root = qemu.installed(self._processor.name)
+        root = qemu.installed_root(self._processor.name)
         if root is None:
             raise DeviceError(str(self.missing()))
         return root

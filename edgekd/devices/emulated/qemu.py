@@ -120,7 +120,7 @@ def processors() -> tuple[str, ...]:
     return tuple(_PROCESSORS)
 
 
-def find(name: str) -> Processor:
+def find_processor(name: str) -> Processor:
     """Return a processor by its name, or by what is left of it without "cortex-".
 
     Raises:
@@ -132,13 +132,13 @@ def find(name: str) -> Processor:
     return found
 
 
-def installed(processor: str) -> Path | None:
+def installed_root(processor: str) -> Path | None:
     """Return the folder that the processor's paths begin in (``/`` where it runs this host's own), or None.
 
     Raises:
         DeviceError: the processor is not known.
     """
-    found = find(processor)
+    found = find_processor(processor)
     if _which(found) is None:
         return None
     if found.native:
@@ -147,8 +147,8 @@ def installed(processor: str) -> Path | None:
     return folder / found.name if folder.is_dir() else None
 
 
-def install(processor: str, advance: Callable[[int, int, str], None]) -> Path:
-    """Make what a processor needs, once for all processors of its architecture; return as :func:`installed` does.
+def install_processor(processor: str, advance: Callable[[int, int, str], None]) -> Path:
+    """Make what a processor needs, once for all processors of its architecture; return as :func:`installed_root` does.
 
     Args:
         processor: its name.
@@ -159,9 +159,9 @@ def install(processor: str, advance: Callable[[int, int, str], None]) -> Path:
             cannot be written.
         MissingDependency: this host has no ONNX Runtime whose version could be matched.
     """
-    found = find(processor)
+    found = find_processor(processor)
     find_qemu(found)
-    if (there := installed(processor)) is not None:
+    if (there := installed_root(processor)) is not None:
         return there
     if found.native:
         raise DeviceError(f"{found.name} runs this host's own Python, which is built for {machine()}, not {found.arch}")
@@ -182,7 +182,7 @@ def install(processor: str, advance: Callable[[int, int, str], None]) -> Path:
 
 
 def python_command(processor: Processor, root: Path) -> list[str]:
-    """Return the command that runs Python as on ``processor``, from where :func:`installed` has it.
+    """Return the command that runs Python as on ``processor``, from where :func:`installed_root` has it.
 
     Raises:
         DeviceError: QEMU is missing or too old.

@@ -11,7 +11,7 @@ from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any
 
 from edgekd.devices.ssh.agent import RemoteAgent
-from edgekd.devices.ssh.packing import pack
+from edgekd.devices.ssh.packing import pack_agent
 from edgekd.errors import DeviceError
 from edgekd.files import atomic_path, sha256_file
 
@@ -40,7 +40,7 @@ class Board:
 
     def __init__(self, connection: Connection, root: str, patience_seconds: float, silence_seconds: float) -> None:
         self._connection = connection
-        self._command = f"{connection.address.python} {shlex.quote(f'{root}/{pack().name}')} {silence_seconds:g}"
+        self._command = f"{connection.address.python} {shlex.quote(f'{root}/{pack_agent().name}')} {silence_seconds:g}"
         self._patience_seconds = patience_seconds
         self._beat_seconds = silence_seconds / _BEATS
         self._sent: dict[tuple[str, str], str] = {}

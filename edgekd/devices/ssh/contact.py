@@ -6,7 +6,7 @@ import json
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from edgekd.devices.ssh.packing import pack
+from edgekd.devices.ssh.packing import pack_agent
 from edgekd.errors import DeviceError, MissingDependency, StorageError
 
 if TYPE_CHECKING:
@@ -116,7 +116,7 @@ class Contact:
             raise MissingDependency(f"{board}: has no {module} in its Python; {_advice(runtime)}")
 
 
-def look(connection: Connection) -> Contact:
+def inspect_board(connection: Connection) -> Contact:
     """Ask a board what is there; nothing is sent to stay.
 
     Raises:
@@ -125,7 +125,7 @@ def look(connection: Connection) -> Contact:
     """
     board, python = connection.address.name, connection.address.python
     modules = ["numpy", *_MODULES.values()]
-    found = _ask(connection, _LOOK, modules=modules, agent=pack().name)
+    found = _ask(connection, _LOOK, modules=modules, agent=pack_agent().name)
     version = tuple(found["python"])
     if version < _OLDEST:
         named, oldest = ".".join(map(str, version)), ".".join(map(str, _OLDEST))
@@ -141,18 +141,18 @@ def look(connection: Connection) -> Contact:
     return Contact(found["machine"], found["root"], frozenset(found["modules"]), found["unpacked"])
 
 
-def unpack(connection: Connection) -> None:
+def unpack_agent(connection: Connection) -> None:
     """Put the agent into its folder on the board.
 
     Raises:
         StorageError: the board's disk is full, or the folder may not be written.
         DeviceError: the connection was lost.
     """
-    packed = pack()
+    packed = pack_agent()
     _refuse(connection, _ask(connection, _UNPACK, agent=packed.name, content=packed.base64))
 
 
-def clean(connection: Connection) -> int:
+def clean_board(connection: Connection) -> int:
     """Remove all that edgekd has on a board, and return how many bytes that were.
 
     Raises:

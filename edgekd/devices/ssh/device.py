@@ -7,12 +7,12 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from edgekd.devices import agent_host
-from edgekd.devices.interleave import take_turns
+from edgekd.devices.interleave import profile_interleaved
 from edgekd.devices.local import AgentEngine
-from edgekd.devices.ssh.address import parse
+from edgekd.devices.ssh.address import parse_address
 from edgekd.devices.ssh.board import Board
 from edgekd.devices.ssh.connection import Connection
-from edgekd.devices.ssh.contact import Contact, clean, look, unpack
+from edgekd.devices.ssh.contact import Contact, clean_board, inspect_board, unpack_agent
 from edgekd.errors import DeviceError
 
 if TYPE_CHECKING:
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from edgekd.runtime.backends.registry import Runtime
     from edgekd.runtime.bundle import Verification
     from edgekd.runtime.measure.results import Profile
-    from edgekd.runtime.session import Built
+    from edgekd.runtime.session import BuiltEngine
 
 #: How long one answer may take: TensorRT builds a large engine for many minutes.
 _PATIENCE_SECONDS = 3600.0
@@ -32,7 +32,7 @@ _SILENCE_SECONDS = 60.0
 
 
 @dataclass(frozen=True)
-class Probed:
+class BoardFacts:
     """What a board is.
 
     Attributes:
@@ -68,7 +68,7 @@ class SshDevice:
         patience_seconds: float = _PATIENCE_SECONDS,
         silence_seconds: float = _SILENCE_SECONDS,
     ) -> None:
-        self._address = parse(address)
+        self._address = parse_address(address)
         self._patience_seconds = patience_seconds
         self._silence_seconds = silence_seconds
         self._connection: Connection | None = None
@@ -102,10 +102,10 @@ class SshDevice:
             self._described[key] = answer["facts"]
         return self._described[key]
 
-    def probe(self) -> Probed:
+    def probe(self) -> BoardFacts:
         """Return what the board is, for a person."""
         found = self._ready(None).ask("probe", "facts", "used_bytes", "free_bytes")
-        return Probed(found["facts"], found["used_bytes"], found["free_bytes"])
+        return BoardFacts(found["facts"], found["used_bytes"], found["free_bytes"])
 
     def clean(self) -> int:
         """Remove all that edgekd has there; return how many bytes that were.
@@ -114,7 +114,7 @@ class SshDevice:
             DeviceError: somebody uses it, or it cannot be reached.
         """
         with self._connected() as connection:
-            freed = clean(connection)
+            freed = clean_board(connection)
         self.close()
         return freed
 
@@ -132,21 +132,21 @@ class SshDevice:
             for path in (engine, inputs):
                 board.send(path)
             tell(f"{_opening(runtime)} {engine.name} there")
-            agent_host.evaluate(board, engine, runtime, inputs, outputs, threads)
+            agent_host.evaluate_engine(board, engine, runtime, inputs, outputs, threads)
 
     def verify(self, bundle: Path, runtime: Runtime, threads: int, tell: Callable[[str], None]) -> Verification:
         """Check a bundle; see :class:`~edgekd.devices.base.Verifier`."""
         with self._alone(runtime, tell) as board:
             tell("verifying there")
-            return agent_host.verify(board, bundle, runtime, threads)
+            return agent_host.verify_bundle(board, bundle, runtime, threads)
 
     def build(
         self, engine: Path, runtime: Runtime, folder: Path, threads: int, tell: Callable[[str], None]
-    ) -> Built | None:
+    ) -> BuiltEngine | None:
         """Bring here what the library makes of an engine; see :class:`~edgekd.devices.base.Verifier`."""
         with self._alone(runtime, tell) as board:
             tell("asking for what was built there")
-            return agent_host.build(board, engine, runtime, folder, threads)
+            return agent_host.build_engine(board, engine, runtime, folder, threads)
 
     def profile(
         self,
@@ -157,12 +157,12 @@ class SshDevice:
         config: ProfileConfig,
         advance: Callable[[int, int, str], None],
     ) -> Profile:
-        """Measure engines side by side, at batch 1; see :func:`~edgekd.devices.interleave.take_turns`."""
+        """Measure engines side by side, at batch 1; see :func:`~edgekd.devices.interleave.profile_interleaved`."""
         with self._alone(runtime, lambda note: advance(0, 1, note)) as board:
             for engine in engines.values():  # before anything is timed
                 board.send(engine)
             advance(0, 1, f"{_opening(runtime)} {', '.join(engines)} there")
-            return take_turns(
+            return profile_interleaved(
                 lambda engine: AgentEngine(board, engine, runtime, config.threads),
                 engines, inputs, folder, config, advance,
             )  # fmt: skip
@@ -195,7 +195,7 @@ class SshDevice:
             contact.require(runtime.name, self.name)
         if self._board is None:
             if not contact.unpacked:
-                unpack(connection)
+                unpack_agent(connection)
             self._board = Board(connection, contact.root, self._patience_seconds, self._silence_seconds)
         return self._board
 
@@ -207,7 +207,7 @@ class SshDevice:
             try:
                 if self._stopped:
                     raise DeviceError(f"{self.name}: was stopped")
-                self._contact = look(self._connection)
+                self._contact = inspect_board(self._connection)
             except BaseException:
                 self.close()
                 raise

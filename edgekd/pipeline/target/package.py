@@ -24,7 +24,7 @@ from edgekd.report.results import GRAM, SAMPLES
 from edgekd.runtime.backends.registry import Runtime
 from edgekd.runtime.bundle import write_bundle
 from edgekd.runtime.manifest import BRANCHES, null_not_finite
-from edgekd.runtime.measure.layers import fold
+from edgekd.runtime.measure.layers import assign_branches
 from edgekd.runtime.measure.results import Profile
 from edgekd.runtime.session import open_arrays
 from edgekd.stages.artifacts import onnx_name
@@ -63,7 +63,7 @@ def profile(context: Context, tried: Sequence[EvaluatedCandidate]) -> Done[Profi
         graphs = {**engines, **{one.name: one.offer.folder / DEPLOY for one in tried}}
         engines |= {one.name: one.engine for one in tried}
         found = device.profile(engines, context.runtime, context.test, folder, config, report.advance)
-        return fold(found, {name: branches(graph) for name, graph in graphs.items()})
+        return assign_branches(found, {name: branches(graph) for name, graph in graphs.items()})
 
     depends = {
         **msgspec.to_builtins(config),

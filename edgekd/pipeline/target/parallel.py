@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from edgekd.devices.parallel import together
+from edgekd.devices.parallel import run_parallel
 from edgekd.devices.ssh import SshDevice
 from edgekd.pipeline.target.quantize import write
 from edgekd.pipeline.target.run import ship
@@ -41,6 +41,6 @@ def ship_all(contexts: Mapping[str, Context]) -> dict[str, Shipped]:
             board.stop()
 
     jobs = {", ".join(names): lambda names=names: ship_on(names) for names in boards.values()}
-    for done in together(jobs, stop).values():
+    for done in run_parallel(jobs, stop).values():
         shipped |= done
     return {name: shipped[name] for name in contexts}

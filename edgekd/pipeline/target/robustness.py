@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from edgekd.compress.quantize import DEPLOY
 from edgekd.report.build.robustness import describe_worst
 from edgekd.runtime.backends.registry import ORT
-from edgekd.runtime.corruption import Disturbed, load_channels, measure
+from edgekd.runtime.corruption import NetworkRobustness, load_statistics, measure_robustness
 from edgekd.runtime.session import read_arrays, read_feeds, run_rows
 from edgekd.stages.artifacts import CHANNELS
 
@@ -22,15 +22,15 @@ if TYPE_CHECKING:
 _BATCH = 256
 
 
-def measure_shipped(context: Context, shipped: EvaluatedCandidate) -> Disturbed | None:
+def measure_shipped(context: Context, shipped: EvaluatedCandidate) -> NetworkRobustness | None:
     """Run ``deploy.onnx`` of what ships in ONNX Runtime on this host; None where the networks were not measured."""
     networks = context.origin.robustness
     if networks is None:
         return None
     noise, seed = networks.result.noise, context.recipe.seed
 
-    def run(_folder: Path, report: StageReporter) -> Disturbed:
-        known = load_channels(networks.folder / CHANNELS)
+    def run(_folder: Path, report: StageReporter) -> NetworkRobustness:
+        known = load_statistics(networks.folder / CHANNELS)
         labels = read_arrays(context.test, ["labels"])["labels"]
         done = 0
         with ORT.open(shipped.offer.folder / DEPLOY) as session:
@@ -45,11 +45,11 @@ def measure_shipped(context: Context, shipped: EvaluatedCandidate) -> Disturbed 
                 report.advance(done, 2 * len(known), modality)
                 return score({modality: change(feeds[modality])})
 
-            return measure(score({}), evaluate, known, noise, seed)
+            return measure_robustness(score({}), evaluate, known, noise, seed)
 
     depends = {"networks": networks.key, "shipped": shipped.offer.key, "name": shipped.name, "seed": seed}
     higher = context.limits.higher_is_better
-    done: Done[Disturbed] = context.stage(
-        "disturb", "", depends, Disturbed, run, lambda found: describe_worst(found, higher)
+    done: Done[NetworkRobustness] = context.stage(
+        "disturb", "", depends, NetworkRobustness, run, lambda found: describe_worst(found, higher)
     )
     return done.result

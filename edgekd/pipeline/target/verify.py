@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from edgekd.pipeline.target.context import Context
     from edgekd.pipeline.target.package import Bundled
-    from edgekd.runtime.session import Built
+    from edgekd.runtime.session import BuiltEngine
     from edgekd.stages.progress import StageReporter
     from edgekd.stages.stage import Done
 
@@ -85,7 +85,7 @@ def verify(context: Context, bundled: Done[Bundled]) -> Done[Verified] | None:
     return context.stage("verify", "", depends, Verified, run, str)
 
 
-def _describe(context: Context, device: Verifier, built: Built, folder: Path) -> None:
+def _describe(context: Context, device: Verifier, built: BuiltEngine, folder: Path) -> None:
     """Say beside the engines what they fit: no other machine and no other version of the library."""
     reason = "not measured: it was built before, and how long that took was not kept"
     described = {

@@ -30,7 +30,7 @@ from edgekd.runtime import bundle
 from edgekd.runtime.backends import tensorrt
 from edgekd.runtime.backends.registry import PACKAGES, Runtime
 from edgekd.runtime.measure import energy, machine, sensors
-from edgekd.runtime.session import TimesComputing, read_feeds, run_rows, write_arrays
+from edgekd.runtime.session import ComputeTimer, read_feeds, run_rows, write_arrays
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
@@ -94,7 +94,7 @@ class Agent:
     def compute(self, iterations: int, warmup: int) -> Answer:
         """Time computing alone on the next row, again and again; ``ns`` is null where that cannot be told apart."""
         session, rows = self._engine(), self._inputs("compute")
-        compute = session.place(next(rows)) if isinstance(session, TimesComputing) else None
+        compute = session.place(next(rows)) if isinstance(session, ComputeTimer) else None
         if compute is None:
             return {"ns": None}
         for _ in range(warmup):
@@ -123,12 +123,12 @@ class Agent:
     def sustain(self, seconds: float) -> Answer:
         """Time inferences one after the other for so long; say what the sensors read before and after."""
         session, rows, gpu = self._engine(), self._inputs("sustain"), self._on_gpu()
-        before = sensors.look(gpu=gpu)
+        before = sensors.read_sensors(gpu=gpu)
         ns: list[int] = []
         end = time.perf_counter_ns() + round(seconds * 1e9)
         while not ns or time.perf_counter_ns() < end:
             ns.append(_time_run(session, next(rows)))
-        after = sensors.look(gpu=gpu)
+        after = sensors.read_sensors(gpu=gpu)
         told = {"temperature_c": after.temperature_c, "clock_mhz": after.clock_mhz}
         return {**_times(np.array(ns, "<i8")), **told, "throttled": sensors.throttled(before, after)}
 
@@ -136,7 +136,7 @@ class Agent:
         """Measure the energy of one inference: so long idle, so long busy; or say in ``reason`` why it cannot be."""
         session, rows = self._engine(), self._inputs("energy")
         try:
-            found = energy.measure(energy.find_rails(rails), lambda: session.run(next(rows)), seconds)
+            found = energy.measure_energy(energy.find_rails(rails), lambda: session.run(next(rows)), seconds)
         except DeviceError as error:
             return {"energy": None, "reason": str(error)}
         return {"energy": asdict(found)}
@@ -163,7 +163,7 @@ class Agent:
 
     def compile(self, model: str, plan: str, layers: str, library: str, options: dict[str, Any]) -> Answer:
         """Build an engine ahead of time from ONNX, and write it and, as JSON, its layers."""
-        built = tensorrt.build(Path(model), library, tensorrt.BuildOptions(**options))
+        built = tensorrt.build_plan(Path(model), library, tensorrt.BuildOptions(**options))
         Path(plan).write_bytes(built.content)
         described = {"from": built.layers_from, "dla_fallback": built.dla_fallback, "layers": built.layers}
         write_text(Path(layers), json.dumps(described, indent=1) + "\n")

@@ -143,7 +143,7 @@ class _OrtSession:
         return dict(zip(self._output_names, results))  # noqa: B905 - as many as were asked for; strict takes time
 
     def place(self, feeds: Feeds) -> Callable[[], int]:
-        """Compute by IO binding; see :class:`~edgekd.runtime.session.TimesComputing`."""
+        """Compute by IO binding; see :class:`~edgekd.runtime.session.ComputeTimer`."""
         results = self.run(feeds)  # which tells the outputs' shapes
         binding = self._session.io_binding()
         for name, array in feeds.items():

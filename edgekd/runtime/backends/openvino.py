@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from edgekd.errors import DeviceError, ModelError, TargetError
 from edgekd.files import need
 from edgekd.runtime.measure.layers import from_openvino
-from edgekd.runtime.session import Array, Built, FeedCheck, Feeds, Session, TensorSpec, run_rows
+from edgekd.runtime.session import Array, BuiltEngine, FeedCheck, Feeds, Session, TensorSpec, run_rows
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -202,7 +202,7 @@ def keep_engine(
     device: str = "CPU",
     precision: str = "f32",
     cache: Path | None = None,
-) -> Built:
+) -> BuiltEngine:
     """Write the compiled model, ``<engine>.blob``, which ``Core.import_model`` reads on this kind of machine alone.
 
     Args:
@@ -225,7 +225,7 @@ def keep_engine(
         build_s = time.perf_counter() - start
         path = folder / f"{engine.stem}.blob"
         path.write_bytes(session.export())
-    return Built((path.name,), f"OpenVINO {openvino.__version__}", build_s)
+    return BuiltEngine((path.name,), f"OpenVINO {openvino.__version__}", build_s)
 
 
 def _options(supported: Mapping[str, str], threads: int, cache: Path | None) -> dict[str, Any]:

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from edgekd.runtime.measure.results import LayerTime
-    from edgekd.runtime.session import Built, Feeds, Session
+    from edgekd.runtime.session import BuiltEngine, Feeds, Session
 
 #: For each runtime its module below :mod:`edgekd.runtime.backends`, and what its ``open_engine`` is always told. A
 #: browser's engines are those of ONNX Runtime, which Python opens without a browser.
@@ -133,7 +133,7 @@ class Runtime:
         host = {"cpu": cpu_model(), "arch": platform.machine(), "logical_cores": str(os.cpu_count())}
         return {**host, **self.hardware(), **package_versions(PACKAGES.get(self.name, ()))}
 
-    def build(self, engine: Path, folder: Path, threads: int = 1) -> Built | None:
+    def build(self, engine: Path, folder: Path, threads: int = 1) -> BuiltEngine | None:
         """Write what the library makes of an engine for this very machine into a folder.
 
         Args:
@@ -153,7 +153,9 @@ class Runtime:
             return None
         name, fixed = _MODULES[self.name]
         module = importlib.import_module(f"edgekd.runtime.backends.{name}")
-        kept: Built | None = module.keep_engine(engine, folder, threads, cache=_engine_cache(), **fixed, **self.options)
+        kept: BuiltEngine | None = module.keep_engine(
+            engine, folder, threads, cache=_engine_cache(), **fixed, **self.options
+        )
         return kept
 
     def load(self) -> Callable[..., Session]:

@@ -26,7 +26,7 @@ from edgekd.runtime.backends.cuda import Gpu, gpu_name
 from edgekd.runtime.backends.tensorrt_log import THE_GRAPH, Journal, advice, node, plain, without_collector
 from edgekd.runtime.measure.layers import from_tensorrt
 from edgekd.runtime.measure.machine import power_mode
-from edgekd.runtime.session import Array, Built, FeedCheck, Feeds, Session, TensorSpec
+from edgekd.runtime.session import Array, BuiltEngine, FeedCheck, Feeds, Session, TensorSpec
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -119,7 +119,7 @@ def absent(flavor: str = TENSORRT, **_: Any) -> str | None:
 
 
 @without_collector()
-def build(
+def build_plan(
     model: Path | bytes,
     flavor: str,
     options: BuildOptions,
@@ -403,7 +403,7 @@ def open_engine(
         MissingDependency: the library is not installed.
         DeviceError: there is no NVIDIA GPU, or it failed.
         ModelError: the engine cannot be built or opened.
-        TargetError: as of :func:`build`.
+        TargetError: as of :func:`build_plan`.
         ValueError: ``threads`` or ``max_batch`` is below 1.
     """
     if threads < 1:
@@ -461,7 +461,7 @@ def keep_engine(
     compute_capabilities: Sequence[str] = (),
     dla: bool = False,
     cache: Path | None = None,
-) -> Built | None:
+) -> BuiltEngine | None:
     """Write the plan that is built of an ONNX model, and the description of its layers; None for what is a plan.
 
     *Not verified on hardware.*
@@ -490,7 +490,7 @@ def keep_engine(
         for path, name in zip((kept, described), files, strict=True):
             shutil.copyfile(path, folder / name)
         build_s = json.loads(described.read_text(encoding="utf-8")).get("build_s")
-    return Built(files, f"{_TITLES[flavor]} {library(flavor).__version__}", build_s)
+    return BuiltEngine(files, f"{_TITLES[flavor]} {library(flavor).__version__}", build_s)
 
 
 def _plan(
@@ -498,7 +498,7 @@ def _plan(
 ) -> tuple[bytes, tuple[str, ...]]:
     """Return the plan of an ONNX model, and the layers that a DLA left to the GPU; each model is built once a cache."""
     if cache is None:
-        plan = build(content, flavor, options, name=name)
+        plan = build_plan(content, flavor, options, name=name)
         return plan.content, plan.dla_fallback
     kept, described = _built(content, flavor, options, cache, name)
     return kept.read_bytes(), tuple(json.loads(described.read_text(encoding="utf-8"))["dla_fallback"])
@@ -511,7 +511,7 @@ def _built(content: bytes, flavor: str, options: BuildOptions, cache: Path, name
     kept, described = stem.with_suffix(".plan"), stem.with_suffix(".json")
     if not kept.is_file():
         start = time.perf_counter()
-        plan = build(content, flavor, options, timing_cache=cache, name=name)
+        plan = build_plan(content, flavor, options, timing_cache=cache, name=name)
         layers = {
             "from": plan.layers_from,
             "dla_fallback": plan.dla_fallback,
@@ -573,7 +573,7 @@ class _TensorRTSession:
         return results
 
     def place(self, feeds: Feeds) -> Callable[[], int]:
-        """Time the engine between two CUDA events; see :class:`~edgekd.runtime.session.TimesComputing`."""
+        """Time the engine between two CUDA events; see :class:`~edgekd.runtime.session.ComputeTimer`."""
         self._check(feeds)
         gpu = self._gpu
         if gpu is None:

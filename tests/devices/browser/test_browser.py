@@ -25,7 +25,7 @@ from registry import NOWHERE, pack_package, serve_package, with_npm
 from edgekd.config.recipe import ProfileConfig
 from edgekd.devices.browser import BrowserDevice, chromium, library
 from edgekd.devices.browser.chromium import NAMES, find_chromium, version
-from edgekd.devices.browser.page import Page, pack, unpack
+from edgekd.devices.browser.page import Page, decode_tensors, encode_tensors
 from edgekd.devices.browser.server import Server
 from edgekd.errors import DeviceError, ModelError, TargetError
 from edgekd.runtime.backends import onnxruntime
@@ -178,7 +178,7 @@ def test_tensors_of_every_type_come_back_as_they_went(tmp_path):
 
 def test_tensors_travel_whole():
     tensors = {"a": np.arange(6, dtype=">f4").reshape(2, 3).T, "ü": np.array([[True]] * 9), "b": np.empty((0, 2), "i8")}
-    found = unpack(pack(tensors))
+    found = decode_tensors(encode_tensors(tensors))
     assert list(found.arrays) == list(tensors)
     for name, x in tensors.items():
         assert found.arrays[name].dtype == x.dtype.newbyteorder("=")

@@ -176,7 +176,7 @@ HWCAPS = (
 @pytest.mark.parametrize("processor", ARM)
 def test_cpuinfo_says_what_the_emulator_has(processor):
     emulated(processor)
-    found, root = qemu.find(processor), qemu.installed(processor)
+    found, root = qemu.find_processor(processor), qemu.installed_root(processor)
     code = (
         "import ctypes\nauxval = ctypes.CDLL(None).getauxval\nauxval.restype = ctypes.c_ulong\nprint(auxval(16))\n"
         "print(next(line for line in open('/proc/cpuinfo') if line.startswith('Features')))"
@@ -197,7 +197,7 @@ def test_a_broken_engine_is_a_model_error(files, tmp_path):
 def test_a_crash_of_the_engine_library_is_quoted(files, tmp_path, monkeypatch):
     """ONNX Runtime crashes where an ARM processor shows it the host's /proc/cpuinfo."""
     emulated("cortex-a76")
-    root = qemu.installed("cortex-a76")
+    root = qemu.installed_root("cortex-a76")
     for name in (qemu.WHEELS, "usr", "lib"):
         (tmp_path / name).symlink_to(root.parent / name)
     view = tmp_path / "cortex-a76"
@@ -311,9 +311,9 @@ def test_what_is_not_installed_names_the_command(files, tmp_path):
 @pytest.mark.parametrize("processor", qemu.processors())
 def test_without_qemu_the_package_is_named(processor, tmp_path, monkeypatch):
     monkeypatch.setenv("PATH", str(tmp_path))
-    assert qemu.installed(processor) is None
+    assert qemu.installed_root(processor) is None
     with pytest.raises(DeviceError, match=r"needs qemu-\w+-static.*apt-get install qemu-user-static"):
-        qemu.install(processor, lambda *_: None)
+        qemu.install_processor(processor, lambda *_: None)
 
 
 def test_an_old_qemu_is_refused(tmp_path, monkeypatch):
@@ -322,7 +322,7 @@ def test_an_old_qemu_is_refused(tmp_path, monkeypatch):
     old.chmod(0o755)
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(DeviceError, match=r"emulating cortex-a76 needs QEMU 7\.2 or newer"):
-        qemu.install("cortex-a76", lambda *_: None)
+        qemu.install_processor("cortex-a76", lambda *_: None)
 
 
 @needs("qemu-aarch64-static")
@@ -330,14 +330,14 @@ def test_without_apt_it_is_said(tmp_path, monkeypatch, nothing_installed):
     (tmp_path / "qemu-aarch64-static").symlink_to(shutil.which("qemu-aarch64-static"))
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(DeviceError, match="which needs apt-get and dpkg-deb: install it on Debian or Ubuntu"):
-        qemu.install("cortex-a76", lambda *_: None)
+        qemu.install_processor("cortex-a76", lambda *_: None)
 
 
 @needs_apt
 def test_without_a_network_nothing_is_left(nothing_installed):
     steps = []
     with pytest.raises(DeviceError, match=r"Debian's packages cannot be had from http\S+; check the network"):
-        qemu.install("cortex-a76", lambda *step: steps.append(step))
+        qemu.install_processor("cortex-a76", lambda *step: steps.append(step))
     assert steps == [(0, 5, "Debian's package lists")]
     assert [path.suffix for path in nothing_installed.iterdir()] == [".lock"]
 
@@ -352,10 +352,10 @@ def test_a_killed_installation_is_not_taken_for_whole_and_swept(nothing_installe
             connection, _ = mirror.accept()
             process.kill()
         connection.close()
-    assert qemu.installed("cortex-a76") is None
+    assert qemu.installed_root("cortex-a76") is None
     assert len([path for path in nothing_installed.iterdir() if path.is_dir()]) == 1
     with pytest.raises(DeviceError, match="cannot be had"):
-        qemu.install("cortex-a76", lambda *_: None)
+        qemu.install_processor("cortex-a76", lambda *_: None)
     assert not [path for path in nothing_installed.iterdir() if path.is_dir()]
 
 
@@ -364,4 +364,4 @@ def test_a_cache_folder_that_cannot_be_made_is_named(tmp_path, monkeypatch):
     (tmp_path / "file").touch()
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
     with pytest.raises(DeviceError, match=r"file/edgekd/emulators: cannot be made a folder.*with XDG_CACHE_HOME"):
-        qemu.install("cortex-a76", lambda *_: None)
+        qemu.install_processor("cortex-a76", lambda *_: None)

@@ -16,7 +16,7 @@ from boards import eventually, forget_sockets, free_port, make_python, running_s
 from edgekd.config.recipe import ProfileConfig
 from edgekd.devices.local import LocalDevice
 from edgekd.devices.ssh import SshDevice, parse
-from edgekd.devices.ssh.packing import pack
+from edgekd.devices.ssh.packing import pack_agent
 from edgekd.errors import DeviceError, MissingDependency, ModelError, StorageError, TargetError
 from edgekd.runtime.backends.registry import ORT, Runtime
 from edgekd.runtime.measure.machine import identity
@@ -506,7 +506,7 @@ def test_the_agent_needs_numpy_and_nothing_else(tmp_path):
     import zipfile
 
     python = make_python(tmp_path / "venv", ["numpy"])
-    zipfile.ZipFile(io.BytesIO(base64.b64decode(pack().base64))).extractall(tmp_path / "agent")
+    zipfile.ZipFile(io.BytesIO(base64.b64decode(pack_agent().base64))).extractall(tmp_path / "agent")
     modules = [
         ".".join(path.relative_to(tmp_path / "agent").with_suffix("").parts)
         for path in sorted((tmp_path / "agent").rglob("*.py"))
@@ -526,7 +526,7 @@ def test_the_agent_needs_numpy_and_nothing_else(tmp_path):
 
 
 def test_the_same_agent_has_the_same_name():
-    pack.cache_clear()
-    first = pack()
-    pack.cache_clear()
-    assert pack() == first
+    pack_agent.cache_clear()
+    first = pack_agent()
+    pack_agent.cache_clear()
+    assert pack_agent() == first

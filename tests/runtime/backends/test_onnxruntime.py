@@ -6,7 +6,7 @@ from onnx.helper import make_node, make_tensor_value_info
 
 from edgekd.errors import ModelError
 from edgekd.runtime.backends.onnxruntime import open_engine
-from edgekd.runtime.session import TensorSpec, TimesComputing
+from edgekd.runtime.session import ComputeTimer, TensorSpec
 
 
 @pytest.fixture
@@ -125,7 +125,7 @@ def one(seed=0):
 def test_computing_alone_is_timed_and_changes_no_result(path):
     with open_engine(path) as session:
         expected = session.run(one())
-        assert isinstance(session, TimesComputing)
+        assert isinstance(session, ComputeTimer)
         compute = session.place(one(1))
         assert all(compute() > 0 for _ in range(3))
         for name, array in session.run(one()).items():

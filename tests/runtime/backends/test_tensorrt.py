@@ -18,7 +18,7 @@ from edgekd.runtime.backends.tensorrt import (
     RTX,
     BuildOptions,
     absent,
-    build,
+    build_plan,
     keep_engine,
     library,
     open_engine,
@@ -41,12 +41,12 @@ def trt():
 
 @pytest.fixture(scope="module")
 def plan():
-    return build(quantized(), RTX, SM86)
+    return build_plan(quantized(), RTX, SM86)
 
 
 def refused(model, options=SM86, error=ModelError):
     with pytest.raises(error) as caught:
-        build(model, RTX, options, name="net.onnx")
+        build_plan(model, RTX, options, name="net.onnx")
     message = str(caught.value)
     assert "\n" not in message
     assert "/_src/" not in message
@@ -72,7 +72,7 @@ def test_a_quantized_graph_builds(plan, trt):
 def test_a_file_builds_like_its_content(plan, tmp_path):
     path = tmp_path / "net.onnx"
     path.write_bytes(quantized())
-    assert build(path, RTX, SM86).layers == plan.layers
+    assert build_plan(path, RTX, SM86).layers == plan.layers
 
 
 @without_gpu
@@ -181,7 +181,7 @@ def test_a_fixed_batch_needs_no_profile():
     steps = tensorrt._EngineBuilder(library(RTX), RTX, "net.onnx")
     steps.parse(single("Relu", [2, 4]))
     assert steps.profile(64) is None
-    assert build(single("Relu", [2, 4]), RTX, SM86).content
+    assert build_plan(single("Relu", [2, 4]), RTX, SM86).content
 
 
 def test_another_dynamic_dimension_is_named():
@@ -191,7 +191,7 @@ def test_another_dynamic_dimension_is_named():
 
 def test_no_batch_at_all():
     with pytest.raises(ValueError, match="1 or more, not 0"):
-        build(quantized(), RTX, BuildOptions(max_batch=0))
+        build_plan(quantized(), RTX, BuildOptions(max_batch=0))
 
 
 def test_turing_is_refused():
@@ -232,7 +232,7 @@ def test_a_broken_model_is_named(model, said):
 
 def test_an_absent_file_is_named(tmp_path):
     with pytest.raises(ModelError, match=r"net\.onnx: cannot be read: No such file"):
-        build(tmp_path / "net.onnx", RTX, SM86)
+        build_plan(tmp_path / "net.onnx", RTX, SM86)
 
 
 def test_a_broken_model_does_not_open():
@@ -250,9 +250,9 @@ def test_the_collector_is_off_whenever_the_library_logs(monkeypatch):
         take(self, severity, message)
 
     monkeypatch.setattr(Journal, "_take", observed)
-    build(quantized(), RTX, SM86)
+    build_plan(quantized(), RTX, SM86)
     with pytest.raises(ModelError):
-        build(quantized(bias="int32"), RTX, SM86)
+        build_plan(quantized(bias="int32"), RTX, SM86)
     assert len(seen) > 100
     assert not any(seen)
     assert gc.isenabled()

@@ -8,7 +8,7 @@ from onnx import TensorProto, helper, numpy_helper
 from edgekd.runtime.backends import onnxruntime
 from edgekd.runtime.backends.openvino import layer_times, no_telemetry
 from edgekd.runtime.backends.registry import ORT, Runtime
-from edgekd.runtime.measure.layers import fold, from_ort_trace, from_tensorrt
+from edgekd.runtime.measure.layers import assign_branches, from_ort_trace, from_tensorrt
 from edgekd.runtime.measure.results import EngineProfile, LayerTime, Profile, latency_from
 
 
@@ -119,5 +119,5 @@ BRANCHES = {"a.0": "image", "a.1": "image", "b.0": "audio", "cat": "fusion", "ca
 def test_a_layer_belongs_to_the_branch_of_its_main_node(nodes, branch):
     layer = LayerTime("layer", "", None, 1.0, tuple(nodes))
     engine = EngineProfile("engine", latency_from(np.ones(1)), (), (), 1, 1, "engine.npy", layers=(layer,))
-    folded = fold(Profile({}, 1, 50, (engine,)), {"engine": BRANCHES})
+    folded = assign_branches(Profile({}, 1, 50, (engine,)), {"engine": BRANCHES})
     assert folded.engines[0].layers[0].branch == branch
