@@ -43,7 +43,7 @@ class Device(Protocol):
         inputs: Path,
         outputs: Path,
         threads: int,
-        tell: Callable[[str], None] = lambda _: None,
+        notify: Callable[[str], None] = lambda _: None,
     ) -> None:
         """Run every row of ``inputs`` through an engine.
 
@@ -53,7 +53,7 @@ class Device(Protocol):
             inputs: ``.npz`` with ``input.<name>`` [N, ...] for each of its inputs.
             outputs: ``.npz`` to write, with every output by its name [N, ...].
             threads: threads of one inference.
-            tell: called with what takes a while, e.g. "sending deploy.onnx, 3.1 MB".
+            notify: called with what takes a while, e.g. "sending deploy.onnx, 3.1 MB".
 
         Raises:
             DeviceError: the device was lost, hung or answered nonsense.
@@ -92,14 +92,14 @@ class Device(Protocol):
 class Verifier(Device, Protocol):
     """A device on which edgekd's own agent runs, beside the engine library that an app would use there."""
 
-    def verify(self, bundle: Path, runtime: Runtime, threads: int, tell: Callable[[str], None]) -> Verification:
+    def verify(self, bundle: Path, runtime: Runtime, threads: int, notify: Callable[[str], None]) -> Verification:
         """Check a bundle's digests there, and its reference samples and their Grams in its engine.
 
         Args:
             bundle: its folder.
             runtime: the library that runs it.
             threads: threads of one inference.
-            tell: as for :meth:`evaluate`.
+            notify: as for :meth:`evaluate`.
 
         Raises:
             BundleError: a file was altered.
@@ -108,7 +108,7 @@ class Verifier(Device, Protocol):
         """
 
     def build(
-        self, engine: Path, runtime: Runtime, folder: Path, threads: int, tell: Callable[[str], None]
+        self, engine: Path, runtime: Runtime, folder: Path, threads: int, notify: Callable[[str], None]
     ) -> BuiltEngine | None:
         """Bring here what the engine library makes of an engine for that very machine.
 
@@ -117,7 +117,7 @@ class Verifier(Device, Protocol):
             runtime: the library.
             folder: receives the files.
             threads: threads of one inference.
-            tell: as for :meth:`evaluate`.
+            notify: as for :meth:`evaluate`.
 
         Returns:
             None where the library makes nothing that can be kept.

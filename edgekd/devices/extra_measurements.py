@@ -49,7 +49,7 @@ def nothing_measured(reason: str) -> ExtraMeasurements:
 
 
 def measure_extras(
-    name: str, ask: Ask, folder: Path, config: ProfileConfig, tell: Callable[[str], None]
+    name: str, ask: Ask, folder: Path, config: ProfileConfig, notify: Callable[[str], None]
 ) -> ExtraMeasurements:
     """Measure one open engine, which is closed in the end: its layers are those of another one.
 
@@ -58,7 +58,7 @@ def measure_extras(
         ask: gives its agent a job.
         folder: receives ``<name>.paced.npy`` and ``<name>.sustained.npy``, every latency in ns, in order.
         config: what is asked for.
-        tell: called after each step with what came out.
+        notify: called after each step with what came out.
     """
     reasons: dict[str, str] = {}
     paced = sustained = energy = None
@@ -66,11 +66,11 @@ def measure_extras(
         reasons["paced"] = "not measured: no rate was asked for (--rate, profile.rate_hz)"
     else:
         paced = _pace(name, ask, folder, config.rate_hz)
-        tell(f"{name} at {config.rate_hz:g} Hz")
+        notify(f"{name} at {config.rate_hz:g} Hz")
     if not config.sustained_s:
         reasons["sustained"] = "not measured: no time was asked for (--sustained, profile.sustained_s)"
     else:
-        sustained = _sustain(name, ask, folder, config, tell)
+        sustained = _sustain(name, ask, folder, config, notify)
     if not config.energy_s:
         reasons["energy"] = "not measured: it is switched off (profile.energy_s = 0)"
     else:
@@ -79,7 +79,7 @@ def measure_extras(
             reasons["energy"] = f"not measured: {answer['reason']}"
         else:
             energy = Energy(**answer["energy"])
-        tell(f"{name} energy")
+        notify(f"{name} energy")
     layers: tuple[LayerTime, ...] = ()
     if not config.layers:
         reasons["layers"] = "not measured: it is switched off (profile.layers = false)"
@@ -87,7 +87,7 @@ def measure_extras(
         layers, reason = _layers(ask)
         if reason:
             reasons["layers"] = f"not measured: {reason}"
-        tell(f"{name} layers")
+        notify(f"{name} layers")
     return ExtraMeasurements(paced, sustained, energy, layers, reasons)
 
 
@@ -107,7 +107,7 @@ def _windows(config: ProfileConfig) -> int:
     return math.ceil(config.sustained_s / _WINDOW_SECONDS)
 
 
-def _sustain(name: str, ask: Ask, folder: Path, config: ProfileConfig, tell: Callable[[str], None]) -> Sustained:
+def _sustain(name: str, ask: Ask, folder: Path, config: ProfileConfig, notify: Callable[[str], None]) -> Sustained:
     windows, parts, throttled = [], [], []
     begin = time.monotonic()
     for index in range(_windows(config)):
@@ -119,7 +119,7 @@ def _sustain(name: str, ask: Ask, folder: Path, config: ProfileConfig, tell: Cal
         p50_ms = float(np.median(parts[-1])) / 1e6
         windows.append(Window(at_s, len(parts[-1]), p50_ms, answer["temperature_c"], answer["clock_mhz"]))
         degrees = answer["temperature_c"]
-        tell(f"{name} {p50_ms:.3f} ms" + ("" if degrees is None else f", {degrees:.0f} °C"))
+        notify(f"{name} {p50_ms:.3f} ms" + ("" if degrees is None else f", {degrees:.0f} °C"))
     seconds, ns, file = time.monotonic() - begin, np.concatenate(parts), f"{name}.sustained.npy"
     np.save(folder / file, ns)
     known = [value for value in throttled if value is not None]

@@ -114,7 +114,7 @@ def profile_interleaved(
     done = itertools.count(1)
     found = {name: _EngineTimes(nothing_measured(no_further or "not measured")) for name in engines}
 
-    def tell(note: str) -> None:
+    def notify(note: str) -> None:
         advance(next(done), total, note)
 
     with tempfile.TemporaryDirectory() as scratch:
@@ -126,13 +126,13 @@ def profile_interleaved(
                 for name in _turn(engines, index):
                     running[name] = stack.enter_context(open_engine(engines[name]))
                     _start(running[name], feeds, found[name])
-                    tell(f"{name} opened in {running[name].load_ms:.1f} ms")
-                _time(running, blocks, config, found, tell)
+                    notify(f"{name} opened in {running[name].load_ms:.1f} ms")
+                _time(running, blocks, config, found, notify)
                 if index < len(shares) - 1:
                     continue
                 machine = next(iter(running.values())).machine()
                 for name, opened in () if no_further else running.items():
-                    found[name].further = measure_extras(name, opened.ask, folder, config, tell)
+                    found[name].further = measure_extras(name, opened.ask, folder, config, notify)
     no_compute = _NO_COMPUTE if config.compute else "not measured: it is switched off (profile.compute = false)"
     profiles = tuple(_summary(name, engines[name], found[name], folder, no_compute) for name in engines)
     return Profile(machine, config.threads, _BLOCK, profiles, config.cold_starts)
@@ -150,7 +150,7 @@ def _time(
     blocks: list[int],
     config: ProfileConfig,
     found: Mapping[str, _EngineTimes],
-    tell: Callable[[str], None],
+    notify: Callable[[str], None],
 ) -> None:
     """Let engines that are open take turns."""
     parts: dict[str, list[Nanoseconds]] = {name: [] for name in running}
@@ -162,7 +162,7 @@ def _time(
             parts[name].append(running[name].measure(block, _LEAD_IN))
             computed = running[name].compute(block, _LEAD_IN) if config.compute else None
             alone[name] += [] if computed is None else [computed]
-            tell(f"{name} {np.median(parts[name][-1]) / 1e6:.3f} ms")
+            notify(f"{name} {np.median(parts[name][-1]) / 1e6:.3f} ms")
     for name, opened in running.items():
         if parts[name]:
             found[name].latency.append(np.concatenate(parts[name]))

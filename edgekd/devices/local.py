@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from edgekd.runtime.session import BuiltEngine
 
 #: How long one answer may take: the largest evaluation, not a hung driver.
-_PATIENCE_SECONDS = 600.0
+_TIMEOUT_SECONDS = 600.0
 
 
 class LocalDevice:
@@ -36,8 +36,8 @@ class LocalDevice:
     name = "local"
     no_latency = None
 
-    def __init__(self, patience_seconds: float = _PATIENCE_SECONDS) -> None:
-        self._patience_seconds = patience_seconds
+    def __init__(self, timeout_seconds: float = _TIMEOUT_SECONDS) -> None:
+        self._timeout_seconds = timeout_seconds
 
     @property
     def arch(self) -> str:
@@ -58,7 +58,7 @@ class LocalDevice:
         inputs: Path,
         outputs: Path,
         threads: int,
-        tell: Callable[[str], None] = lambda _: None,  # noqa: ARG002 - nothing takes long
+        notify: Callable[[str], None] = lambda _: None,  # noqa: ARG002 - nothing takes long
     ) -> None:
         """Run every row of ``inputs`` through an engine; see :class:`~edgekd.devices.base.Device`."""
         agent_host.evaluate_engine(self._here(), engine, runtime, inputs, outputs, threads)
@@ -68,7 +68,7 @@ class LocalDevice:
         bundle: Path,
         runtime: Runtime,
         threads: int,
-        tell: Callable[[str], None],  # noqa: ARG002 - the same
+        notify: Callable[[str], None],  # noqa: ARG002 - the same
     ) -> Verification:
         """Check a bundle; see :class:`~edgekd.devices.base.Verifier`."""
         return agent_host.verify_bundle(self._here(), bundle, runtime, threads)
@@ -79,7 +79,7 @@ class LocalDevice:
         runtime: Runtime,
         folder: Path,
         threads: int,
-        tell: Callable[[str], None],  # noqa: ARG002 - the same
+        notify: Callable[[str], None],  # noqa: ARG002 - the same
     ) -> BuiltEngine | None:
         """Keep what the library makes of an engine; see :class:`~edgekd.devices.base.Verifier`."""
         return agent_host.build_engine(self._here(), engine, runtime, folder, threads)
@@ -136,17 +136,17 @@ class LocalDevice:
         """Let go of it: nothing is held."""
 
     def _here(self) -> LocalHost:
-        return LocalHost([sys.executable, *AGENT], agent_environment(), self._patience_seconds)
+        return LocalHost([sys.executable, *AGENT], agent_environment(), self._timeout_seconds)
 
 
 class AgentEngine:
     """One engine in an agent's process; see :class:`~edgekd.devices.interleave.EngineProcess`."""
 
-    def __init__(self, where: AgentHost, engine: Path, runtime: Runtime, threads: int) -> None:
-        self._place = where
-        there, told = where.send(engine), where.spell(runtime)
+    def __init__(self, host: AgentHost, engine: Path, runtime: Runtime, threads: int) -> None:
+        self._host = host
+        there, told = host.send(engine), host.runtime_arguments(runtime)
         with ExitStack() as stack:
-            self._agent = stack.enter_context(where.start())
+            self._agent = stack.enter_context(host.start())
             opened = self._agent.ask("open", "import_ms", "load_ms", engine=there, threads=threads, **told)
             self.import_ms: float = opened["import_ms"]
             self.load_ms: float = opened["load_ms"]
@@ -154,7 +154,7 @@ class AgentEngine:
 
     def first(self, feeds: Path) -> float:
         """Read the rows that :meth:`measure` cycles through, and time one inference of the first."""
-        first_run_ms: float = self._agent.ask("first", "first_run_ms", feeds=self._place.send(feeds))["first_run_ms"]
+        first_run_ms: float = self._agent.ask("first", "first_run_ms", feeds=self._host.send(feeds))["first_run_ms"]
         return first_run_ms
 
     def measure(self, iterations: int, warmup: int) -> Nanoseconds:

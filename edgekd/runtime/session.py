@@ -94,7 +94,7 @@ class Session(Protocol):
 class ComputeTimer(Protocol):
     """What a :class:`Session` may offer beside: it tells computing from bringing arrays in and out."""
 
-    def place(self, feeds: Feeds) -> Callable[[], int] | None:
+    def bind_inputs(self, feeds: Feeds) -> Callable[[], int] | None:
         """Put the feeds, one row each, in place, and return what computes on them and returns the time of that in ns.
 
         It may be called again and again until the session is given other feeds.

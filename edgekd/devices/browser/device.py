@@ -32,7 +32,7 @@ _RUNTIME = "onnxruntime-web"
 #: V8 goes on optimising a page's code for some hundred inferences.
 _WARMUP = 500
 _BATCH = 64
-_PATIENCE_SECONDS = 600.0
+_TIMEOUT_SECONDS = 600.0
 
 #: Why nothing but latency is measured.
 _NO_FURTHER = "not measured: a page in a browser has no profiler and no sensors, and its timers keep no pace"
@@ -53,8 +53,8 @@ class BrowserDevice:
     name = "browser"
     no_latency = None
 
-    def __init__(self, patience_seconds: float = _PATIENCE_SECONDS) -> None:
-        self._patience_seconds = patience_seconds
+    def __init__(self, timeout_seconds: float = _TIMEOUT_SECONDS) -> None:
+        self._timeout_seconds = timeout_seconds
 
     @property
     def arch(self) -> str:
@@ -91,7 +91,7 @@ class BrowserDevice:
         inputs: Path,
         outputs: Path,
         threads: int,
-        tell: Callable[[str], None] = lambda _: None,  # noqa: ARG002 - nothing is said while an engine runs
+        notify: Callable[[str], None] = lambda _: None,  # noqa: ARG002 - nothing is said while an engine runs
     ) -> None:
         """Run every row of ``inputs`` through an engine; see :class:`~edgekd.devices.base.Device`."""
         with self._open(engine, runtime, threads) as session:
@@ -120,7 +120,7 @@ class BrowserDevice:
 
     def _open(self, engine: Path, runtime: Runtime, threads: int) -> _BrowserSession:
         _check(runtime)
-        return _BrowserSession(engine, threads, self._patience_seconds)
+        return _BrowserSession(engine, threads, self._timeout_seconds)
 
 
 class _BrowserSession:
@@ -128,9 +128,9 @@ class _BrowserSession:
 
     import_ms = None
 
-    def __init__(self, engine: Path, threads: int, patience_seconds: float) -> None:
+    def __init__(self, engine: Path, threads: int, timeout_seconds: float) -> None:
         with ExitStack() as stack:
-            self.page = stack.enter_context(Page(engine, patience_seconds))
+            self.page = stack.enter_context(Page(engine, timeout_seconds))
             opened = self.page.ask("open", threads=threads).values
             if opened["threads"] != threads:
                 raise DeviceError(f"the browser gives onnxruntime-web {opened['threads']} threads, not {threads}")

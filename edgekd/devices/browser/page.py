@@ -53,16 +53,16 @@ class Page:
 
     Args:
         engine: the engine's file, which the page opens when it is told to.
-        patience_seconds: how long one answer may take.
+        timeout_seconds: how long one answer may take.
 
     Raises:
         DeviceError: there is no Chromium or no onnxruntime-web, or the page does not open.
         ModelError: the file cannot be read.
     """
 
-    def __init__(self, engine: Path, patience_seconds: float) -> None:
+    def __init__(self, engine: Path, timeout_seconds: float) -> None:
         self._engine = engine
-        self.patience_seconds = patience_seconds
+        self.timeout_seconds = timeout_seconds
         try:
             content = engine.read_bytes()
         except OSError as error:
@@ -72,7 +72,7 @@ class Page:
         with ExitStack() as stack:
             self._server = stack.enter_context(Server({**files, **read_library(), "engine": content}))
             self.chromium = stack.enter_context(Chromium(program, self._server.url("page.html")))
-            self._await("open its page", min(_START_SECONDS, patience_seconds))
+            self._await("open its page", min(_START_SECONDS, timeout_seconds))
             self._stack = stack.pop_all()
 
     def ask(self, job: str, tensors: Feeds | None = None, **arguments: Any) -> PageAnswer:
@@ -89,7 +89,7 @@ class Page:
         """
         self._server.files["tensors"] = encode_tensors(tensors or {})
         self._server.send({"job": job, **arguments})
-        answer = decode_tensors(self._await(f"answer '{job}'", self.patience_seconds))
+        answer = decode_tensors(self._await(f"answer '{job}'", self.timeout_seconds))
         if "error" in answer.values:
             what = "cannot open it" if job == "open" else "failed to run it"
             raise ModelError(f"{self._engine}: onnxruntime-web {what}: {answer.values['error']}")

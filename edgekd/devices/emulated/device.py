@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from edgekd.runtime.measure.results import Profile
 
 #: How long one answer may take: emulation is slow.
-_PATIENCE_SECONDS = 3600.0
+_TIMEOUT_SECONDS = 3600.0
 
 #: Runtimes whose results were seen to be the processor's: those of this host's own Python, and of an ARM user space.
 _NATIVE, _GUEST = ("onnxruntime", "openvino"), ("onnxruntime",)
@@ -38,7 +38,7 @@ class EmulatedDevice:
 
     Args:
         processor: its name, e.g. "cortex-a76".
-        patience_seconds: how long one answer may take.
+        timeout_seconds: how long one answer may take.
 
     Raises:
         DeviceError: the processor is not known.
@@ -46,9 +46,9 @@ class EmulatedDevice:
 
     no_latency = "not measured: emulated time says nothing of the processor"
 
-    def __init__(self, processor: str, patience_seconds: float = _PATIENCE_SECONDS) -> None:
+    def __init__(self, processor: str, timeout_seconds: float = _TIMEOUT_SECONDS) -> None:
         self._processor = qemu.find_processor(processor)
-        self._patience_seconds = patience_seconds
+        self._timeout_seconds = timeout_seconds
         self.name = f"emulated:{self._processor.name}"
         self.arch = self._processor.arch
 
@@ -88,7 +88,7 @@ class EmulatedDevice:
         inputs: Path,
         outputs: Path,
         threads: int,
-        tell: Callable[[str], None] = lambda _: None,  # noqa: ARG002 - nothing is said while an engine runs
+        notify: Callable[[str], None] = lambda _: None,  # noqa: ARG002 - nothing is said while an engine runs
     ) -> None:
         """Run every row of ``inputs`` through an engine; see :class:`~edgekd.devices.base.Device`.
 
@@ -102,7 +102,7 @@ class EmulatedDevice:
         command = [*qemu.python_command(self._processor, root), *AGENT]
         with tempfile.TemporaryDirectory() as sources:
             environment = self._environment(root, Path(sources))
-            here = LocalHost(command, environment, self._patience_seconds)
+            here = LocalHost(command, environment, self._timeout_seconds)
             agent_host.evaluate_engine(here, engine, runtime, inputs, outputs, threads)
 
     def profile(

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from edgekd.runtime.session import BuiltEngine
 
 #: How long one answer may take: TensorRT builds a large engine for many minutes.
-_PATIENCE_SECONDS = 3600.0
+_TIMEOUT_SECONDS = 3600.0
 #: How long an agent there outlives a link that was cut.
 _SILENCE_SECONDS = 60.0
 
@@ -53,7 +53,7 @@ class SshDevice:
 
     Args:
         address: ``ssh://[user@]host[:port][?python=COMMAND]``.
-        patience_seconds: how long one answer of an agent there may take.
+        timeout_seconds: how long one answer of an agent there may take.
         silence_seconds: how long an agent there outlives a link that was cut.
 
     Raises:
@@ -65,11 +65,11 @@ class SshDevice:
     def __init__(
         self,
         address: str,
-        patience_seconds: float = _PATIENCE_SECONDS,
+        timeout_seconds: float = _TIMEOUT_SECONDS,
         silence_seconds: float = _SILENCE_SECONDS,
     ) -> None:
         self._address = parse_address(address)
-        self._patience_seconds = patience_seconds
+        self._timeout_seconds = timeout_seconds
         self._silence_seconds = silence_seconds
         self._connection: Connection | None = None
         self._contact: Contact | None = None
@@ -96,7 +96,7 @@ class SshDevice:
         key = repr(runtime)
         if key not in self._described:
             board = self._ready(runtime)
-            answer = board.ask("describe", "absent", "facts", **board.spell(runtime))
+            answer = board.ask("describe", "absent", "facts", **board.runtime_arguments(runtime))
             if answer["absent"]:
                 raise DeviceError(f"{self.name}: {answer['absent']}")
             self._described[key] = answer["facts"]
@@ -125,27 +125,27 @@ class SshDevice:
         inputs: Path,
         outputs: Path,
         threads: int,
-        tell: Callable[[str], None] = lambda _: None,
+        notify: Callable[[str], None] = lambda _: None,
     ) -> None:
         """Run every row of ``inputs`` through an engine; see :class:`~edgekd.devices.base.Device`."""
-        with self._alone(runtime, tell) as board:
+        with self._alone(runtime, notify) as board:
             for path in (engine, inputs):
                 board.send(path)
-            tell(f"{_opening(runtime)} {engine.name} there")
+            notify(f"{_opening(runtime)} {engine.name} there")
             agent_host.evaluate_engine(board, engine, runtime, inputs, outputs, threads)
 
-    def verify(self, bundle: Path, runtime: Runtime, threads: int, tell: Callable[[str], None]) -> Verification:
+    def verify(self, bundle: Path, runtime: Runtime, threads: int, notify: Callable[[str], None]) -> Verification:
         """Check a bundle; see :class:`~edgekd.devices.base.Verifier`."""
-        with self._alone(runtime, tell) as board:
-            tell("verifying there")
+        with self._alone(runtime, notify) as board:
+            notify("verifying there")
             return agent_host.verify_bundle(board, bundle, runtime, threads)
 
     def build(
-        self, engine: Path, runtime: Runtime, folder: Path, threads: int, tell: Callable[[str], None]
+        self, engine: Path, runtime: Runtime, folder: Path, threads: int, notify: Callable[[str], None]
     ) -> BuiltEngine | None:
         """Bring here what the library makes of an engine; see :class:`~edgekd.devices.base.Verifier`."""
-        with self._alone(runtime, tell) as board:
-            tell("asking for what was built there")
+        with self._alone(runtime, notify) as board:
+            notify("asking for what was built there")
             return agent_host.build_engine(board, engine, runtime, folder, threads)
 
     def profile(
@@ -182,9 +182,9 @@ class SshDevice:
             connection.kill()
 
     @contextmanager
-    def _alone(self, runtime: Runtime, tell: Callable[[str], None]) -> Iterator[Board]:
+    def _alone(self, runtime: Runtime, notify: Callable[[str], None]) -> Iterator[Board]:
         board = self._ready(runtime)
-        with board.alone(tell):
+        with board.exclusive(notify):
             yield board
 
     def _ready(self, runtime: Runtime | None) -> Board:
@@ -196,7 +196,7 @@ class SshDevice:
         if self._board is None:
             if not contact.unpacked:
                 unpack_agent(connection)
-            self._board = Board(connection, contact.root, self._patience_seconds, self._silence_seconds)
+            self._board = Board(connection, contact.root, self._timeout_seconds, self._silence_seconds)
         return self._board
 
     def _look(self) -> Contact:

@@ -94,7 +94,7 @@ class Agent:
     def compute(self, iterations: int, warmup: int) -> Answer:
         """Time computing alone on the next row, again and again; ``ns`` is null where that cannot be told apart."""
         session, rows = self._engine(), self._inputs("compute")
-        compute = session.place(next(rows)) if isinstance(session, ComputeTimer) else None
+        compute = session.bind_inputs(next(rows)) if isinstance(session, ComputeTimer) else None
         if compute is None:
             return {"ns": None}
         for _ in range(warmup):

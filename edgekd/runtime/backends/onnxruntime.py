@@ -142,7 +142,7 @@ class _OrtSession:
             raise ModelError(f"{self._name}: ONNX Runtime failed to run it: {error}") from error
         return dict(zip(self._output_names, results))  # noqa: B905 - as many as were asked for; strict takes time
 
-    def place(self, feeds: Feeds) -> Callable[[], int]:
+    def bind_inputs(self, feeds: Feeds) -> Callable[[], int]:
         """Compute by IO binding; see :class:`~edgekd.runtime.session.ComputeTimer`."""
         results = self.run(feeds)  # which tells the outputs' shapes
         binding = self._session.io_binding()

@@ -309,7 +309,7 @@ class _OpenVinoSession:
         except RuntimeError as error:
             raise ModelError(f"{self._name}: OpenVINO failed to run it: {_reason(error)}") from error
 
-    def place(self, feeds: Feeds) -> Callable[[], int] | None:
+    def bind_inputs(self, feeds: Feeds) -> Callable[[], int] | None:
         """Time what OpenVINO says that the filled request's inference took, as its ``benchmark_app`` does."""
         self._check(feeds)
         if self._model is None:

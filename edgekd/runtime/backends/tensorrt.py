@@ -572,7 +572,7 @@ class _TensorRTSession:
         gpu.synchronize()
         return results
 
-    def place(self, feeds: Feeds) -> Callable[[], int]:
+    def bind_inputs(self, feeds: Feeds) -> Callable[[], int]:
         """Time the engine between two CUDA events; see :class:`~edgekd.runtime.session.ComputeTimer`."""
         self._check(feeds)
         gpu = self._gpu

@@ -377,7 +377,7 @@ def test_a_slow_answer_is_a_device_error(files):
     with Page(files / "float.onnx", 60) as page:
         page.ask("open", threads=1)
         page.ask("first", {name: np.ones((1, 24), np.float32) for name in ("x", "y")})
-        page.patience_seconds = 0.5
+        page.timeout_seconds = 0.5
         with pytest.raises(DeviceError, match=r"did not answer 'measure' in 0\.5 s"):
             page.ask("measure", iterations=10**8, warmup=0)
 
@@ -385,7 +385,7 @@ def test_a_slow_answer_is_a_device_error(files):
 @in_browser
 def test_a_page_that_does_not_open_in_time_is_a_device_error(files, tmp_path):
     with pytest.raises(DeviceError, match=r"did not open its page in 0\.01 s"):
-        BrowserDevice(patience_seconds=0.01).evaluate(files / "float.onnx", WEB, files / "x.npz", tmp_path / "y.npz", 1)
+        BrowserDevice(timeout_seconds=0.01).evaluate(files / "float.onnx", WEB, files / "x.npz", tmp_path / "y.npz", 1)
 
 
 @in_browser

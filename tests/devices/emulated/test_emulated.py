@@ -234,7 +234,7 @@ def kill_first_child():
 
 def test_a_slow_answer_is_a_device_error(files, tmp_path):
     with pytest.raises(DeviceError, match=r"did not answer 'open' in 0\.05 s"):
-        evaluate(emulated("haswell", patience_seconds=0.05), files, tmp_path / "y.npz")
+        evaluate(emulated("haswell", timeout_seconds=0.05), files, tmp_path / "y.npz")
 
 
 def test_there_is_no_latency(files, tmp_path):
@@ -344,7 +344,10 @@ def test_without_a_network_nothing_is_left(nothing_installed):
 
 @needs_apt
 def test_a_killed_installation_is_not_taken_for_whole_and_swept(nothing_installed, monkeypatch):
-    code = "from edgekd.devices import emulator\nemulator.install('cortex-a76', lambda *step: print(step, flush=True))"
+    code = (
+        "from edgekd.devices.emulated import qemu\n"
+        "qemu.install_processor('cortex-a76', lambda *step: print(step, flush=True))"
+    )
     with socket.create_server(("127.0.0.1", 0)) as mirror:  # takes connections and never answers
         environment = {**os.environ, "http_proxy": f"http://127.0.0.1:{mirror.getsockname()[1]}"}
         with subprocess.Popen([sys.executable, "-c", code], env=environment, stdout=subprocess.PIPE) as process:

@@ -26,7 +26,7 @@ CONFIG = ProfileConfig(iterations=120, warmup=5, cold_starts=1)
 
 @pytest.fixture
 def device(board):
-    found = SshDevice(board.address(), patience_seconds=60)
+    found = SshDevice(board.address(), timeout_seconds=60)
     yield found
     found.close()
 
