@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
 from edgekd.devices.agent_process import AgentProcess
-from edgekd.runtime.bundle import Verification
 from edgekd.runtime.session import BuiltEngine
+from edgekd.runtime.verification import Verification
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence

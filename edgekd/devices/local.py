@@ -22,9 +22,9 @@ if TYPE_CHECKING:
     from edgekd.config.recipe import ProfileConfig
     from edgekd.devices.agent_host import AgentHost
     from edgekd.runtime.backends.registry import Runtime
-    from edgekd.runtime.bundle import Verification
     from edgekd.runtime.measure.results import Nanoseconds, Profile
     from edgekd.runtime.session import BuiltEngine
+    from edgekd.runtime.verification import Verification
 
 #: How long one answer may take: the largest evaluation, not a hung driver.
 _TIMEOUT_SECONDS = 600.0

@@ -29,9 +29,9 @@ if TYPE_CHECKING:
     from edgekd.config.recipe import ProfileConfig
     from edgekd.devices.base import Device
     from edgekd.runtime.backends.registry import Runtime
-    from edgekd.runtime.bundle import Verification
     from edgekd.runtime.manifest import Manifest
     from edgekd.runtime.measure.results import Profile
+    from edgekd.runtime.verification import Verification
 
 _ENGINE = "engine"
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from edgekd.devices.agent_process import AgentProcess
 from edgekd.errors import DeviceError, EdgekdError, StorageError
-from edgekd.runtime.agent.board import GREETING
+from edgekd.runtime.agent.serve import GREETING
 
 if TYPE_CHECKING:
     from edgekd.devices.ssh.connection import Connection

@@ -21,9 +21,9 @@ if TYPE_CHECKING:
 
     from edgekd.config.recipe import ProfileConfig
     from edgekd.runtime.backends.registry import Runtime
-    from edgekd.runtime.bundle import Verification
     from edgekd.runtime.measure.results import Profile
     from edgekd.runtime.session import BuiltEngine
+    from edgekd.runtime.verification import Verification
 
 #: How long one answer may take: TensorRT builds a large engine for many minutes.
 _TIMEOUT_SECONDS = 3600.0

@@ -22,7 +22,7 @@ from edgekd.report.format import size
 from edgekd.report.results import ENGINE as SHIPPED
 from edgekd.report.results import GRAM, SAMPLES
 from edgekd.runtime.backends.registry import Runtime
-from edgekd.runtime.bundle import write_bundle
+from edgekd.runtime.bundle_writer import BundleFacts, write_bundle
 from edgekd.runtime.manifest import BRANCHES, null_not_finite
 from edgekd.runtime.measure.layers import assign_branches
 from edgekd.runtime.measure.results import Profile
@@ -93,8 +93,7 @@ def bundle(context: Context, shipped: EvaluatedCandidate, profiled: Done[Profile
         text = json.dumps(null_not_finite(msgspec.to_builtins(shipped.ledger)), indent=1, allow_nan=False)
         (place / "ledger.json").write_text(text, encoding="utf-8")
         facts = context.exported.result.facts
-        write_bundle(
-            place,
+        stated = BundleFacts(
             target=context.target.name,
             runtime=Runtime(context.public_runtime, context.target.options),
             precision=shipped.offer.candidate.precision,
@@ -109,6 +108,7 @@ def bundle(context: Context, shipped: EvaluatedCandidate, profiled: Done[Profile
                 "profile": _without_layers(named(profiled.result, shipped.name)) if profiled else None,
             },
         )
+        write_bundle(place, stated)
         _write_grams(context, shipped, folder / GRAM / SAMPLES)
         return Bundled(sum(path.stat().st_size for path in place.iterdir()))
 

@@ -7,12 +7,17 @@ from __future__ import annotations
 
 import ctypes
 from ctypes import byref, c_char_p, c_float, c_int, c_size_t, c_uint, c_uint64, c_void_p
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from edgekd.errors import DeviceError
+from edgekd.runtime.measure.machine import power_mode
 
 if TYPE_CHECKING:
     from edgekd.runtime.session import Array
+
+#: What is written of a fact that a machine does not have.
+ABSENT = "none"
 
 _LIBRARY = "libcuda.so.1"
 _NAME_BYTES = 256
@@ -126,6 +131,22 @@ def gpu_name() -> str:
     try:
         gpu = Gpu()
     except DeviceError:
-        return "none"
+        return ABSENT
     gpu.close()
     return gpu.name
+
+
+def nvidia_facts() -> dict[str, str]:
+    """Return the GPU's name, the release of its system or driver, and a Jetson's power mode; "none" for what is absent.
+
+    Together with the processor these decide what an engine on the GPU does, and how fast.
+    """
+    release = _first_line(Path("/etc/nv_tegra_release")) or _first_line(Path("/proc/driver/nvidia/version"))
+    return {"gpu": gpu_name(), "system": release or ABSENT, "power_mode": power_mode() or ABSENT}
+
+
+def _first_line(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8", errors="replace").partition("\n")[0]
+    except OSError:
+        return ""
