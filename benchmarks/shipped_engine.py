@@ -46,7 +46,7 @@ from edgekd.compress.quantize import DEPLOY, ENGINE
 from edgekd.compress.ranges import CalibrationSamples
 from edgekd.config.recipe import ProfileConfig
 from edgekd.config.target import load_calibration
-from edgekd.devices.browser import BrowserDevice
+from edgekd.devices.browser.device import BrowserDevice
 from edgekd.devices.local import LocalDevice
 from edgekd.files import quiet
 from edgekd.gram.drift import Bootstrap, flips, measure_drift

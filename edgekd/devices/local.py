@@ -1,4 +1,4 @@
-"""This host as a device. Engines run in processes of their own, which torch has never been in."""
+"""This host as a device. Engines run in processes of their own, which never import torch."""
 
 from __future__ import annotations
 
@@ -12,14 +12,17 @@ from typing import TYPE_CHECKING, Any
 import edgekd
 from edgekd.devices import agent_host
 from edgekd.devices.agent_host import AGENT, LocalHost
+from edgekd.devices.base import browser_refusal, host_mismatch
 from edgekd.devices.extra_measurements import nanoseconds
 from edgekd.devices.interleave import profile_interleaved
+from edgekd.runtime.measure.machine import cpu_model
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
     from types import TracebackType
 
     from edgekd.config.recipe import ProfileConfig
+    from edgekd.config.target import Target
     from edgekd.devices.agent_host import AgentHost
     from edgekd.runtime.backends.registry import Runtime
     from edgekd.runtime.measure.results import Nanoseconds, Profile
@@ -45,7 +48,12 @@ class LocalDevice:
         return platform.machine()
 
     def missing(self) -> None:
-        """Say what must be installed: nothing, here."""
+        """Return what must be installed: nothing."""
+
+    def refusal(self, target: Target, runtime: Runtime) -> str | None:
+        """Return the reason why this machine cannot run a target's engines; None where it can."""
+        mismatch = host_mismatch(target, platform.machine(), cpu_model())
+        return browser_refusal(runtime) or mismatch or runtime.absent()
 
     def describe(self, runtime: Runtime) -> dict[str, str]:
         """Return what tells this machine from another kind; starts no process and loads no engine library."""

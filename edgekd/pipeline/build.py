@@ -17,8 +17,9 @@ from msgspec.structs import replace
 import edgekd
 from edgekd.compress.quantize import ways
 from edgekd.config.target import load_calibration
-from edgekd.devices.select import Absent, assign_devices
-from edgekd.devices.ssh import SshDevice
+from edgekd.devices.base import Absent
+from edgekd.devices.select import assign_devices
+from edgekd.devices.ssh.device import SshDevice
 from edgekd.errors import OutputError, TargetError
 from edgekd.files import make_folder
 from edgekd.pipeline import imported_source, multi_process, trained_source
@@ -30,7 +31,7 @@ from edgekd.pipeline.target.evaluate import compiles
 from edgekd.pipeline.target.parallel import ship_all
 from edgekd.report.build.files import write_report
 from edgekd.report.results import BuildReport
-from edgekd.runtime.backends.registry import PACKAGES, Runtime
+from edgekd.runtime.backends.registry import Runtime, find_backend
 from edgekd.stages.cache import Cache
 from edgekd.stages.progress import InTurn, Observer, Silent
 from edgekd.stages.stage import Runner, library_versions
@@ -236,7 +237,7 @@ def _check(recipe: Recipe, target: Target, device: Device | Absent) -> None:
             runtime.load()
         device.describe(runtime)
     if target.compile and compiles(target):
-        library_versions(PACKAGES[target.compile.library], "build")
+        library_versions(find_backend(target.compile.library).packages, "build")
     if any(way.quantizer == "nncf" for way in wanted):
         library_versions(["nncf"], "build")
 

@@ -12,11 +12,12 @@ from typing import TYPE_CHECKING, Any
 
 from msgspec.structs import replace
 
-from edgekd.config.target import load_target, shipped_targets
+from edgekd.config.target import shipped_targets
 from edgekd.devices.base import Verifier
 from edgekd.devices.parallel import run_parallel
 from edgekd.devices.select import open_device
-from edgekd.devices.ssh import SshDevice
+from edgekd.devices.ssh.device import SshDevice
+from edgekd.devices.targets import load_target
 from edgekd.errors import BundleError, DeviceError, OutputError
 from edgekd.files import make_folder
 from edgekd.runtime.bundle import check_bundle, engine_file, read_branches
@@ -89,7 +90,7 @@ def profile_bundle(
     """
     manifest, library = check_bundle(path, runtime)
     branches, ledger = read_branches(path, manifest), _ledger(path, manifest)
-    own = "browser" if library.name == "onnxruntime-web" else "local"
+    own = "browser" if library.backend.in_browser else "local"
     if not config.rails and manifest.target in shipped_targets():
         config = replace(config, rails=load_target(manifest.target).power_rails)
     engine = path / engine_file(manifest, "deploy", library)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from edgekd.devices.select import Absent
+from edgekd.devices.base import Absent
 from edgekd.errors import OutputError
 from edgekd.files import make_folder
 from edgekd.pipeline.build import prepare

@@ -13,7 +13,8 @@ from edgekd.compress import quantize
 from edgekd.compress.fp16 import to_half
 from edgekd.config.target import Calibration, Scheme
 from edgekd.errors import ModelError
-from edgekd.runtime.backends.tensorrt import RTX, BuildOptions, build_plan
+from edgekd.runtime.backends.tensorrt_build import BuildOptions, build_plan
+from edgekd.runtime.backends.tensorrt_library import RTX
 
 OUTPUTS = ["logits", "embedding.image", "embedding.motion"]
 

@@ -19,7 +19,7 @@ from commands import (
     started,
 )
 
-from edgekd.devices.browser import BrowserDevice
+from edgekd.devices.browser.device import BrowserDevice
 from edgekd.devices.emulated.device import EmulatedDevice
 
 pytestmark = pytest.mark.skipif(platform.machine() != "x86_64", reason="TensorRT-RTX is for x86-64")

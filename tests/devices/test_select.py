@@ -5,11 +5,13 @@ import platform
 import pytest
 from msgspec.structs import replace
 
-from edgekd.config.target import Hosts, load_target
-from edgekd.devices.browser import BrowserDevice
+from edgekd.config.target import Hosts
+from edgekd.devices.base import Absent
+from edgekd.devices.browser.device import BrowserDevice
 from edgekd.devices.emulated.device import EmulatedDevice
 from edgekd.devices.local import LocalDevice
-from edgekd.devices.select import Absent, assign_devices, install, known_devices, select_device
+from edgekd.devices.select import assign_devices, install, known_devices, select_device
+from edgekd.devices.targets import load_target
 from edgekd.errors import DeviceError, TargetError
 
 pytestmark = pytest.mark.skipif(platform.machine() != "x86_64", reason="says what an x86-64 host is not")

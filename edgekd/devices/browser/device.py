@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from types import TracebackType
 
     from edgekd.config.recipe import ProfileConfig
+    from edgekd.config.target import Target
     from edgekd.runtime.backends.registry import Runtime
     from edgekd.runtime.measure.results import Nanoseconds, Profile
     from edgekd.runtime.session import Array, Feeds
@@ -62,12 +63,18 @@ class BrowserDevice:
         return platform.machine()
 
     def missing(self) -> str | None:
-        """Say what must be installed, and how; None where Chromium and onnxruntime-web are."""
+        """Return what must be installed, and how; None where Chromium and onnxruntime-web are."""
         try:
             find_chromium()
         except DeviceError as error:
             return str(error)
         return None if library.installed() else library.NOT_INSTALLED
+
+    def refusal(self, target: Target, runtime: Runtime) -> str | None:
+        """Return the reason why a browser cannot run a target's engines; None where it can."""
+        return (
+            None if runtime.backend.in_browser else f"target '{target.name}' is for {runtime.name}, not for a browser"
+        )
 
     def describe(self, runtime: Runtime) -> dict[str, str]:
         """Return what tells it from another browser or machine.

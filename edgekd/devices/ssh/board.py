@@ -140,11 +140,11 @@ class Board:
     def _fetch(self, there: str, path: Path) -> None:
         with atomic_path(path) as temporary, temporary.open("wb") as stream:
             size = 1
-            while stream.notify() < size:
-                answer = self.ask("read", "content", "size", path=there, offset=stream.notify(), count=_CHUNK)
+            while stream.tell() < size:
+                answer = self.ask("read", "content", "size", path=there, offset=stream.tell(), count=_CHUNK)
                 size = answer["size"]
                 stream.write(base64.b64decode(answer["content"]))
-                self._notify(f"fetching {path.name}: {_of(stream.notify(), size)}")
+                self._notify(f"fetching {path.name}: {_of(stream.tell(), size)}")
 
 
 def _of(done: int, size: int) -> str:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from edgekd.devices import agent_host
+from edgekd.devices.base import browser_refusal, host_mismatch
 from edgekd.devices.interleave import profile_interleaved
 from edgekd.devices.local import AgentEngine
 from edgekd.devices.ssh.address import parse_address
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from edgekd.config.recipe import ProfileConfig
+    from edgekd.config.target import Target
     from edgekd.runtime.backends.registry import Runtime
     from edgekd.runtime.measure.results import Profile
     from edgekd.runtime.session import BuiltEngine
@@ -84,7 +86,21 @@ class SshDevice:
         return self._look().machine
 
     def missing(self) -> None:
-        """Say what must be installed on this host: nothing that :meth:`describe` would not say."""
+        """Return what must be installed on this host: nothing that :meth:`describe` would not report."""
+
+    def refusal(self, target: Target, runtime: Runtime) -> str | None:
+        """Return the reason why the board cannot run a target's engines; None where it can.
+
+        Raises:
+            DeviceError: it cannot be reached, or lacks what the library needs.
+            MissingDependency: it has no Python, one that is too old, or no numpy or engine library.
+        """
+        if reason := browser_refusal(runtime):
+            return reason
+        # The architecture first: it is known before anything is sent there.
+        return host_mismatch(target, self.arch, target.hosts.model, "it") or host_mismatch(
+            target, self.arch, self.describe(runtime)["cpu"], "it"
+        )
 
     def describe(self, runtime: Runtime) -> dict[str, str]:
         """Return what tells this board's results from another's: not its address. It is asked once.
@@ -192,7 +208,7 @@ class SshDevice:
         contact, connection = self._look(), self._connection
         assert connection is not None  # it was just looked over
         if runtime is not None:
-            contact.require(runtime.name, self.name)
+            contact.require(runtime.backend, self.name)
         if self._board is None:
             if not contact.unpacked:
                 unpack_agent(connection)

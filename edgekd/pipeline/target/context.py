@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
-from edgekd.devices.select import Absent
+from edgekd.devices.base import Absent
 from edgekd.gram.drift import Bootstrap
 from edgekd.gram.gate import GateLimits
 from edgekd.runtime.backends.registry import Runtime

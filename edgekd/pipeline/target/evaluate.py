@@ -10,15 +10,15 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from edgekd.compress.quantize import DEPLOY, ENGINE
+from edgekd.devices.base import Absent
 from edgekd.devices.local import LocalDevice
-from edgekd.devices.select import Absent
 from edgekd.errors import ModelError
 from edgekd.gram.gate import Ledger, LedgerRow, keep_ledger
 from edgekd.gram.probe import Probe
 from edgekd.pipeline.target.context import OUTPUTS, Context, EvaluatedCandidate, PreparedCandidate
 from edgekd.pipeline.target.outputs import probe_variants
 from edgekd.pipeline.target.quantize import leave_out
-from edgekd.runtime.backends.registry import PACKAGES
+from edgekd.runtime.backends.registry import find_backend
 from edgekd.runtime.session import open_arrays
 from edgekd.stages.stage import Done, library_versions
 
@@ -152,7 +152,7 @@ def _compile(context: Context, offers: Sequence[PreparedCandidate], batch: str) 
         "compile": msgspec.to_builtins(wanted),
         "options": options,
         "offers": _keys(offers),
-        "versions": library_versions(PACKAGES[wanted.library], "build"),
+        "versions": library_versions(find_backend(wanted.library).packages, "build"),
     }
     return context.stage("compile", batch, depends, Compiled, run, _describe_compiled)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from edgekd.devices.parallel import run_parallel
-from edgekd.devices.ssh import SshDevice
+from edgekd.devices.ssh.device import SshDevice
 from edgekd.pipeline.target.quantize import write
 from edgekd.pipeline.target.run import ship
 

@@ -6,8 +6,7 @@ import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from edgekd.devices.base import Verifier
-from edgekd.devices.select import Absent
+from edgekd.devices.base import Absent, Verifier
 from edgekd.pipeline.publish import BUNDLE, ENGINES, REJECTED, Files, files_below
 from edgekd.pipeline.target.evaluate import attempt, compiles
 from edgekd.pipeline.target.package import BUNDLED, bundle, named, profile

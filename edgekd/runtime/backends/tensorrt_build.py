@@ -103,7 +103,7 @@ def build_plan(
     """
     if options.max_batch < 1:
         raise ValueError(f"max_batch must be 1 or more, not {options.max_batch}")
-    steps = _EngineBuilder(library(flavor), flavor, engine_label(model, name))
+    steps = PlanBuilder(library(flavor), flavor, engine_label(model, name))
     steps.parse(read_engine(model))
     steps.configure(options)
     profile = steps.profile(options.max_batch)
@@ -115,8 +115,8 @@ def build_plan(
     return EnginePlan(content, layers, layers_from, fallback, messages, TITLES[flavor], version)
 
 
-class _EngineBuilder:
-    """One build, step by step; everything of the library that a later step needs stays referenced here."""
+class PlanBuilder:
+    """One build, step by step; it keeps a reference to every object of the library that a later step needs."""
 
     @without_collector()
     def __init__(self, trt: ModuleType, flavor: str, name: str) -> None:
@@ -134,6 +134,11 @@ class _EngineBuilder:
 
     @without_collector()
     def parse(self, content: bytes) -> None:
+        """Read the graph.
+
+        Raises:
+            ModelError: the parser refuses or misreads it.
+        """
         parsed = self._parser.parse(content)
         self.journal.at = THE_GRAPH
         if not parsed:
@@ -143,6 +148,11 @@ class _EngineBuilder:
             raise self._error("finds no graph in it: export it again")
 
     def configure(self, options: BuildOptions) -> None:
+        """Set what the engine is built for.
+
+        Raises:
+            TargetError: the options ask for what the library does not have.
+        """
         self._config.profiling_verbosity = self.trt.ProfilingVerbosity.DETAILED
         if self._flavor == RTX:
             wanted = [self._capability(name) for name in options.compute_capabilities or ("CURRENT",)]
@@ -162,7 +172,7 @@ class _EngineBuilder:
         return known[wanted]
 
     def _allow_types(self) -> None:
-        """Let TensorRT before 10.12 use the types that the graph uses, and hold float32 arithmetic to float32.
+        """Allow TensorRT before 10.12 the types that the graph uses, and keep float32 arithmetic in float32.
 
         Left to itself it may compute float32 nodes in FP16 once that is allowed, raw inputs among them.
         """
@@ -182,7 +192,7 @@ class _EngineBuilder:
                 layer.set_output_type(0, trt.float32)
 
     def profile(self, max_batch: int) -> IOptimizationProfile | None:
-        """Return which batches the engine must take, or None where the graph fixes that."""
+        """Return the profile of the batches that the engine must take, or None where the graph fixes the batch."""
         profile = self._builder.create_optimization_profile()
         dynamic = False
         for tensor in (self._network.get_input(index) for index in range(self._network.num_inputs)):
@@ -231,7 +241,7 @@ class _EngineBuilder:
         return bytes(content)
 
     def describe(self, content: bytes) -> tuple[tuple[JsonObject, ...], str]:
-        """Return the engine's layers and where they are known from."""
+        """Return the engine's layers and where they are known from; see :class:`EnginePlan`."""
         try:
             runtime = make(self.trt.Runtime, self.journal, self._title)
             engine = deserialize(runtime, content, self.journal, self._name, self._title)

@@ -23,8 +23,9 @@ from onnx.helper import make_node, make_tensor_value_info
 from registry import NOWHERE, pack_package, serve_package, with_npm
 
 from edgekd.config.recipe import ProfileConfig
-from edgekd.devices.browser import BrowserDevice, chromium, library
+from edgekd.devices.browser import chromium, library
 from edgekd.devices.browser.chromium import NAMES, find_chromium, version
+from edgekd.devices.browser.device import BrowserDevice
 from edgekd.devices.browser.page import Page, decode_tensors, encode_tensors
 from edgekd.devices.browser.server import Server
 from edgekd.errors import DeviceError, ModelError, TargetError

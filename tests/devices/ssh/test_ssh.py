@@ -15,7 +15,8 @@ from boards import eventually, forget_sockets, free_port, make_python, running_s
 
 from edgekd.config.recipe import ProfileConfig
 from edgekd.devices.local import LocalDevice
-from edgekd.devices.ssh import SshDevice, parse
+from edgekd.devices.ssh.address import parse_address
+from edgekd.devices.ssh.device import SshDevice
 from edgekd.devices.ssh.packing import pack_agent
 from edgekd.errors import DeviceError, MissingDependency, ModelError, StorageError, TargetError
 from edgekd.runtime.backends.registry import ORT, Runtime
@@ -59,7 +60,7 @@ def files_of(folder):
     ],
 )
 def test_addresses(text, name, python):
-    assert (parse(text).name, parse(text).python) == (name, python)
+    assert (parse_address(text).name, parse_address(text).python) == (name, python)
 
 
 @pytest.mark.parametrize(
@@ -421,7 +422,7 @@ def test_a_killed_agent_is_not_a_lost_connection(device, board, engines, tmp_pat
 def test_agents_end_with_their_host_whatever_they_do(board, engines):
     """Also those in the middle of a long job, and the board is free then."""
     code = (
-        "import sys\nfrom pathlib import Path\nfrom edgekd.devices.ssh import SshDevice\n"
+        "import sys\nfrom pathlib import Path\nfrom edgekd.devices.ssh.device import SshDevice\n"
         "from edgekd.runtime.backends.registry import ORT\nfrom edgekd.config.recipe import ProfileConfig\n"
         f"engines = Path({str(engines)!r})\n"
         f"SshDevice({board.address()!r}).profile({{'a': engines / 'a.onnx'}}, ORT, engines / 'x.npz', engines,\n"
