@@ -158,7 +158,7 @@ def tell(check):
 tell(lambda: load_target(sys.argv[1]).options)
 tell(lambda: load_target(sys.argv[2]))
 tell(lambda: contact.Contact("aarch64", "/", frozenset(), True).require(registry.find_backend("npu"), "ssh://pi"))
-print(EmulatedDevice("cortex-a76").refusal(load_target(sys.argv[3]), registry.Runtime("openvino")))
+print(EmulatedDevice("cortex-a76").refusal(load_target(sys.argv[1]), registry.Runtime("openvino")))
 print(CliRunner().invoke(main, ["verify", "--help"]).output)
 """
 
@@ -168,7 +168,7 @@ def test_checks_and_help_derive_from_the_table(tmp_path):
     for name, lanes in (("good", 3), ("bad", 0)):
         text = board.format(lanes=lanes) + "symmetric_activations = true\n"
         (tmp_path / f"{name}.toml").write_text(text, encoding="utf-8")
-    command = [sys.executable, "-c", ADDED, tmp_path / "good.toml", tmp_path / "bad.toml", "openvino-cpu"]
+    command = [sys.executable, "-c", ADDED, tmp_path / "good.toml", tmp_path / "bad.toml"]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     loaded, refused, on_board, emulated, *shown = done.stdout.splitlines()
     assert loaded == "{'lanes': 3}"
