@@ -188,12 +188,8 @@ def check_mapping(feeds: object, specs: Sequence[TensorSpec]) -> None:
         ModelError: they are no mapping; the message says what was expected, with an example.
     """
     if not isinstance(feeds, Mapping):
-        raise ModelError(f"the engine was given {_kind(feeds)} instead of its inputs by name; {_expected(specs)}")
-
-
-def _kind(value: object) -> str:
-    name = type(value).__name__
-    return "None" if value is None else f"{'an' if name[0] in 'aeiou' else 'a'} {name}"
+        given = "None" if feeds is None else f"a value of type {type(feeds).__name__}"
+        raise ModelError(f"the engine was given {given} instead of its inputs by name; {_expected(specs)}")
 
 
 def _expected(specs: Sequence[TensorSpec]) -> str:

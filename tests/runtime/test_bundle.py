@@ -137,6 +137,13 @@ def test_the_deploy_variant_gives_logits_only(folder):
         assert bundle.run(samples(3))["logits"].shape == (3, 3)
 
 
+@pytest.mark.parametrize("call", ["run", "predict"])
+@pytest.mark.parametrize("feeds", [None, 3, [np.zeros((1, 4), np.float32)]], ids=["none", "number", "list"])
+def test_what_is_no_dict_of_arrays_is_refused_with_an_example(folder, call, feeds):
+    with load(folder) as bundle, pytest.raises(ModelError, match=r"instead of its inputs by name; .* e\.g\. run\("):
+        getattr(bundle, call)(feeds)
+
+
 def test_the_engine_variant_gives_embeddings_too(folder):
     with load(str(folder), variant="engine") as bundle:
         assert bundle.run(samples(3)).keys() == {"logits", *EMBEDDINGS}
