@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from edgekd.config.recipe import RobustnessConfig
-    from edgekd.runtime.corruption import Change
+    from edgekd.runtime.corruption import Corruption
     from edgekd.stages.progress import StageReporter
     from edgekd.training.task.protocol import Batch, LoadedTask
 
@@ -55,9 +55,9 @@ def run(
     for name, network in networks.items():
         model = network.model.to(compute_device())
 
-        def evaluate(modality: str, change: Change, model: nn.Module = model, name: str = name) -> float:
+        def evaluate(modality: str, corruption: Corruption, model: nn.Module = model, name: str = name) -> float:
             nonlocal done
-            logits = probe(model, {}, task.splits["test"], lambda batch: _changed(batch, modality, change)).logits
+            logits = probe(model, {}, task.splits["test"], lambda batch: _changed(batch, modality, corruption)).logits
             done += 1
             report.advance(done, total, name)
             return task.metric(logits, labels)
@@ -66,5 +66,7 @@ def run(
     return Robustness(config.noise, found)
 
 
-def _changed(batch: Batch, modality: str, change: Change) -> Batch:
-    return replace(batch, inputs={**batch.inputs, modality: torch.from_numpy(change(batch.inputs[modality].numpy()))})
+def _changed(batch: Batch, modality: str, corruption: Corruption) -> Batch:
+    return replace(
+        batch, inputs={**batch.inputs, modality: torch.from_numpy(corruption(batch.inputs[modality].numpy()))}
+    )

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from edgekd.pipeline.target.context import Context, EvaluatedCandidate
-    from edgekd.runtime.corruption import Array, Change
+    from edgekd.runtime.corruption import Array, Corruption
     from edgekd.stages.progress import StageReporter
     from edgekd.stages.stage import Done
 
@@ -39,11 +39,11 @@ def measure_shipped(context: Context, shipped: EvaluatedCandidate) -> NetworkRob
             def score(changed: dict[str, Array]) -> float:
                 return context.origin.metric(run_rows(session, {**feeds, **changed}, _BATCH)["logits"], labels)
 
-            def evaluate(modality: str, change: Change) -> float:
+            def evaluate(modality: str, corruption: Corruption) -> float:
                 nonlocal done
                 done += 1
                 report.advance(done, 2 * len(known), modality)
-                return score({modality: change(feeds[modality])})
+                return score({modality: corruption(feeds[modality])})
 
             return measure_robustness(score({}), evaluate, known, noise, seed)
 
