@@ -91,4 +91,4 @@ def build_engine(host: AgentHost, engine: Path, runtime: Runtime, folder: Path, 
     with host.start() as agent, host.receive(folder) as there:
         told = host.runtime_arguments(runtime)
         built = agent.ask("build", "built", engine=host.send(engine), folder=there, threads=threads, **told)["built"]
-    return None if built is None else BuiltEngine(tuple(built["files"]), built["library"], built["build_s"])
+    return None if built is None else BuiltEngine(**{**built, "files": tuple(built["files"])})

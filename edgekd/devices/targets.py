@@ -8,6 +8,7 @@ import msgspec
 
 from edgekd.config.target import check_distinct, convert, find_target, read_target
 from edgekd.errors import TargetError, nearest
+from edgekd.plugins import is_plugin
 from edgekd.runtime.backends.registry import BACKENDS
 
 if TYPE_CHECKING:
@@ -40,7 +41,7 @@ def load_target(reference: str) -> Target:
         TargetError: there is no such target, or its file is not valid.
     """
     target, path = read_target(reference), find_target(reference)
-    if ":" in target.runtime:
+    if is_plugin(target.runtime):
         return target
     if target.runtime not in BACKENDS:
         raise TargetError(f"{path}: runtime: there is no '{target.runtime}'{nearest(target.runtime, BACKENDS)}")

@@ -51,7 +51,7 @@ def load(
 
     Args:
         path: The bundle's folder.
-        variant: "deploy" for logits only, "engine" for the embeddings too.
+        variant: "deploy" for logits only, "probe" for the embeddings too.
         threads: The number of threads of one inference.
         runtime: The runtime to open it with instead of its own: "onnxruntime" runs any bundle's ONNX on any machine. A
             bundle for a user's own runtime, ``file.py:name``, needs it: no bundle chooses which code is imported.
@@ -63,6 +63,8 @@ def load(
         ModelError: its engine cannot be opened here.
         DeviceError: the engine library lacks the device that the bundle is for.
     """
+    if str(variant) == "engine":
+        raise BundleError("the variant 'engine' is now called 'probe'")
     if variant not in get_args(Variant):
         raise BundleError(f"a bundle has no variant '{variant}'{nearest(variant, get_args(Variant))}")
     folder = Path(path)
@@ -183,11 +185,11 @@ class Bundle:
             BundleError: a file was altered since the bundle was opened, or the reference is not this engine's.
         """
         reference = self._reference()
-        other: Variant = "engine" if self.variant == "deploy" else "deploy"
+        other: Variant = "probe" if self.variant == "deploy" else "deploy"
         outputs = {self.variant: _run_reference(self._session, reference)}
         with self._open(other) as session:
             outputs[other] = _run_reference(session, reference)
-        return compare_reference(outputs["deploy"], outputs["engine"], reference, bool(self.manifest.classes))
+        return compare_reference(outputs["deploy"], outputs["probe"], reference, bool(self.manifest.classes))
 
     def close(self) -> None:
         """Free the engine; the bundle cannot be run again."""

@@ -64,7 +64,7 @@ def write_bundle(folder: Path, facts: BundleFacts) -> None:
     """Make a bundle of a folder that holds its files already, by writing its manifest.
 
     Args:
-        folder: A folder with ``engine.onnx``, ``deploy.onnx``, ``reference.npz``, ``ledger.json``, and more if wished.
+        folder: A folder with ``probe.onnx``, ``deploy.onnx``, ``reference.npz``, ``ledger.json``, and more if wished.
         facts: What the manifest states.
 
     Raises:
@@ -123,8 +123,8 @@ def _batched(shape: tuple[int | str, ...]) -> list[int | str]:
 def _check_outputs(path: Path, names: list[str], variant: Variant) -> None:
     others = [name for name in names if name != "logits"]
     taps = [name for name in others if name.startswith(EMBEDDING_PREFIX)]
-    wanted = f"'logits' and '{EMBEDDING_PREFIX}<modality>'" if variant == "engine" else "'logits' alone"
-    if len(others) == len(names) or len(taps) < len(others) or bool(taps) != (variant == "engine"):
+    wanted = f"'logits' and '{EMBEDDING_PREFIX}<modality>'" if variant == "probe" else "'logits' alone"
+    if len(others) == len(names) or len(taps) < len(others) or bool(taps) != (variant == "probe"):
         raise BundleError(f"{path}: must have the outputs {wanted}, but has {sorted(names)}")
 
 

@@ -16,15 +16,15 @@ from edgekd.files import JsonObject  # noqa: TC001 - the types of the manifest's
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Mapping
 
-#: "deploy" has logits only, "engine" the embeddings too.
-Variant = Literal["deploy", "engine"]
+#: "deploy" has logits only, "probe" the embeddings too.
+Variant = Literal["deploy", "probe"]
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 MANIFEST = "manifest.json"
 REFERENCE = "reference.npz"
 #: The branch of each node of the graph; bundles from before version 3 of their stage have no such file.
 BRANCHES = "branches.json"
-REQUIRED = ("engine.onnx", "deploy.onnx", REFERENCE, "ledger.json")
+REQUIRED = ("probe.onnx", "deploy.onnx", REFERENCE, "ledger.json")
 
 
 @dataclass(frozen=True)

@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
+    from edgekd.files import JsonObject
+
 Array: TypeAlias = "NDArray[Any]"
 #: An engine's inputs by their names, a row a sample.
 Feeds: TypeAlias = "Mapping[str, Array]"
@@ -53,11 +55,14 @@ class BuiltEngine:
     Attributes:
         files: The names of its files.
         library: The library's name and version.
+        open_with: Keyword arguments, as JSON values, that the library's own call that opens the first file must be
+            given besides the file, so that it computes as it did here.
         build_s: The time of compiling in seconds; None where an earlier edgekd compiled it and did not record that.
     """
 
     files: tuple[str, ...]
     library: str
+    open_with: JsonObject
     build_s: float | None
 
 

@@ -52,31 +52,31 @@ def write_reference(path: Path, ids: Array, inputs: Feeds, outputs: Mapping[str,
         ids: The samples' names [n].
         inputs: The inputs by modality [n, ...]. Take samples that the engine is sure of: one on the edge between two
             classes may flip by rounding alone on another processor.
-        outputs: The outputs of ``engine.onnx``: ``logits`` [n, C] and ``embedding.<modality>`` [n, D].
+        outputs: The outputs of ``probe.onnx``: ``logits`` [n, C] and ``embedding.<modality>`` [n, D].
     """
     arrays = {INPUT_PREFIX + name: array for name, array in inputs.items()}
     write_arrays(path, {"ids": ids, "logits": outputs["logits"], "gram": _cosines(outputs), **arrays})
 
 
 def compare_reference(
-    deploy: Mapping[str, Array], engine: Mapping[str, Array], reference: Mapping[str, Array], classifies: bool
+    deploy: Mapping[str, Array], probe: Mapping[str, Array], reference: Mapping[str, Array], classifies: bool
 ) -> Verification:
     """Compare outputs of both variants with the reference.
 
     Args:
         deploy: The outputs of ``deploy.onnx``: ``logits`` [n, C].
-        engine: The outputs of ``engine.onnx``: ``logits`` [n, C] and ``embedding.<modality>`` [n, D].
+        probe: The outputs of ``probe.onnx``: ``logits`` [n, C] and ``embedding.<modality>`` [n, D].
         reference: The arrays that :func:`write_reference` wrote.
         classifies: Whether the logits are those of classes.
 
     Raises:
         BundleError: the shapes differ, so that the reference is not this engine's.
     """
-    gram = _cosines(engine)
-    for name, found in (("logits", deploy["logits"]), ("logits", engine["logits"]), ("gram", gram)):
+    gram = _cosines(probe)
+    for name, found in (("logits", deploy["logits"]), ("logits", probe["logits"]), ("gram", gram)):
         if found.shape != reference[name].shape:
             raise BundleError(f"{REFERENCE}: has {name} {reference[name].shape}, but the engine gives {found.shape}")
-    logits = np.stack([deploy["logits"], engine["logits"]])
+    logits = np.stack([deploy["logits"], probe["logits"]])
     error = float(np.abs(logits - reference["logits"]).max())
     flips = int((logits.argmax(-1) != reference["logits"].argmax(-1)).any(0).sum()) if classifies else None
     drift = float(np.abs(gram - reference["gram"]).mean())

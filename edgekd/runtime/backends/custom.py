@@ -7,21 +7,19 @@ Its code may do anything: what it raises, and what it returns wrongly, becomes o
 from __future__ import annotations
 
 import importlib
-import importlib.util
-import sys
-from contextlib import contextmanager
-from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from edgekd.errors import EdgekdError, ModelError, TargetError, nearest
+from edgekd import plugins
+from edgekd.errors import ModelError, TargetError
 from edgekd.runtime.backends.backend import Backend
 from edgekd.runtime.session import check_mapping
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Mapping
+    from contextlib import AbstractContextManager
     from types import ModuleType, TracebackType
 
     from edgekd.runtime.session import Array, Feeds, Session, TensorSpec
@@ -29,15 +27,9 @@ if TYPE_CHECKING:
 _MEMBERS = ("inputs", "outputs", "facts", "run", "close")
 
 
-@contextmanager
-def guarded(runtime: str) -> Iterator[None]:
+def guarded(runtime: str) -> AbstractContextManager[None]:
     """Turn any error of a user's code into a ModelError that names the runtime."""
-    try:
-        yield
-    except EdgekdError:
-        raise
-    except Exception as error:  # a user's code may raise anything
-        raise ModelError(f"runtime {runtime}: {type(error).__name__}: {error}") from error
+    return plugins.guarded(runtime, "runtime", ModelError)
 
 
 class CheckedSession:
@@ -101,15 +93,6 @@ class CheckedSession:
         self.close()
 
 
-def source_file(reference: str) -> Path | None:
-    """Return the file of a runtime's code; None for a module that lies in no file."""
-    where = reference.rpartition(":")[0]
-    if where.endswith(".py"):
-        return Path(where)
-    spec = importlib.util.find_spec(where)
-    return Path(spec.origin) if spec and spec.has_location and spec.origin else None
-
-
 def import_backend(reference: str) -> tuple[Backend, Any]:
     """Import the backend or the function that a runtime's name leads to.
 
@@ -123,25 +106,13 @@ def import_backend(reference: str) -> tuple[Backend, Any]:
     Raises:
         TargetError: there is none, or the import of its code failed.
     """
-    where, _, name = reference.rpartition(":")
-    is_file = where.endswith(".py")
-    if not name or not where or (where.startswith(".") and not is_file):
-        raise TargetError(f"runtime {reference}: write it as path/to/file.py:function or package.module:function")
-    try:
-        module = _load_file(Path(where)) if is_file else importlib.import_module(where)
-    except EdgekdError:
-        raise
-    except Exception as error:  # a user's code may raise anything
-        known = isinstance(error, ImportError | OSError | SyntaxError)
-        reason = str(error) if known else f"{type(error).__name__}: {error}"
-        raise TargetError(f"runtime {reference}: {where} cannot be imported: {reason}") from error
-    found = getattr(module, name, None)
+    found = plugins.import_plugin(reference, "runtime", TargetError)
     if isinstance(found, Backend):
         return found, _module_of(found, reference)
     if not callable(found):
-        names = [name for name, value in vars(module).items() if callable(value) and not name.startswith("_")]
-        raise TargetError(f"runtime {reference}: {where} has no function '{name}'{nearest(name, names)}")
-    return Backend(reference, where), SimpleNamespace(open_engine=found)
+        kind = type(found).__name__
+        raise TargetError(f"runtime {reference}: must be a function that opens engines, or a Backend, not a {kind}")
+    return Backend(reference, module=""), SimpleNamespace(open_engine=found)
 
 
 def _module_of(backend: Backend, reference: str) -> ModuleType:
@@ -152,22 +123,4 @@ def _module_of(backend: Backend, reference: str) -> ModuleType:
         raise TargetError(f"runtime {reference}: its module {backend.module} cannot be imported: {error}") from error
     if not callable(getattr(module, "open_engine", None)):
         raise TargetError(f"runtime {reference}: its module {backend.module} has no function 'open_engine'")
-    return module
-
-
-def _load_file(path: Path) -> ModuleType:
-    """Import a file by its path, once."""
-    name = f"edgekd_runtime_{path.stem}"
-    if name in sys.modules and sys.modules[name].__file__ == str(path):
-        return sys.modules[name]
-    spec = importlib.util.spec_from_file_location(name, path)
-    if spec is None or spec.loader is None or not path.is_file():
-        raise ModuleNotFoundError(f"{path}: no such file")
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module
-    try:
-        spec.loader.exec_module(module)
-    except BaseException:
-        del sys.modules[name]
-        raise
     return module

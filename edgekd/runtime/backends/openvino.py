@@ -199,6 +199,9 @@ def keep_engine(
 ) -> BuiltEngine:
     """Write the compiled model, ``<engine>.blob``, which ``Core.import_model`` reads on this kind of machine alone.
 
+    A blob states neither the precision that it computes in nor its number of threads: imported without ``open_with``,
+    it computes in bf16 wherever the processor has it.
+
     Args:
         engine: As for :func:`open_engine`, as are ``threads``, ``device`` and ``precision``.
         folder: The folder to write into.
@@ -217,7 +220,7 @@ def keep_engine(
         build_s = time.perf_counter() - start
         path = folder / f"{engine.stem}.blob"
         path.write_bytes(session.export())
-    return BuiltEngine((path.name,), f"OpenVINO {openvino.__version__}", build_s)
+    return BuiltEngine((path.name,), f"OpenVINO {openvino.__version__}", session.open_with, build_s)
 
 
 def _options(supported: Mapping[str, str], threads: int, cache: Path | None) -> Properties:

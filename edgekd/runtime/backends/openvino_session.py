@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
     from openvino import ConstOutput, Core, InferRequest, Model
 
+    from edgekd.files import JsonObject
     from edgekd.runtime.measure.results import LayerTime
 
 #: OpenVINO's properties, by their names.
@@ -159,6 +160,11 @@ class OpenVinoSession:
         self._any.start_async(dict(feeds))
         self._any.wait()
         return dict(zip(self._output_names, self._any.results.values(), strict=True))  # copies
+
+    @property
+    def open_with(self) -> JsonObject:
+        """The arguments that ``Core.import_model`` must be given besides the content of :meth:`export`."""
+        return {"device_name": self._device, "config": self._options}
 
     def export(self) -> bytes:
         """Return the compiled model, at batch 1 where the graph has that."""

@@ -17,8 +17,9 @@ from typing import TYPE_CHECKING, Any
 
 from edgekd.errors import DeviceError, TargetError, nearest
 from edgekd.files import make_folder, sha256_file, user_cache
+from edgekd.plugins import is_plugin, source_file
 from edgekd.runtime.backends.backend import Backend, BackendOption
-from edgekd.runtime.backends.custom import CheckedSession, guarded, import_backend, source_file
+from edgekd.runtime.backends.custom import CheckedSession, guarded, import_backend
 from edgekd.runtime.measure.machine import cpu_model, package_versions
 
 if TYPE_CHECKING:
@@ -147,7 +148,7 @@ class Runtime:
     @property
     def custom(self) -> bool:
         """Whether it is a user's own, whose code is imported by its name."""
-        return ":" in self.name
+        return is_plugin(self.name)
 
     @property
     def backend(self) -> Backend:

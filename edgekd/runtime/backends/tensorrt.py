@@ -186,7 +186,7 @@ def keep_plan(engine: Path, folder: Path, flavor: str, options: BuildOptions, ca
         for path, name in zip(built, files, strict=True):
             shutil.copyfile(path, folder / name)
         build_s = json.loads(built[1].read_text(encoding="utf-8")).get("build_s")
-    return BuiltEngine(files, f"{TITLES[flavor]} {library(flavor).__version__}", build_s)
+    return BuiltEngine(files, f"{TITLES[flavor]} {library(flavor).__version__}", {}, build_s)  # a plan states it all
 
 
 def _build_options(max_batch: int, dla: bool) -> BuildOptions:

@@ -64,7 +64,7 @@ def test_a_users_own_runtime(own, engine):
     assert runtime.source == own
     with runtime.open(engine) as session:
         assert session.run(samples(2))["logits"].shape == (2, 3)
-    assert sys.modules["edgekd_runtime_npu"].seen == [2.0]
+    assert sys.modules["edgekd_plugin_npu"].seen == [2.0]
 
 
 BACKEND = OWN + textwrap.dedent(
@@ -107,7 +107,7 @@ def test_a_users_own_backend_is_the_same_object_as_edgekds(own_backend, engine):
     runtime = Runtime(f"{own_backend}:npu", {"lanes": 4})
     with runtime.open(engine) as session:
         assert session.run(samples(2))["logits"].shape == (2, 3)
-    assert sys.modules["edgekd_runtime_npu_backend"].seen == [4]
+    assert sys.modules["edgekd_plugin_npu_backend"].seen == [4]
     assert runtime.absent() is None
     assert {"npu": "4 lanes", "numpy": np.__version__}.items() <= runtime.describe().items()
     assert len(runtime.layer_times(engine, 1, [samples(1)])) == 5
@@ -206,14 +206,14 @@ def test_the_digest_is_of_a_module_on_the_path_too(tmp_path, monkeypatch):
         ("openvino", {"cache": "/tmp"}, "is not given 'cache' as an option"),
         ("tensorrt-rtx", {"flavor": "tensorrt"}, "is not given 'flavor' as an option"),
         ("openvino", {"precision": "f8"}, "precision must be one of f32, f16, bf16, not 'f8'"),
-        ("{own}:open_cpu", {}, r"npu\.py has no function 'open_cpu'; did you mean 'open_npu'"),
-        ("{own}:version", {}, "has no function 'version'"),
+        ("{own}:open_cpu", {}, r"npu\.py has no 'open_cpu'; did you mean 'open_npu'"),
+        ("{own}:version", {}, "must be a function that opens engines, or a Backend, not a str"),
         ("{own}:open_npu", {"loud": True}, "cannot be given these options: .*loud"),
         ("{own}x.py:open_npu", {}, "cannot be imported: .*no such file"),
         ("no_such_package.module:open", {}, "cannot be imported: No module named 'no_such_package'"),
-        (":open_npu", {}, "write it as path/to/file.py:function"),
-        (".npu:open_npu", {}, "write it as path/to/file.py:function"),
-        ("{own}:", {}, "write it as path/to/file.py:function"),
+        (":open_npu", {}, "write it as path/to/file.py:name"),
+        (".npu:open_npu", {}, "write it as path/to/file.py:name"),
+        ("{own}:", {}, "write it as path/to/file.py:name"),
     ],
 )
 def test_what_cannot_be_opened(own, engine, name, options, said):
