@@ -39,15 +39,15 @@ _REFUSALS = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS)
 _UNHEARD = 3
 
 
-class Worker(Protocol):
-    """What does the jobs."""
+class JobAgent(Protocol):
+    """An object whose methods do the jobs."""
 
     @property
     def done(self) -> bool:
         """Whether it was told to quit."""
 
 
-def _answer(agent: Worker, jobs: Jobs, line: str) -> Answer:
+def _answer(agent: JobAgent, jobs: Jobs, line: str) -> Answer:
     """Do the job that ``line`` asks for, and return its answer."""
     try:
         name, arguments = _parse(line, jobs)
@@ -82,7 +82,7 @@ def _parse(line: str, jobs: Jobs) -> tuple[str, JsonObject]:
 
 
 def serve(
-    agent: Worker,
+    agent: JobAgent,
     jobs: Jobs,
     greeting: str | None = None,
     silence_s: float | None = None,

@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 import itertools
-import os
 import time
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from edgekd.errors import DeviceError, ModelError, TargetError
 from edgekd.files import need
 from edgekd.runtime.backends.openvino_session import OpenVinoSession, error_text
+from edgekd.runtime.backends.telemetry import no_telemetry
 from edgekd.runtime.session import BuiltEngine
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Mapping, Sequence
     from types import ModuleType
 
     from openvino import Core
@@ -39,25 +38,6 @@ def library() -> ModuleType:
     """
     with no_telemetry():
         return need("openvino", "openvino")
-
-
-@contextmanager
-def no_telemetry() -> Iterator[None]:
-    """Make OpenVINO and NNCF, where this is their first import, believe that they run in CI.
-
-    Left to itself, the mere import of either reports to its maker, unless the user opted out in a file in the home
-    folder. Only these variables, read at import, stop it from the outside. What was imported before keeps its ways.
-    """
-    before = {name: os.environ.get(name) for name in ("CI", "NNCF_CI")}
-    os.environ.update(dict.fromkeys(before, "true"))
-    try:
-        yield
-    finally:
-        for name, value in before.items():
-            if value is None:
-                del os.environ[name]
-            else:
-                os.environ[name] = value
 
 
 def devices() -> tuple[str, ...]:
