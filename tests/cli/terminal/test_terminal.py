@@ -31,7 +31,7 @@ def on_terminal(report, monkeypatch, **env):
 REPORTS = [
     pytest.param(build(), id="passes"),
     pytest.param(build(target(profile=profile(n=200))), id="few samples"),
-    pytest.param(build(target(ledger=ledger(0.2, metrics=(("engine", float("nan")),)))), id="fails"),
+    pytest.param(build(target(ledger=ledger(0.2, metrics=(("device", float("nan")),)))), id="fails"),
     pytest.param(
         build(
             target("jetson-orin-nano-8gb", device="the one on the second shelf of the lab, left"),
