@@ -1,7 +1,7 @@
 from pathlib import Path
 
 import pytest
-from commands import Built, build_arguments, edgekd
+from commands import Built, build_arguments, python
 from once import once
 from requirements import in_one_line
 
@@ -14,7 +14,7 @@ def built(tmp_path_factory):
     """One undisturbed build. Tests copy its cache, or add to it; they never change what is there."""
 
     def make(folder):
-        process = edgekd(*build_arguments("out", "cache"), cwd=folder)
+        process = python("-m", "edgekd", *build_arguments("out", "cache"), cwd=folder)
         assert process.returncode == 0, process.stderr
         return Built(folder / "out", folder / "cache", process)
 
