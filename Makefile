@@ -7,11 +7,11 @@ INSTALLED := $(VENV)/.installed
 # Where it is set, as in many containers, each of a run's processes would compile all that it imports.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: demo test devices clean
+.PHONY: demo test devices docs clean
 
 demo: $(INSTALLED)
-	$(BIN)/edgekd build --recipe digits --target cpu
-	$(BIN)/python examples/run_bundle.py build/digits/cpu/bundle
+	$(BIN)/edgekd build --recipe demo --target cpu
+	$(BIN)/python examples/run_bundle.py build/demo/cpu/bundle
 
 devices: $(INSTALLED)
 	$(BIN)/edgekd device install emulated:cortex-a76
@@ -32,6 +32,10 @@ $(INSTALLED): setup.py pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[build,dev]"
 	touch $@
+
+# The site, in build/site; the tests build it too.
+docs: $(INSTALLED)
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 clean:
 	rm -rf $(VENV) .edgekd build dist *.egg-info

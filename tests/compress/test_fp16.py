@@ -21,9 +21,9 @@ OUTPUTS = ["logits", "embedding.image", "embedding.motion"]
 def quantized(model, samples, tmp_path_factory):
     scheme = Scheme(activations="int8", symmetric_activations=True, bias="float", reduce_range=False)
     folder = tmp_path_factory.mktemp("quantized")
-    calibration = Calibration(description="", method="minmax", samples=200)
+    calibration = Calibration(description="", ranges="minmax", samples=200)
     quantize.run(quantize.CandidateSpec("int8", "qdq"), model, samples, scheme, calibration, folder)
-    return onnx.load(folder / "int8" / quantize.ENGINE)
+    return onnx.load(folder / "int8" / quantize.PROBE_GRAPH)
 
 
 def run(graph, feeds, fused=True):

@@ -5,10 +5,11 @@ from msgspec.structs import replace
 from requirements import NO_OPENVINO_GPU, X86
 
 from edgekd.config.target import Hosts, load_target
+from edgekd.devices.base import Absent
 from edgekd.devices.browser import BrowserDevice
 from edgekd.devices.emulated.device import EmulatedDevice
 from edgekd.devices.local import LocalDevice
-from edgekd.devices.select import Absent, assign_devices, choose, install, known_devices
+from edgekd.devices.select import assign_devices, choose, install, known_devices
 from edgekd.errors import DeviceError, TargetError
 
 pytestmark = X86.mark

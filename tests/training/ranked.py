@@ -22,7 +22,7 @@ from edgekd.errors import EdgekdError
 from edgekd.pipeline.multi_process import _Joint
 from edgekd.stages.artifacts import Trained
 from edgekd.stages.cache import Cache
-from edgekd.stages.stage import Stage
+from edgekd.stages.stage import Stage, StageSpec
 from edgekd.training.distillation import distill, teacher
 from edgekd.training.distillation.objective import Distillation
 from edgekd.training.distillation.references import Live
@@ -177,11 +177,11 @@ def stages(folder):
         return Trained(0.5 + distributed.rank(), 7, [])
 
     def stage(depends):
-        return Stage("teacher", 1, depends, Trained, run, str)
+        return Stage(StageSpec("teacher", 1, Trained), "", depends, run)
 
-    results = [runner(stage({"seed": 0})).result for _ in range(2)]
+    results = [runner.execute(stage({"seed": 0})).result for _ in range(2)]
     keep((ran, [result.metric for result in results], len(runner.times)), folder)
-    runner(stage({"seed": distributed.rank()}))
+    runner.execute(stage({"seed": distributed.rank()}))
 
 
 def work(rank, count, port, jobs, folder):

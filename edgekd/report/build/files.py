@@ -8,7 +8,7 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from edgekd.files import write_text
-from edgekd.gram.gate import judge
+from edgekd.gram.gate import CUT, DEVICE, FINETUNED, judge
 from edgekd.report.build.markdown import report_markdown
 from edgekd.report.build.robustness import robustness_json
 from edgekd.report.build.training_picture import write_pictures
@@ -17,7 +17,7 @@ from edgekd.report.compare.page import as_html
 from edgekd.report.compare.read import read_run
 from edgekd.report.compare.rows import order
 from edgekd.report.format import withheld
-from edgekd.report.results import ENGINE, REPORT, SCHEMA_VERSION, BuildReport, TargetResult
+from edgekd.report.results import REPORT, SCHEMA_VERSION, SHIPPED, BuildReport, TargetResult
 from edgekd.runtime.manifest import map_leaves
 
 if TYPE_CHECKING:
@@ -81,7 +81,7 @@ def _training(history: list[dict[str, float]]) -> list[dict[str, float | None]]:
 
 
 def _row(result: TargetResult) -> dict[str, Any]:
-    engine = result.measured(ENGINE)
+    engine = result.measured(SHIPPED)
     row = {
         "target": result.target,
         "device": result.device,
@@ -89,7 +89,7 @@ def _row(result: TargetResult) -> dict[str, Any]:
         "precision": result.precision,
         "verdict": result.verdict,
         "reasons": result.reasons,
-        **_measured(engine, result.sizes.get(ENGINE)),
+        **_measured(engine, result.sizes.get(SHIPPED)),
         **_further(engine),
         "metric": _metric(result),
         "gram": _gram(result),
@@ -119,7 +119,7 @@ def _reason(path: str, result: TargetResult) -> str:
         return "not measured: there are no labels"
     if path == "metric.change":
         return f"not measured: the {result.ledger.reference} has no metric"
-    if parts[0] == "metric" and parts[1] == ENGINE:
+    if parts[0] == "metric" and parts[1] == DEVICE:
         return "not measured: no device ran the engine; 'shipped' is the same graph in ONNX Runtime on the host"
     if parts[0] == "metric":
         return f"not measured: the ledger has no stage '{parts[1]}'"
@@ -127,7 +127,7 @@ def _reason(path: str, result: TargetResult) -> str:
 
 
 def _reason_of_engine(parts: list[str], result: TargetResult) -> str:
-    name = ENGINE
+    name = SHIPPED
     if parts[0] == "baselines":
         name, parts = parts[1], parts[2:]
     if parts[0] in ("size_bytes", "size_ratio"):
@@ -222,7 +222,7 @@ def _sustained(sustained: Sustained) -> dict[str, Any]:
 
 
 def _metric(result: TargetResult) -> dict[str, Any]:
-    stages = (*result.baselines, *(["pruned", "tuned"] if "student" in result.baselines else []), ENGINE)
+    stages = (*result.baselines, *((CUT, FINETUNED) if "student" in result.baselines else ()), DEVICE)
     rows = {stage: result.row(stage) for stage in stages}
     return {
         "name": result.ledger.metric,

@@ -9,6 +9,7 @@ from msgspec import Struct
 from edgekd.errors import ReportError
 from edgekd.gram.gate import Ledger, Verdict
 from edgekd.report.compare.content import convert, load
+from edgekd.report.compare.former import modern_report
 from edgekd.report.compare.rows import EngineRow, Entry
 from edgekd.report.results import GRAM, LATENCY, REPORT, SAMPLES, SCHEMA_VERSION
 from edgekd.runtime.measure.results import Profile
@@ -73,6 +74,9 @@ class _NotFinite(Struct, frozen=True):
     not_finite: dict[str, Literal["nan", "inf", "-inf"]]
 
 
+#: The version before this one, which differs from it in names of rows and of what ships.
+_FORMER_VERSION = 2
+
 #: Where the report has the reasons of a joined row.
 _REASONS = {
     "n": "latency_ms.n",
@@ -94,9 +98,13 @@ def read_build(folder: Path) -> tuple[Entry, ...]:
         ReportError: it is broken or of another edgekd.
     """
     path = folder / REPORT
-    content = load(path, SCHEMA_VERSION, "run the build again: what is up to date is not computed anew")
+    content = load(
+        path, (_FORMER_VERSION, SCHEMA_VERSION), "run the build again: what is up to date is not computed anew"
+    )
     for place, value in convert(path, content, _NotFinite).not_finite.items():
         _put(content, place, float(value))
+    if content["schema_version"] == _FORMER_VERSION:
+        content = modern_report(content)
     report = convert(path, content, _Report)
     if len(report.rows) != len(report.targets):
         raise ReportError(f"{path}: has {len(report.rows)} rows and {len(report.targets)} targets; run the build again")

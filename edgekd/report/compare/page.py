@@ -6,6 +6,7 @@ from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from edgekd.gram.gate import DEVICE
 from edgekd.report.compare.branches import branches_svg
 from edgekd.report.compare.formats import Joined, long_table, notes, only_metric, several, title
 from edgekd.report.compare.grams import gradient, heat_maps, read_grams
@@ -13,7 +14,6 @@ from edgekd.report.compare.latencies import latency_svg
 from edgekd.report.compare.rows import FIGURES, VERDICTS
 from edgekd.report.compare.scatter import front, scatter_svg
 from edgekd.report.compare.stages import drift_svg, metric_svg
-from edgekd.report.results import ENGINE
 from edgekd.report.table import Table, ledger_table, legend
 
 if TYPE_CHECKING:
@@ -250,7 +250,7 @@ def _grams(index: int, entry: Entry) -> Iterator[str]:
     told += f", by class ({', '.join(kinds)})" if kinds else ""
     told += ", each modality a block. The last picture has a scale of its own."
     last = entry.ledger.rows[-1].stage
-    told += "" if last == ENGINE else f" Engine: its graph in ONNX Runtime on the building host ({last})."
+    told += "" if last == DEVICE else f" Shipped: its graph in ONNX Runtime on the building host ({last})."
     pictures = heat_maps(f"gram-{index}", grams).values()
     yield _figure_of(told, f'<div class="grams">{"".join(pictures)}</div>')
 

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 WIDTH = 380
 
 #: Classes of the style sheet; an engine has the same in every picture.
-_KNOWN = {"teacher": "c2", "student": "c1", "float": "c1", "engine": "c0"}
+_KNOWN = {"teacher": "c2", "student": "c1", "float": "c1", "shipped": "c0", "device": "c0", "engine": "c0"}
 _OTHERS = ("c3", "c4", "c5")
 #: Dashes, so that no two lines are told by colour alone.
 _DASHES = {"c0": "", "c1": "6 3", "c2": "2 3", "c3": "9 3 2 3", "c4": "4 2 1 2", "c5": "1 4"}

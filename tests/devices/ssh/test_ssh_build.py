@@ -19,7 +19,7 @@ from edgekd.runtime.backends.openvino import library
 pytestmark = SSH.mark
 
 #: What this host and a board of its own kind would share.
-ON_DEVICE = {"engine", "check", "profile", "disturb", "bundle", "verify"}
+ON_DEVICE = {"evaluate", "check", "profile", "robustness-shipped", "bundle", "verify"}
 
 
 @pytest.fixture(scope="module")
@@ -63,7 +63,7 @@ def test_a_whole_build_of_a_model_on_a_board(board, built, tmp_path):
     report = events(done.stdout)[-1]["report"]
     (target,) = report["targets"]
     assert report["rows"][0]["device"] == board.name
-    assert target["ledger"]["rows"][-1]["stage"] == "engine"
+    assert target["ledger"]["rows"][-1]["stage"] == "device"
     output = tmp_path / "build" / "digits" / "cpu"
     for engine in target["profile"]["engines"]:
         assert len(np.load(output / "latency" / engine["raw_file"])) == 200
@@ -74,7 +74,7 @@ def test_a_whole_build_of_a_model_on_a_board(board, built, tmp_path):
     assert not list(board.root.joinpath("work").iterdir())
 
 
-@pytest.mark.parametrize("moment", [("start", "engine cpu", None), ("advance", "profile cpu", 4)])
+@pytest.mark.parametrize("moment", [("start", "evaluate cpu", None), ("advance", "profile cpu", 4)])
 def test_a_build_that_lost_its_board_goes_on(board, cache, built, tmp_path, moment):
     arguments = [*build_arguments(tmp_path / "out", cache), "--device", board.address(), "--json"]
     with edgekd_begun(*arguments, cwd=tmp_path) as process:
@@ -108,7 +108,7 @@ def test_two_boards_at_once_and_what_was_built_there(board, other, cache, tmp_pa
     done = edgekd(*arguments, *targets, *devices, "--json", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     told = [(event["event"], event.get("stage")) for event in events(done.stdout)]
-    began = [told.index(("start", f"engine {target}")) for target in ("cpu", "openvino-cpu")]
+    began = [told.index(("start", f"evaluate {target}")) for target in ("cpu", "openvino-cpu")]
     ended = [told.index(("finish", f"verify {target}")) for target in ("cpu", "openvino-cpu")]
     assert max(began) < min(ended), "they ran at the same time"
     assert [row["device"] for row in events(done.stdout)[-1]["report"]["rows"]] == [board.name, other.name]

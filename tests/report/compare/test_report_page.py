@@ -138,7 +138,7 @@ def test_a_build_without_pictures_material_says_so(tmp_path):
     assert "Time by branch not measured: the profile was not asked for it." in text
 
 
-@pytest.mark.parametrize("file", ["latency/engine.npy", "gram/samples.npz"])
+@pytest.mark.parametrize("file", ["latency/shipped.npy", "gram/samples.npz"])
 def test_broken_material_is_one_error(tmp_path, file):
     write_run(tmp_path, target())
     (tmp_path / "cpu" / file).write_bytes(b"broken")
@@ -148,8 +148,8 @@ def test_broken_material_is_one_error(tmp_path, file):
 
 def test_timings_that_are_none_are_one_error(tmp_path):
     write_run(tmp_path, target())
-    np.save(tmp_path / "cpu" / "latency" / "engine.npy", np.array([1.5, 2]))
-    with pytest.raises(ReportError, match=r"engine\.npy: holds no raw timings"):
+    np.save(tmp_path / "cpu" / "latency" / "shipped.npy", np.array([1.5, 2]))
+    with pytest.raises(ReportError, match=r"shipped\.npy: holds no raw timings"):
         as_html(Joined(read_run(tmp_path)))
 
 
@@ -185,7 +185,7 @@ def test_rows_whose_p50_do_not_differ_beyond_noise_are_both_on_the_front(tmp_pat
 
 
 def test_a_metric_that_is_better_low_turns_the_front(tmp_path):
-    worse, better = ledger(metrics=(("engine", 0.97),), limits=LOWER), ledger(metrics=(("engine", 0.9),), limits=LOWER)
+    worse, better = ledger(metrics=(("device", 0.97),), limits=LOWER), ledger(metrics=(("device", 0.9),), limits=LOWER)
     write_run(tmp_path, target("a", ledger=worse), target("b", ledger=better), target("c", ledger=worse))
     rows = dict(enumerate((entry.row for entry in read_run(tmp_path)), 1))
     assert front(rows) == [2]
@@ -195,12 +195,12 @@ def test_modalities_of_unequal_widths_are_grey_between_each_other():
     random = np.random.default_rng(0)
     ids = np.array([f"s{index}" for index in range(30)])
     probes = {}
-    for model in ("float", "engine"):
+    for model in ("float", "shipped"):
         embeddings = {name: random.normal(size=(30, width)) for name, width in WIDTHS.items()}
         probes[model] = Probe(ids, random.normal(size=(30, 4)), embeddings)
     grams = few_grams(probes, None, [])
     pictures = heat_maps("gram", grams)
-    assert list(pictures) == ["float", "engine", "float − engine"]
+    assert list(pictures) == ["float", "shipped", "float − shipped"]
     levels = pixels(png(grams.cosines["float"]))
     assert (levels[:16, 16:] == 255).all()
     assert (levels[:16, :16] != 255).all()
