@@ -104,12 +104,18 @@ def edgekd_begun(*arguments, cwd):
 
 
 def signal_at(process, moment, signum):
-    """Send a signal to a build with ``--json`` and all that it started, as soon as it says that it is there."""
+    """Send a signal to a build with ``--json`` and all that it started, as soon as it says that it is there.
+
+    Returns:
+        What it said until then.
+    """
+    told = []
     for line in process.stdout:
-        event = json.loads(line)
-        if (event["event"], event.get("stage"), event.get("done")) == moment:
+        told.append(json.loads(line))
+        if (told[-1]["event"], told[-1].get("stage"), told[-1].get("done")) == moment:
             os.killpg(process.pid, signum)
-            return
+            break
+    return told
 
 
 def build_arguments(output, cache, **changes):

@@ -6,7 +6,21 @@ from once import once
 from requirements import in_one_line
 
 #: The files that take longest, the longest first. They begin, and what is short fills the gaps at the end.
-LONGEST = ()
+LONGEST = (
+    "pipeline/test_build.py",
+    "training/loop/test_distributed.py",
+    "config/test_targets.py",
+    "workflows/test_check.py",
+    "devices/ssh/test_ssh_build.py",
+    "cli/test_cli.py",
+    "workflows/advise/test_advise.py",
+    "devices/emulated/test_emulated.py",
+    "tasks/test_av_digits.py",
+    "pipeline/test_multi_process.py",
+    "pipeline/test_kill.py",
+    "test_docs.py",
+    "workflows/search/test_search.py",
+)
 
 
 @pytest.fixture(scope="session")

@@ -10,6 +10,7 @@ Run as a script, this is that first process: it answers one JSON line for each t
 import atexit
 import gc
 import json
+import logging
 import os
 import runpy
 import subprocess
@@ -68,6 +69,7 @@ def main():
     os.setsid()
     for name in _HEAVY:
         import_module(name)
+    _prepare_exporter()
     assert len(os.listdir("/proc/self/task")) == 1, "a thread would be lost"  # noqa: PTH208
     gc.freeze()  # or each process would copy all of it as it collects garbage
     for line in sys.stdin:
@@ -76,6 +78,17 @@ def main():
         if pid == 0:
             _become(*command)
         print(json.dumps(_end(pid, timeout)), flush=True)
+
+
+def _prepare_exporter():
+    from exporter import OPSETS, keep_operators
+    from torch.onnx._internal.exporter._registration import ONNXRegistry
+
+    keep_operators()
+    logging.disable(logging.WARNING)  # which says what is not installed
+    for opset in OPSETS:
+        ONNXRegistry.from_torchlib(opset)
+    logging.disable(logging.NOTSET)
 
 
 def _end(pid, timeout):
@@ -106,7 +119,7 @@ def _become(arguments, cwd, environment, stdout, stderr):
     try:
         runpy.run_module("edgekd", run_name="__main__", alter_sys=True)
     except SystemExit as end:
-        code = end.code or 0
+        code = 0 if end.code is None else end.code
     except BaseException:
         sys.excepthook(*sys.exc_info())
         raise
