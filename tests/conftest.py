@@ -1,3 +1,4 @@
+import os
 from pathlib import Path
 
 import pytest
@@ -21,6 +22,16 @@ LONGEST = (
     "test_docs.py",
     "workflows/search/test_search.py",
 )
+
+#: What of a user's environment would change what is printed, or where edgekd looks.
+for name in (
+    "COLUMNS", "LINES", "NO_COLOR", "FORCE_COLOR", "CLICOLOR", "CLICOLOR_FORCE", "TTY_COMPATIBLE", "TTY_INTERACTIVE",
+    "EDGEKD_CACHE", "EDGEKD_SSH",
+):  # fmt: skip
+    os.environ.pop(name, None)
+#: Registries of the tests' own are asked without a proxy.
+for name in ("no_proxy", "NO_PROXY"):
+    os.environ[name] = ",".join(filter(None, ("127.0.0.1,localhost", os.environ.get(name))))
 
 
 @pytest.fixture(scope="session")
