@@ -11,7 +11,7 @@ from edgekd.cli.main import main
 from edgekd.errors import BudgetMissed, nearest
 
 if TYPE_CHECKING:
-    from edgekd.report.compare.formats import Joined
+    from edgekd.report.compare.formats import Comparison
 
 
 #: Forms of the joined table, and the suffixes of files that have them.
@@ -70,18 +70,18 @@ def report(
     throughput, metric, Gram drift, size, memory, energy. As HTML it is one page with pictures that needs no network.
     """
     from edgekd.report.compare.budgets import check_budgets, read_budgets
-    from edgekd.report.compare.formats import Joined
+    from edgekd.report.compare.formats import Comparison
     from edgekd.report.compare.read import read_runs
-    from edgekd.report.compare.rows import SORT_KEYS, Filters, choose, order
+    from edgekd.report.compare.rows import SORT_KEYS, Filters, filter_entries, sort_entries
 
     if key not in SORT_KEYS:
         raise click.UsageError(f"--sort {key}: there is no such key{nearest(key, SORT_KEYS)}")
     filters = Filters(max_latency_ms=max_latency_ms, min_metric=min_metric, max_metric=max_metric, **names)
     form = _form(form, output, budget, filters != Filters())
     limits = read_budgets(budget) if budget else None
-    kept, left_out = choose(order(read_runs(runs), key, reverse), filters)
+    kept, left_out = filter_entries(sort_entries(read_runs(runs), key, reverse), filters)
     checks = check_budgets(kept, limits, budget) if budget and limits else None
-    _show_joined(Joined(kept, left_out, key, reverse, checks), form, output)
+    _show_joined(Comparison(kept, left_out, key, reverse, checks), form, output)
     missed = [check for check in checks or () if not check.kept]
     if missed:
         first = missed[0]
@@ -103,7 +103,7 @@ def _form(form: str | None, output: Path | None, budget: Path | None, filtered: 
     return form
 
 
-def _show_joined(joined: Joined, form: str | None, output: Path | None) -> None:
+def _show_joined(joined: Comparison, form: str | None, output: Path | None) -> None:
     """Print the joined table, or write it into a file."""
     if form is None:
         from edgekd.cli.terminal.report import print_joined

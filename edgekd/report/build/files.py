@@ -12,10 +12,10 @@ from edgekd.gram.gate import judge
 from edgekd.report.build.markdown import report_markdown
 from edgekd.report.build.robustness import robustness_json
 from edgekd.report.build.training_picture import write_pictures
-from edgekd.report.compare.formats import Joined
+from edgekd.report.compare.formats import Comparison
 from edgekd.report.compare.page import as_html
 from edgekd.report.compare.read import read_run
-from edgekd.report.compare.rows import order
+from edgekd.report.compare.rows import sort_entries
 from edgekd.report.format import withheld
 from edgekd.report.results import ENGINE, REPORT, SCHEMA_VERSION, BuildReport, TargetResult
 from edgekd.runtime.manifest import map_leaves
@@ -37,7 +37,7 @@ def write_report(report: BuildReport, folder: Path) -> None:
     write_text(folder / REPORT, text + "\n")
     write_pictures(report, folder)
     write_text(folder / "report.md", report_markdown(report))
-    write_text(folder / "report.html", as_html(Joined(order(read_run(folder), "p50"))))
+    write_text(folder / "report.html", as_html(Comparison(sort_entries(read_run(folder), "p50"))))
 
 
 def report_json(report: BuildReport) -> dict[str, Any]:

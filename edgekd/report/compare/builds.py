@@ -8,7 +8,7 @@ from msgspec import Struct
 
 from edgekd.errors import ReportError
 from edgekd.gram.gate import Ledger, Verdict
-from edgekd.report.compare.content import convert, load
+from edgekd.report.compare.content import convert_object, read_object
 from edgekd.report.compare.rows import EngineRow, Entry
 from edgekd.report.results import GRAM, LATENCY, REPORT, SAMPLES, SCHEMA_VERSION
 from edgekd.runtime.measure.results import Profile
@@ -94,10 +94,10 @@ def read_build(folder: Path) -> tuple[Entry, ...]:
         ReportError: it is broken or of another edgekd.
     """
     path = folder / REPORT
-    content = load(path, SCHEMA_VERSION, "run the build again: what is up to date is not computed anew")
-    for place, value in convert(path, content, _NotFinite).not_finite.items():
+    content = read_object(path, SCHEMA_VERSION, "run the build again: what is up to date is not computed anew")
+    for place, value in convert_object(path, content, _NotFinite).not_finite.items():
         _put(content, place, float(value))
-    report = convert(path, content, _Report)
+    report = convert_object(path, content, _Report)
     if len(report.rows) != len(report.targets):
         raise ReportError(f"{path}: has {len(report.rows)} rows and {len(report.targets)} targets; run the build again")
     if not all(target.ledger.rows for target in report.targets):

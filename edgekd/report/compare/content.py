@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 
-def load(path: Path, version: int, remedy: str) -> dict[str, Any]:
+def read_object(path: Path, version: int, remedy: str) -> dict[str, Any]:
     """Return the JSON object in a file.
 
     Args:
@@ -47,7 +47,7 @@ def _refuse(constant: str) -> None:
 _S = TypeVar("_S", bound=Struct)
 
 
-def convert(path: Path, content: dict[str, Any], kind: type[_S]) -> _S:
+def convert_object(path: Path, content: dict[str, Any], kind: type[_S]) -> _S:
     """Return what is needed of a file's content.
 
     Raises:

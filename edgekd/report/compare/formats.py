@@ -8,7 +8,7 @@ import json
 from dataclasses import asdict, dataclass, fields
 from typing import TYPE_CHECKING, Any
 
-from edgekd.report.compare.rows import BY_KEY, FIGURES, EngineRow, Entry, LeftOut
+from edgekd.report.compare.rows import BY_KEY, FIGURES, EngineRow, Entry, ExcludedRow
 from edgekd.report.format import NOTHING
 from edgekd.report.table import Column, Table, markdown, metric_name
 
@@ -23,7 +23,7 @@ _NOT_MEASURED = "not measured"
 
 
 @dataclass(frozen=True)
-class Joined:
+class Comparison:
     """The joined table.
 
     Attributes:
@@ -35,7 +35,7 @@ class Joined:
     """
 
     entries: tuple[Entry, ...]
-    left_out: tuple[LeftOut, ...] = ()
+    left_out: tuple[ExcludedRow, ...] = ()
     sort: str = "p50"
     reverse: bool = False
     checks: tuple[Check, ...] | None = None
@@ -57,7 +57,7 @@ def only_metric(rows: Iterable[EngineRow]) -> str | None:
     return names.pop() if len(names) == 1 else None
 
 
-def short_tables(joined: Joined) -> tuple[Table, Table]:
+def short_tables(joined: Comparison) -> tuple[Table, Table]:
     """Return the table in two that fit 80 columns, told by one number a row: what it does, and what it takes."""
     rows = joined.rows
     first = ("p50", "p90", "p99", "metric", "change", "bound")
@@ -95,7 +95,7 @@ def _heading(rows: tuple[EngineRow, ...], key: str) -> str:
     return BY_KEY[key].heading if key in BY_KEY else key
 
 
-def long_table(joined: Joined) -> Table:
+def long_table(joined: Comparison) -> Table:
     """Return the whole table, which may be as wide as it must."""
     rows = joined.rows
     words = ["task", "target", "device", "runtime", "precision"]
@@ -112,12 +112,12 @@ def long_table(joined: Joined) -> Table:
     return Table(title(joined), columns, cells, notes(joined))
 
 
-def title(joined: Joined) -> str:
+def title(joined: Comparison) -> str:
     """Return the tasks of the table."""
     return ", ".join(dict.fromkeys(row.task for row in joined.rows)) or "No row"
 
 
-def notes(joined: Joined) -> tuple[str, ...]:
+def notes(joined: Comparison) -> tuple[str, ...]:
     """Return what a reader needs to trust the table."""
     rows = joined.rows
     counts = sorted({row.n for row in rows if row.n})
@@ -176,7 +176,7 @@ def _reasons(rows: tuple[EngineRow, ...]) -> list[str]:
     return [f"{keys} of {', '.join(numbers)}: {reason}." for (keys, reason), numbers in lacking.items()]
 
 
-def check_table(joined: Joined) -> Table:
+def check_table(joined: Comparison) -> Table:
     """Return each limit with what was found, those that are not kept first."""
     numbers = {id(row): str(index) for index, row in enumerate(joined.rows, 1)}
     checks = sorted(joined.checks or (), key=lambda check: check.kept)
@@ -202,13 +202,13 @@ def check_table(joined: Joined) -> Table:
     return Table("Budgets", columns, rows, (f"{len(checks) - missed} of {len(checks)} limits kept.", *reasons))
 
 
-def as_markdown(joined: Joined) -> str:
+def as_markdown(joined: Comparison) -> str:
     """Return the table and the checks as Markdown."""
     parts = [markdown(long_table(joined)), *([] if joined.checks is None else [markdown(check_table(joined))])]
     return "\n".join(parts)
 
 
-def as_json(joined: Joined) -> str:
+def as_json(joined: Comparison) -> str:
     """Return the rows as one JSON object, each null with its reason in the row's ``not_measured``."""
     content: dict[str, Any] = {
         "schema_version": SCHEMA_VERSION,
@@ -229,7 +229,7 @@ def _check(check: Check) -> dict[str, Any]:
     return {**names, **{f.name: getattr(check, f.name) for f in fields(check) if f.name != "row"}}
 
 
-def as_csv(joined: Joined) -> str:
+def as_csv(joined: Comparison) -> str:
     """Return one line a row with every figure, empty where it was not measured; reasons are joined by "; "."""
     stream = io.StringIO()
     writer = csv.writer(stream, lineterminator="\n")

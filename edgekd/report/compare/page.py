@@ -7,11 +7,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from edgekd.report.compare.branches import branches_svg
-from edgekd.report.compare.formats import Joined, long_table, notes, only_metric, several, title
+from edgekd.report.compare.formats import Comparison, long_table, notes, only_metric, several, title
 from edgekd.report.compare.grams import gradient, heat_maps, read_grams
 from edgekd.report.compare.latencies import latency_svg
 from edgekd.report.compare.rows import FIGURES, VERDICTS
-from edgekd.report.compare.scatter import front, scatter_svg
+from edgekd.report.compare.scatter import scatter_svg, unbeaten_rows
 from edgekd.report.compare.stages import drift_svg, metric_svg
 from edgekd.report.results import ENGINE
 from edgekd.report.table import Table, ledger_table, legend
@@ -29,7 +29,7 @@ _HERE = Path(__file__).parent
 _POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'unsafe-inline'"
 
 
-def as_html(joined: Joined) -> str:
+def as_html(joined: Comparison) -> str:
     """Return the page.
 
     Raises:
@@ -63,7 +63,7 @@ def as_html(joined: Joined) -> str:
     return "\n".join(parts) + "\n"
 
 
-def _lead(joined: Joined) -> str:
+def _lead(joined: Comparison) -> str:
     """Say in a sentence or two what is to be seen."""
     rows = joined.rows
     if not rows:
@@ -78,7 +78,7 @@ def _lead(joined: Joined) -> str:
     return told
 
 
-def _sections(joined: Joined) -> list[str]:
+def _sections(joined: Comparison) -> list[str]:
     """Return what stands behind each row, for the first ones that there is room for."""
     sections, room, many = [], _ROOM, several(joined.rows, "run")
     for index, entry in enumerate(joined.entries, 1):
@@ -90,7 +90,7 @@ def _sections(joined: Joined) -> list[str]:
     return sections
 
 
-def _engines(joined: Joined, pictured: int) -> Iterator[str]:
+def _engines(joined: Comparison, pictured: int) -> Iterator[str]:
     """Write the table, with what narrows it down, which needs the script and is hidden without it.
 
     Args:
@@ -129,7 +129,7 @@ def _filters(rows: tuple[EngineRow, ...]) -> Iterator[str]:
 _WORDS = ("task", "target", "device", "runtime", "precision")
 
 
-def _heads(joined: Joined) -> Iterator[str]:
+def _heads(joined: Comparison) -> Iterator[str]:
     """Write the column heads; the keys of figures and words are those of ``--sort``."""
     keys = ("", *_WORDS, *(figure.key for figure in FIGURES), "verdict")
     direction = "descending" if joined.reverse else "ascending"
@@ -175,7 +175,8 @@ def _scatters(rows: tuple[EngineRow, ...]) -> Iterator[str]:
             continue
         better = "up" if next(iter(group.values())).higher_is_better else "down"
         lacking = [str(i) for i, row in group.items() if row.p50_ms is None or row.metric_value is None]
-        told = f"{task}: {better} and left is better. Filled, not beaten in both beyond noise: {_and(front(group))}."
+        unbeaten = _and(unbeaten_rows(group))
+        told = f"{task}: {better} and left is better. Filled, not beaten in both beyond noise: {unbeaten}."
         told += f" Not measured: {', '.join(lacking)}." if lacking else ""
         yield _figure_of(told, svg)
     yield "</div></section>"
@@ -255,7 +256,7 @@ def _grams(index: int, entry: Entry) -> Iterator[str]:
     yield _figure_of(told, f'<div class="grams">{"".join(pictures)}</div>')
 
 
-def _meanings(joined: Joined) -> Iterator[str]:
+def _meanings(joined: Comparison) -> Iterator[str]:
     ledgers = [ledger_table(entry.ledger) for entry in joined.entries]
     if ledgers:
         yield '<section aria-labelledby="meanings"><h2 id="meanings">How to read the ledger</h2>'

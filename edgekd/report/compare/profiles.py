@@ -9,7 +9,7 @@ from msgspec import Struct
 
 from edgekd.errors import ReportError
 from edgekd.gram.gate import Ledger, Verdict
-from edgekd.report.compare.content import convert, load
+from edgekd.report.compare.content import convert_object, read_object
 from edgekd.report.compare.rows import EngineRow, Entry
 from edgekd.report.format import withheld
 from edgekd.report.results import GRAM, PROFILE, PROFILE_VERSION, SAMPLES
@@ -45,8 +45,8 @@ def read_profile(folder: Path) -> Entry:
         ReportError: it is broken or of another edgekd.
     """
     path = folder / PROFILE
-    content = load(path, PROFILE_VERSION, "run edgekd profile again")
-    found = convert(path, {**content, "ledger": _numbers(content.get("ledger"))}, _ProfileJson)
+    content = read_object(path, PROFILE_VERSION, "run edgekd profile again")
+    found = convert_object(path, {**content, "ledger": _numbers(content.get("ledger"))}, _ProfileJson)
     if not found.profile.engines or not found.ledger.rows:
         raise ReportError(f"{path}: has no engine or an empty ledger; run edgekd profile again")
     return Entry(_row(folder, found), found.ledger, found.profile, folder, folder / GRAM / SAMPLES)

@@ -157,7 +157,7 @@ WORDS = ("task", "target", "device", "runtime", "precision", "verdict")
 SORT_KEYS = (*BY_KEY, *WORDS)
 
 
-def order(entries: Sequence[Entry], key: str, reverse: bool = False) -> tuple[Entry, ...]:
+def sort_entries(entries: Sequence[Entry], key: str, reverse: bool = False) -> tuple[Entry, ...]:
     """Return the entries sorted by one of :data:`SORT_KEYS`, the smallest first; those without the figure are last."""
     figure = BY_KEY.get(key)
     if figure is None:
@@ -194,14 +194,14 @@ class Filters:
 
 
 @dataclass(frozen=True)
-class LeftOut:
+class ExcludedRow:
     """A row that a limit left out, and why."""
 
     row: EngineRow
     why: str
 
 
-def choose(entries: Sequence[Entry], filters: Filters) -> tuple[tuple[Entry, ...], tuple[LeftOut, ...]]:
+def filter_entries(entries: Sequence[Entry], filters: Filters) -> tuple[tuple[Entry, ...], tuple[ExcludedRow, ...]]:
     """Return the entries that keep the filters, and of those with the wanted names the ones that do not.
 
     A row without a figure does not keep a limit on it.
@@ -221,7 +221,7 @@ def choose(entries: Sequence[Entry], filters: Filters) -> tuple[tuple[Entry, ...
     for entry in named:
         why = "; ".join(_failings(entry.row, filters))
         if why:
-            left_out.append(LeftOut(entry.row, why))
+            left_out.append(ExcludedRow(entry.row, why))
         else:
             kept.append(entry)
     return tuple(kept), tuple(left_out)

@@ -21,7 +21,7 @@ _BESIDE = ((11, -7), (11, 15), (-11, -7), (-11, 15), (11, -20), (11, 28), (-11, 
 _LINE, _CHARACTER = 12.0, 7.5
 
 
-def front(rows: Mapping[int, EngineRow]) -> list[int]:
+def unbeaten_rows(rows: Mapping[int, EngineRow]) -> list[int]:
     """Return the numbers of the rows that no other beats, the fastest first.
 
     One beats another that is neither faster nor better in metric, if its metric is better or its p50's interval lies
@@ -70,7 +70,7 @@ def scatter_svg(name: str, rows: Mapping[int, EngineRow]) -> str | None:
     ends = [x for row in shown.values() for x in (row.p50_ms, row.p50_low_ms, row.p50_high_ms) if x is not None]
     across = AxisScale.of(ends)
     up = AxisScale.of([row.metric_value for row in shown.values() if row.metric_value is not None], log=False)
-    best = front(shown)
+    best = unbeaten_rows(shown)
     told = f"{metric} against p50 latency. Not beaten in both: {', '.join(map(str, best))}. "
     told += "; ".join(f"{index}: {_told(row)}" for index, row in shown.items())
     parts = [*x_axis(_FRAME, across, "p50 in ms"), *y_axis(_FRAME, up, metric)]

@@ -13,7 +13,7 @@ from edgekd.report.format import factor, milliseconds, number
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from edgekd.report.search.tables import Appraisal, SearchResult, SearchTrial
+    from edgekd.report.search.tables import SearchResult, SearchTrial, TrialFigures
 
 #: In pixels: the picture, and what is left of, right of, above and below the plot.
 _WIDTH, _HEIGHT, _LEFT, _RIGHT, _HEAD, _FOOT = 760, 520, 76, 28, 74, 104
@@ -130,7 +130,7 @@ def _grid(found: SearchResult, across: _Axis, up: _Axis) -> Iterator[str]:
 
 
 def _dot(
-    trial: SearchTrial, figures: Appraisal, best: bool, at: tuple[float, float], drifts: list[float]
+    trial: SearchTrial, figures: TrialFigures, best: bool, at: tuple[float, float], drifts: list[float]
 ) -> Iterator[str]:
     low, high = min(drifts), max(drifts)
     fill = colour((figures.drift - low) / (high - low) if high > low else 0.0)

@@ -22,7 +22,7 @@ TABLE, PICTURE = "search.json", "search.svg"
 
 
 @dataclass(frozen=True)
-class Appraisal:
+class TrialFigures:
     """What a trial's student is worth.
 
     Attributes:
@@ -61,7 +61,7 @@ class SearchTrial:
     state: Literal["done", "failed", "running", "waiting", "lost"]
     own: bool
     settings: tuple[str, ...]
-    appraisal: Appraisal | None
+    appraisal: TrialFigures | None
     reason: str
     host: str
     seconds: float | None

@@ -12,10 +12,10 @@ from builds import LIMITS, full_profile, further, ledger, profile, target, write
 
 from edgekd.errors import ReportError
 from edgekd.gram.gate import GateLimits
-from edgekd.report.compare.formats import Joined, as_csv, as_json, as_markdown, long_table, notes, short_tables
+from edgekd.report.compare.formats import Comparison, as_csv, as_json, as_markdown, long_table, notes, short_tables
 from edgekd.report.compare.page import as_html
 from edgekd.report.compare.read import read_run, read_runs
-from edgekd.report.compare.rows import SORT_KEYS, Filters, choose, order
+from edgekd.report.compare.rows import SORT_KEYS, Filters, filter_entries, sort_entries
 
 NO_DEVICE = "not measured: no device"
 LOWER = GateLimits(LIMITS.tau_pass, LIMITS.tau_fail, LIMITS.max_flips, LIMITS.max_metric_drop, higher_is_better=False)
@@ -162,7 +162,7 @@ def test_a_profile_of_a_bundle_is_a_row(tmp_path, entries):
     assert row.drift_bound == ledger().row("engine").to_reference.bound
     assert (row.size_bytes, row.memory_bytes, row.energy_mj) == (231_770, engine.peak_rss_bytes, 1.84)
     assert row.not_measured == {}
-    text = as_html(Joined((*entries, entry)))
+    text = as_html(Comparison((*entries, entry)))
     for picture in ("latency-5", "branches-5", "drift-5"):
         assert f'id="{picture}"' in text
 
@@ -219,7 +219,7 @@ def test_a_folder_may_have_a_build_and_a_profile(tmp_path):
 
 
 def test_the_smallest_is_first_and_what_was_not_measured_is_last_either_way(entries):
-    up, down = order(entries, "p50"), order(entries, "p50", reverse=True)
+    up, down = sort_entries(entries, "p50"), sort_entries(entries, "p50", reverse=True)
     assert names(up)[-1] == names(down)[-1] == "gestures pi"
     rising, falling = ([entry.row.p50_ms for entry in found[:-1]] for found in (up, down))
     assert rising == sorted(rising) == falling[::-1]
@@ -227,12 +227,12 @@ def test_the_smallest_is_first_and_what_was_not_measured_is_last_either_way(entr
 
 @pytest.mark.parametrize("key", SORT_KEYS)
 def test_every_key_sorts(entries, key):
-    found = order(entries, key)
+    found = sort_entries(entries, key)
     assert sorted(names(found)) == sorted(names(entries))
 
 
 def test_verdicts_sort_from_good_to_bad(entries):
-    found = [entry.row.verdict for entry in order(entries, "verdict")]
+    found = [entry.row.verdict for entry in sort_entries(entries, "verdict")]
     assert found == ["pass", "pass", "warn", "fail"]
 
 
@@ -263,32 +263,32 @@ def test_verdicts_sort_from_good_to_bad(entries):
     ids=["latency", "verdict", "target", "device", "metric"],
 )
 def test_filters_leave_out_and_say_why(entries, filters, kept, why):
-    found, left_out = choose(entries, filters)
+    found, left_out = filter_entries(entries, filters)
     assert names(found) == kept
     assert [left.why for left in left_out] == why
 
 
 def test_a_limit_on_a_metric_that_is_better_the_other_way_is_refused(entries):
     with pytest.raises(ReportError, match=r"--min-metric 0\.9: the MAE of .*b, cpu is better when lower: use --max-"):
-        choose(entries, Filters(min_metric=0.9))
+        filter_entries(entries, Filters(min_metric=0.9))
     with pytest.raises(ReportError, match=r"--max-metric 0\.9: the macro-F1 of .* is better when higher: use --min-"):
-        choose(entries[:1], Filters(max_metric=0.9))
-    found, _ = choose(entries[3:], Filters(max_metric=0.96))
+        filter_entries(entries[:1], Filters(max_metric=0.9))
+    found, _ = filter_entries(entries[3:], Filters(max_metric=0.96))
     assert names(found) == ["depth cpu"]
 
 
 def test_a_name_that_no_row_has_is_refused(entries):
     with pytest.raises(ReportError, match=r"--target cpi: no row is of that target; did you mean 'pi' or 'cpu'"):
-        choose(entries, Filters(targets=("cpi",)))
+        filter_entries(entries, Filters(targets=("cpi",)))
     with pytest.raises(ReportError, match="--device tx2: no row is of that device"):
-        choose(entries, Filters(devices=("tx2",)))
+        filter_entries(entries, Filters(devices=("tx2",)))
 
 
 # --- forms
 
 
 def test_the_short_tables_fit_80_columns(entries):
-    doing, taking = short_tables(Joined(entries))
+    doing, taking = short_tables(Comparison(entries))
     for table in (doing, taking):
         cells = [[column.name for column in table.columns], *table.rows]
         widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
@@ -298,7 +298,7 @@ def test_the_short_tables_fit_80_columns(entries):
 
 
 def test_the_short_tables_name_one_metric_and_no_task_where_there_is_one(entries):
-    doing, taking = short_tables(Joined(entries[:3]))
+    doing, taking = short_tables(Comparison(entries[:3]))
     assert "macro-F1" in [column.name for column in doing.columns]
     assert "task" not in [column.name for column in taking.columns]
 
@@ -306,7 +306,7 @@ def test_the_short_tables_name_one_metric_and_no_task_where_there_is_one(entries
 def test_a_metric_that_no_row_has_is_not_named(tmp_path):
     stages = ("teacher", "student", "pruned", "tuned", "quantized", "engine")
     write_run(tmp_path, target(ledger=ledger(metric="none", metrics=tuple((stage, None) for stage in stages))))
-    joined = Joined(read_run(tmp_path))
+    joined = Comparison(read_run(tmp_path))
     assert [column.name for column in short_tables(joined)[0].columns][5] == "metric"
     assert "none" not in f"{as_markdown(joined)}"
     assert "metric, change of 1: not measured: there are no labels." in notes(joined)
@@ -317,7 +317,7 @@ def test_a_metric_that_no_row_has_is_not_named(tmp_path):
 
 
 def test_the_notes_name_each_metric_and_each_reason_once(entries, runs):
-    told = "\n".join(notes(Joined(entries)))
+    told = "\n".join(notes(Comparison(entries)))
     assert "metric of 1, 2, 3: macro-F1, higher is better; metric of 4: MAE, lower is better" in told
     assert f"p50, p90, p99, throughput, memory, energy of 3: {NO_DEVICE}." in told
     assert "energy of 1, 4: not measured: the profile was not asked for it." in told
@@ -326,14 +326,14 @@ def test_the_notes_name_each_metric_and_each_reason_once(entries, runs):
 
 
 def test_the_notes_say_what_was_left_out(entries):
-    found, left_out = choose(entries, Filters(max_latency_ms=0.2))
-    told = notes(Joined(found, left_out))
+    found, left_out = filter_entries(entries, Filters(max_latency_ms=0.2))
+    told = notes(Comparison(found, left_out))
     assert f"Left out, 2 of 4: pi on no device: p50 {NO_DEVICE}." in told
     assert "Left out, 1 of 4: cpu on this host: p50 0.299 ms is above 0.2 ms." in told
 
 
 def test_a_table_without_rows_is_its_notes(entries):
-    joined = Joined(*choose(entries, Filters(max_latency_ms=1e-9)))
+    joined = Comparison(*filter_entries(entries, Filters(max_latency_ms=1e-9)))
     assert as_markdown(joined).count("Left out, ") == 4
     assert json.loads(as_json(joined))["rows"] == []
     assert len(as_csv(joined).splitlines()) == 1
@@ -341,14 +341,14 @@ def test_a_table_without_rows_is_its_notes(entries):
 
 
 def test_markdown_says_not_measured_in_words(entries):
-    text = as_markdown(Joined(entries))
+    text = as_markdown(Comparison(entries))
     (line,) = (line for line in text.splitlines() if "| pi " in line)
     assert line.count("not measured") == 6
-    assert len(long_table(Joined(entries)).columns) == line.count("|") - 1
+    assert len(long_table(Comparison(entries)).columns) == line.count("|") - 1
 
 
 def test_json_has_every_null_with_its_reason(entries):
-    content = json.loads(as_json(Joined(entries, sort="size")))
+    content = json.loads(as_json(Comparison(entries, sort="size")))
     assert (content["schema_version"], content["sort"]) == (1, "size")
     for row in content["rows"]:
         ends = [name for name in row if "_low_" in name or "_high_" in name or name == "energy_rail"]
@@ -358,7 +358,7 @@ def test_json_has_every_null_with_its_reason(entries):
 
 
 def test_csv_comes_back_as_it_was(entries):
-    rows = list(csv.DictReader(io.StringIO(as_csv(Joined(entries)))))
+    rows = list(csv.DictReader(io.StringIO(as_csv(Comparison(entries)))))
     assert [float(row["p50_ms"]) for row in rows if row["p50_ms"]] == [e.row.p50_ms for e in entries if e.row.p50_ms]
     assert rows[2]["p50_ms"] == ""
     assert f"p50_ms: {NO_DEVICE}" in rows[2]["not_measured"]
@@ -369,7 +369,7 @@ def test_few_inferences_withhold_the_p99(tmp_path):
     write_run(tmp_path, target(profile=profile(n=200)))
     (entry,) = read_run(tmp_path)
     assert (entry.row.p99_ms, entry.row.p99_low_ms) == (None, None)
-    assert any("p99 of 1: withheld: 200 samples are too few" in told for told in notes(Joined((entry,))))
+    assert any("p99 of 1: withheld: 200 samples are too few" in told for told in notes(Comparison((entry,))))
 
 
 def test_what_a_profile_says_of_energy_is_told(tmp_path):
@@ -382,7 +382,7 @@ def test_what_a_profile_says_of_energy_is_told(tmp_path):
 
 def test_no_figure_is_lost_on_the_way(entries):
     """Each figure of the table stands in Markdown too, rounded as the figures of other tables are."""
-    text = as_markdown(Joined(entries))
+    text = as_markdown(Comparison(entries))
     for entry in entries:
         if entry.row.p50_ms is not None:
             assert f"{entry.row.metric_value:.4f}" in text

@@ -18,12 +18,12 @@ from edgekd.errors import DeviceError, ReportError
 from edgekd.gram.gate import GateLimits
 from edgekd.gram.heatmap import few_grams
 from edgekd.gram.probe import Probe
-from edgekd.report.compare.formats import Joined
+from edgekd.report.compare.formats import Comparison
 from edgekd.report.compare.grams import heat_maps, png
 from edgekd.report.compare.page import as_html
 from edgekd.report.compare.read import read_run, read_runs
-from edgekd.report.compare.rows import order
-from edgekd.report.compare.scatter import front
+from edgekd.report.compare.rows import sort_entries
+from edgekd.report.compare.scatter import unbeaten_rows
 
 LOWER = GateLimits(LIMITS.tau_pass, LIMITS.tau_fail, LIMITS.max_flips, LIMITS.max_metric_drop, higher_is_better=False)
 WIDTHS = {"image": 8, "sound": 12}
@@ -54,7 +54,7 @@ def joined(tmp_path_factory):
         target("pi", device="no device", profile_reason="not measured: no device"),
     )
     write_run(folder / "b", target("cpu", device=EVIL, ledger=ledger(0.011)))
-    return Joined(order(read_runs([folder / "a", folder / "b"]), "p50"))
+    return Comparison(sort_entries(read_runs([folder / "a", folder / "b"]), "p50"))
 
 
 @pytest.fixture(scope="module")
@@ -144,7 +144,7 @@ def test_a_build_without_pictures_material_says_so(tmp_path):
     (tmp_path / "cpu" / "gram" / "samples.npz").unlink()
     for path in (tmp_path / "cpu" / "latency").iterdir():
         path.unlink()
-    text = as_html(Joined(read_run(tmp_path)))
+    text = as_html(Comparison(read_run(tmp_path)))
     assert "Gram matrices: there are none beside the report." in text
     assert "the raw timings no longer lie beside the report" in text
     assert "Time by branch not measured: the profile was not asked for it." in text
@@ -155,19 +155,19 @@ def test_broken_material_is_one_error(tmp_path, file):
     write_run(tmp_path, target())
     (tmp_path / "cpu" / file).write_bytes(b"broken")
     with pytest.raises(ReportError, match=re.escape(file.rpartition("/")[2]) + ": "):
-        as_html(Joined(read_run(tmp_path)))
+        as_html(Comparison(read_run(tmp_path)))
 
 
 def test_timings_that_are_none_are_one_error(tmp_path):
     write_run(tmp_path, target())
     np.save(tmp_path / "cpu" / "latency" / "engine.npy", np.array([1.5, 2]))
     with pytest.raises(ReportError, match=r"engine\.npy: holds no raw timings"):
-        as_html(Joined(read_run(tmp_path)))
+        as_html(Comparison(read_run(tmp_path)))
 
 
 def test_a_large_table_stays_below_two_megabytes(tmp_path):
     write_run(tmp_path, target(profile=full_profile()))
-    text = as_html(Joined(read_run(tmp_path) * 100))
+    text = as_html(Comparison(read_run(tmp_path) * 100))
     assert 1_000_000 < len(text.encode()) < 2_000_000
     (pictured,) = re.findall(r"The first (\d+) have pictures below", text)
     assert text.count("<section data-row=") == int(pictured)
@@ -175,17 +175,17 @@ def test_a_large_table_stays_below_two_megabytes(tmp_path):
 
 
 def test_an_empty_table_is_a_page(joined):
-    assert "No engine is left." in as_html(Joined(()))
+    assert "No engine is left." in as_html(Comparison(()))
 
 
 def test_the_front_is_what_no_other_beats(joined):
     rows = dict(enumerate(joined.rows, 1))
-    for index in front(rows):
+    for index in unbeaten_rows(rows):
         one = rows[index]
         known = [row for row in rows.values() if row.p50_ms is not None and row.metric_value is not None]
         assert not any(row.p50_ms < one.p50_ms and row.metric_value > one.metric_value for row in known)
     fastest = min((row for row in rows.values() if row.p50_ms), key=lambda row: row.p50_ms)
-    assert rows[front(rows)[0]].p50_ms == fastest.p50_ms
+    assert rows[unbeaten_rows(rows)[0]].p50_ms == fastest.p50_ms
 
 
 def test_rows_whose_p50_do_not_differ_beyond_noise_are_both_on_the_front(tmp_path):
@@ -193,14 +193,14 @@ def test_rows_whose_p50_do_not_differ_beyond_noise_are_both_on_the_front(tmp_pat
     write_run(tmp_path, *(target(name, profile=profile(times=(0.4, 0.2, ms))) for name, ms in times.items()))
     rows = dict(enumerate((entry.row for entry in read_run(tmp_path)), 1))
     assert rows[1].p50_high_ms > rows[2].p50_low_ms
-    assert front(rows) == [1, 2]
+    assert unbeaten_rows(rows) == [1, 2]
 
 
 def test_a_metric_that_is_better_low_turns_the_front(tmp_path):
     worse, better = ledger(metrics=(("engine", 0.97),), limits=LOWER), ledger(metrics=(("engine", 0.9),), limits=LOWER)
     write_run(tmp_path, target("a", ledger=worse), target("b", ledger=better), target("c", ledger=worse))
     rows = dict(enumerate((entry.row for entry in read_run(tmp_path)), 1))
-    assert front(rows) == [2]
+    assert unbeaten_rows(rows) == [2]
 
 
 def test_modalities_of_unequal_widths_are_grey_between_each_other():
