@@ -36,7 +36,7 @@ def report_markdown(report: BuildReport) -> str:
     """Return the report as Markdown: verdict first, then every figure with its unit, its n and its reference."""
     tables = [table for r in report.targets for table in (ledger_table(r.ledger), engine_table(r))]
     parts = [
-        f"# {report.task}: {report.verdict.upper()}",
+        f"# {report.name}: {report.verdict.upper()}",
         f"Recipe `{report.recipe}`, seed {report.seed}. {_MEANING[report.verdict].capitalize()}.",
         *(line for result in report.targets for line in _verdict(result)),
         markdown(summary_table(report)),

@@ -6,20 +6,23 @@ from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from edgekd.report import figures
 from edgekd.report.compare.branches import branches_svg
 from edgekd.report.compare.formats import Comparison, long_table, notes, only_metric, several, title
 from edgekd.report.compare.grams import gradient, heat_maps, read_grams
 from edgekd.report.compare.latencies import latency_svg
-from edgekd.report.compare.rows import FIGURES, VERDICTS
 from edgekd.report.compare.scatter import scatter_svg, unbeaten_rows
 from edgekd.report.compare.stages import drift_svg, metric_svg
-from edgekd.report.results import ENGINE
+from edgekd.report.figures import WORDS
+from edgekd.report.results import ENGINE, VERDICTS
 from edgekd.report.table import Table, ledger_table, legend
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from edgekd.report.compare.rows import EngineRow, Entry, Figure
+    from edgekd.report.compare.rows import Entry
+    from edgekd.report.figures import Figure
+    from edgekd.report.row import EngineRow
 
 #: Bytes of all rows' pictures: with more the page would outgrow two megabytes.
 _ROOM = 1_500_000
@@ -71,10 +74,10 @@ def _lead(joined: Comparison) -> str:
     counts = {verdict: sum(row.verdict == verdict for row in rows) for verdict in VERDICTS}
     told = f"{len(rows)} engine{'s' * (len(rows) > 1)}: "
     told += f"{', '.join(f'{count} {verdict}' for verdict, count in counts.items() if count)}."
-    timed = [row for row in rows if row.p50_ms is not None]
+    timed = [row for row in rows if row.latency_ms.p50 is not None]
     if len(timed) > 1:
-        fastest = min(timed, key=lambda row: row.p50_ms or 0.0)
-        told += f" The fastest is {fastest.target} on {fastest.device}, p50 {FIGURES[0].write(fastest, '')} ms."
+        fastest = min(timed, key=lambda row: row.latency_ms.p50 or 0.0)
+        told += f" The fastest is {fastest.target} on {fastest.device}, p50 {figures.FIGURES[0].write(fastest, '')} ms."
     return told
 
 
@@ -118,7 +121,7 @@ def _filters(rows: tuple[EngineRow, ...]) -> Iterator[str]:
     yield '<label>Name holds <input id="name" type="search" autocomplete="off"></label>'
     yield '<label>p50 at most, ms <input id="p50" type="number" min="0" step="any"></label>'
     if metric := only_metric(rows):
-        bound = "least" if next(row.higher_is_better for row in rows if row.metric == metric) else "most"
+        bound = "least" if next(row.metric.higher_is_better for row in rows if row.metric.name == metric) else "most"
         field = f'<input id="metric" type="number" step="any" data-bound="{bound}">'
         yield f"<label>{escape(metric)} at {bound} {field}</label>"
     options = "".join(f"<option{' selected' if verdict == 'fail' else ''}>{verdict}</option>" for verdict in VERDICTS)
@@ -126,12 +129,9 @@ def _filters(rows: tuple[EngineRow, ...]) -> Iterator[str]:
     yield '<p id="shown" role="status"></p></form>'
 
 
-_WORDS = ("task", "target", "device", "runtime", "precision")
-
-
 def _heads(joined: Comparison) -> Iterator[str]:
     """Write the column heads; the keys of figures and words are those of ``--sort``."""
-    keys = ("", *_WORDS, *(figure.key for figure in FIGURES), "verdict")
+    keys = ("", *WORDS, *(figure.key for figure in figures.FIGURES), "verdict")
     direction = "descending" if joined.reverse else "ascending"
     for key, column in zip(keys, long_table(joined).columns, strict=True):
         sorted_by = f' aria-sort="{direction}"' if key == joined.sort else ""
@@ -142,8 +142,8 @@ def _heads(joined: Comparison) -> Iterator[str]:
 def _row(index: int, row: EngineRow, pictured: bool) -> str:
     number = f'<a href="#row-{index}">{index}</a>' if pictured else str(index)
     cells = [f'<th scope="row" role="rowheader">{number}</th>']
-    cells += [f'<td role="cell" data-label="{word}">{escape(getattr(row, word))}</td>' for word in _WORDS]
-    cells += [_figure(figure, row) for figure in FIGURES]
+    cells += [f'<td role="cell" data-label="{word}">{escape(getattr(row, word))}</td>' for word in WORDS]
+    cells += [_figure(figure, row) for figure in figures.FIGURES]
     cells.append(
         f'<td role="cell" data-label="verdict" data-value="{VERDICTS.index(row.verdict)}">'
         f'<span class="verdict {row.verdict}">{row.verdict.upper()}</span></td>'
@@ -152,8 +152,8 @@ def _row(index: int, row: EngineRow, pictured: bool) -> str:
 
 
 def _figure(figure: Figure, row: EngineRow) -> str:
-    value = figure.of(row)
-    label = row.metric if figure.key == "metric" and value is not None else figure.heading
+    value = figure.value(row)
+    label = row.metric.name if figure.key == "metric" and value is not None else figure.heading
     known = "" if value is None else f' data-value="{value!r}"'
     why = f' title="{escape(row.why_not(figure.field))}"' if value is None else ""
     kind = "figure absent" if value is None else "figure"
@@ -165,7 +165,7 @@ def _scatters(rows: tuple[EngineRow, ...]) -> Iterator[str]:
     """Write a picture of metric against latency for each task."""
     groups: dict[tuple[str, str], dict[int, EngineRow]] = {}
     for index, row in enumerate(rows, 1):
-        groups.setdefault((row.task, row.metric), {})[index] = row
+        groups.setdefault((row.task, row.metric.name), {})[index] = row
     drawn = {key: scatter_svg(f"scatter-{place}", group) for place, (key, group) in enumerate(groups.items())}
     yield '<section aria-labelledby="against"><h2 id="against">Metric against latency</h2><div class="pictures">'
     for (task, metric), svg in drawn.items():
@@ -173,8 +173,8 @@ def _scatters(rows: tuple[EngineRow, ...]) -> Iterator[str]:
         if svg is None:
             yield f"<p>{escape(task)}: no row has both a p50 and a metric.</p>"
             continue
-        better = "up" if next(iter(group.values())).higher_is_better else "down"
-        lacking = [str(i) for i, row in group.items() if row.p50_ms is None or row.metric_value is None]
+        better = "up" if next(iter(group.values())).metric.higher_is_better else "down"
+        lacking = [str(i) for i, row in group.items() if row.latency_ms.p50 is None or row.metric.shipped is None]
         unbeaten = _and(unbeaten_rows(group))
         told = f"{task}: {better} and left is better. Filled, not beaten in both beyond noise: {unbeaten}."
         told += f" Not measured: {', '.join(lacking)}." if lacking else ""
@@ -211,7 +211,7 @@ def _entry(index: int, entry: Entry, source: str) -> Iterator[str]:
 
 def _times(index: int, entry: Entry) -> Iterator[str]:
     if entry.profile is None:
-        yield f"<p>Latency {escape(entry.row.why_not('p50_ms'))}.</p>"
+        yield f"<p>Latency {escape(entry.row.why_not('latency_ms.p50'))}.</p>"
         return
     svg = latency_svg(f"latency-{index}", entry)
     if svg:
@@ -237,7 +237,7 @@ def _ledger(index: int, entry: Entry) -> Iterator[str]:
     yield (
         _figure_of("The metric by stage, against the limit.", metric)
         if metric
-        else f"<p>Metric {escape(entry.row.why_not('metric_value'))}.</p>"
+        else f"<p>Metric {escape(entry.row.why_not('metric.shipped'))}.</p>"
     )
 
 
