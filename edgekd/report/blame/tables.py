@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 from edgekd.files import write_text
 from edgekd.gram.blame import SCOPES
-from edgekd.report.blame.picture import blame_svg, drift_figure, shorten
+from edgekd.report.blame.picture import blame_svg, drift_figure
 from edgekd.report.format import NOTHING, milliseconds, number
+from edgekd.report.svg.draw import shorten
 from edgekd.report.table import Column, Table
 from edgekd.runtime.manifest import null_not_finite
 

@@ -12,9 +12,8 @@ import numpy as np
 
 from edgekd.errors import ReportError
 from edgekd.gram.heatmap import FewGrams
-from edgekd.report.blame.picture import shorten
 from edgekd.report.results import ENGINE
-from edgekd.report.svg.page import picture, text
+from edgekd.report.svg.draw import picture, shorten, text
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

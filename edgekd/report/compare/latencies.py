@@ -9,15 +9,15 @@ import numpy as np
 
 from edgekd.errors import ReportError
 from edgekd.report.format import milliseconds
-from edgekd.report.svg.chart import AxisScale
-from edgekd.report.svg.page import WIDTH, Frame, legend, looks, picture, text, x_axis
+from edgekd.report.svg.draw import WIDTH, Frame, legend, looks, picture, text, x_axis
+from edgekd.report.svg.scale import AxisScale
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
     from edgekd.report.compare.rows import Entry
-    from edgekd.report.svg.page import Look
+    from edgekd.report.svg.draw import Look
     from edgekd.runtime.measure.results import EngineProfile
 
     _Array = np.ndarray[Any, np.dtype[np.float64]]

@@ -6,8 +6,8 @@ from html import escape
 from typing import TYPE_CHECKING
 
 from edgekd.report.format import milliseconds, number
-from edgekd.report.svg.chart import AxisScale
-from edgekd.report.svg.page import WIDTH, Frame, picture, text, x_axis, y_axis
+from edgekd.report.svg.draw import WIDTH, Frame, picture, text, x_axis, y_axis
+from edgekd.report.svg.scale import AxisScale
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping

@@ -6,10 +6,9 @@ import math
 from html import escape
 from typing import TYPE_CHECKING
 
-from edgekd.report.blame.picture import shorten
 from edgekd.report.format import number
-from edgekd.report.svg.chart import AxisScale
-from edgekd.report.svg.page import WIDTH, Frame, picture, text, x_axis
+from edgekd.report.svg.draw import WIDTH, Frame, picture, shorten, text, x_axis
+from edgekd.report.svg.scale import AxisScale
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
