@@ -25,7 +25,8 @@ if TYPE_CHECKING:
     from edgekd.report.results import BudgetCheck, BuildReport, TargetResult
     from edgekd.runtime.measure.results import Profile
 
-_MEANING = {
+#: What each verdict means.
+MEANING = {
     "pass": "the engine keeps what the student learned",
     "warn": "usable, with reservations",
     "fail": "rejected by the gate",
@@ -37,7 +38,7 @@ def report_markdown(report: BuildReport) -> str:
     tables = [table for r in report.targets for table in (ledger_table(r.ledger), engine_table(r))]
     parts = [
         f"# {report.name}: {report.verdict.upper()}",
-        f"Recipe `{report.recipe}`, seed {report.seed}. {_MEANING[report.verdict].capitalize()}.",
+        f"Recipe `{report.recipe}`, seed {report.seed}. {MEANING[report.verdict].capitalize()}.",
         *(line for result in report.targets for line in _verdict(result)),
         markdown(summary_table(report)),
         *(part for result in report.targets for part in _target(result)),

@@ -2,22 +2,29 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING
 
 from msgspec import Struct
 from msgspec.structs import replace
 
+from edgekd.config.target import Budgets
 from edgekd.errors import ReportError
 from edgekd.report.compare.content import convert_object, read_object
 from edgekd.report.compare.rows import Entry
-from edgekd.report.results import GRAM, LATENCY, REPORT, SAMPLES, SCHEMA_VERSION
+from edgekd.report.results import GRAM, LATENCY, REPORT, SAMPLES, SCHEMA_VERSION, BuildReport, TargetResult
 from edgekd.report.schema import NotFinite, ReportFile
+from edgekd.runtime.corruption import Robustness
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from edgekd.report.row import EngineRow
     from edgekd.report.schema import TargetDetails
+    from edgekd.runtime.corruption import Disturbed
+
+#: The target's budgets by what a report calls them.
+_BUDGETS = {"latency p50": "latency_ms", "size": "size_mb", "peak memory": "memory_mb"}
 
 
 class _NotFiniteFigures(Struct, frozen=True):
@@ -39,19 +46,69 @@ def read_build(folder: Path) -> tuple[Entry, ...]:
         raise ReportError(f"{path}: has {len(report.rows)} rows and {len(report.targets)} targets; run the build again")
     if not all(target.ledger.rows for target in report.targets):
         raise ReportError(f"{path}: a target's ledger is empty; run the build again")
-    return tuple(_entry(folder, report, row, target) for row, target in zip(report.rows, report.targets, strict=True))
+    build = _build(report)
+    return tuple(_entry(folder, build, row, result) for row, result in zip(report.rows, build.targets, strict=True))
 
 
-def _entry(folder: Path, report: ReportFile, row: EngineRow, target: TargetDetails) -> Entry:
+def _entry(folder: Path, build: BuildReport, row: EngineRow, result: TargetResult) -> Entry:
     below = folder / row.target
     return Entry(
-        row=replace(row, run=str(folder), task=report.task),
-        ledger=target.ledger,
-        profile=target.profile,
+        row=replace(row, run=str(folder), task=build.task),
+        ledger=result.ledger,
+        profile=result.profile,
         timings=below / LATENCY,
         grams=below / GRAM / SAMPLES,
-        details=target,
-        report=report,
+        result=result,
+        report=build,
+    )
+
+
+def _build(report: ReportFile) -> BuildReport:
+    """Return the build that a report is of."""
+    details = report.robustness
+    engines = details.engines or {}
+    results = (
+        _result(row, target, engines.get(row.target)) for row, target in zip(report.rows, report.targets, strict=True)
+    )
+    measured = details.networks is not None and details.noise is not None
+    return BuildReport(
+        recipe=report.recipe,
+        task=report.task,
+        seed=report.seed,
+        versions=report.versions,
+        stages=report.stages,
+        training={name: [_epoch(epoch) for epoch in history] for name, history in report.training.items()},
+        targets=tuple(results),
+        robustness=Robustness(details.noise or 0.0, details.networks or {}) if measured else None,
+        robustness_reason=details.reason or "not measured",
+    )
+
+
+def _epoch(figures: dict[str, float | None]) -> dict[str, float]:
+    """Return the figures that an epoch has."""
+    return {name: value for name, value in figures.items() if value is not None}
+
+
+def _result(row: EngineRow, target: TargetDetails, robustness: Disturbed | None) -> TargetResult:
+    limits = {_BUDGETS[check.name]: check.limit for check in target.budgets if check.name in _BUDGETS}
+    return TargetResult(
+        target=row.target,
+        device=row.device,
+        runtime=row.runtime,
+        precision=row.precision,
+        ledger=target.ledger,
+        baselines=tuple(row.baselines),
+        profile=target.profile,
+        profile_reason=target.profile_reason or ("not measured" if target.profile is None else None),
+        sizes=target.sizes_bytes,
+        bundle=target.bundle,
+        budgets=Budgets(**limits),
+        deploy_logit_error=math.nan if row.deploy_logit_error is None else row.deploy_logit_error,
+        candidates=target.candidates,
+        chosen=row.candidate or "",
+        choice=target.choice,
+        facts=target.facts,
+        robustness=robustness,
     )
 
 

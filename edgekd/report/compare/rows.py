@@ -7,15 +7,15 @@ from typing import TYPE_CHECKING
 
 from edgekd.errors import ReportError, nearest
 from edgekd.report.figures import figure_by_key, filter_limits
-from edgekd.report.results import VERDICTS, project_name
+from edgekd.report.results import VERDICTS
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
     from pathlib import Path
 
     from edgekd.gram.gate import Ledger, Verdict
+    from edgekd.report.results import BuildReport, TargetResult
     from edgekd.report.row import EngineRow
-    from edgekd.report.schema import ReportFile, TargetDetails
     from edgekd.runtime.measure.results import Profile
 
 
@@ -29,8 +29,8 @@ class Entry:
         profile: The engine and those measured beside it; None where nothing was timed.
         timings: Folder of the raw timings, by the names in the profile.
         grams: File with the Gram matrices of a few samples, which need not be there.
-        details: What else a build says of the target; None for a bundle that was profiled.
-        report: The whole report of the build; None for a bundle that was profiled.
+        result: All that a build says of the target; None for a bundle that was profiled.
+        report: The whole build; None for a bundle that was profiled.
     """
 
     row: EngineRow
@@ -38,13 +38,13 @@ class Entry:
     profile: Profile | None
     timings: Path
     grams: Path
-    details: TargetDetails | None = None
-    report: ReportFile | None = None
+    result: TargetResult | None = None
+    report: BuildReport | None = None
 
     @property
     def project(self) -> str:
         """What a user calls the build that the row is of."""
-        return project_name(self.report.recipe if self.report else self.row.task, self.row.task)
+        return self.report.name if self.report else self.row.task
 
 
 def sort_entries(entries: Sequence[Entry], key: str, reverse: bool = False) -> tuple[Entry, ...]:
