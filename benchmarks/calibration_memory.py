@@ -75,7 +75,7 @@ def write_samples(path: Path) -> None:
 def measure(way: tuple[str, str, str], count: int, model: Path, samples: Path) -> float:
     """Quantize in a process of its own; return its peak RSS in MB (10^6 bytes)."""
     quantizer, method, rounding = way
-    how = Calibration(description="", method=method, rounding=rounding, samples=count)  # type: ignore[arg-type]
+    how = Calibration(description="", ranges=method, rounding=rounding, samples=count)  # type: ignore[arg-type]
     with tempfile.TemporaryDirectory() as folder:
         given = [quantizer, msgspec.json.encode(how).decode(), str(model), str(samples), folder]
         done = subprocess.run([sys.executable, "-c", QUANTIZE, *given], check=True, capture_output=True, text=True)

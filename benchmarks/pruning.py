@@ -30,8 +30,8 @@ from edgekd.files import write_text
 from edgekd.gram.drift import Bootstrap, flips, measure_drift
 from edgekd.gram.probe import Probe
 from edgekd.pipeline.project import Project
-from edgekd.pipeline.trained_source import Learner
-from edgekd.stages.artifacts import CUT, PROBE, REMOVED, WEIGHTS
+from edgekd.pipeline.trained_source import TrainingStages
+from edgekd.stages.artifacts import CUT_PROBE, PROBE, REMOVED, WEIGHTS
 from edgekd.stages.cache import ROUNDS, Cache
 from edgekd.stages.progress import Silent, StageReporter
 from edgekd.stages.stage import Runner
@@ -102,9 +102,9 @@ def case(task: str, seed: int, epochs: int) -> Case:
     settings = (f"seed={seed}", "prune.ratio=0", f"prune.epochs={epochs}")
     recipe = edgekd.load_recipe(task, (*settings, f"prune.round_to={edgekd.load_target('cpu').round_to}"))
     project = Project(recipe.task, CACHE)
-    learned = Learner(Runner(Cache(CACHE), Silent()), project, recipe, _OPSET).run()
+    learned = TrainingStages(Runner(Cache(CACHE), Silent()), project, recipe, _OPSET).run()
     weights = {"teacher": learned.teacher.folder / WEIGHTS, "student": learned.student.folder / WEIGHTS}
-    return Case(project, learned.learner.taps, seed, recipe.prune, weights)
+    return Case(project, learned.stages.taps, seed, recipe.prune, weights)
 
 
 def method_config(given: Case, method: str) -> PruneConfig:
@@ -148,7 +148,7 @@ def measure(given: Case, method: str, folder: Path) -> Result:
     inputs = list(next(iter(given.samples)).inputs.values())
     trained = prune.run(task, networks, given.taps, config, given.seed, folder, StageReporter(Silent(), "prune"))
     student = probe(networks.student, given.taps.student, task.splits["test"])
-    cut, tuned = Probe.load(folder / CUT), Probe.load(folder / PROBE)
+    cut, tuned = Probe.load(folder / CUT_PROBE), Probe.load(folder / PROBE)
     known = truth(task.splits["test"])
     drifts = [measure_drift(each, student, known.groups, Bootstrap(resamples=200)).mean for each in (cut, tuned)]
     return Result(

@@ -52,16 +52,25 @@ def _require_release(report: BuildReport) -> None:
         raise GateFailed(f"the gate rejected the build: {reasons}")
 
 
+def _refuse_calibrate(_context: click.Context, _parameter: click.Parameter, given: bool) -> None:
+    """Refuse the former name of ``--suggest-limits``."""
+    if given:
+        raise click.UsageError("--calibrate is now --suggest-limits")
+
+
 @main.command()
 @build_options
 @click.option("--cpu", metavar="NAME", help="Run the engine on an emulated processor, e.g. haswell.")
-@click.option("--calibrate", is_flag=True, help="Measure on this task which drift costs accuracy, and suggest limits.")
+@click.option("--suggest-limits", is_flag=True, help="Measure on this task which drift costs accuracy: gate limits.")
+@click.option("--calibrate", is_flag=True, hidden=True, expose_value=False, callback=_refuse_calibrate)
 @progress_options
-def check(wanted: BuildRequest, cpu: str | None, calibrate: bool, quiet: bool, verbose: bool, as_json: bool) -> None:
+def check(
+    wanted: BuildRequest, cpu: str | None, suggest_limits: bool, quiet: bool, verbose: bool, as_json: bool
+) -> None:
     """Judge every candidate without timing or bundling it; show each ledger.
 
     With --cpu the engine runs on that processor's instructions: INT8 that is right here can be wrong there. With
-    --calibrate the float network is damaged in many ways, and what drift each costs how much of the metric gives the
+    --suggest-limits the float network is damaged in many ways, and how much of the metric each drift costs gives the
     gate's limits for this task. Exits with 20 when the gate rejects every candidate of a target.
     """
     import msgspec
@@ -74,8 +83,8 @@ def check(wanted: BuildRequest, cpu: str | None, calibrate: bool, quiet: bool, v
         raise click.UsageError("give --cpu or --device, not both")
     devices = (f"emulated:{cpu}",) if cpu else wanted.devices
     watched = choose_observer(json=as_json, quiet=quiet, verbose=verbose, terminal=sys.stdout.isatty())
-    if calibrate:
-        _calibrate(wanted, watched, as_json)
+    if suggest_limits:
+        _suggest_limits(wanted, watched, as_json)
         return
     with watched as observer:
         checks = check_targets(wanted.recipe, wanted.targets, wanted.places.cache, devices, observer)
@@ -88,16 +97,16 @@ def check(wanted: BuildRequest, cpu: str | None, calibrate: bool, quiet: bool, v
         raise GateFailed(f"the gate rejects every candidate of {', '.join(rejected)}")
 
 
-def _calibrate(wanted: BuildRequest, watched: AbstractContextManager[Observer], as_json: bool) -> None:
+def _suggest_limits(wanted: BuildRequest, watched: AbstractContextManager[Observer], as_json: bool) -> None:
     """Show what drift costs on the user's own task, for the first target's reference network."""
     import msgspec
 
     from edgekd.cli.terminal import Json
     from edgekd.cli.terminal.checks import print_alarm
-    from edgekd.workflows.check import calibrate_gate
+    from edgekd.workflows.check import suggest_limits
 
     with watched as observer:
-        alarm = calibrate_gate(wanted.recipe, wanted.targets[0], wanted.places.cache, observer)
+        alarm = suggest_limits(wanted.recipe, wanted.targets[0], wanted.places.cache, observer)
     if as_json:
         Json().emit("alarm", alarm=msgspec.to_builtins(alarm))
     else:

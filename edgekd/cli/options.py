@@ -70,14 +70,14 @@ def build_options(command: Callable[..., Any]) -> Callable[..., Any]:
         from edgekd.config.target import load_targets
         from edgekd.files import make_folder
         from edgekd.pipeline.build import BuildPaths, follow
-        from edgekd.pipeline.multi_process import follows
+        from edgekd.pipeline.multi_process import is_follower
 
         if model is None:
             _refuse_without_model(calibration, test, taps)
             loaded, name = load_recipe(recipe, overrides), recipe_name(recipe)
         else:
             loaded, name = _model_recipe(recipe, overrides, model, calibration, test, taps), model.stem
-        if follows():
+        if is_follower():
             follow(loaded, load_targets(targets), cache)
             return None
         places = BuildPaths(output or Path("build") / name, cache)

@@ -11,6 +11,7 @@ import re
 from copy import deepcopy
 from functools import cache
 from pathlib import Path
+from types import MappingProxyType
 from typing import Annotated, Any, Literal
 
 import msgspec
@@ -229,7 +230,7 @@ class Term(_Config, frozen=True, omit_defaults=True):
     teacher: Taps = {}
 
 
-#: What distillation adds to CE and KD; docs/distill.md has what it is worth.
+#: What distillation adds to CE and KD; docs/explanation/distill.md has what it is worth.
 DEFAULT_EXTRA: dict[str, float | Term] = {"intra": Term(share=3.0, centered=True), "sample": 0.1}
 
 #: What the fine-tunes add, whose anchor is the unpruned student: the gate measures 'sample'.
@@ -388,7 +389,7 @@ class ExportConfig(_Config, frozen=True):
     ] = 1e-4
 
 
-class TuneConfig(Training, frozen=True):
+class QatConfig(Training, frozen=True):
     """Fine-tune with fake quantization, the unpruned student as Gram anchor: the last resort of the repair."""
 
     epochs: Annotated[PositiveInt, Meta(description="Passes over the training split.")] = 10
@@ -423,7 +424,7 @@ class QuantizeConfig(_Config, frozen=True):
             "'best', and where a candidate is chosen."
         ),
     ] = 0.0
-    tune: TuneConfig = TuneConfig()
+    qat: QatConfig = QatConfig()
 
 
 class GateConfig(_Config, frozen=True):
@@ -690,6 +691,9 @@ def check_keys(
     _check_keys(content, _type_info(struct), error, source, at)
 
 
+#: Keys that had another name in an earlier edgekd, by the section's class and the old key.
+_RENAMED = MappingProxyType({("QuantizeConfig", "tune"): "qat", ("Calibration", "method"): "ranges"})
+
 #: Reading the annotations of a recipe takes longer than checking one, and a search checks hundreds.
 _type_info = cache(inspect.type_info)
 
@@ -709,6 +713,8 @@ def _check_keys(value: Any, info: inspect.Type, error: type[Exception], source: 
         case inspect.StructType():
             fields = {field.name: field.type for field in info.fields}
             for key, item in value.items():
+                if (new := _RENAMED.get((info.cls.__name__, key))) is not None:
+                    raise error(f"{source}: {at}{key} is now {at}{new}")
                 if key not in fields:
                     section = f"[{at.rstrip('.')}]" if at else "the top level"
                     raise error(f"{source}: {section} has no key '{key}'{nearest(key, fields)}")
@@ -768,15 +774,15 @@ def _anchor_paths(content: dict[str, Any], base: Path) -> None:
 def _inherit_loss(content: dict[str, Any]) -> None:
     """Let the losses of the fine-tunes begin from ``[distill.loss]``: they minimise the same unless told otherwise."""
     distill, quantize = content.get("distill", {}), content.setdefault("quantize", {})
-    tunes = [content.setdefault("prune", {})]
+    fine_tunes = [content.setdefault("prune", {})]
     if isinstance(quantize, dict):
-        tunes.append(quantize.setdefault("tune", {}))
-    for tune in tunes:
-        if isinstance(distill, dict) and isinstance(tune, dict):
-            ours, theirs = tune.get("loss", {}), distill.get("loss", {})
+        fine_tunes.append(quantize.setdefault("qat", {}))
+    for fine_tune in fine_tunes:
+        if isinstance(distill, dict) and isinstance(fine_tune, dict):
+            ours, theirs = fine_tune.get("loss", {}), distill.get("loss", {})
             if isinstance(ours, dict) and isinstance(theirs, dict):
                 own = {} if theirs.get("extra") == {} else {"extra": msgspec.to_builtins(ANCHOR_EXTRA)}
-                tune["loss"] = {**theirs, **own, **ours}
+                fine_tune["loss"] = {**theirs, **own, **ours}
 
 
 def recipe_schema() -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 if TYPE_CHECKING:
@@ -13,6 +14,13 @@ if TYPE_CHECKING:
     from edgekd.runtime.bundle import Verification
     from edgekd.runtime.measure.results import Profile
     from edgekd.runtime.session import Built
+
+
+@dataclass(frozen=True)
+class Absent:
+    """No device of the target's kind is at hand; ``reason`` says why not."""
+
+    reason: str
 
 
 class Device(Protocol):

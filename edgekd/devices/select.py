@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import platform
 from contextlib import ExitStack
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from edgekd.devices import browser
+from edgekd.devices.base import Absent
 from edgekd.devices.browser import BrowserDevice
 from edgekd.devices.emulated import qemu
 from edgekd.devices.emulated.device import EmulatedDevice
@@ -25,13 +25,6 @@ if TYPE_CHECKING:
     from edgekd.devices.base import Device
 
 KINDS = ("local", "browser", "emulated:PROCESSOR", "ssh://[USER@]HOST[:PORT][?python=COMMAND]", "none")
-
-
-@dataclass(frozen=True)
-class Absent:
-    """No device of the target's kind is at hand; ``reason`` says why not."""
-
-    reason: str
 
 
 def assign_devices(targets: Sequence[Target], requests: Iterable[str]) -> dict[str, Device | Absent]:

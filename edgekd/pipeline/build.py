@@ -1,8 +1,8 @@
-"""The order of the stages, and the fan-out over targets.
+"""A whole build: what runs once, and what runs for each target.
 
-``teacher -> distill -> prune -> export``, or the ``import`` of a model that is trained already, run once and know
-nothing of targets but the opset and the multiples that their kernels like; ``quantize -> compile -> engine -> check ->
-repair -> profile -> bundle -> verify`` run for each target.
+The stages that train, or the import of a model that is trained already, run once and know nothing of targets but the
+opset and the multiples that their kernels like; the others run for each target. :mod:`edgekd.pipeline.order` has them
+all.
 """
 
 from __future__ import annotations
@@ -10,24 +10,25 @@ from __future__ import annotations
 import math
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from msgspec.structs import replace
 
 import edgekd
-from edgekd.compress.quantize import ways
+from edgekd.compress.quantize import candidate_specs, quantizer_packages
 from edgekd.config.target import load_calibration
-from edgekd.devices.select import Absent, assign_devices
+from edgekd.devices.base import Absent
+from edgekd.devices.select import assign_devices
 from edgekd.devices.ssh import SshDevice
 from edgekd.errors import OutputError, TargetError
 from edgekd.files import make_folder
 from edgekd.pipeline import imported_source, multi_process, trained_source
+from edgekd.pipeline.order import export_labels, plan
 from edgekd.pipeline.project import Project
 from edgekd.pipeline.publish import publish, writing
-from edgekd.pipeline.target import run as ship
 from edgekd.pipeline.target.context import LIBRARIES, Context
 from edgekd.pipeline.target.evaluate import compiles
-from edgekd.pipeline.target.parallel import ship_all
+from edgekd.pipeline.target.parallel import build_targets
 from edgekd.report.build.files import write_report
 from edgekd.report.results import BuildReport
 from edgekd.runtime.backends.registry import PACKAGES, Runtime
@@ -43,6 +44,7 @@ if TYPE_CHECKING:
     from edgekd.config.target import Target
     from edgekd.devices.base import Device
     from edgekd.pipeline.source import Origin
+    from edgekd.stages.stage import StageSpec
 
 
 @dataclass(frozen=True)
@@ -92,7 +94,7 @@ def build(
     make_folder(places.output, OutputError, "--output")
     with prepare(recipe, targets, places.cache, devices=devices, observer=observer or Silent()) as prepared:
         robustness = prepared.origin.robustness
-        shipped = ship_all(prepared.contexts)
+        finished = build_targets(prepared.contexts)
     report = BuildReport(
         recipe=name,
         task=prepared.origin.name,
@@ -101,23 +103,23 @@ def build(
         stages=tuple(prepared.runner.times),
         training={
             **prepared.origin.histories(),
-            **{f"tuned {target_name}": done.history for target_name, done in shipped.items() if done.history},
+            **{f"qat {target_name}": done.history for target_name, done in finished.items() if done.history},
         },
-        targets=tuple(done.result for done in shipped.values()),
+        targets=tuple(done.result for done in finished.values()),
         robustness=robustness.result if robustness else None,
-        robustness_reason=_not_disturbed(recipe),
+        robustness_reason=_no_robustness(recipe),
     )
     with writing(places.output):
-        for target_name, done in shipped.items():
+        for target_name, done in finished.items():
             publish(done.shown, places.output / target_name)
         write_report(report, places.output)  # last: it speaks of bundles that are there
     return report
 
 
-def _not_disturbed(recipe: Recipe) -> str:
-    """Say why robustness is not measured, where it is not."""
+def _no_robustness(recipe: Recipe) -> str:
+    """Explain why robustness is not measured, where it is not."""
     if recipe.model:
-        return "not measured: a model that is brought has no training split to take means from"
+        return "not measured: a model that is imported has no training split to take means from"
     return "not measured: robustness.measure is false in the recipe"
 
 
@@ -146,7 +148,7 @@ def prepare(
     *,
     devices: Sequence[str],
     observer: Observer,
-    second_half: tuple[str, ...] | None = None,
+    only: Sequence[StageSpec[Any]] | None = None,
 ) -> Iterator[Prepared]:
     """Check what can be checked before training, and run the first half; in the end devices are let go of.
 
@@ -156,7 +158,7 @@ def prepare(
         cache: folder of finished stages.
         devices: as for :func:`build`.
         observer: hears of each stage.
-        second_half: kinds of stages that will follow for each target; None for all.
+        only: The stages that will follow for each target; None for all.
     """
     if not targets:
         raise TargetError("no target given")
@@ -164,7 +166,7 @@ def prepare(
     load_calibration(recipe.quantize.calibration)
     at = assign_devices(targets, devices)
     try:
-        yield _prepare(recipe, targets, cache, at, observer, second_half)
+        yield _prepare(recipe, targets, cache, at, observer, only)
     finally:
         for device in at.values():
             if not isinstance(device, Absent):
@@ -177,38 +179,32 @@ def _prepare(
     cache: Path,
     at: dict[str, Device | Absent],
     observer: Observer,
-    second_half: tuple[str, ...] | None,
+    only: Sequence[StageSpec[Any]] | None,
 ) -> Prepared:
     for target in targets:
         _check(recipe, target, at[target.name])
-    first_half = trained_source if recipe.task else imported_source
-    versions = library_versions(dict.fromkeys((*first_half.LIBRARIES, *LIBRARIES)), "build")
+    source = trained_source if recipe.task else imported_source
+    versions = library_versions(dict.fromkeys((*source.LIBRARIES, *LIBRARIES)), "build")
     recipe = fit_widths(recipe, targets)
     runner = Runner(Cache(cache), InTurn(observer))
-    disturbed = recipe.task is not None and recipe.robustness.measure
-    fan_out = (
-        f"{stage} {target.name}"
-        for target in targets
-        for stage in ship.stages(target, at[target.name], disturbed)
-        if second_half is None or stage in second_half
-    )
-    first, *others = dict.fromkeys(target.opset for target in targets)
-    if recipe.task:
-        exports = {first: "export", **{opset: f"export opset {opset}" for opset in others}}
-        after = [trained_source.ROBUSTNESS] if disturbed and second_half is None else []
-        observer.plan((*trained_source.STAGES, *(exports[opset] for opset in others), *after, *fan_out))
-        project = Project(recipe.task, cache)
-        learners = {
-            opset: trained_source.Learner(runner, project, recipe, opset, export) for opset, export in exports.items()
-        }
-        if multi_process.launched() > 1:
-            multi_process.train(learners[first])
-        origins: dict[int, Origin] = {opset: learner.run() for opset, learner in learners.items()}
-    else:
-        observer.plan((*imported_source.STAGES, *fan_out))
-        origins = dict.fromkeys((first, *others), imported_source.bring_model(runner, recipe))
+    observer.plan(plan(recipe, targets, at, only))
+    origins = _origins(runner, recipe, targets, cache)
     contexts = {t.name: Context(runner, recipe, t, origins[t.opset], at[t.name]) for t in targets}
-    return Prepared(runner, origins[first], contexts, versions)
+    return Prepared(runner, origins[targets[0].opset], contexts, versions)
+
+
+def _origins(runner: Runner, recipe: Recipe, targets: Sequence[Target], cache: Path) -> dict[int, Origin]:
+    """Run or read the stages that run once; return what the targets of each ONNX opset start from."""
+    labels = export_labels(targets)
+    if recipe.task is None:
+        return dict.fromkeys(labels, imported_source.import_model(runner, recipe))
+    project = Project(recipe.task, cache)
+    stages = {
+        opset: trained_source.TrainingStages(runner, project, recipe, opset, label) for opset, label in labels.items()
+    }
+    if multi_process.world_size() > 1:
+        multi_process.train(stages[targets[0].opset])
+    return {opset: training.run() for opset, training in stages.items()}
 
 
 def follow(recipe: Recipe, targets: Sequence[Target], cache: Path) -> None:
@@ -224,12 +220,14 @@ def follow(recipe: Recipe, targets: Sequence[Target], cache: Path) -> None:
     """
     if recipe.task:
         runner, project = Runner(Cache(cache), Silent()), Project(recipe.task, cache)
-        multi_process.train(trained_source.Learner(runner, project, fit_widths(recipe, targets), targets[0].opset))
+        multi_process.train(
+            trained_source.TrainingStages(runner, project, fit_widths(recipe, targets), targets[0].opset)
+        )
 
 
 def _check(recipe: Recipe, target: Target, device: Device | Absent) -> None:
     """Raise what a user would otherwise hear only after training."""
-    wanted = ways(target, recipe.quantize.precision)
+    wanted = candidate_specs(target, recipe.quantize.precision)
     runtime = Runtime(target.runtime, target.options)
     if not isinstance(device, Absent):
         if runtime.custom and not isinstance(device, SshDevice):
@@ -237,8 +235,7 @@ def _check(recipe: Recipe, target: Target, device: Device | Absent) -> None:
         device.describe(runtime)
     if target.compile and compiles(target):
         library_versions(PACKAGES[target.compile.library], "build")
-    if any(way.quantizer == "nncf" for way in wanted):
-        library_versions(["nncf"], "build")
+    library_versions(quantizer_packages(wanted), "build")
 
 
 def fit_widths(recipe: Recipe, targets: Sequence[Target]) -> Recipe:

@@ -14,23 +14,23 @@ from edgekd.stages.progress import Silent, StageReporter
 from edgekd.stages.stage import Done, Runner, Stage
 
 if TYPE_CHECKING:
-    from edgekd.pipeline.trained_source import Learner
+    from edgekd.pipeline.trained_source import TrainingStages
 
 R = TypeVar("R")
 
 
-def launched() -> int:
+def world_size() -> int:
     """Return in how many processes this build was started."""
     told = all(name in os.environ for name in ("RANK", "WORLD_SIZE", "MASTER_ADDR"))
     return int(os.environ["WORLD_SIZE"]) if told else 1
 
 
-def follows() -> bool:
+def is_follower() -> bool:
     """Whether this process only trains along, and another one builds."""
-    return launched() > 1 and int(os.environ["RANK"]) > 0
+    return world_size() > 1 and int(os.environ["RANK"]) > 0
 
 
-def train(learner: Learner) -> None:
+def train(stages: TrainingStages) -> None:
     """Run the stages that train in all processes; then the first has them in its cache and the others are done.
 
     Raises:
@@ -39,19 +39,19 @@ def train(learner: Learner) -> None:
     """
     from edgekd.training.loop import distributed
 
-    runner = learner.runner
+    runner = stages.runner
     with distributed.joined():
         if distributed.leads():
-            _ = learner.project.identity  # loads the data and remembers the digest, for the others to find both
+            _ = stages.project.identity  # loads the data and remembers the digest, for the others to find both
         distributed.wait()
-        replace(learner, runner=_Joint(runner.cache, runner.observer, runner.times)).train()
+        replace(stages, runner=_Joint(runner.cache, runner.observer, runner.times)).train()
 
 
 class _Joint(Runner):
     """Runs a stage in all processes where it is not up to date; rank 0 alone reads and writes the cache."""
 
-    def __call__(self, stage: Stage[R]) -> Done[R]:
-        """Run a stage, or read its result."""
+    def execute(self, stage: Stage[R]) -> Done[R]:
+        """Run a stage that is ready, or read its result."""
         from edgekd.training.loop import distributed
 
         if distributed.share(stage.key) != stage.key:
@@ -70,7 +70,7 @@ class _Joint(Runner):
             runs.append(distributed.share(str(folder)))
             return stage.run(folder, report)
 
-        done = super().__call__(replace(stage, run=run))
+        done = super().execute(replace(stage, run=run))
         if not runs:
             distributed.share(None)
         distributed.share(msgspec.to_builtins(done.result))
@@ -82,4 +82,4 @@ class _Joint(Runner):
         folder = distributed.share()
         if folder is not None:
             stage.run(Path(folder), StageReporter(Silent(), stage.name))
-        return Done(stage.key, self.cache.root / stage.key, msgspec.convert(distributed.share(), stage.result))
+        return Done(stage.key, self.cache.root / stage.key, msgspec.convert(distributed.share(), stage.spec.result))

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Tuned:
+class QatStudent:
     """A network that was fine-tuned for INT8, in float.
 
     Attributes:
@@ -68,5 +68,5 @@ class Origin(Protocol):
     def robustness(self) -> Done[Robustness] | None:
         """What losing or spoiling a modality costs the networks trained here; None where it is not to be measured."""
 
-    def tune(self, scheme: Scheme) -> Tuned | None:
+    def fine_tune_for_int8(self, scheme: Scheme) -> QatStudent | None:
         """Fine-tune the network with fake quantization and export it; None where it cannot be trained here."""

@@ -16,10 +16,10 @@ if TYPE_CHECKING:
     from edgekd.stages.stage import StageTime
 
 #: What the candidate that ships is called in tables.
-ENGINE = "engine"
+SHIPPED = "shipped"
 
 #: The report for machines, in the output folder, and the version of what is in it; and what ``edgekd profile`` writes.
-REPORT, SCHEMA_VERSION = "report.json", 2
+REPORT, SCHEMA_VERSION = "report.json", 3
 PROFILE, PROFILE_VERSION = "profile.json", 1
 
 #: Below a target's folder of the output: raw timings, and the Grams of a few samples, a
@@ -102,10 +102,10 @@ class TargetResult:
         profile: the baselines, engine and the other candidates, measured in turns on the device; None where they
             were not measured.
         profile_reason: why not: ``"not measured: ..."``; None where they were.
-        sizes: bytes of the engine files of the float networks and of "engine".
+        sizes: bytes of the engine files of the float networks and of "shipped".
         bundle: path relative to the output folder; None where no bundle was released.
         budgets: the target's limits.
-        deploy_logit_error: largest |difference| between the logits of ``deploy.onnx`` and ``engine.onnx``.
+        deploy_logit_error: largest |difference| between the logits of ``deploy.onnx`` and ``probe.onnx``.
         candidates: every way in which the network was written, the one that ships among them.
         chosen: name of the one that ships.
         choice: why it does.
@@ -136,7 +136,7 @@ class TargetResult:
             raise ValueError(f"{self.target}: without a profile there must be a reason for it")
 
     def measured(self, name: str) -> EngineProfile | None:
-        """Return what was measured of a baseline or of "engine", if it was."""
+        """Return what was measured of a baseline or of "shipped", if it was."""
         engines = self.profile.engines if self.profile else ()
         return next((engine for engine in engines if engine.name == name), None)
 
@@ -154,7 +154,7 @@ class TargetResult:
         """On how many samples the ledger was kept."""
         return self.last.to_reference.samples if self.last.to_reference else 0
 
-    def speedup(self, baseline: str, name: str = ENGINE) -> float | None:
+    def speedup(self, baseline: str, name: str = SHIPPED) -> float | None:
         """Return a baseline's p50 over that of ``name``: both from the one run in which they took turns."""
         slow, fast = self.measured(baseline), self.measured(name)
         if not (slow and fast and slow.latency.p50 and fast.latency.p50):
@@ -163,16 +163,16 @@ class TargetResult:
 
     def shrinkage(self, baseline: str) -> float | None:
         """Return the size of a baseline's file over the engine's."""
-        if baseline not in self.sizes or not self.sizes.get(ENGINE):
+        if baseline not in self.sizes or not self.sizes.get(SHIPPED):
             return None
-        return self.sizes[baseline] / self.sizes[ENGINE]
+        return self.sizes[baseline] / self.sizes[SHIPPED]
 
     @property
     def budget_checks(self) -> tuple[BudgetCheck, ...]:
         """The limits that the target states, each with the engine's figure."""
-        engine = self.measured(ENGINE)
+        engine = self.measured(SHIPPED)
         p50 = engine.latency.p50.value_ms if engine and engine.latency.p50 else None
-        size = self.sizes[ENGINE] / 1e6 if ENGINE in self.sizes else None
+        size = self.sizes[SHIPPED] / 1e6 if SHIPPED in self.sizes else None
         memory = engine.peak_rss_bytes / 1e6 if engine else None
         stated = (
             ("latency p50", "ms", self.budgets.latency_ms, p50),
@@ -194,7 +194,7 @@ class TargetResult:
     @property
     def remark(self) -> str | None:
         """Say so where compressing did not pay: the engine is not clearly faster than the float network of before."""
-        before, engine = self.measured(self.baselines[-1]), self.measured(ENGINE)
+        before, engine = self.measured(self.baselines[-1]), self.measured(SHIPPED)
         if not (before and engine and before.latency.p50 and engine.latency.p50):
             return None
         if engine.latency.p50.high_ms < before.latency.p50.low_ms:

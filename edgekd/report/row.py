@@ -79,9 +79,9 @@ class MetricFigures(Struct, frozen=True):
         teacher: The metric of the teacher.
         student: The metric of the student before pruning.
         float_model: The metric of a float model imported from ONNX.
-        pruned: The metric of the network just cut.
-        tuned: The metric after the fine-tune that follows pruning.
-        engine: The metric of the engine on the device.
+        cut: The metric of the network just cut.
+        finetuned: The metric after the fine-tune that follows pruning.
+        device: The metric of the engine on the device.
     """
 
     name: str
@@ -92,9 +92,9 @@ class MetricFigures(Struct, frozen=True):
     teacher: StageMetric = UNSET
     student: StageMetric = UNSET
     float_model: StageMetric = field(name="float", default=UNSET)
-    pruned: StageMetric = UNSET
-    tuned: StageMetric = UNSET
-    engine: StageMetric = UNSET
+    cut: StageMetric = UNSET
+    finetuned: StageMetric = UNSET
+    device: StageMetric = UNSET
 
 
 class GramFigures(Struct, frozen=True):

@@ -40,7 +40,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
     from types import TracebackType
 
-Variant = Literal["deploy", "engine"]
+Variant = Literal["deploy", "probe"]
 
 #: Largest mean difference of the pair cosines that verifies: the drift that the gate passes without a word by default.
 #: The same engine on another processor differs by rounding only, an order of magnitude less; INT8 that saturates, more.
@@ -77,7 +77,7 @@ def write_reference(path: Path, ids: Array, inputs: Feeds, outputs: Mapping[str,
         ids: the samples' names [n].
         inputs: by modality [n, ...]. Take samples that the engine is sure of: one on the edge between two classes may
             flip by rounding alone on another processor.
-        outputs: what ``engine.onnx`` made of them: ``logits`` [n, C] and ``embedding.<modality>`` [n, D].
+        outputs: what ``probe.onnx`` made of them: ``logits`` [n, C] and ``embedding.<modality>`` [n, D].
     """
     arrays = {INPUT_PREFIX + name: array for name, array in inputs.items()}
     write_arrays(path, {"ids": ids, "logits": outputs["logits"], "gram": _cosines(outputs), **arrays})
@@ -100,7 +100,7 @@ def write_bundle(
     """Make a bundle of a folder that holds its files already, by writing its manifest.
 
     Args:
-        folder: with ``engine.onnx``, ``deploy.onnx``, ``reference.npz``, ``ledger.json``, and more if wished.
+        folder: with ``probe.onnx``, ``deploy.onnx``, ``reference.npz``, ``ledger.json``, and more if wished.
         target: the target's name.
         runtime: the library that runs the engines on the target.
         precision: of the engines, "int8", "float16" or "float32".
@@ -152,7 +152,7 @@ def load(
 
     Args:
         path: the bundle's folder.
-        variant: "deploy" gives logits only, "engine" the embeddings too.
+        variant: "deploy" gives logits only, "probe" the embeddings too.
         threads: threads of one inference.
         runtime: open it with this runtime instead of its own: "onnxruntime" runs any bundle's ONNX, on any machine. A
             bundle for a user's own runtime, ``file.py:function``, needs it: no bundle chooses which code is imported.
@@ -164,6 +164,8 @@ def load(
         ModelError: its engine cannot be opened here.
         DeviceError: the engine library lacks the device that the bundle is for.
     """
+    if str(variant) == "engine":
+        raise BundleError("the variant 'engine' is now called 'probe'")
     if variant not in get_args(Variant):
         raise BundleError(f"a bundle has no variant '{variant}'{nearest(variant, get_args(Variant))}")
     folder = Path(path)
@@ -284,11 +286,11 @@ class Bundle:
             BundleError: a file was altered since the bundle was opened, or the reference is not this engine's.
         """
         reference = self._reference()
-        other: Variant = "engine" if self.variant == "deploy" else "deploy"
+        other: Variant = "probe" if self.variant == "deploy" else "deploy"
         outputs = {self.variant: _run_reference(self._session, reference)}
         with self._open(other) as session:
             outputs[other] = _run_reference(session, reference)
-        return _compare(outputs["deploy"], outputs["engine"], reference, bool(self.manifest.classes))
+        return _compare(outputs["deploy"], outputs["probe"], reference, bool(self.manifest.classes))
 
     def close(self) -> None:
         """Free the engine; the bundle cannot be run again."""
@@ -322,13 +324,13 @@ def _run_reference(session: Session, reference: Mapping[str, Array]) -> dict[str
 
 
 def _compare(
-    deploy: Mapping[str, Array], engine: Mapping[str, Array], reference: Mapping[str, Array], classifies: bool
+    deploy: Mapping[str, Array], probe: Mapping[str, Array], reference: Mapping[str, Array], classifies: bool
 ) -> Verification:
-    gram = _cosines(engine)
-    for name, found in (("logits", deploy["logits"]), ("logits", engine["logits"]), ("gram", gram)):
+    gram = _cosines(probe)
+    for name, found in (("logits", deploy["logits"]), ("logits", probe["logits"]), ("gram", gram)):
         if found.shape != reference[name].shape:
             raise BundleError(f"{REFERENCE}: has {name} {reference[name].shape}, but the engine gives {found.shape}")
-    logits = np.stack([deploy["logits"], engine["logits"]])
+    logits = np.stack([deploy["logits"], probe["logits"]])
     error = float(np.abs(logits - reference["logits"]).max())
     flips = int((logits.argmax(-1) != reference["logits"].argmax(-1)).any(0).sum()) if classifies else None
     drift = float(np.abs(gram - reference["gram"]).mean())
@@ -398,8 +400,8 @@ def _batched(shape: tuple[int | str, ...]) -> list[int | str]:
 def _check_outputs(path: Path, names: list[str], variant: Variant) -> None:
     others = [name for name in names if name != "logits"]
     taps = [name for name in others if name.startswith(EMBEDDING_PREFIX)]
-    wanted = f"'logits' and '{EMBEDDING_PREFIX}<modality>'" if variant == "engine" else "'logits' alone"
-    if len(others) == len(names) or len(taps) < len(others) or bool(taps) != (variant == "engine"):
+    wanted = f"'logits' and '{EMBEDDING_PREFIX}<modality>'" if variant == "probe" else "'logits' alone"
+    if len(others) == len(names) or len(taps) < len(others) or bool(taps) != (variant == "probe"):
         raise BundleError(f"{path}: must have the outputs {wanted}, but has {sorted(names)}")
 
 

@@ -15,12 +15,12 @@ from edgekd.errors import BundleError, nearest
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 MANIFEST = "manifest.json"
 REFERENCE = "reference.npz"
 #: For each node of the graph the branch that it belongs to; bundles of before version 3 of their stage have none.
 BRANCHES = "branches.json"
-REQUIRED = ("engine.onnx", "deploy.onnx", REFERENCE, "ledger.json")
+REQUIRED = ("probe.onnx", "deploy.onnx", REFERENCE, "ledger.json")
 
 
 @dataclass(frozen=True)

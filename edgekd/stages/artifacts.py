@@ -4,14 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-#: Raised by one whenever a stage's code changes its results: older ones are then made anew.
-VERSIONS = {"teacher": 3, "distill": 3, "prune": 5, "export": 4, "tune": 2, "outputs": 1, "robustness": 1}
-
 #: A trained model's weights, its probe of the test split, and what was pruned from it, in its stage's folder.
 WEIGHTS, PROBE, REMOVED = "model.safetensors", "probe.npz", "removed.json"
 
 #: The probe of the network just cut, before its last fine-tune.
-CUT = "cut.npz"
+CUT_PROBE = "cut.npz"
 
 #: What was measured of the training inputs, for the engines' robustness.
 CHANNELS = "channels.npz"
@@ -54,7 +51,7 @@ class TaskFacts:
 
 @dataclass(frozen=True)
 class Exported:
-    """``<name>.onnx`` for each network.
+    """The file :func:`onnx_name` for each network.
 
     Attributes:
         parity: for each network the largest |ONNX - torch| over all outputs, as a share of the output's largest
@@ -69,5 +66,5 @@ class Exported:
 
 
 def onnx_name(network: str) -> str:
-    """Return the file name of a network's graph."""
-    return f"{network}.onnx"
+    """Return the file name of a network's graph, e.g. ``student_pruned.onnx`` of the network "pruned"."""
+    return "student_pruned.onnx" if network == "pruned" else f"{network}.onnx"

@@ -106,7 +106,7 @@ def _check_reached(student: TapOutputs, recipe: Recipe) -> None:
     if recipe.prune.active:
         losses["prune.loss"] = recipe.prune.loss
     if recipe.quantize.repair != "off":
-        losses["quantize.tune.loss"] = recipe.quantize.tune.loss
+        losses["quantize.qat.loss"] = recipe.quantize.qat.loss
     asking = [
         f"{section}.extra = {{}}"
         for section, loss in losses.items()
@@ -136,7 +136,7 @@ def _check_losses(task: LoadedTask, teacher: nn.Module, student: nn.Module, taps
     if recipe.prune.active:
         configs["prune"] = (recipe.prune.loss, student)
     if recipe.quantize.repair != "off":
-        configs["quantize.tune"] = (recipe.quantize.tune.loss, student)
+        configs["quantize.qat"] = (recipe.quantize.qat.loss, student)
     batch = few(task, torch.device("cpu"))
     for section, (config, anchor) in configs.items():
         models, report = Models(student, teacher, anchor), StageReporter(Silent(), section)

@@ -1,18 +1,20 @@
-"""Judge, calibrate and blame without building a bundle: the work behind ``edgekd check`` and ``edgekd blame``."""
+"""Judge, suggest limits and blame without building a bundle: the work behind ``edgekd check`` and ``edgekd blame``."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from edgekd.devices.select import Absent
+from edgekd.devices.base import Absent
 from edgekd.errors import OutputError
 from edgekd.files import make_folder
 from edgekd.pipeline.build import prepare
 from edgekd.pipeline.publish import writing
-from edgekd.pipeline.target import run as ship
-from edgekd.pipeline.target.blame import find_blame
-from edgekd.workflows.threshold_stage import calibrate
+from edgekd.pipeline.target.blame import BLAME
+from edgekd.pipeline.target.evaluate import CHECK, COMPILE, EVALUATE
+from edgekd.pipeline.target.quantize import QUANTIZE
+from edgekd.pipeline.target.run import check, find_blame
+from edgekd.workflows.threshold_stage import ALARM, alarm_stage
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -64,25 +66,25 @@ def check_targets(
     Raises:
         EdgekdError: any error that a user can cause; see :mod:`edgekd.errors`.
     """
-    stages = ("quantize", "compile", "engine", "check")
-    with prepare(recipe, targets, cache, devices=devices, observer=observer, second_half=stages) as prepared:
+    stages = (QUANTIZE, COMPILE, EVALUATE, CHECK)
+    with prepare(recipe, targets, cache, devices=devices, observer=observer, only=stages) as prepared:
         checks = []
         for name, context in prepared.contexts.items():
-            checked = ship.check(context)
-            ledgers = {one.name: one.ledger for one in checked.tried}
+            checked = check(context)
+            ledgers = {candidate.name: candidate.ledger for candidate in checked.candidates}
             device = "no device" if isinstance(context.device, Absent) else context.device.name
             checks.append(TargetCheck(name, device, ledgers, checked.facts))
         return checks
 
 
-def calibrate_gate(recipe: Recipe, target: Target, cache: Path, observer: Observer) -> Alarm:
+def suggest_limits(recipe: Recipe, target: Target, cache: Path, observer: Observer) -> Alarm:
     """Measure on the recipe's own task which drift costs how much of the metric.
 
     Raises:
         EdgekdError: any error that a user can cause.
     """
-    with prepare(recipe, [target], cache, devices=["none"], observer=observer, second_half=("alarm",)) as prepared:
-        return calibrate(prepared.contexts[target.name])
+    with prepare(recipe, [target], cache, devices=["none"], observer=observer, only=(ALARM,)) as prepared:
+        return alarm_stage(prepared.contexts[target.name])
 
 
 def blame_targets(
@@ -96,8 +98,8 @@ def blame_targets(
     """
     from edgekd.report.blame.tables import write_blame
 
-    stages = ("quantize", "blame")
-    with prepare(recipe, targets, places.cache, devices=devices, observer=observer, second_half=stages) as prepared:
+    stages = (QUANTIZE, BLAME)
+    with prepare(recipe, targets, places.cache, devices=devices, observer=observer, only=stages) as prepared:
         found = {name: find_blame(context) for name, context in prepared.contexts.items()}
     with writing(places.output):
         for name, blame in found.items():

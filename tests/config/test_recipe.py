@@ -295,7 +295,7 @@ def test_there_must_be_something_to_minimise(write, losses, said):
 
 def test_fixed_weights_alone_are_a_loss(write):
     text = "[distill.loss]\nce = 0\nkd = 0\nextra = { fd = { weight = 2.0 } }\n"
-    text += "[prune]\nloss.kd = 1\n[quantize]\ntune.loss.kd = 1\n"
+    text += "[prune]\nloss.kd = 1\n[quantize]\nqat.loss.kd = 1\n"
     assert load_recipe(write(MINIMAL + text)).distill.loss.terms["fd"].weight == 2.0
 
 
@@ -338,7 +338,14 @@ def test_one_loss_is_overridden_by_its_name(write):
 def test_fine_tunes_inherit_weights_and_hold_the_anchors_gram_unless_told_otherwise():
     extra = "distill.loss.extra={rkd=1.0, fd={warm_up=0.2}}"
     recipe = load_recipe("gestures", (extra, "distill.loss.kd=0.5"))
-    for tuned in (recipe.prune.loss, recipe.quantize.tune.loss):
+    for tuned in (recipe.prune.loss, recipe.quantize.qat.loss):
         assert (tuned.extra, tuned.kd) == (ANCHOR_EXTRA, 0.5)
-    told = load_recipe("gestures", (extra, "prune.loss.extra={}", "quantize.tune.loss.extra={sp=1.0}"))
-    assert (told.prune.loss.extra, told.quantize.tune.loss.extra) == ({}, {"sp": 1.0})
+    told = load_recipe("gestures", (extra, "prune.loss.extra={}", "quantize.qat.loss.extra={sp=1.0}"))
+    assert (told.prune.loss.extra, told.quantize.qat.loss.extra) == ({}, {"sp": 1.0})
+
+
+def test_the_old_name_of_qat_is_refused_with_the_new_one(write):
+    with pytest.raises(RecipeError, match=r": quantize\.tune is now quantize\.qat$"):
+        load_recipe(write(MINIMAL + "[quantize.tune]\nepochs = 3\n"))
+    with pytest.raises(RecipeError, match=r"^--set quantize.tune.epochs=3: quantize\.tune is now quantize\.qat$"):
+        load_recipe(write(MINIMAL), ("quantize.tune.epochs=3",))

@@ -181,23 +181,23 @@ def test_of_several_stages_what_ships_counts(trained):
     probes = {
         "teacher": trained.teacher,
         "student": trained.student,
-        "tuned": trained.random,
-        "engine": trained.student,
+        "finetuned": trained.random,
+        "device": trained.student,
     }
     ledger = keep(probes, trained)
     assert [(row.stage, row.verdict) for row in ledger.rows] == [
         ("teacher", None),
         ("student", None),
-        ("tuned", "fail"),
-        ("engine", "pass"),
+        ("finetuned", "fail"),
+        ("device", "pass"),
     ]
     assert (ledger.verdict, ledger.reasons) == ("pass", ())
-    assert keep({**probes, "engine": trained.random}, trained).verdict == "fail"
+    assert keep({**probes, "device": trained.random}, trained).verdict == "fail"
 
 
 def test_the_network_just_cut_is_shown_and_not_judged(trained):
-    ledger = keep({"student": trained.student, "pruned": trained.random, "tuned": trained.student}, trained)
-    row = ledger.row("pruned")
+    ledger = keep({"student": trained.student, "cut": trained.random, "finetuned": trained.student}, trained)
+    row = ledger.row("cut")
     assert row.to_reference.bound > LIMITS.tau_fail
     assert row.flips > LIMITS.max_flips
     assert (row.verdict, row.reasons) == (None, ())
@@ -205,18 +205,18 @@ def test_the_network_just_cut_is_shown_and_not_judged(trained):
 
 
 def test_the_order_of_the_stages_is_that_of_the_probes(trained):
-    stages = ["student", "quantized", "repair 1", "repair 2", "engine"]
+    stages = ["student", "quantized", "repair 1", "repair 2", "device"]
     notes = {"repair 1": "encoders.fou.0 to float32"}
     ledger = keep(dict.fromkeys(stages, trained.student), trained, notes)
     assert [(row.stage, row.note) for row in ledger.rows] == [(stage, notes.get(stage, "")) for stage in stages]
 
 
 def test_rows_that_are_known_are_not_computed_again(trained):
-    before = keep({"student": trained.student, "tuned": trained.random}, trained).rows
-    probes = {"student": trained.student, "tuned": trained.random, "engine": trained.student}
+    before = keep({"student": trained.student, "finetuned": trained.random}, trained).rows
+    probes = {"student": trained.student, "finetuned": trained.random, "device": trained.student}
     ledger = keep_ledger(probes, dict.fromkeys(probes), "accuracy", None, LIMITS, Bootstrap(), before)
     assert ledger.rows[:2] == before
-    assert (ledger.row("engine").verdict, ledger.verdict) == ("pass", "pass")
+    assert (ledger.row("device").verdict, ledger.verdict) == ("pass", "pass")
 
 
 def test_a_network_that_was_brought_is_its_own_reference(trained):
@@ -229,8 +229,8 @@ def test_a_network_that_was_brought_is_its_own_reference(trained):
 
 
 def test_a_ledger_without_a_reference_is_refused(trained):
-    with pytest.raises(ValueError, match=r"one of \('student', 'float'\), but has \['teacher', 'engine'\]"):
-        keep({"teacher": trained.teacher, "engine": trained.student}, trained)
+    with pytest.raises(ValueError, match=r"one of \('student', 'float'\), but has \['teacher', 'device'\]"):
+        keep({"teacher": trained.teacher, "device": trained.student}, trained)
 
 
 def test_without_labels_flips_and_drift_gate(trained):
@@ -259,13 +259,13 @@ def test_one_modality_is_gated_within_itself(trained):
     def alone(probe):
         return Probe(probe.ids, probe.logits, {"mor": probe.embeddings["mor"]})
 
-    assert keep({"float": alone(trained.student), "engine": alone(trained.perturbed)}, trained).verdict == "pass"
+    assert keep({"float": alone(trained.student), "device": alone(trained.perturbed)}, trained).verdict == "pass"
     assert (
-        keep({"float": alone(trained.student), "engine": rotate(alone(trained.student), "mor")}, trained).verdict
+        keep({"float": alone(trained.student), "device": rotate(alone(trained.student), "mor")}, trained).verdict
         == "pass"
     )
-    ledger = keep({"float": alone(trained.student), "engine": alone(permuted(trained.student, "mor"))}, trained)
-    assert ledger.row("engine").to_reference.scope == "intra"
+    ledger = keep({"float": alone(trained.student), "device": alone(permuted(trained.student, "mor"))}, trained)
+    assert ledger.row("device").to_reference.scope == "intra"
     (reason,) = ledger.reasons
     assert "(worst modality mor, " in reason
 

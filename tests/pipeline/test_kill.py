@@ -22,7 +22,7 @@ MOMENTS = {
     "prune": ("advance", "prune", 1),
     "export": ("advance", "export", 1),
     "quantize": ("start", "quantize cpu", None),
-    "engine": ("start", "engine cpu", None),
+    "evaluate": ("start", "evaluate cpu", None),
     "check": ("start", "check cpu", None),
     "profile": ("advance", "profile cpu", 5),
     "bundle": ("start", "bundle cpu", None),

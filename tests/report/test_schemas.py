@@ -36,7 +36,7 @@ def test_the_published_schema_is_what_the_types_say(name):
         pytest.param(target(profile=profile(n=200)), id="few samples"),
         pytest.param(target(profile_reason="not measured: no device"), id="no profile"),
         pytest.param(target(ledger=ledger(pruned=False)), id="not pruned"),
-        pytest.param(target(ledger=ledger(metrics=(("engine", math.nan),))), id="metric is NaN"),
+        pytest.param(target(ledger=ledger(metrics=(("device", math.nan),))), id="metric is NaN"),
         pytest.param(target(bundle=None, deploy_logit_error=math.inf), id="no bundle, infinite error"),
     ],
 )

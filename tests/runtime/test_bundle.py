@@ -48,7 +48,7 @@ def folder(pristine, tmp_path):
 
 def make_files(folder, **engine):
     folder.mkdir()
-    save_engine(folder / "engine.onnx", **engine)
+    save_engine(folder / "probe.onnx", **engine)
     save_engine(folder / "deploy.onnx", outputs=["logits"])
     with open_engine(save_engine(folder.parent / "reference.onnx")) as session:
         write_reference(folder / "reference.npz", np.arange(8), samples(8), session.run(samples(8)))
@@ -80,7 +80,7 @@ def test_a_manifest_keeps_its_published_schema(pristine):
     [
         lambda m: m.pop("classes"),
         lambda m: m.update(extra=1),
-        lambda m: m.update(schema_version=3),
+        lambda m: m.update(schema_version=4),
         lambda m: m.update(verdict="maybe"),
         lambda m: m["inputs"][0].pop("preprocessing"),
         lambda m: m["inputs"][0].update(shape=[2, 4]),
@@ -99,18 +99,18 @@ def test_the_schema_is_strict(pristine, edit):
 
 def test_a_manifest_says_what_is_in_the_folder(pristine):
     manifest = load(pristine).manifest
-    assert (manifest.schema_version, manifest.edgekd, manifest.released) == (2, edgekd.__version__, True)
-    assert manifest.files.keys() == {"deploy.onnx", "engine.onnx", "ledger.json", "reference.npz"}
+    assert (manifest.schema_version, manifest.edgekd, manifest.released) == (3, edgekd.__version__, True)
+    assert manifest.files.keys() == {"deploy.onnx", "probe.onnx", "ledger.json", "reference.npz"}
     assert manifest.files["ledger.json"]["bytes"] == 2
     assert {output["name"]: (output["shape"], output["variants"]) for output in manifest.outputs} == {
-        "logits": (["batch", 3], ["deploy", "engine"]),
-        "embedding.accel": (["batch", 5], ["engine"]),
-        "embedding.image": (["batch", 5], ["engine"]),
+        "logits": (["batch", 3], ["deploy", "probe"]),
+        "embedding.accel": (["batch", 5], ["probe"]),
+        "embedding.image": (["batch", 5], ["probe"]),
     }
 
 
 def test_a_reference_holds_inputs_logits_and_cosines(pristine):
-    with open_engine(pristine / "engine.onnx") as session, np.load(pristine / "reference.npz") as reference:
+    with open_engine(pristine / "probe.onnx") as session, np.load(pristine / "reference.npz") as reference:
         outputs = session.run(samples(8))
         assert set(reference.files) == {"ids", "input.accel", "input.image", "logits", "gram"}
         assert np.array_equal(reference["input.image"], samples(8)["image"])
@@ -136,7 +136,7 @@ def test_the_deploy_variant_gives_logits_only(folder):
 
 
 def test_the_engine_variant_gives_embeddings_too(folder):
-    with load(str(folder), variant="engine") as bundle:
+    with load(str(folder), variant="probe") as bundle:
         assert bundle.run(samples(3)).keys() == {"logits", *EMBEDDINGS}
 
 
@@ -181,7 +181,7 @@ def _flip(path):
     path.write_bytes(content)
 
 
-@pytest.mark.parametrize("name", ["engine.onnx", "deploy.onnx", "reference.npz", "ledger.json"])
+@pytest.mark.parametrize("name", ["probe.onnx", "deploy.onnx", "reference.npz", "ledger.json"])
 def test_a_flipped_bit_is_found_in_every_file(folder, name):
     _flip(folder / name)
     with pytest.raises(BundleError, match=f"{name}: is not the file that the manifest describes"):
@@ -208,7 +208,7 @@ def test_altered_files_are_refused_before_any_is_opened(folder):
         load(folder)
 
 
-@pytest.mark.parametrize("name", ["engine.onnx", "ledger.json"])
+@pytest.mark.parametrize("name", ["probe.onnx", "ledger.json"])
 def test_a_missing_file_is_named(folder, name):
     (folder / name).unlink()
     with pytest.raises(BundleError, match=f"{name}: is missing"):
@@ -285,15 +285,15 @@ def test_a_manifest_that_is_not_json(folder, text):
 @pytest.mark.parametrize(
     ("edit", "message"),
     [
-        (lambda m: m.pop("schema_version"), "has schema_version None, and edgekd .* reads 2 only"),
-        (lambda m: m.update(schema_version=1), "has schema_version 1"),
+        (lambda m: m.pop("schema_version"), "has schema_version None, and edgekd .* reads 3 only"),
+        (lambda m: m.update(schema_version=2), "has schema_version 2"),
         (lambda m: m.update(schema_version=True), "has schema_version True"),
         (lambda m: m.pop("classes"), "has no 'classes'"),
         (lambda m: m.update(files=[]), "'files' must be a dict, not a list"),
         (lambda m: m.update(tagret="cpu"), r"unknown key 'tagret'; did you mean 'target'\?"),
         (lambda m: m["files"].update({"ledger.json": "ab"}), r"files\.ledger\.json must have exactly"),
         (lambda m: m["files"].update({"manifest.json": m["files"]["ledger.json"]}), "lists itself"),
-        (lambda m: m["files"].pop("engine.onnx"), r"has no 'engine\.onnx'"),
+        (lambda m: m["files"].pop("probe.onnx"), r"has no 'probe\.onnx'"),
         (lambda m: m.update(verdict="fail"), "'released' is True although the verdict is 'fail'"),
     ],
 )
@@ -341,7 +341,7 @@ def test_facts_that_the_engines_contradict_are_not_written(tmp_path, facts, mess
 
 
 def test_an_engine_without_embeddings_is_not_written(tmp_path):
-    with pytest.raises(BundleError, match=r"engine\.onnx: must have the outputs .*<modality>.*has \['logits'\]"):
+    with pytest.raises(BundleError, match=r"probe\.onnx: must have the outputs .*<modality>.*has \['logits'\]"):
         make_bundle(tmp_path / "bundle", engine={"outputs": ["logits"]})
 
 
@@ -355,7 +355,7 @@ def test_an_incomplete_folder_is_not_written(tmp_path):
 # --- verifying itself
 
 
-@pytest.mark.parametrize("variant", ["deploy", "engine"])
+@pytest.mark.parametrize("variant", ["deploy", "probe"])
 def test_the_same_engine_verifies(folder, variant):
     with load(folder, variant=variant) as bundle:
         verification = bundle.verify()
@@ -380,7 +380,7 @@ def test_flipped_classes_do_not_verify_though_the_gram_is_whole(tmp_path):
     assert verification.gram_drift < 1e-6
 
 
-@pytest.mark.parametrize("variant", ["deploy", "engine"])
+@pytest.mark.parametrize("variant", ["deploy", "probe"])
 @pytest.mark.parametrize("factor", [-1, np.nan])
 def test_both_variants_must_verify_though_the_other_is_whole(folder, variant, factor):
     path = folder / "deploy.onnx"
@@ -410,7 +410,7 @@ def test_logits_that_are_not_numbers_do_not_verify(tmp_path):
     assert not load(tmp_path / "bundle").verify().ok
 
 
-@pytest.mark.parametrize("name", ["reference.npz", "engine.onnx"])
+@pytest.mark.parametrize("name", ["reference.npz", "probe.onnx"])
 def test_a_file_altered_after_opening_is_found_by_verify(folder, name):
     with load(folder) as bundle:
         _flip(folder / name)

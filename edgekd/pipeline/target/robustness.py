@@ -1,7 +1,8 @@
-"""Stage disturb: what losing or spoiling one modality costs the graph that ships."""
+"""Stage robustness-shipped: measure what losing or spoiling one modality costs the graph that ships."""
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from edgekd.compress.quantize import DEPLOY
@@ -10,6 +11,7 @@ from edgekd.runtime.backends.registry import ORT
 from edgekd.runtime.corruption import Disturbed, load_channels, measure
 from edgekd.runtime.session import read_arrays, read_feeds, run_rows
 from edgekd.stages.artifacts import CHANNELS
+from edgekd.stages.stage import StageSpec
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -17,9 +19,12 @@ if TYPE_CHECKING:
     from edgekd.pipeline.target.context import Context, EvaluatedCandidate
     from edgekd.runtime.corruption import Array, Change
     from edgekd.stages.progress import StageReporter
-    from edgekd.stages.stage import Done
 
 _BATCH = 256
+
+ROBUSTNESS_SHIPPED = StageSpec(
+    "robustness-shipped", 3, Disturbed, (), "measure what ships with each modality dropped or noisy"
+)
 
 
 def measure_shipped(context: Context, shipped: EvaluatedCandidate) -> Disturbed | None:
@@ -33,7 +38,7 @@ def measure_shipped(context: Context, shipped: EvaluatedCandidate) -> Disturbed 
         known = load_channels(networks.folder / CHANNELS)
         labels = read_arrays(context.test, ["labels"])["labels"]
         done = 0
-        with ORT.open(shipped.offer.folder / DEPLOY) as session:
+        with ORT.open(shipped.prepared.folder / DEPLOY) as session:
             feeds = read_feeds(context.test, session.inputs)
 
             def score(changed: dict[str, Array]) -> float:
@@ -47,9 +52,7 @@ def measure_shipped(context: Context, shipped: EvaluatedCandidate) -> Disturbed 
 
             return measure(score({}), evaluate, known, noise, seed)
 
-    depends = {"networks": networks.key, "shipped": shipped.offer.key, "name": shipped.name, "seed": seed}
     higher = context.limits.higher_is_better
-    done: Done[Disturbed] = context.stage(
-        "disturb", "", depends, Disturbed, run, lambda found: describe_worst(found, higher)
-    )
-    return done.result
+    spec = replace(ROBUSTNESS_SHIPPED, summary=lambda result: describe_worst(result, higher))
+    inputs = {"networks": networks.key, "shipped": [shipped.prepared.key, shipped.name]}
+    return context.stage(spec, config={"seed": seed}, inputs=inputs, run=run).result

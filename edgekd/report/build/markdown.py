@@ -8,7 +8,7 @@ from edgekd.report.build.latency_tables import branch_table, latency_table, meas
 from edgekd.report.build.robustness import robustness_table
 from edgekd.report.build.training_picture import FOLDER, file_name
 from edgekd.report.format import NOTHING, duration, number
-from edgekd.report.results import ENGINE
+from edgekd.report.results import SHIPPED
 from edgekd.report.table import (
     Column,
     Table,
@@ -83,7 +83,7 @@ def _target(result: TargetResult) -> list[str]:
     if checks:
         parts += ["### Budgets", "\n".join(checks)]
     parts.append(
-        "The logits of `deploy.onnx`, which has no embedding outputs, differ from those of `engine.onnx` by "
+        "The logits of `deploy.onnx`, which has no embedding outputs, differ from those of `probe.onnx` by "
         f"{number(result.deploy_logit_error, '.3g')} at most on the test samples."
     )
     if result.bundle and result.verdict != "fail":
@@ -93,7 +93,7 @@ def _target(result: TargetResult) -> list[str]:
 
 def _more(result: TargetResult, profile: Profile) -> list[str]:
     """Return what was measured besides latency: time by branch of every engine, the rest of what ships."""
-    shipped = result.measured(ENGINE)
+    shipped = result.measured(SHIPPED)
     lines = measurement_lines(shipped) if shipped else ()
     return [markdown(branch_table(profile)), "\n".join(f"- {line}" for line in lines)]
 

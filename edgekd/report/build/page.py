@@ -13,7 +13,7 @@ from edgekd.report.compare.checks import tiles_html
 from edgekd.report.compare.html import figure_html, reason_list, table_html, verdict_badge
 from edgekd.report.compare.sections import gram_pictures, ledger_html, ledger_pictures, time_pictures
 from edgekd.report.format import number
-from edgekd.report.results import ENGINE
+from edgekd.report.results import SHIPPED
 from edgekd.report.table import candidate_table, describe, engine_table, ledger_table, legend
 
 if TYPE_CHECKING:
@@ -73,7 +73,7 @@ def _run(result: TargetResult) -> Iterator[str]:
 def _speed(index: int, entry: Entry, result: TargetResult) -> Iterator[str]:
     yield table_html(engine_table(result), f"Engines {index}")
     yield from _pictures(time_pictures(index, entry))
-    shipped = result.measured(ENGINE)
+    shipped = result.measured(SHIPPED)
     if result.profile and shipped:
         yield f"<ul>{''.join(f'<li>{escape(line)}</li>' for line in measurement_lines(shipped))}</ul>"
         latencies = table_html(latency_table(result.profile, method_notes(result.profile)), f"Latencies {index}")

@@ -6,7 +6,7 @@ import math
 from typing import TYPE_CHECKING
 
 from edgekd.report.format import number
-from edgekd.report.results import ENGINE
+from edgekd.report.results import SHIPPED
 from edgekd.report.schema import RobustnessDetails
 from edgekd.report.table import Column, Table, metric_name
 
@@ -36,7 +36,7 @@ def _networks(report: BuildReport) -> dict[str, Disturbed | None]:
     """Return the trained networks and each target's engine, by what their column is called."""
     trained = report.robustness.networks if report.robustness else {}
     alone = len(report.targets) == 1
-    return {**trained, **{ENGINE if alone else result.target: result.robustness for result in report.targets}}
+    return {**trained, **{SHIPPED if alone else result.target: result.robustness for result in report.targets}}
 
 
 def _cases(found: Disturbed) -> Iterator[tuple[str, float]]:

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from edgekd.gram.gate import judge
+from edgekd.gram.gate import CUT, DEVICE, FINETUNED, judge
 from edgekd.report.format import withheld
-from edgekd.report.results import ENGINE
+from edgekd.report.results import SHIPPED
 from edgekd.report.row import (
     QUANTILES,
     BaselineFigures,
@@ -61,7 +61,7 @@ def build_row(result: TargetResult) -> EngineRow:
         result.target, result.device, result.runtime, result.precision, result.verdict, result.reasons
     )
     row = msgspec.structs.replace(
-        _row(identity, result.measured(ENGINE), result.sizes.get(ENGINE), result.ledger),
+        _row(identity, result.measured(SHIPPED), result.sizes.get(SHIPPED), result.ledger),
         metric=_build_metric(result),
         speedup_p50={baseline: result.speedup(baseline) for baseline in result.baselines},
         size_ratio={baseline: result.shrinkage(baseline) for baseline in result.baselines},
@@ -181,7 +181,7 @@ def _metric(ledger: Ledger) -> MetricFigures:
 
 def _build_metric(result: TargetResult) -> MetricFigures:
     """Return the metric of what ships, and of each stage that the build could have."""
-    stages = (*result.baselines, *(["pruned", "tuned"] if "student" in result.baselines else []), ENGINE)
+    stages = (*result.baselines, *((CUT, FINETUNED) if "student" in result.baselines else ()), DEVICE)
     rows = {stage: result.row(stage) for stage in stages}
     values = {stage: row.metric if row else None for stage, row in rows.items()}
     if "float" in values:
@@ -212,7 +212,7 @@ def _reason(path: str, result: TargetResult) -> str:
         return "not measured: there are no labels"
     if path == "metric.change":
         return f"not measured: the {result.ledger.reference} has no metric"
-    if parts[0] == "metric" and parts[1] == ENGINE:
+    if parts[0] == "metric" and parts[1] == DEVICE:
         return "not measured: no device ran the engine; 'shipped' is the same graph in ONNX Runtime on the host"
     if parts[0] == "metric":
         return f"not measured: the ledger has no stage '{parts[1]}'"
@@ -220,7 +220,7 @@ def _reason(path: str, result: TargetResult) -> str:
 
 
 def _engine_reason(parts: list[str], result: TargetResult) -> str:
-    name = ENGINE
+    name = SHIPPED
     if parts[0] == "baselines":
         name, parts = parts[1], parts[2:]
     if parts[0] in ("size_bytes", "size_ratio"):

@@ -11,6 +11,7 @@ from msgspec.structs import replace
 from edgekd.config.target import Budgets
 from edgekd.errors import ReportError
 from edgekd.report.compare.content import convert_object, read_object
+from edgekd.report.compare.former import modern_report
 from edgekd.report.compare.rows import Entry
 from edgekd.report.results import GRAM, LATENCY, REPORT, SAMPLES, SCHEMA_VERSION, BuildReport, TargetResult
 from edgekd.report.schema import NotFinite, ReportFile
@@ -27,6 +28,10 @@ if TYPE_CHECKING:
 _BUDGETS = {"latency p50": "latency_ms", "size": "size_mb", "peak memory": "memory_mb"}
 
 
+#: The version before this one, which differs from it in names of rows and of what ships.
+_FORMER_VERSION = 2
+
+
 class _NotFiniteFigures(Struct, frozen=True):
     not_finite: NotFinite
 
@@ -38,7 +43,10 @@ def read_build(folder: Path) -> tuple[Entry, ...]:
         ReportError: The report is broken or was written by another edgekd.
     """
     path = folder / REPORT
-    content = read_object(path, SCHEMA_VERSION, "run the build again: what is up to date is not computed anew")
+    remedy = "run the build again: what is up to date is not computed anew"
+    content = read_object(path, (_FORMER_VERSION, SCHEMA_VERSION), remedy)
+    if content["schema_version"] == _FORMER_VERSION:
+        content = modern_report(content)
     for place, value in convert_object(path, content, _NotFiniteFigures).not_finite.items():
         _put(content, place, float(value))
     report = convert_object(path, content, ReportFile)

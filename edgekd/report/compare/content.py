@@ -15,13 +15,13 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 
-def read_object(path: Path, version: int, remedy: str) -> dict[str, Any]:
+def read_object(path: Path, versions: tuple[int, ...], remedy: str) -> dict[str, Any]:
     """Return the JSON object in a file.
 
     Args:
         path: the file.
-        version: the schema version that it must have.
-        remedy: what to do where it has another.
+        versions: The schema versions that can be read, the current one last.
+        remedy: What to do where the file has another one.
 
     Raises:
         ReportError: it cannot be read, is no JSON object, or is of another version.
@@ -33,9 +33,9 @@ def read_object(path: Path, version: int, remedy: str) -> dict[str, Any]:
     except ValueError as error:  # of JSON, and of UTF-8
         raise ReportError(f"{path}: is no JSON: {error}; run again what wrote it") from error
     found = content.get("schema_version") if isinstance(content, dict) else None
-    if found != version or not isinstance(content, dict):
+    if found not in versions or not isinstance(content, dict):
         told = "has no schema_version" if found is None else f"has schema_version {found}"
-        raise ReportError(f"{path}: {told}, and this edgekd reads {version} only; {remedy}")
+        raise ReportError(f"{path}: {told}, and this edgekd reads {' and '.join(map(str, versions))} only; {remedy}")
     return content
 
 

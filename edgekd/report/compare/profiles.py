@@ -10,6 +10,7 @@ from edgekd.errors import ReportError
 from edgekd.report.build.profile import ledger_with_nan
 from edgekd.report.build.row import EngineIdentity, profile_row
 from edgekd.report.compare.content import convert_object, read_object
+from edgekd.report.compare.former import modern_rows
 from edgekd.report.compare.rows import Entry
 from edgekd.report.results import GRAM, PROFILE, PROFILE_VERSION, SAMPLES
 from edgekd.report.schema import ProfileFile
@@ -27,8 +28,10 @@ def read_profile(folder: Path) -> Entry:
         ReportError: The profile is broken or was written by another edgekd.
     """
     path = folder / PROFILE
-    content = read_object(path, PROFILE_VERSION, "run edgekd profile again")
-    profile = convert_object(path, {**content, "ledger": ledger_with_nan(content.get("ledger"))}, ProfileFile)
+    content = read_object(path, (PROFILE_VERSION,), "run edgekd profile again")
+    profile = convert_object(
+        path, {**content, "ledger": modern_rows(ledger_with_nan(content.get("ledger")))}, ProfileFile
+    )
     if not profile.profile.engines or not profile.ledger.rows:
         raise ReportError(f"{path}: has no engine or an empty ledger; run edgekd profile again")
     row = replace(profile.row or _row(profile), run=str(folder), task=profile.task)

@@ -5,13 +5,13 @@ from __future__ import annotations
 from html import escape
 from typing import TYPE_CHECKING
 
+from edgekd.gram.gate import DEVICE
 from edgekd.report.compare.branches import branches_svg
 from edgekd.report.compare.checks import stage_verdicts
 from edgekd.report.compare.grams import heat_maps, read_grams
 from edgekd.report.compare.html import figure_html, table_html
 from edgekd.report.compare.latencies import latency_svg
 from edgekd.report.compare.stages import drift_svg, flips_svg, metric_svg
-from edgekd.report.results import ENGINE
 from edgekd.report.table import ledger_table
 
 if TYPE_CHECKING:
@@ -87,6 +87,6 @@ def gram_pictures(index: int, entry: Entry) -> Iterator[str]:
     caption += f", by class ({', '.join(classes)})" if classes else ""
     caption += ", each modality a block. The last picture has a scale of its own."
     last = entry.ledger.rows[-1].stage
-    caption += "" if last == ENGINE else f" Engine: its graph in ONNX Runtime on the building host ({last})."
+    caption += "" if last == DEVICE else f" Shipped: its graph in ONNX Runtime on the building host ({last})."
     pictures = heat_maps(f"gram-{index}", grams).values()
     yield figure_html(caption, f'<div class="grams">{"".join(pictures)}</div>')

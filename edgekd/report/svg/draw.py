@@ -19,7 +19,7 @@ _RAMP = ((255, 255, 212), (254, 217, 142), (254, 153, 41), (217, 95, 14), (153, 
 _RAMP_STEPS, RAMP_WIDTH = 60, 180.0
 
 #: Classes of the style sheet; an engine has the same in every picture.
-_KNOWN = {"teacher": "c2", "student": "c1", "float": "c1", "engine": "c0"}
+_KNOWN = {"teacher": "c2", "student": "c1", "float": "c1", "shipped": "c0", "device": "c0", "engine": "c0"}
 _OTHERS = ("c3", "c4", "c5")
 #: Dashes, so that no two lines are told by colour alone.
 _DASHES = {"c0": "", "c1": "6 3", "c2": "2 3", "c3": "9 3 2 3", "c4": "4 2 1 2", "c5": "1 4"}

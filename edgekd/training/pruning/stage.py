@@ -18,7 +18,7 @@ from torch.utils.data import DataLoader, Subset
 
 from edgekd.errors import RecipeError, TaskError, nearest
 from edgekd.files import write_text
-from edgekd.stages.artifacts import CUT, REMOVED, WEIGHTS, Trained
+from edgekd.stages.artifacts import CUT_PROBE, REMOVED, WEIGHTS, Trained
 from edgekd.stages.cache import ROUNDS
 from edgekd.stages.progress import PartialReporter
 from edgekd.training.distillation.setup import Models, aligned
@@ -140,7 +140,7 @@ def run(
 
 def _keep_cut(task: LoadedTask, model: nn.Module, taps: Taps, folder: Path) -> None:
     if distributed.leads():
-        probe(model, taps.student, task.splits["test"]).save(folder / CUT)
+        probe(model, taps.student, task.splits["test"]).save(folder / CUT_PROBE)
 
 
 def _cut(cutter: Cutter, model: nn.Module, share: float, folder: Path, report: StageReporter) -> History:

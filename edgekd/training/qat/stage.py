@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
     from torch import nn
 
-    from edgekd.config.recipe import TuneConfig
+    from edgekd.config.recipe import QatConfig
     from edgekd.config.target import Scheme
     from edgekd.stages.artifacts import Trained
     from edgekd.stages.progress import StageReporter
@@ -43,7 +43,7 @@ def run(
     networks: QatNetworks,
     taps: Taps,
     scheme: Scheme,
-    config: TuneConfig,
+    config: QatConfig,
     seed: int,
     folder: Path,
     report: StageReporter,

@@ -13,11 +13,11 @@ from edgekd.errors import ModelError, OutputError, RecipeError
 from edgekd.files import make_folder
 from edgekd.pipeline.project import Project
 from edgekd.pipeline.publish import writing
-from edgekd.pipeline.trained_source import Learner
-from edgekd.stages.artifacts import PROBE, VERSIONS, WEIGHTS
+from edgekd.pipeline.trained_source import DISTILL, TrainingStages
+from edgekd.stages.artifacts import PROBE, WEIGHTS
 from edgekd.stages.cache import Cache
 from edgekd.stages.progress import Observer, Silent
-from edgekd.stages.stage import Runner, Stage
+from edgekd.stages.stage import Runner, StageSpec
 from edgekd.workflows.advise.ablate import ablate, choose, skip
 from edgekd.workflows.advise.budget import (
     FEWEST_SEEDS,
@@ -50,8 +50,9 @@ if TYPE_CHECKING:
     from edgekd.workflows.advise.candidates import Contestant
     from edgekd.workflows.advise.result import Ablation, Standing, Verdict
 
-#: Raised by one whenever the code of a stage here changes its results.
-_VERSION = 1
+_FACTS = StageSpec("facts", 2, Facts, summary=lambda facts: facts.metric)
+_CEILING = StageSpec("ceiling", 2, Ceiling, summary=lambda ceiling: f"{ceiling.metric:.4f}")
+_TRIAL = StageSpec("trial", 2, AdviceTrial, summary=lambda trial: f"{trial.validation}")
 
 #: A learner asks for the opset of its exports; none is made here.
 _NO_EXPORT = 0
@@ -116,7 +117,7 @@ class _Trainer:
         cache = Cache(places.cache)
         self.recipe, self.observer, self.clock = recipe, observer, clock
         self.project = Project(recipe.task, places.cache)
-        self.learner = Learner(Runner(cache, observer), self.project, recipe, _NO_EXPORT)
+        self.learner = TrainingStages(Runner(cache, observer), self.project, recipe, _NO_EXPORT)
         self.narrator = Narrator(observer, clock)
         self.runner = Runner(cache, self.narrator)
 
@@ -132,8 +133,7 @@ class _Trainer:
             step = 0.0 if hasattr(task.task, "metric") else 1 / labelled
             return Facts(task.modalities, task.metric_name, task.higher_is_better, labelled, groups, step)
 
-        depends = {"task": self.project.identity}
-        return self.runner(Stage("facts", _VERSION, depends, Facts, run, lambda facts: facts.metric)).result
+        return self.runner(_FACTS, inputs={"task": self.project.identity}, run=run).result
 
     def ceiling(self, teacher: Done[Trained]) -> float:
         """Return the teacher's metric on the validation split."""
@@ -145,8 +145,7 @@ class _Trainer:
             model = self.learner.load_teacher(teacher).to(compute_device())
             return Ceiling(score(self.project.loaded, model, self.learner.taps.teacher))
 
-        stage = Stage("ceiling", _VERSION, {"teacher": teacher.key}, Ceiling, run, lambda found: f"{found.metric:.4f}")
-        return self.runner(stage).result.metric
+        return self.runner(_CEILING, inputs={"teacher": teacher.key}, run=run).result.metric
 
     def trial(self, teacher: Done[Trained], one: Contestant, seed: int, epochs: int, with_error: bool) -> AdviceTrial:
         """Distil a student, and keep what it does on the validation split alone."""
@@ -162,16 +161,15 @@ class _Trainer:
                 return AdviceTrial(None, None, self.clock() - began, 0.0, str(error))
             return self._measure(trained, began, epochs, folder, seed if with_error else None)
 
-        depends = {
+        settings = {
             **msgspec.to_builtins(config),
             "taps": msgspec.to_builtins(self.recipe.student.taps),
-            "teacher": teacher.key,
             "seed": seed,
-            "distill": VERSIONS["distill"],
+            "distill": DISTILL.version,
             "error": with_error,
         }
-        name = f"trial {one.name}, seed {seed}"
-        return self.runner(Stage(name, _VERSION, depends, AdviceTrial, run, lambda trial: f"{trial.validation}")).result
+        label = f"{one.name}, seed {seed}"
+        return self.runner(_TRIAL, label=label, config=settings, inputs={"teacher": teacher.key}, run=run).result
 
     def _measure(self, trained: Trained, began: float, epochs: int, folder: Path, seed: int | None) -> AdviceTrial:
         """Sum up a trial; its weights, and what it said of the test split, are not kept."""

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from edgekd.errors import ModelError
 from edgekd.files import need
 from edgekd.pipeline.project import Project
-from edgekd.pipeline.trained_source import Learner
+from edgekd.pipeline.trained_source import TrainingStages
 from edgekd.report.search.tables import TrialFigures
 from edgekd.stages.cache import Cache
 from edgekd.stages.progress import Silent
@@ -56,7 +56,7 @@ class SearchTrials:
 
         assert recipe.task is not None
         project, teachers = self._projects(recipe.task)
-        learner = Learner(Runner(self._cache, observer), project, recipe, self._opset, teachers=teachers)
+        learner = TrainingStages(Runner(self._cache, observer), project, recipe, self._opset, teachers=teachers)
         teacher, student = learner.networks()
         figures = search_metrics.validate(project.loaded, teacher, student, learner.taps)
         wrong = [name for name, value in figures.items() if not math.isfinite(value)]
@@ -90,7 +90,7 @@ class SearchTrials:
     def _stopwatch(self) -> Stopwatch:
         from edgekd.training.search_metrics import Stopwatch
 
-        learner = Learner(Runner(self._cache, Silent()), self._project, self._recipe, self._opset)
+        learner = TrainingStages(Runner(self._cache, Silent()), self._project, self._recipe, self._opset)
         return Stopwatch(self._project.loaded, learner.taps, self._recipe.seed)
 
 

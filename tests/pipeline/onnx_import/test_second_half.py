@@ -11,12 +11,12 @@ from edgekd.compress.partial import SAMPLES
 from edgekd.config.recipe import Recipe
 from edgekd.config.target import load_calibration, load_targets
 from edgekd.pipeline.build import BuildPaths
-from edgekd.pipeline.imported_source import bring_model
+from edgekd.pipeline.imported_source import import_model
 from edgekd.stages.cache import Cache
 from edgekd.stages.labels import UNLABELLED
 from edgekd.stages.progress import Silent
 from edgekd.stages.stage import Runner
-from edgekd.workflows.check import blame_targets, calibrate_gate
+from edgekd.workflows.check import blame_targets, suggest_limits
 
 
 def recipe(model, samples):
@@ -73,7 +73,7 @@ def _looked_at(count):
 
 def test_limits_are_measured_where_there_is_one_branch_alone(classifier, tmp_path):
     (target,) = load_targets(["cpu"])
-    alarm = calibrate_gate(classifier, target, tmp_path / "cache", Silent())
+    alarm = suggest_limits(classifier, target, tmp_path / "cache", Silent())
     assert {outcome.perturbation.where for outcome in alarm.outcomes} == {"network"}
     assert len(alarm.outcomes) > 61
     assert alarm.fusion == ()
@@ -90,6 +90,6 @@ def test_other_weights_beside_the_model_are_another_model(tmp_path):
         if logits:
             content = np.fromfile(tmp_path / "weights.bin", np.float32)
             (2 * content).tofile(tmp_path / "weights.bin")
-        brought = bring_model(Runner(Cache(tmp_path / "cache"), Silent()), recipe(model, samples))
+        brought = import_model(Runner(Cache(tmp_path / "cache"), Silent()), recipe(model, samples))
         logits.append(brought.probes()["float"].logits)
     np.testing.assert_allclose(logits[1], 2 * logits[0], rtol=1e-6)

@@ -59,10 +59,10 @@ def test_branches_are_shares_with_fusion_and_the_rest_last():
 def test_an_engine_without_layers_says_why_beside_those_that_have_some():
     pair = replace(profile(), engines=(engine(**MEASURED), engine(name="other engine", not_measured=REASONS)))
     table = branch_table(pair)
-    assert [column.name for column in table.columns] == ["branch", "engine ms"]
+    assert [column.name for column in table.columns] == ["branch", "shipped ms"]
     assert table.notes[1:] == ("Layers of other engine: not measured: no layers here.",)
     assert branch_table(all_of(not_measured=REASONS)).rows == ()
-    assert branch_table(all_of(not_measured=REASONS)).notes == ("Layers of engine: not measured: no layers here.",)
+    assert branch_table(all_of(not_measured=REASONS)).notes == ("Layers of shipped: not measured: no layers here.",)
 
 
 def test_what_was_measured_is_said_with_its_circumstances():

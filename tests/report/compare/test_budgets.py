@@ -101,7 +101,7 @@ def test_a_metric_that_is_better_low_has_an_upper_limit_and_drops_upwards(entrie
 
 
 def test_a_metric_that_is_no_number_keeps_no_limit(tmp_path):
-    broken = read_run(write_run(tmp_path / "n", target(ledger=ledger(metrics=(("engine", math.nan),)))))
+    broken = read_run(write_run(tmp_path / "n", target(ledger=ledger(metrics=(("device", math.nan),)))))
     (check,) = checks(broken, tmp_path, "[[limits]]\nmin_metric = 0.1")
     assert (check.kept, check.why) == (False, "not a number: the measured value was nan")
 

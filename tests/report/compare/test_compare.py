@@ -12,6 +12,7 @@ from builds import LIMITS, full_profile, further, ledger, profile, target, write
 
 from edgekd.errors import ReportError
 from edgekd.gram.gate import GateLimits
+from edgekd.gram.heatmap import FewGrams
 from edgekd.report.compare.formats import (
     Comparison,
     as_csv,
@@ -22,6 +23,7 @@ from edgekd.report.compare.formats import (
     notes,
     short_tables,
 )
+from edgekd.report.compare.grams import read_grams
 from edgekd.report.compare.page import as_html
 from edgekd.report.compare.read import read_run, read_runs
 from edgekd.report.compare.rows import Filters, filter_entries, sort_entries
@@ -38,8 +40,8 @@ def runs(tmp_path_factory):
     slow, fast = profile(times=(0.9, 0.5, 0.3)), full_profile()
     write_run(
         folder / "a",
-        target("cpu", profile=slow, ledger=ledger(0.03, metrics=(("engine", 0.97),))),
-        target("orin", device="orin", runtime="tensorrt", profile=fast, sizes={"engine": 120_000}),
+        target("cpu", profile=slow, ledger=ledger(0.03, metrics=(("device", 0.97),))),
+        target("orin", device="orin", runtime="tensorrt", profile=fast, sizes={"shipped": 120_000}),
         target("pi", device="no device", profile_reason=NO_DEVICE, ledger=ledger(0.2)),
     )
     write_run(folder / "b", target("cpu", ledger=ledger(metric="MAE", limits=LOWER)), task="depth")
@@ -67,8 +69,8 @@ def test_a_row_has_the_figures_of_the_report(runs, entries):
     ]
     assert list(row.latency_ms.interval_95["p90"]) == report["latency_ms"]["interval_95"]["p90"]
     assert row.throughput_per_s == report["throughput_per_s"]
-    assert (row.metric.name, row.metric.shipped) == ("macro-F1", report["metric"]["engine"])
-    assert row.metric.change == pytest.approx(report["metric"]["engine"] - report["metric"]["student"])
+    assert (row.metric.name, row.metric.shipped) == ("macro-F1", report["metric"]["device"])
+    assert row.metric.change == pytest.approx(report["metric"]["device"] - report["metric"]["student"])
     assert row.gram.bound == report["gram"]["bound"]
     assert (row.size_bytes, row.peak_rss_bytes) == (120_000, report["peak_rss_bytes"])
     assert (row.energy_mj, row.energy_rail) == (1.84, "RAPL package-0")
@@ -76,7 +78,7 @@ def test_a_row_has_the_figures_of_the_report(runs, entries):
 
 
 def test_what_stands_behind_a_row_comes_back_as_it_was(entries):
-    assert entries[0].ledger == ledger(0.03, metrics=(("engine", 0.97),))
+    assert entries[0].ledger == ledger(0.03, metrics=(("device", 0.97),))
     assert entries[0].profile == profile(times=(0.9, 0.5, 0.3))
     assert entries[2].profile is None
 
@@ -92,10 +94,10 @@ def test_every_figure_that_is_lacking_has_its_reason(entries):
 
 
 def test_figures_that_are_no_numbers_come_back_as_such(tmp_path):
-    write_run(tmp_path, target(ledger=ledger(metrics=(("engine", math.nan), ("pruned", math.inf)))))
+    write_run(tmp_path, target(ledger=ledger(metrics=(("device", math.nan), ("cut", math.inf)))))
     (entry,) = read_run(tmp_path)
-    assert math.isnan(entry.ledger.row("engine").metric)
-    assert entry.ledger.row("pruned").metric == math.inf
+    assert math.isnan(entry.ledger.row("device").metric)
+    assert entry.ledger.row("cut").metric == math.inf
     assert (entry.row.metric.shipped, entry.row.verdict) == (None, "fail")
     assert entry.row.not_measured["metric.shipped"] == "not a number: the measured value was nan"
 
@@ -111,7 +113,7 @@ def damage(path, change):
     [
         (
             lambda c: c.update(schema_version=1),
-            "has schema_version 1, and this edgekd reads 2 only",
+            "has schema_version 1, and this edgekd reads 2 and 3 only",
         ),
         (lambda c: c.pop("schema_version"), "has no schema_version"),
         (lambda c: c["rows"][0].pop("target"), r"rows\[0\]: object missing required field 'target'"),
@@ -129,6 +131,26 @@ def test_a_report_that_is_broken_says_where(tmp_path, change, said):
     damage(tmp_path / "report.json", change)
     with pytest.raises(ReportError, match=r"report\.json: .*" + said):
         read_run(tmp_path)
+
+
+def test_a_report_of_the_former_version_is_read_in_todays_words(tmp_path):
+    written = write_run(tmp_path, target())
+    (now,) = read_run(written)
+    text = (written / "report.json").read_text()
+    for today, formerly in (("cut", "pruned"), ("finetuned", "tuned"), ("device", "engine")):
+        assert f'"stage": "{today}"' in text
+        text = text.replace(f'"stage": "{today}"', f'"stage": "{formerly}"')
+        assert f'"{today}": 0.9' in text, "the metric of the stage"
+        text = text.replace(f'"{today}": 0.9', f'"{formerly}": 0.9')
+    text = text.replace('"name": "shipped"', '"name": "engine"').replace('"shipped": 231770', '"engine": 231770')
+    (written / "report.json").write_text(text.replace('"schema_version": 3', '"schema_version": 2'))
+    grams = FewGrams.load(now.grams)
+    shown = {("engine" if name == "shipped" else name): values for name, values in grams.cosines.items()}
+    replace(grams, cosines=shown).save(now.grams)
+    (former,) = read_run(written)
+    assert former == now
+    assert "shipped" in [engine.name for engine in former.profile.engines]
+    assert list(read_grams(former).cosines) == list(grams.cosines)
 
 
 @pytest.mark.parametrize(
@@ -176,7 +198,7 @@ def test_a_profile_of_a_bundle_is_a_row(tmp_path, entries):
     )
     assert (row.metric.name, row.metric.shipped, row.metric.higher_is_better) == ("macro-F1", 0.9581, True)
     assert row.metric.change == pytest.approx(0.9581 - 0.9612)
-    assert row.gram.bound == ledger().row("engine").to_reference.bound
+    assert row.gram.bound == ledger().row("device").to_reference.bound
     assert (row.size_bytes, row.peak_rss_bytes, row.energy_mj) == (231_770, engine.peak_rss_bytes, 1.84)
     assert flat_row(row)["not_measured"] == {}
     text = as_html(Comparison((*entries, entry)))
@@ -187,7 +209,7 @@ def test_a_profile_of_a_bundle_is_a_row(tmp_path, entries):
 def test_a_profile_that_lacks_something_says_why(tmp_path):
     few = further(profile(n=200).engines[-1])
     few = replace(few, energy=None, not_measured={"energy": "not measured: no rail"})
-    write_profile(tmp_path, replace(profile(), engines=(few,)), ledger(metrics=(("engine", None),)))
+    write_profile(tmp_path, replace(profile(), engines=(few,)), ledger(metrics=(("device", None),)))
     row = read_run(tmp_path)[0].row
     no_metric = "not measured: the bundle's ledger has no metric"
     assert flat_row(row)["not_measured"] == {
@@ -323,13 +345,13 @@ def test_the_short_tables_name_one_metric_and_no_task_where_there_is_one(entries
 
 
 def test_a_metric_that_no_row_has_is_not_named(tmp_path):
-    stages = ("teacher", "student", "pruned", "tuned", "quantized", "engine")
+    stages = ("teacher", "student", "cut", "finetuned", "quantized", "device")
     write_run(tmp_path, target(ledger=ledger(metric="none", metrics=tuple((stage, None) for stage in stages))))
     joined = Comparison(read_run(tmp_path))
     assert [column.name for column in short_tables(joined)[0].columns][5] == "metric"
     assert "none" not in f"{as_markdown(joined)}"
     assert "metric, change of 1: not measured: there are no labels." in notes(joined)
-    page = as_html(joined)
+    page = as_html(Comparison(joined.entries * 2))
     assert "no row has both a p50 and a metric" in page
     assert "<p>Metric not measured: there are no labels.</p>" in page
     assert 'id="metric"' not in page

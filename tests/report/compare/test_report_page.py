@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 from builds import LIMITS, full_profile, ledger, profile, target, write_run
 from cdp import chromium_tab, file_url
+from requirements import AXE, CHROMIUM
 
-from edgekd.devices.browser.chromium import find_chromium
-from edgekd.errors import DeviceError, ReportError
+from edgekd.errors import ReportError
 from edgekd.gram.gate import GateLimits
 from edgekd.gram.heatmap import few_grams
 from edgekd.gram.probe import Probe
@@ -29,18 +29,6 @@ LOWER = GateLimits(LIMITS.tau_pass, LIMITS.tau_fail, LIMITS.max_flips, LIMITS.ma
 WIDTHS = {"image": 8, "sound": 12}
 #: A name that would run a script, were it not escaped.
 EVIL = '<img src=x onerror="document.title=1">'
-
-
-def no_chromium():
-    try:
-        find_chromium()
-    except DeviceError as error:
-        return str(error)
-    return None
-
-
-in_chromium = pytest.mark.skipif(no_chromium() is not None, reason=str(no_chromium()))
-with_axe = pytest.mark.skipif(not axe.script().is_file(), reason=axe.MISSING)
 
 
 @pytest.fixture(scope="module")
@@ -136,7 +124,7 @@ def test_the_pictures_say_what_they_show(page):
     assert len(pictures) == text.count("<svg viewBox")
     assert all(labelled == named and told.strip() for labelled, named, told in pictures)
     kinds = {named.split("-")[0] for _, named, _ in pictures}
-    assert kinds == {"scatter", "latency", "branches", "drift", "metric", "gram"}
+    assert kinds == {"scatter", "latency", "branches", "drift", "flips", "metric", "gram"}
 
 
 def test_a_build_without_pictures_material_says_so(tmp_path):
@@ -150,7 +138,7 @@ def test_a_build_without_pictures_material_says_so(tmp_path):
     assert "Time by branch not measured: the profile was not asked for it." in text
 
 
-@pytest.mark.parametrize("file", ["latency/engine.npy", "gram/samples.npz"])
+@pytest.mark.parametrize("file", ["latency/shipped.npy", "gram/samples.npz"])
 def test_broken_material_is_one_error(tmp_path, file):
     write_run(tmp_path, target())
     (tmp_path / "cpu" / file).write_bytes(b"broken")
@@ -160,8 +148,8 @@ def test_broken_material_is_one_error(tmp_path, file):
 
 def test_timings_that_are_none_are_one_error(tmp_path):
     write_run(tmp_path, target())
-    np.save(tmp_path / "cpu" / "latency" / "engine.npy", np.array([1.5, 2]))
-    with pytest.raises(ReportError, match=r"engine\.npy: holds no raw timings"):
+    np.save(tmp_path / "cpu" / "latency" / "shipped.npy", np.array([1.5, 2]))
+    with pytest.raises(ReportError, match=r"shipped\.npy: holds no raw timings"):
         as_html(Comparison(read_run(tmp_path)))
 
 
@@ -187,7 +175,7 @@ def test_the_front_is_what_no_other_beats(joined):
             row.latency_ms.p50 < one.latency_ms.p50 and row.metric.shipped > one.metric.shipped for row in known
         )
     fastest = min((row for row in rows.values() if row.latency_ms.p50), key=lambda row: row.latency_ms.p50)
-    assert rows[unbeaten_rows(rows)[0]].p50_ms == fastest.latency_ms.p50
+    assert rows[unbeaten_rows(rows)[0]].latency_ms.p50 == fastest.latency_ms.p50
 
 
 def test_rows_whose_p50_do_not_differ_beyond_noise_are_both_on_the_front(tmp_path):
@@ -199,7 +187,7 @@ def test_rows_whose_p50_do_not_differ_beyond_noise_are_both_on_the_front(tmp_pat
 
 
 def test_a_metric_that_is_better_low_turns_the_front(tmp_path):
-    worse, better = ledger(metrics=(("engine", 0.97),), limits=LOWER), ledger(metrics=(("engine", 0.9),), limits=LOWER)
+    worse, better = ledger(metrics=(("device", 0.97),), limits=LOWER), ledger(metrics=(("device", 0.9),), limits=LOWER)
     write_run(tmp_path, target("a", ledger=worse), target("b", ledger=better), target("c", ledger=worse))
     rows = dict(enumerate((entry.row for entry in read_run(tmp_path)), 1))
     assert unbeaten_rows(rows) == [2]
@@ -209,12 +197,12 @@ def test_modalities_of_unequal_widths_are_grey_between_each_other():
     random = np.random.default_rng(0)
     ids = np.array([f"s{index}" for index in range(30)])
     probes = {}
-    for model in ("float", "engine"):
+    for model in ("float", "shipped"):
         embeddings = {name: random.normal(size=(30, width)) for name, width in WIDTHS.items()}
         probes[model] = Probe(ids, random.normal(size=(30, 4)), embeddings)
     grams = few_grams(probes, None, [])
     pictures = heat_maps("gram", grams)
-    assert list(pictures) == ["float", "engine", "float − engine"]
+    assert list(pictures) == ["float", "shipped", "float − shipped"]
     levels = pixels(png(grams.cosines["float"]))
     assert (levels[:16, 16:] == 255).all()
     assert (levels[:16, :16] != 255).all()
@@ -248,7 +236,7 @@ def test_a_png_has_a_pixel_for_each_value():
 # --- in the browser
 
 
-@in_chromium
+@CHROMIUM.mark
 def test_it_opens_from_disk_without_network_and_without_complaint(tab, page):
     tab.open(file_url(page))
     tab.run("new Promise(done => setTimeout(done, 50))")
@@ -257,7 +245,7 @@ def test_it_opens_from_disk_without_network_and_without_complaint(tab, page):
     assert tab.run("document.title") == "edgekd: gestures"
 
 
-@in_chromium
+@CHROMIUM.mark
 @pytest.mark.parametrize("width", [400, 700, 1000, 1321, 1600])
 @pytest.mark.parametrize("script", [True, False], ids=["script", "no script"])
 def test_nothing_scrolls_sideways(tab, page, width, script):
@@ -269,7 +257,7 @@ def test_nothing_scrolls_sideways(tab, page, width, script):
     assert tab.run(cut) == 0
 
 
-@in_chromium
+@CHROMIUM.mark
 def test_text_of_pictures_stays_inside_them(tab, page):
     tab.open(file_url(page))
     outside = """[...document.querySelectorAll('svg')].flatMap(svg => {
@@ -282,7 +270,7 @@ def test_text_of_pictures_stays_inside_them(tab, page):
     assert tab.run(outside) == []
 
 
-@in_chromium
+@CHROMIUM.mark
 def test_a_click_sorts_and_another_turns_it_round(tab, page, joined):
     tab.open(file_url(page))
     assert tab.run("document.querySelector('[aria-sort]').dataset.key") == "p50"
@@ -295,7 +283,7 @@ def test_a_click_sorts_and_another_turns_it_round(tab, page, joined):
     assert tab.run("document.querySelectorAll('[aria-sort]').length") == 1
 
 
-@in_chromium
+@CHROMIUM.mark
 def test_what_was_not_measured_stays_last(tab, page):
     tab.open(file_url(page))
     for direction in ("descending", "ascending"):
@@ -305,7 +293,7 @@ def test_what_was_not_measured_stays_last(tab, page):
     assert tab.run(SHOWN) == sorted(tab.run(SHOWN))
 
 
-@in_chromium
+@CHROMIUM.mark
 def test_filters_hide_rows_and_their_pictures(tab, page):
     tab.open(file_url(page))
     assert enter(tab, "p50", "0.1") == ["cpu", "cpu"]
@@ -319,7 +307,7 @@ def test_filters_hide_rows_and_their_pictures(tab, page):
     assert enter(tab, "metric", "0.99") == []
 
 
-@in_chromium
+@CHROMIUM.mark
 def test_without_a_script_it_still_reads(tab, page):
     tab.open(file_url(page), script=False)
     tab.call("Emulation.setScriptExecutionDisabled", value=False)
@@ -329,15 +317,14 @@ def test_without_a_script_it_still_reads(tab, page):
     assert tab.run("document.querySelector('main').innerText").count("not measured") >= 6
 
 
-@in_chromium
+@CHROMIUM.mark
 def test_a_name_in_a_report_runs_nothing(tab, page):
     tab.open(file_url(page))
     assert tab.run("document.querySelectorAll('img').length") == 0
     assert EVIL in tab.run("document.body.textContent")
 
 
-@in_chromium
-@with_axe
+@AXE.mark
 @pytest.mark.parametrize("width", [400, 1600])
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_axe_finds_no_violation(tab, page, width, scheme):

@@ -14,7 +14,7 @@ from small import TAPS, Remembers, TwoTowers, loaded, reporter, split
 from edgekd.config.recipe import DistillConfig, load_recipe
 from edgekd.errors import RecipeError
 from edgekd.pipeline.project import Project
-from edgekd.pipeline.trained_source import Learner
+from edgekd.pipeline.trained_source import TrainingStages
 from edgekd.stages.cache import Cache
 from edgekd.stages.stage import Runner
 from edgekd.training.distillation import cached_teacher, distill
@@ -197,7 +197,7 @@ def learner(cache, observer=None, **changes):
     overrides = tuple(f"{key.replace('__', '.')}={value}" for key, value in changes.items())
     recipe = load_recipe("digits", (*SETTINGS, *overrides))
     runner = Runner(Cache(Path(cache)), observer or Remembers())
-    return Learner(runner, Project(recipe.task, Path(cache)), recipe, 18)
+    return TrainingStages(runner, Project(recipe.task, Path(cache)), recipe, 18)
 
 
 def folders(cache):

@@ -8,7 +8,7 @@ from edgekd.errors import RecipeError
 from edgekd.gram.distance import GramKind, gram_distance
 from edgekd.gram.matrix import joint_gram, normalize
 from edgekd.pipeline.project import Project
-from edgekd.pipeline.trained_source import Learner
+from edgekd.pipeline.trained_source import TrainingStages
 from edgekd.stages.artifacts import PROBE, WEIGHTS
 from edgekd.stages.cache import ROUNDS, Cache
 from edgekd.stages.stage import Runner
@@ -144,10 +144,10 @@ def test_a_build_of_several_teachers(tmp_path):
     torch.set_num_threads(1)
     settings = ("teacher.members=2", "teacher.epochs=1", "distill.epochs=1", "prune.epochs=1", "prune.round_to=8")
     recipe = load_recipe("digits", settings)
-    learned = Learner(Runner(Cache(tmp_path), Remembers()), Project(recipe.task, tmp_path), recipe, 18).run()
+    learned = TrainingStages(Runner(Cache(tmp_path), Remembers()), Project(recipe.task, tmp_path), recipe, 18).run()
     assert set(learned.exported.result.parity) == {"teacher", "student", "pruned"}
     probed = learned.probes()["teacher"]
-    model = learned.learner.load_teacher(learned.teacher)
-    again = probe(model, model.taps, learned.learner.project.loaded.splits["test"])
+    model = learned.stages.load_teacher(learned.teacher)
+    again = probe(model, model.taps, learned.stages.project.loaded.splits["test"])
     assert (probed.logits == again.logits).all()
     assert probed.embeddings["fou"].shape == (400, 128)

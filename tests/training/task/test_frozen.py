@@ -9,12 +9,12 @@ from edgekd.config.recipe import (
     DistillConfig,
     LossConfig,
     PruneConfig,
+    QatConfig,
     QuantizeConfig,
     Recipe,
     TaskConfig,
     TeacherConfig,
     Training,
-    TuneConfig,
 )
 from edgekd.config.target import Scheme
 from edgekd.errors import TaskError
@@ -26,7 +26,7 @@ from edgekd.training.loop.evaluate import Validation
 from edgekd.training.loop.loop import Fit, fit
 from edgekd.training.loop.weights import build, load_weights
 from edgekd.training.pruning import stage as prune
-from edgekd.training.qat import stage as tune
+from edgekd.training.qat import stage as qat
 from edgekd.training.taps.taps import TappedModel, Taps
 
 WITHOUT_GRAM = LossConfig(extra={})
@@ -138,9 +138,9 @@ def test_fake_quantization_trains_what_is_not_frozen(tmp_path):
     task.task.student = frozen("encoders.a")
     tuned = build(task.task.student, 0)
     before, expected = {name: x.clone() for name, x in tuned.state_dict().items()}, flags(tuned)
-    networks = tune.QatNetworks(build(TwoTowers, 1), build(task.task.student, 0), tuned)
-    config = TuneConfig(epochs=1, batch_size=16, loss=WITHOUT_GRAM)
-    tune.run(task, networks, Taps(TAPS, TAPS), SCHEME, config, 0, tmp_path, reporter())
+    networks = qat.QatNetworks(build(TwoTowers, 1), build(task.task.student, 0), tuned)
+    config = QatConfig(epochs=1, batch_size=16, loss=WITHOUT_GRAM)
+    qat.run(task, networks, Taps(TAPS, TAPS), SCHEME, config, 0, tmp_path, reporter())
     assert flags(tuned) == expected
     moved = changed(tuned, before)
     assert not moved & of(tuned, "encoders.a")
@@ -170,15 +170,15 @@ BOTH = frozen("encoders.a", "encoders.b")
 @pytest.mark.parametrize(
     ("sections", "named"),
     [
-        ({}, ["distill.loss", "prune.loss", "quantize.tune.loss"]),
-        ({"prune": PruneConfig(ratio=0)}, ["distill.loss", "quantize.tune.loss"]),
+        ({}, ["distill.loss", "prune.loss", "quantize.qat.loss"]),
+        ({"prune": PruneConfig(ratio=0)}, ["distill.loss", "quantize.qat.loss"]),
         (
             {"distill": DistillConfig(loss=WITHOUT_GRAM), "prune": PruneConfig(ratio=0, ratios={"a": 0.5})},
-            ["prune.loss", "quantize.tune.loss"],
+            ["prune.loss", "quantize.qat.loss"],
         ),
         (
             {"distill": DistillConfig(loss=WITHOUT_GRAM), "prune": PruneConfig(loss=WITHOUT_GRAM)},
-            ["quantize.tune.loss"],
+            ["quantize.qat.loss"],
         ),
         ({"prune": PruneConfig(ratio=0), "quantize": QuantizeConfig(repair="off")}, ["distill.loss"]),
     ],
@@ -191,8 +191,8 @@ def test_a_gram_of_frozen_taps_alone_is_refused_with_what_switches_it_off(sectio
 
 
 def test_frozen_taps_are_right_without_a_gram():
-    tune = QuantizeConfig(tune=TuneConfig(loss=WITHOUT_GRAM))
-    check(BOTH, distill=DistillConfig(loss=WITHOUT_GRAM), prune=PruneConfig(loss=WITHOUT_GRAM), quantize=tune)
+    qat_config = QuantizeConfig(qat=QatConfig(loss=WITHOUT_GRAM))
+    check(BOTH, distill=DistillConfig(loss=WITHOUT_GRAM), prune=PruneConfig(loss=WITHOUT_GRAM), quantize=qat_config)
 
 
 def test_one_tap_that_trains_is_enough_for_a_gram():
