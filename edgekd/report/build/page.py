@@ -5,16 +5,16 @@ from __future__ import annotations
 from html import escape
 from typing import TYPE_CHECKING
 
+from edgekd.report import format as formats
 from edgekd.report.build.latency_tables import latency_table, measurement_lines, method_notes
 from edgekd.report.build.markdown import MEANING, facts_table, run_lines, stages_table, training_table
 from edgekd.report.build.robustness import robustness_table
 from edgekd.report.build.training_picture import training_figure
 from edgekd.report.compare.checks import tiles_html
-from edgekd.report.compare.html import figure_html, reason_list, table_html, verdict_badge
+from edgekd.report.compare.html import reason_list, table_html, verdict_badge
 from edgekd.report.compare.sections import gram_pictures, ledger_html, ledger_pictures, time_pictures
-from edgekd.report.format import number
 from edgekd.report.results import SHIPPED
-from edgekd.report.table import candidate_table, describe, engine_table, ledger_table, legend
+from edgekd.report.table import candidate_table, choice_sentence, describe, engine_table, ledger_table, legend
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -32,12 +32,19 @@ def build_header(report: BuildReport) -> list[str]:
     ]
 
 
-def target_section(index: int, entry: Entry, result: TargetResult) -> str:
-    """Return what a reader asks about one target: the verdict first, then each figure, then what stands behind it."""
+def target_section(index: int, entry: Entry, result: TargetResult, alone: bool) -> str:
+    """Return what a reader asks about one target: the verdict first, then each figure, then what stands behind it.
+
+    Args:
+        index: Number of the target's row in the table.
+        entry: The row, and what stands behind it.
+        result: What the build says of the target.
+        alone: Whether it is the only target, which needs no number.
+    """
+    number = "" if alone else f'<span class="number">{index}</span> '
     parts = [
         f'<section data-row="{index}" aria-labelledby="row-{index}">',
-        f'<h2 id="row-{index}"><span class="number">{index}</span> {escape(describe(result))} '
-        f"{verdict_badge(result.verdict)}</h2>",
+        f'<h2 id="row-{index}">{number}{escape(describe(result))} {verdict_badge(result.verdict)}</h2>',
         *_verdict(result),
         tiles_html(entry),
         *_run(result),
@@ -58,7 +65,7 @@ def _verdict(result: TargetResult) -> Iterator[str]:
     where = f"The bundle is {result.bundle}" if result.bundle else "No bundle was released"
     rejected = ", for analysis alone: it is not for release" if result.bundle and result.verdict == "fail" else ""
     yield reason_list((*result.reasons, *filter(None, [result.remark])))
-    yield f"<p>{escape(f'{where}{rejected}. {result.chosen} ships: {result.choice}.')}</p>"
+    yield f"<p>{escape(f'{where}{rejected}. {choice_sentence(result)}')}</p>"
     if result.facts:
         yield f"<p>{escape(' '.join(f'{fact}.' if fact[-1:] != '.' else fact for fact in result.facts))}</p>"
 
@@ -107,15 +114,12 @@ def _training(report: BuildReport) -> Iterator[str]:
         yield "<p>Nothing was trained in this build.</p>"
         return
     metric = report.targets[0].ledger.metric if report.targets else "metric"
-    pictures = (
-        figure_html(
-            f"{name}, {len(history)} epoch{'s' * (len(history) != 1)}: losses, shares of the gradient, and the "
-            "validation split.",
-            training_figure(f"training-{index}", name, history, metric),
-        )
-        for index, (name, history) in enumerate(report.training.items(), 1)
-    )
-    yield from _pictures(pictures)
+    yield '<div class="pictures">'
+    for index, (name, history) in enumerate(report.training.items(), 1):
+        epochs = f"{len(history)} epoch{'s' * (len(history) != 1)}"
+        picture = training_figure(f"training-{index}", name, history, metric)
+        yield f"<div><h3>{escape(name)}, {epochs}</h3>{picture}</div>"
+    yield "</div>"
     yield _details("The last epoch in figures", table_html(training_table(report), "Training"))
 
 
@@ -131,7 +135,9 @@ def _made(report: BuildReport) -> Iterator[str]:
     for device, facts in machines.items():
         yield f"<div><h3>Machine: {escape(device)}</h3>{table_html(facts_table('', facts), f'Machine {device}')}</div>"
     yield f"<div><h3>Versions</h3>{table_html(facts_table('', report.versions), 'Versions')}</div></div>"
-    errors = ", ".join(f"{result.target} {number(result.deploy_logit_error, '.3g')}" for result in report.targets)
+    errors = ", ".join(
+        f"{result.target} {formats.number(result.deploy_logit_error, '.3g')}" for result in report.targets
+    )
     yield (
         "<p>Largest difference between the logits of deploy.onnx, which has no embedding outputs, and those of the "
         f"graph with them, on the test samples: {escape(errors)}.</p>"

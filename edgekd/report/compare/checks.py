@@ -7,6 +7,7 @@ from html import escape
 from typing import TYPE_CHECKING
 
 from edgekd.gram.gate import judge
+from edgekd.report.compare.html import limit_state
 from edgekd.report.figures import figure_by_key
 from edgekd.report.format import factor, number, share
 from edgekd.report.table import metric_name
@@ -17,7 +18,6 @@ if TYPE_CHECKING:
     from edgekd.gram.gate import Ledger, LedgerRow, Verdict
     from edgekd.report.compare.rows import Entry
 
-_STATES = {"pass": "within its limit", "warn": "beyond where it warns", "fail": "beyond its limit"}
 #: The figure that each budget of a target limits.
 _BUDGETS = {"latency p50": "p50", "size": "size", "peak memory": "memory"}
 
@@ -115,11 +115,8 @@ def tiles_html(entry: Entry) -> str:
 
 def _tile(tile: Tile) -> str:
     notes = "".join(f'<span class="note">{escape(note)}</span>' for note in tile.notes)
-    limit = ""
-    if tile.limit and tile.verdict:
-        sign = "✓" if tile.verdict == "pass" else "✗"
-        state = f'<b class="{tile.verdict}">{sign} {_STATES[tile.verdict]}</b>'
-        limit = f'<span class="bound">{escape(tile.limit)} {state}</span>'
+    state = limit_state(tile.verdict)
+    limit = f'<span class="bound">{escape(tile.limit)} {state}</span>' if tile.limit and state else ""
     return (
         f'<li class="tile {tile.verdict or ""}"><span class="name">{escape(tile.name)}</span>'
         f'<span class="value">{escape(tile.value)}</span>{notes}{limit}</li>'

@@ -19,6 +19,9 @@ _HERE = Path(__file__).parent
 _POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'unsafe-inline'"
 
 
+_STATES = {"pass": "within its limit", "warn": "beyond where it warns", "fail": "beyond its limit"}
+
+
 def document(title: str, header: Iterable[str], main: Iterable[str], script: bool) -> str:
     """Return a whole page as one file that needs nothing else.
 
@@ -63,9 +66,18 @@ def reason_list(reasons: Iterable[str]) -> str:
     return f'<ul class="reasons">{items}</ul>' if items else ""
 
 
-def figure_html(caption: str, content: str) -> str:
-    """Return a picture with its caption."""
-    return f"<figure>{content}<figcaption>{escape(caption)}</figcaption></figure>"
+def limit_state(verdict: Verdict | None) -> str:
+    """Say in words, in colour and with a sign whether a figure keeps its limit; nothing where it has none."""
+    if verdict is None:
+        return ""
+    sign = "✓" if verdict == "pass" else "✗"
+    return f'<b class="{verdict}">{sign} {_STATES[verdict]}</b>'
+
+
+def figure_html(caption: str, content: str, verdict: Verdict | None = None) -> str:
+    """Return a picture with its caption, and whether what it shows keeps its limit."""
+    state = limit_state(verdict)
+    return f"<figure>{content}<figcaption>{escape(caption)}{' ' if state else ''}{state}</figcaption></figure>"
 
 
 def table_html(table: Table, name: str, marks: Mapping[tuple[int, str], Verdict] | None = None) -> str:
@@ -78,6 +90,8 @@ def table_html(table: Table, name: str, marks: Mapping[tuple[int, str], Verdict]
     """
     heads = "".join(
         f'<th scope="col"{_kind("figure" if column.right else "")}>{escape(column.name)}</th>'
+        if column.name
+        else "<td></td>"
         for column in table.columns
     )
     body = "".join(_row(table, index, marks or {}) for index in range(len(table.rows)))

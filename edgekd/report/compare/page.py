@@ -59,10 +59,12 @@ def _only_build(comparison: Comparison) -> BuildReport | None:
 def _build_page(comparison: Comparison, build: BuildReport) -> str:
     """Return the page of a build; the table of engines is there where it has more than one row."""
     entries = comparison.entries
-    sections = [
-        target_section(index, entry, entry.result) for index, entry in enumerate(entries, 1) if entry.result is not None
-    ]
     many = len(entries) > 1
+    sections = [
+        target_section(index, entry, entry.result, alone=not many)
+        for index, entry in enumerate(entries, 1)
+        if entry.result is not None
+    ]
     main = [
         *([*_engines(comparison, len(sections)), *_scatters(comparison.rows)] if many else []),
         *sections,

@@ -19,8 +19,6 @@ if TYPE_CHECKING:
 
     from edgekd.report.compare.rows import Entry
 
-_WITHIN = {"pass": "Within its limit.", "warn": "BEYOND where it warns.", "fail": "BEYOND ITS LIMIT."}
-
 
 def ledger_html(index: int, entry: Entry) -> str:
     """Return the ledger as a table, in which each figure that is beyond its limit is marked."""
@@ -38,18 +36,14 @@ def ledger_pictures(index: int, entry: Entry) -> Iterator[str]:
     states = stage_verdicts(ledger, ledger.rows[-1])
     if drift := drift_svg(f"drift-{index}", ledger):
         caption = f"Gram drift by stage: a dot at the mean, a bar to its {ledger.confidence:.0%} bound."
-        yield figure_html(f"{caption} {_state(states, 'bound')}", drift)
+        yield figure_html(caption, drift, states.get("bound"))
     if flips := flips_svg(f"flips-{index}", ledger):
         caption = f"Share of samples whose top-1 class is not that of the {ledger.reference}."
-        yield figure_html(f"{caption} {_state(states, 'flips')}", flips)
+        yield figure_html(caption, flips, states.get("flips"))
     if metric := metric_svg(f"metric-{index}", ledger):
-        yield figure_html(f"The metric by stage. {_state(states, 'change')}", metric)
+        yield figure_html("The metric by stage, and what it must not fall behind.", metric, states.get("change"))
     else:
         yield f"<p>Metric {escape(entry.row.why_not('metric.shipped'))}.</p>"
-
-
-def _state(states: dict[str, str], figure: str) -> str:
-    return _WITHIN.get(states.get(figure, ""), "")
 
 
 def time_pictures(index: int, entry: Entry) -> Iterator[str]:

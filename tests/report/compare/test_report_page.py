@@ -5,12 +5,13 @@ import json
 import re
 import struct
 import zlib
+from dataclasses import replace
 from html.parser import HTMLParser
 
 import axe
 import numpy as np
 import pytest
-from builds import LIMITS, full_profile, ledger, profile, target, write_run
+from builds import LIMITS, MACHINE, build, full_profile, ledger, profile, target, write_run
 from cdp import chromium_tab, file_url
 from requirements import AXE, CHROMIUM
 
@@ -18,12 +19,15 @@ from edgekd.errors import ReportError
 from edgekd.gram.gate import GateLimits
 from edgekd.gram.heatmap import few_grams
 from edgekd.gram.probe import Probe
+from edgekd.report.build.files import write_report
 from edgekd.report.compare.formats import Comparison
 from edgekd.report.compare.grams import heat_maps, png
 from edgekd.report.compare.page import as_html
 from edgekd.report.compare.read import read_run, read_runs
 from edgekd.report.compare.rows import sort_entries
 from edgekd.report.compare.scatter import unbeaten_rows
+from edgekd.report.results import CandidateResult
+from edgekd.runtime.corruption import Disturbed, Robustness
 
 LOWER = GateLimits(LIMITS.tau_pass, LIMITS.tau_fail, LIMITS.max_flips, LIMITS.max_metric_drop, higher_is_better=False)
 WIDTHS = {"image": 8, "sound": 12}
@@ -50,6 +54,26 @@ def page(joined, tmp_path_factory):
     path = tmp_path_factory.mktemp("page") / "report.html"
     path.write_text(as_html(joined), encoding="utf-8")
     return path
+
+
+def write_build(folder, *targets):
+    """Write the output of a build that has all that a page can show, of a task in a user's own file."""
+    result = target("cpu", profile=full_profile()) if not targets else targets[0]
+    worst = Disturbed(0.958, {"accel": 0.412}, {"accel": 0.833})
+    candidates = tuple(
+        CandidateResult(name, precision, "pass", 0.958, 0.004, 0.01, None, 231_770, None)
+        for name, precision in (("int8", "int8"), ("float32", "float32"))
+    )
+    result = replace(result, robustness=worst, candidates=candidates, choice="the fastest")
+    write_run(folder, result)
+    report = replace(build(result), recipe="watch", task="task.py:Htad")
+    write_report(replace(report, robustness=Robustness(1.0, {"student": worst})), folder)
+    return folder / "report.html"
+
+
+@pytest.fixture(scope="module")
+def build_page(tmp_path_factory):
+    return write_build(tmp_path_factory.mktemp("build"))
 
 
 @pytest.fixture(scope="module")
@@ -162,6 +186,51 @@ def test_a_large_table_stays_below_two_megabytes(tmp_path):
     assert text.count('<tr role="row" data-row=') == 100
 
 
+def test_the_page_of_a_build_has_all_that_readers_ask(build_page):
+    text = build_page.read_text(encoding="utf-8")
+    parser = _Balance()
+    parser.feed(text)
+    assert parser.open == []
+    assert len(set(parser.ids)) == len(parser.ids)
+    asked = (
+        "What each stage kept, and the limits", "How fast and how small", "Candidates, and which ships",
+        "Gram matrices", "What if a sensor fails", "How it was trained", "How it was built", "Stages",
+        "Machine: this host", "Versions",
+    )  # fmt: skip
+    places = [text.index(f">{head}<") for head in asked]
+    assert places == sorted(places)
+    for shown in (
+        MACHINE["cpu"], "2.9.0", "edgekd.load(&quot;gestures-cpu&quot;)", "the fastest", "without accel", "0.4120",
+        "3 min 05 s", 'id="training-1"', 'id="training-2"', 'id="flips-1"', "1.84 mJ",
+    ):  # fmt: skip
+        assert shown in text, shown
+    assert "<script" not in text, "one row has nothing to sort"
+
+
+def test_the_project_gives_the_title_not_the_class(build_page):
+    text = build_page.read_text(encoding="utf-8")
+    assert "<title>edgekd: watch</title>" in text
+    assert "<h1>watch " in text
+    assert "Htad" not in text
+    assert build_page.with_name("report.md").read_text("utf-8").startswith("# watch: ")
+
+
+def test_a_failure_by_flips_stands_out_and_what_is_within_its_limit_says_so(tmp_path):
+    strict = replace(LIMITS, max_flips=1e-9, tau_pass=1.5, tau_fail=1.9)
+    failing = target(profile=full_profile(), ledger=ledger(1.0, limits=strict))
+    assert failing.verdict == "fail"
+    text = write_build(tmp_path, failing).read_text(encoding="utf-8")
+    tiles = dict(re.findall(r'<li class="tile (\w*)"><span class="name">([^<]+)', text)[::-1])
+    assert tiles["fail"] == "Flipped classes"
+    assert re.search(r'class="figure over fail"><span class="away">beyond its limit: </span>[\d.]+%', text)
+    captions = re.findall(r"<figcaption>(.*?)</figcaption>", text)
+    (flips,) = (caption for caption in captions if "top-1 class" in caption)
+    (drift,) = (caption for caption in captions if "Gram drift by stage" in caption)
+    assert "✗ beyond its limit" in flips
+    assert "✓ within its limit" in drift
+    assert "edgekd.load" not in text
+
+
 def test_an_empty_table_is_a_page(joined):
     assert "No engine is left." in as_html(Comparison(()))
 
@@ -246,6 +315,16 @@ def test_it_opens_from_disk_without_network_and_without_complaint(tab, page):
 
 
 @CHROMIUM.mark
+@pytest.mark.parametrize("width", [400, 1000, 1600])
+def test_the_page_of_a_build_does_not_scroll_sideways_and_asks_for_nothing(tab, build_page, width):
+    tab.open(file_url(build_page), width=width)
+    wide = tab.run("[document.documentElement.scrollWidth, document.documentElement.clientWidth]")
+    assert wide[0] <= wide[1]
+    assert tab.complaints == []
+    assert [url for url in tab.requests if not url.startswith("data:")][-1] == file_url(build_page)
+
+
+@CHROMIUM.mark
 @pytest.mark.parametrize("width", [400, 700, 1000, 1321, 1600])
 @pytest.mark.parametrize("script", [True, False], ids=["script", "no script"])
 def test_nothing_scrolls_sideways(tab, page, width, script):
@@ -327,8 +406,10 @@ def test_a_name_in_a_report_runs_nothing(tab, page):
 @AXE.mark
 @pytest.mark.parametrize("width", [400, 1600])
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_axe_finds_no_violation(tab, page, width, scheme):
-    tab.open(file_url(page), width=width, scheme=scheme)
+@pytest.mark.parametrize("kind", ["comparison", "build"])
+def test_axe_finds_no_violation(tab, page, build_page, width, scheme, kind):
+    shown = page if kind == "comparison" else build_page
+    tab.open(file_url(shown), width=width, scheme=scheme)
     tab.run("document.querySelectorAll('details').forEach(part => part.open = true)")
     tab.run(axe.script().read_text(encoding="utf-8") + "; 0")
     told = "[found.passes.length, found.violations.map(v => [v.id, v.nodes[0].html])]"
