@@ -52,7 +52,7 @@ class _Box:
 
 
 def blame_svg(blame: Blame) -> str:
-    """Return the picture: a box for each layer, the darker the more of the drift its return to float relieves."""
+    """Return the picture: one box for each layer, which is darker the more drift its return to float relieves."""
     boxes = _place(blame.layers)
     suspects = {suspect.name: suspect for suspect in blame.of("layer")}
     width = max(480.0, max(box.x + _WIDTH for box in boxes.values()) + _MARGIN)
@@ -68,7 +68,7 @@ def blame_svg(blame: Blame) -> str:
 
 
 def drift_figure(value: float | None) -> str:
-    """Write a drift or a part of one, which may be far below what the gate looks at."""
+    """Write a drift or a part of one with five digits: it may be far below what the gate looks at."""
     return number(value if value is None else round(value, 5) + 0.0, ".5f")  # never "-0.00000"
 
 
@@ -109,7 +109,7 @@ def _branches(blame: Blame, boxes: dict[str, _Box]) -> Iterator[str]:
 
 
 def _edges(box: _Box, boxes: dict[str, _Box]) -> Iterator[str]:
-    """Draw an arrow to each layer that follows: down into it, or around the boxes between in the same column."""
+    """Draw an arrow to each layer that follows: straight down, or around the boxes that lie between in one column."""
     for after in (boxes[name] for name in box.layer.following):
         if box.x == after.x and after.y - box.bottom > _ABOVE:
             start, end, out = box.y + _HEIGHT / 2, after.y + _HEIGHT / 2, box.x - 26
@@ -123,7 +123,7 @@ def _edges(box: _Box, boxes: dict[str, _Box]) -> Iterator[str]:
 
 
 def _box(box: _Box, suspect: Suspect | None, most: float) -> Iterator[str]:
-    """Draw one layer with its figures; one that is float has none."""
+    """Draw one layer with its figures; a layer that stays float has none."""
     style, ink, relief, about = 'class="float"', "", "float", box.layer.operator
     if suspect:
         share = max(0.0, suspect.relief.value / most) if most > 0 else 0.0

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import msgspec
 
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from edgekd.files import JsonObject
+    from edgekd.gram.gate import Verdict
     from edgekd.report.row import EngineRow
     from edgekd.runtime.manifest import Manifest
     from edgekd.runtime.measure.results import EngineProfile, Profile
@@ -41,9 +42,8 @@ def profile_json(
         profile: What was measured of its one engine.
     """
     metric = str(manifest.task.get("metric"))
-    identity = EngineIdentity(
-        manifest.target, device, runtime, manifest.precision, manifest.verdict, tuple(manifest.reasons)
-    )
+    verdict = cast("Verdict", manifest.verdict)
+    identity = EngineIdentity(manifest.target, device, runtime, manifest.precision, verdict, tuple(manifest.reasons))
     row = _row(identity, profile.engines[0], ledger)
     content = {
         "schema_version": PROFILE_VERSION,

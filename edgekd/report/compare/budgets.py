@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
     from pathlib import Path
 
+    from edgekd.files import JsonObject
     from edgekd.report.compare.rows import Entry
     from edgekd.report.figures import Limit
     from edgekd.report.row import EngineRow
@@ -51,7 +52,9 @@ def _file_type() -> type[Struct]:
     table = msgspec.defstruct(
         "BudgetTable",
         [*((name, str, "*") for name in _NAMES), *keys, ("verdict", Verdict | None, None)],
-        **{"frozen": True, "kw_only": True, "forbid_unknown_fields": True},
+        frozen=True,
+        kw_only=True,
+        forbid_unknown_fields=True,
     )
     tables = Annotated[list[table], Meta(min_length=1)]  # type: ignore[valid-type]
     return msgspec.defstruct("BudgetFile", [("limits", tables)], frozen=True, forbid_unknown_fields=True)
@@ -127,7 +130,7 @@ def read_budgets(path: Path) -> tuple[BudgetLimits, ...]:
     return tuple(_limits(table, f"{path}: limits[{index}]") for index, table in enumerate(budgets))
 
 
-def _limits(table: Mapping[str, Any], where: str) -> BudgetLimits:
+def _limits(table: JsonObject, where: str) -> BudgetLimits:
     names = (*budget_limits(), "verdict")
     limits = {name: table[name] for name in names if table[name] is not None}
     if not limits:

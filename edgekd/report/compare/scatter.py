@@ -12,7 +12,7 @@ from edgekd.report.svg.scale import AxisScale
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
-    from edgekd.report.compare.rows import EngineRow
+    from edgekd.report.row import EngineRow
 
 _HEIGHT = 290
 _FRAME = Frame(56, 30, WIDTH - 18, _HEIGHT - 42)
