@@ -18,10 +18,10 @@ from mkdocs.structure.files import File, Files
 import edgekd
 from edgekd import errors
 from edgekd.cli import main
-from edgekd.config.recipe import recipe_schema
 from edgekd.config.target import Target, shipped_targets
 from edgekd.devices.targets import load_target
 from edgekd.runtime.backends.registry import BACKENDS
+from edgekd.training.distillation.loss_help import full_recipe_schema
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -62,12 +62,12 @@ def schemas() -> dict[str, Json]:
         name: json.loads((ROOT / "edgekd" / package / f"{name}.schema.json").read_text(encoding="utf-8"))
         for name, package in files.items()
     }
-    return {"recipe": recipe_schema(), "target": msgspec.json.schema(Target), **shipped}
+    return {"recipe": full_recipe_schema(), "target": msgspec.json.schema(Target), **shipped}
 
 
 def recipe_tables() -> str:
     """Return a section for each table of the recipe: its keys, types, defaults and meanings."""
-    definitions = recipe_schema()["$defs"]
+    definitions = full_recipe_schema()["$defs"]
     top = definitions["Recipe"]["properties"]
     parts = [_key_table(_keys({name: top[name] for name in ("seed",)}, (), definitions))]
     for name, field in top.items():
@@ -158,13 +158,13 @@ def _range(field: Json) -> str:
 
 def tap_table() -> str:
     """Return the keys of a tap."""
-    definitions = recipe_schema()["$defs"]
+    definitions = full_recipe_schema()["$defs"]
     return _key_table(_keys(definitions["Tap"]["properties"], ("module",), definitions))
 
 
 def loss_table() -> str:
     """Return the keys of a loss that a recipe adds."""
-    definitions = recipe_schema()["$defs"]
+    definitions = full_recipe_schema()["$defs"]
     return _key_table(_keys(definitions["Term"]["properties"], (), definitions))
 
 

@@ -129,7 +129,7 @@ class TargetResult:
     chosen: str
     choice: str
     facts: tuple[str, ...] = ()
-    robustness: Disturbed | None = None
+    robustness: NetworkRobustness | None = None
 
     def __post_init__(self) -> None:
         if self.profile is None and not self.profile_reason:

