@@ -258,13 +258,17 @@ def decisions() -> str:
     return _table(iter(rows))
 
 
-def schema_tables(name: str) -> str:
-    """Return the fields of a published schema: of the whole, and a section for each record that it has."""
+def schema_tables(name: str, described: str = "") -> str:
+    """Return the fields of a published schema: of the whole, and a section for each record that it has.
+
+    Records that the schema ``described`` has too are left to it.
+    """
     schema = schemas()[name]
+    elsewhere = schemas()[described]["$defs"] if described else {}
     definitions = schema.get("$defs", {})
     parts = [_key_table(_fields(schema, definitions))]
     for title, kind in definitions.items():
-        if kind.get("properties"):
+        if kind.get("properties") and title not in elsewhere:
             fields = _key_table(_fields(kind, definitions))
             parts.append(f"### {title}\n\n{_prose(kind.get('description', ''))}\n\n{fields}")
     return "\n\n".join(parts)
@@ -351,6 +355,6 @@ TABLES: dict[str, Callable[[], str]] = {
     "exit-codes": exit_codes,
     "decisions": decisions,
     "report": lambda: schema_tables("report"),
-    "profile": lambda: schema_tables("profile"),
+    "profile": lambda: schema_tables("profile", described="report"),
     "manifest": lambda: schema_tables("manifest"),
 }
