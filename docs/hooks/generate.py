@@ -19,7 +19,7 @@ import edgekd
 from edgekd import errors
 from edgekd.cli import main
 from edgekd.config.recipe import recipe_schema
-from edgekd.config.target import RUNTIMES, Target, load_target, shipped_targets
+from edgekd.config.target import RUNTIMES, Calibration, Target, load_target, shipped_targets
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -203,6 +203,13 @@ def target_keys() -> str:
     return "\n\n".join(parts)
 
 
+def calibration_keys() -> str:
+    """Return the keys of a calibration file."""
+    definitions = msgspec.json.schema(Calibration)["$defs"]
+    kind = definitions["Calibration"]
+    return _key_table(_keys(kind["properties"], kind["required"], definitions))
+
+
 def runtime_list() -> str:
     """Return the engine libraries that edgekd knows."""
     return ", ".join(f"`{name}`" for name in RUNTIMES)
@@ -350,6 +357,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "targets": target_list,
     "target-files": target_sections,
     "target-keys": target_keys,
+    "calibration-keys": calibration_keys,
     "runtimes": runtime_list,
     "commands": commands,
     "exit-codes": exit_codes,
