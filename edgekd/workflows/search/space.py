@@ -9,14 +9,15 @@ from typing import TYPE_CHECKING, Any, cast
 
 import msgspec
 
-from edgekd.config.recipe import LOSS_OPTIONS, Recipe, check_keys
+from edgekd.config.recipe import LOSS_OPTIONS, Recipe
+from edgekd.config.validation import check_keys
 from edgekd.errors import RecipeError, nearest
 from edgekd.files import parse_toml_value, toml_value
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
-    from edgekd.config.recipe import Draft
+    from edgekd.config.loading import Draft
 
 #: The parts of a recipe that decide what a trial's student is. The seed is none: a search over it finds luck.
 VARIED = ("task.options", "teacher", "student", "distill", "prune")
