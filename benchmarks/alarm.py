@@ -39,7 +39,7 @@ if TYPE_CHECKING:
     from edgekd.gram.probe import Probe
     from edgekd.workflows.thresholds import Outcome
 
-PICTURE = Path(__file__).parents[1] / "docs" / "alarm.svg"
+PICTURE = Path(__file__).parents[1] / "docs" / "explanation" / "alarm.svg"
 _GATE = GateConfig()
 _COLOURS = {"noise": "#999999", "pruning": "#ee7733", "rounding": "#0077bb"}
 _INK = "#808080"  # on white and on black alike

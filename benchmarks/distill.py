@@ -8,7 +8,7 @@ probability) out of three values in the same way, with a seed that is not among 
 that are counted. ``edgekd`` is the recipe's default with no value chosen but the temperature.
 
 A stopped run goes on. ``--quick`` is a small part of it in some five minutes, and writes nothing into ``results``.
-``--only page`` writes docs/distill.md and its pictures.
+``--only page`` writes docs/explanation/distill.md and its pictures.
 """
 
 from __future__ import annotations
@@ -139,7 +139,7 @@ def main() -> None:
         default = msgspec.to_builtins(DEFAULT_EXTRA)
         write_result(__file__, {"default": default, "tuning_seeds": _TUNING_SEEDS, "cases": {**kept, **results}})
     if options.only != "measure":
-        write_page(json.loads(RESULT.read_text(encoding="utf-8")), Path("docs"))
+        write_page(json.loads(RESULT.read_text(encoding="utf-8")), Path("docs/explanation"))
 
 
 def report(results: dict[str, Any]) -> None:

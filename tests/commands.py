@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -35,6 +36,23 @@ SHIPPING = ("quantize", "evaluate", "check", "profile", "robustness-shipped", "b
 STAGES = (*LEARNING, *SHIPPING)
 
 
+#: A user who owns nothing, on every Linux.
+_NOBODY = 65534
+
+
+@contextmanager
+def as_nobody():
+    """Take root's powers from this process for as long as this holds; another user has none to lose."""
+    user = os.geteuid()
+    if user == 0:
+        os.seteuid(_NOBODY)
+    try:
+        yield
+    finally:
+        if user == 0:
+            os.seteuid(0)
+
+
 def environment(**changes):
     # One thread: with two test workers on two cores more of them only wait for each other.
     return {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "COLUMNS": "100", **changes}
@@ -44,7 +62,7 @@ def python(*arguments, cwd, **changes):
     """Run Python to its end; ``changes`` are of its environment."""
     command = [sys.executable, *map(str, arguments)]
     return subprocess.run(
-        command, cwd=cwd, env=environment(**changes), capture_output=True, text=True, check=False, timeout=300
+        command, cwd=cwd, env=environment(**changes), capture_output=True, text=True, check=False, timeout=1800
     )
 
 
@@ -87,6 +105,19 @@ def build_arguments(output, cache, **changes):
     settings = {**SETTINGS, **{key.replace("__", "."): value for key, value in changes.items()}}
     overrides = [f"--set={key}={value}" for key, value in settings.items()]
     return ["build", "--recipe", "digits", "--output", output, "--cache", cache, *overrides]
+
+
+def documented(call, **replaced):
+    """Return the one block of Python code in the documentation that makes a call; texts in it are replaced."""
+    pages = [path.read_text(encoding="utf-8") for path in sorted((ROOT / "docs").rglob("*.md"))]
+    (block,) = (
+        found for page in pages for found in re.findall(r"^```python\n(.*?)^```", page, re.DOTALL | re.MULTILINE)
+        if f"{call}(" in found
+    )  # fmt: skip
+    for old, new in replaced.items():
+        assert block.count(old) == 1
+        block = block.replace(old, str(new))
+    return block
 
 
 def events(text):

@@ -222,7 +222,7 @@ class Term(_Config, frozen=True, omit_defaults=True):
     teacher: Taps = {}
 
 
-#: What distillation adds to CE and KD; docs/distill.md has what it is worth.
+#: What distillation adds to CE and KD; docs/explanation/distill.md has what it is worth.
 DEFAULT_EXTRA: dict[str, float | Term] = {"intra": Term(share=3.0, centered=True), "sample": 0.1}
 
 #: What the fine-tunes add, whose anchor is the unpruned student: the gate measures 'sample'.

@@ -15,6 +15,7 @@ from msgspec import Meta, Struct
 from edgekd.config.validation import check_keys, check_values, explain
 from edgekd.errors import TargetError, nearest
 from edgekd.files import data_dir, read_toml
+from edgekd.plugins import anchor, is_plugin
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -37,7 +38,6 @@ DEFAULT_OPERATORS: tuple[Operator, ...] = (
 
 Arch = Literal["x86_64", "aarch64", "arm64", "AMD64"]
 Precision = Literal["int8", "float16", "float32"]
-Quantizer = Literal["qdq", "nncf"]
 #: Those that TensorRT-RTX builds INT8 for.
 Capability = Literal["SM80", "SM86", "SM89", "SM120", "SM121"]
 
@@ -147,8 +147,12 @@ class Target(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
         Meta(min_length=1, description="What engines may be; the first is preferred where none is clearly faster."),
     ] = msgspec.field(default_factory=lambda: ["int8", "float32"])
     quantizers: Annotated[
-        list[Quantizer],
-        Meta(min_length=1, description="Who writes INT8: 'qdq' is edgekd on ONNX Runtime, 'nncf' OpenVINO's NNCF."),
+        list[str],
+        Meta(
+            min_length=1,
+            description="Who writes INT8: 'qdq' is edgekd on ONNX Runtime, 'nncf' OpenVINO's NNCF; or your own, "
+            "'path/to/file.py:name' or 'package.module:name'.",
+        ),
     ] = msgspec.field(default_factory=lambda: ["qdq"])
     scheme: Scheme
     opset: Annotated[int, Meta(ge=18, le=23, description="ONNX opset of the exported graph.")] = 20
@@ -227,10 +231,13 @@ def load_target(reference: str) -> Target:
     path = find_target(reference)
     content = {"name": path.stem, **read_toml(path, TargetError)}
     target = _convert(content, Target, path)
-    file, colon, function = target.runtime.rpartition(":")
-    if colon:
-        anchored = f"{(path.resolve().parent / file)}:{function}" if file.endswith(".py") else target.runtime
-        return msgspec.structs.replace(target, runtime=anchored)
+    target = msgspec.structs.replace(
+        target,
+        runtime=anchor(target.runtime, path.parent),
+        quantizers=[anchor(name, path.parent) for name in target.quantizers],
+    )
+    if is_plugin(target.runtime):
+        return target
     if target.runtime not in RUNTIMES:
         raise TargetError(f"{path}: runtime: there is no '{target.runtime}'{nearest(target.runtime, RUNTIMES)}")
     _convert(target.options, _OPTIONS[target.runtime], path, "options.")

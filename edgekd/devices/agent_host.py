@@ -91,4 +91,4 @@ def build(place: AgentHost, engine: Path, runtime: Runtime, folder: Path, thread
     with place.start() as agent, place.receive(folder) as there:
         told = place.spell(runtime)
         built = agent.ask("build", "built", engine=place.send(engine), folder=there, threads=threads, **told)["built"]
-    return None if built is None else Built(tuple(built["files"]), built["library"], built["build_s"])
+    return None if built is None else Built(**{**built, "files": tuple(built["files"])})

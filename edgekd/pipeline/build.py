@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from msgspec.structs import replace
 
 import edgekd
-from edgekd.compress.quantize import candidate_specs
+from edgekd.compress.quantize import candidate_specs, quantizer_packages
 from edgekd.config.target import load_calibration
 from edgekd.devices.base import Absent
 from edgekd.devices.select import assign_devices
@@ -235,8 +235,7 @@ def _check(recipe: Recipe, target: Target, device: Device | Absent) -> None:
         device.describe(runtime)
     if target.compile and compiles(target):
         library_versions(PACKAGES[target.compile.library], "build")
-    if any(spec.quantizer == "nncf" for spec in wanted):
-        library_versions(["nncf"], "build")
+    library_versions(quantizer_packages(wanted), "build")
 
 
 def fit_widths(recipe: Recipe, targets: Sequence[Target]) -> Recipe:

@@ -50,11 +50,14 @@ class Built:
     Attributes:
         files: names of the files that it consists of.
         library: which library, with its version.
+        open_with: Keyword arguments, as JSON values, that the library's own call that opens the first file must be
+            given besides the file, so that it computes as it did here.
         build_s: how long that took, in seconds; None where an earlier edgekd built it and did not say.
     """
 
     files: tuple[str, ...]
     library: str
+    open_with: Mapping[str, Any]
     build_s: float | None
 
 

@@ -1,5 +1,3 @@
-import platform
-
 import numpy as np
 import onnx
 import onnxruntime as ort
@@ -8,6 +6,7 @@ from fusion import make_inputs, snr_db
 from onnx import TensorProto, helper, numpy_helper
 from onnx.helper import make_node, make_tensor_value_info
 from onnxruntime.transformers.float16 import convert_float_to_float16
+from requirements import RTX_PACKAGE
 
 from edgekd.compress import quantize
 from edgekd.compress.fp16 import to_half
@@ -95,9 +94,7 @@ def test_the_given_graph_is_left_alone(quantized):
     assert quantized.SerializeToString(deterministic=True) == before
 
 
-@pytest.mark.skipif(
-    (platform.system(), platform.machine()) != ("Linux", "x86_64"), reason="TensorRT-RTX has no package for this system"
-)
+@RTX_PACKAGE.mark
 def test_tensorrt_builds_it(quantized):
     plan = build(to_half(quantized).SerializeToString(), RTX, BuildOptions(compute_capabilities=("SM86",)))
     tensors = [output for layer in plan.layers for output in layer["Outputs"]]

@@ -8,9 +8,11 @@ from onnx import TensorProto, helper, numpy_helper
 from onnx.helper import make_node, make_tensor_value_info
 
 from edgekd.compress import quantize
-from edgekd.compress.quantize import DEPLOY, PREPARED, PROBE_GRAPH, QDQ, CandidateSpec
+from edgekd.compress.quantize import DEPLOY, PROBE_GRAPH, QDQ, CandidateSpec
+from edgekd.compress.quantizers.prepare import PREPARED
+from edgekd.compress.quantizers.registry import find_quantizer
 from edgekd.config.target import DEFAULT_OPERATORS, Calibration, Scheme
-from edgekd.errors import ModelError
+from edgekd.errors import ModelError, TargetError
 
 MINMAX = Calibration(description="", ranges="minmax", samples=200)
 USUAL = Scheme(activations="uint8", symmetric_activations=False)
@@ -93,7 +95,7 @@ def test_batch_normalization_is_folded_into_the_convolution_before_it(network, m
 
 
 def test_the_kept_graphs_make_the_same_engine_again(build, tmp_path):
-    again = quantize.finish(onnx.load(build() / QDQ), BY_EDGEKD, USUAL, tmp_path / "again")
+    again = quantize.write_variants(onnx.load(build() / QDQ), BY_EDGEKD, USUAL, tmp_path / "again")
     assert (again.quantized_nodes, again.weight_nodes) == (7, 7)
     for name in (PROBE_GRAPH, DEPLOY):
         assert (tmp_path / "again" / name).read_bytes() == (build() / name).read_bytes()
@@ -110,8 +112,6 @@ def test_what_is_kept_has_nothing_in_half_precision(build):
 
 @pytest.mark.parametrize("quantizer", ["qdq", "nncf"])
 def test_reconstructed_weights_keep_the_network_better_than_nearest(model, tmp_path, quantizer):
-    if quantizer == "nncf":
-        pytest.importorskip("nncf")
     others = split_samples(tmp_path / "samples.npz", 200, 500)
     found = {}
     for rounding in ("nearest", "reconstruct"):
@@ -293,3 +293,83 @@ def test_a_graph_with_nothing_to_quantize(model, samples, tmp_path):
     scheme = Scheme(activations="uint8", symmetric_activations=False, operators=["ConvTranspose"])
     said = refused(model, samples, tmp_path, scheme)
     assert "nothing in it could be quantized; the scheme quantizes ConvTranspose" in said
+
+
+PLUGIN = """
+from onnxruntime.quantization import CalibrationDataReader, QuantFormat, quantize_static
+
+
+class Reader(CalibrationDataReader):
+    def __init__(self, samples):
+        self.chunks = iter(samples)
+
+    def get_next(self):
+        return next(self.chunks, None)
+
+
+def mine(prepared, samples, scheme, folder):
+    written = folder / "mine.onnx"
+    quantize_static(str(prepared), str(written), Reader(samples), quant_format=QuantFormat.QDQ, per_channel=True)
+    return written
+
+
+def raises(prepared, samples, scheme, folder):
+    raise KeyError("scale")
+
+
+def absent(prepared, samples, scheme, folder):
+    return folder / "absent.onnx"
+
+
+number = 3
+"""
+
+
+@pytest.fixture
+def plugin(tmp_path):
+    (tmp_path / "mine.py").write_text(PLUGIN)
+    return lambda name: f"{tmp_path / 'mine.py'}:{name}"
+
+
+def test_a_users_own_quantizer(plugin, model, samples, exact, tmp_path):
+    """It needs its file and its name in a target, and nothing else."""
+    (tmp_path / "out").mkdir()
+    spec = CandidateSpec("int8", plugin("mine"))
+    assert spec.name == "int8-mine"
+    candidate = quantize.run(spec, model, samples, USUAL, MINMAX, tmp_path / "out")
+    assert 0 < candidate.quantized_nodes <= candidate.weight_nodes
+    found = run(tmp_path / "out" / "int8-mine" / PROBE_GRAPH, make_inputs(500, seed=1))
+    assert snr_db(exact["logits"], found["logits"]) > 15
+    assert quantize.quantizer_digests([spec]).keys() == {spec.quantizer}
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("raises", r"quantizer .*mine\.py:raises: KeyError: 'scale'"),
+        ("absent", r"quantizer .*mine\.py:absent: returned .*absent\.onnx, which is no file"),
+    ],
+)
+def test_a_users_quantizer_that_fails_is_named(plugin, model, samples, tmp_path, name, said):
+    (tmp_path / "out").mkdir()
+    with pytest.raises(ModelError, match=said):
+        quantize.run(CandidateSpec("int8", plugin(name)), model, samples, USUAL, MINMAX, tmp_path / "out")
+    assert list((tmp_path / "out").iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("ncnf", "there is no 'ncnf'; did you mean 'nncf'?"),
+        ("lost.py:mine", "lost.py: no such file"),
+        ("{file}:mime", "has no 'mime'; did you mean 'mine'?"),
+        ("{file}:number", "is a int, must be a Quantizer or a function"),
+        ("{file}:", "write it as path/to/file.py:name"),
+    ],
+)
+def test_a_quantizer_that_there_is_not_is_refused_before_anything_is_written(plugin, name, said):
+    file = plugin("").removesuffix(":")
+    with pytest.raises(TargetError) as error:
+        find_quantizer(name.format(file=file))
+    assert said in str(error.value)
+    assert "\n" not in str(error.value)

@@ -1,7 +1,6 @@
 """One recipe for many targets, by the real command line, with the engine libraries themselves."""
 
 import json
-import platform
 import re
 import shutil
 
@@ -13,16 +12,18 @@ from commands import (
     Built,
     build_arguments,
     copy_cache,
+    documented,
     edgekd,
     events,
     python,
     started,
 )
+from requirements import ARM, BROWSER, RTX_PACKAGE
 
-from edgekd.devices.browser import BrowserDevice
-from edgekd.devices.emulated.device import EmulatedDevice
+from edgekd import load
+from edgekd.runtime.backends.openvino import library
 
-pytestmark = pytest.mark.skipif(platform.machine() != "x86_64", reason="TensorRT-RTX is for x86-64")
+pytestmark = RTX_PACKAGE.mark
 
 TARGETS = ("cpu", "openvino-cpu", "jetson-orin", "nvidia-rtx")
 
@@ -277,7 +278,24 @@ def test_a_wrong_wish_is_said_before_training(tmp_path, arguments, code, said):
     assert found.stdout == ""
 
 
-@pytest.mark.skipif(EmulatedDevice("cortex-a76").missing() is not None, reason="emulated:cortex-a76 is not installed")
+def test_what_openvino_compiled_is_opened_as_documented(fan):
+    """Its blob alone would compute in bf16 on the processors that have it."""
+    library()  # as edgekd imports it, which reports to nobody
+    engines = fan.output / "openvino-cpu" / "engines"
+    code = documented("import_model", **{"build/digits/openvino-cpu/engines": engines})
+    opened = {}
+    exec(code, opened)
+    assert (
+        json.loads((engines / "engines.json").read_text())["open_with"]["config"]["INFERENCE_PRECISION_HINT"] == "f32"
+    )
+    with load(fan.output / "openvino-cpu" / "bundle") as bundle, np.load(bundle.folder / "reference.npz") as samples:
+        for row in range(len(samples["ids"])):
+            feeds = {spec.name: samples[f"input.{spec.name}"][row : row + 1] for spec in bundle.inputs}
+            (logits,) = opened["compiled"](feeds).values()
+            np.testing.assert_allclose(logits, bundle.run(feeds)["logits"], rtol=1e-5, atol=1e-6)
+
+
+@ARM.mark
 def test_another_processor_gives_accuracy_and_no_latency(cache, tmp_path):
     arguments = build_arguments(tmp_path / "out", cache)
     said = edgekd(*arguments, "--target=raspberry-pi-5", "--device=emulated:cortex-a76", cwd=tmp_path)
@@ -290,7 +308,7 @@ def test_another_processor_gives_accuracy_and_no_latency(cache, tmp_path):
     assert row["gram"]["stage"] == "device"
 
 
-@pytest.mark.skipif(BrowserDevice().missing() is not None, reason="browser is not installed")
+@BROWSER.mark
 def test_a_browser_runs_and_times_the_engine(cache, tmp_path):
     arguments = build_arguments(tmp_path / "out", cache, profile__iterations=300)
     said = edgekd(*arguments, "--target=browser", cwd=tmp_path)

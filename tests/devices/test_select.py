@@ -1,9 +1,8 @@
 """From what a user says to the machine that engines run on."""
 
-import platform
-
 import pytest
 from msgspec.structs import replace
+from requirements import NO_OPENVINO_GPU, X86
 
 from edgekd.config.target import Hosts, load_target
 from edgekd.devices.base import Absent
@@ -13,7 +12,7 @@ from edgekd.devices.local import LocalDevice
 from edgekd.devices.select import assign_devices, choose, install, known_devices
 from edgekd.errors import DeviceError, TargetError
 
-pytestmark = pytest.mark.skipif(platform.machine() != "x86_64", reason="says what an x86-64 host is not")
+pytestmark = X86.mark
 
 CPU, PI, JETSON = load_target("cpu"), load_target("raspberry-pi-5"), load_target("jetson-orin")
 
@@ -40,11 +39,8 @@ def test_what_is_not_for_this_host_has_no_device(target, reason):
         choose(target, "local")
 
 
+@NO_OPENVINO_GPU.mark
 def test_openvino_without_a_gpu_has_no_device():
-    from edgekd.runtime.backends.openvino import devices
-
-    if "GPU" in devices():
-        pytest.skip("this machine has a GPU")
     found = choose(load_target("openvino-gpu"), None)
     assert isinstance(found, Absent)
     assert "GPU" in found.reason

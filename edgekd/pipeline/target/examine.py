@@ -10,8 +10,9 @@ import msgspec
 import numpy as np
 
 from edgekd.compress import quantize
-from edgekd.compress.partial import SAMPLES, Examiner, Judging
-from edgekd.compress.quantize import DEPLOY, PREPARED, QDQ
+from edgekd.compress.partial import SAMPLES, Examiner, SampleFacts
+from edgekd.compress.quantize import DEPLOY, QDQ
+from edgekd.compress.quantizers.prepare import PREPARED
 from edgekd.config.recipe import ProfileConfig
 from edgekd.config.target import load_calibration
 from edgekd.files import need
@@ -45,7 +46,7 @@ def open_examiner(context: Context, candidate: PreparedCandidate) -> Examiner:
     if labels is not None and (labels == UNLABELLED).all():
         labels = None
     metric = None if labels is None else context.origin.metric
-    judging = Judging(labels, groups, metric, context.exported.result.facts.higher_is_better)
+    judging = SampleFacts(labels, groups, metric, context.exported.result.facts.higher_is_better)
     return Examiner(qdq, floats, samples, judging)
 
 
@@ -71,14 +72,14 @@ def time_beside_int8(
     timed: dict[str, tuple[Quantile, Quantile]] = {}
     with TemporaryDirectory(dir=folder) as temporary:
         work = Path(temporary)
-        quantize.finish(examiner.qdq, spec, scheme, work / "int8")
+        quantize.write_variants(examiner.qdq, spec, scheme, work / "int8")
         whole = work / "int8" / DEPLOY
         iterations = _iterations(context, whole, work)
         for start in range(0, len(names), _SIDE_BY_SIDE):
             group = names[start : start + _SIDE_BY_SIDE]
             engines = [whole]
             for index, name in enumerate(group, start):
-                quantize.finish(graphs[name](), spec, scheme, work / str(index))
+                quantize.write_variants(graphs[name](), spec, scheme, work / str(index))
                 engines.append(work / str(index) / DEPLOY)
             int8, *others = _p50(context, engines, iterations, work)
             timed |= {name: (own, int8) for name, own in zip(group, others, strict=True)}

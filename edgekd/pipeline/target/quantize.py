@@ -123,11 +123,11 @@ def _quantize(
             report.advance(done, len(specs), spec.name)
         return QuantizedCandidates(tuple(candidates), errors, refused)
 
-    nncf = ["nncf"] if any(spec.quantizer == "nncf" for spec in specs) else []
     config = {
         "candidates": [spec.name for spec in specs],
         "scheme": msgspec.to_builtins(context.target.scheme),
         "calibration": msgspec.to_builtins(calibration),
-        "versions": library_versions(nncf, "build"),
+        "versions": library_versions(quantize.quantizer_packages(specs), "build"),
+        "quantizers": quantize.quantizer_digests(specs),
     }
     return context.stage(QUANTIZE, label, config=config, inputs={"exported": exported.key}, run=run)

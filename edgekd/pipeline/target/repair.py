@@ -90,7 +90,7 @@ def return_layers(
 
         def judge(graph: onnx.ModelProto) -> Verdict:
             nonlocal done
-            written = quantize.finish(graph, spec, context.target.scheme, folder / spec.name)
+            written = quantize.write_variants(graph, spec, context.target.scheme, folder / spec.name)
             probe, error = probe_variants(
                 lambda variant: run_on_host(folder / spec.name / variant, context.test), context.test, name
             )

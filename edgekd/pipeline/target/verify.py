@@ -52,7 +52,7 @@ class Verified:
         return f"{self.samples} reference samples, {flips}Gram drift {self.gram_drift:.2g}{kept}"
 
 
-VERIFY = StageSpec("verify", 2, Verified, (), "let the device check the finished bundle")
+VERIFY = StageSpec("verify", 3, Verified, (), "let the device check the finished bundle")
 
 
 def verify(context: Context, bundled: Done[Bundled]) -> Done[Verified] | None:
@@ -90,7 +90,7 @@ def verify(context: Context, bundled: Done[Bundled]) -> Done[Verified] | None:
 
 
 def _describe(context: Context, device: Verifier, built: Built, folder: Path) -> None:
-    """Describe beside the engines what they fit: no other machine and no other version of the library."""
+    """Write beside the engines what they fit, no other machine or version of the library, and how they are opened."""
     reason = "not measured: it was built before, and how long that took was not kept"
     described = {
         **asdict(built),

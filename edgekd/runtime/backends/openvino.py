@@ -205,6 +205,9 @@ def keep_engine(
 ) -> Built:
     """Write the compiled model, ``<engine>.blob``, which ``Core.import_model`` reads on this kind of machine alone.
 
+    A blob does not say in which precision it computes, nor with how many threads: imported without ``open_with``, it
+    computes in bf16 wherever the processor has it.
+
     Args:
         engine: as for :func:`open_engine`, as are ``threads``, ``device`` and ``precision``.
         folder: where to.
@@ -225,7 +228,7 @@ def keep_engine(
         build_s = time.perf_counter() - start
         path = folder / f"{engine.stem}.blob"
         path.write_bytes(session.export())
-    return Built((path.name,), f"OpenVINO {openvino.__version__}", build_s)
+    return Built((path.name,), f"OpenVINO {openvino.__version__}", session.open_with, build_s)
 
 
 def _options(supported: Mapping[str, str], threads: int, cache: Path | None) -> dict[str, Any]:
@@ -349,6 +352,11 @@ class _OpenVinoSession:
         self._any.start_async(dict(feeds))
         self._any.wait()
         return dict(zip(self._output_names, self._any.results.values(), strict=True))  # copies
+
+    @property
+    def open_with(self) -> dict[str, Any]:
+        """What ``Core.import_model`` must be given besides what :meth:`export` returns."""
+        return {"device_name": self._device, "config": self._options}
 
     def export(self) -> bytes:
         """Return the compiled model, at batch 1 where the graph has that."""

@@ -490,7 +490,7 @@ def keep_engine(
         for path, name in zip((kept, described), files, strict=True):
             shutil.copyfile(path, folder / name)
         build_s = json.loads(described.read_text(encoding="utf-8")).get("build_s")
-    return Built(files, f"{_TITLES[flavor]} {library(flavor).__version__}", build_s)
+    return Built(files, f"{_TITLES[flavor]} {library(flavor).__version__}", {}, build_s)  # a plan says all itself
 
 
 def _plan(

@@ -2,7 +2,6 @@
 
 import contextlib
 import os
-import platform
 import re
 import shutil
 import signal
@@ -17,6 +16,7 @@ import numpy as np
 import pytest
 from onnx import TensorProto, helper, numpy_helper, save
 from onnx.helper import make_node, make_tensor_value_info
+from requirements import APT, ARM, HASWELL, QEMU, X86
 
 from edgekd.config.recipe import ProfileConfig
 from edgekd.devices.emulated import qemu
@@ -26,18 +26,16 @@ from edgekd.errors import DeviceError, ModelError
 from edgekd.runtime.backends.registry import ORT, Runtime
 from edgekd.runtime.measure.machine import package_versions
 
-ARM = ("cortex-a72", "cortex-a76")
+ARM_PROCESSORS = ("cortex-a72", "cortex-a76")
 ROWS, CHANNELS, WIDTH, CLASSES = 20, 16, 4, 8
 #: Largest weights: of 8 bits, whose products with two activations of 8 bits overflow 16 bits together, and of 7.
 LARGEST = {"full": 127, "reduced": 64}
 
 
 def emulated(name, **options):
-    """Return a device, or skip: the emulator is not there."""
-    device = EmulatedDevice(name, **options)
-    if reason := device.missing():
-        pytest.skip(reason)
-    return device
+    """Return a device, or skip the test where its emulator is not there."""
+    (HASWELL if name == "haswell" else ARM).demand()
+    return EmulatedDevice(name, **options)
 
 
 # --- what processors compute
@@ -130,7 +128,7 @@ def outputs(files, tmp_path_factory):
     return outputs
 
 
-@pytest.mark.parametrize("processor", ARM)
+@pytest.mark.parametrize("processor", ARM_PROCESSORS)
 @pytest.mark.parametrize("kind", LARGEST)
 def test_int8_is_exact_on_arm(outputs, processor, kind):
     for name, expected in exact(kind).items():
@@ -173,7 +171,7 @@ HWCAPS = (
 )  # fmt: skip
 
 
-@pytest.mark.parametrize("processor", ARM)
+@pytest.mark.parametrize("processor", ARM_PROCESSORS)
 def test_cpuinfo_says_what_the_emulator_has(processor):
     emulated(processor)
     found, root = qemu.find(processor), qemu.installed(processor)
@@ -193,7 +191,7 @@ def test_a_broken_engine_is_a_model_error(files, tmp_path):
         evaluate(emulated("haswell"), files, tmp_path / "y.npz", engine="broken.onnx")
 
 
-@pytest.mark.skipif(platform.machine() == "aarch64", reason="an ARM host's /proc/cpuinfo crashes nothing")
+@X86.mark
 def test_a_crash_of_the_engine_library_is_quoted(files, tmp_path, monkeypatch):
     """ONNX Runtime crashes where an ARM processor shows it the host's /proc/cpuinfo."""
     emulated("cortex-a76")
@@ -255,7 +253,6 @@ def test_openvino_is_refused_on_arm_with_the_reason(files, tmp_path):
 
 
 def test_openvino_runs_on_x86(files, tmp_path):
-    pytest.importorskip("openvino")
     found = evaluate(emulated("haswell"), files, tmp_path / "y.npz", runtime=Runtime("openvino"))
     for name, expected in exact("reduced").items():
         np.testing.assert_array_equal(found[name], expected)
@@ -289,14 +286,6 @@ def nothing_installed(tmp_path, monkeypatch):
     return tmp_path / "edgekd" / "emulators"
 
 
-def needs(*tools):
-    lacking = [tool for tool in tools if shutil.which(tool) is None]
-    return pytest.mark.skipif(bool(lacking), reason=f"not installed: {', '.join(lacking)}")
-
-
-needs_apt = needs("qemu-aarch64-static", "apt-get", "dpkg-deb")
-
-
 @pytest.mark.usefixtures("nothing_installed")
 def test_what_is_not_installed_names_the_command(files, tmp_path):
     device = EmulatedDevice("cortex-a76")
@@ -325,7 +314,7 @@ def test_an_old_qemu_is_refused(tmp_path, monkeypatch):
         qemu.install("cortex-a76", lambda *_: None)
 
 
-@needs("qemu-aarch64-static")
+@QEMU.mark
 def test_without_apt_it_is_said(tmp_path, monkeypatch, nothing_installed):
     (tmp_path / "qemu-aarch64-static").symlink_to(shutil.which("qemu-aarch64-static"))
     monkeypatch.setenv("PATH", str(tmp_path))
@@ -333,7 +322,7 @@ def test_without_apt_it_is_said(tmp_path, monkeypatch, nothing_installed):
         qemu.install("cortex-a76", lambda *_: None)
 
 
-@needs_apt
+@APT.mark
 def test_without_a_network_nothing_is_left(nothing_installed):
     steps = []
     with pytest.raises(DeviceError, match=r"Debian's packages cannot be had from http\S+; check the network"):
@@ -342,7 +331,7 @@ def test_without_a_network_nothing_is_left(nothing_installed):
     assert [path.suffix for path in nothing_installed.iterdir()] == [".lock"]
 
 
-@needs_apt
+@APT.mark
 def test_a_killed_installation_is_not_taken_for_whole_and_swept(nothing_installed, monkeypatch):
     code = "from edgekd.devices import emulator\nemulator.install('cortex-a76', lambda *step: print(step, flush=True))"
     with socket.create_server(("127.0.0.1", 0)) as mirror:  # takes connections and never answers
@@ -359,7 +348,7 @@ def test_a_killed_installation_is_not_taken_for_whole_and_swept(nothing_installe
     assert not [path for path in nothing_installed.iterdir() if path.is_dir()]
 
 
-@needs_apt
+@APT.mark
 def test_a_cache_folder_that_cannot_be_made_is_named(tmp_path, monkeypatch):
     (tmp_path / "file").touch()
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))

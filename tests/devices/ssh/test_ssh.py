@@ -1,7 +1,6 @@
 """A board over SSH: a real sshd on loopback, whose Python has numpy and ONNX Runtime alone."""
 
 import os
-import shutil
 import signal
 import socket
 import subprocess
@@ -12,6 +11,7 @@ import time
 import numpy as np
 import pytest
 from boards import eventually, forget_sockets, free_port, make_python, running_sshd
+from requirements import OLD_PYTHON, SMALL_DISK, SSH, which
 
 from edgekd.config.recipe import ProfileConfig
 from edgekd.devices.local import LocalDevice
@@ -309,17 +309,13 @@ def test_no_python_there(board):
     )
 
 
+@OLD_PYTHON.mark
 def test_an_old_python_there(board):
-    found = shutil.which("pypy3")
-    asked = "import sys; print(sys.version_info < (3, 10))"
-    said = found and subprocess.run([found, "-c", asked], check=True, capture_output=True)
-    if not said or said.stdout.strip() != b"True":
-        pytest.skip("there is no Python before 3.10 on this machine: apt-get install pypy3")
     before = files_of(board.cache)
     refused(
         MissingDependency,
         r"is Python [23]\.\d+\.\d+, and edgekd needs 3\.10 or newer; name another",
-        board.address(found),
+        board.address(which("pypy3")),
     )
     assert files_of(board.cache) == before
 
@@ -348,7 +344,8 @@ def test_a_python_that_is_something_else(board):
     refused(DeviceError, "'cat' there did not run edgekd's first script", board.address("cat"))
 
 
-@pytest.mark.skipif(os.getuid() != 0, reason="only root can mount a small disk")
+@SMALL_DISK.mark
+@SSH.mark
 def test_a_full_disk_and_the_same_again_with_room(board_python, engines, tmp_path, monkeypatch):
     large = tmp_path / "large.npz"
     rows = np.random.default_rng(0).normal(size=(2, 100_000, 4)).astype(np.float32)
@@ -366,7 +363,8 @@ def test_a_full_disk_and_the_same_again_with_room(board_python, engines, tmp_pat
         assert small.settled()
 
 
-@pytest.mark.skipif(os.getuid() != 0, reason="only root can mount a small disk")
+@SMALL_DISK.mark
+@SSH.mark
 def test_a_disk_that_is_too_full_for_the_agent(board_python, tmp_path, monkeypatch):
     (tmp_path / "board").mkdir()
     with running_sshd(tmp_path / "board", board_python, disk_bytes=64 << 10) as small:

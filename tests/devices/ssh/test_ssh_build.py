@@ -9,11 +9,14 @@ from contextlib import suppress
 
 import numpy as np
 import pytest
-from boards import NO_SSHD, forget_sockets, make_python, running_sshd
+from boards import forget_sockets, make_python, running_sshd
 from commands import build_arguments, copy_cache, edgekd, edgekd_begun, events, outcome, started
+from requirements import SSH
 
 from edgekd import load
 from edgekd.runtime.backends.openvino import library
+
+pytestmark = SSH.mark
 
 #: What this host and a board of its own kind would share.
 ON_DEVICE = {"evaluate", "check", "profile", "robustness-shipped", "bundle", "verify"}
@@ -22,8 +25,6 @@ ON_DEVICE = {"evaluate", "check", "profile", "robustness-shipped", "bundle", "ve
 @pytest.fixture(scope="module")
 def other(tmp_path_factory):
     """A second board, with OpenVINO."""
-    if NO_SSHD:
-        pytest.skip(NO_SSHD)
     folder = tmp_path_factory.mktemp("other")
     python = make_python(folder / "venv", ["numpy", "onnxruntime", "openvino"])
     (folder / "board").mkdir()
@@ -121,7 +122,8 @@ def test_two_boards_at_once_and_what_was_built_there(board, other, cache, tmp_pa
     with load(tmp_path / "out" / "openvino-cpu" / "bundle") as bundle:
         with np.load(bundle.folder / "reference.npz") as samples:
             feeds = {spec.name: samples[f"input.{spec.name}"][:1] for spec in bundle.inputs}
-        compiled = library().Core().import_model((engines / "deploy.blob").read_bytes(), "CPU")
+        blob = (engines / "deploy.blob").read_bytes()
+        compiled = library().Core().import_model(blob, **described["open_with"])
         np.testing.assert_allclose(next(iter(compiled(feeds).values())), bundle.run(feeds)["logits"], rtol=1e-5)
     assert other.settled()
 

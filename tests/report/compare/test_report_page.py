@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 from builds import LIMITS, full_profile, ledger, profile, target, write_run
 from cdp import chromium_tab, file_url
+from requirements import AXE, CHROMIUM
 
-from edgekd.devices.browser.chromium import find_chromium
-from edgekd.errors import DeviceError, ReportError
+from edgekd.errors import ReportError
 from edgekd.gram.gate import GateLimits
 from edgekd.gram.heatmap import few_grams
 from edgekd.gram.probe import Probe
@@ -29,18 +29,6 @@ LOWER = GateLimits(LIMITS.tau_pass, LIMITS.tau_fail, LIMITS.max_flips, LIMITS.ma
 WIDTHS = {"image": 8, "sound": 12}
 #: A name that would run a script, were it not escaped.
 EVIL = '<img src=x onerror="document.title=1">'
-
-
-def no_chromium():
-    try:
-        find_chromium()
-    except DeviceError as error:
-        return str(error)
-    return None
-
-
-in_chromium = pytest.mark.skipif(no_chromium() is not None, reason=str(no_chromium()))
-with_axe = pytest.mark.skipif(not axe.script().is_file(), reason=axe.MISSING)
 
 
 @pytest.fixture(scope="module")
@@ -246,7 +234,7 @@ def test_a_png_has_a_pixel_for_each_value():
 # --- in the browser
 
 
-@in_chromium
+@CHROMIUM.mark
 def test_it_opens_from_disk_without_network_and_without_complaint(tab, page):
     tab.open(file_url(page))
     tab.run("new Promise(done => setTimeout(done, 50))")
@@ -255,7 +243,7 @@ def test_it_opens_from_disk_without_network_and_without_complaint(tab, page):
     assert tab.run("document.title") == "edgekd: gestures"
 
 
-@in_chromium
+@CHROMIUM.mark
 @pytest.mark.parametrize("width", [400, 700, 1000, 1321, 1600])
 @pytest.mark.parametrize("script", [True, False], ids=["script", "no script"])
 def test_nothing_scrolls_sideways(tab, page, width, script):
@@ -267,7 +255,7 @@ def test_nothing_scrolls_sideways(tab, page, width, script):
     assert tab.run(cut) == 0
 
 
-@in_chromium
+@CHROMIUM.mark
 def test_text_of_pictures_stays_inside_them(tab, page):
     tab.open(file_url(page))
     outside = """[...document.querySelectorAll('svg')].flatMap(svg => {
@@ -280,7 +268,7 @@ def test_text_of_pictures_stays_inside_them(tab, page):
     assert tab.run(outside) == []
 
 
-@in_chromium
+@CHROMIUM.mark
 def test_a_click_sorts_and_another_turns_it_round(tab, page, joined):
     tab.open(file_url(page))
     assert tab.run("document.querySelector('[aria-sort]').dataset.key") == "p50"
@@ -293,7 +281,7 @@ def test_a_click_sorts_and_another_turns_it_round(tab, page, joined):
     assert tab.run("document.querySelectorAll('[aria-sort]').length") == 1
 
 
-@in_chromium
+@CHROMIUM.mark
 def test_what_was_not_measured_stays_last(tab, page):
     tab.open(file_url(page))
     for direction in ("descending", "ascending"):
@@ -303,7 +291,7 @@ def test_what_was_not_measured_stays_last(tab, page):
     assert tab.run(SHOWN) == sorted(tab.run(SHOWN))
 
 
-@in_chromium
+@CHROMIUM.mark
 def test_filters_hide_rows_and_their_pictures(tab, page):
     tab.open(file_url(page))
     assert enter(tab, "p50", "0.1") == ["cpu", "cpu"]
@@ -317,7 +305,7 @@ def test_filters_hide_rows_and_their_pictures(tab, page):
     assert enter(tab, "metric", "0.99") == []
 
 
-@in_chromium
+@CHROMIUM.mark
 def test_without_a_script_it_still_reads(tab, page):
     tab.open(file_url(page), script=False)
     tab.call("Emulation.setScriptExecutionDisabled", value=False)
@@ -327,15 +315,14 @@ def test_without_a_script_it_still_reads(tab, page):
     assert tab.run("document.querySelector('main').innerText").count("not measured") >= 6
 
 
-@in_chromium
+@CHROMIUM.mark
 def test_a_name_in_a_report_runs_nothing(tab, page):
     tab.open(file_url(page))
     assert tab.run("document.querySelectorAll('img').length") == 0
     assert EVIL in tab.run("document.body.textContent")
 
 
-@in_chromium
-@with_axe
+@AXE.mark
 @pytest.mark.parametrize("width", [400, 1600])
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_axe_finds_no_violation(tab, page, width, scheme):

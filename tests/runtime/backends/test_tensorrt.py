@@ -2,7 +2,6 @@
 
 import gc
 import json
-import platform
 import re
 import sys
 
@@ -10,10 +9,11 @@ import numpy as np
 import pytest
 from onnx.helper import make_node
 from refused import quantized, serialized, single
+from requirements import NO_GPU, RTX_PACKAGE
 
 from edgekd.errors import DeviceError, MissingDependency, ModelError, TargetError
 from edgekd.runtime.backends import tensorrt
-from edgekd.runtime.backends.cuda import Gpu, gpu_name
+from edgekd.runtime.backends.cuda import Gpu
 from edgekd.runtime.backends.tensorrt import (
     RTX,
     BuildOptions,
@@ -26,10 +26,7 @@ from edgekd.runtime.backends.tensorrt import (
 )
 from edgekd.runtime.backends.tensorrt_log import Journal
 
-pytestmark = pytest.mark.skipif(
-    (platform.system(), platform.machine()) != ("Linux", "x86_64"), reason="TensorRT-RTX has no package for this system"
-)
-without_gpu = pytest.mark.skipif(gpu_name() != "none", reason="there is a GPU here")
+pytestmark = RTX_PACKAGE.mark
 
 SM86 = BuildOptions(compute_capabilities=("SM86",))
 
@@ -75,7 +72,7 @@ def test_a_file_builds_like_its_content(plan, tmp_path):
     assert build(path, RTX, SM86).layers == plan.layers
 
 
-@without_gpu
+@NO_GPU.mark
 def test_without_a_gpu_layers_are_those_of_the_graph(plan):
     assert plan.layers_from.startswith("graph: ")
     assert "needs a working NVIDIA GPU to open an engine" in plan.layers_from
@@ -207,7 +204,7 @@ def test_an_unknown_compute_capability_is_named(capability):
     assert "SM86" in message
 
 
-@without_gpu
+@NO_GPU.mark
 def test_building_for_this_machine_needs_its_gpu():
     assert "needs a working NVIDIA GPU" in refused(quantized(), BuildOptions(), DeviceError)
 
@@ -258,12 +255,12 @@ def test_the_collector_is_off_whenever_the_library_logs(monkeypatch):
     assert gc.isenabled()
 
 
-@without_gpu
+@NO_GPU.mark
 def test_where_no_engine_can_run_it_is_said():
     assert absent(RTX, max_batch=1).startswith("this needs an NVIDIA GPU and its driver")
 
 
-@without_gpu
+@NO_GPU.mark
 def test_opening_needs_the_driver(plan):
     for engine in (plan.content, quantized()):
         with pytest.raises(DeviceError, match=r"needs an NVIDIA GPU and its driver: libcuda\.so\.1"):
@@ -285,7 +282,7 @@ def test_a_broken_plan_is_named(trt, plan, cut):
         tensorrt._deserialize(runtime, plan.content[cut], journal, "net.plan", "TensorRT-RTX")
 
 
-@without_gpu
+@NO_GPU.mark
 def test_timings_are_keyed_by_all_that_they_depend_on(trt):
     key = timing_cache_key(trt)
     assert re.fullmatch(r"[\w.-]+", key)

@@ -6,7 +6,7 @@ from engines import samples, save_engine, save_graph
 from onnx import TensorProto, helper, numpy_helper
 
 from edgekd.runtime.backends import onnxruntime
-from edgekd.runtime.backends.openvino import layer_times, no_telemetry
+from edgekd.runtime.backends.openvino import layer_times
 from edgekd.runtime.backends.registry import ORT, Runtime
 from edgekd.runtime.measure.layers import fold, from_ort_trace, from_tensorrt
 from edgekd.runtime.measure.results import EngineProfile, LayerTime, Profile, latency_from
@@ -37,8 +37,6 @@ def test_a_trace_leaves_nothing_behind(tmp_path, monkeypatch):
 
 
 def test_openvino_times_layers_that_are_longer_than_its_clocks_step(tmp_path):
-    with no_telemetry():
-        pytest.importorskip("openvino")
     engine = save_large_engine(tmp_path / "large.onnx")
     row = {"x": np.ones((1, 3, 64, 64), np.float32)}
     layers = layer_times(engine, 1, [row])
@@ -59,8 +57,6 @@ def save_large_engine(path):
 
 
 def test_openvino_says_nothing_of_an_engine_of_tiny_layers(tmp_path):
-    with no_telemetry():
-        pytest.importorskip("openvino")
     assert Runtime("openvino").layer_times(save_engine(tmp_path / "e.onnx"), 1, rows(5)) == ()
 
 

@@ -117,7 +117,9 @@ def test_a_latency_budget_ends_within_it_or_says_what_it_reached():
             self.encoders["b"].append(nn.Linear(1024, 16))
 
     model = build(Heavy, 0)
-    cuts = cutter(model, TAPS, *ARGUMENTS, pruning(budget=PruneBudget(latency=0.7), round_to=256))
+    cuts = cutter(
+        model, TAPS, *ARGUMENTS, pruning(budget=PruneBudget(latency=0.7), round_to=512, importance="magnitude")
+    )
     try:
         note = cuts.cut().note
     except ModelError as error:
