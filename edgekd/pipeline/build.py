@@ -28,7 +28,7 @@ from edgekd.pipeline.project import Project
 from edgekd.pipeline.publish import publish, writing
 from edgekd.pipeline.target.context import LIBRARIES, Context
 from edgekd.pipeline.target.evaluate import compiles
-from edgekd.pipeline.target.parallel import build_targets
+from edgekd.pipeline.target.run import build_targets
 from edgekd.report.build.files import write_report
 from edgekd.report.results import BuildReport
 from edgekd.runtime.backends.registry import PACKAGES, Runtime
