@@ -33,7 +33,7 @@ from edgekd.report.build.files import write_report
 from edgekd.report.results import BuildReport
 from edgekd.runtime.backends.registry import PACKAGES, Runtime
 from edgekd.stages.cache import Cache
-from edgekd.stages.progress import InTurn, Observer, Silent
+from edgekd.stages.progress import Observer, SerialObserver, Silent
 from edgekd.stages.stage import Runner, library_versions
 
 if TYPE_CHECKING:
@@ -186,7 +186,7 @@ def _prepare(
     source = trained_source if recipe.task else imported_source
     versions = library_versions(dict.fromkeys((*source.LIBRARIES, *LIBRARIES)), "build")
     recipe = fit_widths(recipe, targets)
-    runner = Runner(Cache(cache), InTurn(observer))
+    runner = Runner(Cache(cache), SerialObserver(observer))
     observer.plan(plan(recipe, targets, at, only))
     origins = _origins(runner, recipe, targets, cache)
     contexts = {t.name: Context(runner, recipe, t, origins[t.opset], at[t.name]) for t in targets}
