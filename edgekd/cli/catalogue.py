@@ -51,7 +51,8 @@ def targets(context: click.Context) -> None:
     """
     if context.invoked_subcommand is None:
         from edgekd.cli.terminal import print_targets
-        from edgekd.config.target import load_target, shipped_targets
+        from edgekd.config.target import shipped_targets
+        from edgekd.devices.targets import load_target
 
         shipped = [load_target(name) for name in shipped_targets()]
         print_targets((target.name, target.runtime, target.description) for target in shipped)
@@ -100,7 +101,7 @@ def show_recipe(recipe: str | None, overrides: tuple[str, ...]) -> None:
     """Print a recipe as JSON, with every default filled in."""
     import msgspec
 
-    from edgekd.config.recipe import load_recipe
+    from edgekd.config.loading import load_recipe
     from edgekd.training.distillation.loss_registry import check_losses
 
     loaded = load_recipe(recipe, overrides)

@@ -89,10 +89,10 @@ MODALITIES = (
 class AvDigits:
     """6500 pairs of an image and a recording of the same digit. Meets :class:`edgekd.training.task.protocol.Task`.
 
-    The task is built as AV-MNIST is, with other recordings. No image and no recording is in two splits. All six speakers
-    are in each split, since the archive does not say who speaks, so nothing measured here holds for a new speaker. A
-    recording is paired with several images of its split, with other noise each time, so a sample's ``group`` is its
-    recording.
+    The task is built as AV-MNIST is, with other recordings. No image and no recording is in two splits. All six
+    speakers are in each split, since the archive does not say who speaks, so nothing measured here holds for a new
+    speaker. A recording is paired with several images of its split, with other noise each time, so a sample's ``group``
+    is its recording.
 
     Clean, either modality is nearly enough. How much both are degraded was chosen for edgekd, so no published number
     compares.
@@ -248,7 +248,7 @@ def reduce_images(images: Mapping[str, _Floats], energy: float) -> dict[str, NDA
     """Project images onto the leading principal components of the train images.
 
     Args:
-        images: for each split [N, 28, 28].
+        images: Images of each split [N, 28, 28].
         energy: Share of the train images' variance that the components have together; they are the fewest that do.
 
     Returns:

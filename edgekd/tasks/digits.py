@@ -94,7 +94,7 @@ class Digits:
         self._splits = _split({view: read_view(archive, view) for view in views})
 
     def splits(self) -> dict[str, ArraySplit]:
-        """Return 1200, 200, 200 and 400 samples for train, val, calibration and test, with all classes equally frequent."""
+        """Return 1200, 200, 200 and 400 samples for train, val, calibration and test, as many of each class."""
         return self._splits
 
     def teacher(self) -> nn.Module:

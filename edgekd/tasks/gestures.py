@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
+    from edgekd.files import JsonObject
+
 
 @dataclass(frozen=True)
 class GesturesSize:
@@ -139,7 +141,7 @@ def _split(content: JsonObject, subjects: Sequence[int]) -> ArraySplit:
 
 
 def cut_windows(recording: NDArray[np.float64]) -> NDArray[np.float32]:
-    """Cut a recording [T, 6] into overlapping windows, float32 [N, 6, WINDOW]; a shorter rest at the end is left out."""
+    """Cut a recording [T, 6] into overlapping windows, float32 [N, 6, WINDOW]; a shorter rest is left out."""
     return np.lib.stride_tricks.sliding_window_view(recording.astype(np.float32), WINDOW, axis=0)[::STEP]
 
 

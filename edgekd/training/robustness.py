@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from edgekd.runtime.corruption import Disturbed, Robustness, measure, save_channels
+from edgekd.runtime.corruption import NetworkRobustness, Robustness, measure_robustness, save_statistics
 from edgekd.stages.artifacts import CHANNELS
 from edgekd.training.loop.evaluate import ground_truth, probe
 from edgekd.training.loop.input_statistics import training_channels
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from edgekd.config.recipe import RobustnessConfig
-    from edgekd.runtime.corruption import Change
+    from edgekd.runtime.corruption import Corruption
     from edgekd.training.stage_run import StageRun
     from edgekd.training.task.loading import LoadedTask
     from edgekd.training.task.protocol import Batch
@@ -42,24 +42,26 @@ def run(
         TaskError: No training sample has one of the modalities.
     """
     channels = training_channels(task.splits["train"], stage.seed)
-    save_channels(channels, stage.folder / CHANNELS)
+    save_statistics(channels, stage.folder / CHANNELS)
     labels = ground_truth(task.splits["test"]).labels
     total = len(networks) * len(channels) * 2
     done = 0
-    measured: dict[str, Disturbed] = {}
+    measured: dict[str, NetworkRobustness] = {}
     for name, network in networks.items():
         model = network.model.to(compute_device())
 
-        def evaluate(modality: str, change: Change, model: nn.Module = model, name: str = name) -> float:
+        def evaluate(modality: str, corruption: Corruption, model: nn.Module = model, name: str = name) -> float:
             nonlocal done
-            logits = probe(model, {}, task.splits["test"], lambda batch: _changed(batch, modality, change)).logits
+            logits = probe(model, {}, task.splits["test"], lambda batch: _changed(batch, modality, corruption)).logits
             done += 1
             stage.report.advance(done, total, name)
             return task.metric(logits, labels)
 
-        measured[name] = measure(network.metric, evaluate, channels, config.noise, stage.seed)
+        measured[name] = measure_robustness(network.metric, evaluate, channels, config.noise, stage.seed)
     return Robustness(config.noise, measured)
 
 
-def _changed(batch: Batch, modality: str, change: Change) -> Batch:
-    return replace(batch, inputs={**batch.inputs, modality: torch.from_numpy(change(batch.inputs[modality].numpy()))})
+def _changed(batch: Batch, modality: str, corruption: Corruption) -> Batch:
+    return replace(
+        batch, inputs={**batch.inputs, modality: torch.from_numpy(corruption(batch.inputs[modality].numpy()))}
+    )

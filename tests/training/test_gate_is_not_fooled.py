@@ -6,7 +6,7 @@ import pytest
 from small import reporter
 
 from edgekd.config.recipe import DistillConfig, GateConfig, LossConfig, QatConfig, TeacherConfig
-from edgekd.config.target import load_target
+from edgekd.devices.targets import load_target
 from edgekd.gram.drift import Bootstrap
 from edgekd.gram.gate import GateLimits, keep_ledger
 from edgekd.gram.probe import Probe

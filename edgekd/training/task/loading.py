@@ -81,7 +81,7 @@ class LoadedTask:
         """Whether a larger metric is better."""
         return bool(getattr(self.task, "higher_is_better", True))
 
-    def metric(self, logits: NDArray[np.float32], labels: NDArray[np.int64]) -> float:
+    def metric(self, logits: NDArray[np.float32], labels: NDArray[np.integer]) -> float:
         """Return the task's metric of logits [N, C] and labels [N]."""
         return float(getattr(self.task, "metric", accuracy)(logits, labels))
 

@@ -9,7 +9,7 @@ from edgekd.config.recipe import DistillConfig, LossConfig
 from edgekd.errors import TaskError
 from edgekd.gram.distance import GramKind, gram_distance
 from edgekd.gram.matrix import SOFTNESS
-from edgekd.runtime.corruption import Channels
+from edgekd.runtime.corruption import ChannelStatistics
 from edgekd.tasks.digits import Digits
 from edgekd.training.distillation import distill
 from edgekd.training.distillation.modality_dropout import ModalityDropout
@@ -66,7 +66,7 @@ def test_statistics_are_of_the_samples_that_have_the_modality():
 
 
 def known_of(**means):
-    return {name: Channels(np.float32(mean), np.float32(mean)) for name, mean in means.items()}
+    return {name: ChannelStatistics(np.float32(mean), np.float32(mean)) for name, mean in means.items()}
 
 
 @pytest.mark.parametrize("p", [0.3, 0.7, 1.0])
