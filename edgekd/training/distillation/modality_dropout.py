@@ -1,4 +1,4 @@
-"""Modality dropout: the student learns to do without one, since what it is told never depends on it."""
+"""Modality dropout: the student learns to work without a modality, since its targets never depend on it."""
 
 from __future__ import annotations
 

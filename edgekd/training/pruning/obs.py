@@ -167,13 +167,13 @@ class _GroupReader:
 
     def remove(self, root: int) -> None:
         """Remove one of the group's channels: the other weights become ``W - W_c (S^-1)_cc^-1 (S^-1)_c``."""
-        gone = self._part.columns[self._part.roots == root]
-        shares = torch.linalg.solve(self._inverse[gone][:, gone], self._inverse[gone])
-        crossed = shares.T @ self._read[gone]
-        self._read = self._read - crossed - crossed.T + shares.T @ self._read[gone][:, gone] @ shares
-        self._inverse = self._inverse - self._inverse[:, gone] @ shares
-        self._read[gone], self._read[:, gone] = 0, 0
-        self._inverse[gone, gone] = 1
+        removed = self._part.columns[self._part.roots == root]
+        shares = torch.linalg.solve(self._inverse[removed][:, removed], self._inverse[removed])
+        crossed = shares.T @ self._read[removed]
+        self._read = self._read - crossed - crossed.T + shares.T @ self._read[removed][:, removed] @ shares
+        self._inverse = self._inverse - self._inverse[:, removed] @ shares
+        self._read[removed], self._read[:, removed] = 0, 0
+        self._inverse[removed, removed] = 1
 
 
 def _one_by_one(readers: list[_GroupReader], width: int) -> Tensor:

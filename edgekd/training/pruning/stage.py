@@ -79,7 +79,7 @@ def ignored_layers(model: nn.Module, paths: list[str]) -> list[nn.Module]:
     """Return the modules at these paths with all modules inside them.
 
     Raises:
-        TaskError: there is no module at a path.
+        TaskError: There is no module at a path.
     """
     modules = dict(model.named_modules())
     for path in paths:
