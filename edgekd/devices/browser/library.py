@@ -1,4 +1,4 @@
-"""onnxruntime-web: three files of an npm package, pinned to the byte, fetched when the user asks for it."""
+"""onnxruntime-web: three files of an npm package, pinned to the byte, fetched at the user's request."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def library_folder() -> Path:
 
 
 def installed() -> bool:
-    """Whether the files are there. Only :func:`read_library` checks that they are the right ones."""
+    """Return whether the files are there. Only :func:`read_library` checks that they are the right ones."""
     folder = library_folder()
     return all((folder / name).is_file() for name in FILES)
 
@@ -70,7 +70,7 @@ def install(advance: Callable[[int, int, str], None]) -> Path:
     Several processes may do so at once; each file is whole or absent at any time.
 
     Args:
-        advance: called after each step with steps done, steps in all, and what came out.
+        advance: Called after each step with the steps done, the steps in all, and the step's result.
 
     Returns:
         The folder of the files.
