@@ -61,6 +61,7 @@ def test_the_wheel_has_the_data(names):
     expected |= {"edgekd/py.typed", "edgekd/runtime/manifest.schema.json"}
     expected |= {f"edgekd/devices/browser/{name}" for name in ("page.html", "page.js")}
     expected |= {f"edgekd/report/compare/{name}" for name in ("page.css", "page.js")}
+    expected |= {f"edgekd/report/{name}.schema.json" for name in ("report", "profile")}
     assert expected <= names
 
 

@@ -35,6 +35,7 @@ from edgekd.runtime.backends.registry import Runtime, find_backend
 from edgekd.stages.cache import Cache
 from edgekd.stages.progress import InTurn, Observer, Silent
 from edgekd.stages.stage import Runner, library_versions
+from edgekd.training.distillation.loss_registry import check_losses
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -164,6 +165,7 @@ def prepare(
         raise TargetError("no target given")
     # What is wrong with these is said now, not after training.
     load_calibration(recipe.quantize.calibration)
+    check_losses(recipe)
     at = assign_devices(targets, devices)
     try:
         yield _prepare(recipe, targets, cache, at, observer, only)

@@ -1,4 +1,4 @@
-"""Stage: what losing or spoiling one modality costs the networks that were trained, on the test split."""
+"""Stage: measure, on the test split, what a lost or noisy modality costs the networks that were trained."""
 
 from __future__ import annotations
 
@@ -9,20 +9,20 @@ import torch
 
 from edgekd.runtime.corruption import NetworkRobustness, Robustness, measure_robustness, save_statistics
 from edgekd.stages.artifacts import CHANNELS
-from edgekd.training.loop.evaluate import probe, truth
+from edgekd.training.loop.evaluate import ground_truth, probe
 from edgekd.training.loop.input_statistics import training_channels
 from edgekd.training.loop.loop import compute_device
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
-    from pathlib import Path
 
     from torch import nn
 
     from edgekd.config.recipe import RobustnessConfig
     from edgekd.runtime.corruption import Corruption
-    from edgekd.stages.progress import StageReporter
-    from edgekd.training.task.protocol import Batch, LoadedTask
+    from edgekd.training.stage_run import StageRun
+    from edgekd.training.task.loading import LoadedTask
+    from edgekd.training.task.protocol import Batch
 
 
 @dataclass(frozen=True)
@@ -34,24 +34,19 @@ class MeasuredNetwork:
 
 
 def run(
-    task: LoadedTask,
-    networks: Mapping[str, MeasuredNetwork],
-    config: RobustnessConfig,
-    seed: int,
-    folder: Path,
-    report: StageReporter,
+    task: LoadedTask, networks: Mapping[str, MeasuredNetwork], config: RobustnessConfig, stage: StageRun
 ) -> Robustness:
-    """Measure every network; the training statistics are left in ``folder`` for the engines.
+    """Measure every network; the training statistics are left in the stage's folder for the engines.
 
     Raises:
-        TaskError: no training sample has one of the modalities.
+        TaskError: No training sample has one of the modalities.
     """
-    known = training_channels(task.splits["train"], seed)
-    save_statistics(known, folder / CHANNELS)
-    labels = truth(task.splits["test"]).labels
-    total = len(networks) * len(known) * 2
+    channels = training_channels(task.splits["train"], stage.seed)
+    save_statistics(channels, stage.folder / CHANNELS)
+    labels = ground_truth(task.splits["test"]).labels
+    total = len(networks) * len(channels) * 2
     done = 0
-    found: dict[str, NetworkRobustness] = {}
+    measured: dict[str, NetworkRobustness] = {}
     for name, network in networks.items():
         model = network.model.to(compute_device())
 
@@ -59,11 +54,11 @@ def run(
             nonlocal done
             logits = probe(model, {}, task.splits["test"], lambda batch: _changed(batch, modality, corruption)).logits
             done += 1
-            report.advance(done, total, name)
+            stage.report.advance(done, total, name)
             return task.metric(logits, labels)
 
-        found[name] = measure_robustness(network.metric, evaluate, known, config.noise, seed)
-    return Robustness(config.noise, found)
+        measured[name] = measure_robustness(network.metric, evaluate, channels, config.noise, stage.seed)
+    return Robustness(config.noise, measured)
 
 
 def _changed(batch: Batch, modality: str, corruption: Corruption) -> Batch:

@@ -20,8 +20,9 @@ from edgekd.stages.artifacts import CHANNELS
 from edgekd.training import robustness
 from edgekd.training.distillation import distill, teacher
 from edgekd.training.loop.weights import build, load_weights
+from edgekd.training.stage_run import StageRun
 from edgekd.training.taps.taps import Taps, resolve_taps
-from edgekd.training.task.protocol import load_task
+from edgekd.training.task.loading import load_task
 
 VIEWS = ["fou", "zer"]
 
@@ -42,16 +43,16 @@ def digits(tmp_path_factory):
     places = {name: folder / name for name in ("teacher", "0.0", "0.4")}
     for place in places.values():
         place.mkdir()
-    teacher.run(task, taps, TeacherConfig(epochs=6), 0, places["teacher"], reporter())
+    teacher.run(task, taps, TeacherConfig(epochs=6), StageRun(0, places["teacher"], reporter()))
     found = {}
     for p in (0.0, 0.4):
         taught = load_weights(build(task.task.teacher, 0), places["teacher"] / "model.safetensors")
         config = DistillConfig(epochs=10, modality_dropout=p)
-        trained = distill.run(task, taught, Taps(taps, taps), config, 0, places[str(p)], reporter())
+        trained = distill.run(task, taught, Taps(taps, taps), config, StageRun(0, places[str(p)], reporter()))
         student = load_weights(build(task.task.student, 0), places[str(p)] / "model.safetensors")
         networks = {"student": robustness.MeasuredNetwork(student, trained.metric)}
         observer = Remembers()
-        measured = robustness.run(task, networks, RobustnessConfig(), 3, places[str(p)], reporter(observer))
+        measured = robustness.run(task, networks, RobustnessConfig(), StageRun(3, places[str(p)], reporter(observer)))
         found[p] = SimpleNamespace(
             student=student, trained=trained, networks=networks, measured=measured, folder=places[str(p)],
             steps=observer.steps,
@@ -83,7 +84,7 @@ def test_the_same_seed_gives_the_same_and_more_noise_costs_more(digits, tmp_path
     task, found = digits
 
     def run(**config):
-        return robustness.run(task, found[0.0].networks, RobustnessConfig(**config), 3, tmp_path, reporter())
+        return robustness.run(task, found[0.0].networks, RobustnessConfig(**config), StageRun(3, tmp_path, reporter()))
 
     assert run() == found[0.0].measured
     loud = run(noise=8.0)

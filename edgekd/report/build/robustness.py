@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import math
-from dataclasses import asdict
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from edgekd.report.format import number
 from edgekd.report.results import SHIPPED
+from edgekd.report.schema import RobustnessDetails
 from edgekd.report.table import Column, Table, metric_name
 
 if TYPE_CHECKING:
@@ -84,15 +84,10 @@ def _fall(found: NetworkRobustness, higher_is_better: bool) -> float:
     return max(math.inf if math.isnan(fall) else fall for fall in falls)
 
 
-def robustness_json(report: BuildReport) -> dict[str, Any]:
-    """Return the same figures as JSON values: ``networks`` by name, and ``engines`` by target.
-
-    Where they are null, ``reason`` says why; else it is null itself.
-    """
-    found = report.robustness
-    return {
-        "noise": found and found.noise,
-        "networks": found and {name: asdict(network) for name, network in found.networks.items()},
-        "engines": found and {r.target: asdict(r.robustness) if r.robustness else None for r in report.targets},
-        "reason": None if found else report.robustness_reason,
-    }
+def robustness_details(report: BuildReport) -> RobustnessDetails:
+    """Return the same figures as they stand in ``report.json``."""
+    measured = report.robustness
+    if measured is None:
+        return RobustnessDetails(None, None, None, report.robustness_reason)
+    engines = {result.target: result.robustness for result in report.targets}
+    return RobustnessDetails(measured.noise, measured.networks, engines, None)
