@@ -74,9 +74,9 @@ class LocalHost:
 
 def evaluate_engine(host: AgentHost, engine: Path, runtime: Runtime, inputs: Path, outputs: Path, threads: int) -> None:
     """Have an agent open an engine and run every row of ``inputs`` through it into ``outputs``."""
-    with host.start() as agent, host.receive(outputs.parent) as there:
+    with host.start() as agent, host.receive(outputs.parent) as remote:
         agent.ask("open", engine=host.send(engine), threads=threads, **host.runtime_arguments(runtime))
-        agent.ask("evaluate", inputs=host.send(inputs), outputs=f"{there}/{outputs.name}", batch=_BATCH)
+        agent.ask("evaluate", inputs=host.send(inputs), outputs=f"{remote}/{outputs.name}", batch=_BATCH)
 
 
 def verify_bundle(host: AgentHost, bundle: Path, runtime: Runtime, threads: int) -> Verification:
@@ -89,7 +89,7 @@ def verify_bundle(host: AgentHost, bundle: Path, runtime: Runtime, threads: int)
 
 def build_engine(host: AgentHost, engine: Path, runtime: Runtime, folder: Path, threads: int) -> BuiltEngine | None:
     """Have an agent keep what its library compiles of an engine; see :class:`~edgekd.devices.base.Verifier`."""
-    with host.start() as agent, host.receive(folder) as there:
+    with host.start() as agent, host.receive(folder) as remote:
         named = host.runtime_arguments(runtime)
-        built = agent.ask("build", "built", engine=host.send(engine), folder=there, threads=threads, **named)["built"]
+        built = agent.ask("build", "built", engine=host.send(engine), folder=remote, threads=threads, **named)["built"]
     return None if built is None else BuiltEngine(**{**built, "files": tuple(built["files"])})

@@ -138,11 +138,11 @@ def _slowdown(windows: Sequence[Window]) -> float:
 def _layers(ask: Ask) -> tuple[tuple[LayerTime, ...], str | None]:
     """Return the layers, or the reason why there are none."""
     try:
-        found = ask("layers", "layers")["layers"]
+        layers = ask("layers", "layers")["layers"]
     except ModelError as error:  # the engine runs: the rest is kept although its library cannot profile it
         return (), str(error)
-    if found is None:
+    if layers is None:
         return (), "the runtime has no profiler that edgekd knows"
-    if not found:
+    if not layers:
         return (), "most layers take less than 1 us, the step of the library's counters"
-    return tuple(LayerTime(**{**layer, "nodes": tuple(layer["nodes"])}) for layer in found), None
+    return tuple(LayerTime(**{**layer, "nodes": tuple(layer["nodes"])}) for layer in layers), None

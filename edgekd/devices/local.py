@@ -151,10 +151,10 @@ class AgentEngine:
 
     def __init__(self, host: AgentHost, engine: Path, runtime: Runtime, threads: int) -> None:
         self._host = host
-        there, named = host.send(engine), host.runtime_arguments(runtime)
+        remote, named = host.send(engine), host.runtime_arguments(runtime)
         with ExitStack() as stack:
             self._agent = stack.enter_context(host.start())
-            opened = self._agent.ask("open", "import_ms", "load_ms", engine=there, threads=threads, **named)
+            opened = self._agent.ask("open", "import_ms", "load_ms", engine=remote, threads=threads, **named)
             self.import_ms: float = opened["import_ms"]
             self.load_ms: float = opened["load_ms"]
             stack.pop_all()

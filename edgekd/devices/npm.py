@@ -31,15 +31,16 @@ def pack(wanted: str, folder: Path, error: type[EdgekdError], by_hand: str) -> P
     npm = shutil.which("npm")
     if npm is None:
         raise error(f"{wanted}: cannot be fetched, for npm is not in PATH; install Node.js with npm, {by_hand}")
-    found = subprocess.run(
+    completed = subprocess.run(
         [npm, "pack", wanted, "--pack-destination", str(folder), "--ignore-scripts", "--no-update-notifier"],
         cwd=folder, stdin=subprocess.DEVNULL, capture_output=True, text=True, errors="replace", check=False,
     )  # fmt: skip
     archives = list(folder.glob("*.tgz"))
-    if found.returncode != 0 or len(archives) != 1:
-        errors = re.findall(r"^npm (?:error|ERR!) (.+)$", found.stderr, re.MULTILINE)  # of npm 10 and later, and before
-        said = " / ".join(errors[:2]) or f"exit status {found.returncode}"
-        raise error(f"{wanted}: npm cannot fetch it: {said}; check the network and npm's registry, {by_hand}")
+    if completed.returncode != 0 or len(archives) != 1:
+        # As npm 10 and later write it, and as earlier ones did.
+        errors = re.findall(r"^npm (?:error|ERR!) (.+)$", completed.stderr, re.MULTILINE)
+        message = " / ".join(errors[:2]) or f"exit status {completed.returncode}"
+        raise error(f"{wanted}: npm cannot fetch it: {message}; check the network and npm's registry, {by_hand}")
     return archives[0]
 
 

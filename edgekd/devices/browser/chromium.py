@@ -61,12 +61,12 @@ def find_chromium() -> str:
         DeviceError: there is none.
     """
     if chosen := os.environ.get("EDGEKD_CHROMIUM"):
-        if found := shutil.which(chosen):
-            return found
+        if path := shutil.which(chosen):
+            return path
         raise DeviceError(f"EDGEKD_CHROMIUM: {chosen} is no program that can be run; name Chromium's or unset it")
     for name in NAMES:
-        if found := shutil.which(name):
-            return found
+        if path := shutil.which(name):
+            return path
     raise DeviceError(
         f"no Chromium in PATH, under none of the names {', '.join(NAMES)}; install it, or name it with EDGEKD_CHROMIUM"
     )
@@ -80,17 +80,17 @@ def version(program: str) -> str:
         DeviceError: it cannot be run, or is no Chromium.
     """
     try:
-        said = subprocess.run(
+        output = subprocess.run(
             [program, "--version"],
             stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
             text=True, errors="replace", timeout=_VERSION_SECONDS, check=False,
         ).stdout  # fmt: skip
     except (OSError, subprocess.TimeoutExpired) as error:
         raise DeviceError(f"{program}: cannot be run: {error}") from error
-    found = re.match(r"[^\d\n]*\d+(\.\d+)+", said)
-    if found is None:
-        raise DeviceError(f"{program}: is no Chromium, to --version it says {said.strip()[:200]!r}")
-    return found[0]
+    match = re.match(r"[^\d\n]*\d+(\.\d+)+", output)
+    if match is None:
+        raise DeviceError(f"{program}: is no Chromium, to --version it says {output.strip()[:200]!r}")
+    return match[0]
 
 
 class Chromium:
@@ -139,18 +139,18 @@ class Chromium:
         for pid in self._living():
             with suppress(OSError):  # it has just ended
                 status = Path(f"/proc/{pid}/status").read_text(encoding="utf-8", errors="replace")
-                if found := re.search(r"^VmHWM:\s*(\d+) kB$", status, re.MULTILINE):
-                    peaks[pid] = int(found[1]) * 1024
+                if match := re.search(r"^VmHWM:\s*(\d+) kB$", status, re.MULTILINE):
+                    peaks[pid] = int(match[1]) * 1024
         return peaks
 
     def processes_with_worker(self) -> list[int]:
         """Return the pids of its processes in which a page runs a worker, by the name of the worker's thread."""
-        found = []
+        pids = []
         for pid in self._living():
             with suppress(OSError):  # it has just ended
                 if any(path.read_text().strip() == _WORKER for path in Path(f"/proc/{pid}/task").glob("*/comm")):
-                    found.append(pid)
-        return found
+                    pids.append(pid)
+        return pids
 
     def close(self) -> None:
         """Make it quit, kill its processes that do not, and remove its profile."""
@@ -183,14 +183,14 @@ class Chromium:
 
     def _living(self) -> list[int]:
         """Return the pids of its processes that have not ended; none where there is no /proc."""
-        found = []
+        pids = []
         for path in Path("/proc").glob("[0-9]*/stat"):
             with suppress(OSError):  # it has just ended
                 # After the name, which may hold anything: state, parent, group.
                 state, _, group = path.read_text(encoding="utf-8", errors="replace").rpartition(")")[2].split()[:3]
                 if int(group) == self._process.pid and state != "Z":
-                    found.append(int(path.parent.name))
-        return found
+                    pids.append(int(path.parent.name))
+        return pids
 
     def _last_words(self) -> str:
         size = self._log.seek(0, 2)

@@ -117,10 +117,10 @@ def _extract(archive: Path) -> dict[str, bytes]:
         raise DeviceError(f"{PACKAGE} {VERSION}: npm brought what is no package: {error}") from error
     files = {path.removeprefix("package/dist/"): content for path, content in unpacked.items()}
     for name, digest in FILES.items():
-        found = hashlib.sha256(files.get(name, b"")).hexdigest()
-        if found != digest:
+        actual = hashlib.sha256(files.get(name, b"")).hexdigest()
+        if actual != digest:
             raise DeviceError(
                 f"{PACKAGE} {VERSION}: its {name} is {'not the one that was pinned' if name in files else 'missing'}: "
-                f"expected SHA-256 {digest}, found {found}; nothing was kept; check which registry npm uses"
+                f"expected SHA-256 {digest}, found {actual}; nothing was kept; check which registry npm uses"
             )
     return files

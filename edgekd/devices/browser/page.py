@@ -104,13 +104,13 @@ class Page:
         """
         peaks = self.chromium.peak_rss_bytes()  # before the worker, which takes memory too
         self.ask("start_worker")
-        found = self.chromium.processes_with_worker()
-        if len(found) != 1 or found[0] not in peaks:
+        workers = self.chromium.processes_with_worker()
+        if len(workers) != 1 or workers[0] not in peaks:
             raise DeviceError(
                 "the memory of a browser's page is that of the process with its worker, which Linux alone tells; "
-                f"found {len(found)} such processes"
+                f"found {len(workers)} such processes"
             )
-        return peaks[found[0]]
+        return peaks[workers[0]]
 
     def close(self) -> None:
         """End the browser and the server."""
@@ -128,13 +128,13 @@ class Page:
         deadline = time.monotonic() + seconds
         while (left := deadline - time.monotonic()) > 0:
             try:
-                said = self._server.said.get(timeout=min(left, _LOOK_SECONDS))
+                answer = self._server.said.get(timeout=min(left, _LOOK_SECONDS))
             except queue.Empty:
-                said = None if self.chromium.ended else b""
-            if said is None:
+                answer = None if self.chromium.ended else b""
+            if answer is None:
                 raise DeviceError(f"the browser did not {what}: {self.chromium.end()}")
-            if said:
-                return said
+            if answer:
+                return answer
         raise DeviceError(f"the browser did not {what} in {seconds:g} s")
 
 

@@ -55,10 +55,10 @@ class EmulatedDevice:
     def missing(self) -> str | None:
         """Return how to install it; None where it is installed."""
         try:
-            found = user_space.installed_root(self._processor.name)
+            root = user_space.installed_root(self._processor.name)
         except MissingDependency as error:
             return str(error)
-        return None if found else f"{self.name} is not installed on this host: edgekd device install {self.name}"
+        return None if root else f"{self.name} is not installed on this host: edgekd device install {self.name}"
 
     def refusal(self, target: Target, runtime: Runtime) -> str | None:
         """Return the reason why it cannot run a target's engines; None where it can."""

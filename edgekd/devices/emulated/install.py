@@ -50,12 +50,14 @@ def install_processor(processor: str, advance: Callable[[int, int, str], None]) 
             cannot be written.
         MissingDependency: this host has no ONNX Runtime whose version could be matched.
     """
-    found = find_processor(processor)
-    find_qemu(found)
-    if (there := installed_root(processor)) is not None:
-        return there
-    if found.native:
-        raise DeviceError(f"{found.name} runs this host's own Python, which is built for {machine()}, not {found.arch}")
+    wanted = find_processor(processor)
+    find_qemu(wanted)
+    if (root := installed_root(processor)) is not None:
+        return root
+    if wanted.native:
+        raise DeviceError(
+            f"{wanted.name} runs this host's own Python, which is built for {machine()}, not {wanted.arch}"
+        )
     _check_tools()
     folder = user_space_folder()
     make_folder(folder.parent, DeviceError, "XDG_CACHE_HOME")
@@ -69,7 +71,7 @@ def install_processor(processor: str, advance: Callable[[int, int, str], None]) 
         except OSError as error:
             where = f"{folder}: cannot be made: {error.strerror or error}"
             raise DeviceError(f"{where}; choose another folder with XDG_CACHE_HOME") from error
-    return folder / found.name
+    return folder / wanted.name
 
 
 def _check_tools() -> None:

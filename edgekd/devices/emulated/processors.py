@@ -68,7 +68,7 @@ def find_processor(name: str) -> Processor:
     Raises:
         DeviceError: it is not known.
     """
-    found = _PROCESSORS.get(name) or _PROCESSORS.get(f"cortex-{name}")
-    if found is None:
+    processor = _PROCESSORS.get(name) or _PROCESSORS.get(f"cortex-{name}")
+    if processor is None:
         raise DeviceError(f"no processor '{name}' can be emulated{nearest(name, _PROCESSORS)}")
-    return found
+    return processor

@@ -59,13 +59,13 @@ def installed_root(processor: str) -> Path | None:
     Raises:
         DeviceError: the processor is not known.
     """
-    found = find_processor(processor)
-    if which_qemu(found) is None:
+    wanted = find_processor(processor)
+    if which_qemu(wanted) is None:
         return None
-    if found.native:
-        return Path("/") if found.arch == machine() else None
+    if wanted.native:
+        return Path("/") if wanted.arch == machine() else None
     folder = user_space_folder()
-    return folder / found.name if folder.is_dir() else None
+    return folder / wanted.name if folder.is_dir() else None
 
 
 def python_command(processor: Processor, root: Path) -> list[str]:
@@ -109,8 +109,8 @@ def debian_release() -> Debian:
 
 def host_versions() -> dict[str, str]:
     """Return this host's versions of :data:`PACKAGES`, without the names of builds ("+cpu")."""
-    found = package_versions(PACKAGES)
+    versions = package_versions(PACKAGES)
     for name in PACKAGES:
-        if name not in found:
+        if name not in versions:
             raise missing(name, "build")
-    return {name: version.partition("+")[0] for name, version in found.items()}
+    return {name: version.partition("+")[0] for name, version in versions.items()}

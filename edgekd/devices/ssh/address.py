@@ -48,8 +48,8 @@ def parse_address(text: str) -> Address:
     Raises:
         DeviceError: it is no address.
     """
-    found = _ADDRESS.fullmatch(text)
-    if not found or not 0 < int(found["port"] or 1) < 1 << 16:
+    match = _ADDRESS.fullmatch(text)
+    if not match or not 0 < int(match["port"] or 1) < 1 << 16:
         raise DeviceError(f"{text}: is no address of a board; write it as ssh://[user@]host[:port][?python=COMMAND]")
-    port = int(found["port"]) if found["port"] else None
-    return Address(found["host"].strip("[]"), found["user"], port, unquote(found["python"] or "python3"))
+    port = int(match["port"]) if match["port"] else None
+    return Address(match["host"].strip("[]"), match["user"], port, unquote(match["python"] or "python3"))

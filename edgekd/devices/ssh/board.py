@@ -66,19 +66,19 @@ class Board:
         """Return the path there of a file or folder, having sent the parts that are not there yet."""
         if path.is_dir():
             files = {file.relative_to(path).as_posix(): file for file in sorted(path.rglob("*")) if file.is_file()}
-            there = {name: self._send(file) for name, file in files.items()}
-            folder: str = self.ask("arrange", "folder", work=self._work, files=there)["folder"]
+            paths = {name: self._send(file) for name, file in files.items()}
+            folder: str = self.ask("arrange", "folder", work=self._work, files=paths)["folder"]
             return folder
         return self._send(path)
 
     @contextmanager
     def receive(self, folder: Path) -> Iterator[str]:
         """Yield the path of an empty folder there; its files are fetched into ``folder`` at the end."""
-        there: str = self.ask("arrange", "folder", work=self._work, files={})["folder"]
-        yield there
-        for name in self.ask("list", "files", folder=there)["files"]:
-            self._fetch(f"{there}/{name}", folder / name)
-        self.ask("remove", path=there)
+        remote: str = self.ask("arrange", "folder", work=self._work, files={})["folder"]
+        yield remote
+        for name in self.ask("list", "files", folder=remote)["files"]:
+            self._fetch(f"{remote}/{name}", folder / name)
+        self.ask("remove", path=remote)
 
     def runtime_arguments(self, runtime: Runtime) -> JsonObject:
         """Return the arguments by which a job names a runtime there; a user's own file is sent."""
@@ -135,14 +135,14 @@ class Board:
                 stream.seek(offset)
                 content = base64.b64encode(stream.read(_CHUNK)).decode()
                 answer = self.ask("receive", "path", "offset", **part, offset=offset, content=content)
-        there: str = answer["path"]
-        return there
+        remote: str = answer["path"]
+        return remote
 
-    def _fetch(self, there: str, path: Path) -> None:
+    def _fetch(self, remote: str, path: Path) -> None:
         with atomic_path(path) as temporary, temporary.open("wb") as stream:
             size = 1
             while stream.tell() < size:
-                answer = self.ask("read", "content", "size", path=there, offset=stream.tell(), count=_CHUNK)
+                answer = self.ask("read", "content", "size", path=remote, offset=stream.tell(), count=_CHUNK)
                 size = answer["size"]
                 stream.write(base64.b64decode(answer["content"]))
                 self._notify(f"fetching {path.name}: {_of(stream.tell(), size)}")

@@ -191,16 +191,16 @@ class Connection:
 
 
 def _ssh() -> list[str]:
-    told = os.environ.get(SSH_VARIABLE) or "ssh"
+    command = os.environ.get(SSH_VARIABLE) or "ssh"
     try:
-        return shlex.split(told)
+        return shlex.split(command)
     except ValueError as error:
-        raise DeviceError(f"{SSH_VARIABLE}={told}: {error}; write it as a shell takes it") from error
+        raise DeviceError(f"{SSH_VARIABLE}={command}: {error}; write it as a shell takes it") from error
 
 
-def _refusal(address: Address, code: int, said: str) -> DeviceError:
+def _refusal(address: Address, code: int, message: str) -> DeviceError:
     for words, meaning, advice in _REASONS:
-        if words in said:
+        if words in message:
             return DeviceError(f"{address.name}: {meaning}; {advice.replace('HOST', address.host)}")
-    last = " / ".join(said.strip().splitlines()[-_QUOTED_LINES:]) or f"nothing, and ended with exit code {code}"
+    last = " / ".join(message.strip().splitlines()[-_QUOTED_LINES:]) or f"nothing, and ended with exit code {code}"
     return DeviceError(f"{address.name}: ssh cannot log in and run commands there; it said: {last}")

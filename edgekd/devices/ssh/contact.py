@@ -123,20 +123,20 @@ def inspect_board(connection: Connection) -> Contact:
     """
     board, python = connection.address.name, connection.address.python
     modules = ["numpy", *_MODULES]
-    found = _ask(connection, _LOOK, modules=modules, agent=pack_agent().name)
-    version = tuple(found["python"])
+    answer = _ask(connection, _LOOK, modules=modules, agent=pack_agent().name)
+    version = tuple(answer["python"])
     if version < _OLDEST:
         named, oldest = ".".join(map(str, version)), ".".join(map(str, _OLDEST))
         raise MissingDependency(
             f"{board}: '{python}' there is Python {named}, and edgekd needs {oldest} or newer; "
             f"name another with {board}?python=COMMAND"
         )
-    if "numpy" not in found["modules"]:
+    if "numpy" not in answer["modules"]:
         raise MissingDependency(
             f"{board}: '{python}' there has no numpy; install it ({python} -m pip install numpy), or name the Python "
             f"that has it with {board}?python=COMMAND"
         )
-    return Contact(found["machine"], found["root"], frozenset(found["modules"]), found["unpacked"])
+    return Contact(answer["machine"], answer["root"], frozenset(answer["modules"]), answer["unpacked"])
 
 
 def unpack_agent(connection: Connection) -> None:
@@ -156,33 +156,33 @@ def clean_board(connection: Connection) -> int:
     Raises:
         DeviceError: somebody uses it, it may not be removed, or the connection was lost.
     """
-    found = _ask(connection, _CLEAN)
-    if "holder" in found:
-        raise DeviceError(f"{connection.address.name}: is in use by {found['holder']}; try again when that is done")
-    _refuse(connection, found)
-    freed: int = found["freed"]
+    answer = _ask(connection, _CLEAN)
+    if "holder" in answer:
+        raise DeviceError(f"{connection.address.name}: is in use by {answer['holder']}; try again when that is done")
+    _refuse(connection, answer)
+    freed: int = answer["freed"]
     return freed
 
 
-def _refuse(connection: Connection, found: JsonObject) -> None:
-    if "error" in found:
-        raise StorageError(f"{connection.address.name}: {found['at']}: {found['error']}; make room there")
+def _refuse(connection: Connection, answer: JsonObject) -> None:
+    if "error" in answer:
+        raise StorageError(f"{connection.address.name}: {answer['at']}: {answer['error']}; make room there")
 
 
-def _ask(connection: Connection, script: str, **given: object) -> JsonObject:
+def _ask(connection: Connection, script: str, **variables: object) -> JsonObject:
     """Run a script in the board's Python, with these variables, and return its answer."""
     board, python = connection.address.name, connection.address.python
     # JSON's text, numbers and lists mean the same in Python.
-    names = "".join(f"{name} = {json.dumps(value)}\n" for name, value in given.items())
-    done = connection.run(f"{python} -", names + _HEAD + script)
-    for line in done.stdout.splitlines():
+    names = "".join(f"{name} = {json.dumps(value)}\n" for name, value in variables.items())
+    completed = connection.run(f"{python} -", names + _HEAD + script)
+    for line in completed.stdout.splitlines():
         if line.startswith(_MARK):
-            found: JsonObject = json.loads(line.removeprefix(_MARK))
-            return found
+            answer: JsonObject = json.loads(line.removeprefix(_MARK))
+            return answer
     if not connection.alive:
         raise DeviceError(f"{board}: the connection was lost; run the same command again")
-    said = done.stderr.strip().splitlines()[-1:] or [f"nothing, exit code {done.returncode}"]
-    if done.returncode in (126, 127):
+    said = completed.stderr.strip().splitlines()[-1:] or [f"nothing, exit code {completed.returncode}"]
+    if completed.returncode in (126, 127):
         raise MissingDependency(
             f"{board}: has no '{python}': {said[0]}; install Python 3.10 or newer with numpy there, or name the one "
             f"that is there with {board}?python=COMMAND"

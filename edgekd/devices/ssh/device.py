@@ -120,8 +120,8 @@ class SshDevice:
 
     def probe(self) -> BoardFacts:
         """Return a description of the board for a person."""
-        found = self._ready(None).ask("probe", "facts", "used_bytes", "free_bytes")
-        return BoardFacts(found["facts"], found["used_bytes"], found["free_bytes"])
+        answer = self._ready(None).ask("probe", "facts", "used_bytes", "free_bytes")
+        return BoardFacts(answer["facts"], answer["used_bytes"], answer["free_bytes"])
 
     def clean(self) -> int:
         """Remove everything of edgekd's there, and return the number of bytes.

@@ -93,17 +93,17 @@ def find_rails(wanted: Sequence[str] = (), root: Path = ROOT) -> tuple[Rail, ...
         DeviceError: there is none, one of ``wanted`` is not there, or this user may not read it. The message says what
             was looked for.
     """
-    found = {**_rapl_rails(root), **_ina_rails(root)}
-    if not found:
+    rails = {**_rapl_rails(root), **_ina_rails(root)}
+    if not rails:
         raise DeviceError(f"no power sensor: no RAPL in /{_RAPL} and no INA3221 in /{_HWMON}")
-    names = list(wanted) or [name for name in found if _WHOLE.fullmatch(name)]
-    lacking = [name for name in names if name not in found]
+    names = list(wanted) or [name for name in rails if _WHOLE.fullmatch(name)]
+    lacking = [name for name in names if name not in rails]
     if lacking or not names:
         looked = ", ".join(lacking or [_MODULE])
-        raise DeviceError(f"no power sensor called {looked}; this machine has {', '.join(found)}")
+        raise DeviceError(f"no power sensor called {looked}; this machine has {', '.join(rails)}")
     for name in names:
-        found[name].read()
-    return tuple(found[name] for name in names)
+        rails[name].read()
+    return tuple(rails[name] for name in names)
 
 
 def measure_energy(rails: Sequence[Rail], run: Callable[[], object], seconds: float) -> Energy:

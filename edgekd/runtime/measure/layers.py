@@ -110,9 +110,9 @@ def _branch(nodes: tuple[str, ...], branches: Mapping[str, str]) -> str | None:
 
     Nodes that follow a branch's last layer, such as the quantizing of fusion's inputs, are often fused into that layer.
     """
-    found = [branch for branch in (_known(node, branches) for node in nodes) if branch]
-    modalities = {branch for branch in found if branch != FUSION}
-    return FUSION if len(modalities) > 1 else next(iter(found), None)
+    known = [branch for branch in (_known(node, branches) for node in nodes) if branch]
+    modalities = {branch for branch in known if branch != FUSION}
+    return FUSION if len(modalities) > 1 else next(iter(known), None)
 
 
 def _known(node: str, branches: Mapping[str, str]) -> str | None:

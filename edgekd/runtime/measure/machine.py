@@ -183,12 +183,12 @@ def _cpuinfo(root: Path) -> dict[str, str]:
 
 def _l4t_release(root: Path) -> str:
     """Return e.g. "36.4.3" of a line like ``# R36 (release), REVISION: 4.3, GCID: ...``."""
-    found = re.match(r"# R(\d+) \(release\), REVISION: ([\d.]+)", read(root / "etc/nv_tegra_release"))
-    return f"{found[1]}.{found[2]}" if found else ""
+    match = re.match(r"# R(\d+) \(release\), REVISION: ([\d.]+)", read(root / "etc/nv_tegra_release"))
+    return f"{match[1]}.{match[2]}" if match else ""
 
 
 def _jetpack(root: Path) -> str:
     """Return the version of the package ``nvidia-jetpack``, as dpkg keeps it, e.g. "6.2+b77"."""
     packages = read(root / "var/lib/dpkg/status") if _l4t_release(root) else ""
-    found = re.search(r"^Package: nvidia-jetpack\n(?:.+\n)*?Version: (.+)$", packages, re.MULTILINE)
-    return found[1] if found else ""
+    match = re.search(r"^Package: nvidia-jetpack\n(?:.+\n)*?Version: (.+)$", packages, re.MULTILINE)
+    return match[1] if match else ""
