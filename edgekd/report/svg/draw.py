@@ -37,12 +37,12 @@ class Look:
 
     @property
     def dash(self) -> str:
-        """The attribute of its line."""
+        """The attribute that dashes its line; "" where it is whole."""
         return f' stroke-dasharray="{_DASHES[self.colour]}"' if _DASHES[self.colour] else ""
 
 
 def looks(names: Iterable[str]) -> dict[str, Look]:
-    """Return how each of some series is drawn."""
+    """Return how each series is drawn, by name."""
     found, others = {}, 0
     for name in names:
         found[name] = Look(_KNOWN.get(name) or _OTHERS[others % len(_OTHERS)])
@@ -60,11 +60,11 @@ class Frame:
     bottom: float
 
     def x(self, share: float) -> float:
-        """Return where a share of the horizontal axis is."""
+        """Return the place of a share of the horizontal axis, in units of the picture."""
         return self.left + share * (self.right - self.left)
 
     def y(self, share: float) -> float:
-        """Return where a share of the upright axis is."""
+        """Return the place of a share of the upright axis, in units of the picture."""
         return self.bottom - share * (self.bottom - self.top)
 
 
