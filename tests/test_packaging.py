@@ -141,7 +141,7 @@ def test_calibrations_and_the_schema_are_found_there(installed):
     code = (
         "import edgekd, edgekd.config.target as target; from edgekd.files import data_dir\n"
         "assert 'site-packages' in edgekd.__file__, edgekd.__file__\n"
-        "print(target.load_calibration('minmax').ranges, target.load_target('cpu').name)\n"
+        "print(target.load_calibration('minmax').ranges, target.read_target('cpu').name)\n"
         "print(data_dir('targets').parent.name)"
     )
     found = run(installed, "python", "-c", code)

@@ -11,7 +11,7 @@ from edgekd.runtime.measure.results import Quantile  # noqa: TC001
 if TYPE_CHECKING:
     from edgekd.config.target import Budgets
     from edgekd.gram.gate import Ledger, LedgerRow
-    from edgekd.runtime.corruption import Disturbed, Robustness
+    from edgekd.runtime.corruption import NetworkRobustness, Robustness
     from edgekd.runtime.measure.results import EngineProfile, Profile
     from edgekd.stages.stage import StageTime
 
@@ -136,7 +136,7 @@ class TargetResult:
     chosen: str
     choice: str
     facts: tuple[str, ...] = ()
-    robustness: Disturbed | None = None
+    robustness: NetworkRobustness | None = None
 
     def __post_init__(self) -> None:
         if self.profile is None and not self.profile_reason:

@@ -27,7 +27,7 @@ from edgekd.report.row import (
     PacedFigures,
     SustainedFigures,
 )
-from edgekd.runtime.corruption import Disturbed
+from edgekd.runtime.corruption import NetworkRobustness
 from edgekd.runtime.measure.results import Profile
 from edgekd.stages.stage import StageTime
 
@@ -96,8 +96,8 @@ class RobustnessDetails(Struct, frozen=True):
     """
 
     noise: float | None
-    networks: dict[str, Disturbed] | None
-    engines: dict[str, Disturbed | None] | None
+    networks: dict[str, NetworkRobustness] | None
+    engines: dict[str, NetworkRobustness | None] | None
     reason: str | None
 
 

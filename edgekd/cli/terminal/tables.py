@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
     from pathlib import Path
 
-    from edgekd.devices.ssh.device import Probed
+    from edgekd.devices.ssh.device import BoardFacts
     from edgekd.gram.gate import Verdict
     from edgekd.report.results import BuildReport, TargetResult
     from edgekd.runtime.manifest import Manifest
@@ -134,7 +134,7 @@ def print_devices(rows: Iterable[tuple[str, str, str]], width: int | None = None
     _print_list(("device", "gives", "state"), rows, width)
 
 
-def print_probe(name: str, probed: Probed, width: int | None = None) -> None:
+def print_probe(name: str, probed: BoardFacts, width: int | None = None) -> None:
     """Print what a board is."""
     kept = f"{size(probed.used_bytes)} kept by edgekd, {size(probed.free_bytes)} free"
     rows = [(key.replace("_", " "), value) for key, value in probed.facts.items()]

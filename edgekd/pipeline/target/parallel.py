@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from edgekd.devices.parallel import together
-from edgekd.devices.ssh import SshDevice
+from edgekd.devices.parallel import run_parallel
+from edgekd.devices.ssh.device import SshDevice
 from edgekd.pipeline.target.quantize import write_candidates
 from edgekd.pipeline.target.run import build_target
 
@@ -41,6 +41,6 @@ def build_targets(contexts: Mapping[str, Context]) -> dict[str, FinishedTarget]:
             board.stop()
 
     jobs = {", ".join(names): lambda names=names: build_on(names) for names in boards.values()}
-    for done in together(jobs, stop).values():
+    for done in run_parallel(jobs, stop).values():
         finished |= done
     return {name: finished[name] for name in contexts}

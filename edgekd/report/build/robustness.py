@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from edgekd.report.results import BuildReport
-    from edgekd.runtime.corruption import Disturbed
+    from edgekd.runtime.corruption import NetworkRobustness
 
 TITLE = "Robustness"
 
@@ -33,14 +33,14 @@ def robustness_table(report: BuildReport) -> Table:
     return Table(TITLE, columns, rows, _notes(report, report.robustness.noise))
 
 
-def _networks(report: BuildReport) -> dict[str, Disturbed | None]:
+def _networks(report: BuildReport) -> dict[str, NetworkRobustness | None]:
     """Return the figures of the trained networks and of each target's engine, by the name of their column."""
     trained = report.robustness.networks if report.robustness else {}
     alone = len(report.targets) == 1
     return {**trained, **{SHIPPED if alone else result.target: result.robustness for result in report.targets}}
 
 
-def _cases(measured: Disturbed) -> Iterator[tuple[str, float]]:
+def _cases(measured: NetworkRobustness) -> Iterator[tuple[str, float]]:
     """Yield each change of the inputs in words, with the metric under it."""
     yield "as they are", measured.clean
     yield from ((f"without {name}", metric) for name, metric in measured.dropped.items())
@@ -59,7 +59,7 @@ def _notes(report: BuildReport, noise: float) -> tuple[str, ...]:
     )
 
 
-def describe_worst(measured: Disturbed, higher_is_better: bool) -> str:
+def describe_worst(measured: NetworkRobustness, higher_is_better: bool) -> str:
     """Return which change of the inputs costs most: ``"worst without image: 0.4125 instead of 0.9750"``."""
     sign = 1 if higher_is_better else -1
     _, *disturbed = _cases(measured)
@@ -79,7 +79,7 @@ def robustness_line(report: BuildReport) -> str:
     return f"{TITLE}{where}: {metric} {describe_worst(measured[name], higher)}."
 
 
-def _fall(measured: Disturbed, higher_is_better: bool) -> float:
+def _fall(measured: NetworkRobustness, higher_is_better: bool) -> float:
     sign = 1 if higher_is_better else -1
     falls = [sign * (measured.clean - metric) for metric in (*measured.dropped.values(), *measured.noisy.values())]
     return max(math.inf if math.isnan(fall) else fall for fall in falls)

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
     from edgekd.report.row import EngineRow
     from edgekd.report.schema import TargetDetails
-    from edgekd.runtime.corruption import Disturbed
+    from edgekd.runtime.corruption import NetworkRobustness
 
 #: The target's budgets by what a report calls them.
 _BUDGETS = {"latency p50": "latency_ms", "size": "size_mb", "peak memory": "memory_mb"}
@@ -97,7 +97,7 @@ def _epoch(figures: dict[str, float | None]) -> dict[str, float]:
     return {name: value for name, value in figures.items() if value is not None}
 
 
-def _result(row: EngineRow, target: TargetDetails, robustness: Disturbed | None) -> TargetResult:
+def _result(row: EngineRow, target: TargetDetails, robustness: NetworkRobustness | None) -> TargetResult:
     limits = {_BUDGETS[check.name]: check.limit for check in target.budgets if check.name in _BUDGETS}
     return TargetResult(
         target=row.target,

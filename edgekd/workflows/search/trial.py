@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
     from edgekd.config.recipe import Recipe, TaskConfig
     from edgekd.stages.progress import Observer
-    from edgekd.training.search_metrics import Stopwatch
+    from edgekd.training.search_metrics import StudentTimer
 
 #: Options of a task that are its student's alone, so that they may leave the teacher as it is.
 _STUDENT = "student"
@@ -87,11 +87,11 @@ class SearchTrials:
         return project, None
 
     @cached_property
-    def _stopwatch(self) -> Stopwatch:
-        from edgekd.training.search_metrics import Stopwatch
+    def _stopwatch(self) -> StudentTimer:
+        from edgekd.training.search_metrics import StudentTimer
 
         learner = TrainingStages(Runner(self._cache, Silent()), self._project, self._recipe, self._opset)
-        return Stopwatch(self._project.loaded, learner.taps, self._recipe.seed)
+        return StudentTimer(self._project.loaded, learner.taps, self._recipe.seed)
 
 
 def _without_student(task: TaskConfig) -> dict[str, object]:
