@@ -14,7 +14,7 @@ from edgekd.errors import ReportError
 from edgekd.gram.heatmap import FewGrams
 from edgekd.report.compare.former import modern_grams
 from edgekd.report.results import SHIPPED
-from edgekd.report.svg.draw import picture, shorten, text
+from edgekd.report.svg.draw import DIVERGING, GRADIENT, picture, shorten, text
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -25,9 +25,6 @@ if TYPE_CHECKING:
 
     _Array = NDArray[np.float64]
 
-#: Blue to white to vermilion, which differ to those who are colour-blind too: -1, 0 and 1.
-_ENDS = ((0, 90, 150), (250, 250, 250), (190, 75, 0))
-_GRADIENT = "cosines"
 #: Levels of the palette but for the last, which is what has no inner product.
 _LEVELS, _NOTHING = 255, (128, 128, 128)
 _SIDE, _LEFT, _TOP = 322.0, 34.0, 42.0
@@ -107,17 +104,9 @@ def _scale(most: float, y: float) -> Iterator[str]:
     """Draw the scale of colours from ``-most`` to ``most``."""
     width = 180.0
     x = _LEFT + (_SIDE - width) / 2
-    yield f'<rect fill="url(#{_GRADIENT})" x="{x}" y="{y}" width="{width}" height="11"/>'
+    yield f'<rect fill="url(#{GRADIENT})" x="{x}" y="{y}" width="{width}" height="11"/>'
     for value, at in ((-most, x), (0.0, x + width / 2), (most, x + width)):
         yield text(at, y + 26, f"{value:.3g}".replace("-", "−"), "middle", "tick")
-
-
-def gradient() -> str:
-    """Return the gradient of the scale of colours, which all pictures of a page share."""
-    stops = "".join(
-        f'<stop offset="{share}" stop-color="rgb{colour}"/>' for share, colour in zip((0, 0.5, 1), _ENDS, strict=True)
-    )
-    return f'<svg class="away" aria-hidden="true"><linearGradient id="{_GRADIENT}">{stops}</linearGradient></svg>'
 
 
 def png(values: _Array) -> str:
@@ -143,7 +132,7 @@ def _chunk(kind: bytes, content: bytes) -> bytes:
 
 def _palette() -> bytes:
     """Return the colours of all levels, three bytes each."""
-    low, middle, high = (np.array(colour, float) for colour in _ENDS)
+    low, middle, high = (np.array(colour, float) for colour in DIVERGING)
     share = np.linspace(-1, 1, _LEVELS)[:, None]
     colours = middle + np.abs(share) * (np.where(share < 0, low, high) - middle)
     return bytes(np.rint(np.concatenate([colours, [_NOTHING]])).astype(np.uint8))

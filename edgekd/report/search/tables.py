@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-import json
 import shlex
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Literal
 
-from edgekd.files import write_text
 from edgekd.report.format import factor, milliseconds, number
 from edgekd.report.table import Column, Table, metric_name
 from edgekd.runtime.manifest import null_not_finite
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from edgekd.files import JsonObject
 
 SCHEMA_VERSION = 1
@@ -183,12 +179,3 @@ def search_json(result: SearchResult) -> JsonObject:
     ]
     content: JsonObject = null_not_finite({"schema_version": SCHEMA_VERSION, **asdict(result), "trials": trials})
     return content
-
-
-def write_search(result: SearchResult, folder: Path) -> None:
-    """Write ``search.json`` and, where a trial is done, ``search.svg`` into a folder."""
-    from edgekd.report.search.picture import search_svg
-
-    write_text(folder / TABLE, json.dumps(search_json(result), indent=1) + "\n")
-    if result.done:
-        write_text(folder / PICTURE, search_svg(result))

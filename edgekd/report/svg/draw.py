@@ -18,6 +18,10 @@ WIDTH = 380
 _RAMP = ((255, 255, 212), (254, 217, 142), (254, 153, 41), (217, 95, 14), (153, 52, 4))
 _RAMP_STEPS, RAMP_WIDTH = 60, 180.0
 
+#: Blue, white and vermilion for -1, 0 and 1, which differ to those who are colour-blind too; and the id of the gradient
+#: of these colours, which all pictures of a page share.
+DIVERGING, GRADIENT = ((0, 90, 150), (250, 250, 250), (190, 75, 0)), "cosines"
+
 #: Classes of the style sheet; an engine has the same in every picture.
 _KNOWN = {"teacher": "c2", "student": "c1", "float": "c1", "shipped": "c0", "device": "c0", "engine": "c0"}
 _OTHERS = ("c3", "c4", "c5")
@@ -145,6 +149,15 @@ def ramp_legend(x: float, y: float, low: str, high: str) -> Iterator[str]:
         yield f'<rect x="{x + index * width:.1f}" y="{y:.0f}" width="{width + 0.5}" height="12" fill="{fill}"/>'
     yield text(x, y + 28, low)
     yield text(x + RAMP_WIDTH, y + 28, high, "end")
+
+
+def gradient() -> str:
+    """Return the gradient of the scale of colours, which all pictures of a page share."""
+    stops = "".join(
+        f'<stop offset="{share}" stop-color="rgb{colour}"/>'
+        for share, colour in zip((0, 0.5, 1), DIVERGING, strict=True)
+    )
+    return f'<svg class="away" aria-hidden="true"><linearGradient id="{GRADIENT}">{stops}</linearGradient></svg>'
 
 
 def x_axis(frame: Frame, scale: AxisScale, title: str) -> Iterator[str]:
