@@ -5,6 +5,7 @@ from __future__ import annotations
 from html import escape
 from typing import TYPE_CHECKING
 
+from edgekd.gram.pareto import unbeaten
 from edgekd.report.format import milliseconds, number
 from edgekd.report.svg.draw import WIDTH, Frame, picture, text, x_axis, y_axis
 from edgekd.report.svg.scale import AxisScale
@@ -31,8 +32,8 @@ def unbeaten_rows(rows: Mapping[int, EngineRow]) -> list[int]:
         rows: The rows by number; those without a p50 or a metric are passed over.
     """
     known = [_Point(index, row) for index, row in _shown(rows).items()]
-    kept = [place for place in known if not any(other.beats(place) for other in known)]
-    return [place.index for place in sorted(kept, key=lambda place: (place.p50, -place.metric))]
+    kept = [known[index] for index in unbeaten(known, _Point.beats)]
+    return [point.index for point in sorted(kept, key=lambda point: (point.p50, -point.metric))]
 
 
 def _shown(rows: Mapping[int, EngineRow]) -> dict[int, EngineRow]:
