@@ -13,24 +13,24 @@ from edgekd.files import need
 if TYPE_CHECKING:
     from collections.abc import Collection, Sequence
 
-    import onnx
+    from onnx import GraphProto, ModelProto
 
 
 #: Operators that contain graphs of their own.
 CONTROL_FLOW = frozenset({"If", "Loop", "Scan"})
 
 
-def add_outputs(model: onnx.ModelProto, tensors: Collection[str]) -> onnx.ModelProto:
+def add_outputs(model: ModelProto, tensors: Collection[str]) -> ModelProto:
     """Return a model with these tensors as further outputs; ONNX Runtime infers their types."""
     onnx = need("onnx", "build")
-    extended: onnx.ModelProto = onnx.ModelProto()
+    extended: ModelProto = onnx.ModelProto()
     extended.CopyFrom(model)
     outputs = {output.name for output in model.graph.output}
     extended.graph.output.extend(onnx.ValueInfoProto(name=name) for name in tensors if name not in outputs)
     return extended
 
 
-def keep_tensors(graph: onnx.GraphProto) -> None:
+def keep_tensors(graph: GraphProto) -> None:
     """Remove outputs that are no tensors, such as a classifier's list of maps, in place: numpy has no type for them."""
     kept = [output for output in graph.output if output.type.HasField("tensor_type")]
     graph.ClearField("output")
@@ -47,7 +47,7 @@ class Extension:
         graph: Its graph.
     """
 
-    def __init__(self, model: onnx.ModelProto) -> None:
+    def __init__(self, model: ModelProto) -> None:
         self._onnx = need("onnx", "build")
         self.graph = model.graph
         self._opset = next(item.version for item in model.opset_import if item.domain in ("", "ai.onnx"))

@@ -13,12 +13,12 @@ if TYPE_CHECKING:
     from collections.abc import Collection, Mapping, Sequence
     from pathlib import Path
 
-    import onnx
+    from onnx import ModelProto, ValueInfoProto
 
     from edgekd.runtime.session import Array, TensorSpec
 
 
-def input_specs(model: onnx.ModelProto, path: Path) -> tuple[TensorSpec, ...]:
+def input_specs(model: ModelProto, path: Path) -> tuple[TensorSpec, ...]:
     """Return the specs of a model's inputs, and remove the names of free sizes from the model, in place.
 
     Exporters give one name, "?" or the like, to sizes that differ.
@@ -38,14 +38,14 @@ def input_specs(model: onnx.ModelProto, path: Path) -> tuple[TensorSpec, ...]:
         return session.inputs
 
 
-def states(model: onnx.ModelProto) -> list[str]:
+def states(model: ModelProto) -> list[str]:
     """Return the inputs that look like a state: an output other than the first has the same type and fixed sizes."""
     given = [_kind(value) for value in model.graph.output[1:]]
     inputs = [value.name for value in model.graph.input if _kind(value) in given]
     return inputs if len(model.graph.input) > 1 else []
 
 
-def _kind(value: onnx.ValueInfoProto) -> tuple[int, list[int]]:
+def _kind(value: ValueInfoProto) -> tuple[int, list[int]]:
     tensor = value.type.tensor_type
     return tensor.elem_type, [size.dim_value for size in tensor.shape.dim]
 
@@ -55,7 +55,7 @@ def unbatched(specs: Sequence[TensorSpec], inputs: Mapping[str, Array]) -> list[
     return [spec.name for spec in specs if inputs[spec.name].ndim > len(spec.shape)]
 
 
-def batch_inputs(model: onnx.ModelProto, without: Collection[str], inputs: Mapping[str, Array]) -> None:
+def batch_inputs(model: ModelProto, without: Collection[str], inputs: Mapping[str, Array]) -> None:
     """Give every input a batch dimension first, in place; inputs ``without`` one then take one sample at a time."""
     extension = Extension(model)
     for value in model.graph.input:
@@ -74,12 +74,12 @@ def batch_inputs(model: onnx.ModelProto, without: Collection[str], inputs: Mappi
         fix_batch(model)
 
 
-def fix_batch(model: onnx.ModelProto) -> None:
+def fix_batch(model: ModelProto) -> None:
     """Fix the batch dimension of every input to one sample, in place."""
     for value in model.graph.input:
         value.type.tensor_type.shape.dim[0].dim_value = 1
 
 
-def takes_batches(model: onnx.ModelProto) -> bool:
+def takes_batches(model: ModelProto) -> bool:
     """Whether the inputs take any number of samples at a time."""
     return not any(value.type.tensor_type.shape.dim[0].dim_value for value in model.graph.input)

@@ -13,7 +13,7 @@ from edgekd.runtime.backends.onnxruntime import open_engine
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping, Sequence
 
-    import onnx
+    from onnx import ModelProto
 
     from edgekd.pipeline.onnx_import.samples import NpzSamples
     from edgekd.runtime.session import Array
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 _TOLERANCE = 1e-3
 
 
-def observe(model: onnx.ModelProto, tensors: Collection[str], feeds: Mapping[str, Array]) -> dict[str, Array]:
+def observe(model: ModelProto, tensors: Collection[str], feeds: Mapping[str, Array]) -> dict[str, Array]:
     """Run a model and return these tensors.
 
     Raises:
@@ -35,7 +35,7 @@ def observe(model: onnx.ModelProto, tensors: Collection[str], feeds: Mapping[str
         return session.run(feeds)
 
 
-def rows_are_independent(model: onnx.ModelProto, tensors: Collection[str], samples: NpzSamples) -> bool:
+def rows_are_independent(model: ModelProto, tensors: Collection[str], samples: NpzSamples) -> bool:
     """Whether two samples in one batch give what each gives alone; some graphs are right for one sample only."""
     both = samples.first(2)
     alone = [observe(model, tensors, {name: x[row : row + 1] for name, x in both.items()}) for row in range(2)]

@@ -17,7 +17,7 @@ from edgekd.pipeline.onnx_import.taps import TensorTap, channels_first, meeting_
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping, Sequence
 
-    import onnx
+    from onnx import ModelProto, ValueInfoProto
 
     from edgekd.pipeline.onnx_import.samples import NpzSamples
     from edgekd.runtime.session import Array
@@ -39,7 +39,7 @@ class Outputs:
 
 
 def choose_outputs(
-    model: onnx.ModelProto,
+    model: ModelProto,
     taps: Mapping[str, str],
     output: str | None,
     samples: NpzSamples,
@@ -86,7 +86,7 @@ def choose_outputs(
     return Outputs(logits, chosen, example)
 
 
-def _one_at_a_time(model: onnx.ModelProto, tensors: Collection[str], samples: NpzSamples) -> str | None:
+def _one_at_a_time(model: ModelProto, tensors: Collection[str], samples: NpzSamples) -> str | None:
     """Explain why the model takes no batches; None where it does."""
     control = sorted({node.op_type for node in model.graph.node if node.op_type in CONTROL_FLOW})
     if control:  # two samples may well agree where others do not
@@ -96,14 +96,14 @@ def _one_at_a_time(model: onnx.ModelProto, tensors: Collection[str], samples: Np
     return None
 
 
-def _float_outputs(model: onnx.ModelProto) -> list[str]:
+def _float_outputs(model: ModelProto) -> list[str]:
     types = need("onnx", "build").TensorProto
     floats = (types.FLOAT, types.DOUBLE, types.FLOAT16)
     return [value.name for value in model.graph.output if value.type.tensor_type.elem_type in floats]
 
 
 def _find_taps(
-    model: onnx.ModelProto, outputs: Sequence[str], samples: NpzSamples, data: Sequence[str]
+    model: ModelProto, outputs: Sequence[str], samples: NpzSamples, data: Sequence[str]
 ) -> tuple[dict[str, str], str]:
     """Return for each modality its tensor, and how they were found, in words."""
     met = meeting_taps(model.graph, data)
@@ -119,7 +119,7 @@ def _list(taps: Mapping[str, str]) -> str:
     return ", ".join(f"{name} at '{tensor}'" for name, tensor in taps.items())
 
 
-def write_outputs(model: onnx.ModelProto, outputs: Outputs, samples: NpzSamples) -> dict[str, TensorTap]:
+def write_outputs(model: ModelProto, outputs: Outputs, samples: NpzSamples) -> dict[str, TensorTap]:
     """Make ``logits`` and the embeddings the only outputs of a model, in place; return where these are read."""
     graph = model.graph
     stated = {
@@ -159,7 +159,7 @@ def _as_rows(extension: Extension, tensor: str, example: Mapping[str, Array]) ->
     return rows, (1, *shape)
 
 
-def _output(model: onnx.ModelProto, name: str, found: Array, stated: Sequence[int | None]) -> onnx.ValueInfoProto:
+def _output(model: ModelProto, name: str, found: Array, stated: Sequence[int | None]) -> ValueInfoProto:
     """Describe an output by its array for one sample; sizes that may depend on the inputs' are left free."""
     helper = need("onnx", "build").helper
     sizes: Sequence[int | None] = found.shape[1:]
@@ -168,5 +168,5 @@ def _output(model: onnx.ModelProto, name: str, found: Array, stated: Sequence[in
         sizes = stated[1:] if len(stated) == found.ndim else [None] * (found.ndim - 1)
     batch = "batch" if takes_batches(model) else 1
     dtype = helper.np_dtype_to_tensor_dtype(found.dtype)
-    value: onnx.ValueInfoProto = helper.make_tensor_value_info(name, dtype, [batch, *sizes])
+    value: ValueInfoProto = helper.make_tensor_value_info(name, dtype, [batch, *sizes])
     return value

@@ -17,8 +17,8 @@ from edgekd.runtime.backends.onnxruntime import open_engine
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterator
 
-    import onnx
     from numpy.typing import NDArray
+    from onnx import GraphProto, ModelProto, NodeProto, TensorProto
 
 #: Q/DQ with one scale for each channel begins with this opset, which belongs to ONNX 1.8 and its IR version 7.
 _OPSET, _IR_VERSION = 13, 7
@@ -35,7 +35,7 @@ _QUANTIZED = frozenset(
 _KNOWN_DOMAINS = frozenset({"", "ai.onnx", "ai.onnx.ml", "com.microsoft"})
 
 
-def read_model(path: Path, keep: Collection[str] = ()) -> onnx.ModelProto:
+def read_model(path: Path, keep: Collection[str] = ()) -> ModelProto:
     """Read a float model for inference.
 
     Args:
@@ -89,7 +89,7 @@ def weight_files(path: Path) -> list[Path]:
     return [path.parent / name for name in sorted(names) if (path.parent / name).is_file()]
 
 
-def _stored_tensors(model: onnx.ModelProto) -> Iterator[onnx.TensorProto]:
+def _stored_tensors(model: ModelProto) -> Iterator[TensorProto]:
     yield from model.graph.initializer
     for part in (model.graph, *model.functions):
         for node in all_nodes(part):
@@ -99,11 +99,11 @@ def _stored_tensors(model: onnx.ModelProto) -> Iterator[onnx.TensorProto]:
                 yield from (attribute.t, *attribute.tensors)
 
 
-def _load(path: Path) -> onnx.ModelProto:
+def _load(path: Path) -> ModelProto:
     onnx = need("onnx", "build")
     malformed = need("google.protobuf.message", "build").DecodeError
     try:
-        model: onnx.ModelProto = onnx.load(str(path), format="protobuf", load_external_data=False)
+        model: ModelProto = onnx.load(str(path), format="protobuf", load_external_data=False)
     except OSError as error:
         raise ModelError(f"{path}: cannot be read: {error.strerror or error}") from error
     except malformed as error:
@@ -124,7 +124,7 @@ def _load(path: Path) -> onnx.ModelProto:
     return model
 
 
-def _require_float(model: onnx.ModelProto, path: Path) -> None:
+def _require_float(model: ModelProto, path: Path) -> None:
     found = [node.op_type for node in all_nodes(model.graph) if _is_quantized(node.op_type)]
     if found:
         kinds = ", ".join(sorted(set(found)))
@@ -135,7 +135,7 @@ def _is_quantized(operator: str) -> bool:
     return operator in _QUANTIZED or "Quantize" in operator or operator.startswith("QLinear")
 
 
-def _require_inference(model: onnx.ModelProto, path: Path) -> None:
+def _require_inference(model: ModelProto, path: Path) -> None:
     constants = dict(_constants(model.graph))
     found = next((node for node in all_nodes(model.graph) if _trains(node, constants)), None)
     if found is not None or model.training_info:
@@ -143,7 +143,7 @@ def _require_inference(model: onnx.ModelProto, path: Path) -> None:
         raise ModelError(f"{path}: {what}; export the model for inference, after model.eval()")
 
 
-def _trains(node: onnx.NodeProto, constants: dict[str, NDArray[np.generic]]) -> bool:
+def _trains(node: NodeProto, constants: dict[str, NDArray[np.generic]]) -> bool:
     attributes = {attribute.name: attribute.i for attribute in node.attribute}
     if node.op_type == "BatchNormalization":  # before opset 14 it trains where its running statistics are outputs
         return bool(attributes.get("training_mode")) or len([name for name in node.output if name]) > 1
@@ -152,7 +152,7 @@ def _trains(node: onnx.NodeProto, constants: dict[str, NDArray[np.generic]]) -> 
     return str(node.domain) == "ai.onnx.preview.training"
 
 
-def _require_tensors(model: onnx.ModelProto, names: Collection[str]) -> None:
+def _require_tensors(model: ModelProto, names: Collection[str]) -> None:
     graph = model.graph
     known = {value.name for value in graph.input} | {name for node in graph.node for name in node.output if name}
     for name in names:
@@ -160,7 +160,7 @@ def _require_tensors(model: onnx.ModelProto, names: Collection[str]) -> None:
             raise TaskError(f"taps: the model has no tensor '{name}'{nearest(name, known)}")
 
 
-def _require_known_operators(model: onnx.ModelProto, path: Path) -> None:
+def _require_known_operators(model: ModelProto, path: Path) -> None:
     foreign = sorted({f"{n.domain}.{n.op_type}" for n in all_nodes(model.graph) if n.domain not in _KNOWN_DOMAINS})
     try:
         open_engine(model.SerializeToString(), name=str(path)).close()
@@ -173,7 +173,7 @@ def _require_known_operators(model: onnx.ModelProto, path: Path) -> None:
         ) from error
 
 
-def _folded(model: onnx.ModelProto, keep: Collection[str]) -> onnx.ModelProto:
+def _folded(model: ModelProto, keep: Collection[str]) -> ModelProto:
     """Return the model after ONNX Runtime's basic optimisations, which fold what depends on constants alone."""
     onnx, ort = need("onnx", "build"), need("onnxruntime", "build")
     outputs = [output.name for output in model.graph.output]
@@ -184,7 +184,7 @@ def _folded(model: onnx.ModelProto, keep: Collection[str]) -> onnx.ModelProto:
         options.optimized_model_filepath = str(path)
         options.log_severity_level = 3
         ort.InferenceSession(add_outputs(model, keep).SerializeToString(), options, providers=["CPUExecutionProvider"])
-        folded: onnx.ModelProto = onnx.load(str(path))
+        folded: ModelProto = onnx.load(str(path))
     for output in [output for output in folded.graph.output if output.name not in outputs]:
         folded.graph.output.remove(output)
     used = {node.domain for node in all_nodes(folded.graph)}
@@ -193,7 +193,7 @@ def _folded(model: onnx.ModelProto, keep: Collection[str]) -> onnx.ModelProto:
     return folded
 
 
-def _converted(model: onnx.ModelProto, path: Path) -> onnx.ModelProto:
+def _converted(model: ModelProto, path: Path) -> ModelProto:
     opset = _opset(model)
     if opset >= _OPSET:
         return model
@@ -203,14 +203,14 @@ def _converted(model: onnx.ModelProto, path: Path) -> onnx.ModelProto:
         # ONNX's converter leaves the graphs inside as they are, where an operator may mean something else by then.
         raise _old(path, opset, f"it has control flow ({', '.join(control)})")
     try:
-        converted: onnx.ModelProto = convert.convert_version(model, _OPSET)
+        converted: ModelProto = convert.convert_version(model, _OPSET)
         onnx.checker.check_model(converted, full_check=True)
     except (convert.ConvertError, RuntimeError, onnx.checker.ValidationError) as error:
         raise _old(path, opset, _first_line(error)) from error
     return converted
 
 
-def _opset(model: onnx.ModelProto) -> int:
+def _opset(model: ModelProto) -> int:
     return next((item.version for item in model.opset_import if item.domain in ("", "ai.onnx")), _OPSET)
 
 
@@ -221,7 +221,7 @@ def _old(path: Path, opset: int, reason: str) -> ModelError:
     )
 
 
-def _lift_constants(graph: onnx.GraphProto) -> None:
+def _lift_constants(graph: GraphProto) -> None:
     """Turn the tensors of ``Constant`` nodes into initializers, in place: quantizers take only these for weights."""
     numpy_helper = need("onnx", "build").numpy_helper
     lifted = dict(_constants(graph))
@@ -231,7 +231,7 @@ def _lift_constants(graph: onnx.GraphProto) -> None:
     graph.initializer.extend(numpy_helper.from_array(value, name) for name, value in lifted.items())
 
 
-def _constants(graph: onnx.GraphProto) -> Iterator[tuple[str, NDArray[np.generic]]]:
+def _constants(graph: GraphProto) -> Iterator[tuple[str, NDArray[np.generic]]]:
     """Yield the values of ``Constant`` nodes, except strings and sparse tensors, which are never weights."""
     numpy_helper = need("onnx", "build").numpy_helper
     for node in graph.node:

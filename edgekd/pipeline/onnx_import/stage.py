@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
     from pathlib import Path
 
-    import onnx
+    from onnx import GraphProto
 
     from edgekd.runtime.session import TensorSpec
     from edgekd.stages.progress import StageReporter
@@ -146,7 +146,7 @@ def _read(
     return kept, tested
 
 
-def _batch(graph: onnx.GraphProto, specs: Sequence[TensorSpec], samples: NpzSamples, notes: list[str]) -> None:
+def _batch(graph: GraphProto, specs: Sequence[TensorSpec], samples: NpzSamples, notes: list[str]) -> None:
     """Give every input a batch dimension, in place."""
     single = unbatched(specs, samples.inputs)
     if single:

@@ -10,7 +10,7 @@ from edgekd.compress.graph import reads
 if TYPE_CHECKING:
     from collections.abc import Collection, Sequence
 
-    import onnx
+    from onnx import GraphProto
 
     from edgekd.pipeline.onnx_import.graph import Extension
 
@@ -47,7 +47,7 @@ class TensorTap:
     width: int
 
 
-def meeting_taps(graph: onnx.GraphProto, inputs: Collection[str]) -> dict[str, str]:
+def meeting_taps(graph: GraphProto, inputs: Collection[str]) -> dict[str, str]:
     """Find where the data of several inputs first meet.
 
     Args:
@@ -81,7 +81,7 @@ def meeting_taps(graph: onnx.GraphProto, inputs: Collection[str]) -> dict[str, s
     return {name: found[name] for name in inputs if name in found}
 
 
-def channels_first(graph: onnx.GraphProto, tensor: str) -> bool:
+def channels_first(graph: GraphProto, tensor: str) -> bool:
     """Whether a tensor comes, through elementwise operators alone, from one that takes channels before positions."""
     producer = {name: node for node in graph.node for name in node.output}
     node = producer.get(tensor)
