@@ -20,7 +20,7 @@ _HOMES = {
     "build": "edgekd.pipeline.build",
     "load": "edgekd.runtime.bundle",
     "load_recipe": "edgekd.config.loading",
-    "load_target": "edgekd.config.target",
+    "load_target": "edgekd.devices.targets",
 }
 
 

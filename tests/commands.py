@@ -1,4 +1,4 @@
-"""The command line as a user runs it: in a process of its own, in some other folder."""
+"""The command line, in a process of its own, in some other folder."""
 
 import hashlib
 import json
@@ -11,6 +11,8 @@ import sys
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+
+from warm import Forks
 
 ROOT = Path(__file__).parents[1]
 
@@ -35,7 +37,8 @@ LEARNING = ("teacher", "distill", "prune", "export", "robustness")
 SHIPPING = ("quantize", "evaluate", "check", "profile", "robustness-shipped", "bundle", "verify")
 STAGES = (*LEARNING, *SHIPPING)
 
-
+#: For what hangs: on a machine with much else to do a build takes minutes.
+_PATIENCE_SECONDS = 1800
 #: A user who owns nothing, on every Linux.
 _NOBODY = 65534
 
@@ -62,13 +65,22 @@ def python(*arguments, cwd, **changes):
     """Run Python to its end; ``changes`` are of its environment."""
     command = [sys.executable, *map(str, arguments)]
     return subprocess.run(
-        command, cwd=cwd, env=environment(**changes), capture_output=True, text=True, check=False, timeout=1800
+        command,
+        cwd=cwd,
+        env=environment(**changes),
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=_PATIENCE_SECONDS,
     )
 
 
+_FORKS = Forks()
+
+
 def edgekd(*arguments, cwd, **changes):
-    """Run the command line to its end."""
-    return python("-m", "edgekd", *arguments, cwd=cwd, **changes)
+    """Run the command line to its end, in a process that has PyTorch at hand."""
+    return _FORKS.run(arguments, cwd, environment(**changes), _PATIENCE_SECONDS)
 
 
 @contextmanager
@@ -92,12 +104,18 @@ def edgekd_begun(*arguments, cwd):
 
 
 def signal_at(process, moment, signum):
-    """Send a signal to a build with ``--json`` and all that it started, as soon as it says that it is there."""
+    """Send a signal to a build with ``--json`` and all that it started, as soon as it says that it is there.
+
+    Returns:
+        What it said until then.
+    """
+    told = []
     for line in process.stdout:
-        event = json.loads(line)
-        if (event["event"], event.get("stage"), event.get("done")) == moment:
+        told.append(json.loads(line))
+        if (told[-1]["event"], told[-1].get("stage"), told[-1].get("done")) == moment:
             os.killpg(process.pid, signum)
-            return
+            break
+    return told
 
 
 def build_arguments(output, cache, **changes):

@@ -19,6 +19,12 @@ def test_no_test_is_skipped_but_by_the_table():
             assert not found, f"{path}: {found[0]}: take a mark from tests/requirements.py"
 
 
+def test_the_files_that_begin_are_there(pytestconfig):
+    plugins = pytestconfig.pluginmanager.get_plugins()
+    (longest,) = (plugin.LONGEST for plugin in plugins if hasattr(plugin, "LONGEST"))
+    assert [name for name in longest if not (TESTS / name).is_file()] == []
+
+
 def test_every_kind_has_one_remedy():
     assert len({one.kind for one in ALL}) == len({(one.kind, one.remedy) for one in ALL})
 

@@ -67,7 +67,7 @@ def build_options(command: Callable[..., Any]) -> Callable[..., Any]:
         **others: Any,
     ) -> Any:
         from edgekd.config.loading import load_recipe, recipe_name
-        from edgekd.config.target import load_targets
+        from edgekd.devices.targets import load_targets
         from edgekd.files import make_folder
         from edgekd.pipeline.build import BuildPaths, follow
         from edgekd.pipeline.multi_process import is_follower
@@ -166,4 +166,15 @@ class Duration(click.ParamType[float]):
 def runtime_option(command: Callable[..., Any]) -> Callable[..., Any]:
     """Give a command the option of another runtime than the bundle's own, as an argument ``runtime``."""
     what = "Open it with this runtime instead of its own, e.g. onnxruntime on any machine."
-    return click.option("--runtime", metavar="NAME", help=what)(command)
+    return click.option("--runtime", metavar="NAME", help=what, cls=_RuntimeOption)(command)
+
+
+class _RuntimeOption(click.Option):
+    """An option whose help names the engine libraries, which are looked up only where the help is printed."""
+
+    def get_help_record(self, ctx: click.Context) -> tuple[str, str] | None:
+        """Return the option and its help."""
+        from edgekd.runtime.backends.registry import BACKENDS
+
+        self.help = f"{self.help} Names: {', '.join(BACKENDS)}; or your own, file.py:name."
+        return super().get_help_record(ctx)

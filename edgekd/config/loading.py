@@ -5,15 +5,19 @@ from __future__ import annotations
 import json
 from copy import deepcopy
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 from msgspec import Struct
 
-from edgekd.config.recipe import ANCHOR_EXTRA, ModelConfig, Recipe
+from edgekd.config.recipe import ANCHOR_EXTRA, ModelConfig, Recipe, Term
 from edgekd.config.validation import check_keys, check_values, explain
 from edgekd.errors import RecipeError, nearest
 from edgekd.files import parse_toml_value, read_toml
+from edgekd.plugins import anchor
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 DEFAULT_FILE = "edgekd.toml"
 
@@ -122,6 +126,8 @@ def model_recipe(model: ModelConfig, overrides: tuple[str, ...] = ()) -> Recipe:
 def _read(content: dict[str, Any], source: str, overrides: tuple[str, ...]) -> Recipe:
     for override in overrides:
         _set(content, override)
+    for term in _terms(content):
+        _collect_options(term)
     _inherit_loss(content)
     source = f"{source}{' and --set' if overrides else ''}"
     check_values(content, source, RecipeError)
@@ -165,6 +171,30 @@ def _anchor_paths(content: dict[str, Any], base: Path) -> None:
             table[key] = str(base / value) if value else ""
         elif (key == "name" and colon and file.endswith(".py")) or (key == "calibration" and file.endswith(".toml")):
             table[key] = f"{base / file}{colon}{name}"
+    for term in _terms(content):
+        if isinstance(loss := term.get("loss"), str):
+            term["loss"] = anchor(loss, base)
+
+
+def _terms(content: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    """Return the tables of losses in a recipe's tables, wherever a section has a ``loss.extra``."""
+    sections = [content.get(name) for name in ("distill", "prune", "quantize")]
+    while sections:
+        section = sections.pop()
+        if not isinstance(section, dict):
+            continue
+        loss = section.get("loss")
+        extra = loss.get("extra") if isinstance(loss, dict) else None
+        yield from (term for term in (extra.values() if isinstance(extra, dict) else ()) if isinstance(term, dict))
+        sections += [table for name, table in section.items() if name != "loss"]
+
+
+def _collect_options(term: dict[str, Any]) -> None:
+    """Move a loss's own options, which stand beside the keys that every loss has, into the term's ``options``."""
+    own = [key for key in term if key not in Term.__struct_fields__]
+    options = term.get("options", {})
+    if own and isinstance(options, dict):
+        term["options"] = {**options, **{key: term.pop(key) for key in own}}
 
 
 def _inherit_loss(content: dict[str, Any]) -> None:

@@ -5,13 +5,14 @@ Every field has a default and a description; ``edgekd recipe schema`` prints bot
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import msgspec
 from msgspec import Meta, Struct
 from msgspec.structs import replace
 
-from edgekd.errors import nearest
+if TYPE_CHECKING:
+    from collections.abc import Mapping
 
 Pool = Literal["auto", "none", "spatial", "tokens", "first"]
 Precision = Literal["float32", "bfloat16", "float16"]
@@ -144,38 +145,14 @@ class StudentConfig(_Config, frozen=True):
     taps: Taps = {}
 
 
-LossName = Literal[
-    "sample", "intra", "cross", "joint",
-    "dkd", "dist",
-    "fd", "fitnet", "ickd",
-    "sp", "rkd", "pkt", "affinity",
-]  # fmt: skip
-
-#: Which options a loss takes beside share, weight, schedule and where it is measured.
-_GRAM_OPTIONS = ("centered", "normalize", "distance")
-LOSS_OPTIONS: dict[LossName, tuple[str, ...]] = {
-    **dict.fromkeys(("sample", "cross", "joint"), (*_GRAM_OPTIONS, "pairs")),
-    "intra": _GRAM_OPTIONS,
-    "dkd": ("temperature", "beta"),
-    "dist": ("temperature",),
-    **dict.fromkeys(("fd", "fitnet", "ickd", "sp", "rkd", "pkt"), ()),
-    "affinity": ("temperature", "pairs"),
-}
-#: These are of the logits and have no place of their own.
-LOGIT_LOSSES: tuple[LossName, ...] = ("dkd", "dist")
-#: These take inner products between modalities, whose embeddings must then be of one width.
-LOSSES_BETWEEN: tuple[LossName, ...] = ("sample", "cross", "joint", "affinity")
-
-
 class Term(_Config, frozen=True, omit_defaults=True):
-    """One loss beside the cross entropy and KD: of the Gram family, or a rival's."""
+    """One loss beside the cross entropy and KD, by name: one of edgekd's, or the user's own."""
 
     loss: Annotated[
-        LossName | None,
+        str | None,
         Meta(
-            description="Gram scopes: 'sample', 'intra', 'cross', 'joint'. Of logits: 'dkd', 'dist'. Of features, with "
-            "a learned projection: 'fd' (unit length), 'fitnet' (as they are), 'ickd' (channels' correlations). Of "
-            "relations: 'sp', 'rkd', 'pkt', 'affinity' (between modalities). By default the table's own name."
+            description="A loss of edgekd, or one of your own as 'path/to/file.py:name' or 'package.module:name'. By "
+            "default the table's own name."
         ),
     ] = None
     share: Annotated[
@@ -199,31 +176,26 @@ class Term(_Config, frozen=True, omit_defaults=True):
     pairs: Annotated[
         list[str], Meta(description="Between modalities: the pairs 'a-b' that it aligns; by default all.")
     ] = []
-    centered: Annotated[
-        bool | None, Meta(description="Gram: subtract each modality's mean over the batch first; by default false.")
-    ] = None
-    normalize: Annotated[
-        Literal["cosine", "frobenius", "none"] | None,
-        Meta(
-            description="Gram: 'cosine' of unit embeddings (default), 'frobenius' scales each Gram to norm 1, 'none'."
-        ),
-    ] = None
-    distance: Annotated[
-        Literal["mse", "smooth_l1", "frobenius"] | None, Meta(description="Gram: of the entries; by default 'mse'.")
-    ] = None
-    temperature: Annotated[
-        Positive | None,
-        Meta(description="Of 'dkd' and 'dist' (by default that of KD) and 'affinity' (0.1 unless given)."),
-    ] = None
-    beta: Annotated[
-        NonNegative | None, Meta(description="Of 'dkd': weight of the classes that are not the target; by default 8.")
-    ] = None
     student: Taps = {}
     teacher: Taps = {}
+    options: Annotated[
+        dict[str, Any], Meta(description="The loss's own options, which may also stand beside the keys above.")
+    ] = {}
+
+    def table(self) -> dict[str, Any]:
+        """Return the term as a recipe's table: what is not by default, the loss's own options beside the other keys."""
+        table: dict[str, Any] = msgspec.to_builtins(self)
+        options = table.pop("options", {})
+        return {**table, **options}
+
+
+def extra_table(extra: Mapping[str, float | Term]) -> dict[str, Any]:
+    """Return losses as a recipe's table ``extra``: a share, or a table, for each."""
+    return {name: term.table() if isinstance(term, Term) else term for name, term in extra.items()}
 
 
 #: What distillation adds to CE and KD; docs/explanation/distill.md has what it is worth.
-DEFAULT_EXTRA: dict[str, float | Term] = {"intra": Term(share=3.0, centered=True), "sample": 0.1}
+DEFAULT_EXTRA: dict[str, float | Term] = {"intra": Term(share=3.0, options={"centered": True}), "sample": 0.1}
 
 #: What the fine-tunes add, whose anchor is the unpruned student: the gate measures 'sample'.
 ANCHOR_EXTRA: dict[str, float | Term] = {"intra": 1.0, "sample": 1.0}
@@ -240,13 +212,11 @@ class LossConfig(_Config, frozen=True):
         Meta(
             description="Losses that are added, by name: a number is the share of one with its defaults, as in "
             "{ intra = 1.0, sample = 0.1 }; a table says more. {} adds none.",
-            extra_json_schema={"default": msgspec.to_builtins(DEFAULT_EXTRA)},
+            extra_json_schema={"default": extra_table(DEFAULT_EXTRA)},
         ),
     ] = msgspec.field(default_factory=DEFAULT_EXTRA.copy)
 
     def __post_init__(self) -> None:
-        for name, value in self.extra.items():
-            _check_term(name, value if isinstance(value, Term) else Term())
         if not self.ce and not self.kd:
             held = [name for name, term in self.terms.items() if term.weight == "auto"]
             if held:
@@ -267,26 +237,6 @@ class LossConfig(_Config, frozen=True):
         return terms
 
 
-def _check_term(name: str, term: Term) -> None:
-    """Raise ValueError for a term whose loss is unknown or does not have the options it is given."""
-    loss = term.loss or name
-    if loss not in LOSS_OPTIONS:
-        raise ValueError(f"extra.{name}: there is no loss '{loss}'{nearest(loss, LOSS_OPTIONS)}")
-    options = LOSS_OPTIONS[loss]
-    for option in ("centered", "normalize", "distance", "temperature", "beta", "pairs"):
-        if getattr(term, option) not in (None, []) and option not in options:
-            raise ValueError(f"extra.{name}: '{option}' is no option of the loss '{loss}'")
-    if loss in LOGIT_LOSSES and (term.modalities or term.student or term.teacher):
-        raise ValueError(f"extra.{name}: the loss '{loss}' is of the logits; modalities and taps say nothing to it")
-    if loss == "ickd" and not (term.student and term.teacher):
-        raise ValueError(
-            f"extra.{name}: 'ickd' is of feature maps [B, C, ...]: name their modules in both of its tables student "
-            "and teacher"
-        )
-    if loss in ("fd", "fitnet", "ickd") and term.student.keys() != term.teacher.keys():
-        raise ValueError(f"extra.{name}: its tables student and teacher must name the same modalities")
-
-
 class DistillConfig(Training, frozen=True):
     """Train the student from the teacher."""
 
@@ -305,13 +255,6 @@ class DistillConfig(Training, frozen=True):
             "alone; one modality of a sample always stays."
         ),
     ] = 0.0
-
-    def __post_init__(self) -> None:
-        maps = [name for name, term in self.loss.terms.items() if term.loss == "ickd"]
-        if self.cache_teacher and maps:
-            raise ValueError(
-                f"cache_teacher keeps no feature maps, which 'extra.{maps[0]}' (ickd) reads: leave one of the two out"
-            )
 
 
 _FINE_TUNED = (

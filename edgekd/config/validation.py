@@ -16,6 +16,9 @@ from edgekd.errors import nearest
 #: Keys that had another name in an earlier edgekd, by the section's class and the old key.
 _RENAMED = MappingProxyType({("QuantizeConfig", "tune"): "qat", ("Calibration", "method"): "ranges"})
 
+#: Sections that take keys beside their own: a loss's options, which are known only where the losses are.
+_OPEN = frozenset({"Term"})
+
 
 def explain(error: msgspec.ValidationError, struct: type[Struct]) -> str:
     """Turn msgspec's ``"Expected `int`, got `str` - at `$.a.b`"`` into ``"a.b: expected 'int', got 'str'"``.
@@ -86,6 +89,8 @@ def _check_keys(value: Any, info: inspect.Type, error: type[Exception], source: 
             for key, item in value.items():
                 if (new := _RENAMED.get((info.cls.__name__, key))) is not None:
                     raise error(f"{source}: {at}{key} is now {at}{new}")
+                if key not in fields and info.cls.__name__ in _OPEN:
+                    continue
                 if key not in fields:
                     section = f"[{at.rstrip('.')}]" if at else "the top level"
                     raise error(f"{source}: {section} has no key '{key}'{nearest(key, fields)}")

@@ -19,7 +19,7 @@ from edgekd.compress.quantize import candidate_specs, quantizer_packages
 from edgekd.config.target import load_calibration
 from edgekd.devices.base import Absent
 from edgekd.devices.select import assign_devices
-from edgekd.devices.ssh import SshDevice
+from edgekd.devices.ssh.device import SshDevice
 from edgekd.errors import OutputError, TargetError
 from edgekd.files import make_folder
 from edgekd.pipeline import imported_source, multi_process, trained_source
@@ -31,10 +31,11 @@ from edgekd.pipeline.target.evaluate import compiles
 from edgekd.pipeline.target.run import build_targets
 from edgekd.report.build.files import write_report
 from edgekd.report.results import BuildReport
-from edgekd.runtime.backends.registry import PACKAGES, Runtime
+from edgekd.runtime.backends.registry import Runtime, find_backend
 from edgekd.stages.cache import Cache
 from edgekd.stages.progress import Observer, SerialObserver, Silent
 from edgekd.stages.stage import Runner, library_versions
+from edgekd.training.distillation.loss_registry import check_losses
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -163,6 +164,7 @@ def prepare(
         raise TargetError("no target given")
     # An error in the calibration or in a device is raised now, not after training.
     load_calibration(recipe.quantize.calibration)
+    check_losses(recipe)
     assigned = assign_devices(targets, devices)
     try:
         yield _prepare(recipe, targets, cache, assigned, observer, only)
@@ -233,7 +235,7 @@ def _check(recipe: Recipe, target: Target, device: Device | Absent) -> None:
             runtime.load()
         device.describe(runtime)
     if target.compile and compiles(target):
-        library_versions(PACKAGES[target.compile.library], "build")
+        library_versions(find_backend(target.compile.library).packages, "build")
     library_versions(quantizer_packages(wanted), "build")
 
 

@@ -14,7 +14,7 @@ from edgekd.stages.user_code import source_digests
 
 if TYPE_CHECKING:
     from edgekd.config.recipe import TaskConfig
-    from edgekd.training.task.protocol import LoadedTask
+    from edgekd.training.task.loading import LoadedTask
 
 
 class Project:
@@ -41,7 +41,7 @@ class Project:
             TaskError: The task cannot be loaded, or its data differ from those of its remembered digest.
         """
         need("torch", "build")
-        from edgekd.training.task.protocol import load_task
+        from edgekd.training.task.loading import load_task
 
         known = self._known
         task = load_task(self.config)

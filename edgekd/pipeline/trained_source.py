@@ -17,6 +17,8 @@ from edgekd.runtime.corruption import Robustness
 from edgekd.stages.artifacts import CUT_PROBE, PROBE, WEIGHTS, Exported, Trained
 from edgekd.stages.cache import digest
 from edgekd.stages.stage import Done, Runner, StageSpec
+from edgekd.training.distillation.loss_registry import check_losses, own_loss_sources
+from edgekd.training.stage_run import StageRun
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -149,6 +151,9 @@ class TrainingStages:
     export_label: str = ""
     teachers: Project | None = None
 
+    def __post_init__(self) -> None:
+        check_losses(self.recipe)
+
     def run(self) -> TrainedOrigin:
         """Run every stage, or read its result."""
         teacher, student, pruned = self.train()
@@ -179,11 +184,13 @@ class TrainingStages:
                 self._load_pruned(origin.pruned.folder),
                 self._outputs(origin.teacher, config.loss, report),
             )
-            return qat.run(self.project.loaded, networks, self.taps, scheme, config, self.recipe.seed, folder, report)
+            return qat.run(
+                self.project.loaded, networks, self.taps, scheme, config, StageRun(self.recipe.seed, folder, report)
+            )
 
         tuned = self.runner(
             QAT,
-            config={**_plain(config), "scheme": _plain(scheme)},
+            config={**_plain(config), **own_loss_sources(config.loss), "scheme": _plain(scheme)},
             inputs={"pruned": origin.pruned.key},
             run=fine_tune,
         )
@@ -222,7 +229,7 @@ class TrainingStages:
                 name: robustness.MeasuredNetwork(model, origin.trained[name].result.metric)
                 for name, model in models.items()
             }
-            return robustness.run(self.project.loaded, networks, config, self.recipe.seed, folder, report)
+            return robustness.run(self.project.loaded, networks, config, StageRun(self.recipe.seed, folder, report))
 
         settings = {**_plain(config), "seed": self.recipe.seed}
         return self.runner(ROBUSTNESS, config=settings, inputs={"pruned": origin.pruned.key}, run=run)
@@ -238,7 +245,7 @@ class TrainingStages:
             from edgekd.training.distillation import teacher
 
             self.preflight()
-            return teacher.run(project.loaded, self.taps.teacher, config, self.recipe.seed, folder, report)
+            return teacher.run(project.loaded, self.taps.teacher, config, StageRun(self.recipe.seed, folder, report))
 
         settings = {
             **_plain(msgspec.structs.replace(config, precision="float32")),  # it matters to those that learn from it
@@ -255,6 +262,7 @@ class TrainingStages:
 
         settings = {
             **_plain(config),
+            **own_loss_sources(config.loss),
             "taps": _plain(self.recipe.student.taps),
             "precision": self.recipe.teacher.precision,
         }
@@ -279,7 +287,7 @@ class TrainingStages:
 
         self.preflight()
         outputs, model = self._outputs(teacher, config.loss, report), self.load_teacher(teacher)
-        return distill.run(self.project.loaded, model, self.taps, config, seed, folder, report, outputs)
+        return distill.run(self.project.loaded, model, self.taps, config, StageRun(seed, folder, report), outputs)
 
     def _prune(self, teacher: Done[Trained], student: Done[Trained]) -> Done[Trained]:
         config = self.recipe.prune
@@ -293,9 +301,12 @@ class TrainingStages:
                 self._load_student(student),
                 self._outputs(teacher, config.loss, report),
             )
-            return prune.run(self.project.loaded, networks, self.taps, config, self.recipe.seed, folder, report)
+            return prune.run(
+                self.project.loaded, networks, self.taps, config, StageRun(self.recipe.seed, folder, report)
+            )
 
-        return self.runner(PRUNE, config=_plain(config), inputs={"student": student.key}, run=run)
+        settings = {**_plain(config), **own_loss_sources(config.loss)}
+        return self.runner(PRUNE, config=settings, inputs={"student": student.key}, run=run)
 
     def _export(self, teacher: Done[Trained], student: Done[Trained], pruned: Done[Trained]) -> Done[Exported]:
         config = self.recipe.export
@@ -321,23 +332,23 @@ class TrainingStages:
         if not self.recipe.distill.cache_teacher:
             return None
         from edgekd.training.distillation import cached_teacher
-        from edgekd.training.distillation.terms import places
+        from edgekd.training.distillation.loss_taps import taps_with_losses
         from edgekd.training.loop import distributed
 
-        read = places(self.taps.teacher, loss, "teacher")
+        read = taps_with_losses(self.taps.teacher, loss, "teacher")
         depends = {"version": _OUTPUTS_VERSION, "teacher": teacher.key, "places": list(_plain(read).items())}
         name, cache = f"outputs-{digest(depends)}", self.runner.cache
 
         def wait() -> None:
             report.warn("another build is writing the teacher's outputs; waiting for them")
 
-        if distributed.leads():
+        if distributed.is_main():
             with cache.claim(name, wait) as folder:
                 if folder is not None:
                     split = self.project.loaded.splits["train"]
-                    cached_teacher.write(self.load_teacher(teacher), read, split, folder, report)
+                    cached_teacher.write_outputs(self.load_teacher(teacher), read, split, folder, report)
                     cache.finish(name, {})
-        distributed.wait()
+        distributed.barrier()
         return cache.root / name
 
     @cached_property

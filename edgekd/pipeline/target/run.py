@@ -6,8 +6,8 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from edgekd.compress.quantize import candidate_specs
-from edgekd.devices.parallel import together
-from edgekd.devices.ssh import SshDevice
+from edgekd.devices.parallel import run_parallel
+from edgekd.devices.ssh.device import SshDevice
 from edgekd.errors import ModelError, TargetError
 from edgekd.gram.gate import FINETUNED
 from edgekd.pipeline.publish import BUNDLE, ENGINES, REJECTED, Files, files_below
@@ -128,7 +128,7 @@ def build_targets(contexts: Mapping[str, Context]) -> dict[str, FinishedTarget]:
             board.stop()
 
     jobs = {", ".join(names): lambda names=names: build_on(names) for names in boards.values()}
-    for done in together(jobs, stop).values():
+    for done in run_parallel(jobs, stop).values():
         finished |= done
     return {name: finished[name] for name in contexts}
 

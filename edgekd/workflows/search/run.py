@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import edgekd
 from edgekd.config.loading import DEFAULT_FILE, Draft, draft_recipe, recipe_name
-from edgekd.config.target import load_targets
+from edgekd.devices.targets import load_targets
 from edgekd.errors import OutputError, RecipeError, TaskError
 from edgekd.files import make_folder, need, toml_value
 from edgekd.pipeline.build import fit_widths
