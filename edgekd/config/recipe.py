@@ -69,10 +69,10 @@ class Tap(_Config, frozen=True):
         Pool,
         Meta(
             description="How an output of more than two dimensions becomes one vector for each sample: 'spatial' "
-            "averages all dimensions after the channels [B, C, ...], 'tokens' averages a sequence [B, T, D], or a grid whose "
-            "channels are last [B, H, W, D], over all tokens, 'first' takes a sequence's first token, 'none' refuses "
-            "to pool, 'auto' pools [B, C, H, W] spatially and asks for a choice at three dimensions, which may be "
-            "either."
+            "averages all dimensions after the channels [B, C, ...], 'tokens' averages a sequence [B, T, D], or a grid "
+            "whose channels are last [B, H, W, D], over all tokens, 'first' takes a sequence's first token, 'none' "
+            "refuses to pool, 'auto' pools [B, C, H, W] spatially and asks for a choice at three dimensions, which "
+            "may be either."
         ),
     ] = "auto"
     call: Annotated[
