@@ -58,7 +58,7 @@ def test_everything_before_quantize_is_shared(fan):
     planned = events(fan.process.stdout)[0]["stages"]
     assert planned[: len(LEARNING)] == list(LEARNING)
     assert [name for name in planned if name.endswith(" jetson-orin")] == [
-        f"{stage} jetson-orin" for stage in ("quantize", "compile", "check", "robustness-shipped", "bundle")
+        f"{stage} jetson-orin" for stage in ("quantize", "compile", "check", "robustness_shipped", "bundle")
     ]
     assert "profile openvino-cpu" in planned
 
