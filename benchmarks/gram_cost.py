@@ -17,7 +17,8 @@ import torch
 from common import arguments, write_result
 from torch.utils.data import DataLoader
 
-from edgekd.config.recipe import LossConfig, load_recipe
+from edgekd.config.loading import load_recipe
+from edgekd.config.recipe import LossConfig
 from edgekd.stages.progress import Silent, StageReporter
 from edgekd.tasks.av_digits import AvDigits
 from edgekd.training.distillation.loss_taps import LossTaps

@@ -19,7 +19,7 @@ __all__ = ["build", "load", "load_recipe", "load_target"]
 _HOMES = {
     "build": "edgekd.pipeline.build",
     "load": "edgekd.runtime.bundle",
-    "load_recipe": "edgekd.config.recipe",
+    "load_recipe": "edgekd.config.loading",
     "load_target": "edgekd.devices.targets",
 }
 

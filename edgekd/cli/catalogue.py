@@ -101,7 +101,7 @@ def show_recipe(recipe: str | None, overrides: tuple[str, ...]) -> None:
     """Print a recipe as JSON, with every default filled in."""
     import msgspec
 
-    from edgekd.config.recipe import load_recipe
+    from edgekd.config.loading import load_recipe
     from edgekd.training.distillation.loss_registry import check_losses
 
     loaded = load_recipe(recipe, overrides)

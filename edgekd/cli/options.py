@@ -66,7 +66,7 @@ def build_options(command: Callable[..., Any]) -> Callable[..., Any]:
         cache: Path,
         **others: Any,
     ) -> Any:
-        from edgekd.config.recipe import load_recipe, recipe_name
+        from edgekd.config.loading import load_recipe, recipe_name
         from edgekd.devices.targets import load_targets
         from edgekd.files import make_folder
         from edgekd.pipeline.build import BuildPaths, follow
@@ -122,7 +122,8 @@ def _model_recipe(
     test: Path | None,
     taps: tuple[str, ...],
 ) -> Recipe:
-    from edgekd.config.recipe import ModelConfig, model_recipe
+    from edgekd.config.loading import model_recipe
+    from edgekd.config.recipe import ModelConfig
 
     if recipe is not None:
         raise click.UsageError("give --model or --recipe, not both; a recipe can name a model in its [model] section")

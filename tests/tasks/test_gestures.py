@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from edgekd.config.recipe import load_recipe
+from edgekd.config.loading import load_recipe
 from edgekd.errors import DataError
 from edgekd.tasks import gestures
 from edgekd.tasks.catalogue import GESTURES, SEGLEARN

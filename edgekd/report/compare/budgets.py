@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import msgspec
 from msgspec import Meta, Struct
 
-from edgekd.config.recipe import check_keys, check_values, explain
+from edgekd.config.validation import check_keys, check_values, explain
 from edgekd.errors import BudgetError, ReportError, nearest
 from edgekd.files import read_toml
 from edgekd.gram.gate import Verdict

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, TypeVar
 import msgspec
 from msgspec import Struct
 
-from edgekd.config.recipe import explain
+from edgekd.config.validation import explain
 from edgekd.errors import ReportError
 
 if TYPE_CHECKING:

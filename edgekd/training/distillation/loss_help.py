@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from edgekd.config.recipe import recipe_schema
+from edgekd.config.loading import recipe_schema
 from edgekd.training.distillation.loss_registry import shipped_losses
 
 if TYPE_CHECKING:

@@ -14,8 +14,10 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from edgekd.config.recipe import Term, explain, is_own_loss
+from edgekd.config.recipe import Term
+from edgekd.config.validation import explain
 from edgekd.errors import RecipeError, nearest
+from edgekd.plugins import is_plugin
 from edgekd.stages.user_code import source_digests
 from edgekd.training.distillation import losses
 
@@ -75,7 +77,7 @@ def own_loss_sources(config: LossConfig) -> dict[str, dict[str, dict[str, str]]]
     Raises:
         RecipeError: A file or module is not there.
     """
-    homes = {term.loss.rpartition(":")[0] for term in config.terms.values() if term.loss and is_own_loss(term.loss)}
+    homes = {term.loss.rpartition(":")[0] for term in config.terms.values() if term.loss and is_plugin(term.loss)}
     return {"own_losses": {home: source_digests(_home_file(home)) for home in sorted(homes)}} if homes else {}
 
 
@@ -122,7 +124,7 @@ def _check_cached_maps(recipe: Recipe) -> None:
 
 
 def _check_named(loss: str, term: Term) -> None:
-    if not is_own_loss(loss):
+    if not is_plugin(loss):
         check_term(find_shipped_loss(loss), term)
     else:
         _home_file(loss.rpartition(":")[0])

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, TypedDict
 import torch
 from torch import Tensor, nn
 
-from edgekd.config.recipe import is_own_loss
+from edgekd.plugins import is_plugin
 from edgekd.training.distillation.bound_losses import bind_losses
 from edgekd.training.distillation.gathered import gather_batch
 from edgekd.training.distillation.gradient_balance import GradientBalance, schedule
@@ -134,7 +134,7 @@ class DistillationObjective:
         Raises:
             TaskError: One fails, or returns something other than a scalar.
         """
-        own = [extra for extra in self.extras.values() if is_own_loss(extra.term.loss or extra.name)]
+        own = [extra for extra in self.extras.values() if is_plugin(extra.term.loss or extra.name)]
         if own:
             with self._evaluating(), torch.random.fork_rng():
                 outputs = self._outputs(batch)[0]

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING
 
 from torch import Tensor, nn
 
-from edgekd.config.recipe import is_own_loss
 from edgekd.errors import TaskError, nearest
 from edgekd.files import sha256_file
+from edgekd.plugins import is_plugin
 from edgekd.stages.user_code import user_code
 from edgekd.training.distillation.loss import Loss
 from edgekd.training.distillation.loss_registry import find_shipped_loss
@@ -30,7 +30,7 @@ def find_loss(reference: str) -> Loss:
         RecipeError: edgekd has no loss of that name.
         TaskError: The user's file is not there or fails, or has no such loss in it.
     """
-    if not is_own_loss(reference):
+    if not is_plugin(reference):
         return find_shipped_loss(reference)
     home, _, name = reference.rpartition(":")
     module = _import(home)

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any, cast
 
 import msgspec
 
-from edgekd.config.recipe import Recipe, check_keys, extra_table
+from edgekd.config.recipe import Recipe, extra_table
+from edgekd.config.validation import check_keys
 from edgekd.errors import RecipeError, nearest
 from edgekd.files import parse_toml_value, toml_value
 from edgekd.training.distillation.loss_registry import check_losses, shipped_losses
@@ -17,7 +18,7 @@ from edgekd.training.distillation.loss_registry import check_losses, shipped_los
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
-    from edgekd.config.recipe import Draft
+    from edgekd.config.loading import Draft
 
 #: The parts of a recipe that decide what a trial's student is. The seed is none: a search over it finds luck.
 VARIED = ("task.options", "teacher", "student", "distill", "prune")

@@ -11,7 +11,8 @@ import pytest
 import torch
 from small import TAPS, Remembers, TwoTowers, loaded, reporter, split
 
-from edgekd.config.recipe import DistillConfig, load_recipe
+from edgekd.config.loading import load_recipe
+from edgekd.config.recipe import DistillConfig
 from edgekd.pipeline.project import Project
 from edgekd.pipeline.trained_source import TrainingStages
 from edgekd.stages.cache import Cache

@@ -3,7 +3,8 @@ import pytest
 import torch
 from small import TAPS, Remembers, TwoTowers, loaded, reporter, split
 
-from edgekd.config.recipe import DistillConfig, LossConfig, TeacherConfig, load_recipe
+from edgekd.config.loading import load_recipe
+from edgekd.config.recipe import DistillConfig, LossConfig, TeacherConfig
 from edgekd.errors import RecipeError
 from edgekd.gram.distance import GramKind, gram_distance
 from edgekd.gram.matrix import joint_gram, normalize

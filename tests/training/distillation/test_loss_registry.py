@@ -4,7 +4,7 @@ import jsonschema
 import msgspec
 import pytest
 
-from edgekd.config.recipe import load_recipe
+from edgekd.config.loading import load_recipe
 from edgekd.errors import RecipeError
 from edgekd.training.distillation.loss_help import describe_losses, full_recipe_schema
 from edgekd.training.distillation.loss_registry import check_losses, own_loss_sources, shipped_losses

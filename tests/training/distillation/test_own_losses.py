@@ -10,7 +10,8 @@ import torch
 from small import TAPS, Remembers, TwoTowers, loaded, reporter
 
 import edgekd.training.distillation.losses
-from edgekd.config.recipe import DistillConfig, LossConfig, load_recipe
+from edgekd.config.loading import load_recipe
+from edgekd.config.recipe import DistillConfig, LossConfig
 from edgekd.errors import RecipeError, TaskError
 from edgekd.stages.artifacts import WEIGHTS
 from edgekd.training import preflight
@@ -184,7 +185,7 @@ import json, sys
 from pathlib import Path
 import edgekd.training.distillation.losses as losses
 losses.__path__.append(sys.argv[1])
-from edgekd.config.recipe import load_recipe
+from edgekd.config.loading import load_recipe
 from edgekd.training.distillation.loss_help import describe_losses, full_recipe_schema
 from edgekd.training.distillation.loss_registry import check_losses, shipped_losses
 check_losses(load_recipe("digits", ("distill.loss.extra={mean={power=3.0}}",)))

@@ -2,7 +2,8 @@
 
 import pytest
 
-from edgekd.config.recipe import DEFAULT_EXTRA, LossConfig, Tap, Term, load_recipe
+from edgekd.config.loading import load_recipe
+from edgekd.config.recipe import DEFAULT_EXTRA, LossConfig, Tap, Term
 from edgekd.workflows.advise.candidates import contestants, families, recipe_lines
 
 FIELD = contestants(LossConfig())
