@@ -46,7 +46,7 @@ from edgekd.compress.quantize import DEPLOY, PROBE_GRAPH
 from edgekd.compress.ranges import CalibrationSamples
 from edgekd.config.recipe import ProfileConfig
 from edgekd.config.target import load_calibration
-from edgekd.devices.browser import BrowserDevice
+from edgekd.devices.browser.device import BrowserDevice
 from edgekd.devices.local import LocalDevice
 from edgekd.files import quiet
 from edgekd.gram.drift import Bootstrap, flips, measure_drift
@@ -56,8 +56,8 @@ from edgekd.pipeline.build import BuildPaths
 from edgekd.pipeline.project import Project
 from edgekd.pipeline.publish import BUNDLE, REJECTED
 from edgekd.pipeline.trained_source import TrainingStages
-from edgekd.runtime.backends.openvino import no_telemetry
 from edgekd.runtime.backends.registry import Runtime
+from edgekd.runtime.backends.telemetry import no_telemetry
 from edgekd.runtime.session import open_arrays
 from edgekd.stages.artifacts import CALIBRATION, TEST, onnx_name
 from edgekd.stages.cache import Cache

@@ -19,8 +19,8 @@ __all__ = ["build", "load", "load_recipe", "load_target"]
 _HOMES = {
     "build": "edgekd.pipeline.build",
     "load": "edgekd.runtime.bundle",
-    "load_recipe": "edgekd.config.recipe",
-    "load_target": "edgekd.config.target",
+    "load_recipe": "edgekd.config.loading",
+    "load_target": "edgekd.devices.targets",
 }
 
 

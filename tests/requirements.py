@@ -15,8 +15,8 @@ from functools import cached_property
 import axe
 import pytest
 
-from edgekd.devices.browser import BrowserDevice
 from edgekd.devices.browser.chromium import find_chromium
+from edgekd.devices.browser.device import BrowserDevice
 from edgekd.devices.emulated.device import EmulatedDevice
 from edgekd.errors import DeviceError
 from edgekd.runtime.backends.cuda import gpu_name

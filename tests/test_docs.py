@@ -23,6 +23,7 @@ from commands import ROOT
 
 import edgekd
 from edgekd.cli import main
+from edgekd.config.target import load_calibration
 from edgekd.report.compare.budgets import read_budgets
 
 DOCS = ROOT / "docs"
@@ -199,12 +200,15 @@ def parse(command, words):
 
 
 @pytest.mark.parametrize("block", [block for block in ALL if block.language == "toml"], ids=str)
-def test_every_toml_is_a_recipe_a_target_or_a_budget(block, tmp_path):
+def test_every_toml_is_a_recipe_a_target_a_calibration_or_a_budget(block, tmp_path):
     content = tomllib.loads(block.text)
     file = tmp_path / "shown.toml"
     if "limits" in content:
         file.write_text(block.text, encoding="utf-8")
         read_budgets(file)
+    elif "ranges" in content:
+        file.write_text(block.text, encoding="utf-8")
+        load_calibration(str(file))
     elif "runtime" in content:
         file.write_text(block.text, encoding="utf-8")
         edgekd.load_target(str(file))

@@ -18,8 +18,10 @@ from mkdocs.structure.files import File, Files
 import edgekd
 from edgekd import errors
 from edgekd.cli import main
-from edgekd.config.recipe import recipe_schema
-from edgekd.config.target import RUNTIMES, Target, load_target, shipped_targets
+from edgekd.config.target import Calibration, Target, shipped_targets
+from edgekd.devices.targets import load_target
+from edgekd.runtime.backends.registry import BACKENDS
+from edgekd.training.distillation.loss_help import full_recipe_schema
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -60,12 +62,12 @@ def schemas() -> dict[str, Json]:
         name: json.loads((ROOT / "edgekd" / package / f"{name}.schema.json").read_text(encoding="utf-8"))
         for name, package in files.items()
     }
-    return {"recipe": recipe_schema(), "target": msgspec.json.schema(Target), **shipped}
+    return {"recipe": full_recipe_schema(), "target": msgspec.json.schema(Target), **shipped}
 
 
 def recipe_tables() -> str:
     """Return a section for each table of the recipe: its keys, types, defaults and meanings."""
-    definitions = recipe_schema()["$defs"]
+    definitions = full_recipe_schema()["$defs"]
     top = definitions["Recipe"]["properties"]
     parts = [_key_table(_keys({name: top[name] for name in ("seed",)}, (), definitions))]
     for name, field in top.items():
@@ -156,13 +158,13 @@ def _range(field: Json) -> str:
 
 def tap_table() -> str:
     """Return the keys of a tap."""
-    definitions = recipe_schema()["$defs"]
+    definitions = full_recipe_schema()["$defs"]
     return _key_table(_keys(definitions["Tap"]["properties"], ("module",), definitions))
 
 
 def loss_table() -> str:
     """Return the keys of a loss that a recipe adds."""
-    definitions = recipe_schema()["$defs"]
+    definitions = full_recipe_schema()["$defs"]
     return _key_table(_keys(definitions["Term"]["properties"], (), definitions))
 
 
@@ -203,9 +205,16 @@ def target_keys() -> str:
     return "\n\n".join(parts)
 
 
+def calibration_keys() -> str:
+    """Return the keys of a calibration file."""
+    definitions = msgspec.json.schema(Calibration)["$defs"]
+    kind = definitions["Calibration"]
+    return _key_table(_keys(kind["properties"], kind["required"], definitions))
+
+
 def runtime_list() -> str:
     """Return the engine libraries that edgekd knows."""
-    return ", ".join(f"`{name}`" for name in RUNTIMES)
+    return ", ".join(f"`{name}`" for name in BACKENDS)
 
 
 def commands() -> str:
@@ -258,13 +267,17 @@ def decisions() -> str:
     return _table(iter(rows))
 
 
-def schema_tables(name: str) -> str:
-    """Return the fields of a published schema: of the whole, and a section for each record that it has."""
+def schema_tables(name: str, described: str = "") -> str:
+    """Return the fields of a published schema: of the whole, and a section for each record that it has.
+
+    Records that the schema ``described`` has too are left to it.
+    """
     schema = schemas()[name]
+    elsewhere = schemas()[described]["$defs"] if described else {}
     definitions = schema.get("$defs", {})
     parts = [_key_table(_fields(schema, definitions))]
     for title, kind in definitions.items():
-        if kind.get("properties"):
+        if kind.get("properties") and title not in elsewhere:
             fields = _key_table(_fields(kind, definitions))
             parts.append(f"### {title}\n\n{_prose(kind.get('description', ''))}\n\n{fields}")
     return "\n\n".join(parts)
@@ -346,11 +359,12 @@ TABLES: dict[str, Callable[[], str]] = {
     "targets": target_list,
     "target-files": target_sections,
     "target-keys": target_keys,
+    "calibration-keys": calibration_keys,
     "runtimes": runtime_list,
     "commands": commands,
     "exit-codes": exit_codes,
     "decisions": decisions,
     "report": lambda: schema_tables("report"),
-    "profile": lambda: schema_tables("profile"),
+    "profile": lambda: schema_tables("profile", described="report"),
     "manifest": lambda: schema_tables("manifest"),
 }

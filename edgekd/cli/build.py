@@ -177,7 +177,7 @@ def search(
     """
     from edgekd.cli.terminal import Json, choose_observer
     from edgekd.cli.terminal.search import print_search
-    from edgekd.config.recipe import recipe_name
+    from edgekd.config.loading import recipe_name
     from edgekd.report.search.tables import search_json
     from edgekd.workflows.search.run import Wanted
     from edgekd.workflows.search.run import search as run
@@ -225,7 +225,7 @@ def advise(
     """
     from edgekd.cli.terminal import Json, choose_observer
     from edgekd.cli.terminal.advice import print_advice
-    from edgekd.config.recipe import load_recipe, recipe_name
+    from edgekd.config.loading import load_recipe, recipe_name
     from edgekd.pipeline.build import BuildPaths
     from edgekd.workflows.advise.report import advice_json
     from edgekd.workflows.advise.run import advise as find

@@ -66,8 +66,8 @@ def build_options(command: Callable[..., Any]) -> Callable[..., Any]:
         cache: Path,
         **others: Any,
     ) -> Any:
-        from edgekd.config.recipe import load_recipe, recipe_name
-        from edgekd.config.target import load_targets
+        from edgekd.config.loading import load_recipe, recipe_name
+        from edgekd.devices.targets import load_targets
         from edgekd.files import make_folder
         from edgekd.pipeline.build import BuildPaths, follow
         from edgekd.pipeline.multi_process import is_follower
@@ -122,7 +122,8 @@ def _model_recipe(
     test: Path | None,
     taps: tuple[str, ...],
 ) -> Recipe:
-    from edgekd.config.recipe import ModelConfig, model_recipe
+    from edgekd.config.loading import model_recipe
+    from edgekd.config.recipe import ModelConfig
 
     if recipe is not None:
         raise click.UsageError("give --model or --recipe, not both; a recipe can name a model in its [model] section")
@@ -165,4 +166,15 @@ class Duration(click.ParamType[float]):
 def runtime_option(command: Callable[..., Any]) -> Callable[..., Any]:
     """Give a command the option of another runtime than the bundle's own, as an argument ``runtime``."""
     what = "Open it with this runtime instead of its own, e.g. onnxruntime on any machine."
-    return click.option("--runtime", metavar="NAME", help=what)(command)
+    return click.option("--runtime", metavar="NAME", help=what, cls=_RuntimeOption)(command)
+
+
+class _RuntimeOption(click.Option):
+    """An option whose help names the engine libraries, which are looked up only where the help is printed."""
+
+    def get_help_record(self, ctx: click.Context) -> tuple[str, str] | None:
+        """Return the option and its help."""
+        from edgekd.runtime.backends.registry import BACKENDS
+
+        self.help = f"{self.help} Names: {', '.join(BACKENDS)}; or your own, file.py:name."
+        return super().get_help_record(ctx)

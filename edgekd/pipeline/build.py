@@ -19,7 +19,7 @@ from edgekd.compress.quantize import candidate_specs, quantizer_packages
 from edgekd.config.target import load_calibration
 from edgekd.devices.base import Absent
 from edgekd.devices.select import assign_devices
-from edgekd.devices.ssh import SshDevice
+from edgekd.devices.ssh.device import SshDevice
 from edgekd.errors import OutputError, TargetError
 from edgekd.files import make_folder
 from edgekd.pipeline import imported_source, multi_process, trained_source
@@ -28,13 +28,14 @@ from edgekd.pipeline.project import Project
 from edgekd.pipeline.publish import publish, writing
 from edgekd.pipeline.target.context import LIBRARIES, Context
 from edgekd.pipeline.target.evaluate import compiles
-from edgekd.pipeline.target.parallel import build_targets
+from edgekd.pipeline.target.run import build_targets
 from edgekd.report.build.files import write_report
 from edgekd.report.results import BuildReport
-from edgekd.runtime.backends.registry import PACKAGES, Runtime
+from edgekd.runtime.backends.registry import Runtime, find_backend
 from edgekd.stages.cache import Cache
-from edgekd.stages.progress import InTurn, Observer, Silent
+from edgekd.stages.progress import Observer, SerialObserver, Silent
 from edgekd.stages.stage import Runner, library_versions
+from edgekd.training.distillation.loss_registry import check_losses
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -52,8 +53,8 @@ class BuildPaths:
     """Where a build reads and writes.
 
     Attributes:
-        output: the report, and one folder for each target.
-        cache: finished stages.
+        output: Folder of the report, with one folder for each target.
+        cache: Folder of the finished stages.
     """
 
     output: Path
@@ -63,7 +64,7 @@ class BuildPaths:
 def build(
     recipe: Recipe,
     targets: Sequence[Target],
-    places: BuildPaths,
+    paths: BuildPaths,
     *,
     devices: Sequence[str] = (),
     name: str = "recipe",
@@ -71,28 +72,27 @@ def build(
 ) -> BuildReport:
     """Build a recipe for some targets.
 
-    Stages that are up to date do nothing; a killed build goes on where it stopped when it is called again.
+    Stages that are up to date do nothing. A killed build continues where it stopped when it is called again. Where
+    torchrun started several processes, rank 0 calls this and the others :func:`follow`.
 
     Args:
-        recipe: what to build.
-        targets: for which kinds of device.
-        places: where to.
-        devices: on which machines engines run: ``DEVICE`` or ``TARGET=DEVICE`` each, see
-            :func:`edgekd.devices.select.assign_devices`. By default what is at hand for each target.
-        name: what the report calls the recipe.
-        observer: hears of each stage.
-
-    Where torchrun started several processes, rank 0 calls this and the others :func:`follow`.
+        recipe: What to build.
+        targets: The kinds of device to build for.
+        paths: Folders of the output and of the finished stages.
+        devices: Machines on which engines run: ``DEVICE`` or ``TARGET=DEVICE`` each, see
+            :func:`edgekd.devices.select.assign_devices`. By default each target's engines run on what is at hand.
+        name: Name of the recipe in the report.
+        observer: Receives the events of each stage.
 
     Returns:
         The report, also written to ``output`` as ``report.json``, ``report.md`` and ``report.html``. A build that the
-        gate rejected returns too, its verdict "fail".
+        gate rejected returns too, with the verdict "fail".
 
     Raises:
-        EdgekdError: any error that a user can cause; see :mod:`edgekd.errors`.
+        EdgekdError: Any error that a user can cause; see :mod:`edgekd.errors`.
     """
-    make_folder(places.output, OutputError, "--output")
-    with prepare(recipe, targets, places.cache, devices=devices, observer=observer or Silent()) as prepared:
+    make_folder(paths.output, OutputError, "--output")
+    with prepare(recipe, targets, paths.cache, devices=devices, observer=observer or Silent()) as prepared:
         robustness = prepared.origin.robustness
         finished = build_targets(prepared.contexts)
     report = BuildReport(
@@ -109,10 +109,10 @@ def build(
         robustness=robustness.result if robustness else None,
         robustness_reason=_no_robustness(recipe),
     )
-    with writing(places.output):
+    with writing(paths.output):
         for target_name, done in finished.items():
-            publish(done.shown, places.output / target_name)
-        write_report(report, places.output)  # last: it speaks of bundles that are there
+            publish(done.shown, paths.output / target_name)
+        write_report(report, paths.output)  # last, since it links to the bundles
     return report
 
 
@@ -125,13 +125,13 @@ def _no_robustness(recipe: Recipe) -> str:
 
 @dataclass(frozen=True)
 class Prepared:
-    """A build whose first half is done.
+    """A build whose stages that run once are finished.
 
     Attributes:
-        runner: runs stages.
-        origin: of the first target's engines.
-        contexts: for each target what its second half starts from.
-        versions: of the libraries that compute the result.
+        runner: Runs the stages.
+        origin: What the first target's stages start from.
+        contexts: For each target what its stages are given.
+        versions: Versions of the libraries that compute the result.
     """
 
     runner: Runner
@@ -150,25 +150,26 @@ def prepare(
     observer: Observer,
     only: Sequence[StageSpec[Any]] | None = None,
 ) -> Iterator[Prepared]:
-    """Check what can be checked before training, and run the first half; in the end devices are let go of.
+    """Check what can be checked before training, and run the stages that run once; close the devices in the end.
 
     Args:
-        recipe: what to build.
-        targets: for which kinds of device.
-        cache: folder of finished stages.
-        devices: as for :func:`build`.
-        observer: hears of each stage.
+        recipe: What to build.
+        targets: The kinds of device to build for.
+        cache: Folder of the finished stages.
+        devices: As for :func:`build`.
+        observer: Receives the events of each stage.
         only: The stages that will follow for each target; None for all.
     """
     if not targets:
         raise TargetError("no target given")
-    # What is wrong with these is said now, not after training.
+    # An error in the calibration or in a device is raised now, not after training.
     load_calibration(recipe.quantize.calibration)
-    at = assign_devices(targets, devices)
+    check_losses(recipe)
+    assigned = assign_devices(targets, devices)
     try:
-        yield _prepare(recipe, targets, cache, at, observer, only)
+        yield _prepare(recipe, targets, cache, assigned, observer, only)
     finally:
-        for device in at.values():
+        for device in assigned.values():
             if not isinstance(device, Absent):
                 device.close()
 
@@ -177,19 +178,19 @@ def _prepare(
     recipe: Recipe,
     targets: Sequence[Target],
     cache: Path,
-    at: dict[str, Device | Absent],
+    devices: dict[str, Device | Absent],
     observer: Observer,
     only: Sequence[StageSpec[Any]] | None,
 ) -> Prepared:
     for target in targets:
-        _check(recipe, target, at[target.name])
+        _check(recipe, target, devices[target.name])
     source = trained_source if recipe.task else imported_source
     versions = library_versions(dict.fromkeys((*source.LIBRARIES, *LIBRARIES)), "build")
     recipe = fit_widths(recipe, targets)
-    runner = Runner(Cache(cache), InTurn(observer))
-    observer.plan(plan(recipe, targets, at, only))
+    runner = Runner(Cache(cache), SerialObserver(observer))
+    observer.plan(plan(recipe, targets, devices, only))
     origins = _origins(runner, recipe, targets, cache)
-    contexts = {t.name: Context(runner, recipe, t, origins[t.opset], at[t.name]) for t in targets}
+    contexts = {t.name: Context(runner, recipe, t, origins[t.opset], devices[t.name]) for t in targets}
     return Prepared(runner, origins[targets[0].opset], contexts, versions)
 
 
@@ -211,12 +212,12 @@ def follow(recipe: Recipe, targets: Sequence[Target], cache: Path) -> None:
     """Train along with the process that builds, where torchrun started several; return when training is over.
 
     Args:
-        recipe: the same as that process's, as are the others.
-        targets: the same.
-        cache: the same folder.
+        recipe: The same recipe as in the process that builds.
+        targets: The same targets.
+        cache: The same folder.
 
     Raises:
-        EdgekdError: any error that a user can cause; see :mod:`edgekd.errors`.
+        EdgekdError: Any error that a user can cause; see :mod:`edgekd.errors`.
     """
     if recipe.task:
         runner, project = Runner(Cache(cache), Silent()), Project(recipe.task, cache)
@@ -226,7 +227,7 @@ def follow(recipe: Recipe, targets: Sequence[Target], cache: Path) -> None:
 
 
 def _check(recipe: Recipe, target: Target, device: Device | Absent) -> None:
-    """Raise what a user would otherwise hear only after training."""
+    """Raise the errors of a target that a user would otherwise see only after training."""
     wanted = candidate_specs(target, recipe.quantize.precision)
     runtime = Runtime(target.runtime, target.options)
     if not isinstance(device, Absent):
@@ -234,7 +235,7 @@ def _check(recipe: Recipe, target: Target, device: Device | Absent) -> None:
             runtime.load()
         device.describe(runtime)
     if target.compile and compiles(target):
-        library_versions(PACKAGES[target.compile.library], "build")
+        library_versions(find_backend(target.compile.library).packages, "build")
     library_versions(quantizer_packages(wanted), "build")
 
 

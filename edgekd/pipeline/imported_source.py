@@ -1,4 +1,4 @@
-"""The first half of a build from ONNX: nothing is trained, the model and its samples are read. No torch."""
+"""The stage import of a build from ONNX: nothing is trained, the model and its samples are read. It needs no torch."""
 
 from __future__ import annotations
 
@@ -19,9 +19,8 @@ from edgekd.stages.labels import accuracy
 from edgekd.stages.stage import Done, Runner, StageSpec
 
 if TYPE_CHECKING:
-    from typing import Any
-
     import numpy as np
+    from numpy.typing import NDArray
 
     from edgekd.config.recipe import ModelConfig, Recipe
     from edgekd.config.target import Scheme
@@ -64,8 +63,8 @@ class ImportedOrigin:
         """Read the probe of the float graph on the test samples."""
         return {NETWORK: Probe.load(self.imported.folder / PROBE)}
 
-    def metric(self, logits: np.ndarray[Any, Any], labels: np.ndarray[Any, Any]) -> float:
-        """Return the accuracy."""
+    def metric(self, logits: NDArray[np.floating], labels: NDArray[np.integer]) -> float:
+        """Return the accuracy of logits [N, C] and labels [N]."""
         return accuracy(logits, labels)
 
     def histories(self) -> dict[str, list[dict[str, float]]]:
@@ -77,11 +76,11 @@ class ImportedOrigin:
 
 
 def import_model(runner: Runner, recipe: Recipe) -> ImportedOrigin:
-    """Run or read the import.
+    """Run the import, or read its result.
 
     Raises:
-        ModelError: a file is missing, no build can start from the model, or the samples do not fit it.
-        TaskError: there is no tensor or output of a name that was given.
+        ModelError: A file is missing, no build can start from the model, or the samples do not fit it.
+        TaskError: There is no tensor or output of a name that was given.
     """
     config = recipe.model
     assert config is not None  # the caller has looked

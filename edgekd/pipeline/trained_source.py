@@ -1,11 +1,11 @@
-"""The first half of a build: teacher, distil, prune, export. Imports torch only when a stage must run."""
+"""The stages that train: teacher, distil, prune, export. They import torch only where a stage must run."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import msgspec
 
@@ -17,15 +17,19 @@ from edgekd.runtime.corruption import Robustness
 from edgekd.stages.artifacts import CUT_PROBE, PROBE, WEIGHTS, Exported, Trained
 from edgekd.stages.cache import digest
 from edgekd.stages.stage import Done, Runner, StageSpec
+from edgekd.training.distillation.loss_registry import check_losses, own_loss_sources
+from edgekd.training.stage_run import StageRun
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     import numpy as np
+    from numpy.typing import NDArray
     from torch import nn
 
     from edgekd.config.recipe import DistillConfig, LossConfig, Recipe
     from edgekd.config.target import Scheme
+    from edgekd.files import JsonObject
     from edgekd.gram.probe import Probe
     from edgekd.pipeline.project import Project
     from edgekd.stages.progress import StageReporter
@@ -70,7 +74,15 @@ ROBUSTNESS = StageSpec(
 
 @dataclass(frozen=True)
 class TrainedOrigin:
-    """The finished first half: the :class:`~edgekd.pipeline.source.Origin` of a recipe with a task."""
+    """The networks that were trained: the :class:`~edgekd.pipeline.source.Origin` of a recipe with a task.
+
+    Attributes:
+        stages: The stages that trained them.
+        teacher: The finished teacher.
+        student: The finished student, not pruned.
+        pruned: The finished pruned student.
+        exported: The export of all three.
+    """
 
     stages: TrainingStages
     teacher: Done[Trained]
@@ -88,11 +100,11 @@ class TrainedOrigin:
 
     @property
     def trained(self) -> dict[str, Done[Trained]]:
-        """The trained models."""
+        """The trained networks, by name."""
         return {"teacher": self.teacher, "student": self.student, "pruned": self.pruned}
 
     def probes(self) -> dict[str, Probe]:
-        """Read what each network said of the test split: "cut" before its fine-tune, "finetuned" after it."""
+        """Read each network's probe on the test split; of the pruned one "cut" is before its fine-tune."""
         from edgekd.gram.probe import Probe
 
         files = {"teacher": self.teacher.folder / PROBE, "student": self.student.folder / PROBE}
@@ -100,17 +112,17 @@ class TrainedOrigin:
             files |= {CUT: self.pruned.folder / CUT_PROBE, FINETUNED: self.pruned.folder / PROBE}
         return {name: Probe.load(path) for name, path in files.items()}
 
-    def metric(self, logits: np.ndarray[Any, Any], labels: np.ndarray[Any, Any]) -> float:
+    def metric(self, logits: NDArray[np.floating], labels: NDArray[np.integer]) -> float:
         """Return the task's metric."""
         return self.stages.project.loaded.metric(logits, labels)
 
     def histories(self) -> dict[str, list[dict[str, float]]]:
-        """Return for each network that was trained here one entry an epoch."""
+        """Return for each network that was trained here one entry for each epoch."""
         return {name: done.result.history for name, done in self.trained.items() if done.result.history}
 
     @cached_property
     def robustness(self) -> Done[Robustness] | None:
-        """What losing or spoiling a modality costs the trained networks; None where the recipe does not want it."""
+        """What losing or spoiling a modality costs the trained networks; None where the recipe does not ask for it."""
         return self.stages.measure_robustness(self) if self.stages.recipe.robustness.measure else None
 
     def fine_tune_for_int8(self, scheme: Scheme) -> QatStudent:
@@ -120,16 +132,16 @@ class TrainedOrigin:
 
 @dataclass(frozen=True)
 class TrainingStages:
-    """Runs the first half of a recipe.
+    """Runs the stages of a recipe that train.
 
     Attributes:
-        runner: runs stages.
-        project: the task.
-        recipe: what to train.
-        opset: of the export.
+        runner: Runs the stages.
+        project: The task.
+        recipe: What to train.
+        opset: ONNX opset of the export.
         export_label: What tells the exports of a build with several opsets apart, e.g. "opset 18"; "" for the first.
-        teachers: the task that the teacher is trained for where it is not ``project``: one whose data and whose teacher
-            are the same, so that students of many sizes learn from one teacher.
+        teachers: Task that the teacher is trained for, where it is not ``project``. Its data and its teacher are the
+            same, so that students of many sizes learn from one teacher.
     """
 
     runner: Runner
@@ -139,19 +151,22 @@ class TrainingStages:
     export_label: str = ""
     teachers: Project | None = None
 
+    def __post_init__(self) -> None:
+        check_losses(self.recipe)
+
     def run(self) -> TrainedOrigin:
-        """Run or read every stage."""
+        """Run every stage, or read its result."""
         teacher, student, pruned = self.train()
         return TrainedOrigin(self, teacher, student, pruned, self._export(teacher, student, pruned))
 
     def train(self) -> tuple[Done[Trained], Done[Trained], Done[Trained]]:
-        """Run or read the stages that train: teacher, student, pruned student."""
+        """Run or read the stages before the export; return teacher, student and pruned student."""
         teacher = self.teacher()
         student = self._distill(teacher)
         return teacher, student, self._prune(teacher, student)
 
     def networks(self) -> tuple[nn.Module, nn.Module]:
-        """Run or read all but the export; return the teacher and the pruned student, with the weights they ended at."""
+        """Run or read the stages before the export; return the trained teacher and the trained pruned student."""
         teacher = self.teacher()
         pruned = self._prune(teacher, self._distill(teacher))
         return self.load_teacher(teacher), self._load_pruned(pruned.folder)
@@ -169,11 +184,13 @@ class TrainingStages:
                 self._load_pruned(origin.pruned.folder),
                 self._outputs(origin.teacher, config.loss, report),
             )
-            return qat.run(self.project.loaded, networks, self.taps, scheme, config, self.recipe.seed, folder, report)
+            return qat.run(
+                self.project.loaded, networks, self.taps, scheme, config, StageRun(self.recipe.seed, folder, report)
+            )
 
         tuned = self.runner(
             QAT,
-            config={**_plain(config), "scheme": _plain(scheme)},
+            config={**_plain(config), **own_loss_sources(config.loss), "scheme": _plain(scheme)},
             inputs={"pruned": origin.pruned.key},
             run=fine_tune,
         )
@@ -212,7 +229,7 @@ class TrainingStages:
                 name: robustness.MeasuredNetwork(model, origin.trained[name].result.metric)
                 for name, model in models.items()
             }
-            return robustness.run(self.project.loaded, networks, config, self.recipe.seed, folder, report)
+            return robustness.run(self.project.loaded, networks, config, StageRun(self.recipe.seed, folder, report))
 
         settings = {**_plain(config), "seed": self.recipe.seed}
         return self.runner(ROBUSTNESS, config=settings, inputs={"pruned": origin.pruned.key}, run=run)
@@ -228,7 +245,7 @@ class TrainingStages:
             from edgekd.training.distillation import teacher
 
             self.preflight()
-            return teacher.run(project.loaded, self.taps.teacher, config, self.recipe.seed, folder, report)
+            return teacher.run(project.loaded, self.taps.teacher, config, StageRun(self.recipe.seed, folder, report))
 
         settings = {
             **_plain(msgspec.structs.replace(config, precision="float32")),  # it matters to those that learn from it
@@ -245,6 +262,7 @@ class TrainingStages:
 
         settings = {
             **_plain(config),
+            **own_loss_sources(config.loss),
             "taps": _plain(self.recipe.student.taps),
             "precision": self.recipe.teacher.precision,
         }
@@ -256,12 +274,20 @@ class TrainingStages:
     def distil(
         self, teacher: Done[Trained], config: DistillConfig, seed: int, folder: Path, report: StageReporter
     ) -> Trained:
-        """Distil a student into a folder, with a config and a seed that need not be the recipe's."""
+        """Distil a student into a folder, with a config and a seed that need not be the recipe's.
+
+        Args:
+            teacher: The finished teacher.
+            config: How to distil.
+            seed: Seed of the training.
+            folder: Folder for the student's files.
+            report: Receives progress.
+        """
         from edgekd.training.distillation import distill
 
         self.preflight()
         outputs, model = self._outputs(teacher, config.loss, report), self.load_teacher(teacher)
-        return distill.run(self.project.loaded, model, self.taps, config, seed, folder, report, outputs)
+        return distill.run(self.project.loaded, model, self.taps, config, StageRun(seed, folder, report), outputs)
 
     def _prune(self, teacher: Done[Trained], student: Done[Trained]) -> Done[Trained]:
         config = self.recipe.prune
@@ -275,9 +301,12 @@ class TrainingStages:
                 self._load_student(student),
                 self._outputs(teacher, config.loss, report),
             )
-            return prune.run(self.project.loaded, networks, self.taps, config, self.recipe.seed, folder, report)
+            return prune.run(
+                self.project.loaded, networks, self.taps, config, StageRun(self.recipe.seed, folder, report)
+            )
 
-        return self.runner(PRUNE, config=_plain(config), inputs={"student": student.key}, run=run)
+        settings = {**_plain(config), **own_loss_sources(config.loss)}
+        return self.runner(PRUNE, config=settings, inputs={"student": student.key}, run=run)
 
     def _export(self, teacher: Done[Trained], student: Done[Trained], pruned: Done[Trained]) -> Done[Exported]:
         config = self.recipe.export
@@ -299,32 +328,32 @@ class TrainingStages:
         return self.runner(EXPORT, label=self.export_label, config=settings, inputs={"pruned": pruned.key}, run=run)
 
     def _outputs(self, teacher: Done[Trained], loss: LossConfig, report: StageReporter) -> Path | None:
-        """Return where the teacher's outputs of the training split are, written once; None where it is to run."""
+        """Return the folder of the teacher's outputs on the training split, written once; None where it is to run."""
         if not self.recipe.distill.cache_teacher:
             return None
         from edgekd.training.distillation import cached_teacher
-        from edgekd.training.distillation.terms import places
+        from edgekd.training.distillation.loss_taps import taps_with_losses
         from edgekd.training.loop import distributed
 
-        read = places(self.taps.teacher, loss, "teacher")
+        read = taps_with_losses(self.taps.teacher, loss, "teacher")
         depends = {"version": _OUTPUTS_VERSION, "teacher": teacher.key, "places": list(_plain(read).items())}
         name, cache = f"outputs-{digest(depends)}", self.runner.cache
 
         def wait() -> None:
             report.warn("another build is writing the teacher's outputs; waiting for them")
 
-        if distributed.leads():
+        if distributed.is_main():
             with cache.claim(name, wait) as folder:
                 if folder is not None:
                     split = self.project.loaded.splits["train"]
-                    cached_teacher.write(self.load_teacher(teacher), read, split, folder, report)
+                    cached_teacher.write_outputs(self.load_teacher(teacher), read, split, folder, report)
                     cache.finish(name, {})
-        distributed.wait()
+        distributed.barrier()
         return cache.root / name
 
     @cached_property
     def taps(self) -> Taps:
-        """Where both networks' embeddings are, from the recipe and the task."""
+        """The taps of both networks, from the recipe and the task."""
         from edgekd.training.taps.taps import Taps, resolve_taps
 
         task, names = self.project.loaded.task, self.project.loaded.modalities
@@ -335,16 +364,16 @@ class TrainingStages:
         )
 
     def preflight(self) -> None:
-        """Check the task, once a build.
+        """Check the task, once for each build.
 
         Raises:
-            TaskError: something in it is wrong.
+            TaskError: Something in the task is wrong.
         """
         _ = self._checked
 
     @cached_property
     def _checked(self) -> bool:
-        """True, computed once a build: the check reads every sample."""
+        """True once the task is checked, which is done once for each build: the check reads every sample."""
         from edgekd.training import preflight
 
         preflight.check(self.project.loaded, self.taps, self.recipe)
@@ -374,5 +403,7 @@ class TrainingStages:
         return rebuild(build(self.project.loaded.task.student, self.recipe.seed), self.project.loaded, folder)
 
 
-def _plain(value: Any) -> Any:
-    return msgspec.to_builtins(value)
+def _plain(config: object) -> JsonObject:
+    """Return a config as JSON."""
+    content: JsonObject = msgspec.to_builtins(config)
+    return content

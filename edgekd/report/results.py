@@ -5,11 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from edgekd.gram.gate import Verdict  # noqa: TC001  # msgspec reads the annotations of CandidateResult
+from edgekd.runtime.measure.results import Quantile  # noqa: TC001
+
 if TYPE_CHECKING:
     from edgekd.config.target import Budgets
-    from edgekd.gram.gate import Ledger, LedgerRow, Verdict
-    from edgekd.runtime.corruption import Disturbed, Robustness
-    from edgekd.runtime.measure.results import EngineProfile, Profile, Quantile
+    from edgekd.gram.gate import Ledger, LedgerRow
+    from edgekd.runtime.corruption import NetworkRobustness, Robustness
+    from edgekd.runtime.measure.results import EngineProfile, Profile
     from edgekd.stages.stage import StageTime
 
 #: What the candidate that ships is called in tables.
@@ -23,12 +26,18 @@ PROFILE, PROFILE_VERSION = "profile.json", 1
 #: :class:`~edgekd.gram.heatmap.FewGrams`.
 LATENCY, GRAM, SAMPLES = "latency", "gram", "samples.npz"
 
-_SEVERITY: tuple[Verdict, ...] = ("pass", "warn", "fail")
+#: Verdicts from good to bad.
+VERDICTS: tuple[Verdict, ...] = ("pass", "warn", "fail")
 
 
 def worst(*verdicts: Verdict) -> Verdict:
     """Return the most severe of some verdicts."""
-    return max(verdicts, key=_SEVERITY.index)
+    return max(verdicts, key=VERDICTS.index)
+
+
+def project_name(recipe: str, task: str) -> str:
+    """Return what a user calls a build: the recipe where the task is a class of the user's own file, else the task."""
+    return recipe if ".py:" in task else task
 
 
 @dataclass(frozen=True)
@@ -53,19 +62,19 @@ class BudgetCheck:
 
 @dataclass(frozen=True)
 class CandidateResult:
-    """One of the ways in which the network was written for a target, as far as it was measured.
+    """One way in which the network was written for a target, as far as it was measured.
 
     Attributes:
-        name: e.g. "int8", "int8-nncf", "float32".
-        precision: e.g. "int8".
-        verdict: of the gate.
-        metric: of its last stage; None where there are no labels.
-        bound: of its drift against the ledger's reference, at its last stage.
-        flips: share of samples whose top-1 class is not the reference's, at its last stage; None where the network
-            is no classifier.
-        p50: latency; None where it was not measured.
-        size_bytes: of the file that the runtime is given.
-        peak_rss_bytes: of the process that ran it; None where it was not measured.
+        name: Name of the candidate, e.g. "int8", "int8-nncf" or "float32".
+        precision: Its precision, e.g. "int8".
+        verdict: The gate's verdict on its last stage.
+        metric: The metric at its last stage; None where there are no labels.
+        bound: Upper confidence bound of its drift against the ledger's reference, at its last stage.
+        flips: Share of samples whose top-1 class is not the reference's, at its last stage; None where the network is
+            no classifier.
+        p50: Median latency in ms with its 95 % interval; None where it was not measured.
+        size_bytes: Size of the file that the runtime is given.
+        peak_rss_bytes: Peak resident memory of the process that ran it; None where it was not measured.
     """
 
     name: str
@@ -120,7 +129,7 @@ class TargetResult:
     chosen: str
     choice: str
     facts: tuple[str, ...] = ()
-    robustness: Disturbed | None = None
+    robustness: NetworkRobustness | None = None
 
     def __post_init__(self) -> None:
         if self.profile is None and not self.profile_reason:
@@ -210,7 +219,7 @@ class BuildReport:
             added and their shares of the gradient, and on the validation split metric and Gram drift from the anchor.
         targets: one result for each target.
         robustness: of the networks that were trained here; None where it was not measured.
-        robustness_reason: why not: ``"not measured: ..."``.
+        robustness_reason: Why it was not: ``"not measured: ..."``.
     """
 
     recipe: str
@@ -222,6 +231,11 @@ class BuildReport:
     targets: tuple[TargetResult, ...]
     robustness: Robustness | None = None
     robustness_reason: str = "not measured"
+
+    @property
+    def name(self) -> str:
+        """What a title calls the build."""
+        return project_name(self.recipe, self.task)
 
     @property
     def verdict(self) -> Verdict:

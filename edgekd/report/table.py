@@ -160,11 +160,16 @@ def candidate_table(result: TargetResult) -> Table:
             candidate.verdict,
             milliseconds(candidate.p50.value_ms) if candidate.p50 else "not measured",
             size(candidate.size_bytes),
-            "ships" if candidate.name == result.chosen else "",
+            ("shown" if result.verdict == "fail" else "ships") if candidate.name == result.chosen else "",
         )
         for candidate in result.candidates
     )
-    return Table("Candidates", columns, rows, (f"{result.chosen} ships: {result.choice}.",))
+    return Table("Candidates", columns, rows, (choice_sentence(result),))
+
+
+def choice_sentence(result: TargetResult) -> str:
+    """Say which candidate was chosen, and why; one that the gate rejects does not ship."""
+    return f"{result.chosen} {'is shown' if result.verdict == 'fail' else 'ships'}: {result.choice}."
 
 
 def _columns(first: str, *figures: str) -> tuple[Column, ...]:

@@ -12,16 +12,17 @@ from typing import TYPE_CHECKING, Any
 
 from msgspec.structs import replace
 
-from edgekd.config.target import load_target, shipped_targets
+from edgekd.config.target import shipped_targets
 from edgekd.devices.base import Verifier
-from edgekd.devices.parallel import together
+from edgekd.devices.parallel import run_parallel
 from edgekd.devices.select import open_device
-from edgekd.devices.ssh import SshDevice
+from edgekd.devices.ssh.device import SshDevice
+from edgekd.devices.targets import load_target
 from edgekd.errors import BundleError, DeviceError, OutputError
 from edgekd.files import make_folder
-from edgekd.runtime.bundle import engine_file, examine, read_branches
+from edgekd.runtime.bundle import check_bundle, engine_file, read_branches
 from edgekd.runtime.manifest import REFERENCE, read_file
-from edgekd.runtime.measure.layers import fold
+from edgekd.runtime.measure.layers import assign_branches
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
@@ -29,9 +30,9 @@ if TYPE_CHECKING:
     from edgekd.config.recipe import ProfileConfig
     from edgekd.devices.base import Device
     from edgekd.runtime.backends.registry import Runtime
-    from edgekd.runtime.bundle import Verification
     from edgekd.runtime.manifest import Manifest
     from edgekd.runtime.measure.results import Profile
+    from edgekd.runtime.verification import Verification
 
 _ENGINE = "engine"
 
@@ -87,9 +88,9 @@ def profile_bundle(
         DeviceError: the machine lacks what the bundle needs, or the measuring process was lost.
         OutputError: ``output`` cannot be made.
     """
-    manifest, library = examine(path, runtime)
+    manifest, library = check_bundle(path, runtime)
     branches, ledger = read_branches(path, manifest), _ledger(path, manifest)
-    own = "browser" if library.name == "onnxruntime-web" else "local"
+    own = "browser" if library.backend.in_browser else "local"
     if not config.rails and manifest.target in shipped_targets():
         config = replace(config, rails=load_target(manifest.target).power_rails)
     engine = path / engine_file(manifest, "deploy", library)
@@ -102,7 +103,7 @@ def profile_bundle(
                 raw = folder or Path(scratch)
                 make_folder(raw, OutputError, "--output")
                 found = device.profile({_ENGINE: engine}, library, path / REFERENCE, raw, config, advance)
-            folded = fold(found, {_ENGINE: branches})
+            folded = assign_branches(found, {_ENGINE: branches})
             return ProfiledBundle(manifest, ledger, library.name, device.name, folded, folder)
 
         boards = [device for device in devices if isinstance(device, SshDevice)]
@@ -113,7 +114,7 @@ def profile_bundle(
             for board in boards:
                 board.stop()
 
-        found |= together(jobs, stop)
+        found |= run_parallel(jobs, stop)
     return [found[device.name] for device in devices]
 
 
@@ -148,7 +149,7 @@ def verify_bundle(path: Path, runtime: str | None, request: str) -> tuple[Manife
         MissingDependency: it lacks what the bundle needs.
         ModelError: the engine cannot be opened there.
     """
-    manifest, library = examine(path, runtime)
+    manifest, library = check_bundle(path, runtime)
     with ExitStack() as stack:
         (device,) = _open([request], stack)
         if not isinstance(device, Verifier):

@@ -12,7 +12,8 @@ from edgekd.compress import quantize
 from edgekd.compress.fp16 import to_half
 from edgekd.config.target import Calibration, Scheme
 from edgekd.errors import ModelError
-from edgekd.runtime.backends.tensorrt import RTX, BuildOptions, build
+from edgekd.runtime.backends.tensorrt_build import BuildOptions, build_plan
+from edgekd.runtime.backends.tensorrt_library import RTX
 
 OUTPUTS = ["logits", "embedding.image", "embedding.motion"]
 
@@ -96,7 +97,7 @@ def test_the_given_graph_is_left_alone(quantized):
 
 @RTX_PACKAGE.mark
 def test_tensorrt_builds_it(quantized):
-    plan = build(to_half(quantized).SerializeToString(), RTX, BuildOptions(compute_capabilities=("SM86",)))
+    plan = build_plan(to_half(quantized).SerializeToString(), RTX, BuildOptions(compute_capabilities=("SM86",)))
     tensors = [output for layer in plan.layers for output in layer["Outputs"]]
     assert {"INT8", "HALF"} <= {tensor["Datatype"] for tensor in tensors}
     assert "(foreignNode) Converting conv weight scales to fp32." in plan.messages

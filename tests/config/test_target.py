@@ -1,14 +1,8 @@
 import msgspec
 import pytest
 
-from edgekd.config.target import (
-    DEFAULT_OPERATORS,
-    find_target,
-    load_calibration,
-    load_target,
-    load_targets,
-    shipped_targets,
-)
+from edgekd.config.target import DEFAULT_OPERATORS, find_target, load_calibration, shipped_targets
+from edgekd.devices.targets import load_target, load_targets
 from edgekd.errors import TargetError
 from edgekd.files import data_dir, read_toml
 

@@ -20,10 +20,12 @@ from edgekd.stages.artifacts import PROBE, WEIGHTS
 from edgekd.stages.progress import Silent, StageReporter
 from edgekd.training.distillation import distill, teacher
 from edgekd.training.distillation.losses.logits import cross_entropy
-from edgekd.training.loop.evaluate import batches, probe, truth
+from edgekd.training.loop.evaluate import batches, ground_truth, probe
 from edgekd.training.loop.weights import build, load_weights
+from edgekd.training.stage_run import StageRun
 from edgekd.training.taps.taps import TappedModel, Taps, resolve_taps
-from edgekd.training.task.protocol import accuracy, load_task
+from edgekd.training.task.loading import load_task
+from edgekd.training.task.protocol import accuracy
 
 DEFAULTS = GateConfig()
 LIMITS = GateLimits(DEFAULTS.tau_pass, DEFAULTS.tau_fail, DEFAULTS.max_flips, DEFAULTS.max_metric_drop)
@@ -52,9 +54,9 @@ def trained(tmp_path_factory):
     report = StageReporter(Silent(), "test")
     taps = Taps(*[resolve_taps("student", {}, task.task.student_taps, task.modalities)] * 2)
     folders = {name: tmp_path_factory.mktemp(name) for name in ("teacher", "student")}
-    teacher.run(task, taps.teacher, TeacherConfig(epochs=4), 0, folders["teacher"], report)
+    teacher.run(task, taps.teacher, TeacherConfig(epochs=4), StageRun(0, folders["teacher"], report))
     network = load_weights(build(task.task.teacher, 0), folders["teacher"] / WEIGHTS)
-    distill.run(task, network, taps, DistillConfig(epochs=4), 0, folders["student"], report)
+    distill.run(task, network, taps, DistillConfig(epochs=4), StageRun(0, folders["student"], report))
     student = load_weights(build(task.task.student, 0), folders["student"] / WEIGHTS)
     with torch.no_grad():
         for parameter in student.parameters():
@@ -62,7 +64,7 @@ def trained(tmp_path_factory):
     test = task.splits["test"]
     return Trained(
         task=task,
-        labels=truth(test).labels,
+        labels=ground_truth(test).labels,
         teacher=Probe.load(folders["teacher"] / PROBE),
         student=Probe.load(folders["student"] / PROBE),
         random=probe(build(task.task.student, 7), taps.student, test),

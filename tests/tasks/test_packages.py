@@ -16,7 +16,7 @@ import pytest
 from registry import NOWHERE, pack_package, serve_package
 from requirements import NPM
 
-from edgekd.config.recipe import load_recipe, shipped_recipes
+from edgekd.config.loading import load_recipe, shipped_recipes
 from edgekd.errors import DataError
 from edgekd.tasks import describe
 from edgekd.tasks.packages import Package, data_folder, fetch, read_member, read_members

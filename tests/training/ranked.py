@@ -24,12 +24,13 @@ from edgekd.stages.artifacts import Trained
 from edgekd.stages.cache import Cache
 from edgekd.stages.stage import Stage, StageSpec
 from edgekd.training.distillation import distill, teacher
-from edgekd.training.distillation.objective import Distillation
-from edgekd.training.distillation.references import Live
-from edgekd.training.distillation.terms import Where, places
+from edgekd.training.distillation.loss_taps import LossTaps, taps_with_losses
+from edgekd.training.distillation.objective import DistillationObjective
+from edgekd.training.distillation.references import LiveReference
 from edgekd.training.loop import distributed
 from edgekd.training.loop.loop import Fit, fit
 from edgekd.training.loop.weights import build
+from edgekd.training.stage_run import StageRun
 from edgekd.training.taps.taps import TappedModel, Taps
 from edgekd.training.task.protocol import UNLABELLED, Batch, collate
 
@@ -40,7 +41,7 @@ OWN_MAPS = {"student": MAPS, "teacher": MAPS}
 LOSSES = {
     **{name: {name: Term(weight=3.0)} for name in ("sample", "intra", "cross", "joint")},
     **{name: {name: Term(weight=3.0)} for name in ("fd", "fitnet", "sp", "rkd", "pkt", "affinity", "dist", "dkd")},
-    "centred": {"intra": Term(weight=3.0, centered=True, normalize="frobenius")},
+    "centred": {"intra": Term(weight=3.0, options={"centered": True, "normalize": "frobenius"})},
     "ickd": {"ickd": Term(weight=3.0, **OWN_MAPS)},
     "balanced": {"intra": Term(), "sample": Term(share=0.1), "fd": Term(share=0.5), "rkd": Term(share=2.0)},
     "kd alone": {},
@@ -70,7 +71,7 @@ def a_batch(count):
 
 def share_of(batch, lacking):
     """Return this process's part of a batch; a modality that none of its samples lacks is not spoken of."""
-    rows = torch.arange(len(batch.ids)).tensor_split(distributed.size())[distributed.rank()]
+    rows = torch.arange(len(batch.ids)).tensor_split(distributed.world_size())[distributed.rank()]
     present = torch.ones(len(batch.ids))
     present[:lacking] = 0.0
     inputs = {name: x[rows].double() for name, x in batch.inputs.items()}
@@ -91,12 +92,12 @@ def gradients(folder):
             config = LossConfig(extra=extra)
             student, other = build(lambda: Maps(6), 0).double(), build(lambda: Maps(8), 1).double()
             with (
-                TappedModel(student, places(TAPS, config, "student")) as tapped,
-                TappedModel(other, places(TAPS, config, "teacher")) as reference,
+                TappedModel(student, taps_with_losses(TAPS, config, "student")) as tapped,
+                TappedModel(other, taps_with_losses(TAPS, config, "teacher")) as reference,
             ):
-                live = Live(reference)
-                where = Where(list(TAPS), TAPS, TAPS, "teacher")
-                objective = Distillation(tapped, live, live, config, where, reporter())
+                live = LiveReference(reference)
+                where = LossTaps(list(TAPS), TAPS, TAPS, "teacher")
+                objective = DistillationObjective(tapped, live, live, config, where, reporter())
                 batch = share_of(a_batch(count), lacking)
                 objective.prepare(batch, 5)
                 loss, figures = objective(batch, 0.5)
@@ -121,10 +122,10 @@ def fits(folder):
     run_teacher, run_student = folder / "teacher", folder / "student"
     for stage in (run_teacher, run_student):
         stage.mkdir(exist_ok=True)
-    teacher.run(task, TAPS, TeacherConfig(epochs=2, batch_size=32), 0, run_teacher, reporter())
+    teacher.run(task, TAPS, TeacherConfig(epochs=2, batch_size=32), StageRun(0, run_teacher, reporter()))
     config = DistillConfig(epochs=3, batch_size=25, loss=TRAINED)
     network = build(lambda: TwoTowers(width=12), 3)
-    trained = distill.run(task, network, Taps(TAPS, TAPS), config, 0, run_student, reporter())
+    trained = distill.run(task, network, Taps(TAPS, TAPS), config, StageRun(0, run_student, reporter()))
     keep(trained.history, folder)
 
 
@@ -136,7 +137,7 @@ class Dies:
 
     def __call__(self, batch, progress):
         self.left -= 1
-        if self.left == 0 and not distributed.leads():
+        if self.left == 0 and not distributed.is_main():
             os.kill(os.getpid(), 9)
         return self.objective(batch, progress)
 
@@ -149,9 +150,9 @@ def disturbed(folder, dies_in=None):
     student, other = build(lambda: TwoTowers(dropout=0.3), 0), build(lambda: TwoTowers(width=12), 1)
     observer = Remembers()
     with TappedModel(student, TAPS) as tapped, TappedModel(other, TAPS) as reference:
-        live = Live(reference)
-        where = Where(list(TAPS), TAPS, TAPS, "teacher")
-        objective = Distillation(tapped, live, live, TRAINED, where, reporter()).prepare(a_batch(4), 5)
+        live = LiveReference(reference)
+        where = LossTaps(list(TAPS), TAPS, TAPS, "teacher")
+        objective = DistillationObjective(tapped, live, live, TRAINED, where, reporter()).prepare(a_batch(4), 5)
         run = Fit(Training(epochs=4, batch_size=32), 0, folder, reporter(observer))
         watched = Dies(objective, dies_in) if dies_in else objective
         fit(student, watched, split("train", 90), lambda: {"validation": 0.0}, run)
@@ -164,7 +165,7 @@ def dies(folder):
 
 def too_small(folder):
     run = Fit(Training(epochs=1, batch_size=3), 0, folder, reporter())
-    fit(TwoTowers(), Distillation.__new__(Distillation), split("train", 9), dict, run)
+    fit(TwoTowers(), DistillationObjective.__new__(DistillationObjective), split("train", 9), dict, run)
 
 
 def stages(folder):
@@ -189,7 +190,7 @@ def work(rank, count, port, jobs, folder):
     os.environ |= {"RANK": str(rank), "WORLD_SIZE": str(count), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
     code = 0
     try:
-        with distributed.joined():
+        with distributed.process_group():
             for job in jobs:
                 globals()[job](folder / job)
     except EdgekdError as error:

@@ -6,7 +6,7 @@ import pytest
 from small import reporter
 
 from edgekd.config.recipe import DistillConfig, GateConfig, LossConfig, QatConfig, TeacherConfig
-from edgekd.config.target import load_target
+from edgekd.devices.targets import load_target
 from edgekd.gram.drift import Bootstrap
 from edgekd.gram.gate import GateLimits, keep_ledger
 from edgekd.gram.probe import Probe
@@ -15,8 +15,10 @@ from edgekd.tasks.digits import Digits
 from edgekd.training.distillation import distill, teacher
 from edgekd.training.loop.weights import build, load_weights
 from edgekd.training.qat import stage as qat
+from edgekd.training.stage_run import StageRun
 from edgekd.training.taps.taps import Taps, resolve_taps
-from edgekd.training.task.protocol import ArraySplit, LoadedTask
+from edgekd.training.task.loading import LoadedTask
+from edgekd.training.task.protocol import ArraySplit
 
 LIMITS = {key: getattr(GateConfig(), key) for key in ("tau_pass", "tau_fail", "max_flips", "max_metric_drop")}
 
@@ -33,10 +35,12 @@ def measured(tmp_path_factory):
     task = LoadedTask(digits, digits.splits(), ())
     taps = Taps(*(resolve_taps(kind, {}, digits.student_taps, task.modalities) for kind in ("teacher", "student")))
     folders = {name: tmp_path_factory.mktemp(name) for name in ("teacher", "student", "tuned")}
-    trained = {"teacher": teacher.run(task, taps.teacher, TeacherConfig(epochs=5), 0, folders["teacher"], reporter())}
+    trained = {
+        "teacher": teacher.run(task, taps.teacher, TeacherConfig(epochs=5), StageRun(0, folders["teacher"], reporter()))
+    }
     network = load_weights(build(digits.teacher, 0), folders["teacher"] / WEIGHTS)
     config = DistillConfig(epochs=10)
-    trained["student"] = distill.run(task, network, taps, config, 0, folders["student"], reporter())
+    trained["student"] = distill.run(task, network, taps, config, StageRun(0, folders["student"], reporter()))
     student = load_weights(build(digits.student, 0), folders["student"] / WEIGHTS)
 
     train = task.splits["train"]
@@ -44,7 +48,7 @@ def measured(tmp_path_factory):
     poisoned = LoadedTask(digits, {**task.splits, "train": wrong}, ())
     networks = qat.QatNetworks(network, student, copy.deepcopy(student))
     scheme = load_target("cpu").scheme
-    trained["tuned"] = qat.run(poisoned, networks, taps, scheme, POISON, 0, folders["tuned"], reporter())
+    trained["tuned"] = qat.run(poisoned, networks, taps, scheme, POISON, StageRun(0, folders["tuned"], reporter()))
 
     probes = {name: Probe.load(folder / PROBE) for name, folder in folders.items()}
     return probes, {name: result.metric for name, result in trained.items()}

@@ -11,7 +11,13 @@ from rich.padding import Padding
 from rich.table import Table as RichTable
 from rich.text import Text
 
-from edgekd.report.build.latency_tables import branch_table, engine_latency_table, further_lines, how, start_line
+from edgekd.report.build.latency_tables import (
+    branch_table,
+    cold_start_line,
+    engine_latency_table,
+    measurement_lines,
+    method_notes,
+)
 from edgekd.report.build.markdown import run_lines
 from edgekd.report.build.robustness import robustness_line, robustness_table
 from edgekd.report.format import size
@@ -31,7 +37,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
     from pathlib import Path
 
-    from edgekd.devices.ssh.device import Probed
+    from edgekd.devices.ssh.device import BoardFacts
     from edgekd.gram.gate import Verdict
     from edgekd.report.results import BuildReport, TargetResult
     from edgekd.runtime.manifest import Manifest
@@ -128,7 +134,7 @@ def print_devices(rows: Iterable[tuple[str, str, str]], width: int | None = None
     _print_list(("device", "gives", "state"), rows, width)
 
 
-def print_probe(name: str, probed: Probed, width: int | None = None) -> None:
+def print_probe(name: str, probed: BoardFacts, width: int | None = None) -> None:
     """Print what a board is."""
     kept = f"{size(probed.used_bytes)} kept by edgekd, {size(probed.free_bytes)} free"
     rows = [(key.replace("_", " "), value) for key, value in probed.facts.items()]
@@ -145,10 +151,10 @@ def print_profile(manifest: Manifest, profile: Profile, device: str, runtime: st
     print_table(console, engine_latency_table(engine))
     print_table(console, branch_table(profile))
     console.print()
-    for line in (start_line(engine), *further_lines(engine)):
+    for line in (cold_start_line(engine), *measurement_lines(engine)):
         print_indented(console, Text(line))
     console.print()
-    for note in (*how(profile), *withheld_notes(profile.engines), _facts(facts)):
+    for note in (*method_notes(profile), *withheld_notes(profile.engines), _facts(facts)):
         print_indented(console, Text(note, "dim"))
 
 

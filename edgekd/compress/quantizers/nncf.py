@@ -12,7 +12,7 @@ from edgekd.compress.graph import save
 from edgekd.compress.quantizers.quantizer import Quantizer
 from edgekd.compress.ranges import CalibrationSamples, tensor_ranges
 from edgekd.files import need
-from edgekd.runtime.backends.openvino import no_telemetry
+from edgekd.runtime.backends.telemetry import no_telemetry
 
 if TYPE_CHECKING:
     from pathlib import Path

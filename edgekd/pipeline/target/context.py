@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, TypeVar
 
-from edgekd.compress.quantize import candidate_specs
 from edgekd.devices.base import Absent
 from edgekd.gram.drift import Bootstrap
 from edgekd.gram.gate import GateLimits
@@ -231,6 +230,8 @@ class Context:
         Only a second candidate of a precision may be lacking: for a first one the error is raised again. Of a model
         that is imported float32 is enough, since it cannot be made anew for what a quantizer or a device refuses.
         """
+        from edgekd.compress.quantize import candidate_specs
+
         specs = candidate_specs(self.target, self.recipe.quantize.precision)
         first = {spec.precision: spec.name for spec in reversed(specs)}
         enough = self.recipe.model is not None and "float32" in first

@@ -18,7 +18,7 @@ from edgekd.gram.gate import DEVICE, Ledger, LedgerRow, keep_ledger
 from edgekd.gram.probe import Probe
 from edgekd.pipeline.target.context import LAYERS, OUTPUTS, Context, EvaluatedCandidate, PreparedCandidate
 from edgekd.pipeline.target.outputs import probe_variants
-from edgekd.runtime.backends.registry import PACKAGES
+from edgekd.runtime.backends.registry import find_backend
 from edgekd.runtime.session import open_arrays
 from edgekd.stages.stage import Done, StageSpec, library_versions
 
@@ -177,7 +177,7 @@ def _compile(context: Context, candidates: Sequence[PreparedCandidate], label: s
     config = {
         "compile": msgspec.to_builtins(wanted),
         "options": options,
-        "versions": library_versions(PACKAGES[wanted.library], "build"),
+        "versions": library_versions(find_backend(wanted.library).packages, "build"),
     }
     return context.stage(COMPILE, label, config=config, inputs={"candidates": _keys(candidates)}, run=run)
 

@@ -20,9 +20,9 @@ from edgekd.pipeline.target.outputs import write_references
 from edgekd.report.format import size
 from edgekd.report.results import GRAM, SAMPLES, SHIPPED
 from edgekd.runtime.backends.registry import Runtime
-from edgekd.runtime.bundle import write_bundle
+from edgekd.runtime.bundle_writer import BundleFacts, write_bundle
 from edgekd.runtime.manifest import BRANCHES, null_not_finite
-from edgekd.runtime.measure.layers import fold
+from edgekd.runtime.measure.layers import assign_branches
 from edgekd.runtime.measure.results import Profile
 from edgekd.runtime.session import open_arrays
 from edgekd.stages.artifacts import onnx_name
@@ -79,7 +79,7 @@ def profile(context: Context, candidates: Sequence[EvaluatedCandidate]) -> Done[
         graphs = {**engines, **{candidate.name: candidate.prepared.folder / DEPLOY for candidate in candidates}}
         engines |= {candidate.name: candidate.engine for candidate in candidates}
         measured = device.profile(engines, context.runtime, context.test, folder, config, report.advance)
-        return fold(measured, {name: branches(graph) for name, graph in graphs.items()})
+        return assign_branches(measured, {name: branches(graph) for name, graph in graphs.items()})
 
     inputs = {
         "exported": context.exported.key,
@@ -127,8 +127,7 @@ def _copy_engines(shipped: EvaluatedCandidate, place: Path) -> None:
 
 def _write_manifest(context: Context, shipped: EvaluatedCandidate, profiled: Done[Profile] | None, place: Path) -> None:
     facts = context.exported.result.facts
-    write_bundle(
-        place,
+    stated = BundleFacts(
         target=context.target.name,
         runtime=Runtime(context.public_runtime, context.target.options),
         precision=shipped.prepared.candidate.precision,
@@ -143,6 +142,7 @@ def _write_manifest(context: Context, shipped: EvaluatedCandidate, profiled: Don
             "profile": _without_layers(name_shipped(profiled.result, shipped.name)) if profiled else None,
         },
     )
+    write_bundle(place, stated)
 
 
 def _write_grams(context: Context, shipped: EvaluatedCandidate, path: Path) -> None:

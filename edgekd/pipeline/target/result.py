@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING
 
 from edgekd.devices.base import Absent
 from edgekd.pipeline.publish import BUNDLE, REJECTED
-from edgekd.pipeline.target.package import name_shipped
 from edgekd.report.results import SHIPPED, CandidateResult, TargetResult
 
 if TYPE_CHECKING:
@@ -60,7 +59,8 @@ def target_result(
         shipped: The candidate that ships.
         choice: Why it does.
         results: What was measured of each candidate.
-        profiled: Latencies of the float networks and of all candidates; None where they were not measured.
+        profiled: Latencies of the float networks and of all candidates, one of them called "shipped"; None where they
+            were not measured.
         compiled: What was built ahead of time, for some candidates each.
         facts: Sentences on how the candidates came about.
     """
@@ -72,7 +72,7 @@ def target_result(
         precision=shipped.prepared.candidate.precision,
         ledger=shipped.ledger,
         baselines=context.origin.baselines,
-        profile=name_shipped(profiled, choice.name) if profiled else None,
+        profile=profiled,
         profile_reason=_no_latency(context, BUNDLE if released else REJECTED),
         sizes={**context.exported.result.sizes, SHIPPED: shipped.engine.stat().st_size},
         bundle=f"{context.target.name}/{BUNDLE}" if released else None,

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from edgekd.compress.quantize import DEPLOY
 from edgekd.report.build.robustness import describe_worst
 from edgekd.runtime.backends.registry import ORT
-from edgekd.runtime.corruption import Disturbed, load_channels, measure
+from edgekd.runtime.corruption import NetworkRobustness, load_statistics, measure_robustness
 from edgekd.runtime.session import read_arrays, read_feeds, run_rows
 from edgekd.stages.artifacts import CHANNELS
 from edgekd.stages.stage import StageSpec
@@ -17,25 +17,25 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from edgekd.pipeline.target.context import Context, EvaluatedCandidate
-    from edgekd.runtime.corruption import Array, Change
+    from edgekd.runtime.corruption import Array, Corruption
     from edgekd.stages.progress import StageReporter
 
 _BATCH = 256
 
 ROBUSTNESS_SHIPPED = StageSpec(
-    "robustness-shipped", 3, Disturbed, (), "measure what ships with each modality dropped or noisy"
+    "robustness-shipped", 3, NetworkRobustness, (), "measure what ships with each modality dropped or noisy"
 )
 
 
-def measure_shipped(context: Context, shipped: EvaluatedCandidate) -> Disturbed | None:
+def measure_shipped(context: Context, shipped: EvaluatedCandidate) -> NetworkRobustness | None:
     """Run ``deploy.onnx`` of what ships in ONNX Runtime on this host; None where the networks were not measured."""
     networks = context.origin.robustness
     if networks is None:
         return None
     noise, seed = networks.result.noise, context.recipe.seed
 
-    def run(_folder: Path, report: StageReporter) -> Disturbed:
-        known = load_channels(networks.folder / CHANNELS)
+    def run(_folder: Path, report: StageReporter) -> NetworkRobustness:
+        known = load_statistics(networks.folder / CHANNELS)
         labels = read_arrays(context.test, ["labels"])["labels"]
         done = 0
         with ORT.open(shipped.prepared.folder / DEPLOY) as session:
@@ -44,13 +44,13 @@ def measure_shipped(context: Context, shipped: EvaluatedCandidate) -> Disturbed 
             def score(changed: dict[str, Array]) -> float:
                 return context.origin.metric(run_rows(session, {**feeds, **changed}, _BATCH)["logits"], labels)
 
-            def evaluate(modality: str, change: Change) -> float:
+            def evaluate(modality: str, corruption: Corruption) -> float:
                 nonlocal done
                 done += 1
                 report.advance(done, 2 * len(known), modality)
-                return score({modality: change(feeds[modality])})
+                return score({modality: corruption(feeds[modality])})
 
-            return measure(score({}), evaluate, known, noise, seed)
+            return measure_robustness(score({}), evaluate, known, noise, seed)
 
     higher = context.limits.higher_is_better
     spec = replace(ROBUSTNESS_SHIPPED, summary=lambda result: describe_worst(result, higher))

@@ -6,13 +6,15 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from edgekd.compress.quantize import candidate_specs
+from edgekd.devices.parallel import run_parallel
+from edgekd.devices.ssh.device import SshDevice
 from edgekd.errors import ModelError, TargetError
 from edgekd.gram.gate import FINETUNED
 from edgekd.pipeline.publish import BUNDLE, ENGINES, REJECTED, Files, files_below
 from edgekd.pipeline.target.blame import blame_candidate
 from edgekd.pipeline.target.context import BUNDLED
 from edgekd.pipeline.target.evaluate import Evaluation, evaluate
-from edgekd.pipeline.target.package import bundle, profile
+from edgekd.pipeline.target.package import bundle, name_shipped, profile
 from edgekd.pipeline.target.quantize import requantize, write_candidates
 from edgekd.pipeline.target.repair import return_layers
 from edgekd.pipeline.target.result import candidate_results, target_result
@@ -22,7 +24,7 @@ from edgekd.pipeline.target.verify import verify
 from edgekd.report.results import GRAM, LATENCY, TargetResult
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     from edgekd.gram.blame import Blame
     from edgekd.pipeline.target.context import Context, EvaluatedCandidate, PreparedCandidate
@@ -85,7 +87,7 @@ def build_target(context: Context) -> FinishedTarget:
         shipped,
         choice,
         results=results,
-        profiled=profiled.result if profiled else None,
+        profiled=name_shipped(profiled.result, choice.name) if profiled else None,
         compiled=[evaluation.compiled for evaluation in checked.evaluations if evaluation.compiled],
         facts=checked.facts,
     )
@@ -97,6 +99,38 @@ def build_target(context: Context) -> FinishedTarget:
     }
     histories = (list(candidate.prepared.history) for candidate in checked.candidates if candidate.prepared.history)
     return FinishedTarget(replace(result, robustness=robustness), folders, next(histories, []))
+
+
+def build_targets(contexts: Mapping[str, Context]) -> dict[str, FinishedTarget]:
+    """Run or read every stage of some targets, and return them in their order.
+
+    A target whose engines run on this host has it alone; boards work side by side.
+
+    Raises:
+        EdgekdError: a target failed; where a board did, the others are finished first.
+    """
+    boards: dict[SshDevice, list[str]] = {}
+    finished = {}
+    for name, context in contexts.items():
+        if isinstance(context.device, SshDevice):
+            boards.setdefault(context.device, []).append(name)
+        else:
+            finished[name] = build_target(context)
+    for names in boards.values():
+        for name in names:
+            write_candidates(contexts[name])  # computes on this host, where each is to have all cores
+
+    def build_on(names: list[str]) -> dict[str, FinishedTarget]:
+        return {name: build_target(contexts[name]) for name in names}
+
+    def stop() -> None:
+        for board in boards:
+            board.stop()
+
+    jobs = {", ".join(names): lambda names=names: build_on(names) for names in boards.values()}
+    for done in run_parallel(jobs, stop).values():
+        finished |= done
+    return {name: finished[name] for name in contexts}
 
 
 def find_blame(context: Context) -> Blame:

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     from edgekd.pipeline.target.context import Context
     from edgekd.pipeline.target.package import Bundled
-    from edgekd.runtime.session import Built
+    from edgekd.runtime.session import BuiltEngine
     from edgekd.stages.progress import StageReporter
     from edgekd.stages.stage import Done
 
@@ -89,7 +89,7 @@ def verify(context: Context, bundled: Done[Bundled]) -> Done[Verified] | None:
     return context.stage(VERIFY, config=config, inputs={"bundle": bundled.key}, run=run)
 
 
-def _describe(context: Context, device: Verifier, built: Built, folder: Path) -> None:
+def _describe(context: Context, device: Verifier, built: BuiltEngine, folder: Path) -> None:
     """Write beside the engines what they fit, no other machine or version of the library, and how they are opened."""
     reason = "not measured: it was built before, and how long that took was not kept"
     described = {

@@ -6,23 +6,24 @@ import base64
 import struct
 import zlib
 from html import escape
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from edgekd.errors import ReportError
 from edgekd.gram.heatmap import FewGrams
-from edgekd.report.blame.picture import shorten
 from edgekd.report.compare.former import modern_grams
 from edgekd.report.results import SHIPPED
-from edgekd.report.svg.page import picture, text
+from edgekd.report.svg.draw import picture, shorten, text
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from numpy.typing import NDArray
+
     from edgekd.report.compare.rows import Entry
 
-    _Array = np.ndarray[Any, np.dtype[np.float64]]
+    _Array = NDArray[np.float64]
 
 #: Blue to white to vermilion, which differ to those who are colour-blind too: -1, 0 and 1.
 _ENDS = ((0, 90, 150), (250, 250, 250), (190, 75, 0))

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 from msgspec.structs import replace
 
-from edgekd.config.recipe import DEFAULT_EXTRA, LossConfig, Term
+from edgekd.config.recipe import DEFAULT_EXTRA, LossConfig, Term, extra_table
 from edgekd.gram.matrix import pair_names
 
 if TYPE_CHECKING:
@@ -20,7 +20,7 @@ TEMPERATURES = (4.0, 8.0)
 #: What comes to KD in turn. `intra` is centred, which was a little better wherever it was measured.
 _ADDED: dict[str, Term] = {
     "sample": Term(),
-    "intra": Term(centered=True),
+    "intra": Term(options={"centered": True}),
     "cross": Term(),
     "joint": Term(),
     "fd": Term(),
@@ -65,7 +65,7 @@ def contestants(recipe_loss: LossConfig) -> tuple[Contestant, ...]:
     found += [Contestant(_kd_name(t), replace(plain, temperature=t)) for t in TEMPERATURES if t != plain.temperature]
     for loss, term in _ADDED.items():
         own = _own(recipe_loss, loss) or term
-        name = f"{loss} centred" if own.centered else loss
+        name = f"{loss} centred" if own.options.get("centered") else loss
         found.append(Contestant(name, replace(plain, extra={loss: _short(own)})))
     for name, extra in (("default", DEFAULT_EXTRA), ("recipe's own", recipe_loss.extra)):
         candidate = replace(plain, extra=dict(extra))
@@ -139,14 +139,9 @@ def _variants(whole: Contestant, terms: Mapping[str, tuple[str, Term]]) -> dict[
 def recipe_lines(loss: LossConfig, recipe_loss: LossConfig) -> tuple[str, ...]:
     """Return the lines of TOML that make a recipe's loss this one."""
     changed = [key for key in ("ce", "kd", "temperature") if getattr(loss, key) != getattr(recipe_loss, key)]
-    extra = {name: _compact(value) for name, value in loss.extra.items()}
+    extra = _without_none(extra_table(loss.extra))
     settings = [f"{key} = {_toml(getattr(loss, key))}" for key in changed]
     return ("[distill.loss]", *settings, f"extra = {_toml(extra)}")
-
-
-def _compact(value: float | Term) -> Any:
-    """Return a term's fields that are not the default."""
-    return _without_none(msgspec.to_builtins(value))
 
 
 def _without_none(value: Any) -> Any:

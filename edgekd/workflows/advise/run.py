@@ -125,10 +125,10 @@ class _Trainer:
         """Look at the validation split."""
 
         def run(_folder: Path, _report: StageReporter) -> Facts:
-            from edgekd.training.loop.validation import labelled_truth
+            from edgekd.training.loop.validation import labelled_ground_truth
 
             task = self.project.loaded
-            known = labelled_truth(task)
+            known = labelled_ground_truth(task)
             labelled, groups = len(known.labels), 0 if known.groups is None else len(set(known.groups.tolist()))
             step = 0.0 if hasattr(task.task, "metric") else 1 / labelled
             return Facts(task.modalities, task.metric_name, task.higher_is_better, labelled, groups, step)
@@ -174,14 +174,14 @@ class _Trainer:
     def _measure(self, trained: Trained, began: float, epochs: int, folder: Path, seed: int | None) -> AdviceTrial:
         """Sum up a trial; its weights, and what it said of the test split, are not kept."""
         from edgekd.training.loop.loop import compute_device
-        from edgekd.training.loop.validation import finite, sampling_error
+        from edgekd.training.loop.validation import check_finite, sampling_error
         from edgekd.training.loop.weights import build, load_weights
 
         task, ticks, taken = self.project.loaded, self.narrator.ticks, self.clock() - began
         epoch = min((after - before for before, after in pairwise(ticks)), default=taken)
         # Of a trial that was interrupted this run saw the last epochs only.
         taken *= epochs / max(len(ticks), 1)
-        value = finite(task, trained.history[-1]["validation"])
+        value = check_finite(task, trained.history[-1]["validation"])
         error = None
         if seed is not None:
             model = load_weights(build(task.task.student, seed), folder / WEIGHTS).to(compute_device())

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import edgekd
-from edgekd.config.recipe import DEFAULT_FILE, Draft, draft_recipe, recipe_name
-from edgekd.config.target import load_targets
+from edgekd.config.loading import DEFAULT_FILE, Draft, draft_recipe, recipe_name
+from edgekd.devices.targets import load_targets
 from edgekd.errors import OutputError, RecipeError, TaskError
 from edgekd.files import make_folder, need, toml_value
 from edgekd.pipeline.build import fit_widths
@@ -43,7 +43,7 @@ class Wanted:
 
     Attributes:
         recipe: a path, a shipped name, or None for ``edgekd.toml`` in the working directory.
-        overrides: as for :func:`edgekd.config.recipe.load_recipe`.
+        overrides: as for :func:`edgekd.config.loading.load_recipe`.
         targets: what pruned widths are to suit, as in a build.
         cache: folder of finished stages, and of the study where no storage is given.
         output: folder of what was found.

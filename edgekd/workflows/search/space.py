@@ -9,14 +9,16 @@ from typing import TYPE_CHECKING, Any, cast
 
 import msgspec
 
-from edgekd.config.recipe import LOSS_OPTIONS, Recipe, check_keys
+from edgekd.config.recipe import Recipe, extra_table
+from edgekd.config.validation import check_keys
 from edgekd.errors import RecipeError, nearest
 from edgekd.files import parse_toml_value, toml_value
+from edgekd.training.distillation.loss_registry import check_losses, shipped_losses
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
-    from edgekd.config.recipe import Draft
+    from edgekd.config.loading import Draft
 
 #: The parts of a recipe that decide what a trial's student is. The seed is none: a search over it finds luck.
 VARIED = ("task.options", "teacher", "student", "distill", "prune")
@@ -158,7 +160,9 @@ class Space:
         Raises:
             RecipeError: it is not valid.
         """
-        return self.draft.recipe(self.settings(params))
+        recipe = self.draft.recipe(self.settings(params))
+        check_losses(recipe)
+        return recipe
 
     def plain(self) -> dict[str, Any]:
         """Return what stands for it in JSON."""
@@ -224,7 +228,7 @@ def _entries(table: Mapping[str, Any], at: str = "") -> Iterator[tuple[str, Any]
 
 def _default(recipe: Recipe, width: int | None) -> dict[str, Any]:
     losses: list[Any] = ["kd", "intra", "sample", "joint", "fd", "sp", "rkd"]
-    own = msgspec.to_builtins(recipe.distill.loss.extra)
+    own = extra_table(recipe.distill.loss.extra)
     plain = all(isinstance(share, float | int) for share in own.values())
     if plain and own not in [_meant("distill.loss.extra", word) for word in losses]:
         losses.insert(0, own)
@@ -358,8 +362,8 @@ def _meant(key: str, value: Any) -> Any:
         return value
     names = [] if value == "kd" else value.split("+")
     for name in names:
-        if name not in LOSS_OPTIONS:
-            raise RecipeError(f"{_WHERE} {key}: there is no loss '{name}'{nearest(name, (*LOSS_OPTIONS, 'kd'))}")
+        if name not in shipped_losses():
+            raise RecipeError(f"{_WHERE} {key}: there is no loss '{name}'{nearest(name, (*shipped_losses(), 'kd'))}")
     return dict.fromkeys(names, 1.0)
 
 

@@ -24,9 +24,10 @@ from registry import NOWHERE, pack_package, serve_package
 from requirements import BROWSER, NPM
 
 from edgekd.config.recipe import ProfileConfig
-from edgekd.devices.browser import BrowserDevice, chromium, library
+from edgekd.devices.browser import chromium, library
 from edgekd.devices.browser.chromium import NAMES, find_chromium, version
-from edgekd.devices.browser.page import Page, pack, unpack
+from edgekd.devices.browser.device import BrowserDevice
+from edgekd.devices.browser.page import Page, decode_tensors, encode_tensors
 from edgekd.devices.browser.server import Server
 from edgekd.errors import DeviceError, ModelError, TargetError
 from edgekd.runtime.backends import onnxruntime
@@ -175,7 +176,7 @@ def test_tensors_of_every_type_come_back_as_they_went(tmp_path):
 
 def test_tensors_travel_whole():
     tensors = {"a": np.arange(6, dtype=">f4").reshape(2, 3).T, "ü": np.array([[True]] * 9), "b": np.empty((0, 2), "i8")}
-    found = unpack(pack(tensors))
+    found = decode_tensors(encode_tensors(tensors))
     assert list(found.arrays) == list(tensors)
     for name, x in tensors.items():
         assert found.arrays[name].dtype == x.dtype.newbyteorder("=")
@@ -374,7 +375,7 @@ def test_a_slow_answer_is_a_device_error(files):
     with Page(files / "float.onnx", 60) as page:
         page.ask("open", threads=1)
         page.ask("first", {name: np.ones((1, 24), np.float32) for name in ("x", "y")})
-        page.patience_seconds = 0.5
+        page.timeout_seconds = 0.5
         with pytest.raises(DeviceError, match=r"did not answer 'measure' in 0\.5 s"):
             page.ask("measure", iterations=10**8, warmup=0)
 
@@ -382,7 +383,7 @@ def test_a_slow_answer_is_a_device_error(files):
 @BROWSER.mark
 def test_a_page_that_does_not_open_in_time_is_a_device_error(files, tmp_path):
     with pytest.raises(DeviceError, match=r"did not open its page in 0\.01 s"):
-        BrowserDevice(patience_seconds=0.01).evaluate(files / "float.onnx", WEB, files / "x.npz", tmp_path / "y.npz", 1)
+        BrowserDevice(timeout_seconds=0.01).evaluate(files / "float.onnx", WEB, files / "x.npz", tmp_path / "y.npz", 1)
 
 
 @BROWSER.mark

@@ -10,7 +10,8 @@ from user import run_user
 
 from edgekd.compress import quantize
 from edgekd.compress.quantize import DEPLOY, PROBE_GRAPH, CandidateSpec
-from edgekd.config.target import load_calibration, load_target
+from edgekd.config.target import load_calibration
+from edgekd.devices.targets import load_target
 from edgekd.errors import ModelError, TaskError
 from edgekd.runtime.backends.onnxruntime import open_engine
 from edgekd.runtime.session import read_arrays, read_feeds, run_rows

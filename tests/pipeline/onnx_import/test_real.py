@@ -8,7 +8,8 @@ from user import run_user
 
 from edgekd.compress import quantize
 from edgekd.compress.quantize import PROBE_GRAPH, CandidateSpec
-from edgekd.config.target import load_calibration, load_target
+from edgekd.config.target import load_calibration
+from edgekd.devices.targets import load_target
 from edgekd.pipeline.onnx_import.stage import import_onnx
 from edgekd.runtime.backends.onnxruntime import open_engine
 from edgekd.runtime.session import read_feeds, run_rows

@@ -9,7 +9,8 @@ from graphs import node, tensor
 
 from edgekd.compress.partial import SAMPLES
 from edgekd.config.recipe import Recipe
-from edgekd.config.target import load_calibration, load_targets
+from edgekd.config.target import load_calibration
+from edgekd.devices.targets import load_targets
 from edgekd.pipeline.build import BuildPaths
 from edgekd.pipeline.imported_source import import_model
 from edgekd.stages.cache import Cache

@@ -9,7 +9,8 @@ from builds import build
 
 from edgekd.report.build.files import report_json, report_markdown, write_report
 from edgekd.report.build.training_picture import training_svg
-from edgekd.report.svg.chart import COLOURS, AxisScale, Curve, Panel, chart_svg
+from edgekd.report.svg.chart import COLOURS, Curve, Panel, chart_svg
+from edgekd.report.svg.scale import AxisScale
 
 SVG = "{http://www.w3.org/2000/svg}"
 

@@ -9,7 +9,7 @@ import onnxruntime
 import pytest
 from commands import build_arguments, copy_cache, edgekd, events, stage_folder, started
 
-from edgekd.runtime.corruption import adding_noise, load_channels
+from edgekd.runtime.corruption import add_noise, load_statistics
 
 VIEWS = ("fou", "mor", "zer")
 
@@ -63,7 +63,7 @@ def test_the_engines_figures_are_those_of_its_own_file(built):
     with np.load(stage_folder(built.cache, "export") / "test.npz") as test:
         feeds = {name: test[f"input.{name}"] for name in VIEWS}
         labels = test["labels"]
-    known = load_channels(stage_folder(built.cache, "robustness") / "channels.npz")
+    known = load_statistics(stage_folder(built.cache, "robustness") / "channels.npz")
     session = onnxruntime.InferenceSession(built.bundle / "deploy.onnx", providers=["CPUExecutionProvider"])
 
     def score(**changed):
@@ -73,7 +73,7 @@ def test_the_engines_figures_are_those_of_its_own_file(built):
     assert found["clean"] == score()
     for index, name in enumerate(VIEWS):
         assert found["dropped"][name] == score(**{name: np.tile(known[name].mean, (len(labels), 1))})
-        assert found["noisy"][name] == score(**{name: adding_noise(known[name], 1.0, (0, index))(feeds[name])})
+        assert found["noisy"][name] == score(**{name: add_noise(known[name], 1.0, (0, index))(feeds[name])})
 
 
 def test_the_terminal_tells_the_worst_alone_and_verbose_all(built, tmp_path):

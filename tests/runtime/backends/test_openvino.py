@@ -366,21 +366,21 @@ def test_what_is_compiled_here_can_be_kept(path, tmp_path):
 def test_computing_alone_is_timed_on_the_given_feeds(path):
     with open_engine(path) as session:
         session.run(samples(1, seed=1))
-        assert session.place(samples(1, seed=2))() > 0
+        assert session.bind_inputs(samples(1, seed=2))() > 0
         placed = dict(session._results)["logits"].copy()
         np.testing.assert_array_equal(placed, session.run(samples(1, seed=2))["logits"])
 
 
 def test_computing_alone_checks_its_feeds(path):
     with open_engine(path) as session, pytest.raises(ModelError, match="not given all of its inputs"):
-        session.place({"accel": samples(1)["accel"]})
+        session.bind_inputs({"accel": samples(1)["accel"]})
 
 
 def test_a_closed_engine_computes_nothing(path):
     session = open_engine(path)
     session.close()
     with pytest.raises(ModelError, match="the engine is closed"):
-        session.place(samples(1))
+        session.bind_inputs(samples(1))
 
 
 def test_a_graph_of_dynamic_sizes_is_not_timed_alone(tmp_path):
@@ -392,4 +392,4 @@ def test_a_graph_of_dynamic_sizes_is_not_timed_alone(tmp_path):
         [make_tensor_value_info("logits", TensorProto.FLOAT, [2, None])],
     )
     with open_engine(save_graph(tmp_path / "d.onnx", graph)) as session:
-        assert session.place({"x": np.ones((1, 4), np.float32)}) is None
+        assert session.bind_inputs({"x": np.ones((1, 4), np.float32)}) is None

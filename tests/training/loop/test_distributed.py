@@ -109,12 +109,17 @@ def test_more_processes_than_gpus_are_refused(monkeypatch):
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
     with (
         pytest.raises(RankError, match="2 processes on a machine with 1 GPU: start as many as there are GPUs"),
-        distributed.joined(),
+        distributed.process_group(),
     ):
         pass
 
 
 def test_one_process_is_its_own_whole():
-    assert (distributed.size(), distributed.rank(), distributed.leads(), distributed.local_rank()) == (1, 0, True, 0)
-    assert distributed.share("x") == "x"
-    distributed.wait()
+    assert (distributed.world_size(), distributed.rank(), distributed.is_main(), distributed.local_rank()) == (
+        1,
+        0,
+        True,
+        0,
+    )
+    assert distributed.broadcast_object("x") == "x"
+    distributed.barrier()

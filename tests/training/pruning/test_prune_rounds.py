@@ -14,6 +14,7 @@ from edgekd.training.loop.evaluate import probe
 from edgekd.training.loop.weights import build
 from edgekd.training.pruning import stage as prune
 from edgekd.training.pruning.stage import PruningNetworks, rebuild
+from edgekd.training.stage_run import StageRun
 from edgekd.training.taps.taps import Taps
 
 EPOCHS = 2
@@ -36,7 +37,11 @@ def run_stage(folder, observer=None, **config):
     task = loaded(network=Wide)
     networks = PruningNetworks(build(Wide, 1), build(Wide, 0), build(Wide, 0))
     settings = pruning(**{"epochs": EPOCHS, "batch_size": 16, "steps": 2, "ratio": 0.5, **config})
-    return task, networks, prune.run(task, networks, Taps(TAPS, TAPS), settings, 0, folder, reporter(observer))
+    return (
+        task,
+        networks,
+        prune.run(task, networks, Taps(TAPS, TAPS), settings, StageRun(0, folder, reporter(observer))),
+    )
 
 
 def files(folder):

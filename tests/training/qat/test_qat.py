@@ -16,8 +16,9 @@ from edgekd.training.loop.evaluate import probe
 from edgekd.training.loop.weights import build, load_weights
 from edgekd.training.qat import stage as qat
 from edgekd.training.qat.fake_quant import fake_quantized
+from edgekd.training.stage_run import StageRun
 from edgekd.training.taps.taps import Taps
-from edgekd.training.task.protocol import LoadedTask
+from edgekd.training.task.loading import LoadedTask
 
 PER_CHANNEL = Scheme(activations="uint8", symmetric_activations=False)
 PER_TENSOR = Scheme(activations="uint8", symmetric_activations=False, per_channel=False)
@@ -41,7 +42,9 @@ def run(folder, nets=None, task=None, scheme=PER_CHANNEL, observer=None, seed=0,
     folder.mkdir(exist_ok=True)
     settings = QatConfig(**{"epochs": 3, "batch_size": 16, **config})
     nets = nets or networks()
-    return qat.run(task or loaded(), nets, Taps(TAPS, TAPS), scheme, settings, seed, folder, reporter(observer))
+    return qat.run(
+        task or loaded(), nets, Taps(TAPS, TAPS), scheme, settings, StageRun(seed, folder, reporter(observer))
+    )
 
 
 def test_what_is_kept_is_float_and_loads_into_the_same_network(tmp_path):

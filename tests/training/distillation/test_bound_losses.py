@@ -2,30 +2,35 @@ import pytest
 import torch
 from msgspec.structs import replace
 
-from edgekd.config.recipe import LOSS_OPTIONS, LossConfig, Tap, Term
+from edgekd.config.recipe import LossConfig, Tap, Term
 from edgekd.errors import TaskError
 from edgekd.gram.distance import GramKind, gram_distance
 from edgekd.gram.matrix import SOFTNESS
-from edgekd.training.distillation.losses.features import FEATURES
+from edgekd.training.distillation.bound_losses import bind_losses
+from edgekd.training.distillation.loss_registry import shipped_losses
+from edgekd.training.distillation.loss_taps import LossTaps, taps_with_losses
 from edgekd.training.distillation.losses.logits import dist_loss, dkd_loss
 from edgekd.training.distillation.losses.relations import affinity_loss, pkt_loss, rkd_loss, sp_loss
-from edgekd.training.distillation.terms import Seen, Side, Where, make_extras, places
+from edgekd.training.distillation.outputs import BatchOutputs, NetworkOutputs
+
+LOSSES = list(shipped_losses())
 
 NAMES = ["a", "b", "c"]
 TAPS = {name: Tap(module=name) for name in NAMES}
-WHERE = Where(NAMES, TAPS, TAPS, "teacher")
+WHERE = LossTaps(NAMES, TAPS, TAPS, "teacher")
 BATCH = 6
 RELATIONS = {"sp": sp_loss, "rkd": rkd_loss, "pkt": pkt_loss}
 #: Which samples have which modality; c is with one sample alone.
 THERE = {"a": [0, 1, 2, 3, 4, 5], "b": [0, 2, 3, 5], "c": [4]}
-OF_EMBEDDINGS = [name for name in LOSS_OPTIONS if name not in ("dkd", "dist")]
+FEATURES = [name for name, loss in shipped_losses().items() if loss.projection]
+OF_EMBEDDINGS = [name for name in LOSSES if name not in ("dkd", "dist")]
 
 
 def made_side(seed, width, places=NAMES):
     generator = torch.Generator().manual_seed(seed)
     draw = lambda *shape: torch.randn(*shape, generator=generator)  # noqa: E731
     maps = {name: draw(BATCH, width, 4) for name in places}
-    return Side(draw(BATCH, 3), {name: x.mean(2).requires_grad_() for name, x in maps.items()},
+    return NetworkOutputs(draw(BATCH, 3), {name: x.mean(2).requires_grad_() for name, x in maps.items()},
                 {name: x.requires_grad_() for name, x in maps.items()})  # fmt: skip
 
 
@@ -37,16 +42,17 @@ def made_seen(there=None, anchors=1, places=NAMES):
     student = made_side(0, 4, places)
     others = [made_side(1 + seed, 5) for seed in range(anchors)]
     labels = torch.tensor([0, 1, 2, 0, 1, 2])
-    return Seen(student, others[0].logits, others, labels, {} if there is None else mask(there))
+    return BatchOutputs(student, others[0].logits, others, labels, {} if there is None else mask(there))
 
 
-def term_of(name, **options):
-    tables = {"student": TAPS, "teacher": TAPS} if name == "ickd" and "student" not in options else {}
-    return Term(loss=name, **tables, **options)
+def term_of(name, **keys):
+    tables = {"student": TAPS, "teacher": TAPS} if name == "ickd" and "student" not in keys else {}
+    options = {key: keys.pop(key) for key in list(keys) if key not in Term.__struct_fields__}
+    return Term(loss=name, options=options, **tables, **keys)
 
 
 def made(name, seen, **options):
-    extra = make_extras(LossConfig(extra={"x": term_of(name, **options)}), WHERE)["x"]
+    extra = bind_losses(LossConfig(extra={"x": term_of(name, **options)}), WHERE)["x"]
     torch.manual_seed(0)
     extra.prepare(seen)
     return extra
@@ -69,7 +75,7 @@ def test_features_are_those_of_the_samples_that_have_them(name):
     seen = made_seen(THERE)
     extra = made(name, seen)
     ours, theirs = sources(seen.student, name), sources(seen.anchors[0], name)
-    loss = FEATURES[name][0]
+    loss = shipped_losses()[name].function
     parts = [
         loss(projection(ours[m][THERE[m]]), theirs[m][THERE[m]])
         for m, projection in zip("ab", extra.projections, strict=False)
@@ -145,7 +151,7 @@ def test_chosen_modalities_alone_have_a_gradient(name):
     gradients = {m: z.grad for m, z in sources(seen.student, name).items()}
     assert gradients["b"] is None
     assert all(gradients[m].any() for m in chosen)
-    assert extra.on == ("a", "c")
+    assert extra.student_taps == ("a", "c")
 
 
 @pytest.mark.parametrize("name", ["sample", "cross", "joint", "affinity"])
@@ -165,13 +171,13 @@ def test_losses_of_logits_have_kds_temperature_unless_given():
         extra={
             "dkd": 1.0,
             "dist": 1.0,
-            "own": Term(loss="dkd", temperature=2.0, beta=1.0),
-            "free": Term(loss="dkd", beta=0.0),
+            "own": Term(loss="dkd", options={"temperature": 2.0, "beta": 1.0}),
+            "free": Term(loss="dkd", options={"beta": 0.0}),
         },
     )
-    found = {name: extra(seen) for name, extra in make_extras(config, WHERE).items()}
+    found = {name: extra(seen) for name, extra in bind_losses(config, WHERE).items()}
     assert torch.equal(found["dkd"], dkd_loss(ours, theirs, labels, 3.0, 8.0))
-    assert torch.equal(found["dist"], dist_loss(ours, theirs, 3.0))
+    assert torch.equal(found["dist"], dist_loss(ours, theirs, temperature=3.0))
     assert torch.equal(found["own"], dkd_loss(ours, theirs, labels, 2.0, 1.0))
     assert torch.equal(found["free"], dkd_loss(ours, theirs, labels, 3.0, 0.0))
 
@@ -189,23 +195,23 @@ def test_losses_of_logits_have_kds_temperature_unless_given():
 )
 def test_a_loss_that_the_task_cannot_have_is_refused(term, said):
     with pytest.raises(TaskError, match=said):
-        make_extras(LossConfig(extra={"x": term}), WHERE)
+        bind_losses(LossConfig(extra={"x": term}), WHERE)
 
 
 def test_ickd_of_vectors_is_refused():
     seen = made_seen()
-    vectors = Side(seen.student.logits, seen.student.embeddings, seen.student.embeddings)
+    vectors = NetworkOutputs(seen.student.logits, seen.student.embeddings, seen.student.embeddings)
     with pytest.raises(TaskError, match=r"loss 'x': 'ickd' is of feature maps \[B, C, ...\], but 'a' gives \[6, 4\]"):
-        made("ickd", Seen(vectors, seen.teacher, seen.anchors, seen.labels, {}))
+        made("ickd", BatchOutputs(vectors, seen.teacher, seen.anchors, seen.labels, {}))
 
 
 @pytest.mark.parametrize("name", OF_EMBEDDINGS)
 def test_widths_must_agree_for_losses_between_modalities_alone(name):
     seen = made_seen()
     narrow = made_side(0, 2)
-    student = Side(seen.student.logits, {**seen.student.embeddings, "c": narrow.embeddings["c"]},
+    student = NetworkOutputs(seen.student.logits, {**seen.student.embeddings, "c": narrow.embeddings["c"]},
                    {**seen.student.outputs, "c": narrow.outputs["c"]})  # fmt: skip
-    seen = Seen(student, seen.teacher, seen.anchors, seen.labels, {})
+    seen = BatchOutputs(student, seen.teacher, seen.anchors, seen.labels, {})
     if name in ("sample", "cross", "joint", "affinity"):
         with pytest.raises(TaskError, match=rf"'{name}' takes.*a 4, b 4, c 2; .*without: intra, fd, sp, rkd, pkt"):
             made(name, seen)
@@ -217,39 +223,39 @@ def test_widths_must_agree_for_losses_between_modalities_alone(name):
 def test_own_taps_of_a_loss_are_places_of_their_own():
     tables = {"student": {"a": "deep.a", "b": "b"}, "teacher": {"a": Tap(module="far", pool="tokens"), "b": "b"}}
     config = LossConfig(extra={"fd": Term(**tables)})
-    ours, theirs = (places(TAPS, config, side) for side in ("student", "teacher"))
+    ours, theirs = (taps_with_losses(TAPS, config, side) for side in ("student", "teacher"))
     own = [set(found) - set(TAPS) for found in (ours, theirs)]
     assert [len(names) for names in own] == [1, 1], "what the network's own taps read is read once"
     assert ours[own[0].pop()] == Tap(module="deep.a")
     assert theirs[own[1].pop()] == Tap(module="far", pool="tokens")
-    assert places(TAPS, LossConfig(), "student") == TAPS
+    assert taps_with_losses(TAPS, LossConfig(), "student") == TAPS
 
 
 def test_one_module_pooled_in_two_ways_makes_two_places():
     terms = {pool: Term(loss="intra", student={"a": Tap(module="tokens", pool=pool)}) for pool in ("tokens", "first")}
-    found = places(TAPS, LossConfig(extra=terms), "student")
+    found = taps_with_losses(TAPS, LossConfig(extra=terms), "student")
     assert [tap.pool for name, tap in found.items() if name not in TAPS] == ["tokens", "first"]
 
 
 def test_a_loss_reads_its_own_taps_on_either_side():
     tables = {"student": {"a": "deep"}, "teacher": {"a": "far"}}
     config = LossConfig(extra={"sp": Term(**tables)})
-    place = {side: next(name for name in places(TAPS, config, side) if name not in TAPS) for side in tables}
+    place = {side: next(name for name in taps_with_losses(TAPS, config, side) if name not in TAPS) for side in tables}
     seen = made_seen(places=[*NAMES, place["student"]])
     anchor = made_side(7, 9, [*NAMES, place["teacher"]])
-    seen = Seen(seen.student, seen.teacher, [anchor], seen.labels, {})
-    extra = make_extras(config, WHERE)["sp"]
+    seen = BatchOutputs(seen.student, seen.teacher, [anchor], seen.labels, {})
+    extra = bind_losses(config, WHERE)["sp"]
     expected = sp_loss(seen.student.embeddings[place["student"]], anchor.embeddings[place["teacher"]])
     assert torch.equal(extra(seen), expected)
-    assert extra.on == (place["student"],)
+    assert extra.student_taps == (place["student"],)
     # Where the anchor is a student, as in a fine-tune, the student's table holds for both.
-    both = Seen(seen.student, seen.teacher, [made_side(8, 4, [*NAMES, place["student"]])], seen.labels, {})
-    extra = make_extras(config, Where(NAMES, TAPS, TAPS, "student"))["sp"]
+    both = BatchOutputs(seen.student, seen.teacher, [made_side(8, 4, [*NAMES, place["student"]])], seen.labels, {})
+    extra = bind_losses(config, LossTaps(NAMES, TAPS, TAPS, "student"))["sp"]
     expected = sp_loss(*(side.embeddings[place["student"]] for side in (both.student, both.anchors[0])))
     assert torch.equal(extra(both), expected)
 
 
 def test_a_loss_that_is_switched_off_is_not_made():
     extra = {"intra": 0.0, "sp": Term(share=0), "rkd": Term(weight=0.0), "fd": Term(share=0, weight=1.0), "pkt": 1.0}
-    assert list(make_extras(LossConfig(extra=extra), WHERE)) == ["fd", "pkt"]
+    assert list(bind_losses(LossConfig(extra=extra), WHERE)) == ["fd", "pkt"]
     assert replace(LossConfig(), extra={}).terms == {}
