@@ -12,7 +12,7 @@ from edgekd.pipeline.build import prepare
 from edgekd.pipeline.publish import writing
 from edgekd.pipeline.target import run as ship
 from edgekd.pipeline.target.blame import find_blame
-from edgekd.workflows.threshold_stage import calibrate
+from edgekd.workflows.threshold_stage import measure_alarm_stage
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -82,7 +82,7 @@ def calibrate_gate(recipe: Recipe, target: Target, cache: Path, observer: Observ
         EdgekdError: any error that a user can cause.
     """
     with prepare(recipe, [target], cache, devices=["none"], observer=observer, second_half=("alarm",)) as prepared:
-        return calibrate(prepared.contexts[target.name])
+        return measure_alarm_stage(prepared.contexts[target.name])
 
 
 def blame_targets(

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from edgekd.stages.progress import StageReporter
 
 
-def calibrate(context: Context) -> Alarm:
+def measure_alarm_stage(context: Context) -> Alarm:
     """Damage the ledger's reference network in many ways, and see what drift tells of the loss.
 
     On the calibration samples: limits that gate a build are not read off the samples that gate it.

@@ -7,37 +7,37 @@ from typing import TYPE_CHECKING
 from edgekd.report.format import duration
 from edgekd.workflows.advise.budget import FEWEST_SEEDS
 from edgekd.workflows.advise.result import Ablation
-from edgekd.workflows.advise.verdict import Values, stand
+from edgekd.workflows.advise.verdict import Values, make_standings
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from edgekd.config.recipe import LossConfig
-    from edgekd.workflows.advise.candidates import Contestant, Family
-    from edgekd.workflows.advise.result import Facts, Standing
-    from edgekd.workflows.advise.trials import AdviceTrials
+    from edgekd.workflows.advise.candidates import LossFamily, LossVariant
+    from edgekd.workflows.advise.result import Standing, ValidationFacts
+    from edgekd.workflows.advise.trials import BudgetedTrials
 
 #: Seeds of an ablation at most: what needs more is too small to act on.
 _MOST = 8
 
 
-def choose(families: Sequence[Family], standings: Sequence[Standing]) -> tuple[Family, ...]:
+def choose_families(families: Sequence[LossFamily], standings: Sequence[Standing]) -> tuple[LossFamily, ...]:
     """Return the better of the losses between modalities, and `intra`: the better of the two first."""
     means = {one.name: one.difference.mean for one in standings if one.difference is not None}
     ranked = sorted(families, key=lambda family: -means.get(family.whole.name, float("-inf")))
-    chosen: dict[str, Family] = {}
+    chosen: dict[str, LossFamily] = {}
     for family in ranked:
         chosen.setdefault(family.what, family)
     return tuple(chosen.values())
 
 
-def skip(families: Sequence[Family], why: str) -> tuple[Ablation, ...]:
+def skip_families(families: Sequence[LossFamily], why: str) -> tuple[Ablation, ...]:
     """Return ablations of which none was tried."""
     return tuple(Ablation(family.what, family.whole.name, {}, why) for family in families)
 
 
 def ablate(
-    bench: AdviceTrials, families: Sequence[Family], facts: Facts, recipe_loss: LossConfig, limit: float
+    bench: BudgetedTrials, families: Sequence[LossFamily], facts: ValidationFacts, recipe_loss: LossConfig, limit: float
 ) -> tuple[Ablation, ...]:
     """Try each family without each of its parts, the first family first.
 
@@ -61,13 +61,13 @@ def ablate(
 class _Parts:
     """The trials of one family."""
 
-    def __init__(self, family: Family) -> None:
+    def __init__(self, family: LossFamily) -> None:
         self.family = family
-        self.field: list[Contestant] = [family.whole, *family.without.values()]
+        self.field: list[LossVariant] = [family.whole, *family.without.values()]
         self.values: Values = {one.name: {} for one in self.field}
         self.skipped = "" if family.without else "it is of one modality alone"
 
-    def begin(self, bench: AdviceTrials, limit: float) -> None:
+    def begin(self, bench: BudgetedTrials, limit: float) -> None:
         """Run the fewest seeds that are worth showing, if all of them fit."""
         if self.skipped:
             return
@@ -78,7 +78,7 @@ class _Parts:
         for index in range(FEWEST_SEEDS):
             self.add(bench, index, limit)
 
-    def add(self, bench: AdviceTrials, index: int, limit: float) -> None:
+    def add(self, bench: BudgetedTrials, index: int, limit: float) -> None:
         """Run one seed, if it fits."""
         made = bench.block(self.field, index, limit)
         if made is None:
@@ -90,9 +90,9 @@ class _Parts:
         for name, trial in made.items():
             self.values[name][index] = trial.validation or 0.0
 
-    def result(self, facts: Facts, recipe_loss: LossConfig) -> Ablation:
+    def result(self, facts: ValidationFacts, recipe_loss: LossConfig) -> Ablation:
         """Return what was found."""
-        standings = stand(self.field, self.values, facts, recipe_loss)
+        standings = make_standings(self.field, self.values, facts, recipe_loss)
         parts = dict(zip(self.family.without, standings[1:], strict=True))
         if not self.skipped and any(one.difference is None for one in parts.values()):
             self.skipped = "trials took longer than expected, and the budget is spent"

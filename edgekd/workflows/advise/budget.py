@@ -30,7 +30,7 @@ WARM_UP_EPOCHS, TIMING_EPOCHS = 1, 4
 
 
 @dataclass(frozen=True)
-class Cost:
+class TrialCost:
     """Seconds of a trial: ``fixed + epochs * epoch``."""
 
     fixed: float
@@ -41,26 +41,26 @@ class Cost:
         return self.fixed + epochs * self.epoch
 
 
-def shortest(recipe_epochs: int) -> int:
+def shortest_epochs(recipe_epochs: int) -> int:
     """Return how many epochs a trial must have."""
     return min(recipe_epochs, max(_SHORTEST, math.ceil(_SHORTEST_SHARE * recipe_epochs)))
 
 
-def trials_of(seeds: int, contestants: int) -> int:
+def count_trials(seeds: int, contestants: int) -> int:
     """Return how many trials so many seeds take, plain KD among the contestants."""
     others, total = contestants - 1, 0
     for seed in range(seeds):
-        others = kept(others) if seed in RUNGS else others
+        others = count_kept(others) if seed in RUNGS else others
         total += others + 1
     return total
 
 
-def kept(others: int) -> int:
+def count_kept(others: int) -> int:
     """Return how many of so many go on after a rung."""
     return min(others, max(_KEPT, math.ceil(others / 2)))
 
 
-def choose_epochs(budget: float, cost: Cost, contestants: int, recipe_epochs: int) -> int | None:
+def choose_epochs(budget: float, cost: TrialCost, contestants: int, recipe_epochs: int) -> int | None:
     """Return the epochs of each trial, as many as leave room for the planned seeds; None where the budget is too short.
 
     Args:
@@ -69,10 +69,10 @@ def choose_epochs(budget: float, cost: Cost, contestants: int, recipe_epochs: in
         contestants: how many.
         recipe_epochs: of the recipe's own training, the most that a trial has.
     """
-    fewest = shortest(recipe_epochs)
-    if trials_of(FEWEST_SEEDS, contestants) * cost.of(fewest) > budget:
+    fewest = shortest_epochs(recipe_epochs)
+    if count_trials(FEWEST_SEEDS, contestants) * cost.of(fewest) > budget:
         return None
-    count = trials_of(PLANNED_SEEDS, contestants)
+    count = count_trials(PLANNED_SEEDS, contestants)
     affordable = (budget / count - cost.fixed) / cost.epoch if cost.epoch > 0 else recipe_epochs
     return max(fewest, min(recipe_epochs, int(affordable)))
 
@@ -82,8 +82,8 @@ def budget_for(seconds: float) -> float:
     return seconds / (1 - RESERVE)
 
 
-def drop(differences: Mapping[str, Sequence[float]]) -> tuple[str, ...]:
+def choose_dropped(differences: Mapping[str, Sequence[float]]) -> tuple[str, ...]:
     """Return who is dropped at a rung, the better half of the mean differences to KD staying."""
     means = {name: sum(values) / len(values) for name, values in differences.items()}
     ranked = sorted(means, key=lambda name: -means[name])
-    return tuple(ranked[kept(len(ranked)) :])
+    return tuple(ranked[count_kept(len(ranked)) :])

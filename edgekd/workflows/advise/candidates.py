@@ -28,7 +28,7 @@ _ADDED: dict[str, Term] = {
 
 
 @dataclass(frozen=True)
-class Contestant:
+class LossVariant:
     """One loss by name."""
 
     name: str
@@ -36,7 +36,7 @@ class Contestant:
 
 
 @dataclass(frozen=True)
-class Family:
+class LossFamily:
     """A loss, and the same with a part of it switched off in turn.
 
     Attributes:
@@ -46,11 +46,11 @@ class Family:
     """
 
     what: str
-    whole: Contestant
-    without: dict[str, Contestant]
+    whole: LossVariant
+    without: dict[str, LossVariant]
 
 
-def contestants(recipe_loss: LossConfig) -> tuple[Contestant, ...]:
+def loss_variants(recipe_loss: LossConfig) -> tuple[LossVariant, ...]:
     """Return what is tried; the first is plain KD, which all others are compared with.
 
     The weights of CE and KD and the temperature are the recipe's, and so are share and options of a loss that it adds.
@@ -59,18 +59,18 @@ def contestants(recipe_loss: LossConfig) -> tuple[Contestant, ...]:
     if not plain.kd:
         plain = LossConfig(temperature=recipe_loss.temperature, extra={})
     found = [
-        Contestant(_kd_name(plain.temperature), plain),
-        Contestant("labels only", LossConfig(ce=1.0, kd=0.0, temperature=plain.temperature, extra={})),
+        LossVariant(_kd_name(plain.temperature), plain),
+        LossVariant("labels only", LossConfig(ce=1.0, kd=0.0, temperature=plain.temperature, extra={})),
     ]
-    found += [Contestant(_kd_name(t), replace(plain, temperature=t)) for t in TEMPERATURES if t != plain.temperature]
+    found += [LossVariant(_kd_name(t), replace(plain, temperature=t)) for t in TEMPERATURES if t != plain.temperature]
     for loss, term in _ADDED.items():
         own = _own(recipe_loss, loss) or term
         name = f"{loss} centred" if own.centered else loss
-        found.append(Contestant(name, replace(plain, extra={loss: _short(own)})))
+        found.append(LossVariant(name, replace(plain, extra={loss: _short(own)})))
     for name, extra in (("default", DEFAULT_EXTRA), ("recipe's own", recipe_loss.extra)):
         candidate = replace(plain, extra=dict(extra))
         if all(_settings(candidate) != _settings(other.loss) for other in found):
-            found.append(Contestant(name, candidate))
+            found.append(LossVariant(name, candidate))
     return tuple(found)
 
 
@@ -97,13 +97,13 @@ def _short(term: Term) -> float | Term:
     return term.share if term == Term(share=term.share) else term
 
 
-def families(field: Sequence[Contestant], modalities: Sequence[str]) -> tuple[Family, ...]:
+def loss_families(field: Sequence[LossVariant], modalities: Sequence[str]) -> tuple[LossFamily, ...]:
     """Return the losses whose parts are switched off in turn: those between modalities, and `intra`.
 
     With two modalities there is one pair, and `joint` without it is `intra` of plain cosines.
 
     Args:
-        field: as :func:`contestants` gave it.
+        field: as :func:`loss_variants` gave it.
         modalities: of the task, in order.
     """
     by_loss = {next(iter(one.loss.extra)): one for one in reversed(field) if len(one.loss.extra) == 1}
@@ -112,26 +112,26 @@ def families(field: Sequence[Contestant], modalities: Sequence[str]) -> tuple[Fa
     return (*between, _without_modalities(by_loss["intra"], modalities))
 
 
-def _without_pairs(whole: Contestant, scope: str, modalities: Sequence[str]) -> Family:
+def _without_pairs(whole: LossVariant, scope: str, modalities: Sequence[str]) -> LossFamily:
     term = whole.loss.terms[scope]
     pairs = term.pairs or pair_names(list(term.modalities or modalities))
     if len(pairs) == 1:
         terms: dict[str, tuple[str, Term]] = {pairs[0]: ("intra", replace(term, loss=None, pairs=[]))}
     else:
         terms = {pair: (scope, replace(term, pairs=[other for other in pairs if other != pair])) for pair in pairs}
-    return Family("pair", whole, _variants(whole, terms))
+    return LossFamily("pair", whole, _variants(whole, terms))
 
 
-def _without_modalities(whole: Contestant, modalities: Sequence[str]) -> Family:
+def _without_modalities(whole: LossVariant, modalities: Sequence[str]) -> LossFamily:
     term = whole.loss.terms["intra"]
     names = term.modalities or list(modalities)
     terms = {name: ("intra", replace(term, modalities=[other for other in names if other != name])) for name in names}
-    return Family("modality", whole, _variants(whole, terms if len(names) > 1 else {}))
+    return LossFamily("modality", whole, _variants(whole, terms if len(names) > 1 else {}))
 
 
-def _variants(whole: Contestant, terms: Mapping[str, tuple[str, Term]]) -> dict[str, Contestant]:
+def _variants(whole: LossVariant, terms: Mapping[str, tuple[str, Term]]) -> dict[str, LossVariant]:
     return {
-        part: Contestant(f"{whole.name} without {part}", replace(whole.loss, extra={name: term}))
+        part: LossVariant(f"{whole.name} without {part}", replace(whole.loss, extra={name: term}))
         for part, (name, term) in terms.items()
     }
 

@@ -10,7 +10,7 @@ from edgekd.report.format import number
 
 if TYPE_CHECKING:
     from edgekd.gram.paired import Paired
-    from edgekd.workflows.advise.result import Facts
+    from edgekd.workflows.advise.result import ValidationFacts
 
 
 def budget_text(seconds: float) -> str:
@@ -41,7 +41,7 @@ class MetricFormat:
     unit: str
 
     @classmethod
-    def of(cls, facts: Facts) -> MetricFormat:
+    def of(cls, facts: ValidationFacts) -> MetricFormat:
         """Return an accuracy's differences in points, another metric's as they are."""
         return cls(100.0, 1, " points") if facts.step else cls(1.0, 4, f" of {facts.metric}")
 

@@ -5,19 +5,19 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from edgekd.workflows.advise.budget import FEWEST_SEEDS, MOST_SEEDS, RUNGS, drop
+from edgekd.workflows.advise.budget import FEWEST_SEEDS, MOST_SEEDS, RUNGS, choose_dropped
 from edgekd.workflows.advise.verdict import Values, differences
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from edgekd.workflows.advise.candidates import Contestant
-    from edgekd.workflows.advise.result import Facts
-    from edgekd.workflows.advise.trials import AdviceTrials
+    from edgekd.workflows.advise.candidates import LossVariant
+    from edgekd.workflows.advise.result import ValidationFacts
+    from edgekd.workflows.advise.trials import BudgetedTrials
 
 
 @dataclass(frozen=True)
-class Race:
+class HalvingResult:
     """What came of it.
 
     Attributes:
@@ -30,12 +30,14 @@ class Race:
 
     values: Values
     seeds: int
-    alive: tuple[Contestant, ...]
+    alive: tuple[LossVariant, ...]
     dropped: dict[int, tuple[str, ...]]
     failures: dict[str, str]
 
 
-def run_race(bench: AdviceTrials, field: Sequence[Contestant], facts: Facts, limit: float) -> Race:
+def run_halving(
+    bench: BudgetedTrials, field: Sequence[LossVariant], facts: ValidationFacts, limit: float
+) -> HalvingResult:
     """Run blocks until the limit is reached.
 
     Every block trains all that are in the contest from the same initial weights, with the same order of batches, so
@@ -56,7 +58,7 @@ def run_race(bench: AdviceTrials, field: Sequence[Contestant], facts: Facts, lim
     while seeds < MOST_SEEDS:
         gone: tuple[str, ...] = ()
         if seeds in RUNGS:
-            gone = drop({one.name: differences(values, base, one.name, facts).tolist() for one in alive[1:]})
+            gone = choose_dropped({one.name: differences(values, base, one.name, facts).tolist() for one in alive[1:]})
             alive = [one for one in alive if one.name not in gone]
         made = bench.block(alive, seeds, limit if seeds >= FEWEST_SEEDS else bench.budget)
         if made is None:
@@ -72,4 +74,4 @@ def run_race(bench: AdviceTrials, field: Sequence[Contestant], facts: Facts, lim
             break
         alive = [one for one in alive if one.name not in failures]
         seeds += 1
-    return Race(values, seeds, tuple(alive), dropped, failures)
+    return HalvingResult(values, seeds, tuple(alive), dropped, failures)

@@ -16,7 +16,7 @@ Kind = Literal["use", "none", "no room", "undecided", "too short"]
 
 
 @dataclass(frozen=True)
-class Facts:
+class ValidationFacts:
     """What is known of the validation split, on which losses are judged.
 
     Attributes:
@@ -37,7 +37,7 @@ class Facts:
 
 
 @dataclass(frozen=True)
-class Ceiling:
+class TeacherMetric:
     """The teacher's metric on the validation split."""
 
     metric: float
@@ -132,7 +132,7 @@ class Verdict:
 
 
 @dataclass(frozen=True)
-class Spent:
+class BudgetSpent:
     """What the budget was spent on.
 
     Attributes:
@@ -172,10 +172,10 @@ class Advice:
 
     recipe: str
     seed: int
-    facts: Facts
+    facts: ValidationFacts
     teacher: float
     error: float | None
     standings: tuple[Standing, ...]
     ablations: tuple[Ablation, ...]
-    spent: Spent
+    spent: BudgetSpent
     verdict: Verdict

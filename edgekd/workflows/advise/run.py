@@ -18,25 +18,25 @@ from edgekd.stages.artifacts import PROBE, VERSIONS, WEIGHTS
 from edgekd.stages.cache import Cache
 from edgekd.stages.progress import Observer, Silent
 from edgekd.stages.stage import Runner, Stage
-from edgekd.workflows.advise.ablate import ablate, choose, skip
+from edgekd.workflows.advise.ablate import ablate, choose_families, skip_families
 from edgekd.workflows.advise.budget import (
     FEWEST_SEEDS,
     RESERVE,
     TIMING_EPOCHS,
     WARM_UP_EPOCHS,
-    Cost,
+    TrialCost,
     budget_for,
     choose_epochs,
-    shortest,
-    trials_of,
+    count_trials,
+    shortest_epochs,
 )
-from edgekd.workflows.advise.candidates import contestants, families
+from edgekd.workflows.advise.candidates import loss_families, loss_variants
 from edgekd.workflows.advise.format import count_seeds
-from edgekd.workflows.advise.halving import Race, run_race
+from edgekd.workflows.advise.halving import HalvingResult, run_halving
 from edgekd.workflows.advise.report import write_advice
-from edgekd.workflows.advise.result import Advice, AdviceTrial, Ceiling, Facts, Spent
-from edgekd.workflows.advise.trials import TRIALS, AdviceTrials, Narrator
-from edgekd.workflows.advise.verdict import decide, stand, too_short
+from edgekd.workflows.advise.result import Advice, AdviceTrial, BudgetSpent, TeacherMetric, ValidationFacts
+from edgekd.workflows.advise.trials import TRIALS, BudgetedTrials, TrialProgress
+from edgekd.workflows.advise.verdict import decide_verdict, make_standings, too_short_verdict
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -47,7 +47,7 @@ if TYPE_CHECKING:
     from edgekd.stages.artifacts import Trained
     from edgekd.stages.progress import StageReporter
     from edgekd.stages.stage import Done
-    from edgekd.workflows.advise.candidates import Contestant
+    from edgekd.workflows.advise.candidates import LossVariant
     from edgekd.workflows.advise.result import Ablation, Standing, Verdict
 
 #: Raised by one whenever the code of a stage here changes its results.
@@ -117,38 +117,40 @@ class _Trainer:
         self.recipe, self.observer, self.clock = recipe, observer, clock
         self.project = Project(recipe.task, places.cache)
         self.learner = Learner(Runner(cache, observer), self.project, recipe, _NO_EXPORT)
-        self.narrator = Narrator(observer, clock)
+        self.narrator = TrialProgress(observer, clock)
         self.runner = Runner(cache, self.narrator)
 
-    def facts(self) -> Facts:
+    def facts(self) -> ValidationFacts:
         """Look at the validation split."""
 
-        def run(_folder: Path, _report: StageReporter) -> Facts:
+        def run(_folder: Path, _report: StageReporter) -> ValidationFacts:
             from edgekd.training.loop.validation import labelled_truth
 
             task = self.project.loaded
             known = labelled_truth(task)
             labelled, groups = len(known.labels), 0 if known.groups is None else len(set(known.groups.tolist()))
             step = 0.0 if hasattr(task.task, "metric") else 1 / labelled
-            return Facts(task.modalities, task.metric_name, task.higher_is_better, labelled, groups, step)
+            return ValidationFacts(task.modalities, task.metric_name, task.higher_is_better, labelled, groups, step)
 
         depends = {"task": self.project.identity}
-        return self.runner(Stage("facts", _VERSION, depends, Facts, run, lambda facts: facts.metric)).result
+        return self.runner(Stage("facts", _VERSION, depends, ValidationFacts, run, lambda facts: facts.metric)).result
 
     def ceiling(self, teacher: Done[Trained]) -> float:
         """Return the teacher's metric on the validation split."""
 
-        def run(_folder: Path, _report: StageReporter) -> Ceiling:
+        def run(_folder: Path, _report: StageReporter) -> TeacherMetric:
             from edgekd.training.loop.loop import compute_device
             from edgekd.training.loop.validation import score
 
             model = self.learner.load_teacher(teacher).to(compute_device())
-            return Ceiling(score(self.project.loaded, model, self.learner.taps.teacher))
+            return TeacherMetric(score(self.project.loaded, model, self.learner.taps.teacher))
 
-        stage = Stage("ceiling", _VERSION, {"teacher": teacher.key}, Ceiling, run, lambda found: f"{found.metric:.4f}")
+        stage = Stage(
+            "ceiling", _VERSION, {"teacher": teacher.key}, TeacherMetric, run, lambda found: f"{found.metric:.4f}"
+        )
         return self.runner(stage).result.metric
 
-    def trial(self, teacher: Done[Trained], one: Contestant, seed: int, epochs: int, with_error: bool) -> AdviceTrial:
+    def trial(self, teacher: Done[Trained], one: LossVariant, seed: int, epochs: int, with_error: bool) -> AdviceTrial:
         """Distil a student, and keep what it does on the validation split alone."""
         config = msgspec.structs.replace(self.recipe.distill, epochs=epochs, loss=one.loss)
 
@@ -200,7 +202,7 @@ class _Advising:
         self.trainer, self.recipe, self.name = trainer, recipe, name
         self.budget, self.epochs = budget, epochs
         self.loss = recipe.distill.loss
-        self.field = contestants(self.loss)
+        self.field = loss_variants(self.loss)
 
     def run(self) -> Advice:
         """Time a trial, run the contest, decide, and take apart what carried the transfer."""
@@ -210,7 +212,7 @@ class _Advising:
         observer, began = self.trainer.observer, self.trainer.clock()
         observer.start(TRIALS)
 
-        def make(one: Contestant, seed: int, epochs: int) -> AdviceTrial:
+        def make(one: LossVariant, seed: int, epochs: int) -> AdviceTrial:
             return self.trainer.trial(teacher, one, seed, epochs, with_error=one is self.field[0])
 
         advice = self._contest(make, facts, ceiling)
@@ -224,24 +226,26 @@ class _Advising:
         )
         return advice
 
-    def _contest(self, make: Callable[[Contestant, int, int], AdviceTrial], facts: Facts, ceiling: float) -> Advice:
+    def _contest(
+        self, make: Callable[[LossVariant, int, int], AdviceTrial], facts: ValidationFacts, ceiling: float
+    ) -> Advice:
         timed, cost = self._time(make)
         recipe_epochs, whole = self.recipe.distill.epochs, self.budget * (1 - RESERVE)
         epochs = self.epochs or choose_epochs(whole - timed, cost, len(self.field), recipe_epochs)
-        fewest = self.epochs or shortest(recipe_epochs)
-        needed = timed + trials_of(FEWEST_SEEDS, len(self.field)) * cost.of(fewest)
-        nothing = Spent(self.budget, timed, fewest, recipe_epochs, 0, 0, {})
+        fewest = self.epochs or shortest_epochs(recipe_epochs)
+        needed = timed + count_trials(FEWEST_SEEDS, len(self.field)) * cost.of(fewest)
+        nothing = BudgetSpent(self.budget, timed, fewest, recipe_epochs, 0, 0, {})
         if epochs is None or needed > whole:
-            verdict = too_short(budget_for(needed), self.budget, fewest, recipe_epochs)
-            standings = stand(self.field, {one.name: {} for one in self.field}, facts, self.loss)
+            verdict = too_short_verdict(budget_for(needed), self.budget, fewest, recipe_epochs)
+            standings = make_standings(self.field, {one.name: {} for one in self.field}, facts, self.loss)
             return self._advice(facts, ceiling, None, standings, (), nothing, verdict)
-        bench = AdviceTrials(make, self.trainer.narrator, self.recipe.seed, epochs, cost, self.budget, timed)
-        race = run_race(bench, self.field, facts, whole)
+        bench = BudgetedTrials(make, self.trainer.narrator, self.recipe.seed, epochs, cost, self.budget, timed)
+        race = run_halving(bench, self.field, facts, whole)
         if race.failures.get(self.field[0].name):
             raise ModelError(f"plain KD cannot be trained: {race.failures[self.field[0].name]}")
         return self._judge(bench, race, facts, ceiling)
 
-    def _time(self, make: Callable[[Contestant, int, int], AdviceTrial]) -> tuple[float, Cost]:
+    def _time(self, make: Callable[[LossVariant, int, int], AdviceTrial]) -> tuple[float, TrialCost]:
         """Return the seconds of short trials of the costliest kind of loss, and what follows for others."""
         joint = next(one for one in self.field if "joint" in one.loss.terms)
         epochs = min(TIMING_EPOCHS, self.recipe.distill.epochs)
@@ -249,22 +253,22 @@ class _Advising:
         warm_up, trial = (make(joint, self.recipe.seed, count) for count in (WARM_UP_EPOCHS, epochs))
         if trial.failure:
             raise ModelError(f"the trial of '{joint.name}' that was to be timed failed: {trial.failure}")
-        cost = Cost(max(0.0, trial.seconds - epochs * trial.epoch_seconds), trial.epoch_seconds)
+        cost = TrialCost(max(0.0, trial.seconds - epochs * trial.epoch_seconds), trial.epoch_seconds)
         return warm_up.seconds + trial.seconds, cost
 
-    def _judge(self, bench: AdviceTrials, race: Race, facts: Facts, ceiling: float) -> Advice:
-        standings = stand(self.field, race.values, facts, self.loss, race.failures)
+    def _judge(self, bench: BudgetedTrials, race: HalvingResult, facts: ValidationFacts, ceiling: float) -> Advice:
+        standings = make_standings(self.field, race.values, facts, self.loss, race.failures)
         error = bench(self.field[0], 0).error if race.seeds else None
-        spent = Spent(
+        spent = BudgetSpent(
             self.budget, bench.spent, bench.epochs, self.recipe.distill.epochs, race.seeds, bench.trials, race.dropped
         )
         block = sum(bench.expected([one], race.seeds) for one in race.alive)
-        verdict = decide(standings, facts, ceiling, error, spent, block)
-        chosen = choose(families(self.field, facts.modalities), standings)
+        verdict = decide_verdict(standings, facts, ceiling, error, spent, block)
+        chosen = choose_families(loss_families(self.field, facts.modalities), standings)
         if verdict.kind == "no room":
-            ablations = skip(chosen, "plain KD is where the teacher is, so there is no transfer to take apart")
+            ablations = skip_families(chosen, "plain KD is where the teacher is, so there is no transfer to take apart")
         elif race.seeds < FEWEST_SEEDS:
-            ablations = skip(chosen, "the losses themselves took the budget")
+            ablations = skip_families(chosen, "the losses themselves took the budget")
         else:
             ablations = ablate(bench, chosen, facts, self.loss, self.budget)
         spent = replace(spent, seconds=bench.spent, trials=bench.trials)
@@ -272,12 +276,12 @@ class _Advising:
 
     def _advice(
         self,
-        facts: Facts,
+        facts: ValidationFacts,
         ceiling: float,
         error: float | None,
         standings: Sequence[Standing],
         ablations: Sequence[Ablation],
-        spent: Spent,
+        spent: BudgetSpent,
         verdict: Verdict,
     ) -> Advice:
         seed = self.recipe.seed

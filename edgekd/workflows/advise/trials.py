@@ -11,8 +11,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from edgekd.stages.progress import Observer
-    from edgekd.workflows.advise.budget import Cost
-    from edgekd.workflows.advise.candidates import Contestant
+    from edgekd.workflows.advise.budget import TrialCost
+    from edgekd.workflows.advise.candidates import LossVariant
     from edgekd.workflows.advise.result import AdviceTrial
 
 #: The one line that all trials share with the observer.
@@ -22,7 +22,7 @@ TRIALS = "trials"
 OVERRUN = 1.1
 
 
-class Narrator(Silent):
+class TrialProgress(Silent):
     """Hears of each trial and makes all of them one stage of the user's observer.
 
     Args:
@@ -54,7 +54,7 @@ class Narrator(Silent):
             self._observer.warn(stage, message)
 
 
-class AdviceTrials:
+class BudgetedTrials:
     """Makes trials of one length, and adds up what they took.
 
     Args:
@@ -69,11 +69,11 @@ class AdviceTrials:
 
     def __init__(
         self,
-        make: Callable[[Contestant, int, int], AdviceTrial],
-        narrator: Narrator,
+        make: Callable[[LossVariant, int, int], AdviceTrial],
+        narrator: TrialProgress,
         first_seed: int,
         epochs: int,
-        cost: Cost,
+        cost: TrialCost,
         budget: float,
         spent: float,
     ) -> None:
@@ -87,7 +87,7 @@ class AdviceTrials:
         """How many were made."""
         return len(self._done)
 
-    def __call__(self, one: Contestant, index: int) -> AdviceTrial:
+    def __call__(self, one: LossVariant, index: int) -> AdviceTrial:
         """Return the trial of a contestant with the seed of that number."""
         if (one.name, index) not in self._done:
             left = self.budget - self.spent
@@ -100,12 +100,12 @@ class AdviceTrials:
             self.spent += trial.seconds
         return self._done[one.name, index]
 
-    def expected(self, field: Sequence[Contestant], index: int) -> float:
+    def expected(self, field: Sequence[LossVariant], index: int) -> float:
         """Return the seconds that trials of these contestants with one seed will take; one that was made takes none."""
         usual = self.cost.of(self.epochs)
         return sum(self._seconds.get(one.name, usual) for one in field if (one.name, index) not in self._done)
 
-    def block(self, field: Sequence[Contestant], index: int, limit: float) -> dict[str, AdviceTrial] | None:
+    def block(self, field: Sequence[LossVariant], index: int, limit: float) -> dict[str, AdviceTrial] | None:
         """Make the trials of one seed for all of these contestants; None where the block does not fit into the limit.
 
         Args:

@@ -18,29 +18,31 @@ if TYPE_CHECKING:
 
     from edgekd.config.recipe import LossConfig
     from edgekd.gram.paired import Paired
-    from edgekd.workflows.advise.candidates import Contestant
-    from edgekd.workflows.advise.result import Facts, Spent
+    from edgekd.workflows.advise.candidates import LossVariant
+    from edgekd.workflows.advise.result import BudgetSpent, ValidationFacts
 
 #: For each contestant its metric on the validation split, by seed.
 Values = dict[str, dict[int, float]]
 
 
-def differences(values: Values, base: str, name: str, facts: Facts) -> np.ndarray[tuple[int], np.dtype[np.float64]]:
+def differences(
+    values: Values, base: str, name: str, facts: ValidationFacts
+) -> np.ndarray[tuple[int], np.dtype[np.float64]]:
     """Return for each seed that both have how much better a contestant is than another [n]."""
     sign = 1.0 if facts.higher_is_better else -1.0
     both = sorted(values[base].keys() & values[name].keys())
     return np.array([sign * (values[name][seed] - values[base][seed]) for seed in both])
 
 
-def least_deviation(facts: Facts) -> float:
+def least_deviation(facts: ValidationFacts) -> float:
     """Return the deviation that a difference of two metrics has by being rounded to whole samples alone."""
     return float(facts.step / np.sqrt(6))
 
 
-def stand(
-    field: Sequence[Contestant],
+def make_standings(
+    field: Sequence[LossVariant],
     values: Values,
-    facts: Facts,
+    facts: ValidationFacts,
     recipe_loss: LossConfig,
     failures: Mapping[str, str] | None = None,
 ) -> tuple[Standing, ...]:
@@ -69,8 +71,13 @@ def stand(
     )
 
 
-def decide(
-    standings: Sequence[Standing], facts: Facts, teacher: float, error: float | None, spent: Spent, block: float
+def decide_verdict(
+    standings: Sequence[Standing],
+    facts: ValidationFacts,
+    teacher: float,
+    error: float | None,
+    spent: BudgetSpent,
+    block: float,
 ) -> Verdict:
     """Return the answer.
 
@@ -109,7 +116,7 @@ def decide(
     return _undecided(more, spent, block, f"{best.name} is {scale.interval(lead)} over {base.name} so far")
 
 
-def _use(best: Standing, others: Sequence[Standing], base: Standing, facts: Facts) -> Verdict:
+def _use(best: Standing, others: Sequence[Standing], base: Standing, facts: ValidationFacts) -> Verdict:
     assert best.difference is not None  # it was found better
     level = [one.name for one in others if one is not best and _level(one, best, facts)]
     reasons = [f"Not told apart from it: {', '.join(level)}."] if level else []
@@ -117,7 +124,7 @@ def _use(best: Standing, others: Sequence[Standing], base: Standing, facts: Fact
     return Verdict("use", f"use {best.name}: {ahead}", tuple(reasons), best.lines)
 
 
-def _level(one: Standing, best: Standing, facts: Facts) -> bool:
+def _level(one: Standing, best: Standing, facts: ValidationFacts) -> bool:
     """Whether two that were trained with the same seeds are not told apart; fewer seeds of one would not count."""
     if len(one.values) != len(best.values):
         return False
@@ -125,7 +132,7 @@ def _level(one: Standing, best: Standing, facts: Facts) -> bool:
     return not apart.holds
 
 
-def _no_room(base: Standing, facts: Facts, teacher: float, error: float | None) -> bool:
+def _no_room(base: Standing, facts: ValidationFacts, teacher: float, error: float | None) -> bool:
     """Whether KD is where the teacher is: not clearly below it over the seeds, nor by more than the metric's error."""
     if len(base.values) < 2:
         return False
@@ -148,7 +155,7 @@ def _none(best: Standing, lead: Paired, base: Standing, scale: MetricFormat, why
     return Verdict("none", text, (f"{why[0].upper()}{why[1:]}.",), base.lines)
 
 
-def _undecided(more: int, spent: Spent, block: float, so_far: str) -> Verdict:
+def _undecided(more: int, spent: BudgetSpent, block: float, so_far: str) -> Verdict:
     again = budget_text(budget_for(spent.seconds + more * block))
     text = (
         f"not decided with this budget: {count_seeds(more, ' more')} (about {duration(more * block)}) would be needed"
@@ -160,7 +167,7 @@ def _undecided(more: int, spent: Spent, block: float, so_far: str) -> Verdict:
     return Verdict("undecided", text, reasons)
 
 
-def too_short(needed: float, budget: float, fewest: int, recipe_epochs: int) -> Verdict:
+def too_short_verdict(needed: float, budget: float, fewest: int, recipe_epochs: int) -> Verdict:
     """Return the answer where not even the fewest trials fit.
 
     Args:

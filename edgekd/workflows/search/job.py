@@ -53,7 +53,7 @@ class SearchJob:
 
 
 @dataclass(frozen=True)
-class Job:
+class WorkerJob:
     """What one worker is told beside the plan.
 
     Attributes:

@@ -20,8 +20,8 @@ from optuna.trial import TrialState
 
 from edgekd import errors
 from edgekd.errors import EdgekdError, ModelError
-from edgekd.workflows.search.job import WORKER, Job
-from edgekd.workflows.search.study import give_back
+from edgekd.workflows.search.job import WORKER, WorkerJob
+from edgekd.workflows.search.study import requeue
 
 if TYPE_CHECKING:
     from optuna import Study
@@ -35,10 +35,12 @@ _WORKER = (sys.executable, "-m", "edgekd.workflows.search.worker")
 _QUOTED_LINES, _QUOTED_BYTES = 3, 4096
 
 
-class _Process:
+class _WorkerProcess:
     """A worker's process, whose every word goes to one queue; None at the end of its words."""
 
-    def __init__(self, job: Job, heard: queue.Queue[tuple[_Process, dict[str, Any] | None]], threads: int) -> None:
+    def __init__(
+        self, job: WorkerJob, heard: queue.Queue[tuple[_WorkerProcess, dict[str, Any] | None]], threads: int
+    ) -> None:
         self.job = job
         self.tried: list[int] = []  # trials, in order
         self._log = tempfile.TemporaryFile()  # noqa: SIM115 - a pipe that nobody reads would fill; end() closes it
@@ -56,7 +58,7 @@ class _Process:
             self._process.stdin.flush()  # and stays open: its end would be the worker's
         threading.Thread(target=self._listen, args=(heard,), daemon=True).start()
 
-    def _listen(self, heard: queue.Queue[tuple[_Process, dict[str, Any] | None]]) -> None:
+    def _listen(self, heard: queue.Queue[tuple[_WorkerProcess, dict[str, Any] | None]]) -> None:
         assert self._process.stdout is not None
         for line in self._process.stdout:
             if line.endswith("\n"):  # not the half of one that was killed
@@ -88,7 +90,7 @@ class _Process:
         return " / ".join(line.strip() for line in lines) or "it said nothing on stderr"
 
 
-class Crew:
+class WorkerPool:
     """Keeps workers at a study until there is nothing left to do.
 
     Args:
@@ -103,8 +105,8 @@ class Crew:
         self._study, self._plan, self._until, self._observer = study, plan, until, observer
         self._workers = workers
         self._threads = max(1, (os.cpu_count() or 1) // workers)
-        self._heard: queue.Queue[tuple[_Process, dict[str, Any] | None]] = queue.Queue()
-        self._running: list[_Process] = []
+        self._heard: queue.Queue[tuple[_WorkerProcess, dict[str, Any] | None]] = queue.Queue()
+        self._running: list[_WorkerProcess] = []
 
     def run(self) -> None:
         """Start the workers and wait for them. However this is left, none is left behind, nor a trial that none runs.
@@ -128,10 +130,10 @@ class Crew:
 
     def _start(self, number: int) -> None:
         left = None if self._until is None else self._until - time.monotonic()
-        job = Job(self._plan, uuid.uuid4().hex, number, left)
-        self._running.append(_Process(job, self._heard, self._threads))
+        job = WorkerJob(self._plan, uuid.uuid4().hex, number, left)
+        self._running.append(_WorkerProcess(job, self._heard, self._threads))
 
-    def _hear(self, process: _Process, event: str, **told: Any) -> None:
+    def _hear(self, process: _WorkerProcess, event: str, **told: Any) -> None:
         stage = f"trial {told.get('trial')}"
         if event == "start":
             process.tried.append(told["trial"])
@@ -145,7 +147,7 @@ class Crew:
         else:
             raise _error(told["kind"], told["reason"])
 
-    def _ended(self, process: _Process) -> None:
+    def _ended(self, process: _WorkerProcess) -> None:
         """Let another worker go on where one died."""
         self._running.remove(process)
         how = process.wait()
@@ -153,7 +155,7 @@ class Crew:
             self._replace(process, how)
         process.end()
 
-    def _replace(self, process: _Process, how: str) -> None:
+    def _replace(self, process: _WorkerProcess, how: str) -> None:
         if not process.tried:
             raise ModelError(
                 f"a worker of the search ended before its first trial ({how}); it last said: {process.last_words()}"
@@ -163,12 +165,12 @@ class Crew:
         self._observer.finish(f"trial {process.tried[-1]}", 0.0, False, told)
         self._start(process.job.number)
 
-    def _give_back(self, process: _Process, blame: bool) -> bool:
+    def _give_back(self, process: _WorkerProcess, blame: bool) -> bool:
         """Let the trial that a worker was at be tried again; return whether there was one."""
         running = self._study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
         mine = [trial for trial in running if trial.user_attrs.get(WORKER, {}).get("name") == process.job.worker]
         for trial in mine:
-            give_back(self._study, trial, blame)
+            requeue(self._study, trial, blame)
         return bool(mine)
 
 

@@ -12,7 +12,7 @@ from edgekd import errors
 from edgekd.errors import EdgekdError, ModelError, RecipeError
 from edgekd.report.search.tables import Appraisal, SearchResult, SearchTrial
 from edgekd.workflows.search.job import FAILURE, OUTCOME, OWN, WORKER
-from edgekd.workflows.search.study import lost, shown
+from edgekd.workflows.search.study import superseded, without_password
 
 if TYPE_CHECKING:
     from optuna import Study
@@ -27,7 +27,7 @@ _KILLED = "its worker was killed again and again, as by a lack of memory"
 
 
 @dataclass(frozen=True)
-class About:
+class StudyDescription:
     """What a study is of.
 
     Attributes:
@@ -43,7 +43,7 @@ class About:
     stamp: str
 
 
-def remember(study: Study, about: About, machine: dict[str, str]) -> None:
+def register_study(study: Study, about: StudyDescription, machine: dict[str, str]) -> None:
     """Write down what a new study is of, or check that it is the same, and describe this machine.
 
     Raises:
@@ -60,14 +60,14 @@ def remember(study: Study, about: About, machine: dict[str, str]) -> None:
     study.set_user_attr(_MACHINE + socket.gethostname(), machine)
 
 
-def outcome(study: Study, plan: SearchJob, about: About) -> SearchResult:
+def read_study(study: Study, plan: SearchJob, about: StudyDescription) -> SearchResult:
     """Return what a study found so far."""
     trials = study.get_trials(deepcopy=False)
-    over, space = lost(trials), plan.space
+    over, space = superseded(trials), plan.space
     machines = {k.removeprefix(_MACHINE): v for k, v in study.user_attrs.items() if k.startswith(_MACHINE)}
     return SearchResult(
         study=plan.study,
-        storage=shown(plan.storage),
+        storage=without_password(plan.storage),
         recipe=about.recipe,
         overrides=about.overrides,
         metric=about.metric,
@@ -78,10 +78,10 @@ def outcome(study: Study, plan: SearchJob, about: About) -> SearchResult:
     )
 
 
-def failure(study: Study) -> EdgekdError | None:
+def first_failure(study: Study) -> EdgekdError | None:
     """Return the error of the first trial that failed, as the class that it was; None where none failed."""
     trials = study.get_trials(deepcopy=False)
-    over = lost(trials)
+    over = superseded(trials)
     failed = [trial for trial in trials if trial.state == TrialState.FAIL and trial.number not in over]
     if not failed:
         return None

@@ -76,26 +76,26 @@ def search(wanted: Wanted, observer: Observer | None = None) -> SearchResult:
         EdgekdError: any error that a user can cause. Where every trial failed, that of the first.
     """
     need("optuna", "search")
-    from edgekd.workflows.search.pool import Crew
-    from edgekd.workflows.search.results import About, failure, outcome, remember
-    from edgekd.workflows.search.study import ask_for_own, open_study
+    from edgekd.workflows.search.pool import WorkerPool
+    from edgekd.workflows.search.results import StudyDescription, first_failure, read_study, register_study
+    from edgekd.workflows.search.study import enqueue_recipe, open_study
 
     make_folder(wanted.output, OutputError, "--output")
     name = recipe_name(wanted.recipe)
     plan, stamp, metric = _plan(wanted, name)
     study = open_study(plan)
-    about = About(wanted.recipe or DEFAULT_FILE, wanted.overrides, metric, stamp)
-    remember(study, about, _machine())
-    ask_for_own(study, plan.space.own)
+    about = StudyDescription(wanted.recipe or DEFAULT_FILE, wanted.overrides, metric, stamp)
+    register_study(study, about, _machine())
+    enqueue_recipe(study, plan.space.own)
     observer = observer or Silent()
     until = None if wanted.seconds is None else time.monotonic() + wanted.seconds
     try:
-        Crew(study, plan, wanted.workers, until, observer).run()
+        WorkerPool(study, plan, wanted.workers, until, observer).run()
     finally:
-        found = outcome(study, plan, about)
+        found = read_study(study, plan, about)
         with writing(wanted.output):
             write_search(found, wanted.output)
-    if not found.done and (error := failure(study)) is not None:
+    if not found.done and (error := first_failure(study)) is not None:
         raise error
     return found
 

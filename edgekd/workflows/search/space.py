@@ -190,7 +190,7 @@ class Space:
     def _losses(self, key: str, params: Mapping[str, Value]) -> dict[str, Any]:
         """Return the losses that a factor's trial adds: those drawn for it, or the recipe's own."""
         extra = key.removesuffix(".*")
-        losses = _meant(extra, params[extra]) if extra in params else find(self.draft, extra)
+        losses = _meant(extra, params[extra]) if extra in params else recipe_value(self.draft, extra)
         return cast("dict[str, Any]", losses) or {}
 
 
@@ -261,7 +261,7 @@ def _axis(draft: Draft, key: str, entry: Any, width: int | None) -> Axis:
                 f'{_WHERE} {key}: give a range, {{ low = 2.0, high = 8.0 }}, or choices, ["a", "b"], '
                 f"not {toml_value(entry)}"
             )
-    own = 1.0 if key.endswith(_FACTOR) else find(draft, key)
+    own = 1.0 if key.endswith(_FACTOR) else recipe_value(draft, key)
     if own is None and key == "task.options.student.width":
         own = width
     return _with_own(axis, own)
@@ -329,7 +329,7 @@ def _with_own(axis: Axis, own: Any) -> Axis:
     return Range(axis.key, axis.low, axis.high, axis.log, axis.step, int(own) if axis.whole else float(own))
 
 
-def find(draft: Draft, key: str) -> Any:
+def recipe_value(draft: Draft, key: str) -> Any:
     """Return what a recipe has at a key: as written, or else by default; None where there is nothing."""
     found: Any = draft.content
     for part in key.split("."):

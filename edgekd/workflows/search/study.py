@@ -69,7 +69,7 @@ def is_url(storage: str) -> bool:
     return "://" in storage
 
 
-def shown(storage: str) -> str:
+def without_password(storage: str) -> str:
     """Return a storage without a password."""
     return make_url(storage).render_as_string() if is_url(storage) else storage
 
@@ -91,7 +91,7 @@ def open_storage(storage: str) -> BaseStorage:
         return JournalStorage(JournalFileBackend(str(path), _Lock(path)))
     except ImportError as error:
         raise MissingDependency(
-            f"--storage {shown(storage)}: the driver of this database is missing: {error}"
+            f"--storage {without_password(storage)}: the driver of this database is missing: {error}"
         ) from error
     except (OSError, ValueError, KeyError, SQLAlchemyError, RuntimeError) as error:
         what = str(error).strip().partition("\n")[0]
@@ -101,7 +101,7 @@ def open_storage(storage: str) -> BaseStorage:
 def _safe(storage: str) -> str:
     """Return a storage without a password, though it may not even be a URL."""
     try:
-        return shown(storage)
+        return without_password(storage)
     except SQLAlchemyError:
         return "URL"
 
@@ -121,13 +121,13 @@ def open_study(plan: SearchJob) -> Study:
     )
 
 
-def ask_for_own(study: Study, params: Params) -> None:
+def enqueue_recipe(study: Study, params: Params) -> None:
     """Let the study begin with the recipe as it stands."""
     if not any(OWN in trial.user_attrs for trial in study.get_trials(deepcopy=False)):
         study.enqueue_trial(params, user_attrs={OWN: True})
 
 
-def sampler(seed: int, *others: Any) -> BaseSampler:
+def make_sampler(seed: int, *others: Any) -> BaseSampler:
     """Return what draws a trial: multivariate TPE, at random at first.
 
     Args:
@@ -145,7 +145,7 @@ def sampler(seed: int, *others: Any) -> BaseSampler:
         )
 
 
-def suggest(trial: Trial, space: Space, own: bool) -> Params:
+def suggest_params(trial: Trial, space: Space, own: bool) -> Params:
     """Draw a trial's values; of the recipe as it stands take those that are known."""
     params: Params = {}
     for axis in space.asked(params):
@@ -163,18 +163,18 @@ def suggest(trial: Trial, space: Space, own: bool) -> Params:
     return params
 
 
-def lost(trials: Iterable[FrozenTrial]) -> set[int]:
+def superseded(trials: Iterable[FrozenTrial]) -> set[int]:
     """Return the numbers of the trials that were taken up again by later ones."""
     return {trial.user_attrs[AGAIN] for trial in trials if AGAIN in trial.user_attrs}
 
 
-def begun(trials: list[FrozenTrial]) -> int:
+def count_begun(trials: list[FrozenTrial]) -> int:
     """Return how many trials are over or at work, one that is taken up again counted once."""
-    over = lost(trials)
+    over = superseded(trials)
     return sum(trial.state != TrialState.WAITING and trial.number not in over for trial in trials)
 
 
-class Identity:
+class WorkerIdentity:
     """A worker as the others see it: on its own machine by a lock that the kernel lets go with its process.
 
     Args:
@@ -187,7 +187,7 @@ class Identity:
         self._lock = need("filelock", "build").FileLock(self._path)
         self.facts = {"name": name, "host": socket.gethostname(), "boot": _boot(), "lock": str(self._path)}
 
-    def __enter__(self) -> Identity:
+    def __enter__(self) -> WorkerIdentity:
         self._lock.acquire()
         return self
 
@@ -204,14 +204,14 @@ def _boot() -> str:
         return socket.gethostname()
 
 
-def take_up(study: Study) -> None:
+def requeue_abandoned(study: Study) -> None:
     """Ask again for the trials whose workers are gone."""
     for trial in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
         if _gone(trial):
-            give_back(study, trial)
+            requeue(study, trial)
 
 
-def give_back(study: Study, trial: FrozenTrial, blame: bool = True) -> None:
+def requeue(study: Study, trial: FrozenTrial, blame: bool = True) -> None:
     """Ask again for a trial that was cut short, unless it has cost too many workers.
 
     Args:

@@ -23,8 +23,15 @@ from optuna.trial import TrialState
 from edgekd.errors import EdgekdError, ModelError, RecipeError, TaskError
 from edgekd.stages.cache import Cache
 from edgekd.stages.progress import Silent
-from edgekd.workflows.search.job import BEAT, BEAT_SECONDS, FAILURE, OUTCOME, OWN, WORKER, Job
-from edgekd.workflows.search.study import Identity, begun, open_study, sampler, suggest, take_up
+from edgekd.workflows.search.job import BEAT, BEAT_SECONDS, FAILURE, OUTCOME, OWN, WORKER, WorkerJob
+from edgekd.workflows.search.study import (
+    WorkerIdentity,
+    count_begun,
+    make_sampler,
+    open_study,
+    requeue_abandoned,
+    suggest_params,
+)
 from edgekd.workflows.search.trial import SearchTrials
 
 if TYPE_CHECKING:
@@ -66,7 +73,7 @@ class Worker:
         tell: says what it is at.
     """
 
-    def __init__(self, job: Job, identity: Identity, tell: Callable[..., None]) -> None:
+    def __init__(self, job: WorkerJob, identity: WorkerIdentity, tell: Callable[..., None]) -> None:
         self._job, self._plan, self._identity, self._tell = job, job.plan, identity, tell
         self._space, self._cache = job.plan.space, Path(job.plan.cache)
         self._until = None if job.deadline is None else time.monotonic() + job.deadline
@@ -86,18 +93,18 @@ class Worker:
     def _next(self) -> tuple[Trial, Params] | None:
         """Draw a trial; one worker of a host at a time, so that the study gets no more trials than it is to have."""
         with Cache(self._cache).hold("search-next", lambda: None):
-            take_up(self._study)
+            requeue_abandoned(self._study)
             trials = self._study.get_trials(deepcopy=False)
-            enough = self._plan.trials is not None and begun(trials) >= self._plan.trials
+            enough = self._plan.trials is not None and count_begun(trials) >= self._plan.trials
             if enough or (self._until is not None and time.monotonic() >= self._until):
                 return None
             recipe = self._plan.draft.recipe()
             facts = self._identity.facts
-            self._study.sampler = sampler(recipe.seed, facts["host"], self._job.number, len(trials))
+            self._study.sampler = make_sampler(recipe.seed, facts["host"], self._job.number, len(trials))
             trial = self._study.ask()
             trial.set_user_attr(WORKER, facts)
             trial.set_user_attr(BEAT, time.time())
-            return trial, suggest(trial, self._space, OWN in trial.user_attrs)
+            return trial, suggest_params(trial, self._space, OWN in trial.user_attrs)
 
     def _try(self, trial: Trial, params: Params) -> str:
         """Run a trial and record what came of it; return it in words."""
@@ -159,10 +166,10 @@ def main() -> None:
         print(json.dumps({"event": event, **facts}), file=out, flush=True)
 
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole terminal; the search ends its workers
-    job = msgspec.json.decode(sys.stdin.readline(), type=Job)
+    job = msgspec.json.decode(sys.stdin.readline(), type=WorkerJob)
     threading.Thread(target=_end_with_stdin, daemon=True).start()
     try:
-        with Identity(job.worker, Path(job.plan.cache)) as identity:
+        with WorkerIdentity(job.worker, Path(job.plan.cache)) as identity:
             Worker(job, identity, tell).run()
     except EdgekdError as error:
         tell("error", kind=type(error).__name__, reason=str(error))
