@@ -56,7 +56,9 @@ def names(wheel):
 def test_the_wheel_has_the_data(names):
     expected = {f"edgekd/{name}/{path.name}" for name in ("targets", "calibration") for path in (ROOT / name).iterdir()}
     expected |= {f"edgekd/tasks/{path.name}" for path in (ROOT / "edgekd" / "tasks").glob("*.toml")}
-    expected |= {f"edgekd/template/{path.name}" for path in (ROOT / "edgekd" / "template").iterdir() if path.is_file()}
+    expected |= {
+        f"edgekd/cli/template/{path.name}" for path in (ROOT / "edgekd/cli/template").iterdir() if path.is_file()
+    }
     expected |= {"edgekd/py.typed", "edgekd/runtime/manifest.schema.json"}
     expected |= {f"edgekd/devices/browser/{name}" for name in ("page.html", "page.js")}
     expected |= {f"edgekd/report/compare/{name}" for name in ("page.css", "page.js")}

@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 from edgekd.files import write_text
+from edgekd.gram.pareto import pareto_front
 from edgekd.report.format import factor, milliseconds, number
 from edgekd.report.table import Column, Table, metric_name
 from edgekd.runtime.manifest import null_not_finite
@@ -103,12 +104,7 @@ class SearchResult:
     def front(self) -> tuple[SearchTrial, ...]:
         """The trials that no other beats, the best metric first; of those with level figures the first alone."""
         done = self.done
-        costs = [self._costs(trial) for trial in done]
-        return tuple(
-            trial
-            for index, trial in enumerate(done)
-            if costs[index] not in costs[:index] and not any(_beats(other, costs[index]) for other in costs)
-        )
+        return tuple(done[index] for index in pareto_front([self._costs(trial) for trial in done]))
 
     @property
     def failed(self) -> tuple[SearchTrial, ...]:
@@ -125,10 +121,6 @@ class SearchResult:
         known = trial.appraisal
         assert known is not None
         return (-known.metric if self.higher_is_better else known.metric, known.latency, known.drift)
-
-
-def _beats(one: tuple[float, ...], other: tuple[float, ...]) -> bool:
-    return one != other and all(a <= b for a, b in zip(one, other, strict=True))
 
 
 def search_table(found: SearchResult) -> Table:

@@ -70,8 +70,8 @@ def test_a_half_written_line_of_a_killed_writer_costs_only_itself(plan, study):
 
 def test_a_trial_is_taken_up_when_its_worker_is_gone_and_not_before(plan, study, tmp_path):
     code = (
-        "import sys; from pathlib import Path; from edgekd.workflows.search.study import Identity\n"
-        "with Identity('w', Path(sys.argv[1])) as me: print(me.facts['boot'], flush=True); sys.stdin.read()"
+        "import sys; from pathlib import Path; from edgekd.workflows.search.study import WorkerIdentity\n"
+        "with WorkerIdentity('w', Path(sys.argv[1])) as me: print(me.facts['boot'], flush=True); sys.stdin.read()"
     )
     command = [sys.executable, "-c", code, str(tmp_path)]
     process = subprocess.Popen(command, stdin=-1, stdout=-1, text=True, env=environment())
