@@ -211,11 +211,16 @@ def load_targets(references: Iterable[str]) -> list[Target]:
         TargetError: as :func:`load_target`, or two of them have one name.
     """
     targets = [load_target(reference) for reference in dict.fromkeys(references)]
+    check_distinct(targets)
+    return targets
+
+
+def check_distinct(targets: Iterable[Target]) -> None:
+    """Raise TargetError where two targets have one name: each names a folder of the output."""
     names = [target.name for target in targets]
     for name in names:
         if names.count(name) > 1:
             raise TargetError(f"two targets are called '{name}'; give one another name in its file")
-    return targets
 
 
 def load_target(reference: str) -> Target:

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias
 
 from edgekd.config.recipe import Recipe, load_recipe, recipe_name
-from edgekd.config.target import Target, load_targets
+from edgekd.config.target import Target, check_distinct, load_target
 from edgekd.errors import RecipeError
 from edgekd.pipeline.build import BuildPaths
 
@@ -34,14 +34,23 @@ def resolve_recipe(recipe: RecipeArgument, overrides: Sequence[str] = ()) -> tup
         RecipeError: The recipe cannot be read, or a loaded recipe came with overrides.
     """
     if not isinstance(recipe, Recipe):
-        reference = None if recipe is None else str(recipe)
+        reference = _reference(recipe)
         return load_recipe(reference, tuple(overrides)), recipe_name(reference)
     if overrides:
         raise RecipeError("overrides are for a recipe's file or name; give them to load_recipe for a loaded recipe")
+    return recipe, name_recipe(recipe)
+
+
+def name_recipe(recipe: Recipe) -> str:
+    """Return the name of a loaded recipe: that of its model's file, or of its task."""
     if recipe.model is not None:
-        return recipe, Path(recipe.model.path).stem
+        return Path(recipe.model.path).stem
     assert recipe.task is not None  # a recipe has one of the two
-    return recipe, recipe.task.name.rpartition(":")[2]
+    return recipe.task.name.rpartition(":")[2]
+
+
+def _reference(recipe: str | Path | None) -> str | None:
+    return None if recipe is None else str(recipe)
 
 
 def resolve_targets(targets: TargetsArgument) -> list[Target]:
@@ -50,9 +59,26 @@ def resolve_targets(targets: TargetsArgument) -> list[Target]:
     Raises:
         TargetError: One of them cannot be read, or two have one name.
     """
-    if isinstance(targets, str | Path | Target):
-        targets = [targets]
-    return load_targets(target if isinstance(target, Target) else str(target) for target in targets)
+    given = [targets] if isinstance(targets, str | Path | Target) else targets
+    loaded: dict[str | int, Target] = {}
+    for index, target in enumerate(given):
+        if isinstance(target, Target):
+            loaded[index] = target
+        elif str(target) not in loaded:
+            loaded[str(target)] = load_target(str(target))
+    check_distinct(loaded.values())
+    return list(loaded.values())
+
+
+def resolve_output(output: PathArgument | None, recipe: RecipeArgument) -> Path:
+    """Return the folder of results: ``build/`` and the recipe's name where none is given.
+
+    Raises:
+        RecipeError: There is no such recipe.
+    """
+    if output is not None:
+        return Path(output)
+    return Path("build") / (name_recipe(recipe) if isinstance(recipe, Recipe) else recipe_name(_reference(recipe)))
 
 
 def resolve_paths(output: PathArgument | None, cache: PathArgument, name: str) -> BuildPaths:

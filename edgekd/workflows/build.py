@@ -30,7 +30,8 @@ def build(
     Stages that are up to date are not run again; a build that was killed continues when it is called again.
 
     Args:
-        recipe: A shipped recipe's name, a file, or a loaded recipe; by default ``edgekd.toml`` in the working directory.
+        recipe: A shipped recipe's name, a file, or a loaded recipe; by default ``edgekd.toml`` in the working
+            directory.
         targets: The kinds of device to build for: shipped names, ``.toml`` files, or loaded targets.
         overrides: Changes of the recipe, e.g. ``"distill.epochs=5"``.
         output: Folder of the report, and of one folder for each target; by default ``build/`` and the recipe's name.

@@ -86,17 +86,6 @@ def test_modules_import_nothing_heavy(module, tmp_path):
     assert (found.stdout.split(), found.stderr) == ([], "")
 
 
-def test_the_public_names(tmp_path):
-    code = "import edgekd; print(*(getattr(edgekd, name).__module__ for name in edgekd.__all__))"
-    found = python("-c", code, cwd=tmp_path)
-    assert found.stdout.split() == [
-        "edgekd.pipeline.build",
-        "edgekd.runtime.bundle",
-        "edgekd.config.recipe",
-        "edgekd.config.target",
-    ]
-
-
 def test_a_build_without_torch_says_what_to_install(tmp_path):
     assert 'pip install "edgekd[build]"' in says(bare("build", "--recipe", "digits", cwd=tmp_path), 7)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import TYPE_CHECKING
 
@@ -37,6 +37,7 @@ from edgekd.workflows.advise.report import write_advice
 from edgekd.workflows.advise.result import Advice, AdviceTrial, BudgetSpent, TeacherMetric, ValidationFacts
 from edgekd.workflows.advise.trials import TRIALS, BudgetedTrials, TrialProgress
 from edgekd.workflows.advise.verdict import decide_verdict, make_standings, too_short_verdict
+from edgekd.workflows.arguments import DEFAULT_CACHE, resolve_paths, resolve_recipe
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -49,6 +50,7 @@ if TYPE_CHECKING:
     from edgekd.stages.stage import Done
     from edgekd.workflows.advise.candidates import LossVariant
     from edgekd.workflows.advise.result import Ablation, Standing, Verdict
+    from edgekd.workflows.arguments import PathArgument, RecipeArgument
 
 #: Raised by one whenever the code of a stage here changes its results.
 _VERSION = 1
@@ -58,42 +60,79 @@ _NO_EXPORT = 0
 
 
 def advise(
-    recipe: Recipe,
-    places: BuildPaths,
-    budget: float,
+    recipe: RecipeArgument = None,
     *,
+    budget: float = 600.0,
     epochs: int | None = None,
+    overrides: Sequence[str] = (),
+    output: PathArgument | None = None,
+    cache: PathArgument = DEFAULT_CACHE,
+    observer: Observer | None = None,
+) -> Advice:
+    """Try the distillation losses on the recipe's own task, and recommend one.
+
+    Trials are stages of the cache, and the time that each took is kept with it: an interrupted run continues where it
+    was, and the same call again gives the same answer.
+
+    Args:
+        recipe: As for :func:`edgekd.build`.
+        budget: Seconds for all trials. The teacher's training, which a build needs as well, is not among them.
+        epochs: Epochs of each trial; by default as many as the budget has room for, at most the recipe's.
+        overrides: Changes of the recipe, e.g. ``"distill.epochs=5"``.
+        output: Folder of ``advice.json`` and ``advice.md``; by default ``build/`` and the recipe's name.
+        cache: Folder of finished stages.
+        observer: Receives the progress of the trials.
+
+    Raises:
+        RecipeError: The recipe has a model that is trained already, or fewer epochs than are asked for.
+        TaskError: The validation split has no labels, or something else in the task is wrong.
+        EdgekdError: Any other error that a user can cause.
+    """
+    loaded, name = resolve_recipe(recipe, overrides)
+    paths = resolve_paths(output, cache, name)
+    return advise_recipe(loaded, paths, AdviceBudget(budget, epochs), name=name, observer=observer)
+
+
+@dataclass(frozen=True)
+class AdviceBudget:
+    """What the trials of an advice may take.
+
+    Attributes:
+        seconds: For all trials.
+        epochs: Epochs of each trial; None for as many as there is time for.
+    """
+
+    seconds: float
+    epochs: int | None = None
+
+
+def advise_recipe(
+    recipe: Recipe,
+    paths: BuildPaths,
+    budget: AdviceBudget,
+    *,
     name: str = "recipe",
     observer: Observer | None = None,
     clock: Callable[[], float] = time.monotonic,
 ) -> Advice:
-    """Try the distillation losses on the recipe's own task, and say which to use.
-
-    Trials are stages of the cache, and what each took is kept with it: an interrupted run goes on where it was, and the
-    same call again gives the same answer.
+    """Try the distillation losses on a loaded recipe's task; see :func:`advise`.
 
     Args:
-        recipe: whose task, networks and training.
-        places: the answer is written to ``output`` as ``advice.json`` and ``advice.md``.
-        budget: seconds for all trials. The teacher's training, which a build needs as well, is not among them.
-        epochs: of each trial; by default as many as the budget has room for, at most the recipe's.
-        name: what the answer calls the recipe.
-        observer: hears of the progress.
-        clock: gives seconds.
-
-    Raises:
-        RecipeError: the recipe has a model that is trained already, or fewer epochs than are asked for.
-        TaskError: the validation split has no labels, or something else in the task is wrong.
-        EdgekdError: any other error that a user can cause.
+        recipe: The recipe whose task, networks and training are used.
+        paths: Folders of the answer and of finished stages.
+        budget: What the trials may take.
+        name: Name of the recipe in the answer.
+        observer: Receives the progress of the trials.
+        clock: Returns the time in seconds.
     """
-    _check(recipe, epochs)
-    make_folder(places.output, OutputError, "--output")
+    _check(recipe, budget.epochs)
+    make_folder(paths.output, OutputError, "--output")
     observer = observer or Silent()
     observer.plan(("teacher", TRIALS))
-    trainer = _Trainer(recipe, places, observer, clock)
-    advice = _Advising(trainer, recipe, budget, epochs, name).run()
-    with writing(places.output):
-        write_advice(advice, places.output)
+    trainer = _Trainer(recipe, paths, observer, clock)
+    advice = _Advising(trainer, recipe, budget.seconds, budget.epochs, name).run()
+    with writing(paths.output):
+        write_advice(advice, paths.output)
     return advice
 
 
