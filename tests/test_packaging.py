@@ -119,7 +119,7 @@ def run(installed, *command):
         (["targets", "show", "cpu"], "[scheme]"),
         (["tasks"], "digits"),
         (["recipe", "schema"], '"distill"'),
-        (["recipe", "show", "--recipe", "digits"], '"digits"'),
+        (["recipe", "show", "--recipe", "digits"], 'name = "digits"'),
         (["init", "mine"], "wrote mine/task.py"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",

@@ -109,9 +109,10 @@ class _BuildOptions:
 
         if self.model is None:
             _refuse_without_model(self)
-            recipe, overrides = self.recipe, self.overrides
+            recipe: str | Recipe | None = self.recipe
         else:
-            recipe, overrides = _model_recipe(self, self.model), ()
+            recipe = _model_recipe(self, self.model)
+        overrides = self.overrides if self.model is None else ()
         output = resolve_output(self.output, recipe)
         return BuildRequest(recipe, overrides, self.targets, self.devices, output, self.cache)
 
