@@ -24,7 +24,7 @@ def source_files(module_file: Path) -> tuple[Path, ...]:
     is its own file and the networks that it is made of.
     """
     if module_file.is_relative_to(_PACKAGE):
-        return module_file, _PACKAGE / "learn" / "models.py"
+        return module_file, _PACKAGE / "training" / "task" / "models.py"
     folder = module_file.parent
     neighbours = [] if installed(module_file) else _python_files(folder)
     return module_file, *(file for file in neighbours if file != module_file)

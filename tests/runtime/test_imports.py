@@ -1,33 +1,22 @@
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 from engines import save_engine
 
+import edgekd.runtime
+
 HEAVY = ("torch", "onnx", "onnxruntime", "openvino", "tensorrt", "tensorrt_rtx_libs", "msgspec", "click", "rich")
 
 
-@pytest.mark.parametrize(
-    "module",
-    [
-        "bundle",
-        "manifest",
-        "session",
-        "registry",
-        "ort",
-        "openvino",
-        "tensorrt",
-        "trt_log",
-        "cuda",
-        "measure",
-        "machine",
-        "sensors",
-        "energy",
-        "layers",
-        "agent",
-    ],
-)
+def _modules():
+    package = Path(edgekd.runtime.__file__).parent
+    return sorted(".".join(path.relative_to(package).with_suffix("").parts) for path in package.rglob("[a-z]*.py"))
+
+
+@pytest.mark.parametrize("module", _modules())
 def test_nothing_heavy_is_imported(module):
     code = f"import sys, edgekd.runtime.{module}; print(*(name for name in {HEAVY} if name in sys.modules))"
     assert _python(code).split() == []

@@ -151,7 +151,7 @@ def test_the_end_of_stdin_ends_it():
 
 def test_what_a_library_prints_does_not_reach_stdout():
     code = (
-        "import os; from edgekd.runtime import agent, machine\n"
+        "import os; from edgekd.runtime.agent import agent; from edgekd.runtime.measure import machine\n"
         "machine.peak_rss_bytes = lambda: (print('noise', flush=True), os.write(1, b'more'), 5)[2]\nagent.main()"
     )
     assert talk({"job": "memory"}, executable=("-c", code)) == [{"ok": True, "peak_rss_bytes": 5}]
@@ -217,7 +217,7 @@ def test_it_ends_when_it_hears_nothing_for_too_long():
 def test_a_full_disk_is_answered(files, tmp_path):
     (tmp_path / "full").symlink_to("/dev/full")
     code = (
-        "from edgekd.runtime import agent\n"
+        "from edgekd.runtime.agent import agent\n"
         "agent.write_arrays = lambda path, arrays: path.write_bytes(b'x' * 9999)\nagent.main()"
     )
     job = {"job": "evaluate", "inputs": str(files / "x.npz"), "outputs": str(tmp_path / "full"), "batch": 2}
