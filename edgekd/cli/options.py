@@ -89,7 +89,7 @@ class BuildRequest:
 
 
 @dataclass(frozen=True)
-class _BuildOptions:
+class _BuildArguments:
     """The options of :func:`build_options` as click passes them."""
 
     recipe: str | None
@@ -124,7 +124,7 @@ def build_options(command: CommandFunction) -> CommandFunction:
     """
 
     @functools.wraps(command)
-    def with_request(build: _BuildOptions, **others: object) -> None:
+    def with_request(build: _BuildArguments, **others: object) -> None:
         from edgekd.pipeline.multi_process import follows
 
         request = build.request()
@@ -149,7 +149,7 @@ def build_options(command: CommandFunction) -> CommandFunction:
         click.option("--output", type=file, help="Folder of report and bundles [default: build/RECIPE]."),
         cache_option,
     )  # fmt: skip
-    wrapped = as_one_argument("build", _BuildOptions)(with_request)
+    wrapped = as_one_argument("build", _BuildArguments)(with_request)
     for option in reversed(options):
         wrapped = option(wrapped)
     return recipe_options(wrapped)
@@ -164,14 +164,14 @@ def _follow(request: BuildRequest) -> None:
     follow(recipe, resolve_targets(request.targets), request.cache)
 
 
-def _refuse_without_model(options: _BuildOptions) -> None:
+def _refuse_without_model(options: _BuildArguments) -> None:
     given = {"--calibration": options.calibration, "--test": options.test, "--tap": options.taps}
     for option, value in given.items():
         if value:
             raise click.UsageError(f"{option} is for --model; a recipe's task brings its own samples and taps")
 
 
-def _model_recipe(options: _BuildOptions, model: Path) -> Recipe:
+def _model_recipe(options: _BuildArguments, model: Path) -> Recipe:
     from edgekd.config.recipe import ModelConfig, model_recipe
 
     if options.recipe is not None:

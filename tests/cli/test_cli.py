@@ -128,9 +128,7 @@ def test_what_a_user_gets_wrong_is_one_line(arguments, error, said, tmp_path):
 
 def test_an_error_on_a_terminal_breaks_at_spaces_and_keeps_quoted_words_and_commands_whole():
     path = "/a/long/path/of/a-project-with-hyphens/build/cpu/bundle/deploy.onnx"
-    text = (
-        f"error: {path}: the user's file; did you mean 'the other file'? pip install \"edgekd[build]\""
-    )
+    text = f"error: {path}: the user's file; did you mean 'the other file'? pip install \"edgekd[build]\""
     for width in range(20, 100):
         lines = _wrap(text, width).splitlines()
         assert " ".join(lines) == text
