@@ -1,18 +1,17 @@
-"""The ledger and the gate: what each stage kept, and whether the build may be released."""
+"""The ledger and the gate: the comparison of the stages' probes, and whether the build may be released."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 from edgekd.gram.drift import Bootstrap, Drift, flips, measure_drift
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
-    import numpy as np
-
+    from edgekd.gram.npz import Array
     from edgekd.gram.probe import Probe
 
 Verdict = Literal["pass", "warn", "fail"]
@@ -21,7 +20,7 @@ Verdict = Literal["pass", "warn", "fail"]
 #: network just cut, before its fine-tune ("tuned"). Every other stage is gated.
 UNGATED = ("teacher", "student", "pruned", "float")
 
-#: What compression is measured against: the first of these that there is.
+#: The stages that compression is measured against: the first of these that there is.
 _REFERENCES = ("student", "float")
 
 #: A figure at its limit keeps it: 0.9125 - 0.8975 is a little more than 0.015.
@@ -30,7 +29,7 @@ _ROUNDING = 1e-9
 
 @dataclass(frozen=True)
 class GateLimits:
-    """What a build must keep; see :class:`edgekd.config.recipe.GateConfig` for each."""
+    """The limits that a build must keep; see :class:`edgekd.config.recipe.GateConfig` for each."""
 
     tau_pass: float
     tau_fail: float
@@ -44,15 +43,17 @@ class LedgerRow:
     """One stage's line in the ledger.
 
     Attributes:
-        stage: its name.
-        metric: the task metric on the probe's samples; None where it was not measured.
-        to_teacher: drift against the teacher: what was learned. None for the teacher itself, and where there is none.
-        to_reference: drift against the reference: what compression broke. None for the reference and the teacher.
-        flips: share of samples whose top-1 class differs from the reference's; None for the reference and the teacher,
+        stage: Name of the stage.
+        metric: The task metric on the probe's samples; None where it was not measured.
+        to_teacher: Drift from the teacher, which shows what was learned; None for the teacher itself, and where there
+            is no teacher.
+        to_reference: Drift from the reference, which shows what compression broke; None for the reference and the
+            teacher.
+        flips: Share of samples whose top-1 class differs from the reference's; None for the reference and the teacher,
             and where the logits are not a classifier's.
-        verdict: None for a stage that is not gated.
-        reasons: why it did not simply pass.
-        note: what the stage did, e.g. "encoders.accel.conv2 to float32".
+        verdict: The gate's verdict; None for a stage that is not gated.
+        reasons: The reasons why the stage did not simply pass.
+        note: What the stage changed, e.g. "encoders.accel.conv2 to float32".
     """
 
     stage: str
@@ -67,15 +68,15 @@ class LedgerRow:
 
 @dataclass(frozen=True)
 class Ledger:
-    """The same probe after every stage, and the gate's verdict.
+    """The comparison of one probe after every stage, and the gate's verdict.
 
     Attributes:
-        metric: name of the task metric.
-        reference: the stage that later ones are measured against: "student", or "float" where there is none.
-        limits: what the build must keep.
-        confidence: of the bounds.
-        rows: one for each stage.
-        verdict: of what ships, the last row: what a repair mended on the way does not count.
+        metric: Name of the task metric.
+        reference: The stage that later ones are measured against: "student", or "float" where there is no student.
+        limits: The limits that the build must keep.
+        confidence: Confidence of the bounds.
+        rows: One row for each stage.
+        verdict: Verdict of the network that ships, which is the last row; stages that a repair mended do not count.
     """
 
     metric: str
@@ -87,12 +88,12 @@ class Ledger:
 
     @property
     def reasons(self) -> tuple[str, ...]:
-        """Why what ships does not simply pass."""
+        """The reasons why the network that ships does not simply pass."""
         return self.rows[-1].reasons
 
     @property
     def metric_change(self) -> float | None:
-        """The metric of what ships less the reference's; None where either was not measured."""
+        """The metric of the network that ships less the reference's; None where either was not measured."""
         before = next((row.metric for row in self.rows if row.stage == self.reference), None)
         shipped = self.rows[-1].metric
         return None if shipped is None or before is None else shipped - before
@@ -102,11 +103,23 @@ class Ledger:
         return next(row for row in self.rows if row.stage == stage)
 
 
+@dataclass(frozen=True)
+class StageMetrics:
+    """The task metric after each stage.
+
+    Attributes:
+        name: Name of the metric.
+        values: For each stage the metric on the probe's samples; None where it was not measured, and does not gate.
+    """
+
+    name: str
+    values: Mapping[str, float | None]
+
+
 def keep_ledger(
     probes: Mapping[str, Probe],
-    metrics: Mapping[str, float | None],
-    metric: str,
-    groups: np.ndarray[Any, Any] | None,
+    metrics: StageMetrics,
+    groups: Array | None,
     limits: GateLimits,
     bootstrap: Bootstrap,
     known: Iterable[LedgerRow] = (),
@@ -115,17 +128,17 @@ def keep_ledger(
     """Compare the stages' probes and judge them.
 
     Args:
-        probes: by stage, in the order of the ledger; "student" or "float" must be there, "teacher" may be.
-        metrics: by stage, the task metric on the probe's samples; None where it was not measured, and does not gate.
-        metric: its name.
-        groups: each sample's cluster, or None.
-        limits: what the build must keep.
-        bootstrap: how the drift is bounded.
-        known: rows that another ledger of the same probes has already; they are not computed again.
-        notes: by stage, what it did.
+        probes: The probe after each stage, in the order of the ledger; "student" or "float" must be there, "teacher"
+            may be.
+        metrics: The task metric after each stage.
+        groups: Each sample's cluster [N], or None where samples are independent.
+        limits: The limits that the build must keep.
+        bootstrap: How the drift is bounded.
+        known: Rows that another ledger of the same probes has already; they are not computed again.
+        notes: For each stage that has a note, what it changed.
 
     Raises:
-        ValueError: the probes are not of the same samples, or none of them is a reference.
+        ValueError: The probes are not of the same samples, or none of them is a reference.
     """
     reference = next((stage for stage in _REFERENCES if stage in probes), None)
     if reference is None:
@@ -144,15 +157,15 @@ def keep_ledger(
             to_reference = measure_drift(probe, probes[reference], groups, bootstrap)
             flipped = flips(probe, probes[reference])
             if stage not in UNGATED:
-                drop = _metric_drop(metrics[reference], metrics[stage], limits)
+                drop = _metric_drop(metrics.values[reference], metrics.values[stage], limits)
                 verdict, reasons = judge(to_reference, flipped, drop, limits)
         note = notes.get(stage, "")
-        rows.append(LedgerRow(stage, metrics[stage], to_teacher, to_reference, flipped, verdict, reasons, note))
-    return Ledger(metric, reference, limits, bootstrap.confidence, tuple(rows), rows[-1].verdict or "pass")
+        rows.append(LedgerRow(stage, metrics.values[stage], to_teacher, to_reference, flipped, verdict, reasons, note))
+    return Ledger(metrics.name, reference, limits, bootstrap.confidence, tuple(rows), rows[-1].verdict or "pass")
 
 
 def _metric_drop(before: float | None, after: float | None, limits: GateLimits) -> float | None:
-    """Return how much worse the metric became, positive when worse; None where it was not measured."""
+    """Return how much worse the metric became, positive where it is worse; None where it was not measured."""
     if before is None or after is None:
         return None
     return before - after if limits.higher_is_better else after - before
@@ -166,10 +179,10 @@ def judge(
     A figure that is not a number fails; one that was not measured is not judged.
 
     Args:
-        drift: against the reference.
-        flipped: share of samples whose top-1 class changed; None where it was not measured.
-        metric_drop: how much worse the task metric is, positive when worse; None where it was not measured.
-        limits: what must be kept.
+        drift: Drift from the reference.
+        flipped: Share of samples whose top-1 class changed; None where it was not measured.
+        metric_drop: How much worse the task metric is, positive where it is worse; None where it was not measured.
+        limits: The limits that must be kept.
     """
     failures, warnings = [], []
     if not drift.bound <= limits.tau_fail:

@@ -8,7 +8,7 @@ from small import reporter
 from edgekd.config.recipe import DistillConfig, GateConfig, LossConfig, TeacherConfig, TuneConfig
 from edgekd.config.target import load_target
 from edgekd.gram.drift import Bootstrap
-from edgekd.gram.gate import GateLimits, keep_ledger
+from edgekd.gram.gate import GateLimits, StageMetrics, keep_ledger
 from edgekd.gram.probe import Probe
 from edgekd.stages.artifacts import PROBE, WEIGHTS
 from edgekd.tasks.digits import Digits
@@ -52,7 +52,7 @@ def measured(tmp_path_factory):
 
 def judged(measured, **limits):
     probes, metrics = measured
-    return keep_ledger(probes, metrics, "accuracy", None, GateLimits(**{**LIMITS, **limits}), Bootstrap())
+    return keep_ledger(probes, StageMetrics("accuracy", metrics), None, GateLimits(**{**LIMITS, **limits}), Bootstrap())
 
 
 def test_a_student_that_keeps_its_gram_and_has_lost_its_accuracy_is_refused(measured):

@@ -13,7 +13,7 @@ from edgekd.compress.quantize import DEPLOY, ENGINE
 from edgekd.devices.local import LocalDevice
 from edgekd.devices.select import Absent
 from edgekd.errors import ModelError
-from edgekd.gram.gate import Ledger, LedgerRow, keep_ledger
+from edgekd.gram.gate import Ledger, LedgerRow, StageMetrics, keep_ledger
 from edgekd.gram.probe import Probe
 from edgekd.pipeline.target.context import OUTPUTS, Context, EvaluatedCandidate, PreparedCandidate
 from edgekd.pipeline.target.outputs import probe_variants
@@ -215,8 +215,7 @@ def _check(
             notes = {step.stage: step.note for step in offer.steps}
             ledger = keep_ledger(
                 probes,
-                metrics,
-                context.exported.result.facts.metric,
+                StageMetrics(context.exported.result.facts.metric, metrics),
                 groups,
                 context.limits,
                 context.bootstrap,

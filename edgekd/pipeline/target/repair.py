@@ -10,7 +10,7 @@ import msgspec
 
 from edgekd.compress import quantize
 from edgekd.compress.mixed_precision import ALL_HARM, repair_steps, spare_steps
-from edgekd.gram.gate import Verdict, keep_ledger
+from edgekd.gram.gate import StageMetrics, Verdict, keep_ledger
 from edgekd.pipeline.target.blame import blame_stage, open_examiner, time_beside_int8
 from edgekd.pipeline.target.context import OUTPUTS, Context, EvaluatedCandidate, LedgerStep, PreparedCandidate
 from edgekd.pipeline.target.evaluate import Evaluation, attempt
@@ -191,7 +191,7 @@ def _judge(context: Context, found: Probe) -> Verdict:
         labels, groups = test.get("labels"), test.get("groups")
     name = context.exported.result.facts.metric
     metrics = context.metrics(probes, labels)
-    return keep_ledger(probes, metrics, name, groups, context.limits, context.bootstrap).verdict
+    return keep_ledger(probes, StageMetrics(name, metrics), groups, context.limits, context.bootstrap).verdict
 
 
 def _describe_repaired(found: Repaired) -> str:
