@@ -1,4 +1,4 @@
-"""Measure a finished bundle where it is: on the device that it is for."""
+"""Measure and verify a finished bundle, on the device that it is for."""
 
 from __future__ import annotations
 
@@ -39,15 +39,15 @@ _ENGINE = "engine"
 
 @dataclass(frozen=True)
 class ProfiledBundle:
-    """A bundle as it was measured on one device.
+    """A bundle's measurement on one device.
 
     Attributes:
-        manifest: the bundle's.
-        ledger: its ``ledger.json``.
-        runtime: the library that ran it.
-        device: what ran it, in a user's words.
-        profile: of its engine alone.
-        folder: where the raw times are; None where they were dropped.
+        manifest: The bundle's manifest.
+        ledger: Content of the bundle's ``ledger.json``.
+        runtime: Name of the library that ran the bundle.
+        device: The device that ran the bundle, in a user's words.
+        profile: Profile of the bundle's engine.
+        folder: Folder of ``profile.json`` and the raw times; None where they were dropped.
     """
 
     manifest: Manifest

@@ -35,7 +35,7 @@ from edgekd.workflows.advise.format import count_seeds
 from edgekd.workflows.advise.halving import HalvingResult, run_halving
 from edgekd.workflows.advise.report import write_advice
 from edgekd.workflows.advise.result import Advice, AdviceTrial, BudgetSpent, TeacherMetric, ValidationFacts
-from edgekd.workflows.advise.trials import TRIALS, BudgetedTrials, TrialProgress
+from edgekd.workflows.advise.trials import TRIALS, BudgetedTrials, TrialPlan, TrialProgress
 from edgekd.workflows.advise.verdict import decide_verdict, make_standings, too_short_verdict
 from edgekd.workflows.arguments import DEFAULT_CACHE, resolve_paths, resolve_recipe
 
@@ -241,7 +241,7 @@ class _Advising:
         self.trainer, self.recipe, self.name = trainer, recipe, name
         self.budget, self.epochs = budget, epochs
         self.loss = recipe.distill.loss
-        self.field = loss_variants(self.loss)
+        self.variants = loss_variants(self.loss)
 
     def run(self) -> Advice:
         """Time a trial, run the contest, decide, and take apart what carried the transfer."""
@@ -252,7 +252,7 @@ class _Advising:
         observer.start(TRIALS)
 
         def make(one: LossVariant, seed: int, epochs: int) -> AdviceTrial:
-            return self.trainer.trial(teacher, one, seed, epochs, with_error=one is self.field[0])
+            return self.trainer.trial(teacher, one, seed, epochs, with_error=one is self.variants[0])
 
         advice = self._contest(make, facts, ceiling)
         spent = advice.spent
@@ -270,23 +270,24 @@ class _Advising:
     ) -> Advice:
         timed, cost = self._time(make)
         recipe_epochs, whole = self.recipe.distill.epochs, self.budget * (1 - RESERVE)
-        epochs = self.epochs or choose_epochs(whole - timed, cost, len(self.field), recipe_epochs)
+        epochs = self.epochs or choose_epochs(whole - timed, cost, len(self.variants), recipe_epochs)
         fewest = self.epochs or shortest_epochs(recipe_epochs)
-        needed = timed + count_trials(FEWEST_SEEDS, len(self.field)) * cost.of(fewest)
+        needed = timed + count_trials(FEWEST_SEEDS, len(self.variants)) * cost.of(fewest)
         nothing = BudgetSpent(self.budget, timed, fewest, recipe_epochs, 0, 0, {})
         if epochs is None or needed > whole:
             verdict = too_short_verdict(budget_for(needed), self.budget, fewest, recipe_epochs)
-            standings = make_standings(self.field, {one.name: {} for one in self.field}, facts, self.loss)
+            standings = make_standings(self.variants, {one.name: {} for one in self.variants}, facts, self.loss)
             return self._advice(facts, ceiling, None, standings, (), nothing, verdict)
-        bench = BudgetedTrials(make, self.trainer.narrator, self.recipe.seed, epochs, cost, self.budget, timed)
-        race = run_halving(bench, self.field, facts, whole)
-        if race.failures.get(self.field[0].name):
-            raise ModelError(f"plain KD cannot be trained: {race.failures[self.field[0].name]}")
-        return self._judge(bench, race, facts, ceiling)
+        plan = TrialPlan(self.recipe.seed, epochs, cost, self.budget, timed)
+        trials = BudgetedTrials(make, self.trainer.narrator, plan)
+        race = run_halving(trials, self.variants, facts, whole)
+        if race.failures.get(self.variants[0].name):
+            raise ModelError(f"plain KD cannot be trained: {race.failures[self.variants[0].name]}")
+        return self._judge(trials, race, facts, ceiling)
 
     def _time(self, make: Callable[[LossVariant, int, int], AdviceTrial]) -> tuple[float, TrialCost]:
         """Return the seconds of short trials of the costliest kind of loss, and what follows for others."""
-        joint = next(one for one in self.field if "joint" in one.loss.terms)
+        joint = next(one for one in self.variants if "joint" in one.loss.terms)
         epochs = min(TIMING_EPOCHS, self.recipe.distill.epochs)
         self.trainer.narrator.begin("timing", 0, 1, self.budget)
         warm_up, trial = (make(joint, self.recipe.seed, count) for count in (WARM_UP_EPOCHS, epochs))
@@ -295,22 +296,28 @@ class _Advising:
         cost = TrialCost(max(0.0, trial.seconds - epochs * trial.epoch_seconds), trial.epoch_seconds)
         return warm_up.seconds + trial.seconds, cost
 
-    def _judge(self, bench: BudgetedTrials, race: HalvingResult, facts: ValidationFacts, ceiling: float) -> Advice:
-        standings = make_standings(self.field, race.values, facts, self.loss, race.failures)
-        error = bench(self.field[0], 0).error if race.seeds else None
+    def _judge(self, trials: BudgetedTrials, race: HalvingResult, facts: ValidationFacts, ceiling: float) -> Advice:
+        standings = make_standings(self.variants, race.values, facts, self.loss, race.failures)
+        error = trials(self.variants[0], 0).error if race.seeds else None
         spent = BudgetSpent(
-            self.budget, bench.spent, bench.epochs, self.recipe.distill.epochs, race.seeds, bench.trials, race.dropped
+            self.budget,
+            trials.spent,
+            trials.plan.epochs,
+            self.recipe.distill.epochs,
+            race.seeds,
+            trials.count,
+            race.dropped,
         )
-        block = sum(bench.expected([one], race.seeds) for one in race.alive)
+        block = sum(trials.expected([one], race.seeds) for one in race.alive)
         verdict = decide_verdict(standings, facts, ceiling, error, spent, block)
-        chosen = choose_families(loss_families(self.field, facts.modalities), standings)
+        chosen = choose_families(loss_families(self.variants, facts.modalities), standings)
         if verdict.kind == "no room":
             ablations = skip_families(chosen, "plain KD is where the teacher is, so there is no transfer to take apart")
         elif race.seeds < FEWEST_SEEDS:
             ablations = skip_families(chosen, "the losses themselves took the budget")
         else:
-            ablations = ablate(bench, chosen, facts, self.loss, self.budget)
-        spent = replace(spent, seconds=bench.spent, trials=bench.trials)
+            ablations = ablate(trials, chosen, facts, self.loss, self.budget)
+        spent = replace(spent, seconds=trials.spent, trials=trials.count)
         return self._advice(facts, ceiling, error, standings, ablations, spent, verdict)
 
     def _advice(

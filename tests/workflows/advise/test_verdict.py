@@ -14,7 +14,7 @@ from edgekd.workflows.advise.format import MetricFormat
 from edgekd.workflows.advise.halving import run_halving
 from edgekd.workflows.advise.report import ablation_table, advice_json, advice_markdown, standings_table
 from edgekd.workflows.advise.result import Advice, AdviceTrial, BudgetSpent, ValidationFacts
-from edgekd.workflows.advise.trials import BudgetedTrials, TrialProgress
+from edgekd.workflows.advise.trials import BudgetedTrials, TrialPlan, TrialProgress
 from edgekd.workflows.advise.verdict import decide_verdict, make_standings, too_short_verdict
 
 LOSS = LossConfig()
@@ -123,7 +123,9 @@ class Made:
 
 
 def bench(make, budget=100.0):
-    return BudgetedTrials(make, TrialProgress(Silent(), lambda: 0.0), 0, 10, TrialCost(0.0, 0.1), budget, spent=0.0)
+    return BudgetedTrials(
+        make, TrialProgress(Silent(), lambda: 0.0), TrialPlan(0, 10, TrialCost(0.0, 0.1), budget, spent=0.0)
+    )
 
 
 def test_all_are_trained_with_a_seed_before_the_next_and_the_worse_half_is_dropped():
