@@ -1,4 +1,4 @@
-"""A search: plan it, let workers run its trials, and say what they found. The work behind ``edgekd search``."""
+"""Search for better students: plan a study, let workers run its trials, report them. The work of ``edgekd search``."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from edgekd.workflows.arguments import PathArgument, TargetsArgument
     from edgekd.workflows.search.space import Space
 
-#: Trials of a study where neither their number nor a time is given.
+#: Number of trials of a study where neither a number nor a time is given.
 TRIALS = 30
 
 
@@ -143,7 +143,7 @@ def _plan(
 
 
 def _fitted(draft: Draft, recipe: Recipe, targets: Sequence[Target]) -> Draft:
-    """Return the recipe with widths that suit the targets, so that a build of a trial finds its stages done."""
+    """Return the recipe with pruned widths that suit the targets, so that a build of a trial uses its stages again."""
     prune = {**draft.content.get("prune", {}), "round_to": fit_widths(recipe, targets).prune.round_to}
     return Draft({**draft.content, "prune": prune}, draft.source, draft.written)
 
@@ -168,10 +168,10 @@ def _width(recipe: Recipe) -> int | None:
 
 
 def _check_tasks(space: Space, cache: Path) -> None:
-    """Make the task and its student with each end of what varies in its options, so that no trial is wasted on a typo.
+    """Make the task and its student with the ends of each axis of its options, so that a typo wastes no trial.
 
     Raises:
-        TaskError: one cannot be made.
+        TaskError: A task or its student cannot be made.
     """
     from edgekd.training.search_metrics import make_student
 
