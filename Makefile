@@ -4,12 +4,14 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
+# Where it is set, as in many containers, each of a run's processes would compile all that it imports.
+unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: demo test devices clean
+.PHONY: demo test devices docs clean
 
 demo: $(INSTALLED)
-	$(BIN)/edgekd build --recipe digits --target cpu
-	$(BIN)/python examples/run_bundle.py build/digits/cpu/bundle
+	$(BIN)/edgekd build --recipe demo --target cpu
+	$(BIN)/python examples/run_bundle.py build/demo/cpu/bundle
 
 devices: $(INSTALLED)
 	$(BIN)/edgekd device install emulated:cortex-a76
@@ -23,13 +25,17 @@ test: $(INSTALLED)
 	$(BIN)/mypy
 	$(BIN)/mypy --python-version 3.10 --no-warn-return-any -p edgekd.runtime -p edgekd.gram
 	$(BIN)/lint-imports
-	$(BIN)/python -m pytest -n 2
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 $(INSTALLED): setup.py pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "edgekd builds with Python 3.11 or newer; set PYTHON=")'
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[build,dev]"
 	touch $@
+
+# The site, in build/site; the tests build it too.
+docs: $(INSTALLED)
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 clean:
 	rm -rf $(VENV) .edgekd build dist *.egg-info

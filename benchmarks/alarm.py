@@ -1,8 +1,8 @@
 """Does the drift of the Gram, measured without labels, tell of lost accuracy? The float students, damaged, over seeds.
 
-The grid of ``edgekd check --calibrate`` is applied to the float student of each seed. Limits are suggested from the
-calibration split, as that command does, and from the test split, on which all else is measured: nothing is decided by
-it here. The seed floor is the drift between students that differ by their seed alone. The picture needs matplotlib.
+The grid of ``edgekd check --suggest-limits`` is applied to the float student of each seed. Limits are suggested from
+the calibration split, as that command does, and from the test split, on which all else is measured: nothing is decided
+by it here. The seed floor is the drift between students that differ by their seed alone. The picture needs matplotlib.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from edgekd.gram.gate import GateLimits
 from edgekd.gram.limits import has_lost
 from edgekd.gram.stats import spearman
 from edgekd.pipeline.project import Project
-from edgekd.pipeline.trained_source import Learner
+from edgekd.pipeline.trained_source import TrainingStages
 from edgekd.stages.artifacts import CALIBRATION, TEST, onnx_name
 from edgekd.stages.cache import Cache
 from edgekd.stages.progress import Silent, StageReporter
@@ -39,7 +39,7 @@ if TYPE_CHECKING:
     from edgekd.gram.probe import Probe
     from edgekd.workflows.thresholds import Outcome
 
-PICTURE = Path(__file__).parents[1] / "docs" / "alarm.svg"
+PICTURE = Path(__file__).parents[1] / "docs" / "explanation" / "alarm.svg"
 _GATE = GateConfig()
 _COLOURS = {"noise": "#999999", "pruning": "#ee7733", "rounding": "#0077bb"}
 _INK = "#808080"  # on white and on black alike
@@ -61,7 +61,7 @@ def measure(task: str, seed: int, limits: GateLimits) -> Student:
     recipe = edgekd.load_recipe(task, (f"seed={seed}", "prune.ratio=0"))
     project = Project(recipe.task, CACHE)
     with choose_observer(json=False, quiet=True, verbose=False, terminal=False) as observer:
-        learned = Learner(Runner(Cache(CACHE), observer), project, recipe, edgekd.load_target("cpu").opset).run()
+        learned = TrainingStages(Runner(Cache(CACHE), observer), project, recipe, edgekd.load_target("cpu").opset).run()
     folder, report = learned.exported.folder, StageReporter(Silent(), "alarm")
     alarms = {
         split: measure_alarm(folder / onnx_name("student"), folder / split, project.loaded.metric, limits, report)

@@ -20,8 +20,9 @@ from common import arguments, export, write_result
 import edgekd
 from edgekd.compress import quantize
 from edgekd.compress.blame import blame
-from edgekd.compress.partial import SAMPLES, Examiner, Judging
-from edgekd.compress.quantize import PREPARED, QDQ
+from edgekd.compress.partial import SAMPLES, Examiner, SampleFacts
+from edgekd.compress.quantize import QDQ
+from edgekd.compress.quantizers.prepare import PREPARED
 from edgekd.compress.ranges import CalibrationSamples
 from edgekd.config.target import load_calibration
 from edgekd.stages.artifacts import CALIBRATION, onnx_name
@@ -46,7 +47,7 @@ def measure(task: str, quantizer: quantize.Quantizer, rounds: int) -> dict[str, 
     first_s, blame_s = [], []
     for _ in range(rounds):
         start = time.perf_counter()
-        examiner = Examiner(qdq, floats, samples, Judging(labels, metric=project.loaded.metric))
+        examiner = Examiner(qdq, floats, samples, SampleFacts(labels, metric=project.loaded.metric))
         opened = time.perf_counter()
         found = blame(examiner)
         first_s.append(opened - start)

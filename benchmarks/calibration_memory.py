@@ -19,7 +19,8 @@ import torch
 from common import write_result
 
 from edgekd.config.recipe import Tap
-from edgekd.config.target import Calibration, load_target
+from edgekd.config.target import Calibration
+from edgekd.devices.targets import load_target
 from edgekd.gram.npz import INPUT_PREFIX
 from edgekd.training.export.onnx import ExportNetwork, write_onnx
 from edgekd.training.task.models import Conv1dEncoder, Conv2dEncoder, LateFusion
@@ -47,7 +48,8 @@ from pathlib import Path
 import msgspec
 from edgekd.compress import quantize
 from edgekd.runtime.measure.machine import peak_rss_bytes
-from edgekd.config.target import Calibration, load_target
+from edgekd.config.target import Calibration
+from edgekd.devices.targets import load_target
 quantizer, calibration, model, samples, folder = sys.argv[1:]
 how = msgspec.json.decode(calibration, type=Calibration)
 way = quantize.Way("int8", quantizer)
@@ -75,7 +77,7 @@ def write_samples(path: Path) -> None:
 def measure(way: tuple[str, str, str], count: int, model: Path, samples: Path) -> float:
     """Quantize in a process of its own; return its peak RSS in MB (10^6 bytes)."""
     quantizer, method, rounding = way
-    how = Calibration(description="", method=method, rounding=rounding, samples=count)  # type: ignore[arg-type]
+    how = Calibration(description="", ranges=method, rounding=rounding, samples=count)  # type: ignore[arg-type]
     with tempfile.TemporaryDirectory() as folder:
         given = [quantizer, msgspec.json.encode(how).decode(), str(model), str(samples), folder]
         done = subprocess.run([sys.executable, "-c", QUANTIZE, *given], check=True, capture_output=True, text=True)

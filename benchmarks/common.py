@@ -11,7 +11,7 @@ import edgekd
 from edgekd.cli.terminal import choose_observer
 from edgekd.files import write_text
 from edgekd.pipeline.project import Project
-from edgekd.pipeline.trained_source import Learner
+from edgekd.pipeline.trained_source import TrainingStages
 from edgekd.runtime.measure.machine import machine_facts
 from edgekd.stages.cache import Cache
 from edgekd.stages.stage import Runner, library_versions
@@ -37,7 +37,7 @@ def export(task: str, seed: int = 0) -> tuple[Project, Done[Exported]]:
     recipe = edgekd.load_recipe(task, (f"seed={seed}", f"prune.round_to={edgekd.load_target('cpu').round_to}"))
     project = Project(recipe.task, CACHE)
     with choose_observer(json=False, quiet=True, verbose=False, terminal=False) as observer:
-        return project, Learner(Runner(Cache(CACHE), observer), project, recipe, _OPSET).run().exported
+        return project, TrainingStages(Runner(Cache(CACHE), observer), project, recipe, _OPSET).run().exported
 
 
 def kept(path: Path) -> dict[str, Any]:

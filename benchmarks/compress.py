@@ -10,8 +10,8 @@ read before any Q/DQ that rounds nothing but the output itself, in all alike, si
 not. Logits, and with them metric, flips and SNR, are those of the graph as it was written. For latency all contestants
 of a network take turns of 50 inferences, at batch 1 and one thread, each in a process of its own.
 
-``--only latency`` measures latency alone, on a quiet machine; ``--only page`` writes docs/compress.md. Results join
-those that are there already, as long as these are of the same float network.
+``--only latency`` measures latency alone, on a quiet machine; ``--only page`` writes docs/explanation/compress.md.
+Results join those that are there already, as long as these are of the same float network.
 """
 
 from __future__ import annotations
@@ -111,7 +111,7 @@ def main() -> None:
         settings = {"target": "cpu", "threads": THREADS, "batch": 1, "block": BLOCK, "lead_in": LEAD_IN}
         write_result(__file__, {**settings, "models": results})
     if "page" in steps:
-        write_page(json.loads(RESULT.read_text(encoding="utf-8")), Path("docs"))
+        write_page(json.loads(RESULT.read_text(encoding="utf-8")), Path("docs/explanation"))
 
 
 if __name__ == "__main__":

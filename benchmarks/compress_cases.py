@@ -14,7 +14,8 @@ import onnx
 import edgekd
 from edgekd.cli.terminal import choose_observer
 from edgekd.compress.ranges import CalibrationSamples
-from edgekd.config.recipe import ModelConfig, model_recipe
+from edgekd.config.loading import model_recipe
+from edgekd.config.recipe import ModelConfig
 from edgekd.config.target import load_calibration
 from edgekd.files import atomic_path, sha256_file
 from edgekd.gram.npz import EMBEDDING_PREFIX, INPUT_PREFIX

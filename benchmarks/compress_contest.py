@@ -26,7 +26,7 @@ from peers.quantize import SETTINGS
 import edgekd
 from edgekd.cli.terminal import choose_observer
 from edgekd.compress.graph import drop_outputs, save, unquantize_outputs
-from edgekd.compress.quantize import DEPLOY, ENGINE
+from edgekd.compress.quantize import DEPLOY, PROBE_GRAPH
 from edgekd.errors import ModelError
 from edgekd.files import sha256_file
 from edgekd.gram.drift import Bootstrap, flips, measure_drift
@@ -64,7 +64,7 @@ _LOGITS = "logits.npy"
 _RESAMPLES = 1000
 
 #: Stages of a build that come after the graphs are written.
-_AFTERWARDS = ("compile", "engine", "check", "profile", "robustness", "disturb", "bundle")
+_AFTERWARDS = ("compile", "evaluate", "check", "profile", "robustness", "robustness-shipped", "bundle")
 
 
 def peers_python(folder: Path) -> Path:
@@ -94,7 +94,7 @@ def quantize_by_peer(case: Case, contestant: str, heavy: Path, folder: Path) -> 
         return {"failed": said[-1]}
     graph = onnx.load(str(result))
     unquantize_outputs(graph)
-    save(graph, folder / ENGINE)
+    save(graph, folder / PROBE_GRAPH)
     drop_outputs(result, ("logits",), folder / DEPLOY)
     cost: dict[str, Any] = json.loads(result.with_suffix(".json").read_text(encoding="utf-8"))
     return cost
@@ -111,7 +111,7 @@ def quantize_by_edgekd(name: str, recipe: Recipe, folder: Path) -> dict[str, Any
             target = edgekd.load_target(TARGET)
             report = edgekd.build(recipe, [target], places, name=name, observer=observer)
         result = report.targets[0]
-        for file in (ENGINE, DEPLOY):
+        for file in (PROBE_GRAPH, DEPLOY):
             shutil.copyfile(places.output / TARGET / (BUNDLE if result.bundle else REJECTED) / file, folder / file)
     seconds = {stage.name: stage.seconds for stage in report.stages if not stage.cached}
     writing = (spent for stage, spent in seconds.items() if stage.split()[0] not in _AFTERWARDS)
@@ -133,7 +133,7 @@ def contest(case: Case, contestant: str, heavy: Path) -> dict[str, Any]:
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
     if contestant == FLOAT:
-        shutil.copyfile(case.network, folder / ENGINE)
+        shutil.copyfile(case.network, folder / PROBE_GRAPH)
         drop_outputs(case.network, ("logits",), folder / DEPLOY)
         cost: dict[str, Any] = {}
     elif contestant in EDGEKD:
@@ -162,7 +162,7 @@ def measure(case: Case, folder: Path) -> dict[str, Any]:
     if found.classifies:
         np.save(folder / _LOGITS, found.logits)
     drift = measure_drift(found, reference, groups, Bootstrap())
-    quantized, layers = count_layers(folder / ENGINE)
+    quantized, layers = count_layers(folder / PROBE_GRAPH)
     return {
         "quantized_layers": quantized,
         "layers": layers,
@@ -214,7 +214,7 @@ def gains(case: Case) -> dict[str, dict[str, dict[str, float]]]:
 
 def probe(case: Case, folder: Path) -> Probe:
     """Return what a contestant's network says of the test samples: as it is used, and its embeddings."""
-    deploy, full = (run_on_host(folder / file, case.context.test) for file in (DEPLOY, ENGINE))
+    deploy, full = (run_on_host(folder / file, case.context.test) for file in (DEPLOY, PROBE_GRAPH))
     with open_arrays(case.context.test) as arrays:
         ids = arrays["ids"]
     embeddings = {

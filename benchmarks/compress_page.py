@@ -1,4 +1,4 @@
-"""The page docs/compress.md with its pictures, written from benchmarks/results/compress.json alone."""
+"""The page docs/explanation/compress.md with its pictures, written from benchmarks/results/compress.json alone."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _INTRODUCTION = """\
 # INT8 by edgekd and by its peers
 
 Written by `python benchmarks/compress.py --only page` from
-[benchmarks/results/compress.json](../benchmarks/results/compress.json); nothing here is written by hand.
+`benchmarks/results/compress.json`; nothing here is written by hand.
 
 Every contestant gets the same float network and the same calibration samples, and quantizes in a process of its own.
 "default" is what it does when told nothing else; "best" is the best that its options allow here: ranges by extremes,

@@ -8,7 +8,7 @@ probability) out of three values in the same way, with a seed that is not among 
 that are counted. ``edgekd`` is the recipe's default with no value chosen but the temperature.
 
 A stopped run goes on. ``--quick`` is a small part of it in some five minutes, and writes nothing into ``results``.
-``--only page`` writes docs/distill.md and its pictures.
+``--only page`` writes docs/explanation/distill.md and its pictures.
 """
 
 from __future__ import annotations
@@ -20,7 +20,6 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import msgspec
 from common import RESULTS, write_result
 from distill_cases import CASES, metric_on, pairing
 from distill_methods import BY_NAME, METHODS, TEMPERATURES
@@ -28,7 +27,7 @@ from distill_page import write_page
 from distill_run import Job, load, run_all, summary
 from distill_stats import compare, ranks
 
-from edgekd.config.recipe import DEFAULT_EXTRA
+from edgekd.config.recipe import DEFAULT_EXTRA, extra_table
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -136,10 +135,10 @@ def main() -> None:
         if options.quick:
             return
         kept = json.loads(RESULT.read_text(encoding="utf-8"))["cases"] if RESULT.exists() else {}
-        default = msgspec.to_builtins(DEFAULT_EXTRA)
+        default = extra_table(DEFAULT_EXTRA)
         write_result(__file__, {"default": default, "tuning_seeds": _TUNING_SEEDS, "cases": {**kept, **results}})
     if options.only != "measure":
-        write_page(json.loads(RESULT.read_text(encoding="utf-8")), Path("docs"))
+        write_page(json.loads(RESULT.read_text(encoding="utf-8")), Path("docs/explanation"))
 
 
 def report(results: dict[str, Any]) -> None:

@@ -17,12 +17,13 @@ from edgekd.stages.artifacts import WEIGHTS
 from edgekd.stages.labels import UNLABELLED
 from edgekd.stages.progress import Silent, StageReporter
 from edgekd.training.distillation import teacher as teacher_stage
-from edgekd.training.distillation.references import Known, Live
-from edgekd.training.distillation.terms import Side
-from edgekd.training.loop.evaluate import batches, probe, truth
+from edgekd.training.distillation.outputs import NetworkOutputs
+from edgekd.training.distillation.references import LiveReference, ReferenceOutputs
+from edgekd.training.loop.evaluate import batches, ground_truth, probe
 from edgekd.training.loop.weights import build, load_weights
 from edgekd.training.taps.taps import TappedModel, resolve_taps
-from edgekd.training.task.protocol import SPLITS, ArraySplit, LoadedTask, load_task
+from edgekd.training.task.loading import LoadedTask, load_task
+from edgekd.training.task.protocol import SPLITS, ArraySplit
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -183,19 +184,21 @@ class Remembered:
 
     def __init__(self, model: nn.Module, taps: Mapping[str, Tap], split: ArraySplit, *, shuffled: bool = False) -> None:
         with TappedModel(model, taps) as tapped:
-            live = Live(tapped)
+            live = LiveReference(tapped)
             known = [live(batch) for batch in batches(split)]
         self._logits = torch.cat([each.logits for each in known])
-        self._embeddings = {name: torch.cat([each.sides[0].embeddings[name] for each in known]) for name in taps}
+        self._embeddings = {name: torch.cat([each.networks[0].embeddings[name] for each in known]) for name in taps}
         self._rows = {name: row for row, name in enumerate(split.ids)}
         self._shuffled = shuffled
 
-    def __call__(self, batch: Batch) -> Known:
+    def __call__(self, batch: Batch) -> ReferenceOutputs:
         """Look the batch up."""
         rows = torch.tensor([self._rows[name] for name in batch.ids])
         given = rows[torch.randperm(len(rows))] if self._shuffled else rows
         logits = self._logits[rows]
-        return Known(logits, [Side(logits, {name: z[given] for name, z in self._embeddings.items()}, {})])
+        return ReferenceOutputs(
+            logits, [NetworkOutputs(logits, {name: z[given] for name, z in self._embeddings.items()}, {})]
+        )
 
 
 class Dropping(ArraySplit):
@@ -238,7 +241,7 @@ def missing_metric(scene: Scene, student: nn.Module) -> float:
 
 def metric_on(task: LoadedTask, model: nn.Module, taps: Mapping[str, Tap], split: Split) -> float:
     """Return the task's metric of a model on a split."""
-    return task.metric(probe(model, taps, split).logits, truth(split).labels)
+    return task.metric(probe(model, taps, split).logits, ground_truth(split).labels)
 
 
 def pairing(scene: Scene) -> dict[str, dict[str, float]]:

@@ -48,17 +48,17 @@ def _added(extra: Callable[[float], Extra]) -> Callable[[float, float, Sequence[
 
 
 def _dkd(beta: float, temperature: float, _: Sequence[str]) -> LossConfig:
-    return LossConfig(ce=0.1, kd=0.0, temperature=temperature, extra={"dkd": Term(weight=0.9, beta=beta)})
+    return LossConfig(ce=0.1, kd=0.0, temperature=temperature, extra={"dkd": Term(weight=0.9, options={"beta": beta})})
 
 
 def _gram(loss: Literal["sample", "intra", "cross", "joint"], *, centered: bool = False) -> Callable[[float], Extra]:
-    return lambda share: {loss: Term(share=share, centered=centered)}
+    return lambda share: {loss: Term(share=share, options={"centered": centered})}
 
 
 def _output(share: float, temperature: float, modalities: Sequence[str]) -> LossConfig:
     """The Gram of what the networks say, not of their modalities: a tap of one modality is moved to the logits."""
     said = {modalities[0]: "head"}
-    term = Term(loss="intra", share=share, centered=True, student=said, teacher=said)
+    term = Term(loss="intra", share=share, options={"centered": True}, student=said, teacher=said)
     return LossConfig(ce=0.1, kd=0.9, temperature=temperature, extra={"output": term})
 
 

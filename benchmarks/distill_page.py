@@ -1,4 +1,4 @@
-"""docs/distill.md and its pictures, out of the comparison's JSON."""
+"""docs/explanation/distill.md and its pictures, out of the comparison's JSON."""
 
 from __future__ import annotations
 

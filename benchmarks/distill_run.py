@@ -22,9 +22,9 @@ from edgekd.config.recipe import DistillConfig
 from edgekd.files import write_text
 from edgekd.gram.drift import Bootstrap, measure_drift
 from edgekd.stages.progress import Silent, StageReporter
-from edgekd.training.distillation.objective import Distillation
-from edgekd.training.distillation.terms import Where, places
-from edgekd.training.loop.evaluate import few, probe
+from edgekd.training.distillation.loss_taps import LossTaps, taps_with_losses
+from edgekd.training.distillation.objective import DistillationObjective
+from edgekd.training.loop.evaluate import example_batch, probe
 from edgekd.training.loop.loop import Fit, fit
 from edgekd.training.loop.weights import build
 from edgekd.training.taps.taps import TappedModel
@@ -109,18 +109,21 @@ def run(job: Job) -> Outcome:
 def _train(job: Job, scene: Scene, student: nn.Module) -> tuple[list[Epoch], float]:
     method, loss, taps = BY_NAME[job.method], job.loss, scene.taps
     train = scene.task.splits["train"]
-    read = places(taps, loss, "teacher")
+    read = taps_with_losses(taps, loss, "teacher")
     teacher = anchor = Remembered(scene.teacher, read, train)
     if method.anchor == "shuffled":
         anchor = Remembered(scene.teacher, read, train, shuffled=True)
     elif method.anchor == "random":
         anchor = Remembered(build(scene.task.task.teacher, 10_000 + job.seed), read, train)
     report = StageReporter(Silent(), job.method)
-    where = Where(scene.task.modalities, taps, taps, "teacher")
+    where = LossTaps(scene.task.modalities, taps, taps, "teacher")
     config = DistillConfig(epochs=scene.case.epochs * method.longer)
-    with TappedModel(student, places(taps, loss, "student")) as tapped, TemporaryDirectory(dir=_scratch()) as folder:
-        objective = Distillation(tapped, teacher, anchor, loss, where, report)
-        objective.prepare(few(scene.task, torch.device("cpu")), job.seed)
+    with (
+        TappedModel(student, taps_with_losses(taps, loss, "student")) as tapped,
+        TemporaryDirectory(dir=_scratch()) as folder,
+    ):
+        objective = DistillationObjective(tapped, teacher, anchor, loss, where, report)
+        objective.prepare(example_batch(scene.task, torch.device("cpu")), job.seed)
         split = Dropping(train, job.setting, job.seed) if method.drops else train
         start = time.perf_counter()
         history = fit(

@@ -67,7 +67,7 @@ def write_graph(exported: Path, way: quantize.CandidateSpec, reduce_range: bool,
     scheme = msgspec.structs.replace(TARGET.scheme, reduce_range=reduce_range)
     model, samples = exported / onnx_name("pruned"), exported / CALIBRATION
     quantize.run(way, model, samples, scheme, load_calibration("minmax"), folder)
-    return folder / way.name / quantize.ENGINE
+    return folder / way.name / quantize.PROBE_GRAPH
 
 
 def measure(task: str, seed: int, devices: dict[str, Device]) -> dict[str, Any]:

@@ -17,16 +17,18 @@ import torch
 from common import arguments, write_result
 from torch.utils.data import DataLoader
 
-from edgekd.config.recipe import LossConfig, load_recipe
+from edgekd.config.loading import load_recipe
+from edgekd.config.recipe import LossConfig
 from edgekd.stages.progress import Silent, StageReporter
 from edgekd.tasks.av_digits import AvDigits
-from edgekd.training.distillation.objective import Distillation
-from edgekd.training.distillation.references import Live
-from edgekd.training.distillation.terms import Where
+from edgekd.training.distillation.loss_taps import LossTaps
+from edgekd.training.distillation.objective import DistillationObjective
+from edgekd.training.distillation.references import LiveReference
 from edgekd.training.loop.weights import build
 from edgekd.training.taps.taps import TappedModel, resolve_taps
+from edgekd.training.task.loading import load_task
 from edgekd.training.task.models import Conv2dEncoder, LateFusion
-from edgekd.training.task.protocol import ArraySplit, Modality, collate, load_task
+from edgekd.training.task.protocol import ArraySplit, Modality, collate
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -80,9 +82,9 @@ def stepper(name: str, loss: LossConfig) -> Callable[[], float]:
     modalities = [modality.name for modality in task.modalities]
     taps = resolve_taps("student", {}, task.student_taps, modalities)
     student, teacher = build(task.student, 0), build(task.teacher, 0)
-    tapped, reference = TappedModel(student, taps).__enter__(), Live(TappedModel(teacher, taps).__enter__())
-    where = Where(modalities, taps, taps, "teacher")
-    objective = Distillation(tapped, reference, reference, loss, where, StageReporter(Silent(), name))
+    tapped, reference = TappedModel(student, taps).__enter__(), LiveReference(TappedModel(teacher, taps).__enter__())
+    where = LossTaps(modalities, taps, taps, "teacher")
+    objective = DistillationObjective(tapped, reference, reference, loss, where, StageReporter(Silent(), name))
     optimizer = torch.optim.AdamW(student.parameters(), lr=1e-3)
     loader = DataLoader(split, batch, shuffle=True, collate_fn=collate, drop_last=True)
     batches = itertools.chain.from_iterable(itertools.repeat(loader))

@@ -30,21 +30,22 @@ from edgekd.files import write_text
 from edgekd.gram.drift import Bootstrap, flips, measure_drift
 from edgekd.gram.probe import Probe
 from edgekd.pipeline.project import Project
-from edgekd.pipeline.trained_source import Learner
-from edgekd.stages.artifacts import CUT, PROBE, REMOVED, WEIGHTS
+from edgekd.pipeline.trained_source import TrainingStages
+from edgekd.stages.artifacts import CUT_PROBE, PROBE, REMOVED, WEIGHTS
 from edgekd.stages.cache import ROUNDS, Cache
 from edgekd.stages.progress import Silent, StageReporter
 from edgekd.stages.stage import Runner
-from edgekd.training.loop.autograd_layers import parameters_trainable, width_givers
-from edgekd.training.loop.evaluate import probe, truth
+from edgekd.training.loop.autograd_layers import parameters_trainable, width_defining_layers
+from edgekd.training.loop.evaluate import ground_truth, probe
 from edgekd.training.loop.loop import compute_device
 from edgekd.training.loop.weights import build, load_weights, save_weights
 from edgekd.training.pruning import stage as prune
 from edgekd.training.pruning.budget import count_macs
-from edgekd.training.pruning.curvature import Evidence
+from edgekd.training.pruning.curvature import ImportanceInputs
 from edgekd.training.pruning.cutter import Cutter
-from edgekd.training.pruning.groups import dependency_graph, prunable, remove
-from edgekd.training.pruning.obs import GramSurgeon
+from edgekd.training.pruning.groups import dependency_graph, prunable_groups, remove_channels
+from edgekd.training.pruning.obs import GramImportance
+from edgekd.training.stage_run import StageRun
 
 if TYPE_CHECKING:
     from torch import nn
@@ -102,9 +103,9 @@ def case(task: str, seed: int, epochs: int) -> Case:
     settings = (f"seed={seed}", "prune.ratio=0", f"prune.epochs={epochs}")
     recipe = edgekd.load_recipe(task, (*settings, f"prune.round_to={edgekd.load_target('cpu').round_to}"))
     project = Project(recipe.task, CACHE)
-    learned = Learner(Runner(Cache(CACHE), Silent()), project, recipe, _OPSET).run()
+    learned = TrainingStages(Runner(Cache(CACHE), Silent()), project, recipe, _OPSET).run()
     weights = {"teacher": learned.teacher.folder / WEIGHTS, "student": learned.student.folder / WEIGHTS}
-    return Case(project, learned.learner.taps, seed, recipe.prune, weights)
+    return Case(project, learned.stages.taps, seed, recipe.prune, weights)
 
 
 def method_config(given: Case, method: str) -> PruneConfig:
@@ -128,12 +129,12 @@ def make_up(given: Case, config: PruneConfig, place: Path) -> None:
     inputs = list(next(iter(given.samples)).inputs.values())
     removed = Cutter(deepcopy(model), given.taps.student, given.samples, config, [], given.seed).cut().removed
     with parameters_trainable(model):
-        kept = width_givers(model, given.taps.student, inputs)
+        kept = width_defining_layers(model, given.taps.student, inputs)
     with dependency_graph(model, inputs) as graph:
-        evidence = Evidence(model, given.taps.student, given.samples, given.seed)
-        surgeon = GramSurgeon(evidence, graph, prunable(graph, kept))
+        evidence = ImportanceInputs(model, given.taps.student, given.samples, given.seed)
+        surgeon = GramImportance(evidence, graph, prunable_groups(graph, kept))
     surgeon.make_up((model.get_submodule(root), channels) for root, _, channels in removed)
-    remove(model, inputs, removed)
+    remove_channels(model, inputs, removed)
     save_weights(model, place / WEIGHTS)
     write_text(place / REMOVED, json.dumps(removed))
 
@@ -146,10 +147,12 @@ def measure(given: Case, method: str, folder: Path) -> Result:
     networks = prune.PruningNetworks(*(given.network(name) for name in ("teacher", "student", "student")))
     task = given.project.loaded
     inputs = list(next(iter(given.samples)).inputs.values())
-    trained = prune.run(task, networks, given.taps, config, given.seed, folder, StageReporter(Silent(), "prune"))
+    trained = prune.run(
+        task, networks, given.taps, config, StageRun(given.seed, folder, StageReporter(Silent(), "prune"))
+    )
     student = probe(networks.student, given.taps.student, task.splits["test"])
-    cut, tuned = Probe.load(folder / CUT), Probe.load(folder / PROBE)
-    known = truth(task.splits["test"])
+    cut, tuned = Probe.load(folder / CUT_PROBE), Probe.load(folder / PROBE)
+    known = ground_truth(task.splits["test"])
     drifts = [measure_drift(each, student, known.groups, Bootstrap(resamples=200)).mean for each in (cut, tuned)]
     return Result(
         macs=count_macs(networks.pruned, inputs) / count_macs(networks.student, inputs),
@@ -217,7 +220,7 @@ def main() -> None:
         student = [
             given.project.loaded.metric(
                 probe(given.network("student"), given.taps.student, given.project.loaded.splits["test"]).logits,
-                truth(given.project.loaded.splits["test"]).labels,
+                ground_truth(given.project.loaded.splits["test"]).labels,
             )
             for given in cases
         ]

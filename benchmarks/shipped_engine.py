@@ -42,11 +42,11 @@ from side_by_side import (
 import edgekd
 from edgekd.cli.terminal import choose_observer
 from edgekd.compress.graph import drop_outputs
-from edgekd.compress.quantize import DEPLOY, ENGINE
+from edgekd.compress.quantize import DEPLOY, PROBE_GRAPH
 from edgekd.compress.ranges import CalibrationSamples
 from edgekd.config.recipe import ProfileConfig
 from edgekd.config.target import load_calibration
-from edgekd.devices.browser import BrowserDevice
+from edgekd.devices.browser.device import BrowserDevice
 from edgekd.devices.local import LocalDevice
 from edgekd.files import quiet
 from edgekd.gram.drift import Bootstrap, flips, measure_drift
@@ -55,9 +55,9 @@ from edgekd.gram.probe import Probe
 from edgekd.pipeline.build import BuildPaths
 from edgekd.pipeline.project import Project
 from edgekd.pipeline.publish import BUNDLE, REJECTED
-from edgekd.pipeline.trained_source import Learner
-from edgekd.runtime.backends.openvino import no_telemetry
+from edgekd.pipeline.trained_source import TrainingStages
 from edgekd.runtime.backends.registry import Runtime
+from edgekd.runtime.backends.telemetry import no_telemetry
 from edgekd.runtime.session import open_arrays
 from edgekd.stages.artifacts import CALIBRATION, TEST, onnx_name
 from edgekd.stages.cache import Cache
@@ -71,7 +71,7 @@ if TYPE_CHECKING:
     from edgekd.config.recipe import Recipe
     from edgekd.config.target import Target
     from edgekd.devices.base import Device
-    from edgekd.pipeline.trained_source import Learning
+    from edgekd.pipeline.trained_source import TrainedOrigin
     from edgekd.report.results import TargetResult
 
 FOLDER = Path("build/benchmarks")
@@ -147,7 +147,7 @@ def write_engines(target: Target, recipe: Recipe, shipped: Path, exported: Path,
         USUAL_INT8[target.runtime](model, samples, folder / f"usual.{variant}.onnx")
         for variant, model in (("deploy", plain[PRUNED].deploy), ("full", plain[PRUNED].full))
     )
-    return {SHIPPED: Engine(shipped / DEPLOY, shipped / ENGINE), **plain, USUAL: Engine(*usual)}
+    return {SHIPPED: Engine(shipped / DEPLOY, shipped / PROBE_GRAPH), **plain, USUAL: Engine(*usual)}
 
 
 def probe(engine: Engine, device: Device, runtime: Runtime, test: Path, folder: Path) -> Probe:
@@ -200,7 +200,13 @@ def compare(ours: Nanoseconds, theirs: Nanoseconds) -> dict[str, Any]:
 
 
 def measure(
-    target: Target, result: TargetResult, recipe: Recipe, project: Project, learning: Learning, rounds: int, calls: int
+    target: Target,
+    result: TargetResult,
+    recipe: Recipe,
+    project: Project,
+    learning: TrainedOrigin,
+    rounds: int,
+    calls: int,
 ) -> dict[str, Any]:
     """Compare what ships for one target with the usual ways."""
     exported, runtime = learning.exported.folder, Runtime(target.runtime, target.options)
@@ -264,7 +270,7 @@ def main() -> None:
         project = Project(recipe.task, CACHE)
         with choose_observer(json=False, quiet=True, verbose=False, terminal=False) as observer:
             report = edgekd.build(recipe, targets, BuildPaths(FOLDER / task, CACHE), name=task, observer=observer)
-            learning = Learner(Runner(Cache(CACHE), observer), project, recipe, targets[0].opset).run()
+            learning = TrainingStages(Runner(Cache(CACHE), observer), project, recipe, targets[0].opset).run()
         tasks[task] = [
             measure(target, result, recipe, project, learning, options.rounds, options.calls)
             for target, result in zip(targets, report.targets, strict=True)

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from edgekd.gram.npz import INPUT_PREFIX
-from edgekd.runtime.backends.openvino import no_telemetry
+from edgekd.runtime.backends.telemetry import no_telemetry
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence

@@ -1,11 +1,11 @@
 """The public surface for type checkers and editors; ``__init__.py`` imports each name when it is first used."""
 
+from edgekd.config.loading import load_recipe as load_recipe
 from edgekd.config.recipe import ProfileConfig as ProfileConfig
 from edgekd.config.recipe import Recipe as Recipe
 from edgekd.config.recipe import Tap as Tap
-from edgekd.config.recipe import load_recipe as load_recipe
 from edgekd.config.target import Target as Target
-from edgekd.config.target import load_target as load_target
+from edgekd.devices.targets import load_target as load_target
 from edgekd.errors import BudgetError as BudgetError
 from edgekd.errors import BudgetMissed as BudgetMissed
 from edgekd.errors import BundleError as BundleError
@@ -27,8 +27,8 @@ from edgekd.gram.blame import Blame as Blame
 from edgekd.report.results import BuildReport as BuildReport
 from edgekd.report.search.tables import SearchResult as SearchResult
 from edgekd.runtime.bundle import Bundle as Bundle
-from edgekd.runtime.bundle import Verification as Verification
 from edgekd.runtime.bundle import load as load
+from edgekd.runtime.verification import Verification as Verification
 from edgekd.stages.labels import UNLABELLED as UNLABELLED
 from edgekd.stages.progress import Observer as Observer
 from edgekd.tasks import Package as Package

@@ -19,12 +19,13 @@ from edgekd.errors import EdgekdError, MissingDependency
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
+    from types import ModuleType
 
 #: A JSON object as it is read or written: its values are checked where they are used.
 JsonObject: TypeAlias = "dict[str, Any]"
 
 
-def _tomllib() -> Any:
+def _tomllib() -> ModuleType:
     """Import a TOML parser only where TOML is read: a board reads none, and its Python 3.10 brings no parser."""
     return importlib.import_module("tomllib" if sys.version_info >= (3, 11) else "tomli")
 
@@ -98,7 +99,7 @@ def data_dir(name: str) -> Path:
     return inside if inside.is_dir() else package.parent / name
 
 
-def need(module: str, extra: str) -> Any:
+def need(module: str, extra: str) -> ModuleType:
     """Import an optional package, or say which ``pip install`` brings it.
 
     Raises:

@@ -1,7 +1,7 @@
 """Run a bundle as an app would: numpy, one engine library, edgekd.runtime; no torch.
 
-python examples/run_bundle.py build/digits/cpu/bundle
-python examples/run_bundle.py build/digits/jetson-orin/bundle --runtime onnxruntime
+python examples/run_bundle.py build/demo/cpu/bundle
+python examples/run_bundle.py build/demo/jetson-orin/bundle --runtime onnxruntime
 """
 
 import argparse
@@ -29,12 +29,13 @@ def main(path: Path, runtime: str | None) -> None:
             print(f"  feed {spec.name}: {spec}")
         with np.load(path / "reference.npz") as samples:
             ids, feeds = samples["ids"], {spec.name: samples[f"input.{spec.name}"] for spec in bundle.inputs}
+        print("  classify samples that came with it, one at a time:")
         for row, name in enumerate(ids[:5]):
             start = time.perf_counter()
             logits = bundle.run({key: x[row : row + 1] for key, x in feeds.items()})["logits"]
             elapsed_ms = (time.perf_counter() - start) * 1e3
             share = softmax(logits)[0]
-            print(f"  {name}: {bundle.classes[share.argmax()]}  ({share.max():.0%}, {elapsed_ms:.2f} ms)")
+            print(f"    {name}: {bundle.classes[share.argmax()]}  ({share.max():.0%}, {elapsed_ms:.2f} ms)")
     print(f"  torch was {'' if 'torch' in sys.modules else 'not '}needed")
 
 

@@ -4,9 +4,9 @@ import hashlib
 import tempfile
 from pathlib import Path
 
+from edgekd.devices.npm import pack, unpack
 from edgekd.errors import DataError
 from edgekd.files import atomic_path, user_cache
-from edgekd.npm import pack, unpack
 
 PACKAGE, VERSION = "axe-core", "4.14.1"
 SHA256 = "29348999450cdf2849a8e70b7912fc2da85a849da39c0d0d5394f51d4a9ed95c"

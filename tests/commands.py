@@ -1,8 +1,9 @@
-"""The command line as a user runs it: in a process of its own, in some other folder."""
+"""The command line, in a process of its own, in some other folder."""
 
 import hashlib
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -10,6 +11,8 @@ import sys
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+
+from warm import Forks
 
 ROOT = Path(__file__).parents[1]
 
@@ -31,8 +34,26 @@ SETTINGS = {
 }
 
 LEARNING = ("teacher", "distill", "prune", "export", "robustness")
-SHIPPING = ("quantize", "engine", "check", "profile", "disturb", "bundle", "verify")
+SHIPPING = ("quantize", "evaluate", "check", "profile", "robustness-shipped", "bundle", "verify")
 STAGES = (*LEARNING, *SHIPPING)
+
+#: For what hangs: on a machine with much else to do a build takes minutes.
+_PATIENCE_SECONDS = 1800
+#: A user who owns nothing, on every Linux.
+_NOBODY = 65534
+
+
+@contextmanager
+def as_nobody():
+    """Take root's powers from this process for as long as this holds; another user has none to lose."""
+    user = os.geteuid()
+    if user == 0:
+        os.seteuid(_NOBODY)
+    try:
+        yield
+    finally:
+        if user == 0:
+            os.seteuid(0)
 
 
 def environment(**changes):
@@ -44,13 +65,22 @@ def python(*arguments, cwd, **changes):
     """Run Python to its end; ``changes`` are of its environment."""
     command = [sys.executable, *map(str, arguments)]
     return subprocess.run(
-        command, cwd=cwd, env=environment(**changes), capture_output=True, text=True, check=False, timeout=300
+        command,
+        cwd=cwd,
+        env=environment(**changes),
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=_PATIENCE_SECONDS,
     )
 
 
+_FORKS = Forks()
+
+
 def edgekd(*arguments, cwd, **changes):
-    """Run the command line to its end."""
-    return python("-m", "edgekd", *arguments, cwd=cwd, **changes)
+    """Run the command line to its end, in a process that has PyTorch at hand."""
+    return _FORKS.run(arguments, cwd, environment(**changes), _PATIENCE_SECONDS)
 
 
 @contextmanager
@@ -74,12 +104,18 @@ def edgekd_begun(*arguments, cwd):
 
 
 def signal_at(process, moment, signum):
-    """Send a signal to a build with ``--json`` and all that it started, as soon as it says that it is there."""
+    """Send a signal to a build with ``--json`` and all that it started, as soon as it says that it is there.
+
+    Returns:
+        What it said until then.
+    """
+    told = []
     for line in process.stdout:
-        event = json.loads(line)
-        if (event["event"], event.get("stage"), event.get("done")) == moment:
+        told.append(json.loads(line))
+        if (told[-1]["event"], told[-1].get("stage"), told[-1].get("done")) == moment:
             os.killpg(process.pid, signum)
-            return
+            break
+    return told
 
 
 def build_arguments(output, cache, **changes):
@@ -87,6 +123,19 @@ def build_arguments(output, cache, **changes):
     settings = {**SETTINGS, **{key.replace("__", "."): value for key, value in changes.items()}}
     overrides = [f"--set={key}={value}" for key, value in settings.items()]
     return ["build", "--recipe", "digits", "--output", output, "--cache", cache, *overrides]
+
+
+def documented(call, **replaced):
+    """Return the one block of Python code in the documentation that makes a call; texts in it are replaced."""
+    pages = [path.read_text(encoding="utf-8") for path in sorted((ROOT / "docs").rglob("*.md"))]
+    (block,) = (
+        found for page in pages for found in re.findall(r"^```python\n(.*?)^```", page, re.DOTALL | re.MULTILINE)
+        if f"{call}(" in found
+    )  # fmt: skip
+    for old, new in replaced.items():
+        assert block.count(old) == 1
+        block = block.replace(old, str(new))
+    return block
 
 
 def events(text):

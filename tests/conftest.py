@@ -1,11 +1,66 @@
+import os
+from pathlib import Path
+
 import pytest
-from commands import Built, build_arguments, edgekd
+from commands import Built, build_arguments, python
+from once import once
+from requirements import in_one_line
+
+#: The files that take longest, the longest first. They begin, and what is short fills the gaps at the end.
+LONGEST = (
+    "pipeline/test_build.py",
+    "training/loop/test_distributed.py",
+    "config/test_targets.py",
+    "workflows/test_check.py",
+    "devices/ssh/test_ssh_build.py",
+    "cli/test_cli.py",
+    "workflows/advise/test_advise.py",
+    "devices/emulated/test_emulated.py",
+    "tasks/test_av_digits.py",
+    "pipeline/test_multi_process.py",
+    "pipeline/test_kill.py",
+    "test_docs.py",
+    "workflows/search/test_search.py",
+)
+
+#: What of a user's environment would change what is printed, or where edgekd looks.
+for name in (
+    "COLUMNS", "LINES", "NO_COLOR", "FORCE_COLOR", "CLICOLOR", "CLICOLOR_FORCE", "TTY_COMPATIBLE", "TTY_INTERACTIVE",
+    "EDGEKD_CACHE", "EDGEKD_SSH",
+):  # fmt: skip
+    os.environ.pop(name, None)
+#: Registries of the tests' own are asked without a proxy.
+for name in ("no_proxy", "NO_PROXY"):
+    os.environ[name] = ",".join(filter(None, ("127.0.0.1,localhost", os.environ.get(name))))
 
 
 @pytest.fixture(scope="session")
 def built(tmp_path_factory):
     """One undisturbed build. Tests copy its cache, or add to it; they never change what is there."""
-    folder = tmp_path_factory.mktemp("built")
-    process = edgekd(*build_arguments("out", "cache"), cwd=folder)
-    assert process.returncode == 0, process.stderr
-    return Built(folder / "out", folder / "cache", process)
+
+    def make(folder):
+        process = python("-m", "edgekd", *build_arguments("out", "cache"), cwd=folder)
+        assert process.returncode == 0, process.stderr
+        return Built(folder / "out", folder / "cache", process)
+
+    return once(tmp_path_factory, "built", make)
+
+
+def pytest_collection_modifyitems(config, items):
+    """Run the longest files first; the others, and all tests of a file, keep their order."""
+    tests = Path(__file__).parent
+    places = {tests / name: place for place, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: places.get(item.path, len(places)))
+
+
+@pytest.hookimpl(wrapper=True, tryfirst=True)
+def pytest_sessionfinish(session):
+    """Say after all else what was skipped and what brings it, in one line."""
+    yield
+    terminal = session.config.pluginmanager.get_plugin("terminalreporter")
+    if terminal is not None and not hasattr(session.config, "workerinput"):
+        # A report of a skipped test has its place and its reason; one of an expected failure has a text.
+        told = [report.longrepr for report in terminal.stats.get("skipped", ())]
+        line = in_one_line([one[2].removeprefix("Skipped: ") for one in told if isinstance(one, tuple)])
+        if line:
+            terminal.write_line(line)

@@ -5,15 +5,10 @@ import hashlib
 import io
 import json
 import os
-import shutil
 import tarfile
 import threading
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-
-import pytest
-
-with_npm = pytest.mark.skipif(shutil.which("npm") is None, reason="npm is not in PATH")
 
 #: A registry that nobody serves.
 NOWHERE = "http://127.0.0.1:9/"

@@ -61,6 +61,7 @@ def test_the_wheel_has_the_data(names):
     expected |= {"edgekd/py.typed", "edgekd/runtime/manifest.schema.json"}
     expected |= {f"edgekd/devices/browser/{name}" for name in ("page.html", "page.js")}
     expected |= {f"edgekd/report/compare/{name}" for name in ("page.css", "page.js")}
+    expected |= {f"edgekd/report/{name}.schema.json" for name in ("report", "profile")}
     assert expected <= names
 
 
@@ -140,7 +141,7 @@ def test_calibrations_and_the_schema_are_found_there(installed):
     code = (
         "import edgekd, edgekd.config.target as target; from edgekd.files import data_dir\n"
         "assert 'site-packages' in edgekd.__file__, edgekd.__file__\n"
-        "print(target.load_calibration('minmax').method, target.load_target('cpu').name)\n"
+        "print(target.load_calibration('minmax').ranges, target.read_target('cpu').name)\n"
         "print(data_dir('targets').parent.name)"
     )
     found = run(installed, "python", "-c", code)

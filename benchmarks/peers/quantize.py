@@ -21,7 +21,7 @@ os.environ["OLIVE_DISABLE_TELEMETRY"] = os.environ["ORT_DISABLE_TELEMETRY"] = "1
 
 import numpy as np
 
-from edgekd.runtime.backends.openvino import no_telemetry
+from edgekd.runtime.backends.telemetry import no_telemetry
 from edgekd.runtime.measure.machine import package_versions, peak_rss_bytes
 
 if TYPE_CHECKING:

@@ -77,8 +77,8 @@ def check(request: BuildRequest, cpu: str | None, suggest_limits: bool, printing
     """Judge every candidate without timing or bundling it; show each ledger.
 
     With --cpu the engine runs on that processor's instructions: INT8 that is right here can be wrong there. With
-    --suggest-limits the float network is damaged in many ways, and what drift each costs how much of the metric gives
-    the gate's limits for this task. Exits with 20 when the gate rejects every candidate of a target.
+    --suggest-limits the float network is damaged in many ways, and how much of the metric each drift costs gives the
+    gate's limits for this task. Exits with 20 when the gate rejects every candidate of a target.
     """
     import msgspec
 

@@ -51,7 +51,8 @@ def targets(context: click.Context) -> None:
     """
     if context.invoked_subcommand is None:
         from edgekd.cli.terminal import print_targets
-        from edgekd.config.target import load_target, shipped_targets
+        from edgekd.config.target import shipped_targets
+        from edgekd.devices.targets import load_target
 
         shipped = [load_target(name) for name in shipped_targets()]
         print_targets((target.name, target.runtime, target.description) for target in shipped)
@@ -74,9 +75,24 @@ def recipe() -> None:
 @recipe.command("schema")
 def schema() -> None:
     """Print the JSON schema of edgekd.toml: every key, default and description."""
-    from edgekd.config.recipe import recipe_schema
+    from edgekd.training.distillation.loss_help import full_recipe_schema
 
-    click.echo(json.dumps(recipe_schema(), indent=2))
+    click.echo(json.dumps(full_recipe_schema(), indent=2))
+
+
+@recipe.command("losses")
+@click.argument("own", nargs=-1, metavar="[FILE.py:NAME]...")
+def show_losses(own: tuple[str, ...]) -> None:
+    """List the losses that a recipe can add, with their options; or those of your own that you name."""
+    from edgekd.training.distillation.loss_help import describe_losses
+    from edgekd.training.distillation.loss_registry import shipped_losses
+
+    known = list(shipped_losses().values())
+    if own:
+        from edgekd.training.distillation.own_losses import find_loss
+
+        known = [find_loss(name) for name in own]
+    click.echo("\n".join(describe_losses(known)))
 
 
 @recipe.command("show")
@@ -86,8 +102,11 @@ def show_recipe(recipe: str | None, overrides: tuple[str, ...], as_json: bool) -
     """Print a recipe as TOML, with every default filled in."""
     import msgspec
 
-    from edgekd.config.recipe import load_recipe
+    from edgekd.config.loading import load_recipe
     from edgekd.files import toml_document
+    from edgekd.training.distillation.loss_registry import check_losses
 
-    content = msgspec.to_builtins(load_recipe(recipe, overrides))
+    loaded = load_recipe(recipe, overrides)
+    check_losses(loaded)
+    content = msgspec.to_builtins(loaded)
     click.echo(json.dumps(content, indent=2) if as_json else toml_document(content), nl=as_json)

@@ -62,7 +62,7 @@ def probe_device(address: str) -> None:
     from contextlib import closing
 
     from edgekd.cli.terminal import print_probe
-    from edgekd.devices.ssh import SshDevice
+    from edgekd.devices.ssh.device import SshDevice
 
     with closing(SshDevice(address)) as board:
         print_probe(board.name, board.probe())
@@ -72,7 +72,7 @@ def probe_device(address: str) -> None:
 @click.argument("address")
 def clean_device(address: str) -> None:
     """Remove all that edgekd keeps on a board: `ssh://[user@]host[:port]`."""
-    from edgekd.devices.ssh import SshDevice
+    from edgekd.devices.ssh.device import SshDevice
     from edgekd.report.format import size
 
     board = SshDevice(address)

@@ -125,10 +125,10 @@ def build_options(command: CommandFunction) -> CommandFunction:
 
     @functools.wraps(command)
     def with_request(build: _BuildArguments, **others: object) -> None:
-        from edgekd.pipeline.multi_process import follows
+        from edgekd.pipeline.multi_process import is_follower
 
         request = build.request()
-        if follows():
+        if is_follower():
             _follow(request)
         else:
             command(request=request, **others)
@@ -172,7 +172,8 @@ def _refuse_without_model(options: _BuildArguments) -> None:
 
 
 def _model_recipe(options: _BuildArguments, model: Path) -> Recipe:
-    from edgekd.config.recipe import ModelConfig, model_recipe
+    from edgekd.config.loading import model_recipe
+    from edgekd.config.recipe import ModelConfig
 
     if options.recipe is not None:
         raise click.UsageError("give --model or --recipe, not both; a recipe can name a model in its [model] section")
@@ -237,4 +238,15 @@ class Duration(click.ParamType[float]):
 def runtime_option(command: CommandFunction) -> CommandFunction:
     """Give a command the option of another runtime than the bundle's own, as an argument ``runtime``."""
     what = "Open it with this runtime instead of its own, e.g. onnxruntime on any machine."
-    return click.option("--runtime", metavar="NAME", help=what)(command)
+    return click.option("--runtime", metavar="NAME", help=what, cls=_RuntimeOption)(command)
+
+
+class _RuntimeOption(click.Option):
+    """An option whose help names the engine libraries, which are looked up only where the help is printed."""
+
+    def get_help_record(self, ctx: click.Context) -> tuple[str, str] | None:
+        """Return the option and its help."""
+        from edgekd.runtime.backends.registry import BACKENDS
+
+        self.help = f"{self.help} Names: {', '.join(BACKENDS)}; or your own, file.py:name."
+        return super().get_help_record(ctx)

@@ -11,9 +11,12 @@ import click
 from edgekd.cli.main import main
 from edgekd.cli.options import as_one_argument
 from edgekd.errors import BudgetMissed, nearest
+from edgekd.report.figures import filter_limits, sort_keys
 
 if TYPE_CHECKING:
-    from edgekd.report.compare.formats import Joined
+    from collections.abc import Callable
+
+    from edgekd.report.compare.formats import Comparison
 
 
 #: Forms of the joined table, and the suffixes of files that have them.
@@ -41,21 +44,29 @@ class Display:
     budget: Path | None
 
 
+def _or(words: tuple[str, ...]) -> str:
+    return f"{', '.join(words[:-1])} or {words[-1]}"
+
+
+def _filter_options(command: Callable[..., None]) -> Callable[..., None]:
+    """Give a command an option for each limit on a figure that one can filter by."""
+    for name, (_, limit) in reversed(filter_limits().items()):
+        side = "above" if limit.upper else "below"
+        option = click.option(
+            f"--{name.replace('_', '-')}",
+            type=float,
+            metavar=limit.unit.strip().upper() or "X",
+            help=f"Leave out rows {side} it: {limit.meaning}.",
+        )
+        command = option(command)
+    return command
+
+
 @main.command()
 @click.argument("runs", nargs=-1, required=True, type=click.Path(path_type=Path))
-@click.option(
-    "--sort",
-    "key",
-    default="p50",
-    show_default=True,
-    metavar="KEY",
-    help="p50, p90, p99, throughput, "
-    "metric, change, bound, size, memory, energy, task, target, device, runtime, precision or verdict.",
-)
+@click.option("--sort", "key", default="p50", show_default=True, metavar="KEY", help=f"{_or(sort_keys())}.")
 @click.option("--reverse", is_flag=True, help="The largest first.")
-@click.option("--max-latency-ms", type=float, metavar="MS", help="Leave out rows whose p50 is above.")
-@click.option("--min-metric", type=float, metavar="X", help="Leave out rows whose metric is below; higher is better.")
-@click.option("--max-metric", type=float, metavar="X", help="Leave out rows whose metric is above; lower is better.")
+@_filter_options
 @click.option("--verdict", type=click.Choice(("pass", "warn", "fail")), default="fail", help="The worst to show.")
 @click.option("--target", "targets", multiple=True, metavar="NAME", help="Show this target alone. Repeatable.")
 @click.option("--device", "devices", multiple=True, metavar="NAME", help="Show this device alone. Repeatable.")
@@ -81,19 +92,20 @@ def report(runs: tuple[Path, ...], display: Display, **filtering: Any) -> None:
     throughput, metric, Gram drift, size, memory, energy. As HTML it is one page with pictures that needs no network.
     """
     from edgekd.report.compare.budgets import check_budgets, read_budgets
-    from edgekd.report.compare.formats import Joined
+    from edgekd.report.compare.formats import Comparison
     from edgekd.report.compare.read import read_runs
-    from edgekd.report.compare.rows import SORT_KEYS, Filters, choose, order
+    from edgekd.report.compare.rows import Filters, filter_entries, sort_entries
 
     key, budget = display.key, display.budget
-    if key not in SORT_KEYS:
-        raise click.UsageError(f"--sort {key}: there is no such key{nearest(key, SORT_KEYS)}")
-    filters = Filters(**filtering)
+    if key not in sort_keys():
+        raise click.UsageError(f"--sort {key}: there is no such key{nearest(key, sort_keys())}")
+    wanted = {option: filtering.pop(option) for option in filter_limits()}
+    filters = Filters(limits={name: value for name, value in wanted.items() if value is not None}, **filtering)
     form = _form(display.form, display.output, budget, filters != Filters())
     limits = read_budgets(budget) if budget else None
-    kept, left_out = choose(order(read_runs(runs), key, display.reverse), filters)
+    kept, left_out = filter_entries(sort_entries(read_runs(runs), key, display.reverse), filters)
     checks = check_budgets(kept, limits, budget) if budget and limits else None
-    _show_joined(Joined(kept, left_out, key, display.reverse, checks), form, display.output)
+    _show_joined(Comparison(kept, left_out, key, display.reverse, checks), form, display.output)
     missed = [check for check in checks or () if not check.kept]
     if missed:
         first = missed[0]
@@ -115,7 +127,7 @@ def _form(form: str | None, output: Path | None, budget: Path | None, filtered: 
     return form
 
 
-def _show_joined(joined: Joined, form: str | None, output: Path | None) -> None:
+def _show_joined(joined: Comparison, form: str | None, output: Path | None) -> None:
     """Print the joined table, or write it into a file."""
     if form is None:
         from edgekd.cli.terminal.report import print_joined

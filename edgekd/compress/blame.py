@@ -1,4 +1,4 @@
-"""Find out what breaks a network in INT8: quantize one part alone, undo one alone, and compare with float."""
+"""Which part of a network INT8 breaks: each part is quantized alone, and returned to float alone."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class _SuspectNodes:
-    """A suspect: what it needs quantized, and what of that nothing else needs."""
+    """A suspect, the tensors that it needs quantized, and those of them that no other suspect needs."""
 
     scope: Scope
     name: str
@@ -32,12 +32,15 @@ def blame(
     time: Callable[[Blame], Mapping[str, float]] | None = None,
     tell: Callable[[int, int], None] | None = None,
 ) -> Blame:
-    """Quantize each layer, branch and kind of tensor alone, and undo each alone.
+    """Measure each layer, branch and kind of tensor quantized alone, and returned to float alone.
 
     Args:
-        examiner: the network and its samples.
-        time: told the suspects, returns in ms for those it measured, by name, how much time undoing each costs.
-        tell: hears how many of how many parts were looked at.
+        examiner: The network and its samples.
+        time: Given the suspects, returns for each that it timed the ms that returning it to float costs, by name.
+        tell: Is called with the number of parts measured so far and the number of all.
+
+    Returns:
+        The suspects, those whose return to float relieves most drift first.
     """
     layers = list_layers(examiner.floats)
     everything = frozenset(item.tensor for item in examiner.board.tensors)
@@ -82,7 +85,7 @@ def _suspects(
     whole: PartialResult,
     latency_ms: Mapping[str, float],
 ) -> list[Suspect]:
-    """Rank the parts of one scope, the one whose undoing relieves most drift first."""
+    """Rank the parts of one scope by the drift that returning each to float relieves, the largest first."""
     relief = {part.name: whole.drift - undone.drift for part, _, undone in readings}
     gain = {
         part.name: undone.metric - whole.metric

@@ -1,4 +1,4 @@
-"""FP16 for what is not INT8, written into the graph: TensorRT 11 and TensorRT-RTX take every type from there.
+"""FP16 for what is not INT8, written into the graph, from which TensorRT 11 and TensorRT-RTX take every type.
 
 ``onnxruntime.transformers.float16`` does nearly this, but it rounds every graph input to FP16 first, even for nodes
 that it is told to leave alone, and raw sensor values do not survive that.
@@ -6,15 +6,21 @@ that it is told to leave alone, and raw sensor values do not survive that.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
+from edgekd.compress.graph import copy
 from edgekd.errors import ModelError
 from edgekd.files import need
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+
+    from onnx import GraphProto, ModelProto, NodeProto
+    from onnx.defs import OpSchema
+
+    from edgekd.runtime.session import Array
 
 #: Nodes after which FP16 is enough again: those with weights, and the step to INT8.
 _LAST = ("Conv", "ConvTranspose", "Gemm", "MatMul", "QuantizeLinear")
@@ -24,25 +30,24 @@ _LIMITS = np.finfo(np.float16)
 _LEVELS = 128
 
 
-def to_half(model: Any) -> Any:
-    """Return a graph that computes in FP16 what needs no float32, with the same inputs and outputs.
+def to_half(model: ModelProto) -> ModelProto:
+    """Return a graph that computes in FP16 where float32 is not needed, with the same inputs and outputs.
 
-    These stay float32: the graph's inputs and outputs; everything from an input, or from a constant that FP16 cannot
-    hold, up to and including the next node with weights or to INT8, since such values may be too large or too close
-    for FP16; Concat of quantized tensors; operators that ONNX does not define for FP16. Scales of the other Q/DQ nodes
-    become FP16, which is what makes a dequantized tensor FP16.
+    The following stay float32: the graph's inputs and outputs; everything from an input, or from a constant that FP16
+    cannot hold, up to and including the next node with weights or to INT8, since such values may be too large or too
+    close for FP16; Concat of quantized tensors; operators that ONNX does not define for FP16. Scales of the other Q/DQ
+    nodes become FP16, and thereby dequantized tensors.
 
     Args:
-        model: float or QDQ ``ModelProto``; it is left as it is.
+        model: The float or QDQ graph, which is not changed.
 
     Raises:
-        ModelError: the graph has control flow, whose branches read tensors by name, or ONNX cannot type it.
+        ModelError: The graph has control flow, whose branches read tensors by name, or ONNX cannot type it.
     """
     onnx = need("onnx", "build")
-    half = onnx.ModelProto()
-    half.CopyFrom(model)
+    half = copy(model)
     try:
-        _Writer(onnx, half).write()
+        _Writer(half).write()
         onnx.checker.check_model(half, full_check=True)
     except (onnx.shape_inference.InferenceError, onnx.checker.ValidationError) as error:
         raise ModelError(f"the graph cannot be written in FP16: {str(error).strip().splitlines()[0]}") from error
@@ -52,20 +57,20 @@ def to_half(model: Any) -> Any:
 class _Writer:
     """Rewrites one graph in place, node by node in its topological order."""
 
-    def __init__(self, onnx: Any, model: Any) -> None:
-        self._onnx = onnx
+    def __init__(self, model: ModelProto) -> None:
+        self._onnx = onnx = need("onnx", "build")
         self._model = model
         self._float, self._half = onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16
-        #: Element type of each tensor, as far as it was written.
+        #: Element type of each tensor written so far.
         self._types = {value.name: value.type.tensor_type.elem_type for value in model.graph.input}
         self._types |= {tensor.name: tensor.data_type for tensor in model.graph.initializer}
-        #: What the graph says of tensors whose operator ONNX does not define.
+        #: Element types that the graph declares, for tensors whose operator ONNX does not define.
         self._declared = {
             value.name: value.type.tensor_type.elem_type for value in (*model.graph.value_info, *model.graph.output)
         }
-        self._constants = dict(_float_constants(onnx, model.graph))
+        self._constants = dict(_float_constants(model.graph))
         self._cast: dict[tuple[str, int], str] = {}
-        self._nodes: list[Any] = []
+        self._nodes: list[NodeProto] = []
 
     def write(self) -> None:
         graph = self._model.graph
@@ -87,7 +92,7 @@ class _Writer:
         graph.ClearField("initializer")
         graph.initializer.extend(stored)
 
-    def _fits(self, node: Any) -> bool:
+    def _fits(self, node: NodeProto) -> bool:
         """Whether FP16 holds the node's constants.
 
         Of weights only the magnitude counts. A scale, or an epsilon, loses its meaning when it is subnormal.
@@ -103,8 +108,8 @@ class _Writer:
                 return False
         return True
 
-    def _retype(self, node: Any, wanted: int) -> None:
-        """Give the node its float inputs in the ``wanted`` type, or in the one that its operator knows."""
+    def _retype(self, node: NodeProto, wanted: int) -> None:
+        """Cast the node's float inputs to the ``wanted`` type, or to float32 where its operator takes no other."""
         if any(attribute.HasField("g") or attribute.graphs for attribute in node.attribute):
             raise ModelError(f"node '{node.name}' ({node.op_type}) is control flow, which cannot be written in FP16")
         schema = self._schema(node)
@@ -115,15 +120,16 @@ class _Writer:
             takes_half = parameter and "tensor(float16)" in parameter.types
             node.input[index] = self._as(name, wanted if takes_half else self._float)
 
-    def _schema(self, node: Any) -> Any:
+    def _schema(self, node: NodeProto) -> OpSchema | None:
         """Return the operator's definition, or None when ONNX has none."""
         version = next((item.version for item in self._model.opset_import if item.domain == node.domain), 0)
         if not version or not self._onnx.defs.has(node.op_type, version, node.domain):
             return None
-        return self._onnx.defs.get_schema(node.op_type, version, node.domain)
+        schema: OpSchema = self._onnx.defs.get_schema(node.op_type, version, node.domain)
+        return schema
 
     def _as(self, name: str, wanted: int) -> str:
-        """Return the tensor's name in that type: a constant is stored once more, another tensor cast once."""
+        """Return the name of the tensor in that type. A constant is stored once more; another tensor is cast once."""
         if self._types[name] == wanted:
             return name
         if (name, wanted) not in self._cast:
@@ -137,8 +143,8 @@ class _Writer:
             self._cast[name, wanted] = cast
         return self._cast[name, wanted]
 
-    def _append(self, node: Any, graph_outputs: set[str]) -> None:
-        """Add the node, note the types that it returns, and return graph outputs in float32."""
+    def _append(self, node: NodeProto, graph_outputs: set[str]) -> None:
+        """Add the node, record the types of its outputs, and cast graph outputs back to float32."""
         self._types |= self._output_types(node)
         self._nodes.append(node)
         for index, name in enumerate(node.output):
@@ -150,9 +156,9 @@ class _Writer:
                 cast = self._onnx.helper.make_node("Cast", [half], [name], name=f"{name}_cast", to=self._float)
                 self._nodes.append(cast)
 
-    def _output_types(self, node: Any) -> dict[str, int]:
+    def _output_types(self, node: NodeProto) -> dict[str, int]:
         schema = self._schema(node)
-        if schema is None:  # such a node was left in float32, and its outputs are what they were
+        if schema is None:  # such a node stays in float32, and its outputs keep their types
             return {name: self._declared.get(name, self._float) for name in node.output}
         types = {name: self._onnx.helper.make_tensor_type_proto(self._types[name], None) for name in node.input if name}
         inferred = self._onnx.shape_inference.infer_node_outputs(
@@ -161,14 +167,14 @@ class _Writer:
         return {name: value.tensor_type.elem_type for name, value in inferred.items()}
 
 
-def _moved(graph: Any) -> set[str]:
+def _moved(graph: GraphProto) -> set[str]:
     """Return the outputs of every Concat of quantized tensors and of the Q/DQ nodes around it.
 
     ONNX Runtime (seen in 1.32) makes a QLinearConcat of them, which knows no FP16 scales, and then refuses the graph.
     Nothing is computed there, so float32 scales cost nothing.
     """
     producer = {name: node for node in graph.node for name in node.output}
-    readers: dict[str, list[Any]] = {}
+    readers: dict[str, list[NodeProto]] = {}
     for node in graph.node:
         for name in node.input:
             readers.setdefault(name, []).append(node)
@@ -181,8 +187,9 @@ def _moved(graph: Any) -> set[str]:
     return moved
 
 
-def _float_constants(onnx: Any, graph: Any) -> Iterator[tuple[str, Any]]:
-    """Yield name and value of every float32 constant: stored, or made by a Constant node."""
+def _float_constants(graph: GraphProto) -> Iterator[tuple[str, Array]]:
+    """Yield the name and the value of every float32 constant, whether stored or made by a Constant node."""
+    onnx = need("onnx", "build")
     made = [node for node in graph.node if node.op_type == "Constant" and node.attribute[0].name == "value"]
     stored = [(tensor.name, tensor) for tensor in graph.initializer]
     for name, tensor in [*stored, *((node.output[0], node.attribute[0].t) for node in made)]:

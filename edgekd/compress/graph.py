@@ -1,4 +1,4 @@
-"""Small edits of ONNX graphs, whose nodes may have graphs of their own."""
+"""Small edits of ONNX graphs, including those inside nodes such as ``If`` and ``Loop``."""
 
 from __future__ import annotations
 
@@ -10,8 +10,18 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
     from pathlib import Path
 
+    from onnx import GraphProto, ModelProto, NodeProto
+    from onnxruntime import InferenceSession
 
-def save(model: Any, path: Path) -> None:
+
+def copy(model: ModelProto) -> ModelProto:
+    """Return a copy of an ONNX model, for edits that leave the original as it is."""
+    copied: ModelProto = need("onnx", "build").ModelProto()
+    copied.CopyFrom(model)
+    return copied
+
+
+def save(model: ModelProto, path: Path) -> None:
     """Check an ONNX model and write it atomically."""
     onnx = need("onnx", "build")
     onnx.checker.check_model(model)
@@ -20,7 +30,7 @@ def save(model: Any, path: Path) -> None:
 
 
 def drop_outputs(source: Path, keep: tuple[str, ...], target: Path) -> None:
-    """Write a graph with only some of its outputs, and without what nothing needs any more."""
+    """Write a graph with only the outputs ``keep``, without the nodes and constants that these do not need."""
     onnx = need("onnx", "build")
     model = onnx.load(str(source))
     _keep(model.graph.output, lambda output: output.name in keep)
@@ -28,16 +38,15 @@ def drop_outputs(source: Path, keep: tuple[str, ...], target: Path) -> None:
     save(model, target)
 
 
-def open_at(model: Any, tensors: Iterable[str]) -> Any:
-    """Return an ONNX Runtime session that computes these tensors of a graph, node by node, and nothing else.
+def open_at(model: ModelProto, tensors: Iterable[str]) -> InferenceSession:
+    """Return an ONNX Runtime session whose outputs are some tensors of a graph, computed node by node.
 
     Args:
-        model: ``ModelProto``; it is left as it is.
-        tensors: names of tensors that nodes compute, or of inputs; the session's outputs, each once.
+        model: The graph, which is not changed.
+        tensors: Names of inputs or of tensors that nodes compute; each becomes an output once.
     """
     onnx, ort = need("onnx", "build"), need("onnxruntime", "build")
-    cut = onnx.ModelProto()
-    cut.CopyFrom(model)
+    cut = copy(model)
     del cut.graph.output[:]
     cut.graph.output.extend(onnx.helper.make_empty_tensor_value_info(name) for name in dict.fromkeys(tensors))
     drop_unread(cut.graph)
@@ -48,8 +57,8 @@ def open_at(model: Any, tensors: Iterable[str]) -> Any:
     return ort.InferenceSession(cut.SerializeToString(), options, providers=["CPUExecutionProvider"])
 
 
-def unquantize_outputs(model: Any) -> None:
-    """Let each graph output take its float tensor instead of that tensor quantized and dequantized, in place.
+def unquantize_outputs(model: ModelProto) -> None:
+    """Replace each graph output that is quantized and dequantized by its float tensor, in place.
 
     Rounding a graph output costs about 3 dB and saves nothing. Other readers of the tensor keep reading it quantized.
     """
@@ -62,7 +71,7 @@ def unquantize_outputs(model: Any) -> None:
             continue
         source = producer[dequantize.input[0]].input[0]
         rename(graph, output.name, f"{output.name}_dequantized")
-        if source in fixed:  # an input, or another output: its name must stay
+        if source in fixed:  # an input or another output, whose name must stay
             graph.node.append(need("onnx", "build").helper.make_node("Identity", [source], [output.name]))
         else:
             rename(graph, source, output.name)
@@ -70,15 +79,15 @@ def unquantize_outputs(model: Any) -> None:
     drop_unread(graph)
 
 
-def all_nodes(graph: Any) -> Iterator[Any]:
-    """Yield the nodes of a graph and of all graphs inside them."""
+def all_nodes(graph: GraphProto) -> Iterator[NodeProto]:
+    """Yield the nodes of a graph and of all graphs inside its nodes."""
     for node in graph.node:
         yield node
         for inner in inner_graphs(node):
             yield from all_nodes(inner)
 
 
-def inner_graphs(node: Any) -> Iterator[Any]:
+def inner_graphs(node: NodeProto) -> Iterator[GraphProto]:
     """Yield the graphs that a node holds: the branches of an ``If``, the body of a ``Loop``."""
     for attribute in node.attribute:
         if attribute.HasField("g"):
@@ -86,21 +95,21 @@ def inner_graphs(node: Any) -> Iterator[Any]:
         yield from attribute.graphs
 
 
-def reads(node: Any) -> list[str]:
-    """Return the tensors that a node reads, with those that graphs inside it name."""
+def reads(node: NodeProto) -> list[str]:
+    """Return the names of the tensors that a node reads, including those that graphs inside it read."""
     inner = [name for graph in inner_graphs(node) for deep in all_nodes(graph) for name in deep.input]
     return [name for name in (*node.input, *inner) if name]
 
 
-def rename(graph: Any, old: str, new: str) -> None:
-    """Rename a tensor wherever nodes name it, in place; inputs, outputs and initializers keep their names."""
+def rename(graph: GraphProto, old: str, new: str) -> None:
+    """Rename a tensor in all nodes, in place. Graph inputs, graph outputs and initializers keep their names."""
     for node in all_nodes(graph):
         for names in (node.input, node.output):
             names[:] = [new if name == old else name for name in names]
 
 
-def drop_unread(graph: Any) -> None:
-    """Remove nodes whose outputs nobody needs, and the constants and shapes of what is gone, in place."""
+def drop_unread(graph: GraphProto) -> None:
+    """Remove the nodes that no graph output needs, with their constants and shapes, in place."""
     needed = {output.name for output in graph.output}
     for node in reversed(graph.node):
         if needed.intersection(node.output):

@@ -1,4 +1,4 @@
-"""Layers of a QDQ graph whose INT8 weights can be chosen anew: what each reads, and what it should have computed."""
+"""Layers of a QDQ graph whose INT8 weights can be chosen anew, with their float inputs and weights."""
 
 from __future__ import annotations
 
@@ -8,15 +8,18 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from edgekd.compress.qdq_map import find_places, initializers, producers
+from edgekd.compress.qdq_map import find_sites, initializers, producers
 from edgekd.files import need
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from numpy.typing import NDArray
+    from onnx import ModelProto, NodeProto
+
     from edgekd.runtime.session import Array
 
-    Doubles = np.ndarray[Any, np.dtype[np.float64]]
+    Doubles = NDArray[np.float64]
 
 
 @dataclass(frozen=True)
@@ -27,18 +30,18 @@ class Int8Layer:
     but for grouped convolutions.
 
     Attributes:
-        node: of the QDQ graph.
-        attributes: of the node.
-        source: the tensor that it reads there.
-        exact: what it reads in the float graph.
-        depth: how many such layers stand before it, on the longest way.
-        weights: of the float graph, arranged.
-        scales: of the INT8 weights [G, 1, O / G].
-        levels: name of the stored INT8 weights.
-        bias: of the float graph [O]; None where there is none.
+        node: The layer's node in the QDQ graph.
+        attributes: The node's attributes by name.
+        source: Name of the tensor that it reads in the QDQ graph.
+        exact: Name of the tensor that it reads in the float graph.
+        depth: Number of such layers before it, on the longest path from an input.
+        weights: The float graph's weights, arranged [G, K, O / G].
+        scales: Scales of the INT8 weights [G, 1, O / G].
+        levels: Name of the stored INT8 weights.
+        bias: The float graph's bias [O]; None where there is none.
     """
 
-    node: Any
+    node: NodeProto
     attributes: Mapping[str, Any]
     source: str
     exact: str
@@ -49,34 +52,36 @@ class Int8Layer:
     bias: Doubles | None
 
     def patches(self, x: Array, most: int) -> Doubles:
-        """Return what the layer multiplies with its weights.
+        """Return the patches that the layer multiplies with its weights.
 
         Args:
-            x: what it reads [B, ...].
-            most: places of its output at which to look, in each sample; of more, that many are chosen, the same ones
-                for every input of this shape.
+            x: The layer's input [B, ...].
+            most: Largest number of output positions for each sample; where there are more, that many are drawn, the
+                same ones for every input of this shape.
 
         Returns:
-            [G, B * places, K].
+            The patches [G, B * positions, K].
         """
         windows, inner = (self._windows(x), x.ndim - 1) if self.node.op_type == "Conv" else (x, 1)
         sizes = windows.shape[1 : windows.ndim - inner]
         count = int(np.prod(sizes))
         chosen = np.random.default_rng(0).permutation(count)[:most]
-        places: tuple[Any, ...] = (slice(None), *np.unravel_index(chosen, sizes)) if sizes else ()
-        found = windows[places]
+        positions: tuple[slice | NDArray[np.intp], ...] = (
+            (slice(None), *np.unravel_index(chosen, sizes)) if sizes else ()
+        )
+        patches = windows[positions]
         groups, inputs, _ = self.weights.shape
-        return np.ascontiguousarray(found.reshape(-1, groups, inputs).swapaxes(0, 1), np.float64)
+        return np.ascontiguousarray(patches.reshape(-1, groups, inputs).swapaxes(0, 1), np.float64)
 
     def stored(self, weights: Array) -> Array:
-        """Return arranged weights in the shape in which the node reads them."""
+        """Return arranged weights [G, K, O / G] in the shape that the node reads."""
         rows = weights.swapaxes(1, 2).reshape(-1, weights.shape[1])
         if self.node.op_type == "Conv":
             return rows.reshape(len(rows), -1, *self.attributes["kernel_shape"])
         return rows if self.attributes.get("transB") else rows.T
 
     def _windows(self, x: Array) -> Array:
-        """Return a view of a convolution's padded input: [B, places..., C, kernel...]."""
+        """Return a view of a convolution's padded input [B, positions..., C, kernel...]."""
         axes = x.ndim - 2
         ones = [1] * axes
         pads = np.reshape(self.attributes.get("pads", [0] * 2 * axes), (2, axes)).T
@@ -90,18 +95,18 @@ class Int8Layer:
         return np.moveaxis(windows[(slice(None), slice(None), *steps)], 1, axes + 1)
 
 
-def find_layers(qdq: Any, floats: Any) -> list[Int8Layer]:
+def find_layers(qdq: ModelProto, floats: ModelProto) -> list[Int8Layer]:
     """Return the layers whose weights can be chosen anew, in the order of the graph.
 
     Left out are ConvTranspose, weights and biases that are computed or that several nodes read, weights that are no
     matrix, convolutions whose padding depends on the input's size, and Gemm with factors or a transposed input.
 
     Args:
-        qdq: the QDQ ``ModelProto``, to whose nodes the layers refer.
-        floats: the float graph that was quantized.
+        qdq: The QDQ graph, to whose nodes the layers refer.
+        floats: The float graph that was quantized.
 
     Raises:
-        ModelError: the two graphs do not belong together.
+        ModelError: The two graphs do not belong together.
     """
     numpy_helper, get = need("onnx", "build").numpy_helper, need("onnx", "build").helper.get_attribute_value
     stored, exact = (
@@ -109,7 +114,7 @@ def find_layers(qdq: Any, floats: Any) -> list[Int8Layer]:
         for model in (qdq, floats)
     )
     made = producers(qdq.graph)
-    names = {pair[0].output[0]: place.tensor for place in find_places(qdq, floats).values() for pair in place.pairs}
+    names = {pair[0].output[0]: place.tensor for place in find_sites(qdq, floats).values() for pair in place.pairs}
     computed = {*producers(floats.graph), *(value.name for value in floats.graph.input)}
     read = Counter(name for node in qdq.graph.node for name in node.input)
     found: list[Int8Layer] = []
@@ -150,8 +155,8 @@ def find_layers(qdq: Any, floats: Any) -> list[Int8Layer]:
     return found
 
 
-def write_bias(qdq: Any, node: Any, bias: Doubles) -> None:
-    """Store a layer's bias, float or at the INT32 scale that it has, in place."""
+def write_bias(qdq: ModelProto, node: NodeProto, bias: Doubles) -> None:
+    """Store a layer's bias, in float or at its INT32 scale, in place."""
     numpy_helper, stored = need("onnx", "build").numpy_helper, initializers(qdq.graph)
     dequantize = producers(qdq.graph).get(node.input[2])
     if dequantize is None:
@@ -162,13 +167,13 @@ def write_bias(qdq: Any, node: Any, bias: Doubles) -> None:
     store(qdq, dequantize.input[0], np.round(bias / scale).clip(limits.min, limits.max).astype(np.int32))
 
 
-def store(model: Any, name: str, values: Array) -> None:
-    """Replace the content of a stored tensor, in place."""
+def store(model: ModelProto, name: str, values: Array) -> None:
+    """Replace the values of a stored tensor, in place."""
     initializers(model.graph)[name].CopyFrom(need("onnx", "build").numpy_helper.from_array(values, name))
 
 
-def _is_plain(node: Any, attributes: Mapping[str, Any]) -> bool:
-    """Whether a node multiplies patches of its input with its weights, and adds its bias, and nothing else."""
+def _is_plain(node: NodeProto, attributes: Mapping[str, Any]) -> bool:
+    """Whether a node only multiplies patches of its input with its weights and adds its bias."""
     if node.op_type == "Gemm":
         return bool(not attributes.get("transA") and attributes.get("alpha", 1) == attributes.get("beta", 1) == 1)
     if node.op_type == "Conv":
@@ -176,7 +181,7 @@ def _is_plain(node: Any, attributes: Mapping[str, Any]) -> bool:
     return bool(node.op_type == "MatMul")
 
 
-def _arranged(node: Any, attributes: Mapping[str, Any], weights: Doubles) -> Doubles:
+def _arranged(node: NodeProto, attributes: Mapping[str, Any], weights: Doubles) -> Doubles:
     if node.op_type == "Conv":
         groups = attributes.get("group", 1)
         return weights.reshape(groups, len(weights) // groups, -1).swapaxes(1, 2)

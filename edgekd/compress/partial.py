@@ -1,9 +1,9 @@
-"""A network on calibration samples, quantized in part as one likes, against the float one."""
+"""A network of which any part is quantized, measured against the float network on calibration samples."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -16,21 +16,23 @@ from edgekd.gram.probe import top1
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterable
 
+    from onnx import ModelProto
+
     from edgekd.runtime.session import Array, Feeds
 
-#: Samples that tell suspects apart; each costs one inference of each candidate.
+#: Number of samples that tell suspects apart; each costs one inference for every suspect.
 SAMPLES = 256
 
 
 @dataclass(frozen=True)
-class Judging:
-    """What is known of the samples besides their inputs.
+class SampleFacts:
+    """Labels and groups of the samples, and the task's metric.
 
     Attributes:
-        labels: of each sample [N]; None without labels.
-        groups: each sample's cluster [N]; None where samples are independent.
-        metric: the task metric of logits and labels; None without labels.
-        higher_is_better: whether a larger metric is better.
+        labels: Label of each sample [N]; None without labels.
+        groups: Cluster of each sample [N]; None where samples are independent.
+        metric: The task's metric, a function of logits and labels; None without labels.
+        higher_is_better: Whether a larger metric is better.
     """
 
     labels: Array | None = None
@@ -41,13 +43,13 @@ class Judging:
 
 @dataclass(frozen=True)
 class PartialResult:
-    """What a partly quantized network is, with what the errors of its figures need.
+    """Figures of a partly quantized network, with the jackknife series that their standard errors need.
 
     Attributes:
-        effect: the figures.
-        noise: RMS of the logits' error over RMS of the float logits.
-        drift: of all samples, and without each block of them.
-        metric: likewise, negated where lower is better; None without labels.
+        effect: Drift, flips, signal-to-noise ratio and metric.
+        noise: RMS of the logits' error over the RMS of the float logits.
+        drift: The mean drift over all samples, and without each block of them.
+        metric: The metric likewise, negated where lower is better; None without labels.
     """
 
     effect: Effect
@@ -57,31 +59,33 @@ class PartialResult:
 
 
 class Examiner:
-    """Measures a network with any of its tensors float. The samples are held in memory.
+    """Measures a network with any of its tensors in float. The samples are held in memory.
 
     Attributes:
-        qdq: the QDQ ``ModelProto``.
-        floats: the float graph that was quantized.
-        board: its switches.
-        samples: how many samples there are.
+        qdq: The QDQ graph.
+        floats: The float graph that was quantized.
+        board: The network with a switch for each quantized tensor.
+        samples: Number of samples.
     """
 
-    def __init__(self, qdq: Any, floats: Any, samples: Iterable[Feeds], judging: Judging | None = None) -> None:
+    def __init__(
+        self, qdq: ModelProto, floats: ModelProto, samples: Iterable[Feeds], judging: SampleFacts | None = None
+    ) -> None:
         """Run the float graph.
 
         Args:
-            qdq: the QDQ ``ModelProto``, with outputs ``logits`` and ``embedding.<modality>``.
-            floats: the float graph that was quantized.
-            samples: in chunks; none of them may be the gate's.
-            judging: labels and groups in the order of the samples, and the metric.
+            qdq: The QDQ graph, with outputs ``logits`` and ``embedding.<modality>``.
+            floats: The float graph that was quantized.
+            samples: The samples in chunks; none of them may be among the gate's.
+            judging: Labels and groups in the order of the samples, and the metric.
 
         Raises:
-            ModelError: the two graphs do not belong together.
-            ValueError: there are no samples.
+            ModelError: The two graphs do not belong together.
+            ValueError: There are no samples.
         """
         self.qdq, self.floats = qdq, floats
         self.board = Switchboard(qdq, floats)
-        self._judging = judging or Judging()
+        self._judging = judging or SampleFacts()
         self._chunks = list(samples)
         if not self._chunks:
             raise ValueError("there are no samples to examine the network on")
@@ -90,7 +94,7 @@ class Examiner:
         self._blocks = make_blocks(self.samples, self._judging.groups)
 
     def measure(self, off: Collection[str] = ()) -> PartialResult:
-        """Compare the network, with these tensors float and the others quantized, with the float one."""
+        """Compare the network with the tensors ``off`` in float, and all others quantized, with the float network."""
         found, exact = self._outputs(off), self._exact
         drifts = sample_drifts(embeddings_of(found), embeddings_of(exact))
         drift = Series.of(lambda kept: float(drifts[kept].mean()), self._blocks)
@@ -108,7 +112,7 @@ class Examiner:
         )
 
     def tensors_of(self, layers: Collection[str]) -> frozenset[str]:
-        """Return what these layers alone need quantized: what another layer reads too is not among it."""
+        """Return the tensors that only these layers read; a tensor that another layer reads too is not among them."""
         wanted = set(layers)
         return frozenset(item.tensor for item in self.board.tensors if item.layers and wanted.issuperset(item.layers))
 

@@ -1,12 +1,13 @@
-"""Damage a float graph on purpose, by known amounts: what the drift of its Gram must give the alarm for."""
+"""Damage a float graph on purpose, by known amounts, to see whether the drift of its Gram gives the alarm."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
+from edgekd.compress.graph import copy
 from edgekd.compress.qdq_map import WEIGHT_BEARING, inputs_behind
 from edgekd.errors import ModelError, nearest
 from edgekd.files import need
@@ -15,9 +16,11 @@ from edgekd.gram.blame import FUSION
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
+    from onnx import GraphProto, ModelProto, NodeProto, TensorProto
+
     from edgekd.runtime.session import Array
 
-#: Where a perturbation of every weight is.
+#: The place of a perturbation of every weight.
 NETWORK = "network"
 
 Kind = Literal["rounding", "pruning", "noise"]
@@ -37,11 +40,11 @@ class Perturbation:
         kind: "rounding" of each output channel's weights to levels evenly spaced between -max|w| and max|w|;
             "pruning", which zeroes the output channels of smallest L2 norm in each layer; "noise", Gaussian, added to
             the weights.
-        strength: bits of rounding; share of the channels pruned; standard deviation of the noise as a share of each
+        strength: Bits of rounding; share of the channels pruned; standard deviation of the noise as a share of each
             tensor's own.
         where: "network" for all weights; a graph input for those that work on this modality alone; "fusion" for those
             where several meet.
-        seed: of the noise.
+        seed: Seed of the noise.
     """
 
     kind: Kind
@@ -54,21 +57,21 @@ def perturbations(modalities: Sequence[str], repeats: int = 8, seed: int = 0) ->
     """Return a grid from harmless to fatal: over the whole network, each branch alone and the fusion alone.
 
     Args:
-        modalities: names of the graph's inputs.
-        repeats: how many draws of each strength of noise over the whole network; elsewhere a quarter of them.
-        seed: of the first draw.
+        modalities: Names of the graph's inputs.
+        repeats: Number of draws of each strength of noise over the whole network; elsewhere a quarter of it.
+        seed: Seed of the first draw.
     """
     fewer = max(1, repeats // 4)
     places = [(NETWORK, repeats), *((name, fewer) for name in modalities), (FUSION, fewer)]
     return tuple(perturbation for where, draws in places for perturbation in _grid(where, range(seed, seed + draws)))
 
 
-def perturbations_of(model: Any) -> tuple[Perturbation, ...]:
-    """Return those of :func:`perturbations` for which a float graph has weights.
+def perturbations_of(model: ModelProto) -> tuple[Perturbation, ...]:
+    """Return the perturbations of the grid for which a float graph has weights.
 
-    Where all weights are of one branch, or of the fusion, that is the whole network, which is not damaged twice.
+    Where all weights belong to one branch, or to the fusion, that place is the whole network, which is damaged once.
     """
-    layers = _layers(need("onnx", "build"), model.graph)
+    layers = _layers(model.graph)
     branches = {layer.branch for layer in layers}
     there = {NETWORK, *branches} if len(branches) > 1 else {NETWORK}
     grid = perturbations([value.name for value in model.graph.input])
@@ -81,23 +84,21 @@ def _grid(where: str, seeds: range) -> Iterator[Perturbation]:
     yield from (Perturbation("noise", level, where, seed) for level in _NOISES for seed in seeds)
 
 
-def perturb(model: Any, perturbation: Perturbation) -> Any:
+def perturb(model: ModelProto, perturbation: Perturbation) -> ModelProto:
     """Return a float graph with damaged weights.
 
     Weights are those of Conv, ConvTranspose, Gemm and MatMul nodes, stored as initializers or in Constant nodes.
     Pruning spares the layers that make the graph's outputs, whose width a network must keep.
 
     Args:
-        model: float ``ModelProto``; it is left as it is.
-        perturbation: what to do to which weights.
+        model: The float graph, which is not changed.
+        perturbation: The kind, strength and place of the damage.
 
     Raises:
-        ModelError: the graph stores no such weights, or there is no such place in it.
+        ModelError: The graph stores no such weights, or has no such place.
     """
-    onnx = need("onnx", "build")
-    damaged = onnx.ModelProto()
-    damaged.CopyFrom(model)
-    layers = _layers(onnx, damaged.graph)
+    damaged = copy(model)
+    layers = _layers(damaged.graph)
     if not layers:
         raise ModelError(
             f"the graph stores no float weights of {', '.join(WEIGHT_BEARING)}, so there is nothing to perturb"
@@ -120,13 +121,13 @@ def perturb(model: Any, perturbation: Perturbation) -> Any:
 
 @dataclass(frozen=True)
 class _Stored:
-    """A stored tensor and its values in double precision."""
+    """A stored tensor, and its values in double precision."""
 
-    proto: Any
+    proto: TensorProto
     values: Array
 
     def write(self, values: Array) -> None:
-        """Replace the values; type and shape stay."""
+        """Replace the values; the type and the shape stay."""
         numpy_helper = need("onnx.numpy_helper", "build")
         dtype = numpy_helper.to_array(self.proto).dtype
         self.proto.CopyFrom(numpy_helper.from_array(values.astype(dtype), self.proto.name))
@@ -137,11 +138,11 @@ class _PerturbedLayer:
     """A weight-bearing node.
 
     Attributes:
-        weight: its weights.
-        bias: its own bias [channels], or None.
-        axis: of the weights' output channels.
-        branch: the graph input from which alone it is computed, or "fusion".
-        last: whether its channels are those of a graph output.
+        weight: Its weights.
+        bias: Its own bias [channels]; None where there is none.
+        axis: Axis of the weights' output channels.
+        branch: The only graph input that it is computed from; "fusion" where there are several.
+        last: Whether its channels are those of a graph output.
     """
 
     weight: _Stored
@@ -151,9 +152,9 @@ class _PerturbedLayer:
     last: bool
 
 
-def _layers(onnx: Any, graph: Any) -> list[_PerturbedLayer]:
+def _layers(graph: GraphProto) -> list[_PerturbedLayer]:
     """Return the weight-bearing nodes whose weights are stored, one for each stored tensor."""
-    stored = _stored(onnx, graph)
+    stored = _stored(graph)
     behind, last = inputs_behind(graph), _writers_of_outputs(graph)
     found: dict[str, _PerturbedLayer] = {}
     for node in graph.node:
@@ -161,25 +162,25 @@ def _layers(onnx: Any, graph: Any) -> list[_PerturbedLayer]:
         weights = [name for name in factors if name in stored and stored[name].values.ndim > 1]
         if not weights:
             continue
-        axis = _channel_axis(onnx, node, weights[0])
+        axis = _channel_axis(node, weights[0])
         bias = stored.get(node.input[2]) if len(node.input) > 2 else None
         sources = behind[node.output[0]]
         branch = next(iter(sources)) if len(sources) == 1 else FUSION
         known = found.get(weights[0])
-        if known:  # shared by several nodes: of no branch alone unless they are all of one
+        if known:  # shared by several nodes, which belong to a branch only where all of them do
             branch = branch if branch == known.branch else FUSION
         is_last = node.output[0] in last or bool(known and known.last)
         found[weights[0]] = _PerturbedLayer(stored[weights[0]], bias, axis, branch, is_last)
     return list(found.values())
 
 
-def _stored(onnx: Any, graph: Any) -> dict[str, _Stored]:
+def _stored(graph: GraphProto) -> dict[str, _Stored]:
     """Return the float tensors that the graph stores."""
     protos = {tensor.name: tensor for tensor in graph.initializer}
     for node in graph.node:
         if node.op_type == "Constant" and node.attribute[0].name == "value":
             protos[node.output[0]] = node.attribute[0].t
-    arrays = {name: onnx.numpy_helper.to_array(proto) for name, proto in protos.items()}
+    arrays = {name: need("onnx.numpy_helper", "build").to_array(proto) for name, proto in protos.items()}
     return {
         name: _Stored(protos[name], array.astype(np.float64))
         for name, array in arrays.items()
@@ -187,20 +188,21 @@ def _stored(onnx: Any, graph: Any) -> dict[str, _Stored]:
     }
 
 
-def _channel_axis(onnx: Any, node: Any, weight: str) -> int:
+def _channel_axis(node: NodeProto, weight: str) -> int:
     """Return the axis of the output channels; of a grouped ConvTranspose that of each group's channels."""
     if node.op_type == "MatMul":
         return -1 if node.input[1] == weight else -2
     if node.op_type == "Gemm":
-        attributes = {attribute.name: onnx.helper.get_attribute_value(attribute) for attribute in node.attribute}
+        value = need("onnx.helper", "build").get_attribute_value
+        attributes = {item.name: value(item) for item in node.attribute}
         if node.input[1] == weight:
             return 0 if attributes.get("transB") else 1
         return 1 if attributes.get("transA") else 0
     return 1 if node.op_type == "ConvTranspose" else 0
 
 
-def _writers_of_outputs(graph: Any) -> set[str]:
-    """Return the outputs of weight-bearing nodes between which and a graph output there is no other such node."""
+def _writers_of_outputs(graph: GraphProto) -> set[str]:
+    """Return the outputs of the weight-bearing nodes that no other such node separates from a graph output."""
     reached = {output.name for output in graph.output}
     last = set()
     for node in reversed(graph.node):

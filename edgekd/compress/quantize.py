@@ -1,65 +1,74 @@
-"""Stage: write the network in every precision that the target has; INT8 as QDQ, in the scheme that it states."""
+"""Write the network in every precision that a target has; INT8 as a QDQ graph in the target's scheme."""
 
 from __future__ import annotations
 
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 import msgspec
 
 from edgekd.compress.fp16 import to_half
-from edgekd.compress.graph import drop_outputs, save, unquantize_outputs
-from edgekd.compress.quantizers import nncf, prepare
+from edgekd.compress.graph import copy, drop_outputs, save, unquantize_outputs
+from edgekd.compress.quantizers import onnxruntime
+from edgekd.compress.quantizers.prepare import PREPARED, refusals, write_quantized
+from edgekd.compress.quantizers.registry import find_quantizer
 from edgekd.compress.range_search import SAMPLES, shrink_ranges
-from edgekd.compress.ranges import CalibrationSamples, tensor_ranges
+from edgekd.compress.ranges import CalibrationSamples
 from edgekd.compress.rounding import reconstruct
 from edgekd.errors import ModelError, TargetError
-from edgekd.files import need, quiet
+from edgekd.files import need, quiet, sha256_file
+from edgekd.plugins import is_plugin, source_file
 
 if TYPE_CHECKING:
-    from edgekd.config.target import Calibration, Precision, Quantizer, Scheme, Target
+    from collections.abc import Iterable
 
-#: Files of the stage: with the embeddings, to check; without, to deploy.
-ENGINE, DEPLOY = "engine.onnx", "deploy.onnx"
-#: Beside them, of INT8: the float graph that was quantized, and the QDQ graph before anything became FP16.
-PREPARED, QDQ = prepare.PREPARED, "qdq.onnx"
-#: Samples that weights are reconstructed on: as many as this many bytes hold, but no fewer than that. Each of several
-#: passes runs all of them; large ones take long, and have many places to look at.
+    from onnx import ModelProto
+
+    from edgekd.config.target import Calibration, Precision, Scheme, Target
+
+#: A candidate's files: the graph with its embeddings as further outputs, to check, and the graph without, to deploy.
+PROBE_GRAPH, DEPLOY = "probe.onnx", "deploy.onnx"
+#: Beside them and the float graph that was quantized: the QDQ graph before anything became FP16.
+QDQ = "qdq.onnx"
+#: Weights are reconstructed on as many samples as ``_BYTES`` hold, but on no fewer than ``_FEWEST``. Each of several
+#: passes runs all of them; large samples take long, and have many positions each.
 _BYTES, _FEWEST = 32_000_000, 128
-#: Of symmetric INT8 weights, the largest, by ``Scheme.reduce_range``.
+#: The largest level of symmetric INT8 weights, by ``Scheme.reduce_range``.
 _LARGEST = {True: 64, False: 127}
 
 
 @dataclass(frozen=True)
 class CandidateSpec:
-    """One way to write the network for a target: a candidate for what ships.
+    """How a candidate for what ships is to be written.
 
     Attributes:
-        precision: what its weights and activations are, e.g. "int8".
-        quantizer: who writes INT8; None where nothing is quantized.
+        precision: What its weights and activations are, e.g. "int8".
+        quantizer: Name of the quantizer, as the target has it; None where nothing is quantized.
     """
 
     precision: Precision
-    quantizer: Quantizer | None
+    quantizer: str | None
 
     @property
     def name(self) -> str:
         """Name of the candidate, and of its folder: "int8", "int8-nncf", "float32"."""
-        return self.precision if self.quantizer in (None, "qdq") else f"{self.precision}-{self.quantizer}"
+        if self.quantizer in (None, onnxruntime.QUANTIZER.name):
+            return self.precision
+        return f"{self.precision}-{self.quantizer.rpartition(':')[2]}"
 
 
 @dataclass(frozen=True)
 class Candidate:
-    """The graphs of one way, ``engine.onnx`` and ``deploy.onnx`` in the folder of its name.
+    """The two graphs of a candidate, which lie in the folder of its name.
 
     Attributes:
-        name: of its :class:`CandidateSpec`.
-        precision: of its :class:`CandidateSpec`.
-        quantized_nodes: how many weight-bearing nodes compute in INT8.
-        weight_nodes: how many weight-bearing nodes there are.
-        sizes: bytes of each file.
+        name: Name of its :class:`CandidateSpec`.
+        precision: Precision of its :class:`CandidateSpec`.
+        quantized_nodes: Number of weight-bearing nodes that compute in INT8.
+        weight_nodes: Number of weight-bearing nodes.
+        sizes: Bytes of each file, by the file's name.
     """
 
     name: str
@@ -69,20 +78,23 @@ class Candidate:
     sizes: dict[str, int]
 
 
-def ways(target: Target, precision: Literal["best"] | Precision) -> tuple[CandidateSpec, ...]:
+def candidate_specs(target: Target, precision: Literal["best"] | Precision) -> tuple[CandidateSpec, ...]:
     """Return the candidates for a target, the preferred first.
 
     Args:
-        target: which precisions and quantizers it has.
-        precision: what the recipe asks for; "best" for all that the target has.
+        target: The target, with its precisions and quantizers.
+        precision: The precision that the recipe asks for; "best" for all that the target has.
 
     Raises:
-        TargetError: the target does not have the precision that was asked for.
+        TargetError: The target does not have the precision that was asked for, or it names a quantizer that there is
+            not.
     """
     if precision != "best" and precision not in target.precisions:
         raise TargetError(
             f"[quantize] precision = '{precision}': target '{target.name}' has {', '.join(target.precisions)} only"
         )
+    for name in target.quantizers:
+        find_quantizer(name)
     wanted = target.precisions if precision == "best" else [precision]
     return tuple(
         CandidateSpec(kind, quantizer)
@@ -91,134 +103,104 @@ def ways(target: Target, precision: Literal["best"] | Precision) -> tuple[Candid
     )
 
 
+def quantizer_packages(specs: Iterable[CandidateSpec]) -> list[str]:
+    """Return the distributions whose versions decide what the candidates' quantizers write, each once."""
+    names = dict.fromkeys(spec.quantizer for spec in specs if spec.quantizer)
+    return sorted({package for name in names for package in find_quantizer(name).packages})
+
+
+def quantizer_digests(specs: Iterable[CandidateSpec]) -> dict[str, str]:
+    """Return the SHA-256 of the source of each of a user's own quantizers, by its name."""
+    plugins = dict.fromkeys(spec.quantizer for spec in specs if spec.quantizer and is_plugin(spec.quantizer))
+    sources = {name: source_file(name) for name in plugins}
+    return {name: sha256_file(source) for name, source in sources.items() if source}
+
+
 def run(
-    way: CandidateSpec, model: Path, samples: Path, scheme: Scheme, calibration: Calibration, folder: Path
+    spec: CandidateSpec, model: Path, samples: Path, scheme: Scheme, calibration: Calibration, folder: Path
 ) -> Candidate:
-    """Write ``model`` in one way into the folder of its name; of INT8 also ``prepared.onnx`` and ``qdq.onnx``.
+    """Write a candidate's graphs into a folder of its name; for INT8 also ``prepared.onnx`` and ``qdq.onnx``.
 
     Args:
-        way: in which precision, and by whom.
-        model: float ONNX with ``logits`` and ``embedding.<modality>`` outputs.
-        samples: ``.npz`` of the calibration split.
-        scheme: how the target wants INT8.
-        calibration: how ranges and weights are chosen.
-        folder: where the folder goes.
+        spec: The candidate's precision and quantizer.
+        model: Float ONNX file with outputs ``logits`` and ``embedding.<modality>``.
+        samples: File ``.npz`` of the calibration split.
+        scheme: How the target wants INT8.
+        calibration: How ranges and weights are chosen.
+        folder: The folder in which the candidate's folder is made.
 
     Raises:
-        ModelError: the quantizer cannot take the graph, or nothing in it could be quantized.
+        ModelError: The quantizer cannot take the graph, or nothing in it could be quantized.
     """
     onnx = need("onnx", "build")
-    if not way.quantizer:
-        return finish(onnx.load(str(model)), way, scheme, folder / way.name)
+    if not spec.quantizer:
+        return write_variants(onnx.load(str(model)), spec, scheme, folder / spec.name)
     with tempfile.TemporaryDirectory(dir=folder) as temporary, quiet():
         chunks = open_samples(model, samples, calibration)
-        graph = _quantized(way.quantizer, model, chunks, scheme, Path(temporary))
+        written = write_quantized(find_quantizer(spec.quantizer), model, chunks, scheme, Path(temporary))
+        graph = onnx.load(str(written))
+        unquantize_outputs(graph)
         if not _count(graph)[0]:
             operators = ", ".join(scheme.operators)
             raise ModelError(f"{model}: nothing in it could be quantized; the scheme quantizes {operators}")
         floats = onnx.load(str(Path(temporary) / PREPARED))
         _improve(graph, floats, chunks, scheme)
-        candidate = finish(graph, way, scheme, folder / way.name)
-    save(floats, folder / way.name / PREPARED)
-    save(graph, folder / way.name / QDQ)
+        candidate = write_variants(graph, spec, scheme, folder / spec.name)
+    save(floats, folder / spec.name / PREPARED)
+    save(graph, folder / spec.name / QDQ)
     return candidate
 
 
-def finish(graph: Any, way: CandidateSpec, scheme: Scheme, place: Path) -> Candidate:
-    """Write a graph's two variants, ``engine.onnx`` and ``deploy.onnx``.
+def write_variants(graph: ModelProto, spec: CandidateSpec, scheme: Scheme, folder: Path) -> Candidate:
+    """Write the two variants of a candidate's graph: with its embeddings as outputs, and without.
 
     Args:
-        graph: float, or QDQ before FP16, with ``logits`` and ``embedding.<modality>`` outputs; it is left as it is.
-        way: in which precision, and by whom.
-        scheme: whether the rest of INT8 becomes FP16.
-        place: the folder, which is made.
+        graph: The float graph, or the QDQ graph before FP16, with outputs ``logits`` and ``embedding.<modality>``. It
+            is not changed.
+        spec: The candidate's precision and quantizer.
+        scheme: Whether what is not INT8 becomes FP16.
+        folder: The candidate's folder, which is made.
 
     Raises:
-        ModelError: the graph cannot be written in FP16.
+        ModelError: The graph cannot be written in FP16.
     """
     done, total = _count(graph)
-    if way.precision == "float16" or (way.quantizer and scheme.rest == "float16"):
+    if spec.precision == "float16" or (spec.quantizer and scheme.rest == "float16"):
         engine = to_half(graph)
     else:
-        engine = need("onnx", "build").ModelProto()
-        engine.CopyFrom(graph)
-    engine.graph.ClearField("value_info")  # shapes on the way, which every library infers for itself
-    place.mkdir(exist_ok=True)
-    save(engine, place / ENGINE)
-    drop_outputs(place / ENGINE, ("logits",), place / DEPLOY)
-    sizes = {name: (place / name).stat().st_size for name in (ENGINE, DEPLOY)}
-    return Candidate(way.name, way.precision, done, total, sizes)
+        engine = copy(graph)
+    engine.graph.ClearField("value_info")  # shapes of inner tensors, which every library infers itself
+    folder.mkdir(exist_ok=True)
+    save(engine, folder / PROBE_GRAPH)
+    drop_outputs(folder / PROBE_GRAPH, ("logits",), folder / DEPLOY)
+    sizes = {name: (folder / name).stat().st_size for name in (PROBE_GRAPH, DEPLOY)}
+    return Candidate(spec.name, spec.precision, done, total, sizes)
 
 
-def _quantized(quantizer: Quantizer, model: Path, samples: CalibrationSamples, scheme: Scheme, work: Path) -> Any:
-    """Return the QDQ graph, weights rounded to the nearest; the float graph is left in ``work``."""
-    onnx = need("onnx", "build")
-    if quantizer == "nncf":
-        graph = onnx.load(str(nncf.quantize(model, samples, scheme, work)))
-    else:
-        with prepare.refusals(model, "ONNX Runtime"):
-            graph = onnx.load(str(_quantize(model, samples, scheme, work)))
-    unquantize_outputs(graph)
-    return graph
-
-
-def _improve(graph: Any, floats: Any, samples: CalibrationSamples, scheme: Scheme) -> None:
+def _improve(graph: ModelProto, floats: ModelProto, samples: CalibrationSamples, scheme: Scheme) -> None:
     """Choose ranges and weights as the calibration says, in place."""
-    if samples.calibration.method == "gram":
+    if samples.calibration.ranges == "gram":
         shrink_ranges(graph, floats, samples.fewer(SAMPLES))
     if samples.calibration.rounding == "reconstruct":
         few = samples.fewer(max(_FEWEST, _BYTES // samples.row_bytes))
         reconstruct(graph, floats, few, _LARGEST[scheme.reduce_range])
 
 
-def _quantize(model: Path, samples: CalibrationSamples, scheme: Scheme, work: Path) -> Path:
-    ort = need("onnxruntime.quantization", "build")
-    prepared, quantized, cache = prepare.prepare(model, work), work / "quantized.onnx", work / "ranges.json"
-    ranges = tensor_ranges(prepared, samples, scheme, work / "calibrated.onnx")
-    ort.calibrate.save_tensors_data(ranges, cache)
-    ort.quantize_static(
-        str(prepared),
-        str(quantized),
-        None,
-        calibration_cache_path=str(cache),
-        calibrate_method=ranges.calibration_method,
-        **_arguments(ort, scheme),
-    )
-    return quantized
-
-
-def _arguments(ort: Any, scheme: Scheme) -> dict[str, Any]:
-    types = {"uint8": ort.QuantType.QUInt8, "int8": ort.QuantType.QInt8}
-    return {
-        "quant_format": ort.QuantFormat.QDQ,
-        "op_types_to_quantize": scheme.operators,
-        "per_channel": scheme.per_channel,
-        "reduce_range": scheme.reduce_range,
-        "activation_type": types[scheme.activations],
-        "weight_type": ort.QuantType.QInt8,
-        "extra_options": {
-            "ActivationSymmetric": scheme.symmetric_activations,
-            "WeightSymmetric": True,
-            "QuantizeBias": scheme.bias == "int32",
-        },
-    }
-
-
 def open_samples(model: Path, samples: Path, calibration: Calibration) -> CalibrationSamples:
-    """Return the samples to calibrate with, one at a time for a graph that takes no more.
+    """Return the calibration samples, one at a time for a graph of batch size 1.
 
     Raises:
-        ModelError: the graph cannot be read.
+        ModelError: The graph cannot be read.
     """
-    with prepare.refusals(model, "ONNX Runtime"):
+    with refusals(model, "ONNX Runtime"):
         inputs = need("onnx", "build").load(str(model), load_external_data=False).graph.input
     shapes = (value.type.tensor_type.shape.dim for value in inputs)
     takes_one_row = any(shape[0].dim_value == 1 for shape in shapes if shape)
     return CalibrationSamples(samples, msgspec.structs.replace(calibration, chunk=1) if takes_one_row else calibration)
 
 
-def _count(graph: Any) -> tuple[int, int]:
-    """Return how many Conv, Gemm and MatMul nodes read dequantized weights, and how many there are."""
+def _count(graph: ModelProto) -> tuple[int, int]:
+    """Return the number of weight-bearing nodes that read dequantized weights, and that of all."""
     producer = {name: node.op_type for node in graph.graph.node for name in node.output}
     weighty = [node for node in graph.graph.node if node.op_type in ("Conv", "ConvTranspose", "Gemm", "MatMul")]
     return sum(producer.get(node.input[1]) == "DequantizeLinear" for node in weighty), len(weighty)

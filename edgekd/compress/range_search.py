@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -17,19 +17,21 @@ from edgekd.gram.npz import embeddings_of
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Mapping, Sequence
 
+    from onnx import ModelProto
+
     from edgekd.compress.switchboard import Scale
     from edgekd.runtime.session import Array, Feeds
 
-#: Samples that the ranges are tried on; each costs one inference of each try.
+#: Number of samples that the ranges are tried on; each costs one inference of every trial.
 SAMPLES = 256
-#: Shares of a tensor's whole range, tried until so many in a row are no better than the best.
+#: Shares of a tensor's whole range, tried until ``_PATIENCE`` in a row are no better than the best.
 _SHARES = (0.85, 0.7, 0.6, 0.5, 0.4, 0.3)
 _PATIENCE = 2
-#: The share of the objective that a tensor must be to blame for: with less, no range of its can gain more.
+#: The share of the objective that a tensor must account for; with less, no range of the tensor can gain more.
 _WORTH = 0.01
 
 
-def shrink_ranges(qdq: Any, floats: Any, samples: Iterable[Feeds]) -> None:
+def shrink_ranges(qdq: ModelProto, floats: ModelProto, samples: Iterable[Feeds]) -> None:
     """Shrink the ranges of a QDQ graph's activations where that keeps the network better, in place.
 
     With D the mean drift of the modality Gram and E the root mean square error of the logits, both against the float
@@ -39,17 +41,17 @@ def shrink_ranges(qdq: Any, floats: Any, samples: Iterable[Feeds]) -> None:
         D / D0 + E / E0
 
     by coordinate descent: the tensors come in the order in which returning each alone to float relieves this
-    objective, the most first, and each takes the best share of its range, the others being as they are by then. What
-    lies behind the embeddings does not move the Gram, so there the logits decide. Zero points stay, and tensors that
+    objective, the most first, and each takes the best share of its range, given the ranges of the others at that time.
+    Tensors behind the embeddings do not move the Gram, so there the logits decide. Zero points stay, and tensors that
     share a scale go on sharing it.
 
     Args:
-        qdq: the QDQ ``ModelProto``.
-        floats: the float graph that was quantized.
-        samples: in chunks; they are held in memory.
+        qdq: The QDQ graph.
+        floats: The float graph that was quantized.
+        samples: The samples in chunks; they are held in memory.
 
     Raises:
-        ModelError: the two graphs do not belong together.
+        ModelError: The two graphs do not belong together.
     """
     search = _Search(qdq, floats, samples)
     shares: dict[str, float] = {}
@@ -61,14 +63,14 @@ def shrink_ranges(qdq: Any, floats: Any, samples: Iterable[Feeds]) -> None:
 class _Search:
     """The network with float weights and activations in INT8, on some samples."""
 
-    def __init__(self, qdq: Any, floats: Any, samples: Iterable[Feeds]) -> None:
+    def __init__(self, qdq: ModelProto, floats: ModelProto, samples: Iterable[Feeds]) -> None:
         self._board, self._chunks = Switchboard(qdq, floats), list(samples)
         self._stored = [item.tensor for item in self._board.tensors if item.kind != "activation"]
         self._exact = self._outputs([item.tensor for item in self._board.tensors], {})
         self._unit = self._errors((), {})
 
     def groups(self) -> list[list[str]]:
-        """Return the activations that are worth a try, the most to blame first; those of one scale together."""
+        """Return the activations worth trying, those that cost most first; activations of one scale stand together."""
         by_scale: dict[bytes, list[str]] = defaultdict(list)
         for name, (scale, zero_point) in self._board.scales.items():
             by_scale[scale.tobytes() + zero_point.tobytes()].append(name)
@@ -77,12 +79,12 @@ class _Search:
         return [by_scale[key] for key in sorted(relief, key=lambda key: -relief[key]) if relief[key] > _WORTH * whole]
 
     def best_share(self, group: Sequence[str], shares: Mapping[str, float]) -> float:
-        """Return the share of its range that serves some activations best, the others having ``shares`` of theirs."""
+        """Return the best share of the range of some activations, while the others have ``shares`` of theirs."""
         best, least, since = 1.0, self.objective(shares), 0
         for share in _SHARES:
-            found = self.objective({**shares, **dict.fromkeys(group, share)})
-            if found < least:
-                best, least, since = share, found, 0
+            value = self.objective({**shares, **dict.fromkeys(group, share)})
+            if value < least:
+                best, least, since = share, value, 0
             else:
                 since += 1
             if since == _PATIENCE:
@@ -90,7 +92,7 @@ class _Search:
         return best
 
     def objective(self, shares: Mapping[str, float], off: Collection[str] = ()) -> float:
-        """Return D / D0 + E / E0 with these shares of the ranges, and with some activations float."""
+        """Return D / D0 + E / E0 with these shares of the ranges, and with the activations ``off`` in float."""
         errors = self._errors(off, {name: self._scale(name, share) for name, share in shares.items()})
         return sum(error / unit for error, unit in zip(errors, self._unit, strict=True) if unit)
 
@@ -99,9 +101,9 @@ class _Search:
         return np.asarray(scale * share, scale.dtype), zero_point
 
     def _errors(self, off: Collection[str], scales: Mapping[str, Scale]) -> tuple[float, float]:
-        found = self._outputs([*self._stored, *off], scales)
-        difference = found["logits"].astype(np.float64) - self._exact["logits"]
-        drift = sample_drifts(embeddings_of(found), embeddings_of(self._exact)).mean()
+        outputs = self._outputs([*self._stored, *off], scales)
+        difference = outputs["logits"].astype(np.float64) - self._exact["logits"]
+        drift = sample_drifts(embeddings_of(outputs), embeddings_of(self._exact)).mean()
         return float(drift), float(np.sqrt(np.square(difference).mean()))
 
     def _outputs(self, off: Sequence[str], scales: Mapping[str, Scale]) -> dict[str, Array]:
@@ -109,8 +111,8 @@ class _Search:
         return {name: np.concatenate([chunk[name] for chunk in chunks]) for name in chunks[0]}
 
 
-def _rescale(qdq: Any, shares: Mapping[str, float]) -> None:
-    """Write smaller scales, and the INT32 biases at theirs, which are an input's times its weights'."""
+def _rescale(qdq: ModelProto, shares: Mapping[str, float]) -> None:
+    """Write smaller scales, and INT32 biases at the product of their input's scale and their weights' scales."""
     to_array, made = need("onnx", "build").numpy_helper.to_array, producers(qdq.graph)
     stored = initializers(qdq.graph)
     smaller = {

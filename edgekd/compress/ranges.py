@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 import numpy as np
+from numpy.typing import NDArray
 
 from edgekd.errors import ModelError
 from edgekd.files import need
@@ -22,18 +23,18 @@ if TYPE_CHECKING:
     from edgekd.config.target import Calibration, Scheme
     from edgekd.gram.npz import Header
 
-Feeds = dict[str, np.ndarray[Any, Any]]
+Feeds = dict[str, NDArray[np.generic]]
 
-#: ONNX Runtime's calibrator behind each method of calibration files; of histograms, the bins, as many as it takes by
-#: default.
+#: ONNX Runtime's calibrator behind each method of calibration files, and the number of bins of its histograms, which is
+#: its default.
 _CALIBRATORS = {
     "minmax": "MinMax", "gram": "MinMax", "percentile": "Percentile", "entropy": "Entropy", "mse": "Percentile"
 }  # fmt: skip
 _BINS = {"percentile": 2048, "entropy": 128, "mse": 2048}
-#: Levels that entropy's ranges are chosen for, and those of the squared error: as many as 8 bits have.
+#: Numbers of levels that ranges are chosen for: by entropy, and by the squared error, for which 8 bits have as many.
 _ENTROPY_LEVELS, _LEVELS = 128, 255
 _PERCENTILE = 99.999
-#: Shares of the whole range, from which the squared error chooses.
+#: Shares of the whole range, among which the squared error decides.
 _SHARES = np.linspace(0.1, 1, 91)
 
 
@@ -42,18 +43,18 @@ class CalibrationSamples:
     """Calibration samples, read in chunks as often as need be; a sample's modalities stay together.
 
     Attributes:
-        path: ``.npz`` with ``input.<modality>`` [N, ...], in the types that the graph takes.
-        calibration: how many samples, which seed, how many at a time.
+        path: File ``.npz`` with ``input.<modality>`` [N, ...], in the types that the graph takes.
+        calibration: The number of samples, the seed that draws them, and the number read at a time.
     """
 
     path: Path
     calibration: Calibration
 
     def __iter__(self) -> Iterator[Feeds]:
-        """Yield the feeds of ``calibration.chunk`` samples at a time, or fewer where they are large, and at last.
+        """Yield the feeds of ``calibration.chunk`` samples at a time; fewer of large samples, and in the last chunk.
 
         Raises:
-            ModelError: the file is not such an ``.npz``, or a sample is not finite.
+            ModelError: The file is not such an ``.npz``, or a sample is not finite.
         """
         try:
             yield from self._chunks()
@@ -67,13 +68,13 @@ class CalibrationSamples:
         )
 
     @property
-    def rows(self) -> np.ndarray[Any, np.dtype[np.intp]]:
-        """Which rows of the file are taken, in order."""
+    def rows(self) -> NDArray[np.intp]:
+        """The rows of the file that are taken, in ascending order [samples]."""
         return np.flatnonzero(self._chosen(read_headers(self.path)["ids"].shape[0]))
 
     @property
     def row_bytes(self) -> int:
-        """Bytes of one sample, all its modalities together."""
+        """Bytes of one sample, over all its modalities."""
         return _row_bytes(self._headers())
 
     def _headers(self) -> dict[str, Header]:
@@ -99,8 +100,8 @@ class CalibrationSamples:
         if _count(pending):
             yield self._finite(pending)
 
-    def _chosen(self, count: int) -> np.ndarray[Any, np.dtype[np.bool_]]:
-        """Return which of ``count`` samples are taken [count]."""
+    def _chosen(self, count: int) -> NDArray[np.bool_]:
+        """Return for each of ``count`` samples whether it is taken [count]."""
         order = np.random.default_rng(self.calibration.seed).permutation(count)
         chosen = np.zeros(count, bool)
         chosen[order[: self.calibration.samples]] = True
@@ -108,7 +109,7 @@ class CalibrationSamples:
 
     def _finite(self, feeds: Feeds) -> Feeds:
         for name, x in feeds.items():
-            if not np.isfinite(x).all():  # which ONNX Runtime's extremes do not show
+            if not np.isfinite(x).all():  # ONNX Runtime's extremes do not show it
                 raise ModelError(f"{self.path}: input '{name}' of a calibration sample is not finite")
         return feeds
 
@@ -135,31 +136,32 @@ class _ChunkReader:
 def tensor_ranges(model: Path, samples: CalibrationSamples, scheme: Scheme, work: Path) -> Any:
     """Return ONNX Runtime's ``TensorsData`` for every activation of a float graph.
 
-    ONNX Runtime's own loop keeps every activation of every sample; one ``collect_data`` a chunk keeps ranges or
-    histograms alone. The result does not depend on the chunks: a first pass finds the extremes, and with them the bins
-    of each histogram are the same from its first chunk on. (Left to itself, a histogram takes its bins from the first
-    chunk and adds more of that width: as many as memory holds, if the first chunk was nearly constant.)
+    ONNX Runtime's own loop keeps every activation of every sample; one ``collect_data`` for each chunk keeps only
+    ranges or histograms. The result does not depend on the chunks: a first pass finds the extremes, and they fix the
+    bins of each histogram from its first chunk on. (By default a histogram takes its bins from the first chunk and
+    adds more of that width: as many as memory holds, if the first chunk was nearly constant.)
 
     Args:
-        model: the float graph.
-        samples: to calibrate with, and how; for the method "gram" the extremes, with which its search begins.
-        scheme: whether ranges must be symmetric.
-        work: a path for the graph with extra outputs; the caller removes it.
+        model: The float graph.
+        samples: The calibration samples, and how ranges are found. With "gram" they are the extremes, where its search
+            begins.
+        scheme: Whether ranges must be symmetric.
+        work: A path for the graph with extra outputs, which the caller removes.
 
     Raises:
-        ModelError: an activation is not finite.
+        ModelError: An activation is not finite.
     """
-    method, symmetric = samples.calibration.method, scheme.symmetric_activations
-    if _CALIBRATORS[method] == "MinMax":
-        ranges = _collect(_calibrator(model, method, symmetric, work), samples)
+    kind, symmetric = samples.calibration.ranges, scheme.symmetric_activations
+    if _CALIBRATORS[kind] == "MinMax":
+        ranges = _collect(_calibrator(model, kind, symmetric, work), samples)
         _require_finite(ranges)
         return ranges
     extremes = _collect(_calibrator(model, "minmax", False, work), samples)
     _require_finite(extremes)
-    calibrator = _calibrator(model, method, symmetric, work)
-    calibrator.collector = _collector(extremes, method, symmetric)
+    calibrator = _calibrator(model, kind, symmetric, work)
+    calibrator.collector = _collector(extremes, kind, symmetric)
     ranges = _collect(calibrator, samples)
-    if method == "mse":
+    if kind == "mse":
         for name, (counts, edges, *_) in calibrator.collector.histogram_dict.items():
             low, high = least_error_range(counts, edges, *(value.item() for value in extremes[name].range_value))
             ranges[name].lowest, ranges[name].highest = np.array(low, np.float32), np.array(high, np.float32)
@@ -167,21 +169,21 @@ def tensor_ranges(model: Path, samples: CalibrationSamples, scheme: Scheme, work
 
 
 def least_error_range(
-    counts: np.ndarray[Any, Any], edges: np.ndarray[Any, Any], low: float, high: float
+    counts: NDArray[np.int64], edges: NDArray[np.float64], low: float, high: float
 ) -> tuple[float, float]:
-    """Return the range whose rounding to 8 bits has the least squared error: a share of the whole one.
+    """Return the share of the whole range whose rounding to 8 bits has the least squared error.
 
-    A value inside costs step^2 / 12, the mean square of a rounding error, but its own square where it becomes 0; one
-    outside the square of its distance to the range (Banner et al., "Post training 4-bit quantization of convolutional
-    networks for rapid-deployment", arXiv 1810.05723).
+    A value inside the range costs step^2 / 12, the mean square of a rounding error, or its own square where it becomes
+    0; a value outside costs the square of its distance to the range (Banner et al., "Post training 4-bit
+    quantization of convolutional networks for rapid-deployment", arXiv 1810.05723).
 
     Args:
-        counts: of a histogram [bins]; of magnitudes, where its first edge is 0 and ``low`` is not.
-        edges: of its bins [bins + 1].
-        low: the smallest value.
-        high: the largest.
+        counts: Counts of a histogram [bins]; it is one of magnitudes where its first edge is 0 and ``low`` is not.
+        edges: Edges of its bins [bins + 1].
+        low: The smallest value.
+        high: The largest value.
     """
-    if edges[0] == 0:  # of magnitudes: the range is symmetric
+    if edges[0] == 0:  # a histogram of magnitudes: the range is symmetric
         low, high = -max(abs(low), abs(high)), max(abs(low), abs(high))
     low, high = min(low, 0.0), max(high, 0.0)  # a range must hold 0
     values = (edges[:-1] + edges[1:]) / 2
@@ -194,12 +196,12 @@ def least_error_range(
     return float(share * low), float(share * high)
 
 
-def _calibrator(model: Path, method: str, symmetric: bool, work: Path) -> Any:
+def _calibrator(model: Path, kind: str, symmetric: bool, work: Path) -> Any:
     ort = need("onnxruntime.quantization.calibrate", "build")
     return ort.create_calibrator(
         model,
         augmented_model_path=str(work),
-        calibrate_method=getattr(ort.CalibrationMethod, _CALIBRATORS[method]),
+        calibrate_method=getattr(ort.CalibrationMethod, _CALIBRATORS[kind]),
         extra_options={"symmetric": symmetric, "percentile": _PERCENTILE},
     )
 
@@ -211,15 +213,15 @@ def _collect(calibrator: Any, samples: CalibrationSamples) -> Any:
         return calibrator.compute_data()
 
 
-def _collector(extremes: Any, method: str, symmetric: bool) -> Any:
+def _collector(extremes: Any, kind: str, symmetric: bool) -> Any:
     """Return a collector whose histograms are empty and span each tensor's whole range."""
     ort = need("onnxruntime.quantization.calibrate", "build")
-    bins = _BINS[method]
+    bins = _BINS[kind]
     collector = ort.HistogramCollector(
-        method=_CALIBRATORS[method].lower(), symmetric=symmetric, num_bins=bins, num_quantized_bins=_ENTROPY_LEVELS,
+        method=_CALIBRATORS[kind].lower(), symmetric=symmetric, num_bins=bins, num_quantized_bins=_ENTROPY_LEVELS,
         percentile=_PERCENTILE, scenario="same",
     )  # fmt: skip
-    of_magnitudes = method != "entropy" and symmetric
+    of_magnitudes = kind != "entropy" and symmetric
     for name, data in extremes.items():
         low, high = (np.float32(value.item()) for value in data.range_value)
         limit = max(abs(low), abs(high))

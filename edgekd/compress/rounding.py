@@ -1,13 +1,13 @@
-"""INT8 weights that give each layer's output, not those that are nearest to the float weights.
+"""INT8 weights that reproduce each layer's output, rather than those nearest to the float weights.
 
-Rounding every weight to its nearest level ignores that inputs are correlated: what one weight's error adds to an output
-another's can take away. Of all levels those are sought here that reproduce the float layer on calibration samples.
+Rounding every weight to its nearest level ignores that inputs are correlated: the error of one weight can cancel that
+of another. This module looks for the levels that reproduce the float layer on calibration samples.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -17,20 +17,23 @@ from edgekd.compress.layers import Int8Layer, find_layers, store, write_bias
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
-    from edgekd.compress.layers import Doubles
-    from edgekd.runtime.session import Feeds
+    from onnx import ModelProto
+    from onnxruntime import InferenceSession
 
-#: Rounds over all inputs of a layer; the levels mostly stand still before.
+    from edgekd.compress.layers import Doubles
+    from edgekd.runtime.session import Array, Feeds
+
+#: Largest number of rounds over all inputs of a layer; the levels mostly settle sooner.
 _ROUNDS = 20
-#: Places of a convolution's output, or tokens of a sequence, looked at in each sample.
+#: Largest number of positions of a convolution's output, or of a sequence, taken from each sample.
 _PLACES = 64
-#: Inputs of an output, beyond which a layer is left as it is: their second moments are kept, 8 bytes for each pair.
+#: Largest number of inputs of an output; a layer with more keeps its weights, for second moments take 8 bytes a pair.
 _MOST_INPUTS = 2304
-#: Passes over the samples. Deeper networks have the layers of several depths chosen at once, from the same pass.
+#: Largest number of passes over the samples. In deeper networks the layers of several depths share a pass.
 _PASSES = 16
 
 
-def reconstruct(qdq: Any, floats: Any, samples: Iterable[Feeds], largest: int) -> None:
+def reconstruct(qdq: ModelProto, floats: ModelProto, samples: Iterable[Feeds], largest: int) -> None:
     """Choose the INT8 weights of a QDQ graph anew, in place, and the biases with them; scales stay as they are.
 
     For each layer, with x its float input and z the one that it gets in the QDQ graph, both less their means, the
@@ -48,13 +51,13 @@ def reconstruct(qdq: Any, floats: Any, samples: Iterable[Feeds], largest: int) -
     the others x = z: what was left before would be made good once for each depth, and a deep network end up worse.
 
     Args:
-        qdq: the QDQ ``ModelProto``.
-        floats: the float graph that was quantized.
-        samples: to calibrate with; read once in each pass.
-        largest: of the levels, -largest to largest.
+        qdq: The QDQ graph.
+        floats: The float graph that was quantized.
+        samples: The calibration samples, read once in each pass.
+        largest: The largest level; levels go from -largest to largest.
 
     Raises:
-        ModelError: the two graphs do not belong together.
+        ModelError: The two graphs do not belong together.
     """
     layers = [layer for layer in find_layers(qdq, floats) if layer.weights.shape[1] <= _MOST_INPUTS]
     depths = sorted({layer.depth for layer in layers})
@@ -67,14 +70,14 @@ def reconstruct(qdq: Any, floats: Any, samples: Iterable[Feeds], largest: int) -
 
 @dataclass
 class LayerMoments:
-    """Of a layer's input z in the QDQ graph and its float output y = W x, by group.
+    """Sums over a layer's input z in the QDQ graph and its float output y = W x, by group.
 
     Attributes:
-        count: patches seen.
-        z: sum of z [G, K, 1].
-        y: sum of y [G, 1, O / G].
-        zz: sum of z z^T [G, K, K].
-        zy: sum of z y^T [G, K, O / G].
+        count: Number of patches.
+        z: Sum of z [G, K, 1].
+        y: Sum of y [G, 1, O / G].
+        zz: Sum of z z^T [G, K, K].
+        zy: Sum of z y^T [G, K, O / G].
     """
 
     count: int
@@ -91,7 +94,7 @@ class LayerMoments:
         return cls(0, *(np.zeros(shape) for shape in shapes))
 
     def add(self, z: Doubles, y: Doubles) -> None:
-        """Take in patches [G, n, K] and their outputs [G, n, O / G]."""
+        """Add patches [G, n, K] and their outputs [G, n, O / G]."""
         self.count += z.shape[1]
         self.z += z.sum(1)[..., None]
         self.y += y.sum(1, keepdims=True)
@@ -99,22 +102,24 @@ class LayerMoments:
         self.zy += z.swapaxes(1, 2) @ y
 
 
-def _moments(qdq: Any, floats: Any, samples: Iterable[Feeds], layers: Sequence[Int8Layer]) -> list[LayerMoments]:
-    """Return the moments of each layer, from one pass; those behind the first depth get y = W z."""
+def _moments(
+    qdq: ModelProto, floats: ModelProto, samples: Iterable[Feeds], layers: Sequence[Int8Layer]
+) -> list[LayerMoments]:
+    """Return the moments of each layer from one pass. Layers behind the first depth take y = W z."""
     first = min(layer.depth for layer in layers)
     rounded = open_at(qdq, [layer.source for layer in layers])
     exact = open_at(floats, [layer.exact for layer in layers if layer.depth == first])
-    found = [LayerMoments.empty(layer.weights) for layer in layers]
+    sums = [LayerMoments.empty(layer.weights) for layer in layers]
     for feeds in samples:
         inputs, targets = _run(rounded, feeds), _run(exact, feeds)
-        for layer, moments in zip(layers, found, strict=True):
+        for layer, moments in zip(layers, sums, strict=True):
             z = layer.patches(inputs[layer.source], _PLACES)
             x = layer.patches(targets[layer.exact], _PLACES) if layer.depth == first else z
             moments.add(z, x @ layer.weights)
-    return found
+    return sums
 
 
-def _run(session: Any, feeds: Feeds) -> dict[str, Any]:
+def _run(session: InferenceSession, feeds: Feeds) -> dict[str, Array]:
     names = [output.name for output in session.get_outputs()]
     wanted = {value.name: feeds[value.name] for value in session.get_inputs()}
     return dict(zip(names, session.run(names, wanted), strict=True))
@@ -124,14 +129,14 @@ def choose_levels(weights: Doubles, scales: Doubles, moments: LayerMoments, larg
     """Return the levels of a layer that reproduce its output best, as :func:`reconstruct` defines it.
 
     Args:
-        weights: float [G, K, O / G].
-        scales: [G, 1, O / G].
-        moments: of what the layer reads, and of what it should compute.
-        largest: of the levels, -largest to largest.
-        centred: whether means do not count, for a bias takes them up.
+        weights: Float weights [G, K, O / G].
+        scales: Scales of the INT8 weights [G, 1, O / G].
+        moments: Moments of the layer's input and of its float output.
+        largest: The largest level; levels go from -largest to largest.
+        centred: Whether means are left out, since a bias takes them up.
 
     Returns:
-        Integers [G, K, O / G].
+        The levels, integers [G, K, O / G].
     """
     second, cross = moments.zz / moments.count, moments.zy / moments.count
     if centred:
@@ -158,8 +163,8 @@ def choose_levels(weights: Doubles, scales: Doubles, moments: LayerMoments, larg
     return levels
 
 
-def _rewrite(qdq: Any, layer: Int8Layer, moments: LayerMoments, largest: int) -> None:
-    """Store a layer's new levels, and its bias less the mean error of its output."""
+def _rewrite(qdq: ModelProto, layer: Int8Layer, moments: LayerMoments, largest: int) -> None:
+    """Store a layer's new levels, and its bias minus the mean error of its output."""
     levels = choose_levels(layer.weights, layer.scales, moments, largest, centred=layer.bias is not None)
     store(qdq, layer.levels, layer.stored(levels).astype(np.int8))
     if layer.bias is None:

@@ -5,20 +5,14 @@ Every field has a default and a description; ``edgekd recipe schema`` prints bot
 
 from __future__ import annotations
 
-import json
-import math
-import re
-from copy import deepcopy
-from functools import cache
-from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import msgspec
-from msgspec import Meta, Struct, inspect
+from msgspec import Meta, Struct
 from msgspec.structs import replace
 
-from edgekd.errors import RecipeError, nearest
-from edgekd.files import parse_toml_value, read_toml
+if TYPE_CHECKING:
+    from collections.abc import Mapping
 
 Pool = Literal["auto", "none", "spatial", "tokens", "first"]
 Precision = Literal["float32", "bfloat16", "float16"]
@@ -151,38 +145,14 @@ class StudentConfig(_Config, frozen=True):
     taps: Taps = {}
 
 
-LossName = Literal[
-    "sample", "intra", "cross", "joint",
-    "dkd", "dist",
-    "fd", "fitnet", "ickd",
-    "sp", "rkd", "pkt", "affinity",
-]  # fmt: skip
-
-#: Which options a loss takes beside share, weight, schedule and where it is measured.
-_GRAM_OPTIONS = ("centered", "normalize", "distance")
-LOSS_OPTIONS: dict[LossName, tuple[str, ...]] = {
-    **dict.fromkeys(("sample", "cross", "joint"), (*_GRAM_OPTIONS, "pairs")),
-    "intra": _GRAM_OPTIONS,
-    "dkd": ("temperature", "beta"),
-    "dist": ("temperature",),
-    **dict.fromkeys(("fd", "fitnet", "ickd", "sp", "rkd", "pkt"), ()),
-    "affinity": ("temperature", "pairs"),
-}
-#: These are of the logits and have no place of their own.
-LOGIT_LOSSES: tuple[LossName, ...] = ("dkd", "dist")
-#: These take inner products between modalities, whose embeddings must then be of one width.
-LOSSES_BETWEEN: tuple[LossName, ...] = ("sample", "cross", "joint", "affinity")
-
-
 class Term(_Config, frozen=True, omit_defaults=True):
-    """One loss beside the cross entropy and KD: of the Gram family, or a rival's."""
+    """One loss beside the cross entropy and KD, by name: one of edgekd's, or the user's own."""
 
     loss: Annotated[
-        LossName | None,
+        str | None,
         Meta(
-            description="Gram scopes: 'sample', 'intra', 'cross', 'joint'. Of logits: 'dkd', 'dist'. Of features, with "
-            "a learned projection: 'fd' (unit length), 'fitnet' (as they are), 'ickd' (channels' correlations). Of "
-            "relations: 'sp', 'rkd', 'pkt', 'affinity' (between modalities). By default the table's own name."
+            description="A loss of edgekd, or one of your own as 'path/to/file.py:name' or 'package.module:name'. By "
+            "default the table's own name."
         ),
     ] = None
     share: Annotated[
@@ -206,31 +176,26 @@ class Term(_Config, frozen=True, omit_defaults=True):
     pairs: Annotated[
         list[str], Meta(description="Between modalities: the pairs 'a-b' that it aligns; by default all.")
     ] = []
-    centered: Annotated[
-        bool | None, Meta(description="Gram: subtract each modality's mean over the batch first; by default false.")
-    ] = None
-    normalize: Annotated[
-        Literal["cosine", "frobenius", "none"] | None,
-        Meta(
-            description="Gram: 'cosine' of unit embeddings (default), 'frobenius' scales each Gram to norm 1, 'none'."
-        ),
-    ] = None
-    distance: Annotated[
-        Literal["mse", "smooth_l1", "frobenius"] | None, Meta(description="Gram: of the entries; by default 'mse'.")
-    ] = None
-    temperature: Annotated[
-        Positive | None,
-        Meta(description="Of 'dkd' and 'dist' (by default that of KD) and 'affinity' (0.1 unless given)."),
-    ] = None
-    beta: Annotated[
-        NonNegative | None, Meta(description="Of 'dkd': weight of the classes that are not the target; by default 8.")
-    ] = None
     student: Taps = {}
     teacher: Taps = {}
+    options: Annotated[
+        dict[str, Any], Meta(description="The loss's own options, which may also stand beside the keys above.")
+    ] = {}
+
+    def table(self) -> dict[str, Any]:
+        """Return the term as a recipe's table: what is not by default, the loss's own options beside the other keys."""
+        table: dict[str, Any] = msgspec.to_builtins(self)
+        options = table.pop("options", {})
+        return {**table, **options}
 
 
-#: What distillation adds to CE and KD; docs/distill.md has what it is worth.
-DEFAULT_EXTRA: dict[str, float | Term] = {"intra": Term(share=3.0, centered=True), "sample": 0.1}
+def extra_table(extra: Mapping[str, float | Term]) -> dict[str, Any]:
+    """Return losses as a recipe's table ``extra``: a share, or a table, for each."""
+    return {name: term.table() if isinstance(term, Term) else term for name, term in extra.items()}
+
+
+#: What distillation adds to CE and KD; docs/explanation/distill.md has what it is worth.
+DEFAULT_EXTRA: dict[str, float | Term] = {"intra": Term(share=3.0, options={"centered": True}), "sample": 0.1}
 
 #: What the fine-tunes add, whose anchor is the unpruned student: the gate measures 'sample'.
 ANCHOR_EXTRA: dict[str, float | Term] = {"intra": 1.0, "sample": 1.0}
@@ -247,13 +212,11 @@ class LossConfig(_Config, frozen=True):
         Meta(
             description="Losses that are added, by name: a number is the share of one with its defaults, as in "
             "{ intra = 1.0, sample = 0.1 }; a table says more. {} adds none.",
-            extra_json_schema={"default": msgspec.to_builtins(DEFAULT_EXTRA)},
+            extra_json_schema={"default": extra_table(DEFAULT_EXTRA)},
         ),
     ] = msgspec.field(default_factory=DEFAULT_EXTRA.copy)
 
     def __post_init__(self) -> None:
-        for name, value in self.extra.items():
-            _check_term(name, value if isinstance(value, Term) else Term())
         if not self.ce and not self.kd:
             held = [name for name, term in self.terms.items() if term.weight == "auto"]
             if held:
@@ -274,26 +237,6 @@ class LossConfig(_Config, frozen=True):
         return terms
 
 
-def _check_term(name: str, term: Term) -> None:
-    """Raise ValueError for a term whose loss is unknown or does not have the options it is given."""
-    loss = term.loss or name
-    if loss not in LOSS_OPTIONS:
-        raise ValueError(f"extra.{name}: there is no loss '{loss}'{nearest(loss, LOSS_OPTIONS)}")
-    options = LOSS_OPTIONS[loss]
-    for option in ("centered", "normalize", "distance", "temperature", "beta", "pairs"):
-        if getattr(term, option) not in (None, []) and option not in options:
-            raise ValueError(f"extra.{name}: '{option}' is no option of the loss '{loss}'")
-    if loss in LOGIT_LOSSES and (term.modalities or term.student or term.teacher):
-        raise ValueError(f"extra.{name}: the loss '{loss}' is of the logits; modalities and taps say nothing to it")
-    if loss == "ickd" and not (term.student and term.teacher):
-        raise ValueError(
-            f"extra.{name}: 'ickd' is of feature maps [B, C, ...]: name their modules in both of its tables student "
-            "and teacher"
-        )
-    if loss in ("fd", "fitnet", "ickd") and term.student.keys() != term.teacher.keys():
-        raise ValueError(f"extra.{name}: its tables student and teacher must name the same modalities")
-
-
 class DistillConfig(Training, frozen=True):
     """Train the student from the teacher."""
 
@@ -312,13 +255,6 @@ class DistillConfig(Training, frozen=True):
             "alone; one modality of a sample always stays."
         ),
     ] = 0.0
-
-    def __post_init__(self) -> None:
-        maps = [name for name, term in self.loss.terms.items() if term.loss == "ickd"]
-        if self.cache_teacher and maps:
-            raise ValueError(
-                f"cache_teacher keeps no feature maps, which 'extra.{maps[0]}' (ickd) reads: leave one of the two out"
-            )
 
 
 _FINE_TUNED = (
@@ -388,7 +324,7 @@ class ExportConfig(_Config, frozen=True):
     ] = 1e-4
 
 
-class TuneConfig(Training, frozen=True):
+class QatConfig(Training, frozen=True):
     """Fine-tune with fake quantization, the unpruned student as Gram anchor: the last resort of the repair."""
 
     epochs: Annotated[PositiveInt, Meta(description="Passes over the training split.")] = 10
@@ -423,7 +359,7 @@ class QuantizeConfig(_Config, frozen=True):
             "'best', and where a candidate is chosen."
         ),
     ] = 0.0
-    tune: TuneConfig = TuneConfig()
+    qat: QatConfig = QatConfig()
 
 
 class GateConfig(_Config, frozen=True):
@@ -524,261 +460,3 @@ class Recipe(_Config, frozen=True):
             raise ValueError("give either a [task] to train for or a [model] that is trained already")
         if self.gate.tau_fail < self.gate.tau_pass:
             raise ValueError("gate.tau_fail must not be below gate.tau_pass")
-
-
-DEFAULT_FILE = "edgekd.toml"
-
-
-def shipped_recipes() -> dict[str, Path]:
-    """Return the recipes that come with edgekd, by name."""
-    return {path.stem: path for path in sorted((Path(__file__).parents[1] / "tasks").glob("*.toml"))}
-
-
-def find_recipe(reference: str | None) -> Path:
-    """Return the recipe file that ``--recipe`` names: a path, a shipped name, or ``edgekd.toml`` here.
-
-    Raises:
-        RecipeError: there is no such file or name.
-    """
-    if reference is None:
-        path = Path(DEFAULT_FILE)
-        if not path.is_file():
-            raise RecipeError(
-                f"no {DEFAULT_FILE} in {Path.cwd()}: name a recipe with --recipe "
-                f"({', '.join(shipped_recipes())}, or a path), or start one with 'edgekd init'"
-            )
-        return path
-    shipped = shipped_recipes()
-    if reference in shipped:
-        return shipped[reference]
-    path = Path(reference)
-    if path.is_dir():
-        path = path / DEFAULT_FILE
-    if not path.is_file():
-        raise RecipeError(f"{reference}: no such recipe file" + nearest(reference, shipped))
-    return path
-
-
-def recipe_name(reference: str | None) -> str:
-    """Return what a build of the recipe is called: its file's name, or its folder's where the file has the usual name.
-
-    Raises:
-        RecipeError: there is no such file or name.
-    """
-    path = find_recipe(reference).resolve()
-    return path.parent.name if path.name == DEFAULT_FILE else path.stem
-
-
-def load_recipe(reference: str | Path | None = None, overrides: tuple[str, ...] = ()) -> Recipe:
-    """Read, override and validate a recipe.
-
-    Args:
-        reference: a path, a shipped name, or None for ``edgekd.toml`` in the working directory.
-        overrides: ``"distill.epochs=5"`` each; the value is TOML, or else taken as a string.
-
-    Returns:
-        The recipe. Relative paths in its file are those of the file's folder, in overrides of the working directory.
-
-    Raises:
-        RecipeError: names the file and the key, and the nearest right one.
-    """
-    return draft_recipe(reference, overrides).recipe()
-
-
-class Draft(Struct, frozen=True):
-    """A recipe as it is written, with its overrides: what more overrides can still be put into.
-
-    Attributes:
-        content: the tables, their paths absolute; what is not written is not there.
-        source: what errors call it.
-        written: the tables as text, their paths as written, the same on every machine.
-    """
-
-    content: dict[str, Any]
-    source: str
-    written: str
-
-    def recipe(self, overrides: tuple[str, ...] = ()) -> Recipe:
-        """Override, fill in the defaults and validate, as :func:`load_recipe` does."""
-        return _read(deepcopy(self.content), self.source, overrides)
-
-
-def draft_recipe(reference: str | Path | None = None, overrides: tuple[str, ...] = ()) -> Draft:
-    """Read and override a recipe without filling in its defaults; arguments and errors as of :func:`load_recipe`."""
-    path = find_recipe(str(reference) if reference is not None else None)
-    content = read_toml(path, RecipeError)
-    check_keys(content, Recipe, str(path), RecipeError)
-    written = json.dumps([content, overrides], sort_keys=True, default=str)
-    _anchor_paths(content, path.resolve().parent)
-    for override in overrides:
-        _set(content, override)
-    return Draft(content, f"{path}{' and --set' if overrides else ''}", written)
-
-
-def model_recipe(model: ModelConfig, overrides: tuple[str, ...] = ()) -> Recipe:
-    """Return the recipe that builds a trained model, everything else by default.
-
-    Args:
-        model: the model; relative paths are those of the working directory.
-        overrides: as for :func:`load_recipe`.
-
-    Raises:
-        RecipeError: an override is not valid.
-    """
-    content = {"model": msgspec.to_builtins(model)}
-    _anchor_paths(content, Path.cwd())
-    return _read(content, "--model", overrides)
-
-
-def _read(content: dict[str, Any], source: str, overrides: tuple[str, ...]) -> Recipe:
-    for override in overrides:
-        _set(content, override)
-    _inherit_loss(content)
-    source = f"{source}{' and --set' if overrides else ''}"
-    check_values(content, source, RecipeError)
-    try:
-        return msgspec.convert(content, Recipe)
-    except msgspec.ValidationError as error:
-        raise RecipeError(f"{source}: {explain(error, Recipe)}") from error
-
-
-def explain(error: msgspec.ValidationError, struct: type[Struct]) -> str:
-    """Turn msgspec's ``"Expected `int`, got `str` - at `$.a.b`"`` into ``"a.b: expected 'int', got 'str'"``.
-
-    Where one of a few words was expected, name the nearest: msgspec does not.
-    """
-    what, _, where = str(error).replace("`", "'").partition(" - at ")
-    where = where.replace("'", "").replace("$.", "").replace("$", "")
-    if what.startswith("Invalid enum value"):
-        wrong = what.removeprefix("Invalid enum value ").strip("'")
-        path = re.sub(r"\[[^]]*\]", ".*", where.rpartition(" ")[2]).split(".")
-        return f"{where}: there is no '{wrong}'{nearest(wrong, _choices(inspect.type_info(struct), path))}"
-    return f"{where}: {what[0].lower()}{what[1:]}" if where else what
-
-
-def _choices(info: inspect.Type, path: list[str]) -> set[str]:
-    """Return the words that a type allows at ``path``; for a table of free keys, the keys."""
-    words: set[str] = set()
-    match info:
-        case inspect.Metadata():
-            words = _choices(info.type, path)
-        case inspect.UnionType():
-            words = {word for kind in info.types for word in _choices(kind, path)}
-        case inspect.StructType() if path:
-            words = {word for f in info.fields if f.name == path[0] for word in _choices(f.type, path[1:])}
-        case inspect.DictType():
-            words = _choices(info.value_type, path[1:]) if path else _choices(info.key_type, path)
-        case inspect.ListType():
-            words = _choices(info.item_type, path[1:])
-        case inspect.LiteralType():
-            words = {str(value) for value in info.values}
-    return words
-
-
-def check_keys(
-    content: dict[str, Any], struct: type[Struct], source: str, error: type[Exception], at: str = ""
-) -> None:
-    """Raise ``error`` for the first key that ``struct`` does not know, naming the nearest that it does.
-
-    Args:
-        content: the table that is to become a ``struct``.
-        struct: what it is to become.
-        source: which file or option it is from.
-        error: what to raise.
-        at: the table's own place in the file, e.g. "options."; "" for the top level.
-    """
-    _check_keys(content, _type_info(struct), error, source, at)
-
-
-#: Reading the annotations of a recipe takes longer than checking one, and a search checks hundreds.
-_type_info = cache(inspect.type_info)
-
-
-def _check_keys(value: Any, info: inspect.Type, error: type[Exception], source: str, at: str) -> None:
-    if not isinstance(value, dict):
-        return
-    match info:
-        case inspect.Metadata():
-            _check_keys(value, info.type, error, source, at)
-        case inspect.UnionType():
-            for kind in info.types:
-                _check_keys(value, kind, error, source, at)
-        case inspect.DictType():
-            for key, item in value.items():
-                _check_keys(item, info.value_type, error, source, f"{at}{key}.")
-        case inspect.StructType():
-            fields = {field.name: field.type for field in info.fields}
-            for key, item in value.items():
-                if key not in fields:
-                    section = f"[{at.rstrip('.')}]" if at else "the top level"
-                    raise error(f"{source}: {section} has no key '{key}'{nearest(key, fields)}")
-                _check_keys(item, fields[key], error, source, f"{at}{key}.")
-
-
-def check_values(value: Any, source: str, error: type[Exception], at: str = "") -> None:
-    """Raise ``error`` for the first value that is no plain finite one: no limit holds against ``nan``."""
-    if isinstance(value, dict):
-        for key, item in value.items():
-            check_values(item, source, error, f"{at}.{key}".lstrip("."))
-    elif isinstance(value, list):
-        for index, item in enumerate(value):
-            check_values(item, source, error, f"{at}[{index}]")
-    elif isinstance(value, float) and not math.isfinite(value):
-        raise error(f"{source}: {at}: expected a finite number, got {value}")
-    elif not isinstance(value, str | int | float):
-        raise error(f"{source}: {at}: expected text or a number, got the {type(value).__name__} {value}")
-
-
-def _set(content: dict[str, Any], override: str) -> None:
-    key, equals, text = override.partition("=")
-    if not equals or not key.strip():
-        raise RecipeError(f"--set {override}: write it as key=value, e.g. --set distill.epochs=5")
-    *sections, last = key.strip().split(".")
-    table: dict[str, Any] = {last: parse_toml_value(text)}
-    nested = table
-    for section in reversed(sections):
-        nested = {section: nested}
-    check_keys(nested, Recipe, f"--set {override}", RecipeError)
-    _anchor_paths(nested, Path.cwd())
-    for section in sections:
-        content = content.setdefault(section, {})
-        if not isinstance(content, dict):
-            raise RecipeError(f"--set {override}: '{section}' is not a section")
-    content[last] = table[last]
-
-
-def _anchor_paths(content: dict[str, Any], base: Path) -> None:
-    """Make the paths in a recipe's tables absolute, in place, so that they mean the same from any working directory."""
-    anchored = (
-        *(("task", "name"), ("teacher", "weights"), ("quantize", "calibration")),
-        *(("model", key) for key in ("path", "calibration", "test")),
-    )
-    for section, key in anchored:
-        table = content.get(section)
-        value = table.get(key) if isinstance(table, dict) else None
-        if not isinstance(table, dict) or not isinstance(value, str):
-            continue
-        file, colon, name = value.partition(":")
-        if section in ("teacher", "model"):
-            table[key] = str(base / value) if value else ""
-        elif (key == "name" and colon and file.endswith(".py")) or (key == "calibration" and file.endswith(".toml")):
-            table[key] = f"{base / file}{colon}{name}"
-
-
-def _inherit_loss(content: dict[str, Any]) -> None:
-    """Let the losses of the fine-tunes begin from ``[distill.loss]``: they minimise the same unless told otherwise."""
-    distill, quantize = content.get("distill", {}), content.setdefault("quantize", {})
-    tunes = [content.setdefault("prune", {})]
-    if isinstance(quantize, dict):
-        tunes.append(quantize.setdefault("tune", {}))
-    for tune in tunes:
-        if isinstance(distill, dict) and isinstance(tune, dict):
-            ours, theirs = tune.get("loss", {}), distill.get("loss", {})
-            if isinstance(ours, dict) and isinstance(theirs, dict):
-                own = {} if theirs.get("extra") == {} else {"extra": msgspec.to_builtins(ANCHOR_EXTRA)}
-                tune["loss"] = {**theirs, **own, **ours}
-
-
-def recipe_schema() -> dict[str, Any]:
-    """Return the JSON schema (2020-12) of a recipe, with every default and description."""
-    return msgspec.json.schema(Recipe)

@@ -12,12 +12,15 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar, get_args
 import msgspec
 from msgspec import Meta, Struct
 
-from edgekd.config.recipe import check_keys, check_values, explain
+from edgekd.config.validation import check_keys, check_values, explain
 from edgekd.errors import TargetError, nearest
 from edgekd.files import data_dir, read_toml
+from edgekd.plugins import anchor
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
+
+    from edgekd.files import JsonObject
 
 #: What ONNX Runtime's quantizer can make INT8.
 Operator = Literal[
@@ -37,39 +40,8 @@ DEFAULT_OPERATORS: tuple[Operator, ...] = (
 
 Arch = Literal["x86_64", "aarch64", "arm64", "AMD64"]
 Precision = Literal["int8", "float16", "float32"]
-Quantizer = Literal["qdq", "nncf"]
 #: Those that TensorRT-RTX builds INT8 for.
 Capability = Literal["SM80", "SM86", "SM89", "SM120", "SM121"]
-
-
-class _Options(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """What a runtime may be told; those of a user's own runtime are not looked into."""
-
-
-class _OpenVino(_Options, frozen=True):
-    device: Literal["CPU", "GPU", "NPU"] = "CPU"
-    precision: Literal["f32", "f16", "bf16"] = "f32"
-
-
-class _TensorRt(_Options, frozen=True):
-    max_batch: Annotated[int, Meta(ge=1)] = 64
-    dla: bool = False
-
-    def __post_init__(self) -> None:
-        if self.dla and self.max_batch != 1:
-            raise ValueError("dla = true needs max_batch = 1: a DLA takes static shapes alone")
-
-
-_OPTIONS: dict[str, type[_Options]] = {
-    "onnxruntime": _Options,
-    "onnxruntime-web": _Options,
-    "openvino": _OpenVino,
-    "tensorrt": _TensorRt,
-    "tensorrt-rtx": _TensorRt,
-}
-
-#: Engine libraries that edgekd knows; :mod:`edgekd.runtime.backends.registry` opens them.
-RUNTIMES = tuple(_OPTIONS)
 
 
 class Scheme(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -137,8 +109,8 @@ class Target(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     runtime: Annotated[
         str,
         Meta(
-            description=f"The engine library: {', '.join(RUNTIMES)}; or your own, 'path/to/file.py:function' or "
-            "'package.module:function', which opens engines."
+            description="The engine library: one of edgekd's, or your own, 'path/to/file.py:name' or "
+            "'package.module:name', which opens engines."
         ),
     ]
     options: Annotated[dict[str, Any], Meta(description="What the runtime is told when it opens an engine.")] = {}
@@ -147,8 +119,12 @@ class Target(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
         Meta(min_length=1, description="What engines may be; the first is preferred where none is clearly faster."),
     ] = msgspec.field(default_factory=lambda: ["int8", "float32"])
     quantizers: Annotated[
-        list[Quantizer],
-        Meta(min_length=1, description="Who writes INT8: 'qdq' is edgekd on ONNX Runtime, 'nncf' OpenVINO's NNCF."),
+        list[str],
+        Meta(
+            min_length=1,
+            description="Who writes INT8: 'qdq' is edgekd on ONNX Runtime, 'nncf' OpenVINO's NNCF; or your own, "
+            "'path/to/file.py:name' or 'package.module:name'.",
+        ),
     ] = msgspec.field(default_factory=lambda: ["qdq"])
     scheme: Scheme
     opset: Annotated[int, Meta(ge=18, le=23, description="ONNX opset of the exported graph.")] = 20
@@ -171,7 +147,7 @@ class Calibration(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True)
     """How activation ranges are found, and weights rounded."""
 
     description: str
-    method: Annotated[
+    ranges: Annotated[
         Literal["minmax", "percentile", "entropy", "mse", "gram"],
         Meta(
             description="How ranges are found: 'minmax', 'percentile' and 'entropy' are ONNX Runtime's; 'mse' has the "
@@ -204,17 +180,6 @@ def find_target(reference: str) -> Path:
     return _find(reference, shipped_targets(), "target")
 
 
-def load_targets(references: Iterable[str]) -> list[Target]:
-    """Read several targets, each once. Their names must differ: each names a folder of the output.
-
-    Raises:
-        TargetError: as :func:`load_target`, or two of them have one name.
-    """
-    targets = [load_target(reference) for reference in dict.fromkeys(references)]
-    check_distinct(targets)
-    return targets
-
-
 def check_distinct(targets: Iterable[Target]) -> None:
     """Raise TargetError where two targets have one name: each names a folder of the output."""
     names = [target.name for target in targets]
@@ -223,23 +188,23 @@ def check_distinct(targets: Iterable[Target]) -> None:
             raise TargetError(f"two targets are called '{name}'; give one another name in its file")
 
 
-def load_target(reference: str) -> Target:
+def read_target(reference: str) -> Target:
     """Read a target: a shipped name, or the path of a ``.toml``.
+
+    Its engine library and the options for that are checked by :func:`edgekd.devices.targets.load_target`, which knows
+    the libraries.
 
     Raises:
         TargetError: there is no such target, or its file is not valid.
     """
     path = find_target(reference)
     content = {"name": path.stem, **read_toml(path, TargetError)}
-    target = _convert(content, Target, path)
-    file, colon, function = target.runtime.rpartition(":")
-    if colon:
-        anchored = f"{(path.resolve().parent / file)}:{function}" if file.endswith(".py") else target.runtime
-        return msgspec.structs.replace(target, runtime=anchored)
-    if target.runtime not in RUNTIMES:
-        raise TargetError(f"{path}: runtime: there is no '{target.runtime}'{nearest(target.runtime, RUNTIMES)}")
-    _convert(target.options, _OPTIONS[target.runtime], path, "options.")
-    return target
+    target = convert(content, Target, path)
+    return msgspec.structs.replace(
+        target,
+        runtime=anchor(target.runtime, path.parent),
+        quantizers=[anchor(name, path.parent) for name in target.quantizers],
+    )
 
 
 def load_calibration(reference: str) -> Calibration:
@@ -250,7 +215,7 @@ def load_calibration(reference: str) -> Calibration:
     """
     shipped = {path.stem: path for path in sorted(data_dir("calibration").glob("*.toml"))}
     path = _find(reference, shipped, "calibration")
-    return _convert(read_toml(path, TargetError), Calibration, path)
+    return convert(read_toml(path, TargetError), Calibration, path)
 
 
 def _find(reference: str, shipped: dict[str, Path], kind: str) -> Path:
@@ -267,7 +232,18 @@ def _find(reference: str, shipped: dict[str, Path], kind: str) -> Path:
 _S = TypeVar("_S", bound=Struct)
 
 
-def _convert(content: dict[str, Any], struct: type[_S], path: Path, at: str = "") -> _S:
+def convert(content: JsonObject, struct: type[_S], path: Path, at: str = "") -> _S:
+    """Return a table of a file as a struct.
+
+    Args:
+        content: The table.
+        struct: The struct.
+        path: The file, for errors.
+        at: The table's place in the file, e.g. "options."; "" for the top level.
+
+    Raises:
+        TargetError: a key is unknown, or a value is of a wrong type or out of range.
+    """
     check_keys(content, struct, str(path), TargetError, at)
     check_values(content, str(path), TargetError, at.rstrip("."))
     try:

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
 from edgekd.devices.agent_process import AgentProcess
-from edgekd.runtime.bundle import Verification
-from edgekd.runtime.session import Built
+from edgekd.runtime.session import BuiltEngine
+from edgekd.runtime.verification import Verification
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -35,27 +35,27 @@ class AgentHost(Protocol):
     def receive(self, folder: Path) -> AbstractContextManager[str]:
         """Yield the path of a folder there; what an agent wrote into it is in ``folder`` at the end."""
 
-    def spell(self, runtime: Runtime) -> dict[str, Any]:
+    def runtime_arguments(self, runtime: Runtime) -> dict[str, Any]:
         """Return a runtime as an agent there is told of it."""
 
 
 @dataclass(frozen=True)
-class Here:
+class LocalHost:
     """This host: a file is where it is.
 
     Attributes:
         command: what starts an agent.
         environment: its variables.
-        patience_seconds: how long one answer may take.
+        timeout_seconds: how long one answer may take.
     """
 
     command: Sequence[str]
     environment: Mapping[str, str]
-    patience_seconds: float
+    timeout_seconds: float
 
     def start(self) -> AgentProcess:
         """Start an agent."""
-        return AgentProcess(self.command, self.environment, self.patience_seconds)
+        return AgentProcess(self.command, self.environment, self.timeout_seconds)
 
     def send(self, path: Path) -> str:
         """Return the path itself."""
@@ -66,29 +66,29 @@ class Here:
         """Yield the folder itself."""
         yield str(folder)
 
-    def spell(self, runtime: Runtime) -> dict[str, Any]:
+    def runtime_arguments(self, runtime: Runtime) -> dict[str, Any]:
         """Return its name and options."""
         return {"runtime": runtime.name, "options": dict(runtime.options)}
 
 
-def evaluate(place: AgentHost, engine: Path, runtime: Runtime, inputs: Path, outputs: Path, threads: int) -> None:
+def evaluate_engine(host: AgentHost, engine: Path, runtime: Runtime, inputs: Path, outputs: Path, threads: int) -> None:
     """Let an agent open an engine and run every row of ``inputs`` through it into ``outputs``."""
-    with place.start() as agent, place.receive(outputs.parent) as there:
-        agent.ask("open", engine=place.send(engine), threads=threads, **place.spell(runtime))
-        agent.ask("evaluate", inputs=place.send(inputs), outputs=f"{there}/{outputs.name}", batch=_BATCH)
+    with host.start() as agent, host.receive(outputs.parent) as there:
+        agent.ask("open", engine=host.send(engine), threads=threads, **host.runtime_arguments(runtime))
+        agent.ask("evaluate", inputs=host.send(inputs), outputs=f"{there}/{outputs.name}", batch=_BATCH)
 
 
-def verify(place: AgentHost, bundle: Path, runtime: Runtime, threads: int) -> Verification:
+def verify_bundle(host: AgentHost, bundle: Path, runtime: Runtime, threads: int) -> Verification:
     """Let an agent check a bundle; see :class:`~edgekd.devices.base.Verifier`."""
-    with place.start() as agent:
-        told = place.spell(runtime)["runtime"]
-        found = agent.ask("verify", "verification", bundle_folder=place.send(bundle), runtime=told, threads=threads)
+    with host.start() as agent:
+        told = host.runtime_arguments(runtime)["runtime"]
+        found = agent.ask("verify", "verification", bundle_folder=host.send(bundle), runtime=told, threads=threads)
     return Verification(**found["verification"])
 
 
-def build(place: AgentHost, engine: Path, runtime: Runtime, folder: Path, threads: int) -> Built | None:
+def build_engine(host: AgentHost, engine: Path, runtime: Runtime, folder: Path, threads: int) -> BuiltEngine | None:
     """Let an agent keep what its library makes of an engine; see :class:`~edgekd.devices.base.Verifier`."""
-    with place.start() as agent, place.receive(folder) as there:
-        told = place.spell(runtime)
-        built = agent.ask("build", "built", engine=place.send(engine), folder=there, threads=threads, **told)["built"]
-    return None if built is None else Built(tuple(built["files"]), built["library"], built["build_s"])
+    with host.start() as agent, host.receive(folder) as there:
+        told = host.runtime_arguments(runtime)
+        built = agent.ask("build", "built", engine=host.send(engine), folder=there, threads=threads, **told)["built"]
+    return None if built is None else BuiltEngine(**{**built, "files": tuple(built["files"])})

@@ -32,8 +32,8 @@ class AgentProcess:
         DeviceError: the command cannot be started.
     """
 
-    def __init__(self, command: Sequence[str], environment: Mapping[str, str], patience_seconds: float) -> None:
-        self._patience_seconds = patience_seconds
+    def __init__(self, command: Sequence[str], environment: Mapping[str, str], timeout_seconds: float) -> None:
+        self._timeout_seconds = timeout_seconds
         self._writing = threading.Lock()
         # A file, since a pipe that nobody reads would fill and block the agent; close() closes it.
         self._log = tempfile.TemporaryFile()  # noqa: SIM115
@@ -116,7 +116,7 @@ class AgentProcess:
             expired.set()
             self._process.kill()
 
-        timer = threading.Timer(self._patience_seconds, give_up)
+        timer = threading.Timer(self._timeout_seconds, give_up)
         timer.daemon = True  # an interrupt between here and the try must not leave it running for minutes
         timer.start()
         try:
@@ -126,7 +126,7 @@ class AgentProcess:
         finally:
             timer.cancel()
         if expired.is_set():
-            raise DeviceError(f"the agent did not answer '{job}' in {self._patience_seconds:g} s; {self._last_words()}")
+            raise DeviceError(f"the agent did not answer '{job}' in {self._timeout_seconds:g} s; {self._last_words()}")
         if not reply:
             raise self._ended(job)
         return reply

@@ -28,7 +28,7 @@ _WINDOW_SECONDS = 1.0
 
 
 @dataclass(frozen=True)
-class Further:
+class ExtraMeasurements:
     """What was measured, named as in :class:`~edgekd.runtime.measure.results.EngineProfile`."""
 
     paced: Paced | None
@@ -38,17 +38,19 @@ class Further:
     not_measured: dict[str, str]
 
 
-def steps(config: ProfileConfig) -> int:
-    """Return how many steps :func:`measure_further` tells of."""
+def count_steps(config: ProfileConfig) -> int:
+    """Return how many steps :func:`measure_extras` tells of."""
     return (config.rate_hz is not None) + _windows(config) + (config.energy_s > 0) + config.layers
 
 
-def without_agent(reason: str) -> Further:
+def nothing_measured(reason: str) -> ExtraMeasurements:
     """Return that nothing was measured, for a ``reason``."""
-    return Further(None, None, None, (), dict.fromkeys(("paced", "sustained", "energy", "layers"), reason))
+    return ExtraMeasurements(None, None, None, (), dict.fromkeys(("paced", "sustained", "energy", "layers"), reason))
 
 
-def measure_further(name: str, ask: Ask, folder: Path, config: ProfileConfig, tell: Callable[[str], None]) -> Further:
+def measure_extras(
+    name: str, ask: Ask, folder: Path, config: ProfileConfig, notify: Callable[[str], None]
+) -> ExtraMeasurements:
     """Measure one open engine, which is closed in the end: its layers are those of another one.
 
     Args:
@@ -56,7 +58,7 @@ def measure_further(name: str, ask: Ask, folder: Path, config: ProfileConfig, te
         ask: gives its agent a job.
         folder: receives ``<name>.paced.npy`` and ``<name>.sustained.npy``, every latency in ns, in order.
         config: what is asked for.
-        tell: called after each step with what came out.
+        notify: called after each step with what came out.
     """
     reasons: dict[str, str] = {}
     paced = sustained = energy = None
@@ -64,11 +66,11 @@ def measure_further(name: str, ask: Ask, folder: Path, config: ProfileConfig, te
         reasons["paced"] = "not measured: no rate was asked for (--rate, profile.rate_hz)"
     else:
         paced = _pace(name, ask, folder, config.rate_hz)
-        tell(f"{name} at {config.rate_hz:g} Hz")
+        notify(f"{name} at {config.rate_hz:g} Hz")
     if not config.sustained_s:
         reasons["sustained"] = "not measured: no time was asked for (--sustained, profile.sustained_s)"
     else:
-        sustained = _sustain(name, ask, folder, config, tell)
+        sustained = _sustain(name, ask, folder, config, notify)
     if not config.energy_s:
         reasons["energy"] = "not measured: it is switched off (profile.energy_s = 0)"
     else:
@@ -77,7 +79,7 @@ def measure_further(name: str, ask: Ask, folder: Path, config: ProfileConfig, te
             reasons["energy"] = f"not measured: {answer['reason']}"
         else:
             energy = Energy(**answer["energy"])
-        tell(f"{name} energy")
+        notify(f"{name} energy")
     layers: tuple[LayerTime, ...] = ()
     if not config.layers:
         reasons["layers"] = "not measured: it is switched off (profile.layers = false)"
@@ -85,8 +87,8 @@ def measure_further(name: str, ask: Ask, folder: Path, config: ProfileConfig, te
         layers, reason = _layers(ask)
         if reason:
             reasons["layers"] = f"not measured: {reason}"
-        tell(f"{name} layers")
-    return Further(paced, sustained, energy, layers, reasons)
+        notify(f"{name} layers")
+    return ExtraMeasurements(paced, sustained, energy, layers, reasons)
 
 
 def nanoseconds(answer: dict[str, Any]) -> Nanoseconds:
@@ -105,7 +107,7 @@ def _windows(config: ProfileConfig) -> int:
     return math.ceil(config.sustained_s / _WINDOW_SECONDS)
 
 
-def _sustain(name: str, ask: Ask, folder: Path, config: ProfileConfig, tell: Callable[[str], None]) -> Sustained:
+def _sustain(name: str, ask: Ask, folder: Path, config: ProfileConfig, notify: Callable[[str], None]) -> Sustained:
     windows, parts, throttled = [], [], []
     begin = time.monotonic()
     for index in range(_windows(config)):
@@ -117,7 +119,7 @@ def _sustain(name: str, ask: Ask, folder: Path, config: ProfileConfig, tell: Cal
         p50_ms = float(np.median(parts[-1])) / 1e6
         windows.append(Window(at_s, len(parts[-1]), p50_ms, answer["temperature_c"], answer["clock_mhz"]))
         degrees = answer["temperature_c"]
-        tell(f"{name} {p50_ms:.3f} ms" + ("" if degrees is None else f", {degrees:.0f} °C"))
+        notify(f"{name} {p50_ms:.3f} ms" + ("" if degrees is None else f", {degrees:.0f} °C"))
     seconds, ns, file = time.monotonic() - begin, np.concatenate(parts), f"{name}.sustained.npy"
     np.save(folder / file, ns)
     known = [value for value in throttled if value is not None]

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
-from edgekd.devices.extra_measurements import Further, measure_further, steps, without_agent
+from edgekd.devices.extra_measurements import ExtraMeasurements, count_steps, measure_extras, nothing_measured
 from edgekd.gram.npz import INPUT_PREFIX
 from edgekd.runtime.measure.results import EngineProfile, Profile, latency_from
 from edgekd.runtime.session import open_arrays, write_arrays
@@ -31,7 +31,7 @@ _LEAD_IN = 5
 _ROWS = 64
 
 
-class Opened(Protocol):
+class EngineProcess(Protocol):
     """One engine, open in a process of its own. A context manager: at the end the process is gone."""
 
     @property
@@ -60,7 +60,7 @@ class Opened(Protocol):
     def machine(self) -> dict[str, str]:
         """Describe the machine and the libraries that it runs."""
 
-    def __enter__(self) -> Opened: ...
+    def __enter__(self) -> EngineProcess: ...
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
@@ -71,7 +71,7 @@ class Opened(Protocol):
 class _EngineTimes:
     """What was measured of one engine so far; of each fresh process one entry."""
 
-    further: Further
+    further: ExtraMeasurements
     import_ms: list[float] = field(default_factory=list)
     load_ms: list[float] = field(default_factory=list)
     first_run_ms: list[float] = field(default_factory=list)
@@ -83,8 +83,8 @@ class _EngineTimes:
 _NO_COMPUTE = "not measured: the runtime does not tell computing from taking inputs and giving outputs"
 
 
-def take_turns(
-    open_engine: Callable[[Path], Opened],
+def profile_interleaved(
+    open_engine: Callable[[Path], EngineProcess],
     engines: Mapping[str, Path],
     inputs: Path,
     folder: Path,
@@ -110,11 +110,11 @@ def take_turns(
         no_further: why nothing but latency can be measured there: ``"not measured: ..."``; None where it can.
     """
     shares = [_split(share, -(-share // _BLOCK)) for share in _split(config.iterations, config.cold_starts)]
-    total = len(engines) * (sum(1 + len(blocks) for blocks in shares) + (0 if no_further else steps(config)))
+    total = len(engines) * (sum(1 + len(blocks) for blocks in shares) + (0 if no_further else count_steps(config)))
     done = itertools.count(1)
-    found = {name: _EngineTimes(without_agent(no_further or "not measured")) for name in engines}
+    found = {name: _EngineTimes(nothing_measured(no_further or "not measured")) for name in engines}
 
-    def tell(note: str) -> None:
+    def notify(note: str) -> None:
         advance(next(done), total, note)
 
     with tempfile.TemporaryDirectory() as scratch:
@@ -126,19 +126,19 @@ def take_turns(
                 for name in _turn(engines, index):
                     running[name] = stack.enter_context(open_engine(engines[name]))
                     _start(running[name], feeds, found[name])
-                    tell(f"{name} opened in {running[name].load_ms:.1f} ms")
-                _time(running, blocks, config, found, tell)
+                    notify(f"{name} opened in {running[name].load_ms:.1f} ms")
+                _time(running, blocks, config, found, notify)
                 if index < len(shares) - 1:
                     continue
                 machine = next(iter(running.values())).machine()
                 for name, opened in () if no_further else running.items():
-                    found[name].further = measure_further(name, opened.ask, folder, config, tell)
+                    found[name].further = measure_extras(name, opened.ask, folder, config, notify)
     no_compute = _NO_COMPUTE if config.compute else "not measured: it is switched off (profile.compute = false)"
     profiles = tuple(_summary(name, engines[name], found[name], folder, no_compute) for name in engines)
     return Profile(machine, config.threads, _BLOCK, profiles, config.cold_starts)
 
 
-def _start(opened: Opened, feeds: Path, found: _EngineTimes) -> None:
+def _start(opened: EngineProcess, feeds: Path, found: _EngineTimes) -> None:
     found.load_ms.append(opened.load_ms)
     if opened.import_ms is not None:
         found.import_ms.append(opened.import_ms)
@@ -146,11 +146,11 @@ def _start(opened: Opened, feeds: Path, found: _EngineTimes) -> None:
 
 
 def _time(
-    running: Mapping[str, Opened],
+    running: Mapping[str, EngineProcess],
     blocks: list[int],
     config: ProfileConfig,
     found: Mapping[str, _EngineTimes],
-    tell: Callable[[str], None],
+    notify: Callable[[str], None],
 ) -> None:
     """Let engines that are open take turns."""
     parts: dict[str, list[Nanoseconds]] = {name: [] for name in running}
@@ -162,7 +162,7 @@ def _time(
             parts[name].append(running[name].measure(block, _LEAD_IN))
             computed = running[name].compute(block, _LEAD_IN) if config.compute else None
             alone[name] += [] if computed is None else [computed]
-            tell(f"{name} {np.median(parts[name][-1]) / 1e6:.3f} ms")
+            notify(f"{name} {np.median(parts[name][-1]) / 1e6:.3f} ms")
     for name, opened in running.items():
         if parts[name]:
             found[name].latency.append(np.concatenate(parts[name]))

@@ -1,4 +1,4 @@
-"""This host as a device. Engines run in processes of their own, which torch has never been in."""
+"""This host as a device. Engines run in processes of their own, which never import torch."""
 
 from __future__ import annotations
 
@@ -11,23 +11,26 @@ from typing import TYPE_CHECKING, Any
 
 import edgekd
 from edgekd.devices import agent_host
-from edgekd.devices.agent_host import AGENT, Here
+from edgekd.devices.agent_host import AGENT, LocalHost
+from edgekd.devices.base import browser_refusal, host_mismatch
 from edgekd.devices.extra_measurements import nanoseconds
-from edgekd.devices.interleave import take_turns
+from edgekd.devices.interleave import profile_interleaved
+from edgekd.runtime.measure.machine import cpu_model
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
     from types import TracebackType
 
     from edgekd.config.recipe import ProfileConfig
+    from edgekd.config.target import Target
     from edgekd.devices.agent_host import AgentHost
     from edgekd.runtime.backends.registry import Runtime
-    from edgekd.runtime.bundle import Verification
     from edgekd.runtime.measure.results import Nanoseconds, Profile
-    from edgekd.runtime.session import Built
+    from edgekd.runtime.session import BuiltEngine
+    from edgekd.runtime.verification import Verification
 
 #: How long one answer may take: the largest evaluation, not a hung driver.
-_PATIENCE_SECONDS = 600.0
+_TIMEOUT_SECONDS = 600.0
 
 
 class LocalDevice:
@@ -36,8 +39,8 @@ class LocalDevice:
     name = "local"
     no_latency = None
 
-    def __init__(self, patience_seconds: float = _PATIENCE_SECONDS) -> None:
-        self._patience_seconds = patience_seconds
+    def __init__(self, timeout_seconds: float = _TIMEOUT_SECONDS) -> None:
+        self._timeout_seconds = timeout_seconds
 
     @property
     def arch(self) -> str:
@@ -45,7 +48,12 @@ class LocalDevice:
         return platform.machine()
 
     def missing(self) -> None:
-        """Say what must be installed: nothing, here."""
+        """Return what must be installed: nothing."""
+
+    def refusal(self, target: Target, runtime: Runtime) -> str | None:
+        """Return the reason why this machine cannot run a target's engines; None where it can."""
+        mismatch = host_mismatch(target, platform.machine(), cpu_model())
+        return browser_refusal(runtime) or mismatch or runtime.absent()
 
     def describe(self, runtime: Runtime) -> dict[str, str]:
         """Return what tells this machine from another kind; starts no process and loads no engine library."""
@@ -58,20 +66,20 @@ class LocalDevice:
         inputs: Path,
         outputs: Path,
         threads: int,
-        tell: Callable[[str], None] = lambda _: None,  # noqa: ARG002 - nothing takes long
+        notify: Callable[[str], None] = lambda _: None,  # noqa: ARG002 - nothing takes long
     ) -> None:
         """Run every row of ``inputs`` through an engine; see :class:`~edgekd.devices.base.Device`."""
-        agent_host.evaluate(self._here(), engine, runtime, inputs, outputs, threads)
+        agent_host.evaluate_engine(self._here(), engine, runtime, inputs, outputs, threads)
 
     def verify(
         self,
         bundle: Path,
         runtime: Runtime,
         threads: int,
-        tell: Callable[[str], None],  # noqa: ARG002 - the same
+        notify: Callable[[str], None],  # noqa: ARG002 - the same
     ) -> Verification:
         """Check a bundle; see :class:`~edgekd.devices.base.Verifier`."""
-        return agent_host.verify(self._here(), bundle, runtime, threads)
+        return agent_host.verify_bundle(self._here(), bundle, runtime, threads)
 
     def build(
         self,
@@ -79,10 +87,10 @@ class LocalDevice:
         runtime: Runtime,
         folder: Path,
         threads: int,
-        tell: Callable[[str], None],  # noqa: ARG002 - the same
-    ) -> Built | None:
+        notify: Callable[[str], None],  # noqa: ARG002 - the same
+    ) -> BuiltEngine | None:
         """Keep what the library makes of an engine; see :class:`~edgekd.devices.base.Verifier`."""
-        return agent_host.build(self._here(), engine, runtime, folder, threads)
+        return agent_host.build_engine(self._here(), engine, runtime, folder, threads)
 
     def profile(
         self,
@@ -93,8 +101,8 @@ class LocalDevice:
         config: ProfileConfig,
         advance: Callable[[int, int, str], None],
     ) -> Profile:
-        """Measure engines side by side, at batch 1; see :func:`~edgekd.devices.interleave.take_turns`."""
-        return take_turns(
+        """Measure engines side by side, at batch 1; see :func:`~edgekd.devices.interleave.profile_interleaved`."""
+        return profile_interleaved(
             lambda engine: AgentEngine(self._here(), engine, runtime, config.threads),
             engines, inputs, folder, config, advance,
         )  # fmt: skip
@@ -135,18 +143,18 @@ class LocalDevice:
     def close(self) -> None:
         """Let go of it: nothing is held."""
 
-    def _here(self) -> Here:
-        return Here([sys.executable, *AGENT], agent_environment(), self._patience_seconds)
+    def _here(self) -> LocalHost:
+        return LocalHost([sys.executable, *AGENT], agent_environment(), self._timeout_seconds)
 
 
 class AgentEngine:
-    """One engine in an agent's process; see :class:`~edgekd.devices.interleave.Opened`."""
+    """One engine in an agent's process; see :class:`~edgekd.devices.interleave.EngineProcess`."""
 
-    def __init__(self, where: AgentHost, engine: Path, runtime: Runtime, threads: int) -> None:
-        self._place = where
-        there, told = where.send(engine), where.spell(runtime)
+    def __init__(self, host: AgentHost, engine: Path, runtime: Runtime, threads: int) -> None:
+        self._host = host
+        there, told = host.send(engine), host.runtime_arguments(runtime)
         with ExitStack() as stack:
-            self._agent = stack.enter_context(where.start())
+            self._agent = stack.enter_context(host.start())
             opened = self._agent.ask("open", "import_ms", "load_ms", engine=there, threads=threads, **told)
             self.import_ms: float = opened["import_ms"]
             self.load_ms: float = opened["load_ms"]
@@ -154,7 +162,7 @@ class AgentEngine:
 
     def first(self, feeds: Path) -> float:
         """Read the rows that :meth:`measure` cycles through, and time one inference of the first."""
-        first_run_ms: float = self._agent.ask("first", "first_run_ms", feeds=self._place.send(feeds))["first_run_ms"]
+        first_run_ms: float = self._agent.ask("first", "first_run_ms", feeds=self._host.send(feeds))["first_run_ms"]
         return first_run_ms
 
     def measure(self, iterations: int, warmup: int) -> Nanoseconds:

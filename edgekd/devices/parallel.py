@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 R = TypeVar("R")
 
 
-def together(jobs: Mapping[str, Callable[[], R]], stop: Callable[[], None]) -> dict[str, R]:
+def run_parallel(jobs: Mapping[str, Callable[[], R]], stop: Callable[[], None]) -> dict[str, R]:
     """Run jobs side by side, and return what they return.
 
     One that fails does not stop the others.

@@ -1,21 +1,15 @@
-"""From what a user says with ``--device``, or nothing, to the machine on which a target's engines run."""
+"""Select the machine on which a target's engines run, by the option ``--device`` or by what is at hand."""
 
 from __future__ import annotations
 
-import platform
 from contextlib import ExitStack
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from edgekd.devices import browser
-from edgekd.devices.browser import BrowserDevice
-from edgekd.devices.emulated import qemu
-from edgekd.devices.emulated.device import EmulatedDevice
-from edgekd.devices.local import LocalDevice
-from edgekd.devices.ssh import SCHEME, SshDevice
+from edgekd.devices.base import Absent
+from edgekd.devices.emulated.processors import find_processor, processors
+from edgekd.devices.ssh.address import SCHEME
 from edgekd.errors import DeviceError, TargetError, nearest
 from edgekd.runtime.backends.registry import Runtime
-from edgekd.runtime.measure.machine import cpu_model
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -27,18 +21,11 @@ if TYPE_CHECKING:
 KINDS = ("local", "browser", "emulated:PROCESSOR", "ssh://[USER@]HOST[:PORT][?python=COMMAND]", "none")
 
 
-@dataclass(frozen=True)
-class Absent:
-    """No device of the target's kind is at hand; ``reason`` says why not."""
-
-    reason: str
-
-
 def assign_devices(targets: Sequence[Target], requests: Iterable[str]) -> dict[str, Device | Absent]:
     """Return each target's device, by the target's name.
 
     Args:
-        targets: of one build.
+        targets: The targets of one build.
         requests: ``DEVICE`` for all targets, or ``TARGET=DEVICE`` for one; the last that fits a target counts. A board
             that is named for several targets is one device.
 
@@ -55,13 +42,13 @@ def assign_devices(targets: Sequence[Target], requests: Iterable[str]) -> dict[s
             )
         for target_name in wanted if name is None else [name]:
             wanted[target_name] = device
-    boards = {device: SshDevice(device) for device in wanted.values() if device and device.startswith(SCHEME)}
+    boards = {device: open_device(device) for device in wanted.values() if device and device.startswith(SCHEME)}
     with ExitStack() as stack:
         for board in boards.values():
             stack.callback(board.close)
-        found = {target.name: choose(target, wanted[target.name], boards) for target in targets}
+        devices = {target.name: select_device(target, wanted[target.name], boards) for target in targets}
         stack.pop_all()
-    return found
+    return devices
 
 
 def _split(request: str) -> tuple[str | None, str]:
@@ -71,13 +58,13 @@ def _split(request: str) -> tuple[str | None, str]:
     return name if equals else None, device + scheme + address
 
 
-def choose(target: Target, request: str | None, boards: Mapping[str, SshDevice] | None = None) -> Device | Absent:
+def select_device(target: Target, request: str | None, boards: Mapping[str, Device] | None = None) -> Device | Absent:
     """Return the device that a target's engines run on.
 
     Args:
-        target: of which kind it must be.
+        target: The target, of whose kind the device must be.
         request: "local", "browser", "emulated:<processor>", "ssh://..." or "none"; None for what is at hand.
-        boards: those that other targets have already, by request.
+        boards: The boards that other targets have already, by request.
 
     Raises:
         DeviceError: there is no such device, it is not of the target's kind, or it is not installed.
@@ -89,13 +76,13 @@ def choose(target: Target, request: str | None, boards: Mapping[str, SshDevice] 
     if request is None:
         return _at_hand(target, runtime)
     device = (boards or {}).get(request) or open_device(request)
-    if reason := _refusal(target, runtime, device) or device.missing():
+    if reason := device.refusal(target, runtime) or device.missing():
         raise DeviceError(f"--device {request}: {reason}")
     return device
 
 
 def open_device(request: str) -> Device:
-    """Return a device for whatever runs on it.
+    """Return a device, whatever target it may fit. Only its own kind is imported.
 
     Args:
         request: "local", "browser", "emulated:<processor>" or "ssh://...".
@@ -104,73 +91,56 @@ def open_device(request: str) -> Device:
         DeviceError: there is no such device.
     """
     if request == "local":
+        from edgekd.devices.local import LocalDevice
+
         return LocalDevice()
     if request == "browser":
+        from edgekd.devices.browser.device import BrowserDevice
+
         return BrowserDevice()
     if request.startswith("emulated:"):
+        from edgekd.devices.emulated.device import EmulatedDevice
+
         return EmulatedDevice(request.removeprefix("emulated:"))
     if request.startswith(SCHEME):
+        from edgekd.devices.ssh.device import SshDevice
+
         return SshDevice(request)
     raise DeviceError(f"--device {request}: there is no such device{nearest(request, KINDS)}")
 
 
-def _refusal(target: Target, runtime: Runtime, device: Device) -> str | None:
-    """Say why a device is not of the target's kind, or cannot run its engines."""
-    for_browser = target.runtime == "onnxruntime-web"
-    if isinstance(device, BrowserDevice):
-        return None if for_browser else f"target '{target.name}' is for {target.runtime}, not for a browser"
-    if isinstance(device, EmulatedDevice):
-        return _misfit(target, device.arch, target.hosts.model, device.name) or device.refuses(runtime)
-    if for_browser:
-        return "a browser target runs in a browser: --device browser"
-    if isinstance(device, SshDevice):
-        # The architecture first: it is known before anything is sent there.
-        return _misfit(target, device.arch, target.hosts.model, "it") or _misfit(
-            target, device.arch, device.describe(runtime)["cpu"], "it"
-        )
-    return _misfit(target, platform.machine(), cpu_model()) or runtime.absent()
-
-
 def _at_hand(target: Target, runtime: Runtime) -> Device | Absent:
-    if target.runtime == "onnxruntime-web":
-        device = BrowserDevice()
-        reason = device.missing()
-        return Absent(reason) if reason else device
-    reason = _misfit(target, platform.machine(), cpu_model()) or runtime.absent()
-    return Absent(reason) if reason else LocalDevice()
-
-
-def _misfit(target: Target, arch: str, model: str, machine: str = "this machine") -> str | None:
-    """Say why a machine is not of the target's kind."""
-    if arch not in target.hosts.arch:
-        return f"target '{target.name}' is for {' or '.join(target.hosts.arch)}, and {machine} is {arch}"
-    if target.hosts.model not in model:
-        return f"target '{target.name}' is for '{target.hosts.model}', and {machine} is '{model}'"
-    return None
+    device = open_device("browser" if runtime.backend.in_browser else "local")
+    reason = device.refusal(target, runtime) or device.missing()
+    return Absent(reason) if reason else device
 
 
 def known_devices() -> tuple[Device, ...]:
     """Return every device that this host can offer, installed or not."""
-    return LocalDevice(), BrowserDevice(), *(EmulatedDevice(processor) for processor in qemu.processors())
+    return tuple(map(open_device, ("local", "browser", *(f"emulated:{name}" for name in processors()))))
 
 
 def install(name: str, advance: Callable[[int, int, str], None]) -> Path | None:
     """Fetch what a device needs into the user's cache, once.
 
     Args:
-        name: of the device.
-        advance: called after each step with steps done, steps in all, and what was done.
+        name: The device's name.
+        advance: Called after each step with the steps done, the steps in all, and what was done.
 
     Returns:
-        Where it is; None for a device that needs nothing.
+        The folder that was installed; None for a device that needs nothing.
 
     Raises:
         DeviceError: there is no such device, or what it needs cannot be fetched.
     """
     if name == "browser":
-        return browser.install(advance)
+        from edgekd.devices.browser.library import install as install_library
+
+        return install_library(advance)
     if name.startswith("emulated:"):
-        return qemu.install(name.removeprefix("emulated:"), advance)
+        from edgekd.devices.emulated.install import install_processor
+
+        return install_processor(find_processor(name.removeprefix("emulated:")).name, advance)
     if name == "local":
         return None
     raise DeviceError(f"there is no device '{name}' to install{nearest(name, (d.name for d in known_devices()))}")

@@ -16,9 +16,12 @@ if TYPE_CHECKING:
 
 Verdict = Literal["pass", "warn", "fail"]
 
-#: Stages that are not gated: what compression starts from ("float" is a network that was brought as ONNX), and the
-#: network just cut, before its fine-tune ("tuned"). Every other stage is gated.
-UNGATED = ("teacher", "student", "pruned", "float")
+#: Rows of the ledger: the pruned network just cut, the same after its fine-tune, and what ran on the device.
+CUT, FINETUNED, DEVICE = "cut", "finetuned", "device"
+
+#: Rows that are not gated: what compression starts from ("float" is a network that was imported from ONNX), and the
+#: network just cut, before its fine-tune. Every other row is gated.
+UNGATED = ("teacher", "student", CUT, "float")
 
 #: The stages that compression is measured against: the first of these that there is.
 _REFERENCES = ("student", "float")

@@ -1,4 +1,4 @@
-"""The first half of a build from ONNX: nothing is trained, the model and its samples are read. No torch."""
+"""The stage import of a build from ONNX: nothing is trained, the model and its samples are read. It needs no torch."""
 
 from __future__ import annotations
 
@@ -12,32 +12,45 @@ from edgekd.errors import ModelError
 from edgekd.files import sha256_file
 from edgekd.gram.probe import Probe
 from edgekd.pipeline.onnx_import.read import weight_files
-from edgekd.pipeline.onnx_import.stage import NETWORK, VERSION, Brought, bring
+from edgekd.pipeline.onnx_import.stage import NETWORK, ImportedModel, import_onnx
 from edgekd.pipeline.target.outputs import join_probe, run_on_host
 from edgekd.stages.artifacts import PROBE, TEST, onnx_name
 from edgekd.stages.labels import accuracy
-from edgekd.stages.stage import Done, Runner, Stage, library_versions
+from edgekd.stages.stage import Done, Runner, StageSpec
 
 if TYPE_CHECKING:
-    from typing import Any
-
     import numpy as np
+    from numpy.typing import NDArray
 
     from edgekd.config.recipe import ModelConfig, Recipe
     from edgekd.config.target import Scheme
     from edgekd.stages.artifacts import Exported
     from edgekd.stages.progress import StageReporter
 
-STAGES = ("import",)
 LIBRARIES = ("onnx", "onnxruntime", "numpy")
 
 
+def _describe(imported: ImportedModel) -> str:
+    taps = ", ".join(f"{name} at {tap.tensor}" for name, tap in imported.modalities.items())
+    return f"{imported.exported.facts.metric}, taps: {taps}"
+
+
+IMPORT: StageSpec[ImportedModel] = StageSpec(
+    "import", 2, ImportedModel, LIBRARIES, "read a trained ONNX model and its samples", _describe
+)
+
+
 @dataclass(frozen=True)
-class Imported:
-    """A model that was read: the :class:`~edgekd.pipeline.source.Origin` of a recipe with a model."""
+class ImportedOrigin:
+    """An imported model: the :class:`~edgekd.pipeline.source.Origin` of a recipe with a model.
+
+    Attributes:
+        name: Name of the model's file, without its ending.
+        imported: The stage that read the model and its samples.
+    """
 
     name: str
-    brought: Done[Brought]
+    imported: Done[ImportedModel]
 
     network = NETWORK
     robustness = None
@@ -46,52 +59,49 @@ class Imported:
     @property
     def exported(self) -> Done[Exported]:
         """The float graph and the samples, in a folder."""
-        return Done(self.brought.key, self.brought.folder, self.brought.result.exported)
+        return Done(self.imported.key, self.imported.folder, self.imported.result.exported)
 
     def probes(self) -> dict[str, Probe]:
-        """Read what the float graph said of the test samples."""
-        return {NETWORK: Probe.load(self.brought.folder / PROBE)}
+        """Read the probe of the float graph on the test samples."""
+        return {NETWORK: Probe.load(self.imported.folder / PROBE)}
 
-    def metric(self, logits: np.ndarray[Any, Any], labels: np.ndarray[Any, Any]) -> float:
-        """Return the accuracy."""
+    def metric(self, logits: NDArray[np.floating], labels: NDArray[np.integer]) -> float:
+        """Return the accuracy of logits [N, C] and labels [N]."""
         return accuracy(logits, labels)
 
     def histories(self) -> dict[str, list[dict[str, float]]]:
-        """Nothing was trained here."""
+        """Return nothing: no network was trained here."""
         return {}
 
-    def tune(self, _scheme: Scheme) -> None:
-        """Nothing can be trained here."""
+    def fine_tune_for_int8(self, _scheme: Scheme) -> None:
+        """Return None: a model that is imported cannot be trained here."""
 
 
-def bring_model(runner: Runner, recipe: Recipe) -> Imported:
-    """Run or read the import.
+def import_model(runner: Runner, recipe: Recipe) -> ImportedOrigin:
+    """Run the import, or read its result.
 
     Raises:
-        ModelError: a file is missing, no build can start from the model, or the samples do not fit it.
-        TaskError: there is no tensor or output of a name that was given.
+        ModelError: A file is missing, no build can start from the model, or the samples do not fit it.
+        TaskError: There is no tensor or output of a name that was given.
     """
     config = recipe.model
     assert config is not None  # the caller has looked
     model, calibration, test = _files(config)
 
-    def run(folder: Path, report: StageReporter) -> Brought:
-        brought = bring(
+    def run(folder: Path, report: StageReporter) -> ImportedModel:
+        imported = import_onnx(
             model, calibration, test, config.taps, folder, report, output=config.output or None, seed=recipe.seed
         )
         probe = join_probe(run_on_host(folder / onnx_name(NETWORK), folder / TEST), folder / TEST)
         probe.save(folder / PROBE)
-        return brought
+        return imported
 
-    depends = {
+    inputs = {
         **{name: sha256_file(path) for name, path in _named(model, calibration, test).items()},
         "weights": [sha256_file(path) for path in weight_files(model)],
-        "taps": msgspec.to_builtins(config.taps),
-        "output": config.output,
-        "seed": recipe.seed,
-        "versions": library_versions(LIBRARIES, "build"),
     }
-    return Imported(model.stem, runner(Stage("import", VERSION, depends, Brought, run, _describe)))
+    settings = {"taps": msgspec.to_builtins(config.taps), "output": config.output, "seed": recipe.seed}
+    return ImportedOrigin(model.stem, runner(IMPORT, config=settings, inputs=inputs, run=run))
 
 
 def _files(config: ModelConfig) -> tuple[Path, Path, Path | None]:
@@ -104,8 +114,3 @@ def _files(config: ModelConfig) -> tuple[Path, Path, Path | None]:
 
 def _named(model: Path, calibration: Path, test: Path | None) -> dict[str, Path]:
     return {"model": model, "calibration": calibration, **({"test": test} if test else {})}
-
-
-def _describe(brought: Brought) -> str:
-    taps = ", ".join(f"{name} at {tap.tensor}" for name, tap in brought.modalities.items())
-    return f"{brought.exported.facts.metric}, taps: {taps}"

@@ -1,4 +1,4 @@
-"""The user's task as the pipeline sees it: loaded only when a stage must run, so that an idle build needs no torch."""
+"""The user's task as the pipeline sees it: loaded only where a stage must run, so that an idle build needs no torch."""
 
 from __future__ import annotations
 
@@ -14,18 +14,18 @@ from edgekd.stages.user_code import source_digests
 
 if TYPE_CHECKING:
     from edgekd.config.recipe import TaskConfig
-    from edgekd.training.task.protocol import LoadedTask
+    from edgekd.training.task.loading import LoadedTask
 
 
 class Project:
     """A task by name, and the digest that stands for its code and data.
 
-    A task that names the ``files`` it reads is remembered: while its code and those files are as they were, the digest
-    is known without importing anything. A task that does not is loaded each time.
+    A task that names the ``files`` it reads is remembered: while its code and those files are unchanged, the digest is
+    known without importing anything. A task that names none is loaded each time.
 
     Args:
-        config: which task, with which options.
-        folder: where digests are remembered.
+        config: Name and options of the task.
+        folder: Folder in which digests are remembered.
     """
 
     def __init__(self, config: TaskConfig, folder: Path) -> None:
@@ -34,14 +34,14 @@ class Project:
 
     @cached_property
     def loaded(self) -> LoadedTask:
-        """The task itself; importing it imports torch.
+        """The loaded task; loading it imports torch.
 
         Raises:
             MissingDependency: torch is not installed.
-            TaskError: the task cannot be loaded, or its data differ from what its remembered digest stands for.
+            TaskError: The task cannot be loaded, or its data differ from those of its remembered digest.
         """
         need("torch", "build")
-        from edgekd.training.task.protocol import load_task
+        from edgekd.training.task.loading import load_task
 
         known = self._known
         task = load_task(self.config)
@@ -59,7 +59,7 @@ class Project:
 
     @cached_property
     def _known(self) -> dict[str, str] | None:
-        """Identity and fingerprint as remembered, while code and files are as they were."""
+        """Remembered identity and fingerprint; None where code or files have changed."""
         try:
             memory = json.loads(self._memory.read_text(encoding="utf-8"))
             known = {name: str(memory[name]) for name in ("identity", "fingerprint")}
@@ -94,7 +94,7 @@ class Project:
 
 
 def _listed(paths: list[str]) -> list[str]:
-    """The files that a task lists; a folder stands for every file below it."""
+    """Return the files that a task lists; a folder stands for every file below it."""
     return [
         str(file)
         for path in map(Path, paths)
@@ -103,6 +103,6 @@ def _listed(paths: list[str]) -> list[str]:
 
 
 def _stamps(paths: list[str]) -> dict[str, list[int]]:
-    """Size and time of change: as make does, so that large data sets are not read for it."""
+    """Return size and time of change of each file: as make does, so that large data sets are not read for it."""
     stats = {path: Path(path).stat() for path in _listed(paths)}
     return {path: [stat.st_size, stat.st_mtime_ns] for path, stat in stats.items()}

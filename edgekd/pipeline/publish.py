@@ -1,4 +1,4 @@
-"""Copy what a target has to show from the cache to the output folder."""
+"""Copy the files that a target shows from the cache to the output folder."""
 
 from __future__ import annotations
 
@@ -16,23 +16,23 @@ from edgekd.report.results import GRAM, LATENCY
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
-#: The bundle's folder, by what the gate said of it, and that of what was built on the device. They and those of the
-#: report are ours, nothing else in the output.
+#: Folders of the bundle, released or rejected by the gate, and of what was built on the device. These and the report's
+#: are edgekd's; nothing else in the output is touched.
 BUNDLE, REJECTED, ENGINES = "bundle", "rejected", "engines"
 
 _LOCK = ".lock"
 _TEMPORARY = ".edgekd-"
 
-#: Files to show by their path below one of these folders.
+#: Files to show, by their path below one of these folders.
 Files = dict[str, Path]
 
 
 @contextmanager
 def writing(output: Path) -> Iterator[None]:
-    """Hold the output's lock: of builds with one output, whatever their caches, one at a time writes there.
+    """Hold the output's lock: of all builds with the same output, whatever their caches, one at a time writes there.
 
     Raises:
-        OutputError: something in it cannot be written.
+        OutputError: Something in it cannot be written.
     """
     filelock = need("filelock", "build")
     try:
@@ -46,14 +46,15 @@ def writing(output: Path) -> Iterator[None]:
 
 
 def files_below(folder: Path) -> Files:
-    """Return all files below a folder by their path in it; none where there is no such folder."""
+    """Return all files below a folder by their path in it; nothing where there is no such folder."""
     return {path.relative_to(folder).as_posix(): path for path in sorted(folder.rglob("*")) if path.is_file()}
 
 
 def publish(folders: Mapping[str, Files], output: Path) -> None:
-    """Make ``output`` show these folders and none of the others that are ours; what is right already stays untouched.
+    """Make ``output`` show these of edgekd's folders and no others; what is right already stays untouched.
 
-    A folder is replaced whole, by renames, so that a reader never finds half of it. Call it inside :func:`writing`.
+    A folder is replaced as a whole, by renames, so that a reader never finds half of it. It is to be called inside
+    :func:`writing`.
     """
     output.mkdir(parents=True, exist_ok=True)
     for leftover in output.glob(f"{_TEMPORARY}*"):  # of a build that was killed here
@@ -65,13 +66,13 @@ def publish(folders: Mapping[str, Files], output: Path) -> None:
 
 
 def _shows(folder: Path, wanted: Files) -> bool:
-    """Whether the folder holds these very files; a link, even to the same content, is not what was built."""
+    """Whether a folder holds exactly these files; a link, even to the same content, is not what was built."""
     if not wanted or not folder.is_dir():
         return not wanted and not os.path.lexists(folder)
     if any(path.is_symlink() for path in (folder, *folder.rglob("*"))):
         return False
-    there = files_below(folder)
-    return wanted.keys() == there.keys() and all(sha256_file(wanted[n]) == sha256_file(there[n]) for n in wanted)
+    shown = files_below(folder)
+    return wanted.keys() == shown.keys() and all(sha256_file(wanted[n]) == sha256_file(shown[n]) for n in wanted)
 
 
 def _replace(wanted: Files, folder: Path) -> None:

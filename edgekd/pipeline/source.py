@@ -1,15 +1,16 @@
-"""What the second half starts from: a network that was trained here, or one that a user brought as ONNX."""
+"""What the stages of a target start from: a network that was trained here, or one that was imported from ONNX."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
     from pathlib import Path
 
     import numpy as np
+    from numpy.typing import NDArray
 
     from edgekd.config.target import Scheme
     from edgekd.gram.probe import Probe
@@ -19,13 +20,13 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Tuned:
-    """A network that was fine-tuned for INT8, in float.
+class QatStudent:
+    """A network that was fine-tuned for INT8, still in float.
 
     Attributes:
-        exported: its export.
-        probe: what it said of the test samples.
-        history: of the fine-tune, one entry an epoch.
+        exported: Its export to ONNX.
+        probe: File of its probe on the test samples.
+        history: One entry for each epoch of the fine-tune.
     """
 
     exported: Done[Exported]
@@ -34,7 +35,7 @@ class Tuned:
 
 
 class Origin(Protocol):
-    """A float network, its samples, and what is known of the networks that it came from."""
+    """A float network, its samples, and what is known of the networks that it comes from."""
 
     @property
     def exported(self) -> Done[Exported]:
@@ -42,31 +43,31 @@ class Origin(Protocol):
 
     @property
     def name(self) -> str:
-        """What a bundle calls the task."""
+        """Name of the task in a bundle."""
 
     @property
     def network(self) -> str:
-        """Name of the graph that is to ship, e.g. "pruned".
+        """Name of the network that is to ship, e.g. "pruned".
 
-        :func:`~edgekd.stages.artifacts.onnx_name` gives its file.
+        :func:`~edgekd.stages.artifacts.onnx_name` gives the file of its graph.
         """
 
     @property
     def baselines(self) -> tuple[str, ...]:
-        """Names of the float graphs that the engine is compared with; the last is the ledger's reference."""
+        """Names of the float networks that the engine is compared with; the last is the ledger's reference."""
 
     def probes(self) -> Mapping[str, Probe]:
-        """Return what the networks before the float graph said of the test samples, in the ledger's order."""
+        """Return the probes of the networks before the float graph, by row of the ledger, in its order."""
 
-    def metric(self, logits: np.ndarray[Any, Any], labels: np.ndarray[Any, Any]) -> float:
+    def metric(self, logits: NDArray[np.floating], labels: NDArray[np.integer]) -> float:
         """Return the task's metric of logits [N, C] and labels [N]."""
 
     def histories(self) -> dict[str, list[dict[str, float]]]:
-        """Return for each network that was trained here one entry an epoch."""
+        """Return for each network that was trained here one entry for each epoch."""
 
     @property
     def robustness(self) -> Done[Robustness] | None:
-        """What losing or spoiling a modality costs the networks trained here; None where it is not to be measured."""
+        """What losing or spoiling a modality costs the trained networks; None where it is not to be measured."""
 
-    def tune(self, scheme: Scheme) -> Tuned | None:
+    def fine_tune_for_int8(self, scheme: Scheme) -> QatStudent | None:
         """Fine-tune the network with fake quantization and export it; None where it cannot be trained here."""

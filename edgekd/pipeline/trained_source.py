@@ -1,46 +1,92 @@
-"""The first half of a build: teacher, distil, prune, export. Imports torch only when a stage must run."""
+"""The stages that train: teacher, distil, prune, export. They import torch only where a stage must run."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import msgspec
 
 from edgekd.errors import ModelError
 from edgekd.files import sha256_file
-from edgekd.pipeline.source import Tuned
+from edgekd.gram.gate import CUT, FINETUNED
+from edgekd.pipeline.source import QatStudent
 from edgekd.runtime.corruption import Robustness
-from edgekd.stages.artifacts import CUT, PROBE, VERSIONS, WEIGHTS, Exported, Trained
+from edgekd.stages.artifacts import CUT_PROBE, PROBE, WEIGHTS, Exported, Trained
 from edgekd.stages.cache import digest
-from edgekd.stages.stage import Done, Runner, Stage, library_versions
+from edgekd.stages.stage import Done, Runner, StageSpec
+from edgekd.training.distillation.loss_registry import check_losses, own_loss_sources
+from edgekd.training.stage_run import StageRun
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     import numpy as np
+    from numpy.typing import NDArray
     from torch import nn
 
     from edgekd.config.recipe import DistillConfig, LossConfig, Recipe
     from edgekd.config.target import Scheme
+    from edgekd.files import JsonObject
     from edgekd.gram.probe import Probe
     from edgekd.pipeline.project import Project
     from edgekd.stages.progress import StageReporter
     from edgekd.training.taps.taps import Taps
 
-STAGES = ("teacher", "distill", "prune", "export")
-#: After them, where the recipe wants it and a report is written.
-ROBUSTNESS = "robustness"
 LIBRARIES = ("torch", "torch-pruning", "onnx", "onnxscript", "onnxruntime")
+
+#: Version of the files in which a teacher's outputs are kept.
+_OUTPUTS_VERSION = 1
+
+
+def _describe(trained: Trained) -> str:
+    return f"metric {trained.metric:.4f}, {trained.parameters:,} parameters"
+
+
+def _describe_export(exported: Exported) -> str:
+    return f"{len(exported.sizes)} ONNX graphs, within {max(exported.parity.values()):.0e} of torch"
+
+
+def _describe_robustness(robustness: Robustness) -> str:
+    return f"{len(robustness.networks)} networks, noise {robustness.noise:g}"
+
+
+TEACHER: StageSpec[Trained] = StageSpec("teacher", 4, Trained, ("torch",), "train the teacher, or load it", _describe)
+DISTILL: StageSpec[Trained] = StageSpec("distill", 4, Trained, (), "train the student from the teacher", _describe)
+PRUNE: StageSpec[Trained] = StageSpec(
+    "prune", 6, Trained, ("torch-pruning",), "remove channels of the student and fine-tune what is left", _describe
+)
+EXPORT: StageSpec[Exported] = StageSpec(
+    "export", 6, Exported, ("onnx", "onnxscript", "onnxruntime"), "write the networks as ONNX", _describe_export
+)
+QAT: StageSpec[Trained] = StageSpec(
+    "qat", 4, Trained, (), "fine-tune the pruned student with fake quantization", _describe
+)
+ROBUSTNESS: StageSpec[Robustness] = StageSpec(
+    "robustness",
+    2,
+    Robustness,
+    (),
+    "measure the trained networks with each modality dropped or noisy",
+    _describe_robustness,
+)
 
 
 @dataclass(frozen=True)
-class Learning:
-    """The finished first half: the :class:`~edgekd.pipeline.source.Origin` of a recipe with a task."""
+class TrainedOrigin:
+    """The networks that were trained: the :class:`~edgekd.pipeline.source.Origin` of a recipe with a task.
 
-    learner: Learner
+    Attributes:
+        stages: The stages that trained them.
+        teacher: The finished teacher.
+        student: The finished student, not pruned.
+        pruned: The finished pruned student.
+        exported: The export of all three.
+    """
+
+    stages: TrainingStages
     teacher: Done[Trained]
     student: Done[Trained]
     pruned: Done[Trained]
@@ -52,112 +98,124 @@ class Learning:
     @property
     def name(self) -> str:
         """Name of the task."""
-        return self.learner.project.config.name.rpartition("/")[2]
+        return self.stages.project.config.name.rpartition("/")[2]
 
     @property
     def trained(self) -> dict[str, Done[Trained]]:
-        """The trained models."""
+        """The trained networks, by name."""
         return {"teacher": self.teacher, "student": self.student, "pruned": self.pruned}
 
     def probes(self) -> dict[str, Probe]:
-        """Read what each network said of the test split: "pruned" before its fine-tune, "tuned" after it."""
+        """Read each network's probe on the test split; of the pruned one "cut" is before its fine-tune."""
         from edgekd.gram.probe import Probe
 
         files = {"teacher": self.teacher.folder / PROBE, "student": self.student.folder / PROBE}
         if self.pruned.result.history:
-            files |= {"pruned": self.pruned.folder / CUT, "tuned": self.pruned.folder / PROBE}
+            files |= {CUT: self.pruned.folder / CUT_PROBE, FINETUNED: self.pruned.folder / PROBE}
         return {name: Probe.load(path) for name, path in files.items()}
 
-    def metric(self, logits: np.ndarray[Any, Any], labels: np.ndarray[Any, Any]) -> float:
+    def metric(self, logits: NDArray[np.floating], labels: NDArray[np.integer]) -> float:
         """Return the task's metric."""
-        return self.learner.project.loaded.metric(logits, labels)
+        return self.stages.project.loaded.metric(logits, labels)
 
     def histories(self) -> dict[str, list[dict[str, float]]]:
-        """Return for each network that was trained here one entry an epoch."""
+        """Return for each network that was trained here one entry for each epoch."""
         return {name: done.result.history for name, done in self.trained.items() if done.result.history}
 
     @cached_property
     def robustness(self) -> Done[Robustness] | None:
-        """What losing or spoiling a modality costs the trained networks; None where the recipe does not want it."""
-        return self.learner.disturb(self) if self.learner.recipe.robustness.measure else None
+        """What losing or spoiling a modality costs the trained networks; None where the recipe does not ask for it."""
+        return self.stages.measure_robustness(self) if self.stages.recipe.robustness.measure else None
 
-    def tune(self, scheme: Scheme) -> Tuned:
-        """Fine-tune the pruned network with fake quantization, with the unpruned student as anchor, and export it."""
-        return self.learner.tune(self, scheme)
+    def fine_tune_for_int8(self, scheme: Scheme) -> QatStudent:
+        """Fine-tune the pruned network with fake quantization, held by the unpruned student, and export it."""
+        return self.stages.fine_tune_for_int8(self, scheme)
 
 
 @dataclass(frozen=True)
-class Learner:
-    """Runs the first half of a recipe.
+class TrainingStages:
+    """Runs the stages of a recipe that train.
 
     Attributes:
-        runner: runs stages.
-        project: the task.
-        recipe: what to train.
-        opset: of the export.
-        export_name: tells the exports of a build with several opsets apart.
-        teachers: the task that the teacher is trained for where it is not ``project``: one whose data and whose teacher
-            are the same, so that students of many sizes learn from one teacher.
+        runner: Runs the stages.
+        project: The task.
+        recipe: What to train.
+        opset: ONNX opset of the export.
+        export_label: What tells the exports of a build with several opsets apart, e.g. "opset 18"; "" for the first.
+        teachers: Task that the teacher is trained for, where it is not ``project``. Its data and its teacher are the
+            same, so that students of many sizes learn from one teacher.
     """
 
     runner: Runner
     project: Project
     recipe: Recipe
     opset: int
-    export_name: str = "export"
+    export_label: str = ""
     teachers: Project | None = None
 
-    def run(self) -> Learning:
-        """Run or read every stage."""
+    def __post_init__(self) -> None:
+        check_losses(self.recipe)
+
+    def run(self) -> TrainedOrigin:
+        """Run every stage, or read its result."""
         teacher, student, pruned = self.train()
-        return Learning(self, teacher, student, pruned, self._export(teacher, student, pruned))
+        return TrainedOrigin(self, teacher, student, pruned, self._export(teacher, student, pruned))
 
     def train(self) -> tuple[Done[Trained], Done[Trained], Done[Trained]]:
-        """Run or read the stages that train: teacher, student, pruned student."""
+        """Run or read the stages before the export; return teacher, student and pruned student."""
         teacher = self.teacher()
         student = self._distill(teacher)
         return teacher, student, self._prune(teacher, student)
 
     def networks(self) -> tuple[nn.Module, nn.Module]:
-        """Run or read all but the export; return the teacher and the pruned student, with the weights they ended at."""
+        """Run or read the stages before the export; return the trained teacher and the trained pruned student."""
         teacher = self.teacher()
         pruned = self._prune(teacher, self._distill(teacher))
         return self.load_teacher(teacher), self._load_pruned(pruned.folder)
 
-    def tune(self, learned: Learning, scheme: Scheme) -> Tuned:
-        """Tune the pruned network for a scheme, and export it alone."""
-        config = self.recipe.quantize.tune
+    def fine_tune_for_int8(self, origin: TrainedOrigin, scheme: Scheme) -> QatStudent:
+        """Fine-tune the pruned network for a scheme of INT8, and export it alone."""
+        config = self.recipe.quantize.qat
 
-        def tune_it(folder: Path, report: StageReporter) -> Trained:
-            from edgekd.training.qat import stage as tune
+        def fine_tune(folder: Path, report: StageReporter) -> Trained:
+            from edgekd.training.qat import stage as qat
 
-            networks = tune.QatNetworks(
-                self.load_teacher(learned.teacher),
-                self._load_student(learned.student),
-                self._load_pruned(learned.pruned.folder),
-                self._outputs(learned.teacher, config.loss, report),
+            networks = qat.QatNetworks(
+                self.load_teacher(origin.teacher),
+                self._load_student(origin.student),
+                self._load_pruned(origin.pruned.folder),
+                self._outputs(origin.teacher, config.loss, report),
             )
-            return tune.run(self.project.loaded, networks, self.taps, scheme, config, self.recipe.seed, folder, report)
+            return qat.run(
+                self.project.loaded, networks, self.taps, scheme, config, StageRun(self.recipe.seed, folder, report)
+            )
 
-        depends = {**_plain(config), "scheme": _plain(scheme), "pruned": learned.pruned.key}
-        tuned = self.runner(Stage("tune", VERSIONS["tune"], depends, Trained, tune_it, self._describe))
+        tuned = self.runner(
+            QAT,
+            config={**_plain(config), **own_loss_sources(config.loss), "scheme": _plain(scheme)},
+            inputs={"pruned": origin.pruned.key},
+            run=fine_tune,
+        )
 
-        def export_it(folder: Path, report: StageReporter) -> Exported:
+        def export_student(folder: Path, report: StageReporter) -> Exported:
             from edgekd.training.export import stage as export
             from edgekd.training.export.onnx import ExportNetwork
             from edgekd.training.loop.weights import load_weights
 
-            model = load_weights(self._load_pruned(learned.pruned.folder), tuned.folder / WEIGHTS)
-            networks = {learned.network: ExportNetwork(model, self.taps.student)}
+            model = load_weights(self._load_pruned(origin.pruned.folder), tuned.folder / WEIGHTS)
+            networks = {origin.network: ExportNetwork(model, self.taps.student)}
             return export.run(self.project.loaded, networks, self.recipe.export, self.opset, folder, report)
 
-        depends = {**_plain(self.recipe.export), "opset": self.opset, "tuned": tuned.key}
         exported = self.runner(
-            Stage(f"{self.export_name} tuned", VERSIONS["export"], depends, Exported, export_it, _describe_export)
+            EXPORT,
+            label=f"{self.export_label} qat".lstrip(),
+            config={**_plain(self.recipe.export), "opset": self.opset},
+            inputs={"qat": tuned.key},
+            run=export_student,
         )
-        return Tuned(exported, tuned.folder / PROBE, tuned.result.history)
+        return QatStudent(exported, tuned.folder / PROBE, tuned.result.history)
 
-    def disturb(self, learned: Learning) -> Done[Robustness]:
+    def measure_robustness(self, origin: TrainedOrigin) -> Done[Robustness]:
         """Measure the trained networks with each modality dropped, and with each noisy."""
         config = self.recipe.robustness
 
@@ -165,19 +223,18 @@ class Learner:
             from edgekd.training import robustness
 
             models = {
-                "teacher": self.load_teacher(learned.teacher),
-                "student": self._load_student(learned.student),
-                "pruned": self._load_pruned(learned.pruned.folder),
+                "teacher": self.load_teacher(origin.teacher),
+                "student": self._load_student(origin.student),
+                "pruned": self._load_pruned(origin.pruned.folder),
             }
             networks = {
-                name: robustness.MeasuredNetwork(model, learned.trained[name].result.metric)
+                name: robustness.MeasuredNetwork(model, origin.trained[name].result.metric)
                 for name, model in models.items()
             }
-            return robustness.run(self.project.loaded, networks, config, self.recipe.seed, folder, report)
+            return robustness.run(self.project.loaded, networks, config, StageRun(self.recipe.seed, folder, report))
 
-        depends = {**_plain(config), "pruned": learned.pruned.key, "seed": self.recipe.seed}
-        stage = Stage(ROBUSTNESS, VERSIONS["robustness"], depends, Robustness, run, self._describe_robustness)
-        return self.runner(stage)
+        settings = {**_plain(config), "seed": self.recipe.seed}
+        return self.runner(ROBUSTNESS, config=settings, inputs={"pruned": origin.pruned.key}, run=run)
 
     def teacher(self) -> Done[Trained]:
         """Train the teacher, or load the user's."""
@@ -190,16 +247,14 @@ class Learner:
             from edgekd.training.distillation import teacher
 
             self.preflight()
-            return teacher.run(project.loaded, self.taps.teacher, config, self.recipe.seed, folder, report)
+            return teacher.run(project.loaded, self.taps.teacher, config, StageRun(self.recipe.seed, folder, report))
 
-        depends = {
+        settings = {
             **_plain(msgspec.structs.replace(config, precision="float32")),  # it matters to those that learn from it
             "weights": sha256_file(weights) if weights else None,
-            "task": project.identity,
             "seed": self.recipe.seed,
-            "versions": library_versions(["torch"], "build"),
         }
-        return self.runner(Stage("teacher", VERSIONS["teacher"], depends, Trained, run, self._describe))
+        return self.runner(TEACHER, config=settings, inputs={"task": project.identity}, run=run)
 
     def _distill(self, teacher: Done[Trained]) -> Done[Trained]:
         config = self.recipe.distill
@@ -207,25 +262,34 @@ class Learner:
         def run(folder: Path, report: StageReporter) -> Trained:
             return self.distil(teacher, config, self.recipe.seed, folder, report)
 
-        depends = {
+        settings = {
             **_plain(config),
+            **own_loss_sources(config.loss),
             "taps": _plain(self.recipe.student.taps),
             "precision": self.recipe.teacher.precision,
-            "teacher": teacher.key,
         }
+        inputs = {"teacher": teacher.key}
         if self.teachers is not None:  # then the teacher's key does not stand for the student's task
-            depends["task"] = self.project.identity
-        return self.runner(Stage("distill", VERSIONS["distill"], depends, Trained, run, self._describe))
+            inputs["task"] = self.project.identity
+        return self.runner(DISTILL, config=settings, inputs=inputs, run=run)
 
     def distil(
         self, teacher: Done[Trained], config: DistillConfig, seed: int, folder: Path, report: StageReporter
     ) -> Trained:
-        """Distil a student into a folder, with a config and a seed that need not be the recipe's."""
+        """Distil a student into a folder, with a config and a seed that need not be the recipe's.
+
+        Args:
+            teacher: The finished teacher.
+            config: How to distil.
+            seed: Seed of the training.
+            folder: Folder for the student's files.
+            report: Receives progress.
+        """
         from edgekd.training.distillation import distill
 
         self.preflight()
         outputs, model = self._outputs(teacher, config.loss, report), self.load_teacher(teacher)
-        return distill.run(self.project.loaded, model, self.taps, config, seed, folder, report, outputs)
+        return distill.run(self.project.loaded, model, self.taps, config, StageRun(seed, folder, report), outputs)
 
     def _prune(self, teacher: Done[Trained], student: Done[Trained]) -> Done[Trained]:
         config = self.recipe.prune
@@ -239,11 +303,12 @@ class Learner:
                 self._load_student(student),
                 self._outputs(teacher, config.loss, report),
             )
-            return prune.run(self.project.loaded, networks, self.taps, config, self.recipe.seed, folder, report)
+            return prune.run(
+                self.project.loaded, networks, self.taps, config, StageRun(self.recipe.seed, folder, report)
+            )
 
-        versions = library_versions(["torch-pruning"], "build")
-        depends = {**_plain(config), "student": student.key, "versions": versions}
-        return self.runner(Stage("prune", VERSIONS["prune"], depends, Trained, run, self._describe))
+        settings = {**_plain(config), **own_loss_sources(config.loss)}
+        return self.runner(PRUNE, config=settings, inputs={"student": student.key}, run=run)
 
     def _export(self, teacher: Done[Trained], student: Done[Trained], pruned: Done[Trained]) -> Done[Exported]:
         config = self.recipe.export
@@ -261,37 +326,36 @@ class Learner:
             }
             return export.run(self.project.loaded, networks, config, self.opset, folder, report)
 
-        versions = library_versions(["onnx", "onnxscript", "onnxruntime"], "build")
-        depends = {**_plain(config), "opset": self.opset, "pruned": pruned.key, "versions": versions}
-        return self.runner(Stage(self.export_name, VERSIONS["export"], depends, Exported, run, _describe_export))
+        settings = {**_plain(config), "opset": self.opset}
+        return self.runner(EXPORT, label=self.export_label, config=settings, inputs={"pruned": pruned.key}, run=run)
 
     def _outputs(self, teacher: Done[Trained], loss: LossConfig, report: StageReporter) -> Path | None:
-        """Return where the teacher's outputs of the training split are, written once; None where it is to run."""
+        """Return the folder of the teacher's outputs on the training split, written once; None where it is to run."""
         if not self.recipe.distill.cache_teacher:
             return None
         from edgekd.training.distillation import cached_teacher
-        from edgekd.training.distillation.terms import places
+        from edgekd.training.distillation.loss_taps import taps_with_losses
         from edgekd.training.loop import distributed
 
-        read = places(self.taps.teacher, loss, "teacher")
-        depends = {"version": VERSIONS["outputs"], "teacher": teacher.key, "places": list(_plain(read).items())}
+        read = taps_with_losses(self.taps.teacher, loss, "teacher")
+        depends = {"version": _OUTPUTS_VERSION, "teacher": teacher.key, "places": list(_plain(read).items())}
         name, cache = f"outputs-{digest(depends)}", self.runner.cache
 
         def wait() -> None:
             report.warn("another build is writing the teacher's outputs; waiting for them")
 
-        if distributed.leads():
+        if distributed.is_main():
             with cache.claim(name, wait) as folder:
                 if folder is not None:
                     split = self.project.loaded.splits["train"]
-                    cached_teacher.write(self.load_teacher(teacher), read, split, folder, report)
+                    cached_teacher.write_outputs(self.load_teacher(teacher), read, split, folder, report)
                     cache.finish(name, {})
-        distributed.wait()
+        distributed.barrier()
         return cache.root / name
 
     @cached_property
     def taps(self) -> Taps:
-        """Where both networks' embeddings are, from the recipe and the task."""
+        """The taps of both networks, from the recipe and the task."""
         from edgekd.training.taps.taps import Taps, resolve_taps
 
         task, names = self.project.loaded.task, self.project.loaded.modalities
@@ -302,16 +366,16 @@ class Learner:
         )
 
     def preflight(self) -> None:
-        """Check the task, once a build.
+        """Check the task, once for each build.
 
         Raises:
-            TaskError: something in it is wrong.
+            TaskError: Something in the task is wrong.
         """
         _ = self._checked
 
     @cached_property
     def _checked(self) -> bool:
-        """True, computed once a build: the check reads every sample."""
+        """True once the task is checked, which is done once for each build: the check reads every sample."""
         from edgekd.training import preflight
 
         preflight.check(self.project.loaded, self.taps, self.recipe)
@@ -340,16 +404,8 @@ class Learner:
 
         return rebuild(build(self.project.loaded.task.student, self.recipe.seed), self.project.loaded, folder)
 
-    def _describe(self, trained: Trained) -> str:
-        return f"metric {trained.metric:.4f}, {trained.parameters:,} parameters"
 
-    def _describe_robustness(self, found: Robustness) -> str:
-        return f"{len(found.networks)} networks, noise {found.noise:g}"
-
-
-def _plain(value: Any) -> Any:
-    return msgspec.to_builtins(value)
-
-
-def _describe_export(exported: Exported) -> str:
-    return f"{len(exported.sizes)} ONNX graphs, within {max(exported.parity.values()):.0e} of torch"
+def _plain(config: object) -> JsonObject:
+    """Return a config as JSON."""
+    content: JsonObject = msgspec.to_builtins(config)
+    return content

@@ -53,6 +53,16 @@ def share(value: float) -> str:
     return format(value, ".0%" if value >= 0.0995 else ".1%")
 
 
+def rate(value: float) -> str:
+    """Write a number of inferences per second, e.g. ``"32,706"``."""
+    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
+
+
+def significant(value: float) -> str:
+    """Write a figure with three significant digits."""
+    return f"{value:.3g}"
+
+
 def duration(seconds: float) -> str:
     """Write a time as one would say it: ``"8.1 s"``, ``"45 s"``, ``"3 min 05 s"``, ``"1 h 02 min"``."""
     if seconds < 9.95:

@@ -5,30 +5,39 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from edgekd.gram.gate import Verdict  # noqa: TC001  # msgspec reads the annotations of CandidateResult
+from edgekd.runtime.measure.results import Quantile  # noqa: TC001
+
 if TYPE_CHECKING:
     from edgekd.config.target import Budgets
-    from edgekd.gram.gate import Ledger, LedgerRow, Verdict
-    from edgekd.runtime.corruption import Disturbed, Robustness
-    from edgekd.runtime.measure.results import EngineProfile, Profile, Quantile
+    from edgekd.gram.gate import Ledger, LedgerRow
+    from edgekd.runtime.corruption import NetworkRobustness, Robustness
+    from edgekd.runtime.measure.results import EngineProfile, Profile
     from edgekd.stages.stage import StageTime
 
 #: What the candidate that ships is called in tables.
-ENGINE = "engine"
+SHIPPED = "shipped"
 
 #: The report for machines, in the output folder, and the version of what is in it; and what ``edgekd profile`` writes.
-REPORT, SCHEMA_VERSION = "report.json", 2
+REPORT, SCHEMA_VERSION = "report.json", 3
 PROFILE, PROFILE_VERSION = "profile.json", 1
 
 #: Below a target's folder of the output: raw timings, and the Grams of a few samples, a
 #: :class:`~edgekd.gram.heatmap.FewGrams`.
 LATENCY, GRAM, SAMPLES = "latency", "gram", "samples.npz"
 
-_SEVERITY: tuple[Verdict, ...] = ("pass", "warn", "fail")
+#: Verdicts from good to bad.
+VERDICTS: tuple[Verdict, ...] = ("pass", "warn", "fail")
 
 
 def worst(*verdicts: Verdict) -> Verdict:
     """Return the most severe of some verdicts."""
-    return max(verdicts, key=_SEVERITY.index)
+    return max(verdicts, key=VERDICTS.index)
+
+
+def project_name(recipe: str, task: str) -> str:
+    """Return what a user calls a build: the recipe where the task is a class of the user's own file, else the task."""
+    return recipe if ".py:" in task else task
 
 
 @dataclass(frozen=True)
@@ -53,19 +62,19 @@ class BudgetCheck:
 
 @dataclass(frozen=True)
 class CandidateResult:
-    """One of the ways in which the network was written for a target, as far as it was measured.
+    """One way in which the network was written for a target, as far as it was measured.
 
     Attributes:
-        name: e.g. "int8", "int8-nncf", "float32".
-        precision: e.g. "int8".
-        verdict: of the gate.
-        metric: of its last stage; None where there are no labels.
-        bound: of its drift against the ledger's reference, at its last stage.
-        flips: share of samples whose top-1 class is not the reference's, at its last stage; None where the network
-            is no classifier.
-        p50: latency; None where it was not measured.
-        size_bytes: of the file that the runtime is given.
-        peak_rss_bytes: of the process that ran it; None where it was not measured.
+        name: Name of the candidate, e.g. "int8", "int8-nncf" or "float32".
+        precision: Its precision, e.g. "int8".
+        verdict: The gate's verdict on its last stage.
+        metric: The metric at its last stage; None where there are no labels.
+        bound: Upper confidence bound of its drift against the ledger's reference, at its last stage.
+        flips: Share of samples whose top-1 class is not the reference's, at its last stage; None where the network is
+            no classifier.
+        p50: Median latency in ms with its 95 % interval; None where it was not measured.
+        size_bytes: Size of the file that the runtime is given.
+        peak_rss_bytes: Peak resident memory of the process that ran it; None where it was not measured.
     """
 
     name: str
@@ -93,10 +102,10 @@ class TargetResult:
         profile: the baselines, engine and the other candidates, measured in turns on the device; None where they
             were not measured.
         profile_reason: why not: ``"not measured: ..."``; None where they were.
-        sizes: bytes of the engine files of the float networks and of "engine".
+        sizes: bytes of the engine files of the float networks and of "shipped".
         bundle: path relative to the output folder; None where no bundle was released.
         budgets: the target's limits.
-        deploy_logit_error: largest |difference| between the logits of ``deploy.onnx`` and ``engine.onnx``.
+        deploy_logit_error: largest |difference| between the logits of ``deploy.onnx`` and ``probe.onnx``.
         candidates: every way in which the network was written, the one that ships among them.
         chosen: name of the one that ships.
         choice: why it does.
@@ -120,14 +129,14 @@ class TargetResult:
     chosen: str
     choice: str
     facts: tuple[str, ...] = ()
-    robustness: Disturbed | None = None
+    robustness: NetworkRobustness | None = None
 
     def __post_init__(self) -> None:
         if self.profile is None and not self.profile_reason:
             raise ValueError(f"{self.target}: without a profile there must be a reason for it")
 
     def measured(self, name: str) -> EngineProfile | None:
-        """Return what was measured of a baseline or of "engine", if it was."""
+        """Return what was measured of a baseline or of "shipped", if it was."""
         engines = self.profile.engines if self.profile else ()
         return next((engine for engine in engines if engine.name == name), None)
 
@@ -145,7 +154,7 @@ class TargetResult:
         """On how many samples the ledger was kept."""
         return self.last.to_reference.samples if self.last.to_reference else 0
 
-    def speedup(self, baseline: str, name: str = ENGINE) -> float | None:
+    def speedup(self, baseline: str, name: str = SHIPPED) -> float | None:
         """Return a baseline's p50 over that of ``name``: both from the one run in which they took turns."""
         slow, fast = self.measured(baseline), self.measured(name)
         if not (slow and fast and slow.latency.p50 and fast.latency.p50):
@@ -154,16 +163,16 @@ class TargetResult:
 
     def shrinkage(self, baseline: str) -> float | None:
         """Return the size of a baseline's file over the engine's."""
-        if baseline not in self.sizes or not self.sizes.get(ENGINE):
+        if baseline not in self.sizes or not self.sizes.get(SHIPPED):
             return None
-        return self.sizes[baseline] / self.sizes[ENGINE]
+        return self.sizes[baseline] / self.sizes[SHIPPED]
 
     @property
     def budget_checks(self) -> tuple[BudgetCheck, ...]:
         """The limits that the target states, each with the engine's figure."""
-        engine = self.measured(ENGINE)
+        engine = self.measured(SHIPPED)
         p50 = engine.latency.p50.value_ms if engine and engine.latency.p50 else None
-        size = self.sizes[ENGINE] / 1e6 if ENGINE in self.sizes else None
+        size = self.sizes[SHIPPED] / 1e6 if SHIPPED in self.sizes else None
         memory = engine.peak_rss_bytes / 1e6 if engine else None
         stated = (
             ("latency p50", "ms", self.budgets.latency_ms, p50),
@@ -185,7 +194,7 @@ class TargetResult:
     @property
     def remark(self) -> str | None:
         """Say so where compressing did not pay: the engine is not clearly faster than the float network of before."""
-        before, engine = self.measured(self.baselines[-1]), self.measured(ENGINE)
+        before, engine = self.measured(self.baselines[-1]), self.measured(SHIPPED)
         if not (before and engine and before.latency.p50 and engine.latency.p50):
             return None
         if engine.latency.p50.high_ms < before.latency.p50.low_ms:
@@ -210,7 +219,7 @@ class BuildReport:
             added and their shares of the gradient, and on the validation split metric and Gram drift from the anchor.
         targets: one result for each target.
         robustness: of the networks that were trained here; None where it was not measured.
-        robustness_reason: why not: ``"not measured: ..."``.
+        robustness_reason: Why it was not: ``"not measured: ..."``.
     """
 
     recipe: str
@@ -222,6 +231,11 @@ class BuildReport:
     targets: tuple[TargetResult, ...]
     robustness: Robustness | None = None
     robustness_reason: str = "not measured"
+
+    @property
+    def name(self) -> str:
+        """What a title calls the build."""
+        return project_name(self.recipe, self.task)
 
     @property
     def verdict(self) -> Verdict:

@@ -5,8 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from edgekd.gram.gate import DEVICE
 from edgekd.report.format import NOTHING, WITHHELD, factor, milliseconds, number, share, size
-from edgekd.report.results import ENGINE
+from edgekd.report.results import SHIPPED
 
 if TYPE_CHECKING:
     from edgekd.gram.gate import GateLimits, Ledger, LedgerRow
@@ -136,7 +137,7 @@ def _ledger_notes(ledger: Ledger) -> tuple[str, ...]:
 def engine_table(result: TargetResult) -> Table:
     """Return teacher, student and engine side by side; without a profile, only what is known of them."""
     metric = metric_name(result.ledger.metric)
-    models = (*result.baselines, ENGINE)
+    models = (*result.baselines, SHIPPED)
     if result.profile is None:
         known = tuple((name, size(result.sizes.get(name)), _metric(result, name)) for name in models)
         notes = (f"Latency and memory {result.profile_reason}.", _ratios(result))
@@ -159,11 +160,16 @@ def candidate_table(result: TargetResult) -> Table:
             candidate.verdict,
             milliseconds(candidate.p50.value_ms) if candidate.p50 else "not measured",
             size(candidate.size_bytes),
-            "ships" if candidate.name == result.chosen else "",
+            ("shown" if result.verdict == "fail" else "ships") if candidate.name == result.chosen else "",
         )
         for candidate in result.candidates
     )
-    return Table("Candidates", columns, rows, (f"{result.chosen} ships: {result.choice}.",))
+    return Table("Candidates", columns, rows, (choice_sentence(result),))
+
+
+def choice_sentence(result: TargetResult) -> str:
+    """Say which candidate was chosen, and why; one that the gate rejects does not ship."""
+    return f"{result.chosen} {'is shown' if result.verdict == 'fail' else 'ships'}: {result.choice}."
 
 
 def _columns(first: str, *figures: str) -> tuple[Column, ...]:
@@ -186,7 +192,7 @@ def _engine_row(result: TargetResult, name: str) -> tuple[str, ...]:
 
 
 def _metric(result: TargetResult, name: str) -> str:
-    row = result.last if name == ENGINE else result.row(name)
+    row = result.last if name == SHIPPED else result.row(name)
     return number(row.metric) if row else "not measured"
 
 
@@ -217,7 +223,7 @@ def _ratios(result: TargetResult) -> str:
         told = [f"speed {factor(speed)}"] if speed else []
         told += [f"size {share(1 / shrinkage)}"] if shrinkage else []
         parts += [f"to {baseline}: {', '.join(told)}"] if told else []
-    return f"Engine {'; '.join(parts) or 'not measured'}."
+    return f"Shipped {'; '.join(parts) or 'not measured'}."
 
 
 def summary_table(report: BuildReport) -> Table:
@@ -229,13 +235,13 @@ def summary_table(report: BuildReport) -> Table:
         Column("device", right=False),
         *(Column(name) for name in ("p50 ms", "size", metric, "bound", "verdict")),
     )
-    unrun = [result.target for result in report.targets if result.last.stage != ENGINE]
+    unrun = [result.target for result in report.targets if result.last.stage != DEVICE]
     notes = (f"{metric} and bound of {', '.join(unrun)}: of the same graph in ONNX Runtime on the building host.",)
     return Table("Targets", columns, tuple(map(_summary_row, report.targets)), notes if unrun else ())
 
 
 def _summary_row(result: TargetResult) -> tuple[str, ...]:
-    engine = result.measured(ENGINE)
+    engine = result.measured(SHIPPED)
     if result.profile is None or engine is None:
         p50 = "not measured"
     else:
@@ -245,8 +251,8 @@ def _summary_row(result: TargetResult) -> tuple[str, ...]:
         result.target,
         result.device,
         p50,
-        size(result.sizes.get(ENGINE)),
-        _metric(result, ENGINE),
+        size(result.sizes.get(SHIPPED)),
+        _metric(result, SHIPPED),
         number(bound.bound) if bound else "not measured",
         result.verdict.upper(),
     )

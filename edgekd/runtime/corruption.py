@@ -1,9 +1,9 @@
-"""Inputs with one modality dropped or noisy, and what a network makes of them. Imports no torch."""
+"""Corruptions of one modality of a network's inputs, and the robustness of its metric to them. Imports no torch."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, TypeAlias
 
 import numpy as np
 
@@ -13,20 +13,22 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
     from pathlib import Path
 
-    Array = np.ndarray[Any, Any]
-    #: From a modality's rows [N, ...] to what a network is given instead, in order, some rows at a time.
-    Change = Callable[[Array], Array]
+    from numpy.typing import NDArray
+
+    Array: TypeAlias = NDArray[np.float32]
+    #: Replaces a modality's rows [N, ...], in order, some rows at a time.
+    Corruption: TypeAlias = Callable[[Array], Array]
 
 _MEAN, _DEVIATION = "mean.", "deviation."
 
 
 @dataclass(frozen=True)
-class Channels:
+class ChannelStatistics:
     """Statistics of one modality over the training split, for each channel, the first dimension of a sample.
 
     Attributes:
-        mean: float32 [C, 1, ...], so that it broadcasts to a sample; [] where a sample is a single number.
-        deviation: the standard deviation, likewise.
+        mean: The mean, float32 [C, 1, ...], so that it broadcasts to a sample; [] where a sample is a single number.
+        deviation: The standard deviation, of the same shape.
     """
 
     mean: Array
@@ -34,13 +36,13 @@ class Channels:
 
 
 @dataclass(frozen=True)
-class Disturbed:
-    """A network's task metric on the test split.
+class NetworkRobustness:
+    """A network's task metric on the test split, with clean and with corrupted inputs.
 
     Attributes:
-        clean: with the inputs as they are.
-        dropped: for each modality with its inputs replaced by the training mean of each channel.
-        noisy: for each modality with Gaussian noise added to its inputs.
+        clean: The metric with the inputs as they are.
+        dropped: The metric by the modality whose inputs are replaced by the training mean of each channel.
+        noisy: The metric by the modality to whose inputs Gaussian noise is added.
     """
 
     clean: float
@@ -50,63 +52,72 @@ class Disturbed:
 
 @dataclass(frozen=True)
 class Robustness:
-    """What losing or spoiling one modality costs the networks that were trained.
+    """The robustness of the trained networks to the loss of one modality, or to noise in it.
 
     Attributes:
-        noise: standard deviation of the noise, in training standard deviations of each channel.
-        networks: by name.
+        noise: The standard deviation of the noise, in training standard deviations of each channel.
+        networks: The networks' robustness by their names.
     """
 
     noise: float
-    networks: dict[str, Disturbed]
+    networks: dict[str, NetworkRobustness]
 
 
-def save_channels(known: Mapping[str, Channels], path: Path) -> None:
-    """Write the statistics of each modality as ``.npz``."""
+def save_statistics(known: Mapping[str, ChannelStatistics], path: Path) -> None:
+    """Write the statistics of each modality as an ``.npz``."""
     means = {_MEAN + name: channels.mean for name, channels in known.items()}
     write_arrays(path, means | {_DEVIATION + name: channels.deviation for name, channels in known.items()})
 
 
-def load_channels(path: Path) -> dict[str, Channels]:
-    """Read what :func:`save_channels` wrote."""
+def load_statistics(path: Path) -> dict[str, ChannelStatistics]:
+    """Read the statistics that :func:`save_statistics` wrote."""
     with open_arrays(path) as arrays:
         names = [key.removeprefix(_MEAN) for key in arrays if key.startswith(_MEAN)]
-        return {name: Channels(arrays[_MEAN + name], arrays[_DEVIATION + name]) for name in names}
+        return {name: ChannelStatistics(arrays[_MEAN + name], arrays[_DEVIATION + name]) for name in names}
 
 
-def dropping(channels: Channels) -> Change:
-    """Replace a modality by its training mean: what a network that standardises its inputs sees as nothing."""
+def drop_modality(channels: ChannelStatistics) -> Corruption:
+    """Return the corruption that replaces a modality by its training mean.
+
+    A network that standardises its inputs sees zeros instead.
+    """
     return lambda rows: np.broadcast_to(channels.mean, rows.shape).astype(np.float32)
 
 
-def adding_noise(channels: Channels, level: float, seed: Sequence[int]) -> Change:
-    """Add Gaussian noise to a modality; rows that come in the same order get the same, however they are divided.
+def add_noise(channels: ChannelStatistics, level: float, seed: Sequence[int]) -> Corruption:
+    """Return the corruption that adds Gaussian noise to a modality.
+
+    Rows that come in the same order get the same noise, however they are divided.
 
     Args:
-        channels: of the modality.
-        level: standard deviation of the noise, in standard deviations of each channel.
-        seed: of the noise.
+        channels: The modality's statistics.
+        level: The standard deviation of the noise, in standard deviations of each channel.
+        seed: The seed of the noise.
     """
     random = np.random.default_rng(seed)
     spread = np.float32(level) * channels.deviation
     return lambda rows: rows + spread * random.standard_normal(rows.shape, np.float32)
 
 
-def measure(
-    clean: float, evaluate: Callable[[str, Change], float], known: Mapping[str, Channels], noise: float, seed: int
-) -> Disturbed:
-    """Measure one network with each modality dropped, and with each noisy.
+def measure_robustness(
+    clean: float,
+    evaluate: Callable[[str, Corruption], float],
+    known: Mapping[str, ChannelStatistics],
+    noise: float,
+    seed: int,
+) -> NetworkRobustness:
+    """Measure one network with each modality dropped, and with noise in each.
 
     Args:
-        clean: its metric with the inputs as they are.
-        evaluate: from a modality and what happens to its rows to the metric.
-        known: statistics of each modality.
-        noise: standard deviation of the noise, in those of each channel.
-        seed: of the noise, which is the same for every network.
+        clean: The network's metric with the inputs as they are.
+        evaluate: Returns the metric for a modality and the corruption of its rows.
+        known: The statistics of each modality.
+        noise: The standard deviation of the noise, in standard deviations of each channel.
+        seed: The seed of the noise, which is the same for every network.
     """
-    dropped = {name: evaluate(name, dropping(channels)) for name, channels in known.items()}
+    dropped = {name: evaluate(name, drop_modality(channels)) for name, channels in known.items()}
     noisy = {
-        name: evaluate(name, adding_noise(channels, noise, (seed, index)))
+        name: evaluate(name, add_noise(channels, noise, (seed, index)))
         for index, (name, channels) in enumerate(known.items())
     }
-    return Disturbed(clean, dropped, noisy)
+    return NetworkRobustness(clean, dropped, noisy)

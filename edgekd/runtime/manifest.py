@@ -1,4 +1,4 @@
-"""A bundle's manifest, and the proof that the files beside it are the ones it lists."""
+"""A bundle's manifest, and the check that the files beside it are the ones it lists."""
 
 from __future__ import annotations
 
@@ -7,49 +7,53 @@ import json
 import math
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import TYPE_CHECKING, Any, get_origin, get_type_hints
+from typing import TYPE_CHECKING, Any, Literal, get_origin, get_type_hints
 
 from edgekd import __version__
 from edgekd.errors import BundleError, nearest
+from edgekd.files import JsonObject  # noqa: TC001 - the types of the manifest's fields are read when it is
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Collection, Mapping
 
-SCHEMA_VERSION = 2
+#: "deploy" has logits only, "probe" the embeddings too.
+Variant = Literal["deploy", "probe"]
+
+SCHEMA_VERSION = 3
 MANIFEST = "manifest.json"
 REFERENCE = "reference.npz"
-#: For each node of the graph the branch that it belongs to; bundles of before version 3 of their stage have none.
+#: The branch of each node of the graph; bundles from before version 3 of their stage have no such file.
 BRANCHES = "branches.json"
-REQUIRED = ("engine.onnx", "deploy.onnx", REFERENCE, "ledger.json")
+REQUIRED = ("probe.onnx", "deploy.onnx", REFERENCE, "ledger.json")
 
 
 @dataclass(frozen=True)
 class Manifest:
-    """What ``manifest.json`` says; ``manifest.schema.json`` beside this file describes each field."""
+    """The content of ``manifest.json``; ``manifest.schema.json`` beside this file describes each field."""
 
     schema_version: int
     edgekd: str
     target: str
     runtime: str
-    options: dict[str, Any]
+    options: JsonObject
     precision: str
     released: bool
     verdict: str
     reasons: list[str]
-    task: dict[str, Any]
-    inputs: list[dict[str, Any]]
-    outputs: list[dict[str, Any]]
+    task: JsonObject
+    inputs: list[JsonObject]
+    outputs: list[JsonObject]
     classes: list[str]
     versions: dict[str, str]
-    measurements: dict[str, Any]
-    files: dict[str, dict[str, Any]]
+    measurements: JsonObject
+    files: dict[str, JsonObject]
 
 
 _TYPES = {name: get_origin(hint) or hint for name, hint in get_type_hints(Manifest).items()}
 
 
 def read_manifest(folder: Path) -> Manifest:
-    """Read and check a bundle's manifest; its other files are not touched.
+    """Read and check a bundle's manifest; its other files are not read.
 
     Raises:
         BundleError: there is none, or it is malformed or of another schema version.
@@ -68,8 +72,12 @@ def read_manifest(folder: Path) -> Manifest:
     return parse_manifest(content, str(path))
 
 
-def parse_manifest(content: dict[str, Any], where: str) -> Manifest:
-    """Check a manifest's content; ``where`` is what errors call it.
+def parse_manifest(content: JsonObject, where: str) -> Manifest:
+    """Check a manifest's content.
+
+    Args:
+        content: The JSON object.
+        where: The file's name in errors.
 
     Raises:
         BundleError: a key is missing, unknown or of the wrong type, or two of them contradict each other.
@@ -102,7 +110,7 @@ def parse_manifest(content: dict[str, Any], where: str) -> Manifest:
 
 
 def map_leaves(value: Any, change: Callable[[str, Any], Any], path: str = "") -> Any:
-    """Apply ``change(dotted path, leaf)`` to every leaf of a JSON value."""
+    """Return a JSON value with every leaf replaced by ``change(dotted path, leaf)``."""
     if isinstance(value, dict):
         return {str(key): map_leaves(item, change, f"{path}.{key}".lstrip(".")) for key, item in value.items()}
     if isinstance(value, list | tuple):
@@ -116,12 +124,12 @@ def null_not_finite(value: Any) -> Any:
 
 
 def _is_inside(name: str) -> bool:
-    """Whether ``name`` is a relative path in its plainest form, on POSIX and on Windows."""
+    """Return whether ``name`` is a relative path in its plainest form, on POSIX and on Windows."""
     path = PurePosixPath(name)
     return str(path) == name and ".." not in path.parts and not path.is_absolute() and not set(name) & set("\\:\0")
 
 
-def check_required(files: Mapping[str, Any], where: str) -> None:
+def check_required(files: Collection[str], where: str) -> None:
     """Raise BundleError unless every file of :data:`REQUIRED` is among ``files``."""
     for name in REQUIRED:
         if name not in files:

@@ -1,4 +1,4 @@
-"""What every engine library looks like from here: named tensors in, named tensors out."""
+"""Sessions: what every engine library looks like to edgekd, named tensors in and named tensors out."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, BinaryIO, Protocol, TypeAlias, runtime_checkable
 from zipfile import BadZipFile
 
 import numpy as np
@@ -18,10 +18,15 @@ from edgekd.gram.npz import INPUT_PREFIX
 if TYPE_CHECKING:
     from types import TracebackType
 
-Array = np.ndarray[Any, np.dtype[Any]]
-Feeds = Mapping[str, Array]
+    from numpy.typing import NDArray
 
-#: Inputs that are run at once, at most: what a network computes on the way may take a hundred times as much memory.
+    from edgekd.files import JsonObject
+
+Array: TypeAlias = "NDArray[Any]"
+#: An engine's inputs by their names, a row a sample.
+Feeds: TypeAlias = "Mapping[str, Array]"
+
+#: The most bytes of inputs that are run at once: intermediate results may take a hundred times as much memory.
 _INPUTS_AT_ONCE_BYTES = 1 << 20
 
 
@@ -30,9 +35,9 @@ class TensorSpec:
     """One input or output of an engine.
 
     Attributes:
-        name: its name.
-        dtype: numpy's name of its type, e.g. "float32".
-        shape: an int for a fixed dimension, a name for a dynamic one; inputs that share a name share a size.
+        name: The tensor's name.
+        dtype: Numpy's name of its type, e.g. "float32".
+        shape: An int for each fixed dimension, a name for each dynamic one; inputs that share a name share a size.
     """
 
     name: str
@@ -44,17 +49,20 @@ class TensorSpec:
 
 
 @dataclass(frozen=True)
-class Built:
-    """What an engine library made of an engine for one machine: valid for that kind of machine and this version alone.
+class BuiltEngine:
+    """An engine that a library compiled for one machine; it fits that kind of machine and this version alone.
 
     Attributes:
-        files: names of the files that it consists of.
-        library: which library, with its version.
-        build_s: how long that took, in seconds; None where an earlier edgekd built it and did not say.
+        files: The names of its files.
+        library: The library's name and version.
+        open_with: Keyword arguments, as JSON values, that the library's own call that opens the first file must be
+            given besides the file, so that it computes as it did here.
+        build_s: The time of compiling in seconds; None where an earlier edgekd compiled it and did not record that.
     """
 
     files: tuple[str, ...]
     library: str
+    open_with: JsonObject
     build_s: float | None
 
 
@@ -63,15 +71,15 @@ class Session(Protocol):
 
     @property
     def inputs(self) -> tuple[TensorSpec, ...]:
-        """What :meth:`run` must be fed."""
+        """The inputs that :meth:`run` takes."""
 
     @property
     def outputs(self) -> tuple[TensorSpec, ...]:
-        """What :meth:`run` returns, in this order."""
+        """The outputs that :meth:`run` returns, in this order."""
 
     @property
     def facts(self) -> Mapping[str, str]:
-        """What its library says of how it runs the engine, for a report; may be empty."""
+        """Facts of how the library runs the engine, for a report; may be empty."""
 
     def run(self, feeds: Feeds) -> dict[str, Array]:
         """Return every output by its name; the caller owns the arrays.
@@ -91,16 +99,15 @@ class Session(Protocol):
 
 
 @runtime_checkable
-class TimesComputing(Protocol):
-    """What a :class:`Session` may offer beside: it tells computing from bringing arrays in and out."""
+class ComputeTimer(Protocol):
+    """A :class:`Session` that can time computing alone, without moving arrays in and out."""
 
-    def place(self, feeds: Feeds) -> Callable[[], int] | None:
-        """Put the feeds, one row each, in place, and return what computes on them and returns the time of that in ns.
-
-        It may be called again and again until the session is given other feeds.
+    def bind_inputs(self, feeds: Feeds) -> Callable[[], int] | None:
+        """Put the feeds, one row each, where the library reads them, and return a function that computes on them.
 
         Returns:
-            None where this engine, unlike others of its library, cannot be given its inputs in place.
+            A function that computes once and returns the time of that in ns; it may be called again and again until the
+            session is given other feeds. None where this engine, unlike others of its library, cannot be timed so.
 
         Raises:
             ModelError: as of :meth:`Session.run`.
@@ -111,15 +118,15 @@ _ndarray = np.ndarray  # looked up for every input of every inference
 
 
 class FeedCheck:
-    """The check that feeds are what an engine asks for. It runs before each inference, so it costs a few µs at most.
+    """The check that feeds fit an engine's inputs. It runs before each inference, so it costs a few µs at most.
 
     Args:
-        specs: the engine's inputs.
+        specs: The engine's inputs.
     """
 
     def __init__(self, specs: Sequence[TensorSpec]) -> None:
         self._specs = specs
-        # All that can be prepared is: comparing with a dtype's name takes four times as long as with the dtype.
+        # Everything is prepared that can be: comparing with a dtype's name takes four times as long as with the dtype.
         self._plan = [
             (
                 spec,
@@ -135,8 +142,11 @@ class FeedCheck:
         """Check the feeds of one inference.
 
         Raises:
-            ModelError: a name is missing or unknown, or a type, rank or size is wrong; it says what was expected.
+            ModelError: they are no mapping, a name is missing or unknown, or a type, rank or size is wrong; the message
+                says what was expected.
         """
+        if type(feeds) is not dict:
+            check_mapping(feeds, self._specs)
         # Most feeds are like the last that fitted, and to see that takes a fraction of the time.
         if self._fitted is not None and len(feeds) == len(self._fitted):
             for name, dtype, shape in self._fitted:
@@ -172,9 +182,36 @@ class FeedCheck:
             raise _wrong_names(self._specs, feeds)
 
 
-def _wrong_names(specs: Sequence[TensorSpec], feeds: Feeds) -> ModelError:
+def check_mapping(feeds: object, specs: Sequence[TensorSpec]) -> None:
+    """Check that feeds are arrays by name at all.
+
+    Args:
+        feeds: What the caller gave.
+        specs: The engine's inputs.
+
+    Raises:
+        ModelError: they are no mapping; the message says what was expected, with an example.
+    """
+    if not isinstance(feeds, Mapping):
+        given = "None" if feeds is None else f"a value of type {type(feeds).__name__}"
+        raise ModelError(f"the engine was given {given} instead of its inputs by name; {_expected(specs)}")
+
+
+def _expected(specs: Sequence[TensorSpec]) -> str:
+    inputs = "; ".join(f"'{spec.name}', {spec}" for spec in specs)
+    return f"feed a dict of numpy arrays: {inputs}; e.g. run({{{', '.join(map(_example, specs))}}})"
+
+
+def _example(spec: TensorSpec) -> str:
+    shape = [size if isinstance(size, int) else 1 for size in spec.shape]
+    return f"'{spec.name}': np.zeros({shape}, '{spec.dtype}')"
+
+
+def _wrong_names(specs: Sequence[TensorSpec], feeds: Mapping[Any, Array]) -> ModelError:
     known = [spec.name for spec in specs]
     for name in feeds:
+        if not isinstance(name, str):
+            return ModelError(f"the engine has no input {name!r}: its inputs have names; {_expected(specs)}")
         if name not in known:
             return ModelError(f"the engine has no input '{name}'{nearest(name, known)}")
     missing = "; ".join(f"'{spec.name}', {spec}" for spec in specs if spec.name not in feeds)
@@ -189,8 +226,8 @@ def read_feeds(source: Path | BinaryIO, specs: Sequence[TensorSpec]) -> dict[str
     """Read an engine's inputs, a row a sample, from an ``.npz`` with a key ``input.<name>`` for each.
 
     Args:
-        source: the file; its other keys are ignored, and pickled arrays refused.
-        specs: the engine's inputs.
+        source: The file; its other keys are ignored, and pickled arrays refused.
+        specs: The engine's inputs.
 
     Raises:
         ModelError: it is not such a file, lacks an input, has no rows, or does not fit ``specs``.
@@ -261,10 +298,10 @@ def run_rows(session: Session, feeds: Feeds, batch: int) -> dict[str, Array]:
 
 
 def rows_at_once(most: int, row_bytes: int) -> int:
-    """Return how many rows to run at a time: at most so many, and fewer where they are large, but one."""
+    """Return how many rows to run at a time: at most ``most``, fewer where a row is large, and at least one."""
     return max(1, min(most, _INPUTS_AT_ONCE_BYTES // max(row_bytes, 1)))
 
 
 def takes_one_row(specs: Sequence[TensorSpec]) -> bool:
-    """Whether an engine with these inputs takes one row at a time, for the batch of one of them is fixed at one."""
+    """Return whether an engine takes one row at a time, since the batch of one of its inputs is fixed at one."""
     return any(spec.shape[:1] == (1,) for spec in specs)

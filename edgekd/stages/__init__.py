@@ -1,1 +1,1 @@
-"""One stage of a build under the cache, its progress, and the files that stages leave for each other."""
+"""Stages of a build under the cache, their progress, and the files that stages leave for each other."""

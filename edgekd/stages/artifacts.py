@@ -1,22 +1,19 @@
-"""What the learning stages leave behind. Imports no torch, so that finished results are read without it."""
+"""Results and files of the stages that train. Importing this module imports no torch: finished results need none."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
-#: Raised by one whenever a stage's code changes its results: older ones are then made anew.
-VERSIONS = {"teacher": 3, "distill": 3, "prune": 5, "export": 4, "tune": 2, "outputs": 1, "robustness": 1}
-
-#: A trained model's weights, its probe of the test split, and what was pruned from it, in its stage's folder.
+#: In the folder of a stage that trains: the weights, the probe on the test split, and what was pruned.
 WEIGHTS, PROBE, REMOVED = "model.safetensors", "probe.npz", "removed.json"
 
-#: The probe of the network just cut, before its last fine-tune.
-CUT = "cut.npz"
+#: In the same folder, the probe of the network just cut, before its last fine-tune.
+CUT_PROBE = "cut.npz"
 
-#: What was measured of the training inputs, for the engines' robustness.
+#: In the folder of the stage robustness, the statistics of the training inputs, for what is measured of engines.
 CHANNELS = "channels.npz"
 
-#: Samples for the stages without torch, as `input.<modality>` with `ids`, `labels` and, where there are any, `groups`.
+#: Samples for the stages without torch: `input.<modality>`, `ids`, `labels` and, where there are any, `groups`.
 TEST, CALIBRATION = "test.npz", "calibration.npz"
 
 
@@ -25,9 +22,9 @@ class Trained:
     """A trained model.
 
     Attributes:
-        metric: on the test split.
-        parameters: how many.
-        history: one entry an epoch; empty when nothing was trained.
+        metric: Task metric on the test split.
+        parameters: Number of parameters.
+        history: One entry for each epoch; empty where nothing was trained.
     """
 
     metric: float
@@ -37,13 +34,13 @@ class Trained:
 
 @dataclass(frozen=True)
 class TaskFacts:
-    """What the later stages need to know of the task.
+    """Facts about the task that later stages need.
 
     Attributes:
-        metric: its name.
-        higher_is_better: whether a larger metric is better.
-        classes: names of the logits, in order.
-        inputs: for each modality name, dtype, shape and preprocessing, as in a bundle's manifest.
+        metric: Name of the task metric.
+        higher_is_better: Whether a larger metric is better.
+        classes: Names of the logits, in order.
+        inputs: For each modality its name, dtype, shape and preprocessing, as in a bundle's manifest.
     """
 
     metric: str
@@ -54,13 +51,13 @@ class TaskFacts:
 
 @dataclass(frozen=True)
 class Exported:
-    """``<name>.onnx`` for each network.
+    """Networks that were exported to ONNX, each to the file :func:`onnx_name`.
 
     Attributes:
-        parity: for each network the largest |ONNX - torch| over all outputs, as a share of the output's largest
+        parity: For each network the largest |ONNX - torch| over all outputs, as a share of the output's largest
             magnitude.
-        sizes: bytes of each network's file.
-        facts: of the task.
+        sizes: Bytes of each network's file.
+        facts: Facts about the task.
     """
 
     parity: dict[str, float]
@@ -69,5 +66,5 @@ class Exported:
 
 
 def onnx_name(network: str) -> str:
-    """Return the file name of a network's graph."""
-    return f"{network}.onnx"
+    """Return the file name of a network's graph, e.g. ``student_pruned.onnx`` of the network "pruned"."""
+    return "student_pruned.onnx" if network == "pruned" else f"{network}.onnx"

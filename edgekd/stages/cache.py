@@ -1,7 +1,7 @@
-"""The stage cache: one folder a result, named by a digest of all that the result depends on.
+"""The stage cache: one folder for each result, named by a digest of all that the result depends on.
 
-A stage works in ``<name>.partial`` under a lock and the folder is renamed when it is whole, so a folder that exists is
-finished. A killed stage leaves its ``.partial`` folder, where training finds its last checkpoint.
+A stage works in ``<name>.partial`` under a lock, and the folder is renamed when it is complete, so that a folder that
+exists is finished. A killed stage leaves its ``.partial`` folder, where training finds its last checkpoint.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import hashlib
 import json
 import shutil
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from edgekd.errors import CacheError
 from edgekd.files import make_folder, need, sha256_file, write_text
@@ -19,34 +19,39 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from pathlib import Path
 
+    from edgekd.files import JsonObject
+
 _RECORD = "result.json"
 
-#: The file, and the folder, of a killed stage that the same stage may go on from. All in them is written atomically.
+#: The file and the folder from which a killed stage continues. Everything in them is written atomically.
 CHECKPOINT, ROUNDS = "checkpoint.pt", "rounds"
 
 
-def digest(value: Any) -> str:
-    """Return a short hex digest of a JSON-able value; equal values, in any key order, give equal digests."""
+def digest(value: object) -> str:
+    """Return a short hex digest of a JSON value; equal values, in any order of keys, have equal digests."""
     text = json.dumps(value, sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 class Cache:
-    """A folder of finished stage results.
+    """A folder of finished results of stages.
+
+    Args:
+        root: The folder, which is made.
 
     Raises:
-        CacheError: the folder cannot be made or written.
+        CacheError: The folder cannot be made or written.
     """
 
     def __init__(self, root: Path) -> None:
         self.root = root
         make_folder(root, CacheError, "--cache")
 
-    def find(self, name: str) -> dict[str, Any] | None:
-        """Return the record of a finished result whose files are all as they were written, else None.
+    def find(self, name: str) -> JsonObject | None:
+        """Return the record of a finished result; None where there is none, or where one of its files was altered.
 
         Raises:
-            CacheError: a file of it may not be read.
+            CacheError: A file of the result may not be read.
         """
         try:
             return _read(self.root / name)
@@ -57,11 +62,11 @@ class Cache:
 
     @contextmanager
     def hold(self, name: str, waiting: Callable[[], None]) -> Iterator[None]:
-        """Hold a lock by name. The kernel lets it go with its process, however that ends.
+        """Hold the lock of a name. The kernel releases it with its process, however that ends.
 
         Args:
-            name: of what is locked.
-            waiting: called once if another build holds the lock, before waiting for it.
+            name: Name of what is locked.
+            waiting: Called once where another build holds the lock, before waiting for it.
         """
         filelock = need("filelock", "build")
         lock = filelock.FileLock(self.root / f"{name}.lock")
@@ -77,14 +82,14 @@ class Cache:
 
     @contextmanager
     def claim(
-        self, name: str, waiting: Callable[[], None], fits: Callable[[dict[str, Any]], bool] = lambda _: True
+        self, name: str, waiting: Callable[[], None], fits: Callable[[JsonObject], bool] = lambda _: True
     ) -> Iterator[Path | None]:
-        """Hold the result's lock and yield its working folder, or None when another build has finished it meanwhile.
+        """Hold a result's lock and yield its working folder, or None where another build has finished it meanwhile.
 
         Args:
-            name: of the result.
-            waiting: as for :meth:`hold`.
-            fits: whether a finished result's record can be used; if not, the result is made again.
+            name: Name of the result.
+            waiting: As for :meth:`hold`.
+            fits: Whether the record of a finished result can be used; if not, the result is made again.
         """
         with self.hold(name, waiting):
             record = self.find(name)
@@ -96,20 +101,20 @@ class Cache:
             _sweep(partial)
             yield partial
 
-    def finish(self, name: str, record: dict[str, Any]) -> None:
-        """Turn the working folder into the finished result. Call it inside :meth:`claim`."""
+    def finish(self, name: str, record: JsonObject) -> None:
+        """Turn the working folder into the finished result; to be called inside :meth:`claim`."""
         partial, folder = self.root / f"{name}.partial", self.root / name
         (partial / CHECKPOINT).unlink(missing_ok=True)
         paths = sorted(path for path in partial.rglob("*") if path.is_file())
         files = {path.relative_to(partial).as_posix(): sha256_file(path) for path in paths}
         stored = {"record": record, "files": files}
         write_text(partial / _RECORD, json.dumps({**stored, "digest": digest(stored)}, indent=1))
-        if folder.exists():  # altered, damaged or outdated: nobody could use it
+        if folder.exists():  # it was altered or damaged, or is outdated: nobody can use it
             shutil.rmtree(folder)
         partial.rename(folder)
 
 
-def _read(folder: Path) -> dict[str, Any] | None:
+def _read(folder: Path) -> JsonObject | None:
     try:
         stored = json.loads((folder / _RECORD).read_text(encoding="utf-8"))
     except (FileNotFoundError, ValueError):
@@ -120,12 +125,12 @@ def _read(folder: Path) -> dict[str, Any] | None:
         path = folder / file
         if not path.is_file() or sha256_file(path) != expected:
             return None
-    record: dict[str, Any] = stored["record"]
+    record: JsonObject = stored["record"]
     return record
 
 
 def _sweep(partial: Path) -> None:
-    """Remove what a killed run left half done; only what was written atomically is whole."""
+    """Remove what a killed run left half done; only what is written atomically is known to be complete."""
     for path in partial.iterdir():
         if path.is_dir() and not path.is_symlink():
             if path.name != ROUNDS:

@@ -1,4 +1,4 @@
-"""What a running build tells its observer. Stages report; only the command line prints."""
+"""Events that a running build reports to its observer. Stages report; only the command line prints."""
 
 from __future__ import annotations
 
@@ -11,26 +11,26 @@ class Observer(Protocol):
     """Receives a build's events, in order. A stage's name is unique within a build, e.g. ``quantize cpu``."""
 
     def plan(self, stages: tuple[str, ...]) -> None:
-        """The stages that the build will go through."""
+        """Receive the names of the stages that the build will go through."""
 
     def start(self, stage: str) -> None:
-        """A stage begins to work; not called for one that is up to date."""
+        """Receive that a stage begins to work; it is not called for a stage that is up to date."""
 
     def advance(self, stage: str, done: int, total: int, note: str) -> None:
-        """``done`` of ``total`` steps are over; ``note`` says what came out so far."""
+        """Receive that ``done`` of ``total`` steps are over; ``note`` says what came out so far."""
 
     def warn(self, stage: str, message: str) -> None:
-        """Something that the user should know and that does not stop the build."""
+        """Receive something that the user should know and that does not stop the build."""
 
     def finish(self, stage: str, seconds: float, cached: bool, summary: str) -> None:
-        """A stage is over; ``cached`` when it was up to date and did nothing."""
+        """Receive that a stage is over; ``cached`` where it was up to date and did nothing."""
 
 
-class InTurn:
+class SerialObserver:
     """Passes on what several threads report, one event after the other.
 
     Args:
-        observer: hears it all.
+        observer: Receives all events.
     """
 
     def __init__(self, observer: Observer) -> None:
@@ -38,34 +38,39 @@ class InTurn:
         self._lock = threading.Lock()
 
     def plan(self, stages: tuple[str, ...]) -> None:
-        """Pass it on."""
+        """Pass the event on."""
         with self._lock:
             self._observer.plan(stages)
 
     def start(self, stage: str) -> None:
-        """Pass it on."""
+        """Pass the event on."""
         with self._lock:
             self._observer.start(stage)
 
     def advance(self, stage: str, done: int, total: int, note: str) -> None:
-        """Pass it on."""
+        """Pass the event on."""
         with self._lock:
             self._observer.advance(stage, done, total, note)
 
     def warn(self, stage: str, message: str) -> None:
-        """Pass it on."""
+        """Pass the event on."""
         with self._lock:
             self._observer.warn(stage, message)
 
     def finish(self, stage: str, seconds: float, cached: bool, summary: str) -> None:
-        """Pass it on."""
+        """Pass the event on."""
         with self._lock:
             self._observer.finish(stage, seconds, cached, summary)
 
 
 @dataclass(frozen=True)
 class StageReporter:
-    """One stage's end of the observer."""
+    """Reports the events of one stage.
+
+    Attributes:
+        observer: Receives the events.
+        stage: Name of the stage.
+    """
 
     observer: Observer
     stage: str
@@ -81,35 +86,35 @@ class StageReporter:
 
 @dataclass(frozen=True)
 class PartialReporter(StageReporter):
-    """Reports one of several trainings in a stage as a part of them all.
+    """Reports one of several trainings of a stage as a part of all of them.
 
     Attributes:
-        before: steps of those before it.
-        total: steps of all.
+        before: Number of steps of the trainings before it.
+        total: Number of steps of all trainings.
     """
 
     before: int
     total: int
 
-    def advance(self, done: int, total: int, note: str = "") -> None:  # noqa: ARG002  (of this part)
+    def advance(self, done: int, total: int, note: str = "") -> None:  # noqa: ARG002  (the part's own total)
         """Report progress."""
         super().advance(self.before + done, self.total, note)
 
 
 class Silent:
-    """An observer that ignores everything."""
+    """An observer that ignores every event."""
 
     def plan(self, stages: tuple[str, ...]) -> None:
-        """Ignore."""
+        """Ignore the event."""
 
     def start(self, stage: str) -> None:
-        """Ignore."""
+        """Ignore the event."""
 
     def advance(self, stage: str, done: int, total: int, note: str) -> None:
-        """Ignore."""
+        """Ignore the event."""
 
     def warn(self, stage: str, message: str) -> None:
-        """Ignore."""
+        """Ignore the event."""
 
     def finish(self, stage: str, seconds: float, cached: bool, summary: str) -> None:
-        """Ignore."""
+        """Ignore the event."""

@@ -1,11 +1,11 @@
-"""Running one stage under the cache, and telling the observer."""
+"""Stages of a build: what one is, and how it is run under the cache and reported to the observer."""
 
 from __future__ import annotations
 
 import time
 from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
-from typing import TYPE_CHECKING, Any, Generic, TypeVar
+from typing import TYPE_CHECKING, Generic, TypeVar
 
 import msgspec
 
@@ -14,15 +14,45 @@ from edgekd.stages.cache import Cache, digest
 from edgekd.stages.progress import Observer, StageReporter
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable, Iterable, Mapping
     from pathlib import Path
+
+    from edgekd.files import JsonObject
 
 R = TypeVar("R")
 
 
 @dataclass(frozen=True)
+class StageSpec(Generic[R]):
+    """One kind of stage, declared once.
+
+    Attributes:
+        name: The stage's name, one word, e.g. "quantize". Names of results begin with it.
+        version: Version of the stage's code. A higher one makes older results stale.
+        result: Type of the result, a frozen dataclass.
+        libraries: Packages whose installed versions the result depends on.
+        purpose: What the stage does, as a phrase for the documentation.
+        summary: Describes a result in a few words.
+    """
+
+    name: str
+    version: int
+    result: type[R]
+    libraries: tuple[str, ...] = ()
+    purpose: str = ""
+    summary: Callable[[R], str] = str
+
+
+@dataclass(frozen=True)
 class StageTime:
-    """One stage of the build: how long it took, and what came out in a few words."""
+    """One finished stage of a build.
+
+    Attributes:
+        name: The stage's name in the build, e.g. "quantize cpu".
+        seconds: Time that it took; 0 where it was up to date.
+        cached: Whether it was up to date.
+        summary: The result in a few words.
+    """
 
     name: str
     seconds: float
@@ -35,9 +65,9 @@ class Done(Generic[R]):
     """A finished stage.
 
     Attributes:
-        key: names the result; a digest over all that it depends on.
-        folder: where its files are.
-        result: what it found.
+        key: Name of the result: a digest over all that the result depends on.
+        folder: Folder of the result's files.
+        result: The result itself.
     """
 
     key: str
@@ -47,48 +77,84 @@ class Done(Generic[R]):
 
 @dataclass(frozen=True)
 class Stage(Generic[R]):
-    """One stage, ready to run.
+    """One stage of one build, ready to run.
 
     Attributes:
-        name: unique within a build, e.g. "quantize cpu".
-        version: of the stage's code; a higher one makes older results stale.
-        depends: all that the result depends on: config, keys of the inputs, library versions. JSON.
-        result: type of the result, a frozen dataclass.
-        run: does the work in a folder.
-        summary: says in a few words what came out.
+        spec: The kind of stage.
+        label: What tells it from the build's other stages of this kind, e.g. the target's name; "" for the only one.
+        depends: All that the result depends on beside the kind, as JSON. The label is not among it: two targets that
+            ask for the same share the result.
+        run: Function that does the work in a folder.
     """
 
-    name: str
-    version: int
-    depends: dict[str, Any]
-    result: type[R]
+    spec: StageSpec[R]
+    label: str
+    depends: JsonObject
     run: Callable[[Path, StageReporter], R]
-    summary: Callable[[R], str]
+
+    @property
+    def name(self) -> str:
+        """The stage's name, unique within a build, e.g. "quantize cpu"."""
+        return f"{self.spec.name} {self.label}".rstrip()
 
     @property
     def key(self) -> str:
-        """What names its result."""
-        kind = self.name.split()[0]
-        return f"{kind}-{digest({'stage': kind, 'version': self.version, **self.depends})}"
+        """Name of the result."""
+        identity = {"stage": self.spec.name, "version": self.spec.version, **self.depends}
+        return f"{self.spec.name}-{digest(identity)}"
 
 
 @dataclass
 class Runner:
-    """Runs stages in order, each at most once ever."""
+    """Runs stages in order, each at most once ever.
+
+    Attributes:
+        cache: The finished results.
+        observer: Receives each stage's events.
+        times: The stages that are finished, in their order.
+    """
 
     cache: Cache
     observer: Observer
     times: list[StageTime] = field(default_factory=list)
 
-    def __call__(self, stage: Stage[R]) -> Done[R]:
-        """Run a stage, or read its result where it is up to date; either way it is reported once in a build."""
-        key = stage.key
+    def __call__(
+        self,
+        spec: StageSpec[R],
+        *,
+        label: str = "",
+        config: Mapping[str, object] | None = None,
+        inputs: Mapping[str, object] | None = None,
+        run: Callable[[Path, StageReporter], R],
+    ) -> Done[R]:
+        """Run a stage, or read its result where it is up to date; either way it is reported once in a build.
+
+        Args:
+            spec: Kind of stage.
+            label: What tells it from the build's other stages of this kind; the result does not depend on it.
+            config: Settings that the result depends on, as JSON.
+            inputs: Keys of the results that it is computed from, by name, as JSON.
+            run: Function that does the work in a folder and returns the result.
+
+        Raises:
+            MissingDependency: One of the spec's libraries is not installed.
+        """
+        depends = {
+            "config": dict(config or {}),
+            "inputs": dict(inputs or {}),
+            "versions": library_versions(spec.libraries, "build"),
+        }
+        return self.execute(Stage(spec, label, depends, run))
+
+    def execute(self, stage: Stage[R]) -> Done[R]:
+        """Run a stage that is ready, or read its result."""
+        key, result_type = stage.key, stage.spec.result
         record = self.cache.find(key)
         started = time.monotonic()
-        cached = record is not None and _fits(record, stage.result)
+        cached = record is not None and _fits(record, result_type)
         if not cached:
             with self.cache.claim(
-                key, lambda: self._wait(stage.name), lambda found: _fits(found, stage.result)
+                key, lambda: self._wait(stage.name), lambda record: _fits(record, result_type)
             ) as folder:
                 if folder is None:
                     record, cached = self.cache.find(key), True
@@ -96,11 +162,10 @@ class Runner:
                     self.observer.start(stage.name)
                     record = msgspec.to_builtins(stage.run(folder, StageReporter(self.observer, stage.name)))
                     self.cache.finish(key, record)
-        result = msgspec.convert(record, stage.result)
+        result = msgspec.convert(record, result_type)
         if not cached or all(spent.name != stage.name for spent in self.times):
-            self._report(
-                StageTime(stage.name, 0.0 if cached else time.monotonic() - started, cached, stage.summary(result))
-            )
+            seconds = 0.0 if cached else time.monotonic() - started
+            self._report(StageTime(stage.name, seconds, cached, stage.spec.summary(result)))
         return Done(key, self.cache.root / key, result)
 
     def _report(self, spent: StageTime) -> None:
@@ -111,7 +176,7 @@ class Runner:
         self.observer.warn(name, "another build is at this very stage; waiting for its result")
 
 
-def _fits(record: dict[str, Any], result: type[Any]) -> bool:
+def _fits(record: JsonObject, result: type[object]) -> bool:
     """Whether a record is of this very result type, and not of one that an older edgekd had."""
     try:
         msgspec.convert(record, result)

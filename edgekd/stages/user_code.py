@@ -1,4 +1,4 @@
-"""A user's own code: which files it is made of, and what is said when it fails. Imports no torch."""
+"""A user's own code: the files that it consists of, and errors that name its line. This module imports no torch."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ _PACKAGE = Path(__file__).resolve().parent.parent
 
 
 def source_files(module_file: Path) -> tuple[Path, ...]:
-    """Return a task's Python files, its own first: a change of any makes it another task.
+    """Return a task's Python files, its own file first: a change of any of them makes it another task.
 
-    They are all below the task's folder, loaded or not, since a network may import its neighbours late. A shipped task
-    is its own file and the networks that it is made of.
+    They are all files below the task's folder, loaded or not, since a network may import its neighbours late. A shipped
+    task consists of its own file and the networks that it uses.
     """
     if module_file.is_relative_to(_PACKAGE):
         return module_file, _PACKAGE / "training" / "task" / "models.py"
@@ -34,7 +34,7 @@ def source_digests(module_file: Path) -> dict[str, str]:
     """Return the SHA-256 of each of a task's Python files, by its path from the task's folder.
 
     Raises:
-        OSError: a file cannot be read.
+        OSError: A file cannot be read.
     """
     return {
         Path(os.path.relpath(file, module_file.parent)).as_posix(): sha256_file(file)
@@ -43,7 +43,7 @@ def source_digests(module_file: Path) -> dict[str, str]:
 
 
 def installed(file: Path) -> bool:
-    """Whether a file was put where it is by an installer: it is no user's own code."""
+    """Whether a file was put where it is by an installer, so that it is not a user's own code."""
     return not {"site-packages", "dist-packages"}.isdisjoint(file.parts)
 
 
@@ -66,14 +66,14 @@ def _may_hold_sources(folder: Path) -> bool:
 
 @contextmanager
 def user_code(what: str, folder: Path | None) -> Iterator[None]:
-    """Say in one line what a user's code raised, and where.
+    """Turn whatever a user's code raises into one line that says what it was, and where.
 
     Args:
-        what: was being done.
-        folder: of the task: the innermost line below it is named, else the innermost of all.
+        what: What the code is called for, at the beginning of the line.
+        folder: Folder of the task: the innermost line below it is named, else the innermost of all.
 
     Raises:
-        TaskError: whatever was raised, but edgekd's own errors.
+        TaskError: The code raised something; edgekd's own errors pass through.
     """
     try:
         yield

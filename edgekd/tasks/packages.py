@@ -19,7 +19,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Literal
 
-from edgekd import npm
+from edgekd.devices import npm
 from edgekd.errors import DataError
 from edgekd.files import sha256_file, user_cache
 

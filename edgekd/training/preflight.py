@@ -10,28 +10,31 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from edgekd.config.recipe import LOGIT_LOSSES
-from edgekd.errors import TaskError, nearest
+from edgekd.errors import RecipeError, TaskError, nearest
 from edgekd.stages.labels import UNLABELLED
 from edgekd.stages.progress import Silent, StageReporter
 from edgekd.training.distillation.half_precision import tapped_teacher
-from edgekd.training.distillation.setup import Models, aligning
-from edgekd.training.loop.evaluate import batches, few, probe, truth
+from edgekd.training.distillation.loss_registry import loss_sections
+from edgekd.training.distillation.own_losses import find_loss
+from edgekd.training.distillation.setup import DistillationNetworks, distillation_objective
+from edgekd.training.loop.evaluate import batches, example_batch, ground_truth, probe
 from edgekd.training.loop.loop import compute_device
 from edgekd.training.loop.weights import build
 from edgekd.training.pruning.stage import ignored_layers
 from edgekd.training.taps.taps import TappedModel
-from edgekd.training.task.protocol import SPLITS, check_shapes
+from edgekd.training.task.loading import check_shapes
+from edgekd.training.task.protocol import SPLITS
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
     from torch import Tensor, nn
 
-    from edgekd.config.recipe import LossConfig, Recipe, Tap
-    from edgekd.training.loop.evaluate import Truth
+    from edgekd.config.recipe import Recipe, Tap, Term
+    from edgekd.training.loop.evaluate import GroundTruth
     from edgekd.training.taps.taps import TapOutputs, Taps
-    from edgekd.training.task.protocol import Batch, LoadedTask
+    from edgekd.training.task.loading import LoadedTask
+    from edgekd.training.task.protocol import Batch
 
 _SAMPLES = 4
 
@@ -102,21 +105,21 @@ def _check_reached(student: TapOutputs, recipe: Recipe) -> None:
     """Check that losses of embeddings can train something: that not every tap lies behind frozen layers alone."""
     if any(output.requires_grad for output in student.outputs.values()):
         return
-    losses = {"distill.loss": recipe.distill.loss}
-    if recipe.prune.active:
-        losses["prune.loss"] = recipe.prune.loss
-    if recipe.quantize.repair != "off":
-        losses["quantize.tune.loss"] = recipe.quantize.tune.loss
     asking = [
-        f"{section}.extra = {{}}"
-        for section, loss in losses.items()
-        if any(term.loss not in LOGIT_LOSSES and not term.student for term in loss.terms.values())
+        f"{section}.loss.extra = {{}}"
+        for section, loss in loss_sections(recipe).items()
+        if any(_reads_embeddings(term) for term in loss.terms.values())
     ]
     if asking:
         raise TaskError(
             "the student's taps all lie behind frozen layers, where no loss of embeddings can train anything: tap "
             f"modules after trainable layers, or set {', '.join(asking)}"
         )
+
+
+def _reads_embeddings(term: Term) -> bool:
+    """Whether a loss reads the embeddings at the student's own taps."""
+    return find_loss(term.loss or "").kind != "logits" and not term.student
 
 
 def _check_importance(recipe: Recipe, embeddings: Mapping[str, Tensor]) -> None:
@@ -132,28 +135,25 @@ def _check_importance(recipe: Recipe, embeddings: Mapping[str, Tensor]) -> None:
 
 def _check_losses(task: LoadedTask, teacher: nn.Module, student: nn.Module, taps: Taps, recipe: Recipe) -> None:
     """Bind the losses of every training that may come to the untrained networks."""
-    configs: dict[str, tuple[LossConfig, nn.Module | None]] = {"distill": (recipe.distill.loss, None)}
-    if recipe.prune.active:
-        configs["prune"] = (recipe.prune.loss, student)
-    if recipe.quantize.repair != "off":
-        configs["quantize.tune"] = (recipe.quantize.tune.loss, student)
-    batch = few(task, torch.device("cpu"))
-    for section, (config, anchor) in configs.items():
-        models, report = Models(student, teacher, anchor), StageReporter(Silent(), section)
-        with _of(section), aligning(task, models, taps, config, report) as objective:
+    batch = example_batch(task, torch.device("cpu"))
+    for section, config in loss_sections(recipe).items():
+        anchor = None if section == "distill" else student
+        networks, report = DistillationNetworks(student, teacher, anchor), StageReporter(Silent(), section)
+        with _naming(section), distillation_objective(task, networks, taps, config, report) as objective:
             objective.prepare(batch, recipe.seed)
+            objective.try_own_losses(batch)
 
 
 @contextmanager
-def _of(section: str) -> Iterator[None]:
-    """Say which section's losses an error is of."""
+def _naming(section: str) -> Iterator[None]:
+    """Name the section whose losses an error is about."""
     try:
         yield
-    except TaskError as error:
-        raise TaskError(f"[{section}.loss] {error}") from error
+    except (TaskError, RecipeError) as error:
+        raise type(error)(f"[{section}.loss] {error}") from error
 
 
-def _read(task: LoadedTask, name: str, classes: int) -> Truth:
+def _read(task: LoadedTask, name: str, classes: int) -> GroundTruth:
     """Check every sample of a split, in one pass, and return what is known of them."""
     where = f"split '{name}'"
 
@@ -164,14 +164,14 @@ def _read(task: LoadedTask, name: str, classes: int) -> Truth:
         _check_labels(where, batch, classes)
 
     with task.running(f"reading {where}"):
-        return truth(task.splits[name], check_batch)
+        return ground_truth(task.splits[name], check_batch)
 
 
 def _check_shapes(where: str, task: LoadedTask, batch: Batch) -> None:
     check_shapes(where, task.task, {key: tuple(x.shape[1:]) for key, x in batch.inputs.items()})
 
 
-def _check_groups(truths: Mapping[str, Truth]) -> None:
+def _check_groups(truths: Mapping[str, GroundTruth]) -> None:
     owner: dict[str, str] = {}
     for name, known in truths.items():
         if known.groups is None:
@@ -188,7 +188,7 @@ def _check_groups(truths: Mapping[str, Truth]) -> None:
             owner[group] = name
 
 
-def _check_metric(task: LoadedTask, student: nn.Module, taps: Mapping[str, Tap], test: Truth) -> None:
+def _check_metric(task: LoadedTask, student: nn.Module, taps: Mapping[str, Tap], test: GroundTruth) -> None:
     if not (test.labels != UNLABELLED).any():
         raise TaskError("split 'test' has no labels, and the metric needs them")
     logits = probe(student, taps, task.splits["test"]).logits

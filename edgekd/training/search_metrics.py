@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from edgekd.training.loop.evaluate import Validation, few, probe
+from edgekd.training.loop.evaluate import Validation, example_batch, probe
 from edgekd.training.loop.loop import compute_device
 from edgekd.training.loop.weights import build
 from edgekd.training.pruning.latency import RelativeLatency
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from edgekd.training.loop.loop import Epoch
     from edgekd.training.pruning.latency import Compared
     from edgekd.training.taps.taps import Taps
-    from edgekd.training.task.protocol import LoadedTask
+    from edgekd.training.task.loading import LoadedTask
 
 
 def validate(task: LoadedTask, teacher: nn.Module, student: nn.Module, taps: Taps) -> Epoch:
@@ -32,7 +32,7 @@ def validate(task: LoadedTask, teacher: nn.Module, student: nn.Module, taps: Tap
     return Validation(task, student.to(device), taps.student, reference)()
 
 
-class Stopwatch:
+class StudentTimer:
     """Times students, each in turns with the student that a task has by itself.
 
     Args:
@@ -46,7 +46,7 @@ class Stopwatch:
 
     def __init__(self, task: LoadedTask, taps: Taps, seed: int) -> None:
         reference = build(task.task.student, seed)
-        self._latency = RelativeLatency(reference, taps.student, few(task, torch.device("cpu")))
+        self._latency = RelativeLatency(reference, taps.student, example_batch(task, torch.device("cpu")))
 
     def __call__(
         self, task: LoadedTask, student: nn.Module, taps: Taps, alone: AbstractContextManager[object]
@@ -58,7 +58,7 @@ class Stopwatch:
         Raises:
             ModelError: torch cannot export it.
         """
-        return self._latency.compare(student, taps.student, few(task, torch.device("cpu")), alone)
+        return self._latency.compare(student, taps.student, example_batch(task, torch.device("cpu")), alone)
 
 
 def make_student(task: LoadedTask, seed: int) -> None:

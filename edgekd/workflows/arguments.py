@@ -5,8 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias
 
-from edgekd.config.recipe import Recipe, load_recipe, recipe_name
-from edgekd.config.target import Target, check_distinct, load_target
+from edgekd.config.loading import load_recipe, recipe_name
+from edgekd.config.recipe import Recipe
+from edgekd.config.target import Target, check_distinct
+from edgekd.devices.targets import load_target
 from edgekd.errors import RecipeError
 from edgekd.pipeline.build import BuildPaths
 

@@ -13,26 +13,27 @@ from typing import TYPE_CHECKING
 from msgspec.structs import replace
 
 from edgekd.config.recipe import ProfileConfig
-from edgekd.config.target import load_target, shipped_targets
+from edgekd.config.target import shipped_targets
 from edgekd.devices.base import Verifier
-from edgekd.devices.parallel import together
+from edgekd.devices.parallel import run_parallel
 from edgekd.devices.select import open_device
-from edgekd.devices.ssh import SshDevice
+from edgekd.devices.ssh.device import SshDevice
+from edgekd.devices.targets import load_target
 from edgekd.errors import BundleError, DeviceError, OutputError
 from edgekd.files import make_folder
 from edgekd.report.build.profile import profile_json, write_profile
-from edgekd.runtime.bundle import engine_file, examine, load, read_branches
+from edgekd.runtime.bundle import check_bundle, engine_file, load, read_branches
 from edgekd.runtime.manifest import REFERENCE, read_file
-from edgekd.runtime.measure.layers import fold
+from edgekd.runtime.measure.layers import assign_branches
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
 
     from edgekd.devices.base import Device
     from edgekd.files import JsonObject
-    from edgekd.runtime.bundle import Verification
     from edgekd.runtime.manifest import Manifest
     from edgekd.runtime.measure.results import Profile
+    from edgekd.runtime.verification import Verification
 
 _ENGINE = "engine"
 
@@ -95,9 +96,9 @@ def profile(
         OutputError: ``output`` cannot be made.
     """
     path, kept, config = Path(bundle), Path(output) if output is not None else None, settings or ProfileConfig()
-    manifest, library = examine(path, runtime)
+    manifest, library = check_bundle(path, runtime)
     branches, ledger = read_branches(path, manifest), _ledger(path, manifest)
-    own = "browser" if library.name == "onnxruntime-web" else "local"
+    own = "browser" if library.backend.in_browser else "local"
     if not config.rails and manifest.target in shipped_targets():
         config = replace(config, rails=load_target(manifest.target).power_rails)
     engine = path / engine_file(manifest, "deploy", library)
@@ -110,7 +111,7 @@ def profile(
                 raw = folder or Path(scratch)
                 make_folder(raw, OutputError, "--output")
                 found = device.profile({_ENGINE: engine}, library, path / REFERENCE, raw, config, advance or _ignore)
-            folded = fold(found, {_ENGINE: branches})
+            folded = assign_branches(found, {_ENGINE: branches})
             measured = ProfiledBundle(manifest, ledger, library.name, device.name, folded, folder)
             if folder:
                 write_profile(measured.json(), folder)
@@ -124,7 +125,7 @@ def profile(
             for board in boards:
                 board.stop()
 
-        found |= together(jobs, stop)
+        found |= run_parallel(jobs, stop)
     return [found[device.name] for device in opened]
 
 
@@ -179,7 +180,7 @@ def verify(bundle: Path | str, *, device: str | None = None, runtime: str | None
     if device is None:
         with load(path, runtime=runtime, allow_rejected=True) as loaded:
             return VerifiedBundle(loaded.manifest, loaded.runtime.name, loaded.verify())
-    manifest, library = examine(path, runtime)
+    manifest, library = check_bundle(path, runtime)
     with ExitStack() as stack:
         (opened,) = _open([device], stack)
         if not isinstance(opened, Verifier):

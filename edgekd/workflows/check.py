@@ -1,4 +1,4 @@
-"""Judge, blame and suggest limits without building a bundle: the work behind ``edgekd check`` and ``edgekd blame``."""
+"""Judge, suggest limits and blame without building a bundle: the work behind ``edgekd check`` and ``edgekd blame``."""
 
 from __future__ import annotations
 
@@ -6,16 +6,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from edgekd.devices.select import Absent
+from edgekd.devices.base import Absent
 from edgekd.errors import OutputError
 from edgekd.files import make_folder
 from edgekd.pipeline.build import prepare
 from edgekd.pipeline.publish import writing
-from edgekd.pipeline.target import run as target_run
-from edgekd.pipeline.target.blame import find_blame
+from edgekd.pipeline.target.blame import BLAME
+from edgekd.pipeline.target.evaluate import CHECK, COMPILE, EVALUATE
+from edgekd.pipeline.target.quantize import QUANTIZE
+from edgekd.pipeline.target.run import check as check_target
+from edgekd.pipeline.target.run import find_blame
 from edgekd.stages.progress import Silent
 from edgekd.workflows.arguments import DEFAULT_CACHE, resolve_paths, resolve_recipe, resolve_targets
-from edgekd.workflows.threshold_stage import measure_alarm_stage
+from edgekd.workflows.threshold_stage import ALARM, alarm_stage
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -76,14 +79,14 @@ def check(
         EdgekdError: Any error that a user can cause.
     """
     loaded, _ = resolve_recipe(recipe, overrides)
-    stages = ("quantize", "compile", "engine", "check")
+    stages = (QUANTIZE, COMPILE, EVALUATE, CHECK)
     on = resolve_targets(targets)
     observer = observer or Silent()
-    with prepare(loaded, on, Path(cache), devices=devices, observer=observer, second_half=stages) as prepared:
+    with prepare(loaded, on, Path(cache), devices=devices, observer=observer, only=stages) as prepared:
         checks = []
         for name, context in prepared.contexts.items():
-            checked = target_run.check(context)
-            ledgers = {candidate.name: candidate.ledger for candidate in checked.tried}
+            checked = check_target(context)
+            ledgers = {candidate.name: candidate.ledger for candidate in checked.candidates}
             device = "no device" if isinstance(context.device, Absent) else context.device.name
             checks.append(TargetCheck(name, device, ledgers, checked.facts))
         return checks
@@ -112,8 +115,8 @@ def suggest_limits(
     loaded, _ = resolve_recipe(recipe, overrides)
     on = resolve_targets(target)
     observer = observer or Silent()
-    with prepare(loaded, on, Path(cache), devices=["none"], observer=observer, second_half=("alarm",)) as prepared:
-        return measure_alarm_stage(prepared.contexts[on[0].name])
+    with prepare(loaded, on, Path(cache), devices=["none"], observer=observer, only=(ALARM,)) as prepared:
+        return alarm_stage(prepared.contexts[on[0].name])
 
 
 def blame(
@@ -150,8 +153,8 @@ def blame(
 
     loaded, name = resolve_recipe(recipe, overrides)
     paths, on = resolve_paths(output, cache, name), resolve_targets(targets)
-    observer, stages = observer or Silent(), ("quantize", "blame")
-    with prepare(loaded, on, paths.cache, devices=devices, observer=observer, second_half=stages) as prepared:
+    observer, stages = observer or Silent(), (QUANTIZE, BLAME)
+    with prepare(loaded, on, paths.cache, devices=devices, observer=observer, only=stages) as prepared:
         blames = {target: find_blame(context) for target, context in prepared.contexts.items()}
     with writing(paths.output):
         for target, found in blames.items():

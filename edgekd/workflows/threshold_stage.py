@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from edgekd.stages.artifacts import onnx_name
-from edgekd.stages.stage import library_versions
+from edgekd.stages.stage import StageSpec
 from edgekd.workflows.thresholds import Alarm, measure_alarm
 
 if TYPE_CHECKING:
@@ -17,7 +17,16 @@ if TYPE_CHECKING:
     from edgekd.stages.progress import StageReporter
 
 
-def measure_alarm_stage(context: Context) -> Alarm:
+def _describe(alarm: Alarm) -> str:
+    return f"{len(alarm.outcomes)} ways of damage"
+
+
+ALARM: StageSpec[Alarm] = StageSpec(
+    "alarm", 2, Alarm, ("onnx", "onnxruntime", "numpy"), "measure which drift costs how much of the metric", _describe
+)
+
+
+def alarm_stage(context: Context) -> Alarm:
     """Damage the ledger's reference network in many ways, and measure how well drift predicts the loss of the metric.
 
     It is measured on the calibration samples: limits that gate a build are not read off the samples that gate it.
@@ -27,14 +36,5 @@ def measure_alarm_stage(context: Context) -> Alarm:
     def run(_folder: Path, report: StageReporter) -> Alarm:
         return measure_alarm(graph, context.calibration, context.origin.metric, context.limits, report)
 
-    depends = {
-        "exported": context.exported.key,
-        "limits": msgspec.to_builtins(context.limits),
-        "versions": library_versions(["onnx", "onnxruntime", "numpy"], "build"),
-    }
-    alarm: Alarm = context.stage("alarm", "", depends, Alarm, run, _describe).result
-    return alarm
-
-
-def _describe(alarm: Alarm) -> str:
-    return f"{len(alarm.outcomes)} ways of damage"
+    config = {"limits": msgspec.to_builtins(context.limits)}
+    return context.stage(ALARM, config=config, inputs={"exported": context.exported.key}, run=run).result

@@ -214,7 +214,7 @@ def test_verify(built, tmp_path):
     assert "16 reference samples in onnxruntime, 0 flips" in found.stdout
 
 
-@pytest.mark.parametrize("name", ["deploy.onnx", "engine.onnx", "reference.npz", "ledger.json", "manifest.json"])
+@pytest.mark.parametrize("name", ["deploy.onnx", "probe.onnx", "reference.npz", "ledger.json", "manifest.json"])
 def test_verify_finds_a_flipped_bit(built, tmp_path, name):
     shutil.copytree(built.bundle, tmp_path / "bundle")
     content = bytearray((tmp_path / "bundle" / name).read_bytes())
@@ -239,7 +239,7 @@ def test_report_reads_a_build_back(built, tmp_path):
     (joined,) = json.loads(found.stdout)["rows"]
     assert (joined["task"], joined["target"], joined["run"]) == ("digits", "cpu", str(built.output))
     assert (joined["p50_ms"], joined["size_bytes"]) == (row["latency_ms"]["p50"], row["size_bytes"])
-    assert (joined["metric_value"], joined["drift_bound"]) == (row["metric"]["engine"], row["gram"]["bound"])
+    assert (joined["metric_value"], joined["drift_bound"]) == (row["metric"]["device"], row["gram"]["bound"])
     assert joined["throughput_per_s"] == row["throughput_per_s"] > 0
 
 

@@ -4,10 +4,10 @@ from torch.nn import functional
 
 import edgekd.cli.init
 from edgekd.cli.init import init
-from edgekd.config.recipe import load_recipe
+from edgekd.config.loading import load_recipe
 from edgekd.errors import RecipeError
 from edgekd.training.taps.taps import TappedModel, resolve_taps
-from edgekd.training.task.protocol import load_task
+from edgekd.training.task.loading import load_task
 
 
 @pytest.fixture(scope="module")

@@ -4,7 +4,7 @@ import numpy as np
 import onnx
 from onnx import numpy_helper
 
-from edgekd.compress.qdq_map import describe, find_places, initializers
+from edgekd.compress.qdq_map import describe_sites, find_sites, initializers
 
 
 def round_weights(qdq, floats, branch, bits=3):
@@ -25,8 +25,8 @@ def scale_ranges(qdq, floats, branch, factor):
 def _change(qdq, floats, branch, kind, index, change):
     broken = onnx.ModelProto()
     broken.CopyFrom(qdq)
-    places, stored = find_places(broken, floats), initializers(broken.graph)
-    wanted = [item.tensor for item in describe(places, floats) if (item.branch, item.kind) == (branch, kind)]
+    places, stored = find_sites(broken, floats), initializers(broken.graph)
+    wanted = [item.tensor for item in describe_sites(places, floats) if (item.branch, item.kind) == (branch, kind)]
     for name in {places[tensor].pairs[0][0].input[index] for tensor in wanted}:
         stored[name].CopyFrom(numpy_helper.from_array(change(numpy_helper.to_array(stored[name])), name))
     return broken

@@ -2,12 +2,15 @@
 
 import pytest
 import torch
+from exporter import keep_operators
 from fusion import MODALITIES, make_inputs, save_samples
 from torch import nn
 
 from edgekd.config.recipe import Tap
 from edgekd.training.export.onnx import ExportNetwork, write_onnx
 from edgekd.training.task.models import LateFusion, Standardize
+
+keep_operators()
 
 
 @pytest.fixture(scope="session")

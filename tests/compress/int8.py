@@ -4,22 +4,22 @@ import numpy as np
 import onnx
 import onnxruntime as ort
 
-from edgekd.compress import quantize
 from edgekd.compress.graph import unquantize_outputs
-from edgekd.compress.quantizers import nncf
+from edgekd.compress.quantizers.prepare import write_quantized
+from edgekd.compress.quantizers.registry import find_quantizer
 from edgekd.compress.ranges import CalibrationSamples
 from edgekd.config.target import Calibration, Scheme
 
 USUAL = Scheme(activations="uint8", symmetric_activations=False)
 SYMMETRIC = Scheme(activations="int8", symmetric_activations=True, bias="float")
-CALIBRATION = Calibration(description="", method="minmax", samples=200)
+CALIBRATION = Calibration(description="", ranges="minmax", samples=200)
 
 
 def int8(model, samples, work, scheme=USUAL, quantizer="qdq"):
     """Return the QDQ graph and the float graph that it was made from."""
     work.mkdir(exist_ok=True)
-    write = nncf.quantize if quantizer == "nncf" else quantize._quantize
-    qdq = onnx.load(write(model, CalibrationSamples(samples, CALIBRATION), scheme, work))
+    calibrate = CalibrationSamples(samples, CALIBRATION)
+    qdq = onnx.load(write_quantized(find_quantizer(quantizer), model, calibrate, scheme, work))
     unquantize_outputs(qdq)
     return qdq, onnx.load(work / "prepared.onnx")
 

@@ -9,8 +9,8 @@ from onnx.helper import make_node, make_tensor_value_info
 
 from edgekd.compress.blame import blame
 from edgekd.compress.graph import save
-from edgekd.compress.partial import Examiner, Judging
-from edgekd.compress.switchboard import undo
+from edgekd.compress.partial import Examiner, SampleFacts
+from edgekd.compress.switchboard import restore_float
 from edgekd.gram.drift import Bootstrap, flips, measure_drift
 from edgekd.gram.probe import Probe
 
@@ -75,7 +75,7 @@ def test_figures_are_those_of_the_gate(graphs, found):
     exact = probe(floats)
     for effect, graph in [
         (found.quantized, qdq),
-        *((suspect.undone, undo(qdq, floats, suspect.tensors)) for suspect in found.suspects),
+        *((suspect.undone, restore_float(qdq, floats, suspect.tensors)) for suspect in found.suspects),
     ]:
         drift = measure_drift(probe(graph), exact, None, Bootstrap(resamples=200))
         assert effect.drift == pytest.approx(drift.mean, abs=1e-9)
@@ -88,7 +88,7 @@ def test_alone_and_undone_share_the_network(graphs, found):
     """What one part alone does is what undoing all others leaves."""
     tensors = {name for branch in found.of("branch") for name in branch.tensors}
     for suspect in found.of("branch") + found.of("kind"):
-        alone = probe(undo(*graphs, tensors.difference(suspect.tensors)))
+        alone = probe(restore_float(*graphs, tensors.difference(suspect.tensors)))
         drift = measure_drift(alone, probe(graphs[1]), None, Bootstrap(resamples=200))
         assert suspect.alone.drift == pytest.approx(drift.mean, abs=1e-9)
 
@@ -117,13 +117,15 @@ def test_chunks_do_not_matter(graphs, found):
 def test_the_metric_is_ranked_where_there_are_labels(graphs, found):
     labels = run(graphs[1], FEEDS)["logits"].argmax(1)
     broken = scale_ranges(*graphs, "motion", 0.05)
-    higher = blame(Examiner(broken, graphs[1], [FEEDS], Judging(labels, None, accuracy)))
+    higher = blame(Examiner(broken, graphs[1], [FEEDS], SampleFacts(labels, None, accuracy)))
     assert higher.quantized.metric == pytest.approx(1 - higher.quantized.flips)
     gains = {suspect.name: suspect.gain for suspect in higher.of("branch")}
     assert gains["motion"].value > 0.1
     assert (gains["motion"].rank, gains["image"].rank) == (1, 2)
     lower = blame(
-        Examiner(broken, graphs[1], [FEEDS], Judging(labels, None, lambda *x: 1 - accuracy(*x), higher_is_better=False))
+        Examiner(
+            broken, graphs[1], [FEEDS], SampleFacts(labels, None, lambda *x: 1 - accuracy(*x), higher_is_better=False)
+        )
     )
     for one, other in zip(higher.suspects, lower.suspects, strict=True):
         assert other.gain.value == pytest.approx(one.gain.value)
@@ -148,7 +150,7 @@ def test_relief_for_time(graphs, found):
 
 def test_groups_widen_the_errors(graphs, found):
     groups = np.repeat(np.arange(4), 50)
-    grouped = blame(Examiner(*graphs, [FEEDS], Judging(groups=groups)))
+    grouped = blame(Examiner(*graphs, [FEEDS], SampleFacts(groups=groups)))
     assert grouped.of("branch")[0].relief.value == found.of("branch")[0].relief.value
     assert grouped.of("branch")[0].relief.error != found.of("branch")[0].relief.error
 
@@ -198,6 +200,6 @@ def test_what_two_layers_read_goes_with_both(alone):
     assert "r" in examiner.tensors_of(["second", "third"])
     tensors = {suspect.name: suspect.tensors for suspect in blame(examiner).of("layer")}
     assert tensors["second"] == ("b", "s")  # what only outputs read belongs to the layer that made it
-    undone = undo(qdq, floats, examiner.tensors_of(["first", "second", "third"]))
+    undone = restore_float(qdq, floats, examiner.tensors_of(["first", "second", "third"]))
     assert {node.op_type for node in undone.graph.node} == {node.op_type for node in floats.graph.node}
     onnx.checker.check_model(undone, full_check=True)

@@ -1,5 +1,3 @@
-import platform
-
 import numpy as np
 import onnx
 import onnxruntime as ort
@@ -8,12 +6,14 @@ from fusion import make_inputs, snr_db
 from onnx import TensorProto, helper, numpy_helper
 from onnx.helper import make_node, make_tensor_value_info
 from onnxruntime.transformers.float16 import convert_float_to_float16
+from requirements import RTX_PACKAGE
 
 from edgekd.compress import quantize
 from edgekd.compress.fp16 import to_half
 from edgekd.config.target import Calibration, Scheme
 from edgekd.errors import ModelError
-from edgekd.runtime.backends.tensorrt import RTX, BuildOptions, build
+from edgekd.runtime.backends.tensorrt_build import BuildOptions, build_plan
+from edgekd.runtime.backends.tensorrt_library import RTX
 
 OUTPUTS = ["logits", "embedding.image", "embedding.motion"]
 
@@ -22,9 +22,9 @@ OUTPUTS = ["logits", "embedding.image", "embedding.motion"]
 def quantized(model, samples, tmp_path_factory):
     scheme = Scheme(activations="int8", symmetric_activations=True, bias="float", reduce_range=False)
     folder = tmp_path_factory.mktemp("quantized")
-    calibration = Calibration(description="", method="minmax", samples=200)
+    calibration = Calibration(description="", ranges="minmax", samples=200)
     quantize.run(quantize.CandidateSpec("int8", "qdq"), model, samples, scheme, calibration, folder)
-    return onnx.load(folder / "int8" / quantize.ENGINE)
+    return onnx.load(folder / "int8" / quantize.PROBE_GRAPH)
 
 
 def run(graph, feeds, fused=True):
@@ -95,11 +95,9 @@ def test_the_given_graph_is_left_alone(quantized):
     assert quantized.SerializeToString(deterministic=True) == before
 
 
-@pytest.mark.skipif(
-    (platform.system(), platform.machine()) != ("Linux", "x86_64"), reason="TensorRT-RTX has no package for this system"
-)
+@RTX_PACKAGE.mark
 def test_tensorrt_builds_it(quantized):
-    plan = build(to_half(quantized).SerializeToString(), RTX, BuildOptions(compute_capabilities=("SM86",)))
+    plan = build_plan(to_half(quantized).SerializeToString(), RTX, BuildOptions(compute_capabilities=("SM86",)))
     tensors = [output for layer in plan.layers for output in layer["Outputs"]]
     assert {"INT8", "HALF"} <= {tensor["Datatype"] for tensor in tensors}
     assert "(foreignNode) Converting conv weight scales to fp32." in plan.messages

@@ -8,11 +8,13 @@ from onnx import TensorProto, helper, numpy_helper
 from onnx.helper import make_node, make_tensor_value_info
 
 from edgekd.compress import quantize
-from edgekd.compress.quantize import DEPLOY, ENGINE, PREPARED, QDQ, CandidateSpec
+from edgekd.compress.quantize import DEPLOY, PROBE_GRAPH, QDQ, CandidateSpec
+from edgekd.compress.quantizers.prepare import PREPARED
+from edgekd.compress.quantizers.registry import find_quantizer
 from edgekd.config.target import DEFAULT_OPERATORS, Calibration, Scheme
-from edgekd.errors import ModelError
+from edgekd.errors import ModelError, TargetError
 
-MINMAX = Calibration(description="", method="minmax", samples=200)
+MINMAX = Calibration(description="", ranges="minmax", samples=200)
 USUAL = Scheme(activations="uint8", symmetric_activations=False)
 TENSORRT = Scheme(activations="int8", symmetric_activations=True, bias="float", reduce_range=False)
 BY_EDGEKD = CandidateSpec("int8", "qdq")
@@ -78,8 +80,8 @@ def test_counts_what_is_quantized(model, samples, tmp_path):
     folder = tmp_path / "int8"
     assert (result.name, result.precision) == ("int8", "int8")
     assert (result.quantized_nodes, result.weight_nodes) == (7, 7)
-    assert result.sizes == {name: (folder / name).stat().st_size for name in (ENGINE, DEPLOY)}
-    assert sorted(path.name for path in folder.iterdir()) == [DEPLOY, ENGINE, PREPARED, QDQ]
+    assert result.sizes == {name: (folder / name).stat().st_size for name in (PROBE_GRAPH, DEPLOY)}
+    assert sorted(path.name for path in folder.iterdir()) == [DEPLOY, PROBE_GRAPH, PREPARED, QDQ]
 
 
 def test_batch_normalization_is_folded_into_the_convolution_before_it(network, model, build):
@@ -93,9 +95,9 @@ def test_batch_normalization_is_folded_into_the_convolution_before_it(network, m
 
 
 def test_the_kept_graphs_make_the_same_engine_again(build, tmp_path):
-    again = quantize.finish(onnx.load(build() / QDQ), BY_EDGEKD, USUAL, tmp_path / "again")
+    again = quantize.write_variants(onnx.load(build() / QDQ), BY_EDGEKD, USUAL, tmp_path / "again")
     assert (again.quantized_nodes, again.weight_nodes) == (7, 7)
-    for name in (ENGINE, DEPLOY):
+    for name in (PROBE_GRAPH, DEPLOY):
         assert (tmp_path / "again" / name).read_bytes() == (build() / name).read_bytes()
     inputs = make_inputs(64, seed=2)
     assert snr_db(run(build() / PREPARED, inputs)["logits"], run(build() / QDQ, inputs)["logits"]) > 25
@@ -103,23 +105,21 @@ def test_the_kept_graphs_make_the_same_engine_again(build, tmp_path):
 
 def test_what_is_kept_has_nothing_in_half_precision(build):
     scheme = Scheme(activations="int8", symmetric_activations=True, bias="float", rest="float16")
-    kept, engine = (onnx.load(build(scheme) / name).graph for name in (QDQ, ENGINE))
+    kept, engine = (onnx.load(build(scheme) / name).graph for name in (QDQ, PROBE_GRAPH))
     assert TensorProto.FLOAT16 not in {tensor.data_type for tensor in kept.initializer}
     assert TensorProto.FLOAT16 in {tensor.data_type for tensor in engine.initializer}
 
 
 @pytest.mark.parametrize("quantizer", ["qdq", "nncf"])
 def test_reconstructed_weights_keep_the_network_better_than_nearest(model, tmp_path, quantizer):
-    if quantizer == "nncf":
-        pytest.importorskip("nncf")
     others = split_samples(tmp_path / "samples.npz", 200, 500)
     found = {}
     for rounding in ("nearest", "reconstruct"):
         (tmp_path / rounding).mkdir()
-        how = Calibration(description="", method="minmax", samples=200, rounding=rounding)
+        how = Calibration(description="", ranges="minmax", samples=200, rounding=rounding)
         way = CandidateSpec("int8", quantizer)
         quantize.run(way, model, tmp_path / "samples.npz", USUAL, how, tmp_path / rounding)
-        found[rounding] = run(tmp_path / rounding / way.name / ENGINE, others)
+        found[rounding] = run(tmp_path / rounding / way.name / PROBE_GRAPH, others)
     exact = run(model, others)
     for name in OUTPUTS:
         assert snr_db(exact[name], found["reconstruct"][name]) > snr_db(exact[name], found["nearest"][name]), name
@@ -154,34 +154,34 @@ def test_a_graph_that_takes_one_row_is_calibrated_row_by_row(tmp_path):
     np.savez(tmp_path / "s.npz", **{f"input.{name}": x for name, x in arrays.items()})
     for method in ("minmax", "percentile", "gram"):
         (tmp_path / method).mkdir()
-        how = Calibration(description="", method=method, samples=40)
+        how = Calibration(description="", ranges=method, samples=40)
         quantize.run(BY_EDGEKD, tmp_path / "m.onnx", tmp_path / "s.npz", USUAL, how, tmp_path / method)
         rows = [{name: x[i : i + 1] for name, x in arrays.items()} for i in range(40)]
         exact, found = (
             np.concatenate([run(path, row)["logits"] for row in rows])
-            for path in (tmp_path / "m.onnx", tmp_path / method / "int8" / ENGINE)
+            for path in (tmp_path / "m.onnx", tmp_path / method / "int8" / PROBE_GRAPH)
         )
         assert snr_db(exact, found) > 30, method
 
 
 def test_the_same_input_gives_the_same_bytes(build, model, samples, tmp_path):
     quantize.run(BY_EDGEKD, model, samples, USUAL, MINMAX, tmp_path)
-    for name in (ENGINE, DEPLOY):
+    for name in (PROBE_GRAPH, DEPLOY):
         assert (build() / name).read_bytes() == (tmp_path / "int8" / name).read_bytes()
 
 
 @pytest.mark.parametrize("scheme", [USUAL, TENSORRT], ids=["usual", "tensorrt"])
 @pytest.mark.parametrize("method", ["minmax", "percentile", "entropy", "mse", "gram"])
 def test_int8_is_near_float(build, exact, scheme, method):
-    folder = build(scheme, Calibration(description="", method=method, samples=200))
-    found = run(folder / ENGINE, make_inputs(500, seed=1))
+    folder = build(scheme, Calibration(description="", ranges=method, samples=200))
+    found = run(folder / PROBE_GRAPH, make_inputs(500, seed=1))
     assert list(found) == OUTPUTS
     for name in OUTPUTS:
         assert snr_db(exact[name], found[name]) > 25, name
 
 
 def test_outputs_are_float_and_not_rounded(build):
-    graph = Graph(build() / ENGINE)
+    graph = Graph(build() / PROBE_GRAPH)
     for output in graph.outputs:
         assert output.type.tensor_type.elem_type == TensorProto.FLOAT
         assert graph.producer[output.name].op_type not in ("DequantizeLinear", "QuantizeLinear")
@@ -190,7 +190,7 @@ def test_outputs_are_float_and_not_rounded(build):
 
 def test_deploy_has_no_embeddings_and_the_same_logits(build):
     inputs = make_inputs(64, seed=2)
-    engine, deploy = (run(build() / name, inputs) for name in (ENGINE, DEPLOY))
+    engine, deploy = (run(build() / name, inputs) for name in (PROBE_GRAPH, DEPLOY))
     assert list(engine) == OUTPUTS
     assert list(deploy) == ["logits"]
     assert np.abs(engine["logits"] - deploy["logits"]).max() <= 0.02 * np.abs(deploy["logits"]).max()
@@ -210,24 +210,24 @@ def test_a_batch_of_any_size_runs(build):
 
 def test_raw_channels_of_unlike_scale_are_not_rounded_together(build, exact):
     """One scale for 1e4 and 1e-2 would leave nothing of the smaller: what standardizes them stays float."""
-    graph = Graph(build() / ENGINE)
+    graph = Graph(build() / PROBE_GRAPH)
     assert {node.op_type for node in graph.readers(*MODALITIES)}.isdisjoint({"QuantizeLinear", "Conv", "Gemm"})
     inputs = make_inputs(500, seed=1)
-    found = run(build() / ENGINE, inputs)
+    found = run(build() / PROBE_GRAPH, inputs)
     assert snr_db(exact["embedding.motion"], found["embedding.motion"]) > 30
 
 
 def test_a_scheme_that_rounds_raw_inputs_is_worse(build, exact):
     """Guards the test above: it must be able to fail."""
-    first = {node.op_type for node in Graph(build() / ENGINE).readers(*MODALITIES)}
+    first = {node.op_type for node in Graph(build() / PROBE_GRAPH).readers(*MODALITIES)}
     scheme = Scheme(activations="uint8", symmetric_activations=False, operators=[*DEFAULT_OPERATORS, *first])
-    assert "QuantizeLinear" in {node.op_type for node in Graph(build(scheme) / ENGINE).readers(*MODALITIES)}
-    found = run(build(scheme) / ENGINE, make_inputs(500, seed=1))
+    assert "QuantizeLinear" in {node.op_type for node in Graph(build(scheme) / PROBE_GRAPH).readers(*MODALITIES)}
+    found = run(build(scheme) / PROBE_GRAPH, make_inputs(500, seed=1))
     assert snr_db(exact["embedding.motion"], found["embedding.motion"]) < 15
 
 
 def test_the_usual_scheme(build):
-    graph = Graph(build() / ENGINE)
+    graph = Graph(build() / PROBE_GRAPH)
     assert {graph.values[node.input[2]].dtype for node in graph.of("QuantizeLinear")} == {np.dtype(np.uint8)}
     assert any(graph.values[node.input[2]].any() for node in graph.of("QuantizeLinear")), "zero points are free"
     assert {weight.dtype for weight in graph.weights()} == {np.dtype(np.int8)}
@@ -236,7 +236,7 @@ def test_the_usual_scheme(build):
 
 
 def test_the_tensorrt_scheme(build):
-    graph = Graph(build(TENSORRT) / ENGINE)
+    graph = Graph(build(TENSORRT) / PROBE_GRAPH)
     for node in graph.of("QuantizeLinear", "DequantizeLinear"):
         zero = graph.values[node.input[2]]
         assert zero.dtype == np.int8
@@ -248,14 +248,16 @@ def test_the_tensorrt_scheme(build):
 
 @pytest.mark.parametrize("per_channel", [True, False])
 def test_per_channel(build, per_channel):
-    graph = Graph(build(Scheme(activations="uint8", symmetric_activations=False, per_channel=per_channel)) / ENGINE)
+    graph = Graph(
+        build(Scheme(activations="uint8", symmetric_activations=False, per_channel=per_channel)) / PROBE_GRAPH
+    )
     for node in graph.of("Conv"):
         scales = graph.values[graph.producer[node.input[1]].input[1]]
         assert scales.size == (len(graph.stored(node.input[1])) if per_channel else 1)
 
 
 def test_only_the_schemes_operators_are_quantized(build):
-    graph = Graph(build(Scheme(activations="uint8", symmetric_activations=False, operators=["Conv"])) / ENGINE)
+    graph = Graph(build(Scheme(activations="uint8", symmetric_activations=False, operators=["Conv"])) / PROBE_GRAPH)
     assert all(graph.stored(node.input[1]) is not None for node in graph.of("Conv"))
     assert all(graph.stored(node.input[1]) is None for node in graph.of("Gemm", "MatMul"))
 
@@ -291,3 +293,83 @@ def test_a_graph_with_nothing_to_quantize(model, samples, tmp_path):
     scheme = Scheme(activations="uint8", symmetric_activations=False, operators=["ConvTranspose"])
     said = refused(model, samples, tmp_path, scheme)
     assert "nothing in it could be quantized; the scheme quantizes ConvTranspose" in said
+
+
+PLUGIN = """
+from onnxruntime.quantization import CalibrationDataReader, QuantFormat, quantize_static
+
+
+class Reader(CalibrationDataReader):
+    def __init__(self, samples):
+        self.chunks = iter(samples)
+
+    def get_next(self):
+        return next(self.chunks, None)
+
+
+def mine(prepared, samples, scheme, folder):
+    written = folder / "mine.onnx"
+    quantize_static(str(prepared), str(written), Reader(samples), quant_format=QuantFormat.QDQ, per_channel=True)
+    return written
+
+
+def raises(prepared, samples, scheme, folder):
+    raise KeyError("scale")
+
+
+def absent(prepared, samples, scheme, folder):
+    return folder / "absent.onnx"
+
+
+number = 3
+"""
+
+
+@pytest.fixture
+def plugin(tmp_path):
+    (tmp_path / "mine.py").write_text(PLUGIN)
+    return lambda name: f"{tmp_path / 'mine.py'}:{name}"
+
+
+def test_a_users_own_quantizer(plugin, model, samples, exact, tmp_path):
+    """It needs its file and its name in a target, and nothing else."""
+    (tmp_path / "out").mkdir()
+    spec = CandidateSpec("int8", plugin("mine"))
+    assert spec.name == "int8-mine"
+    candidate = quantize.run(spec, model, samples, USUAL, MINMAX, tmp_path / "out")
+    assert 0 < candidate.quantized_nodes <= candidate.weight_nodes
+    found = run(tmp_path / "out" / "int8-mine" / PROBE_GRAPH, make_inputs(500, seed=1))
+    assert snr_db(exact["logits"], found["logits"]) > 15
+    assert quantize.quantizer_digests([spec]).keys() == {spec.quantizer}
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("raises", r"quantizer .*mine\.py:raises: KeyError: 'scale'"),
+        ("absent", r"quantizer .*mine\.py:absent: returned .*absent\.onnx, which is no file"),
+    ],
+)
+def test_a_users_quantizer_that_fails_is_named(plugin, model, samples, tmp_path, name, said):
+    (tmp_path / "out").mkdir()
+    with pytest.raises(ModelError, match=said):
+        quantize.run(CandidateSpec("int8", plugin(name)), model, samples, USUAL, MINMAX, tmp_path / "out")
+    assert list((tmp_path / "out").iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("ncnf", "there is no 'ncnf'; did you mean 'nncf'?"),
+        ("lost.py:mine", "lost.py: no such file"),
+        ("{file}:mime", "has no 'mime'; did you mean 'mine'?"),
+        ("{file}:number", "is a int, must be a Quantizer or a function"),
+        ("{file}:", "write it as path/to/file.py:name"),
+    ],
+)
+def test_a_quantizer_that_there_is_not_is_refused_before_anything_is_written(plugin, name, said):
+    file = plugin("").removesuffix(":")
+    with pytest.raises(TargetError) as error:
+        find_quantizer(name.format(file=file))
+    assert said in str(error.value)
+    assert "\n" not in str(error.value)

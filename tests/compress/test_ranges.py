@@ -37,7 +37,7 @@ def growing(samples, tmp_path_factory):
 
 
 def calibration(method="minmax", **changes):
-    return Calibration(description="", method=method, samples=changes.pop("samples", 200), **changes)
+    return Calibration(description="", ranges=method, samples=changes.pop("samples", 200), **changes)
 
 
 def ranges(model, path, scheme, work, **how):
@@ -228,13 +228,14 @@ def test_nothing_is_printed(prepared, samples, tmp_path, capfd):
 PEAK = """
 import sys
 from pathlib import Path
-from edgekd.compress.ranges import Samples, tensor_ranges
+from edgekd.compress.ranges import CalibrationSamples, tensor_ranges
 from edgekd.runtime.measure.machine import peak_rss_bytes
 from edgekd.config.target import Calibration, Scheme
 model, samples, work = map(Path, sys.argv[1:4])
 method, count, chunk = sys.argv[4], int(sys.argv[5]), int(sys.argv[6])
-calibration = Calibration(description="", method=method, samples=count, chunk=chunk)
-tensor_ranges(model, Samples(samples, calibration), Scheme(activations="uint8", symmetric_activations=False), work)
+calibration = Calibration(description="", ranges=method, samples=count, chunk=chunk)
+scheme = Scheme(activations="uint8", symmetric_activations=False)
+tensor_ranges(model, CalibrationSamples(samples, calibration), scheme, work)
 print(peak_rss_bytes())
 """
 

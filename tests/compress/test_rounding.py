@@ -197,7 +197,7 @@ def test_only_levels_and_biases_change(rounded):
 
 def test_a_bias_takes_up_the_mean_error(rounded):
     nearest, ours, floats, samples, _ = rounded
-    (feeds,) = CalibrationSamples(samples, Calibration(description="", method="minmax", samples=200, chunk=200))
+    (feeds,) = CalibrationSamples(samples, Calibration(description="", ranges="minmax", samples=200, chunk=200))
     exact, before, after = (run(model, feeds) for model in (floats, nearest, ours))
     for name in (f"embedding.{modality}" for modality in MODALITIES):
         means = [np.abs((found[name] - exact[name]).mean(0)).max() for found in (before, after)]
@@ -208,7 +208,7 @@ def test_the_chunks_do_not_matter(model, samples, tmp_path):
     found = []
     for chunk in (7, 200):
         qdq, floats = int8(model, samples, tmp_path)
-        how = Calibration(description="", method="minmax", samples=200, chunk=chunk)
+        how = Calibration(description="", ranges="minmax", samples=200, chunk=chunk)
         reconstruct(qdq, floats, CalibrationSamples(samples, how), 64)
         found.append(run(qdq, make_inputs(64, seed=2))["logits"])
     np.testing.assert_allclose(found[0], found[1], atol=1e-5)

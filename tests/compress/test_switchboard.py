@@ -7,14 +7,10 @@ from onnx import TensorProto, helper, numpy_helper
 from onnx.helper import make_node, make_tensor_value_info
 
 from edgekd.compress.graph import save
-from edgekd.compress.switchboard import Switchboard, undo
+from edgekd.compress.switchboard import Switchboard, restore_float
 from edgekd.errors import ModelError
-from edgekd.runtime.backends.openvino import no_telemetry
 
 FEEDS = make_inputs(100, seed=1)
-
-with no_telemetry():
-    pytest.importorskip("nncf")
 
 
 @pytest.fixture(
@@ -48,7 +44,7 @@ def test_all_off_is_the_float_graph_to_the_bit(graphs, board):
 
 def test_each_switch_does_what_undoing_does(graphs, board):
     for name in names(board):
-        assert same(board.run(FEEDS, [name]), run(undo(*graphs, [name]), FEEDS)), name
+        assert same(board.run(FEEDS, [name]), run(restore_float(*graphs, [name]), FEEDS)), name
 
 
 def test_the_switch_of_each_weight_counts(board):
@@ -66,7 +62,7 @@ def test_a_run_leaves_no_trace(board):
 
 def test_undoing_everything_leaves_the_float_graph(graphs, board):
     qdq, floats = graphs
-    undone = undo(qdq, floats, names(board))
+    undone = restore_float(qdq, floats, names(board))
     onnx.checker.check_model(undone, full_check=True)
     kinds = [sorted(node.op_type for node in graph.graph.node) for graph in (undone, floats)]
     stored = [sorted(tensor.name for tensor in graph.graph.initializer) for graph in (undone, floats)]
@@ -77,14 +73,14 @@ def test_undoing_everything_leaves_the_float_graph(graphs, board):
 def test_undoing_step_by_step_is_undoing_at_once(graphs, board):
     qdq, floats = graphs
     first, *rest = names(board, branch="image")
-    step_by_step = undo(undo(qdq, floats, [first]), floats, rest)
+    step_by_step = restore_float(restore_float(qdq, floats, [first]), floats, rest)
     onnx.checker.check_model(step_by_step, full_check=True)
-    assert same(run(step_by_step, FEEDS), run(undo(qdq, floats, [first, *rest]), FEEDS))
+    assert same(run(step_by_step, FEEDS), run(restore_float(qdq, floats, [first, *rest]), FEEDS))
 
 
 def test_undoing_leaves_its_arguments(graphs, board):
     before = [graph.SerializeToString(deterministic=True) for graph in graphs]
-    undo(*graphs, names(board))
+    restore_float(*graphs, names(board))
     assert [graph.SerializeToString(deterministic=True) for graph in graphs] == before
 
 
@@ -111,7 +107,7 @@ def test_a_float_bias_that_quantizing_changed_is_switched_and_undone_too(model, 
     (item,) = [item for item in board.tensors if item.kind == "bias"]
     assert (item.tensor, item.branch, len(item.layers)) == (bias.name, "fusion", 1)
     assert same(board.run(FEEDS), run(qdq, FEEDS))
-    assert same(board.run(FEEDS, [bias.name]), run(undo(qdq, floats, [bias.name]), FEEDS))
+    assert same(board.run(FEEDS, [bias.name]), run(restore_float(qdq, floats, [bias.name]), FEEDS))
     assert not same(board.run(FEEDS, [bias.name]), run(qdq, FEEDS))
     assert same(board.run(FEEDS, names(board)), run(floats, FEEDS))
 
@@ -144,7 +140,7 @@ def test_what_is_not_quantized_cannot_be_switched(graphs, board):
         with pytest.raises(ValueError, match="'logits' is not quantized"):
             board.run(FEEDS, **wrong)
     with pytest.raises(ValueError, match="'logits' is not quantized"):
-        undo(*graphs, ["logits"])
+        restore_float(*graphs, ["logits"])
 
 
 @pytest.fixture
@@ -195,7 +191,7 @@ def test_limits_that_the_quantizer_took_out_come_back_with_their_bounds(handmade
     bounds = {"low": np.float32(0), "high": np.float32(2)}
     qdq, floats = handmade(*nodes, a=weight(1), b=weight(2), **bounds)
     assert "Clip" not in {node.op_type for node in qdq.graph.node}
-    undone = undo(qdq, floats, ["c"])
+    undone = restore_float(qdq, floats, ["c"])
     onnx.checker.check_model(undone, full_check=True)
     assert [node.op_type for node in undone.graph.node].count("Clip") == 1
     board = Switchboard(qdq, floats)

@@ -1,14 +1,8 @@
 import msgspec
 import pytest
 
-from edgekd.config.target import (
-    DEFAULT_OPERATORS,
-    find_target,
-    load_calibration,
-    load_target,
-    load_targets,
-    shipped_targets,
-)
+from edgekd.config.target import DEFAULT_OPERATORS, find_target, load_calibration, shipped_targets
+from edgekd.devices.targets import load_target, load_targets
 from edgekd.errors import TargetError
 from edgekd.files import data_dir, read_toml
 
@@ -119,9 +113,16 @@ def test_what_is_not_there(load, reference, said):
         load(reference)
 
 
-@pytest.mark.parametrize("line", ['method = "luck"', "samples = 0", "chunk = 0", "seed = -1", "sample = 3"])
+@pytest.mark.parametrize("line", ['ranges = "luck"', "samples = 0", "chunk = 0", "seed = -1", "sample = 3"])
 def test_a_wrong_calibration(tmp_path, line):
     path = tmp_path / "mine.toml"
-    path.write_text('description = ""\n' + ("" if line.startswith("method") else 'method = "minmax"\n') + line)
+    path.write_text('description = ""\n' + ("" if line.startswith("ranges") else 'ranges = "minmax"\n') + line)
     with pytest.raises(TargetError, match=line.split()[0]):
+        load_calibration(str(path))
+
+
+def test_a_calibrations_old_key_is_refused_with_its_new_name(tmp_path):
+    path = tmp_path / "mine.toml"
+    path.write_text('description = ""\nmethod = "minmax"\n')
+    with pytest.raises(TargetError, match=r"mine\.toml: method is now ranges$"):
         load_calibration(str(path))

@@ -1,7 +1,6 @@
 """One recipe for many targets, by the real command line, with the engine libraries themselves."""
 
 import json
-import platform
 import re
 import shutil
 
@@ -13,16 +12,18 @@ from commands import (
     Built,
     build_arguments,
     copy_cache,
+    documented,
     edgekd,
     events,
     python,
     started,
 )
+from requirements import ARM, BROWSER, RTX_PACKAGE
 
-from edgekd.devices.browser import BrowserDevice
-from edgekd.devices.emulated.device import EmulatedDevice
+from edgekd import load
+from edgekd.runtime.backends.openvino import library
 
-pytestmark = pytest.mark.skipif(platform.machine() != "x86_64", reason="TensorRT-RTX is for x86-64")
+pytestmark = RTX_PACKAGE.mark
 
 TARGETS = ("cpu", "openvino-cpu", "jetson-orin", "nvidia-rtx")
 
@@ -56,7 +57,7 @@ def test_everything_before_quantize_is_shared(fan):
     planned = events(fan.process.stdout)[0]["stages"]
     assert planned[: len(LEARNING)] == list(LEARNING)
     assert [name for name in planned if name.endswith(" jetson-orin")] == [
-        f"{stage} jetson-orin" for stage in ("quantize", "compile", "check", "disturb", "bundle")
+        f"{stage} jetson-orin" for stage in ("quantize", "compile", "check", "robustness-shipped", "bundle")
     ]
     assert "profile openvino-cpu" in planned
 
@@ -83,7 +84,7 @@ def test_what_ships_is_the_fastest_or_as_fast(fan, name):
 
 def test_openvino_ran_its_own_engine(fan):
     profile = targets(fan.output)["openvino-cpu"]["profile"]
-    assert {"teacher", "student", "engine"} < {engine["name"] for engine in profile["engines"]}
+    assert {"teacher", "student", "shipped"} < {engine["name"] for engine in profile["engines"]}
     manifest = json.loads((fan.output / "openvino-cpu" / "bundle" / "manifest.json").read_text())
     assert manifest["runtime"] == "openvino"
     assert manifest["options"] == {"device": "CPU", "precision": "f32"}
@@ -116,12 +117,12 @@ def test_without_a_board_the_bundle_is_whole_and_nothing_is_made_up(fan, name):
     reason = row["not_measured"]["latency_ms.p50"]
     assert reason.startswith("not measured: no device")
     assert reason.endswith(f"run: edgekd profile {name}/bundle")
-    assert row["metric"]["engine"] is None
+    assert row["metric"]["device"] is None
     assert row["metric"]["shipped"] > 0.2
     assert row["gram"]["stage"] == "quantized"
     assert row["gram"]["bound"] >= row["gram"]["drift"] >= 0
     stages = [entry["stage"] for entry in targets(fan.output)[name]["ledger"]["rows"]]
-    assert stages == ["teacher", "student", "pruned", "tuned", "quantized"]
+    assert stages == ["teacher", "student", "cut", "finetuned", "quantized"]
 
 
 def test_a_bundle_for_a_board_verifies_on_the_host(fan):
@@ -249,12 +250,12 @@ def test_a_users_own_runtime(cache, tmp_path):
     assert edgekd("verify", bundle, "--runtime", "onnxruntime", cwd=tmp_path).returncode == 0
     (tmp_path / "npu.py").write_text(OWN + "\n# changed\n")
     again = edgekd(*arguments, "--target=./npu.toml", "--json", cwd=tmp_path)
-    assert started(again.stdout) == ["engine", "check", "profile", "bundle", "verify"], (
-        "the graph is as it was: it is not disturbed again"
+    assert started(again.stdout) == ["evaluate", "check", "profile", "bundle", "verify"], (
+        "the graph is as it was: its robustness is not measured again"
     )
     (tmp_path / "npu.toml").write_text(text + "\n[options]\ngain = 2.0\n")
     failed = edgekd(*arguments, "--target=./npu.toml", "--json", cwd=tmp_path)
-    assert started(failed.stdout) == ["engine"]
+    assert started(failed.stdout) == ["evaluate"]
     assert failed.returncode == 6
     assert "returned a NoneType without 'inputs'" in failed.stderr
 
@@ -277,20 +278,37 @@ def test_a_wrong_wish_is_said_before_training(tmp_path, arguments, code, said):
     assert found.stdout == ""
 
 
-@pytest.mark.skipif(EmulatedDevice("cortex-a76").missing() is not None, reason="emulated:cortex-a76 is not installed")
+def test_what_openvino_compiled_is_opened_as_documented(fan):
+    """Its blob alone would compute in bf16 on the processors that have it."""
+    library()  # as edgekd imports it, which reports to nobody
+    engines = fan.output / "openvino-cpu" / "engines"
+    code = documented("import_model", **{"build/digits/openvino-cpu/engines": engines})
+    opened = {}
+    exec(code, opened)
+    assert (
+        json.loads((engines / "engines.json").read_text())["open_with"]["config"]["INFERENCE_PRECISION_HINT"] == "f32"
+    )
+    with load(fan.output / "openvino-cpu" / "bundle") as bundle, np.load(bundle.folder / "reference.npz") as samples:
+        for row in range(len(samples["ids"])):
+            feeds = {spec.name: samples[f"input.{spec.name}"][row : row + 1] for spec in bundle.inputs}
+            (logits,) = opened["compiled"](feeds).values()
+            np.testing.assert_allclose(logits, bundle.run(feeds)["logits"], rtol=1e-5, atol=1e-6)
+
+
+@ARM.mark
 def test_another_processor_gives_accuracy_and_no_latency(cache, tmp_path):
     arguments = build_arguments(tmp_path / "out", cache)
     said = edgekd(*arguments, "--target=raspberry-pi-5", "--device=emulated:cortex-a76", cwd=tmp_path)
     assert said.returncode == 0, said.stderr
     (row,) = rows(tmp_path / "out").values()
     assert row["device"] == "emulated:cortex-a76"
-    assert row["metric"]["engine"] == pytest.approx(row["metric"]["tuned"], abs=0.02)
+    assert row["metric"]["device"] == pytest.approx(row["metric"]["finetuned"], abs=0.02)
     assert row["latency_ms"]["p50"] is None
     assert row["not_measured"]["latency_ms.p50"].startswith("not measured: ")
-    assert row["gram"]["stage"] == "engine"
+    assert row["gram"]["stage"] == "device"
 
 
-@pytest.mark.skipif(BrowserDevice().missing() is not None, reason="browser is not installed")
+@BROWSER.mark
 def test_a_browser_runs_and_times_the_engine(cache, tmp_path):
     arguments = build_arguments(tmp_path / "out", cache, profile__iterations=300)
     said = edgekd(*arguments, "--target=browser", cwd=tmp_path)

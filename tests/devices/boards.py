@@ -21,9 +21,7 @@ from pathlib import Path
 import numpy as np
 from onnx import TensorProto, helper, numpy_helper, save
 from onnx.helper import make_node, make_tensor_value_info
-
-SSHD = shutil.which("sshd", path=f"{os.environ['PATH']}:/usr/sbin")
-NO_SSHD = None if SSHD and shutil.which("ssh") else "there is no sshd on this machine: apt-get install openssh-server"
+from requirements import which
 
 
 @dataclass(frozen=True)
@@ -113,7 +111,7 @@ def running_sshd(folder, python, disk_bytes=None):
         "SetEnv": " ".join(f"{name}={value}" for name, value in environment.items()),
     }
     (folder / "config").write_text("".join(f"{key} {value}\n" for key, value in config.items()))
-    command = [SSHD, "-f", str(folder / "config"), "-E", str(folder / "log")]
+    command = [which("sshd"), "-f", str(folder / "config"), "-E", str(folder / "log")]
     if getpass.getuser() == "root":
         steps = ["mount -t tmpfs tmpfs /run", "mkdir /run/sshd"]
         if disk_bytes:

@@ -3,7 +3,8 @@ import pathlib
 
 import numpy as np
 import pytest
-from boards import NO_SSHD, make_python, running_sshd, save_engine
+from boards import make_python, running_sshd, save_engine
+from requirements import SSH
 
 
 @pytest.fixture(scope="session")
@@ -14,8 +15,7 @@ def board_python(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def sshd(board_python, tmp_path_factory):
-    if NO_SSHD:
-        pytest.skip(NO_SSHD)
+    SSH.demand()
     with running_sshd(tmp_path_factory.mktemp("board"), board_python) as running:
         yield running
 

@@ -267,7 +267,7 @@ def test_what_advance_raises_leaves_no_process(files, tmp_path):
 
 def test_a_slow_answer_is_a_device_error(files, tmp_path):
     with pytest.raises(DeviceError, match=r"did not answer 'open' in 0\.02 s"):
-        LocalDevice(patience_seconds=0.02).evaluate(files / "a.onnx", ORT, files / "x.npz", tmp_path / "y.npz", 1)
+        LocalDevice(timeout_seconds=0.02).evaluate(files / "a.onnx", ORT, files / "x.npz", tmp_path / "y.npz", 1)
 
 
 def test_agents_run_this_very_edgekd_from_any_folder(files, tmp_path, monkeypatch):
@@ -295,8 +295,8 @@ def test_describing_starts_nothing_and_loads_nothing():
 # --- one agent
 
 
-def agent(command=AGENT, patience_seconds=60.0):
-    return AgentProcess(command, dict(os.environ), patience_seconds)
+def agent(command=AGENT, timeout_seconds=60.0):
+    return AgentProcess(command, dict(os.environ), timeout_seconds)
 
 
 def python(code):
@@ -351,7 +351,7 @@ def test_an_error_of_an_unknown_kind_is_a_device_error(kind):
 def test_a_hung_agent_is_killed_when_patience_ends():
     start = time.monotonic()
     with (
-        agent([sys.executable, "-c", "import time; time.sleep(60)"], patience_seconds=0.5) as running,
+        agent([sys.executable, "-c", "import time; time.sleep(60)"], timeout_seconds=0.5) as running,
         pytest.raises(DeviceError, match=r"did not answer 'memory' in 0\.5 s"),
     ):
         running.ask("memory")

@@ -1,26 +1,27 @@
 """From what a user says to the machine that engines run on."""
 
-import platform
-
 import pytest
 from msgspec.structs import replace
+from requirements import NO_OPENVINO_GPU, X86
 
-from edgekd.config.target import Hosts, load_target
-from edgekd.devices.browser import BrowserDevice
+from edgekd.config.target import Hosts
+from edgekd.devices.base import Absent
+from edgekd.devices.browser.device import BrowserDevice
 from edgekd.devices.emulated.device import EmulatedDevice
 from edgekd.devices.local import LocalDevice
-from edgekd.devices.select import Absent, assign_devices, choose, install, known_devices
+from edgekd.devices.select import assign_devices, install, known_devices, select_device
+from edgekd.devices.targets import load_target
 from edgekd.errors import DeviceError, TargetError
 
-pytestmark = pytest.mark.skipif(platform.machine() != "x86_64", reason="says what an x86-64 host is not")
+pytestmark = X86.mark
 
 CPU, PI, JETSON = load_target("cpu"), load_target("raspberry-pi-5"), load_target("jetson-orin")
 
 
 def test_this_host_runs_what_is_for_it():
-    assert isinstance(choose(CPU, None), LocalDevice)
-    assert isinstance(choose(CPU, "local"), LocalDevice)
-    assert isinstance(choose(load_target("openvino-cpu"), None), LocalDevice)
+    assert isinstance(select_device(CPU, None), LocalDevice)
+    assert isinstance(select_device(CPU, "local"), LocalDevice)
+    assert isinstance(select_device(load_target("openvino-cpu"), None), LocalDevice)
 
 
 @pytest.mark.parametrize(
@@ -32,27 +33,24 @@ def test_this_host_runs_what_is_for_it():
     ],
 )
 def test_what_is_not_for_this_host_has_no_device(target, reason):
-    found = choose(target, None)
+    found = select_device(target, None)
     assert isinstance(found, Absent)
     assert found.reason.startswith(reason)
     with pytest.raises(DeviceError, match="--device local: target"):
-        choose(target, "local")
+        select_device(target, "local")
 
 
+@NO_OPENVINO_GPU.mark
 def test_openvino_without_a_gpu_has_no_device():
-    from edgekd.runtime.backends.openvino import devices
-
-    if "GPU" in devices():
-        pytest.skip("this machine has a GPU")
-    found = choose(load_target("openvino-gpu"), None)
+    found = select_device(load_target("openvino-gpu"), None)
     assert isinstance(found, Absent)
     assert "GPU" in found.reason
     with pytest.raises(DeviceError, match="GPU"):
-        choose(load_target("openvino-gpu"), "local")
+        select_device(load_target("openvino-gpu"), "local")
 
 
 def test_none_is_none():
-    assert choose(CPU, "none") == Absent("no device was asked for")
+    assert select_device(CPU, "none") == Absent("no device was asked for")
 
 
 @pytest.mark.parametrize(
@@ -67,7 +65,7 @@ def test_none_is_none():
 )
 def test_what_cannot_be_had(target, request_, said):
     with pytest.raises(DeviceError, match=said):
-        choose(target, request_)
+        select_device(target, request_)
 
 
 def test_a_request_is_for_all_targets_or_for_one():
@@ -99,4 +97,4 @@ def test_installing():
 def test_an_emulated_arm_processor_does_not_run_openvino():
     target = replace(load_target("openvino-cpu"), hosts=Hosts())
     with pytest.raises(DeviceError, match="does not run engines of openvino"):
-        choose(target, "emulated:cortex-a76")
+        select_device(target, "emulated:cortex-a76")

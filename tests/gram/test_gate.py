@@ -20,10 +20,12 @@ from edgekd.stages.artifacts import PROBE, WEIGHTS
 from edgekd.stages.progress import Silent, StageReporter
 from edgekd.training.distillation import distill, teacher
 from edgekd.training.distillation.losses.logits import cross_entropy
-from edgekd.training.loop.evaluate import batches, probe, truth
+from edgekd.training.loop.evaluate import batches, ground_truth, probe
 from edgekd.training.loop.weights import build, load_weights
+from edgekd.training.stage_run import StageRun
 from edgekd.training.taps.taps import TappedModel, Taps, resolve_taps
-from edgekd.training.task.protocol import accuracy, load_task
+from edgekd.training.task.loading import load_task
+from edgekd.training.task.protocol import accuracy
 
 DEFAULTS = GateConfig()
 LIMITS = GateLimits(DEFAULTS.tau_pass, DEFAULTS.tau_fail, DEFAULTS.max_flips, DEFAULTS.max_metric_drop)
@@ -52,9 +54,9 @@ def trained(tmp_path_factory):
     report = StageReporter(Silent(), "test")
     taps = Taps(*[resolve_taps("student", {}, task.task.student_taps, task.modalities)] * 2)
     folders = {name: tmp_path_factory.mktemp(name) for name in ("teacher", "student")}
-    teacher.run(task, taps.teacher, TeacherConfig(epochs=4), 0, folders["teacher"], report)
+    teacher.run(task, taps.teacher, TeacherConfig(epochs=4), StageRun(0, folders["teacher"], report))
     network = load_weights(build(task.task.teacher, 0), folders["teacher"] / WEIGHTS)
-    distill.run(task, network, taps, DistillConfig(epochs=4), 0, folders["student"], report)
+    distill.run(task, network, taps, DistillConfig(epochs=4), StageRun(0, folders["student"], report))
     student = load_weights(build(task.task.student, 0), folders["student"] / WEIGHTS)
     with torch.no_grad():
         for parameter in student.parameters():
@@ -62,7 +64,7 @@ def trained(tmp_path_factory):
     test = task.splits["test"]
     return Trained(
         task=task,
-        labels=truth(test).labels,
+        labels=ground_truth(test).labels,
         teacher=Probe.load(folders["teacher"] / PROBE),
         student=Probe.load(folders["student"] / PROBE),
         random=probe(build(task.task.student, 7), taps.student, test),
@@ -181,23 +183,23 @@ def test_of_several_stages_what_ships_counts(trained):
     probes = {
         "teacher": trained.teacher,
         "student": trained.student,
-        "tuned": trained.random,
-        "engine": trained.student,
+        "finetuned": trained.random,
+        "device": trained.student,
     }
     ledger = keep(probes, trained)
     assert [(row.stage, row.verdict) for row in ledger.rows] == [
         ("teacher", None),
         ("student", None),
-        ("tuned", "fail"),
-        ("engine", "pass"),
+        ("finetuned", "fail"),
+        ("device", "pass"),
     ]
     assert (ledger.verdict, ledger.reasons) == ("pass", ())
-    assert keep({**probes, "engine": trained.random}, trained).verdict == "fail"
+    assert keep({**probes, "device": trained.random}, trained).verdict == "fail"
 
 
 def test_the_network_just_cut_is_shown_and_not_judged(trained):
-    ledger = keep({"student": trained.student, "pruned": trained.random, "tuned": trained.student}, trained)
-    row = ledger.row("pruned")
+    ledger = keep({"student": trained.student, "cut": trained.random, "finetuned": trained.student}, trained)
+    row = ledger.row("cut")
     assert row.to_reference.bound > LIMITS.tau_fail
     assert row.flips > LIMITS.max_flips
     assert (row.verdict, row.reasons) == (None, ())
@@ -205,18 +207,18 @@ def test_the_network_just_cut_is_shown_and_not_judged(trained):
 
 
 def test_the_order_of_the_stages_is_that_of_the_probes(trained):
-    stages = ["student", "quantized", "repair 1", "repair 2", "engine"]
+    stages = ["student", "quantized", "repair 1", "repair 2", "device"]
     notes = {"repair 1": "encoders.fou.0 to float32"}
     ledger = keep(dict.fromkeys(stages, trained.student), trained, notes)
     assert [(row.stage, row.note) for row in ledger.rows] == [(stage, notes.get(stage, "")) for stage in stages]
 
 
 def test_rows_that_are_known_are_not_computed_again(trained):
-    before = keep({"student": trained.student, "tuned": trained.random}, trained).rows
-    probes = {"student": trained.student, "tuned": trained.random, "engine": trained.student}
+    before = keep({"student": trained.student, "finetuned": trained.random}, trained).rows
+    probes = {"student": trained.student, "finetuned": trained.random, "device": trained.student}
     ledger = keep_ledger(probes, StageMetrics("accuracy", dict.fromkeys(probes)), None, LIMITS, Bootstrap(), before)
     assert ledger.rows[:2] == before
-    assert (ledger.row("engine").verdict, ledger.verdict) == ("pass", "pass")
+    assert (ledger.row("device").verdict, ledger.verdict) == ("pass", "pass")
 
 
 def test_a_network_that_was_brought_is_its_own_reference(trained):
@@ -229,8 +231,8 @@ def test_a_network_that_was_brought_is_its_own_reference(trained):
 
 
 def test_a_ledger_without_a_reference_is_refused(trained):
-    with pytest.raises(ValueError, match=r"one of \('student', 'float'\), but has \['teacher', 'engine'\]"):
-        keep({"teacher": trained.teacher, "engine": trained.student}, trained)
+    with pytest.raises(ValueError, match=r"one of \('student', 'float'\), but has \['teacher', 'device'\]"):
+        keep({"teacher": trained.teacher, "device": trained.student}, trained)
 
 
 def test_without_labels_flips_and_drift_gate(trained):
@@ -265,13 +267,13 @@ def test_one_modality_is_gated_within_itself(trained):
     def alone(probe):
         return Probe(probe.ids, probe.logits, {"mor": probe.embeddings["mor"]})
 
-    assert keep({"float": alone(trained.student), "engine": alone(trained.perturbed)}, trained).verdict == "pass"
+    assert keep({"float": alone(trained.student), "device": alone(trained.perturbed)}, trained).verdict == "pass"
     assert (
-        keep({"float": alone(trained.student), "engine": rotate(alone(trained.student), "mor")}, trained).verdict
+        keep({"float": alone(trained.student), "device": rotate(alone(trained.student), "mor")}, trained).verdict
         == "pass"
     )
-    ledger = keep({"float": alone(trained.student), "engine": alone(permuted(trained.student, "mor"))}, trained)
-    assert ledger.row("engine").to_reference.scope == "intra"
+    ledger = keep({"float": alone(trained.student), "device": alone(permuted(trained.student, "mor"))}, trained)
+    assert ledger.row("device").to_reference.scope == "intra"
     (reason,) = ledger.reasons
     assert "(worst modality mor, " in reason
 

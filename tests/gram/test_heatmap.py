@@ -17,12 +17,12 @@ def probe(seed, widths=(8, 8, 8)):
 
 def test_the_cosines_are_the_joint_gram_of_the_chosen_samples():
     teacher, engine = probe(0), probe(1)
-    found = few_grams({"teacher": teacher, "engine": engine}, np.arange(COUNT) % 4, list("abcd"))
+    found = few_grams({"teacher": teacher, "shipped": engine}, np.arange(COUNT) % 4, list("abcd"))
     rows = [list(IDS).index(name) for name in found.ids]
     z = stack({name: x[rows].astype(np.float64) for name, x in engine.embeddings.items()})
     by_modality = joint_gram(z.swapaxes(0, 1))
-    np.testing.assert_allclose(found.cosines["engine"], by_modality, atol=1e-6)
-    assert not np.allclose(found.cosines["teacher"], found.cosines["engine"])
+    np.testing.assert_allclose(found.cosines["shipped"], by_modality, atol=1e-6)
+    assert not np.allclose(found.cosines["teacher"], found.cosines["shipped"])
     assert found.classes == tuple("abcd"[row % 4] for row in rows)
 
 
@@ -53,21 +53,21 @@ def test_modalities_of_unequal_widths_have_no_cosines_between_them():
 
 
 def test_rows_of_a_probe_in_a_file_are_found_in_any_chunk(tmp_path, monkeypatch):
-    before = few_grams({"engine": probe(3)}, None, [])
+    before = few_grams({"shipped": probe(3)}, None, [])
     monkeypatch.setattr("edgekd.gram.heatmap._CHUNK", 7)
     probe(3).save(tmp_path / "probe.npz")
-    after = few_grams({"engine": Probe.load(tmp_path / "probe.npz")}, None, [])
+    after = few_grams({"shipped": Probe.load(tmp_path / "probe.npz")}, None, [])
     assert after.ids == before.ids
-    np.testing.assert_array_equal(after.cosines["engine"], before.cosines["engine"])
+    np.testing.assert_array_equal(after.cosines["shipped"], before.cosines["shipped"])
 
 
 def test_what_was_saved_comes_back(tmp_path):
-    found = few_grams({"teacher": probe(0), "engine": probe(1)}, np.arange(COUNT) % 2, ["ja", "nö"])
+    found = few_grams({"teacher": probe(0), "shipped": probe(1)}, np.arange(COUNT) % 2, ["ja", "nö"])
     found.save(tmp_path / "few" / "samples.npz")
     again = FewGrams.load(tmp_path / "few" / "samples.npz")
     assert (again.ids, again.classes, again.modalities) == (found.ids, found.classes, found.modalities)
-    assert list(again.cosines) == ["teacher", "engine"]
-    np.testing.assert_allclose(again.cosines["engine"], found.cosines["engine"], atol=1e-6)
+    assert list(again.cosines) == ["teacher", "shipped"]
+    np.testing.assert_allclose(again.cosines["shipped"], found.cosines["shipped"], atol=1e-6)
 
 
 @pytest.mark.parametrize(

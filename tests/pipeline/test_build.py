@@ -43,7 +43,7 @@ def test_leaves_a_report_and_a_bundle(built):
     assert built.process.stderr == ""
     assert "PASS" in built.process.stdout
     found = sorted(path.relative_to(built.output).as_posix() for path in built.output.rglob("*") if path.is_file())
-    bundle = ["branches.json", "deploy.onnx", "engine.onnx", "ledger.json", "manifest.json", "reference.npz"]
+    bundle = ["branches.json", "deploy.onnx", "ledger.json", "manifest.json", "probe.onnx", "reference.npz"]
     latency = [f"{name}{part}.npy" for name in ("int8", "student", "teacher") for part in ("", ".compute")]
     expected = [*(f"cpu/bundle/{name}" for name in bundle), "cpu/gram/samples.npz"]
     expected += [
@@ -67,8 +67,8 @@ def test_a_report_row_has_every_figure(built):
     assert row["device"]
     assert row["latency_ms"]["n"] == 400
     assert 0 < row["latency_ms"]["p50"] <= row["latency_ms"]["p90"] <= row["latency_ms"]["p99"]
-    assert {"teacher", "student", "pruned", "engine"} <= row["metric"].keys()
-    assert all(0 < row["metric"][stage] <= 1 for stage in ("teacher", "student", "pruned", "engine"))
+    assert {"teacher", "student", "cut", "finetuned", "device"} <= row["metric"].keys()
+    assert all(0 < row["metric"][stage] <= 1 for stage in ("teacher", "student", "cut", "finetuned", "device"))
     assert 0 <= row["gram"]["drift"] <= row["gram"]["bound"] <= row["gram"]["tau"]
     assert row["gram"]["verdict"] == row["verdict"] == "pass"
     assert row["size_bytes"] == (built.bundle / "deploy.onnx").stat().st_size
@@ -136,7 +136,7 @@ def test_again_does_no_work_and_imports_nothing_heavy(built):
         ({"profile__iterations": 300}, ["profile", "bundle", "verify"]),
         ({"quantize__calibration": "entropy"}, [*SHIPPING]),
         ({"prune__ratio": 0.5}, ["prune", "export", "robustness", *SHIPPING]),
-        ({"robustness__noise": 0.5}, ["robustness", "disturb"]),
+        ({"robustness__noise": 0.5}, ["robustness", "robustness-shipped"]),
     ],
     ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
 )
@@ -188,10 +188,10 @@ def test_a_users_files_in_the_output_stay(cache, tmp_path):
 
 def test_an_altered_bundle_is_written_again(built, cache, tmp_path):
     shutil.copytree(built.output, tmp_path / "out")
-    engine = tmp_path / "out" / "cpu" / "bundle" / "engine.onnx"
+    engine = tmp_path / "out" / "cpu" / "bundle" / "probe.onnx"
     engine.write_bytes(engine.read_bytes()[:-1])
     assert edgekd(*build_arguments("out", cache), cwd=tmp_path).returncode == 0
-    assert sha256(engine) == sha256(built.bundle / "engine.onnx")
+    assert sha256(engine) == sha256(built.bundle / "probe.onnx")
 
 
 def test_two_builds_at_once_share_one_cache(built, tmp_path):
@@ -205,8 +205,8 @@ def test_two_builds_at_once_share_one_cache(built, tmp_path):
     assert [process.returncode for process in processes] == [0, 0], said
     work = [kind for stdout, _ in said for kind in started(stdout)]
     assert sorted(work) == sorted(SHIPPING), "each stage ran once, in one of them"
-    engines = [sha256(tmp_path / name / "cpu" / "bundle" / "engine.onnx") for name in ("one", "two")]
-    assert engines[0] == engines[1] == sha256(built.bundle / "engine.onnx")
+    engines = [sha256(tmp_path / name / "cpu" / "bundle" / "probe.onnx") for name in ("one", "two")]
+    assert engines[0] == engines[1] == sha256(built.bundle / "probe.onnx")
 
 
 def test_two_builds_at_once_into_one_output(built, cache, tmp_path):
@@ -255,7 +255,7 @@ def test_no_target(tmp_path):
 
 
 class Rounding(LocalDevice):
-    """A device on which deploy.onnx gives other logits than engine.onnx, by a hair."""
+    """A device on which deploy.onnx gives other logits than probe.onnx, by a hair."""
 
     def describe(self, runtime):
         return {**super().describe(runtime), "rounds": "otherwise"}
@@ -273,7 +273,7 @@ def test_the_gate_judges_what_is_shipped(cache, tmp_path, monkeypatch):
     report = build(quick_recipe(), [load_target("cpu")], BuildPaths(tmp_path / "out", cache))
     assert report.targets[0].deploy_logit_error == pytest.approx(1e-3, rel=0.1)
     ran = max(cache.glob("engine-*/int8/outputs.npz"), key=lambda path: path.stat().st_mtime)
-    with np.load(ran) as gated, np.load(ran.with_name("engine.onnx.npz")) as engine:
+    with np.load(ran) as gated, np.load(ran.with_name("probe.onnx.npz")) as engine:
         assert np.allclose(gated["logits"], engine["logits"] + 1e-3, atol=1e-5)
         assert not np.array_equal(gated["logits"], engine["logits"])
 

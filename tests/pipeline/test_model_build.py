@@ -19,7 +19,7 @@ def folder(built, tmp_path_factory):
     """A network as users have it: the float student of a finished build, its logits alone, and real samples."""
     folder, exported = tmp_path_factory.mktemp("model"), stage_folder(built.cache, "export")
     drop_outputs(exported / "student.onnx", ("logits",), folder / "digits.onnx")
-    drop_outputs(stage_folder(built.cache, "quantize") / "int8" / "engine.onnx", ("logits",), folder / "int8.onnx")
+    drop_outputs(stage_folder(built.cache, "quantize") / "int8" / "probe.onnx", ("logits",), folder / "int8.onnx")
     with np.load(exported / "test.npz") as arrays:
         samples = {key.removeprefix("input."): arrays[key] for key in arrays.files}
     np.savez(folder / "samples.npz", **samples)
@@ -40,7 +40,7 @@ def test_a_model_is_quantized_checked_profiled_and_bundled(brought, folder):
     report = events(brought.stdout)[-1]["report"]
     (target,) = report["targets"]
     stages = [row["stage"] for row in target["ledger"]["rows"]]
-    assert (stages[0], stages[-1]) == ("float", "engine")
+    assert (stages[0], stages[-1]) == ("float", "device")
     assert target["ledger"]["reference"] == "float"
     row = report["rows"][0]
     assert row["metric"]["name"] == "accuracy"

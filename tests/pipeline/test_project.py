@@ -60,7 +60,7 @@ def folder(tmp_path):
 def identity(folder, monkeypatch):
     """Return the task's identity, and whether the task had to be loaded for it, as a new process would find it."""
     loads = []
-    load = edgekd.training.task.protocol.load_task
+    load = edgekd.training.task.loading.load_task
 
     def counting(config):
         loads.append(config)

@@ -52,18 +52,18 @@ def probes(noise=0.01, pruned=True):
         embeddings = {k: (z + scale * random.normal(size=z.shape)).astype(np.float32) for k, z in clean.items()}
         return Probe(ids, (logits + 0.3 * scale * random.normal(size=logits.shape)).astype(np.float32), embeddings)
 
-    scales = {"teacher": 0.3, "student": 0.0, "pruned": 4 * noise, "tuned": noise}
-    scales |= dict.fromkeys(("quantized", "engine"), 1.5 * noise)
+    scales = {"teacher": 0.3, "student": 0.0, "cut": 4 * noise, "finetuned": noise}
+    scales |= dict.fromkeys(("quantized", "device"), 1.5 * noise)
     if not pruned:
-        del scales["pruned"], scales["tuned"]
+        del scales["cut"], scales["finetuned"]
     return {stage: probe(scale) for stage, scale in scales.items()}
 
 
 @functools.cache
 def ledger(noise=0.01, pruned=True, metrics=(), limits=LIMITS, metric="macro-F1"):
     """The ledger of :func:`probes`."""
-    found = {"teacher": 0.9731, "student": 0.9612, "pruned": 0.9012, "tuned": 0.9598}
-    found |= dict.fromkeys(("quantized", "engine"), 0.9581)
+    found = {"teacher": 0.9731, "student": 0.9612, "cut": 0.9012, "finetuned": 0.9598}
+    found |= dict.fromkeys(("quantized", "device"), 0.9581)
     groups = np.arange(150) % 30
     stages = probes(noise, pruned)
     return keep_ledger(
@@ -86,7 +86,7 @@ def profile(n=2000, times=(0.4124, 0.2011, 0.0883)):
     engines = tuple(
         EngineProfile(name, latency(ms, n), (31.2, 30.1, 33.9), (1.92, 1.88, 2.4), rss, size, f"{name}.npy")
         for name, ms, rss, size in zip(
-            ("teacher", "student", "engine"), times, (91_300_000, 84_100_000, 82_700_000), SIZES.values(), strict=True
+            ("teacher", "student", "shipped"), times, (91_300_000, 84_100_000, 82_700_000), SIZES.values(), strict=True
         )
     )
     return Profile(MACHINE, threads=1, block=50, engines=engines)
@@ -112,7 +112,7 @@ def full_profile():
     return replace(found, engines=tuple(further(engine) for engine in found.engines))
 
 
-SIZES = {"teacher": 5_213_004, "student": 812_400, "engine": 231_770}
+SIZES = {"teacher": 5_213_004, "student": 812_400, "shipped": 231_770}
 
 
 def target(name="cpu", profile_reason=None, **changes):
@@ -166,7 +166,8 @@ def write_run(folder, *targets, task="gestures"):
         (place / "latency").mkdir(parents=True)
         for engine in result.profile.engines if result.profile else ():
             np.save(place / "latency" / engine.raw_file, timings(engine.latency.p50.value_ms))
-        shown = {stage: probes()[stage] for stage in ("teacher", "student", "engine")}
+        shown = {stage: probes()[stage] for stage in ("teacher", "student", "device")}
+        shown["shipped"] = shown.pop("device")
         found = few_grams(shown, np.arange(150) % 6, [f"class {index}" for index in range(6)])
         found.save(place / "gram" / "samples.npz")
     write_report(replace(build(*targets), task=task), folder)
@@ -177,7 +178,7 @@ def write_profile(folder, measured, kept=None):
     """Write what ``edgekd profile`` leaves of a bundle: its engine's raw timings and ``profile.json``."""
     kept, engine = kept or ledger(), measured.engines[-1]
     manifest = Manifest(
-        **{"schema_version": 2, "edgekd": "0", "target": "cpu", "runtime": "onnxruntime", "options": {}},
+        **{"schema_version": 3, "edgekd": "0", "target": "cpu", "runtime": "onnxruntime", "options": {}},
         **{"precision": "int8", "released": kept.verdict != "fail", "verdict": kept.verdict},
         **{"reasons": list(kept.reasons), "task": {"name": "gestures", "metric": kept.metric}, "inputs": []},
         **{"outputs": [], "classes": [], "versions": {}, "measurements": {}, "files": {}},

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from edgekd.devices.browser.chromium import FLAGS, find_chromium
 
-_PATIENCE_SECONDS = 60
+_TIMEOUT_SECONDS = 60
 
 
 class Tab:
@@ -93,7 +93,7 @@ def chromium_tab():
             yield Tab(process)
         finally:
             process.stdin.close()
-            process.wait(_PATIENCE_SECONDS)
+            process.wait(_TIMEOUT_SECONDS)
             process.stdout.close()
 
 

@@ -32,7 +32,7 @@ def test_a_measured_row_is_complete_and_has_no_null():
     row = report_json(build(target(profile=full_profile())))["rows"][0]
     assert set(row) >= REQUIRED
     assert set(row["latency_ms"]) >= {"p50", "p90", "p99", "n"}
-    assert set(row["metric"]) >= {"name", "teacher", "student", "tuned", "engine"}
+    assert set(row["metric"]) >= {"name", "teacher", "student", "finetuned", "device"}
     assert set(row["gram"]) >= {"drift", "bound", "tau", "verdict"}
     assert nulls(row) == set()
     assert row["not_measured"] == {}
@@ -44,18 +44,18 @@ def test_figures_are_those_of_the_ledger_and_the_profile():
     result = target()
     row = report_json(build(result))["rows"][0]
     p50 = {engine.name: engine.latency.p50.value_ms for engine in result.profile.engines}
-    assert row["latency_ms"]["p50"] == p50["engine"]
+    assert row["latency_ms"]["p50"] == p50["shipped"]
     assert row["baselines"]["teacher"]["latency_ms"]["p50"] == p50["teacher"]
-    assert row["speedup_p50"]["student"] == pytest.approx(p50["student"] / p50["engine"])
-    assert row["gram"]["bound"] == result.ledger.row("engine").to_reference.bound
-    assert row["size_bytes"] == result.sizes["engine"]
-    assert row["size_ratio"]["teacher"] == pytest.approx(result.sizes["teacher"] / result.sizes["engine"])
+    assert row["speedup_p50"]["student"] == pytest.approx(p50["student"] / p50["shipped"])
+    assert row["gram"]["bound"] == result.ledger.row("device").to_reference.bound
+    assert row["size_bytes"] == result.sizes["shipped"]
+    assert row["size_ratio"]["teacher"] == pytest.approx(result.sizes["teacher"] / result.sizes["shipped"])
 
 
 def test_what_a_profile_has_beside_latency_is_in_the_row():
     result = target(profile=full_profile())
     row = report_json(build(result))["rows"][0]
-    engine = result.measured("engine")
+    engine = result.measured("shipped")
     assert row["throughput_per_s"] == pytest.approx(1000 / engine.latency.mean_ms)
     assert row["latency_ms"]["p90_bound"] == engine.latency.p90_bound_ms
     assert row["compute_ms"]["p50"] == engine.compute.p50.value_ms
@@ -65,7 +65,7 @@ def test_what_a_profile_has_beside_latency_is_in_the_row():
     assert row["paced"]["latency_ms"]["p50"] == engine.paced.latency.p50.value_ms
     assert row["sustained"] == {"seconds": 60, "slowdown": 1.04, "throttled": False, "hottest_c": 51}
     ledger = result.ledger
-    assert row["metric"]["change"] == pytest.approx(ledger.row("engine").metric - ledger.row("student").metric)
+    assert row["metric"]["change"] == pytest.approx(ledger.row("device").metric - ledger.row("student").metric)
 
 
 def test_what_a_profile_lacks_says_why():
@@ -101,8 +101,8 @@ def test_p99_of_too_few_samples_is_null_with_a_reason():
         pytest.param(target(profile=profile(n=200)), id="few samples"),
         pytest.param(target(profile_reason="not measured: no device"), id="no profile"),
         pytest.param(target(ledger=ledger(pruned=False)), id="not pruned"),
-        pytest.param(target(ledger=ledger(metrics=(("engine", math.nan),))), id="metric is NaN"),
-        pytest.param(target(sizes={"engine": 10}, deploy_logit_error=math.inf), id="no baselines, infinite error"),
+        pytest.param(target(ledger=ledger(metrics=(("device", math.nan),))), id="metric is NaN"),
+        pytest.param(target(sizes={"shipped": 10}, deploy_logit_error=math.inf), id="no baselines, infinite error"),
     ],
 )
 def test_every_null_has_a_reason_and_every_reason_a_null(result):
@@ -128,16 +128,16 @@ def test_a_profile_that_is_absent_without_a_reason_is_refused():
 
 
 def test_a_metric_that_is_not_a_number_is_null_everywhere_and_fails():
-    report = build(target(ledger=ledger(metrics=(("engine", math.nan),))))
+    report = build(target(ledger=ledger(metrics=(("device", math.nan),))))
     content = report_json(report)
     json.dumps(content, allow_nan=False)
-    assert content["rows"][0]["not_measured"]["metric.engine"] == "not a number: the measured value was nan"
+    assert content["rows"][0]["not_measured"]["metric.device"] == "not a number: the measured value was nan"
     assert content["not_finite"]["targets.0.ledger.rows.5.metric"] == "nan"
     assert content["verdict"] == "fail"
 
 
 def test_the_gram_verdict_is_of_the_drift_and_the_row_verdict_of_everything():
-    row = report_json(build(target(ledger=ledger(metrics=(("engine", 0.5),)))))["rows"][0]
+    row = report_json(build(target(ledger=ledger(metrics=(("device", 0.5),)))))["rows"][0]
     assert (row["gram"]["verdict"], row["verdict"]) == ("pass", "fail")
 
 
@@ -188,7 +188,7 @@ def test_files_are_written_and_nothing_else(tmp_path):
     ]
     read = json.loads((tmp_path / "out" / "report.json").read_text(encoding="utf-8"))
     assert read == report_json(report)
-    assert read["schema_version"] == 2
+    assert read["schema_version"] == 3
     assert [stage["name"] for stage in read["stages"]] == [stage.name for stage in report.stages]
 
 

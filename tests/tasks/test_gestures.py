@@ -6,14 +6,15 @@ import numpy as np
 import pytest
 import torch
 
-from edgekd.config.recipe import load_recipe
+from edgekd.config.loading import load_recipe
 from edgekd.errors import DataError
 from edgekd.tasks import gestures
 from edgekd.tasks.catalogue import GESTURES, SEGLEARN
 from edgekd.tasks.gestures import STEP, WINDOW, Gestures, cut_windows, read_recordings
 from edgekd.tasks.packages import fetch, read_member
 from edgekd.training.taps.taps import TappedModel, resolve_taps
-from edgekd.training.task.protocol import SPLITS, Task, load_task
+from edgekd.training.task.loading import load_task
+from edgekd.training.task.protocol import SPLITS, Task
 
 
 @pytest.fixture(scope="module")

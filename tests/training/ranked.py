@@ -1,12 +1,16 @@
 """Work that several processes do together, and starting them; one process alone does the same without a group.
 
-Run as a script: ``ranked.py JOB FOLDER``, in each of the processes.
+Run as a script: ``ranked.py FOLDER COUNT PORT JOB...``.
 """
 
+import json
 import os
+import signal
 import socket
 import subprocess
 import sys
+import traceback
+from contextlib import suppress
 from pathlib import Path
 
 import torch
@@ -18,14 +22,15 @@ from edgekd.errors import EdgekdError
 from edgekd.pipeline.multi_process import _Joint
 from edgekd.stages.artifacts import Trained
 from edgekd.stages.cache import Cache
-from edgekd.stages.stage import Stage
+from edgekd.stages.stage import Stage, StageSpec
 from edgekd.training.distillation import distill, teacher
-from edgekd.training.distillation.objective import Distillation
-from edgekd.training.distillation.references import Live
-from edgekd.training.distillation.terms import Where, places
+from edgekd.training.distillation.loss_taps import LossTaps, taps_with_losses
+from edgekd.training.distillation.objective import DistillationObjective
+from edgekd.training.distillation.references import LiveReference
 from edgekd.training.loop import distributed
 from edgekd.training.loop.loop import Fit, fit
 from edgekd.training.loop.weights import build
+from edgekd.training.stage_run import StageRun
 from edgekd.training.taps.taps import TappedModel, Taps
 from edgekd.training.task.protocol import UNLABELLED, Batch, collate
 
@@ -36,7 +41,7 @@ OWN_MAPS = {"student": MAPS, "teacher": MAPS}
 LOSSES = {
     **{name: {name: Term(weight=3.0)} for name in ("sample", "intra", "cross", "joint")},
     **{name: {name: Term(weight=3.0)} for name in ("fd", "fitnet", "sp", "rkd", "pkt", "affinity", "dist", "dkd")},
-    "centred": {"intra": Term(weight=3.0, centered=True, normalize="frobenius")},
+    "centred": {"intra": Term(weight=3.0, options={"centered": True, "normalize": "frobenius"})},
     "ickd": {"ickd": Term(weight=3.0, **OWN_MAPS)},
     "balanced": {"intra": Term(), "sample": Term(share=0.1), "fd": Term(share=0.5), "rkd": Term(share=2.0)},
     "kd alone": {},
@@ -66,29 +71,33 @@ def a_batch(count):
 
 def share_of(batch, lacking):
     """Return this process's part of a batch; a modality that none of its samples lacks is not spoken of."""
-    rows = torch.arange(len(batch.ids)).tensor_split(distributed.size())[distributed.rank()]
+    rows = torch.arange(len(batch.ids)).tensor_split(distributed.world_size())[distributed.rank()]
     present = torch.ones(len(batch.ids))
     present[:lacking] = 0.0
-    inputs = {name: x[rows] for name, x in batch.inputs.items()}
+    inputs = {name: x[rows].double() for name, x in batch.inputs.items()}
     own = present[rows]
     ids = [batch.ids[row] for row in rows]
     return Batch(ids, inputs, batch.labels[rows], [""] * len(rows), {} if own.all() else {"b": own})
 
 
 def gradients(folder):
-    """One step's loss, figures and gradients, for each loss, of batches that part evenly and that do not."""
+    """One step's loss, figures and gradients, for each loss, of batches that part evenly and that do not.
+
+    In double precision: in single, each kind of processor adds up in an order of its own, and losses that divide by
+    small spreads magnify that.
+    """
     found = {}
     for name, extra in LOSSES.items():
         for count, lacking in ((64, 0), (63, 0), (21, 3)):
             config = LossConfig(extra=extra)
-            student, other = build(lambda: Maps(6), 0), build(lambda: Maps(8), 1)
+            student, other = build(lambda: Maps(6), 0).double(), build(lambda: Maps(8), 1).double()
             with (
-                TappedModel(student, places(TAPS, config, "student")) as tapped,
-                TappedModel(other, places(TAPS, config, "teacher")) as reference,
+                TappedModel(student, taps_with_losses(TAPS, config, "student")) as tapped,
+                TappedModel(other, taps_with_losses(TAPS, config, "teacher")) as reference,
             ):
-                live = Live(reference)
-                where = Where(list(TAPS), TAPS, TAPS, "teacher")
-                objective = Distillation(tapped, live, live, config, where, reporter())
+                live = LiveReference(reference)
+                where = LossTaps(list(TAPS), TAPS, TAPS, "teacher")
+                objective = DistillationObjective(tapped, live, live, config, where, reporter())
                 batch = share_of(a_batch(count), lacking)
                 objective.prepare(batch, 5)
                 loss, figures = objective(batch, 0.5)
@@ -113,10 +122,10 @@ def fits(folder):
     run_teacher, run_student = folder / "teacher", folder / "student"
     for stage in (run_teacher, run_student):
         stage.mkdir(exist_ok=True)
-    teacher.run(task, TAPS, TeacherConfig(epochs=2, batch_size=32), 0, run_teacher, reporter())
+    teacher.run(task, TAPS, TeacherConfig(epochs=2, batch_size=32), StageRun(0, run_teacher, reporter()))
     config = DistillConfig(epochs=3, batch_size=25, loss=TRAINED)
     network = build(lambda: TwoTowers(width=12), 3)
-    trained = distill.run(task, network, Taps(TAPS, TAPS), config, 0, run_student, reporter())
+    trained = distill.run(task, network, Taps(TAPS, TAPS), config, StageRun(0, run_student, reporter()))
     keep(trained.history, folder)
 
 
@@ -128,7 +137,7 @@ class Dies:
 
     def __call__(self, batch, progress):
         self.left -= 1
-        if self.left == 0 and not distributed.leads():
+        if self.left == 0 and not distributed.is_main():
             os.kill(os.getpid(), 9)
         return self.objective(batch, progress)
 
@@ -141,9 +150,9 @@ def disturbed(folder, dies_in=None):
     student, other = build(lambda: TwoTowers(dropout=0.3), 0), build(lambda: TwoTowers(width=12), 1)
     observer = Remembers()
     with TappedModel(student, TAPS) as tapped, TappedModel(other, TAPS) as reference:
-        live = Live(reference)
-        where = Where(list(TAPS), TAPS, TAPS, "teacher")
-        objective = Distillation(tapped, live, live, TRAINED, where, reporter()).prepare(a_batch(4), 5)
+        live = LiveReference(reference)
+        where = LossTaps(list(TAPS), TAPS, TAPS, "teacher")
+        objective = DistillationObjective(tapped, live, live, TRAINED, where, reporter()).prepare(a_batch(4), 5)
         run = Fit(Training(epochs=4, batch_size=32), 0, folder, reporter(observer))
         watched = Dies(objective, dies_in) if dies_in else objective
         fit(student, watched, split("train", 90), lambda: {"validation": 0.0}, run)
@@ -156,7 +165,7 @@ def dies(folder):
 
 def too_small(folder):
     run = Fit(Training(epochs=1, batch_size=3), 0, folder, reporter())
-    fit(TwoTowers(), Distillation.__new__(Distillation), split("train", 9), dict, run)
+    fit(TwoTowers(), DistillationObjective.__new__(DistillationObjective), split("train", 9), dict, run)
 
 
 def stages(folder):
@@ -169,22 +178,46 @@ def stages(folder):
         return Trained(0.5 + distributed.rank(), 7, [])
 
     def stage(depends):
-        return Stage("teacher", 1, depends, Trained, run, str)
+        return Stage(StageSpec("teacher", 1, Trained), "", depends, run)
 
-    results = [runner(stage({"seed": 0})).result for _ in range(2)]
+    results = [runner.execute(stage({"seed": 0})).result for _ in range(2)]
     keep((ran, [result.metric for result in results], len(runner.times)), folder)
-    runner(stage({"seed": distributed.rank()}))
+    runner.execute(stage({"seed": distributed.rank()}))
+
+
+def work(rank, count, port, jobs, folder):
+    """Do jobs as one of several processes, and end this process."""
+    os.environ |= {"RANK": str(rank), "WORLD_SIZE": str(count), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    code = 0
+    try:
+        with distributed.process_group():
+            for job in jobs:
+                globals()[job](folder / job)
+    except EdgekdError as error:
+        print(error, file=sys.stderr)
+        code = error.exit_code
+    except Exception:
+        traceback.print_exc()
+        code = 1
+        raise
+    finally:
+        sys.stderr.flush()
+        os._exit(code)
 
 
 def main():
-    job, folder = sys.argv[1], Path(sys.argv[2])
+    """Fork: each process has imported PyTorch then, and this one nothing else does with it."""
+    folder, count, port, *jobs = sys.argv[1:]
     torch.set_num_threads(1)
-    try:
-        with distributed.joined():
-            globals()[job](folder)
-    except EdgekdError as error:
-        print(error, file=sys.stderr)
-        sys.exit(error.exit_code)
+    started = []
+    for rank in range(int(count)):
+        pid = os.fork()
+        if pid == 0:
+            stream = os.open(Path(folder) / f"{rank}.stderr", os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+            os.dup2(stream, 2)
+            work(rank, int(count), port, jobs, Path(folder))
+        started.append(pid)
+    print(json.dumps([os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) for pid in started]))
 
 
 def environment():
@@ -192,32 +225,23 @@ def environment():
     return {**os.environ, "PYTHONPATH": os.pathsep.join(paths), "OMP_NUM_THREADS": "1"}
 
 
-def together(job, folder, count=2):
-    """Run a job in several processes; return exit code and stderr of each."""
+def together(folder, *jobs, count=2):
+    """Do jobs, each in its own folder, in several processes; return exit code and stderr of each process."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    processes = [
-        subprocess.Popen(
-            [sys.executable, __file__, job, str(folder)],
-            env={
-                **environment(),
-                "RANK": str(rank),
-                "WORLD_SIZE": str(count),
-                "MASTER_ADDR": "127.0.0.1",
-                "MASTER_PORT": str(port),
-            },
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for rank in range(count)
-    ]
-    try:
-        errors = [process.communicate(timeout=240)[1] for process in processes]
-    finally:
-        for process in processes:
-            process.kill()
-    return [(process.returncode, error) for process, error in zip(processes, errors, strict=True)]
+    for job in jobs:
+        (folder / job).mkdir(exist_ok=True)
+    command = [sys.executable, __file__, str(folder), str(count), str(port), *jobs]
+    with subprocess.Popen(
+        command, env=environment(), stdout=subprocess.PIPE, text=True, start_new_session=True
+    ) as process:
+        try:
+            codes = json.loads(process.communicate(timeout=240)[0])
+        finally:
+            with suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+    return [(code, (folder / f"{rank}.stderr").read_text()) for rank, code in enumerate(codes)]
 
 
 def kept(folder, count=2):

@@ -8,7 +8,8 @@ from torch import nn
 from edgekd.config.recipe import Tap
 from edgekd.stages.labels import UNLABELLED
 from edgekd.stages.progress import Silent, StageReporter
-from edgekd.training.task.protocol import SPLITS, ArraySplit, LoadedTask, Modality
+from edgekd.training.task.loading import LoadedTask
+from edgekd.training.task.protocol import SPLITS, ArraySplit, Modality
 
 SHAPES = {"a": (6,), "b": (5,)}
 CLASSES = 3

@@ -5,8 +5,8 @@ import copy
 import pytest
 from small import reporter
 
-from edgekd.config.recipe import DistillConfig, GateConfig, LossConfig, TeacherConfig, TuneConfig
-from edgekd.config.target import load_target
+from edgekd.config.recipe import DistillConfig, GateConfig, LossConfig, QatConfig, TeacherConfig
+from edgekd.devices.targets import load_target
 from edgekd.gram.drift import Bootstrap
 from edgekd.gram.gate import GateLimits, StageMetrics, keep_ledger
 from edgekd.gram.probe import Probe
@@ -14,14 +14,16 @@ from edgekd.stages.artifacts import PROBE, WEIGHTS
 from edgekd.tasks.digits import Digits
 from edgekd.training.distillation import distill, teacher
 from edgekd.training.loop.weights import build, load_weights
-from edgekd.training.qat import stage as tune
+from edgekd.training.qat import stage as qat
+from edgekd.training.stage_run import StageRun
 from edgekd.training.taps.taps import Taps, resolve_taps
-from edgekd.training.task.protocol import ArraySplit, LoadedTask
+from edgekd.training.task.loading import LoadedTask
+from edgekd.training.task.protocol import ArraySplit
 
 LIMITS = {key: getattr(GateConfig(), key) for key in ("tau_pass", "tau_fail", "max_flips", "max_metric_drop")}
 
 #: Labels alone teach, and no teacher's logits contradict them; the anchor is strong.
-POISON = TuneConfig(
+POISON = QatConfig(
     epochs=10, learning_rate=2e-3, loss=LossConfig(ce=1, kd=0, extra={"sample": 100.0, "intra": 10.0})
 )  # fmt: skip
 
@@ -33,18 +35,20 @@ def measured(tmp_path_factory):
     task = LoadedTask(digits, digits.splits(), ())
     taps = Taps(*(resolve_taps(kind, {}, digits.student_taps, task.modalities) for kind in ("teacher", "student")))
     folders = {name: tmp_path_factory.mktemp(name) for name in ("teacher", "student", "tuned")}
-    trained = {"teacher": teacher.run(task, taps.teacher, TeacherConfig(epochs=5), 0, folders["teacher"], reporter())}
+    trained = {
+        "teacher": teacher.run(task, taps.teacher, TeacherConfig(epochs=5), StageRun(0, folders["teacher"], reporter()))
+    }
     network = load_weights(build(digits.teacher, 0), folders["teacher"] / WEIGHTS)
     config = DistillConfig(epochs=10)
-    trained["student"] = distill.run(task, network, taps, config, 0, folders["student"], reporter())
+    trained["student"] = distill.run(task, network, taps, config, StageRun(0, folders["student"], reporter()))
     student = load_weights(build(digits.student, 0), folders["student"] / WEIGHTS)
 
     train = task.splits["train"]
     wrong = ArraySplit(train.ids, train.inputs, (train.labels + 1) % len(digits.classes))
     poisoned = LoadedTask(digits, {**task.splits, "train": wrong}, ())
-    networks = tune.QatNetworks(network, student, copy.deepcopy(student))
+    networks = qat.QatNetworks(network, student, copy.deepcopy(student))
     scheme = load_target("cpu").scheme
-    trained["tuned"] = tune.run(poisoned, networks, taps, scheme, POISON, 0, folders["tuned"], reporter())
+    trained["tuned"] = qat.run(poisoned, networks, taps, scheme, POISON, StageRun(0, folders["tuned"], reporter()))
 
     probes = {name: Probe.load(folder / PROBE) for name, folder in folders.items()}
     return probes, {name: result.metric for name, result in trained.items()}

@@ -11,7 +11,7 @@ from torch import nn
 
 from edgekd.config.recipe import LossConfig, PruneConfig, Recipe, Tap, TaskConfig
 from edgekd.errors import TaskError
-from edgekd.pipeline.trained_source import Learner
+from edgekd.pipeline.trained_source import TrainingStages
 from edgekd.training import preflight
 from edgekd.training.taps.taps import Taps
 from edgekd.training.task.protocol import UNLABELLED, ArraySplit
@@ -75,7 +75,7 @@ def test_embeddings_of_two_widths_will_do_for_losses_within_modalities():
 
 
 def test_later_trainings_are_checked_where_they_may_come():
-    with pytest.raises(TaskError, match=r"\[quantize.tune.loss\] loss 'sample'.*must share a width"):
+    with pytest.raises(TaskError, match=r"\[quantize.qat.loss\] loss 'sample'.*must share a width"):
         check(student=TwoWidths, recipe=recipe(repair="auto", intra=1.0))
     with pytest.raises(TaskError, match=r"\[prune\] importance = 'gram'.*share a width, but are a 4, b 6.*'taylor'"):
         check(student=TwoWidths, recipe=recipe(prune=0.25, intra=1.0))
@@ -242,7 +242,7 @@ def test_a_build_checks_once(monkeypatch):
     monkeypatch.setattr(preflight, "check", lambda *arguments: checks.append(arguments))
     task = loaded()
     task.task.teacher_taps = task.task.student_taps = TAPS
-    learner = Learner(None, SimpleNamespace(loaded=task), RECIPE, 18)
+    learner = TrainingStages(None, SimpleNamespace(loaded=task), RECIPE, 18)
     learner.preflight()
     learner.preflight()
     assert len(checks) == 1

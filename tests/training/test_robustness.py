@@ -9,19 +9,20 @@ from small import Remembers, reporter
 
 from edgekd.config.recipe import DistillConfig, RobustnessConfig, TaskConfig, TeacherConfig
 from edgekd.runtime.corruption import (
-    Channels,
-    adding_noise,
-    dropping,
-    load_channels,
-    measure,
-    save_channels,
+    ChannelStatistics,
+    add_noise,
+    drop_modality,
+    load_statistics,
+    measure_robustness,
+    save_statistics,
 )
 from edgekd.stages.artifacts import CHANNELS
 from edgekd.training import robustness
 from edgekd.training.distillation import distill, teacher
 from edgekd.training.loop.weights import build, load_weights
+from edgekd.training.stage_run import StageRun
 from edgekd.training.taps.taps import Taps, resolve_taps
-from edgekd.training.task.protocol import load_task
+from edgekd.training.task.loading import load_task
 
 VIEWS = ["fou", "zer"]
 
@@ -42,16 +43,16 @@ def digits(tmp_path_factory):
     places = {name: folder / name for name in ("teacher", "0.0", "0.4")}
     for place in places.values():
         place.mkdir()
-    teacher.run(task, taps, TeacherConfig(epochs=6), 0, places["teacher"], reporter())
+    teacher.run(task, taps, TeacherConfig(epochs=6), StageRun(0, places["teacher"], reporter()))
     found = {}
     for p in (0.0, 0.4):
         taught = load_weights(build(task.task.teacher, 0), places["teacher"] / "model.safetensors")
         config = DistillConfig(epochs=10, modality_dropout=p)
-        trained = distill.run(task, taught, Taps(taps, taps), config, 0, places[str(p)], reporter())
+        trained = distill.run(task, taught, Taps(taps, taps), config, StageRun(0, places[str(p)], reporter()))
         student = load_weights(build(task.task.student, 0), places[str(p)] / "model.safetensors")
         networks = {"student": robustness.MeasuredNetwork(student, trained.metric)}
         observer = Remembers()
-        measured = robustness.run(task, networks, RobustnessConfig(), 3, places[str(p)], reporter(observer))
+        measured = robustness.run(task, networks, RobustnessConfig(), StageRun(3, places[str(p)], reporter(observer)))
         found[p] = SimpleNamespace(
             student=student, trained=trained, networks=networks, measured=measured, folder=places[str(p)],
             steps=observer.steps,
@@ -83,7 +84,7 @@ def test_the_same_seed_gives_the_same_and_more_noise_costs_more(digits, tmp_path
     task, found = digits
 
     def run(**config):
-        return robustness.run(task, found[0.0].networks, RobustnessConfig(**config), 3, tmp_path, reporter())
+        return robustness.run(task, found[0.0].networks, RobustnessConfig(**config), StageRun(3, tmp_path, reporter()))
 
     assert run() == found[0.0].measured
     loud = run(noise=8.0)
@@ -96,7 +97,7 @@ def test_the_same_seed_gives_the_same_and_more_noise_costs_more(digits, tmp_path
 def test_each_pass_is_reported_and_the_statistics_are_kept(digits):
     _, found = digits
     assert [(done, total) for done, total, _ in found[0.0].steps] == [(step, 4) for step in range(1, 5)]
-    assert list(load_channels(found[0.0].folder / CHANNELS)) == VIEWS
+    assert list(load_statistics(found[0.0].folder / CHANNELS)) == VIEWS
 
 
 def test_modality_dropout_helps_where_one_is_missing(digits):
@@ -107,9 +108,9 @@ def test_modality_dropout_helps_where_one_is_missing(digits):
 
 def test_noise_does_not_depend_on_how_rows_are_divided():
     rows = np.random.default_rng(0).normal(size=(50, 3, 4)).astype(np.float32)
-    channels = Channels(np.zeros((3, 1), np.float32), np.float32([[1], [0], [100]]))
-    whole = adding_noise(channels, 0.5, (1, 0))(rows)
-    change = adding_noise(channels, 0.5, (1, 0))
+    channels = ChannelStatistics(np.zeros((3, 1), np.float32), np.float32([[1], [0], [100]]))
+    whole = add_noise(channels, 0.5, (1, 0))(rows)
+    change = add_noise(channels, 0.5, (1, 0))
     assert np.array_equal(whole, np.concatenate([change(part) for part in np.split(rows, [7, 20, 49])]))
     assert whole.dtype == np.float32
     added = (whole - rows).std((0, 2))
@@ -118,12 +119,12 @@ def test_noise_does_not_depend_on_how_rows_are_divided():
 
 
 def test_dropping_fills_every_place_of_a_channel():
-    channels = Channels(np.float32([[1], [2]]), np.float32([[0], [0]]))
-    assert dropping(channels)(np.zeros((2, 2, 3), np.float32)).tolist() == [[[1, 1, 1], [2, 2, 2]]] * 2
+    channels = ChannelStatistics(np.float32([[1], [2]]), np.float32([[0], [0]]))
+    assert drop_modality(channels)(np.zeros((2, 2, 3), np.float32)).tolist() == [[[1, 1, 1], [2, 2, 2]]] * 2
 
 
 def test_measure_asks_for_each_modality_dropped_and_noisy():
-    known = {name: Channels(np.float32(5), np.float32(1)) for name in "ab"}
+    known = {name: ChannelStatistics(np.float32(5), np.float32(1)) for name in "ab"}
     rows = np.zeros(1000, np.float32)
     asked = []
 
@@ -131,7 +132,7 @@ def test_measure_asks_for_each_modality_dropped_and_noisy():
         asked.append(name)
         return float(change(rows).mean())
 
-    found = measure(0.9, score, known, 1.0, 0)
+    found = measure_robustness(0.9, score, known, 1.0, 0)
     assert asked == ["a", "b", "a", "b"]
     assert found.clean == 0.9
     assert found.dropped == {"a": 5.0, "b": 5.0}
@@ -141,11 +142,11 @@ def test_measure_asks_for_each_modality_dropped_and_noisy():
 
 def test_statistics_are_read_as_they_were_written(tmp_path):
     known = {
-        "a.b": Channels(np.float32([[1], [2]]), np.float32([[3], [4]])),
-        "c": Channels(np.float32(1), np.float32(2)),
+        "a.b": ChannelStatistics(np.float32([[1], [2]]), np.float32([[3], [4]])),
+        "c": ChannelStatistics(np.float32(1), np.float32(2)),
     }
-    save_channels(known, tmp_path / "channels.npz")
-    read = load_channels(tmp_path / "channels.npz")
+    save_statistics(known, tmp_path / "channels.npz")
+    read = load_statistics(tmp_path / "channels.npz")
     assert list(read) == ["a.b", "c"]
     for name, channels in known.items():
         assert np.array_equal(read[name].mean, channels.mean)

@@ -13,12 +13,13 @@ from edgekd.stages.cache import CHECKPOINT
 from edgekd.training.distillation import distill, teacher
 from edgekd.training.loop.evaluate import probe
 from edgekd.training.loop.weights import build, load_weights
+from edgekd.training.stage_run import StageRun
 from edgekd.training.taps.taps import Taps
 
 
 def run_teacher(folder, task, taps=TAPS, observer=None, seed=0, **config):
     settings = TeacherConfig(**{"epochs": 2, "batch_size": 16, **config})
-    return teacher.run(task, taps, settings, seed, folder, reporter(observer))
+    return teacher.run(task, taps, settings, StageRun(seed, folder, reporter(observer)))
 
 
 def test_a_teacher_is_trained_and_kept_with_what_it_says_of_the_test_split(tmp_path):
@@ -61,7 +62,7 @@ def test_distilling_brings_the_students_gram_to_the_teachers(tmp_path):
     for name, extra in {"with": {"intra": 1.0, "sample": 1.0}, "without": {}}.items():
         network = load_weights(build(TwoTowers, 0), tmp_path / "teacher" / WEIGHTS)
         config = DistillConfig(epochs=8, batch_size=16, loss=LossConfig(extra=extra))
-        distill.run(task, network, Taps(TAPS, TAPS), config, 3, tmp_path / name, reporter())
+        distill.run(task, network, Taps(TAPS, TAPS), config, StageRun(3, tmp_path / name, reporter()))
         student, reference = (Probe.load(tmp_path / folder / PROBE) for folder in (name, "teacher"))
         drifts[name] = measure_drift(student, reference, None, Bootstrap(resamples=200)).mean
     assert drifts["with"] < 0.5 * drifts["without"]

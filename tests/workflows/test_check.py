@@ -8,7 +8,7 @@ from commands import SETTINGS, copy_cache, edgekd, events, started
 from edgekd.config.target import find_target, load_calibration
 
 #: Ranges of three samples clip much of all others.
-STARVED = 'description = "Three samples"\nmethod = "minmax"\nrounding = "nearest"\nsamples = 3\nchunk = 3\n'
+STARVED = 'description = "Three samples"\nranges = "minmax"\nrounding = "nearest"\nsamples = 3\nchunk = 3\n'
 #: A device of the user's own that takes the INT8 network it meets first, and no other.
 NPU = """
 import hashlib
@@ -95,14 +95,14 @@ def test_each_step_of_a_repair_is_in_the_ledger_and_only_what_ships_is_judged(re
     ledger = events(repaired.stdout)[-1]["report"]["targets"][0]["ledger"]
     rows = {row["stage"]: row for row in ledger["rows"]}
     assert list(rows)[:3] == ["teacher", "student", "quantized"]
-    assert list(rows)[-1] == "engine"
+    assert list(rows)[-1] == "device"
     steps = [row for stage, row in rows.items() if stage.startswith("repair ")]
     assert [row["stage"] for row in steps] == [f"repair {number}" for number in range(1, len(steps) + 1)]
     assert all(row["note"].endswith(" to float32") for row in steps)
     assert rows["quantized"]["verdict"] == "fail"
     assert steps[-1]["verdict"] != "fail"
     assert steps[-1]["to_reference"]["mean"] < rows["quantized"]["to_reference"]["mean"]
-    assert ledger["verdict"] == rows["engine"]["verdict"] != "fail"
+    assert ledger["verdict"] == rows["device"]["verdict"] != "fail"
 
 
 def test_a_finished_repair_is_up_to_date(repaired, folder):
@@ -120,15 +120,15 @@ def test_repair_off_leaves_int8_rejected(repaired, folder):
 
 
 def test_where_the_float_network_is_rejected_it_is_tuned_with_fake_quantization(folder):
-    changes = {"prune__ratio": 0.5, "prune__epochs": 1, "quantize__tune__epochs": 1}
+    changes = {"prune__ratio": 0.5, "prune__epochs": 1, "quantize__qat__epochs": 1}
     process = edgekd(*arguments("check", "cache", "--json", **changes), cwd=folder)
     (found,) = events(process.stdout)[-1]["checks"]
     assert set(found["ledgers"]) >= {"int8", "int8-qat"}
     stages = [row["stage"] for row in found["ledgers"]["int8-qat"]["rows"]]
-    assert stages == ["teacher", "student", "pruned", "tuned", "quantized", "qat", "requantized", "engine"]
+    assert stages == ["teacher", "student", "cut", "finetuned", "quantized", "qat", "requantized", "device"]
     verdicts = {row["stage"]: row["verdict"] for row in found["ledgers"]["int8-qat"]["rows"]}
-    assert verdicts["pruned"] is None
-    assert verdicts["tuned"] == "fail"
+    assert verdicts["cut"] is None
+    assert verdicts["finetuned"] == "fail"
 
 
 def test_a_tuned_network_that_the_device_refuses_is_left_out(folder):
@@ -136,7 +136,7 @@ def test_a_tuned_network_that_the_device_refuses_is_left_out(folder):
     text = find_target("cpu").read_text(encoding="utf-8")
     text = text.replace('runtime = "onnxruntime"', 'runtime = "npu.py:open_npu"')
     (folder / "npu.toml").write_text(text, encoding="utf-8")
-    changes = {"prune__ratio": 0.5, "prune__epochs": 1, "quantize__tune__epochs": 1}
+    changes = {"prune__ratio": 0.5, "prune__epochs": 1, "quantize__qat__epochs": 1}
     process = edgekd(*arguments("check", "cache", "--json", "--target", "npu.toml", **changes), cwd=folder)
     assert "Traceback" not in process.stderr, process.stderr
     assert process.returncode in (0, 20), process.stderr
@@ -161,7 +161,7 @@ def test_check_rejects_when_no_candidate_passes(folder):
 
 
 def test_limits_are_measured_on_the_users_task(folder):
-    process = edgekd(*arguments("check", "cache", "--calibrate", "--json"), cwd=folder)
+    process = edgekd(*arguments("check", "cache", "--suggest-limits", "--json"), cwd=folder)
     assert process.returncode == 0, process.stderr
     alarm = events(process.stdout)[-1]["alarm"]
     assert alarm["judged_by"] == "metric"

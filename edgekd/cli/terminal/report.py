@@ -8,10 +8,10 @@ from edgekd.cli.terminal.tables import open_page, print_table, print_title
 from edgekd.report.compare.formats import check_table, short_tables, title
 
 if TYPE_CHECKING:
-    from edgekd.report.compare.formats import Joined
+    from edgekd.report.compare.formats import Comparison
 
 
-def print_joined(joined: Joined, width: int | None = None) -> None:
+def print_joined(joined: Comparison, width: int | None = None) -> None:
     """Print the joined table, and below it the limits of a budget file where one was given."""
     console = open_page(width)
     print_title(console, title(joined))

@@ -11,7 +11,13 @@ from rich.padding import Padding
 from rich.table import Table as RichTable
 from rich.text import Text
 
-from edgekd.report.build.latency_tables import branch_table, engine_latency_table, further_lines, how, start_line
+from edgekd.report.build.latency_tables import (
+    branch_table,
+    cold_start_line,
+    engine_latency_table,
+    measurement_lines,
+    method_notes,
+)
 from edgekd.report.build.markdown import run_lines
 from edgekd.report.build.robustness import robustness_line, robustness_table
 from edgekd.report.format import size
@@ -31,7 +37,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
     from pathlib import Path
 
-    from edgekd.devices.ssh.device import Probed
+    from edgekd.devices.ssh.device import BoardFacts
     from edgekd.gram.gate import Verdict
     from edgekd.report.results import BuildReport, TargetResult
     from edgekd.runtime.manifest import Manifest
@@ -63,7 +69,7 @@ def open_page(width: int | None) -> Console:
 def print_report(
     report: BuildReport, folder: Path | None = None, width: int | None = None, verbose: bool = False
 ) -> None:
-    """Print what came out of a build: tables for each target, then the verdicts and how to run the bundles.
+    """Print what came out of a build: tables for each target, then the verdicts, the page and how to run a bundle.
 
     Args:
         report: what to print.
@@ -91,11 +97,20 @@ def print_report(
     console.print()
     for result in report.targets:
         _print_result(console, result, folder)
+    _print_what_to_open(console, report, folder)
+
+
+def _print_what_to_open(console: Console, report: BuildReport, folder: Path | None) -> None:
+    """Print where the page is, where the first released bundle is, and the Python that runs it."""
     released = [result for result in report.targets if result.bundle and result.verdict != "fail"]
+    lines = [f"Report with pictures:  {folder / 'report.html'}"] if folder else []
     if released:
+        bundle = _path(released[0], folder)
+        lines += [f"Bundle for your app:   {bundle}", "", "In the app, without torch:", "", *run_lines(bundle)]
+    if lines:
         console.print()
-        for line in run_lines(_path(released[0], folder)):
-            console.print(Text(line, "cyan"), soft_wrap=True)
+    for line in lines:
+        console.print(Text(line, "cyan"), soft_wrap=True)
 
 
 def _print_robustness(console: Console, report: BuildReport, verbose: bool) -> None:
@@ -119,7 +134,7 @@ def print_devices(rows: Iterable[tuple[str, str, str]], width: int | None = None
     _print_list(("device", "gives", "state"), rows, width)
 
 
-def print_probe(name: str, probed: Probed, width: int | None = None) -> None:
+def print_probe(name: str, probed: BoardFacts, width: int | None = None) -> None:
     """Print what a board is."""
     kept = f"{size(probed.used_bytes)} kept by edgekd, {size(probed.free_bytes)} free"
     rows = [(key.replace("_", " "), value) for key, value in probed.facts.items()]
@@ -136,10 +151,10 @@ def print_profile(manifest: Manifest, profile: Profile, device: str, runtime: st
     print_table(console, engine_latency_table(engine))
     print_table(console, branch_table(profile))
     console.print()
-    for line in (start_line(engine), *further_lines(engine)):
+    for line in (cold_start_line(engine), *measurement_lines(engine)):
         print_indented(console, Text(line))
     console.print()
-    for note in (*how(profile), *withheld_notes(profile.engines), _facts(facts)):
+    for note in (*method_notes(profile), *withheld_notes(profile.engines), _facts(facts)):
         print_indented(console, Text(note, "dim"))
 
 
@@ -167,9 +182,13 @@ def print_title(console: Console, title: str) -> None:
 
 
 def print_legend(console: Console, *tables: Table) -> None:
-    """Print what the columns of these tables mean."""
-    for name, meaning in legend(*tables).rows:
-        print_indented(console, Text(f"{name:<8} {meaning}", "dim"))
+    """Print what the columns of these tables mean; a long meaning goes on below its own beginning."""
+    rows = legend(*tables).rows
+    width = max((len(name) for name, _ in rows), default=0) + _GAP
+    for name, meaning in rows:
+        for index, line in enumerate(Text(meaning).wrap(console, console.width - _INDENT - width)):
+            label = name if index == 0 else ""
+            print_indented(console, Text(f"{label:<{width}}{line.plain.rstrip()}", "dim"))
 
 
 def print_table(console: Console, table: Table) -> None:

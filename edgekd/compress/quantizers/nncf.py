@@ -4,54 +4,58 @@ from __future__ import annotations
 
 import io
 from contextlib import redirect_stdout
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import msgspec
 
 from edgekd.compress.graph import save
-from edgekd.compress.quantizers.prepare import prepare, refusals
+from edgekd.compress.quantizers.quantizer import Quantizer
 from edgekd.compress.ranges import CalibrationSamples, tensor_ranges
-from edgekd.files import need, quiet
-from edgekd.runtime.backends.openvino import no_telemetry
+from edgekd.files import need
+from edgekd.runtime.backends.telemetry import no_telemetry
 
 if TYPE_CHECKING:
     from pathlib import Path
+    from types import ModuleType
+
+    from onnx import ModelProto
 
     from edgekd.config.target import Scheme
 
 
-def quantize(model: Path, samples: CalibrationSamples, scheme: Scheme, work: Path) -> Path:
-    """Write ``model`` as INT8, weights rounded to the nearest, and return the file.
+def write(prepared: Path, samples: CalibrationSamples, scheme: Scheme, work: Path) -> Path:
+    """Write a float graph as INT8, weights rounded to the nearest level, and return the file.
 
-    Ranges are the extremes over all samples, whatever method their calibration names: NNCF's default is an average
+    Ranges are the extremes over all samples, whatever ranges their calibration names: NNCF's default is an average
     over samples, which clips heavy tails, and its bias correction undoes the gain. NNCF itself decides the type of
     each activation (uint8 where none is negative, else int8) and leaves biases float.
 
     Args:
-        model: the float graph.
-        samples: to calibrate with, in chunks; the chunks' size does not change the result.
-        scheme: which operators compute in INT8, whether zero points are free, and the range of weights.
-        work: a folder for the files on the way and the result; the caller removes it.
+        prepared: The float graph, its constants folded.
+        samples: The samples that ranges are found on, in chunks; the chunks' size does not change the result.
+        scheme: Which operators compute in INT8, whether zero points are free, and the range of weights.
+        work: A folder for the result and the files on the way.
 
     Raises:
         MissingDependency: NNCF, ONNX or ONNX Runtime is not installed.
-        ModelError: NNCF cannot take the graph, or an activation is not finite.
+        ModelError: An activation is not finite.
     """
-    with quiet(), no_telemetry():
-        nncf = need("nncf", "build")
-    onnx = need("onnx", "build")
+    nncf = _import()
     quantized = work / "nncf.onnx"
-    # It draws progress bars, and stdout may be a program's.
-    with quiet(), redirect_stdout(io.StringIO()), refusals(model, "NNCF", nncf.errors):
-        prepared = prepare(model, work)
+    with redirect_stdout(io.StringIO()):  # NNCF draws progress bars, and stdout may be a program's.
         _require_finite(prepared, samples, scheme, work)
-        graph = onnx.load(str(prepared))
-        result = nncf.quantize(graph, nncf.Dataset(samples), **_arguments(nncf, graph, samples, scheme))
-        save(result, quantized)
+        graph = need("onnx", "build").load(str(prepared))
+        save(nncf.quantize(graph, nncf.Dataset(samples), **_arguments(nncf, graph, samples, scheme)), quantized)
     return quantized
 
 
-def _arguments(nncf: Any, graph: Any, samples: CalibrationSamples, scheme: Scheme) -> dict[str, Any]:
+def _import() -> ModuleType:
+    with no_telemetry():
+        nncf: ModuleType = need("nncf", "build")
+    return nncf
+
+
+def _arguments(nncf: ModuleType, graph: ModelProto, samples: CalibrationSamples, scheme: Scheme) -> dict[str, object]:
     advanced = need("nncf.quantization.advanced_parameters", "build")
     extremes = need("nncf.quantization.range_estimator", "build").RangeEstimatorParametersSet.MINMAX
     fix = advanced.OverflowFix.ENABLE if scheme.reduce_range else advanced.OverflowFix.DISABLE
@@ -74,5 +78,8 @@ def _arguments(nncf: Any, graph: Any, samples: CalibrationSamples, scheme: Schem
 
 def _require_finite(prepared: Path, samples: CalibrationSamples, scheme: Scheme, work: Path) -> None:
     """Raise ModelError where an activation is not finite: NNCF would silently take its range for empty."""
-    extremes = CalibrationSamples(samples.path, msgspec.structs.replace(samples.calibration, method="minmax"))
+    extremes = CalibrationSamples(samples.path, msgspec.structs.replace(samples.calibration, ranges="minmax"))
     tensor_ranges(prepared, extremes, scheme, work / "calibrated.onnx")
+
+
+QUANTIZER = Quantizer("nncf", "NNCF", write, ("onnx", "onnxruntime", "nncf"), lambda: (_import().errors,))

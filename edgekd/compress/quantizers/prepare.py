@@ -1,4 +1,4 @@
-"""What every quantizer needs: a graph that was checked and cleaned up, and one error where it cannot take it."""
+"""What every quantizer needs: a graph that is checked and simplified, and one error for a graph that it cannot take."""
 
 from __future__ import annotations
 
@@ -6,21 +6,25 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from edgekd.errors import ModelError
-from edgekd.files import need
+from edgekd.files import need, quiet
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
     from pathlib import Path
     from types import ModuleType
+
+    from edgekd.compress.quantizers.quantizer import Quantizer
+    from edgekd.compress.ranges import CalibrationSamples
+    from edgekd.config.target import Scheme
 
 #: The float graph that is quantized.
 PREPARED = "prepared.onnx"
 
 
 def prepare(model: Path, work: Path) -> Path:
-    """Write a float graph, checked and with its constants folded, into the folder ``work``; return the file.
+    """Write a float graph, checked and with its constants folded, into the folder ``work``, and return the file.
 
-    What the libraries raise is to be caught by :func:`refusals`.
+    The caller catches what the libraries raise by :func:`refusals`.
     """
     onnx = need("onnx", "build")
     ort = need("onnxruntime.quantization", "build")
@@ -30,24 +34,41 @@ def prepare(model: Path, work: Path) -> Path:
     return prepared
 
 
-@contextmanager
-def refusals(model: Path, quantizer: str, *own: ModuleType) -> Iterator[None]:
-    """Raise what the libraries raise at a graph that they cannot take as one ModelError.
+def write_quantized(quantizer: Quantizer, model: Path, samples: CalibrationSamples, scheme: Scheme, work: Path) -> Path:
+    """Write the QDQ graph of a float graph, its weights rounded to the nearest level, and return the file.
 
     Args:
-        model: what the error names.
-        quantizer: who cannot quantize it, in words.
-        own: modules with further exceptions. Those of ONNX Runtime share no base class, nor do NNCF's.
+        quantizer: The library that writes it.
+        model: The float graph.
+        samples: The samples that ranges are found on, and how.
+        scheme: How the target wants INT8.
+        work: An existing folder for the files; the float graph with its constants folded is left there too.
+
+    Raises:
+        ModelError: The quantizer cannot take the graph, or an activation is not finite.
+    """
+    with quiet(), refusals(model, quantizer.title, quantizer.error_modules()):
+        return quantizer.write(prepare(model, work), samples, scheme, work)
+
+
+@contextmanager
+def refusals(model: Path, title: str, error_modules: Sequence[ModuleType] = ()) -> Iterator[None]:
+    """Raise what libraries raise at a graph that they cannot take as one ModelError.
+
+    Args:
+        model: The file that the error names.
+        title: What the error calls the library that cannot take it.
+        error_modules: Modules with further exceptions. Those of ONNX Runtime share no base class, nor do NNCF's.
     """
     state = need("onnxruntime.capi.onnxruntime_pybind11_state", "build")
     of_onnx = (need("onnx.checker", "build").ValidationError, need("onnx.shape_inference", "build").InferenceError)
     malformed = need("google.protobuf.message", "build").DecodeError
-    known = (*(kind for module in (state, *own) for kind in _exceptions(module)), *of_onnx, malformed)
+    known = (*(kind for module in (state, *error_modules) for kind in _exceptions(module)), *of_onnx, malformed)
     try:
         yield
     except (*known, RuntimeError, ValueError, TypeError) as error:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise ModelError(f"{model}: {quantizer} cannot quantize it: {reason}") from error
+        raise ModelError(f"{model}: {title} cannot quantize it: {reason}") from error
 
 
 def _exceptions(module: ModuleType) -> tuple[type[Exception], ...]:

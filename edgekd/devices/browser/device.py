@@ -13,7 +13,7 @@ from msgspec.structs import replace
 from edgekd.devices.browser import library
 from edgekd.devices.browser.chromium import find_chromium, version
 from edgekd.devices.browser.page import Page
-from edgekd.devices.interleave import take_turns
+from edgekd.devices.interleave import profile_interleaved
 from edgekd.errors import DeviceError, ModelError, TargetError
 from edgekd.runtime.measure.machine import cpu_model, machine_facts
 from edgekd.runtime.session import FeedCheck, TensorSpec, read_feeds, run_rows, write_arrays
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from types import TracebackType
 
     from edgekd.config.recipe import ProfileConfig
+    from edgekd.config.target import Target
     from edgekd.runtime.backends.registry import Runtime
     from edgekd.runtime.measure.results import Nanoseconds, Profile
     from edgekd.runtime.session import Array, Feeds
@@ -32,7 +33,7 @@ _RUNTIME = "onnxruntime-web"
 #: V8 goes on optimising a page's code for some hundred inferences.
 _WARMUP = 500
 _BATCH = 64
-_PATIENCE_SECONDS = 600.0
+_TIMEOUT_SECONDS = 600.0
 
 #: Why nothing but latency is measured.
 _NO_FURTHER = "not measured: a page in a browser has no profiler and no sensors, and its timers keep no pace"
@@ -53,8 +54,8 @@ class BrowserDevice:
     name = "browser"
     no_latency = None
 
-    def __init__(self, patience_seconds: float = _PATIENCE_SECONDS) -> None:
-        self._patience_seconds = patience_seconds
+    def __init__(self, timeout_seconds: float = _TIMEOUT_SECONDS) -> None:
+        self._timeout_seconds = timeout_seconds
 
     @property
     def arch(self) -> str:
@@ -62,12 +63,18 @@ class BrowserDevice:
         return platform.machine()
 
     def missing(self) -> str | None:
-        """Say what must be installed, and how; None where Chromium and onnxruntime-web are."""
+        """Return what must be installed, and how; None where Chromium and onnxruntime-web are."""
         try:
             find_chromium()
         except DeviceError as error:
             return str(error)
         return None if library.installed() else library.NOT_INSTALLED
+
+    def refusal(self, target: Target, runtime: Runtime) -> str | None:
+        """Return the reason why a browser cannot run a target's engines; None where it can."""
+        return (
+            None if runtime.backend.in_browser else f"target '{target.name}' is for {runtime.name}, not for a browser"
+        )
 
     def describe(self, runtime: Runtime) -> dict[str, str]:
         """Return what tells it from another browser or machine.
@@ -91,7 +98,7 @@ class BrowserDevice:
         inputs: Path,
         outputs: Path,
         threads: int,
-        tell: Callable[[str], None] = lambda _: None,  # noqa: ARG002 - nothing is said while an engine runs
+        notify: Callable[[str], None] = lambda _: None,  # noqa: ARG002 - nothing is said while an engine runs
     ) -> None:
         """Run every row of ``inputs`` through an engine; see :class:`~edgekd.devices.base.Device`."""
         with self._open(engine, runtime, threads) as session:
@@ -106,21 +113,21 @@ class BrowserDevice:
         config: ProfileConfig,
         advance: Callable[[int, int, str], None],
     ) -> Profile:
-        """Measure engines side by side, at batch 1; see :func:`~edgekd.devices.interleave.take_turns`.
+        """Measure engines side by side, at batch 1; see :func:`~edgekd.devices.interleave.profile_interleaved`.
 
         A cold start is a fresh browser with an empty profile: ``load_ms`` is the time of creating a session from bytes
         at hand, in which onnxruntime-web also fetches its WebAssembly, from this host, and compiles it. The page's
         clock moves in steps, whose size is among the machine's facts. Memory is that of the process of the page.
         """
         config = replace(config, warmup=max(config.warmup, _WARMUP))
-        return take_turns(
+        return profile_interleaved(
             lambda engine: self._open(engine, runtime, config.threads),
             engines, inputs, folder, config, advance, _NO_FURTHER,
         )  # fmt: skip
 
     def _open(self, engine: Path, runtime: Runtime, threads: int) -> _BrowserSession:
         _check(runtime)
-        return _BrowserSession(engine, threads, self._patience_seconds)
+        return _BrowserSession(engine, threads, self._timeout_seconds)
 
 
 class _BrowserSession:
@@ -128,9 +135,9 @@ class _BrowserSession:
 
     import_ms = None
 
-    def __init__(self, engine: Path, threads: int, patience_seconds: float) -> None:
+    def __init__(self, engine: Path, threads: int, timeout_seconds: float) -> None:
         with ExitStack() as stack:
-            self.page = stack.enter_context(Page(engine, patience_seconds))
+            self.page = stack.enter_context(Page(engine, timeout_seconds))
             opened = self.page.ask("open", threads=threads).values
             if opened["threads"] != threads:
                 raise DeviceError(f"the browser gives onnxruntime-web {opened['threads']} threads, not {threads}")

@@ -8,9 +8,9 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
+from edgekd.devices.npm import pack, unpack
 from edgekd.errors import DeviceError
 from edgekd.files import atomic_path, user_cache
-from edgekd.npm import pack, unpack
 
 if TYPE_CHECKING:
     from collections.abc import Callable

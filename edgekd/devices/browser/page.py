@@ -36,7 +36,7 @@ _START_SECONDS = 60.0
 
 
 @dataclass(frozen=True)
-class Answer:
+class PageAnswer:
     """What the page made of a job.
 
     Attributes:
@@ -53,16 +53,16 @@ class Page:
 
     Args:
         engine: the engine's file, which the page opens when it is told to.
-        patience_seconds: how long one answer may take.
+        timeout_seconds: how long one answer may take.
 
     Raises:
         DeviceError: there is no Chromium or no onnxruntime-web, or the page does not open.
         ModelError: the file cannot be read.
     """
 
-    def __init__(self, engine: Path, patience_seconds: float) -> None:
+    def __init__(self, engine: Path, timeout_seconds: float) -> None:
         self._engine = engine
-        self.patience_seconds = patience_seconds
+        self.timeout_seconds = timeout_seconds
         try:
             content = engine.read_bytes()
         except OSError as error:
@@ -72,10 +72,10 @@ class Page:
         with ExitStack() as stack:
             self._server = stack.enter_context(Server({**files, **read_library(), "engine": content}))
             self.chromium = stack.enter_context(Chromium(program, self._server.url("page.html")))
-            self._await("open its page", min(_START_SECONDS, patience_seconds))
+            self._await("open its page", min(_START_SECONDS, timeout_seconds))
             self._stack = stack.pop_all()
 
-    def ask(self, job: str, tensors: Feeds | None = None, **arguments: Any) -> Answer:
+    def ask(self, job: str, tensors: Feeds | None = None, **arguments: Any) -> PageAnswer:
         """Give the page a job and return its answer.
 
         Args:
@@ -87,9 +87,9 @@ class Page:
             DeviceError: the browser or the page was lost, or took longer than its patience.
             ModelError: onnxruntime-web failed.
         """
-        self._server.files["tensors"] = pack(tensors or {})
+        self._server.files["tensors"] = encode_tensors(tensors or {})
         self._server.send({"job": job, **arguments})
-        answer = unpack(self._await(f"answer '{job}'", self.patience_seconds))
+        answer = decode_tensors(self._await(f"answer '{job}'", self.timeout_seconds))
         if "error" in answer.values:
             what = "cannot open it" if job == "open" else "failed to run it"
             raise ModelError(f"{self._engine}: onnxruntime-web {what}: {answer.values['error']}")
@@ -137,7 +137,7 @@ class Page:
         raise DeviceError(f"the browser did not {what} in {seconds:g} s")
 
 
-def pack(tensors: Feeds) -> bytes:
+def encode_tensors(tensors: Feeds) -> bytes:
     """Return tensors as they travel."""
     items = [{"name": name, "dtype": x.dtype.name, "dims": x.shape} for name, x in tensors.items()]
     head = json.dumps({"tensors": items}).encode()
@@ -147,8 +147,8 @@ def pack(tensors: Feeds) -> bytes:
     return b"".join([len(head).to_bytes(8, "little"), head, *padded])
 
 
-def unpack(content: bytes) -> Answer:
-    """Return the values and tensors that came; see :func:`pack`."""
+def decode_tensors(content: bytes) -> PageAnswer:
+    """Return the values and tensors that came; see :func:`encode_tensors`."""
     offset = 8 + int.from_bytes(content[:8], "little")
     values = json.loads(content[8:offset])
     arrays = {}
@@ -158,4 +158,4 @@ def unpack(content: bytes) -> Answer:
         array = np.frombuffer(content, dtype, count, offset).reshape(dims)
         arrays[item["name"]] = array.astype(array.dtype.newbyteorder("="))  # the caller's own, and writable
         offset += array.nbytes + -array.nbytes % _ALIGN
-    return Answer(values, arrays)
+    return PageAnswer(values, arrays)

@@ -12,25 +12,25 @@ from typing import TYPE_CHECKING
 
 import edgekd
 from edgekd.devices import agent_host
-from edgekd.devices.agent_host import AGENT, Here
-from edgekd.devices.emulated import qemu
+from edgekd.devices.agent_host import AGENT, LocalHost
+from edgekd.devices.base import host_mismatch
+from edgekd.devices.emulated import user_space
+from edgekd.devices.emulated.processors import find_processor
+from edgekd.devices.emulated.qemu import find_qemu
 from edgekd.devices.local import agent_environment
 from edgekd.errors import DeviceError, MissingDependency
-from edgekd.runtime.backends.registry import PACKAGES
-from edgekd.runtime.measure.machine import package_versions
+from edgekd.runtime.backends.registry import BACKENDS
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
     from edgekd.config.recipe import ProfileConfig
+    from edgekd.config.target import Target
     from edgekd.runtime.backends.registry import Runtime
     from edgekd.runtime.measure.results import Profile
 
 #: How long one answer may take: emulation is slow.
-_PATIENCE_SECONDS = 3600.0
-
-#: Runtimes whose results were seen to be the processor's: those of this host's own Python, and of an ARM user space.
-_NATIVE, _GUEST = ("onnxruntime", "openvino"), ("onnxruntime",)
+_TIMEOUT_SECONDS = 3600.0
 
 
 class EmulatedDevice:
@@ -38,7 +38,7 @@ class EmulatedDevice:
 
     Args:
         processor: its name, e.g. "cortex-a76".
-        patience_seconds: how long one answer may take.
+        timeout_seconds: how long one answer may take.
 
     Raises:
         DeviceError: the processor is not known.
@@ -46,27 +46,23 @@ class EmulatedDevice:
 
     no_latency = "not measured: emulated time says nothing of the processor"
 
-    def __init__(self, processor: str, patience_seconds: float = _PATIENCE_SECONDS) -> None:
-        self._processor = qemu.find(processor)
-        self._patience_seconds = patience_seconds
+    def __init__(self, processor: str, timeout_seconds: float = _TIMEOUT_SECONDS) -> None:
+        self._processor = find_processor(processor)
+        self._timeout_seconds = timeout_seconds
         self.name = f"emulated:{self._processor.name}"
         self.arch = self._processor.arch
 
     def missing(self) -> str | None:
-        """Say how to install it; None where it is installed."""
+        """Return how to install it; None where it is installed."""
         try:
-            found = qemu.installed(self._processor.name)
+            found = user_space.installed_root(self._processor.name)
         except MissingDependency as error:
             return str(error)
         return None if found else f"{self.name} is not installed on this host: edgekd device install {self.name}"
 
-    def refuses(self, runtime: Runtime) -> str | None:
-        """Say why it does not run a runtime's engines; None where it does."""
-        known = _NATIVE if self._processor.native else _GUEST
-        if runtime.name in known:
-            return None
-        why = ": OpenVINO's INT8 is wrong on an emulated ARM processor" if runtime.name == "openvino" else ""
-        return f"{self.name} does not run engines of {runtime.name}, only of {' and '.join(known)}{why}"
+    def refusal(self, target: Target, runtime: Runtime) -> str | None:
+        """Return the reason why it cannot run a target's engines; None where it can."""
+        return host_mismatch(target, self.arch, target.hosts.model, self.name) or self._unsupported(runtime)
 
     def describe(self, runtime: Runtime) -> dict[str, str]:
         """Return processor, emulator and the versions inside of it; starts no engine.
@@ -76,10 +72,10 @@ class EmulatedDevice:
         """
         root = self._root()
         facts = {"cpu": f"{self._processor.name}, emulated", "arch": self.arch}
-        facts["emulator"] = f"QEMU {qemu.find_qemu(self._processor).version}"
+        facts["emulator"] = f"QEMU {find_qemu(self._processor).version}"
         if self._processor.native:
-            return {**facts, **package_versions(PACKAGES.get(runtime.name, ()))}
-        return {**facts, **qemu.guest_versions(root)}
+            return {**facts, **runtime.versions()}
+        return {**facts, **user_space.guest_versions(root)}
 
     def evaluate(
         self,
@@ -88,7 +84,7 @@ class EmulatedDevice:
         inputs: Path,
         outputs: Path,
         threads: int,
-        tell: Callable[[str], None] = lambda _: None,  # noqa: ARG002 - nothing is said while an engine runs
+        notify: Callable[[str], None] = lambda _: None,  # noqa: ARG002 - nothing is said while an engine runs
     ) -> None:
         """Run every row of ``inputs`` through an engine; see :class:`~edgekd.devices.base.Device`.
 
@@ -97,13 +93,13 @@ class EmulatedDevice:
                 to be the processor's.
         """
         root = self._root()
-        if reason := self.refuses(runtime):
+        if reason := self._unsupported(runtime):
             raise DeviceError(reason)
-        command = [*qemu.python_command(self._processor, root), *AGENT]
+        command = [*user_space.python_command(self._processor, root), *AGENT]
         with tempfile.TemporaryDirectory() as sources:
             environment = self._environment(root, Path(sources))
-            here = Here(command, environment, self._patience_seconds)
-            agent_host.evaluate(here, engine, runtime, inputs, outputs, threads)
+            here = LocalHost(command, environment, self._timeout_seconds)
+            agent_host.evaluate_engine(here, engine, runtime, inputs, outputs, threads)
 
     def profile(
         self,
@@ -124,8 +120,15 @@ class EmulatedDevice:
     def close(self) -> None:
         """Let go of it: nothing is held."""
 
+    def _unsupported(self, runtime: Runtime) -> str | None:
+        known = [name for name, backend in BACKENDS.items() if self.arch in backend.emulated_arches]
+        if runtime.name in known:
+            return None
+        note = runtime.backend.emulation_note
+        return f"{self.name} does not run engines of {runtime.name}, only of {' and '.join(known)}{note}"
+
     def _root(self) -> Path:
-        root = qemu.installed(self._processor.name)
+        root = user_space.installed_root(self._processor.name)
         if root is None:
             raise DeviceError(str(self.missing()))
         return root
@@ -135,4 +138,4 @@ class EmulatedDevice:
             return agent_environment()
         # A link to edgekd alone: beside it may lie this host's site-packages, which are not for this processor.
         (sources / "edgekd").symlink_to(Path(edgekd.__file__).resolve().parent)
-        return qemu.guest_environment(root, sources)
+        return user_space.guest_environment(root, sources)

@@ -42,7 +42,7 @@ class Address:
         return f"{SCHEME}{user}{host}" + (f":{self.port}" if self.port else "")
 
 
-def parse(text: str) -> Address:
+def parse_address(text: str) -> Address:
     """Read an address.
 
     Raises:

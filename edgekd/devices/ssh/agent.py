@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from edgekd.devices.agent_process import AgentProcess
 from edgekd.errors import DeviceError, EdgekdError, StorageError
-from edgekd.runtime.agent.board import GREETING
+from edgekd.runtime.agent.serve import GREETING
 
 if TYPE_CHECKING:
     from edgekd.devices.ssh.connection import Connection
@@ -32,21 +32,21 @@ class RemoteAgent(AgentProcess):
     Args:
         connection: to the board.
         command: of the board's shell, that starts it.
-        patience_seconds: how long one answer may take.
+        timeout_seconds: how long one answer may take.
         beat_seconds: how often it is told that its host lives.
 
     Raises:
         DeviceError: it does not start.
     """
 
-    def __init__(self, connection: Connection, command: str, patience_seconds: float, beat_seconds: float) -> None:
+    def __init__(self, connection: Connection, command: str, timeout_seconds: float, beat_seconds: float) -> None:
         self._connection = connection
         self._board = connection.address.name
         self._idle = False
         self._over = threading.Event()
         if not connection.alive:  # ssh would make another one, of which nobody else knows
             raise DeviceError(f"{self._board}: {self._lost('start')}")
-        super().__init__(connection.command(command), os.environ, patience_seconds)
+        super().__init__(connection.command(command), os.environ, timeout_seconds)
         threading.Thread(target=self._beat, args=(beat_seconds,), daemon=True).start()
         try:
             while self._exchange("start", None).strip() != GREETING:

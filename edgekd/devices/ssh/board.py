@@ -11,7 +11,7 @@ from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any
 
 from edgekd.devices.ssh.agent import RemoteAgent
-from edgekd.devices.ssh.packing import pack
+from edgekd.devices.ssh.packing import pack_agent
 from edgekd.errors import DeviceError
 from edgekd.files import atomic_path, sha256_file
 
@@ -34,32 +34,32 @@ class Board:
     Args:
         connection: to it.
         root: the folder of edgekd there.
-        patience_seconds: how long one answer of an agent may take.
+        timeout_seconds: how long one answer of an agent may take.
         silence_seconds: how long an agent there waits for a sign of this host before it ends.
     """
 
-    def __init__(self, connection: Connection, root: str, patience_seconds: float, silence_seconds: float) -> None:
+    def __init__(self, connection: Connection, root: str, timeout_seconds: float, silence_seconds: float) -> None:
         self._connection = connection
-        self._command = f"{connection.address.python} {shlex.quote(f'{root}/{pack().name}')} {silence_seconds:g}"
-        self._patience_seconds = patience_seconds
+        self._command = f"{connection.address.python} {shlex.quote(f'{root}/{pack_agent().name}')} {silence_seconds:g}"
+        self._timeout_seconds = timeout_seconds
         self._beat_seconds = silence_seconds / _BEATS
         self._sent: dict[tuple[str, str], str] = {}
-        self._tell: Callable[[str], None] = lambda _: None
+        self._notify: Callable[[str], None] = lambda _: None
         self._holder = f"{socket.gethostname()} (process {os.getpid()})"
-        self._courier = self.start()
+        self._file_agent = self.start()
         try:
-            self._work: str = self._courier.ask("begin", "work", holder=self._holder)["work"]
+            self._work: str = self._file_agent.ask("begin", "work", holder=self._holder)["work"]
         except BaseException:
-            self._courier.close()
+            self._file_agent.close()
             raise
 
     def ask(self, job: str, *wanted: str, **arguments: Any) -> dict[str, Any]:
         """Give a job that needs no engine to the agent that lives as long as the connection."""
-        return self._courier.ask(job, *wanted, **arguments)
+        return self._file_agent.ask(job, *wanted, **arguments)
 
     def start(self) -> RemoteAgent:
         """Start an agent."""
-        return RemoteAgent(self._connection, self._command, self._patience_seconds, self._beat_seconds)
+        return RemoteAgent(self._connection, self._command, self._timeout_seconds, self._beat_seconds)
 
     def send(self, path: Path) -> str:
         """Return the path there of a file or folder, having sent what of it is not there yet."""
@@ -79,37 +79,37 @@ class Board:
             self._fetch(f"{there}/{name}", folder / name)
         self.ask("remove", path=there)
 
-    def spell(self, runtime: Runtime) -> dict[str, Any]:
+    def runtime_arguments(self, runtime: Runtime) -> dict[str, Any]:
         """Return a runtime as it is called there; a user's own file is sent."""
         file, _, function = runtime.name.rpartition(":")
         name = f"{self.send(runtime.source)}:{function}" if file.endswith(".py") and runtime.source else runtime.name
         return {"runtime": name, "options": dict(runtime.options)}
 
     @contextmanager
-    def alone(self, tell: Callable[[str], None]) -> Iterator[None]:
-        """Have the board alone, waiting for others that use it; ``tell`` hears of that and of what is sent."""
-        self._tell = tell
+    def exclusive(self, notify: Callable[[str], None]) -> Iterator[None]:
+        """Have the board alone, waiting for others that use it; ``notify`` hears of that and of what is sent."""
+        self._notify = notify
         waiting = False
         while not (claimed := self.ask("claim", "held", "holder", holder=self._holder))["held"]:
             if not waiting:
-                tell(f"waiting: {claimed['holder']} uses the board")
+                notify(f"waiting: {claimed['holder']} uses the board")
             waiting = True
             time.sleep(_RETRY_SECONDS)
         try:
             yield
         finally:
-            self._tell = lambda _: None
+            self._notify = lambda _: None
             self._ask_last("release")
 
     def close(self) -> None:
         """Leave nothing there but what is kept for the next time."""
         self._ask_last("end", work=self._work)
-        self._courier.close()
+        self._file_agent.close()
 
     @property
     def alive(self) -> bool:
         """Whether it can still be asked."""
-        return self._connection.alive and self._courier.alive
+        return self._connection.alive and self._file_agent.alive
 
     def _ask_last(self, job: str, **arguments: Any) -> None:
         """Give a job where that is possible; where it is not, the board does it by itself, or the next connection."""
@@ -130,7 +130,7 @@ class Board:
         with path.open("rb") as stream:
             while not answer["path"]:
                 offset = answer["offset"]
-                self._tell(f"sending {name}: {_of(offset, size)}")
+                self._notify(f"sending {name}: {_of(offset, size)}")
                 stream.seek(offset)
                 content = base64.b64encode(stream.read(_CHUNK)).decode()
                 answer = self.ask("receive", "path", "offset", **part, offset=offset, content=content)
@@ -144,7 +144,7 @@ class Board:
                 answer = self.ask("read", "content", "size", path=there, offset=stream.tell(), count=_CHUNK)
                 size = answer["size"]
                 stream.write(base64.b64decode(answer["content"]))
-                self._tell(f"fetching {path.name}: {_of(stream.tell(), size)}")
+                self._notify(f"fetching {path.name}: {_of(stream.tell(), size)}")
 
 
 def _of(done: int, size: int) -> str:

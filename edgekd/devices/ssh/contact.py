@@ -6,21 +6,19 @@ import json
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from edgekd.devices.ssh.packing import pack
+from edgekd.devices.ssh.packing import pack_agent
 from edgekd.errors import DeviceError, MissingDependency, StorageError
+from edgekd.runtime.backends.registry import BACKENDS
 
 if TYPE_CHECKING:
     from edgekd.devices.ssh.connection import Connection
+    from edgekd.files import JsonObject
+    from edgekd.runtime.backends.backend import Backend
 
 _OLDEST = (3, 10)
 
-#: The module that each engine library is imported by.
-_MODULES = {
-    "onnxruntime": "onnxruntime",
-    "openvino": "openvino",
-    "tensorrt": "tensorrt",
-    "tensorrt-rtx": "tensorrt_rtx_bindings",
-}
+#: The modules by which a board's engine libraries are recognised.
+_MODULES = tuple(backend.import_name for backend in BACKENDS.values() if backend.import_name)
 
 #: Its answer's line begins with this: before it, the board's shell may have said anything.
 _MARK = "edgekd-answer "
@@ -105,18 +103,18 @@ class Contact:
     modules: frozenset[str]
     unpacked: bool
 
-    def require(self, runtime: str, board: str) -> None:
-        """Check that an engine library is there; a user's own runtime is looked at by the agent.
+    def require(self, backend: Backend, board: str) -> None:
+        """Check that an engine library is there; the agent checks a user's own.
 
         Raises:
             MissingDependency: it is not.
         """
-        module = _MODULES.get(runtime)
+        module = backend.import_name
         if module and module not in self.modules:
-            raise MissingDependency(f"{board}: has no {module} in its Python; {_advice(runtime)}")
+            raise MissingDependency(f"{board}: has no {module} in its Python; {backend.install_hint}")
 
 
-def look(connection: Connection) -> Contact:
+def inspect_board(connection: Connection) -> Contact:
     """Ask a board what is there; nothing is sent to stay.
 
     Raises:
@@ -124,8 +122,8 @@ def look(connection: Connection) -> Contact:
         DeviceError: the connection was lost, or something else answers.
     """
     board, python = connection.address.name, connection.address.python
-    modules = ["numpy", *_MODULES.values()]
-    found = _ask(connection, _LOOK, modules=modules, agent=pack().name)
+    modules = ["numpy", *_MODULES]
+    found = _ask(connection, _LOOK, modules=modules, agent=pack_agent().name)
     version = tuple(found["python"])
     if version < _OLDEST:
         named, oldest = ".".join(map(str, version)), ".".join(map(str, _OLDEST))
@@ -141,18 +139,18 @@ def look(connection: Connection) -> Contact:
     return Contact(found["machine"], found["root"], frozenset(found["modules"]), found["unpacked"])
 
 
-def unpack(connection: Connection) -> None:
+def unpack_agent(connection: Connection) -> None:
     """Put the agent into its folder on the board.
 
     Raises:
         StorageError: the board's disk is full, or the folder may not be written.
         DeviceError: the connection was lost.
     """
-    packed = pack()
+    packed = pack_agent()
     _refuse(connection, _ask(connection, _UNPACK, agent=packed.name, content=packed.base64))
 
 
-def clean(connection: Connection) -> int:
+def clean_board(connection: Connection) -> int:
     """Remove all that edgekd has on a board, and return how many bytes that were.
 
     Raises:
@@ -166,12 +164,12 @@ def clean(connection: Connection) -> int:
     return freed
 
 
-def _refuse(connection: Connection, found: dict[str, Any]) -> None:
+def _refuse(connection: Connection, found: JsonObject) -> None:
     if "error" in found:
         raise StorageError(f"{connection.address.name}: {found['at']}: {found['error']}; make room there")
 
 
-def _ask(connection: Connection, script: str, **given: Any) -> dict[str, Any]:
+def _ask(connection: Connection, script: str, **given: Any) -> JsonObject:
     """Run a script in the board's Python, with the names given, and return its answer."""
     board, python = connection.address.name, connection.address.python
     # JSON's text, numbers and lists mean the same in Python.
@@ -179,7 +177,7 @@ def _ask(connection: Connection, script: str, **given: Any) -> dict[str, Any]:
     done = connection.run(f"{python} -", names + _HEAD + script)
     for line in done.stdout.splitlines():
         if line.startswith(_MARK):
-            found: dict[str, Any] = json.loads(line.removeprefix(_MARK))
+            found: JsonObject = json.loads(line.removeprefix(_MARK))
             return found
     if not connection.alive:
         raise DeviceError(f"{board}: the connection was lost; run the same command again")
@@ -190,12 +188,3 @@ def _ask(connection: Connection, script: str, **given: Any) -> dict[str, Any]:
             f"that is there with {board}?python=COMMAND"
         )
     raise DeviceError(f"{board}: '{python}' there did not run edgekd's first script; it said: {said[0]}")
-
-
-def _advice(runtime: str) -> str:
-    if runtime == "tensorrt":
-        return (
-            "JetPack brings it to the system's Python: sudo apt install python3-libnvinfer, and no ?python= of a venv"
-        )
-    package = "tensorrt-rtx-cu12" if runtime == "tensorrt-rtx" else runtime
-    return f"install it there (python3 -m pip install {package}), or name the Python that has it with ?python=COMMAND"

@@ -7,12 +7,13 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from edgekd.devices import agent_host
-from edgekd.devices.interleave import take_turns
+from edgekd.devices.base import browser_refusal, host_mismatch
+from edgekd.devices.interleave import profile_interleaved
 from edgekd.devices.local import AgentEngine
-from edgekd.devices.ssh.address import parse
+from edgekd.devices.ssh.address import parse_address
 from edgekd.devices.ssh.board import Board
 from edgekd.devices.ssh.connection import Connection
-from edgekd.devices.ssh.contact import Contact, clean, look, unpack
+from edgekd.devices.ssh.contact import Contact, clean_board, inspect_board, unpack_agent
 from edgekd.errors import DeviceError
 
 if TYPE_CHECKING:
@@ -20,19 +21,20 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from edgekd.config.recipe import ProfileConfig
+    from edgekd.config.target import Target
     from edgekd.runtime.backends.registry import Runtime
-    from edgekd.runtime.bundle import Verification
     from edgekd.runtime.measure.results import Profile
-    from edgekd.runtime.session import Built
+    from edgekd.runtime.session import BuiltEngine
+    from edgekd.runtime.verification import Verification
 
 #: How long one answer may take: TensorRT builds a large engine for many minutes.
-_PATIENCE_SECONDS = 3600.0
+_TIMEOUT_SECONDS = 3600.0
 #: How long an agent there outlives a link that was cut.
 _SILENCE_SECONDS = 60.0
 
 
 @dataclass(frozen=True)
-class Probed:
+class BoardFacts:
     """What a board is.
 
     Attributes:
@@ -53,7 +55,7 @@ class SshDevice:
 
     Args:
         address: ``ssh://[user@]host[:port][?python=COMMAND]``.
-        patience_seconds: how long one answer of an agent there may take.
+        timeout_seconds: how long one answer of an agent there may take.
         silence_seconds: how long an agent there outlives a link that was cut.
 
     Raises:
@@ -65,11 +67,11 @@ class SshDevice:
     def __init__(
         self,
         address: str,
-        patience_seconds: float = _PATIENCE_SECONDS,
+        timeout_seconds: float = _TIMEOUT_SECONDS,
         silence_seconds: float = _SILENCE_SECONDS,
     ) -> None:
-        self._address = parse(address)
-        self._patience_seconds = patience_seconds
+        self._address = parse_address(address)
+        self._timeout_seconds = timeout_seconds
         self._silence_seconds = silence_seconds
         self._connection: Connection | None = None
         self._contact: Contact | None = None
@@ -84,7 +86,21 @@ class SshDevice:
         return self._look().machine
 
     def missing(self) -> None:
-        """Say what must be installed on this host: nothing that :meth:`describe` would not say."""
+        """Return what must be installed on this host: nothing that :meth:`describe` would not report."""
+
+    def refusal(self, target: Target, runtime: Runtime) -> str | None:
+        """Return the reason why the board cannot run a target's engines; None where it can.
+
+        Raises:
+            DeviceError: it cannot be reached, or lacks what the library needs.
+            MissingDependency: it has no Python, one that is too old, or no numpy or engine library.
+        """
+        if reason := browser_refusal(runtime):
+            return reason
+        # The architecture first: it is known before anything is sent there.
+        return host_mismatch(target, self.arch, target.hosts.model, "it") or host_mismatch(
+            target, self.arch, self.describe(runtime)["cpu"], "it"
+        )
 
     def describe(self, runtime: Runtime) -> dict[str, str]:
         """Return what tells this board's results from another's: not its address. It is asked once.
@@ -96,16 +112,16 @@ class SshDevice:
         key = repr(runtime)
         if key not in self._described:
             board = self._ready(runtime)
-            answer = board.ask("describe", "absent", "facts", **board.spell(runtime))
+            answer = board.ask("describe", "absent", "facts", **board.runtime_arguments(runtime))
             if answer["absent"]:
                 raise DeviceError(f"{self.name}: {answer['absent']}")
             self._described[key] = answer["facts"]
         return self._described[key]
 
-    def probe(self) -> Probed:
+    def probe(self) -> BoardFacts:
         """Return what the board is, for a person."""
         found = self._ready(None).ask("probe", "facts", "used_bytes", "free_bytes")
-        return Probed(found["facts"], found["used_bytes"], found["free_bytes"])
+        return BoardFacts(found["facts"], found["used_bytes"], found["free_bytes"])
 
     def clean(self) -> int:
         """Remove all that edgekd has there; return how many bytes that were.
@@ -114,7 +130,7 @@ class SshDevice:
             DeviceError: somebody uses it, or it cannot be reached.
         """
         with self._connected() as connection:
-            freed = clean(connection)
+            freed = clean_board(connection)
         self.close()
         return freed
 
@@ -125,28 +141,28 @@ class SshDevice:
         inputs: Path,
         outputs: Path,
         threads: int,
-        tell: Callable[[str], None] = lambda _: None,
+        notify: Callable[[str], None] = lambda _: None,
     ) -> None:
         """Run every row of ``inputs`` through an engine; see :class:`~edgekd.devices.base.Device`."""
-        with self._alone(runtime, tell) as board:
+        with self._alone(runtime, notify) as board:
             for path in (engine, inputs):
                 board.send(path)
-            tell(f"{_opening(runtime)} {engine.name} there")
-            agent_host.evaluate(board, engine, runtime, inputs, outputs, threads)
+            notify(f"{_opening(runtime)} {engine.name} there")
+            agent_host.evaluate_engine(board, engine, runtime, inputs, outputs, threads)
 
-    def verify(self, bundle: Path, runtime: Runtime, threads: int, tell: Callable[[str], None]) -> Verification:
+    def verify(self, bundle: Path, runtime: Runtime, threads: int, notify: Callable[[str], None]) -> Verification:
         """Check a bundle; see :class:`~edgekd.devices.base.Verifier`."""
-        with self._alone(runtime, tell) as board:
-            tell("verifying there")
-            return agent_host.verify(board, bundle, runtime, threads)
+        with self._alone(runtime, notify) as board:
+            notify("verifying there")
+            return agent_host.verify_bundle(board, bundle, runtime, threads)
 
     def build(
-        self, engine: Path, runtime: Runtime, folder: Path, threads: int, tell: Callable[[str], None]
-    ) -> Built | None:
+        self, engine: Path, runtime: Runtime, folder: Path, threads: int, notify: Callable[[str], None]
+    ) -> BuiltEngine | None:
         """Bring here what the library makes of an engine; see :class:`~edgekd.devices.base.Verifier`."""
-        with self._alone(runtime, tell) as board:
-            tell("asking for what was built there")
-            return agent_host.build(board, engine, runtime, folder, threads)
+        with self._alone(runtime, notify) as board:
+            notify("asking for what was built there")
+            return agent_host.build_engine(board, engine, runtime, folder, threads)
 
     def profile(
         self,
@@ -157,12 +173,12 @@ class SshDevice:
         config: ProfileConfig,
         advance: Callable[[int, int, str], None],
     ) -> Profile:
-        """Measure engines side by side, at batch 1; see :func:`~edgekd.devices.interleave.take_turns`."""
+        """Measure engines side by side, at batch 1; see :func:`~edgekd.devices.interleave.profile_interleaved`."""
         with self._alone(runtime, lambda note: advance(0, 1, note)) as board:
             for engine in engines.values():  # before anything is timed
                 board.send(engine)
             advance(0, 1, f"{_opening(runtime)} {', '.join(engines)} there")
-            return take_turns(
+            return profile_interleaved(
                 lambda engine: AgentEngine(board, engine, runtime, config.threads),
                 engines, inputs, folder, config, advance,
             )  # fmt: skip
@@ -182,9 +198,9 @@ class SshDevice:
             connection.kill()
 
     @contextmanager
-    def _alone(self, runtime: Runtime, tell: Callable[[str], None]) -> Iterator[Board]:
+    def _alone(self, runtime: Runtime, notify: Callable[[str], None]) -> Iterator[Board]:
         board = self._ready(runtime)
-        with board.alone(tell):
+        with board.exclusive(notify):
             yield board
 
     def _ready(self, runtime: Runtime | None) -> Board:
@@ -192,11 +208,11 @@ class SshDevice:
         contact, connection = self._look(), self._connection
         assert connection is not None  # it was just looked over
         if runtime is not None:
-            contact.require(runtime.name, self.name)
+            contact.require(runtime.backend, self.name)
         if self._board is None:
             if not contact.unpacked:
-                unpack(connection)
-            self._board = Board(connection, contact.root, self._patience_seconds, self._silence_seconds)
+                unpack_agent(connection)
+            self._board = Board(connection, contact.root, self._timeout_seconds, self._silence_seconds)
         return self._board
 
     def _look(self) -> Contact:
@@ -207,7 +223,7 @@ class SshDevice:
             try:
                 if self._stopped:
                     raise DeviceError(f"{self.name}: was stopped")
-                self._contact = look(self._connection)
+                self._contact = inspect_board(self._connection)
             except BaseException:
                 self.close()
                 raise

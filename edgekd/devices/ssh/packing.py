@@ -13,7 +13,7 @@ from pathlib import Path
 import edgekd
 
 #: Below the package. All of it needs numpy and nothing else before an engine library is asked for.
-_PARTS = ("__init__.py", "errors.py", "files.py", "gram/*.py", "runtime/**/*.py")
+_PARTS = ("__init__.py", "errors.py", "files.py", "plugins.py", "gram/*.py", "runtime/**/*.py")
 
 #: What ``python FOLDER`` runs. Byte code is made when the agent is unpacked: nothing is to be written elsewhere.
 _MAIN = """import sys
@@ -30,7 +30,7 @@ _EPOCH = (1980, 1, 1, 0, 0, 0)
 
 
 @dataclass(frozen=True)
-class Packed:
+class PackedAgent:
     """The agent as a ZIP.
 
     Attributes:
@@ -43,7 +43,7 @@ class Packed:
 
 
 @functools.cache
-def pack() -> Packed:
+def pack_agent() -> PackedAgent:
     """Pack this very edgekd's agent."""
     package = Path(edgekd.__file__).resolve().parent
     files = {
@@ -56,4 +56,4 @@ def pack() -> Packed:
         for name, content in {**files, "__main__.py": _MAIN.encode()}.items():
             archive.writestr(zipfile.ZipInfo(name, _EPOCH), content, zipfile.ZIP_DEFLATED)
     content = stream.getvalue()
-    return Packed(f"agent-{hashlib.sha256(content).hexdigest()[:16]}", base64.b64encode(content).decode())
+    return PackedAgent(f"agent-{hashlib.sha256(content).hexdigest()[:16]}", base64.b64encode(content).decode())

@@ -29,9 +29,6 @@ if TYPE_CHECKING:
     from edgekd.runtime.session import TensorSpec
     from edgekd.stages.progress import StageReporter
 
-#: Raised by one whenever the stage's code changes its results.
-VERSION = 1
-
 #: Name of the float graph that is written.
 NETWORK = "float"
 
@@ -40,7 +37,7 @@ _TOLERANCE = 1e-3
 
 
 @dataclass(frozen=True)
-class Brought:
+class ImportedModel:
     """``float.onnx`` with the outputs ``logits`` and ``embedding.<modality>``, ``test.npz`` and ``calibration.npz``.
 
     Attributes:
@@ -56,7 +53,7 @@ class Brought:
     notes: tuple[str, ...]
 
 
-def bring(
+def import_onnx(
     model: Path,
     calibration: Path,
     test: Path | None,
@@ -66,7 +63,7 @@ def bring(
     *,
     output: str | None = None,
     seed: int = 0,
-) -> Brought:
+) -> ImportedModel:
     """Bring a model to the form in which the second half of a build takes it.
 
     Args:
@@ -105,7 +102,7 @@ def bring(
     for note in notes:
         report.warn(note)
     exported = Exported({NETWORK: parity}, {NETWORK: path.stat().st_size}, facts)
-    return Brought(exported, modalities, {outputs.logits: "logits"}, tuple(notes))
+    return ImportedModel(exported, modalities, {outputs.logits: "logits"}, tuple(notes))
 
 
 def _read(

@@ -1,1 +1,1 @@
-"""The second half of a build, for one target: candidates are written, run, judged, repaired, timed. No torch."""
+"""The stages of one target: candidates are written, run, judged, repaired, timed and bundled, without torch."""

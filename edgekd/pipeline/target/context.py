@@ -1,55 +1,60 @@
-"""What every stage of the second half knows, and what one stage hands to the next."""
+"""What every stage of a target is given, and what one stage hands to the next."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, TypeVar
 
-from edgekd.devices.select import Absent
+from edgekd.devices.base import Absent
 from edgekd.gram.drift import Bootstrap
 from edgekd.gram.gate import GateLimits
 from edgekd.runtime.backends.registry import Runtime
 from edgekd.stages.artifacts import CALIBRATION, TEST, onnx_name
-from edgekd.stages.stage import Done, Runner, Stage
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
     from pathlib import Path
 
     import numpy as np
+    from numpy.typing import NDArray
 
     from edgekd.compress.quantize import Candidate, CandidateSpec
     from edgekd.config.recipe import Recipe
     from edgekd.config.target import Target
     from edgekd.devices.base import Device
+    from edgekd.errors import ModelError
     from edgekd.gram.gate import Ledger
     from edgekd.gram.probe import Probe
     from edgekd.pipeline.source import Origin
     from edgekd.stages.artifacts import Exported
+    from edgekd.stages.progress import StageReporter
+    from edgekd.stages.stage import Done, Runner, StageSpec
 
+    R = TypeVar("R")
+
+#: Packages that the stages of a target compute with.
 LIBRARIES = ("onnx", "onnxruntime", "numpy")
-VERSIONS = {
-    "quantize": 6,
-    "blame": 3,
-    "repair": 3,
-    "alarm": 1,
-    "compile": 2,
-    "engine": 4,
-    "check": 3,
-    "disturb": 1,
-    "profile": 3,
-    "bundle": 4,
-    "verify": 1,
-}
 
-#: What a candidate's graph gave for the test samples, in its folder.
+#: Outputs of a candidate's graph for the test samples, in the candidate's folder.
 OUTPUTS = "outputs.npz"
+
+#: Description of a compiled engine's layers, in the candidate's folder.
+LAYERS = "layers.json"
+
+#: Folder of the bundle in the results of the stage that makes it.
+BUNDLED = "bundle"
 
 
 @dataclass(frozen=True)
 class LedgerStep:
-    """One row of the ledger that a candidate went through on this host: its name, a note, and the probe's file."""
+    """One row of the ledger that a candidate went through on this host.
+
+    Attributes:
+        stage: Name of the row.
+        note: What the step did; "" where its name says it.
+        probe: File of the probe after the step.
+    """
 
     stage: str
     note: str
@@ -58,20 +63,20 @@ class LedgerStep:
 
 @dataclass(frozen=True)
 class PreparedCandidate:
-    """A candidate, and where it comes from.
+    """A candidate whose graphs are written, and where they come from.
 
     Attributes:
-        candidate: what it is.
-        way: in which it was written.
-        folder: where its graphs lie.
-        key: of the stage that wrote it.
-        deploy_logit_error: largest |difference| of a logit between its two variants, on this host.
-        steps: its rows of the ledger, the last of which is the graph itself.
-        history: of the fine-tune for INT8 that it is made of, one entry an epoch.
+        candidate: The candidate itself.
+        spec: In which precision and by which quantizer it was written.
+        folder: Folder of its graphs.
+        key: Key of the stage that wrote it.
+        deploy_logit_error: Largest |difference| of a logit between its two variants, on this host.
+        steps: Its rows of the ledger; the last one is the graph itself.
+        history: One entry for each epoch of the fine-tune for INT8 that it comes from; empty where there was none.
     """
 
     candidate: Candidate
-    way: CandidateSpec
+    spec: CandidateSpec
     folder: Path
     key: str
     deploy_logit_error: float
@@ -86,37 +91,45 @@ class PreparedCandidate:
 
 @dataclass(frozen=True)
 class EvaluatedCandidate:
-    """An offer that ran and was judged.
+    """A candidate that ran on the test samples and was judged.
 
     Attributes:
-        offer: what it is.
-        ledger: the same probe after every stage, and the verdict.
-        engine: the file that the runtime is given.
-        layers: where the description of a compiled engine's layers lies; None where nothing was compiled.
-        outputs: what the engine, or on this host its graph, gave for the test samples.
-        deploy_logit_error: as the offer's, where it ran last.
-        keys: of the stages that engine and outputs come from.
-        checked: key of the stage that judged it.
+        prepared: The candidate with its graphs.
+        ledger: The same probe after every step, and the verdict.
+        engine: File that the runtime is given.
+        layers: Description of a compiled engine's layers; None where nothing was compiled.
+        outputs: File with what the engine, or its graph on this host, gave for the test samples.
+        deploy_logit_error: Largest |difference| of a logit between its two variants, where it ran last.
+        keys: Keys of the stages that engine and outputs come from.
+        check_key: Key of the stage that judged it.
     """
 
-    offer: PreparedCandidate
+    prepared: PreparedCandidate
     ledger: Ledger
     engine: Path
     layers: Path | None
     outputs: Path
     deploy_logit_error: float
     keys: tuple[str, ...]
-    checked: str
+    check_key: str
 
     @property
     def name(self) -> str:
         """Name of the candidate."""
-        return self.offer.name
+        return self.prepared.name
 
 
 @dataclass(frozen=True)
 class Context:
-    """One target of one build."""
+    """One target of one build.
+
+    Attributes:
+        runner: Runs the stages.
+        recipe: What to build.
+        target: The kind of device.
+        origin: The float network, its samples, and the networks that it comes from.
+        device: The machine that runs the target's engines, or why there is none.
+    """
 
     runner: Runner
     recipe: Recipe
@@ -124,29 +137,45 @@ class Context:
     origin: Origin
     device: Device | Absent
 
-    def stage(self, kind: str, batch: str, depends: dict[str, Any], result: Any, run: Any, summary: Any) -> Done[Any]:
-        """Run a stage of this target; ``batch`` tells apart stages of one kind, "" for the first."""
-        name = " ".join(filter(None, (kind, self.target.name, batch)))
-        return self.runner(Stage(name, VERSIONS[kind], depends, result, run, summary))
+    def stage(
+        self,
+        spec: StageSpec[R],
+        label: str = "",
+        *,
+        config: Mapping[str, object],
+        inputs: Mapping[str, object],
+        run: Callable[[Path, StageReporter], R],
+    ) -> Done[R]:
+        """Run a stage of this target, or read its result.
+
+        Args:
+            spec: Kind of stage.
+            label: What tells it from the target's other stages of this kind; "" for the first.
+            config: Settings that the result depends on.
+            inputs: Keys of the results that it is computed from.
+            run: Function that does the work in a folder.
+        """
+        label = f"{self.target.name} {label}".rstrip()
+        return self.runner(spec, label=label, config=config, inputs=inputs, run=run)
 
     @property
     def exported(self) -> Done[Exported]:
-        """The float graph that the first candidates are made of."""
+        """The export of the float graph that the first candidates are made of."""
         return self.origin.exported
 
     @property
     def float_graph(self) -> Path:
-        """Its file."""
+        """File of the float graph."""
         return self.exported.folder / onnx_name(self.origin.network)
 
     @property
     def test(self) -> Path:
-        """The gate's samples."""
+        """File of the gate's samples."""
         return self.exported.folder / TEST
 
     @property
     def calibration(self) -> Path:
-        """The samples with which ranges, blame and repair are found; none of them is the gate's."""
+        """File of the samples with which ranges, blame and repair are found; none of them is the gate's."""
         return self.exported.folder / CALIBRATION
 
     @property
@@ -170,27 +199,44 @@ class Context:
         """The runtime as a bundle names it: without this machine's path to a user's own file."""
         return self.target.runtime.rpartition("/")[2]
 
-    def where(self) -> dict[str, Any]:
-        """Return what the results of the device depend on."""
+    def device_identity(self) -> dict[str, object]:
+        """Return what the results of the device depend on, as JSON."""
         return {
             "device": self.present.describe(self.runtime),
             "runtime": [self.public_runtime, self.target.options],
             "source": self.runtime.digest(),
         }
 
-    def metrics(self, probes: Mapping[str, Probe], labels: np.ndarray[Any, Any] | None) -> dict[str, float | None]:
-        """Return the metric of each probe; None where there are no labels."""
+    def metrics(self, probes: Mapping[str, Probe], labels: NDArray[np.int64] | None) -> dict[str, float | None]:
+        """Return the metric of each probe; None where there are no labels [N]."""
         return {
             name: None if labels is None else self.origin.metric(probe.logits, labels) for name, probe in probes.items()
         }
 
     @cached_property
     def limits(self) -> GateLimits:
-        """What the gate asks for."""
+        """Limits of the gate."""
         gate, facts = self.recipe.gate, self.exported.result.facts
         return GateLimits(gate.tau_pass, gate.tau_fail, gate.max_flips, gate.max_metric_drop, facts.higher_is_better)
 
     @cached_property
     def bootstrap(self) -> Bootstrap:
-        """How drift is bounded."""
+        """How the drift is bounded."""
         return Bootstrap(self.recipe.gate.confidence, self.recipe.gate.resamples, self.recipe.seed)
+
+    def leave_out(self, name: str, error: ModelError, folder: Path, report: StageReporter) -> str:
+        """Warn that a candidate is left out, and return why, without the path of a folder of the cache.
+
+        Only a second candidate of a precision may be lacking: for a first one the error is raised again. Of a model
+        that is imported float32 is enough, since it cannot be made anew for what a quantizer or a device refuses.
+        """
+        from edgekd.compress.quantize import candidate_specs
+
+        specs = candidate_specs(self.target, self.recipe.quantize.precision)
+        first = {spec.precision: spec.name for spec in reversed(specs)}
+        enough = self.recipe.model is not None and "float32" in first
+        if name in ({first["float32"]} if enough else first.values()):
+            raise error
+        reason = str(error).replace(f"{folder}/", "")
+        report.warn(f"{name} is left out: {reason}")
+        return reason

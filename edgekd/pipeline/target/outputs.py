@@ -1,29 +1,32 @@
-"""What a candidate's engines say of the test samples, and the few samples with which a bundle verifies itself."""
+"""Run a candidate on the test samples, and select the reference samples with which a bundle verifies itself."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from edgekd.compress.quantize import DEPLOY, ENGINE
+from edgekd.compress.quantize import DEPLOY, PROBE_GRAPH
 from edgekd.errors import ModelError
 from edgekd.gram.npz import EMBEDDING_PREFIX, INPUT_PREFIX, embeddings_of
 from edgekd.gram.probe import Probe
 from edgekd.runtime.backends.registry import ORT
-from edgekd.runtime.bundle import write_reference
 from edgekd.runtime.session import open_arrays, read_feeds, run_rows
+from edgekd.runtime.verification import write_reference
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
     from pathlib import Path
 
-    Outputs = Mapping[str, np.ndarray[Any, Any]]
+    from numpy.typing import NDArray
+
+    #: Outputs of a graph by name, a row for each sample.
+    Outputs = Mapping[str, NDArray[np.float32]]
 
 _REFERENCES = 16
 _BATCH = 256
 
-#: Largest |deploy - engine| logit, as a share of the largest logit: the two are one network and differ by how the
+#: Largest |deploy - probe| logit, as a share of the largest logit: the two are one network and differ by how the
 #: runtime rounds where an extra output keeps it from fusing.
 _DEPLOY_TOLERANCE = 0.01
 
@@ -38,22 +41,22 @@ def probe_variants(run: Callable[[str], Outputs], samples: Path, where: str) -> 
     """Run both variants of a candidate.
 
     Args:
-        run: from a variant's file name to its outputs for all samples.
+        run: Function from a variant's file name to its outputs for all samples.
         samples: ``.npz`` of the samples.
-        where: what an error calls the candidate.
+        where: Name of the candidate in errors.
 
     Returns:
-        The logits of ``deploy.onnx``, since they are what a user gets, with the embeddings of ``engine.onnx``, which
+        The logits of ``deploy.onnx``, since they are what a user gets, with the embeddings of ``probe.onnx``, which
         alone gives them; and the largest |difference| between the logits of the two.
 
     Raises:
         ModelError: the two variants disagree.
     """
-    engine, deploy = run(ENGINE), run(DEPLOY)["logits"]
-    error = float(np.abs(deploy - engine["logits"]).max())
+    full, deploy = run(PROBE_GRAPH), run(DEPLOY)["logits"]
+    error = float(np.abs(deploy - full["logits"]).max())
     if not error <= _DEPLOY_TOLERANCE * float(np.abs(deploy).max()):
-        raise ModelError(f"{where}: deploy.onnx and engine.onnx disagree by {error:.3g} in a logit")
-    return join_probe({**engine, "logits": deploy}, samples), error
+        raise ModelError(f"{where}: deploy.onnx and probe.onnx disagree by {error:.3g} in a logit")
+    return join_probe({**full, "logits": deploy}, samples), error
 
 
 def join_probe(outputs: Outputs, samples: Path) -> Probe:
@@ -63,21 +66,22 @@ def join_probe(outputs: Outputs, samples: Path) -> Probe:
     return Probe(ids, outputs["logits"], embeddings_of(outputs))
 
 
-def write_references(samples: Path, found: Probe, path: Path) -> None:
-    """Write a few samples, and what the engine made of them.
+def write_references(samples: Path, probe: Probe, path: Path) -> None:
+    """Write a few samples and the engine's outputs for them.
 
-    Of a classifier those that it is surest of, from every class: others may flip by rounding alone elsewhere.
+    Of a classifier these are the samples that it is surest of, from every class: others may flip by rounding alone
+    on another machine.
     """
-    surest = np.arange(min(_REFERENCES, len(found.ids))) if found.predictions is None else _surest(found)
+    surest = np.arange(min(_REFERENCES, len(probe.ids))) if probe.predictions is None else _surest(probe)
     with open_arrays(samples) as arrays:
         inputs = {key.removeprefix(INPUT_PREFIX): arrays[key][surest] for key in arrays if key.startswith(INPUT_PREFIX)}
-    outputs = {EMBEDDING_PREFIX + name: z[surest] for name, z in found.embeddings.items()}
-    write_reference(path, found.ids[surest], inputs, {"logits": found.logits[surest], **outputs})
+    outputs = {EMBEDDING_PREFIX + name: z[surest] for name, z in probe.embeddings.items()}
+    write_reference(path, probe.ids[surest], inputs, {"logits": probe.logits[surest], **outputs})
 
 
-def _surest(found: Probe) -> np.ndarray[Any, Any]:
-    ordered = np.sort(found.logits, axis=1)
+def _surest(probe: Probe) -> NDArray[np.intp]:
+    ordered = np.sort(probe.logits, axis=1)
     by_margin = np.argsort(ordered[:, -2] - ordered[:, -1], kind="stable")
-    predicted = found.logits[by_margin].argmax(1)
+    predicted = probe.logits[by_margin].argmax(1)
     each = -(-_REFERENCES // len(np.unique(predicted)))
     return np.concatenate([by_margin[predicted == label][:each] for label in np.unique(predicted)])[:_REFERENCES]

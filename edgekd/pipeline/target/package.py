@@ -1,43 +1,41 @@
-"""Stages profile and bundle: what runs is timed side by side, and what ships is put together."""
+"""Stages profile and bundle: time the candidates side by side, and put together what ships."""
 
 from __future__ import annotations
 
 import json
 import shutil
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import msgspec
 
 from edgekd.compress.graph import drop_outputs
 from edgekd.compress.qdq_map import branches
-from edgekd.compress.quantize import DEPLOY, ENGINE
+from edgekd.compress.quantize import DEPLOY, PROBE_GRAPH
 from edgekd.files import write_text
 from edgekd.gram.heatmap import few_grams
 from edgekd.gram.probe import Probe
-from edgekd.pipeline.target.context import LIBRARIES, Context, EvaluatedCandidate
-from edgekd.pipeline.target.evaluate import LAYERS
+from edgekd.pipeline.target.context import BUNDLED, LAYERS, LIBRARIES
 from edgekd.pipeline.target.outputs import write_references
 from edgekd.report.format import size
-from edgekd.report.results import ENGINE as SHIPPED
-from edgekd.report.results import GRAM, SAMPLES
+from edgekd.report.results import GRAM, SAMPLES, SHIPPED
 from edgekd.runtime.backends.registry import Runtime
-from edgekd.runtime.bundle import write_bundle
+from edgekd.runtime.bundle_writer import BundleFacts, write_bundle
 from edgekd.runtime.manifest import BRANCHES, null_not_finite
-from edgekd.runtime.measure.layers import fold
+from edgekd.runtime.measure.layers import assign_branches
 from edgekd.runtime.measure.results import Profile
 from edgekd.runtime.session import open_arrays
 from edgekd.stages.artifacts import onnx_name
-from edgekd.stages.stage import library_versions
+from edgekd.stages.stage import StageSpec, library_versions
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
+    from edgekd.files import JsonObject
+    from edgekd.pipeline.target.context import Context, EvaluatedCandidate
     from edgekd.stages.progress import StageReporter
     from edgekd.stages.stage import Done
-
-BUNDLED = "bundle"
 
 
 @dataclass(frozen=True)
@@ -45,12 +43,32 @@ class Bundled:
     """A bundle lies in the stage's folder, and beside it the Grams of a few samples, for the report's picture.
 
     The bundle's manifest and all files are part of the result's digests.
+
+    Attributes:
+        size_bytes: Bytes of all files of the bundle.
     """
 
     size_bytes: int
 
 
-def profile(context: Context, tried: Sequence[EvaluatedCandidate]) -> Done[Profile]:
+def _describe_profile(profiled: Profile) -> str:
+    p50 = {engine.name: engine.latency.p50 for engine in profiled.engines}
+    return ", ".join(f"{name} {q.value_ms:.3f} ms" for name, q in p50.items() if q is not None)
+
+
+def _describe_bundle(bundled: Bundled) -> str:
+    return size(bundled.size_bytes)
+
+
+PROFILE: StageSpec[Profile] = StageSpec(
+    "profile", 5, Profile, ("numpy",), "time the float networks and the candidates in turns", _describe_profile
+)
+BUNDLE: StageSpec[Bundled] = StageSpec(
+    "bundle", 6, Bundled, (), "put together what ships, with its evidence", _describe_bundle
+)
+
+
+def profile(context: Context, candidates: Sequence[EvaluatedCandidate]) -> Done[Profile]:
     """Time the float networks and every candidate that ran, in turns, on the device."""
     config, device = context.recipe.profile, context.present
     config = msgspec.structs.replace(config, rails=config.rails or context.target.power_rails)
@@ -60,19 +78,17 @@ def profile(context: Context, tried: Sequence[EvaluatedCandidate]) -> Done[Profi
         for name in context.origin.baselines:
             engines[name] = folder / f"{name}.deploy.onnx"
             drop_outputs(context.exported.folder / onnx_name(name), ("logits",), engines[name])
-        graphs = {**engines, **{one.name: one.offer.folder / DEPLOY for one in tried}}
-        engines |= {one.name: one.engine for one in tried}
-        found = device.profile(engines, context.runtime, context.test, folder, config, report.advance)
-        return fold(found, {name: branches(graph) for name, graph in graphs.items()})
+        graphs = {**engines, **{candidate.name: candidate.prepared.folder / DEPLOY for candidate in candidates}}
+        engines |= {candidate.name: candidate.engine for candidate in candidates}
+        measured = device.profile(engines, context.runtime, context.test, folder, config, report.advance)
+        return assign_branches(measured, {name: branches(graph) for name, graph in graphs.items()})
 
-    depends = {
-        **msgspec.to_builtins(config),
-        **context.where(),
+    inputs = {
         "exported": context.exported.key,
-        "tried": {one.name: one.keys for one in tried},
-        "versions": library_versions(["numpy"], "build"),
+        "candidates": {candidate.name: candidate.keys for candidate in candidates},
     }
-    return context.stage("profile", "", depends, Profile, run, _describe_profile)
+    settings = {**msgspec.to_builtins(config), **context.device_identity()}
+    return context.stage(PROFILE, config=settings, inputs=inputs, run=run)
 
 
 def bundle(context: Context, shipped: EvaluatedCandidate, profiled: Done[Profile] | None) -> Done[Bundled]:
@@ -81,50 +97,58 @@ def bundle(context: Context, shipped: EvaluatedCandidate, profiled: Done[Profile
     def run(folder: Path, _report: StageReporter) -> Bundled:
         place = folder / BUNDLED
         place.mkdir()
-        for name in (ENGINE, DEPLOY):
-            shutil.copyfile(shipped.offer.folder / name, place / name)
-        if shipped.layers:
-            shutil.copyfile(shipped.layers, place / LAYERS)
-        if shipped.engine.suffix == ".plan":
-            for plan in shipped.engine.parent.glob("*.plan"):
-                shutil.copyfile(plan, place / plan.name)
+        _copy_engines(shipped, place)
         write_text(place / BRANCHES, json.dumps(branches(place / DEPLOY), indent=1) + "\n")
         write_references(context.test, Probe.load(shipped.outputs), place / "reference.npz")
         text = json.dumps(null_not_finite(msgspec.to_builtins(shipped.ledger)), indent=1, allow_nan=False)
         (place / "ledger.json").write_text(text, encoding="utf-8")
-        facts = context.exported.result.facts
-        write_bundle(
-            place,
-            target=context.target.name,
-            runtime=Runtime(context.public_runtime, context.target.options),
-            precision=shipped.offer.candidate.precision,
-            task={"name": context.origin.name, "metric": facts.metric},
-            inputs=[dict(spec) for spec in facts.inputs],
-            classes=facts.classes,
-            verdict=shipped.ledger.verdict,
-            reasons=list(shipped.ledger.reasons),
-            versions=library_versions(LIBRARIES, "build"),
-            measurements={
-                facts.metric: shipped.ledger.rows[-1].metric,
-                "profile": _without_layers(named(profiled.result, shipped.name)) if profiled else None,
-            },
-        )
+        _write_manifest(context, shipped, profiled, place)
         _write_grams(context, shipped, folder / GRAM / SAMPLES)
         return Bundled(sum(path.stat().st_size for path in place.iterdir()))
 
-    depends = {
-        "shipped": [*shipped.keys, shipped.checked],
+    config = {
         "name": shipped.name,
-        "profile": profiled.key if profiled else None,
         "task": context.origin.name,
         "target": context.target.name,
         "runtime": [context.public_runtime, context.target.options],
     }
-    return context.stage("bundle", "", depends, Bundled, run, lambda bundled: size(bundled.size_bytes))
+    inputs = {"shipped": [*shipped.keys, shipped.check_key], "profile": profiled.key if profiled else None}
+    return context.stage(BUNDLE, config=config, inputs=inputs, run=run)
+
+
+def _copy_engines(shipped: EvaluatedCandidate, place: Path) -> None:
+    """Copy the graphs of what ships, and the engines that were built of them ahead of time."""
+    for name in (PROBE_GRAPH, DEPLOY):
+        shutil.copyfile(shipped.prepared.folder / name, place / name)
+    if shipped.layers:
+        shutil.copyfile(shipped.layers, place / LAYERS)
+    if shipped.engine.suffix == ".plan":
+        for plan in shipped.engine.parent.glob("*.plan"):
+            shutil.copyfile(plan, place / plan.name)
+
+
+def _write_manifest(context: Context, shipped: EvaluatedCandidate, profiled: Done[Profile] | None, place: Path) -> None:
+    facts = context.exported.result.facts
+    stated = BundleFacts(
+        target=context.target.name,
+        runtime=Runtime(context.public_runtime, context.target.options),
+        precision=shipped.prepared.candidate.precision,
+        task={"name": context.origin.name, "metric": facts.metric},
+        inputs=[dict(spec) for spec in facts.inputs],
+        classes=facts.classes,
+        verdict=shipped.ledger.verdict,
+        reasons=list(shipped.ledger.reasons),
+        versions=library_versions(LIBRARIES, "build"),
+        measurements={
+            facts.metric: shipped.ledger.rows[-1].metric,
+            "profile": _without_layers(name_shipped(profiled.result, shipped.name)) if profiled else None,
+        },
+    )
+    write_bundle(place, stated)
 
 
 def _write_grams(context: Context, shipped: EvaluatedCandidate, path: Path) -> None:
-    """Write what the teacher, the ledger's reference and what ships make of the same few samples."""
+    """Write the Grams of the same few samples of the teacher, the ledger's reference and what ships."""
     before = context.origin.probes()
     probes = {name: before[name] for name in before if name in ("teacher", shipped.ledger.reference)}
     probes[SHIPPED] = Probe.load(shipped.outputs)
@@ -135,21 +159,16 @@ def _write_grams(context: Context, shipped: EvaluatedCandidate, path: Path) -> N
     few_grams(probes, classes, context.exported.result.facts.classes).save(path)
 
 
-def named(profiled: Profile, chosen: str) -> Profile:
-    """Return a profile in which the candidate that ships is called "engine"."""
+def name_shipped(profiled: Profile, chosen: str) -> Profile:
+    """Return a profile in which the candidate that ships is called "shipped"."""
     engines = (replace(engine, name=SHIPPED) if engine.name == chosen else engine for engine in profiled.engines)
     return replace(profiled, engines=tuple(engines))
 
 
-def _without_layers(profiled: Profile) -> dict[str, Any]:
+def _without_layers(profiled: Profile) -> JsonObject:
     """Return a profile as JSON values, of the layers only their sums: deep networks have hundreds in each candidate."""
-    content: dict[str, Any] = msgspec.to_builtins(profiled)
-    for told, engine in zip(content["engines"], profiled.engines, strict=True):
-        del told["layers"]
-        told["branches_ms"] = engine.branches_ms
+    content: JsonObject = msgspec.to_builtins(profiled)
+    for values, engine in zip(content["engines"], profiled.engines, strict=True):
+        del values["layers"]
+        values["branches_ms"] = engine.branches_ms
     return content
-
-
-def _describe_profile(profiled: Profile) -> str:
-    p50 = {e.name: e.latency.p50 for e in profiled.engines}
-    return ", ".join(f"{name} {q.value_ms:.3f} ms" for name, q in p50.items() if q is not None)

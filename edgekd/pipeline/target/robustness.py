@@ -1,55 +1,58 @@
-"""Stage disturb: what losing or spoiling one modality costs the graph that ships."""
+"""Stage robustness-shipped: measure what losing or spoiling one modality costs the graph that ships."""
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from edgekd.compress.quantize import DEPLOY
 from edgekd.report.build.robustness import describe_worst
 from edgekd.runtime.backends.registry import ORT
-from edgekd.runtime.corruption import Disturbed, load_channels, measure
+from edgekd.runtime.corruption import NetworkRobustness, load_statistics, measure_robustness
 from edgekd.runtime.session import read_arrays, read_feeds, run_rows
 from edgekd.stages.artifacts import CHANNELS
+from edgekd.stages.stage import StageSpec
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from edgekd.pipeline.target.context import Context, EvaluatedCandidate
-    from edgekd.runtime.corruption import Array, Change
+    from edgekd.runtime.corruption import Array, Corruption
     from edgekd.stages.progress import StageReporter
-    from edgekd.stages.stage import Done
 
 _BATCH = 256
 
+ROBUSTNESS_SHIPPED: StageSpec[NetworkRobustness] = StageSpec(
+    "robustness-shipped", 3, NetworkRobustness, (), "measure what ships with each modality dropped or noisy"
+)
 
-def measure_shipped(context: Context, shipped: EvaluatedCandidate) -> Disturbed | None:
+
+def measure_shipped(context: Context, shipped: EvaluatedCandidate) -> NetworkRobustness | None:
     """Run ``deploy.onnx`` of what ships in ONNX Runtime on this host; None where the networks were not measured."""
     networks = context.origin.robustness
     if networks is None:
         return None
     noise, seed = networks.result.noise, context.recipe.seed
 
-    def run(_folder: Path, report: StageReporter) -> Disturbed:
-        known = load_channels(networks.folder / CHANNELS)
+    def run(_folder: Path, report: StageReporter) -> NetworkRobustness:
+        known = load_statistics(networks.folder / CHANNELS)
         labels = read_arrays(context.test, ["labels"])["labels"]
         done = 0
-        with ORT.open(shipped.offer.folder / DEPLOY) as session:
+        with ORT.open(shipped.prepared.folder / DEPLOY) as session:
             feeds = read_feeds(context.test, session.inputs)
 
             def score(changed: dict[str, Array]) -> float:
                 return context.origin.metric(run_rows(session, {**feeds, **changed}, _BATCH)["logits"], labels)
 
-            def evaluate(modality: str, change: Change) -> float:
+            def evaluate(modality: str, corruption: Corruption) -> float:
                 nonlocal done
                 done += 1
                 report.advance(done, 2 * len(known), modality)
-                return score({modality: change(feeds[modality])})
+                return score({modality: corruption(feeds[modality])})
 
-            return measure(score({}), evaluate, known, noise, seed)
+            return measure_robustness(score({}), evaluate, known, noise, seed)
 
-    depends = {"networks": networks.key, "shipped": shipped.offer.key, "name": shipped.name, "seed": seed}
     higher = context.limits.higher_is_better
-    done: Done[Disturbed] = context.stage(
-        "disturb", "", depends, Disturbed, run, lambda found: describe_worst(found, higher)
-    )
-    return done.result
+    spec = replace(ROBUSTNESS_SHIPPED, summary=lambda result: describe_worst(result, higher))
+    inputs = {"networks": networks.key, "shipped": [shipped.prepared.key, shipped.name]}
+    return context.stage(spec, config={"seed": seed}, inputs=inputs, run=run).result

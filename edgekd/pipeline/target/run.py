@@ -1,42 +1,43 @@
-"""The order of the second half, and what is reported of it."""
+"""The order of a target's stages: write the candidates, evaluate and repair them, profile them, ship one of them."""
 
 from __future__ import annotations
 
-import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from edgekd.devices.base import Verifier
-from edgekd.devices.select import Absent
+from edgekd.compress.quantize import candidate_specs
+from edgekd.devices.parallel import run_parallel
+from edgekd.devices.ssh.device import SshDevice
+from edgekd.errors import ModelError, TargetError
+from edgekd.gram.gate import FINETUNED
 from edgekd.pipeline.publish import BUNDLE, ENGINES, REJECTED, Files, files_below
-from edgekd.pipeline.target.evaluate import attempt, compiles
-from edgekd.pipeline.target.package import BUNDLED, bundle, named, profile
-from edgekd.pipeline.target.quantize import write
-from edgekd.pipeline.target.repair import repair
+from edgekd.pipeline.target.blame import blame_candidate
+from edgekd.pipeline.target.context import BUNDLED
+from edgekd.pipeline.target.evaluate import Evaluation, evaluate
+from edgekd.pipeline.target.package import bundle, name_shipped, profile
+from edgekd.pipeline.target.quantize import requantize, write_candidates
+from edgekd.pipeline.target.repair import return_layers
+from edgekd.pipeline.target.result import candidate_results, target_result
 from edgekd.pipeline.target.robustness import measure_shipped
 from edgekd.pipeline.target.select import choose
 from edgekd.pipeline.target.verify import verify
-from edgekd.report.results import ENGINE, GRAM, LATENCY, CandidateResult, TargetResult
+from edgekd.report.results import GRAM, LATENCY, TargetResult
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
-    from edgekd.config.target import Target
-    from edgekd.devices.base import Device
-    from edgekd.gram.gate import Ledger
-    from edgekd.pipeline.target.context import Context, EvaluatedCandidate
-    from edgekd.pipeline.target.evaluate import Evaluation
-    from edgekd.runtime.measure.results import Profile
+    from edgekd.gram.blame import Blame
+    from edgekd.pipeline.target.context import Context, EvaluatedCandidate, PreparedCandidate
 
 
 @dataclass(frozen=True)
-class Shipped:
-    """What to report of a target, and what to show in the output.
+class FinishedTarget:
+    """A target all of whose stages are finished.
 
     Attributes:
-        result: the report's.
-        shown: files by folder.
-        history: of the fine-tune for INT8, one entry an epoch; empty where there was none.
+        result: Its part of the report.
+        shown: Files to show in the output, by folder.
+        history: One entry for each epoch of the fine-tune for INT8; empty where there was none.
     """
 
     result: TargetResult
@@ -45,141 +46,165 @@ class Shipped:
 
 
 @dataclass(frozen=True)
-class TargetCheck:
-    """Every candidate with its ledger, and what the user should know of how they came about."""
+class CheckedCandidates:
+    """The candidates of a target after evaluation and repair.
 
-    tried: tuple[EvaluatedCandidate, ...]
-    trials: tuple[Evaluation, ...]
+    Attributes:
+        candidates: The candidates that ran, each with its ledger.
+        evaluations: The evaluations that they come from, in order.
+        facts: Sentences for the user on how they came about.
+    """
+
+    candidates: tuple[EvaluatedCandidate, ...]
+    evaluations: tuple[Evaluation, ...]
     facts: tuple[str, ...]
 
 
-def stages(target: Target, device: Device | Absent, disturbed: bool) -> tuple[str, ...]:
-    """Return the kinds of the stages that a target runs, in order; a repair adds its own where it has work to do.
-
-    Args:
-        target: the target.
-        device: where its engines run.
-        disturbed: whether what ships is measured with modalities dropped and noisy.
-    """
-    present = not isinstance(device, Absent)
-    wanted = {
-        "quantize": True,
-        "compile": compiles(target),
-        "engine": present,
-        "check": True,
-        "profile": not isinstance(device, Absent) and device.no_latency is None,
-        "disturb": disturbed,
-        "bundle": True,
-        "verify": isinstance(device, Verifier),
-    }
-    return tuple(name for name, needed in wanted.items() if needed)
-
-
-def check(context: Context) -> TargetCheck:
+def check(context: Context) -> CheckedCandidates:
     """Write every candidate, run it where the device can, judge it, and repair what the gate rejects."""
-    offers, refused = write(context)
-    first = attempt(context, offers)
-    more, told = repair(context, first.tried)
-    trials = (first, *more)
-    left_out = {**refused, **{name: reason for trial in trials for name, reason in trial.refused.items()}}
-    facts = (*(f"{name} was left out: {reason}" for name, reason in left_out.items()), *told)
-    return TargetCheck(tuple(one for trial in trials for one in trial.tried), trials, facts)
+    prepared, unwritten = write_candidates(context)
+    first = evaluate(context, prepared)
+    repairs, notes = _repair(context, first.candidates)
+    evaluations = (first, *repairs)
+    refused = {name: reason for evaluation in evaluations for name, reason in evaluation.refused.items()}
+    left_out = (f"{name} was left out: {reason}" for name, reason in {**unwritten, **refused}.items())
+    candidates = tuple(candidate for evaluation in evaluations for candidate in evaluation.candidates)
+    return CheckedCandidates(candidates, evaluations, (*left_out, *notes))
 
 
-def ship(context: Context) -> Shipped:
+def build_target(context: Context) -> FinishedTarget:
     """Run or read every stage of the target."""
     checked = check(context)
-    profiled = profile(context, checked.tried) if context.timed else None
-    candidates = _results(checked.tried, profiled.result if profiled else None)
-    choice = choose(candidates, context.target.budgets, context.recipe.quantize.slack)
-    shipped = next(one for one in checked.tried if one.name == choice.name)
-    disturbed = measure_shipped(context, shipped)
+    profiled = profile(context, checked.candidates) if context.timed else None
+    results = candidate_results(checked.candidates, profiled.result if profiled else None)
+    choice = choose(results, context.target.budgets, context.recipe.quantize.slack)
+    shipped = next(candidate for candidate in checked.candidates if candidate.name == choice.name)
+    robustness = measure_shipped(context, shipped)
     bundled = bundle(context, shipped, profiled)
     verified = verify(context, bundled)
-    ledger = shipped.ledger
-    released = ledger.verdict != "fail"
-    shown = BUNDLE if released else REJECTED
-    result = TargetResult(
-        target=context.target.name,
-        device="no device" if isinstance(context.device, Absent) else context.device.name,
-        runtime=context.target.runtime,
-        precision=shipped.offer.candidate.precision,
-        ledger=ledger,
-        baselines=context.origin.baselines,
-        profile=named(profiled.result, choice.name) if profiled else None,
-        profile_reason=_no_latency(context, shown),
-        sizes={**context.exported.result.sizes, ENGINE: shipped.engine.stat().st_size},
-        bundle=f"{context.target.name}/{BUNDLE}" if released else None,
-        budgets=context.target.budgets,
-        deploy_logit_error=shipped.deploy_logit_error,
-        candidates=candidates,
-        chosen=choice.name,
-        choice=choice.reason,
-        facts=(*checked.facts, *_facts(context, checked.trials, choice.name, ledger)),
-        robustness=disturbed,
+    result = target_result(
+        context,
+        shipped,
+        choice,
+        results=results,
+        profiled=name_shipped(profiled.result, choice.name) if profiled else None,
+        compiled=[evaluation.compiled for evaluation in checked.evaluations if evaluation.compiled],
+        facts=checked.facts,
     )
-    raw = {path.name: path for path in sorted(profiled.folder.glob("*.npy"))} if profiled else {}
-    history = next((list(one.offer.history) for one in checked.tried if one.offer.history), [])
     folders = {
-        shown: files_below(bundled.folder / BUNDLED),
-        LATENCY: raw,
+        BUNDLE if result.bundle else REJECTED: files_below(bundled.folder / BUNDLED),
+        LATENCY: {path.name: path for path in sorted(profiled.folder.glob("*.npy"))} if profiled else {},
         GRAM: files_below(bundled.folder / GRAM),
         ENGINES: files_below(verified.folder / ENGINES) if verified else {},
     }
-    return Shipped(result, folders, history)
+    histories = (list(candidate.prepared.history) for candidate in checked.candidates if candidate.prepared.history)
+    return FinishedTarget(replace(result, robustness=robustness), folders, next(histories, []))
 
 
-def _no_latency(context: Context, shown: str) -> str | None:
-    """Say why no latency is measured, and what measures that of the bundle in the folder ``shown``."""
-    device, target, threads = context.device, context.target, context.recipe.profile.threads
-    if isinstance(device, Absent):
-        runtime = f" --runtime {context.public_runtime}" if context.runtime.custom else ""
-        wanted = f" --threads {threads}" if threads > 1 else ""
-        return (
-            f"not measured: no device ({device.reason}); with the bundle on one, run: "
-            f"edgekd profile {target.name}/{shown}{runtime}{wanted}"
-        )
-    return device.no_latency
+def build_targets(contexts: Mapping[str, Context]) -> dict[str, FinishedTarget]:
+    """Run or read every stage of some targets, and return them in their order.
+
+    A target whose engines run on this host has it alone; boards work side by side.
+
+    Raises:
+        EdgekdError: a target failed; where a board did, the others are finished first.
+    """
+    boards: dict[SshDevice, list[str]] = {}
+    finished = {}
+    for name, context in contexts.items():
+        if isinstance(context.device, SshDevice):
+            boards.setdefault(context.device, []).append(name)
+        else:
+            finished[name] = build_target(context)
+    for names in boards.values():
+        for name in names:
+            write_candidates(contexts[name])  # computes on this host, where each is to have all cores
+
+    def build_on(names: list[str]) -> dict[str, FinishedTarget]:
+        return {name: build_target(contexts[name]) for name in names}
+
+    def stop() -> None:
+        for board in boards:
+            board.stop()
+
+    jobs = {", ".join(names): lambda names=names: build_on(names) for names in boards.values()}
+    for done in run_parallel(jobs, stop).values():
+        finished |= done
+    return {name: finished[name] for name in contexts}
 
 
-def _facts(context: Context, trials: Sequence[Evaluation], chosen: str, ledger: Ledger) -> tuple[str, ...]:
-    facts = []
-    wanted = context.target.compile
-    compiled = next((t.compiled for t in trials if t.compiled and chosen in t.compiled.layers), None)
-    if wanted and not compiled:
-        facts.append("Not proved by NVIDIA's parser on this host: TensorRT-RTX is for Linux on x86-64.")
-    if compiled and wanted:
-        proof = "is a proof alone; the board builds its own from deploy.onnx, whose size is given"
-        what = "ships" if wanted.ship else proof
-        gpus = ", ".join(wanted.compute_capabilities)
-        facts.append(
-            f"{compiled.library} parsed and built {chosen} for {gpus} on this host "
-            f"({compiled.layers[chosen]} layers); that engine {what}."
-        )
-        facts += [f"{compiled.library} said of {chosen}: {line}" for line in compiled.messages[chosen]]
-    if isinstance(context.device, Absent):
-        last = ledger.rows[-1].stage
-        facts.append(f"No device ran the engine: '{last}' is the very same graph in ONNX Runtime on this host.")
-    return tuple(facts)
+def find_blame(context: Context) -> Blame:
+    """Find out what breaks the INT8 that the target prefers.
+
+    Raises:
+        TargetError: the target, or the recipe, has no INT8.
+        ModelError: the network could not be written in INT8.
+    """
+    if not any(spec.quantizer for spec in candidate_specs(context.target, context.recipe.quantize.precision)):
+        raise TargetError(f"target '{context.target.name}' is built without INT8 here: there is nothing to blame")
+    candidates, refused = write_candidates(context)
+    int8 = next((candidate for candidate in candidates if candidate.spec.quantizer), None)
+    if int8 is None:
+        reasons = "; ".join(f"{name}: {reason}" for name, reason in refused.items())
+        raise ModelError(f"nothing to blame: no INT8 could be written ({reasons})")
+    return blame_candidate(context, int8).result
 
 
-def _results(tried: Sequence[EvaluatedCandidate], profiled: Profile | None) -> tuple[CandidateResult, ...]:
-    """Join what is known of each candidate."""
-    measured = {engine.name: engine for engine in profiled.engines} if profiled else {}
-    results = []
-    for one in tried:
-        engine, last = measured.get(one.name), one.ledger.rows[-1]
-        results.append(
-            CandidateResult(
-                name=one.name,
-                precision=one.offer.candidate.precision,
-                verdict=one.ledger.verdict,
-                metric=last.metric,
-                bound=last.to_reference.bound if last.to_reference else math.nan,
-                flips=last.flips,
-                p50=engine.latency.p50 if engine else None,
-                size_bytes=one.engine.stat().st_size,
-                peak_rss_bytes=engine.peak_rss_bytes if engine else None,
-            )
-        )
-    return tuple(results)
+def _repair(context: Context, candidates: Sequence[EvaluatedCandidate]) -> tuple[list[Evaluation], list[str]]:
+    """Repair the INT8 that the gate rejects; return the evaluations of what it was repaired to, and notes for the user.
+
+    First the layers that hurt most go back to float, one by one, until the gate lets the network through. Where half of
+    them are not enough, or where the float network itself is rejected, it is fine-tuned with fake quantization and
+    quantized again.
+    """
+    mode = context.recipe.quantize.repair
+    int8 = next((candidate for candidate in candidates if candidate.prepared.spec.quantizer), None)
+    if int8 is None or mode == "off":
+        return [], []
+    if int8.ledger.verdict != "fail":
+        return _improve(context, int8) if mode == "best" else ([], [])
+    evaluations: list[Evaluation] = []
+    if not _float_fails(int8):
+        evaluations = _evaluate(context, _return_layers(context, int8.prepared, ""), "repaired")
+        if _passes(evaluations):
+            return evaluations, []
+    student = context.origin.fine_tune_for_int8(context.target.scheme)
+    if student is None:
+        return evaluations, [f"{int8.name} could not be repaired: a network imported from ONNX is not trained here."]
+    again = requantize(context, student, int8.prepared)
+    evaluations += _evaluate(context, again, "qat")
+    ran = evaluations[-1].candidates  # none where the device refuses it
+    if ran and not _passes(evaluations) and not _float_fails(ran[0]):
+        evaluations += _evaluate(context, _return_layers(context, again, "qat"), "qat repaired")
+    passes = _passes(evaluations)
+    return evaluations, [] if passes else [f"{int8.name} could not be repaired; every attempt is in the table."]
+
+
+def _improve(context: Context, int8: EvaluatedCandidate) -> tuple[list[Evaluation], list[str]]:
+    """Return to float what costs no time."""
+    if not context.timed:
+        return [], ["repair = 'best' needs a device to time on; INT8 was left as it is."]
+    blamed = blame_candidate(context, int8.prepared)
+    repaired = return_layers(context, int8.prepared, blamed, "best")
+    notes = [] if repaired else ["No layer of INT8 went back to float: none that helps is as fast there."]
+    return _evaluate(context, repaired, "repaired"), notes
+
+
+def _return_layers(context: Context, candidate: PreparedCandidate, label: str) -> PreparedCandidate | None:
+    """Return layers to float until the gate lets the candidate through; None where there was none to return."""
+    return return_layers(context, candidate, blame_candidate(context, candidate, label), "auto", label)
+
+
+def _evaluate(context: Context, candidate: PreparedCandidate | None, label: str) -> list[Evaluation]:
+    return [evaluate(context, [candidate], label)] if candidate else []
+
+
+def _passes(evaluations: Sequence[Evaluation]) -> bool:
+    candidates = (candidate for evaluation in evaluations for candidate in evaluation.candidates)
+    return any(candidate.ledger.verdict != "fail" for candidate in candidates)
+
+
+def _float_fails(candidate: EvaluatedCandidate) -> bool:
+    """Whether the gate rejects the very network that was quantized: no return to float can mend that."""
+    floats = [row for row in candidate.ledger.rows if row.stage in (FINETUNED, "qat")]
+    return bool(floats) and floats[-1].verdict == "fail"

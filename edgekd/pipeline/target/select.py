@@ -1,4 +1,4 @@
-"""Which of a target's candidates ships: the fastest that the gate lets through."""
+"""Choose which of a target's candidates ships: the fastest one that the gate lets through."""
 
 from __future__ import annotations
 
@@ -15,7 +15,12 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Choice:
-    """The candidate that ships, and why, in one sentence."""
+    """The candidate that ships.
+
+    Attributes:
+        name: Its name.
+        reason: Why it ships, as a phrase.
+    """
 
     name: str
     reason: str
@@ -24,14 +29,14 @@ class Choice:
 def choose(candidates: Sequence[CandidateResult], budgets: Budgets, slack: float = 0) -> Choice:
     """Choose among a target's candidates.
 
-    Those that the gate rejects are out; of the others, those that keep most of the target's budgets; of these the
-    fastest and all that are not clearly slower, which is when the intervals of their p50 are apart; of these the first
-    precision in the target's order, and of one precision the least Gram drift.
+    Candidates that the gate rejects are out. Of the others, those remain that keep most of the target's budgets; of
+    these, the fastest one and all that are not clearly slower, which they are where the intervals of p50 are apart; of
+    these, the first precision in the target's order, and of that precision the candidate with the least Gram drift.
 
     Args:
-        candidates: one or more, in the target's order of preference.
-        budgets: the target's limits.
-        slack: how much slower than the fastest, as a share of its p50, is as good.
+        candidates: One or more candidates, in the target's order of preference.
+        budgets: Limits of the target.
+        slack: How much slower than the fastest, as a share of its p50, counts as equally fast.
     """
     released = [c for c in candidates if c.verdict != "fail"]
     if not released:
@@ -47,12 +52,12 @@ def choose(candidates: Sequence[CandidateResult], budgets: Budgets, slack: float
 
 
 def _kept(candidate: CandidateResult, budgets: Budgets) -> int:
-    found = (
+    limits = (
         (budgets.latency_ms, candidate.p50.value_ms if candidate.p50 else None),
         (budgets.size_mb, candidate.size_bytes / 1e6),
         (budgets.memory_mb, candidate.peak_rss_bytes / 1e6 if candidate.peak_rss_bytes else None),
     )
-    return sum(limit is not None and value is not None and value <= limit for limit, value in found)
+    return sum(limit is not None and value is not None and value <= limit for limit, value in limits)
 
 
 def _not_clearly_slower(candidates: list[CandidateResult], slack: float) -> list[CandidateResult]:
@@ -70,26 +75,26 @@ def _reason(
     level: list[CandidateResult],
     slack: float,
 ) -> str:
-    """Say what decided, and who was out before."""
+    """Explain what decided, and which candidates were out before."""
     slower = [f"{c.p50.value_ms:.3g} ms ({c.name})" for c in fitting if c.p50 and c not in level]
     rivals = [c for c in level if c is not chosen]
     alike = [c for c in rivals if c.precision == chosen.precision]
     over = [c.name for c in candidates if c.verdict != "fail" and c not in fitting]
     rejected = [c.name for c in candidates if c.verdict == "fail"]
-    said = []
+    parts = []
     if chosen.p50 and slower:
-        said.append(f"{chosen.p50.value_ms:.3g} ms against {', '.join(slower)}")
+        parts.append(f"{chosen.p50.value_ms:.3g} ms against {', '.join(slower)}")
     if chosen.p50 and rivals:
         preferred = ", and the target prefers it" if len(alike) < len(rivals) else ""
         slower_by = f"more than {slack:.0%} " if slack else ""
-        said.append(f"not clearly {slower_by}slower than {', '.join(c.name for c in rivals)}{preferred}")
+        parts.append(f"not clearly {slower_by}slower than {', '.join(c.name for c in rivals)}{preferred}")
     elif rivals:
-        said.append("the target's first choice, since no latency was measured")
+        parts.append("the target's first choice, since no latency was measured")
     if alike:
-        said.append(f"of the {chosen.precision} ones it drifts least")
-    said = said or ["the only one left"]
+        parts.append(f"of the {chosen.precision} ones it drifts least")
+    parts = parts or ["the only one left"]
     if over:
-        said.append(f"it keeps more of the budgets than {', '.join(over)}")
+        parts.append(f"it keeps more of the budgets than {', '.join(over)}")
     if rejected:
-        said.append(f"the gate rejects {', '.join(rejected)}")
-    return "; ".join(said)
+        parts.append(f"the gate rejects {', '.join(rejected)}")
+    return "; ".join(parts)

@@ -1,1 +1,1 @@
-"""Tables and pictures of what INT8 breaks."""
+"""The table, the picture and the files of a blame: what INT8 breaks."""

@@ -1,4 +1,4 @@
-"""The blame on the graph: branches side by side, flowing down into the fusion, as SVG that needs nothing else."""
+"""The picture of a blame: branches of the graph side by side, flowing down into the fusion."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from edgekd.gram.blame import FUSION
 from edgekd.report.format import milliseconds, number
+from edgekd.report.svg.draw import RAMP_WIDTH, ramp_colour, ramp_legend, shorten, standalone_svg, text
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -18,8 +19,6 @@ if TYPE_CHECKING:
 _WIDTH, _HEIGHT, _ABOVE, _BESIDE, _MARGIN, _HEAD, _FOOT = 208, 62, 26, 44, 24, 84, 66
 #: Characters that fit into a box.
 _NAME = 28
-#: "YlOrBr" of ColorBrewer: one direction of lightness, so it reads with any colour vision, and in grey.
-_RAMP = ((255, 255, 212), (254, 217, 142), (254, 153, 41), (217, 95, 14), (153, 52, 4))
 _STYLE = """
 text { font: 12px system-ui, sans-serif; fill: #1c1c1c }
 .name { font-family: ui-monospace, monospace; font-size: 11.5px }
@@ -53,35 +52,23 @@ class _Box:
 
 
 def blame_svg(blame: Blame) -> str:
-    """Return the picture: a box for each layer, the darker the more of the drift its return to float relieves."""
+    """Return the picture: one box for each layer, which is darker the more drift its return to float relieves."""
     boxes = _place(blame.layers)
     suspects = {suspect.name: suspect for suspect in blame.of("layer")}
     width = max(480.0, max(box.x + _WIDTH for box in boxes.values()) + _MARGIN)
     height = max(box.bottom for box in boxes.values()) + _FOOT
     parts = [
-        f'<svg xmlns="http://www.w3.org/2000/svg" width="{width:.0f}" height="{height:.0f}" '
-        f'viewBox="0 0 {width:.0f} {height:.0f}" role="img">',
-        f"<title>Drift that each layer's return to float relieves</title><style>{_STYLE}</style>",
         *_heading(blame),
         *_branches(blame, boxes),
         *(line for box in boxes.values() for line in _edges(box, boxes)),
         *(line for box in boxes.values() for line in _box(box, suspects.get(box.layer.name), blame.quantized.drift)),
         *_legend(blame.quantized.drift, height - _FOOT + 26),
-        "</svg>",
     ]
-    return "\n".join(parts) + "\n"
-
-
-def shorten(name: str, length: int) -> str:
-    """Return a name of at most ``length`` characters, without some of its middle where it is longer."""
-    if len(name) <= length:
-        return name
-    tail = (length - 1) * 2 // 3
-    return f"{name[: length - 1 - tail]}…{name[-tail:]}"
+    return standalone_svg((width, height), "Drift that each layer's return to float relieves", _STYLE, parts)
 
 
 def drift_figure(value: float | None) -> str:
-    """Write a drift or a part of one, which may be far below what the gate looks at."""
+    """Write a drift or a part of one with five digits: it may be far below what the gate looks at."""
     return number(value if value is None else round(value, 5) + 0.0, ".5f")  # never "-0.00000"
 
 
@@ -103,9 +90,9 @@ def _place(layers: Sequence[WeightedLayer]) -> dict[str, _Box]:
 def _heading(blame: Blame) -> Iterator[str]:
     effect = blame.quantized
     flips = f", {number(effect.flips, '.1%')} flips" if effect.flips is not None else ""
-    yield f'<text class="title" x="{_MARGIN}" y="26">Drift that returning a layer to float relieves</text>'
-    told = f"All in INT8: drift {drift_figure(effect.drift)}{flips}; {blame.samples} calibration samples"
-    yield f'<text class="quiet" x="{_MARGIN}" y="46">{told}</text>'
+    yield text(_MARGIN, 26, "Drift that returning a layer to float relieves", kind="title")
+    whole = f"All in INT8: drift {drift_figure(effect.drift)}{flips}; {blame.samples} calibration samples"
+    yield text(_MARGIN, 46, whole, kind="quiet")
 
 
 def _branches(blame: Blame, boxes: dict[str, _Box]) -> Iterator[str]:
@@ -115,14 +102,14 @@ def _branches(blame: Blame, boxes: dict[str, _Box]) -> Iterator[str]:
     for box in boxes.values():
         first.setdefault(box.layer.branch, box)
     for name, box in first.items():
-        told = f"{escape(shorten(name, 16))}: {drift_figure(relief[name]) if name in relief else 'float'}"
+        heading = f"{shorten(name, 16)}: {drift_figure(relief[name]) if name in relief else 'float'}"
         x, anchor = (box.x + _WIDTH + 10, "start") if name == FUSION else (box.middle, "middle")
         y = box.y + 14 if name == FUSION else box.y - 9
-        yield f'<text x="{x:.0f}" y="{y:.0f}" text-anchor="{anchor}">{told}</text>'
+        yield text(x, y, heading, anchor)
 
 
 def _edges(box: _Box, boxes: dict[str, _Box]) -> Iterator[str]:
-    """Draw an arrow to each layer that follows: down into it, or around the boxes between in the same column."""
+    """Draw an arrow to each layer that follows: straight down, or around the boxes that lie between in one column."""
     for after in (boxes[name] for name in box.layer.following):
         if box.x == after.x and after.y - box.bottom > _ABOVE:
             start, end, out = box.y + _HEIGHT / 2, after.y + _HEIGHT / 2, box.x - 26
@@ -136,38 +123,24 @@ def _edges(box: _Box, boxes: dict[str, _Box]) -> Iterator[str]:
 
 
 def _box(box: _Box, suspect: Suspect | None, most: float) -> Iterator[str]:
-    """Draw one layer with its figures; one that is float has none."""
-    style, ink, told, about = 'class="float"', "", "float", box.layer.operator
+    """Draw one layer with its figures; a layer that stays float has none."""
+    style, ink, relief, about = 'class="float"', "", "float", box.layer.operator
     if suspect:
         share = max(0.0, suspect.relief.value / most) if most > 0 else 0.0
-        style, ink = f'class="box" fill="{colour(share)}"', "dark" if share > 0.8 else "light"
-        told = drift_figure(suspect.relief.value)
-        told += f" ± {drift_figure(suspect.relief.error)}" if suspect.relief.error is not None else ""
+        style, ink = f'class="box" fill="{ramp_colour(share)}"', "dark" if share > 0.8 else "light"
+        relief = drift_figure(suspect.relief.value)
+        relief += f" ± {drift_figure(suspect.relief.error)}" if suspect.relief.error is not None else ""
         about += f" · {milliseconds(suspect.latency_ms)} ms" if suspect.latency_ms is not None else ""
-    name = escape(shorten(box.layer.name, _NAME))
-    yield f"<g><title>{escape(f'{box.layer.name} ({about}): {told}')}</title>"
+    yield f"<g><title>{escape(f'{box.layer.name} ({about}): {relief}')}</title>"
     yield f'<rect {style} x="{box.x:.0f}" y="{box.y:.0f}" width="{_WIDTH}" height="{_HEIGHT}" rx="8"/>'
-    for kind, below, text in (("name", 18, name), ("figure", 36, told), ("figure", 53, about)):
-        at = f'x="{box.middle:.0f}" y="{box.y + below:.0f}"'
-        yield f'<text class="{kind} {ink}" {at} text-anchor="middle">{text}</text>'
+    name = shorten(box.layer.name, _NAME)
+    for kind, below, content in (("name", 18, name), ("figure", 36, relief), ("figure", 53, about)):
+        yield text(box.middle, box.y + below, content, "middle", f"{kind} {ink}")
     yield "</g>"
 
 
 def _legend(most: float, y: float) -> Iterator[str]:
-    steps = 60
-    for index in range(steps):
-        fill = colour(index / (steps - 1))
-        yield f'<rect x="{_MARGIN + index * 3}" y="{y:.0f}" width="3.5" height="12" fill="{fill}"/>'
-    yield f'<text x="{_MARGIN}" y="{y + 28:.0f}">0</text>'
-    yield f'<text x="{_MARGIN + steps * 3}" y="{y + 28:.0f}" text-anchor="end">{drift_figure(most)}</text>'
-    x = _MARGIN + steps * 3 + 16
-    yield f'<text class="quiet" x="{x}" y="{y + 10:.0f}">drift relieved ± its standard error;</text>'
-    yield f'<text class="quiet" x="{x}" y="{y + 27:.0f}">ms: what float costs where it was timed</text>'
-
-
-def colour(share: float) -> str:
-    """Return the ramp's colour at 0 to 1."""
-    place = min(share, 1.0) * (len(_RAMP) - 1)
-    index = min(int(place), len(_RAMP) - 2)
-    mixed = (a + (b - a) * (place - index) for a, b in zip(_RAMP[index], _RAMP[index + 1], strict=True))
-    return "#" + "".join(f"{round(value):02x}" for value in mixed)
+    yield from ramp_legend(_MARGIN, y, "0", drift_figure(most))
+    x = _MARGIN + RAMP_WIDTH + 16
+    yield text(x, y + 10, "drift relieved ± its standard error;", kind="quiet")
+    yield text(x, y + 27, "ms: what float costs where it was timed", kind="quiet")

@@ -1,21 +1,23 @@
-"""What broke INT8, as a table, as JSON, and as a picture."""
+"""The result of a blame as a table, as JSON, and as files."""
 
 from __future__ import annotations
 
 import json
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from edgekd.files import write_text
 from edgekd.gram.blame import SCOPES
-from edgekd.report.blame.picture import blame_svg, drift_figure, shorten
+from edgekd.report.blame.picture import blame_svg, drift_figure
 from edgekd.report.format import NOTHING, milliseconds, number
+from edgekd.report.svg.draw import shorten
 from edgekd.report.table import Column, Table
 from edgekd.runtime.manifest import null_not_finite
 
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from edgekd.files import JsonObject
     from edgekd.gram.blame import Blame, RankedFigure, Suspect
 
 SCHEMA_VERSION = 1
@@ -25,7 +27,7 @@ _NAME = 20
 
 
 def blame_table(blame: Blame) -> Table:
-    """Return the suspects of each scope, the worst first, within 80 columns."""
+    """Return the table of suspects, scope by scope and the worst first, within 80 columns."""
     timed = any(suspect.latency_ms is not None for suspect in blame.suspects)
     labelled = any(suspect.gain for suspect in blame.suspects)
     names = ["rank", "relief", "±", "alone", *["gain"] * labelled, *["ms", "per ms"] * timed]
@@ -66,14 +68,14 @@ def _notes(blame: Blame, timed: bool, labelled: bool) -> tuple[str, ...]:
     return tuple(notes)
 
 
-def blame_json(blame: Blame) -> dict[str, Any]:
-    """Return everything as JSON values; what is not a finite number is null."""
-    content: dict[str, Any] = null_not_finite({"schema_version": SCHEMA_VERSION, **asdict(blame)})
+def blame_json(blame: Blame) -> JsonObject:
+    """Return the blame as JSON values; a figure that is not finite is null."""
+    content: JsonObject = null_not_finite({"schema_version": SCHEMA_VERSION, **asdict(blame)})
     return content
 
 
 def write_blame(blame: Blame, folder: Path) -> tuple[Path, Path]:
-    """Write ``blame.json`` and ``blame.svg`` into a folder; return both."""
+    """Write ``blame.json`` and ``blame.svg`` into a folder, and return their paths."""
     table, picture = folder / "blame.json", folder / "blame.svg"
     write_text(table, json.dumps(blame_json(blame), indent=1) + "\n")
     write_text(picture, blame_svg(blame))

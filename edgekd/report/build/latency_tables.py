@@ -57,7 +57,7 @@ def branch_table(profile: Profile) -> Table:
     return Table("Time by branch", columns, rows, (*(notes if rows else ()), *sorted(lacking)))
 
 
-def further_lines(engine: EngineProfile) -> tuple[str, ...]:
+def measurement_lines(engine: EngineProfile) -> tuple[str, ...]:
     """Say what came of energy, a sensor's rate and a sustained run, and what was not measured, and why not."""
     return (
         f"Energy: {_energy(engine.energy) if engine.energy else _reason(engine, 'energy')}.",
@@ -67,7 +67,7 @@ def further_lines(engine: EngineProfile) -> tuple[str, ...]:
     )
 
 
-def start_line(engine: EngineProfile) -> str:
+def cold_start_line(engine: EngineProfile) -> str:
     """Say what a fresh process takes until its first result, and the memory that it takes in all."""
     processes = f"{len(engine.load_ms)} fresh process{'es' * (len(engine.load_ms) > 1)}"
     starts = zip(("import", "load", "first run"), _starts(engine), strict=True)
@@ -75,7 +75,7 @@ def start_line(engine: EngineProfile) -> str:
     return f"Cold start, {processes}: {told}. Peak RSS {size(engine.peak_rss_bytes)}; engine {size(engine.size_bytes)}."
 
 
-def how(profile: Profile) -> tuple[str, ...]:
+def method_notes(profile: Profile) -> tuple[str, ...]:
     """Say how the figures of a profile came about."""
     fresh = "one fresh process" if profile.processes == 1 else f"{profile.processes} fresh processes"
     wider = "" if profile.processes == 1 else ", or those of Student's t over the processes where these are wider"

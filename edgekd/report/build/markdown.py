@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from edgekd.report.build.latency_tables import branch_table, further_lines, how, latency_table
+from edgekd.report.build.latency_tables import branch_table, latency_table, measurement_lines, method_notes
 from edgekd.report.build.robustness import robustness_table
 from edgekd.report.build.training_picture import FOLDER, file_name
 from edgekd.report.format import NOTHING, duration, number
-from edgekd.report.results import ENGINE
+from edgekd.report.results import SHIPPED
 from edgekd.report.table import (
     Column,
     Table,
@@ -25,7 +25,8 @@ if TYPE_CHECKING:
     from edgekd.report.results import BudgetCheck, BuildReport, TargetResult
     from edgekd.runtime.measure.results import Profile
 
-_MEANING = {
+#: What each verdict means.
+MEANING = {
     "pass": "the engine keeps what the student learned",
     "warn": "usable, with reservations",
     "fail": "rejected by the gate",
@@ -36,8 +37,8 @@ def report_markdown(report: BuildReport) -> str:
     """Return the report as Markdown: verdict first, then every figure with its unit, its n and its reference."""
     tables = [table for r in report.targets for table in (ledger_table(r.ledger), engine_table(r))]
     parts = [
-        f"# {report.task}: {report.verdict.upper()}",
-        f"Recipe `{report.recipe}`, seed {report.seed}. {_MEANING[report.verdict].capitalize()}.",
+        f"# {report.name}: {report.verdict.upper()}",
+        f"Recipe `{report.recipe}`, seed {report.seed}. {MEANING[report.verdict].capitalize()}.",
         *(line for result in report.targets for line in _verdict(result)),
         markdown(summary_table(report)),
         *(part for result in report.targets for part in _target(result)),
@@ -82,7 +83,7 @@ def _target(result: TargetResult) -> list[str]:
     if checks:
         parts += ["### Budgets", "\n".join(checks)]
     parts.append(
-        "The logits of `deploy.onnx`, which has no embedding outputs, differ from those of `engine.onnx` by "
+        "The logits of `deploy.onnx`, which has no embedding outputs, differ from those of `probe.onnx` by "
         f"{number(result.deploy_logit_error, '.3g')} at most on the test samples."
     )
     if result.bundle and result.verdict != "fail":
@@ -92,14 +93,17 @@ def _target(result: TargetResult) -> list[str]:
 
 def _more(result: TargetResult, profile: Profile) -> list[str]:
     """Return what was measured besides latency: time by branch of every engine, the rest of what ships."""
-    shipped = result.measured(ENGINE)
-    lines = further_lines(shipped) if shipped else ()
+    shipped = result.measured(SHIPPED)
+    lines = measurement_lines(shipped) if shipped else ()
     return [markdown(branch_table(profile)), "\n".join(f"- {line}" for line in lines)]
 
 
 def _raw(target: str, profile: Profile) -> tuple[str, ...]:
     raw = ", ".join(f"`{target}/latency/{engine.raw_file}`" for engine in profile.engines)
-    return (*how(profile), f"Every timed inference, in ns: {raw}; of computing alone beside each, `.compute.npy`.")
+    return (
+        *method_notes(profile),
+        f"Every timed inference, in ns: {raw}; of computing alone beside each, `.compute.npy`.",
+    )
 
 
 def _kept(check: BudgetCheck) -> str:

@@ -3,36 +3,48 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict
-from typing import TYPE_CHECKING, Any
+import math
+from typing import TYPE_CHECKING, cast
+
+import msgspec
 
 from edgekd import __version__
 from edgekd.files import write_text
+from edgekd.gram.gate import Ledger
+from edgekd.report.build.row import EngineIdentity, profile_row
 from edgekd.report.results import PROFILE, PROFILE_VERSION
-from edgekd.runtime.manifest import null_not_finite
+from edgekd.runtime.manifest import map_leaves, null_not_finite
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
     from pathlib import Path
 
+    from edgekd.files import JsonObject
+    from edgekd.gram.gate import Verdict
+    from edgekd.report.row import EngineRow
     from edgekd.runtime.manifest import Manifest
     from edgekd.runtime.measure.results import EngineProfile, Profile
 
+#: Figures that every drift has: where a bundle's ledger has null for one, it was not finite.
+_DRIFT = ("mean", "bound", "worst_pair_mean", "bias")
+
 
 def profile_json(
-    manifest: Manifest, ledger: Mapping[str, Any], runtime: str, device: str, profile: Profile
-) -> dict[str, Any]:
-    """Return the profile of a bundle as JSON values, with what the bundle says of itself.
+    manifest: Manifest, ledger: Mapping[str, object], runtime: str, device: str, profile: Profile
+) -> JsonObject:
+    """Return the profile of a bundle as JSON values, of the form of :class:`~edgekd.report.schema.ProfileFile`.
 
     Args:
-        manifest: the bundle's.
-        ledger: its ``ledger.json``; its last row is of what ships.
-        runtime: the library that ran it, which may be another than the bundle's.
-        device: what ran it.
-        profile: of its one engine.
+        manifest: The bundle's manifest.
+        ledger: Its ``ledger.json``; the last row is of what ships.
+        runtime: The library that ran it, which may be another than the bundle's.
+        device: The machine that ran it.
+        profile: What was measured of its one engine.
     """
-    metric = manifest.task.get("metric")
-    shipped = (ledger.get("rows") or [{}])[-1]
+    metric = str(manifest.task.get("metric"))
+    verdict = cast("Verdict", manifest.verdict)
+    identity = EngineIdentity(manifest.target, device, runtime, manifest.precision, verdict, tuple(manifest.reasons))
+    row = _row(identity, profile.engines[0], ledger)
     content = {
         "schema_version": PROFILE_VERSION,
         "edgekd": __version__,
@@ -43,20 +55,41 @@ def profile_json(
         "precision": manifest.precision,
         "verdict": manifest.verdict,
         "reasons": manifest.reasons,
-        "metric": {"name": metric, "value": manifest.measurements.get(str(metric))},
-        "drift_bound": (shipped.get("to_reference") or {}).get("bound"),
+        "metric": {"name": manifest.task.get("metric"), "value": manifest.measurements.get(metric)},
+        "drift_bound": row.gram.bound if row else None,
         "size_bytes": profile.engines[0].size_bytes,
-        "profile": {**asdict(profile), "engines": [_engine(engine) for engine in profile.engines]},
+        "profile": {**msgspec.to_builtins(profile), "engines": [_engine(engine) for engine in profile.engines]},
         "ledger": ledger,
+        "row": msgspec.to_builtins(row),
     }
-    found: dict[str, Any] = null_not_finite(content)
-    return found
+    plain: JsonObject = null_not_finite(content)
+    return plain
 
 
-def _engine(engine: EngineProfile) -> dict[str, Any]:
-    return {**asdict(engine), "branches_ms": engine.branches_ms}
+def _row(identity: EngineIdentity, engine: EngineProfile, ledger: Mapping[str, object]) -> EngineRow | None:
+    """Return the row; None where the bundle is of an edgekd whose ledgers are of another form."""
+    try:
+        known = msgspec.convert(ledger_with_nan(ledger), Ledger)
+    except msgspec.ValidationError:
+        return None
+    return profile_row(identity, engine, known) if known.rows else None
 
 
-def write_profile(content: Mapping[str, Any], folder: Path) -> None:
+def ledger_with_nan(ledger: object) -> object:
+    """Return the JSON of a bundle's ledger with NaN where it has null for a figure of a drift."""
+
+    def number(path: str, value: object) -> object:
+        *_, kind, name = ("", *path.split("."))
+        return math.nan if value is None and kind.startswith("to_") and name in _DRIFT else value
+
+    with_nan: object = map_leaves(ledger, number)
+    return with_nan
+
+
+def _engine(engine: EngineProfile) -> JsonObject:
+    return {**msgspec.to_builtins(engine), "branches_ms": engine.branches_ms}
+
+
+def write_profile(content: Mapping[str, object], folder: Path) -> None:
     """Write ``profile.json`` into ``folder``, atomically."""
     write_text(folder / PROFILE, json.dumps(content, indent=1, ensure_ascii=False, allow_nan=False) + "\n")

@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import math
-from dataclasses import asdict
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from edgekd.report.format import number
-from edgekd.report.results import ENGINE
+from edgekd.report.results import SHIPPED
+from edgekd.report.schema import RobustnessDetails
 from edgekd.report.table import Column, Table, metric_name
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from edgekd.report.results import BuildReport
-    from edgekd.runtime.corruption import Disturbed
+    from edgekd.runtime.corruption import NetworkRobustness
 
 TITLE = "Robustness"
 
@@ -32,14 +32,14 @@ def robustness_table(report: BuildReport) -> Table:
     return Table(TITLE, columns, rows, _notes(report, report.robustness.noise))
 
 
-def _networks(report: BuildReport) -> dict[str, Disturbed | None]:
+def _networks(report: BuildReport) -> dict[str, NetworkRobustness | None]:
     """Return the trained networks and each target's engine, by what their column is called."""
     trained = report.robustness.networks if report.robustness else {}
     alone = len(report.targets) == 1
-    return {**trained, **{ENGINE if alone else result.target: result.robustness for result in report.targets}}
+    return {**trained, **{SHIPPED if alone else result.target: result.robustness for result in report.targets}}
 
 
-def _cases(found: Disturbed) -> Iterator[tuple[str, float]]:
+def _cases(found: NetworkRobustness) -> Iterator[tuple[str, float]]:
     """Yield what was done to the inputs, in words, and the metric."""
     yield "as they are", found.clean
     yield from ((f"without {name}", metric) for name, metric in found.dropped.items())
@@ -58,7 +58,7 @@ def _notes(report: BuildReport, noise: float) -> tuple[str, ...]:
     )
 
 
-def describe_worst(found: Disturbed, higher_is_better: bool) -> str:
+def describe_worst(found: NetworkRobustness, higher_is_better: bool) -> str:
     """Say which disturbance costs most: ``"worst without image: 0.4125 instead of 0.9750"``."""
     sign = 1 if higher_is_better else -1
     _, *disturbed = _cases(found)
@@ -78,21 +78,16 @@ def robustness_line(report: BuildReport) -> str:
     return f"{TITLE}{where}: {metric} {describe_worst(measured[name], higher)}."
 
 
-def _fall(found: Disturbed, higher_is_better: bool) -> float:
+def _fall(found: NetworkRobustness, higher_is_better: bool) -> float:
     sign = 1 if higher_is_better else -1
     falls = [sign * (found.clean - metric) for metric in (*found.dropped.values(), *found.noisy.values())]
     return max(math.inf if math.isnan(fall) else fall for fall in falls)
 
 
-def robustness_json(report: BuildReport) -> dict[str, Any]:
-    """Return the same figures as JSON values: ``networks`` by name, and ``engines`` by target.
-
-    Where they are null, ``reason`` says why; else it is null itself.
-    """
-    found = report.robustness
-    return {
-        "noise": found and found.noise,
-        "networks": found and {name: asdict(network) for name, network in found.networks.items()},
-        "engines": found and {r.target: asdict(r.robustness) if r.robustness else None for r in report.targets},
-        "reason": None if found else report.robustness_reason,
-    }
+def robustness_details(report: BuildReport) -> RobustnessDetails:
+    """Return the same figures as they stand in ``report.json``."""
+    measured = report.robustness
+    if measured is None:
+        return RobustnessDetails(None, None, None, report.robustness_reason)
+    engines = {result.target: result.robustness for result in report.targets}
+    return RobustnessDetails(measured.noise, measured.networks, engines, None)

@@ -6,7 +6,7 @@ import math
 from typing import TYPE_CHECKING
 
 from edgekd.files import write_text
-from edgekd.report.svg.chart import COLOURS, DASHES, Curve, Panel, chart_svg
+from edgekd.report.svg.chart import COLOURS, DASHES, Curve, Panel, chart_figure, chart_svg
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -35,13 +35,26 @@ def file_name(network: str) -> str:
 
 
 def training_svg(network: str, history: History, metric: str) -> str:
-    """Return the picture of one training: a panel for each kind of figure that it has.
+    """Return the picture of one training as a file: a panel for each kind of figure that it has.
 
     Args:
-        network: its name.
-        history: one entry an epoch.
-        metric: name of the task's metric.
+        network: Name of the network.
+        history: The figures of each epoch.
+        metric: Name of the task's metric.
     """
+    return chart_svg(_head(network), _panels(history, metric))
+
+
+def training_figure(name: str, network: str, history: History, metric: str) -> str:
+    """Return the same picture for a page, under an id that no other picture of the page has."""
+    return chart_figure(name, _head(network), _panels(history, metric))
+
+
+def _head(network: str) -> str:
+    return f"Training of the {network} network"
+
+
+def _panels(history: History, metric: str) -> list[Panel]:
     names = dict.fromkeys(name for epoch in history for name in epoch)
     extras = [name.removeprefix(_LOSS) for name in names if name.startswith(_LOSS)]
     base = [name for name in _BASE if name in names]
@@ -56,7 +69,7 @@ def training_svg(network: str, history: History, metric: str) -> str:
     if any(f"{_SHARE}{name}" in names for name in extras):
         panels.append(Panel("Added losses' share of the gradient", "× that of CE and KD", shares))
     panels.append(_validation(history, metric, "drift" in names))
-    return chart_svg(f"Training of the {network} network", panels)
+    return panels
 
 
 def _looks(count: int) -> list[tuple[str, str]]:

@@ -5,10 +5,9 @@ from __future__ import annotations
 from html import escape
 from typing import TYPE_CHECKING
 
-from edgekd.report.blame.picture import shorten
 from edgekd.report.format import milliseconds
-from edgekd.report.svg.chart import AxisScale
-from edgekd.report.svg.page import WIDTH, Frame, legend, picture, text, x_axis
+from edgekd.report.svg.draw import WIDTH, Frame, legend, picture, shorten, text, x_axis
+from edgekd.report.svg.scale import AxisScale
 
 if TYPE_CHECKING:
     from edgekd.runtime.measure.results import Profile

@@ -1,76 +1,70 @@
-"""Limits that the rows of a joined table must keep, from a TOML file: for all rows, or for those of some targets."""
+"""Limits that the rows of a table must keep, from a TOML file: for all rows, or for those of some targets."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import msgspec
 from msgspec import Meta, Struct
 
-from edgekd.config.recipe import check_keys, check_values, explain
+from edgekd.config.validation import check_keys, check_values, explain
 from edgekd.errors import BudgetError, ReportError, nearest
 from edgekd.files import read_toml
 from edgekd.gram.gate import Verdict
-from edgekd.report.compare.rows import VERDICTS, check_direction
-from edgekd.report.format import milliseconds, number
+from edgekd.report.compare.rows import check_direction
+from edgekd.report.figures import budget_limits
+from edgekd.report.results import VERDICTS
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
     from pathlib import Path
 
-    from edgekd.report.compare.rows import EngineRow, Entry
+    from edgekd.files import JsonObject
+    from edgekd.report.compare.rows import Entry
+    from edgekd.report.figures import Limit
+    from edgekd.report.row import EngineRow
 
-Positive = Annotated[float, Meta(gt=0)]
-NonNegative = Annotated[float, Meta(ge=0)]
-
+#: Names by which limits are for some rows alone; ``*`` in one stands for anything.
 _NAMES = ("target", "device", "task")
 
 #: A figure at its limit keeps it, as at the gate: 0.8775 - 0.88 is a little less than -0.0025.
 _ROUNDING = 1e-9
 
 
-class BudgetLimits(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Limits for the rows whose names match; without names for all rows.
+@dataclass(frozen=True)
+class BudgetLimits:
+    """Limits for the rows whose names match.
 
     Attributes:
-        target: a name, in which ``*`` stands for anything.
-        device: the same.
-        task: the same.
-        latency_p50_ms: at most.
-        latency_p90_ms: at most.
-        latency_p99_ms: at most.
-        throughput_per_s: at least.
-        size_mb: of the engine file, at most, 10^6 bytes.
-        memory_mb: peak resident memory, at most, 10^6 bytes.
-        energy_mj: of one inference, at most.
-        min_metric: at least, where higher is better.
-        max_metric: at most, where lower is better.
-        max_metric_drop: how much worse than that of the ledger's reference the metric may be.
-        max_drift_bound: of the Gram drift against the ledger's reference.
-        verdict: the worst that is let through.
+        patterns: Pattern of each of the names "target", "device" and "task"; ``*`` stands for anything.
+        limits: The limits that are given, by name; that on the verdict is the worst verdict that keeps it.
     """
 
-    target: str = "*"
-    device: str = "*"
-    task: str = "*"
-    latency_p50_ms: Positive | None = None
-    latency_p90_ms: Positive | None = None
-    latency_p99_ms: Positive | None = None
-    throughput_per_s: Positive | None = None
-    size_mb: Positive | None = None
-    memory_mb: Positive | None = None
-    energy_mj: Positive | None = None
-    min_metric: float | None = None
-    max_metric: float | None = None
-    max_metric_drop: NonNegative | None = None
-    max_drift_bound: NonNegative | None = None
-    verdict: Verdict | None = None
+    patterns: Mapping[str, str]
+    limits: Mapping[str, float | str]
 
 
-class _File(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    limits: Annotated[list[BudgetLimits], Meta(min_length=1)]
+def _file_type() -> type[Struct]:
+    """Return the type of a budget file, whose limits are those of the figures."""
+    keys = [(limit.name, _number(limit) | None, None) for _, limit in budget_limits().values()]
+    table = msgspec.defstruct(
+        "BudgetTable",
+        [*((name, str, "*") for name in _NAMES), *keys, ("verdict", Verdict | None, None)],
+        frozen=True,
+        kw_only=True,
+        forbid_unknown_fields=True,
+    )
+    tables = Annotated[list[table], Meta(min_length=1)]  # type: ignore[valid-type]
+    return msgspec.defstruct("BudgetFile", [("limits", tables)], frozen=True, forbid_unknown_fields=True)
+
+
+def _number(limit: Limit) -> Any:
+    """Return the type of the numbers that a limit may be."""
+    if limit.above is None:
+        return float
+    return Annotated[float, Meta(ge=limit.above) if limit.zero else Meta(gt=limit.above)]
 
 
 @dataclass(frozen=True)
@@ -78,13 +72,13 @@ class Check:
     """One limit held against one row.
 
     Attributes:
-        row: whose figure it is.
-        place: of the limit in the file, e.g. "limits[0].size_mb".
-        key: its name.
-        limit: as written.
-        measured: the figure, in the limit's unit; None where there is none.
-        kept: whether it is measured and within the limit.
-        why: why there is no figure, e.g. "not measured: ..."; "" where there is one.
+        row: The row whose figure it is.
+        place: Place of the limit in the file, e.g. "limits[0].size_mb".
+        key: Name of the limit.
+        limit: The limit as it is written.
+        measured: The figure in the limit's unit; None where it was not measured.
+        kept: Whether the figure was measured and is within the limit.
+        why: Why there is no figure, e.g. "not measured: ..."; "" where there is one.
     """
 
     row: EngineRow
@@ -100,8 +94,8 @@ class Check:
         """The limit in words, e.g. "≤ 5 ms"."""
         if isinstance(self.limit, str):
             return f"{self.limit} or better"
-        kind = _KINDS[self.key]
-        return f"{'≤' if kind.upper else '≥'} {self.limit:g}{kind.unit}"
+        _, limit = budget_limits()[self.key]
+        return f"{'≤' if limit.upper else '≥'} {self.limit:g}{limit.unit}"
 
     @property
     def found(self) -> str:
@@ -110,84 +104,50 @@ class Check:
             return "not measured"
         if isinstance(self.measured, str):
             return self.measured
-        kind = _KINDS[self.key]
-        return f"{kind.text(self.measured)}{kind.unit}"
-
-
-@dataclass(frozen=True)
-class _Kind:
-    """A limit: the row's attribute, its size in the limit's unit, and whether it is an upper one."""
-
-    field: str
-    unit: str = ""
-    scale: float = 1.0
-    upper: bool = True
-    text: Callable[[float], str] = lambda value: f"{value:.4g}"
-
-    def of(self, row: EngineRow) -> float | None:
-        """Return the row's figure in the limit's unit."""
-        value: float | None = getattr(row, self.field)
-        return None if value is None else value / self.scale
-
-
-def _drop(row: EngineRow) -> float | None:
-    """Return how much worse the metric became, positive when worse."""
-    if row.metric_change is None:
-        return None
-    return -row.metric_change if row.higher_is_better else row.metric_change
-
-
-_KINDS = {
-    **{f"latency_{name}_ms": _Kind(f"{name}_ms", " ms", text=milliseconds) for name in ("p50", "p90", "p99")},
-    "throughput_per_s": _Kind("throughput_per_s", upper=False),
-    "size_mb": _Kind("size_bytes", " MB", 1e6),
-    "memory_mb": _Kind("memory_bytes", " MB", 1e6),
-    "energy_mj": _Kind("energy_mj", " mJ"),
-    "min_metric": _Kind("metric_value", upper=False, text=number),
-    "max_metric": _Kind("metric_value", text=number),
-    "max_metric_drop": _Kind("metric_change", text=number),
-    "max_drift_bound": _Kind("drift_bound", text=number),
-}
+        _, limit = budget_limits()[self.key]
+        return f"{limit.format(self.measured)}{limit.unit}"
 
 
 def read_budgets(path: Path) -> tuple[BudgetLimits, ...]:
     """Read a budget file.
 
     Raises:
-        BudgetError: it is absent, no TOML, has a key or value that it cannot have, or a table that limits nothing.
+        BudgetError: The file is absent, is no TOML, has a key or value that it cannot have, or a table that limits
+            nothing.
     """
-    content = read_toml(path, BudgetError)
-    check_keys(content, _File, str(path), BudgetError)
+    content, kind = read_toml(path, BudgetError), _file_type()
+    check_keys(content, kind, str(path), BudgetError)
+    (tables_field,) = msgspec.structs.fields(kind)
+    (table_kind,) = tables_field.type.__origin__.__args__
     tables = content.get("limits")
     for index, table in enumerate(tables if isinstance(tables, list) else []):
-        check_keys(table, BudgetLimits, str(path), BudgetError, f"limits[{index}].")
+        check_keys(table, table_kind, str(path), BudgetError, f"limits[{index}].")
     check_values(content, str(path), BudgetError)
     try:
-        found = msgspec.convert(content, _File)
+        budgets = msgspec.to_builtins(msgspec.convert(content, kind))["limits"]
     except msgspec.ValidationError as error:
-        raise BudgetError(f"{path}: {explain(error, _File)}; limits stand in tables [[limits]]") from error
-    for index, limits in enumerate(found.limits):
-        if not _stated(limits):
-            raise BudgetError(f"{path}: limits[{index}]: limits nothing; give it one of {', '.join(_KINDS)} or verdict")
-    return tuple(found.limits)
+        raise BudgetError(f"{path}: {explain(error, kind)}; limits stand in tables [[limits]]") from error
+    return tuple(_limits(table, f"{path}: limits[{index}]") for index, table in enumerate(budgets))
 
 
-def _stated(limits: BudgetLimits) -> dict[str, float | str]:
-    """Return the limits that are given, by name."""
-    values = {key: getattr(limits, key) for key in (*_KINDS, "verdict")}
-    return {key: value for key, value in values.items() if value is not None}
+def _limits(table: JsonObject, where: str) -> BudgetLimits:
+    names = (*budget_limits(), "verdict")
+    limits = {name: table[name] for name in names if table[name] is not None}
+    if not limits:
+        raise BudgetError(f"{where}: limits nothing; give it one of {', '.join(names[:-1])} or verdict")
+    return BudgetLimits({name: table[name] for name in _NAMES}, limits)
 
 
 def check_budgets(entries: Sequence[Entry], budgets: Sequence[BudgetLimits], path: Path) -> tuple[Check, ...]:
     """Hold each limit against each row that it is for. A figure that was not measured does not keep its limit.
 
     Args:
-        entries: the table.
-        budgets: what the file says.
-        path: the file, for errors.
+        entries: The table.
+        budgets: What the file says.
+        path: The file, for errors.
 
     Raises:
-        BudgetError: limits are for no row, or one on the metric keeps what is worse.
+        BudgetError: Limits are for no row, or one on the metric keeps what is worse.
     """
     return tuple(
         check
@@ -199,31 +159,41 @@ def check_budgets(entries: Sequence[Entry], budgets: Sequence[BudgetLimits], pat
 
 def _rows(entries: Sequence[Entry], limits: BudgetLimits, where: str) -> list[EngineRow]:
     """Return the rows that limits are for; none would keep them for ever, and a typo would too."""
-    for name in _NAMES:
-        pattern, there = getattr(limits, name), {getattr(entry.row, name) for entry in entries}
-        if not any(fnmatchcase(found, pattern) for found in there):
-            raise BudgetError(f"{where}: no row is of the {name} '{pattern}'{nearest(pattern, there)}")
-    rows = [e.row for e in entries if all(fnmatchcase(getattr(e.row, name), getattr(limits, name)) for name in _NAMES)]
+    for name, pattern in limits.patterns.items():
+        names = {getattr(entry.row, name) for entry in entries}
+        if not any(fnmatchcase(known, pattern) for known in names):
+            raise BudgetError(f"{where}: no row is of the {name} '{pattern}'{nearest(pattern, names)}")
+    rows = [
+        entry.row
+        for entry in entries
+        if all(fnmatchcase(getattr(entry.row, name), pattern) for name, pattern in limits.patterns.items())
+    ]
     if not rows:
-        wanted = ", ".join(f"{name} '{getattr(limits, name)}'" for name in _NAMES if getattr(limits, name) != "*")
+        wanted = ", ".join(f"{name} '{pattern}'" for name, pattern in limits.patterns.items() if pattern != "*")
         raise BudgetError(f"{where}: no row is of {wanted} at once")
     return rows
 
 
-def _checks(row: EngineRow, limits: BudgetLimits, where: str, place: str) -> Iterator[Check]:
+def _checks(row: EngineRow, budget: BudgetLimits, where: str, place: str) -> Iterator[Check]:
+    _check_direction(row, budget, where)
+    for key, value in budget.limits.items():
+        if isinstance(value, str):
+            kept = VERDICTS.index(row.verdict) <= [*VERDICTS].index(value)  # type: ignore[arg-type]
+            yield Check(row, f"{place}.{key}", key, value, row.verdict, kept, "")
+            continue
+        figure, limit = budget_limits()[key]
+        measured = limit.measure(figure, row)
+        if measured is None:
+            yield Check(row, f"{place}.{key}", key, value, None, False, row.why_not(figure.field))
+        else:
+            kept = limit.exceeds(measured, value) <= _ROUNDING
+            yield Check(row, f"{place}.{key}", key, value, measured, kept, "")
+
+
+def _check_direction(row: EngineRow, budget: BudgetLimits, where: str) -> None:
+    names = ("min_metric", "max_metric")
+    least, most = (value if isinstance(value := budget.limits.get(name), float) else None for name in names)
     try:
-        check_direction(row, limits.min_metric, "min_metric", limits.max_metric, "max_metric")
+        check_direction(row, (least, most), names)
     except ReportError as error:
         raise BudgetError(f"{where}: {error}") from None
-    for key, limit in _stated(limits).items():
-        if isinstance(limit, str):
-            kept = VERDICTS.index(row.verdict) <= [*VERDICTS].index(limit)  # type: ignore[arg-type]
-            yield Check(row, f"{place}.{key}", key, limit, row.verdict, kept, "")
-            continue
-        kind = _KINDS[key]
-        measured = _drop(row) if key == "max_metric_drop" else kind.of(row)
-        if measured is None:
-            yield Check(row, f"{place}.{key}", key, limit, None, False, row.why_not(kind.field))
-        else:
-            over = measured - limit if kind.upper else limit - measured
-            yield Check(row, f"{place}.{key}", key, limit, measured, over <= _ROUNDING, "")

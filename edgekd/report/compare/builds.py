@@ -1,115 +1,126 @@
-"""What a build wrote into its output folder: an entry for each of its targets."""
+"""Read what a build wrote into its output folder: an entry for each of its targets."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Literal
+import math
+from typing import TYPE_CHECKING
 
 from msgspec import Struct
+from msgspec.structs import replace
 
+from edgekd.config.target import Budgets
 from edgekd.errors import ReportError
-from edgekd.gram.gate import Ledger, Verdict
-from edgekd.report.compare.content import convert, load
-from edgekd.report.compare.rows import EngineRow, Entry
-from edgekd.report.results import GRAM, LATENCY, REPORT, SAMPLES, SCHEMA_VERSION
-from edgekd.runtime.measure.results import Profile
+from edgekd.report.compare.content import convert_object, read_object
+from edgekd.report.compare.former import modern_report
+from edgekd.report.compare.rows import Entry
+from edgekd.report.results import GRAM, LATENCY, REPORT, SAMPLES, SCHEMA_VERSION, BuildReport, TargetResult
+from edgekd.report.schema import NotFinite, ReportFile
+from edgekd.runtime.corruption import Robustness
 
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from edgekd.report.row import EngineRow
+    from edgekd.report.schema import TargetDetails
+    from edgekd.runtime.corruption import NetworkRobustness
 
-class _LatencyJson(Struct, frozen=True):
-    p50: float | None
-    p90: float | None
-    p99: float | None
-    n: int | None
-    interval_95: dict[str, tuple[float, float] | None]
-
-
-class _Metric(Struct, frozen=True):
-    name: str
-    higher_is_better: bool
-    shipped: float | None
-    change: float | None
+#: The target's budgets by what a report calls them.
+_BUDGETS = {"latency p50": "latency_ms", "size": "size_mb", "peak memory": "memory_mb"}
 
 
-class _GramJson(Struct, frozen=True):
-    bound: float | None
+#: The version before this one, which differs from it in names of rows and of what ships.
+_FORMER_VERSION = 2
 
 
-class _ReportRow(Struct, frozen=True):
-    """One of the report's ``rows``."""
-
-    target: str
-    device: str
-    runtime: str
-    precision: str
-    verdict: Verdict
-    reasons: tuple[str, ...]
-    latency_ms: _LatencyJson
-    throughput_per_s: float | None
-    size_bytes: int | None
-    peak_rss_bytes: int | None
-    energy_mj: float | None
-    energy_rail: str | None
-    metric: _Metric
-    gram: _GramJson
-    not_measured: dict[str, str]
-
-
-class _RowSource(Struct, frozen=True):
-    """What stands behind a row."""
-
-    ledger: Ledger
-    profile: Profile | None
-
-
-class _Report(Struct, frozen=True):
-    task: str
-    rows: list[_ReportRow]
-    targets: list[_RowSource]
-
-
-class _NotFinite(Struct, frozen=True):
-    not_finite: dict[str, Literal["nan", "inf", "-inf"]]
-
-
-#: Where the report has the reasons of a joined row.
-_REASONS = {
-    "n": "latency_ms.n",
-    **{f"{name}_ms": f"latency_ms.{name}" for name in ("p50", "p90", "p99")},
-    "throughput_per_s": "throughput_per_s",
-    "metric_value": "metric.shipped",
-    "metric_change": "metric.change",
-    "drift_bound": "gram.bound",
-    "size_bytes": "size_bytes",
-    "memory_bytes": "peak_rss_bytes",
-    "energy_mj": "energy_mj",
-}
+class _NotFiniteFigures(Struct, frozen=True):
+    not_finite: NotFinite
 
 
 def read_build(folder: Path) -> tuple[Entry, ...]:
     """Read the report in a folder.
 
     Raises:
-        ReportError: it is broken or of another edgekd.
+        ReportError: The report is broken or was written by another edgekd.
     """
     path = folder / REPORT
-    content = load(path, SCHEMA_VERSION, "run the build again: what is up to date is not computed anew")
-    for place, value in convert(path, content, _NotFinite).not_finite.items():
+    remedy = "run the build again: what is up to date is not computed anew"
+    content = read_object(path, (_FORMER_VERSION, SCHEMA_VERSION), remedy)
+    if content["schema_version"] == _FORMER_VERSION:
+        content = modern_report(content)
+    for place, value in convert_object(path, content, _NotFiniteFigures).not_finite.items():
         _put(content, place, float(value))
-    report = convert(path, content, _Report)
+    report = convert_object(path, content, ReportFile)
     if len(report.rows) != len(report.targets):
         raise ReportError(f"{path}: has {len(report.rows)} rows and {len(report.targets)} targets; run the build again")
     if not all(target.ledger.rows for target in report.targets):
         raise ReportError(f"{path}: a target's ledger is empty; run the build again")
-    entries = []
-    for row, target in zip(report.rows, report.targets, strict=True):
-        below, joined = folder / row.target, _row(folder, report.task, row)
-        entries.append(Entry(joined, target.ledger, target.profile, below / LATENCY, below / GRAM / SAMPLES))
-    return tuple(entries)
+    build = _build(report)
+    return tuple(_entry(folder, build, row, result) for row, result in zip(report.rows, build.targets, strict=True))
 
 
-def _put(content: Any, place: str, value: float) -> None:
+def _entry(folder: Path, build: BuildReport, row: EngineRow, result: TargetResult) -> Entry:
+    below = folder / row.target
+    return Entry(
+        row=replace(row, run=str(folder), task=build.task),
+        ledger=result.ledger,
+        profile=result.profile,
+        timings=below / LATENCY,
+        grams=below / GRAM / SAMPLES,
+        result=result,
+        report=build,
+    )
+
+
+def _build(report: ReportFile) -> BuildReport:
+    """Return the build that a report is of."""
+    details = report.robustness
+    engines = details.engines or {}
+    results = (
+        _result(row, target, engines.get(row.target)) for row, target in zip(report.rows, report.targets, strict=True)
+    )
+    measured = details.networks is not None and details.noise is not None
+    return BuildReport(
+        recipe=report.recipe,
+        task=report.task,
+        seed=report.seed,
+        versions=report.versions,
+        stages=report.stages,
+        training={name: [_epoch(epoch) for epoch in history] for name, history in report.training.items()},
+        targets=tuple(results),
+        robustness=Robustness(details.noise or 0.0, details.networks or {}) if measured else None,
+        robustness_reason=details.reason or "not measured",
+    )
+
+
+def _epoch(figures: dict[str, float | None]) -> dict[str, float]:
+    """Return the figures that an epoch has."""
+    return {name: value for name, value in figures.items() if value is not None}
+
+
+def _result(row: EngineRow, target: TargetDetails, robustness: NetworkRobustness | None) -> TargetResult:
+    limits = {_BUDGETS[check.name]: check.limit for check in target.budgets if check.name in _BUDGETS}
+    return TargetResult(
+        target=row.target,
+        device=row.device,
+        runtime=row.runtime,
+        precision=row.precision,
+        ledger=target.ledger,
+        baselines=tuple(row.baselines),
+        profile=target.profile,
+        profile_reason=target.profile_reason or ("not measured" if target.profile is None else None),
+        sizes=target.sizes_bytes,
+        bundle=target.bundle,
+        budgets=Budgets(**limits),
+        deploy_logit_error=math.nan if row.deploy_logit_error is None else row.deploy_logit_error,
+        candidates=target.candidates,
+        chosen=row.candidate or "",
+        choice=target.choice,
+        facts=target.facts,
+        robustness=robustness,
+    )
+
+
+def _put(content: object, place: str, value: float) -> None:
     """Put back a figure that JSON cannot hold, at its dotted path."""
     *parents, last = place.split(".")
     for name in parents:
@@ -118,39 +129,7 @@ def _put(content: Any, place: str, value: float) -> None:
         content[last] = value
 
 
-def _get(content: Any, name: str) -> Any:
+def _get(content: object, name: str) -> object:
     if isinstance(content, list):
         return content[int(name)] if name.isdigit() and int(name) < len(content) else None
     return content.get(name) if isinstance(content, dict) else None
-
-
-def _row(folder: Path, task: str, row: _ReportRow) -> EngineRow:
-    latency = row.latency_ms
-    quantiles: dict[str, Any] = {}
-    for name in ("p50", "p90", "p99"):
-        low, high = latency.interval_95.get(name) or (None, None)
-        quantiles |= {f"{name}_ms": getattr(latency, name), f"{name}_low_ms": low, f"{name}_high_ms": high}
-    reasons = {field: row.not_measured[path] for field, path in _REASONS.items() if path in row.not_measured}
-    return EngineRow(
-        run=str(folder),
-        task=task,
-        target=row.target,
-        device=row.device,
-        runtime=row.runtime,
-        precision=row.precision,
-        verdict=row.verdict,
-        reasons=row.reasons,
-        n=latency.n,
-        **quantiles,
-        throughput_per_s=row.throughput_per_s,
-        metric=row.metric.name,
-        higher_is_better=row.metric.higher_is_better,
-        metric_value=row.metric.shipped,
-        metric_change=row.metric.change,
-        drift_bound=row.gram.bound,
-        size_bytes=row.size_bytes,
-        memory_bytes=row.peak_rss_bytes,
-        energy_mj=row.energy_mj,
-        energy_rail=row.energy_rail,
-        not_measured=reasons,
-    )

@@ -1,30 +1,32 @@
-"""JSON files that edgekd wrote, read back: of this version, and with what is needed in its place."""
+"""Read JSON files that edgekd wrote, and check their version and their content."""
 
 from __future__ import annotations
 
 import json
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 import msgspec
 from msgspec import Struct
 
-from edgekd.config.recipe import explain
+from edgekd.config.validation import explain
 from edgekd.errors import ReportError
 
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from edgekd.files import JsonObject
 
-def load(path: Path, version: int, remedy: str) -> dict[str, Any]:
+
+def read_object(path: Path, versions: tuple[int, ...], remedy: str) -> JsonObject:
     """Return the JSON object in a file.
 
     Args:
-        path: the file.
-        version: the schema version that it must have.
-        remedy: what to do where it has another.
+        path: The file.
+        versions: The schema versions that can be read, the current one last.
+        remedy: What to do where the file has another one.
 
     Raises:
-        ReportError: it cannot be read, is no JSON object, or is of another version.
+        ReportError: The file cannot be read, is no JSON object, or is of another version.
     """
     try:
         content = json.loads(path.read_text(encoding="utf-8"), parse_constant=_refuse)
@@ -33,9 +35,9 @@ def load(path: Path, version: int, remedy: str) -> dict[str, Any]:
     except ValueError as error:  # of JSON, and of UTF-8
         raise ReportError(f"{path}: is no JSON: {error}; run again what wrote it") from error
     found = content.get("schema_version") if isinstance(content, dict) else None
-    if found != version or not isinstance(content, dict):
+    if found not in versions or not isinstance(content, dict):
         told = "has no schema_version" if found is None else f"has schema_version {found}"
-        raise ReportError(f"{path}: {told}, and this edgekd reads {version} only; {remedy}")
+        raise ReportError(f"{path}: {told}, and this edgekd reads {' and '.join(map(str, versions))} only; {remedy}")
     return content
 
 
@@ -47,11 +49,11 @@ def _refuse(constant: str) -> None:
 _S = TypeVar("_S", bound=Struct)
 
 
-def convert(path: Path, content: dict[str, Any], kind: type[_S]) -> _S:
-    """Return what is needed of a file's content.
+def convert_object(path: Path, content: JsonObject, kind: type[_S]) -> _S:
+    """Return the content of a file as a type.
 
     Raises:
-        ReportError: it lacks something, or has something else in its place.
+        ReportError: The content lacks something, or has something else in its place.
     """
     try:
         return msgspec.convert(content, kind)

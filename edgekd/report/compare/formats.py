@@ -1,21 +1,26 @@
-"""The joined table in every form but the page: for the terminal, Markdown, CSV and JSON."""
+"""The table of compared engines in every form but the page: for the terminal, Markdown, CSV and JSON."""
 
 from __future__ import annotations
 
 import csv
 import io
 import json
-from dataclasses import asdict, dataclass, fields
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass, fields
+from typing import TYPE_CHECKING
 
-from edgekd.report.compare.rows import BY_KEY, FIGURES, EngineRow, Entry, LeftOut
+from edgekd.report import figures
+from edgekd.report.figures import WORDS
 from edgekd.report.format import NOTHING
 from edgekd.report.table import Column, Table, markdown, metric_name
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
+    from edgekd.files import JsonObject
     from edgekd.report.compare.budgets import Check
+    from edgekd.report.compare.rows import Entry, ExcludedRow
+    from edgekd.report.figures import Figure
+    from edgekd.report.row import EngineRow
 
 SCHEMA_VERSION = 1
 
@@ -23,19 +28,19 @@ _NOT_MEASURED = "not measured"
 
 
 @dataclass(frozen=True)
-class Joined:
-    """The joined table.
+class Comparison:
+    """Engines that are compared in one table.
 
     Attributes:
-        entries: in their order.
-        left_out: rows that limits left out.
-        sort: the key that they are sorted by.
-        reverse: whether the largest comes first.
-        checks: what came of a budget file; None where none was given.
+        entries: The engines, in the order of the table.
+        left_out: The rows that limits left out.
+        sort: The key that the entries are sorted by.
+        reverse: Whether the largest comes first.
+        checks: The limits of a budget file, each held against its rows; None where no file was given.
     """
 
     entries: tuple[Entry, ...]
-    left_out: tuple[LeftOut, ...] = ()
+    left_out: tuple[ExcludedRow, ...] = ()
     sort: str = "p50"
     reverse: bool = False
     checks: tuple[Check, ...] | None = None
@@ -48,119 +53,131 @@ class Joined:
 
 def several(rows: Iterable[EngineRow], field: str) -> bool:
     """Whether the rows differ in a field."""
-    return len({getattr(row, field) for row in rows}) > 1
+    return len({row.value(field) for row in rows}) > 1
 
 
 def only_metric(rows: Iterable[EngineRow]) -> str | None:
     """Return the metric's name where all rows that were measured have one and the same; None where none was."""
-    names = {row.metric for row in rows if row.metric_value is not None}
+    names = {row.metric.name for row in rows if row.metric.shipped is not None}
     return names.pop() if len(names) == 1 else None
 
 
-def short_tables(joined: Joined) -> tuple[Table, Table]:
-    """Return the table in two that fit 80 columns, told by one number a row: what it does, and what it takes."""
-    rows = joined.rows
-    first = ("p50", "p90", "p99", "metric", "change", "bound")
-    second = ("throughput", "size", "memory", "energy")
-    doing = tuple(
-        (str(index), row.target, *(BY_KEY[key].write(row, NOTHING) for key in first), row.verdict.upper())
-        for index, row in enumerate(rows, 1)
+def short_tables(comparison: Comparison) -> tuple[Table, Table]:
+    """Return the table in two that fit 80 columns, joined by the number of a row: what it does, and what it takes."""
+    rows = comparison.rows
+    if not rows:
+        return Table("", (), ()), Table("", (), (), notes(comparison))
+    tasks = ["task"] if several(rows, "task") else []
+    doing = tuple(figure for figure in figures.FIGURES if figure.speed)
+    taking = tuple(figure for figure in figures.FIGURES if not figure.speed)
+    return (
+        _table(rows, ["target"], doing, verdict=True),
+        _table(rows, [*tasks, "device", "runtime", "precision"], taking, notes=notes(comparison)),
     )
-    taking = tuple(
-        (
-            str(index),
-            *([row.task] if several(rows, "task") else []),
-            *(row.device, row.runtime, row.precision),
-            *(BY_KEY[key].write(row, NOTHING) for key in second),
-        )
-        for index, row in enumerate(rows, 1)
-    )
-    words = [*(["task"] if several(rows, "task") else []), "device", "runtime", "type"]
-    tables = (
-        Table("", _columns(rows, ["target"], (*first, "verdict")), doing),
-        Table("", _columns(rows, words, second), taking, notes(joined)),
-    )
-    return tables if rows else (Table("", (), ()), Table("", (), (), notes(joined)))
 
 
-def _columns(rows: tuple[EngineRow, ...], words: list[str], figures: tuple[str, ...]) -> tuple[Column, ...]:
-    headings = (_heading(rows, key) for key in figures)
-    return (Column("#"), *(Column(word, right=False) for word in words), *map(Column, headings))
-
-
-def _heading(rows: tuple[EngineRow, ...], key: str) -> str:
-    """Return what stands above a column; the metric's own name where there is one alone."""
-    if key == "metric" and (name := only_metric(rows)):
-        return metric_name(name)
-    return BY_KEY[key].heading if key in BY_KEY else key
-
-
-def long_table(joined: Joined) -> Table:
-    """Return the whole table, which may be as wide as it must."""
-    rows = joined.rows
-    words = ["task", "target", "device", "runtime", "precision"]
+def _table(
+    rows: tuple[EngineRow, ...],
+    words: list[str],
+    shown: tuple[Figure, ...],
+    verdict: bool = False,
+    notes: tuple[str, ...] = (),
+) -> Table:
+    """Return a short table with columns of words and of figures."""
     cells = tuple(
         (
             str(index),
             *(getattr(row, word) for word in words),
-            *(figure.write(row, _NOT_MEASURED) for figure in FIGURES),
+            *(figure.write(row, NOTHING) for figure in shown),
+            *([row.verdict.upper()] if verdict else []),
+        )
+        for index, row in enumerate(rows, 1)
+    )
+    names = ["type" if word == "precision" else word for word in words]
+    return Table("", (*_columns(rows, names, shown), *([Column("verdict")] if verdict else [])), cells, notes)
+
+
+def _columns(rows: tuple[EngineRow, ...], words: Iterable[str], shown: Iterable[Figure]) -> tuple[Column, ...]:
+    headings = (_heading(rows, figure) for figure in shown)
+    return (Column("#"), *(Column(word, right=False) for word in words), *map(Column, headings))
+
+
+def _heading(rows: tuple[EngineRow, ...], figure: Figure) -> str:
+    """Return what stands above a column; the metric's own name where there is only one."""
+    if figure.key == "metric" and (name := only_metric(rows)):
+        return metric_name(name)
+    return figure.heading
+
+
+def long_table(comparison: Comparison) -> Table:
+    """Return the whole table, which may be as wide as it must."""
+    rows = comparison.rows
+    cells = tuple(
+        (
+            str(index),
+            *(getattr(row, word) for word in WORDS),
+            *(figure.write(row, _NOT_MEASURED) for figure in figures.FIGURES),
             row.verdict.upper(),
         )
         for index, row in enumerate(rows, 1)
     )
-    columns = _columns(rows, words, (*BY_KEY, "verdict"))
-    return Table(title(joined), columns, cells, notes(joined))
+    columns = (*_columns(rows, WORDS, figures.FIGURES), Column("verdict"))
+    return Table(title(comparison), columns, cells, notes(comparison))
 
 
-def title(joined: Joined) -> str:
-    """Return the tasks of the table."""
-    return ", ".join(dict.fromkeys(row.task for row in joined.rows)) or "No row"
+def title(comparison: Comparison) -> str:
+    """Return what the user calls the builds of the table."""
+    return ", ".join(dict.fromkeys(entry.project for entry in comparison.entries)) or "No row"
 
 
-def notes(joined: Joined) -> tuple[str, ...]:
+def notes(comparison: Comparison) -> tuple[str, ...]:
     """Return what a reader needs to trust the table."""
-    rows = joined.rows
-    counts = sorted({row.n for row in rows if row.n})
-    told = []
+    rows = comparison.rows
+    counts = sorted({row.latency_ms.n for row in rows if row.latency_ms.n})
+    sentences = []
     if counts:
-        told.append(
+        sentences.append(
             f"p50, p90, p99: of {' or '.join(map(str, counts))} single inferences at batch 1, back to back; per s: of "
             "that one stream."
         )
     if rows:
-        told += _metrics(rows)
-        told.append("bound: upper confidence bound of the Gram drift that compression caused.")
+        sentences += _metrics(rows)
+        sentences.append("bound: upper confidence bound of the Gram drift that compression caused.")
     rails = dict.fromkeys(row.energy_rail for row in rows if row.energy_rail)
-    told += [
+    sentences += [
         f"mJ of {_numbers(rows, 'energy_rail', rail)}: energy of one inference, idle subtracted, by {rail}."
         for rail in rails
     ]
     if several(rows, "run"):
         runs = dict.fromkeys(row.run for row in rows)
-        told.append("Read from " + "; ".join(f"{run}: {_numbers(rows, 'run', run)}" for run in runs) + ".")
-    told += _reasons(rows)
-    total = len(rows) + len(joined.left_out)
-    told += [
+        sentences.append("Read from " + "; ".join(f"{run}: {_numbers(rows, 'run', run)}" for run in runs) + ".")
+    sentences += _reasons(rows)
+    total = len(rows) + len(comparison.left_out)
+    sentences += [
         f"Left out, {index} of {total}: {left.row.target} on {left.row.device}: {left.why}."
-        for index, left in enumerate(joined.left_out, 1)
+        for index, left in enumerate(comparison.left_out, 1)
     ]
-    return tuple(told)
+    return tuple(sentences)
 
 
 def _metrics(rows: tuple[EngineRow, ...]) -> list[str]:
     """Name each metric, and say what is better and to what the change is."""
-    better = {row.metric: "higher" if row.higher_is_better else "lower" for row in rows if row.metric_value is not None}
-    told = [
-        f"metric of {_numbers(rows, 'metric', name)}: {name}, {how} is better"
+    better = {
+        row.metric.name: "higher" if row.metric.higher_is_better else "lower"
+        for row in rows
+        if row.metric.shipped is not None
+    }
+    sentences = [
+        f"metric of {_numbers(rows, 'metric.name', name)}: {name}, {how} is better"
         if len(better) > 1
         else f"{name}: {how} is better"
         for name, how in better.items()
     ]
-    return [f"{'; '.join(told)}; change: less that of the float network before compression."] if told else []
+    return [f"{'; '.join(sentences)}; change: less that of the float network before compression."] if sentences else []
 
 
 def _numbers(rows: tuple[EngineRow, ...], field: str, value: object) -> str:
-    return ", ".join(str(index) for index, row in enumerate(rows, 1) if getattr(row, field) == value)
+    return ", ".join(str(index) for index, row in enumerate(rows, 1) if row.value(field) == value)
 
 
 def _reasons(rows: tuple[EngineRow, ...]) -> list[str]:
@@ -168,18 +185,18 @@ def _reasons(rows: tuple[EngineRow, ...]) -> list[str]:
     lacking: dict[tuple[str, str], list[str]] = {}
     for index, row in enumerate(rows, 1):
         by_reason: dict[str, list[str]] = {}
-        for figure in FIGURES:
-            if figure.of(row) is None:
+        for figure in figures.FIGURES:
+            if figure.value(row) is None:
                 by_reason.setdefault(row.why_not(figure.field), []).append(figure.key)
         for reason, keys in by_reason.items():
             lacking.setdefault((", ".join(keys), reason), []).append(str(index))
     return [f"{keys} of {', '.join(numbers)}: {reason}." for (keys, reason), numbers in lacking.items()]
 
 
-def check_table(joined: Joined) -> Table:
+def check_table(comparison: Comparison) -> Table:
     """Return each limit with what was found, those that are not kept first."""
-    numbers = {id(row): str(index) for index, row in enumerate(joined.rows, 1)}
-    checks = sorted(joined.checks or (), key=lambda check: check.kept)
+    numbers = {id(row): str(index) for index, row in enumerate(comparison.rows, 1)}
+    checks = sorted(comparison.checks or (), key=lambda check: check.kept)
     rows = tuple(
         (
             "kept" if check.kept else "NOT KEPT",
@@ -202,44 +219,57 @@ def check_table(joined: Joined) -> Table:
     return Table("Budgets", columns, rows, (f"{len(checks) - missed} of {len(checks)} limits kept.", *reasons))
 
 
-def as_markdown(joined: Joined) -> str:
+def as_markdown(comparison: Comparison) -> str:
     """Return the table and the checks as Markdown."""
-    parts = [markdown(long_table(joined)), *([] if joined.checks is None else [markdown(check_table(joined))])]
-    return "\n".join(parts)
+    tables = [long_table(comparison), *([] if comparison.checks is None else [check_table(comparison)])]
+    return "\n".join(map(markdown, tables))
 
 
-def as_json(joined: Joined) -> str:
+def as_json(comparison: Comparison) -> str:
     """Return the rows as one JSON object, each null with its reason in the row's ``not_measured``."""
-    content: dict[str, Any] = {
+    content: JsonObject = {
         "schema_version": SCHEMA_VERSION,
-        "sort": joined.sort,
-        "reverse": joined.reverse,
-        "rows": [asdict(row) for row in joined.rows],
-        "left_out": [{"row": asdict(left.row), "why": left.why} for left in joined.left_out],
+        "sort": comparison.sort,
+        "reverse": comparison.reverse,
+        "rows": [flat_row(row) for row in comparison.rows],
+        "left_out": [{"row": flat_row(excluded.row), "why": excluded.why} for excluded in comparison.left_out],
     }
-    if joined.checks is not None:
-        content["kept"] = all(check.kept for check in joined.checks)
-        content["checks"] = [_check(check) for check in joined.checks]
+    if comparison.checks is not None:
+        content["kept"] = all(check.kept for check in comparison.checks)
+        content["checks"] = [_check(check) for check in comparison.checks]
     return json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
 
 
-def _check(check: Check) -> dict[str, Any]:
+def _check(check: Check) -> JsonObject:
     row = check.row
     names = {name: getattr(row, name) for name in ("run", "task", "target", "device")}
     return {**names, **{f.name: getattr(check, f.name) for f in fields(check) if f.name != "row"}}
 
 
-def as_csv(joined: Joined) -> str:
+def flat_row(row: EngineRow) -> JsonObject:
+    """Return a row with one key for each column of each figure, and the reasons of those that are None."""
+    columns = [column for figure in figures.FIGURES for column in figure.columns]
+    return {
+        **{name: getattr(row, name) for name in ("run", *WORDS, "verdict")},
+        "reasons": row.reasons,
+        **{name: row.value(path) for name, path in columns},
+        "not_measured": {name: row.not_measured[path] for name, path in columns if path in row.not_measured},
+    }
+
+
+def as_csv(comparison: Comparison) -> str:
     """Return one line a row with every figure, empty where it was not measured; reasons are joined by "; "."""
     stream = io.StringIO()
-    writer = csv.writer(stream, lineterminator="\n")
-    names = [field.name for field in fields(EngineRow)]
-    writer.writerow(names)
-    writer.writerows([_cell(getattr(row, name)) for name in names] for row in joined.rows)
+    columns = [name for figure in figures.FIGURES for name, _ in figure.columns]
+    writer = csv.DictWriter(
+        stream, ["run", *WORDS, "verdict", "reasons", *columns, "not_measured"], lineterminator="\n"
+    )
+    writer.writeheader()
+    writer.writerows({name: _cell(value) for name, value in flat_row(row).items()} for row in comparison.rows)
     return stream.getvalue()
 
 
-def _cell(value: Any) -> Any:
+def _cell(value: object) -> object:
     if isinstance(value, dict):
         return "; ".join(f"{name}: {reason}" for name, reason in value.items())
     if isinstance(value, bool):

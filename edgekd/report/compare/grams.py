@@ -1,4 +1,4 @@
-"""Gram matrices of a few samples as heat maps: the teacher's, the student's, the engine's, and what the engine lost."""
+"""Gram matrices of a few samples as heat maps: the teacher's, the student's, what ships, and what that lost."""
 
 from __future__ import annotations
 
@@ -6,22 +6,24 @@ import base64
 import struct
 import zlib
 from html import escape
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from edgekd.errors import ReportError
 from edgekd.gram.heatmap import FewGrams
-from edgekd.report.blame.picture import shorten
-from edgekd.report.results import ENGINE
-from edgekd.report.svg.page import picture, text
+from edgekd.report.compare.former import modern_grams
+from edgekd.report.results import SHIPPED
+from edgekd.report.svg.draw import picture, shorten, text
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from numpy.typing import NDArray
+
     from edgekd.report.compare.rows import Entry
 
-    _Array = np.ndarray[Any, np.dtype[np.float64]]
+    _Array = NDArray[np.float64]
 
 #: Blue to white to vermilion, which differ to those who are colour-blind too: -1, 0 and 1.
 _ENDS = ((0, 90, 150), (250, 250, 250), (190, 75, 0))
@@ -40,7 +42,7 @@ def read_grams(entry: Entry) -> FewGrams | None:
         ReportError: their file is broken.
     """
     try:
-        return FewGrams.load(entry.grams)
+        return modern_grams(FewGrams.load(entry.grams))
     except FileNotFoundError:
         return None
     except (OSError, ValueError) as error:
@@ -48,7 +50,7 @@ def read_grams(entry: Entry) -> FewGrams | None:
 
 
 def heat_maps(name: str, grams: FewGrams) -> dict[str, str]:
-    """Return the pictures by what they show: each model's Gram, and reference less engine on a scale of its own.
+    """Return the pictures by what they show: each model's Gram, and reference less shipped on a scale of its own.
 
     Args:
         name: an id that no other picture has; each picture's is made of it.
@@ -58,13 +60,13 @@ def heat_maps(name: str, grams: FewGrams) -> dict[str, str]:
         model: _picture(f"{name}-{index}", model, _summary(model, values), grams, values, 1.0)
         for index, (model, values) in enumerate(grams.cosines.items())
     }
-    references = [model for model in grams.cosines if model not in ("teacher", ENGINE)]
-    if references and ENGINE in grams.cosines:
+    references = [model for model in grams.cosines if model not in ("teacher", SHIPPED)]
+    if references and SHIPPED in grams.cosines:
         reference = references[-1]
-        lost = grams.cosines[reference] - grams.cosines[ENGINE]
+        lost = grams.cosines[reference] - grams.cosines[SHIPPED]
         most = max(float(np.nanmax(np.abs(lost))), _LEAST)
-        told = f"Cosines of the {reference} less those of the engine: at most {most:.3f} apart."
-        found[f"{reference} − engine"] = _picture(f"{name}-lost", f"{reference} − engine", told, grams, lost, most)
+        told = f"Cosines of the {reference} less those of what ships: at most {most:.3f} apart."
+        found[f"{reference} − shipped"] = _picture(f"{name}-lost", f"{reference} − shipped", told, grams, lost, most)
     return found
 
 

@@ -3,24 +3,26 @@
 from __future__ import annotations
 
 from html import escape
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from edgekd.errors import ReportError
 from edgekd.report.format import milliseconds
-from edgekd.report.svg.chart import AxisScale
-from edgekd.report.svg.page import WIDTH, Frame, legend, looks, picture, text, x_axis
+from edgekd.report.svg.draw import WIDTH, Frame, legend, looks, picture, text, x_axis
+from edgekd.report.svg.scale import AxisScale
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
+    from numpy.typing import NDArray
+
     from edgekd.report.compare.rows import Entry
-    from edgekd.report.svg.page import Look
+    from edgekd.report.svg.draw import Look
     from edgekd.runtime.measure.results import EngineProfile
 
-    _Array = np.ndarray[Any, np.dtype[np.float64]]
+    _Array = NDArray[np.float64]
 
 #: Shares at which a curve is drawn; the last is the slowest of all.
 _SHARES = np.concatenate([np.linspace(0, 0.98, 99), [0.985, 0.99, 0.993, 0.996, 0.998, 0.999, 1.0]])

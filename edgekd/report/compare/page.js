@@ -38,19 +38,21 @@
   });
 
   const column = (key) => heads.findIndex((head) => head.dataset.key === key);
-  const limit = (name) => (field(name)?.value ? Number(field(name).value) : null);
+  const limits = [...document.querySelectorAll("#filters [data-figure]")];
+
+  const within = (row, input) => {
+    if (!input.value) return true;
+    const figure = value(row, column(input.dataset.figure));
+    if (figure === null) return false;
+    return input.dataset.bound === "least" ? figure >= Number(input.value) : figure <= Number(input.value);
+  };
 
   const keeps = (row) => {
     const words = [...row.cells].filter((cell) => !cell.classList.contains("figure"));
     const named = words.map((cell) => cell.textContent).join(" ").toLowerCase();
     if (!named.includes(field("name").value.trim().toLowerCase())) return false;
     if (value(row, column("verdict")) > field("verdict").selectedIndex) return false;
-    const p50 = value(row, column("p50"));
-    if (limit("p50") !== null && (p50 === null || p50 > limit("p50"))) return false;
-    if (limit("metric") === null) return true;
-    const metric = value(row, column("metric"));
-    if (metric === null) return false;
-    return field("metric").dataset.bound === "least" ? metric >= limit("metric") : metric <= limit("metric");
+    return limits.every((input) => within(row, input));
   };
 
   const filter = () => {

@@ -6,13 +6,13 @@ from html import escape
 from typing import TYPE_CHECKING
 
 from edgekd.report.format import milliseconds, number
-from edgekd.report.svg.chart import AxisScale
-from edgekd.report.svg.page import WIDTH, Frame, picture, text, x_axis, y_axis
+from edgekd.report.svg.draw import WIDTH, Frame, picture, text, x_axis, y_axis
+from edgekd.report.svg.scale import AxisScale
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
-    from edgekd.report.compare.rows import EngineRow
+    from edgekd.report.row import EngineRow
 
 _HEIGHT = 290
 _FRAME = Frame(56, 30, WIDTH - 18, _HEIGHT - 42)
@@ -21,7 +21,7 @@ _BESIDE = ((11, -7), (11, 15), (-11, -7), (-11, 15), (11, -20), (11, 28), (-11, 
 _LINE, _CHARACTER = 12.0, 7.5
 
 
-def front(rows: Mapping[int, EngineRow]) -> list[int]:
+def unbeaten_rows(rows: Mapping[int, EngineRow]) -> list[int]:
     """Return the numbers of the rows that no other beats, the fastest first.
 
     One beats another that is neither faster nor better in metric, if its metric is better or its p50's interval lies
@@ -36,18 +36,20 @@ def front(rows: Mapping[int, EngineRow]) -> list[int]:
 
 
 def _shown(rows: Mapping[int, EngineRow]) -> dict[int, EngineRow]:
-    return {index: row for index, row in rows.items() if row.p50_ms is not None and row.metric_value is not None}
+    return {
+        index: row for index, row in rows.items() if row.latency_ms.p50 is not None and row.metric.shipped is not None
+    }
 
 
 class _Point:
     """A row's p50, and its metric so that more is better."""
 
     def __init__(self, index: int, row: EngineRow) -> None:
-        assert row.p50_ms is not None  # the caller has looked
-        assert row.metric_value is not None
-        self.index, self.p50 = index, row.p50_ms
-        self.low, self.high = row.p50_low_ms or row.p50_ms, row.p50_high_ms or row.p50_ms
-        self.metric = row.metric_value if row.higher_is_better else -row.metric_value
+        assert row.latency_ms.p50 is not None  # the caller has looked
+        assert row.metric.shipped is not None
+        self.index, self.p50 = index, row.latency_ms.p50
+        self.low, self.high = row.latency_ms.interval_95["p50"] or (self.p50, self.p50)
+        self.metric = row.metric.shipped if row.metric.higher_is_better else -row.metric.shipped
 
     def beats(self, other: _Point) -> bool:
         """Whether it is better, and that is no matter of noise."""
@@ -66,11 +68,11 @@ def scatter_svg(name: str, rows: Mapping[int, EngineRow]) -> str | None:
     shown = _shown(rows)
     if not shown:
         return None
-    metric = next(iter(shown.values())).metric
-    ends = [x for row in shown.values() for x in (row.p50_ms, row.p50_low_ms, row.p50_high_ms) if x is not None]
+    metric = next(iter(shown.values())).metric.name
+    ends = [x for row in shown.values() for x in (row.latency_ms.p50, *_interval(row)) if x is not None]
     across = AxisScale.of(ends)
-    up = AxisScale.of([row.metric_value for row in shown.values() if row.metric_value is not None], log=False)
-    best = front(shown)
+    up = AxisScale.of([row.metric.shipped for row in shown.values() if row.metric.shipped is not None], log=False)
+    best = unbeaten_rows(shown)
     told = f"{metric} against p50 latency. Not beaten in both: {', '.join(map(str, best))}. "
     told += "; ".join(f"{index}: {_told(row)}" for index, row in shown.items())
     parts = [*x_axis(_FRAME, across, "p50 in ms"), *y_axis(_FRAME, up, metric)]
@@ -83,12 +85,18 @@ def scatter_svg(name: str, rows: Mapping[int, EngineRow]) -> str | None:
 
 
 def _told(row: EngineRow) -> str:
-    p50, value = row.p50_ms or 0.0, number(row.metric_value)
-    return f"{row.target} on {row.device}, {row.runtime} {row.precision}, {milliseconds(p50)} ms, {row.metric} {value}"
+    p50, metric = row.latency_ms.p50 or 0.0, f"{row.metric.name} {number(row.metric.shipped)}"
+    return f"{row.target} on {row.device}, {row.runtime} {row.precision}, {milliseconds(p50)} ms, {metric}"
+
+
+def _interval(row: EngineRow) -> tuple[float, ...]:
+    return row.latency_ms.interval_95["p50"] or ()
 
 
 def _at(row: EngineRow, across: AxisScale, up: AxisScale) -> tuple[float, float]:
-    return _FRAME.x(across.share(row.p50_ms or 0.0) or 0.0), _FRAME.y(up.share(row.metric_value or 0.0) or 0.0)
+    return _FRAME.x(across.share(row.latency_ms.p50 or 0.0) or 0.0), _FRAME.y(
+        up.share(row.metric.shipped or 0.0) or 0.0
+    )
 
 
 def _front(places: list[tuple[float, float]]) -> str:
@@ -103,8 +111,8 @@ def _point(
 ) -> Iterator[str]:
     x, y = at
     yield f'<g data-row="{index}"><title>{escape(f"{index}: {_told(row)}")}</title>'
-    if row.p50_low_ms is not None and row.p50_high_ms is not None:
-        low, high = (_FRAME.x(across.share(end) or 0.0) for end in (row.p50_low_ms, row.p50_high_ms))
+    if interval := _interval(row):
+        low, high = (_FRAME.x(across.share(end) or 0.0) for end in interval)
         yield f'<path class="interval" d="M{low:.1f} {y:.1f} H{high:.1f}"/>'
     yield f'<circle class="{"best" if best else "beaten"}" cx="{x:.1f}" cy="{y:.1f}" r="6"/>'
     yield text(*label, str(index), "start" if label[0] > x else "end", "mark")

@@ -1,1 +1,1 @@
-"""Tables and pictures of a search."""
+"""The table, the picture and the files of a search."""

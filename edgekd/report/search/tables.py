@@ -1,11 +1,11 @@
-"""What a search found, as a table, as JSON, and as a picture."""
+"""The result of a search: its records, its table and its files."""
 
 from __future__ import annotations
 
 import json
 import shlex
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 from edgekd.files import write_text
 from edgekd.gram.pareto import pareto_front
@@ -16,6 +16,8 @@ from edgekd.runtime.manifest import null_not_finite
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from edgekd.files import JsonObject
+
 SCHEMA_VERSION = 1
 
 #: The files that a search writes.
@@ -23,16 +25,16 @@ TABLE, PICTURE = "search.json", "search.svg"
 
 
 @dataclass(frozen=True)
-class Appraisal:
-    """What a trial's student is worth.
+class TrialFigures:
+    """The figures of a trial's student.
 
     Attributes:
-        metric: the task's, on the validation split.
-        latency: p50 at batch 1 on one thread, as a share of that of the recipe's own student before pruning.
-        drift: of its Gram from the teacher's, on the validation split.
-        p50_ms: the p50 itself, on the trial's machine.
-        reference_ms: that of the recipe's own student, which took turns with it.
-        parameters: how many it has.
+        metric: The task's metric on the validation split.
+        latency: The p50 at batch 1 on one thread, as a share of that of the recipe's own student before pruning.
+        drift: Drift of its Gram matrix from the teacher's on the validation split.
+        p50_ms: The p50 in ms, on the trial's machine.
+        reference_ms: The p50 in ms of the recipe's own student, which took turns with it.
+        parameters: Number of parameters.
     """
 
     metric: float
@@ -45,24 +47,24 @@ class Appraisal:
 
 @dataclass(frozen=True)
 class SearchTrial:
-    """One trial.
+    """One trial of a search.
 
     Attributes:
-        number: in the study.
-        state: "lost" for one whose worker was killed and that was tried again.
-        own: whether it is the recipe as it stands.
-        settings: what ``--set`` takes to build it.
-        appraisal: None unless it is done.
-        reason: why it failed; "" otherwise.
-        host: the machine that ran it.
-        seconds: how long it took; None where it has not ended.
+        number: Number of the trial in the study.
+        state: State of the trial; "lost" is one whose worker was killed and that was tried again.
+        own: Whether it is the recipe as it stands.
+        settings: The settings that ``--set`` takes to build it.
+        appraisal: The figures of its student; None unless it is done.
+        reason: Why it failed; "" where it did not.
+        host: The machine that ran it.
+        seconds: How long it took in s; None where it has not ended.
     """
 
     number: int
     state: Literal["done", "failed", "running", "waiting", "lost"]
     own: bool
     settings: tuple[str, ...]
-    appraisal: Appraisal | None
+    appraisal: TrialFigures | None
     reason: str
     host: str
     seconds: float | None
@@ -70,18 +72,18 @@ class SearchTrial:
 
 @dataclass(frozen=True)
 class SearchResult:
-    """A study.
+    """A study with all of its trials.
 
     Attributes:
-        study: its name.
-        storage: where it is kept, without a password.
-        recipe: what the user called the recipe.
-        overrides: what the user overrode in it, by ``--set``.
-        metric: name of the task's metric.
-        higher_is_better: whether a larger metric is better.
-        space: for each key its range or its choices.
-        trials: all, by number.
-        machines: for each host that took part its facts and the versions of its libraries.
+        study: Name of the study.
+        storage: Where the study is kept, without a password.
+        recipe: The recipe, as the user named it.
+        overrides: The settings that the user gave with ``--set``.
+        metric: Name of the task's metric.
+        higher_is_better: Whether a larger metric is better.
+        space: The range or the choices of each key of the recipe that is searched.
+        trials: All trials, by number.
+        machines: Facts about each host that took part, and the versions of its libraries.
     """
 
     study: str
@@ -90,7 +92,7 @@ class SearchResult:
     overrides: tuple[str, ...]
     metric: str
     higher_is_better: bool
-    space: dict[str, Any]
+    space: dict[str, object]
     trials: tuple[SearchTrial, ...]
     machines: dict[str, dict[str, str]]
 
@@ -102,7 +104,7 @@ class SearchResult:
 
     @property
     def front(self) -> tuple[SearchTrial, ...]:
-        """The trials that no other beats, the best metric first; of those with level figures the first alone."""
+        """The trials that no other beats, the best metric first; of several with equal figures the first alone."""
         done = self.done
         return tuple(done[index] for index in pareto_front([self._costs(trial) for trial in done]))
 
@@ -117,14 +119,14 @@ class SearchResult:
         return shlex.join(["edgekd", "build", "--recipe", self.recipe, *sets])
 
     def _costs(self, trial: SearchTrial) -> tuple[float, float, float]:
-        """The objectives, each the less the better."""
+        """Return the objectives as costs: the lower, the better."""
         known = trial.appraisal
         assert known is not None
         return (-known.metric if self.higher_is_better else known.metric, known.latency, known.drift)
 
 
 def search_table(found: SearchResult) -> Table:
-    """Return the Pareto front, the best metric first, and the recipe as it stands wherever it comes in."""
+    """Return the table of the Pareto front, the best metric first, with the recipe as it stands at its rank."""
     front = found.front
     shown = [trial for trial in found.done if trial in front or trial.own]
     columns = (
@@ -144,7 +146,7 @@ def _row(trial: SearchTrial, best: bool) -> tuple[str, ...]:
 
 
 def _short(settings: tuple[str, ...]) -> str:
-    """Write settings as a person reads them: of each key its last word."""
+    """Write settings for readers: of each key only the last word."""
     pairs = (setting.partition("=") for setting in settings)
     return ", ".join(f"{key.rpartition('.')[2]} {'none' if value == '{}' else value}" for key, _, value in pairs)
 
@@ -165,13 +167,13 @@ def _notes(found: SearchResult) -> tuple[str, ...]:
     return tuple(notes)
 
 
-def search_json(found: SearchResult) -> dict[str, Any]:
-    """Return everything as JSON values; what is not a finite number is null."""
+def search_json(found: SearchResult) -> JsonObject:
+    """Return the study as JSON values; a figure that is not finite is null."""
     front = {trial.number for trial in found.front}
     trials = [
         {**asdict(trial), "front": trial.number in front, "command": found.command(trial)} for trial in found.trials
     ]
-    content: dict[str, Any] = null_not_finite({"schema_version": SCHEMA_VERSION, **asdict(found), "trials": trials})
+    content: JsonObject = null_not_finite({"schema_version": SCHEMA_VERSION, **asdict(found), "trials": trials})
     return content
 
 

@@ -1,13 +1,13 @@
-"""Lines over epochs as SVG that needs nothing else: scales, ticks, gaps, a legend, and a second axis."""
+"""Panels of curves over epochs: gaps, a legend, and a second axis."""
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from html import escape
 from typing import TYPE_CHECKING
 
-from edgekd.report.blame.picture import shorten
+from edgekd.report.svg.draw import figure_svg, shorten, standalone_svg, text, turned_text
+from edgekd.report.svg.scale import AxisScale, round_step
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -17,14 +17,6 @@ WIDTH, _HEIGHT, _LEFT, _RIGHT, _TITLE, _GAP, _BELOW = 560, 180, 84, 84, 36, 4, 6
 _ROW, _KEY, _CHARACTER = 21, 30, 7.6
 #: Characters that fit beside an axis, and into a row of the legend.
 _AXIS_NAME, _LEGEND_NAME = 22, 56
-#: From here on the largest is so many times the smallest that small differences would not be seen on even steps.
-_LOG_RATIO = 20
-#: Less of an axis than this share of its largest figure would show rounding.
-_NARROWEST = 0.04
-_STEPS = (1, 2, 5, 10)
-#: Ticks on an axis, and digits of one, at most.
-_TICKS, _DIGITS = 7, 6
-
 #: Okabe and Ito's colours, which differ to those who are colour-blind too; but for yellow, too pale on white.
 COLOURS = ("#000000", "#d55e00", "#0072b2", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
 #: The first for the first colours, another for each time that the colours begin again.
@@ -43,14 +35,14 @@ text { font: 14px system-ui, sans-serif; fill: #1c1c1c }
 
 @dataclass(frozen=True)
 class Curve:
-    """One figure by epoch.
+    """The curve of one figure by epoch.
 
     Attributes:
-        name: in the legend.
-        values: one an epoch; what is no finite number is a gap.
-        colour: one of :data:`COLOURS`.
-        dash: one of :data:`DASHES`.
-        right: whether it is read on the right axis.
+        name: Its name in the legend.
+        values: One value for each epoch; a value that is not finite is a gap.
+        colour: One of :data:`COLOURS`.
+        dash: One of :data:`DASHES`.
+        right: Whether the curve is read on the right axis.
     """
 
     name: str
@@ -62,14 +54,14 @@ class Curve:
 
 @dataclass(frozen=True)
 class Panel:
-    """Lines over the same epochs.
+    """Curves over the same epochs.
 
     Attributes:
-        title: above it.
-        left: title of the left axis, with its unit.
-        lines: what is drawn.
-        right: title of the right axis, where a line is read there.
-        log: whether the left axis may be logarithmic; it is where the figures want it. The right one begins at 0.
+        title: Title above the panel.
+        left: Title of the left axis, with its unit.
+        lines: The curves.
+        right: Title of the right axis, where a curve is read there.
+        log: Whether the left axis may be logarithmic; the right one has even steps from 0.
     """
 
     title: str
@@ -79,105 +71,33 @@ class Panel:
     log: bool = True
 
 
-@dataclass(frozen=True)
-class AxisScale:
-    """From figures to shares of an axis.
-
-    Attributes:
-        low: its lower end.
-        high: its upper end.
-        step: between two ticks; None where it is logarithmic.
-    """
-
-    low: float
-    high: float
-    step: float | None
-
-    @classmethod
-    def of(cls, values: Sequence[float], log: bool = True, zero: bool = False) -> AxisScale:
-        """Return the scale that shows all values, between round ends; on a logarithmic one those above 0.
-
-        Args:
-            values: figures, those that are no finite numbers among them.
-            log: whether it may be logarithmic: it is where the values span more than a factor of 20.
-            zero: whether an even one begins at 0 or below.
-        """
-        finite = [value for value in values if math.isfinite(value)] or [0.0, 1.0]
-        positive = [value for value in finite if value > 0]
-        if log and positive and min(finite) >= 0 and max(positive) / min(positive) > _LOG_RATIO:
-            return cls(_round(min(positive), up=False), _round(max(positive), up=True), None)
-        low, high = min(finite), max(finite)
-        if zero or 0 < low < 0.4 * high:
-            low = min(low, 0.0)
-        if low == high == 0:
-            high = 1.0
-        lacking = _NARROWEST * max(abs(low), abs(high)) - (high - low)
-        if lacking > 0:
-            low, high = low - lacking / 2, high + lacking / 2
-        step = _step(high - low)
-        return cls(math.floor(low / step + 1e-9) * step, math.ceil(high / step - 1e-9) * step, step)
-
-    def share(self, value: float) -> float | None:
-        """Return where a value is, 0 at the low end and 1 at the high one; None where the axis has no place for it."""
-        if not math.isfinite(value) or (self.step is None and value <= 0):
-            return None
-        if self.step is None:
-            return math.log(value / self.low) / math.log(self.high / self.low)
-        return (value - self.low) / (self.high - self.low)
-
-    def ticks(self) -> list[float]:
-        """Return the round values to mark."""
-        if self.step is not None:
-            count = round((self.high - self.low) / self.step)
-            return [self.low + index * self.step for index in range(count + 1)]
-        first, last = math.floor(math.log10(self.low) + 1e-9), math.ceil(math.log10(self.high) - 1e-9)
-        for factors, every in (((1, 2, 5), 1), ((1, 3), 1), *(((1,), every) for every in range(1, last - first + 1))):
-            powers = range(first, last + 1, every)
-            marks = [factor * 10.0**power for power in powers for factor in factors]
-            inside = [mark for mark in marks if self.low * (1 - 1e-9) <= mark <= self.high * (1 + 1e-9)]
-            if len(inside) <= _TICKS:
-                break
-        return inside
-
-    def label(self, tick: float) -> str:
-        """Write a tick, all of one axis with as many digits."""
-        if self.step is None:
-            return format(tick, ".6g")
-        digits = max(0, -math.floor(math.log10(self.step) + 1e-9))
-        return format(round(tick, digits) + 0.0, f".{digits}f" if digits < _DIGITS else ".2e")
-
-
-def _step(extent: float) -> float:
-    """Return a round step of which four or five fill an extent."""
-    power = 10.0 ** math.floor(math.log10(extent / 4))
-    return next(factor * power for factor in _STEPS if factor * power >= extent / 5 * (1 - 1e-9))
-
-
-def _round(value: float, up: bool) -> float:
-    """Return the nearest 1, 2 or 5 of a power of ten above or below a value."""
-    power = 10.0 ** math.floor(math.log10(value) + 1e-12)
-    marks = [factor * power for factor in _STEPS]
-    if up:
-        return next(mark for mark in marks if mark >= value * (1 - 1e-9))
-    return [mark for mark in marks if mark <= value * (1 + 1e-9)][-1]
-
-
 def chart_svg(head: str, panels: Sequence[Panel]) -> str:
-    """Return one picture of panels below each other, on white, so that it reads on any page."""
-    parts, y = [], 40.0
+    """Return panels below each other as a picture that stands alone, on white, so that it reads on any page."""
+    parts, height = _stack(panels, top=40.0)
+    white = f'<rect width="{WIDTH}" height="{height:.0f}" fill="#ffffff"/>'
+    title = text(16, 26, head, kind="head")
+    return standalone_svg((WIDTH, height), head, STYLE, [white, title, *parts])
+
+
+def chart_figure(name: str, head: str, panels: Sequence[Panel]) -> str:
+    """Return the same panels as a picture of a page, whose style sheet draws it.
+
+    Args:
+        name: An id that no other picture of the page has.
+        head: What the picture shows, for those who do not see it.
+        panels: The panels.
+    """
+    parts, height = _stack(panels, top=0.0)
+    return figure_svg(name, head, (WIDTH, height), parts, kind="chart")
+
+
+def _stack(panels: Sequence[Panel], top: float) -> tuple[list[str], float]:
+    """Draw panels below each other; return the parts and where the last ends."""
+    parts: list[str] = []
     for panel in panels:
-        parts += list(_panel(panel, y))
-        y += _height(panel)
-    lines = [
-        f'<svg xmlns="http://www.w3.org/2000/svg" width="{WIDTH}" height="{y:.0f}" viewBox="0 0 {WIDTH} {y:.0f}" '
-        'role="img">',
-        f"<title>{escape(head)}</title><style>{STYLE}</style>",
-        f'<rect width="{WIDTH}" height="{y:.0f}" fill="#ffffff"/>',
-        f'<text class="head" x="16" y="26">{escape(head)}</text>',
-        *parts,
-        "</svg>",
-    ]
-    return "\n".join(lines) + "\n"
+        parts += _panel(panel, top)
+        top += _height(panel)
+    return parts, top
 
 
 def _height(panel: Panel) -> float:
@@ -186,7 +106,7 @@ def _height(panel: Panel) -> float:
 
 def _panel(panel: Panel, y: float) -> Iterator[str]:
     rows = _legend_rows(panel)
-    yield f'<text class="title" x="16" y="{y + 18:.0f}">{escape(panel.title)}</text>'
+    yield text(16, y + 18, panel.title, kind="title")
     for number, row in enumerate(rows):
         yield from _legend(row, y + _TITLE + _ROW * number)
     top = y + _TITLE + _ROW * len(rows) + _GAP
@@ -235,7 +155,7 @@ def _legend(row: Sequence[tuple[Curve, str]], y: float) -> Iterator[str]:
     x = 16.0
     for line, name in row:
         yield f'<path class="line" {_stroke(line)} d="M{x:.0f} {y:.0f} h24"/>'
-        yield f'<text x="{x + _KEY:.0f}" y="{y + 5:.0f}">{escape(name)}</text>'
+        yield text(x + _KEY, y + 5, name)
         x += _legend_width(name)
 
 
@@ -251,27 +171,23 @@ def _axis(scale: AxisScale, title: str, top: float, right: bool) -> Iterator[str
         y = top + _HEIGHT * (1 - (scale.share(tick) or 0.0))
         if not right:
             yield f'<path class="grid" d="M{_LEFT} {y:.1f} H{WIDTH - _RIGHT}"/>'
-        at = f'x="{edge + away}" y="{y + 4.5:.1f}" text-anchor="{anchor}"'
-        yield f'<text class="tick" {at}>{scale.label(tick)}</text>'
+        yield text(edge + away, y + 4.5, scale.label(tick), anchor, "tick")
     yield f'<path class="axis" d="M{edge} {top:.0f} v{_HEIGHT}"/>'
     x, y, turn = (WIDTH - 14, top + _HEIGHT / 2, 90) if right else (20, top + _HEIGHT / 2, -90)
-    told = f"{shorten(title, _AXIS_NAME)}{', log' if scale.step is None else ''}"
-    yield (
-        f'<text x="{x}" y="{y:.0f}" text-anchor="middle" transform="rotate({turn} {x} {y:.0f})">{escape(told)}</text>'
-    )
+    yield turned_text(x, y, turn, f"{shorten(title, _AXIS_NAME)}{', log' if scale.step is None else ''}")
 
 
 def _epochs(count: int, top: float) -> Iterator[str]:
     bottom = top + _HEIGHT
     yield f'<path class="axis" d="M{_LEFT} {bottom:.0f} H{WIDTH - _RIGHT}"/>'
-    step = max(1, math.ceil(_step(max(count - 1, 1))))
+    step = max(1, math.ceil(round_step(max(count - 1, 1))))
     marks = [1, *range(step, count + 1, step)] if step > 1 else range(1, count + 1)
     for epoch in marks:
         x = _across(epoch - 1, count)
         yield f'<path class="axis" d="M{x:.1f} {bottom:.0f} v5"/>'
-        yield f'<text class="tick" x="{x:.1f}" y="{bottom + 20:.0f}" text-anchor="middle">{epoch}</text>'
+        yield text(x, bottom + 20, str(epoch), "middle", "tick")
     middle = (_LEFT + WIDTH - _RIGHT) / 2
-    yield f'<text x="{middle:.0f}" y="{bottom + 41:.0f}" text-anchor="middle">epoch</text>'
+    yield text(middle, bottom + 41, "epoch", "middle")
 
 
 def _across(index: int, count: int) -> float:

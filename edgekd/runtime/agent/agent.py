@@ -1,57 +1,45 @@
-"""The device side: ``python -m edgekd.runtime.agent.agent`` answers one JSON job a line with one JSON line.
+"""One engine on this machine and the jobs that it can be given: ``python -m edgekd.runtime.agent.agent``.
 
-A job is ``{"job": name, ...arguments}``, named like a method of :class:`Agent`. The answer is ``{"ok": true, ...}``,
-or ``{"ok": false, "kind": "ModelError", "error": "..."}`` for what a user can cause. A defect of edgekd ends the agent
-with a traceback on stderr. A process holds one engine: two in one process spoil each other's figures.
+A job is named like a method of :class:`Agent`; :mod:`edgekd.runtime.agent.serve` says how jobs and answers travel. A
+process holds one engine, since two in one process spoil each other's figures.
 """
 
 from __future__ import annotations
 
 import base64
-import errno
-import inspect
 import itertools
 import json
-import os
-import select
-import sys
-import threading
 import time
 from dataclasses import asdict
 from pathlib import Path
-from queue import SimpleQueue
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from edgekd.errors import DeviceError, EdgekdError, StorageError, nearest
+from edgekd.errors import DeviceError
 from edgekd.files import write_text
-from edgekd.runtime import bundle
-from edgekd.runtime.backends import tensorrt
-from edgekd.runtime.backends.registry import PACKAGES, Runtime
+from edgekd.runtime.agent.serve import serve
+from edgekd.runtime.backends.registry import Runtime
 from edgekd.runtime.measure import energy, machine, sensors
-from edgekd.runtime.session import TimesComputing, read_feeds, run_rows, write_arrays
+from edgekd.runtime.session import ComputeTimer, read_feeds, run_rows, write_arrays
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping
+    from collections.abc import Iterator
 
+    from edgekd.files import JsonObject
+    from edgekd.runtime.agent.serve import Answer, Jobs
     from edgekd.runtime.session import Array, Session
 
-Answer = dict[str, Any]
-
-#: The runtimes whose engines run on a GPU, whose clock is then told.
-_ON_GPU = ("tensorrt", "tensorrt-rtx")
+#: Inferences under the library's profiler.
 _LAYER_RUNS = 100
-
-#: What the system refuses, rather than a defect of edgekd.
-_REFUSALS = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS)
-
-#: Exit code of an agent that nobody hears any more.
-_UNHEARD = 3
 
 
 class Agent:
-    """One engine on this machine, and the jobs that it can be given; ``done`` once it was told to quit."""
+    """One engine on this machine, and the jobs that it can be given.
+
+    Attributes:
+        done: Whether it was told to quit.
+    """
 
     def __init__(self) -> None:
         self.done = False
@@ -60,7 +48,7 @@ class Agent:
         self._opened: tuple[Path, int] | None = None
         self._rows: Iterator[dict[str, Array]] | None = None
 
-    def open(self, engine: str, threads: int, runtime: str, options: dict[str, Any]) -> Answer:
+    def open(self, engine: str, threads: int, runtime: str, options: JsonObject) -> Answer:
         """Open an engine in place of the last one; ``load_ms`` is without ``import_ms`` of the engine library."""
         self._close()
         library = Runtime(runtime, options)
@@ -92,9 +80,9 @@ class Agent:
         return _times(ns)
 
     def compute(self, iterations: int, warmup: int) -> Answer:
-        """Time computing alone on the next row, again and again; ``ns`` is null where that cannot be told apart."""
+        """Time computing alone on the next row, again and again; ``ns`` is null where it cannot be timed by itself."""
         session, rows = self._engine(), self._inputs("compute")
-        compute = session.place(next(rows)) if isinstance(session, TimesComputing) else None
+        compute = session.bind_inputs(next(rows)) if isinstance(session, ComputeTimer) else None
         if compute is None:
             return {"ns": None}
         for _ in range(warmup):
@@ -121,30 +109,33 @@ class Agent:
         return {**_times(ns), "late": late}
 
     def sustain(self, seconds: float) -> Answer:
-        """Time inferences one after the other for so long; say what the sensors read before and after."""
+        """Time inferences one after the other for ``seconds``, and read the sensors before and after."""
         session, rows, gpu = self._engine(), self._inputs("sustain"), self._on_gpu()
-        before = sensors.look(gpu=gpu)
+        before = sensors.read_sensors(gpu=gpu)
         ns: list[int] = []
         end = time.perf_counter_ns() + round(seconds * 1e9)
         while not ns or time.perf_counter_ns() < end:
             ns.append(_time_run(session, next(rows)))
-        after = sensors.look(gpu=gpu)
-        told = {"temperature_c": after.temperature_c, "clock_mhz": after.clock_mhz}
-        return {**_times(np.array(ns, "<i8")), **told, "throttled": sensors.throttled(before, after)}
+        after = sensors.read_sensors(gpu=gpu)
+        readings = {"temperature_c": after.temperature_c, "clock_mhz": after.clock_mhz}
+        return {**_times(np.array(ns, "<i8")), **readings, "throttled": sensors.throttled(before, after)}
 
     def energy(self, seconds: float, rails: list[str]) -> Answer:
-        """Measure the energy of one inference: so long idle, so long busy; or say in ``reason`` why it cannot be."""
+        """Measure the energy of one inference over ``seconds`` idle and ``seconds`` busy.
+
+        Where it cannot be measured, ``energy`` is null and ``reason`` says why.
+        """
         session, rows = self._engine(), self._inputs("energy")
         try:
-            found = energy.measure(energy.find_rails(rails), lambda: session.run(next(rows)), seconds)
+            measured = energy.measure_energy(energy.find_rails(rails), lambda: session.run(next(rows)), seconds)
         except DeviceError as error:
             return {"energy": None, "reason": str(error)}
-        return {"energy": asdict(found)}
+        return {"energy": asdict(measured)}
 
     def layers(self) -> Answer:
-        """Open the engine once more, in place of the one that is open, under the library's profiler; close it.
+        """Close the engine, run it once more under the library's profiler, and return the times of its layers.
 
-        ``layers`` is null where the runtime has no profiler that edgekd knows.
+        ``layers`` is null where the library has no profiler that edgekd knows.
         """
         self._engine()
         rows, runtime, opened = self._inputs("layers"), self._runtime, self._opened
@@ -161,27 +152,31 @@ class Agent:
         write_arrays(Path(outputs), results)
         return {"rows": len(next(iter(results.values())))}
 
-    def compile(self, model: str, plan: str, layers: str, library: str, options: dict[str, Any]) -> Answer:
+    def compile(self, model: str, plan: str, layers: str, library: str, options: JsonObject) -> Answer:
         """Build an engine ahead of time from ONNX, and write it and, as JSON, its layers."""
-        built = tensorrt.build(Path(model), library, tensorrt.BuildOptions(**options))
+        from edgekd.runtime.backends.tensorrt_build import BuildOptions, build_plan  # for this job alone
+
+        built = build_plan(Path(model), library, BuildOptions(**options))
         Path(plan).write_bytes(built.content)
         described = {"from": built.layers_from, "dla_fallback": built.dla_fallback, "layers": built.layers}
         write_text(Path(layers), json.dumps(described, indent=1) + "\n")
         named = f"{built.library} {built.version}"
         return {"library": named, "layers": len(built.layers), "messages": list(built.messages)}
 
-    def build(self, engine: str, folder: str, threads: int, runtime: str, options: dict[str, Any]) -> Answer:
-        """Write what the library makes of an engine for this very machine, if it makes anything that can be kept."""
+    def build(self, engine: str, folder: str, threads: int, runtime: str, options: JsonObject) -> Answer:
+        """Write the engine that the library compiles for this very machine, if it compiles one that can be kept."""
         built = Runtime(runtime, options).build(Path(engine), Path(folder), threads)
         return {"built": None if built is None else asdict(built)}
 
     def verify(self, bundle_folder: str, runtime: str | None, threads: int) -> Answer:
         """Check a bundle's digests, and its reference samples and their Grams in its engine."""
+        from edgekd.runtime import bundle  # for this job alone
+
         with bundle.load(Path(bundle_folder), threads=threads, runtime=runtime, allow_rejected=True) as loaded:
             return {"verification": asdict(loaded.verify())}
 
-    def describe(self, runtime: str, options: dict[str, Any]) -> Answer:
-        """Tell this machine from another kind, and say why the runtime can run nothing on it, if that is so."""
+    def describe(self, runtime: str, options: JsonObject) -> Answer:
+        """Return what tells this machine from another kind, and in ``absent`` why the library cannot run on it."""
         library = Runtime(runtime, options)
         if library.custom:
             library.load()
@@ -189,10 +184,10 @@ class Agent:
         return {"absent": reason, "facts": {} if reason else library.describe()}
 
     def facts(self) -> Answer:
-        """Describe this machine, and how the engine library runs the engine."""
-        facts = machine.machine_facts(PACKAGES.get(self._runtime.name, ()) if self._runtime else ())
+        """Return facts of this machine, and of how the engine library runs the engine."""
+        facts = machine.machine_facts()
         if self._session and self._runtime:
-            facts |= {**self._runtime.hardware(), **self._session.facts}
+            facts |= {**self._runtime.versions(), **self._runtime.hardware(), **self._session.facts}
         return {"facts": facts}
 
     def memory(self) -> Answer:
@@ -211,7 +206,7 @@ class Agent:
         self._session = self._rows = None
 
     def _on_gpu(self) -> bool:
-        return self._runtime is not None and self._runtime.name in _ON_GPU
+        return self._runtime is not None and self._runtime.backend.on_gpu
 
     def _inputs(self, job: str) -> Iterator[dict[str, Array]]:
         if self._rows is None:
@@ -235,12 +230,12 @@ def _times(ns: Array) -> Answer:
 
 
 def _sleep_until(ns: int) -> None:
-    """Sleep until a time of ``perf_counter_ns``; return at once where it is over."""
+    """Sleep until a time of ``perf_counter_ns``; return at once where it is past."""
     while (left := ns - time.perf_counter_ns()) > 0:
         time.sleep(left / 1e9)
 
 
-JOBS: dict[str, Callable[..., Answer]] = {
+JOBS: Jobs = {
     "open": Agent.open,
     "first": Agent.first,
     "measure": Agent.measure,
@@ -260,98 +255,8 @@ JOBS: dict[str, Callable[..., Answer]] = {
 }
 
 
-def _answer(agent: Agent, jobs: Mapping[str, Callable[..., Answer]], line: str) -> Answer:
-    """Do the job that ``line`` asks for."""
-    try:
-        name, arguments = _parse(line, jobs)
-        return {"ok": True, **jobs[name](agent, **arguments)}
-    except EdgekdError as error:
-        return _failed(error)
-    except OSError as error:
-        if error.errno not in _REFUSALS:
-            raise
-        return _failed(StorageError(f"{error.filename or 'a file'}: {error.strerror}"))
-
-
-def _failed(error: EdgekdError) -> Answer:
-    return {"ok": False, "kind": type(error).__name__, "error": str(error)}
-
-
-def _parse(line: str, jobs: Mapping[str, Callable[..., Answer]]) -> tuple[str, dict[str, Any]]:
-    try:
-        arguments = json.loads(line)
-    except ValueError as error:
-        raise DeviceError(f"the agent was sent a line that is not JSON: {error}") from error
-    if not isinstance(arguments, dict) or "job" not in arguments:
-        raise DeviceError("the agent was sent a line without a 'job'")
-    name = str(arguments.pop("job"))
-    if name not in jobs:
-        raise DeviceError(f"the agent has no job '{name}'{nearest(name, jobs)}")
-    try:
-        inspect.signature(jobs[name]).bind(None, **arguments)
-    except TypeError as error:
-        raise DeviceError(f"the agent's job '{name}' was given wrong arguments: {error}") from error
-    return name, arguments
-
-
-def serve(
-    agent: Agent,
-    jobs: Mapping[str, Callable[..., Answer]],
-    greeting: str | None = None,
-    silence_s: float | None = None,
-) -> None:
-    """Answer jobs from stdin until 'quit' or its end.
-
-    An agent whose answers nobody reads any more ends at once, whatever it is doing: its host was killed, or its link.
-
-    Args:
-        agent: does the jobs.
-        jobs: by name.
-        greeting: a line to say first.
-        silence_s: of an agent whose host is another machine: end in the middle of a job, too, where stdin ends or
-            nothing came in for so long, since a link that was cut does not close. Empty lines are no jobs, but they are
-            no silence either.
-    """
-    # Answers get stdout to themselves: what a library prints there goes to stderr.
-    answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
-    os.dup2(2, 1)
-    lines: SimpleQueue[str | None] = SimpleQueue()
-    heard = [time.monotonic()]
-    threading.Thread(target=_listen, args=(lines, heard, silence_s is not None), daemon=True).start()
-    if hasattr(select, "poll"):  # not on Windows
-        threading.Thread(target=_watch, args=(answers.fileno(), heard, silence_s), daemon=True).start()
-    if greeting is not None:
-        print(greeting, file=answers, flush=True)
-    for line in iter(lines.get, None):
-        print(json.dumps(_answer(agent, jobs, line)), file=answers, flush=True)
-        if agent.done:
-            break
-
-
-def _listen(lines: SimpleQueue[str | None], heard: list[float], remote: bool) -> None:
-    """Pass on stdin line by line, and None at its end, or end with it; ``heard`` is when it last said something."""
-    for line in sys.stdin:
-        heard[0] = time.monotonic()
-        if line.strip():
-            lines.put(line)
-    if remote:
-        os._exit(_UNHEARD)
-    lines.put(None)
-
-
-def _watch(answers: int, heard: list[float], silence_s: float | None) -> None:
-    """End the process when the reader of its answers is gone, or silent for too long."""
-    reader = select.poll()
-    reader.register(answers, 0)  # no event is waited for but the reader's end, which is always told
-    while not (events := reader.poll(None if silence_s is None else silence_s * 250)):
-        if silence_s is not None and time.monotonic() - heard[0] > silence_s:
-            break
-    if not any(event & select.POLLNVAL for _, event in events):  # closed here: the agent is ending by itself
-        os._exit(_UNHEARD)
-
-
 def main() -> None:
-    """Be the agent of this host."""
+    """Run the agent of this host."""
     serve(Agent(), JOBS)
 
 

@@ -1,7 +1,7 @@
 """The agent on a board that is reached over a network: an agent, and the one folder that edgekd has there.
 
-The folder holds what was sent, ``files/<sha256>/<name>``, so that nothing is sent twice; ``work/``, which a connection
-uses and leaves empty; and what engine libraries keep, which is told to stay in here.
+The folder holds the files that were sent, ``files/<sha256>/<name>``, so that nothing is sent twice; ``work/``, which a
+connection uses and leaves empty; and the caches of engine libraries, which are made to stay in here.
 """
 
 from __future__ import annotations
@@ -14,22 +14,19 @@ import sys
 import tempfile
 from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from edgekd.errors import DeviceError
 from edgekd.files import sha256_file
 from edgekd.runtime.agent import agent
-from edgekd.runtime.backends import tensorrt
-from edgekd.runtime.backends.registry import PACKAGES
+from edgekd.runtime.agent.serve import GREETING, serve
+from edgekd.runtime.backends.cuda import ABSENT, nvidia_facts
+from edgekd.runtime.backends.registry import BACKENDS
 from edgekd.runtime.measure import machine
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
-    from edgekd.runtime.agent.agent import Answer
-
-#: What the agent says first: before it, a board's shell may have said anything.
-GREETING = "edgekd agent"
+    from edgekd.files import JsonObject
+    from edgekd.runtime.agent.serve import Answer, Jobs
 
 _FILES, _WORK, _BUSY = "files", "work", "busy.lock"
 _HEX = frozenset("0123456789abcdef")
@@ -39,7 +36,7 @@ class BoardAgent(agent.Agent):
     """An agent that also receives files, sends them back, and can claim the board for itself.
 
     Args:
-        root: the folder.
+        root: The folder.
     """
 
     def __init__(self, root: Path) -> None:
@@ -49,7 +46,7 @@ class BoardAgent(agent.Agent):
         self._claimed: int | None = None
 
     def begin(self, holder: str) -> Answer:
-        """Make a folder to work in, having removed those of connections that were lost; ``holder`` is who asks."""
+        """Make a folder to work in for ``holder``, having removed those of connections that were lost."""
         work = self._root / _WORK
         work.mkdir(exist_ok=True)
         for left in work.iterdir():
@@ -68,12 +65,12 @@ class BoardAgent(agent.Agent):
         return {}
 
     def receive(self, sha256: str, name: str, size: int, offset: int, content: str) -> Answer:
-        """Take a part of a file, base64, that begins at an offset; nothing is a question how far the file is.
+        """Append a part of a file, in base64, at an offset; an empty part asks how far the file has come.
 
         Returns:
-            ``path``, empty until the file is whole, and ``offset``, from which on it is wanted.
+            ``path``, empty until the file is whole, and ``offset``, from which on the file is wanted.
         """
-        final = self._place(sha256, name)
+        final = self._path_of(sha256, name)
         if _whole(final, sha256):
             return {"path": str(final), "offset": size}
         part = final.with_name(f".{name}.part")
@@ -88,7 +85,7 @@ class BoardAgent(agent.Agent):
         return {"path": str(final), "offset": size}
 
     def arrange(self, work: str, files: dict[str, str]) -> Answer:
-        """Make a folder of files that were received, by their paths in it, or an empty one; nothing is copied."""
+        """Make a folder of received files, given by their paths in it, without copying them; or an empty folder."""
         folder = Path(tempfile.mkdtemp(dir=self._own(work)))
         for name, source in files.items():
             path = (folder / name).resolve()
@@ -119,10 +116,10 @@ class BoardAgent(agent.Agent):
         return {}
 
     def claim(self, holder: str) -> Answer:
-        """Try to have the board alone: two that run engines at once would spoil each other's figures.
+        """Try to reserve the board: two hosts that run engines at once would spoil each other's figures.
 
         Returns:
-            ``held``, and who holds it if that is not this agent.
+            ``held``, whether this agent now holds it, and ``holder``, who holds it.
         """
         path = self._root / _BUSY
         if self._claimed is None:
@@ -132,34 +129,34 @@ class BoardAgent(agent.Agent):
         return {"held": True, "holder": holder}
 
     def release(self) -> Answer:
-        """Let others have the board."""
+        """End the reservation."""
         if self._claimed is not None:
             os.close(self._claimed)
             self._claimed = None
         return {}
 
-    def describe(self, runtime: str, options: dict[str, Any]) -> Answer:
-        """Tell this board from every other: two of one kind differ in heat, supply and disk, and are measured each."""
+    def describe(self, runtime: str, options: JsonObject) -> Answer:
+        """Return what tells this board from every other: two of a kind differ in heat, supply and disk."""
         described = super().describe(runtime, options)
         if described["absent"] is None:
-            system = {key: value for key, value in tensorrt.hardware().items() if value != "none"}
+            system = {key: value for key, value in nvidia_facts().items() if value != ABSENT}
             described["facts"] = {**system, **described["facts"], "board": machine.identity()}
         return described
 
     def probe(self) -> Answer:
-        """Describe the board for a person, with every engine library that is installed."""
-        packages = [package for names in PACKAGES.values() for package in names]
-        facts = {**machine.machine_facts(dict.fromkeys(packages)), **tensorrt.hardware()}
+        """Return facts of the board for a person to read, with the version of every installed engine library."""
+        packages = dict.fromkeys(package for backend in BACKENDS.values() for package in backend.packages)
+        facts = {**machine.machine_facts(packages), **nvidia_facts()}
         used = sum(path.stat().st_size for path in self._root.rglob("*") if path.is_file())
         return {"facts": facts, "used_bytes": used, "free_bytes": shutil.disk_usage(self._root).free}
 
-    def _place(self, sha256: str, name: str) -> Path:
+    def _path_of(self, sha256: str, name: str) -> Path:
         if len(sha256) != 64 or not set(sha256) <= _HEX or Path(name).name != name:
             raise DeviceError(f"the agent was sent a file of a strange name: {sha256}/{name}")
         return self._root / _FILES / sha256 / name
 
     def _own(self, path: str) -> Path:
-        """Return a path below the folder; the host asks for no other."""
+        """Return a path below the folder; any other is refused."""
         found = Path(path).resolve()
         if not found.is_relative_to(self._root.resolve()):
             raise DeviceError(f"{path}: is not below {self._root}")
@@ -167,7 +164,7 @@ class BoardAgent(agent.Agent):
 
 
 def _whole(path: Path, sha256: str) -> bool:
-    """Whether a file is there as it was sent; one that a failing card altered is removed."""
+    """Return whether a file is there as it was sent; one that a failing card altered is removed."""
     if not path.is_file():
         return False
     if sha256_file(path) == sha256:
@@ -199,11 +196,11 @@ def _write_at(descriptor: int, offset: int, data: bytes) -> None:
 
 
 def _lock(path: Path, holder: str) -> int | None:
-    """Lock a file until the descriptor is closed, and write down who has it; None where another has it.
+    """Lock a file until the returned descriptor is closed, and write into it who holds it; None where another does.
 
-    It is made where it is not there, but not its folder.
+    The file is made where it is absent, but not its folder.
     """
-    import fcntl  # boards run Linux; this module is looked at elsewhere too
+    import fcntl  # boards run Linux; this module is imported elsewhere too
 
     with suppress(FileNotFoundError, NotADirectoryError):
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
@@ -218,7 +215,7 @@ def _lock(path: Path, holder: str) -> int | None:
     return None
 
 
-JOBS: dict[str, Callable[..., Answer]] = {
+JOBS: Jobs = {
     **agent.JOBS,
     "begin": BoardAgent.begin,
     "end": BoardAgent.end,
@@ -235,7 +232,7 @@ JOBS: dict[str, Callable[..., Answer]] = {
 
 
 def main() -> None:
-    """Be an agent on a board: ``python <folder>/agent-<digest> SILENCE_SECONDS``."""
+    """Run an agent on a board: ``python <folder>/agent-<digest> SILENCE_SECONDS``."""
     root = Path(sys.argv[0]).resolve().parent
     # What libraries keep stays in the folder too.
     os.environ |= {
@@ -243,4 +240,4 @@ def main() -> None:
         "TMPDIR": str(root / "tmp"),
         "CUDA_CACHE_PATH": str(root / "cache" / "cuda"),
     }
-    agent.serve(BoardAgent(root), JOBS, GREETING, float(sys.argv[1]))
+    serve(BoardAgent(root), JOBS, GREETING, float(sys.argv[1]))

@@ -1,4 +1,4 @@
-"""The little of CUDA's driver that one session needs, through ctypes: boards have no CUDA package for Python.
+"""The part of CUDA's driver that one session needs, through ctypes: boards have no CUDA package for Python.
 
 *Not verified on hardware*: no NVIDIA GPU was at hand.
 """
@@ -7,12 +7,18 @@ from __future__ import annotations
 
 import ctypes
 from ctypes import byref, c_char_p, c_float, c_int, c_size_t, c_uint, c_uint64, c_void_p
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 from edgekd.errors import DeviceError
+from edgekd.runtime.measure.machine import power_mode
 
 if TYPE_CHECKING:
     from edgekd.runtime.session import Array
+
+
+#: What is written of a fact that a machine does not have.
+ABSENT = "none"
 
 _LIBRARY = "libcuda.so.1"
 _NAME_BYTES = 256
@@ -24,8 +30,8 @@ class Gpu:
     The primary context is the one that TensorRT, which uses CUDA's runtime library, works in as well.
 
     Attributes:
-        name: as the driver calls it, e.g. "Orin".
-        stream: handle of the stream that :meth:`upload` and :meth:`download` use.
+        name: The driver's name of it, e.g. "Orin".
+        stream: The handle of the stream that :meth:`upload` and :meth:`download` use.
 
     Raises:
         DeviceError: there is no driver or no GPU, or it does not work.
@@ -33,7 +39,7 @@ class Gpu:
 
     def __init__(self) -> None:
         try:
-            self._driver: Any = ctypes.CDLL(_LIBRARY)
+            self._driver = ctypes.CDLL(_LIBRARY)
         except OSError as error:
             raise DeviceError(f"this needs an NVIDIA GPU and its driver: {error}") from error
         self._call("cuInit", c_uint(0))
@@ -66,19 +72,19 @@ class Gpu:
         return address.value
 
     def upload(self, address: int, array: Array) -> None:
-        """Start to copy a contiguous array to the device; keep the array until :meth:`synchronize`."""
+        """Start copying a contiguous array to the device; keep the array until :meth:`synchronize`."""
         self._copy("cuMemcpyHtoDAsync_v2", c_uint64(address), c_void_p(array.ctypes.data), array)
 
     def download(self, array: Array, address: int) -> None:
-        """Start to copy from the device into a contiguous array; it is filled after :meth:`synchronize`."""
+        """Start copying from the device into a contiguous array; it is filled after :meth:`synchronize`."""
         self._copy("cuMemcpyDtoHAsync_v2", c_void_p(array.ctypes.data), c_uint64(address), array)
 
     def synchronize(self) -> None:
-        """Wait for all that the stream was given."""
+        """Wait until the stream has done everything that it was given."""
         self._call("cuStreamSynchronize", c_void_p(self.stream))
 
     def mark(self, index: int) -> None:
-        """Note the time at which the stream comes to this place; ``index`` 0 or 1 names the mark."""
+        """Record the time at which the stream comes to this point; ``index`` 0 or 1 names the mark."""
         while len(self._events) <= index:
             event = c_void_p()
             self._call("cuEventCreate", byref(event), c_uint(0))
@@ -86,7 +92,7 @@ class Gpu:
         self._call("cuEventRecord", self._events[index], c_void_p(self.stream))
 
     def between_ns(self) -> int:
-        """Return the time from mark 0 to mark 1, after :meth:`synchronize`; CUDA tells it to 0.5 us."""
+        """Return the time in ns from mark 0 to mark 1, after :meth:`synchronize`; CUDA's resolution is 0.5 us."""
         ms = c_float()
         self._call("cuEventElapsedTime", byref(ms), self._events[0], self._events[1])
         return round(ms.value * 1e6)
@@ -106,13 +112,13 @@ class Gpu:
         self._call("cuDevicePrimaryCtxRelease_v2", self._device)
         self._context = None
 
-    def _copy(self, function: str, to: Any, source: Any, array: Array) -> None:
+    def _copy(self, function: str, to: object, source: object, array: Array) -> None:
         if not array.flags.c_contiguous:
             raise ValueError("only contiguous arrays are copied")
         if array.nbytes:
             self._call(function, to, source, c_size_t(array.nbytes), c_void_p(self.stream))
 
-    def _call(self, function: str, *arguments: Any) -> None:
+    def _call(self, function: str, *arguments: object) -> None:
         status = getattr(self._driver, function)(*arguments)
         if status:
             text = c_char_p()
@@ -126,6 +132,22 @@ def gpu_name() -> str:
     try:
         gpu = Gpu()
     except DeviceError:
-        return "none"
+        return ABSENT
     gpu.close()
     return gpu.name
+
+
+def nvidia_facts() -> dict[str, str]:
+    """Return the GPU's name, the release of its system or driver, and a Jetson's power mode; "none" for what is absent.
+
+    Together with the processor these decide what an engine on the GPU does, and how fast.
+    """
+    release = _first_line(Path("/etc/nv_tegra_release")) or _first_line(Path("/proc/driver/nvidia/version"))
+    return {"gpu": gpu_name(), "system": release or ABSENT, "power_mode": power_mode() or ABSENT}
+
+
+def _first_line(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8", errors="replace").partition("\n")[0]
+    except OSError:
+        return ""

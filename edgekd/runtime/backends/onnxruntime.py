@@ -5,7 +5,7 @@ from __future__ import annotations
 import tempfile
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -16,7 +16,9 @@ from edgekd.runtime.session import Array, FeedCheck, Feeds, Session, TensorSpec
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
-    from types import TracebackType
+    from types import ModuleType, TracebackType
+
+    from onnxruntime import InferenceSession, NodeArg, SessionOptions
 
     from edgekd.runtime.measure.results import LayerTime
 
@@ -29,11 +31,11 @@ _DTYPES = {
 }
 
 
-#: First runs under the profiler that count for nothing: memory and caches are not yet as they stay.
+#: First runs under the profiler that are left out: memory and caches have not yet settled.
 _UNSETTLED = 10
 
 
-def library() -> Any:
+def library() -> ModuleType:
     """Import ONNX Runtime.
 
     Raises:
@@ -48,16 +50,16 @@ def hardware() -> dict[str, str]:
 
 
 def absent() -> None:
-    """Say why no engine can run on this machine: there is no reason, since there is always a processor."""
+    """Return the reason why no engine can run on this machine: there is none, since there is always a processor."""
 
 
 def open_engine(engine: Path | bytes, threads: int = 1, name: str | None = None) -> Session:
     """Open an ONNX model for the processor.
 
     Args:
-        engine: the file, or its content.
-        threads: threads of one inference.
-        name: what errors call it; by default the file's path.
+        engine: The file, or its content.
+        threads: The number of threads of one inference.
+        name: The engine's name in errors; by default the file's path.
 
     Raises:
         MissingDependency: ONNX Runtime is not installed.
@@ -70,7 +72,7 @@ def open_engine(engine: Path | bytes, threads: int = 1, name: str | None = None)
 def layer_times(engine: Path, threads: int, rows: Sequence[Feeds]) -> tuple[LayerTime, ...]:
     """Run an engine once for each of ``rows`` under ONNX Runtime's profiler; return the time of each node.
 
-    Times are as of the profiler, in whole us of each run; it makes every node some us slower.
+    The profiler rounds the time of each run to whole us, and makes every node some us slower.
 
     Raises:
         MissingDependency: ONNX Runtime is not installed.
@@ -87,17 +89,17 @@ def layer_times(engine: Path, threads: int, rows: Sequence[Feeds]) -> tuple[Laye
         return from_ort_trace(Path(trace), len(rows), min(_UNSETTLED, len(rows) - 1))
 
 
-def _options(threads: int) -> Any:
+def _options(threads: int) -> SessionOptions:
     if threads < 1:
         raise ValueError(f"threads must be 1 or more, not {threads}")
     options = library().SessionOptions()
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
-    options.log_severity_level = 4  # what fails is raised
+    options.log_severity_level = 4  # failures are raised
     return options
 
 
-def _open(engine: Path | bytes, options: Any, name: str | None) -> _OrtSession:
+def _open(engine: Path | bytes, options: SessionOptions, name: str | None) -> _OrtSession:
     onnxruntime = library()
     name = name or (str(engine) if isinstance(engine, Path) else "the given bytes")
     failures = _failures(onnxruntime)
@@ -110,8 +112,8 @@ def _open(engine: Path | bytes, options: Any, name: str | None) -> _OrtSession:
     return _OrtSession(onnxruntime, session, name, failures)
 
 
-def _failures(onnxruntime: Any) -> tuple[type[Exception], ...]:
-    """ONNX Runtime's own exceptions, which share no base class."""
+def _failures(onnxruntime: ModuleType) -> tuple[type[Exception], ...]:
+    """Return ONNX Runtime's own exceptions, which share no base class."""
     exported = vars(onnxruntime.capi.onnxruntime_pybind11_state).values()
     return RuntimeError, *(item for item in exported if isinstance(item, type) and issubclass(item, Exception))
 
@@ -119,10 +121,12 @@ def _failures(onnxruntime: Any) -> tuple[type[Exception], ...]:
 class _OrtSession:
     """A :class:`Session` of ONNX Runtime."""
 
-    def __init__(self, onnxruntime: Any, session: Any, name: str, failures: tuple[type[Exception], ...]) -> None:
+    def __init__(
+        self, onnxruntime: ModuleType, session: InferenceSession, name: str, failures: tuple[type[Exception], ...]
+    ) -> None:
         self._onnxruntime = onnxruntime
         self._session = session
-        # Beneath its wrapper, where there is one: it looks at the feeds once more.
+        # Beneath its wrapper, where there is one, which would check the feeds once more.
         self._run = getattr(session, "_sess", session).run
         self._name = name
         self._failures = failures
@@ -140,11 +144,11 @@ class _OrtSession:
             results = self._run(self._output_names, feeds, None)
         except self._failures as error:
             raise ModelError(f"{self._name}: ONNX Runtime failed to run it: {error}") from error
-        return dict(zip(self._output_names, results))  # noqa: B905 - as many as were asked for; strict takes time
+        return dict(zip(self._output_names, results))  # noqa: B905 - as many as were asked for; strict costs time
 
-    def place(self, feeds: Feeds) -> Callable[[], int]:
-        """Compute by IO binding; see :class:`~edgekd.runtime.session.TimesComputing`."""
-        results = self.run(feeds)  # which tells the outputs' shapes
+    def bind_inputs(self, feeds: Feeds) -> Callable[[], int]:
+        """Bind inputs and outputs by IO binding; see :class:`~edgekd.runtime.session.ComputeTimer`."""
+        results = self.run(feeds)  # for the outputs' shapes
         binding = self._session.io_binding()
         for name, array in feeds.items():
             binding.bind_cpu_input(name, np.array(array))
@@ -176,7 +180,7 @@ class _OrtSession:
         self.close()
 
 
-def _spec(item: Any, model: str) -> TensorSpec:
+def _spec(item: NodeArg, model: str) -> TensorSpec:
     if item.type not in _DTYPES:
         raise ModelError(f"{model}: '{item.name}' is a {item.type}, which numpy has no type for")
     # A dimension without a name is like no other, so it gets a name of its own.

@@ -2,42 +2,35 @@
 
 from __future__ import annotations
 
-import io
 import itertools
-import os
 import time
-from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from edgekd.errors import DeviceError, ModelError, TargetError
 from edgekd.files import need
-from edgekd.runtime.measure.layers import from_openvino
-from edgekd.runtime.session import Array, Built, FeedCheck, Feeds, Session, TensorSpec, run_rows
+from edgekd.runtime.backends.openvino_session import OpenVinoSession, error_text
+from edgekd.runtime.backends.telemetry import no_telemetry
+from edgekd.runtime.session import BuiltEngine
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping, Sequence
-    from types import TracebackType
+    from collections.abc import Mapping, Sequence
+    from types import ModuleType
 
+    from openvino import Core
+
+    from edgekd.runtime.backends.openvino_session import Properties
     from edgekd.runtime.measure.results import LayerTime
+    from edgekd.runtime.session import Feeds, Session
 
-#: OpenVINO forgets the names of dynamic dimensions; a leading one is the batch.
-_BATCH = "batch"
 #: How long an engine runs with counters, at least.
 _COUNTED_SECONDS = 1.0
 
 #: Precisions by OpenVINO's names of types, and what it calls a device's capability for each.
 _PRECISIONS = {"f32": "FP32", "f16": "FP16", "bf16": "BF16"}
-_DTYPES = {
-    "f32": "float32",
-    "f64": "float64",
-    "f16": "float16",
-    "boolean": "bool",
-    **{f"{sign}{bits}": f"{kind}{bits}" for sign, kind in (("i", "int"), ("u", "uint")) for bits in (8, 16, 32, 64)},
-}
 
 
-def library() -> Any:
+def library() -> ModuleType:
     """Import OpenVINO, which then sends nothing home.
 
     Raises:
@@ -45,25 +38,6 @@ def library() -> Any:
     """
     with no_telemetry():
         return need("openvino", "openvino")
-
-
-@contextmanager
-def no_telemetry() -> Iterator[None]:
-    """Let OpenVINO and NNCF, where this is their first import, believe that they run in CI.
-
-    Left to itself, the mere import of either reports to its maker, unless the user opted out in a file in the home
-    folder. Only these variables, read at import, stop it from the outside. What was imported before keeps its ways.
-    """
-    before = {name: os.environ.get(name) for name in ("CI", "NNCF_CI")}
-    os.environ.update(dict.fromkeys(before, "true"))
-    try:
-        yield
-    finally:
-        for name, value in before.items():
-            if value is None:
-                del os.environ[name]
-            else:
-                os.environ[name] = value
 
 
 def devices() -> tuple[str, ...]:
@@ -76,7 +50,7 @@ def devices() -> tuple[str, ...]:
 
 
 def absent(device: str = "CPU", precision: str = "f32") -> str | None:
-    """Say why no engine can run on this machine: the device is not here, or lacks the precision; None where it can.
+    """Return the reason why no engine can run on this machine, as a device that is not here; None where it can.
 
     Raises:
         MissingDependency: OpenVINO is not installed.
@@ -103,7 +77,7 @@ def hardware(device: str = "CPU", precision: str = "f32") -> dict[str, str]:  # 
     return {"device": str(core.get_property(device, "FULL_DEVICE_NAME"))}
 
 
-def _no_device(core: Any, device: str) -> str | None:
+def _no_device(core: Core, device: str) -> str | None:
     available = core.available_devices
     if any(device in (found, found.partition(".")[0]) for found in available):
         return None
@@ -128,13 +102,13 @@ def open_engine(
     in the graph reads, and on the processor computes 64-bit integers in 32 bits and doubles in single precision.
 
     Args:
-        engine: the file, or its content.
-        threads: threads of one inference on the processor; other devices have their own.
-        name: what errors call it; by default the file's path.
-        device: one of :func:`devices`; "GPU" is the first of several.
-        precision: what floating-point arithmetic is done in: "f32", "f16" or "bf16". Left to OpenVINO, it would be
-            bf16 wherever the processor has it.
-        cache: a folder where OpenVINO keeps compiled models; None for no such cache.
+        engine: The file, or its content.
+        threads: The number of threads of one inference on the processor; other devices have their own.
+        name: The engine's name in errors; by default the file's path.
+        device: One of :func:`devices`; "GPU" is the first of several.
+        precision: The type that floating-point arithmetic is done in: "f32", "f16" or "bf16". Left to OpenVINO, it
+            would be bf16 wherever the processor has it.
+        cache: The folder where OpenVINO keeps compiled models; None for no such cache.
 
     Raises:
         MissingDependency: OpenVINO is not installed.
@@ -175,7 +149,7 @@ def _open(
     precision: str,
     cache: Path | None,
     counted: bool = False,
-) -> _OpenVinoSession:
+) -> OpenVinoSession:
     if threads < 1:
         raise ValueError(f"threads must be 1 or more, not {threads}")
     if precision not in _PRECISIONS:
@@ -187,11 +161,11 @@ def _open(
     try:
         model = core.read_model(str(engine) if isinstance(engine, Path) else engine)
     except RuntimeError as error:
-        raise ModelError(f"{name}: OpenVINO cannot open it: {_reason(error)}") from error
+        raise ModelError(f"{name}: OpenVINO cannot open it: {error_text(error)}") from error
     options = _options(core.get_property(device, "SUPPORTED_PROPERTIES"), threads, cache)
     if counted:
         options["PERF_COUNT"] = True
-    return _OpenVinoSession(core, model, name, device, options | {"INFERENCE_PRECISION_HINT": precision})
+    return OpenVinoSession(core, model, name, device, options | {"INFERENCE_PRECISION_HINT": precision})
 
 
 def keep_engine(
@@ -202,16 +176,19 @@ def keep_engine(
     device: str = "CPU",
     precision: str = "f32",
     cache: Path | None = None,
-) -> Built:
+) -> BuiltEngine:
     """Write the compiled model, ``<engine>.blob``, which ``Core.import_model`` reads on this kind of machine alone.
 
+    A blob states neither the precision that it computes in nor its number of threads: imported without ``open_with``,
+    it computes in bf16 wherever the processor has it.
+
     Args:
-        engine: as for :func:`open_engine`, as are ``threads``, ``device`` and ``precision``.
-        folder: where to.
-        threads: threads of one inference.
-        device: the same.
-        precision: the same.
-        cache: not used: what is timed is compiling.
+        engine: As for :func:`open_engine`, as are ``threads``, ``device`` and ``precision``.
+        folder: The folder to write into.
+        threads: The number of threads of one inference.
+        device: The device that it is compiled for.
+        precision: The type that it computes in.
+        cache: Not used: the time of compiling is measured.
 
     Raises:
         MissingDependency, DeviceError, ModelError, TargetError: as :func:`open_engine`.
@@ -219,165 +196,21 @@ def keep_engine(
     del cache
     openvino = library()
     start = time.perf_counter()
-    session = open_engine(engine, threads, device=device, precision=precision)
-    assert isinstance(session, _OpenVinoSession)
-    with session:
+    with _open(engine, threads, None, device, precision, None) as session:
         build_s = time.perf_counter() - start
         path = folder / f"{engine.stem}.blob"
         path.write_bytes(session.export())
-    return Built((path.name,), f"OpenVINO {openvino.__version__}", build_s)
+    return BuiltEngine((path.name,), f"OpenVINO {openvino.__version__}", session.open_with, build_s)
 
 
-def _options(supported: Mapping[str, str], threads: int, cache: Path | None) -> dict[str, Any]:
-    """Return what is asked of a device, of what it lets one ask."""
-    wanted = {
+def _options(supported: Mapping[str, str], threads: int, cache: Path | None) -> Properties:
+    """Return the properties that are set, of those that the device lets one set."""
+    wanted: Properties = {
         "PERFORMANCE_HINT": "LATENCY",
         "NUM_STREAMS": 1,
         "INFERENCE_NUM_THREADS": threads,
-        # Else it quantizes activations of its own accord, in layers of which only the weights are INT8.
+        # Otherwise OpenVINO quantizes activations of its own accord, in layers of which only the weights are INT8.
         "EXECUTION_MODE_HINT": "ACCURACY",
     }
     options = {key: value for key, value in wanted.items() if supported.get(key) == "RW"}
     return options if cache is None else {**options, "CACHE_DIR": str(cache)}
-
-
-def _reason(error: RuntimeError) -> str:
-    """Return OpenVINO's message without the places in its sources."""
-    lines = [line.strip() for line in str(error).splitlines()]
-    return " ".join(line for line in lines if line and not line.startswith(("Exception from ", "Check ")))
-
-
-class _OpenVinoSession:
-    """A :class:`Session` of OpenVINO."""
-
-    def __init__(self, core: Any, model: Any, name: str, device: str, options: dict[str, Any]) -> None:
-        self.inputs = tuple(_spec(port, name) for port in model.inputs)
-        self.outputs = tuple(_spec(port, name) for port in model.outputs)
-        for spec in self.inputs:
-            if not all(isinstance(size, int) for size in spec.shape[1:]):
-                raise ModelError(f"{name}: only the batch may be dynamic, but input '{spec.name}' is {spec}")
-        self._core = core
-        self._model = model
-        self._name = name
-        self._device = device
-        self._options = options
-        self._dynamic_batch = not device.startswith("NPU")
-        self._batched = [spec for spec in self.inputs if spec.shape[:1] == (_BATCH,)]
-        self.facts = {"inference_precision": options["INFERENCE_PRECISION_HINT"]}
-        self._check = FeedCheck(self.inputs)
-        self._output_names = [spec.name for spec in self.outputs]
-        self._single = self._open_single()
-        # Filling the request's own tensors takes a fraction of the time of handing it new ones.
-        self._filled = [(spec.name, self._single.get_tensor(spec.name).data) for spec in self.inputs if self._single]
-        self._results = [(spec.name, self._single.get_tensor(spec.name).data) for spec in self.outputs if self._single]
-        self._any = None if self._single else self._compile(model)
-
-    def _open_single(self) -> Any:
-        """Return a request of the graph at batch 1, or None if sizes in it depend on more than its inputs' sizes."""
-        model = self._model.clone()
-        try:
-            if self._batched:
-                model.reshape({spec.name: [1, *spec.shape[1:]] for spec in self._batched})
-        except RuntimeError as error:
-            raise ModelError(f"{self._name}: it cannot have a batch of 1: {_reason(error)}") from error
-        return None if model.is_dynamic() else self._compile(model)
-
-    def _compile(self, model: Any) -> Any:
-        """Return a request of this graph; it runs one inference at a time."""
-        try:
-            compiled = self._core.compile_model(model, self._device, self._options)
-            found = compiled.get_property("INFERENCE_PRECISION_HINT").get_type_name()
-            request = compiled.create_infer_request()
-        except RuntimeError as error:
-            raise ModelError(f"{self._name}: OpenVINO cannot compile it: {_reason(error)}") from error
-        precision = self._options["INFERENCE_PRECISION_HINT"]
-        if found != precision:
-            raise ModelError(f"{self._name}: {self._device} would compute in {found}, not in {precision}")
-        return request
-
-    def run(self, feeds: Feeds) -> dict[str, Array]:
-        self._check(feeds)
-        if self._model is None:
-            raise ModelError(f"{self._name}: the engine is closed")
-        rows = len(feeds[self._batched[0].name]) if self._batched else 1
-        if rows == 0:
-            raise ModelError(f"{self._name}: OpenVINO cannot run a batch of no rows")
-        if rows > 1 and not self._dynamic_batch:
-            return run_rows(self, feeds, 1)
-        try:
-            return self._run_single(feeds) if rows == 1 and self._single else self._run_any(feeds)
-        except RuntimeError as error:
-            raise ModelError(f"{self._name}: OpenVINO failed to run it: {_reason(error)}") from error
-
-    def place(self, feeds: Feeds) -> Callable[[], int] | None:
-        """Time what OpenVINO says that the filled request's inference took, as its ``benchmark_app`` does."""
-        self._check(feeds)
-        if self._model is None:
-            raise ModelError(f"{self._name}: the engine is closed")
-        if self._single is None:  # sizes in it depend on its inputs' values
-            return None
-        self._fill(feeds)
-        request = self._single
-
-        def compute() -> int:
-            request.infer(share_outputs=True)
-            latency_ms: float = request.latency
-            return round(latency_ms * 1e6)
-
-        return compute
-
-    def layers(self) -> tuple[LayerTime, ...]:
-        """Return the mean times of the layers over the runs at batch 1, of a session that counts."""
-        request: Any = self._single or self._any
-        return from_openvino(request.profiling_info, request.get_compiled_model().get_runtime_model())
-
-    def _fill(self, feeds: Feeds) -> None:
-        for name, data in self._filled:
-            data[...] = feeds[name]
-
-    def _run_single(self, feeds: Feeds) -> dict[str, Array]:
-        self._fill(feeds)
-        self._single.infer(share_outputs=True)
-        # The results are the request's own tensors, which its next run overwrites.
-        return {name: data.copy() for name, data in self._results}
-
-    def _run_any(self, feeds: Feeds) -> dict[str, Array]:
-        if self._any is None:
-            self._any = self._compile(self._model)
-        # With one thread, infer() loses an error and returns the results of the run before; wait() raises it. Only a
-        # graph of dynamic sizes can fail, so _run_single is spared the 10 µs that this takes.
-        self._any.start_async(dict(feeds))
-        self._any.wait()
-        return dict(zip(self._output_names, self._any.results.values(), strict=True))  # copies
-
-    def export(self) -> bytes:
-        """Return the compiled model, at batch 1 where the graph has that."""
-        request: Any = self._single or self._any
-        stream = io.BytesIO()
-        request.get_compiled_model().export_model(stream)
-        return stream.getvalue()
-
-    def close(self) -> None:
-        self._core = self._model = self._single = self._any = None
-        self._filled = self._results = []
-
-    def __enter__(self) -> _OpenVinoSession:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
-
-
-def _spec(port: Any, model: str) -> TensorSpec:
-    name, kind, sizes = port.any_name, port.element_type.get_type_name(), port.partial_shape
-    if kind not in _DTYPES:
-        raise ModelError(f"{model}: '{name}' is of type {kind}, which numpy has none for")
-    if sizes.rank.is_dynamic:
-        raise ModelError(f"{model}: '{name}' has no fixed number of dimensions")
-    shape = tuple(
-        (f"{name}.{axis}" if axis else _BATCH) if size.is_dynamic else size.get_length()
-        for axis, size in enumerate(sizes)
-    )
-    return TensorSpec(name, _DTYPES[kind], shape)

@@ -1,4 +1,8 @@
-"""Engine libraries by name, each behind the same :class:`~edgekd.runtime.session.Session`; a user's own too."""
+"""The table of engine libraries, and engines opened by a library's name; a user's own library too.
+
+To add a library, write its module, add its entry to :data:`BACKENDS`, and ship a target that uses it: the checks of
+targets, the choice of devices, what a board must have, and the command line's help derive from the entry.
+"""
 
 from __future__ import annotations
 
@@ -6,49 +10,114 @@ import importlib
 import inspect
 import os
 import platform
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from edgekd.errors import DeviceError, TargetError, nearest
 from edgekd.files import make_folder, sha256_file, user_cache
-from edgekd.runtime.backends.custom import CheckedSession, guarded, import_function, source_file
+from edgekd.plugins import is_plugin, source_file
+from edgekd.runtime.backends.backend import Backend, BackendOption
+from edgekd.runtime.backends.custom import CheckedSession, guarded, import_backend
 from edgekd.runtime.measure.machine import cpu_model, package_versions
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
     from pathlib import Path
 
+    from edgekd.runtime.backends.backend import OptionValue
     from edgekd.runtime.measure.results import LayerTime
-    from edgekd.runtime.session import Built, Feeds, Session
+    from edgekd.runtime.session import BuiltEngine, Feeds, Session
 
-#: For each runtime its module below :mod:`edgekd.runtime.backends`, and what its ``open_engine`` is always told. A
-#: browser's engines are those of ONNX Runtime, which Python opens without a browser.
-_MODULES: dict[str, tuple[str, dict[str, Any]]] = {
-    "onnxruntime": ("onnxruntime", {}),
-    "onnxruntime-web": ("onnxruntime", {}),
-    "openvino": ("openvino", {}),
-    "tensorrt": ("tensorrt", {"flavor": "tensorrt"}),
-    "tensorrt-rtx": ("tensorrt", {"flavor": "tensorrt-rtx"}),
+
+def _pip(package: str) -> str:
+    return f"install it there (python3 -m pip install {package}), or name the Python that has it with ?python=COMMAND"
+
+
+def _dla_batch(options: Mapping[str, OptionValue]) -> str | None:
+    if options["dla"] and options["max_batch"] != 1:
+        return "dla = true needs max_batch = 1: a DLA takes static shapes alone"
+    return None
+
+
+_ONNXRUNTIME = "edgekd.runtime.backends.onnxruntime"
+_TENSORRT = "edgekd.runtime.backends.tensorrt"
+_TENSORRT_OPTIONS = (
+    BackendOption("max_batch", 64, "The most samples of one inference; the engine is tuned for one.", minimum=1),
+    BackendOption("dla", False, "Run on a Jetson's DLA core what it can run, and the rest on the GPU."),
+)
+
+#: Every engine library that edgekd knows, by its name.
+BACKENDS: dict[str, Backend] = {
+    "onnxruntime": Backend(
+        name="onnxruntime",
+        module=_ONNXRUNTIME,
+        packages=("onnxruntime",),
+        install_hint=_pip("onnxruntime"),
+        import_name="onnxruntime",
+        emulated_arches=("x86_64", "aarch64"),
+    ),
+    # A browser's engines are those of ONNX Runtime, which Python opens without a browser.
+    "onnxruntime-web": Backend(
+        name="onnxruntime-web",
+        module=_ONNXRUNTIME,
+        packages=("onnxruntime",),
+        in_browser=True,
+    ),
+    "openvino": Backend(
+        name="openvino",
+        module="edgekd.runtime.backends.openvino",
+        packages=("openvino",),
+        install_hint=_pip("openvino"),
+        options=(
+            BackendOption("device", "CPU", "The device that computes.", choices=("CPU", "GPU", "NPU")),
+            BackendOption("precision", "f32", "What floats are computed in.", choices=("f32", "f16", "bf16")),
+        ),
+        import_name="openvino",
+        compiles=True,
+        emulated_arches=("x86_64",),
+        emulation_note=": OpenVINO's INT8 is wrong on an emulated ARM processor",
+    ),
+    "tensorrt": Backend(
+        name="tensorrt",
+        module=_TENSORRT,
+        packages=("tensorrt",),
+        install_hint="JetPack brings it to the system's Python: sudo apt install python3-libnvinfer, and no ?python= "
+        "of a venv",
+        options=_TENSORRT_OPTIONS,
+        fixed={"flavor": "tensorrt"},
+        import_name="tensorrt",
+        compiles=True,
+        slow_to_compile=True,
+        on_gpu=True,
+        conflict=_dla_batch,
+    ),
+    "tensorrt-rtx": Backend(
+        name="tensorrt-rtx",
+        module=_TENSORRT,
+        packages=("tensorrt-rtx-cu12-bindings",),
+        install_hint=_pip("tensorrt-rtx-cu12"),
+        options=_TENSORRT_OPTIONS,
+        fixed={"flavor": "tensorrt-rtx"},
+        import_name="tensorrt_rtx_bindings",
+        compiles=True,
+        slow_to_compile=True,
+        on_gpu=True,
+        conflict=_dla_batch,
+    ),
 }
 
-RUNTIMES = tuple(_MODULES)
 
-#: The packages whose versions decide what a runtime computes on this machine.
-PACKAGES: dict[str, tuple[str, ...]] = {
-    "onnxruntime": ("onnxruntime",),
-    "onnxruntime-web": ("onnxruntime",),
-    "openvino": ("openvino",),
-    "tensorrt": ("tensorrt",),
-    "tensorrt-rtx": ("tensorrt-rtx-cu12-bindings",),
-}
+def find_backend(name: str) -> Backend:
+    """Return an engine library's entry.
 
-
-#: Those that compile engines for the machine at hand, and take a folder to keep them in.
-_COMPILING = ("openvino", "tensorrt", "tensorrt-rtx")
-
-#: What an ``open_engine`` of edgekd's is told by the registry alone.
-_RESERVED = {"flavor", "cache"}
+    Raises:
+        TargetError: there is no library of that name.
+    """
+    if name not in BACKENDS:
+        raise TargetError(f"there is no runtime '{name}'{nearest(name, BACKENDS)}")
+    return BACKENDS[name]
 
 
 def _engine_cache() -> Path | None:
@@ -63,13 +132,14 @@ def _engine_cache() -> Path | None:
 
 @dataclass(frozen=True)
 class Runtime:
-    """An engine library, and how it is told to run engines.
+    """An engine library, and the options that it opens engines with.
 
     Attributes:
-        name: one of :data:`RUNTIMES`, or a user's own: ``path/to/file.py:function`` or ``package.module:function``.
-            Such a function takes ``(engine: Path | bytes, threads: int, name: str | None, **options)`` and returns a
+        name: A key of :data:`BACKENDS`, or a user's own library: ``path/to/file.py:name`` or ``package.module:name``.
+            That name is a :class:`~edgekd.runtime.backends.backend.Backend`, or a function that takes
+            ``(engine: Path | bytes, threads: int, name: str | None, **options)`` and returns a
             :class:`~edgekd.runtime.session.Session`.
-        options: keyword arguments of its ``open_engine``; JSON values.
+        options: Keyword arguments of its ``open_engine``; JSON values.
     """
 
     name: str
@@ -78,34 +148,39 @@ class Runtime:
     @property
     def custom(self) -> bool:
         """Whether it is a user's own, whose code is imported by its name."""
-        return ":" in self.name
+        return is_plugin(self.name)
+
+    @property
+    def backend(self) -> Backend:
+        """The library's entry; for a user's own, whose code is not imported for this, one that promises nothing."""
+        return BACKENDS.get(self.name) or Backend(self.name, module="")
 
     @property
     def compiles(self) -> bool:
         """Whether it compiles engines for the machine at hand when it opens them."""
-        return self.name in _COMPILING
+        return self.backend.compiles
 
     @property
     def source(self) -> Path | None:
-        """The file of a user's own runtime; None for edgekd's, and for a module that lies in no file."""
+        """The file of a user's own library; None for edgekd's, and for a module that lies in no file."""
         return source_file(self.name) if self.custom else None
 
     def digest(self) -> str | None:
-        """Return the SHA-256 of the file of a user's own runtime, where there is one."""
+        """Return the SHA-256 of the file of a user's own library, where there is one."""
         source = self.source
         return sha256_file(source) if source else None
 
     def absent(self) -> str | None:
-        """Say why nothing of this runtime can run on this machine; None where it can.
+        """Return the reason why no engine can run on this machine; None where it can.
 
         Raises:
-            MissingDependency: its library is not installed.
+            MissingDependency: the library is not installed.
+            TargetError: there is no such library, or a user's own cannot be imported.
         """
-        if self.custom or self.name not in _MODULES:
-            return None
-        name, fixed = _MODULES[self.name]
-        module = importlib.import_module(f"edgekd.runtime.backends.{name}")
-        reason: str | None = module.absent(**fixed, **self.options)
+        backend, functions = self._resolve()
+        find_reason = getattr(functions, "absent", None)
+        with self._guard():
+            reason: str | None = find_reason(**backend.fixed, **self.options) if find_reason else None
         return reason
 
     def hardware(self) -> dict[str, str]:
@@ -114,116 +189,133 @@ class Runtime:
         Raises:
             MissingDependency: the library is not installed.
             DeviceError: the machine lacks the device that the options ask for.
+            TargetError: there is no such library, or a user's own cannot be imported.
         """
-        if self.custom or self.name not in _MODULES:
-            return {}
-        name, fixed = _MODULES[self.name]
-        facts: dict[str, str] = importlib.import_module(f"edgekd.runtime.backends.{name}").hardware(
-            **fixed, **self.options
-        )
+        backend, functions = self._resolve()
+        read_facts = getattr(functions, "hardware", None)
+        with self._guard():
+            facts: dict[str, str] = read_facts(**backend.fixed, **self.options) if read_facts else {}
         return facts
 
+    def versions(self) -> dict[str, str]:
+        """Return the versions of the distributions that decide what the library computes, without importing them.
+
+        Raises:
+            TargetError: there is no such library, or a user's own cannot be imported.
+        """
+        return package_versions(self._resolve()[0].packages)
+
     def describe(self) -> dict[str, str]:
-        """Return what tells the results of this machine from those of another kind; it costs no engine.
+        """Return what tells the results of this machine from those of another kind; no engine is opened for it.
 
         Raises:
             MissingDependency: the library is not installed.
             DeviceError: the machine lacks the device that the options ask for.
+            TargetError: there is no such library, or a user's own cannot be imported.
         """
         host = {"cpu": cpu_model(), "arch": platform.machine(), "logical_cores": str(os.cpu_count())}
-        return {**host, **self.hardware(), **package_versions(PACKAGES.get(self.name, ()))}
+        return {**host, **self.hardware(), **self.versions()}
 
-    def build(self, engine: Path, folder: Path, threads: int = 1) -> Built | None:
-        """Write what the library makes of an engine for this very machine into a folder.
+    def build(self, engine: Path, folder: Path, threads: int = 1) -> BuiltEngine | None:
+        """Write what the library compiles of an engine for this very machine into a folder.
 
         Args:
-            engine: ONNX, or an engine that was built ahead of time, of which nothing is made any more.
-            folder: an empty one.
-            threads: as for :meth:`open`.
+            engine: ONNX, or an engine that was built ahead of time, of which nothing more is compiled.
+            folder: An empty folder.
+            threads: As for :meth:`open`.
 
         Returns:
-            None where the library makes nothing that can be kept.
+            None where the library compiles nothing that can be kept.
 
         Raises:
             MissingDependency: the library is not installed.
             ModelError: the engine cannot be built.
             DeviceError: the machine lacks the device that the options ask for.
         """
-        if not self.compiles:
+        backend, functions = self._resolve()
+        keep_engine = getattr(functions, "keep_engine", None)
+        if not backend.compiles or keep_engine is None:
             return None
-        name, fixed = _MODULES[self.name]
-        module = importlib.import_module(f"edgekd.runtime.backends.{name}")
-        kept: Built | None = module.keep_engine(engine, folder, threads, cache=_engine_cache(), **fixed, **self.options)
-        return kept
+        with self._guard():
+            built: BuiltEngine | None = keep_engine(
+                engine, folder, threads, cache=_engine_cache(), **backend.fixed, **self.options
+            )
+        return built
 
     def load(self) -> Callable[..., Session]:
         """Import the engine library and return its ``open_engine``.
 
         Raises:
             MissingDependency: the library is not installed.
-            TargetError: there is no such runtime, or it does not know one of the options.
+            TargetError: there is no such library, or it does not know one of the options.
         """
-        open_engine = import_function(self.name) if self.custom else self._load_own()
-        try:
-            inspect.signature(open_engine).bind(None, 1, None, **self.options)
-        except TypeError as error:
-            raise TargetError(f"the runtime '{self.name}' cannot be given these options: {error}") from error
-        return open_engine
-
-    def _load_own(self) -> Callable[..., Session]:
-        if self.name not in _MODULES:
-            raise TargetError(f"there is no runtime '{self.name}'{nearest(self.name, _MODULES)}")
-        name, fixed = _MODULES[self.name]
-        module = importlib.import_module(f"edgekd.runtime.backends.{name}")
-        module.library(**fixed)
-        return partial(module.open_engine, **fixed)
+        return self._load()[1]
 
     def open(self, engine: Path | bytes, threads: int = 1, name: str | None = None, *, keep: bool = False) -> Session:
         """Open an engine.
 
         Args:
-            engine: the file, or its content.
-            threads: threads of one inference.
-            name: what errors call it; by default the file's path.
-            keep: let a library that compiles engines for the machine keep them in the user's cache for the next time.
-                TensorRT, which may take minutes, does so in any case.
+            engine: The file, or its content.
+            threads: The number of threads of one inference.
+            name: The engine's name in errors; by default the file's path.
+            keep: Whether a library that compiles engines for the machine keeps them in the user's cache for the next
+                time. One that takes minutes to compile, as TensorRT, does so in any case.
 
         Raises:
             MissingDependency: the library is not installed.
-            TargetError: there is no such runtime, or it does not know one of the options.
+            TargetError: there is no such library, or it does not know one of the options.
             ModelError: the engine cannot be opened.
-            DeviceError: the runtime lacks the device that the options ask for.
+            DeviceError: the library lacks the device that the options ask for.
         """
-        open_engine, options = self.load(), dict(self.options)
-        reserved = sorted(options.keys() & _RESERVED) if not self.custom else []
+        (backend, open_engine), options = self._load(), dict(self.options)
+        reserved = sorted(options.keys() & {"cache", *backend.fixed}) if not self.custom else []
         if reserved:
             raise TargetError(f"the runtime '{self.name}' is not given '{reserved[0]}' as an option")
-        if self.compiles:
-            options["cache"] = _engine_cache() if keep or self.name != "openvino" else None
-        if self.custom:
-            with guarded(self.name):
-                session = open_engine(engine, threads, name, **options)
-            return CheckedSession(session, self.name)
-        return open_engine(engine, threads, name, **options)
+        if backend.compiles:
+            options["cache"] = _engine_cache() if keep or backend.slow_to_compile else None
+        with self._guard():
+            session = open_engine(engine, threads, name, **options)
+        return CheckedSession(session, self.name) if self.custom else session
 
     def layer_times(self, engine: Path, threads: int, rows: Sequence[Feeds]) -> tuple[LayerTime, ...] | None:
         """Run an engine once for each of ``rows`` under the library's profiler.
 
         Returns:
-            The layers in the order in which they ran; None of a user's own runtime, which has no profiler that edgekd
-            knows.
+            The layers in the order in which they ran; None for a user's own library that has no profiler.
 
         Raises:
             MissingDependency, TargetError, ModelError, DeviceError: as of :meth:`open`.
         """
-        if self.custom:
+        backend, _ = self._load()
+        profile = getattr(self._resolve()[1], "layer_times", None)
+        if profile is None:
             return None
-        self.load()
-        name, fixed = _MODULES[self.name]
-        module = importlib.import_module(f"edgekd.runtime.backends.{name}")
-        cache = {"cache": _engine_cache()} if name == "tensorrt" else {}  # built engines, which take minutes
-        times: tuple[LayerTime, ...] = module.layer_times(engine, threads, rows, **fixed, **self.options, **cache)
+        cache = {"cache": _engine_cache()} if backend.slow_to_compile else {}
+        with self._guard():
+            times: tuple[LayerTime, ...] = profile(engine, threads, rows, **backend.fixed, **self.options, **cache)
         return times
+
+    def _load(self) -> tuple[Backend, Callable[..., Session]]:
+        backend, functions = self._resolve()
+        if (import_library := getattr(functions, "library", None)) is not None:
+            with self._guard():
+                import_library(**backend.fixed)
+        open_engine: Callable[..., Session] = partial(functions.open_engine, **backend.fixed)
+        try:
+            inspect.signature(open_engine).bind(None, 1, None, **self.options)
+        except TypeError as error:
+            raise TargetError(f"the runtime '{self.name}' cannot be given these options: {error}") from error
+        return backend, open_engine
+
+    def _resolve(self) -> tuple[Backend, Any]:
+        """Return the library's entry and an object with its functions; of a user's own, the code is imported."""
+        if self.custom:
+            return import_backend(self.name)
+        backend = find_backend(self.name)
+        return backend, importlib.import_module(backend.module)
+
+    def _guard(self) -> AbstractContextManager[None]:
+        return guarded(self.name) if self.custom else nullcontext()
 
 
 ORT = Runtime("onnxruntime")

@@ -1,31 +1,34 @@
-"""What TensorRT says while it reads and builds a graph, and what of it must stop a build."""
+"""The messages that TensorRT logs while it reads and builds a graph, and those of them that must stop a build."""
 
 from __future__ import annotations
 
 import gc
 import re
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from types import ModuleType
+
+    from tensorrt import ILogger
 
 THE_GRAPH = "the graph"
 
-#: Said after every failure on a machine without a GPU, whatever failed.
+#: Logged after every failure on a machine without a GPU, whatever failed.
 _ECHO = "catchCudaError"
 
-#: Said where nothing but the GPU is missing or broken.
+#: Logged where nothing but the GPU is missing or broken.
 _NO_GPU = re.compile(r"CUDA initialization failure|cudaError")
 
-#: Where the library's source raised it; it tells a user nothing.
-_PLACE = re.compile(r"^\w+\.[ch]pp:\d+: |\.? ?In \w+ at /_src/[^)\s]* ?")
+#: The position in the library's source, which tells a user nothing.
+_POSITION = re.compile(r"^\w+\.[ch]pp:\d+: |\.? ?In \w+ at /_src/[^)\s]* ?")
 
-#: What the parser says when it comes to a constant or a node.
+#: What the parser logs when it comes to a constant or a node.
 _AT = re.compile(r"(?P<kind>Importing initializer|Parsing node): (?P<name>.*?)(?: \[(?P<operator>\w+)\])?\s*$")
 
-#: Warnings after which the engine computes other numbers than the graph says, and what to do. Subnormal FP16 weights
-#: are not among them: they lose less than the least step that FP16 makes near 1e-4.
+#: Warnings after which the engine would compute other numbers than the graph states, and what to do. Subnormal FP16
+#: weights are not among them: they lose less than the least step that FP16 makes near 1e-4.
 _WRONG = (
     # The bytes 128..255 are then taken as -128..-1.
     (r"UINT8 zero_point only on DLA", 'it would read uint8 as int8; set activations = "int8" in the target\'s scheme'),
@@ -58,7 +61,7 @@ def without_collector() -> Iterator[None]:
     """Keep Python's garbage collector off around calls of the library, which may log.
 
     The library logs while it holds a lock that freeing a builder takes as well. Were the collector to run inside the
-    logger, and to find a builder of before (in the traceback of an error, say), the process would wait for ever.
+    logger, and to find an earlier builder (in the traceback of an error, say), the process would wait for ever.
     """
     was_on = gc.isenabled()
     gc.disable()
@@ -70,21 +73,21 @@ def without_collector() -> Iterator[None]:
 
 
 class Journal:
-    """Keeps a library's messages; its :attr:`logger` is given to the library and must outlive all its objects.
+    """The messages of a library; its :attr:`logger` is given to the library and must outlive all its objects.
 
     Attributes:
-        logger: of the library's own type.
-        at: the constant or ONNX node that the parser is at, in words; the graph, while it is at none.
+        logger: A logger of the library's own type.
+        at: The constant or ONNX node that the parser is at, in words; the graph, while it is at none.
     """
 
-    def __init__(self, trt: Any) -> None:
+    def __init__(self, trt: ModuleType) -> None:
         self.at = THE_GRAPH
         self._warnings: dict[tuple[str, str], None] = {}
         self._errors: list[str] = []
-        take = self._take
+        take, base = self._take, trt.ILogger
 
-        class Logger(trt.ILogger):  # type: ignore[misc]  # the library has no types
-            def log(self, severity: Any, message: str) -> None:
+        class Logger(base):  # type: ignore[misc, valid-type]  # the library has no types
+            def log(self, severity: ILogger.Severity, message: str) -> None:
                 take(severity.name, message)
 
         self.logger = Logger()
@@ -104,7 +107,7 @@ class Journal:
         return tuple(text if at == THE_GRAPH else f"{at}: {text}" for at, text in said)
 
     def wrong(self) -> tuple[str, str, str] | None:
-        """Return place, warning and what to do, for the first warning after which the numbers would be wrong."""
+        """Return node, warning and what to do, for the first warning after which the numbers would be wrong."""
         for at, text in self._warnings:
             for pattern, what_to_do in _WRONG:
                 if re.search(pattern, text):
@@ -112,24 +115,24 @@ class Journal:
         return None
 
     def reason(self) -> str:
-        """Return the last errors; those that say why, before those that say that there is no GPU."""
-        told = [text for text in self._errors if not _NO_GPU.search(text)]
-        return " ".join(filter(None, map(plain, (told or self._errors)[-2:]))) or "it gave no reason"
+        """Return the last errors; errors that name a cause take precedence over those about a missing GPU."""
+        causes = [text for text in self._errors if not _NO_GPU.search(text)]
+        return " ".join(filter(None, map(plain, (causes or self._errors)[-2:]))) or "it gave no reason"
 
     def lacks_gpu(self) -> bool:
-        """Whether all that went wrong is that no GPU could be used."""
+        """Return whether nothing went wrong but that no GPU could be used."""
         return bool(self._errors) and all(_NO_GPU.search(text) for text in self._errors)
 
 
 def node(name: str, operator: str) -> str:
-    """Return how messages call an ONNX node, or the graph where the library names no node."""
+    """Return an ONNX node's name in messages, or the graph where the library names no node."""
     return f"node '{name}' ({operator})" if operator else THE_GRAPH
 
 
 def plain(message: str) -> str:
-    """Return a message as one line, without places in the library's source."""
+    """Return a message as one line, without positions in the library's source."""
     lines = [line for line in message.splitlines() if _ECHO not in line and not line.startswith("Invalid Node")]
-    return _PLACE.sub("", " ".join(lines)).strip()
+    return _POSITION.sub("", " ".join(lines)).strip()
 
 
 def advice(message: str) -> str:

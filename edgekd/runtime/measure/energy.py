@@ -106,7 +106,7 @@ def find_rails(wanted: Sequence[str] = (), root: Path = ROOT) -> tuple[Rail, ...
     return tuple(found[name] for name in names)
 
 
-def measure(rails: Sequence[Rail], run: Callable[[], object], seconds: float) -> Energy:
+def measure_energy(rails: Sequence[Rail], run: Callable[[], object], seconds: float) -> Energy:
     """Measure the energy of one call of ``run``: idle power first, then that of calls one after another.
 
     Args:

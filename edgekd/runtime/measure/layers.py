@@ -88,7 +88,7 @@ def from_tensorrt(times_ms: Mapping[str, list[float]]) -> tuple[LayerTime, ...]:
     )
 
 
-def fold(profile: Profile, branches: Mapping[str, Mapping[str, str]]) -> Profile:
+def assign_branches(profile: Profile, branches: Mapping[str, Mapping[str, str]]) -> Profile:
     """Return a profile whose layers have their branches.
 
     Args:

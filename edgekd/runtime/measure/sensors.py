@@ -36,7 +36,7 @@ class SensorReading:
     throttled_now: bool | None
 
 
-def look(root: Path = ROOT, gpu: bool = False) -> SensorReading:
+def read_sensors(root: Path = ROOT, gpu: bool = False) -> SensorReading:
     """Read the sensors.
 
     Args:

@@ -16,8 +16,8 @@ import torch
 from torch import Tensor, nn
 
 from edgekd.training.distillation.ensemble import members
-from edgekd.training.distillation.references import Known, Live, known
-from edgekd.training.distillation.terms import Side
+from edgekd.training.distillation.outputs import NetworkOutputs
+from edgekd.training.distillation.references import LiveReference, ReferenceOutputs, combine_outputs
 from edgekd.training.loop.evaluate import batches
 from edgekd.training.loop.loop import compute_device
 from edgekd.training.taps.taps import TappedModel
@@ -35,7 +35,9 @@ if TYPE_CHECKING:
 _IDS, _ROWS, _INPUTS = "ids", "rows", "inputs"
 
 
-def write(model: nn.Module, places: Mapping[str, Tap], split: Split, folder: Path, report: StageReporter) -> None:
+def write_outputs(
+    model: nn.Module, places: Mapping[str, Tap], split: Split, folder: Path, report: StageReporter
+) -> None:
     """Run a teacher over a split, in order and in fp32, and write what it gives into ``folder``.
 
     Args:
@@ -47,17 +49,19 @@ def write(model: nn.Module, places: Mapping[str, Tap], split: Split, folder: Pat
     """
     device = compute_device()
     with ExitStack() as stack:
-        live = Live(*(stack.enter_context(TappedModel(member, places)) for member in members(model.to(device))))
+        live = LiveReference(
+            *(stack.enter_context(TappedModel(member, places)) for member in members(model.to(device)))
+        )
         _write(live, split, device, folder, report)
 
 
-def _write(live: Live, split: Split, device: torch.device, folder: Path, report: StageReporter) -> None:
+def _write(live: LiveReference, split: Split, device: torch.device, folder: Path, report: StageReporter) -> None:
     ids: list[str] = []
     files: dict[str, Any] = {}
     for batch in batches(split):
         there = batch.to(device)
         first, last = len(ids), len(ids) + len(batch.ids)
-        for name, x in {_INPUTS: digests(there.inputs), **_columns(live(there).sides)}.items():
+        for name, x in {_INPUTS: digests(there.inputs), **_columns(live(there).networks)}.items():
             values = x.cpu().numpy()
             if name not in files:
                 shape = (len(split), *values.shape[1:])
@@ -81,16 +85,16 @@ class _StoredRows:
     same: np.ndarray[Any, Any]
 
 
-class Cached:
+class CachedReference:
     """A reference that is read from disk: a :class:`~edgekd.training.distillation.references.Reference`.
 
     Args:
         live: the networks whose outputs these are; they run for samples of other inputs.
-        folder: what :func:`write` wrote of these networks.
+        folder: what :func:`write_outputs` wrote of these networks.
         report: is told, once, that they must run after all.
     """
 
-    def __init__(self, live: Live, folder: Path, report: StageReporter) -> None:
+    def __init__(self, live: LiveReference, folder: Path, report: StageReporter) -> None:
         self.live, self.report = live, report
         self.places = list(live.networks[0].taps)
         names = [_logits(n) for n in range(len(live.networks))]
@@ -101,7 +105,7 @@ class Cached:
         )
         self._warned = False
 
-    def __call__(self, batch: Batch) -> Known:
+    def __call__(self, batch: Batch) -> ReferenceOutputs:
         """Return what is stored, and what the networks give of samples whose inputs are not those stored."""
         found = self._find(batch)
         device = batch.labels.device
@@ -109,9 +113,9 @@ class Cached:
         if not found.same.all():
             self._warn(batch.ids[int(np.argmin(found.same))])
             other = torch.from_numpy(np.flatnonzero(~found.same)).to(device)
-            for name, x in _columns(self.live(_part(batch, other)).sides).items():
+            for name, x in _columns(self.live(_part(batch, other)).networks).items():
                 columns[name][other] = x
-        return known([self._side(columns, network) for network in range(len(self.live.networks))])
+        return combine_outputs([self._side(columns, network) for network in range(len(self.live.networks))])
 
     def _find(self, batch: Batch) -> _StoredRows:
         # In the stored width, so that the sorted ids are searched where they lie and are not converted as a whole.
@@ -121,9 +125,9 @@ class Cached:
         rows = self._rows[at]
         return _StoredRows(rows, there & (self._inputs[rows] == digests(batch.inputs).cpu().numpy()))
 
-    def _side(self, columns: Mapping[str, Tensor], network: int) -> Side:
+    def _side(self, columns: Mapping[str, Tensor], network: int) -> NetworkOutputs:
         embeddings = {place: columns[_embedding(network, index)] for index, place in enumerate(self.places)}
-        return Side(columns[_logits(network)], embeddings, {})
+        return NetworkOutputs(columns[_logits(network)], embeddings, {})
 
     def _warn(self, sample: str) -> None:
         if not self._warned:
@@ -157,7 +161,7 @@ def _factors(seed: int, count: int, device: torch.device) -> Tensor:
     return (torch.randint(-(2**63), 2**63 - 1, (count,), generator=generator) | 1).to(device)
 
 
-def _columns(sides: Sequence[Side]) -> dict[str, Tensor]:
+def _columns(sides: Sequence[NetworkOutputs]) -> dict[str, Tensor]:
     """Return by their files' names what is stored of a batch."""
     columns = {}
     for network, side in enumerate(sides):

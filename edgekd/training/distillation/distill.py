@@ -1,12 +1,12 @@
-"""Stage: train the student from the teacher, aligning the modality Gram."""
+"""Stage: train the student from the teacher, with the modality Gram aligned."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
 from edgekd.training.distillation.modality_dropout import ModalityDropout
-from edgekd.training.distillation.setup import Models, aligned
-from edgekd.training.loop.evaluate import keep
+from edgekd.training.distillation.setup import DistillationNetworks, distillation_setup
+from edgekd.training.loop.evaluate import save_trained
 from edgekd.training.loop.input_statistics import training_channels
 from edgekd.training.loop.loop import Fit, compute_device, fit
 from edgekd.training.loop.weights import build
@@ -18,9 +18,9 @@ if TYPE_CHECKING:
 
     from edgekd.config.recipe import DistillConfig
     from edgekd.stages.artifacts import Trained
-    from edgekd.stages.progress import StageReporter
+    from edgekd.training.stage_run import StageRun
     from edgekd.training.taps.taps import Taps
-    from edgekd.training.task.protocol import LoadedTask
+    from edgekd.training.task.loading import LoadedTask
 
 
 def run(
@@ -28,22 +28,29 @@ def run(
     teacher: nn.Module,
     taps: Taps,
     config: DistillConfig,
-    seed: int,
-    folder: Path,
-    report: StageReporter,
+    stage: StageRun,
     outputs: Path | None = None,
 ) -> Trained:
-    """Distil a student into ``folder``; ``outputs`` are the teacher's, where they were written.
+    """Distil a student.
+
+    Args:
+        task: The user's task.
+        teacher: The trained teacher.
+        taps: Where both networks' embeddings are.
+        config: How to train.
+        stage: Seed, folder and reporter of the run.
+        outputs: Folder of the teacher's cached outputs; None to run it on every batch.
 
     Raises:
-        TaskError: a tap is wrong, or modalities are dropped and no training sample has one of them.
-        ModelError: training diverged, or the teacher cannot run in its precision.
+        TaskError: A tap is wrong, or modalities are dropped and no training sample has one of them.
+        ModelError: Training diverged, or the teacher cannot run in its precision.
     """
-    device = compute_device()
+    device, train = compute_device(), task.splits["train"]
     dropped = config.modality_dropout
-    spoil = ModalityDropout(training_channels(task.splits["train"], seed), dropped) if dropped else None
-    student = build(task.task.student, seed).to(device)
-    models = Models(student, teacher.to(device), outputs=outputs)
-    with aligned(task, models, taps, config.loss, seed, report, spoil) as (objective, validate):
-        history = fit(student, objective, task.splits["train"], validate, Fit(config, seed, folder, report))
-    return keep(task, student, taps.student, history, folder)
+    transform = ModalityDropout(training_channels(train, stage.seed), dropped) if dropped else None
+    student = build(task.task.student, stage.seed).to(device)
+    networks = DistillationNetworks(student, teacher.to(device), outputs=outputs)
+    setup = distillation_setup(task, networks, taps, config.loss, stage.seed, stage.report, transform)
+    with setup as (objective, validate):
+        history = fit(student, objective, train, validate, Fit(config, stage.seed, stage.folder, stage.report))
+    return save_trained(task, student, taps.student, history, stage.folder)

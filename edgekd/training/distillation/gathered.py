@@ -1,4 +1,4 @@
-"""What all processes see of one batch, put together."""
+"""Put together what all processes see of one batch."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from edgekd.training.distillation.terms import Seen, Side
+from edgekd.training.distillation.outputs import BatchOutputs, NetworkOutputs
 from edgekd.training.loop import distributed
 
 if TYPE_CHECKING:
@@ -15,31 +15,35 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
-def whole(seen: Seen, modalities: Sequence[str], maps: bool) -> Seen:
-    """Return what is seen of the whole batch, of which this process has a share; the same in all of them.
+def gather_batch(outputs: BatchOutputs, modalities: Sequence[str], maps: bool) -> BatchOutputs:
+    """Return the outputs of the whole batch, of which this process has a share; they are the same in all processes.
 
     Args:
-        seen: by this process.
-        modalities: of the task.
-        maps: whether any loss reads the modules' outputs, which are large; without, they are left out.
+        outputs: Outputs of this process's share.
+        modalities: Names of the task's modalities.
+        maps: Whether any loss reads the modules' outputs; if not, these are left out, since they are large.
     """
-    if distributed.size() == 1:
-        return seen
-    counts = distributed.sizes(len(seen.labels), seen.labels.device)
+    if distributed.world_size() == 1:
+        return outputs
+    counts = distributed.sample_counts(len(outputs.labels), outputs.labels.device)
 
-    def all_of(table: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    def gather_table(table: Mapping[str, Tensor]) -> dict[str, Tensor]:
         return {name: distributed.gather(x, counts) for name, x in table.items()}
 
-    def side(one: Side) -> Side:
-        return Side(distributed.gather(one.logits, counts), all_of(one.embeddings), all_of(one.outputs if maps else {}))
+    def gather_network(network: NetworkOutputs) -> NetworkOutputs:
+        return NetworkOutputs(
+            distributed.gather(network.logits, counts),
+            gather_table(network.embeddings),
+            gather_table(network.outputs if maps else {}),
+        )
 
-    everyone = torch.ones(len(seen.labels), device=seen.labels.device)
-    # A process whose samples lack nothing says nothing of it, while another's may.
-    masks = all_of({name: seen.present.get(name, everyone) for name in modalities})
-    return Seen(
-        side(seen.student),
-        distributed.gather(seen.teacher, counts),
-        [side(anchor) for anchor in seen.anchors],
-        distributed.gather(seen.labels, counts),
+    everyone = torch.ones(len(outputs.labels), device=outputs.labels.device)
+    # A process whose samples have all modalities has no masks, while another process may have some.
+    masks = gather_table({name: outputs.present.get(name, everyone) for name in modalities})
+    return BatchOutputs(
+        gather_network(outputs.student),
+        distributed.gather(outputs.teacher, counts),
+        [gather_network(anchor) for anchor in outputs.anchors],
+        distributed.gather(outputs.labels, counts),
         {name: mask for name, mask in masks.items() if not bool(mask.all())},
     )

@@ -1,9 +1,9 @@
-"""Weights of losses, held at a stated share of the gradient, and raised or lowered over the training."""
+"""Weights of losses, which are held at a stated share of the gradient and scheduled over the training."""
 
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, TypedDict
 
 import torch
 
@@ -17,12 +17,28 @@ if TYPE_CHECKING:
     from edgekd.config.recipe import Term
 
 
+class BalanceState(TypedDict):
+    """What a resumed run of a :class:`GradientBalance` needs.
+
+    Attributes:
+        step: Number of steps done.
+        bases: For each loss the mean gradient norm of the base loss on the same tensors.
+        norms: For each loss the mean norm of its own gradient.
+        weights: For each loss its weight.
+    """
+
+    step: int
+    bases: dict[str, float]
+    norms: dict[str, float]
+    weights: dict[str, float]
+
+
 def schedule(term: Term, progress: float) -> float:
-    """Return what a loss's weight is multiplied by.
+    """Return the factor, in [0, 1], on a loss's weight.
 
     Args:
-        term: its warm-up and decay.
-        progress: share of all steps that are done, in [0, 1).
+        term: The recipe's warm-up and decay of the loss.
+        progress: Share of all steps that are done, in [0, 1).
     """
     if progress < term.warm_up:
         return progress / term.warm_up
@@ -36,20 +52,20 @@ def schedule(term: Term, progress: float) -> float:
             return 1.0
 
 
-class Balance:
+class GradientBalance:
     """Weights that hold each loss at a stated multiple of a base loss's gradient norm.
 
     A fixed weight does not carry over between normalisations, batch sizes or models; a share of the gradient does.
     Norms are taken on the embeddings, where both gradients are cheap, and averaged over steps.
     """
 
-    #: Norms are measured at each of the first steps, then only now and then: they change slowly.
+    #: Norms are measured at each of the first steps and then at every tenth, since they change slowly.
     FIRST, EVERY = 50, 10
     MOMENTUM = 0.9
     #: A Gram that already matches has no gradient; without a bound its weight would grow without limit.
     LARGEST = 1e4
     SMALLEST = 1e-6
-    #: Steps after which a weight that is still nothing is no accident.
+    #: Steps after which a weight that is still close to 0 has vanished for good.
     SETTLED = 10
 
     def __init__(self, terms: Mapping[str, Term]) -> None:
@@ -63,10 +79,10 @@ class Balance:
         """Measure the gradient norms if it is time to, and set the weights that are not fixed.
 
         Args:
-            base: the loss whose gradient is the measure.
-            losses: the others, by name.
-            on: for each loss the tensors on which its norm and the base's are compared: what the taps that it reads put
-                out, before it was pooled.
+            base: The loss whose gradient is the measure.
+            losses: The other losses, by name.
+            on: For each loss the tensors on which its norm and the base's are compared: what the modules at its taps
+                put out, before it was pooled.
         """
         due = self._step < self.FIRST or self._step % self.EVERY == 0
         self._step += 1
@@ -96,14 +112,14 @@ class Balance:
         }
 
     def vanished(self) -> list[str]:
-        """Return the losses whose weight, if it is not fixed, has fallen to nothing."""
+        """Return the losses whose weight is held at a share and has fallen to 0."""
         return [
             name
             for name, term in self._terms.items()
             if term.weight == "auto" and self._step > self.SETTLED and not self.weights[name] > self.SMALLEST
         ]
 
-    def state(self) -> dict[str, Any]:
+    def state(self) -> BalanceState:
         """Return what a resumed run needs."""
         return {
             "step": self._step,
@@ -112,16 +128,16 @@ class Balance:
             "weights": dict(self.weights),
         }
 
-    def restore(self, state: dict[str, Any]) -> None:
-        """Take it back."""
+    def restore(self, state: BalanceState) -> None:
+        """Take up the state of a run that ended."""
         self._step, self.weights = state["step"], dict(state["weights"])
         self._bases, self._norms = dict(state["bases"]), dict(state["norms"])
 
 
 def _gradient_norm(loss: Tensor, tensors: Sequence[Tensor]) -> float:
-    # A tap may lie beside the way to the logits, whose losses then have no gradient there, or behind frozen layers.
+    # A tap may lie beside the path to the logits, whose losses then have no gradient there, or behind frozen layers.
     free = [tensor for tensor in tensors if tensor.requires_grad]
     if not free or not loss.requires_grad:
         return 0.0
     gradients = torch.autograd.grad(loss, free, retain_graph=True, allow_unused=True, materialize_grads=True)
-    return float(distributed.total(torch.stack([g.float().square().sum() for g in gradients]).sum()).sqrt())
+    return float(distributed.all_reduce(torch.stack([g.float().square().sum() for g in gradients]).sum()).sqrt())

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
-    from edgekd.runtime.corruption import Channels
+    from edgekd.runtime.corruption import ChannelStatistics
     from edgekd.training.task.protocol import Batch
 
 
@@ -33,7 +33,7 @@ class ModalityDropout:
         probability: p.
     """
 
-    def __init__(self, known: Mapping[str, Channels], probability: float) -> None:
+    def __init__(self, known: Mapping[str, ChannelStatistics], probability: float) -> None:
         self._means = {name: torch.from_numpy(channels.mean) for name, channels in known.items()}
         self._probability = probability
 

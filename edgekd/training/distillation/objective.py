@@ -2,74 +2,92 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, TypedDict
 
 import torch
 from torch import Tensor, nn
 
-from edgekd.training.distillation.gathered import whole
-from edgekd.training.distillation.gradient_balance import Balance, schedule
+from edgekd.plugins import is_plugin
+from edgekd.training.distillation.bound_losses import bind_losses
+from edgekd.training.distillation.gathered import gather_batch
+from edgekd.training.distillation.gradient_balance import GradientBalance, schedule
 from edgekd.training.distillation.losses.logits import cross_entropy, kd_loss
-from edgekd.training.distillation.references import side
-from edgekd.training.distillation.terms import Seen, make_extras
+from edgekd.training.distillation.outputs import BatchOutputs
+from edgekd.training.distillation.references import float_outputs
 from edgekd.training.loop import distributed
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
 
     from edgekd.config.recipe import LossConfig
     from edgekd.stages.progress import StageReporter
+    from edgekd.training.distillation.gradient_balance import BalanceState
+    from edgekd.training.distillation.loss_taps import LossTaps
     from edgekd.training.distillation.references import Reference
-    from edgekd.training.distillation.terms import Where
     from edgekd.training.taps.taps import TappedModel
     from edgekd.training.task.protocol import Batch
 
 Figures = dict[str, "Tensor | float"]
 
 
-class Supervised:
+class DistillationState(TypedDict):
+    """What a resumed run of a :class:`DistillationObjective` needs.
+
+    Attributes:
+        balance: State of the weights of the losses.
+        extras: For each loss the state of what it learns.
+    """
+
+    balance: BalanceState
+    extras: dict[str, dict[str, Tensor]]
+
+
+class SupervisedObjective:
     """Cross entropy with the labels."""
 
     def __init__(self, tapped: TappedModel) -> None:
         self.tapped = tapped
 
     def __call__(self, batch: Batch, progress: float) -> tuple[Tensor, Figures]:  # noqa: ARG002  (no schedule here)
-        """Return the loss and the figures to log."""
+        """Return the loss, a scalar, and no figures beside it."""
         logits, _ = self.tapped(list(batch.inputs.values()))
         labels = batch.labels
-        if distributed.size() > 1:
-            counts = distributed.sizes(len(labels), labels.device)
+        if distributed.world_size() > 1:
+            counts = distributed.sample_counts(len(labels), labels.device)
             logits, labels = (distributed.gather(x, counts) for x in (logits, labels))
         return cross_entropy(logits, labels), {}
 
     def parameters(self) -> list[nn.Parameter]:
-        """Nothing is learned beside the model."""
+        """Return nothing: nothing is learned beside the model."""
         return []
 
-    def state(self) -> dict[str, Any]:
-        """Nothing to keep."""
+    def state(self) -> dict[str, object]:
+        """Return an empty state."""
         return {}
 
-    def restore(self, state: dict[str, Any]) -> None:
-        """Nothing to take back."""
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Do nothing: there is no state."""
 
 
-class Distillation:
+class DistillationObjective:
     """``ce * CE + kd * T^2 * KL(teacher || student) + sum over extras of weight * loss(anchor, student)``.
 
     Args:
-        student: what is trained, read at the :func:`edgekd.training.distillation.terms.places` of the losses.
-        teacher: gives the logits.
-        anchor: gives the embeddings that the student is aligned with: the teacher when distilling, the unpruned student
-            when fine-tuning what was pruned from it.
-        config: weights, temperature, losses.
-        where: what the losses may look at.
-        report: hears of a weight that vanishes.
-        spoil: makes of each training batch what the student is given in its stead, and says what of it is present;
-            None for the batch itself.
+        student: The network that is trained, with the taps of
+            :func:`edgekd.training.distillation.loss_taps.taps_with_losses`.
+        teacher: The reference that gives the logits.
+        anchor: The reference that gives the embeddings which the student is aligned with: the teacher in distillation,
+            the unpruned student in the fine-tune of what was pruned from it.
+        config: Weights, temperature, losses.
+        taps: Where the losses may read the networks.
+        report: Receives a warning where a weight vanishes.
+        transform: Makes of each training batch the one that the student is given, and says which modalities are
+            present in it; None to give it the batch itself.
 
     Raises:
-        TaskError: a loss names a modality or a pair that the task does not have.
+        TaskError: A loss names a modality or a pair that the task does not have, or the user's own is not to be found.
+        RecipeError: A loss is told what it does not take.
     """
 
     def __init__(
@@ -78,68 +96,94 @@ class Distillation:
         teacher: Reference,
         anchor: Reference,
         config: LossConfig,
-        where: Where,
+        taps: LossTaps,
         report: StageReporter,
-        spoil: Callable[[Batch], Batch] | None = None,
+        transform: Callable[[Batch], Batch] | None = None,
     ) -> None:
         self.student, self.teacher, self.anchor = student, teacher, anchor
-        self.config, self.report, self.spoil = config, report, spoil
-        self.extras = make_extras(config, where)
-        self.balance = Balance(config.terms)
-        self._maps = any(term.loss == "ickd" for term in config.terms.values())
+        self.config, self.report, self.transform = config, report, transform
+        self.extras = bind_losses(config, taps)
+        self.balance = GradientBalance(config.terms)
         self._warned: set[str] = set()
 
-    def prepare(self, batch: Batch, seed: int) -> Distillation:
-        """Make what losses learn beside the student, e.g. projections between widths, which a batch shows.
+    @property
+    def reads_maps(self) -> bool:
+        """Whether any loss reads what modules put out before it is pooled."""
+        return any(extra.loss.kind == "maps" for extra in self.extras.values())
+
+    def prepare(self, batch: Batch, seed: int) -> DistillationObjective:
+        """Make what losses learn beside the student, such as projections between widths, which a batch shows.
 
         Args:
-            batch: a few samples, on the student's device.
-            seed: of the initial weights; no generator of others is moved.
+            batch: A few samples, on the student's device.
+            seed: Seed of the initial weights; the process's own generators are left as they are.
         """
-        was_training = self.student.model.training
-        self.student.model.eval()
-        with torch.no_grad(), torch.random.fork_rng():
-            seen = self._see(batch)[0]
+        with self._evaluating(), torch.no_grad(), torch.random.fork_rng():
+            outputs = self._outputs(batch)[0]
             torch.manual_seed(seed)
             for extra in self.extras.values():
-                extra.prepare(seen)
-        self.student.model.train(was_training)
+                extra.prepare(outputs)
         return self
 
-    def __call__(self, batch: Batch, progress: float) -> tuple[Tensor, Figures]:
-        """Return the loss and the figures to log.
+    def try_own_losses(self, batch: Batch) -> None:
+        """Compute the losses of the user's own once, on an objective that was prepared.
 
         Args:
-            batch: on the student's device.
-            progress: share of all steps that are done, in [0, 1).
+            batch: A few samples, on the student's device.
+
+        Raises:
+            TaskError: One fails, or returns something other than a scalar.
         """
-        seen, outputs = self._see(batch)
-        ce = cross_entropy(seen.student.logits, seen.labels)
-        kd = kd_loss(seen.student.logits, seen.teacher, self.config.temperature)
+        own = [extra for extra in self.extras.values() if is_plugin(extra.term.loss or extra.name)]
+        if own:
+            with self._evaluating(), torch.random.fork_rng():
+                outputs = self._outputs(batch)[0]
+                for extra in own:
+                    extra(outputs)
+
+    @contextmanager
+    def _evaluating(self) -> Iterator[None]:
+        was_training = self.student.model.training
+        self.student.model.eval()
+        try:
+            yield
+        finally:
+            self.student.model.train(was_training)
+
+    def __call__(self, batch: Batch, progress: float) -> tuple[Tensor, Figures]:
+        """Return the loss, a scalar, and the figures to log.
+
+        Args:
+            batch: A batch on the student's device.
+            progress: Share of all steps that are done, in [0, 1).
+        """
+        outputs, tapped = self._outputs(batch)
+        ce = cross_entropy(outputs.student.logits, outputs.labels)
+        kd = kd_loss(outputs.student.logits, outputs.teacher, self.config.temperature)
         base = self.config.ce * ce + self.config.kd * kd
         with torch.autocast(batch.labels.device.type, enabled=False):  # it would round the gradients, too
-            losses = {name: extra(seen) for name, extra in self.extras.items()}
-            self.balance.update(base, losses, {n: [outputs[place] for place in e.on] for n, e in self.extras.items()})
+            losses = {name: extra(outputs) for name, extra in self.extras.items()}
+            on = {name: [tapped[tap] for tap in extra.student_taps] for name, extra in self.extras.items()}
+            self.balance.update(base, losses, on)
         self._warn_of_vanished()
+        scales = {name: schedule(extra.term, progress) for name, extra in self.extras.items()}
         total = base
         for name, loss in losses.items():
-            total = total + self.balance.weights[name] * schedule(self.extras[name].term, progress) * loss
+            total = total + self.balance.weights[name] * scales[name] * loss
         figures: Figures = {"ce": ce.detach(), "kd": kd.detach()}
         figures |= {f"loss.{name}": loss.detach() for name, loss in losses.items()}
         figures |= {f"weight.{name}": weight for name, weight in self.balance.weights.items()}
-        figures |= {
-            f"share.{name}": share * schedule(self.extras[name].term, progress)
-            for name, share in self.balance.shares().items()
-        }
+        figures |= {f"share.{name}": share * scales[name] for name, share in self.balance.shares().items()}
         return total, figures
 
-    def _see(self, batch: Batch) -> tuple[Seen, Mapping[str, Tensor]]:
-        known = self.teacher(batch)
-        anchors = known.sides if self.anchor is self.teacher else self.anchor(batch).sides
-        given = self.spoil(batch) if self.spoil and self.student.model.training else batch
-        reading = self.student.read(list(given.inputs.values()))
-        seen = Seen(side(reading), known.logits, anchors, batch.labels, given.present)
-        return whole(seen, list(batch.inputs), self._maps), reading.outputs
+    def _outputs(self, batch: Batch) -> tuple[BatchOutputs, Mapping[str, Tensor]]:
+        """Return what losses see of a batch, and what the student's tapped modules put out of this process's share."""
+        reference = self.teacher(batch)
+        anchors = reference.networks if self.anchor is self.teacher else self.anchor(batch).networks
+        given = self.transform(batch) if self.transform and self.student.model.training else batch
+        tapped = self.student.read(list(given.inputs.values()))
+        outputs = BatchOutputs(float_outputs(tapped), reference.logits, anchors, batch.labels, given.present)
+        return gather_batch(outputs, list(batch.inputs), self.reads_maps), tapped.outputs
 
     def _warn_of_vanished(self) -> None:
         for name in set(self.balance.vanished()) - self._warned:
@@ -153,15 +197,15 @@ class Distillation:
         """Return what is learned beside the student."""
         return [parameter for extra in self.extras.values() for parameter in extra.parameters()]
 
-    def state(self) -> dict[str, Any]:
+    def state(self) -> DistillationState:
         """Return what a resumed run needs."""
         return {
             "balance": self.balance.state(),
             "extras": {name: extra.state_dict() for name, extra in self.extras.items()},
         }
 
-    def restore(self, state: dict[str, Any]) -> None:
-        """Take it back."""
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Take up the state of a run that ended."""
         self.balance.restore(state["balance"])
         for name, extra in self.extras.items():
             extra.load_state_dict(state["extras"][name])

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Protocol
 
 import torch
 
-from edgekd.training.distillation.terms import Side
+from edgekd.training.distillation.outputs import NetworkOutputs
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -20,33 +20,33 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Known:
-    """What a reference says of a batch.
+class ReferenceOutputs:
+    """What a reference gives for a batch.
 
     Attributes:
-        logits: [B, C].
-        sides: of each of its networks logits and embeddings.
+        logits: Logits [B, C] of all its networks together.
+        networks: Logits and embeddings of each of its networks.
     """
 
     logits: Tensor
-    sides: Sequence[Side]
+    networks: Sequence[NetworkOutputs]
 
 
 class Reference(Protocol):
-    """Anything that says of a batch what the student is to learn; no gradient goes there."""
+    """Gives for each batch what the student is to learn; no gradient flows into it."""
 
-    def __call__(self, batch: Batch) -> Known:
-        """Return it."""
+    def __call__(self, batch: Batch) -> ReferenceOutputs:
+        """Return the outputs for a batch."""
 
 
-class Live:
+class LiveReference:
     """Networks that run on every batch, frozen and in evaluation mode.
 
-    Of several, each has its embeddings aligned with (the Gram with the mean of theirs), and the logits are the
-    logarithm of their mean probability.
+    Where there are several, the student is aligned with the embeddings of each (its Gram with the mean of their
+    Grams), and the logits are the logarithm of their mean probability.
 
     Args:
-        networks: one or more, tapped alike.
+        networks: One network or more, with the same taps.
     """
 
     def __init__(self, *networks: TappedModel) -> None:
@@ -55,29 +55,29 @@ class Live:
             tapped.model.eval()
             tapped.model.requires_grad_(False)
 
-    def __call__(self, batch: Batch) -> Known:
-        """Run them."""
+    def __call__(self, batch: Batch) -> ReferenceOutputs:
+        """Run the networks on a batch."""
         with torch.no_grad():
-            sides = [side(tapped.read(list(batch.inputs.values()))) for tapped in self.networks]
-        return known(sides)
+            outputs = [float_outputs(tapped.read(list(batch.inputs.values()))) for tapped in self.networks]
+        return combine_outputs(outputs)
 
 
-def known(sides: Sequence[Side]) -> Known:
-    """Return what networks say together: logits that are the logarithm of their mean probability, or one's own."""
-    if len(sides) == 1:
-        return Known(sides[0].logits, sides)
-    return Known(mean_logits([one.logits for one in sides]), sides)
+def combine_outputs(networks: Sequence[NetworkOutputs]) -> ReferenceOutputs:
+    """Return what networks give together; their logits are the logarithm of their mean probability, or one's own."""
+    if len(networks) == 1:
+        return ReferenceOutputs(networks[0].logits, networks)
+    return ReferenceOutputs(mean_logits([network.logits for network in networks]), networks)
 
 
 def mean_logits(logits: Sequence[Tensor]) -> Tensor:
     """Return the logarithm of the mean probability of networks whose logits are [B, C] each."""
-    return torch.stack([one.log_softmax(1) for one in logits]).logsumexp(0) - math.log(len(logits))
+    return torch.stack([x.log_softmax(1) for x in logits]).logsumexp(0) - math.log(len(logits))
 
 
-def side(reading: TapOutputs) -> Side:
-    """Return a reading in fp32, whatever autocast made of it."""
-    return Side(
-        reading.logits.float(),
-        {name: z.float() for name, z in reading.embeddings.items()},
-        {name: output.float() for name, output in reading.outputs.items()},
+def float_outputs(outputs: TapOutputs) -> NetworkOutputs:
+    """Return what was read of a network in float32, whatever autocast made of it."""
+    return NetworkOutputs(
+        outputs.logits.float(),
+        {name: z.float() for name, z in outputs.embeddings.items()},
+        {name: output.float() for name, output in outputs.outputs.items()},
     )

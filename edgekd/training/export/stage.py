@@ -17,7 +17,7 @@ from edgekd.runtime.backends.onnxruntime import open_engine
 from edgekd.runtime.session import write_arrays
 from edgekd.stages.artifacts import CALIBRATION, TEST, Exported, TaskFacts, onnx_name
 from edgekd.training.export.onnx import ExportNetwork, write_onnx
-from edgekd.training.loop.evaluate import batches, truth
+from edgekd.training.loop.evaluate import batches, ground_truth
 from edgekd.training.taps.taps import TappedModel
 
 if TYPE_CHECKING:
@@ -26,7 +26,8 @@ if TYPE_CHECKING:
 
     from edgekd.config.recipe import ExportConfig
     from edgekd.stages.progress import StageReporter
-    from edgekd.training.task.protocol import LoadedTask, Split
+    from edgekd.training.task.loading import LoadedTask
+    from edgekd.training.task.protocol import Split
 
 _PARITY_SAMPLES = 64
 
@@ -83,7 +84,7 @@ def _facts(task: LoadedTask, logits: int) -> TaskFacts:
 
 def save_samples(split: Split, path: Path) -> None:
     """Write a split's inputs, ids, labels and groups as ``.npz``."""
-    known = truth(split)
+    known = ground_truth(split)
     columns: dict[str, list[Any]] = {}
     for batch in batches(split):
         for name, x in batch.inputs.items():

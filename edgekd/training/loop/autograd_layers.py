@@ -87,7 +87,7 @@ def _slices(layer: nn.Module) -> int:
     return int(cast("Any", getattr(layer, "groups", 1)))
 
 
-def width_givers(model: nn.Module, taps: Mapping[str, Tap], inputs: Sequence[Tensor]) -> list[nn.Module]:
+def width_defining_layers(model: nn.Module, taps: Mapping[str, Tap], inputs: Sequence[Tensor]) -> list[nn.Module]:
     """Return the layers whose output channels are the channels of an embedding or of the logits.
 
     Found from each of those outputs backwards, never past a layer that makes new channels. So a tap may name any
@@ -113,7 +113,7 @@ def attention_layers(model: nn.Module, taps: Mapping[str, Tap], inputs: Sequence
     return list(_behind(factors, model, through=False))
 
 
-def encoders(model: nn.Module, taps: Mapping[str, Tap], inputs: Sequence[Tensor]) -> dict[nn.Module, str]:
+def encoder_layers(model: nn.Module, taps: Mapping[str, Tap], inputs: Sequence[Tensor]) -> dict[nn.Module, str]:
     """Return for each layer that one modality's embedding alone is computed by, which modality that is.
 
     Layers that several embeddings pass through, and those after them, are in no modality's encoder. Parameters must be

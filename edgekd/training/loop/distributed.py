@@ -29,7 +29,7 @@ _PATIENCE = timedelta(hours=6)
 
 
 @contextmanager
-def joined() -> Iterator[None]:
+def process_group() -> Iterator[None]:
     """Be one of the processes that torchrun started, as its variables of the environment say.
 
     Raises:
@@ -46,7 +46,7 @@ def joined() -> Iterator[None]:
         dist.init_process_group("cpu:gloo,cuda:nccl" if cuda else "gloo", timeout=_PATIENCE)
     try:
         yield
-        wait()
+        barrier()
     finally:
         dist.destroy_process_group()
 
@@ -64,7 +64,7 @@ def _answered() -> Iterator[None]:
         ) from error
 
 
-def size() -> int:
+def world_size() -> int:
     """Return how many processes train together."""
     return dist.get_world_size() if dist.is_initialized() else 1
 
@@ -74,7 +74,7 @@ def rank() -> int:
     return dist.get_rank() if dist.is_initialized() else 0
 
 
-def leads() -> bool:
+def is_main() -> bool:
     """Whether this is the process that writes, measures and reports."""
     return rank() == 0
 
@@ -84,14 +84,14 @@ def local_rank() -> int:
     return int(os.environ.get("LOCAL_RANK", rank())) if dist.is_initialized() else 0
 
 
-def wait() -> None:
+def barrier() -> None:
     """Wait until all are here."""
-    total(torch.zeros(1))
+    all_reduce(torch.zeros(1))
 
 
-def share(value: Any = None) -> Any:
+def broadcast_object(value: Any = None) -> Any:
     """Return what rank 0 gives, to all."""
-    if size() == 1:
+    if world_size() == 1:
         return value
     values = [value]
     with _answered():
@@ -99,17 +99,17 @@ def share(value: Any = None) -> Any:
     return values[0]
 
 
-def total(x: Tensor) -> Tensor:
+def all_reduce(x: Tensor) -> Tensor:
     """Return the sum over all processes of a tensor without a gradient, in place."""
-    if size() > 1:
+    if world_size() > 1:
         with _answered():
             dist.all_reduce(x)
     return x
 
 
-def align(tensors: Iterable[Tensor]) -> None:
+def broadcast(tensors: Iterable[Tensor]) -> None:
     """Give all processes rank 0's values, in place."""
-    if size() > 1:
+    if world_size() > 1:
         with torch.no_grad(), _answered():
             for tensor in tensors:
                 values = tensor.contiguous()
@@ -117,11 +117,11 @@ def align(tensors: Iterable[Tensor]) -> None:
                 tensor.copy_(values)
 
 
-def sizes(count: int, device: torch.device) -> list[int]:
+def sample_counts(count: int, device: torch.device) -> list[int]:
     """Return how many samples of the batch each process has, of which this one's is ``count``."""
-    counts = torch.zeros(size(), dtype=torch.int64, device=device)
+    counts = torch.zeros(world_size(), dtype=torch.int64, device=device)
     counts[rank()] = count
-    return [int(n) for n in total(counts)]
+    return [int(n) for n in all_reduce(counts)]
 
 
 def gather(x: Tensor, counts: Sequence[int]) -> Tensor:
@@ -132,7 +132,7 @@ def gather(x: Tensor, counts: Sequence[int]) -> Tensor:
 
     Args:
         x: this process's.
-        counts: see :func:`sizes`.
+        counts: see :func:`sample_counts`.
     """
     gathered: Tensor = _Gather.apply(x, counts)  # type: ignore[no-untyped-call]
     return gathered
@@ -163,15 +163,15 @@ def reduce_gradients(own: Iterable[nn.Parameter], common: Iterable[nn.Parameter]
         common: weights that every process applied to the gathered batch: their gradients are whole already, and the
             mean keeps them the same to the last bit.
     """
-    if size() == 1:
+    if world_size() == 1:
         return
-    scales = [(p, 1.0) for p in own if p.requires_grad] + [(p, 1 / size()) for p in common if p.requires_grad]
+    scales = [(p, 1.0) for p in own if p.requires_grad] + [(p, 1 / world_size()) for p in common if p.requires_grad]
     if not scales:
         return
     gradients = [torch.zeros_like(p) if p.grad is None else p.grad * scale for p, scale in scales]
     # A weight that no process used has no gradient, which to the optimizer is not a gradient of 0.
     used = torch.tensor([float(p.grad is not None) for p, _ in scales], device=gradients[0].device)
-    flat = total(torch.cat([used, *(gradient.float().reshape(-1) for gradient in gradients)]))
+    flat = all_reduce(torch.cat([used, *(gradient.float().reshape(-1) for gradient in gradients)]))
     parts = torch.split(flat, [len(scales), *(p.numel() for p, _ in scales)])
     for (p, _), count, part in zip(scales, parts[0].tolist(), parts[1:], strict=True):
         if count:

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader
 
 from edgekd.gram.drift import Bootstrap, measure_drift
 from edgekd.gram.probe import Probe
@@ -15,7 +15,7 @@ from edgekd.stages.artifacts import PROBE, WEIGHTS, Trained
 from edgekd.training.loop import distributed
 from edgekd.training.loop.weights import save_weights
 from edgekd.training.taps.taps import TappedModel
-from edgekd.training.task.protocol import Batch, LoadedTask, Split, collate
+from edgekd.training.task.protocol import Batch, Split, as_dataset, collate
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
     from edgekd.config.recipe import Tap
     from edgekd.training.loop.loop import Epoch
+    from edgekd.training.task.loading import LoadedTask
 
 _BATCH = 256
 
@@ -33,7 +34,7 @@ _UNBOUNDED = Bootstrap(resamples=1)
 
 
 @dataclass(frozen=True)
-class Truth:
+class GroundTruth:
     """What is known of a split's samples: ids, labels [N], and groups [N] or None where samples are independent."""
 
     ids: np.ndarray[Any, Any]
@@ -43,16 +44,16 @@ class Truth:
 
 def batches(split: Split) -> DataLoader[Batch]:
     """Return the split's batches in order."""
-    return DataLoader(cast("Dataset[Any]", split), _BATCH, collate_fn=collate)
+    return DataLoader(as_dataset(split), _BATCH, collate_fn=collate)
 
 
-def few(task: LoadedTask, device: torch.device) -> Batch:
+def example_batch(task: LoadedTask, device: torch.device) -> Batch:
     """Return the first two training samples, enough to see what widths networks have."""
     split = task.splits["train"]
     return collate([split[index] for index in range(min(2, len(split)))]).to(device)
 
 
-def truth(split: Split, check: Callable[[Batch], None] | None = None) -> Truth:
+def ground_truth(split: Split, check: Callable[[Batch], None] | None = None) -> GroundTruth:
     """Collect ids, labels and groups of a split; ``check`` sees each batch on the way."""
     ids: list[str] = []
     groups: list[str] = []
@@ -63,7 +64,7 @@ def truth(split: Split, check: Callable[[Batch], None] | None = None) -> Truth:
         ids += batch.ids
         groups += batch.groups
         labels.append(batch.labels.numpy())
-    return Truth(np.array(ids), np.concatenate(labels), np.array(groups) if any(groups) else None)
+    return GroundTruth(np.array(ids), np.concatenate(labels), np.array(groups) if any(groups) else None)
 
 
 def probe(
@@ -104,7 +105,7 @@ class Validation:
         self, task: LoadedTask, model: nn.Module, taps: Mapping[str, Tap], reference: Probe | None = None
     ) -> None:
         self._task, self._model, self._taps, self._reference = task, model, taps, reference
-        self._truth = truth(task.splits["val"])
+        self._truth = ground_truth(task.splits["val"])
 
     def __call__(self) -> Epoch:
         """Return "validation" and, with a reference, "drift"."""
@@ -115,11 +116,13 @@ class Validation:
         return figures
 
 
-def keep(task: LoadedTask, model: nn.Module, taps: Mapping[str, Tap], history: list[Epoch], folder: Path) -> Trained:
+def save_trained(
+    task: LoadedTask, model: nn.Module, taps: Mapping[str, Tap], history: list[Epoch], folder: Path
+) -> Trained:
     """Write a trained model's weights and its probe of the test split, and sum up."""
     probed = probe(model, taps, task.splits["test"])
-    if distributed.leads():
+    if distributed.is_main():
         save_weights(model, folder / WEIGHTS)
         probed.save(folder / PROBE)
-    score = task.metric(probed.logits, truth(task.splits["test"]).labels)
+    score = task.metric(probed.logits, ground_truth(task.splits["test"]).labels)
     return Trained(score, sum(p.numel() for p in model.parameters()), history)

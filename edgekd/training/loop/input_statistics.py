@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from edgekd.errors import TaskError
-from edgekd.runtime.corruption import Channels
+from edgekd.runtime.corruption import ChannelStatistics
 from edgekd.training.loop.evaluate import batches
 from edgekd.training.loop.weights import seed_all
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     Array = np.ndarray[Any, Any]
 
 
-def training_channels(split: Split, seed: int) -> dict[str, Channels]:
+def training_channels(split: Split, seed: int) -> dict[str, ChannelStatistics]:
     """Read a split once and return the statistics of each modality, over the samples that have it.
 
     Args:
@@ -64,7 +64,7 @@ class _RunningMoments:
         self._mean = self._mean + apart * count / total
         self.count = total
 
-    def channels(self) -> Channels:
+    def channels(self) -> ChannelStatistics:
         """Return what was found, in single precision as the inputs are."""
         deviation = np.sqrt(self._squares / self.count)
-        return Channels(np.asarray(self._mean, np.float32), np.asarray(deviation, np.float32))
+        return ChannelStatistics(np.asarray(self._mean, np.float32), np.asarray(deviation, np.float32))

@@ -2,24 +2,25 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol, cast
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.optim.lr_scheduler import LRScheduler, OneCycleLR
+from torch.utils.data import DataLoader
 
-from edgekd.errors import ModelError, RecipeError
+from edgekd.errors import ModelError
 from edgekd.files import atomic_path
 from edgekd.stages.cache import CHECKPOINT
 from edgekd.training.loop import distributed
 from edgekd.training.loop.autograd_layers import train_unfrozen
+from edgekd.training.loop.batches import BatchOrder, epoch_seed
 from edgekd.training.loop.weights import load_plain, seed_all
-from edgekd.training.task.protocol import Batch, Split, collate
+from edgekd.training.task.protocol import Batch, Split, as_dataset, collate
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Mapping, Sequence
     from pathlib import Path
 
     from edgekd.config.recipe import Training
@@ -33,7 +34,7 @@ _RANK_SEEDS = 1_000_000_007
 
 
 class Objective(Protocol):
-    """What is minimised. It may keep a state, which travels with the checkpoint."""
+    """What is minimised. It may have a state, which is kept in the checkpoint."""
 
     def __call__(self, batch: Batch, progress: float) -> tuple[Tensor, dict[str, Tensor | float]]:
         """Return the loss to minimise, and the figures to log; ``progress`` is the share of all steps done."""
@@ -41,23 +42,23 @@ class Objective(Protocol):
     def parameters(self) -> Sequence[nn.Parameter]:
         """Return what is learned beside the model."""
 
-    def state(self) -> dict[str, Any]:
+    def state(self) -> Mapping[str, object]:
         """Return the state: numbers, strings, tensors, lists and dicts of them."""
 
-    def restore(self, state: dict[str, Any]) -> None:
-        """Take a state back."""
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Take up the state of a run that ended."""
 
 
 @dataclass(frozen=True)
 class Fit:
-    """Everything the loop needs beside the model and the objective.
+    """How to train.
 
     Attributes:
-        config: epochs, batch size, learning rate, weight decay.
-        seed: with the epoch's number it decides order, dropout and augmentation, so a resumed run repeats an
-            undisturbed one.
-        folder: where the checkpoint lies while training runs.
-        report: hears of each epoch.
+        config: Epochs, batch size, learning rate, weight decay.
+        seed: Seed that, with the epoch's number, decides order, dropout and augmentation, so that a resumed run repeats
+            an undisturbed one.
+        folder: Folder of the checkpoint while training runs.
+        report: Receives each epoch.
     """
 
     config: Training
@@ -66,8 +67,25 @@ class Fit:
     report: StageReporter
 
 
+@dataclass(frozen=True)
+class _Parts:
+    """What is trained, and what its checkpoint holds.
+
+    Attributes:
+        model: The model.
+        objective: What is minimised.
+        optimizer: AdamW over the weights of both.
+        schedule: The schedule of the learning rate.
+    """
+
+    model: nn.Module
+    objective: Objective
+    optimizer: torch.optim.Optimizer
+    schedule: LRScheduler
+
+
 def compute_device() -> torch.device:
-    """Return CUDA where there is one, this process's own of several, else the CPU."""
+    """Return CUDA where there is one (that of this process, where there are several), else the CPU."""
     return torch.device("cuda", distributed.local_rank()) if torch.cuda.is_available() else torch.device("cpu")
 
 
@@ -75,115 +93,66 @@ def fit(model: nn.Module, objective: Objective, train: Split, validate: Callable
     """Train ``model`` in place with AdamW under OneCycle; the last epoch is kept, never the best.
 
     Args:
-        model: on its device; parameters that need no gradient stay as they are, and so do the running statistics of
-            BatchNorm among them. One at least must need it.
-        objective: called with each batch.
-        train: the training split.
-        validate: called after each epoch, with the model in evaluation mode; its figures, "validation" among them, are
+        model: The model, on its device. Parameters that need no gradient stay as they are, and so do the running
+            statistics of BatchNorm among them; at least one must need it.
+        objective: Called with each batch.
+        train: The training split.
+        validate: Called after each epoch, with the model in evaluation mode; its figures, "validation" among them, are
             kept beside the losses.
-        run: how to train.
+        run: How to train.
 
     Returns:
-        One entry an epoch.
+        One entry for each epoch.
 
     Raises:
-        ModelError: the loss is not finite.
+        ModelError: The loss is not finite.
+        RecipeError: Batches are too small for the processes that share them.
     """
     config = run.config
     device = next(model.parameters()).device
-    batches = _Batches(len(train), config.batch_size, run.seed, config.accumulate)
-    loader: DataLoader[Batch] = DataLoader(cast("Dataset[Any]", train), batch_sampler=batches, collate_fn=collate)
+    order = BatchOrder(len(train), config.batch_size, run.seed, config.accumulate)
+    loader: DataLoader[Batch] = DataLoader(as_dataset(train), batch_sampler=order, collate_fn=collate)
     trained = [p for p in [*model.parameters(), *objective.parameters()] if p.requires_grad]
     optimizer = torch.optim.AdamW(trained, lr=config.learning_rate, weight_decay=config.weight_decay)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(
-        optimizer, config.learning_rate, total_steps=config.epochs * batches.count
-    )
-    parts = {"model": model, "optimizer": optimizer, "schedule": schedule}
-    history = _resume(run, parts, objective, device)
-    distributed.align([*model.parameters(), *model.buffers(), *objective.parameters()])
+    schedule = OneCycleLR(optimizer, config.learning_rate, total_steps=config.epochs * order.count)
+    parts = _Parts(model, objective, optimizer, schedule)
+    history = _resume(run, parts, device)
+    distributed.broadcast([*model.parameters(), *model.buffers(), *objective.parameters()])
     for epoch in range(len(history), config.epochs):
-        seed_all(_epoch_seed(run.seed, epoch) + distributed.rank() * _RANK_SEEDS)
-        batches.epoch = epoch
-        figures = _one_epoch(model, objective, loader, optimizer, schedule, batches, config.epochs)
+        seed_all(epoch_seed(run.seed, epoch) + distributed.rank() * _RANK_SEEDS)
+        order.epoch = epoch
+        figures = _one_epoch(parts, loader, order, config.epochs)
         model.eval()
-        history.append({**figures, **(validate() if distributed.leads() else {})})
-        if not distributed.leads():
+        history.append({**figures, **(validate() if distributed.is_main() else {})})
+        if not distributed.is_main():
             continue
-        _save(run.folder / CHECKPOINT, parts, objective, history)
-        run.report.advance(epoch + 1, config.epochs, _told(history[-1]))
+        _save(run.folder / CHECKPOINT, parts, history)
+        run.report.advance(epoch + 1, config.epochs, _note(history[-1]))
     return history
 
 
-def _told(epoch: Epoch) -> str:
-    """Say in a few words how an epoch went."""
+def _note(epoch: Epoch) -> str:
+    """Return an epoch's figures in a few words."""
     forms = {"loss": ".3f", "validation": ".3f", "drift": ".4f"}
     return ", ".join(f"{name} {epoch[name]:{form}}" for name, form in forms.items() if name in epoch)
 
 
-class _Batches(Sampler[list[int]]):
-    """Every sample once an epoch, in an order decided by seed and epoch alone, in batches of nearly one size.
-
-    No batch is left with a single sample, which has no batch statistics and no batch-wide Gram. Each is given in as
-    many parts as gradients are accumulated over, and of several processes each has its own share of every part.
-
-    Raises:
-        RecipeError: a share would be of fewer than two samples.
-    """
-
-    def __init__(self, length: int, batch_size: int, seed: int, parts: int) -> None:
-        self.length, self.seed, self.parts, self.epoch = length, seed, parts, 0
-        self.count = min(math.ceil(length / batch_size), max(length // 2, 1))
-        smallest, shares = length // self.count, parts * distributed.size()
-        if shares > 1 and smallest < 2 * shares:
-            raise RecipeError(
-                f"batches of {smallest} samples leave fewer than two to a share (accumulate = {parts}, processes = "
-                f"{distributed.size()}): raise batch_size, or make fewer shares"
-            )
-
-    def __iter__(self) -> Iterator[list[int]]:
-        generator = torch.Generator().manual_seed(_epoch_seed(self.seed, self.epoch))
-        order = torch.randperm(self.length, generator=generator)
-        parts = [part for batch in order.tensor_split(self.count) for part in batch.tensor_split(self.parts)]
-        return iter([part.tensor_split(distributed.size())[distributed.rank()].tolist() for part in parts])
-
-    def __len__(self) -> int:
-        return self.count * self.parts
-
-    @property
-    def weights(self) -> list[float]:
-        """The share that each part has of its batch."""
-        batches = torch.arange(self.length).tensor_split(self.count)
-        return [len(part) / len(batch) for batch in batches for part in batch.tensor_split(self.parts)]
-
-
-def _epoch_seed(seed: int, epoch: int) -> int:
-    return seed * 100_003 + epoch
-
-
-def _one_epoch(
-    model: nn.Module,
-    objective: Objective,
-    loader: DataLoader[Batch],
-    optimizer: torch.optim.Optimizer,
-    schedule: torch.optim.lr_scheduler.LRScheduler,
-    batches: _Batches,
-    epochs: int,
-) -> Epoch:
-    train_unfrozen(model)
-    device = next(model.parameters()).device
+def _one_epoch(parts: _Parts, loader: DataLoader[Batch], order: BatchOrder, epochs: int) -> Epoch:
+    train_unfrozen(parts.model)
+    device = next(parts.model.parameters()).device
     sums: dict[str, Tensor | float] = {}
-    for index, (batch, weight) in enumerate(zip(loader, batches.weights, strict=True)):
-        step, part = divmod(index, batches.parts)
-        progress = (batches.epoch + step / batches.count) / epochs
+    for index, (batch, weight) in enumerate(zip(loader, order.weights, strict=True)):
+        step, part = divmod(index, order.parts)
+        progress = (order.epoch + step / order.count) / epochs
         with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
-            loss, figures = objective(batch.to(device), progress)
+            loss, figures = parts.objective(batch.to(device), progress)
         if part == 0:
-            optimizer.zero_grad(set_to_none=True)
+            parts.optimizer.zero_grad(set_to_none=True)
         torch.autograd.backward(loss * weight)
-        if part == batches.parts - 1:
-            distributed.reduce_gradients(model.parameters(), objective.parameters())
-            optimizer.step()
-            schedule.step()
+        if part == order.parts - 1:
+            distributed.reduce_gradients(parts.model.parameters(), parts.objective.parameters())
+            parts.optimizer.step()
+            parts.schedule.step()
         for name, value in {"loss": loss.detach(), **figures}.items():
             sums[name] = sums.get(name, 0.0) + value
     means = {name: float(total) / len(loader) for name, total in sums.items()}
@@ -194,13 +163,20 @@ def _one_epoch(
     return means
 
 
-def _save(path: Path, parts: dict[str, Any], objective: Objective, history: list[Epoch]) -> None:
-    state = {name: part.state_dict() for name, part in parts.items()}
+def _save(path: Path, parts: _Parts, history: list[Epoch]) -> None:
+    state = {
+        "model": parts.model.state_dict(),
+        "optimizer": parts.optimizer.state_dict(),
+        "schedule": parts.schedule.state_dict(),
+        "objective": parts.objective.state(),
+        "history": history,
+    }
     with atomic_path(path) as temporary:
-        torch.save({**state, "objective": objective.state(), "history": history}, temporary)
+        torch.save(state, temporary)
 
 
-def _resume(run: Fit, parts: dict[str, Any], objective: Objective, device: torch.device) -> list[Epoch]:
+def _resume(run: Fit, parts: _Parts, device: torch.device) -> list[Epoch]:
+    """Take up the checkpoint of a killed run, where there is one, and return the epochs that it finished."""
     path = run.folder / CHECKPOINT
     if not path.is_file():
         return []
@@ -209,8 +185,9 @@ def _resume(run: Fit, parts: dict[str, Any], objective: Objective, device: torch
     except ModelError:
         run.report.warn(f"{path}: the checkpoint is damaged, so training starts over")
         return []
-    for name, part in parts.items():
-        part.load_state_dict(state[name])
-    objective.restore(state["objective"])
+    parts.model.load_state_dict(state["model"])
+    parts.optimizer.load_state_dict(state["optimizer"])
+    parts.schedule.load_state_dict(state["schedule"])
+    parts.objective.restore(state["objective"])
     history: list[Epoch] = state["history"]
     return history

@@ -9,7 +9,7 @@ import numpy as np
 
 from edgekd.errors import TaskError
 from edgekd.stages.labels import UNLABELLED
-from edgekd.training.loop.evaluate import probe, truth
+from edgekd.training.loop.evaluate import ground_truth, probe
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -17,20 +17,20 @@ if TYPE_CHECKING:
     from torch import nn
 
     from edgekd.config.recipe import Tap
-    from edgekd.training.loop.evaluate import Truth
-    from edgekd.training.task.protocol import LoadedTask
+    from edgekd.training.loop.evaluate import GroundTruth
+    from edgekd.training.task.loading import LoadedTask
 
 _SPLIT = "val"
 _RESAMPLES = 200
 
 
-def labelled_truth(task: LoadedTask) -> Truth:
+def labelled_ground_truth(task: LoadedTask) -> GroundTruth:
     """Return what is known of the validation samples that have labels.
 
     Raises:
         TaskError: none has.
     """
-    known = truth(task.splits[_SPLIT])
+    known = ground_truth(task.splits[_SPLIT])
     there = known.labels != UNLABELLED
     if not there.any():
         raise TaskError(
@@ -47,10 +47,10 @@ def score(task: LoadedTask, model: nn.Module, taps: Mapping[str, Tap]) -> float:
         TaskError: the metric is no finite number.
     """
     logits, known = _logits(task, model, taps)
-    return finite(task, task.metric(logits, known.labels))
+    return check_finite(task, task.metric(logits, known.labels))
 
 
-def finite(task: LoadedTask, value: float) -> float:
+def check_finite(task: LoadedTask, value: float) -> float:
     """Return a metric of the validation split, or raise TaskError where it is not finite."""
     if not math.isfinite(value):
         raise TaskError(f"the task's {task.metric_name} is {value} on split 'val'; it must be a finite number")
@@ -79,7 +79,7 @@ def sampling_error(task: LoadedTask, model: nn.Module, taps: Mapping[str, Tap]) 
 
 def _logits(
     task: LoadedTask, model: nn.Module, taps: Mapping[str, Tap]
-) -> tuple[np.ndarray[Any, np.dtype[np.float32]], Truth]:
+) -> tuple[np.ndarray[Any, np.dtype[np.float32]], GroundTruth]:
     """Return the logits [N, C] and what is known of the samples."""
     split = task.splits[_SPLIT]
-    return probe(model, taps, split).logits, truth(split)
+    return probe(model, taps, split).logits, ground_truth(split)

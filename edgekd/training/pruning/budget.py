@@ -79,7 +79,7 @@ class _Block:
     price: float
 
 
-def spend(groups: Sequence[Group], cost: Callable[[Widths], float], budget: float) -> tuple[Widths, float]:
+def choose_widths(groups: Sequence[Group], cost: Callable[[Widths], float], budget: float) -> tuple[Widths, float]:
     """Choose the widths that meet a budget, giving up the least importance for it.
 
     A group's channels go in blocks of its step, the least important first and never the last. All blocks are put in

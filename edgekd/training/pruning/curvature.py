@@ -28,7 +28,7 @@ _LARGEST = 8192
 
 
 @dataclass(frozen=True)
-class Evidence:
+class ImportanceInputs:
     """What a measure of importance may look at.
 
     Attributes:
@@ -63,7 +63,7 @@ class Sensitivity:
     task: Tensor
 
 
-def sensitivities(evidence: Evidence) -> dict[nn.Module, Sensitivity]:
+def sensitivities(evidence: ImportanceInputs) -> dict[nn.Module, Sensitivity]:
     """Measure every layer with weights.
 
     Both expectations are estimated from random directions. Of Gram entries it is their sum under independent random

@@ -12,16 +12,23 @@ from edgekd.errors import ModelError
 from edgekd.training.loop.autograd_layers import (
     WEIGHTED,
     attention_layers,
-    encoders,
+    encoder_layers,
     output_width,
     parameters_trainable,
-    width_givers,
+    width_defining_layers,
 )
-from edgekd.training.pruning.budget import Budget, spend
-from edgekd.training.pruning.curvature import Evidence
-from edgekd.training.pruning.groups import FUSION, dependency_graph, describe, prunable, remove, without
-from edgekd.training.pruning.importance import measure
-from edgekd.training.pruning.obs import GramSurgeon
+from edgekd.training.pruning.budget import Budget, choose_widths
+from edgekd.training.pruning.curvature import ImportanceInputs
+from edgekd.training.pruning.groups import (
+    FUSION,
+    copy_without,
+    dependency_graph,
+    describe_group,
+    prunable_groups,
+    remove_channels,
+)
+from edgekd.training.pruning.importance import make_importance
+from edgekd.training.pruning.obs import GramImportance
 from edgekd.training.taps.taps import TappedModel
 
 if TYPE_CHECKING:
@@ -73,17 +80,17 @@ class Cutter:
         seed: int,
     ) -> None:
         self._model, self._taps, self._config = model, taps, config
-        self._evidence = Evidence(model, taps, samples, seed)
+        self._evidence = ImportanceInputs(model, taps, samples, seed)
         first = next(iter(samples))
         self._inputs = list(first.inputs.values())
         model.eval()
         with parameters_trainable(model):
             self._kept = [
-                *width_givers(model, taps, self._inputs),
+                *width_defining_layers(model, taps, self._inputs),
                 *attention_layers(model, taps, self._inputs),
                 *ignored,
             ]
-            self._branches = encoders(model, taps, self._inputs)
+            self._branches = encoder_layers(model, taps, self._inputs)
         self._fixed = self._fixed_widths()
         self._paths = {layer: path for path, layer in model.named_modules()}
         self._unpruned = {
@@ -106,7 +113,7 @@ class Cutter:
             widths, spent = self._by_budget(self._budget, groups, share)
             left = f"; {spent:.1%} of the {self._budget.what}"
         removed = _removed(groups, widths)
-        if isinstance(importance, GramSurgeon):
+        if isinstance(importance, GramImportance):
             importance.make_up((self._model.get_submodule(root), channels) for root, _, channels in removed)
         self.remove(removed)
         return Cut(removed, self._branch_widths(groups, widths) + left)
@@ -117,7 +124,7 @@ class Cutter:
         Raises:
             ModelError: torch-pruning cannot remove them, or a width that must stay has changed.
         """
-        remove(self._model, self._inputs, removed)
+        remove_channels(self._model, self._inputs, removed)
         after = self._fixed_widths()
         if after != self._fixed:
             raise ModelError(
@@ -126,10 +133,12 @@ class Cutter:
 
     def _groups(self) -> tuple[list[Group], Importance]:
         with dependency_graph(self._model, self._inputs) as graph:
-            found = prunable(graph, self._kept)
-            importance = measure(self._config.importance, self._evidence, graph, found)
+            found = prunable_groups(graph, self._kept)
+            importance = make_importance(self._config.importance, self._evidence, graph, found)
             round_to = self._config.round_to or 1
-            described = [describe(each, graph, self._paths, self._branches, importance, round_to) for each in found]
+            described = [
+                describe_group(each, graph, self._paths, self._branches, importance, round_to) for each in found
+            ]
         return [group for group in described if group is not None], importance
 
     def _by_ratio(self, group: Group, share: float) -> int:
@@ -141,10 +150,10 @@ class Cutter:
 
     def _by_budget(self, budget: Budget, groups: list[Group], share: float) -> tuple[Widths, float]:
         def cost(widths: Widths) -> float:
-            return budget.spent(without(self._model, self._inputs, _removed(groups, widths)))
+            return budget.spent(copy_without(self._model, self._inputs, _removed(groups, widths)))
 
         keep = 1 - (1 - budget.keep) * share
-        widths, spent = spend(groups, cost, keep)
+        widths, spent = choose_widths(groups, cost, keep)
         if spent > keep:
             raise ModelError(
                 f"[prune] budget = {keep:.1%} of the {budget.what} cannot be met: the narrowest network that round_to "

@@ -96,7 +96,7 @@ def _tensors(output: Any) -> list[Tensor]:
     return [tensor for part in parts for tensor in _tensors(part)]
 
 
-def remove(model: nn.Module, inputs: Sequence[Tensor], removed: History) -> None:
+def remove_channels(model: nn.Module, inputs: Sequence[Tensor], removed: History) -> None:
     """Remove these channels in place, with all that depends on them.
 
     Raises:
@@ -107,19 +107,19 @@ def remove(model: nn.Module, inputs: Sequence[Tensor], removed: History) -> None
         model(*(x[:2] for x in inputs))
 
 
-def without(model: nn.Module, inputs: Sequence[Tensor], removed: History) -> nn.Module:
+def copy_without(model: nn.Module, inputs: Sequence[Tensor], removed: History) -> nn.Module:
     """Return a copy of the network without these channels."""
     copy = deepcopy(model)
-    remove(copy, inputs, removed)
+    remove_channels(copy, inputs, removed)
     return copy
 
 
-def prunable(graph: Any, kept: Sequence[nn.Module]) -> list[Any]:
+def prunable_groups(graph: Any, kept: Sequence[nn.Module]) -> list[Any]:
     """Return torch-pruning's groups whose root is a layer with weights, but for those with a layer to be kept."""
     return list(graph.get_all_groups(ignored_layers=list(kept), root_module_types=WEIGHTED))
 
 
-def describe(
+def describe_group(
     group: Any,
     graph: Any,
     paths: Mapping[nn.Module, str],

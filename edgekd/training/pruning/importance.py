@@ -11,13 +11,13 @@ from edgekd.errors import TaskError
 from edgekd.files import need
 from edgekd.stages.labels import UNLABELLED
 from edgekd.training.distillation.losses.logits import cross_entropy
-from edgekd.training.pruning.obs import GramSurgeon
+from edgekd.training.pruning.obs import GramImportance
 from edgekd.training.taps.taps import TappedModel
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from edgekd.training.pruning.curvature import Evidence
+    from edgekd.training.pruning.curvature import ImportanceInputs
 
 
 class Importance(Protocol):
@@ -27,7 +27,7 @@ class Importance(Protocol):
         """Return the importance [N] of a dependency group's N channels, None where it cannot tell."""
 
 
-def measure(name: str, evidence: Evidence, graph: Any, groups: Sequence[Any]) -> Importance:
+def make_importance(name: str, evidence: ImportanceInputs, graph: Any, groups: Sequence[Any]) -> Importance:
     """Return a measure by its name in the recipe.
 
     Args:
@@ -41,7 +41,7 @@ def measure(name: str, evidence: Evidence, graph: Any, groups: Sequence[Any]) ->
     """
     importances = need("torch_pruning", "build").importance
     makers: dict[str, Callable[[], Importance]] = {
-        "gram": lambda: GramSurgeon(evidence, graph, groups),
+        "gram": lambda: GramImportance(evidence, graph, groups),
         "magnitude": lambda: importances.GroupMagnitudeImportance(p=2),
         "taylor": lambda: _taylor(importances, evidence),
         "random": importances.RandomImportance,
@@ -51,7 +51,7 @@ def measure(name: str, evidence: Evidence, graph: Any, groups: Sequence[Any]) ->
     return makers[name]()
 
 
-def _taylor(importances: Any, evidence: Evidence) -> Importance:
+def _taylor(importances: Any, evidence: ImportanceInputs) -> Importance:
     batch = next(iter(evidence.samples))
     if bool((batch.labels == UNLABELLED).all()):
         raise TaskError("[prune] importance = 'taylor' needs labels, and the first training samples have none")

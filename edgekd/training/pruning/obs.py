@@ -14,7 +14,7 @@ from edgekd.training.pruning.curvature import sensitivities
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from edgekd.training.pruning.curvature import Evidence
+    from edgekd.training.pruning.curvature import ImportanceInputs
 
 #: Added to the second moments' diagonal, as a share of it: of few samples they are not of full rank.
 _DAMPING = 1e-3
@@ -22,7 +22,7 @@ _DAMPING = 1e-3
 _SILENT = 1e-9
 
 
-class GramSurgeon:
+class GramImportance:
     """How far the modality Gram and the prediction move when a channel goes and the others make up for it.
 
     Removing channels zeroes the weights that read them, and what a layer gives is linear in its weights. At the
@@ -45,7 +45,7 @@ class GramSurgeon:
         groups: all groups that are to be compared.
     """
 
-    def __init__(self, evidence: Evidence, graph: Any, groups: Iterable[Any]) -> None:
+    def __init__(self, evidence: ImportanceInputs, graph: Any, groups: Iterable[Any]) -> None:
         self._known = sensitivities(evidence)
         self._groups = {_root(group): _Members.of(group, graph) for group in groups}
         alone = [self._alone(members) for members in self._groups.values()] or [torch.ones(2, 1)]

@@ -1,13 +1,13 @@
-"""Stage: fine-tune with fake quantization, the unpruned student as Gram anchor, so that INT8 keeps the Gram."""
+"""Stage: fine-tune with fake quantization and the unpruned student as Gram anchor, so that INT8 keeps the Gram."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from edgekd.training.distillation.setup import Models, aligned
+from edgekd.training.distillation.setup import DistillationNetworks, distillation_setup
 from edgekd.training.loop.autograd_layers import frozen_statistics
-from edgekd.training.loop.evaluate import keep, probe
+from edgekd.training.loop.evaluate import probe, save_trained
 from edgekd.training.loop.loop import Fit, compute_device, fit
 from edgekd.training.qat.fake_quant import fake_quantized
 
@@ -16,20 +16,24 @@ if TYPE_CHECKING:
 
     from torch import nn
 
-    from edgekd.config.recipe import TuneConfig
+    from edgekd.config.recipe import QatConfig
     from edgekd.config.target import Scheme
     from edgekd.stages.artifacts import Trained
-    from edgekd.stages.progress import StageReporter
     from edgekd.training.loop.loop import Epoch
+    from edgekd.training.stage_run import StageRun
     from edgekd.training.taps.taps import Taps
-    from edgekd.training.task.protocol import LoadedTask
+    from edgekd.training.task.loading import LoadedTask
 
 
 @dataclass(frozen=True)
 class QatNetworks:
-    """The networks of the stage: the teacher, the unpruned student, and what is tuned, most often a pruned student.
+    """The networks of the stage.
 
-    The teacher's outputs are read where they were written.
+    Attributes:
+        teacher: The trained teacher.
+        student: The unpruned student, whose Gram is to be kept.
+        tuned: The network that is fine-tuned, most often a pruned student.
+        outputs: Folder of the teacher's cached outputs; None to run it on every batch.
     """
 
     teacher: nn.Module
@@ -39,32 +43,25 @@ class QatNetworks:
 
 
 def run(
-    task: LoadedTask,
-    networks: QatNetworks,
-    taps: Taps,
-    scheme: Scheme,
-    config: TuneConfig,
-    seed: int,
-    folder: Path,
-    report: StageReporter,
+    task: LoadedTask, networks: QatNetworks, taps: Taps, scheme: Scheme, config: QatConfig, stage: StageRun
 ) -> Trained:
-    """Fine-tune into ``folder``; what is kept is float, and learned to have its weights rounded to the nearest level.
+    """Fine-tune with fake quantization; the weights that are kept are float, and were trained to be rounded.
 
-    Ranges are measured on the calibration split before the first epoch and after each: INT8 is calibrated there too,
-    once the weights have moved. The Gram anchor and the labels are of the training split alone, as ever.
+    Ranges are measured on the calibration split before the first epoch and after each, since INT8 is calibrated there
+    too, once the weights have moved. The Gram anchor and the labels are those of the training split alone.
 
     Raises:
-        TaskError: a tap is wrong.
-        ModelError: training diverged.
+        TaskError: A tap is wrong.
+        ModelError: Training diverged.
     """
     device = compute_device()
     for network in (networks.teacher, networks.student, networks.tuned):
         network.to(device)
     model = networks.tuned
-    models = Models(model, networks.teacher, networks.student, networks.outputs)
+    trained = DistillationNetworks(model, networks.teacher, networks.student, networks.outputs)
     with (
-        aligned(task, models, taps, config.loss, seed, report) as (objective, validation),
-        frozen_statistics(model),  # the INT8 graph has them folded into its weights, which have settled
+        distillation_setup(task, trained, taps, config.loss, stage.seed, stage.report) as (objective, validation),
+        frozen_statistics(model),  # the INT8 graph has them folded into its weights
         fake_quantized(model, scheme) as quantized,
     ):
 
@@ -76,5 +73,6 @@ def run(
             return validation()
 
         calibrate()
-        history = fit(model, objective, task.splits["train"], validate, Fit(config, seed, folder, report))
-    return keep(task, model, taps.student, history, folder)
+        loop = Fit(config, stage.seed, stage.folder, stage.report)
+        history = fit(model, objective, task.splits["train"], validate, loop)
+    return save_trained(task, model, taps.student, history, stage.folder)

@@ -13,7 +13,7 @@ from edgekd.errors import TaskError, nearest
 _TOKENS = "last_hidden_state"
 
 
-def choose(output: Any, key: int | str | None, where: str) -> Tensor:
+def select_tensor(output: Any, key: int | str | None, where: str) -> Tensor:
     """Return the tensor of a module's output that is its embedding.
 
     Args:

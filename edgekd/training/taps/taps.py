@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from edgekd.config.recipe import Tap
 from edgekd.errors import TaskError, nearest
-from edgekd.training.taps.outputs import choose, logits_of
+from edgekd.training.taps.outputs import logits_of, select_tensor
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -155,7 +155,7 @@ class TappedModel(AbstractContextManager["TappedModel"]):
             raise TaskError(
                 f"{where}: the module was called {len(outputs)} times in a forward pass, call {tap.call} is read"
             )
-        return choose(outputs[tap.call], tap.output, where)
+        return select_tensor(outputs[tap.call], tap.output, where)
 
     def _check_apart(self, outputs: Mapping[str, Tensor]) -> None:
         for modality, output in outputs.items():

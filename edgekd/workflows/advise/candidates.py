@@ -5,10 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-import msgspec
 from msgspec.structs import replace
 
-from edgekd.config.recipe import DEFAULT_EXTRA, LossConfig, Term
+from edgekd.config.recipe import DEFAULT_EXTRA, LossConfig, Term, extra_table
 from edgekd.files import toml_value
 from edgekd.gram.matrix import pair_names
 
@@ -21,7 +20,7 @@ TEMPERATURES = (4.0, 8.0)
 #: The losses that are added to KD, each alone. `intra` is centred, which was a little better wherever it was measured.
 _ADDED: dict[str, Term] = {
     "sample": Term(),
-    "intra": Term(centered=True),
+    "intra": Term(options={"centered": True}),
     "cross": Term(),
     "joint": Term(),
     "fd": Term(),
@@ -74,7 +73,7 @@ def loss_variants(recipe_loss: LossConfig) -> tuple[LossVariant, ...]:
     ]
     for loss, term in _ADDED.items():
         own = _own(recipe_loss, loss) or term
-        name = f"{loss} centred" if own.centered else loss
+        name = f"{loss} centred" if own.options.get("centered") else loss
         variants.append(LossVariant(name, replace(plain, extra={loss: _short(own)})))
     for name, extra in (("default", DEFAULT_EXTRA), ("recipe's own", recipe_loss.extra)):
         candidate = replace(plain, extra=dict(extra))
@@ -148,14 +147,9 @@ def _variants(whole: LossVariant, terms: Mapping[str, tuple[str, Term]]) -> dict
 def recipe_lines(loss: LossConfig, recipe_loss: LossConfig) -> tuple[str, ...]:
     """Return the lines of TOML that make a recipe's loss this one."""
     changed = [key for key in ("ce", "kd", "temperature") if getattr(loss, key) != getattr(recipe_loss, key)]
-    extra = {name: _compact(value) for name, value in loss.extra.items()}
+    extra = _without_none(extra_table(loss.extra))
     settings = [f"{key} = {toml_value(getattr(loss, key))}" for key in changed]
     return ("[distill.loss]", *settings, f"extra = {toml_value(extra)}")
-
-
-def _compact(value: float | Term) -> object:
-    """Return the fields of a term that are not the default."""
-    return _without_none(msgspec.to_builtins(value))
 
 
 def _without_none(value: object) -> object:

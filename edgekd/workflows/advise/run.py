@@ -13,11 +13,11 @@ from edgekd.errors import ModelError, OutputError, RecipeError
 from edgekd.files import make_folder
 from edgekd.pipeline.project import Project
 from edgekd.pipeline.publish import writing
-from edgekd.pipeline.trained_source import Learner
-from edgekd.stages.artifacts import PROBE, VERSIONS, WEIGHTS
+from edgekd.pipeline.trained_source import DISTILL, TrainingStages
+from edgekd.stages.artifacts import PROBE, WEIGHTS
 from edgekd.stages.cache import Cache
 from edgekd.stages.progress import Observer, Silent
-from edgekd.stages.stage import Runner, Stage
+from edgekd.stages.stage import Runner, StageSpec
 from edgekd.workflows.advise.ablate import ablate, choose_families, skip_families
 from edgekd.workflows.advise.budget import (
     FEWEST_SEEDS,
@@ -52,8 +52,11 @@ if TYPE_CHECKING:
     from edgekd.workflows.advise.result import Ablation, Standing, Verdict
     from edgekd.workflows.arguments import PathArgument, RecipeArgument
 
-#: Raised by one whenever the code of a stage here changes its results.
-_VERSION = 1
+_FACTS: StageSpec[ValidationFacts] = StageSpec("facts", 2, ValidationFacts, summary=lambda facts: facts.metric)
+_CEILING: StageSpec[TeacherMetric] = StageSpec(
+    "ceiling", 2, TeacherMetric, summary=lambda ceiling: f"{ceiling.metric:.4f}"
+)
+_TRIAL: StageSpec[AdviceTrial] = StageSpec("trial", 2, AdviceTrial, summary=lambda trial: f"{trial.validation}")
 
 #: A learner asks for the opset of its exports; none is made here.
 _NO_EXPORT = 0
@@ -155,7 +158,7 @@ class _Trainer:
         cache = Cache(places.cache)
         self.recipe, self.observer, self.clock = recipe, observer, clock
         self.project = Project(recipe.task, places.cache)
-        self.learner = Learner(Runner(cache, observer), self.project, recipe, _NO_EXPORT)
+        self.learner = TrainingStages(Runner(cache, observer), self.project, recipe, _NO_EXPORT)
         self.narrator = TrialProgress(observer, clock)
         self.runner = Runner(cache, self.narrator)
 
@@ -163,16 +166,15 @@ class _Trainer:
         """Look at the validation split."""
 
         def run(_folder: Path, _report: StageReporter) -> ValidationFacts:
-            from edgekd.training.loop.validation import labelled_truth
+            from edgekd.training.loop.validation import labelled_ground_truth
 
             task = self.project.loaded
-            known = labelled_truth(task)
+            known = labelled_ground_truth(task)
             labelled, groups = len(known.labels), 0 if known.groups is None else len(set(known.groups.tolist()))
             step = 0.0 if hasattr(task.task, "metric") else 1 / labelled
             return ValidationFacts(task.modalities, task.metric_name, task.higher_is_better, labelled, groups, step)
 
-        depends = {"task": self.project.identity}
-        return self.runner(Stage("facts", _VERSION, depends, ValidationFacts, run, lambda facts: facts.metric)).result
+        return self.runner(_FACTS, inputs={"task": self.project.identity}, run=run).result
 
     def ceiling(self, teacher: Done[Trained]) -> float:
         """Return the teacher's metric on the validation split."""
@@ -184,10 +186,7 @@ class _Trainer:
             model = self.learner.load_teacher(teacher).to(compute_device())
             return TeacherMetric(score(self.project.loaded, model, self.learner.taps.teacher))
 
-        stage = Stage(
-            "ceiling", _VERSION, {"teacher": teacher.key}, TeacherMetric, run, lambda found: f"{found.metric:.4f}"
-        )
-        return self.runner(stage).result.metric
+        return self.runner(_CEILING, inputs={"teacher": teacher.key}, run=run).result.metric
 
     def trial(self, teacher: Done[Trained], one: LossVariant, seed: int, epochs: int, with_error: bool) -> AdviceTrial:
         """Distil a student, and keep what it does on the validation split alone."""
@@ -203,28 +202,27 @@ class _Trainer:
                 return AdviceTrial(None, None, self.clock() - began, 0.0, str(error))
             return self._measure(trained, began, epochs, folder, seed if with_error else None)
 
-        depends = {
+        settings = {
             **msgspec.to_builtins(config),
             "taps": msgspec.to_builtins(self.recipe.student.taps),
-            "teacher": teacher.key,
             "seed": seed,
-            "distill": VERSIONS["distill"],
+            "distill": DISTILL.version,
             "error": with_error,
         }
-        name = f"trial {one.name}, seed {seed}"
-        return self.runner(Stage(name, _VERSION, depends, AdviceTrial, run, lambda trial: f"{trial.validation}")).result
+        label = f"{one.name}, seed {seed}"
+        return self.runner(_TRIAL, label=label, config=settings, inputs={"teacher": teacher.key}, run=run).result
 
     def _measure(self, trained: Trained, began: float, epochs: int, folder: Path, seed: int | None) -> AdviceTrial:
         """Sum up a trial; its weights, and what it said of the test split, are not kept."""
         from edgekd.training.loop.loop import compute_device
-        from edgekd.training.loop.validation import finite, sampling_error
+        from edgekd.training.loop.validation import check_finite, sampling_error
         from edgekd.training.loop.weights import build, load_weights
 
         task, ticks, taken = self.project.loaded, self.narrator.ticks, self.clock() - began
         epoch = min((after - before for before, after in pairwise(ticks)), default=taken)
         # Of a trial that was interrupted this run saw the last epochs only.
         taken *= epochs / max(len(ticks), 1)
-        value = finite(task, trained.history[-1]["validation"])
+        value = check_finite(task, trained.history[-1]["validation"])
         error = None
         if seed is not None:
             model = load_weights(build(task.task.student, seed), folder / WEIGHTS).to(compute_device())

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from edgekd.config.recipe import Draft  # noqa: TC001 - msgspec reads the annotations
+from edgekd.config.loading import Draft  # noqa: TC001 - msgspec reads the annotations
 from edgekd.workflows.search.space import Choices, Range, Space
 
 #: A trial whose worker was lost is asked for again, up to this number of attempts.

@@ -10,7 +10,7 @@ from optuna.trial import TrialState
 
 from edgekd import errors
 from edgekd.errors import EdgekdError, ModelError, RecipeError
-from edgekd.report.search.tables import Appraisal, SearchResult, SearchTrial
+from edgekd.report.search.tables import SearchResult, SearchTrial, TrialFigures
 from edgekd.workflows.search.job import FAILURE, OUTCOME, OWN, WORKER
 from edgekd.workflows.search.study import superseded, without_password
 
@@ -101,7 +101,7 @@ def _trial(trial: FrozenTrial, space: Space, again: bool) -> SearchTrial:
         state=state,
         own=own,
         settings=() if own else space.settings(trial.params),
-        appraisal=Appraisal(**known) if known and state == "done" else None,
+        appraisal=TrialFigures(**known) if known and state == "done" else None,
         reason=reason,
         host=str(trial.user_attrs.get(WORKER, {}).get("host", "")),
         seconds=trial.duration.total_seconds() if trial.duration else None,

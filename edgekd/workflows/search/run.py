@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import edgekd
-from edgekd.config.recipe import DEFAULT_FILE, Draft, draft_recipe, recipe_name
+from edgekd.config.loading import DEFAULT_FILE, Draft, draft_recipe, recipe_name
 from edgekd.errors import OutputError, RecipeError, TaskError
 from edgekd.files import make_folder, need, toml_value
 from edgekd.pipeline.build import fit_widths

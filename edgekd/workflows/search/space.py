@@ -9,14 +9,16 @@ from typing import TYPE_CHECKING, cast
 
 import msgspec
 
-from edgekd.config.recipe import LOSS_OPTIONS, Recipe, check_keys
+from edgekd.config.recipe import Recipe, extra_table
+from edgekd.config.validation import check_keys
 from edgekd.errors import RecipeError, nearest
 from edgekd.files import parse_toml_value, toml_value
+from edgekd.training.distillation.loss_registry import check_losses, shipped_losses
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
-    from edgekd.config.recipe import Draft
+    from edgekd.config.loading import Draft
     from edgekd.files import JsonObject
 
 #: The parts of a recipe that decide a trial's student. The seed is not among them: a search over it finds luck.
@@ -159,7 +161,9 @@ class Space:
         Raises:
             RecipeError: The recipe is not valid.
         """
-        return self.draft.recipe(self.settings(params))
+        recipe = self.draft.recipe(self.settings(params))
+        check_losses(recipe)
+        return recipe
 
     def plain(self) -> JsonObject:
         """Return the space as a JSON value: each key with its axis."""
@@ -225,7 +229,7 @@ def _entries(table: Mapping[str, object], at: str = "") -> Iterator[tuple[str, o
 
 def _default(recipe: Recipe, width: int | None) -> JsonObject:
     losses: list[object] = ["kd", "intra", "sample", "joint", "fd", "sp", "rkd"]
-    own = msgspec.to_builtins(recipe.distill.loss.extra)
+    own = extra_table(recipe.distill.loss.extra)
     plain = all(isinstance(share, float | int) for share in own.values())
     if plain and own not in [_meant("distill.loss.extra", word) for word in losses]:
         losses.insert(0, own)
@@ -359,8 +363,8 @@ def _meant(key: str, value: object) -> object:
         return value
     names = [] if value == "kd" else value.split("+")
     for name in names:
-        if name not in LOSS_OPTIONS:
-            raise RecipeError(f"{_WHERE} {key}: there is no loss '{name}'{nearest(name, (*LOSS_OPTIONS, 'kd'))}")
+        if name not in shipped_losses():
+            raise RecipeError(f"{_WHERE} {key}: there is no loss '{name}'{nearest(name, (*shipped_losses(), 'kd'))}")
     return dict.fromkeys(names, 1.0)
 
 

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING
 from edgekd.errors import ModelError
 from edgekd.files import need
 from edgekd.pipeline.project import Project
-from edgekd.pipeline.trained_source import Learner
-from edgekd.report.search.tables import Appraisal
+from edgekd.pipeline.trained_source import TrainingStages
+from edgekd.report.search.tables import TrialFigures
 from edgekd.stages.cache import Cache
 from edgekd.stages.progress import Silent
 from edgekd.stages.stage import Runner
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
     from edgekd.config.recipe import Recipe, TaskConfig
     from edgekd.stages.progress import Observer
-    from edgekd.training.search_metrics import Stopwatch
+    from edgekd.training.search_metrics import StudentTimer
 
 #: Options of a task that are its student's alone, so that they may leave the teacher as it is.
 _STUDENT = "student"
@@ -46,7 +46,7 @@ class SearchTrials:
         self._recipe, self._opset, self._cache = recipe, opset, Cache(cache)
         self._project = Project(recipe.task, cache)
 
-    def __call__(self, recipe: Recipe, observer: Observer) -> Appraisal:
+    def __call__(self, recipe: Recipe, observer: Observer) -> TrialFigures:
         """Train a variant, as far as it is not trained yet, and appraise it.
 
         Raises:
@@ -56,7 +56,7 @@ class SearchTrials:
 
         assert recipe.task is not None
         project, teachers = self._projects(recipe.task)
-        learner = Learner(Runner(self._cache, observer), project, recipe, self._opset, teachers=teachers)
+        learner = TrainingStages(Runner(self._cache, observer), project, recipe, self._opset, teachers=teachers)
         teacher, student = learner.networks()
         figures = search_metrics.validate(project.loaded, teacher, student, learner.taps)
         wrong = [name for name, value in figures.items() if not math.isfinite(value)]
@@ -64,7 +64,7 @@ class SearchTrials:
             raise ModelError(f"{wrong[0]} of the trained student is not a finite number")
         observer.advance("latency", 0, 0, "exporting, and waiting until no other worker measures")
         compared = self._stopwatch(project.loaded, student, learner.taps, latency_lock())
-        return Appraisal(
+        return TrialFigures(
             metric=figures["validation"],
             latency=round(compared.ratio, _DIGITS),
             drift=figures["drift"],
@@ -87,11 +87,11 @@ class SearchTrials:
         return project, None
 
     @cached_property
-    def _stopwatch(self) -> Stopwatch:
-        from edgekd.training.search_metrics import Stopwatch
+    def _stopwatch(self) -> StudentTimer:
+        from edgekd.training.search_metrics import StudentTimer
 
-        learner = Learner(Runner(self._cache, Silent()), self._project, self._recipe, self._opset)
-        return Stopwatch(self._project.loaded, learner.taps, self._recipe.seed)
+        learner = TrainingStages(Runner(self._cache, Silent()), self._project, self._recipe, self._opset)
+        return StudentTimer(self._project.loaded, learner.taps, self._recipe.seed)
 
 
 def _without_student(task: TaskConfig) -> dict[str, object]:

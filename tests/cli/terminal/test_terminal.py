@@ -8,6 +8,7 @@ from builds import build, ledger, profile, target
 from profiles import MEASURED, REASONS, all_of
 
 from edgekd.cli.terminal import print_profile, print_report, print_targets, print_tasks
+from edgekd.report.build.markdown import run_lines
 
 
 class Terminal(io.StringIO):
@@ -30,7 +31,7 @@ def on_terminal(report, monkeypatch, **env):
 REPORTS = [
     pytest.param(build(), id="passes"),
     pytest.param(build(target(profile=profile(n=200))), id="few samples"),
-    pytest.param(build(target(ledger=ledger(0.2, metrics=(("engine", float("nan")),)))), id="fails"),
+    pytest.param(build(target(ledger=ledger(0.2, metrics=(("device", float("nan")),)))), id="fails"),
     pytest.param(
         build(
             target("jetson-orin-nano-8gb", device="the one on the second shelf of the lab, left"),
@@ -58,6 +59,14 @@ def test_no_figure_is_cut_off(report, capsys):
         assert words.count(result.verdict.upper()) == (1 if len(report.targets) == 1 else 2 * len(report.targets))
 
 
+def test_a_long_meaning_goes_on_below_its_own_beginning(capsys):
+    print_report(build(), width=80)
+    lines = capsys.readouterr().out.splitlines()
+    first = next(index for index, line in enumerate(lines) if line.startswith("  change   "))
+    assert lines[first + 1].startswith(" " * 11)
+    assert lines[first + 1][11] != " "
+
+
 def test_a_narrow_terminal_does_not_lose_figures(capsys, monkeypatch):
     print_report(build(), width=80)
     wide = capsys.readouterr().out
@@ -78,6 +87,30 @@ def test_the_verdict_stands_in_words_with_its_reasons(capsys):
 def test_the_python_names_the_bundle_where_it_lies(capsys):
     print_report(build(), Path("out/build"), width=80)
     assert 'with edgekd.load("out/build/gestures-cpu") as engine:\n' in capsys.readouterr().out
+
+
+def test_a_build_ends_with_the_page_the_bundle_and_three_lines_that_run_it(capsys):
+    print_report(build(), Path("out/build"), width=80)
+    assert (
+        capsys.readouterr().out.splitlines()[-9:]
+        == [
+            "PASS  cpu  int8  out/build/gestures-cpu",
+            "",
+            "Report with pictures:  out/build/report.html",
+            "Bundle for your app:   out/build/gestures-cpu",
+            "",
+            "In the app, without torch:",
+            "",
+            *run_lines("out/build/gestures-cpu"),
+        ][-9:]
+    )
+
+
+def test_a_rejected_build_names_the_page_and_nothing_to_run(capsys):
+    print_report(build(target(ledger=ledger(0.2))), Path("out/build"), width=80)
+    out = capsys.readouterr().out
+    assert out.endswith("\nReport with pictures:  out/build/report.html\n")
+    assert "Bundle for your app" not in out
 
 
 def test_a_long_path_is_not_broken_in_the_python(capsys):

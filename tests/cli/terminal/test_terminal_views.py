@@ -15,7 +15,7 @@ import pytest
 
 from edgekd.cli.terminal import Json, LiveView, Plain, Quiet, choose_observer
 from edgekd.cli.terminal.live import shorten_note
-from edgekd.stages.progress import InTurn
+from edgekd.stages.progress import SerialObserver
 
 STAGES = ("teacher", "distil", "prune", "quantize cpu", "quantize a-target-with-a-very-long-name", "profile cpu")
 
@@ -242,7 +242,7 @@ def test_a_dumb_terminal_gets_plain_lines():
 def test_stages_that_run_at_once_each_tell_their_progress(capsys, monkeypatch):
     now = [100.0]
     monkeypatch.setattr("edgekd.cli.terminal.plain.time.monotonic", lambda: now[0])
-    observer = InTurn(Plain())
+    observer = SerialObserver(Plain())
     for stage in ("profile a", "profile b"):
         observer.start(stage)
     for step in range(10):

@@ -9,21 +9,18 @@ from fusion import MODALITIES, make_inputs, save_samples, snr_db
 from onnx import TensorProto, helper, numpy_helper
 from onnx.helper import make_node, make_tensor_value_info
 
-from edgekd.compress.quantizers.nncf import quantize
+from edgekd.compress.quantizers.nncf import QUANTIZER
+from edgekd.compress.quantizers.prepare import write_quantized
 from edgekd.compress.ranges import CalibrationSamples
 from edgekd.config.target import DEFAULT_OPERATORS, Calibration, Scheme
 from edgekd.errors import ModelError
-from edgekd.runtime.backends.openvino import no_telemetry
-
-with no_telemetry():
-    pytest.importorskip("nncf")
 
 USUAL = Scheme(activations="uint8", symmetric_activations=False)
 OUTPUTS = ["logits", "embedding.image", "embedding.motion"]
 
 
 def calibration(**options):
-    return Calibration(description="", method="minmax", **{"samples": 200, "chunk": 64, **options})
+    return Calibration(description="", ranges="minmax", **{"samples": 200, "chunk": 64, **options})
 
 
 @pytest.fixture(scope="module")
@@ -34,7 +31,9 @@ def build(model, samples, tmp_path_factory):
     def build(scheme=USUAL):
         if repr(scheme) not in built:
             work = tmp_path_factory.mktemp("nncf")
-            built[repr(scheme)] = quantize(model, CalibrationSamples(samples, calibration()), scheme, work)
+            built[repr(scheme)] = write_quantized(
+                QUANTIZER, model, CalibrationSamples(samples, calibration()), scheme, work
+            )
         return built[repr(scheme)]
 
     return build
@@ -145,7 +144,9 @@ def test_operators_that_the_scheme_leaves_out_stay_float(build):
 def test_chunks_do_not_change_the_result(build, model, samples, tmp_path):
     for chunk in (1, 200):
         (tmp_path / str(chunk)).mkdir()
-        again = quantize(model, CalibrationSamples(samples, calibration(chunk=chunk)), USUAL, tmp_path / str(chunk))
+        again = write_quantized(
+            QUANTIZER, model, CalibrationSamples(samples, calibration(chunk=chunk)), USUAL, tmp_path / str(chunk)
+        )
         assert again.read_bytes() == build().read_bytes()
 
 
@@ -163,7 +164,9 @@ def test_every_sample_counts_and_no_more_than_asked_for(build, model, samples, t
     def result(path):
         work = tmp_path / path.stem
         work.mkdir()
-        return quantize(model, CalibrationSamples(path, calibration(samples=20, chunk=8)), USUAL, work)
+        return write_quantized(
+            QUANTIZER, model, CalibrationSamples(path, calibration(samples=20, chunk=8)), USUAL, work
+        )
 
     before, drawn, left_out = (result(p) for p in (samples, tmp_path / "drawn.npz", tmp_path / "left_out.npz"))
     assert left_out.read_bytes() == before.read_bytes()
@@ -171,7 +174,7 @@ def test_every_sample_counts_and_no_more_than_asked_for(build, model, samples, t
 
 
 def test_it_prints_nothing(build, model, samples, tmp_path, capfd):
-    quantize(model, CalibrationSamples(samples, calibration()), USUAL, tmp_path)
+    write_quantized(QUANTIZER, model, CalibrationSamples(samples, calibration()), USUAL, tmp_path)
     assert capfd.readouterr() == ("", "")
 
 
@@ -180,12 +183,14 @@ def test_a_first_import_reports_to_nobody_and_prints_nothing(model, samples, tmp
     code = f"""
 import os
 from pathlib import Path
-from edgekd.compress.ranges import Samples
-from edgekd.compress.quantizers.nncf import quantize
+from edgekd.compress.ranges import CalibrationSamples
+from edgekd.compress.quantizers.nncf import QUANTIZER
+from edgekd.compress.quantizers.prepare import write_quantized
 from edgekd.config.target import Calibration, Scheme
 before = dict(os.environ)
-samples = Samples(Path({str(samples)!r}), Calibration(description="", method="minmax", samples=20))
-quantize(Path({str(model)!r}), samples, Scheme(activations="uint8", symmetric_activations=False), Path("work"))
+samples = CalibrationSamples(Path({str(samples)!r}), Calibration(description="", ranges="minmax", samples=20))
+scheme = Scheme(activations="uint8", symmetric_activations=False)
+write_quantized(QUANTIZER, Path({str(model)!r}), samples, scheme, Path("work"))
 assert {{"CI", "NNCF_CI"}}.isdisjoint(os.environ)
 from nncf.telemetry.wrapper import NNCFTelemetry, telemetry
 assert not isinstance(telemetry, NNCFTelemetry)
@@ -207,7 +212,7 @@ def test_a_broken_graph_is_named(content, samples, tmp_path):
     path = tmp_path / "broken.onnx"
     path.write_bytes(content)
     with pytest.raises(ModelError, match=r"broken\.onnx: NNCF cannot quantize it: \w"):
-        quantize(path, CalibrationSamples(samples, calibration()), USUAL, tmp_path)
+        write_quantized(QUANTIZER, path, CalibrationSamples(samples, calibration()), USUAL, tmp_path)
 
 
 def test_a_graph_of_unknown_operators_is_named(samples, tmp_path):
@@ -220,14 +225,14 @@ def test_a_graph_of_unknown_operators_is_named(samples, tmp_path):
     path, opsets = tmp_path / "magic.onnx", [helper.make_opsetid("", 20), helper.make_opsetid("nobody.knows", 1)]
     onnx.save(helper.make_model(graph, opset_imports=opsets, ir_version=10), path)
     with pytest.raises(ModelError, match=r"magic\.onnx: NNCF cannot quantize it: .*Magic"):
-        quantize(path, CalibrationSamples(samples, calibration()), USUAL, tmp_path)
+        write_quantized(QUANTIZER, path, CalibrationSamples(samples, calibration()), USUAL, tmp_path)
 
 
 def test_samples_of_another_graph_are_named(model, tmp_path):
     with np.load(save_samples(tmp_path / "all.npz", 20)) as arrays:
         np.savez(tmp_path / "image.npz", **{"input.image": arrays["input.image"]})
     with pytest.raises(ModelError, match=r"model\.onnx: NNCF cannot quantize it: .*motion"):
-        quantize(model, CalibrationSamples(tmp_path / "image.npz", calibration()), USUAL, tmp_path)
+        write_quantized(QUANTIZER, model, CalibrationSamples(tmp_path / "image.npz", calibration()), USUAL, tmp_path)
 
 
 def test_an_activation_that_is_not_finite_is_named(model, tmp_path):
@@ -237,4 +242,4 @@ def test_an_activation_that_is_not_finite_is_named(model, tmp_path):
     content["input.image"][3] = 3e38  # finite, but sums of it are not
     np.savez(path, **content)
     with pytest.raises(ModelError, match="not finite on the calibration samples"):
-        quantize(model, CalibrationSamples(path, calibration()), USUAL, tmp_path)
+        write_quantized(QUANTIZER, model, CalibrationSamples(path, calibration()), USUAL, tmp_path)

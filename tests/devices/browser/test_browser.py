@@ -20,12 +20,14 @@ import numpy as np
 import pytest
 from onnx import TensorProto, helper, numpy_helper, save
 from onnx.helper import make_node, make_tensor_value_info
-from registry import NOWHERE, pack_package, serve_package, with_npm
+from registry import NOWHERE, pack_package, serve_package
+from requirements import BROWSER, NPM
 
 from edgekd.config.recipe import ProfileConfig
-from edgekd.devices.browser import BrowserDevice, chromium, library
+from edgekd.devices.browser import chromium, library
 from edgekd.devices.browser.chromium import NAMES, find_chromium, version
-from edgekd.devices.browser.page import Page, pack, unpack
+from edgekd.devices.browser.device import BrowserDevice
+from edgekd.devices.browser.page import Page, decode_tensors, encode_tensors
 from edgekd.devices.browser.server import Server
 from edgekd.errors import DeviceError, ModelError, TargetError
 from edgekd.runtime.backends import onnxruntime
@@ -37,10 +39,6 @@ EXAMPLE = Path(__file__).resolve().parents[3] / "examples" / "web"
 EMBEDDINGS = ("embedding.x", "embedding.y")
 #: Tells the browsers of this process from those of other tests that run at the same time.
 PREFIX = f"edgekd-chromium-{os.getpid()}-"
-
-
-MISSING = BrowserDevice().missing()
-in_browser = pytest.mark.skipif(MISSING is not None, reason=str(MISSING))
 
 
 def save_engine(path, width=24):
@@ -140,7 +138,7 @@ def evaluate(files, outputs, engine, device=None, runtime=WEB, threads=1):
 # --- evaluate
 
 
-@in_browser
+@BROWSER.mark
 @pytest.mark.parametrize("engine", ["float", "uint8"])
 def test_outputs_are_those_of_onnx_runtime(files, tmp_path, engine):
     found, expected = evaluate(files, tmp_path / "y.npz", engine)
@@ -149,13 +147,13 @@ def test_outputs_are_those_of_onnx_runtime(files, tmp_path, engine):
         np.testing.assert_allclose(found[name], values, rtol=1e-5, atol=1e-5)
 
 
-@in_browser
+@BROWSER.mark
 def test_two_threads(files, tmp_path):
     found, expected = evaluate(files, tmp_path / "y.npz", "float", threads=2)
     np.testing.assert_allclose(found["logits"], expected["logits"], rtol=1e-5, atol=1e-5)
 
 
-@in_browser
+@BROWSER.mark
 def test_tensors_of_every_type_come_back_as_they_went(tmp_path):
     kinds = ["float64", "bool", "int8", "uint8", "int16", "int32", "int64", "uint64"]
     types = [helper.np_dtype_to_tensor_dtype(np.dtype(kind)) for kind in kinds]
@@ -178,20 +176,20 @@ def test_tensors_of_every_type_come_back_as_they_went(tmp_path):
 
 def test_tensors_travel_whole():
     tensors = {"a": np.arange(6, dtype=">f4").reshape(2, 3).T, "ü": np.array([[True]] * 9), "b": np.empty((0, 2), "i8")}
-    found = unpack(pack(tensors))
+    found = decode_tensors(encode_tensors(tensors))
     assert list(found.arrays) == list(tensors)
     for name, x in tensors.items():
         assert found.arrays[name].dtype == x.dtype.newbyteorder("=")
         np.testing.assert_array_equal(found.arrays[name], x)
 
 
-@in_browser
+@BROWSER.mark
 def test_a_broken_engine_is_a_model_error(files, tmp_path):
     with pytest.raises(ModelError, match=r"broken\.onnx: onnxruntime-web cannot open it: .*protobuf parsing failed"):
         BrowserDevice().evaluate(files / "broken.onnx", WEB, files / "x.npz", tmp_path / "y.npz", 1)
 
 
-@in_browser
+@BROWSER.mark
 def test_an_engine_that_fails_at_work_is_a_model_error(tmp_path):
     nodes = [make_node("Reshape", ["x", "shape"], ["logits"])]
     graph = helper.make_graph(
@@ -207,7 +205,7 @@ def test_an_engine_that_fails_at_work_is_a_model_error(tmp_path):
         BrowserDevice().evaluate(tmp_path / "reshape.onnx", WEB, tmp_path / "x.npz", tmp_path / "y.npz", 1)
 
 
-@in_browser
+@BROWSER.mark
 def test_a_type_that_a_page_cannot_be_fed_is_a_model_error(tmp_path):
     values = [make_tensor_value_info(name, TensorProto.STRING, ["batch"]) for name in ("x", "y")]
     graph = helper.make_graph([make_node("Identity", ["x"], ["y"])], "strings", values[:1], values[1:])
@@ -216,7 +214,7 @@ def test_a_type_that_a_page_cannot_be_fed_is_a_model_error(tmp_path):
         BrowserDevice().evaluate(tmp_path / "strings.onnx", WEB, tmp_path / "x.npz", tmp_path / "y.npz", 1)
 
 
-@in_browser
+@BROWSER.mark
 def test_inputs_that_do_not_fit_are_a_model_error(files, tmp_path):
     with pytest.raises(ModelError, match=r"'x' must be float32 \[batch, 25\], but is float32 \[150, 24\]"):
         BrowserDevice().evaluate(files / "wide.onnx", WEB, files / "x.npz", tmp_path / "y.npz", 1)
@@ -265,7 +263,7 @@ def profiled(files, tmp_path_factory):
     return profile(files, folder, cold_starts=2, advance=advance), folder, steps, lived
 
 
-@in_browser
+@BROWSER.mark
 def test_a_profile_reports_every_engine_with_its_raw_times(files, profiled):
     result, folder, _, _ = profiled
     assert (result.threads, result.block) == (1, 50)
@@ -288,7 +286,7 @@ def test_a_profile_reports_every_engine_with_its_raw_times(files, profiled):
         assert engine.size_bytes == (files / f"{engine.name}.onnx").stat().st_size
 
 
-@in_browser
+@BROWSER.mark
 def test_engines_take_turns_in_an_order_that_rotates(profiled):
     _, _, steps, _ = profiled
     assert [(done, total) for done, total, _ in steps] == [(index, 12) for index in range(1, 13)]
@@ -297,14 +295,14 @@ def test_engines_take_turns_in_an_order_that_rotates(profiled):
     assert ["opened" in note for _, _, note in steps[:6]] == [True] * 2 + [False] * 4
 
 
-@in_browser
+@BROWSER.mark
 def test_each_round_has_fresh_browsers_that_stay_for_their_share(profiled):
     _, _, _, lived = profiled
     assert all(set(lived[1]) & set(pids) for pids in lived[2:6])
     assert not set(lived[5]) & set(lived[7])
 
 
-@in_browser
+@BROWSER.mark
 def test_nothing_but_latency_is_measured_and_why(profiled):
     for engine in profiled[0].engines:
         assert (engine.compute, engine.layers, engine.paced, engine.sustained, engine.energy) == (
@@ -317,7 +315,7 @@ def test_nothing_but_latency_is_measured_and_why(profiled):
         assert all(reason.startswith("not measured: ") for reason in engine.not_measured.values())
 
 
-@in_browser
+@BROWSER.mark
 def test_memory_is_that_of_the_engine(files, tmp_path):
     weights = 64 * 2**20
     graph = helper.make_graph(
@@ -335,7 +333,7 @@ def test_memory_is_that_of_the_engine(files, tmp_path):
     assert peaks[1] - peaks[0] > weights
 
 
-@in_browser
+@BROWSER.mark
 def test_what_advance_raises_ends_the_browsers(files, tmp_path):
     def interrupt(done, _total, _note):
         if done == 2:
@@ -348,7 +346,7 @@ def test_what_advance_raises_ends_the_browsers(files, tmp_path):
 # --- a browser that is lost
 
 
-@in_browser
+@BROWSER.mark
 def test_a_browser_killed_between_turns_is_a_device_error(files, tmp_path):
     def kill(done, _total, _note):
         if done == 2:
@@ -358,7 +356,7 @@ def test_a_browser_killed_between_turns_is_a_device_error(files, tmp_path):
         profile(files, tmp_path, ["float"], advance=kill)
 
 
-@in_browser
+@BROWSER.mark
 def test_a_page_that_crashes_in_the_middle_of_a_job_is_a_device_error(files):
     with Page(files / "float.onnx", 60) as page:
         page.ask("open", threads=1)
@@ -372,23 +370,23 @@ def test_a_page_that_crashes_in_the_middle_of_a_job_is_a_device_error(files):
         assert time.monotonic() - start < 20
 
 
-@in_browser
+@BROWSER.mark
 def test_a_slow_answer_is_a_device_error(files):
     with Page(files / "float.onnx", 60) as page:
         page.ask("open", threads=1)
         page.ask("first", {name: np.ones((1, 24), np.float32) for name in ("x", "y")})
-        page.patience_seconds = 0.5
+        page.timeout_seconds = 0.5
         with pytest.raises(DeviceError, match=r"did not answer 'measure' in 0\.5 s"):
             page.ask("measure", iterations=10**8, warmup=0)
 
 
-@in_browser
+@BROWSER.mark
 def test_a_page_that_does_not_open_in_time_is_a_device_error(files, tmp_path):
     with pytest.raises(DeviceError, match=r"did not open its page in 0\.01 s"):
-        BrowserDevice(patience_seconds=0.01).evaluate(files / "float.onnx", WEB, files / "x.npz", tmp_path / "y.npz", 1)
+        BrowserDevice(timeout_seconds=0.01).evaluate(files / "float.onnx", WEB, files / "x.npz", tmp_path / "y.npz", 1)
 
 
-@in_browser
+@BROWSER.mark
 def test_a_program_that_is_no_browser_is_a_device_error(files, tmp_path, monkeypatch):
     program = tmp_path / "chromium"
     program.write_text("#!/bin/sh\necho no display >&2\nexit 3\n")
@@ -400,7 +398,7 @@ def test_a_program_that_is_no_browser_is_a_device_error(files, tmp_path, monkeyp
         BrowserDevice().describe(WEB)
 
 
-@in_browser
+@BROWSER.mark
 def test_a_browser_ends_when_its_starter_is_killed(files):
     code = (
         "import os, signal\nfrom pathlib import Path\nfrom edgekd.devices.browser import chromium\n"
@@ -421,7 +419,7 @@ def test_a_browser_ends_when_its_starter_is_killed(files):
 # --- what is there
 
 
-@in_browser
+@BROWSER.mark
 def test_describe_tells_browser_and_library():
     facts = BrowserDevice().describe(WEB)
     assert facts == BrowserDevice().describe(WEB)
@@ -452,7 +450,7 @@ def test_chromium_under_each_name(monkeypatch, tmp_path, name):
     assert version(find_chromium()) == "Google Chrome 150.0.7000.1"
 
 
-@in_browser
+@BROWSER.mark
 def test_without_the_library_an_error_says_how_to_install_it(files, tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     assert "1.30.0, which is not installed: edgekd device install browser" in BrowserDevice().missing()
@@ -462,7 +460,7 @@ def test_without_the_library_an_error_says_how_to_install_it(files, tmp_path, mo
         BrowserDevice().evaluate(files / "float.onnx", WEB, files / "x.npz", tmp_path / "y.npz", 1)
 
 
-@in_browser
+@BROWSER.mark
 def test_an_altered_library_is_not_run(files, tmp_path, monkeypatch):
     shutil.copytree(library.library_folder(), tmp_path / "edgekd" / library.PACKAGE / library.VERSION)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
@@ -475,7 +473,7 @@ def test_an_altered_library_is_not_run(files, tmp_path, monkeypatch):
 # --- the example
 
 
-@in_browser
+@BROWSER.mark
 def test_the_example_page_shows_what_the_bundle_says(files, tmp_path):
     site = shutil.copytree(EXAMPLE, tmp_path / "site")
     (site / "node_modules" / library.PACKAGE).mkdir(parents=True)
@@ -587,7 +585,7 @@ def kept():
     return {path.name: path.read_bytes() for path in folder.iterdir()} if folder.exists() else {}
 
 
-@with_npm
+@NPM.mark
 def test_installs_once(registry, monkeypatch):
     steps = []
     assert not library.installed()
@@ -599,7 +597,7 @@ def test_installs_once(registry, monkeypatch):
     library.install(lambda *_: None)
 
 
-@with_npm
+@NPM.mark
 def test_install_mends_what_was_altered(registry):
     library.install(lambda *_: None)
     (library.library_folder() / "ort.wasm.min.js").write_bytes(b"altered")
@@ -607,7 +605,7 @@ def test_install_mends_what_was_altered(registry):
     assert kept() == registry
 
 
-@with_npm
+@NPM.mark
 @pytest.mark.parametrize("said", ["is not the one that was pinned", "is missing"])
 def test_another_package_than_pinned_is_not_kept(registry, monkeypatch, said):
     name = "ort.wasm.min.js" if "pinned" in said else "ort.wasm.absent.js"
@@ -617,7 +615,7 @@ def test_another_package_than_pinned_is_not_kept(registry, monkeypatch, said):
     assert kept() == {}
 
 
-@with_npm
+@NPM.mark
 def test_no_network(registry, monkeypatch):
     monkeypatch.setenv("npm_config_registry", NOWHERE)
     with pytest.raises(DeviceError, match=r"npm cannot fetch it: code ECONNREFUSED .*; check the network") as caught:
@@ -635,7 +633,7 @@ def test_no_npm(monkeypatch, tmp_path):
         library.install(lambda *_: None)
 
 
-@with_npm
+@NPM.mark
 def test_a_folder_that_cannot_be_made(registry, monkeypatch, tmp_path):
     (tmp_path / "file").touch()
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))

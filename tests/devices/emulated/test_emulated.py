@@ -2,7 +2,6 @@
 
 import contextlib
 import os
-import platform
 import re
 import shutil
 import signal
@@ -17,27 +16,28 @@ import numpy as np
 import pytest
 from onnx import TensorProto, helper, numpy_helper, save
 from onnx.helper import make_node, make_tensor_value_info
+from requirements import APT, ARM, HASWELL, QEMU, X86
 
 from edgekd.config.recipe import ProfileConfig
-from edgekd.devices.emulated import qemu
+from edgekd.devices.emulated import user_space
 from edgekd.devices.emulated.device import EmulatedDevice
+from edgekd.devices.emulated.install import install_processor
+from edgekd.devices.emulated.processors import find_processor, processors
 from edgekd.devices.local import LocalDevice
 from edgekd.errors import DeviceError, ModelError
 from edgekd.runtime.backends.registry import ORT, Runtime
 from edgekd.runtime.measure.machine import package_versions
 
-ARM = ("cortex-a72", "cortex-a76")
+ARM_PROCESSORS = ("cortex-a72", "cortex-a76")
 ROWS, CHANNELS, WIDTH, CLASSES = 20, 16, 4, 8
 #: Largest weights: of 8 bits, whose products with two activations of 8 bits overflow 16 bits together, and of 7.
 LARGEST = {"full": 127, "reduced": 64}
 
 
 def emulated(name, **options):
-    """Return a device, or skip: the emulator is not there."""
-    device = EmulatedDevice(name, **options)
-    if reason := device.missing():
-        pytest.skip(reason)
-    return device
+    """Return a device, or skip the test where its emulator is not there."""
+    (HASWELL if name == "haswell" else ARM).demand()
+    return EmulatedDevice(name, **options)
 
 
 # --- what processors compute
@@ -130,7 +130,7 @@ def outputs(files, tmp_path_factory):
     return outputs
 
 
-@pytest.mark.parametrize("processor", ARM)
+@pytest.mark.parametrize("processor", ARM_PROCESSORS)
 @pytest.mark.parametrize("kind", LARGEST)
 def test_int8_is_exact_on_arm(outputs, processor, kind):
     for name, expected in exact(kind).items():
@@ -151,7 +151,7 @@ def test_int8_with_weights_of_8_bits_saturates_without_vnni(outputs):
 # --- the device
 
 
-@pytest.mark.parametrize("processor", qemu.processors())
+@pytest.mark.parametrize("processor", processors())
 def test_the_versions_are_this_hosts(processor):
     facts = emulated(processor).describe(ORT)
     assert facts["onnxruntime"] == package_versions(["onnxruntime"])["onnxruntime"]
@@ -173,16 +173,16 @@ HWCAPS = (
 )  # fmt: skip
 
 
-@pytest.mark.parametrize("processor", ARM)
+@pytest.mark.parametrize("processor", ARM_PROCESSORS)
 def test_cpuinfo_says_what_the_emulator_has(processor):
     emulated(processor)
-    found, root = qemu.find(processor), qemu.installed(processor)
+    found, root = find_processor(processor), user_space.installed_root(processor)
     code = (
         "import ctypes\nauxval = ctypes.CDLL(None).getauxval\nauxval.restype = ctypes.c_ulong\nprint(auxval(16))\n"
         "print(next(line for line in open('/proc/cpuinfo') if line.startswith('Features')))"
     )
-    command = [*qemu.python_command(found, root), "-c", code]
-    environment = qemu.guest_environment(root)
+    command = [*user_space.python_command(found, root), "-c", code]
+    environment = user_space.guest_environment(root)
     printed = subprocess.run(command, env=environment, check=True, capture_output=True, text=True).stdout.splitlines()
     assert int(printed[0]) < 1 << len(HWCAPS)
     assert printed[1].split()[2:] == [name for bit, name in enumerate(HWCAPS) if int(printed[0]) >> bit & 1]
@@ -193,18 +193,18 @@ def test_a_broken_engine_is_a_model_error(files, tmp_path):
         evaluate(emulated("haswell"), files, tmp_path / "y.npz", engine="broken.onnx")
 
 
-@pytest.mark.skipif(platform.machine() == "aarch64", reason="an ARM host's /proc/cpuinfo crashes nothing")
+@X86.mark
 def test_a_crash_of_the_engine_library_is_quoted(files, tmp_path, monkeypatch):
     """ONNX Runtime crashes where an ARM processor shows it the host's /proc/cpuinfo."""
     emulated("cortex-a76")
-    root = qemu.installed("cortex-a76")
-    for name in (qemu.WHEELS, "usr", "lib"):
+    root = user_space.installed_root("cortex-a76")
+    for name in (user_space.WHEELS, "usr", "lib"):
         (tmp_path / name).symlink_to(root.parent / name)
     view = tmp_path / "cortex-a76"
     view.mkdir()
     for name in ("usr", "lib"):
         (view / name).symlink_to(tmp_path / name)
-    monkeypatch.setattr(qemu, "installed", lambda _: view)
+    monkeypatch.setattr(user_space, "installed_root", lambda _: view)
     with pytest.raises(DeviceError, match=r"ended \(SIGSEGV\) instead of answering 'open'.*uncaught target signal 11"):
         evaluate(EmulatedDevice("cortex-a76"), files, tmp_path / "y.npz")
 
@@ -234,7 +234,7 @@ def kill_first_child():
 
 def test_a_slow_answer_is_a_device_error(files, tmp_path):
     with pytest.raises(DeviceError, match=r"did not answer 'open' in 0\.05 s"):
-        evaluate(emulated("haswell", patience_seconds=0.05), files, tmp_path / "y.npz")
+        evaluate(emulated("haswell", timeout_seconds=0.05), files, tmp_path / "y.npz")
 
 
 def test_there_is_no_latency(files, tmp_path):
@@ -255,7 +255,6 @@ def test_openvino_is_refused_on_arm_with_the_reason(files, tmp_path):
 
 
 def test_openvino_runs_on_x86(files, tmp_path):
-    pytest.importorskip("openvino")
     found = evaluate(emulated("haswell"), files, tmp_path / "y.npz", runtime=Runtime("openvino"))
     for name, expected in exact("reduced").items():
         np.testing.assert_array_equal(found[name], expected)
@@ -289,14 +288,6 @@ def nothing_installed(tmp_path, monkeypatch):
     return tmp_path / "edgekd" / "emulators"
 
 
-def needs(*tools):
-    lacking = [tool for tool in tools if shutil.which(tool) is None]
-    return pytest.mark.skipif(bool(lacking), reason=f"not installed: {', '.join(lacking)}")
-
-
-needs_apt = needs("qemu-aarch64-static", "apt-get", "dpkg-deb")
-
-
 @pytest.mark.usefixtures("nothing_installed")
 def test_what_is_not_installed_names_the_command(files, tmp_path):
     device = EmulatedDevice("cortex-a76")
@@ -308,12 +299,12 @@ def test_what_is_not_installed_names_the_command(files, tmp_path):
         evaluate(device, files, tmp_path / "y.npz")
 
 
-@pytest.mark.parametrize("processor", qemu.processors())
+@pytest.mark.parametrize("processor", processors())
 def test_without_qemu_the_package_is_named(processor, tmp_path, monkeypatch):
     monkeypatch.setenv("PATH", str(tmp_path))
-    assert qemu.installed(processor) is None
+    assert user_space.installed_root(processor) is None
     with pytest.raises(DeviceError, match=r"needs qemu-\w+-static.*apt-get install qemu-user-static"):
-        qemu.install(processor, lambda *_: None)
+        install_processor(processor, lambda *_: None)
 
 
 def test_an_old_qemu_is_refused(tmp_path, monkeypatch):
@@ -322,29 +313,32 @@ def test_an_old_qemu_is_refused(tmp_path, monkeypatch):
     old.chmod(0o755)
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(DeviceError, match=r"emulating cortex-a76 needs QEMU 7\.2 or newer"):
-        qemu.install("cortex-a76", lambda *_: None)
+        install_processor("cortex-a76", lambda *_: None)
 
 
-@needs("qemu-aarch64-static")
+@QEMU.mark
 def test_without_apt_it_is_said(tmp_path, monkeypatch, nothing_installed):
     (tmp_path / "qemu-aarch64-static").symlink_to(shutil.which("qemu-aarch64-static"))
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(DeviceError, match="which needs apt-get and dpkg-deb: install it on Debian or Ubuntu"):
-        qemu.install("cortex-a76", lambda *_: None)
+        install_processor("cortex-a76", lambda *_: None)
 
 
-@needs_apt
+@APT.mark
 def test_without_a_network_nothing_is_left(nothing_installed):
     steps = []
     with pytest.raises(DeviceError, match=r"Debian's packages cannot be had from http\S+; check the network"):
-        qemu.install("cortex-a76", lambda *step: steps.append(step))
+        install_processor("cortex-a76", lambda *step: steps.append(step))
     assert steps == [(0, 5, "Debian's package lists")]
     assert [path.suffix for path in nothing_installed.iterdir()] == [".lock"]
 
 
-@needs_apt
+@APT.mark
 def test_a_killed_installation_is_not_taken_for_whole_and_swept(nothing_installed, monkeypatch):
-    code = "from edgekd.devices import emulator\nemulator.install('cortex-a76', lambda *step: print(step, flush=True))"
+    code = (
+        "from edgekd.devices.emulated.install import install_processor\n"
+        "install_processor('cortex-a76', lambda *step: print(step, flush=True))"
+    )
     with socket.create_server(("127.0.0.1", 0)) as mirror:  # takes connections and never answers
         environment = {**os.environ, "http_proxy": f"http://127.0.0.1:{mirror.getsockname()[1]}"}
         with subprocess.Popen([sys.executable, "-c", code], env=environment, stdout=subprocess.PIPE) as process:
@@ -352,16 +346,16 @@ def test_a_killed_installation_is_not_taken_for_whole_and_swept(nothing_installe
             connection, _ = mirror.accept()
             process.kill()
         connection.close()
-    assert qemu.installed("cortex-a76") is None
+    assert user_space.installed_root("cortex-a76") is None
     assert len([path for path in nothing_installed.iterdir() if path.is_dir()]) == 1
     with pytest.raises(DeviceError, match="cannot be had"):
-        qemu.install("cortex-a76", lambda *_: None)
+        install_processor("cortex-a76", lambda *_: None)
     assert not [path for path in nothing_installed.iterdir() if path.is_dir()]
 
 
-@needs_apt
+@APT.mark
 def test_a_cache_folder_that_cannot_be_made_is_named(tmp_path, monkeypatch):
     (tmp_path / "file").touch()
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
     with pytest.raises(DeviceError, match=r"file/edgekd/emulators: cannot be made a folder.*with XDG_CACHE_HOME"):
-        qemu.install("cortex-a76", lambda *_: None)
+        install_processor("cortex-a76", lambda *_: None)

@@ -1,7 +1,6 @@
 """A board over SSH: a real sshd on loopback, whose Python has numpy and ONNX Runtime alone."""
 
 import os
-import shutil
 import signal
 import socket
 import subprocess
@@ -12,11 +11,13 @@ import time
 import numpy as np
 import pytest
 from boards import eventually, forget_sockets, free_port, make_python, running_sshd
+from requirements import OLD_PYTHON, SMALL_DISK, SSH, which
 
 from edgekd.config.recipe import ProfileConfig
 from edgekd.devices.local import LocalDevice
-from edgekd.devices.ssh import SshDevice, parse
-from edgekd.devices.ssh.packing import pack
+from edgekd.devices.ssh.address import parse_address
+from edgekd.devices.ssh.device import SshDevice
+from edgekd.devices.ssh.packing import pack_agent
 from edgekd.errors import DeviceError, MissingDependency, ModelError, StorageError, TargetError
 from edgekd.runtime.backends.registry import ORT, Runtime
 from edgekd.runtime.measure.machine import identity
@@ -26,7 +27,7 @@ CONFIG = ProfileConfig(iterations=120, warmup=5, cold_starts=1)
 
 @pytest.fixture
 def device(board):
-    found = SshDevice(board.address(), patience_seconds=60)
+    found = SshDevice(board.address(), timeout_seconds=60)
     yield found
     found.close()
 
@@ -59,7 +60,7 @@ def files_of(folder):
     ],
 )
 def test_addresses(text, name, python):
-    assert (parse(text).name, parse(text).python) == (name, python)
+    assert (parse_address(text).name, parse_address(text).python) == (name, python)
 
 
 @pytest.mark.parametrize(
@@ -309,17 +310,13 @@ def test_no_python_there(board):
     )
 
 
+@OLD_PYTHON.mark
 def test_an_old_python_there(board):
-    found = shutil.which("pypy3")
-    asked = "import sys; print(sys.version_info < (3, 10))"
-    said = found and subprocess.run([found, "-c", asked], check=True, capture_output=True)
-    if not said or said.stdout.strip() != b"True":
-        pytest.skip("there is no Python before 3.10 on this machine: apt-get install pypy3")
     before = files_of(board.cache)
     refused(
         MissingDependency,
         r"is Python [23]\.\d+\.\d+, and edgekd needs 3\.10 or newer; name another",
-        board.address(found),
+        board.address(which("pypy3")),
     )
     assert files_of(board.cache) == before
 
@@ -348,7 +345,8 @@ def test_a_python_that_is_something_else(board):
     refused(DeviceError, "'cat' there did not run edgekd's first script", board.address("cat"))
 
 
-@pytest.mark.skipif(os.getuid() != 0, reason="only root can mount a small disk")
+@SMALL_DISK.mark
+@SSH.mark
 def test_a_full_disk_and_the_same_again_with_room(board_python, engines, tmp_path, monkeypatch):
     large = tmp_path / "large.npz"
     rows = np.random.default_rng(0).normal(size=(2, 100_000, 4)).astype(np.float32)
@@ -366,7 +364,8 @@ def test_a_full_disk_and_the_same_again_with_room(board_python, engines, tmp_pat
         assert small.settled()
 
 
-@pytest.mark.skipif(os.getuid() != 0, reason="only root can mount a small disk")
+@SMALL_DISK.mark
+@SSH.mark
 def test_a_disk_that_is_too_full_for_the_agent(board_python, tmp_path, monkeypatch):
     (tmp_path / "board").mkdir()
     with running_sshd(tmp_path / "board", board_python, disk_bytes=64 << 10) as small:
@@ -421,7 +420,7 @@ def test_a_killed_agent_is_not_a_lost_connection(device, board, engines, tmp_pat
 def test_agents_end_with_their_host_whatever_they_do(board, engines):
     """Also those in the middle of a long job, and the board is free then."""
     code = (
-        "import sys\nfrom pathlib import Path\nfrom edgekd.devices.ssh import SshDevice\n"
+        "import sys\nfrom pathlib import Path\nfrom edgekd.devices.ssh.device import SshDevice\n"
         "from edgekd.runtime.backends.registry import ORT\nfrom edgekd.config.recipe import ProfileConfig\n"
         f"engines = Path({str(engines)!r})\n"
         f"SshDevice({board.address()!r}).profile({{'a': engines / 'a.onnx'}}, ORT, engines / 'x.npz', engines,\n"
@@ -506,7 +505,7 @@ def test_the_agent_needs_numpy_and_nothing_else(tmp_path):
     import zipfile
 
     python = make_python(tmp_path / "venv", ["numpy"])
-    zipfile.ZipFile(io.BytesIO(base64.b64decode(pack().base64))).extractall(tmp_path / "agent")
+    zipfile.ZipFile(io.BytesIO(base64.b64decode(pack_agent().base64))).extractall(tmp_path / "agent")
     modules = [
         ".".join(path.relative_to(tmp_path / "agent").with_suffix("").parts)
         for path in sorted((tmp_path / "agent").rglob("*.py"))
@@ -526,7 +525,7 @@ def test_the_agent_needs_numpy_and_nothing_else(tmp_path):
 
 
 def test_the_same_agent_has_the_same_name():
-    pack.cache_clear()
-    first = pack()
-    pack.cache_clear()
-    assert pack() == first
+    pack_agent.cache_clear()
+    first = pack_agent()
+    pack_agent.cache_clear()
+    assert pack_agent() == first

@@ -9,21 +9,22 @@ from contextlib import suppress
 
 import numpy as np
 import pytest
-from boards import NO_SSHD, forget_sockets, make_python, running_sshd
+from boards import forget_sockets, make_python, running_sshd
 from commands import build_arguments, copy_cache, edgekd, edgekd_begun, events, outcome, started
+from requirements import SSH
 
 from edgekd import load
 from edgekd.runtime.backends.openvino import library
 
+pytestmark = SSH.mark
+
 #: What this host and a board of its own kind would share.
-ON_DEVICE = {"engine", "check", "profile", "disturb", "bundle", "verify"}
+ON_DEVICE = {"evaluate", "check", "profile", "robustness-shipped", "bundle", "verify"}
 
 
 @pytest.fixture(scope="module")
 def other(tmp_path_factory):
     """A second board, with OpenVINO."""
-    if NO_SSHD:
-        pytest.skip(NO_SSHD)
     folder = tmp_path_factory.mktemp("other")
     python = make_python(folder / "venv", ["numpy", "onnxruntime", "openvino"])
     (folder / "board").mkdir()
@@ -62,7 +63,7 @@ def test_a_whole_build_of_a_model_on_a_board(board, built, tmp_path):
     report = events(done.stdout)[-1]["report"]
     (target,) = report["targets"]
     assert report["rows"][0]["device"] == board.name
-    assert target["ledger"]["rows"][-1]["stage"] == "engine"
+    assert target["ledger"]["rows"][-1]["stage"] == "device"
     output = tmp_path / "build" / "digits" / "cpu"
     for engine in target["profile"]["engines"]:
         assert len(np.load(output / "latency" / engine["raw_file"])) == 200
@@ -73,7 +74,7 @@ def test_a_whole_build_of_a_model_on_a_board(board, built, tmp_path):
     assert not list(board.root.joinpath("work").iterdir())
 
 
-@pytest.mark.parametrize("moment", [("start", "engine cpu", None), ("advance", "profile cpu", 4)])
+@pytest.mark.parametrize("moment", [("start", "evaluate cpu", None), ("advance", "profile cpu", 4)])
 def test_a_build_that_lost_its_board_goes_on(board, cache, built, tmp_path, moment):
     arguments = [*build_arguments(tmp_path / "out", cache), "--device", board.address(), "--json"]
     with edgekd_begun(*arguments, cwd=tmp_path) as process:
@@ -107,7 +108,7 @@ def test_two_boards_at_once_and_what_was_built_there(board, other, cache, tmp_pa
     done = edgekd(*arguments, *targets, *devices, "--json", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     told = [(event["event"], event.get("stage")) for event in events(done.stdout)]
-    began = [told.index(("start", f"engine {target}")) for target in ("cpu", "openvino-cpu")]
+    began = [told.index(("start", f"evaluate {target}")) for target in ("cpu", "openvino-cpu")]
     ended = [told.index(("finish", f"verify {target}")) for target in ("cpu", "openvino-cpu")]
     assert max(began) < min(ended), "they ran at the same time"
     assert [row["device"] for row in events(done.stdout)[-1]["report"]["rows"]] == [board.name, other.name]
@@ -121,7 +122,8 @@ def test_two_boards_at_once_and_what_was_built_there(board, other, cache, tmp_pa
     with load(tmp_path / "out" / "openvino-cpu" / "bundle") as bundle:
         with np.load(bundle.folder / "reference.npz") as samples:
             feeds = {spec.name: samples[f"input.{spec.name}"][:1] for spec in bundle.inputs}
-        compiled = library().Core().import_model((engines / "deploy.blob").read_bytes(), "CPU")
+        blob = (engines / "deploy.blob").read_bytes()
+        compiled = library().Core().import_model(blob, **described["open_with"])
         np.testing.assert_allclose(next(iter(compiled(feeds).values())), bundle.run(feeds)["logits"], rtol=1e-5)
     assert other.settled()
 

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from edgekd.pipeline.onnx_import.stage import bring
+from edgekd.pipeline.onnx_import.stage import import_onnx
 from edgekd.stages.progress import Silent, StageReporter
 
 
@@ -26,7 +26,7 @@ def import_(tmp_path):
         given = None if test is None else tmp_path / "test.npz"
         observer = Warned()
         reporter = StageReporter(observer, "import")
-        brought = bring(model, tmp_path / "samples.npz", given, dict(taps), folder, reporter, **options)
+        brought = import_onnx(model, tmp_path / "samples.npz", given, dict(taps), folder, reporter, **options)
         assert tuple(observer.messages) == brought.notes
         return brought
 

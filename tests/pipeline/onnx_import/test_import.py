@@ -9,8 +9,9 @@ from onnx import helper
 from user import run_user
 
 from edgekd.compress import quantize
-from edgekd.compress.quantize import DEPLOY, ENGINE, CandidateSpec
-from edgekd.config.target import load_calibration, load_target
+from edgekd.compress.quantize import DEPLOY, PROBE_GRAPH, CandidateSpec
+from edgekd.config.target import load_calibration
+from edgekd.devices.targets import load_target
 from edgekd.errors import ModelError, TaskError
 from edgekd.runtime.backends.onnxruntime import open_engine
 from edgekd.runtime.session import read_arrays, read_feeds, run_rows
@@ -176,7 +177,7 @@ def test_odd_graphs_give_what_the_users_file_gives_and_can_be_quantized(tmp_path
     samples = folder / "test.npz"  # to calibrate with as well: whether ranges hold for others is not the question here
     for way in (CandidateSpec("float32", None), CandidateSpec("int8", "qdq")):
         done = quantize.run(way, folder / "float.onnx", samples, target.scheme, calibration, folder)
-        for variant in (ENGINE, DEPLOY):
+        for variant in (PROBE_GRAPH, DEPLOY):
             found = run_all(folder / way.name / variant, samples)["logits"]
             error = np.abs(found - expected).max() / np.abs(expected).max()
             assert error < (1e-5 if way.precision == "float32" else 0.05)

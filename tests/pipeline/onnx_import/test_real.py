@@ -7,9 +7,10 @@ import pytest
 from user import run_user
 
 from edgekd.compress import quantize
-from edgekd.compress.quantize import ENGINE, CandidateSpec
-from edgekd.config.target import load_calibration, load_target
-from edgekd.pipeline.onnx_import.stage import bring
+from edgekd.compress.quantize import PROBE_GRAPH, CandidateSpec
+from edgekd.config.target import load_calibration
+from edgekd.devices.targets import load_target
+from edgekd.pipeline.onnx_import.stage import import_onnx
 from edgekd.runtime.backends.onnxruntime import open_engine
 from edgekd.runtime.session import read_feeds, run_rows
 from edgekd.stages.progress import Silent, StageReporter
@@ -36,7 +37,7 @@ def imported(tmp_path_factory):
             model = ocr.save_model(name, folder)
             images, written = ocr.make_images(name, COUNT)
             np.savez(folder / "lines.npz", x=images)
-            brought = bring(model, folder / "lines.npz", None, {}, folder, StageReporter(Silent(), "import"))
+            brought = import_onnx(model, folder / "lines.npz", None, {}, folder, StageReporter(Silent(), "import"))
             done[name] = (model, folder, brought, written)
         return done[name]
 
@@ -96,5 +97,5 @@ def test_can_be_quantized(imported, name, tmp_path):
     )
     assert (done.quantized_nodes, done.weight_nodes) == (nodes, nodes)
     exact = run(folder / "float.onnx", folder / "test.npz")["logits"].astype(np.float64)
-    found = run(tmp_path / "int8" / ENGINE, folder / "test.npz")["logits"]
+    found = run(tmp_path / "int8" / PROBE_GRAPH, folder / "test.npz")["logits"]
     assert 10 * np.log10(np.sum(exact**2) / np.sum((found - exact) ** 2)) > least_db

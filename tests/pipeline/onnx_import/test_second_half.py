@@ -10,7 +10,7 @@ from graphs import node, tensor
 from edgekd.compress.partial import SAMPLES
 from edgekd.config.recipe import Recipe
 from edgekd.config.target import load_calibration
-from edgekd.pipeline.imported_source import bring_model
+from edgekd.pipeline.imported_source import import_model
 from edgekd.stages.cache import Cache
 from edgekd.stages.labels import UNLABELLED
 from edgekd.stages.progress import Silent
@@ -86,6 +86,6 @@ def test_other_weights_beside_the_model_are_another_model(tmp_path):
         if logits:
             content = np.fromfile(tmp_path / "weights.bin", np.float32)
             (2 * content).tofile(tmp_path / "weights.bin")
-        brought = bring_model(Runner(Cache(tmp_path / "cache"), Silent()), recipe(model, samples))
+        brought = import_model(Runner(Cache(tmp_path / "cache"), Silent()), recipe(model, samples))
         logits.append(brought.probes()["float"].logits)
     np.testing.assert_allclose(logits[1], 2 * logits[0], rtol=1e-6)

@@ -6,8 +6,9 @@ from xml.etree import ElementTree
 import pytest
 
 from edgekd.gram.blame import Blame, Effect, RankedFigure, Suspect, WeightedLayer
-from edgekd.report.blame.picture import blame_svg, shorten
+from edgekd.report.blame.picture import blame_svg
 from edgekd.report.blame.tables import blame_json, blame_table, write_blame
+from edgekd.report.svg.draw import shorten
 from edgekd.report.table import markdown
 
 LONG = "/model/encoders/camera/backbone/stage_1/block/conv_with_a_long_name/Conv"

@@ -7,11 +7,11 @@ from profiles import MEASURED, REASONS, WINDOWS, all_of, engine
 
 from edgekd.report.build.latency_tables import (
     branch_table,
+    cold_start_line,
     engine_latency_table,
-    further_lines,
-    how,
     latency_table,
-    start_line,
+    measurement_lines,
+    method_notes,
 )
 from edgekd.report.build.markdown import report_markdown
 from edgekd.report.table import markdown
@@ -29,7 +29,7 @@ def test_an_engines_latencies_stand_side_by_side():
 
 def test_what_was_not_measured_has_no_column():
     assert [column.name for column in engine_latency_table(engine()).columns] == ["ms", "end to end"]
-    assert "import" not in start_line(engine())
+    assert "import" not in cold_start_line(engine())
 
 
 def test_a_bound_of_few_inferences_is_withheld():
@@ -59,14 +59,14 @@ def test_branches_are_shares_with_fusion_and_the_rest_last():
 def test_an_engine_without_layers_says_why_beside_those_that_have_some():
     pair = replace(profile(), engines=(engine(**MEASURED), engine(name="other engine", not_measured=REASONS)))
     table = branch_table(pair)
-    assert [column.name for column in table.columns] == ["branch", "engine ms"]
+    assert [column.name for column in table.columns] == ["branch", "shipped ms"]
     assert table.notes[1:] == ("Layers of other engine: not measured: no layers here.",)
     assert branch_table(all_of(not_measured=REASONS)).rows == ()
-    assert branch_table(all_of(not_measured=REASONS)).notes == ("Layers of engine: not measured: no layers here.",)
+    assert branch_table(all_of(not_measured=REASONS)).notes == ("Layers of shipped: not measured: no layers here.",)
 
 
 def test_what_was_measured_is_said_with_its_circumstances():
-    energy, paced, sustained = further_lines(engine(**MEASURED))
+    energy, paced, sustained = measurement_lines(engine(**MEASURED))
     assert energy == (
         "Energy: 1.23 mJ for one inference, idle subtracted: 12.8 W busy, 9.5 W idle, of RAPL package-0, over 3.0 s."
     )
@@ -81,24 +81,24 @@ def test_what_was_measured_is_said_with_its_circumstances():
 def test_a_run_without_sensors_says_so():
     bare = tuple(replace(window, temperature_c=None, clock_mhz=None) for window in WINDOWS)
     run = Sustained(3.0, bare, 1.0, throttled=None, raw_file="x.npy")
-    said = further_lines(engine(sustained=run))[2]
+    said = measurement_lines(engine(sustained=run))[2]
     assert said.endswith("temperature not measured, clock not measured, throttling not measured.")
 
 
 def test_what_was_not_measured_has_its_reason():
-    lines = further_lines(engine(not_measured=REASONS))
+    lines = measurement_lines(engine(not_measured=REASONS))
     assert [line.partition(": ")[0] for line in lines] == ["Energy", "Paced", "Sustained", "Compute alone"]
     assert all("not measured: no " in line for line in lines)
 
 
 def test_a_start_is_the_lowest_and_highest_of_its_processes():
-    said = start_line(engine(**MEASURED))
+    said = cold_start_line(engine(**MEASURED))
     assert "Cold start, 3 fresh processes: import 24.9–26.2 ms, load 30.1–33.9 ms, first run 1.88–2.40 ms." in said
 
 
 @pytest.mark.parametrize(("processes", "told"), [(1, "one fresh process"), (8, "Student's t over the processes")])
 def test_how_depends_on_the_processes(processes, told):
-    assert told in " ".join(how(replace(profile(), processes=processes)))
+    assert told in " ".join(method_notes(replace(profile(), processes=processes)))
 
 
 def test_the_page_has_it_all():

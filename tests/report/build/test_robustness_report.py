@@ -8,13 +8,13 @@ from builds import LIMITS, build, ledger, target
 from edgekd.cli.terminal import print_report
 from edgekd.report.build.files import report_json, report_markdown
 from edgekd.report.build.robustness import describe_worst, robustness_line, robustness_table
-from edgekd.runtime.corruption import Disturbed, Robustness
+from edgekd.runtime.corruption import NetworkRobustness, Robustness
 
-ENGINE = Disturbed(0.9, {"accel": 0.5, "audio": 0.7}, {"accel": 0.85, "audio": 0.8})
+ENGINE = NetworkRobustness(0.9, {"accel": 0.5, "audio": 0.7}, {"accel": 0.85, "audio": 0.8})
 NETWORKS = Robustness(1.0, {
-    "teacher": Disturbed(0.95, {"accel": 0.6, "audio": 0.7}, {"accel": 0.9, "audio": 0.9}),
-    "student": Disturbed(0.94, {"accel": 0.6, "audio": 0.7}, {"accel": 0.9, "audio": 0.9}),
-    "pruned": Disturbed(0.93, {"accel": 0.6, "audio": 0.7}, {"accel": 0.9, "audio": 0.9}),
+    "teacher": NetworkRobustness(0.95, {"accel": 0.6, "audio": 0.7}, {"accel": 0.9, "audio": 0.9}),
+    "student": NetworkRobustness(0.94, {"accel": 0.6, "audio": 0.7}, {"accel": 0.9, "audio": 0.9}),
+    "pruned": NetworkRobustness(0.93, {"accel": 0.6, "audio": 0.7}, {"accel": 0.9, "audio": 0.9}),
 })  # fmt: skip
 
 
@@ -24,7 +24,7 @@ def measured(*targets):
 
 def test_the_table_has_every_figure():
     table = robustness_table(measured())
-    assert [column.name for column in table.columns] == ["inputs", "teacher", "student", "pruned", "engine"]
+    assert [column.name for column in table.columns] == ["inputs", "teacher", "student", "pruned", "shipped"]
     assert table.rows == (
         ("as they are", "0.9500", "0.9400", "0.9300", "0.9000"),
         ("without accel", "0.6000", "0.6000", "0.6000", "0.5000"),
@@ -79,7 +79,9 @@ def test_one_line_names_the_engine_that_loses_most():
     two = measured(target(robustness=better), target("board", robustness=ENGINE))
     assert robustness_line(two) == "Robustness of board: macro-F1 worst without accel: 0.5000 instead of 0.9000."
     lower = ledger(limits=replace(LIMITS, higher_is_better=False))
-    errors = measured(target(ledger=lower, robustness=Disturbed(1.0, {"a": 2.0, "b": 5.0}, {"a": 1.0, "b": 0.5})))
+    errors = measured(
+        target(ledger=lower, robustness=NetworkRobustness(1.0, {"a": 2.0, "b": 5.0}, {"a": 1.0, "b": 0.5}))
+    )
     assert "worst without b: 5.0000 instead of 1.0000" in robustness_line(errors)
 
 

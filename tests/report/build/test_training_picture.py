@@ -9,7 +9,8 @@ from builds import build
 
 from edgekd.report.build.files import report_json, report_markdown, write_report
 from edgekd.report.build.training_picture import training_svg
-from edgekd.report.svg.chart import COLOURS, AxisScale, Curve, Panel, chart_svg
+from edgekd.report.svg.chart import COLOURS, Curve, Panel, chart_svg
+from edgekd.report.svg.scale import AxisScale
 
 SVG = "{http://www.w3.org/2000/svg}"
 
@@ -157,10 +158,10 @@ def trained(**training):
 
 
 def test_the_page_shows_each_picture_that_lies_beside_it(tmp_path):
-    report = trained(teacher=HISTORY, student=HISTORY, **{"tuned cpu": HISTORY})
+    report = trained(teacher=HISTORY, student=HISTORY, **{"qat cpu": HISTORY})
     write_report(report, tmp_path)
     shown = re.findall(r"!\[[^]]*\]\(([^)]*)\)", report_markdown(report))
-    assert shown == ["training/teacher.svg", "training/student.svg", "training/tuned-cpu.svg"]
+    assert shown == ["training/teacher.svg", "training/student.svg", "training/qat-cpu.svg"]
     assert sorted(f"training/{path.name}" for path in (tmp_path / "training").iterdir()) == sorted(shown)
     assert (tmp_path / "training" / "student.svg").read_text("utf-8") == training_svg("student", HISTORY, "macro-F1")
 

@@ -9,7 +9,7 @@ import onnxruntime
 import pytest
 from commands import build_arguments, copy_cache, edgekd, events, stage_folder, started
 
-from edgekd.runtime.corruption import adding_noise, load_channels
+from edgekd.runtime.corruption import add_noise, load_statistics
 
 VIEWS = ("fou", "mor", "zer")
 
@@ -53,7 +53,7 @@ def test_clean_figures_are_those_of_the_ledger(built):
     assert {name: found["networks"][name]["clean"] for name in ("teacher", "student")} == {
         name: row["metric"][name] for name in ("teacher", "student")
     }
-    assert found["networks"]["pruned"]["clean"] == row["metric"]["tuned"]
+    assert found["networks"]["pruned"]["clean"] == row["metric"]["finetuned"]
     assert found["engines"]["cpu"]["clean"] == pytest.approx(row["metric"]["shipped"], abs=0.01)
     for one in (*found["networks"].values(), *found["engines"].values()):
         assert set(one["dropped"]) == set(one["noisy"]) == set(VIEWS)
@@ -63,7 +63,7 @@ def test_the_engines_figures_are_those_of_its_own_file(built):
     with np.load(stage_folder(built.cache, "export") / "test.npz") as test:
         feeds = {name: test[f"input.{name}"] for name in VIEWS}
         labels = test["labels"]
-    known = load_channels(stage_folder(built.cache, "robustness") / "channels.npz")
+    known = load_statistics(stage_folder(built.cache, "robustness") / "channels.npz")
     session = onnxruntime.InferenceSession(built.bundle / "deploy.onnx", providers=["CPUExecutionProvider"])
 
     def score(**changed):
@@ -73,7 +73,7 @@ def test_the_engines_figures_are_those_of_its_own_file(built):
     assert found["clean"] == score()
     for index, name in enumerate(VIEWS):
         assert found["dropped"][name] == score(**{name: np.tile(known[name].mean, (len(labels), 1))})
-        assert found["noisy"][name] == score(**{name: adding_noise(known[name], 1.0, (0, index))(feeds[name])})
+        assert found["noisy"][name] == score(**{name: add_noise(known[name], 1.0, (0, index))(feeds[name])})
 
 
 def test_the_terminal_tells_the_worst_alone_and_verbose_all(built, tmp_path):
@@ -106,18 +106,18 @@ def test_it_can_be_switched_off(built, tmp_path):
     found = edgekd(*build_arguments(tmp_path / "out", cache, robustness__measure="false"), "--json", cwd=tmp_path)
     assert found.returncode == 0, found.stderr
     planned = events(found.stdout)[0]["stages"]
-    assert not {"robustness", "disturb cpu"} & set(planned)
+    assert not {"robustness", "robustness-shipped cpu"} & set(planned)
     report = events(found.stdout)[-1]["report"]
     assert report["robustness"]["networks"] is report["robustness"]["engines"] is None
     assert report["robustness"]["reason"] == "not measured: robustness.measure is false in the recipe"
     assert "robustness.measure is false" in (tmp_path / "out" / "report.md").read_text("utf-8")
 
 
-def test_checking_does_not_disturb(built, tmp_path):
+def test_checking_measures_no_robustness(built, tmp_path):
     arguments = ["check", *build_arguments(tmp_path, built.cache)[1:]]
     found = edgekd(*arguments, "--json", cwd=tmp_path)
     assert found.returncode == 0, found.stderr
-    assert not {"robustness", "disturb cpu"} & set(events(found.stdout)[0]["stages"])
+    assert not {"robustness", "robustness-shipped cpu"} & set(events(found.stdout)[0]["stages"])
 
 
 @pytest.mark.parametrize(
@@ -139,10 +139,10 @@ def test_a_setting_that_cannot_be_is_refused(tmp_path, setting, said):
 def test_what_is_tuned_for_int8_has_a_picture_too(built, tmp_path):
     cache = copy_cache(built.cache, tmp_path / "cache")
     # The float network is rejected itself, so what is left is to tune it.
-    change = {"gate__tau_pass": 1e-7, "gate__tau_fail": 2e-7, "quantize__repair": "auto", "quantize__tune__epochs": 2}
+    change = {"gate__tau_pass": 1e-7, "gate__tau_fail": 2e-7, "quantize__repair": "auto", "quantize__qat__epochs": 2}
     found = edgekd(*build_arguments(tmp_path / "out", cache, **change), cwd=tmp_path)
     assert found.returncode == 20, found.stderr
     report = json.loads((tmp_path / "out" / "report.json").read_text("utf-8"))
-    assert [set(epoch) >= {"loss", "share.sample", "drift"} for epoch in report["training"]["tuned cpu"]] == [True] * 2
-    ElementTree.parse(tmp_path / "out" / "training" / "tuned-cpu.svg")
-    assert "(training/tuned-cpu.svg)" in (tmp_path / "out" / "report.md").read_text("utf-8")
+    assert [set(epoch) >= {"loss", "share.sample", "drift"} for epoch in report["training"]["qat cpu"]] == [True] * 2
+    ElementTree.parse(tmp_path / "out" / "training" / "qat-cpu.svg")
+    assert "(training/qat-cpu.svg)" in (tmp_path / "out" / "report.md").read_text("utf-8")

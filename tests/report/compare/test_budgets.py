@@ -9,7 +9,7 @@ from builds import LIMITS, full_profile, ledger, profile, target, write_run
 
 from edgekd.errors import BudgetError
 from edgekd.report.compare.budgets import check_budgets, read_budgets
-from edgekd.report.compare.formats import Joined, as_json, as_markdown, check_table
+from edgekd.report.compare.formats import Comparison, as_json, as_markdown, check_table
 from edgekd.report.compare.read import read_run
 
 
@@ -101,7 +101,7 @@ def test_a_metric_that_is_better_low_has_an_upper_limit_and_drops_upwards(entrie
 
 
 def test_a_metric_that_is_no_number_keeps_no_limit(tmp_path):
-    broken = read_run(write_run(tmp_path / "n", target(ledger=ledger(metrics=(("engine", math.nan),)))))
+    broken = read_run(write_run(tmp_path / "n", target(ledger=ledger(metrics=(("device", math.nan),)))))
     (check,) = checks(broken, tmp_path, "[[limits]]\nmin_metric = 0.1")
     assert (check.kept, check.why) == (False, "not a number: the measured value was nan")
 
@@ -142,7 +142,7 @@ def test_a_file_that_is_not_there(tmp_path):
 
 def test_the_table_of_checks_has_those_that_are_not_kept_first(entries, tmp_path):
     found = checks(entries, tmp_path, "[[limits]]\nlatency_p50_ms = 0.2\nsize_mb = 0.3")
-    table = check_table(Joined(entries, checks=found))
+    table = check_table(Comparison(entries, checks=found))
     assert [row[0] for row in table.rows] == ["NOT KEPT", *["kept"] * 5]
     assert table.rows[0][1:] == ("2", "pi", "latency_p50_ms", "not measured", "≤ 0.2 ms")
     assert table.notes == ("5 of 6 limits kept.", "latency_p50_ms of 2: not measured: no device.")
@@ -151,14 +151,14 @@ def test_the_table_of_checks_has_those_that_are_not_kept_first(entries, tmp_path
 
 
 def test_checks_are_in_markdown_and_json(entries, tmp_path):
-    joined = Joined(entries, checks=checks(entries, tmp_path, "[[limits]]\nlatency_p50_ms = 0.2\nverdict = 'pass'"))
+    joined = Comparison(entries, checks=checks(entries, tmp_path, "[[limits]]\nlatency_p50_ms = 0.2\nverdict = 'pass'"))
     assert "### Budgets" in as_markdown(joined)
     content = json.loads(as_json(joined))
     assert content["kept"] is False
     (missed,) = (check for check in content["checks"] if not check["kept"])
     assert (missed["target"], missed["key"], missed["limit"], missed["measured"]) == ("pi", "latency_p50_ms", 0.2, None)
     assert (missed["place"], missed["why"]) == ("limits[0].latency_p50_ms", "not measured: no device")
-    assert "checks" not in json.loads(as_json(Joined(entries)))
+    assert "checks" not in json.loads(as_json(Comparison(entries)))
 
 
 def test_a_profile_with_too_few_inferences_keeps_no_limit_on_its_p99(tmp_path):

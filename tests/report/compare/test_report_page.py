@@ -5,42 +5,34 @@ import json
 import re
 import struct
 import zlib
+from dataclasses import replace
 from html.parser import HTMLParser
 
 import axe
 import numpy as np
 import pytest
-from builds import LIMITS, full_profile, ledger, profile, target, write_run
+from builds import LIMITS, MACHINE, build, full_profile, ledger, profile, target, write_run
 from cdp import chromium_tab, file_url
+from requirements import AXE, CHROMIUM
 
-from edgekd.devices.browser.chromium import find_chromium
-from edgekd.errors import DeviceError, ReportError
+from edgekd.errors import ReportError
 from edgekd.gram.gate import GateLimits
 from edgekd.gram.heatmap import few_grams
 from edgekd.gram.probe import Probe
-from edgekd.report.compare.formats import Joined
+from edgekd.report.build.files import write_report
+from edgekd.report.compare.formats import Comparison
 from edgekd.report.compare.grams import heat_maps, png
 from edgekd.report.compare.page import as_html
 from edgekd.report.compare.read import read_run, read_runs
-from edgekd.report.compare.rows import order
-from edgekd.report.compare.scatter import front
+from edgekd.report.compare.rows import sort_entries
+from edgekd.report.compare.scatter import unbeaten_rows
+from edgekd.report.results import CandidateResult
+from edgekd.runtime.corruption import Disturbed, Robustness
 
 LOWER = GateLimits(LIMITS.tau_pass, LIMITS.tau_fail, LIMITS.max_flips, LIMITS.max_metric_drop, higher_is_better=False)
 WIDTHS = {"image": 8, "sound": 12}
 #: A name that would run a script, were it not escaped.
 EVIL = '<img src=x onerror="document.title=1">'
-
-
-def no_chromium():
-    try:
-        find_chromium()
-    except DeviceError as error:
-        return str(error)
-    return None
-
-
-in_chromium = pytest.mark.skipif(no_chromium() is not None, reason=str(no_chromium()))
-with_axe = pytest.mark.skipif(not axe.script().is_file(), reason=axe.MISSING)
 
 
 @pytest.fixture(scope="module")
@@ -54,7 +46,7 @@ def joined(tmp_path_factory):
         target("pi", device="no device", profile_reason="not measured: no device"),
     )
     write_run(folder / "b", target("cpu", device=EVIL, ledger=ledger(0.011)))
-    return Joined(order(read_runs([folder / "a", folder / "b"]), "p50"))
+    return Comparison(sort_entries(read_runs([folder / "a", folder / "b"]), "p50"))
 
 
 @pytest.fixture(scope="module")
@@ -62,6 +54,26 @@ def page(joined, tmp_path_factory):
     path = tmp_path_factory.mktemp("page") / "report.html"
     path.write_text(as_html(joined), encoding="utf-8")
     return path
+
+
+def write_build(folder, *targets):
+    """Write the output of a build that has all that a page can show, of a task in a user's own file."""
+    result = target("cpu", profile=full_profile()) if not targets else targets[0]
+    worst = Disturbed(0.958, {"accel": 0.412}, {"accel": 0.833})
+    candidates = tuple(
+        CandidateResult(name, precision, "pass", 0.958, 0.004, 0.01, None, 231_770, None)
+        for name, precision in (("int8", "int8"), ("float32", "float32"))
+    )
+    result = replace(result, robustness=worst, candidates=candidates, choice="the fastest")
+    write_run(folder, result)
+    report = replace(build(result), recipe="watch", task="task.py:Htad")
+    write_report(replace(report, robustness=Robustness(1.0, {"student": worst})), folder)
+    return folder / "report.html"
+
+
+@pytest.fixture(scope="module")
+def build_page(tmp_path_factory):
+    return write_build(tmp_path_factory.mktemp("build"))
 
 
 @pytest.fixture(scope="module")
@@ -124,7 +136,7 @@ def test_the_page_is_well_formed_small_and_asks_for_nothing(page):
 def test_every_figure_and_every_reason_stands_in_the_page(page, joined):
     text = page.read_text(encoding="utf-8")
     for row in joined.rows:
-        for value in (row.p50_ms, row.p90_ms, row.metric_value, row.drift_bound, row.size_bytes):
+        for value in (row.latency_ms.p50, row.latency_ms.p90, row.metric.shipped, row.gram.bound, row.size_bytes):
             assert value is None or f'data-value="{value!r}"' in text
     assert 'title="not measured: no device"' in text
     assert text.count("not measured</td>") >= 6
@@ -136,7 +148,7 @@ def test_the_pictures_say_what_they_show(page):
     assert len(pictures) == text.count("<svg viewBox")
     assert all(labelled == named and told.strip() for labelled, named, told in pictures)
     kinds = {named.split("-")[0] for _, named, _ in pictures}
-    assert kinds == {"scatter", "latency", "branches", "drift", "metric", "gram"}
+    assert kinds == {"scatter", "latency", "branches", "drift", "flips", "metric", "gram"}
 
 
 def test_a_build_without_pictures_material_says_so(tmp_path):
@@ -144,75 +156,122 @@ def test_a_build_without_pictures_material_says_so(tmp_path):
     (tmp_path / "cpu" / "gram" / "samples.npz").unlink()
     for path in (tmp_path / "cpu" / "latency").iterdir():
         path.unlink()
-    text = as_html(Joined(read_run(tmp_path)))
+    text = as_html(Comparison(read_run(tmp_path)))
     assert "Gram matrices: there are none beside the report." in text
     assert "the raw timings no longer lie beside the report" in text
     assert "Time by branch not measured: the profile was not asked for it." in text
 
 
-@pytest.mark.parametrize("file", ["latency/engine.npy", "gram/samples.npz"])
+@pytest.mark.parametrize("file", ["latency/shipped.npy", "gram/samples.npz"])
 def test_broken_material_is_one_error(tmp_path, file):
     write_run(tmp_path, target())
     (tmp_path / "cpu" / file).write_bytes(b"broken")
     with pytest.raises(ReportError, match=re.escape(file.rpartition("/")[2]) + ": "):
-        as_html(Joined(read_run(tmp_path)))
+        as_html(Comparison(read_run(tmp_path)))
 
 
 def test_timings_that_are_none_are_one_error(tmp_path):
     write_run(tmp_path, target())
-    np.save(tmp_path / "cpu" / "latency" / "engine.npy", np.array([1.5, 2]))
-    with pytest.raises(ReportError, match=r"engine\.npy: holds no raw timings"):
-        as_html(Joined(read_run(tmp_path)))
+    np.save(tmp_path / "cpu" / "latency" / "shipped.npy", np.array([1.5, 2]))
+    with pytest.raises(ReportError, match=r"shipped\.npy: holds no raw timings"):
+        as_html(Comparison(read_run(tmp_path)))
 
 
 def test_a_large_table_stays_below_two_megabytes(tmp_path):
     write_run(tmp_path, target(profile=full_profile()))
-    text = as_html(Joined(read_run(tmp_path) * 100))
+    text = as_html(Comparison(read_run(tmp_path) * 100))
     assert 1_000_000 < len(text.encode()) < 2_000_000
     (pictured,) = re.findall(r"The first (\d+) have pictures below", text)
     assert text.count("<section data-row=") == int(pictured)
     assert text.count('<tr role="row" data-row=') == 100
 
 
+def test_the_page_of_a_build_has_all_that_readers_ask(build_page):
+    text = build_page.read_text(encoding="utf-8")
+    parser = _Balance()
+    parser.feed(text)
+    assert parser.open == []
+    assert len(set(parser.ids)) == len(parser.ids)
+    asked = (
+        "What each stage kept, and the limits", "How fast and how small", "Candidates, and which ships",
+        "Gram matrices", "What if a sensor fails", "How it was trained", "How it was built", "Stages",
+        "Machine: this host", "Versions",
+    )  # fmt: skip
+    places = [text.index(f">{head}<") for head in asked]
+    assert places == sorted(places)
+    for shown in (
+        MACHINE["cpu"], "2.9.0", "edgekd.load(&quot;gestures-cpu&quot;)", "the fastest", "without accel", "0.4120",
+        "3 min 05 s", 'id="training-1"', 'id="training-2"', 'id="flips-1"', "1.84 mJ",
+    ):  # fmt: skip
+        assert shown in text, shown
+    assert "<script" not in text, "one row has nothing to sort"
+
+
+def test_the_project_gives_the_title_not_the_class(build_page):
+    text = build_page.read_text(encoding="utf-8")
+    assert "<title>edgekd: watch</title>" in text
+    assert "<h1>watch " in text
+    assert "Htad" not in text
+    assert build_page.with_name("report.md").read_text("utf-8").startswith("# watch: ")
+
+
+def test_a_failure_by_flips_stands_out_and_what_is_within_its_limit_says_so(tmp_path):
+    strict = replace(LIMITS, max_flips=1e-9, tau_pass=1.5, tau_fail=1.9)
+    failing = target(profile=full_profile(), ledger=ledger(1.0, limits=strict))
+    assert failing.verdict == "fail"
+    text = write_build(tmp_path, failing).read_text(encoding="utf-8")
+    tiles = dict(re.findall(r'<li class="tile (\w*)"><span class="name">([^<]+)', text)[::-1])
+    assert tiles["fail"] == "Flipped classes"
+    assert re.search(r'class="figure over fail"><span class="away">beyond its limit: </span>[\d.]+%', text)
+    captions = re.findall(r"<figcaption>(.*?)</figcaption>", text)
+    (flips,) = (caption for caption in captions if "top-1 class" in caption)
+    (drift,) = (caption for caption in captions if "Gram drift by stage" in caption)
+    assert "✗ beyond its limit" in flips
+    assert "✓ within its limit" in drift
+    assert "edgekd.load" not in text
+
+
 def test_an_empty_table_is_a_page(joined):
-    assert "No engine is left." in as_html(Joined(()))
+    assert "No engine is left." in as_html(Comparison(()))
 
 
 def test_the_front_is_what_no_other_beats(joined):
     rows = dict(enumerate(joined.rows, 1))
-    for index in front(rows):
+    for index in unbeaten_rows(rows):
         one = rows[index]
-        known = [row for row in rows.values() if row.p50_ms is not None and row.metric_value is not None]
-        assert not any(row.p50_ms < one.p50_ms and row.metric_value > one.metric_value for row in known)
-    fastest = min((row for row in rows.values() if row.p50_ms), key=lambda row: row.p50_ms)
-    assert rows[front(rows)[0]].p50_ms == fastest.p50_ms
+        known = [row for row in rows.values() if row.latency_ms.p50 is not None and row.metric.shipped is not None]
+        assert not any(
+            row.latency_ms.p50 < one.latency_ms.p50 and row.metric.shipped > one.metric.shipped for row in known
+        )
+    fastest = min((row for row in rows.values() if row.latency_ms.p50), key=lambda row: row.latency_ms.p50)
+    assert rows[unbeaten_rows(rows)[0]].latency_ms.p50 == fastest.latency_ms.p50
 
 
 def test_rows_whose_p50_do_not_differ_beyond_noise_are_both_on_the_front(tmp_path):
     times = {"a": 0.0883, "b": 0.0884, "c": 0.1}
     write_run(tmp_path, *(target(name, profile=profile(times=(0.4, 0.2, ms))) for name, ms in times.items()))
     rows = dict(enumerate((entry.row for entry in read_run(tmp_path)), 1))
-    assert rows[1].p50_high_ms > rows[2].p50_low_ms
-    assert front(rows) == [1, 2]
+    assert rows[1].latency_ms.interval_95["p50"][1] > rows[2].latency_ms.interval_95["p50"][0]
+    assert unbeaten_rows(rows) == [1, 2]
 
 
 def test_a_metric_that_is_better_low_turns_the_front(tmp_path):
-    worse, better = ledger(metrics=(("engine", 0.97),), limits=LOWER), ledger(metrics=(("engine", 0.9),), limits=LOWER)
+    worse, better = ledger(metrics=(("device", 0.97),), limits=LOWER), ledger(metrics=(("device", 0.9),), limits=LOWER)
     write_run(tmp_path, target("a", ledger=worse), target("b", ledger=better), target("c", ledger=worse))
     rows = dict(enumerate((entry.row for entry in read_run(tmp_path)), 1))
-    assert front(rows) == [2]
+    assert unbeaten_rows(rows) == [2]
 
 
 def test_modalities_of_unequal_widths_are_grey_between_each_other():
     random = np.random.default_rng(0)
     ids = np.array([f"s{index}" for index in range(30)])
     probes = {}
-    for model in ("float", "engine"):
+    for model in ("float", "shipped"):
         embeddings = {name: random.normal(size=(30, width)) for name, width in WIDTHS.items()}
         probes[model] = Probe(ids, random.normal(size=(30, 4)), embeddings)
     grams = few_grams(probes, None, [])
     pictures = heat_maps("gram", grams)
-    assert list(pictures) == ["float", "engine", "float − engine"]
+    assert list(pictures) == ["float", "shipped", "float − shipped"]
     levels = pixels(png(grams.cosines["float"]))
     assert (levels[:16, 16:] == 255).all()
     assert (levels[:16, :16] != 255).all()
@@ -246,7 +305,7 @@ def test_a_png_has_a_pixel_for_each_value():
 # --- in the browser
 
 
-@in_chromium
+@CHROMIUM.mark
 def test_it_opens_from_disk_without_network_and_without_complaint(tab, page):
     tab.open(file_url(page))
     tab.run("new Promise(done => setTimeout(done, 50))")
@@ -255,7 +314,17 @@ def test_it_opens_from_disk_without_network_and_without_complaint(tab, page):
     assert tab.run("document.title") == "edgekd: gestures"
 
 
-@in_chromium
+@CHROMIUM.mark
+@pytest.mark.parametrize("width", [400, 1000, 1600])
+def test_the_page_of_a_build_does_not_scroll_sideways_and_asks_for_nothing(tab, build_page, width):
+    tab.open(file_url(build_page), width=width)
+    wide = tab.run("[document.documentElement.scrollWidth, document.documentElement.clientWidth]")
+    assert wide[0] <= wide[1]
+    assert tab.complaints == []
+    assert [url for url in tab.requests if not url.startswith("data:")][-1] == file_url(build_page)
+
+
+@CHROMIUM.mark
 @pytest.mark.parametrize("width", [400, 700, 1000, 1321, 1600])
 @pytest.mark.parametrize("script", [True, False], ids=["script", "no script"])
 def test_nothing_scrolls_sideways(tab, page, width, script):
@@ -267,7 +336,7 @@ def test_nothing_scrolls_sideways(tab, page, width, script):
     assert tab.run(cut) == 0
 
 
-@in_chromium
+@CHROMIUM.mark
 def test_text_of_pictures_stays_inside_them(tab, page):
     tab.open(file_url(page))
     outside = """[...document.querySelectorAll('svg')].flatMap(svg => {
@@ -280,20 +349,20 @@ def test_text_of_pictures_stays_inside_them(tab, page):
     assert tab.run(outside) == []
 
 
-@in_chromium
+@CHROMIUM.mark
 def test_a_click_sorts_and_another_turns_it_round(tab, page, joined):
     tab.open(file_url(page))
     assert tab.run("document.querySelector('[aria-sort]').dataset.key") == "p50"
     assert press(tab, "bound") == "ascending"
     bounds = "[...document.querySelectorAll('#table td[data-label=bound]')].map(cell => Number(cell.dataset.value))"
-    rising = sorted(row.drift_bound for row in joined.rows)
+    rising = sorted(row.gram.bound for row in joined.rows)
     assert tab.run(bounds) == rising
     assert press(tab, "bound") == "descending"
     assert tab.run(bounds) == rising[::-1]
     assert tab.run("document.querySelectorAll('[aria-sort]').length") == 1
 
 
-@in_chromium
+@CHROMIUM.mark
 def test_what_was_not_measured_stays_last(tab, page):
     tab.open(file_url(page))
     for direction in ("descending", "ascending"):
@@ -303,7 +372,7 @@ def test_what_was_not_measured_stays_last(tab, page):
     assert tab.run(SHOWN) == sorted(tab.run(SHOWN))
 
 
-@in_chromium
+@CHROMIUM.mark
 def test_filters_hide_rows_and_their_pictures(tab, page):
     tab.open(file_url(page))
     assert enter(tab, "p50", "0.1") == ["cpu", "cpu"]
@@ -317,7 +386,7 @@ def test_filters_hide_rows_and_their_pictures(tab, page):
     assert enter(tab, "metric", "0.99") == []
 
 
-@in_chromium
+@CHROMIUM.mark
 def test_without_a_script_it_still_reads(tab, page):
     tab.open(file_url(page), script=False)
     tab.call("Emulation.setScriptExecutionDisabled", value=False)
@@ -327,19 +396,20 @@ def test_without_a_script_it_still_reads(tab, page):
     assert tab.run("document.querySelector('main').innerText").count("not measured") >= 6
 
 
-@in_chromium
+@CHROMIUM.mark
 def test_a_name_in_a_report_runs_nothing(tab, page):
     tab.open(file_url(page))
     assert tab.run("document.querySelectorAll('img').length") == 0
     assert EVIL in tab.run("document.body.textContent")
 
 
-@in_chromium
-@with_axe
+@AXE.mark
 @pytest.mark.parametrize("width", [400, 1600])
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_axe_finds_no_violation(tab, page, width, scheme):
-    tab.open(file_url(page), width=width, scheme=scheme)
+@pytest.mark.parametrize("kind", ["comparison", "build"])
+def test_axe_finds_no_violation(tab, page, build_page, width, scheme, kind):
+    shown = page if kind == "comparison" else build_page
+    tab.open(file_url(shown), width=width, scheme=scheme)
     tab.run("document.querySelectorAll('details').forEach(part => part.open = true)")
     tab.run(axe.script().read_text(encoding="utf-8") + "; 0")
     told = "[found.passes.length, found.violations.map(v => [v.id, v.nodes[0].html])]"

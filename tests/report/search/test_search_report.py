@@ -10,13 +10,13 @@ import pytest
 
 from edgekd.cli.terminal.search import print_search
 from edgekd.report.search.picture import search_svg
-from edgekd.report.search.tables import Appraisal, SearchResult, SearchTrial, search_json, search_table, write_search
+from edgekd.report.search.tables import SearchResult, SearchTrial, TrialFigures, search_json, search_table, write_search
 
 SVG = "{http://www.w3.org/2000/svg}"
 
 
 def trial(number, metric, latency, drift, own=False):
-    figures = Appraisal(metric, latency, drift, latency / 10, 0.1, 1000)
+    figures = TrialFigures(metric, latency, drift, latency / 10, 0.1, 1000)
     settings = () if own else ("distill.loss.extra={ fd = 1.5 }", f"distill.loss.temperature={2 + number}")
     return SearchTrial(number, "done", own, settings, figures, "", "here", 1.0)
 

@@ -3,11 +3,11 @@ import json
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import numpy as np
 import pytest
 from engines import EMBEDDINGS, samples, save_engine, save_samples
+from requirements import LINUX
 
 from edgekd.runtime.backends.onnxruntime import open_engine
 
@@ -213,7 +213,7 @@ def test_it_ends_when_it_hears_nothing_for_too_long():
     process.stdout.close()
 
 
-@pytest.mark.skipif(not Path("/dev/full").exists(), reason="only Linux has a device that is always full")
+@LINUX.mark
 def test_a_full_disk_is_answered(files, tmp_path):
     (tmp_path / "full").symlink_to("/dev/full")
     code = (

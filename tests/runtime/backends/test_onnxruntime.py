@@ -6,7 +6,7 @@ from onnx.helper import make_node, make_tensor_value_info
 
 from edgekd.errors import ModelError
 from edgekd.runtime.backends.onnxruntime import open_engine
-from edgekd.runtime.session import TensorSpec, TimesComputing
+from edgekd.runtime.session import ComputeTimer, TensorSpec
 
 
 @pytest.fixture
@@ -125,8 +125,8 @@ def one(seed=0):
 def test_computing_alone_is_timed_and_changes_no_result(path):
     with open_engine(path) as session:
         expected = session.run(one())
-        assert isinstance(session, TimesComputing)
-        compute = session.place(one(1))
+        assert isinstance(session, ComputeTimer)
+        compute = session.bind_inputs(one(1))
         assert all(compute() > 0 for _ in range(3))
         for name, array in session.run(one()).items():
             np.testing.assert_array_equal(array, expected[name])
@@ -135,7 +135,7 @@ def test_computing_alone_is_timed_and_changes_no_result(path):
 def test_computing_alone_needs_the_callers_arrays_no_more(path):
     feeds = one()
     with open_engine(path) as session:
-        compute = session.place(feeds)
+        compute = session.bind_inputs(feeds)
         feeds["accel"][:] = np.nan
         del feeds
         assert compute() > 0
@@ -143,18 +143,18 @@ def test_computing_alone_needs_the_callers_arrays_no_more(path):
 
 def test_computing_alone_takes_any_batch(path):
     with open_engine(path) as session:
-        first, second = session.place(one()), session.place(samples(3))
+        first, second = session.bind_inputs(one()), session.bind_inputs(samples(3))
         assert first() > 0
         assert second() > 0
 
 
 def test_computing_alone_checks_its_feeds(path):
     with open_engine(path) as session, pytest.raises(ModelError, match="not given all of its inputs"):
-        session.place({"accel": one()["accel"]})
+        session.bind_inputs({"accel": one()["accel"]})
 
 
 def test_a_closed_engine_computes_nothing(path):
     session = open_engine(path)
     session.close()
     with pytest.raises(ModelError, match="the engine is closed"):
-        session.place(one())
+        session.bind_inputs(one())

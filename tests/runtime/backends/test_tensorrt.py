@@ -2,7 +2,6 @@
 
 import gc
 import json
-import platform
 import re
 import sys
 
@@ -10,26 +9,16 @@ import numpy as np
 import pytest
 from onnx.helper import make_node
 from refused import quantized, serialized, single
+from requirements import NO_GPU, RTX_PACKAGE
 
 from edgekd.errors import DeviceError, MissingDependency, ModelError, TargetError
-from edgekd.runtime.backends import tensorrt
-from edgekd.runtime.backends.cuda import Gpu, gpu_name
-from edgekd.runtime.backends.tensorrt import (
-    RTX,
-    BuildOptions,
-    absent,
-    build,
-    keep_engine,
-    library,
-    open_engine,
-    timing_cache_key,
-)
+from edgekd.runtime.backends.cuda import Gpu
+from edgekd.runtime.backends.tensorrt import absent, keep_plan, open_engine, open_plan
+from edgekd.runtime.backends.tensorrt_build import BuildOptions, PlanBuilder, build_plan, timing_cache_key
+from edgekd.runtime.backends.tensorrt_library import RTX, TENSORRT, deserialize, library, make
 from edgekd.runtime.backends.tensorrt_log import Journal
 
-pytestmark = pytest.mark.skipif(
-    (platform.system(), platform.machine()) != ("Linux", "x86_64"), reason="TensorRT-RTX has no package for this system"
-)
-without_gpu = pytest.mark.skipif(gpu_name() != "none", reason="there is a GPU here")
+pytestmark = RTX_PACKAGE.mark
 
 SM86 = BuildOptions(compute_capabilities=("SM86",))
 
@@ -41,12 +30,12 @@ def trt():
 
 @pytest.fixture(scope="module")
 def plan():
-    return build(quantized(), RTX, SM86)
+    return build_plan(quantized(), RTX, SM86)
 
 
 def refused(model, options=SM86, error=ModelError):
     with pytest.raises(error) as caught:
-        build(model, RTX, options, name="net.onnx")
+        build_plan(model, RTX, options, name="net.onnx")
     message = str(caught.value)
     assert "\n" not in message
     assert "/_src/" not in message
@@ -72,10 +61,10 @@ def test_a_quantized_graph_builds(plan, trt):
 def test_a_file_builds_like_its_content(plan, tmp_path):
     path = tmp_path / "net.onnx"
     path.write_bytes(quantized())
-    assert build(path, RTX, SM86).layers == plan.layers
+    assert build_plan(path, RTX, SM86).layers == plan.layers
 
 
-@without_gpu
+@NO_GPU.mark
 def test_without_a_gpu_layers_are_those_of_the_graph(plan):
     assert plan.layers_from.startswith("graph: ")
     assert "needs a working NVIDIA GPU to open an engine" in plan.layers_from
@@ -161,7 +150,7 @@ def test_an_operator_that_it_lacks_is_named(model, node):
 
 
 def test_a_dynamic_batch_needs_a_profile():
-    steps = tensorrt._EngineBuilder(library(RTX), RTX, "net.onnx")
+    steps = PlanBuilder(library(RTX), RTX, "net.onnx")
     steps.parse(quantized())
     steps.configure(SM86)
     with pytest.raises(ModelError, match=r"net\.onnx: .* cannot build it: .* no optimization profile has been defined"):
@@ -170,7 +159,7 @@ def test_a_dynamic_batch_needs_a_profile():
 
 @pytest.mark.parametrize("max_batch", [1, 7])
 def test_the_profile_takes_batches_up_to_max_batch(max_batch):
-    steps = tensorrt._EngineBuilder(library(RTX), RTX, "net.onnx")
+    steps = PlanBuilder(library(RTX), RTX, "net.onnx")
     steps.parse(quantized())
     profile = steps.profile(max_batch)
     assert [tuple(shape) for shape in profile.get_shape("accel")] == [(1, 4), (1, 4), (max_batch, 4)]
@@ -178,10 +167,10 @@ def test_the_profile_takes_batches_up_to_max_batch(max_batch):
 
 
 def test_a_fixed_batch_needs_no_profile():
-    steps = tensorrt._EngineBuilder(library(RTX), RTX, "net.onnx")
+    steps = PlanBuilder(library(RTX), RTX, "net.onnx")
     steps.parse(single("Relu", [2, 4]))
     assert steps.profile(64) is None
-    assert build(single("Relu", [2, 4]), RTX, SM86).content
+    assert build_plan(single("Relu", [2, 4]), RTX, SM86).content
 
 
 def test_another_dynamic_dimension_is_named():
@@ -191,7 +180,7 @@ def test_another_dynamic_dimension_is_named():
 
 def test_no_batch_at_all():
     with pytest.raises(ValueError, match="1 or more, not 0"):
-        build(quantized(), RTX, BuildOptions(max_batch=0))
+        build_plan(quantized(), RTX, BuildOptions(max_batch=0))
 
 
 def test_turing_is_refused():
@@ -207,7 +196,7 @@ def test_an_unknown_compute_capability_is_named(capability):
     assert "SM86" in message
 
 
-@without_gpu
+@NO_GPU.mark
 def test_building_for_this_machine_needs_its_gpu():
     assert "needs a working NVIDIA GPU" in refused(quantized(), BuildOptions(), DeviceError)
 
@@ -232,12 +221,12 @@ def test_a_broken_model_is_named(model, said):
 
 def test_an_absent_file_is_named(tmp_path):
     with pytest.raises(ModelError, match=r"net\.onnx: cannot be read: No such file"):
-        build(tmp_path / "net.onnx", RTX, SM86)
+        build_plan(tmp_path / "net.onnx", RTX, SM86)
 
 
 def test_a_broken_model_does_not_open():
     with pytest.raises(ModelError, match=r"net\.onnx: .* the file is broken or no ONNX"):
-        open_engine(quantized()[:900], name="net.onnx", flavor=RTX, compute_capabilities=("SM86",))
+        open_plan(quantized()[:900], "net.onnx", RTX, SM86, None)
 
 
 def test_the_collector_is_off_whenever_the_library_logs(monkeypatch):
@@ -250,24 +239,24 @@ def test_the_collector_is_off_whenever_the_library_logs(monkeypatch):
         take(self, severity, message)
 
     monkeypatch.setattr(Journal, "_take", observed)
-    build(quantized(), RTX, SM86)
+    build_plan(quantized(), RTX, SM86)
     with pytest.raises(ModelError):
-        build(quantized(bias="int32"), RTX, SM86)
+        build_plan(quantized(bias="int32"), RTX, SM86)
     assert len(seen) > 100
     assert not any(seen)
     assert gc.isenabled()
 
 
-@without_gpu
+@NO_GPU.mark
 def test_where_no_engine_can_run_it_is_said():
     assert absent(RTX, max_batch=1).startswith("this needs an NVIDIA GPU and its driver")
 
 
-@without_gpu
+@NO_GPU.mark
 def test_opening_needs_the_driver(plan):
     for engine in (plan.content, quantized()):
         with pytest.raises(DeviceError, match=r"needs an NVIDIA GPU and its driver: libcuda\.so\.1"):
-            open_engine(engine, flavor=RTX, compute_capabilities=("SM86",))
+            open_plan(engine, None, RTX, SM86, None)
     with pytest.raises(DeviceError, match="NVIDIA"):
         Gpu()
 
@@ -280,12 +269,12 @@ def test_no_threads_are_refused_as_elsewhere(plan):
 @pytest.mark.parametrize("cut", [slice(0), slice(50), slice(None, -9)], ids=["empty", "start", "end"])
 def test_a_broken_plan_is_named(trt, plan, cut):
     journal = Journal(trt)
-    runtime = tensorrt._make(trt.Runtime, journal, "TensorRT-RTX")
+    runtime = make(trt.Runtime, journal, "TensorRT-RTX")
     with pytest.raises(ModelError, match=r"net\.plan: TensorRT-RTX cannot open it: .+; build it on this machine"):
-        tensorrt._deserialize(runtime, plan.content[cut], journal, "net.plan", "TensorRT-RTX")
+        deserialize(runtime, plan.content[cut], journal, "net.plan", "TensorRT-RTX")
 
 
-@without_gpu
+@NO_GPU.mark
 def test_timings_are_keyed_by_all_that_they_depend_on(trt):
     key = timing_cache_key(trt)
     assert re.fullmatch(r"[\w.-]+", key)
@@ -297,7 +286,7 @@ def test_a_missing_library_names_its_install(monkeypatch):
     monkeypatch.setitem(sys.modules, "tensorrt", None)
     monkeypatch.setitem(sys.modules, "tensorrt_rtx_libs", None)
     with pytest.raises(MissingDependency, match=r'pip install "edgekd\[tensorrt\]"'):
-        library(tensorrt.TENSORRT)
+        library(TENSORRT)
     with pytest.raises(MissingDependency, match=r'pip install "edgekd\[build\]"'):
         library(RTX)
 
@@ -305,15 +294,15 @@ def test_a_missing_library_names_its_install(monkeypatch):
 def test_what_is_built_can_be_kept_and_is_built_once(tmp_path):
     (tmp_path / "net.onnx").write_bytes(quantized())
     first, again = tmp_path / "first", tmp_path / "again"
-    told = {"flavor": RTX, "compute_capabilities": ("SM86",), "cache": tmp_path / "cache"}
+    how = (RTX, SM86, tmp_path / "cache")
     for folder in (first, again):
         folder.mkdir()
-    built = keep_engine(tmp_path / "net.onnx", first, **told)
+    built = keep_plan(tmp_path / "net.onnx", first, *how)
     assert built.files == ("net.plan", "net.json")
     assert built.library == f"TensorRT-RTX {library(RTX).__version__}"
     assert built.build_s > 0
     assert (first / "net.plan").read_bytes().startswith(b"vtrt")
     assert json.loads((first / "net.json").read_text())["layers"]
-    assert keep_engine(tmp_path / "net.onnx", again, **told) == built, "the time is that of the one build"
+    assert keep_plan(tmp_path / "net.onnx", again, *how) == built, "the time is that of the one build"
     assert (again / "net.plan").read_bytes() == (first / "net.plan").read_bytes()
-    assert keep_engine(first / "net.plan", again, **told) is None, "nothing is made of a plan any more"
+    assert keep_plan(first / "net.plan", again, *how) is None, "nothing is made of a plan any more"

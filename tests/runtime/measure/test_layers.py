@@ -6,9 +6,9 @@ from engines import samples, save_engine, save_graph
 from onnx import TensorProto, helper, numpy_helper
 
 from edgekd.runtime.backends import onnxruntime
-from edgekd.runtime.backends.openvino import layer_times, no_telemetry
+from edgekd.runtime.backends.openvino import layer_times
 from edgekd.runtime.backends.registry import ORT, Runtime
-from edgekd.runtime.measure.layers import fold, from_ort_trace, from_tensorrt
+from edgekd.runtime.measure.layers import assign_branches, from_ort_trace, from_tensorrt
 from edgekd.runtime.measure.results import EngineProfile, LayerTime, Profile, latency_from
 
 
@@ -37,8 +37,6 @@ def test_a_trace_leaves_nothing_behind(tmp_path, monkeypatch):
 
 
 def test_openvino_times_layers_that_are_longer_than_its_clocks_step(tmp_path):
-    with no_telemetry():
-        pytest.importorskip("openvino")
     engine = save_large_engine(tmp_path / "large.onnx")
     row = {"x": np.ones((1, 3, 64, 64), np.float32)}
     layers = layer_times(engine, 1, [row])
@@ -59,13 +57,12 @@ def save_large_engine(path):
 
 
 def test_openvino_says_nothing_of_an_engine_of_tiny_layers(tmp_path):
-    with no_telemetry():
-        pytest.importorskip("openvino")
     assert Runtime("openvino").layer_times(save_engine(tmp_path / "e.onnx"), 1, rows(5)) == ()
 
 
 def test_a_users_own_runtime_has_no_profiler_that_is_known(tmp_path):
-    assert Runtime("mine.py:open_engine").layer_times(tmp_path / "e.onnx", 1, rows(1)) is None
+    (tmp_path / "mine.py").write_text("def open_engine(engine, threads, name):\n    raise AssertionError\n")
+    assert Runtime(f"{tmp_path / 'mine.py'}:open_engine").layer_times(tmp_path / "e.onnx", 1, rows(1)) is None
 
 
 def test_the_registry_passes_an_engines_options(tmp_path):
@@ -119,5 +116,5 @@ BRANCHES = {"a.0": "image", "a.1": "image", "b.0": "audio", "cat": "fusion", "ca
 def test_a_layer_belongs_to_the_branch_of_its_main_node(nodes, branch):
     layer = LayerTime("layer", "", None, 1.0, tuple(nodes))
     engine = EngineProfile("engine", latency_from(np.ones(1)), (), (), 1, 1, "engine.npy", layers=(layer,))
-    folded = fold(Profile({}, 1, 50, (engine,)), {"engine": BRANCHES})
+    folded = assign_branches(Profile({}, 1, 50, (engine,)), {"engine": BRANCHES})
     assert folded.engines[0].layers[0].branch == branch

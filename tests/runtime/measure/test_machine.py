@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from requirements import LINUX
 from trees import INTEL, ORIN, plant
 
 from edgekd.runtime.measure.machine import cpu_model, identity, jetson_facts, machine_facts
@@ -20,7 +21,7 @@ def test_facts_are_known_or_said_to_be_unreadable():
     assert facts["cpu"] == cpu_model()
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc/cpuinfo")
+@LINUX.mark
 def test_int8_instructions_are_the_processors():
     words = Path("/proc/cpuinfo").read_text().split()
     listed = machine_facts()["int8_instructions"]

@@ -1,30 +1,30 @@
 import pytest
 from trees import INTEL, ORIN, plant
 
-from edgekd.runtime.measure.sensors import SensorReading, look, throttled
+from edgekd.runtime.measure.sensors import SensorReading, read_sensors, throttled
 
 
 def test_a_jetson(tmp_path):
-    assert look(plant(tmp_path, ORIN), gpu=True) == SensorReading(51.437, 1300.5, 3, throttled_now=False)
-    assert look(tmp_path).clock_mhz == 1728
+    assert read_sensors(plant(tmp_path, ORIN), gpu=True) == SensorReading(51.437, 1300.5, 3, throttled_now=False)
+    assert read_sensors(tmp_path).clock_mhz == 1728
 
 
 def test_an_intel_processor(tmp_path):
-    assert look(plant(tmp_path, INTEL)) == SensorReading(63, 4200, 12, throttled_now=None)
+    assert read_sensors(plant(tmp_path, INTEL)) == SensorReading(63, 4200, 12, throttled_now=None)
 
 
 def test_a_machine_that_tells_nothing(tmp_path):
-    assert look(tmp_path) == look(tmp_path, gpu=True) == SensorReading(None, None, None, None)
+    assert read_sensors(tmp_path) == read_sensors(tmp_path, gpu=True) == SensorReading(None, None, None, None)
 
 
 def test_an_alert_stands_while_its_state_is_not_0(tmp_path):
     plant(tmp_path, {**ORIN, "sys/class/thermal/cooling_device0/cur_state": "1"})
-    assert look(tmp_path).throttled_now is True
+    assert read_sensors(tmp_path).throttled_now is True
 
 
 @pytest.mark.parametrize("text", ["", "unknown", "0x10"])
 def test_what_is_no_number_is_no_reading(tmp_path, text):
-    assert look(plant(tmp_path, {"sys/class/thermal/thermal_zone0/temp": text})).temperature_c is None
+    assert read_sensors(plant(tmp_path, {"sys/class/thermal/thermal_zone0/temp": text})).temperature_c is None
 
 
 @pytest.mark.parametrize(

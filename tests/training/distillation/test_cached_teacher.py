@@ -11,16 +11,17 @@ import pytest
 import torch
 from small import TAPS, Remembers, TwoTowers, loaded, reporter, split
 
-from edgekd.config.recipe import DistillConfig, load_recipe
-from edgekd.errors import RecipeError
+from edgekd.config.loading import load_recipe
+from edgekd.config.recipe import DistillConfig
 from edgekd.pipeline.project import Project
-from edgekd.pipeline.trained_source import Learner
+from edgekd.pipeline.trained_source import TrainingStages
 from edgekd.stages.cache import Cache
 from edgekd.stages.stage import Runner
 from edgekd.training.distillation import cached_teacher, distill
-from edgekd.training.distillation.cached_teacher import Cached, digests
-from edgekd.training.distillation.references import Live
+from edgekd.training.distillation.cached_teacher import CachedReference, digests
+from edgekd.training.distillation.references import LiveReference
 from edgekd.training.loop.weights import build
+from edgekd.training.stage_run import StageRun
 from edgekd.training.taps.taps import TappedModel, Taps
 from edgekd.training.task.protocol import ArraySplit, collate
 
@@ -51,14 +52,14 @@ def train():
 @pytest.fixture(scope="module")
 def outputs(teacher, train, tmp_path_factory):
     folder = tmp_path_factory.mktemp("outputs")
-    cached_teacher.write(teacher, TAPS, train, folder, reporter())
+    cached_teacher.write_outputs(teacher, TAPS, train, folder, reporter())
     return folder
 
 
 @pytest.fixture
 def live(teacher):
     with TappedModel(teacher, TAPS) as tapped:
-        yield Live(tapped)
+        yield LiveReference(tapped)
 
 
 def drawn(train, rows):
@@ -67,7 +68,7 @@ def drawn(train, rows):
 
 def check_same(found, expected):
     torch.testing.assert_close(found.logits, expected.logits)
-    for ours, theirs in zip(found.sides, expected.sides, strict=True):
+    for ours, theirs in zip(found.networks, expected.networks, strict=True):
         torch.testing.assert_close(ours.logits, theirs.logits)
         assert list(ours.embeddings) == list(theirs.embeddings)
         for name, z in theirs.embeddings.items():
@@ -75,7 +76,7 @@ def check_same(found, expected):
 
 
 def test_it_says_what_the_teacher_says_in_any_order_and_without_it(teacher, train, outputs, live):
-    reference, count = Cached(live, outputs, reporter()), Counts(teacher)
+    reference, count = CachedReference(live, outputs, reporter()), Counts(teacher)
     order = torch.randperm(SAMPLES, generator=torch.Generator().manual_seed(3)).tolist()
     found = [(rows, reference(drawn(train, rows))) for rows in (order[:64], order[64:65], list(reversed(range(300))))]
     assert count.calls == 0
@@ -86,14 +87,14 @@ def test_it_says_what_the_teacher_says_in_any_order_and_without_it(teacher, trai
 def test_of_several_networks_each_is_kept(train, tmp_path):
     networks = [build(partial(TwoTowers, width=width), width) for width in (6, 10)]
     with TappedModel(networks[0], TAPS) as first, TappedModel(networks[1], TAPS) as second:
-        live = Live(first, second)
+        live = LiveReference(first, second)
         cached_teacher._write(live, train, torch.device("cpu"), tmp_path, reporter())
         batch = drawn(train, range(40, 8, -1))
-        check_same(Cached(live, tmp_path, reporter())(batch), live(batch))
+        check_same(CachedReference(live, tmp_path, reporter())(batch), live(batch))
 
 
 def test_the_arrays_are_mapped_and_not_read(outputs, live):
-    reference = Cached(live, outputs, reporter())
+    reference = CachedReference(live, outputs, reporter())
     mapped = [*reference._columns.values(), reference._ids, reference._rows, reference._inputs]
     assert all(type(array) is np.memmap and array.mode == "r" for array in mapped)
     assert len(mapped) == len(list(outputs.iterdir())) == 6
@@ -102,7 +103,7 @@ def test_the_arrays_are_mapped_and_not_read(outputs, live):
 
 def test_samples_that_an_augmentation_changed_go_to_the_teacher(teacher, train, outputs, live):
     observer, count = Remembers(), Counts(teacher)
-    reference = Cached(live, outputs, reporter(observer))
+    reference = CachedReference(live, outputs, reporter(observer))
     batch = drawn(train, range(10, 20))
     batch.inputs["a"][3] *= 1.01
     batch.inputs["b"][7, 0] += 1e-6
@@ -116,7 +117,7 @@ def test_samples_that_an_augmentation_changed_go_to_the_teacher(teacher, train, 
 
 
 def test_a_sample_that_is_not_stored_goes_to_the_teacher(train, outputs, live):
-    reference = Cached(live, outputs, reporter(Remembers()))
+    reference = CachedReference(live, outputs, reporter(Remembers()))
     batch = drawn(train, [4, 5])
     for name in ("other", "train-40-and-more", ""):
         batch.ids[1] = name
@@ -139,7 +140,7 @@ def run(folder, teacher, train, outputs=None, observer=None):
     config = DistillConfig(epochs=3, batch_size=64)
     folder.mkdir()
     taps = Taps(TAPS, TAPS)
-    return distill.run(task, teacher, taps, config, 0, folder, reporter(observer), outputs).history
+    return distill.run(task, teacher, taps, config, StageRun(0, folder, reporter(observer)), outputs).history
 
 
 def test_distilling_from_the_cache_is_distilling_from_the_teacher(teacher, train, outputs, tmp_path):
@@ -172,20 +173,10 @@ def test_a_split_that_augments_distils_as_from_the_teacher(teacher, train, tmp_p
     (tmp_path / "outputs").mkdir()
     observer = Remembers()
     augmented = Augmented(train)
-    cached_teacher.write(teacher, TAPS, augmented, tmp_path / "outputs", reporter())
+    cached_teacher.write_outputs(teacher, TAPS, augmented, tmp_path / "outputs", reporter())
     read = run(tmp_path / "read", teacher, augmented, tmp_path / "outputs", observer)
     assert read == run(tmp_path / "ran", teacher, augmented)
     assert len(observer.warnings) == 1
-
-
-@pytest.mark.parametrize(
-    "key", ["distill.loss.extra.maps={loss='ickd', student={kar='e'}, teacher={kar='e'}}"], ids=["ickd"]
-)
-def test_losses_of_feature_maps_are_refused(key):
-    match = r"distill: cache_teacher keeps no feature maps, which 'extra.maps' \(ickd\) reads: leave one of the two out"
-    with pytest.raises(RecipeError, match=match):
-        load_recipe("digits", (key, "distill.cache_teacher=true"))
-    load_recipe("digits", (key,))
 
 
 SETTINGS = ("distill.cache_teacher=true", "teacher.epochs=1", "distill.epochs=2", "prune.epochs=1", "prune.round_to=8")
@@ -197,7 +188,7 @@ def learner(cache, observer=None, **changes):
     overrides = tuple(f"{key.replace('__', '.')}={value}" for key, value in changes.items())
     recipe = load_recipe("digits", (*SETTINGS, *overrides))
     runner = Runner(Cache(Path(cache)), observer or Remembers())
-    return Learner(runner, Project(recipe.task, Path(cache)), recipe, 18)
+    return TrainingStages(runner, Project(recipe.task, Path(cache)), recipe, 18)
 
 
 def folders(cache):

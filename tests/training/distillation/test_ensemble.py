@@ -3,21 +3,23 @@ import pytest
 import torch
 from small import TAPS, Remembers, TwoTowers, loaded, reporter, split
 
-from edgekd.config.recipe import DistillConfig, LossConfig, TeacherConfig, load_recipe
+from edgekd.config.loading import load_recipe
+from edgekd.config.recipe import DistillConfig, LossConfig, TeacherConfig
 from edgekd.errors import RecipeError
 from edgekd.gram.distance import GramKind, gram_distance
 from edgekd.gram.matrix import joint_gram, normalize
 from edgekd.pipeline.project import Project
-from edgekd.pipeline.trained_source import Learner
+from edgekd.pipeline.trained_source import TrainingStages
 from edgekd.stages.artifacts import PROBE, WEIGHTS
 from edgekd.stages.cache import ROUNDS, Cache
 from edgekd.stages.stage import Runner
 from edgekd.training.distillation import cached_teacher, distill, teacher
 from edgekd.training.distillation.ensemble import Ensemble, members, taps_of
-from edgekd.training.distillation.references import Live
+from edgekd.training.distillation.references import LiveReference
 from edgekd.training.export.onnx import ExportNetwork, write_onnx
 from edgekd.training.loop.evaluate import probe
 from edgekd.training.loop.weights import build, load_weights
+from edgekd.training.stage_run import StageRun
 from edgekd.training.taps.taps import TappedModel, Taps
 from edgekd.training.task.protocol import collate
 
@@ -60,7 +62,7 @@ def test_aligning_with_it_is_aligning_with_the_mean_of_its_members_grams(ensembl
     _, whole = read(ensemble, ensemble.taps, batch)
     _, student = read(build(TwoTowers, 9), TAPS, batch)
     with TappedModel(networks[0], TAPS) as a, TappedModel(networks[1], TAPS) as b, TappedModel(networks[2], TAPS) as c:
-        sides = [side.embeddings for side in Live(a, b, c)(batch).sides]
+        sides = [side.embeddings for side in LiveReference(a, b, c)(batch).networks]
     for scope in ("sample", "intra", "cross", "joint"):
         distances = [gram_distance(student, theirs, GramKind(scope)) for theirs in ([whole], sides)]
         torch.testing.assert_close(*distances)
@@ -97,7 +99,7 @@ class Stops(Remembers):
 def run(folder, observer=None, members=2):
     folder.mkdir(exist_ok=True)
     config = TeacherConfig(epochs=2, batch_size=32, members=members)
-    return teacher.run(loaded(), TAPS, config, 4, folder, reporter(observer))
+    return teacher.run(loaded(), TAPS, config, StageRun(4, folder, reporter(observer)))
 
 
 def test_members_are_the_teachers_of_their_own_seeds_and_a_stopped_run_goes_on(tmp_path):
@@ -113,7 +115,7 @@ def test_members_are_the_teachers_of_their_own_seeds_and_a_stopped_run_goes_on(t
     for number, member in enumerate(both.members):
         config = TeacherConfig(epochs=2, batch_size=32)
         folder = tmp_path / str(number)
-        teacher.run(loaded(), TAPS, config, 4 + number, folder, reporter())
+        teacher.run(loaded(), TAPS, config, StageRun(4 + number, folder, reporter()))
         alone = load_weights(TwoTowers(), folder / WEIGHTS)
         assert all(torch.equal(p, q) for p, q in zip(member.parameters(), alone.parameters(), strict=True))
     assert trained.parameters == 2 * sum(p.numel() for p in TwoTowers().parameters())
@@ -122,13 +124,15 @@ def test_members_are_the_teachers_of_their_own_seeds_and_a_stopped_run_goes_on(t
 def test_a_student_learns_from_all_of_them_live_and_cached(ensemble, tmp_path):
     task, outputs = loaded(), tmp_path / "outputs"
     outputs.mkdir()
-    cached_teacher.write(ensemble, TAPS, task.splits["train"], outputs, reporter())
+    cached_teacher.write_outputs(ensemble, TAPS, task.splits["train"], outputs, reporter())
     config = DistillConfig(epochs=4, batch_size=32, loss=LossConfig(extra={"joint": 1.0, "fd": 0.5}))
     histories = []
     for folder in (None, outputs):
         place = tmp_path / f"from {folder and folder.name}"
         place.mkdir()
-        histories.append(distill.run(task, ensemble, Taps(TAPS, TAPS), config, 0, place, reporter(), folder).history)
+        histories.append(
+            distill.run(task, ensemble, Taps(TAPS, TAPS), config, StageRun(0, place, reporter()), folder).history
+        )
     for live, read_back in zip(*histories, strict=True):
         assert read_back == pytest.approx(live, rel=1e-3)
     assert histories[0][-1]["drift"] < histories[0][0]["drift"]
@@ -144,10 +148,10 @@ def test_a_build_of_several_teachers(tmp_path):
     torch.set_num_threads(1)
     settings = ("teacher.members=2", "teacher.epochs=1", "distill.epochs=1", "prune.epochs=1", "prune.round_to=8")
     recipe = load_recipe("digits", settings)
-    learned = Learner(Runner(Cache(tmp_path), Remembers()), Project(recipe.task, tmp_path), recipe, 18).run()
+    learned = TrainingStages(Runner(Cache(tmp_path), Remembers()), Project(recipe.task, tmp_path), recipe, 18).run()
     assert set(learned.exported.result.parity) == {"teacher", "student", "pruned"}
     probed = learned.probes()["teacher"]
-    model = learned.learner.load_teacher(learned.teacher)
-    again = probe(model, model.taps, learned.learner.project.loaded.splits["test"])
+    model = learned.stages.load_teacher(learned.teacher)
+    again = probe(model, model.taps, learned.stages.project.loaded.splits["test"])
     assert (probed.logits == again.logits).all()
     assert probed.embeddings["fou"].shape == (400, 128)

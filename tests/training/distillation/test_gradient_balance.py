@@ -2,11 +2,11 @@ import pytest
 import torch
 
 from edgekd.config.recipe import Term
-from edgekd.training.distillation.gradient_balance import Balance, schedule
+from edgekd.training.distillation.gradient_balance import GradientBalance, schedule
 
 
 def balance_of(**shares):
-    return Balance({name: Term(share=share) for name, share in shares.items()})
+    return GradientBalance({name: Term(share=share) for name, share in shares.items()})
 
 
 def update(balance, base, extra):
@@ -26,19 +26,19 @@ def test_norms_are_averaged_over_steps():
 def test_after_the_first_steps_norms_are_measured_now_and_then():
     balance = balance_of(intra=1.0)
     changes = []
-    for step in range(Balance.FIRST + 21):
+    for step in range(GradientBalance.FIRST + 21):
         before = dict(balance.weights)
         update(balance, 1.0 + step, 1.0)
         changes.append(balance.weights != before)
-    assert all(changes[: Balance.FIRST])
-    assert [step for step in range(Balance.FIRST, len(changes)) if changes[step]] == [50, 60, 70]
+    assert all(changes[: GradientBalance.FIRST])
+    assert [step for step in range(GradientBalance.FIRST, len(changes)) if changes[step]] == [50, 60, 70]
 
 
 @pytest.mark.parametrize("extra", [1e-9, 0.0])
 def test_a_weight_is_bounded(extra):
     balance = balance_of(intra=1.0)
     update(balance, 1.0, extra)
-    assert balance.weights["intra"] == Balance.LARGEST
+    assert balance.weights["intra"] == GradientBalance.LARGEST
 
 
 def test_a_restored_balance_goes_on_as_if_never_stopped():
@@ -57,7 +57,7 @@ def test_a_restored_balance_goes_on_as_if_never_stopped():
 
 
 def test_a_fixed_weight_stays_and_its_share_is_measured():
-    balance = Balance({"intra": Term(weight=2.0)})
+    balance = GradientBalance({"intra": Term(weight=2.0)})
     assert balance.weights == {"intra": 2.0}
     update(balance, 4.0, 3.0)
     assert balance.weights == {"intra": 2.0}
@@ -75,8 +75,8 @@ def test_a_share_of_nothing_is_no_number():
 
 @pytest.mark.parametrize(("weight", "vanished"), [("auto", ["intra"]), (1e-9, []), (2.0, [])])
 def test_what_vanishes_is_no_fixed_weight(weight, vanished):
-    balance = Balance({"intra": Term(weight=weight)})
-    for step in range(Balance.SETTLED + 1):
+    balance = GradientBalance({"intra": Term(weight=weight)})
+    for step in range(GradientBalance.SETTLED + 1):
         assert balance.vanished() == [], step
         update(balance, 0.0, 1.0)
     assert balance.vanished() == vanished

@@ -14,6 +14,7 @@ from edgekd.training.distillation import distill, teacher
 from edgekd.training.distillation.half_precision import tapped_teacher
 from edgekd.training.loop.weights import build, load_weights
 from edgekd.training.pruning import stage as prune
+from edgekd.training.stage_run import StageRun
 from edgekd.training.taps.taps import TappedModel, Taps
 from edgekd.training.task.models import Conv2dEncoder, LateFusion, MlpEncoder, Standardize
 
@@ -125,7 +126,7 @@ def test_a_student_learns_from_half_nearly_what_it_learns_from_float32(precision
     def learn(name):
         (tmp_path / name).mkdir()
         taps = Taps(TAPS, TAPS, name)
-        return distill.run(task, build(TwoTowers, 1), taps, config, 0, tmp_path / name, reporter()).history
+        return distill.run(task, build(TwoTowers, 1), taps, config, StageRun(0, tmp_path / name, reporter())).history
 
     half, full = learn(precision), learn("float32")
     assert half != full
@@ -137,7 +138,7 @@ def test_a_student_learns_from_half_nearly_what_it_learns_from_float32(precision
 def test_the_fine_tune_after_pruning_learns_from_half_too(tmp_path):
     networks = prune.PruningNetworks(build(TwoTowers, 1), build(TwoTowers, 0), build(TwoTowers, 0))
     config = PruneConfig(epochs=1, batch_size=16, ratio=0.5, round_to=4)
-    prune.run(loaded(), networks, Taps(TAPS, TAPS, "bfloat16"), config, 0, tmp_path, reporter(Remembers()))
+    prune.run(loaded(), networks, Taps(TAPS, TAPS, "bfloat16"), config, StageRun(0, tmp_path, reporter(Remembers())))
     assert networks.teacher.head[1].weight.dtype == torch.bfloat16
     assert networks.pruned.head[1].weight.dtype == networks.student.head[1].weight.dtype == torch.float32
 
@@ -157,7 +158,7 @@ def test_a_loaded_half_teacher_is_probed_in_float32(tmp_path):
     weights = tmp_path / "teacher.pt"
     torch.save({name: x.half() for name, x in TwoTowers().state_dict().items()}, weights)
     config = TeacherConfig(weights=str(weights), precision="float16")
-    trained = teacher.run(loaded(), TAPS, config, 0, tmp_path, reporter())
+    trained = teacher.run(loaded(), TAPS, config, StageRun(0, tmp_path, reporter()))
     assert trained.history == []
     model = load_weights(build(TwoTowers, 0), tmp_path / "model.safetensors")
     assert {x.dtype for x in model.state_dict().values()} == {torch.float32}

@@ -9,13 +9,14 @@ from edgekd.config.recipe import DistillConfig, LossConfig
 from edgekd.errors import TaskError
 from edgekd.gram.distance import GramKind, gram_distance
 from edgekd.gram.matrix import SOFTNESS
-from edgekd.runtime.corruption import Channels
+from edgekd.runtime.corruption import ChannelStatistics
 from edgekd.tasks.digits import Digits
 from edgekd.training.distillation import distill
 from edgekd.training.distillation.modality_dropout import ModalityDropout
-from edgekd.training.distillation.setup import Models, aligned
+from edgekd.training.distillation.setup import DistillationNetworks, distillation_setup
 from edgekd.training.loop.input_statistics import training_channels
 from edgekd.training.loop.weights import build
+from edgekd.training.stage_run import StageRun
 from edgekd.training.taps.taps import Taps
 from edgekd.training.task.protocol import ArraySplit, collate
 
@@ -65,7 +66,7 @@ def test_statistics_are_of_the_samples_that_have_the_modality():
 
 
 def known_of(**means):
-    return {name: Channels(np.float32(mean), np.float32(mean)) for name, mean in means.items()}
+    return {name: ChannelStatistics(np.float32(mean), np.float32(mean)) for name, mean in means.items()}
 
 
 @pytest.mark.parametrize("p", [0.3, 0.7, 1.0])
@@ -111,11 +112,11 @@ def test_of_a_sample_that_lacks_one_the_other_stays():
 
 def test_the_student_alone_is_given_less_and_only_in_training():
     task = loaded()
-    models = Models(build(TwoTowers, 0), build(TwoTowers, 1))
+    models = DistillationNetworks(build(TwoTowers, 0), build(TwoTowers, 1))
     fed = {"student": [], "teacher": []}
     batch = collate([task.splits["train"][index] for index in range(30)])
     dropout = ModalityDropout(training_channels(task.splits["train"], 0), 0.5)
-    with aligned(task, models, BOTH, LossConfig(), 0, reporter(), dropout) as (objective, validate):
+    with distillation_setup(task, models, BOTH, LossConfig(), 0, reporter(), dropout) as (objective, validate):
         models.trained.register_forward_pre_hook(lambda _, inputs: fed["student"].append([x.clone() for x in inputs]))
         models.teacher.register_forward_pre_hook(lambda _, inputs: fed["teacher"].append([x.clone() for x in inputs]))
         models.trained.train()
@@ -145,7 +146,7 @@ def run(folder, observer=None, seed=0, **config):
     folder.mkdir(exist_ok=True)
     settings = DistillConfig(**{"epochs": 4, "batch_size": 16, "modality_dropout": 0.4, **config})
     teacher = build(TwoTowers, 7)
-    return distill.run(loaded(), teacher, BOTH, settings, seed, folder, reporter(observer))
+    return distill.run(loaded(), teacher, BOTH, settings, StageRun(seed, folder, reporter(observer)))
 
 
 def test_a_resumed_run_drops_what_an_undisturbed_one_drops(tmp_path):
@@ -167,10 +168,13 @@ def test_seed_and_probability_decide(tmp_path):
 
 def test_what_was_dropped_is_compared_with_nothing():
     task = loaded()
-    models = Models(build(TwoTowers, 0), build(TwoTowers, 1))
+    models = DistillationNetworks(build(TwoTowers, 0), build(TwoTowers, 1))
     batch = collate([task.splits["train"][index] for index in range(30)])
     dropout = ModalityDropout(training_channels(task.splits["train"], 0), 0.5)
-    with aligned(task, models, BOTH, LossConfig(extra={"intra": 1.0}), 0, reporter(), dropout) as (objective, _):
+    with distillation_setup(task, models, BOTH, LossConfig(extra={"intra": 1.0}), 0, reporter(), dropout) as (
+        objective,
+        _,
+    ):
         models.trained.train()
         torch.manual_seed(5)
         gone = dropout.draw(batch)[0]

@@ -5,18 +5,22 @@ import torch
 from msgspec.structs import replace
 from small import CONV_TAPS, TAPS, Beside, ConvTowers, Remembers, TwoTowers, reporter, split
 
-from edgekd.config.recipe import LOSS_OPTIONS, LossConfig, Tap, Term, Training
+from edgekd.config.recipe import LossConfig, Tap, Term, Training
 from edgekd.gram.distance import GramKind, gram_distance
 from edgekd.gram.matrix import SOFTNESS
 from edgekd.stages.labels import UNLABELLED
-from edgekd.training.distillation.gradient_balance import Balance
+from edgekd.training.distillation.gradient_balance import GradientBalance
+from edgekd.training.distillation.loss_registry import shipped_losses
+from edgekd.training.distillation.loss_taps import LossTaps
 from edgekd.training.distillation.losses.logits import cross_entropy, kd_loss
-from edgekd.training.distillation.objective import Distillation, Supervised
-from edgekd.training.distillation.references import Live, side
-from edgekd.training.distillation.terms import Seen, Where
+from edgekd.training.distillation.objective import DistillationObjective, SupervisedObjective
+from edgekd.training.distillation.outputs import BatchOutputs
+from edgekd.training.distillation.references import LiveReference, float_outputs
 from edgekd.training.loop.loop import Fit, fit
 from edgekd.training.taps.taps import TappedModel
 from edgekd.training.task.protocol import collate
+
+LOSSES = list(shipped_losses())
 
 DEFAULT = LossConfig()
 SHARES = {"intra": 1.0, "sample": 0.1, "joint": 3.0}
@@ -46,10 +50,10 @@ def gram(scope, student, reference):
 
 
 def distillation(student, teacher, anchor=None, config=DEFAULT, observer=None):
-    reference = Live(teacher)
-    kept = reference if anchor is None else Live(anchor)
-    where = Where(list(TAPS), student.taps, (anchor or teacher).taps, "teacher" if anchor is None else "student")
-    return Distillation(student, reference, kept, config, where, reporter(observer))
+    reference = LiveReference(teacher)
+    kept = reference if anchor is None else LiveReference(anchor)
+    where = LossTaps(list(TAPS), student.taps, (anchor or teacher).taps, "teacher" if anchor is None else "student")
+    return DistillationObjective(student, reference, kept, config, where, reporter(observer))
 
 
 def norm_on(loss, tensors):
@@ -135,13 +139,13 @@ def test_teacher_and_anchor_are_frozen_and_in_evaluation_mode(networks):
 
 
 def test_supervised_is_the_cross_entropy(networks):
-    loss, figures = Supervised(networks[0])(batch(), 0.0)
+    loss, figures = SupervisedObjective(networks[0])(batch(), 0.0)
     assert float(loss) == pytest.approx(float(cross_entropy(networks[0](inputs_of(batch()))[0], batch().labels)))
     assert figures == {}
 
 
 def run_until_measured(objective):
-    for _ in range(Balance.FIRST + 1):
+    for _ in range(GradientBalance.FIRST + 1):
         objective(batch(4), 0.0)
 
 
@@ -174,9 +178,7 @@ def test_a_healthy_gram_is_not_reported(networks):
 
 #: One of each loss, where it can be measured on networks with maps.
 MAPS = {name: Tap(module=name, pool="spatial") for name in "ab"}
-EVERY = {
-    name: Term(loss=name, student=MAPS, teacher=MAPS) if name == "ickd" else Term(loss=name) for name in LOSS_OPTIONS
-}
+EVERY = {name: Term(loss=name, student=MAPS, teacher=MAPS) if name == "ickd" else Term(loss=name) for name in LOSSES}
 
 
 class InFull(ConvTowers):
@@ -203,11 +205,11 @@ def test_autocast_changes_no_bit_of_any_loss(with_maps):
         cast = objective(batch(), 0.5)
     assert torch.equal(plain[0], cast[0])
     assert plain[1] == cast[1]
-    assert {f"loss.{name}" for name in LOSS_OPTIONS} < set(plain[1])
-    assert all(plain[1][f"loss.{name}"].dtype == torch.float32 for name in LOSS_OPTIONS)
+    assert {f"loss.{name}" for name in LOSSES} < set(plain[1])
+    assert all(plain[1][f"loss.{name}"].dtype == torch.float32 for name in LOSSES)
 
 
-@pytest.mark.parametrize("name", LOSS_OPTIONS)
+@pytest.mark.parametrize("name", LOSSES)
 def test_the_gradient_of_a_loss_goes_to_the_student_and_its_projection_alone(with_maps, name):
     student, teacher = with_maps
     config = LossConfig(ce=0, kd=0, extra={name: replace(EVERY[name], weight=1.0)})
@@ -226,7 +228,7 @@ def test_a_logged_share_is_the_measured_ratio(networks):
     _, figures = objective(batch(), 0.25)
     reading, known = student.read(inputs_of(batch())), objective.teacher(batch())
     tensors = list(reading.outputs.values())
-    seen = Seen(side(reading), known.logits, known.sides, batch().labels, {})
+    seen = BatchOutputs(float_outputs(reading), known.logits, known.networks, batch().labels, {})
     base = config.ce * cross_entropy(reading.logits, batch().labels)
     base = base + config.kd * kd_loss(reading.logits, known.logits, config.temperature)
     factors = {"intra": 1.0, "fd": 1.0, "sample": 0.5}

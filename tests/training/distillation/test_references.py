@@ -6,8 +6,10 @@ from small import TAPS, TwoTowers, split
 from edgekd.config.recipe import LossConfig
 from edgekd.gram.distance import GramKind, gram_distance
 from edgekd.gram.matrix import SOFTNESS, normalize
-from edgekd.training.distillation.references import Live, side
-from edgekd.training.distillation.terms import Seen, Where, make_extras
+from edgekd.training.distillation.bound_losses import bind_losses
+from edgekd.training.distillation.loss_taps import LossTaps
+from edgekd.training.distillation.outputs import BatchOutputs
+from edgekd.training.distillation.references import LiveReference, float_outputs
 from edgekd.training.taps.taps import TapOutputs, TappedModel
 from edgekd.training.task.protocol import collate
 
@@ -24,18 +26,18 @@ def tapped(seed, **options):
 
 def test_one_network_says_what_it_gives():
     network = tapped(0, dropout=0.5)
-    known = Live(network)(batch())
+    known = LiveReference(network)(batch())
     assert not network.model.training
     logits, embeddings = network(list(batch().inputs.values()))
     assert torch.equal(known.logits, logits)
-    assert len(known.sides) == 1
-    assert all(torch.equal(known.sides[0].embeddings[name], embeddings[name]) for name in "ab")
+    assert len(known.networks) == 1
+    assert all(torch.equal(known.networks[0].embeddings[name], embeddings[name]) for name in "ab")
     assert not known.logits.requires_grad
 
 
 def test_several_networks_teach_their_mean_probability():
     networks = [tapped(0), tapped(1, width=12)]
-    known = Live(*networks)(batch())
+    known = LiveReference(*networks)(batch())
     singles = [network(list(batch().inputs.values()))[0].softmax(1) for network in networks]
     for b, row in enumerate(known.logits):
         for c, value in enumerate(row.tolist()):
@@ -45,33 +47,35 @@ def test_several_networks_teach_their_mean_probability():
 
 def test_several_anchors_are_aligned_with_through_the_mean_of_their_grams():
     student, networks = tapped(5), [tapped(0), tapped(1, width=12)]
-    known = Live(*networks)(batch())
-    ours = side(student.read(list(batch().inputs.values())))
-    where = Where(list(TAPS), TAPS, TAPS, "teacher")
-    extra = make_extras(LossConfig(extra={"intra": 1.0}), where)["intra"]
-    found = extra(Seen(ours, known.logits, known.sides, batch().labels, {}))
+    known = LiveReference(*networks)(batch())
+    ours = float_outputs(student.read(list(batch().inputs.values())))
+    where = LossTaps(list(TAPS), TAPS, TAPS, "teacher")
+    extra = bind_losses(LossConfig(extra={"intra": 1.0}), where)["intra"]
+    found = extra(BatchOutputs(ours, known.logits, known.networks, batch().labels, {}))
     total = 0.0
     for name in "ab":
         grams = []
-        for one in (ours, *known.sides):
+        for one in (ours, *known.networks):
             z = normalize(one.embeddings[name], SOFTNESS)
             grams.append(z @ z.T)
         total += (grams[0] - (grams[1] + grams[2]) / 2).square().sum().item()
     assert math.isclose(found.item(), total / (2 * 12 * 11), rel_tol=1e-4)
-    first = gram_distance(ours.embeddings, [known.sides[0].embeddings], GramKind("intra"), softness=SOFTNESS)
+    first = gram_distance(ours.embeddings, [known.networks[0].embeddings], GramKind("intra"), softness=SOFTNESS)
     assert not math.isclose(found.item(), first.item(), rel_tol=1e-2)
 
 
 def test_features_have_a_projection_to_each_anchor():
     student, networks = tapped(5), [tapped(0), tapped(1, width=12)]
-    known = Live(*networks)(batch())
-    seen = Seen(side(student.read(list(batch().inputs.values()))), known.logits, known.sides, batch().labels, {})
-    extra = make_extras(LossConfig(extra={"fitnet": 1.0}), Where(list(TAPS), TAPS, TAPS, "teacher"))["fitnet"]
+    known = LiveReference(*networks)(batch())
+    seen = BatchOutputs(
+        float_outputs(student.read(list(batch().inputs.values()))), known.logits, known.networks, batch().labels, {}
+    )
+    extra = bind_losses(LossConfig(extra={"fitnet": 1.0}), LossTaps(list(TAPS), TAPS, TAPS, "teacher"))["fitnet"]
     extra.prepare(seen)
     parts = [
         (projection(seen.student.embeddings[name]) - anchor.embeddings[name]).square().mean().item()
         for projection, (anchor, name) in zip(
-            extra.projections, [(anchor, name) for anchor in known.sides for name in "ab"], strict=True
+            extra.projections, [(anchor, name) for anchor in known.networks for name in "ab"], strict=True
         )
     ]
     assert math.isclose(extra(seen).item(), sum(parts) / 4, rel_tol=1e-5)
@@ -80,5 +84,5 @@ def test_features_have_a_projection_to_each_anchor():
 
 def test_a_side_is_in_fp32():
     half = torch.ones(2, 3, dtype=torch.bfloat16)
-    made = side(TapOutputs(half, {"a": half}, {"a": half}))
+    made = float_outputs(TapOutputs(half, {"a": half}, {"a": half}))
     assert {z.dtype for z in (made.logits, made.embeddings["a"], made.outputs["a"])} == {torch.float32}

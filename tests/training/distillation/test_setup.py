@@ -7,25 +7,29 @@ import torch
 from small import CONV_TAPS, TAPS, ConvTowers, Remembers, TwoTowers, loaded, reporter
 from stopping import Stopped, StopsAfter, stop
 
-from edgekd.config.recipe import LOSS_OPTIONS, DistillConfig, LossConfig, Tap, Term, Training
+from edgekd.config.recipe import DistillConfig, LossConfig, Tap, Term, Training
 from edgekd.gram.drift import Bootstrap, measure_drift
 from edgekd.stages.artifacts import WEIGHTS
 from edgekd.training.distillation import distill
+from edgekd.training.distillation.loss_registry import shipped_losses
 from edgekd.training.distillation.losses.logits import cross_entropy, kd_loss
 from edgekd.training.distillation.losses.relations import sp_loss
-from edgekd.training.distillation.setup import Models, aligned
+from edgekd.training.distillation.setup import DistillationNetworks, distillation_setup
 from edgekd.training.loop.evaluate import probe
 from edgekd.training.loop.loop import Fit, fit
 from edgekd.training.loop.weights import build
+from edgekd.training.stage_run import StageRun
 from edgekd.training.taps.taps import TappedModel, Taps
 from edgekd.training.task.protocol import collate
+
+LOSSES = list(shipped_losses())
 
 BOTH = Taps(TAPS, TAPS)
 
 
 def run(folder, task, teacher, extra, taps=BOTH, observer=None, **config):
     settings = DistillConfig(**{"epochs": 4, "batch_size": 16, "loss": LossConfig(extra=extra), **config})
-    return distill.run(task, teacher, taps, settings, 0, folder, reporter(observer))
+    return distill.run(task, teacher, taps, settings, StageRun(0, folder, reporter(observer)))
 
 
 def teacher(seed=1, **options):
@@ -50,7 +54,7 @@ def test_an_epoch_tells_the_metric_and_the_drift_on_the_validation_split(tmp_pat
 
 
 def objective_and_reading(task, models, taps, config, batch):
-    with aligned(task, models, taps, config, 0, reporter()) as (objective, _):
+    with distillation_setup(task, models, taps, config, 0, reporter()) as (objective, _):
         loss, figures = objective(batch, 0.0)
         return objective, loss, figures
 
@@ -60,7 +64,7 @@ def test_own_taps_are_read_and_the_balance_is_measured_there():
     own = {side: {name: f"encoders.{name}.0" for name in "ab"} for side in ("student", "teacher")}
     config = LossConfig(extra={"sp": Term(share=2.0, **own)})
     batch = batch_of(task)
-    objective, _, figures = objective_and_reading(task, Models(student, network), BOTH, config, batch)
+    objective, _, figures = objective_and_reading(task, DistillationNetworks(student, network), BOTH, config, batch)
 
     hidden = {name: Tap(module=f"encoders.{name}.0") for name in "ab"}
     with TappedModel(student, hidden) as ours, TappedModel(network, hidden) as theirs:
@@ -86,13 +90,15 @@ def test_one_module_pooled_in_two_ways_is_read_in_both():
         "other": Term(loss="sp", student=first, teacher=first),
     }
     taps = Taps(CONV_TAPS, CONV_TAPS)
-    _, _, figures = objective_and_reading(task, Models(student, network), taps, LossConfig(extra=extra), batch_of(task))
+    _, _, figures = objective_and_reading(
+        task, DistillationNetworks(student, network), taps, LossConfig(extra=extra), batch_of(task)
+    )
     assert torch.equal(figures["loss.network"], figures["loss.same"])
     assert not torch.isclose(figures["loss.network"], figures["loss.other"])
 
 
 MAPS = {side: {name: Tap(module=name, pool="spatial") for name in "ab"} for side in ("student", "teacher")}
-EVERY = {name: Term(**MAPS) if name == "ickd" else 1.0 for name in LOSS_OPTIONS}
+EVERY = {name: Term(**MAPS) if name == "ickd" else 1.0 for name in LOSSES}
 
 
 def test_every_loss_trains_at_once_with_modalities_missing(tmp_path):
@@ -104,16 +110,19 @@ def test_every_loss_trains_at_once_with_modalities_missing(tmp_path):
     task = dataclasses.replace(task, splits={**task.splits, "train": lacking})
     observer = Remembers()
     trained = run(tmp_path, task, build(lambda: ConvTowers(12), 1), EVERY, Taps(CONV_TAPS, CONV_TAPS), observer)
-    assert {f"loss.{name}" for name in LOSS_OPTIONS} < set(trained.history[-1])
+    assert {f"loss.{name}" for name in LOSSES} < set(trained.history[-1])
     assert observer.warnings == []
-    assert all(trained.history[-1][f"share.{name}"] == pytest.approx(1.0, abs=0.2) for name in LOSS_OPTIONS)
+    assert all(trained.history[-1][f"share.{name}"] == pytest.approx(1.0, abs=0.2) for name in LOSSES)
 
 
 def distil(folder, observer=None):
     """Train with projections that a checkpoint must carry; return the student, the projections and the history."""
     task, student = loaded(), build(lambda: TwoTowers(dropout=0.3), 0)
     config = LossConfig(extra={"fd": Term(warm_up=0.3), "intra": 1.0})
-    with aligned(task, Models(student, teacher()), BOTH, config, 5, reporter()) as (objective, validate):
+    with distillation_setup(task, DistillationNetworks(student, teacher()), BOTH, config, 5, reporter()) as (
+        objective,
+        validate,
+    ):
         before = [parameter.detach().clone() for parameter in objective.parameters()]
         run_ = Fit(Training(epochs=5, batch_size=16), 5, folder, reporter(observer))
         history = fit(student, objective, task.splits["train"], validate, run_)
@@ -147,7 +156,7 @@ def test_a_fine_tune_reads_the_students_table_on_both_sides():
     own = {"student": {name: f"encoders.{name}.0" for name in "ab"}, "teacher": TAPS}
     config = LossConfig(extra={"sp": Term(**own)})
     batch = batch_of(task)
-    _, _, figures = objective_and_reading(task, Models(student, teacher(), kept), BOTH, config, batch)
+    _, _, figures = objective_and_reading(task, DistillationNetworks(student, teacher(), kept), BOTH, config, batch)
     hidden = {name: Tap(module=f"encoders.{name}.0") for name in "ab"}
     with torch.no_grad(), TappedModel(student, hidden) as ours, TappedModel(kept, hidden) as theirs:
         pairs = [tapped(list(batch.inputs.values()))[1] for tapped in (ours, theirs)]
@@ -157,7 +166,7 @@ def test_a_fine_tune_reads_the_students_table_on_both_sides():
 
 def test_hooks_are_gone_afterwards():
     task, student, network = loaded(), build(TwoTowers, 0), teacher()
-    with aligned(task, Models(student, network), BOTH, LossConfig(), 0, reporter()):
+    with distillation_setup(task, DistillationNetworks(student, network), BOTH, LossConfig(), 0, reporter()):
         assert any(module._forward_hooks for module in student.modules())
     for model in (student, network):
         assert not any(module._forward_hooks for module in model.modules())

@@ -9,6 +9,7 @@ from edgekd.errors import RecipeError
 from edgekd.stages.artifacts import WEIGHTS
 from edgekd.training.distillation import distill
 from edgekd.training.loop.weights import build, load_weights
+from edgekd.training.stage_run import StageRun
 from edgekd.training.taps.taps import Taps
 
 
@@ -16,7 +17,7 @@ def distilled(folder, extra, **keys):
     folder.mkdir()
     config = DistillConfig(**{"epochs": 2, "batch_size": 34, "loss": LossConfig(extra=extra), **keys})
     teacher = build(lambda: TwoTowers(width=12), 3)
-    distill.run(loaded(), teacher, Taps(TAPS, TAPS), config, 0, folder, reporter())
+    distill.run(loaded(), teacher, Taps(TAPS, TAPS), config, StageRun(0, folder, reporter()))
     return torch.cat([p.detach().flatten() for p in load_weights(TwoTowers(), folder / WEIGHTS).parameters()])
 
 

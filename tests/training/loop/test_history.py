@@ -8,7 +8,7 @@ from small import TAPS, Beside, Remembers, TwoTowers, loaded, reporter
 
 from edgekd.config.recipe import LossConfig, Tap, Term, Training
 from edgekd.errors import ModelError
-from edgekd.training.distillation.setup import Models, aligned
+from edgekd.training.distillation.setup import DistillationNetworks, distillation_setup
 from edgekd.training.loop.loop import Fit, fit
 from edgekd.training.loop.weights import build
 from edgekd.training.taps.taps import Taps
@@ -18,9 +18,9 @@ ASIDE = {name: Tap(module=f"aside.{name}") for name in "ab"}
 
 def train(folder, task=None, observer=None, **config):
     task = task or loaded()
-    models = Models(build(Beside, 0), build(TwoTowers, 1))
+    models = DistillationNetworks(build(Beside, 0), build(TwoTowers, 1))
     taps, loss = Taps(TAPS, ASIDE), LossConfig(extra={"intra": Term(weight=3.0)}, **config)
-    with aligned(task, models, taps, loss, 0, reporter(observer)) as (objective, validate):
+    with distillation_setup(task, models, taps, loss, 0, reporter(observer)) as (objective, validate):
         run = Fit(Training(epochs=2, batch_size=16), 0, folder, reporter(observer))
         return fit(models.trained, objective, task.splits["train"], validate, run)
 

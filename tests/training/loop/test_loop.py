@@ -16,10 +16,10 @@ from stopping import Stopped, StopsAfter, stop
 from edgekd.config.recipe import LossConfig, Training
 from edgekd.errors import ModelError
 from edgekd.stages.cache import CHECKPOINT
-from edgekd.training.distillation.objective import Distillation, Supervised
-from edgekd.training.distillation.references import Live
-from edgekd.training.distillation.terms import Where
-from edgekd.training.loop.evaluate import Validation, few, probe
+from edgekd.training.distillation.loss_taps import LossTaps
+from edgekd.training.distillation.objective import DistillationObjective, SupervisedObjective
+from edgekd.training.distillation.references import LiveReference
+from edgekd.training.loop.evaluate import Validation, example_batch, probe
 from edgekd.training.loop.loop import Fit, fit
 from edgekd.training.loop.weights import build
 from edgekd.training.taps.taps import TappedModel
@@ -35,9 +35,9 @@ def distil(folder, observer=None, config=None, loss=DEFAULT):
     student = build(lambda: TwoTowers(dropout=0.3, norm=True), 0)
     teacher = build(lambda: TwoTowers(width=12), 1)
     with TappedModel(student, TAPS) as tapped, TappedModel(teacher, TAPS) as frozen:
-        reference, where = Live(frozen), Where(task.modalities, TAPS, TAPS, "teacher")
-        objective = Distillation(tapped, reference, reference, loss, where, reporter(observer))
-        objective.prepare(few(task, torch.device("cpu")), 5)
+        reference, where = LiveReference(frozen), LossTaps(task.modalities, TAPS, TAPS, "teacher")
+        objective = DistillationObjective(tapped, reference, reference, loss, where, reporter(observer))
+        objective.prepare(example_batch(task, torch.device("cpu")), 5)
         validation = Validation(task, student, TAPS, probe(teacher, TAPS, task.splits["val"]))
         run = Fit(config or Training(epochs=EPOCHS, batch_size=16), 5, Path(folder), reporter(observer))
         history = fit(student, objective, task.splits["train"], validation, run)
@@ -125,7 +125,7 @@ def test_another_seed_gives_other_weights(tmp_path):
 def supervised(model, folder, train=None, observer=None, seed=0, validate=lambda: {"validation": 0.0}, **config):
     with TappedModel(model, TAPS) as tapped:
         run = Fit(Training(**{"epochs": 2, "batch_size": 16, **config}), seed, folder, reporter(observer))
-        return fit(model, Supervised(tapped), train or split("train", 50), validate, run)
+        return fit(model, SupervisedObjective(tapped), train or split("train", 50), validate, run)
 
 
 def test_the_last_epoch_is_kept_though_an_earlier_one_was_better(tmp_path):

@@ -3,9 +3,10 @@ import pytest
 from small import TAPS, SmallTask, TwoTowers, Unlabelled, loaded
 
 from edgekd.errors import TaskError
-from edgekd.training.loop.validation import finite, labelled_truth, sampling_error, score
+from edgekd.training.loop.validation import check_finite, labelled_ground_truth, sampling_error, score
 from edgekd.training.loop.weights import build
-from edgekd.training.task.protocol import ArraySplit, LoadedTask
+from edgekd.training.task.loading import LoadedTask
+from edgekd.training.task.protocol import ArraySplit
 
 MODEL = build(TwoTowers, 0)
 
@@ -32,10 +33,10 @@ def test_whole_groups_are_drawn_where_there_are_any():
 def test_a_split_without_labels_is_refused():
     task = Unlabelled()
     with pytest.raises(TaskError, match="has no labels"):
-        labelled_truth(LoadedTask(task, task.splits(), ()))
-    assert len(labelled_truth(grouped(3)).groups) == 60
+        labelled_ground_truth(LoadedTask(task, task.splits(), ()))
+    assert len(labelled_ground_truth(grouped(3)).groups) == 60
 
 
 def test_a_metric_that_is_no_number_is_refused():
     with pytest.raises(TaskError, match="accuracy is nan on split 'val'"):
-        finite(loaded(), float("nan"))
+        check_finite(loaded(), float("nan"))

@@ -11,7 +11,7 @@ from edgekd.config.recipe import Tap
 from edgekd.errors import ModelError
 from edgekd.training.loop.autograd_layers import matrix, parameters_trainable, set_matrix
 from edgekd.training.loop.weights import build
-from edgekd.training.pruning.curvature import Evidence, sensitivities
+from edgekd.training.pruning.curvature import ImportanceInputs, sensitivities
 from edgekd.training.pruning.obs import _GroupReader, _GroupSlice, _one_by_one
 from edgekd.training.taps.taps import TappedModel
 from edgekd.training.task.protocol import Batch
@@ -22,7 +22,7 @@ SAMPLES = 600
 def evidence(model, tap=TAPS, shapes=SHAPES, count=SAMPLES):
     inputs, labels = batch(shapes.values(), count)
     whole = Batch([""] * count, dict(zip(shapes, inputs, strict=True)), labels, [""] * count)
-    return Evidence(model.eval(), tap, [whole], 0)
+    return ImportanceInputs(model.eval(), tap, [whole], 0)
 
 
 def known(model, **options):

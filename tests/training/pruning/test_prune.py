@@ -16,6 +16,7 @@ from edgekd.training.loop.evaluate import probe
 from edgekd.training.loop.weights import build
 from edgekd.training.pruning import stage as prune
 from edgekd.training.pruning.stage import PruningNetworks, rebuild
+from edgekd.training.stage_run import StageRun
 from edgekd.training.taps.taps import TappedModel, Taps
 from edgekd.training.task.protocol import UNLABELLED
 
@@ -321,7 +322,7 @@ def run_stage(folder, observer=None, make=Wide, tap=TAPS, **config):
     task = loaded(network=make)
     networks = PruningNetworks(build(make, 1), build(make, 0), build(make, 0))
     settings = pruning(**{"epochs": 2, "batch_size": 16, **config})
-    return task, networks, prune.run(task, networks, Taps(tap, tap), settings, 0, folder, reporter(observer))
+    return task, networks, prune.run(task, networks, Taps(tap, tap), settings, StageRun(0, folder, reporter(observer)))
 
 
 @pytest.mark.parametrize(
@@ -399,7 +400,9 @@ def test_the_seed_decides_what_is_removed_at_random(tmp_path):
     def removed(folder, seed):
         networks = PruningNetworks(build(Wide, 1), build(Wide, 0), build(Wide, 0))
         config = pruning(epochs=1, importance="random")
-        prune.run(loaded(network=Wide), networks, Taps(TAPS, TAPS), config, seed, tmp_path / folder, reporter())
+        prune.run(
+            loaded(network=Wide), networks, Taps(TAPS, TAPS), config, StageRun(seed, tmp_path / folder, reporter())
+        )
         return (tmp_path / folder / REMOVED).read_text(), (tmp_path / folder / WEIGHTS).read_bytes()
 
     first, again, other = removed("first", 3), removed("again", 3), removed("other", 4)

@@ -11,7 +11,7 @@ from torch import nn
 from edgekd.config.recipe import PruneBudget
 from edgekd.errors import ModelError, RecipeError, TaskError
 from edgekd.training.loop.weights import build
-from edgekd.training.pruning.budget import count_macs, count_parameters, spend
+from edgekd.training.pruning.budget import choose_widths, count_macs, count_parameters
 from edgekd.training.pruning.groups import Group
 from edgekd.training.pruning.stage import check
 
@@ -117,7 +117,9 @@ def test_a_latency_budget_ends_within_it_or_says_what_it_reached():
             self.encoders["b"].append(nn.Linear(1024, 16))
 
     model = build(Heavy, 0)
-    cuts = cutter(model, TAPS, *ARGUMENTS, pruning(budget=PruneBudget(latency=0.7), round_to=256))
+    cuts = cutter(
+        model, TAPS, *ARGUMENTS, pruning(budget=PruneBudget(latency=0.7), round_to=512, importance="magnitude")
+    )
     try:
         note = cuts.cut().note
     except ModelError as error:
@@ -136,7 +138,9 @@ def group(root, importance, step=1):
 def spend_on(groups, prices, budget):
     """Spend where a channel of each group costs a price of its own."""
     full = {each.root: each.width for each in groups}
-    return spend(groups, lambda widths: sum({**full, **widths}[root] * price for root, price in prices.items()), budget)
+    return choose_widths(
+        groups, lambda widths: sum({**full, **widths}[root] * price for root, price in prices.items()), budget
+    )
 
 
 def test_the_cheapest_channels_for_what_they_save_go_first():

@@ -8,12 +8,13 @@ from pruned import Wide, pruning, widths
 from small import TAPS, Remembers, loaded, reporter
 
 from edgekd.gram.probe import Probe
-from edgekd.stages.artifacts import CUT, PROBE, REMOVED, WEIGHTS
+from edgekd.stages.artifacts import CUT_PROBE, PROBE, REMOVED, WEIGHTS
 from edgekd.stages.cache import ROUNDS
 from edgekd.training.loop.evaluate import probe
 from edgekd.training.loop.weights import build
 from edgekd.training.pruning import stage as prune
 from edgekd.training.pruning.stage import PruningNetworks, rebuild
+from edgekd.training.stage_run import StageRun
 from edgekd.training.taps.taps import Taps
 
 EPOCHS = 2
@@ -36,11 +37,15 @@ def run_stage(folder, observer=None, **config):
     task = loaded(network=Wide)
     networks = PruningNetworks(build(Wide, 1), build(Wide, 0), build(Wide, 0))
     settings = pruning(**{"epochs": EPOCHS, "batch_size": 16, "steps": 2, "ratio": 0.5, **config})
-    return task, networks, prune.run(task, networks, Taps(TAPS, TAPS), settings, 0, folder, reporter(observer))
+    return (
+        task,
+        networks,
+        prune.run(task, networks, Taps(TAPS, TAPS), settings, StageRun(0, folder, reporter(observer))),
+    )
 
 
 def files(folder):
-    return {name: (folder / name).read_bytes() for name in (WEIGHTS, PROBE, CUT, REMOVED)}
+    return {name: (folder / name).read_bytes() for name in (WEIGHTS, PROBE, CUT_PROBE, REMOVED)}
 
 
 def test_every_round_removes_the_same_share_and_is_tuned(tmp_path):
@@ -87,16 +92,16 @@ def test_a_killed_run_comes_to_the_same_bits(tmp_path, moment, importance):
 
 def test_the_network_just_cut_is_probed_before_its_last_tune(tmp_path):
     task, _, _ = run_stage(tmp_path, learning_rate=1e-9)
-    cut, tuned = Probe.load(tmp_path / CUT), Probe.load(tmp_path / PROBE)
+    cut, tuned = Probe.load(tmp_path / CUT_PROBE), Probe.load(tmp_path / PROBE)
     assert cut.ids.tolist() == tuned.ids.tolist() == task.splits["test"].ids
     assert abs(cut.logits - tuned.logits).max() < 1e-4
     run_stage(tmp_path / "tuned")
-    cut, tuned = Probe.load(tmp_path / "tuned" / CUT), Probe.load(tmp_path / "tuned" / PROBE)
+    cut, tuned = Probe.load(tmp_path / "tuned" / CUT_PROBE), Probe.load(tmp_path / "tuned" / PROBE)
     assert abs(cut.logits - tuned.logits).max() > 1e-2
 
 
 def test_where_nothing_is_pruned_the_probe_is_the_students(tmp_path):
     task, networks, _ = run_stage(tmp_path, ratio=0.0)
     student = probe(networks.student, TAPS, task.splits["test"])
-    for name in (CUT, PROBE):
+    for name in (CUT_PROBE, PROBE):
         assert (Probe.load(tmp_path / name).logits == student.logits).all()

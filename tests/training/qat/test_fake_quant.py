@@ -96,13 +96,15 @@ def by_onnx_runtime(exported, scheme, folder):
     """Quantize the network as a build does, and run it node by node, as ONNX defines it."""
     way, calibration = (
         quantize.CandidateSpec("int8", "qdq"),
-        Calibration(description="", method="minmax", rounding="nearest"),
+        Calibration(description="", ranges="minmax", rounding="nearest"),
     )
     graph, samples = exported.folder / "float.onnx", exported.folder / "calibration.npz"
     quantize.run(way, graph, samples, scheme, calibration, folder)
     options = ort.SessionOptions()
     options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
-    session = ort.InferenceSession(folder / way.name / quantize.ENGINE, options, providers=["CPUExecutionProvider"])
+    session = ort.InferenceSession(
+        folder / way.name / quantize.PROBE_GRAPH, options, providers=["CPUExecutionProvider"]
+    )
     outputs = [f"embedding.{name}" for name in exported.taps]
     found = session.run(outputs, {name: value.numpy() for name, value in exported.samples.items()})
     return dict(zip(exported.taps, found, strict=True))

@@ -6,7 +6,7 @@ from small import TAPS, TwoTowers, loaded, reporter, split
 from stopping import Stopped, StopsAfter, stop
 from torch.nn.utils import parametrize
 
-from edgekd.config.recipe import ANCHOR_EXTRA, LossConfig, TuneConfig
+from edgekd.config.recipe import ANCHOR_EXTRA, LossConfig, QatConfig
 from edgekd.config.target import Scheme
 from edgekd.gram.drift import Bootstrap, measure_drift
 from edgekd.gram.probe import Probe
@@ -14,10 +14,11 @@ from edgekd.stages.artifacts import PROBE, WEIGHTS
 from edgekd.stages.cache import CHECKPOINT
 from edgekd.training.loop.evaluate import probe
 from edgekd.training.loop.weights import build, load_weights
-from edgekd.training.qat import stage as tune
+from edgekd.training.qat import stage as qat
 from edgekd.training.qat.fake_quant import fake_quantized
+from edgekd.training.stage_run import StageRun
 from edgekd.training.taps.taps import Taps
-from edgekd.training.task.protocol import LoadedTask
+from edgekd.training.task.loading import LoadedTask
 
 PER_CHANNEL = Scheme(activations="uint8", symmetric_activations=False)
 PER_TENSOR = Scheme(activations="uint8", symmetric_activations=False, per_channel=False)
@@ -34,14 +35,16 @@ def uneven(model):
 
 
 def networks(make=TwoTowers):
-    return tune.QatNetworks(build(make, 1), build(make, 0), build(make, 0))
+    return qat.QatNetworks(build(make, 1), build(make, 0), build(make, 0))
 
 
 def run(folder, nets=None, task=None, scheme=PER_CHANNEL, observer=None, seed=0, **config):
     folder.mkdir(exist_ok=True)
-    settings = TuneConfig(**{"epochs": 3, "batch_size": 16, **config})
+    settings = QatConfig(**{"epochs": 3, "batch_size": 16, **config})
     nets = nets or networks()
-    return tune.run(task or loaded(), nets, Taps(TAPS, TAPS), scheme, settings, seed, folder, reporter(observer))
+    return qat.run(
+        task or loaded(), nets, Taps(TAPS, TAPS), scheme, settings, StageRun(seed, folder, reporter(observer))
+    )
 
 
 def test_what_is_kept_is_float_and_loads_into_the_same_network(tmp_path):
@@ -75,7 +78,7 @@ def test_tuning_mends_what_int8_broke(tmp_path):
     nothing = Scheme(activations="uint8", symmetric_activations=False, operators=["Relu"])
     loss = LossConfig(ce=0, kd=1, extra=ANCHOR_EXTRA)
     for name, scheme in {"with rounding": PER_TENSOR, "without": nothing}.items():
-        nets = tune.QatNetworks(build(TwoTowers, 0), build(TwoTowers, 0), copy.deepcopy(broken))
+        nets = qat.QatNetworks(build(TwoTowers, 0), build(TwoTowers, 0), copy.deepcopy(broken))
         run(tmp_path / name, nets, task, scheme, epochs=10, learning_rate=5e-3, loss=loss)
         tuned[name] = drift_in_int8(nets.tuned)
     assert tuned["with rounding"] < 0.5 * drift_in_int8(broken)
@@ -100,7 +103,7 @@ def test_it_trains_and_validates_in_int8_and_what_is_kept_is_probed_in_float(tmp
             rounded[self.training].append(parametrize.is_parametrized(self.head[1], "weight"))
             return super().forward(a, b)
 
-    run(tmp_path, tune.QatNetworks(build(TwoTowers, 1), build(TwoTowers, 0), build(Watches, 0)), epochs=1)
+    run(tmp_path, qat.QatNetworks(build(TwoTowers, 1), build(TwoTowers, 0), build(Watches, 0)), epochs=1)
     seen_for_its_widths, calibrated_twice_and_validated, probed = [False], [True] * 3, [False]
     assert all(rounded[True])
     assert rounded[False] == [*seen_for_its_widths, *calibrated_twice_and_validated, *probed]

@@ -9,24 +9,25 @@ from edgekd.config.recipe import (
     DistillConfig,
     LossConfig,
     PruneConfig,
+    QatConfig,
     QuantizeConfig,
     Recipe,
     TaskConfig,
     TeacherConfig,
     Training,
-    TuneConfig,
 )
 from edgekd.config.target import Scheme
 from edgekd.errors import TaskError
 from edgekd.stages.artifacts import WEIGHTS
 from edgekd.training import preflight
 from edgekd.training.distillation import distill
-from edgekd.training.distillation.objective import Supervised
+from edgekd.training.distillation.objective import SupervisedObjective
 from edgekd.training.loop.evaluate import Validation
 from edgekd.training.loop.loop import Fit, fit
 from edgekd.training.loop.weights import build, load_weights
 from edgekd.training.pruning import stage as prune
-from edgekd.training.qat import stage as tune
+from edgekd.training.qat import stage as qat
+from edgekd.training.stage_run import StageRun
 from edgekd.training.taps.taps import TappedModel, Taps
 
 WITHOUT_GRAM = LossConfig(extra={})
@@ -74,7 +75,7 @@ def train(model, folder, epochs=2):
     task = loaded()
     with TappedModel(model, TAPS) as tapped:
         run = Fit(Training(epochs=epochs, batch_size=16), 0, folder, reporter())
-        fit(model, Supervised(tapped), task.splits["train"], Validation(task, model, TAPS), run)
+        fit(model, SupervisedObjective(tapped), task.splits["train"], Validation(task, model, TAPS), run)
 
 
 def test_a_frozen_encoder_keeps_its_weights_and_its_statistics(tmp_path):
@@ -112,7 +113,7 @@ def test_the_head_alone_learns(tmp_path):
     task.task.student = frozen("encoders.a", "encoders.b", network=lambda: TwoTowers(hidden=32, width=16))
     teacher = build(lambda: TwoTowers(width=12), 1)
     config = DistillConfig(epochs=20, batch_size=16, learning_rate=1e-2, loss=LossConfig(ce=1, kd=0, extra={}))
-    trained = distill.run(task, teacher, Taps(TAPS, TAPS), config, 0, tmp_path, reporter())
+    trained = distill.run(task, teacher, Taps(TAPS, TAPS), config, StageRun(0, tmp_path, reporter()))
     untrained = build(task.task.student, 0)
     student = load_weights(build(task.task.student, 0), tmp_path / WEIGHTS)
     assert changed(student, untrained.state_dict()) == of(student, "head")
@@ -126,7 +127,7 @@ def test_flags_outlive_pruning_and_loading(tmp_path):
     student, pruned = (build(task.task.student, 0) for _ in range(2))
     networks = prune.PruningNetworks(build(lambda: TwoTowers(width=12), 1), student, pruned)
     config = PruneConfig(epochs=1, batch_size=16, ratio=0.5, round_to=4, loss=WITHOUT_GRAM)
-    trained = prune.run(task, networks, Taps(TAPS, TAPS), config, 0, tmp_path, reporter())
+    trained = prune.run(task, networks, Taps(TAPS, TAPS), config, StageRun(0, tmp_path, reporter()))
     assert trained.parameters < sum(p.numel() for p in student.parameters())
     rebuilt = prune.rebuild(build(task.task.student, 5), task, tmp_path)
     assert flags(pruned) == flags(rebuilt) == expected
@@ -138,9 +139,9 @@ def test_fake_quantization_trains_what_is_not_frozen(tmp_path):
     task.task.student = frozen("encoders.a")
     tuned = build(task.task.student, 0)
     before, expected = {name: x.clone() for name, x in tuned.state_dict().items()}, flags(tuned)
-    networks = tune.QatNetworks(build(TwoTowers, 1), build(task.task.student, 0), tuned)
-    config = TuneConfig(epochs=1, batch_size=16, loss=WITHOUT_GRAM)
-    tune.run(task, networks, Taps(TAPS, TAPS), SCHEME, config, 0, tmp_path, reporter())
+    networks = qat.QatNetworks(build(TwoTowers, 1), build(task.task.student, 0), tuned)
+    config = QatConfig(epochs=1, batch_size=16, loss=WITHOUT_GRAM)
+    qat.run(task, networks, Taps(TAPS, TAPS), SCHEME, config, StageRun(0, tmp_path, reporter()))
     assert flags(tuned) == expected
     moved = changed(tuned, before)
     assert not moved & of(tuned, "encoders.a")
@@ -170,15 +171,15 @@ BOTH = frozen("encoders.a", "encoders.b")
 @pytest.mark.parametrize(
     ("sections", "named"),
     [
-        ({}, ["distill.loss", "prune.loss", "quantize.tune.loss"]),
-        ({"prune": PruneConfig(ratio=0)}, ["distill.loss", "quantize.tune.loss"]),
+        ({}, ["distill.loss", "prune.loss", "quantize.qat.loss"]),
+        ({"prune": PruneConfig(ratio=0)}, ["distill.loss", "quantize.qat.loss"]),
         (
             {"distill": DistillConfig(loss=WITHOUT_GRAM), "prune": PruneConfig(ratio=0, ratios={"a": 0.5})},
-            ["prune.loss", "quantize.tune.loss"],
+            ["prune.loss", "quantize.qat.loss"],
         ),
         (
             {"distill": DistillConfig(loss=WITHOUT_GRAM), "prune": PruneConfig(loss=WITHOUT_GRAM)},
-            ["quantize.tune.loss"],
+            ["quantize.qat.loss"],
         ),
         ({"prune": PruneConfig(ratio=0), "quantize": QuantizeConfig(repair="off")}, ["distill.loss"]),
     ],
@@ -191,8 +192,8 @@ def test_a_gram_of_frozen_taps_alone_is_refused_with_what_switches_it_off(sectio
 
 
 def test_frozen_taps_are_right_without_a_gram():
-    tune = QuantizeConfig(tune=TuneConfig(loss=WITHOUT_GRAM))
-    check(BOTH, distill=DistillConfig(loss=WITHOUT_GRAM), prune=PruneConfig(loss=WITHOUT_GRAM), quantize=tune)
+    qat_config = QuantizeConfig(qat=QatConfig(loss=WITHOUT_GRAM))
+    check(BOTH, distill=DistillConfig(loss=WITHOUT_GRAM), prune=PruneConfig(loss=WITHOUT_GRAM), quantize=qat_config)
 
 
 def test_one_tap_that_trains_is_enough_for_a_gram():

@@ -12,20 +12,11 @@ from torch.utils.data import DataLoader
 
 from edgekd.config.recipe import TaskConfig
 from edgekd.errors import DataError, TaskError
+from edgekd.stages.labels import accuracy
 from edgekd.stages.user_code import source_digests
-from edgekd.training.loop.evaluate import truth
-from edgekd.training.task.protocol import (
-    SPLITS,
-    UNLABELLED,
-    ArraySplit,
-    LoadedTask,
-    Modality,
-    Sample,
-    accuracy,
-    collate,
-    load_task,
-    resized,
-)
+from edgekd.training.loop.evaluate import ground_truth
+from edgekd.training.task.loading import LoadedTask, load_task
+from edgekd.training.task.protocol import SPLITS, UNLABELLED, ArraySplit, Modality, Sample, collate, resized
 
 USERS_FILE = """
 import torch
@@ -309,7 +300,7 @@ def test_any_map_style_dataset_will_do():
         assert torch.equal(one.labels, other.labels)
         assert one.labels.dtype == torch.int64
         assert all(torch.equal(one.inputs[name], other.inputs[name]) for name in "ab")
-    assert truth(lazy).ids.tolist() == truth(array).ids.tolist()
+    assert ground_truth(lazy).ids.tolist() == ground_truth(array).ids.tolist()
 
 
 def test_a_task_of_map_style_datasets_loads_and_overlap_is_seen(write):
@@ -326,7 +317,7 @@ def test_a_task_of_map_style_datasets_loads_and_overlap_is_seen(write):
                 return {"test": Lazy(self.last), **{n: Lazy(n) for n in ("train", "val", "calibration")}}
     """
     path = write(more=more)
-    assert truth(load(path, "Of").splits["train"]).groups.tolist() == ["g"] * 3
+    assert ground_truth(load(path, "Of").splits["train"]).groups.tolist() == ["g"] * 3
     with pytest.raises(TaskError, match="sample 'val-0' is in split 'val' and again in 'test'"):
         load(path, "Of", last="val")
 

@@ -21,8 +21,9 @@ from edgekd.training.export import stage as export
 from edgekd.training.export.onnx import ExportNetwork
 from edgekd.training.loop.weights import build, load_weights
 from edgekd.training.pruning import stage as prune
+from edgekd.training.stage_run import StageRun
 from edgekd.training.taps.taps import TappedModel, Taps, resolve_taps
-from edgekd.training.task.protocol import LoadedTask, load_task
+from edgekd.training.task.loading import LoadedTask, load_task
 
 TASK = TaskConfig(name=f"{Path(__file__).parents[1] / 'transformers_task.py'}:TransformerDigits")
 EPOCHS = 8
@@ -42,7 +43,7 @@ class Bench:
 
     def distil(self, folder, **loss):
         config = DistillConfig(epochs=EPOCHS, loss=LossConfig(**loss))
-        return distill.run(self.task, self.load_teacher(), self.taps, config, 0, folder, reporter())
+        return distill.run(self.task, self.load_teacher(), self.taps, config, StageRun(0, folder, reporter()))
 
     def far_from_teacher(self, folder):
         """How far Grams of the test samples are from the teacher's, between the modalities and within them."""
@@ -62,7 +63,7 @@ def bench(tmp_path_factory):
     given = task.task.teacher_taps, task.task.student_taps
     taps = Taps(*(resolve_taps("network", {}, of_task, task.modalities) for of_task in given))
     preflight.check(task, taps, Recipe(task=TASK))
-    trained = teacher.run(task, taps.teacher, TeacherConfig(epochs=EPOCHS), 0, folder, reporter())
+    trained = teacher.run(task, taps.teacher, TeacherConfig(epochs=EPOCHS), StageRun(0, folder, reporter()))
     return Bench(task, taps, trained, folder)
 
 
@@ -107,7 +108,7 @@ def test_the_student_is_pruned_around_its_attention_and_exported(bench, student,
     copies = (load_weights(build(make, 0), folder / WEIGHTS) for _ in range(2))
     networks = prune.PruningNetworks(bench.load_teacher(), *copies)
     config = PruneConfig(epochs=2, ratio=0.5, round_to=8)
-    pruned = prune.run(bench.task, networks, bench.taps, config, 0, tmp_path, reporter())
+    pruned = prune.run(bench.task, networks, bench.taps, config, StageRun(0, tmp_path, reporter()))
     assert pruned.metric > trained.metric - 0.1
     model = prune.rebuild(build(make, 0), bench.task, tmp_path)
     before, after = widths(networks.student), widths(model)

@@ -12,6 +12,7 @@ import torch
 from commands import edgekd, python
 from msgspec.structs import replace
 
+from edgekd.config.loading import load_recipe
 from edgekd.config.recipe import (
     DistillConfig,
     LossConfig,
@@ -20,7 +21,6 @@ from edgekd.config.recipe import (
     StudentConfig,
     TaskConfig,
     TeacherConfig,
-    load_recipe,
 )
 from edgekd.errors import ModelError, OutputError, RecipeError, TaskError
 from edgekd.pipeline.build import BuildPaths

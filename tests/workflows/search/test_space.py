@@ -4,7 +4,7 @@ import random
 
 import pytest
 
-from edgekd.config.recipe import draft_recipe
+from edgekd.config.loading import draft_recipe
 from edgekd.errors import RecipeError, TaskError
 from edgekd.files import parse_toml_value, toml_value
 from edgekd.workflows.search.space import Choices, Range, make_space

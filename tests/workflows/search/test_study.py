@@ -9,7 +9,7 @@ import pytest
 from commands import environment
 from optuna.trial import TrialState
 
-from edgekd.config.recipe import draft_recipe
+from edgekd.config.loading import draft_recipe
 from edgekd.errors import CacheError, RecipeError
 from edgekd.workflows.search import study as studies
 from edgekd.workflows.search.job import ATTEMPTS, BEAT, FAILURE, OUTCOME, OWN, WORKER, SearchJob

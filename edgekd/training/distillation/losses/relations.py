@@ -5,13 +5,25 @@ All take embeddings of any width on either side, in the precision they come in, 
 
 from __future__ import annotations
 
-import torch
-from torch import Tensor
-from torch.nn import functional
+from typing import TYPE_CHECKING, Annotated
+
+from msgspec import Meta
+
+from edgekd.training.distillation.loss import Loss, LossOptions
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 _TINY = 1e-12
-#: Of a squared length: what is shorter has no direction.
+#: A vector whose squared length is not above this has no direction.
 _NOTHING = 1e-24
+
+
+class AffinityOptions(LossOptions, frozen=True):
+    """Options of affinities between modalities."""
+
+    #: Cosines are in [-1, 1], so 1 would leave next to no differences.
+    temperature: Annotated[float, Meta(gt=0, description="Softening of the cosines between two modalities.")] = 0.1
 
 
 def sp_loss(student: Tensor, teacher: Tensor) -> Tensor:
@@ -31,6 +43,8 @@ def rkd_loss(student: Tensor, teacher: Tensor) -> Tensor:
 
 def _distances(student: Tensor, teacher: Tensor) -> Tensor:
     """Smooth L1 of the pairwise distances, each side's as a multiple of its mean."""
+    from torch.nn import functional
+
     scaled = []
     for side in (student, teacher):
         square = (side[:, None] - side[None]).square().sum(-1)
@@ -42,6 +56,8 @@ def _distances(student: Tensor, teacher: Tensor) -> Tensor:
 
 def _angles(student: Tensor, teacher: Tensor) -> Tensor:
     """Smooth L1 of the cosines of the angles that every three samples make."""
+    from torch.nn import functional
+
     cosines = []
     for side in (student, teacher):
         edges = _unit(side[None] - side[:, None])
@@ -55,6 +71,8 @@ def pkt_loss(student: Tensor, teacher: Tensor) -> Tensor:
     KL(teacher || student) of each sample's distribution over the samples: its cosines, moved to [0, 1], over their sum;
     the mean over all entries, as in the authors' code.
     """
+    import torch
+
     ours, theirs = (_likelihoods(side) for side in (student, teacher))
     return (theirs * torch.log((theirs + 1e-7) / (ours + 1e-7))).mean()
 
@@ -65,12 +83,14 @@ def _likelihoods(z: Tensor) -> Tensor:
     return similarity / similarity.sum(1, keepdim=True)
 
 
-def affinity_loss(student: tuple[Tensor, Tensor], teacher: tuple[Tensor, Tensor], temperature: float) -> Tensor:
+def affinity_loss(student: tuple[Tensor, Tensor], teacher: tuple[Tensor, Tensor], temperature: float = 0.1) -> Tensor:
     """Return CLIP-KD's contrastive relational distillation (arXiv 2307.12732) of two modalities' embeddings [B, D].
 
     KL(teacher || student) of each sample's distribution over the other modality's samples, softmax(cosines / T), mean
     of both directions. The two modalities of one side must share a width.
     """
+    from torch.nn import functional
+
     ours, theirs = (_cosines(*side) / temperature for side in (student, teacher))
     both = [
         functional.kl_div(a.log_softmax(1), b.log_softmax(1), reduction="batchmean", log_target=True)
@@ -87,3 +107,34 @@ def _unit(rows: Tensor) -> Tensor:
     """Scale rows [..., D] to unit length. One of no length stays, without a gradient, which would be infinite."""
     square = rows.square().sum(-1, keepdim=True)
     return rows * square.clamp_min(_NOTHING).rsqrt() * (square > _NOTHING)
+
+
+LOSSES = (
+    Loss(
+        name="sp",
+        kind="embeddings",
+        function=sp_loss,
+        summary="similarities of samples, each row at unit length",
+    ),
+    Loss(
+        name="rkd",
+        kind="embeddings",
+        function=rkd_loss,
+        summary="distances and angles between samples",
+    ),
+    Loss(
+        name="pkt",
+        kind="embeddings",
+        function=pkt_loss,
+        summary="each sample's distribution over the others",
+    ),
+    Loss(
+        name="affinity",
+        kind="pairs",
+        function=affinity_loss,
+        options=AffinityOptions,
+        summary="each sample's distribution over the samples of another modality",
+        between=True,
+        least_modalities=2,
+    ),
+)

@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch import nn
 
-from edgekd.training.distillation.losses.features import FEATURES, ChannelProjection, fd_loss, fitnet_loss, ickd_loss
+from edgekd.training.distillation.losses.features import LOSSES, channel_projection, fd_loss, fitnet_loss, ickd_loss
 
 BATCH, CHANNELS, PLACES = 4, 3, 6
 
@@ -45,7 +45,7 @@ def test_ickd_by_hand():
 
 def test_the_projection_of_channels_is_a_convolution_of_size_one_and_batch_norm():
     torch.manual_seed(0)
-    projection = ChannelProjection(CHANNELS, 5).double()
+    projection = channel_projection(CHANNELS, 5).double()
     maps = torch.tensor(features(0, BATCH, CHANNELS, PLACES))
     weight, bias = projection[0].weight[:, :, 0], projection[0].bias
     mixed = torch.stack([torch.stack([weight @ maps[b, :, n] + bias for n in range(PLACES)], 1) for b in range(BATCH)])
@@ -54,12 +54,11 @@ def test_the_projection_of_channels_is_a_convolution_of_size_one_and_batch_norm(
     assert torch.allclose(projection(maps), expected)
 
 
-@pytest.mark.parametrize("name", FEATURES)
-def test_a_projection_goes_from_any_width_to_any(name):
-    loss, make = FEATURES[name]
-    shape = (PLACES,) if name == "ickd" else ()
+@pytest.mark.parametrize("loss", LOSSES, ids=lambda loss: loss.name)
+def test_a_projection_goes_from_any_width_to_any(loss):
+    shape = (PLACES,) if loss.kind == "maps" else ()
     ours, theirs = torch.randn(BATCH, 3, *shape), torch.randn(BATCH, 7, *shape)
-    projection: nn.Module = make(3, 7)
-    loss(projection(ours), theirs).backward()
+    projection: nn.Module = loss.projection(3, 7)
+    loss.function(projection(ours), theirs).backward()
     assert projection(ours).shape == theirs.shape
     assert all(parameter.grad is not None for parameter in projection.parameters())

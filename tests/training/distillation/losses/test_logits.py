@@ -93,7 +93,7 @@ def test_dist_by_hand():
     q, p = (np.array([softened(row, temperature) for row in side.tolist()]) for side in (student, teacher))
     inter = 1 - np.mean([np.corrcoef(q[b], p[b])[0, 1] for b in range(6)])
     intra = 1 - np.mean([np.corrcoef(q[:, c], p[:, c])[0, 1] for c in range(4)])
-    found = dist_loss(student, teacher, temperature)
+    found = dist_loss(student, teacher, temperature=temperature)
     assert found.item() == pytest.approx(temperature**2 * (inter + intra), rel=1e-5)
 
 
@@ -104,7 +104,7 @@ def test_losses_of_logits_of_two_alike_are_nothing_and_have_finite_gradients(sur
     losses = {
         "kd": kd_loss(student, teacher, 1.0),
         "dkd": dkd_loss(student, teacher, LABELS, 1.0, 8.0),
-        "dist": dist_loss(student, teacher, 1.0),
+        "dist": dist_loss(student, teacher, temperature=1.0),
     }
     for name, loss in losses.items():
         # A class that is never predicted correlates with nothing, so of sure networks DIST keeps a constant.

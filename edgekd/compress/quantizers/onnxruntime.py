@@ -1,0 +1,62 @@
+"""INT8 by ONNX Runtime's quantizer, in the scheme of a target and with ranges of edgekd's own."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from edgekd.compress.quantizers.quantizer import Quantizer
+from edgekd.compress.ranges import CalibrationSamples, tensor_ranges
+from edgekd.files import need
+
+if TYPE_CHECKING:
+    from pathlib import Path
+    from types import ModuleType
+
+    from edgekd.config.target import Scheme
+
+
+def write(prepared: Path, samples: CalibrationSamples, scheme: Scheme, work: Path) -> Path:
+    """Write a float graph as INT8, weights rounded to the nearest level, and return the file.
+
+    Args:
+        prepared: The float graph, its constants folded.
+        samples: The samples that ranges are found on, and how.
+        scheme: How the target wants INT8.
+        work: A folder for the result and the files on the way.
+
+    Raises:
+        ModelError: An activation is not finite.
+    """
+    ort = need("onnxruntime.quantization", "build")
+    quantized, cache = work / "quantized.onnx", work / "ranges.json"
+    ranges = tensor_ranges(prepared, samples, scheme, work / "calibrated.onnx")
+    ort.calibrate.save_tensors_data(ranges, cache)
+    ort.quantize_static(
+        str(prepared),
+        str(quantized),
+        None,
+        calibration_cache_path=str(cache),
+        calibrate_method=ranges.calibration_method,
+        **_arguments(ort, scheme),
+    )
+    return quantized
+
+
+def _arguments(ort: ModuleType, scheme: Scheme) -> dict[str, object]:
+    types = {"uint8": ort.QuantType.QUInt8, "int8": ort.QuantType.QInt8}
+    return {
+        "quant_format": ort.QuantFormat.QDQ,
+        "op_types_to_quantize": scheme.operators,
+        "per_channel": scheme.per_channel,
+        "reduce_range": scheme.reduce_range,
+        "activation_type": types[scheme.activations],
+        "weight_type": ort.QuantType.QInt8,
+        "extra_options": {
+            "ActivationSymmetric": scheme.symmetric_activations,
+            "WeightSymmetric": True,
+            "QuantizeBias": scheme.bias == "int32",
+        },
+    }
+
+
+QUANTIZER = Quantizer("qdq", "ONNX Runtime", write, ("onnx", "onnxruntime"))

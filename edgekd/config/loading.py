@@ -1,0 +1,216 @@
+"""Finding, reading and overriding recipes: from TOML files and ``--set`` to a validated :class:`Recipe`."""
+
+from __future__ import annotations
+
+import json
+from copy import deepcopy
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+from msgspec import Struct
+
+from edgekd.config.recipe import ANCHOR_EXTRA, ModelConfig, Recipe, Term
+from edgekd.config.validation import check_keys, check_values, explain
+from edgekd.errors import RecipeError, nearest
+from edgekd.files import parse_toml_value, read_toml
+from edgekd.plugins import anchor
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+DEFAULT_FILE = "edgekd.toml"
+
+
+def shipped_recipes() -> dict[str, Path]:
+    """Return the recipes that come with edgekd, by name."""
+    return {path.stem: path for path in sorted((Path(__file__).parents[1] / "tasks").glob("*.toml"))}
+
+
+def find_recipe(reference: str | None) -> Path:
+    """Return the recipe file that ``--recipe`` names: a path, a shipped name, or ``edgekd.toml`` here.
+
+    Raises:
+        RecipeError: there is no such file or name.
+    """
+    if reference is None:
+        path = Path(DEFAULT_FILE)
+        if not path.is_file():
+            raise RecipeError(
+                f"no {DEFAULT_FILE} in {Path.cwd()}: name a recipe with --recipe "
+                f"({', '.join(shipped_recipes())}, or a path), or start one with 'edgekd init'"
+            )
+        return path
+    shipped = shipped_recipes()
+    if reference in shipped:
+        return shipped[reference]
+    path = Path(reference)
+    if path.is_dir():
+        path = path / DEFAULT_FILE
+    if not path.is_file():
+        raise RecipeError(f"{reference}: no such recipe file" + nearest(reference, shipped))
+    return path
+
+
+def recipe_name(reference: str | None) -> str:
+    """Return what a build of the recipe is called: its file's name, or its folder's where the file has the usual name.
+
+    Raises:
+        RecipeError: there is no such file or name.
+    """
+    path = find_recipe(reference).resolve()
+    return path.parent.name if path.name == DEFAULT_FILE else path.stem
+
+
+def load_recipe(reference: str | Path | None = None, overrides: tuple[str, ...] = ()) -> Recipe:
+    """Read, override and validate a recipe.
+
+    Args:
+        reference: a path, a shipped name, or None for ``edgekd.toml`` in the working directory.
+        overrides: ``"distill.epochs=5"`` each; the value is TOML, or else taken as a string.
+
+    Returns:
+        The recipe. Relative paths in its file are those of the file's folder, in overrides of the working directory.
+
+    Raises:
+        RecipeError: names the file and the key, and the nearest right one.
+    """
+    return draft_recipe(reference, overrides).recipe()
+
+
+class Draft(Struct, frozen=True):
+    """A recipe as it is written, with its overrides: what more overrides can still be put into.
+
+    Attributes:
+        content: the tables, their paths absolute; what is not written is not there.
+        source: what errors call it.
+        written: the tables as text, their paths as written, the same on every machine.
+    """
+
+    content: dict[str, Any]
+    source: str
+    written: str
+
+    def recipe(self, overrides: tuple[str, ...] = ()) -> Recipe:
+        """Override, fill in the defaults and validate, as :func:`load_recipe` does."""
+        return _read(deepcopy(self.content), self.source, overrides)
+
+
+def draft_recipe(reference: str | Path | None = None, overrides: tuple[str, ...] = ()) -> Draft:
+    """Read and override a recipe without filling in its defaults; arguments and errors as of :func:`load_recipe`."""
+    path = find_recipe(str(reference) if reference is not None else None)
+    content = read_toml(path, RecipeError)
+    check_keys(content, Recipe, str(path), RecipeError)
+    written = json.dumps([content, overrides], sort_keys=True, default=str)
+    _anchor_paths(content, path.resolve().parent)
+    for override in overrides:
+        _set(content, override)
+    return Draft(content, f"{path}{' and --set' if overrides else ''}", written)
+
+
+def model_recipe(model: ModelConfig, overrides: tuple[str, ...] = ()) -> Recipe:
+    """Return the recipe that builds a trained model, everything else by default.
+
+    Args:
+        model: the model; relative paths are those of the working directory.
+        overrides: as for :func:`load_recipe`.
+
+    Raises:
+        RecipeError: an override is not valid.
+    """
+    content = {"model": msgspec.to_builtins(model)}
+    _anchor_paths(content, Path.cwd())
+    return _read(content, "--model", overrides)
+
+
+def _read(content: dict[str, Any], source: str, overrides: tuple[str, ...]) -> Recipe:
+    for override in overrides:
+        _set(content, override)
+    for term in _terms(content):
+        _collect_options(term)
+    _inherit_loss(content)
+    source = f"{source}{' and --set' if overrides else ''}"
+    check_values(content, source, RecipeError)
+    try:
+        return msgspec.convert(content, Recipe)
+    except msgspec.ValidationError as error:
+        raise RecipeError(f"{source}: {explain(error, Recipe)}") from error
+
+
+def _set(content: dict[str, Any], override: str) -> None:
+    key, equals, text = override.partition("=")
+    if not equals or not key.strip():
+        raise RecipeError(f"--set {override}: write it as key=value, e.g. --set distill.epochs=5")
+    *sections, last = key.strip().split(".")
+    table: dict[str, Any] = {last: parse_toml_value(text)}
+    nested = table
+    for section in reversed(sections):
+        nested = {section: nested}
+    check_keys(nested, Recipe, f"--set {override}", RecipeError)
+    _anchor_paths(nested, Path.cwd())
+    for section in sections:
+        content = content.setdefault(section, {})
+        if not isinstance(content, dict):
+            raise RecipeError(f"--set {override}: '{section}' is not a section")
+    content[last] = table[last]
+
+
+def _anchor_paths(content: dict[str, Any], base: Path) -> None:
+    """Make the paths in a recipe's tables absolute, in place, so that they mean the same from any working directory."""
+    anchored = (
+        *(("task", "name"), ("teacher", "weights"), ("quantize", "calibration")),
+        *(("model", key) for key in ("path", "calibration", "test")),
+    )
+    for section, key in anchored:
+        table = content.get(section)
+        value = table.get(key) if isinstance(table, dict) else None
+        if not isinstance(table, dict) or not isinstance(value, str):
+            continue
+        file, colon, name = value.partition(":")
+        if section in ("teacher", "model"):
+            table[key] = str(base / value) if value else ""
+        elif (key == "name" and colon and file.endswith(".py")) or (key == "calibration" and file.endswith(".toml")):
+            table[key] = f"{base / file}{colon}{name}"
+    for term in _terms(content):
+        if isinstance(loss := term.get("loss"), str):
+            term["loss"] = anchor(loss, base)
+
+
+def _terms(content: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    """Return the tables of losses in a recipe's tables, wherever a section has a ``loss.extra``."""
+    sections = [content.get(name) for name in ("distill", "prune", "quantize")]
+    while sections:
+        section = sections.pop()
+        if not isinstance(section, dict):
+            continue
+        loss = section.get("loss")
+        extra = loss.get("extra") if isinstance(loss, dict) else None
+        yield from (term for term in (extra.values() if isinstance(extra, dict) else ()) if isinstance(term, dict))
+        sections += [table for name, table in section.items() if name != "loss"]
+
+
+def _collect_options(term: dict[str, Any]) -> None:
+    """Move a loss's own options, which stand beside the keys that every loss has, into the term's ``options``."""
+    own = [key for key in term if key not in Term.__struct_fields__]
+    options = term.get("options", {})
+    if own and isinstance(options, dict):
+        term["options"] = {**options, **{key: term.pop(key) for key in own}}
+
+
+def _inherit_loss(content: dict[str, Any]) -> None:
+    """Let the losses of the fine-tunes begin from ``[distill.loss]``: they minimise the same unless told otherwise."""
+    distill, quantize = content.get("distill", {}), content.setdefault("quantize", {})
+    fine_tunes = [content.setdefault("prune", {})]
+    if isinstance(quantize, dict):
+        fine_tunes.append(quantize.setdefault("qat", {}))
+    for fine_tune in fine_tunes:
+        if isinstance(distill, dict) and isinstance(fine_tune, dict):
+            ours, theirs = fine_tune.get("loss", {}), distill.get("loss", {})
+            if isinstance(ours, dict) and isinstance(theirs, dict):
+                own = {} if theirs.get("extra") == {} else {"extra": msgspec.to_builtins(ANCHOR_EXTRA)}
+                fine_tune["loss"] = {**theirs, **own, **ours}
+
+
+def recipe_schema() -> dict[str, Any]:
+    """Return the JSON schema (2020-12) of a recipe, with every default and description."""
+    return msgspec.json.schema(Recipe)

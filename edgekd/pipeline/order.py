@@ -1,0 +1,157 @@
+"""The stages of a build in their order: the one list from which progress, help and documentation are derived."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+from edgekd.devices.base import Absent, Verifier
+from edgekd.pipeline.imported_source import IMPORT
+from edgekd.pipeline.target.blame import BLAME
+from edgekd.pipeline.target.evaluate import CHECK, COMPILE, EVALUATE, compiles
+from edgekd.pipeline.target.package import BUNDLE, PROFILE
+from edgekd.pipeline.target.quantize import QUANTIZE
+from edgekd.pipeline.target.repair import REPAIR
+from edgekd.pipeline.target.robustness import ROBUSTNESS_SHIPPED
+from edgekd.pipeline.target.verify import VERIFY
+from edgekd.pipeline.trained_source import DISTILL, EXPORT, PRUNE, QAT, ROBUSTNESS, TEACHER
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+
+    from edgekd.config.recipe import Recipe
+    from edgekd.config.target import Target
+    from edgekd.devices.base import Device
+    from edgekd.stages.stage import StageSpec
+
+
+@dataclass(frozen=True)
+class Circumstances:
+    """What decides whether a build has a stage.
+
+    Attributes:
+        recipe: The recipe.
+        target: The target that the stage would work for; the first one for a stage that runs once a build.
+        device: The machine that runs the target's engines, or why there is none.
+        whole: Whether all stages are to run, as for a build, or only some, as for a check.
+    """
+
+    recipe: Recipe
+    target: Target
+    device: Device | Absent
+    whole: bool
+
+
+def _trains(given: Circumstances) -> bool:
+    return given.recipe.task is not None
+
+
+def _imports(given: Circumstances) -> bool:
+    return given.recipe.model is not None
+
+
+def _measures_robustness(given: Circumstances) -> bool:
+    return _trains(given) and given.whole and given.recipe.robustness.measure
+
+
+def _always(_given: Circumstances) -> bool:
+    return True
+
+
+def _on_demand(_given: Circumstances) -> bool:
+    return False
+
+
+def _compiles(given: Circumstances) -> bool:
+    return compiles(given.target)
+
+
+def _has_device(given: Circumstances) -> bool:
+    return not isinstance(given.device, Absent)
+
+
+def _has_latency(given: Circumstances) -> bool:
+    return not isinstance(given.device, Absent) and given.device.no_latency is None
+
+
+def _verifies(given: Circumstances) -> bool:
+    return isinstance(given.device, Verifier)
+
+
+@dataclass(frozen=True)
+class OrderedStage:
+    """One stage at its place in the order of a build.
+
+    Attributes:
+        spec: The kind of stage.
+        scope: Whether it runs once a "build", once for each ONNX "opset" of the targets, or once for each "target".
+        planned: Decides whether a build is known to have it from its beginning; a stage on demand is not planned.
+    """
+
+    spec: StageSpec[Any]
+    scope: Literal["build", "opset", "target"]
+    planned: Callable[[Circumstances], bool]
+
+
+#: All stages in the order of a build. Those of a target run for one target after the other.
+ORDER = (
+    OrderedStage(TEACHER, "build", _trains),
+    OrderedStage(DISTILL, "build", _trains),
+    OrderedStage(PRUNE, "build", _trains),
+    OrderedStage(EXPORT, "opset", _trains),
+    OrderedStage(ROBUSTNESS, "build", _measures_robustness),
+    OrderedStage(IMPORT, "build", _imports),
+    OrderedStage(QUANTIZE, "target", _always),
+    OrderedStage(COMPILE, "target", _compiles),
+    OrderedStage(EVALUATE, "target", _has_device),
+    OrderedStage(CHECK, "target", _always),
+    OrderedStage(BLAME, "target", _on_demand),
+    OrderedStage(REPAIR, "target", _on_demand),
+    OrderedStage(QAT, "target", _on_demand),
+    OrderedStage(PROFILE, "target", _has_latency),
+    OrderedStage(ROBUSTNESS_SHIPPED, "target", _measures_robustness),
+    OrderedStage(BUNDLE, "target", _always),
+    OrderedStage(VERIFY, "target", _verifies),
+)
+
+
+def plan(
+    recipe: Recipe,
+    targets: Sequence[Target],
+    devices: Mapping[str, Device | Absent],
+    only: Sequence[StageSpec[Any]] | None = None,
+) -> tuple[str, ...]:
+    """Return the names of the stages that a build will go through, in order; a repair adds its own where it must.
+
+    Args:
+        recipe: What to build.
+        targets: The kinds of device.
+        devices: For each target's name the machine that runs its engines.
+        only: The stages that will follow for each target; None for all.
+    """
+    first = targets[0]
+    once = Circumstances(recipe, first, devices[first.name], only is None)
+    names = []
+    for stage in ORDER:
+        if stage.scope != "target" and stage.planned(once):
+            labels = export_labels(targets).values() if stage.scope == "opset" else ("",)
+            names += [f"{stage.spec.name} {label}".rstrip() for label in labels]
+    for target in targets:
+        given = Circumstances(recipe, target, devices[target.name], only is None)
+        names += [
+            f"{stage.spec.name} {target.name}"
+            for stage in ORDER
+            if stage.scope == "target" and stage.planned(given) and (only is None or stage.spec in only)
+        ]
+    return tuple(names)
+
+
+def export_labels(targets: Sequence[Target]) -> dict[int, str]:
+    """Return for each ONNX opset of the targets what tells its export from the others; "" for the first."""
+    first, *others = dict.fromkeys(target.opset for target in targets)
+    return {first: "", **{opset: f"opset {opset}" for opset in others}}
+
+
+def stage_purposes() -> dict[str, str]:
+    """Return for each stage of a build, in order, what it does, as a phrase."""
+    return {stage.spec.name: stage.spec.purpose for stage in ORDER}

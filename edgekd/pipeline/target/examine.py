@@ -1,0 +1,103 @@
+"""What blame and repair share: an INT8 candidate opened on calibration samples, and variants of it timed beside it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING
+
+import msgspec
+import numpy as np
+
+from edgekd.compress import quantize
+from edgekd.compress.partial import SAMPLES, Examiner, SampleFacts
+from edgekd.compress.quantize import DEPLOY, QDQ
+from edgekd.compress.quantizers.prepare import PREPARED
+from edgekd.config.recipe import ProfileConfig
+from edgekd.config.target import load_calibration
+from edgekd.files import need
+from edgekd.runtime.session import open_arrays
+from edgekd.stages.labels import UNLABELLED
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+
+    import onnx
+
+    from edgekd.compress.quantize import CandidateSpec
+    from edgekd.pipeline.target.context import Context, PreparedCandidate
+    from edgekd.runtime.measure.results import Quantile
+    from edgekd.stages.progress import StageReporter
+
+#: Engines that take turns in one run; inferences of each, at least and at most, and how long they should take together.
+_SIDE_BY_SIDE = 8
+_FEWEST, _MOST, _TYPICAL_MS = 50, 500, 1000
+
+
+def open_examiner(context: Context, candidate: PreparedCandidate) -> Examiner:
+    """Open an INT8 candidate on calibration samples: the gate's are not what a repair may look at."""
+    onnx = need("onnx", "build")
+    qdq, floats = (onnx.load(str(candidate.folder / name)) for name in (QDQ, PREPARED))
+    calibration = load_calibration(context.recipe.quantize.calibration)
+    few = msgspec.structs.replace(calibration, samples=min(calibration.samples, SAMPLES))
+    samples = quantize.open_samples(candidate.folder / PREPARED, context.calibration, few)
+    with open_arrays(context.calibration) as arrays:
+        labels, groups = (arrays[key][samples.rows] if key in arrays else None for key in ("labels", "groups"))
+    if labels is not None and (labels == UNLABELLED).all():
+        labels = None
+    metric = None if labels is None else context.origin.metric
+    judging = SampleFacts(labels, groups, metric, context.exported.result.facts.higher_is_better)
+    return Examiner(qdq, floats, samples, judging)
+
+
+def time_beside_int8(
+    context: Context,
+    spec: CandidateSpec,
+    examiner: Examiner,
+    graphs: Mapping[str, Callable[[], onnx.ModelProto]],
+    folder: Path,
+    report: StageReporter,
+) -> dict[str, tuple[Quantile, Quantile]]:
+    """Time graphs in turns with the network that is INT8 throughout; return each p50, and that of INT8 beside it.
+
+    Args:
+        context: The target.
+        spec: In which precision and by which quantizer the candidate was written.
+        examiner: The INT8 candidate.
+        graphs: For each name a function that makes a QDQ graph.
+        folder: Folder for temporary files.
+        report: Receives progress.
+    """
+    scheme, names = context.target.scheme, list(graphs)
+    timed: dict[str, tuple[Quantile, Quantile]] = {}
+    with TemporaryDirectory(dir=folder) as temporary:
+        work = Path(temporary)
+        quantize.write_variants(examiner.qdq, spec, scheme, work / "int8")
+        whole = work / "int8" / DEPLOY
+        iterations = _iterations(context, whole, work)
+        for start in range(0, len(names), _SIDE_BY_SIDE):
+            group = names[start : start + _SIDE_BY_SIDE]
+            engines = [whole]
+            for index, name in enumerate(group, start):
+                quantize.write_variants(graphs[name](), spec, scheme, work / str(index))
+                engines.append(work / str(index) / DEPLOY)
+            int8, *others = _p50(context, engines, iterations, work)
+            timed |= {name: (own, int8) for name, own in zip(group, others, strict=True)}
+            report.advance(start + len(group), len(names), f"{group[-1]} timed")
+    return timed
+
+
+def _iterations(context: Context, engine: Path, work: Path) -> int:
+    (p50,) = _p50(context, [engine], _FEWEST, work)
+    return int(np.clip(_TYPICAL_MS / p50.value_ms, _FEWEST, _MOST))
+
+
+def _p50(context: Context, engines: Sequence[Path], iterations: int, work: Path) -> list[Quantile]:
+    config = ProfileConfig(
+        threads=context.recipe.profile.threads,
+        iterations=iterations, warmup=20, cold_starts=1, compute=False, layers=False, energy_s=0,
+    )  # fmt: skip
+    numbered = {str(index): engine for index, engine in enumerate(engines)}  # names of files, not of layers
+    measured = context.present.profile(numbered, context.runtime, context.test, work, config, lambda *_: None)
+    by_number = {engine.name: engine.latency.p50 for engine in measured.engines}
+    return [p50 for name in numbered if (p50 := by_number[name])]  # with _FEWEST inferences there always is one

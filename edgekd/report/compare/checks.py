@@ -1,0 +1,123 @@
+"""Each figure of what ships, held against its own limit: what a reader must see first."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from html import escape
+from typing import TYPE_CHECKING
+
+from edgekd.gram.gate import judge
+from edgekd.report.compare.html import limit_state
+from edgekd.report.figures import figure_by_key
+from edgekd.report.format import factor, number, share
+from edgekd.report.table import metric_name
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from edgekd.gram.gate import Ledger, LedgerRow, Verdict
+    from edgekd.report.compare.rows import Entry
+
+#: The figure that each budget of a target limits.
+_BUDGETS = {"latency p50": "p50", "size": "size", "peak memory": "memory"}
+
+
+@dataclass(frozen=True)
+class Tile:
+    """One figure with its limit.
+
+    Attributes:
+        name: What the figure is.
+        value: The figure in words.
+        notes: What it is compared with.
+        limit: Its limit in words; "" where it has none.
+        verdict: Whether it keeps the limit; None where it has none.
+    """
+
+    name: str
+    value: str
+    notes: tuple[str, ...] = ()
+    limit: str = ""
+    verdict: Verdict | None = None
+
+
+def stage_verdicts(ledger: Ledger, row: LedgerRow) -> dict[str, Verdict]:
+    """Return the gate's verdict on each figure of a stage, by the ledger's column; empty where it is not gated."""
+    drift = row.to_reference
+    if row.verdict is None or drift is None:
+        return {}
+    still, limits = replace(drift, bound=0.0), ledger.limits
+    before = ledger.row(ledger.reference).metric
+    drop = None if row.metric is None or before is None else before - row.metric
+    if drop is not None and not limits.higher_is_better:
+        drop = -drop
+    return {
+        "change": judge(still, None, drop, limits)[0],
+        "bound": judge(drift, None, None, limits)[0],
+        "flips": judge(still, row.flips, None, limits)[0],
+    }
+
+
+def tiles(entry: Entry) -> list[Tile]:
+    """Return the figures of what ships, each with its limit where it has one."""
+    return [*_measured(entry), _metric(entry), *_gate(entry.ledger)]
+
+
+def _measured(entry: Entry) -> Iterator[Tile]:
+    """Yield latency, size and memory, with the target's budgets and the ratios to the float networks."""
+    budgets = {_BUDGETS[check.name]: check for check in entry.result.budget_checks} if entry.result else {}
+    ratios = {"p50": (entry.row.speedup_p50, "faster"), "size": (entry.row.size_ratio, "smaller")}
+    for key, name in (("p50", "Latency, p50"), ("size", "Engine file"), ("memory", "Peak memory")):
+        figure, budget = figure_by_key(key), budgets.get(key)
+        if figure is None or (key == "memory" and budget is None):
+            continue
+        value = figure.value(entry.row)
+        known, word = ratios.get(key, ({}, ""))
+        notes = tuple(f"{factor(ratio)} {word} than the {other}" for other, ratio in known.items() if ratio)
+        if value is None:
+            notes = (entry.row.why_not(figure.field),)
+        written = "not measured" if value is None else f"{figure.format(value)}{figure.unit}"
+        limit = f"budget ≤ {budget.limit:g} {budget.unit}" if budget else ""
+        verdict: Verdict | None = None if budget is None else "pass" if budget.kept else "warn"
+        yield Tile(name, written, notes, limit, verdict)
+
+
+def _metric(entry: Entry) -> Tile:
+    metric, ledger = entry.row.metric, entry.ledger
+    name = metric_name(metric.name) if len(metric.name) > 24 else metric.name
+    if metric.shipped is None:
+        return Tile(name, "not measured", (entry.row.why_not("metric.shipped"),))
+    change = "" if metric.change is None else f"{metric.change:+.4f} to the {ledger.reference}"
+    limits = ledger.limits
+    limit = f"change {'≥ -' if limits.higher_is_better else '≤ +'}{limits.max_metric_drop:g}"
+    verdict = stage_verdicts(ledger, ledger.rows[-1]).get("change")
+    return Tile(name, number(metric.shipped), (change,) if change else (), limit, verdict)
+
+
+def _gate(ledger: Ledger) -> Iterator[Tile]:
+    """Yield the drift and the flips."""
+    row, limits = ledger.rows[-1], ledger.limits
+    verdicts = stage_verdicts(ledger, row)
+    if row.to_reference:
+        limit = f"≤ {limits.tau_fail:g}, warns above {limits.tau_pass:g}"
+        mean = f"mean {number(row.to_reference.mean)}, to the {ledger.reference}"
+        yield Tile("Gram drift, bound", number(row.to_reference.bound), (mean,), limit, verdicts.get("bound"))
+    if row.flips is not None:
+        limit = f"≤ {limits.max_flips * 100:.3g}%"
+        note = f"share of samples, to the {ledger.reference}"
+        yield Tile("Flipped classes", share(row.flips), (note,), limit, verdicts.get("flips"))
+
+
+def tiles_html(entry: Entry) -> str:
+    """Return the tiles as a list; those beyond their limit stand out in colour, weight and words."""
+    return f'<ul class="tiles">{"".join(map(_tile, tiles(entry)))}</ul>'
+
+
+def _tile(tile: Tile) -> str:
+    notes = "".join(f'<span class="note">{escape(note)}</span>' for note in tile.notes)
+    state = limit_state(tile.verdict)
+    limit = f'<span class="bound">{escape(tile.limit)} {state}</span>' if tile.limit and state else ""
+    return (
+        f'<li class="tile {tile.verdict or ""}"><span class="name">{escape(tile.name)}</span>'
+        f'<span class="value">{escape(tile.value)}</span>{notes}{limit}</li>'
+    )

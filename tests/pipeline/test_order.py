@@ -1,0 +1,55 @@
+"""The one list of stages, and what is derived from it."""
+
+import re
+from pathlib import Path
+
+import msgspec
+
+from edgekd import load_recipe, load_target
+from edgekd.config.loading import model_recipe
+from edgekd.config.recipe import ModelConfig
+from edgekd.devices.base import Absent
+from edgekd.pipeline.order import ORDER, plan, stage_purposes
+from edgekd.pipeline.target.evaluate import CHECK, EVALUATE
+from edgekd.pipeline.target.quantize import QUANTIZE
+
+ARCHITECTURE = Path(__file__).parents[2] / "docs" / "architecture.md"
+NO_DEVICE = Absent("not asked for")
+
+
+def test_each_stage_has_a_name_of_its_own_and_a_purpose():
+    names = [stage.spec.name for stage in ORDER]
+    assert len(set(names)) == len(names)
+    assert all(stage.spec.purpose and " " not in stage.spec.name for stage in ORDER)
+
+
+def test_the_documentation_lists_the_stages_in_their_order():
+    rows = re.findall(r"^\| `([a-z-]+)` \| ([a-z][^|]+) \|$", ARCHITECTURE.read_text("utf-8"), re.MULTILINE)
+    assert dict(rows) == stage_purposes()
+    assert [name for name, _ in rows] == list(stage_purposes())
+
+
+def test_a_plan_has_what_the_recipe_the_targets_and_their_devices_ask_for():
+    cpu = load_target("cpu")
+    older = msgspec.structs.replace(cpu, name="older", opset=18)
+    devices = dict.fromkeys(("cpu", "older"), NO_DEVICE)
+    recipe = load_recipe("digits")
+    after = ("quantize", "check", "robustness-shipped", "bundle")
+    assert plan(recipe, [cpu, older], devices) == (
+        *("teacher", "distill", "prune", "export", "export opset 18", "robustness"),
+        *(f"{stage} {target}" for target in ("cpu", "older") for stage in after),
+    )
+    quiet = load_recipe("digits", ("robustness.measure=false",))
+    assert not any(name.startswith("robustness") for name in plan(quiet, [cpu], devices))
+
+
+def test_a_plan_of_some_stages_has_these_alone_for_each_target():
+    recipe, cpu = load_recipe("digits"), load_target("cpu")
+    names = plan(recipe, [cpu], {"cpu": NO_DEVICE}, (QUANTIZE, EVALUATE, CHECK))
+    assert names == ("teacher", "distill", "prune", "export", "quantize cpu", "check cpu")
+
+
+def test_a_plan_for_an_imported_model_trains_nothing():
+    recipe = model_recipe(ModelConfig(path="model.onnx", calibration="samples.npz"))
+    names = plan(recipe, [load_target("cpu")], {"cpu": NO_DEVICE})
+    assert names == ("import", "quantize cpu", "check cpu", "bundle cpu")
