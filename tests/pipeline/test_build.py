@@ -29,7 +29,8 @@ from commands import (
 from edgekd import load, load_recipe, load_target
 from edgekd.devices.local import LocalDevice
 from edgekd.errors import TargetError
-from edgekd.pipeline.build import BuildPaths, build
+from edgekd.pipeline.build import build
+from edgekd.pipeline.paths import BuildPaths
 from edgekd.pipeline.project import Project
 
 
