@@ -17,6 +17,7 @@ from edgekd.gram.gate import GateLimits, GateRules, judge, keep_ledger
 from edgekd.gram.matrix import SOFTNESS
 from edgekd.gram.probe import Probe
 from edgekd.stages.artifacts import PROBE, WEIGHTS
+from edgekd.stages.labels import accuracy
 from edgekd.stages.progress import Silent, StageReporter
 from edgekd.training.distillation import distill, teacher
 from edgekd.training.distillation.losses.logits import cross_entropy
@@ -25,7 +26,6 @@ from edgekd.training.loop.weights import build, load_weights
 from edgekd.training.stage_run import StageRun
 from edgekd.training.taps.taps import TappedModel, Taps, resolve_taps
 from edgekd.training.task.loading import load_task
-from edgekd.training.task.protocol import accuracy
 
 DEFAULTS = GateConfig()
 LIMITS = GateLimits(DEFAULTS.tau_pass, DEFAULTS.tau_fail, DEFAULTS.max_flips, DEFAULTS.max_metric_drop)
