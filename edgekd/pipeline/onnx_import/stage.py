@@ -141,8 +141,8 @@ def _read(
         if x.shape[1:] != test_samples.inputs[name].shape[1:]:
             raise ModelError(
                 f"{test}: input '{name}' is {list(x.shape[1:])} a sample in {calibration}, but here "
-                f"{list(test_samples.inputs[name].shape[1:])}; the model is checked with the size that it is calibrated "
-                "for"
+                f"{list(test_samples.inputs[name].shape[1:])}; the model is checked with the size that it is "
+                "calibrated for"
             )
     if twice := shared(test_samples, calibration_samples):
         notes.append(
