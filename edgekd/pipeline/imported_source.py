@@ -35,7 +35,9 @@ def _describe(imported: ImportedModel) -> str:
     return f"{imported.exported.facts.metric}, taps: {taps}"
 
 
-IMPORT = StageSpec("import", 2, ImportedModel, LIBRARIES, "read a trained ONNX model and its samples", _describe)
+IMPORT: StageSpec[ImportedModel] = StageSpec(
+    "import", 2, ImportedModel, LIBRARIES, "read a trained ONNX model and its samples", _describe
+)
 
 
 @dataclass(frozen=True)

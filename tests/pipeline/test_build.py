@@ -26,10 +26,10 @@ from commands import (
     started,
 )
 
-from edgekd import build, load, load_recipe, load_target
+from edgekd import load, load_recipe, load_target
 from edgekd.devices.local import LocalDevice
 from edgekd.errors import TargetError
-from edgekd.pipeline.build import BuildPaths
+from edgekd.pipeline.build import BuildPaths, build
 from edgekd.pipeline.project import Project
 
 
