@@ -1,30 +1,76 @@
 """edgekd: distil a multi-modal teacher, prove that its Gram structure survives, ship a verified engine.
 
-Nothing heavy is imported until it is used: importing this package loads neither torch nor an engine library.
+The names below are the public surface. Everything else in this package is internal: it changes without notice.
+
+Nothing heavy is imported until it is used: importing this package loads neither torch nor an engine library. What type
+checkers and editors know of it is in ``__init__.pyi`` beside this file.
 """
 
 from __future__ import annotations
 
 import importlib
 import os
-from typing import Any
 
 __version__ = "0.1.0"
 
 # ONNX Runtime reports each model that it opens to its maker, unless told not to before its import.
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
-__all__ = ["build", "load", "load_recipe", "load_target"]
-
-_HOMES = {
-    "build": "edgekd.pipeline.build",
-    "load": "edgekd.runtime.bundle",
-    "load_recipe": "edgekd.config.loading",
-    "load_target": "edgekd.devices.targets",
+#: The modules in which the public names are defined.
+_NAMES = {
+    "edgekd.training.task.protocol": ("ArraySplit", "Modality", "Sample", "Split", "Task"),
+    "edgekd.training.task.models": ("Standardize",),
+    "edgekd.stages.labels": ("UNLABELLED",),
+    "edgekd.tasks": ("Package", "fetch", "read_member"),
+    "edgekd.config.recipe": ("ProfileConfig", "Recipe", "Tap"),
+    "edgekd.config.loading": ("load_recipe",),
+    "edgekd.config.target": ("Target",),
+    "edgekd.devices.targets": ("load_target",),
+    "edgekd.stages.progress": ("Observer",),
+    "edgekd.workflows.build": ("build",),
+    "edgekd.report.results": ("BuildReport",),
+    "edgekd.workflows.check": ("TargetCheck", "blame", "check", "suggest_limits"),
+    "edgekd.gram.blame": ("Blame",),
+    "edgekd.workflows.thresholds": ("Alarm",),
+    "edgekd.workflows.search.run": ("SearchOptions", "search"),
+    "edgekd.report.search.tables": ("SearchResult",),
+    "edgekd.workflows.advise.run": ("advise",),
+    "edgekd.workflows.advise.result": ("Advice",),
+    "edgekd.workflows.bundles": ("ProfiledBundle", "VerifiedBundle", "profile", "verify"),
+    "edgekd.runtime.bundle": ("Bundle", "load"),
+    "edgekd.runtime.verification": ("Verification",),
+    "edgekd.errors": (
+        "BudgetError",
+        "BudgetMissed",
+        "BundleError",
+        "CacheError",
+        "DataError",
+        "DeviceError",
+        "EdgekdError",
+        "GateFailed",
+        "MissingDependency",
+        "ModelError",
+        "OutputError",
+        "RankError",
+        "RecipeError",
+        "ReportError",
+        "StorageError",
+        "TargetError",
+        "TaskError",
+    ),
 }
+_HOMES = {name: module for module, names in _NAMES.items() for name in names}
+
+__all__ = [*_HOMES]  # noqa: PLE0604 - all are strings; the stub beside this file spells them out
 
 
-def __getattr__(name: str) -> Any:
+def __getattr__(name: str) -> object:
     if name not in _HOMES:
         raise AttributeError(f"module 'edgekd' has no attribute '{name}'")
-    return getattr(importlib.import_module(_HOMES[name]), name)
+    value: object = getattr(importlib.import_module(_HOMES[name]), name)
+    globals()[name] = value  # found directly from now on
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 from edgekd.errors import EdgekdError, MissingDependency
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Mapping
     from types import ModuleType
 
 #: A JSON object as it is read or written: its values are checked where they are used.
@@ -171,8 +171,28 @@ def toml_value(value: Any) -> str:
 
 def _toml(value: Any) -> str:
     if isinstance(value, dict):
-        pairs = (f"{key if _BARE_KEY.fullmatch(key) else _toml(key)} = {_toml(item)}" for key, item in value.items())
+        pairs = (f"{_toml_key(key)} = {_toml(item)}" for key, item in value.items())
         return f"{{ {', '.join(pairs)} }}" if value else "{}"
     if isinstance(value, list):
         return f"[{', '.join(map(_toml, value))}]"
     return json.dumps(value, ensure_ascii=False)  # text, numbers and booleans are the same in both
+
+
+def toml_document(content: Mapping[str, object], table: str = "") -> str:
+    """Write tables as a TOML document: the values of each table before its own tables; what is None is left out.
+
+    Args:
+        content: The values, and tables of them.
+        table: The dotted name of the table that ``content`` is; empty for the document itself.
+    """
+    values = {key: value for key, value in content.items() if value is not None}
+    lines = [f"{_toml_key(key)} = {_toml(value)}" for key, value in values.items() if not isinstance(value, dict)]
+    tables = {key: value for key, value in values.items() if isinstance(value, dict)}
+    head = [f"[{table}]"] if table and (lines or not tables) else []
+    parts = ["\n".join([*head, *lines]) + "\n"] if head or lines else []
+    parts += [toml_document(value, f"{table}.{_toml_key(key)}".lstrip(".")) for key, value in tables.items()]
+    return "\n".join(parts)
+
+
+def _toml_key(key: str) -> str:
+    return key if _BARE_KEY.fullmatch(key) else _toml(key)

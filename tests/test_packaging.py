@@ -72,7 +72,7 @@ def test_the_wheel_has_every_module(names):
 def test_nothing_else_is_in_the_wheel(names):
     assert {name.partition("/")[0].partition("-")[0] for name in names} == {"edgekd"}
     assert {Path(name).suffix for name in names if name.startswith("edgekd/")} <= {
-        ".py", ".toml", ".json", ".typed", ".txt", ".html", ".js", ".css", "",
+        ".py", ".pyi", ".toml", ".json", ".typed", ".txt", ".html", ".js", ".css", "",
     }  # fmt: skip
 
 
@@ -120,7 +120,7 @@ def run(installed, *command):
         (["targets", "show", "cpu"], "[scheme]"),
         (["tasks"], "digits"),
         (["recipe", "schema"], '"distill"'),
-        (["recipe", "show", "--recipe", "digits"], '"digits"'),
+        (["recipe", "show", "--recipe", "digits"], 'name = "digits"'),
         (["init", "mine"], "wrote mine/task.py"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",

@@ -2,46 +2,55 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 
 import edgekd
 from edgekd.cli.main import main
-from edgekd.cli.options import Duration, build_options, cache_option, progress_options, recipe_options
+from edgekd.cli.options import (
+    Duration,
+    build_options,
+    cache_option,
+    progress_options,
+    recipe_options,
+    target_option,
+)
 from edgekd.errors import GateFailed
 
 if TYPE_CHECKING:
-    from contextlib import AbstractContextManager
-
-    from edgekd.cli.options import BuildRequest
+    from edgekd.cli.options import BuildRequest, Printing
     from edgekd.report.results import BuildReport
-    from edgekd.stages.progress import Observer
 
 
 @main.command()
 @build_options
 @progress_options
-def build(wanted: BuildRequest, quiet: bool, verbose: bool, as_json: bool) -> None:
+def build(request: BuildRequest, printing: Printing) -> None:
     """Build a recipe, or an ONNX network, for a device: from teacher to bundle.
 
     Runs teacher, distil, prune and export once (with --model only an import), then for each target quantize, compile,
     engine, check, repair, profile, bundle and verify, as far as it has them; what is up to date is not run again. Exits
     with 20 when the gate rejects the result; its artefacts are kept under OUTPUT/TARGET/rejected.
     """
-    from edgekd.cli.terminal import Json, choose_observer, print_report
+    from edgekd.cli.terminal import Json, print_report
     from edgekd.report.build.files import report_json
 
-    with choose_observer(json=as_json, quiet=quiet, verbose=verbose, terminal=sys.stdout.isatty()) as observer:
+    with printing.observer() as observer:
         report = edgekd.build(
-            wanted.recipe, wanted.targets, wanted.places, devices=wanted.devices, name=wanted.name, observer=observer
+            request.recipe,
+            request.targets,
+            overrides=request.overrides,
+            output=request.output,
+            devices=request.devices,
+            cache=request.cache,
+            observer=observer,
         )
-    if as_json:
+    if printing.as_json:
         Json().emit("report", report=report_json(report))
-    elif not quiet:
-        print_report(report, wanted.places.output, verbose=verbose)
+    elif not printing.quiet:
+        print_report(report, request.output, verbose=printing.verbose)
     _require_release(report)
 
 
@@ -64,9 +73,7 @@ def _refuse_calibrate(_context: click.Context, _parameter: click.Parameter, give
 @click.option("--suggest-limits", is_flag=True, help="Measure on this task which drift costs accuracy: gate limits.")
 @click.option("--calibrate", is_flag=True, hidden=True, expose_value=False, callback=_refuse_calibrate)
 @progress_options
-def check(
-    wanted: BuildRequest, cpu: str | None, suggest_limits: bool, quiet: bool, verbose: bool, as_json: bool
-) -> None:
+def check(request: BuildRequest, cpu: str | None, suggest_limits: bool, printing: Printing) -> None:
     """Judge every candidate without timing or bundling it; show each ledger.
 
     With --cpu the engine runs on that processor's instructions: INT8 that is right here can be wrong there. With
@@ -75,39 +82,49 @@ def check(
     """
     import msgspec
 
-    from edgekd.cli.terminal import Json, choose_observer
+    from edgekd.cli.terminal import Json
     from edgekd.cli.terminal.checks import print_checks
-    from edgekd.workflows.check import check_targets
 
-    if cpu is not None and wanted.devices:
+    if cpu is not None and request.devices:
         raise click.UsageError("give --cpu or --device, not both")
-    devices = (f"emulated:{cpu}",) if cpu else wanted.devices
-    watched = choose_observer(json=as_json, quiet=quiet, verbose=verbose, terminal=sys.stdout.isatty())
     if suggest_limits:
-        _suggest_limits(wanted, watched, as_json)
+        _suggest_limits(request, printing)
         return
-    with watched as observer:
-        checks = check_targets(wanted.recipe, wanted.targets, wanted.places.cache, devices, observer)
-    if as_json:
+    devices = (f"emulated:{cpu}",) if cpu else request.devices
+    with printing.observer() as observer:
+        checks = edgekd.check(
+            request.recipe,
+            request.targets,
+            overrides=request.overrides,
+            devices=devices,
+            cache=request.cache,
+            observer=observer,
+        )
+    if printing.as_json:
         Json().emit("checks", checks=msgspec.to_builtins(checks))
-    elif not quiet:
+    elif not printing.quiet:
         print_checks(checks)
-    rejected = [found.target for found in checks if found.rejected]
+    rejected = [target_check.target for target_check in checks if target_check.rejected]
     if rejected:
         raise GateFailed(f"the gate rejects every candidate of {', '.join(rejected)}")
 
 
-def _suggest_limits(wanted: BuildRequest, watched: AbstractContextManager[Observer], as_json: bool) -> None:
+def _suggest_limits(request: BuildRequest, printing: Printing) -> None:
     """Show what drift costs on the user's own task, for the first target's reference network."""
     import msgspec
 
     from edgekd.cli.terminal import Json
     from edgekd.cli.terminal.checks import print_alarm
-    from edgekd.workflows.check import suggest_limits
 
-    with watched as observer:
-        alarm = suggest_limits(wanted.recipe, wanted.targets[0], wanted.places.cache, observer)
-    if as_json:
+    with printing.observer() as observer:
+        alarm = edgekd.suggest_limits(
+            request.recipe,
+            request.targets[0],
+            overrides=request.overrides,
+            cache=request.cache,
+            observer=observer,
+        )
+    if printing.as_json:
         Json().emit("alarm", alarm=msgspec.to_builtins(alarm))
     else:
         print_alarm(alarm)
@@ -116,24 +133,31 @@ def _suggest_limits(wanted: BuildRequest, watched: AbstractContextManager[Observ
 @main.command()
 @build_options
 @progress_options
-def blame(wanted: BuildRequest, quiet: bool, verbose: bool, as_json: bool) -> None:
+def blame(request: BuildRequest, printing: Printing) -> None:
     """Find out which layers, branches and kinds of tensor break the Gram structure in INT8.
 
     Quantizes one alone and undoes one alone, and ranks them by the drift that undoing relieves, also per millisecond
     that it costs on the device. Writes blame.json and a picture on the graph, blame.svg, into OUTPUT/TARGET.
     """
-    from edgekd.cli.terminal import Json, choose_observer
+    from edgekd.cli.terminal import Json
     from edgekd.cli.terminal.checks import print_blame
     from edgekd.report.blame.tables import blame_json
-    from edgekd.workflows.check import blame_targets
 
-    with choose_observer(json=as_json, quiet=quiet, verbose=verbose, terminal=sys.stdout.isatty()) as observer:
-        found = blame_targets(wanted.recipe, wanted.targets, wanted.places, wanted.devices, observer)
-    for target, blamed in found.items():
-        if as_json:
+    with printing.observer() as observer:
+        blames = edgekd.blame(
+            request.recipe,
+            request.targets,
+            overrides=request.overrides,
+            output=request.output,
+            devices=request.devices,
+            cache=request.cache,
+            observer=observer,
+        )
+    for target, blamed in blames.items():
+        if printing.as_json:
             Json().emit("blame", target=target, blame=blame_json(blamed))
-        elif not quiet:
-            print_blame(target, blamed, wanted.places.output / target)
+        elif not printing.quiet:
+            print_blame(target, blamed, request.output / target)
 
 
 @main.command()
@@ -143,53 +167,46 @@ def blame(wanted: BuildRequest, quiet: bool, verbose: bool, as_json: bool) -> No
     metavar="N",
     help="Trials that the study is to have, earlier ones and other machines' included [default: 30].",
 )
-@click.option("--budget", type=Duration(), metavar="TIME", help="Begin trials for so long, e.g. 30m.")
+@click.option("--budget", "seconds", type=Duration(), metavar="TIME", help="Begin trials for so long, e.g. 30m.")
 @click.option("--workers", type=click.IntRange(1), default=1, show_default=True, help="Processes on this machine.")
 @click.option("--storage", metavar="URL|FILE", help="Where the study is kept [default: a file in --cache].")
 @click.option("--study", metavar="NAME", help="Name of the study [default: one for recipe, task and space].")
-@click.option(
-    "--target",
-    "targets",
-    multiple=True,
-    default=["cpu"],
-    show_default=True,
-    metavar="NAME|FILE.toml",
-    help="A kind of device that pruned widths are to suit. Repeatable.",
-)
-@click.option("--output", type=click.Path(path_type=Path), help="Folder of what was found [default: build/RECIPE].")
+@target_option("A kind of device that pruned widths are to suit.")
+@click.option("--output", type=click.Path(path_type=Path), help="Folder of the result [default: build/RECIPE].")
 @cache_option
 @recipe_options
 @progress_options
 def search(
     recipe: str | None,
     overrides: tuple[str, ...],
+    targets: tuple[str, ...],
     output: Path | None,
-    budget: float | None,
-    quiet: bool,
-    verbose: bool,
-    as_json: bool,
-    **others: Any,
+    cache: Path,
+    printing: Printing,
+    **limits: object,
 ) -> None:
     """Search for better students than the recipe's own: more accurate, faster, closer to the teacher.
 
     Tries losses, temperature, width and pruning, or what [search.space] of the recipe names, and shows the trials that
     no other beats. The same command goes on where it stopped; on another machine, with one --storage, it joins in.
     """
-    from edgekd.cli.terminal import Json, choose_observer
-    from edgekd.cli.terminal.search import print_search
-    from edgekd.config.loading import recipe_name
-    from edgekd.report.search.tables import search_json
-    from edgekd.workflows.search.run import Wanted
-    from edgekd.workflows.search.run import search as run
+    import msgspec
 
-    folder = output or Path("build") / recipe_name(recipe)
-    wanted = Wanted(recipe=recipe, overrides=overrides, output=folder, seconds=budget, **others)
-    with choose_observer(json=as_json, quiet=quiet, verbose=verbose, terminal=sys.stdout.isatty()) as observer:
-        found = run(wanted, observer)
-    if as_json:
-        Json().emit("search", search=search_json(found))
-    elif not quiet:
-        print_search(found, folder)
+    from edgekd.cli.terminal import Json
+    from edgekd.cli.terminal.search import print_search
+    from edgekd.report.search.tables import search_json
+    from edgekd.workflows.arguments import resolve_output
+
+    output = resolve_output(output, recipe)
+    options = msgspec.convert(limits, edgekd.SearchOptions)
+    with printing.observer() as observer:
+        result = edgekd.search(
+            recipe, targets, overrides=overrides, output=output, options=options, cache=cache, observer=observer
+        )
+    if printing.as_json:
+        Json().emit("search", search=search_json(result))
+    elif not printing.quiet:
+        print_search(result, output)
 
 
 @main.command()
@@ -213,9 +230,7 @@ def advise(
     epochs: int | None,
     output: Path | None,
     cache: Path,
-    quiet: bool,
-    verbose: bool,
-    as_json: bool,
+    printing: Printing,
 ) -> None:
     """Find out which distillation loss suits the recipe's task.
 
@@ -223,18 +238,23 @@ def advise(
     same seeds, and compares them with KD on the validation split; then switches pairs and modalities off in turn. Says
     what to use and by how much it is better, or that nothing is. Writes advice.json and advice.md into OUTPUT.
     """
-    from edgekd.cli.terminal import Json, choose_observer
+    from edgekd.cli.terminal import Json
     from edgekd.cli.terminal.advice import print_advice
-    from edgekd.config.loading import load_recipe, recipe_name
-    from edgekd.pipeline.build import BuildPaths
     from edgekd.workflows.advise.report import advice_json
-    from edgekd.workflows.advise.run import advise as find
+    from edgekd.workflows.arguments import resolve_output
 
-    loaded, name = load_recipe(recipe, overrides), recipe_name(recipe)
-    places = BuildPaths(output or Path("build") / name, cache)
-    with choose_observer(json=as_json, quiet=quiet, verbose=verbose, terminal=sys.stdout.isatty()) as observer:
-        found = find(loaded, places, budget, epochs=epochs, name=name, observer=observer)
-    if as_json:
-        Json().emit("advice", advice=advice_json(found))
-    elif not quiet:
-        print_advice(found, places.output)
+    output = resolve_output(output, recipe)
+    with printing.observer() as observer:
+        advice = edgekd.advise(
+            recipe,
+            budget=budget,
+            epochs=epochs,
+            overrides=overrides,
+            output=output,
+            cache=cache,
+            observer=observer,
+        )
+    if printing.as_json:
+        Json().emit("advice", advice=advice_json(advice))
+    elif not printing.quiet:
+        print_advice(advice, output)

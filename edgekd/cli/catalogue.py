@@ -97,13 +97,16 @@ def show_losses(own: tuple[str, ...]) -> None:
 
 @recipe.command("show")
 @recipe_options
-def show_recipe(recipe: str | None, overrides: tuple[str, ...]) -> None:
-    """Print a recipe as JSON, with every default filled in."""
+@click.option("--json", "as_json", is_flag=True, help="Print it as JSON.")
+def show_recipe(recipe: str | None, overrides: tuple[str, ...], as_json: bool) -> None:
+    """Print a recipe as TOML, with every default filled in."""
     import msgspec
 
     from edgekd.config.loading import load_recipe
+    from edgekd.files import toml_document
     from edgekd.training.distillation.loss_registry import check_losses
 
     loaded = load_recipe(recipe, overrides)
     check_losses(loaded)
-    click.echo(json.dumps(msgspec.to_builtins(loaded), indent=2))
+    content = msgspec.to_builtins(loaded)
+    click.echo(json.dumps(content, indent=2) if as_json else toml_document(content), nl=as_json)

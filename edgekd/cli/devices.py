@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import json
+from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 import edgekd
 from edgekd.cli.main import main
-from edgekd.cli.options import Duration, runtime_option
+from edgekd.cli.options import Duration, as_one_argument, runtime_option
 from edgekd.errors import BundleError, DeviceError
+
+if TYPE_CHECKING:
+    from edgekd.config.recipe import ProfileConfig
 
 
 @main.group(invoke_without_command=True)
@@ -84,23 +89,37 @@ def verify(bundle: Path, runtime: str | None, device: str | None) -> None:
     Checks the digest of every file, then runs the bundle's own reference samples through its engine and compares logits
     and Grams with those recorded. Needs no labels and no teacher.
     """
-    if device is None:
-        with edgekd.load(bundle, runtime=runtime, allow_rejected=True) as loaded:
-            manifest, library, found = loaded.manifest, loaded.runtime, loaded.verify()
-    else:
-        from edgekd.workflows.bundles import verify_bundle
-
-        manifest, library, found = verify_bundle(bundle, runtime, device)
-    flips = "" if found.flips is None else f"{found.flips} flips, "
-    named = library.name.removesuffix("-web")  # a browser's engine runs in ONNX Runtime here
+    verified = edgekd.verify(bundle, device=device, runtime=runtime)
+    result = verified.result
+    flips = "" if result.flips is None else f"{result.flips} flips, "
+    library = verified.runtime.removesuffix("-web")  # a browser's engine runs in ONNX Runtime here
     click.echo(
-        f"{bundle}: {manifest.verdict}; {found.samples} reference samples in {named}, "
-        f"{flips}Gram drift {found.gram_drift:.2g}, largest logit error {found.max_logit_error:.2g}"
+        f"{bundle}: {verified.manifest.verdict}; {result.samples} reference samples in {library}, "
+        f"{flips}Gram drift {result.gram_drift:.2g}, largest logit error {result.max_logit_error:.2g}"
     )
-    if not found.ok:
+    if not result.ok:
         where = f"on {device}" if device else "here"
         raise BundleError(
             f"{bundle}: its engine does not do {where} what it did where it was built; rebuild it for that machine"
+        )
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """The options of what ``edgekd profile`` measures, as click passes them."""
+
+    threads: int
+    iterations: int
+    rate_hz: float | None
+    sustained_s: float | None
+
+    def settings(self) -> ProfileConfig:
+        """Return the same as a recipe's section ``[profile]``."""
+        return edgekd.ProfileConfig(
+            threads=self.threads,
+            iterations=self.iterations,
+            rate_hz=self.rate_hz,
+            sustained_s=self.sustained_s or 0,
         )
 
 
@@ -133,14 +152,12 @@ def verify(bundle: Path, runtime: str | None, device: str | None) -> None:
     help="Write profile.json and raw times there; of several devices, into a folder for each.",
 )
 @click.option("--json", "as_json", is_flag=True, help="Print profile.json, a line for each device.")
+@as_one_argument("measurement", Measurement)
 def profile(
     bundle: Path,
     runtime: str | None,
-    threads: int,
-    iterations: int,
     devices: tuple[str, ...],
-    rate_hz: float | None,
-    sustained_s: float | None,
+    measurement: Measurement,
     output: Path | None,
     as_json: bool,
 ) -> None:
@@ -151,18 +168,13 @@ def profile(
     that the bundle is for: numpy and the engine library are enough there.
     """
     from edgekd.cli.terminal import print_profile, steps
-    from edgekd.config.recipe import ProfileConfig
-    from edgekd.report.build.profile import profile_json, write_profile
-    from edgekd.workflows.bundles import profile_bundle
 
-    config = ProfileConfig(threads=threads, iterations=iterations, rate_hz=rate_hz, sustained_s=sustained_s or 0)
     with steps(f"profiling {bundle}", shown=not as_json) as advance:
-        found = profile_bundle(bundle, runtime, config, advance, output, devices)
-    for one in found:
-        content = profile_json(one.manifest, one.ledger, one.runtime, one.device, one.profile)
-        if one.folder:
-            write_profile(content, one.folder)
+        profiles = edgekd.profile(
+            bundle, devices=devices, runtime=runtime, settings=measurement.settings(), output=output, advance=advance
+        )
+    for profiled in profiles:
         if as_json:
-            click.echo(json.dumps(content))
+            click.echo(json.dumps(profiled.json()))
         else:
-            print_profile(one.manifest, one.profile, one.device, one.runtime)
+            print_profile(profiled.manifest, profiled.profile, profiled.device, profiled.runtime)

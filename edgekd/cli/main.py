@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import errno
 import io
+import re
+import shutil
 import sys
+import textwrap
 from typing import Any
 
 import click
@@ -14,6 +17,12 @@ from edgekd.errors import EdgekdError, OutputError
 
 #: What the system refuses a user, rather than a defect of edgekd.
 _REFUSALS = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS)
+
+
+#: Parts of a message that are not broken at their spaces: what is quoted, and a command to install something.
+_WHOLE = re.compile(r"""(?<!\w)'[^']{1,60}'(?!\w)|pip install \S+|edgekd device install \S+""")
+#: Stands for a space that is not broken at; no message has it.
+_NO_BREAK = "\0"
 
 
 class _EdgekdGroup(click.Group):
@@ -39,9 +48,19 @@ class _EdgekdGroup(click.Group):
 
 
 def _fail(context: click.Context, error: EdgekdError) -> None:
-    line = " ".join(str(error).split())
-    click.echo(f"{click.style('error', fg='red', bold=True)}: {line}", err=True)
+    line = " ".join(f"error: {error}".split())
+    if sys.stderr.isatty():
+        line = _wrap(line, shutil.get_terminal_size().columns)
+    head, message = line[:5], line[5:]
+    click.echo(f"{click.style(head, fg='red', bold=True)}{message}", err=True)
     context.exit(error.exit_code)
+
+
+def _wrap(text: str, width: int) -> str:
+    """Break a text at spaces, and leave paths, quoted words and commands whole where a line has room for them."""
+    whole = _WHOLE.sub(lambda match: match.group().replace(" ", _NO_BREAK), text)
+    lines = textwrap.wrap(whole, width, break_long_words=False, break_on_hyphens=False)
+    return "\n".join(lines).replace(_NO_BREAK, " ")
 
 
 @click.group(cls=_EdgekdGroup, context_settings={"help_option_names": ["-h", "--help"]})

@@ -4,23 +4,39 @@ from __future__ import annotations
 
 import functools
 import re
-from dataclasses import dataclass
+import sys
+from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, ClassVar, TypeAlias
 
 import click
 
-from edgekd.errors import OutputError
-
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from contextlib import AbstractContextManager
 
     from edgekd.config.recipe import Recipe
-    from edgekd.config.target import Target
-    from edgekd.pipeline.build import BuildPaths
+    from edgekd.stages.progress import Observer
+
+#: The function behind a command. click passes it each option as a keyword argument.
+CommandFunction: TypeAlias = "Callable[..., None]"
 
 
-def recipe_options(command: Callable[..., Any]) -> Callable[..., Any]:
+def as_one_argument(name: str, kind: type) -> Callable[[CommandFunction], CommandFunction]:
+    """Pass the options that are fields of the dataclass ``kind`` to a command as one argument of this name."""
+    names = [field.name for field in fields(kind)]
+
+    def decorate(command: CommandFunction) -> CommandFunction:
+        @functools.wraps(command)
+        def grouped(**options: object) -> None:
+            command(**{name: kind(**{field: options.pop(field) for field in names})}, **options)
+
+        return grouped
+
+    return decorate
+
+
+def recipe_options(command: CommandFunction) -> CommandFunction:
     """Give a command the options that name a recipe, as arguments ``recipe`` and ``overrides``."""
     override = "Override a key, e.g. distill.epochs=5. Repeatable."
     command = click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE", help=override)(command)
@@ -38,52 +54,84 @@ cache_option = click.option(
 )
 
 
+def target_option(what: str) -> Callable[[CommandFunction], CommandFunction]:
+    """Give a command the option of its targets, as an argument ``targets``."""
+    return click.option(
+        "--target",
+        "targets",
+        multiple=True,
+        default=["cpu"],
+        show_default=True,
+        metavar="NAME|FILE.toml",
+        help=f"{what} Repeatable.",
+    )
+
+
 @dataclass(frozen=True)
 class BuildRequest:
-    """What a build is asked for on the command line."""
+    """A build as the command line asks for it.
 
-    recipe: Recipe
-    name: str
-    targets: list[Target]
+    Attributes:
+        recipe: A shipped recipe's name or a file, None for the default file, or the recipe of an imported model.
+        overrides: Changes of a recipe that is named or a file.
+        targets: Names or files of targets.
+        devices: Where engines run.
+        output: Folder of report and bundles.
+        cache: Folder of finished stages.
+    """
+
+    recipe: str | Recipe | None
+    overrides: tuple[str, ...]
+    targets: tuple[str, ...]
     devices: tuple[str, ...]
-    places: BuildPaths
+    output: Path
+    cache: Path
 
 
-def build_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Give a command the options that name a build, as one argument ``wanted``."""
+@dataclass(frozen=True)
+class _BuildArguments:
+    """The options of :func:`build_options` as click passes them."""
+
+    recipe: str | None
+    overrides: tuple[str, ...]
+    model: Path | None
+    calibration: Path | None
+    test: Path | None
+    taps: tuple[str, ...]
+    targets: tuple[str, ...]
+    devices: tuple[str, ...]
+    output: Path | None
+    cache: Path
+
+    def request(self) -> BuildRequest:
+        """Return the build that these options ask for."""
+        from edgekd.workflows.arguments import resolve_output
+
+        if self.model is None:
+            _refuse_without_model(self)
+            recipe: str | Recipe | None = self.recipe
+        else:
+            recipe = _model_recipe(self, self.model)
+        overrides = self.overrides if self.model is None else ()
+        output = resolve_output(self.output, recipe)
+        return BuildRequest(recipe, overrides, self.targets, self.devices, output, self.cache)
+
+
+def build_options(command: CommandFunction) -> CommandFunction:
+    """Give a command the options that name a build, as one argument ``request``.
+
+    In the processes that torchrun starts beside the first, the command does not run: they only train along.
+    """
 
     @functools.wraps(command)
-    def with_build(
-        recipe: str | None,
-        overrides: tuple[str, ...],
-        model: Path | None,
-        calibration: Path | None,
-        test: Path | None,
-        taps: tuple[str, ...],
-        targets: tuple[str, ...],
-        devices: tuple[str, ...],
-        output: Path | None,
-        cache: Path,
-        **others: Any,
-    ) -> Any:
-        from edgekd.config.loading import load_recipe, recipe_name
-        from edgekd.devices.targets import load_targets
-        from edgekd.files import make_folder
-        from edgekd.pipeline.build import BuildPaths, follow
+    def with_request(build: _BuildArguments, **others: object) -> None:
         from edgekd.pipeline.multi_process import is_follower
 
-        if model is None:
-            _refuse_without_model(calibration, test, taps)
-            loaded, name = load_recipe(recipe, overrides), recipe_name(recipe)
-        else:
-            loaded, name = _model_recipe(recipe, overrides, model, calibration, test, taps), model.stem
+        request = build.request()
         if is_follower():
-            follow(loaded, load_targets(targets), cache)
-            return None
-        places = BuildPaths(output or Path("build") / name, cache)
-        wanted = BuildRequest(loaded, name, load_targets(targets), devices, places)
-        make_folder(places.output, OutputError, "--output")
-        return command(wanted=wanted, **others)
+            _follow(request)
+        else:
+            command(request=request, **others)
 
     file = click.Path(path_type=Path)
     options = (
@@ -95,54 +143,78 @@ def build_options(command: Callable[..., Any]) -> Callable[..., Any]:
                      help="With --model: the samples of the gate [default: half of --calibration]."),
         click.option("--tap", "taps", multiple=True, metavar="NAME=TENSOR",
                      help="With --model: the tensor that is a modality's embedding [default: found]. Repeatable."),
-        click.option("--target", "targets", multiple=True, default=["cpu"], show_default=True,
-                     metavar="NAME|FILE.toml", help="A kind of device. Repeatable."),
+        target_option("A kind of device."),
         click.option("--device", "devices", multiple=True, metavar="[TARGET=]DEVICE",
                      help="Where engines run; see 'edgekd device' [default: what is at hand]. Repeatable."),
         click.option("--output", type=file, help="Folder of report and bundles [default: build/RECIPE]."),
         cache_option,
     )  # fmt: skip
-    wrapped: Callable[..., Any] = with_build
+    wrapped = as_one_argument("build", _BuildArguments)(with_request)
     for option in reversed(options):
         wrapped = option(wrapped)
     return recipe_options(wrapped)
 
 
-def _refuse_without_model(calibration: Path | None, test: Path | None, taps: tuple[str, ...]) -> None:
-    for option, given in (("--calibration", calibration), ("--test", test), ("--tap", taps)):
-        if given:
+def _follow(request: BuildRequest) -> None:
+    """Train along with the process that builds."""
+    from edgekd.pipeline.build import follow
+    from edgekd.workflows.arguments import resolve_recipe, resolve_targets
+
+    recipe, _ = resolve_recipe(request.recipe, request.overrides)
+    follow(recipe, resolve_targets(request.targets), request.cache)
+
+
+def _refuse_without_model(options: _BuildArguments) -> None:
+    given = {"--calibration": options.calibration, "--test": options.test, "--tap": options.taps}
+    for option, value in given.items():
+        if value:
             raise click.UsageError(f"{option} is for --model; a recipe's task brings its own samples and taps")
 
 
-def _model_recipe(
-    recipe: str | None,
-    overrides: tuple[str, ...],
-    model: Path,
-    calibration: Path | None,
-    test: Path | None,
-    taps: tuple[str, ...],
-) -> Recipe:
+def _model_recipe(options: _BuildArguments, model: Path) -> Recipe:
     from edgekd.config.loading import model_recipe
     from edgekd.config.recipe import ModelConfig
 
-    if recipe is not None:
+    if options.recipe is not None:
         raise click.UsageError("give --model or --recipe, not both; a recipe can name a model in its [model] section")
-    if calibration is None:
+    if options.calibration is None:
         raise click.UsageError("--model needs --calibration: an .npz of real samples to quantize with")
-    pairs = [tap.partition("=") for tap in taps]
+    pairs = [tap.partition("=") for tap in options.taps]
     for name, equals, tensor in pairs:
         if not (name and equals and tensor):
             raise click.UsageError(f"--tap {name}{equals}{tensor}: write it as NAME=TENSOR")
-    named = {name: tensor for name, _, tensor in pairs}
-    wanted = ModelConfig(path=str(model), calibration=str(calibration), test=str(test or ""), taps=named)
-    return model_recipe(wanted, overrides)
+    taps = {name: tensor for name, _, tensor in pairs}
+    calibration, test = str(options.calibration), str(options.test or "")
+    config = ModelConfig(path=str(model), calibration=calibration, test=test, taps=taps)
+    return model_recipe(config, options.overrides)
 
 
-def progress_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Give a command the options of what it prints, as arguments ``quiet``, ``verbose`` and ``as_json``."""
-    command = click.option("--json", "as_json", is_flag=True, help="Print events and the outcome as JSON lines.")(
-        command
-    )
+@dataclass(frozen=True)
+class Printing:
+    """What a command prints.
+
+    Attributes:
+        quiet: Print warnings and errors alone.
+        verbose: Print every step.
+        as_json: Print events and the outcome as JSON lines.
+    """
+
+    quiet: bool
+    verbose: bool
+    as_json: bool
+
+    def observer(self) -> AbstractContextManager[Observer]:
+        """Return the observer that shows the progress; the work runs inside its ``with``."""
+        from edgekd.cli.terminal import choose_observer
+
+        return choose_observer(json=self.as_json, quiet=self.quiet, verbose=self.verbose, terminal=sys.stdout.isatty())
+
+
+def progress_options(command: CommandFunction) -> CommandFunction:
+    """Give a command the options of what it prints, as one argument ``printing``."""
+    command = as_one_argument("printing", Printing)(command)
+    as_json = "Print events and the outcome as JSON lines."
+    command = click.option("--json", "as_json", is_flag=True, help=as_json)(command)
     command = click.option("-v", "--verbose", is_flag=True, help="Print every step.")(command)
     return click.option("-q", "--quiet", is_flag=True, help="Print warnings and errors alone.")(command)
 
@@ -153,17 +225,17 @@ class Duration(click.ParamType[float]):
     name = "time"
     _UNITS: ClassVar = {"h": 3600, "m": 60, "s": 1}
 
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+    def convert(self, value: str | float, param: click.Parameter | None, ctx: click.Context | None) -> float:
         """Add up hours, minutes and seconds."""
         if isinstance(value, float):
             return value
-        found = re.fullmatch(r"(?=.)(?:(\d+)h)?(?:(\d+)m)?(?:(\d+)s)?", value)
-        if not found or not any(map(int, filter(None, found.groups()))):
+        match = re.fullmatch(r"(?=.)(?:(\d+)h)?(?:(\d+)m)?(?:(\d+)s)?", str(value))
+        if not match or not any(map(int, filter(None, match.groups()))):
             self.fail(f"'{value}' is no time above 0: write it as 90s, 30m or 1h30m", param, ctx)
-        return float(sum(int(n or 0) * unit for n, unit in zip(found.groups(), self._UNITS.values(), strict=True)))
+        return float(sum(int(n or 0) * unit for n, unit in zip(match.groups(), self._UNITS.values(), strict=True)))
 
 
-def runtime_option(command: Callable[..., Any]) -> Callable[..., Any]:
+def runtime_option(command: CommandFunction) -> CommandFunction:
     """Give a command the option of another runtime than the bundle's own, as an argument ``runtime``."""
     what = "Open it with this runtime instead of its own, e.g. onnxruntime on any machine."
     return click.option("--runtime", metavar="NAME", help=what, cls=_RuntimeOption)(command)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from edgekd.cli.main import main
+from edgekd.cli.options import as_one_argument
 from edgekd.errors import BudgetMissed, nearest
 from edgekd.report.figures import filter_limits, sort_keys
 
@@ -21,6 +23,25 @@ if TYPE_CHECKING:
 _FORMATS = {"markdown": ".md", "csv": ".csv", "json": ".json", "html": ".html"}
 #: Those that hold what came of a budget file.
 _CHECKED = ("markdown", "json")
+
+
+@dataclass(frozen=True)
+class Display:
+    """The order and form of the joined table, and the limits that it is held against.
+
+    Attributes:
+        key: The figure or name that rows are sorted by.
+        reverse: Whether the largest comes first.
+        form: One of the forms; None for what the output's suffix says, or a table for the terminal.
+        output: The file to write; None to print.
+        budget: A budget file; None where rows are held against none.
+    """
+
+    key: str
+    reverse: bool
+    form: str | None
+    output: Path | None
+    budget: Path | None
 
 
 def _or(words: tuple[str, ...]) -> str:
@@ -63,15 +84,8 @@ def _filter_options(command: Callable[..., None]) -> Callable[..., None]:
     metavar="BUDGET.toml",
     help="Hold every row against limits, and exit with 21 when one is not kept.",
 )
-def report(
-    runs: tuple[Path, ...],
-    key: str,
-    reverse: bool,
-    form: str | None,
-    output: Path | None,
-    budget: Path | None,
-    **filtering: Any,
-) -> None:
+@as_one_argument("display", Display)
+def report(runs: tuple[Path, ...], display: Display, **filtering: Any) -> None:
     """Join builds of many targets and devices into one table.
 
     RUNS are output folders of `edgekd build` or of `edgekd profile`. A row is one engine on its device: latency,
@@ -82,15 +96,16 @@ def report(
     from edgekd.report.compare.read import read_runs
     from edgekd.report.compare.rows import Filters, filter_entries, sort_entries
 
+    key, budget = display.key, display.budget
     if key not in sort_keys():
         raise click.UsageError(f"--sort {key}: there is no such key{nearest(key, sort_keys())}")
     wanted = {option: filtering.pop(option) for option in filter_limits()}
     filters = Filters(limits={name: value for name, value in wanted.items() if value is not None}, **filtering)
-    form = _form(form, output, budget, filters != Filters())
+    form = _form(display.form, display.output, budget, filters != Filters())
     limits = read_budgets(budget) if budget else None
-    kept, left_out = filter_entries(sort_entries(read_runs(runs), key, reverse), filters)
+    kept, left_out = filter_entries(sort_entries(read_runs(runs), key, display.reverse), filters)
     checks = check_budgets(kept, limits, budget) if budget and limits else None
-    _show_joined(Comparison(kept, left_out, key, reverse, checks), form, output)
+    _show_joined(Comparison(kept, left_out, key, display.reverse, checks), form, display.output)
     missed = [check for check in checks or () if not check.kept]
     if missed:
         first = missed[0]

@@ -1,1 +1,1 @@
-"""The modality Gram matrix: how it is made, how two of them are compared, and what may pass."""
+"""The modality Gram matrix: how it is computed, how two of them are compared, and which differences may pass."""

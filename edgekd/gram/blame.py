@@ -1,37 +1,40 @@
-"""What breaks the Gram structure: how much each suspect does to it, and who is to blame most."""
+"""The parts of a network that break the Gram structure when they are quantized, and how much each contributes."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal, TypeAlias
 
 import numpy as np
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
-_Array = np.ndarray[Any, np.dtype[np.float64]]
+    from numpy.typing import NDArray
 
-#: A layer; all that is computed from one modality alone, or the fusion; weights or activations of the whole network.
+_Array: TypeAlias = "NDArray[np.float64]"
+
+#: The kinds of suspects: a layer; a branch, which is all that is computed from one modality alone, or the fusion; a
+#: kind of tensor, which is the weights or the activations of the whole network.
 Scope = Literal["layer", "branch", "kind"]
 SCOPES: tuple[Scope, ...] = ("layer", "branch", "kind")
 
-#: The branch of what is computed from several inputs.
+#: The name of the branch that is computed from several inputs.
 FUSION = "fusion"
 
-#: Blocks of a jackknife over independent samples.
+#: Number of blocks of a jackknife over independent samples.
 _BLOCKS = 32
 
 
 @dataclass(frozen=True)
 class Effect:
-    """What a partly quantized network is, against the float one on the same samples.
+    """The difference of a partly quantized network from the float one on the same samples.
 
     Attributes:
-        drift: mean over samples of ``e_b``, as in :class:`edgekd.gram.drift.Drift`.
-        flips: share of samples whose top-1 class differs; None where the logits are not a classifier's.
-        snr_db: power of the float logits over that of their error; None where there is no error.
-        metric: the task metric; None where there are no labels.
+        drift: Mean over samples of ``e_b``, as in :class:`edgekd.gram.drift.Drift`.
+        flips: Share of samples whose top-1 class differs; None where the logits are not a classifier's.
+        snr_db: Power of the float logits over the power of their error, in dB; None where there is no error.
+        metric: The task metric of the partly quantized network; None where there are no labels.
     """
 
     drift: float
@@ -45,10 +48,11 @@ class RankedFigure:
     """A figure by which suspects of one scope are ranked.
 
     Attributes:
-        value: the figure, higher for worse suspects.
-        error: its standard error over samples, or over groups where there are several; None for one sample alone.
-        rank: 1 for the worst; level with the best of its rank are those whose difference to it is within that
-            difference's standard error.
+        value: The figure, higher for worse suspects.
+        error: Standard error of the figure over samples, or over groups where there are several; None for one sample
+            alone.
+        rank: 1 for the worst. Suspects share a rank where their difference from the first of that rank is within the
+            standard error of that difference.
     """
 
     value: float
@@ -58,19 +62,19 @@ class RankedFigure:
 
 @dataclass(frozen=True)
 class Suspect:
-    """One part of the network, quantized alone and undone alone.
+    """One part of the network: quantized alone, and returned to float alone ("undone").
 
     Attributes:
-        scope: what kind of part it is.
-        name: the layer's node, the modality or "fusion", or "weights" or "activations".
-        tensors: what undoing returns to float, by their names in the float graph.
-        alone: only it is quantized.
-        undone: all but it is quantized.
-        relief: how much drift undoing takes away.
-        gain: how much better undoing makes the metric; None without labels.
-        latency_ms: how much time undoing costs, negative where it saves some; None where it was not measured.
-        relief_per_ms: ``relief`` over ``latency_ms``; None where undoing costs no time, or nobody knows.
-        gain_per_ms: ``gain`` likewise.
+        scope: Kind of the part.
+        name: The layer's node, the modality or "fusion", or "weights" or "activations".
+        tensors: The tensors that undoing returns to float, by their names in the float graph.
+        alone: Effect where only this part is quantized.
+        undone: Effect where all but this part is quantized.
+        relief: Drift that undoing takes away.
+        gain: Improvement of the metric by undoing; None without labels.
+        latency_ms: Time that undoing costs, in ms, negative where it saves time; None where it was not measured.
+        relief_per_ms: ``relief`` over ``latency_ms``; None where undoing costs no time, or the time is not known.
+        gain_per_ms: ``gain`` over ``latency_ms``, likewise.
     """
 
     scope: Scope
@@ -90,10 +94,10 @@ class WeightedLayer:
     """A weight-bearing node of the float graph.
 
     Attributes:
-        name: its name.
-        operator: of ONNX, e.g. "Conv".
-        branch: the input from which alone it is computed, or "fusion".
-        following: the layers that its result reaches before any other.
+        name: Name of the node.
+        operator: ONNX operator of the node, e.g. "Conv".
+        branch: The input from which alone the layer is computed, or "fusion".
+        following: Names of the layers that the layer's result reaches before any other.
     """
 
     name: str
@@ -104,13 +108,13 @@ class WeightedLayer:
 
 @dataclass(frozen=True)
 class Blame:
-    """Who is to blame for what quantization broke.
+    """The contribution of each part of a network to the damage that quantization did.
 
     Attributes:
-        layers: the network, in the order of its graph.
-        samples: how many samples it was measured on.
-        quantized: all is quantized.
-        suspects: by scope, in the order of :data:`SCOPES`, and by relief, the worst first.
+        layers: The layers of the network, in the order of its graph.
+        samples: Number of samples that the figures were measured on.
+        quantized: Effect where everything is quantized.
+        suspects: All suspects, by scope in the order of :data:`SCOPES`, and within a scope by relief, the worst first.
         agreement: Spearman's correlation over layers between the drift of one quantized alone and the drift that
             undoing it relieves; None for fewer than two layers. Errors of layers add up and cancel, so it may be low.
     """
@@ -128,23 +132,23 @@ class Blame:
 
 @dataclass(frozen=True)
 class Series:
-    """A statistic of all samples, and without each block of them: what a jackknife needs.
+    """A statistic of all samples, and of the samples without each block: the input of a jackknife.
 
     Attributes:
-        value: of all samples.
-        without: leaving out each block [K].
+        value: The statistic of all samples.
+        without: The statistic without each block [K].
     """
 
     value: float
     without: _Array
 
     @classmethod
-    def of(cls, statistic: Callable[[Any], float], blocks: np.ndarray[Any, Any]) -> Series:
-        """Compute a statistic.
+    def of(cls, statistic: Callable[[NDArray[np.bool_]], float], blocks: NDArray[np.int64]) -> Series:
+        """Compute a statistic of all samples and without each block.
 
         Args:
-            statistic: takes a mask of samples [N].
-            blocks: each sample's block [N].
+            statistic: Returns the statistic of the samples that a mask [N] chooses.
+            blocks: Block of each sample [N].
         """
         everything = np.ones(len(blocks), bool)
         left_out = np.array([statistic(blocks != block) for block in np.unique(blocks)] if np.ptp(blocks) else [])
@@ -166,10 +170,10 @@ class Series:
         return float(np.sqrt((count - 1) * self.without.var())) if count else None
 
 
-def make_blocks(count: int, groups: np.ndarray[Any, Any] | None) -> np.ndarray[Any, Any]:
+def make_blocks(count: int, groups: NDArray[np.generic] | None) -> NDArray[np.int64]:
     """Return the block [N] of each sample for a jackknife: its group, or one of 32 where samples are independent.
 
-    Samples of one group alone are neighbours of each other, so their blocks are runs of neighbours.
+    Where all samples are of one group, neighbours depend on each other, so the blocks are runs of neighbours.
     """
     if groups is None:
         return np.arange(count) % _BLOCKS
@@ -178,13 +182,13 @@ def make_blocks(count: int, groups: np.ndarray[Any, Any] | None) -> np.ndarray[A
 
 
 def rank(series: Mapping[str, Series]) -> dict[str, RankedFigure]:
-    """Rank figures, the highest first; those that are level share a rank."""
+    """Rank figures, the highest first; figures that are not told apart share a rank."""
     ordered = sorted(series, key=lambda name: -series[name].value)
     figures: dict[str, RankedFigure] = {}
-    leader, place = "", 0
+    leader, current = "", 0
     for position, name in enumerate(ordered, 1):
         behind = series[leader] - series[name] if leader else None
         if behind is None or behind.error is None or behind.value > behind.error:
-            leader, place = name, position
-        figures[name] = RankedFigure(series[name].value, series[name].error, place)
+            leader, current = name, position
+        figures[name] = RankedFigure(series[name].value, series[name].error, current)
     return figures

@@ -1,4 +1,4 @@
-"""How far apart two Grams are: one definition for the loss of training (torch) and for measuring (numpy).
+"""The distance of two Grams: one definition for the loss of training (torch) and for measuring (numpy).
 
 The scopes are our reading of arXiv 2112.11447 and its neighbours; see :mod:`edgekd.gram.matrix`. All are blocks of one
 BM x BM Gram over every sample and modality: `sample` is the entries that belong to one sample, `intra` the blocks of
@@ -9,10 +9,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from math import prod
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 from edgekd.errors import nearest
 from edgekd.gram.matrix import (
+    Array,
     cross_gram,
     intra_gram,
     joint_gram,
@@ -26,14 +27,13 @@ from edgekd.gram.matrix import (
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-#: A torch tensor or a numpy array. Functions below return the kind they were given.
-Array = Any
 Scope = Literal["sample", "intra", "cross", "joint"]
 
-#: Below it "smooth_l1" is quadratic. Cosines of a trained student differ by a few hundredths to a few tenths.
+#: Below this difference "smooth_l1" is quadratic. Cosines of a trained student differ by a few hundredths to a few
+#: tenths.
 SMOOTH = 0.1
 
-#: What no norm is divided by less than.
+#: The smallest number that a norm is divided by.
 _TINY = 1e-12
 
 _GRAMS = {"sample": sample_gram, "intra": intra_gram, "cross": cross_gram, "joint": joint_gram}
@@ -44,14 +44,14 @@ class GramKind:
     """Which Gram, and which distance between two of them.
 
     Attributes:
-        scope: which entries.
-        centered: subtract each modality's mean embedding over the samples first.
+        scope: The entries that count; see the module.
+        centered: Whether to subtract each modality's mean embedding over the samples first.
         normalize: "cosine" scales embeddings to unit length; "frobenius" scales each Gram (of a sample, a modality, a
             pair, or the joint one) to unit Frobenius norm, so that no scale and no single length counts, and centred
             `intra` with "mse" is then 2 (1 - CKA) / B^2; "none" takes inner products as they are.
         distance: of the entries "mse", "l1", or "smooth_l1" (quadratic below `SMOOTH`); "frobenius" is the norm of each
             Gram's difference, the mean over those Grams in which anything counts.
-        pairs: of scopes between modalities, the pairs ``"a-b"`` that count; empty for all. A modality that is in none
+        pairs: In scopes between modalities the pairs ``"a-b"`` that count; empty for all. A modality that is in none
             of them does not count.
     """
 
@@ -75,22 +75,22 @@ def gram_distance(
     With "cosine" the diagonal, where both sides are 1, does not count.
 
     Args:
-        ours: for each modality embeddings [B, D].
-        references: of each reference, for each modality, embeddings [B, D'] of the same samples; D' may be another
+        ours: For each modality embeddings [B, D].
+        references: Of each reference, for each modality, embeddings [B, D'] of the same samples; D' may be another
             width. Modalities of one side may differ in width in scope `intra` alone.
-        kind: which Gram and which distance.
+        kind: Which Gram and which distance.
         present: 1 where a sample has a modality and 0 where not, [B, M], of the embeddings' kind and dtype, in the
             order of the modalities; entries that a sample lacks do not count, nor do they in a mean. None: all are
             there.
-        weights: how much each pair of modalities counts in the scopes between them, [M, M], symmetric with 1 on the
+        weights: How much each pair of modalities counts in the scopes between them, [M, M], symmetric with 1 on the
             diagonal; in a distance alone, not in the norm that "frobenius" scales by. None: all alike.
-        softness: see :func:`edgekd.gram.matrix.normalize`; a little in training, 0 to measure.
+        softness: As for :func:`edgekd.gram.matrix.normalize`: a little in training, 0 to measure.
 
     Returns:
         A scalar; 0 where nothing counts.
 
     Raises:
-        ValueError: the modalities of one side differ in width, or a pair is none of theirs.
+        ValueError: The modalities of one side differ in width, or there is no such pair of modalities.
     """
     names = list(ours)
     weights = _pair_weights(names, kind, ours[names[0]], weights)
@@ -131,7 +131,7 @@ def _gram(
 
 
 def _prepared(z: Array, kind: GramKind, present: Array | None, softness: float) -> Array:
-    """Centre and scale one modality's rows [B, D]; what stands in for an absent input becomes 0 and moves no mean."""
+    """Centre and scale one modality's rows [B, D]; the row of an absent input becomes 0 and does not move the mean."""
     if present is not None:
         there = present[:, None]
         z = z * there
@@ -145,7 +145,7 @@ def _prepared(z: Array, kind: GramKind, present: Array | None, softness: float) 
 
 
 def _pair_weights(names: list[str], kind: GramKind, like: Array, weights: Array | None) -> Array | None:
-    """Return [M, M], 0 for pairs that do not count and modalities that are in none that does; None if all are alike."""
+    """Return the weight of each pair [M, M], 0 for pairs that do not count; None where all count alike."""
     if kind.scope == "intra" or (not kind.pairs and weights is None):
         return None
     known = pair_names(names)
@@ -185,13 +185,13 @@ def _counts(scope: Scope, like: Array, size: int, present: Array | None, weights
 
 
 def _norms(gram: Array, counts: Array | None) -> Array:
-    """Return the Frobenius norm of each Gram, [number of them], over the entries that count."""
+    """Return the Frobenius norm [G] of each of G Grams, over the entries that count."""
     square = gram * gram if counts is None else gram * gram * counts
     return namespace(gram).sqrt(square.sum((1, 2)).clip(_TINY**2))
 
 
 def _off_diagonal(kind: GramKind, counts: Array) -> Array:
-    """Return the sums of what counts in each Gram, [number of them], without the diagonal where that does not."""
+    """Return the sum of the counts [G] of each of G Grams, without the diagonal where that does not count."""
     sums = counts.sum((1, 2))
     if kind.normalize != "cosine" or kind.scope == "cross":
         return sums

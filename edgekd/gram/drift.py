@@ -1,9 +1,9 @@
-"""How far one model's modality Gram is from another's on the same samples."""
+"""The drift: how far one model's modality Gram is from another's on the same samples."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal, TypeAlias
 
 import numpy as np
 
@@ -17,32 +17,36 @@ from edgekd.gram.within import Anchors, anchor_cosines, choose_anchors
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
+    from numpy.typing import NDArray
+
+    from edgekd.gram.npz import Array
     from edgekd.gram.probe import Probe
+    from edgekd.gram.streaming import Keys
 
-    Embeddings = Mapping[str, np.ndarray[Any, Any]]
+    Embeddings = Mapping[str, Array]
 
-_Array = np.ndarray[Any, np.dtype[np.float64]]
+_Array: TypeAlias = "NDArray[np.float64]"
 
 Scope = Literal["sample", "intra"]
 
 
 @dataclass(frozen=True)
 class Drift:
-    """Drift of a model's Gram against a reference's.
+    """The drift of a model's Gram from a reference's.
 
     Attributes:
-        mean: mean over samples of ``e_b``; 0 is the same Gram, 2 the opposite. In scope "sample"
+        mean: Mean over samples of ``e_b``; 0 is the same Gram, 2 the opposite. In scope "sample"
             ``e_b = mean over pairs i < j of |G_b - G_b^ref|``; in scope "intra" the mean over modalities and anchors of
             the same difference of the sample's cosines to the anchors, NaN for one sample alone.
-        bound: one-sided upper confidence bound of that mean; in scope "intra" the anchors are taken as fixed.
-        worst_pair: the pair of modalities with the largest mean, ``"a-b"``; in scope "intra" the modality.
-        worst_pair_mean: its mean.
-        bias: mean of the signed difference ``G - G^ref``.
+        bound: One-sided upper confidence bound of that mean; in scope "intra" the anchors are taken as fixed.
+        worst_pair: The pair of modalities with the largest mean, ``"a-b"``; in scope "intra" the modality.
+        worst_pair_mean: Mean of that pair, or of that modality.
+        bias: Mean of the signed difference ``G - G^ref``.
         rank_correlation: Spearman's correlation of the cosines; None where one side is constant.
-        cka: debiased linear CKA of the unit embeddings, stacked, in scope "intra" side by side; None below 4 rows.
-        samples: how many samples it was measured on.
-        clusters: how many groups they belong to, or, of more than :data:`edgekd.gram.streaming.UNITS`, how many
-            blocks of groups the bound is over; None where samples are independent.
+        cka: Debiased linear CKA of the unit embeddings, stacked, in scope "intra" side by side; None below 4 rows.
+        samples: Number of samples that the drift was measured on.
+        clusters: Number of groups that the samples belong to, or, of more than :data:`edgekd.gram.streaming.UNITS`,
+            number of blocks of groups that the bound is over; None where samples are independent.
         scope: "sample", between the modalities of a sample, or "intra", between the samples of a modality.
     """
 
@@ -61,34 +65,41 @@ class Drift:
 #: The largest difference of two cosines.
 _LARGEST = 2.0
 
-#: Rows of the joint CKA, whose cost is quadratic in them, and cosines that are ranked: of more, those of a subsample.
+#: The most rows of the joint CKA, whose cost is quadratic in them, and the most cosines that are ranked. Where there
+#: are more, those of a subsample are taken.
 _CKA_ROWS = 1024
 _RANKED = 1 << 16
 
 
 @dataclass(frozen=True)
 class Bootstrap:
-    """How a bound is computed."""
+    """How the bound of a drift is computed.
+
+    Attributes:
+        confidence: Confidence of the one-sided bound.
+        resamples: Number of bootstrap resamples.
+        seed: Seed for drawing the resamples.
+    """
 
     confidence: float = 0.95
     resamples: int = 1000
     seed: int = 0
 
 
-def measure_drift(probe: Probe, reference: Probe, groups: np.ndarray[Any, Any] | None, bootstrap: Bootstrap) -> Drift:
-    """Measure the drift of ``probe`` against ``reference``, between the modalities of a sample where that is possible.
+def measure_drift(probe: Probe, reference: Probe, groups: Array | None, bootstrap: Bootstrap) -> Drift:
+    """Measure the drift of ``probe`` from ``reference``, between the modalities of a sample where that is possible.
 
-    It is where there are two modalities or more and all share a width, in each of the two models. Elsewhere samples are
-    compared with each other, within each modality.
+    It is possible where there are two modalities or more and all share a width, in each of the two models. Otherwise
+    samples are compared with each other, within each modality.
 
     Args:
-        probe: the model's embeddings of N samples.
-        reference: the reference's, of the same samples.
-        groups: each sample's cluster [N] (a subject, a clip), or None where samples are independent.
-        bootstrap: how to bound the mean.
+        probe: The model's embeddings of N samples.
+        reference: The reference's embeddings of the same samples.
+        groups: Each sample's cluster [N] (a subject, a clip), or None where samples are independent.
+        bootstrap: How to bound the mean.
 
     Raises:
-        ValueError: the probes are not of the same samples, or have none, or no embeddings.
+        ValueError: The probes are not of the same samples, or have none, or no embeddings.
     """
     modalities = probe.modalities
     keys = [EMBEDDING_PREFIX + name for name in modalities]
@@ -104,15 +115,16 @@ def measure_drift(probe: Probe, reference: Probe, groups: np.ndarray[Any, Any] |
 
 
 class DriftMeter:
-    """The drift of a model's embeddings that come in chunks. Memory does not grow with the number of samples.
+    """Measures the drift of embeddings that come in chunks. Memory does not grow with the number of samples.
 
-    The result does not depend on the chunks. The mean is over all samples; rank correlation and CKA are of a subsample
-    that is chosen by the samples' names, and is all of them where they are few.
+    The result does not depend on the chunks. The mean is over all samples; rank correlation and CKA are computed on a
+    subsample that is chosen by the samples' names, and has all samples where they are few.
 
     Args:
-        modalities: their names.
-        bootstrap: how to bound the mean.
-        anchors: to measure within each modality; None to measure between the modalities of each sample.
+        modalities: Names of the modalities.
+        bootstrap: How to bound the mean.
+        anchors: Samples to compare with, to measure within each modality; None to measure between the modalities of
+            each sample.
     """
 
     def __init__(self, modalities: Sequence[str], bootstrap: Bootstrap, anchors: Anchors | None = None) -> None:
@@ -129,18 +141,18 @@ class DriftMeter:
 
     def add(
         self,
-        ids: np.ndarray[Any, Any],
+        ids: Array,
         embeddings: Embeddings,
         reference: Embeddings,
-        groups: np.ndarray[Any, Any] | None = None,
+        groups: Array | None = None,
     ) -> None:
         """Measure the next samples.
 
         Args:
-            ids: their names [B].
-            embeddings: the model's, for each modality [B, D].
-            reference: the reference's.
-            groups: each sample's cluster [B], or None, in every chunk, where samples are independent.
+            ids: Names of the samples [B].
+            embeddings: The model's embeddings, for each modality [B, D].
+            reference: The reference's embeddings, likewise.
+            groups: Each sample's cluster [B], or None, in every chunk, where samples are independent.
         """
         keys = hash_names(ids)
         cosines, expected, counted = self._cosines(keys, _double(embeddings), _double(reference))
@@ -160,7 +172,7 @@ class DriftMeter:
         """Return the drift of all samples so far.
 
         Raises:
-            ValueError: there are none.
+            ValueError: There are no samples.
         """
         if not self._samples:
             raise ValueError("a drift needs samples: there are none")
@@ -180,10 +192,8 @@ class DriftMeter:
             scope="sample" if self._anchors is None else "intra",
         )
 
-    def _cosines(
-        self, keys: np.ndarray[Any, Any], embeddings: Embeddings, reference: Embeddings
-    ) -> tuple[_Array, _Array, _Array]:
-        """Return both sides' cosines [B, names, columns], and which columns count for a sample [B, columns]."""
+    def _cosines(self, keys: Keys, embeddings: Embeddings, reference: Embeddings) -> tuple[_Array, _Array, _Array]:
+        """Return the cosines of both sides [B, names, columns], and which columns count for a sample [B, columns]."""
         if self._anchors is None:
             cosines, expected = (pair_cosines(z)[..., None] for z in (embeddings, reference))
             return cosines, expected, np.ones((len(keys), 1), bool)
@@ -196,9 +206,9 @@ class DriftMeter:
         return spearman(cosines[kept], expected[kept])
 
     def _joint_cka(self) -> float | None:
-        """CKA over rows (sample, modality), so that one modality rotating against the others lowers it.
+        """Return the CKA over rows (sample, modality): a modality that rotates against the others lowers it.
 
-        CKA of each modality alone does not see such a rotation.
+        The CKA of each modality alone does not see such a rotation.
         """
         unit = [normalize(z.astype(np.float64)) for z in self._embedded.rows]
         half = len(unit) // 2
@@ -207,11 +217,11 @@ class DriftMeter:
 
 
 def sample_drifts(embeddings: Embeddings, reference: Embeddings) -> _Array:
-    """Return each sample's drift ``e_b`` [N], as :func:`measure_drift` has it, of samples that are few.
+    """Return the drift ``e_b`` of each sample [N], as :func:`measure_drift` computes it, in memory.
 
     Args:
-        embeddings: the model's, for each modality [N, D].
-        reference: the reference's, of the same samples.
+        embeddings: The model's embeddings, for each modality [N, D].
+        reference: The reference's embeddings of the same samples.
     """
     ours, theirs = _double(embeddings), _double(reference)
     if comparable(ours) and comparable(theirs):
@@ -234,7 +244,7 @@ def flips(probe: Probe, reference: Probe) -> float | None:
     """Return the share of samples whose top-1 class differs; None where the logits are not a classifier's.
 
     Raises:
-        ValueError: the probes are not of the same samples.
+        ValueError: The probes are not of the same samples.
     """
     if not (probe.classifies and reference.classifies):
         return None
@@ -244,10 +254,10 @@ def flips(probe: Probe, reference: Probe) -> float | None:
 
 
 def upper_bound(sums: _Array, counts: _Array, bootstrap: Bootstrap) -> float:
-    """Return the one-sided upper bound of a mean over samples: the larger of bootstrap's and Student's.
+    """Return the one-sided upper bound of a mean over samples: the larger of the bootstrap's and Student's.
 
-    What is drawn and counted are independent units, each with its sum and its count [units] of the samples' figures:
-    where samples come in groups these are the groups, since windows of one subject are not independent.
+    The units that are drawn and counted are independent, each with the sum and the count [units] of its samples'
+    figures. Where samples come in groups the units are the groups, since windows of one subject are not independent.
     The percentile bootstrap is far too low for a handful of groups (three of them: 76 % of the bounds hold where 95 %
     should), and Student's t ignores skew; each covers for the other. Fewer samples give a higher bound, so too little
     data fails a gate: one sample or group alone is bounded only by the largest drift there is.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 from edgekd.gram.drift import Bootstrap, Drift, flips, measure_drift
 
@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
     import numpy as np
+    from numpy.typing import NDArray
 
     from edgekd.gram.probe import Probe
 
@@ -33,7 +34,7 @@ _ROUNDING = 1e-9
 
 @dataclass(frozen=True)
 class GateLimits:
-    """What a build must keep; see :class:`edgekd.config.recipe.GateConfig` for each."""
+    """Limits that a build must keep; see :class:`edgekd.config.recipe.GateConfig` for each."""
 
     tau_pass: float
     tau_fail: float
@@ -43,19 +44,34 @@ class GateLimits:
 
 
 @dataclass(frozen=True)
-class LedgerRow:
-    """One stage's line in the ledger.
+class GateRules:
+    """How the rows of a ledger are judged.
 
     Attributes:
-        stage: its name.
-        metric: the task metric on the probe's samples; None where it was not measured.
-        to_teacher: drift against the teacher: what was learned. None for the teacher itself, and where there is none.
-        to_reference: drift against the reference: what compression broke. None for the reference and the teacher.
-        flips: share of samples whose top-1 class differs from the reference's; None for the reference and the teacher,
+        metric: Name of the task metric.
+        limits: Limits that the build must keep.
+        bootstrap: How the drift is bounded.
+    """
+
+    metric: str
+    limits: GateLimits
+    bootstrap: Bootstrap
+
+
+@dataclass(frozen=True)
+class LedgerRow:
+    """One stage's row of the ledger.
+
+    Attributes:
+        stage: Name of the row.
+        metric: Task metric on the probe's samples; None where it was not measured.
+        to_teacher: Drift from the teacher: what was learned. None for the teacher itself, and where there is none.
+        to_reference: Drift from the reference: what compression broke. None for the reference and the teacher.
+        flips: Share of samples whose top-1 class differs from the reference's; None for the reference and the teacher,
             and where the logits are not a classifier's.
-        verdict: None for a stage that is not gated.
-        reasons: why it did not simply pass.
-        note: what the stage did, e.g. "encoders.accel.conv2 to float32".
+        verdict: Verdict of the gate; None for a row that is not gated.
+        reasons: Why it did not simply pass.
+        note: What the stage did, e.g. "encoders.accel.conv2 to float32".
     """
 
     stage: str
@@ -73,12 +89,12 @@ class Ledger:
     """The same probe after every stage, and the gate's verdict.
 
     Attributes:
-        metric: name of the task metric.
-        reference: the stage that later ones are measured against: "student", or "float" where there is none.
-        limits: what the build must keep.
-        confidence: of the bounds.
-        rows: one for each stage.
-        verdict: of what ships, the last row: what a repair mended on the way does not count.
+        metric: Name of the task metric.
+        reference: The row that later ones are measured against: "student", or "float" where there is none.
+        limits: Limits that the build must keep.
+        confidence: Confidence of the bounds.
+        rows: One row for each stage.
+        verdict: Verdict on what ships, the last row: rows that a repair has mended do not count.
     """
 
     metric: str
@@ -108,31 +124,28 @@ class Ledger:
 def keep_ledger(
     probes: Mapping[str, Probe],
     metrics: Mapping[str, float | None],
-    metric: str,
-    groups: np.ndarray[Any, Any] | None,
-    limits: GateLimits,
-    bootstrap: Bootstrap,
+    rules: GateRules,
+    groups: NDArray[np.generic] | None,
     known: Iterable[LedgerRow] = (),
     notes: Mapping[str, str] = MappingProxyType({}),
 ) -> Ledger:
-    """Compare the stages' probes and judge them.
+    """Compare the probes of the stages and judge them.
 
     Args:
-        probes: by stage, in the order of the ledger; "student" or "float" must be there, "teacher" may be.
-        metrics: by stage, the task metric on the probe's samples; None where it was not measured, and does not gate.
-        metric: its name.
-        groups: each sample's cluster, or None.
-        limits: what the build must keep.
-        bootstrap: how the drift is bounded.
-        known: rows that another ledger of the same probes has already; they are not computed again.
-        notes: by stage, what it did.
+        probes: The probe of each row, in the order of the ledger, among them "student" or "float".
+        metrics: For each row the task metric on the probe's samples; None where it was not measured and does not gate.
+        rules: How the rows are judged.
+        groups: Cluster of each sample [N]; None where all are independent.
+        known: Rows that another ledger of the same probes has already; they are not computed again.
+        notes: For some rows what the stage did.
 
     Raises:
-        ValueError: the probes are not of the same samples, or none of them is a reference.
+        ValueError: The probes are not of the same samples, or none of them is a reference.
     """
     reference = next((stage for stage in _REFERENCES if stage in probes), None)
     if reference is None:
         raise ValueError(f"a ledger needs a reference, one of {_REFERENCES}, but has {list(probes)}")
+    limits, bootstrap = rules.limits, rules.bootstrap
     have = {row.stage: row for row in known}
     rows = []
     for stage, probe in probes.items():
@@ -151,7 +164,7 @@ def keep_ledger(
                 verdict, reasons = judge(to_reference, flipped, drop, limits)
         note = notes.get(stage, "")
         rows.append(LedgerRow(stage, metrics[stage], to_teacher, to_reference, flipped, verdict, reasons, note))
-    return Ledger(metric, reference, limits, bootstrap.confidence, tuple(rows), rows[-1].verdict or "pass")
+    return Ledger(rules.metric, reference, limits, bootstrap.confidence, tuple(rows), rows[-1].verdict or "pass")
 
 
 def _metric_drop(before: float | None, after: float | None, limits: GateLimits) -> float | None:
@@ -169,10 +182,10 @@ def judge(
     A figure that is not a number fails; one that was not measured is not judged.
 
     Args:
-        drift: against the reference.
-        flipped: share of samples whose top-1 class changed; None where it was not measured.
-        metric_drop: how much worse the task metric is, positive when worse; None where it was not measured.
-        limits: what must be kept.
+        drift: Drift from the reference.
+        flipped: Share of samples whose top-1 class changed; None where it was not measured.
+        metric_drop: How much worse the task metric is, positive when worse; None where it was not measured.
+        limits: Limits that must be kept.
     """
     failures, warnings = [], []
     if not drift.bound <= limits.tau_fail:

@@ -1,4 +1,4 @@
-"""The Gram of a few samples, to look at: the cosines between all of their embeddings, for each of some models."""
+"""The Gram of a few samples as a picture shows it: the cosines between all of their embeddings, for each model."""
 
 from __future__ import annotations
 
@@ -20,25 +20,25 @@ if TYPE_CHECKING:
 
     from edgekd.gram.probe import Probe
 
-#: Samples of a picture.
+#: Number of samples in a picture.
 SAMPLES = 16
 
 _COSINES = "cosines."
 _NAMES = ("ids", "classes", "modalities")
-#: Samples of a probe that are read at a time.
+#: Number of samples of a probe that are read at a time.
 _CHUNK = 4096
 
 
 @dataclass(frozen=True)
 class FewGrams:
-    """Joint Grams of the same samples, by model.
+    """The joint Grams of the same few samples, by model.
 
     Attributes:
-        ids: the samples' names [S], those of one class beside each other.
-        classes: their classes' names [S]; "" where there is none.
-        modalities: names [M].
-        cosines: by model [M*S, M*S], all samples of the first modality first; NaN between modalities that have no inner
-            product with each other.
+        ids: Names of the samples [S], those of one class beside each other.
+        classes: Names of the samples' classes [S]; "" where there is none.
+        modalities: Names of the modalities [M].
+        cosines: For each model the cosines [M*S, M*S], all samples of the first modality first; NaN between modalities
+            that have no inner product with each other.
     """
 
     ids: tuple[str, ...]
@@ -55,11 +55,11 @@ class FewGrams:
 
     @classmethod
     def load(cls, path: Path) -> FewGrams:
-        """Read what :meth:`save` wrote.
+        """Read a file that :meth:`save` wrote.
 
         Raises:
-            ValueError: it is no such file.
-            OSError: it cannot be read.
+            ValueError: The file is no such file.
+            OSError: The file cannot be read.
         """
         try:
             with np.load(path, allow_pickle=False) as archive:
@@ -77,12 +77,12 @@ class FewGrams:
 def few_grams(probes: Mapping[str, Probe], classes: Array | None, names: Sequence[str]) -> FewGrams:
     """Return the Grams of a few samples, the same for every model.
 
-    They are chosen by a hash of their names, from every class in turn.
+    The samples are chosen by a hash of their names, from every class in turn.
 
     Args:
-        probes: what each model said of N samples.
-        classes: their classes [N], from 0; None where there are none.
-        names: of the classes.
+        probes: The outputs of each model for N samples.
+        classes: Class of each sample [N], from 0; None where there are none.
+        names: Names of the classes.
     """
     first = next(iter(probes.values()))
     rows = choose_samples(first.ids, classes)
@@ -92,7 +92,7 @@ def few_grams(probes: Mapping[str, Probe], classes: Array | None, names: Sequenc
 
 
 def choose_samples(ids: Array, classes: Array | None, count: int = SAMPLES) -> Array:
-    """Return which ``count`` of the samples [N] to show, fewer where there are fewer: [S], by class and hash."""
+    """Return the indices [S] of the ``count`` samples to show out of N, by class and hash; fewer where N is less."""
     order = np.argsort(hash_names(ids), kind="stable")
     kinds = np.zeros(len(ids), np.int64) if classes is None else classes
     turns = np.empty(len(ids), np.int64)
@@ -107,16 +107,16 @@ def _cosines(probe: Probe, rows: Array) -> Array:
     """Return the joint Gram [M*S, M*S] of the samples ``rows`` [S]."""
     keys = [EMBEDDING_PREFIX + name for name in probe.modalities]
     read: dict[str, list[Array]] = {key: [] for key in keys}
-    place = np.argsort(rows, kind="stable")
+    by_row = np.argsort(rows, kind="stable")
     for index, chunk in enumerate(probe.chunks(keys, _CHUNK)):
-        here = rows[place] - index * _CHUNK
+        here = rows[by_row] - index * _CHUNK
         inside = here[(here >= 0) & (here < _CHUNK)]
         for key in keys:
             read[key].append(chunk[key][inside])
     unit = []
     for key in keys:
         z = np.empty((len(rows), probe.shapes[key][-1]))
-        z[place] = np.concatenate(read[key])
+        z[by_row] = np.concatenate(read[key])
         unit.append(normalize(z))
     if probe.comparable:
         stacked = np.concatenate(unit)

@@ -1,13 +1,14 @@
-"""From what perturbations did to a network to a limit for the drift."""
+"""Limits for the drift, derived from the damage that perturbations did to a network."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-_Array = np.ndarray[Any, np.dtype[Any]]
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
 
 #: If one in ten perturbations lost too much, 2 or fewer of 61 would with a probability below 5 %: binomial, exact.
 WINDOW, ALLOWED = 61, 2
@@ -18,18 +19,24 @@ _ROUNDING = 1e-9
 
 @dataclass(frozen=True)
 class Suggestion:
-    """A limit for the drift, or None where it cannot be told; the reason either way."""
+    """A limit for the drift.
+
+    Attributes:
+        tau: The limit; None where the perturbations do not tell one.
+        reason: Why this is the limit, or why there is none.
+    """
 
     tau: float | None
     reason: str
 
 
-def has_lost(losses: _Array, max_loss: float) -> _Array:
-    """Return for each loss [N] whether it is too large; one that is not a number is."""
-    return ~(losses <= max_loss + _ROUNDING)
+def has_lost(losses: NDArray[np.float64], max_loss: float) -> NDArray[np.bool_]:
+    """Return for each loss [N] whether it is too large; a loss that is not a number is too large."""
+    too_large: NDArray[np.bool_] = ~(losses <= max_loss + _ROUNDING)
+    return too_large
 
 
-def suggest(drifts: _Array, losses: _Array, max_loss: float) -> Suggestion:
+def suggest(drifts: NDArray[np.float64], losses: NDArray[np.float64], max_loss: float) -> Suggestion:
     """Return the largest drift up to which a larger loss is provably rare.
 
     Perturbations are put in the order of their drift. tau is the largest drift at which, and at every smaller one, at
@@ -42,9 +49,9 @@ def suggest(drifts: _Array, losses: _Array, max_loss: float) -> Suggestion:
     samples it has.
 
     Args:
-        drifts: mean drift of each perturbation [N].
-        losses: what each lost [N].
-        max_loss: the largest loss that is none.
+        drifts: Mean drift of each perturbation [N].
+        losses: Loss of the metric that each perturbation caused [N].
+        max_loss: The largest loss that counts as none.
     """
     if len(drifts) < WINDOW:
         return Suggestion(None, f"not decided: {len(drifts)} perturbations, of which {WINDOW} or more are needed")

@@ -1,4 +1,4 @@
-"""Embeddings -> Gram matrices, written once for torch tensors and numpy arrays alike.
+"""Gram matrices of embeddings, written once for torch tensors and numpy arrays alike.
 
 Our reading of P. Liu, "Multi-Modality Distillation via Learning the teacher's modality-level Gram Matrix"
 (arXiv 2112.11447), whose full text was not at hand: for a sample with embeddings z_1..z_M, scaled to unit length and
@@ -19,13 +19,13 @@ import numpy as np
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-#: A torch tensor or a numpy array. Functions below return the kind they were given.
+#: A torch tensor or a numpy array; the functions below return the kind that they were given.
 Array = Any
 
-#: Of training: the share of the mean squared length that bounds the gradient of :func:`normalize`.
+#: The softness of :func:`normalize` in training: the share of the mean squared length that bounds the gradient.
 SOFTNESS = 1e-3
 
-#: Embeddings whose squared length is below are scaled by 1e12, not to unit length.
+#: Embeddings whose squared length is below this are scaled by 1e12, not to unit length.
 _SMALLEST_SQUARE = 1e-24
 
 
@@ -39,8 +39,8 @@ def normalize(z: Array, softness: float = 0.0) -> Array:
     """Scale the rows of ``z`` to unit length.
 
     Args:
-        z: embeddings [B, ..., D].
-        softness: 0 for exact unit length, to measure with (a zero row stays zero). A positive value divides by
+        z: Embeddings [B, ..., D].
+        softness: 0 for exact unit length, to measure with (a zero row remains zero). A positive value divides by
             ``sqrt(|z|^2 + softness * mean |z|^2)`` instead, the mean over B: the gradient of exact normalisation is
             unbounded for rows near zero, so training uses a little of it.
 
@@ -50,7 +50,7 @@ def normalize(z: Array, softness: float = 0.0) -> Array:
     square = (z * z).sum(-1, keepdims=True)
     if softness:
         square = square + softness * square.mean(0)
-    # Clipped before the root, whose gradient at 0 is infinite: of a batch of zero rows it would make NaN.
+    # Clipped before the root, whose gradient at 0 is infinite: it would give NaN for a batch of zero rows.
     return z / namespace(z).sqrt(square.clip(_SMALLEST_SQUARE))
 
 
@@ -58,7 +58,7 @@ def stack(embeddings: Mapping[str, Array], softness: float = 0.0) -> Array:
     """Stack the modalities' embeddings [B, D] to [B, M, D], in the mapping's order, and normalise them.
 
     Raises:
-        ValueError: the modalities differ in width, so there is no inner product between them.
+        ValueError: The modalities differ in width, so there is no inner product between them.
     """
     return normalize(_stacked(embeddings), softness)
 
@@ -94,13 +94,13 @@ def cross_gram(z: Array) -> Array:
 
 
 def joint_gram(z: Array) -> Array:
-    """Return the Gram over all samples and modalities: [B, M, D] -> [B*M, B*M]; it holds the other three."""
+    """Return the Gram over all samples and modalities, which contains the other three: [B, M, D] -> [B*M, B*M]."""
     flat = z.reshape(-1, z.shape[-1])
     return flat @ flat.T
 
 
 def pair_indices(modalities: int) -> tuple[list[int], list[int]]:
-    """Return the indices of the pairs i < j, as two lists of M(M-1)/2."""
+    """Return the indices of the pairs i < j of M modalities, as two lists of length M(M-1)/2."""
     pairs = [(i, j) for i in range(modalities) for j in range(i + 1, modalities)]
     return [i for i, _ in pairs], [j for _, j in pairs]
 
@@ -112,9 +112,10 @@ def pair_names(modalities: Sequence[str]) -> list[str]:
 
 
 def pair_cosines(embeddings: Mapping[str, Array]) -> Array:
-    """Return each sample's cosine between each pair of modalities, exactly normalised: -> [B, P].
+    """Return each sample's cosine between each pair of modalities: embeddings [B, D] each -> [B, P].
 
-    The Gram is divided by the lengths on its diagonal: the same as normalising first, but for rounding, and less work.
+    The Gram is divided by the lengths on its diagonal: the same as normalising exactly first, but for rounding, and
+    less work.
     """
     gram = sample_gram(_stacked(embeddings))
     every = list(range(gram.shape[-1]))
@@ -124,7 +125,7 @@ def pair_cosines(embeddings: Mapping[str, Array]) -> Array:
 
 
 def comparable(embeddings: Mapping[str, Array]) -> bool:
-    """Whether there are inner products between modalities: two or more of one width."""
+    """Return whether modalities have inner products with each other: there are two or more, of one width."""
     return len(embeddings) > 1 and len({z.shape[-1] for z in embeddings.values()}) == 1
 
 

@@ -1,4 +1,4 @@
-"""Rows of an ``.npz`` a chunk at a time, so that memory does not grow with their number.
+"""Reading the rows of an ``.npz`` a chunk at a time, so that memory does not grow with their number.
 
 ``numpy.load`` reads a member of an ``.npz`` whole, and ignores ``mmap_mode`` for it.
 """
@@ -9,7 +9,7 @@ import zlib
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from math import prod
-from typing import IO, TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any, TypeAlias
 from zipfile import BadZipFile, ZipFile
 
 import numpy as np
@@ -18,7 +18,10 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
     from pathlib import Path
 
-Array = np.ndarray[Any, np.dtype[Any]]
+    from numpy.typing import NDArray
+
+#: An array of any numbers or texts.
+Array: TypeAlias = "NDArray[Any]"
 
 #: In an ``.npz`` of samples, the input ``image`` is stored as ``input.image``.
 INPUT_PREFIX = "input."
@@ -30,13 +33,19 @@ _SUFFIX = ".npy"
 
 
 def embeddings_of(outputs: Mapping[str, Array]) -> dict[str, Array]:
-    """Return by modality what an engine's outputs hold of embeddings."""
+    """Return the embeddings among an engine's outputs, by modality."""
     return {name.removeprefix(EMBEDDING_PREFIX): z for name, z in outputs.items() if name.startswith(EMBEDDING_PREFIX)}
 
 
 @dataclass(frozen=True)
 class Header:
-    """What an ``.npz`` says of one of its arrays before its content."""
+    """The header of one array of an ``.npz``.
+
+    Attributes:
+        shape: Shape of the array.
+        dtype: Type of its elements.
+        fortran_order: Whether the first index varies fastest in the file.
+    """
 
     shape: tuple[int, ...]
     dtype: np.dtype[Any]
@@ -44,7 +53,7 @@ class Header:
 
     @property
     def row_bytes(self) -> int:
-        """Bytes of one row."""
+        """Size of one row, in bytes."""
         return prod(self.shape[1:]) * self.dtype.itemsize
 
 
@@ -52,8 +61,8 @@ def read_headers(path: Path) -> dict[str, Header]:
     """Return the header of every array of an ``.npz``; no content is read.
 
     Raises:
-        ValueError: it is not an ``.npz`` of plain arrays.
-        OSError: it cannot be read.
+        ValueError: The file is not an ``.npz`` of plain arrays.
+        OSError: The file cannot be read.
     """
     headers = {}
     with _open(path) as archive:
@@ -67,20 +76,20 @@ def read_headers(path: Path) -> dict[str, Header]:
 def stream_rows(path: Path, keys: Sequence[str], rows: int) -> Iterator[dict[str, Array]]:
     """Yield these arrays of an ``.npz``, ``rows`` of their rows at a time, in order; the last chunk may be smaller.
 
-    One chunk is held, but for arrays in Fortran order, whose rows are scattered over the file: these are held whole.
+    One chunk is held in memory. Arrays in Fortran order, whose rows are scattered over the file, are held whole.
 
     Args:
-        path: the file, compressed or not.
-        keys: the arrays to read; all have the same number of rows.
-        rows: rows of a chunk, at least 1.
+        path: The file, compressed or not.
+        keys: Names of the arrays to read; all have the same number of rows.
+        rows: Number of rows of a chunk, at least 1.
 
     Yields:
-        By key, read-only arrays [rows, ...].
+        For each key a read-only array [rows, ...].
 
     Raises:
-        ValueError: it is not an ``.npz``, lacks a key, or an array is pickled, has no rows to speak of, or another
-            number of them than the others. Raised when the first chunk is asked for; for damaged content, at its chunk.
-        OSError: it cannot be read.
+        ValueError: The file is not an ``.npz`` or lacks a key, or an array is pickled, is a single value, or differs
+            in rows from the others. It is raised when the first chunk is asked for; for damaged content, at its chunk.
+        OSError: The file cannot be read.
     """
     with ExitStack() as stack:
         archive = stack.enter_context(_open(path))
@@ -102,7 +111,7 @@ def stream_rows(path: Path, keys: Sequence[str], rows: int) -> Iterator[dict[str
 
 
 class _RowReader:
-    """The rows of one array, in order."""
+    """Reads the rows of one array, in order."""
 
     def __init__(self, stream: IO[bytes]) -> None:
         header = _header(stream)
@@ -154,7 +163,7 @@ def _open(path: Path) -> Iterator[ZipFile]:
 
 @contextmanager
 def _named(path: Path, key: str) -> Iterator[None]:
-    """Name the file and the array in what is raised while it is read."""
+    """Name the file and the array in the errors that are raised while the array is read."""
     try:
         yield
     except (ValueError, EOFError, BadZipFile, zlib.error) as error:

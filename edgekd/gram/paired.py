@@ -1,22 +1,23 @@
-"""Paired comparisons of several contestants with one: intervals, Holm's correction, and how many pairs would do."""
+"""Paired comparisons of several candidates with one: intervals, Holm's correction, and the number of pairs needed."""
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass
 from statistics import NormalDist
-from typing import TYPE_CHECKING, Any
-
-import numpy as np
+from typing import TYPE_CHECKING, TypeAlias
 
 from edgekd.gram.stats import t_quantile, t_tail
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-_Array = np.ndarray[Any, np.dtype[np.float64]]
+    import numpy as np
+    from numpy.typing import NDArray
 
-#: Chance of calling any of a family's differences real where none is.
+_Array: TypeAlias = "NDArray[np.float64]"
+
+#: The probability of calling any difference of a family real where none is.
 ALPHA = 0.05
 
 
@@ -25,13 +26,14 @@ class Paired:
     """The mean of paired differences, with Student's interval.
 
     Attributes:
-        mean: of the differences.
-        low: end of the interval of ``1 - level``.
-        high: its other end.
-        deviation: standard deviation of the differences.
-        p: chance of a mean as far from 0 where the true one is 0, before any correction.
-        level: at which Holm's procedure tests it; the interval excludes 0 exactly where the difference holds.
-        pairs: how many.
+        mean: Mean of the differences.
+        low: Lower end of the interval that has the confidence ``1 - level``.
+        high: Upper end of the interval.
+        deviation: Standard deviation of the differences.
+        p: Probability of a mean as far from 0 where the true mean is 0, before any correction.
+        level: Level at which Holm's procedure tests the mean; the interval excludes 0 exactly where the difference
+            holds.
+        pairs: Number of pairs.
     """
 
     mean: float
@@ -44,7 +46,7 @@ class Paired:
 
     @property
     def holds(self) -> bool:
-        """Whether the difference is told from 0."""
+        """Whether the difference is distinguished from 0."""
         return self.low > 0 or self.high < 0
 
 
@@ -52,18 +54,18 @@ def compare(family: Sequence[_Array], alpha: float = ALPHA, least: float = 0.0) 
     """Return the intervals of a family of differences, each as wide as Holm's procedure asks.
 
     Args:
-        family: for each comparison the differences of its pairs [n], n at least 2; n may differ.
-        alpha: chance of any false claim in the whole family.
-        least: the smallest standard deviation that is believed. Differences of a metric that moves in steps can be
+        family: For each comparison the differences of its pairs [n], n at least 2; n may differ.
+        alpha: Probability of any false claim in the whole family.
+        least: The smallest standard deviation that is believed. Differences of a metric that moves in steps can be
             equal by chance, which would make an interval of no width.
     """
     spreads = [max(float(d.std(ddof=1)), least) for d in family]
     p_values = [_p(float(d.mean()), spread, len(d)) for d, spread in zip(family, spreads, strict=True)]
-    found = []
+    intervals = []
     for d, spread, p, level in zip(family, spreads, p_values, holm(p_values, alpha), strict=True):
         mean, half = float(d.mean()), t_quantile(1 - level / 2, len(d) - 1) * spread / math.sqrt(len(d))
-        found.append(Paired(mean, mean - half, mean + half, spread, p, level, len(d)))
-    return found
+        intervals.append(Paired(mean, mean - half, mean + half, spread, p, level, len(d)))
+    return intervals
 
 
 def _p(mean: float, spread: float, pairs: int) -> float:
@@ -75,9 +77,9 @@ def _p(mean: float, spread: float, pairs: int) -> float:
 def holm(p_values: Sequence[float], alpha: float = ALPHA) -> list[float]:
     """Return the level at which Holm's step-down procedure tests each hypothesis.
 
-    The smallest p is held against alpha / k, the next against alpha / (k - 1), and so on; from the first that is not
-    below its level on, none is rejected, and all keep that level. So a hypothesis is rejected exactly where its p is
-    at most its level, and the chance of any false rejection is at most alpha.
+    The smallest p is compared with alpha / k, the next with alpha / (k - 1), and so on. From the first that is not
+    below its level on, no hypothesis is rejected, and all keep that level. So a hypothesis is rejected exactly where
+    its p is at most its level, and the probability of any false rejection is at most alpha.
     """
     levels = [alpha] * len(p_values)
     stopped = None
@@ -92,14 +94,14 @@ def holm(p_values: Sequence[float], alpha: float = ALPHA) -> list[float]:
 def pairs_needed(
     mean: float, deviation: float, level: float = ALPHA, power: float = 0.8, most: int = 200
 ) -> int | None:
-    """Return how many pairs tell a true mean from 0 with a chance of ``power``; None where ``most`` do not.
+    """Return how many pairs distinguish a mean from 0 with the probability ``power``; None where ``most`` do not.
 
     Args:
-        mean: the true mean, as far as is known.
-        deviation: of the differences.
-        level: of the two-sided test.
-        power: chance of success.
-        most: where to stop looking.
+        mean: The true mean, as far as is known.
+        deviation: Standard deviation of the differences.
+        level: Level of the two-sided test.
+        power: Probability that the test succeeds.
+        most: The largest number of pairs to try.
     """
     if not mean:
         return None

@@ -1,8 +1,8 @@
-"""What one model says of the probe's samples: the material of the ledger."""
+"""The outputs of one model for the probe's samples: the material of the ledger."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, TypeAlias
 
 import numpy as np
 
@@ -13,24 +13,26 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
     from pathlib import Path
 
-Floats = np.ndarray[Any, np.dtype[np.float32]]
+    from numpy.typing import NDArray
 
-#: Numbers in a chunk of one probe: 4 MiB of them in double precision.
+Floats: TypeAlias = "NDArray[np.float32]"
+
+#: Number of values in a chunk of one probe: 4 MiB in double precision.
 _CHUNK_VALUES = 1 << 19
 
 
 class Probe:
     """Logits and embeddings of the same samples, after one stage.
 
-    One that was loaded reads a whole array when it is asked for, and keeps it; :func:`side_by_side` keeps a chunk.
+    A loaded probe reads an array whole when it is first asked for, and keeps it; :func:`side_by_side` keeps a chunk.
 
     Args:
-        ids: the samples' names [N], each its own.
-        logits: [N, C], or whatever else the network puts out.
-        embeddings: for each modality [N, D].
+        ids: Names of the samples [N], all different.
+        logits: The network's output: [N, C], or another shape where the network is no classifier.
+        embeddings: For each modality the embeddings [N, D].
 
     Attributes:
-        shapes: of every array, by its name in the file: ``ids``, ``logits``, ``embedding.<modality>``.
+        shapes: The shape of every array, by its name in the file: ``ids``, ``logits``, ``embedding.<modality>``.
     """
 
     def __init__(self, ids: Array, logits: Floats, embeddings: Mapping[str, Floats]) -> None:
@@ -46,43 +48,43 @@ class Probe:
 
     @property
     def ids(self) -> Array:
-        """The samples' names [N]."""
+        """The names of the samples [N]."""
         return self._array("ids")
 
     @property
     def logits(self) -> Floats:
-        """[N, C], or whatever else the network puts out."""
+        """The network's output: [N, C], or another shape where the network is no classifier."""
         return self._array("logits")
 
     @property
     def embeddings(self) -> dict[str, Floats]:
-        """For each modality [N, D]."""
+        """For each modality the embeddings [N, D]."""
         return {name: self._array(EMBEDDING_PREFIX + name) for name in self.modalities}
 
     @property
     def modalities(self) -> list[str]:
-        """The modalities' names, in order."""
+        """The names of the modalities, in order."""
         return [key.removeprefix(EMBEDDING_PREFIX) for key in self.shapes if key.startswith(EMBEDDING_PREFIX)]
 
     @property
     def comparable(self) -> bool:
-        """Whether there are inner products between modalities: two or more of one width."""
+        """Whether modalities have inner products with each other: there are two or more, of one width."""
         widths = [self.shapes[EMBEDDING_PREFIX + name][-1] for name in self.modalities]
         return len(widths) > 1 and len(set(widths)) == 1
 
     @property
     def classifies(self) -> bool:
-        """Whether the logits are a classifier's, [N, C] with two classes or more."""
+        """Whether the logits are a classifier's: [N, C] with two classes or more."""
         shape = self.shapes["logits"]
         return len(shape) == 2 and shape[1] > 1
 
     @property
     def predictions(self) -> Array | None:
-        """Top-1 classes [N]; None where the logits are not a classifier's."""
+        """The top-1 classes [N]; None where the logits are not a classifier's."""
         return top1(self.logits) if self.classifies else None
 
     def chunks(self, keys: Sequence[str], rows: int) -> Iterator[dict[str, Array]]:
-        """Yield the arrays of these names, as in :attr:`shapes`, ``rows`` samples at a time."""
+        """Yield the arrays with these names, as in :attr:`shapes`, ``rows`` samples at a time."""
         for start in range(0, len(self), rows):
             yield {key: self._arrays[key][start : start + rows] for key in keys}
 
@@ -94,7 +96,11 @@ class Probe:
 
     @classmethod
     def load(cls, path: Path) -> Probe:
-        """Open what :meth:`save` wrote; pickled arrays are refused with a ValueError."""
+        """Open a file that :meth:`save` wrote.
+
+        Raises:
+            ValueError: The file holds pickled arrays, or is no ``.npz``.
+        """
         return _SavedProbe(path)
 
     def _array(self, key: str) -> Array:
@@ -102,7 +108,7 @@ class Probe:
 
 
 class _SavedProbe(Probe):
-    """A probe in a file."""
+    """A probe that is read from a file."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
@@ -120,7 +126,7 @@ class _SavedProbe(Probe):
 
 
 def top1(logits: Floats) -> Array:
-    """Return the classes [N] of logits [N, C]."""
+    """Return the top-1 classes [N] of logits [N, C]."""
     classes: Array = logits.argmax(-1)
     return classes
 
@@ -128,10 +134,10 @@ def top1(logits: Floats) -> Array:
 def side_by_side(
     probe: Probe, reference: Probe, keys: Sequence[str]
 ) -> Iterator[tuple[dict[str, Array], dict[str, Array]]]:
-    """Yield the ids and the arrays ``keys`` of two probes, a chunk at a time.
+    """Yield the ids and the arrays ``keys`` of two probes, a chunk of samples at a time.
 
     Raises:
-        ValueError: the probes are not of the same samples, in the same order, with the same modalities, or have none.
+        ValueError: The probes are not of the same samples, in the same order, with the same modalities, or have none.
     """
     if probe.modalities != reference.modalities:
         raise ValueError(f"the two probes have modalities {probe.modalities} and {reference.modalities}")

@@ -5,17 +5,20 @@ from __future__ import annotations
 import math
 from functools import cache
 from statistics import NormalDist
-from typing import Any
+from typing import TYPE_CHECKING, TypeAlias
 
 import numpy as np
 
-_Array = np.ndarray[Any, np.dtype[np.float64]]
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+_Array: TypeAlias = "NDArray[np.float64]"
 
 
 def spearman(a: _Array, b: _Array) -> float | None:
     """Return Spearman's rank correlation of ``a`` [n] and ``b`` [n], ties at their mean rank.
 
-    None where one side is constant, or there are none.
+    The correlation is None where one side is constant or empty.
     """
     if not len(a):
         return None
@@ -36,7 +39,7 @@ def debiased_cka(x: _Array, y: _Array) -> float | None:
     """Return linear CKA of ``x`` [n, d1] and ``y`` [n, d2] from the unbiased HSIC of Song et al. (JMLR 2012, eq. 5).
 
     The biased estimator passes noise when features outnumber samples: 0.80 for independent features at d=128, n=32.
-    None for fewer than 4 rows, for which it is not defined, and where one side does not vary.
+    CKA is None for fewer than 4 rows, for which it is not defined, and where one side does not vary.
     """
     if len(x) < 4:
         return None
@@ -55,9 +58,10 @@ def _hsic(k: _Array, m: _Array) -> float:
 
 @cache
 def t_quantile(confidence: float, freedom: int) -> float:
-    """Return Student's quantile: with t = sqrt(freedom) * tan(u), the density of u is cos(u)^(freedom - 1).
+    """Return the quantile of Student's t for a probability ``confidence`` and ``freedom`` degrees of freedom.
 
-    Above 1000 degrees of freedom the normal distribution's, which at 95 % is less than 0.1 % smaller.
+    With t = sqrt(freedom) * tan(u) the density of u is cos(u)^(freedom - 1). Above 1000 degrees of freedom the quantile
+    is the normal distribution's, which at 95 % is less than 0.1 % smaller.
     """
     if freedom > 1000:
         return NormalDist().inv_cdf(confidence)

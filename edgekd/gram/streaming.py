@@ -1,27 +1,29 @@
 """Sums and subsamples of any number of samples, in memory that does not grow with it.
 
-What is kept depends on the samples' names, not on how they come in chunks, and is the same for every model.
+Which samples are kept depends on their names, not on the chunks in which they come, and is the same for every model.
 """
 
 from __future__ import annotations
 
 from hashlib import blake2b
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, TypeAlias
 
 import numpy as np
 
 if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
     from edgekd.gram.npz import Array
 
-Keys = np.ndarray[Any, np.dtype[np.uint64]]
+Keys: TypeAlias = "NDArray[np.uint64]"
 
-#: Most units that :class:`Units` keeps apart. Of so many the deviation, and with it a bound's distance from the mean,
-#: is known to 1 %: 1 / sqrt(2 * 8192).
+#: The most units that :class:`Units` keeps apart. With this many the deviation, and so a bound's distance from the
+#: mean, is known to 1 %: 1 / sqrt(2 * 8192).
 UNITS = 8192
 
 
 def hash_names(names: Array) -> Keys:
-    """Return 64 bits [N] that look random and depend on each name [N] alone."""
+    """Return a 64-bit hash [N] of each name [N]: it looks random and depends on the name alone."""
     digests = (blake2b(str(name).encode(), digest_size=8).digest() for name in names.tolist())
     return np.frombuffer(b"".join(digests), "<u8")
 
@@ -29,17 +31,18 @@ def hash_names(names: Array) -> Keys:
 class Units:
     """The sum and the count of a figure over each unit, where units are independent of each other.
 
-    Up to :data:`UNITS` of them are kept apart. Beyond, all are dealt into that many blocks by a hash of their names,
-    and a block counts as a unit. A random partition of independent units makes blocks that are independent too, and
-    their spread estimates the variance of the mean (random groups: Wolter, Introduction to Variance Estimation, ch. 2).
+    Up to :data:`UNITS` of them are kept apart. Where there are more, all are dealt into that many blocks by a hash of
+    their names, and a block counts as a unit. The blocks of a random partition of independent units are independent
+    too, and their spread estimates the variance of the mean (random groups: Wolter, Introduction to Variance
+    Estimation, ch. 2).
     """
 
     def __init__(self) -> None:
         self._units: dict[int, list[float]] = {}
-        self._blocks: np.ndarray[Any, np.dtype[np.float64]] | None = None
+        self._blocks: NDArray[np.float64] | None = None
 
-    def add(self, keys: Keys, values: np.ndarray[Any, np.dtype[np.float64]]) -> None:
-        """Add figures [B] of units that are told by the hashes [B] of their names, and may come again."""
+    def add(self, keys: Keys, values: NDArray[np.float64]) -> None:
+        """Add figures [B] of units, which are identified by the hashes [B] of their names; a unit may come again."""
         if self._blocks is not None:
             _deal(self._blocks, keys, values, np.ones(len(values)))
             return
@@ -52,7 +55,7 @@ class Units:
             _deal(self._blocks, np.array(list(self._units), np.uint64), *np.array(list(self._units.values())).T)
             self._units.clear()
 
-    def totals(self) -> np.ndarray[Any, np.dtype[np.float64]]:
+    def totals(self) -> NDArray[np.float64]:
         """Return the sums and the counts [2, units]."""
         if self._blocks is None:
             return np.array(list(self._units.values())).T
@@ -60,16 +63,16 @@ class Units:
 
 
 def _deal(blocks: Array, keys: Keys, sums: Array, counts: Array) -> None:
-    # Not bincount: adding one after the other gives the same bits for any chunks.
+    # bincount would not do: adding one after the other gives the same bits for any chunks.
     np.add.at(blocks[0], keys % UNITS, sums)
     np.add.at(blocks[1], keys % UNITS, counts)
 
 
 class Subsample:
-    """What is known of the samples with the smallest hashes.
+    """The samples with the smallest hashes of their names, with any arrays of theirs.
 
     Args:
-        size: how many; all samples where there are fewer.
+        size: Number of samples to keep; where there are fewer, all are kept.
     """
 
     def __init__(self, size: int) -> None:
@@ -78,7 +81,7 @@ class Subsample:
         self._rows: list[Array] = []
 
     def add(self, keys: Keys, rows: list[Array]) -> None:
-        """Offer samples: their hashes [B], and any number of arrays [B, ...]."""
+        """Add samples: the hashes of their names [B], and any number of arrays [B, ...]."""
         if len(self._keys) == self._size:
             smaller = keys < self._keys[-1]
             if not smaller.any():
@@ -92,10 +95,10 @@ class Subsample:
 
     @property
     def keys(self) -> Keys:
-        """The hashes of the samples kept, ascending."""
+        """The hashes of the kept samples' names, in ascending order."""
         return self._keys
 
     @property
     def rows(self) -> list[Array]:
-        """Their arrays."""
+        """The arrays of the kept samples, each [size, ...], in the order of :attr:`keys`."""
         return self._rows

@@ -1,4 +1,4 @@
-"""The Gram within each modality, for models whose modalities have no inner product: one alone, or of unequal widths."""
+"""The Gram within each modality, for models without inner products between modalities: one alone, or unequal widths."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
     Embeddings = Mapping[str, Array]
 
-#: Samples that every other is compared with.
+#: Number of samples that every other sample is compared with.
 _ANCHORS = 64
 
 
@@ -25,9 +25,9 @@ class Anchors:
     """Samples that every sample is compared with, within each modality.
 
     Attributes:
-        keys: the hashes of their names [A].
-        embeddings: of the model, for each modality [A, D], of unit length.
-        reference: of the reference.
+        keys: The hashes of the anchors' names [A].
+        embeddings: The model's embeddings of the anchors, for each modality [A, D], of unit length.
+        reference: The reference's embeddings of the anchors, likewise.
     """
 
     keys: Array
@@ -35,13 +35,13 @@ class Anchors:
     reference: Embeddings
 
     def others(self, keys: Array) -> Array:
-        """Return which anchors are other samples than those of the hashes ``keys`` [B]: -> [B, A]."""
+        """Return for samples with these hashes ``keys`` [B] which anchors are other samples: [B, A]."""
         different: Array = keys[:, None] != self.keys[None]
         return different
 
 
 def anchor_cosines(embeddings: Embeddings, anchors: Embeddings) -> Array:
-    """Return the cosines of samples to anchors, both [.., D] for each modality: -> [B, M, A]."""
+    """Return the cosines [B, M, A] of samples [B, D] to anchors [A, D], within each modality."""
     return np.stack([normalize(z) @ anchors[name].T for name, z in embeddings.items()], 1)
 
 
@@ -51,8 +51,8 @@ def choose_anchors(
     """Choose the anchors by a hash of the samples' names.
 
     Args:
-        chunks: of both models, from :func:`edgekd.gram.probe.side_by_side` with every embedding.
-        modalities: their names.
+        chunks: Every embedding of both models, as :func:`edgekd.gram.probe.side_by_side` yields them.
+        modalities: Names of the modalities.
     """
     chosen = Subsample(_ANCHORS)
     keys = [EMBEDDING_PREFIX + name for name in modalities]

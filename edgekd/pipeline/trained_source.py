@@ -53,16 +53,18 @@ def _describe_robustness(robustness: Robustness) -> str:
     return f"{len(robustness.networks)} networks, noise {robustness.noise:g}"
 
 
-TEACHER = StageSpec("teacher", 4, Trained, ("torch",), "train the teacher, or load it", _describe)
-DISTILL = StageSpec("distill", 4, Trained, (), "train the student from the teacher", _describe)
-PRUNE = StageSpec(
+TEACHER: StageSpec[Trained] = StageSpec("teacher", 4, Trained, ("torch",), "train the teacher, or load it", _describe)
+DISTILL: StageSpec[Trained] = StageSpec("distill", 4, Trained, (), "train the student from the teacher", _describe)
+PRUNE: StageSpec[Trained] = StageSpec(
     "prune", 6, Trained, ("torch-pruning",), "remove channels of the student and fine-tune what is left", _describe
 )
-EXPORT = StageSpec(
+EXPORT: StageSpec[Exported] = StageSpec(
     "export", 6, Exported, ("onnx", "onnxscript", "onnxruntime"), "write the networks as ONNX", _describe_export
 )
-QAT = StageSpec("qat", 4, Trained, (), "fine-tune the pruned student with fake quantization", _describe)
-ROBUSTNESS = StageSpec(
+QAT: StageSpec[Trained] = StageSpec(
+    "qat", 4, Trained, (), "fine-tune the pruned student with fake quantization", _describe
+)
+ROBUSTNESS: StageSpec[Robustness] = StageSpec(
     "robustness",
     2,
     Robustness,

@@ -1,1 +1,1 @@
-"""What edgekd does beside a build: check, advise, search, profile and verify bundles."""
+"""The library functions behind the commands: build, check, blame, advise, search, profile and verify."""

@@ -1,4 +1,4 @@
-"""Measure a finished bundle where it is: on the device that it is for."""
+"""Measure and verify a finished bundle, on the device that it is for."""
 
 from __future__ import annotations
 
@@ -8,10 +8,11 @@ import tempfile
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from msgspec.structs import replace
 
+from edgekd.config.recipe import ProfileConfig
 from edgekd.config.target import shipped_targets
 from edgekd.devices.base import Verifier
 from edgekd.devices.parallel import run_parallel
@@ -20,16 +21,16 @@ from edgekd.devices.ssh.device import SshDevice
 from edgekd.devices.targets import load_target
 from edgekd.errors import BundleError, DeviceError, OutputError
 from edgekd.files import make_folder
-from edgekd.runtime.bundle import check_bundle, engine_file, read_branches
+from edgekd.report.build.profile import profile_json, write_profile
+from edgekd.runtime.bundle import check_bundle, engine_file, load, read_branches
 from edgekd.runtime.manifest import REFERENCE, read_file
 from edgekd.runtime.measure.layers import assign_branches
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
 
-    from edgekd.config.recipe import ProfileConfig
     from edgekd.devices.base import Device
-    from edgekd.runtime.backends.registry import Runtime
+    from edgekd.files import JsonObject
     from edgekd.runtime.manifest import Manifest
     from edgekd.runtime.measure.results import Profile
     from edgekd.runtime.verification import Verification
@@ -39,55 +40,62 @@ _ENGINE = "engine"
 
 @dataclass(frozen=True)
 class ProfiledBundle:
-    """A bundle as it was measured on one device.
+    """A bundle's measurement on one device.
 
     Attributes:
-        manifest: the bundle's.
-        ledger: its ``ledger.json``.
-        runtime: the library that ran it.
-        device: what ran it, in a user's words.
-        profile: of its engine alone.
-        folder: where the raw times are; None where they were dropped.
+        manifest: The bundle's manifest.
+        ledger: Content of the bundle's ``ledger.json``.
+        runtime: Name of the library that ran the bundle.
+        device: The device that ran the bundle, in a user's words.
+        profile: Profile of the bundle's engine.
+        folder: Folder of ``profile.json`` and the raw times; None where they were dropped.
     """
 
     manifest: Manifest
-    ledger: dict[str, Any]
+    ledger: JsonObject
     runtime: str
     device: str
     profile: Profile
     folder: Path | None
 
+    def json(self) -> JsonObject:
+        """Return the content of ``profile.json``."""
+        return profile_json(self.manifest, self.ledger, self.runtime, self.device, self.profile)
 
-def profile_bundle(
-    path: Path,
-    runtime: str | None,
-    config: ProfileConfig,
-    advance: Callable[[int, int, str], None],
-    output: Path | None = None,
-    requests: Sequence[str] = (),
+
+def profile(
+    bundle: Path | str,
+    *,
+    devices: Sequence[str] = (),
+    runtime: str | None = None,
+    settings: ProfileConfig | None = None,
+    output: Path | str | None = None,
+    advance: Callable[[int, int, str], None] | None = None,
 ) -> list[ProfiledBundle]:
     """Check a bundle and measure its ``deploy`` variant on its reference samples.
 
     Args:
-        path: the bundle's folder.
-        runtime: as for :func:`edgekd.load`.
-        config: threads, how many inferences and fresh processes, and what else; where it names no power rails, those of
-            the bundle's target are read.
-        advance: called after each step with steps done, steps in all, and what came out.
-        output: keeps the raw times, of several devices in a folder for each; None to drop them.
-        requests: on which devices, see :func:`edgekd.devices.select.open_device`; boards measure at the same time. By
-            default this machine, or for a bundle for the browser a browser on it.
+        bundle: The bundle's folder.
+        devices: The devices to measure on, e.g. ``"ssh://user@board"``; boards measure at the same time. By default
+            this machine, or for a bundle for the browser a browser on it.
+        runtime: Open the bundle with this runtime instead of its own, as for :func:`edgekd.load`.
+        settings: Threads, how many inferences and fresh processes, and what else to measure. Where it names no power
+            rails, those of the bundle's target are read.
+        output: Folder for ``profile.json`` and the raw times, with a folder for each of several devices; None to write
+            neither.
+        advance: Called after each step with the steps done, the steps in all, and the step's result in words.
 
     Returns:
-        What was measured, of each device in the order of ``requests``.
+        The measurement of each device, in the order of ``devices``.
 
     Raises:
-        BundleError: it is no bundle, or was altered.
-        MissingDependency: its engine library is not installed.
-        ModelError: its engine cannot be opened there.
-        DeviceError: the machine lacks what the bundle needs, or the measuring process was lost.
+        BundleError: The folder is no bundle, or the bundle was altered.
+        MissingDependency: The bundle's engine library is not installed.
+        ModelError: The bundle's engine cannot be opened there.
+        DeviceError: The machine lacks what the bundle needs, or the measuring process was lost.
         OutputError: ``output`` cannot be made.
     """
+    path, kept, config = Path(bundle), Path(output) if output is not None else None, settings or ProfileConfig()
     manifest, library = check_bundle(path, runtime)
     branches, ledger = read_branches(path, manifest), _ledger(path, manifest)
     own = "browser" if library.backend.in_browser else "local"
@@ -95,19 +103,22 @@ def profile_bundle(
         config = replace(config, rails=load_target(manifest.target).power_rails)
     engine = path / engine_file(manifest, "deploy", library)
     with ExitStack() as stack:
-        devices = _open(dict.fromkeys(requests or [own]), stack)
+        opened = _open(dict.fromkeys(devices or [own]), stack)
 
         def measure(device: Device) -> ProfiledBundle:
-            folder = output and (output if len(devices) == 1 else output / _file_name(device.name))
+            folder = kept and (kept if len(opened) == 1 else kept / _file_name(device.name))
             with tempfile.TemporaryDirectory() as scratch:
                 raw = folder or Path(scratch)
                 make_folder(raw, OutputError, "--output")
-                found = device.profile({_ENGINE: engine}, library, path / REFERENCE, raw, config, advance)
+                found = device.profile({_ENGINE: engine}, library, path / REFERENCE, raw, config, advance or _ignore)
             folded = assign_branches(found, {_ENGINE: branches})
-            return ProfiledBundle(manifest, ledger, library.name, device.name, folded, folder)
+            measured = ProfiledBundle(manifest, ledger, library.name, device.name, folded, folder)
+            if folder:
+                write_profile(measured.json(), folder)
+            return measured
 
-        boards = [device for device in devices if isinstance(device, SshDevice)]
-        found = {device.name: measure(device) for device in devices if device not in boards}
+        boards = [device for device in opened if isinstance(device, SshDevice)]
+        found = {device.name: measure(device) for device in opened if device not in boards}
         jobs = {board.name: lambda board=board: measure(board) for board in boards}
 
         def stop() -> None:
@@ -115,14 +126,18 @@ def profile_bundle(
                 board.stop()
 
         found |= run_parallel(jobs, stop)
-    return [found[device.name] for device in devices]
+    return [found[device.name] for device in opened]
+
+
+def _ignore(_done: int, _total: int, _note: str) -> None:
+    """Ignore the progress."""
 
 
 def _file_name(device: str) -> str:
     return re.sub(r"[^A-Za-z0-9.]+", "-", device).strip("-")
 
 
-def _ledger(path: Path, manifest: Manifest) -> dict[str, Any]:
+def _ledger(path: Path, manifest: Manifest) -> JsonObject:
     try:
         ledger = json.loads(read_file(path, manifest, "ledger.json"))
     except ValueError as error:
@@ -132,29 +147,45 @@ def _ledger(path: Path, manifest: Manifest) -> dict[str, Any]:
     return ledger
 
 
-def verify_bundle(path: Path, runtime: str | None, request: str) -> tuple[Manifest, Runtime, Verification]:
-    """Check a bundle on a device.
+@dataclass(frozen=True)
+class VerifiedBundle:
+    """A bundle's verification on one device.
+
+    Attributes:
+        manifest: The bundle's manifest.
+        runtime: Name of the library that ran the bundle.
+        result: How the bundle's outputs compare with those recorded where it was built.
+    """
+
+    manifest: Manifest
+    runtime: str
+    result: Verification
+
+
+def verify(bundle: Path | str, *, device: str | None = None, runtime: str | None = None) -> VerifiedBundle:
+    """Check every file of a bundle, and compare its outputs on its reference samples with those recorded.
 
     Args:
-        path: the bundle's folder.
-        runtime: as for :func:`edgekd.load`.
-        request: the device.
-
-    Returns:
-        The bundle's manifest, the library that ran it, and what came out.
+        bundle: The bundle's folder.
+        device: Where the bundle runs, e.g. ``"ssh://user@board"``; by default in this very process.
+        runtime: Open the bundle with this runtime instead of its own, as for :func:`edgekd.load`.
 
     Raises:
-        BundleError: it is no bundle, or was altered.
-        DeviceError: there is no such device, it cannot do that, or it was lost.
-        MissingDependency: it lacks what the bundle needs.
-        ModelError: the engine cannot be opened there.
+        BundleError: The folder is no bundle, or the bundle was altered.
+        DeviceError: There is no such device, the device does not verify bundles, or it was lost.
+        MissingDependency: The device lacks what the bundle needs.
+        ModelError: The engine cannot be opened there.
     """
+    path = Path(bundle)
+    if device is None:
+        with load(path, runtime=runtime, allow_rejected=True) as loaded:
+            return VerifiedBundle(loaded.manifest, loaded.runtime.name, loaded.verify())
     manifest, library = check_bundle(path, runtime)
     with ExitStack() as stack:
-        (device,) = _open([request], stack)
-        if not isinstance(device, Verifier):
-            raise DeviceError(f"{device.name} does not verify bundles; this machine (local) and boards (ssh://...) do")
-        return manifest, library, device.verify(path, library, 1, lambda _: None)
+        (opened,) = _open([device], stack)
+        if not isinstance(opened, Verifier):
+            raise DeviceError(f"{opened.name} does not verify bundles; this machine (local) and boards (ssh://...) do")
+        return VerifiedBundle(manifest, library.name, opened.verify(path, library, 1, lambda _: None))
 
 
 def _open(requests: Iterable[str], stack: ExitStack) -> list[Device]:

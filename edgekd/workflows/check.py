@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from edgekd.devices.base import Absent
@@ -13,31 +14,32 @@ from edgekd.pipeline.publish import writing
 from edgekd.pipeline.target.blame import BLAME
 from edgekd.pipeline.target.evaluate import CHECK, COMPILE, EVALUATE
 from edgekd.pipeline.target.quantize import QUANTIZE
-from edgekd.pipeline.target.run import check, find_blame
+from edgekd.pipeline.target.run import check as check_target
+from edgekd.pipeline.target.run import find_blame
+from edgekd.stages.progress import Silent
+from edgekd.workflows.arguments import DEFAULT_CACHE, resolve_paths, resolve_recipe, resolve_targets
 from edgekd.workflows.threshold_stage import ALARM, alarm_stage
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
-    from pathlib import Path
 
-    from edgekd.config.recipe import Recipe
     from edgekd.config.target import Target
     from edgekd.gram.blame import Blame
     from edgekd.gram.gate import Ledger
-    from edgekd.pipeline.build import BuildPaths
     from edgekd.stages.progress import Observer
+    from edgekd.workflows.arguments import PathArgument, RecipeArgument, TargetsArgument
     from edgekd.workflows.thresholds import Alarm
 
 
 @dataclass(frozen=True)
 class TargetCheck:
-    """What the gate said of one target's candidates.
+    """The gate's judgement of one target's candidates.
 
     Attributes:
-        target: its name.
-        device: the machine that ran the engines, in the user's words.
-        ledgers: for each candidate the same probe after every stage.
-        facts: what else the user should know.
+        target: Name of the target.
+        device: The machine that ran the engines, in the user's words.
+        ledgers: For each candidate, by name, the comparison of its probes after every stage.
+        facts: What else the user should know, a sentence each.
     """
 
     target: str
@@ -47,62 +49,115 @@ class TargetCheck:
 
     @property
     def rejected(self) -> bool:
-        """Whether the gate lets none of the candidates through."""
+        """Whether the gate rejects every candidate."""
         return all(ledger.verdict == "fail" for ledger in self.ledgers.values())
 
 
-def check_targets(
-    recipe: Recipe, targets: Sequence[Target], cache: Path, devices: Sequence[str], observer: Observer
+def check(
+    recipe: RecipeArgument = None,
+    targets: TargetsArgument = "cpu",
+    *,
+    overrides: Sequence[str] = (),
+    devices: Sequence[str] = (),
+    cache: PathArgument = DEFAULT_CACHE,
+    observer: Observer | None = None,
 ) -> list[TargetCheck]:
-    """Write, run, judge and repair every candidate of some targets.
+    """Write, run, judge and repair every candidate of some targets, without timing or bundling it.
 
     Args:
-        recipe: what to build.
-        targets: for which kinds of device.
-        cache: folder of finished stages.
-        devices: as for :func:`edgekd.pipeline.build.build`.
-        observer: hears of each stage.
+        recipe: As for :func:`edgekd.build`.
+        targets: As for :func:`edgekd.build`.
+        overrides: Changes of the recipe, e.g. ``"distill.epochs=5"``.
+        devices: Where engines run, ``DEVICE`` or ``TARGET=DEVICE`` each.
+        cache: Folder of finished stages.
+        observer: Receives the progress of each stage.
+
+    Returns:
+        The judgement of each target, in the order of ``targets``.
 
     Raises:
-        EdgekdError: any error that a user can cause; see :mod:`edgekd.errors`.
+        EdgekdError: Any error that a user can cause.
     """
+    loaded, _ = resolve_recipe(recipe, overrides)
     stages = (QUANTIZE, COMPILE, EVALUATE, CHECK)
-    with prepare(recipe, targets, cache, devices=devices, observer=observer, only=stages) as prepared:
+    on = resolve_targets(targets)
+    observer = observer or Silent()
+    with prepare(loaded, on, Path(cache), devices=devices, observer=observer, only=stages) as prepared:
         checks = []
         for name, context in prepared.contexts.items():
-            checked = check(context)
+            checked = check_target(context)
             ledgers = {candidate.name: candidate.ledger for candidate in checked.candidates}
             device = "no device" if isinstance(context.device, Absent) else context.device.name
             checks.append(TargetCheck(name, device, ledgers, checked.facts))
         return checks
 
 
-def suggest_limits(recipe: Recipe, target: Target, cache: Path, observer: Observer) -> Alarm:
-    """Measure on the recipe's own task which drift costs how much of the metric.
+def suggest_limits(
+    recipe: RecipeArgument = None,
+    target: str | Path | Target = "cpu",
+    *,
+    overrides: Sequence[str] = (),
+    cache: PathArgument = DEFAULT_CACHE,
+    observer: Observer | None = None,
+) -> Alarm:
+    """Measure on the recipe's own task which drift costs how much of the metric, and suggest limits for the gate.
+
+    Args:
+        recipe: As for :func:`edgekd.build`.
+        target: The kind of device whose exported network is damaged.
+        overrides: Changes of the recipe, e.g. ``"distill.epochs=5"``.
+        cache: Folder of finished stages.
+        observer: Receives the progress of each stage.
 
     Raises:
-        EdgekdError: any error that a user can cause.
+        EdgekdError: Any error that a user can cause.
     """
-    with prepare(recipe, [target], cache, devices=["none"], observer=observer, only=(ALARM,)) as prepared:
-        return alarm_stage(prepared.contexts[target.name])
+    loaded, _ = resolve_recipe(recipe, overrides)
+    on = resolve_targets(target)
+    observer = observer or Silent()
+    with prepare(loaded, on, Path(cache), devices=["none"], observer=observer, only=(ALARM,)) as prepared:
+        return alarm_stage(prepared.contexts[on[0].name])
 
 
-def blame_targets(
-    recipe: Recipe, targets: Sequence[Target], places: BuildPaths, devices: Sequence[str], observer: Observer
+def blame(
+    recipe: RecipeArgument = None,
+    targets: TargetsArgument = "cpu",
+    *,
+    overrides: Sequence[str] = (),
+    output: PathArgument | None = None,
+    devices: Sequence[str] = (),
+    cache: PathArgument = DEFAULT_CACHE,
+    observer: Observer | None = None,
 ) -> dict[str, Blame]:
-    """Find out for each target what breaks its INT8, and write ``blame.json`` and ``blame.svg`` into its folder.
+    """Find out for each target which layers, branches and kinds of tensor break its INT8.
+
+    Writes ``blame.json`` and ``blame.svg`` into each target's folder of the output.
+
+    Args:
+        recipe: As for :func:`edgekd.build`.
+        targets: As for :func:`edgekd.build`.
+        overrides: Changes of the recipe, e.g. ``"distill.epochs=5"``.
+        output: Folder of the targets' folders; by default ``build/`` and the recipe's name.
+        devices: Where engines run, ``DEVICE`` or ``TARGET=DEVICE`` each.
+        cache: Folder of finished stages.
+        observer: Receives the progress of each stage.
+
+    Returns:
+        The blame of each target, by the target's name.
 
     Raises:
-        TargetError: a target has no INT8.
-        EdgekdError: any other error that a user can cause.
+        TargetError: A target has no INT8.
+        EdgekdError: Any other error that a user can cause.
     """
     from edgekd.report.blame.tables import write_blame
 
-    stages = (QUANTIZE, BLAME)
-    with prepare(recipe, targets, places.cache, devices=devices, observer=observer, only=stages) as prepared:
-        found = {name: find_blame(context) for name, context in prepared.contexts.items()}
-    with writing(places.output):
-        for name, blame in found.items():
-            make_folder(places.output / name, OutputError, "--output")
-            write_blame(blame, places.output / name)
-    return found
+    loaded, name = resolve_recipe(recipe, overrides)
+    paths, on = resolve_paths(output, cache, name), resolve_targets(targets)
+    observer, stages = observer or Silent(), (QUANTIZE, BLAME)
+    with prepare(loaded, on, paths.cache, devices=devices, observer=observer, only=stages) as prepared:
+        blames = {target: find_blame(context) for target, context in prepared.contexts.items()}
+    with writing(paths.output):
+        for target, found in blames.items():
+            make_folder(paths.output / target, OutputError, "--output")
+            write_blame(found, paths.output / target)
+    return blames

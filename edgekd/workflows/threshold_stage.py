@@ -1,4 +1,4 @@
-"""Stage alarm: on the user's own task, which drift costs how much of the metric."""
+"""Stage alarm: measure on the user's own task which drift costs how much of the metric."""
 
 from __future__ import annotations
 
@@ -21,15 +21,15 @@ def _describe(alarm: Alarm) -> str:
     return f"{len(alarm.outcomes)} ways of damage"
 
 
-ALARM = StageSpec(
+ALARM: StageSpec[Alarm] = StageSpec(
     "alarm", 2, Alarm, ("onnx", "onnxruntime", "numpy"), "measure which drift costs how much of the metric", _describe
 )
 
 
 def alarm_stage(context: Context) -> Alarm:
-    """Damage the ledger's reference network in many ways, and see what drift tells of the loss.
+    """Damage the ledger's reference network in many ways, and measure how well drift predicts the loss of the metric.
 
-    On the calibration samples: limits that gate a build are not read off the samples that gate it.
+    It is measured on the calibration samples: limits that gate a build are not read off the samples that gate it.
     """
     graph = context.exported.folder / onnx_name(context.origin.baselines[-1])
 

@@ -1,8 +1,8 @@
-"""The alarm: does the drift of the Gram, measured without labels, tell that a network lost accuracy, and from where on?
+"""The alarm: whether the drift of the Gram, measured without labels, predicts a loss of accuracy, and from which limit.
 
-A float network is damaged in many known ways, and what each does to the Gram is set against what it does to the metric.
-The fusion is damaged apart from the rest: it comes after the embeddings, so the drift is blind to it, and flips and
-metric alone gate it.
+A float network is damaged in many known ways, and the effect of each on the Gram is compared with its effect on the
+metric. The fusion is damaged apart from the rest: it comes after the embeddings, so the drift does not see it, and only
+flips and metric gate it.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from edgekd.runtime.session import Array, Feeds
     from edgekd.stages.progress import StageReporter
 
-#: The edges between the bins in which perturbations are counted by their drift.
+#: Edges between the bins in which perturbations are counted by their drift.
 EDGES = (0.005, 0.01, 0.02, 0.03, 0.05, 0.1)
 
 _BATCH = 256
@@ -43,13 +43,13 @@ _BATCH = 256
 
 @dataclass(frozen=True)
 class Outcome:
-    """What one perturbation did, against the unperturbed network on the same samples.
+    """The effect of one perturbation, against the unperturbed network on the same samples.
 
     Attributes:
-        perturbation: what was done.
-        drift: mean drift of the Gram.
-        flips: share of samples whose top-1 class changed; None where the network is no classifier.
-        loss: how much worse the metric is, positive when worse; where there is none, the flips.
+        perturbation: The perturbation.
+        drift: Mean drift of the Gram.
+        flips: Share of samples whose top-1 class changed; None where the network is no classifier.
+        loss: How much worse the metric is, positive where it is worse; where there is no metric, the flips.
     """
 
     perturbation: Perturbation
@@ -60,7 +60,14 @@ class Outcome:
 
 @dataclass(frozen=True)
 class Bin:
-    """The perturbations of a drift of at least ``low`` and below ``high``, None for no end, and how many lost."""
+    """The perturbations within a range of drift.
+
+    Attributes:
+        low: The smallest drift of the range.
+        high: The drift that all are below; None where the range has no end.
+        count: Number of perturbations.
+        lost: Number of those that lost too much.
+    """
 
     low: float
     high: float | None
@@ -70,21 +77,21 @@ class Bin:
 
 @dataclass(frozen=True)
 class Alarm:
-    """How well drift tells of loss.
+    """How well drift predicts loss.
 
     Attributes:
-        judged_by: what a loss is: of the metric, or, without labels, flips.
-        max_loss: a perturbation with a larger loss has lost.
-        metric: of the unperturbed network; None without labels.
-        samples: how many samples all is measured on.
+        judged_by: What a loss is: a loss of the metric, or, without labels, flips.
+        max_loss: The largest loss that counts as none.
+        metric: The metric of the unperturbed network; None without labels.
+        samples: Number of samples that everything is measured on.
         drift_to_loss: Spearman's correlation of drift and loss; None where one is constant. Where a drift is too small
-            to cost anything the loss is chance, so this is the lower the more perturbations are so small.
-        drift_to_flips: of drift and flips, likewise; None where the network is no classifier.
-        bins: how many lost, by drift.
-        tau_pass: the limit by :func:`edgekd.gram.limits.suggest` for half of ``max_loss``.
-        tau_fail: the limit by :func:`edgekd.gram.limits.suggest` for ``max_loss``.
-        outcomes: of the whole network and of each branch alone; all figures above are of these.
-        fusion: of the fusion alone.
+            to cost anything the loss is chance, so more perturbations with such a drift lower the correlation.
+        drift_to_flips: Spearman's correlation of drift and flips; None where the network is no classifier.
+        bins: Number of perturbations that lost too much, by drift.
+        tau_pass: The limit by :func:`edgekd.gram.limits.suggest` for half of ``max_loss``.
+        tau_fail: The limit by :func:`edgekd.gram.limits.suggest` for ``max_loss``.
+        outcomes: Effects on the whole network and on each branch alone; all figures above are of these.
+        fusion: Effects on the fusion alone.
     """
 
     judged_by: Literal["metric", "flips"]
@@ -108,23 +115,23 @@ def measure_alarm(
     report: StageReporter,
     grid: Sequence[Perturbation] | None = None,
 ) -> Alarm:
-    """Perturb a float network and measure what drift says of the loss.
+    """Perturb a float network and measure how well drift predicts the loss.
 
     Limits that are to gate a build must not be read off the samples that gate it: give ``calibration.npz``, not
     ``test.npz``.
 
     Args:
-        graph: float ONNX with ``logits`` and ``embedding.<modality>`` outputs.
+        graph: Float ONNX with ``logits`` and ``embedding.<modality>`` outputs.
         samples: ``.npz`` with ``ids``, ``input.<modality>`` and, for the metric, ``labels``.
-        metric: from logits [N, C] and labels [N] to the task's metric, not a number where no sample has a label; None
-            to judge by flips.
-        limits: the largest loss, ``max_metric_drop`` or ``max_flips``, and which way the metric is better.
-        report: told of the progress.
-        grid: the perturbations; by default those of :func:`edgekd.compress.perturb.perturbations_of`.
+        metric: Computes the task's metric from logits [N, C] and labels [N]; it is not a number where no sample has a
+            label. None to judge by flips.
+        limits: The largest loss, ``max_metric_drop`` or ``max_flips``, and whether a higher metric is better.
+        report: Receives the progress.
+        grid: The perturbations; by default those of :func:`edgekd.compress.perturb.perturbations_of`.
 
     Raises:
-        ModelError: the graph cannot be read, run or perturbed, the samples do not fit it, or nothing tells a loss:
-            there are no labels, and the network is no classifier.
+        ModelError: The graph cannot be read, run or perturbed, the samples do not fit it, or there is no loss to
+            measure: there are no labels, and the network is no classifier.
     """
     with open_engine(graph) as session:
         feeds = read_feeds(samples, session.inputs)
@@ -158,10 +165,10 @@ def summarize(outcomes: Sequence[Outcome], limits: GateLimits, metric: float | N
     """Return the alarm of these outcomes, of one network or of several.
 
     Args:
-        outcomes: of every perturbation.
-        limits: the largest loss.
-        metric: of the unperturbed network; None where the losses are flips.
-        samples: how many samples the outcomes were measured on.
+        outcomes: Outcome of every perturbation.
+        limits: The largest loss.
+        metric: The metric of the unperturbed network; None where the losses are flips.
+        samples: Number of samples that the outcomes were measured on.
     """
     max_loss = limits.max_flips if metric is None else limits.max_metric_drop
     seen = tuple(outcome for outcome in outcomes if outcome.perturbation.where != FUSION)
@@ -191,7 +198,7 @@ def _bins(drifts: Array, lost: Array) -> tuple[Bin, ...]:
 
 
 def alarm_table(alarm: Alarm) -> Table:
-    """Return how often how much drift came with a loss, and what follows from it."""
+    """Return a table of how often each amount of drift came with a loss, with the suggested limits as notes."""
     loss = "flips" if alarm.judged_by == "flips" else "metric drop"
     correlations = dict.fromkeys(  # one where flips are the loss
         (f"{number(alarm.drift_to_loss, '.2f')} with {loss}", f"{number(alarm.drift_to_flips, '.2f')} with flips")

@@ -5,9 +5,11 @@ import signal
 
 import jsonschema
 import pytest
+import tomllib
 from commands import STAGES, build_arguments, copy_cache, edgekd, edgekd_begun, events, python, signal_at
 
-from edgekd import errors
+from edgekd import errors, load_recipe
+from edgekd.cli.main import _wrap
 
 #: In front of the command line: the extras of `edgekd[build]` are not there.
 BARE = """
@@ -86,17 +88,6 @@ def test_modules_import_nothing_heavy(module, tmp_path):
     assert (found.stdout.split(), found.stderr) == ([], "")
 
 
-def test_the_public_names(tmp_path):
-    code = "import edgekd; print(*(getattr(edgekd, name).__module__ for name in edgekd.__all__))"
-    found = python("-c", code, cwd=tmp_path)
-    assert found.stdout.split() == [
-        "edgekd.pipeline.build",
-        "edgekd.runtime.bundle",
-        "edgekd.config.recipe",
-        "edgekd.config.target",
-    ]
-
-
 def test_a_build_without_torch_says_what_to_install(tmp_path):
     assert 'pip install "edgekd[build]"' in says(bare("build", "--recipe", "digits", cwd=tmp_path), 7)
 
@@ -133,6 +124,18 @@ def test_what_a_user_gets_wrong_is_one_line(arguments, error, said, tmp_path):
     found = edgekd("build", *arguments, cwd=tmp_path)
     assert said in says(found, error.exit_code)
     assert "done in" not in found.stdout, "it is said before any work is done"
+
+
+def test_an_error_on_a_terminal_breaks_at_spaces_and_keeps_quoted_words_and_commands_whole():
+    path = "/a/long/path/of/a-project-with-hyphens/build/cpu/bundle/deploy.onnx"
+    text = f"error: {path}: the user's file; did you mean 'the other file'? pip install \"edgekd[build]\""
+    for width in range(20, 100):
+        lines = _wrap(text, width).splitlines()
+        assert " ".join(lines) == text
+        assert sum(path in line for line in lines) == 1
+        assert any("'the other file'" in line for line in lines)
+        assert any('pip install "edgekd[build]"' in line for line in lines)
+        assert all(len(line) <= max(width, len(path) + 1) for line in lines)
 
 
 def test_every_error_has_an_exit_code_of_its_own():
@@ -179,9 +182,30 @@ def test_targets(tmp_path):
 
 def test_a_shown_recipe_meets_the_shown_schema(tmp_path):
     schema = json.loads(edgekd("recipe", "schema", cwd=tmp_path).stdout)
-    shown = json.loads(edgekd("recipe", "show", "--recipe", "gestures", "--set", "seed=7", cwd=tmp_path).stdout)
+    show = ("recipe", "show", "--recipe", "gestures", "--set", "seed=7")
+    shown = json.loads(edgekd(*show, "--json", cwd=tmp_path).stdout)
     jsonschema.validate(shown, schema)
     assert (shown["task"]["name"], shown["seed"]) == ("gestures", 7)
+    as_toml = tomllib.loads(edgekd(*show, cwd=tmp_path).stdout)
+    jsonschema.validate(as_toml, schema)
+    assert (as_toml["task"]["name"], as_toml["seed"]) == ("gestures", 7)
+
+
+@pytest.mark.parametrize(
+    ("name", "overrides"),
+    [
+        ("digits", ["distill.loss.extra={}", 'task.options.teacher="a \\"b\\" c"']),
+        ("gestures", ["distill.loss.extra.fd={share=2.0}", 'search.space."prune.ratio"=[0.1,0.5]']),
+        ("av-digits", ["prune.budget.macs=0.5", "quantize.precision=int8"]),
+    ],
+)
+def test_a_shown_recipe_is_a_recipe_again_and_the_same(name, overrides, tmp_path):
+    settings = [f"--set={override}" for override in overrides]
+    shown = edgekd("recipe", "show", "--recipe", name, *settings, cwd=tmp_path)
+    assert (shown.returncode, shown.stderr) == (0, "")
+    assert "null" not in shown.stdout
+    (tmp_path / "edgekd.toml").write_text(shown.stdout, encoding="utf-8")
+    assert load_recipe(tmp_path) == load_recipe(name, tuple(overrides))
 
 
 def test_verify(built, tmp_path):

@@ -21,7 +21,10 @@ if TYPE_CHECKING:
 
 State = Literal["waiting", "running", "done", "cached", "stopped"]
 
-_BAR = 16
+#: Columns of a stage's bar: at most, and where its note needs the room.
+_BAR, _BAR_MIN = 16, 4
+#: What a note of a training says of the validation split.
+_FIRST = "validation "
 _NAME_MAX = 26
 _TIME = len("12 min 05 s")
 _STYLES: dict[State, str] = {"waiting": "dim", "running": "cyan", "done": "green", "cached": "dim", "stopped": "red"}
@@ -41,6 +44,21 @@ class _StageLine:
     text: str = ""
 
 
+def shorten_note(note: str, columns: int) -> str:
+    """Return those parts of a note, separated by commas, that fit; the validation metric before the others.
+
+    A note of which no part fits is returned as it is.
+    """
+    if len(note) <= columns:
+        return note
+    parts = note.split(", ")
+    kept: list[str] = []
+    for part in sorted(parts, key=lambda part: not part.startswith(_FIRST)):
+        if len(", ".join([*kept, part])) <= columns:
+            kept.append(part)
+    return ", ".join(part for part in parts if part in kept) or note
+
+
 class LiveView:
     """Shows every stage with its mark, time, progress and outcome; restores the terminal however it is left."""
 
@@ -56,7 +74,6 @@ class LiveView:
         self._live = Live(self, console=console, refresh_per_second=10, redirect_stdout=False, redirect_stderr=False)
 
     def __enter__(self) -> Self:
-        self._live.start()
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
@@ -68,6 +85,7 @@ class LiveView:
 
     def plan(self, stages: tuple[str, ...]) -> None:
         """Show all stages as waiting."""
+        self._live.start()
         self._lines = dict.fromkeys(stages, _StageLine())
 
     def start(self, stage: str) -> None:
@@ -90,6 +108,7 @@ class LiveView:
 
     def _set(self, stage: str, line: _StageLine) -> None:
         """Put a stage's line in its place; one that was not planned, of a repair, comes before those that wait."""
+        self._live.start()
         if stage not in self._lines:
             waiting = {name: rest for name, rest in self._lines.items() if rest.state == "waiting"}
             over = {name: rest for name, rest in self._lines.items() if name not in waiting}
@@ -110,11 +129,19 @@ class LiveView:
             last = first + room
         width = min(_NAME_MAX, max((len(stage) for stage, _ in lines), default=0))
         for stage, line in lines[first:last]:
-            text = self._draw(stage, line, width)
+            text = self._draw(stage, line, width, options.max_width)
             text.truncate(options.max_width, overflow="ellipsis")
             yield text
 
-    def _draw(self, stage: str, line: _StageLine, width: int) -> Text:
+    def _draw(self, stage: str, line: _StageLine, width: int, columns: int) -> Text:
+        """Draw one stage on one line.
+
+        Args:
+            stage: Name of the stage.
+            line: State of the stage.
+            width: Columns for the name.
+            columns: Columns of the terminal.
+        """
         style = _STYLES[line.state]
         text = Text(no_wrap=True, end="\n")
         if line.state == "running":
@@ -126,17 +153,22 @@ class LiveView:
         name.truncate(width + 1, overflow="ellipsis", pad=True)
         text.append_text(name)
         text.append(f"  {self._time(line):>{_TIME}}  ", "dim")
+        note = " ".join(line.text.split())
         if line.state in ("running", "stopped") and line.total:
-            text.append_text(self._progress(line))
+            text.append_text(self._progress(line, columns - len(text) - len(note)))
         if line.state == "stopped":
-            text.append("stopped", "red").append(" · " if line.text else "")
-        return text.append(" ".join(line.text.split()), "dim" if line.state in ("cached", "running") else "")
+            text.append("stopped", "red").append(" · " if note else "")
+        note = shorten_note(note, columns - len(text))
+        return text.append(note, "dim" if line.state in ("cached", "running") else "")
 
-    def _progress(self, line: _StageLine) -> Text:
+    def _progress(self, line: _StageLine, room: int) -> Text:
+        """Draw the share that is done, the bar as wide as there is room for it beside the note."""
         share = min(1.0, line.done / line.total)
-        full = round(share * _BAR)
+        told = f" {share:4.0%}  "
+        width = max(_BAR_MIN, min(_BAR, room - len(told)))
+        full = round(share * width)
         bar = Text(self._bar[0] * full, _STYLES[line.state])
-        return bar.append(self._bar[1] * (_BAR - full), "dim").append(f" {share:4.0%}  ")
+        return bar.append(self._bar[1] * (width - full), "dim").append(told)
 
     @staticmethod
     def _time(line: _StageLine) -> str:

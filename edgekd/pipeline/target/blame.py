@@ -29,7 +29,9 @@ def _describe(found: Blame) -> str:
     return f"drift {found.quantized.drift:.4f}" + (f", of which undoing {worst.name} relieves most" if worst else "")
 
 
-BLAME = StageSpec("blame", 5, Blame, LIBRARIES, "find the layers and branches that break INT8", _describe)
+BLAME: StageSpec[Blame] = StageSpec(
+    "blame", 5, Blame, LIBRARIES, "find the layers and branches that break INT8", _describe
+)
 
 
 def blame_candidate(context: Context, candidate: PreparedCandidate, label: str = "") -> Done[Blame]:

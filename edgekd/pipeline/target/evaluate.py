@@ -235,10 +235,8 @@ def _check(
             ledger = keep_ledger(
                 probes,
                 context.metrics(probes, labels),
-                context.exported.result.facts.metric,
+                context.rules,
                 groups,
-                context.limits,
-                context.bootstrap,
                 common,
                 {step.stage: step.note for step in candidate.steps},
             )

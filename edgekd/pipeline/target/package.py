@@ -60,10 +60,12 @@ def _describe_bundle(bundled: Bundled) -> str:
     return size(bundled.size_bytes)
 
 
-PROFILE = StageSpec(
+PROFILE: StageSpec[Profile] = StageSpec(
     "profile", 5, Profile, ("numpy",), "time the float networks and the candidates in turns", _describe_profile
 )
-BUNDLE = StageSpec("bundle", 6, Bundled, (), "put together what ships, with its evidence", _describe_bundle)
+BUNDLE: StageSpec[Bundled] = StageSpec(
+    "bundle", 6, Bundled, (), "put together what ships, with its evidence", _describe_bundle
+)
 
 
 def profile(context: Context, candidates: Sequence[EvaluatedCandidate]) -> Done[Profile]:

@@ -187,6 +187,4 @@ def _judge(context: Context, probe: Probe) -> Verdict:
     probes = {reference: context.origin.probes()[reference], "repaired": probe}
     with open_arrays(context.test) as test:
         labels, groups = test.get("labels"), test.get("groups")
-    name = context.exported.result.facts.metric
-    metrics = context.metrics(probes, labels)
-    return keep_ledger(probes, metrics, name, groups, context.limits, context.bootstrap).verdict
+    return keep_ledger(probes, context.metrics(probes, labels), context.rules, groups).verdict

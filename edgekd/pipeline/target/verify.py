@@ -52,7 +52,7 @@ class Verified:
         return f"{self.samples} reference samples, {flips}Gram drift {self.gram_drift:.2g}{kept}"
 
 
-VERIFY = StageSpec("verify", 3, Verified, (), "let the device check the finished bundle")
+VERIFY: StageSpec[Verified] = StageSpec("verify", 3, Verified, (), "let the device check the finished bundle")
 
 
 def verify(context: Context, bundled: Done[Bundled]) -> Done[Verified] | None:

@@ -1,1 +1,1 @@
-"""Which distillation loss to use: contestants, the plan of their trials, and what the trials say. No torch."""
+"""Which distillation loss to use: the losses that are tried, the plan of their trials, and the conclusion. No torch."""

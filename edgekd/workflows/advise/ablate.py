@@ -1,4 +1,4 @@
-"""Which pairs, and which modalities, carry the transfer: each switched off in turn, in what is left of the budget."""
+"""Which pairs and modalities carry the transfer: each is switched off in turn, within the rest of the budget."""
 
 from __future__ import annotations
 
@@ -7,93 +7,97 @@ from typing import TYPE_CHECKING
 from edgekd.report.format import duration
 from edgekd.workflows.advise.budget import FEWEST_SEEDS
 from edgekd.workflows.advise.result import Ablation
-from edgekd.workflows.advise.verdict import Values, stand
+from edgekd.workflows.advise.verdict import Values, make_standings
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from edgekd.config.recipe import LossConfig
-    from edgekd.workflows.advise.candidates import Contestant, Family
-    from edgekd.workflows.advise.result import Facts, Standing
-    from edgekd.workflows.advise.trials import AdviceTrials
+    from edgekd.workflows.advise.candidates import LossFamily, LossVariant
+    from edgekd.workflows.advise.result import Standing, ValidationFacts
+    from edgekd.workflows.advise.trials import BudgetedTrials
 
-#: Seeds of an ablation at most: what needs more is too small to act on.
+#: The most seeds of an ablation: a difference that needs more is too small to act on.
 _MOST = 8
 
 
-def choose(families: Sequence[Family], standings: Sequence[Standing]) -> tuple[Family, ...]:
-    """Return the better of the losses between modalities, and `intra`: the better of the two first."""
-    means = {one.name: one.difference.mean for one in standings if one.difference is not None}
+def choose_families(families: Sequence[LossFamily], standings: Sequence[Standing]) -> tuple[LossFamily, ...]:
+    """Return the better of the losses between modalities, and `intra`; the better of these two comes first."""
+    means = {standing.name: standing.difference.mean for standing in standings if standing.difference is not None}
     ranked = sorted(families, key=lambda family: -means.get(family.whole.name, float("-inf")))
-    chosen: dict[str, Family] = {}
+    chosen: dict[str, LossFamily] = {}
     for family in ranked:
         chosen.setdefault(family.what, family)
     return tuple(chosen.values())
 
 
-def skip(families: Sequence[Family], why: str) -> tuple[Ablation, ...]:
-    """Return ablations of which none was tried."""
+def skip_families(families: Sequence[LossFamily], why: str) -> tuple[Ablation, ...]:
+    """Return ablations that were not tried, with the reason."""
     return tuple(Ablation(family.what, family.whole.name, {}, why) for family in families)
 
 
 def ablate(
-    bench: AdviceTrials, families: Sequence[Family], facts: Facts, recipe_loss: LossConfig, limit: float
+    trials: BudgetedTrials,
+    families: Sequence[LossFamily],
+    facts: ValidationFacts,
+    recipe_loss: LossConfig,
+    limit: float,
 ) -> tuple[Ablation, ...]:
-    """Try each family without each of its parts, the first family first.
+    """Try each loss without each of its parts, the first loss first.
 
     Args:
-        bench: makes the trials; those of the whole loss that the contest made are used again.
-        families: in order of importance.
-        facts: of the task.
-        recipe_loss: what the lines to paste would change.
-        limit: seconds up to which may be spent.
+        trials: Runs the trials; those of the whole loss that were run before are used again.
+        families: The losses with their parts, in order of importance.
+        facts: Facts of the validation split.
+        recipe_loss: The recipe's own loss, which the lines to paste would change.
+        limit: Seconds that may be spent in all.
     """
-    found = [_Parts(family) for family in families]
-    for parts in found:
-        parts.begin(bench, limit)
+    ablations = [_Parts(family) for family in families]
+    for parts in ablations:
+        parts.begin(trials, limit)
     for index in range(FEWEST_SEEDS, _MOST):
-        for parts in found:
+        for parts in ablations:
             if not parts.skipped:
-                parts.add(bench, index, limit)
-    return tuple(parts.result(facts, recipe_loss) for parts in found)
+                parts.add(trials, index, limit)
+    return tuple(parts.result(facts, recipe_loss) for parts in ablations)
 
 
 class _Parts:
-    """The trials of one family."""
+    """The trials of one loss and its parts."""
 
-    def __init__(self, family: Family) -> None:
+    def __init__(self, family: LossFamily) -> None:
         self.family = family
-        self.field: list[Contestant] = [family.whole, *family.without.values()]
-        self.values: Values = {one.name: {} for one in self.field}
+        self.variants: list[LossVariant] = [family.whole, *family.without.values()]
+        self.values: Values = {variant.name: {} for variant in self.variants}
         self.skipped = "" if family.without else "it is of one modality alone"
 
-    def begin(self, bench: AdviceTrials, limit: float) -> None:
-        """Run the fewest seeds that are worth showing, if all of them fit."""
+    def begin(self, trials: BudgetedTrials, limit: float) -> None:
+        """Run the fewest seeds that are worth showing, if all of them fit into the limit."""
         if self.skipped:
             return
-        lacking = bench.spent - limit + sum(bench.expected(self.field, index) for index in range(FEWEST_SEEDS))
+        lacking = trials.spent - limit + sum(trials.expected(self.variants, index) for index in range(FEWEST_SEEDS))
         if lacking > 0:
             self.skipped = f"{FEWEST_SEEDS} seeds of it need {duration(lacking)} more than the budget has left"
             return
         for index in range(FEWEST_SEEDS):
-            self.add(bench, index, limit)
+            self.add(trials, index, limit)
 
-    def add(self, bench: AdviceTrials, index: int, limit: float) -> None:
-        """Run one seed, if it fits."""
-        made = bench.block(self.field, index, limit)
-        if made is None:
+    def add(self, trials: BudgetedTrials, index: int, limit: float) -> None:
+        """Run the trials of one seed, if they fit into the limit."""
+        block = trials.block(self.variants, index, limit)
+        if block is None:
             return
-        failed = [trial.failure for trial in made.values() if trial.validation is None]
+        failed = [trial.failure for trial in block.values() if trial.validation is None]
         if failed:
             self.skipped = failed[0]
             return
-        for name, trial in made.items():
+        for name, trial in block.items():
             self.values[name][index] = trial.validation or 0.0
 
-    def result(self, facts: Facts, recipe_loss: LossConfig) -> Ablation:
-        """Return what was found."""
-        standings = stand(self.field, self.values, facts, recipe_loss)
+    def result(self, facts: ValidationFacts, recipe_loss: LossConfig) -> Ablation:
+        """Return the effect of each part."""
+        standings = make_standings(self.variants, self.values, facts, recipe_loss)
         parts = dict(zip(self.family.without, standings[1:], strict=True))
-        if not self.skipped and any(one.difference is None for one in parts.values()):
+        if not self.skipped and any(standing.difference is None for standing in parts.values()):
             self.skipped = "trials took longer than expected, and the budget is spent"
         return Ablation(self.family.what, self.family.whole.name, {} if self.skipped else parts, self.skipped)

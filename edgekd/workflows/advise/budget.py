@@ -1,4 +1,4 @@
-"""How a budget of seconds becomes trials: epochs of each, seeds, and who is dropped on the way."""
+"""The plan of the trials within a budget of seconds: their epochs, their seeds, and when losses are dropped."""
 
 from __future__ import annotations
 
@@ -9,81 +9,81 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-#: Fewer seeds than this tell next to nothing; this many are planned for; more than this would look for differences that
-#: nobody needs.
+#: With fewer seeds than the first number the trials tell next to nothing; the second number is planned for; more than
+#: the third would look for differences that nobody needs.
 FEWEST_SEEDS, PLANNED_SEEDS, MOST_SEEDS = 3, 6, 30
 
-#: After these numbers of seeds the worse half of what is compared with KD is dropped, down to two.
+#: After these numbers of seeds the worse half of the losses that are compared with KD is dropped, down to two.
 RUNGS = (3, 6, 12)
 _KEPT = 2
 
-#: Of the budget this is kept for what the pairs and modalities are worth.
+#: This share of the budget is reserved for the ablation of pairs and modalities.
 RESERVE = 0.2
 
-#: Trials are no shorter than this share of the recipe's epochs, nor than this many: rankings of shorter ones are not
-#: those of the whole training.
+#: A trial has at least this share of the recipe's epochs, and at least this many: shorter trials rank the losses
+#: otherwise than the whole training does.
 _SHORTEST_SHARE, _SHORTEST = 0.2, 3
 
-#: Epochs of the trial that is timed, of which the quickest counts: the first ones measure gradient norms at every step.
-#: Another trial goes before it, since the first of a process takes longer than those to come.
+#: Epochs of the trial that is timed, of which the quickest counts: the first epochs measure gradient norms at every
+#: step. A short trial is run before it to warm up, since the first trial of a process takes longer than later ones.
 WARM_UP_EPOCHS, TIMING_EPOCHS = 1, 4
 
 
 @dataclass(frozen=True)
-class Cost:
-    """Seconds of a trial: ``fixed + epochs * epoch``."""
+class TrialCost:
+    """The cost of a trial in seconds: ``fixed + epochs * epoch``."""
 
     fixed: float
     epoch: float
 
     def of(self, epochs: int) -> float:
-        """Return the seconds of a trial of so many epochs."""
+        """Return the seconds that a trial of this many epochs takes."""
         return self.fixed + epochs * self.epoch
 
 
-def shortest(recipe_epochs: int) -> int:
-    """Return how many epochs a trial must have."""
+def shortest_epochs(recipe_epochs: int) -> int:
+    """Return the fewest epochs that a trial must have."""
     return min(recipe_epochs, max(_SHORTEST, math.ceil(_SHORTEST_SHARE * recipe_epochs)))
 
 
-def trials_of(seeds: int, contestants: int) -> int:
-    """Return how many trials so many seeds take, plain KD among the contestants."""
-    others, total = contestants - 1, 0
+def count_trials(seeds: int, variants: int) -> int:
+    """Return the number of trials that this many seeds take, plain KD being one of the loss variants."""
+    others, total = variants - 1, 0
     for seed in range(seeds):
-        others = kept(others) if seed in RUNGS else others
+        others = count_kept(others) if seed in RUNGS else others
         total += others + 1
     return total
 
 
-def kept(others: int) -> int:
-    """Return how many of so many go on after a rung."""
+def count_kept(others: int) -> int:
+    """Return how many of this many losses are kept after a rung."""
     return min(others, max(_KEPT, math.ceil(others / 2)))
 
 
-def choose_epochs(budget: float, cost: Cost, contestants: int, recipe_epochs: int) -> int | None:
+def choose_epochs(budget: float, cost: TrialCost, variants: int, recipe_epochs: int) -> int | None:
     """Return the epochs of each trial, as many as leave room for the planned seeds; None where the budget is too short.
 
     Args:
-        budget: seconds left for the contest.
-        cost: of a trial.
-        contestants: how many.
-        recipe_epochs: of the recipe's own training, the most that a trial has.
+        budget: Seconds left for the comparison of the losses.
+        cost: Cost of a trial.
+        variants: Number of loss variants.
+        recipe_epochs: Epochs of the recipe's own training, which are the most that a trial has.
     """
-    fewest = shortest(recipe_epochs)
-    if trials_of(FEWEST_SEEDS, contestants) * cost.of(fewest) > budget:
+    fewest = shortest_epochs(recipe_epochs)
+    if count_trials(FEWEST_SEEDS, variants) * cost.of(fewest) > budget:
         return None
-    count = trials_of(PLANNED_SEEDS, contestants)
+    count = count_trials(PLANNED_SEEDS, variants)
     affordable = (budget / count - cost.fixed) / cost.epoch if cost.epoch > 0 else recipe_epochs
     return max(fewest, min(recipe_epochs, int(affordable)))
 
 
 def budget_for(seconds: float) -> float:
-    """Return the whole budget of which so many seconds are the contest's."""
+    """Return the whole budget, of which this many seconds are for the comparison of the losses."""
     return seconds / (1 - RESERVE)
 
 
-def drop(differences: Mapping[str, Sequence[float]]) -> tuple[str, ...]:
-    """Return who is dropped at a rung, the better half of the mean differences to KD staying."""
+def choose_dropped(differences: Mapping[str, Sequence[float]]) -> tuple[str, ...]:
+    """Return the losses that are dropped at a rung: all but the better half by their mean difference to KD."""
     means = {name: sum(values) / len(values) for name, values in differences.items()}
     ranked = sorted(means, key=lambda name: -means[name])
-    return tuple(ranked[kept(len(ranked)) :])
+    return tuple(ranked[count_kept(len(ranked)) :])

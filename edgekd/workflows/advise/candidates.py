@@ -1,23 +1,23 @@
-"""The losses that are tried against plain KD, and how each is written in a recipe."""
+"""The losses that are compared with plain KD, and how each is written in a recipe."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-import msgspec
 from msgspec.structs import replace
 
 from edgekd.config.recipe import DEFAULT_EXTRA, LossConfig, Term, extra_table
+from edgekd.files import toml_value
 from edgekd.gram.matrix import pair_names
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-#: KD is tried at these: which is best depends on the teacher, and a badly chosen one flatters every other loss.
+#: The temperatures at which KD is tried. The best one depends on the teacher, and a bad one flatters every other loss.
 TEMPERATURES = (4.0, 8.0)
 
-#: What comes to KD in turn. `intra` is centred, which was a little better wherever it was measured.
+#: The losses that are added to KD, each alone. `intra` is centred, which was a little better wherever it was measured.
 _ADDED: dict[str, Term] = {
     "sample": Term(),
     "intra": Term(options={"centered": True}),
@@ -28,63 +28,71 @@ _ADDED: dict[str, Term] = {
 
 
 @dataclass(frozen=True)
-class Contestant:
-    """One loss by name."""
+class LossVariant:
+    """A loss that is tried.
+
+    Attributes:
+        name: Name of the variant in tables.
+        loss: The loss as a recipe has it.
+    """
 
     name: str
     loss: LossConfig
 
 
 @dataclass(frozen=True)
-class Family:
-    """A loss, and the same with a part of it switched off in turn.
+class LossFamily:
+    """A loss, and the same loss without each of its parts.
 
     Attributes:
-        what: what the parts are: "pair" or "modality".
-        whole: the loss with all its parts.
-        without: for each part the loss without it.
+        what: Kind of the parts: "pair" or "modality".
+        whole: The loss with all its parts.
+        without: For each part the loss without that part.
     """
 
     what: str
-    whole: Contestant
-    without: dict[str, Contestant]
+    whole: LossVariant
+    without: dict[str, LossVariant]
 
 
-def contestants(recipe_loss: LossConfig) -> tuple[Contestant, ...]:
-    """Return what is tried; the first is plain KD, which all others are compared with.
+def loss_variants(recipe_loss: LossConfig) -> tuple[LossVariant, ...]:
+    """Return the losses to try; the first is plain KD, which all others are compared with.
 
-    The weights of CE and KD and the temperature are the recipe's, and so are share and options of a loss that it adds.
+    The weights of CE and KD and the temperature are the recipe's. A loss that the recipe adds keeps its share and its
+    options.
     """
     plain = replace(recipe_loss, extra={})
     if not plain.kd:
         plain = LossConfig(temperature=recipe_loss.temperature, extra={})
-    found = [
-        Contestant(_kd_name(plain.temperature), plain),
-        Contestant("labels only", LossConfig(ce=1.0, kd=0.0, temperature=plain.temperature, extra={})),
+    variants = [
+        LossVariant(_kd_name(plain.temperature), plain),
+        LossVariant("labels only", LossConfig(ce=1.0, kd=0.0, temperature=plain.temperature, extra={})),
     ]
-    found += [Contestant(_kd_name(t), replace(plain, temperature=t)) for t in TEMPERATURES if t != plain.temperature]
+    variants += [
+        LossVariant(_kd_name(t), replace(plain, temperature=t)) for t in TEMPERATURES if t != plain.temperature
+    ]
     for loss, term in _ADDED.items():
         own = _own(recipe_loss, loss) or term
         name = f"{loss} centred" if own.options.get("centered") else loss
-        found.append(Contestant(name, replace(plain, extra={loss: _short(own)})))
+        variants.append(LossVariant(name, replace(plain, extra={loss: _short(own)})))
     for name, extra in (("default", DEFAULT_EXTRA), ("recipe's own", recipe_loss.extra)):
         candidate = replace(plain, extra=dict(extra))
-        if all(_settings(candidate) != _settings(other.loss) for other in found):
-            found.append(Contestant(name, candidate))
-    return tuple(found)
+        if all(_settings(candidate) != _settings(other.loss) for other in variants):
+            variants.append(LossVariant(name, candidate))
+    return tuple(variants)
 
 
 def _kd_name(temperature: float) -> str:
     return f"KD T={temperature:g}"
 
 
-def _settings(loss: LossConfig) -> tuple[Any, ...]:
-    """Return what a loss comes to, however it is written."""
+def _settings(loss: LossConfig) -> tuple[float, float, float, Mapping[str, Term]]:
+    """Return the settings that a loss amounts to, however it is written."""
     return loss.ce, loss.kd, loss.temperature, loss.terms
 
 
 def _own(recipe_loss: LossConfig, loss: str) -> Term | None:
-    """Return what the recipe says of a loss that it adds under the loss's own name, or None."""
+    """Return the recipe's term of a loss that it adds under the loss's own name, or None."""
     term = recipe_loss.terms.get(loss)
     if term is None or term.loss != loss:
         return None
@@ -93,45 +101,45 @@ def _own(recipe_loss: LossConfig, loss: str) -> Term | None:
 
 
 def _short(term: Term) -> float | Term:
-    """Return a term as the number that it is where all but its share is by default."""
+    """Return a term as a recipe may write it: as its share alone where all else is the default."""
     return term.share if term == Term(share=term.share) else term
 
 
-def families(field: Sequence[Contestant], modalities: Sequence[str]) -> tuple[Family, ...]:
+def loss_families(variants: Sequence[LossVariant], modalities: Sequence[str]) -> tuple[LossFamily, ...]:
     """Return the losses whose parts are switched off in turn: those between modalities, and `intra`.
 
     With two modalities there is one pair, and `joint` without it is `intra` of plain cosines.
 
     Args:
-        field: as :func:`contestants` gave it.
-        modalities: of the task, in order.
+        variants: The variants, as :func:`loss_variants` returned them.
+        modalities: Names of the task's modalities, in order.
     """
-    by_loss = {next(iter(one.loss.extra)): one for one in reversed(field) if len(one.loss.extra) == 1}
+    by_loss = {next(iter(v.loss.extra)): v for v in reversed(variants) if len(v.loss.extra) == 1}
     scopes = ("joint",) if len(modalities) == 2 else ("joint", "cross")
     between = [_without_pairs(by_loss[scope], scope, modalities) for scope in scopes]
     return (*between, _without_modalities(by_loss["intra"], modalities))
 
 
-def _without_pairs(whole: Contestant, scope: str, modalities: Sequence[str]) -> Family:
+def _without_pairs(whole: LossVariant, scope: str, modalities: Sequence[str]) -> LossFamily:
     term = whole.loss.terms[scope]
     pairs = term.pairs or pair_names(list(term.modalities or modalities))
     if len(pairs) == 1:
         terms: dict[str, tuple[str, Term]] = {pairs[0]: ("intra", replace(term, loss=None, pairs=[]))}
     else:
         terms = {pair: (scope, replace(term, pairs=[other for other in pairs if other != pair])) for pair in pairs}
-    return Family("pair", whole, _variants(whole, terms))
+    return LossFamily("pair", whole, _variants(whole, terms))
 
 
-def _without_modalities(whole: Contestant, modalities: Sequence[str]) -> Family:
+def _without_modalities(whole: LossVariant, modalities: Sequence[str]) -> LossFamily:
     term = whole.loss.terms["intra"]
     names = term.modalities or list(modalities)
     terms = {name: ("intra", replace(term, modalities=[other for other in names if other != name])) for name in names}
-    return Family("modality", whole, _variants(whole, terms if len(names) > 1 else {}))
+    return LossFamily("modality", whole, _variants(whole, terms if len(names) > 1 else {}))
 
 
-def _variants(whole: Contestant, terms: Mapping[str, tuple[str, Term]]) -> dict[str, Contestant]:
+def _variants(whole: LossVariant, terms: Mapping[str, tuple[str, Term]]) -> dict[str, LossVariant]:
     return {
-        part: Contestant(f"{whole.name} without {part}", replace(whole.loss, extra={name: term}))
+        part: LossVariant(f"{whole.name} without {part}", replace(whole.loss, extra={name: term}))
         for part, (name, term) in terms.items()
     }
 
@@ -140,25 +148,11 @@ def recipe_lines(loss: LossConfig, recipe_loss: LossConfig) -> tuple[str, ...]:
     """Return the lines of TOML that make a recipe's loss this one."""
     changed = [key for key in ("ce", "kd", "temperature") if getattr(loss, key) != getattr(recipe_loss, key)]
     extra = _without_none(extra_table(loss.extra))
-    settings = [f"{key} = {_toml(getattr(loss, key))}" for key in changed]
-    return ("[distill.loss]", *settings, f"extra = {_toml(extra)}")
+    settings = [f"{key} = {toml_value(getattr(loss, key))}" for key in changed]
+    return ("[distill.loss]", *settings, f"extra = {toml_value(extra)}")
 
 
-def _without_none(value: Any) -> Any:
+def _without_none(value: object) -> object:
     if isinstance(value, dict):
         return {key: _without_none(item) for key, item in value.items() if item is not None}
     return value
-
-
-def _toml(value: Any) -> str:
-    """Write a value in TOML, tables inline."""
-    if isinstance(value, dict):
-        items = ", ".join(f"{_key(key)} = {_toml(item)}" for key, item in value.items())
-        return f"{{ {items} }}" if items else "{}"
-    if isinstance(value, list):
-        return f"[{', '.join(map(_toml, value))}]"
-    return msgspec.json.encode(value).decode()
-
-
-def _key(key: str) -> str:
-    return key if key.replace("_", "").replace("-", "").isalnum() and key.isascii() else _toml(key)

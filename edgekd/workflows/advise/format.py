@@ -1,4 +1,4 @@
-"""How the figures of an advice are written, and budgets read."""
+"""The form of an advice's figures in text: budgets, seeds, metrics and differences."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from edgekd.report.format import number
 
 if TYPE_CHECKING:
     from edgekd.gram.paired import Paired
-    from edgekd.workflows.advise.result import Facts
+    from edgekd.workflows.advise.result import ValidationFacts
 
 
 def budget_text(seconds: float) -> str:
-    """Write seconds as a budget, rounded up to what is easily read."""
+    """Write seconds as a budget, rounded up to a number that is easily read."""
     if seconds <= 90:
         return f"{max(1, math.ceil(seconds))}s"
     minutes = math.ceil(seconds / 60)
@@ -22,18 +22,18 @@ def budget_text(seconds: float) -> str:
 
 
 def count_seeds(count: int, more: str = "") -> str:
-    """Write how many seeds, e.g. ``"1 seed"`` or ``"2 more seeds"``."""
+    """Write a number of seeds, e.g. ``"1 seed"`` or ``"2 more seeds"``."""
     return f"{count}{more} seed{'' if count == 1 else 's'}"
 
 
 @dataclass(frozen=True)
 class MetricFormat:
-    """How a metric is written.
+    """The form of a metric and of its differences.
 
     Attributes:
-        factor: what differences are multiplied by.
-        digits: behind the point, of differences.
-        unit: of differences.
+        factor: Factor that differences are multiplied by.
+        digits: Digits behind the decimal point of a difference.
+        unit: Unit of a difference, with a leading space.
     """
 
     factor: float
@@ -41,8 +41,8 @@ class MetricFormat:
     unit: str
 
     @classmethod
-    def of(cls, facts: Facts) -> MetricFormat:
-        """Return an accuracy's differences in points, another metric's as they are."""
+    def of(cls, facts: ValidationFacts) -> MetricFormat:
+        """Return the form of a metric: differences of an accuracy are in points, those of others as they are."""
         return cls(100.0, 1, " points") if facts.step else cls(1.0, 4, f" of {facts.metric}")
 
     def value(self, metric: float | None) -> str:
@@ -54,7 +54,7 @@ class MetricFormat:
         return f"{round(difference * self.factor, self.digits) + 0.0:+.{self.digits}f}"  # + 0.0: no "-0.0"
 
     def ends(self, difference: Paired) -> str:
-        """Write an interval's ends."""
+        """Write the ends of a difference's interval."""
         return f"{self.signed(difference.low)}..{self.signed(difference.high)}"
 
     def interval(self, difference: Paired) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from edgekd import __version__
 from edgekd.files import write_text
@@ -17,24 +17,25 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
+    from edgekd.files import JsonObject
     from edgekd.workflows.advise.result import Ablation, Advice, Standing
 
 SCHEMA_VERSION = 1
 
-#: Cells of a drawn interval, and its signs: line, mean, zero, ends.
+#: Number of characters of a drawn interval, and the characters: line, mean, zero, ends.
 _CELLS = 13
 _UNICODE, _ASCII = tuple("─●┊├┤"), tuple("-o:[]")
 
 
 def standings_table(advice: Advice, glyphs: str | None = None) -> Table:
-    """Return how every contestant did against plain KD, the best first.
+    """Return a table of every loss compared with plain KD, the best first.
 
     Args:
-        advice: what was found.
+        advice: The advice.
         glyphs: "unicode" or "ascii" to draw the intervals, None to leave them out.
     """
     base, *others = advice.standings
-    ranked = sorted(others, key=lambda one: -one.difference.mean if one.difference else float("inf"))
+    ranked = sorted(others, key=lambda standing: -standing.difference.mean if standing.difference else float("inf"))
     metric = metric_name(advice.facts.metric)
     return Table(
         "Losses",
@@ -45,9 +46,9 @@ def standings_table(advice: Advice, glyphs: str | None = None) -> Table:
 
 
 def ablation_table(advice: Advice, ablation: Ablation, glyphs: str | None = None) -> Table:
-    """Return what each pair, or each modality, carries; the one that is missed most first."""
+    """Return a table of what each pair, or each modality, carries; the part that is missed most comes first."""
     ranked = sorted(ablation.parts.items(), key=lambda item: item[1].difference.mean if item[1].difference else 0.0)
-    rows = _rows([one for _, one in ranked], MetricFormat.of(advice.facts), glyphs)
+    rows = _rows([standing for _, standing in ranked], MetricFormat.of(advice.facts), glyphs)
     return Table(
         f"What each {ablation.what} carries in {ablation.whole}",
         _columns("without", metric_name(advice.facts.metric), "change", glyphs),
@@ -66,22 +67,22 @@ def _rows(standings: Sequence[Standing], scale: MetricFormat, glyphs: str | None
     drawn = _draw(standings, _ASCII if glyphs == "ascii" else _UNICODE) if glyphs else None
     return tuple(
         (
-            one.name,
-            scale.value(one.mean),
-            scale.signed(one.difference.mean) if one.difference else NOTHING,
-            scale.ends(one.difference) if one.difference else NOTHING,
+            standing.name,
+            scale.value(standing.mean),
+            scale.signed(standing.difference.mean) if standing.difference else NOTHING,
+            scale.ends(standing.difference) if standing.difference else NOTHING,
             *([drawn[index]] if drawn else []),
-            str(len(one.values)),
-            "failed" if one.failure else one.found or NOTHING,
+            str(len(standing.values)),
+            "failed" if standing.failure else standing.found or NOTHING,
         )
-        for index, one in enumerate(standings)
+        for index, standing in enumerate(standings)
     )
 
 
 def _draw(standings: Sequence[Standing], signs: tuple[str, ...]) -> list[str]:
-    """Draw each interval on one scale, which is wide enough for the means; ends beyond it are cut off."""
+    """Draw the intervals on one scale, which is wide enough for the means; ends beyond the scale are cut off."""
     line, mean, zero, left, right = signs
-    found = [one.difference for one in standings if one.difference is not None]
+    found = [standing.difference for standing in standings if standing.difference is not None]
     reach = max((2.0 * abs(d.mean) for d in found), default=0.0)
     reach = max(reach, min((d.high - d.low for d in found), default=0.0)) or 1.0
 
@@ -89,16 +90,16 @@ def _draw(standings: Sequence[Standing], signs: tuple[str, ...]) -> list[str]:
         return round((_CELLS - 1) * (min(max(value / reach, -1), 1) + 1) / 2)
 
     drawn = []
-    for one in standings:
+    for standing in standings:
         cells = [" "] * _CELLS
-        if one.difference is not None:
-            low, high = cell(one.difference.low), cell(one.difference.high)
+        if standing.difference is not None:
+            low, high = cell(standing.difference.low), cell(standing.difference.high)
             cells[low : high + 1] = line * (high - low + 1)
-            cells[low] = left if one.difference.low >= -reach else line
-            cells[high] = right if one.difference.high <= reach else line
+            cells[low] = left if standing.difference.low >= -reach else line
+            cells[high] = right if standing.difference.high <= reach else line
         cells[cell(0)] = zero
-        if one.difference is not None:
-            cells[cell(one.difference.mean)] = mean
+        if standing.difference is not None:
+            cells[cell(standing.difference.mean)] = mean
         drawn.append("".join(cells))
     return drawn
 
@@ -116,7 +117,7 @@ def _notes(advice: Advice) -> tuple[str, ...]:
         _error_note(advice),
     ]
     notes += [f"After {seeds} seeds dropped: {', '.join(names)}." for seeds, names in spent.dropped.items()]
-    notes += [f"{one.name} failed: {one.failure}" for one in advice.standings if one.failure]
+    notes += [f"{standing.name} failed: {standing.failure}" for standing in advice.standings if standing.failure]
     notes.append(
         f"{spent.trials} trials took {duration(spent.seconds)} of {budget_text(spent.budget)}; the first seed is "
         f"{advice.seed}."
@@ -137,20 +138,20 @@ def _error_note(advice: Advice) -> str:
 
 
 def _ablation_notes(ablation: Ablation) -> tuple[str, ...]:
-    shown = [one for one in ablation.parts.values() if one.difference]
-    held = [part for part, one in ablation.parts.items() if one.found in ("better", "worse")]
+    shown = [standing for standing in ablation.parts.values() if standing.difference]
+    held = [part for part, standing in ablation.parts.items() if standing.found in ("better", "worse")]
     notes = [f"Below 0: the {ablation.what} carried something; its share of the gradient goes to the others."]
     if shown and not held:
         notes.append(f"All within noise: these trials do not tell which {ablation.what} carries the transfer.")
     return tuple(notes)
 
 
-def advice_json(advice: Advice) -> dict[str, Any]:
-    """Return everything as JSON values; what is not a finite number is null."""
+def advice_json(advice: Advice) -> JsonObject:
+    """Return the advice as JSON values; a number that is not finite is null."""
     content = {"schema_version": SCHEMA_VERSION, "version": __version__, **asdict(advice)}
-    for shown, one in zip(content["standings"], advice.standings, strict=True):
-        shown |= {"mean": one.mean, "found": one.found}
-    plain: dict[str, Any] = null_not_finite(json.loads(json.dumps(content)))
+    for shown, standing in zip(content["standings"], advice.standings, strict=True):
+        shown |= {"mean": standing.mean, "found": standing.found}
+    plain: JsonObject = null_not_finite(json.loads(json.dumps(content)))
     return plain
 
 
@@ -162,17 +163,20 @@ def advice_markdown(advice: Advice) -> str:
         parts.append("\n".join(("```toml", *verdict.lines, "```")))
     if advice.spent.trials:
         parts.append(markdown(standings_table(advice)))
-    parts += [skipped_note(one) if one.skipped else markdown(ablation_table(advice, one)) for one in advice.ablations]
+    parts += [
+        skipped_note(ablation) if ablation.skipped else markdown(ablation_table(advice, ablation))
+        for ablation in advice.ablations
+    ]
     return "\n\n".join(part.rstrip("\n") for part in parts) + "\n"
 
 
 def sentence(text: str) -> str:
-    """Begin it with a capital, and end it."""
+    """Return the text as a sentence, with a capital and a full stop."""
     return f"{text[0].upper()}{text[1:]}."
 
 
 def skipped_note(ablation: Ablation) -> str:
-    """Say why nothing is known of the parts."""
+    """Return a sentence that explains why nothing is known of the parts."""
     return f"What each {ablation.what} carries in {ablation.whole} was not tried: {ablation.skipped}."
 
 

@@ -1,4 +1,4 @@
-"""What `edgekd advise` found, with every raw figure."""
+"""The result of `edgekd advise`, with every raw figure."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ Kind = Literal["use", "none", "no room", "undecided", "too short"]
 
 
 @dataclass(frozen=True)
-class Facts:
-    """What is known of the validation split, on which losses are judged.
+class ValidationFacts:
+    """Facts of the validation split, on which losses are judged.
 
     Attributes:
-        modalities: of the task, in order.
-        metric: its name.
-        higher_is_better: whether a larger metric is better.
-        labelled: how many validation samples have labels.
-        groups: how many groups these are of; 0 where samples are independent.
-        step: how far one sample moves the metric, where that is known; else 0.
+        modalities: Names of the task's modalities, in order.
+        metric: Name of the task's metric.
+        higher_is_better: Whether a larger metric is better.
+        labelled: Number of validation samples that have labels.
+        groups: Number of groups that these samples belong to; 0 where samples are independent.
+        step: How far one sample moves the metric, where that is known; else 0.
     """
 
     modalities: list[str]
@@ -37,8 +37,12 @@ class Facts:
 
 
 @dataclass(frozen=True)
-class Ceiling:
-    """The teacher's metric on the validation split."""
+class TeacherMetric:
+    """The teacher's metric on the validation split.
+
+    Attributes:
+        metric: The metric.
+    """
 
     metric: float
 
@@ -48,12 +52,12 @@ class AdviceTrial:
     """One short training.
 
     Attributes:
-        validation: the metric on the validation split after the last epoch; None where training failed.
-        error: its standard error by which samples the split happens to hold; None where it was not asked for, or the
-            samples are all of one group.
-        seconds: that it took.
-        epoch_seconds: that its quickest epoch took.
-        failure: why it failed, or "".
+        validation: The metric on the validation split after the last epoch; None where training failed.
+        error: Standard error of that metric over the samples that the split might hold; None where it was not asked
+            for, or all samples are of one group.
+        seconds: Seconds that the training took.
+        epoch_seconds: Seconds that its quickest epoch took.
+        failure: Why the training failed, or "".
     """
 
     validation: float | None
@@ -65,15 +69,15 @@ class AdviceTrial:
 
 @dataclass(frozen=True)
 class Standing:
-    """How one contestant did.
+    """The metrics of one loss variant, and its difference to the variant that it is compared with.
 
     Attributes:
-        name: its name.
-        lines: of TOML that put it into the recipe.
-        values: the metric on the validation split, one a seed, in the seeds' order.
-        difference: to what it is compared with, positive when better; None for that itself and for fewer than two
-            seeds.
-        failure: why it was left out, or "".
+        name: Name of the variant.
+        lines: Lines of TOML that put the variant into the recipe.
+        values: The metric on the validation split, one for each seed, in the order of the seeds.
+        difference: Difference to the variant that it is compared with, positive where it is better; None for that
+            variant itself and for fewer than two seeds.
+        failure: Why the variant was left out, or "".
     """
 
     name: str
@@ -84,12 +88,12 @@ class Standing:
 
     @property
     def mean(self) -> float | None:
-        """Of the metric over its seeds."""
+        """The mean of the metric over the seeds; None where there are none."""
         return sum(self.values) / len(self.values) if self.values else None
 
     @property
     def found(self) -> Literal["", "better", "worse", "noise"]:
-        """What the difference says."""
+        """Whether the variant is better, worse or not told apart; "" where there is no difference."""
         if self.difference is None:
             return ""
         if not self.difference.holds:
@@ -99,13 +103,14 @@ class Standing:
 
 @dataclass(frozen=True)
 class Ablation:
-    """What each pair, or each modality, is worth to a loss.
+    """The contribution of each pair, or of each modality, to a loss.
 
     Attributes:
-        what: "pair" or "modality".
-        whole: name of the loss with all of them.
-        parts: for each the loss without it, its difference to the whole; below 0 where it carried something.
-        skipped: why nothing was tried, or "".
+        what: Kind of the parts: "pair" or "modality".
+        whole: Name of the loss with all its parts.
+        parts: For each part the standing of the loss without it, compared with the whole loss; the difference is below
+            0 where the part carried something.
+        skipped: Why nothing was tried, or "".
     """
 
     what: str
@@ -116,13 +121,13 @@ class Ablation:
 
 @dataclass(frozen=True)
 class Verdict:
-    """The answer.
+    """The recommendation.
 
     Attributes:
-        kind: which of the possible ones.
-        text: in words, with the figures.
-        reasons: sentences that a reader needs to trust it.
-        lines: of TOML to paste into the recipe; none where nothing is to be changed.
+        kind: Kind of the verdict.
+        text: The verdict in words, with the figures.
+        reasons: Sentences that a reader needs to trust the verdict.
+        lines: Lines of TOML to paste into the recipe; none where nothing is to be changed.
     """
 
     kind: Kind
@@ -132,17 +137,17 @@ class Verdict:
 
 
 @dataclass(frozen=True)
-class Spent:
-    """What the budget was spent on.
+class BudgetSpent:
+    """How the budget was spent.
 
     Attributes:
-        budget: seconds allowed.
-        seconds: that all trials took; those of an earlier, interrupted run are counted.
-        epochs: of each trial.
-        recipe_epochs: of the recipe's own distillation.
-        seeds: for which all contestants still in the contest were trained.
-        trials: how many in all.
-        dropped: after how many seeds which contestants were dropped.
+        budget: Seconds that were allowed.
+        seconds: Seconds that all trials took, those of an earlier, interrupted run included.
+        epochs: Epochs of each trial.
+        recipe_epochs: Epochs of the recipe's own distillation.
+        seeds: Number of seeds for which all variants that were left were trained.
+        trials: Number of trials.
+        dropped: The variants that were dropped, by the number of seeds after which they were.
     """
 
     budget: float
@@ -156,26 +161,27 @@ class Spent:
 
 @dataclass(frozen=True)
 class Advice:
-    """Everything that was found.
+    """The recommended loss, with all figures behind it.
 
     Attributes:
-        recipe: its name.
-        seed: of the first trial; the others follow it.
-        facts: of the task and its validation split.
-        teacher: the teacher's metric on the validation split.
-        error: standard error of plain KD's metric there, by which samples the split holds; None where not known.
-        standings: of all contestants; the first is plain KD.
-        ablations: which pairs, and which modalities, carry the transfer.
-        spent: of the budget.
-        verdict: the answer.
+        recipe: Name of the recipe.
+        seed: Seed of the first trial; the others follow it.
+        facts: Facts of the task and its validation split.
+        teacher: The teacher's metric on the validation split.
+        error: Standard error of plain KD's metric there, over the samples that the split might hold; None where it is
+            not known.
+        standings: Standings of all loss variants; the first is plain KD.
+        ablations: The contribution of each pair and of each modality.
+        spent: How the budget was spent.
+        verdict: The recommendation.
     """
 
     recipe: str
     seed: int
-    facts: Facts
+    facts: ValidationFacts
     teacher: float
     error: float | None
     standings: tuple[Standing, ...]
     ablations: tuple[Ablation, ...]
-    spent: Spent
+    spent: BudgetSpent
     verdict: Verdict

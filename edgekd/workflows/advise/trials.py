@@ -1,7 +1,8 @@
-"""Where trials are made, each once, and what they cost is kept account of."""
+"""The trials of an advice: each is run once, and the seconds that they take are added up."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from edgekd.report.format import duration
@@ -11,113 +12,135 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from edgekd.stages.progress import Observer
-    from edgekd.workflows.advise.budget import Cost
-    from edgekd.workflows.advise.candidates import Contestant
+    from edgekd.workflows.advise.budget import TrialCost
+    from edgekd.workflows.advise.candidates import LossVariant
     from edgekd.workflows.advise.result import AdviceTrial
 
-#: The one line that all trials share with the observer.
+#: The stage that all trials are shown as.
 TRIALS = "trials"
 
-#: A block of trials that was begun is finished, though it takes longer than expected, up to this part of the budget.
+#: A block of trials that takes longer than expected is finished all the same, up to this multiple of the limit.
 OVERRUN = 1.1
 
 
-class Narrator(Silent):
-    """Hears of each trial and makes all of them one stage of the user's observer.
+class TrialProgress(Silent):
+    """Receives the progress of each trial, and reports all of them to the user's observer as one stage.
 
     Args:
-        observer: the user's.
-        clock: gives seconds.
+        observer: The user's observer.
+        clock: Returns the time in seconds.
+
+    Attributes:
+        ticks: The time at which each epoch of the current trial ended, in seconds.
     """
 
     def __init__(self, observer: Observer, clock: Callable[[], float]) -> None:
         self._observer, self._clock = observer, clock
         self._warned: set[str] = set()
         self._at: tuple[int, int, str] = (0, 1, "")
-        #: When each epoch of the trial ended.
         self.ticks: list[float] = []
 
     def begin(self, what: str, done: int, total: int, left: float) -> None:
-        """A trial begins: ``done`` of about ``total`` are over, and ``left`` seconds of the budget remain."""
+        """Report that a trial begins: ``done`` of about ``total`` are over, and ``left`` seconds remain."""
         self._at = (done, total, f"{done + 1} of {total}, {duration(max(left, 0))} left: {what}")
         self._observer.advance(TRIALS, *self._at)
 
     def advance(self, stage: str, done: int, total: int, note: str) -> None:  # noqa: ARG002 - the protocol's
-        """An epoch of the trial is over."""
+        """Report that an epoch of the trial is over."""
         self.ticks.append(self._clock())
         self._observer.advance(TRIALS, self._at[0], self._at[1], f"{self._at[2]}, epoch {done}/{total}")
 
     def warn(self, stage: str, message: str) -> None:
-        """Pass on what was not said of another trial already."""
+        """Pass on a warning that no other trial has given."""
         if message not in self._warned:
             self._warned.add(message)
             self._observer.warn(stage, message)
 
 
-class AdviceTrials:
-    """Makes trials of one length, and adds up what they took.
+@dataclass(frozen=True)
+class TrialPlan:
+    """Length and cost of trials, and the budget for them.
+
+    Attributes:
+        first_seed: Seed of the first block of trials; the others follow it.
+        epochs: Epochs of each trial.
+        cost: Expected cost of a trial of a variant that was not run yet.
+        budget: Seconds for everything.
+        spent: Seconds that are spent before the first trial.
+    """
+
+    first_seed: int
+    epochs: int
+    cost: TrialCost
+    budget: float
+    spent: float
+
+
+class BudgetedTrials:
+    """Runs trials of one length, and adds up the seconds that they take.
 
     Args:
-        make: trains a contestant with a seed for some epochs, or reads what an earlier run found.
-        narrator: hears of each.
-        first_seed: trials are numbered from 0 on; this is added.
-        epochs: of each trial.
-        cost: what a trial is expected to take, until one of the same contestant was made.
-        budget: seconds for everything.
-        spent: seconds that are gone already.
+        run_trial: Trains a loss variant with a seed for some epochs, or reads the result of an earlier run.
+        progress: Receives the progress of each trial.
+        plan: Length and cost of the trials, and the budget.
+
+    Attributes:
+        plan: As given.
+        spent: Seconds that are spent so far.
     """
 
     def __init__(
         self,
-        make: Callable[[Contestant, int, int], AdviceTrial],
-        narrator: Narrator,
-        first_seed: int,
-        epochs: int,
-        cost: Cost,
-        budget: float,
-        spent: float,
+        run_trial: Callable[[LossVariant, int, int], AdviceTrial],
+        progress: TrialProgress,
+        plan: TrialPlan,
     ) -> None:
-        self._make, self._narrator, self._first_seed = make, narrator, first_seed
-        self.epochs, self.cost, self.budget, self.spent = epochs, cost, budget, spent
+        self._run_trial, self._progress = run_trial, progress
+        self.plan, self.spent = plan, plan.spent
         self._done: dict[tuple[str, int], AdviceTrial] = {}
         self._seconds: dict[str, float] = {}
 
     @property
-    def trials(self) -> int:
-        """How many were made."""
+    def count(self) -> int:
+        """The number of trials that were run."""
         return len(self._done)
 
-    def __call__(self, one: Contestant, index: int) -> AdviceTrial:
-        """Return the trial of a contestant with the seed of that number."""
-        if (one.name, index) not in self._done:
-            left = self.budget - self.spent
-            mean = self.spent / self.trials if self.trials else self.cost.of(self.epochs)
-            total = self.trials + max(1, int(left / mean))
-            self._narrator.begin(f"{one.name}, seed {self._first_seed + index}", self.trials, total, left)
-            trial = self._make(one, self._first_seed + index, self.epochs)
-            self._done[one.name, index] = trial
-            self._seconds[one.name] = trial.seconds
+    def __call__(self, variant: LossVariant, index: int) -> AdviceTrial:
+        """Return the trial of a loss variant with the seed of this index, counted from 0."""
+        if (variant.name, index) not in self._done:
+            plan, seed = self.plan, self.plan.first_seed + index
+            left = plan.budget - self.spent
+            mean = self.spent / self.count if self.count else plan.cost.of(plan.epochs)
+            total = self.count + max(1, int(left / mean))
+            self._progress.begin(f"{variant.name}, seed {seed}", self.count, total, left)
+            trial = self._run_trial(variant, seed, plan.epochs)
+            self._done[variant.name, index] = trial
+            self._seconds[variant.name] = trial.seconds
             self.spent += trial.seconds
-        return self._done[one.name, index]
+        return self._done[variant.name, index]
 
-    def expected(self, field: Sequence[Contestant], index: int) -> float:
-        """Return the seconds that trials of these contestants with one seed will take; one that was made takes none."""
-        usual = self.cost.of(self.epochs)
-        return sum(self._seconds.get(one.name, usual) for one in field if (one.name, index) not in self._done)
+    def expected(self, variants: Sequence[LossVariant], index: int) -> float:
+        """Return the seconds that the trials of these variants with one seed will take; finished ones take none."""
+        usual = self.plan.cost.of(self.plan.epochs)
+        names = [variant.name for variant in variants if (variant.name, index) not in self._done]
+        return sum(self._seconds.get(name, usual) for name in names)
 
-    def block(self, field: Sequence[Contestant], index: int, limit: float) -> dict[str, AdviceTrial] | None:
-        """Make the trials of one seed for all of these contestants; None where the block does not fit into the limit.
+    def block(self, variants: Sequence[LossVariant], index: int, limit: float) -> dict[str, AdviceTrial] | None:
+        """Run the trials of one seed for all of these variants, unless they do not fit into the limit.
 
         Args:
-            field: the contestants.
-            index: number of the seed.
-            limit: seconds up to which may be spent.
+            variants: The loss variants.
+            index: Index of the seed, counted from 0.
+            limit: Seconds that may be spent in all.
+
+        Returns:
+            The trial of each variant, by the variant's name; None where the block does not fit.
         """
-        if self.spent + self.expected(field, index) > limit:
+        if self.spent + self.expected(variants, index) > limit:
             return None
-        made = {}
-        for one in field:
-            if self.spent + self.expected([one], index) > OVERRUN * limit:
+        trials = {}
+        for variant in variants:
+            if self.spent + self.expected([variant], index) > OVERRUN * limit:
                 return None
-            made[one.name] = self(one, index)
-        return made
+            trials[variant.name] = self(variant, index)
+        return trials

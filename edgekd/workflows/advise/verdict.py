@@ -1,4 +1,4 @@
-"""From the figures of all trials to standings and a verdict."""
+"""The standings of the losses, and the verdict, from the metrics of all trials."""
 
 from __future__ import annotations
 
@@ -16,76 +16,83 @@ from edgekd.workflows.advise.result import Standing, Verdict
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
+    from numpy.typing import NDArray
+
     from edgekd.config.recipe import LossConfig
     from edgekd.gram.paired import Paired
-    from edgekd.workflows.advise.candidates import Contestant
-    from edgekd.workflows.advise.result import Facts, Spent
+    from edgekd.workflows.advise.candidates import LossVariant
+    from edgekd.workflows.advise.result import BudgetSpent, ValidationFacts
 
-#: For each contestant its metric on the validation split, by seed.
+#: For each loss variant its metric on the validation split, by the index of the seed.
 Values = dict[str, dict[int, float]]
 
 
-def differences(values: Values, base: str, name: str, facts: Facts) -> np.ndarray[tuple[int], np.dtype[np.float64]]:
-    """Return for each seed that both have how much better a contestant is than another [n]."""
+def differences(values: Values, base: str, name: str, facts: ValidationFacts) -> NDArray[np.float64]:
+    """Return for each of the n seeds that both variants have how much better ``name`` is than ``base`` [n]."""
     sign = 1.0 if facts.higher_is_better else -1.0
-    both = sorted(values[base].keys() & values[name].keys())
-    return np.array([sign * (values[name][seed] - values[base][seed]) for seed in both])
+    shared = sorted(values[base].keys() & values[name].keys())
+    return np.array([sign * (values[name][seed] - values[base][seed]) for seed in shared])
 
 
-def least_deviation(facts: Facts) -> float:
-    """Return the deviation that a difference of two metrics has by being rounded to whole samples alone."""
+def least_deviation(facts: ValidationFacts) -> float:
+    """Return the deviation of a difference of two metrics that comes from rounding them to whole samples."""
     return float(facts.step / np.sqrt(6))
 
 
-def stand(
-    field: Sequence[Contestant],
+def make_standings(
+    variants: Sequence[LossVariant],
     values: Values,
-    facts: Facts,
+    facts: ValidationFacts,
     recipe_loss: LossConfig,
     failures: Mapping[str, str] | None = None,
 ) -> tuple[Standing, ...]:
-    """Return how all did, compared with the first.
+    """Return the standing of each loss variant, compared with the first.
 
     Args:
-        field: the contestants.
-        values: their metrics.
-        facts: of the task.
-        recipe_loss: what the lines to paste would change.
-        failures: of those that failed, why.
+        variants: The loss variants.
+        values: Metrics of the variants.
+        facts: Facts of the validation split.
+        recipe_loss: The recipe's own loss, which the lines to paste would change.
+        failures: Why training failed, for each variant whose training did.
     """
-    base = field[0].name
-    compared = {c.name: differences(values, base, c.name, facts) for c in field[1:]}
+    base = variants[0].name
+    compared = {c.name: differences(values, base, c.name, facts) for c in variants[1:]}
     enough = {name: d for name, d in compared.items() if len(d) >= 2}
-    found = dict(zip(enough, compare(list(enough.values()), least=least_deviation(facts)), strict=True))
+    intervals = dict(zip(enough, compare(list(enough.values()), least=least_deviation(facts)), strict=True))
     return tuple(
         Standing(
-            one.name,
-            recipe_lines(one.loss, recipe_loss),
-            tuple(value for _, value in sorted(values[one.name].items())),
-            found.get(one.name),
-            (failures or {}).get(one.name, ""),
+            variant.name,
+            recipe_lines(variant.loss, recipe_loss),
+            tuple(value for _, value in sorted(values[variant.name].items())),
+            intervals.get(variant.name),
+            (failures or {}).get(variant.name, ""),
         )
-        for one in field
+        for variant in variants
     )
 
 
-def decide(
-    standings: Sequence[Standing], facts: Facts, teacher: float, error: float | None, spent: Spent, block: float
+def decide_verdict(
+    standings: Sequence[Standing],
+    facts: ValidationFacts,
+    teacher: float,
+    error: float | None,
+    spent: BudgetSpent,
+    block: float,
 ) -> Verdict:
-    """Return the answer.
+    """Return the verdict.
 
     Args:
-        standings: of all contestants; the first is plain KD.
-        facts: of the task.
-        teacher: its metric on the validation split.
-        error: standard error of KD's metric there; None where not known.
-        spent: of the budget.
-        block: seconds that one more seed of those still in the contest would take.
+        standings: Standings of all loss variants; the first is plain KD.
+        facts: Facts of the validation split.
+        teacher: The teacher's metric on the validation split.
+        error: Standard error of plain KD's metric there; None where it is not known.
+        spent: How the budget was spent.
+        block: Seconds that one more seed of the variants that are left would take.
     """
     base, *others = standings
-    judged = [(one, one.difference) for one in others if one.difference is not None]
+    judged = [(standing, standing.difference) for standing in others if standing.difference is not None]
     ranked = sorted(judged, key=lambda pair: -pair[1].mean)
-    winners = [one for one, _ in ranked if one.found == "better"]
+    winners = [standing for standing, _ in ranked if standing.found == "better"]
     scale = MetricFormat.of(facts)
     if winners:
         return _use(winners[0], others, base, facts)
@@ -109,24 +116,24 @@ def decide(
     return _undecided(more, spent, block, f"{best.name} is {scale.interval(lead)} over {base.name} so far")
 
 
-def _use(best: Standing, others: Sequence[Standing], base: Standing, facts: Facts) -> Verdict:
+def _use(best: Standing, others: Sequence[Standing], base: Standing, facts: ValidationFacts) -> Verdict:
     assert best.difference is not None  # it was found better
-    level = [one.name for one in others if one is not best and _level(one, best, facts)]
+    level = [other.name for other in others if other is not best and _level(other, best, facts)]
     reasons = [f"Not told apart from it: {', '.join(level)}."] if level else []
     ahead = f"{MetricFormat.of(facts).interval(best.difference)} over {base.name}, {best.difference.pairs} seeds"
     return Verdict("use", f"use {best.name}: {ahead}", tuple(reasons), best.lines)
 
 
-def _level(one: Standing, best: Standing, facts: Facts) -> bool:
-    """Whether two that were trained with the same seeds are not told apart; fewer seeds of one would not count."""
-    if len(one.values) != len(best.values):
+def _level(other: Standing, best: Standing, facts: ValidationFacts) -> bool:
+    """Return whether two losses that were trained with the same seeds are not told apart."""
+    if len(other.values) != len(best.values):
         return False
-    (apart,) = compare([np.array(best.values) - np.array(one.values)], least=least_deviation(facts))
+    (apart,) = compare([np.array(best.values) - np.array(other.values)], least=least_deviation(facts))
     return not apart.holds
 
 
-def _no_room(base: Standing, facts: Facts, teacher: float, error: float | None) -> bool:
-    """Whether KD is where the teacher is: not clearly below it over the seeds, nor by more than the metric's error."""
+def _no_room(base: Standing, facts: ValidationFacts, teacher: float, error: float | None) -> bool:
+    """Return whether KD reaches the teacher: it is not clearly below it over the seeds, nor by more than the error."""
     if len(base.values) < 2:
         return False
     sign = 1.0 if facts.higher_is_better else -1.0
@@ -148,7 +155,7 @@ def _none(best: Standing, lead: Paired, base: Standing, scale: MetricFormat, why
     return Verdict("none", text, (f"{why[0].upper()}{why[1:]}.",), base.lines)
 
 
-def _undecided(more: int, spent: Spent, block: float, so_far: str) -> Verdict:
+def _undecided(more: int, spent: BudgetSpent, block: float, so_far: str) -> Verdict:
     again = budget_text(budget_for(spent.seconds + more * block))
     text = (
         f"not decided with this budget: {count_seeds(more, ' more')} (about {duration(more * block)}) would be needed"
@@ -160,14 +167,14 @@ def _undecided(more: int, spent: Spent, block: float, so_far: str) -> Verdict:
     return Verdict("undecided", text, reasons)
 
 
-def too_short(needed: float, budget: float, fewest: int, recipe_epochs: int) -> Verdict:
-    """Return the answer where not even the fewest trials fit.
+def too_short_verdict(needed: float, budget: float, fewest: int, recipe_epochs: int) -> Verdict:
+    """Return the verdict where not even the fewest trials fit into the budget.
 
     Args:
-        needed: seconds that the whole budget would have to be.
-        budget: seconds given.
-        fewest: epochs that a trial must have.
-        recipe_epochs: of the recipe's own training.
+        needed: Seconds that the whole budget would have to be.
+        budget: Seconds of the given budget.
+        fewest: The fewest epochs that a trial must have.
+        recipe_epochs: Epochs of the recipe's own training.
     """
     text = f"the budget is too short: give at least {budget_text(needed)}"
     reason = (

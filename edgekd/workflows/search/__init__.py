@@ -1,1 +1,1 @@
-"""Search: many recipes near the user's own, several at a time, and which of them no other beats."""
+"""Search: train many recipes near the user's own, several at a time, and find those that no other beats."""

@@ -1,4 +1,4 @@
-"""What every worker of a search is told. Plain values alone, so that it travels as JSON."""
+"""The job of a search's worker. It holds plain values alone, so that it travels as JSON."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ from typing import Literal
 from edgekd.config.loading import Draft  # noqa: TC001 - msgspec reads the annotations
 from edgekd.workflows.search.space import Choices, Range, Space
 
-#: A trial that is asked for again counts as the one that was lost; after so many losses it is not asked for again.
+#: A trial whose worker was lost is asked for again, up to this number of attempts.
 ATTEMPTS = 3
 
-#: A worker says that it is alive every so many seconds; on another machine it counts as gone after so many.
+#: Seconds between a worker's heartbeats, and seconds after which a worker on another machine counts as gone.
 BEAT_SECONDS, PATIENCE_SECONDS = 30.0, 300.0
 
-#: What a study remembers of its trials' workers and outcomes, by name.
+#: Names of the attributes that a study keeps for each trial.
 OWN, WORKER, BEAT, OUTCOME, FAILURE, AGAIN, ATTEMPT = (
     "own", "worker", "beat", "outcome", "failure", "again", "attempt",
 )  # fmt: skip
@@ -25,15 +25,15 @@ class SearchJob:
     """A search.
 
     Attributes:
-        draft: the recipe, its pruned widths fitted to the targets.
-        choices: axes of the space.
-        ranges: the others.
-        opset: of the target.
-        cache: folder of finished stages.
-        storage: where the study is kept: a URL, or an absolute path.
-        study: its name.
-        directions: of metric, latency and drift.
-        trials: how many the study is to have; None for no limit.
+        draft: The recipe, its pruned widths fitted to the targets.
+        choices: The axes of the space that are choices.
+        ranges: The axes of the space that are ranges.
+        opset: ONNX opset of the target.
+        cache: Folder of finished stages.
+        storage: Where the study is kept: a URL, or an absolute path.
+        study: Name of the study.
+        directions: Whether metric, latency and drift are maximized or minimized.
+        trials: Number of trials that the study is to have; None for no limit.
     """
 
     draft: Draft
@@ -48,22 +48,22 @@ class SearchJob:
 
     @property
     def space(self) -> Space:
-        """What is varied."""
+        """The space of recipes."""
         return Space(self.draft, (*self.choices, *self.ranges))
 
 
 @dataclass(frozen=True)
-class Job:
-    """What one worker is told beside the plan.
+class WorkerJob:
+    """The job of one worker.
 
     Attributes:
-        plan: the search.
-        worker: names the worker, all over the study.
-        number: of the worker on its host, from 0.
-        deadline: seconds from now after which no more trial is begun; None for no limit.
+        search: The search.
+        worker: Name of the worker, unique in the study.
+        number: Number of the worker on its host, from 0.
+        deadline: Seconds from now after which no more trial is begun; None for no limit.
     """
 
-    plan: SearchJob
+    search: SearchJob
     worker: str
     number: int
     deadline: float | None

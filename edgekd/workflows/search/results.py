@@ -1,4 +1,4 @@
-"""What a study holds, as a report shows it."""
+"""The description of a study that is kept with it, and its trials as a report shows them."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from edgekd import errors
 from edgekd.errors import EdgekdError, ModelError, RecipeError
 from edgekd.report.search.tables import SearchResult, SearchTrial, TrialFigures
 from edgekd.workflows.search.job import FAILURE, OUTCOME, OWN, WORKER
-from edgekd.workflows.search.study import lost, shown
+from edgekd.workflows.search.study import superseded, without_password
 
 if TYPE_CHECKING:
     from optuna import Study
@@ -27,14 +27,14 @@ _KILLED = "its worker was killed again and again, as by a lack of memory"
 
 
 @dataclass(frozen=True)
-class About:
-    """What a study is of.
+class StudyDescription:
+    """The recipe that a study varies.
 
     Attributes:
-        recipe: what the user called it.
-        overrides: by ``--set``.
-        metric: its name.
-        stamp: digest of all that the trials depend on.
+        recipe: The recipe's name or file, as the user gave it.
+        overrides: The user's changes of the recipe, as for ``--set``.
+        metric: Name of the task's metric.
+        stamp: Digest of everything that the trials depend on.
     """
 
     recipe: str
@@ -43,11 +43,11 @@ class About:
     stamp: str
 
 
-def remember(study: Study, about: About, machine: dict[str, str]) -> None:
-    """Write down what a new study is of, or check that it is the same, and describe this machine.
+def register_study(study: Study, about: StudyDescription, machine: dict[str, str]) -> None:
+    """Write the description of a new study, or check that an old one has the same, and describe this machine.
 
     Raises:
-        RecipeError: the study is of another recipe, task or space.
+        RecipeError: The study was begun with another recipe, task or space.
     """
     stamp = study.user_attrs.get(_ABOUT)
     if stamp is None:
@@ -60,36 +60,36 @@ def remember(study: Study, about: About, machine: dict[str, str]) -> None:
     study.set_user_attr(_MACHINE + socket.gethostname(), machine)
 
 
-def outcome(study: Study, plan: SearchJob, about: About) -> SearchResult:
-    """Return what a study found so far."""
+def read_study(study: Study, search: SearchJob, about: StudyDescription) -> SearchResult:
+    """Return the trials of a study so far."""
     trials = study.get_trials(deepcopy=False)
-    over, space = lost(trials), plan.space
+    repeated, space = superseded(trials), search.space
     machines = {k.removeprefix(_MACHINE): v for k, v in study.user_attrs.items() if k.startswith(_MACHINE)}
     return SearchResult(
-        study=plan.study,
-        storage=shown(plan.storage),
+        study=search.study,
+        storage=without_password(search.storage),
         recipe=about.recipe,
         overrides=about.overrides,
         metric=about.metric,
-        higher_is_better=plan.directions[0] == "maximize",
+        higher_is_better=search.directions[0] == "maximize",
         space=space.plain(),
-        trials=tuple(_trial(trial, space, trial.number in over) for trial in trials),
+        trials=tuple(_trial(trial, space, trial.number in repeated) for trial in trials),
         machines=machines,
     )
 
 
-def failure(study: Study) -> EdgekdError | None:
-    """Return the error of the first trial that failed, as the class that it was; None where none failed."""
+def first_failure(study: Study) -> EdgekdError | None:
+    """Return the error of the first trial that failed, as the class that it had; None where none failed."""
     trials = study.get_trials(deepcopy=False)
-    over = lost(trials)
-    failed = [trial for trial in trials if trial.state == TrialState.FAIL and trial.number not in over]
+    repeated = superseded(trials)
+    failed = [trial for trial in trials if trial.state == TrialState.FAIL and trial.number not in repeated]
     if not failed:
         return None
     first = failed[0].user_attrs.get(FAILURE, {"kind": "", "reason": _KILLED})
     kind = getattr(errors, first["kind"], None)
     known = kind if isinstance(kind, type) and issubclass(kind, EdgekdError) else ModelError
-    every = f"all {len(failed)} trials failed" if len(failed) > 1 else "the only trial failed"
-    return known(f"the search '{study.study_name}' has no result: {every}; the first: {first['reason']}")
+    which = f"all {len(failed)} trials failed" if len(failed) > 1 else "the only trial failed"
+    return known(f"the search '{study.study_name}' has no result: {which}; the first: {first['reason']}")
 
 
 def _trial(trial: FrozenTrial, space: Space, again: bool) -> SearchTrial:

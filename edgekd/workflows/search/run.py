@@ -1,4 +1,4 @@
-"""A search: plan it, let workers run its trials, and say what they found. The work behind ``edgekd search``."""
+"""Search for better students: plan a study, let workers run its trials, report them. The work of ``edgekd search``."""
 
 from __future__ import annotations
 
@@ -10,18 +10,18 @@ from typing import TYPE_CHECKING
 
 import edgekd
 from edgekd.config.loading import DEFAULT_FILE, Draft, draft_recipe, recipe_name
-from edgekd.devices.targets import load_targets
 from edgekd.errors import OutputError, RecipeError, TaskError
 from edgekd.files import make_folder, need, toml_value
 from edgekd.pipeline.build import fit_widths
 from edgekd.pipeline.project import Project
 from edgekd.pipeline.publish import writing
 from edgekd.pipeline.trained_source import LIBRARIES
-from edgekd.report.search.tables import write_search
+from edgekd.report.search.files import write_search
 from edgekd.runtime.measure.machine import machine_facts
 from edgekd.stages.cache import Cache, digest
 from edgekd.stages.progress import Observer, Silent
 from edgekd.tasks.catalogue import CATALOGUE
+from edgekd.workflows.arguments import DEFAULT_CACHE, resolve_paths, resolve_targets
 from edgekd.workflows.search.job import SearchJob
 from edgekd.workflows.search.space import Choices, Range, make_space
 
@@ -31,34 +31,26 @@ if TYPE_CHECKING:
     from edgekd.config.recipe import Recipe
     from edgekd.config.target import Target
     from edgekd.report.search.tables import SearchResult
+    from edgekd.workflows.arguments import PathArgument, TargetsArgument
     from edgekd.workflows.search.space import Space
 
-#: Trials of a study where neither their number nor a time is given.
+#: Number of trials of a study where neither a number nor a time is given.
 TRIALS = 30
 
 
 @dataclass(frozen=True)
-class Wanted:
-    """What a search is asked for.
+class SearchOptions:
+    """How long a search goes on, and where its study is kept.
 
     Attributes:
-        recipe: a path, a shipped name, or None for ``edgekd.toml`` in the working directory.
-        overrides: as for :func:`edgekd.config.loading.load_recipe`.
-        targets: what pruned widths are to suit, as in a build.
-        cache: folder of finished stages, and of the study where no storage is given.
-        output: folder of what was found.
-        trials: how many the study is to have, those of earlier commands and other machines included.
-        seconds: how long trials are begun; None for no limit.
-        workers: processes on this host.
-        storage: a database's URL, or a file; None for one in the cache.
-        study: its name; None for one that stands for recipe, task and space.
+        trials: How many trials the study is to have, those of earlier calls and other machines included; None for no
+            limit where ``seconds`` is given, and else for 30.
+        seconds: For how many seconds trials are begun; None for no limit.
+        workers: Number of processes on this host.
+        storage: A database's URL, or a file; None for a file in the cache.
+        study: Name of the study; None for a name that stands for recipe, task and space.
     """
 
-    recipe: str | None
-    overrides: tuple[str, ...]
-    targets: tuple[str, ...]
-    cache: Path
-    output: Path
     trials: int | None = None
     seconds: float | None = None
     workers: int = 1
@@ -66,71 +58,92 @@ class Wanted:
     study: str | None = None
 
 
-def search(wanted: Wanted, observer: Observer | None = None) -> SearchResult:
-    """Search, and write ``search.json`` and ``search.svg`` into the output folder.
+def search(
+    recipe: str | Path | None = None,
+    targets: TargetsArgument = "cpu",
+    *,
+    overrides: Sequence[str] = (),
+    output: PathArgument | None = None,
+    options: SearchOptions | None = None,
+    cache: PathArgument = DEFAULT_CACHE,
+    observer: Observer | None = None,
+) -> SearchResult:
+    """Search for better students than the recipe's own, and write ``search.json`` and ``search.svg`` into the output.
 
-    A search that was killed, or that another machine is at, goes on when it is called again.
+    A search that was killed, or that another machine works at, continues when it is called again.
+
+    Args:
+        recipe: A shipped recipe's name or a file; by default ``edgekd.toml`` in the working directory.
+        targets: The kinds of device that pruned widths are to suit, as for :func:`edgekd.build`.
+        overrides: Changes of the recipe, e.g. ``"distill.epochs=5"``.
+        output: Folder of the result; by default ``build/`` and the recipe's name.
+        options: How long the search goes on, and where its study is kept.
+        cache: Folder of finished stages, and of the study where no storage is given.
+        observer: Receives the progress of each trial as of a stage.
 
     Raises:
-        KeyboardInterrupt: it was interrupted; what is finished is kept and written all the same.
-        EdgekdError: any error that a user can cause. Where every trial failed, that of the first.
+        KeyboardInterrupt: The search was interrupted; the finished trials are kept and written all the same.
+        EdgekdError: Any error that a user can cause. Where every trial failed, the error of the first.
     """
     need("optuna", "search")
-    from edgekd.workflows.search.pool import Crew
-    from edgekd.workflows.search.results import About, failure, outcome, remember
-    from edgekd.workflows.search.study import ask_for_own, open_study
+    from edgekd.workflows.search.pool import WorkerPool
+    from edgekd.workflows.search.results import StudyDescription, first_failure, read_study, register_study
+    from edgekd.workflows.search.study import enqueue_recipe, open_study
 
-    make_folder(wanted.output, OutputError, "--output")
-    name = recipe_name(wanted.recipe)
-    plan, stamp, metric = _plan(wanted, name)
-    study = open_study(plan)
-    about = About(wanted.recipe or DEFAULT_FILE, wanted.overrides, metric, stamp)
-    remember(study, about, _machine())
-    ask_for_own(study, plan.space.own)
-    observer = observer or Silent()
-    until = None if wanted.seconds is None else time.monotonic() + wanted.seconds
+    options = options or SearchOptions()
+    reference = None if recipe is None else str(recipe)
+    name = recipe_name(reference)
+    paths = resolve_paths(output, cache, name)
+    make_folder(paths.output, OutputError, "--output")
+    draft = draft_recipe(reference, tuple(overrides))
+    job, stamp, metric = _plan(draft, resolve_targets(targets), paths.cache, options, name)
+    study = open_study(job)
+    description = StudyDescription(reference or DEFAULT_FILE, tuple(overrides), metric, stamp)
+    register_study(study, description, _machine())
+    enqueue_recipe(study, job.space.own)
+    until = None if options.seconds is None else time.monotonic() + options.seconds
     try:
-        Crew(study, plan, wanted.workers, until, observer).run()
+        WorkerPool(study, job, options.workers, until, observer or Silent()).run()
     finally:
-        found = outcome(study, plan, about)
-        with writing(wanted.output):
-            write_search(found, wanted.output)
-    if not found.done and (error := failure(study)) is not None:
+        result = read_study(study, job, description)
+        with writing(paths.output):
+            write_search(result, paths.output)
+    if not result.done and (error := first_failure(study)) is not None:
         raise error
-    return found
+    return result
 
 
-def _plan(wanted: Wanted, name: str) -> tuple[SearchJob, str, str]:
-    """Return the plan, a digest of all that its trials depend on, and the metric's name."""
-    draft = draft_recipe(wanted.recipe, wanted.overrides)
+def _plan(
+    draft: Draft, targets: Sequence[Target], folder: Path, options: SearchOptions, name: str
+) -> tuple[SearchJob, str, str]:
+    """Return the search, a digest of all that its trials depend on, and the metric's name."""
     recipe = draft.recipe()
     if recipe.task is None:
         raise RecipeError(f"{draft.source}: a search trains students, so it needs a [task], not a [model]")
-    targets = load_targets(wanted.targets)
     draft = _fitted(draft, recipe, targets)
-    cache = Cache(wanted.cache).root.absolute()
+    cache = Cache(folder).root.absolute()
     project = Project(recipe.task, cache)
     space = make_space(draft, _width(recipe))
     _check_tasks(space, cache)
     stamp = digest([draft.written, project.identity, draft.content["prune"]["round_to"]])
-    study = wanted.study or f"{name}-{stamp[:8]}"
+    study = options.study or f"{name}-{stamp[:8]}"
     task = project.loaded
-    plan = SearchJob(
+    job = SearchJob(
         draft=draft,
         choices=tuple(axis for axis in space.axes if isinstance(axis, Choices)),
         ranges=tuple(axis for axis in space.axes if isinstance(axis, Range)),
         opset=targets[0].opset,
         cache=str(cache),
-        storage=_storage(wanted.storage, cache, study),
+        storage=_storage(options.storage, cache, study),
         study=study,
         directions=("maximize" if task.higher_is_better else "minimize", "minimize", "minimize"),
-        trials=TRIALS if wanted.trials is None and wanted.seconds is None else wanted.trials,
+        trials=TRIALS if options.trials is None and options.seconds is None else options.trials,
     )
-    return plan, stamp, task.metric_name
+    return job, stamp, task.metric_name
 
 
 def _fitted(draft: Draft, recipe: Recipe, targets: Sequence[Target]) -> Draft:
-    """Return the recipe with widths that suit the targets, so that a build of a trial finds its stages done."""
+    """Return the recipe with pruned widths that suit the targets, so that a build of a trial uses its stages again."""
     prune = {**draft.content.get("prune", {}), "round_to": fit_widths(recipe, targets).prune.round_to}
     return Draft({**draft.content, "prune": prune}, draft.source, draft.written)
 
@@ -155,10 +168,10 @@ def _width(recipe: Recipe) -> int | None:
 
 
 def _check_tasks(space: Space, cache: Path) -> None:
-    """Make the task and its student with each end of what varies in its options, so that no trial is wasted on a typo.
+    """Make the task and its student with the ends of each axis of its options, so that a typo wastes no trial.
 
     Raises:
-        TaskError: one cannot be made.
+        TaskError: A task or its student cannot be made.
     """
     from edgekd.training.search_metrics import make_student
 

@@ -1,11 +1,11 @@
-"""What a search varies: keys of a recipe, each with a range or choices. Knows nothing of how trials are drawn."""
+"""The space of a search: keys of a recipe, each with a range or choices. How trials are drawn is not decided here."""
 
 from __future__ import annotations
 
 import math
 import random
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, cast
 
 import msgspec
 
@@ -19,17 +19,18 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
     from edgekd.config.loading import Draft
+    from edgekd.files import JsonObject
 
-#: The parts of a recipe that decide what a trial's student is. The seed is none: a search over it finds luck.
+#: The parts of a recipe that decide a trial's student. The seed is not among them: a search over it finds luck.
 VARIED = ("task.options", "teacher", "student", "distill", "prune")
 
-#: The last part of a key that stands for losses, and of one that stands for a factor on their shares.
+#: The end of a key that stands for losses, and the end of one that stands for a factor on their shares.
 _EXTRA, _FACTOR = ".loss.extra", ".loss.extra.*"
 
 _WHERE = "[search.space]"
 _LEAF = ("low", "high", "log", "step", "choices")
 
-#: Random recipes of a space that are checked before the first trial.
+#: Number of random recipes of a space that are checked before the first trial.
 _CHECKED = 100
 
 Value = bool | int | float | str
@@ -38,12 +39,12 @@ Params = dict[str, Value]
 
 @dataclass(frozen=True)
 class Choices:
-    """Some values; a table or a list is written as TOML.
+    """An axis with some values to choose from; a table or a list among them is written as TOML.
 
     Attributes:
-        key: of the recipe.
-        values: to choose from.
-        own: the recipe's own value, where it is one of them.
+        key: Key of the recipe.
+        values: The values to choose from.
+        own: The recipe's own value, where it is one of them; else None.
     """
 
     key: str
@@ -58,22 +59,22 @@ class Choices:
         """Return the values that must be right for all to be."""
         return self.values
 
-    def plain(self) -> Any:
-        """Return what stands for it in JSON."""
+    def plain(self) -> object:
+        """Return the axis as a JSON value."""
         return list(self.values)
 
 
 @dataclass(frozen=True)
 class Range:
-    """All numbers between two, or whole ones where both are whole.
+    """An axis with all numbers between two, or all whole numbers where both are whole.
 
     Attributes:
-        key: of the recipe.
-        low: the least.
-        high: the largest.
-        log: whether orders of magnitude are drawn evenly.
-        step: from one to the next, beginning at ``low``; None for all.
-        own: the recipe's own value, where it is in reach.
+        key: Key of the recipe.
+        low: The smallest number.
+        high: The largest number.
+        log: Whether orders of magnitude are drawn evenly.
+        step: Distance of neighbouring numbers, beginning at ``low``; None for all numbers.
+        own: The recipe's own value, where it is one of the numbers; else None.
     """
 
     key: str
@@ -100,8 +101,8 @@ class Range:
         """Return the values that must be right for all to be."""
         return self.low, self.high
 
-    def plain(self) -> Any:
-        """Return what stands for it in JSON."""
+    def plain(self) -> object:
+        """Return the axis as a JSON value."""
         return {"low": self.low, "high": self.high, "log": self.log, "step": self.step}
 
 
@@ -110,11 +111,11 @@ Axis = Choices | Range
 
 @dataclass(frozen=True)
 class Space:
-    """What is varied, the losses before the factors on their shares.
+    """The recipes that a search may draw.
 
     Attributes:
-        draft: the recipe that is varied.
-        axes: the keys.
+        draft: The recipe that is varied.
+        axes: The axes, those of losses before those of the factors on their shares.
     """
 
     draft: Draft
@@ -122,25 +123,25 @@ class Space:
 
     @property
     def own(self) -> Params:
-        """What the recipe itself has at the keys where that is known."""
+        """The recipe's own values, for the keys where they are known."""
         return {axis.key: axis.own for axis in self.axes if axis.own is not None}
 
     def asked(self, params: Params) -> Iterator[Axis]:
-        """Yield the axes that a trial has. Put each one's value into ``params`` before asking for the next.
+        """Yield the axes that a trial has; put the value of each into ``params`` before asking for the next.
 
-        A factor on the shares of losses is none of a trial that adds no loss.
+        A trial that adds no loss has no axis for a factor on the shares of losses.
         """
         for axis in self.axes:
             if not axis.key.endswith(_FACTOR) or self._losses(axis.key, params):
                 yield axis
 
     def settings(self, params: Mapping[str, Value]) -> tuple[str, ...]:
-        """Return what ``--set`` takes to make a trial's recipe.
+        """Return the settings for ``--set`` that make a trial's recipe.
 
         Raises:
-            RecipeError: a choice names a loss that does not exist.
+            RecipeError: A choice names a loss that does not exist.
         """
-        values: dict[str, Any] = {}
+        values: dict[str, object] = {}
         ranges = {axis.key for axis in self.axes if isinstance(axis, Range)}
         for key, drawn in params.items():
             value = _rounded(drawn) if key in ranges and isinstance(drawn, float) else drawn
@@ -158,21 +159,21 @@ class Space:
         """Return a trial's recipe.
 
         Raises:
-            RecipeError: it is not valid.
+            RecipeError: The recipe is not valid.
         """
         recipe = self.draft.recipe(self.settings(params))
         check_losses(recipe)
         return recipe
 
-    def plain(self) -> dict[str, Any]:
-        """Return what stands for it in JSON."""
+    def plain(self) -> JsonObject:
+        """Return the space as a JSON value: each key with its axis."""
         return {axis.key: axis.plain() for axis in self.axes}
 
     def check(self) -> None:
-        """Try the ends of every axis, and random recipes.
+        """Check the ends of every axis, and random recipes.
 
         Raises:
-            RecipeError: one of them is not valid; names the key and the value.
+            RecipeError: One of the recipes is not valid; the message names the key and the value.
         """
         for axis in self.axes:
             for value in axis.ends():
@@ -191,22 +192,22 @@ class Space:
             what = str(error).removeprefix(f"{self.draft.source} and --set: ").removeprefix(f"{self.draft.source}: ")
             raise RecipeError(f"{_WHERE} gives recipes that are not valid, with {told}: {what}") from error
 
-    def _losses(self, key: str, params: Mapping[str, Value]) -> dict[str, Any]:
-        """Return the losses that a factor's trial adds: those drawn for it, or the recipe's own."""
+    def _losses(self, key: str, params: Mapping[str, Value]) -> JsonObject:
+        """Return the losses that a trial with a factor adds: those that were drawn for it, or the recipe's own."""
         extra = key.removesuffix(".*")
-        losses = _meant(extra, params[extra]) if extra in params else find(self.draft, extra)
-        return cast("dict[str, Any]", losses) or {}
+        losses = _meant(extra, params[extra]) if extra in params else recipe_value(self.draft, extra)
+        return cast("JsonObject", losses) or {}
 
 
 def make_space(draft: Draft, width: int | None) -> Space:
     """Return what a recipe's ``[search.space]`` names, or else the default, checked.
 
     Args:
-        draft: the recipe.
-        width: of the embeddings of a student whose task takes ``options.student.width``; None for another task.
+        draft: The recipe.
+        width: Width of the student's embeddings where the task takes ``options.student.width``; None for another task.
 
     Raises:
-        RecipeError: a key or a value is wrong, or a recipe that may be drawn is not valid.
+        RecipeError: A key or a value is wrong, or a recipe that may be drawn is not valid.
     """
     entries = dict(_entries(draft.content.get("search", {}).get("space", {})))
     if not entries:
@@ -217,8 +218,8 @@ def make_space(draft: Draft, width: int | None) -> Space:
     return space
 
 
-def _entries(table: Mapping[str, Any], at: str = "") -> Iterator[tuple[str, Any]]:
-    """Yield each key, dotted or quoted or a table of its own, with its range or choices."""
+def _entries(table: Mapping[str, object], at: str = "") -> Iterator[tuple[str, object]]:
+    """Yield each key, whether dotted, quoted or a table of its own, with its range or choices."""
     for key, entry in table.items():
         if isinstance(entry, dict) and not set(entry) & set(_LEAF):
             yield from _entries(entry, f"{at}{key}.")
@@ -226,13 +227,13 @@ def _entries(table: Mapping[str, Any], at: str = "") -> Iterator[tuple[str, Any]
             yield f"{at}{key}", entry
 
 
-def _default(recipe: Recipe, width: int | None) -> dict[str, Any]:
-    losses: list[Any] = ["kd", "intra", "sample", "joint", "fd", "sp", "rkd"]
+def _default(recipe: Recipe, width: int | None) -> JsonObject:
+    losses: list[object] = ["kd", "intra", "sample", "joint", "fd", "sp", "rkd"]
     own = extra_table(recipe.distill.loss.extra)
     plain = all(isinstance(share, float | int) for share in own.values())
     if plain and own not in [_meant("distill.loss.extra", word) for word in losses]:
         losses.insert(0, own)
-    space: dict[str, Any] = {
+    space: JsonObject = {
         "distill.loss.extra": losses,
         "distill.loss.extra.*": {"low": 0.3, "high": 10.0, "log": True},
         "distill.loss.temperature": {"low": 2.0, "high": 10.0, "log": True},
@@ -249,14 +250,14 @@ def _default(recipe: Recipe, width: int | None) -> dict[str, Any]:
     return space
 
 
-def _axis(draft: Draft, key: str, entry: Any, width: int | None) -> Axis:
+def _axis(draft: Draft, key: str, entry: object, width: int | None) -> Axis:
     _check_key(key)
     match entry:
         case [int() | float() as low, int() | float() as high] if not isinstance(low, bool | str):
             axis: Axis = _range(key, {"low": low, "high": high})
         case list():
             axis = _choices(key, entry)
-        case {"choices": list() as values} if len(entry) == 1:
+        case {"choices": list() as values, **rest} if not rest:
             axis = _choices(key, values)
         case dict() if "choices" not in entry:
             axis = _range(key, entry)
@@ -265,7 +266,7 @@ def _axis(draft: Draft, key: str, entry: Any, width: int | None) -> Axis:
                 f'{_WHERE} {key}: give a range, {{ low = 2.0, high = 8.0 }}, or choices, ["a", "b"], '
                 f"not {toml_value(entry)}"
             )
-    own = 1.0 if key.endswith(_FACTOR) else find(draft, key)
+    own = 1.0 if key.endswith(_FACTOR) else recipe_value(draft, key)
     if own is None and key == "task.options.student.width":
         own = width
     return _with_own(axis, own)
@@ -274,7 +275,7 @@ def _axis(draft: Draft, key: str, entry: Any, width: int | None) -> Axis:
 def _check_key(key: str) -> None:
     """Raise RecipeError for a key that no recipe has, or that decides nothing in a trial."""
     parts = key.removesuffix(".*").split(".")
-    nested: Any = {parts[-1]: {}} if key.endswith((_EXTRA, _FACTOR)) else {parts[-1]: 0}
+    nested: JsonObject = {parts[-1]: {}} if key.endswith((_EXTRA, _FACTOR)) else {parts[-1]: 0}
     for part in reversed(parts[:-1]):
         nested = {part: nested}
     check_keys(nested, Recipe, _WHERE, RecipeError)
@@ -286,7 +287,7 @@ def _check_key(key: str) -> None:
         raise RecipeError(f"{_WHERE} {key}: a * stands for the shares of all losses, as in distill.loss.extra.*")
 
 
-def _choices(key: str, values: Sequence[Any]) -> Choices:
+def _choices(key: str, values: Sequence[Value | list[object] | JsonObject]) -> Choices:
     if key.endswith(_FACTOR):
         raise RecipeError(f"{_WHERE} {key}: is a factor; give it a range, {{ low = 0.3, high = 10.0, log = true }}")
     for value in values:
@@ -297,7 +298,7 @@ def _choices(key: str, values: Sequence[Any]) -> Choices:
     return Choices(key, written)
 
 
-def _range(key: str, entry: Mapping[str, Any]) -> Range:
+def _range(key: str, entry: JsonObject) -> Range:
     where = f"{_WHERE} {key}"
     for name, value in entry.items():
         if name not in _LEAF[:4]:
@@ -321,7 +322,7 @@ def _range(key: str, entry: Mapping[str, Any]) -> Range:
     return Range(key, low, high, log, step)
 
 
-def _with_own(axis: Axis, own: Any) -> Axis:
+def _with_own(axis: Axis, own: object) -> Axis:
     if isinstance(axis, Choices):
         same = [value for value in axis.values if own is not None and _meant(axis.key, value) == own]
         return Choices(axis.key, axis.values, same[0] if same else None)
@@ -333,9 +334,9 @@ def _with_own(axis: Axis, own: Any) -> Axis:
     return Range(axis.key, axis.low, axis.high, axis.log, axis.step, int(own) if axis.whole else float(own))
 
 
-def find(draft: Draft, key: str) -> Any:
-    """Return what a recipe has at a key: as written, or else by default; None where there is nothing."""
-    found: Any = draft.content
+def recipe_value(draft: Draft, key: str) -> object:
+    """Return the value of a recipe at a key, as written or else by default; None where there is none."""
+    found: object = draft.content
     for part in key.split("."):
         found = found.get(part) if isinstance(found, dict) else None
     if found is None:
@@ -345,15 +346,15 @@ def find(draft: Draft, key: str) -> Any:
     return found
 
 
-def _written(value: Any) -> Any:
-    """Return tables without what is None, which TOML does not have."""
+def _written(value: object) -> object:
+    """Return tables without values that are None, which TOML does not have."""
     return (
         {key: _written(item) for key, item in value.items() if item is not None} if isinstance(value, dict) else value
     )
 
 
-def _meant(key: str, value: Any) -> Any:
-    """Return what a choice stands for: of losses a word names those to add; a table or a list is written as TOML."""
+def _meant(key: str, value: object) -> object:
+    """Return the value that a choice stands for: for losses a word names those to add; tables and lists are TOML."""
     if not isinstance(value, str):
         return value
     if value.startswith(("{", "[")):
@@ -367,7 +368,7 @@ def _meant(key: str, value: Any) -> Any:
     return dict.fromkeys(names, 1.0)
 
 
-def _scaled(term: Any, factor: float) -> Any:
+def _scaled(term: float | JsonObject, factor: float) -> float | JsonObject:
     """Return a loss with its share, or its fixed weight, multiplied."""
     if not isinstance(term, dict):
         return _rounded(term * factor)
@@ -376,5 +377,5 @@ def _scaled(term: Any, factor: float) -> Any:
 
 
 def _rounded(value: float) -> float:
-    """Four digits are more than any of this needs, and a command line is read."""
+    """Return a number with four digits: more than any of this needs, and short on a command line."""
     return float(f"{value:.4g}")

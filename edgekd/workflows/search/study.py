@@ -1,4 +1,4 @@
-"""The study behind a search: where trials are kept, who runs them, and which are taken up again."""
+"""The study behind a search: the storage of its trials, their workers, and trials that are asked for again."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import socket
 import time
 import warnings
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import optuna
 from optuna.exceptions import ExperimentalWarning
@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 
 logging.getLogger("optuna").setLevel(logging.ERROR)
 
-#: Trials drawn at random before the sampler learns from them.
+#: Number of trials that are drawn at random before the sampler learns from them.
 _RANDOM = 10
 
 
@@ -65,21 +65,21 @@ class _Lock(JournalFileSymlinkLock):
 
 
 def is_url(storage: str) -> bool:
-    """Whether a storage is a database's URL rather than a file's path."""
+    """Return whether a storage is a database's URL rather than a file's path."""
     return "://" in storage
 
 
-def shown(storage: str) -> str:
-    """Return a storage without a password."""
+def without_password(storage: str) -> str:
+    """Return a storage as it may be shown: without a password."""
     return make_url(storage).render_as_string() if is_url(storage) else storage
 
 
 def open_storage(storage: str) -> BaseStorage:
-    """Open a database by its URL, or else a journal, a file that several machines may share.
+    """Open a database by its URL, or else a journal, which is a file that several machines may share.
 
     Raises:
-        MissingDependency: the driver of the database is not installed.
-        CacheError: it cannot be opened.
+        MissingDependency: The driver of the database is not installed.
+        CacheError: The storage cannot be opened.
     """
     try:
         if is_url(storage):
@@ -91,7 +91,7 @@ def open_storage(storage: str) -> BaseStorage:
         return JournalStorage(JournalFileBackend(str(path), _Lock(path)))
     except ImportError as error:
         raise MissingDependency(
-            f"--storage {shown(storage)}: the driver of this database is missing: {error}"
+            f"--storage {without_password(storage)}: the driver of this database is missing: {error}"
         ) from error
     except (OSError, ValueError, KeyError, SQLAlchemyError, RuntimeError) as error:
         what = str(error).strip().partition("\n")[0]
@@ -99,54 +99,54 @@ def open_storage(storage: str) -> BaseStorage:
 
 
 def _safe(storage: str) -> str:
-    """Return a storage without a password, though it may not even be a URL."""
+    """Return a storage without a password, even where it is not a valid URL."""
     try:
-        return shown(storage)
+        return without_password(storage)
     except SQLAlchemyError:
         return "URL"
 
 
-def open_study(plan: SearchJob) -> Study:
-    """Open a plan's study, or make it.
+def open_study(search: SearchJob) -> Study:
+    """Open the study of a search, or create it.
 
     Raises:
-        MissingDependency: the driver of its database is not installed.
-        CacheError: its storage cannot be opened.
+        MissingDependency: The driver of its database is not installed.
+        CacheError: Its storage cannot be opened.
     """
     return optuna.create_study(
-        storage=open_storage(plan.storage),
-        study_name=plan.study,
-        directions=list(plan.directions),
+        storage=open_storage(search.storage),
+        study_name=search.study,
+        directions=list(search.directions),
         load_if_exists=True,
     )
 
 
-def ask_for_own(study: Study, params: Params) -> None:
-    """Let the study begin with the recipe as it stands."""
+def enqueue_recipe(study: Study, params: Params) -> None:
+    """Ask for the recipe as it stands as the first trial of the study."""
     if not any(OWN in trial.user_attrs for trial in study.get_trials(deepcopy=False)):
         study.enqueue_trial(params, user_attrs={OWN: True})
 
 
-def sampler(seed: int, *others: Any) -> BaseSampler:
-    """Return what draws a trial: multivariate TPE, at random at first.
+def make_sampler(seed: int, *others: str | int) -> BaseSampler:
+    """Return the sampler that draws a trial: multivariate TPE, at random at first.
 
     Args:
-        seed: the recipe's.
-        others: what tells this draw from every other.
+        seed: The recipe's seed.
+        others: Values that distinguish this draw from every other.
     """
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ExperimentalWarning)
         return optuna.samplers.TPESampler(
             n_startup_trials=_RANDOM,
             multivariate=True,
-            group=True,  # a factor on shares is none of every trial
-            constant_liar=True,  # what other workers are at is not drawn again
+            group=True,  # not every trial has a factor on shares
+            constant_liar=True,  # trials that other workers are running are not drawn again
             seed=int(digest([seed, *others])[:8], 16),
         )
 
 
-def suggest(trial: Trial, space: Space, own: bool) -> Params:
-    """Draw a trial's values; of the recipe as it stands take those that are known."""
+def suggest_params(trial: Trial, space: Space, own: bool) -> Params:
+    """Draw the values of a trial. For the recipe as it stands only the axes whose value is known are drawn."""
     params: Params = {}
     for axis in space.asked(params):
         if own and axis.own is None:
@@ -163,23 +163,26 @@ def suggest(trial: Trial, space: Space, own: bool) -> Params:
     return params
 
 
-def lost(trials: Iterable[FrozenTrial]) -> set[int]:
-    """Return the numbers of the trials that were taken up again by later ones."""
+def superseded(trials: Iterable[FrozenTrial]) -> set[int]:
+    """Return the numbers of the trials that later trials repeat."""
     return {trial.user_attrs[AGAIN] for trial in trials if AGAIN in trial.user_attrs}
 
 
-def begun(trials: list[FrozenTrial]) -> int:
-    """Return how many trials are over or at work, one that is taken up again counted once."""
-    over = lost(trials)
-    return sum(trial.state != TrialState.WAITING and trial.number not in over for trial in trials)
+def count_begun(trials: list[FrozenTrial]) -> int:
+    """Return how many trials are finished or running; a trial that is repeated counts once."""
+    repeated = superseded(trials)
+    return sum(trial.state != TrialState.WAITING and trial.number not in repeated for trial in trials)
 
 
-class Identity:
-    """A worker as the others see it: on its own machine by a lock that the kernel lets go with its process.
+class WorkerIdentity:
+    """A worker as other workers see it: on its own machine by a lock that the kernel releases with the process.
 
     Args:
-        name: of the worker.
-        cache: where its lock is.
+        name: Name of the worker.
+        cache: Folder of the worker's lock.
+
+    Attributes:
+        facts: The worker's name, host, start of the machine and lock, as a study keeps them.
     """
 
     def __init__(self, name: str, cache: Path) -> None:
@@ -187,7 +190,7 @@ class Identity:
         self._lock = need("filelock", "build").FileLock(self._path)
         self.facts = {"name": name, "host": socket.gethostname(), "boot": _boot(), "lock": str(self._path)}
 
-    def __enter__(self) -> Identity:
+    def __enter__(self) -> WorkerIdentity:
         self._lock.acquire()
         return self
 
@@ -197,33 +200,33 @@ class Identity:
 
 
 def _boot() -> str:
-    """Return what tells this start of this machine from every other; two containers of one machine have the same."""
+    """Return the identity of this start of this machine; two containers of one machine have the same."""
     try:
         return Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
     except OSError:
         return socket.gethostname()
 
 
-def take_up(study: Study) -> None:
+def requeue_abandoned(study: Study) -> None:
     """Ask again for the trials whose workers are gone."""
     for trial in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
         if _gone(trial):
-            give_back(study, trial)
+            requeue(study, trial)
 
 
-def give_back(study: Study, trial: FrozenTrial, blame: bool = True) -> None:
-    """Ask again for a trial that was cut short, unless it has cost too many workers.
+def requeue(study: Study, trial: FrozenTrial, blame: bool = True) -> None:
+    """Ask again for a trial that was interrupted, unless it has cost too many workers.
 
     Args:
-        study: whose.
-        trial: which runs no more.
-        blame: whether this counts as an attempt: its worker died of itself.
+        study: The study.
+        trial: The interrupted trial.
+        blame: Whether this counts as an attempt, since the worker died by itself.
     """
     attempt = trial.user_attrs.get(ATTEMPT, 1)
     drawn = OWN in trial.user_attrs or trial.params
     if drawn and attempt + blame <= ATTEMPTS:
         kept = {key: trial.user_attrs[key] for key in (OWN,) if key in trial.user_attrs}
-        # First, so that a trial is rather tried twice than never.
+        # This comes first, so that a trial is rather run twice than never.
         study.enqueue_trial(trial.params, {**kept, AGAIN: trial.number, ATTEMPT: attempt + blame})
     study.tell(trial.number, state=TrialState.FAIL, skip_if_finished=True)
 
@@ -238,7 +241,7 @@ def _gone(trial: FrozenTrial) -> bool:
 
 
 def _free(path: Path) -> bool:
-    """Whether nobody holds a lock; a lock that nobody holds is removed, since no worker has its name again."""
+    """Return whether nobody holds a lock; such a lock is removed, since no worker has its name again."""
     filelock = need("filelock", "build")
     lock = filelock.FileLock(path)
     try:

@@ -63,7 +63,7 @@ class SearchTrials:
         if wrong:
             raise ModelError(f"{wrong[0]} of the trained student is not a finite number")
         observer.advance("latency", 0, 0, "exporting, and waiting until no other worker measures")
-        compared = self._stopwatch(project.loaded, student, learner.taps, measuring())
+        compared = self._stopwatch(project.loaded, student, learner.taps, latency_lock())
         return TrialFigures(
             metric=figures["validation"],
             latency=round(compared.ratio, _DIGITS),
@@ -98,7 +98,7 @@ def _without_student(task: TaskConfig) -> dict[str, object]:
     return {name: value for name, value in task.options.items() if name != _STUDENT}
 
 
-def measuring() -> AbstractContextManager[object]:
+def latency_lock() -> AbstractContextManager[object]:
     """Return a lock of this host's user: of all searches, whatever their caches, one worker at a time measures."""
     path = Path(tempfile.gettempdir()) / f"edgekd-latency-{os.getuid()}.lock"
     lock: AbstractContextManager[object] = need("filelock", "build").FileLock(path)

@@ -1,7 +1,7 @@
 """One worker: ``python -m edgekd.workflows.search.worker`` runs trials of a study until there is nothing left to do.
 
-It reads its job, one line of JSON, from stdin, and ends when stdin does: a killed search leaves no worker behind. What
-it is at it tells on stdout, a line of JSON each; the study itself is the only result.
+The worker reads its job, one line of JSON, from stdin, and ends when stdin does: a killed search leaves no worker
+behind. It writes its progress to stdout, one line of JSON for each event; the study itself is the only result.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import time
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Protocol
 
 import msgspec
 from optuna.trial import TrialState
@@ -23,87 +23,109 @@ from optuna.trial import TrialState
 from edgekd.errors import EdgekdError, ModelError, RecipeError, TaskError
 from edgekd.stages.cache import Cache
 from edgekd.stages.progress import Silent
-from edgekd.workflows.search.job import BEAT, BEAT_SECONDS, FAILURE, OUTCOME, OWN, WORKER, Job
-from edgekd.workflows.search.study import Identity, begun, open_study, sampler, suggest, take_up
+from edgekd.workflows.search.job import BEAT, BEAT_SECONDS, FAILURE, OUTCOME, OWN, WORKER, WorkerJob
+from edgekd.workflows.search.study import (
+    WorkerIdentity,
+    count_begun,
+    make_sampler,
+    open_study,
+    requeue_abandoned,
+    suggest_params,
+)
 from edgekd.workflows.search.trial import SearchTrials
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Iterator
 
     from optuna import Study, Trial
 
     from edgekd.workflows.search.space import Params
 
-#: What may be wrong with one trial and right with the next; anything else ends the search.
+#: Errors of one trial that the next need not have; any other error ends the search.
 _OF_A_TRIAL = (ModelError, RecipeError, TaskError)
 
 
-class _Relay(Silent):
-    """Tells of a trial's stages as of the steps of one."""
+class Emit(Protocol):
+    """Writes an event of a worker."""
 
-    def __init__(self, tell: Callable[..., None], trial: int) -> None:
-        self._tell, self._trial = tell, trial
+    def __call__(self, event: str, **facts: object) -> None:
+        """Write an event with its facts."""
+
+
+class _Relay(Silent):
+    """Reports the stages of a trial as steps of the trial.
+
+    Args:
+        emit: Writes an event.
+        trial: Number of the trial.
+    """
+
+    def __init__(self, emit: Emit, trial: int) -> None:
+        self._emit, self._trial = emit, trial
 
     def start(self, stage: str) -> None:
-        """Tell which stage begins."""
-        self._tell("advance", trial=self._trial, done=0, total=0, note=stage)
+        """Report which stage begins."""
+        self._emit("advance", trial=self._trial, done=0, total=0, note=stage)
 
     def advance(self, stage: str, done: int, total: int, note: str) -> None:
-        """Tell how far it is."""
-        self._tell("advance", trial=self._trial, done=done, total=total, note=f"{stage}: {note}" if note else stage)
+        """Report how far the stage is."""
+        self._emit("advance", trial=self._trial, done=done, total=total, note=f"{stage}: {note}" if note else stage)
 
     def warn(self, stage: str, message: str) -> None:
-        """Pass it on."""
-        self._tell("warn", trial=self._trial, message=f"{stage}: {message}")
+        """Pass the warning on."""
+        self._emit("warn", trial=self._trial, message=f"{stage}: {message}")
 
 
 class Worker:
     """Runs trials, one after the other.
 
     Args:
-        job: what to do.
-        identity: what others see of this worker.
-        tell: says what it is at.
+        job: The job.
+        identity: The worker as other workers see it.
+        emit: Writes an event.
     """
 
-    def __init__(self, job: Job, identity: Identity, tell: Callable[..., None]) -> None:
-        self._job, self._plan, self._identity, self._tell = job, job.plan, identity, tell
-        self._space, self._cache = job.plan.space, Path(job.plan.cache)
+    def __init__(self, job: WorkerJob, identity: WorkerIdentity, emit: Emit) -> None:
+        self._job, self._search, self._identity, self._emit = job, job.search, identity, emit
+        self._space, self._cache = job.search.space, Path(job.search.cache)
         self._until = None if job.deadline is None else time.monotonic() + job.deadline
-        self._study = open_study(job.plan)
-        self._bench = SearchTrials(job.plan.draft.recipe(), job.plan.opset, self._cache)
+        self._study = open_study(job.search)
+        self._trials = SearchTrials(job.search.draft.recipe(), job.search.opset, self._cache)
 
     def run(self) -> None:
         """Run trials until the study has enough or time is up."""
         while (drawn := self._next()) is not None:
             trial, params = drawn
-            self._tell("start", trial=trial.number)
+            self._emit("start", trial=trial.number)
             started = time.monotonic()
             with _beating(trial):
-                told = self._try(trial, params)
-            self._tell("finish", trial=trial.number, seconds=time.monotonic() - started, summary=told)
+                summary = self._run(trial, params)
+            self._emit("finish", trial=trial.number, seconds=time.monotonic() - started, summary=summary)
 
     def _next(self) -> tuple[Trial, Params] | None:
-        """Draw a trial; one worker of a host at a time, so that the study gets no more trials than it is to have."""
+        """Draw a trial, or return None where the study has enough or time is up.
+
+        One worker of a host draws at a time, so that the study gets no more trials than it is to have.
+        """
         with Cache(self._cache).hold("search-next", lambda: None):
-            take_up(self._study)
+            requeue_abandoned(self._study)
             trials = self._study.get_trials(deepcopy=False)
-            enough = self._plan.trials is not None and begun(trials) >= self._plan.trials
+            enough = self._search.trials is not None and count_begun(trials) >= self._search.trials
             if enough or (self._until is not None and time.monotonic() >= self._until):
                 return None
-            recipe = self._plan.draft.recipe()
+            recipe = self._search.draft.recipe()
             facts = self._identity.facts
-            self._study.sampler = sampler(recipe.seed, facts["host"], self._job.number, len(trials))
+            self._study.sampler = make_sampler(recipe.seed, facts["host"], self._job.number, len(trials))
             trial = self._study.ask()
             trial.set_user_attr(WORKER, facts)
             trial.set_user_attr(BEAT, time.time())
-            return trial, suggest(trial, self._space, OWN in trial.user_attrs)
+            return trial, suggest_params(trial, self._space, OWN in trial.user_attrs)
 
-    def _try(self, trial: Trial, params: Params) -> str:
-        """Run a trial and record what came of it; return it in words."""
+    def _run(self, trial: Trial, params: Params) -> str:
+        """Run a trial and record its figures; return them in words."""
         try:
-            recipe = self._plan.draft.recipe() if OWN in trial.user_attrs else self._space.recipe(params)
-            found = self._bench(recipe, _Relay(self._tell, trial.number))
+            recipe = self._search.draft.recipe() if OWN in trial.user_attrs else self._space.recipe(params)
+            figures = self._trials(recipe, _Relay(self._emit, trial.number))
         except _OF_A_TRIAL as error:
             return _fail(self._study, trial, error)
         except EdgekdError:
@@ -111,9 +133,9 @@ class Worker:
         except Exception as error:  # a defect, the user's code, or no memory: recorded, and this process is done
             _fail(self._study, trial, error)
             raise
-        trial.set_user_attr(OUTCOME, asdict(found))
-        self._study.tell(trial, [found.metric, found.latency, found.drift], skip_if_finished=True)
-        return f"metric {found.metric:.4f}, latency {found.latency:.2f}×, drift {found.drift:.4f}"
+        trial.set_user_attr(OUTCOME, asdict(figures))
+        self._study.tell(trial, [figures.metric, figures.latency, figures.drift], skip_if_finished=True)
+        return f"metric {figures.metric:.4f}, latency {figures.latency:.2f}×, drift {figures.drift:.4f}"
 
 
 def _fail(study: Study, trial: Trial, error: Exception) -> str:
@@ -127,11 +149,11 @@ def _fail(study: Study, trial: Trial, error: Exception) -> str:
 
 @contextmanager
 def _beating(trial: Trial) -> Iterator[None]:
-    """Let other machines see that a trial's worker is alive."""
-    over = threading.Event()
+    """Record a heartbeat in the study while a trial runs, so that other machines see that its worker is alive."""
+    finished = threading.Event()
 
     def beat() -> None:
-        while not over.wait(BEAT_SECONDS):
+        while not finished.wait(BEAT_SECONDS):
             trial.set_user_attr(BEAT, time.time())
 
     thread = threading.Thread(target=beat, daemon=True)
@@ -139,33 +161,33 @@ def _beating(trial: Trial) -> Iterator[None]:
     try:
         yield
     finally:
-        over.set()
+        finished.set()
         thread.join()
 
 
 def _end_with_stdin() -> None:
-    """End this process when the search that started it is gone; what it was at is written atomically."""
+    """End this process when the search that started it is gone; files that it was writing are written atomically."""
     sys.stdin.read()
     os._exit(1)
 
 
 def main() -> None:
     """Do the job on stdin."""
-    # What is told gets stdout to itself: what a library prints there goes to stderr.
+    # Events have stdout to themselves: what a library prints there goes to stderr.
     out = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)
 
-    def tell(event: str, **facts: Any) -> None:
+    def emit(event: str, **facts: object) -> None:
         print(json.dumps({"event": event, **facts}), file=out, flush=True)
 
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole terminal; the search ends its workers
-    job = msgspec.json.decode(sys.stdin.readline(), type=Job)
+    job = msgspec.json.decode(sys.stdin.readline(), type=WorkerJob)
     threading.Thread(target=_end_with_stdin, daemon=True).start()
     try:
-        with Identity(job.worker, Path(job.plan.cache)) as identity:
-            Worker(job, identity, tell).run()
+        with WorkerIdentity(job.worker, Path(job.search.cache)) as identity:
+            Worker(job, identity, emit).run()
     except EdgekdError as error:
-        tell("error", kind=type(error).__name__, reason=str(error))
+        emit("error", kind=type(error).__name__, reason=str(error))
         sys.exit(error.exit_code)
 
 

@@ -10,14 +10,12 @@ from graphs import node, tensor
 from edgekd.compress.partial import SAMPLES
 from edgekd.config.recipe import Recipe
 from edgekd.config.target import load_calibration
-from edgekd.devices.targets import load_targets
-from edgekd.pipeline.build import BuildPaths
 from edgekd.pipeline.imported_source import import_model
 from edgekd.stages.cache import Cache
 from edgekd.stages.labels import UNLABELLED
 from edgekd.stages.progress import Silent
 from edgekd.stages.stage import Runner
-from edgekd.workflows.check import blame_targets, suggest_limits
+from edgekd.workflows.check import blame, suggest_limits
 
 
 def recipe(model, samples):
@@ -44,8 +42,7 @@ def classifier(tmp_path, request):
 
 
 def test_its_layers_are_blamed(classifier, tmp_path):
-    places = BuildPaths(tmp_path / "out", tmp_path / "cache")
-    found = blame_targets(classifier, load_targets(["cpu"]), places, ["none"], Silent())["cpu"]
+    found = blame(classifier, output=tmp_path / "out", cache=tmp_path / "cache", devices=["none"])["cpu"]
     assert sorted(suspect.name for suspect in found.of("layer")) == ["first", "last", "second"]
     assert found.samples == 40
 
@@ -58,9 +55,8 @@ def test_without_a_label_among_the_samples_no_metric_is_blamed(classifier, tmp_p
     np.savez(classifier.model.calibration, image=images, labels=labels)
     np.savez(tmp_path / "test.npz", image=images[:20] + 1, labels=np.zeros(20, int))
     model = msgspec.structs.replace(classifier.model, test=str(tmp_path / "test.npz"))
-    places = BuildPaths(tmp_path / "out", tmp_path / "cache")
-    wanted = msgspec.structs.replace(classifier, model=model)
-    found = blame_targets(wanted, load_targets(["cpu"]), places, ["none"], Silent())["cpu"]
+    changed = msgspec.structs.replace(classifier, model=model)
+    found = blame(changed, output=tmp_path / "out", cache=tmp_path / "cache", devices=["none"])["cpu"]
     assert found.samples == 256
     assert found.quantized.metric is None
     assert {suspect.gain for suspect in found.suspects} == {None}
@@ -73,8 +69,7 @@ def _looked_at(count):
 
 
 def test_limits_are_measured_where_there_is_one_branch_alone(classifier, tmp_path):
-    (target,) = load_targets(["cpu"])
-    alarm = suggest_limits(classifier, target, tmp_path / "cache", Silent())
+    alarm = suggest_limits(classifier, cache=tmp_path / "cache")
     assert {outcome.perturbation.where for outcome in alarm.outcomes} == {"network"}
     assert len(alarm.outcomes) > 61
     assert alarm.fusion == ()
@@ -91,6 +86,6 @@ def test_other_weights_beside_the_model_are_another_model(tmp_path):
         if logits:
             content = np.fromfile(tmp_path / "weights.bin", np.float32)
             (2 * content).tofile(tmp_path / "weights.bin")
-        brought = import_model(Runner(Cache(tmp_path / "cache"), Silent()), recipe(model, samples))
-        logits.append(brought.probes()["float"].logits)
+        imported = import_model(Runner(Cache(tmp_path / "cache"), Silent()), recipe(model, samples))
+        logits.append(imported.probes()["float"].logits)
     np.testing.assert_allclose(logits[1], 2 * logits[0], rtol=1e-6)

@@ -25,7 +25,7 @@ from edgekd.config.recipe import (
 from edgekd.errors import ModelError, OutputError, RecipeError, TaskError
 from edgekd.pipeline.build import BuildPaths
 from edgekd.stages.progress import Silent
-from edgekd.workflows.advise.run import advise
+from edgekd.workflows.advise.run import AdviceBudget, advise_recipe
 
 torch.set_num_threads(1)
 
@@ -63,9 +63,9 @@ class Watches(Silent):
         self.finished[stage] = cached
 
 
-def run(recipe, folder, budget, observer=None, **options):
-    places = BuildPaths(folder / "out", folder / "cache")
-    return advise(recipe, places, budget, observer=observer, clock=ticking(), **options)
+def run(recipe, folder, budget, observer=None, epochs=None, **options):
+    paths = BuildPaths(folder / "out", folder / "cache")
+    return advise_recipe(recipe, paths, AdviceBudget(budget, epochs), observer=observer, clock=ticking(), **options)
 
 
 #: Room for six seeds of all epochs. At first there are 10 contestants, since the recipe's temperature is none of the

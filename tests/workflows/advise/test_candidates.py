@@ -4,9 +4,9 @@ import pytest
 
 from edgekd.config.loading import load_recipe
 from edgekd.config.recipe import DEFAULT_EXTRA, LossConfig, Tap, Term
-from edgekd.workflows.advise.candidates import contestants, families, recipe_lines
+from edgekd.workflows.advise.candidates import loss_families, loss_variants, recipe_lines
 
-FIELD = contestants(LossConfig())
+FIELD = loss_variants(LossConfig())
 
 
 def by_name(name, field=FIELD):
@@ -32,7 +32,7 @@ def test_the_contestants_of_a_recipe_as_it_comes():
 
 def test_weights_shares_and_options_are_the_recipes():
     own = {"cross": 3.0, "joint": Term(share=2.0, options={"normalize": "frobenius"}), "intra": Term(loss="sp")}
-    field = contestants(LossConfig(ce=0.5, temperature=2.0, extra=own))
+    field = loss_variants(LossConfig(ce=0.5, temperature=2.0, extra=own))
     assert [one.name for one in field[:4]] == ["KD T=2", "labels only", "KD T=4", "KD T=8"]
     assert field[-1].name == "recipe's own"
     assert by_name("cross", field).terms["cross"].share == 3
@@ -42,19 +42,19 @@ def test_weights_shares_and_options_are_the_recipes():
 
 
 def test_a_recipe_without_kd_is_compared_with_kd_as_it_comes():
-    field = contestants(LossConfig(ce=1.0, kd=0.0, extra={}))
+    field = loss_variants(LossConfig(ce=1.0, kd=0.0, extra={}))
     assert field[0].loss == LossConfig(extra={})
 
 
 def test_no_loss_is_tried_twice():
-    field = contestants(LossConfig(extra={"fd": 1.0}))
+    field = loss_variants(LossConfig(extra={"fd": 1.0}))
     settings = [(one.loss.ce, one.loss.kd, one.loss.temperature, one.loss.terms) for one in field]
     assert all(settings.count(each) == 1 for each in settings)
     assert "recipe's own" not in [one.name for one in field]
 
 
 def test_each_pair_and_each_modality_is_switched_off_in_turn():
-    joint, cross, intra = families(FIELD, ["a", "b", "c"])
+    joint, cross, intra = loss_families(FIELD, ["a", "b", "c"])
     assert [family.whole.name for family in (joint, cross, intra)] == ["joint", "cross", "intra centred"]
     assert {part: one.loss.terms["joint"].pairs for part, one in joint.without.items()} == {
         "a-b": ["a-c", "b-c"],
@@ -66,18 +66,18 @@ def test_each_pair_and_each_modality_is_switched_off_in_turn():
 
 
 def test_a_single_pair_is_on_in_joint_and_off_in_intra():
-    joint, intra = families(FIELD, ["a", "b"])
+    joint, intra = loss_families(FIELD, ["a", "b"])
     assert list(joint.without) == ["a-b"]
     assert joint.without["a-b"].loss.terms == LossConfig(extra={"intra": 1.0}).terms
     assert list(intra.without) == ["a", "b"]
 
 
 def test_what_a_recipe_leaves_out_is_not_switched_off():
-    field = contestants(LossConfig(extra={"joint": Term(pairs=["a-b", "b-c"]), "intra": Term(modalities=["a", "c"])}))
-    joint, _, intra = families(field, ["a", "b", "c"])
+    field = loss_variants(LossConfig(extra={"joint": Term(pairs=["a-b", "b-c"]), "intra": Term(modalities=["a", "c"])}))
+    joint, _, intra = loss_families(field, ["a", "b", "c"])
     assert (list(joint.without), list(intra.without)) == (["a-b", "b-c"], ["a", "c"])
-    alone = contestants(LossConfig(extra={"intra": Term(modalities=["a"])}))
-    assert families(alone, ["a", "b", "c"])[-1].without == {}
+    alone = loss_variants(LossConfig(extra={"intra": Term(modalities=["a"])}))
+    assert loss_families(alone, ["a", "b", "c"])[-1].without == {}
 
 
 @pytest.mark.parametrize(

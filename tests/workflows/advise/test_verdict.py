@@ -7,19 +7,19 @@ import pytest
 from edgekd.cli.terminal.advice import print_advice
 from edgekd.config.recipe import LossConfig
 from edgekd.stages.progress import Silent
-from edgekd.workflows.advise.ablate import ablate, choose
-from edgekd.workflows.advise.budget import RESERVE, Cost
-from edgekd.workflows.advise.candidates import contestants, families
+from edgekd.workflows.advise.ablate import ablate, choose_families
+from edgekd.workflows.advise.budget import RESERVE, TrialCost
+from edgekd.workflows.advise.candidates import loss_families, loss_variants
 from edgekd.workflows.advise.format import MetricFormat
-from edgekd.workflows.advise.halving import run_race
+from edgekd.workflows.advise.halving import run_halving
 from edgekd.workflows.advise.report import ablation_table, advice_json, advice_markdown, standings_table
-from edgekd.workflows.advise.result import Advice, AdviceTrial, Facts, Spent
-from edgekd.workflows.advise.trials import AdviceTrials, Narrator
-from edgekd.workflows.advise.verdict import decide, stand, too_short
+from edgekd.workflows.advise.result import Advice, AdviceTrial, BudgetSpent, ValidationFacts
+from edgekd.workflows.advise.trials import BudgetedTrials, TrialPlan, TrialProgress
+from edgekd.workflows.advise.verdict import decide_verdict, make_standings, too_short_verdict
 
 LOSS = LossConfig()
-FIELD = contestants(LOSS)
-FACTS = Facts(["a", "b", "c"], "accuracy", True, 1000, 0, 0.001)
+FIELD = loss_variants(LOSS)
+FACTS = ValidationFacts(["a", "b", "c"], "accuracy", True, 1000, 0, 0.001)
 #: Seeds differ in how hard they are, which pairs take out.
 HARD = [0.00, -0.04, 0.03, 0.01, -0.02, 0.05, -0.01, 0.02] * 4
 WIGGLE = [0.001, -0.002, 0.000, 0.002, -0.001, 0.001, -0.001, 0.000] * 6
@@ -35,11 +35,11 @@ def values(seeds=6, **gains):
 
 
 def spent(seeds=6):
-    return Spent(600.0, 100.0, 10, 30, seeds, 42, {3: ("fd",)})
+    return BudgetSpent(600.0, 100.0, 10, 30, seeds, 42, {3: ("fd",)})
 
 
 def verdict(found, teacher=0.95, facts=FACTS, error=0.01, seeds=6):
-    return decide(stand(FIELD, found, facts, LOSS), facts, teacher, error, spent(seeds), block=4.0)
+    return decide_verdict(make_standings(FIELD, found, facts, LOSS), facts, teacher, error, spent(seeds), block=4.0)
 
 
 def test_a_loss_that_is_clearly_better_is_named_with_its_interval_and_its_lines():
@@ -105,7 +105,7 @@ def test_fewer_than_three_seeds_decide_nothing(seeds):
 
 
 def test_too_short_says_how_much_it_takes():
-    found = too_short(100.0, 30.0, 6, 30)
+    found = too_short_verdict(100.0, 30.0, 6, 30)
     assert found.text == "the budget is too short: give at least 2m"
 
 
@@ -123,12 +123,14 @@ class Made:
 
 
 def bench(make, budget=100.0):
-    return AdviceTrials(make, Narrator(Silent(), lambda: 0.0), 0, 10, Cost(0.0, 0.1), budget, spent=0.0)
+    return BudgetedTrials(
+        make, TrialProgress(Silent(), lambda: 0.0), TrialPlan(0, 10, TrialCost(0.0, 0.1), budget, spent=0.0)
+    )
 
 
 def test_all_are_trained_with_a_seed_before_the_next_and_the_worse_half_is_dropped():
     make = Made(joint=0.03, cross=0.02, fd=0.01, sample=0.005)
-    race = run_race(bench(make), FIELD, FACTS, limit=27 + 15 + 3)
+    race = run_halving(bench(make), FIELD, FACTS, limit=27 + 15 + 3)
     assert race.seeds == 7
     assert [seed for _, seed in make.order] == [0] * 9 + [1] * 9 + [2] * 9 + [3] * 5 + [4] * 5 + [5] * 5 + [6] * 3
     assert {one.name for one in race.alive} == {"KD T=4", "joint", "cross"}
@@ -138,40 +140,43 @@ def test_all_are_trained_with_a_seed_before_the_next_and_the_worse_half_is_dropp
 
 def test_the_contest_ends_with_a_whole_block_below_the_limit():
     make = Made()
-    race = run_race(bench(make), FIELD, FACTS, limit=31.5)
+    race = run_halving(bench(make), FIELD, FACTS, limit=31.5)
     assert (race.seeds, len(make.order)) == (3, 27)
     assert all(len(figures) == 3 for figures in race.values.values())
     assert race.dropped == {}, "nothing went on without them"
 
 
 def test_for_the_fewest_seeds_the_whole_budget_may_be_spent_and_no_more():
-    assert run_race(bench(Made(), budget=27), FIELD, FACTS, limit=20).seeds == 3
-    assert run_race(bench(Made(), budget=26.5), FIELD, FACTS, limit=20).seeds == 2
+    assert run_halving(bench(Made(), budget=27), FIELD, FACTS, limit=20).seeds == 3
+    assert run_halving(bench(Made(), budget=26.5), FIELD, FACTS, limit=20).seeds == 2
 
 
 def test_a_loss_that_cannot_be_trained_is_out_and_said_so():
-    race = run_race(bench(Made(fails="fd")), FIELD, FACTS, limit=29)
+    race = run_halving(bench(Made(fails="fd")), FIELD, FACTS, limit=29)
     assert race.failures == {"fd": "training diverged"}
-    standings = stand(FIELD, race.values, FACTS, LOSS, race.failures)
+    standings = make_standings(FIELD, race.values, FACTS, LOSS, race.failures)
     assert next(one for one in standings if one.name == "fd").difference is None
     assert race.seeds == 3
 
 
 def test_without_kd_there_is_no_contest():
-    race = run_race(bench(Made(fails="KD T=4")), FIELD, FACTS, limit=30)
+    race = run_halving(bench(Made(fails="KD T=4")), FIELD, FACTS, limit=30)
     assert (race.seeds, list(race.failures)) == (0, ["KD T=4"])
 
 
 def test_the_better_loss_between_modalities_is_taken_apart_and_the_better_of_the_two_first():
-    standings = stand(FIELD, values(cross=0.02, joint=0.01, intra_centred=0.015), FACTS, LOSS)
-    assert [one.whole.name for one in choose(families(FIELD, ["a", "b", "c"]), standings)] == ["cross", "intra centred"]
+    standings = make_standings(FIELD, values(cross=0.02, joint=0.01, intra_centred=0.015), FACTS, LOSS)
+    assert [one.whole.name for one in choose_families(loss_families(FIELD, ["a", "b", "c"]), standings)] == [
+        "cross",
+        "intra centred",
+    ]
 
 
 def test_parts_share_the_trials_of_the_contest_and_stop_with_the_budget():
     make = Made()
     at = bench(make, budget=40)
-    run_race(at, FIELD, FACTS, limit=27)
-    chosen = families(FIELD, ["a", "b", "c"])[::2]  # joint, intra
+    run_halving(at, FIELD, FACTS, limit=27)
+    chosen = loss_families(FIELD, ["a", "b", "c"])[::2]  # joint, intra
     pairs, modalities = ablate(at, chosen, FACTS, LOSS, limit=40)
     assert at.spent == 27 + 4 * 3 + 1, "joint is trained with the fourth seed as well"
     assert pairs.parts.keys() == {"a-b", "a-c", "b-c"}
@@ -181,11 +186,13 @@ def test_parts_share_the_trials_of_the_contest_and_stop_with_the_budget():
 
 
 def advice(found, **changes):
-    chosen = families(FIELD, FACTS.modalities)[::2]
+    chosen = loss_families(FIELD, FACTS.modalities)[::2]
     at = bench(Made(), budget=100)
-    run_race(at, FIELD, FACTS, limit=27)
+    run_halving(at, FIELD, FACTS, limit=27)
     ablations = ablate(at, chosen, FACTS, LOSS, limit=40)
-    return Advice("mine", 0, FACTS, 0.95, 0.012, stand(FIELD, found, FACTS, LOSS), ablations, spent(), verdict(found))
+    return Advice(
+        "mine", 0, FACTS, 0.95, 0.012, make_standings(FIELD, found, FACTS, LOSS), ablations, spent(), verdict(found)
+    )
 
 
 def test_tables_fit_80_columns_and_draw_where_0_is():

@@ -13,7 +13,7 @@ from edgekd.config.loading import draft_recipe
 from edgekd.errors import CacheError, RecipeError
 from edgekd.workflows.search import study as studies
 from edgekd.workflows.search.job import ATTEMPTS, BEAT, FAILURE, OUTCOME, OWN, WORKER, SearchJob
-from edgekd.workflows.search.results import About, failure, outcome, remember
+from edgekd.workflows.search.results import StudyDescription, first_failure, read_study, register_study
 from edgekd.workflows.search.space import make_space
 
 FIGURES = {"metric": 0.9, "latency": 0.5, "drift": 0.1, "p50_ms": 0.02, "reference_ms": 0.04, "parameters": 100}
@@ -32,12 +32,12 @@ def study(plan):
 
 
 def ask(study, plan, worker=None):
-    study.sampler = studies.sampler(0, len(study.trials))
+    study.sampler = studies.make_sampler(0, len(study.trials))
     trial = study.ask()
     trial.set_user_attr(BEAT, time.time())
     if worker is not None:
         trial.set_user_attr(WORKER, worker)
-    studies.suggest(trial, plan.space, OWN in trial.user_attrs)
+    studies.suggest_params(trial, plan.space, OWN in trial.user_attrs)
     return trial
 
 
@@ -53,7 +53,7 @@ def test_a_study_begins_with_the_recipe_once_wherever_it_is_kept(plan, tmp_path,
         )
     for _ in range(2):  # a second machine
         study = studies.open_study(plan)
-        studies.ask_for_own(study, plan.space.own)
+        studies.enqueue_recipe(study, plan.space.own)
     assert states(study) == ["WAITING"]
     assert ask(study, plan).params == {"distill.loss.temperature": 4.0}
     study.tell(0, [0.9, 0.5, 0.1])
@@ -70,8 +70,8 @@ def test_a_half_written_line_of_a_killed_writer_costs_only_itself(plan, study):
 
 def test_a_trial_is_taken_up_when_its_worker_is_gone_and_not_before(plan, study, tmp_path):
     code = (
-        "import sys; from pathlib import Path; from edgekd.workflows.search.study import Identity\n"
-        "with Identity('w', Path(sys.argv[1])) as me: print(me.facts['boot'], flush=True); sys.stdin.read()"
+        "import sys; from pathlib import Path; from edgekd.workflows.search.study import WorkerIdentity\n"
+        "with WorkerIdentity('w', Path(sys.argv[1])) as me: print(me.facts['boot'], flush=True); sys.stdin.read()"
     )
     command = [sys.executable, "-c", code, str(tmp_path)]
     process = subprocess.Popen(command, stdin=-1, stdout=-1, text=True, env=environment())
@@ -79,36 +79,36 @@ def test_a_trial_is_taken_up_when_its_worker_is_gone_and_not_before(plan, study,
         boot = process.stdout.readline().strip()
         lock = str(tmp_path / "search-worker-w.lock")
         params = ask(study, plan, {"name": "w", "host": "here", "boot": boot, "lock": lock}).params
-        studies.take_up(study)
+        studies.requeue_abandoned(study)
         assert states(study) == ["RUNNING"]
     finally:
         process.kill()
         process.communicate()
-    studies.take_up(study)
+    studies.requeue_abandoned(study)
     assert states(study) == ["FAIL", "WAITING"]
     assert not Path(lock).exists()
     assert ask(study, plan).params == params
-    assert studies.begun(study.trials) == 1
+    assert studies.count_begun(study.trials) == 1
 
 
 def test_another_machines_worker_is_gone_when_it_is_silent_for_long(plan, study):
     far = {"name": "w", "host": "far", "boot": "far", "lock": "/nowhere"}
     trial = ask(study, plan, far)
-    studies.take_up(study)
+    studies.requeue_abandoned(study)
     assert states(study) == ["RUNNING"]
     trial.set_user_attr(BEAT, time.time() - 2 * studies.PATIENCE_SECONDS)
-    studies.take_up(study)
+    studies.requeue_abandoned(study)
     assert states(study) == ["FAIL", "WAITING"]
 
 
 def test_a_trial_that_kills_its_workers_is_given_up_and_an_interrupted_one_is_not(plan, study):
-    studies.ask_for_own(study, plan.space.own)
+    studies.enqueue_recipe(study, plan.space.own)
     for _ in range(ATTEMPTS + 2):  # Ctrl-C, again and again
-        studies.give_back(study, study.trials[ask(study, plan).number], blame=False)
+        studies.requeue(study, study.trials[ask(study, plan).number], blame=False)
     for _ in range(ATTEMPTS):
-        studies.give_back(study, study.trials[ask(study, plan).number])
+        studies.requeue(study, study.trials[ask(study, plan).number])
     assert set(states(study)) == {"FAIL"}
-    found = outcome(study, plan, About("digits", (), "accuracy", "s"))
+    found = read_study(study, plan, StudyDescription("digits", (), "accuracy", "s"))
     assert [trial.state for trial in found.trials[-2:]] == ["lost", "failed"]
     assert found.trials[-1].own
     assert "killed again and again" in found.trials[-1].reason
@@ -116,37 +116,37 @@ def test_a_trial_that_kills_its_workers_is_given_up_and_an_interrupted_one_is_no
 
 def test_a_result_of_a_worker_that_was_thought_gone_is_not_an_error(plan, study):
     trial = ask(study, plan)
-    studies.give_back(study, study.trials[0])
+    studies.requeue(study, study.trials[0])
     study.tell(trial, [0.9, 0.5, 0.1], skip_if_finished=True)
     assert states(study) == ["FAIL", "WAITING"]
 
 
 def test_what_a_study_holds(plan, study):
-    studies.ask_for_own(study, plan.space.own)
+    studies.enqueue_recipe(study, plan.space.own)
     own = ask(study, plan, {"host": "here"})
     own.set_user_attr(OUTCOME, FIGURES)
     study.tell(own, [0.9, 0.5, 0.1])
     bad = ask(study, plan)
     bad.set_user_attr(FAILURE, {"kind": "TaskError", "reason": "no such width"})
     study.tell(bad, state=TrialState.FAIL)
-    remember(study, About("digits", (), "accuracy", "s"), {"cpu": "slow"})
-    found = outcome(study, plan, About("digits", (), "accuracy", "s"))
+    register_study(study, StudyDescription("digits", (), "accuracy", "s"), {"cpu": "slow"})
+    found = read_study(study, plan, StudyDescription("digits", (), "accuracy", "s"))
     assert [(trial.state, trial.own, trial.host) for trial in found.trials] == [
         ("done", True, "here"), ("failed", False, ""),
     ]  # fmt: skip
     assert found.trials[1].reason == "no such width"
     assert found.trials[1].settings[0].startswith("distill.loss.temperature=")
     assert list(found.machines.values()) == [{"cpu": "slow"}]
-    error = failure(study)
+    error = first_failure(study)
     assert type(error).__name__ == "TaskError"
     assert "the only trial failed; the first: no such width" in str(error)
 
 
 def test_a_study_of_another_recipe_is_not_mixed_with_this_one(study):
-    remember(study, About("digits", (), "accuracy", "one"), {})
-    remember(study, About("digits", (), "accuracy", "one"), {})
+    register_study(study, StudyDescription("digits", (), "accuracy", "one"), {})
+    register_study(study, StudyDescription("digits", (), "accuracy", "one"), {})
     with pytest.raises(RecipeError, match="'mine' was begun with another recipe, task or space; name another"):
-        remember(study, About("digits", (), "accuracy", "two"), {})
+        register_study(study, StudyDescription("digits", (), "accuracy", "two"), {})
 
 
 @pytest.mark.parametrize(
@@ -169,4 +169,4 @@ def test_a_file_that_is_no_study(tmp_path):
 
 
 def test_a_password_is_shown_to_nobody():
-    assert studies.shown("postgresql://me:secret@host/db") == "postgresql://me:***@host/db"
+    assert studies.without_password("postgresql://me:secret@host/db") == "postgresql://me:***@host/db"

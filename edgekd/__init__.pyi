@@ -1,0 +1,115 @@
+"""The public surface for type checkers and editors; ``__init__.py`` imports each name when it is first used."""
+
+from edgekd.config.loading import load_recipe as load_recipe
+from edgekd.config.recipe import ProfileConfig as ProfileConfig
+from edgekd.config.recipe import Recipe as Recipe
+from edgekd.config.recipe import Tap as Tap
+from edgekd.config.target import Target as Target
+from edgekd.devices.targets import load_target as load_target
+from edgekd.errors import BudgetError as BudgetError
+from edgekd.errors import BudgetMissed as BudgetMissed
+from edgekd.errors import BundleError as BundleError
+from edgekd.errors import CacheError as CacheError
+from edgekd.errors import DataError as DataError
+from edgekd.errors import DeviceError as DeviceError
+from edgekd.errors import EdgekdError as EdgekdError
+from edgekd.errors import GateFailed as GateFailed
+from edgekd.errors import MissingDependency as MissingDependency
+from edgekd.errors import ModelError as ModelError
+from edgekd.errors import OutputError as OutputError
+from edgekd.errors import RankError as RankError
+from edgekd.errors import RecipeError as RecipeError
+from edgekd.errors import ReportError as ReportError
+from edgekd.errors import StorageError as StorageError
+from edgekd.errors import TargetError as TargetError
+from edgekd.errors import TaskError as TaskError
+from edgekd.gram.blame import Blame as Blame
+from edgekd.report.results import BuildReport as BuildReport
+from edgekd.report.search.tables import SearchResult as SearchResult
+from edgekd.runtime.bundle import Bundle as Bundle
+from edgekd.runtime.bundle import load as load
+from edgekd.runtime.verification import Verification as Verification
+from edgekd.stages.labels import UNLABELLED as UNLABELLED
+from edgekd.stages.progress import Observer as Observer
+from edgekd.tasks import Package as Package
+from edgekd.tasks import fetch as fetch
+from edgekd.tasks import read_member as read_member
+from edgekd.training.task.models import Standardize as Standardize
+from edgekd.training.task.protocol import ArraySplit as ArraySplit
+from edgekd.training.task.protocol import Modality as Modality
+from edgekd.training.task.protocol import Sample as Sample
+from edgekd.training.task.protocol import Split as Split
+from edgekd.training.task.protocol import Task as Task
+from edgekd.workflows.advise.result import Advice as Advice
+from edgekd.workflows.advise.run import advise as advise
+from edgekd.workflows.build import build as build
+from edgekd.workflows.bundles import ProfiledBundle as ProfiledBundle
+from edgekd.workflows.bundles import VerifiedBundle as VerifiedBundle
+from edgekd.workflows.bundles import profile as profile
+from edgekd.workflows.bundles import verify as verify
+from edgekd.workflows.check import TargetCheck as TargetCheck
+from edgekd.workflows.check import blame as blame
+from edgekd.workflows.check import check as check
+from edgekd.workflows.check import suggest_limits as suggest_limits
+from edgekd.workflows.search.run import SearchOptions as SearchOptions
+from edgekd.workflows.search.run import search as search
+from edgekd.workflows.thresholds import Alarm as Alarm
+
+__version__: str
+
+__all__ = [
+    "UNLABELLED",
+    "Advice",
+    "Alarm",
+    "ArraySplit",
+    "Blame",
+    "BudgetError",
+    "BudgetMissed",
+    "BuildReport",
+    "Bundle",
+    "BundleError",
+    "CacheError",
+    "DataError",
+    "DeviceError",
+    "EdgekdError",
+    "GateFailed",
+    "MissingDependency",
+    "Modality",
+    "ModelError",
+    "Observer",
+    "OutputError",
+    "Package",
+    "ProfileConfig",
+    "ProfiledBundle",
+    "RankError",
+    "Recipe",
+    "RecipeError",
+    "ReportError",
+    "Sample",
+    "SearchOptions",
+    "SearchResult",
+    "Split",
+    "Standardize",
+    "StorageError",
+    "Tap",
+    "Target",
+    "TargetCheck",
+    "TargetError",
+    "Task",
+    "TaskError",
+    "Verification",
+    "VerifiedBundle",
+    "advise",
+    "blame",
+    "build",
+    "check",
+    "fetch",
+    "load",
+    "load_recipe",
+    "load_target",
+    "profile",
+    "read_member",
+    "search",
+    "suggest_limits",
+    "verify",
+]
