@@ -64,7 +64,7 @@ _LOGITS = "logits.npy"
 _RESAMPLES = 1000
 
 #: Stages of a build that come after the graphs are written.
-_AFTERWARDS = ("compile", "evaluate", "check", "profile", "robustness", "robustness-shipped", "bundle")
+_AFTERWARDS = ("compile", "evaluate", "check", "profile", "robustness", "robustness_shipped", "bundle")
 
 
 def peers_python(folder: Path) -> Path:

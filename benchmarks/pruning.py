@@ -133,7 +133,7 @@ def make_up(given: Case, config: PruneConfig, place: Path) -> None:
     with dependency_graph(model, inputs) as graph:
         evidence = ImportanceInputs(model, given.taps.student, given.samples, given.seed)
         surgeon = GramImportance(evidence, graph, prunable_groups(graph, kept))
-    surgeon.make_up((model.get_submodule(root), channels) for root, _, channels in removed)
+    surgeon.compensate((model.get_submodule(root), channels) for root, _, channels in removed)
     remove_channels(model, inputs, removed)
     save_weights(model, place / WEIGHTS)
     write_text(place / REMOVED, json.dumps(removed))

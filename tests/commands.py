@@ -34,7 +34,7 @@ SETTINGS = {
 }
 
 LEARNING = ("teacher", "distill", "prune", "export", "robustness")
-SHIPPING = ("quantize", "evaluate", "check", "profile", "robustness-shipped", "bundle", "verify")
+SHIPPING = ("quantize", "evaluate", "check", "profile", "robustness_shipped", "bundle", "verify")
 STAGES = (*LEARNING, *SHIPPING)
 
 #: For what hangs: on a machine with much else to do a build takes minutes.

@@ -18,13 +18,15 @@ from mkdocs.structure.files import File, Files
 import edgekd
 from edgekd import errors
 from edgekd.cli import main
-from edgekd.config.target import Calibration, Target, shipped_targets
+from edgekd.config.recipe import recipe_schema
+from edgekd.config.target import Budgets, Calibration, Compile, Hosts, Scheme, Target, shipped_targets
 from edgekd.devices.targets import load_target
 from edgekd.runtime.backends.registry import BACKENDS
-from edgekd.training.distillation.loss_help import full_recipe_schema
+from edgekd.training.distillation.loss_help import full_recipe_schema, option_schemas
+from edgekd.training.distillation.loss_registry import shipped_losses
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Sequence
 
     from mkdocs.config.defaults import MkDocsConfig
     from mkdocs.structure.pages import Page
@@ -103,7 +105,7 @@ def _reference(field: Json) -> str | None:
     return None
 
 
-def _keys(fields: Json, required: tuple[str, ...], definitions: Json) -> Iterator[tuple[str, ...]]:
+def _keys(fields: Json, required: Sequence[str], definitions: Json) -> Iterator[tuple[str, ...]]:
     yield "key", "takes", "default", "meaning"
     for name, field in fields.items():
         default = "*required*" if name in required else _default(field.get("default"))
@@ -162,9 +164,32 @@ def tap_table() -> str:
     return _key_table(_keys(definitions["Tap"]["properties"], ("module",), definitions))
 
 
+def loss_list() -> str:
+    """Return the losses that come with edgekd: name, what is aligned, what the function is called with, options."""
+    rows = [("loss", "what is aligned", "kind", "options")]
+    for loss in shipped_losses().values():
+        options = [*option_schemas(loss), *(["pairs"] if loss.between else [])]
+        rows.append((f"`{loss.name}`", _prose(loss.summary), loss.kind, ", ".join(f"`{name}`" for name in options)))
+    return _table(iter(rows))
+
+
+def loss_options() -> str:
+    """Return the options of losses, each with the losses that have it."""
+    owners: dict[tuple[str, str], list[str]] = {}
+    for loss in shipped_losses().values():
+        for name, field in option_schemas(loss).items():
+            owners.setdefault((name, json.dumps(field)), []).append(f"`{loss.name}`")
+    rows = [("option", "of", "takes", "default", "meaning")]
+    for (name, text), losses in owners.items():
+        field = json.loads(text)
+        default = _default(field.get("default"))
+        rows.append((f"`{name}`", ", ".join(losses), _kind(field, {}), default, _prose(field["description"])))
+    return _table(iter(rows))
+
+
 def loss_table() -> str:
-    """Return the keys of a loss that a recipe adds."""
-    definitions = full_recipe_schema()["$defs"]
+    """Return the keys that every loss has in a recipe."""
+    definitions = recipe_schema()["$defs"]
     return _key_table(_keys(definitions["Term"]["properties"], (), definitions))
 
 
@@ -196,13 +221,27 @@ def target_keys() -> str:
     fields = definitions["Target"]["properties"]
     below = {name: _reference(field) for name, field in fields.items()}
     plain = {name: field for name, field in fields.items() if not below[name]}
-    parts = [_key_table(_keys(plain, ("runtime", "description", "precisions"), definitions))]
+    required = [name for name in definitions["Target"]["required"] if name != "name"]
+    parts = [_key_table(_keys(_with_defaults(Target, plain), required, definitions))]
+    kinds = {kind.__name__: kind for kind in (Scheme, Hosts, Compile, Budgets)}
     for name, kind in below.items():
         if kind:
             schema = definitions[kind]
-            keys = _key_table(_keys(schema["properties"], schema.get("required", ()), definitions))
+            keys = _key_table(
+                _keys(_with_defaults(kinds[kind], schema["properties"]), schema.get("required", ()), definitions)
+            )
             parts += [f"### `[{name}]`", _prose(schema["description"]), keys]
     return "\n\n".join(parts)
+
+
+def _with_defaults(kind: type[msgspec.Struct], fields: Json) -> Json:
+    """Return a struct's fields with the defaults that its schema leaves out, since a function makes them."""
+    made = {
+        field.name: field.default_factory()
+        for field in msgspec.structs.fields(kind)
+        if field.default_factory is not msgspec.NODEFAULT
+    }
+    return {name: {**field, "default": made[name]} if name in made else field for name, field in fields.items()}
 
 
 def calibration_keys() -> str:
@@ -212,9 +251,17 @@ def calibration_keys() -> str:
     return _key_table(_keys(kind["properties"], kind["required"], definitions))
 
 
-def runtime_list() -> str:
-    """Return the engine libraries that edgekd knows."""
-    return ", ".join(f"`{name}`" for name in BACKENDS)
+def backend_list() -> str:
+    """Return the engine libraries that edgekd knows, with what a target may tell them."""
+    rows = [("engine library", "option", "takes", "default", "meaning")]
+    for name, backend in BACKENDS.items():
+        if not backend.options:
+            rows.append((f"`{name}`", "–", "", "", ""))
+        for option in backend.options:
+            words = ", ".join(f"`{_toml(word)}`" for word in option.choices)
+            kind = words or _WORDS[{bool: "boolean", int: "integer", str: "string"}[type(option.default)]]
+            rows.append((f"`{name}`", f"`{option.name}`", kind, _default(option.default), _prose(option.description)))
+    return _table(iter(rows))
 
 
 def commands() -> str:
@@ -355,12 +402,14 @@ def _cell(text: str) -> str:
 TABLES: dict[str, Callable[[], str]] = {
     "recipe": recipe_tables,
     "taps": tap_table,
+    "losses": loss_list,
+    "loss-options": loss_options,
     "loss-keys": loss_table,
     "targets": target_list,
     "target-files": target_sections,
     "target-keys": target_keys,
     "calibration-keys": calibration_keys,
-    "runtimes": runtime_list,
+    "backends": backend_list,
     "commands": commands,
     "exit-codes": exit_codes,
     "decisions": decisions,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from copy import deepcopy
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import msgspec
 from msgspec import Struct
@@ -13,7 +13,7 @@ from msgspec import Struct
 from edgekd.config.recipe import ANCHOR_EXTRA, ModelConfig, Recipe, Term
 from edgekd.config.validation import check_keys, check_values, explain
 from edgekd.errors import RecipeError, nearest
-from edgekd.files import parse_toml_value, read_toml
+from edgekd.files import JsonObject, parse_toml_value, read_toml
 from edgekd.plugins import anchor
 
 if TYPE_CHECKING:
@@ -31,7 +31,7 @@ def find_recipe(reference: str | None) -> Path:
     """Return the recipe file that ``--recipe`` names: a path, a shipped name, or ``edgekd.toml`` here.
 
     Raises:
-        RecipeError: there is no such file or name.
+        RecipeError: There is no such file or name.
     """
     if reference is None:
         path = Path(DEFAULT_FILE)
@@ -53,10 +53,10 @@ def find_recipe(reference: str | None) -> Path:
 
 
 def recipe_name(reference: str | None) -> str:
-    """Return what a build of the recipe is called: its file's name, or its folder's where the file has the usual name.
+    """Return the name of a recipe's build: the file's name, or the folder's where the file has the usual name.
 
     Raises:
-        RecipeError: there is no such file or name.
+        RecipeError: There is no such file or name.
     """
     path = find_recipe(reference).resolve()
     return path.parent.name if path.name == DEFAULT_FILE else path.stem
@@ -66,38 +66,42 @@ def load_recipe(reference: str | Path | None = None, overrides: tuple[str, ...] 
     """Read, override and validate a recipe.
 
     Args:
-        reference: a path, a shipped name, or None for ``edgekd.toml`` in the working directory.
-        overrides: ``"distill.epochs=5"`` each; the value is TOML, or else taken as a string.
+        reference: A path, a shipped name, or None for ``edgekd.toml`` in the working directory.
+        overrides: Overrides such as ``"distill.epochs=5"``; the value is TOML, or else taken as a string.
 
     Returns:
-        The recipe. Relative paths in its file are those of the file's folder, in overrides of the working directory.
+        The recipe. Relative paths in its file start from the file's folder, those in overrides from the working
+        directory.
 
     Raises:
-        RecipeError: names the file and the key, and the nearest right one.
+        RecipeError: The recipe is not valid; the error names the file, the key, and the nearest right key.
     """
     return draft_recipe(reference, overrides).recipe()
 
 
 class Draft(Struct, frozen=True):
-    """A recipe as it is written, with its overrides: what more overrides can still be put into.
+    """A recipe as it is written, with its overrides, before its defaults are filled in.
 
     Attributes:
-        content: the tables, their paths absolute; what is not written is not there.
-        source: what errors call it.
-        written: the tables as text, their paths as written, the same on every machine.
+        content: Tables of the recipe with absolute paths; keys that are not written are absent.
+        source: Name of the recipe in errors.
+        written: The tables as text with their paths as written, the same on every machine.
     """
 
-    content: dict[str, Any]
+    content: JsonObject
     source: str
     written: str
 
     def recipe(self, overrides: tuple[str, ...] = ()) -> Recipe:
-        """Override, fill in the defaults and validate, as :func:`load_recipe` does."""
+        """Return the recipe with further overrides, as :func:`load_recipe` does."""
         return _read(deepcopy(self.content), self.source, overrides)
 
 
 def draft_recipe(reference: str | Path | None = None, overrides: tuple[str, ...] = ()) -> Draft:
-    """Read and override a recipe without filling in its defaults; arguments and errors as of :func:`load_recipe`."""
+    """Read and override a recipe without filling in its defaults.
+
+    Arguments and errors are those of :func:`load_recipe`.
+    """
     path = find_recipe(str(reference) if reference is not None else None)
     content = read_toml(path, RecipeError)
     check_keys(content, Recipe, str(path), RecipeError)
@@ -109,21 +113,21 @@ def draft_recipe(reference: str | Path | None = None, overrides: tuple[str, ...]
 
 
 def model_recipe(model: ModelConfig, overrides: tuple[str, ...] = ()) -> Recipe:
-    """Return the recipe that builds a trained model, everything else by default.
+    """Return the recipe that builds a trained model, with everything else at its default.
 
     Args:
-        model: the model; relative paths are those of the working directory.
-        overrides: as for :func:`load_recipe`.
+        model: The model; its relative paths start from the working directory.
+        overrides: As for :func:`load_recipe`.
 
     Raises:
-        RecipeError: an override is not valid.
+        RecipeError: An override is not valid.
     """
     content = {"model": msgspec.to_builtins(model)}
     _anchor_paths(content, Path.cwd())
     return _read(content, "--model", overrides)
 
 
-def _read(content: dict[str, Any], source: str, overrides: tuple[str, ...]) -> Recipe:
+def _read(content: JsonObject, source: str, overrides: tuple[str, ...]) -> Recipe:
     for override in overrides:
         _set(content, override)
     for term in _terms(content):
@@ -137,12 +141,12 @@ def _read(content: dict[str, Any], source: str, overrides: tuple[str, ...]) -> R
         raise RecipeError(f"{source}: {explain(error, Recipe)}") from error
 
 
-def _set(content: dict[str, Any], override: str) -> None:
+def _set(content: JsonObject, override: str) -> None:
     key, equals, text = override.partition("=")
     if not equals or not key.strip():
         raise RecipeError(f"--set {override}: write it as key=value, e.g. --set distill.epochs=5")
     *sections, last = key.strip().split(".")
-    table: dict[str, Any] = {last: parse_toml_value(text)}
+    table: JsonObject = {last: parse_toml_value(text)}
     nested = table
     for section in reversed(sections):
         nested = {section: nested}
@@ -155,8 +159,8 @@ def _set(content: dict[str, Any], override: str) -> None:
     content[last] = table[last]
 
 
-def _anchor_paths(content: dict[str, Any], base: Path) -> None:
-    """Make the paths in a recipe's tables absolute, in place, so that they mean the same from any working directory."""
+def _anchor_paths(content: JsonObject, base: Path) -> None:
+    """Make the paths in a recipe's tables absolute, in place, so that they do not depend on the working directory."""
     anchored = (
         *(("task", "name"), ("teacher", "weights"), ("quantize", "calibration")),
         *(("model", key) for key in ("path", "calibration", "test")),
@@ -176,8 +180,8 @@ def _anchor_paths(content: dict[str, Any], base: Path) -> None:
             term["loss"] = anchor(loss, base)
 
 
-def _terms(content: dict[str, Any]) -> Iterator[dict[str, Any]]:
-    """Return the tables of losses in a recipe's tables, wherever a section has a ``loss.extra``."""
+def _terms(content: JsonObject) -> Iterator[JsonObject]:
+    """Yield the tables of losses in a recipe's tables, from each section that has a ``loss.extra``."""
     sections = [content.get(name) for name in ("distill", "prune", "quantize")]
     while sections:
         section = sections.pop()
@@ -189,7 +193,7 @@ def _terms(content: dict[str, Any]) -> Iterator[dict[str, Any]]:
         sections += [table for name, table in section.items() if name != "loss"]
 
 
-def _collect_options(term: dict[str, Any]) -> None:
+def _collect_options(term: JsonObject) -> None:
     """Move a loss's own options, which stand beside the keys that every loss has, into the term's ``options``."""
     own = [key for key in term if key not in Term.__struct_fields__]
     options = term.get("options", {})
@@ -197,8 +201,8 @@ def _collect_options(term: dict[str, Any]) -> None:
         term["options"] = {**options, **{key: term.pop(key) for key in own}}
 
 
-def _inherit_loss(content: dict[str, Any]) -> None:
-    """Let the losses of the fine-tunes begin from ``[distill.loss]``: they minimise the same unless told otherwise."""
+def _inherit_loss(content: JsonObject) -> None:
+    """Fill the losses of the fine-tunes from ``[distill.loss]``: they minimise the same unless they say otherwise."""
     distill, quantize = content.get("distill", {}), content.setdefault("quantize", {})
     fine_tunes = [content.setdefault("prune", {})]
     if isinstance(quantize, dict):
@@ -211,6 +215,6 @@ def _inherit_loss(content: dict[str, Any]) -> None:
                 fine_tune["loss"] = {**theirs, **own, **ours}
 
 
-def recipe_schema() -> dict[str, Any]:
+def recipe_schema() -> JsonObject:
     """Return the JSON schema (2020-12) of a recipe, with every default and description."""
     return msgspec.json.schema(Recipe)

@@ -1,4 +1,4 @@
-"""The recipe: what to build. One frozen, validated config per stage, read from TOML.
+"""The recipe: what to build. Each stage has one frozen, validated config, which is read from TOML.
 
 Every field has a default and a description; ``edgekd recipe schema`` prints both as a JSON schema.
 """
@@ -24,11 +24,11 @@ Positive = Annotated[float, Meta(gt=0)]
 
 
 class _Config(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Base of every section."""
+    """Base class of every section."""
 
 
 class TaskConfig(_Config, frozen=True):
-    """Which task to build."""
+    """The task to build: data, teacher and student."""
 
     name: Annotated[
         str, Meta(description="A shipped task ('digits'), 'path/to/file.py:Name', or 'package.module:Name'.")
@@ -37,13 +37,13 @@ class TaskConfig(_Config, frozen=True):
 
 
 class ModelConfig(_Config, frozen=True):
-    """A trained network that is brought as ONNX, in place of a task: nothing is trained, distilled or pruned."""
+    """A trained network imported from ONNX, in place of a task: nothing is trained, distilled or pruned."""
 
     path: Annotated[str, Meta(description="The float ONNX file.")]
     calibration: Annotated[
         str,
         Meta(
-            description="An .npz of real samples, a row each: an array for each input of the graph by its name; "
+            description="An .npz of real samples, one row for each: an array for each input of the graph, by name; "
             "'labels' (class indices), 'groups' and 'ids' where there are any."
         ),
     ]
@@ -58,21 +58,21 @@ class ModelConfig(_Config, frozen=True):
             "the graph's inputs meet, or else the outputs."
         ),
     ] = {}
-    output: Annotated[str, Meta(description="The output that is judged; by default the first of floats.")] = ""
+    output: Annotated[str, Meta(description="The output that is judged; by default the first one of floats.")] = ""
 
 
 class Tap(_Config, frozen=True):
-    """Where one modality's embedding is read."""
+    """The place in a network where one modality's embedding is read."""
 
     module: Annotated[str, Meta(description="Path of the module whose output is the embedding, e.g. 'encoders.accel'.")]
     pool: Annotated[
         Pool,
         Meta(
-            description="How an output of more than two dimensions becomes one vector a sample: 'spatial' averages all "
-            "dimensions after the channels [B, C, ...], 'tokens' averages a sequence [B, T, D], or a grid whose "
-            "channels are last [B, H, W, D], over all tokens, 'first' takes a sequence's first token, 'none' refuses "
-            "to pool, 'auto' pools [B, C, H, W] spatially and asks for a choice at three dimensions, which may be "
-            "either."
+            description="How an output of more than two dimensions becomes one vector for each sample: 'spatial' "
+            "averages all dimensions after the channels [B, C, ...], 'tokens' averages a sequence [B, T, D], or a grid "
+            "whose channels are last [B, H, W, D], over all tokens, 'first' takes a sequence's first token, 'none' "
+            "refuses to pool, 'auto' pools [B, C, H, W] spatially and asks for a choice at three dimensions, which "
+            "may be either."
         ),
     ] = "auto"
     call: Annotated[
@@ -81,8 +81,8 @@ class Tap(_Config, frozen=True):
     output: Annotated[
         int | str | None,
         Meta(
-            description="Which part of an output that is no tensor itself: a place in a tuple or list, or the name of "
-            "an item or attribute. By default the first, 'last_hidden_state', or the only tensor that has a name."
+            description="Which part of an output that is no tensor itself: an index into a tuple or list, or the name "
+            "of an item or attribute. By default the first, 'last_hidden_state', or the only tensor that has a name."
         ),
     ] = None
 
@@ -94,15 +94,17 @@ Taps = Annotated[
 
 
 class Training(_Config, frozen=True):
-    """What every training stage is told."""
+    """Settings of every stage that trains."""
 
     epochs: Annotated[PositiveInt, Meta(description="Passes over the training split; the last one is kept.")] = 30
-    batch_size: Annotated[int, Meta(ge=2, description="Samples a step. Batch-wide Gram scopes depend on it.")] = 64
+    batch_size: Annotated[int, Meta(ge=2, description="Samples in each step. Batch-wide Gram scopes depend on it.")] = (
+        64
+    )
     accumulate: Annotated[
         PositiveInt,
         Meta(
-            description="Parts that each batch is taken in, one after another, to need less memory. Batch-wide losses "
-            "then see pairs of samples of one part alone."
+            description="Number of parts that each batch is split into, which are computed one after another to need "
+            "less memory. Batch-wide losses then see pairs of samples of one part alone."
         ),
     ] = 1
     learning_rate: Annotated[Positive, Meta(description="Peak learning rate of AdamW under OneCycle.")] = 2e-3
@@ -118,8 +120,8 @@ class TeacherConfig(Training, frozen=True):
     precision: Annotated[
         Precision,
         Meta(
-            description="What its layers with weights compute in while the student learns from it. The teacher in the "
-            "ledger and its ONNX are float32 whatever this is."
+            description="Type in which its layers with weights compute while the student learns from it. The teacher "
+            "in the ledger and its ONNX are float32 whatever this is."
         ),
     ] = "float32"
     members: Annotated[
@@ -140,7 +142,7 @@ class TeacherConfig(Training, frozen=True):
 
 
 class StudentConfig(_Config, frozen=True):
-    """Where the student's embeddings are."""
+    """The places where the student's embeddings are read."""
 
     taps: Taps = {}
 
@@ -164,17 +166,17 @@ class Term(_Config, frozen=True, omit_defaults=True):
     ] = 1.0
     weight: Annotated[
         Literal["auto"] | NonNegative,
-        Meta(description="'auto', or a fixed number, which leaves the share as it falls."),
+        Meta(description="'auto' holds the share; a fixed number does not."),
     ] = "auto"
     warm_up: Annotated[
         Fraction, Meta(description="Over this share of the steps the loss is raised from 0 to its weight.")
     ] = 0.0
     decay: Annotated[
-        Literal["none", "linear", "cosine"], Meta(description="How it falls to 0 from there to the last step.")
+        Literal["none", "linear", "cosine"], Meta(description="How the weight falls to 0 from there to the last step.")
     ] = "none"
-    modalities: Annotated[list[str], Meta(description="The modalities that it aligns; by default all.")] = []
+    modalities: Annotated[list[str], Meta(description="Modalities that the loss aligns; by default all.")] = []
     pairs: Annotated[
-        list[str], Meta(description="Between modalities: the pairs 'a-b' that it aligns; by default all.")
+        list[str], Meta(description="Pairs 'a-b' of modalities that a loss between modalities aligns; by default all.")
     ] = []
     student: Taps = {}
     teacher: Taps = {}
@@ -183,21 +185,21 @@ class Term(_Config, frozen=True, omit_defaults=True):
     ] = {}
 
     def table(self) -> dict[str, Any]:
-        """Return the term as a recipe's table: what is not by default, the loss's own options beside the other keys."""
+        """Return the term as a recipe's table without what is default, the loss's own options beside the other keys."""
         table: dict[str, Any] = msgspec.to_builtins(self)
         options = table.pop("options", {})
         return {**table, **options}
 
 
 def extra_table(extra: Mapping[str, float | Term]) -> dict[str, Any]:
-    """Return losses as a recipe's table ``extra``: a share, or a table, for each."""
+    """Return losses as a recipe's table ``extra``: for each a share or a table."""
     return {name: term.table() if isinstance(term, Term) else term for name, term in extra.items()}
 
 
-#: What distillation adds to CE and KD; docs/explanation/distill.md has what it is worth.
+#: Losses that distillation adds to CE and KD; docs/explanation/distill.md measures what they are worth.
 DEFAULT_EXTRA: dict[str, float | Term] = {"intra": Term(share=3.0, options={"centered": True}), "sample": 0.1}
 
-#: What the fine-tunes add, whose anchor is the unpruned student: the gate measures 'sample'.
+#: Losses that the fine-tunes add, whose anchor is the unpruned student: the gate measures 'sample'.
 ANCHOR_EXTRA: dict[str, float | Term] = {"intra": 1.0, "sample": 1.0}
 
 
@@ -228,7 +230,7 @@ class LossConfig(_Config, frozen=True):
 
     @property
     def terms(self) -> dict[str, Term]:
-        """The losses that are added, each with its loss by name; those that are switched off are not among them."""
+        """The losses that are added, by name, without those that are switched off; each states its loss."""
         terms = {}
         for name, value in self.extra.items():
             term = value if isinstance(value, Term) else Term(share=value)
@@ -251,8 +253,8 @@ class DistillConfig(Training, frozen=True):
     modality_dropout: Annotated[
         Fraction,
         Meta(
-            description="How likely a modality of a training sample is replaced by its training mean, for the student "
-            "alone; one modality of a sample always stays."
+            description="Probability that a modality of a training sample is replaced by its training mean, for the "
+            "student alone; one modality of a sample always stays."
         ),
     ] = 0.0
 
@@ -264,13 +266,13 @@ _FINE_TUNED = (
 
 
 class PruneBudget(_Config, frozen=True):
-    """What the pruned network may keep, as a share of the unpruned one's; exactly one of the three."""
+    """Budget of the pruned network as a share of the unpruned one's; exactly one of the three is given."""
 
-    parameters: Annotated[float, Meta(gt=0, lt=1, description="Of the weights.")] | None = None
-    macs: Annotated[float, Meta(gt=0, lt=1, description="Of the multiply-accumulates of one inference.")] | None = None
-    latency: (
-        Annotated[float, Meta(gt=0, lt=1, description="Of the p50 that ONNX Runtime takes on this machine.")] | None
-    ) = None
+    parameters: Annotated[float, Meta(gt=0, lt=1, description="Share of the weights to keep.")] | None = None
+    macs: Annotated[float, Meta(gt=0, lt=1, description="Share of the multiply-accumulates to keep.")] | None = None
+    latency: Annotated[float, Meta(gt=0, lt=1, description="Share of ONNX Runtime's p50 on this machine.")] | None = (
+        None
+    )
 
     def __post_init__(self) -> None:
         given = [value for value in (self.parameters, self.macs, self.latency) if value is not None]
@@ -281,21 +283,21 @@ class PruneBudget(_Config, frozen=True):
 class PruneConfig(Training, frozen=True):
     """Remove channels in dependency groups, then fine-tune with the unpruned student as Gram anchor."""
 
-    epochs: Annotated[PositiveInt, Meta(description="Passes over the training split, of the fine-tune.")] = 20
+    epochs: Annotated[PositiveInt, Meta(description="Passes of the fine-tune over the training split.")] = 20
     learning_rate: Annotated[Positive, Meta(description="Peak learning rate of the fine-tune.")] = 1e-3
     ratio: Annotated[float, Meta(ge=0, lt=1, description="Share of channels to remove; 0 switches pruning off.")] = 0.25
     ratios: Annotated[
         dict[str, Annotated[float, Meta(ge=0, lt=1)]],
-        Meta(description="For the encoder of a modality the share of channels to remove, in place of ratio."),
+        Meta(description="Share of channels to remove from the encoder of a modality, in place of ratio."),
     ] = {}
     budget: Annotated[
         PruneBudget | None,
         Meta(
-            description="One budget for the whole network, in place of ratio: the least important channels for what "
-            "they cost go first, so each branch gives what it can spare."
+            description="One budget for the whole network, in place of ratio: the channels that are least important "
+            "for what they cost are removed first, so each branch loses what it can spare."
         ),
     ] = None
-    steps: Annotated[PositiveInt, Meta(description="Rounds of cutting and fine-tuning; epochs are of each.")] = 1
+    steps: Annotated[PositiveInt, Meta(description="Rounds of cutting and fine-tuning; each takes all epochs.")] = 1
     importance: Annotated[
         Literal["gram", "magnitude", "taylor", "random", "fpgm"],
         Meta(
@@ -305,7 +307,7 @@ class PruneConfig(Training, frozen=True):
     ] = "gram"
     round_to: Annotated[
         PositiveInt | None,
-        Meta(description="Keep widths at multiples of this. By default of what all targets of the build ask for."),
+        Meta(description="Widths stay multiples of this; by default of what all targets of the build ask for."),
     ] = None
     ignore: Annotated[list[str], Meta(description="Paths of modules whose width must not change.")] = []
     loss: Annotated[LossConfig, Meta(description=_FINE_TUNED)] = LossConfig(extra=ANCHOR_EXTRA)
@@ -317,7 +319,7 @@ class PruneConfig(Training, frozen=True):
 
 
 class ExportConfig(_Config, frozen=True):
-    """Write ONNX."""
+    """Export the networks to ONNX."""
 
     tolerance: Annotated[
         Positive, Meta(description="Largest |ONNX - torch| allowed, as a share of the output's largest magnitude.")
@@ -325,20 +327,20 @@ class ExportConfig(_Config, frozen=True):
 
 
 class QatConfig(Training, frozen=True):
-    """Fine-tune with fake quantization, the unpruned student as Gram anchor: the last resort of the repair."""
+    """Fine-tune with fake quantization, held by the unpruned student: the last resort of the repair."""
 
     epochs: Annotated[PositiveInt, Meta(description="Passes over the training split.")] = 10
     loss: Annotated[LossConfig, Meta(description=_FINE_TUNED)] = LossConfig(extra=ANCHOR_EXTRA)
 
 
 class QuantizeConfig(_Config, frozen=True):
-    """Write the network in the target's precisions; INT8 in the scheme that it states."""
+    """Write the network in the precisions of the target; INT8 in the scheme that the target states."""
 
     precision: Annotated[
         Literal["best", "int8", "float16", "float32"],
         Meta(
             description="'best' builds and measures all that the target has, and ships the fastest that the gate lets "
-            "through; another word leaves no choice."
+            "through; a precision leaves no choice."
         ),
     ] = "best"
     calibration: Annotated[str, Meta(description="A shipped calibration ('reconstruct') or the path of a .toml.")] = (
@@ -355,15 +357,15 @@ class QuantizeConfig(_Config, frozen=True):
     slack: Annotated[
         Fraction,
         Meta(
-            description="How much latency less drift may cost, as a share of the p50 of the fastest: where repair is "
-            "'best', and where a candidate is chosen."
+            description="How much latency a smaller drift may cost, as a share of the p50 of the fastest candidate: "
+            "where repair is 'best', and where a candidate is chosen."
         ),
     ] = 0.0
     qat: QatConfig = QatConfig()
 
 
 class GateConfig(_Config, frozen=True):
-    """What a build must keep. Drift and flips are measured against the unpruned student, on the test split."""
+    """Limits that a build must keep. Drift and flips are measured against the unpruned student, on the test split."""
 
     tau_pass: Annotated[Positive, Meta(description="A drift bound up to this passes.")] = 0.005
     tau_fail: Annotated[Positive, Meta(description="A drift bound above this fails; between the two it warns.")] = 0.02
@@ -374,18 +376,18 @@ class GateConfig(_Config, frozen=True):
 
 
 class ProfileConfig(_Config, frozen=True):
-    """How latency is measured."""
+    """How latency, memory and energy are measured."""
 
-    threads: Annotated[PositiveInt, Meta(description="Threads of one inference.")] = 1
+    threads: Annotated[PositiveInt, Meta(description="Number of threads of one inference.")] = 1
     iterations: Annotated[PositiveInt, Meta(description="Timed inferences of each engine, at batch 1.")] = 2000
     warmup: Annotated[
-        int, Meta(ge=0, description="Untimed inferences of each engine before them, in each process.")
+        int, Meta(ge=0, description="Untimed inferences of each engine before the timed ones, in each process.")
     ] = 100
     cold_starts: Annotated[
         PositiveInt,
         Meta(
-            description="Fresh processes that time loading and the first run, and share the timed inferences. The "
-            "fewer, the wider the intervals; a single one says nothing of how processes differ."
+            description="Fresh processes that time loading and the first run, and share the timed inferences. Fewer "
+            "processes give wider intervals; a single one says nothing about how processes differ."
         ),
     ] = 8
     compute: Annotated[
@@ -396,16 +398,16 @@ class ProfileConfig(_Config, frozen=True):
     ] = True
     rate_hz: Annotated[
         Annotated[float, Meta(gt=0, le=10_000)] | None,
-        Meta(description="Also measure at a sensor's rate, from a sample's arrival to its result; for 10 s."),
+        Meta(description="Also measure for 10 s at the rate of a sensor, from a sample's arrival to its result."),
     ] = None
     sustained_s: Annotated[
-        NonNegative, Meta(description="Also run each engine back to back for so long, as a device grows hot.")
+        NonNegative, Meta(description="Also run each engine back to back for this time, as a device grows hot.")
     ] = 0
     energy_s: Annotated[
         NonNegative,
         Meta(
-            description="Where a power sensor can be read: how long idle and how long busy it is read for the energy "
-            "of an inference; 0 for not at all."
+            description="Where a power sensor can be read: seconds for which it is read idle, and then busy, to "
+            "measure the energy of an inference; 0 measures none."
         ),
     ] = 3
     rails: Annotated[
@@ -414,7 +416,7 @@ class ProfileConfig(_Config, frozen=True):
 
 
 class SearchConfig(_Config, frozen=True):
-    """What ``edgekd search`` varies."""
+    """Keys of the recipe that ``edgekd search`` varies."""
 
     space: Annotated[
         dict[str, Any],
@@ -429,9 +431,9 @@ class SearchConfig(_Config, frozen=True):
 
 
 class RobustnessConfig(_Config, frozen=True):
-    """What losing or spoiling one modality costs: two passes over the test split for each modality and network."""
+    """What losing or spoiling a modality costs: two passes over the test split for each modality and network."""
 
-    measure: Annotated[bool, Meta(description="Whether it is measured.")] = True
+    measure: Annotated[bool, Meta(description="Whether robustness is measured.")] = True
     noise: Annotated[
         Positive,
         Meta(description="Standard deviation of the Gaussian noise, in training standard deviations of each channel."),
@@ -439,7 +441,7 @@ class RobustnessConfig(_Config, frozen=True):
 
 
 class Recipe(_Config, frozen=True):
-    """A whole ``edgekd.toml``: with a task to train for, or with a model that was trained elsewhere."""
+    """A whole ``edgekd.toml``, with a task to train for or with a model that was trained elsewhere."""
 
     task: TaskConfig | None = None
     model: ModelConfig | None = None

@@ -1,4 +1,4 @@
-"""Targets and calibrations: facts about devices and about how to calibrate, kept as TOML data.
+"""Targets and calibrations: facts about kinds of devices and settings of INT8, kept as TOML data.
 
 A target is a kind of device. Its scheme says how INT8 must be written into ONNX so that the target's runtime computes
 it right and fast.
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
     from edgekd.files import JsonObject
 
-#: What ONNX Runtime's quantizer can make INT8.
+#: Operators that ONNX Runtime's quantizer can make INT8.
 Operator = Literal[
     "Add", "ArgMax", "AveragePool", "BatchNormalization", "Clip", "Concat", "Conv", "ConvTranspose", "CumSum",
     "EmbedLayerNormalization", "Flatten", "Gather", "GatherElements", "Gemm", "GlobalAveragePool",
@@ -30,8 +30,8 @@ Operator = Literal[
     "Resize", "Sigmoid", "Slice", "Softmax", "Split", "Squeeze", "TopK", "Transpose", "Unsqueeze", "Where",
 ]  # fmt: skip
 
-#: Weight-bearing operators and what stands between them. Element-wise arithmetic on raw inputs stays float: one scale
-#: for channels of different units would destroy them.
+#: Operators with weights and those that stand between them. Element-wise arithmetic on raw inputs stays float: one
+#: scale for channels of different units would destroy them.
 DEFAULT_OPERATORS: tuple[Operator, ...] = (
     "Conv", "ConvTranspose", "Gemm", "MatMul", "Concat", "Relu", "Clip", "MaxPool", "AveragePool", "GlobalAveragePool",
     "Flatten", "Reshape", "Transpose", "Squeeze", "Unsqueeze",
@@ -40,7 +40,7 @@ DEFAULT_OPERATORS: tuple[Operator, ...] = (
 
 Arch = Literal["x86_64", "aarch64", "arm64", "AMD64"]
 Precision = Literal["int8", "float16", "float32"]
-#: Those that TensorRT-RTX builds INT8 for.
+#: GPUs that TensorRT-RTX builds INT8 for.
 Capability = Literal["SM80", "SM86", "SM89", "SM120", "SM121"]
 
 
@@ -48,7 +48,9 @@ class Scheme(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """How a target wants INT8 written into ONNX."""
 
     activations: Annotated[Literal["uint8", "int8"], Meta(description="Type of quantized activations.")]
-    symmetric_activations: Annotated[bool, Meta(description="Zero point 0 (TensorRT), or free (ONNX Runtime).")]
+    symmetric_activations: Annotated[
+        bool, Meta(description="Whether the zero point is 0 (TensorRT) or free (ONNX Runtime).")
+    ]
     per_channel: Annotated[bool, Meta(description="One weight scale for each output channel.")] = True
     reduce_range: Annotated[
         bool, Meta(description="7-bit weights: x86 with AVX2 but no VNNI saturates 16-bit sums otherwise.")
@@ -56,7 +58,7 @@ class Scheme(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     bias: Annotated[Literal["int32", "float"], Meta(description="Type of biases.")] = "int32"
     rest: Annotated[
         Literal["float32", "float16"],
-        Meta(description="What is not INT8 computes in; inputs, outputs and arithmetic on raw inputs stay float32."),
+        Meta(description="Type of what is not INT8; inputs, outputs and arithmetic on raw inputs stay float32."),
     ] = "float32"
     operators: Annotated[
         list[Operator], Meta(min_length=1, description="ONNX operators that compute in INT8; all others stay float.")
@@ -64,7 +66,7 @@ class Scheme(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
 
 
 class Budgets(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Limits that an engine should keep on this target; None where there is none."""
+    """Limits that an engine should keep on this target; None is no limit."""
 
     latency_ms: Annotated[float, Meta(gt=0, description="p50 at batch 1.")] | None = None
     size_mb: Annotated[float, Meta(gt=0, description="Engine file, 10^6 bytes.")] | None = None
@@ -72,12 +74,14 @@ class Budgets(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
 
 
 class Hosts(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Which machines are of this kind, so that an engine for them can run and be timed right here."""
+    """Machines that are of this kind, so that an engine for them can run and be timed on this host."""
 
     arch: Annotated[
         list[Arch], Meta(min_length=1, description="Processor architectures, as 'uname -m' prints them.")
     ] = msgspec.field(default_factory=lambda: list(get_args(Arch)))
-    model: Annotated[str, Meta(description="What the name of the board or the processor must hold; '' for any.")] = ""
+    model: Annotated[
+        str, Meta(description="Text that the name of the board or the processor must contain; '' for any.")
+    ] = ""
 
 
 class Compile(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -88,7 +92,10 @@ class Compile(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     ]
     compute_capabilities: Annotated[
         list[Capability],
-        Meta(min_length=1, description="Of the GPUs that one engine is to run on, e.g. ['SM86', 'SM89']."),
+        Meta(
+            min_length=1,
+            description="Compute capabilities of the GPUs that one engine is to run on, e.g. ['SM86', 'SM89'].",
+        ),
     ]
     ship: Annotated[
         bool, Meta(description="Put the built engines into the bundle. If false they are a proof alone.")
@@ -113,22 +120,24 @@ class Target(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
             "'package.module:name', which opens engines."
         ),
     ]
-    options: Annotated[dict[str, Any], Meta(description="What the runtime is told when it opens an engine.")] = {}
+    options: Annotated[dict[str, Any], Meta(description="Options with which the runtime opens an engine.")] = {}
     precisions: Annotated[
         list[Precision],
-        Meta(min_length=1, description="What engines may be; the first is preferred where none is clearly faster."),
+        Meta(min_length=1, description="Precisions of engines; the first is preferred where none is clearly faster."),
     ] = msgspec.field(default_factory=lambda: ["int8", "float32"])
     quantizers: Annotated[
         list[str],
         Meta(
             min_length=1,
-            description="Who writes INT8: 'qdq' is edgekd on ONNX Runtime, 'nncf' OpenVINO's NNCF; or your own, "
-            "'path/to/file.py:name' or 'package.module:name'.",
+            description="Quantizers that write INT8: 'qdq' is edgekd on ONNX Runtime, 'nncf' OpenVINO's NNCF; or your "
+            "own, 'path/to/file.py:name' or 'package.module:name'.",
         ),
     ] = msgspec.field(default_factory=lambda: ["qdq"])
     scheme: Scheme
     opset: Annotated[int, Meta(ge=18, le=23, description="ONNX opset of the exported graph.")] = 20
-    round_to: Annotated[int, Meta(ge=1, description="Pruned widths are multiples of this: its kernels like them.")] = 8
+    round_to: Annotated[
+        int, Meta(ge=1, description="Pruned widths are multiples of this, as the target's kernels prefer.")
+    ] = 8
     hosts: Hosts = Hosts()
     compile: Compile | None = None
     power_rails: Annotated[
@@ -144,7 +153,7 @@ class Target(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
 
 
 class Calibration(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """How activation ranges are found, and weights rounded."""
+    """How activation ranges are found, and how weights are rounded."""
 
     description: str
     ranges: Annotated[
@@ -161,9 +170,11 @@ class Calibration(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True)
             "is kept on the calibration samples, its bias taking up the mean error."
         ),
     ] = "nearest"
-    samples: Annotated[int, Meta(ge=1, description="Samples of the calibration split; fewer when it has fewer.")] = 512
+    samples: Annotated[
+        int, Meta(ge=1, description="Number of samples of the calibration split; all of them where it has fewer.")
+    ] = 512
     chunk: Annotated[int, Meta(ge=1, description="Samples held in memory at a time.")] = 64
-    seed: Annotated[int, Meta(ge=0, description="Chooses the samples.")] = 0
+    seed: Annotated[int, Meta(ge=0, description="Seed for choosing the samples.")] = 0
 
 
 def shipped_targets() -> dict[str, Path]:
@@ -172,10 +183,10 @@ def shipped_targets() -> dict[str, Path]:
 
 
 def find_target(reference: str) -> Path:
-    """Return a target's file: of a shipped name, or the path of a ``.toml``.
+    """Return the file of a target: of a shipped name, or the path of a ``.toml``.
 
     Raises:
-        TargetError: there is no such target.
+        TargetError: There is no such target.
     """
     return _find(reference, shipped_targets(), "target")
 
@@ -189,13 +200,13 @@ def check_distinct(targets: Iterable[Target]) -> None:
 
 
 def read_target(reference: str) -> Target:
-    """Read a target: a shipped name, or the path of a ``.toml``.
+    """Read a target by a shipped name, or by the path of a ``.toml``.
 
     Its engine library and the options for that are checked by :func:`edgekd.devices.targets.load_target`, which knows
     the libraries.
 
     Raises:
-        TargetError: there is no such target, or its file is not valid.
+        TargetError: There is no such target, or its file is not valid.
     """
     path = find_target(reference)
     content = {"name": path.stem, **read_toml(path, TargetError)}
@@ -208,10 +219,10 @@ def read_target(reference: str) -> Target:
 
 
 def load_calibration(reference: str) -> Calibration:
-    """Read a calibration: a shipped name, or the path of a ``.toml``.
+    """Read a calibration by a shipped name, or by the path of a ``.toml``.
 
     Raises:
-        TargetError: there is no such calibration, or its file is not valid.
+        TargetError: There is no such calibration, or its file is not valid.
     """
     shipped = {path.stem: path for path in sorted(data_dir("calibration").glob("*.toml"))}
     path = _find(reference, shipped, "calibration")

@@ -6,12 +6,15 @@ import math
 import re
 from functools import cache
 from types import MappingProxyType
-from typing import Any
+from typing import TYPE_CHECKING
 
 import msgspec
 from msgspec import Struct, inspect
 
 from edgekd.errors import nearest
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
 
 #: Keys that had another name in an earlier edgekd, by the section's class and the old key.
 _RENAMED = MappingProxyType({("QuantizeConfig", "tune"): "qat", ("Calibration", "method"): "ranges"})
@@ -23,7 +26,7 @@ _OPEN = frozenset({"Term"})
 def explain(error: msgspec.ValidationError, struct: type[Struct]) -> str:
     """Turn msgspec's ``"Expected `int`, got `str` - at `$.a.b`"`` into ``"a.b: expected 'int', got 'str'"``.
 
-    Where one of a few words was expected, name the nearest: msgspec does not.
+    Where one of a few words was expected, the nearest one is named, which msgspec does not do.
     """
     what, _, where = str(error).replace("`", "'").partition(" - at ")
     where = where.replace("'", "").replace("$.", "").replace("$", "")
@@ -54,16 +57,16 @@ def _choices(info: inspect.Type, path: list[str]) -> set[str]:
 
 
 def check_keys(
-    content: dict[str, Any], struct: type[Struct], source: str, error: type[Exception], at: str = ""
+    content: Mapping[str, object], struct: type[Struct], source: str, error: type[Exception], at: str = ""
 ) -> None:
-    """Raise ``error`` for the first key that ``struct`` does not know, naming the nearest that it does.
+    """Raise ``error`` for the first key that ``struct`` does not have, and name the nearest one that it has.
 
     Args:
-        content: the table that is to become a ``struct``.
-        struct: what it is to become.
-        source: which file or option it is from.
-        error: what to raise.
-        at: the table's own place in the file, e.g. "options."; "" for the top level.
+        content: Table that is to become a ``struct``.
+        struct: Type that it is to become.
+        source: File or option that the table is from.
+        error: Type of the error to raise.
+        at: Path of the table in the file, e.g. "options."; "" for the top level.
     """
     _check_keys(content, _type_info(struct), error, source, at)
 
@@ -72,7 +75,7 @@ def check_keys(
 _type_info = cache(inspect.type_info)
 
 
-def _check_keys(value: Any, info: inspect.Type, error: type[Exception], source: str, at: str) -> None:
+def _check_keys(value: object, info: inspect.Type, error: type[Exception], source: str, at: str) -> None:
     if not isinstance(value, dict):
         return
     match info:
@@ -97,8 +100,8 @@ def _check_keys(value: Any, info: inspect.Type, error: type[Exception], source: 
                 _check_keys(item, fields[key], error, source, f"{at}{key}.")
 
 
-def check_values(value: Any, source: str, error: type[Exception], at: str = "") -> None:
-    """Raise ``error`` for the first value that is no plain finite one: no limit holds against ``nan``."""
+def check_values(value: object, source: str, error: type[Exception], at: str = "") -> None:
+    """Raise ``error`` for the first value that is neither text nor a finite number: no limit holds against ``nan``."""
     if isinstance(value, dict):
         for key, item in value.items():
             check_values(item, source, error, f"{at}.{key}".lstrip("."))

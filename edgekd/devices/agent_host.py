@@ -1,10 +1,10 @@
-"""What agents do, wherever they run: this host and a board differ in how a file gets there."""
+"""Jobs of agents, wherever these run: this host and a board differ only in how a file gets there."""
 
 from __future__ import annotations
 
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from edgekd.devices.agent_process import AgentProcess
 from edgekd.runtime.session import BuiltEngine
@@ -15,38 +15,39 @@ if TYPE_CHECKING:
     from contextlib import AbstractContextManager
     from pathlib import Path
 
+    from edgekd.files import JsonObject
     from edgekd.runtime.backends.registry import Runtime
 
-#: What an interpreter of this host runs to be an agent.
+#: Arguments with which an interpreter of this host runs an agent.
 AGENT = ("-m", "edgekd.runtime.agent.agent")
 
 _BATCH = 64
 
 
 class AgentHost(Protocol):
-    """Where agents run, and the way of files there and back."""
+    """A machine on which agents run, and the transfer of files to it and back."""
 
     def start(self) -> AgentProcess:
-        """Start an agent there."""
+        """Start an agent on it."""
 
     def send(self, path: Path) -> str:
-        """Return the path there of a file or a folder of this host, having brought it there where that is needed."""
+        """Return the path there of a file or a folder of this host, having sent it where that is needed."""
 
     def receive(self, folder: Path) -> AbstractContextManager[str]:
-        """Yield the path of a folder there; what an agent wrote into it is in ``folder`` at the end."""
+        """Yield the path of a folder there; the files that an agent writes into it are in ``folder`` at the end."""
 
-    def runtime_arguments(self, runtime: Runtime) -> dict[str, Any]:
-        """Return a runtime as an agent there is told of it."""
+    def runtime_arguments(self, runtime: Runtime) -> JsonObject:
+        """Return the arguments by which a job names a runtime there: ``runtime`` and ``options``."""
 
 
 @dataclass(frozen=True)
 class LocalHost:
-    """This host: a file is where it is.
+    """This host, on which no file needs to be sent.
 
     Attributes:
-        command: what starts an agent.
-        environment: its variables.
-        timeout_seconds: how long one answer may take.
+        command: The command that starts an agent.
+        environment: The agent's environment variables.
+        timeout_seconds: The longest time that one answer may take.
     """
 
     command: Sequence[str]
@@ -66,29 +67,29 @@ class LocalHost:
         """Yield the folder itself."""
         yield str(folder)
 
-    def runtime_arguments(self, runtime: Runtime) -> dict[str, Any]:
-        """Return its name and options."""
+    def runtime_arguments(self, runtime: Runtime) -> JsonObject:
+        """Return the runtime's name and options."""
         return {"runtime": runtime.name, "options": dict(runtime.options)}
 
 
 def evaluate_engine(host: AgentHost, engine: Path, runtime: Runtime, inputs: Path, outputs: Path, threads: int) -> None:
-    """Let an agent open an engine and run every row of ``inputs`` through it into ``outputs``."""
-    with host.start() as agent, host.receive(outputs.parent) as there:
+    """Have an agent open an engine and run every row of ``inputs`` through it into ``outputs``."""
+    with host.start() as agent, host.receive(outputs.parent) as remote:
         agent.ask("open", engine=host.send(engine), threads=threads, **host.runtime_arguments(runtime))
-        agent.ask("evaluate", inputs=host.send(inputs), outputs=f"{there}/{outputs.name}", batch=_BATCH)
+        agent.ask("evaluate", inputs=host.send(inputs), outputs=f"{remote}/{outputs.name}", batch=_BATCH)
 
 
 def verify_bundle(host: AgentHost, bundle: Path, runtime: Runtime, threads: int) -> Verification:
-    """Let an agent check a bundle; see :class:`~edgekd.devices.base.Verifier`."""
+    """Have an agent check a bundle; see :class:`~edgekd.devices.base.Verifier`."""
     with host.start() as agent:
-        told = host.runtime_arguments(runtime)["runtime"]
-        found = agent.ask("verify", "verification", bundle_folder=host.send(bundle), runtime=told, threads=threads)
-    return Verification(**found["verification"])
+        name = host.runtime_arguments(runtime)["runtime"]
+        answer = agent.ask("verify", "verification", bundle_folder=host.send(bundle), runtime=name, threads=threads)
+    return Verification(**answer["verification"])
 
 
 def build_engine(host: AgentHost, engine: Path, runtime: Runtime, folder: Path, threads: int) -> BuiltEngine | None:
-    """Let an agent keep what its library makes of an engine; see :class:`~edgekd.devices.base.Verifier`."""
-    with host.start() as agent, host.receive(folder) as there:
-        told = host.runtime_arguments(runtime)
-        built = agent.ask("build", "built", engine=host.send(engine), folder=there, threads=threads, **told)["built"]
+    """Have an agent keep what its library compiles of an engine; see :class:`~edgekd.devices.base.Verifier`."""
+    with host.start() as agent, host.receive(folder) as remote:
+        named = host.runtime_arguments(runtime)
+        built = agent.ask("build", "built", engine=host.send(engine), folder=remote, threads=threads, **named)["built"]
     return None if built is None else BuiltEngine(**{**built, "files": tuple(built["files"])})

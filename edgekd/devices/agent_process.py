@@ -8,7 +8,7 @@ import subprocess
 import tempfile
 import threading
 from contextlib import suppress
-from typing import TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING
 
 from edgekd import errors
 from edgekd.errors import DeviceError, EdgekdError
@@ -17,16 +17,23 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
     from types import TracebackType
 
-#: How long a dying process may take to end before it is killed, and how much of its stderr an error quotes.
+    from edgekd.files import JsonObject
+
+#: The time that a dying process has to end before it is killed, and the part of its stderr that an error quotes.
 _GRACE_SECONDS = 2.0
 _QUOTED_LINES = 3
 _QUOTED_BYTES = 4096
 
 
 class AgentProcess:
-    """A running agent. Use it as a context manager: at the end it is killed, whatever it was doing.
+    """A running agent. Use it as a context manager: at the end it is killed, whatever it is doing.
 
-    Should this process itself be killed, the agent reads the end of its stdin and quits after the job at hand.
+    If this process itself is killed, the agent reads the end of its stdin and quits after the job at hand.
+
+    Args:
+        command: The command that starts it.
+        environment: Its environment variables.
+        timeout_seconds: The longest time that one answer may take.
 
     Raises:
         DeviceError: the command cannot be started.
@@ -52,16 +59,16 @@ class AgentProcess:
             raise DeviceError(f"the agent cannot be started: {command[0]}: {error.strerror}") from error
         self.pid = self._process.pid
 
-    def ask(self, job: str, *wanted: str, **arguments: Any) -> dict[str, Any]:
+    def ask(self, job: str, *wanted: str, **arguments: object) -> JsonObject:
         """Give the agent a job and return its answer.
 
         Args:
-            job: a job's name.
-            wanted: keys that the answer must have.
-            arguments: the job's arguments.
+            job: The job's name.
+            wanted: The keys that the answer must have.
+            arguments: The job's arguments.
 
         Raises:
-            DeviceError: it died, took longer than its patience, or its answer is not one.
+            DeviceError: it died, took longer than its timeout, or gave no valid answer.
             EdgekdError: the job failed; of the class that the agent raised.
         """
         reply = self._exchange(job, json.dumps({"job": job, **arguments}))
@@ -82,11 +89,11 @@ class AgentProcess:
 
     @property
     def alive(self) -> bool:
-        """Whether the process runs."""
+        """Whether the process is running."""
         return self._process.poll() is None
 
-    def say(self, line: str) -> None:
-        """Write a line to the process; to a dead one it is lost."""
+    def write_line(self, line: str) -> None:
+        """Write a line to the process; a dead one loses it."""
         with self._writing, suppress(BrokenPipeError, ValueError):
             self._pipes()[0].write(line + "\n")
             self._pipes()[0].flush()
@@ -109,7 +116,7 @@ class AgentProcess:
         self.close()
 
     def _exchange(self, job: str, line: str | None) -> str:
-        """Say a line, if any, and return the next that it says; ``job`` is what for."""
+        """Write a line, if any, and return the next line of the process; ``job`` names it in errors."""
         expired = threading.Event()
 
         def give_up() -> None:
@@ -121,7 +128,7 @@ class AgentProcess:
         timer.start()
         try:
             if line is not None:
-                self.say(line)  # where it is dead there is no reply either, and stderr says why
+                self.write_line(line)  # a dead process does not reply either, and stderr says why
             reply: str = self._pipes()[1].readline()
         finally:
             timer.cancel()
@@ -135,8 +142,11 @@ class AgentProcess:
         """Return the error for a process that ended instead of answering."""
         return DeviceError(f"the agent ended ({self._exit()}) instead of answering '{job}'; {self._last_words()}")
 
-    def _pipes(self) -> tuple[Any, Any]:
-        return self._process.stdin, self._process.stdout
+    def _pipes(self) -> tuple[IO[str], IO[str]]:
+        stdin, stdout = self._process.stdin, self._process.stdout
+        assert stdin is not None
+        assert stdout is not None
+        return stdin, stdout
 
     def _exit(self) -> str:
         try:
@@ -152,7 +162,7 @@ class AgentProcess:
         return "it last said: " + " / ".join(lines) if lines else "it said nothing on stderr"
 
 
-def _error(answer: Mapping[str, Any]) -> EdgekdError:
+def _error(answer: JsonObject) -> EdgekdError:
     """Return the agent's error as the class it was there, so that its exit code survives the process."""
     kind = getattr(errors, str(answer.get("kind")), None)
     if not (isinstance(kind, type) and issubclass(kind, EdgekdError)):

@@ -1,4 +1,4 @@
-"""What is measured of an engine besides its latency back to back: paced and sustained runs, energy, layers."""
+"""Measurements of an engine besides its latency back to back: paced and sustained runs, energy, layers."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import base64
 import math
 import time
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, TypeAlias
 
 import numpy as np
 
@@ -18,10 +18,11 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from edgekd.config.recipe import ProfileConfig
+    from edgekd.files import JsonObject
     from edgekd.runtime.measure.results import Nanoseconds
 
     #: Gives the agent of an open engine a job, by its name, the keys that its answer must have, and its arguments.
-    Ask = Callable[..., dict[str, Any]]
+    Ask: TypeAlias = Callable[..., JsonObject]
 
 _PACED_SECONDS = 10.0
 _WINDOW_SECONDS = 1.0
@@ -29,7 +30,7 @@ _WINDOW_SECONDS = 1.0
 
 @dataclass(frozen=True)
 class ExtraMeasurements:
-    """What was measured, named as in :class:`~edgekd.runtime.measure.results.EngineProfile`."""
+    """The extra measurements of one engine, named as in :class:`~edgekd.runtime.measure.results.EngineProfile`."""
 
     paced: Paced | None
     sustained: Sustained | None
@@ -39,26 +40,27 @@ class ExtraMeasurements:
 
 
 def count_steps(config: ProfileConfig) -> int:
-    """Return how many steps :func:`measure_extras` tells of."""
+    """Return the number of steps that :func:`measure_extras` reports."""
     return (config.rate_hz is not None) + _windows(config) + (config.energy_s > 0) + config.layers
 
 
 def nothing_measured(reason: str) -> ExtraMeasurements:
-    """Return that nothing was measured, for a ``reason``."""
+    """Return measurements of which none was made, for a ``reason``: ``"not measured: ..."``."""
     return ExtraMeasurements(None, None, None, (), dict.fromkeys(("paced", "sustained", "energy", "layers"), reason))
 
 
 def measure_extras(
     name: str, ask: Ask, folder: Path, config: ProfileConfig, notify: Callable[[str], None]
 ) -> ExtraMeasurements:
-    """Measure one open engine, which is closed in the end: its layers are those of another one.
+    """Measure one open engine. It is closed in the end, since its layers are measured in another session.
 
     Args:
-        name: of the engine.
-        ask: gives its agent a job.
-        folder: receives ``<name>.paced.npy`` and ``<name>.sustained.npy``, every latency in ns, in order.
-        config: what is asked for.
-        notify: called after each step with what came out.
+        name: The engine's name.
+        ask: Gives the engine's agent a job.
+        folder: The folder that receives ``<name>.paced.npy`` and ``<name>.sustained.npy``, every latency in ns, in
+            order.
+        config: The measurements to make.
+        notify: Called after each step with its result.
     """
     reasons: dict[str, str] = {}
     paced = sustained = energy = None
@@ -91,7 +93,7 @@ def measure_extras(
     return ExtraMeasurements(paced, sustained, energy, layers, reasons)
 
 
-def nanoseconds(answer: dict[str, Any]) -> Nanoseconds:
+def nanoseconds(answer: JsonObject) -> Nanoseconds:
     """Return the times of an agent's answer [n]."""
     return np.frombuffer(base64.b64decode(answer["ns"]), "<i8")
 
@@ -127,20 +129,20 @@ def _sustain(name: str, ask: Ask, folder: Path, config: ProfileConfig, notify: C
 
 
 def _slowdown(windows: Sequence[Window]) -> float:
-    """Return how much slower the last tenth of the windows was than the first."""
+    """Return the median p50 of the last tenth of the windows over that of the first tenth."""
     tenth = max(1, len(windows) // 10)
     first, last = (np.median([window.p50_ms for window in part]) for part in (windows[:tenth], windows[-tenth:]))
     return float(last / first)
 
 
 def _layers(ask: Ask) -> tuple[tuple[LayerTime, ...], str | None]:
-    """Return the layers, or why there are none."""
+    """Return the layers, or the reason why there are none."""
     try:
-        found = ask("layers", "layers")["layers"]
-    except ModelError as error:  # the engine runs: that its library cannot profile it is no reason to lose the rest
+        layers = ask("layers", "layers")["layers"]
+    except ModelError as error:  # the engine runs: the rest is kept although its library cannot profile it
         return (), str(error)
-    if found is None:
+    if layers is None:
         return (), "the runtime has no profiler that edgekd knows"
-    if not found:
+    if not layers:
         return (), "most layers take less than 1 us, the step of the library's counters"
-    return tuple(LayerTime(**{**layer, "nodes": tuple(layer["nodes"])}) for layer in found), None
+    return tuple(LayerTime(**{**layer, "nodes": tuple(layer["nodes"])}) for layer in layers), None

@@ -7,7 +7,7 @@ import platform
 import sys
 from contextlib import ExitStack
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import edgekd
 from edgekd.devices import agent_host
@@ -24,12 +24,13 @@ if TYPE_CHECKING:
     from edgekd.config.recipe import ProfileConfig
     from edgekd.config.target import Target
     from edgekd.devices.agent_host import AgentHost
+    from edgekd.files import JsonObject
     from edgekd.runtime.backends.registry import Runtime
     from edgekd.runtime.measure.results import Nanoseconds, Profile
     from edgekd.runtime.session import BuiltEngine
     from edgekd.runtime.verification import Verification
 
-#: How long one answer may take: the largest evaluation, not a hung driver.
+#: The longest time that one answer may take: enough for the largest evaluation, but a hung driver ends.
 _TIMEOUT_SECONDS = 600.0
 
 
@@ -89,7 +90,7 @@ class LocalDevice:
         threads: int,
         notify: Callable[[str], None],  # noqa: ARG002 - the same
     ) -> BuiltEngine | None:
-        """Keep what the library makes of an engine; see :class:`~edgekd.devices.base.Verifier`."""
+        """Keep what the library compiles of an engine; see :class:`~edgekd.devices.base.Verifier`."""
         return agent_host.build_engine(self._here(), engine, runtime, folder, threads)
 
     def profile(
@@ -107,17 +108,15 @@ class LocalDevice:
             engines, inputs, folder, config, advance,
         )  # fmt: skip
 
-    def compile(
-        self, model: Path, plan: Path, layers: Path, library: str, options: Mapping[str, Any]
-    ) -> dict[str, Any]:
+    def compile(self, model: Path, plan: Path, layers: Path, library: str, options: Mapping[str, object]) -> JsonObject:
         """Build an engine ahead of time, in a process of its own: an engine library's crash is one error here.
 
         Args:
-            model: ONNX.
-            plan: where the engine goes.
-            layers: where the description of its layers goes, JSON.
-            library: which one builds it, "tensorrt-rtx".
-            options: fields of :class:`edgekd.runtime.backends.tensorrt.BuildOptions`.
+            model: The ONNX file.
+            plan: The file of the engine.
+            layers: The file of the description of its layers, JSON.
+            library: The library that builds it, "tensorrt-rtx".
+            options: Fields of :class:`edgekd.runtime.backends.tensorrt_build.BuildOptions`.
 
         Returns:
             ``library`` with its version, the number of ``layers``, and the ``messages`` that the library gave.
@@ -141,7 +140,7 @@ class LocalDevice:
             )
 
     def close(self) -> None:
-        """Let go of it: nothing is held."""
+        """Free what it holds: nothing."""
 
     def _here(self) -> LocalHost:
         return LocalHost([sys.executable, *AGENT], agent_environment(), self._timeout_seconds)
@@ -152,10 +151,10 @@ class AgentEngine:
 
     def __init__(self, host: AgentHost, engine: Path, runtime: Runtime, threads: int) -> None:
         self._host = host
-        there, told = host.send(engine), host.runtime_arguments(runtime)
+        remote, named = host.send(engine), host.runtime_arguments(runtime)
         with ExitStack() as stack:
             self._agent = stack.enter_context(host.start())
-            opened = self._agent.ask("open", "import_ms", "load_ms", engine=there, threads=threads, **told)
+            opened = self._agent.ask("open", "import_ms", "load_ms", engine=remote, threads=threads, **named)
             self.import_ms: float = opened["import_ms"]
             self.load_ms: float = opened["load_ms"]
             stack.pop_all()
@@ -174,7 +173,7 @@ class AgentEngine:
         answer = self._agent.ask("compute", "ns", iterations=iterations, warmup=warmup)
         return None if answer["ns"] is None else nanoseconds(answer)
 
-    def ask(self, job: str, *wanted: str, **arguments: Any) -> dict[str, Any]:
+    def ask(self, job: str, *wanted: str, **arguments: object) -> JsonObject:
         """Give the agent a further job."""
         return self._agent.ask(job, *wanted, **arguments)
 
@@ -198,7 +197,7 @@ class AgentEngine:
 
 
 def agent_environment() -> dict[str, str]:
-    """Return an environment in which the agent imports this very edgekd, and nothing from the working directory."""
+    """Return an environment in which an agent imports this very edgekd, and nothing from the working directory."""
     here = str(Path(edgekd.__file__).resolve().parent.parent)
     inherited = os.environ.get("PYTHONPATH")
     path = os.pathsep.join([here, inherited] if inherited else [here])

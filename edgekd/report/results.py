@@ -1,4 +1,4 @@
-"""What a finished build has to report: the material of every table and file, and the verdict over it."""
+"""The results of a finished build, which every table and file is made of, and the verdict over them."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ if TYPE_CHECKING:
     from edgekd.runtime.measure.results import EngineProfile, Profile
     from edgekd.stages.stage import StageTime
 
-#: What the candidate that ships is called in tables.
+#: Name of the candidate that ships, in tables.
 SHIPPED = "shipped"
 
-#: The report for machines, in the output folder, and the version of what is in it; and what ``edgekd profile`` writes.
+#: The report for machines in the output folder, the file that ``edgekd profile`` writes, and their versions.
 REPORT, SCHEMA_VERSION = "report.json", 3
 PROFILE, PROFILE_VERSION = "profile.json", 1
 
-#: Below a target's folder of the output: raw timings, and the Grams of a few samples, a
-#: :class:`~edgekd.gram.heatmap.FewGrams`.
+#: Folders below a target's output: that of raw timings, and that with the Gram matrices of a few samples, whose file is
+#: a :class:`~edgekd.gram.heatmap.FewGrams`.
 LATENCY, GRAM, SAMPLES = "latency", "gram", "samples.npz"
 
 #: Verdicts from good to bad.
@@ -42,7 +42,14 @@ def project_name(recipe: str, task: str) -> str:
 
 @dataclass(frozen=True)
 class BudgetCheck:
-    """One limit of the target; ``measured`` is None where there is no figure to hold against it."""
+    """One limit that a target recommends.
+
+    Attributes:
+        name: Name of the figure.
+        unit: Unit of the figure and of the limit.
+        limit: The largest figure that keeps the limit.
+        measured: The figure; None where it was not measured.
+    """
 
     name: str
     unit: str
@@ -55,9 +62,9 @@ class BudgetCheck:
         return self.measured is not None and self.measured <= self.limit
 
     def __str__(self) -> str:
-        """Say it in words, e.g. ``"latency p50 6.1 ms, budget 5 ms"``."""
-        found = "not measured" if self.measured is None else f"{self.measured:.3g} {self.unit}"
-        return f"{self.name} {found}, budget {self.limit:g} {self.unit}"
+        """Return the figure and its limit in words, e.g. ``"latency p50 6.1 ms, budget 5 ms"``."""
+        figure = "not measured" if self.measured is None else f"{self.measured:.3g} {self.unit}"
+        return f"{self.name} {figure}, budget {self.limit:g} {self.unit}"
 
 
 @dataclass(frozen=True)
@@ -90,27 +97,27 @@ class CandidateResult:
 
 @dataclass(frozen=True)
 class TargetResult:
-    """What came out for one target.
+    """The result of a build for one target.
 
     Attributes:
-        target: its name.
-        device: the machine it ran on, in the user's words; "no device" where it ran on none.
-        runtime: the engine library.
-        precision: of the engine, e.g. "int8".
-        ledger: the same probe after every stage.
-        baselines: names of the float networks that the engine is compared with; the last is the ledger's reference.
-        profile: the baselines, engine and the other candidates, measured in turns on the device; None where they
+        target: Name of the target.
+        device: The machine that ran the engine, in the user's words; "no device" where none did.
+        runtime: The engine library.
+        precision: Precision of the engine, e.g. "int8".
+        ledger: The same probe after every stage.
+        baselines: Names of the float networks that the engine is compared with; the last is the ledger's reference.
+        profile: The baselines, the engine and the other candidates, measured in turns on the device; None where they
             were not measured.
-        profile_reason: why not: ``"not measured: ..."``; None where they were.
-        sizes: bytes of the engine files of the float networks and of "shipped".
-        bundle: path relative to the output folder; None where no bundle was released.
-        budgets: the target's limits.
-        deploy_logit_error: largest |difference| between the logits of ``deploy.onnx`` and ``probe.onnx``.
-        candidates: every way in which the network was written, the one that ships among them.
-        chosen: name of the one that ships.
-        choice: why it does.
-        facts: sentences about the engine that belong in the report.
-        robustness: of what ships; None where it was not measured.
+        profile_reason: Why they were not measured: ``"not measured: ..."``; None where they were.
+        sizes: Sizes in bytes of the engine files of the float networks and of "shipped".
+        bundle: Path of the bundle relative to the output folder; None where no bundle was released.
+        budgets: The limits that the target recommends.
+        deploy_logit_error: Largest absolute difference between the logits of ``deploy.onnx`` and ``probe.onnx``.
+        candidates: Every way in which the network was written for the target, the one that ships among them.
+        chosen: Name of the candidate that ships.
+        choice: Why that candidate was chosen.
+        facts: Sentences about the engine that belong in the report.
+        robustness: The metric of what ships with a modality dropped or noisy; None where it was not measured.
     """
 
     target: str
@@ -136,12 +143,12 @@ class TargetResult:
             raise ValueError(f"{self.target}: without a profile there must be a reason for it")
 
     def measured(self, name: str) -> EngineProfile | None:
-        """Return what was measured of a baseline or of "shipped", if it was."""
+        """Return the measurements of a baseline or of "shipped"; None where it was not measured."""
         engines = self.profile.engines if self.profile else ()
         return next((engine for engine in engines if engine.name == name), None)
 
     def row(self, stage: str) -> LedgerRow | None:
-        """Return a stage's row of the ledger, if it has one."""
+        """Return the ledger's row of a stage; None where it has none."""
         return next((row for row in self.ledger.rows if row.stage == stage), None)
 
     @property
@@ -151,25 +158,25 @@ class TargetResult:
 
     @property
     def samples(self) -> int:
-        """On how many samples the ledger was kept."""
+        """Number of samples that the ledger compares."""
         return self.last.to_reference.samples if self.last.to_reference else 0
 
     def speedup(self, baseline: str, name: str = SHIPPED) -> float | None:
-        """Return a baseline's p50 over that of ``name``: both from the one run in which they took turns."""
+        """Return a baseline's p50 over that of ``name``; None where one is lacking. The two took turns in one run."""
         slow, fast = self.measured(baseline), self.measured(name)
         if not (slow and fast and slow.latency.p50 and fast.latency.p50):
             return None
         return slow.latency.p50.value_ms / fast.latency.p50.value_ms
 
     def shrinkage(self, baseline: str) -> float | None:
-        """Return the size of a baseline's file over the engine's."""
+        """Return the size of a baseline's file over that of the engine's; None where one of them is not known."""
         if baseline not in self.sizes or not self.sizes.get(SHIPPED):
             return None
         return self.sizes[baseline] / self.sizes[SHIPPED]
 
     @property
     def budget_checks(self) -> tuple[BudgetCheck, ...]:
-        """The limits that the target states, each with the engine's figure."""
+        """The limits that the target recommends, each with the engine's figure."""
         engine = self.measured(SHIPPED)
         p50 = engine.latency.p50.value_ms if engine and engine.latency.p50 else None
         size = self.sizes[SHIPPED] / 1e6 if SHIPPED in self.sizes else None
@@ -179,7 +186,7 @@ class TargetResult:
             ("size", "MB", self.budgets.size_mb, size),
             ("peak memory", "MB", self.budgets.memory_mb, memory),
         )
-        return tuple(BudgetCheck(name, unit, limit, found) for name, unit, limit, found in stated if limit is not None)
+        return tuple(BudgetCheck(name, unit, limit, value) for name, unit, limit, value in stated if limit is not None)
 
     @property
     def verdict(self) -> Verdict:
@@ -193,7 +200,7 @@ class TargetResult:
 
     @property
     def remark(self) -> str | None:
-        """Say so where compressing did not pay: the engine is not clearly faster than the float network of before."""
+        """A warning where compression did not pay: the engine is not clearly faster than the float network."""
         before, engine = self.measured(self.baselines[-1]), self.measured(SHIPPED)
         if not (before and engine and before.latency.p50 and engine.latency.p50):
             return None
@@ -207,18 +214,19 @@ class TargetResult:
 
 @dataclass(frozen=True)
 class BuildReport:
-    """A whole build.
+    """The result of a whole build.
 
     Attributes:
-        recipe: name or path of the recipe.
-        task: name of the task.
-        seed: of every random choice.
-        versions: of edgekd and the libraries that computed the result.
-        stages: in the order they ran.
-        training: for each model that was trained here one entry an epoch: mean losses, the weights of those that were
-            added and their shares of the gradient, and on the validation split metric and Gram drift from the anchor.
-        targets: one result for each target.
-        robustness: of the networks that were trained here; None where it was not measured.
+        recipe: Name or path of the recipe.
+        task: Name of the task.
+        seed: Seed of every random choice.
+        versions: Versions of edgekd and of the libraries that computed the result.
+        stages: The stages in the order in which they ran.
+        training: For each network that was trained, the figures of each epoch: mean losses, the weights of added losses
+            and their shares of the gradient, and on the validation split the metric and the Gram drift from the anchor.
+        targets: One result for each target.
+        robustness: The metric of the networks that were trained with a modality dropped or noisy; None where it was not
+            measured.
         robustness_reason: Why it was not: ``"not measured: ..."``.
     """
 

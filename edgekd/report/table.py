@@ -1,4 +1,4 @@
-"""Tables of a report as plain strings, so that the terminal and Markdown show the same figures."""
+"""Tables of a report as plain strings, so that terminal, Markdown and page show the same figures."""
 
 from __future__ import annotations
 
@@ -17,7 +17,12 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Column:
-    """One column; figures stand right."""
+    """One column of a table.
+
+    Attributes:
+        name: Its heading.
+        right: Whether its cells stand right, as figures do.
+    """
 
     name: str
     right: bool = True
@@ -25,7 +30,14 @@ class Column:
 
 @dataclass(frozen=True)
 class Table:
-    """A table, and below it the sentences that a reader needs to trust it."""
+    """A table with the sentences that a reader needs to trust it.
+
+    Attributes:
+        title: Its title.
+        columns: Its columns.
+        rows: The cells of each row.
+        notes: Sentences that stand below it.
+    """
 
     title: str
     columns: tuple[Column, ...]
@@ -45,16 +57,16 @@ _MEANINGS = (
 
 
 def legend(*tables: Table) -> Table:
-    """Return what the columns of these tables mean: said once for all of them."""
+    """Return a table of what the columns of these tables mean, each column once."""
     shown = {column.name for table in tables for column in table.columns}
     columns = (Column("column", right=False), Column("meaning", right=False))
     return Table("How to read the tables", columns, tuple(row for row in _MEANINGS if row[0] in shown))
 
 
 def markdown(table: Table) -> str:
-    """Return a Markdown table under its title, padded so that it reads well as plain text too.
+    """Return a table as Markdown under its title, padded so that it reads well as plain text too.
 
-    One without rows is its title and its notes.
+    A table without rows is its title and its notes.
     """
     cells = [[column.name for column in table.columns], *table.rows]
     cells = [[" ".join(cell.split()).replace("|", "\\|") for cell in row] for row in cells]
@@ -80,12 +92,12 @@ def metric_name(name: str) -> str:
 
 
 def describe(result: TargetResult) -> str:
-    """Name a target, its device, runtime and precision."""
+    """Return a target with its device, runtime and precision, in words."""
     return f"{result.target} · {result.device} · {result.runtime} · {result.precision}"
 
 
 def ledger_table(ledger: Ledger) -> Table:
-    """Return the ledger: what each stage kept, and the limits it was held against."""
+    """Return the table of a ledger: the figures of each stage, and the limits that they are held against."""
     baseline = ledger.row(ledger.reference).metric
     names = (metric_name(ledger.metric), "change", "drift", "bound", "flips", "teacher", "gate")
     columns = _columns("stage", *names)
@@ -123,8 +135,8 @@ def _ledger_notes(ledger: Ledger) -> tuple[str, ...]:
     drift = last.to_reference
     clusters = f" in {drift.clusters} groups" if drift and drift.clusters else ""
     better = "higher" if ledger.limits.higher_is_better else "lower"
-    told = "not measured, there are no labels" if last.metric is None else f"{better} is better"
-    counted = f"{ledger.metric}: {told}; {drift.samples if drift else 0} test samples{clusters}."
+    direction = "not measured, there are no labels" if last.metric is None else f"{better} is better"
+    counted = f"{ledger.metric}: {direction}; {drift.samples if drift else 0} test samples{clusters}."
     warning = f"bound: one-sided, {ledger.confidence:.0%}; warns above {ledger.limits.tau_pass:g}."
     if drift:
         what = "pair" if drift.scope == "sample" else "tap"
@@ -135,7 +147,7 @@ def _ledger_notes(ledger: Ledger) -> tuple[str, ...]:
 
 
 def engine_table(result: TargetResult) -> Table:
-    """Return teacher, student and engine side by side; without a profile, only what is known of them."""
+    """Return the table of teacher, student and engine; without a profile it has only sizes and metrics."""
     metric = metric_name(result.ledger.metric)
     models = (*result.baselines, SHIPPED)
     if result.profile is None:
@@ -148,7 +160,7 @@ def engine_table(result: TargetResult) -> Table:
 
 
 def candidate_table(result: TargetResult) -> Table:
-    """Return the ways in which the network was written for the target, and why one of them ships."""
+    """Return the table of candidates, and why one of them ships."""
     metric = metric_name(result.ledger.metric)
     columns = (*_columns("candidate", metric, "bound", "flips", "gate", "p50 ms", "size"), Column("", right=False))
     rows = tuple(
@@ -205,7 +217,7 @@ def _engine_notes(result: TargetResult, profile: Profile) -> tuple[str, ...]:
 
 
 def withheld_notes(engines: tuple[EngineProfile, ...]) -> tuple[str, ...]:
-    """Say which quantiles are withheld, and why."""
+    """Return which quantiles are withheld, and why."""
     notes = []
     for name in ("p50", "p90", "p99"):
         lacking = [engine for engine in engines if getattr(engine.latency, name) is None]
@@ -216,18 +228,18 @@ def withheld_notes(engines: tuple[EngineProfile, ...]) -> tuple[str, ...]:
 
 
 def _ratios(result: TargetResult) -> str:
-    """Compare the engine with both float models, for what was measured."""
+    """Return speed and size of the engine against each float network, as far as they were measured."""
     parts = []
     for baseline in result.baselines:
         speed, shrinkage = result.speedup(baseline), result.shrinkage(baseline)
-        told = [f"speed {factor(speed)}"] if speed else []
-        told += [f"size {share(1 / shrinkage)}"] if shrinkage else []
-        parts += [f"to {baseline}: {', '.join(told)}"] if told else []
+        ratios = [f"speed {factor(speed)}"] if speed else []
+        ratios += [f"size {share(1 / shrinkage)}"] if shrinkage else []
+        parts += [f"to {baseline}: {', '.join(ratios)}"] if ratios else []
     return f"Shipped {'; '.join(parts) or 'not measured'}."
 
 
 def summary_table(report: BuildReport) -> Table:
-    """Return one line for each target: its engine on its device."""
+    """Return the table of all targets: the engine of each on its device."""
     names = {result.ledger.metric for result in report.targets}
     metric = metric_name(names.pop()) if len(names) == 1 else "metric"
     columns = (

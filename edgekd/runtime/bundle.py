@@ -109,10 +109,10 @@ def check_bundle(path: Path | str, runtime: str | None = None) -> tuple[Manifest
 def _read(folder: Path, runtime: str | None) -> tuple[Manifest, Runtime]:
     if not folder.is_dir():
         raise BundleError(f"{folder}: no such folder; give the folder that holds a bundle's {MANIFEST}")
-    found = plain_files(folder)
+    files = plain_files(folder)
     manifest = read_manifest(folder)
     library = _runtime(folder, manifest, runtime)
-    check_listing(folder, manifest, found)
+    check_listing(folder, manifest, files)
     return manifest, library
 
 
@@ -241,9 +241,9 @@ def read_branches(folder: Path, manifest: Manifest) -> dict[str, str]:
         return {}
     where = folder / BRANCHES
     try:
-        found = json.loads(read_file(folder, manifest, BRANCHES))
+        branches = json.loads(read_file(folder, manifest, BRANCHES))
     except ValueError as error:
         raise BundleError(f"{where}: is not valid JSON: {error}") from error
-    if not isinstance(found, dict) or not all(isinstance(branch, str) for branch in found.values()):
+    if not isinstance(branches, dict) or not all(isinstance(branch, str) for branch in branches.values()):
         raise BundleError(f"{where}: must be a table of nodes' names and their branches; build the bundle again")
-    return found
+    return branches

@@ -133,6 +133,6 @@ def _check_inputs(path: Path, session: Session, inputs: list[JsonObject]) -> Non
         return [size if isinstance(size, int) else None for size in shape]
 
     stated = {item["name"]: (item["dtype"], fixed(item["shape"])) for item in inputs}
-    found = {spec.name: (spec.dtype, fixed(spec.shape)) for spec in session.inputs}
-    if stated != found:
-        raise BundleError(f"{path}: its inputs are {found}, but the manifest would state {stated}")
+    actual = {spec.name: (spec.dtype, fixed(spec.shape)) for spec in session.inputs}
+    if stated != actual:
+        raise BundleError(f"{path}: its inputs are {actual}, but the manifest would state {stated}")

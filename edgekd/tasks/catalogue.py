@@ -1,4 +1,4 @@
-"""What is known of the shipped tasks without loading them: no torch, no data."""
+"""Facts about the shipped tasks that need neither torch nor their data."""
 
 from __future__ import annotations
 
@@ -59,13 +59,13 @@ class TaskInfo:
     """One shipped task.
 
     Attributes:
-        name: as a recipe names it.
-        summary: what it is about, in one line.
-        modalities: its inputs, by default.
-        samples: how many it has, over all splits.
-        licence: licence of the data.
-        citation: whom to cite for the data.
-        packages: the archives that the data lies in.
+        name: Name by which a recipe calls it.
+        summary: What it is about, in one line.
+        modalities: Names of its inputs, by default.
+        samples: Number of its samples in all splits together.
+        licence: Licence of the data.
+        citation: Publication to cite for the data.
+        packages: The archives that contain the data.
     """
 
     name: str

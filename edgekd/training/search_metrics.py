@@ -1,4 +1,4 @@
-"""What a search asks of a finished student: its metric and drift on the validation split, its latency."""
+"""Metrics of a finished student that a search compares: metric and drift on the validation split, and latency."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ if TYPE_CHECKING:
 
 
 def validate(task: LoadedTask, teacher: nn.Module, student: nn.Module, taps: Taps) -> Epoch:
-    """Return "validation", the metric, and "drift", that of the student's Gram from the teacher's.
+    """Return the metric as "validation", and as "drift" that of the student's Gram from the teacher's.
 
-    Of the validation split: the test split is never looked at, since whoever chooses by it can no longer judge by it.
+    Both are of the validation split. The test split is not used: a choice made by it could not be judged by it.
     """
     device = compute_device()
     reference = probe(teacher.to(device), taps.teacher, task.splits["val"])
@@ -33,15 +33,15 @@ def validate(task: LoadedTask, teacher: nn.Module, student: nn.Module, taps: Tap
 
 
 class StudentTimer:
-    """Times students, each in turns with the student that a task has by itself.
+    """Times students, each alternating with the student that a task has by default.
 
     Args:
-        task: whose student is the reference.
-        taps: where its embeddings are.
-        seed: of its weights, which decide nothing here.
+        task: The task whose student is the reference.
+        taps: Where the embeddings are.
+        seed: Seed of the reference's weights, which have no influence on the result.
 
     Raises:
-        ModelError: torch cannot export the reference.
+        ModelError: Torch cannot export the reference.
     """
 
     def __init__(self, task: LoadedTask, taps: Taps, seed: int) -> None:
@@ -51,28 +51,28 @@ class StudentTimer:
     def __call__(
         self, task: LoadedTask, student: nn.Module, taps: Taps, alone: AbstractContextManager[object]
     ) -> Compared:
-        """Return the p50 of a student, which may be of a task with other inputs, and the reference's.
+        """Return the p50 in ms of a student, whose task may have other inputs, and of the reference.
 
-        ``alone`` is held while they are timed, and not while they are exported.
+        ``alone`` is entered while they are timed, and not while they are exported.
 
         Raises:
-            ModelError: torch cannot export it.
+            ModelError: Torch cannot export it.
         """
         return self._latency.compare(student, taps.student, example_batch(task, torch.device("cpu")), alone)
 
 
 def make_student(task: LoadedTask, seed: int) -> None:
-    """Make a task's untrained student, and no more.
+    """Build a task's untrained student, to see that it can be built.
 
     Raises:
-        TaskError: it cannot be made.
+        TaskError: It cannot be made.
     """
     with task.running("student()"):
         build(task.task.student, seed)
 
 
 def same_teacher(one: LoadedTask, other: LoadedTask, seed: int) -> bool:
-    """Whether a teacher that is trained for one task would be the other's, bit for bit."""
+    """Whether training would give two tasks the same teacher, bit for bit."""
     if one.fingerprint() != other.fingerprint() or one.metric_name != other.metric_name:
         return False
     ours, theirs = (build(task.task.teacher, seed) for task in (one, other))

@@ -3,6 +3,7 @@
 import json
 import re
 import shutil
+from importlib.metadata import version
 
 import numpy as np
 import pytest
@@ -57,7 +58,7 @@ def test_everything_before_quantize_is_shared(fan):
     planned = events(fan.process.stdout)[0]["stages"]
     assert planned[: len(LEARNING)] == list(LEARNING)
     assert [name for name in planned if name.endswith(" jetson-orin")] == [
-        f"{stage} jetson-orin" for stage in ("quantize", "compile", "check", "robustness-shipped", "bundle")
+        f"{stage} jetson-orin" for stage in ("quantize", "compile", "check", "robustness_shipped", "bundle")
     ]
     assert "profile openvino-cpu" in planned
 
@@ -258,6 +259,46 @@ def test_a_users_own_runtime(cache, tmp_path):
     assert started(failed.stdout) == ["evaluate"]
     assert failed.returncode == 6
     assert "returned a NoneType without 'inputs'" in failed.stderr
+
+
+BACKEND = """
+from edgekd.runtime.backends import onnxruntime
+from edgekd.runtime.backends.backend import Backend, BackendOption
+
+npu = Backend("npu", module=__name__, packages=("onnx",), options=(BackendOption("lanes", 2, "Lanes."),))
+
+
+def open_engine(engine, threads, name, *, lanes=2):
+    return onnxruntime.open_engine(engine, threads, name)
+
+
+def absent(lanes=2):
+    return f"this machine has no {lanes} lanes" if lanes > 4 else None
+
+
+def hardware(lanes=2):
+    return {"npu": f"{lanes} lanes"}
+
+
+def layer_times(engine, threads, rows, *, lanes=2):
+    return onnxruntime.layer_times(engine, threads, rows)
+"""
+
+
+def test_a_users_own_backend(cache, tmp_path):
+    (tmp_path / "npu.py").write_text(BACKEND)
+    text = (ROOT / "targets" / "cpu.toml").read_text().replace('"onnxruntime"', '"npu.py:npu"')
+    (tmp_path / "npu.toml").write_text(text + "\n[options]\nlanes = 4\n")
+    arguments = build_arguments(tmp_path / "out", cache, profile__iterations=300)
+    said = edgekd(*arguments, "--target=./npu.toml", cwd=tmp_path)
+    assert said.returncode == 0, said.stderr
+    profile = targets(tmp_path / "out")["npu"]["profile"]
+    assert profile["machine"]["npu"] == "4 lanes"
+    assert profile["machine"]["onnx"] == version("onnx")
+    assert all(engine["layers"] for engine in profile["engines"])
+    (tmp_path / "npu.toml").write_text(text + "\n[options]\nlanes = 8\n")
+    refused = edgekd(*arguments, "--target=./npu.toml", "--device=local", cwd=tmp_path)
+    assert (refused.returncode, "this machine has no 8 lanes" in refused.stderr) == (10, True)
 
 
 @pytest.mark.parametrize(

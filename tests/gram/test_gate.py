@@ -13,10 +13,11 @@ from probes import first, rotate, with_embeddings, with_logits
 from edgekd.config.recipe import DistillConfig, GateConfig, TaskConfig, TeacherConfig
 from edgekd.gram.distance import GramKind, gram_distance
 from edgekd.gram.drift import Bootstrap, Drift
-from edgekd.gram.gate import GateLimits, StageMetrics, judge, keep_ledger
+from edgekd.gram.gate import GateLimits, GateRules, judge, keep_ledger
 from edgekd.gram.matrix import SOFTNESS
 from edgekd.gram.probe import Probe
 from edgekd.stages.artifacts import PROBE, WEIGHTS
+from edgekd.stages.labels import accuracy
 from edgekd.stages.progress import Silent, StageReporter
 from edgekd.training.distillation import distill, teacher
 from edgekd.training.distillation.losses.logits import cross_entropy
@@ -25,7 +26,6 @@ from edgekd.training.loop.weights import build, load_weights
 from edgekd.training.stage_run import StageRun
 from edgekd.training.taps.taps import TappedModel, Taps, resolve_taps
 from edgekd.training.task.loading import load_task
-from edgekd.training.task.protocol import accuracy
 
 DEFAULTS = GateConfig()
 LIMITS = GateLimits(DEFAULTS.tau_pass, DEFAULTS.tau_fail, DEFAULTS.max_flips, DEFAULTS.max_metric_drop)
@@ -44,7 +44,7 @@ class Trained:
     def ledger(self, changed, limits=LIMITS, sign=1):
         probes = {"teacher": self.teacher, "student": self.student, "quantized": changed}
         metrics = {name: sign * accuracy(p.logits, self.labels) for name, p in probes.items()}
-        return keep_ledger(probes, StageMetrics("accuracy", metrics), None, limits, Bootstrap(resamples=300))
+        return keep_ledger(probes, metrics, GateRules("accuracy", limits, Bootstrap(resamples=300)), None)
 
 
 @pytest.fixture(scope="session")
@@ -93,7 +93,7 @@ def taught_wrong(task, student, taps):
 
 def keep(probes, trained, notes=MappingProxyType({})):
     metrics = {stage: accuracy(probe.logits, trained.labels) for stage, probe in probes.items()}
-    return keep_ledger(probes, StageMetrics("accuracy", metrics), None, LIMITS, Bootstrap(resamples=300), notes=notes)
+    return keep_ledger(probes, metrics, GateRules("accuracy", LIMITS, Bootstrap(resamples=300)), None, notes=notes)
 
 
 def permuted(student, modality):
@@ -216,7 +216,7 @@ def test_the_order_of_the_stages_is_that_of_the_probes(trained):
 def test_rows_that_are_known_are_not_computed_again(trained):
     before = keep({"student": trained.student, "finetuned": trained.random}, trained).rows
     probes = {"student": trained.student, "finetuned": trained.random, "device": trained.student}
-    ledger = keep_ledger(probes, StageMetrics("accuracy", dict.fromkeys(probes)), None, LIMITS, Bootstrap(), before)
+    ledger = keep_ledger(probes, dict.fromkeys(probes), GateRules("accuracy", LIMITS, Bootstrap()), None, before)
     assert ledger.rows[:2] == before
     assert (ledger.row("device").verdict, ledger.verdict) == ("pass", "pass")
 
@@ -238,9 +238,7 @@ def test_a_ledger_without_a_reference_is_refused(trained):
 def test_without_labels_flips_and_drift_gate(trained):
     def ledger(changed):
         probes = {"student": trained.student, "quantized": changed}
-        return keep_ledger(
-            probes, StageMetrics("accuracy", dict.fromkeys(probes)), None, LIMITS, Bootstrap(resamples=300)
-        )
+        return keep_ledger(probes, dict.fromkeys(probes), GateRules("accuracy", LIMITS, Bootstrap(resamples=300)), None)
 
     assert (ledger(trained.perturbed).verdict, ledger(trained.perturbed).row("quantized").metric) == ("pass", None)
     noise = np.random.default_rng(0).normal(0, 3, trained.student.logits.shape).astype(np.float32)
@@ -253,12 +251,10 @@ def test_without_labels_flips_and_drift_gate(trained):
 def test_a_network_that_is_no_classifier_is_gated_by_drift_and_metric(trained):
     maps = np.ones((len(trained.student), 4, 5), np.float32)
     probes = {"float": with_logits(trained.student, maps), "quantized": with_logits(trained.student, -maps)}
-    ledger = keep_ledger(
-        probes, StageMetrics("mAP", dict.fromkeys(probes, 0.5)), None, LIMITS, Bootstrap(resamples=300)
-    )
+    ledger = keep_ledger(probes, dict.fromkeys(probes, 0.5), GateRules("mAP", LIMITS, Bootstrap(resamples=300)), None)
     assert (ledger.verdict, ledger.row("quantized").flips) == ("pass", None)
     ledger = keep_ledger(
-        probes, StageMetrics("mAP", {"float": 0.5, "quantized": 0.4}), None, LIMITS, Bootstrap(resamples=300)
+        probes, {"float": 0.5, "quantized": 0.4}, GateRules("mAP", LIMITS, Bootstrap(resamples=300)), None
     )
     assert ledger.reasons == ("the metric is 0.1000 worse, more than 0.015",)
 
@@ -291,7 +287,7 @@ def test_few_samples_fail_where_many_pass(trained):
         probes = {"teacher": trained.teacher, "student": trained.student, "quantized": trained.perturbed}
         probes = {name: first(p, count) for name, p in probes.items()}
         return keep_ledger(
-            probes, StageMetrics("accuracy", dict.fromkeys(probes, 1.0)), None, LIMITS, Bootstrap(resamples=300)
+            probes, dict.fromkeys(probes, 1.0), GateRules("accuracy", LIMITS, Bootstrap(resamples=300)), None
         ).verdict
 
     assert verdict(400) == "pass"

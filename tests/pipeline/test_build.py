@@ -136,7 +136,7 @@ def test_again_does_no_work_and_imports_nothing_heavy(built):
         ({"profile__iterations": 300}, ["profile", "bundle", "verify"]),
         ({"quantize__calibration": "entropy"}, [*SHIPPING]),
         ({"prune__ratio": 0.5}, ["prune", "export", "robustness", *SHIPPING]),
-        ({"robustness__noise": 0.5}, ["robustness", "robustness-shipped"]),
+        ({"robustness__noise": 0.5}, ["robustness", "robustness_shipped"]),
     ],
     ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
 )
@@ -272,7 +272,7 @@ def test_the_gate_judges_what_is_shipped(cache, tmp_path, monkeypatch):
     monkeypatch.setattr("edgekd.devices.select.LocalDevice", Rounding)
     report = build(quick_recipe(), [load_target("cpu")], BuildPaths(tmp_path / "out", cache))
     assert report.targets[0].deploy_logit_error == pytest.approx(1e-3, rel=0.1)
-    ran = max(cache.glob("engine-*/int8/outputs.npz"), key=lambda path: path.stat().st_mtime)
+    ran = max(cache.glob("evaluate-*/int8/outputs.npz"), key=lambda path: path.stat().st_mtime)
     with np.load(ran) as gated, np.load(ran.with_name("probe.onnx.npz")) as engine:
         assert np.allclose(gated["logits"], engine["logits"] + 1e-3, atol=1e-5)
         assert not np.array_equal(gated["logits"], engine["logits"])

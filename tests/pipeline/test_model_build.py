@@ -30,14 +30,14 @@ def folder(built, tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def brought(folder):
+def imported(folder):
     process = edgekd(*arguments("--json"), cwd=folder)
     assert process.returncode == 0, process.stderr
     return process
 
 
-def test_a_model_is_quantized_checked_profiled_and_bundled(brought, folder):
-    report = events(brought.stdout)[-1]["report"]
+def test_a_model_is_quantized_checked_profiled_and_bundled(imported, folder):
+    report = events(imported.stdout)[-1]["report"]
     (target,) = report["targets"]
     stages = [row["stage"] for row in target["ledger"]["rows"]]
     assert (stages[0], stages[-1]) == ("float", "device")
@@ -53,13 +53,13 @@ def test_a_model_is_quantized_checked_profiled_and_bundled(brought, folder):
         assert bundle.verify().ok
 
 
-def test_the_taps_are_where_the_inputs_meet_and_are_shown(brought):
-    (imported,) = [event for event in events(brought.stdout) if event.get("stage") == "import" and "summary" in event]
+def test_the_taps_are_where_the_inputs_meet_and_are_shown(imported):
+    (imported,) = [event for event in events(imported.stdout) if event.get("stage") == "import" and "summary" in event]
     for name in ("fou", "mor", "zer"):
         assert f"{name} at " in imported["summary"]
 
 
-def test_a_finished_build_is_up_to_date_and_needs_no_torch(brought, folder):
+def test_a_finished_build_is_up_to_date_and_needs_no_torch(imported, folder):
     again = edgekd(*arguments("--json"), cwd=folder)
     assert started(again.stdout) == []
 
@@ -74,13 +74,13 @@ def test_without_labels_the_metric_is_not_measured_and_flips_gate(folder):
     assert report["rows"][0]["not_measured"]["metric.shipped"] == "not measured: there are no labels"
 
 
-def test_the_report_of_a_model_reads_well(folder, brought):
+def test_the_report_of_a_model_reads_well(folder, imported):
     process = edgekd(*arguments(), cwd=folder)
     assert process.returncode == 0, process.stderr
     assert "  float   " in process.stdout
     assert "teacher" not in process.stdout
     (page,) = folder.rglob("report.md")
-    assert "Not measured: a model that is brought has no training split" in page.read_text()
+    assert "Not measured: a model that is imported has no training split" in page.read_text()
 
 
 @pytest.mark.parametrize(
@@ -111,7 +111,7 @@ def test_a_model_needs_calibration_samples(folder):
     assert "--model needs --calibration" in process.stderr
 
 
-def test_a_recipe_can_name_the_model(folder, brought):
+def test_a_recipe_can_name_the_model(folder, imported):
     text = '[model]\npath = "digits.onnx"\ncalibration = "samples.npz"\n'
     (folder / "mine.toml").write_text(text, encoding="utf-8")
     process = edgekd("build", "--recipe", "mine.toml", "--cache", "cache", "--json", *QUICK, cwd=folder)

@@ -9,7 +9,7 @@ import numpy as np
 
 from edgekd.config.target import Budgets
 from edgekd.gram.drift import Bootstrap
-from edgekd.gram.gate import GateLimits, StageMetrics, keep_ledger
+from edgekd.gram.gate import GateLimits, GateRules, keep_ledger
 from edgekd.gram.heatmap import few_grams
 from edgekd.gram.probe import Probe
 from edgekd.report.build import profile as profiles
@@ -66,9 +66,7 @@ def ledger(noise=0.01, pruned=True, metrics=(), limits=LIMITS, metric="macro-F1"
     found |= dict.fromkeys(("quantized", "device"), 0.9581)
     groups = np.arange(150) % 30
     stages = probes(noise, pruned)
-    return keep_ledger(
-        stages, StageMetrics(metric, {**found, **dict(metrics)}), groups, limits, Bootstrap(resamples=200)
-    )
+    return keep_ledger(stages, {**found, **dict(metrics)}, GateRules(metric, limits, Bootstrap(resamples=200)), groups)
 
 
 def timings(typical_ms, n=2000):

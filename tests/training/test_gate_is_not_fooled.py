@@ -8,7 +8,7 @@ from small import reporter
 from edgekd.config.recipe import DistillConfig, GateConfig, LossConfig, QatConfig, TeacherConfig
 from edgekd.devices.targets import load_target
 from edgekd.gram.drift import Bootstrap
-from edgekd.gram.gate import GateLimits, StageMetrics, keep_ledger
+from edgekd.gram.gate import GateLimits, GateRules, keep_ledger
 from edgekd.gram.probe import Probe
 from edgekd.stages.artifacts import PROBE, WEIGHTS
 from edgekd.tasks.digits import Digits
@@ -56,7 +56,7 @@ def measured(tmp_path_factory):
 
 def judged(measured, **limits):
     probes, metrics = measured
-    return keep_ledger(probes, StageMetrics("accuracy", metrics), None, GateLimits(**{**LIMITS, **limits}), Bootstrap())
+    return keep_ledger(probes, metrics, GateRules("accuracy", GateLimits(**{**LIMITS, **limits}), Bootstrap()), None)
 
 
 def test_a_student_that_keeps_its_gram_and_has_lost_its_accuracy_is_refused(measured):

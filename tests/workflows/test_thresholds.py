@@ -15,8 +15,8 @@ from edgekd.gram.probe import Probe
 from edgekd.report.table import markdown
 from edgekd.runtime.backends.onnxruntime import open_engine
 from edgekd.runtime.session import read_feeds
+from edgekd.stages.labels import accuracy
 from edgekd.stages.progress import Silent, StageReporter
-from edgekd.training.task.protocol import accuracy
 from edgekd.workflows.thresholds import Alarm, Bin, alarm_table, measure_alarm, summarize
 
 LIMITS = GateLimits(tau_pass=0.005, tau_fail=0.02, max_flips=0.03, max_metric_drop=0.015)

@@ -1,4 +1,4 @@
-"""Chromium as a process: found, started without a window and with a profile of its own, and gone without a trace."""
+"""Chromium as a process, without a window and with a profile of its own, which leaves no trace."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 
-#: No window, no GPU, nothing that Chromium does on its own: updates, sync, crash reports, calls home.
+#: No window, no GPU, and nothing that Chromium does on its own: updates, sync, crash reports, telemetry.
 FLAGS = (
     "--headless",
     "--disable-gpu",
@@ -35,7 +35,7 @@ FLAGS = (
     "--no-default-browser-check",
     "--password-store=basic",
 )
-#: Chromium quits at the end of its DevTools pipe (file 3), also when this process is killed; a shell puts it there.
+#: Chromium quits at the end of its DevTools pipe (file 3), also when this process is killed; a shell opens it there.
 _SHELL = ("/bin/sh", "-c", 'exec "$0" "$@" 3<&0 4>&1')
 _PIPE = "--remote-debugging-pipe"
 #: Not $TMPDIR: Chromium binds a socket below its profile, and crashes where that makes a path of over 107 bytes.
@@ -44,11 +44,11 @@ PROFILE_PREFIX = "edgekd-chromium-"
 #: The name of a worker's thread, as far as Linux keeps it.
 _WORKER = "DedicatedWorker"
 
-#: How long it may take to quit before it is killed, and to end after its page did.
+#: The time that it has to quit before it is killed, and to end after its page did.
 _GRACE_SECONDS = 5.0
 _END_SECONDS = 1.0
 _VERSION_SECONDS = 30.0
-#: How much of its stderr an error quotes, without its complaints about a desktop that is not there.
+#: The part of its stderr that an error quotes, without its complaints about a missing desktop.
 _QUOTED_LINES = 3
 _QUOTED_BYTES = 8192
 _NOISE = "ERROR:dbus/"
@@ -61,12 +61,12 @@ def find_chromium() -> str:
         DeviceError: there is none.
     """
     if chosen := os.environ.get("EDGEKD_CHROMIUM"):
-        if found := shutil.which(chosen):
-            return found
+        if path := shutil.which(chosen):
+            return path
         raise DeviceError(f"EDGEKD_CHROMIUM: {chosen} is no program that can be run; name Chromium's or unset it")
     for name in NAMES:
-        if found := shutil.which(name):
-            return found
+        if path := shutil.which(name):
+            return path
     raise DeviceError(
         f"no Chromium in PATH, under none of the names {', '.join(NAMES)}; install it, or name it with EDGEKD_CHROMIUM"
     )
@@ -74,29 +74,29 @@ def find_chromium() -> str:
 
 @functools.cache  # a build asks in several stages, and each answer is a process
 def version(program: str) -> str:
-    """Return what a Chromium calls itself, e.g. "Chromium 156.0.8078.79".
+    """Return a Chromium's name and version, e.g. "Chromium 156.0.8078.79".
 
     Raises:
         DeviceError: it cannot be run, or is no Chromium.
     """
     try:
-        said = subprocess.run(
+        output = subprocess.run(
             [program, "--version"],
             stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
             text=True, errors="replace", timeout=_VERSION_SECONDS, check=False,
         ).stdout  # fmt: skip
     except (OSError, subprocess.TimeoutExpired) as error:
         raise DeviceError(f"{program}: cannot be run: {error}") from error
-    found = re.match(r"[^\d\n]*\d+(\.\d+)+", said)
-    if found is None:
-        raise DeviceError(f"{program}: is no Chromium, to --version it says {said.strip()[:200]!r}")
-    return found[0]
+    match = re.match(r"[^\d\n]*\d+(\.\d+)+", output)
+    if match is None:
+        raise DeviceError(f"{program}: is no Chromium, to --version it says {output.strip()[:200]!r}")
+    return match[0]
 
 
 class Chromium:
     """A running Chromium with one page. Use it as a context manager: at the end nothing of it is left.
 
-    Should this process itself be killed, Chromium reads the end of its pipe and quits; its profile then stays in /tmp.
+    If this process itself is killed, Chromium reads the end of its pipe and quits; its profile then stays in /tmp.
 
     Raises:
         DeviceError: it cannot be started.
@@ -121,11 +121,11 @@ class Chromium:
 
     @property
     def ended(self) -> bool:
-        """Whether it is no longer running."""
+        """Whether it no longer runs."""
         return self._process.poll() is not None
 
     def end(self) -> str:
-        """Say how it ended, and what it said last; of a browser that still runs, that its page crashed."""
+        """Return how it ended, with its last output; for a browser that still runs, that its page crashed."""
         try:
             code = self._process.wait(_END_SECONDS)
         except subprocess.TimeoutExpired:
@@ -139,21 +139,21 @@ class Chromium:
         for pid in self._living():
             with suppress(OSError):  # it has just ended
                 status = Path(f"/proc/{pid}/status").read_text(encoding="utf-8", errors="replace")
-                if found := re.search(r"^VmHWM:\s*(\d+) kB$", status, re.MULTILINE):
-                    peaks[pid] = int(found[1]) * 1024
+                if match := re.search(r"^VmHWM:\s*(\d+) kB$", status, re.MULTILINE):
+                    peaks[pid] = int(match[1]) * 1024
         return peaks
 
     def processes_with_worker(self) -> list[int]:
-        """Return the pids of its processes in which a page runs a worker, told by the name of the worker's thread."""
-        found = []
+        """Return the pids of its processes in which a page runs a worker, by the name of the worker's thread."""
+        pids = []
         for pid in self._living():
             with suppress(OSError):  # it has just ended
                 if any(path.read_text().strip() == _WORKER for path in Path(f"/proc/{pid}/task").glob("*/comm")):
-                    found.append(pid)
-        return found
+                    pids.append(pid)
+        return pids
 
     def close(self) -> None:
-        """Let it quit, kill what does not, and remove its profile."""
+        """Make it quit, kill its processes that do not, and remove its profile."""
         stdin = self._process.stdin
         assert stdin is not None
         stdin.close()
@@ -183,14 +183,14 @@ class Chromium:
 
     def _living(self) -> list[int]:
         """Return the pids of its processes that have not ended; none where there is no /proc."""
-        found = []
+        pids = []
         for path in Path("/proc").glob("[0-9]*/stat"):
             with suppress(OSError):  # it has just ended
                 # After the name, which may hold anything: state, parent, group.
                 state, _, group = path.read_text(encoding="utf-8", errors="replace").rpartition(")")[2].split()[:3]
                 if int(group) == self._process.pid and state != "Z":
-                    found.append(int(path.parent.name))
-        return found
+                    pids.append(int(path.parent.name))
+        return pids
 
     def _last_words(self) -> str:
         size = self._log.seek(0, 2)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import platform
 from contextlib import ExitStack
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 from msgspec.structs import replace
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
     from edgekd.config.recipe import ProfileConfig
     from edgekd.config.target import Target
+    from edgekd.files import JsonObject
     from edgekd.runtime.backends.registry import Runtime
     from edgekd.runtime.measure.results import Nanoseconds, Profile
     from edgekd.runtime.session import Array, Feeds
@@ -35,13 +36,13 @@ _WARMUP = 500
 _BATCH = 64
 _TIMEOUT_SECONDS = 600.0
 
-#: Why nothing but latency is measured.
-_NO_FURTHER = "not measured: a page in a browser has no profiler and no sensors, and its timers keep no pace"
-#: What of this machine matters to a page. It does not reach the processor's INT8 instructions.
+#: The reason why nothing but latency is measured.
+_NO_EXTRAS = "not measured: a page in a browser has no profiler and no sensors, and its timers keep no pace"
+#: The facts of this machine that matter to a page, which does not reach the processor's INT8 instructions.
 _FACTS = ("cpu", "logical_cores", "governor", "memory", "os", "arch")
-#: What onnxruntime-web says of a dimension without a name or size: -1, which it reads as unsigned.
+#: onnxruntime-web's size of a dimension without a name or size: -1, which it reads as unsigned.
 _UNNAMED = 2**32 - 1
-#: What a page can be fed and returns.
+#: The types that a page takes and returns.
 _DTYPES = {"float32", "float64", "bool"} | {f"{sign}int{bits}" for sign in ("", "u") for bits in (8, 16, 32, 64)}
 
 
@@ -77,7 +78,7 @@ class BrowserDevice:
         )
 
     def describe(self, runtime: Runtime) -> dict[str, str]:
-        """Return what tells it from another browser or machine.
+        """Return what tells its results from those of another browser or machine.
 
         Raises:
             DeviceError: there is no Chromium, or onnxruntime-web is not installed.
@@ -89,7 +90,7 @@ class BrowserDevice:
         return {"cpu": cpu_model(), **host, **_versions()}
 
     def close(self) -> None:
-        """Let go of it: nothing is held."""
+        """Free what it holds: nothing."""
 
     def evaluate(
         self,
@@ -98,7 +99,7 @@ class BrowserDevice:
         inputs: Path,
         outputs: Path,
         threads: int,
-        notify: Callable[[str], None] = lambda _: None,  # noqa: ARG002 - nothing is said while an engine runs
+        notify: Callable[[str], None] = lambda _: None,  # noqa: ARG002 - there is no news while an engine runs
     ) -> None:
         """Run every row of ``inputs`` through an engine; see :class:`~edgekd.devices.base.Device`."""
         with self._open(engine, runtime, threads) as session:
@@ -116,13 +117,13 @@ class BrowserDevice:
         """Measure engines side by side, at batch 1; see :func:`~edgekd.devices.interleave.profile_interleaved`.
 
         A cold start is a fresh browser with an empty profile: ``load_ms`` is the time of creating a session from bytes
-        at hand, in which onnxruntime-web also fetches its WebAssembly, from this host, and compiles it. The page's
+        in memory, in which onnxruntime-web also fetches its WebAssembly, from this host, and compiles it. The page's
         clock moves in steps, whose size is among the machine's facts. Memory is that of the process of the page.
         """
         config = replace(config, warmup=max(config.warmup, _WARMUP))
         return profile_interleaved(
             lambda engine: self._open(engine, runtime, config.threads),
-            engines, inputs, folder, config, advance, _NO_FURTHER,
+            engines, inputs, folder, config, advance, _NO_EXTRAS,
         )  # fmt: skip
 
     def _open(self, engine: Path, runtime: Runtime, threads: int) -> _BrowserSession:
@@ -148,7 +149,7 @@ class _BrowserSession:
 
     @property
     def facts(self) -> dict[str, str]:
-        """What onnxruntime-web says of how it runs the engine: nothing."""
+        """Facts of how onnxruntime-web runs the engine: it has none."""
         return {}
 
     def run(self, feeds: Feeds) -> dict[str, Array]:
@@ -166,11 +167,11 @@ class _BrowserSession:
         ms = self.page.ask("measure", iterations=iterations, warmup=warmup).arrays["ms"]
         return np.rint(ms * 1e6).astype(np.int64)
 
-    def ask(self, job: str, *_wanted: str, **arguments: Any) -> dict[str, Any]:
-        return dict(self.page.ask(job, **arguments).values)
+    def ask(self, job: str, *_wanted: str, **arguments: object) -> JsonObject:
+        return dict(self.page.ask(job, None, **arguments).values)
 
     def compute(self, iterations: int, warmup: int) -> None:
-        """Time nothing: all that onnxruntime-web does with an engine is ``session.run``."""
+        """Time nothing: onnxruntime-web offers only ``session.run``."""
 
     def peak_rss_bytes(self) -> int:
         """Return the peak resident memory of the process that runs the page."""
@@ -205,7 +206,7 @@ def _versions() -> dict[str, str]:
     return {"browser": version(find_chromium()), library.PACKAGE: library.VERSION}
 
 
-def _spec(item: Mapping[str, Any], engine: Path) -> TensorSpec:
+def _spec(item: JsonObject, engine: Path) -> TensorSpec:
     name, dtype = item["name"], item.get("type")
     if dtype not in _DTYPES:
         raise ModelError(f"{engine}: '{name}' is a {dtype or 'value that is no tensor'}, which a page cannot be fed")

@@ -1,4 +1,4 @@
-"""onnxruntime-web: three files of an npm package, pinned to the byte, fetched when the user asks for it."""
+"""onnxruntime-web: three files of an npm package, pinned to the byte, fetched at the user's request."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def library_folder() -> Path:
 
 
 def installed() -> bool:
-    """Whether the files are there. Only :func:`read_library` checks that they are the right ones."""
+    """Return whether the files are there. Only :func:`read_library` checks that they are the right ones."""
     folder = library_folder()
     return all((folder / name).is_file() for name in FILES)
 
@@ -70,7 +70,7 @@ def install(advance: Callable[[int, int, str], None]) -> Path:
     Several processes may do so at once; each file is whole or absent at any time.
 
     Args:
-        advance: called after each step with steps done, steps in all, and what came out.
+        advance: Called after each step with the steps done, the steps in all, and the step's result.
 
     Returns:
         The folder of the files.
@@ -117,10 +117,10 @@ def _extract(archive: Path) -> dict[str, bytes]:
         raise DeviceError(f"{PACKAGE} {VERSION}: npm brought what is no package: {error}") from error
     files = {path.removeprefix("package/dist/"): content for path, content in unpacked.items()}
     for name, digest in FILES.items():
-        found = hashlib.sha256(files.get(name, b"")).hexdigest()
-        if found != digest:
+        actual = hashlib.sha256(files.get(name, b"")).hexdigest()
+        if actual != digest:
             raise DeviceError(
                 f"{PACKAGE} {VERSION}: its {name} is {'not the one that was pinned' if name in files else 'missing'}: "
-                f"expected SHA-256 {digest}, found {found}; nothing was kept; check which registry npm uses"
+                f"expected SHA-256 {digest}, found {actual}; nothing was kept; check which registry npm uses"
             )
     return files

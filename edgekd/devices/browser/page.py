@@ -1,4 +1,4 @@
-"""A page in a browser that does what it is told: it gets jobs, and answers each.
+"""A page in a browser that is given jobs, and answers each.
 
 Tensors travel both ways as: length of the header (8 bytes, little-endian), header (JSON, padded with spaces), then the
 content of each tensor in C order, each part padded to 8 bytes. The header's ``tensors`` are ``{name, dtype, dims}``.
@@ -12,7 +12,7 @@ import time
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -25,26 +25,27 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
     from types import TracebackType
 
+    from edgekd.files import JsonObject
     from edgekd.runtime.session import Array, Feeds
 
 _HERE = Path(__file__).parent
 _ALIGN = 8
-#: How often a wait looks whether the browser still runs.
+#: The seconds between two looks whether the browser still runs.
 _LOOK_SECONDS = 0.25
-#: A page of a few kilobytes on a loaded machine, not an inference.
+#: The longest time to open a page of a few kilobytes on a loaded machine.
 _START_SECONDS = 60.0
 
 
 @dataclass(frozen=True)
 class PageAnswer:
-    """What the page made of a job.
+    """The page's answer to a job.
 
     Attributes:
-        values: JSON values by name.
-        arrays: tensors by name.
+        values: The JSON values by name.
+        arrays: The tensors by name.
     """
 
-    values: Mapping[str, Any]
+    values: JsonObject
     arrays: Mapping[str, Array]
 
 
@@ -52,8 +53,8 @@ class Page:
     """One page with one engine, in a Chromium of its own. Use it as a context manager: at the end nothing is left.
 
     Args:
-        engine: the engine's file, which the page opens when it is told to.
-        timeout_seconds: how long one answer may take.
+        engine: The engine's file, which the page opens at the job "open".
+        timeout_seconds: The longest time that one answer may take.
 
     Raises:
         DeviceError: there is no Chromium or no onnxruntime-web, or the page does not open.
@@ -75,16 +76,16 @@ class Page:
             self._await("open its page", min(_START_SECONDS, timeout_seconds))
             self._stack = stack.pop_all()
 
-    def ask(self, job: str, tensors: Feeds | None = None, **arguments: Any) -> PageAnswer:
+    def ask(self, job: str, tensors: Feeds | None = None, **arguments: object) -> PageAnswer:
         """Give the page a job and return its answer.
 
         Args:
-            job: a job's name, as in ``page.js``.
-            tensors: what it works on.
-            arguments: the job's arguments.
+            job: The job's name, as in ``page.js``.
+            tensors: The tensors that it works on.
+            arguments: The job's arguments.
 
         Raises:
-            DeviceError: the browser or the page was lost, or took longer than its patience.
+            DeviceError: the browser or the page was lost, or took longer than its timeout.
             ModelError: onnxruntime-web failed.
         """
         self._server.files["tensors"] = encode_tensors(tensors or {})
@@ -99,17 +100,17 @@ class Page:
         """Return the peak resident memory of the process that runs the page, Chromium's own part in it included.
 
         Raises:
-            DeviceError: the system does not tell; it is not Linux.
+            DeviceError: the system does not report it; only Linux does.
         """
         peaks = self.chromium.peak_rss_bytes()  # before the worker, which takes memory too
         self.ask("start_worker")
-        found = self.chromium.processes_with_worker()
-        if len(found) != 1 or found[0] not in peaks:
+        workers = self.chromium.processes_with_worker()
+        if len(workers) != 1 or workers[0] not in peaks:
             raise DeviceError(
                 "the memory of a browser's page is that of the process with its worker, which Linux alone tells; "
-                f"found {len(found)} such processes"
+                f"found {len(workers)} such processes"
             )
-        return peaks[found[0]]
+        return peaks[workers[0]]
 
     def close(self) -> None:
         """End the browser and the server."""
@@ -127,18 +128,18 @@ class Page:
         deadline = time.monotonic() + seconds
         while (left := deadline - time.monotonic()) > 0:
             try:
-                said = self._server.said.get(timeout=min(left, _LOOK_SECONDS))
+                answer = self._server.said.get(timeout=min(left, _LOOK_SECONDS))
             except queue.Empty:
-                said = None if self.chromium.ended else b""
-            if said is None:
+                answer = None if self.chromium.ended else b""
+            if answer is None:
                 raise DeviceError(f"the browser did not {what}: {self.chromium.end()}")
-            if said:
-                return said
+            if answer:
+                return answer
         raise DeviceError(f"the browser did not {what} in {seconds:g} s")
 
 
 def encode_tensors(tensors: Feeds) -> bytes:
-    """Return tensors as they travel."""
+    """Return tensors as bytes, in the form in which they travel."""
     items = [{"name": name, "dtype": x.dtype.name, "dims": x.shape} for name, x in tensors.items()]
     head = json.dumps({"tensors": items}).encode()
     head += b" " * (-len(head) % _ALIGN)
@@ -148,7 +149,7 @@ def encode_tensors(tensors: Feeds) -> bytes:
 
 
 def decode_tensors(content: bytes) -> PageAnswer:
-    """Return the values and tensors that came; see :func:`encode_tensors`."""
+    """Return the values and tensors of an answer; see :func:`encode_tensors`."""
     offset = 8 + int.from_bytes(content[:8], "little")
     values = json.loads(content[8:offset])
     arrays = {}

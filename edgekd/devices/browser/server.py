@@ -1,4 +1,4 @@
-"""What the page talks to: a server on this host that gives it a few files and its jobs, and takes its answers."""
+"""The server on this host that gives the page a few files and its jobs, and takes its answers."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from contextlib import suppress
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -21,7 +21,7 @@ _MEDIA_TYPES = {
     ".mjs": "text/javascript",
     ".wasm": "application/wasm",
 }
-#: Isolation from other origins is what Chromium grants threads and its finest clock for.
+#: Chromium grants threads and its finest clock only to pages that are isolated from other origins.
 _HEADERS = {
     "Cross-Origin-Opener-Policy": "same-origin",
     "Cross-Origin-Embedder-Policy": "require-corp",
@@ -31,9 +31,10 @@ _HEADERS = {
 
 
 class Server(ThreadingHTTPServer):
-    """Serves files by name to whoever knows the token, on this host only, and passes jobs and answers.
+    """A server of files for whoever knows the token, on this host only, that passes jobs and answers.
 
-    ``said`` gets the first word of the page when it asks for jobs, each answer, and None when the page is gone.
+    Attributes:
+        said: Receives ``b"ready"`` when the page asks for jobs, each answer, and None when the page is gone.
     """
 
     daemon_threads = True
@@ -52,14 +53,14 @@ class Server(ThreadingHTTPServer):
         """Return the address of a file, with the token."""
         return f"http://{self.host}/{self.token}/{name}"
 
-    def send(self, job: Mapping[str, Any]) -> None:
+    def send(self, job: Mapping[str, object]) -> None:
         """Send a job to the page, as an event of the stream that it holds open."""
         if self.jobs is not None:
-            with suppress(OSError):  # it is gone: who waits for the answer is told so
+            with suppress(OSError):  # it is gone, as whoever waits for the answer learns
                 self.jobs.wfile.write(f"data: {json.dumps(job)}\n\n".encode())
 
-    def handle_error(self, request: Any, client_address: Any) -> None:
-        """Say nothing of a connection that broke off: it happens when a browser is killed."""
+    def handle_error(self, request: object, client_address: object) -> None:
+        """Ignore a connection that broke off, as happens when a browser is killed."""
 
     def __exit__(self, *_: object) -> None:
         self.shutdown()
@@ -89,11 +90,11 @@ class _Handler(BaseHTTPRequestHandler):
             self.close_connection = True  # with its content unread
             self._reply(HTTPStatus.NOT_FOUND)
 
-    def log_message(self, format: str, *args: Any) -> None:
+    def log_message(self, format: str, *args: object) -> None:
         """Log nothing."""
 
     def _name(self) -> str | None:
-        """Return what is asked for; None to who lacks the token, or came by another name of this host."""
+        """Return the requested name; None without the token, or by another name of this host."""
         _, token, name = (self.path + "//").split("/", 2)
         known = secrets.compare_digest(token.encode(), self.server.token.encode())
         return name.rstrip("/") if known and self.headers.get("Host") == self.server.host else None
@@ -105,7 +106,7 @@ class _Handler(BaseHTTPRequestHandler):
         self.wfile.write(content)
 
     def _stream(self) -> None:
-        """Hold the stream of jobs open; its end is that of the page, however it came."""
+        """Hold the stream of jobs open until the page ends, in whatever way."""
         self.send_response(HTTPStatus.OK)
         self.send_header("Connection", "close")
         self._end("text/event-stream")

@@ -1,4 +1,4 @@
-"""A processor that is not here, emulated on this host: what an engine computes on it, never how fast.
+"""A processor emulated on this host, which shows what an engine computes on it, never how fast.
 
 Kernels for INT8 differ by processor, and so may their results: x86-64 with AVX2 and no VNNI saturates where others do
 not. Under emulation the engine library takes the very kernels that it would take on that processor.
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from edgekd.runtime.backends.registry import Runtime
     from edgekd.runtime.measure.results import Profile
 
-#: How long one answer may take: emulation is slow.
+#: The longest time that one answer may take: emulation is slow.
 _TIMEOUT_SECONDS = 3600.0
 
 
@@ -37,8 +37,8 @@ class EmulatedDevice:
     """One emulated processor. Each engine gets an agent, a process of its own, that lives as long as one call below.
 
     Args:
-        processor: its name, e.g. "cortex-a76".
-        timeout_seconds: how long one answer may take.
+        processor: The processor's name, e.g. "cortex-a76".
+        timeout_seconds: The longest time that one answer may take.
 
     Raises:
         DeviceError: the processor is not known.
@@ -55,17 +55,17 @@ class EmulatedDevice:
     def missing(self) -> str | None:
         """Return how to install it; None where it is installed."""
         try:
-            found = user_space.installed_root(self._processor.name)
+            root = user_space.installed_root(self._processor.name)
         except MissingDependency as error:
             return str(error)
-        return None if found else f"{self.name} is not installed on this host: edgekd device install {self.name}"
+        return None if root else f"{self.name} is not installed on this host: edgekd device install {self.name}"
 
     def refusal(self, target: Target, runtime: Runtime) -> str | None:
         """Return the reason why it cannot run a target's engines; None where it can."""
         return host_mismatch(target, self.arch, target.hosts.model, self.name) or self._unsupported(runtime)
 
     def describe(self, runtime: Runtime) -> dict[str, str]:
-        """Return processor, emulator and the versions inside of it; starts no engine.
+        """Return processor, emulator and the versions inside of it; no engine is started.
 
         Raises:
             DeviceError: it is not installed.
@@ -118,7 +118,7 @@ class EmulatedDevice:
         raise DeviceError(f"{self.name}: {self.no_latency}")
 
     def close(self) -> None:
-        """Let go of it: nothing is held."""
+        """Free what it holds: nothing."""
 
     def _unsupported(self, runtime: Runtime) -> str | None:
         known = [name for name, backend in BACKENDS.items() if self.arch in backend.emulated_arches]
@@ -136,6 +136,6 @@ class EmulatedDevice:
     def _environment(self, root: Path, sources: Path) -> dict[str, str]:
         if self._processor.native:
             return agent_environment()
-        # A link to edgekd alone: beside it may lie this host's site-packages, which are not for this processor.
+        # A link to edgekd alone: this host's site-packages may lie beside it, which are not for this processor.
         (sources / "edgekd").symlink_to(Path(edgekd.__file__).resolve().parent)
         return user_space.guest_environment(root, sources)

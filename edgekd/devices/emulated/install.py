@@ -37,23 +37,27 @@ _KEYRING = Path("/usr/share/keyrings/debian-archive-keyring.gpg")
 
 
 def install_processor(processor: str, advance: Callable[[int, int, str], None]) -> Path:
-    """Make what a processor needs, once for all processors of its architecture; return as :func:`installed_root` does.
+    """Install what a processor needs, once for all processors of its architecture.
+
+    Returns as :func:`~edgekd.devices.emulated.user_space.installed_root` does.
 
     Args:
-        processor: its name.
-        advance: called before each step with steps done, steps in all, and what is done next.
+        processor: The processor's name.
+        advance: Called before each step with the steps done, the steps in all, and the next step.
 
     Raises:
         DeviceError: the processor is not known, QEMU, apt, the network or a wheel is missing, or the cache folder
             cannot be written.
         MissingDependency: this host has no ONNX Runtime whose version could be matched.
     """
-    found = find_processor(processor)
-    find_qemu(found)
-    if (there := installed_root(processor)) is not None:
-        return there
-    if found.native:
-        raise DeviceError(f"{found.name} runs this host's own Python, which is built for {machine()}, not {found.arch}")
+    wanted = find_processor(processor)
+    find_qemu(wanted)
+    if (root := installed_root(processor)) is not None:
+        return root
+    if wanted.native:
+        raise DeviceError(
+            f"{wanted.name} runs this host's own Python, which is built for {machine()}, not {wanted.arch}"
+        )
     _check_tools()
     folder = user_space_folder()
     make_folder(folder.parent, DeviceError, "XDG_CACHE_HOME")
@@ -67,7 +71,7 @@ def install_processor(processor: str, advance: Callable[[int, int, str], None]) 
         except OSError as error:
             where = f"{folder}: cannot be made: {error.strerror or error}"
             raise DeviceError(f"{where}; choose another folder with XDG_CACHE_HOME") from error
-    return folder / found.name
+    return folder / wanted.name
 
 
 def _check_tools() -> None:
@@ -121,7 +125,7 @@ def _build(work: Path, advance: Callable[[int, int, str], None]) -> Path:
 
 
 def _make_view(root: Path, processor: Processor) -> Path:
-    """Make the folder that QEMU takes for ``/``: the common tree, and the processor's own ``/proc/cpuinfo``."""
+    """Make the folder that QEMU uses as ``/``: the common tree, and the processor's own ``/proc/cpuinfo``."""
     view = root / processor.name
     (view / "proc").mkdir(parents=True)
     (view / "proc" / "cpuinfo").write_text(processor.cpuinfo, encoding="utf-8")
@@ -131,7 +135,7 @@ def _make_view(root: Path, processor: Processor) -> Path:
 
 
 def _start(processor: Processor, view: Path) -> None:
-    """Import everything once: it must work, and leaves its bytecode, which emulation is slow to compile."""
+    """Import everything once, which proves that it works and leaves bytecode, which is slow to compile in emulation."""
     names = ", ".join(PACKAGES)
     environment = {**guest_environment(view), "PYTHONDONTWRITEBYTECODE": ""}
     command = [*python_command(processor, view), "-c", f"import base64, inspect, json, zipfile, {names}"]
@@ -139,7 +143,7 @@ def _start(processor: Processor, view: Path) -> None:
 
 
 class _Apt:
-    """apt, told of one release for arm64 and of nothing that this host has installed; it needs no root for that."""
+    """apt, configured for one release for arm64 and without this host's packages; it needs no root for that."""
 
     def __init__(self, folder: Path, suite: str) -> None:
         self._folder = folder

@@ -12,10 +12,10 @@ class Processor:
     """A processor that can be emulated.
 
     Attributes:
-        name: what a user calls it.
-        arch: its architecture, as :func:`platform.machine` has it.
+        name: The name that a user gives it.
+        arch: Its architecture, as :func:`platform.machine` has it.
         model: QEMU's ``-cpu``.
-        cpuinfo: for ARM, one core of ``/proc/cpuinfo``. ONNX Runtime chooses its kernels by it and crashes at the
+        cpuinfo: For ARM, one core of ``/proc/cpuinfo``. ONNX Runtime chooses its kernels by it, and crashes with the
             host's; the features must be those that QEMU emulates for the model.
     """
 
@@ -51,7 +51,7 @@ _PROCESSORS = {
             "cortex-a76", "0xd0b", "0x4", "1",
             "fp asimd aes pmull sha1 sha2 crc32 atomics fphp asimdhp cpuid asimdrdm lrcpc dcpop asimddp",
         ),
-        # Without what QEMU only warns that it lacks; none of it is arithmetic.
+        # Without the features of which QEMU only warns that it lacks them; none of them is arithmetic.
         Processor("haswell", "x86_64", "Haswell-noTSX,-pcid,-x2apic,-tsc-deadline,-invpcid"),
     )
 }  # fmt: skip
@@ -63,12 +63,12 @@ def processors() -> tuple[str, ...]:
 
 
 def find_processor(name: str) -> Processor:
-    """Return a processor by its name, or by what is left of it without "cortex-".
+    """Return a processor by its name, with or without "cortex-".
 
     Raises:
         DeviceError: it is not known.
     """
-    found = _PROCESSORS.get(name) or _PROCESSORS.get(f"cortex-{name}")
-    if found is None:
+    processor = _PROCESSORS.get(name) or _PROCESSORS.get(f"cortex-{name}")
+    if processor is None:
         raise DeviceError(f"no processor '{name}' can be emulated{nearest(name, _PROCESSORS)}")
-    return found
+    return processor

@@ -40,10 +40,10 @@ def find_qemu(processor: Processor) -> Qemu:
             f"emulating {processor.name} needs qemu-{processor.arch}-static, which is not installed: "
             "apt-get install qemu-user-static"
         )
-    found = re.search(r"version (\d+)\.(\d+)[.\d]*", _ask_version(path))
-    if found is None or (int(found[1]), int(found[2])) < _OLDEST:
+    match = re.search(r"version (\d+)\.(\d+)[.\d]*", _ask_version(path))
+    if match is None or (int(match[1]), int(match[2])) < _OLDEST:
         raise DeviceError(f"{path}: emulating {processor.name} needs QEMU {_OLDEST[0]}.{_OLDEST[1]} or newer")
-    return Qemu(path, found[0].removeprefix("version "))
+    return Qemu(path, match[0].removeprefix("version "))
 
 
 @functools.cache
@@ -84,6 +84,6 @@ def run_command(
     except OSError as error:
         raise DeviceError(f"{failed}: {command[0]}: {error.strerror}") from error
     if process.returncode != 0:
-        said = process.stderr.strip().splitlines() or [f"exit status {process.returncode}"]
-        raise DeviceError(f"{failed}: {said[-1]}")
+        lines = process.stderr.strip().splitlines() or [f"exit status {process.returncode}"]
+        raise DeviceError(f"{failed}: {lines[-1]}")
     return process.stdout

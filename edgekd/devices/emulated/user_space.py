@@ -34,7 +34,7 @@ _LAYOUT = 1
 
 @dataclass(frozen=True)
 class Debian:
-    """A release of Debian, its Python, and what that Python and the wheels link."""
+    """A release of Debian, its Python, and the libraries that this Python and the wheels link."""
 
     suite: str
     python: str
@@ -59,17 +59,17 @@ def installed_root(processor: str) -> Path | None:
     Raises:
         DeviceError: the processor is not known.
     """
-    found = find_processor(processor)
-    if which_qemu(found) is None:
+    wanted = find_processor(processor)
+    if which_qemu(wanted) is None:
         return None
-    if found.native:
-        return Path("/") if found.arch == machine() else None
+    if wanted.native:
+        return Path("/") if wanted.arch == machine() else None
     folder = user_space_folder()
-    return folder / found.name if folder.is_dir() else None
+    return folder / wanted.name if folder.is_dir() else None
 
 
 def python_command(processor: Processor, root: Path) -> list[str]:
-    """Return the command that runs Python as on ``processor``, from where :func:`installed_root` has it.
+    """Return the command that runs Python as on ``processor``, from the folder of :func:`installed_root`.
 
     Raises:
         DeviceError: QEMU is missing or too old.
@@ -89,7 +89,7 @@ def guest_environment(root: Path, *sources: Path) -> dict[str, str]:
 
 
 def guest_versions(root: Path) -> dict[str, str]:
-    """Return the versions of what an ARM user space was made of, without starting it."""
+    """Return the versions of the packages of an ARM user space, without starting it."""
     archives = json.loads((root.parent / VERSIONS).read_text(encoding="utf-8"))
     python = next(version for name, version in archives.items() if name.startswith("python"))
     wheels = {item.name: item.version for item in metadata.distributions(path=[str(root.parent / WHEELS)])}
@@ -97,20 +97,20 @@ def guest_versions(root: Path) -> dict[str, str]:
 
 
 def user_space_folder() -> Path:
-    """Return where the ARM user space for this host's versions is or will be."""
+    """Return the folder of the ARM user space for this host's versions, which may not exist yet."""
     pinned = {"layout": _LAYOUT, "debian": debian_release().suite, **host_versions()}
     return user_cache(DeviceError, "the emulator") / "emulators" / f"aarch64-{digest(pinned)}"
 
 
 def debian_release() -> Debian:
-    """Choose a Python for which there are wheels of the versions that this host's Python got."""
+    """Return the release whose Python has wheels of the versions that this host's Python has."""
     return _BOOKWORM if sys.version_info < (3, 12) else _TRIXIE
 
 
 def host_versions() -> dict[str, str]:
-    """Return this host's versions of :data:`PACKAGES`, without what only tells builds apart ("+cpu")."""
-    found = package_versions(PACKAGES)
+    """Return this host's versions of :data:`PACKAGES`, without the names of builds ("+cpu")."""
+    versions = package_versions(PACKAGES)
     for name in PACKAGES:
-        if name not in found:
+        if name not in versions:
             raise missing(name, "build")
-    return {name: version.partition("+")[0] for name, version in found.items()}
+    return {name: version.partition("+")[0] for name, version in versions.items()}

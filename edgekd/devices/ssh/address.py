@@ -23,10 +23,10 @@ class Address:
     """Where a board is.
 
     Attributes:
-        host: a name that ssh knows, from its configuration or the network's, or an IP address.
-        user: None for whom ssh would take.
-        port: the same.
-        python: the interpreter there: a command of the board's shell.
+        host: A name that ssh knows, from its configuration or the network's, or an IP address.
+        user: The user; None for ssh's default.
+        port: The port; None for ssh's default.
+        python: The interpreter there, a command of the board's shell.
     """
 
     host: str
@@ -36,7 +36,7 @@ class Address:
 
     @property
     def name(self) -> str:
-        """The address without the interpreter: what the board is called."""
+        """The name of the board: its address without the interpreter."""
         user = f"{self.user}@" if self.user else ""
         host = f"[{self.host}]" if ":" in self.host else self.host
         return f"{SCHEME}{user}{host}" + (f":{self.port}" if self.port else "")
@@ -46,10 +46,10 @@ def parse_address(text: str) -> Address:
     """Read an address.
 
     Raises:
-        DeviceError: it is none.
+        DeviceError: it is no address.
     """
-    found = _ADDRESS.fullmatch(text)
-    if not found or not 0 < int(found["port"] or 1) < 1 << 16:
+    match = _ADDRESS.fullmatch(text)
+    if not match or not 0 < int(match["port"] or 1) < 1 << 16:
         raise DeviceError(f"{text}: is no address of a board; write it as ssh://[user@]host[:port][?python=COMMAND]")
-    port = int(found["port"]) if found["port"] else None
-    return Address(found["host"].strip("[]"), found["user"], port, unquote(found["python"] or "python3"))
+    port = int(match["port"]) if match["port"] else None
+    return Address(match["host"].strip("[]"), match["user"], port, unquote(match["python"] or "python3"))

@@ -7,7 +7,7 @@ import signal
 import subprocess
 import threading
 from contextlib import suppress
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from edgekd.devices.agent_process import AgentProcess
 from edgekd.errors import DeviceError, EdgekdError, StorageError
@@ -15,25 +15,26 @@ from edgekd.runtime.agent.serve import GREETING
 
 if TYPE_CHECKING:
     from edgekd.devices.ssh.connection import Connection
+    from edgekd.files import JsonObject
 
-#: What ssh ends with when it could not, or no longer, run a command; and when a signal ended the command.
+#: The exit code of ssh when it could not, or no longer, run a command, and when a signal ended the command.
 _SSH_FAILED = 255
 
-#: How long an agent that was told to quit may take, and a connection that broke to be seen as such.
+#: The time that an agent has to quit when told, and that a broken connection may take to be noticed.
 _GRACE_SECONDS = 5.0
 
 
 class RemoteAgent(AgentProcess):
     """A running agent on a board. Its errors name the board.
 
-    It quits when it hears nothing for so long that the link must be cut; so that it does hear something, a thread says
-    an empty line now and then.
+    It quits when nothing has reached it for so long that the link must be cut; to prevent that, a thread writes empty
+    lines.
 
     Args:
-        connection: to the board.
-        command: of the board's shell, that starts it.
-        timeout_seconds: how long one answer may take.
-        beat_seconds: how often it is told that its host lives.
+        connection: The connection to the board.
+        command: The command of the board's shell that starts it.
+        timeout_seconds: The longest time that one answer may take.
+        beat_seconds: The time between two empty lines.
 
     Raises:
         DeviceError: it does not start.
@@ -50,12 +51,12 @@ class RemoteAgent(AgentProcess):
         threading.Thread(target=self._beat, args=(beat_seconds,), daemon=True).start()
         try:
             while self._exchange("start", None).strip() != GREETING:
-                pass  # what the start-up files of the board's shell say
+                pass  # lines of the start-up files of the board's shell
         except BaseException:
             self.close()
             raise
 
-    def ask(self, job: str, *wanted: str, **arguments: Any) -> dict[str, Any]:
+    def ask(self, job: str, *wanted: str, **arguments: object) -> JsonObject:
         """Give the agent a job and return its answer; see :class:`~edgekd.devices.agent_process.AgentProcess`."""
         try:
             if not self._connection.alive:
@@ -70,10 +71,10 @@ class RemoteAgent(AgentProcess):
             raise type(error)(f"{self._board}: {error}") from error
 
     def close(self) -> None:
-        """Let it quit where it has nothing to do, and wait for its end: the next is not to run beside it."""
+        """Make it quit where it has nothing to do, and wait for its end: the next must not run beside it."""
         self._over.set()
         if self._idle and self._connection.alive and self.alive:
-            self.say('{"job": "quit"}')
+            self.write_line('{"job": "quit"}')
             with suppress(subprocess.TimeoutExpired):
                 self._process.wait(_GRACE_SECONDS)
         super().close()
@@ -103,4 +104,4 @@ class RemoteAgent(AgentProcess):
 
     def _beat(self, seconds: float) -> None:
         while not self._over.wait(seconds):
-            self.say("")
+            self.write_line("")

@@ -1,4 +1,4 @@
-"""A board while it is connected: a place where agents run, and the way of files there and back."""
+"""A board while it is connected: an agent host to which files are sent, and from which they are fetched."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import shlex
 import socket
 import time
 from contextlib import contextmanager, suppress
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from edgekd.devices.ssh.agent import RemoteAgent
 from edgekd.devices.ssh.packing import pack_agent
@@ -20,11 +20,12 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from edgekd.devices.ssh.connection import Connection
+    from edgekd.files import JsonObject
     from edgekd.runtime.backends.registry import Runtime
 
-#: Bytes that travel at a time.
+#: Bytes that are sent at a time.
 _CHUNK = 1 << 20
-#: How often it is tried whether the board is free, and an agent is told that its host lives.
+#: The seconds between two tries to reserve the board, and the lines to an agent in its time of silence.
 _RETRY_SECONDS, _BEATS = 1.0, 6
 
 
@@ -32,10 +33,10 @@ class Board:
     """A connected board with its agent unpacked; see :class:`~edgekd.devices.agent_host.AgentHost`.
 
     Args:
-        connection: to it.
-        root: the folder of edgekd there.
-        timeout_seconds: how long one answer of an agent may take.
-        silence_seconds: how long an agent there waits for a sign of this host before it ends.
+        connection: The connection to it.
+        root: The folder of edgekd there.
+        timeout_seconds: The longest time that one answer of an agent may take.
+        silence_seconds: The time without a line from this host after which an agent there ends.
     """
 
     def __init__(self, connection: Connection, root: str, timeout_seconds: float, silence_seconds: float) -> None:
@@ -53,8 +54,8 @@ class Board:
             self._file_agent.close()
             raise
 
-    def ask(self, job: str, *wanted: str, **arguments: Any) -> dict[str, Any]:
-        """Give a job that needs no engine to the agent that lives as long as the connection."""
+    def ask(self, job: str, *wanted: str, **arguments: object) -> JsonObject:
+        """Give a job that needs no engine to the agent that lives as long as the connection, and return its answer."""
         return self._file_agent.ask(job, *wanted, **arguments)
 
     def start(self) -> RemoteAgent:
@@ -62,32 +63,32 @@ class Board:
         return RemoteAgent(self._connection, self._command, self._timeout_seconds, self._beat_seconds)
 
     def send(self, path: Path) -> str:
-        """Return the path there of a file or folder, having sent what of it is not there yet."""
+        """Return the path there of a file or folder, having sent the parts that are not there yet."""
         if path.is_dir():
-            files = {one.relative_to(path).as_posix(): one for one in sorted(path.rglob("*")) if one.is_file()}
-            there = {name: self._send(one) for name, one in files.items()}
-            folder: str = self.ask("arrange", "folder", work=self._work, files=there)["folder"]
+            files = {file.relative_to(path).as_posix(): file for file in sorted(path.rglob("*")) if file.is_file()}
+            paths = {name: self._send(file) for name, file in files.items()}
+            folder: str = self.ask("arrange", "folder", work=self._work, files=paths)["folder"]
             return folder
         return self._send(path)
 
     @contextmanager
     def receive(self, folder: Path) -> Iterator[str]:
-        """Yield the path of an empty folder there; its files come into ``folder``."""
-        there: str = self.ask("arrange", "folder", work=self._work, files={})["folder"]
-        yield there
-        for name in self.ask("list", "files", folder=there)["files"]:
-            self._fetch(f"{there}/{name}", folder / name)
-        self.ask("remove", path=there)
+        """Yield the path of an empty folder there; its files are fetched into ``folder`` at the end."""
+        remote: str = self.ask("arrange", "folder", work=self._work, files={})["folder"]
+        yield remote
+        for name in self.ask("list", "files", folder=remote)["files"]:
+            self._fetch(f"{remote}/{name}", folder / name)
+        self.ask("remove", path=remote)
 
-    def runtime_arguments(self, runtime: Runtime) -> dict[str, Any]:
-        """Return a runtime as it is called there; a user's own file is sent."""
+    def runtime_arguments(self, runtime: Runtime) -> JsonObject:
+        """Return the arguments by which a job names a runtime there; a user's own file is sent."""
         file, _, function = runtime.name.rpartition(":")
         name = f"{self.send(runtime.source)}:{function}" if file.endswith(".py") and runtime.source else runtime.name
         return {"runtime": name, "options": dict(runtime.options)}
 
     @contextmanager
     def exclusive(self, notify: Callable[[str], None]) -> Iterator[None]:
-        """Have the board alone, waiting for others that use it; ``notify`` hears of that and of what is sent."""
+        """Reserve the board, waiting for other hosts that use it; ``notify`` is told of that and of transfers."""
         self._notify = notify
         waiting = False
         while not (claimed := self.ask("claim", "held", "holder", holder=self._holder))["held"]:
@@ -102,17 +103,17 @@ class Board:
             self._ask_last("release")
 
     def close(self) -> None:
-        """Leave nothing there but what is kept for the next time."""
+        """Remove everything there but what is kept for the next time."""
         self._ask_last("end", work=self._work)
         self._file_agent.close()
 
     @property
     def alive(self) -> bool:
-        """Whether it can still be asked."""
+        """Whether it still answers."""
         return self._connection.alive and self._file_agent.alive
 
-    def _ask_last(self, job: str, **arguments: Any) -> None:
-        """Give a job where that is possible; where it is not, the board does it by itself, or the next connection."""
+    def _ask_last(self, job: str, **arguments: object) -> None:
+        """Give a last job where that is possible; where not, the board or the next connection does it by itself."""
         if self.alive:
             with suppress(DeviceError):
                 self.ask(job, **arguments)
@@ -134,14 +135,14 @@ class Board:
                 stream.seek(offset)
                 content = base64.b64encode(stream.read(_CHUNK)).decode()
                 answer = self.ask("receive", "path", "offset", **part, offset=offset, content=content)
-        there: str = answer["path"]
-        return there
+        remote: str = answer["path"]
+        return remote
 
-    def _fetch(self, there: str, path: Path) -> None:
+    def _fetch(self, remote: str, path: Path) -> None:
         with atomic_path(path) as temporary, temporary.open("wb") as stream:
             size = 1
             while stream.tell() < size:
-                answer = self.ask("read", "content", "size", path=there, offset=stream.tell(), count=_CHUNK)
+                answer = self.ask("read", "content", "size", path=remote, offset=stream.tell(), count=_CHUNK)
                 size = answer["size"]
                 stream.write(base64.b64decode(answer["content"]))
                 self._notify(f"fetching {path.name}: {_of(stream.tell(), size)}")

@@ -21,8 +21,8 @@ if TYPE_CHECKING:
 #: The variable that names another ssh, or gives it options, as GIT_SSH_COMMAND does for Git.
 SSH_VARIABLE = "EDGEKD_SSH"
 
-#: Nothing is asked, nothing is forwarded, and a link that was cut is noticed within 15 s. What the user's own
-#: configuration says besides holds; so do options in the variable, which come first.
+#: No question is asked, nothing is forwarded, and a link that was cut is noticed within 15 s. The rest of the user's
+#: own configuration holds; so do options in the variable, which come first.
 _OPTIONS = {
     "BatchMode": "yes",
     "ConnectTimeout": "15",
@@ -38,13 +38,13 @@ _OPTIONS = {
     "ControlPersist": "no",
 }
 
-#: How long connecting and logging in may take, and a connection to end.
+#: The longest time for connecting and logging in, and for a connection to end.
 _CONNECT_SECONDS, _END_SECONDS = 60.0, 5.0
-#: How long after its last command a lost connection is seen to be one.
+#: The time after its last command in which a lost connection is noticed.
 _SEEN_SECONDS = 1.0
 _QUOTED_LINES = 3
 
-#: What ssh says, what that means, and what to do; the first that fits counts.
+#: A part of ssh's message, its meaning, and what to do; the first that fits counts.
 _REASONS = (
     (
         "IDENTIFICATION HAS CHANGED",
@@ -70,7 +70,7 @@ class Connection:
     """A connection to a board. It ends with :meth:`close`, or with this process, however that ends.
 
     Args:
-        address: where the board is.
+        address: The board's address.
 
     Raises:
         MissingDependency: there is no ssh.
@@ -79,13 +79,13 @@ class Connection:
 
     def __init__(self, address: Address) -> None:
         self.address = address
-        _ssh()  # what is wrong with the variable is said before anything is made
+        _ssh()  # an error in the variable is raised before anything is made
         # Short: a socket's path may have some hundred characters, of which ssh takes 17.
         self._folder = Path(tempfile.mkdtemp(prefix=f"edgekd-ssh-{os.getpid()}-", dir="/tmp"))
         self._log: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115 - close() closes it
         try:
-            # It ends when its stdin does. That it repeats a line proves that commands run, and ends the noise that a
-            # shell's start-up files may make.
+            # It ends when its stdin does. A repeated line proves that commands run, and marks the end of what a shell's
+            # start-up files may write.
             self._master = subprocess.Popen(
                 [*self._ssh("yes"), "cat"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._log
             )
@@ -102,11 +102,11 @@ class Connection:
 
     @property
     def alive(self) -> bool:
-        """Whether it still stands."""
+        """Whether it still exists."""
         return self._master.poll() is None
 
     def lost(self, suspected: bool) -> bool:
-        """Whether it is gone; where that is suspected, it may take a moment to show."""
+        """Return whether it is gone; where that is suspected, it may take a moment to show."""
         with suppress(subprocess.TimeoutExpired):
             self._master.wait(_SEEN_SECONDS if suspected else 0)
         return not self.alive
@@ -116,11 +116,11 @@ class Connection:
         return [*self._ssh("no"), remote]
 
     def run(self, remote: str, text: str) -> subprocess.CompletedProcess[str]:
-        """Run a command of the board's shell to its end, and return what it said.
+        """Run a command of the board's shell to its end, and return its output.
 
         Args:
-            remote: the command.
-            text: what it reads from its stdin.
+            remote: The command.
+            text: The content of its stdin.
 
         Raises:
             DeviceError: it takes too long.
@@ -139,11 +139,11 @@ class Connection:
             raise DeviceError(f"{self.address.name}: did not answer in {_CONNECT_SECONDS:g} s") from error
 
     def kill(self) -> None:
-        """Break the connection: all that waits for the board has lost it. It is still to be closed."""
+        """Break the connection, so that everything that waits for the board fails. It must still be closed."""
         self._master.kill()
 
     def close(self) -> None:
-        """End the connection; nothing of it is left."""
+        """End the connection, and remove everything of it."""
         stdin, stdout = self._master.stdin, self._master.stdout
         assert stdin is not None
         assert stdout is not None
@@ -151,7 +151,7 @@ class Connection:
             stdin.close()
         try:
             self._master.wait(_END_SECONDS)
-        except subprocess.TimeoutExpired:  # the link is cut: the board cannot say goodbye
+        except subprocess.TimeoutExpired:  # the link is cut, so the board cannot end it
             self._master.kill()
             self._master.wait()
         stdout.close()
@@ -191,16 +191,16 @@ class Connection:
 
 
 def _ssh() -> list[str]:
-    told = os.environ.get(SSH_VARIABLE) or "ssh"
+    command = os.environ.get(SSH_VARIABLE) or "ssh"
     try:
-        return shlex.split(told)
+        return shlex.split(command)
     except ValueError as error:
-        raise DeviceError(f"{SSH_VARIABLE}={told}: {error}; write it as a shell takes it") from error
+        raise DeviceError(f"{SSH_VARIABLE}={command}: {error}; write it as a shell takes it") from error
 
 
-def _refusal(address: Address, code: int, said: str) -> DeviceError:
+def _refusal(address: Address, code: int, message: str) -> DeviceError:
     for words, meaning, advice in _REASONS:
-        if words in said:
+        if words in message:
             return DeviceError(f"{address.name}: {meaning}; {advice.replace('HOST', address.host)}")
-    last = " / ".join(said.strip().splitlines()[-_QUOTED_LINES:]) or f"nothing, and ended with exit code {code}"
+    last = " / ".join(message.strip().splitlines()[-_QUOTED_LINES:]) or f"nothing, and ended with exit code {code}"
     return DeviceError(f"{address.name}: ssh cannot log in and run commands there; it said: {last}")

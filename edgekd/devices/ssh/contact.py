@@ -1,10 +1,10 @@
-"""The first words with a board: what is there, said by a script that any Python since 2.7 can read."""
+"""The first contact with a board: a script that any Python since 2.7 can read reports what is there."""
 
 from __future__ import annotations
 
 import json
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from edgekd.devices.ssh.packing import pack_agent
 from edgekd.errors import DeviceError, MissingDependency, StorageError
@@ -20,7 +20,7 @@ _OLDEST = (3, 10)
 #: The modules by which a board's engine libraries are recognised.
 _MODULES = tuple(backend.import_name for backend in BACKENDS.values() if backend.import_name)
 
-#: Its answer's line begins with this: before it, the board's shell may have said anything.
+#: The beginning of the answer's line; the board's shell may have written anything before it.
 _MARK = "edgekd-answer "
 
 # A script from stdin would import what lies in the home folder before what is installed.
@@ -89,13 +89,13 @@ except OSError as error:
 
 @dataclass(frozen=True)
 class Contact:
-    """What a board said of itself.
+    """A board's description of itself.
 
     Attributes:
-        machine: as ``uname -m`` prints it.
-        root: the one folder that edgekd has there.
-        modules: the engine libraries that its Python finds, by their modules' names.
-        unpacked: whether this very agent is there already.
+        machine: Its architecture, as ``uname -m`` prints it.
+        root: The one folder that edgekd has there.
+        modules: The engine libraries that its Python finds, by their modules' names.
+        unpacked: Whether this very agent is there already.
     """
 
     machine: str
@@ -115,7 +115,7 @@ class Contact:
 
 
 def inspect_board(connection: Connection) -> Contact:
-    """Ask a board what is there; nothing is sent to stay.
+    """Ask a board what is there, without leaving anything on it.
 
     Raises:
         MissingDependency: it has no Python, one that is too old, or no numpy.
@@ -123,24 +123,24 @@ def inspect_board(connection: Connection) -> Contact:
     """
     board, python = connection.address.name, connection.address.python
     modules = ["numpy", *_MODULES]
-    found = _ask(connection, _LOOK, modules=modules, agent=pack_agent().name)
-    version = tuple(found["python"])
+    answer = _ask(connection, _LOOK, modules=modules, agent=pack_agent().name)
+    version = tuple(answer["python"])
     if version < _OLDEST:
         named, oldest = ".".join(map(str, version)), ".".join(map(str, _OLDEST))
         raise MissingDependency(
             f"{board}: '{python}' there is Python {named}, and edgekd needs {oldest} or newer; "
             f"name another with {board}?python=COMMAND"
         )
-    if "numpy" not in found["modules"]:
+    if "numpy" not in answer["modules"]:
         raise MissingDependency(
             f"{board}: '{python}' there has no numpy; install it ({python} -m pip install numpy), or name the Python "
             f"that has it with {board}?python=COMMAND"
         )
-    return Contact(found["machine"], found["root"], frozenset(found["modules"]), found["unpacked"])
+    return Contact(answer["machine"], answer["root"], frozenset(answer["modules"]), answer["unpacked"])
 
 
 def unpack_agent(connection: Connection) -> None:
-    """Put the agent into its folder on the board.
+    """Unpack the agent into its folder on the board.
 
     Raises:
         StorageError: the board's disk is full, or the folder may not be written.
@@ -151,38 +151,38 @@ def unpack_agent(connection: Connection) -> None:
 
 
 def clean_board(connection: Connection) -> int:
-    """Remove all that edgekd has on a board, and return how many bytes that were.
+    """Remove everything of edgekd's from a board, and return the number of bytes.
 
     Raises:
         DeviceError: somebody uses it, it may not be removed, or the connection was lost.
     """
-    found = _ask(connection, _CLEAN)
-    if "holder" in found:
-        raise DeviceError(f"{connection.address.name}: is in use by {found['holder']}; try again when that is done")
-    _refuse(connection, found)
-    freed: int = found["freed"]
+    answer = _ask(connection, _CLEAN)
+    if "holder" in answer:
+        raise DeviceError(f"{connection.address.name}: is in use by {answer['holder']}; try again when that is done")
+    _refuse(connection, answer)
+    freed: int = answer["freed"]
     return freed
 
 
-def _refuse(connection: Connection, found: JsonObject) -> None:
-    if "error" in found:
-        raise StorageError(f"{connection.address.name}: {found['at']}: {found['error']}; make room there")
+def _refuse(connection: Connection, answer: JsonObject) -> None:
+    if "error" in answer:
+        raise StorageError(f"{connection.address.name}: {answer['at']}: {answer['error']}; make room there")
 
 
-def _ask(connection: Connection, script: str, **given: Any) -> JsonObject:
-    """Run a script in the board's Python, with the names given, and return its answer."""
+def _ask(connection: Connection, script: str, **variables: object) -> JsonObject:
+    """Run a script in the board's Python, with these variables, and return its answer."""
     board, python = connection.address.name, connection.address.python
     # JSON's text, numbers and lists mean the same in Python.
-    names = "".join(f"{name} = {json.dumps(value)}\n" for name, value in given.items())
-    done = connection.run(f"{python} -", names + _HEAD + script)
-    for line in done.stdout.splitlines():
+    names = "".join(f"{name} = {json.dumps(value)}\n" for name, value in variables.items())
+    completed = connection.run(f"{python} -", names + _HEAD + script)
+    for line in completed.stdout.splitlines():
         if line.startswith(_MARK):
-            found: JsonObject = json.loads(line.removeprefix(_MARK))
-            return found
+            answer: JsonObject = json.loads(line.removeprefix(_MARK))
+            return answer
     if not connection.alive:
         raise DeviceError(f"{board}: the connection was lost; run the same command again")
-    said = done.stderr.strip().splitlines()[-1:] or [f"nothing, exit code {done.returncode}"]
-    if done.returncode in (126, 127):
+    said = completed.stderr.strip().splitlines()[-1:] or [f"nothing, exit code {completed.returncode}"]
+    if completed.returncode in (126, 127):
         raise MissingDependency(
             f"{board}: has no '{python}': {said[0]}; install Python 3.10 or newer with numpy there, or name the one "
             f"that is there with {board}?python=COMMAND"

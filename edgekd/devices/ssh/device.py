@@ -27,20 +27,20 @@ if TYPE_CHECKING:
     from edgekd.runtime.session import BuiltEngine
     from edgekd.runtime.verification import Verification
 
-#: How long one answer may take: TensorRT builds a large engine for many minutes.
+#: The longest time that one answer may take: TensorRT builds a large engine for many minutes.
 _TIMEOUT_SECONDS = 3600.0
-#: How long an agent there outlives a link that was cut.
+#: The time that an agent there outlives a link that was cut.
 _SILENCE_SECONDS = 60.0
 
 
 @dataclass(frozen=True)
 class BoardFacts:
-    """What a board is.
+    """A board's description for a person.
 
     Attributes:
-        facts: processor, system, power mode, versions.
-        used_bytes: what edgekd keeps there.
-        free_bytes: what is free on that disk.
+        facts: Its processor, system, power mode and versions.
+        used_bytes: The size of the files that edgekd keeps there.
+        free_bytes: The free space of that disk.
     """
 
     facts: dict[str, str]
@@ -55,8 +55,8 @@ class SshDevice:
 
     Args:
         address: ``ssh://[user@]host[:port][?python=COMMAND]``.
-        timeout_seconds: how long one answer of an agent there may take.
-        silence_seconds: how long an agent there outlives a link that was cut.
+        timeout_seconds: The longest time that one answer of an agent there may take.
+        silence_seconds: The time that an agent there outlives a link that was cut.
 
     Raises:
         DeviceError: it is no address.
@@ -82,7 +82,7 @@ class SshDevice:
 
     @property
     def arch(self) -> str:
-        """The processor's architecture, as the board says."""
+        """The processor's architecture, as the board reports it."""
         return self._look().machine
 
     def missing(self) -> None:
@@ -103,7 +103,7 @@ class SshDevice:
         )
 
     def describe(self, runtime: Runtime) -> dict[str, str]:
-        """Return what tells this board's results from another's: not its address. It is asked once.
+        """Return what tells this board's results from another's, which is not its address. It is asked once.
 
         Raises:
             DeviceError: it cannot be reached, or lacks what the runtime needs.
@@ -119,12 +119,12 @@ class SshDevice:
         return self._described[key]
 
     def probe(self) -> BoardFacts:
-        """Return what the board is, for a person."""
-        found = self._ready(None).ask("probe", "facts", "used_bytes", "free_bytes")
-        return BoardFacts(found["facts"], found["used_bytes"], found["free_bytes"])
+        """Return a description of the board for a person."""
+        answer = self._ready(None).ask("probe", "facts", "used_bytes", "free_bytes")
+        return BoardFacts(answer["facts"], answer["used_bytes"], answer["free_bytes"])
 
     def clean(self) -> int:
-        """Remove all that edgekd has there; return how many bytes that were.
+        """Remove everything of edgekd's there, and return the number of bytes.
 
         Raises:
             DeviceError: somebody uses it, or it cannot be reached.
@@ -159,7 +159,7 @@ class SshDevice:
     def build(
         self, engine: Path, runtime: Runtime, folder: Path, threads: int, notify: Callable[[str], None]
     ) -> BuiltEngine | None:
-        """Bring here what the library makes of an engine; see :class:`~edgekd.devices.base.Verifier`."""
+        """Fetch what the library compiles of an engine; see :class:`~edgekd.devices.base.Verifier`."""
         with self._alone(runtime, notify) as board:
             notify("asking for what was built there")
             return agent_host.build_engine(board, engine, runtime, folder, threads)
@@ -192,7 +192,7 @@ class SshDevice:
         self._connection = self._contact = self._board = None
 
     def stop(self) -> None:
-        """Let all that another thread does with it fail soon, and for good."""
+        """Make everything that another thread does with it fail soon, and for good."""
         self._stopped = True
         if (connection := self._connection) is not None:
             connection.kill()
@@ -206,7 +206,7 @@ class SshDevice:
     def _ready(self, runtime: Runtime | None) -> Board:
         """Return the board, connected, with what the runtime needs and the agent unpacked."""
         contact, connection = self._look(), self._connection
-        assert connection is not None  # it was just looked over
+        assert connection is not None  # _look has just made it
         if runtime is not None:
             contact.require(runtime.backend, self.name)
         if self._board is None:
@@ -231,7 +231,7 @@ class SshDevice:
 
     @contextmanager
     def _connected(self) -> Iterator[Connection]:
-        """Yield a connection of its own: cleaning needs no more of the board than its Python."""
+        """Yield a separate connection: cleaning needs no more of the board than its Python."""
         self.close()
         connection = Connection(self._address)
         try:
@@ -241,5 +241,5 @@ class SshDevice:
 
 
 def _opening(runtime: Runtime) -> str:
-    """Say what opening an engine is: TensorRT first builds one, for minutes."""
+    """Return what opening an engine is in words: TensorRT first builds one, for minutes."""
     return "building and running" if runtime.compiles else "running"

@@ -12,10 +12,10 @@ from pathlib import Path
 
 import edgekd
 
-#: Below the package. All of it needs numpy and nothing else before an engine library is asked for.
+#: Files of the package. They need numpy, and nothing else until an engine library is asked for.
 _PARTS = ("__init__.py", "errors.py", "files.py", "plugins.py", "gram/*.py", "runtime/**/*.py")
 
-#: What ``python FOLDER`` runs. Byte code is made when the agent is unpacked: nothing is to be written elsewhere.
+#: The script that ``python FOLDER`` runs. Byte code is made when the agent is unpacked, so that none is written later.
 _MAIN = """import sys
 
 sys.dont_write_bytecode = True
@@ -34,8 +34,8 @@ class PackedAgent:
     """The agent as a ZIP.
 
     Attributes:
-        name: of its folder on a board; it tells one content from another.
-        base64: the ZIP.
+        name: The name of its folder on a board; it differs for each content.
+        base64: The ZIP in base64.
     """
 
     name: str

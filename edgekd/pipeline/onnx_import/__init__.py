@@ -1,1 +1,1 @@
-"""Builds from ONNX, for users who bring no PyTorch: read the model and its samples, find the taps, write one form."""
+"""Import of a trained ONNX model: read model and samples, find the taps, write them as a build takes them."""

@@ -1,8 +1,8 @@
-"""Outputs and nodes added to ONNX graphs."""
+"""Adding outputs and nodes to ONNX graphs."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -13,32 +13,41 @@ from edgekd.files import need
 if TYPE_CHECKING:
     from collections.abc import Collection, Sequence
 
+    from onnx import GraphProto, ModelProto
 
-#: Operators that hold graphs of their own.
+
+#: Operators that contain graphs of their own.
 CONTROL_FLOW = frozenset({"If", "Loop", "Scan"})
 
 
-def add_outputs(model: Any, tensors: Collection[str]) -> Any:
-    """Return a model that gives these tensors too; ONNX Runtime finds out their types. Other outputs stay."""
+def add_outputs(model: ModelProto, tensors: Collection[str]) -> ModelProto:
+    """Return a model with these tensors as further outputs; ONNX Runtime infers their types."""
     onnx = need("onnx", "build")
-    extended = onnx.ModelProto()
+    extended: ModelProto = onnx.ModelProto()
     extended.CopyFrom(model)
-    there = {output.name for output in model.graph.output}
-    extended.graph.output.extend(onnx.ValueInfoProto(name=name) for name in tensors if name not in there)
+    outputs = {output.name for output in model.graph.output}
+    extended.graph.output.extend(onnx.ValueInfoProto(name=name) for name in tensors if name not in outputs)
     return extended
 
 
-def keep_tensors(graph: Any) -> None:
-    """Remove outputs that are no tensors, such as a classifier's list of maps, in place: numpy has nothing for them."""
+def keep_tensors(graph: GraphProto) -> None:
+    """Remove outputs that are no tensors, such as a classifier's list of maps, in place: numpy has no type for them."""
     kept = [output for output in graph.output if output.type.HasField("tensor_type")]
     graph.ClearField("output")
     graph.output.extend(kept)
 
 
 class Extension:
-    """Writes further nodes into a model's graph, in place."""
+    """Adds nodes to a model's graph, in place.
 
-    def __init__(self, model: Any) -> None:
+    Args:
+        model: The model.
+
+    Attributes:
+        graph: Its graph.
+    """
+
+    def __init__(self, model: ModelProto) -> None:
         self._onnx = need("onnx", "build")
         self.graph = model.graph
         self._opset = next(item.version for item in model.opset_import if item.domain in ("", "ai.onnx"))
@@ -48,7 +57,7 @@ class Extension:
         self._renamed: dict[str, str] = {}
 
     def unique(self, stem: str) -> str:
-        """Return a name that nothing has yet."""
+        """Return a name that nothing in the graph has yet, which begins with ``stem``."""
         name = stem
         while name in self._names:
             name += "_"
@@ -56,36 +65,38 @@ class Extension:
         return name
 
     def integers(self, stem: str, values: Sequence[int]) -> str:
-        """Store a vector of integers, and return its name."""
+        """Store a vector of integers as an initializer, and return its name."""
         name = self.unique(stem)
         array = np.array(values, np.int64)
         self.graph.initializer.append(self._onnx.numpy_helper.from_array(array, name))
         return name
 
-    def node(self, operator: str, inputs: Sequence[str], output: str, first: bool = False, **attributes: Any) -> None:
-        """Add a node, at the end or before all others."""
+    def node(
+        self, operator: str, inputs: Sequence[str], output: str, first: bool = False, **attributes: object
+    ) -> None:
+        """Add a node at the end, or before all others where it is to be the first."""
         node = self._onnx.helper.make_node(
             operator, inputs, [output], name=self.unique(f"{output}_{operator}"), **attributes
         )
         self.graph.node.insert(0 if first else len(self.graph.node), node)
 
     def unsqueeze(self, tensor: str, axis: int, output: str) -> None:
-        """Give a tensor one more dimension."""
+        """Add a node that inserts a dimension of size 1 into a tensor."""
         self.node("Unsqueeze", [tensor, self.integers(f"{output}_axes", [axis])], output)
 
     def mean(self, tensor: str, axes: Sequence[int], output: str) -> None:
-        """Average over some axes, which are gone afterwards."""
+        """Add a node that averages a tensor over some axes, which the output does not have."""
         if self._opset < 18:
             self.node("ReduceMean", [tensor], output, axes=axes, keepdims=0)
         else:
             self.node("ReduceMean", [tensor, self.integers(f"{output}_axes", axes)], output, keepdims=0)
 
     def named(self, tensor: str) -> str:
-        """Return what a tensor of the model is called by now."""
+        """Return the present name of a tensor, by its name in the model."""
         return self._renamed.get(tensor, tensor)
 
     def call(self, tensor: str, output: str) -> None:
-        """Let a tensor have the name of an output; one that must keep its own is copied."""
+        """Give a tensor the name of an output; a tensor that must keep its own name is copied."""
         if tensor in self._fixed:
             self.node("Identity", [tensor], output)
         else:
@@ -93,10 +104,10 @@ class Extension:
             self._fixed.add(output)
 
     def vacate(self, name: str) -> None:
-        """Rename what has this name in the graph, so that an output can have it.
+        """Rename the tensor that has this name in the graph, so that an output can have the name.
 
         Raises:
-            ModelError: it is an input's name, which users know.
+            ModelError: It is the name of an input, which users know.
         """
         if any(value.name == name for value in self.graph.input):
             raise ModelError(

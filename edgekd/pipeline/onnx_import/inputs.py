@@ -1,8 +1,8 @@
-"""A brought model's inputs: every one gets a batch dimension first, of one where the model takes no more."""
+"""Inputs of an imported model: each gets a batch dimension first, of size 1 where the model takes no more."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from edgekd.compress.graph import rename
 from edgekd.errors import ModelError
@@ -13,16 +13,18 @@ if TYPE_CHECKING:
     from collections.abc import Collection, Mapping, Sequence
     from pathlib import Path
 
+    from onnx import ModelProto, ValueInfoProto
+
     from edgekd.runtime.session import Array, TensorSpec
 
 
-def input_specs(model: Any, path: Path) -> tuple[TensorSpec, ...]:
-    """Return what a model must be fed, having taken the names of free sizes out of it, in place.
+def input_specs(model: ModelProto, path: Path) -> tuple[TensorSpec, ...]:
+    """Return the specs of a model's inputs, and remove the names of free sizes from the model, in place.
 
     Exporters give one name, "?" or the like, to sizes that differ.
 
     Raises:
-        ModelError: an input has no shape, or a type that numpy lacks.
+        ModelError: An input has no shape, or a type that numpy lacks.
     """
     for value in model.graph.input:
         if value.type.HasField("tensor_type") and not value.type.tensor_type.HasField("shape"):
@@ -36,25 +38,25 @@ def input_specs(model: Any, path: Path) -> tuple[TensorSpec, ...]:
         return session.inputs
 
 
-def states(model: Any) -> list[str]:
-    """Return the inputs that look like a state: an output beside the first has the same type and fixed sizes."""
+def states(model: ModelProto) -> list[str]:
+    """Return the inputs that look like a state: an output other than the first has the same type and fixed sizes."""
     given = [_kind(value) for value in model.graph.output[1:]]
     inputs = [value.name for value in model.graph.input if _kind(value) in given]
     return inputs if len(model.graph.input) > 1 else []
 
 
-def _kind(value: Any) -> tuple[int, list[int]]:
+def _kind(value: ValueInfoProto) -> tuple[int, list[int]]:
     tensor = value.type.tensor_type
     return tensor.elem_type, [size.dim_value for size in tensor.shape.dim]
 
 
 def unbatched(specs: Sequence[TensorSpec], inputs: Mapping[str, Array]) -> list[str]:
-    """Return the inputs that have no dimension for the batch: their samples' array has one more."""
+    """Return the inputs without a batch dimension: the array of their samples has one dimension more."""
     return [spec.name for spec in specs if inputs[spec.name].ndim > len(spec.shape)]
 
 
-def batch_inputs(model: Any, without: Collection[str], inputs: Mapping[str, Array]) -> None:
-    """Give every input a batch dimension first, in place: those ``without`` one take one sample at a time."""
+def batch_inputs(model: ModelProto, without: Collection[str], inputs: Mapping[str, Array]) -> None:
+    """Give every input a batch dimension first, in place; inputs ``without`` one then take one sample at a time."""
     extension = Extension(model)
     for value in model.graph.input:
         sizes = value.type.tensor_type.shape.dim
@@ -72,12 +74,12 @@ def batch_inputs(model: Any, without: Collection[str], inputs: Mapping[str, Arra
         fix_batch(model)
 
 
-def fix_batch(model: Any) -> None:
-    """Let every input take one sample at a time, in place."""
+def fix_batch(model: ModelProto) -> None:
+    """Fix the batch dimension of every input to one sample, in place."""
     for value in model.graph.input:
         value.type.tensor_type.shape.dim[0].dim_value = 1
 
 
-def takes_batches(model: Any) -> bool:
-    """Whether the inputs take any number of samples."""
+def takes_batches(model: ModelProto) -> bool:
+    """Whether the inputs take any number of samples at a time."""
     return not any(value.type.tensor_type.shape.dim[0].dim_value for value in model.graph.input)

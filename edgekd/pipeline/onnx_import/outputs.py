@@ -1,9 +1,9 @@
-"""A brought model's outputs: one that matters, as ``logits``, and the embeddings."""
+"""Outputs of an imported model: the one that matters, as ``logits``, and the embeddings."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from edgekd.compress.graph import drop_unread
 from edgekd.errors import ModelError, TaskError, nearest
@@ -17,18 +17,20 @@ from edgekd.pipeline.onnx_import.taps import TensorTap, channels_first, meeting_
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping, Sequence
 
+    from onnx import ModelProto, ValueInfoProto
+
     from edgekd.pipeline.onnx_import.samples import NpzSamples
     from edgekd.runtime.session import Array
 
 
 @dataclass(frozen=True)
 class Outputs:
-    """What the written graph is to give.
+    """Tensors that become outputs of the written graph.
 
     Attributes:
-        logits: the user's output that matters.
-        taps: for each modality the tensor that holds its embedding.
-        example: all these tensors for the first sample alone.
+        logits: The user's output that matters.
+        taps: For each modality the tensor that holds its embedding.
+        example: All these tensors for the first sample alone.
     """
 
     logits: str
@@ -37,21 +39,26 @@ class Outputs:
 
 
 def choose_outputs(
-    model: Any, taps: Mapping[str, str], output: str | None, samples: NpzSamples, data: Sequence[str], notes: list[str]
+    model: ModelProto,
+    taps: Mapping[str, str],
+    output: str | None,
+    samples: NpzSamples,
+    data: Sequence[str],
+    notes: list[str],
 ) -> Outputs:
-    """Choose outputs and taps, and let the model take one sample at a time, in place, where batches come out wrong.
+    """Choose outputs and taps; where batches give wrong results, fix the model to one sample at a time, in place.
 
     Args:
-        model: its inputs have a batch dimension.
-        taps: as the user named them; may be empty.
-        output: as the user named it, or None.
-        samples: to run it with.
-        data: inputs that are modalities, should the taps have to be found.
-        notes: what was chosen is added.
+        model: A model whose inputs have a batch dimension.
+        taps: For each modality the tensor that the user named; may be empty.
+        output: Output that the user named, or None.
+        samples: Samples to run the model with.
+        data: Inputs that are modalities, in case the taps have to be found.
+        notes: Sentences for the user on what was chosen are added here.
 
     Raises:
-        ModelError: no output is a float tensor, or the model cannot be run.
-        TaskError: there is no such output, or it or a tap is not a float tensor.
+        ModelError: No output is a float tensor, or the model cannot be run.
+        TaskError: There is no such output, or it or a tap is not a float tensor.
     """
     floats = _float_outputs(model)
     if not floats:
@@ -79,8 +86,8 @@ def choose_outputs(
     return Outputs(logits, chosen, example)
 
 
-def _one_at_a_time(model: Any, tensors: Collection[str], samples: NpzSamples) -> str | None:
-    """Return why batches are not to be had; None where they are."""
+def _one_at_a_time(model: ModelProto, tensors: Collection[str], samples: NpzSamples) -> str | None:
+    """Explain why the model takes no batches; None where it does."""
     control = sorted({node.op_type for node in model.graph.node if node.op_type in CONTROL_FLOW})
     if control:  # two samples may well agree where others do not
         return f"the model has control flow ({', '.join(control)}), which decides for a whole batch at once"
@@ -89,16 +96,16 @@ def _one_at_a_time(model: Any, tensors: Collection[str], samples: NpzSamples) ->
     return None
 
 
-def _float_outputs(model: Any) -> list[str]:
+def _float_outputs(model: ModelProto) -> list[str]:
     types = need("onnx", "build").TensorProto
     floats = (types.FLOAT, types.DOUBLE, types.FLOAT16)
     return [value.name for value in model.graph.output if value.type.tensor_type.elem_type in floats]
 
 
 def _find_taps(
-    model: Any, outputs: Sequence[str], samples: NpzSamples, data: Sequence[str]
+    model: ModelProto, outputs: Sequence[str], samples: NpzSamples, data: Sequence[str]
 ) -> tuple[dict[str, str], str]:
-    """Return for each modality its tensor, and in words how they were found."""
+    """Return for each modality its tensor, and how they were found, in words."""
     met = meeting_taps(model.graph, data)
     if met and all(x.dtype.kind == "f" for x in observe(model, set(met.values()), samples.first(1)).values()):
         return met, f"taps where the inputs' data first meet: {_list(met)}"
@@ -112,8 +119,8 @@ def _list(taps: Mapping[str, str]) -> str:
     return ", ".join(f"{name} at '{tensor}'" for name, tensor in taps.items())
 
 
-def write_outputs(model: Any, outputs: Outputs, samples: NpzSamples) -> dict[str, TensorTap]:
-    """Let a model give ``logits`` and the embeddings and nothing else, in place; return where these are read."""
+def write_outputs(model: ModelProto, outputs: Outputs, samples: NpzSamples) -> dict[str, TensorTap]:
+    """Make ``logits`` and the embeddings the only outputs of a model, in place; return where these are read."""
     graph = model.graph
     stated = {
         value.name: [size.dim_value or None for size in value.type.tensor_type.shape.dim] for value in graph.output
@@ -152,12 +159,14 @@ def _as_rows(extension: Extension, tensor: str, example: Mapping[str, Array]) ->
     return rows, (1, *shape)
 
 
-def _output(model: Any, name: str, found: Array, stated: Sequence[int | None]) -> Any:
-    """Describe an output by what it was for one sample; sizes that may follow the inputs' are left free."""
+def _output(model: ModelProto, name: str, found: Array, stated: Sequence[int | None]) -> ValueInfoProto:
+    """Describe an output by its array for one sample; sizes that may depend on the inputs' are left free."""
     helper = need("onnx", "build").helper
     sizes: Sequence[int | None] = found.shape[1:]
     free = any(not size.dim_value for value in model.graph.input for size in value.type.tensor_type.shape.dim[1:])
     if free and found.ndim > 2:
         sizes = stated[1:] if len(stated) == found.ndim else [None] * (found.ndim - 1)
     batch = "batch" if takes_batches(model) else 1
-    return helper.make_tensor_value_info(name, helper.np_dtype_to_tensor_dtype(found.dtype), [batch, *sizes])
+    dtype = helper.np_dtype_to_tensor_dtype(found.dtype)
+    value: ValueInfoProto = helper.make_tensor_value_info(name, dtype, [batch, *sizes])
+    return value

@@ -1,10 +1,10 @@
-"""Read a user's ONNX model, refuse what no build can start from, and bring the rest into one form."""
+"""Read a user's ONNX model, refuse one that no build can start from, and convert the others to one form."""
 
 from __future__ import annotations
 
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -17,36 +17,39 @@ from edgekd.runtime.backends.onnxruntime import open_engine
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterator
 
-#: Q/DQ with one scale for each channel begins with this opset, which is of ONNX 1.8 and its IR version 7.
+    from numpy.typing import NDArray
+    from onnx import GraphProto, ModelProto, NodeProto, TensorProto
+
+#: Q/DQ with one scale for each channel begins with this opset, which belongs to ONNX 1.8 and its IR version 7.
 _OPSET, _IR_VERSION = 13, 7
 
-#: ONNX Runtime runs no older opset.
+#: Oldest opset that ONNX Runtime runs.
 _OLDEST = 7
 
-#: Operators that only a quantized graph has, besides those whose names hold "Quantize" or begin with "QLinear".
+#: Operators that only a quantized graph has, besides those whose names contain "Quantize" or begin with "QLinear".
 _QUANTIZED = frozenset(
     {"ConvInteger", "MatMulInteger", "MatMulIntegerToFloat", "MatMulNBits", "MatMulBnb4", "QGemm", "QAttention", "QMoE"}
 )
 
-#: Domains whose operators ONNX Runtime has in part; of others it has none.
+#: Domains of which ONNX Runtime has some operators; of other domains it has none.
 _KNOWN_DOMAINS = frozenset({"", "ai.onnx", "ai.onnx.ml", "com.microsoft"})
 
 
-def read_model(path: Path, keep: Collection[str] = ()) -> Any:
+def read_model(path: Path, keep: Collection[str] = ()) -> ModelProto:
     """Read a float model for inference.
 
     Args:
-        path: the ``.onnx``; its external data, if any, lies beside it.
-        keep: tensors that must still be there afterwards, by their names.
+        path: File of the model; its external data, if any, lies beside it.
+        keep: Names of tensors that the result must still have.
 
     Returns:
         A ``ModelProto`` that computes the same: opset 13 or later, functions inlined, weights of ``Constant`` nodes as
         initializers, and none of these among the inputs. ``If`` and ``Loop`` are gone where ONNX Runtime can fold them.
 
     Raises:
-        ModelError: it cannot be read, is quantized already, is a training graph, cannot be converted to opset 13, or
-            has operators that ONNX Runtime does not know.
-        TaskError: it has no tensor of a name in ``keep``.
+        ModelError: The model cannot be read, is quantized already, is a training graph, cannot be converted to opset
+            13, or has operators that ONNX Runtime does not know.
+        TaskError: The model has no tensor of a name in ``keep``.
     """
     model = _load(path)
     _require_float(model, path)
@@ -71,9 +74,9 @@ def read_model(path: Path, keep: Collection[str] = ()) -> Any:
 
 
 def weight_files(path: Path) -> list[Path]:
-    """Return the files beside a model in which it keeps its weights, as far as there are any.
+    """Return the existing files beside a model in which it keeps its weights.
 
-    What is no model has none: :func:`read_model` says what is wrong with it.
+    A file that is no model has none: :func:`read_model` says what is wrong with it.
     """
     onnx = need("onnx", "build")
     try:
@@ -86,7 +89,7 @@ def weight_files(path: Path) -> list[Path]:
     return [path.parent / name for name in sorted(names) if (path.parent / name).is_file()]
 
 
-def _stored_tensors(model: Any) -> Iterator[Any]:
+def _stored_tensors(model: ModelProto) -> Iterator[TensorProto]:
     yield from model.graph.initializer
     for part in (model.graph, *model.functions):
         for node in all_nodes(part):
@@ -96,11 +99,11 @@ def _stored_tensors(model: Any) -> Iterator[Any]:
                 yield from (attribute.t, *attribute.tensors)
 
 
-def _load(path: Path) -> Any:
+def _load(path: Path) -> ModelProto:
     onnx = need("onnx", "build")
     malformed = need("google.protobuf.message", "build").DecodeError
     try:
-        model = onnx.load(str(path), format="protobuf", load_external_data=False)
+        model: ModelProto = onnx.load(str(path), format="protobuf", load_external_data=False)
     except OSError as error:
         raise ModelError(f"{path}: cannot be read: {error.strerror or error}") from error
     except malformed as error:
@@ -121,7 +124,7 @@ def _load(path: Path) -> Any:
     return model
 
 
-def _require_float(model: Any, path: Path) -> None:
+def _require_float(model: ModelProto, path: Path) -> None:
     found = [node.op_type for node in all_nodes(model.graph) if _is_quantized(node.op_type)]
     if found:
         kinds = ", ".join(sorted(set(found)))
@@ -132,7 +135,7 @@ def _is_quantized(operator: str) -> bool:
     return operator in _QUANTIZED or "Quantize" in operator or operator.startswith("QLinear")
 
 
-def _require_inference(model: Any, path: Path) -> None:
+def _require_inference(model: ModelProto, path: Path) -> None:
     constants = dict(_constants(model.graph))
     found = next((node for node in all_nodes(model.graph) if _trains(node, constants)), None)
     if found is not None or model.training_info:
@@ -140,7 +143,7 @@ def _require_inference(model: Any, path: Path) -> None:
         raise ModelError(f"{path}: {what}; export the model for inference, after model.eval()")
 
 
-def _trains(node: Any, constants: dict[str, np.ndarray[Any, Any]]) -> bool:
+def _trains(node: NodeProto, constants: dict[str, NDArray[np.generic]]) -> bool:
     attributes = {attribute.name: attribute.i for attribute in node.attribute}
     if node.op_type == "BatchNormalization":  # before opset 14 it trains where its running statistics are outputs
         return bool(attributes.get("training_mode")) or len([name for name in node.output if name]) > 1
@@ -149,7 +152,7 @@ def _trains(node: Any, constants: dict[str, np.ndarray[Any, Any]]) -> bool:
     return str(node.domain) == "ai.onnx.preview.training"
 
 
-def _require_tensors(model: Any, names: Collection[str]) -> None:
+def _require_tensors(model: ModelProto, names: Collection[str]) -> None:
     graph = model.graph
     known = {value.name for value in graph.input} | {name for node in graph.node for name in node.output if name}
     for name in names:
@@ -157,7 +160,7 @@ def _require_tensors(model: Any, names: Collection[str]) -> None:
             raise TaskError(f"taps: the model has no tensor '{name}'{nearest(name, known)}")
 
 
-def _require_known_operators(model: Any, path: Path) -> None:
+def _require_known_operators(model: ModelProto, path: Path) -> None:
     foreign = sorted({f"{n.domain}.{n.op_type}" for n in all_nodes(model.graph) if n.domain not in _KNOWN_DOMAINS})
     try:
         open_engine(model.SerializeToString(), name=str(path)).close()
@@ -170,8 +173,8 @@ def _require_known_operators(model: Any, path: Path) -> None:
         ) from error
 
 
-def _folded(model: Any, keep: Collection[str]) -> Any:
-    """Return the model as ONNX Runtime's basic optimisations leave it: they decide what constants alone decide."""
+def _folded(model: ModelProto, keep: Collection[str]) -> ModelProto:
+    """Return the model after ONNX Runtime's basic optimisations, which fold what depends on constants alone."""
     onnx, ort = need("onnx", "build"), need("onnxruntime", "build")
     outputs = [output.name for output in model.graph.output]
     with TemporaryDirectory() as folder, quiet():
@@ -181,7 +184,7 @@ def _folded(model: Any, keep: Collection[str]) -> Any:
         options.optimized_model_filepath = str(path)
         options.log_severity_level = 3
         ort.InferenceSession(add_outputs(model, keep).SerializeToString(), options, providers=["CPUExecutionProvider"])
-        folded = onnx.load(str(path))
+        folded: ModelProto = onnx.load(str(path))
     for output in [output for output in folded.graph.output if output.name not in outputs]:
         folded.graph.output.remove(output)
     used = {node.domain for node in all_nodes(folded.graph)}
@@ -190,7 +193,7 @@ def _folded(model: Any, keep: Collection[str]) -> Any:
     return folded
 
 
-def _converted(model: Any, path: Path) -> Any:
+def _converted(model: ModelProto, path: Path) -> ModelProto:
     opset = _opset(model)
     if opset >= _OPSET:
         return model
@@ -200,14 +203,14 @@ def _converted(model: Any, path: Path) -> Any:
         # ONNX's converter leaves the graphs inside as they are, where an operator may mean something else by then.
         raise _old(path, opset, f"it has control flow ({', '.join(control)})")
     try:
-        converted = convert.convert_version(model, _OPSET)
+        converted: ModelProto = convert.convert_version(model, _OPSET)
         onnx.checker.check_model(converted, full_check=True)
     except (convert.ConvertError, RuntimeError, onnx.checker.ValidationError) as error:
         raise _old(path, opset, _first_line(error)) from error
     return converted
 
 
-def _opset(model: Any) -> int:
+def _opset(model: ModelProto) -> int:
     return next((item.version for item in model.opset_import if item.domain in ("", "ai.onnx")), _OPSET)
 
 
@@ -218,8 +221,8 @@ def _old(path: Path, opset: int, reason: str) -> ModelError:
     )
 
 
-def _lift_constants(graph: Any) -> None:
-    """Make the tensors of ``Constant`` nodes initializers, in place: only these do quantizers take for weights."""
+def _lift_constants(graph: GraphProto) -> None:
+    """Turn the tensors of ``Constant`` nodes into initializers, in place: quantizers take only these for weights."""
     numpy_helper = need("onnx", "build").numpy_helper
     lifted = dict(_constants(graph))
     kept = [node for node in graph.node if node.op_type != "Constant" or node.output[0] not in lifted]
@@ -228,8 +231,8 @@ def _lift_constants(graph: Any) -> None:
     graph.initializer.extend(numpy_helper.from_array(value, name) for name, value in lifted.items())
 
 
-def _constants(graph: Any) -> Iterator[tuple[str, np.ndarray[Any, Any]]]:
-    """Yield the values of ``Constant`` nodes; strings and sparse tensors, which are nobody's weights, are left out."""
+def _constants(graph: GraphProto) -> Iterator[tuple[str, NDArray[np.generic]]]:
+    """Yield the values of ``Constant`` nodes, except strings and sparse tensors, which are never weights."""
     numpy_helper = need("onnx", "build").numpy_helper
     for node in graph.node:
         if node.op_type != "Constant":

@@ -1,4 +1,4 @@
-"""The samples that come with a user's model: read, checked against its inputs, split where there is one file alone."""
+"""Samples of a user's model: read, checked against its inputs, and split where there is only one file."""
 
 from __future__ import annotations
 
@@ -27,11 +27,11 @@ class NpzSamples:
     """Samples of one file.
 
     Attributes:
-        inputs: for each input of the graph [N, ...].
-        ids: names of the samples [N], all different.
-        labels: classes [N], :data:`UNLABELLED` where there is none; None where no sample has one.
-        groups: of which subject, clip or the like each is [N]; None where all are independent.
-        ignored: arrays of the file that nobody asked for.
+        inputs: For each input of the graph its array [N, ...].
+        ids: Names of the samples [N], all different.
+        labels: Classes [N], :data:`UNLABELLED` for a sample without one; None where no sample has one.
+        groups: Subject, clip or the like that each sample belongs to [N]; None where all are independent.
+        ignored: Names of arrays of the file that the model has no input for.
     """
 
     inputs: Mapping[str, Array]
@@ -41,21 +41,21 @@ class NpzSamples:
     ignored: tuple[str, ...] = ()
 
     def take(self, rows: Array) -> NpzSamples:
-        """Return some of the samples."""
+        """Return the samples of these rows."""
         labels = None if self.labels is None else _any_labels(self.labels[rows])
         groups = None if self.groups is None else self.groups[rows]
         return NpzSamples({name: x[rows] for name, x in self.inputs.items()}, self.ids[rows], labels, groups)
 
     def without_labels(self) -> NpzSamples:
-        """Return the same samples, unlabelled."""
+        """Return the same samples without labels."""
         return replace(self, labels=None)
 
     def first(self, count: int) -> dict[str, Array]:
-        """Return the inputs of the first samples."""
+        """Return the inputs of the first ``count`` samples."""
         return {name: x[:count] for name, x in self.inputs.items()}
 
     def save(self, path: Path) -> None:
-        """Write them as every later stage reads them."""
+        """Write the samples as every later stage reads them."""
         extras = {"ids": self.ids, "labels": self.labels, "groups": self.groups}
         inputs = {INPUT_PREFIX + name: x for name, x in self.inputs.items()}
         write_arrays(path, {**{key: array for key, array in extras.items() if array is not None}, **inputs})
@@ -65,15 +65,15 @@ def read_samples(path: Path, specs: Sequence[TensorSpec], states: Sequence[str])
     """Read samples from an ``.npz``.
 
     Args:
-        path: with an array [N, ...] for each input, by its name, with or without ``input.`` before it; and ``ids``,
-            ``labels`` and ``groups`` [N], if wished.
-        specs: the graph's inputs, as it states them. An array has their rank, its first dimension being the batch; or
-            one more, where the graph takes one sample at a time and has no dimension for it.
-        states: those that look like a state, for the error that says that one is missing.
+        path: File with an array [N, ...] for each input, under the input's name with or without ``input.`` before it;
+            and optionally ``ids``, ``labels`` and ``groups`` [N].
+        specs: Inputs of the graph, as the graph states them. An array has the input's rank, its first dimension being
+            the batch; or one dimension more, where the graph takes one sample at a time without a batch dimension.
+        states: Inputs that look like a state, for the error that says that one is missing.
 
     Raises:
-        ModelError: it is no such file, lacks an input, has fewer than two samples, or an array is of another type or
-            shape than its input, not finite, or not of the same samples as the others.
+        ModelError: The file is no ``.npz``, lacks an input or has fewer than two samples; or an array has another type
+            or shape than its input, is not finite, or has another number of samples than the others.
     """
     with open_arrays(path) as arrays:
         keys = {spec.name: _key(path, spec, arrays, spec.name in states) for spec in specs}
@@ -121,7 +121,7 @@ def _fitting(path: Path, spec: TensorSpec, array: Array) -> Array:
 
 def _agrees(stated: Sequence[int | str], found: Sequence[int]) -> bool:
     return len(stated) == len(found) and all(
-        isinstance(size, str) or size == there for size, there in zip(stated, found, strict=True)
+        isinstance(size, str) or size == actual for size, actual in zip(stated, found, strict=True)
     )
 
 
@@ -141,7 +141,7 @@ def _any_labels(labels: Array) -> Array | None:
 
 
 def shared(samples: NpzSamples, others: NpzSamples) -> int:
-    """Return how many of the samples are among ``others``, with the same inputs to the bit."""
+    """Return how many of the samples are among ``others``, with exactly the same inputs."""
     known = set(_digests(others))
     return sum(digest in known for digest in _digests(samples))
 
@@ -155,10 +155,10 @@ def _digests(samples: NpzSamples) -> Iterator[bytes]:
 
 
 def split(samples: NpzSamples, seed: int) -> tuple[NpzSamples, NpzSamples]:
-    """Deal samples into two halves, for calibration and for the test; a group is never divided.
+    """Split samples into two halves, for calibration and for the test; a group is never divided.
 
     Raises:
-        ModelError: all samples are of one group.
+        ModelError: All samples belong to one group.
     """
     member = (
         np.arange(len(samples.ids)) if samples.groups is None else np.unique(samples.groups, return_inverse=True)[1]

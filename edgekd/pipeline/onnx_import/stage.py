@@ -1,8 +1,8 @@
-"""Stage: read a user's ONNX model and its samples, and write what the second half of a build starts from."""
+"""Read a user's ONNX model and its samples, and write what the stages of a target start from."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -24,7 +24,8 @@ from edgekd.stages.labels import UNLABELLED
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
     from pathlib import Path
-    from typing import Any
+
+    from onnx import GraphProto
 
     from edgekd.runtime.session import TensorSpec
     from edgekd.stages.progress import StageReporter
@@ -32,19 +33,19 @@ if TYPE_CHECKING:
 #: Name of the float graph that is written.
 NETWORK = "float"
 
-#: How far the written graph may be from the user's, as a share of the output's largest magnitude.
+#: Largest |written - user's| that is allowed, as a share of the output's largest magnitude.
 _TOLERANCE = 1e-3
 
 
 @dataclass(frozen=True)
 class ImportedModel:
-    """``float.onnx`` with the outputs ``logits`` and ``embedding.<modality>``, ``test.npz`` and ``calibration.npz``.
+    """An imported model: ``float.onnx`` with ``logits`` and the embeddings, ``test.npz`` and ``calibration.npz``.
 
     Attributes:
-        exported: as of a network that was trained here; ``parity`` is against the user's own file.
-        modalities: where each embedding is read.
-        outputs: for each of the user's outputs that the engine has, its name there.
-        notes: what the user should know of how model and samples were read.
+        exported: The export, as of a network that was trained here; ``parity`` is against the user's own file.
+        modalities: For each modality where its embedding is read.
+        outputs: For each of the user's outputs that the engine has, its name there.
+        notes: Sentences for the user on how model and samples were read.
     """
 
     exported: Exported
@@ -53,43 +54,49 @@ class ImportedModel:
     notes: tuple[str, ...]
 
 
-def import_onnx(
-    model: Path,
-    calibration: Path,
-    test: Path | None,
-    taps: Mapping[str, str],
-    folder: Path,
-    report: StageReporter,
-    *,
-    output: str | None = None,
-    seed: int = 0,
-) -> ImportedModel:
-    """Bring a model to the form in which the second half of a build takes it.
+@dataclass(frozen=True)
+class OnnxSource:
+    """A trained model and its samples, as a user names them.
+
+    Attributes:
+        model: File of the float ONNX model.
+        calibration: ``.npz`` of samples, as :func:`~edgekd.pipeline.onnx_import.samples.read_samples` describes it.
+        test: ``.npz`` of other samples; None to keep half of ``calibration`` for the test.
+        taps: For each modality the tensor that holds its embedding. Where it is empty, the tensors where the data of
+            several float inputs meet; where none do, the model's outputs.
+        output: The output that matters; None for the first that is a float tensor.
+    """
+
+    model: Path
+    calibration: Path
+    test: Path | None = None
+    taps: Mapping[str, str] = field(default_factory=dict)
+    output: str | None = None
+
+
+def import_onnx(source: OnnxSource, folder: Path, report: StageReporter, seed: int = 0) -> ImportedModel:
+    """Convert a model and its samples to the form from which the stages of a target start.
 
     Args:
-        model: float ONNX.
-        calibration: ``.npz`` of samples, as :func:`~edgekd.pipeline.onnx_import.samples.read_samples` says.
-        test: ``.npz`` of other samples; None to keep half of ``calibration`` for the test.
-        taps: for each modality the tensor that holds its embedding. If empty, the tensors where the data of several
-            float inputs meet; where none do, the model's outputs.
-        folder: where the files go.
-        report: for progress and warnings.
-        output: the output that matters; None for the first that is a float tensor.
-        seed: of the split.
+        source: The model and its samples.
+        folder: Folder for the files.
+        report: Receives progress and warnings.
+        seed: Seed for splitting the samples.
 
     Raises:
-        ModelError: no build can start from the model, or the samples do not fit it.
-        TaskError: there is no tensor or output of a name that was given, or it is not a float tensor.
+        ModelError: No build can start from the model, or the samples do not fit it.
+        TaskError: There is no tensor or output of a name that was given, or it is not a float tensor.
     """
     notes: list[str] = []
-    graph = read_model(model, taps.values())
+    model = source.model
+    graph = read_model(model, source.taps.values())
     report.advance(1, 4, f"{len(graph.graph.node)} nodes")
     specs, recurrent = input_specs(graph, model), states(graph)
-    kept, tested = _read(calibration, test, specs, recurrent, seed, notes)
+    kept, tested = _read(source, specs, recurrent, seed, notes)
     report.advance(2, 4, f"{len(kept.ids)} samples to calibrate with, {len(tested.ids)} to test")
     _batch(graph, specs, kept, notes)
     data = [name for name, x in kept.inputs.items() if x.dtype.kind == "f" and x.ndim > 1 and name not in recurrent]
-    outputs = choose_outputs(graph, taps, output, kept, data, notes)
+    outputs = choose_outputs(graph, source.taps, source.output, kept, data, notes)
     modalities = write_outputs(graph, outputs, kept)
     path = folder / onnx_name(NETWORK)
     save(graph, path)
@@ -106,14 +113,14 @@ def import_onnx(
 
 
 def _read(
-    calibration: Path,
-    test: Path | None,
+    source: OnnxSource,
     specs: Sequence[TensorSpec],
     recurrent: Sequence[str],
     seed: int,
     notes: list[str],
 ) -> tuple[NpzSamples, NpzSamples]:
-    """Read the samples of both files, or deal those of the first into two."""
+    """Read the samples of both files, or split those of the first into two halves."""
+    calibration, test = source.calibration, source.test
     files = [calibration] if test is None else [calibration, test]
     read = [read_samples(path, specs, recurrent) for path in files]
     for path, samples in zip(files, read, strict=True):
@@ -139,7 +146,7 @@ def _read(
     return kept, tested
 
 
-def _batch(graph: Any, specs: Sequence[TensorSpec], samples: NpzSamples, notes: list[str]) -> None:
+def _batch(graph: GraphProto, specs: Sequence[TensorSpec], samples: NpzSamples, notes: list[str]) -> None:
     """Give every input a batch dimension, in place."""
     single = unbatched(specs, samples.inputs)
     if single:
@@ -163,8 +170,8 @@ def _parity(model: Path, path: Path, output: str, samples: NpzSamples) -> float:
     feeds = {name: np.asarray(x[0]) if name in single else x[:1] for name, x in samples.inputs.items()}
     expected = observe(original, [output], feeds)[output]
     with open_engine(path) as session:
-        found = session.run(samples.first(1))["logits"].reshape(expected.shape)
-    parity = float(np.abs(found - expected).max()) / max(float(np.abs(expected).max()), 1e-6)
+        written = session.run(samples.first(1))["logits"].reshape(expected.shape)
+    parity = float(np.abs(written - expected).max()) / max(float(np.abs(expected).max()), 1e-6)
     if not parity <= _TOLERANCE:
         raise ModelError(
             f"{model}: as edgekd wrote it, at {path}, it gives another result for the first sample: '{output}' differs "
@@ -176,10 +183,10 @@ def _parity(model: Path, path: Path, output: str, samples: NpzSamples) -> float:
 def _facts(
     path: Path, kept: NpzSamples, tested: NpzSamples, notes: list[str]
 ) -> tuple[TaskFacts, NpzSamples, NpzSamples]:
-    """Return what later stages need to know, and the samples, without labels where they mean no class of the output."""
+    """Return facts for later stages, and the samples, without labels where these mean no class of the output."""
     with open_engine(path) as session:
         shape = next(spec.shape for spec in session.outputs if spec.name == "logits")
-        inputs: list[dict[str, Any]] = [
+        inputs: list[dict[str, str | list[int | str]]] = [
             {
                 "name": spec.name,
                 "dtype": spec.dtype,

@@ -1,23 +1,25 @@
-"""Where a brought model's embeddings are read, and how larger tensors are pooled to vectors."""
+"""Taps of an imported model: where its embeddings are read, and how larger tensors are pooled to vectors."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from edgekd.compress.graph import reads
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Sequence
 
+    from onnx import GraphProto
+
     from edgekd.pipeline.onnx_import.graph import Extension
 
-#: Operators whose result tells the shape of a tensor and nothing of its values.
+#: Operators whose result depends on the shape of a tensor and not on its values.
 _SHAPES = frozenset({"Shape", "Size"})
 
 _WEIGHTED = frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul", "LSTM", "GRU", "RNN"})
 
-#: Operators that take channels before positions, and those that leave the order as it is.
+#: Operators that take channels before positions, and operators that do not change the order of dimensions.
 _CHANNELS_FIRST = frozenset(
     {"Conv", "ConvTranspose", "BatchNormalization", "InstanceNormalization", "MaxPool", "AveragePool"}
 )
@@ -26,7 +28,7 @@ _ELEMENTWISE = frozenset(
      "Softplus", "Erf", "Add", "Sub", "Mul", "Div", "Identity", "Dropout", "Cast"}
 )  # fmt: skip
 
-#: A map of one channel is averaged over cells, at most so many along each dimension.
+#: Largest number of cells along each dimension over which a map of one channel is averaged.
 _CELLS = 8
 
 
@@ -35,9 +37,9 @@ class TensorTap:
     """Where one modality's embedding is read.
 
     Attributes:
-        tensor: its name in the user's model.
-        pooling: how it became a vector, in words.
-        width: of the embedding.
+        tensor: Name of the tensor in the user's model.
+        pooling: How it was made a vector, in words.
+        width: Width of the embedding.
     """
 
     tensor: str
@@ -45,17 +47,17 @@ class TensorTap:
     width: int
 
 
-def meeting_taps(graph: Any, inputs: Collection[str]) -> dict[str, str]:
+def meeting_taps(graph: GraphProto, inputs: Collection[str]) -> dict[str, str]:
     """Find where the data of several inputs first meet.
 
     Args:
-        graph: in topological order.
-        inputs: those that are modalities; what is computed from others alone counts as a constant.
+        graph: Graph whose nodes are in topological order.
+        inputs: Inputs that are modalities; what is computed from other inputs alone counts as a constant.
 
     Returns:
-        For each of the inputs the last tensor that depends on it alone: what the first node reads that also depends on
-        another. Empty where fewer than two of them meet, or one does before any layer with weights: such an embedding
-        is the input itself, which no quantizer moves.
+        For each of the inputs the last tensor that depends on it alone, which the first node reads that also depends
+        on another input. Empty where fewer than two of them meet, or where one does before any layer with weights:
+        such an embedding is the input itself, which no quantizer changes.
     """
     origins: dict[str, frozenset[str]] = {name: frozenset([name]) for name in inputs}
     weighted: set[str] = set()
@@ -79,8 +81,8 @@ def meeting_taps(graph: Any, inputs: Collection[str]) -> dict[str, str]:
     return {name: found[name] for name in inputs if name in found}
 
 
-def channels_first(graph: Any, tensor: str) -> bool:
-    """Whether a tensor comes from an operator that takes channels before positions, through elementwise ones alone."""
+def channels_first(graph: GraphProto, tensor: str) -> bool:
+    """Whether a tensor comes, through elementwise operators alone, from one that takes channels before positions."""
     producer = {name: node for node in graph.node for name in node.output}
     node = producer.get(tensor)
     while node is not None and node.op_type in _ELEMENTWISE:
@@ -89,21 +91,21 @@ def channels_first(graph: Any, tensor: str) -> bool:
 
 
 def pool(extension: Extension, tensor: str, shape: Sequence[int], first: bool, output: str) -> str:
-    """Write the nodes that make a tensor a vector for each sample.
+    """Add the nodes that pool a tensor to one vector for each sample.
 
-    [B, D] stays as it is; [B, C, ...] is averaged over all dimensions after the channels, [B, T, D] over the tokens. A
-    single channel, such as a segmentation's map, would leave one number: it is averaged over equal cells, at most 8
-    along each dimension, and flattened; what is over at the far border, less than a cell, is left out.
+    A tensor [B, D] stays as it is; [B, C, ...] is averaged over all dimensions after the channels, [B, T, D] over the
+    tokens. A single channel, such as the map of a segmentation, would leave one number: it is averaged over equal
+    cells, at most 8 along each dimension, and flattened; a rest at the far border, smaller than a cell, is left out.
 
     Args:
-        extension: where the nodes go.
-        tensor: what is pooled.
-        shape: of the tensor for one sample, the batch included.
-        first: whether the channels of a [B, ?, ?] come first.
-        output: name of the result [B, width].
+        extension: Receives the nodes.
+        tensor: Name of the tensor.
+        shape: Shape of the tensor for one sample, with the batch dimension.
+        first: Whether the channels of a tensor [B, ?, ?] come first.
+        output: Name of the result [B, width].
 
     Returns:
-        What was done, in words.
+        How the tensor was pooled, in words.
     """
     rank = len(shape)
     if rank == 1:
@@ -123,7 +125,7 @@ def pool(extension: Extension, tensor: str, shape: Sequence[int], first: bool, o
 def _average_cells(
     extension: Extension, tensor: str, sizes: Sequence[int], positions: Sequence[int], output: str
 ) -> str:
-    """Average over cells by Reshape and ReduceMean: no scheme quantizes the latter, so what is tapped stays exact."""
+    """Average over cells by Reshape and ReduceMean, which no scheme quantizes, so that the embedding stays exact."""
     cells = [-(-size // _CELLS) for size in sizes]
     counts = [size // cell for size, cell in zip(sizes, cells, strict=True)]
     ends = [count * cell for count, cell in zip(counts, cells, strict=True)]

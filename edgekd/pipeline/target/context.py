@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 from edgekd.devices.base import Absent
 from edgekd.gram.drift import Bootstrap
-from edgekd.gram.gate import GateLimits
+from edgekd.gram.gate import GateLimits, GateRules
 from edgekd.runtime.backends.registry import Runtime
 from edgekd.stages.artifacts import CALIBRATION, TEST, onnx_name
 
@@ -220,9 +220,10 @@ class Context:
         return GateLimits(gate.tau_pass, gate.tau_fail, gate.max_flips, gate.max_metric_drop, facts.higher_is_better)
 
     @cached_property
-    def bootstrap(self) -> Bootstrap:
-        """How the drift is bounded."""
-        return Bootstrap(self.recipe.gate.confidence, self.recipe.gate.resamples, self.recipe.seed)
+    def rules(self) -> GateRules:
+        """How the rows of a ledger are judged."""
+        bootstrap = Bootstrap(self.recipe.gate.confidence, self.recipe.gate.resamples, self.recipe.seed)
+        return GateRules(self.exported.result.facts.metric, self.limits, bootstrap)
 
     def leave_out(self, name: str, error: ModelError, folder: Path, report: StageReporter) -> str:
         """Warn that a candidate is left out, and return why, without the path of a folder of the cache.

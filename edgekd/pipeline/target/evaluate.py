@@ -14,7 +14,7 @@ from edgekd.compress.quantize import DEPLOY, PROBE_GRAPH
 from edgekd.devices.base import Absent
 from edgekd.devices.local import LocalDevice
 from edgekd.errors import ModelError
-from edgekd.gram.gate import DEVICE, Ledger, LedgerRow, StageMetrics, keep_ledger
+from edgekd.gram.gate import DEVICE, Ledger, LedgerRow, keep_ledger
 from edgekd.gram.probe import Probe
 from edgekd.pipeline.target.context import LAYERS, OUTPUTS, Context, EvaluatedCandidate, PreparedCandidate
 from edgekd.pipeline.target.outputs import probe_variants
@@ -236,10 +236,9 @@ def _check(
                 probes[DEVICE] = Probe.load(ran.folder / candidate.name / OUTPUTS)
             ledger = keep_ledger(
                 probes,
-                StageMetrics(context.exported.result.facts.metric, context.metrics(probes, labels)),
+                context.metrics(probes, labels),
+                context.rules,
                 groups,
-                context.limits,
-                context.bootstrap,
                 common,
                 {step.stage: step.note for step in candidate.steps},
             )

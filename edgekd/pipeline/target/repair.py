@@ -10,7 +10,7 @@ import msgspec
 
 from edgekd.compress import quantize
 from edgekd.compress.mixed_precision import ALL_HARM, repair_steps, spare_steps
-from edgekd.gram.gate import StageMetrics, Verdict, keep_ledger
+from edgekd.gram.gate import Verdict, keep_ledger
 from edgekd.pipeline.target.context import OUTPUTS, LedgerStep, PreparedCandidate
 from edgekd.pipeline.target.examine import open_examiner, time_beside_int8
 from edgekd.pipeline.target.outputs import probe_variants, run_on_host
@@ -187,6 +187,4 @@ def _judge(context: Context, probe: Probe) -> Verdict:
     probes = {reference: context.origin.probes()[reference], "repaired": probe}
     with open_arrays(context.test) as test:
         labels, groups = test.get("labels"), test.get("groups")
-    name = context.exported.result.facts.metric
-    metrics = context.metrics(probes, labels)
-    return keep_ledger(probes, StageMetrics(name, metrics), groups, context.limits, context.bootstrap).verdict
+    return keep_ledger(probes, context.metrics(probes, labels), context.rules, groups).verdict

@@ -1,4 +1,4 @@
-"""Stage robustness-shipped: measure what losing or spoiling one modality costs the graph that ships."""
+"""Stage robustness_shipped: measure what losing or spoiling one modality costs the graph that ships."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 _BATCH = 256
 
 ROBUSTNESS_SHIPPED: StageSpec[NetworkRobustness] = StageSpec(
-    "robustness-shipped", 3, NetworkRobustness, (), "measure what ships with each modality dropped or noisy"
+    "robustness_shipped", 3, NetworkRobustness, (), "measure what ships with each modality dropped or noisy"
 )
 
 

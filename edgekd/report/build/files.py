@@ -13,10 +13,6 @@ from edgekd.report.build.markdown import report_markdown
 from edgekd.report.build.robustness import robustness_details
 from edgekd.report.build.row import build_row
 from edgekd.report.build.training_picture import write_pictures
-from edgekd.report.compare.formats import Comparison
-from edgekd.report.compare.page import as_html
-from edgekd.report.compare.read import read_run
-from edgekd.report.compare.rows import sort_entries
 from edgekd.report.results import REPORT, SCHEMA_VERSION, BuildReport, TargetResult
 from edgekd.report.schema import BudgetResult, ReportFile, TargetDetails
 from edgekd.runtime.manifest import map_leaves
@@ -32,6 +28,11 @@ def write_report(report: BuildReport, folder: Path) -> None:
 
     The page is made of what was written: it shows what ``edgekd report`` will.
     """
+    from edgekd.report.compare.formats import Comparison
+    from edgekd.report.compare.page import as_html
+    from edgekd.report.compare.read import read_run
+    from edgekd.report.compare.rows import sort_entries
+
     text = json.dumps(report_json(report), indent=2, ensure_ascii=False, allow_nan=False)
     write_text(folder / REPORT, text + "\n")
     write_pictures(report, folder)

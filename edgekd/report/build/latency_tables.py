@@ -1,4 +1,4 @@
-"""What a profile says, as tables and sentences: latency, time by branch, paced and sustained runs, energy."""
+"""Tables and sentences about a profile: latency, time by branch, paced and sustained runs, energy."""
 
 from __future__ import annotations
 
@@ -35,16 +35,16 @@ def latency_table(profile: Profile, notes: tuple[str, ...] = ()) -> Table:
 
 def engine_latency_table(engine: EngineProfile, notes: tuple[str, ...] = ()) -> Table:
     """Return one engine's latencies side by side: end to end; computing alone and at a rate where measured."""
-    found = {"end to end": engine.latency}
+    latencies = {"end to end": engine.latency}
     if engine.compute:
-        found["compute"] = engine.compute
+        latencies["compute"] = engine.compute
     if engine.paced:
-        found[f"at {engine.paced.rate_hz:g} Hz"] = engine.paced.latency
-    return Table("Latency", _columns(found), _latency_rows(list(found.values())), notes)
+        latencies[f"at {engine.paced.rate_hz:g} Hz"] = engine.paced.latency
+    return Table("Latency", _columns(latencies), _latency_rows(list(latencies.values())), notes)
 
 
 def branch_table(profile: Profile) -> Table:
-    """Return the layers' times added up by modality, each with its share of the whole."""
+    """Return the table of the layers' times, added up by modality, each with its share of the whole."""
     measured = [engine for engine in profile.engines if engine.layers]
     branches = {name for engine in measured for name in engine.branches_ms}
     ordered = sorted(branches, key=lambda name: (name == "other", name == "fusion", name))
@@ -58,7 +58,7 @@ def branch_table(profile: Profile) -> Table:
 
 
 def measurement_lines(engine: EngineProfile) -> tuple[str, ...]:
-    """Say what came of energy, a sensor's rate and a sustained run, and what was not measured, and why not."""
+    """Return a sentence each on energy, a sensor's rate and a sustained run: the figures, or why there are none."""
     return (
         f"Energy: {_energy(engine.energy) if engine.energy else _reason(engine, 'energy')}.",
         f"Paced: {_paced(engine.paced) if engine.paced else _reason(engine, 'paced')}.",
@@ -68,15 +68,17 @@ def measurement_lines(engine: EngineProfile) -> tuple[str, ...]:
 
 
 def cold_start_line(engine: EngineProfile) -> str:
-    """Say what a fresh process takes until its first result, and the memory that it takes in all."""
+    """Return a sentence on the time of a fresh process until its first result, and on its memory."""
     processes = f"{len(engine.load_ms)} fresh process{'es' * (len(engine.load_ms) > 1)}"
     starts = zip(("import", "load", "first run"), _starts(engine), strict=True)
-    told = ", ".join(f"{what} {_extent(times)} ms" for what, times in starts if times)
-    return f"Cold start, {processes}: {told}. Peak RSS {size(engine.peak_rss_bytes)}; engine {size(engine.size_bytes)}."
+    parts = ", ".join(f"{what} {_extent(times)} ms" for what, times in starts if times)
+    return (
+        f"Cold start, {processes}: {parts}. Peak RSS {size(engine.peak_rss_bytes)}; engine {size(engine.size_bytes)}."
+    )
 
 
 def method_notes(profile: Profile) -> tuple[str, ...]:
-    """Say how the figures of a profile came about."""
+    """Return sentences on how the figures of a profile were measured."""
     fresh = "one fresh process" if profile.processes == 1 else f"{profile.processes} fresh processes"
     wider = "" if profile.processes == 1 else ", or those of Student's t over the processes where these are wider"
     turns = (
@@ -97,7 +99,7 @@ def _starts(engine: EngineProfile) -> tuple[tuple[float, ...], ...]:
 
 
 def _extent(values: tuple[float, ...]) -> str:
-    """Write a few times as their lowest and highest: too few for a quantile."""
+    """Write the lowest and the highest of a few times, which are too few for a quantile."""
     return spread(min(values), max(values)) if values else _NOT_MEASURED
 
 
@@ -105,25 +107,25 @@ def _columns(names: Iterable[str]) -> tuple[Column, ...]:
     return (Column("ms", right=False), *(Column(name) for name in names))
 
 
-def _latency_rows(found: Sequence[Latency | None]) -> tuple[tuple[str, ...], ...]:
+def _latency_rows(latencies: Sequence[Latency | None]) -> tuple[tuple[str, ...], ...]:
     return (
-        *(row for name in _QUANTILES for row in _quantile_rows(name, found)),
-        _row("p90 bound", found, lambda x: WITHHELD if x.p90_bound_ms is None else milliseconds(x.p90_bound_ms)),
-        _row("max", found, lambda latency: milliseconds(latency.max_ms)),
-        _row("mean", found, lambda latency: milliseconds(latency.mean_ms)),
-        _row("n", found, lambda latency: str(latency.n)),
+        *(row for name in _QUANTILES for row in _quantile_rows(name, latencies)),
+        _row("p90 bound", latencies, lambda x: WITHHELD if x.p90_bound_ms is None else milliseconds(x.p90_bound_ms)),
+        _row("max", latencies, lambda latency: milliseconds(latency.max_ms)),
+        _row("mean", latencies, lambda latency: milliseconds(latency.mean_ms)),
+        _row("n", latencies, lambda latency: str(latency.n)),
     )
 
 
-def _quantile_rows(name: str, found: Sequence[Latency | None]) -> tuple[tuple[str, ...], tuple[str, ...]]:
+def _quantile_rows(name: str, latencies: Sequence[Latency | None]) -> tuple[tuple[str, ...], tuple[str, ...]]:
     return (
-        _row(name, found, lambda latency: _value(getattr(latency, name))),
-        _row(_INTERVAL, found, lambda latency: _interval(getattr(latency, name))),
+        _row(name, latencies, lambda latency: _value(getattr(latency, name))),
+        _row(_INTERVAL, latencies, lambda latency: _interval(getattr(latency, name))),
     )
 
 
-def _row(name: str, found: Iterable[Latency | None], cell: Callable[[Latency], str]) -> tuple[str, ...]:
-    return (name, *(_NOT_MEASURED if latency is None else cell(latency) for latency in found))
+def _row(name: str, latencies: Iterable[Latency | None], cell: Callable[[Latency], str]) -> tuple[str, ...]:
+    return (name, *(_NOT_MEASURED if latency is None else cell(latency) for latency in latencies))
 
 
 def _value(quantile: Quantile | None) -> str:

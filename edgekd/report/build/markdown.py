@@ -92,7 +92,7 @@ def _target(result: TargetResult) -> list[str]:
 
 
 def _more(result: TargetResult, profile: Profile) -> list[str]:
-    """Return what was measured besides latency: time by branch of every engine, the rest of what ships."""
+    """Return what was measured besides latency: the time by branch of every engine, and the rest of what ships."""
     shipped = result.measured(SHIPPED)
     lines = measurement_lines(shipped) if shipped else ()
     return [markdown(branch_table(profile)), "\n".join(f"- {line}" for line in lines)]
@@ -113,12 +113,12 @@ def _kept(check: BudgetCheck) -> str:
 
 
 def facts_table(title: str, facts: dict[str, str]) -> Table:
-    """Return names and values."""
+    """Return a table of names and their values."""
     return Table(title, (Column("what", right=False), Column("is", right=False)), tuple(facts.items()))
 
 
 def training_table(report: BuildReport) -> Table:
-    """Return the last epoch of each training: what was minimised, and which weight held a Gram scope at its share."""
+    """Return the table of each training's last epoch: losses, and the weights that kept added ones at their share."""
     last = {name: epochs[-1] for name, epochs in report.training.items()}
     figures = dict.fromkeys(figure for epoch in last.values() for figure in epoch)
     cells = (
@@ -133,13 +133,13 @@ def training_table(report: BuildReport) -> Table:
 
 
 def _pictures(report: BuildReport) -> list[str]:
-    """Show the picture of each training, which lies beside the report."""
-    told = "losses, shares of the gradient, validation metric and Gram drift by epoch"
-    return [f"![{name}: {told}]({FOLDER}/{file_name(name)})" for name in report.training]
+    """Return the Markdown that shows each training's picture, which lies beside the report."""
+    content = "losses, shares of the gradient, validation metric and Gram drift by epoch"
+    return [f"![{name}: {content}]({FOLDER}/{file_name(name)})" for name in report.training]
 
 
 def stages_table(report: BuildReport) -> Table:
-    """Return the stages with their times; one that was up to date took none in this build."""
+    """Return the table of stages with their times; a stage that was up to date took none in this build."""
     times = ("up to date" if stage.cached else duration(stage.seconds) for stage in report.stages)
     rows = tuple((stage.name, time, stage.summary) for stage, time in zip(report.stages, times, strict=True))
     return Table("Stages", (Column("stage", right=False), Column("time"), Column("outcome", right=False)), rows)

@@ -1,4 +1,4 @@
-"""What losing or spoiling one modality costs, as a table, a sentence and JSON."""
+"""The cost of losing or spoiling one modality, as a table, a sentence and JSON."""
 
 from __future__ import annotations
 
@@ -20,30 +20,31 @@ TITLE = "Robustness"
 
 
 def robustness_table(report: BuildReport) -> Table:
-    """Return the metric of every network and engine with each modality dropped, and with each noisy."""
+    """Return the table of the metric of every network and engine with each modality dropped, and with each noisy."""
     networks = _networks(report)
     columns = (Column("inputs", right=False), *(Column(name) for name in networks))
     if report.robustness is None:
         return Table(TITLE, columns, (), (f"{report.robustness_reason[0].upper()}{report.robustness_reason[1:]}.",))
-    cases = [dict(_cases(found)) if found else {} for found in networks.values()]
+    cases = [dict(_cases(measured)) if measured else {} for measured in networks.values()]
     rows = tuple(
-        (case, *(number(found[case]) if case in found else "not measured" for found in cases)) for case in cases[0]
+        (case, *(number(measured[case]) if case in measured else "not measured" for measured in cases))
+        for case in cases[0]
     )
     return Table(TITLE, columns, rows, _notes(report, report.robustness.noise))
 
 
 def _networks(report: BuildReport) -> dict[str, NetworkRobustness | None]:
-    """Return the trained networks and each target's engine, by what their column is called."""
+    """Return the figures of the trained networks and of each target's engine, by the name of their column."""
     trained = report.robustness.networks if report.robustness else {}
     alone = len(report.targets) == 1
     return {**trained, **{SHIPPED if alone else result.target: result.robustness for result in report.targets}}
 
 
-def _cases(found: NetworkRobustness) -> Iterator[tuple[str, float]]:
-    """Yield what was done to the inputs, in words, and the metric."""
-    yield "as they are", found.clean
-    yield from ((f"without {name}", metric) for name, metric in found.dropped.items())
-    yield from ((f"{name} noisy", metric) for name, metric in found.noisy.items())
+def _cases(measured: NetworkRobustness) -> Iterator[tuple[str, float]]:
+    """Yield each change of the inputs in words, with the metric under it."""
+    yield "as they are", measured.clean
+    yield from ((f"without {name}", metric) for name, metric in measured.dropped.items())
+    yield from ((f"{name} noisy", metric) for name, metric in measured.noisy.items())
 
 
 def _notes(report: BuildReport, noise: float) -> tuple[str, ...]:
@@ -58,16 +59,16 @@ def _notes(report: BuildReport, noise: float) -> tuple[str, ...]:
     )
 
 
-def describe_worst(found: NetworkRobustness, higher_is_better: bool) -> str:
-    """Say which disturbance costs most: ``"worst without image: 0.4125 instead of 0.9750"``."""
+def describe_worst(measured: NetworkRobustness, higher_is_better: bool) -> str:
+    """Return which change of the inputs costs most: ``"worst without image: 0.4125 instead of 0.9750"``."""
     sign = 1 if higher_is_better else -1
-    _, *disturbed = _cases(found)
+    _, *disturbed = _cases(measured)
     case, metric = min(disturbed, key=lambda one: -math.inf if math.isnan(one[1]) else sign * one[1])
-    return f"worst {case}: {number(metric)} instead of {number(found.clean)}"
+    return f"worst {case}: {number(metric)} instead of {number(measured.clean)}"
 
 
 def robustness_line(report: BuildReport) -> str:
-    """Return one sentence: what costs that engine most which it costs most."""
+    """Return one sentence on the change of the inputs that costs most, and on the engine that it costs most."""
     measured = {result.target: result.robustness for result in report.targets if result.robustness}
     if not measured:
         return f"{TITLE} {report.robustness_reason}."
@@ -78,14 +79,14 @@ def robustness_line(report: BuildReport) -> str:
     return f"{TITLE}{where}: {metric} {describe_worst(measured[name], higher)}."
 
 
-def _fall(found: NetworkRobustness, higher_is_better: bool) -> float:
+def _fall(measured: NetworkRobustness, higher_is_better: bool) -> float:
     sign = 1 if higher_is_better else -1
-    falls = [sign * (found.clean - metric) for metric in (*found.dropped.values(), *found.noisy.values())]
+    falls = [sign * (measured.clean - metric) for metric in (*measured.dropped.values(), *measured.noisy.values())]
     return max(math.inf if math.isnan(fall) else fall for fall in falls)
 
 
 def robustness_details(report: BuildReport) -> RobustnessDetails:
-    """Return the same figures as they stand in ``report.json``."""
+    """Return the figures of :func:`robustness_table` as they stand in ``report.json``."""
     measured = report.robustness
     if measured is None:
         return RobustnessDetails(None, None, None, report.robustness_reason)

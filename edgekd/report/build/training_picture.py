@@ -1,4 +1,4 @@
-"""What training did, as pictures: losses, shares of the gradient, and what came of them on the validation split."""
+"""Pictures of training: losses, shares of the gradient, and the metric and drift on the validation split."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ History = list[dict[str, float]]
 
 
 def pictures(report: BuildReport) -> dict[str, str]:
-    """Return for each network that was trained its picture's file name and SVG, by the network's name."""
+    """Return the picture of each network that was trained as SVG, by the network's name."""
     metric = report.targets[0].ledger.metric if report.targets else "metric"
     return {name: training_svg(name, history, metric) for name, history in report.training.items()}
 
@@ -73,7 +73,7 @@ def _panels(history: History, metric: str) -> list[Panel]:
 
 
 def _looks(count: int) -> list[tuple[str, str]]:
-    """Return a colour and a dash for each of some lines, no two alike."""
+    """Return a colour and a dash for each of ``count`` lines, no two alike."""
     return [(COLOURS[index % len(COLOURS)], DASHES[index // len(COLOURS) % len(DASHES)]) for index in range(count)]
 
 
@@ -90,11 +90,11 @@ def _validation(history: History, metric: str, drifts: bool) -> Panel:
 
 
 def write_pictures(report: BuildReport, folder: Path) -> None:
-    """Write the pictures into the report's folder, and take away those of networks that are no longer trained."""
-    place = folder / FOLDER
+    """Write the pictures into the report's folder, and remove those of networks that are no longer trained."""
+    pictures_folder = folder / FOLDER
     wanted = {file_name(name): svg for name, svg in pictures(report).items()}
-    for old in place.glob("*.svg"):
+    for old in pictures_folder.glob("*.svg"):
         if old.name not in wanted:
             old.unlink()
     for name, svg in wanted.items():
-        write_text(place / name, svg)
+        write_text(pictures_folder / name, svg)

@@ -1,4 +1,4 @@
-"""Where the time goes: the layers' times of each engine, added up by modality branch."""
+"""The picture of where the time goes: the layers' times of each engine, added up by modality branch."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _READABLE = 40.0
 
 
 def branches_svg(name: str, profile: Profile) -> str | None:
-    """Return a bar for each engine whose layers were timed; None where none's were."""
+    """Return a picture with a bar for each engine whose layers were timed; None where there is no such engine."""
     times = {engine.name: engine.branches_ms for engine in profile.engines if engine.branches_ms}
     if not times:
         return None
@@ -44,11 +44,11 @@ def branches_svg(name: str, profile: Profile) -> str | None:
                 parts.append(text((x + end) / 2, y + 13, milliseconds(ms), "middle", f"on {colours[branch]}"))
             parts.append("</g>")
             start += ms
-    told = "Time by branch. " + "; ".join(
+    description = "Time by branch. " + "; ".join(
         f"{engine}: {', '.join(f'{branch} {milliseconds(ms)} ms' for branch, ms in sums.items())}"
         for engine, sums in times.items()
     )
-    return picture(name, told, frame.bottom + 40, parts)
+    return picture(name, description, frame.bottom + 40, parts)
 
 
 def _bar(colour: str, x: float, y: float, width: float, height: float) -> str:

@@ -34,10 +34,10 @@ def read_object(path: Path, versions: tuple[int, ...], remedy: str) -> JsonObjec
         raise ReportError(f"{path}: cannot be read: {error.strerror}") from error
     except ValueError as error:  # of JSON, and of UTF-8
         raise ReportError(f"{path}: is no JSON: {error}; run again what wrote it") from error
-    found = content.get("schema_version") if isinstance(content, dict) else None
-    if found not in versions or not isinstance(content, dict):
-        told = "has no schema_version" if found is None else f"has schema_version {found}"
-        raise ReportError(f"{path}: {told}, and this edgekd reads {' and '.join(map(str, versions))} only; {remedy}")
+    version = content.get("schema_version") if isinstance(content, dict) else None
+    if version not in versions or not isinstance(content, dict):
+        problem = "has no schema_version" if version is None else f"has schema_version {version}"
+        raise ReportError(f"{path}: {problem}, and this edgekd reads {' and '.join(map(str, versions))} only; {remedy}")
     return content
 
 

@@ -52,12 +52,12 @@ class Comparison:
 
 
 def several(rows: Iterable[EngineRow], field: str) -> bool:
-    """Whether the rows differ in a field."""
+    """Return whether the rows differ at a dotted path."""
     return len({row.value(field) for row in rows}) > 1
 
 
 def only_metric(rows: Iterable[EngineRow]) -> str | None:
-    """Return the metric's name where all rows that were measured have one and the same; None where none was."""
+    """Return the name of the metric where all rows that have one share it; None otherwise."""
     names = {row.metric.name for row in rows if row.metric.shipped is not None}
     return names.pop() if len(names) == 1 else None
 
@@ -103,7 +103,7 @@ def _columns(rows: tuple[EngineRow, ...], words: Iterable[str], shown: Iterable[
 
 
 def _heading(rows: tuple[EngineRow, ...], figure: Figure) -> str:
-    """Return what stands above a column; the metric's own name where there is only one."""
+    """Return the heading of a column; for the metric its own name, where all rows share it."""
     if figure.key == "metric" and (name := only_metric(rows)):
         return metric_name(name)
     return figure.heading
@@ -131,7 +131,7 @@ def title(comparison: Comparison) -> str:
 
 
 def notes(comparison: Comparison) -> tuple[str, ...]:
-    """Return what a reader needs to trust the table."""
+    """Return the sentences that a reader needs to trust the table."""
     rows = comparison.rows
     counts = sorted({row.latency_ms.n for row in rows if row.latency_ms.n})
     sentences = []
@@ -161,7 +161,7 @@ def notes(comparison: Comparison) -> tuple[str, ...]:
 
 
 def _metrics(rows: tuple[EngineRow, ...]) -> list[str]:
-    """Name each metric, and say what is better and to what the change is."""
+    """Return a sentence on each metric: which direction is better, and what the change is measured against."""
     better = {
         row.metric.name: "higher" if row.metric.higher_is_better else "lower"
         for row in rows
@@ -181,7 +181,7 @@ def _numbers(rows: tuple[EngineRow, ...], field: str, value: object) -> str:
 
 
 def _reasons(rows: tuple[EngineRow, ...]) -> list[str]:
-    """Say once for each reason which figures of which rows it is of."""
+    """Return one sentence for each reason why figures are lacking, with the rows that it holds for."""
     lacking: dict[tuple[str, str], list[str]] = {}
     for index, row in enumerate(rows, 1):
         by_reason: dict[str, list[str]] = {}
@@ -194,7 +194,7 @@ def _reasons(rows: tuple[EngineRow, ...]) -> list[str]:
 
 
 def check_table(comparison: Comparison) -> Table:
-    """Return each limit with what was found, those that are not kept first."""
+    """Return the table of limits with the measured figures; limits that are not kept come first."""
     numbers = {id(row): str(index) for index, row in enumerate(comparison.rows, 1)}
     checks = sorted(comparison.checks or (), key=lambda check: check.kept)
     rows = tuple(

@@ -14,7 +14,7 @@ from edgekd.errors import ReportError
 from edgekd.gram.heatmap import FewGrams
 from edgekd.report.compare.former import modern_grams
 from edgekd.report.results import SHIPPED
-from edgekd.report.svg.draw import picture, shorten, text
+from edgekd.report.svg.draw import DIVERGING, GRADIENT, picture, shorten, text
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -25,9 +25,6 @@ if TYPE_CHECKING:
 
     _Array = NDArray[np.float64]
 
-#: Blue to white to vermilion, which differ to those who are colour-blind too: -1, 0 and 1.
-_ENDS = ((0, 90, 150), (250, 250, 250), (190, 75, 0))
-_GRADIENT = "cosines"
 #: Levels of the palette but for the last, which is what has no inner product.
 _LEVELS, _NOTHING = 255, (128, 128, 128)
 _SIDE, _LEFT, _TOP = 322.0, 34.0, 42.0
@@ -36,10 +33,10 @@ _LEAST = 0.01
 
 
 def read_grams(entry: Entry) -> FewGrams | None:
-    """Read the Grams beside a report; None where there are none.
+    """Read the Gram matrices beside a report; None where there are none.
 
     Raises:
-        ReportError: their file is broken.
+        ReportError: The file of the matrices is broken.
     """
     try:
         return modern_grams(FewGrams.load(entry.grams))
@@ -50,13 +47,13 @@ def read_grams(entry: Entry) -> FewGrams | None:
 
 
 def heat_maps(name: str, grams: FewGrams) -> dict[str, str]:
-    """Return the pictures by what they show: each model's Gram, and reference less shipped on a scale of its own.
+    """Return the pictures by name: the Gram matrix of each model, and the reference less what ships on its own scale.
 
     Args:
-        name: an id that no other picture has; each picture's is made of it.
-        grams: the cosines.
+        name: An id that no other picture of the page has; the ids of the pictures begin with it.
+        grams: The cosines between the samples.
     """
-    found = {
+    pictures = {
         model: _picture(f"{name}-{index}", model, _summary(model, values), grams, values, 1.0)
         for index, (model, values) in enumerate(grams.cosines.items())
     }
@@ -65,16 +62,18 @@ def heat_maps(name: str, grams: FewGrams) -> dict[str, str]:
         reference = references[-1]
         lost = grams.cosines[reference] - grams.cosines[SHIPPED]
         most = max(float(np.nanmax(np.abs(lost))), _LEAST)
-        told = f"Cosines of the {reference} less those of what ships: at most {most:.3f} apart."
-        found[f"{reference} − shipped"] = _picture(f"{name}-lost", f"{reference} − shipped", told, grams, lost, most)
-    return found
+        description = f"Cosines of the {reference} less those of what ships: at most {most:.3f} apart."
+        pictures[f"{reference} − shipped"] = _picture(
+            f"{name}-lost", f"{reference} − shipped", description, grams, lost, most
+        )
+    return pictures
 
 
 def _summary(model: str, values: _Array) -> str:
     return f"Cosines between embeddings, {model}: from {np.nanmin(values):.2f} to {np.nanmax(values):.2f}."
 
 
-def _picture(name: str, head: str, told: str, grams: FewGrams, values: _Array, most: float) -> str:
+def _picture(name: str, head: str, description: str, grams: FewGrams, values: _Array, most: float) -> str:
     samples, modalities = len(grams.ids), len(grams.modalities)
     block = _SIDE / modalities
     parts = [
@@ -97,29 +96,21 @@ def _picture(name: str, head: str, told: str, grams: FewGrams, values: _Array, m
                 f'<path class="block" d="M{_LEFT + at:.1f} {_TOP} v{_SIDE} M{_LEFT} {_TOP + at:.1f} h{_SIDE}"/>'
             )
     parts += _scale(most, _TOP + _SIDE + 12)
-    told += f" {samples} samples of {modalities} modalities: {', '.join(grams.modalities)}."
-    return picture(name, told, _TOP + _SIDE + 46, parts)
+    description += f" {samples} samples of {modalities} modalities: {', '.join(grams.modalities)}."
+    return picture(name, description, _TOP + _SIDE + 46, parts)
 
 
 def _scale(most: float, y: float) -> Iterator[str]:
-    """Draw the colours from -most to most."""
+    """Draw the scale of colours from ``-most`` to ``most``."""
     width = 180.0
     x = _LEFT + (_SIDE - width) / 2
-    yield f'<rect fill="url(#{_GRADIENT})" x="{x}" y="{y}" width="{width}" height="11"/>'
+    yield f'<rect fill="url(#{GRADIENT})" x="{x}" y="{y}" width="{width}" height="11"/>'
     for value, at in ((-most, x), (0.0, x + width / 2), (most, x + width)):
         yield text(at, y + 26, f"{value:.3g}".replace("-", "−"), "middle", "tick")
 
 
-def gradient() -> str:
-    """Return the colours of the scale, which all pictures of a page share."""
-    stops = "".join(
-        f'<stop offset="{share}" stop-color="rgb{colour}"/>' for share, colour in zip((0, 0.5, 1), _ENDS, strict=True)
-    )
-    return f'<svg class="away" aria-hidden="true"><linearGradient id="{_GRADIENT}">{stops}</linearGradient></svg>'
-
-
 def png(values: _Array) -> str:
-    """Return values from -1 to 1 [H, W] as a PNG in a data URI, a pixel each; what is no number is grey."""
+    """Return values [H, W] from -1 to 1 as a PNG in a data URI, one pixel each; a value that is not finite is grey."""
     height, width = values.shape
     whole = np.where(np.isfinite(values), values, 0.0)
     levels = np.rint((whole.clip(-1, 1) + 1) / 2 * (_LEVELS - 1)).astype(np.uint8)
@@ -141,7 +132,7 @@ def _chunk(kind: bytes, content: bytes) -> bytes:
 
 def _palette() -> bytes:
     """Return the colours of all levels, three bytes each."""
-    low, middle, high = (np.array(colour, float) for colour in _ENDS)
+    low, middle, high = (np.array(colour, float) for colour in DIVERGING)
     share = np.linspace(-1, 1, _LEVELS)[:, None]
     colours = middle + np.abs(share) * (np.where(share < 0, low, high) - middle)
     return bytes(np.rint(np.concatenate([colours, [_NOTHING]])).astype(np.uint8))

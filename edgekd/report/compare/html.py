@@ -6,7 +6,7 @@ from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from edgekd.report.compare.grams import gradient
+from edgekd.report.svg.draw import gradient
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping

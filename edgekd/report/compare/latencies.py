@@ -1,4 +1,4 @@
-"""Every timed inference of a target's engines, as the share that took no longer."""
+"""The picture of every timed inference of a target's engines: the share that took no longer than a time."""
 
 from __future__ import annotations
 
@@ -34,12 +34,14 @@ def latency_svg(name: str, entry: Entry) -> str | None:
     """Return the picture; None where nothing was timed, or the raw timings are no longer beside the report.
 
     Raises:
-        ReportError: a file of raw timings is broken.
+        ReportError: A file of raw timings is broken.
     """
     if entry.profile is None:
         return None
-    found = {engine.name: _read(entry.timings / engine.raw_file) for engine in entry.profile.engines}
-    curves = {engine: np.quantile(ms, _SHARES, method="inverted_cdf") for engine, ms in found.items() if ms is not None}
+    timings = {engine.name: _read(entry.timings / engine.raw_file) for engine in entry.profile.engines}
+    curves = {
+        engine: np.quantile(ms, _SHARES, method="inverted_cdf") for engine, ms in timings.items() if ms is not None
+    }
     if not curves:
         return None
     drawn = looks(curves)
@@ -50,12 +52,12 @@ def latency_svg(name: str, entry: Entry) -> str | None:
     engines = [engine for engine in entry.profile.engines if engine.name in curves]
     for engine in engines:
         parts += _curve(engine, curves[engine.name], drawn[engine.name], across, frame)
-    told = "Share of inferences that took no longer than so many ms. " + "; ".join(map(_told, engines))
-    return picture(name, told, frame.bottom + 42, parts)
+    description = "Share of inferences that took no longer than so many ms. " + "; ".join(map(_describe, engines))
+    return picture(name, description, frame.bottom + 42, parts)
 
 
 def _read(path: Path) -> _Array | None:
-    """Return the timings in ms [n]; None where there is no such file."""
+    """Return the raw timings [N] in ms; None where there is no such file."""
     try:
         ns = np.load(path, allow_pickle=False)
     except FileNotFoundError:
@@ -67,7 +69,7 @@ def _read(path: Path) -> _Array | None:
     return np.asarray(ns / 1e6)
 
 
-def _told(engine: EngineProfile) -> str:
+def _describe(engine: EngineProfile) -> str:
     known = [(mark, getattr(engine.latency, mark)) for mark in _MARKS]
     quantiles = [f"{mark} {milliseconds(quantile.value_ms)} ms" for mark, quantile in known if quantile]
     return f"{engine.name}: {', '.join([*quantiles, f'slowest {milliseconds(engine.latency.max_ms)} ms'])}"
@@ -89,7 +91,7 @@ def _curve(engine: EngineProfile, curve: _Array, look: Look, across: AxisScale, 
         f"{frame.x(across.share(float(ms)) or 0.0):.1f} {frame.y(float(share)):.1f}"
         for ms, share in zip(curve, _SHARES, strict=True)
     ]
-    yield f"<g><title>{escape(_told(engine))}</title>"
+    yield f"<g><title>{escape(_describe(engine))}</title>"
     yield _line(look, f"M{' L'.join(dict.fromkeys(points))}")
     for mark in _MARKS:
         quantile = getattr(engine.latency, mark)

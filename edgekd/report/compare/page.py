@@ -50,7 +50,7 @@ def as_html(comparison: Comparison) -> str:
 
 
 def _only_build(comparison: Comparison) -> BuildReport | None:
-    """Return the build whose targets, all of them, the rows are; None where there is none."""
+    """Return the build whose targets are the rows, all of them and nothing else; None where there is no such build."""
     builds = {id(entry.report): entry.report for entry in comparison.entries}
     build = next(iter(builds.values())) if len(builds) == 1 else None
     return build if build and len(build.targets) == len(comparison.entries) and not comparison.left_out else None
@@ -74,23 +74,23 @@ def _build_page(comparison: Comparison, build: BuildReport) -> str:
 
 
 def _lead(comparison: Comparison) -> str:
-    """Say in a sentence or two what is to be seen."""
+    """Return a sentence or two on what the page shows."""
     rows = comparison.rows
     if not rows:
         return "No engine is left."
     counts = {verdict: sum(row.verdict == verdict for row in rows) for verdict in VERDICTS}
-    told = f"{len(rows)} engine{'s' * (len(rows) > 1)}: "
-    told += f"{', '.join(f'{count} {verdict}' for verdict, count in counts.items() if count)}."
+    sentence = f"{len(rows)} engine{'s' * (len(rows) > 1)}: "
+    sentence += f"{', '.join(f'{count} {verdict}' for verdict, count in counts.items() if count)}."
     timed = [row for row in rows if row.latency_ms.p50 is not None]
     if len(timed) > 1:
         fastest = min(timed, key=lambda row: row.latency_ms.p50 or 0.0)
         p50 = milliseconds(fastest.latency_ms.p50 or 0.0)
-        told += f" The fastest is {fastest.target} on {fastest.device}, p50 {p50} ms."
-    return told
+        sentence += f" The fastest is {fastest.target} on {fastest.device}, p50 {p50} ms."
+    return sentence
 
 
 def _sections(comparison: Comparison) -> list[str]:
-    """Return what stands behind each row, for the first ones that there is room for."""
+    """Return the sections of the first rows, as many as there is room for."""
     sections, room, many = [], _ROOM, several(comparison.rows, "run")
     for index, entry in enumerate(comparison.entries, 1):
         section = "\n".join(_entry(index, entry, f" Read from {entry.row.run}." if many else ""))
@@ -102,7 +102,7 @@ def _sections(comparison: Comparison) -> list[str]:
 
 
 def _engines(comparison: Comparison, pictured: int) -> Iterator[str]:
-    """Write the table, with what narrows it down, which needs the script and is hidden without it.
+    """Write the table and its filters, which need the script and are hidden without it.
 
     Args:
         comparison: The table.
@@ -178,12 +178,12 @@ def _figure(figure: Figure, row: EngineRow) -> str:
     known = "" if value is None else f' data-value="{value!r}"'
     why = f' title="{escape(row.why_not(figure.field))}"' if value is None else ""
     kind = "figure absent" if value is None else "figure"
-    told = escape(figure.write(row, "not measured"))
-    return f'<td role="cell" class="{kind}" data-label="{escape(label)}"{known}{why}>{told}</td>'
+    sentence = escape(figure.write(row, "not measured"))
+    return f'<td role="cell" class="{kind}" data-label="{escape(label)}"{known}{why}>{sentence}</td>'
 
 
 def _scatters(rows: tuple[EngineRow, ...]) -> Iterator[str]:
-    """Write a picture of metric against latency for each task."""
+    """Write the picture of metric against latency for each task."""
     groups: dict[tuple[str, str], dict[int, EngineRow]] = {}
     for index, row in enumerate(rows, 1):
         groups.setdefault((row.task, row.metric.name), {})[index] = row
@@ -197,9 +197,9 @@ def _scatters(rows: tuple[EngineRow, ...]) -> Iterator[str]:
         better = "up" if next(iter(group.values())).metric.higher_is_better else "down"
         lacking = [str(i) for i, row in group.items() if row.latency_ms.p50 is None or row.metric.shipped is None]
         unbeaten = _and(unbeaten_rows(group))
-        told = f"{task}: {better} and left is better. Filled, not beaten in both beyond noise: {unbeaten}."
-        told += f" Not measured: {', '.join(lacking)}." if lacking else ""
-        yield figure_html(told, svg)
+        sentence = f"{task}: {better} and left is better. Filled, not beaten in both beyond noise: {unbeaten}."
+        sentence += f" Not measured: {', '.join(lacking)}." if lacking else ""
+        yield figure_html(sentence, svg)
     yield "</div></section>"
 
 
@@ -208,7 +208,7 @@ def _and(numbers: list[int]) -> str:
 
 
 def _entry(index: int, entry: Entry, source: str) -> Iterator[str]:
-    """Write what stands behind a row; ``source`` says where it was read, where that could be asked."""
+    """Write the section of a row; ``source`` is a sentence on where the row was read, or ""."""
     row = entry.row
     yield f'<section data-row="{index}" aria-labelledby="row-{index}">'
     name = escape(f"{entry.project}: {row.target} on {row.device}")

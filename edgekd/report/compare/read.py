@@ -1,4 +1,4 @@
-"""Output folders of builds and of profiles, read back as the entries of one table."""
+"""Read the output folders of builds and of profiles as the entries of one table."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ def read_runs(folders: Sequence[Path]) -> tuple[Entry, ...]:
     """Read the output folders of builds and profiles, in their order.
 
     Raises:
-        ReportError: a folder has no report, or one that is broken or of another edgekd, or is named twice.
+        ReportError: A folder has no report, or one that is broken or of another edgekd, or is named twice.
     """
-    places = [folder.resolve() for folder in folders]
+    resolved = [folder.resolve() for folder in folders]
     for index, folder in enumerate(folders):
-        if folder.resolve() in places[:index]:
+        if folder.resolve() in resolved[:index]:
             raise ReportError(f"{folder}: is named twice")
     return tuple(entry for folder in folders for entry in read_run(folder))
 
@@ -33,14 +33,14 @@ def read_run(folder: Path) -> tuple[Entry, ...]:
     """Read one folder: an entry for each target of a build, and one for a bundle that was profiled.
 
     Raises:
-        ReportError: it has neither, or one that is broken or of another edgekd.
+        ReportError: The folder has neither, or one that is broken or of another edgekd.
     """
-    found = [*(read_build(folder) if (folder / REPORT).is_file() else ())]
+    entries = [*(read_build(folder) if (folder / REPORT).is_file() else ())]
     if (folder / PROFILE).is_file():
-        found.append(read_profile(folder))
+        entries.append(read_profile(folder))
     elif not (folder / REPORT).is_file():
         raise ReportError(
             f"{folder}: has neither {REPORT} nor {PROFILE}; give the --output folder of a finished build, by default "
             "build/RECIPE, or that of edgekd profile"
         )
-    return tuple(found)
+    return tuple(entries)

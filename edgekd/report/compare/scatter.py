@@ -1,10 +1,11 @@
-"""Metric against latency, for the engines of one task: which of them no other beats."""
+"""The picture of metric against latency for the engines of one task, and which of them no other beats."""
 
 from __future__ import annotations
 
 from html import escape
 from typing import TYPE_CHECKING
 
+from edgekd.gram.pareto import unbeaten
 from edgekd.report.format import milliseconds, number
 from edgekd.report.svg.draw import WIDTH, Frame, picture, text, x_axis, y_axis
 from edgekd.report.svg.scale import AxisScale
@@ -24,15 +25,15 @@ _LINE, _CHARACTER = 12.0, 7.5
 def unbeaten_rows(rows: Mapping[int, EngineRow]) -> list[int]:
     """Return the numbers of the rows that no other beats, the fastest first.
 
-    One beats another that is neither faster nor better in metric, if its metric is better or its p50's interval lies
+    A row beats another if it is worse in neither, and either its metric is better or the interval of its p50 lies
     wholly below the other's.
 
     Args:
-        rows: by number; those without p50 or metric are left out.
+        rows: The rows by number; those without a p50 or a metric are passed over.
     """
     known = [_Point(index, row) for index, row in _shown(rows).items()]
-    kept = [place for place in known if not any(other.beats(place) for other in known)]
-    return [place.index for place in sorted(kept, key=lambda place: (place.p50, -place.metric))]
+    kept = [known[index] for index in unbeaten(known, _Point.beats)]
+    return [point.index for point in sorted(kept, key=lambda point: (point.p50, -point.metric))]
 
 
 def _shown(rows: Mapping[int, EngineRow]) -> dict[int, EngineRow]:
@@ -42,7 +43,7 @@ def _shown(rows: Mapping[int, EngineRow]) -> dict[int, EngineRow]:
 
 
 class _Point:
-    """A row's p50, and its metric so that more is better."""
+    """The p50 of a row, and its metric with a sign such that more is better."""
 
     def __init__(self, index: int, row: EngineRow) -> None:
         assert row.latency_ms.p50 is not None  # the caller has looked
@@ -52,7 +53,7 @@ class _Point:
         self.metric = row.metric.shipped if row.metric.higher_is_better else -row.metric.shipped
 
     def beats(self, other: _Point) -> bool:
-        """Whether it is better, and that is no matter of noise."""
+        """Return whether this row is better than another, beyond noise."""
         if self.p50 > other.p50 or self.metric < other.metric:
             return False
         return self.metric > other.metric or self.high < other.low
@@ -62,8 +63,8 @@ def scatter_svg(name: str, rows: Mapping[int, EngineRow]) -> str | None:
     """Return the picture; None where no row has both figures.
 
     Args:
-        name: an id that no other picture has.
-        rows: of one task and metric, by their numbers in the table.
+        name: An id that no other picture of the page has.
+        rows: The rows of one task and metric, by their numbers in the table.
     """
     shown = _shown(rows)
     if not shown:
@@ -73,18 +74,18 @@ def scatter_svg(name: str, rows: Mapping[int, EngineRow]) -> str | None:
     across = AxisScale.of(ends)
     up = AxisScale.of([row.metric.shipped for row in shown.values() if row.metric.shipped is not None], log=False)
     best = unbeaten_rows(shown)
-    told = f"{metric} against p50 latency. Not beaten in both: {', '.join(map(str, best))}. "
-    told += "; ".join(f"{index}: {_told(row)}" for index, row in shown.items())
+    description = f"{metric} against p50 latency. Not beaten in both: {', '.join(map(str, best))}. "
+    description += "; ".join(f"{index}: {_describe(row)}" for index, row in shown.items())
     parts = [*x_axis(_FRAME, across, "p50 in ms"), *y_axis(_FRAME, up, metric)]
     places = {index: _at(row, across, up) for index, row in shown.items()}
     parts.append(_front([places[index] for index in best]))
     labels = _labels(places)
     for index, row in shown.items():
         parts += _point(index, row, places[index], labels[index], across, index in best)
-    return picture(name, told, _HEIGHT, parts)
+    return picture(name, description, _HEIGHT, parts)
 
 
-def _told(row: EngineRow) -> str:
+def _describe(row: EngineRow) -> str:
     p50, metric = row.latency_ms.p50 or 0.0, f"{row.metric.name} {number(row.metric.shipped)}"
     return f"{row.target} on {row.device}, {row.runtime} {row.precision}, {milliseconds(p50)} ms, {metric}"
 
@@ -100,7 +101,7 @@ def _at(row: EngineRow, across: AxisScale, up: AxisScale) -> tuple[float, float]
 
 
 def _front(places: list[tuple[float, float]]) -> str:
-    """Draw the front in steps: what is as good and slower lies beyond it."""
+    """Draw the front in steps: a row that is as good but slower lies beyond it."""
     path = f"M{places[0][0]:.1f} {places[0][1]:.1f}"
     path += "".join(f" H{x:.1f} V{y:.1f}" for x, y in places[1:])
     return f'<path class="front" d="{path}"/>'
@@ -110,7 +111,7 @@ def _point(
     index: int, row: EngineRow, at: tuple[float, float], label: tuple[float, float], across: AxisScale, best: bool
 ) -> Iterator[str]:
     x, y = at
-    yield f'<g data-row="{index}"><title>{escape(f"{index}: {_told(row)}")}</title>'
+    yield f'<g data-row="{index}"><title>{escape(f"{index}: {_describe(row)}")}</title>'
     if interval := _interval(row):
         low, high = (_FRAME.x(across.share(end) or 0.0) for end in interval)
         yield f'<path class="interval" d="M{low:.1f} {y:.1f} H{high:.1f}"/>'
@@ -120,15 +121,15 @@ def _point(
 
 
 def _labels(places: Mapping[int, tuple[float, float]]) -> dict[int, tuple[float, float]]:
-    """Put each point's number where it covers neither a point nor another number, if there is such a place."""
+    """Return a place for each point's number where it covers neither a point nor another number, if there is one."""
     taken = [(x - 7, y - 7, x + 7, y + 7) for x, y in places.values()]
-    found = {}
+    labels = {}
     for index, (x, y) in places.items():
         boxes = {(x + dx, y + dy): _box(index, x + dx, y + dy, dx) for dx, dy in _BESIDE}
         free = (at for at, box in boxes.items() if not any(_touch(box, other) for other in taken) and box[2] < WIDTH)
-        found[index] = next(free, next(iter(boxes)))
-        taken.append(boxes[found[index]])
-    return found
+        labels[index] = next(free, next(iter(boxes)))
+        taken.append(boxes[labels[index]])
+    return labels
 
 
 def _box(index: int, x: float, y: float, dx: float) -> tuple[float, float, float, float]:

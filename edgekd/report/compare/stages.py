@@ -22,7 +22,7 @@ _NAME = 15
 
 
 def drift_svg(name: str, ledger: Ledger) -> str | None:
-    """Return each stage's drift from the reference, mean and bound; None where no stage has one."""
+    """Return the picture of each stage's drift from the reference, mean and bound; None where no stage has one."""
     drifts = {row.stage: row.to_reference for row in ledger.rows if row.to_reference}
     drifts = {stage: drift for stage, drift in drifts.items() if math.isfinite(drift.bound)}
     if not drifts:
@@ -54,7 +54,7 @@ def drift_svg(name: str, ledger: Ledger) -> str | None:
 
 
 def metric_svg(name: str, ledger: Ledger) -> str | None:
-    """Return each stage's metric; None where it was not measured."""
+    """Return the picture of each stage's metric; None where it was not measured."""
     values = {row.stage: row.metric for row in ledger.rows if row.metric is not None and math.isfinite(row.metric)}
     if not values:
         return None
@@ -76,7 +76,7 @@ def metric_svg(name: str, ledger: Ledger) -> str | None:
 
 
 def flips_svg(name: str, ledger: Ledger) -> str | None:
-    """Return each stage's share of flipped classes; None where no stage has one."""
+    """Return the picture of each stage's share of flipped classes; None where no stage has one."""
     flips = {row.stage: row.flips for row in ledger.rows if row.flips is not None and math.isfinite(row.flips)}
     if not flips:
         return None
@@ -118,7 +118,7 @@ def _middle(index: int) -> float:
 
 
 def _limits(limits: dict[str, tuple[float, str]], scale: AxisScale, frame: Frame) -> Iterator[str]:
-    """Draw upright lines with what they are above them, beside each other where they are near."""
+    """Draw limits as upright lines with their names above, which stand beside each other where the lines are near."""
     free: Sequence[float] = (0.0,)
     for description, (value, kind) in limits.items():
         x, half = frame.x(scale.share(value) or 0.0), 3.4 * len(description)

@@ -37,20 +37,20 @@ text { font: 12px system-ui, sans-serif; fill: #1c1c1c }
 """
 
 
-def search_svg(found: SearchResult) -> str:
+def search_svg(result: SearchResult) -> str:
     """Return the picture: a dot for each trial, large and numbered on the Pareto front, a ring around the recipe's."""
-    known = [(trial, trial.appraisal) for trial in found.done if trial.appraisal]
+    known = [(trial, trial.appraisal) for trial in result.done if trial.appraisal]
     across = _scale([figures.latency for _, figures in known])
     up = _scale([figures.metric for _, figures in known])
     drifts = [figures.drift for _, figures in known]
-    front = found.front
+    front = result.front
     known.sort(key=lambda pair: pair[0] in front)  # the front on top
-    parts = [*_heading(found), *_grid(found, across, up)]
+    parts = [*_heading(result), *_grid(result, across, up)]
     for trial, figures in known:
         x, y = _FRAME.x(across.share(figures.latency) or 0.0), _FRAME.y(up.share(figures.metric) or 0.0)
         parts += _dot(trial, figures, trial in front, (x, y), drifts)
     parts += _legend(drifts)
-    return standalone_svg((_WIDTH, _HEIGHT), f"Trials of the search {found.study}", _STYLE, parts)
+    return standalone_svg((_WIDTH, _HEIGHT), f"Trials of the search {result.study}", _STYLE, parts)
 
 
 def _scale(values: list[float]) -> AxisScale:
@@ -60,14 +60,16 @@ def _scale(values: list[float]) -> AxisScale:
     return AxisScale.of([low - room, high + room], log=False)
 
 
-def _heading(found: SearchResult) -> Iterator[str]:
-    yield text(24, 26, f"{found.metric} against latency: {found.study}", kind="title")
-    failed = f", {len(found.failed)} failed" if found.failed else ""
-    counts = f"{len(found.done)} trials{failed}; validation split; {len(found.front)} that no other beats in all three"
+def _heading(result: SearchResult) -> Iterator[str]:
+    yield text(24, 26, f"{result.metric} against latency: {result.study}", kind="title")
+    failed = f", {len(result.failed)} failed" if result.failed else ""
+    counts = (
+        f"{len(result.done)} trials{failed}; validation split; {len(result.front)} that no other beats in all three"
+    )
     yield text(24, 46, counts, kind="quiet")
 
 
-def _grid(found: SearchResult, across: AxisScale, up: AxisScale) -> Iterator[str]:
+def _grid(result: SearchResult, across: AxisScale, up: AxisScale) -> Iterator[str]:
     for tick in across.ticks():
         x = _FRAME.x(across.share(tick) or 0.0)
         yield f'<path class="grid" d="M{x:.1f} {_FRAME.top:.0f} V{_FRAME.bottom:.0f}"/>'
@@ -78,8 +80,8 @@ def _grid(found: SearchResult, across: AxisScale, up: AxisScale) -> Iterator[str
         yield text(_FRAME.left - 8, y + 4, up.label(tick), "end", "quiet")
     latency = "latency: p50 as a share of the recipe's own student"
     yield text((_FRAME.left + _FRAME.right) / 2, _FRAME.bottom + 38, latency, "middle")
-    better = "higher" if found.higher_is_better else "lower"
-    yield turned_text(22, (_FRAME.top + _FRAME.bottom) / 2, -90, f"{found.metric} ({better} is better)")
+    better = "higher" if result.higher_is_better else "lower"
+    yield turned_text(22, (_FRAME.top + _FRAME.bottom) / 2, -90, f"{result.metric} ({better} is better)")
 
 
 def _dot(

@@ -2,20 +2,16 @@
 
 from __future__ import annotations
 
-import json
 import shlex
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Literal
 
-from edgekd.files import write_text
 from edgekd.gram.pareto import pareto_front
 from edgekd.report.format import factor, milliseconds, number
 from edgekd.report.table import Column, Table, metric_name
 from edgekd.runtime.manifest import null_not_finite
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from edgekd.files import JsonObject
 
 SCHEMA_VERSION = 1
@@ -125,16 +121,16 @@ class SearchResult:
         return (-known.metric if self.higher_is_better else known.metric, known.latency, known.drift)
 
 
-def search_table(found: SearchResult) -> Table:
+def search_table(result: SearchResult) -> Table:
     """Return the table of the Pareto front, the best metric first, with the recipe as it stands at its rank."""
-    front = found.front
-    shown = [trial for trial in found.done if trial in front or trial.own]
+    front = result.front
+    shown = [trial for trial in result.done if trial in front or trial.own]
     columns = (
         Column("trial", right=False),
-        *(Column(name) for name in (metric_name(found.metric), "drift", "latency", "p50 ms")),
+        *(Column(name) for name in (metric_name(result.metric), "drift", "latency", "p50 ms")),
         Column("settings", right=False),
     )
-    return Table("Pareto front", columns, tuple(_row(trial, trial in front) for trial in shown), _notes(found))
+    return Table("Pareto front", columns, tuple(_row(trial, trial in front) for trial in shown), _notes(result))
 
 
 def _row(trial: SearchTrial, best: bool) -> tuple[str, ...]:
@@ -151,36 +147,27 @@ def _short(settings: tuple[str, ...]) -> str:
     return ", ".join(f"{key.rpartition('.')[2]} {'none' if value == '{}' else value}" for key, _, value in pairs)
 
 
-def _notes(found: SearchResult) -> tuple[str, ...]:
-    better = "higher" if found.higher_is_better else "lower"
-    done, failed = len(found.done), len(found.failed)
+def _notes(result: SearchResult) -> tuple[str, ...]:
+    better = "higher" if result.higher_is_better else "lower"
+    done, failed = len(result.done), len(result.failed)
     notes = [
-        f"{done} trials done{f', {failed} failed' if failed else ''}; {found.metric} ({better} is better) and drift "
+        f"{done} trials done{f', {failed} failed' if failed else ''}; {result.metric} ({better} is better) and drift "
         "from the teacher: of the validation split.",
         "latency: p50 as a share of the recipe's own student before pruning; they took turns, float, one thread.",
     ]
-    if len(found.machines) > 1:
-        notes.append(f"p50 ms: each on its own machine ({', '.join(found.machines)}), so compare the shares.")
-    if found.failed:
-        first = found.failed[0]
+    if len(result.machines) > 1:
+        notes.append(f"p50 ms: each on its own machine ({', '.join(result.machines)}), so compare the shares.")
+    if result.failed:
+        first = result.failed[0]
         notes.append(f"The first that failed, trial {first.number}: {first.reason}")
     return tuple(notes)
 
 
-def search_json(found: SearchResult) -> JsonObject:
+def search_json(result: SearchResult) -> JsonObject:
     """Return the study as JSON values; a figure that is not finite is null."""
-    front = {trial.number for trial in found.front}
+    front = {trial.number for trial in result.front}
     trials = [
-        {**asdict(trial), "front": trial.number in front, "command": found.command(trial)} for trial in found.trials
+        {**asdict(trial), "front": trial.number in front, "command": result.command(trial)} for trial in result.trials
     ]
-    content: JsonObject = null_not_finite({"schema_version": SCHEMA_VERSION, **asdict(found), "trials": trials})
+    content: JsonObject = null_not_finite({"schema_version": SCHEMA_VERSION, **asdict(result), "trials": trials})
     return content
-
-
-def write_search(found: SearchResult, folder: Path) -> None:
-    """Write ``search.json`` and, where a trial is done, ``search.svg`` into a folder."""
-    from edgekd.report.search.picture import search_svg
-
-    write_text(folder / TABLE, json.dumps(search_json(found), indent=1) + "\n")
-    if found.done:
-        write_text(folder / PICTURE, search_svg(found))

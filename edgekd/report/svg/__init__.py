@@ -1,1 +1,1 @@
-"""Drawing charts as SVG."""
+"""The kit that every picture of a report is drawn with."""

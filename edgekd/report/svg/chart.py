@@ -146,7 +146,7 @@ def _legend_width(name: str) -> float:
 
 
 def _legend_name(line: Curve, scale: AxisScale) -> str:
-    """Return a line's name, which says on which axis it is, and that there is nothing of it to draw."""
+    """Return a line's name with its axis where that is the right one, and with "(none)" where nothing is drawn."""
     drawn = any(scale.share(value) is not None for value in line.values)
     return f"{shorten(line.name, _LEGEND_NAME)}{' (right)' if line.right else ''}{'' if drawn else ' (none)'}"
 
@@ -196,7 +196,7 @@ def _across(index: int, count: int) -> float:
 
 
 def _curve(line: Curve, scale: AxisScale, epochs: int, top: float) -> Iterator[str]:
-    """Draw a line with its gaps; an epoch that has none beside it is a dot."""
+    """Draw a line with its gaps; an epoch without a neighbour is a dot."""
     run: list[str] = []
     for index, value in enumerate((*line.values, math.nan)):
         share = scale.share(value)

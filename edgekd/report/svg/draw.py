@@ -18,6 +18,10 @@ WIDTH = 380
 _RAMP = ((255, 255, 212), (254, 217, 142), (254, 153, 41), (217, 95, 14), (153, 52, 4))
 _RAMP_STEPS, RAMP_WIDTH = 60, 180.0
 
+#: Blue, white and vermilion for -1, 0 and 1, which differ to those who are colour-blind too; and the id of the gradient
+#: of these colours, which all pictures of a page share.
+DIVERGING, GRADIENT = ((0, 90, 150), (250, 250, 250), (190, 75, 0)), "cosines"
+
 #: Classes of the style sheet; an engine has the same in every picture.
 _KNOWN = {"teacher": "c2", "student": "c1", "float": "c1", "shipped": "c0", "device": "c0", "engine": "c0"}
 _OTHERS = ("c3", "c4", "c5")
@@ -37,12 +41,12 @@ class Look:
 
     @property
     def dash(self) -> str:
-        """The attribute of its line."""
+        """The attribute that dashes its line; "" where it is whole."""
         return f' stroke-dasharray="{_DASHES[self.colour]}"' if _DASHES[self.colour] else ""
 
 
 def looks(names: Iterable[str]) -> dict[str, Look]:
-    """Return how each of some series is drawn."""
+    """Return how each series is drawn, by name."""
     found, others = {}, 0
     for name in names:
         found[name] = Look(_KNOWN.get(name) or _OTHERS[others % len(_OTHERS)])
@@ -60,11 +64,11 @@ class Frame:
     bottom: float
 
     def x(self, share: float) -> float:
-        """Return where a share of the horizontal axis is."""
+        """Return the place of a share of the horizontal axis, in units of the picture."""
         return self.left + share * (self.right - self.left)
 
     def y(self, share: float) -> float:
-        """Return where a share of the upright axis is."""
+        """Return the place of a share of the upright axis, in units of the picture."""
         return self.bottom - share * (self.bottom - self.top)
 
 
@@ -145,6 +149,15 @@ def ramp_legend(x: float, y: float, low: str, high: str) -> Iterator[str]:
         yield f'<rect x="{x + index * width:.1f}" y="{y:.0f}" width="{width + 0.5}" height="12" fill="{fill}"/>'
     yield text(x, y + 28, low)
     yield text(x + RAMP_WIDTH, y + 28, high, "end")
+
+
+def gradient() -> str:
+    """Return the gradient of the scale of colours, which all pictures of a page share."""
+    stops = "".join(
+        f'<stop offset="{share}" stop-color="rgb{colour}"/>'
+        for share, colour in zip((0, 0.5, 1), DIVERGING, strict=True)
+    )
+    return f'<svg class="away" aria-hidden="true"><linearGradient id="{GRADIENT}">{stops}</linearGradient></svg>'
 
 
 def x_axis(frame: Frame, scale: AxisScale, title: str) -> Iterator[str]:

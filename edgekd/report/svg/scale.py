@@ -1,4 +1,4 @@
-"""The scale of an axis: round ends, ticks, and where a figure stands."""
+"""The scale of an axis: its round ends, its ticks, and the place of a figure on it."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ class AxisScale:
         return cls(math.floor(low / step + 1e-9) * step, math.ceil(high / step - 1e-9) * step, step)
 
     def share(self, value: float) -> float | None:
-        """Return where a value is, 0 at the low end and 1 at the high one; None where the axis has no place for it."""
+        """Return the place of a value, 0 at the low end and 1 at the high one; None where the axis has none."""
         if not math.isfinite(value) or (self.step is None and value <= 0):
             return None
         if self.step is None:
@@ -79,7 +79,7 @@ class AxisScale:
         return inside
 
     def label(self, tick: float) -> str:
-        """Write a tick, all of one axis with as many digits."""
+        """Write a tick, with the same number of digits as all ticks of the axis."""
         if self.step is None:
             return format(tick, ".6g")
         digits = max(0, -math.floor(math.log10(self.step) + 1e-9))

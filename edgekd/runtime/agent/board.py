@@ -75,9 +75,9 @@ class BoardAgent(agent.Agent):
             return {"path": str(final), "offset": size}
         part = final.with_name(f".{name}.part")
         part.parent.mkdir(parents=True, exist_ok=True)
-        there = _extend(part, offset, base64.b64decode(content))
-        if there < size or (size and not content):  # what is whole but for its name is known by its last byte
-            return {"path": "", "offset": min(there, max(size - 1, 0))}
+        received = _extend(part, offset, base64.b64decode(content))
+        if received < size or (size and not content):  # what is whole but for its name is known by its last byte
+            return {"path": "", "offset": min(received, max(size - 1, 0))}
         if sha256_file(part) != sha256:
             part.unlink()
             raise DeviceError(f"{name} arrived damaged, and was thrown away; run the same command again")
@@ -108,11 +108,11 @@ class BoardAgent(agent.Agent):
 
     def remove(self, path: str) -> Answer:
         """Remove a file or a folder."""
-        found = self._own(path)
-        if found.is_dir():
-            shutil.rmtree(found)
+        target = self._own(path)
+        if target.is_dir():
+            shutil.rmtree(target)
         else:
-            found.unlink(missing_ok=True)
+            target.unlink(missing_ok=True)
         return {}
 
     def claim(self, holder: str) -> Answer:
@@ -157,10 +157,10 @@ class BoardAgent(agent.Agent):
 
     def _own(self, path: str) -> Path:
         """Return a path below the folder; any other is refused."""
-        found = Path(path).resolve()
-        if not found.is_relative_to(self._root.resolve()):
+        resolved = Path(path).resolve()
+        if not resolved.is_relative_to(self._root.resolve()):
             raise DeviceError(f"{path}: is not below {self._root}")
-        return found
+        return resolved
 
 
 def _whole(path: Path, sha256: str) -> bool:

@@ -64,9 +64,9 @@ class CheckedSession:
         with guarded(self._runtime):
             results = self._session.run(feeds)
         if not isinstance(results, dict) or {spec.name for spec in self.outputs} - results.keys():
-            found = sorted(results) if isinstance(results, dict) else type(results).__name__
+            returned = sorted(results) if isinstance(results, dict) else type(results).__name__
             names = [spec.name for spec in self.outputs]
-            raise ModelError(f"runtime {self._runtime}: run() must return a dict of {names}, but returned {found}")
+            raise ModelError(f"runtime {self._runtime}: run() must return a dict of {names}, but returned {returned}")
         for name, array in results.items():
             if not isinstance(array, np.ndarray) or array.ndim == 0:
                 kind = type(array).__name__
@@ -106,13 +106,13 @@ def import_backend(reference: str) -> tuple[Backend, Any]:
     Raises:
         TargetError: there is none, or the import of its code failed.
     """
-    found = plugins.import_plugin(reference, "runtime", TargetError)
-    if isinstance(found, Backend):
-        return found, _module_of(found, reference)
-    if not callable(found):
-        kind = type(found).__name__
+    plugin = plugins.import_plugin(reference, "runtime", TargetError)
+    if isinstance(plugin, Backend):
+        return plugin, _module_of(plugin, reference)
+    if not callable(plugin):
+        kind = type(plugin).__name__
         raise TargetError(f"runtime {reference}: must be a function that opens engines, or a Backend, not a {kind}")
-    return Backend(reference, module=""), SimpleNamespace(open_engine=found)
+    return Backend(reference, module=""), SimpleNamespace(open_engine=plugin)
 
 
 def _module_of(backend: Backend, reference: str) -> ModuleType:

@@ -79,7 +79,7 @@ def hardware(device: str = "CPU", precision: str = "f32") -> dict[str, str]:  # 
 
 def _no_device(core: Core, device: str) -> str | None:
     available = core.available_devices
-    if any(device in (found, found.partition(".")[0]) for found in available):
+    if any(device in (known, known.partition(".")[0]) for known in available):
         return None
     return f"OpenVINO finds no device '{device}' here; available: {', '.join(available)}"
 

@@ -89,13 +89,13 @@ class OpenVinoSession:
         """Return a request of this graph; it runs one inference at a time."""
         try:
             compiled = self._core.compile_model(model, self._device, self._options)
-            found = compiled.get_property("INFERENCE_PRECISION_HINT").get_type_name()
+            actual = compiled.get_property("INFERENCE_PRECISION_HINT").get_type_name()
             request = compiled.create_infer_request()
         except RuntimeError as error:
             raise ModelError(f"{self._name}: OpenVINO cannot compile it: {error_text(error)}") from error
         precision = self._options["INFERENCE_PRECISION_HINT"]
-        if found != precision:
-            raise ModelError(f"{self._name}: {self._device} would compute in {found}, not in {precision}")
+        if actual != precision:
+            raise ModelError(f"{self._name}: {self._device} would compute in {actual}, not in {precision}")
         return request
 
     def run(self, feeds: Feeds) -> dict[str, Array]:

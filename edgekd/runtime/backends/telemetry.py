@@ -15,7 +15,8 @@ def no_telemetry() -> Iterator[None]:
     """Make OpenVINO and NNCF, where this is their first import, believe that they run in CI.
 
     Left to itself, the mere import of either reports to its maker, unless the user opted out in a file in the home
-    folder. Only these variables, read at import, stop it from the outside. What was imported before keeps its ways.
+    folder. Only these variables, which they read at import, prevent that from the outside. A library that was imported
+    before goes on as it was.
     """
     before = {name: os.environ.get(name) for name in ("CI", "NNCF_CI")}
     os.environ.update(dict.fromkeys(before, "true"))

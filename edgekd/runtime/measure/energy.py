@@ -1,7 +1,7 @@
 """Energy of an inference, from the sensors that a machine has: RAPL of Intel and AMD, INA3221 of Jetson boards.
 
-Neither was at hand: this is *not verified on hardware*. What is read, and in which unit, is as Linux's
-``Documentation/power/powercap/powercap.rst`` and ``Documentation/hwmon/ina3221.rst`` describe it.
+Neither was at hand: this is *not verified on hardware*. Files and units are those of Linux's
+``Documentation/power/powercap/powercap.rst`` and ``Documentation/hwmon/ina3221.rst``.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 #: Time between two readings of a rail. The chip of a Jetson averages for some ms; RAPL counts by itself.
 _STEP_SECONDS = 0.1
 _RAPL, _HWMON = "sys/class/powercap", "sys/class/hwmon"
-#: The rail of a Jetson that is the whole module, and what is read where the target names no rail.
+#: The rail of a Jetson that is the whole module, and the rails that are read where the target names none.
 _MODULE = "VDD_IN"
 _WHOLE = re.compile(rf"package-\d+|{_MODULE}")
 
@@ -33,22 +33,22 @@ class Rail(Protocol):
 
     @property
     def name(self) -> str:
-        """What the system calls it, e.g. "RAPL package-0"."""
+        """The system's name of it, e.g. "RAPL package-0"."""
 
     def read(self) -> int:
-        """Return what it says now; which unit that is, :meth:`watts` knows.
+        """Return its reading now, in a unit that :meth:`watts` knows.
 
         Raises:
             DeviceError: it cannot be read.
         """
 
     def watts(self, times_s: Sequence[float], readings: Sequence[int]) -> float:
-        """Return the mean power over some readings at these times, two or more."""
+        """Return the mean power in W over two or more readings at these times."""
 
 
 @dataclass(frozen=True)
 class _Rapl:
-    """A domain of RAPL: a counter of uJ that begins anew after ``range_uj``."""
+    """A domain of RAPL: a counter of uJ that starts again from 0 after ``range_uj``."""
 
     name: str
     path: Path
@@ -85,34 +85,34 @@ def find_rails(wanted: Sequence[str] = (), root: Path = ROOT) -> tuple[Rail, ...
     """Return the power sensors to add up.
 
     Args:
-        wanted: their names, as the target has them, e.g. ``["package-0"]``; by default all packages of RAPL, or the
-            Jetson's VDD_IN.
-        root: where Linux's files lie.
+        wanted: The sensors' names, as the target has them, e.g. ``["package-0"]``; by default all packages of RAPL, or
+            the Jetson's VDD_IN.
+        root: The folder where Linux's files lie.
 
     Raises:
         DeviceError: there is none, one of ``wanted`` is not there, or this user may not read it. The message says what
             was looked for.
     """
-    found = {**_rapl_rails(root), **_ina_rails(root)}
-    if not found:
+    rails = {**_rapl_rails(root), **_ina_rails(root)}
+    if not rails:
         raise DeviceError(f"no power sensor: no RAPL in /{_RAPL} and no INA3221 in /{_HWMON}")
-    names = list(wanted) or [name for name in found if _WHOLE.fullmatch(name)]
-    lacking = [name for name in names if name not in found]
+    names = list(wanted) or [name for name in rails if _WHOLE.fullmatch(name)]
+    lacking = [name for name in names if name not in rails]
     if lacking or not names:
         looked = ", ".join(lacking or [_MODULE])
-        raise DeviceError(f"no power sensor called {looked}; this machine has {', '.join(found)}")
+        raise DeviceError(f"no power sensor called {looked}; this machine has {', '.join(rails)}")
     for name in names:
-        found[name].read()
-    return tuple(found[name] for name in names)
+        rails[name].read()
+    return tuple(rails[name] for name in names)
 
 
 def measure_energy(rails: Sequence[Rail], run: Callable[[], object], seconds: float) -> Energy:
-    """Measure the energy of one call of ``run``: idle power first, then that of calls one after another.
+    """Measure the energy of one call of ``run``: first the idle power, then the power of calls one after another.
 
     Args:
-        rails: of :func:`find_rails`.
-        run: one inference.
-        seconds: how long idle, and how long busy.
+        rails: The power sensors, as :func:`find_rails` returns them.
+        run: Runs one inference.
+        seconds: The length of the idle phase, and of the busy phase.
 
     Raises:
         DeviceError: a rail can no longer be read.
@@ -124,7 +124,7 @@ def measure_energy(rails: Sequence[Rail], run: Callable[[], object], seconds: fl
 
 
 def _mean_power(rails: Sequence[Rail], step: Callable[[], object], seconds: float) -> tuple[float, float, int]:
-    """Do something over and over; return the rails' mean power in W, the time that it took in s, and how often."""
+    """Repeat a step for so long; return the rails' mean power in W, the time in s, and the number of steps."""
     times = [time.perf_counter()]
     readings = [[rail.read() for rail in rails]]
     steps = 0
@@ -142,7 +142,7 @@ def _mean_power(rails: Sequence[Rail], step: Callable[[], object], seconds: floa
 
 
 def _rapl_rails(root: Path) -> dict[str, Rail]:
-    """Return RAPL's domains by name; those inside of a package by a path, as package-0/core."""
+    """Return RAPL's domains by name; a domain inside of a package is named by a path, as package-0/core."""
     rails: dict[str, Rail] = {}
     for folder in sorted((root / _RAPL).glob("intel-rapl:*")):
         numbers = folder.name.split(":")[1:]

@@ -1,10 +1,10 @@
-"""Times of layers: what the engine libraries' profilers say, and to which modality's branch each layer belongs."""
+"""Times of layers, from the engine libraries' profilers, and the modality's branch that each layer belongs to."""
 
 from __future__ import annotations
 
 import json
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -15,11 +15,13 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
     from pathlib import Path
 
+    from openvino import Model, ProfilingInfo
+
     from edgekd.runtime.measure.results import Profile
 
-#: What ONNX Runtime appends to a node's name in its trace, and puts before that of a node it fused others into.
+#: The suffix of a node's name in ONNX Runtime's trace, and the prefix of a node that others were fused into.
 _KERNEL, _FUSED = "_kernel_time", "fused "
-#: What OpenVINO counts among the layers, and the step of its counters.
+#: Kinds that OpenVINO wrongly counts among the layers, and the step of its counters.
 _NO_LAYERS, _STEP_MS = ("Parameter", "Result", "Constant"), 1e-3
 
 
@@ -27,9 +29,9 @@ def from_ort_trace(path: Path, runs: int, skipped: int) -> tuple[LayerTime, ...]
     """Read the trace of ONNX Runtime's profiler: times of nodes, in the order in which they ran.
 
     Args:
-        path: JSON, a list of events, whose ``dur`` are us.
-        runs: how often the graph ran; nodes inside of a loop ran more often.
-        skipped: first runs that are left out, fewer than ``runs``.
+        path: The trace: JSON, a list of events, whose ``dur`` are us.
+        runs: The number of times that the graph ran; nodes inside of a loop ran more often.
+        skipped: The number of first runs that are left out, fewer than ``runs``.
     """
     durations: dict[tuple[str, str], list[float]] = {}
     for event in json.loads(path.read_text(encoding="utf-8")):
@@ -42,14 +44,14 @@ def from_ort_trace(path: Path, runs: int, skipped: int) -> tuple[LayerTime, ...]
     )
 
 
-def from_openvino(counters: Iterable[Any], runtime_model: Any) -> tuple[LayerTime, ...]:
+def from_openvino(counters: Iterable[ProfilingInfo], runtime_model: Model) -> tuple[LayerTime, ...]:
     """Read OpenVINO's counters of a request: mean times of the layers, in its order.
 
-    Their step is 1 us, and a layer that takes less on average is told as one that did not run.
+    Their step is 1 us, and a layer that takes less on average is reported as one that did not run.
 
     Args:
-        counters: ``profiling_info`` of the request.
-        runtime_model: of the compiled model, which tells what each layer was made of.
+        counters: The ``profiling_info`` of the request.
+        runtime_model: The runtime model of the compiled model, which knows what each layer was made of.
 
     Returns:
         The layers whose time is known; none where the others may have taken more time than these.
@@ -81,7 +83,7 @@ def from_tensorrt(times_ms: Mapping[str, list[float]]) -> tuple[LayerTime, ...]:
     *Not verified on hardware.*
 
     Args:
-        times_ms: of each layer its time in each run, in the order in which they ran.
+        times_ms: The time of each run by the layer's name, in the order in which the layers ran.
     """
     return tuple(
         LayerTime(name, "", None, _middle_mean(ms, len(ms)), tuple(name.split(" + "))) for name, ms in times_ms.items()
@@ -92,8 +94,8 @@ def assign_branches(profile: Profile, branches: Mapping[str, Mapping[str, str]])
     """Return a profile whose layers have their branches.
 
     Args:
-        profile: as measured.
-        branches: of each engine, for nodes of its graph the modality from whose input alone each is computed, or
+        profile: The profile as it was measured.
+        branches: By engine and node of its graph, the modality from whose input alone the node is computed, or
             "fusion".
     """
     engines = (
@@ -104,17 +106,17 @@ def assign_branches(profile: Profile, branches: Mapping[str, Mapping[str, str]])
 
 
 def _branch(nodes: tuple[str, ...], branches: Mapping[str, str]) -> str | None:
-    """Return the branch of a layer: of the first of its nodes that is known, unless two modalities meet in it.
+    """Return the branch of a layer: that of its first known node, unless two modalities meet in it.
 
-    What follows a branch's last layer, such as the quantizing of what fusion reads, is often fused into that layer.
+    Nodes that follow a branch's last layer, such as the quantizing of fusion's inputs, are often fused into that layer.
     """
-    found = [branch for branch in (_known(node, branches) for node in nodes) if branch]
-    modalities = {branch for branch in found if branch != FUSION}
-    return FUSION if len(modalities) > 1 else next(iter(found), None)
+    known = [branch for branch in (_known(node, branches) for node in nodes) if branch]
+    modalities = {branch for branch in known if branch != FUSION}
+    return FUSION if len(modalities) > 1 else next(iter(known), None)
 
 
 def _known(node: str, branches: Mapping[str, str]) -> str | None:
-    """Look a node up; libraries append ``/...`` to the names of parts of a node, and ``_1`` to those of copies."""
+    """Return a node's branch; libraries append ``/...`` to the names of its parts, and ``_1`` to those of copies."""
     while node not in branches:
         head, cut, _ = node.rpartition("/")
         if not cut:
@@ -126,7 +128,7 @@ def _known(node: str, branches: Mapping[str, str]) -> str | None:
 
 
 def _middle_mean(times: list[float], runs: int, skipped: int = 0) -> float:
-    """Return the mean over the middle half of the runs, the first ones left out; a loop's node ran more often.
+    """Return the mean over the middle half of the runs, the first ones left out.
 
     A profiler's clock may have steps of 1 us, which a median would keep, and one hiccup of the machine takes longer
     than a hundred runs of a small layer, which a mean of all would keep.

@@ -1,7 +1,8 @@
-"""Facts about the machine that engines are measured on, read from the files in which Linux tells them.
+"""Facts about the machine that engines are measured on, read from Linux's files.
 
-``root`` is where these files lie: "/" but for tests, which have recorded trees of other machines. What only Jetson
-boards have is *not verified on hardware*: their files are read as NVIDIA's Jetson Linux Developer Guide describes them.
+``root`` is the folder where these files lie: "/" except for tests, which have recorded trees of other machines. The
+facts that only Jetson boards have are *not verified on hardware*: their files are read as NVIDIA's Jetson Linux
+Developer Guide describes them.
 """
 
 from __future__ import annotations
@@ -28,9 +29,9 @@ _CPU = "sys/devices/system/cpu"
 
 
 def machine_facts(packages: Iterable[str] = (), root: Path = ROOT) -> dict[str, str]:
-    """Describe this machine, numpy and the ``packages`` that ran on it, as far as they can be read.
+    """Return facts of this machine, with the versions of numpy and of ``packages``.
 
-    What every machine has and this one does not tell is "not readable"; what only a Jetson has is left out elsewhere.
+    A fact that every machine has but that cannot be read is "not readable"; facts of Jetsons are left out elsewhere.
     """
     facts = {
         "cpu": cpu_model(root),
@@ -63,7 +64,7 @@ def jetson_facts(root: Path = ROOT) -> dict[str, str]:
 
 
 def power_mode(root: Path = ROOT) -> str:
-    """Return the name of a Jetson's power mode, e.g. "MAXN"; nothing elsewhere.
+    """Return the name of a Jetson's power mode, e.g. "MAXN"; "" elsewhere.
 
     nvpmodel keeps its number in one file, its name in another. *Not verified on hardware.*
     """
@@ -76,7 +77,7 @@ def power_mode(root: Path = ROOT) -> str:
 
 
 def cpu_model(root: Path = ROOT) -> str:
-    """Return the processor's name, or that of the board, or at least the architecture; starts no process."""
+    """Return the name of the processor or the board, or else the architecture; no process is started."""
     board = read(root / "proc/device-tree/model")  # ARM boards do not name their processor
     return _cpuinfo(root).get("model name") or board or platform.machine()
 
@@ -84,8 +85,8 @@ def cpu_model(root: Path = ROOT) -> str:
 def identity(root: Path = ROOT) -> str:
     """Return what tells this machine from another of its kind: a digest of its serial number or its system's number.
 
-    The serial number of an ARM board comes first, since copied disk images share the system's. Not the number itself,
-    which is not to leave the machine (machine-id(5)).
+    The serial number of an ARM board comes first, since copied disk images share the system's. The number itself must
+    not leave the machine (machine-id(5)).
     """
     number = read(root / "proc/device-tree/serial-number") or read(root / "etc/machine-id") or platform.node()
     return hashlib.sha256(f"edgekd {number}".encode()).hexdigest()[:12]
@@ -113,7 +114,7 @@ def package_versions(names: Iterable[str]) -> dict[str, str]:
 
 
 def gpu_clock(root: Path = ROOT) -> Path | None:
-    """Return the folder that tells and limits the clock of a Jetson's GPU; None where there is none.
+    """Return the folder with the clock of a Jetson's GPU and its limits; None where there is none.
 
     It is named after the GPU's address and kind: ``17000000.gpu`` with JetPack 6, ``17000000.ga10b`` with JetPack 5.
     """
@@ -122,7 +123,7 @@ def gpu_clock(root: Path = ROOT) -> Path | None:
 
 
 def read(path: Path) -> str:
-    """Return a file's text without blanks and zeros around it; nothing where it cannot be read."""
+    """Return a file's text without blanks and zeros around it; "" where it cannot be read."""
     try:
         return path.read_text(encoding="utf-8", errors="replace").strip("\0 \t\n")
     except OSError:
@@ -130,7 +131,7 @@ def read(path: Path) -> str:
 
 
 def read_number(path: Path) -> int | None:
-    """Return the whole number that a file holds; None where it cannot be read or holds another thing."""
+    """Return the whole number that a file holds; None where it cannot be read or holds something else."""
     text = read(path)
     return int(text) if re.fullmatch(r"-?\d+", text) else None
 
@@ -146,14 +147,14 @@ def _gpu_clock_limits(root: Path) -> str:
 
 
 def _megahertz(low: int | None, high: int | None, units: int) -> str:
-    """Write limits of a clock, of which so many ``units`` are a MHz."""
+    """Return the limits of a clock as text; ``units`` of them are one MHz."""
     if low is None or high is None:
         return ""
     return f"{low / units:.0f} MHz, fixed" if low == high else f"{low / units:.0f}-{high / units:.0f} MHz"
 
 
 def _turbo(root: Path) -> str:
-    """Say whether the processor may run above its base clock; Intel's driver tells whether it may not."""
+    """Return whether the processor may run above its base clock: "on", "off", or "" where it cannot be read."""
     without, boost = read(root / _CPU / "intel_pstate/no_turbo"), read(root / _CPU / "cpufreq/boost")
     return {"0": "on", "1": "off"}.get(without) or {"0": "off", "1": "on"}.get(boost, "")
 
@@ -182,12 +183,12 @@ def _cpuinfo(root: Path) -> dict[str, str]:
 
 def _l4t_release(root: Path) -> str:
     """Return e.g. "36.4.3" of a line like ``# R36 (release), REVISION: 4.3, GCID: ...``."""
-    found = re.match(r"# R(\d+) \(release\), REVISION: ([\d.]+)", read(root / "etc/nv_tegra_release"))
-    return f"{found[1]}.{found[2]}" if found else ""
+    match = re.match(r"# R(\d+) \(release\), REVISION: ([\d.]+)", read(root / "etc/nv_tegra_release"))
+    return f"{match[1]}.{match[2]}" if match else ""
 
 
 def _jetpack(root: Path) -> str:
     """Return the version of the package ``nvidia-jetpack``, as dpkg keeps it, e.g. "6.2+b77"."""
     packages = read(root / "var/lib/dpkg/status") if _l4t_release(root) else ""
-    found = re.search(r"^Package: nvidia-jetpack\n(?:.+\n)*?Version: (.+)$", packages, re.MULTILINE)
-    return found[1] if found else ""
+    match = re.search(r"^Package: nvidia-jetpack\n(?:.+\n)*?Version: (.+)$", packages, re.MULTILINE)
+    return match[1] if match else ""

@@ -1,15 +1,18 @@
-"""What is measured of an engine: latency and its quantiles, memory, energy, layers. Plain data, and its statistics."""
+"""The measurements of an engine: latency and its quantiles, memory, energy, layers. Plain data, and its statistics."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, TypeAlias
 
 import numpy as np
 
 from edgekd.gram.stats import t_quantile
 
-Nanoseconds = np.ndarray[Any, np.dtype[np.int64]]
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+Nanoseconds: TypeAlias = "NDArray[np.int64]"
 
 
 @dataclass(frozen=True)
@@ -26,14 +29,14 @@ class Latency:
     """Latency of single inferences at batch 1, in ms; None where n is too small.
 
     Attributes:
-        n: how many were timed.
-        p50: with its interval.
-        p90: the same.
-        p99: the same.
-        mean_ms: the throughput of one stream is 1000 / mean.
-        max_ms: the slowest; none is left out.
-        p90_bound_ms: what the p90 is below with 99 % confidence: MLPerf's early-stopping estimate for a single stream;
-            it needs 64.
+        n: The number of timed inferences.
+        p50: The median with its interval.
+        p90: The 90th percentile with its interval.
+        p99: The 99th percentile with its interval.
+        mean_ms: The mean; the throughput of one stream is 1000 / mean a second.
+        max_ms: The slowest inference; none is left out.
+        p90_bound_ms: The bound that the p90 is below with 99 % confidence: MLPerf's early-stopping estimate for a
+            single stream; it needs 64 inferences.
     """
 
     n: int
@@ -50,10 +53,10 @@ class Paced:
     """Inferences that begin when a sensor gives a sample, not when the one before is done.
 
     Attributes:
-        rate_hz: samples a second.
-        latency: from a sample's arrival to its result, waiting included.
-        late: samples that arrived before the inference of the one before was done.
-        raw_file: name of the ``.npy`` with every latency in ns, in order.
+        rate_hz: The number of samples a second.
+        latency: The time from a sample's arrival to its result, waiting included.
+        late: The number of samples that arrived before the previous inference was done.
+        raw_file: The name of the ``.npy`` with every latency in ns, in order.
     """
 
     rate_hz: float
@@ -64,14 +67,14 @@ class Paced:
 
 @dataclass(frozen=True)
 class Window:
-    """A second or so of a sustained run.
+    """About one second of a sustained run.
 
     Attributes:
-        at_s: its begin, from the run's.
-        n: inferences in it.
-        p50_ms: of these; no interval.
-        temperature_c: the hottest readable sensor's, at its end; None where none is readable.
-        clock_mhz: of the processor or GPU that runs the engine, at its end; None where it is not readable.
+        at_s: The time of its beginning in seconds since that of the run.
+        n: The number of inferences in it.
+        p50_ms: The median latency of these, without an interval.
+        temperature_c: The temperature of the hottest readable sensor at its end; None where none is readable.
+        clock_mhz: The clock of the processor or GPU that runs the engine, at its end; None where it is not readable.
     """
 
     at_s: float
@@ -86,11 +89,11 @@ class Sustained:
     """Back-to-back inferences for so long that a device grows hot.
 
     Attributes:
-        seconds: how long.
-        windows: in order.
-        slowdown: median p50 of the windows of the last tenth over that of the first tenth.
-        throttled: whether the system reports throttling during the run; None where it reports nothing of the kind.
-        raw_file: name of the ``.npy`` with every latency in ns, in order.
+        seconds: The length of the run.
+        windows: The windows in order.
+        slowdown: The median p50 of the windows of the last tenth over that of the first tenth.
+        throttled: Whether the system reports throttling during the run; None where it reports nothing of the kind.
+        raw_file: The name of the ``.npy`` with every latency in ns, in order.
     """
 
     seconds: float
@@ -105,11 +108,11 @@ class Energy:
     """Energy of one inference in a back-to-back run, idle subtracted.
 
     Attributes:
-        millijoules: (busy - idle) power times the run's time, for one inference.
-        idle_w: mean power before the run.
-        busy_w: mean power in the run.
-        rail: the sensors that were added up, as the system names them, e.g. "RAPL package-0" or "INA3221 VDD_IN".
-        seconds: how long the run was.
+        millijoules: The energy of one inference: (busy - idle) power times the run's time, over its inferences.
+        idle_w: The mean power before the run.
+        busy_w: The mean power in the run.
+        rail: The system's names of the sensors that were added up, e.g. "RAPL package-0" or "INA3221 VDD_IN".
+        seconds: The length of the run.
     """
 
     millijoules: float
@@ -124,12 +127,12 @@ class LayerTime:
     """One layer as the engine library runs it, after fusion.
 
     Attributes:
-        name: the library's.
-        kind: the library's name of the operation.
-        branch: the modality from whose input alone it is computed, "fusion", or None where that is not known.
-        mean_ms: time of one inference under the library's profiler, which slows it down: the mean over the middle half
-            of the inferences, or, where the library tells no single ones (OpenVINO), over all.
-        nodes: names of the graph's nodes that the library says it was made of, the main one first.
+        name: The library's name of the layer.
+        kind: The library's name of the operation.
+        branch: The modality from whose input alone it is computed, "fusion", or None where that is not known.
+        mean_ms: The time of one inference under the library's profiler, which slows it down: the mean over the middle
+            half of the inferences, or over all where the library does not time single ones (OpenVINO).
+        nodes: The names of the graph's nodes that it was made of, the main one first.
     """
 
     name: str
@@ -145,21 +148,23 @@ class EngineProfile:
 
     Attributes:
         name: "teacher", "student", "engine" for what ships, or the name of another candidate.
-        latency: back-to-back inferences, end to end (arrays in, arrays out), interleaved with the other engines'.
-        load_ms: for each fresh process, the time to open the engine.
-        first_run_ms: for each fresh process, the time of the first inference.
-        peak_rss_bytes: peak resident memory of the process that ran it, interpreter included.
-        size_bytes: size of the engine file.
-        raw_file: name of the ``.npy`` with every timed inference in ns, in order; that of computing alone lies beside
-            it as ``<name>.compute.npy``.
-        import_ms: for each fresh process, the time to import the engine library.
-        compute: the engine library's computing alone, inputs and outputs in place, in turns with ``latency``.
-        paced: at a sensor's rate.
-        sustained: for a long time.
-        energy: of one inference.
-        layers: as they ran, in order.
-        not_measured: for each of "compute", "paced", "sustained", "energy" and "layers" that there is no figure of,
-            ``"not measured: ..."``.
+        latency: The latency of back-to-back inferences, end to end (arrays in, arrays out), interleaved with the other
+            engines'.
+        load_ms: The time to open the engine, of each fresh process.
+        first_run_ms: The time of the first inference, of each fresh process.
+        peak_rss_bytes: The peak resident memory of the process that ran it, interpreter included.
+        size_bytes: The size of the engine file.
+        raw_file: The name of the ``.npy`` with every timed inference in ns, in order; the times of computing alone lie
+            beside it as ``<name>.compute.npy``.
+        import_ms: The time to import the engine library, of each fresh process.
+        compute: The latency of the engine library's computing alone, inputs and outputs in place, measured in turns
+            with ``latency``.
+        paced: Inferences at a sensor's rate.
+        sustained: Inferences over a long time.
+        energy: The energy of one inference.
+        layers: The layers in the order in which they ran.
+        not_measured: The reason, ``"not measured: ..."``, by each of "compute", "paced", "sustained", "energy" and
+            "layers" that there is no figure of.
     """
 
     name: str
@@ -191,12 +196,12 @@ class Profile:
     """Engines measured side by side on one device.
 
     Attributes:
-        machine: facts: cpu model, cores, governor, power mode, memory, os, architecture, library versions.
-        threads: threads of one inference.
-        block: inferences of one engine before the next takes its turn, at most.
-        engines: as given.
-        processes: fresh processes among which the inferences of each engine were shared: ``np.array_split`` of the raw
-            times gives the share of each.
+        machine: Facts of the machine: cpu model, cores, governor, power mode, memory, os, architecture, versions.
+        threads: The number of threads of one inference.
+        block: The most inferences of one engine before the next takes its turn.
+        engines: The engines in the order in which they were given.
+        processes: The number of fresh processes among which the inferences of each engine were shared:
+            ``np.array_split`` of the raw times gives the share of each.
     """
 
     machine: dict[str, str]
@@ -206,7 +211,7 @@ class Profile:
     processes: int = 1
 
 
-_Floats = np.ndarray[Any, np.dtype[np.float64]]
+_Floats: TypeAlias = "NDArray[np.float64]"
 
 _CONFIDENCE = 0.95
 _NANOSECOND_MS = 1e-6
@@ -226,7 +231,7 @@ def latency_from(*processes: Nanoseconds) -> Latency:
     alone, which two runs will not keep.
 
     Args:
-        processes: of each fresh process every timed inference in ns, none left out [n].
+        processes: Every timed inference in ns [n] of each fresh process, none left out.
 
     Raises:
         ValueError: there is none.
@@ -248,14 +253,14 @@ def _quantile(ordered: _Floats, shares: list[_Floats], p: float) -> Quantile | N
     value = _at(ordered, p)
     low, high = float(ordered[ranks[0] - 1]), float(ordered[ranks[1] - 1])
     if len(shares) > 1:
-        logs = np.log([max(_at(share, p), _NANOSECOND_MS) for share in shares])  # a page's coarse clock may say 0
+        logs = np.log([max(_at(share, p), _NANOSECOND_MS) for share in shares])  # a page's coarse clock may read 0
         half = t_quantile((1 + _CONFIDENCE) / 2, len(logs) - 1) * logs.std(ddof=1) / np.sqrt(len(logs))
         low, high = min(low, value * float(np.exp(-half))), max(high, value * float(np.exp(half)))
     return Quantile(value, low, high)
 
 
 def _at(ordered: _Floats, p: float) -> float:
-    """Return a quantile that was measured, not one between two."""
+    """Return a quantile that is a measured value, not one between two."""
     return float(np.quantile(ordered, p, method="inverted_cdf"))
 
 

@@ -1,7 +1,7 @@
-"""What a machine's sensors say while engines run: temperature, clock, throttling.
+"""The readings of a machine's sensors while engines run: temperature, clock, throttling.
 
-``root`` is where Linux's files lie: "/" but for tests, which have recorded trees of other machines. Reading a Jetson's
-and Intel's counters is *not verified on hardware*.
+``root`` is the folder where Linux's files lie: "/" except for tests, which have recorded trees of other machines.
+Reading a Jetson's and Intel's counters is *not verified on hardware*.
 """
 
 from __future__ import annotations
@@ -15,19 +15,19 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
     from pathlib import Path
 
-#: Degrees C beyond which a reading is a placeholder: the sensors of cores that are off say -256, or 0 K.
+#: Degrees C beyond which a reading is a placeholder: the sensors of cores that are off read -256, or 0 K.
 _COLDEST, _HOTTEST = -40.0, 150.0
 
 
 @dataclass(frozen=True)
 class SensorReading:
-    """One look at the sensors; each is None where the machine has none that this user can read.
+    """One reading of the sensors; each is None where the machine has none that this user can read.
 
     Attributes:
-        temperature_c: of the hottest sensor.
-        clock_mhz: of the fastest core of the processor, or of the GPU.
-        throttle_events: how often the processor or the board was throttled since it started.
-        throttled_now: whether a board's alert stands.
+        temperature_c: The temperature of the hottest sensor.
+        clock_mhz: The clock of the fastest core of the processor, or of the GPU.
+        throttle_events: The number of times that the processor or the board was throttled since it started.
+        throttled_now: Whether a board's alert stands.
     """
 
     temperature_c: float | None
@@ -40,14 +40,14 @@ def read_sensors(root: Path = ROOT, gpu: bool = False) -> SensorReading:
     """Read the sensors.
 
     Args:
-        root: where the files lie.
-        gpu: whether the engine runs on a Jetson's GPU, whose clock is then told.
+        root: The folder where the files lie.
+        gpu: Whether the engine runs on a Jetson's GPU, whose clock is then read.
     """
     return SensorReading(_temperature(root), _gpu_mhz(root) if gpu else _cpu_mhz(root), _events(root), _alerts(root))
 
 
 def throttled(before: SensorReading, after: SensorReading) -> bool | None:
-    """Say whether the system reports throttling between two readings; None where it reports nothing of the kind."""
+    """Return whether the system reports throttling between two readings; None where it reports nothing of the kind."""
     counted = before.throttle_events is not None and after.throttle_events is not None
     if not counted and after.throttled_now is None:
         return None
@@ -57,8 +57,8 @@ def throttled(before: SensorReading, after: SensorReading) -> bool | None:
 
 def _temperature(root: Path) -> float | None:
     zones = (root / "sys/class/thermal").glob("thermal_zone*/temp")
-    found = [value / 1e3 for value in _numbers([*zones, *(root / "sys/class/hwmon").glob("hwmon*/temp*_input")])]
-    return max((value for value in found if _COLDEST < value < _HOTTEST), default=None)
+    degrees = [value / 1e3 for value in _numbers([*zones, *(root / "sys/class/hwmon").glob("hwmon*/temp*_input")])]
+    return max((value for value in degrees if _COLDEST < value < _HOTTEST), default=None)
 
 
 def _cpu_mhz(root: Path) -> float | None:
@@ -80,7 +80,7 @@ def _events(root: Path) -> int | None:
 
 
 def _alerts(root: Path) -> bool | None:
-    """Say whether one of a Jetson's throttle alerts stands: a cooling device whose state is not 0."""
+    """Return whether one of a Jetson's throttle alerts stands: a cooling device whose state is not 0."""
     devices = (root / "sys/class/thermal").glob("cooling_device*")
     states = _numbers(path / "cur_state" for path in devices if "throttle-alert" in read(path / "type"))
     return any(states) if states else None

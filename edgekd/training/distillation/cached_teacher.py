@@ -1,7 +1,8 @@
-"""What a teacher says of the training split, computed once and read from disk while training.
+"""The teacher's outputs on the training split, computed once and read from disk while training.
 
-Arrays are memory-mapped on both ways, so memory does not grow with the set. A sample is found by its id, and what is
-stored of it holds only for the inputs that the teacher saw: others, of a split that augments, go to the teacher itself.
+Arrays are memory-mapped both when written and when read, so memory does not grow with the split. A sample is found by
+its id, and its stored outputs hold only for the inputs that the teacher saw: for other inputs, as of a split that
+augments, the teacher itself runs.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from __future__ import annotations
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -27,41 +28,40 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
     from pathlib import Path
 
+    from numpy.typing import NDArray
+
     from edgekd.config.recipe import Tap
     from edgekd.stages.progress import StageReporter
     from edgekd.training.task.protocol import Split
 
-#: The ids in sorted order, the row of each, and of each row the digest of its inputs.
+#: Names of the arrays of sorted ids, of the row of each id, and of the digest of each row's inputs.
 _IDS, _ROWS, _INPUTS = "ids", "rows", "inputs"
 
 
-def write_outputs(
-    model: nn.Module, places: Mapping[str, Tap], split: Split, folder: Path, report: StageReporter
-) -> None:
-    """Run a teacher over a split, in order and in fp32, and write what it gives into ``folder``.
+def write_outputs(model: nn.Module, taps: Mapping[str, Tap], split: Split, folder: Path, report: StageReporter) -> None:
+    """Run a teacher over a split, in order and in float32, and write its outputs into ``folder``.
 
     Args:
-        model: the teacher.
-        places: where its embeddings are read.
-        split: the training split.
-        folder: must be given its name only when this has returned.
-        report: hears of each batch.
+        model: The teacher.
+        taps: The taps at which its embeddings are read, by name.
+        split: The training split.
+        folder: Folder to write into; it is whole when this has returned.
+        report: Receives each batch.
     """
     device = compute_device()
     with ExitStack() as stack:
-        live = LiveReference(
-            *(stack.enter_context(TappedModel(member, places)) for member in members(model.to(device)))
-        )
+        live = LiveReference(*(stack.enter_context(TappedModel(member, taps)) for member in members(model.to(device))))
         _write(live, split, device, folder, report)
 
 
 def _write(live: LiveReference, split: Split, device: torch.device, folder: Path, report: StageReporter) -> None:
     ids: list[str] = []
-    files: dict[str, Any] = {}
+    files: dict[str, np.memmap[tuple[int, ...], np.dtype[np.generic]]] = {}
     for batch in batches(split):
-        there = batch.to(device)
+        moved = batch.to(device)
         first, last = len(ids), len(ids) + len(batch.ids)
-        for name, x in {_INPUTS: digests(there.inputs), **_columns(live(there).networks)}.items():
+        columns = {_INPUTS: digests(moved.inputs), **_columns(live(moved).networks)}
+        for name, x in columns.items():
             values = x.cpu().numpy()
             if name not in files:
                 shape = (len(split), *values.shape[1:])
@@ -79,26 +79,31 @@ def _write(live: LiveReference, split: Split, device: torch.device, folder: Path
 
 @dataclass(frozen=True)
 class _StoredRows:
-    """Where a batch's samples are stored [B], and whether they are, with these very inputs [B]."""
+    """Where a batch's samples are stored.
 
-    rows: np.ndarray[Any, Any]
-    same: np.ndarray[Any, Any]
+    Attributes:
+        rows: Row of each sample [B].
+        same: Whether the sample is stored there with the same inputs [B].
+    """
+
+    rows: NDArray[np.int64]
+    same: NDArray[np.bool_]
 
 
 class CachedReference:
-    """A reference that is read from disk: a :class:`~edgekd.training.distillation.references.Reference`.
+    """A reference whose outputs are read from disk: a :class:`~edgekd.training.distillation.references.Reference`.
 
     Args:
-        live: the networks whose outputs these are; they run for samples of other inputs.
-        folder: what :func:`write_outputs` wrote of these networks.
-        report: is told, once, that they must run after all.
+        live: The networks whose outputs are stored; they run for samples with other inputs.
+        folder: Folder that :func:`write_outputs` wrote for these networks.
+        report: Receives one warning if the networks have to run.
     """
 
     def __init__(self, live: LiveReference, folder: Path, report: StageReporter) -> None:
         self.live, self.report = live, report
-        self.places = list(live.networks[0].taps)
+        self.tap_names = list(live.networks[0].taps)
         names = [_logits(n) for n in range(len(live.networks))]
-        names += [_embedding(n, i) for n in range(len(live.networks)) for i in range(len(self.places))]
+        names += [_embedding(n, i) for n in range(len(live.networks)) for i in range(len(self.tap_names))]
         self._columns = {name: np.load(_path(folder, name), mmap_mode="r") for name in names}
         self._ids, self._rows, self._inputs = (
             np.load(_path(folder, name), mmap_mode="r") for name in (_IDS, _ROWS, _INPUTS)
@@ -106,27 +111,27 @@ class CachedReference:
         self._warned = False
 
     def __call__(self, batch: Batch) -> ReferenceOutputs:
-        """Return what is stored, and what the networks give of samples whose inputs are not those stored."""
-        found = self._find(batch)
+        """Return the stored outputs, and those of the networks for samples whose inputs are not the stored ones."""
+        stored = self._find(batch)
         device = batch.labels.device
-        columns = {name: torch.from_numpy(file[found.rows]).to(device) for name, file in self._columns.items()}
-        if not found.same.all():
-            self._warn(batch.ids[int(np.argmin(found.same))])
-            other = torch.from_numpy(np.flatnonzero(~found.same)).to(device)
+        columns = {name: torch.from_numpy(file[stored.rows]).to(device) for name, file in self._columns.items()}
+        if not stored.same.all():
+            self._warn(batch.ids[int(np.argmin(stored.same))])
+            other = torch.from_numpy(np.flatnonzero(~stored.same)).to(device)
             for name, x in _columns(self.live(_part(batch, other)).networks).items():
                 columns[name][other] = x
         return combine_outputs([self._side(columns, network) for network in range(len(self.live.networks))])
 
     def _find(self, batch: Batch) -> _StoredRows:
-        # In the stored width, so that the sorted ids are searched where they lie and are not converted as a whole.
+        # In the stored dtype, so that the sorted ids are searched on disk and are not converted as a whole.
         wanted = np.array(batch.ids, self._ids.dtype)
         at = np.searchsorted(self._ids, wanted).clip(max=len(self._ids) - 1)
-        there = np.array([a == b for a, b in zip(self._ids[at].tolist(), batch.ids, strict=True)])
+        known = np.array([a == b for a, b in zip(self._ids[at].tolist(), batch.ids, strict=True)])
         rows = self._rows[at]
-        return _StoredRows(rows, there & (self._inputs[rows] == digests(batch.inputs).cpu().numpy()))
+        return _StoredRows(rows, known & (self._inputs[rows] == digests(batch.inputs).cpu().numpy()))
 
     def _side(self, columns: Mapping[str, Tensor], network: int) -> NetworkOutputs:
-        embeddings = {place: columns[_embedding(network, index)] for index, place in enumerate(self.places)}
+        embeddings = {tap: columns[_embedding(network, index)] for index, tap in enumerate(self.tap_names)}
         return NetworkOutputs(columns[_logits(network)], embeddings, {})
 
     def _warn(self, sample: str) -> None:
@@ -139,13 +144,13 @@ class CachedReference:
 
 
 def digests(inputs: Mapping[str, Tensor]) -> Tensor:
-    """Return for each sample a number that stands for its inputs, int64 [B], the same on every device.
+    """Return a digest of each sample's inputs, int64 [B], the same on every device.
 
-    The sum over all values of their 32 bits times an odd random number each, modulo 2^64: exact in any order of
-    summation, never the same where one value alone differs, and by chance the same once in some 2^33 elsewhere.
+    It is the sum over all values of their 32 bits times an odd random number each, modulo 2^64. The sum is exact in any
+    order, always another where a single value differs, and elsewhere the same by chance once in some 2^33.
 
     Args:
-        inputs: for each modality float32 [B, ...].
+        inputs: For each modality float32 [B, ...].
     """
     total: Tensor | int = 0
     for index, x in enumerate(inputs.values()):
@@ -162,7 +167,7 @@ def _factors(seed: int, count: int, device: torch.device) -> Tensor:
 
 
 def _columns(sides: Sequence[NetworkOutputs]) -> dict[str, Tensor]:
-    """Return by their files' names what is stored of a batch."""
+    """Return the outputs that are stored for a batch, by the names of their files."""
     columns = {}
     for network, side in enumerate(sides):
         columns[_logits(network)] = side.logits
@@ -175,7 +180,7 @@ def _logits(network: int) -> str:
 
 
 def _embedding(network: int, index: int) -> str:
-    return f"embedding-{network}-{index}"  # of a place by its number: a module's path may be longer than a file's name
+    return f"embedding-{network}-{index}"  # by number, since a module's path may be longer than a file name
 
 
 def _path(folder: Path, name: str) -> Path:

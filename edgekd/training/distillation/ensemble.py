@@ -19,12 +19,12 @@ if TYPE_CHECKING:
 class Ensemble(nn.Module):
     """Members whose logits together are the logarithm of their mean probability.
 
-    The embedding of a modality is the members' embeddings at unit length, side by side, over the root of their number:
-    its cosines are the mean of the members' cosines.
+    The embedding of a modality is the concatenation of the members' embeddings at unit length, divided by the root of
+    their number, so that its cosines are the mean of the members' cosines.
 
     Args:
-        members: networks of one kind.
-        taps: for each modality where a member's embedding is; the ensemble's own are at :attr:`taps`.
+        members: Networks of the same class.
+        taps: For each modality where a member's embedding is; the ensemble's own are at :attr:`taps`.
     """
 
     def __init__(self, members: Sequence[nn.Module], taps: Mapping[str, Tap]) -> None:
@@ -51,10 +51,10 @@ class Ensemble(nn.Module):
 
 
 def members(model: nn.Module) -> list[nn.Module]:
-    """Return the networks that a teacher is made of: an ensemble's members, or itself."""
+    """Return the networks that a teacher consists of: an ensemble's members, or itself."""
     return list(model.members) if isinstance(model, Ensemble) else [model]
 
 
 def taps_of(model: nn.Module, taps: Mapping[str, Tap]) -> Mapping[str, Tap]:
-    """Return where a teacher's embeddings are: an ensemble's own, or those of the only network there is."""
+    """Return the taps of a teacher: an ensemble's own, or else those that are given."""
     return model.taps if isinstance(model, Ensemble) else taps

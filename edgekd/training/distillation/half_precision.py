@@ -1,4 +1,4 @@
-"""A teacher that others learn from in half precision: nearly half the memory, and less time where hardware has it."""
+"""A teacher in half precision, which takes nearly half the memory, and less time where the hardware supports it."""
 
 from __future__ import annotations
 
@@ -23,12 +23,13 @@ def tapped_teacher(teacher: nn.Module, taps: Mapping[str, Tap], precision: Preci
     """Return the teacher, read at its taps, in the precision that the recipe gives it.
 
     Args:
-        teacher: on its device, never to be trained again; its weights are changed in place where that is half.
-        taps: where it is read.
-        precision: what it computes in.
+        teacher: The teacher, on its device. It is never trained again: in half precision its weights are changed in
+            place.
+        taps: The taps at which it is read.
+        precision: The precision that it computes in.
 
     Raises:
-        TaskError: a tap names no module.
+        TaskError: A tap names no module.
     """
     if precision == "float32":
         return TappedModel(teacher, taps)
@@ -36,11 +37,11 @@ def tapped_teacher(teacher: nn.Module, taps: Mapping[str, Tap], precision: Preci
 
 
 class _Halved(TappedModel):
-    """A model whose layers with weights compute in half precision; what is read of it is float32.
+    """A model whose layers with weights compute in half precision, and whose outputs are read as float32.
 
-    Only those layers hold half weights. What is between them stays float32 or follows its input, as autocast decides:
-    above all the standardisation of raw inputs, of which half precision would lose what it is to make of them, and
-    float16 whatever passes 65504. Outputs are float32 before they are pooled.
+    Only those layers have half-precision weights. Everything between them stays float32 or follows its input, as
+    autocast decides. Above all the standardisation of raw inputs stays float32: half precision would lose their small
+    differences, and float16 all values above 65504. Outputs are float32 before they are pooled.
     """
 
     def __init__(self, model: nn.Module, taps: Mapping[str, Tap], dtype: torch.dtype) -> None:
@@ -54,7 +55,7 @@ class _Halved(TappedModel):
         """Run the model.
 
         Raises:
-            ModelError: it cannot compute in this precision, or gives NaN or infinite values in it.
+            ModelError: It cannot compute in this precision, or gives NaN or infinite values in it.
         """
         kind = str(self._dtype).removeprefix("torch.")
         name, advice = f"the teacher, {type(self.model).__name__},", "; set teacher.precision = 'float32'"

@@ -1,4 +1,4 @@
-"""Find losses by the names in recipes, and check what recipes say of them. Imports no torch.
+"""Find losses by the names in recipes, and check the recipes' keys about them. Imports no torch.
 
 edgekd's own losses are those in the tuples ``LOSSES`` of the modules in :mod:`edgekd.training.distillation.losses`.
 """
@@ -33,22 +33,22 @@ def shipped_losses() -> Mapping[str, Loss]:
     """Return edgekd's losses by name.
 
     Raises:
-        ValueError: two have the same name.
+        ValueError: Two have the same name.
     """
-    found: dict[str, Loss] = {}
+    known: dict[str, Loss] = {}
     for module in pkgutil.iter_modules(losses.__path__, f"{losses.__name__}."):
         for loss in import_module(module.name).LOSSES:
-            if loss.name in found:
+            if loss.name in known:
                 raise ValueError(f"{module.name}: there are two losses named '{loss.name}'")
-            found[loss.name] = loss
-    return found
+            known[loss.name] = loss
+    return known
 
 
 def find_shipped_loss(name: str) -> Loss:
     """Return one of edgekd's losses.
 
     Raises:
-        RecipeError: there is none of that name.
+        RecipeError: There is none of that name.
     """
     known = shipped_losses()
     if name not in known:
@@ -97,10 +97,10 @@ def _home_file(home: str) -> Path:
 
 
 def check_losses(recipe: Recipe) -> None:
-    """Check what a recipe says of losses; of the user's own only that there is such a file, since no code is run.
+    """Check the losses of a recipe; of the user's own only that there is such a file, since no code of theirs is run.
 
     Raises:
-        RecipeError: a loss is unknown, or is told what it does not take; says which key.
+        RecipeError: A loss is not known, or does not take a key; the message names it.
     """
     sections = {"distill": recipe.distill.loss, "prune": recipe.prune.loss, "quantize.qat": recipe.quantize.qat.loss}
     for section, config in sections.items():
@@ -134,8 +134,8 @@ def check_term(loss: Loss, term: Term) -> LossOptions:
     """Return the options that a recipe gives a loss, defaults filled in.
 
     Raises:
-        RecipeError: the loss does not have an option, or a value is not valid, or the keys that every loss has do not
-            suit it.
+        RecipeError: The loss does not have an option, a value is not valid, or a key that every loss has does not suit
+            it.
     """
     if term.pairs and not loss.between:
         raise RecipeError(f"'pairs' is no option of the loss '{loss.name}', which does not compare modalities")

@@ -27,7 +27,7 @@ def find_loss(reference: str) -> Loss:
     What the user's function raises becomes one line with its place, and what it returns is checked.
 
     Raises:
-        RecipeError: edgekd has no loss of that name.
+        RecipeError: Edgekd has no loss of that name.
         TaskError: The user's file is not there or fails, or has no such loss in it.
     """
     if not is_plugin(reference):

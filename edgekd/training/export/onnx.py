@@ -1,4 +1,4 @@
-"""One network as ONNX, with its embeddings as outputs."""
+"""Write one network as ONNX, with its embeddings as outputs."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import itertools
 from contextlib import redirect_stderr
 from dataclasses import dataclass
 from io import StringIO
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
@@ -20,12 +20,19 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
     from pathlib import Path
 
+    from onnxscript import ir
+
     from edgekd.config.recipe import Tap
 
 
 @dataclass(frozen=True)
 class ExportNetwork:
-    """A network to export, and where its embeddings are."""
+    """A network to export.
+
+    Attributes:
+        model: The network.
+        taps: For each modality where its embedding is.
+    """
 
     model: nn.Module
     taps: Mapping[str, Tap]
@@ -48,7 +55,7 @@ def write_onnx(network: ExportNetwork, inputs: Mapping[str, Tensor], opset: int,
     """Export one network with a dynamic batch and the outputs ``logits`` and ``embedding.<modality>``.
 
     Raises:
-        ModelError: torch cannot export it, or not for any number of samples.
+        ModelError: Torch cannot export it, or not for any number of samples.
     """
     network.model.eval().cpu()
     outputs = ["logits", *(EMBEDDING_PREFIX + name for name in network.taps)]
@@ -84,20 +91,23 @@ def write_onnx(network: ExportNetwork, inputs: Mapping[str, Tensor], opset: int,
         program.save(str(temporary), external_data=False)
 
 
-def _strip(model: Any) -> None:
-    """Remove what the exporter notes for debugging: for each node its stack, with lines of source and paths of here.
+def _strip(model: ir.Model) -> None:
+    """Remove the exporter's debugging notes: for each node its stack, with lines of source and this machine's paths.
 
-    A bundle would carry them to every device; in a small INT8 graph they are half of the file.
+    Otherwise a bundle would carry them to every device; in a small INT8 graph they are half of the file.
     """
     graph = model.graph
+    model.metadata_props.clear()
+    graph.metadata_props.clear()
     nodes = list(graph.all_nodes())
-    values = (*graph.inputs, *graph.initializers.values(), *(value for node in nodes for value in node.outputs))
-    for noted in (model, graph, *nodes, *values):
-        noted.metadata_props.clear()
+    for node in nodes:
+        node.metadata_props.clear()
+    for value in (*graph.inputs, *graph.initializers.values(), *(value for node in nodes for value in node.outputs)):
+        value.metadata_props.clear()
 
 
-def _name_layers(model: Any) -> None:
-    """Call each node that reads a module's weight by the module's path: the exporter's own names are mere numbers."""
+def _name_layers(model: ir.Model) -> None:
+    """Name each node that reads a module's weight after the module's path: the exporter's own names are numbers."""
     prefix, suffix = "model.", ".weight"  # of `_WithEmbeddings`; of torch's layers
     names: set[str] = set()
     for node in model.graph.all_nodes():

@@ -1,11 +1,11 @@
 """Stage: write the teacher, the student and the pruned student as ONNX, and the samples that later stages need.
 
-From here on nothing needs torch.
+The stages after this one need no torch.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -23,6 +23,8 @@ from edgekd.training.taps.taps import TappedModel
 if TYPE_CHECKING:
     from collections.abc import Mapping
     from pathlib import Path
+
+    from numpy.typing import NDArray
 
     from edgekd.config.recipe import ExportConfig
     from edgekd.stages.progress import StageReporter
@@ -43,7 +45,7 @@ def run(
     """Export every network into ``folder`` and check it against torch in ONNX Runtime.
 
     Raises:
-        ModelError: torch cannot export a network, or the exported one disagrees with it.
+        ModelError: Torch cannot export a network, or the exported one disagrees with it.
     """
     save_samples(task.splits["test"], folder / TEST)
     save_samples(task.splits["calibration"], folder / CALIBRATION)
@@ -68,14 +70,14 @@ def run(
 
 
 def _width(networks: Mapping[str, ExportNetwork], inputs: Mapping[str, Tensor]) -> int:
-    """Number of logits, which all networks share."""
+    """Return the number of logits, which is the same for all networks."""
     network = next(iter(networks.values()))
     with torch.inference_mode(), TappedModel(network.model, network.taps) as tapped:
         return tapped(list(inputs.values()))[0].shape[1]
 
 
 def _facts(task: LoadedTask, logits: int) -> TaskFacts:
-    inputs: list[dict[str, Any]] = [
+    inputs: list[dict[str, str | list[int | str]]] = [
         {"name": m.name, "dtype": "float32", "shape": ["batch", *m.shape], "preprocessing": m.description}
         for m in task.task.modalities
     ]
@@ -84,19 +86,19 @@ def _facts(task: LoadedTask, logits: int) -> TaskFacts:
 
 def save_samples(split: Split, path: Path) -> None:
     """Write a split's inputs, ids, labels and groups as ``.npz``."""
-    known = ground_truth(split)
-    columns: dict[str, list[Any]] = {}
+    truth = ground_truth(split)
+    columns: dict[str, list[NDArray[np.float32]]] = {}
     for batch in batches(split):
         for name, x in batch.inputs.items():
             columns.setdefault(INPUT_PREFIX + name, []).append(x.numpy())
-    arrays = {name: np.concatenate(parts) for name, parts in columns.items()}
-    if known.groups is not None:
-        arrays["groups"] = known.groups
-    write_arrays(path, {"ids": known.ids, "labels": known.labels, **arrays})
+    arrays: dict[str, NDArray[np.generic]] = {name: np.concatenate(parts) for name, parts in columns.items()}
+    if truth.groups is not None:
+        arrays["groups"] = truth.groups
+    write_arrays(path, {"ids": truth.ids, "labels": truth.labels, **arrays})
 
 
 def _parity(network: ExportNetwork, inputs: Mapping[str, Tensor], path: Path) -> float:
-    """Return the largest difference, on all inputs and on the first alone: a graph can be right for one batch only."""
+    """Return the largest difference for all inputs and for the first alone: a graph may fit one batch size only."""
     first = {name: x[:1] for name, x in inputs.items()}
     return float(np.max([_difference(network, feeds, path) for feeds in (inputs, first)]))
 
@@ -106,9 +108,9 @@ def _difference(network: ExportNetwork, inputs: Mapping[str, Tensor], path: Path
         logits, embeddings = tapped(list(inputs.values()))
     expected = {"logits": logits, **{EMBEDDING_PREFIX + name: z for name, z in embeddings.items()}}
     with open_engine(path) as session:
-        found = session.run({name: x.numpy() for name, x in inputs.items()})
+        outputs = session.run({name: x.numpy() for name, x in inputs.items()})
     shares = [
-        np.abs(found[name] - value.numpy()).max() / max(value.abs().max().item(), 1e-6)
+        np.abs(outputs[name] - value.numpy()).max() / max(value.abs().max().item(), 1e-6)
         for name, value in expected.items()
     ]
     return float(np.max(shares))  # NaN stays NaN, which no tolerance allows

@@ -1,9 +1,9 @@
-"""Which layers lie where, found on the autograd graph: it knows a user's network whatever its modules are called."""
+"""Find layers by their position on the autograd graph, which does not depend on how a network names its modules."""
 
 from __future__ import annotations
 
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, cast
 
 import torch
 from torch import Tensor, nn
@@ -13,11 +13,13 @@ from edgekd.training.taps.taps import TappedModel
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
+    from torch.autograd.graph import Node
+
     from edgekd.config.recipe import Tap
 
 #: Layers whose weight makes new channels.
 WEIGHTED = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d)
-#: Normalisation by statistics, which graphs fold into the weights before it.
+#: Layers that normalise by statistics, which exported graphs fold into the weights before them.
 NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
 
 #: Nodes of the autograd graph that multiply activations by each other: scaled_dot_product_attention, matmul, einsum.
@@ -25,15 +27,15 @@ _PRODUCTS = ("ScaledDotProduct", "BmmBackward", "BaddbmmBackward")
 
 
 def output_width(layer: nn.Module) -> int:
-    """Return how many channels one of the :data:`WEIGHTED` gives."""
-    return int(cast("Any", layer.out_features if isinstance(layer, nn.Linear) else layer.out_channels))
+    """Return the number of output channels of one of the :data:`WEIGHTED` layers."""
+    return int(cast("int", layer.out_features if isinstance(layer, nn.Linear) else layer.out_channels))
 
 
 def matrix(layer: nn.Module) -> Tensor:
     """Return a layer's weights as [out, n, kernel], in float64 on the processor.
 
-    Its n columns are the input channels, and where it has a bias and does not work in slices (``groups``) one more for
-    a constant 1. Between slices there are zeros.
+    Its n columns are the input channels and, where the layer has a bias and does not work in slices (``groups``), one
+    more for a constant 1. Between slices there are zeros.
     """
     weight = cast("Tensor", layer.weight).detach().double().cpu()
     slices = _slices(layer)
@@ -53,7 +55,7 @@ def matrix(layer: nn.Module) -> Tensor:
 
 
 def set_matrix(layer: nn.Module, dense: Tensor) -> None:
-    """Give a layer the weights of a matrix like :func:`matrix`'s, in place."""
+    """Set a layer's weights, in place, from a matrix such as :func:`matrix` returns."""
     weight = cast("Tensor", layer.weight)
     slices = _slices(layer)
     with torch.no_grad():
@@ -69,7 +71,7 @@ def set_matrix(layer: nn.Module, dense: Tensor) -> None:
 
 
 def same_slice(layer: nn.Module) -> Tensor:
-    """Return for each two columns of :func:`matrix` whether outputs exist that read both, as 1 or 0 [n, n]."""
+    """Return whether any output reads both of two columns of :func:`matrix`, as 1 or 0 [n, n]."""
     slices, columns = _slices(layer), matrix(layer).shape[1]
     return (
         torch.eye(slices, dtype=torch.float64)
@@ -84,14 +86,14 @@ def has_constant(layer: nn.Module) -> bool:
 
 
 def _slices(layer: nn.Module) -> int:
-    return int(cast("Any", getattr(layer, "groups", 1)))
+    return int(getattr(layer, "groups", 1))
 
 
 def width_defining_layers(model: nn.Module, taps: Mapping[str, Tap], inputs: Sequence[Tensor]) -> list[nn.Module]:
     """Return the layers whose output channels are the channels of an embedding or of the logits.
 
-    Found from each of those outputs backwards, never past a layer that makes new channels. So a tap may name any
-    module, a container or an activation too. Parameters must be trainable.
+    They are searched from each of those outputs backwards, never past a layer that makes new channels, so a tap may
+    also name a container or an activation. Parameters must be trainable.
     """
     with TappedModel(model, taps) as tapped:
         logits, embeddings = tapped(list(inputs))
@@ -102,8 +104,8 @@ def width_defining_layers(model: nn.Module, taps: Mapping[str, Tap], inputs: Seq
 def attention_layers(model: nn.Module, taps: Mapping[str, Tap], inputs: Sequence[Tensor]) -> list[nn.Module]:
     """Return the layers that make queries, keys and values, or any other factors of a product of activations.
 
-    A view divides their channels into heads, of which a dependency graph knows nothing: without some channels, others
-    would slide from one head into the next, and the network would still run. Parameters must be trainable.
+    A view divides their channels into heads, which a dependency graph does not know. Were some channels removed, others
+    would move from one head into the next, and the network would still run. Parameters must be trainable.
     """
     with TappedModel(model, taps) as tapped:
         logits, embeddings = tapped(list(inputs))
@@ -114,10 +116,10 @@ def attention_layers(model: nn.Module, taps: Mapping[str, Tap], inputs: Sequence
 
 
 def encoder_layers(model: nn.Module, taps: Mapping[str, Tap], inputs: Sequence[Tensor]) -> dict[nn.Module, str]:
-    """Return for each layer that one modality's embedding alone is computed by, which modality that is.
+    """Return the modality of each layer that computes the embedding of that modality alone.
 
-    Layers that several embeddings pass through, and those after them, are in no modality's encoder. Parameters must be
-    trainable.
+    Layers that compute several embeddings, and those after the embeddings, are in no modality's encoder. Parameters
+    must be trainable.
     """
     with TappedModel(model, taps) as tapped:
         _, embeddings = tapped(list(inputs))
@@ -126,26 +128,26 @@ def encoder_layers(model: nn.Module, taps: Mapping[str, Tap], inputs: Sequence[T
     return {layer: modality for modality, layers in behind.items() for layer in layers if passed.count(layer) == 1}
 
 
-def _behind(ends: Iterable[Any], model: nn.Module, through: bool) -> set[nn.Module]:
-    """Return the layers before some nodes of the graph: all, or where not ``through`` the last on each way."""
+def _behind(ends: Iterable[Node | None], model: nn.Module, through: bool) -> set[nn.Module]:
+    """Return the layers before some nodes of the graph: all of them, or only the last on each path."""
     owner: dict[int, nn.Module] = {id(m.weight): m for m in model.modules() if isinstance(m, WEIGHTED)}
-    found: set[nn.Module] = set()
+    layers: set[nn.Module] = set()
 
-    def is_passed(node: Any) -> bool:
+    def is_passed(node: Node) -> bool:
         layer = _layer_of(node, owner)
         if layer is not None:
-            found.add(layer)
+            layers.add(layer)
         return layer is None or through
 
     for _ in _nodes(ends, is_passed):
         pass
-    return found
+    return layers
 
 
-def _nodes(ends: Iterable[Any], is_passed: Callable[[Any], bool] = lambda _: True) -> Iterator[Any]:
-    """Go through some nodes of the graph and all before them, but never past one that is not to be passed."""
+def _nodes(ends: Iterable[Node | None], is_passed: Callable[[Node], bool] = lambda _: True) -> Iterator[Node]:
+    """Yield some nodes of the graph and those before them, but none before a node that is not to be passed."""
     pending = list(ends)
-    seen: set[Any] = set()
+    seen: set[Node] = set()
     while pending:
         node = pending.pop()
         if node is None or node in seen:
@@ -156,8 +158,8 @@ def _nodes(ends: Iterable[Any], is_passed: Callable[[Any], bool] = lambda _: Tru
             pending += [below for below, _ in node.next_functions]
 
 
-def _layer_of(node: Any, owner: Mapping[int, nn.Module]) -> nn.Module | None:
-    """Return the layer whose weight goes straight (or transposed) into this node."""
+def _layer_of(node: Node, owner: Mapping[int, nn.Module]) -> nn.Module | None:
+    """Return the layer whose weight, as it is or transposed, is an input of this node."""
     for below, _ in node.next_functions:
         source = below.next_functions[0][0] if below is not None and type(below).__name__ == "TBackward0" else below
         variable = getattr(source, "variable", None)
@@ -168,9 +170,9 @@ def _layer_of(node: Any, owner: Mapping[int, nn.Module]) -> nn.Module | None:
 
 @contextmanager
 def parameters_trainable(model: nn.Module) -> Iterator[None]:
-    """Let gradients flow for as long as it holds: torch-pruning, too, reads the autograd graph.
+    """Make all parameters trainable within the context: torch-pruning, too, reads the autograd graph.
 
-    Told apart by name, since pruning puts new parameters in the place of the old ones.
+    Afterwards they are as before by their names, since pruning replaces parameters by new ones.
     """
     before = {name: parameter.requires_grad for name, parameter in model.named_parameters()}
     model.requires_grad_(True)
@@ -182,7 +184,7 @@ def parameters_trainable(model: nn.Module) -> Iterator[None]:
 
 
 def train_unfrozen(model: nn.Module) -> None:
-    """Put a network in training mode, but for BatchNorm in its frozen parts, which keeps its running statistics.
+    """Put a network in training mode, except BatchNorm in its frozen parts, which keeps its running statistics.
 
     A part is frozen where it has parameters and none of them is trainable; BatchNorm without scale and shift is frozen
     with the part that it lies in.
@@ -198,9 +200,9 @@ def train_unfrozen(model: nn.Module) -> None:
 
 @contextmanager
 def frozen_statistics(model: nn.Module) -> Iterator[None]:
-    """Let BatchNorm keep its running statistics, and use them in training too; its scale and shift go on learning."""
+    """Make BatchNorm use and keep its running statistics in training too; its scale and shift are still learned."""
 
-    def freeze(norm: nn.Module, _inputs: Any) -> None:
+    def freeze(norm: nn.Module, _inputs: object) -> None:
         norm.eval()  # at each call: training mode comes back with every epoch
 
     handles = [m.register_forward_pre_hook(freeze) for m in model.modules() if isinstance(m, NORMS)]

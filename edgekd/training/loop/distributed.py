@@ -1,4 +1,4 @@
-"""Several processes that train one model, each on its share of every batch; of a single one all of this does nothing.
+"""Several processes train one model, each on its share of every batch; in a single process all of this does nothing.
 
 Every process computes the loss of the whole batch from what all have given (:func:`gather`), so a Gram over the batch,
 a correlation over it, a mean over its labelled samples are those of one process. Its gradient on the gathered tensors
@@ -23,17 +23,18 @@ if TYPE_CHECKING:
 
     from torch import nn
 
-#: A process that died is noticed at once, by its closed connection. This is for one that hangs, and must outlast what
-#: rank 0 does while the others wait: the teacher's outputs, an importance, a latency.
-_PATIENCE = timedelta(hours=6)
+#: How long an exchange may take. A process that died is noticed at once, by its closed connection; one that hangs is
+#: noticed after this time, which must outlast what rank 0 does while the others wait: the teacher's outputs, an
+#: importance, a latency.
+_TIMEOUT = timedelta(hours=6)
 
 
 @contextmanager
 def process_group() -> Iterator[None]:
-    """Be one of the processes that torchrun started, as its variables of the environment say.
+    """Join the processes that torchrun started, as its environment variables say.
 
     Raises:
-        RankError: they do not meet, there are fewer GPUs than processes, or one of them ends or hangs meanwhile.
+        RankError: They do not meet, there are fewer GPUs than processes, or one of them ends or hangs meanwhile.
     """
     here = int(os.environ.get("LOCAL_WORLD_SIZE", os.environ["WORLD_SIZE"]))
     cuda = torch.cuda.is_available()
@@ -42,8 +43,8 @@ def process_group() -> Iterator[None]:
             f"{here} processes on a machine with {torch.cuda.device_count()} GPU: start as many as there are GPUs, or "
             "hide these with CUDA_VISIBLE_DEVICES= to train on the CPU"
         )
-    with _answered():
-        dist.init_process_group("cpu:gloo,cuda:nccl" if cuda else "gloo", timeout=_PATIENCE)
+    with _rank_errors():
+        dist.init_process_group("cpu:gloo,cuda:nccl" if cuda else "gloo", timeout=_TIMEOUT)
     try:
         yield
         barrier()
@@ -52,8 +53,8 @@ def process_group() -> Iterator[None]:
 
 
 @contextmanager
-def _answered() -> Iterator[None]:
-    """Say of an exchange that fails what that means."""
+def _rank_errors() -> Iterator[None]:
+    """Raise a RankError that explains it where an exchange fails."""
     try:
         yield
     except RuntimeError as error:
@@ -65,7 +66,7 @@ def _answered() -> Iterator[None]:
 
 
 def world_size() -> int:
-    """Return how many processes train together."""
+    """Return the number of processes that train together."""
     return dist.get_world_size() if dist.is_initialized() else 1
 
 
@@ -75,42 +76,42 @@ def rank() -> int:
 
 
 def is_main() -> bool:
-    """Whether this is the process that writes, measures and reports."""
+    """Whether this is rank 0, which writes, measures and reports."""
     return rank() == 0
 
 
 def local_rank() -> int:
-    """Return this process's number on its machine, which is that of its GPU."""
+    """Return this process's number on its machine, which is also its GPU's."""
     return int(os.environ.get("LOCAL_RANK", rank())) if dist.is_initialized() else 0
 
 
 def barrier() -> None:
-    """Wait until all are here."""
+    """Wait until all processes have come to this call."""
     all_reduce(torch.zeros(1))
 
 
 def broadcast_object(value: Any = None) -> Any:
-    """Return what rank 0 gives, to all."""
+    """Return to every process the value that rank 0 passes; the others pass none."""
     if world_size() == 1:
         return value
     values = [value]
-    with _answered():
+    with _rank_errors():
         dist.broadcast_object_list(values, 0, device=torch.device("cpu"))
     return values[0]
 
 
 def all_reduce(x: Tensor) -> Tensor:
-    """Return the sum over all processes of a tensor without a gradient, in place."""
+    """Sum a tensor without a gradient over all processes, in place, and return it."""
     if world_size() > 1:
-        with _answered():
+        with _rank_errors():
             dist.all_reduce(x)
     return x
 
 
 def broadcast(tensors: Iterable[Tensor]) -> None:
-    """Give all processes rank 0's values, in place."""
+    """Overwrite tensors with rank 0's values, in place."""
     if world_size() > 1:
-        with torch.no_grad(), _answered():
+        with torch.no_grad(), _rank_errors():
             for tensor in tensors:
                 values = tensor.contiguous()
                 dist.broadcast(values, 0)
@@ -118,21 +119,21 @@ def broadcast(tensors: Iterable[Tensor]) -> None:
 
 
 def sample_counts(count: int, device: torch.device) -> list[int]:
-    """Return how many samples of the batch each process has, of which this one's is ``count``."""
+    """Return the number of samples of the batch that each process has; this process has ``count``."""
     counts = torch.zeros(world_size(), dtype=torch.int64, device=device)
     counts[rank()] = count
     return [int(n) for n in all_reduce(counts)]
 
 
 def gather(x: Tensor, counts: Sequence[int]) -> Tensor:
-    """Return all processes' rows, in order of their ranks: [B', ...] of each -> [B, ...].
+    """Return the rows of all processes in the order of their ranks: [B', ...] of each become [B, ...].
 
-    Its gradient is taken to be the same in all of them, as it is of a loss that all compute, and the process's own rows
-    of it are passed on.
+    The gradient is taken to be the same in all processes, as it is where all compute the same loss, and the rows of it
+    that are this process's own are passed on.
 
     Args:
-        x: this process's.
-        counts: see :func:`sample_counts`.
+        x: Rows of this process [B', ...].
+        counts: Number of rows of each process, from :func:`sample_counts`.
     """
     gathered: Tensor = _Gather.apply(x, counts)  # type: ignore[no-untyped-call]
     return gathered
@@ -146,7 +147,7 @@ class _Gather(torch.autograd.Function):
         padded = x.new_zeros(max(counts), *x.shape[1:])
         padded[: len(x)] = x
         parts = [torch.empty_like(padded) for _ in counts]
-        with _answered():
+        with _rank_errors():
             dist.all_gather(parts, padded)
         return torch.cat([part[:count] for part, count in zip(parts, counts, strict=True)])
 
@@ -159,8 +160,8 @@ def reduce_gradients(own: Iterable[nn.Parameter], common: Iterable[nn.Parameter]
     """Make gradients those of the whole batch, in place and in one exchange.
 
     Args:
-        own: weights that saw this process's samples alone: their gradients are summed.
-        common: weights that every process applied to the gathered batch: their gradients are whole already, and the
+        own: Weights that saw this process's samples alone; their gradients are summed.
+        common: Weights that every process applied to the gathered batch. Their gradients are whole already, and the
             mean keeps them the same to the last bit.
     """
     if world_size() == 1:
@@ -169,7 +170,7 @@ def reduce_gradients(own: Iterable[nn.Parameter], common: Iterable[nn.Parameter]
     if not scales:
         return
     gradients = [torch.zeros_like(p) if p.grad is None else p.grad * scale for p, scale in scales]
-    # A weight that no process used has no gradient, which to the optimizer is not a gradient of 0.
+    # A weight that no process used has no gradient, which the optimizer does not take for a gradient of 0.
     used = torch.tensor([float(p.grad is not None) for p, _ in scales], device=gradients[0].device)
     flat = all_reduce(torch.cat([used, *(gradient.float().reshape(-1) for gradient in gradients)]))
     parts = torch.split(flat, [len(scales), *(p.numel() for p, _ in scales)])

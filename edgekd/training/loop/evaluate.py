@@ -1,9 +1,9 @@
-"""Run a model over a split: its logits, its embeddings, its metric."""
+"""Run a model over a split, for its logits, embeddings and metric."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
     from pathlib import Path
 
+    from numpy.typing import NDArray
     from torch import nn
 
     from edgekd.config.recipe import Tap
@@ -29,32 +30,38 @@ if TYPE_CHECKING:
 
 _BATCH = 256
 
-#: The figure is a mean by epoch, so next to nothing is spent on its bound.
+#: Only the mean is shown for each epoch, so no time is spent on its bound.
 _UNBOUNDED = Bootstrap(resamples=1)
 
 
 @dataclass(frozen=True)
 class GroundTruth:
-    """What is known of a split's samples: ids, labels [N], and groups [N] or None where samples are independent."""
+    """Ids, labels and groups of a split.
 
-    ids: np.ndarray[Any, Any]
-    labels: np.ndarray[Any, Any]
-    groups: np.ndarray[Any, Any] | None
+    Attributes:
+        ids: Names of the N samples.
+        labels: Class indices [N], or UNLABELLED.
+        groups: Names of the samples' groups [N], or None where samples are independent.
+    """
+
+    ids: NDArray[np.str_]
+    labels: NDArray[np.int64]
+    groups: NDArray[np.str_] | None
 
 
 def batches(split: Split) -> DataLoader[Batch]:
-    """Return the split's batches in order."""
+    """Return the batches of a split, in order."""
     return DataLoader(as_dataset(split), _BATCH, collate_fn=collate)
 
 
 def example_batch(task: LoadedTask, device: torch.device) -> Batch:
-    """Return the first two training samples, enough to see what widths networks have."""
+    """Return the first two training samples, which are enough to see the widths of networks."""
     split = task.splits["train"]
     return collate([split[index] for index in range(min(2, len(split)))]).to(device)
 
 
 def ground_truth(split: Split, check: Callable[[Batch], None] | None = None) -> GroundTruth:
-    """Collect ids, labels and groups of a split; ``check`` sees each batch on the way."""
+    """Read ids, labels and groups of a split; ``check`` is called with each batch on the way."""
     ids: list[str] = []
     groups: list[str] = []
     labels = []
@@ -70,9 +77,13 @@ def ground_truth(split: Split, check: Callable[[Batch], None] | None = None) -> 
 def probe(
     model: nn.Module, taps: Mapping[str, Tap], split: Split, change: Callable[[Batch], Batch] | None = None
 ) -> Probe:
-    """Return the model's logits and embeddings on a split, in fp32 on the model's device; training mode is restored.
+    """Return a model's logits and embeddings on a split, computed in float32 on the model's device.
 
-    ``change`` makes of each batch, in order, what the model is given.
+    Args:
+        model: The model; it is in evaluation mode meanwhile.
+        taps: For each modality where its embedding is.
+        split: The split.
+        change: Makes of each batch, in order, the one that the model is given; None for the batch itself.
     """
     device = next(model.parameters()).device
     was_training = model.training
@@ -95,10 +106,10 @@ class Validation:
     """Figures of a model on the validation split: its metric, and the drift of its Gram from a reference's.
 
     Args:
-        task: whose split and metric.
-        model: what is trained.
-        taps: where its embeddings are.
-        reference: the probe of the reference on that split, or None to measure no drift.
+        task: The task whose split and metric are used.
+        model: The model that is trained.
+        taps: For each modality where the model's embedding is.
+        reference: Probe of the reference on that split, or None to measure no drift.
     """
 
     def __init__(
@@ -108,7 +119,7 @@ class Validation:
         self._truth = ground_truth(task.splits["val"])
 
     def __call__(self) -> Epoch:
-        """Return "validation" and, with a reference, "drift"."""
+        """Return the metric as "validation" and, with a reference, the mean drift as "drift"."""
         probed = probe(self._model, self._taps, self._task.splits["val"])
         figures = {"validation": self._task.metric(probed.logits, self._truth.labels)}
         if self._reference is not None:
@@ -119,7 +130,7 @@ class Validation:
 def save_trained(
     task: LoadedTask, model: nn.Module, taps: Mapping[str, Tap], history: list[Epoch], folder: Path
 ) -> Trained:
-    """Write a trained model's weights and its probe of the test split, and sum up."""
+    """Write a trained model's weights and its probe of the test split, and return its metric and history."""
     probed = probe(model, taps, task.splits["test"])
     if distributed.is_main():
         save_weights(model, folder / WEIGHTS)

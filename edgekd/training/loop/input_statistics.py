@@ -1,8 +1,8 @@
-"""Mean and standard deviation of each channel of the training inputs: what stands in for a modality that is lost."""
+"""Mean and standard deviation of each channel of the training inputs, which stand in for a lost modality."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -12,46 +12,46 @@ from edgekd.training.loop.evaluate import batches
 from edgekd.training.loop.weights import seed_all
 
 if TYPE_CHECKING:
-    from edgekd.training.task.protocol import Split
+    from numpy.typing import NDArray
 
-    Array = np.ndarray[Any, Any]
+    from edgekd.training.task.protocol import Split
 
 
 def training_channels(split: Split, seed: int) -> dict[str, ChannelStatistics]:
     """Read a split once and return the statistics of each modality, over the samples that have it.
 
     Args:
-        split: the training split.
-        seed: of whatever augmentation the split draws.
+        split: The training split.
+        seed: Seed of the augmentation that the split may draw.
 
     Raises:
-        TaskError: no sample has a modality.
+        TaskError: No sample has a modality.
     """
     seed_all(seed)
     moments: dict[str, _RunningMoments] = {}
     for batch in batches(split):
         for name, x in batch.inputs.items():
-            there = batch.present.get(name)
-            rows = x if there is None else x[there > 0]
+            present = batch.present.get(name)
+            rows = x if present is None else x[present > 0]
             moments.setdefault(name, _RunningMoments()).add(rows.double().numpy())
-    for name, found in moments.items():
-        if not found.count:
+    for name, modality in moments.items():
+        if not modality.count:
             raise TaskError(
                 f"no training sample has the modality '{name}', so it has no mean to stand in for it: give some "
                 "samples that have it, or take it out of the task's modalities"
             )
-    return {name: found.channels() for name, found in moments.items()}
+    return {name: modality.channels() for name, modality in moments.items()}
 
 
 class _RunningMoments:
-    """Mean and squared deviations, joined chunk by chunk (Chan, Golub and LeVeque), which loses no digits."""
+    """Mean and squared deviations, updated chunk by chunk (Chan, Golub and LeVeque) so that no digits are lost."""
 
     def __init__(self) -> None:
         self.count = 0
-        self._mean: Any = 0.0
-        self._squares: Any = 0.0
+        self._mean: NDArray[np.float64] = np.zeros(())
+        self._squares: NDArray[np.float64] = np.zeros(())
 
-    def add(self, rows: Array) -> None:
+    def add(self, rows: NDArray[np.float64]) -> None:
         """Add rows [N, C, ...] of float64."""
         if not len(rows):
             return
@@ -65,6 +65,6 @@ class _RunningMoments:
         self.count = total
 
     def channels(self) -> ChannelStatistics:
-        """Return what was found, in single precision as the inputs are."""
+        """Return mean and standard deviation, in single precision as the inputs are."""
         deviation = np.sqrt(self._squares / self.count)
         return ChannelStatistics(np.asarray(self._mean, np.float32), np.asarray(deviation, np.float32))

@@ -68,7 +68,7 @@ class Fit:
 
 
 @dataclass(frozen=True)
-class _Parts:
+class _TrainedParts:
     """What is trained, and what its checkpoint holds.
 
     Attributes:
@@ -115,7 +115,7 @@ def fit(model: nn.Module, objective: Objective, train: Split, validate: Callable
     trained = [p for p in [*model.parameters(), *objective.parameters()] if p.requires_grad]
     optimizer = torch.optim.AdamW(trained, lr=config.learning_rate, weight_decay=config.weight_decay)
     schedule = OneCycleLR(optimizer, config.learning_rate, total_steps=config.epochs * order.count)
-    parts = _Parts(model, objective, optimizer, schedule)
+    parts = _TrainedParts(model, objective, optimizer, schedule)
     history = _resume(run, parts, device)
     distributed.broadcast([*model.parameters(), *model.buffers(), *objective.parameters()])
     for epoch in range(len(history), config.epochs):
@@ -137,7 +137,7 @@ def _note(epoch: Epoch) -> str:
     return ", ".join(f"{name} {epoch[name]:{form}}" for name, form in forms.items() if name in epoch)
 
 
-def _one_epoch(parts: _Parts, loader: DataLoader[Batch], order: BatchOrder, epochs: int) -> Epoch:
+def _one_epoch(parts: _TrainedParts, loader: DataLoader[Batch], order: BatchOrder, epochs: int) -> Epoch:
     train_unfrozen(parts.model)
     device = next(parts.model.parameters()).device
     sums: dict[str, Tensor | float] = {}
@@ -163,7 +163,7 @@ def _one_epoch(parts: _Parts, loader: DataLoader[Batch], order: BatchOrder, epoc
     return means
 
 
-def _save(path: Path, parts: _Parts, history: list[Epoch]) -> None:
+def _save(path: Path, parts: _TrainedParts, history: list[Epoch]) -> None:
     state = {
         "model": parts.model.state_dict(),
         "optimizer": parts.optimizer.state_dict(),
@@ -175,7 +175,7 @@ def _save(path: Path, parts: _Parts, history: list[Epoch]) -> None:
         torch.save(state, temporary)
 
 
-def _resume(run: Fit, parts: _Parts, device: torch.device) -> list[Epoch]:
+def _resume(run: Fit, parts: _TrainedParts, device: torch.device) -> list[Epoch]:
     """Take up the checkpoint of a killed run, where there is one, and return the epochs that it finished."""
     path = run.folder / CHECKPOINT
     if not path.is_file():

@@ -1,23 +1,23 @@
-"""A model on the validation split: its metric, and how far that is from what other samples would give."""
+"""A model's metric on the validation split, and how much it varies with the samples."""
 
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from edgekd.errors import TaskError
 from edgekd.stages.labels import UNLABELLED
-from edgekd.training.loop.evaluate import ground_truth, probe
+from edgekd.training.loop.evaluate import GroundTruth, ground_truth, probe
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from numpy.typing import NDArray
     from torch import nn
 
     from edgekd.config.recipe import Tap
-    from edgekd.training.loop.evaluate import GroundTruth
     from edgekd.training.task.loading import LoadedTask
 
 _SPLIT = "val"
@@ -25,29 +25,31 @@ _RESAMPLES = 200
 
 
 def labelled_ground_truth(task: LoadedTask) -> GroundTruth:
-    """Return what is known of the validation samples that have labels.
+    """Return the ground truth of the validation samples that have labels.
 
     Raises:
-        TaskError: none has.
+        TaskError: None has.
     """
-    known = ground_truth(task.splits[_SPLIT])
-    there = known.labels != UNLABELLED
-    if not there.any():
+    truth = ground_truth(task.splits[_SPLIT])
+    labelled = truth.labels != UNLABELLED
+    if not labelled.any():
         raise TaskError(
             "split 'val' has no labels, and losses are compared by the metric on it: give its samples labels, or move "
             "some labelled ones from 'train'"
         )
-    return type(known)(known.ids[there], known.labels[there], None if known.groups is None else known.groups[there])
+    return GroundTruth(
+        truth.ids[labelled], truth.labels[labelled], None if truth.groups is None else truth.groups[labelled]
+    )
 
 
 def score(task: LoadedTask, model: nn.Module, taps: Mapping[str, Tap]) -> float:
     """Return a model's metric on the validation split.
 
     Raises:
-        TaskError: the metric is no finite number.
+        TaskError: The metric is no finite number.
     """
-    logits, known = _logits(task, model, taps)
-    return check_finite(task, task.metric(logits, known.labels))
+    logits, truth = _logits(task, model, taps)
+    return check_finite(task, task.metric(logits, truth.labels))
 
 
 def check_finite(task: LoadedTask, value: float) -> float:
@@ -58,28 +60,26 @@ def check_finite(task: LoadedTask, value: float) -> float:
 
 
 def sampling_error(task: LoadedTask, model: nn.Module, taps: Mapping[str, Tap]) -> float | None:
-    """Return the standard error of a model's metric on the validation split: the bootstrap's, over samples or groups.
+    """Return the bootstrap's standard error, over samples or groups, of a model's metric on the validation split.
 
-    None where all samples are of one group, or the metric of no resample is finite.
+    It is None where all samples are of one group, or where the metric of no resample is finite.
     """
-    logits, known = _logits(task, model, taps)
-    members = None if known.groups is None else [np.flatnonzero(known.groups == g) for g in np.unique(known.groups)]
-    units = len(known.ids) if members is None else len(members)
+    logits, truth = _logits(task, model, taps)
+    members = None if truth.groups is None else [np.flatnonzero(truth.groups == g) for g in np.unique(truth.groups)]
+    units = len(truth.ids) if members is None else len(members)
     if units < 2:
         return None
     random = np.random.default_rng(0)
-    found = []
+    values = []
     for _ in range(_RESAMPLES):
         drawn = random.integers(units, size=units)
         rows = drawn if members is None else np.concatenate([members[unit] for unit in drawn])
-        found.append(task.metric(logits[rows], known.labels[rows]))
-    values = np.array([value for value in found if math.isfinite(value)])
-    return float(values.std(ddof=1)) if len(values) > 1 else None
+        values.append(task.metric(logits[rows], truth.labels[rows]))
+    finite = np.array([value for value in values if math.isfinite(value)])
+    return float(finite.std(ddof=1)) if len(finite) > 1 else None
 
 
-def _logits(
-    task: LoadedTask, model: nn.Module, taps: Mapping[str, Tap]
-) -> tuple[np.ndarray[Any, np.dtype[np.float32]], GroundTruth]:
-    """Return the logits [N, C] and what is known of the samples."""
+def _logits(task: LoadedTask, model: nn.Module, taps: Mapping[str, Tap]) -> tuple[NDArray[np.float32], GroundTruth]:
+    """Return the logits [N, C] and the ground truth of the samples."""
     split = task.splits[_SPLIT]
     return probe(model, taps, split).logits, ground_truth(split)

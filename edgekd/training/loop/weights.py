@@ -1,4 +1,4 @@
-"""Weights on disk: safetensors of our own, and the user's, never a raw pickle."""
+"""Weights on disk, edgekd's own and the user's, as safetensors or plain state dicts; no pickle is executed."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from torch import nn
 
 
-#: What torch's reader of plain values raises on a damaged or foreign file; it promises none in particular.
+#: Errors that torch's reader of plain values raises on a damaged or foreign file; it documents none.
 _UNREADABLE = (
     pickle.UnpicklingError,
     RuntimeError,
@@ -40,7 +40,7 @@ def build(factory: Callable[[], nn.Module], seed: int) -> nn.Module:
 
 
 def seed_all(seed: int) -> None:
-    """Seed every generator that a user's network or augmentation may draw from without saying so."""
+    """Seed every global generator that a user's network or augmentation may draw from."""
     random.seed(seed)
     np.random.seed(seed % 2**32)
     torch.manual_seed(seed)
@@ -58,17 +58,17 @@ def load_weights(model: nn.Module, path: Path) -> nn.Module:
     """Load weights into a model, in place.
 
     Args:
-        model: of the same layout as what was saved.
-        path: ``.safetensors``, or a state dict saved by ``torch.save``, which is read with ``weights_only=True``.
+        model: A model of the same layout as the one that was saved.
+        path: A file ``.safetensors``, or a state dict saved by ``torch.save``, read with ``weights_only=True``.
 
     Raises:
-        ModelError: the file is missing, is not weights, or belongs to another network; says which keys or shapes.
+        ModelError: The file is missing, is not weights, or belongs to another network (names keys or shapes).
     """
     if not path.is_file():
         raise ModelError(f"{path}: no such weights file")
     state = _read(path)
     expected = model.state_dict()
-    # Of tensors that are one and the same under several names, files often hold one name only.
+    # A tensor that has several names is often in a file under one of them only.
     given = {value.data_ptr() for key, value in expected.items() if key in state}
     problems = [
         f"lacks '{key}'" for key, value in expected.items() if key not in state and value.data_ptr() not in given
@@ -101,10 +101,10 @@ def _read(path: Path) -> dict[str, torch.Tensor]:
 
 
 def load_plain(path: Path, device: torch.device) -> Any:
-    """Load what ``torch.save`` wrote of tensors and plain values; nothing in the file is run.
+    """Load tensors and plain values that ``torch.save`` wrote; no code in the file is executed.
 
     Raises:
-        ModelError: the file is damaged, or holds anything else.
+        ModelError: The file is damaged, or holds anything else.
     """
     try:
         with quiet():

@@ -1,4 +1,4 @@
-"""One budget for the whole network: which channels go first, so that each branch gives what it can spare."""
+"""One budget for the whole network: choose widths so that each branch gives up what it can spare."""
 
 from __future__ import annotations
 
@@ -20,18 +20,18 @@ if TYPE_CHECKING:
     from edgekd.training.pruning.groups import Group
     from edgekd.training.task.protocol import Batch
 
-#: Widths of groups, by their root.
+#: Widths of groups, by the path of their root.
 Widths = dict[str, int]
 
 
 @dataclass(frozen=True)
 class Budget:
-    """What the pruned network may spend.
+    """The limit on a pruned network's cost.
 
     Attributes:
-        what: it counts, in words.
-        keep: the share of the unpruned network's that may be left.
-        spent: of a network: the share that it takes.
+        what: Name of the cost, for messages.
+        keep: Largest share of the unpruned network's cost.
+        spent: Returns a network's cost as a share of the unpruned network's.
     """
 
     what: str
@@ -69,9 +69,9 @@ class _Block:
     """The channels of a group between two neighbouring widths, of which ``width`` is the narrower.
 
     Attributes:
-        root: of the group.
-        width: what is left without it.
-        price: importance given up for each unit of cost that it saves.
+        root: Path of the group's root.
+        width: Width of the group without the block.
+        price: Importance that is lost for each unit of cost that is saved.
     """
 
     root: str
@@ -80,21 +80,21 @@ class _Block:
 
 
 def choose_widths(groups: Sequence[Group], cost: Callable[[Widths], float], budget: float) -> tuple[Widths, float]:
-    """Choose the widths that meet a budget, giving up the least importance for it.
+    """Choose the widths that meet a budget at the least loss of importance.
 
-    A group's channels go in blocks of its step, the least important first and never the last. All blocks are put in
-    the order of their price, importance lost for cost saved, and the shortest run of them that meets the budget is
-    taken. What a block saves is measured on the network with half of its group's blocks gone; what a run costs, on the
-    network without it.
+    The channels of a group are removed in blocks of its step, the least important first and never the last. All blocks
+    are sorted by price, which is importance lost for cost saved, and the shortest run of them that meets the budget is
+    removed. What a block saves is measured on the network without half of its group's blocks; what a run costs is
+    measured on the network without it.
 
     Args:
-        groups: of the network as it is.
-        cost: of the network with these widths; groups that are not named keep theirs.
-        budget: in the unit of ``cost``.
+        groups: Groups of the network as it is.
+        cost: Returns the cost of the network with some widths; groups that are not named keep theirs.
+        budget: Largest cost, in the unit of ``cost``.
 
     Returns:
-        The widths that change, and what the network with them costs. Where even the narrowest network costs more than
-        the budget, that one's.
+        The widths that change, and the cost of the network with them. Where even the narrowest network costs more than
+        the budget, they are that network's.
     """
     full = cost({})
     blocks = sorted((block for group in groups for block in _blocks(group, cost, full)), key=lambda block: block.price)
@@ -119,7 +119,7 @@ def _blocks(group: Group, cost: Callable[[Widths], float], full: float) -> list[
     for wide, narrow in pairwise(widths):
         lost = sum(ascending[(group.width - wide) // group.parts : (group.width - narrow) // group.parts])
         gained = saving * (wide - narrow)
-        # What saves nothing, or less than the noise of a measured latency, is the last to go.
+        # A block that saves nothing, or less than the noise of a measured latency, is removed last.
         blocks.append(_Block(group.root, narrow, lost / gained if gained > 0 else float("inf")))
     return blocks
 

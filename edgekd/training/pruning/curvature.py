@@ -1,4 +1,4 @@
-"""What each layer reads, and how much the modality Gram and the prediction feel what it gives."""
+"""The second moments of each layer's inputs, and how sensitive Gram and prediction are to its outputs."""
 
 from __future__ import annotations
 
@@ -20,22 +20,22 @@ if TYPE_CHECKING:
     from edgekd.config.recipe import Tap
     from edgekd.training.task.protocol import Batch
 
-#: Random directions for each batch of samples. Few, since a direction's error averages out over samples and positions.
+#: Random directions for each batch of samples. A few suffice: the error averages out over samples and positions.
 _DRAWS = 4
 
-#: Channels of one layer: a matrix of 8192 squared takes 512 MiB.
+#: Largest number of channels of one layer: a matrix of 8192 squared takes 512 MiB.
 _LARGEST = 8192
 
 
 @dataclass(frozen=True)
 class ImportanceInputs:
-    """What a measure of importance may look at.
+    """What an importance is computed from.
 
     Attributes:
-        model: the network, in evaluation mode, its parameters trainable.
-        taps: where its embeddings are.
-        samples: batches of training samples on its device; may be gone through several times.
-        seed: of what is drawn at random.
+        model: The network, in evaluation mode and with trainable parameters.
+        taps: For each modality where its embedding is.
+        samples: Batches of training samples on its device; they may be iterated several times.
+        seed: Seed of random directions.
     """
 
     model: nn.Module
@@ -46,15 +46,14 @@ class ImportanceInputs:
 
 @dataclass
 class Sensitivity:
-    """Of one layer, in float64 on the processor.
+    """The sensitivity of one layer, in float64 on the CPU.
 
     Attributes:
-        moment: ``E[x x^T]`` over samples and positions of what it reads, as
-            :func:`edgekd.training.loop.autograd_layers.matrix` counts its columns [n, n]; 0 between
-            columns that no output reads both of.
-        gram: of its outputs, the expectation over samples of ``g g^T`` summed over positions, g being the derivative of
-            one Gram entry, summed over the pairs of modalities [out, out].
-        task: the same with g the derivative of the log-likelihood of a class, in expectation over the network's own
+        moment: ``E[x x^T]`` of its inputs over samples and positions [n, n], with columns as in
+            :func:`edgekd.training.loop.autograd_layers.matrix`; 0 for two columns that no output reads together.
+        gram: The expectation over samples of ``g g^T``, summed over positions [out, out], where g is the derivative of
+            one Gram entry by the layer's outputs; summed over the pairs of modalities.
+        task: The same where g is the derivative of the log-likelihood of a class, in expectation over the network's own
             prediction: the Fisher information.
     """
 
@@ -63,46 +62,46 @@ class Sensitivity:
     task: Tensor
 
 
-def sensitivities(evidence: ImportanceInputs) -> dict[nn.Module, Sensitivity]:
+def sensitivities(given: ImportanceInputs) -> dict[nn.Module, Sensitivity]:
     """Measure every layer with weights.
 
-    Both expectations are estimated from random directions. Of Gram entries it is their sum under independent random
-    signs, whose squared derivative is the sum of theirs in expectation (Hutchinson, Commun. Stat. Simul. Comput. 18(3),
-    1989): one backward pass serves all pairs and samples. Of the prediction it is the log-likelihood of classes drawn
-    from it (Theis et al., arXiv 1801.05787).
+    Both expectations are estimated from random directions. For Gram entries the direction is their sum under
+    independent random signs, whose squared derivative is in expectation the sum of theirs (Hutchinson, Commun. Stat.
+    Simul. Comput. 18(3), 1989): one backward pass serves all pairs and samples. For the prediction it is the
+    log-likelihood of classes drawn from it (Theis et al., arXiv 1801.05787).
 
     Raises:
-        ModelError: a layer is too wide.
+        ModelError: A layer is too wide.
     """
-    generator = torch.Generator().manual_seed(evidence.seed)
-    found: dict[nn.Module, Sensitivity] = {}
+    generator = torch.Generator().manual_seed(given.seed)
+    measured: dict[nn.Module, Sensitivity] = {}
     rows: dict[nn.Module, int] = {}
     samples = 0
-    for batch in evidence.samples:
-        with _recorded(evidence.model) as calls, TappedModel(evidence.model, evidence.taps) as tapped:
+    for batch in given.samples:
+        with _recorded(given.model) as calls, TappedModel(given.model, given.taps) as tapped:
             logits, embeddings = tapped(list(batch.inputs.values()))
         samples += len(logits)
         for call in calls:
-            if call.layer not in found:
-                found[call.layer] = _nothing(call.layer)
-            found[call.layer].moment += _squares(call.inputs)
+            if call.layer not in measured:
+                measured[call.layer] = _zeros(call.layer)
+            measured[call.layer].moment += _squares(call.inputs)
             rows[call.layer] = rows.get(call.layer, 0) + len(call.inputs)
         cosines, log_p = _pair_cosines(embeddings), logits.float().log_softmax(1)
         for _ in range(_DRAWS):
             for call, derivative in _derivatives(calls, _signed(cosines, generator)):
-                found[call.layer].gram += _squares(_rows(call.layer, derivative))
+                measured[call.layer].gram += _squares(_rows(call.layer, derivative))
             for call, derivative in _derivatives(calls, _likelihood(log_p, generator)):
-                found[call.layer].task += _squares(_rows(call.layer, derivative))
-    for layer, known in found.items():
-        known.moment *= same_slice(layer) / rows[layer]
-        known.gram /= samples * _DRAWS
-        known.task /= samples * _DRAWS
-    return found
+                measured[call.layer].task += _squares(_rows(call.layer, derivative))
+    for layer, sensitivity in measured.items():
+        sensitivity.moment *= same_slice(layer) / rows[layer]
+        sensitivity.gram /= samples * _DRAWS
+        sensitivity.task /= samples * _DRAWS
+    return measured
 
 
 @dataclass(frozen=True)
 class _Call:
-    """One call of a layer: what it read, a row for each sample and position [N, n], and what it gave."""
+    """One call of a layer: its inputs, with a row for each sample and position [N, n], and its outputs."""
 
     layer: nn.Module
     inputs: Tensor
@@ -111,7 +110,7 @@ class _Call:
 
 @contextmanager
 def _recorded(model: nn.Module) -> Iterator[list[_Call]]:
-    """Record every call of a layer with weights, for as long as it holds."""
+    """Record every call of a layer with weights within the context."""
     calls: list[_Call] = []
 
     def hook(layer: nn.Module, inputs: tuple[Tensor, ...], outputs: Tensor) -> Tensor:
@@ -119,7 +118,7 @@ def _recorded(model: nn.Module) -> Iterator[list[_Call]]:
         calls.append(
             _Call(layer, torch.cat([rows, torch.ones_like(rows[:, :1])], 1) if has_constant(layer) else rows, outputs)
         )
-        return outputs.clone()  # what comes next may work in place
+        return outputs.clone()  # the next module may work in place
 
     handles = [module.register_forward_hook(hook) for module in model.modules() if isinstance(module, WEIGHTED)]
     try:
@@ -140,7 +139,7 @@ def _squares(rows: Tensor) -> Tensor:
     return (rows.T @ rows).cpu()
 
 
-def _nothing(layer: nn.Module) -> Sensitivity:
+def _zeros(layer: nn.Module) -> Sensitivity:
     outputs, columns, _ = matrix(layer).shape
     if max(outputs, columns) > _LARGEST:
         raise ModelError(

@@ -1,4 +1,4 @@
-"""One student, cut round by round: what goes is decided by shares of the unpruned widths, or by one budget."""
+"""Prune one student round by round, by shares of the unpruned widths or by one budget."""
 
 from __future__ import annotations
 
@@ -43,11 +43,11 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Cut:
-    """What one round removed.
+    """The result of one round.
 
     Attributes:
-        removed: the channels, by group; empty where none could go.
-        note: what it leaves of each branch's channels, and of what the budget counts.
+        removed: The channels that were removed, by group; empty where none could be.
+        note: What is left of each branch's channels and of the budgeted cost, in words.
     """
 
     removed: History
@@ -55,19 +55,19 @@ class Cut:
 
 
 class Cutter:
-    """Prunes one network in place; the widths of embeddings, of logits and of attention are kept.
+    """Prunes one network in place and keeps the widths of embeddings, of logits and of attention.
 
     Args:
-        model: the unpruned network.
-        taps: where its embeddings are.
-        samples: batches of training samples on its device, which drive the importance; the first alone drives tracing
-            and latency.
-        config: ratio, ratios, budget, importance, round_to.
-        ignored: layers whose width must not change.
-        seed: of what is random in an importance.
+        model: The unpruned network.
+        taps: For each modality where its embedding is.
+        samples: Batches of training samples on its device. The importance is measured on all of them; tracing and
+            latency use the first alone.
+        config: Ratio, ratios, budget, importance and round_to.
+        ignored: Layers whose width must not change.
+        seed: Seed of what is random in an importance.
 
     Raises:
-        ModelError: the budget is of latency, and torch cannot export the network to time it.
+        ModelError: The budget is of latency, and torch cannot export the network to time it.
     """
 
     def __init__(
@@ -80,7 +80,7 @@ class Cutter:
         seed: int,
     ) -> None:
         self._model, self._taps, self._config = model, taps, config
-        self._evidence = ImportanceInputs(model, taps, samples, seed)
+        self._importance_inputs = ImportanceInputs(model, taps, samples, seed)
         first = next(iter(samples))
         self._inputs = list(first.inputs.values())
         model.eval()
@@ -99,11 +99,11 @@ class Cutter:
         self._budget = Budget.of(config.budget, model, taps, first) if config.budget else None
 
     def cut(self, share: float = 1.0) -> Cut:
-        """Remove channels until this share of all that is to go is gone.
+        """Remove channels until a share of all that are to be removed is gone.
 
         Raises:
-            TaskError: the Taylor importance has no label to start from.
-            ModelError: torch-pruning cannot prune this network, a width that must stay has changed, or the budget
+            TaskError: The Taylor importance has no label to start from.
+            ModelError: Torch-pruning cannot prune this network, a width that must stay has changed, or the budget
                 cannot be met.
         """
         groups, importance = self._groups()
@@ -114,15 +114,15 @@ class Cutter:
             left = f"; {spent:.1%} of the {self._budget.what}"
         removed = _removed(groups, widths)
         if isinstance(importance, GramImportance):
-            importance.make_up((self._model.get_submodule(root), channels) for root, _, channels in removed)
+            importance.compensate((self._model.get_submodule(root), channels) for root, _, channels in removed)
         self.remove(removed)
         return Cut(removed, self._branch_widths(groups, widths) + left)
 
     def remove(self, removed: History) -> None:
-        """Remove these channels.
+        """Remove some channels.
 
         Raises:
-            ModelError: torch-pruning cannot remove them, or a width that must stay has changed.
+            ModelError: Torch-pruning cannot remove them, or a width that must stay has changed.
         """
         remove_channels(self._model, self._inputs, removed)
         after = self._fixed_widths()
@@ -133,11 +133,11 @@ class Cutter:
 
     def _groups(self) -> tuple[list[Group], Importance]:
         with dependency_graph(self._model, self._inputs) as graph:
-            found = prunable_groups(graph, self._kept)
-            importance = make_importance(self._config.importance, self._evidence, graph, found)
+            groups = prunable_groups(graph, self._kept)
+            importance = make_importance(self._config.importance, self._importance_inputs, graph, groups)
             round_to = self._config.round_to or 1
             described = [
-                describe_group(each, graph, self._paths, self._branches, importance, round_to) for each in found
+                describe_group(each, graph, self._paths, self._branches, importance, round_to) for each in groups
             ]
         return [group for group in described if group is not None], importance
 
@@ -145,7 +145,7 @@ class Cutter:
         ratio = self._config.ratios.get(group.branch, self._config.ratio)
         if ratio == 0:
             return group.width
-        # A hair more, since 10 * (1 - 0.9) is a little less than 1.
+        # 1e-9 more, since 10 * (1 - 0.9) is a little less than 1 in floating point.
         return group.down_to(int(self._unpruned[group.root] * (1 - ratio * share) + 1e-9))
 
     def _by_budget(self, budget: Budget, groups: list[Group], share: float) -> tuple[Widths, float]:
@@ -162,7 +162,7 @@ class Cutter:
         return widths, spent
 
     def _branch_widths(self, groups: list[Group], widths: Widths) -> str:
-        """Return for each branch how many of the unpruned network's channels are left."""
+        """Return, in words, how many of the unpruned network's channels are left in each branch."""
         left: dict[str, list[int]] = {}
         for group in groups:
             sums = left.setdefault(group.branch, [0, 0])

@@ -1,4 +1,4 @@
-"""Removing channels in torch-pruning's dependency groups: layers that must lose the same channels together."""
+"""Remove channels in torch-pruning's dependency groups, whose layers must lose the same channels together."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from torch import Tensor, nn
 
@@ -19,6 +19,10 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
     from edgekd.training.pruning.importance import Importance
+
+#: torch-pruning's group of layers, and its graph of a network: the library has no types.
+PruningGroup: TypeAlias = Any
+PruningGraph: TypeAlias = Any
 
 #: torch-pruning's record of what was removed: (module path, whether from its outputs, channel indices) of each group.
 History = list[tuple[str, bool, list[int]]]
@@ -32,12 +36,13 @@ class Group:
     """One dependency group.
 
     Attributes:
-        root: path of the layer whose output channels it is named by.
-        branch: the modality in whose encoder it lies, or :data:`FUSION`.
-        width: its channels.
-        parts: slices of equal size that must lose the same channels each, as grouped convolutions ask for; mostly 1.
-        step: its width must stay a multiple of this.
-        importance: of each channel of a slice [width / parts].
+        root: Path of the layer whose output channels the group's channels are.
+        branch: The modality in whose encoder it is, or :data:`FUSION`.
+        width: Number of its channels.
+        parts: Number of slices of equal size that must each lose the same channels, as in grouped convolutions; mostly
+            1.
+        step: The number that its width must stay a multiple of.
+        importance: Importance of each channel of a slice [width / parts].
     """
 
     root: str
@@ -48,7 +53,7 @@ class Group:
     importance: tuple[float, ...]
 
     def down_to(self, width: int) -> int:
-        """Return the widest allowed width of at most ``width``; at least one step, and never more than it has."""
+        """Return the largest allowed width of at most ``width``: at least one step, at most the present width."""
         return min(max(width - width % self.step, self.step), self.width)
 
     def order(self) -> list[int]:
@@ -56,19 +61,19 @@ class Group:
         return sorted(range(len(self.importance)), key=self.importance.__getitem__)
 
     def cut_to(self, width: int) -> History:
-        """Return the entry that removes the least important channels down to an allowed width; none where it has it."""
+        """Return the entry that removes the least important channels down to an allowed width, if there are any."""
         size = self.width // self.parts
-        gone = sorted(self.order()[: (self.width - width) // self.parts])
-        channels = [part * size + channel for part in range(self.parts) for channel in gone]
+        removed = sorted(self.order()[: (self.width - width) // self.parts])
+        channels = [part * size + channel for part in range(self.parts) for channel in removed]
         return [(self.root, True, channels)] if channels else []
 
 
 @contextmanager
-def dependency_graph(model: nn.Module, inputs: Sequence[Tensor]) -> Iterator[Any]:
+def dependency_graph(model: nn.Module, inputs: Sequence[Tensor]) -> Iterator[PruningGraph]:
     """Yield torch-pruning's dependency graph of a network, in evaluation mode and with trainable parameters.
 
     Raises:
-        ModelError: torch-pruning cannot read, or cannot prune, this network.
+        ModelError: Torch-pruning cannot read, or cannot prune, this network.
     """
     model.eval()
     with quiet(), parameters_trainable(model):
@@ -85,8 +90,8 @@ def dependency_graph(model: nn.Module, inputs: Sequence[Tensor]) -> Iterator[Any
         model.zero_grad(set_to_none=True)
 
 
-def _tensors(output: Any) -> list[Tensor]:
-    """Return every tensor in what a model gives, however it is packed: torch-pruning traces back from them."""
+def _tensors(output: object) -> list[Tensor]:
+    """Return every tensor in a model's output, however nested: torch-pruning traces back from them."""
     if isinstance(output, Tensor):
         return [output] if output.requires_grad else []
     if isinstance(output, Mapping):
@@ -97,10 +102,10 @@ def _tensors(output: Any) -> list[Tensor]:
 
 
 def remove_channels(model: nn.Module, inputs: Sequence[Tensor], removed: History) -> None:
-    """Remove these channels in place, with all that depends on them.
+    """Remove channels in place, with everything that depends on them.
 
     Raises:
-        ModelError: torch-pruning cannot, or the network no longer runs without them.
+        ModelError: Torch-pruning cannot, or the network no longer runs without them.
     """
     with dependency_graph(model, inputs) as graph:
         graph.load_pruning_history(removed)
@@ -108,36 +113,36 @@ def remove_channels(model: nn.Module, inputs: Sequence[Tensor], removed: History
 
 
 def copy_without(model: nn.Module, inputs: Sequence[Tensor], removed: History) -> nn.Module:
-    """Return a copy of the network without these channels."""
+    """Return a copy of the network without some channels."""
     copy = deepcopy(model)
     remove_channels(copy, inputs, removed)
     return copy
 
 
-def prunable_groups(graph: Any, kept: Sequence[nn.Module]) -> list[Any]:
-    """Return torch-pruning's groups whose root is a layer with weights, but for those with a layer to be kept."""
+def prunable_groups(graph: PruningGraph, kept: Sequence[nn.Module]) -> list[PruningGroup]:
+    """Return torch-pruning's groups whose root is a layer with weights and which have no layer that is kept."""
     return list(graph.get_all_groups(ignored_layers=list(kept), root_module_types=WEIGHTED))
 
 
 def describe_group(
-    group: Any,
-    graph: Any,
+    group: PruningGroup,
+    graph: PruningGraph,
     paths: Mapping[nn.Module, str],
     branches: Mapping[nn.Module, str],
     importance: Importance,
     round_to: int,
 ) -> Group | None:
-    """Describe one of torch-pruning's groups; None where the measure cannot tell its importance."""
+    """Return what is known of one of torch-pruning's groups, or None where its importance is not."""
     scores = importance(group)
     if scores is None:
         return None
     members = [(d.target.module, graph.get_pruner_of_module(d.target.module), d.handler) for d, _ in group]
     outputs = [layer for layer, pruner, handler in members if handler == pruner.prune_out_channels]
-    lying_in = {branches.get(layer, FUSION) for layer in outputs if isinstance(layer, WEIGHTED)}
+    branches_of = {branches.get(layer, FUSION) for layer in outputs if isinstance(layer, WEIGHTED)}
     parts = max(_parts(*member) for member in members)
     return Group(
         root=paths[group[0].dep.target.module],
-        branch=lying_in.pop() if len(lying_in) == 1 else FUSION,
+        branch=branches_of.pop() if len(branches_of) == 1 else FUSION,
         width=len(scores),
         parts=parts,
         step=math.lcm(round_to, parts),
@@ -145,8 +150,8 @@ def describe_group(
     )
 
 
-def _parts(layer: nn.Module, pruner: Any, handler: Any) -> int:
-    """Return into how many slices a layer divides the channels, of which each must lose the same ones."""
+def _parts(layer: nn.Module, pruner: Any, handler: object) -> int:
+    """Return the number of slices into which a layer divides the channels; each must lose the same ones."""
     if getattr(layer, "groups", 1) == getattr(layer, "out_channels", 0):  # depthwise: any channel may go
         return 1
     outputs = handler == pruner.prune_out_channels

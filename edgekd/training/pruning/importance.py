@@ -1,8 +1,8 @@
-"""How much each channel of a dependency group matters: torch-pruning's measures, and one of our own for the Gram."""
+"""Measures of how important each channel of a dependency group is: torch-pruning's, and edgekd's own for the Gram."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import torch
 from torch import Tensor
@@ -16,46 +16,50 @@ from edgekd.training.taps.taps import TappedModel
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
+    from types import ModuleType
 
     from edgekd.training.pruning.curvature import ImportanceInputs
+    from edgekd.training.pruning.groups import PruningGraph, PruningGroup
 
 
 class Importance(Protocol):
-    """torch-pruning's interface of a measure."""
+    """The interface of a measure in torch-pruning."""
 
-    def __call__(self, group: Any) -> Tensor | None:
-        """Return the importance [N] of a dependency group's N channels, None where it cannot tell."""
+    def __call__(self, group: PruningGroup) -> Tensor | None:
+        """Return the importance [N] of a dependency group's N channels, or None where it is not known."""
 
 
-def make_importance(name: str, evidence: ImportanceInputs, graph: Any, groups: Sequence[Any]) -> Importance:
+def make_importance(
+    name: str, given: ImportanceInputs, graph: PruningGraph, groups: Sequence[PruningGroup]
+) -> Importance:
     """Return a measure by its name in the recipe.
 
     Args:
-        name: gram, magnitude, taylor, random or fpgm.
-        evidence: what it may look at; gradients that it leaves on the parameters are the caller's to clear.
-        graph: torch-pruning's dependency graph of the network.
-        groups: all groups that are to be compared.
+        name: Name of the measure: gram, magnitude, taylor, random or fpgm.
+        given: What the measure is computed from. It may leave gradients on the parameters, which the caller clears.
+        graph: The dependency graph of the network.
+        groups: All groups that are compared.
 
     Raises:
         TaskError: ``taylor`` has no label to start from.
     """
     importances = need("torch_pruning", "build").importance
     makers: dict[str, Callable[[], Importance]] = {
-        "gram": lambda: GramImportance(evidence, graph, groups),
+        "gram": lambda: GramImportance(given, graph, groups),
         "magnitude": lambda: importances.GroupMagnitudeImportance(p=2),
-        "taylor": lambda: _taylor(importances, evidence),
+        "taylor": lambda: _taylor(importances, given),
         "random": importances.RandomImportance,
         "fpgm": importances.FPGMImportance,
     }
-    torch.manual_seed(evidence.seed)  # of the random importance, which takes no generator
+    torch.manual_seed(given.seed)  # for the random importance, which takes no generator
     return makers[name]()
 
 
-def _taylor(importances: Any, evidence: ImportanceInputs) -> Importance:
-    batch = next(iter(evidence.samples))
+def _taylor(importances: ModuleType, given: ImportanceInputs) -> Importance:
+    batch = next(iter(given.samples))
     if bool((batch.labels == UNLABELLED).all()):
         raise TaskError("[prune] importance = 'taylor' needs labels, and the first training samples have none")
-    logits, _ = TappedModel(evidence.model, {})(list(batch.inputs.values()))
+    logits, _ = TappedModel(given.model, {})(list(batch.inputs.values()))
     torch.autograd.backward(cross_entropy(logits, batch.labels))
     taylor: Importance = importances.GroupTaylorImportance()
     return taylor

@@ -1,4 +1,4 @@
-"""Latency of a network that is still torch's: exported and timed in ONNX Runtime, on this machine."""
+"""Latency of a network in torch: it is exported and timed in ONNX Runtime, on this machine."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
 from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from edgekd.runtime.backends.onnxruntime import open_engine
 from edgekd.training.export.onnx import ExportNetwork, write_onnx
@@ -19,30 +19,31 @@ if TYPE_CHECKING:
     from contextlib import AbstractContextManager
 
     import numpy as np
+    from numpy.typing import NDArray
     from torch import nn
 
     from edgekd.config.recipe import Tap
     from edgekd.runtime.session import Session
     from edgekd.training.task.protocol import Batch
 
-#: That torch writes without converting; what an operator set is called does not change how fast it is.
+#: The operator set that torch writes without a conversion; which one it is does not change the latency.
 _OPSET = 18
-#: Turns of the two networks, and the inferences of one turn: as many as take 5 ms, so that a drift of the machine's
-#: speed hits both alike.
+#: How often the two networks alternate, and the ms of inferences each time: short, so that a drift of the machine's
+#: speed affects both alike.
 _TURNS, _TURN_MS = 21, 5.0
 _LEAD_IN = 1
 
 
 @dataclass(frozen=True)
 class Compared:
-    """The p50 of a network and of the reference that it took turns with, in ms."""
+    """The p50 of a network and of the reference that it alternated with, in ms."""
 
     p50_ms: float
     reference_ms: float
 
     @property
     def ratio(self) -> float:
-        """The network's as a share of the reference's."""
+        """The network's p50 as a share of the reference's."""
         return self.p50_ms / self.reference_ms
 
 
@@ -51,19 +52,19 @@ class _Open:
     """A network in ONNX Runtime, and one sample for it."""
 
     session: Session
-    feeds: Mapping[str, np.ndarray[Any, Any]]
+    feeds: Mapping[str, NDArray[np.generic]]
 
 
 class RelativeLatency:
-    """The p50 of networks as shares of a reference's, each timed in turns with it, at batch 1 on one thread.
+    """Measures the p50 of networks as a share of a reference's, alternating with it, at batch 1 on one thread.
 
     Args:
-        reference: what the others are compared with; it is copied.
-        taps: where the networks' embeddings are.
-        batch: samples to export and to time with.
+        reference: The network that the others are compared with; it is copied.
+        taps: Where the networks' embeddings are.
+        batch: Samples to export and to time with.
 
     Raises:
-        ModelError: torch cannot export the network.
+        ModelError: Torch cannot export the network.
     """
 
     def __init__(self, reference: nn.Module, taps: Mapping[str, Tap], batch: Batch) -> None:
@@ -81,7 +82,7 @@ class RelativeLatency:
         batch: Batch,
         alone: AbstractContextManager[object] | None = None,
     ) -> Compared:
-        """Time a network, which may have other taps and other inputs than the reference; ``alone`` is held for it."""
+        """Time a network, which may have other taps and inputs than the reference; ``alone`` is entered meanwhile."""
         both = (_open(model, taps, batch), self._reference)
         times: tuple[list[float], list[float]] = ([], [])
         with alone or nullcontext():
@@ -102,7 +103,7 @@ def _open(model: nn.Module, taps: Mapping[str, Tap], batch: Batch) -> _Open:
 
 
 def _time(opened: _Open, count: int) -> list[float]:
-    """Return the times of inferences, in ms."""
+    """Return the time of each inference, in ms."""
     for _ in range(_LEAD_IN):
         opened.session.run(opened.feeds)
     taken = []

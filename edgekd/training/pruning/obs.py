@@ -1,9 +1,9 @@
-"""Importance "gram": Optimal Brain Surgeon on the modality Gram. What goes is made up for by what stays."""
+"""Importance "gram": Optimal Brain Surgeon on the modality Gram. The weights that stay make up for removed channels."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
@@ -15,67 +15,68 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from edgekd.training.pruning.curvature import ImportanceInputs
+    from edgekd.training.pruning.groups import PruningGraph, PruningGroup
 
-#: Added to the second moments' diagonal, as a share of it: of few samples they are not of full rank.
+#: Share of the second moments' diagonal that is added to it: from few samples they are not of full rank.
 _DAMPING = 1e-3
-#: Added to it as a share of the largest, for channels that never speak.
-_SILENT = 1e-9
+#: Share of the largest value that is added to the diagonal, for channels that are always 0.
+_FLOOR = 1e-9
 
 
 class GramImportance:
-    """How far the modality Gram and the prediction move when a channel goes and the others make up for it.
+    """Measures how far the modality Gram and the prediction move when a channel goes and the others make up for it.
 
-    Removing channels zeroes the weights that read them, and what a layer gives is linear in its weights. At the
-    unpruned student the drift is least, so its first-order (Taylor) term is 0 and says nothing; the second-order term
+    Removing channels zeroes the weights that read them, and a layer's output is linear in its weights. At the unpruned
+    student the drift is at its minimum, so its first-order (Taylor) term is 0 and says nothing; the second-order term
     of a change dW of a layer's weights is the mean square of the Gram's derivative along it, and for the prediction the
     same in the metric of its Fisher information (:mod:`edgekd.training.pruning.curvature`). With what the layer reads,
     x, taken as independent of the derivative by its outputs, g (K-FAC: Martens & Grosse, arXiv 1503.05671), that is
     ``tr(G dW S dW^T)`` with ``S = E[x x^T]`` and ``G = E[g g^T]``. So the best change of the other weights is the
-    regression of the lost channel on those that stay, and what is lost all the same is Optimal Brain Surgeon's
+    regression of the lost channel on those that stay, and the remaining loss is Optimal Brain Surgeon's
     ``tr((W^T G W)_cc (S^-1)_cc^-1)``, c being all columns that read the channel (Hassibi & Stork, NIPS 1992; for
     channels: van der Ouderaa et al., arXiv 2312.17244).
 
-    Each group's channels are removed one by one, the cheapest first, and each is as important as the dearest up to it:
-    of two channels that say the same, the second is needed once the first has gone. Drift and prediction are each
-    divided by their mean over all channels, and added.
+    Each group's channels are removed one by one, the cheapest first, and each is as important as the most expensive one
+    up to it: of two channels that carry the same information, the second is needed once the first is removed. Drift and
+    prediction are each divided by their mean over all channels, and added.
 
     Args:
-        evidence: what it may look at.
-        graph: torch-pruning's dependency graph of the network.
-        groups: all groups that are to be compared.
+        given: What the importance is computed from.
+        graph: The dependency graph of the network.
+        groups: All groups that are compared.
     """
 
-    def __init__(self, evidence: ImportanceInputs, graph: Any, groups: Iterable[Any]) -> None:
-        self._known = sensitivities(evidence)
+    def __init__(self, given: ImportanceInputs, graph: PruningGraph, groups: Iterable[PruningGroup]) -> None:
+        self._known = sensitivities(given)
         self._groups = {_root(group): _Members.of(group, graph) for group in groups}
         alone = [self._alone(members) for members in self._groups.values()] or [torch.ones(2, 1)]
         self._means = torch.cat(alone, 1).mean(1).clamp_min(1e-30)
 
-    def __call__(self, group: Any) -> Tensor:
+    def __call__(self, group: PruningGroup) -> Tensor:
         """Return the importance [N] of a dependency group's channels."""
         members = self._groups[_root(group)]
         if not members.readers:
             return (self._alone(members) / self._means[:, None]).sum(0)
         return _one_by_one([self._reader(reads) for reads in members.readers], members.width)
 
-    def make_up(self, removed: Iterable[tuple[nn.Module, list[int]]]) -> None:
-        """Change, in place, the weights that read what stays, so that they make up for what is to go.
+    def compensate(self, removed: Iterable[tuple[nn.Module, list[int]]]) -> None:
+        """Change, in place, the weights of the channels that stay, so that they make up for those that are removed.
 
         Args:
-            removed: for groups, by their root, the channels to go.
+            removed: For each group, by its root, the channels that are removed.
         """
-        gone: dict[nn.Module, list[int]] = {}
+        lost: dict[nn.Module, list[int]] = {}
         for root, channels in removed:
             for reads in self._groups[root].readers:
-                lost = torch.isin(reads.roots, torch.tensor(channels))
-                gone.setdefault(reads.layer, []).extend(reads.columns[lost].tolist())
-        for layer, columns in gone.items():
+                chosen = torch.isin(reads.roots, torch.tensor(channels))
+                lost.setdefault(reads.layer, []).extend(reads.columns[chosen].tolist())
+        for layer, columns in lost.items():
             _regress(layer, self._known[layer].moment, columns)
 
     def _alone(self, members: _Members) -> Tensor:
-        """Return what is lost of Gram and prediction with each channel where nothing makes up for it [2, N].
+        """Return the loss of Gram and of prediction with each channel where nothing makes up for it [2, N].
 
-        Counted at the weights that read it; where there are none, at those that make it.
+        It is computed at the weights that read the channel or, where there are none, at those that make it.
         """
         total = torch.zeros(2, members.width, dtype=torch.float64)
         for part in members.readers or members.makers:
@@ -97,16 +98,16 @@ class GramImportance:
 
 @dataclass(frozen=True)
 class _GroupSlice:
-    """A layer's channels that belong to a group: of each the column and the group's channel (its root)."""
+    """The channels of a layer that belong to a group: the column of each, and the group's channel (its root)."""
 
     layer: nn.Module
     columns: Tensor
     roots: Tensor
 
     def blocks(self) -> tuple[Tensor, tuple[Tensor, Tensor]]:
-        """Return the roots [R], and what takes each one's rows and columns [R, k, k] from a matrix of the layer's.
+        """Return the roots [R], and the index of the rows and columns of each in a layer's matrix [R, k, k].
 
-        k is more than 1 where the layer reads the positions of a channel, flattened.
+        k is more than 1 where the layer reads the flattened positions of a channel.
         """
         roots = torch.tensor(sorted(set(self.roots.tolist())))
         columns = self.columns[self.roots.argsort(stable=True)].view(len(roots), -1)
@@ -115,36 +116,42 @@ class _GroupSlice:
 
 @dataclass(frozen=True)
 class _Members:
-    """The layers of a group that read its channels, and those that make them."""
+    """The layers of a group that read its channels, and those that make them.
+
+    Attributes:
+        width: Number of the group's channels.
+        readers: The layers that read them.
+        makers: The layers that make them.
+    """
 
     width: int
     readers: list[_GroupSlice] = field(default_factory=list)
     makers: list[_GroupSlice] = field(default_factory=list)
 
     @classmethod
-    def of(cls, group: Any, graph: Any) -> _Members:
+    def of(cls, group: PruningGroup, graph: PruningGraph) -> _Members:
         members = cls(len(group[0].idxs))
         for item in group.items:
             layer = item.dep.target.module
             if not isinstance(layer, WEIGHTED):
                 continue
             part = _GroupSlice(layer, torch.tensor(item.idxs), torch.tensor(item.root_idxs))
-            # Of a depthwise convolution both are one: it makes channels.
+            # A depthwise convolution both reads and makes channels: it counts as a maker.
             makes = item.dep.handler == graph.get_pruner_of_module(layer).prune_out_channels
             (members.makers if makes else members.readers).append(part)
         return members
 
 
-def _root(group: Any) -> nn.Module:
+def _root(group: PruningGroup) -> nn.Module:
     root: nn.Module = group[0].dep.target.module
     return root
 
 
 class _GroupReader:
-    """A layer that reads a group, while channels are taken from it one by one.
+    """A layer that reads a group, while channels are removed from it one by one.
 
     Args:
-        part: which of its columns belong to the group.
+        part: The columns of the layer that belong to the group.
         read: ``W^T G W`` [n, n].
         inverse: ``S^-1`` [n, n].
     """
@@ -154,41 +161,41 @@ class _GroupReader:
         self._roots, self._blocks = part.blocks()
 
     def costs(self, width: int) -> Tensor:
-        """Return what is lost with each of the group's channels [width]; of one that has gone, 0."""
+        """Return the loss with each of the group's channels [width]; it is 0 for one that is removed already."""
         lost = torch.linalg.solve(self._inverse[self._blocks], self._read[self._blocks])
         return torch.zeros(width, dtype=lost.dtype).index_add_(0, self._roots, torch.einsum("rkk->r", lost))
 
-    def take(self, root: int) -> None:
+    def remove(self, root: int) -> None:
         """Remove one of the group's channels: the other weights become ``W - W_c (S^-1)_cc^-1 (S^-1)_c``."""
-        gone = self._part.columns[self._part.roots == root]
-        shares = torch.linalg.solve(self._inverse[gone][:, gone], self._inverse[gone])
-        crossed = shares.T @ self._read[gone]
-        self._read = self._read - crossed - crossed.T + shares.T @ self._read[gone][:, gone] @ shares
-        self._inverse = self._inverse - self._inverse[:, gone] @ shares
-        self._read[gone], self._read[:, gone] = 0, 0
-        self._inverse[gone, gone] = 1
+        removed = self._part.columns[self._part.roots == root]
+        shares = torch.linalg.solve(self._inverse[removed][:, removed], self._inverse[removed])
+        crossed = shares.T @ self._read[removed]
+        self._read = self._read - crossed - crossed.T + shares.T @ self._read[removed][:, removed] @ shares
+        self._inverse = self._inverse - self._inverse[:, removed] @ shares
+        self._read[removed], self._read[:, removed] = 0, 0
+        self._inverse[removed, removed] = 1
 
 
 def _one_by_one(readers: list[_GroupReader], width: int) -> Tensor:
     importance = torch.zeros(width, dtype=torch.float64)
     left = torch.ones(width, dtype=torch.bool)
-    dearest = torch.zeros((), dtype=torch.float64)
+    highest = torch.zeros((), dtype=torch.float64)
     for _ in range(width):
         costs = torch.stack([reader.costs(width) for reader in readers]).sum(0)
         cheapest = int(costs.where(left, torch.inf).argmin())
-        dearest = torch.maximum(dearest, costs[cheapest])
-        importance[cheapest] = dearest
+        highest = torch.maximum(highest, costs[cheapest])
+        importance[cheapest] = highest
         left[cheapest] = False
         for reader in readers:
-            reader.take(cheapest)
+            reader.remove(cheapest)
     return importance
 
 
-def _regress(layer: nn.Module, moment: Tensor, gone: list[int]) -> None:
-    """Add to the columns that stay what the regression of those that go, on all others, asks of them."""
+def _regress(layer: nn.Module, moment: Tensor, removed: list[int]) -> None:
+    """Add to the columns that stay the regression of the removed columns on them."""
     weight, within = matrix(layer), _damped(moment)
     stay = torch.ones(len(within), dtype=torch.bool)
-    stay[gone] = False
+    stay[removed] = False
     shares = torch.linalg.solve(within[stay][:, stay], within[stay][:, ~stay])
     weight[:, stay] += torch.einsum("ogk,sg->osk", weight[:, ~stay], shares)
     set_matrix(layer, weight)
@@ -196,7 +203,7 @@ def _regress(layer: nn.Module, moment: Tensor, gone: list[int]) -> None:
 
 def _damped(moment: Tensor) -> Tensor:
     power = moment.diagonal()
-    return moment + torch.diag(_DAMPING * power + _SILENT * power.max())
+    return moment + torch.diag(_DAMPING * power + _FLOOR * power.max())
 
 
 def _read(weight: Tensor, outputs: Tensor) -> Tensor:

@@ -1,6 +1,6 @@
 """Stage: remove channels in torch-pruning's dependency groups, then fine-tune with the unpruned student as Gram anchor.
 
-What was removed is kept as a list of channel indices, so that a pruned network is rebuilt from the user's own code and
+The removed channels are kept as a list of indices, so that a pruned network is rebuilt from the user's own code and
 plain weights, without a pickle.
 """
 
@@ -79,7 +79,7 @@ def ignored_layers(model: nn.Module, paths: list[str]) -> list[nn.Module]:
     """Return the modules at these paths with all modules inside them.
 
     Raises:
-        TaskError: there is no module at a path.
+        TaskError: There is no module at a path.
     """
     modules = dict(model.named_modules())
     for path in paths:

@@ -1,16 +1,16 @@
-"""Fake quantization: a network computes as its INT8 graph will, while its weights stay float and go on learning.
+"""Fake quantization: a network computes as its INT8 graph will, while its weights stay float and are still trained.
 
-Of every layer with weights, the weight and the input are rounded to the levels that ONNX Runtime's quantizer writes,
+The weight and the input of every layer with weights are rounded to the levels that ONNX Runtime's quantizer writes,
 and the gradient passes the rounding as if it were not there (straight-through: Jacob et al., "Quantization and Training
-of Neural Networks for Efficient Integer-Arithmetic-Only Inference", arXiv 1712.05877, section 3). What INT8 graphs
-round beside these stays float here: tensors that no layer with weights reads, and biases, which have 32 bits.
+of Neural Networks for Efficient Integer-Arithmetic-Only Inference", arXiv 1712.05877, section 3). What else INT8 graphs
+round stays float here: tensors that no layer with weights reads, and biases, which have 32 bits.
 """
 
 from __future__ import annotations
 
 from contextlib import contextmanager
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, cast
 
 import torch
 from torch import Tensor, nn
@@ -51,10 +51,11 @@ class FakeQuantized:
         self._roundings = roundings
 
     def calibrate(self, run: Callable[[], object]) -> None:
-        """Set the range of every layer's input to the extremes that it takes in ``run``.
+        """Set the range of every layer's input to the smallest and largest value that it takes in ``run``.
 
         Args:
-            run: calls the network on samples, in evaluation mode. It is float meanwhile, as a graph that is calibrated.
+            run: Calls the network on samples, in evaluation mode. The network is float meanwhile, like a graph that is
+                calibrated.
         """
         for rounding in self._roundings:
             rounding.begin_measuring()
@@ -65,16 +66,16 @@ class FakeQuantized:
 
 @contextmanager
 def fake_quantized(model: nn.Module, scheme: Scheme) -> Iterator[FakeQuantized]:
-    """Round a network's weights and their layers' inputs for as long as it holds; then its weights are float again.
+    """Round a network's weights and their layers' inputs within the context; afterwards its weights are float again.
 
     Layers are ``nn.Linear``, ``nn.Conv*`` and ``nn.ConvTranspose*`` whose operator the scheme quantizes. One whose
     weight is not a parameter of its own (weight norm computes it) stays float; so does an input that no calibration has
     seen.
 
     Args:
-        model: on its device, changed in place: its state holds the ranges meanwhile. BatchNorm must be in evaluation
-            mode, since what graphs fold are its running statistics.
-        scheme: levels of weights and activations, and which operators are quantized.
+        model: The network, on its device. It is changed in place: its state holds the ranges meanwhile. BatchNorm must
+            be in evaluation mode, since graphs fold its running statistics.
+        scheme: Levels of weights and activations, and which operators are quantized.
     """
     layers = [layer for layer in model.modules() if _is_quantized(layer, scheme)]
     roundings: list[_Rounding] = []
@@ -85,7 +86,7 @@ def fake_quantized(model: nn.Module, scheme: Scheme) -> Iterator[FakeQuantized]:
         handles += [layer.register_forward_pre_hook(rounding.of_input), layer.register_forward_hook(rounding.watch)]
         roundings.append(rounding)
 
-    def pair(norm: nn.Module, inputs: tuple[Any, ...]) -> None:
+    def pair(norm: nn.Module, inputs: tuple[Tensor, ...]) -> None:
         for rounding in roundings:
             rounding.pair(norm, inputs[0])
 
@@ -113,7 +114,7 @@ def _is_folded(norm: nn.Module) -> bool:
 class _Rounding(nn.Module):
     """Rounds the weight of one layer, as its parametrization, and the layer's input.
 
-    As a parametrization it is a part of the network, and so the range of the input travels with the network's state.
+    As a parametrization it is a part of the network, so the range of the input is in the network's state.
     """
 
     low: Tensor
@@ -131,25 +132,25 @@ class _Rounding(nn.Module):
         self._gain: Callable[[], Tensor] | None = None
 
     def begin_measuring(self) -> None:
-        """Empty the range; from here on it is widened by each input, and nothing is rounded."""
+        """Empty the range; from now on each input widens it, and nothing is rounded."""
         self.low.fill_(torch.inf)
         self.high.fill_(-torch.inf)
         self.measuring = True
 
     def end_measuring(self) -> None:
-        """Keep the range, and round."""
+        """Keep the range; from now on inputs and weights are rounded."""
         self.measuring, self._output = False, None
 
-    def watch(self, _layer: nn.Module, _inputs: Any, output: Tensor) -> None:
-        """Remember what the layer has put out, until it is known whether a norm reads it."""
+    def watch(self, _layer: nn.Module, _inputs: object, output: Tensor) -> None:
+        """Remember the layer's output until it is known whether a norm reads it."""
         self._output = output if self.measuring else None
 
     def pair(self, norm: nn.Module, x: Tensor) -> None:
-        """Take ``norm`` for the layer's own if its input ``x`` is what the layer has put out."""
+        """Take ``norm`` as the layer's own if its input ``x`` is the layer's output."""
         if x is self._output:
             self._gain = partial(_gain, norm)
 
-    def of_input(self, _layer: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...] | None:
+    def of_input(self, _layer: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...] | None:
         """Round a layer's input, or widen the range by it."""
         x = inputs[0].float()
         if self.measuring:
@@ -184,17 +185,21 @@ class _Rounding(nn.Module):
         return torch.fake_quantize_per_tensor_affine(folded, scale, zero, -largest, largest) / gain
 
     def _shaped_gain(self, weight: Tensor) -> Tensor:
-        """Return the norm's gain of each output channel so that it multiplies the weight; 1 where there is no norm.
+        """Return the norm's gain of each output channel in the weight's shape; 1 where there is no norm.
 
-        The one scale of all channels is that of the folded weight. (One scale for each channel absorbs the gain.)
+        Where all channels have one scale, it is that of the folded weight. (One scale for each channel absorbs the
+        gain.)
         """
         shape = [size if dim == self.axis else 1 for dim, size in enumerate(weight.shape)]
         return weight.new_ones(shape) if self._gain is None else self._gain().reshape(shape)
 
 
-def _gain(norm: Any) -> Tensor:
-    """Return by what a BatchNorm in evaluation mode multiplies each channel [C], without its sign, and never 0."""
-    gain = (norm.running_var + norm.eps).rsqrt() * (1 if norm.weight is None else norm.weight)
+def _gain(norm: nn.Module) -> Tensor:
+    """Return the factor [C] of a BatchNorm in evaluation mode on each channel, without its sign and never 0."""
+    norm = cast("nn.BatchNorm1d", norm)
+    assert norm.running_var is not None  # see `_is_folded`
+    weight = cast("Tensor | None", norm.weight)
+    gain = (norm.running_var + norm.eps).rsqrt() * (1 if weight is None else weight)
     positive: Tensor = gain.detach().abs().clamp_min(_TINY)
     return positive
 
@@ -203,5 +208,5 @@ _TINY = torch.finfo(torch.float32).tiny
 
 
 def _scale(extent: Tensor, levels: int) -> Tensor:
-    """Return the distance of two levels; where there is nothing but 0, any will do."""
+    """Return the distance between two levels; where all values are 0 it is arbitrary."""
     return (extent / levels).clamp_min(_TINY)

@@ -1,30 +1,29 @@
-"""Find the tensor that is meant in whatever a module puts out: a tensor, a tuple, a dict, an object with attributes."""
+"""Find a tensor in the output of a module, which may be a tensor, a tuple, a dict or an object with attributes."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
 
 from torch import Tensor
 
 from edgekd.errors import TaskError, nearest
 
-#: What transformers call the tokens that their encoders put out.
+#: Name of the encoders' output tokens in the transformers library.
 _TOKENS = "last_hidden_state"
 
 
-def select_tensor(output: Any, key: int | str | None, where: str) -> Tensor:
+def select_tensor(output: object, key: int | str | None, where: str) -> Tensor:
     """Return the tensor of a module's output that is its embedding.
 
     Args:
-        output: what the module put out.
-        key: the place in a sequence (from the end where it is negative), or the name of an item or attribute. None
-            takes a tensor itself, the first of a sequence, ``last_hidden_state`` where there is one, or the only tensor
-            that has a name.
-        where: of which tap this is, for the message.
+        output: Output of the module.
+        key: Index in a sequence (from the end where it is negative), or name of an item or attribute. None takes a
+            tensor itself, the first of a sequence, ``last_hidden_state`` where there is one, or the only tensor that
+            has a name.
+        where: The tap that is read, for error messages.
 
     Raises:
-        TaskError: the output has no such part, the part is no tensor, or without a key it is not clear which is meant.
+        TaskError: The output has no such part, the part is no tensor, or without a key it is not clear which is meant.
     """
     if key is None:
         return _by_default(output, where)
@@ -46,11 +45,11 @@ def select_tensor(output: Any, key: int | str | None, where: str) -> Tensor:
     return part
 
 
-def logits_of(output: Any) -> Tensor:
+def logits_of(output: object) -> Tensor:
     """Return the logits [B, C] in a model's output: a tensor, the first of a tuple, or named ``logits``.
 
     Raises:
-        TaskError: there are none, or they have another shape.
+        TaskError: There are none, or they have another shape.
     """
     if isinstance(output, Mapping):
         output = output.get("logits")
@@ -64,7 +63,7 @@ def logits_of(output: Any) -> Tensor:
     return output
 
 
-def _by_default(output: Any, where: str) -> Tensor:
+def _by_default(output: object, where: str) -> Tensor:
     if isinstance(output, Tensor):
         return output
     if isinstance(output, tuple | list):
@@ -83,7 +82,7 @@ def _by_default(output: Any, where: str) -> Tensor:
     )
 
 
-def _parts(output: Any) -> dict[str, Any]:
+def _parts(output: object) -> dict[str, object]:
     """Return the parts of an output that have a name."""
     if isinstance(output, Mapping):
         return {str(name): part for name, part in output.items()}
@@ -92,8 +91,8 @@ def _parts(output: Any) -> dict[str, Any]:
     return {} if isinstance(output, Tensor) else dict(getattr(output, "__dict__", {}))
 
 
-def _describe(output: Any) -> str:
-    """Say in words what an output is, and what is in it."""
+def _describe(output: object) -> str:
+    """Describe an output and what is in it, for error messages."""
     if isinstance(output, Tensor):
         return f"a tensor of shape {tuple(output.shape)}"
     kind = type(output).__name__
@@ -104,5 +103,5 @@ def _describe(output: Any) -> str:
     return f"a {kind} of {inside}" if inside else f"a {kind}"
 
 
-def _brief(part: Any) -> str:
+def _brief(part: object) -> str:
     return str(tuple(part.shape)) if isinstance(part, Tensor) else type(part).__name__

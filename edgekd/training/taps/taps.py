@@ -1,10 +1,10 @@
-"""Read embeddings out of any model by module path, with the model left as it is."""
+"""Read embeddings from any model by module path, without a change to the model."""
 
 from __future__ import annotations
 
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import msgspec
 from torch import Tensor, nn
@@ -14,7 +14,7 @@ from edgekd.errors import TaskError, nearest
 from edgekd.training.taps.outputs import logits_of, select_tensor
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
     from types import TracebackType
 
     from torch.utils.hooks import RemovableHandle
@@ -27,9 +27,9 @@ class Taps:
     """Where the teacher and the student keep each modality's embedding.
 
     Attributes:
-        teacher: for each modality, in order.
-        student: likewise.
-        precision: what the teacher computes in while others learn from it.
+        teacher: For each modality, in order, the tap in the teacher.
+        student: For each modality, in order, the tap in the student.
+        precision: Precision that the teacher computes in while others learn from it.
     """
 
     teacher: Mapping[str, Tap]
@@ -42,10 +42,10 @@ class TapOutputs:
     """What one forward pass gave.
 
     Attributes:
-        logits: [B, C].
-        embeddings: for each modality [B, D].
-        outputs: for each modality what the tapped module put out, before it was pooled: the tensor that the rest of
-            the network reads, so the losses of logits and of embeddings both have a gradient there.
+        logits: Logits [B, C].
+        embeddings: For each modality its embedding [B, D].
+        outputs: For each modality the output of the tapped module before it was pooled. It is the tensor that the rest
+            of the network reads, so the losses of logits and of embeddings both have a gradient there.
     """
 
     logits: Tensor
@@ -57,18 +57,18 @@ class TappedModel(AbstractContextManager["TappedModel"]):
     """A model whose embeddings are read at its taps. Use it as a context manager: hooks are removed at its end.
 
     Args:
-        model: any module; it is called with the modalities' batches in order, and gives logits (a tensor, the first of
+        model: Any module that is called with the modalities' batches in order and gives logits (a tensor, the first of
             a tuple, or the ``logits`` of a dict or an object).
-        taps: for each modality, in order, where its embedding is.
+        taps: For each modality, in order, where its embedding is.
 
     Raises:
-        TaskError: a tap names no module; the message lists the nearest.
+        TaskError: A tap names no module; the message lists the nearest.
     """
 
     def __init__(self, model: nn.Module, taps: Mapping[str, Tap]) -> None:
         self.model = model
         self.taps = taps
-        self._seen: dict[str, list[Any]] | None = None
+        self._seen: dict[str, list[object]] | None = None
         modules = dict(model.named_modules())
         for modality, tap in taps.items():
             if tap.module not in modules:
@@ -96,12 +96,12 @@ class TappedModel(AbstractContextManager["TappedModel"]):
                 handle.remove()
             self._handles.clear()
 
-    def _record(self, path: str) -> Any:
-        def hook(_module: nn.Module, _inputs: Any, output: Any) -> Any:
-            if self._seen is None:  # others may run the model meanwhile, e.g. to validate it
+    def _record(self, path: str) -> Callable[[nn.Module, object, object], Tensor | None]:
+        def hook(_module: nn.Module, _inputs: object, output: object) -> Tensor | None:
+            if self._seen is None:  # the model is run by others, e.g. to validate it
                 return None
             self._seen.setdefault(path, []).append(output)
-            # What reads it may work in place, as ReLU(inplace=True) does, and an embedding is what this module gave.
+            # The next module may work in place, as ReLU(inplace=True) does; the embedding is what this one gave.
             return output.clone() if isinstance(output, Tensor) else None
 
         return hook
@@ -110,20 +110,20 @@ class TappedModel(AbstractContextManager["TappedModel"]):
         """Run the model.
 
         Args:
-            inputs: the modalities' batches, in order.
+            inputs: The modalities' batches, in order.
 
         Returns:
-            logits [B, C], and for each modality its embedding [B, D].
+            The logits [B, C], and for each modality its embedding [B, D].
 
         Raises:
-            TaskError: a tap's module was not called, gives the same output to two modalities, or gives something that
+            TaskError: A tap's module was not called, gives the same output to two modalities, or gives something that
                 cannot be made one vector a sample.
         """
         reading = self.read(inputs)
         return reading.logits, reading.embeddings
 
     def read(self, inputs: Sequence[Tensor]) -> TapOutputs:
-        """Run the model, as a call does, and return the taps' outputs before they are pooled, too."""
+        """Run the model, as a call does, and also return the outputs of the tapped modules before they are pooled."""
         logits, outputs = self._run(inputs)
         embeddings = {name: _pool(output, self.taps[name], self._where(name)) for name, output in outputs.items()}
         for name, z in embeddings.items():
@@ -148,7 +148,7 @@ class TappedModel(AbstractContextManager["TappedModel"]):
     def _where(self, modality: str) -> str:
         return f"tap of '{modality}' at '{self.taps[modality].module}'"
 
-    def _output(self, modality: str, seen: Mapping[str, list[Any]]) -> Tensor:
+    def _output(self, modality: str, seen: Mapping[str, list[object]]) -> Tensor:
         where, tap = self._where(modality), self.taps[modality]
         outputs = seen.get(tap.module, [])
         if tap.call >= len(outputs):
@@ -190,12 +190,12 @@ def _pool(output: Tensor, tap: Tap, where: str) -> Tensor:
 
 
 def resolve_taps(
-    kind: str, recipe_taps: Mapping[str, str | Tap], task_taps: Mapping[str, Any], modalities: Sequence[str]
+    kind: str, recipe_taps: Mapping[str, str | Tap], task_taps: Mapping[str, object], modalities: Sequence[str]
 ) -> dict[str, Tap]:
-    """Join the recipe's taps over the task's own, one for each modality, in order.
+    """Return one tap for each modality, in order: the recipe's, or else the task's own.
 
     Raises:
-        TaskError: a modality has no tap, a tap names no modality, or one that the task gives is none.
+        TaskError: A modality has no tap, a tap names no modality, or one that the task gives is not valid.
     """
     merged = {**task_taps, **recipe_taps}
     unknown = [name for name in merged if name not in modalities]
@@ -210,7 +210,7 @@ def resolve_taps(
     return {name: _tap(kind, name, merged[name]) for name in modalities}
 
 
-def _tap(kind: str, modality: str, value: Any) -> Tap:
+def _tap(kind: str, modality: str, value: object) -> Tap:
     """Return a tap, which a task may give as a :class:`Tap`, as a path or as a table."""
     try:
         return msgspec.convert({"module": value} if isinstance(value, str) else value, Tap)

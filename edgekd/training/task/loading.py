@@ -6,7 +6,7 @@ import hashlib
 import inspect
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, cast
 
 import numpy as np
 import torch
@@ -19,8 +19,11 @@ from edgekd.training.task.imports import import_module, import_task_file
 from edgekd.training.task.protocol import SPLITS, ArraySplit, Sample, Task
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
     from contextlib import AbstractContextManager
+    from hashlib import _Hash as Hash
+
+    from numpy.typing import NDArray
 
     from edgekd.config.recipe import TaskConfig
     from edgekd.training.task.protocol import Split
@@ -28,12 +31,12 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class LoadedTask:
-    """A task with its splits, checked.
+    """A task with its splits, which keeps the protocol.
 
     Attributes:
-        task: the user's object.
-        splits: by name.
-        sources: Python files of the task, its own first, whose change makes it another task.
+        task: The user's object.
+        splits: The splits by name.
+        sources: Python files of the task, its own first; a change of any makes it another task.
     """
 
     task: Task
@@ -48,15 +51,15 @@ class LoadedTask:
 
     @property
     def files(self) -> tuple[Path, ...] | None:
-        """Data files that the task says it reads, or None when it does not say."""
+        """Data files that the task names, or None where it names none."""
         files = getattr(self.task, "files", None)
         return None if files is None else tuple(Path(file) for file in files)
 
     def class_names(self, logits: int) -> list[str]:
-        """Return the classes' names for a network of that many logits.
+        """Return the classes' names for a network with that many logits.
 
         Raises:
-            TaskError: the task names more or fewer.
+            TaskError: The task names more or fewer.
         """
         classes = getattr(self.task, "classes", None)
         names = [str(name) for name in (range(logits) if classes is None else classes)]
@@ -65,7 +68,7 @@ class LoadedTask:
         return names
 
     def running(self, what: str) -> AbstractContextManager[None]:
-        """Return a context in which the task's own code runs: what it raises becomes one line, with its place."""
+        """Return a context for the task's own code, in which what it raises becomes one line with its place."""
         return user_code(what, self.sources[0].parent if self.sources else None)
 
     @property
@@ -78,15 +81,15 @@ class LoadedTask:
         """Whether a larger metric is better."""
         return bool(getattr(self.task, "higher_is_better", True))
 
-    def metric(self, logits: np.ndarray[Any, Any], labels: np.ndarray[Any, Any]) -> float:
-        """Return the task's metric."""
+    def metric(self, logits: NDArray[np.float32], labels: NDArray[np.integer]) -> float:
+        """Return the task's metric of logits [N, C] and labels [N]."""
         return float(getattr(self.task, "metric", accuracy)(logits, labels))
 
     def fingerprint(self) -> str:
         """Return a digest of the task's data, computed once.
 
-        Covers all of a split that lies in memory; of another the ids and labels of every sample and the inputs of at
-        most 256 samples, evenly spread: enough to notice other data, cheap on large sets.
+        It covers all of a split in memory. Of another split it covers the ids and labels of every sample and the inputs
+        of at most 256 samples, evenly spread: enough to notice other data, and cheap on large sets.
         """
         if not self._fingerprint:
             hasher = hashlib.sha256()
@@ -97,7 +100,7 @@ class LoadedTask:
         return self._fingerprint[0]
 
 
-def _digest_split(split: Split, hasher: Any) -> None:
+def _digest_split(split: Split, hasher: Hash) -> None:
     if isinstance(split, ArraySplit):
         hasher.update(repr((split.ids, split.groups)).encode())
         _digest_tensors({"labels": split.labels, **split.inputs}, hasher)
@@ -111,7 +114,7 @@ def _digest_split(split: Split, hasher: Any) -> None:
             _digest_tensors(sample.inputs, hasher)
 
 
-def _digest_tensors(tensors: Mapping[str, Tensor], hasher: Any) -> None:
+def _digest_tensors(tensors: Mapping[str, Tensor], hasher: Hash) -> None:
     for name, x in tensors.items():
         hasher.update(f"{name} {tuple(x.shape)}".encode())
         hasher.update(x.contiguous().numpy().tobytes())
@@ -121,7 +124,7 @@ def load_task(config: TaskConfig) -> LoadedTask:
     """Import a task, call it with its options, and check it.
 
     Raises:
-        TaskError: it cannot be found or called, or does not keep the protocol.
+        TaskError: It cannot be found or called, or does not keep the protocol.
     """
     factory, module_file = _find(config.name)
     signature = inspect.signature(factory)
@@ -141,7 +144,8 @@ def load_task(config: TaskConfig) -> LoadedTask:
     return LoadedTask(task, splits, source_files(module_file))
 
 
-def _find(name: str) -> tuple[Any, Path]:
+def _find(name: str) -> tuple[Callable[..., object], Path]:
+    """Return what a task's name stands for, and the file that it is in."""
     module_name, colon, attribute = name.partition(":")
     if not colon:
         shipped = _shipped()
@@ -201,9 +205,7 @@ def _ids(where: str, split: Split) -> Sequence[str]:
 
 def _check_sample(where: str, task: Task, sample: Sample) -> None:
     if not isinstance(sample, Sample):
-        raise TaskError(
-            f"{where}: a sample is a {type(sample).__name__}, must be an edgekd.training.task.protocol.Sample"
-        )
+        raise TaskError(f"{where}: a sample is a {type(sample).__name__}, must be an edgekd.Sample")
     check_shapes(where, task, {key: tuple(x.shape) for key, x in sample.inputs.items()})
     for key, x in sample.inputs.items():
         if not isinstance(x, Tensor) or x.dtype != torch.float32:
@@ -212,10 +214,10 @@ def _check_sample(where: str, task: Task, sample: Sample) -> None:
 
 
 def check_shapes(where: str, task: Task, found: Mapping[str, tuple[int, ...]]) -> None:
-    """Check the inputs' names, order and shapes without the batch.
+    """Check the names, order and shapes of inputs, without the batch.
 
     Raises:
-        TaskError: they are not those of the task's modalities.
+        TaskError: They are not those of the task's modalities.
     """
     expected = {modality.name: modality.shape for modality in task.modalities}
     if expected != found:

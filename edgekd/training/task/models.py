@@ -1,4 +1,4 @@
-"""Encoders and a late-fusion network, for those who bring none."""
+"""Encoders and a late-fusion network, for tasks that have no networks of their own."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ class Standardize(nn.Module):
     """Subtract a mean and divide by a standard deviation, inside the model, so that an app feeds raw values.
 
     Args:
-        samples: [N, C, ...] to take the statistics from, for each channel C over all other dimensions.
+        samples: Samples [N, C, ...] to take the statistics from, for each channel C over all other dimensions.
     """
 
     mean: Tensor
@@ -82,10 +82,10 @@ class LateFusion(nn.Module):
     """One encoder for each modality, embeddings concatenated, a small head on top.
 
     Args:
-        encoders: for each modality, in order, a module [B, ...] -> [B, width].
-        width: width of every embedding.
-        hidden: hidden units of the head.
-        classes: number of classes.
+        encoders: For each modality, in order, a module [B, ...] -> [B, width].
+        width: Width of every embedding.
+        hidden: Number of hidden units of the head.
+        classes: Number of classes.
     """
 
     def __init__(self, encoders: Mapping[str, nn.Module], width: int, hidden: int, classes: int) -> None:

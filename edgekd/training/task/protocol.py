@@ -1,4 +1,4 @@
-"""The protocol that a user's task meets, and loading one by name.
+"""What a user's task gives edgekd: modalities, samples in splits, and two networks.
 
 A task is a class, or a function that returns an object, in the user's own Python file. It is called with the recipe's
 ``task.options`` as keyword arguments.
@@ -17,14 +17,16 @@ from edgekd.errors import TaskError, nearest
 from edgekd.stages.labels import UNLABELLED
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Mapping, Sequence, Sized
 
     from _typeshed import DataclassInstance
+    from numpy.typing import NDArray
     from torch import nn
     from torch.utils.data import Dataset
 
     Size = TypeVar("Size", bound=DataclassInstance)
 
+#: Names of the splits that every task has.
 SPLITS = ("train", "val", "calibration", "test")
 
 
@@ -33,9 +35,9 @@ class Modality:
     """One named input of a task.
 
     Attributes:
-        name: its name, e.g. "accel".
-        shape: of one sample, without the batch, e.g. (3, 100).
-        description: what an app must feed, with units; it stands in the bundle's manifest.
+        name: Name of the modality, e.g. "accel".
+        shape: Shape of one sample, without the batch, e.g. (3, 100).
+        description: What an app must feed, with units, as it stands in the bundle's manifest.
     """
 
     name: str
@@ -52,12 +54,12 @@ class Sample:
     """One sample of a split.
 
     Attributes:
-        id: a name that is unique among all splits.
-        inputs: for each modality a float32 tensor of its shape.
-        label: class index, or UNLABELLED.
-        group: what makes samples dependent (a subject, a clip), or "" for none.
-        missing: modalities that the sample lacks; what stands in for them in ``inputs`` (zeros, say) is fed to the
-            networks, but no loss compares its embeddings.
+        id: Name of the sample, unique among all splits and the same in every run.
+        inputs: For each modality, in order, a float32 tensor of its shape.
+        label: Class index, or :data:`UNLABELLED` (-100) where there is none.
+        group: Name of what makes samples dependent (a subject, a clip), or "" where samples are independent.
+        missing: Names of the modalities that the sample lacks. What stands in for them in ``inputs`` (zeros, say) is
+            fed to the networks, but no loss compares its embeddings.
     """
 
     id: str
@@ -69,14 +71,14 @@ class Sample:
 
 @dataclass(frozen=True)
 class Batch:
-    """Samples side by side: inputs [B, ...] for each modality, labels [B].
+    """Several samples stacked.
 
     Attributes:
-        ids: their names.
-        inputs: for each modality float32.
-        labels: class indices, or UNLABELLED.
-        groups: their groups' names.
-        present: for each modality that a sample lacks, 1.0 where it is there and 0.0 where not [B]; no others.
+        ids: Names of the B samples.
+        inputs: For each modality, in order, float32 [B, ...].
+        labels: Class indices, or UNLABELLED, int64 [B].
+        groups: Names of the samples' groups.
+        present: For each modality that some sample lacks, 1.0 where a sample has it and 0.0 where not [B].
     """
 
     ids: list[str]
@@ -95,13 +97,14 @@ class Batch:
 
 
 class Split(Protocol):
-    """Any torch map-style dataset of :class:`Sample`.
+    """A split: any torch map-style dataset of :class:`Sample`.
 
-    Optional attribute: ``ids``, each sample's id in order. Without it, loading the task reads every sample for its id.
+    It may have the attribute ``ids``, the id of each sample in order. Without it, every sample is read for its id when
+    the task is loaded.
     """
 
     def __len__(self) -> int:
-        """Number of samples."""
+        """Return the number of samples."""
 
     def __getitem__(self, index: int) -> Sample:
         """Return one sample."""
@@ -109,14 +112,17 @@ class Split(Protocol):
 
 @dataclass(frozen=True)
 class ArraySplit:
-    """A split that lies in memory. Numpy arrays, and lists of ids, labels and groups, are taken as well and converted.
+    """A split in memory. Numpy arrays, and lists of ids, labels and groups, are converted.
 
     Attributes:
-        ids: N names.
-        inputs: for each modality float32 [N, ...].
-        labels: int64 [N]; UNLABELLED where there is none.
-        groups: N names of groups, or None.
-        present: for each modality that some samples lack, booleans [N]: whether a sample has it.
+        ids: Names of the N samples, unique among all splits.
+        inputs: For each modality, in order, float32 [N, ...].
+        labels: Class indices, int64 [N]; UNLABELLED (-100) where a sample has none.
+        groups: Names of the N samples' groups, or None where samples are independent.
+        present: For each modality that some samples lack, booleans [N]: whether a sample has it.
+
+    Raises:
+        TaskError: The columns differ in length, or labels are no class indices.
     """
 
     ids: Sequence[str]
@@ -134,7 +140,7 @@ class ArraySplit:
         object.__setattr__(
             self, "present", {name: torch.as_tensor(x).bool().float() for name, x in self.present.items()}
         )
-        columns: list[tuple[str, Any]] = [("labels", self.labels), *self.inputs.items(), *self.present.items()]
+        columns: list[tuple[str, Sized]] = [("labels", self.labels), *self.inputs.items(), *self.present.items()]
         columns += [] if self.groups is None else [("groups", self.groups)]
         for name, column in columns:
             if len(column) != len(self.ids):
@@ -150,7 +156,7 @@ class ArraySplit:
         return Sample(self.ids[index], inputs, int(self.labels[index]), group, missing)
 
     def __getitems__(self, indices: list[int]) -> Batch:
-        """Return many samples at once: torch's DataLoader asks for this method first."""
+        """Return several samples at once; torch's DataLoader calls this method where there is one."""
         return Batch(
             [self.ids[i] for i in indices],
             {name: x[indices] for name, x in self.inputs.items()},
@@ -160,14 +166,14 @@ class ArraySplit:
         )
 
 
-def _float_tensor(x: Any) -> Any:
+def _float_tensor(x: Tensor | NDArray[np.float32]) -> Tensor:
     """Return numpy's float32 as a tensor; anything else as it is, for the check of a sample to refuse."""
     if isinstance(x, np.ndarray) and x.dtype == np.float32:
         return torch.from_numpy(np.require(x, requirements=["C", "W"]))
-    return x
+    return cast("Tensor", x)
 
 
-def _label_tensor(labels: Any) -> Tensor:
+def _label_tensor(labels: object) -> Tensor:
     try:
         tensor = torch.as_tensor(labels)
     except (TypeError, ValueError, RuntimeError) as error:
@@ -181,31 +187,38 @@ def _label_tensor(labels: Any) -> Tensor:
 
 @runtime_checkable
 class Task(Protocol):
-    """What a user brings.
+    """What a user's task must have.
 
-    Optional attributes: ``classes`` (names of the logits, for the manifest; default: their numbers), ``files`` (paths
-    the task reads; when given, a build that is up to date need not even load the task), ``teacher_taps`` and
-    ``student_taps`` (default taps, which the recipe overrides), ``metric_name``, ``metric(logits, labels) -> float``
-    and ``higher_is_better`` (default: accuracy), ``licence`` and ``citation`` of the data.
+    It may also have these attributes:
+
+    - ``classes``: names of the logits, for the manifest; by default their numbers.
+    - ``files``: paths of the data that the task reads. With them, a build that is up to date does not load the task.
+    - ``teacher_taps`` and ``student_taps``: for each modality where its embedding is; the recipe overrides them.
+    - ``metric(logits, labels) -> float`` of logits [N, C] and labels [N], ``metric_name`` and ``higher_is_better``; by
+      default accuracy.
+    - ``licence`` and ``citation`` of the data.
+
+    Attributes:
+        modalities: The inputs, two or more, in the order in which the networks take them.
     """
 
     modalities: Sequence[Modality]
 
     def splits(self) -> Mapping[str, Split]:
-        """Return the splits train, val, calibration, test; disjoint, by sample id."""
+        """Return the splits train, val, calibration and test, in which no sample is twice."""
 
     def teacher(self) -> nn.Module:
-        """Return the untrained teacher. It is called with the modalities' batches, in order, and returns logits."""
+        """Return the untrained teacher, which is called with the modalities' batches in order and returns logits."""
 
     def student(self) -> nn.Module:
-        """Return the untrained student, likewise."""
+        """Return the untrained student, which is called like the teacher."""
 
 
-def resized(size: Size, options: Mapping[str, Any] | None) -> Size:
-    """Return a dataclass, e.g. of a network's widths, with the fields replaced that a task's options name.
+def resized(size: Size, options: Mapping[str, object] | None) -> Size:
+    """Return a dataclass, such as the widths of a network, with the fields replaced that a task's options name.
 
     Raises:
-        TaskError: it has no such field.
+        TaskError: It has no such field.
     """
     known = [field.name for field in fields(size)]
     for name in options or {}:
@@ -220,7 +233,7 @@ def as_dataset(split: Split) -> Dataset[Any]:
 
 
 def collate(samples: Batch | list[Sample]) -> Batch:
-    """Stack samples to a batch; a batch, from a split that makes its own, passes through."""
+    """Stack samples to a batch; a batch, from a split that makes its own, is returned as it is."""
     if isinstance(samples, Batch):
         return samples
     return Batch(

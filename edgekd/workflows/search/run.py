@@ -16,7 +16,7 @@ from edgekd.pipeline.build import fit_widths
 from edgekd.pipeline.project import Project
 from edgekd.pipeline.publish import writing
 from edgekd.pipeline.trained_source import LIBRARIES
-from edgekd.report.search.tables import write_search
+from edgekd.report.search.files import write_search
 from edgekd.runtime.measure.machine import machine_facts
 from edgekd.stages.cache import Cache, digest
 from edgekd.stages.progress import Observer, Silent

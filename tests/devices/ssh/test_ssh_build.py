@@ -19,7 +19,7 @@ from edgekd.runtime.backends.openvino import library
 pytestmark = SSH.mark
 
 #: What this host and a board of its own kind would share.
-ON_DEVICE = {"evaluate", "check", "profile", "robustness-shipped", "bundle", "verify"}
+ON_DEVICE = {"evaluate", "check", "profile", "robustness_shipped", "bundle", "verify"}
 
 
 @pytest.fixture(scope="module")

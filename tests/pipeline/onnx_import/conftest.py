@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from edgekd.pipeline.onnx_import.stage import import_onnx
+from edgekd.pipeline.onnx_import.stage import OnnxSource, import_onnx
 from edgekd.stages.progress import Silent, StageReporter
 
 
@@ -15,9 +15,9 @@ class Warned(Silent):
 
 @pytest.fixture
 def import_(tmp_path):
-    """Bring a model with samples that are given by name, into ``tmp_path / "out"``."""
+    """Import a model with samples that are given by name, into ``tmp_path / "out"``."""
 
-    def run(model, samples, test=None, taps=(), **options):
+    def run(model, samples, test=None, taps=(), output=None, **options):
         np.savez(tmp_path / "samples.npz", **samples)
         if test is not None:
             np.savez(tmp_path / "test.npz", **test)
@@ -26,8 +26,10 @@ def import_(tmp_path):
         given = None if test is None else tmp_path / "test.npz"
         observer = Warned()
         reporter = StageReporter(observer, "import")
-        brought = import_onnx(model, tmp_path / "samples.npz", given, dict(taps), folder, reporter, **options)
-        assert tuple(observer.messages) == brought.notes
-        return brought
+        imported = import_onnx(
+            OnnxSource(model, tmp_path / "samples.npz", given, dict(taps), output), folder, reporter, **options
+        )
+        assert tuple(observer.messages) == imported.notes
+        return imported
 
     return run

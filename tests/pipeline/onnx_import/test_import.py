@@ -35,21 +35,21 @@ def rows(folder, *keys, name="test.npz"):
 
 def test_two_towers(tmp_path, import_):
     path = graphs.two_towers(tmp_path / "m.onnx")
-    brought = import_(path, {**TOWERS, "labels": np.arange(12) % 3})
-    assert {name: (tap.tensor, tap.pooling, tap.width) for name, tap in brought.modalities.items()} == {
+    imported = import_(path, {**TOWERS, "labels": np.arange(12) % 3})
+    assert {name: (tap.tensor, tap.pooling, tap.width) for name, tap in imported.modalities.items()} == {
         "image": ("image_features", "as it is", 8),
         "motion": ("motion_features", "as it is", 8),
     }
-    assert brought.outputs == {"probabilities": "logits"}
-    assert brought.exported.parity["float"] < 1e-6
-    assert brought.exported.sizes == {"float": (tmp_path / "out/float.onnx").stat().st_size}
-    facts = brought.exported.facts
+    assert imported.outputs == {"probabilities": "logits"}
+    assert imported.exported.parity["float"] < 1e-6
+    assert imported.exported.sizes == {"float": (tmp_path / "out/float.onnx").stat().st_size}
+    facts = imported.exported.facts
     assert (facts.metric, facts.higher_is_better, facts.classes) == ("accuracy", True, ["0", "1", "2"])
     assert [(item["name"], item["dtype"], item["shape"]) for item in facts.inputs] == [
         ("image", "float32", ["batch", 1, 8, 8]),
         ("motion", "float32", ["batch", 5, 4]),
     ]
-    told = " ".join(brought.notes)
+    told = " ".join(imported.notes)
     assert "image at 'image_features', motion at 'motion_features'" in told
     assert "without scores" in told
     assert "6 are to calibrate with and 6 other ones to test" in told
@@ -73,8 +73,8 @@ def tapped(path, name, feeds):
 def test_named_taps_and_output(tmp_path, import_):
     path = graphs.two_towers(tmp_path / "m.onnx")
     taps = {"picture": "map_relu", "watch": "motion_tokens", "fused": "joined"}
-    brought = import_(path, TOWERS, taps=taps, output="scores")
-    assert {name: (tap.pooling, tap.width) for name, tap in brought.modalities.items()} == {
+    imported = import_(path, TOWERS, taps=taps, output="scores")
+    assert {name: (tap.pooling, tap.width) for name, tap in imported.modalities.items()} == {
         "picture": ("mean over positions", 8),
         "watch": ("mean over tokens", 8),
         "fused": ("as it is", 16),
@@ -118,8 +118,8 @@ def test_an_input_has_a_name_that_edgekd_takes(tmp_path, import_):
 
 
 def test_given_test_samples_are_not_split(tmp_path, import_):
-    brought = import_(graphs.mlp(tmp_path / "m.onnx"), X, test={"x": normal(4, seed=1)[:5]})
-    assert not any("test samples" in note for note in brought.notes)
+    imported = import_(graphs.mlp(tmp_path / "m.onnx"), X, test={"x": normal(4, seed=1)[:5]})
+    assert not any("test samples" in note for note in imported.notes)
     np.testing.assert_array_equal(rows(tmp_path / "out", "input.x")[1], normal(4, seed=1)[:5])
     np.testing.assert_array_equal(rows(tmp_path / "out", "input.x", name="calibration.npz")[1], X["x"])
 
@@ -127,8 +127,8 @@ def test_given_test_samples_are_not_split(tmp_path, import_):
 def test_test_samples_that_are_calibration_samples_too_are_counted(tmp_path, import_):
     """Inputs alone tell: the files' own names of samples may differ."""
     test = {"x": np.concatenate([X["x"][:3], normal(4, seed=1)[:2]]), "ids": np.arange(5) + 100}
-    brought = import_(graphs.mlp(tmp_path / "m.onnx"), X, test=test)
-    assert any(note.startswith("3 of the 5 test samples are calibration samples too") for note in brought.notes)
+    imported = import_(graphs.mlp(tmp_path / "m.onnx"), X, test=test)
+    assert any(note.startswith("3 of the 5 test samples are calibration samples too") for note in imported.notes)
 
 
 def test_the_same_input_gives_the_same_files(tmp_path, import_):
@@ -165,9 +165,9 @@ def user_rows(path, arrays, ids, batched):
 def test_odd_graphs_give_what_the_users_file_gives_and_can_be_quantized(tmp_path, import_, name):
     make, arrays, batch = ODD[name]
     path = make(tmp_path / "m.onnx")
-    brought = import_(path, arrays)
+    imported = import_(path, arrays)
     folder = tmp_path / "out"
-    assert [item["shape"][0] for item in brought.exported.facts.inputs] == [batch] * len(arrays)
+    assert [item["shape"][0] for item in imported.exported.facts.inputs] == [batch] * len(arrays)
     (ids,) = rows(folder)
     single = {"scalar": {"gain"}, "state": {"state"}}.get(name, set())
     expected = user_rows(path, arrays, ids, set(arrays) - single)
@@ -189,8 +189,8 @@ def test_rows_that_mix_run_one_at_a_time(tmp_path, import_):
     path = graphs.write(
         tmp_path / "m.onnx", nodes, [tensor("x", ["n", 4])], [tensor("y", ["n", 3])], graphs.weights(w=(4, 3))
     )
-    brought = import_(path, X)
-    assert any("two samples in one batch give another result" in note for note in brought.notes)
+    imported = import_(path, X)
+    assert any("two samples in one batch give another result" in note for note in imported.notes)
     with open_engine(tmp_path / "out/float.onnx") as session:
         assert session.inputs[0].shape == (1, 4)
 
@@ -201,8 +201,8 @@ def test_a_model_without_any_batch(tmp_path, import_):
         tmp_path / "m.onnx", [node("MatMul", ["x", "w"], ["y"])], [tensor("x", [4])], [tensor("y", [3])],
         graphs.weights(w=(4, 3)),
     )  # fmt: skip
-    brought = import_(path, X)
-    assert any("input x has no dimension for a batch" in note for note in brought.notes)
+    imported = import_(path, X)
+    assert any("input x has no dimension for a batch" in note for note in imported.notes)
     (ids,) = rows(tmp_path / "out")
     expected = np.stack([run_user(path, "y", {"x": X["x"][row]}) for row in ids])
     np.testing.assert_allclose(outputs(tmp_path / "out")["logits"], expected, rtol=1e-5)
@@ -212,9 +212,9 @@ def test_one_number_for_each_sample(tmp_path, import_):
     nodes = [node("Gemm", ["x", "w"], ["s"]), node("Squeeze", ["s", "axis"], ["y"])]
     stored = [*graphs.weights(w=(4, 1)), *graphs.integers(axis=[1])]
     path = graphs.write(tmp_path / "m.onnx", nodes, [tensor("x", ["n", 4])], [tensor("y", ["n"])], stored)
-    brought = import_(path, {**X, "labels": np.zeros(12, int)})
-    assert (brought.exported.facts.classes, brought.exported.facts.metric) == ([], "none")
-    assert any("the labels are not used" in note for note in brought.notes)
+    imported = import_(path, {**X, "labels": np.zeros(12, int)})
+    assert (imported.exported.facts.classes, imported.exported.facts.metric) == ([], "none")
+    assert any("the labels are not used" in note for note in imported.notes)
     assert outputs(tmp_path / "out")["logits"].shape == (6, 1)
     with np.load(tmp_path / "out/test.npz") as arrays:
         assert "labels" not in arrays
@@ -259,8 +259,8 @@ def test_outputs_that_are_no_tensors_are_left_out(tmp_path, import_):
 
 
 def test_a_state_is_no_modality(tmp_path, import_):
-    brought = import_(graphs.recurrent(tmp_path / "m.onnx"), {"x": normal(4), "state": normal(1, 1, 5)})
-    assert list(brought.modalities) == ["y", "state_out"]
+    imported = import_(graphs.recurrent(tmp_path / "m.onnx"), {"x": normal(4), "state": normal(1, 1, 5)})
+    assert list(imported.modalities) == ["y", "state_out"]
 
 
 def test_labels_beyond_the_classes(tmp_path, import_):

@@ -10,7 +10,7 @@ from edgekd.compress import quantize
 from edgekd.compress.quantize import PROBE_GRAPH, CandidateSpec
 from edgekd.config.target import load_calibration
 from edgekd.devices.targets import load_target
-from edgekd.pipeline.onnx_import.stage import import_onnx
+from edgekd.pipeline.onnx_import.stage import OnnxSource, import_onnx
 from edgekd.runtime.backends.onnxruntime import open_engine
 from edgekd.runtime.session import read_feeds, run_rows
 from edgekd.stages.progress import Silent, StageReporter
@@ -37,8 +37,8 @@ def imported(tmp_path_factory):
             model = ocr.save_model(name, folder)
             images, written = ocr.make_images(name, COUNT)
             np.savez(folder / "lines.npz", x=images)
-            brought = import_onnx(model, folder / "lines.npz", None, {}, folder, StageReporter(Silent(), "import"))
-            done[name] = (model, folder, brought, written)
+            result = import_onnx(OnnxSource(model, folder / "lines.npz"), folder, StageReporter(Silent(), "import"))
+            done[name] = (model, folder, result, written)
         return done[name]
 
     return imported
@@ -51,11 +51,11 @@ def run(engine, samples):
 
 @pytest.mark.parametrize("name", EXPECTED)
 def test_is_read_as_it_is(imported, name):
-    model, folder, brought, _ = imported(name)
+    model, folder, result, _ = imported(name)
     _, tensor, pooling, width, _ = EXPECTED[name]
-    (tap,) = brought.modalities.values()
+    (tap,) = result.modalities.values()
     assert (tap.tensor, tap.pooling, tap.width) == (tensor, pooling, width)
-    assert brought.exported.facts.classes == (["0", "1"] if name == "cls" else [])
+    assert result.exported.facts.classes == (["0", "1"] if name == "cls" else [])
     written = onnx.load(folder / "float.onnx")
     assert not any(node.op_type == "Constant" for node in written.graph.node)
     assert len(written.graph.initializer) > 100

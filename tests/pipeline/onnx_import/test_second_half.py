@@ -86,6 +86,6 @@ def test_other_weights_beside_the_model_are_another_model(tmp_path):
         if logits:
             content = np.fromfile(tmp_path / "weights.bin", np.float32)
             (2 * content).tofile(tmp_path / "weights.bin")
-        brought = import_model(Runner(Cache(tmp_path / "cache"), Silent()), recipe(model, samples))
-        logits.append(brought.probes()["float"].logits)
+        imported = import_model(Runner(Cache(tmp_path / "cache"), Silent()), recipe(model, samples))
+        logits.append(imported.probes()["float"].logits)
     np.testing.assert_allclose(logits[1], 2 * logits[0], rtol=1e-6)

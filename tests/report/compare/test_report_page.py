@@ -27,7 +27,7 @@ from edgekd.report.compare.read import read_run, read_runs
 from edgekd.report.compare.rows import sort_entries
 from edgekd.report.compare.scatter import unbeaten_rows
 from edgekd.report.results import CandidateResult
-from edgekd.runtime.corruption import Disturbed, Robustness
+from edgekd.runtime.corruption import NetworkRobustness, Robustness
 
 LOWER = GateLimits(LIMITS.tau_pass, LIMITS.tau_fail, LIMITS.max_flips, LIMITS.max_metric_drop, higher_is_better=False)
 WIDTHS = {"image": 8, "sound": 12}
@@ -59,7 +59,7 @@ def page(joined, tmp_path_factory):
 def write_build(folder, *targets):
     """Write the output of a build that has all that a page can show, of a task in a user's own file."""
     result = target("cpu", profile=full_profile()) if not targets else targets[0]
-    worst = Disturbed(0.958, {"accel": 0.412}, {"accel": 0.833})
+    worst = NetworkRobustness(0.958, {"accel": 0.412}, {"accel": 0.833})
     candidates = tuple(
         CandidateResult(name, precision, "pass", 0.958, 0.004, 0.01, None, 231_770, None)
         for name, precision in (("int8", "int8"), ("float32", "float32"))

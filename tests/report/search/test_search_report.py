@@ -9,8 +9,9 @@ import optuna
 import pytest
 
 from edgekd.cli.terminal.search import print_search
+from edgekd.report.search.files import write_search
 from edgekd.report.search.picture import search_svg
-from edgekd.report.search.tables import SearchResult, SearchTrial, TrialFigures, search_json, search_table, write_search
+from edgekd.report.search.tables import SearchResult, SearchTrial, TrialFigures, search_json, search_table
 
 SVG = "{http://www.w3.org/2000/svg}"
 

@@ -198,10 +198,10 @@ def test_a_remote_one_ends_with_its_stdin_in_the_middle_of_a_job(files):
 
 
 def test_it_ends_when_it_hears_nothing_for_too_long():
-    code = "from edgekd.runtime.agent.agent import JOBS, Agent, serve\nserve(Agent(), JOBS, 'hello', silence_s=1)"
+    code = "from edgekd.runtime.agent.agent import JOBS, Agent, serve\nserve(Agent(), JOBS, 'hello', silence_s=3)"
     process = begun(executable=("-c", code))
     assert process.stdout.readline() == "hello\n"
-    for _ in range(8):  # for longer than it would bear silence
+    for _ in range(16):  # for longer than it would bear silence
         time.sleep(0.25)
         process.stdin.write("\n")
         process.stdin.flush()

@@ -55,9 +55,9 @@ def test_the_interval_covers_the_true_quantile(n, p):
 @pytest.mark.parametrize("p", [0.5, 0.9, 0.99])
 def test_a_million_samples_are_quick_and_near_the_normal_limit(p):
     n = 1_000_000
-    start = time.perf_counter()
+    start = time.process_time()  # which other programs do not lengthen
     ranks = interval_ranks(n, p)
-    assert time.perf_counter() - start < 1
+    assert time.process_time() - start < 1
     half = 1.959964 * math.sqrt(n * p * (1 - p))
     assert ranks == pytest.approx((n * p - half, n * p + half), abs=3)
 

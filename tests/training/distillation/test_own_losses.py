@@ -7,9 +7,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from click.testing import CliRunner
 from small import TAPS, Remembers, TwoTowers, loaded, reporter
 
 import edgekd.training.distillation.losses
+from edgekd.cli import main
 from edgekd.config.loading import load_recipe
 from edgekd.config.recipe import DistillConfig, LossConfig
 from edgekd.errors import RecipeError, TaskError
@@ -104,6 +106,13 @@ def test_its_options_are_in_its_schema_and_help(own):
         "huber: Huber loss of embeddings (kind: embeddings)",
         "    delta: Where it turns linear. [default: 1.0]",
     ]
+
+
+def test_the_command_line_lists_losses_and_shows_those_in_a_file(own):
+    shown = CliRunner().invoke(main, ["recipe", "losses"], catch_exceptions=False)
+    assert "ickd: correlations of the channels of feature maps (kind: maps)" in shown.output
+    of_own = CliRunner().invoke(main, ["recipe", "losses", f"{own}:huber"], catch_exceptions=False)
+    assert of_own.output.splitlines()[-1] == "    delta: Where it turns linear. [default: 1.0]"
 
 
 @pytest.mark.parametrize(

@@ -41,7 +41,7 @@ def test_loss_and_gradients_are_those_of_the_whole_batch(alone, both, name, batc
         assert their_loss == pytest.approx(loss, rel=1e-7)
         assert their_figures == pytest.approx(figures, rel=1e-5)
         for ours, theirs in zip(gradients, their_gradients, strict=True):
-            torch.testing.assert_close(theirs, ours, rtol=1e-6, atol=1e-6)
+            torch.testing.assert_close(theirs, ours, rtol=5e-6, atol=5e-6)
     assert all(torch.equal(a, b) for a, b in zip(*(rank[f"{name} {batch}"][2] for rank in both), strict=True))
 
 

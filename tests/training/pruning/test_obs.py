@@ -153,7 +153,7 @@ def test_channels_cost_what_is_lost_once_the_others_make_up_for_them():
     alone = [least_loss(weight, outputs, moment, [c]) for c in range(4)]
     assert reader.costs(4).tolist() == pytest.approx(alone)
     first = min(range(4), key=alone.__getitem__)
-    reader.take(first)
+    reader.remove(first)
     for c in {*range(4)} - {first}:
         both = least_loss(weight, outputs, moment, [first, c])
         assert float(reader.costs(4)[c]) == pytest.approx(both - alone[first])

@@ -247,7 +247,7 @@ BROKEN = {
     ),
     "not a sample": (
         "def split(self, name):\n        return [(torch.ones(2), 1)]",
-        "a sample is a tuple, must be an edgekd.training.task.protocol.Sample",
+        "a sample is a tuple, must be an edgekd.Sample",
     ),
     "lengths": (
         "def split(self, name):\n        return ArraySplit([name], {'a': torch.ones(2, 2), 'b': torch.ones(1, 3)}, "

@@ -1,4 +1,4 @@
-"""Losses that bring the student's features onto the teacher's, through a projection that is learned with them."""
+"""Losses that compare the student's features with the teacher's, through a projection that is learned with them."""
 
 from __future__ import annotations
 

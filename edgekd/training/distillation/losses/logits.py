@@ -1,4 +1,4 @@
-"""Losses of logits: cross entropy, and what of the teacher's predictions the student learns."""
+"""Losses of logits: cross entropy, and losses that compare the student's predictions with the teacher's."""
 
 from __future__ import annotations
 

@@ -1,6 +1,7 @@
-"""Losses of how the samples of a batch relate: rivals of the Gram, of one modality's embeddings or of two.
+"""Losses of the relations between the samples of a batch, in one modality's embeddings or between two modalities'.
 
-All take embeddings of any width on either side, in the precision they come in, and return a scalar.
+They are alternatives to the Gram. All take embeddings of any width on either side, keep their precision, and return a
+scalar.
 """
 
 from __future__ import annotations
@@ -104,7 +105,7 @@ def _cosines(first: Tensor, second: Tensor) -> Tensor:
 
 
 def _unit(rows: Tensor) -> Tensor:
-    """Scale rows [..., D] to unit length. One of no length stays, without a gradient, which would be infinite."""
+    """Scale rows [..., D] to unit length. A row of zeros stays, without a gradient, which would be infinite."""
     square = rows.square().sum(-1, keepdim=True)
     return rows * square.clamp_min(_NOTHING).rsqrt() * (square > _NOTHING)
 
