@@ -10,11 +10,11 @@ from edgekd.config.recipe import Recipe
 from edgekd.config.target import Target, check_distinct
 from edgekd.devices.targets import load_target
 from edgekd.errors import RecipeError
+from edgekd.pipeline.paths import BuildPaths
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from edgekd.pipeline.build import BuildPaths
 
 #: A shipped recipe's name, a file, or a loaded recipe; None for ``edgekd.toml`` in the working directory.
 RecipeArgument: TypeAlias = "str | Path | Recipe | None"
@@ -86,6 +86,4 @@ def resolve_output(output: PathArgument | None, recipe: RecipeArgument) -> Path:
 
 def resolve_paths(output: PathArgument | None, cache: PathArgument, name: str) -> BuildPaths:
     """Return the folders of a build; its output is ``build/NAME`` where none is given."""
-    from edgekd.pipeline.build import BuildPaths
-
     return BuildPaths(Path(output) if output is not None else Path("build") / name, Path(cache))
