@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
 
@@ -19,10 +19,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
     from edgekd.training.pruning.importance import Importance
-
-#: torch-pruning's group of layers, and its graph of a network: the library has no types.
-PruningGroup: TypeAlias = Any
-PruningGraph: TypeAlias = Any
+    from edgekd.training.pruning.library_types import PruningGraph, PruningGroup
 
 #: torch-pruning's record of what was removed: (module path, whether from its outputs, channel indices) of each group.
 History = list[tuple[str, bool, list[int]]]

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from types import ModuleType
 
     from edgekd.training.pruning.curvature import ImportanceInputs
-    from edgekd.training.pruning.groups import PruningGraph, PruningGroup
+    from edgekd.training.pruning.library_types import PruningGraph, PruningGroup
 
 
 class Importance(Protocol):
