@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
 from torch import Tensor, nn
 
@@ -18,14 +18,23 @@ from edgekd.training.loop.autograd_layers import WEIGHTED, parameters_trainable
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-    from edgekd.training.pruning.importance import Importance
-    from edgekd.training.pruning.library_types import PruningGraph, PruningGroup
+
+#: torch-pruning's group of layers, and its graph of a network: the library has no types.
+PruningGroup: TypeAlias = Any
+PruningGraph: TypeAlias = Any
 
 #: torch-pruning's record of what was removed: (module path, whether from its outputs, channel indices) of each group.
 History = list[tuple[str, bool, list[int]]]
 
 #: The branch of groups that lie in no modality's encoder alone.
 FUSION = "fusion"
+
+
+class Importance(Protocol):
+    """The interface of a measure in torch-pruning."""
+
+    def __call__(self, group: PruningGroup) -> Tensor | None:
+        """Return the importance [N] of a dependency group's N channels, or None where it is not known."""
 
 
 @dataclass(frozen=True)

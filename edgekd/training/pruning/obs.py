@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from edgekd.training.pruning.curvature import ImportanceInputs
-    from edgekd.training.pruning.library_types import PruningGraph, PruningGroup
+    from edgekd.training.pruning.groups import PruningGraph, PruningGroup
 
 #: Share of the second moments' diagonal that is added to it: from few samples they are not of full rank.
 _DAMPING = 1e-3
