@@ -21,7 +21,7 @@ import edgekd
 from edgekd.compress import quantize
 from edgekd.config.target import load_calibration
 from edgekd.devices.emulated.device import EmulatedDevice
-from edgekd.devices.emulated.qemu import processors
+from edgekd.devices.emulated.processors import processors
 from edgekd.devices.local import LocalDevice
 from edgekd.gram.drift import Bootstrap, flips, measure_drift
 from edgekd.gram.npz import EMBEDDING_PREFIX

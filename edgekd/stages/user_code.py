@@ -48,11 +48,11 @@ def installed(file: Path) -> bool:
 
 
 def _python_files(folder: Path) -> list[Path]:
-    found: list[Path] = []
+    python_files: list[Path] = []
     for parent, folders, files in os.walk(folder):
         folders[:] = sorted(name for name in folders if _may_hold_sources(Path(parent, name)))
-        found += [Path(parent, name) for name in sorted(files) if name.endswith(".py")]
-    return [file for file in found if file.is_file()]  # an editor's lock may be a link to nowhere
+        python_files += [Path(parent, name) for name in sorted(files) if name.endswith(".py")]
+    return [file for file in python_files if file.is_file()]  # an editor's lock may be a link to nowhere
 
 
 def _may_hold_sources(folder: Path) -> bool:

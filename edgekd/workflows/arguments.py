@@ -10,10 +10,11 @@ from edgekd.config.recipe import Recipe
 from edgekd.config.target import Target, check_distinct
 from edgekd.devices.targets import load_target
 from edgekd.errors import RecipeError
-from edgekd.pipeline.build import BuildPaths
+from edgekd.pipeline.paths import BuildPaths
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+
 
 #: A shipped recipe's name, a file, or a loaded recipe; None for ``edgekd.toml`` in the working directory.
 RecipeArgument: TypeAlias = "str | Path | Recipe | None"

@@ -139,13 +139,13 @@ def write_outputs(model: ModelProto, outputs: Outputs, samples: NpzSamples) -> d
     for name, tapped in outputs.taps.items():
         tensor, shape = _as_rows(extension, tapped, outputs.example)
         pooling[name] = pool(extension, tensor, shape, by_channel[tapped], targets[name])
-    found = observe(model, ["logits", *targets.values()], samples.first(1))
+    arrays = observe(model, ["logits", *targets.values()], samples.first(1))
     graph.ClearField("output")
-    graph.output.extend(_output(model, name, value, stated[outputs.logits]) for name, value in found.items())
+    graph.output.extend(_output(model, name, value, stated[outputs.logits]) for name, value in arrays.items())
     drop_unread(graph)
     graph.ClearField("value_info")
     return {
-        name: TensorTap(tensor, pooling[name], found[targets[name]].shape[1]) for name, tensor in outputs.taps.items()
+        name: TensorTap(tensor, pooling[name], arrays[targets[name]].shape[1]) for name, tensor in outputs.taps.items()
     }
 
 
@@ -159,14 +159,14 @@ def _as_rows(extension: Extension, tensor: str, example: Mapping[str, Array]) ->
     return rows, (1, *shape)
 
 
-def _output(model: ModelProto, name: str, found: Array, stated: Sequence[int | None]) -> ValueInfoProto:
+def _output(model: ModelProto, name: str, array: Array, stated: Sequence[int | None]) -> ValueInfoProto:
     """Describe an output by its array for one sample; sizes that may depend on the inputs' are left free."""
     helper = need("onnx", "build").helper
-    sizes: Sequence[int | None] = found.shape[1:]
+    sizes: Sequence[int | None] = array.shape[1:]
     free = any(not size.dim_value for value in model.graph.input for size in value.type.tensor_type.shape.dim[1:])
-    if free and found.ndim > 2:
-        sizes = stated[1:] if len(stated) == found.ndim else [None] * (found.ndim - 1)
+    if free and array.ndim > 2:
+        sizes = stated[1:] if len(stated) == array.ndim else [None] * (array.ndim - 1)
     batch = "batch" if takes_batches(model) else 1
-    dtype = helper.np_dtype_to_tensor_dtype(found.dtype)
+    dtype = helper.np_dtype_to_tensor_dtype(array.dtype)
     value: ValueInfoProto = helper.make_tensor_value_info(name, dtype, [batch, *sizes])
     return value

@@ -125,10 +125,12 @@ def _load(path: Path) -> ModelProto:
 
 
 def _require_float(model: ModelProto, path: Path) -> None:
-    found = [node.op_type for node in all_nodes(model.graph) if _is_quantized(node.op_type)]
-    if found:
-        kinds = ", ".join(sorted(set(found)))
-        raise ModelError(f"{path}: is quantized already ({len(found)} nodes: {kinds}); give the float model it is from")
+    operators = [node.op_type for node in all_nodes(model.graph) if _is_quantized(node.op_type)]
+    if operators:
+        kinds = ", ".join(sorted(set(operators)))
+        raise ModelError(
+            f"{path}: is quantized already ({len(operators)} nodes: {kinds}); give the float model it is from"
+        )
 
 
 def _is_quantized(operator: str) -> bool:
@@ -137,9 +139,13 @@ def _is_quantized(operator: str) -> bool:
 
 def _require_inference(model: ModelProto, path: Path) -> None:
     constants = dict(_constants(model.graph))
-    found = next((node for node in all_nodes(model.graph) if _trains(node, constants)), None)
-    if found is not None or model.training_info:
-        what = f"node '{found.name}' ({found.op_type}) is in training mode" if found else "it has training steps"
+    training_node = next((node for node in all_nodes(model.graph) if _trains(node, constants)), None)
+    if training_node is not None or model.training_info:
+        what = (
+            f"node '{training_node.name}' ({training_node.op_type}) is in training mode"
+            if training_node
+            else "it has training steps"
+        )
         raise ModelError(f"{path}: {what}; export the model for inference, after model.eval()")
 
 

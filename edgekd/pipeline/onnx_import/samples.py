@@ -119,9 +119,9 @@ def _fitting(path: Path, spec: TensorSpec, array: Array) -> Array:
     return array
 
 
-def _agrees(stated: Sequence[int | str], found: Sequence[int]) -> bool:
-    return len(stated) == len(found) and all(
-        isinstance(size, str) or size == actual for size, actual in zip(stated, found, strict=True)
+def _agrees(stated: Sequence[int | str], actual_shape: Sequence[int]) -> bool:
+    return len(stated) == len(actual_shape) and all(
+        isinstance(size, str) or size == actual for size, actual in zip(stated, actual_shape, strict=True)
     )
 
 

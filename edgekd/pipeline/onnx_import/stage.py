@@ -92,19 +92,23 @@ def import_onnx(source: OnnxSource, folder: Path, report: StageReporter, seed: i
     graph = read_model(model, source.taps.values())
     report.advance(1, 4, f"{len(graph.graph.node)} nodes")
     specs, recurrent = input_specs(graph, model), states(graph)
-    kept, tested = _read(source, specs, recurrent, seed, notes)
-    report.advance(2, 4, f"{len(kept.ids)} samples to calibrate with, {len(tested.ids)} to test")
-    _batch(graph, specs, kept, notes)
-    data = [name for name, x in kept.inputs.items() if x.dtype.kind == "f" and x.ndim > 1 and name not in recurrent]
-    outputs = choose_outputs(graph, source.taps, source.output, kept, data, notes)
-    modalities = write_outputs(graph, outputs, kept)
+    calibration_samples, test_samples = _read(source, specs, recurrent, seed, notes)
+    report.advance(2, 4, f"{len(calibration_samples.ids)} samples to calibrate with, {len(test_samples.ids)} to test")
+    _batch(graph, specs, calibration_samples, notes)
+    data = [
+        name
+        for name, x in calibration_samples.inputs.items()
+        if x.dtype.kind == "f" and x.ndim > 1 and name not in recurrent
+    ]
+    outputs = choose_outputs(graph, source.taps, source.output, calibration_samples, data, notes)
+    modalities = write_outputs(graph, outputs, calibration_samples)
     path = folder / onnx_name(NETWORK)
     save(graph, path)
     report.advance(3, 4, f"taps: {', '.join(f'{name} at {tap.tensor}' for name, tap in modalities.items())}")
-    parity = _parity(model, path, outputs.logits, kept)
-    facts, kept, tested = _facts(path, kept, tested, notes)
-    kept.save(folder / CALIBRATION)
-    tested.save(folder / TEST)
+    parity = _parity(model, path, outputs.logits, calibration_samples)
+    facts, calibration_samples, test_samples = _facts(path, calibration_samples, test_samples, notes)
+    calibration_samples.save(folder / CALIBRATION)
+    test_samples.save(folder / TEST)
     report.advance(4, 4, f"differs from {model.name} by {parity:.1e}")
     for note in notes:
         report.warn(note)
@@ -132,18 +136,20 @@ def _read(
             f"no test samples were given: of those in {calibration.name}, {len(read[0].ids)} are to calibrate with and "
             f"{len(read[1].ids)} other ones to test"
         )
-    kept, tested = read
-    for name, x in kept.inputs.items():
-        if x.shape[1:] != tested.inputs[name].shape[1:]:
+    calibration_samples, test_samples = read
+    for name, x in calibration_samples.inputs.items():
+        if x.shape[1:] != test_samples.inputs[name].shape[1:]:
             raise ModelError(
                 f"{test}: input '{name}' is {list(x.shape[1:])} a sample in {calibration}, but here "
-                f"{list(tested.inputs[name].shape[1:])}; the model is checked with the size that it is calibrated for"
+                f"{list(test_samples.inputs[name].shape[1:])}; the model is checked with the size that it is "
+                "calibrated for"
             )
-    if twice := shared(tested, kept):
+    if twice := shared(test_samples, calibration_samples):
         notes.append(
-            f"{twice} of the {len(tested.ids)} test samples are calibration samples too: the check is kind to them"
+            f"{twice} of the {len(test_samples.ids)} test samples are calibration samples too: the check is kind to "
+            "them"
         )
-    return kept, tested
+    return calibration_samples, test_samples
 
 
 def _batch(graph: GraphProto, specs: Sequence[TensorSpec], samples: NpzSamples, notes: list[str]) -> None:
@@ -181,7 +187,7 @@ def _parity(model: Path, path: Path, output: str, samples: NpzSamples) -> float:
 
 
 def _facts(
-    path: Path, kept: NpzSamples, tested: NpzSamples, notes: list[str]
+    path: Path, calibration_samples: NpzSamples, test_samples: NpzSamples, notes: list[str]
 ) -> tuple[TaskFacts, NpzSamples, NpzSamples]:
     """Return facts for later stages, and the samples, without labels where these mean no class of the output."""
     with open_engine(path) as session:
@@ -197,13 +203,13 @@ def _facts(
         ]
     width = shape[1] if len(shape) == 2 and isinstance(shape[1], int) else 0
     classes = [str(index) for index in range(width)] if width > 1 else []
-    if not classes and (kept.labels is not None or tested.labels is not None):
+    if not classes and (calibration_samples.labels is not None or test_samples.labels is not None):
         notes.append(f"the output is {list(shape)}, no classes' logits: the labels are not used")
-        kept, tested = kept.without_labels(), tested.without_labels()
-    for samples in (kept, tested):
+        calibration_samples, test_samples = calibration_samples.without_labels(), test_samples.without_labels()
+    for samples in (calibration_samples, test_samples):
         known = () if samples.labels is None else samples.labels[samples.labels != UNLABELLED]
         wrong = [label for label in known if not 0 <= label < width]
         if wrong:
             raise ModelError(f"'labels' holds {wrong[0]}, but the model has classes 0 to {width - 1} only")
-    metric = "none" if tested.labels is None else "accuracy"
-    return TaskFacts(metric, True, classes, inputs), kept, tested
+    metric = "none" if test_samples.labels is None else "accuracy"
+    return TaskFacts(metric, True, classes, inputs), calibration_samples, test_samples

@@ -61,7 +61,7 @@ def meeting_taps(graph: GraphProto, inputs: Collection[str]) -> dict[str, str]:
     """
     origins: dict[str, frozenset[str]] = {name: frozenset([name]) for name in inputs}
     weighted: set[str] = set()
-    found: dict[str, str] = {}
+    taps: dict[str, str] = {}
     for node in graph.node:
         if node.op_type in _SHAPES:
             continue
@@ -71,14 +71,14 @@ def meeting_taps(graph: GraphProto, inputs: Collection[str]) -> dict[str, str]:
             for name in sorted(read, key=lambda name: name not in weighted):  # a condition is read too
                 match tuple(origins[name]):
                     case (single,):
-                        found.setdefault(single, name)
+                        taps.setdefault(single, name)
         if origin:
             origins |= dict.fromkeys(node.output, origin)
         if node.op_type in _WEIGHTED or not weighted.isdisjoint(read):
             weighted.update(node.output)
-    if len(found) < 2 or not weighted.issuperset(found.values()):
+    if len(taps) < 2 or not weighted.issuperset(taps.values()):
         return {}
-    return {name: found[name] for name in inputs if name in found}
+    return {name: taps[name] for name in inputs if name in taps}
 
 
 def channels_first(graph: GraphProto, tensor: str) -> bool:

@@ -24,9 +24,9 @@ if TYPE_CHECKING:
 _TIMED = 24
 
 
-def _describe(found: Blame) -> str:
-    worst = found.of("branch")[0] if found.of("branch") else None
-    return f"drift {found.quantized.drift:.4f}" + (f", of which undoing {worst.name} relieves most" if worst else "")
+def _describe(blamed: Blame) -> str:
+    worst = blamed.of("branch")[0] if blamed.of("branch") else None
+    return f"drift {blamed.quantized.drift:.4f}" + (f", of which undoing {worst.name} relieves most" if worst else "")
 
 
 BLAME: StageSpec[Blame] = StageSpec(
@@ -46,8 +46,8 @@ def blame_candidate(context: Context, candidate: PreparedCandidate, label: str =
     def run(folder: Path, report: StageReporter) -> Blame:
         examiner = open_examiner(context, candidate)
 
-        def time(found: Blame) -> dict[str, float]:
-            return _times(context, candidate.spec, examiner, found, folder, report)
+        def time(blamed: Blame) -> dict[str, float]:
+            return _times(context, candidate.spec, examiner, blamed, folder, report)
 
         def advance(done: int, total: int) -> None:
             report.advance(done, total, "parts quantized and undone alone")
@@ -63,10 +63,10 @@ def blame_candidate(context: Context, candidate: PreparedCandidate, label: str =
 
 
 def _times(
-    context: Context, spec: CandidateSpec, examiner: Examiner, found: Blame, folder: Path, report: StageReporter
+    context: Context, spec: CandidateSpec, examiner: Examiner, blamed: Blame, folder: Path, report: StageReporter
 ) -> dict[str, float]:
     """Return for the worst suspects how much slower the network is where only they are float, in ms."""
-    worst = sorted(found.suspects, key=lambda suspect: -suspect.relief.value)[:_TIMED]
+    worst = sorted(blamed.suspects, key=lambda suspect: -suspect.relief.value)[:_TIMED]
     graphs = {s.name: partial(restore_float, examiner.qdq, examiner.floats, s.tensors) for s in worst}
     timed = time_beside_int8(context, spec, examiner, graphs, folder, report)
     return {name: own.value_ms - int8.value_ms for name, (own, int8) in timed.items()}
