@@ -29,9 +29,9 @@ from compress_goals import FLOAT, OURS
 from compress_page import write_page
 from side_by_side import BLOCK, LEAD_IN, THREADS, compare_p50, open_onnxruntime, summarize, take_turns
 
-from edgekd.compress.quantize import DEPLOY
 from edgekd.files import sha256_file
 from edgekd.runtime.session import open_arrays
+from edgekd.stages.artifacts import DEPLOY
 
 if TYPE_CHECKING:
     from compress_cases import Case

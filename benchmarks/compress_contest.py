@@ -26,17 +26,17 @@ from peers.quantize import SETTINGS
 import edgekd
 from edgekd.cli.terminal import choose_observer
 from edgekd.compress.graph import drop_outputs, save, unquantize_outputs
-from edgekd.compress.quantize import DEPLOY, PROBE_GRAPH
 from edgekd.errors import ModelError
 from edgekd.files import sha256_file
 from edgekd.gram.drift import Bootstrap, flips, measure_drift
 from edgekd.gram.npz import EMBEDDING_PREFIX
 from edgekd.gram.probe import Probe
-from edgekd.pipeline.build import BuildPaths
+from edgekd.pipeline.paths import BuildPaths
 from edgekd.pipeline.publish import BUNDLE, REJECTED
 from edgekd.pipeline.target.outputs import run_on_host
 from edgekd.runtime.measure.machine import peak_rss_bytes
 from edgekd.runtime.session import open_arrays
+from edgekd.stages.artifacts import DEPLOY, PROBE_GRAPH
 
 if TYPE_CHECKING:
     from compress_cases import Case

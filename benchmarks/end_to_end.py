@@ -16,7 +16,7 @@ from common import arguments, write_result
 
 import edgekd
 from edgekd.cli.terminal import choose_observer
-from edgekd.pipeline.build import BuildPaths
+from edgekd.pipeline.paths import BuildPaths
 
 FOLDER = Path("build/benchmarks")
 

@@ -22,7 +22,7 @@ from common import CACHE, arguments, keep, kept, write_result
 
 import edgekd
 from edgekd.cli.terminal import choose_observer
-from edgekd.pipeline.build import BuildPaths
+from edgekd.pipeline.paths import BuildPaths
 from edgekd.pipeline.publish import BUNDLE, REJECTED
 
 if TYPE_CHECKING:

@@ -42,7 +42,6 @@ from side_by_side import (
 import edgekd
 from edgekd.cli.terminal import choose_observer
 from edgekd.compress.graph import drop_outputs
-from edgekd.compress.quantize import DEPLOY, PROBE_GRAPH
 from edgekd.compress.ranges import CalibrationSamples
 from edgekd.config.recipe import ProfileConfig
 from edgekd.config.target import load_calibration
@@ -52,14 +51,14 @@ from edgekd.files import quiet
 from edgekd.gram.drift import Bootstrap, flips, measure_drift
 from edgekd.gram.npz import EMBEDDING_PREFIX
 from edgekd.gram.probe import Probe
-from edgekd.pipeline.build import BuildPaths
+from edgekd.pipeline.paths import BuildPaths
 from edgekd.pipeline.project import Project
 from edgekd.pipeline.publish import BUNDLE, REJECTED
 from edgekd.pipeline.trained_source import TrainingStages
 from edgekd.runtime.backends.registry import Runtime
 from edgekd.runtime.backends.telemetry import no_telemetry
 from edgekd.runtime.session import open_arrays
-from edgekd.stages.artifacts import CALIBRATION, TEST, onnx_name
+from edgekd.stages.artifacts import CALIBRATION, DEPLOY, PROBE_GRAPH, TEST, onnx_name
 from edgekd.stages.cache import Cache
 from edgekd.stages.stage import Runner, library_versions
 

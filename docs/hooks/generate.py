@@ -18,7 +18,7 @@ from mkdocs.structure.files import File, Files
 import edgekd
 from edgekd import errors
 from edgekd.cli import main
-from edgekd.config.recipe import recipe_schema
+from edgekd.config.loading import recipe_schema
 from edgekd.config.target import Budgets, Calibration, Compile, Hosts, Scheme, Target, shipped_targets
 from edgekd.devices.targets import load_target
 from edgekd.runtime.backends.registry import BACKENDS

@@ -20,6 +20,7 @@ from edgekd.compress.rounding import reconstruct
 from edgekd.errors import ModelError, TargetError
 from edgekd.files import need, quiet, sha256_file
 from edgekd.plugins import is_plugin, source_file
+from edgekd.stages.artifacts import DEPLOY, PROBE_GRAPH
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -28,9 +29,7 @@ if TYPE_CHECKING:
 
     from edgekd.config.target import Calibration, Precision, Scheme, Target
 
-#: A candidate's files: the graph with its embeddings as further outputs, to check, and the graph without, to deploy.
-PROBE_GRAPH, DEPLOY = "probe.onnx", "deploy.onnx"
-#: Beside them and the float graph that was quantized: the QDQ graph before anything became FP16.
+#: File beside the candidate's and the float graph that was quantized: the QDQ graph before anything became FP16.
 QDQ = "qdq.onnx"
 #: Weights are reconstructed on as many samples as ``_BYTES`` hold, but on no fewer than ``_FEWEST``. Each of several
 #: passes runs all of them; large samples take long, and have many positions each.

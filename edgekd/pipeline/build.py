@@ -43,21 +43,9 @@ if TYPE_CHECKING:
     from edgekd.config.recipe import Recipe
     from edgekd.config.target import Target
     from edgekd.devices.base import Device
+    from edgekd.pipeline.paths import BuildPaths
     from edgekd.pipeline.source import Origin
     from edgekd.stages.stage import StageSpec
-
-
-@dataclass(frozen=True)
-class BuildPaths:
-    """Where a build reads and writes.
-
-    Attributes:
-        output: Folder of the report, with one folder for each target.
-        cache: Folder of the finished stages.
-    """
-
-    output: Path
-    cache: Path
 
 
 def build(

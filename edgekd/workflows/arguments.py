@@ -10,7 +10,7 @@ from edgekd.config.recipe import Recipe
 from edgekd.config.target import Target, check_distinct
 from edgekd.devices.targets import load_target
 from edgekd.errors import RecipeError
-from edgekd.pipeline.build import BuildPaths
+from edgekd.pipeline.paths import BuildPaths
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from edgekd.compress.quantize import DEPLOY, PROBE_GRAPH
 from edgekd.devices.base import Absent
 from edgekd.devices.local import LocalDevice
 from edgekd.errors import ModelError
@@ -20,6 +19,7 @@ from edgekd.pipeline.target.context import LAYERS, OUTPUTS, Context, EvaluatedCa
 from edgekd.pipeline.target.outputs import probe_variants
 from edgekd.runtime.backends.registry import find_backend
 from edgekd.runtime.session import open_arrays
+from edgekd.stages.artifacts import DEPLOY, PROBE_GRAPH
 from edgekd.stages.stage import Done, StageSpec, library_versions
 
 if TYPE_CHECKING:

@@ -6,13 +6,13 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from edgekd.compress.quantize import DEPLOY, PROBE_GRAPH
 from edgekd.errors import ModelError
 from edgekd.gram.npz import EMBEDDING_PREFIX, INPUT_PREFIX, embeddings_of
 from edgekd.gram.probe import Probe
 from edgekd.runtime.backends.registry import ORT
 from edgekd.runtime.session import open_arrays, read_feeds, run_rows
 from edgekd.runtime.verification import write_reference
+from edgekd.stages.artifacts import DEPLOY, PROBE_GRAPH
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping

@@ -11,7 +11,6 @@ import msgspec
 
 from edgekd.compress.graph import drop_outputs
 from edgekd.compress.qdq_map import branches
-from edgekd.compress.quantize import DEPLOY, PROBE_GRAPH
 from edgekd.files import write_text
 from edgekd.gram.heatmap import few_grams
 from edgekd.gram.probe import Probe
@@ -25,7 +24,7 @@ from edgekd.runtime.manifest import BRANCHES, null_not_finite
 from edgekd.runtime.measure.layers import assign_branches
 from edgekd.runtime.measure.results import Profile
 from edgekd.runtime.session import open_arrays
-from edgekd.stages.artifacts import onnx_name
+from edgekd.stages.artifacts import DEPLOY, PROBE_GRAPH, onnx_name
 from edgekd.stages.stage import StageSpec, library_versions
 
 if TYPE_CHECKING:

@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from edgekd.compress import quantize
-from edgekd.compress.quantize import DEPLOY, Candidate
+from edgekd.compress.quantize import Candidate  # noqa: TC001  # a stage's result type is looked up at run time
 from edgekd.config.target import load_calibration
 from edgekd.errors import ModelError
 from edgekd.pipeline.target.context import OUTPUTS, Context, LedgerStep, PreparedCandidate
 from edgekd.pipeline.target.outputs import probe_variants, run_on_host
-from edgekd.stages.artifacts import CALIBRATION, TEST, onnx_name
+from edgekd.stages.artifacts import CALIBRATION, DEPLOY, TEST, onnx_name
 from edgekd.stages.stage import StageSpec, library_versions
 
 if TYPE_CHECKING:

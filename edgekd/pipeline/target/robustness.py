@@ -5,12 +5,10 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from edgekd.compress.quantize import DEPLOY
-from edgekd.report.build.robustness import describe_worst
 from edgekd.runtime.backends.registry import ORT
 from edgekd.runtime.corruption import NetworkRobustness, load_statistics, measure_robustness
 from edgekd.runtime.session import read_arrays, read_feeds, run_rows
-from edgekd.stages.artifacts import CHANNELS
+from edgekd.stages.artifacts import CHANNELS, DEPLOY
 from edgekd.stages.stage import StageSpec
 
 if TYPE_CHECKING:
@@ -29,6 +27,8 @@ ROBUSTNESS_SHIPPED = StageSpec(
 
 def measure_shipped(context: Context, shipped: EvaluatedCandidate) -> NetworkRobustness | None:
     """Run ``deploy.onnx`` of what ships in ONNX Runtime on this host; None where the networks were not measured."""
+    from edgekd.report.build.robustness import describe_worst
+
     networks = context.origin.robustness
     if networks is None:
         return None

@@ -44,7 +44,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from edgekd.config.recipe import Recipe
-    from edgekd.pipeline.build import BuildPaths
+    from edgekd.pipeline.paths import BuildPaths
     from edgekd.stages.artifacts import Trained
     from edgekd.stages.progress import StageReporter
     from edgekd.stages.stage import Done

@@ -9,12 +9,13 @@ from onnx import helper
 from user import run_user
 
 from edgekd.compress import quantize
-from edgekd.compress.quantize import DEPLOY, PROBE_GRAPH, CandidateSpec
+from edgekd.compress.quantize import CandidateSpec
 from edgekd.config.target import load_calibration
 from edgekd.devices.targets import load_target
 from edgekd.errors import ModelError, TaskError
 from edgekd.runtime.backends.onnxruntime import open_engine
 from edgekd.runtime.session import read_arrays, read_feeds, run_rows
+from edgekd.stages.artifacts import DEPLOY, PROBE_GRAPH
 
 X = {"x": normal(4)}
 

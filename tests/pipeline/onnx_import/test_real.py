@@ -7,12 +7,13 @@ import pytest
 from user import run_user
 
 from edgekd.compress import quantize
-from edgekd.compress.quantize import PROBE_GRAPH, CandidateSpec
+from edgekd.compress.quantize import CandidateSpec
 from edgekd.config.target import load_calibration
 from edgekd.devices.targets import load_target
 from edgekd.pipeline.onnx_import.stage import OnnxSource, import_onnx
 from edgekd.runtime.backends.onnxruntime import open_engine
 from edgekd.runtime.session import read_feeds, run_rows
+from edgekd.stages.artifacts import PROBE_GRAPH
 from edgekd.stages.progress import Silent, StageReporter
 
 COUNT = 16

@@ -23,7 +23,7 @@ from edgekd.config.recipe import (
     TeacherConfig,
 )
 from edgekd.errors import ModelError, OutputError, RecipeError, TaskError
-from edgekd.pipeline.build import BuildPaths
+from edgekd.pipeline.paths import BuildPaths
 from edgekd.stages.progress import Silent
 from edgekd.workflows.advise.run import AdviceBudget, advise_recipe
 
