@@ -7,7 +7,7 @@ INSTALLED := $(VENV)/.installed
 # Where it is set, as in many containers, each of a run's processes would compile all that it imports.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: demo test devices docs clean
+.PHONY: demo test style types board-types devices docs clean
 
 demo: $(INSTALLED)
 	$(BIN)/edgekd build --recipe demo --target cpu
@@ -18,14 +18,22 @@ devices: $(INSTALLED)
 	$(BIN)/edgekd device install browser
 	$(BIN)/python tests/axe.py
 
-# The second mypy knows the standard library that boards have.
+# What one core checks, while others check the rest; then the tests, on two.
 test: $(INSTALLED)
+	$(MAKE) --no-print-directory --jobs --output-sync=target style types board-types
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
+
+style: $(INSTALLED)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/mypy
-	$(BIN)/mypy --python-version 3.10 --no-warn-return-any -p edgekd.runtime -p edgekd.gram
 	$(BIN)/lint-imports
-	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
+
+types: $(INSTALLED)
+	$(BIN)/mypy
+
+# With the standard library that boards have.
+board-types: $(INSTALLED)
+	$(BIN)/mypy --python-version 3.10 --no-warn-return-any --cache-dir .mypy_cache/board -p edgekd.runtime -p edgekd.gram
 
 $(INSTALLED): setup.py pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "edgekd builds with Python 3.11 or newer; set PYTHON=")'

@@ -21,11 +21,9 @@ import edgekd
 from edgekd.compress import quantize
 from edgekd.compress.blame import blame
 from edgekd.compress.partial import SAMPLES, Examiner, SampleFacts
-from edgekd.compress.quantize import QDQ
-from edgekd.compress.quantizers.prepare import PREPARED
 from edgekd.compress.ranges import CalibrationSamples
 from edgekd.config.target import load_calibration
-from edgekd.stages.artifacts import CALIBRATION, onnx_name
+from edgekd.stages.artifacts import CALIBRATION, PREPARED, QDQ, onnx_name
 
 TARGET = "openvino-cpu"  # it has both quantizers
 GOAL = 10.0

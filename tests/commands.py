@@ -168,15 +168,21 @@ class Built:
         return json.loads((self.output / "report.json").read_text(encoding="utf-8"))
 
 
+def kind_of(name):
+    """Return the kind of a stage by the name of its folder or lock, which ends with a digest."""
+    return name.rpartition("-")[0]
+
+
 def copy_cache(cache, folder, without=()):
     """Copy a cache but for stages of some kinds."""
-    shutil.copytree(cache, folder, ignore=lambda _, names: [n for n in names if n.split("-")[0] in without])
+    shutil.copytree(cache, folder, ignore=lambda _, names: [n for n in names if kind_of(n) in without])
     return folder
 
 
 def stage_folder(cache, kind):
     """Return the one finished folder of a kind."""
-    (folder,) = (path for path in cache.glob(f"{kind}-*") if path.is_dir() and path.suffix != ".partial")
+    finished = (path for path in cache.iterdir() if path.is_dir() and path.suffix != ".partial")
+    (folder,) = (path for path in finished if kind_of(path.name) == kind)
     return folder
 
 

@@ -12,7 +12,7 @@ import msgspec
 from edgekd.compress.fp16 import to_half
 from edgekd.compress.graph import copy, drop_outputs, save, unquantize_outputs
 from edgekd.compress.quantizers import onnxruntime
-from edgekd.compress.quantizers.prepare import PREPARED, refusals, write_quantized
+from edgekd.compress.quantizers.prepare import refusals, write_quantized
 from edgekd.compress.quantizers.registry import find_quantizer
 from edgekd.compress.range_search import SAMPLES, shrink_ranges
 from edgekd.compress.ranges import CalibrationSamples
@@ -20,7 +20,7 @@ from edgekd.compress.rounding import reconstruct
 from edgekd.errors import ModelError, TargetError
 from edgekd.files import need, quiet, sha256_file
 from edgekd.plugins import is_plugin, source_file
-from edgekd.stages.artifacts import DEPLOY, PROBE_GRAPH
+from edgekd.stages.artifacts import DEPLOY, PREPARED, PROBE_GRAPH, QDQ
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -29,8 +29,6 @@ if TYPE_CHECKING:
 
     from edgekd.config.target import Calibration, Precision, Scheme, Target
 
-#: File beside the candidate's and the float graph that was quantized: the QDQ graph before anything became FP16.
-QDQ = "qdq.onnx"
 #: Weights are reconstructed on as many samples as ``_BYTES`` hold, but on no fewer than ``_FEWEST``. Each of several
 #: passes runs all of them; large samples take long, and have many positions each.
 _BYTES, _FEWEST = 32_000_000, 128

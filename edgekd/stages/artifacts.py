@@ -19,6 +19,12 @@ PROBE_GRAPH, DEPLOY = "probe.onnx", "deploy.onnx"
 #: Samples for the stages without torch: `input.<modality>`, `ids`, `labels` and, where there are any, `groups`.
 TEST, CALIBRATION = "test.npz", "calibration.npz"
 
+#: In a candidate's folder, its graph with the embeddings as further outputs, to check, and without them, to deploy.
+PROBE_GRAPH, DEPLOY = "probe.onnx", "deploy.onnx"
+
+#: Beside them, for INT8, the float graph that was quantized, and the QDQ graph before anything became FP16.
+PREPARED, QDQ = "prepared.onnx", "qdq.onnx"
+
 
 @dataclass(frozen=True)
 class Trained:

@@ -15,6 +15,7 @@ from edgekd.pipeline.paths import BuildPaths
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+
 #: A shipped recipe's name, a file, or a loaded recipe; None for ``edgekd.toml`` in the working directory.
 RecipeArgument: TypeAlias = "str | Path | Recipe | None"
 #: One target or several, each a shipped name, a ``.toml`` file, or a loaded target.

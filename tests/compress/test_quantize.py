@@ -8,12 +8,11 @@ from onnx import TensorProto, helper, numpy_helper
 from onnx.helper import make_node, make_tensor_value_info
 
 from edgekd.compress import quantize
-from edgekd.compress.quantize import QDQ, CandidateSpec
-from edgekd.compress.quantizers.prepare import PREPARED
+from edgekd.compress.quantize import CandidateSpec
 from edgekd.compress.quantizers.registry import find_quantizer
 from edgekd.config.target import DEFAULT_OPERATORS, Calibration, Scheme
 from edgekd.errors import ModelError, TargetError
-from edgekd.stages.artifacts import DEPLOY, PROBE_GRAPH
+from edgekd.stages.artifacts import DEPLOY, PREPARED, PROBE_GRAPH, QDQ
 
 MINMAX = Calibration(description="", ranges="minmax", samples=200)
 USUAL = Scheme(activations="uint8", symmetric_activations=False)

@@ -105,7 +105,7 @@ def test_nvidias_parser_proved_the_graph(fan, name):
 
 def test_only_a_target_that_ships_engines_does(fan):
     plans = {name: sorted(p.name for p in (fan.output / name / "bundle").glob("*.plan")) for name in TARGETS}
-    assert plans == {"cpu": [], "openvino-cpu": [], "jetson-orin": [], "nvidia-rtx": ["deploy.plan", "engine.plan"]}
+    assert plans == {"cpu": [], "openvino-cpu": [], "jetson-orin": [], "nvidia-rtx": ["deploy.plan", "probe.plan"]}
     assert (fan.output / "nvidia-rtx" / "bundle" / "deploy.plan").read_bytes()[:4] in (b"ftrt", b"vtrt")
 
 

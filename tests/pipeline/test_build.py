@@ -156,7 +156,7 @@ def test_a_changed_key_runs_its_stage_and_those_after_it(cache, tmp_path, change
 
 
 def test_a_build_that_the_gate_rejects(cache, tmp_path):
-    change = {"gate__tau_pass": 1e-7, "gate__tau_fail": 2e-7, "gate__max_flips": 0}
+    change = {"gate__tau_pass": 1e-7, "gate__tau_fail": 2e-7, "gate__max_flips": 0, "quantize__repair": "off"}
     found = edgekd(*build_arguments(tmp_path, cache, **change), cwd=tmp_path)
     assert found.returncode == 20
     (error,) = found.stderr.splitlines()
@@ -173,7 +173,7 @@ def test_a_build_that_the_gate_rejects(cache, tmp_path):
 
 def test_a_rejected_build_does_not_leave_the_old_bundle(built, cache, tmp_path):
     shutil.copytree(built.output, tmp_path / "out")
-    change = {"gate__tau_pass": 1e-7, "gate__tau_fail": 2e-7}
+    change = {"gate__tau_pass": 1e-7, "gate__tau_fail": 2e-7, "quantize__repair": "off"}
     assert edgekd(*build_arguments("out", cache, **change), cwd=tmp_path).returncode == 20
     assert sorted(path.name for path in (tmp_path / "out" / "cpu").iterdir()) == ["gram", "latency", "rejected"]
     assert edgekd(*build_arguments("out", cache), cwd=tmp_path).returncode == 0

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from edgekd.errors import ModelError
 from edgekd.files import need, quiet
+from edgekd.stages.artifacts import PREPARED
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -16,9 +17,6 @@ if TYPE_CHECKING:
     from edgekd.compress.quantizers.quantizer import Quantizer
     from edgekd.compress.ranges import CalibrationSamples
     from edgekd.config.target import Scheme
-
-#: The float graph that is quantized.
-PREPARED = "prepared.onnx"
 
 
 def prepare(model: Path, work: Path) -> Path:

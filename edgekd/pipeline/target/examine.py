@@ -11,13 +11,11 @@ import numpy as np
 
 from edgekd.compress import quantize
 from edgekd.compress.partial import SAMPLES, Examiner, SampleFacts
-from edgekd.compress.quantize import QDQ
-from edgekd.compress.quantizers.prepare import PREPARED
 from edgekd.config.recipe import ProfileConfig
 from edgekd.config.target import load_calibration
 from edgekd.files import need
 from edgekd.runtime.session import open_arrays
-from edgekd.stages.artifacts import DEPLOY
+from edgekd.stages.artifacts import DEPLOY, PREPARED, QDQ
 from edgekd.stages.labels import UNLABELLED
 
 if TYPE_CHECKING:

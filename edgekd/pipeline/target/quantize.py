@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from edgekd.compress import quantize
-from edgekd.compress.quantize import Candidate  # noqa: TC001  # a stage's result type is looked up at run time
 from edgekd.config.target import load_calibration
 from edgekd.errors import ModelError
 from edgekd.pipeline.target.context import OUTPUTS, Context, LedgerStep, PreparedCandidate
@@ -20,7 +19,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
-    from edgekd.compress.quantize import CandidateSpec
+    from edgekd.compress.quantize import Candidate, CandidateSpec
     from edgekd.config.target import Calibration
     from edgekd.pipeline.source import QatStudent
     from edgekd.stages.artifacts import Exported
@@ -38,7 +37,7 @@ class QuantizedCandidates:
         refused: For each candidate that could not be written, the reason.
     """
 
-    candidates: tuple[Candidate, ...]
+    candidates: tuple[quantize.Candidate, ...]
     deploy_logit_error: dict[str, float]
     refused: dict[str, str]
 

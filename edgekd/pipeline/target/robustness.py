@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+from edgekd.report.build.robustness import describe_worst
 from edgekd.runtime.backends.registry import ORT
 from edgekd.runtime.corruption import NetworkRobustness, load_statistics, measure_robustness
 from edgekd.runtime.session import read_arrays, read_feeds, run_rows

@@ -36,8 +36,7 @@ if TYPE_CHECKING:
 
     from edgekd.config.recipe import PruneConfig, Tap
     from edgekd.training.pruning.budget import Widths
-    from edgekd.training.pruning.groups import Group, History
-    from edgekd.training.pruning.importance import Importance
+    from edgekd.training.pruning.groups import Group, History, Importance
     from edgekd.training.task.protocol import Batch
 
 

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
 from torch import Tensor, nn
 
@@ -18,7 +18,6 @@ from edgekd.training.loop.autograd_layers import WEIGHTED, parameters_trainable
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-    from edgekd.training.pruning.importance import Importance
 
 #: torch-pruning's group of layers, and its graph of a network: the library has no types.
 PruningGroup: TypeAlias = Any
@@ -29,6 +28,13 @@ History = list[tuple[str, bool, list[int]]]
 
 #: The branch of groups that lie in no modality's encoder alone.
 FUSION = "fusion"
+
+
+class Importance(Protocol):
+    """The interface of a measure in torch-pruning."""
+
+    def __call__(self, group: PruningGroup) -> Tensor | None:
+        """Return the importance [N] of a dependency group's N channels, or None where it is not known."""
 
 
 @dataclass(frozen=True)

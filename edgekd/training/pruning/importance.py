@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
 import torch
-from torch import Tensor
 
 from edgekd.errors import TaskError
 from edgekd.files import need
@@ -19,14 +18,7 @@ if TYPE_CHECKING:
     from types import ModuleType
 
     from edgekd.training.pruning.curvature import ImportanceInputs
-    from edgekd.training.pruning.groups import PruningGraph, PruningGroup
-
-
-class Importance(Protocol):
-    """The interface of a measure in torch-pruning."""
-
-    def __call__(self, group: PruningGroup) -> Tensor | None:
-        """Return the importance [N] of a dependency group's N channels, or None where it is not known."""
+    from edgekd.training.pruning.groups import Importance, PruningGraph, PruningGroup
 
 
 def make_importance(

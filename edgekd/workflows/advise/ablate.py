@@ -13,9 +13,9 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from edgekd.config.recipe import LossConfig
+    from edgekd.workflows.advise.budgeted import BudgetedTrials
     from edgekd.workflows.advise.candidates import LossFamily, LossVariant
     from edgekd.workflows.advise.result import Standing, ValidationFacts
-    from edgekd.workflows.advise.trials import BudgetedTrials
 
 #: The most seeds of an ablation: a difference that needs more is too small to act on.
 _MOST = 8

@@ -11,9 +11,9 @@ from edgekd.workflows.advise.verdict import Values, differences
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from edgekd.workflows.advise.budgeted import BudgetedTrials
     from edgekd.workflows.advise.candidates import LossVariant
     from edgekd.workflows.advise.result import ValidationFacts
-    from edgekd.workflows.advise.trials import BudgetedTrials
 
 
 @dataclass(frozen=True)

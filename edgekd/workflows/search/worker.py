@@ -32,7 +32,7 @@ from edgekd.workflows.search.study import (
     requeue_abandoned,
     suggest_params,
 )
-from edgekd.workflows.search.trial import SearchTrials
+from edgekd.workflows.trials import TrialRunner
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -90,7 +90,7 @@ class Worker:
         self._space, self._cache = job.search.space, Path(job.search.cache)
         self._until = None if job.deadline is None else time.monotonic() + job.deadline
         self._study = open_study(job.search)
-        self._trials = SearchTrials(job.search.draft.recipe(), job.search.opset, self._cache)
+        self._trials = TrialRunner(job.search.draft.recipe(), self._cache, job.search.opset)
 
     def run(self) -> None:
         """Run trials until the study has enough or time is up."""
@@ -125,7 +125,7 @@ class Worker:
         """Run a trial and record its figures; return them in words."""
         try:
             recipe = self._search.draft.recipe() if OWN in trial.user_attrs else self._space.recipe(params)
-            figures = self._trials(recipe, _Relay(self._emit, trial.number))
+            figures = self._trials.measure_variant(recipe, _Relay(self._emit, trial.number))
         except _OF_A_TRIAL as error:
             return _fail(self._study, trial, error)
         except EdgekdError:

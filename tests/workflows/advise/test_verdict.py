@@ -9,12 +9,12 @@ from edgekd.config.recipe import LossConfig
 from edgekd.stages.progress import Silent
 from edgekd.workflows.advise.ablate import ablate, choose_families
 from edgekd.workflows.advise.budget import RESERVE, TrialCost
+from edgekd.workflows.advise.budgeted import BudgetedTrials, TrialPlan, TrialProgress
 from edgekd.workflows.advise.candidates import loss_families, loss_variants
 from edgekd.workflows.advise.format import MetricFormat
 from edgekd.workflows.advise.halving import run_halving
 from edgekd.workflows.advise.report import ablation_table, advice_json, advice_markdown, standings_table
 from edgekd.workflows.advise.result import Advice, AdviceTrial, BudgetSpent, ValidationFacts
-from edgekd.workflows.advise.trials import BudgetedTrials, TrialPlan, TrialProgress
 from edgekd.workflows.advise.verdict import decide_verdict, make_standings, too_short_verdict
 
 LOSS = LossConfig()

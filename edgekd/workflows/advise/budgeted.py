@@ -31,11 +31,12 @@ class TrialProgress(Silent):
         clock: Returns the time in seconds.
 
     Attributes:
+        clock: As given.
         ticks: The time at which each epoch of the current trial ended, in seconds.
     """
 
     def __init__(self, observer: Observer, clock: Callable[[], float]) -> None:
-        self._observer, self._clock = observer, clock
+        self._observer, self.clock = observer, clock
         self._warned: set[str] = set()
         self._at: tuple[int, int, str] = (0, 1, "")
         self.ticks: list[float] = []
@@ -47,7 +48,7 @@ class TrialProgress(Silent):
 
     def advance(self, stage: str, done: int, total: int, note: str) -> None:  # noqa: ARG002 - the protocol's
         """Report that an epoch of the trial is over."""
-        self.ticks.append(self._clock())
+        self.ticks.append(self.clock())
         self._observer.advance(TRIALS, self._at[0], self._at[1], f"{self._at[2]}, epoch {done}/{total}")
 
     def warn(self, stage: str, message: str) -> None:

@@ -1,0 +1,234 @@
+"""Trials: variants of a recipe, trained under the stage cache and measured on the validation split.
+
+The test split is never looked at, since whoever chooses by it can no longer judge by it. A search trains a whole
+variant; an advice distils a student briefly, with one loss and one seed.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import tempfile
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import pairwise
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from edgekd.errors import ModelError
+from edgekd.files import need
+from edgekd.pipeline.project import Project
+from edgekd.pipeline.trained_source import DISTILL, TrainingStages
+from edgekd.report.search.tables import TrialFigures
+from edgekd.stages.artifacts import PROBE, WEIGHTS
+from edgekd.stages.cache import Cache
+from edgekd.stages.progress import Silent
+from edgekd.stages.stage import Runner, StageSpec
+from edgekd.workflows.advise.result import AdviceTrial, TeacherMetric, ValidationFacts
+
+if TYPE_CHECKING:
+    from contextlib import AbstractContextManager
+
+    from edgekd.config.recipe import DistillConfig, Recipe, TaskConfig
+    from edgekd.stages.artifacts import Trained
+    from edgekd.stages.progress import Observer, StageReporter
+    from edgekd.stages.stage import Done
+    from edgekd.training.search_metrics import StudentTimer
+    from edgekd.workflows.advise.budgeted import TrialProgress
+
+_FACTS: StageSpec[ValidationFacts] = StageSpec("facts", 2, ValidationFacts, summary=lambda facts: facts.metric)
+_CEILING: StageSpec[TeacherMetric] = StageSpec(
+    "ceiling", 2, TeacherMetric, summary=lambda ceiling: f"{ceiling.metric:.4f}"
+)
+_TRIAL: StageSpec[AdviceTrial] = StageSpec("trial", 2, AdviceTrial, summary=lambda trial: f"{trial.validation}")
+
+#: The opset where nothing is exported.
+_NO_EXPORT = 0
+
+#: The option of a task that concerns its student alone, so that it may leave the teacher as it is.
+_STUDENT = "student"
+
+#: Digits of a latency's share: two measurements of one network differ by less.
+_DIGITS = 2
+
+
+@dataclass(frozen=True)
+class BriefTraining:
+    """A distillation that is shorter than the recipe's own.
+
+    Attributes:
+        name: Name of the loss.
+        config: The distillation, with its epochs and its loss.
+        seed: Seed of the initial weights and of the order of batches.
+        with_error: Whether the standard error of the metric is computed too.
+    """
+
+    name: str
+    config: DistillConfig
+    seed: int
+    with_error: bool
+
+
+class TrialRunner:
+    """Trains variants of one recipe and measures them on the validation split.
+
+    Args:
+        recipe: The user's own recipe; its student is the reference of every latency.
+        cache: Folder of finished stages.
+        opset: ONNX opset of the target, where trained variants are whole ones that a build uses again.
+    """
+
+    def __init__(self, recipe: Recipe, cache: Path, opset: int = _NO_EXPORT) -> None:
+        assert recipe.task is not None  # the callers have checked it
+        self.recipe, self.cache, self._opset = recipe, Cache(cache), opset
+        self.project = Project(recipe.task, cache)
+
+    def stages(self, recipe: Recipe, observer: Observer) -> TrainingStages:
+        """Return the stages that train a variant; it shares the recipe's own teacher where that is the same one."""
+        assert recipe.task is not None
+        project, teachers = self._projects(recipe.task)
+        return TrainingStages(Runner(self.cache, observer), project, recipe, self._opset, teachers=teachers)
+
+    def measure_variant(self, recipe: Recipe, observer: Observer) -> TrialFigures:
+        """Train a whole variant, as far as it is not trained yet, and measure metric, latency and drift.
+
+        Raises:
+            EdgekdError: Any error that a user can cause.
+        """
+        from edgekd.training import search_metrics
+
+        stages = self.stages(recipe, observer)
+        teacher, student = stages.networks()
+        task = stages.project.loaded
+        figures = search_metrics.validate(task, teacher, student, stages.taps)
+        wrong = [name for name, value in figures.items() if not math.isfinite(value)]
+        if wrong:
+            raise ModelError(f"{wrong[0]} of the trained student is not a finite number")
+        observer.advance("latency", 0, 0, "exporting, and waiting until no other worker measures")
+        compared = self._timer(task, student, stages.taps, latency_lock())
+        return TrialFigures(
+            metric=figures["validation"],
+            latency=round(compared.ratio, _DIGITS),
+            drift=figures["drift"],
+            p50_ms=compared.p50_ms,
+            reference_ms=compared.reference_ms,
+            parameters=sum(parameter.numel() for parameter in student.parameters()),
+        )
+
+    def _projects(self, task: TaskConfig) -> tuple[Project, Project | None]:
+        """Return a variant's task, and the recipe's own task where the variant shares its teacher, else None."""
+        from edgekd.training import search_metrics
+
+        own = self.project.config
+        if task == own:
+            return self.project, None
+        project = Project(task, self.cache.root)
+        shared = _without_student(task) == _without_student(own)
+        if shared and search_metrics.same_teacher(self.project.loaded, project.loaded, self.recipe.seed):
+            return project, self.project
+        return project, None
+
+    @cached_property
+    def _timer(self) -> StudentTimer:
+        from edgekd.training.search_metrics import StudentTimer
+
+        taps = self.stages(self.recipe, Silent()).taps
+        return StudentTimer(self.project.loaded, taps, self.recipe.seed)
+
+
+class BriefTrials(TrialRunner):
+    """Distils students of the recipe's own task briefly, each kept as a stage with the seconds that it took.
+
+    Args:
+        recipe: The user's own recipe.
+        cache: Folder of finished stages.
+        observer: Receives the progress of the teacher's training.
+        progress: Receives the progress of the trials.
+    """
+
+    def __init__(self, recipe: Recipe, cache: Path, observer: Observer, progress: TrialProgress) -> None:
+        super().__init__(recipe, cache)
+        self.training = self.stages(recipe, observer)
+        self.progress = progress
+        self.runner = Runner(self.cache, progress)
+
+    def facts(self) -> ValidationFacts:
+        """Return the facts of the validation split."""
+
+        def run(_folder: Path, _report: StageReporter) -> ValidationFacts:
+            from edgekd.training.loop.validation import labelled_ground_truth
+
+            task = self.project.loaded
+            known = labelled_ground_truth(task)
+            labelled, groups = len(known.labels), 0 if known.groups is None else len(set(known.groups.tolist()))
+            step = 0.0 if hasattr(task.task, "metric") else 1 / labelled
+            return ValidationFacts(task.modalities, task.metric_name, task.higher_is_better, labelled, groups, step)
+
+        return self.runner(_FACTS, inputs={"task": self.project.identity}, run=run).result
+
+    def measure_teacher(self, teacher: Done[Trained]) -> float:
+        """Return the teacher's metric on the validation split."""
+
+        def run(_folder: Path, _report: StageReporter) -> TeacherMetric:
+            from edgekd.training.loop.loop import compute_device
+            from edgekd.training.loop.validation import score
+
+            model = self.training.load_teacher(teacher).to(compute_device())
+            return TeacherMetric(score(self.project.loaded, model, self.training.taps.teacher))
+
+        return self.runner(_CEILING, inputs={"teacher": teacher.key}, run=run).result.metric
+
+    def distil(self, teacher: Done[Trained], brief: BriefTraining) -> AdviceTrial:
+        """Distil a student, and keep its metric on the validation split alone."""
+
+        def run(folder: Path, report: StageReporter) -> AdviceTrial:
+            self.training.preflight()  # once, and not part of the seconds that a trial takes
+            self.progress.ticks.clear()
+            began = self.progress.clock()
+            try:
+                trained = self.training.distil(teacher, brief.config, brief.seed, folder, report)
+            except ModelError as error:
+                return AdviceTrial(None, None, self.progress.clock() - began, 0.0, str(error))
+            return self._measure(trained, brief, began, folder)
+
+        settings = {
+            **msgspec.to_builtins(brief.config),
+            "taps": msgspec.to_builtins(self.recipe.student.taps),
+            "seed": brief.seed,
+            "distill": DISTILL.version,
+            "error": brief.with_error,
+        }
+        label = f"{brief.name}, seed {brief.seed}"
+        return self.runner(_TRIAL, label=label, config=settings, inputs={"teacher": teacher.key}, run=run).result
+
+    def _measure(self, trained: Trained, brief: BriefTraining, began: float, folder: Path) -> AdviceTrial:
+        """Sum up a trial; its weights, and its outputs for the test split, are not kept."""
+        from edgekd.training.loop.loop import compute_device
+        from edgekd.training.loop.validation import check_finite, sampling_error
+        from edgekd.training.loop.weights import build, load_weights
+
+        task, ticks, seconds = self.project.loaded, self.progress.ticks, self.progress.clock() - began
+        epoch = min((after - before for before, after in pairwise(ticks)), default=seconds)
+        # Where a trial was interrupted, this run saw its last epochs only.
+        seconds *= brief.config.epochs / max(len(ticks), 1)
+        value = check_finite(task, trained.history[-1]["validation"])
+        error = None
+        if brief.with_error:
+            model = load_weights(build(task.task.student, brief.seed), folder / WEIGHTS).to(compute_device())
+            error = sampling_error(task, model, self.training.taps.student)
+        for file in (WEIGHTS, PROBE):
+            (folder / file).unlink()
+        return AdviceTrial(value, error, seconds, epoch)
+
+
+def _without_student(task: TaskConfig) -> dict[str, object]:
+    return {name: value for name, value in task.options.items() if name != _STUDENT}
+
+
+def latency_lock() -> AbstractContextManager[object]:
+    """Return a lock of this host's user: of all searches, whatever their caches, one worker at a time measures."""
+    path = Path(tempfile.gettempdir()) / f"edgekd-latency-{os.getuid()}.lock"
+    lock: AbstractContextManager[object] = need("filelock", "build").FileLock(path)
+    return lock
