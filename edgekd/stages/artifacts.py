@@ -13,9 +13,6 @@ CUT_PROBE = "cut.npz"
 #: In the folder of the stage robustness, the statistics of the training inputs, for what is measured of engines.
 CHANNELS = "channels.npz"
 
-#: A candidate's files: the graph with its embeddings as further outputs, to check, and the graph without, to deploy.
-PROBE_GRAPH, DEPLOY = "probe.onnx", "deploy.onnx"
-
 #: Samples for the stages without torch: `input.<modality>`, `ids`, `labels` and, where there are any, `groups`.
 TEST, CALIBRATION = "test.npz", "calibration.npz"
 

@@ -28,8 +28,6 @@ ROBUSTNESS_SHIPPED = StageSpec(
 
 def measure_shipped(context: Context, shipped: EvaluatedCandidate) -> NetworkRobustness | None:
     """Run ``deploy.onnx`` of what ships in ONNX Runtime on this host; None where the networks were not measured."""
-    from edgekd.report.build.robustness import describe_worst
-
     networks = context.origin.robustness
     if networks is None:
         return None
