@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from types import ModuleType
 
 #: A JSON object as it is read or written: its values are checked where they are used.
-JsonObject: TypeAlias = "dict[str, Any]"
+JsonObject: TypeAlias = dict[str, Any]
 
 
 def _tomllib() -> ModuleType:
