@@ -1,4 +1,5 @@
 import os
+import signal
 from pathlib import Path
 
 import pytest
@@ -23,6 +24,8 @@ LONGEST = (
     "training/loop/test_distributed.py",
 )
 
+# In the background of a shell a run ignores Ctrl-C, as would all that it starts; tests send it.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 #: What of a user's environment would change what is printed, or where edgekd looks.
 for name in (
     "COLUMNS", "LINES", "NO_COLOR", "FORCE_COLOR", "CLICOLOR", "CLICOLOR_FORCE", "TTY_COMPATIBLE", "TTY_INTERACTIVE",
