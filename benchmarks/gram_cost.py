@@ -14,7 +14,7 @@ import time
 from typing import TYPE_CHECKING, Any
 
 import torch
-from common import arguments, write_result
+from common import TASKS, arguments, parse, write_result
 from torch.utils.data import DataLoader
 
 from edgekd.config.loading import load_recipe
@@ -100,11 +100,11 @@ def stepper(name: str, loss: LossConfig) -> Callable[[], float]:
     return step
 
 
-def measure(name: str, blocks: int) -> dict[str, Any]:
+def measure(name: str, blocks: int, lead_in: int) -> dict[str, Any]:
     """Time all losses on one task, in turns."""
     steppers = {loss: stepper(name, config) for loss, config in LOSSES.items()}
     for step in steppers.values():
-        for _ in range(LEAD_IN):
+        for _ in range(lead_in):
             step()
     times: dict[str, list[float]] = {loss: [] for loss in LOSSES}
     for block in range(blocks):
@@ -122,16 +122,17 @@ def measure(name: str, blocks: int) -> dict[str, Any]:
 
 
 def main() -> None:
-    parser = arguments(__doc__)
+    parser = arguments(__doc__, TASKS)
     parser.add_argument("--blocks", type=int, default=40, help=f"blocks of {BLOCK} steps for each loss")
+    parser.add_argument("--lead-in", type=int, default=LEAD_IN, help="steps of each loss before the first that counts")
     parser.add_argument("--threads", type=int, default=1)
-    options = parser.parse_args()
+    options = parse(parser, tasks=["digits"], blocks=1, lead_in=2)
     torch.set_num_threads(options.threads)
-    tasks = {name: measure(name, options.blocks) for name in (*options.tasks, FOUR_IMAGES)}
+    tasks = {name: measure(name, options.blocks, options.lead_in) for name in (*options.tasks, FOUR_IMAGES)}
     for name, result in tasks.items():
         ratios = ", ".join(f"{loss} {ratio:.3f}" for loss, ratio in result["ratio_mean"].items())
         print(f"{name}: a step takes, as a multiple of one with KD alone (means): {ratios}")
-    write_result(__file__, {"threads": options.threads, "tasks": tasks})
+    write_result(__file__, {"threads": options.threads, "tasks": tasks}, options)
 
 
 if __name__ == "__main__":
