@@ -31,6 +31,7 @@ from edgekd.training.task.models import Conv2dEncoder, LateFusion
 from edgekd.training.task.protocol import ArraySplit, Modality, collate
 
 if TYPE_CHECKING:
+    from argparse import Namespace
     from collections.abc import Callable
 
     from torch import nn
@@ -40,9 +41,6 @@ LOSSES = {
     "default": LossConfig(),
     **{scope: LossConfig(extra={scope: 1.0}) for scope in ("sample", "intra", "cross", "joint")},
 }
-BLOCK = 20
-#: Steps before the first that counts: past those at which every norm is measured.
-LEAD_IN = 60
 FOUR_IMAGES = "four-images"
 
 
@@ -100,16 +98,16 @@ def stepper(name: str, loss: LossConfig) -> Callable[[], float]:
     return step
 
 
-def measure(name: str, blocks: int, lead_in: int) -> dict[str, Any]:
+def measure(name: str, options: Namespace) -> dict[str, Any]:
     """Time all losses on one task, in turns."""
     steppers = {loss: stepper(name, config) for loss, config in LOSSES.items()}
     for step in steppers.values():
-        for _ in range(lead_in):
+        for _ in range(options.lead_in):
             step()
     times: dict[str, list[float]] = {loss: [] for loss in LOSSES}
-    for block in range(blocks):
+    for block in range(options.blocks):
         for loss in list(LOSSES)[:: 1 if block % 2 else -1]:
-            times[loss] += [steppers[loss]() for _ in range(BLOCK)]
+            times[loss] += [steppers[loss]() for _ in range(options.block)]
     medians = {loss: statistics.median(values) for loss, values in times.items()}
     means = {loss: statistics.fmean(values) for loss, values in times.items()}
     return {
@@ -123,12 +121,15 @@ def measure(name: str, blocks: int, lead_in: int) -> dict[str, Any]:
 
 def main() -> None:
     parser = arguments(__doc__, TASKS)
-    parser.add_argument("--blocks", type=int, default=40, help=f"blocks of {BLOCK} steps for each loss")
-    parser.add_argument("--lead-in", type=int, default=LEAD_IN, help="steps of each loss before the first that counts")
+    parser.add_argument("--blocks", type=int, default=40, help="blocks of each loss")
+    parser.add_argument("--block", type=int, default=20, help="steps in a block")
+    parser.add_argument(
+        "--lead-in", type=int, default=60, help="steps before those that count, at which every norm is measured"
+    )
     parser.add_argument("--threads", type=int, default=1)
-    options = parse(parser, tasks=["digits"], blocks=1, lead_in=2)
+    options = parse(parser, tasks=["digits"], blocks=2, block=1, lead_in=1)
     torch.set_num_threads(options.threads)
-    tasks = {name: measure(name, options.blocks, options.lead_in) for name in (*options.tasks, FOUR_IMAGES)}
+    tasks = {name: measure(name, options) for name in (*options.tasks, FOUR_IMAGES)}
     for name, result in tasks.items():
         ratios = ", ".join(f"{loss} {ratio:.3f}" for loss, ratio in result["ratio_mean"].items())
         print(f"{name}: a step takes, as a multiple of one with KD alone (means): {ratios}")
