@@ -31,6 +31,7 @@ from edgekd.files import sha256_file
 from edgekd.gram.drift import Bootstrap, flips, measure_drift
 from edgekd.gram.npz import EMBEDDING_PREFIX
 from edgekd.gram.probe import Probe
+from edgekd.pipeline.build import build
 from edgekd.pipeline.paths import BuildPaths
 from edgekd.pipeline.publish import BUNDLE, REJECTED
 from edgekd.pipeline.target.outputs import run_on_host
@@ -109,7 +110,7 @@ def quantize_by_edgekd(name: str, recipe: Recipe, folder: Path) -> dict[str, Any
         places = BuildPaths(Path(scratch) / "output", link_learned(Path(scratch) / "cache"))
         with choose_observer(json=False, quiet=True, verbose=False, terminal=False) as observer:
             target = edgekd.load_target(TARGET)
-            report = edgekd.build(recipe, [target], places, name=name, observer=observer)
+            report = build(recipe, [target], places, name=name, observer=observer)
         result = report.targets[0]
         for file in (PROBE_GRAPH, DEPLOY):
             shutil.copyfile(places.output / TARGET / (BUNDLE if result.bundle else REJECTED) / file, folder / file)

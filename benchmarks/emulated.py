@@ -27,7 +27,7 @@ from edgekd.gram.drift import Bootstrap, flips, measure_drift
 from edgekd.gram.npz import EMBEDDING_PREFIX
 from edgekd.gram.probe import Probe
 from edgekd.runtime.backends.registry import ORT
-from edgekd.stages.artifacts import CALIBRATION, TEST, onnx_name
+from edgekd.stages.artifacts import CALIBRATION, PROBE_GRAPH, TEST, onnx_name
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -69,7 +69,7 @@ def write_graph(exported: Path, way: quantize.CandidateSpec, reduce_range: bool,
     scheme = msgspec.structs.replace(TARGET.scheme, reduce_range=reduce_range)
     model, samples = exported / onnx_name("pruned"), exported / CALIBRATION
     quantize.run(way, model, samples, scheme, load_calibration("minmax"), folder)
-    return folder / way.name / quantize.PROBE_GRAPH
+    return folder / way.name / PROBE_GRAPH
 
 
 def measure(task: str, seed: int, devices: dict[str, Device], recipe: Sequence[str]) -> dict[str, Any]:

@@ -12,11 +12,10 @@ import statistics
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from common import TASKS, arguments, parse, write_result
+from common import CACHE, TASKS, arguments, parse, write_result
 
 import edgekd
 from edgekd.cli.terminal import choose_observer
-from edgekd.pipeline.paths import BuildPaths
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -26,10 +25,9 @@ FOLDER = Path("build/benchmarks")
 
 def measure(task: str, seed: int, settings: Sequence[str]) -> dict[str, Any]:
     """Build one task with one seed and return what came out."""
-    recipe = edgekd.load_recipe(task, (*settings, f"seed={seed}", "quantize.precision=int8"))
-    places = BuildPaths(FOLDER / f"{task}-{seed}", FOLDER / "cache")
+    overrides, output = (*settings, f"seed={seed}", "quantize.precision=int8"), FOLDER / f"{task}-{seed}"
     with choose_observer(json=False, quiet=False, verbose=False, terminal=False) as observer:
-        report = edgekd.build(recipe, [edgekd.load_target("cpu")], places, name=task, observer=observer)
+        report = edgekd.build(task, "cpu", overrides=overrides, output=output, cache=CACHE, observer=observer)
     result = report.targets[0]
     rows = {row.stage: row for row in result.ledger.rows}
     p50 = {name: engine.latency.p50 for name in ("teacher", "student", "shipped") if (engine := result.measured(name))}

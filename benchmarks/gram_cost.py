@@ -123,9 +123,7 @@ def main() -> None:
     parser = arguments(__doc__, TASKS)
     parser.add_argument("--blocks", type=int, default=40, help="blocks of each loss")
     parser.add_argument("--block", type=int, default=20, help="steps in a block")
-    parser.add_argument(
-        "--lead-in", type=int, default=60, help="steps before those that count, at which every norm is measured"
-    )
+    parser.add_argument("--lead-in", type=int, default=60, help="steps that do not count yet, with all norms")
     parser.add_argument("--threads", type=int, default=1)
     options = parse(parser, tasks=["digits"], blocks=2, block=1, lead_in=1)
     torch.set_num_threads(options.threads)

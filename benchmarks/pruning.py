@@ -45,6 +45,7 @@ from edgekd.training.pruning.curvature import ImportanceInputs
 from edgekd.training.pruning.cutter import Cutter
 from edgekd.training.pruning.groups import dependency_graph, prunable_groups, remove_channels
 from edgekd.training.pruning.obs import GramImportance
+from edgekd.training.pruning.samples import DrawnBatches
 from edgekd.training.stage_run import StageRun
 
 if TYPE_CHECKING:
@@ -93,11 +94,9 @@ class Case:
         return load_weights(build(getattr(task, name), self.seed), self.weights[name]).to(compute_device())
 
     @property
-    def samples(self) -> prune.DrawnBatches:
+    def samples(self) -> DrawnBatches:
         """Return the training samples that a prune stage would look at."""
-        return prune.DrawnBatches(
-            self.project.loaded.splits["train"], self.config.batch_size, self.seed, compute_device()
-        )
+        return DrawnBatches(self.project.loaded.splits["train"], self.config.batch_size, self.seed, compute_device())
 
 
 def case(task: str, seed: int, epochs: int, recipe_settings: Sequence[str]) -> Case:

@@ -22,7 +22,6 @@ from common import CACHE, TASKS, arguments, keep, kept, parse, write_result
 
 import edgekd
 from edgekd.cli.terminal import choose_observer
-from edgekd.pipeline.paths import BuildPaths
 from edgekd.pipeline.publish import BUNDLE, REJECTED
 
 if TYPE_CHECKING:
@@ -40,12 +39,7 @@ def build(task: str, recipe: Sequence[str]) -> dict[str, Path]:
     """Return the task's bundles by name; they are built once."""
     output = FOLDER / task
     with choose_observer(json=False, quiet=True, verbose=False, terminal=False) as observer:
-        edgekd.build(
-            edgekd.load_recipe(task, tuple(recipe)),
-            [edgekd.load_target(target) for target in TARGETS],
-            BuildPaths(output, CACHE),
-            observer=observer,
-        )
+        edgekd.build(task, TARGETS, overrides=recipe, output=output, cache=CACHE, observer=observer)
     places = {target: output / target for target in TARGETS}
     return {
         f"{task}, {target}": place / (BUNDLE if (place / BUNDLE).exists() else REJECTED)

@@ -33,7 +33,7 @@ import edgekd
 from edgekd.compress import quantize
 from edgekd.config.target import load_calibration
 from edgekd.runtime.backends.registry import Runtime
-from edgekd.stages.artifacts import CALIBRATION, TEST, onnx_name
+from edgekd.stages.artifacts import CALIBRATION, DEPLOY, TEST, onnx_name
 
 TARGETS = ("cpu", "openvino-cpu")
 OURS = "edgekd"
@@ -79,7 +79,7 @@ def main() -> None:
                 model, samples = exported / onnx_name("pruned"), exported / CALIBRATION
                 for way in WAYS:
                     quantize.run(way, model, samples, target.scheme, load_calibration("minmax"), Path(scratch))
-                    engine = Path(scratch) / way.name / quantize.DEPLOY
+                    engine = Path(scratch) / way.name / DEPLOY
                     found = measure(engine, exported / TEST, runtime, options.rounds, options.calls)
                     rows.append({"task": task, "runtime": runtime.name, "graph": way.name, **found})
                     for name, over in found["over"].items():
