@@ -16,11 +16,12 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import onnx
 from common import CACHE, TASKS, arguments, drawing, pages_folder, parse, result_path, write_result
 
 import edgekd
 from edgekd.cli.terminal import choose_observer
-from edgekd.compress.perturb import NETWORK
+from edgekd.compress.perturb import NETWORK, perturbations_of
 from edgekd.config.recipe import GateConfig
 from edgekd.gram.drift import Bootstrap, measure_drift
 from edgekd.gram.gate import GateLimits
@@ -59,15 +60,17 @@ class Student:
     probe: Probe
 
 
-def measure(task: str, seed: int, limits: GateLimits, settings: Sequence[str]) -> Student:
+def measure(task: str, seed: int, limits: GateLimits, options: Namespace) -> Student:
     """Train the teacher and the student of one seed, or read them from the cache, and perturb the student."""
-    recipe = edgekd.load_recipe(task, (*settings, f"seed={seed}", "prune.ratio=0"))
+    recipe = edgekd.load_recipe(task, (*options.recipe, f"seed={seed}", "prune.ratio=0"))
     project = Project(recipe.task, CACHE)
     with choose_observer(json=False, quiet=True, verbose=False, terminal=False) as observer:
         learned = TrainingStages(Runner(Cache(CACHE), observer), project, recipe, edgekd.load_target("cpu").opset).run()
     folder, report = learned.exported.folder, StageReporter(Silent(), "alarm")
+    graph = folder / onnx_name("student")
+    grid = perturbations_of(onnx.load(str(graph)))[:: options.every]
     alarms = {
-        split: measure_alarm(folder / onnx_name("student"), folder / split, project.loaded.metric, limits, report)
+        split: measure_alarm(graph, folder / split, project.loaded.metric, limits, report, grid)
         for split in (TEST, CALIBRATION)
     }
     print(f"{task} {seed}: {len(alarms[TEST].outcomes)} perturbations, metric {alarms[TEST].metric:.4f}")
@@ -214,7 +217,8 @@ def main() -> None:
     parser = arguments(__doc__, TASKS)
     parser.add_argument("--seeds", type=int, default=5, help="two or more")
     parser.add_argument("--only", choices=("measure", "picture"), help="one step [default: both]")
-    options = parse(parser, tasks=["digits"], seeds=2)
+    parser.add_argument("--every", type=int, default=1, help="take one perturbation of so many")
+    options = parse(parser, tasks=["digits"], seeds=2, every=4)
     if options.only != "picture":
         measure_all(options)
     if options.only != "measure":
@@ -225,9 +229,7 @@ def main() -> None:
 def measure_all(options: Namespace) -> None:
     """Measure all tasks with all seeds, and write the result."""
     limits = GateLimits(_GATE.tau_pass, _GATE.tau_fail, _GATE.max_flips, _GATE.max_metric_drop)
-    tasks = {
-        task: [measure(task, seed, limits, options.recipe) for seed in range(options.seeds)] for task in options.tasks
-    }
+    tasks = {task: [measure(task, seed, limits, options) for seed in range(options.seeds)] for task in options.tasks}
     found = {task: summary(students, limits) for task, students in tasks.items()}
     for task, result in found.items():
         for name, figure in result["over_seeds"].items():
