@@ -99,12 +99,14 @@ class Case:
         seed: of its training.
         network: float ONNX with the outputs ``logits`` and ``embedding.<modality>``.
         context: what edgekd knows of it.
+        settings: what every recipe of it says otherwise.
     """
 
     name: str
     seed: int
     network: Path
     context: Context
+    settings: tuple[str, ...] = ()
 
     @property
     def folder(self) -> Path:
@@ -127,8 +129,9 @@ class Case:
         A task's student is brought as ONNX, like any model: a build of the task would judge INT8 by the student before
         pruning, and where the gate rejects it train on, which is another network then.
         """
+        overrides = (*self.settings, *overrides)
         if self.name not in TASKS:
-            overrides = (*overrides, f"profile.iterations={_ITERATIONS}")
+            overrides = (f"profile.iterations={_ITERATIONS}", *overrides)
             return model_recipe(_model_config(FOLDER / "models" / self.name), overrides)
         stem = self.folder / "float"
         for key, path in (("calibration", self.context.calibration), ("test", self.context.test)):
@@ -165,7 +168,8 @@ def load_case(name: str, seed: int, settings: Sequence[str] = ()) -> Case:
         target = edgekd.load_target(TARGET)
         with prepare(recipe, [target], CACHE, devices=(), observer=observer) as prepared:
             context = prepared.contexts[TARGET]
-    return Case(name, seed, context.float_graph, context)
+    of_builds = tuple(key for key in settings if key.startswith(("gate.", "profile.")))
+    return Case(name, seed, context.float_graph, context, of_builds)
 
 
 def link_learned(folder: Path) -> Path:
