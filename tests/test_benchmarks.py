@@ -16,7 +16,8 @@ SCRIPTS = sorted(path for path in BENCHMARKS.glob("*.py") if "__main__" in path.
 #: What is made of results alone.
 MADE = sorted([*PAGES.glob("compress*"), *PAGES.glob("distill*"), PAGES / "alarm.svg"])
 
-#: Runs in one process, for most of the time goes into imports: each script with ``--help``, and all other modules.
+#: Runs in one process, for most of the time goes into imports: each script with ``--help``, all other modules, and the
+#: recipes of quick runs.
 ANSWERS = """
 import contextlib, importlib, io, json, runpy, sys
 from pathlib import Path
@@ -34,6 +35,9 @@ for script in scripts:
 for path in folder.glob("*.py"):
     importlib.import_module(path.stem)
 importlib.import_module("peers.quantize")
+import common, edgekd
+for task in common.TASKS:
+    edgekd.load_recipe(task, common.QUICK_RECIPE)
 print(json.dumps(said))
 """
 
