@@ -47,10 +47,9 @@ def build(task: str, recipe: Sequence[str]) -> dict[str, Path]:
     }
 
 
-def profile(bundle: Path, quick: bool) -> Run:
+def profile(bundle: Path) -> Run:
     """Profile a bundle as a user does; return value and interval of every quantile, in ms."""
     command = [sys.executable, "-m", "edgekd", "profile", str(bundle), "--json"]
-    command += ["--iterations", "100"] if quick else []
     said = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     (engine,) = json.loads(said)["profile"]["engines"]
     return {
@@ -90,7 +89,7 @@ def main() -> None:
         for name, bundle in bundles.items():
             done = found.setdefault(name, [])
             if len(done) <= index:
-                done.append(profile(bundle, options.quick))
+                done.append(profile(bundle))
                 print(f"run {index + 1}/{2 * pairs}, {name}: p50 {done[-1]['latency']['p50']['value_ms']:.4f} ms")
                 keep(place, found)
     rows = []
