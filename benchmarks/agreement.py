@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import onnx
 from common import arguments, export, keep, kept, parse, write_result
-from compress_cases import BROUGHT, load_case
+from compress_cases import IMPORTED, load_case
 from onnxruntime.tools.onnx_model_utils import make_input_shape_fixed
 from side_by_side import THREADS, take_turns
 
@@ -41,7 +41,7 @@ if TYPE_CHECKING:
 
 FOLDER = Path("build/benchmarks/agreement")
 GOAL = 0.05
-ENGINES = ("digits", "gestures", *BROUGHT)
+ENGINES = ("digits", "gestures", *IMPORTED)
 #: Inferences of each contestant in a round, at most and at least; between them as many as fit into ``--seconds``.
 _CALLS, _FEWEST = 2000, 50
 _PROCESSES = 4
@@ -52,7 +52,7 @@ _UNITS_MS = {"ns": 1e-6, "us": 1e-3, "ms": 1.0}
 
 def write_engine(name: str, recipe: Sequence[str]) -> tuple[Path, Path]:
     """Return a float32 engine of static shapes with logits alone, and the samples that it is timed on."""
-    if name in BROUGHT:
+    if name in IMPORTED:
         case = load_case(name, 0)
         source, samples = case.network, case.context.test
     else:

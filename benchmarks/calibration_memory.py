@@ -52,8 +52,8 @@ from edgekd.config.target import Calibration
 from edgekd.devices.targets import load_target
 quantizer, calibration, model, samples, folder = sys.argv[1:]
 how = msgspec.json.decode(calibration, type=Calibration)
-way = quantize.CandidateSpec("int8", quantizer)
-quantize.run(way, Path(model), Path(samples), load_target("{TARGET}").scheme, how, Path(folder))
+spec = quantize.CandidateSpec("int8", quantizer)
+quantize.run(spec, Path(model), Path(samples), load_target("{TARGET}").scheme, how, Path(folder))
 print(peak_rss_bytes())
 """
 

@@ -76,14 +76,14 @@ class _Brought:
 
 
 #: PaddleOCR's: which way up a line of text is, where text is in an image, and what a line of it says.
-BROUGHT = {
+IMPORTED = {
     "ocr-cls": _Brought("ch_ppocr_mobile_v2.0_cls_infer.onnx", 48, 192, 1, turned=True),
     "ocr-det": _Brought(
         "ch_PP-OCRv4_det_infer.onnx", 160, 320, 3, (0.485, 0.456, 0.406), (0.229, 0.224, 0.225), calibration=32, test=64
     ),
     "ocr-rec": _Brought("ch_PP-OCRv4_rec_infer.onnx", 48, 320, 1),
 }
-MODELS = (*TASKS, *BROUGHT)
+MODELS = (*TASKS, *IMPORTED)
 #: Inferences by which a build chooses what ships; a real model takes a hundred times as long as a shipped task's.
 _ITERATIONS = 300
 #: Pixels between two digits.
@@ -126,8 +126,8 @@ class Case:
     def recipe(self, overrides: tuple[str, ...]) -> Recipe:
         """Return the recipe by which edgekd quantizes the very network that its peers get.
 
-        A task's student is brought as ONNX, like any model: a build of the task would judge INT8 by the student before
-        pruning, and where the gate rejects it train on, which is another network then.
+        A task's student is imported from ONNX, like any model: a build of the task would judge INT8 by the student
+        before pruning, and where the gate rejects it train on, which is another network then.
         """
         overrides = (*self.settings, *overrides)
         if self.name not in TASKS:
@@ -159,7 +159,7 @@ def _model_config(stem: Path, taps: dict[str, str] | None = None) -> ModelConfig
 
 def load_case(name: str, seed: int, settings: Sequence[str] = ()) -> Case:
     """Train, prune and export a task's student as a build does, or read a real model; or find either in the cache."""
-    if name in BROUGHT:
+    if name in IMPORTED:
         _write_brought(name)
         recipe = model_recipe(_model_config(FOLDER / "models" / name))
     else:
@@ -183,7 +183,7 @@ def link_learned(folder: Path) -> Path:
 
 def _write_brought(name: str) -> None:
     """Take a model out of its wheel, and make images that it understands: lines of real handwritten digits."""
-    model, stem = BROUGHT[name], FOLDER / "models" / name
+    model, stem = IMPORTED[name], FOLDER / "models" / name
     with atomic_path(stem.with_suffix(".onnx")) as temporary:
         temporary.write_bytes(read_member(fetch(RAPIDOCR), f"rapidocr_onnxruntime/models/{model.member}"))
     from edgekd.tasks.digits import read_view

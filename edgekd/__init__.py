@@ -20,6 +20,7 @@ os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 _NAMES = {
     "edgekd.training.task.protocol": ("ArraySplit", "Modality", "Sample", "Split", "Task"),
     "edgekd.training.task.models": ("Standardize",),
+    "edgekd.training.distillation.loss": ("Loss", "LossOptions"),
     "edgekd.stages.labels": ("UNLABELLED",),
     "edgekd.tasks": ("Package", "fetch", "read_member"),
     "edgekd.config.recipe": ("ProfileConfig", "Recipe", "Tap"),

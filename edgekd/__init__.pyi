@@ -34,6 +34,8 @@ from edgekd.stages.progress import Observer as Observer
 from edgekd.tasks import Package as Package
 from edgekd.tasks import fetch as fetch
 from edgekd.tasks import read_member as read_member
+from edgekd.training.distillation.loss import Loss as Loss
+from edgekd.training.distillation.loss import LossOptions as LossOptions
 from edgekd.training.task.models import Standardize as Standardize
 from edgekd.training.task.protocol import ArraySplit as ArraySplit
 from edgekd.training.task.protocol import Modality as Modality
@@ -73,6 +75,8 @@ __all__ = [
     "DeviceError",
     "EdgekdError",
     "GateFailed",
+    "Loss",
+    "LossOptions",
     "MissingDependency",
     "Modality",
     "ModelError",

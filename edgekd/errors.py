@@ -1,7 +1,7 @@
-"""Every error that a user can cause, with the exit code that the command line gives it.
+"""Every error that a user can cause, with the exit code of the command line for it.
 
-A message says what is wrong, where, and what to do. The command line prints it without a traceback; everything else
-that is raised is a defect of edgekd and keeps its traceback.
+A message says what is wrong, where, and what to do. The command line prints it without a traceback; every other
+exception is a defect of edgekd and keeps its traceback.
 """
 
 from __future__ import annotations
@@ -113,7 +113,7 @@ class BudgetMissed(EdgekdError):
     exit_code = 21
 
 
-#: As many names as an error lists; a network has hundreds of tensors.
+#: The most names that an error lists; a network has hundreds of tensors.
 _SHOWN = 30
 
 

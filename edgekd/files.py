@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from types import ModuleType
 
 #: A JSON object as it is read or written: its values are checked where they are used.
-JsonObject: TypeAlias = "dict[str, Any]"
+JsonObject: TypeAlias = dict[str, Any]
 
 
 def _tomllib() -> ModuleType:
@@ -121,13 +121,13 @@ def missing(package: str, extra: str) -> MissingDependency:
     )
 
 
-#: What is silenced is the process's: one thread at a time.
+#: Logging is silenced for the whole process, so one thread at a time does it.
 _QUIET = threading.RLock()
 
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Silence libraries that log hints and warnings at every call; what matters, they raise."""
+    """Silence libraries that log hints and warnings at every call; they raise what matters."""
     with _QUIET, warnings.catch_warnings():
         before = logging.root.manager.disable
         logging.disable(logging.WARNING)
@@ -153,7 +153,7 @@ def read_toml(path: Path, error: type[EdgekdError]) -> dict[str, Any]:
 
 
 def parse_toml_value(text: str) -> Any:
-    """Return what ``text`` means as a TOML value; what is none stands for itself, as a string."""
+    """Return ``text`` as a TOML value; a text that is no TOML value is returned as a string."""
     tomllib = _tomllib()
     try:
         return tomllib.loads(f"value = {text}")["value"]
@@ -165,7 +165,7 @@ _BARE_KEY = re.compile(r"[A-Za-z0-9_-]+")
 
 
 def toml_value(value: Any) -> str:
-    """Write a value as inline TOML: :func:`parse_toml_value` gives it back. Text that is plain stays without quotes."""
+    """Write a value as inline TOML, which :func:`parse_toml_value` reads back. Plain text is written without quotes."""
     return value if isinstance(value, str) and parse_toml_value(value) == value else _toml(value)
 
 

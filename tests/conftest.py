@@ -1,4 +1,5 @@
 import os
+import signal
 from pathlib import Path
 
 import pytest
@@ -8,21 +9,23 @@ from requirements import in_one_line
 
 #: The files that take longest, the longest first. They begin, and what is short fills the gaps at the end.
 LONGEST = (
-    "pipeline/test_build.py",
-    "training/loop/test_distributed.py",
     "config/test_targets.py",
+    "workflows/advise/test_advise.py",  # beside the first, which makes the build that most others share
+    "test_docs.py",
+    "pipeline/test_build.py",
     "workflows/test_check.py",
     "devices/ssh/test_ssh_build.py",
-    "cli/test_cli.py",
-    "workflows/advise/test_advise.py",
     "devices/emulated/test_emulated.py",
-    "tasks/test_av_digits.py",
+    "cli/test_cli.py",
     "pipeline/test_multi_process.py",
-    "pipeline/test_kill.py",
-    "test_docs.py",
+    "tasks/test_av_digits.py",
     "workflows/search/test_search.py",
+    "pipeline/test_kill.py",
+    "training/loop/test_distributed.py",
 )
 
+# In the background of a shell a run ignores Ctrl-C, as would all that it starts; tests send it.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 #: What of a user's environment would change what is printed, or where edgekd looks.
 for name in (
     "COLUMNS", "LINES", "NO_COLOR", "FORCE_COLOR", "CLICOLOR", "CLICOLOR_FORCE", "TTY_COMPATIBLE", "TTY_INTERACTIVE",

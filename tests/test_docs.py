@@ -126,7 +126,8 @@ def shape(line):
     """Return a line without what another machine, or another run, has otherwise."""
     line = re.sub(r"\b(int8|float32)\b", "PRECISION", line)
     line = re.sub(r"\b(pass|warn|fail)\b", "VERDICT", line, flags=re.IGNORECASE)
-    line = re.sub(r"[+-]?\d[\d,.]*×?%?", "#", line)
+    line = re.sub(r"(?:\b\d[\d.]* (?:h|min|s)\b ?)+", "TIME ", line)
+    line = re.sub(r"[+-]?\d[\d,.]*(?:e[+-]?\d+)?×?%?", "#", line)
     line = re.sub(r"\b[kM]?B\b", "B", line)
     return " ".join(re.sub(r"─+", "─", line).split())
 
@@ -171,6 +172,7 @@ def sentences(printed):
 
 def test_what_a_page_shows_may_differ_in_numbers_alone():
     sentences((["p50 1.2 ms, warn", "int8  ships"], ["p50 0.3 ms, pass", "float32   ships", ""]))
+    sentences((["done in 5.1 s, drift 0"], ["done in 1 min 19 s, drift 2.1e-07"]))
     sentences((["first", "…", "last"], ["first", "one", "two", "last"]))
     for expected, printed in (
         (["first"], ["first", "second"]),

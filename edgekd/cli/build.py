@@ -24,15 +24,25 @@ if TYPE_CHECKING:
     from edgekd.report.results import BuildReport
 
 
-@main.command()
+class _CommandWithStages(click.Command):
+    """A command whose help ends with the stages of a build, in their order."""
+
+    def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:  # noqa: ARG002  (click's)
+        """Write the stages."""
+        from edgekd.pipeline.order import stage_purposes
+
+        with formatter.section("Stages"):
+            formatter.write_dl(list(stage_purposes().items()))
+
+
+@main.command(cls=_CommandWithStages)
 @build_options
 @progress_options
 def build(request: BuildRequest, printing: Printing) -> None:
     """Build a recipe, or an ONNX network, for a device: from teacher to bundle.
 
-    Runs teacher, distil, prune and export once (with --model only an import), then for each target quantize, compile,
-    engine, check, repair, profile, bundle and verify, as far as it has them; what is up to date is not run again. Exits
-    with 20 when the gate rejects the result; its artefacts are kept under OUTPUT/TARGET/rejected.
+    Runs those of the stages below that the recipe, the targets and their devices ask for; what is up to date is not run
+    again. Exits with 20 when the gate rejects the result; its artefacts are kept under OUTPUT/TARGET/rejected.
     """
     from edgekd.cli.terminal import Json, print_report
     from edgekd.report.build.files import report_json

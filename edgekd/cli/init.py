@@ -1,4 +1,4 @@
-"""Start a project: write a recipe and a task that run as they stand, for the user to change."""
+"""Starting a project: write a recipe and a task that run as they stand, for the user to change."""
 
 from __future__ import annotations
 
@@ -9,18 +9,19 @@ from edgekd.files import write_text
 
 _TEMPLATE = Path(__file__).parent / "template"
 
-#: The file that is written, and the one that it is copied from. A task that ends in .txt is no module of edgekd.
+#: For each file that is written the file of the template that it is copied from. The task of the template ends in .txt,
+#: so that it is no module of edgekd.
 _FILES = {"edgekd.toml": "edgekd.toml", "task.py": "task.py.txt"}
 
 
 def init(folder: Path) -> list[Path]:
-    """Write ``edgekd.toml`` and ``task.py`` into a folder, which is made if need be: both, or neither.
+    """Write ``edgekd.toml`` and ``task.py`` into a folder, which is created if it is missing: both files, or neither.
 
     Returns:
-        The files written.
+        The files that were written.
 
     Raises:
-        RecipeError: one of them exists already, or the folder cannot be written.
+        RecipeError: One of the files exists already, or the folder cannot be written.
     """
     for name in _FILES:
         if (folder / name).exists():

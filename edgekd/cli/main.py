@@ -1,4 +1,4 @@
-"""The command of commands: in which order they are listed, and how errors end."""
+"""The command `edgekd`: the order in which its commands are listed, and how errors end."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ import click
 import edgekd
 from edgekd.errors import EdgekdError, OutputError
 
-#: What the system refuses a user, rather than a defect of edgekd.
+#: Refusals of the operating system that a user can mend; others are defects of edgekd.
 _REFUSALS = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS)
 
 
@@ -29,7 +29,7 @@ class _EdgekdGroup(click.Group):
     """Prints a user's error as one line and exits with its code; a defect keeps its traceback."""
 
     def list_commands(self, _context: click.Context) -> list[str]:
-        """Return the commands in the order of this file: the one that matters first."""
+        """Return the commands in the order in which they are defined, the most important first."""
         return list(self.commands)
 
     def invoke(self, context: click.Context) -> Any:
@@ -69,4 +69,4 @@ def main() -> None:
     """Distil multi-modal models for edge devices, and prove that their Gram structure survives."""
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="replace")  # a terminal that cannot show a sign is no reason to fail
+            stream.reconfigure(errors="replace")  # a sign that the terminal cannot show must not end a command

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 #: Forms of the joined table, and the suffixes of files that have them.
 _FORMATS = {"markdown": ".md", "csv": ".csv", "json": ".json", "html": ".html"}
-#: Those that hold what came of a budget file.
+#: The forms that show the result of a budget file.
 _CHECKED = ("markdown", "json")
 
 
@@ -115,7 +115,7 @@ def report(runs: tuple[Path, ...], display: Display, **filtering: Any) -> None:
 
 
 def _form(form: str | None, output: Path | None, budget: Path | None, filtered: bool) -> str | None:
-    """Return the form that is wanted, None for the terminal's; refuse what does not go together."""
+    """Return the form to write, None for the terminal's; refuse options that exclude each other."""
     if output and form is None:
         form = next((name for name, suffix in _FORMATS.items() if suffix == output.suffix.lower()), None)
         if form is None:

@@ -190,7 +190,7 @@ class TrainingStages:
                 self.project.loaded, networks, self.taps, scheme, config, StageRun(self.recipe.seed, folder, report)
             )
 
-        tuned = self.runner(
+        fine_tuned = self.runner(
             QAT,
             config={**_plain(config), **own_loss_sources(config.loss), "scheme": _plain(scheme)},
             inputs={"pruned": origin.pruned.key},
@@ -202,7 +202,7 @@ class TrainingStages:
             from edgekd.training.export.onnx import ExportNetwork
             from edgekd.training.loop.weights import load_weights
 
-            model = load_weights(self._load_pruned(origin.pruned.folder), tuned.folder / WEIGHTS)
+            model = load_weights(self._load_pruned(origin.pruned.folder), fine_tuned.folder / WEIGHTS)
             networks = {origin.network: ExportNetwork(model, self.taps.student)}
             return export.run(self.project.loaded, networks, self.recipe.export, self.opset, folder, report)
 
@@ -210,10 +210,10 @@ class TrainingStages:
             EXPORT,
             label=f"{self.export_label} qat".lstrip(),
             config={**_plain(self.recipe.export), "opset": self.opset},
-            inputs={"qat": tuned.key},
+            inputs={"qat": fine_tuned.key},
             run=export_student,
         )
-        return QatStudent(exported, tuned.folder / PROBE, tuned.result.history)
+        return QatStudent(exported, fine_tuned.folder / PROBE, fine_tuned.result.history)
 
     def measure_robustness(self, origin: TrainedOrigin) -> Done[Robustness]:
         """Measure the trained networks with each modality dropped, and with each noisy."""

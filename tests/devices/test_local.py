@@ -351,11 +351,11 @@ def test_an_error_of_an_unknown_kind_is_a_device_error(kind):
 def test_a_hung_agent_is_killed_when_patience_ends():
     start = time.monotonic()
     with (
-        agent([sys.executable, "-c", "import time; time.sleep(60)"], timeout_seconds=0.5) as running,
+        agent([sys.executable, "-c", "import time; time.sleep(600)"], timeout_seconds=0.5) as running,
         pytest.raises(DeviceError, match=r"did not answer 'memory' in 0\.5 s"),
     ):
         running.ask("memory")
-    assert time.monotonic() - start < 10
+    assert time.monotonic() - start < 100, "it was not waited for"
 
 
 def test_much_talk_on_stderr_does_not_block():

@@ -270,7 +270,7 @@ class Rounding(LocalDevice):
 
 
 def test_the_gate_judges_what_is_shipped(cache, tmp_path, monkeypatch):
-    monkeypatch.setattr("edgekd.devices.select.LocalDevice", Rounding)
+    monkeypatch.setattr("edgekd.devices.local.LocalDevice", Rounding)
     report = build(quick_recipe(), [load_target("cpu")], BuildPaths(tmp_path / "out", cache))
     assert report.targets[0].deploy_logit_error == pytest.approx(1e-3, rel=0.1)
     ran = max(cache.glob("evaluate-*/int8/outputs.npz"), key=lambda path: path.stat().st_mtime)

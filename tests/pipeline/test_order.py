@@ -4,8 +4,10 @@ import re
 from pathlib import Path
 
 import msgspec
+from click.testing import CliRunner
 
 from edgekd import load_recipe, load_target
+from edgekd.cli.main import main
 from edgekd.config.loading import model_recipe
 from edgekd.config.recipe import ModelConfig
 from edgekd.devices.base import Absent
@@ -27,6 +29,12 @@ def test_the_documentation_lists_the_stages_in_their_order():
     rows = re.findall(r"^\| `([a-z_]+)` \| ([a-z][^|]+) \|$", ARCHITECTURE.read_text("utf-8"), re.MULTILINE)
     assert dict(rows) == stage_purposes()
     assert [name for name, _ in rows] == list(stage_purposes())
+
+
+def test_the_help_of_a_build_lists_the_stages_in_their_order():
+    told = CliRunner().invoke(main, ["build", "--help"], terminal_width=200).output
+    listed = told[told.index("Stages:") :].splitlines()[1:]
+    assert [tuple(line.split(maxsplit=1)) for line in listed if line] == list(stage_purposes().items())
 
 
 def test_a_plan_has_what_the_recipe_the_targets_and_their_devices_ask_for():

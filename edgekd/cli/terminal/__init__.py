@@ -1,4 +1,4 @@
-"""What the command line shows: observers of a running build, and tables. Colour is never the only signal."""
+"""The output of the command line: observers of a running build, and tables. Colour is never the only signal."""
 
 from __future__ import annotations
 
@@ -39,13 +39,13 @@ __all__ = [
 
 
 def choose_observer(json: bool, quiet: bool, verbose: bool, terminal: bool) -> AbstractContextManager[Observer]:
-    """Return the observer that fits; the build runs inside its ``with``.
+    """Return the observer that fits the options; the build runs inside its ``with``.
 
     Args:
-        json: one JSON object a line, for programs; wins over the others.
-        quiet: nothing but warnings, on stderr.
-        verbose: every note as a line of its own.
-        terminal: whether a person looks at stdout.
+        json: Whether to write one JSON object a line, for programs; it takes precedence over the others.
+        quiet: Whether to write nothing but warnings, on stderr.
+        verbose: Whether to write every note as a line of its own.
+        terminal: Whether stdout is a terminal.
     """
     if json:
         return Json()

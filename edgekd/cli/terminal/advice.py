@@ -1,4 +1,4 @@
-"""What ``edgekd advise`` prints."""
+"""The output of ``edgekd advise``."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ _STYLES = {"use": "green", "none": "yellow", "no room": "yellow", "undecided": "
 
 
 def print_advice(advice: Advice, folder: Path, width: int | None = None) -> None:
-    """Print the tables, the answer, and last the lines to paste.
+    """Print the tables, the verdict, and last the lines to paste.
 
     Args:
-        advice: what was found.
-        folder: where the raw figures are.
-        width: columns; None for the terminal's, from 80 to 100.
+        advice: The advice.
+        folder: Folder of the raw figures.
+        width: Width in columns; None for the terminal's, from 80 to 100.
     """
     console = open_page(width)
     glyphs = "unicode" if console.encoding.startswith("utf") else "ascii"

@@ -1,4 +1,4 @@
-"""What ``edgekd check`` and ``edgekd blame`` print."""
+"""The output of ``edgekd check`` and ``edgekd blame``."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def print_checks(checks: Sequence[TargetCheck], width: int | None = None) -> Non
 
 
 def print_alarm(alarm: Alarm, width: int | None = None) -> None:
-    """Print what drift costs, and the limits that follow, as lines of a recipe."""
+    """Print what drift costs, and the suggested limits as lines of a recipe."""
     console = open_page(width)
     print_title(console, "what drift costs on this task")
     print_table(console, alarm_table(alarm))
@@ -51,7 +51,7 @@ def print_alarm(alarm: Alarm, width: int | None = None) -> None:
 
 
 def print_blame(target: str, blame: Blame, folder: Path, width: int | None = None) -> None:
-    """Print who is to blame, and where the picture is."""
+    """Print the parts that break INT8, and the path of the picture."""
     console = open_page(width)
     print_title(console, f"{target} · INT8")
     print_table(console, blame_table(blame))

@@ -34,7 +34,16 @@ _ASCII_MARKS: dict[State, str] = {"waiting": ".", "done": "+", "cached": "=", "s
 
 @dataclass(frozen=True)
 class _StageLine:
-    """What is known of one stage."""
+    """The state of one stage.
+
+    Attributes:
+        state: Whether the stage waits, runs, is done, was up to date, or was stopped.
+        since: Monotonic time at which it began, in seconds.
+        seconds: Seconds that it took.
+        done: Steps that are done.
+        total: Steps in all; 0 where they are not known.
+        text: Its last note, or its outcome.
+    """
 
     state: State = "waiting"
     since: float = 0.0
@@ -60,7 +69,7 @@ def shorten_note(note: str, columns: int) -> str:
 
 
 class LiveView:
-    """Shows every stage with its mark, time, progress and outcome; restores the terminal however it is left."""
+    """Shows every stage with its mark, time, progress and outcome; restores the terminal however the build ends."""
 
     def __init__(self, console: Console, verbose: bool = False) -> None:
         self._console = console
@@ -89,25 +98,25 @@ class LiveView:
         self._lines = dict.fromkeys(stages, _StageLine())
 
     def start(self, stage: str) -> None:
-        """Let its spinner run."""
+        """Show the stage as running."""
         self._set(stage, _StageLine("running", since=time.monotonic()))
 
     def advance(self, stage: str, done: int, total: int, note: str) -> None:
-        """Fill its bar."""
+        """Show how far the stage is, and its note."""
         self._lines[stage] = replace(self._lines[stage], done=done, total=total, text=note)
         if self._verbose:
             self._say("dim", f"{stage}: {join(f'{done}/{total}', note)}")
 
     def warn(self, stage: str, message: str) -> None:
-        """Print it above the stages."""
+        """Print the warning above the stages."""
         self._say("yellow", f"warning: {stage}: {message}")
 
     def finish(self, stage: str, seconds: float, cached: bool, summary: str) -> None:
-        """Show its outcome."""
+        """Show the outcome of the stage."""
         self._set(stage, _StageLine("cached" if cached else "done", seconds=seconds, text=summary))
 
     def _set(self, stage: str, line: _StageLine) -> None:
-        """Put a stage's line in its place; one that was not planned, of a repair, comes before those that wait."""
+        """Set the state of a stage; a stage that was not planned, as of a repair, comes before those that wait."""
         self._live.start()
         if stage not in self._lines:
             waiting = {name: rest for name, rest in self._lines.items() if rest.state == "waiting"}

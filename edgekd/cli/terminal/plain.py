@@ -1,11 +1,11 @@
-"""Observers that write lines: for logs, for programs, and for those who want silence."""
+"""Observers that write lines: for logs, for programs, and for users who want warnings alone."""
 
 from __future__ import annotations
 
 import json
 import sys
 import time
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from edgekd.report.format import duration
 from edgekd.stages.progress import Silent
@@ -18,12 +18,12 @@ _INTERVAL_S = 2.0
 
 
 def join(*parts: str) -> str:
-    """Join what is not empty with commas."""
+    """Join the parts that are not empty with commas."""
     return ", ".join(part for part in parts if part)
 
 
 class _Closing(Silent):
-    """An observer that, left early, says which stage was running."""
+    """An observer that reports which stage was running when the build was left early."""
 
     def __init__(self) -> None:
         self._since: dict[str, float] = {}
@@ -36,19 +36,19 @@ class _Closing(Silent):
             self.stopped(stage, time.monotonic() - since)
 
     def start(self, stage: str) -> None:
-        """Remember that it runs."""
+        """Remember that the stage runs."""
         self._since[stage] = time.monotonic()
 
     def finish(self, stage: str, seconds: float, cached: bool, summary: str) -> None:  # noqa: ARG002 - the protocol's
-        """Forget it."""
+        """Forget the stage."""
         self._since.pop(stage, None)
 
     def stopped(self, stage: str, seconds: float) -> None:
-        """A stage was running when the build was left."""
+        """Report a stage that was running when the build was left."""
 
 
 class Plain(_Closing):
-    """A line when a stage starts and ends, and one of its progress at most every two seconds."""
+    """Writes a line when a stage starts and ends, and a line of its progress at most every two seconds."""
 
     def __init__(self, verbose: bool = False) -> None:
         super().__init__()
@@ -56,43 +56,43 @@ class Plain(_Closing):
         self._told: dict[str, float] = {}
 
     def start(self, stage: str) -> None:
-        """Say that it starts."""
+        """Write that the stage starts."""
         super().start(stage)
         self._told[stage] = time.monotonic()
         print(f"{stage}: started", flush=True)
 
     def advance(self, stage: str, done: int, total: int, note: str) -> None:
-        """Say how far it is, unless that was said a moment ago."""
+        """Write how far the stage is, unless that was written a moment ago."""
         if self._verbose or time.monotonic() - self._told.get(stage, 0.0) >= _INTERVAL_S:
             self._told[stage] = time.monotonic()
             print(f"{stage}: {join(f'{done}/{total}', note)}", flush=True)
 
     def warn(self, stage: str, message: str) -> None:
-        """Print it among the other lines."""
+        """Write the warning among the other lines."""
         print(f"warning: {stage}: {message}", flush=True)
 
     def finish(self, stage: str, seconds: float, cached: bool, summary: str) -> None:
-        """Say how it ended."""
+        """Write how the stage ended."""
         super().finish(stage, seconds, cached, summary)
         print(f"{stage}: {join('up to date' if cached else f'done in {duration(seconds)}', summary)}", flush=True)
 
     def stopped(self, stage: str, seconds: float) -> None:
-        """Say that it did not finish."""
+        """Write that the stage did not finish."""
         print(f"{stage}: stopped after {duration(seconds)}", flush=True)
 
 
 class Quiet(_Closing):
-    """Nothing but warnings, on stderr."""
+    """Writes nothing but warnings, on stderr."""
 
     def warn(self, stage: str, message: str) -> None:
-        """Print it."""
+        """Write the warning."""
         print(f"warning: {stage}: {message}", file=sys.stderr, flush=True)
 
 
 class Json(_Closing):
-    """One JSON object a line for each event."""
+    """Writes one JSON object a line for each event."""
 
-    def emit(self, event: str, **fields: Any) -> None:
+    def emit(self, event: str, **fields: object) -> None:
         """Write one event; the command line ends with ``emit("report", report=...)``."""
         print(json.dumps({"event": event, **fields}, ensure_ascii=False, allow_nan=False), flush=True)
 

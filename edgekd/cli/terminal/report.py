@@ -1,4 +1,4 @@
-"""What ``edgekd report`` prints."""
+"""The output of ``edgekd report``."""
 
 from __future__ import annotations
 

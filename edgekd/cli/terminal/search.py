@@ -1,4 +1,4 @@
-"""What ``edgekd search`` prints."""
+"""The output of ``edgekd search``."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 def print_search(found: SearchResult, folder: Path, width: int | None = None) -> None:
-    """Print the Pareto front and how to build its first; where no trial is done, where the study stands."""
+    """Print the Pareto front and the command that builds its first; where no trial is done, the state of the study."""
     console = open_page(width)
     print_title(console, f"{found.study} · {found.storage}")
     if not found.front:

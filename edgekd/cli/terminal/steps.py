@@ -14,11 +14,11 @@ if TYPE_CHECKING:
 
 @contextmanager
 def steps(title: str, shown: bool = True) -> Iterator[Callable[[int, int, str], None]]:
-    """Show a bar on stderr while a command works; yield what is to be told of each step.
+    """Show a progress bar on stderr while a command works; yield the function to call after each step.
 
     Args:
-        title: what the command does.
-        shown: False shows nothing; nor is anything shown where stderr is no terminal.
+        title: What the command does.
+        shown: Whether to show the bar; it is never shown where stderr is no terminal.
     """
     console = Console(stderr=True)
     columns = (TextColumn("{task.description}"), BarColumn(24), TextColumn("{task.fields[note]}"), TimeElapsedColumn())

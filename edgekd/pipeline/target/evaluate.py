@@ -101,13 +101,15 @@ def _describe_ledgers(checked: CheckedLedgers) -> str:
     return "; ".join(parts)
 
 
-COMPILE = StageSpec(
+COMPILE: StageSpec[Compiled] = StageSpec(
     "compile", 3, Compiled, (), "parse and build each candidate with TensorRT-RTX on this host", _describe_compiled
 )
-EVALUATE = StageSpec(
+EVALUATE: StageSpec[DeviceOutputs] = StageSpec(
     "evaluate", 6, DeviceOutputs, (), "run the candidates on the device and probe them", _describe_outputs
 )
-CHECK = StageSpec("check", 5, CheckedLedgers, (), "keep each candidate's ledger and judge it", _describe_ledgers)
+CHECK: StageSpec[CheckedLedgers] = StageSpec(
+    "check", 5, CheckedLedgers, (), "keep each candidate's ledger and judge it", _describe_ledgers
+)
 
 
 def compiles(target: Target) -> bool:

@@ -58,7 +58,7 @@ def _describe(repaired: Repaired) -> str:
     return f"{len(repaired.notes)} layers to float, {repaired.verdict}"
 
 
-REPAIR = StageSpec(
+REPAIR: StageSpec[Repaired] = StageSpec(
     "repair", 5, Repaired, (), "return layers of INT8 to float until the gate lets it through", _describe
 )
 

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 _BATCH = 256
 
-ROBUSTNESS_SHIPPED = StageSpec(
+ROBUSTNESS_SHIPPED: StageSpec[NetworkRobustness] = StageSpec(
     "robustness_shipped", 3, NetworkRobustness, (), "measure what ships with each modality dropped or noisy"
 )
 

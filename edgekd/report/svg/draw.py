@@ -25,7 +25,7 @@ DIVERGING, GRADIENT = ((0, 90, 150), (250, 250, 250), (190, 75, 0)), "cosines"
 #: Classes of the style sheet; an engine has the same in every picture.
 _KNOWN = {"teacher": "c2", "student": "c1", "float": "c1", "shipped": "c0", "device": "c0", "engine": "c0"}
 _OTHERS = ("c3", "c4", "c5")
-#: Dashes, so that no two lines are told by colour alone.
+#: Dashes, so that no two lines differ by colour alone.
 _DASHES = {"c0": "", "c1": "6 3", "c2": "2 3", "c3": "9 3 2 3", "c4": "4 2 1 2", "c5": "1 4"}
 
 
@@ -171,8 +171,8 @@ def x_axis(frame: Frame, scale: AxisScale, title: str) -> Iterator[str]:
             yield text(x, frame.bottom + 15, label, "middle", "tick")
             free = x + half + 4
     yield f'<path class="axis" d="M{frame.left:.0f} {frame.bottom:.0f} H{frame.right:.0f}"/>'
-    told = f"{title}{', log' if scale.step is None else ''}"
-    yield text((frame.left + frame.right) / 2, frame.bottom + 32, told, "middle")
+    axis_title = f"{title}{', log' if scale.step is None else ''}"
+    yield text((frame.left + frame.right) / 2, frame.bottom + 32, axis_title, "middle")
 
 
 def y_axis(frame: Frame, scale: AxisScale, title: str) -> Iterator[str]:
@@ -194,10 +194,10 @@ def legend(names: Iterable[str], mark: Callable[[str, float, float], str]) -> tu
     """
     parts, x, y = [], 6.0, 12.0
     for name in names:
-        told = shorten(name, 24)
-        width = 34 + 7.2 * len(told)
+        label = shorten(name, 24)
+        width = 34 + 7.2 * len(label)
         if x > 6 and x + width > WIDTH:
             x, y = 6.0, y + 19
-        parts += [mark(name, x, y), text(x + 25, y + 4, told)]
+        parts += [mark(name, x, y), text(x + 25, y + 4, label)]
         x += width
     return parts, y + 19

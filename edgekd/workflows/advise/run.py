@@ -1,4 +1,4 @@
-"""Which distillation loss to use on a task: paired trials under a budget, the work behind ``edgekd advise``."""
+"""Find out which distillation loss suits a task, by paired trials under a budget: the work behind ``edgekd advise``."""
 
 from __future__ import annotations
 

@@ -358,7 +358,7 @@ def test_a_browser_killed_between_turns_is_a_device_error(files, tmp_path):
 
 @BROWSER.mark
 def test_a_page_that_crashes_in_the_middle_of_a_job_is_a_device_error(files):
-    with Page(files / "float.onnx", 60) as page:
+    with Page(files / "float.onnx", 600) as page:
         page.ask("open", threads=1)
         page.ask("first", {name: np.ones((1, 24), np.float32) for name in ("x", "y")})
         page.ask("start_worker")
@@ -367,7 +367,7 @@ def test_a_page_that_crashes_in_the_middle_of_a_job_is_a_device_error(files):
         start = time.monotonic()
         with pytest.raises(DeviceError, match="did not answer 'measure': the page crashed"):
             page.ask("measure", iterations=10**8, warmup=0)
-        assert time.monotonic() - start < 20
+        assert time.monotonic() - start < 200, "it was not waited for"
 
 
 @BROWSER.mark

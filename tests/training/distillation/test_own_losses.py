@@ -31,7 +31,7 @@ from msgspec import Meta
 import torch
 from torch import nn
 from torch.nn import functional
-from edgekd.training.distillation.loss import Loss, LossOptions
+from edgekd import Loss, LossOptions
 
 class HuberOptions(LossOptions, frozen=True):
     delta: Annotated[float, Meta(gt=0, description="Where it turns linear.")] = 1.0
