@@ -33,7 +33,7 @@ TASKS = ("digits", "gestures")
 #: What a quick run says otherwise in every recipe: the gate has limits that a hardly trained student keeps.
 QUICK_RECIPE = (
     "teacher.epochs=1",
-    "distill.epochs=2",
+    "distill.epochs=1",
     "prune.epochs=1",
     "quantize.calibration=minmax",
     "gate.tau_pass=1",
