@@ -65,7 +65,7 @@ _LOGITS = "logits.npy"
 _RESAMPLES = 1000
 
 #: Stages of a build that come after the graphs are written.
-_AFTERWARDS = ("compile", "evaluate", "check", "profile", "robustness", "robustness_shipped", "bundle")
+_AFTERWARDS = ("compile", "evaluate", "check", "profile", "robustness", "robustness_shipped", "bundle", "verify")
 
 
 def peers_python(folder: Path) -> Path:
