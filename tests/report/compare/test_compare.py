@@ -13,6 +13,7 @@ from builds import LIMITS, full_profile, further, ledger, profile, target, write
 from edgekd.errors import ReportError
 from edgekd.gram.gate import GateLimits
 from edgekd.gram.heatmap import FewGrams
+from edgekd.report.compare import checks
 from edgekd.report.compare.formats import (
     Comparison,
     as_csv,
@@ -430,3 +431,8 @@ def test_no_figure_is_lost_on_the_way(entries):
         if entry.row.latency_ms.p50 is not None:
             assert f"{entry.row.metric.shipped:.4f}" in text
             assert np.isclose(entry.row.throughput_per_s, 1000 / entry.profile.engines[-1].latency.mean_ms)
+
+
+@pytest.mark.parametrize(("ratio", "said"), [(4.7, "4.70× faster"), (1.0, "1.00× faster"), (0.5, "2.00× slower")])
+def test_a_ratio_below_one_is_not_called_faster(ratio, said):
+    assert checks._comparison(ratio, "faster", "slower") == said
