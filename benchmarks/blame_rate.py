@@ -29,16 +29,16 @@ TARGET = "openvino-cpu"  # it has both quantizers
 GOAL = 10.0
 
 
-def measure(task: str, quantizer: quantize.Quantizer, rounds: int) -> dict[str, Any]:
+def measure(task: str, quantizer: str, rounds: int) -> dict[str, Any]:
     """Blame one task's INT8 by one quantizer, several times."""
     project, exported = export(task)
     target, calibration = edgekd.load_target(TARGET), load_calibration("minmax")
     path = exported.folder / CALIBRATION
     with TemporaryDirectory() as scratch:
-        way = quantize.CandidateSpec("int8", quantizer)
+        spec = quantize.CandidateSpec("int8", quantizer)
         model = exported.folder / onnx_name("pruned")
-        quantize.run(way, model, path, target.scheme, calibration, Path(scratch))
-        qdq, floats = (onnx.load(Path(scratch) / way.name / name) for name in (QDQ, PREPARED))
+        quantize.run(spec, model, path, target.scheme, calibration, Path(scratch))
+        qdq, floats = (onnx.load(Path(scratch) / spec.name / name) for name in (QDQ, PREPARED))
     samples = CalibrationSamples(path, msgspec.structs.replace(calibration, samples=SAMPLES))
     with np.load(path) as arrays:
         labels = arrays["labels"][samples.rows]

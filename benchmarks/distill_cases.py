@@ -21,6 +21,7 @@ from edgekd.training.distillation.outputs import NetworkOutputs
 from edgekd.training.distillation.references import LiveReference, ReferenceOutputs
 from edgekd.training.loop.evaluate import batches, ground_truth, probe
 from edgekd.training.loop.weights import build, load_weights
+from edgekd.training.stage_run import StageRun
 from edgekd.training.taps.taps import TappedModel, resolve_taps
 from edgekd.training.task.loading import LoadedTask, load_task
 from edgekd.training.task.protocol import SPLITS, ArraySplit
@@ -166,7 +167,7 @@ def load_scene(case: Case, seed: int) -> Scene:
     if not (folder / WEIGHTS).is_file():
         folder.mkdir(parents=True, exist_ok=True)
         config = TeacherConfig(epochs=_TEACHER_EPOCHS[case.task])
-        teacher_stage.run(whole, taps, config, seed, folder, StageReporter(Silent(), "teacher"))
+        teacher_stage.run(whole, taps, config, StageRun(seed, folder, StageReporter(Silent(), "teacher")))
     teacher = load_weights(build(made.task.teacher, seed), folder / WEIGHTS)
     seen = {**whole.splits, "train": _seen(_splits(case.task)["train"], case, seed)}
     return Scene(case, seed, LoadedTask(made.task, seen, ()), taps, teacher)

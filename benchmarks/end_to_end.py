@@ -16,7 +16,6 @@ from common import arguments, write_result
 
 import edgekd
 from edgekd.cli.terminal import choose_observer
-from edgekd.pipeline.paths import BuildPaths
 
 FOLDER = Path("build/benchmarks")
 
@@ -24,9 +23,9 @@ FOLDER = Path("build/benchmarks")
 def measure(task: str, seed: int) -> dict[str, Any]:
     """Build one task with one seed and return what came out."""
     recipe = edgekd.load_recipe(task, (f"seed={seed}", "quantize.precision=int8"))
-    places = BuildPaths(FOLDER / f"{task}-{seed}", FOLDER / "cache")
+    output, cache = FOLDER / f"{task}-{seed}", FOLDER / "cache"
     with choose_observer(json=False, quiet=False, verbose=False, terminal=False) as observer:
-        report = edgekd.build(recipe, [edgekd.load_target("cpu")], places, name=task, observer=observer)
+        report = edgekd.build(recipe, "cpu", output=output, cache=cache, observer=observer)
     result = report.targets[0]
     rows = {row.stage: row for row in result.ledger.rows}
     p50 = {name: engine.latency.p50 for name in ("teacher", "student", "shipped") if (engine := result.measured(name))}

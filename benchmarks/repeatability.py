@@ -22,7 +22,6 @@ from common import CACHE, arguments, keep, kept, write_result
 
 import edgekd
 from edgekd.cli.terminal import choose_observer
-from edgekd.pipeline.paths import BuildPaths
 from edgekd.pipeline.publish import BUNDLE, REJECTED
 
 if TYPE_CHECKING:
@@ -40,16 +39,11 @@ def build(task: str) -> dict[str, Path]:
     """Return the task's bundles by name; they are built once."""
     output = FOLDER / task
     with choose_observer(json=False, quiet=True, verbose=False, terminal=False) as observer:
-        edgekd.build(
-            edgekd.load_recipe(task),
-            [edgekd.load_target(target) for target in TARGETS],
-            BuildPaths(output, CACHE),
-            observer=observer,
-        )
-    places = {target: output / target for target in TARGETS}
+        edgekd.build(task, TARGETS, output=output, cache=CACHE, observer=observer)
+    folders = {target: output / target for target in TARGETS}
     return {
-        f"{task}, {target}": place / (BUNDLE if (place / BUNDLE).exists() else REJECTED)
-        for target, place in places.items()
+        f"{task}, {target}": folder / (BUNDLE if (folder / BUNDLE).exists() else REJECTED)
+        for target, folder in folders.items()
     }
 
 

@@ -51,7 +51,6 @@ from edgekd.files import quiet
 from edgekd.gram.drift import Bootstrap, flips, measure_drift
 from edgekd.gram.npz import EMBEDDING_PREFIX
 from edgekd.gram.probe import Probe
-from edgekd.pipeline.paths import BuildPaths
 from edgekd.pipeline.project import Project
 from edgekd.pipeline.publish import BUNDLE, REJECTED
 from edgekd.pipeline.trained_source import TrainingStages
@@ -268,7 +267,7 @@ def main() -> None:
         recipe = edgekd.load_recipe(task, ("prune.round_to=8",))  # what all of these targets ask for
         project = Project(recipe.task, CACHE)
         with choose_observer(json=False, quiet=True, verbose=False, terminal=False) as observer:
-            report = edgekd.build(recipe, targets, BuildPaths(FOLDER / task, CACHE), name=task, observer=observer)
+            report = edgekd.build(recipe, targets, output=FOLDER / task, cache=CACHE, observer=observer)
             learning = TrainingStages(Runner(Cache(CACHE), observer), project, recipe, targets[0].opset).run()
         tasks[task] = [
             measure(target, result, recipe, project, learning, options.rounds, options.calls)
