@@ -7,7 +7,7 @@ import msgspec
 import pytest
 
 from edgekd.config.loading import find_recipe, load_recipe, recipe_name, recipe_schema, shipped_recipes
-from edgekd.config.recipe import ANCHOR_EXTRA, DEFAULT_EXTRA, LossConfig, Recipe, Tap, Term
+from edgekd.config.recipe import ANCHOR_EXTRA, DEFAULT_EXTRA, LossConfig, ProfileConfig, Recipe, Tap, Term
 from edgekd.errors import RecipeError
 
 MINIMAL = '[task]\nname = "digits"\n'
