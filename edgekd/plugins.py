@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from edgekd.errors import EdgekdError, nearest
+from edgekd.files import sha256_file
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -60,7 +61,7 @@ def import_plugin(name: str, kind: str, error: type[EdgekdError]) -> object:
         raise
     except Exception as problem:  # a user's code may raise anything
         known = isinstance(problem, ImportError | OSError | SyntaxError)
-        reason = str(problem) if known else f"{type(problem).__name__}: {problem}"
+        reason = str(problem) if known else f"{type(problem).__name__}: {problem}{_line(problem, where)}"
         raise error(f"{kind} {name}: {where} cannot be imported: {reason}") from problem
     if not hasattr(module, attribute):
         public = [key for key in vars(module) if not key.startswith("_")]
@@ -83,18 +84,33 @@ def guarded(name: str, kind: str, error: type[EdgekdError]) -> Iterator[None]:
     except EdgekdError:
         raise
     except Exception as problem:  # a user's code may raise anything
-        raise error(f"{kind} {name}: {type(problem).__name__}: {problem}") from problem
+        reason = f"{type(problem).__name__}: {problem}{_line(problem, name.rpartition(':')[0])}"
+        raise error(f"{kind} {name}: {reason}") from problem
+
+
+def _line(problem: Exception, where: str) -> str:
+    """Return the innermost line of a plug-in's file that an exception passed, as " (mine.py:3)"; "" where none did."""
+    file, line, trace = str(Path(where).absolute()), 0, problem.__traceback__
+    while trace is not None:
+        if trace.tb_frame.f_code.co_filename == file:
+            line = trace.tb_lineno
+        trace = trace.tb_next
+    return f" ({where}:{line})" if line else ""
 
 
 def _load_file(path: Path) -> ModuleType:
-    """Import a file by its path, once."""
-    name = f"edgekd_plugin_{path.stem}"
-    known = sys.modules.get(name)
-    if known is not None and known.__file__ == str(path):
-        return known
-    spec = importlib.util.spec_from_file_location(name, path)
-    if spec is None or spec.loader is None or not path.is_file():
+    """Import a file by its path, once for each content that it has: stages are kept by the digest of the file."""
+    if not path.is_file():
         raise ModuleNotFoundError(f"{path}: no such file")
+    name, digest = f"edgekd_plugin_{path.stem}", sha256_file(path)
+    spec = importlib.util.spec_from_file_location(name, path.absolute())
+    assert spec is not None
+    assert spec.loader is not None
+    spec.loader_state = digest
+    known = sys.modules.get(name)
+    before = known.__spec__ if known else None
+    if known and before and before.origin == spec.origin and before.loader_state == digest:
+        return known
     module = importlib.util.module_from_spec(spec)
     sys.modules[name] = module
     try:

@@ -402,14 +402,14 @@ class ProfileConfig(_Config, frozen=True):
     ] = None
     sustained_s: Annotated[
         NonNegative, Meta(description="Also run each engine back to back for this time, as a device grows hot.")
-    ] = 0
+    ] = 0.0
     energy_s: Annotated[
         NonNegative,
         Meta(
             description="Where a power sensor can be read: seconds for which it is read idle, and then busy, to "
             "measure the energy of an inference; 0 measures none."
         ),
-    ] = 3
+    ] = 3.0
     rails: Annotated[
         list[str], Meta(description="Names of the power sensors to add up; by default the target's power_rails.")
     ] = []

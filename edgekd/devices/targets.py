@@ -6,27 +6,14 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import msgspec
 
-from edgekd.config.target import check_distinct, convert, find_target, read_target
+from edgekd.config.target import convert, find_target, read_target
 from edgekd.errors import TargetError, nearest
 from edgekd.plugins import is_plugin
 from edgekd.runtime.backends.registry import BACKENDS
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
-
     from edgekd.config.target import Target
     from edgekd.runtime.backends.backend import Backend, BackendOption
-
-
-def load_targets(references: Iterable[str]) -> list[Target]:
-    """Read several targets, each once. Their names must differ: each names a folder of the output.
-
-    Raises:
-        TargetError: as :func:`load_target`, or two of them have one name.
-    """
-    targets = [load_target(reference) for reference in dict.fromkeys(references)]
-    check_distinct(targets)
-    return targets
 
 
 def load_target(reference: str) -> Target:

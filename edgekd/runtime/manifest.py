@@ -87,7 +87,8 @@ def parse_manifest(content: JsonObject, where: str) -> Manifest:
     version = content.get("schema_version")
     if version != SCHEMA_VERSION:
         raise BundleError(
-            f"{where}: has schema_version {version}, and edgekd {__version__} reads {SCHEMA_VERSION} only"
+            f"{where}: has schema_version {version}, and edgekd {__version__} reads {SCHEMA_VERSION} only; "
+            "build the bundle again with this edgekd"
         )
     for name, kind in _TYPES.items():
         if name not in content:

@@ -7,7 +7,7 @@ import msgspec
 import pytest
 
 from edgekd.config.loading import find_recipe, load_recipe, recipe_name, recipe_schema, shipped_recipes
-from edgekd.config.recipe import ANCHOR_EXTRA, DEFAULT_EXTRA, LossConfig, Recipe, Tap, Term
+from edgekd.config.recipe import ANCHOR_EXTRA, DEFAULT_EXTRA, LossConfig, ProfileConfig, Recipe, Tap, Term
 from edgekd.errors import RecipeError
 
 MINIMAL = '[task]\nname = "digits"\n'
@@ -349,3 +349,9 @@ def test_the_old_name_of_qat_is_refused_with_the_new_one(write):
         load_recipe(write(MINIMAL + "[quantize.tune]\nepochs = 3\n"))
     with pytest.raises(RecipeError, match=r"^--set quantize.tune.epochs=3: quantize\.tune is now quantize\.qat$"):
         load_recipe(write(MINIMAL), ("quantize.tune.epochs=3",))
+
+
+def test_a_default_that_is_written_out_is_the_same_to_the_letter():
+    """Keys of stages are digests of JSON, where 0 and 0.0 differ."""
+    written = msgspec.convert({"sustained_s": 0, "energy_s": 3}, ProfileConfig)
+    assert msgspec.json.encode(written) == msgspec.json.encode(ProfileConfig())

@@ -2,9 +2,10 @@ import msgspec
 import pytest
 
 from edgekd.config.target import DEFAULT_OPERATORS, find_target, load_calibration, shipped_targets
-from edgekd.devices.targets import load_target, load_targets
+from edgekd.devices.targets import load_target
 from edgekd.errors import TargetError
 from edgekd.files import data_dir, read_toml
+from edgekd.workflows.arguments import resolve_targets
 
 BOARD = """
 description = "My board"
@@ -61,13 +62,13 @@ def test_a_users_own_target(board, monkeypatch):
 
 
 def test_several_targets_each_once(board):
-    assert [target.name for target in load_targets(["cpu", str(board), "cpu"])] == ["cpu", "board"]
+    assert [target.name for target in resolve_targets(["cpu", str(board), "cpu"])] == ["cpu", "board"]
 
 
 def test_two_targets_of_one_name(board):
     board.write_text('name = "cpu"\n' + BOARD, encoding="utf-8")
     with pytest.raises(TargetError, match="two targets are called 'cpu'"):
-        load_targets(["cpu", str(board)])
+        resolve_targets(["cpu", str(board)])
 
 
 @pytest.mark.parametrize(

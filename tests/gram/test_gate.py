@@ -221,7 +221,7 @@ def test_rows_that_are_known_are_not_computed_again(trained):
     assert (ledger.row("device").verdict, ledger.verdict) == ("pass", "pass")
 
 
-def test_a_network_that_was_brought_is_its_own_reference(trained):
+def test_a_network_that_was_imported_is_its_own_reference(trained):
     ledger = keep({"float": trained.student, "quantized": trained.perturbed}, trained)
     assert ledger.reference == "float"
     row, quantized = ledger.rows

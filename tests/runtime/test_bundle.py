@@ -301,7 +301,7 @@ def test_a_manifest_that_is_not_json(folder, text):
     ("edit", "message"),
     [
         (lambda m: m.pop("schema_version"), "has schema_version None, and edgekd .* reads 3 only"),
-        (lambda m: m.update(schema_version=2), "has schema_version 2"),
+        (lambda m: m.update(schema_version=2), "has schema_version 2, and edgekd .* 3 only; build the bundle again"),
         (lambda m: m.update(schema_version=True), "has schema_version True"),
         (lambda m: m.pop("classes"), "has no 'classes'"),
         (lambda m: m.update(files=[]), "'files' must be a dict, not a list"),

@@ -34,7 +34,7 @@ def measured(tmp_path_factory):
     digits = Digits()
     task = LoadedTask(digits, digits.splits(), ())
     taps = Taps(*(resolve_taps(kind, {}, digits.student_taps, task.modalities) for kind in ("teacher", "student")))
-    folders = {name: tmp_path_factory.mktemp(name) for name in ("teacher", "student", "tuned")}
+    folders = {name: tmp_path_factory.mktemp(name) for name in ("teacher", "student", "finetuned")}
     trained = {
         "teacher": teacher.run(task, taps.teacher, TeacherConfig(epochs=5), StageRun(0, folders["teacher"], reporter()))
     }
@@ -48,7 +48,9 @@ def measured(tmp_path_factory):
     poisoned = LoadedTask(digits, {**task.splits, "train": wrong}, ())
     networks = qat.QatNetworks(network, student, copy.deepcopy(student))
     scheme = load_target("cpu").scheme
-    trained["tuned"] = qat.run(poisoned, networks, taps, scheme, POISON, StageRun(0, folders["tuned"], reporter()))
+    trained["finetuned"] = qat.run(
+        poisoned, networks, taps, scheme, POISON, StageRun(0, folders["finetuned"], reporter())
+    )
 
     probes = {name: Probe.load(folder / PROBE) for name, folder in folders.items()}
     return probes, {name: result.metric for name, result in trained.items()}
@@ -61,7 +63,7 @@ def judged(measured, **limits):
 
 def test_a_student_that_keeps_its_gram_and_has_lost_its_accuracy_is_refused(measured):
     ledger = judged(measured)
-    student, tuned = ledger.row("student"), ledger.row("tuned")
+    student, tuned = ledger.row("student"), ledger.row("finetuned")
     assert student.metric > 0.8
     assert tuned.metric < 0.3
     assert tuned.to_reference.bound < GateConfig().tau_pass
