@@ -10,7 +10,6 @@ What each round found is kept in ``build/benchmarks/agreement``, so that a run t
 
 from __future__ import annotations
 
-import argparse
 import os
 import re
 import subprocess
@@ -22,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import onnx
-from common import export, keep, kept, write_result
+from common import arguments, export, keep, kept, parse, write_result
 from compress_cases import IMPORTED, load_case
 from onnxruntime.tools.onnx_model_utils import make_input_shape_fixed
 from side_by_side import THREADS, take_turns
@@ -36,26 +35,28 @@ from edgekd.runtime.session import open_arrays
 from edgekd.stages.artifacts import TEST, onnx_name
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     from edgekd.runtime.session import Feeds
 
 FOLDER = Path("build/benchmarks/agreement")
 GOAL = 0.05
 ENGINES = ("digits", "gestures", *IMPORTED)
-#: Inferences of each contestant in a round: so many, or as many as fit into so many seconds.
-_CALLS, _FEWEST, _SECONDS = 2000, 50, 3.0
+#: Inferences of each contestant in a round, at most and at least; between them as many as fit into ``--seconds``.
+_CALLS, _FEWEST = 2000, 50
 _PROCESSES = 4
+#: What the command ``benchmark_app`` does; it is not in every environment that has OpenVINO.
+_BENCHMARK_APP = "from openvino.tools.benchmark.main import main; main()"
 _UNITS_MS = {"ns": 1e-6, "us": 1e-3, "ms": 1.0}
 
 
-def write_engine(name: str) -> tuple[Path, Path]:
+def write_engine(name: str, recipe: Sequence[str]) -> tuple[Path, Path]:
     """Return a float32 engine of static shapes with logits alone, and the samples that it is timed on."""
     if name in IMPORTED:
         case = load_case(name, 0)
         source, samples = case.network, case.context.test
     else:
-        exported = export(name)[1].folder
+        exported = export(name, settings=recipe)[1].folder
         source, samples = exported / onnx_name("pruned"), exported / TEST
     engine = FOLDER / f"{name}.onnx"
     FOLDER.mkdir(parents=True, exist_ok=True)
@@ -86,7 +87,7 @@ def edgekd_p50(engine: Path, samples: Path, runtime: str, calls: int) -> dict[st
 def benchmark_app_p50(engine: Path, calls: int) -> float:
     """Return the median in ms that OpenVINO's own tool prints."""
     command = [
-        str(Path(sys.executable).parent / "benchmark_app"), "-m", str(engine), "-d", "CPU",
+        sys.executable, "-c", _BENCHMARK_APP, "-m", str(engine), "-d", "CPU",
         "-hint", "none", "-api", "sync", "-nireq", "1", "-nstreams", "1", "-nthreads", str(THREADS),
         "-infer_precision", "f32", "-niter", str(calls),
     ]  # fmt: skip
@@ -115,13 +116,13 @@ def bare_p50(engine: Path, samples: Path, calls: int) -> float:
     return float(np.median(times)) / 1e6
 
 
-def measure_round(engine: Path, samples: Path, index: int) -> dict[str, float]:
+def measure_round(engine: Path, samples: Path, index: int, seconds: float) -> dict[str, float]:
     """Return the p50 in ms of everyone, in an order that begins with another one each round, and turns each other time.
 
     Who comes after whom matters by some percent on a machine whose speed drifts.
     """
     slow_ms = bare_p50(engine, samples, _FEWEST)
-    calls = int(np.clip(_SECONDS * 1000 / slow_ms, _FEWEST, _CALLS)) // _FEWEST * _FEWEST
+    calls = int(np.clip(seconds * 1000 / slow_ms, _FEWEST, _CALLS)) // _FEWEST * _FEWEST
     jobs: list[tuple[str, Callable[[], Any]]] = [
         ("edgekd, onnxruntime", lambda: edgekd_p50(engine, samples, "onnxruntime", calls)["end to end"]),
         ("bare loop", lambda: bare_p50(engine, samples, calls)),
@@ -148,24 +149,23 @@ def compare(rounds: list[dict[str, float]], ours: str, theirs: str) -> dict[str,
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = arguments(__doc__)
     parser.add_argument("--engines", nargs="+", default=list(ENGINES), choices=ENGINES, help="what is timed")
     parser.add_argument("--rounds", type=int, default=12, help="rounds, each in fresh processes")
-    parser.add_argument("--quick", action="store_true", help="two rounds of two engines; writes no result")
-    options = parser.parse_args()
-    engines, rounds = (["digits", "ocr-cls"], 2) if options.quick else (options.engines, options.rounds)
+    parser.add_argument("--seconds", type=float, default=3.0, help="of each contestant in a round")
+    options = parse(parser, engines=["digits"], rounds=1, seconds=0.1)
+    engines, rounds = options.engines, options.rounds
     place = FOLDER / "rounds.json"
-    found = {} if options.quick else kept(place)
-    files = {name: write_engine(name) for name in engines}
+    found = kept(place)
+    files = {name: write_engine(name, options.recipe) for name in engines}
     for index in range(rounds):
         for name in engines:
             done = found.setdefault(name, [])
             if len(done) <= index:
-                done.append(measure_round(*files[name], index))
+                done.append(measure_round(*files[name], index, options.seconds))
                 told = ", ".join(f"{who} {ms:.4f} ms" for who, ms in done[-1].items())
                 print(f"round {index + 1}/{rounds}, {name}: {told}")
-                if not options.quick:
-                    keep(place, found)
+                keep(place, found)
     rows = []
     for name in engines:
         pairs = (("edgekd, onnxruntime", "bare loop"), ("edgekd, openvino", "benchmark_app"))
@@ -176,9 +176,9 @@ def main() -> None:
                 f"{name}: {ours} {row['ours_ms']:.4f} ms, {theirs} {row['theirs_ms']:.4f} ms, ratio {row['ratio']:.3f} "
                 f"({row['lowest']:.3f} to {row['highest']:.3f}): {'agrees' if row['agrees'] else 'DIFFERS'}"
             )
-    if not options.quick:
-        settings = {"threads": THREADS, "batch": 1, "precision": "float32", "goal": GOAL, "rounds": rounds}
-        write_result(__file__, {**settings, "rows": rows, "p50_ms_by_round": {n: found[n][:rounds] for n in engines}})
+    settings = {"threads": THREADS, "batch": 1, "precision": "float32", "goal": GOAL, "rounds": rounds}
+    by_round = {name: found[name][:rounds] for name in engines}
+    write_result(__file__, {**settings, "rows": rows, "p50_ms_by_round": by_round}, options)
 
 
 if __name__ == "__main__":

@@ -2,24 +2,26 @@
 
 The grid of ``edgekd check --suggest-limits`` is applied to the float student of each seed. Limits are suggested from
 the calibration split, as that command does, and from the test split, on which all else is measured: nothing is decided
-by it here. The seed floor is the drift between students that differ by their seed alone. The picture needs matplotlib.
+by it here. The seed floor is the drift between students that differ by their seed alone. ``--only picture``
+draws docs/explanation/alarm.svg from the result alone.
 """
 
 from __future__ import annotations
 
 import itertools
+import json
 import re
 import statistics
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from common import CACHE, arguments, write_result
+import onnx
+from common import CACHE, TASKS, arguments, drawing, pages_folder, parse, result_path, write_result
 
 import edgekd
 from edgekd.cli.terminal import choose_observer
-from edgekd.compress.perturb import NETWORK
+from edgekd.compress.perturb import NETWORK, perturbations_of
 from edgekd.config.recipe import GateConfig
 from edgekd.gram.drift import Bootstrap, measure_drift
 from edgekd.gram.gate import GateLimits
@@ -34,12 +36,14 @@ from edgekd.stages.stage import Runner
 from edgekd.workflows.thresholds import Alarm, measure_alarm, summarize
 
 if TYPE_CHECKING:
+    from argparse import Namespace
     from collections.abc import Sequence
+    from pathlib import Path
 
     from edgekd.gram.probe import Probe
     from edgekd.workflows.thresholds import Outcome
 
-PICTURE = Path(__file__).parents[1] / "docs" / "explanation" / "alarm.svg"
+PICTURE = "alarm.svg"
 _GATE = GateConfig()
 _COLOURS = {"noise": "#999999", "pruning": "#ee7733", "rounding": "#0077bb"}
 _INK = "#808080"  # on white and on black alike
@@ -56,15 +60,17 @@ class Student:
     probe: Probe
 
 
-def measure(task: str, seed: int, limits: GateLimits) -> Student:
+def measure(task: str, seed: int, limits: GateLimits, options: Namespace) -> Student:
     """Train the teacher and the student of one seed, or read them from the cache, and perturb the student."""
-    recipe = edgekd.load_recipe(task, (f"seed={seed}", "prune.ratio=0"))
+    recipe = edgekd.load_recipe(task, (*options.recipe, f"seed={seed}", "prune.ratio=0"))
     project = Project(recipe.task, CACHE)
     with choose_observer(json=False, quiet=True, verbose=False, terminal=False) as observer:
         learned = TrainingStages(Runner(Cache(CACHE), observer), project, recipe, edgekd.load_target("cpu").opset).run()
     folder, report = learned.exported.folder, StageReporter(Silent(), "alarm")
+    graph = folder / onnx_name("student")
+    grid = perturbations_of(onnx.load(str(graph)))[:: options.every]
     alarms = {
-        split: measure_alarm(folder / onnx_name("student"), folder / split, project.loaded.metric, limits, report)
+        split: measure_alarm(graph, folder / split, project.loaded.metric, limits, report, grid)
         for split in (TEST, CALIBRATION)
     }
     print(f"{task} {seed}: {len(alarms[TEST].outcomes)} perturbations, metric {alarms[TEST].metric:.4f}")
@@ -169,54 +175,67 @@ def raw(student: Student) -> dict[str, Any]:
     return {"seed": student.seed, "drift_flips_loss": outcomes}
 
 
-def draw(tasks: dict[str, list[Student]]) -> None:
-    """Draw drift against loss for the perturbations of whole networks."""
-    import matplotlib as mpl
+def whole_networks(task: dict[str, Any], kind: str) -> np.ndarray[Any, Any]:
+    """Return drift and loss [2, N] of one kind of perturbation of whole networks, all seeds of a task's result."""
+    outcomes = [item for seed in task["raw"] for item in seed["drift_flips_loss"].items()]
+    found = [text.split() for done, text in outcomes if done.startswith(f"{NETWORK} {kind} ")]
+    return np.array(found, float)[:, [0, 2]].T
 
-    mpl.use("svg")
-    mpl.rcParams.update({"svg.fonttype": "none", "svg.hashsalt": "edgekd", "font.family": "sans-serif"})
-    mpl.rcParams.update({f"{name}color": _INK for name in ("text.", "axes.label", "axes.edge", "xtick.", "ytick.")})
+
+def draw(result: dict[str, Any], picture: Path) -> None:
+    """Draw drift against loss for the perturbations of whole networks, from a result."""
+    inked = {f"{name}color": _INK for name in ("text.", "axes.label", "axes.edge", "xtick.", "ytick.")}
+    with drawing(**{"svg.fonttype": "none", "font.family": "sans-serif", **inked}):
+        _draw(result["tasks"], picture)
+    svg = picture.read_text(encoding="utf-8")
+    picture.write_text(re.sub(r"(\d+\.\d{2})\d{2,}", r"\1", svg), encoding="utf-8")  # half the size
+    print(f"wrote {picture}")
+
+
+def _draw(tasks: dict[str, Any], picture: Path) -> None:
     from matplotlib import pyplot
 
     figure, axes = pyplot.subplots(1, len(tasks), figsize=(9, 3.6), sharey=True, layout="constrained")
-    for axis, (task, students) in zip(np.atleast_1d(axes), tasks.items(), strict=True):
+    for axis, (name, task) in zip(np.atleast_1d(axes), tasks.items(), strict=True):
         for kind, colour in _COLOURS.items():
-            wanted = [
-                outcome
-                for student in students
-                for outcome in student.test.outcomes
-                if outcome.perturbation.where == NETWORK and outcome.perturbation.kind == kind
-            ]
-            drifts, _, losses = columns(wanted)
+            drifts, losses = whole_networks(task, kind)
             shown = np.minimum(100 * losses, _MOST)
             axis.plot(drifts, shown, "o", markersize=2.5, markeredgewidth=0, color=colour, label=kind)
-        for tau, name in ((_GATE.tau_pass, "pass"), (_GATE.tau_fail, "fail")):
+        for tau, limit in ((_GATE.tau_pass, "pass"), (_GATE.tau_fail, "fail")):
             axis.axvline(tau, color=_INK, linewidth=0.8, linestyle="--")
-            axis.text(tau * 0.93, _MOST, f"tau_{name} {tau:g}", rotation=90, ha="right", va="top", fontsize=8)
+            axis.text(tau * 0.93, _MOST, f"tau_{limit} {tau:g}", rotation=90, ha="right", va="top", fontsize=8)
         axis.axhline(100 * _GATE.max_metric_drop, color=_INK, linewidth=0.8)
-        axis.set(xscale="log", xlim=(3e-4, 0.5), ylim=(-6, _MOST + 1), title=task, xlabel="drift of the modality Gram")
+        axis.set(xscale="log", xlim=(3e-4, 0.5), ylim=(-6, _MOST + 1), title=name, xlabel="drift of the modality Gram")
         axis.spines[["top", "right"]].set_visible(False)
     np.atleast_1d(axes)[0].set_ylabel(f"points of accuracy lost, up to {_MOST}")
     np.atleast_1d(axes)[0].legend(loc="upper left", frameon=False, fontsize=8, markerscale=2)
-    figure.savefig(PICTURE, transparent=True, metadata={"Date": None})
-    svg = PICTURE.read_text(encoding="utf-8")
-    PICTURE.write_text(re.sub(r"(\d+\.\d{2})\d{2,}", r"\1", svg), encoding="utf-8")  # half the size
-    print(f"wrote {PICTURE}")
+    figure.savefig(picture, transparent=True, metadata={"Date": None})
+    pyplot.close(figure)
 
 
 def main() -> None:
-    parser = arguments(__doc__)
+    parser = arguments(__doc__, TASKS)
     parser.add_argument("--seeds", type=int, default=5, help="two or more")
-    options = parser.parse_args()
+    parser.add_argument("--only", choices=("measure", "picture"), help="one step [default: both]")
+    parser.add_argument("--every", type=int, default=1, help="take one perturbation of so many")
+    options = parse(parser, tasks=["digits"], seeds=2, every=4)
+    if options.only != "picture":
+        measure_all(options)
+    if options.only != "measure":
+        result = json.loads(result_path(__file__, options).read_text(encoding="utf-8"))
+        draw(result, pages_folder(options) / PICTURE)
+
+
+def measure_all(options: Namespace) -> None:
+    """Measure all tasks with all seeds, and write the result."""
     limits = GateLimits(_GATE.tau_pass, _GATE.tau_fail, _GATE.max_flips, _GATE.max_metric_drop)
-    tasks = {task: [measure(task, seed, limits) for seed in range(options.seeds)] for task in options.tasks}
+    tasks = {task: [measure(task, seed, limits, options) for seed in range(options.seeds)] for task in options.tasks}
     found = {task: summary(students, limits) for task, students in tasks.items()}
     for task, result in found.items():
         for name, figure in result["over_seeds"].items():
             print(f"{task}: {name} {figure['mean']:.4f} ± {figure['sd']:.4f}")
     defaults = {"tau_pass": _GATE.tau_pass, "tau_fail": _GATE.tau_fail, "max_metric_drop": _GATE.max_metric_drop}
-    write_result(__file__, {"gate": defaults, "tasks": found})
-    draw(tasks)
+    write_result(__file__, {"gate": defaults, "tasks": found}, options)
 
 
 if __name__ == "__main__":

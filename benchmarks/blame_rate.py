@@ -10,12 +10,12 @@ import statistics
 import time
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 import numpy as np
 import onnx
-from common import arguments, export, write_result
+from common import TASKS, arguments, export, parse, write_result
 
 import edgekd
 from edgekd.compress import quantize
@@ -25,20 +25,23 @@ from edgekd.compress.ranges import CalibrationSamples
 from edgekd.config.target import load_calibration
 from edgekd.stages.artifacts import CALIBRATION, PREPARED, QDQ, onnx_name
 
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
 TARGET = "openvino-cpu"  # it has both quantizers
 GOAL = 10.0
 
 
-def measure(task: str, quantizer: str, rounds: int) -> dict[str, Any]:
+def measure(task: str, quantizer: str, rounds: int, recipe: Sequence[str]) -> dict[str, Any]:
     """Blame one task's INT8 by one quantizer, several times."""
-    project, exported = export(task)
+    project, exported = export(task, settings=recipe)
     target, calibration = edgekd.load_target(TARGET), load_calibration("minmax")
     path = exported.folder / CALIBRATION
     with TemporaryDirectory() as scratch:
-        spec = quantize.CandidateSpec("int8", quantizer)
+        way = quantize.CandidateSpec("int8", quantizer)
         model = exported.folder / onnx_name("pruned")
-        quantize.run(spec, model, path, target.scheme, calibration, Path(scratch))
-        qdq, floats = (onnx.load(Path(scratch) / spec.name / name) for name in (QDQ, PREPARED))
+        quantize.run(way, model, path, target.scheme, calibration, Path(scratch))
+        qdq, floats = (onnx.load(Path(scratch) / way.name / name) for name in (QDQ, PREPARED))
     samples = CalibrationSamples(path, msgspec.structs.replace(calibration, samples=SAMPLES))
     with np.load(path) as arrays:
         labels = arrays["labels"][samples.rows]
@@ -67,15 +70,15 @@ def measure(task: str, quantizer: str, rounds: int) -> dict[str, Any]:
 
 
 def main() -> None:
-    parser = arguments(__doc__)
+    parser = arguments(__doc__, TASKS)
     parser.add_argument("--rounds", type=int, default=5, help="times that each is blamed")
-    options = parser.parse_args()
+    options = parse(parser, tasks=["digits"], rounds=1)
     rows = []
     for task in options.tasks:
         for quantizer in edgekd.load_target(TARGET).quantizers:
-            rows.append(measure(task, quantizer, options.rounds))
+            rows.append(measure(task, quantizer, options.rounds, options.recipe))
             print(f"{task} {quantizer}: {rows[-1]['candidates_per_s']:.0f} candidates a second")
-    write_result(__file__, {"goal_candidates_per_s": GOAL, "rows": rows})
+    write_result(__file__, {"goal_candidates_per_s": GOAL, "rows": rows}, options)
 
 
 if __name__ == "__main__":

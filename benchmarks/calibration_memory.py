@@ -16,7 +16,7 @@ from typing import Any
 import msgspec
 import numpy as np
 import torch
-from common import write_result
+from common import arguments, parse, write_result
 
 from edgekd.config.recipe import Tap
 from edgekd.config.target import Calibration
@@ -67,10 +67,12 @@ def write_network(path: Path) -> None:
     write_onnx(ExportNetwork(LateFusion(encoders, 32, 32, 10), taps), inputs, load_target(TARGET).opset, path)
 
 
-def write_samples(path: Path) -> None:
+def write_samples(path: Path, count: int) -> None:
     """Write as many samples as are asked for at most."""
     random = np.random.default_rng(0)
-    arrays = {INPUT_PREFIX + name: random.standard_normal((MANY, *shape), np.float32) for name, shape in SHAPES.items()}
+    arrays = {
+        INPUT_PREFIX + name: random.standard_normal((count, *shape), np.float32) for name, shape in SHAPES.items()
+    }
     np.savez(path, **arrays)  # type: ignore[arg-type]  # numpy's stub takes every keyword for allow_pickle
 
 
@@ -85,25 +87,33 @@ def measure(way: tuple[str, str, str], count: int, model: Path, samples: Path) -
 
 
 def main() -> None:
+    parser = arguments(__doc__)
+    parser.add_argument("--samples", nargs=2, type=int, default=[FEW, MANY], help="few, and many")
+    names = {", ".join(way): way for way in WAYS}
+    parser.add_argument("--ways", nargs="+", choices=names, default=list(names), help="calibrators")
+    options = parse(parser, samples=[16, 32], ways=list(names)[-2:])
+    few, many = options.samples
     rows: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory() as scratch:
         model, samples = Path(scratch) / "model.onnx", Path(scratch) / "samples.npz"
         write_network(model)
-        write_samples(samples)
-        for way in WAYS:
-            few_mb, many_mb = (measure(way, count, model, samples) for count in (FEW, MANY))
+        write_samples(samples, many)
+        for name in options.ways:
+            way = names[name]
+            few_mb, many_mb = (measure(way, count, model, samples) for count in options.samples)
             ratio = many_mb / few_mb
             rows.append(
                 {
                     **dict(zip(("quantizer", "method", "rounding"), way, strict=True)),
-                    "peak_rss_mb": {str(FEW): few_mb, str(MANY): many_mb},
+                    "peak_rss_mb": {str(few): few_mb, str(many): many_mb},
                     "ratio": ratio,
                     "met": ratio <= GOAL,
                 }
             )
-            print(f"{', '.join(way)}: {few_mb:.0f} MB -> {many_mb:.0f} MB, ratio {ratio:.3f}")
+            print(f"{name}: {few_mb:.0f} MB -> {many_mb:.0f} MB, ratio {ratio:.3f}")
     shapes = {name: list(shape) for name, shape in SHAPES.items()}
-    write_result(__file__, {"target": TARGET, "inputs": shapes, "samples": [FEW, MANY], "goal": GOAL, "rows": rows})
+    settings = {"target": TARGET, "inputs": shapes, "samples": options.samples, "goal": GOAL}
+    write_result(__file__, {**settings, "rows": rows}, options)
 
 
 if __name__ == "__main__":

@@ -16,15 +16,14 @@ Results join those that are there already, as long as these are of the same floa
 
 from __future__ import annotations
 
-import argparse
 import json
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from common import RESULTS, write_result
+from common import arguments, pages_folder, parse, result_path, write_result
 from compress_cases import FOLDER, MODELS, TASKS, load_case
-from compress_contest import CONTESTANTS, contest, gains, peers_python, place_of
+from compress_contest import CONTESTANTS, contest, gains, place_of
 from compress_goals import FLOAT, OURS
 from compress_page import write_page
 from side_by_side import BLOCK, LEAD_IN, THREADS, compare_p50, open_onnxruntime, summarize, take_turns
@@ -37,12 +36,13 @@ if TYPE_CHECKING:
     from compress_cases import Case
     from side_by_side import Opener
 
-RESULT = RESULTS / "compress.json"
 #: Inferences of each contestant in a round; a real model takes a hundred times as long as a shipped task's.
 CALLS = {"task": 2000, "model": 100}
+#: Of a quick run: edgekd, and a peer whose packages a build has anyway.
+_QUICK_CONTESTANTS = ("edgekd, INT8", "ONNX Runtime, default")
 
 
-def quantize(case: Case, results: dict[str, Any], contestants: list[str], heavy: Path) -> None:
+def quantize(case: Case, results: dict[str, Any], contestants: list[str], venv: Path) -> None:
     """Let contestants quantize a network, and add what came out to the results."""
     facts = case.context.exported.result.facts
     model = results.setdefault(case.name, {"runs": {}})
@@ -54,7 +54,7 @@ def quantize(case: Case, results: dict[str, Any], contestants: list[str], heavy:
     model["runs"][str(case.seed)] = run
     case.write_samples()
     for name in dict.fromkeys((FLOAT, *contestants)):
-        row = run["contestants"][name] = contest(case, name, heavy)
+        row = run["contestants"][name] = contest(case, name, venv)
         print(f"{case.name} {case.seed}, {name}: {row.get('failed') or _say(row)}", flush=True)
     run["metric_gains"] = gains(case)
 
@@ -64,11 +64,10 @@ def _say(row: dict[str, Any]) -> str:
     return f"{row['quantized_layers']} of {row['layers']} layers, drift {row['drift']:.5f}{metric}"
 
 
-def time_all(case: Case, rows: dict[str, Any], rounds: int) -> dict[str, Any]:
+def time_all(case: Case, rows: dict[str, Any], rounds: int, calls: int) -> dict[str, Any]:
     """Let all contestants whose graphs could be measured take turns."""
     engines = {name: place_of(case, name) / DEPLOY for name, row in rows.items() if "failed" not in row}
     openers: list[dict[str, Opener]] = [{name: partial(open_onnxruntime, path)} for name, path in engines.items()]
-    calls = CALLS["task" if case.name in TASKS else "model"]
     times = take_turns(openers, case.context.test, rounds, calls)
     ratios = {
         ours: {
@@ -91,27 +90,29 @@ def time_all(case: Case, rows: dict[str, Any], rounds: int) -> dict[str, Any]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    parser = arguments(__doc__)
     parser.add_argument("--models", nargs="+", choices=MODELS, default=MODELS, help="shipped tasks and ONNX models")
     parser.add_argument("--seeds", type=int, default=5, help="of each shipped task; latency is that of the first")
     parser.add_argument("--contestants", nargs="+", choices=CONTESTANTS, default=CONTESTANTS, help="who quantizes")
     parser.add_argument("--only", choices=("quantize", "latency", "page"), help="one step [default: all]")
     parser.add_argument("--rounds", type=int, default=5, help="of latency: how often all start in fresh processes")
     parser.add_argument("--venv", type=Path, default=FOLDER / "venv", help="of Olive and ModelOpt; made if missing")
-    options = parser.parse_args()
-    results = json.loads(RESULT.read_text(encoding="utf-8"))["models"] if RESULT.exists() else {}
+    options = parse(parser, models=["digits"], seeds=1, rounds=1, contestants=_QUICK_CONTESTANTS)
+    result = result_path(__file__, options)
+    results = json.loads(result.read_text(encoding="utf-8"))["models"] if result.exists() else {}
     steps = (options.only,) if options.only else ("quantize", "latency", "page")
     for name in options.models if steps != ("page",) else ():
         for seed in range(options.seeds if name in TASKS else 1):
             if "quantize" in steps:
-                quantize(load_case(name, seed), results, options.contestants, peers_python(options.venv))
+                quantize(load_case(name, seed, options.recipe), results, options.contestants, options.venv)
         if "latency" in steps:
+            calls = BLOCK if options.quick else CALLS["task" if name in TASKS else "model"]
             rows = results[name]["runs"]["0"]["contestants"]
-            results[name]["latency"] = time_all(load_case(name, 0), rows, options.rounds)
+            results[name]["latency"] = time_all(load_case(name, 0, options.recipe), rows, options.rounds, calls)
         settings = {"target": "cpu", "threads": THREADS, "batch": 1, "block": BLOCK, "lead_in": LEAD_IN}
-        write_result(__file__, {**settings, "models": results})
+        write_result(__file__, {**settings, "models": results}, options)
     if "page" in steps:
-        write_page(json.loads(RESULT.read_text(encoding="utf-8")), Path("docs/explanation"))
+        write_page(json.loads(result.read_text(encoding="utf-8")), pages_folder(options))
 
 
 if __name__ == "__main__":

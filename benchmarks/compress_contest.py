@@ -11,11 +11,11 @@ import re
 import shutil
 import subprocess
 import sys
-import venv
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
+from venv import create as create_venv
 
 import numpy as np
 import onnx
@@ -31,6 +31,8 @@ from edgekd.files import sha256_file
 from edgekd.gram.drift import Bootstrap, flips, measure_drift
 from edgekd.gram.npz import EMBEDDING_PREFIX
 from edgekd.gram.probe import Probe
+from edgekd.pipeline.build import build
+from edgekd.pipeline.paths import BuildPaths
 from edgekd.pipeline.publish import BUNDLE, REJECTED
 from edgekd.pipeline.target.outputs import run_on_host
 from edgekd.runtime.measure.machine import peak_rss_bytes
@@ -63,14 +65,14 @@ _LOGITS = "logits.npy"
 _RESAMPLES = 1000
 
 #: Stages of a build that come after the graphs are written.
-_AFTERWARDS = ("compile", "evaluate", "check", "profile", "robustness", "robustness_shipped", "bundle")
+_AFTERWARDS = ("compile", "evaluate", "check", "profile", "robustness", "robustness_shipped", "bundle", "verify")
 
 
 def peers_python(folder: Path) -> Path:
     """Return the interpreter of the venv with the heavy peers, 2.4 GB; it is made where it is missing."""
     python = folder / "bin" / "python"
     if not python.exists():
-        venv.create(folder, with_pip=True)
+        create_venv(folder, with_pip=True)
         pip = [str(python), "-m", "pip", "--quiet", "--disable-pip-version-check"]
         subprocess.run([*pip, "install", *_PEERS], check=True)
         subprocess.run([*pip, "uninstall", "--yes", _UNWANTED, "onnxruntime"], check=True)
@@ -78,10 +80,10 @@ def peers_python(folder: Path) -> Path:
     return python
 
 
-def quantize_by_peer(case: Case, contestant: str, heavy: Path, folder: Path) -> dict[str, Any]:
+def quantize_by_peer(case: Case, contestant: str, venv: Path, folder: Path) -> dict[str, Any]:
     """Let a peer quantize, in a process of its own; return what it cost, or why it failed."""
     peer, setting = PEERS[contestant]
-    python = heavy if peer in _OWN_VENV else Path(sys.executable)
+    python = peers_python(venv) if peer in _OWN_VENV else Path(sys.executable)
     result = folder / "quantized.onnx"
     script = Path(__file__).parent / "peers" / "quantize.py"
     files = [path.absolute() for path in (case.network, case.samples, result)]
@@ -99,18 +101,19 @@ def quantize_by_peer(case: Case, contestant: str, heavy: Path, folder: Path) -> 
     return cost
 
 
-def quantize_by_edgekd(recipe: Recipe, folder: Path) -> dict[str, Any]:
+def quantize_by_edgekd(name: str, recipe: Recipe, folder: Path) -> dict[str, Any]:
     """Build for this processor and keep what ships, or would if the gate let it; return what it cost.
 
     Called in a process of its own, which nothing but the build has been in.
     """
     with TemporaryDirectory(dir=FOLDER) as scratch:
-        output, cache = Path(scratch) / "output", link_learned(Path(scratch) / "cache")
+        places = BuildPaths(Path(scratch) / "output", link_learned(Path(scratch) / "cache"))
         with choose_observer(json=False, quiet=True, verbose=False, terminal=False) as observer:
-            report = edgekd.build(recipe, TARGET, output=output, cache=cache, observer=observer)
+            target = edgekd.load_target(TARGET)
+            report = build(recipe, [target], places, name=name, observer=observer)
         result = report.targets[0]
         for file in (PROBE_GRAPH, DEPLOY):
-            shutil.copyfile(output / TARGET / (BUNDLE if result.bundle else REJECTED) / file, folder / file)
+            shutil.copyfile(places.output / TARGET / (BUNDLE if result.bundle else REJECTED) / file, folder / file)
     seconds = {stage.name: stage.seconds for stage in report.stages if not stage.cached}
     writing = (spent for stage, spent in seconds.items() if stage.split()[0] not in _AFTERWARDS)
     return {
@@ -125,7 +128,7 @@ def quantize_by_edgekd(recipe: Recipe, folder: Path) -> dict[str, Any]:
     }
 
 
-def contest(case: Case, contestant: str, heavy: Path) -> dict[str, Any]:
+def contest(case: Case, contestant: str, venv: Path) -> dict[str, Any]:
     """Let one contestant quantize a network afresh, and measure what came out."""
     folder = place_of(case, contestant)
     shutil.rmtree(folder, ignore_errors=True)
@@ -136,9 +139,9 @@ def contest(case: Case, contestant: str, heavy: Path) -> dict[str, Any]:
         cost: dict[str, Any] = {}
     elif contestant in EDGEKD:
         with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as own:
-            cost = own.submit(quantize_by_edgekd, case.recipe(EDGEKD[contestant]), folder).result()
+            cost = own.submit(quantize_by_edgekd, case.name, case.recipe(EDGEKD[contestant]), folder).result()
     else:
-        cost = quantize_by_peer(case, contestant, heavy, folder)
+        cost = quantize_by_peer(case, contestant, venv, folder)
     if "failed" in cost:
         return cost
     try:

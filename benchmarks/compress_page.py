@@ -5,6 +5,7 @@ from __future__ import annotations
 import statistics
 from typing import TYPE_CHECKING, Any
 
+from common import drawing
 from compress_goals import FLOAT, GOALS, OURS, judge, latency_of, rivals, rows_of
 
 from edgekd.files import atomic_path, write_text
@@ -54,7 +55,8 @@ def write_page(result: dict[str, Any], folder: Path) -> None:
     for name, model in result["models"].items():
         parts.append(f"## {TITLES[name]}\n")
         if any(latency_of(model, contestant) for contestant in _contestants(model)):
-            _draw(model, TITLES[name], folder / f"compress-{name}.svg")
+            with drawing(**{"svg.fonttype": "none", "font.size": 9}):
+                _draw(model, TITLES[name], folder / f"compress-{name}.svg")
             parts.append(f"![drift against latency of {name}](compress-{name}.svg)\n")
         parts += [_table(model), *_failures(model)]
     write_text(folder / "compress.md", "\n".join(parts))
@@ -172,10 +174,6 @@ _SHAPES = "os^"
 
 def _draw(model: dict[str, Any], title: str, path: Path) -> None:
     """Draw drift against latency, with a label for each contestant in a column beside the points."""
-    import matplotlib as mpl
-
-    mpl.use("svg")
-    mpl.rcParams.update({"svg.fonttype": "none", "svg.hashsalt": "edgekd", "font.size": 9})
     from matplotlib import pyplot
 
     points = {

@@ -7,21 +7,18 @@ Fairness: KD's temperature is chosen on the validation split, and each method's 
 probability) out of three values in the same way, with a seed that is not among those
 that are counted. ``edgekd`` is the recipe's default with no value chosen but the temperature.
 
-A stopped run goes on. ``--quick`` is a small part of it in some five minutes, and writes nothing into ``results``.
-``--only page`` writes docs/explanation/distill.md and its pictures.
+A stopped run goes on. ``--only page`` writes docs/explanation/distill.md and its pictures.
 """
 
 from __future__ import annotations
 
-import argparse
 import json
 import statistics
 from dataclasses import asdict
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from common import RESULTS, write_result
-from distill_cases import CASES, metric_on, pairing
+from common import arguments, pages_folder, parse, result_path, write_result
+from distill_cases import CASES, QUICK, metric_on, pairing
 from distill_methods import BY_NAME, METHODS, TEMPERATURES
 from distill_page import write_page
 from distill_run import Job, load, run_all, summary
@@ -35,11 +32,9 @@ if TYPE_CHECKING:
     from distill_cases import Case
     from distill_methods import Method
 
-RESULT = RESULTS / "distill.json"
 #: Of the choice on validation; those that are counted begin at 0.
 _TUNING_SEEDS = (100,)
-_QUICK_CASES = ("digits-3 few", "digits-3 tiny")
-_QUICK_METHODS = ("none", "KD", "edgekd", "intra, centred", "joint", "FD", "SP", "edgekd, shuffled pairs")
+_QUICK_METHODS = ("none", "KD", "KD, modality dropout", "edgekd", "joint", "DKD", "edgekd, shuffled pairs")
 
 
 def choose_temperatures(cases: Sequence[Case], seeds: Sequence[int], workers: int) -> dict[str, float]:
@@ -117,28 +112,25 @@ def teacher_facts(case: Case, seeds: int) -> dict[str, Any]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
-    parser.add_argument("--cases", nargs="+", choices=[c.name for c in CASES], default=[c.name for c in CASES])
+    known = {case.name: case for case in (*CASES, QUICK)}
+    parser = arguments(__doc__)
+    parser.add_argument("--cases", nargs="+", choices=known, default=[case.name for case in CASES])
     parser.add_argument("--methods", nargs="+", choices=list(BY_NAME), default=list(BY_NAME))
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--workers", type=int, default=2, help="trainings at a time, one thread each")
-    parser.add_argument("--quick", action="store_true", help="two cases, some of the methods, three seeds")
     parser.add_argument("--only", choices=("measure", "page"), help="one step [default: both]")
-    options = parser.parse_args()
+    options = parse(parser, cases=[QUICK.name], methods=_QUICK_METHODS, seeds=2, workers=1)
+    result = result_path(__file__, options)
     if options.only != "page":
-        names = _QUICK_METHODS if options.quick else options.methods
-        cases = [c for c in CASES if c.name in (_QUICK_CASES if options.quick else options.cases)]
-        methods = [method for method in METHODS if method.name in names]
-        tuning = _TUNING_SEEDS[:1] if options.quick else _TUNING_SEEDS
-        results = measure(cases, methods, 3 if options.quick else options.seeds, tuning, options.workers)
+        cases = [known[name] for name in options.cases]
+        methods = [method for method in METHODS if method.name in options.methods]
+        results = measure(cases, methods, options.seeds, _TUNING_SEEDS, options.workers)
         report(results)
-        if options.quick:
-            return
-        kept = json.loads(RESULT.read_text(encoding="utf-8"))["cases"] if RESULT.exists() else {}
-        default = extra_table(DEFAULT_EXTRA)
-        write_result(__file__, {"default": default, "tuning_seeds": _TUNING_SEEDS, "cases": {**kept, **results}})
+        kept = json.loads(result.read_text(encoding="utf-8"))["cases"] if result.exists() else {}
+        content = {"default": extra_table(DEFAULT_EXTRA), "tuning_seeds": _TUNING_SEEDS, "cases": {**kept, **results}}
+        write_result(__file__, content, options)
     if options.only != "measure":
-        write_page(json.loads(RESULT.read_text(encoding="utf-8")), Path("docs/explanation"))
+        write_page(json.loads(result.read_text(encoding="utf-8")), pages_folder(options))
 
 
 def report(results: dict[str, Any]) -> None:

@@ -89,6 +89,8 @@ CASES = (
     Case("av-digits", "few", 80, 500, 0.1, {"image": [8, 16], "audio": [8, 16], "width": 16, "head": 16}),
     Case("av-digits", "tiny", 20, 2000, 1.0, {"image": [4, 8], "audio": [4, 8], "width": 8, "head": 8}),
 )
+#: Of a quick run alone, whose teacher is trained for as long.
+QUICK = Case("digits-3", "quick", 2, 200, 0.5, _SMALL)
 
 
 @dataclass(frozen=True)
@@ -166,7 +168,7 @@ def load_scene(case: Case, seed: int) -> Scene:
     folder = FOLDER / "teachers" / f"{case.task}-{seed}"
     if not (folder / WEIGHTS).is_file():
         folder.mkdir(parents=True, exist_ok=True)
-        config = TeacherConfig(epochs=_TEACHER_EPOCHS[case.task])
+        config = TeacherConfig(epochs=QUICK.epochs if case == QUICK else _TEACHER_EPOCHS[case.task])
         teacher_stage.run(whole, taps, config, StageRun(seed, folder, StageReporter(Silent(), "teacher")))
     teacher = load_weights(build(made.task.teacher, seed), folder / WEIGHTS)
     seen = {**whole.splits, "train": _seen(_splits(case.task)["train"], case, seed)}

@@ -5,17 +5,15 @@ from __future__ import annotations
 import statistics
 from typing import TYPE_CHECKING, Any
 
-import matplotlib as mpl
+from common import drawing
 from distill_methods import BY_NAME
+from matplotlib import pyplot
 
 from edgekd.files import write_text
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
     from pathlib import Path
-
-mpl.use("svg")
-from matplotlib import pyplot
 
 _ALPHA = 0.05
 OURS = "edgekd"
@@ -55,8 +53,9 @@ def verdicts(cases: Mapping[str, Any], method: str) -> dict[str, list[str]]:
 def write_page(result: dict[str, Any], folder: Path) -> None:
     """Write distill.md, distill-points.svg and distill-drift.svg."""
     cases = result["cases"]
-    _points(cases, folder / "distill-points.svg")
-    _drift(cases, folder / "distill-drift.svg")
+    with drawing():
+        _points(cases, folder / "distill-points.svg")
+        _drift(cases, folder / "distill-drift.svg")
     write_text(folder / "distill.md", _text(result))
     print(f"wrote {folder / 'distill.md'}")
 
@@ -151,7 +150,7 @@ def _goals(cases: Mapping[str, Any]) -> str:
 def _controls(cases: Mapping[str, Any]) -> str:
     lines = ["## Do the controls hold?", ""]
     for name, method in BY_NAME.items():
-        if method.group != "control":
+        if method.group != "control" or any(name not in case["raw"] for case in cases.values()):
             continue
         found = verdicts(cases, name)
         mean = 100 * statistics.fmean(case["against_kd"][name]["mean"] for case in cases.values())

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 import torch
-from distill_cases import CASES, FOLDER, Dropping, Remembered, Scene, load_scene, metric_on, missing_metric
+from distill_cases import CASES, FOLDER, QUICK, Dropping, Remembered, Scene, load_scene, metric_on, missing_metric
 from distill_methods import BY_NAME
 
 from edgekd.config.recipe import DistillConfig
@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     from edgekd.training.loop.loop import Epoch
 
 _RUNS = FOLDER / "runs"
-_BY_CASE = {case.name: case for case in CASES}
+_BY_CASE = {case.name: case for case in (*CASES, QUICK)}
 
 
 @dataclass(frozen=True)

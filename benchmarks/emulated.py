@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 import numpy as np
-from common import arguments, export, write_result
+from common import TASKS, arguments, export, parse, write_result
 
 import edgekd
 from edgekd.compress import quantize
@@ -27,9 +27,11 @@ from edgekd.gram.drift import Bootstrap, flips, measure_drift
 from edgekd.gram.npz import EMBEDDING_PREFIX
 from edgekd.gram.probe import Probe
 from edgekd.runtime.backends.registry import ORT
-from edgekd.stages.artifacts import CALIBRATION, TEST, onnx_name
+from edgekd.stages.artifacts import CALIBRATION, PROBE_GRAPH, TEST, onnx_name
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from edgekd.devices.base import Device
 
 TARGET = edgekd.load_target("cpu")
@@ -67,12 +69,12 @@ def write_graph(exported: Path, way: quantize.CandidateSpec, reduce_range: bool,
     scheme = msgspec.structs.replace(TARGET.scheme, reduce_range=reduce_range)
     model, samples = exported / onnx_name("pruned"), exported / CALIBRATION
     quantize.run(way, model, samples, scheme, load_calibration("minmax"), folder)
-    return folder / way.name / quantize.PROBE_GRAPH
+    return folder / way.name / PROBE_GRAPH
 
 
-def measure(task: str, seed: int, devices: dict[str, Device]) -> dict[str, Any]:
+def measure(task: str, seed: int, devices: dict[str, Device], recipe: Sequence[str]) -> dict[str, Any]:
     """Compare what all devices make of one task's graphs with what this host makes of the float graph."""
-    project, exported = export(task, seed)
+    project, exported = export(task, seed, recipe)
     test = exported.folder / TEST
     with np.load(test) as arrays:
         labels, groups = arrays["labels"], arrays.get("groups")
@@ -104,13 +106,20 @@ def measure(task: str, seed: int, devices: dict[str, Device]) -> dict[str, Any]:
 
 
 def main() -> None:
-    parser = arguments(__doc__)
+    parser = arguments(__doc__, TASKS)
     parser.add_argument("--seed", type=int, default=0)
-    options = parser.parse_args()
-    devices: dict[str, Device] = {"local": LocalDevice(), **{name: EmulatedDevice(name) for name in processors()}}
+    parser.add_argument("--processors", nargs="*", choices=processors(), default=processors(), help="to emulate")
+    options = parse(parser, tasks=["digits"], processors=processors()[-1:])
+    devices: dict[str, Device] = {"local": LocalDevice()}
+    for name in options.processors:
+        device = EmulatedDevice(name)
+        if lacking := device.missing():
+            print(f"{name} is left out: {lacking}")
+        else:
+            devices[name] = device
     described = {name: device.describe(ORT) for name, device in devices.items()}
-    tasks = {task: measure(task, options.seed, devices) for task in options.tasks}
-    write_result(__file__, {"seed": options.seed, "processors": described, "tasks": tasks})
+    tasks = {task: measure(task, options.seed, devices, options.recipe) for task in options.tasks}
+    write_result(__file__, {"seed": options.seed, "processors": described, "tasks": tasks}, options)
 
 
 if __name__ == "__main__":

@@ -10,22 +10,24 @@ from __future__ import annotations
 
 import statistics
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from common import arguments, write_result
+from common import CACHE, TASKS, arguments, parse, write_result
 
 import edgekd
 from edgekd.cli.terminal import choose_observer
 
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
 FOLDER = Path("build/benchmarks")
 
 
-def measure(task: str, seed: int) -> dict[str, Any]:
+def measure(task: str, seed: int, settings: Sequence[str]) -> dict[str, Any]:
     """Build one task with one seed and return what came out."""
-    recipe = edgekd.load_recipe(task, (f"seed={seed}", "quantize.precision=int8"))
-    output, cache = FOLDER / f"{task}-{seed}", FOLDER / "cache"
+    overrides, output = (*settings, f"seed={seed}", "quantize.precision=int8"), FOLDER / f"{task}-{seed}"
     with choose_observer(json=False, quiet=False, verbose=False, terminal=False) as observer:
-        report = edgekd.build(recipe, "cpu", output=output, cache=cache, observer=observer)
+        report = edgekd.build(task, "cpu", overrides=overrides, output=output, cache=CACHE, observer=observer)
     result = report.targets[0]
     rows = {row.stage: row for row in result.ledger.rows}
     p50 = {name: engine.latency.p50 for name in ("teacher", "student", "shipped") if (engine := result.measured(name))}
@@ -60,16 +62,16 @@ def summarize(runs: list[dict[str, Any]]) -> dict[str, dict[str, float]]:
 
 
 def main() -> None:
-    parser = arguments(__doc__)
+    parser = arguments(__doc__, TASKS)
     parser.add_argument("--seeds", type=int, default=5, help="two or more")
-    options = parser.parse_args()
+    options = parse(parser, tasks=["digits"], seeds=2)
     tasks = {}
     for task in options.tasks:
-        runs = [measure(task, seed) for seed in range(options.seeds)]
+        runs = [measure(task, seed, options.recipe) for seed in range(options.seeds)]
         tasks[task] = {"summary": summarize(runs), "runs": runs}
         for name, figure in tasks[task]["summary"].items():
             print(f"{task}: {name} {figure['mean']:.2f} ± {figure['sd']:.2f}")
-    write_result(__file__, {"target": "cpu", "tasks": tasks})
+    write_result(__file__, {"target": "cpu", "tasks": tasks}, options)
 
 
 if __name__ == "__main__":

@@ -14,7 +14,7 @@ import time
 from typing import TYPE_CHECKING, Any
 
 import torch
-from common import arguments, write_result
+from common import TASKS, arguments, parse, write_result
 from torch.utils.data import DataLoader
 
 from edgekd.config.loading import load_recipe
@@ -31,6 +31,7 @@ from edgekd.training.task.models import Conv2dEncoder, LateFusion
 from edgekd.training.task.protocol import ArraySplit, Modality, collate
 
 if TYPE_CHECKING:
+    from argparse import Namespace
     from collections.abc import Callable
 
     from torch import nn
@@ -40,9 +41,6 @@ LOSSES = {
     "default": LossConfig(),
     **{scope: LossConfig(extra={scope: 1.0}) for scope in ("sample", "intra", "cross", "joint")},
 }
-BLOCK = 20
-#: Steps before the first that counts: past those at which every norm is measured.
-LEAD_IN = 60
 FOUR_IMAGES = "four-images"
 
 
@@ -100,16 +98,16 @@ def stepper(name: str, loss: LossConfig) -> Callable[[], float]:
     return step
 
 
-def measure(name: str, blocks: int) -> dict[str, Any]:
+def measure(name: str, options: Namespace) -> dict[str, Any]:
     """Time all losses on one task, in turns."""
     steppers = {loss: stepper(name, config) for loss, config in LOSSES.items()}
     for step in steppers.values():
-        for _ in range(LEAD_IN):
+        for _ in range(options.lead_in):
             step()
     times: dict[str, list[float]] = {loss: [] for loss in LOSSES}
-    for block in range(blocks):
+    for block in range(options.blocks):
         for loss in list(LOSSES)[:: 1 if block % 2 else -1]:
-            times[loss] += [steppers[loss]() for _ in range(BLOCK)]
+            times[loss] += [steppers[loss]() for _ in range(options.block)]
     medians = {loss: statistics.median(values) for loss, values in times.items()}
     means = {loss: statistics.fmean(values) for loss, values in times.items()}
     return {
@@ -122,16 +120,18 @@ def measure(name: str, blocks: int) -> dict[str, Any]:
 
 
 def main() -> None:
-    parser = arguments(__doc__)
-    parser.add_argument("--blocks", type=int, default=40, help=f"blocks of {BLOCK} steps for each loss")
+    parser = arguments(__doc__, TASKS)
+    parser.add_argument("--blocks", type=int, default=40, help="blocks of each loss")
+    parser.add_argument("--block", type=int, default=20, help="steps in a block")
+    parser.add_argument("--lead-in", type=int, default=60, help="steps that do not count yet, with all norms")
     parser.add_argument("--threads", type=int, default=1)
-    options = parser.parse_args()
+    options = parse(parser, tasks=["digits"], blocks=2, block=1, lead_in=1)
     torch.set_num_threads(options.threads)
-    tasks = {name: measure(name, options.blocks) for name in (*options.tasks, FOUR_IMAGES)}
+    tasks = {name: measure(name, options) for name in (*options.tasks, FOUR_IMAGES)}
     for name, result in tasks.items():
         ratios = ", ".join(f"{loss} {ratio:.3f}" for loss, ratio in result["ratio_mean"].items())
         print(f"{name}: a step takes, as a multiple of one with KD alone (means): {ratios}")
-    write_result(__file__, {"threads": options.threads, "tasks": tasks})
+    write_result(__file__, {"threads": options.threads, "tasks": tasks}, options)
 
 
 if __name__ == "__main__":

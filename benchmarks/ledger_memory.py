@@ -7,7 +7,6 @@ Scope "sample" compares the modalities of a sample, scope "intra" the samples wi
 
 from __future__ import annotations
 
-import argparse
 import json
 import subprocess
 import sys
@@ -15,6 +14,7 @@ import time
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from common import arguments, parse, write_result
 
 from edgekd.gram.drift import Bootstrap, DriftMeter
 from edgekd.gram.npz import EMBEDDING_PREFIX
@@ -88,15 +88,13 @@ def in_a_process(samples: int, scope: str) -> dict[str, Any]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    parser = arguments(__doc__)
     parser.add_argument("--samples", nargs=2, type=int, default=[10_000, 1_000_000], help="few, and many")
     parser.add_argument("--only", nargs=2, metavar=("SAMPLES", "SCOPE"), help="print one measurement of this process")
-    options = parser.parse_args()
+    options = parse(parser, samples=[1000, 10_000])
     if options.only:
         print(json.dumps(measure(int(options.only[0]), options.only[1])))
         return
-    from common import write_result  # not in the processes that are measured: it loads most of edgekd
-
     scopes: dict[str, Any] = {}
     for scope in ("sample", "intra"):
         few, many = (in_a_process(samples, scope) for samples in options.samples)
@@ -105,7 +103,7 @@ def main() -> None:
         seconds = f"{many['metering_s']:.1f} s ({many['metering_cpu_s']:.1f} s of processor time)"
         print(f"{scope}: {many['samples']} samples in {seconds}, peak RSS {ratio:.3f} times as high")
     settings = {"modalities": len(MODALITIES), "width": WIDTH, "chunk": CHUNK}
-    write_result(__file__, {**settings, "scopes": scopes})
+    write_result(__file__, {**settings, "scopes": scopes}, options)
 
 
 if __name__ == "__main__":

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 import torch
-from common import CACHE, arguments, write_result
+from common import CACHE, TASKS, arguments, parse, write_result
 
 import edgekd
 from edgekd.config.recipe import PruneBudget
@@ -45,9 +45,12 @@ from edgekd.training.pruning.curvature import ImportanceInputs
 from edgekd.training.pruning.cutter import Cutter
 from edgekd.training.pruning.groups import dependency_graph, prunable_groups, remove_channels
 from edgekd.training.pruning.obs import GramImportance
+from edgekd.training.pruning.samples import DrawnBatches
 from edgekd.training.stage_run import StageRun
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from torch import nn
 
     from edgekd.config.recipe import PruneConfig
@@ -91,16 +94,14 @@ class Case:
         return load_weights(build(getattr(task, name), self.seed), self.weights[name]).to(compute_device())
 
     @property
-    def samples(self) -> prune.DrawnBatches:
+    def samples(self) -> DrawnBatches:
         """Return the training samples that a prune stage would look at."""
-        return prune.DrawnBatches(
-            self.project.loaded.splits["train"], self.config.batch_size, self.seed, compute_device()
-        )
+        return DrawnBatches(self.project.loaded.splits["train"], self.config.batch_size, self.seed, compute_device())
 
 
-def case(task: str, seed: int, epochs: int) -> Case:
+def case(task: str, seed: int, epochs: int, recipe_settings: Sequence[str]) -> Case:
     """Train the teacher and the student, or read them from the cache; they are not pruned yet."""
-    settings = (f"seed={seed}", "prune.ratio=0", f"prune.epochs={epochs}")
+    settings = (*recipe_settings, f"seed={seed}", "prune.ratio=0", f"prune.epochs={epochs}")
     recipe = edgekd.load_recipe(task, (*settings, f"prune.round_to={edgekd.load_target('cpu').round_to}"))
     project = Project(recipe.task, CACHE)
     learned = TrainingStages(Runner(Cache(CACHE), Silent()), project, recipe, _OPSET).run()
@@ -200,14 +201,14 @@ def judge(columns: dict[str, dict[str, list[float]]]) -> dict[str, Any]:
 
 
 def main() -> None:
-    parser = arguments(__doc__)
+    parser = arguments(__doc__, TASKS)
     parser.add_argument("--seeds", type=int, default=5, help="pairs, each a teacher and a student of its own")
     parser.add_argument("--epochs", type=int, default=10, help="of the fine-tune; the recipes have more")
-    options = parser.parse_args()
+    options = parse(parser, tasks=["digits"], seeds=2, epochs=1)
     torch.set_num_threads(1)
     tasks = {}
     for task in options.tasks:
-        cases = [case(task, seed, options.epochs) for seed in range(options.seeds)]
+        cases = [case(task, seed, options.epochs, options.recipe) for seed in range(options.seeds)]
         columns = {}
         for method in METHODS:
             results = [asdict(kept(given, task, method)) for given in cases]
@@ -226,7 +227,8 @@ def main() -> None:
         ]
         tasks[task] = {"student_metric": student, "methods": columns, "goal": judge(columns)}
         print(json.dumps(tasks[task]["goal"], indent=1))
-    write_result(__file__, {"budget_macs": BUDGET, "epochs": options.epochs, "seeds": options.seeds, "tasks": tasks})
+    settings = {"budget_macs": BUDGET, "epochs": options.epochs, "seeds": options.seeds}
+    write_result(__file__, {**settings, "tasks": tasks}, options)
 
 
 if __name__ == "__main__":

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from common import CACHE, arguments, keep, kept, write_result
+from common import CACHE, TASKS, arguments, keep, kept, parse, write_result
 
 import edgekd
 from edgekd.cli.terminal import choose_observer
@@ -35,15 +35,15 @@ LATENCIES, QUANTILES = ("latency", "compute"), ("p50", "p90", "p99")
 Run = dict[str, dict[str, dict[str, float]]]
 
 
-def build(task: str) -> dict[str, Path]:
+def build(task: str, recipe: Sequence[str]) -> dict[str, Path]:
     """Return the task's bundles by name; they are built once."""
     output = FOLDER / task
     with choose_observer(json=False, quiet=True, verbose=False, terminal=False) as observer:
-        edgekd.build(task, TARGETS, output=output, cache=CACHE, observer=observer)
-    folders = {target: output / target for target in TARGETS}
+        edgekd.build(task, TARGETS, overrides=recipe, output=output, cache=CACHE, observer=observer)
+    places = {target: output / target for target in TARGETS}
     return {
-        f"{task}, {target}": folder / (BUNDLE if (folder / BUNDLE).exists() else REJECTED)
-        for target, folder in folders.items()
+        f"{task}, {target}": place / (BUNDLE if (place / BUNDLE).exists() else REJECTED)
+        for target, place in places.items()
     }
 
 
@@ -78,22 +78,20 @@ def agreement(runs: Sequence[Run], what: str, quantile: str) -> dict[str, Any]:
 
 
 def main() -> None:
-    parser = arguments(__doc__)
+    parser = arguments(__doc__, TASKS)
     parser.add_argument("--pairs", type=int, default=40, help="pairs of runs of each engine")
-    parser.add_argument("--quick", action="store_true", help="four pairs of one task's engines; writes no result")
-    options = parser.parse_args()
-    tasks, pairs = (["digits"], 4) if options.quick else (options.tasks, options.pairs)
-    bundles = {name: bundle for task in tasks for name, bundle in build(task).items()}
+    options = parse(parser, tasks=["digits"], pairs=1)
+    pairs = options.pairs
+    bundles = {name: bundle for task in options.tasks for name, bundle in build(task, options.recipe).items()}
     place = FOLDER / "runs.json"
-    found: dict[str, list[Run]] = {} if options.quick else kept(place)
+    found: dict[str, list[Run]] = kept(place)
     for index in range(2 * pairs):
         for name, bundle in bundles.items():
             done = found.setdefault(name, [])
             if len(done) <= index:
                 done.append(profile(bundle))
                 print(f"run {index + 1}/{2 * pairs}, {name}: p50 {done[-1]['latency']['p50']['value_ms']:.4f} ms")
-                if not options.quick:
-                    keep(place, found)
+                keep(place, found)
     rows = []
     for name in bundles:
         for what, quantile in product(LATENCIES, QUANTILES):
@@ -106,9 +104,8 @@ def main() -> None:
             )
     p50 = [row["agree"] for row in rows if row["figure"] == "latency p50"]
     print(f"goal, p50 in {GOAL:.0%} of pairs: {'met' if min(p50) >= GOAL else 'MISSED'}")
-    if not options.quick:
-        runs = {name: found[name][: 2 * pairs] for name in bundles}
-        write_result(__file__, {"goal": GOAL, "met": min(p50) >= GOAL, "rows": rows, "runs": runs})
+    runs = {name: found[name][: 2 * pairs] for name in bundles}
+    write_result(__file__, {"goal": GOAL, "met": min(p50) >= GOAL, "rows": rows, "runs": runs}, options)
 
 
 if __name__ == "__main__":

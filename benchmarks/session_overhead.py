@@ -14,7 +14,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
-from common import arguments, export, write_result
+from common import TASKS, arguments, export, parse, write_result
 from side_by_side import (
     BLOCK,
     LEAD_IN,
@@ -33,7 +33,7 @@ import edgekd
 from edgekd.compress import quantize
 from edgekd.config.target import load_calibration
 from edgekd.runtime.backends.registry import Runtime
-from edgekd.stages.artifacts import CALIBRATION, TEST, onnx_name
+from edgekd.stages.artifacts import CALIBRATION, DEPLOY, TEST, onnx_name
 
 TARGETS = ("cpu", "openvino-cpu")
 OURS = "edgekd"
@@ -66,20 +66,20 @@ def measure(engine: Path, samples: Path, runtime: Runtime, rounds: int, calls: i
 
 
 def main() -> None:
-    parser = arguments(__doc__)
+    parser = arguments(__doc__, TASKS)
     parser.add_argument("--rounds", type=int, default=10, help="fresh processes")
     parser.add_argument("--calls", type=int, default=2000, help="inferences of each session in a process")
-    options = parser.parse_args()
+    options = parse(parser, tasks=["digits"], rounds=1, calls=100)
     rows = []
     for task in options.tasks:
-        exported = export(task)[1].folder
+        exported = export(task, settings=options.recipe)[1].folder
         for target in map(edgekd.load_target, TARGETS):
             runtime = Runtime(target.runtime, target.options)
             with TemporaryDirectory() as scratch:
                 model, samples = exported / onnx_name("pruned"), exported / CALIBRATION
                 for way in WAYS:
                     quantize.run(way, model, samples, target.scheme, load_calibration("minmax"), Path(scratch))
-                    engine = Path(scratch) / way.name / quantize.DEPLOY
+                    engine = Path(scratch) / way.name / DEPLOY
                     found = measure(engine, exported / TEST, runtime, options.rounds, options.calls)
                     rows.append({"task": task, "runtime": runtime.name, "graph": way.name, **found})
                     for name, over in found["over"].items():
@@ -91,7 +91,7 @@ def main() -> None:
                         )
     settings = {"threads": THREADS, "batch": 1, "block": BLOCK, "lead_in": LEAD_IN, "rounds": options.rounds}
     settings["calls"] = options.calls
-    write_result(__file__, {**settings, "openvino_options": OPENVINO_OPTIONS, "rows": rows})
+    write_result(__file__, {**settings, "openvino_options": OPENVINO_OPTIONS, "rows": rows}, options)
 
 
 if __name__ == "__main__":

@@ -24,7 +24,7 @@ from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from common import arguments, write_result
+from common import TASKS, arguments, parse, write_result
 from msgspec.structs import replace
 from side_by_side import (
     BLOCK,
@@ -255,19 +255,25 @@ def measure(
 
 
 def main() -> None:
-    parser = arguments(__doc__)
+    parser = arguments(__doc__, TASKS)
     parser.add_argument("--rounds", type=int, default=5, help="how often all engines start in fresh processes")
     parser.add_argument("--calls", type=int, default=2000, help="inferences of each engine in a round")
     parser.add_argument("--targets", nargs="+", choices=TARGETS, default=TARGETS)
-    options = parser.parse_args()
-    names = [name for name in options.targets if name != "browser" or BrowserDevice().missing() is None]
+    options = parse(parser, tasks=["digits"], rounds=1, calls=100)
+    names = list(options.targets)
+    if "browser" in names and (lacking := BrowserDevice().missing()):
+        print(f"browser is left out: {lacking}")
+        names.remove("browser")
     targets = [edgekd.load_target(name) for name in names]
     tasks = {}
     for task in options.tasks:
-        recipe = edgekd.load_recipe(task, ("prune.round_to=8",))  # what all of these targets ask for
+        overrides = (*options.recipe, "prune.round_to=8")  # what all of these targets ask for
+        recipe = edgekd.load_recipe(task, overrides)
         project = Project(recipe.task, CACHE)
         with choose_observer(json=False, quiet=True, verbose=False, terminal=False) as observer:
-            report = edgekd.build(recipe, targets, output=FOLDER / task, cache=CACHE, observer=observer)
+            report = edgekd.build(
+                task, names, overrides=overrides, output=FOLDER / task, cache=CACHE, observer=observer
+            )
             learning = TrainingStages(Runner(Cache(CACHE), observer), project, recipe, targets[0].opset).run()
         tasks[task] = [
             measure(target, result, recipe, project, learning, options.rounds, options.calls)
@@ -276,7 +282,7 @@ def main() -> None:
     versions = library_versions(["nncf", "openvino"], "build")
     settings = {"threads": THREADS, "batch": 1, "block": BLOCK, "lead_in": LEAD_IN, "rounds": options.rounds}
     settings["calls"] = options.calls
-    write_result(__file__, {"quantizers": versions, **settings, "tasks": tasks})
+    write_result(__file__, {"quantizers": versions, **settings, "tasks": tasks}, options)
 
 
 if __name__ == "__main__":

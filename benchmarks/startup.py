@@ -11,15 +11,16 @@ import subprocess
 import sys
 import time
 
-from common import arguments, write_result
+from common import arguments, parse, write_result
 
+BUILD = "edgekd build, up to date"
 COMMANDS = {
     "python -c pass": ["-c", "pass"],
     "import numpy": ["-c", "import numpy"],
     "import edgekd.runtime": ["-c", "import edgekd.runtime"],
     "import edgekd.runtime.bundle": ["-c", "import edgekd.runtime.bundle"],
     "edgekd --help": ["-m", "edgekd", "--help"],
-    "edgekd build, up to date": ["-m", "edgekd", "build", "--recipe", "digits"],
+    BUILD: ["-m", "edgekd", "build", "--recipe", "digits"],
 }
 
 
@@ -33,17 +34,18 @@ def seconds(command: list[str]) -> float:
 def main() -> None:
     parser = arguments(__doc__)
     parser.add_argument("--runs", type=int, default=15)
-    options = parser.parse_args()
-    for command in COMMANDS.values():
+    options = parse(parser, runs=1)
+    commands = {**COMMANDS, BUILD: [*COMMANDS[BUILD], *(word for key in options.recipe for word in ("--set", key))]}
+    for command in commands.values():
         seconds(command)  # builds what is not built, and warms the page cache
-    raw: dict[str, list[float]] = {name: [] for name in COMMANDS}
+    raw: dict[str, list[float]] = {name: [] for name in commands}
     for _ in range(options.runs):
-        for name, command in COMMANDS.items():
+        for name, command in commands.items():
             raw[name].append(seconds(command))
     medians = {name: statistics.median(values) for name, values in raw.items()}
     for name, value in medians.items():
         print(f"{name}: {value:.3f} s")
-    write_result(__file__, {"median_s": medians, "raw_s": raw})
+    write_result(__file__, {"median_s": medians, "raw_s": raw}, options)
 
 
 if __name__ == "__main__":

@@ -21,6 +21,8 @@ _NAMES = {
     "edgekd.training.task.protocol": ("ArraySplit", "Modality", "Sample", "Split", "Task"),
     "edgekd.training.task.models": ("Standardize",),
     "edgekd.training.distillation.loss": ("Loss", "LossOptions"),
+    "edgekd.compress.quantizers.quantizer": ("Quantizer",),
+    "edgekd.runtime.backends.backend": ("Backend", "BackendOption"),
     "edgekd.stages.labels": ("UNLABELLED",),
     "edgekd.tasks": ("Package", "fetch", "read_member"),
     "edgekd.config.recipe": ("ProfileConfig", "Recipe", "Tap"),

@@ -1,5 +1,6 @@
 """The public surface for type checkers and editors; ``__init__.py`` imports each name when it is first used."""
 
+from edgekd.compress.quantizers.quantizer import Quantizer as Quantizer
 from edgekd.config.loading import load_recipe as load_recipe
 from edgekd.config.recipe import ProfileConfig as ProfileConfig
 from edgekd.config.recipe import Recipe as Recipe
@@ -26,6 +27,8 @@ from edgekd.errors import TaskError as TaskError
 from edgekd.gram.blame import Blame as Blame
 from edgekd.report.results import BuildReport as BuildReport
 from edgekd.report.search.tables import SearchResult as SearchResult
+from edgekd.runtime.backends.backend import Backend as Backend
+from edgekd.runtime.backends.backend import BackendOption as BackendOption
 from edgekd.runtime.bundle import Bundle as Bundle
 from edgekd.runtime.bundle import load as load
 from edgekd.runtime.verification import Verification as Verification
@@ -64,6 +67,8 @@ __all__ = [
     "Advice",
     "Alarm",
     "ArraySplit",
+    "Backend",
+    "BackendOption",
     "Blame",
     "BudgetError",
     "BudgetMissed",
@@ -85,6 +90,7 @@ __all__ = [
     "Package",
     "ProfileConfig",
     "ProfiledBundle",
+    "Quantizer",
     "RankError",
     "Recipe",
     "RecipeError",

@@ -92,7 +92,8 @@ class Int8Layer:
         padded = np.pad(x, ((0, 0), (0, 0), *pads))
         windows = np.lib.stride_tricks.sliding_window_view(padded, spans, axis=tuple(range(2, x.ndim)))
         steps = (slice(None, None, step) for step in (*self.attributes.get("strides", ones), *dilations))
-        return np.moveaxis(windows[(slice(None), slice(None), *steps)], 1, axes + 1)
+        every = (slice(None), slice(None), *steps)
+        return np.moveaxis(windows[every], 1, axes + 1)
 
 
 def find_layers(qdq: ModelProto, floats: ModelProto) -> list[Int8Layer]:

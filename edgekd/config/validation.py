@@ -34,6 +34,8 @@ def explain(error: msgspec.ValidationError, struct: type[Struct]) -> str:
         wrong = what.removeprefix("Invalid enum value ").strip("'")
         path = re.sub(r"\[[^]]*\]", ".*", where.rpartition(" ")[2]).split(".")
         return f"{where}: there is no '{wrong}'{nearest(wrong, _choices(inspect.type_info(struct), path))}"
+    if what.startswith(lacking := "Object missing required field "):
+        return f"{where} lacks the key {what.removeprefix(lacking)}".lstrip()
     return f"{where}: {what[0].lower()}{what[1:]}" if where else what
 
 

@@ -208,8 +208,8 @@ class TargetResult:
             return None
         precision = "INT8" if self.precision == "int8" else self.precision
         if self.baselines == ("float",):
-            return None if precision == "float32" else f"{precision} is not faster than float32 on this device"
-        return f"{precision} is not faster than the float student on this device"
+            return None if precision == "float32" else f"{precision} is not clearly faster than float32 on this device"
+        return f"{precision} is not clearly faster than the float student on this device"
 
 
 @dataclass(frozen=True)

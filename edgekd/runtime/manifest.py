@@ -62,7 +62,9 @@ def read_manifest(folder: Path) -> Manifest:
     try:
         content = json.loads(path.read_bytes())
     except FileNotFoundError:
-        raise BundleError(f"{folder}: is not a bundle, it has no {MANIFEST}") from None
+        inside = folder / "bundle"
+        hint = f"; did you mean {inside}?" if (inside / MANIFEST).is_file() else ""
+        raise BundleError(f"{folder}: is not a bundle, it has no {MANIFEST}{hint}") from None
     except OSError as error:
         raise BundleError(f"{path}: cannot be read: {error.strerror}") from error
     except (ValueError, RecursionError) as error:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
+from torch import nn
 
 from edgekd.errors import RecipeError, TaskError, nearest
 from edgekd.stages.labels import UNLABELLED
@@ -22,13 +23,13 @@ from edgekd.training.loop.loop import compute_device
 from edgekd.training.loop.weights import build
 from edgekd.training.pruning.stage import ignored_layers
 from edgekd.training.taps.taps import TappedModel
-from edgekd.training.task.loading import check_shapes
+from edgekd.training.task.loading import check_returned, check_shapes
 from edgekd.training.task.protocol import SPLITS
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Callable, Iterator, Mapping
 
-    from torch import Tensor, nn
+    from torch import Tensor
 
     from edgekd.config.recipe import Recipe, Tap, Term
     from edgekd.training.loop.evaluate import GroundTruth
@@ -53,15 +54,17 @@ def check(task: LoadedTask, taps: Taps, recipe: Recipe) -> None:
         first = next(iter(batches(task.splits["train"])))
         _check_shapes("split 'train'", task, first)
     inputs = [x[:_SAMPLES] for x in first.inputs.values()]
-    with task.running("teacher()"):
-        teacher = build(task.task.teacher, recipe.seed)
-    with task.running("student()"):
-        student = build(task.task.student, recipe.seed)
+    teacher = _network("teacher", task.task.teacher, task, recipe.seed)
+    student = _network("student", task.task.student, task, recipe.seed)
     if not recipe.teacher.weights:
         _check_trainable("teacher", teacher, "unfreeze it, or give its trained weights as [teacher] weights")
     _check_trainable("student", student, "unfreeze its head at least")
-    reference = _run_once("teacher", TappedModel(teacher, taps.teacher), inputs, task)
-    reading = _run_once("student", TappedModel(student, taps.student), inputs, task)
+    with _network_named("teacher"):
+        tapped = TappedModel(teacher, taps.teacher)
+    reference = _run_once("teacher", tapped, inputs, task)
+    with _network_named("student"):
+        tapped = TappedModel(student, taps.student)
+    reading = _run_once("student", tapped, inputs, task)
     _check_reached(reading, recipe)
     logits, teacher_logits = reading.logits, reference.logits
     if logits.shape != teacher_logits.shape:
@@ -85,6 +88,13 @@ def check(task: LoadedTask, taps: Taps, recipe: Recipe) -> None:
     _check_metric(task, student.to(compute_device()), taps.student, truths["test"])
 
 
+def _network(name: str, factory: Callable[[], nn.Module], task: LoadedTask, seed: int) -> nn.Module:
+    with task.running(f"{name}()"):
+        network = build(factory, seed)
+    check_returned(f"{name}()", network, nn.Module, "an nn.Module")
+    return network
+
+
 def _run_once(name: str, tapped: TappedModel, inputs: list[Tensor], task: LoadedTask) -> TapOutputs:
     tapped.model.eval()
     shapes = ", ".join(f"{tuple(x.shape)}" for x in inputs)
@@ -92,8 +102,17 @@ def _run_once(name: str, tapped: TappedModel, inputs: list[Tensor], task: Loaded
         f"the {name}, {type(tapped.model).__name__}, cannot take the task's samples, one batch for each modality in "
         f"order ({shapes})"
     )
-    with tapped, task.running(what):
+    with tapped, task.running(what), _network_named(name):
         return tapped.read(inputs)
+
+
+@contextmanager
+def _network_named(name: str) -> Iterator[None]:
+    """Say of a tap's error which network's it is, since both may have taps of one name and be of one class."""
+    try:
+        yield
+    except TaskError as error:
+        raise TaskError(f"{name}: {error}") from error
 
 
 def _check_trainable(name: str, model: nn.Module, advice: str) -> None:

@@ -102,6 +102,11 @@ def test_a_task_must_be_named(write):
         load_recipe(write("seed = 1\n"))
 
 
+def test_a_key_that_a_table_lacks_is_named(write):
+    with pytest.raises(RecipeError, match=r"edgekd.toml: task lacks the key 'name'$"):
+        load_recipe(write("[task]\n"))
+
+
 def test_malformed_toml_is_named_with_its_line(write):
     path = write(MINIMAL + "[distill\n")
     with pytest.raises(RecipeError, match=r"not valid TOML.*line 3") as error:

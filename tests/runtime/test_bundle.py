@@ -284,6 +284,12 @@ def test_no_manifest(folder):
         load(folder)
 
 
+def test_the_folder_above_a_bundle_is_told_from_it(folder, tmp_path):
+    shutil.copytree(folder, tmp_path / "cpu" / "bundle")
+    with pytest.raises(BundleError, match=r"no manifest\.json; did you mean .*cpu/bundle\?"):
+        load(tmp_path / "cpu")
+
+
 @pytest.mark.parametrize("text", ["", "{", "\udcff", "[" * 100_000], ids=["empty", "cut", "not-utf8", "deep"])
 def test_a_manifest_that_is_not_json(folder, text):
     (folder / "manifest.json").write_text(text, errors="surrogateescape")

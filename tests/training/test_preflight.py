@@ -48,8 +48,8 @@ def test_what_is_right_passes():
 
 def test_a_wrong_tap_of_either_side_is_named():
     wrong = {**TAPS, "b": Tap(module="encoders.bb")}
-    for taps in (Taps(wrong, TAPS), Taps(TAPS, wrong)):
-        with pytest.raises(TaskError, match=r"tap of 'b': TwoTowers has no module 'encoders.bb'; did you mean"):
+    for name, taps in (("teacher", Taps(wrong, TAPS)), ("student", Taps(TAPS, wrong))):
+        with pytest.raises(TaskError, match=rf"^{name}: tap of 'b': TwoTowers has no module 'encoders.bb'; did"):
             check(taps=taps)
 
 
@@ -254,3 +254,12 @@ def test_a_network_that_cannot_be_built_is_placed():
 
     with pytest.raises(TaskError, match=r"student\(\): TypeError: .*\.py:\d+\)$"):
         check(student=student)
+
+
+@pytest.mark.parametrize("name", ["teacher", "student"])
+@pytest.mark.parametrize(("network", "said"), [(None, "returned None.*is its 'return' missing"), (3, "returned a int")])
+def test_what_is_no_network_is_refused(name, network, said):
+    task = loaded()
+    setattr(task.task, name, lambda: network)
+    with pytest.raises(TaskError, match=rf"^{name}\(\) {said}"):
+        check(task)

@@ -87,7 +87,8 @@ def _target(result: TargetResult) -> list[str]:
         f"{number(result.deploy_logit_error, '.3g')} at most on the test samples."
     )
     if result.bundle and result.verdict != "fail":
-        parts.append("\n".join(["### Run it", "", "```python", *run_lines(result.bundle), "```"]))
+        heading = "### Run it, from the folder of this file"
+        parts.append("\n".join([heading, "", "```python", *run_lines(result.bundle), "```"]))
     return parts
 
 

@@ -74,7 +74,8 @@ def _run(result: TargetResult) -> Iterator[str]:
     """Yield the lines that run the bundle in an application."""
     if result.bundle and result.verdict != "fail":
         code = escape("\n".join(run_lines(result.bundle)))
-        yield from _part("Run it", [f'<pre tabindex="0" aria-label="Python that runs the bundle">{code}</pre>'])
+        lines = f'<pre tabindex="0" aria-label="Python that runs the bundle">{code}</pre>'
+        yield from _part("Run it, from the folder of this page", [lines])
 
 
 def _speed(index: int, entry: Entry, result: TargetResult) -> Iterator[str]:

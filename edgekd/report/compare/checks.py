@@ -66,20 +66,26 @@ def tiles(entry: Entry) -> list[Tile]:
 def _measured(entry: Entry) -> Iterator[Tile]:
     """Yield latency, size and memory, with the target's budgets and the ratios to the float networks."""
     budgets = {_BUDGETS[check.name]: check for check in entry.result.budget_checks} if entry.result else {}
-    ratios = {"p50": (entry.row.speedup_p50, "faster"), "size": (entry.row.size_ratio, "smaller")}
+    ratios = {"p50": (entry.row.speedup_p50, "faster", "slower"), "size": (entry.row.size_ratio, "smaller", "larger")}
     for key, name in (("p50", "Latency, p50"), ("size", "Engine file"), ("memory", "Peak memory")):
         figure, budget = figure_by_key(key), budgets.get(key)
         if figure is None or (key == "memory" and budget is None):
             continue
         value = figure.value(entry.row)
-        known, word = ratios.get(key, ({}, ""))
-        notes = tuple(f"{factor(ratio)} {word} than the {other}" for other, ratio in known.items() if ratio)
+        known, better, worse = ratios.get(key, ({}, "", ""))
+        ratios_known = ((other, ratio) for other, ratio in known.items() if ratio)
+        notes = tuple(f"{_comparison(ratio, better, worse)} than the {other}" for other, ratio in ratios_known)
         if value is None:
             notes = (entry.row.why_not(figure.field),)
         written = "not measured" if value is None else f"{figure.format(value)}{figure.unit}"
         limit = f"budget ≤ {budget.limit:g} {budget.unit}" if budget else ""
         verdict: Verdict | None = None if budget is None else "pass" if budget.kept else "warn"
         yield Tile(name, written, notes, limit, verdict)
+
+
+def _comparison(ratio: float, better: str, worse: str) -> str:
+    """Write a ratio in words, e.g. ``"4.7× faster"``, or for a ratio below 1 ``"1.3× slower"``."""
+    return f"{factor(ratio)} {better}" if ratio >= 1 else f"{factor(1 / ratio)} {worse}"
 
 
 def _metric(entry: Entry) -> Tile:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import inspect
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
@@ -19,7 +20,7 @@ from edgekd.training.task.imports import import_module, import_task_file
 from edgekd.training.task.protocol import SPLITS, ArraySplit, Sample, Task
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Sequence
     from contextlib import AbstractContextManager
     from hashlib import _Hash as Hash
 
@@ -140,6 +141,7 @@ def load_task(config: TaskConfig) -> LoadedTask:
             missing = [name for name in ("modalities", "splits", "teacher", "student") if not hasattr(task, name)]
             raise TaskError(f"task {config.name}: lacks {', '.join(missing)}")
         splits = task.splits()
+        check_returned(f"task {config.name}: splits()", splits, Mapping, f"a dict of {', '.join(SPLITS)}")
         _check(config.name, task, splits)
     return LoadedTask(task, splits, source_files(module_file))
 
@@ -204,13 +206,30 @@ def _ids(where: str, split: Split) -> Sequence[str]:
 
 
 def _check_sample(where: str, task: Task, sample: Sample) -> None:
-    if not isinstance(sample, Sample):
-        raise TaskError(f"{where}: a sample is a {type(sample).__name__}, must be an edgekd.Sample")
+    check_returned(f"{where}: its __getitem__", sample, Sample, "an edgekd.Sample")
     check_shapes(where, task, {key: tuple(x.shape) for key, x in sample.inputs.items()})
     for key, x in sample.inputs.items():
         if not isinstance(x, Tensor) or x.dtype != torch.float32:
-            kind = x.dtype if isinstance(x, Tensor) else f"a {type(x).__name__}"
+            kind = x.dtype if isinstance(x, Tensor) else f"a {type(x).__name__} of {getattr(x, 'dtype', 'no type')}"
             raise TaskError(f"{where}: input '{key}' is {kind}, must be a tensor of float32")
+
+
+def check_returned(what: str, value: object, kind: type, wanted: str) -> None:
+    """Check what a function of the task's returned.
+
+    Args:
+        what: The function, at the beginning of the error.
+        value: What it returned.
+        kind: Type that this must be of.
+        wanted: That type in words.
+
+    Raises:
+        TaskError: It is of another type.
+    """
+    if value is None:
+        raise TaskError(f"{what} returned None, must return {wanted}; is its 'return' missing?")
+    if not isinstance(value, kind):
+        raise TaskError(f"{what} returned a {type(value).__name__}, must return {wanted}")
 
 
 def check_shapes(where: str, task: Task, found: Mapping[str, tuple[int, ...]]) -> None:

@@ -13,6 +13,7 @@ from builds import LIMITS, full_profile, further, ledger, profile, target, write
 from edgekd.errors import ReportError
 from edgekd.gram.gate import GateLimits
 from edgekd.gram.heatmap import FewGrams
+from edgekd.report.compare import checks
 from edgekd.report.compare.formats import (
     Comparison,
     as_csv,
@@ -116,7 +117,7 @@ def damage(path, change):
             "has schema_version 1, and this edgekd reads 2 and 3 only",
         ),
         (lambda c: c.pop("schema_version"), "has no schema_version"),
-        (lambda c: c["rows"][0].pop("target"), r"rows\[0\]: object missing required field 'target'"),
+        (lambda c: c["rows"][0].pop("target"), r"rows\[0\] lacks the key 'target'"),
         (lambda c: c["rows"][0]["latency_ms"].update(p50="fast"), r"rows\[0\]\.latency_ms\.p50: expected 'float"),
         (lambda c: c["rows"][0].update(verdict="good"), r"rows\[0\]\.verdict: there is no 'good'"),
         (lambda c: c["targets"][0]["ledger"].update(rows=3), r"targets\[0\]\.ledger\.rows: expected 'array'"),
@@ -237,7 +238,7 @@ def test_drift_that_is_no_number_is_none_of_a_profile_either(tmp_path):
             lambda c: c.update(schema_version=3),
             "has schema_version 3, and this edgekd reads 1 only; run edgekd",
         ),
-        (lambda c: c.pop("device"), "Object missing required field 'device'"),
+        (lambda c: c.pop("device"), "lacks the key 'device'"),
         (lambda c: c["profile"].update(engines=[]), "has no engine"),
         (lambda c: c["ledger"].update(limits=None), r"ledger\.limits: expected 'object'"),
     ],
@@ -430,3 +431,8 @@ def test_no_figure_is_lost_on_the_way(entries):
         if entry.row.latency_ms.p50 is not None:
             assert f"{entry.row.metric.shipped:.4f}" in text
             assert np.isclose(entry.row.throughput_per_s, 1000 / entry.profile.engines[-1].latency.mean_ms)
+
+
+@pytest.mark.parametrize(("ratio", "said"), [(4.7, "4.70× faster"), (1.0, "1.00× faster"), (0.5, "2.00× slower")])
+def test_a_ratio_below_one_is_not_called_faster(ratio, said):
+    assert checks._comparison(ratio, "faster", "slower") == said

@@ -211,6 +211,14 @@ BROKEN = {
         "def splits(self):\n        return {'train': self.split('train'), 'test': self.split('test')}",
         r"splits\(\) lacks val, calibration; it needs train, val, calibration, test",
     ),
+    "splits without return": (
+        "def splits(self):\n        super().splits()",
+        r"splits\(\) returned None, must return a dict of train, val, calibration, test; is its 'return' missing\?",
+    ),
+    "splits in a list": (
+        "def splits(self):\n        return list(super().splits().values())",
+        r"splits\(\) returned a list, must return a dict of train, val, calibration, test$",
+    ),
     "empty split": (
         "def splits(self):\n        self.count = 4\n        s = super().splits()\n        self.count = 0\n"
         "        return {**s, 'val': self.split('val')}",
@@ -243,11 +251,11 @@ BROKEN = {
     "numpy": (
         "def split(self, name):\n        return ArraySplit([name], {'a': torch.ones(1, 2), "
         "'b': torch.ones(1, 3).double().numpy()}, torch.zeros(1).long())",
-        "input 'b' is a ndarray, must be a tensor of float32",
+        "input 'b' is a ndarray of float64, must be a tensor of float32",
     ),
     "not a sample": (
         "def split(self, name):\n        return [(torch.ones(2), 1)]",
-        "a sample is a tuple, must be an edgekd.Sample",
+        "its __getitem__ returned a tuple, must return an edgekd.Sample",
     ),
     "lengths": (
         "def split(self, name):\n        return ArraySplit([name], {'a': torch.ones(2, 2), 'b': torch.ones(1, 3)}, "
