@@ -66,7 +66,7 @@ def identity(folder, monkeypatch):
         loads.append(config)
         return load(config)
 
-    monkeypatch.setattr(edgekd.training.task.protocol, "load_task", counting)
+    monkeypatch.setattr(edgekd.training.task.loading, "load_task", counting)
     monkeypatch.chdir(folder / "work")
 
     def identity(**options):
