@@ -4,7 +4,7 @@ import sys
 
 import pytest
 
-import edgekd.training.task.protocol
+import edgekd.training.task.loading
 from edgekd.config.recipe import TaskConfig
 from edgekd.errors import TaskError
 from edgekd.pipeline.project import Project
