@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING
 
 import edgekd
 from edgekd.config.loading import DEFAULT_FILE, Draft, draft_recipe, recipe_name
+from edgekd.config.toml import toml_value
 from edgekd.errors import OutputError, RecipeError, TaskError
-from edgekd.files import make_folder, need, toml_value
+from edgekd.files import make_folder, need
 from edgekd.pipeline.build import fit_widths
 from edgekd.pipeline.project import Project
 from edgekd.pipeline.publish import writing
