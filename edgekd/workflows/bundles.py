@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-import tempfile
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +19,7 @@ from edgekd.devices.select import open_device
 from edgekd.devices.ssh.device import SshDevice
 from edgekd.devices.targets import load_target
 from edgekd.errors import BundleError, DeviceError, OutputError
-from edgekd.files import make_folder
+from edgekd.files import make_folder, scratch_folder
 from edgekd.report.build.profile import profile_json, write_profile
 from edgekd.runtime.bundle import check_bundle, engine_file, load, read_branches
 from edgekd.runtime.manifest import REFERENCE, read_file
@@ -107,8 +106,8 @@ def profile(
 
         def measure(device: Device) -> ProfiledBundle:
             folder = kept and (kept if len(opened) == 1 else kept / _file_name(device.name))
-            with tempfile.TemporaryDirectory() as scratch:
-                raw = folder or Path(scratch)
+            with scratch_folder() as scratch:
+                raw = folder or scratch
                 make_folder(raw, OutputError, "--output")
                 found = device.profile({_ENGINE: engine}, library, path / REFERENCE, raw, config, advance or _ignore)
             folded = assign_branches(found, {_ENGINE: branches})
