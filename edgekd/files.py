@@ -51,7 +51,9 @@ class DiskFullError(OSError):
 
 
 @contextmanager
-def disk_errors(folder: Path, *, alone: bool = False, wanted_bytes: int | None = None) -> Iterator[None]:
+def disk_errors(
+    folder: Path, *, alone: bool = False, wanted_bytes: int | None = None, named: Path | None = None
+) -> Iterator[None]:
     """Raise a :class:`DiskFullError` for whatever a library raises because ``folder`` takes no more.
 
     Libraries have words of their own for a full disk, and some name another cause. So the disk itself is asked, before
@@ -61,6 +63,7 @@ def disk_errors(folder: Path, *, alone: bool = False, wanted_bytes: int | None =
         folder: The folder, or the file, that the body writes.
         alone: Whether the body writes nowhere else, so that an error need not name the folder to be about it.
         wanted_bytes: Size of what is written, where it is known.
+        named: What the error names instead of ``folder``.
     """
     try:
         yield
@@ -68,7 +71,8 @@ def disk_errors(folder: Path, *, alone: bool = False, wanted_bytes: int | None =
         refused = None if isinstance(error, DiskFullError) else _disk_refusal(error, folder, alone)
         if refused is None:
             raise
-        full = DiskFullError(refused.errno, os.strerror(refused.errno or 0), str(refused.filename or folder))
+        culprit = named or (folder if alone else refused.filename or folder)  # a copy's error names its source
+        full = DiskFullError(refused.errno, os.strerror(refused.errno or 0), str(culprit))
         full.wanted_bytes = wanted_bytes
         raise full from error
 
@@ -140,7 +144,7 @@ def atomic_path(path: Path, wanted_bytes: int | None = None) -> Iterator[Path]:
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name[:_NAME_KEPT]}.{os.urandom(8).hex()}")
     try:
-        with disk_errors(temporary, alone=True, wanted_bytes=wanted_bytes):
+        with disk_errors(temporary, alone=True, wanted_bytes=wanted_bytes, named=path):
             # Not mkstemp: its files stay closed to everyone else, whatever the umask allows.
             os.close(os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))
             yield temporary
