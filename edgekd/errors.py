@@ -101,6 +101,12 @@ class BudgetError(EdgekdError):
     exit_code = 15
 
 
+class ScratchError(EdgekdError):
+    """The folder for temporary files, ``TMPDIR``, is full or cannot be written."""
+
+    exit_code = 16
+
+
 class GateFailed(EdgekdError):
     """The build finished, its artefacts are kept, and the gate rejected it."""
 

@@ -103,7 +103,7 @@ def show_recipe(recipe: str | None, overrides: tuple[str, ...], as_json: bool) -
     import msgspec
 
     from edgekd.config.loading import load_recipe
-    from edgekd.files import toml_document
+    from edgekd.config.toml import toml_document
     from edgekd.training.distillation.loss_registry import check_losses
 
     loaded = load_recipe(recipe, overrides)

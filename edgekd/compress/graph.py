@@ -25,7 +25,7 @@ def save(model: ModelProto, path: Path) -> None:
     """Check an ONNX model and write it atomically."""
     onnx = need("onnx", "build")
     onnx.checker.check_model(model)
-    with atomic_path(path) as temporary:
+    with atomic_path(path, model.ByteSize()) as temporary:
         onnx.save(model, str(temporary))
 
 

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import tempfile
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 import msgspec
@@ -18,12 +16,13 @@ from edgekd.compress.range_search import SAMPLES, shrink_ranges
 from edgekd.compress.ranges import CalibrationSamples
 from edgekd.compress.rounding import reconstruct
 from edgekd.errors import ModelError, TargetError
-from edgekd.files import need, quiet, sha256_file
+from edgekd.files import need, quiet, scratch_folder, sha256_file
 from edgekd.plugins import is_plugin, source_file
 from edgekd.stages.artifacts import DEPLOY, PREPARED, PROBE_GRAPH, QDQ
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
+    from pathlib import Path
 
     from onnx import ModelProto
 
@@ -132,15 +131,15 @@ def run(
     onnx = need("onnx", "build")
     if not spec.quantizer:
         return write_variants(onnx.load(str(model)), spec, scheme, folder / spec.name)
-    with tempfile.TemporaryDirectory(dir=folder) as temporary, quiet():
+    with scratch_folder(folder) as work, quiet():
         chunks = open_samples(model, samples, calibration)
-        written = write_quantized(find_quantizer(spec.quantizer), model, chunks, scheme, Path(temporary))
+        written = write_quantized(find_quantizer(spec.quantizer), model, chunks, scheme, work)
         graph = onnx.load(str(written))
         unquantize_outputs(graph)
         if not _count(graph)[0]:
             operators = ", ".join(scheme.operators)
             raise ModelError(f"{model}: nothing in it could be quantized; the scheme quantizes {operators}")
-        floats = onnx.load(str(Path(temporary) / PREPARED))
+        floats = onnx.load(str(work / PREPARED))
         _improve(graph, floats, chunks, scheme)
         candidate = write_variants(graph, spec, scheme, folder / spec.name)
     save(floats, folder / spec.name / PREPARED)

@@ -20,12 +20,12 @@ from edgekd.config.target import load_calibration
 from edgekd.devices.base import Absent
 from edgekd.devices.select import assign_devices
 from edgekd.devices.ssh.device import SshDevice
-from edgekd.errors import OutputError, TargetError
-from edgekd.files import make_folder
+from edgekd.errors import TargetError
 from edgekd.pipeline import imported_source, multi_process, trained_source
 from edgekd.pipeline.order import export_labels, plan
+from edgekd.pipeline.output import writing
 from edgekd.pipeline.project import Project
-from edgekd.pipeline.publish import publish, writing
+from edgekd.pipeline.publish import publish, target_places
 from edgekd.pipeline.target.context import LIBRARIES, Context
 from edgekd.pipeline.target.evaluate import compiles
 from edgekd.pipeline.target.run import build_targets
@@ -78,9 +78,10 @@ def build(
     Raises:
         EdgekdError: Any error that a user can cause; see :mod:`edgekd.errors`.
     """
-    from edgekd.report.build.files import write_report
+    from edgekd.report.build.files import REPORT_PLACES, write_report
 
-    make_folder(paths.output, OutputError, "--output")
+    places = [*REPORT_PLACES, *(place for target in targets for place in target_places(target.name))]
+    paths.check(places)
     with prepare(recipe, targets, paths.cache, devices=devices, observer=observer or Silent()) as prepared:
         robustness = prepared.origin.robustness
         finished = build_targets(prepared.contexts)
@@ -98,7 +99,7 @@ def build(
         robustness=robustness.result if robustness else None,
         robustness_reason=_no_robustness(recipe),
     )
-    with writing(paths.output):
+    with writing(paths.output, places):
         for target_name, done in finished.items():
             publish(done.shown, paths.output / target_name)
         write_report(report, paths.output)  # last, since it links to the bundles

@@ -273,7 +273,7 @@ def open_arrays(source: Path | BinaryIO) -> Iterator[Mapping[str, Array]]:
 
 def write_arrays(path: Path, arrays: Mapping[str, Array]) -> None:
     """Write an ``.npz`` atomically."""
-    with atomic_path(path) as temporary, temporary.open("wb") as stream:
+    with atomic_path(path, sum(array.nbytes for array in arrays.values())) as temporary, temporary.open("wb") as stream:
         np.savez(stream, **arrays)  # type: ignore[arg-type]  # numpy's stub takes every keyword for allow_pickle
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-import tempfile
+import shutil
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,8 +20,10 @@ from edgekd.devices.select import open_device
 from edgekd.devices.ssh.device import SshDevice
 from edgekd.devices.targets import load_target
 from edgekd.errors import BundleError, DeviceError, OutputError
-from edgekd.files import make_folder
+from edgekd.files import disk_errors, make_folder, scratch_folder
+from edgekd.pipeline.output import refuse_foreign, replacing
 from edgekd.report.build.profile import profile_json, write_profile
+from edgekd.report.results import PROFILE
 from edgekd.runtime.bundle import check_bundle, engine_file, load, read_branches
 from edgekd.runtime.manifest import REFERENCE, read_file
 from edgekd.runtime.measure.layers import assign_branches
@@ -36,6 +38,8 @@ if TYPE_CHECKING:
     from edgekd.runtime.verification import Verification
 
 _ENGINE = "engine"
+#: What :func:`profile` writes into its output.
+_PLACES = (PROFILE, *(f"{_ENGINE}{kind}.npy" for kind in ("", ".compute", ".paced", ".sustained")))
 
 
 @dataclass(frozen=True)
@@ -105,16 +109,19 @@ def profile(
     with ExitStack() as stack:
         opened = _open(dict.fromkeys(devices or [own]), stack)
 
+        folders = {device.name: _folder_of(device, kept, len(opened)) for device in opened}
+        for folder in filter(None, folders.values()):
+            make_folder(folder, OutputError, "--output")
+            refuse_foreign(folder, _PLACES)
+
         def measure(device: Device) -> ProfiledBundle:
-            folder = kept and (kept if len(opened) == 1 else kept / _file_name(device.name))
-            with tempfile.TemporaryDirectory() as scratch:
-                raw = folder or Path(scratch)
-                make_folder(raw, OutputError, "--output")
+            folder = folders[device.name]
+            with scratch_folder() as raw:
                 found = device.profile({_ENGINE: engine}, library, path / REFERENCE, raw, config, advance or _ignore)
-            folded = assign_branches(found, {_ENGINE: branches})
-            measured = ProfiledBundle(manifest, ledger, library.name, device.name, folded, folder)
-            if folder:
-                write_profile(measured.json(), folder)
+                folded = assign_branches(found, {_ENGINE: branches})
+                measured = ProfiledBundle(manifest, ledger, library.name, device.name, folded, folder)
+                if folder:
+                    _keep(measured, raw, folder)
             return measured
 
         boards = [device for device in opened if isinstance(device, SshDevice)]
@@ -127,6 +134,20 @@ def profile(
 
         found |= run_parallel(jobs, stop)
     return [found[device.name] for device in opened]
+
+
+def _folder_of(device: Device, kept: Path | None, devices: int) -> Path | None:
+    """Return the folder of a device's measurement: below ``kept`` where there are several devices."""
+    return kept and (kept if devices == 1 else kept / _file_name(device.name))
+
+
+def _keep(measured: ProfiledBundle, raw: Path, folder: Path) -> None:
+    """Write ``profile.json``, and copy the raw times."""
+    with replacing(folder, _PLACES):
+        for times in sorted(raw.glob("*.npy")):
+            with disk_errors(folder, alone=True, wanted_bytes=times.stat().st_size):
+                shutil.copyfile(times, folder / times.name)
+        write_profile(measured.json(), folder)
 
 
 def _ignore(_done: int, _total: int, _note: str) -> None:

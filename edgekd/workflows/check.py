@@ -10,7 +10,7 @@ from edgekd.devices.base import Absent
 from edgekd.errors import OutputError
 from edgekd.files import make_folder
 from edgekd.pipeline.build import prepare
-from edgekd.pipeline.publish import writing
+from edgekd.pipeline.output import writing
 from edgekd.pipeline.target.blame import BLAME
 from edgekd.pipeline.target.evaluate import CHECK, COMPILE, EVALUATE
 from edgekd.pipeline.target.quantize import QUANTIZE
@@ -149,14 +149,16 @@ def blame(
         TargetError: A target has no INT8.
         EdgekdError: Any other error that a user can cause.
     """
-    from edgekd.report.blame.tables import write_blame
+    from edgekd.report.blame.tables import BLAME_PLACES, write_blame
 
     loaded, name = resolve_recipe(recipe, overrides)
     paths, on = resolve_paths(output, cache, name), resolve_targets(targets)
     observer, stages = observer or Silent(), (QUANTIZE, BLAME)
+    places = [f"{target.name}/{name}" for target in on for name in BLAME_PLACES]
+    paths.check(places)
     with prepare(loaded, on, paths.cache, devices=devices, observer=observer, only=stages) as prepared:
         blames = {target: find_blame(context) for target, context in prepared.contexts.items()}
-    with writing(paths.output):
+    with writing(paths.output, places):
         for target, found in blames.items():
             make_folder(paths.output / target, OutputError, "--output")
             write_blame(found, paths.output / target)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -10,7 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from edgekd.errors import ModelError
-from edgekd.files import need
+from edgekd.files import need, scratch_folder
 from edgekd.runtime.measure.layers import from_ort_trace
 from edgekd.runtime.session import Array, FeedCheck, Feeds, Session, TensorSpec
 
@@ -79,9 +78,9 @@ def layer_times(engine: Path, threads: int, rows: Sequence[Feeds]) -> tuple[Laye
         ModelError: the model cannot be opened, or does not take the rows.
     """
     options = _options(threads)
-    with tempfile.TemporaryDirectory() as scratch:
+    with scratch_folder() as scratch:
         options.enable_profiling = True
-        options.profile_file_prefix = str(Path(scratch) / "trace")
+        options.profile_file_prefix = str(scratch / "trace")
         with _open(engine, options, None) as session:
             for row in rows:
                 session.run(row)

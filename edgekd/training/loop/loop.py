@@ -171,8 +171,16 @@ def _save(path: Path, parts: _TrainedParts, history: list[Epoch]) -> None:
         "objective": parts.objective.state(),
         "history": history,
     }
-    with atomic_path(path) as temporary:
+    with atomic_path(path, _size_bytes(state)) as temporary:
         torch.save(state, temporary)
+
+
+def _size_bytes(value: object) -> int:
+    """Return the bytes of all tensors in nested lists and dictionaries."""
+    if isinstance(value, torch.Tensor):
+        return value.nbytes
+    parts = value.values() if isinstance(value, dict) else value if isinstance(value, list | tuple) else ()
+    return sum(map(_size_bytes, parts))
 
 
 def _resume(run: Fit, parts: _TrainedParts, device: torch.device) -> list[Epoch]:

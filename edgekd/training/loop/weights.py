@@ -48,9 +48,9 @@ def seed_all(seed: int) -> None:
 
 def save_weights(model: nn.Module, path: Path) -> None:
     """Write a model's weights as safetensors, atomically."""
-    with atomic_path(path) as temporary:
-        # Copied, since safetensors refuses tensors that share memory, as the weights of a shared encoder do.
-        state = {key: value.clone(memory_format=torch.contiguous_format) for key, value in model.state_dict().items()}
+    # Copied, since safetensors refuses tensors that share memory, as the weights of a shared encoder do.
+    state = {key: value.clone(memory_format=torch.contiguous_format) for key, value in model.state_dict().items()}
+    with atomic_path(path, sum(value.nbytes for value in state.values())) as temporary:
         need("safetensors.torch", "build").save_file(state, str(temporary))
 
 
