@@ -182,8 +182,8 @@ def scratch_root() -> Path:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write ``text`` to ``path`` atomically, as UTF-8."""
-    content = text.encode("utf-8", "backslashreplace")  # a path of a user's may have bytes that are no text
+    """Write ``text`` to ``path`` atomically, as UTF-8; a lone half of a character is escaped, as JSON has it."""
+    content = text.encode("utf-8", "backslashreplace")
     with atomic_path(path, len(content)) as temporary:
         temporary.write_bytes(content)
 
@@ -298,3 +298,30 @@ def quiet() -> Iterator[None]:
             yield
         finally:
             logging.disable(before)
+
+
+#: The most bytes of a text that a user writes by hand, such as a recipe.
+_TEXT_BYTES = 1_000_000
+
+
+def read_text(path: Path, error: type[EdgekdError]) -> str:
+    """Return a file of UTF-8 that a user writes; a byte order mark and the line ends of Windows are left out.
+
+    Raises ``error``, naming the file, where it is absent, is no file (a pipe would never end), is larger than any that
+    a hand writes, or holds another encoding.
+    """
+    require_file(path, error)
+    try:
+        with path.open("rb") as stream:
+            content = stream.read(_TEXT_BYTES + 1)
+    except FileNotFoundError:
+        raise error(f"{path}: no such file") from None
+    except OSError as cause:
+        raise error(f"{path}: cannot be read: {cause.strerror or cause}") from cause
+    if len(content) > _TEXT_BYTES:
+        raise error(f"{path}: is larger than {_TEXT_BYTES // 1_000_000} MB, which no file that is written by hand is")
+    try:
+        return content.decode("utf-8-sig").replace("\r\n", "\n")
+    except UnicodeDecodeError as cause:
+        line = content[: cause.start].count(b"\n") + 1
+        raise error(f"{path}: line {line} is not UTF-8; save the file in that encoding") from cause

@@ -40,7 +40,7 @@ def device(context: click.Context) -> None:
 @click.argument("name")
 def install_device(name: str) -> None:
     """Fetch what a device needs, once, into the user's cache: `emulated:cortex-a76`, `browser`."""
-    from edgekd.cli.terminal import steps
+    from edgekd.cli.terminal import say, steps
     from edgekd.devices.select import install, known_devices
 
     with steps(f"installing {name}") as advance:
@@ -48,7 +48,7 @@ def install_device(name: str) -> None:
     lacking = next(found.missing() for found in known_devices() if found.name == name)
     if lacking:  # what edgekd does not fetch: Chromium
         raise DeviceError(f"{name}: {lacking}")
-    click.echo(f"{name}: ready")
+    say(f"{name}: ready")
 
 
 @device.command("probe")
@@ -72,11 +72,12 @@ def probe_device(address: str) -> None:
 @click.argument("address")
 def clean_device(address: str) -> None:
     """Remove all that edgekd keeps on a board: `ssh://[user@]host[:port]`."""
+    from edgekd.cli.terminal import say
     from edgekd.devices.ssh.device import SshDevice
     from edgekd.report.format import size
 
     board = SshDevice(address)
-    click.echo(f"{board.name}: {size(board.clean())} removed; nothing of edgekd is left there")
+    say(f"{board.name}: {size(board.clean())} removed; nothing of edgekd is left there")
 
 
 @main.command()
@@ -89,11 +90,13 @@ def verify(bundle: Path, runtime: str | None, device: str | None) -> None:
     Checks the digest of every file, then runs the bundle's own reference samples through its engine and compares logits
     and Grams with those recorded. Needs no labels and no teacher.
     """
+    from edgekd.cli.terminal import say
+
     verified = edgekd.verify(bundle, device=device, runtime=runtime)
     result = verified.result
     flips = "" if result.flips is None else f"{result.flips} flips, "
     library = verified.runtime.removesuffix("-web")  # a browser's engine runs in ONNX Runtime here
-    click.echo(
+    say(
         f"{bundle}: {verified.manifest.verdict}; {result.samples} reference samples in {library}, "
         f"{flips}Gram drift {result.gram_drift:.2g}, largest logit error {result.max_logit_error:.2g}"
     )

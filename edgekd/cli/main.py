@@ -8,12 +8,17 @@ import re
 import shutil
 import sys
 import textwrap
-from typing import Any
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
 
 import click
 
 import edgekd
 from edgekd.errors import EdgekdError, OutputError
+from edgekd.report.escape import visible
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 #: Refusals of the operating system that a user can mend; others are defects of edgekd.
 _REFUSALS = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS)
@@ -32,9 +37,15 @@ class _EdgekdGroup(click.Group):
         """Return the commands in the order in which they are defined, the most important first."""
         return list(self.commands)
 
+    def make_context(self, info_name: str | None, args: list[str], **others: Any) -> click.Context:
+        """Parse the options; what an error quotes of them is shown as text."""
+        with _shown_errors():
+            return super().make_context(info_name, args, **others)
+
     def invoke(self, context: click.Context) -> Any:
         try:
-            return super().invoke(context)
+            with _shown_errors():
+                return super().invoke(context)
         except EdgekdError as error:
             _fail(context, error)
         except KeyboardInterrupt:
@@ -47,8 +58,18 @@ class _EdgekdGroup(click.Group):
             _fail(context, OutputError(f"{error.filename or 'a file'}: {error.strerror}"))
 
 
+@contextmanager
+def _shown_errors() -> Iterator[None]:
+    """Let click's own errors show what they quote as text, which a terminal does not obey."""
+    try:
+        yield
+    except click.ClickException as error:
+        error.message = visible(error.message, keep="\n")
+        raise
+
+
 def _fail(context: click.Context, error: EdgekdError) -> None:
-    line = " ".join(f"error: {error}".split())
+    line = visible(" ".join(f"error: {error}".split()))
     if sys.stderr.isatty():
         line = _wrap(line, shutil.get_terminal_size().columns)
     head, message = line[:5], line[5:]

@@ -134,6 +134,7 @@ def _show_joined(joined: Comparison, form: str | None, output: Path | None) -> N
 
         print_joined(joined)
         return
+    from edgekd.cli.terminal.text import say
     from edgekd.files import write_text
     from edgekd.report.compare.formats import as_csv, as_json, as_markdown
     from edgekd.report.compare.page import as_html
@@ -144,4 +145,4 @@ def _show_joined(joined: Comparison, form: str | None, output: Path | None) -> N
         click.echo(text, nl=False)
         return
     write_text(output, text)
-    click.echo(f"wrote {output}")
+    say(f"wrote {output}")

@@ -8,6 +8,8 @@ import re
 import sys
 from typing import TYPE_CHECKING, Any
 
+from edgekd.files import read_text
+
 if TYPE_CHECKING:
     from collections.abc import Mapping
     from pathlib import Path
@@ -21,27 +23,62 @@ def _tomllib() -> ModuleType:
     return importlib.import_module("tomllib" if sys.version_info >= (3, 11) else "tomli")
 
 
+#: How deep tables and lists may be nested in TOML.
+MOST_NESTED = 64
+
+
 def read_toml(path: Path, error: type[EdgekdError]) -> dict[str, Any]:
     """Read a TOML file; raise ``error``, naming the file and line, when it is absent or malformed."""
-    tomllib = _tomllib()
     try:
-        content: dict[str, Any] = tomllib.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise error(f"{path}: no such file") from None
-    except (OSError, UnicodeDecodeError) as cause:
-        raise error(f"{path}: cannot be read: {cause}") from cause
-    except tomllib.TOMLDecodeError as cause:
+        return parse_toml(read_text(path, error))
+    except ValueError as cause:
         raise error(f"{path}: not valid TOML: {cause}") from cause
+
+
+def parse_toml(text: str) -> dict[str, Any]:
+    """Return the content of a TOML document.
+
+    Raises:
+        ValueError: It is not valid, nests deeper than a parser can follow, or has a number of thousands of digits.
+    """
+    toml = _tomllib()
+    try:
+        content: dict[str, Any] = toml.loads(text)
+    except RecursionError:
+        raise ValueError(f"its tables and lists are nested more than {MOST_NESTED} deep") from None
+    except toml.TOMLDecodeError:
+        raise
+    except ValueError:  # Python's limit on the length of a number
+        raise ValueError("it has a number of thousands of digits") from None
+    _check_depth(content)
     return content
 
 
+def _check_depth(content: object) -> None:
+    """Raise ValueError where tables and lists are nested deeper than what reads them can follow."""
+    level = [content]
+    for _ in range(MOST_NESTED + 1):
+        level = [
+            item
+            for value in level
+            for item in (value.values() if isinstance(value, dict) else value if isinstance(value, list) else ())
+        ]
+        if not level:
+            return
+    raise ValueError(f"its tables and lists are nested more than {MOST_NESTED} deep")
+
+
 def parse_toml_value(text: str) -> Any:
-    """Return ``text`` as a TOML value; a text that is no TOML value is returned as a string."""
-    tomllib = _tomllib()
+    """Return ``text`` as a TOML value; a text that is no TOML value is returned as a string.
+
+    Raises:
+        ValueError: It nests deeper than a parser can follow, or is a number of thousands of digits.
+    """
     try:
-        return tomllib.loads(f"value = {text}")["value"]
-    except tomllib.TOMLDecodeError:
+        content = parse_toml(f"value = {text}")
+    except _tomllib().TOMLDecodeError:
         return text
+    return content["value"] if len(content) == 1 else text
 
 
 _BARE_KEY = re.compile(r"[A-Za-z0-9_-]+")
@@ -58,7 +95,17 @@ def _toml(value: Any) -> str:
         return f"{{ {', '.join(pairs)} }}" if value else "{}"
     if isinstance(value, list):
         return f"[{', '.join(map(_toml, value))}]"
-    return json.dumps(value, ensure_ascii=False)  # text, numbers and booleans are the same in both
+    # Text, numbers and booleans are the same in both, but TOML wants more characters escaped.
+    return _NOT_ASCII.sub(_toml_character, json.dumps(value, ensure_ascii=False))
+
+
+_NOT_ASCII = re.compile(r"[^ -~]")
+
+
+def _toml_character(match: re.Match[str]) -> str:
+    character = match[0]
+    code = ord(character)
+    return character if character.isprintable() else f"\\u{code:04x}" if code < 0x10000 else f"\\U{code:08x}"
 
 
 def toml_document(content: Mapping[str, object], table: str = "") -> str:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from edgekd.gram.gate import DEVICE
+from edgekd.report.escape import markdown_text
 from edgekd.report.format import NOTHING, WITHHELD, factor, milliseconds, number, share, size
 from edgekd.report.results import SHIPPED
 
@@ -69,7 +70,7 @@ def markdown(table: Table) -> str:
     A table without rows is its title and its notes.
     """
     cells = [[column.name for column in table.columns], *table.rows]
-    cells = [[" ".join(cell.split()).replace("|", "\\|") for cell in row] for row in cells]
+    cells = [[markdown_text(cell) for cell in row] for row in cells]
     widths = [max(3, *(len(row[index]) for row in cells)) for index in range(len(table.columns))]
     rule = [
         "-" * (width - 1) + ":" if column.right else "-" * width
@@ -83,7 +84,7 @@ def markdown(table: Table) -> str:
         )
         lines.append("| " + " | ".join(padded) + " |")
     parts = ["\n".join(lines)] if table.rows else []
-    return "\n\n".join([f"### {table.title}", *parts, *table.notes]) + "\n"
+    return "\n\n".join([f"### {markdown_text(table.title)}", *parts, *map(markdown_text, table.notes)]) + "\n"
 
 
 def metric_name(name: str) -> str:

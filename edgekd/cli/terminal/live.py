@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING, Literal
 
 from rich.live import Live
 from rich.spinner import Spinner
-from rich.text import Text
 
 from edgekd.cli.terminal.plain import join
+from edgekd.cli.terminal.text import shown
+from edgekd.report.escape import one_line
 from edgekd.report.format import duration
 
 if TYPE_CHECKING:
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
     from typing import Self
 
     from rich.console import Console, ConsoleOptions, RenderResult
+    from rich.text import Text
 
 State = Literal["waiting", "running", "done", "cached", "stopped"]
 
@@ -125,7 +127,7 @@ class LiveView:
         self._lines[stage] = line
 
     def _say(self, style: str, message: str) -> None:
-        self._console.print(Text(message, style))
+        self._console.print(shown(message, style))
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         """Draw the stages; while more are planned than the terminal has lines, those around the running one."""
@@ -152,17 +154,18 @@ class LiveView:
             columns: Columns of the terminal.
         """
         style = _STYLES[line.state]
-        text = Text(no_wrap=True, end="\n")
+        text = shown("")
+        text.no_wrap = True
         if line.state == "running":
             frame = self._spinner.render(time.monotonic())
             text.append(str(frame), style)
         else:
             text.append(self._marks[line.state], style)
-        name = Text(f" {stage}", "bold" if line.state == "running" else "dim" if line.state == "waiting" else "")
+        name = shown(f" {stage}", "bold" if line.state == "running" else "dim" if line.state == "waiting" else "")
         name.truncate(width + 1, overflow="ellipsis", pad=True)
         text.append_text(name)
         text.append(f"  {self._time(line):>{_TIME}}  ", "dim")
-        note = " ".join(line.text.split())
+        note = one_line(" ".join(line.text.split()))
         if line.state in ("running", "stopped") and line.total:
             text.append_text(self._progress(line, columns - len(text) - len(note)))
         if line.state == "stopped":
@@ -176,7 +179,7 @@ class LiveView:
         told = f" {share:4.0%}  "
         width = max(_BAR_MIN, min(_BAR, room - len(told)))
         full = round(share * width)
-        bar = Text(self._bar[0] * full, _STYLES[line.state])
+        bar = shown(self._bar[0] * full, _STYLES[line.state])
         return bar.append(self._bar[1] * (width - full), "dim").append(told)
 
     @staticmethod

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import sys
 import time
 from typing import TYPE_CHECKING
 
+from edgekd.cli.terminal.text import say
+from edgekd.report.escape import json_text
 from edgekd.report.format import duration
 from edgekd.stages.progress import Silent
 
@@ -59,26 +60,26 @@ class Plain(_Closing):
         """Write that the stage starts."""
         super().start(stage)
         self._told[stage] = time.monotonic()
-        print(f"{stage}: started", flush=True)
+        say(f"{stage}: started")
 
     def advance(self, stage: str, done: int, total: int, note: str) -> None:
         """Write how far the stage is, unless that was written a moment ago."""
         if self._verbose or time.monotonic() - self._told.get(stage, 0.0) >= _INTERVAL_S:
             self._told[stage] = time.monotonic()
-            print(f"{stage}: {join(f'{done}/{total}', note)}", flush=True)
+            say(f"{stage}: {join(f'{done}/{total}', note)}")
 
     def warn(self, stage: str, message: str) -> None:
         """Write the warning among the other lines."""
-        print(f"warning: {stage}: {message}", flush=True)
+        say(f"warning: {stage}: {message}")
 
     def finish(self, stage: str, seconds: float, cached: bool, summary: str) -> None:
         """Write how the stage ended."""
         super().finish(stage, seconds, cached, summary)
-        print(f"{stage}: {join('up to date' if cached else f'done in {duration(seconds)}', summary)}", flush=True)
+        say(f"{stage}: {join('up to date' if cached else f'done in {duration(seconds)}', summary)}")
 
     def stopped(self, stage: str, seconds: float) -> None:
         """Write that the stage did not finish."""
-        print(f"{stage}: stopped after {duration(seconds)}", flush=True)
+        say(f"{stage}: stopped after {duration(seconds)}")
 
 
 class Quiet(_Closing):
@@ -86,7 +87,7 @@ class Quiet(_Closing):
 
     def warn(self, stage: str, message: str) -> None:
         """Write the warning."""
-        print(f"warning: {stage}: {message}", file=sys.stderr, flush=True)
+        say(f"warning: {stage}: {message}", sys.stderr)
 
 
 class Json(_Closing):
@@ -94,7 +95,7 @@ class Json(_Closing):
 
     def emit(self, event: str, **fields: object) -> None:
         """Write one event; the command line ends with ``emit("report", report=...)``."""
-        print(json.dumps({"event": event, **fields}, ensure_ascii=False, allow_nan=False), flush=True)
+        print(json_text({"event": event, **fields}), flush=True)
 
     def plan(self, stages: tuple[str, ...]) -> None:
         """Write ``plan``."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from html import escape
 from typing import TYPE_CHECKING
 
 from edgekd.report import format as formats
@@ -13,6 +12,7 @@ from edgekd.report.build.training_picture import training_figure
 from edgekd.report.compare.checks import tiles_html
 from edgekd.report.compare.html import reason_list, table_html, verdict_badge
 from edgekd.report.compare.sections import gram_pictures, ledger_html, ledger_pictures, time_pictures
+from edgekd.report.escape import escape
 from edgekd.report.results import SHIPPED
 from edgekd.report.table import candidate_table, choice_sentence, describe, engine_table, ledger_table, legend
 
@@ -73,7 +73,7 @@ def _verdict(result: TargetResult) -> Iterator[str]:
 def _run(result: TargetResult) -> Iterator[str]:
     """Yield the lines that run the bundle in an application."""
     if result.bundle and result.verdict != "fail":
-        code = escape("\n".join(run_lines(result.bundle)))
+        code = "\n".join(map(escape, run_lines(result.bundle)))
         lines = f'<pre tabindex="0" aria-label="Python that runs the bundle">{code}</pre>'
         yield from _part("Run it, from the folder of this page", [lines])
 

@@ -16,7 +16,15 @@ from edgekd.training.loop.autograd_layers import (
     width_defining_layers,
 )
 from edgekd.training.pruning.curvature import WIDEST, is_too_wide
-from edgekd.training.pruning.groups import FUSION, dependency_graph, describe_group, groups_by_root, is_output, members, traceable
+from edgekd.training.pruning.groups import (
+    FUSION,
+    dependency_graph,
+    describe_group,
+    groups_by_root,
+    is_output,
+    members,
+    traceable,
+)
 from edgekd.training.pruning.proof import SAMPLES, Ends, Proof
 from edgekd.training.pruning.refusals import Refusal, weights_not_to_cut
 from edgekd.training.pruning.tracing import Trace, copy_network
@@ -133,7 +141,11 @@ class Candidates:
             layers = [self._model.get_submodule(path) for path in refusal.paths]
             self._kept.update(layers)
             branch = self._branches.get(layers[0], FUSION)
-            if refusal.width is not None and refusal.width > (self._config.round_to or 1) and (self._config.budget or self._config.ratios.get(branch, self._config.ratio)):
+            if (
+                refusal.width is not None
+                and refusal.width > (self._config.round_to or 1)
+                and (self._config.budget or self._config.ratios.get(branch, self._config.ratio))
+            ):
                 self.refusals.append(refusal)
 
     def _reasons(self) -> dict[nn.Module, str]:

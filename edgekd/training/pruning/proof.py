@@ -78,7 +78,9 @@ class Proof:
         self._halve([], removed, by_root, refusals)
         return refusals
 
-    def _halve(self, proven: History, removed: History, groups: Mapping[str, Group], refusals: list[Refusal]) -> History:
+    def _halve(
+        self, proven: History, removed: History, groups: Mapping[str, Group], refusals: list[Refusal]
+    ) -> History:
         """Return the entries that can be removed beside those proven; where all cannot, look for it in each half."""
         problem = self._problem([*proven, *removed], groups) if removed else None
         if problem is None:
