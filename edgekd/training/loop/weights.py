@@ -29,17 +29,18 @@ _WRAPPERS = {
 }
 
 
-def build(factory: Callable[[], nn.Module], seed: int) -> nn.Module:
+def build(factory: Callable[[], nn.Module], seed: int, what: str = "") -> nn.Module:
     """Return a new model whose initial weights depend on the seed alone.
 
     Args:
-        factory: A function of the user's task, which messages name.
+        factory: A function of the user's task.
         seed: The seed.
+        what: The function, as messages name it; by default its own name.
 
     Raises:
         TaskError: The function fails, or returns no network that can be trained and taken apart.
     """
-    what = f"{getattr(factory, '__name__', 'network')}()"
+    what = what or f"{getattr(factory, '__name__', 'network')}()"
     seed_all(seed)
     with user_code(what):
         model = factory()
