@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import os
-import traceback
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from edgekd.errors import EdgekdError, TaskError
+from edgekd.errors import TaskError
 from edgekd.files import sha256_file
+from edgekd.plugins import guarded, installed
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from contextlib import AbstractContextManager
 
 _PACKAGE = Path(__file__).resolve().parent.parent
 
@@ -42,11 +41,6 @@ def source_digests(module_file: Path) -> dict[str, str]:
     }
 
 
-def installed(file: Path) -> bool:
-    """Whether a file was put where it is by an installer, so that it is not a user's own code."""
-    return not {"site-packages", "dist-packages"}.isdisjoint(file.parts)
-
-
 def _python_files(folder: Path) -> list[Path]:
     python_files: list[Path] = []
     for parent, folders, files in os.walk(folder):
@@ -64,35 +58,23 @@ def _may_hold_sources(folder: Path) -> bool:
     )
 
 
-@contextmanager
-def user_code(what: str, folder: Path | None) -> Iterator[None]:
-    """Turn whatever a user's code raises into one line that says what it was, and where.
+def user_code(what: str, folder: Path | None = None) -> AbstractContextManager[None]:
+    """Return a context for a user's code: what it raises is one line, and what it changes in the process is undone.
 
     Args:
         what: What the code is called for, at the beginning of the line.
-        folder: Folder of the task: the innermost line below it is named, else the innermost of all.
+        folder: Folder of the task: the innermost line below it is named, else the innermost of all of the user's.
 
     Raises:
-        TaskError: The code raised something; edgekd's own errors pass through.
+        TaskError: The code raised something, or changed what cannot be undone; edgekd's own errors pass through.
     """
-    try:
-        yield
-    except EdgekdError:
-        raise
-    except Exception as error:  # a user's code may raise anything, and its line is what helps
-        message = " ".join(str(error.msg if isinstance(error, SyntaxError) else error).split())
-        raise TaskError(f"{what}: {type(error).__name__}: {message} ({_place(error, folder)})") from error
+    return guarded(what, TaskError, folder)
 
 
-def _place(error: Exception, folder: Path | None) -> str:
-    if isinstance(error, SyntaxError) and error.filename:
-        return f"{error.filename}:{error.lineno}"
-    frames = [frame for frame in traceback.extract_tb(error.__traceback__) if not frame.filename.startswith("<")]
-    own = [frame for frame in frames if folder is not None and _is_own(Path(frame.filename), folder)]
-    frame = (own or frames)[-1]
-    return f"{frame.filename}:{frame.lineno}"
-
-
-def _is_own(file: Path, folder: Path) -> bool:
-    file = file.resolve()
-    return file.is_relative_to(folder) and not installed(file.relative_to(folder))
+def describe(value: object) -> str:
+    """Return what a user's function returned, as an error calls it."""
+    if value is None:
+        return "None"
+    if isinstance(value, type):
+        return f"the class {value.__name__}"
+    return f"a {type(value).__name__}"

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
-from torch import nn
 
 from edgekd.errors import RecipeError, TaskError, nearest
 from edgekd.stages.labels import UNLABELLED
@@ -23,13 +22,13 @@ from edgekd.training.loop.loop import compute_device
 from edgekd.training.loop.weights import build
 from edgekd.training.pruning.stage import ignored_layers
 from edgekd.training.taps.taps import TappedModel
-from edgekd.training.task.loading import check_returned, check_shapes
+from edgekd.training.task.checks import check_shapes
 from edgekd.training.task.protocol import SPLITS
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
 
-    from torch import Tensor
+    from torch import Tensor, nn
 
     from edgekd.config.recipe import Recipe, Tap, Term
     from edgekd.training.loop.evaluate import GroundTruth
@@ -90,9 +89,7 @@ def check(task: LoadedTask, taps: Taps, recipe: Recipe) -> None:
 
 def _network(name: str, factory: Callable[[], nn.Module], task: LoadedTask, seed: int) -> nn.Module:
     with task.running(f"{name}()"):
-        network = build(factory, seed)
-    check_returned(f"{name}()", network, nn.Module, "an nn.Module")
-    return network
+        return build(factory, seed, f"{name}()")
 
 
 def _run_once(name: str, tapped: TappedModel, inputs: list[Tensor], task: LoadedTask) -> TapOutputs:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -16,7 +17,8 @@ from edgekd.stages.cache import CHECKPOINT
 from edgekd.training.loop import distributed
 from edgekd.training.loop.autograd_layers import train_unfrozen
 from edgekd.training.loop.batches import BatchOrder, epoch_seed
-from edgekd.training.loop.weights import load_plain, seed_all
+from edgekd.training.loop.weights import seed_all
+from edgekd.training.loop.weights_file import read_checkpoint
 from edgekd.training.task.protocol import Batch, Split, as_dataset, collate
 
 if TYPE_CHECKING:
@@ -28,6 +30,9 @@ if TYPE_CHECKING:
 
 #: One epoch's figures: mean losses, weights, "validation".
 Epoch = dict[str, float]
+
+#: What PyTorch raises where a state is of another network, optimizer or version.
+_MISFITS = (RuntimeError, LookupError, ValueError, TypeError, AttributeError)
 
 #: How far apart the seeds of the processes' dropout and augmentation are.
 _RANK_SEEDS = 1_000_000_007
@@ -163,14 +168,28 @@ def _one_epoch(parts: _TrainedParts, loader: DataLoader[Batch], order: BatchOrde
     return means
 
 
-def _save(path: Path, parts: _TrainedParts, history: list[Epoch]) -> None:
-    state = {
+def _state(parts: _TrainedParts, history: list[Epoch]) -> dict[str, Any]:
+    return {
         "model": parts.model.state_dict(),
         "optimizer": parts.optimizer.state_dict(),
         "schedule": parts.schedule.state_dict(),
         "objective": parts.objective.state(),
         "history": history,
     }
+
+
+def _take_up(parts: _TrainedParts, state: Mapping[str, Any]) -> list[Epoch]:
+    """Give all that is trained a state, in place, and return the epochs that led to it."""
+    parts.model.load_state_dict(state["model"])
+    parts.optimizer.load_state_dict(state["optimizer"])
+    parts.schedule.load_state_dict(state["schedule"])
+    parts.objective.restore(state["objective"])
+    history: list[Epoch] = state["history"]
+    return history
+
+
+def _save(path: Path, parts: _TrainedParts, history: list[Epoch]) -> None:
+    state = _state(parts, history)
     with atomic_path(path, _size_bytes(state)) as temporary:
         torch.save(state, temporary)
 
@@ -188,14 +207,14 @@ def _resume(run: Fit, parts: _TrainedParts, device: torch.device) -> list[Epoch]
     path = run.folder / CHECKPOINT
     if not path.is_file():
         return []
+    untrained = copy.deepcopy(_state(parts, []))
     try:
-        state = load_plain(path, device)
+        history = _take_up(parts, read_checkpoint(path, device))
+        if len(history) > run.config.epochs:
+            raise ValueError("it is of a longer training")
+        return history
     except ModelError:
         run.report.warn(f"{path}: the checkpoint is damaged, so training starts over")
-        return []
-    parts.model.load_state_dict(state["model"])
-    parts.optimizer.load_state_dict(state["optimizer"])
-    parts.schedule.load_state_dict(state["schedule"])
-    parts.objective.restore(state["objective"])
-    history: list[Epoch] = state["history"]
-    return history
+    except _MISFITS:
+        run.report.warn(f"{path}: the checkpoint is of another network or version, so training starts over")
+    return _take_up(parts, untrained)
