@@ -10,10 +10,11 @@ from typing import TYPE_CHECKING, Literal
 import msgspec
 
 from edgekd.compress.fp16 import to_half
-from edgekd.compress.graph import copy, drop_outputs, save, unquantize_outputs
+from edgekd.compress.graph import copy, drop_outputs, save
 from edgekd.compress.quantizers import onnxruntime
-from edgekd.compress.quantizers.prepare import refusals, write_quantized
+from edgekd.compress.quantizers.prepare import refusals
 from edgekd.compress.quantizers.registry import find_quantizer
+from edgekd.compress.quantizers.write import write_quantized
 from edgekd.compress.range_search import SAMPLES, shrink_ranges
 from edgekd.compress.ranges import CalibrationSamples
 from edgekd.compress.rounding import reconstruct
@@ -23,7 +24,7 @@ from edgekd.plugins import is_plugin, source_file
 from edgekd.stages.artifacts import DEPLOY, PREPARED, PROBE_GRAPH, QDQ
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Callable, Iterable
 
     from onnx import ModelProto
 
@@ -114,7 +115,13 @@ def quantizer_digests(specs: Iterable[CandidateSpec]) -> dict[str, str]:
 
 
 def run(
-    spec: CandidateSpec, model: Path, samples: Path, scheme: Scheme, calibration: Calibration, folder: Path
+    spec: CandidateSpec,
+    model: Path,
+    samples: Path,
+    scheme: Scheme,
+    calibration: Calibration,
+    folder: Path,
+    warn: Callable[[str], None] = lambda _: None,
 ) -> Candidate:
     """Write a candidate's graphs into a folder of its name; for INT8 also ``prepared.onnx`` and ``qdq.onnx``.
 
@@ -125,6 +132,7 @@ def run(
         scheme: How the target wants INT8.
         calibration: How ranges and weights are chosen.
         folder: The folder in which the candidate's folder is made.
+        warn: Receives for each node that stays float against the scheme its name and the reason.
 
     Raises:
         ModelError: The quantizer cannot take the graph, or nothing in it could be quantized.
@@ -134,9 +142,8 @@ def run(
         return write_variants(onnx.load(str(model)), spec, scheme, folder / spec.name)
     with tempfile.TemporaryDirectory(dir=folder) as temporary, quiet():
         chunks = open_samples(model, samples, calibration)
-        written = write_quantized(find_quantizer(spec.quantizer), model, chunks, scheme, Path(temporary))
+        written = write_quantized(find_quantizer(spec.quantizer), model, chunks, scheme, Path(temporary), warn)
         graph = onnx.load(str(written))
-        unquantize_outputs(graph)
         if not _count(graph)[0]:
             operators = ", ".join(scheme.operators)
             raise ModelError(f"{model}: nothing in it could be quantized; the scheme quantizes {operators}")
