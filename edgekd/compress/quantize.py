@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING, Literal
 import msgspec
 
 from edgekd.compress.fp16 import to_half
-from edgekd.compress.graph import copy, drop_outputs, save, unquantize_outputs
+from edgekd.compress.graph import copy, drop_outputs, save
 from edgekd.compress.quantizers import onnxruntime
-from edgekd.compress.quantizers.prepare import refusals, write_quantized
+from edgekd.compress.quantizers.prepare import refusals
 from edgekd.compress.quantizers.registry import find_quantizer
+from edgekd.compress.quantizers.write import write_quantized
 from edgekd.compress.range_search import SAMPLES, shrink_ranges
 from edgekd.compress.ranges import CalibrationSamples
 from edgekd.compress.rounding import reconstruct
@@ -21,7 +22,7 @@ from edgekd.plugins import is_plugin, source_file
 from edgekd.stages.artifacts import DEPLOY, PREPARED, PROBE_GRAPH, QDQ
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Callable, Iterable
     from pathlib import Path
 
     from onnx import ModelProto
@@ -113,7 +114,13 @@ def quantizer_digests(specs: Iterable[CandidateSpec]) -> dict[str, str]:
 
 
 def run(
-    spec: CandidateSpec, model: Path, samples: Path, scheme: Scheme, calibration: Calibration, folder: Path
+    spec: CandidateSpec,
+    model: Path,
+    samples: Path,
+    scheme: Scheme,
+    calibration: Calibration,
+    folder: Path,
+    warn: Callable[[str], None] = lambda _: None,
 ) -> Candidate:
     """Write a candidate's graphs into a folder of its name; for INT8 also ``prepared.onnx`` and ``qdq.onnx``.
 
@@ -124,6 +131,7 @@ def run(
         scheme: How the target wants INT8.
         calibration: How ranges and weights are chosen.
         folder: The folder in which the candidate's folder is made.
+        warn: Receives for each node that stays float against the scheme its name and the reason.
 
     Raises:
         ModelError: The quantizer cannot take the graph, or nothing in it could be quantized.
@@ -133,9 +141,8 @@ def run(
         return write_variants(onnx.load(str(model)), spec, scheme, folder / spec.name)
     with scratch_folder(folder) as work, quiet():
         chunks = open_samples(model, samples, calibration)
-        written = write_quantized(find_quantizer(spec.quantizer), model, chunks, scheme, work)
+        written = write_quantized(find_quantizer(spec.quantizer), model, chunks, scheme, work, warn)
         graph = onnx.load(str(written))
-        unquantize_outputs(graph)
         if not _count(graph)[0]:
             operators = ", ".join(scheme.operators)
             raise ModelError(f"{model}: nothing in it could be quantized; the scheme quantizes {operators}")

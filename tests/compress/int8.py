@@ -5,8 +5,8 @@ import onnx
 import onnxruntime as ort
 
 from edgekd.compress.graph import unquantize_outputs
-from edgekd.compress.quantizers.prepare import write_quantized
 from edgekd.compress.quantizers.registry import find_quantizer
+from edgekd.compress.quantizers.write import write_quantized
 from edgekd.compress.ranges import CalibrationSamples
 from edgekd.config.target import Calibration, Scheme
 

@@ -15,15 +15,14 @@ from edgekd.files import need
 from edgekd.runtime.backends.telemetry import no_telemetry
 
 if TYPE_CHECKING:
+    from collections.abc import Collection
     from pathlib import Path
     from types import ModuleType
-
-    from onnx import ModelProto
 
     from edgekd.config.target import Scheme
 
 
-def write(prepared: Path, samples: CalibrationSamples, scheme: Scheme, work: Path) -> Path:
+def write(prepared: Path, samples: CalibrationSamples, scheme: Scheme, work: Path, floats: Collection[str]) -> Path:
     """Write a float graph as INT8, weights rounded to the nearest level, and return the file.
 
     Ranges are the extremes over all samples, whatever ranges their calibration names: NNCF's default is an average
@@ -35,6 +34,7 @@ def write(prepared: Path, samples: CalibrationSamples, scheme: Scheme, work: Pat
         samples: The samples that ranges are found on, in chunks; the chunks' size does not change the result.
         scheme: Which operators compute in INT8, whether zero points are free, and the range of weights.
         work: A folder for the result and the files on the way.
+        floats: Names of the nodes that stay float.
 
     Raises:
         MissingDependency: NNCF, ONNX or ONNX Runtime is not installed.
@@ -45,7 +45,10 @@ def write(prepared: Path, samples: CalibrationSamples, scheme: Scheme, work: Pat
     with redirect_stdout(io.StringIO()):  # NNCF draws progress bars, and stdout may be a program's.
         _require_finite(prepared, samples, scheme, work)
         graph = need("onnx", "build").load(str(prepared))
-        save(nncf.quantize(graph, nncf.Dataset(samples), **_arguments(nncf, graph, samples, scheme)), quantized)
+        ignored = {node.name for node in graph.graph.node if node.op_type not in scheme.operators}.union(floats)
+        scope = nncf.IgnoredScope(names=sorted(ignored), validate=False)
+        dataset = nncf.Dataset(samples)
+        save(nncf.quantize(graph, dataset, ignored_scope=scope, **_arguments(nncf, samples, scheme)), quantized)
     return quantized
 
 
@@ -55,18 +58,16 @@ def _import() -> ModuleType:
     return nncf
 
 
-def _arguments(nncf: ModuleType, graph: ModelProto, samples: CalibrationSamples, scheme: Scheme) -> dict[str, object]:
+def _arguments(nncf: ModuleType, samples: CalibrationSamples, scheme: Scheme) -> dict[str, object]:
     advanced = need("nncf.quantization.advanced_parameters", "build")
     extremes = need("nncf.quantization.range_estimator", "build").RangeEstimatorParametersSet.MINMAX
     fix = advanced.OverflowFix.ENABLE if scheme.reduce_range else advanced.OverflowFix.DISABLE
-    present = {node.op_type for node in graph.graph.node}
     return {
         "preset": nncf.QuantizationPreset.PERFORMANCE
         if scheme.symmetric_activations
         else nncf.QuantizationPreset.MIXED,
         "target_device": nncf.TargetDevice.CPU,
         "subset_size": samples.calibration.samples,  # counts chunks, of which there are no more than samples
-        "ignored_scope": nncf.IgnoredScope(types=sorted(present.difference(scheme.operators))),
         "advanced_parameters": advanced.AdvancedQuantizationParameters(
             overflow_fix=fix,
             disable_bias_correction=True,

@@ -9,13 +9,14 @@ from edgekd.compress.ranges import CalibrationSamples, tensor_ranges
 from edgekd.files import need
 
 if TYPE_CHECKING:
+    from collections.abc import Collection
     from pathlib import Path
     from types import ModuleType
 
     from edgekd.config.target import Scheme
 
 
-def write(prepared: Path, samples: CalibrationSamples, scheme: Scheme, work: Path) -> Path:
+def write(prepared: Path, samples: CalibrationSamples, scheme: Scheme, work: Path, floats: Collection[str]) -> Path:
     """Write a float graph as INT8, weights rounded to the nearest level, and return the file.
 
     Args:
@@ -23,6 +24,7 @@ def write(prepared: Path, samples: CalibrationSamples, scheme: Scheme, work: Pat
         samples: The samples that ranges are found on, and how.
         scheme: How the target wants INT8.
         work: A folder for the result and the files on the way.
+        floats: Names of the nodes that stay float.
 
     Raises:
         ModelError: An activation is not finite.
@@ -37,6 +39,7 @@ def write(prepared: Path, samples: CalibrationSamples, scheme: Scheme, work: Pat
         None,
         calibration_cache_path=str(cache),
         calibrate_method=ranges.calibration_method,
+        nodes_to_exclude=sorted(floats),
         **_arguments(ort, scheme),
     )
     return quantized

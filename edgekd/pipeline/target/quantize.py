@@ -51,7 +51,7 @@ def _describe(written: QuantizedCandidates) -> str:
 
 
 QUANTIZE: StageSpec[QuantizedCandidates] = StageSpec(
-    "quantize", 8, QuantizedCandidates, ("onnx", "onnxruntime"), "write the candidates in INT8 and float", _describe
+    "quantize", 9, QuantizedCandidates, ("onnx", "onnxruntime"), "write the candidates in INT8 and float", _describe
 )
 
 
@@ -107,8 +107,12 @@ def _quantize(
         candidates, errors, refused = [], {}, {}
         for done, spec in enumerate(specs, 1):
             place = folder / spec.name
+
+            def warn(message: str, name: str = spec.name) -> None:
+                report.warn(f"{name}: {message}")
+
             try:
-                candidate = quantize.run(spec, model, samples, context.target.scheme, calibration, folder)
+                candidate = quantize.run(spec, model, samples, context.target.scheme, calibration, folder, warn)
                 probe, errors[spec.name] = probe_variants(
                     lambda name, place=place: run_on_host(place / name, test),  # type: ignore[misc]
                     test,
