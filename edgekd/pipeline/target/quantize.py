@@ -51,7 +51,7 @@ def _describe(written: QuantizedCandidates) -> str:
 
 
 QUANTIZE: StageSpec[QuantizedCandidates] = StageSpec(
-    "quantize", 8, QuantizedCandidates, ("onnx", "onnxruntime"), "write the candidates in INT8 and float", _describe
+    "quantize", 9, QuantizedCandidates, ("onnx", "onnxruntime"), "write the candidates in INT8 and float", _describe
 )
 
 
