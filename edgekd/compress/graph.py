@@ -38,12 +38,13 @@ def drop_outputs(source: Path, keep: tuple[str, ...], target: Path) -> None:
     save(model, target)
 
 
-def open_at(model: ModelProto, tensors: Iterable[str]) -> InferenceSession:
+def open_at(model: ModelProto, tensors: Iterable[str], threads: int = 1) -> InferenceSession:
     """Return an ONNX Runtime session whose outputs are some tensors of a graph, computed node by node.
 
     Args:
         model: The graph, which is not changed.
         tensors: Names of inputs or of tensors that nodes compute; each becomes an output once.
+        threads: The number of threads of one inference; 0 for all cores.
     """
     onnx, ort = need("onnx", "build"), need("onnxruntime", "build")
     cut = copy(model)
@@ -52,7 +53,7 @@ def open_at(model: ModelProto, tensors: Iterable[str]) -> InferenceSession:
     drop_unread(cut.graph)
     options = ort.SessionOptions()
     options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
-    options.intra_op_num_threads = 1
+    options.intra_op_num_threads = threads
     options.log_severity_level = 3
     return ort.InferenceSession(cut.SerializeToString(), options, providers=["CPUExecutionProvider"])
 

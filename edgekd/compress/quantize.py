@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -11,6 +11,7 @@ import msgspec
 
 from edgekd.compress.fp16 import to_half
 from edgekd.compress.graph import copy, drop_outputs, save, unquantize_outputs
+from edgekd.compress.masks import leave_float
 from edgekd.compress.quantizers import onnxruntime
 from edgekd.compress.quantizers.prepare import refusals, write_quantized
 from edgekd.compress.quantizers.registry import find_quantizer
@@ -66,6 +67,7 @@ class Candidate:
         quantized_nodes: Number of weight-bearing nodes that compute in INT8.
         weight_nodes: Number of weight-bearing nodes.
         sizes: Bytes of each file, by the file's name.
+        notes: Sentences for the user on how it was written.
     """
 
     name: str
@@ -73,6 +75,7 @@ class Candidate:
     quantized_nodes: int
     weight_nodes: int
     sizes: dict[str, int]
+    notes: tuple[str, ...] = ()
 
 
 def candidate_specs(target: Target, precision: Literal["best"] | Precision) -> tuple[CandidateSpec, ...]:
@@ -135,14 +138,15 @@ def run(
     with tempfile.TemporaryDirectory(dir=folder) as temporary, quiet():
         chunks = open_samples(model, samples, calibration)
         written = write_quantized(find_quantizer(spec.quantizer), model, chunks, scheme, Path(temporary))
-        graph = onnx.load(str(written))
+        graph = onnx.load(str(written.path))
         unquantize_outputs(graph)
+        floats = onnx.load(str(Path(temporary) / PREPARED))
+        graph, notes = leave_float(graph, floats, written.masked)
         if not _count(graph)[0]:
             operators = ", ".join(scheme.operators)
             raise ModelError(f"{model}: nothing in it could be quantized; the scheme quantizes {operators}")
-        floats = onnx.load(str(Path(temporary) / PREPARED))
         _improve(graph, floats, chunks, scheme)
-        candidate = write_variants(graph, spec, scheme, folder / spec.name)
+        candidate = replace(write_variants(graph, spec, scheme, folder / spec.name), notes=notes)
     save(floats, folder / spec.name / PREPARED)
     save(graph, folder / spec.name / QDQ)
     return candidate

@@ -5,6 +5,7 @@ import onnx
 import onnxruntime as ort
 
 from edgekd.compress.graph import unquantize_outputs
+from edgekd.compress.masks import leave_float
 from edgekd.compress.quantizers.prepare import write_quantized
 from edgekd.compress.quantizers.registry import find_quantizer
 from edgekd.compress.ranges import CalibrationSamples
@@ -19,9 +20,10 @@ def int8(model, samples, work, scheme=USUAL, quantizer="qdq"):
     """Return the QDQ graph and the float graph that it was made from."""
     work.mkdir(exist_ok=True)
     calibrate = CalibrationSamples(samples, CALIBRATION)
-    qdq = onnx.load(write_quantized(find_quantizer(quantizer), model, calibrate, scheme, work))
+    written = write_quantized(find_quantizer(quantizer), model, calibrate, scheme, work)
+    qdq, floats = onnx.load(written.path), onnx.load(work / "prepared.onnx")
     unquantize_outputs(qdq)
-    return qdq, onnx.load(work / "prepared.onnx")
+    return leave_float(qdq, floats, written.masked)[0], floats
 
 
 def run(model, feeds, fused=False):

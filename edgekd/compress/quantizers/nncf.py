@@ -6,11 +6,8 @@ import io
 from contextlib import redirect_stdout
 from typing import TYPE_CHECKING
 
-import msgspec
-
 from edgekd.compress.graph import save
 from edgekd.compress.quantizers.quantizer import Quantizer
-from edgekd.compress.ranges import CalibrationSamples, tensor_ranges
 from edgekd.files import need
 from edgekd.runtime.backends.telemetry import no_telemetry
 
@@ -20,6 +17,7 @@ if TYPE_CHECKING:
 
     from onnx import ModelProto
 
+    from edgekd.compress.ranges import CalibrationSamples
     from edgekd.config.target import Scheme
 
 
@@ -38,12 +36,10 @@ def write(prepared: Path, samples: CalibrationSamples, scheme: Scheme, work: Pat
 
     Raises:
         MissingDependency: NNCF, ONNX or ONNX Runtime is not installed.
-        ModelError: An activation is not finite.
     """
     nncf = _import()
     quantized = work / "nncf.onnx"
     with redirect_stdout(io.StringIO()):  # NNCF draws progress bars, and stdout may be a program's.
-        _require_finite(prepared, samples, scheme, work)
         graph = need("onnx", "build").load(str(prepared))
         save(nncf.quantize(graph, nncf.Dataset(samples), **_arguments(nncf, graph, samples, scheme)), quantized)
     return quantized
@@ -74,12 +70,6 @@ def _arguments(nncf: ModuleType, graph: ModelProto, samples: CalibrationSamples,
             activations_range_estimator_params=extremes,
         ),
     }
-
-
-def _require_finite(prepared: Path, samples: CalibrationSamples, scheme: Scheme, work: Path) -> None:
-    """Raise ModelError where an activation is not finite: NNCF would silently take its range for empty."""
-    extremes = CalibrationSamples(samples.path, msgspec.structs.replace(samples.calibration, ranges="minmax"))
-    tensor_ranges(prepared, extremes, scheme, work / "calibrated.onnx")
 
 
 QUANTIZER = Quantizer("nncf", "NNCF", write, ("onnx", "onnxruntime", "nncf"), lambda: (_import().errors,))

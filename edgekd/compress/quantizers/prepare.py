@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from edgekd.compress.masks import survey
 from edgekd.errors import ModelError
 from edgekd.files import need, quiet
 from edgekd.stages.artifacts import PREPARED
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
     from pathlib import Path
     from types import ModuleType
 
+    from edgekd.compress.masks import Masked
     from edgekd.compress.quantizers.quantizer import Quantizer
     from edgekd.compress.ranges import CalibrationSamples
     from edgekd.config.target import Scheme
@@ -32,8 +35,23 @@ def prepare(model: Path, work: Path) -> Path:
     return prepared
 
 
-def write_quantized(quantizer: Quantizer, model: Path, samples: CalibrationSamples, scheme: Scheme, work: Path) -> Path:
-    """Write the QDQ graph of a float graph, its weights rounded to the nearest level, and return the file.
+@dataclass(frozen=True)
+class QuantizedGraph:
+    """A QDQ graph as a quantizer wrote it, its weights rounded to the nearest level.
+
+    Attributes:
+        path: Its file.
+        masked: The tensors of the float graph that must not be rounded; see :mod:`edgekd.compress.masks`.
+    """
+
+    path: Path
+    masked: Mapping[str, Masked]
+
+
+def write_quantized(
+    quantizer: Quantizer, model: Path, samples: CalibrationSamples, scheme: Scheme, work: Path
+) -> QuantizedGraph:
+    """Write the QDQ graph of a float graph.
 
     Args:
         quantizer: The library that writes it.
@@ -43,10 +61,12 @@ def write_quantized(quantizer: Quantizer, model: Path, samples: CalibrationSampl
         work: An existing folder for the files; the float graph with its constants folded is left there too.
 
     Raises:
-        ModelError: The quantizer cannot take the graph, or an activation is not finite.
+        ModelError: The quantizer cannot take the graph, or NaN or an overflow reaches an output of it.
     """
     with quiet(), refusals(model, quantizer.title, quantizer.error_modules()):
-        return quantizer.write(prepare(model, work), samples, scheme, work)
+        prepared = prepare(model, work)
+        masked = survey(prepared, samples)
+        return QuantizedGraph(quantizer.write(prepared, samples, scheme, work), masked)
 
 
 @contextmanager

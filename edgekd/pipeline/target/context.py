@@ -201,7 +201,7 @@ class Context:
 
     @property
     def host_runtime(self) -> Runtime:
-        """ONNX Runtime on this host: as the target opens it, or, in another library's stead, as the graph is written."""
+        """ONNX Runtime on this host as the target opens it, or, in another library's stead, as the graph is written."""
         if not self.on_onnxruntime:
             return AS_WRITTEN
         return Runtime(ORT.name, {key: value for key, value in self.target.options.items() if key == "fused"})

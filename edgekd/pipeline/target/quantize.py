@@ -109,6 +109,8 @@ def _quantize(
             place = folder / spec.name
             try:
                 candidate = quantize.run(spec, model, samples, context.target.scheme, calibration, folder)
+                for note in candidate.notes:
+                    report.warn(f"{spec.name}: {note}")
                 probe, errors[spec.name] = probe_variants(
                     lambda name, place=place: run_on_host(place / name, test),  # type: ignore[misc]
                     test,

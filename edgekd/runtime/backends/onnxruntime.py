@@ -49,13 +49,11 @@ def hardware(fused: bool = True) -> dict[str, str]:  # noqa: ARG001
     return {}
 
 
-def absent(fused: bool = True) -> None:  # noqa: ARG001
+def absent(fused: bool = True) -> None:
     """Return the reason why no engine can run on this machine: there is none, since there is always a processor."""
 
 
-def open_engine(
-    engine: Path | bytes, threads: int = 1, name: str | None = None, *, fused: bool = True
-) -> Session:
+def open_engine(engine: Path | bytes, threads: int = 1, name: str | None = None, *, fused: bool = True) -> Session:
     """Open an ONNX model for the processor.
 
     Args:

@@ -56,7 +56,9 @@ BACKENDS: dict[str, Backend] = {
         packages=("onnxruntime",),
         install_hint=_pip("onnxruntime"),
         options=(
-            BackendOption("fused", True, "Rewrite the graph for speed; if not, compute it node by node as it is written."),
+            BackendOption(
+                "fused", True, "Rewrite the graph for speed; if not, compute it node by node as it is written."
+            ),
         ),
         import_name="onnxruntime",
         emulated_arches=("x86_64", "aarch64"),
