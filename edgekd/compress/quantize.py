@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -24,7 +24,7 @@ from edgekd.plugins import is_plugin, source_file
 from edgekd.stages.artifacts import DEPLOY, PREPARED, PROBE_GRAPH, QDQ
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Iterable
 
     from onnx import ModelProto
 
@@ -67,6 +67,7 @@ class Candidate:
         quantized_nodes: Number of weight-bearing nodes that compute in INT8.
         weight_nodes: Number of weight-bearing nodes.
         sizes: Bytes of each file, by the file's name.
+        notes: Sentences for the user on how it was written.
     """
 
     name: str
@@ -74,6 +75,7 @@ class Candidate:
     quantized_nodes: int
     weight_nodes: int
     sizes: dict[str, int]
+    notes: tuple[str, ...] = ()
 
 
 def candidate_specs(target: Target, precision: Literal["best"] | Precision) -> tuple[CandidateSpec, ...]:
@@ -121,7 +123,6 @@ def run(
     scheme: Scheme,
     calibration: Calibration,
     folder: Path,
-    warn: Callable[[str], None] = lambda _: None,
 ) -> Candidate:
     """Write a candidate's graphs into a folder of its name; for INT8 also ``prepared.onnx`` and ``qdq.onnx``.
 
@@ -132,7 +133,6 @@ def run(
         scheme: How the target wants INT8.
         calibration: How ranges and weights are chosen.
         folder: The folder in which the candidate's folder is made.
-        warn: Receives for each node that stays float against the scheme its name and the reason.
 
     Raises:
         ModelError: The quantizer cannot take the graph, or nothing in it could be quantized.
@@ -142,14 +142,13 @@ def run(
         return write_variants(onnx.load(str(model)), spec, scheme, folder / spec.name)
     with tempfile.TemporaryDirectory(dir=folder) as temporary, quiet():
         chunks = open_samples(model, samples, calibration)
-        written = write_quantized(find_quantizer(spec.quantizer), model, chunks, scheme, Path(temporary), warn)
-        graph = onnx.load(str(written))
+        written = write_quantized(find_quantizer(spec.quantizer), model, chunks, scheme, Path(temporary))
+        graph, floats = onnx.load(str(written.path)), onnx.load(str(Path(temporary) / PREPARED))
         if not _count(graph)[0]:
             operators = ", ".join(scheme.operators)
             raise ModelError(f"{model}: nothing in it could be quantized; the scheme quantizes {operators}")
-        floats = onnx.load(str(Path(temporary) / PREPARED))
         _improve(graph, floats, chunks, scheme)
-        candidate = write_variants(graph, spec, scheme, folder / spec.name)
+        candidate = replace(write_variants(graph, spec, scheme, folder / spec.name), notes=written.notes)
     save(floats, folder / spec.name / PREPARED)
     save(graph, folder / spec.name / QDQ)
     return candidate
