@@ -6,9 +6,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from edgekd.compress.graph import all_nodes, drop_unread, inner_graphs
+from edgekd.compress.graph import all_nodes, drop_unread, inner_graphs, rename
 from edgekd.compress.names import Names
-from edgekd.compress.qdq_map import WEIGHT_BEARING, initializers
+from edgekd.compress.qdq_map import WEIGHT_BEARING, initializers, producers
 from edgekd.files import need
 
 if TYPE_CHECKING:
@@ -25,8 +25,9 @@ def make_canonical(graph: GraphProto, operators: Collection[str]) -> dict[str, s
     Nodes get names of their own, and no tensor has a name that a quantizer would give. The factors alpha and beta of a
     Gemm, which ONNX Runtime's quantizer forgets, are folded into its stored weights and bias, and the bias is brought
     into the shape [N]. A weight that is read in several ways (transposed or not, by float arithmetic, as a graph
-    output) is stored once for each, since it needs a scale along another axis, or none. Empty inputs at the end of a
-    node are left out.
+    output) is stored once for each, since it needs a scale along another axis, or none. Stored weights that are cast,
+    as ONNX Runtime does with float16, are stored in float32. What graphs inside nodes read, which quantizers overlook,
+    is a tensor of its own. Empty inputs at the end of a node are left out.
 
     Args:
         graph: The float graph, its constants folded.
@@ -41,11 +42,50 @@ def make_canonical(graph: GraphProto, operators: Collection[str]) -> dict[str, s
     for node in graph.node:
         while node.input and not node.input[-1]:
             node.input.pop()
+    _copy_inner_reads(graph, names)
+    _store_casts(graph)
     rewriter = _Rewriter(graph, names)
     strange = {node.name: reason for node in graph.node if (reason := rewriter.plain(node))}
     rewriter.separate(operators)
     drop_unread(graph)
     return strange
+
+
+def _copy_inner_reads(graph: GraphProto, names: Names) -> None:
+    """Let graphs inside nodes read copies of the tensors that the outer graph computes."""
+    make = need("onnx", "build").helper.make_node
+    computed = {*producers(graph), *(value.name for value in graph.input)}
+    nodes: list[NodeProto] = []
+    for node in graph.node:
+        inner = list(inner_graphs(node))
+        read = {name for part in inner for deep in all_nodes(part) for name in deep.input}
+        for name in sorted(read & computed):
+            copied = names.tensor(f"{name}_inside")
+            nodes.append(make("Identity", [name], [copied], name=copied))
+            for part in inner:
+                rename(part, name, copied)
+        nodes.append(node)
+    graph.ClearField("node")
+    graph.node.extend(nodes)
+
+
+def _store_casts(graph: GraphProto) -> None:
+    """Store in float32 what the graph stores in half or double precision and casts."""
+    onnx = need("onnx", "build")
+    types, stored = onnx.TensorProto, initializers(graph)
+    outputs = {value.name for value in graph.output}
+    kept: list[NodeProto] = []
+    for node in graph.node:
+        source = stored.get(node.input[0]) if node.op_type == "Cast" else None
+        wide = any(item.name == "to" and item.i == types.FLOAT for item in node.attribute)
+        floats = (types.FLOAT16, types.DOUBLE)
+        if source is None or not wide or source.data_type not in floats or node.output[0] in outputs:
+            kept.append(node)
+            continue
+        value = onnx.numpy_helper.to_array(source).astype(np.float32)
+        graph.initializer.append(onnx.numpy_helper.from_array(value, node.output[0]))
+    graph.ClearField("node")
+    graph.node.extend(kept)
 
 
 class _Rewriter:
@@ -58,7 +98,12 @@ class _Rewriter:
 
     def plain(self, node: NodeProto) -> str | None:
         """Make a layer plain; return why that cannot be, or None."""
-        if node.op_type == "MatMul" and any(len(self._dims(name)) == 1 for name in node.input if name in self._stored):
+        stored = [self._stored[name] for name in node.input if name in self._stored]
+        if node.op_type in WEIGHT_BEARING and any(
+            tensor.data_type == self._onnx.TensorProto.DOUBLE for tensor in stored
+        ):
+            return "its weights are of double precision"
+        if node.op_type == "MatMul" and any(len(tensor.dims) == 1 for tensor in stored):
             return "its weight is a vector"
         if node.op_type != "Gemm":
             return None

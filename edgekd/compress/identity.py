@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
     from onnx import GraphProto, ModelProto, NodeProto, TensorProto
+    from onnxruntime import InferenceSession
 
     from edgekd.compress.qdq_map import QdqSite
     from edgekd.runtime.session import Array, Feeds
@@ -68,9 +69,9 @@ def first_difference(rewritten: ModelProto, floats: ModelProto, feeds: Sequence[
 def first_misquantized(qdq: ModelProto, floats: ModelProto, feeds: Sequence[Feeds]) -> Difference | None:
     """Return the first node that a QDQ graph would compute wrong even if nothing were rounded.
 
-    Stored tensors must be what the float graph stores, rounded to about the nearest level; and the QDQ graph must
-    compute what the float graph does, once each Q/DQ pair is replaced by its input, and each stored tensor by the float
-    one.
+    The QDQ graph must run. Stored tensors must be what the float graph stores, rounded to about the nearest level; and
+    the QDQ graph must compute what the float graph does, once each Q/DQ pair is replaced by its input, and each stored
+    tensor by the float one.
 
     Args:
         qdq: The QDQ graph, its weights at their nearest levels.
@@ -80,6 +81,10 @@ def first_misquantized(qdq: ModelProto, floats: ModelProto, feeds: Sequence[Feed
     Raises:
         ModelError: The two graphs do not belong together.
     """
+    outputs = [value.name for value in qdq.graph.output]
+    session = open_at(qdq, outputs)
+    for chunk in feeds:
+        _run(session, outputs, chunk)
     sites = find_sites(qdq, floats)
     stored, exact = initializers(qdq.graph), initializers(floats.graph)
     for site in sites.values():
@@ -119,16 +124,19 @@ def _first_apart(
     first = len(tensors)
     reason = ""
     for chunk in feeds:
-        exact, found = (
-            session.run(list(tensors), {v.name: chunk[v.name] for v in session.get_inputs() if v.name in chunk})
-            for session in sessions
-        )
+        exact, found = (_run(session, tensors, chunk) for session in sessions)
         for index, (one, other) in enumerate(zip(exact[:first], found, strict=False)):
             how = _apart(one, other)
             if how:
                 first, reason = index, how
                 break
     return (tensors[first], reason) if reason else None
+
+
+def _run(session: InferenceSession, tensors: Sequence[str], feeds: Feeds) -> list[Array]:
+    wanted = {value.name: feeds[value.name] for value in session.get_inputs() if value.name in feeds}
+    found: list[Array] = session.run(list(tensors), wanted)
+    return found
 
 
 def _apart(exact: Array, found: Array) -> str:

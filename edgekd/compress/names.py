@@ -42,10 +42,10 @@ class Names:
         return _unique(stem, self._tensors)
 
     def name_nodes(self) -> None:
-        """Give each node a name of its own: quantizers are told by it which ones to leave alone."""
+        """Give each node a name of its own, and none that a quantizer gives: they are told by it what to leave alone."""
         seen = {""}
         for node in self._graph.node:
-            if node.name in seen:
+            if node.name in seen or not self._tensors.isdisjoint(_stems(node.name)):
                 node.name = _unique(node.name or next(filter(None, node.output)), self._nodes)
             seen.add(node.name)
 

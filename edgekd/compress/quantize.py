@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal
 
 import msgspec
@@ -22,7 +22,7 @@ from edgekd.plugins import is_plugin, source_file
 from edgekd.stages.artifacts import DEPLOY, PREPARED, PROBE_GRAPH, QDQ
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Iterable
     from pathlib import Path
 
     from onnx import ModelProto
@@ -66,6 +66,7 @@ class Candidate:
         quantized_nodes: Number of weight-bearing nodes that compute in INT8.
         weight_nodes: Number of weight-bearing nodes.
         sizes: Bytes of each file, by the file's name.
+        notes: Sentences for the user on how it was written.
     """
 
     name: str
@@ -73,6 +74,7 @@ class Candidate:
     quantized_nodes: int
     weight_nodes: int
     sizes: dict[str, int]
+    notes: tuple[str, ...] = ()
 
 
 def candidate_specs(target: Target, precision: Literal["best"] | Precision) -> tuple[CandidateSpec, ...]:
@@ -120,7 +122,6 @@ def run(
     scheme: Scheme,
     calibration: Calibration,
     folder: Path,
-    warn: Callable[[str], None] = lambda _: None,
 ) -> Candidate:
     """Write a candidate's graphs into a folder of its name; for INT8 also ``prepared.onnx`` and ``qdq.onnx``.
 
@@ -131,7 +132,6 @@ def run(
         scheme: How the target wants INT8.
         calibration: How ranges and weights are chosen.
         folder: The folder in which the candidate's folder is made.
-        warn: Receives for each node that stays float against the scheme its name and the reason.
 
     Raises:
         ModelError: The quantizer cannot take the graph, or nothing in it could be quantized.
@@ -141,14 +141,13 @@ def run(
         return write_variants(onnx.load(str(model)), spec, scheme, folder / spec.name)
     with scratch_folder(folder) as work, quiet():
         chunks = open_samples(model, samples, calibration)
-        written = write_quantized(find_quantizer(spec.quantizer), model, chunks, scheme, work, warn)
-        graph = onnx.load(str(written))
+        written = write_quantized(find_quantizer(spec.quantizer), model, chunks, scheme, work)
+        graph, floats = onnx.load(str(written.path)), onnx.load(str(work / PREPARED))
         if not _count(graph)[0]:
             operators = ", ".join(scheme.operators)
             raise ModelError(f"{model}: nothing in it could be quantized; the scheme quantizes {operators}")
-        floats = onnx.load(str(work / PREPARED))
         _improve(graph, floats, chunks, scheme)
-        candidate = write_variants(graph, spec, scheme, folder / spec.name)
+        candidate = replace(write_variants(graph, spec, scheme, folder / spec.name), notes=written.notes)
     save(floats, folder / spec.name / PREPARED)
     save(graph, folder / spec.name / QDQ)
     return candidate

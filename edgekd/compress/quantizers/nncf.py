@@ -6,11 +6,8 @@ import io
 from contextlib import redirect_stdout
 from typing import TYPE_CHECKING
 
-import msgspec
-
 from edgekd.compress.graph import save
 from edgekd.compress.quantizers.quantizer import Quantizer
-from edgekd.compress.ranges import CalibrationSamples, tensor_ranges
 from edgekd.files import need
 from edgekd.runtime.backends.telemetry import no_telemetry
 
@@ -19,6 +16,7 @@ if TYPE_CHECKING:
     from pathlib import Path
     from types import ModuleType
 
+    from edgekd.compress.ranges import CalibrationSamples
     from edgekd.config.target import Scheme
 
 
@@ -38,12 +36,10 @@ def write(prepared: Path, samples: CalibrationSamples, scheme: Scheme, work: Pat
 
     Raises:
         MissingDependency: NNCF, ONNX or ONNX Runtime is not installed.
-        ModelError: An activation is not finite.
     """
     nncf = _import()
     quantized = work / "nncf.onnx"
     with redirect_stdout(io.StringIO()):  # NNCF draws progress bars, and stdout may be a program's.
-        _require_finite(prepared, samples, scheme, work)
         graph = need("onnx", "build").load(str(prepared))
         ignored = {node.name for node in graph.graph.node if node.op_type not in scheme.operators}.union(floats)
         scope = nncf.IgnoredScope(names=sorted(ignored), validate=False)
@@ -75,12 +71,6 @@ def _arguments(nncf: ModuleType, samples: CalibrationSamples, scheme: Scheme) ->
             activations_range_estimator_params=extremes,
         ),
     }
-
-
-def _require_finite(prepared: Path, samples: CalibrationSamples, scheme: Scheme, work: Path) -> None:
-    """Raise ModelError where an activation is not finite: NNCF would silently take its range for empty."""
-    extremes = CalibrationSamples(samples.path, msgspec.structs.replace(samples.calibration, ranges="minmax"))
-    tensor_ranges(prepared, extremes, scheme, work / "calibrated.onnx")
 
 
 QUANTIZER = Quantizer("nncf", "NNCF", write, ("onnx", "onnxruntime", "nncf"), lambda: (_import().errors,))

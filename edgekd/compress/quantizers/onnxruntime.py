@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from edgekd.compress.quantizers.quantizer import Quantizer
-from edgekd.compress.ranges import CalibrationSamples, tensor_ranges
+from edgekd.compress.ranges import CalibrationSamples, find_ranges
 from edgekd.files import need
 
 if TYPE_CHECKING:
@@ -27,11 +27,11 @@ def write(prepared: Path, samples: CalibrationSamples, scheme: Scheme, work: Pat
         floats: Names of the nodes that stay float.
 
     Raises:
-        ModelError: An activation is not finite.
+        ModelError: NaN or an overflow reaches an output of the graph.
     """
     ort = need("onnxruntime.quantization", "build")
     quantized, cache = work / "quantized.onnx", work / "ranges.json"
-    ranges = tensor_ranges(prepared, samples, scheme, work / "calibrated.onnx")
+    ranges = find_ranges(prepared, samples, scheme)
     ort.calibrate.save_tensors_data(ranges, cache)
     ort.quantize_static(
         str(prepared),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
@@ -13,7 +14,7 @@ from edgekd.files import need
 from edgekd.stages.artifacts import PREPARED
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Iterator, Sequence
+    from collections.abc import Collection, Iterator, Sequence
     from pathlib import Path
     from types import ModuleType
 
@@ -42,7 +43,7 @@ class Refusal(ModelError):
 
 
 def prepare(
-    model: Path, feeds: Sequence[Feeds], operators: Collection[str], work: Path, warn: Callable[[str], None]
+    model: Path, feeds: Sequence[Feeds], operators: Collection[str], work: Path
 ) -> tuple[ModelProto, dict[str, str]]:
     """Write a float graph, checked, folded and in one form, into the folder ``work``.
 
@@ -54,7 +55,6 @@ def prepare(
         feeds: Few samples in chunks, on which the graph is compared with what is made of it.
         operators: The operators that are to be quantized.
         work: The folder.
-        warn: Receives the name of the node that folding changes.
 
     Returns:
         The graph, and for each node that must stay float the reason, as in
@@ -68,7 +68,8 @@ def prepare(
     onnx.checker.check_model(exact, full_check=True)  # ONNX Runtime's tools assume as much
     pre_process = need("onnxruntime.quantization", "build").shape_inference.quant_pre_process
     for fold in (True, False):
-        pre_process(str(model), str(work / PREPARED), skip_symbolic_shape=True, skip_optimization=not fold)
+        with _silence():
+            pre_process(str(model), str(work / PREPARED), skip_symbolic_shape=True, skip_optimization=not fold)
         graph = onnx.load(str(work / PREPARED))
         strange = make_canonical(graph.graph, operators)
         graph = onnx.shape_inference.infer_shapes(graph)
@@ -76,8 +77,6 @@ def prepare(
         difference = first_difference(graph, exact, feeds)
         if difference is None:
             return graph, strange
-        if fold:
-            warn(f"constants are not folded, which would change what '{difference.node}' computes: {difference.reason}")
     raise ModelError(f"{model}: '{difference.node}' computes something else before INT8: {difference.reason}")
 
 
@@ -107,6 +106,17 @@ def refusals(
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         kind = "" if isinstance(error, (*known, ValueError, RuntimeError)) else f"{type(error).__name__}: "
         raise Refusal(model, title, f"{kind}{reason}") from error
+
+
+@contextmanager
+def _silence() -> Iterator[None]:
+    """Silence ONNX Runtime, which logs a traceback of what it cannot fold, and goes on without."""
+    before = logging.root.manager.disable
+    logging.disable(logging.ERROR)
+    try:
+        yield
+    finally:
+        logging.disable(before)
 
 
 def _passed(error: BaseException) -> Iterator[str]:

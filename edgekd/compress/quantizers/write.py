@@ -5,8 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from edgekd.compress.graph import drop_unread, save, unquantize_outputs
+from edgekd.compress.graph import drop_unread, save, sort_nodes, unquantize_outputs
 from edgekd.compress.identity import SAMPLES, Difference, first_misquantized
+from edgekd.compress.masks import leave_float, survey
 from edgekd.compress.quantizers.prepare import Refusal, prepare, refusals
 from edgekd.compress.raw import raw_nodes, read_float
 from edgekd.errors import ModelError
@@ -14,7 +15,7 @@ from edgekd.files import need, quiet
 from edgekd.stages.artifacts import PREPARED, QDQ
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Sequence
+    from collections.abc import Collection, Mapping, Sequence
     from pathlib import Path
 
     from onnx import ModelProto
@@ -28,19 +29,27 @@ if TYPE_CHECKING:
 _MOST = 16
 
 
+@dataclass(frozen=True)
+class QuantizedGraph:
+    """A QDQ graph whose weights are rounded to the nearest level.
+
+    Attributes:
+        path: Its file.
+        notes: Sentences for the user on what stays float, and why.
+    """
+
+    path: Path
+    notes: tuple[str, ...]
+
+
 def write_quantized(
-    quantizer: Quantizer,
-    model: Path,
-    samples: CalibrationSamples,
-    scheme: Scheme,
-    work: Path,
-    warn: Callable[[str], None] = lambda _: None,
-) -> Path:
-    """Write the QDQ graph of a float graph, its weights rounded to the nearest level, and return the file.
+    quantizer: Quantizer, model: Path, samples: CalibrationSamples, scheme: Scheme, work: Path
+) -> QuantizedGraph:
+    """Write the QDQ graph of a float graph, its weights rounded to the nearest level.
 
     With its Q/DQ pairs taken away the graph computes what the float graph does, on a few of the samples. A node at
-    which it does not, or that the quantizer cannot take, stays float, and so does everything that computes on raw
-    inputs. Graph outputs are not rounded.
+    which it does not, or that the quantizer cannot take, stays float; and so do masks and everything that computes on
+    raw inputs. Graph outputs are not rounded.
 
     Args:
         quantizer: The library that writes it.
@@ -48,17 +57,18 @@ def write_quantized(
         samples: The samples that ranges are found on, and how.
         scheme: How the target wants INT8.
         work: An existing folder for the files; the float graph that was quantized is left there too.
-        warn: Receives for each node that stays float against the scheme its name and the reason.
 
     Raises:
-        ModelError: The quantizer cannot take the graph, or an activation is not finite.
+        ModelError: The quantizer cannot take the graph, or NaN or an overflow reaches an output of it.
     """
     with quiet(), refusals(model, quantizer.title, quantizer.error_modules(), quantizer.packages):
         feeds = list(samples.fewer(SAMPLES))
-        floats, strange = prepare(model, feeds, scheme.operators, work, warn)
-        graph = _Attempts(quantizer, model, floats, feeds, samples, scheme, work).search(strange, warn)
+        floats, strange = prepare(model, feeds, scheme.operators, work)
+        masked = survey(work / PREPARED, samples)
+        graph, notes = _Attempts(quantizer, model, floats, feeds, samples, scheme, work).search(strange)
+        graph, of_masks = leave_float(graph, floats, masked)
         save(graph, work / QDQ)
-    return work / QDQ
+    return QuantizedGraph(work / QDQ, (*notes, *of_masks))
 
 
 @dataclass(frozen=True)
@@ -73,25 +83,22 @@ class _Attempts:
     scheme: Scheme
     work: Path
 
-    def search(self, strange: dict[str, str], warn: Callable[[str], None]) -> ModelProto:
-        """Return the QDQ graph with those nodes left float that turn out to be wrong one after the other."""
+    def search(self, strange: Mapping[str, str]) -> tuple[ModelProto, tuple[str, ...]]:
+        """Return the QDQ graph, and a note on each node that stays float, found wrong one after the other.
+
+        Args:
+            strange: Nodes that are known to be wrong, with the reasons.
+        """
         kinds = {node.name: node.op_type for node in self.floats.graph.node}
-        kept = {name for name in strange if kinds[name] in self.scheme.operators}
-        for name in sorted(kept):
-            warn(f"'{name}' ({kinds[name]}) stays float: {strange[name]}")
+        kept = {name: reason for name, reason in strange.items() if kinds[name] in self.scheme.operators}
         for _ in range(_MOST):
             graph, problem = self._attempt(kept)
             if problem is None:
-                return graph
+                return graph, tuple(f"'{name}' ({kinds[name]}) stays float: {kept[name]}" for name in kept)
             if problem.node in kept or problem.node not in kinds:
-                raise ModelError(
-                    f"{self.model}: '{problem.node}' is wrong in INT8 and stays so in float: {problem.reason}"
-                )
-            kept.add(problem.node)
-            warn(f"'{problem.node}' ({kinds[problem.node]}) stays float: {problem.reason}")
-        raise ModelError(
-            f"{self.model}: {_MOST} nodes cannot be quantized; the last is '{problem.node}': {problem.reason}"
-        )
+                break
+            kept[problem.node] = problem.reason
+        raise ModelError(f"{self.model}: '{problem.node}' cannot be quantized nor stay float: {problem.reason}")
 
     def _attempt(self, kept: Collection[str]) -> tuple[ModelProto, Difference | None]:
         """Return a QDQ graph, and the first node that is wrong in it or that the quantizer cannot take."""
@@ -113,6 +120,7 @@ class _Attempts:
         with refusals(self.model, quantizer.title, quantizer.error_modules(), quantizer.packages):
             path = quantizer.write(self.work / PREPARED, samples, self.scheme, self.work, left)
             graph = need("onnx", "build").load(str(path))
+            sort_nodes(graph.graph)
             unquantize_outputs(graph)
             read_float(graph, left)
             drop_unread(graph.graph)

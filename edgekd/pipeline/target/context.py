@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, TypeVar
 from edgekd.devices.base import Absent
 from edgekd.gram.drift import Bootstrap
 from edgekd.gram.gate import GateLimits, GateRules
-from edgekd.runtime.backends.registry import Runtime
+from edgekd.runtime.backends.registry import AS_WRITTEN, ORT, Runtime
 from edgekd.stages.artifacts import CALIBRATION, TEST, onnx_name
 
 if TYPE_CHECKING:
@@ -193,6 +193,18 @@ class Context:
     def runtime(self) -> Runtime:
         """The library that runs the engines."""
         return Runtime(self.target.runtime, self.target.options)
+
+    @property
+    def on_onnxruntime(self) -> bool:
+        """Whether ONNX Runtime, here or elsewhere, is the library that runs the engines."""
+        return self.runtime.backend.module == ORT.backend.module
+
+    @property
+    def host_runtime(self) -> Runtime:
+        """ONNX Runtime on this host as the target opens it, or, in another library's stead, as the graph is written."""
+        if not self.on_onnxruntime:
+            return AS_WRITTEN
+        return Runtime(ORT.name, {key: value for key, value in self.target.options.items() if key == "fused"})
 
     @property
     def public_runtime(self) -> str:

@@ -107,12 +107,10 @@ def _quantize(
         candidates, errors, refused = [], {}, {}
         for done, spec in enumerate(specs, 1):
             place = folder / spec.name
-
-            def warn(message: str, name: str = spec.name) -> None:
-                report.warn(f"{name}: {message}")
-
             try:
-                candidate = quantize.run(spec, model, samples, context.target.scheme, calibration, folder, warn)
+                candidate = quantize.run(spec, model, samples, context.target.scheme, calibration, folder)
+                for note in candidate.notes:
+                    report.warn(f"{spec.name}: {note}")
                 probe, errors[spec.name] = probe_variants(
                     lambda name, place=place: run_on_host(place / name, test),  # type: ignore[misc]
                     test,

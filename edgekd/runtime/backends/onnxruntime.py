@@ -43,32 +43,34 @@ def library() -> ModuleType:
     return need("onnxruntime", "runtime")
 
 
-def hardware() -> dict[str, str]:
+def hardware(fused: bool = True) -> dict[str, str]:  # noqa: ARG001
     """Return what besides the processor decides what an engine does here: nothing."""
     return {}
 
 
-def absent() -> None:
+def absent(fused: bool = True) -> None:
     """Return the reason why no engine can run on this machine: there is none, since there is always a processor."""
 
 
-def open_engine(engine: Path | bytes, threads: int = 1, name: str | None = None) -> Session:
+def open_engine(engine: Path | bytes, threads: int = 1, name: str | None = None, *, fused: bool = True) -> Session:
     """Open an ONNX model for the processor.
 
     Args:
         engine: The file, or its content.
         threads: The number of threads of one inference.
         name: The engine's name in errors; by default the file's path.
+        fused: Whether ONNX Runtime's optimizers may rewrite the graph. Without them it computes node by node what the
+            file says, as ONNX defines each node; INT8 then takes about as long as float.
 
     Raises:
         MissingDependency: ONNX Runtime is not installed.
         ModelError: the model cannot be opened.
         ValueError: ``threads`` is below 1, where ONNX Runtime would silently take every core.
     """
-    return _open(engine, _options(threads), name)
+    return _open(engine, _options(threads, fused), name)
 
 
-def layer_times(engine: Path, threads: int, rows: Sequence[Feeds]) -> tuple[LayerTime, ...]:
+def layer_times(engine: Path, threads: int, rows: Sequence[Feeds], *, fused: bool = True) -> tuple[LayerTime, ...]:
     """Run an engine once for each of ``rows`` under ONNX Runtime's profiler; return the time of each node.
 
     The profiler rounds the time of each run to whole us, and makes every node some us slower.
@@ -77,7 +79,7 @@ def layer_times(engine: Path, threads: int, rows: Sequence[Feeds]) -> tuple[Laye
         MissingDependency: ONNX Runtime is not installed.
         ModelError: the model cannot be opened, or does not take the rows.
     """
-    options = _options(threads)
+    options = _options(threads, fused)
     with scratch_folder() as scratch:
         options.enable_profiling = True
         options.profile_file_prefix = str(scratch / "trace")
@@ -88,10 +90,13 @@ def layer_times(engine: Path, threads: int, rows: Sequence[Feeds]) -> tuple[Laye
         return from_ort_trace(Path(trace), len(rows), min(_UNSETTLED, len(rows) - 1))
 
 
-def _options(threads: int) -> SessionOptions:
+def _options(threads: int, fused: bool) -> SessionOptions:
     if threads < 1:
         raise ValueError(f"threads must be 1 or more, not {threads}")
-    options = library().SessionOptions()
+    onnxruntime = library()
+    options = onnxruntime.SessionOptions()
+    if not fused:
+        options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
     options.log_severity_level = 4  # failures are raised

@@ -55,6 +55,11 @@ BACKENDS: dict[str, Backend] = {
         module=_ONNXRUNTIME,
         packages=("onnxruntime",),
         install_hint=_pip("onnxruntime"),
+        options=(
+            BackendOption(
+                "fused", True, "Rewrite the graph for speed; if not, compute it node by node as it is written."
+            ),
+        ),
         import_name="onnxruntime",
         emulated_arches=("x86_64", "aarch64"),
     ),
@@ -318,4 +323,7 @@ class Runtime:
         return guarded(self.name) if self.custom else nullcontext()
 
 
+#: ONNX Runtime on this host.
 ORT = Runtime("onnxruntime")
+#: The same without its optimizers, for the check of a graph that another library will run.
+AS_WRITTEN = Runtime("onnxruntime", {"fused": False})

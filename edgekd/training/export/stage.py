@@ -107,7 +107,7 @@ def _difference(network: ExportNetwork, inputs: Mapping[str, Tensor], path: Path
     with torch.inference_mode(), TappedModel(network.model, network.taps) as tapped:
         logits, embeddings = tapped(list(inputs.values()))
     expected = {"logits": logits, **{EMBEDDING_PREFIX + name: z for name, z in embeddings.items()}}
-    with open_engine(path) as session:
+    with open_engine(path, fused=False) as session:
         outputs = session.run({name: x.numpy() for name, x in inputs.items()})
     shares = [
         np.abs(outputs[name] - value.numpy()).max() / max(value.abs().max().item(), 1e-6)
