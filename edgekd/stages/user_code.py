@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import traceback
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,6 +14,9 @@ from edgekd.files import sha256_file
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+
+#: A frame in a message that quotes a traceback.
+_FRAME = re.compile(r'File "([^"]+)", line (\d+)')
 
 _PACKAGE = Path(__file__).resolve().parent.parent
 
@@ -84,13 +88,50 @@ def user_code(what: str, folder: Path | None) -> Iterator[None]:
         raise TaskError(f"{what}: {type(error).__name__}: {message} ({_place(error, folder)})") from error
 
 
+@contextmanager
+def user_errors(what: str, folder: Path | None) -> Iterator[None]:
+    """Do as :func:`user_code` where the user's code raised something; a defect of edgekd keeps its traceback.
+
+    Args:
+        what: What is done, at the beginning of the line.
+        folder: Folder of the task.
+
+    Raises:
+        TaskError: A line of the task's files is in the traceback.
+    """
+    try:
+        yield
+    except Exception as error:
+        if isinstance(error, EdgekdError) or own_line(error, folder) is None:
+            raise
+        with user_code(what, folder):
+            raise
+
+
+def own_line(error: BaseException, folder: Path | None) -> str | None:
+    """Return the innermost line of a task's own files that led to an error; None where none did.
+
+    It is in the traceback of the error or of one that caused it, or is named in a message, as torch's exporter does.
+
+    Args:
+        error: The error.
+        folder: Folder of the task; None for a task without one.
+    """
+    cause = error.__cause__ or error.__context__
+    earlier = own_line(cause, folder) if cause is not None else None
+    if earlier or folder is None:
+        return earlier
+    frames = [(frame.filename, str(frame.lineno)) for frame in traceback.extract_tb(error.__traceback__)]
+    named = [*_FRAME.findall(str(error)), *frames]
+    own = [f"{file}:{line}" for file, line in named if not file.startswith("<") and _is_own(Path(file), folder)]
+    return own[-1] if own else None
+
+
 def _place(error: Exception, folder: Path | None) -> str:
     if isinstance(error, SyntaxError) and error.filename:
         return f"{error.filename}:{error.lineno}"
     frames = [frame for frame in traceback.extract_tb(error.__traceback__) if not frame.filename.startswith("<")]
-    own = [frame for frame in frames if folder is not None and _is_own(Path(frame.filename), folder)]
-    frame = (own or frames)[-1]
-    return f"{frame.filename}:{frame.lineno}"
+    return own_line(error, folder) or f"{frames[-1].filename}:{frames[-1].lineno}"
 
 
 def _is_own(file: Path, folder: Path) -> bool:
