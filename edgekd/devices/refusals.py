@@ -52,6 +52,10 @@ class Refusals:
                 raise joined(self.errors) from error
             return None
 
+    def __str__(self) -> str:
+        """Return who refused and why, in one line."""
+        return "; ".join(f"{name} refused: {reason}" for name, reason in self.reasons.items())
+
     @property
     def reasons(self) -> dict[str, str]:
         """For each that refused the reason, by name."""

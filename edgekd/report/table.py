@@ -239,7 +239,7 @@ def _ratios(result: TargetResult) -> str:
 
 
 def summary_table(report: BuildReport) -> Table:
-    """Return the table of all targets: the engine of each on its device."""
+    """Return the table of all targets: the engine of each on its device, and those that refused."""
     names = {result.ledger.metric for result in report.targets}
     metric = metric_name(names.pop()) if len(names) == 1 else "metric"
     columns = (
@@ -249,7 +249,10 @@ def summary_table(report: BuildReport) -> Table:
     )
     unrun = [result.target for result in report.targets if result.last.stage != DEVICE]
     notes = (f"{metric} and bound of {', '.join(unrun)}: of the same graph in ONNX Runtime on the building host.",)
-    return Table("Targets", columns, tuple(map(_summary_row, report.targets)), notes if unrun else ())
+    refused = tuple((target, *[NOTHING] * (len(columns) - 2), "REFUSED") for target in report.refused)
+    reasons = tuple(f"{target} was not built: {reason}." for target, reason in report.refused.items())
+    rows = (*map(_summary_row, report.targets), *refused)
+    return Table("Targets", columns, rows, (*(notes if unrun else ()), *reasons))
 
 
 def _summary_row(result: TargetResult) -> tuple[str, ...]:

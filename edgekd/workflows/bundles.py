@@ -7,6 +7,7 @@ import re
 import tempfile
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,6 +17,7 @@ from edgekd.config.recipe import ProfileConfig
 from edgekd.config.target import shipped_targets
 from edgekd.devices.base import Verifier
 from edgekd.devices.parallel import run_parallel
+from edgekd.devices.refusals import Refusals
 from edgekd.devices.select import open_device
 from edgekd.devices.ssh.device import SshDevice
 from edgekd.devices.targets import load_target
@@ -27,7 +29,7 @@ from edgekd.runtime.manifest import REFERENCE, read_file
 from edgekd.runtime.measure.layers import assign_branches
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Sequence
+    from collections.abc import Callable, Sequence
 
     from edgekd.devices.base import Device
     from edgekd.files import JsonObject
@@ -71,6 +73,7 @@ def profile(
     settings: ProfileConfig | None = None,
     output: Path | str | None = None,
     advance: Callable[[int, int, str], None] | None = None,
+    refuse: Callable[[str, str], None] | None = None,
 ) -> list[ProfiledBundle]:
     """Check a bundle and measure its ``deploy`` variant on its reference samples.
 
@@ -84,15 +87,17 @@ def profile(
         output: Folder for ``profile.json`` and the raw times, with a folder for each of several devices; None to write
             neither.
         advance: Called after each step with the steps done, the steps in all, and the step's result in words.
+        refuse: Called with the name and the reason of each of several devices that refuses; the others go on.
 
     Returns:
-        The measurement of each device, in the order of ``devices``.
+        The measurement of each device that did not refuse, in the order of ``devices``.
 
     Raises:
         BundleError: The folder is no bundle, or the bundle was altered.
         MissingDependency: The bundle's engine library is not installed.
         ModelError: The bundle's engine cannot be opened there.
-        DeviceError: The machine lacks what the bundle needs, or the measuring process was lost.
+        DeviceError: The machine lacks what the bundle needs, or the measuring process was lost; of several devices,
+            all refused.
         OutputError: ``output`` cannot be made.
     """
     path, kept, config = Path(bundle), Path(output) if output is not None else None, settings or ProfileConfig()
@@ -102,11 +107,17 @@ def profile(
     if not config.rails and manifest.target in shipped_targets():
         config = replace(config, rails=load_target(manifest.target).power_rails)
     engine = path / engine_file(manifest, "deploy", library)
+    wanted = tuple(dict.fromkeys(devices or [own]))
+    refusals = Refusals(len(wanted), refuse or _ignore_refusal)
     with ExitStack() as stack:
-        opened = _open(dict.fromkeys(devices or [own]), stack)
+        opened = {
+            request: device
+            for request in wanted
+            if (device := refusals.attempt(request, partial(_open, request, stack)))
+        }
 
         def measure(device: Device) -> ProfiledBundle:
-            folder = kept and (kept if len(opened) == 1 else kept / _file_name(device.name))
+            folder = kept and (kept if len(wanted) == 1 else kept / _file_name(device.name))
             with tempfile.TemporaryDirectory() as scratch:
                 raw = folder or Path(scratch)
                 make_folder(raw, OutputError, "--output")
@@ -117,20 +128,27 @@ def profile(
                 write_profile(measured.json(), folder)
             return measured
 
-        boards = [device for device in opened if isinstance(device, SshDevice)]
-        found = {device.name: measure(device) for device in opened if device not in boards}
-        jobs = {board.name: lambda board=board: measure(board) for board in boards}
+        def attempt(request: str) -> ProfiledBundle | None:
+            return refusals.attempt(request, partial(measure, opened[request]))
+
+        boards = {request: device for request, device in opened.items() if isinstance(device, SshDevice)}
+        found = {request: attempt(request) for request in opened if request not in boards}
+        jobs = {request: partial(attempt, request) for request in boards}
 
         def stop() -> None:
-            for board in boards:
+            for board in boards.values():
                 board.stop()
 
         found |= run_parallel(jobs, stop)
-    return [found[device.name] for device in opened]
+    return [measured for request in wanted if (measured := found.get(request))]
 
 
 def _ignore(_done: int, _total: int, _note: str) -> None:
     """Ignore the progress."""
+
+
+def _ignore_refusal(_device: str, _reason: str) -> None:
+    """Ignore the refusal."""
 
 
 def _file_name(device: str) -> str:
@@ -182,18 +200,15 @@ def verify(bundle: Path | str, *, device: str | None = None, runtime: str | None
             return VerifiedBundle(loaded.manifest, loaded.runtime.name, loaded.verify())
     manifest, library = check_bundle(path, runtime)
     with ExitStack() as stack:
-        (opened,) = _open([device], stack)
+        opened = _open(device, stack)
         if not isinstance(opened, Verifier):
             raise DeviceError(f"{opened.name} does not verify bundles; this machine (local) and boards (ssh://...) do")
         return VerifiedBundle(manifest, library.name, opened.verify(path, library, 1, lambda _: None))
 
 
-def _open(requests: Iterable[str], stack: ExitStack) -> list[Device]:
-    devices = []
-    for request in requests:
-        device = open_device(request)
-        stack.callback(device.close)
-        if reason := device.missing():
-            raise DeviceError(f"--device {request}: {reason}")
-        devices.append(device)
-    return devices
+def _open(request: str, stack: ExitStack) -> Device:
+    device = open_device(request)
+    stack.callback(device.close)
+    if reason := device.missing():
+        raise DeviceError(f"--device {request}: {reason}")
+    return device

@@ -137,8 +137,8 @@ def build_targets(contexts: Mapping[str, Context], refusals: Refusals) -> dict[s
     jobs = {", ".join(names): partial(build_on, names) for names in boards.values()}
     for done in run_parallel(jobs, stop).values():
         finished |= done
-    return {name: done for name in contexts if (done := finished.get(name))}
-
+    for on_board in run_parallel(jobs, stop).values():
+        finished |= on_board
 
 def find_blame(context: Context) -> Blame:
     """Find out what breaks the INT8 that the target prefers.
