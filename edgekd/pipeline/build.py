@@ -237,7 +237,7 @@ def _try_target(
     given: _Preparation, target: Target, device: Device | Absent, stages: trained_source.TrainingStages
 ) -> Done[TriedTarget]:
     """Run or read the export of the untrained student, and let a target take it."""
-    exported = export_untrained(stages)
+    exported = export_untrained(given.runner, stages.project, given.recipe, stages.opset, stages.export_label)
     return preflight_target(given.runner, UntrainedTarget(given.recipe, target, device, exported))
 
 

@@ -12,7 +12,7 @@ import msgspec
 
 from edgekd.stages.artifacts import Exported
 from edgekd.stages.progress import StageReporter
-from edgekd.stages.stage import Done, StageSpec
+from edgekd.stages.stage import StageSpec
 from edgekd.training.distillation.loss_registry import loss_sections, own_loss_sources
 
 if TYPE_CHECKING:
@@ -20,7 +20,8 @@ if TYPE_CHECKING:
 
     from edgekd.config.recipe import Recipe
     from edgekd.files import JsonObject
-    from edgekd.pipeline.trained_source import TrainingStages
+    from edgekd.pipeline.project import Project
+    from edgekd.stages.stage import Done, Runner
 
 #: Settings that decide how long and how fast a network learns, and nothing that could be tried in one step.
 _SCHEDULE = ("epochs", "learning_rate", "weight_decay", "steps", "cache_teacher")
@@ -67,8 +68,13 @@ class _Keeping(StageReporter):
         super().warn(message)
 
 
-def check_task(stages: TrainingStages) -> Done[Preflight]:
+def check_task(runner: Runner, project: Project, recipe: Recipe) -> Done[Preflight]:
     """Check the task and try every training, or read that it was done.
+
+    Args:
+        runner: Runs the stage.
+        project: The task.
+        recipe: What is to be trained.
 
     Raises:
         TaskError: Something in the task is wrong.
@@ -79,35 +85,38 @@ def check_task(stages: TrainingStages) -> Done[Preflight]:
         from edgekd.training.preflight.check import check
 
         keeping = _Keeping(report.observer, report.stage, [])
-        check(stages.project.loaded, stages.taps, stages.recipe, keeping)
+        check(project.loaded, project.taps(recipe), recipe, keeping)
         return Preflight(tuple(keeping.kept))
 
-    inputs = {"task": stages.project.identity}
-    return stages.runner(PREFLIGHT, config=_settings(stages.recipe), inputs=inputs, run=run)
+    return runner(PREFLIGHT, config=_settings(recipe), inputs={"task": project.identity}, run=run)
 
 
-def export_untrained(stages: TrainingStages) -> Done[Exported]:
+def export_untrained(runner: Runner, project: Project, recipe: Recipe, opset: int, label: str) -> Done[Exported]:
     """Write the untrained student as ONNX with a few samples, or read that it was done.
+
+    Args:
+        runner: Runs the stage.
+        project: The task.
+        recipe: What is to be trained.
+        opset: ONNX opset of the export.
+        label: What tells the exports of a build with several opsets apart; "" for the first.
 
     Raises:
         ModelError: Torch cannot export it.
     """
-    recipe = stages.recipe
 
     def run(folder: Path, report: StageReporter) -> Exported:
         from edgekd.training.preflight import export
 
-        task, taps = stages.project.loaded, stages.taps.student
-        return export.run(task, taps, recipe, stages.opset, folder, report)
+        return export.run(project.loaded, project.taps(recipe).student, recipe, opset, folder, report)
 
     config = {
-        "opset": stages.opset,
+        "opset": opset,
         "taps": msgspec.to_builtins(recipe.student.taps),
         "tolerance": recipe.export.tolerance,
         "seed": recipe.seed,
     }
-    inputs = {"task": stages.project.identity}
-    return stages.runner(PREFLIGHT_EXPORT, label=stages.export_label, config=config, inputs=inputs, run=run)
+    return runner(PREFLIGHT_EXPORT, label=label, config=config, inputs={"task": project.identity}, run=run)
 
 
 def _settings(recipe: Recipe) -> JsonObject:

@@ -360,14 +360,7 @@ class TrainingStages:
     @cached_property
     def taps(self) -> Taps:
         """The taps of both networks, from the recipe and the task."""
-        from edgekd.training.taps.taps import Taps, resolve_taps
-
-        task, names = self.project.loaded.task, self.project.loaded.modalities
-        return Taps(
-            resolve_taps("teacher", self.recipe.teacher.taps, getattr(task, "teacher_taps", {}), names),
-            resolve_taps("student", self.recipe.student.taps, getattr(task, "student_taps", {}), names),
-            self.recipe.teacher.precision,
-        )
+        return self.project.taps(self.recipe)
 
     def preflight(self) -> None:
         """Check the task, or read that it was checked.
@@ -375,7 +368,7 @@ class TrainingStages:
         Raises:
             TaskError: Something in the task is wrong.
         """
-        check_task(self)
+        check_task(self.runner, self.project, self.recipe)
 
     def load_teacher(self, done: Done[Trained]) -> nn.Module:
         """Return the finished teacher."""

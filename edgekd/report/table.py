@@ -250,9 +250,8 @@ def summary_table(report: BuildReport) -> Table:
     unrun = [result.target for result in report.targets if result.last.stage != DEVICE]
     notes = (f"{metric} and bound of {', '.join(unrun)}: of the same graph in ONNX Runtime on the building host.",)
     refused = tuple((target, *[NOTHING] * (len(columns) - 2), "REFUSED") for target in report.refused)
-    reasons = tuple(f"{target} was not built: {reason}." for target, reason in report.refused.items())
     rows = (*map(_summary_row, report.targets), *refused)
-    return Table("Targets", columns, rows, (*(notes if unrun else ()), *reasons))
+    return Table("Targets", columns, rows, notes if unrun else ())
 
 
 def _summary_row(result: TargetResult) -> tuple[str, ...]:

@@ -135,10 +135,10 @@ def build_targets(contexts: Mapping[str, Context], refusals: Refusals) -> dict[s
             board.stop()
 
     jobs = {", ".join(names): partial(build_on, names) for names in boards.values()}
-    for done in run_parallel(jobs, stop).values():
-        finished |= done
     for on_board in run_parallel(jobs, stop).values():
         finished |= on_board
+    return {name: done for name in contexts if (done := finished.get(name))}
+
 
 def find_blame(context: Context) -> Blame:
     """Find out what breaks the INT8 that the target prefers.
