@@ -113,6 +113,12 @@ class GateFailed(EdgekdError):
     exit_code = 20
 
 
+class TargetRefused(EdgekdError):
+    """Some of several targets or devices refused; the others are finished and published."""
+
+    exit_code = 22
+
+
 class BudgetMissed(EdgekdError):
     """A row of the joined table does not keep a limit of the budget file."""
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import os
+import re
 import signal
 import sys
 import sysconfig
@@ -29,6 +30,9 @@ if TYPE_CHECKING:
 PASSING = (EdgekdError, KeyboardInterrupt, GeneratorExit)
 
 _PACKAGE = Path(__file__).resolve().parent
+
+#: A frame in a message that quotes a traceback.
+_FRAME = re.compile(r'File "([^"]+)", line (\d+)')
 
 #: How long a thread that a user's code has started may take to end.
 _GRACE_S = 1.0
@@ -121,13 +125,30 @@ def reason_of(problem: BaseException, folder: Path | None = None) -> str:
 
 
 def _place(problem: BaseException, folder: Path | None) -> str:
-    """Return the innermost line of the user's code that an exception passed; elsewhere the innermost of a library."""
+    """Return the innermost line of the user's code that led to an exception; elsewhere the innermost of a library."""
     if isinstance(problem, SyntaxError) and problem.filename:
         return f"{problem.filename}:{problem.lineno}"
     frames = traceback.extract_tb(problem.__traceback__)
-    own = [frame for frame in frames if is_own(frame.filename, folder)]
     others = [frame for frame in frames if not frame.filename.startswith(("<", str(_PACKAGE)))]
-    return next((f"{frame.filename}:{frame.lineno}" for frame in reversed(own or others)), "")
+    return own_line(problem, folder) or next((f"{frame.filename}:{frame.lineno}" for frame in reversed(others)), "")
+
+
+def own_line(problem: BaseException, folder: Path | None = None) -> str | None:
+    """Return the innermost line of the user's code that led to an exception; None where none did.
+
+    It is in the traceback of the exception or of one that caused it, or named in a message, as torch's exporter does.
+
+    Args:
+        problem: The exception.
+        folder: Folder of the user's code; by default all files that are neither edgekd's nor installed.
+    """
+    cause = problem.__cause__ or problem.__context__
+    earlier = own_line(cause, folder) if cause is not None else None
+    if earlier:
+        return earlier
+    frames = [(frame.filename, str(frame.lineno)) for frame in traceback.extract_tb(problem.__traceback__)]
+    own = [f"{file}:{line}" for file, line in (*_FRAME.findall(str(problem)), *frames) if is_own(file, folder)]
+    return own[-1] if own else None
 
 
 def is_own(file: str, folder: Path | None = None) -> bool:

@@ -17,6 +17,7 @@ from edgekd.cli.options import (
     recipe_options,
     target_option,
 )
+from edgekd.cli.refused import also_refused, require_all
 from edgekd.errors import GateFailed
 
 if TYPE_CHECKING:
@@ -42,7 +43,8 @@ def build(request: BuildRequest, printing: Printing) -> None:
     """Build a recipe, or an ONNX network, for a device: from teacher to bundle.
 
     Runs those of the stages below that the recipe, the targets and their devices ask for; what is up to date is not run
-    again. Exits with 20 when the gate rejects the result; its artefacts are kept under OUTPUT/TARGET/rejected.
+    again. Exits with 20 when the gate rejects the result; its artefacts are kept under OUTPUT/TARGET/rejected. Of
+    several targets one that refuses ends alone: the others are published, and the exit code is 22.
     """
     from edgekd.cli.terminal import Json, print_report
     from edgekd.report.build.files import report_json
@@ -65,10 +67,12 @@ def build(request: BuildRequest, printing: Printing) -> None:
 
 
 def _require_release(report: BuildReport) -> None:
+    """Raise the error that the command ends with where a target was rejected by the gate, or refused."""
     rejected = [result for result in report.targets if result.ledger.verdict == "fail"]
     if rejected:
         reasons = "; ".join(f"{r.target}: {reason}" for r in rejected for reason in r.ledger.reasons)
-        raise GateFailed(f"the gate rejected the build: {reasons}")
+        raise GateFailed(f"the gate rejected the build: {reasons}{also_refused(report.refused)}")
+    require_all(report.refused, f"published: {', '.join(result.target for result in report.targets)}")
 
 
 def _refuse_calibrate(_context: click.Context, _parameter: click.Parameter, given: bool) -> None:
@@ -88,7 +92,8 @@ def check(request: BuildRequest, cpu: str | None, suggest_limits: bool, printing
 
     With --cpu the engine runs on that processor's instructions: INT8 that is right here can be wrong there. With
     --suggest-limits the float network is damaged in many ways, and how much of the metric each drift costs gives the
-    gate's limits for this task. Exits with 20 when the gate rejects every candidate of a target.
+    gate's limits for this task. Exits with 20 when the gate rejects every candidate of a target, and with 22 when one
+    of several targets refuses.
     """
     import msgspec
 
@@ -115,8 +120,10 @@ def check(request: BuildRequest, cpu: str | None, suggest_limits: bool, printing
     elif not printing.quiet:
         print_checks(checks)
     rejected = [target_check.target for target_check in checks if target_check.rejected]
+    refused = [found.target for found in checks if found.refused]
     if rejected:
-        raise GateFailed(f"the gate rejects every candidate of {', '.join(rejected)}")
+        raise GateFailed(f"the gate rejects every candidate of {', '.join(rejected)}{also_refused(refused)}")
+    require_all(refused, f"checked: {', '.join(found.target for found in checks if not found.refused)}")
 
 
 def _suggest_limits(request: BuildRequest, printing: Printing) -> None:

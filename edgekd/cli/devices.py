@@ -12,6 +12,7 @@ import click
 import edgekd
 from edgekd.cli.main import main
 from edgekd.cli.options import Duration, as_one_argument, runtime_option
+from edgekd.cli.refused import require_all
 from edgekd.errors import BundleError, DeviceError
 
 if TYPE_CHECKING:
@@ -168,16 +169,27 @@ def profile(
 
     Checks the bundle, then times single inferences of its reference samples in several fresh processes: end to end and
     computing alone, each layer, cold starts, memory, and energy where a power sensor can be read. Run it on the device
-    that the bundle is for: numpy and the engine library are enough there.
+    that the bundle is for: numpy and the engine library are enough there. Of several devices one that refuses ends
+    alone, and the exit code is 22.
     """
     from edgekd.cli.terminal import print_profile, steps
 
+    refused: dict[str, str] = {}
     with steps(f"profiling {bundle}", shown=not as_json) as advance:
         profiles = edgekd.profile(
-            bundle, devices=devices, runtime=runtime, settings=measurement.settings(), output=output, advance=advance
+            bundle,
+            devices=devices,
+            runtime=runtime,
+            settings=measurement.settings(),
+            output=output,
+            advance=advance,
+            refuse=refused.__setitem__,
         )
     for profiled in profiles:
         if as_json:
             click.echo(json.dumps(profiled.json()))
         else:
             print_profile(profiled.manifest, profiled.profile, profiled.device, profiled.runtime)
+    for name, reason in refused.items():
+        click.echo(f"refused: {name}: {reason}", err=True)
+    require_all(refused, f"measured: {', '.join(profiled.device for profiled in profiles)}")

@@ -13,7 +13,8 @@ from edgekd.stages.sealed import read_sealed, write_sealed
 from edgekd.stages.user_code import source_digests
 
 if TYPE_CHECKING:
-    from edgekd.config.recipe import TaskConfig
+    from edgekd.config.recipe import Recipe, TaskConfig
+    from edgekd.training.taps.taps import Taps
     from edgekd.training.task.loading import LoadedTask
 
 
@@ -51,6 +52,21 @@ class Project:
                 "code and files are the same; seed what is random in it"
             )
         return task
+
+    def taps(self, recipe: Recipe) -> Taps:
+        """Return the taps of both networks, from the recipe and the task.
+
+        Raises:
+            TaskError: A modality has no tap, or a tap names no modality.
+        """
+        from edgekd.training.taps.taps import Taps, resolve_taps
+
+        task, names = self.loaded.task, self.loaded.modalities
+        return Taps(
+            resolve_taps("teacher", recipe.teacher.taps, getattr(task, "teacher_taps", {}), names),
+            resolve_taps("student", recipe.student.taps, getattr(task, "student_taps", {}), names),
+            recipe.teacher.precision,
+        )
 
     @cached_property
     def identity(self) -> str:

@@ -12,6 +12,7 @@ import msgspec
 from edgekd.errors import ModelError
 from edgekd.files import sha256_file
 from edgekd.gram.gate import CUT, FINETUNED
+from edgekd.pipeline.preflight import check_task
 from edgekd.pipeline.source import QatStudent
 from edgekd.runtime.corruption import Robustness
 from edgekd.stages.artifacts import CUT_PROBE, PROBE, WEIGHTS, Exported, Trained
@@ -59,7 +60,7 @@ PRUNE: StageSpec[Trained] = StageSpec(
     "prune", 6, Trained, ("torch-pruning",), "remove channels of the student and fine-tune what is left", _describe
 )
 EXPORT: StageSpec[Exported] = StageSpec(
-    "export", 6, Exported, ("onnx", "onnxscript", "onnxruntime"), "write the networks as ONNX", _describe_export
+    "export", 7, Exported, ("onnx", "onnxscript", "onnxruntime"), "write the networks as ONNX", _describe_export
 )
 QAT: StageSpec[Trained] = StageSpec(
     "qat", 4, Trained, (), "fine-tune the pruned student with fake quantization", _describe
@@ -93,7 +94,11 @@ class TrainedOrigin:
     exported: Done[Exported]
 
     network = "pruned"
-    baselines = ("teacher", "student")
+
+    @property
+    def baselines(self) -> tuple[str, ...]:
+        """The networks before the pruned one that could be exported; the student always could."""
+        return tuple(name for name in ("teacher", "student") if name in self.exported.result.sizes)
 
     @property
     def name(self) -> str:
@@ -237,7 +242,8 @@ class TrainingStages:
         return self.runner(ROBUSTNESS, config=settings, inputs={"pruned": origin.pruned.key}, run=run)
 
     def teacher(self) -> Done[Trained]:
-        """Train the teacher, or load the user's."""
+        """Check the task; then train the teacher, or load the user's."""
+        self.preflight()
         config, project = self.recipe.teacher, self.teachers or self.project
         weights = Path(config.weights) if config.weights else None
         if weights is not None and not weights.is_file():
@@ -246,7 +252,6 @@ class TrainingStages:
         def run(folder: Path, report: StageReporter) -> Trained:
             from edgekd.training.distillation import teacher
 
-            self.preflight()
             return teacher.run(project.loaded, self.taps.teacher, config, StageRun(self.recipe.seed, folder, report))
 
         settings = {
@@ -287,7 +292,6 @@ class TrainingStages:
         """
         from edgekd.training.distillation import distill
 
-        self.preflight()
         outputs, model = self._outputs(teacher, config.loss, report), self.load_teacher(teacher)
         return distill.run(self.project.loaded, model, self.taps, config, StageRun(seed, folder, report), outputs)
 
@@ -320,7 +324,7 @@ class TrainingStages:
 
             model = self.load_teacher(teacher)
             networks = {
-                "teacher": ExportNetwork(model, taps_of(model, self.taps.teacher)),
+                "teacher": ExportNetwork(model, taps_of(model, self.taps.teacher), optional=True),
                 "student": ExportNetwork(self._load_student(student), self.taps.student),
                 "pruned": ExportNetwork(self._load_pruned(pruned.folder), self.taps.student),
             }
@@ -356,30 +360,15 @@ class TrainingStages:
     @cached_property
     def taps(self) -> Taps:
         """The taps of both networks, from the recipe and the task."""
-        from edgekd.training.taps.taps import Taps, resolve_taps
-
-        task, names = self.project.loaded.task, self.project.loaded.modalities
-        return Taps(
-            resolve_taps("teacher", self.recipe.teacher.taps, getattr(task, "teacher_taps", {}), names),
-            resolve_taps("student", self.recipe.student.taps, getattr(task, "student_taps", {}), names),
-            self.recipe.teacher.precision,
-        )
+        return self.project.taps(self.recipe)
 
     def preflight(self) -> None:
-        """Check the task, once for each build.
+        """Check the task, or read that it was checked.
 
         Raises:
             TaskError: Something in the task is wrong.
         """
-        _ = self._checked
-
-    @cached_property
-    def _checked(self) -> bool:
-        """True once the task is checked, which is done once for each build: the check reads every sample."""
-        from edgekd.training import preflight
-
-        preflight.check(self.project.loaded, self.taps, self.recipe)
-        return True
+        check_task(self.runner, self.project, self.recipe)
 
     def load_teacher(self, done: Done[Trained]) -> nn.Module:
         """Return the finished teacher."""

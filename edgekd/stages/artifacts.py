@@ -23,6 +23,10 @@ PROBE_GRAPH, DEPLOY = "probe.onnx", "deploy.onnx"
 PREPARED, QDQ = "prepared.onnx", "qdq.onnx"
 
 
+#: Name of the student as it is exported before it is trained.
+UNTRAINED = "untrained"
+
+
 @dataclass(frozen=True)
 class Trained:
     """A trained model.

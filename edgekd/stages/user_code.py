@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import os
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from edgekd.errors import TaskError
+from edgekd.errors import EdgekdError, TaskError
 from edgekd.files import sha256_file
-from edgekd.plugins import guarded, installed
+from edgekd.plugins import guarded, installed, own_line
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from contextlib import AbstractContextManager
 
 _PACKAGE = Path(__file__).resolve().parent.parent
@@ -78,3 +80,23 @@ def describe(value: object) -> str:
     if isinstance(value, type):
         return f"the class {value.__name__}"
     return f"a {type(value).__name__}"
+
+
+@contextmanager
+def user_errors(what: str, folder: Path | None) -> Iterator[None]:
+    """Do as :func:`user_code` where the user's code raised something; a defect of edgekd keeps its traceback.
+
+    Args:
+        what: What is done, at the beginning of the line.
+        folder: Folder of the task.
+
+    Raises:
+        TaskError: A line of the task's files is in the traceback.
+    """
+    try:
+        yield
+    except Exception as error:
+        if isinstance(error, EdgekdError) or own_line(error, folder) is None:
+            raise
+        with user_code(what, folder):
+            raise

@@ -7,13 +7,14 @@ from functools import cached_property
 from typing import TYPE_CHECKING, TypeVar
 
 from edgekd.devices.base import Absent
+from edgekd.errors import ModelError
 from edgekd.gram.drift import Bootstrap
 from edgekd.gram.gate import GateLimits, GateRules
 from edgekd.runtime.backends.registry import AS_WRITTEN, ORT, Runtime
 from edgekd.stages.artifacts import CALIBRATION, TEST, onnx_name
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Collection, Mapping
     from pathlib import Path
 
     import numpy as np
@@ -23,7 +24,6 @@ if TYPE_CHECKING:
     from edgekd.config.recipe import Recipe
     from edgekd.config.target import Target
     from edgekd.devices.base import Device
-    from edgekd.errors import ModelError
     from edgekd.gram.gate import Ledger
     from edgekd.gram.probe import Probe
     from edgekd.pipeline.source import Origin
@@ -237,19 +237,24 @@ class Context:
         bootstrap = Bootstrap(self.recipe.gate.confidence, self.recipe.gate.resamples, self.recipe.seed)
         return GateRules(self.exported.result.facts.metric, self.limits, bootstrap)
 
-    def leave_out(self, name: str, error: ModelError, folder: Path, report: StageReporter) -> str:
-        """Warn that a candidate is left out, and return why, without the path of a folder of the cache.
-
-        Only a second candidate of a precision may be lacking: for a first one the error is raised again. Of a model
-        that is imported float32 is enough, since it cannot be made anew for what a quantizer or a device refuses.
-        """
-        from edgekd.compress.quantize import candidate_specs
-
-        specs = candidate_specs(self.target, self.recipe.quantize.precision)
-        first = {spec.precision: spec.name for spec in reversed(specs)}
-        enough = self.recipe.model is not None and "float32" in first
-        if name in ({first["float32"]} if enough else first.values()):
-            raise error
+    @staticmethod
+    def leave_out(name: str, error: ModelError, folder: Path, report: StageReporter) -> str:
+        """Warn that a candidate is left out, and return why, without the path of a folder of the cache."""
         reason = str(error).replace(f"{folder}/", "")
         report.warn(f"{name} is left out: {reason}")
         return reason
+
+
+def require_one(left: Collection[object], refused: Mapping[str, str]) -> None:
+    """Check that a target still has a candidate.
+
+    Args:
+        left: The candidates that are left.
+        refused: For each that was left out the reason.
+
+    Raises:
+        ModelError: There is none.
+    """
+    if not left:
+        same = dict.fromkeys(refused.values())
+        raise ModelError(next(iter(same)) if len(same) == 1 else "; ".join(f"{n}: {r}" for n, r in refused.items()))

@@ -15,7 +15,14 @@ from edgekd.devices.local import LocalDevice
 from edgekd.errors import ModelError
 from edgekd.gram.gate import DEVICE, Ledger, LedgerRow, keep_ledger
 from edgekd.gram.probe import Probe
-from edgekd.pipeline.target.context import LAYERS, OUTPUTS, Context, EvaluatedCandidate, PreparedCandidate
+from edgekd.pipeline.target.context import (
+    LAYERS,
+    OUTPUTS,
+    Context,
+    EvaluatedCandidate,
+    PreparedCandidate,
+    require_one,
+)
 from edgekd.pipeline.target.outputs import probe_variants
 from edgekd.runtime.backends.registry import find_backend
 from edgekd.runtime.session import open_arrays
@@ -27,6 +34,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from edgekd.config.target import Target
+    from edgekd.files import JsonObject
     from edgekd.pipeline.target.outputs import Outputs
     from edgekd.stages.progress import StageReporter
 
@@ -40,12 +48,14 @@ class Compiled:
         layers: For each candidate the number of layers of ``deploy``.
         sizes: For each candidate the bytes of ``deploy.plan``.
         messages: For each candidate what the library warned of.
+        refused: For each candidate that the library could not build, the reason.
     """
 
     library: str
     layers: dict[str, int]
     sizes: dict[str, int]
     messages: dict[str, list[str]]
+    refused: dict[str, str]
 
 
 @dataclass(frozen=True)
@@ -102,10 +112,10 @@ def _describe_ledgers(checked: CheckedLedgers) -> str:
 
 
 COMPILE: StageSpec[Compiled] = StageSpec(
-    "compile", 3, Compiled, (), "parse and build each candidate with TensorRT-RTX on this host", _describe_compiled
+    "compile", 4, Compiled, (), "parse and build each candidate with TensorRT-RTX on this host", _describe_compiled
 )
 EVALUATE: StageSpec[DeviceOutputs] = StageSpec(
-    "evaluate", 6, DeviceOutputs, (), "run the candidates on the device and probe them", _describe_outputs
+    "evaluate", 7, DeviceOutputs, (), "run the candidates on the device and probe them", _describe_outputs
 )
 CHECK: StageSpec[CheckedLedgers] = StageSpec(
     "check", 5, CheckedLedgers, (), "keep each candidate's ledger and judge it", _describe_ledgers
@@ -128,8 +138,9 @@ def evaluate(context: Context, candidates: Sequence[PreparedCandidate], label: s
         label: What tells these stages from those of other candidates; "" for the first.
     """
     compiled = _compile(context, candidates, label) if compiles(context.target) else None
-    ran = None if isinstance(context.device, Absent) else _run_on_device(context, candidates, compiled, label)
-    running = [candidate for candidate in candidates if ran is None or candidate.name in ran.result.deploy_logit_error]
+    built = [candidate for candidate in candidates if compiled is None or candidate.name in compiled.result.layers]
+    ran = None if isinstance(context.device, Absent) else _run_on_device(context, built, compiled, label)
+    running = [candidate for candidate in built if ran is None or candidate.name in ran.result.deploy_logit_error]
     checked = _check(context, running, ran, label)
     keys = tuple(done.key for done in (compiled, ran) if done)
     evaluated = tuple(
@@ -145,7 +156,8 @@ def evaluate(context: Context, candidates: Sequence[PreparedCandidate], label: s
         )
         for candidate in running
     )
-    return Evaluation(evaluated, compiled.result if compiled else None, ran.result.refused if ran else {})
+    refused = {name: reason for done in (compiled, ran) if done for name, reason in done.result.refused.items()}
+    return Evaluation(evaluated, compiled.result if compiled else None, refused)
 
 
 def _engine_file(context: Context, candidate: PreparedCandidate, compiled: Done[Compiled] | None, variant: str) -> Path:
@@ -156,29 +168,58 @@ def _engine_file(context: Context, candidate: PreparedCandidate, compiled: Done[
     return candidate.folder / variant
 
 
+def build_ahead(target: Target, graph: Path, plan: Path) -> JsonObject:
+    """Build an engine of a graph as the target's ``[compile]`` says, with a description of its layers beside it.
+
+    Raises:
+        MissingDependency: The library is not installed.
+        ModelError: The library refuses the graph, or would get it wrong.
+        DeviceError: The library crashed or hung.
+    """
+    wanted = target.compile
+    assert wanted is not None  # the caller has looked
+    return LocalDevice().compile(graph, plan, plan.parent / LAYERS, wanted.library, _build_options(target))
+
+
+def _build_options(target: Target) -> dict[str, object]:
+    wanted = target.compile
+    assert wanted is not None  # the caller has looked
+    # A DLA is the board's: what is proved here is the graph.
+    portable = {name: value for name, value in target.options.items() if name != "dla"}
+    return {**portable, "compute_capabilities": wanted.compute_capabilities}
+
+
 def _compile(context: Context, candidates: Sequence[PreparedCandidate], label: str) -> Done[Compiled]:
     wanted = context.target.compile
     assert wanted is not None  # the caller has looked
-    # A DLA is the board's: what is proved here is the graph.
-    portable = {name: value for name, value in context.target.options.items() if name != "dla"}
-    options = {**portable, "compute_capabilities": wanted.compute_capabilities}
 
     def run(folder: Path, report: StageReporter) -> Compiled:
-        layers, sizes, messages, library = {}, {}, {}, ""
-        jobs = [(candidate, variant) for candidate in candidates for variant in (PROBE_GRAPH, DEPLOY)]
-        for done, (candidate, variant) in enumerate(jobs, 1):
+        layers: dict[str, int] = {}
+        sizes: dict[str, int] = {}
+        messages: dict[str, list[str]] = {}
+        refused: dict[str, str] = {}
+        library = ""
+        for done, candidate in enumerate(candidates, 1):
             name, place = candidate.name, folder / candidate.name
             place.mkdir(exist_ok=True)
-            plan = (place / variant).with_suffix(".plan")
-            built = LocalDevice().compile(candidate.folder / variant, plan, place / LAYERS, wanted.library, options)
+            try:
+                built = [
+                    build_ahead(context.target, candidate.folder / variant, (place / variant).with_suffix(".plan"))
+                    for variant in (PROBE_GRAPH, DEPLOY)
+                ][-1]
+            except ModelError as error:
+                refused[name] = context.leave_out(name, error, candidate.folder, report)
+                continue
             library, layers[name], messages[name] = built["library"], built["layers"], built["messages"]
-            sizes[name] = plan.stat().st_size
-            report.advance(done, len(jobs), f"{name}: {built['layers']} layers")
-        return Compiled(library, layers, sizes, messages)
+            sizes[name] = (place / DEPLOY).with_suffix(".plan").stat().st_size
+            report.advance(done, len(candidates), f"{name}: {built['layers']} layers")
+        if not label:
+            require_one(layers, refused)
+        return Compiled(library, layers, sizes, messages, refused)
 
     config = {
         "compile": msgspec.to_builtins(wanted),
-        "options": options,
+        "options": _build_options(context.target),
         "versions": library_versions(find_backend(wanted.library).packages, "build"),
     }
     return context.stage(COMPILE, label, config=config, inputs={"candidates": _keys(candidates)}, run=run)
@@ -214,6 +255,8 @@ def _run_on_device(
                 continue
             probe.save(place / OUTPUTS)
             report.advance(done, len(candidates), name)
+        if not label:
+            require_one(errors, refused)
         return DeviceOutputs(errors, refused)
 
     config = {**context.device_identity(), "threads": threads}

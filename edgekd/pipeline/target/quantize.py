@@ -10,7 +10,7 @@ import msgspec
 from edgekd.compress import quantize
 from edgekd.config.target import load_calibration
 from edgekd.errors import ModelError
-from edgekd.pipeline.target.context import OUTPUTS, Context, LedgerStep, PreparedCandidate
+from edgekd.pipeline.target.context import OUTPUTS, Context, LedgerStep, PreparedCandidate, require_one
 from edgekd.pipeline.target.outputs import probe_variants, run_on_host
 from edgekd.stages.artifacts import CALIBRATION, DEPLOY, TEST, onnx_name
 from edgekd.stages.stage import StageSpec, library_versions
@@ -122,6 +122,7 @@ def _quantize(
             probe.save(place / OUTPUTS)
             candidates.append(candidate)
             report.advance(done, len(specs), spec.name)
+        require_one(candidates, refused)
         return QuantizedCandidates(tuple(candidates), errors, refused)
 
     config = {

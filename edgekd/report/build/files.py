@@ -77,6 +77,7 @@ def _report_file(report: BuildReport) -> ReportFile:
         training={name: _training(history) for name, history in report.training.items()},
         robustness=robustness_details(report),
         not_finite={},
+        refused=report.refused,
     )
 
 

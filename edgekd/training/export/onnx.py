@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from edgekd.errors import ModelError
+from edgekd.errors import EdgekdError, ModelError
 from edgekd.files import atomic_path, quiet
 from edgekd.gram.npz import EMBEDDING_PREFIX
+from edgekd.training.export.refusal import explain
 from edgekd.training.taps.taps import TappedModel
 
 if TYPE_CHECKING:
@@ -32,10 +33,14 @@ class ExportNetwork:
     Attributes:
         model: The network.
         taps: For each modality where its embedding is.
+        optional: Whether a build can do without it.
+        folder: Folder of the user's files, a line of which an error names; None where there is none.
     """
 
     model: nn.Module
     taps: Mapping[str, Tap]
+    optional: bool = False
+    folder: Path | None = None
 
 
 class _WithEmbeddings(nn.Module):
@@ -73,9 +78,10 @@ def write_onnx(network: ExportNetwork, inputs: Mapping[str, Tensor], opset: int,
                 dynamic_shapes=(tuple({0: batch} for _ in inputs),),
                 verbose=False,
             )
-        except (RuntimeError, torch.onnx.errors.OnnxExporterError) as error:
-            # torch's own message is a page of advice for its developers; its cause says what is wrong.
-            what = str(error.__cause__ or error).strip().partition("\n")[0]
+        except EdgekdError:
+            raise
+        except Exception as error:  # the user's own code is traced here, and may raise anything
+            what = explain(error, network.folder)
             raise ModelError(f"torch cannot export {type(network.model).__name__} to ONNX: {what}") from error
     assert program is not None  # None is what the older exporter returns
     for value in program.model.graph.inputs:

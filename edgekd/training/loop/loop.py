@@ -142,6 +142,13 @@ def _note(epoch: Epoch) -> str:
     return ", ".join(f"{name} {epoch[name]:{form}}" for name, form in forms.items() if name in epoch)
 
 
+def training_loss(objective: Objective, batch: Batch, progress: float) -> tuple[Tensor, dict[str, Tensor | float]]:
+    """Return the loss of a batch and the figures to log, in the precision in which this machine trains."""
+    kind = batch.labels.device.type
+    with torch.autocast(kind, torch.bfloat16, enabled=kind == "cuda"):
+        return objective(batch, progress)
+
+
 def _one_epoch(parts: _TrainedParts, loader: DataLoader[Batch], order: BatchOrder, epochs: int) -> Epoch:
     train_unfrozen(parts.model)
     device = next(parts.model.parameters()).device
@@ -149,8 +156,7 @@ def _one_epoch(parts: _TrainedParts, loader: DataLoader[Batch], order: BatchOrde
     for index, (batch, weight) in enumerate(zip(loader, order.weights, strict=True)):
         step, part = divmod(index, order.parts)
         progress = (order.epoch + step / order.count) / epochs
-        with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
-            loss, figures = parts.objective(batch.to(device), progress)
+        loss, figures = training_loss(parts.objective, batch.to(device), progress)
         if part == 0:
             parts.optimizer.zero_grad(set_to_none=True)
         torch.autograd.backward(loss * weight)

@@ -48,9 +48,7 @@ def shape_of(what: str, shape: object) -> tuple[int, ...]:
     """
     sizes = tuple(shape) if isinstance(shape, tuple | list | np.ndarray) else None
     if sizes is None or not all(isinstance(size, Integral) and size > 0 for size in sizes):
-        raise TaskError(
-            f"{what} has the shape {shape!r:.60}, must be a tuple of whole numbers from 1, as (12,)"
-        )
+        raise TaskError(f"{what} has the shape {shape!r:.60}, must be a tuple of whole numbers from 1, as (12,)")
     return tuple(int(size) for size in sizes)
 
 

@@ -13,7 +13,7 @@ import numpy as np
 
 from edgekd.errors import TaskError, nearest
 from edgekd.stages.labels import accuracy
-from edgekd.stages.user_code import describe, source_files, user_code
+from edgekd.stages.user_code import describe, source_files, user_code, user_errors
 from edgekd.training.task.checked_split import checked_split
 from edgekd.training.task.checks import (
     check_returned,
@@ -76,7 +76,16 @@ class LoadedTask:
 
     def running(self, what: str) -> AbstractContextManager[None]:
         """Return a context for the task's own code, in which what it raises becomes one line with its place."""
-        return user_code(what, self.sources[0].parent if self.sources else None)
+        return user_code(what, self.folder)
+
+    def errors_in(self, what: str) -> AbstractContextManager[None]:
+        """Return a context for edgekd's code that runs the task's: only what the task's raises becomes one line."""
+        return user_errors(what, self.folder)
+
+    @property
+    def folder(self) -> Path | None:
+        """Folder of the task's files; None where it has none."""
+        return self.sources[0].parent if self.sources else None
 
     @property
     def metric_name(self) -> str:
