@@ -27,6 +27,7 @@ from edgekd.runtime.manifest import (
     read_file,
     read_manifest,
 )
+from edgekd.runtime.manifest_checks import check_engine
 from edgekd.runtime.session import read_arrays, run_rows
 from edgekd.runtime.verification import Verification, compare_reference
 
@@ -207,7 +208,20 @@ class Bundle:
         """Open a variant's file, having checked the very bytes that the engine library gets."""
         name = engine_file(self.manifest, variant, self.runtime)
         content = read_file(self.folder, self.manifest, name)
-        return self.runtime.open(content, self._threads, str(self.folder / name), keep=True)
+        session = self.runtime.open(content, self._threads, str(self.folder / name), keep=True)
+        stated = [output for output in self.manifest.outputs if variant in output["variants"]]
+        try:
+            check_engine(
+                self.manifest.inputs,
+                stated,
+                self.manifest.classes,
+                (session.inputs, session.outputs),
+                str(self.folder / name),
+            )
+        except BundleError:
+            session.close()
+            raise
+        return session
 
     def _reference(self) -> dict[str, Array]:
         content = read_file(self.folder, self.manifest, REFERENCE)
