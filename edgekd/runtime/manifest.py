@@ -206,3 +206,24 @@ def read_file(folder: Path, manifest: Manifest, name: str) -> bytes:
     if len(content) != expected["bytes"] or hashlib.sha256(content).hexdigest() != expected["sha256"]:
         raise BundleError(f"{path}: is not the file that the manifest describes; copy or build the bundle again")
     return content
+
+
+def read_branches(folder: Path, manifest: Manifest) -> dict[str, str]:
+    """Return for nodes of the bundle's graph the modality from whose input alone each is computed, or "fusion".
+
+    Returns:
+        Nothing for a bundle without them, which an earlier edgekd wrote.
+
+    Raises:
+        BundleError: the file is not the manifest's, or not such a table.
+    """
+    if BRANCHES not in manifest.files:
+        return {}
+    where = folder / BRANCHES
+    try:
+        branches = json.loads(read_file(folder, manifest, BRANCHES))
+    except ValueError as error:
+        raise BundleError(f"{where}: is not valid JSON: {error}") from error
+    if not isinstance(branches, dict) or not all(isinstance(branch, str) for branch in branches.values()):
+        raise BundleError(f"{where}: must be a table of nodes' names and their branches; build the bundle again")
+    return branches

@@ -10,12 +10,14 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
     from edgekd.files import JsonObject
-    from edgekd.runtime.session import TensorSpec
+    from edgekd.runtime.manifest import Manifest, Variant
+    from edgekd.runtime.session import Session, TensorSpec
 
 _TENSOR = {"name": str, "dtype": str, "shape": list}
 _INPUT = {**_TENSOR, "preprocessing": str}
 _OUTPUT = {**_TENSOR, "variants": list}
 _FILE = {"sha256": str, "bytes": int}
+_REMEDY = "copy or build the bundle again"
 
 
 def check_values(content: JsonObject, where: str) -> None:
@@ -60,47 +62,38 @@ def _check_entry(entry: object, keys: Mapping[str, type], where: str) -> None:
 
 
 def _check_shape(shape: list[Any], where: str) -> None:
+    if not shape:
+        raise BundleError(f"{where} must have a batch")
     for axis, size in enumerate(shape):
         if type(size) not in (int, str):
             raise BundleError(f"{where}.{axis} must be a size or a name, not of type {type(size).__name__}")
 
 
-def check_engine(
-    stated_inputs: Sequence[JsonObject],
-    stated_outputs: Sequence[JsonObject],
-    classes: Sequence[str],
-    engine: tuple[Sequence[TensorSpec], Sequence[TensorSpec]],
-    where: str,
-) -> None:
+def check_engine(manifest: Manifest, variant: Variant, session: Session, where: str) -> None:
     """Check that an opened engine has the inputs, outputs and number of classes that its manifest states.
 
     A size is compared where both are fixed: an engine may be built for one sample at a time, or tell no sizes before it
     runs. An input that nothing in the graph reads may be absent, since some engine libraries drop it.
 
     Args:
-        stated_inputs: The manifest's inputs.
-        stated_outputs: The manifest's outputs of the opened variant.
-        classes: The names of the logits; empty for an engine that is no classifier.
-        engine: The inputs and the outputs of the opened engine.
+        manifest: The bundle's manifest.
+        variant: The variant that was opened.
+        session: The opened engine.
         where: The engine's name in errors.
 
     Raises:
         BundleError: they differ.
     """
-    inputs, outputs = engine
-    _compare("input", stated_inputs, inputs, where)
-    _compare("output", stated_outputs, outputs, where)
-    missing = {entry["name"] for entry in stated_outputs} - {spec.name for spec in outputs}
+    stated = [entry for entry in manifest.outputs if variant in entry["variants"]]
+    _compare("input", manifest.inputs, session.inputs, where)
+    _compare("output", stated, session.outputs, where)
+    shapes = {spec.name: spec.shape for spec in session.outputs}
+    missing = {"logits", *(entry["name"] for entry in stated)} - shapes.keys()
     if missing:
         raise BundleError(f"{where}: has no output '{min(missing)}', which the manifest states; {_REMEDY}")
-    width = next((spec.shape[-1] for spec in outputs if spec.name == "logits" and spec.shape), None)
-    if width is None:
-        raise BundleError(f"{where}: gives no 'logits', which every bundle's engines give; {_REMEDY}")
+    width, classes = shapes["logits"][-1], manifest.classes
     if classes and isinstance(width, int) and width != len(classes):
         raise BundleError(f"{where}: gives {width} logits, but the manifest names {len(classes)} classes; {_REMEDY}")
-
-
-_REMEDY = "copy or build the bundle again"
 
 
 def _compare(kind: str, stated: Sequence[JsonObject], actual: Sequence[TensorSpec], where: str) -> None:

@@ -22,8 +22,8 @@ from edgekd.devices.targets import load_target
 from edgekd.errors import BundleError, DeviceError, OutputError
 from edgekd.files import make_folder
 from edgekd.report.build.profile import profile_json, write_profile
-from edgekd.runtime.bundle import check_bundle, engine_file, load, read_branches
-from edgekd.runtime.manifest import REFERENCE, read_file
+from edgekd.runtime.bundle import check_bundle, engine_file, load
+from edgekd.runtime.manifest import REFERENCE, read_branches, read_file
 from edgekd.runtime.measure.layers import assign_branches
 
 if TYPE_CHECKING:

@@ -17,9 +17,9 @@ from edgekd.errors import BundleError, ModelError
 from edgekd.gram.matrix import pair_cosines
 from edgekd.runtime.backends.onnxruntime import open_engine
 from edgekd.runtime.backends.registry import ORT
-from edgekd.runtime.bundle import load, read_branches
+from edgekd.runtime.bundle import load
 from edgekd.runtime.bundle_writer import BundleFacts, write_bundle
-from edgekd.runtime.manifest import read_manifest
+from edgekd.runtime.manifest import read_branches, read_manifest
 from edgekd.runtime.verification import write_reference
 
 SCHEMA = json.loads(Path(edgekd.runtime.__file__).with_name("manifest.schema.json").read_text())
@@ -49,17 +49,17 @@ def folder(pristine, tmp_path):
     return Path(shutil.copytree(pristine, tmp_path / "bundle"))
 
 
-def make_files(folder, **engine):
+def make_files(folder, deploy=None, **engine):
     folder.mkdir()
     save_engine(folder / "probe.onnx", **engine)
-    save_engine(folder / "deploy.onnx", outputs=["logits"])
+    save_engine(folder / "deploy.onnx", outputs=["logits"], **(deploy or {}))
     with open_engine(save_engine(folder.parent / "reference.onnx")) as session:
         write_reference(folder / "reference.npz", np.arange(8), samples(8), session.run(samples(8)))
     (folder / "ledger.json").write_text("{}")
 
 
-def make_bundle(folder, engine=None, **facts):
-    make_files(folder, **(engine or {}))
+def make_bundle(folder, engine=None, deploy=None, **facts):
+    make_files(folder, deploy, **(engine or {}))
     write_bundle(folder, BundleFacts(**{**FACTS, **facts}))
 
 
@@ -153,11 +153,22 @@ def test_predictions_are_names_of_the_largest_logits(folder):
         assert len(set(expected)) > 1
 
 
-def test_no_class_is_named_for_logits_that_are_not_numbers(folder):
-    feeds = samples(2)
-    feeds["accel"][1, 0] = np.nan
-    with load(folder) as bundle, pytest.raises(ModelError, match="not finite"):
-        bundle.predict(feeds)
+def test_no_class_is_named_for_logits_that_are_not_numbers(tmp_path):
+    make_bundle(tmp_path / "bundle", engine={"bias": np.nan}, deploy={"bias": np.nan})
+    with load(tmp_path / "bundle") as bundle, pytest.raises(ModelError, match="logits that are not finite"):
+        bundle.predict(samples(2))
+
+
+@pytest.mark.parametrize("call", ["run", "predict"])
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_what_is_not_finite_is_refused_unless_that_is_switched_off(folder, call, value):
+    feeds = samples(4)
+    feeds["image"][2, 0, 1, 2] = value
+    said = rf"input 'image' of sample 2 is not finite: it has {value} at \[2, 0, 1, 2\]; .* check_finite=False"
+    with load(folder) as bundle, pytest.raises(ModelError, match=said):
+        getattr(bundle, call)(feeds)
+    with load(folder, check_finite=False) as bundle:
+        assert not np.isfinite(bundle.run(feeds)["logits"][2]).all()
 
 
 def test_wrong_feeds_are_refused(folder):
@@ -411,7 +422,7 @@ def test_a_classifier_without_logits_is_refused(folder):
         manifest["outputs"][1]["variants"] = ["probe", "deploy"]
 
     edit_manifest(folder, edit)
-    with pytest.raises(BundleError, match=r"deploy\.onnx: gives no 'logits'"):
+    with pytest.raises(BundleError, match=r"deploy\.onnx: has no output 'logits'"):
         load(folder)
 
 
@@ -424,6 +435,7 @@ def test_a_classifier_without_logits_is_refused(folder):
         (lambda m: m["inputs"].append(5), r"inputs\.2 must have exactly 'name', 'dtype', 'shape', 'preprocessing'"),
         (lambda m: m["inputs"][0].update(name=["accel"]), r"inputs\.0\.name must be of type str, not list"),
         (lambda m: m["inputs"][0].update(shape=["batch", 4.0]), r"inputs\.0\.shape\.1 must be a size or a name"),
+        (lambda m: m["outputs"][0].update(shape=[]), r"outputs\.0\.shape must have a batch"),
         (lambda m: m["inputs"].append(m["inputs"][0]), "inputs names one tensor twice"),
         (lambda m: m["outputs"][0].update(variants=[{}]), r"outputs\.0\.variants\.0 must be a text"),
         (lambda m: m["files"]["ledger.json"].update(bytes="2"), r"files\.ledger\.json\.bytes must be of type int"),
