@@ -26,8 +26,8 @@ from edgekd.files import disk_errors, make_folder, scratch_folder
 from edgekd.pipeline.output import refuse_foreign, replacing
 from edgekd.report.build.profile import profile_json, write_profile
 from edgekd.report.results import PROFILE
-from edgekd.runtime.bundle import check_bundle, engine_file, load, read_branches
-from edgekd.runtime.manifest import REFERENCE, read_file
+from edgekd.runtime.bundle import check_bundle, engine_file, load
+from edgekd.runtime.manifest import REFERENCE, read_branches, read_file
 from edgekd.runtime.measure.layers import assign_branches
 
 if TYPE_CHECKING:

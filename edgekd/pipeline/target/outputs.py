@@ -10,7 +10,8 @@ from edgekd.errors import ModelError
 from edgekd.gram.npz import EMBEDDING_PREFIX, INPUT_PREFIX, embeddings_of
 from edgekd.gram.probe import Probe
 from edgekd.runtime.backends.registry import AS_WRITTEN
-from edgekd.runtime.session import open_arrays, read_feeds, run_rows
+from edgekd.runtime.feeds import read_feeds
+from edgekd.runtime.session import open_arrays, run_rows
 from edgekd.runtime.verification import write_reference
 from edgekd.stages.artifacts import DEPLOY, PROBE_GRAPH
 

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING
 
 from edgekd.report.build.robustness import describe_worst
 from edgekd.runtime.corruption import NetworkRobustness, load_statistics, measure_robustness
-from edgekd.runtime.session import read_arrays, read_feeds, run_rows
+from edgekd.runtime.feeds import read_feeds
+from edgekd.runtime.session import read_arrays, run_rows
 from edgekd.stages.artifacts import CHANNELS, DEPLOY
 from edgekd.stages.stage import StageSpec
 

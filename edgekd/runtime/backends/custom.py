@@ -15,7 +15,7 @@ import numpy as np
 from edgekd import plugins
 from edgekd.errors import ModelError, TargetError
 from edgekd.runtime.backends.backend import Backend
-from edgekd.runtime.session import check_mapping
+from edgekd.runtime.feeds import check_mapping
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

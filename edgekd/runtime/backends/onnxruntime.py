@@ -10,8 +10,9 @@ import numpy as np
 
 from edgekd.errors import ModelError
 from edgekd.files import need, scratch_folder
+from edgekd.runtime.feeds import FeedCheck
 from edgekd.runtime.measure.layers import from_ort_trace
-from edgekd.runtime.session import Array, FeedCheck, Feeds, Session, TensorSpec
+from edgekd.runtime.session import Array, Feeds, Session, TensorSpec, engine_label, readable_names
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -105,7 +106,7 @@ def _options(threads: int, fused: bool) -> SessionOptions:
 
 def _open(engine: Path | bytes, options: SessionOptions, name: str | None) -> _OrtSession:
     onnxruntime = library()
-    name = name or (str(engine) if isinstance(engine, Path) else "the given bytes")
+    name = engine_label(engine, name)
     failures = _failures(onnxruntime)
     try:
         session = onnxruntime.InferenceSession(
@@ -113,7 +114,8 @@ def _open(engine: Path | bytes, options: SessionOptions, name: str | None) -> _O
         )
     except failures as error:
         raise ModelError(f"{name}: ONNX Runtime cannot open it: {error}") from error
-    return _OrtSession(onnxruntime, session, name, failures)
+    with readable_names(name):
+        return _OrtSession(onnxruntime, session, name, failures)
 
 
 def _failures(onnxruntime: ModuleType) -> tuple[type[Exception], ...]:
@@ -142,10 +144,11 @@ class _OrtSession:
 
     def run(self, feeds: Feeds) -> dict[str, Array]:
         self._check(feeds)
-        if self._session is None:
+        run = self._run  # another thread may close the session; this one then finishes
+        if run is None:
             raise ModelError(f"{self._name}: the engine is closed")
         try:
-            results = self._run(self._output_names, feeds, None)
+            results = run(self._output_names, feeds, None)
         except self._failures as error:
             raise ModelError(f"{self._name}: ONNX Runtime failed to run it: {error}") from error
         return dict(zip(self._output_names, results))  # noqa: B905 - as many as were asked for; strict costs time

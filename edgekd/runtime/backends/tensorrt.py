@@ -18,10 +18,10 @@ from edgekd.errors import DeviceError, TargetError
 from edgekd.files import atomic_path, scratch_folder, write_text
 from edgekd.runtime.backends.cuda import ABSENT, Gpu, nvidia_facts
 from edgekd.runtime.backends.tensorrt_build import BuildOptions, build_plan, timing_cache_key
-from edgekd.runtime.backends.tensorrt_library import TENSORRT, TITLES, engine_label, library, read_engine
+from edgekd.runtime.backends.tensorrt_library import TENSORRT, TITLES, library, read_engine
 from edgekd.runtime.backends.tensorrt_session import TensorRTSession
 from edgekd.runtime.measure.layers import from_tensorrt
-from edgekd.runtime.session import BuiltEngine
+from edgekd.runtime.session import BuiltEngine, engine_label
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
