@@ -18,6 +18,7 @@ from edgekd.training.loop.autograd_layers import (
 from edgekd.training.pruning.curvature import WIDEST, is_too_wide
 from edgekd.training.pruning.groups import FUSION, dependency_graph, describe_group, groups_by_root, is_output, members, traceable
 from edgekd.training.pruning.proof import SAMPLES, Ends, Proof
+from edgekd.training.pruning.recurrent import keeps_width
 from edgekd.training.pruning.refusals import Refusal, weights_not_to_cut
 from edgekd.training.pruning.tracing import Trace, copy_network
 
@@ -150,14 +151,24 @@ class Candidates:
 
     def _described(self, group: PruningGroup, reasons: Mapping[nn.Module, str]) -> Candidate | None:
         described = describe_group(group, self._paths, self._branches, self._config.round_to or 1)
-        layers = [layer for layer, _, _ in members(group)]
-        reason = next((reasons[layer] for layer in layers if layer in reasons), None)
-        if reason is None and self.ends.trace.training and is_output(layers):
-            reason = "they are an output of the network in training mode"
+        if described.width // described.parts < 2:
+            return None
+        reason = self._reason(group, reasons)
         if reason is not None:
             self.refuse([described.refusal(reason)])
             return None
         return Candidate(group, described)
+
+    def _reason(self, group: PruningGroup, reasons: Mapping[nn.Module, str]) -> str | None:
+        """Return why a group is not even tried, if there is a reason."""
+        for layer, _, makes in members(group):
+            if layer in reasons:
+                return reasons[layer]
+            if keeps_width(layer, makes):
+                return f"the recurrent layer '{self._paths[layer]}' keeps its width"
+            if self.ends.trace.training and is_output(layer):
+                return "they are an output of the network in training mode"
+        return None
 
 
 def _with_any_importance(group: Group) -> Group:

@@ -172,7 +172,7 @@ def _recorded(model: nn.Module, absent: Mapping[str, list[int]]) -> Iterator[lis
     def hook(path: str) -> object:
         def of(layer: nn.Module, _inputs: object, output: object) -> object:
             if path in absent and isinstance(output, Tensor):
-                output = _without_channels(output, -1 if isinstance(layer, nn.Linear) else 1, absent[path])
+                output = _without_channels(output, -1 if isinstance(layer, nn.Linear | nn.Embedding) else 1, absent[path])
             outputs.append(_Output(f"'{path}'", calling_line(sys._getframe()), _floats(output)))
             return output
 

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from edgekd.training.loop.autograd_layers import train_unfrozen
 from edgekd.training.loop.weights import seed_all
+from edgekd.training.pruning.recurrent import as_single_nodes
 from edgekd.training.pruning.refusals import FAILURES
 
 if TYPE_CHECKING:
@@ -45,9 +46,9 @@ class Trace:
 
     def run(self, model: nn.Module, inputs: tuple[Tensor, ...]) -> object:
         """Run a network, with torch's own layers in evaluation mode; its buffers and its mode are kept."""
-        if not self.training:
-            return model(*inputs)
-        with kept_state(model):
+        with as_single_nodes(model), kept_state(model):
+            if not self.training:
+                return model(*inputs)
             model.train()
             for layer in model.modules():
                 if type(layer).__module__.startswith("torch.nn."):
