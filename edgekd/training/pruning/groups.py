@@ -142,6 +142,8 @@ def remove_channels(model: nn.Module, trace: Trace, removed: History) -> None:
     Raises:
         ModelError: Torch-pruning cannot, or the network no longer runs without them.
     """
+    if not removed:
+        return
     with traceable(model):
         graph = dependency_graph(model, trace)
         try:

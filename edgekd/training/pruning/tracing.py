@@ -35,12 +35,12 @@ class Trace:
     def of(cls, model: nn.Module, inputs: Sequence[Tensor]) -> Trace:
         """Return the run that shows most of a network, which stays as it is."""
         inputs = tuple(x[:2] for x in inputs)
-        network = copy_network(model)
-        evaluated = _layers_run(network.eval(), inputs)
-        train_unfrozen(network)
         try:
+            network = copy_network(model)
+            evaluated = _layers_run(network.eval(), inputs)
+            train_unfrozen(network)
             trained = _layers_run(network, inputs)
-        except FAILURES:  # two samples may be too few; whether it can be trained is not asked here
+        except FAILURES:  # two samples may be too few; whether it runs at all is not asked here
             return cls(inputs, training=False)
         return cls(inputs, training=bool(trained - evaluated))
 

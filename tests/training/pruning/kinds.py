@@ -106,7 +106,7 @@ class Normed(Stem):
 
     def __init__(self, norm):
         super().__init__()
-        self.norm = norm
+        self.norm = norm()
 
     def read(self, x):
         return self.norm(x.flatten(2).transpose(1, 2)).mean(1)
@@ -126,7 +126,7 @@ class ScaleNorm(nn.Module):
 class Grouped(Stem):
     def __init__(self, norm):
         super().__init__()
-        self.norm = norm
+        self.norm = norm()
 
     def read(self, x):
         return self.norm(x).relu().mean((2, 3))
