@@ -16,7 +16,15 @@ from edgekd.training.loop.autograd_layers import (
     width_defining_layers,
 )
 from edgekd.training.pruning.curvature import WIDEST, is_too_wide
-from edgekd.training.pruning.groups import FUSION, dependency_graph, describe_group, groups_by_root, is_output, members, traceable
+from edgekd.training.pruning.groups import (
+    FUSION,
+    dependency_graph,
+    describe_group,
+    groups_by_root,
+    is_output,
+    members,
+    traceable,
+)
 from edgekd.training.pruning.proof import SAMPLES, Ends, Proof
 from edgekd.training.pruning.recurrent import keeps_width
 from edgekd.training.pruning.refusals import Refusal, weights_not_to_cut
@@ -133,9 +141,13 @@ class Candidates:
         for refusal in refusals:
             layers = [self._model.get_submodule(path) for path in refusal.paths]
             self._kept.update(layers)
-            branch = self._branches.get(layers[0], FUSION)
-            if refusal.width is not None and refusal.width > (self._config.round_to or 1) and (self._config.budget or self._config.ratios.get(branch, self._config.ratio)):
+            if self._is_asked_for(layers[0], refusal):
                 self.refusals.append(refusal)
+
+    def _is_asked_for(self, layer: nn.Module, refusal: Refusal) -> bool:
+        """Whether the recipe would have channels removed from a layer that keeps them."""
+        asked = self._config.budget or self._config.ratios.get(self._branches.get(layer, FUSION), self._config.ratio)
+        return bool(asked) and (refusal.width or 0) > (self._config.round_to or 1)
 
     def _reasons(self) -> dict[nn.Module, str]:
         """Return the layers that no group that is cut may have, and why."""

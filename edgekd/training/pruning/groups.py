@@ -18,7 +18,7 @@ from edgekd.training.pruning.refusals import FAILURES, Refusal, described
 from edgekd.training.pruning.tracing import Trace, copy_network
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence, Set
+    from collections.abc import Iterator, Set
 
 
 #: torch-pruning's group of layers, and its graph of a network: the library has no types.

@@ -63,7 +63,9 @@ def as_single_nodes(model: nn.Module) -> Iterator[None]:
 
     Unrolled, it has some ten nodes for each step, and torch-pruning takes minutes for 64 steps.
     """
-    layers = [layer for layer in model.modules() if isinstance(layer, (*SEQUENCES, *CELLS)) and "forward" not in vars(layer)]
+    layers = [
+        layer for layer in model.modules() if isinstance(layer, (*SEQUENCES, *CELLS)) and "forward" not in vars(layer)
+    ]
     for layer in layers:
         layer.forward = partial(_as_single_node, layer.forward)
     try:

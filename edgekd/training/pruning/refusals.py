@@ -78,7 +78,7 @@ def weights_not_to_cut(model: nn.Module) -> dict[nn.Module, str]:
 
 
 def calling_line(hook: FrameType) -> str:
-    """Return the file and line that calls a module, as " (task.py:12)", given the frame of one of the module's hooks."""
+    """Return the file and line that calls a module, as " (task.py:12)", given the frame of one of its hooks."""
     frames = traceback.walk_stack(hook.f_back)
     return _line((frame.f_code.co_filename, number) for frame, number in frames)
 

@@ -4,6 +4,7 @@ import torch
 from small import CLASSES, mlp
 from torch import nn
 from torch.nn import functional
+from torch.nn.utils import parametrizations
 
 IMAGE, VECTOR, WIDTH = (3, 8, 8), (5,), 8
 
@@ -159,7 +160,7 @@ class Sides(nn.Module):
 
     def __init__(self, kind):
         super().__init__()
-        wrap = {"weight_norm": nn.utils.parametrizations.weight_norm, "spectral": nn.utils.parametrizations.spectral_norm}
+        wrap = {"weight_norm": parametrizations.weight_norm, "spectral": parametrizations.spectral_norm}
         self.left, self.right = wrap.get(kind, lambda layer: layer)(nn.Linear(96, 32)), nn.Linear(96, 32)
         if kind == "tied":
             self.right.weight = self.left.weight
@@ -261,7 +262,8 @@ class Auxiliary(Beside):
 
     def __init__(self):
         super().__init__(nn.Linear(32, WIDTH))
-        self.stem, self.aux = nn.Sequential(nn.Conv2d(3, 32, 3, 2, 1), nn.BatchNorm2d(32), nn.ReLU()), mlp(32, 24, CLASSES)
+        self.stem = nn.Sequential(nn.Conv2d(3, 32, 3, 2, 1), nn.BatchNorm2d(32), nn.ReLU())
+        self.aux = mlp(32, 24, CLASSES)
 
     def forward(self, a, b):
         features = self.stem(a).mean((2, 3))
