@@ -26,6 +26,7 @@ from edgekd.training.pruning.groups import (
     traceable,
 )
 from edgekd.training.pruning.proof import SAMPLES, Ends, Proof
+from edgekd.training.pruning.recurrent import keeps_width
 from edgekd.training.pruning.refusals import Refusal, weights_not_to_cut
 from edgekd.training.pruning.tracing import Trace, copy_network
 
@@ -140,13 +141,13 @@ class Candidates:
         for refusal in refusals:
             layers = [self._model.get_submodule(path) for path in refusal.paths]
             self._kept.update(layers)
-            branch = self._branches.get(layers[0], FUSION)
-            if (
-                refusal.width is not None
-                and refusal.width > (self._config.round_to or 1)
-                and (self._config.budget or self._config.ratios.get(branch, self._config.ratio))
-            ):
+            if self._is_asked_for(layers[0], refusal):
                 self.refusals.append(refusal)
+
+    def _is_asked_for(self, layer: nn.Module, refusal: Refusal) -> bool:
+        """Whether the recipe would have channels removed from a layer that keeps them."""
+        asked = self._config.budget or self._config.ratios.get(self._branches.get(layer, FUSION), self._config.ratio)
+        return bool(asked) and (refusal.width or 0) > (self._config.round_to or 1)
 
     def _reasons(self) -> dict[nn.Module, str]:
         """Return the layers that no group that is cut may have, and why."""
@@ -162,14 +163,24 @@ class Candidates:
 
     def _described(self, group: PruningGroup, reasons: Mapping[nn.Module, str]) -> Candidate | None:
         described = describe_group(group, self._paths, self._branches, self._config.round_to or 1)
-        layers = [layer for layer, _, _ in members(group)]
-        reason = next((reasons[layer] for layer in layers if layer in reasons), None)
-        if reason is None and self.ends.trace.training and is_output(layers):
-            reason = "they are an output of the network in training mode"
+        if described.width // described.parts < 2:
+            return None
+        reason = self._reason(group, reasons)
         if reason is not None:
             self.refuse([described.refusal(reason)])
             return None
         return Candidate(group, described)
+
+    def _reason(self, group: PruningGroup, reasons: Mapping[nn.Module, str]) -> str | None:
+        """Return why a group is not even tried, if there is a reason."""
+        for layer, _, makes in members(group):
+            if layer in reasons:
+                return reasons[layer]
+            if keeps_width(layer, makes):
+                return f"the recurrent layer '{self._paths[layer]}' keeps its width"
+            if self.ends.trace.training and is_output(layer):
+                return "they are an output of the network in training mode"
+        return None
 
 
 def _with_any_importance(group: Group) -> Group:

@@ -13,11 +13,12 @@ from torch import Tensor, nn
 from edgekd.errors import ModelError
 from edgekd.files import need, quiet
 from edgekd.training.loop.autograd_layers import WEIGHTED, output_width, parameters_trainable
+from edgekd.training.pruning.recurrent import CELLS, SEQUENCES, RecurrentPruner
 from edgekd.training.pruning.refusals import FAILURES, Refusal, described
 from edgekd.training.pruning.tracing import Trace, copy_network
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterator
+    from collections.abc import Iterator, Set
 
 
 #: torch-pruning's group of layers, and its graph of a network: the library has no types.
@@ -26,6 +27,9 @@ PruningGraph: TypeAlias = Any
 
 #: torch-pruning's record of what was removed: (module path, whether from its outputs, channel indices) of each group.
 History = list[tuple[str, bool, list[int]]]
+
+#: Layers that make the channels of a group.
+MAKERS = (*WEIGHTED, nn.Embedding)
 
 #: The branch of groups that lie in no modality's encoder alone.
 FUSION = "fusion"
@@ -112,8 +116,11 @@ def dependency_graph(model: nn.Module, trace: Trace) -> PruningGraph:
         ModelError: Torch-pruning cannot read this network.
     """
     graph = need("torch_pruning", "build").DependencyGraph()
+    pruners = dict.fromkeys((*SEQUENCES, *CELLS), RecurrentPruner())
     try:
-        return graph.build_dependency(model, trace.inputs, forward_fn=trace.run, output_transform=_tensors)
+        return graph.build_dependency(
+            model, trace.inputs, forward_fn=trace.run, output_transform=_tensors, customized_pruners=pruners
+        )
     except FAILURES as error:
         raise ModelError(f"torch-pruning cannot read {type(model).__name__}: {described(error)}") from error
 
@@ -135,6 +142,8 @@ def remove_channels(model: nn.Module, trace: Trace, removed: History) -> None:
     Raises:
         ModelError: Torch-pruning cannot, or the network no longer runs without them.
     """
+    if not removed:
+        return
     with traceable(model):
         graph = dependency_graph(model, trace)
         try:
@@ -152,7 +161,7 @@ def copy_without(model: nn.Module, trace: Trace, removed: History) -> nn.Module:
 
 
 def groups_by_root(
-    graph: PruningGraph, paths: Mapping[nn.Module, str], kept: Collection[nn.Module]
+    graph: PruningGraph, paths: Mapping[nn.Module, str], kept: Set[nn.Module]
 ) -> tuple[list[PruningGroup], list[Refusal]]:
     """Return torch-pruning's groups whose root is a layer with weights and which make no channel of a kept layer.
 
@@ -170,11 +179,16 @@ def groups_by_root(
             reason = f"torch-pruning cannot follow them ({described(error)})"
             refusals.append(Refusal((paths[layer],), output_width(layer), reason))
             continue
-        made = {module for module, _, makes in members(group) if makes}
-        if made.isdisjoint(kept):
+        made = [(module, item) for module, item, makes in members(group) if makes]
+        if kept.isdisjoint(module for module, _ in made):
             groups.append(group)
-        seen |= made
+        # Where torch-pruning takes a few channels of a layer for those of a narrow one, the layer is asked itself, too.
+        seen |= {module for module, item in made if len(item.idxs) == _width(module)}
     return groups, refusals
+
+
+def _width(module: nn.Module) -> int | None:
+    return output_width(module) if isinstance(module, WEIGHTED) else None
 
 
 def members(group: PruningGroup) -> list[tuple[nn.Module, Any, bool]]:
@@ -194,9 +208,9 @@ def pruner_of(group: PruningGroup, module: nn.Module) -> Any:
     return group._DG.get_pruner_of_module(module)
 
 
-def is_output(modules: Collection[nn.Module]) -> bool:
-    """Whether a group's channels are those of an output of the network."""
-    return any(isinstance(module, need("torch_pruning", "build").ops._OutputOp) for module in modules)
+def is_output(module: nn.Module) -> bool:
+    """Whether a member of a group stands for an output of the network."""
+    return isinstance(module, need("torch_pruning", "build").ops._OutputOp)
 
 
 def describe_group(
@@ -204,8 +218,8 @@ def describe_group(
 ) -> Group:
     """Return what is known of one of torch-pruning's groups without its importance."""
     width = len(group[0].idxs)
-    made = [(layer, item) for layer, item, makes in members(group) if makes and isinstance(layer, WEIGHTED)]
-    branches_of = {branches.get(layer, FUSION) for layer, _ in made}
+    made = [(layer, item) for layer, item, makes in members(group) if makes and isinstance(layer, MAKERS)]
+    branches_of = {branches.get(layer, FUSION) for layer, _ in made if isinstance(layer, WEIGHTED)}
     parts = max(_parts(layer, pruner_of(group, layer), makes) for layer, _, makes in members(group))
     return Group(
         root=paths[group[0].dep.target.module],

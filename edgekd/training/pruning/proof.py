@@ -20,7 +20,7 @@ from edgekd.training.pruning.tracing import copy_network, kept_state
 from edgekd.training.taps.taps import TappedModel
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
 
     from edgekd.config.recipe import Tap
     from edgekd.training.pruning.groups import Group, History
@@ -171,14 +171,15 @@ def _recorded(model: nn.Module, absent: Mapping[str, list[int]]) -> Iterator[lis
     """Make some channels absent within the context, and record what each module without modules in it puts out."""
     outputs: list[_Output] = []
 
-    def hook(path: str) -> object:
-        def of(layer: nn.Module, _inputs: object, output: object) -> object:
+    def hook(path: str) -> Callable[[nn.Module, object, object], object]:
+        def record(layer: nn.Module, _inputs: object, output: object) -> object:
             if path in absent and isinstance(output, Tensor):
-                output = _without_channels(output, -1 if isinstance(layer, nn.Linear) else 1, absent[path])
+                dim = -1 if isinstance(layer, nn.Linear | nn.Embedding) else 1
+                output = output.index_fill(dim, torch.tensor(absent[path], device=output.device), torch.nan)
             outputs.append(_Output(f"'{path}'", calling_line(sys._getframe()), _floats(output)))
             return output
 
-        return of
+        return record
 
     handles = [
         layer.register_forward_hook(hook(path)) for path, layer in model.named_modules() if not any(layer.children())
@@ -188,10 +189,6 @@ def _recorded(model: nn.Module, absent: Mapping[str, list[int]]) -> Iterator[lis
     finally:
         for handle in handles:
             handle.remove()
-
-
-def _without_channels(x: Tensor, dim: int, channels: list[int]) -> Tensor:
-    return x.index_fill(dim, torch.tensor(channels, device=x.device), torch.nan)
 
 
 def _floats(output: object) -> list[Tensor]:

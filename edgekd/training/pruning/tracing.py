@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from edgekd.training.loop.autograd_layers import train_unfrozen
 from edgekd.training.loop.weights import seed_all
+from edgekd.training.pruning.recurrent import as_single_nodes
 from edgekd.training.pruning.refusals import FAILURES
 
 if TYPE_CHECKING:
@@ -34,20 +35,20 @@ class Trace:
     def of(cls, model: nn.Module, inputs: Sequence[Tensor]) -> Trace:
         """Return the run that shows most of a network, which stays as it is."""
         inputs = tuple(x[:2] for x in inputs)
-        network = copy_network(model)
-        evaluated = _layers_run(network.eval(), inputs)
-        train_unfrozen(network)
         try:
+            network = copy_network(model)
+            evaluated = _layers_run(network.eval(), inputs)
+            train_unfrozen(network)
             trained = _layers_run(network, inputs)
-        except FAILURES:  # two samples may be too few; whether it can be trained is not asked here
+        except FAILURES:  # two samples may be too few; whether it runs at all is not asked here
             return cls(inputs, training=False)
         return cls(inputs, training=bool(trained - evaluated))
 
     def run(self, model: nn.Module, inputs: tuple[Tensor, ...]) -> object:
         """Run a network, with torch's own layers in evaluation mode; its buffers and its mode are kept."""
-        if not self.training:
-            return model(*inputs)
-        with kept_state(model):
+        with as_single_nodes(model), kept_state(model):
+            if not self.training:
+                return model(*inputs)
             model.train()
             for layer in model.modules():
                 if type(layer).__module__.startswith("torch.nn."):
