@@ -1,7 +1,7 @@
 """Means and sums that OpenVINO's processor plugin computes wrong, put in a form that it computes right.
 
-OpenVINO 2026.4 reduces tensors of three dimensions in INT8 rightly for the first sample of a batch only; the others are
-left as the memory was. The same values in four dimensions are right, at any batch.
+OpenVINO 2026.4 reduces tensors of three dimensions in INT8 wrong: mostly the first sample of a batch is right,
+and the others are left as the memory was. The same values in four dimensions are right, at any batch.
 """
 
 from __future__ import annotations
@@ -16,12 +16,14 @@ if TYPE_CHECKING:
     from openvino import Model, Node
 
 _WRONG_RANK = 3
+#: Where the fourth dimension goes. As the last one it would part each channel from its scale, which OpenVINO refuses.
+_WIDENED = 1
 #: Functions that make the nodes which are computed wrong, by the nodes' types.
 _REDUCTIONS = {"ReduceMean": "reduce_mean", "ReduceSum": "reduce_sum"}
 
 
 def widen_reductions(model: Model) -> None:
-    """Give every mean and every sum over a tensor of three dimensions a fourth dimension, of size 1, in place."""
+    """Give every mean and every sum over a tensor of three dimensions one more, of size 1, in place."""
     for node in model.get_ordered_ops():
         if node.get_type_name() in _REDUCTIONS and _is_wrong(node):
             _widen(node)
@@ -42,10 +44,12 @@ def _axes(node: Node) -> list[int]:
 
 def _widen(node: Node) -> None:
     operators = need("openvino.opset13", "openvino")
-    axes, last = operators.constant(np.array(_axes(node))), operators.constant(np.array([-1]))
-    wide = operators.unsqueeze(node.input_value(0), operators.constant(np.array([_WRONG_RANK])))
     reduce = getattr(operators, _REDUCTIONS[node.get_type_name()])
-    narrow = operators.squeeze(reduce(wide, axes, node.get_attributes()["keep_dims"]), last)
+    axes = [axis + (axis >= _WIDENED) for axis in _axes(node)]
+    superfluous = [_WIDENED] if node.get_attributes()["keep_dims"] else [_WIDENED, *axes]
+    wide = operators.unsqueeze(node.input_value(0), operators.constant(np.array([_WIDENED])))
+    reduced = reduce(wide, operators.constant(np.array(axes)), True)
+    narrow = operators.squeeze(reduced, operators.constant(np.array(superfluous)))
     narrow.set_friendly_name(node.get_friendly_name())
     narrow.output(0).set_names(node.output(0).get_names())
     node.output(0).replace(narrow.output(0))
