@@ -29,8 +29,8 @@ from edgekd.pipeline.output import writing
 from edgekd.pipeline.preflight import export_untrained
 from edgekd.pipeline.project import Project
 from edgekd.pipeline.publish import publish, target_places
+from edgekd.pipeline.target.compile import compiles
 from edgekd.pipeline.target.context import LIBRARIES, Context
-from edgekd.pipeline.target.evaluate import compiles
 from edgekd.pipeline.target.preflight import TriedTarget, UntrainedTarget, preflight_target
 from edgekd.pipeline.target.run import build_targets
 from edgekd.report.results import BuildReport

@@ -9,7 +9,8 @@ from edgekd.devices.base import Absent, Verifier
 from edgekd.pipeline.imported_source import IMPORT
 from edgekd.pipeline.preflight import PREFLIGHT, PREFLIGHT_EXPORT
 from edgekd.pipeline.target.blame import BLAME
-from edgekd.pipeline.target.evaluate import CHECK, COMPILE, EVALUATE, compiles
+from edgekd.pipeline.target.compile import COMPILE, compiles
+from edgekd.pipeline.target.evaluate import CHECK, EVALUATE
 from edgekd.pipeline.target.package import BUNDLE, PROFILE
 from edgekd.pipeline.target.preflight import PREFLIGHT_TARGET
 from edgekd.pipeline.target.quantize import QUANTIZE
