@@ -5,15 +5,17 @@ from __future__ import annotations
 import functools
 import re
 import sys
+from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, TypeAlias
 
 import click
 
+from edgekd.cli.signals import Signals, StoppableObserver
+
 if TYPE_CHECKING:
-    from collections.abc import Callable
-    from contextlib import AbstractContextManager
+    from collections.abc import Callable, Iterator
 
     from edgekd.config.recipe import Recipe
     from edgekd.stages.progress import Observer
@@ -203,11 +205,15 @@ class Printing:
     verbose: bool
     as_json: bool
 
-    def observer(self) -> AbstractContextManager[Observer]:
-        """Return the observer that shows the progress; the work runs inside its ``with``."""
+    @contextmanager
+    def observer(self) -> Iterator[Observer]:
+        """Yield the observer that shows the progress of the work that runs meanwhile."""
         from edgekd.cli.terminal import choose_observer
 
-        return choose_observer(json=self.as_json, quiet=self.quiet, verbose=self.verbose, terminal=sys.stdout.isatty())
+        terminal = sys.stdout.isatty()
+        with choose_observer(self.as_json, self.quiet, self.verbose, terminal) as observer:
+            signals = click.get_current_context().find_object(Signals)
+            yield observer if signals is None else StoppableObserver(observer, signals)
 
 
 def progress_options(command: CommandFunction) -> CommandFunction:
