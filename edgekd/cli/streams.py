@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import os
 import sys
 from contextlib import suppress
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 #: A signal's number, as shells count it into an exit code: that of a program whose output nobody reads.
 READER_GONE = 128 + 13
@@ -34,3 +39,20 @@ def discard_output() -> None:
         null = os.open(os.devnull, os.O_WRONLY)
         os.dup2(null, sys.stdout.fileno())
         os.close(null)
+
+
+def write_through(path: Path, text: str) -> None:
+    """Write a text into what is no file: a device, or a named pipe that somebody reads.
+
+    Raises:
+        OSError: It is a folder or a socket, or nobody reads the pipe, which would be waited for without an end.
+    """
+    try:
+        descriptor = os.open(path, os.O_WRONLY | os.O_NONBLOCK)
+    except OSError as error:
+        if error.errno == errno.ENXIO:
+            raise OSError(error.errno, "nobody reads it", str(path)) from error
+        raise
+    os.set_blocking(descriptor, True)
+    with os.fdopen(descriptor, "w", encoding="utf-8") as stream:
+        stream.write(text)

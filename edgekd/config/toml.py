@@ -8,6 +8,8 @@ import re
 import sys
 from typing import TYPE_CHECKING, Any
 
+from edgekd.files import require_file
+
 if TYPE_CHECKING:
     from collections.abc import Mapping
     from pathlib import Path
@@ -24,6 +26,7 @@ def _tomllib() -> ModuleType:
 def read_toml(path: Path, error: type[EdgekdError]) -> dict[str, Any]:
     """Read a TOML file; raise ``error``, naming the file and line, when it is absent or malformed."""
     tomllib = _tomllib()
+    require_file(path, error)
     try:
         content: dict[str, Any] = tomllib.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
