@@ -10,7 +10,6 @@ import click
 import edgekd
 from edgekd.cli.main import main
 from edgekd.cli.options import (
-    Duration,
     build_options,
     cache_option,
     progress_options,
@@ -18,6 +17,7 @@ from edgekd.cli.options import (
     target_option,
 )
 from edgekd.cli.refused import also_refused, require_all
+from edgekd.cli.values import EPOCHS, TRIALS, WORKERS, Duration
 from edgekd.errors import GateFailed
 
 if TYPE_CHECKING:
@@ -180,12 +180,12 @@ def blame(request: BuildRequest, printing: Printing) -> None:
 @main.command()
 @click.option(
     "--trials",
-    type=click.IntRange(1),
+    type=TRIALS,
     metavar="N",
     help="Trials that the study is to have, earlier ones and other machines' included [default: 30].",
 )
-@click.option("--budget", "seconds", type=Duration(), metavar="TIME", help="Begin trials for so long, e.g. 30m.")
-@click.option("--workers", type=click.IntRange(1), default=1, show_default=True, help="Processes on this machine.")
+@click.option("--budget", "seconds", type=Duration(days=30), metavar="TIME", help="Begin trials for so long, e.g. 30m.")
+@click.option("--workers", type=WORKERS, default=1, show_default=True, help="Processes on this machine.")
 @click.option("--storage", metavar="URL|FILE", help="Where the study is kept [default: a file in --cache].")
 @click.option("--study", metavar="NAME", help="Name of the study [default: one for recipe, task and space].")
 @target_option("A kind of device that pruned widths are to suit.")
@@ -230,13 +230,13 @@ def search(
 @recipe_options
 @click.option(
     "--budget",
-    type=Duration(),
+    type=Duration(days=30),
     default="10m",
     show_default=True,
     metavar="TIME",
     help="Time for all trials, e.g. 90s, 10m, 2h; the teacher comes on top.",
 )
-@click.option("--epochs", type=click.IntRange(1), help="Epochs of each trial [default: as many as fit].")
+@click.option("--epochs", type=EPOCHS, help="Epochs of each trial [default: as many as fit].")
 @click.option("--output", type=click.Path(path_type=Path), help="Folder of the answer [default: build/RECIPE].")
 @cache_option
 @progress_options

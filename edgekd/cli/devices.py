@@ -11,8 +11,9 @@ import click
 
 import edgekd
 from edgekd.cli.main import main
-from edgekd.cli.options import Duration, as_one_argument, runtime_option
+from edgekd.cli.options import as_one_argument, runtime_option
 from edgekd.cli.refused import require_all
+from edgekd.cli.values import ITERATIONS, THREADS, Duration, Finite
 from edgekd.errors import BundleError, DeviceError
 
 if TYPE_CHECKING:
@@ -130,8 +131,8 @@ class Measurement:
 @main.command()
 @click.argument("bundle", type=click.Path(path_type=Path))
 @runtime_option
-@click.option("--threads", type=click.IntRange(1), default=1, show_default=True, help="Threads of one inference.")
-@click.option("--iterations", type=click.IntRange(1), default=2000, show_default=True, help="Timed inferences.")
+@click.option("--threads", type=THREADS, default=1, show_default=True, help="Threads of one inference.")
+@click.option("--iterations", type=ITERATIONS, default=2000, show_default=True, help="Timed inferences.")
 @click.option(
     "--device",
     "devices",
@@ -142,12 +143,12 @@ class Measurement:
 @click.option(
     "--rate",
     "rate_hz",
-    type=click.FloatRange(0, 10_000, min_open=True),
+    type=Finite(0, 10_000, min_open=True),
     metavar="HZ",
     help="Also for 10 s at a sensor's rate, from a sample's arrival to its result.",
 )
 @click.option(
-    "--sustained", "sustained_s", type=Duration(), metavar="TIME", help="Also back to back for so long, e.g. 5m."
+    "--sustained", "sustained_s", type=Duration(days=1), metavar="TIME", help="Also back to back for so long, e.g. 5m."
 )
 @click.option(
     "--output",

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from edgekd.errors import OutputError
@@ -11,7 +13,6 @@ from edgekd.pipeline.output import refuse_foreign
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
-    from pathlib import Path
 
 
 @dataclass(frozen=True)
@@ -40,7 +41,7 @@ class BuildPaths:
         make_folder(self.output, OutputError, "--output")
         scratch_root()
         refuse_foreign(self.output, places)
-        cache = self.cache.resolve()
+        cache = Path(os.path.realpath(self.cache))  # Path.resolve raises where links go in a ring
         for place in places:
-            if cache.is_relative_to((self.output / place).resolve()):
+            if cache.is_relative_to(os.path.realpath(self.output / place)):
                 raise OutputError(f"{self.cache}: the cache lies in {self.output / place}, which is replaced; move one")

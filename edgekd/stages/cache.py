@@ -76,7 +76,7 @@ class Cache:
             CacheError: It cannot be moved.
         """
         with self.errors():
-            stored = _read(self.root / name)
+            stored = _record(self.root / name)
             return [] if stored is None else self._move_aside(name, _foreign(self.root / name, stored["files"]))
 
     @contextmanager

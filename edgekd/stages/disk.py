@@ -33,10 +33,10 @@ def refusals(folder: Path, kind: type[EdgekdError], option: str) -> Iterator[Non
     except OSError as error:
         if error.errno not in REFUSALS:
             raise
-        place = Path(error.filename or folder).absolute()
-        if place.is_relative_to(folder.absolute()):
+        place = Path(error.filename or folder)
+        if place.absolute().is_relative_to(folder.absolute()):
             raise kind(describe_refusal(error, place, option)) from error
-        if place.is_relative_to(scratch_root()):
+        if place.absolute().is_relative_to(scratch_root()):
             raise ScratchError(describe_refusal(error, place, "TMPDIR")) from error
         raise
 

@@ -13,8 +13,8 @@ from edgekd.compress import quantize
 from edgekd.config.target import Calibration
 from edgekd.devices.base import Absent
 from edgekd.errors import ModelError
-from edgekd.pipeline.target.context import OUTPUTS, require_one
 from edgekd.pipeline.target.compile import build_ahead, compiles
+from edgekd.pipeline.target.context import OUTPUTS, require_one
 from edgekd.pipeline.target.outputs import run_on_host
 from edgekd.runtime.backends.registry import ORT, Runtime, find_backend
 from edgekd.stages.artifacts import CALIBRATION, DEPLOY, TEST, UNTRAINED, onnx_name
