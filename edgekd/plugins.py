@@ -10,15 +10,13 @@ import importlib.util
 import os
 import signal
 import sys
-import sysconfig
 import threading
-import traceback
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from edgekd.errors import EdgekdError, nearest
+from edgekd.errors import EdgekdError, is_own, nearest, reason_of
 from edgekd.files import sha256_file
 
 if TYPE_CHECKING:
@@ -27,8 +25,6 @@ if TYPE_CHECKING:
 
 #: What passes through where a user's code runs: edgekd's own errors, the user's Ctrl-C, the end of a generator.
 PASSING = (EdgekdError, KeyboardInterrupt, GeneratorExit)
-
-_PACKAGE = Path(__file__).resolve().parent
 
 #: How long a thread that a user's code has started may take to end.
 _GRACE_S = 1.0
@@ -107,41 +103,6 @@ def guarded(what: str, error: type[EdgekdError], folder: Path | None = None) -> 
     """Do both: :func:`converted` and :func:`undisturbed`."""
     with converted(what, error, folder), undisturbed(what, error):
         yield
-
-
-def reason_of(problem: BaseException, folder: Path | None = None) -> str:
-    """Return in one line what a user's code raised, and where."""
-    if isinstance(problem, SystemExit):
-        said = "calls sys.exit()" if problem.code is None else f"calls sys.exit({problem.code!r})"
-    else:
-        message = problem.msg if isinstance(problem, SyntaxError) else str(problem)
-        said = ": ".join(filter(None, (type(problem).__name__, " ".join(message.split()))))
-    place = _place(problem, folder)
-    return f"{said} ({place})" if place else said
-
-
-def _place(problem: BaseException, folder: Path | None) -> str:
-    """Return the innermost line of the user's code that an exception passed; elsewhere the innermost of a library."""
-    if isinstance(problem, SyntaxError) and problem.filename:
-        return f"{problem.filename}:{problem.lineno}"
-    frames = traceback.extract_tb(problem.__traceback__)
-    own = [frame for frame in frames if is_own(frame.filename, folder)]
-    others = [frame for frame in frames if not frame.filename.startswith(("<", str(_PACKAGE)))]
-    return next((f"{frame.filename}:{frame.lineno}" for frame in reversed(own or others)), "")
-
-
-def is_own(file: str, folder: Path | None = None) -> bool:
-    """Whether a file is a user's code: below their folder where it is given, else neither edgekd's nor installed."""
-    path = Path(file).resolve()
-    if folder is not None and path.is_relative_to(folder):
-        return not installed(path.relative_to(folder))
-    libraries = (_PACKAGE, Path(sysconfig.get_path("stdlib")).resolve())
-    return not (file.startswith("<") or installed(path) or any(path.is_relative_to(parent) for parent in libraries))
-
-
-def installed(file: Path) -> bool:
-    """Whether a file was put where it is by an installer, so that it is not a user's own code."""
-    return not {"site-packages", "dist-packages"}.isdisjoint(file.parts)
 
 
 @contextmanager
