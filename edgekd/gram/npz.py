@@ -179,7 +179,8 @@ class MeasuredArrays(Mapping[str, Array]):
         Raises:
             ValueError: Its header says more than there is, or than fits into memory.
         """
-        packed: ZipFile = self._archive.zip
+        packed = self._archive.zip
+        assert packed is not None  # it is open
         info = packed.getinfo(key + _SUFFIX if key + _SUFFIX in packed.namelist() else key)
         try:
             with packed.open(info) as stream:
@@ -255,4 +256,8 @@ def _named(path: Path, key: str) -> Iterator[None]:
     try:
         yield
     except UNREADABLE as error:
+        raise ValueError(f"{path}: array '{key}': {error}") from error
+    except OSError as error:
+        if error.errno is not None:  # the disk's; a decompressor's has no number
+            raise
         raise ValueError(f"{path}: array '{key}': {error}") from error
