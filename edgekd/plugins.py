@@ -8,18 +8,15 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import os
-import re
 import signal
 import sys
-import sysconfig
 import threading
-import traceback
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from edgekd.errors import EdgekdError, nearest
+from edgekd.errors import EdgekdError, is_own, nearest, reason_of
 from edgekd.files import sha256_file
 
 if TYPE_CHECKING:
@@ -28,11 +25,6 @@ if TYPE_CHECKING:
 
 #: What passes through where a user's code runs: edgekd's own errors, the user's Ctrl-C, the end of a generator.
 PASSING = (EdgekdError, KeyboardInterrupt, GeneratorExit)
-
-_PACKAGE = Path(__file__).resolve().parent
-
-#: A frame in a message that quotes a traceback.
-_FRAME = re.compile(r'File "([^"]+)", line (\d+)')
 
 #: How long a thread that a user's code has started may take to end.
 _GRACE_S = 1.0
@@ -111,58 +103,6 @@ def guarded(what: str, error: type[EdgekdError], folder: Path | None = None) -> 
     """Do both: :func:`converted` and :func:`undisturbed`."""
     with converted(what, error, folder), undisturbed(what, error):
         yield
-
-
-def reason_of(problem: BaseException, folder: Path | None = None) -> str:
-    """Return in one line what a user's code raised, and where."""
-    if isinstance(problem, SystemExit):
-        said = "calls sys.exit()" if problem.code is None else f"calls sys.exit({problem.code!r})"
-    else:
-        message = problem.msg if isinstance(problem, SyntaxError) else str(problem)
-        said = ": ".join(filter(None, (type(problem).__name__, " ".join(message.split()))))
-    place = _place(problem, folder)
-    return f"{said} ({place})" if place else said
-
-
-def _place(problem: BaseException, folder: Path | None) -> str:
-    """Return the innermost line of the user's code that led to an exception; elsewhere the innermost of a library."""
-    if isinstance(problem, SyntaxError) and problem.filename:
-        return f"{problem.filename}:{problem.lineno}"
-    frames = traceback.extract_tb(problem.__traceback__)
-    others = [frame for frame in frames if not frame.filename.startswith(("<", str(_PACKAGE)))]
-    return own_line(problem, folder) or next((f"{frame.filename}:{frame.lineno}" for frame in reversed(others)), "")
-
-
-def own_line(problem: BaseException, folder: Path | None = None) -> str | None:
-    """Return the innermost line of the user's code that led to an exception; None where none did.
-
-    It is in the traceback of the exception or of one that caused it, or named in a message, as torch's exporter does.
-
-    Args:
-        problem: The exception.
-        folder: Folder of the user's code; by default all files that are neither edgekd's nor installed.
-    """
-    cause = problem.__cause__ or problem.__context__
-    earlier = own_line(cause, folder) if cause is not None else None
-    if earlier:
-        return earlier
-    frames = [(frame.filename, str(frame.lineno)) for frame in traceback.extract_tb(problem.__traceback__)]
-    own = [f"{file}:{line}" for file, line in (*_FRAME.findall(str(problem)), *frames) if is_own(file, folder)]
-    return own[-1] if own else None
-
-
-def is_own(file: str, folder: Path | None = None) -> bool:
-    """Whether a file is a user's code: below their folder where it is given, else neither edgekd's nor installed."""
-    path = Path(file).resolve()
-    if folder is not None and path.is_relative_to(folder):
-        return not installed(path.relative_to(folder))
-    libraries = (_PACKAGE, Path(sysconfig.get_path("stdlib")).resolve())
-    return not (file.startswith("<") or installed(path) or any(path.is_relative_to(parent) for parent in libraries))
-
-
-def installed(file: Path) -> bool:
-    """Whether a file was put where it is by an installer, so that it is not a user's own code."""
-    return not {"site-packages", "dist-packages"}.isdisjoint(file.parts)
 
 
 @contextmanager

@@ -6,12 +6,12 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, Protocol, TypeAlias, runtime_checkable
-from zipfile import BadZipFile
 
 import numpy as np
 
 from edgekd.errors import ModelError, nearest
 from edgekd.files import atomic_path
+from edgekd.gram.npz import UNREADABLE, MeasuredArrays
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -156,13 +156,15 @@ def open_arrays(source: Path | BinaryIO) -> Iterator[Mapping[str, Array]]:
     Raises:
         ModelError: it is not an ``.npz`` of plain arrays.
     """
+    if isinstance(source, Path) and source.exists() and not source.is_file():  # a pipe would be waited for
+        raise ModelError(f"{source}: is no file")
     try:
         archive = np.load(source, allow_pickle=False)
         if isinstance(archive, np.ndarray):
             raise ModelError(f"{source_label(source)}: is a single array, not an .npz; write it with np.savez")
         with archive:
-            yield archive
-    except (OSError, ValueError, EOFError, BadZipFile) as error:
+            yield MeasuredArrays(archive)
+    except (OSError, *UNREADABLE) as error:
         raise ModelError(f"{source_label(source)}: cannot be read as an .npz of plain arrays: {error}") from error
 
 

@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import os
+import reprlib
+import traceback
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from edgekd.errors import EdgekdError, TaskError
+from edgekd.errors import TaskError, installed, own_line, reason_of
 from edgekd.files import sha256_file
-from edgekd.plugins import guarded, installed, own_line
+from edgekd.plugins import PASSING, guarded
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from contextlib import AbstractContextManager
+
+#: Where a stage reports to whoever called edgekd.
+_OBSERVED = "stages/progress.py"
 
 _PACKAGE = Path(__file__).resolve().parent.parent
 
@@ -73,30 +78,50 @@ def user_code(what: str, folder: Path | None = None) -> AbstractContextManager[N
     return guarded(what, TaskError, folder)
 
 
-def describe(value: object) -> str:
-    """Return what a user's function returned, as an error calls it."""
-    if value is None:
-        return "None"
-    if isinstance(value, type):
-        return f"the class {value.__name__}"
-    return f"a {type(value).__name__}"
-
-
 @contextmanager
 def user_errors(what: str, folder: Path | None) -> Iterator[None]:
-    """Do as :func:`user_code` where the user's code raised something; a defect of edgekd keeps its traceback.
+    """Turn what a task's code raises while edgekd's runs into one line; a defect of edgekd keeps its traceback.
 
     Args:
         what: What is done, at the beginning of the line.
         folder: Folder of the task.
 
     Raises:
-        TaskError: A line of the task's files is in the traceback.
+        TaskError: The task's files, or a network of a library's, led to the error, or it is no ``Exception``.
     """
     try:
         yield
-    except Exception as error:
-        if isinstance(error, EdgekdError) or own_line(error, folder) is None:
+    except PASSING:
+        raise
+    except BaseException as error:
+        if isinstance(error, Exception) and not _is_users(error, folder):
             raise
-        with user_code(what, folder):
-            raise
+        raise TaskError(f"{what}: {reason_of(error, folder)}") from error
+
+
+def _is_users(error: Exception, folder: Path | None) -> bool:
+    """Whether an error is of a task's files, of what they import from elsewhere, or of a network of a library's."""
+    frames = traceback.extract_tb(error.__traceback__)
+    edgekd = [index for index, frame in enumerate(frames) if Path(frame.filename).is_relative_to(_PACKAGE)]
+    if any(frames[index].filename.endswith(_OBSERVED) for index in edgekd):  # whoever called edgekd hears of it
+        return False
+    if (folder is not None and own_line(error, folder)) or own_line(error):
+        return True
+    inner = frames[edgekd[-1] + 1 :] if edgekd else []
+    called = any(frame.name == "_call_impl" for frame in inner)
+    return called and any(installed(Path(frame.filename)) and "/torch/" not in frame.filename for frame in inner)
+
+
+def describe(value: object) -> str:
+    """Return what a user's function returned, as an error calls it."""
+    if value is None:
+        return "None"
+    if isinstance(value, type):
+        return f"the class {value.__name__}"
+    kind = type(value).__name__
+    return f"{'an' if kind[0] in 'aeiouAEIOU' else 'a'} {kind}"
+
+
+def shown(value: object) -> str:
+    """Return a value in a few characters of one line."""
+    return " ".join(reprlib.repr(value).split())[:60]

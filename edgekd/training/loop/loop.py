@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import os
+import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -33,6 +35,9 @@ Epoch = dict[str, float]
 
 #: What PyTorch raises where a state is of another network, optimizer or version.
 _MISFITS = (RuntimeError, LookupError, ValueError, TypeError, AttributeError)
+
+#: An epoch of that many seconds is worth a word on the number of threads.
+_SLOW_EPOCH_S = 60.0
 
 #: How far apart the seeds of the processes' dropout and augmentation are.
 _RANK_SEEDS = 1_000_000_007
@@ -126,7 +131,10 @@ def fit(model: nn.Module, objective: Objective, train: Split, validate: Callable
     for epoch in range(len(history), config.epochs):
         seed_all(epoch_seed(run.seed, epoch) + distributed.rank() * _RANK_SEEDS)
         order.epoch = epoch
+        began = time.monotonic()
         figures = _one_epoch(parts, loader, order, config.epochs)
+        if epoch == 0 and device.type == "cpu":
+            _suggest_threads(run, time.monotonic() - began)
         model.eval()
         history.append({**figures, **(validate() if distributed.is_main() else {})})
         if not distributed.is_main():
@@ -134,6 +142,16 @@ def fit(model: nn.Module, objective: Objective, train: Split, validate: Callable
         _save(run.folder / CHECKPOINT, parts, history)
         run.report.advance(epoch + 1, config.epochs, _note(history[-1]))
     return history
+
+
+def _suggest_threads(run: Fit, seconds: float) -> None:
+    """Say that training may use more of this machine, where that is worth other weights."""
+    processors, threads = os.cpu_count() or 1, torch.get_num_threads() * distributed.world_size()
+    if seconds > _SLOW_EPOCH_S and processors >= 2 * threads:
+        run.report.warn(
+            f"an epoch takes {seconds:.0f} s with threads = {threads}, and this machine has {processors} processors: "
+            "more threads in the recipe may train faster; they make other weights"
+        )
 
 
 def _note(epoch: Epoch) -> str:

@@ -9,8 +9,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from edgekd.errors import RecipeError, TaskError
-from edgekd.plugins import own_line
+from edgekd.errors import RecipeError, TaskError, own_line
 from edgekd.stages.progress import Silent, StageReporter
 from edgekd.training.distillation.loss_registry import loss_sections
 from edgekd.training.distillation.objective import SupervisedObjective

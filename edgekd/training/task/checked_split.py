@@ -4,16 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from numbers import Integral
 from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from edgekd.errors import TaskError
 from edgekd.plugins import converted
 from edgekd.stages.labels import UNLABELLED
-from edgekd.stages.user_code import describe
+from edgekd.stages.user_code import describe, shown
 from edgekd.training.task.checks import check_returned, check_shapes
 from edgekd.training.task.columns import check_text
 from edgekd.training.task.protocol import ArraySplit, Batch, Sample
@@ -94,8 +94,9 @@ class CheckedSplit:
         name = f"sample '{sample.id}'"
         if sample.group != "":
             check_text(f"{self._where}: the group of {name}", sample.group)
-        if isinstance(sample.missing, str):
-            raise TaskError(f"{self._where}: {name} lacks '{sample.missing}', must be a tuple of modalities' names")
+        missing = sample.missing
+        if not isinstance(missing, tuple | list | set | frozenset) or not all(isinstance(key, str) for key in missing):
+            raise TaskError(f"{self._where}: {name} lacks {shown(missing)}, must be a tuple of modalities' names")
         self._check_inputs(name, sample.inputs)
         label = check_label(f"{self._where}: {name}", sample.label)
         return replace(sample, label=label, inputs={key: x.detach() for key, x in sample.inputs.items()})
@@ -124,8 +125,8 @@ def check_label(what: str, label: object) -> int:
     """
     if isinstance(label, Tensor) and label.dim() == 0 and not label.is_floating_point() and not label.is_complex():
         label = label.item()
-    if not isinstance(label, Integral):
-        raise TaskError(f"{what} has the label {label!r:.40}, {describe(label)}; must be a class number (int)")
+    if not isinstance(label, int | np.integer):
+        raise TaskError(f"{what} has the label {shown(label)}, {describe(label)}; must be a class number (int)")
     if label != UNLABELLED and not 0 <= label < _MOST_CLASSES:
         raise TaskError(f"{what} has the label {label}; classes are numbered from 0, and {UNLABELLED} stands for none")
     return int(label)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from edgekd.errors import TaskError, nearest
-from edgekd.stages.user_code import describe
+from edgekd.stages.user_code import describe, shown
 from edgekd.training.task.columns import check_text
 from edgekd.training.task.protocol import SPLITS, Modality, Task
 
@@ -97,7 +97,7 @@ def data_files(what: str, task: Task) -> tuple[Path, ...] | None:
     paths = []
     for file in _listed(what, "files", files, "paths"):
         if not isinstance(file, str | Path):
-            raise TaskError(f"{what}: its files hold {describe(file)} ({file!r:.40}), each must be a path")
+            raise TaskError(f"{what}: its files hold {describe(file)} ({shown(file)}), each must be a path")
         check_text(f"{what}: a path in its files", str(file), longest=1 << 16)
         paths.append(Path(file))
         if paths[-1].exists() and (kind := _kind(paths[-1].stat().st_mode)):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sized
-from numbers import Integral
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -11,7 +10,7 @@ import torch
 from torch import Tensor
 
 from edgekd.errors import TaskError
-from edgekd.stages.user_code import describe
+from edgekd.stages.user_code import describe, shown
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -27,7 +26,7 @@ def check_text(what: str, text: object, longest: int = _LONGEST_TEXT) -> None:
         TaskError: It is none, is empty or long, has a character 0, or half a surrogate pair, which is not in UTF-8.
     """
     if not isinstance(text, str):
-        raise TaskError(f"{what} is {describe(text)} ({text!r:.40}), must be a text (str)")
+        raise TaskError(f"{what} is {describe(text)} ({shown(text)}), must be a text (str)")
     if not text:
         raise TaskError(f"{what} is empty")
     if len(text) > longest:
@@ -35,9 +34,9 @@ def check_text(what: str, text: object, longest: int = _LONGEST_TEXT) -> None:
     try:
         text.encode()
     except UnicodeEncodeError as error:
-        raise TaskError(f"{what} is {text!r:.60}, which holds half a surrogate pair and cannot be stored") from error
+        raise TaskError(f"{what} is {shown(text)}, which holds half a surrogate pair and cannot be stored") from error
     if "\0" in text:
-        raise TaskError(f"{what} is {text!r:.60}, which holds the character 0 and cannot be stored")
+        raise TaskError(f"{what} is {shown(text)}, which holds the character 0 and cannot be stored")
 
 
 def shape_of(what: str, shape: object) -> tuple[int, ...]:
@@ -47,8 +46,8 @@ def shape_of(what: str, shape: object) -> tuple[int, ...]:
         TaskError: It is none.
     """
     sizes = tuple(shape) if isinstance(shape, tuple | list | np.ndarray) else None
-    if sizes is None or not all(isinstance(size, Integral) and size > 0 for size in sizes):
-        raise TaskError(f"{what} has the shape {shape!r:.60}, must be a tuple of whole numbers from 1, as (12,)")
+    if sizes is None or not all(isinstance(size, int | np.integer) and size > 0 for size in sizes):
+        raise TaskError(f"{what} has the shape {shown(shape)}, must be a tuple of whole numbers from 1, as (12,)")
     return tuple(int(size) for size in sizes)
 
 
@@ -63,7 +62,7 @@ def texts(name: str, values: Iterable[object]) -> list[str]:
     listed = list(values)
     wrong = next((value for value in listed if isinstance(value, bytes | None.__class__)), "")
     if wrong != "":
-        raise TaskError(f"a split's {name} hold {describe(wrong)} ({wrong!r:.40}), each must be a text (str)")
+        raise TaskError(f"a split's {name} hold {describe(wrong)} ({shown(wrong)}), each must be a text (str)")
     return [str(value) for value in listed]
 
 

@@ -11,8 +11,7 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from edgekd.errors import TaskError
-from edgekd.plugins import installed
+from edgekd.errors import TaskError, installed
 from edgekd.stages.user_code import user_code
 
 if TYPE_CHECKING:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import inspect
-from collections.abc import Mapping, Sized
+from collections.abc import Iterable, Mapping, Sized
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -27,7 +27,7 @@ from edgekd.training.task.imports import import_module, import_task_file
 from edgekd.training.task.protocol import ArraySplit
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator
+    from collections.abc import Callable, Iterator
     from contextlib import AbstractContextManager
     from hashlib import _Hash as Hash
 
@@ -156,6 +156,7 @@ def load_task(config: TaskConfig) -> LoadedTask:
     _check_options(what, factory, config.options)
     with user_code(what, module_file.parent):
         task = check_task(what, factory(**config.options))
+    with user_code(what, module_file.parent):
         splits = {
             name: checked_split(f"{what}, split '{name}'", task, split)
             for name, split in check_splits(what, task.splits()).items()
@@ -228,8 +229,9 @@ def _ids(where: str, split: Split) -> Iterator[str]:
     if ids is None:
         yield from (split[index].id for index in range(len(split)))
         return
-    if not isinstance(ids, Sized) or len(ids) != len(split) or ids[0] != split[0].id:
+    listed = list(ids) if isinstance(ids, Sized) and isinstance(ids, Iterable) else []
+    if len(listed) != len(split) or listed[0] != split[0].id:
         raise TaskError(f"{where}: its attribute 'ids' must hold the id of each of its {len(split)} samples, in order")
-    for index, sample_id in enumerate(cast("Iterable[str]", ids)):
+    for index, sample_id in enumerate(listed):
         check_text(f"{where}: the id of sample {index}", sample_id)
         yield sample_id
