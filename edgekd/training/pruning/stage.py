@@ -26,6 +26,7 @@ from edgekd.training.loop.weights import load_weights, save_weights
 from edgekd.training.pruning.cutter import Cutter
 from edgekd.training.pruning.groups import remove_channels
 from edgekd.training.pruning.samples import DrawnBatches
+from edgekd.training.pruning.tracing import Trace
 from edgekd.training.stage_run import StageRun
 
 if TYPE_CHECKING:
@@ -152,6 +153,8 @@ def _cut(cutter: Cutter, model: nn.Module, share: float, stage: StageRun) -> His
         save_weights(model, stage.folder / WEIGHTS)
         write_text(record, json.dumps(removed))
         stage.report.advance(0, 0, cut.note)
+        for warning in cut.warnings:
+            stage.report.warn(warning)
     distributed.barrier()
     if removed is None:
         removed = _read(record)
@@ -183,7 +186,8 @@ def rebuild(model: nn.Module, task: LoadedTask, folder: Path) -> nn.Module:
     """Give a newly built student the shape and the weights of a finished prune stage, in place."""
     removed = _read(folder / REMOVED)
     if removed:
-        remove_channels(model, list(next(iter(batches(task.splits["train"]))).inputs.values()), removed)
+        inputs = list(next(iter(batches(task.splits["train"]))).inputs.values())
+        remove_channels(model, Trace.of(model, inputs), removed)
     return load_weights(model, folder / WEIGHTS)
 
 
