@@ -10,8 +10,9 @@ from edgekd.devices.base import Absent
 from edgekd.errors import ModelError
 from edgekd.gram.drift import Bootstrap
 from edgekd.gram.gate import GateLimits, GateRules
+from edgekd.pipeline.target.refusal import in_users_terms, read_origins
 from edgekd.runtime.backends.registry import AS_WRITTEN, ORT, Runtime
-from edgekd.stages.artifacts import CALIBRATION, TEST, onnx_name
+from edgekd.stages.artifacts import CALIBRATION, TEST, onnx_name, origins_name
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Mapping
@@ -237,10 +238,10 @@ class Context:
         bootstrap = Bootstrap(self.recipe.gate.confidence, self.recipe.gate.resamples, self.recipe.seed)
         return GateRules(self.exported.result.facts.metric, self.limits, bootstrap)
 
-    @staticmethod
-    def leave_out(name: str, error: ModelError, folder: Path, report: StageReporter) -> str:
+    def leave_out(self, name: str, error: ModelError, folder: Path, report: StageReporter) -> str:
         """Warn that a candidate is left out, and return why, without the path of a folder of the cache."""
-        reason = str(error).replace(f"{folder}/", "")
+        origins = read_origins(self.exported.folder / origins_name(self.origin.network))
+        reason = in_users_terms(error, [folder], origins)
         report.warn(f"{name} is left out: {reason}")
         return reason
 

@@ -14,10 +14,11 @@ from edgekd.config.target import Calibration
 from edgekd.devices.base import Absent
 from edgekd.errors import ModelError
 from edgekd.pipeline.target.compile import build_ahead, compiles
-from edgekd.pipeline.target.context import OUTPUTS, require_one
+from edgekd.pipeline.target.context import OUTPUTS
 from edgekd.pipeline.target.outputs import run_on_host
+from edgekd.pipeline.target.refusal import in_users_terms, name_node, read_origins
 from edgekd.runtime.backends.registry import ORT, Runtime, find_backend
-from edgekd.stages.artifacts import CALIBRATION, DEPLOY, TEST, UNTRAINED, onnx_name
+from edgekd.stages.artifacts import CALIBRATION, DEPLOY, TEST, UNTRAINED, onnx_name, origins_name
 from edgekd.stages.stage import StageSpec, library_versions
 
 if TYPE_CHECKING:
@@ -105,12 +106,13 @@ def preflight_target(runner: Runner, given: UntrainedTarget) -> Done[TriedTarget
                 try:
                     for step in _try_candidate(given, spec, Path(temporary)):
                         report.advance(done - 1, len(specs), f"{spec.name}: {step}")
+                    tried.append(spec)
                 except ModelError as error:
-                    refused[spec.name] = _without(str(error), (given.exported.folder, Path(temporary)))
-                    continue
-            tried.append(spec)
+                    last = spec is specs[-1] and not tried
+                    refused[spec.name] = _explain(given, error, Path(temporary) / spec.name / DEPLOY, search=last)
             report.advance(done, len(specs), spec.name)
-        require_one(tried, refused)
+        if not tried:  # the last is the float one: what is wrong with it is wrong with the graph itself
+            raise ModelError(list(refused.values())[-1])
         for name, reason in refused.items():
             report.warn(f"{name} cannot be built: {reason}")
         return TriedTarget(tuple(spec.name for spec in tried), refused)
@@ -138,11 +140,12 @@ def _try_candidate(given: UntrainedTarget, spec: CandidateSpec, folder: Path) ->
         given.device.evaluate(engine, given.runtime, exported / TEST, folder / OUTPUTS, threads, lambda _: None)
 
 
-def _without(text: str, folders: tuple[Path, ...]) -> str:
-    """Return a text without the paths of folders of the cache."""
-    for folder in folders:
-        text = text.replace(f"{folder}/", "")
-    return text
+def _explain(given: UntrainedTarget, error: ModelError, deploy: Path, *, search: bool) -> str:
+    """Return why a candidate was refused; ``search`` for the node where the library that builds ahead names none."""
+    if search and given.target.compile and compiles(given.target) and deploy.is_file():
+        error = name_node(error, deploy, lambda graph: build_ahead(given.target, graph, graph.with_suffix(".plan")))
+    origins = read_origins(given.exported.folder / origins_name(UNTRAINED))
+    return in_users_terms(error, (given.exported.folder, deploy.parent, deploy.parent.parent), origins)
 
 
 def _settings(given: UntrainedTarget, specs: tuple[CandidateSpec, ...]) -> dict[str, object]:

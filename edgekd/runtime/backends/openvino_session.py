@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import re
 from collections import Counter
 from typing import TYPE_CHECKING, TypeAlias
 
@@ -38,8 +39,24 @@ _DTYPES = {
 }
 
 
+#: A node that OpenVINO's reader refuses, and what it says of those that only follow such a one.
+_REFUSED = re.compile(r"While validating ONNX node '<Node\((\w+)\): ([^>]*)>':\s*([^\n]*)")
+_FOLLOWS = "Unsupported input type dynamic"
+
+#: What to do about a reason. The first that fits counts.
+_ADVICE = (
+    (r"must be static", "it takes this operator for a fixed number of samples alone: compute it in the app, before the "
+     "network, or write it with layers, e.g. a spectrum as an nn.Conv1d"),
+)  # fmt: skip
+
+
 def error_text(error: RuntimeError) -> str:
-    """Return OpenVINO's message without the positions in its sources."""
+    """Return OpenVINO's message without positions in its sources; of nodes that it cannot read, the first cause."""
+    refused = [found.groups() for found in _REFUSED.finditer(str(error)) if found[3].strip() != _FOLLOWS]
+    if refused:
+        operator, name, reason = refused[0]
+        advice = next((f"; {advice}" for pattern, advice in _ADVICE if re.search(pattern, reason)), "")
+        return f"node '{name}' ({operator}): {reason.strip().rstrip('.')}{advice}"
     lines = [line.strip() for line in str(error).splitlines()]
     return " ".join(line for line in lines if line and not line.startswith(("Exception from ", "Check ")))
 

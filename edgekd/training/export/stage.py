@@ -5,18 +5,21 @@ The stages after this one need no torch.
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+import msgspec
 import numpy as np
 import torch
 from torch import Tensor
 
 from edgekd.errors import ModelError
+from edgekd.files import write_text
 from edgekd.gram.npz import EMBEDDING_PREFIX, INPUT_PREFIX
 from edgekd.runtime.backends.onnxruntime import open_engine
 from edgekd.runtime.session import write_arrays
-from edgekd.stages.artifacts import CALIBRATION, TEST, Exported, TaskFacts, onnx_name
+from edgekd.stages.artifacts import CALIBRATION, TEST, Exported, TaskFacts, onnx_name, origins_name
 from edgekd.training.export.onnx import write_onnx
 from edgekd.training.loop.evaluate import batches, ground_truth
 from edgekd.training.taps.taps import TappedModel
@@ -80,7 +83,8 @@ def _write(
     Raises:
         ModelError: Torch cannot export it, or the exported one disagrees with it.
     """
-    write_onnx(network, inputs, opset, path)
+    origins = write_onnx(network, inputs, opset, path)
+    write_text(path.parent / origins_name(name), json.dumps(msgspec.to_builtins(origins)))
     parity = _parity(network, inputs, path)
     if not parity <= config.tolerance:
         raise ModelError(
