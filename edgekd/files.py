@@ -141,6 +141,9 @@ def quiet() -> Iterator[None]:
 #: How deep tables and lists may be nested in TOML.
 MOST_NESTED = 64
 
+#: A dotted key of so many parts that Python's parser, which keeps all of its beginnings, would fill the memory.
+_LONG_KEY = re.compile(r"""(?<![\w.-])(?:(?:[\w-]+|"[^"\n]*"|'[^'\n]*')[ \t]*\.[ \t]*){1000}""")
+
 #: The most bytes of a text that a user writes by hand, such as a recipe.
 _TEXT_BYTES = 1_000_000
 
@@ -158,8 +161,6 @@ def read_text(path: Path, error: type[EdgekdError]) -> str:
             content = stream.read(_TEXT_BYTES + 1)
     except OSError as cause:
         raise error(f"{path}: cannot be read: {cause.strerror or cause}") from cause
-    except ValueError as cause:  # a NUL in the path
-        raise error(f"{path}: is no path of a file: {cause}") from cause
     if len(content) > _TEXT_BYTES:
         raise error(f"{path}: is larger than {_TEXT_BYTES // 1_000_000} MB, which no file that is written by hand is")
     try:
@@ -184,6 +185,8 @@ def parse_toml(text: str) -> dict[str, Any]:
         ValueError: It is not valid, nests deeper than a parser can follow, or has a number of thousands of digits.
     """
     toml = _tomllib()
+    if _LONG_KEY.search(text):
+        raise ValueError(f"its tables and lists are nested more than {MOST_NESTED} deep")
     try:
         content: dict[str, Any] = toml.loads(text)
     except RecursionError:
@@ -191,15 +194,17 @@ def parse_toml(text: str) -> dict[str, Any]:
     except toml.TOMLDecodeError:
         raise
     except ValueError:  # Python's limit on the length of a number
-        raise ValueError("it has a number of thousands of digits") from None
-    _check_depth(content)
+        raise ValueError("it has a whole number of thousands of digits") from None
+    _check_content(content)
     return content
 
 
-def _check_depth(content: object) -> None:
-    """Raise ValueError where tables and lists are nested deeper than what reads them can follow."""
+def _check_content(content: object) -> None:
+    """Raise ValueError for numbers that are not TOML's, and tables that are deeper than what reads them can follow."""
     level = [content]
     for _ in range(MOST_NESTED + 1):
+        if any(isinstance(value, int) and value.bit_length() > 63 for value in level):
+            raise ValueError("it has a whole number of more than 64 bits")
         level = [
             item
             for value in level
