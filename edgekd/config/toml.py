@@ -26,6 +26,9 @@ def _tomllib() -> ModuleType:
 #: How deep tables and lists may be nested in TOML.
 MOST_NESTED = 64
 
+#: A dotted key of so many parts that Python's parser, which keeps all of its beginnings, would fill the memory.
+_LONG_KEY = re.compile(r"""(?<![\w.-])(?:(?:[\w-]+|"[^"\n]*"|'[^'\n]*')[ \t]*\.[ \t]*){1000}""")
+
 
 def read_toml(path: Path, error: type[EdgekdError]) -> dict[str, Any]:
     """Read a TOML file; raise ``error``, naming the file and line, when it is absent or malformed."""
@@ -42,6 +45,8 @@ def parse_toml(text: str) -> dict[str, Any]:
         ValueError: It is not valid, nests deeper than a parser can follow, or has a number of thousands of digits.
     """
     toml = _tomllib()
+    if _LONG_KEY.search(text):
+        raise ValueError(f"its tables and lists are nested more than {MOST_NESTED} deep")
     try:
         content: dict[str, Any] = toml.loads(text)
     except RecursionError:
@@ -49,15 +54,17 @@ def parse_toml(text: str) -> dict[str, Any]:
     except toml.TOMLDecodeError:
         raise
     except ValueError:  # Python's limit on the length of a number
-        raise ValueError("it has a number of thousands of digits") from None
-    _check_depth(content)
+        raise ValueError("it has a whole number of thousands of digits") from None
+    _check_content(content)
     return content
 
 
-def _check_depth(content: object) -> None:
-    """Raise ValueError where tables and lists are nested deeper than what reads them can follow."""
+def _check_content(content: object) -> None:
+    """Raise ValueError for numbers that are not TOML's, and tables that are deeper than what reads them can follow."""
     level = [content]
     for _ in range(MOST_NESTED + 1):
+        if any(isinstance(value, int) and value.bit_length() > 63 for value in level):
+            raise ValueError("it has a whole number of more than 64 bits")
         level = [
             item
             for value in level

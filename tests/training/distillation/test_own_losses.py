@@ -125,7 +125,7 @@ def test_the_command_line_lists_losses_and_shows_those_in_a_file(own):
             RecipeError,
             r"extra.mine: 'delt' is no option of the loss 'huber'; did you mean 'delta'",
         ),
-        ('huber", delta = -1.0', RecipeError, r"extra.mine: delta: expected 'float' > 0"),
+        ('huber", delta = -1.0', RecipeError, r"extra.mine: delta: expected a number above 0, got -1.0"),
         ('huber", pairs = ["a-b"]', RecipeError, r"'pairs' is no option of the loss 'huber'"),
         ('fails"', TaskError, r"loss 'fails': RuntimeError: .*\(.*mine.py:16\)"),
         ('wide"', TaskError, r"loss 'wide': its function returns torch.float32 of shape \(2, 8\), must be a scalar"),
