@@ -182,7 +182,7 @@ def test_memory_does_not_grow_with_every_size_of_a_batch(tmp_path):
         before = own_memory()
         for rows in range(2, 300):
             answers(session, rows)
-        assert own_memory() - before < 80e6
+        assert own_memory() - before < 30e6
 
 
 def own_memory():
