@@ -105,8 +105,8 @@ class FiniteCheck:
         dtypes = ((spec.name, np.dtype(spec.dtype)) for spec in specs)
         self._floats = [(name, dtype) for name, dtype in dtypes if dtype.kind == "f"]
 
-    def __call__(self, feeds: Feeds) -> None:
-        """Check the feeds of one inference.
+    def __call__(self, feeds: object) -> None:
+        """Check what the caller gave as feeds of one inference.
 
         Raises:
             ModelError: a value is not finite; the message names the input and the sample.
