@@ -15,6 +15,7 @@ import numpy as np
 from edgekd.errors import BundleError, DeviceError, MissingDependency, ModelError, nearest
 from edgekd.gram.npz import INPUT_PREFIX
 from edgekd.runtime.backends.registry import ORT, Runtime
+from edgekd.runtime.engine_check import check_engine
 from edgekd.runtime.feeds import FiniteCheck
 from edgekd.runtime.manifest import (
     MANIFEST,
@@ -26,7 +27,6 @@ from edgekd.runtime.manifest import (
     read_file,
     read_manifest,
 )
-from edgekd.runtime.manifest_checks import check_engine
 from edgekd.runtime.session import read_arrays, run_rows
 from edgekd.runtime.verification import Verification, compare_reference
 

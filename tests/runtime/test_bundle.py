@@ -13,7 +13,7 @@ from manifests import edit_manifest
 
 import edgekd
 import edgekd.runtime
-from edgekd.errors import BundleError, ModelError
+from edgekd.errors import BundleError, EdgekdError, ModelError
 from edgekd.gram.matrix import pair_cosines
 from edgekd.runtime.backends.onnxruntime import open_engine
 from edgekd.runtime.backends.registry import ORT
@@ -22,6 +22,7 @@ from edgekd.runtime.bundle_writer import BundleFacts, write_bundle
 from edgekd.runtime.manifest import read_branches, read_manifest
 from edgekd.runtime.verification import write_reference
 
+_ABSENT = object()
 SCHEMA = json.loads(Path(edgekd.runtime.__file__).with_name("manifest.schema.json").read_text())
 FACTS = {
     "target": "cpu",
@@ -445,6 +446,39 @@ def test_a_value_of_a_wrong_type_is_named(folder, edit, message):
     edit_manifest(folder, edit)
     with pytest.raises(BundleError, match=message):
         load(folder)
+
+
+def _places(value, path=()):
+    """Return the path of every value in a JSON value."""
+    items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    return [path, *(place for key, item in items for place in _places(item, (*path, key)))]
+
+
+def test_whatever_stands_in_a_manifest_is_refused_in_one_line_or_opens_and_runs(folder):
+    original = (folder / "manifest.json").read_bytes()
+    opened = 0
+    for place in _places(json.loads(original))[1:]:
+        for strange in (None, True, -1, 1e300, "", "\x1b[2J", [], {}, [[]], {"name": {}}, _ABSENT):
+
+            def edit(manifest, place=place, strange=strange):
+                for key in place[:-1]:
+                    manifest = manifest[key]
+                if strange is _ABSENT:
+                    del manifest[place[-1]]
+                else:
+                    manifest[place[-1]] = strange
+
+            if place == ("digest",):
+                continue
+            edit_manifest(folder, edit)
+            try:
+                with load(folder, runtime="onnxruntime", allow_rejected=True) as bundle:
+                    bundle.predict(samples(1)) if bundle.classes else bundle.run(samples(1))
+                    opened += 1
+            except EdgekdError as error:
+                assert "\n" not in str(error)  # noqa: PT017 - it may also open
+            (folder / "manifest.json").write_bytes(original)
+    assert opened > 10, "what only tells something may be anything"
 
 
 def test_a_manifest_that_is_no_object(folder):

@@ -43,6 +43,12 @@ def test_numbers_whose_squares_overflow_are_finite(size):
         one((1, size))({"x": np.full((1, size), -3e38, np.float32)[:, ::-1]})
 
 
+def test_a_type_that_is_another_object_is_the_same_type():
+    dtype = np.dtype(np.float32, metadata={"from": "a sensor"})
+    with pytest.raises(ModelError, match="has nan at"):
+        one((1, 2))({"x": np.array([[1, np.nan]], dtype)})
+
+
 def test_an_input_without_a_batch_has_no_sample():
     with pytest.raises(ModelError, match=r"input 'x' is not finite: it has nan at \[\]; feed finite"):
         one(())({"x": np.array(np.nan, np.float32)})

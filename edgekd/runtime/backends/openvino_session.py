@@ -8,6 +8,7 @@ from collections import Counter
 from typing import TYPE_CHECKING, TypeAlias
 
 from edgekd.errors import ModelError
+from edgekd.runtime.backends.batch_sizes import MOST_SIZES, BatchSizes
 from edgekd.runtime.feeds import FeedCheck
 from edgekd.runtime.measure.layers import from_openvino
 from edgekd.runtime.session import Array, Feeds, TensorSpec, readable_names, run_rows
@@ -23,9 +24,6 @@ if TYPE_CHECKING:
 
 #: OpenVINO's properties, by their names.
 Properties: TypeAlias = "dict[str, str | int | bool]"
-
-#: The sizes of a batch whose kernels a graph of dynamic sizes keeps, at least.
-_KEPT_SIZES = 8
 
 #: OpenVINO forgets the names of dynamic dimensions; a leading one is the batch.
 _BATCH = "batch"
@@ -91,6 +89,7 @@ class OpenVinoSession:
         self._batched = [spec for spec in self.inputs if spec.shape[:1] == (_BATCH,)]
         self.facts: dict[str, str] = {"inference_precision": str(options["INFERENCE_PRECISION_HINT"])}
         self._check = FeedCheck(self.inputs)
+        self._sizes = BatchSizes([spec.name for spec in self._batched])
         self._output_names = [spec.name for spec in self.outputs]
         self._single = self._open_single()
         # Filling the request's own tensors takes a fraction of the time of handing it new ones.
@@ -111,11 +110,11 @@ class OpenVinoSession:
     def _compile_any(self, model: Model) -> InferRequest:
         """Return a request of the graph whose sizes are dynamic, which keeps the kernels of the last few sizes.
 
-        On a processor OpenVINO would keep those of 5,000, each with its buffers: gigabytes, where every batch is of
-        another size. It counts them by kind of operator.
+        On a processor OpenVINO would keep 5,000 of each kind of operator, each with its buffers: gigabytes, where every
+        batch is of another size.
         """
         kinds = Counter(node.get_type_name() for node in model.get_ops() if node.get_type_name() != "Constant")
-        capacity = _KEPT_SIZES * max(kinds.values())
+        capacity = MOST_SIZES * max(kinds.values())
         bounds: Properties = {"CPU_RUNTIME_CACHE_CAPACITY": capacity} if self._device == "CPU" else {}
         return self._compile(model, {**self._options, **bounds})
 
@@ -144,7 +143,7 @@ class OpenVinoSession:
             return run_rows(self, feeds, 1)
         try:
             single = self._single if rows == 1 else None
-            return self._run_single(single, feeds) if single else self._run_any(feeds)
+            return self._run_single(single, feeds) if single else self._sizes.run(self._run_any, feeds, rows)
         except RuntimeError as error:
             raise ModelError(f"{self._name}: OpenVINO failed to run it: {error_text(error)}") from error
 

@@ -280,6 +280,10 @@ class Runtime:
         reserved = sorted(options.keys() & {"cache", *backend.fixed}) if not self.custom else []
         if reserved:
             raise TargetError(f"the runtime '{self.name}' is not given '{reserved[0]}' as an option")
+        for option in backend.options:  # a bundle's manifest may state any JSON value
+            if type(options.get(option.name, option.default)) is not type(option.default):
+                kind, value = type(option.default).__name__, options[option.name]
+                raise TargetError(f"the runtime '{self.name}' takes '{option.name}' of type {kind}, not {value!r}")
         if backend.compiles:
             options["cache"] = _engine_cache() if keep or backend.slow_to_compile else None
         with self._guard():
