@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -12,6 +13,8 @@ from edgekd.cli.main import main
 from edgekd.cli.options import recipe_options
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from edgekd.tasks import TaskInfo
 
 
@@ -23,10 +26,13 @@ def init(folder: Path) -> None:
     Writes a recipe, edgekd.toml, and a commented task, task.py, into FOLDER.
     """
     from edgekd.cli.init import init as write
+    from edgekd.cli.terminal import say
 
     for path in write(folder):
-        click.echo(f"wrote {path}")
-    click.echo(f"\nNext:  cd {folder} && edgekd build\nThen replace the data and the two networks in task.py.")
+        say(f"wrote {path}")
+    click.echo()
+    say(f"Next:  cd {shlex.quote(str(folder))} && edgekd build")
+    say("Then replace the data and the two networks in task.py.")
 
 
 @main.command()
@@ -35,11 +41,11 @@ def tasks() -> None:
     from edgekd.cli.terminal import print_tasks
     from edgekd.tasks import describe
 
-    def description(task: TaskInfo) -> str:
-        what = f"{task.summary}; {task.samples} samples of {', '.join(task.modalities)}"
-        return f"{what}\n{task.licence}; {task.citation}"
+    def lines(task: TaskInfo) -> Iterator[tuple[str, str]]:
+        yield task.name, f"{task.summary}; {task.samples} samples of {', '.join(task.modalities)}"
+        yield "", f"{task.licence}; {task.citation}"
 
-    print_tasks((task.name, description(task)) for task in describe())
+    print_tasks(line for task in describe() for line in lines(task))
 
 
 @main.group(invoke_without_command=True)
@@ -63,8 +69,11 @@ def targets(context: click.Context) -> None:
 def show_target(name: str) -> None:
     """Print a target's TOML."""
     from edgekd.config.target import find_target
+    from edgekd.errors import TargetError
+    from edgekd.files import read_text
+    from edgekd.report.escape import visible
 
-    click.echo(find_target(name).read_text(encoding="utf-8"), nl=False)
+    click.echo(visible(read_text(find_target(name), TargetError), keep="\n\t"), nl=False)
 
 
 @main.group()
@@ -84,6 +93,7 @@ def schema() -> None:
 @click.argument("own", nargs=-1, metavar="[FILE.py:NAME]...")
 def show_losses(own: tuple[str, ...]) -> None:
     """List the losses that a recipe can add, with their options; or those of your own that you name."""
+    from edgekd.cli.terminal import say
     from edgekd.training.distillation.loss_help import describe_losses
     from edgekd.training.distillation.loss_registry import shipped_losses
 
@@ -92,7 +102,8 @@ def show_losses(own: tuple[str, ...]) -> None:
         from edgekd.training.distillation.own_losses import find_loss
 
         known = [find_loss(name) for name in own]
-    click.echo("\n".join(describe_losses(known)))
+    for line in describe_losses(known):
+        say(line)
 
 
 @recipe.command("show")
@@ -103,7 +114,7 @@ def show_recipe(recipe: str | None, overrides: tuple[str, ...], as_json: bool) -
     import msgspec
 
     from edgekd.config.loading import load_recipe
-    from edgekd.files import toml_document
+    from edgekd.config.toml import toml_document
     from edgekd.training.distillation.loss_registry import check_losses
 
     loaded = load_recipe(recipe, overrides)

@@ -11,7 +11,9 @@ import click
 
 import edgekd
 from edgekd.cli.main import main
-from edgekd.cli.options import Duration, as_one_argument, runtime_option
+from edgekd.cli.options import as_one_argument, runtime_option
+from edgekd.cli.refused import require_all
+from edgekd.cli.values import ITERATIONS, THREADS, Duration, Finite
 from edgekd.errors import BundleError, DeviceError
 
 if TYPE_CHECKING:
@@ -40,7 +42,7 @@ def device(context: click.Context) -> None:
 @click.argument("name")
 def install_device(name: str) -> None:
     """Fetch what a device needs, once, into the user's cache: `emulated:cortex-a76`, `browser`."""
-    from edgekd.cli.terminal import steps
+    from edgekd.cli.terminal import say, steps
     from edgekd.devices.select import install, known_devices
 
     with steps(f"installing {name}") as advance:
@@ -48,7 +50,7 @@ def install_device(name: str) -> None:
     lacking = next(found.missing() for found in known_devices() if found.name == name)
     if lacking:  # what edgekd does not fetch: Chromium
         raise DeviceError(f"{name}: {lacking}")
-    click.echo(f"{name}: ready")
+    say(f"{name}: ready")
 
 
 @device.command("probe")
@@ -72,11 +74,12 @@ def probe_device(address: str) -> None:
 @click.argument("address")
 def clean_device(address: str) -> None:
     """Remove all that edgekd keeps on a board: `ssh://[user@]host[:port]`."""
+    from edgekd.cli.terminal import say
     from edgekd.devices.ssh.device import SshDevice
     from edgekd.report.format import size
 
     board = SshDevice(address)
-    click.echo(f"{board.name}: {size(board.clean())} removed; nothing of edgekd is left there")
+    say(f"{board.name}: {size(board.clean())} removed; nothing of edgekd is left there")
 
 
 @main.command()
@@ -89,11 +92,13 @@ def verify(bundle: Path, runtime: str | None, device: str | None) -> None:
     Checks the digest of every file, then runs the bundle's own reference samples through its engine and compares logits
     and Grams with those recorded. Needs no labels and no teacher.
     """
+    from edgekd.cli.terminal import say
+
     verified = edgekd.verify(bundle, device=device, runtime=runtime)
     result = verified.result
     flips = "" if result.flips is None else f"{result.flips} flips, "
     library = verified.runtime.removesuffix("-web")  # a browser's engine runs in ONNX Runtime here
-    click.echo(
+    say(
         f"{bundle}: {verified.manifest.verdict}; {result.samples} reference samples in {library}, "
         f"{flips}Gram drift {result.gram_drift:.2g}, largest logit error {result.max_logit_error:.2g}"
     )
@@ -126,8 +131,8 @@ class Measurement:
 @main.command()
 @click.argument("bundle", type=click.Path(path_type=Path))
 @runtime_option
-@click.option("--threads", type=click.IntRange(1), default=1, show_default=True, help="Threads of one inference.")
-@click.option("--iterations", type=click.IntRange(1), default=2000, show_default=True, help="Timed inferences.")
+@click.option("--threads", type=THREADS, default=1, show_default=True, help="Threads of one inference.")
+@click.option("--iterations", type=ITERATIONS, default=2000, show_default=True, help="Timed inferences.")
 @click.option(
     "--device",
     "devices",
@@ -138,12 +143,12 @@ class Measurement:
 @click.option(
     "--rate",
     "rate_hz",
-    type=click.FloatRange(0, 10_000, min_open=True),
+    type=Finite(0, 10_000, min_open=True),
     metavar="HZ",
     help="Also for 10 s at a sensor's rate, from a sample's arrival to its result.",
 )
 @click.option(
-    "--sustained", "sustained_s", type=Duration(), metavar="TIME", help="Also back to back for so long, e.g. 5m."
+    "--sustained", "sustained_s", type=Duration(days=1), metavar="TIME", help="Also back to back for so long, e.g. 5m."
 )
 @click.option(
     "--output",
@@ -165,16 +170,27 @@ def profile(
 
     Checks the bundle, then times single inferences of its reference samples in several fresh processes: end to end and
     computing alone, each layer, cold starts, memory, and energy where a power sensor can be read. Run it on the device
-    that the bundle is for: numpy and the engine library are enough there.
+    that the bundle is for: numpy and the engine library are enough there. Of several devices one that refuses ends
+    alone, and the exit code is 22.
     """
     from edgekd.cli.terminal import print_profile, steps
 
+    refused: dict[str, str] = {}
     with steps(f"profiling {bundle}", shown=not as_json) as advance:
         profiles = edgekd.profile(
-            bundle, devices=devices, runtime=runtime, settings=measurement.settings(), output=output, advance=advance
+            bundle,
+            devices=devices,
+            runtime=runtime,
+            settings=measurement.settings(),
+            output=output,
+            advance=advance,
+            refuse=refused.__setitem__,
         )
     for profiled in profiles:
         if as_json:
             click.echo(json.dumps(profiled.json()))
         else:
             print_profile(profiled.manifest, profiled.profile, profiled.device, profiled.runtime)
+    for name, reason in refused.items():
+        click.echo(f"refused: {name}: {reason}", err=True)
+    require_all(refused, f"measured: {', '.join(profiled.device for profiled in profiles)}")

@@ -2,28 +2,28 @@
 
 from __future__ import annotations
 
-import tempfile
-from dataclasses import dataclass
-from pathlib import Path
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal
 
 import msgspec
 
 from edgekd.compress.fp16 import to_half
-from edgekd.compress.graph import copy, drop_outputs, save, unquantize_outputs
+from edgekd.compress.graph import copy, drop_outputs, save
 from edgekd.compress.quantizers import onnxruntime
-from edgekd.compress.quantizers.prepare import refusals, write_quantized
+from edgekd.compress.quantizers.prepare import refusals
 from edgekd.compress.quantizers.registry import find_quantizer
+from edgekd.compress.quantizers.write import write_quantized
 from edgekd.compress.range_search import SAMPLES, shrink_ranges
 from edgekd.compress.ranges import CalibrationSamples
 from edgekd.compress.rounding import reconstruct
 from edgekd.errors import ModelError, TargetError
-from edgekd.files import need, quiet, sha256_file
+from edgekd.files import need, quiet, scratch_folder, sha256_file
 from edgekd.plugins import is_plugin, source_file
 from edgekd.stages.artifacts import DEPLOY, PREPARED, PROBE_GRAPH, QDQ
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
+    from pathlib import Path
 
     from onnx import ModelProto
 
@@ -66,6 +66,7 @@ class Candidate:
         quantized_nodes: Number of weight-bearing nodes that compute in INT8.
         weight_nodes: Number of weight-bearing nodes.
         sizes: Bytes of each file, by the file's name.
+        notes: Sentences for the user on how it was written.
     """
 
     name: str
@@ -73,6 +74,7 @@ class Candidate:
     quantized_nodes: int
     weight_nodes: int
     sizes: dict[str, int]
+    notes: tuple[str, ...] = ()
 
 
 def candidate_specs(target: Target, precision: Literal["best"] | Precision) -> tuple[CandidateSpec, ...]:
@@ -114,7 +116,12 @@ def quantizer_digests(specs: Iterable[CandidateSpec]) -> dict[str, str]:
 
 
 def run(
-    spec: CandidateSpec, model: Path, samples: Path, scheme: Scheme, calibration: Calibration, folder: Path
+    spec: CandidateSpec,
+    model: Path,
+    samples: Path,
+    scheme: Scheme,
+    calibration: Calibration,
+    folder: Path,
 ) -> Candidate:
     """Write a candidate's graphs into a folder of its name; for INT8 also ``prepared.onnx`` and ``qdq.onnx``.
 
@@ -132,17 +139,15 @@ def run(
     onnx = need("onnx", "build")
     if not spec.quantizer:
         return write_variants(onnx.load(str(model)), spec, scheme, folder / spec.name)
-    with tempfile.TemporaryDirectory(dir=folder) as temporary, quiet():
+    with scratch_folder(folder) as work, quiet():
         chunks = open_samples(model, samples, calibration)
-        written = write_quantized(find_quantizer(spec.quantizer), model, chunks, scheme, Path(temporary))
-        graph = onnx.load(str(written))
-        unquantize_outputs(graph)
+        written = write_quantized(find_quantizer(spec.quantizer), model, chunks, scheme, work)
+        graph, floats = onnx.load(str(written.path)), onnx.load(str(work / PREPARED))
         if not _count(graph)[0]:
             operators = ", ".join(scheme.operators)
             raise ModelError(f"{model}: nothing in it could be quantized; the scheme quantizes {operators}")
-        floats = onnx.load(str(Path(temporary) / PREPARED))
         _improve(graph, floats, chunks, scheme)
-        candidate = write_variants(graph, spec, scheme, folder / spec.name)
+        candidate = replace(write_variants(graph, spec, scheme, folder / spec.name), notes=written.notes)
     save(floats, folder / spec.name / PREPARED)
     save(graph, folder / spec.name / QDQ)
     return candidate

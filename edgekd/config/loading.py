@@ -11,9 +11,10 @@ import msgspec
 from msgspec import Struct
 
 from edgekd.config.recipe import ANCHOR_EXTRA, ModelConfig, Recipe, Term
+from edgekd.config.toml import MOST_NESTED, parse_toml_value, read_toml
 from edgekd.config.validation import check_keys, check_values, explain
 from edgekd.errors import RecipeError, nearest
-from edgekd.files import JsonObject, parse_toml_value, read_toml
+from edgekd.files import JsonObject
 from edgekd.plugins import anchor
 
 if TYPE_CHECKING:
@@ -45,11 +46,15 @@ def find_recipe(reference: str | None) -> Path:
     if reference in shipped:
         return shipped[reference]
     path = Path(reference)
-    if path.is_dir():
-        path = path / DEFAULT_FILE
-    if not path.is_file():
-        raise RecipeError(f"{reference}: no such recipe file" + nearest(reference, shipped))
-    return path
+    try:
+        if path.is_dir():
+            path = path / DEFAULT_FILE
+        if path.is_file():
+            return path
+    except OSError as error:  # such as a name that is too long for a file
+        raise RecipeError(f"{reference}: cannot be read: {error.strerror}") from error
+    what = "is no file" if path.exists() else "no such recipe file"
+    raise RecipeError(f"{reference}: {what}{nearest(reference, shipped)}")
 
 
 def recipe_name(reference: str | None) -> str:
@@ -134,7 +139,7 @@ def _read(content: JsonObject, source: str, overrides: tuple[str, ...]) -> Recip
         _collect_options(term)
     _inherit_loss(content)
     source = f"{source}{' and --set' if overrides else ''}"
-    check_values(content, source, RecipeError)
+    check_values(content, Recipe, source, RecipeError)
     try:
         return msgspec.convert(content, Recipe)
     except msgspec.ValidationError as error:
@@ -146,7 +151,12 @@ def _set(content: JsonObject, override: str) -> None:
     if not equals or not key.strip():
         raise RecipeError(f"--set {override}: write it as key=value, e.g. --set distill.epochs=5")
     *sections, last = key.strip().split(".")
-    table: JsonObject = {last: parse_toml_value(text)}
+    try:
+        table: JsonObject = {last: parse_toml_value(text)}
+    except ValueError as error:
+        raise RecipeError(f"--set {key}: {error}") from None
+    if len(sections) > MOST_NESTED:
+        raise RecipeError(f"--set: a key has more than {MOST_NESTED} parts")
     nested = table
     for section in reversed(sections):
         nested = {section: nested}

@@ -17,10 +17,11 @@ if TYPE_CHECKING:
 Pool = Literal["auto", "none", "spatial", "tokens", "first"]
 Precision = Literal["float32", "bfloat16", "float16"]
 
-PositiveInt = Annotated[int, Meta(ge=1)]
 Fraction = Annotated[float, Meta(ge=0, le=1)]
-NonNegative = Annotated[float, Meta(ge=0)]
-Positive = Annotated[float, Meta(gt=0)]
+#: A factor on a loss; with more, what it stands beside is lost in the rounding of float32.
+Factor = Annotated[float, Meta(ge=0, le=1_000_000)]
+Epochs = Annotated[int, Meta(ge=1, le=100_000)]
+Rate = Annotated[float, Meta(ge=1e-9, le=10)]
 
 
 class _Config(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -31,7 +32,8 @@ class TaskConfig(_Config, frozen=True):
     """The task to build: data, teacher and student."""
 
     name: Annotated[
-        str, Meta(description="A shipped task ('digits'), 'path/to/file.py:Name', or 'package.module:Name'.")
+        str,
+        Meta(min_length=1, description="A shipped task ('digits'), 'path/to/file.py:Name', or 'package.module:Name'."),
     ]
     options: Annotated[dict[str, Any], Meta(description="Keyword arguments of the task's class or function.")] = {}
 
@@ -39,12 +41,13 @@ class TaskConfig(_Config, frozen=True):
 class ModelConfig(_Config, frozen=True):
     """A trained network imported from ONNX, in place of a task: nothing is trained, distilled or pruned."""
 
-    path: Annotated[str, Meta(description="The float ONNX file.")]
+    path: Annotated[str, Meta(min_length=1, description="The float ONNX file.")]
     calibration: Annotated[
         str,
         Meta(
+            min_length=1,
             description="An .npz of real samples, one row for each: an array for each input of the graph, by name; "
-            "'labels' (class indices), 'groups' and 'ids' where there are any."
+            "'labels' (class indices), 'groups' and 'ids' where there are any.",
         ),
     ]
     test: Annotated[
@@ -64,7 +67,9 @@ class ModelConfig(_Config, frozen=True):
 class Tap(_Config, frozen=True):
     """The place in a network where one modality's embedding is read."""
 
-    module: Annotated[str, Meta(description="Path of the module whose output is the embedding, e.g. 'encoders.accel'.")]
+    module: Annotated[
+        str, Meta(min_length=1, description="Path of the module whose output is the embedding, e.g. 'encoders.accel'.")
+    ]
     pool: Annotated[
         Pool,
         Meta(
@@ -76,10 +81,11 @@ class Tap(_Config, frozen=True):
         ),
     ] = "auto"
     call: Annotated[
-        int, Meta(ge=0, description="Which call of the module, when one forward pass calls it several times.")
+        int,
+        Meta(ge=0, le=10_000, description="Which call of the module, when one forward pass calls it several times."),
     ] = 0
     output: Annotated[
-        int | str | None,
+        Annotated[int, Meta(ge=-1000, le=1000)] | str | None,
         Meta(
             description="Which part of an output that is no tensor itself: an index into a tuple or list, or the name "
             "of an item or attribute. By default the first, 'last_hidden_state', or the only tensor that has a name."
@@ -96,19 +102,21 @@ Taps = Annotated[
 class Training(_Config, frozen=True):
     """Settings of every stage that trains."""
 
-    epochs: Annotated[PositiveInt, Meta(description="Passes over the training split; the last one is kept.")] = 30
-    batch_size: Annotated[int, Meta(ge=2, description="Samples in each step. Batch-wide Gram scopes depend on it.")] = (
-        64
-    )
+    epochs: Annotated[Epochs, Meta(description="Passes over the training split; the last one is kept.")] = 30
+    batch_size: Annotated[
+        int, Meta(ge=2, le=1_000_000, description="Samples in each step. Batch-wide Gram scopes depend on it.")
+    ] = 64
     accumulate: Annotated[
-        PositiveInt,
+        int,
         Meta(
+            ge=1,
+            le=1_000_000,
             description="Number of parts that each batch is split into, which are computed one after another to need "
-            "less memory. Batch-wide losses then see pairs of samples of one part alone."
+            "less memory. Batch-wide losses then see pairs of samples of one part alone.",
         ),
     ] = 1
-    learning_rate: Annotated[Positive, Meta(description="Peak learning rate of AdamW under OneCycle.")] = 2e-3
-    weight_decay: Annotated[NonNegative, Meta(description="AdamW's decoupled weight decay.")] = 1e-2
+    learning_rate: Annotated[Rate, Meta(description="Peak learning rate of AdamW under OneCycle.")] = 2e-3
+    weight_decay: Annotated[float, Meta(ge=0, le=100, description="AdamW's decoupled weight decay.")] = 1e-2
 
 
 class TeacherConfig(Training, frozen=True):
@@ -125,10 +133,12 @@ class TeacherConfig(Training, frozen=True):
         ),
     ] = "float32"
     members: Annotated[
-        PositiveInt,
+        int,
         Meta(
+            ge=1,
+            le=100,
             description="How many teachers to train, from seed, seed + 1, ...: the student learns from their mean "
-            "probability and aligns with the mean of their Grams."
+            "probability and aligns with the mean of their Grams.",
         ),
     ] = 1
     taps: Taps = {}
@@ -158,14 +168,14 @@ class Term(_Config, frozen=True, omit_defaults=True):
         ),
     ] = None
     share: Annotated[
-        NonNegative,
+        Factor,
         Meta(
             description="With weight = 'auto': the norm of the loss's gradient on the embeddings is held at this "
             "multiple of that of the logit losses; 0 switches it off."
         ),
     ] = 1.0
     weight: Annotated[
-        Literal["auto"] | NonNegative,
+        Literal["auto"] | Factor,
         Meta(description="'auto' holds the share; a fixed number does not."),
     ] = "auto"
     warm_up: Annotated[
@@ -206,11 +216,11 @@ ANCHOR_EXTRA: dict[str, float | Term] = {"intra": 1.0, "sample": 1.0}
 class LossConfig(_Config, frozen=True):
     """The distillation loss: ``ce * CE + kd * T^2 * KL + sum over extra of weight * loss``."""
 
-    ce: Annotated[NonNegative, Meta(description="Weight of the cross entropy with the labels.")] = 0.1
-    kd: Annotated[NonNegative, Meta(description="Weight of T^2 * KL(teacher || student).")] = 0.9
-    temperature: Annotated[Positive, Meta(description="T, the softening of both sides' logits.")] = 4.0
+    ce: Annotated[Factor, Meta(description="Weight of the cross entropy with the labels.")] = 0.1
+    kd: Annotated[Factor, Meta(description="Weight of T^2 * KL(teacher || student).")] = 0.9
+    temperature: Annotated[float, Meta(ge=0.01, le=1000, description="T, the softening of both sides' logits.")] = 4.0
     extra: Annotated[
-        dict[str, NonNegative | Term],
+        dict[str, Factor | Term],
         Meta(
             description="Losses that are added, by name: a number is the share of one with its defaults, as in "
             "{ intra = 1.0, sample = 0.1 }; a table says more. {} adds none.",
@@ -283,8 +293,8 @@ class PruneBudget(_Config, frozen=True):
 class PruneConfig(Training, frozen=True):
     """Remove channels in dependency groups, then fine-tune with the unpruned student as Gram anchor."""
 
-    epochs: Annotated[PositiveInt, Meta(description="Passes of the fine-tune over the training split.")] = 20
-    learning_rate: Annotated[Positive, Meta(description="Peak learning rate of the fine-tune.")] = 1e-3
+    epochs: Annotated[Epochs, Meta(description="Passes of the fine-tune over the training split.")] = 20
+    learning_rate: Annotated[Rate, Meta(description="Peak learning rate of the fine-tune.")] = 1e-3
     ratio: Annotated[float, Meta(ge=0, lt=1, description="Share of channels to remove; 0 switches pruning off.")] = 0.25
     ratios: Annotated[
         dict[str, Annotated[float, Meta(ge=0, lt=1)]],
@@ -297,7 +307,9 @@ class PruneConfig(Training, frozen=True):
             "for what they cost are removed first, so each branch loses what it can spare."
         ),
     ] = None
-    steps: Annotated[PositiveInt, Meta(description="Rounds of cutting and fine-tuning; each takes all epochs.")] = 1
+    steps: Annotated[
+        int, Meta(ge=1, le=100, description="Rounds of cutting and fine-tuning; each takes all epochs.")
+    ] = 1
     importance: Annotated[
         Literal["gram", "magnitude", "taylor", "random", "fpgm"],
         Meta(
@@ -306,7 +318,7 @@ class PruneConfig(Training, frozen=True):
         ),
     ] = "gram"
     round_to: Annotated[
-        PositiveInt | None,
+        Annotated[int, Meta(ge=1, le=1024)] | None,
         Meta(description="Widths stay multiples of this; by default of what all targets of the build ask for."),
     ] = None
     ignore: Annotated[list[str], Meta(description="Paths of modules whose width must not change.")] = []
@@ -322,14 +334,17 @@ class ExportConfig(_Config, frozen=True):
     """Export the networks to ONNX."""
 
     tolerance: Annotated[
-        Positive, Meta(description="Largest |ONNX - torch| allowed, as a share of the output's largest magnitude.")
+        float,
+        Meta(
+            ge=1e-9, le=1, description="Largest |ONNX - torch| allowed, as a share of the output's largest magnitude."
+        ),
     ] = 1e-4
 
 
 class QatConfig(Training, frozen=True):
     """Fine-tune with fake quantization, held by the unpruned student: the last resort of the repair."""
 
-    epochs: Annotated[PositiveInt, Meta(description="Passes over the training split.")] = 10
+    epochs: Annotated[Epochs, Meta(description="Passes over the training split.")] = 10
     loss: Annotated[LossConfig, Meta(description=_FINE_TUNED)] = LossConfig(extra=ANCHOR_EXTRA)
 
 
@@ -367,27 +382,36 @@ class QuantizeConfig(_Config, frozen=True):
 class GateConfig(_Config, frozen=True):
     """Limits that a build must keep. Drift and flips are measured against the unpruned student, on the test split."""
 
-    tau_pass: Annotated[Positive, Meta(description="A drift bound up to this passes.")] = 0.005
-    tau_fail: Annotated[Positive, Meta(description="A drift bound above this fails; between the two it warns.")] = 0.02
+    tau_pass: Annotated[float, Meta(gt=0, le=1000, description="A drift bound up to this passes.")] = 0.005
+    tau_fail: Annotated[
+        float, Meta(gt=0, le=1000, description="A drift bound above this fails; between the two it warns.")
+    ] = 0.02
     max_flips: Annotated[Fraction, Meta(description="Largest share of samples whose top-1 class changes.")] = 0.03
-    max_metric_drop: Annotated[NonNegative, Meta(description="Largest fall of the task metric.")] = 0.015
-    confidence: Annotated[float, Meta(gt=0.5, lt=1, description="Confidence of the drift's upper bound.")] = 0.95
-    resamples: Annotated[int, Meta(ge=200, description="Bootstrap resamples behind the bound.")] = 1000
+    max_metric_drop: Annotated[float, Meta(ge=0, le=1_000_000, description="Largest fall of the task metric.")] = 0.015
+    confidence: Annotated[float, Meta(gt=0.5, le=0.9999, description="Confidence of the drift's upper bound.")] = 0.95
+    resamples: Annotated[int, Meta(ge=200, le=100_000, description="Bootstrap resamples behind the bound.")] = 1000
 
 
 class ProfileConfig(_Config, frozen=True):
     """How latency, memory and energy are measured."""
 
-    threads: Annotated[PositiveInt, Meta(description="Number of threads of one inference.")] = 1
-    iterations: Annotated[PositiveInt, Meta(description="Timed inferences of each engine, at batch 1.")] = 2000
+    threads: Annotated[int, Meta(ge=1, le=1024, description="Number of threads of one inference.")] = 1
+    iterations: Annotated[
+        int, Meta(ge=1, le=10_000_000, description="Timed inferences of each engine, at batch 1.")
+    ] = 2000
     warmup: Annotated[
-        int, Meta(ge=0, description="Untimed inferences of each engine before the timed ones, in each process.")
+        int,
+        Meta(
+            ge=0, le=1_000_000, description="Untimed inferences of each engine before the timed ones, in each process."
+        ),
     ] = 100
     cold_starts: Annotated[
-        PositiveInt,
+        int,
         Meta(
+            ge=1,
+            le=1000,
             description="Fresh processes that time loading and the first run, and share the timed inferences. Fewer "
-            "processes give wider intervals; a single one says nothing about how processes differ."
+            "processes give wider intervals; a single one says nothing about how processes differ.",
         ),
     ] = 8
     compute: Annotated[
@@ -397,17 +421,20 @@ class ProfileConfig(_Config, frozen=True):
         bool, Meta(description="Also time each layer under the library's profiler, added up by modality.")
     ] = True
     rate_hz: Annotated[
-        Annotated[float, Meta(gt=0, le=10_000)] | None,
+        Annotated[float, Meta(ge=0.1, le=10_000)] | None,
         Meta(description="Also measure for 10 s at the rate of a sensor, from a sample's arrival to its result."),
     ] = None
     sustained_s: Annotated[
-        NonNegative, Meta(description="Also run each engine back to back for this time, as a device grows hot.")
+        float,
+        Meta(ge=0, le=86_400, description="Also run each engine back to back for this time, as a device grows hot."),
     ] = 0.0
     energy_s: Annotated[
-        NonNegative,
+        float,
         Meta(
+            ge=0,
+            le=3600,
             description="Where a power sensor can be read: seconds for which it is read idle, and then busy, to "
-            "measure the energy of an inference; 0 measures none."
+            "measure the energy of an inference; 0 measures none.",
         ),
     ] = 3.0
     rails: Annotated[
@@ -435,8 +462,12 @@ class RobustnessConfig(_Config, frozen=True):
 
     measure: Annotated[bool, Meta(description="Whether robustness is measured.")] = True
     noise: Annotated[
-        Positive,
-        Meta(description="Standard deviation of the Gaussian noise, in training standard deviations of each channel."),
+        float,
+        Meta(
+            gt=0,
+            le=1000,
+            description="Standard deviation of the Gaussian noise, in training standard deviations of each channel.",
+        ),
     ] = 1.0
 
 
@@ -446,6 +477,15 @@ class Recipe(_Config, frozen=True):
     task: TaskConfig | None = None
     model: ModelConfig | None = None
     seed: Annotated[int, Meta(ge=0, lt=2**31, description="Seed of every random choice.")] = 0
+    threads: Annotated[
+        int,
+        Meta(
+            ge=1,
+            le=1024,
+            description="Threads that training computes with on the CPU. Other numbers make other weights, so it is no "
+            "matter of the machine; large networks on many cores train faster with more.",
+        ),
+    ] = 1
     teacher: TeacherConfig = TeacherConfig()
     student: StudentConfig = StudentConfig()
     distill: DistillConfig = DistillConfig()

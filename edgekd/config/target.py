@@ -12,9 +12,10 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar, get_args
 import msgspec
 from msgspec import Meta, Struct
 
+from edgekd.config.toml import read_toml
 from edgekd.config.validation import check_keys, check_values, explain
 from edgekd.errors import TargetError, nearest
-from edgekd.files import data_dir, read_toml
+from edgekd.files import data_dir
 from edgekd.plugins import anchor
 
 if TYPE_CHECKING:
@@ -68,9 +69,11 @@ class Scheme(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
 class Budgets(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Limits that an engine should keep on this target; None is no limit."""
 
-    latency_ms: Annotated[float, Meta(gt=0, description="p50 at batch 1.")] | None = None
-    size_mb: Annotated[float, Meta(gt=0, description="Engine file, 10^6 bytes.")] | None = None
-    memory_mb: Annotated[float, Meta(gt=0, description="Peak resident memory, 10^6 bytes.")] | None = None
+    latency_ms: Annotated[float, Meta(gt=0, le=1_000_000_000, description="p50 at batch 1.")] | None = None
+    size_mb: Annotated[float, Meta(gt=0, le=1_000_000_000, description="Engine file, 10^6 bytes.")] | None = None
+    memory_mb: (
+        Annotated[float, Meta(gt=0, le=1_000_000_000, description="Peak resident memory, 10^6 bytes.")] | None
+    ) = None
 
 
 class Hosts(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -136,7 +139,7 @@ class Target(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     scheme: Scheme
     opset: Annotated[int, Meta(ge=18, le=23, description="ONNX opset of the exported graph.")] = 20
     round_to: Annotated[
-        int, Meta(ge=1, description="Pruned widths are multiples of this, as the target's kernels prefer.")
+        int, Meta(ge=1, le=1024, description="Pruned widths are multiples of this, as the target's kernels prefer.")
     ] = 8
     hosts: Hosts = Hosts()
     compile: Compile | None = None
@@ -171,10 +174,15 @@ class Calibration(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True)
         ),
     ] = "nearest"
     samples: Annotated[
-        int, Meta(ge=1, description="Number of samples of the calibration split; all of them where it has fewer.")
+        int,
+        Meta(
+            ge=1,
+            le=10_000_000,
+            description="Number of samples of the calibration split; all of them where it has fewer.",
+        ),
     ] = 512
-    chunk: Annotated[int, Meta(ge=1, description="Samples held in memory at a time.")] = 64
-    seed: Annotated[int, Meta(ge=0, description="Seed for choosing the samples.")] = 0
+    chunk: Annotated[int, Meta(ge=1, le=1_000_000, description="Samples held in memory at a time.")] = 64
+    seed: Annotated[int, Meta(ge=0, lt=2**31, description="Seed for choosing the samples.")] = 0
 
 
 def shipped_targets() -> dict[str, Path]:
@@ -232,9 +240,12 @@ def load_calibration(reference: str) -> Calibration:
 def _find(reference: str, shipped: dict[str, Path], kind: str) -> Path:
     if reference.endswith(".toml"):
         path = Path(reference)
-        if not path.is_file():
-            raise TargetError(f"{path}: no such {kind} file")
-        return path
+        try:
+            if path.is_file():
+                return path
+        except OSError as error:  # such as a name that is too long for a file
+            raise TargetError(f"{path}: cannot be read: {error.strerror}") from error
+        raise TargetError(f"{path}: {'is no file' if path.exists() else f'no such {kind} file'}")
     if reference not in shipped:
         raise TargetError(f"no {kind} '{reference}'{nearest(reference, shipped)} (a file's path must end in .toml)")
     return shipped[reference]
@@ -256,7 +267,7 @@ def convert(content: JsonObject, struct: type[_S], path: Path, at: str = "") -> 
         TargetError: a key is unknown, or a value is of a wrong type or out of range.
     """
     check_keys(content, struct, str(path), TargetError, at)
-    check_values(content, str(path), TargetError, at.rstrip("."))
+    check_values(content, struct, str(path), TargetError, at.rstrip("."))
     try:
         return msgspec.convert(content, struct)
     except msgspec.ValidationError as error:

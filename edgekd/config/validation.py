@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import re
 from functools import cache
 from types import MappingProxyType
@@ -11,6 +10,7 @@ from typing import TYPE_CHECKING
 import msgspec
 from msgspec import Struct, inspect
 
+from edgekd.config.values import find_problem
 from edgekd.errors import nearest
 
 if TYPE_CHECKING:
@@ -102,15 +102,12 @@ def _check_keys(value: object, info: inspect.Type, error: type[Exception], sourc
                 _check_keys(item, fields[key], error, source, f"{at}{key}.")
 
 
-def check_values(value: object, source: str, error: type[Exception], at: str = "") -> None:
-    """Raise ``error`` for the first value that is neither text nor a finite number: no limit holds against ``nan``."""
-    if isinstance(value, dict):
-        for key, item in value.items():
-            check_values(item, source, error, f"{at}.{key}".lstrip("."))
-    elif isinstance(value, list):
-        for index, item in enumerate(value):
-            check_values(item, source, error, f"{at}[{index}]")
-    elif isinstance(value, float) and not math.isfinite(value):
-        raise error(f"{source}: {at}: expected a finite number, got {value}")
-    elif not isinstance(value, str | int | float):
-        raise error(f"{source}: {at}: expected text or a number, got the {type(value).__name__} {value}")
+def check_values(
+    content: Mapping[str, object], struct: type[Struct], source: str, error: type[Exception], at: str = ""
+) -> None:
+    """Raise ``error`` for the first value that is not what its key takes, in the words of the one who wrote it.
+
+    Arguments are those of :func:`check_keys`, but ``at`` has no dot at its end.
+    """
+    if problem := find_problem(content, _type_info(struct), at):
+        raise error(f"{source}: {problem}")

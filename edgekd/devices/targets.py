@@ -16,6 +16,10 @@ if TYPE_CHECKING:
     from edgekd.runtime.backends.backend import Backend, BackendOption
 
 
+#: The largest number that an option of an engine library may be.
+_LARGEST = 2**31 - 1
+
+
 def load_target(reference: str) -> Target:
     """Read a target, and check that its engine library is known and takes its options.
 
@@ -47,4 +51,4 @@ def _options_type(backend: Backend) -> type[msgspec.Struct]:
 
 def _value_type(option: BackendOption) -> type:
     kind: object = Literal[option.choices] if option.choices else type(option.default)
-    return Annotated[kind, msgspec.Meta(ge=option.minimum)] if option.minimum is not None else kind  # type: ignore[return-value]
+    return Annotated[kind, msgspec.Meta(ge=option.minimum, le=_LARGEST)] if option.minimum is not None else kind  # type: ignore[return-value]

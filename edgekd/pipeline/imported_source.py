@@ -36,7 +36,7 @@ def _describe(imported: ImportedModel) -> str:
 
 
 IMPORT: StageSpec[ImportedModel] = StageSpec(
-    "import", 2, ImportedModel, LIBRARIES, "read a trained ONNX model and its samples", _describe
+    "import", 3, ImportedModel, LIBRARIES, "read a trained ONNX model and its samples", _describe
 )
 
 
@@ -106,8 +106,14 @@ def import_model(runner: Runner, recipe: Recipe) -> ImportedOrigin:
 def _files(config: ModelConfig) -> tuple[Path, Path, Path | None]:
     given = {"path": config.path, "calibration": config.calibration, "test": config.test}
     for key, name in given.items():
-        if name and not Path(name).is_file():
-            raise ModelError(f"[model] {key}: {name}: no such file")
+        if not name:
+            continue
+        try:
+            is_file = Path(name).is_file()
+        except OSError as error:  # such as a name that is too long for a file
+            raise ModelError(f"[model] {key}: {name}: cannot be read: {error.strerror}") from error
+        if not is_file:
+            raise ModelError(f"[model] {key}: {name}: {'is no file' if Path(name).exists() else 'no such file'}")
     return Path(config.path), Path(config.calibration), Path(config.test) if config.test else None
 
 

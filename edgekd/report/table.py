@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from edgekd.gram.gate import DEVICE
+from edgekd.report.escape import markdown_text
 from edgekd.report.format import NOTHING, WITHHELD, factor, milliseconds, number, share, size
 from edgekd.report.results import SHIPPED
 
@@ -69,7 +70,7 @@ def markdown(table: Table) -> str:
     A table without rows is its title and its notes.
     """
     cells = [[column.name for column in table.columns], *table.rows]
-    cells = [[" ".join(cell.split()).replace("|", "\\|") for cell in row] for row in cells]
+    cells = [[markdown_text(cell) for cell in row] for row in cells]
     widths = [max(3, *(len(row[index]) for row in cells)) for index in range(len(table.columns))]
     rule = [
         "-" * (width - 1) + ":" if column.right else "-" * width
@@ -83,7 +84,7 @@ def markdown(table: Table) -> str:
         )
         lines.append("| " + " | ".join(padded) + " |")
     parts = ["\n".join(lines)] if table.rows else []
-    return "\n\n".join([f"### {table.title}", *parts, *table.notes]) + "\n"
+    return "\n\n".join([f"### {markdown_text(table.title)}", *parts, *map(markdown_text, table.notes)]) + "\n"
 
 
 def metric_name(name: str) -> str:
@@ -239,7 +240,7 @@ def _ratios(result: TargetResult) -> str:
 
 
 def summary_table(report: BuildReport) -> Table:
-    """Return the table of all targets: the engine of each on its device."""
+    """Return the table of all targets: the engine of each on its device, and those that refused."""
     names = {result.ledger.metric for result in report.targets}
     metric = metric_name(names.pop()) if len(names) == 1 else "metric"
     columns = (
@@ -249,7 +250,9 @@ def summary_table(report: BuildReport) -> Table:
     )
     unrun = [result.target for result in report.targets if result.last.stage != DEVICE]
     notes = (f"{metric} and bound of {', '.join(unrun)}: of the same graph in ONNX Runtime on the building host.",)
-    return Table("Targets", columns, tuple(map(_summary_row, report.targets)), notes if unrun else ())
+    refused = tuple((target, *[NOTHING] * (len(columns) - 2), "REFUSED") for target in report.refused)
+    rows = (*map(_summary_row, report.targets), *refused)
+    return Table("Targets", columns, rows, notes if unrun else ())
 
 
 def _summary_row(result: TargetResult) -> tuple[str, ...]:

@@ -73,17 +73,23 @@ def test_is_frozen(write):
         ("[distil]\nepochs = 3\n", ["the top level", "'distil'", "did you mean 'distill'"]),
         ("[distill]\nepoch = 3\n", ["[distill]", "'epoch'", "did you mean 'epochs'"]),
         ("[distill.loss]\ntemprature = 3\n", ["[distill.loss]", "did you mean 'temperature'"]),
-        ("[distill]\nepochs = 'many'\n", ["distill.epochs", "int", "str"]),
-        ("[distill]\nepochs = 0\n", ["distill.epochs", ">= 1"]),
-        ("[distill]\nlearning_rate = 0.0\n", ["distill.learning_rate", "> 0"]),
-        ("[prune]\nratio = 1.0\n", ["prune.ratio", "< 1"]),
+        ("[distill]\nepochs = 'many'\n", ["distill.epochs: expected a whole number from 1 to 100,000, got 'many'"]),
+        ("[distill]\nepochs = 0\n", ["distill.epochs: expected a whole number from 1 to 100,000, got 0"]),
+        (
+            "[distill]\nlearning_rate = 0.0\n",
+            ["distill.learning_rate: expected a number from 1e-09 to 10, got 0.0"],
+        ),
+        ("[prune]\nratio = 1.0\n", ["prune.ratio: expected a number from 0 and below 1, got 1.0"]),
         ("[prune]\nimportance = 'luck'\n", ["prune.importance", "luck"]),
         ("[gate]\nconfidence = 0.5\n", ["gate.confidence"]),
         ("[gate]\ntau_pass = 0.5\ntau_fail = 0.1\n", ["tau_fail must not be below gate.tau_pass"]),
         ("[gate]\ntau_fail = nan\n", ["gate.tau_fail", "finite", "nan"]),
         ("[gate]\ntau_fail = inf\n", ["gate.tau_fail", "finite", "inf"]),
         ("[task.options]\nwhen = [2026-01-31]\n", ["task.options.when[0]", "2026-01-31"]),
-        ("[distill.loss.extra]\nintra = -1.0\n", ["distill.loss.extra", ">= 0"]),
+        (
+            "[distill.loss.extra]\nintra = -1.0\n",
+            ["distill.loss.extra.intra: expected a number from 0 to 1,000,000 or a table, got -1.0"],
+        ),
         ("[student.taps]\na = { modul = 'x' }\n", ["student.taps"]),
     ],
 )
@@ -117,7 +123,7 @@ def test_malformed_toml_is_named_with_its_line(write):
 def test_a_file_that_is_no_text(write, tmp_path):
     path = tmp_path / "edgekd.toml"
     path.write_bytes(b"\xff\xfe\x00")
-    with pytest.raises(RecipeError, match="cannot be read"):
+    with pytest.raises(RecipeError, match="line 1 is not UTF-8"):
         load_recipe(path)
 
 
@@ -177,7 +183,7 @@ def test_later_overrides_win_and_leave_the_rest_alone(write):
         ("distill.epoch=5", "did you mean 'epochs'"),
         ("distil.epochs=5", "did you mean 'distill'"),
         ("seed.value=5", "'seed' is not a section"),
-        ("distill.epochs=many", "distill.epochs: expected 'int'"),
+        ("distill.epochs=many", "distill.epochs: expected a whole number from 1 to 100,000, got 'many'"),
         ("gate.tau_fail=0.0001", "tau_fail"),
         ("gate.tau_fail=nan", "finite"),
         ("seed=99999999999", "seed"),
@@ -241,11 +247,11 @@ def test_a_path_in_an_override_is_one_of_the_working_directory(tmp_path, monkeyp
 @pytest.mark.parametrize(
     ("extra", "said"),
     [
-        ("{ fd = { weight = -1.0 } }", "extra[...].weight"),
-        ("{ fd = { weight = 'much' } }", "extra[...].weight"),
-        ("{ fd = { warm_up = 2.0 } }", "extra[...].warm_up"),
-        ("{ fd = { decay = 'cosin' } }", "extra[...].decay: there is no 'cosin'; did you mean 'cosine'?"),
-        ("{ fd = { options = 3 } }", "extra[...].options"),
+        ("{ fd = { weight = -1.0 } }", "extra.fd.weight"),
+        ("{ fd = { weight = 'much' } }", "extra.fd.weight"),
+        ("{ fd = { warm_up = 2.0 } }", "extra.fd.warm_up"),
+        ("{ fd = { decay = 'cosin' } }", "extra.fd.decay: there is no 'cosin'; did you mean 'cosine'?"),
+        ("{ fd = { options = 3 } }", "extra.fd.options"),
     ],
 )
 def test_a_key_that_every_loss_has_is_checked_when_the_recipe_is_read(write, extra, said):

@@ -16,6 +16,7 @@ from edgekd.cli.terminal.tables import (
     print_targets,
     print_tasks,
 )
+from edgekd.cli.terminal.text import say
 
 if TYPE_CHECKING:
     from contextlib import AbstractContextManager
@@ -34,6 +35,7 @@ __all__ = [
     "print_report",
     "print_targets",
     "print_tasks",
+    "say",
     "steps",
 ]
 

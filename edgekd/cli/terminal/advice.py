@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from rich.text import Text
-
 from edgekd.cli.terminal.tables import open_page, print_indented, print_table, print_title
+from edgekd.cli.terminal.text import shown
 from edgekd.workflows.advise.report import ablation_table, sentence, skipped_note, standings_table
 
 if TYPE_CHECKING:
@@ -33,18 +32,18 @@ def print_advice(advice: Advice, folder: Path, width: int | None = None) -> None
     for ablation in advice.ablations:
         if ablation.skipped:
             console.print()
-            print_indented(console, Text(skipped_note(ablation), "dim"))
+            print_indented(console, shown(skipped_note(ablation), "dim"))
         else:
             table = ablation_table(advice, ablation, glyphs)
             print_title(console, table.title)
             print_table(console, table)
     verdict = advice.verdict
     console.print()
-    print_indented(console, Text(sentence(verdict.text), _STYLES[verdict.kind]), by=0)
+    print_indented(console, shown(sentence(verdict.text), _STYLES[verdict.kind]), by=0)
     for reason in verdict.reasons:
-        print_indented(console, Text(reason))
-    print_indented(console, Text(f"raw figures: {folder / 'advice.json'}", "dim"))
+        print_indented(console, shown(reason))
+    print_indented(console, shown(f"raw figures: {folder / 'advice.json'}", "dim"))
     if verdict.lines:
         console.print()
         for line in verdict.lines:
-            console.print(Text(line, "cyan"), soft_wrap=True)
+            console.print(shown(line, "cyan"), soft_wrap=True)

@@ -4,9 +4,16 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from rich.text import Text
-
-from edgekd.cli.terminal.tables import open_page, print_indented, print_legend, print_table, print_title, print_verdict
+from edgekd.cli.terminal.tables import (
+    open_page,
+    print_indented,
+    print_legend,
+    print_refused,
+    print_table,
+    print_title,
+    print_verdict,
+)
+from edgekd.cli.terminal.text import shown
 from edgekd.report.blame.tables import blame_table
 from edgekd.report.table import ledger_table
 from edgekd.workflows.thresholds import alarm_table
@@ -29,12 +36,14 @@ def print_checks(checks: Sequence[TargetCheck], width: int | None = None) -> Non
             print_table(console, ledger_table(ledger))
         console.print()
         for fact in found.facts:
-            print_indented(console, Text(fact, "dim"))
+            print_indented(console, shown(fact, "dim"))
     print_legend(console, *(ledger_table(ledger) for found in checks for ledger in found.ledgers.values()))
     console.print()
     for found in checks:
         for name, ledger in found.ledgers.items():
             print_verdict(console, ledger.verdict, f"{found.target}  {name}", ledger.reasons)
+        if found.refused:
+            print_refused(console, found.target, found.refused)
 
 
 def print_alarm(alarm: Alarm, width: int | None = None) -> None:
@@ -47,7 +56,7 @@ def print_alarm(alarm: Alarm, width: int | None = None) -> None:
     if known:
         console.print()
         for line in ("[gate]", *known):
-            console.print(Text(line, "cyan"), soft_wrap=True)
+            console.print(shown(line, "cyan"), soft_wrap=True)
 
 
 def print_blame(target: str, blame: Blame, folder: Path, width: int | None = None) -> None:
@@ -56,4 +65,4 @@ def print_blame(target: str, blame: Blame, folder: Path, width: int | None = Non
     print_title(console, f"{target} · INT8")
     print_table(console, blame_table(blame))
     console.print()
-    console.print(Text(f"picture: {folder / 'blame.svg'}", "cyan"), soft_wrap=True)
+    console.print(shown(f"picture: {folder / 'blame.svg'}", "cyan"), soft_wrap=True)

@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING, Literal
 
 from rich.live import Live
 from rich.spinner import Spinner
-from rich.text import Text
 
-from edgekd.cli.terminal.plain import join
+from edgekd.cli.terminal.plain import join, of_target
+from edgekd.cli.terminal.text import shown
+from edgekd.report.escape import one_line
 from edgekd.report.format import duration
 
 if TYPE_CHECKING:
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
     from typing import Self
 
     from rich.console import Console, ConsoleOptions, RenderResult
+    from rich.text import Text
 
 State = Literal["waiting", "running", "done", "cached", "stopped"]
 
@@ -88,7 +90,7 @@ class LiveView:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         for stage, line in self._lines.items():
             if line.state == "running":
-                self._lines[stage] = replace(line, state="stopped", seconds=time.monotonic() - line.since)
+                self._lines[stage] = self._stopped(line)
         self._open = False
         self._live.stop()
 
@@ -115,6 +117,16 @@ class LiveView:
         """Show the outcome of the stage."""
         self._set(stage, _StageLine("cached" if cached else "done", seconds=seconds, text=summary))
 
+    def refuse(self, target: str, reason: str) -> None:
+        """Print the reason above the stages; show where the target stopped, and no more what it will not come to."""
+        self._say("red", f"refused: {target}: {reason}")
+        ended = of_target(target, self._lines)
+        self._lines = {
+            stage: self._stopped(line) if stage in ended and line.state == "running" else line
+            for stage, line in self._lines.items()
+            if stage not in ended or line.state != "waiting"
+        }
+
     def _set(self, stage: str, line: _StageLine) -> None:
         """Set the state of a stage; a stage that was not planned, as of a repair, comes before those that wait."""
         self._live.start()
@@ -125,7 +137,7 @@ class LiveView:
         self._lines[stage] = line
 
     def _say(self, style: str, message: str) -> None:
-        self._console.print(Text(message, style))
+        self._console.print(shown(message, style))
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         """Draw the stages; while more are planned than the terminal has lines, those around the running one."""
@@ -152,17 +164,18 @@ class LiveView:
             columns: Columns of the terminal.
         """
         style = _STYLES[line.state]
-        text = Text(no_wrap=True, end="\n")
+        text = shown("")
+        text.no_wrap = True
         if line.state == "running":
             frame = self._spinner.render(time.monotonic())
             text.append(str(frame), style)
         else:
             text.append(self._marks[line.state], style)
-        name = Text(f" {stage}", "bold" if line.state == "running" else "dim" if line.state == "waiting" else "")
+        name = shown(f" {stage}", "bold" if line.state == "running" else "dim" if line.state == "waiting" else "")
         name.truncate(width + 1, overflow="ellipsis", pad=True)
         text.append_text(name)
         text.append(f"  {self._time(line):>{_TIME}}  ", "dim")
-        note = " ".join(line.text.split())
+        note = one_line(" ".join(line.text.split()))
         if line.state in ("running", "stopped") and line.total:
             text.append_text(self._progress(line, columns - len(text) - len(note)))
         if line.state == "stopped":
@@ -176,8 +189,12 @@ class LiveView:
         told = f" {share:4.0%}  "
         width = max(_BAR_MIN, min(_BAR, room - len(told)))
         full = round(share * width)
-        bar = Text(self._bar[0] * full, _STYLES[line.state])
+        bar = shown(self._bar[0] * full, _STYLES[line.state])
         return bar.append(self._bar[1] * (width - full), "dim").append(told)
+
+    @staticmethod
+    def _stopped(line: _StageLine) -> _StageLine:
+        return replace(line, state="stopped", seconds=time.monotonic() - line.since)
 
     @staticmethod
     def _time(line: _StageLine) -> str:

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
-import json
 import sys
 import time
 from typing import TYPE_CHECKING
 
+from edgekd.cli.terminal.text import say
+from edgekd.report.escape import json_text
 from edgekd.report.format import duration
 from edgekd.stages.progress import Silent
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
     from types import TracebackType
-    from typing import Self
+    from typing import Self, TypeVar
+
+    V = TypeVar("V")
 
 _INTERVAL_S = 2.0
 
@@ -20,6 +24,11 @@ _INTERVAL_S = 2.0
 def join(*parts: str) -> str:
     """Join the parts that are not empty with commas."""
     return ", ".join(part for part in parts if part)
+
+
+def of_target(target: str, stages: Mapping[str, V]) -> dict[str, V]:
+    """Return those stages that work for a target, whose name follows their kind, e.g. "quantize cpu"."""
+    return {stage: value for stage, value in stages.items() if stage.split()[1:2] == [target]}
 
 
 class _Closing(Silent):
@@ -43,6 +52,12 @@ class _Closing(Silent):
         """Forget the stage."""
         self._since.pop(stage, None)
 
+    def refuse(self, target: str, reason: str) -> None:  # noqa: ARG002 - the protocol's
+        """Report the target's stage that was running as stopped."""
+        for stage, since in of_target(target, self._since).items():
+            del self._since[stage]
+            self.stopped(stage, time.monotonic() - since)
+
     def stopped(self, stage: str, seconds: float) -> None:
         """Report a stage that was running when the build was left."""
 
@@ -59,26 +74,31 @@ class Plain(_Closing):
         """Write that the stage starts."""
         super().start(stage)
         self._told[stage] = time.monotonic()
-        print(f"{stage}: started", flush=True)
+        say(f"{stage}: started")
 
     def advance(self, stage: str, done: int, total: int, note: str) -> None:
         """Write how far the stage is, unless that was written a moment ago."""
         if self._verbose or time.monotonic() - self._told.get(stage, 0.0) >= _INTERVAL_S:
             self._told[stage] = time.monotonic()
-            print(f"{stage}: {join(f'{done}/{total}', note)}", flush=True)
+            say(f"{stage}: {join(f'{done}/{total}', note)}")
 
     def warn(self, stage: str, message: str) -> None:
         """Write the warning among the other lines."""
-        print(f"warning: {stage}: {message}", flush=True)
+        say(f"warning: {stage}: {message}")
 
     def finish(self, stage: str, seconds: float, cached: bool, summary: str) -> None:
         """Write how the stage ended."""
         super().finish(stage, seconds, cached, summary)
-        print(f"{stage}: {join('up to date' if cached else f'done in {duration(seconds)}', summary)}", flush=True)
+        say(f"{stage}: {join('up to date' if cached else f'done in {duration(seconds)}', summary)}")
+
+    def refuse(self, target: str, reason: str) -> None:
+        """Write why nothing is built for the target."""
+        super().refuse(target, reason)
+        print(f"refused: {target}: {reason}", flush=True)
 
     def stopped(self, stage: str, seconds: float) -> None:
         """Write that the stage did not finish."""
-        print(f"{stage}: stopped after {duration(seconds)}", flush=True)
+        say(f"{stage}: stopped after {duration(seconds)}")
 
 
 class Quiet(_Closing):
@@ -86,7 +106,12 @@ class Quiet(_Closing):
 
     def warn(self, stage: str, message: str) -> None:
         """Write the warning."""
-        print(f"warning: {stage}: {message}", file=sys.stderr, flush=True)
+        say(f"warning: {stage}: {message}", sys.stderr)
+
+    def refuse(self, target: str, reason: str) -> None:
+        """Write why nothing is built for the target."""
+        super().refuse(target, reason)
+        print(f"refused: {target}: {reason}", file=sys.stderr, flush=True)
 
 
 class Json(_Closing):
@@ -94,7 +119,7 @@ class Json(_Closing):
 
     def emit(self, event: str, **fields: object) -> None:
         """Write one event; the command line ends with ``emit("report", report=...)``."""
-        print(json.dumps({"event": event, **fields}, ensure_ascii=False, allow_nan=False), flush=True)
+        print(json_text({"event": event, **fields}), flush=True)
 
     def plan(self, stages: tuple[str, ...]) -> None:
         """Write ``plan``."""
@@ -117,6 +142,11 @@ class Json(_Closing):
         """Write ``finish``."""
         super().finish(stage, seconds, cached, summary)
         self.emit("finish", stage=stage, seconds=seconds, cached=cached, summary=summary)
+
+    def refuse(self, target: str, reason: str) -> None:
+        """Write ``refuse``: nothing is built for the target, and the build goes on."""
+        super().refuse(target, reason)
+        self.emit("refuse", target=target, reason=reason)
 
     def stopped(self, stage: str, seconds: float) -> None:
         """Write ``stopped``: the build was left before this stage finished."""

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from rich.text import Text
-
 from edgekd.cli.terminal.tables import open_page, print_indented, print_table, print_title
+from edgekd.cli.terminal.text import shown
 from edgekd.report.search.tables import PICTURE, TABLE, search_table
 
 if TYPE_CHECKING:
@@ -20,13 +19,13 @@ def print_search(found: SearchResult, folder: Path, width: int | None = None) ->
     console = open_page(width)
     print_title(console, f"{found.study} · {found.storage}")
     if not found.front:
-        print_indented(console, Text("no trial is done yet; the same command goes on"))
+        print_indented(console, shown("no trial is done yet; the same command goes on"))
         return
     print_table(console, search_table(found))
     best = found.front[0]
     console.print()
     console.print(
-        Text(f"{folder / PICTURE} shows all trials, {folder / TABLE} has the command of each."), soft_wrap=True
+        shown(f"{folder / PICTURE} shows all trials, {folder / TABLE} has the command of each."), soft_wrap=True
     )
-    console.print(Text(f"The best {found.metric}, trial {best.number}, is built by"))
-    console.print(Text(found.command(best), "cyan"), soft_wrap=True)
+    console.print(shown(f"The best {found.metric}, trial {best.number}, is built by"))
+    console.print(shown(found.command(best), "cyan"), soft_wrap=True)

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
+from edgekd.report.escape import one_line
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
@@ -21,7 +23,8 @@ def steps(title: str, shown: bool = True) -> Iterator[Callable[[int, int, str], 
         shown: Whether to show the bar; it is never shown where stderr is no terminal.
     """
     console = Console(stderr=True)
-    columns = (TextColumn("{task.description}"), BarColumn(24), TextColumn("{task.fields[note]}"), TimeElapsedColumn())
+    what, note = (TextColumn(f"{{task.{field}}}", markup=False) for field in ("description", "fields[note]"))
+    columns = (what, BarColumn(24), note, TimeElapsedColumn())
     with Progress(*columns, console=console, transient=True, disable=not (shown and console.is_terminal)) as progress:
-        task = progress.add_task(title, total=None, note="")
-        yield lambda done, total, note: progress.update(task, completed=done, total=total, note=note)
+        task = progress.add_task(one_line(title), total=None, note="")
+        yield lambda done, total, note: progress.update(task, completed=done, total=total, note=one_line(note))

@@ -9,8 +9,9 @@ from rich import box
 from rich.console import Console
 from rich.padding import Padding
 from rich.table import Table as RichTable
-from rich.text import Text
 
+from edgekd.cli.terminal.text import shown
+from edgekd.pipeline.publish import BUNDLE
 from edgekd.report.build.latency_tables import (
     branch_table,
     cold_start_line,
@@ -36,6 +37,8 @@ from edgekd.report.table import (
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
     from pathlib import Path
+
+    from rich.text import Text
 
     from edgekd.devices.ssh.device import BoardFacts
     from edgekd.gram.gate import Verdict
@@ -87,8 +90,8 @@ def print_report(
         if result.facts:
             console.print()
         for fact in result.facts:
-            print_indented(console, Text(fact, "dim"))
-    if len(report.targets) > 1:
+            print_indented(console, shown(fact, "dim"))
+    if len(report.targets) + len(report.refused) > 1:
         print_title(console, "all targets")
         print_table(console, summary_table(report))
     _print_robustness(console, report, verbose)
@@ -97,6 +100,11 @@ def print_report(
     console.print()
     for result in report.targets:
         _print_result(console, result, folder)
+    for target, reason in report.refused.items():
+        print_refused(console, target, reason)
+        if folder and (folder / target / BUNDLE).is_dir():
+            old = f"the bundle of an earlier build is still in {folder / target / BUNDLE}"
+            print_indented(console, shown(old, "dim"), by=6)
     _print_what_to_open(console, report, folder)
 
 
@@ -110,7 +118,7 @@ def _print_what_to_open(console: Console, report: BuildReport, folder: Path | No
     if lines:
         console.print()
     for line in lines:
-        console.print(Text(line, "cyan"), soft_wrap=True)
+        console.print(shown(line, "cyan"), soft_wrap=True)
 
 
 def _print_robustness(console: Console, report: BuildReport, verbose: bool) -> None:
@@ -121,7 +129,7 @@ def _print_robustness(console: Console, report: BuildReport, verbose: bool) -> N
         print_table(console, table)
     elif report.robustness:
         console.print()
-        print_indented(console, Text(robustness_line(report), "dim"))
+        print_indented(console, shown(robustness_line(report), "dim"))
 
 
 def print_targets(rows: Iterable[tuple[str, str, str]], width: int | None = None) -> None:
@@ -145,17 +153,17 @@ def print_profile(manifest: Manifest, profile: Profile, device: str, runtime: st
     """Print what was measured of a bundle's engine on a device, in the ``runtime`` that ran it."""
     console = open_page(width)
     engine = profile.engines[0]
-    shown = ("cpu", "gpu", "power_mode", "governor", "clock_limits", "turbo")
-    facts = {what.replace("_", " "): profile.machine[what] for what in shown if what in profile.machine}
+    reported = ("cpu", "gpu", "power_mode", "governor", "clock_limits", "turbo")
+    facts = {what.replace("_", " "): profile.machine[what] for what in reported if what in profile.machine}
     print_title(console, f"{manifest.target} · {device} · {runtime} · {manifest.precision}")
     print_table(console, engine_latency_table(engine))
     print_table(console, branch_table(profile))
     console.print()
     for line in (cold_start_line(engine), *measurement_lines(engine)):
-        print_indented(console, Text(line))
+        print_indented(console, shown(line))
     console.print()
     for note in (*method_notes(profile), *withheld_notes(profile.engines), _facts(facts)):
-        print_indented(console, Text(note, "dim"))
+        print_indented(console, shown(note, "dim"))
 
 
 def _facts(facts: Mapping[str, str]) -> str:
@@ -178,7 +186,7 @@ def _print_list(names: tuple[str, ...], rows: Iterable[tuple[str, ...]], width: 
 def print_title(console: Console, title: str) -> None:
     """Print a heading."""
     console.print()
-    console.print(Text(title, "bold"))
+    console.print(shown(title, "bold"))
 
 
 def print_legend(console: Console, *tables: Table) -> None:
@@ -186,9 +194,9 @@ def print_legend(console: Console, *tables: Table) -> None:
     rows = legend(*tables).rows
     width = max((len(name) for name, _ in rows), default=0) + _GAP
     for name, meaning in rows:
-        for index, line in enumerate(Text(meaning).wrap(console, console.width - _INDENT - width)):
+        for index, line in enumerate(shown(meaning).wrap(console, console.width - _INDENT - width)):
             label = name if index == 0 else ""
-            print_indented(console, Text(f"{label:<{width}}{line.plain.rstrip()}", "dim"))
+            print_indented(console, shown(f"{label:<{width}}{line.plain.rstrip()}", "dim"))
 
 
 def print_table(console: Console, table: Table) -> None:
@@ -199,14 +207,20 @@ def print_table(console: Console, table: Table) -> None:
     if table.notes:
         console.print()
     for note in table.notes:
-        print_indented(console, Text(note, "dim"))
+        print_indented(console, shown(note, "dim"))
+
+
+def print_refused(console: Console, target: str, reason: str) -> None:
+    """Print why nothing was made for a target."""
+    console.print(shown("REFUSED", "bold red").append(f"  {target}", "default"))
+    print_indented(console, shown(reason), by=6)
 
 
 def print_indented(console: Console, text: Text, by: int = _INDENT) -> None:
     """Print text indented and wrapped; a line is not filled up with blanks."""
     for line in text.wrap(console, console.width - by):
         line.rstrip()
-        console.print(Text(" " * by).append_text(line))
+        console.print(shown(" " * by).append_text(line))
 
 
 def _draw(table: Table, room: int) -> RichTable:
@@ -214,9 +228,9 @@ def _draw(table: Table, room: int) -> RichTable:
     drawn = RichTable(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 1, 0, 0), header_style="dim")
     for column, width in zip(table.columns, _widths(table, room), strict=True):
         justify: Literal["left", "right"] = "right" if column.right else "left"
-        drawn.add_column(column.name, justify=justify, no_wrap=column.right, overflow="fold", width=width)
+        drawn.add_column(shown(column.name), justify=justify, no_wrap=column.right, overflow="fold", width=width)
     for row in table.rows:
-        drawn.add_row(*(Text(cell, _style(cell)) for cell in row), style="dim" if row[0] == "limit" else "")
+        drawn.add_row(*(shown(cell, _style(cell)) for cell in row), style="dim" if row[0] == "limit" else "")
     return drawn
 
 
@@ -250,6 +264,6 @@ def _print_result(console: Console, result: TargetResult, folder: Path | None) -
 
 def print_verdict(console: Console, verdict: Verdict, what: str, reasons: tuple[str, ...]) -> None:
     """Print a verdict, of what, and the reasons below it."""
-    console.print(Text.assemble((verdict.upper(), _VERDICTS[verdict]), f"  {what}"), soft_wrap=True)
+    console.print(shown(verdict.upper(), _VERDICTS[verdict]).append_text(shown(f"  {what}")), soft_wrap=True)
     for reason in reasons:
-        print_indented(console, Text(reason), by=6)
+        print_indented(console, shown(reason), by=6)

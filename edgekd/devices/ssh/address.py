@@ -10,11 +10,12 @@ from edgekd.errors import DeviceError
 
 SCHEME = "ssh://"
 
-# Nothing may begin with '-': ssh would take it for an option.
+# Nothing may begin with '-', which ssh would take for an option; nothing has a sign that a shell takes for more than
+# text, since ssh puts user and host into the commands of its configuration (ProxyCommand, LocalCommand).
 _ADDRESS = re.compile(
-    r"ssh://(?:(?P<user>[^-@:/?\s][^@:/?\s]*)@)?"
-    r"(?P<host>\[[0-9A-Fa-f:.]+(?:%\w+)?\]|[^-@:/?\[\]\s][^@:/?\[\]\s]*)"
-    r"(?::(?P<port>\d{1,5}))?/?(?:\?python=(?P<python>.+))?"
+    r"ssh://(?:(?P<user>\w[\w.+-]*)@)?"
+    r"(?P<host>\[[0-9A-Fa-f:.]+(?:%\w+)?\]|\w[\w.-]*)"
+    r"(?::(?P<port>[0-9]{1,5}))?/?(?:\?python=(?P<python>.+))?"
 )
 
 
@@ -52,4 +53,7 @@ def parse_address(text: str) -> Address:
     if not match or not 0 < int(match["port"] or 1) < 1 << 16:
         raise DeviceError(f"{text}: is no address of a board; write it as ssh://[user@]host[:port][?python=COMMAND]")
     port = int(match["port"]) if match["port"] else None
-    return Address(match["host"].strip("[]"), match["user"], port, unquote(match["python"] or "python3"))
+    python = unquote(match["python"] or "python3")
+    if not python.isprintable():
+        raise DeviceError(f"{text}: the command after ?python= is not one line of text")
+    return Address(match["host"].strip("[]"), match["user"], port, python)

@@ -59,7 +59,7 @@ def _describe(repaired: Repaired) -> str:
 
 
 REPAIR: StageSpec[Repaired] = StageSpec(
-    "repair", 5, Repaired, (), "return layers of INT8 to float until the gate lets it through", _describe
+    "repair", 6, Repaired, (), "return layers of INT8 to float until the gate lets it through", _describe
 )
 
 

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from html import escape
 from typing import TYPE_CHECKING
 
 from edgekd.gram.blame import FUSION
+from edgekd.report.escape import escape
 from edgekd.report.format import milliseconds, number
 from edgekd.report.svg.draw import RAMP_WIDTH, ramp_colour, ramp_legend, shorten, standalone_svg, text
 

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from edgekd.report.build.latency_tables import branch_table, latency_table, measurement_lines, method_notes
 from edgekd.report.build.robustness import robustness_table
 from edgekd.report.build.training_picture import FOLDER, file_name
+from edgekd.report.escape import json_text, markdown_code, markdown_text
 from edgekd.report.format import NOTHING, duration, number
 from edgekd.report.results import SHIPPED
 from edgekd.report.table import (
@@ -37,9 +38,10 @@ def report_markdown(report: BuildReport) -> str:
     """Return the report as Markdown: verdict first, then every figure with its unit, its n and its reference."""
     tables = [table for r in report.targets for table in (ledger_table(r.ledger), engine_table(r))]
     parts = [
-        f"# {report.name}: {report.verdict.upper()}",
-        f"Recipe `{report.recipe}`, seed {report.seed}. {MEANING[report.verdict].capitalize()}.",
+        f"# {markdown_text(report.name)}: {report.verdict.upper()}",
+        f"Recipe {markdown_code(report.recipe)}, seed {report.seed}. {MEANING[report.verdict].capitalize()}.",
         *(line for result in report.targets for line in _verdict(result)),
+        *(f"- **REFUSED** {target}: {reason}" for target, reason in report.refused.items()),
         markdown(summary_table(report)),
         *(part for result in report.targets for part in _target(result)),
         markdown(robustness_table(report)).replace("###", "##", 1),
@@ -57,29 +59,33 @@ def run_lines(bundle: str) -> tuple[str, ...]:
     """Return the Python that runs a bundle."""
     return (
         "import edgekd",
-        f'with edgekd.load("{bundle}") as engine:',
+        f"with edgekd.load({json_text(bundle)}) as engine:",
         "    outputs = engine.run(inputs)",
     )
 
 
 def _verdict(result: TargetResult) -> list[str]:
-    reasons = "".join(f"\n  - {reason}" for reason in (*result.reasons, *filter(None, [result.remark])))
-    where = f": bundle `{result.bundle}`" if result.bundle else ": no bundle was released"
-    return [f"- **{result.verdict.upper()}** {result.target}{where}{reasons}"]
+    reasons = "".join(f"\n  - {markdown_text(reason)}" for reason in (*result.reasons, *filter(None, [result.remark])))
+    where = f": bundle {markdown_code(result.bundle)}" if result.bundle else ": no bundle was released"
+    return [f"- **{result.verdict.upper()}** {markdown_text(result.target)}{where}{reasons}"]
 
 
 def _target(result: TargetResult) -> list[str]:
-    parts = [f"## {describe(result)}", markdown(ledger_table(result.ledger)), markdown(engine_table(result))]
+    parts = [
+        f"## {markdown_text(describe(result))}",
+        markdown(ledger_table(result.ledger)),
+        markdown(engine_table(result)),
+    ]
     if len(result.candidates) > 1:
         parts.append(markdown(candidate_table(result)))
-    parts += ["\n".join(f"- {fact}" for fact in result.facts)] if result.facts else []
+    parts += ["\n".join(f"- {markdown_text(fact)}" for fact in result.facts)] if result.facts else []
     if result.profile:
         parts += [
             markdown(latency_table(result.profile, _raw(result.target, result.profile))),
             *_more(result, result.profile),
             markdown(facts_table("Machine", result.profile.machine)),
         ]
-    checks = [f"- {_kept(check)}: {check}" for check in result.budget_checks]
+    checks = [f"- {_kept(check)}: {markdown_text(str(check))}" for check in result.budget_checks]
     if checks:
         parts += ["### Budgets", "\n".join(checks)]
     parts.append(
@@ -96,14 +102,14 @@ def _more(result: TargetResult, profile: Profile) -> list[str]:
     """Return what was measured besides latency: the time by branch of every engine, and the rest of what ships."""
     shipped = result.measured(SHIPPED)
     lines = measurement_lines(shipped) if shipped else ()
-    return [markdown(branch_table(profile)), "\n".join(f"- {line}" for line in lines)]
+    return [markdown(branch_table(profile)), "\n".join(f"- {markdown_text(line)}" for line in lines)]
 
 
 def _raw(target: str, profile: Profile) -> tuple[str, ...]:
-    raw = ", ".join(f"`{target}/latency/{engine.raw_file}`" for engine in profile.engines)
+    raw = ", ".join(f"{target}/latency/{engine.raw_file}" for engine in profile.engines)
     return (
         *method_notes(profile),
-        f"Every timed inference, in ns: {raw}; of computing alone beside each, `.compute.npy`.",
+        f"Every timed inference, in ns: {raw}; of computing alone beside each, .compute.npy.",
     )
 
 
@@ -127,16 +133,14 @@ def training_table(report: BuildReport) -> Table:
     )
     rows = tuple((figure, *row) for figure, row in zip(figures, cells, strict=True))
     epochs = ", ".join(f"{name} {len(entries)}" for name, entries in report.training.items())
-    note = (
-        f"Means over the last epoch; epochs: {epochs or 'none, nothing was trained'}. Every epoch is in `report.json`."
-    )
+    note = f"Means over the last epoch; epochs: {epochs or 'none, nothing was trained'}. Every epoch is in report.json."
     return Table("Training", (Column("figure", right=False), *(Column(name) for name in last)), rows, (note,))
 
 
 def _pictures(report: BuildReport) -> list[str]:
     """Return the Markdown that shows each training's picture, which lies beside the report."""
     content = "losses, shares of the gradient, validation metric and Gram drift by epoch"
-    return [f"![{name}: {content}]({FOLDER}/{file_name(name)})" for name in report.training]
+    return [f"![{markdown_text(name)}: {content}]({FOLDER}/{file_name(name)})" for name in report.training]
 
 
 def stages_table(report: BuildReport) -> Table:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from html import escape
 from typing import TYPE_CHECKING
 
 from edgekd.report import format as formats
@@ -13,6 +12,7 @@ from edgekd.report.build.training_picture import training_figure
 from edgekd.report.compare.checks import tiles_html
 from edgekd.report.compare.html import reason_list, table_html, verdict_badge
 from edgekd.report.compare.sections import gram_pictures, ledger_html, ledger_pictures, time_pictures
+from edgekd.report.escape import escape
 from edgekd.report.results import SHIPPED
 from edgekd.report.table import candidate_table, choice_sentence, describe, engine_table, ledger_table, legend
 
@@ -73,7 +73,7 @@ def _verdict(result: TargetResult) -> Iterator[str]:
 def _run(result: TargetResult) -> Iterator[str]:
     """Yield the lines that run the bundle in an application."""
     if result.bundle and result.verdict != "fail":
-        code = escape("\n".join(run_lines(result.bundle)))
+        code = "\n".join(map(escape, run_lines(result.bundle)))
         lines = f'<pre tabindex="0" aria-label="Python that runs the bundle">{code}</pre>'
         yield from _part("Run it, from the folder of this page", [lines])
 
@@ -94,7 +94,10 @@ def _candidates(index: int, result: TargetResult) -> Iterator[str]:
 
 
 def common_sections(report: BuildReport, entries: Sequence[Entry]) -> Iterator[str]:
-    """Yield what all targets share: robustness, training, how the build ran, and what the words mean."""
+    """Yield what all targets share: who refused, robustness, training, how the build ran, what the words mean."""
+    if report.refused:
+        reasons = reason_list(tuple(f"{target}: {reason}" for target, reason in report.refused.items()))
+        yield _section("refused", "What was not built", [reasons])
     robustness = table_html(robustness_table(report), "Robustness")
     yield _section("robustness", "What if a sensor fails", [robustness])
     yield _section("trained", "How it was trained", _training(report))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from typing import TYPE_CHECKING, cast
 
@@ -12,6 +11,7 @@ from edgekd import __version__
 from edgekd.files import write_text
 from edgekd.gram.gate import Ledger
 from edgekd.report.build.row import EngineIdentity, profile_row
+from edgekd.report.escape import json_text
 from edgekd.report.results import PROFILE, PROFILE_VERSION
 from edgekd.runtime.manifest import map_leaves, null_not_finite
 
@@ -92,4 +92,4 @@ def _engine(engine: EngineProfile) -> JsonObject:
 
 def write_profile(content: Mapping[str, object], folder: Path) -> None:
     """Write ``profile.json`` into ``folder``, atomically."""
-    write_text(folder / PROFILE, json.dumps(content, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
+    write_text(folder / PROFILE, json_text(content, indent=1) + "\n")

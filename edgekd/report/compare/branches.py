@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from html import escape
 from typing import TYPE_CHECKING
 
+from edgekd.report.escape import escape
 from edgekd.report.format import milliseconds
 from edgekd.report.svg.draw import WIDTH, Frame, legend, picture, shorten, text, x_axis
 from edgekd.report.svg.scale import AxisScale

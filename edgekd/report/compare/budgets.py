@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 import msgspec
 from msgspec import Meta, Struct
 
+from edgekd.config.toml import read_toml
 from edgekd.config.validation import check_keys, check_values, explain
 from edgekd.errors import BudgetError, ReportError, nearest
-from edgekd.files import read_toml
 from edgekd.gram.gate import Verdict
 from edgekd.report.compare.rows import check_direction
 from edgekd.report.figures import budget_limits
@@ -28,6 +28,9 @@ if TYPE_CHECKING:
 
 #: Names by which limits are for some rows alone; ``*`` in one stands for anything.
 _NAMES = ("target", "device", "task")
+
+#: The largest number that a limit may be, in whatever unit.
+_LARGEST = 10**12
 
 #: A figure at its limit keeps it, as at the gate: 0.8775 - 0.88 is a little less than -0.0025.
 _ROUNDING = 1e-9
@@ -63,8 +66,9 @@ def _file_type() -> type[Struct]:
 def _number(limit: Limit) -> Any:
     """Return the type of the numbers that a limit may be."""
     if limit.above is None:
-        return float
-    return Annotated[float, Meta(ge=limit.above) if limit.zero else Meta(gt=limit.above)]
+        return Annotated[float, Meta(ge=-_LARGEST, le=_LARGEST)]
+    least = {"ge" if limit.zero else "gt": limit.above}
+    return Annotated[float, Meta(le=_LARGEST, **least)]
 
 
 @dataclass(frozen=True)
@@ -122,7 +126,7 @@ def read_budgets(path: Path) -> tuple[BudgetLimits, ...]:
     tables = content.get("limits")
     for index, table in enumerate(tables if isinstance(tables, list) else []):
         check_keys(table, table_kind, str(path), BudgetError, f"limits[{index}].")
-    check_values(content, str(path), BudgetError)
+    check_values(content, kind, str(path), BudgetError)
     try:
         budgets = msgspec.to_builtins(msgspec.convert(content, kind))["limits"]
     except msgspec.ValidationError as error:

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from html import escape
 from typing import TYPE_CHECKING
 
 from edgekd.gram.gate import judge
 from edgekd.report.compare.html import limit_state
+from edgekd.report.escape import escape
 from edgekd.report.figures import figure_by_key
 from edgekd.report.format import factor, number, share
 from edgekd.report.table import metric_name

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import csv
 import io
-import json
 from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING
 
 from edgekd.report import figures
+from edgekd.report.escape import csv_text, json_text
 from edgekd.report.figures import WORDS
 from edgekd.report.format import NOTHING
 from edgekd.report.table import Column, Table, markdown, metric_name
@@ -237,7 +237,7 @@ def as_json(comparison: Comparison) -> str:
     if comparison.checks is not None:
         content["kept"] = all(check.kept for check in comparison.checks)
         content["checks"] = [_check(check) for check in comparison.checks]
-    return json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+    return json_text(content, indent=2) + "\n"
 
 
 def _check(check: Check) -> JsonObject:
@@ -271,7 +271,8 @@ def as_csv(comparison: Comparison) -> str:
 
 def _cell(value: object) -> object:
     if isinstance(value, dict):
-        return "; ".join(f"{name}: {reason}" for name, reason in value.items())
+        return csv_text("; ".join(f"{name}: {reason}" for name, reason in value.items()))
     if isinstance(value, bool):
         return str(value).lower()
-    return "; ".join(value) if isinstance(value, tuple) else value
+    text = "; ".join(value) if isinstance(value, tuple) else value
+    return csv_text(text) if isinstance(text, str) else text

@@ -5,7 +5,6 @@ from __future__ import annotations
 import base64
 import struct
 import zlib
-from html import escape
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -13,6 +12,7 @@ import numpy as np
 from edgekd.errors import ReportError
 from edgekd.gram.heatmap import FewGrams
 from edgekd.report.compare.former import modern_grams
+from edgekd.report.escape import escape
 from edgekd.report.results import SHIPPED
 from edgekd.report.svg.draw import DIVERGING, GRADIENT, picture, shorten, text
 

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from edgekd.report.escape import escape
 from edgekd.report.svg.draw import gradient
 
 if TYPE_CHECKING:

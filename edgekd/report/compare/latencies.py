@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from html import escape
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from edgekd.errors import ReportError
+from edgekd.report.escape import escape
 from edgekd.report.format import milliseconds
 from edgekd.report.svg.draw import WIDTH, Frame, legend, looks, picture, text, x_axis
 from edgekd.report.svg.scale import AxisScale

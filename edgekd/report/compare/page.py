@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from html import escape
 from typing import TYPE_CHECKING
 
 from edgekd.report import figures
@@ -12,6 +11,7 @@ from edgekd.report.compare.formats import Comparison, long_table, notes, only_me
 from edgekd.report.compare.html import document, figure_html, reason_list, verdict_badge
 from edgekd.report.compare.scatter import scatter_svg, unbeaten_rows
 from edgekd.report.compare.sections import gram_pictures, ledger_html, ledger_pictures, time_pictures
+from edgekd.report.escape import escape
 from edgekd.report.figures import WORDS, filter_limits
 from edgekd.report.format import milliseconds
 from edgekd.report.results import VERDICTS

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from html import escape
 from typing import TYPE_CHECKING
 
 from edgekd.gram.pareto import unbeaten
+from edgekd.report.escape import escape
 from edgekd.report.format import milliseconds, number
 from edgekd.report.svg.draw import WIDTH, Frame, picture, text, x_axis, y_axis
 from edgekd.report.svg.scale import AxisScale

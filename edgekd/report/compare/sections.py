@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from html import escape
 from typing import TYPE_CHECKING
 
 from edgekd.gram.gate import DEVICE
@@ -12,6 +11,7 @@ from edgekd.report.compare.grams import heat_maps, read_grams
 from edgekd.report.compare.html import figure_html, table_html
 from edgekd.report.compare.latencies import latency_svg
 from edgekd.report.compare.stages import drift_svg, flips_svg, metric_svg
+from edgekd.report.escape import escape
 from edgekd.report.table import ledger_table
 
 if TYPE_CHECKING:

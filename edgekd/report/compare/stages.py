@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import math
-from html import escape
 from typing import TYPE_CHECKING
 
 from edgekd.report.compare.checks import stage_verdicts
+from edgekd.report.escape import escape
 from edgekd.report.format import number
 from edgekd.report.svg.draw import WIDTH, Frame, picture, shorten, text, x_axis
 from edgekd.report.svg.scale import AxisScale

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from html import escape
 from typing import TYPE_CHECKING
 
+from edgekd.report.escape import escape
 from edgekd.report.format import factor, milliseconds, number
 from edgekd.report.svg.draw import RAMP_WIDTH, Frame, ramp_colour, ramp_legend, standalone_svg, text, turned_text
 from edgekd.report.svg.scale import AxisScale

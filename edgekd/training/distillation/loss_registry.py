@@ -16,6 +16,7 @@ import msgspec
 
 from edgekd.config.recipe import Term
 from edgekd.config.validation import explain
+from edgekd.config.values import find_problem
 from edgekd.errors import RecipeError, nearest
 from edgekd.plugins import is_plugin
 from edgekd.stages.user_code import source_digests
@@ -157,6 +158,8 @@ def _options(loss: Loss, given: Mapping[str, Any]) -> LossOptions:
         if option not in known:
             keys = (*known, *(key for key in Term.__struct_fields__ if key != "options"))
             raise RecipeError(f"'{option}' is no option of the loss '{loss.name}'{nearest(option, keys)}")
+    if problem := find_problem(given, msgspec.inspect.type_info(loss.options), ""):
+        raise RecipeError(problem)
     try:
         return msgspec.convert(given, loss.options)
     except msgspec.ValidationError as error:

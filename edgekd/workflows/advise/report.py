@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from edgekd import __version__
 from edgekd.files import write_text
+from edgekd.report.escape import json_text, markdown_text, one_line
 from edgekd.report.format import NOTHING, duration
 from edgekd.report.table import Column, Table, markdown, metric_name
 from edgekd.runtime.manifest import null_not_finite
@@ -158,13 +159,14 @@ def advice_json(advice: Advice) -> JsonObject:
 def advice_markdown(advice: Advice) -> str:
     """Return the answer, its reasons, the lines to paste, and the tables."""
     verdict = advice.verdict
-    parts = [f"# Which loss? {advice.recipe}", f"**{sentence(verdict.text)}**", *verdict.reasons]
+    parts = [f"# Which loss? {markdown_text(advice.recipe)}", f"**{markdown_text(sentence(verdict.text))}**"]
+    parts += map(markdown_text, verdict.reasons)
     if verdict.lines:
-        parts.append("\n".join(("```toml", *verdict.lines, "```")))
+        parts.append("\n".join(("```toml", *map(one_line, verdict.lines), "```")))
     if advice.spent.trials:
         parts.append(markdown(standings_table(advice)))
     parts += [
-        skipped_note(ablation) if ablation.skipped else markdown(ablation_table(advice, ablation))
+        markdown_text(skipped_note(ablation)) if ablation.skipped else markdown(ablation_table(advice, ablation))
         for ablation in advice.ablations
     ]
     return "\n\n".join(part.rstrip("\n") for part in parts) + "\n"
@@ -180,8 +182,12 @@ def skipped_note(ablation: Ablation) -> str:
     return f"What each {ablation.what} carries in {ablation.whole} was not tried: {ablation.skipped}."
 
 
+#: What :func:`write_advice` writes.
+ADVICE_PLACES = ("advice.json", "advice.md")
+
+
 def write_advice(advice: Advice, folder: Path) -> None:
     """Write ``advice.json`` and ``advice.md`` into a folder, each atomically."""
-    text = json.dumps(advice_json(advice), indent=1, ensure_ascii=False, allow_nan=False)
+    text = json_text(advice_json(advice), indent=1)
     write_text(folder / "advice.json", text + "\n")
     write_text(folder / "advice.md", advice_markdown(advice))

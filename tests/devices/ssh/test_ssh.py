@@ -66,11 +66,18 @@ def test_addresses(text, name, python):
 @pytest.mark.parametrize(
     "text",
     ["ssh://", "ssh://-oProxyCommand=reboot", "ssh://-l@orin", "ssh://pi:secret@orin", "ssh://orin:0",
-     "ssh://orin:70000", "ssh://orin/home", "ssh://orin?pyton=python3", "ssh://or in"],
+     "ssh://orin:70000", "ssh://orin/home", "ssh://orin?pyton=python3", "ssh://or in", "ssh://`id`", "ssh://$(id)",
+     "ssh://a|b", "ssh://a;b", "ssh://a&b", "ssh://'a'@b", "ssh://a$b@c", "ssh://a\nb", "ssh://a\x1b[2J", "ssh://a>b",
+     "ssh://a\\b", "ssh://a:1٢", "ssh://a%b"],
 )  # fmt: skip
 def test_what_is_no_address(text):
     with pytest.raises(DeviceError, match=r"is no address of a board; write it as ssh://\[user@\]host\[:port\]"):
         SshDevice(text)
+
+
+def test_a_command_of_several_lines_is_refused():
+    with pytest.raises(DeviceError, match="is not one line of text"):
+        parse_address("ssh://orin?python=python3%0Areboot")
 
 
 # --- what works

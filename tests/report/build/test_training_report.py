@@ -123,7 +123,7 @@ def test_checking_measures_no_robustness(built, tmp_path):
 @pytest.mark.parametrize(
     ("setting", "said"),
     [
-        ("robustness.noise=0", "robustness.noise: expected 'float' > 0"),
+        ("robustness.noise=0", "robustness.noise: expected a number above 0 and up to 1,000, got 0"),
         ("robustness.nois=1", "[robustness] has no key 'nois'; did you mean 'noise'?"),
         ("distill.modality_dropout=1.5", "distill.modality_dropout: expected"),
         ("distill.modality_dropout=-0.1", "distill.modality_dropout: expected"),

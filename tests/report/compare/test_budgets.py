@@ -111,8 +111,11 @@ def test_a_metric_that_is_no_number_keeps_no_limit(tmp_path):
     [
         ("[[limits]]\nlatency_ms = 3", r"\[limits\[0\]\] has no key 'latency_ms'; did you mean 'latency_p"),
         ("[[limit]]\nsize_mb = 3", "the top level has no key 'limit'; did you mean 'limits'"),
-        ("[[limits]]\nsize_mb = 0", r"limits\[0\]\.size_mb: expected 'float' > 0"),
-        ("[[limits]]\nsize_mb = 'small'", r"limits\[0\]\.size_mb: expected 'float"),
+        (
+            "[[limits]]\nsize_mb = 0",
+            r"limits\[0\]\.size_mb: expected a number above 0 and up to 1,000,000,000,000, got 0",
+        ),
+        ("[[limits]]\nsize_mb = 'small'", r"limits\[0\]\.size_mb: expected a number above 0 and up to"),
         ("[[limits]]\nsize_mb = nan", r"limits\[0\]\.size_mb: expected a finite number, got nan"),
         ("[[limits]]\nverdict = 'good'", r"limits\[0\]\.verdict: there is no 'good'"),
         ("[[limits]]\ntarget = 'cpu'", r"limits\[0\]: limits nothing; give it one of latency_p50_ms"),

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 Temperature = Annotated[
-    Annotated[float, Meta(gt=0)] | None,
+    Annotated[float, Meta(ge=0.01, le=1000)] | None,
     Meta(description="T, the softening of both sides' logits; by default that of KD."),
 ]
 
@@ -23,7 +23,12 @@ class DkdOptions(LossOptions, frozen=True):
 
     temperature: Temperature = None
     beta: Annotated[
-        float, Meta(ge=0, description="Weight of the classes that are not the target; 8 is the paper's on CIFAR-100.")
+        float,
+        Meta(
+            ge=0,
+            le=1_000_000,
+            description="Weight of the classes that are not the target; 8 is the paper's on CIFAR-100.",
+        ),
     ] = 8.0
 
 

@@ -24,7 +24,9 @@ class AffinityOptions(LossOptions, frozen=True):
     """Options of affinities between modalities."""
 
     #: Cosines are in [-1, 1], so 1 would leave next to no differences.
-    temperature: Annotated[float, Meta(gt=0, description="Softening of the cosines between two modalities.")] = 0.1
+    temperature: Annotated[
+        float, Meta(ge=0.001, le=1000, description="Softening of the cosines between two modalities.")
+    ] = 0.1
 
 
 def sp_loss(student: Tensor, teacher: Tensor) -> Tensor:
