@@ -61,7 +61,7 @@ def keeps_width(layer: object, outputs: bool) -> bool:
 def as_single_nodes(model: nn.Module) -> Iterator[None]:
     """Make each run of a recurrent layer one node of the autograd graph, which cannot run backwards.
 
-    Unrolled, it has some ten nodes for each step, and torch-pruning takes minutes for 64 steps.
+    Unrolled, it has some ten nodes for each step, and torch-pruning's search grows faster than their number.
     """
     layers = [
         layer for layer in model.modules() if isinstance(layer, (*SEQUENCES, *CELLS)) and "forward" not in vars(layer)

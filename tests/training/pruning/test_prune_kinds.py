@@ -10,6 +10,7 @@ from kinds import (
     VECTOR,
     Attended,
     Auxiliary,
+    AuxiliaryMap,
     Beside,
     ChannelsLast,
     ConformerBlock,
@@ -20,6 +21,7 @@ from kinds import (
     Excited,
     Flat,
     Flipped,
+    FlippedResidual,
     Folded,
     Frames,
     Grouped,
@@ -38,9 +40,11 @@ from kinds import (
     Shuffling,
     Sides,
     Split,
+    StochasticDepth,
     Tokens,
     Transformer,
     UNet,
+    Whispered,
 )
 from pruned import batch, cutter, pruning, taps, widths
 from torch import nn
@@ -78,6 +82,7 @@ CUT = {
     "depthwise and residual": (beside(Folded), {"a.conv": ["a.depth", "a.norm", "a.point"]}),
     "embedding": (beside(Tokens), {"a.beside": ["a.embedding"], "a.hidden": []}),
     "auxiliary head": (Auxiliary, {"stem.0": ["stem.1"], "aux.0": []}),
+    "stochastic depth": (beside(StochasticDepth), {"a.conv": ["a.second"], "a.first": []}),
     "U-Net": (
         beside(UNet),
         {"a.up": [], "a.up2": []}
@@ -100,6 +105,8 @@ LEFT = {
     "shuffled": (beside(Shuffled), {"a.conv": r"'a.mix' \(kinds.py:\d+\) does not give what"}),
     "rolled": (beside(Rolled), {"a.conv": r"'a.out' \(kinds.py:\d+\) does not give what"}),
     "flipped": (beside(Flipped), {"a.conv": r"'a.out' \(kinds.py:\d+\) does not give what"}),
+    "flipped residual": (beside(FlippedResidual), {"a.conv": "does not give what", "a.second": "does not give what"}),
+    "whispered": (beside(Whispered), {"a.wide": r"'a.narrow' \(kinds.py:\d+\) does not give what"}),
     "indexed": (beside(Indexed), {"a.conv": r"out of bounds.* \(kinds.py:\d+\)"}),
     "interleaved": (beside(Interleaved), {"a.conv": r"the network fails"}),
     "RMSNorm": (beside(Normed, lambda: nn.RMSNorm(32)), {"a.conv": r"normalized_shape.* \(kinds.py:\d+\)"}),
@@ -114,6 +121,7 @@ LEFT = {
     "einsum": (beside(Einsum), {"a.conv": r"einsum.* \(kinds.py:\d+\)"}),
     "spatial attention": (beside(Attended), {"a.conv": r"\(kinds.py:\d+\)"}),
     "PixelShuffle": (beside(Shuffling), {"a.conv": "the network fails"}),
+    "auxiliary head, channels last": (AuxiliaryMap, {"stem.0": r"'aux.0' \(kinds.py:\d+\) does not give what"}),
     "decoder": (beside(Decoder), {"a.inputs": "the recurrent layer 'a.cell'", "a.say": "the recurrent layer 'a.cell'"}),
     "ShuffleNet": (beside(ShuffleUnit), {"a.conv": r"\(kinds.py:\d+\)", "a.branch.5": r"\(kinds.py:\d+\)"}),
     "Conformer": (beside(ConformerBlock), {"a.wide": r"\(kinds.py:\d+\)", "a.depth": r"\(kinds.py:\d+\)"}),
@@ -220,7 +228,7 @@ def test_every_kind_is_pruned_to_a_budget_trained_and_cut_again_from_the_record(
     budget = PruneBudget(parameters=0.9)
     model, cut = cut_in_half(make, budget=budget, importance="gram")
     outputs = model.train()(*ARGUMENTS[0])
-    outputs = outputs if isinstance(outputs, tuple) else (outputs,)
+    outputs = outputs.values() if isinstance(outputs, dict) else outputs if isinstance(outputs, tuple) else (outputs,)
     torch.autograd.backward(sum(x.sum() for x in outputs))
     again = build(make, 1)
     remove_channels(again, Trace.of(again, ARGUMENTS[0]), cut.removed)
