@@ -291,6 +291,14 @@ class Auxiliary(Beside):
         return (logits, self.aux(nn.functional.dropout(features, 0.5))) if self.training else logits
 
 
+class AuxiliaryVector(Auxiliary):
+    """The second head is one layer, whose width a loss counts on."""
+
+    def __init__(self):
+        super().__init__()
+        self.aux = nn.Linear(32, 16)
+
+
 class AuxiliaryMap(Auxiliary):
     """The second head reads a map with its channels last."""
 

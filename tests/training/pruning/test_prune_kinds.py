@@ -11,6 +11,7 @@ from kinds import (
     Attended,
     Auxiliary,
     AuxiliaryMap,
+    AuxiliaryVector,
     Beside,
     ChannelsLast,
     ConformerBlock,
@@ -49,6 +50,7 @@ from kinds import (
 from pruned import batch, cutter, pruning, taps, widths
 from torch import nn
 from torch.nn import functional
+from torch.nn.utils.parametrizations import weight_norm
 
 from edgekd.config.recipe import PruneBudget
 from edgekd.config.target import Scheme
@@ -58,6 +60,8 @@ from edgekd.training.pruning.groups import remove_channels
 from edgekd.training.pruning.tracing import Trace
 from edgekd.training.qat.fake_quant import fake_quantized
 from edgekd.training.task.protocol import Batch
+
+pytestmark = pytest.mark.filterwarnings("ignore:`torch.nn.utils.weight_norm` is deprecated:FutureWarning")
 
 TAPS = taps("a", "b")
 ARGUMENTS = batch([IMAGE, VECTOR], 12)
@@ -82,6 +86,7 @@ CUT = {
     "depthwise and residual": (beside(Folded), {"a.conv": ["a.depth", "a.norm", "a.point"]}),
     "embedding": (beside(Tokens), {"a.beside": ["a.embedding"], "a.hidden": []}),
     "auxiliary head": (Auxiliary, {"stem.0": ["stem.1"], "aux.0": []}),
+    "auxiliary vector": (AuxiliaryVector, {"stem.0": ["stem.1"]}),
     "stochastic depth": (beside(StochasticDepth), {"a.conv": ["a.second"], "a.first": []}),
     "U-Net": (
         beside(UNet),
@@ -118,6 +123,11 @@ LEFT = {
     ),
     "weight_norm": (beside(Sides, "weight_norm"), {"a.left": "the weight of 'a.left' is computed"}),
     "spectral_norm": (beside(Sides, "spectral"), {"a.left": "the weight of 'a.left' is computed"}),
+    "weight_norm of an LSTM": (
+        beside(Recurrent, lambda *given, **named: weight_norm(nn.LSTM(*given, **named), "weight_ih_l0")),
+        {"a.conv": "the weight of 'a.rnn' is computed"},
+    ),
+    "old weight_norm": (beside(Sides, "old"), {"a.left": "the weight of 'a.left' is computed"}),
     "einsum": (beside(Einsum), {"a.conv": r"einsum.* \(kinds.py:\d+\)"}),
     "spatial attention": (beside(Attended), {"a.conv": r"\(kinds.py:\d+\)"}),
     "PixelShuffle": (beside(Shuffling), {"a.conv": "the network fails"}),
