@@ -59,7 +59,7 @@ def _describe_robustness(robustness: Robustness) -> str:
 TEACHER: StageSpec[Trained] = StageSpec("teacher", 4, Trained, ("torch",), "train the teacher, or load it", _describe)
 DISTILL: StageSpec[Trained] = StageSpec("distill", 4, Trained, (), "train the student from the teacher", _describe)
 PRUNE: StageSpec[Trained] = StageSpec(
-    "prune", 6, Trained, ("torch-pruning",), "remove channels of the student and fine-tune what is left", _describe
+    "prune", 7, Trained, ("torch-pruning",), "remove channels of the student and fine-tune what is left", _describe
 )
 EXPORT: StageSpec[Exported] = StageSpec(
     "export", 7, Exported, ("onnx", "onnxscript", "onnxruntime"), "write the networks as ONNX", _describe_export

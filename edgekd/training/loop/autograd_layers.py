@@ -97,8 +97,12 @@ def width_defining_layers(model: nn.Module, taps: Mapping[str, Tap], inputs: Seq
     """
     with TappedModel(model, taps) as tapped:
         logits, embeddings = tapped(list(inputs))
-    ends = [output.grad_fn for output in (logits, *embeddings.values())]
-    return list(_behind(ends, model, through=False))
+    return last_layers((logits, *embeddings.values()), model)
+
+
+def last_layers(outputs: Iterable[Tensor], model: nn.Module) -> list[nn.Module]:
+    """Return the layers whose output channels are the channels of some tensors."""
+    return list(_behind([output.grad_fn for output in outputs], model, through=False))
 
 
 def attention_layers(model: nn.Module, taps: Mapping[str, Tap], inputs: Sequence[Tensor]) -> list[nn.Module]:

@@ -20,11 +20,14 @@ if TYPE_CHECKING:
 Operator = Any
 
 
-class AbsentValues(TorchDispatchMode):
+class AbsentValues(TorchDispatchMode):  # type: ignore[no-untyped-call]  # of a hook of torch's
     """Within the context, NaN is an absent value, and what torch draws at random is 0.5.
 
     The latter lets two networks of different widths be compared in training mode, dropout and all.
     """
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
 
     def __torch_dispatch__(
         self, function: Operator, types: object, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None

@@ -12,6 +12,7 @@ from edgekd.training.loop.autograd_layers import (
     WEIGHTED,
     attention_layers,
     encoder_layers,
+    last_layers,
     parameters_trainable,
     width_defining_layers,
 )
@@ -21,8 +22,8 @@ from edgekd.training.pruning.groups import (
     dependency_graph,
     describe_group,
     groups_by_root,
-    is_output,
     members,
+    tensors_in,
     traceable,
 )
 from edgekd.training.pruning.proof import SAMPLES, Ends, Proof
@@ -101,13 +102,15 @@ class Candidates:
         ignored: Sequence[nn.Module],
     ) -> None:
         self._model, self._config = model, config
+        self.ends = Ends(taps, Trace.of(model, inputs), inputs)
         model.eval()
         with parameters_trainable(model):
             kept = (*width_defining_layers(model, taps, inputs), *attention_layers(model, taps, inputs), *ignored)
             self._branches = encoder_layers(model, taps, inputs)
-        self._kept = set(kept)
+            # What training alone puts out has losses of its own, which count on its width.
+            trained = self.ends.trace.run(model, self.ends.trace.inputs) if self.ends.trace.training else ()
+            self._kept = {*kept, *last_layers(tensors_in(trained), model)}
         self._paths = {layer: path for path, layer in model.named_modules()}
-        self.ends = Ends(taps, Trace.of(model, inputs), inputs)
         self.refusals: list[Refusal] = []
 
     def find(self) -> list[Candidate]:
@@ -118,7 +121,9 @@ class Candidates:
         try:
             graph = dependency_graph(self._model, self.ends.trace)
         except ModelError as error:
-            self.refusals.append(Refusal((type(self._model).__name__,), None, str(error)))
+            refusal = Refusal((type(self._model).__name__,), None, str(error))
+            if refusal not in self.refusals:
+                self.refusals.append(refusal)
             return []
         groups, refusals = groups_by_root(graph, self._paths, self._kept)
         self.refuse(refusals)
@@ -178,8 +183,6 @@ class Candidates:
                 return reasons[layer]
             if keeps_width(layer, makes):
                 return f"the recurrent layer '{self._paths[layer]}' keeps its width"
-            if self.ends.trace.training and is_output(layer):
-                return "they are an output of the network in training mode"
         return None
 
 

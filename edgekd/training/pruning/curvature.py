@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import torch
 from torch import Tensor, nn
 
 from edgekd.gram.matrix import SOFTNESS, pair_indices, sample_gram, stack
-from edgekd.training.loop.autograd_layers import WEIGHTED, has_constant, matrix, same_slice
+from edgekd.training.loop.autograd_layers import WEIGHTED, has_constant, matrix, output_width, same_slice
 from edgekd.training.taps.taps import TappedModel
 
 if TYPE_CHECKING:
@@ -146,8 +146,8 @@ def _zeros(layer: nn.Module) -> Sensitivity:
 
 def is_too_wide(layer: nn.Module) -> bool:
     """Whether the products of all channels of a layer with weights are too many to be held."""
-    outputs, columns, _ = matrix(layer).shape
-    return max(outputs, columns) > WIDEST
+    inputs = cast("int", layer.in_features if isinstance(layer, nn.Linear) else layer.in_channels)
+    return max(output_width(layer), inputs + has_constant(layer)) > WIDEST
 
 
 def _pair_cosines(embeddings: Mapping[str, Tensor]) -> Tensor:

@@ -119,21 +119,21 @@ def dependency_graph(model: nn.Module, trace: Trace) -> PruningGraph:
     pruners = dict.fromkeys((*SEQUENCES, *CELLS), RecurrentPruner())
     try:
         return graph.build_dependency(
-            model, trace.inputs, forward_fn=trace.run, output_transform=_tensors, customized_pruners=pruners
+            model, trace.inputs, forward_fn=trace.run, output_transform=tensors_in, customized_pruners=pruners
         )
     except FAILURES as error:
         raise ModelError(f"torch-pruning cannot read {type(model).__name__}: {described(error)}") from error
 
 
-def _tensors(output: object) -> list[Tensor]:
-    """Return every tensor in a model's output, however nested: torch-pruning traces back from them."""
+def tensors_in(output: object) -> list[Tensor]:
+    """Return every tensor with a graph in a model's output, however nested: torch-pruning traces back from them."""
     if isinstance(output, Tensor):
         return [output] if output.requires_grad else []
     if isinstance(output, Mapping):
         parts = list(output.values())
     else:
         parts = list(output) if isinstance(output, list | tuple) else list(getattr(output, "__dict__", {}).values())
-    return [tensor for part in parts for tensor in _tensors(part)]
+    return [tensor for part in parts for tensor in tensors_in(part)]
 
 
 def remove_channels(model: nn.Module, trace: Trace, removed: History) -> None:
@@ -206,11 +206,6 @@ def members(group: PruningGroup) -> list[tuple[nn.Module, Any, bool]]:
 def pruner_of(group: PruningGroup, module: nn.Module) -> Any:
     """Return torch-pruning's pruner of a module, which tells its inputs from its outputs."""
     return group._DG.get_pruner_of_module(module)
-
-
-def is_output(module: nn.Module) -> bool:
-    """Whether a member of a group stands for an output of the network."""
-    return isinstance(module, need("torch_pruning", "build").ops._OutputOp)
 
 
 def describe_group(

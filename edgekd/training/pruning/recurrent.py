@@ -61,18 +61,18 @@ def keeps_width(layer: object, outputs: bool) -> bool:
 def as_single_nodes(model: nn.Module) -> Iterator[None]:
     """Make each run of a recurrent layer one node of the autograd graph, which cannot run backwards.
 
-    Unrolled, it has some ten nodes for each step, and torch-pruning takes minutes for 64 steps.
+    Unrolled, it has some ten nodes for each step, and torch-pruning's search grows faster than their number.
     """
     layers = [
         layer for layer in model.modules() if isinstance(layer, (*SEQUENCES, *CELLS)) and "forward" not in vars(layer)
     ]
     for layer in layers:
-        layer.forward = partial(_as_single_node, layer.forward)
+        vars(layer)["forward"] = partial(_as_single_node, layer.forward)
     try:
         yield
     finally:
         for layer in layers:
-            del layer.forward
+            del vars(layer)["forward"]
 
 
 def _as_single_node(forward: Callable[..., object], *args: object, **kwargs: object) -> object:
@@ -85,7 +85,7 @@ def _as_single_node(forward: Callable[..., object], *args: object, **kwargs: obj
         made.append(spec)
         return tuple(outputs)
 
-    outputs = _SingleNode.apply(run, *given)
+    outputs = _SingleNode.apply(run, *given)  # type: ignore[no-untyped-call]
     return pytree.tree_unflatten(list(outputs), made[0])
 
 

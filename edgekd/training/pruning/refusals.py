@@ -13,6 +13,7 @@ from torch.nn.utils import parametrize
 
 from edgekd.errors import EdgekdError
 from edgekd.training.loop.autograd_layers import WEIGHTED
+from edgekd.training.pruning.recurrent import SEQUENCES
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -70,11 +71,18 @@ def weights_not_to_cut(model: nn.Module) -> dict[nn.Module, str]:
         twins = [twin for parameter in own.values() for twin in owners[id(parameter)] if twin is not layer]
         if twins:
             reasons[layer] = f"'{path}' shares its weight with '{paths[twins[0]]}'"
-        elif isinstance(layer, WEIGHTED) and ("weight" not in own or parametrize.is_parametrized(layer)):
+        elif parametrize.is_parametrized(layer) or _weight_name(layer) not in {None, *own}:
             reasons[layer] = (
                 f"the weight of '{path}' is computed from other parameters, as weight_norm and spectral_norm do"
             )
     return reasons
+
+
+def _weight_name(layer: nn.Module) -> str | None:
+    """Return the name of the parameter that would lose channels, of layers that have one."""
+    if isinstance(layer, SEQUENCES):
+        return "weight_ih_l0"
+    return "weight" if isinstance(layer, (*WEIGHTED, nn.Embedding)) else None
 
 
 def calling_line(hook: FrameType) -> str:

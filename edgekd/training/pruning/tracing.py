@@ -94,10 +94,16 @@ def copy_network(model: nn.Module) -> nn.Module:
     """Return a copy of a network.
 
     Torch copies no tensor that was computed, such as the weight that ``torch.nn.utils.weight_norm`` puts in its layer's
-    place; the layer computes it again in its next run.
+    place, or an LSTM's list of its weights; the layer computes it again in its next run.
     """
     for layer in model.modules():
         for name, value in list(vars(layer).items()):
-            if isinstance(value, Tensor) and value.grad_fn is not None:
-                setattr(layer, name, value.detach())
+            if isinstance(value, Tensor):
+                vars(layer)[name] = _given(value)
+            elif isinstance(value, list) and any(isinstance(each, Tensor) for each in value):
+                vars(layer)[name] = [_given(each) for each in value]
     return deepcopy(model)
+
+
+def _given(value: object) -> object:
+    return value.detach() if isinstance(value, Tensor) and value.grad_fn is not None else value

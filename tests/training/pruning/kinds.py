@@ -75,6 +75,26 @@ class Flipped(Stem):
         return x.flip(1).mean((2, 3))
 
 
+class FlippedResidual(Stem):
+    def __init__(self):
+        super().__init__()
+        self.second = nn.Conv2d(32, 32, 1)
+
+    def read(self, x):
+        return (x + self.second(x).flip(1)).mean((2, 3))
+
+
+class Whispered(Stem):
+    """A branch that reads its channels in another order, and hardly counts."""
+
+    def __init__(self):
+        super().__init__()
+        self.wide, self.narrow = nn.Conv2d(32, 64, 1), nn.Conv2d(64, 32, 1)
+
+    def read(self, x):
+        return (x + 1e-9 * self.narrow(self.wide(x).relu().roll(5, 1))).mean((2, 3))
+
+
 class Indexed(Stem):
     def read(self, x):
         return x[:, [*range(16, 32), *range(16)]].mean((2, 3))
@@ -269,6 +289,43 @@ class Auxiliary(Beside):
         features = self.stem(a).mean((2, 3))
         logits = super().forward(features, b)
         return (logits, self.aux(nn.functional.dropout(features, 0.5))) if self.training else logits
+
+
+class AuxiliaryVector(Auxiliary):
+    """The second head is one layer, whose width a loss counts on."""
+
+    def __init__(self):
+        super().__init__()
+        self.aux = nn.Linear(32, 16)
+
+
+class AuxiliaryMap(Auxiliary):
+    """The second head reads a map with its channels last."""
+
+    def __init__(self):
+        super().__init__()
+        self.aux = mlp(32 * 16, 24, CLASSES)
+
+    def forward(self, a, b):
+        features = self.stem(a)
+        logits = Beside.forward(self, features.mean((2, 3)), b)
+        if not self.training:
+            return logits
+        return {"logits": logits, "aux": self.aux(features.permute(0, 2, 3, 1).flatten(1))}
+
+
+class StochasticDepth(Stem):
+    """A branch that training leaves out for some samples."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.second = nn.Conv2d(32, 32, 3, padding=1), nn.Conv2d(32, 32, 3, padding=1)
+
+    def read(self, x):
+        branch = self.second(self.first(x).relu())
+        if self.training:
+            branch = branch * x.new_empty(len(x), 1, 1, 1).bernoulli_(0.8) / 0.8
+        return functional.dropout(x + branch, 0.2, self.training).mean((2, 3))
 
 
 # Below are networks as others write them.

@@ -10,6 +10,8 @@ from kinds import (
     VECTOR,
     Attended,
     Auxiliary,
+    AuxiliaryMap,
+    AuxiliaryVector,
     Beside,
     ChannelsLast,
     ConformerBlock,
@@ -20,6 +22,7 @@ from kinds import (
     Excited,
     Flat,
     Flipped,
+    FlippedResidual,
     Folded,
     Frames,
     Grouped,
@@ -38,13 +41,16 @@ from kinds import (
     Shuffling,
     Sides,
     Split,
+    StochasticDepth,
     Tokens,
     Transformer,
     UNet,
+    Whispered,
 )
 from pruned import batch, cutter, pruning, taps, widths
 from torch import nn
 from torch.nn import functional
+from torch.nn.utils.parametrizations import weight_norm
 
 from edgekd.config.recipe import PruneBudget
 from edgekd.config.target import Scheme
@@ -54,6 +60,8 @@ from edgekd.training.pruning.groups import remove_channels
 from edgekd.training.pruning.tracing import Trace
 from edgekd.training.qat.fake_quant import fake_quantized
 from edgekd.training.task.protocol import Batch
+
+pytestmark = pytest.mark.filterwarnings("ignore:`torch.nn.utils.weight_norm` is deprecated:FutureWarning")
 
 TAPS = taps("a", "b")
 ARGUMENTS = batch([IMAGE, VECTOR], 12)
@@ -78,6 +86,8 @@ CUT = {
     "depthwise and residual": (beside(Folded), {"a.conv": ["a.depth", "a.norm", "a.point"]}),
     "embedding": (beside(Tokens), {"a.beside": ["a.embedding"], "a.hidden": []}),
     "auxiliary head": (Auxiliary, {"stem.0": ["stem.1"], "aux.0": []}),
+    "auxiliary vector": (AuxiliaryVector, {"stem.0": ["stem.1"]}),
+    "stochastic depth": (beside(StochasticDepth), {"a.conv": ["a.second"], "a.first": []}),
     "U-Net": (
         beside(UNet),
         {"a.up": [], "a.up2": []}
@@ -100,6 +110,8 @@ LEFT = {
     "shuffled": (beside(Shuffled), {"a.conv": r"'a.mix' \(kinds.py:\d+\) does not give what"}),
     "rolled": (beside(Rolled), {"a.conv": r"'a.out' \(kinds.py:\d+\) does not give what"}),
     "flipped": (beside(Flipped), {"a.conv": r"'a.out' \(kinds.py:\d+\) does not give what"}),
+    "flipped residual": (beside(FlippedResidual), {"a.conv": "does not give what", "a.second": "does not give what"}),
+    "whispered": (beside(Whispered), {"a.wide": r"'a.narrow' \(kinds.py:\d+\) does not give what"}),
     "indexed": (beside(Indexed), {"a.conv": r"out of bounds.* \(kinds.py:\d+\)"}),
     "interleaved": (beside(Interleaved), {"a.conv": r"the network fails"}),
     "RMSNorm": (beside(Normed, lambda: nn.RMSNorm(32)), {"a.conv": r"normalized_shape.* \(kinds.py:\d+\)"}),
@@ -111,9 +123,15 @@ LEFT = {
     ),
     "weight_norm": (beside(Sides, "weight_norm"), {"a.left": "the weight of 'a.left' is computed"}),
     "spectral_norm": (beside(Sides, "spectral"), {"a.left": "the weight of 'a.left' is computed"}),
+    "weight_norm of an LSTM": (
+        beside(Recurrent, lambda *given, **named: weight_norm(nn.LSTM(*given, **named), "weight_ih_l0")),
+        {"a.conv": "the weight of 'a.rnn' is computed"},
+    ),
+    "old weight_norm": (beside(Sides, "old"), {"a.left": "the weight of 'a.left' is computed"}),
     "einsum": (beside(Einsum), {"a.conv": r"einsum.* \(kinds.py:\d+\)"}),
     "spatial attention": (beside(Attended), {"a.conv": r"\(kinds.py:\d+\)"}),
     "PixelShuffle": (beside(Shuffling), {"a.conv": "the network fails"}),
+    "auxiliary head, channels last": (AuxiliaryMap, {"stem.0": r"'aux.0' \(kinds.py:\d+\) does not give what"}),
     "decoder": (beside(Decoder), {"a.inputs": "the recurrent layer 'a.cell'", "a.say": "the recurrent layer 'a.cell'"}),
     "ShuffleNet": (beside(ShuffleUnit), {"a.conv": r"\(kinds.py:\d+\)", "a.branch.5": r"\(kinds.py:\d+\)"}),
     "Conformer": (beside(ConformerBlock), {"a.wide": r"\(kinds.py:\d+\)", "a.depth": r"\(kinds.py:\d+\)"}),
@@ -220,7 +238,7 @@ def test_every_kind_is_pruned_to_a_budget_trained_and_cut_again_from_the_record(
     budget = PruneBudget(parameters=0.9)
     model, cut = cut_in_half(make, budget=budget, importance="gram")
     outputs = model.train()(*ARGUMENTS[0])
-    outputs = outputs if isinstance(outputs, tuple) else (outputs,)
+    outputs = outputs.values() if isinstance(outputs, dict) else outputs if isinstance(outputs, tuple) else (outputs,)
     torch.autograd.backward(sum(x.sum() for x in outputs))
     again = build(make, 1)
     remove_channels(again, Trace.of(again, ARGUMENTS[0]), cut.removed)
