@@ -257,7 +257,9 @@ def test_a_network_that_cannot_be_built_is_placed():
 
 
 @pytest.mark.parametrize("name", ["teacher", "student"])
-@pytest.mark.parametrize(("network", "said"), [(None, "returned None.*is its 'return' missing"), (3, "returned a int")])
+@pytest.mark.parametrize(
+    ("network", "said"), [(None, "returned None.*is its 'return' missing"), (3, "returned an int")]
+)
 def test_what_is_no_network_is_refused(name, network, said):
     task = loaded()
     setattr(task.task, name, lambda: network)
