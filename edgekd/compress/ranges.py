@@ -221,10 +221,11 @@ def _from_histograms(
             collector.collect({name: [x] for name, x in zip(spans, values, strict=True)})
         if kind != "mse":
             return {name: (found[0], found[1]) for name, found in collector.compute_collection_result().items()}
-    return {
-        name: _pair(*map(np.float32, least_error_range(counts, edges, *map(float, spans[name]))), symmetric=False)
+    ranges = {
+        name: least_error_range(counts, edges, *map(float, spans[name]))
         for name, (counts, edges, *_) in collector.histogram_dict.items()
     }
+    return {name: (np.array([low], np.float32), np.array([high], np.float32)) for name, (low, high) in ranges.items()}
 
 
 def _collector(spans: Mapping[str, tuple[Number, Number]], kind: str, symmetric: bool) -> Any:

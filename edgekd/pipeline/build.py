@@ -26,8 +26,8 @@ from edgekd.pipeline import imported_source, multi_process, trained_source
 from edgekd.pipeline.order import export_labels, plan
 from edgekd.pipeline.project import Project
 from edgekd.pipeline.publish import publish, writing
+from edgekd.pipeline.target.compile import compiles
 from edgekd.pipeline.target.context import LIBRARIES, Context
-from edgekd.pipeline.target.evaluate import compiles
 from edgekd.pipeline.target.run import build_targets
 from edgekd.report.results import BuildReport
 from edgekd.runtime.backends.registry import Runtime, find_backend

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any, Literal
 from edgekd.devices.base import Absent, Verifier
 from edgekd.pipeline.imported_source import IMPORT
 from edgekd.pipeline.target.blame import BLAME
-from edgekd.pipeline.target.evaluate import CHECK, COMPILE, EVALUATE, compiles
+from edgekd.pipeline.target.compile import COMPILE, compiles
+from edgekd.pipeline.target.evaluate import CHECK, EVALUATE
 from edgekd.pipeline.target.package import BUNDLE, PROFILE
 from edgekd.pipeline.target.quantize import QUANTIZE
 from edgekd.pipeline.target.repair import REPAIR

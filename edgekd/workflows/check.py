@@ -12,7 +12,8 @@ from edgekd.files import make_folder
 from edgekd.pipeline.build import prepare
 from edgekd.pipeline.publish import writing
 from edgekd.pipeline.target.blame import BLAME
-from edgekd.pipeline.target.evaluate import CHECK, COMPILE, EVALUATE
+from edgekd.pipeline.target.compile import COMPILE
+from edgekd.pipeline.target.evaluate import CHECK, EVALUATE
 from edgekd.pipeline.target.quantize import QUANTIZE
 from edgekd.pipeline.target.run import check as check_target
 from edgekd.pipeline.target.run import find_blame

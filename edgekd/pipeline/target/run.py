@@ -69,8 +69,9 @@ def check(context: Context) -> CheckedCandidates:
     refused = {name: reason for evaluation in evaluations for name, reason in evaluation.refused.items()}
     left_out = (f"{name} was left out: {reason}" for name, reason in {**unwritten, **refused}.items())
     candidates = tuple(candidate for evaluation in evaluations for candidate in evaluation.candidates)
-    told = (f"{candidate.name}: {note}." for candidate in prepared for note in candidate.candidate.notes)
-    return CheckedCandidates(candidates, evaluations, (*left_out, *told, *notes))
+    written = (f"{candidate.name}: {note}." for candidate in prepared for note in candidate.candidate.notes)
+    told = (f"{name}: {text}." for evaluation in evaluations for name, text in evaluation.disagreements.items())
+    return CheckedCandidates(candidates, evaluations, (*left_out, *written, *told, *notes))
 
 
 def build_target(context: Context) -> FinishedTarget:

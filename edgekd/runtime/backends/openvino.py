@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from edgekd.errors import DeviceError, ModelError, TargetError
 from edgekd.files import need
+from edgekd.runtime.backends.openvino_reductions import widen_reductions
 from edgekd.runtime.backends.openvino_session import OpenVinoSession, error_text
 from edgekd.runtime.backends.telemetry import no_telemetry
 from edgekd.runtime.session import BuiltEngine
@@ -162,6 +163,7 @@ def _open(
         model = core.read_model(str(engine) if isinstance(engine, Path) else engine)
     except RuntimeError as error:
         raise ModelError(f"{name}: OpenVINO cannot open it: {error_text(error)}") from error
+    widen_reductions(model)
     options = _options(core.get_property(device, "SUPPORTED_PROPERTIES"), threads, cache)
     if counted:
         options["PERF_COUNT"] = True
