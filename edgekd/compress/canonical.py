@@ -43,7 +43,7 @@ def make_canonical(graph: GraphProto, operators: Collection[str]) -> dict[str, s
         while node.input and not node.input[-1]:
             node.input.pop()
     _copy_inner_reads(graph, names)
-    _store_casts(graph)
+    _simplify_casts(graph)
     rewriter = _Rewriter(graph, names)
     strange = {node.name: reason for node in graph.node if (reason := rewriter.plain(node))}
     rewriter.separate(operators)
@@ -69,21 +69,24 @@ def _copy_inner_reads(graph: GraphProto, names: Names) -> None:
     graph.node.extend(nodes)
 
 
-def _store_casts(graph: GraphProto) -> None:
-    """Store in float32 what the graph stores in half or double precision and casts."""
+def _simplify_casts(graph: GraphProto) -> None:
+    """Store in float32 what is stored in half or double precision and cast; make casts of float32 to itself plain."""
     onnx = need("onnx", "build")
-    types, stored = onnx.TensorProto, initializers(graph)
-    outputs = {value.name for value in graph.output}
+    single = onnx.TensorProto.FLOAT
+    stored, outputs = initializers(graph), {value.name for value in graph.output}
+    types = {value.name: value.type.tensor_type.elem_type for value in (*graph.input, *graph.value_info)}
     kept: list[NodeProto] = []
     for node in graph.node:
-        source = stored.get(node.input[0]) if node.op_type == "Cast" else None
-        wide = any(item.name == "to" and item.i == types.FLOAT for item in node.attribute)
-        floats = (types.FLOAT16, types.DOUBLE)
-        if source is None or not wide or source.data_type not in floats or node.output[0] in outputs:
-            kept.append(node)
+        to_single = node.op_type == "Cast" and any(item.name == "to" and item.i == single for item in node.attribute)
+        source = stored.get(node.input[0]) if to_single else None
+        if source is not None and node.output[0] not in outputs:
+            value = onnx.numpy_helper.to_array(source).astype(np.float32)
+            graph.initializer.append(onnx.numpy_helper.from_array(value, node.output[0]))
             continue
-        value = onnx.numpy_helper.to_array(source).astype(np.float32)
-        graph.initializer.append(onnx.numpy_helper.from_array(value, node.output[0]))
+        if to_single and types.get(node.input[0]) == single:
+            node.op_type = "Identity"
+            del node.attribute[:]
+        kept.append(node)
     graph.ClearField("node")
     graph.node.extend(kept)
 

@@ -42,7 +42,7 @@ class Names:
         return _unique(stem, self._tensors)
 
     def name_nodes(self) -> None:
-        """Give each node a name of its own, and none that a quantizer gives: by it they are told what to leave."""
+        """Give each node a name of its own that no quantizer gives: they are told by it which ones to leave alone."""
         seen = {""}
         for node in self._graph.node:
             if node.name in seen or not self._tensors.isdisjoint(_stems(node.name)):

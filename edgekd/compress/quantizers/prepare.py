@@ -66,18 +66,26 @@ def prepare(
     onnx = need("onnx", "build")
     exact = onnx.load(str(model))
     onnx.checker.check_model(exact, full_check=True)  # ONNX Runtime's tools assume as much
-    pre_process = need("onnxruntime.quantization", "build").shape_inference.quant_pre_process
-    for fold in (True, False):
-        with _silence():
-            pre_process(str(model), str(work / PREPARED), skip_symbolic_shape=True, skip_optimization=not fold)
-        graph = onnx.load(str(work / PREPARED))
-        strange = make_canonical(graph.graph, operators)
-        graph = onnx.shape_inference.infer_shapes(graph)
-        save(graph, work / PREPARED)
+    graph, strange = _rewritten(model, operators, work, fold=True)
+    difference = first_difference(graph, exact, feeds)
+    if difference:
+        graph, strange = _rewritten(model, operators, work, fold=False)
         difference = first_difference(graph, exact, feeds)
-        if difference is None:
-            return graph, strange
+    if difference is None:
+        return graph, strange
     raise ModelError(f"{model}: '{difference.node}' computes something else before INT8: {difference.reason}")
+
+
+def _rewritten(model: Path, operators: Collection[str], work: Path, fold: bool) -> tuple[ModelProto, dict[str, str]]:
+    onnx = need("onnx", "build")
+    pre_process = need("onnxruntime.quantization", "build").shape_inference.quant_pre_process
+    with _silence():
+        pre_process(str(model), str(work / PREPARED), skip_symbolic_shape=True, skip_optimization=not fold)
+    graph = onnx.load(str(work / PREPARED))
+    strange = make_canonical(graph.graph, operators)
+    graph = onnx.shape_inference.infer_shapes(graph)
+    save(graph, work / PREPARED)
+    return graph, strange
 
 
 @contextmanager

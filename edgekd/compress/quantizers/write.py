@@ -91,14 +91,13 @@ class _Attempts:
         """
         kinds = {node.name: node.op_type for node in self.floats.graph.node}
         kept = {name: reason for name, reason in strange.items() if kinds[name] in self.scheme.operators}
-        for _ in range(_MOST):
-            graph, problem = self._attempt(kept)
-            if problem is None:
-                return graph, tuple(f"'{name}' ({kinds[name]}) stays float: {kept[name]}" for name in kept)
-            if problem.node in kept or problem.node not in kinds:
-                break
+        graph, problem = self._attempt(kept)
+        while problem and problem.node in kinds and problem.node not in kept and len(kept) < _MOST:
             kept[problem.node] = problem.reason
-        raise ModelError(f"{self.model}: '{problem.node}' cannot be quantized nor stay float: {problem.reason}")
+            graph, problem = self._attempt(kept)
+        if problem:
+            raise ModelError(f"{self.model}: '{problem.node}' cannot be quantized, nor stay float: {problem.reason}")
+        return graph, tuple(f"'{name}' ({kinds[name]}) stays float: {kept[name]}" for name in kept)
 
     def _attempt(self, kept: Collection[str]) -> tuple[ModelProto, Difference | None]:
         """Return a QDQ graph, and the first node that is wrong in it or that the quantizer cannot take."""
@@ -131,7 +130,8 @@ class _Attempts:
 
         It is the last of the fewest first nodes that the quantizer refuses together, found by bisection.
         """
-        names = [n.name for n in self.floats.graph.node if n.op_type in self.scheme.operators and n.name not in kept]
+        nodes = [node for node in self.floats.graph.node if node.op_type in self.scheme.operators]
+        names = [str(node.name) for node in nodes if node.name not in kept]
         few = self.samples.fewer(SAMPLES)
         samples = self.samples if self._takes(kept, few) else few
         if not self._takes({*kept, *names}, samples):
