@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import json
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from edgekd.errors import TaskError
-from edgekd.files import need, sha256_file, write_text
+from edgekd.files import need, sha256_file
 from edgekd.stages.cache import digest
+from edgekd.stages.sealed import read_sealed, write_sealed
 from edgekd.stages.user_code import source_digests
 
 if TYPE_CHECKING:
@@ -77,7 +77,7 @@ class Project:
     def _known(self) -> dict[str, str] | None:
         """Remembered identity and fingerprint; None where code or files have changed."""
         try:
-            memory = json.loads(self._memory.read_text(encoding="utf-8"))
+            memory = read_sealed(self._memory) or {}
             known = {name: str(memory[name]) for name in ("identity", "fingerprint")}
             sources, files = source_digests(Path(memory["module"])), _stamps(memory["files"])
             same = memory["sources"] == sources and memory["stamps"] == files
@@ -105,7 +105,7 @@ class Project:
                 "fingerprint": fingerprint,
                 "identity": identity,
             }
-            write_text(self._memory, json.dumps(memory))
+            write_sealed(self._memory, memory)
         return identity
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 import msgspec
 
@@ -19,7 +19,7 @@ from edgekd.stages.artifacts import CUT_PROBE, PROBE, WEIGHTS, Exported, Trained
 from edgekd.stages.cache import digest
 from edgekd.stages.stage import Done, Runner, StageSpec
 from edgekd.training.distillation.loss_registry import check_losses, own_loss_sources
-from edgekd.training.stage_run import StageRun
+from edgekd.training.stage_run import StageRun, computing_threads
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -35,6 +35,8 @@ if TYPE_CHECKING:
     from edgekd.pipeline.project import Project
     from edgekd.stages.progress import StageReporter
     from edgekd.training.taps.taps import Taps
+
+R = TypeVar("R")
 
 LIBRARIES = ("torch", "torch-pruning", "onnx", "onnxscript", "onnxruntime")
 
@@ -172,6 +174,23 @@ class TrainingStages:
         student = self._distill(teacher)
         return teacher, student, self._prune(teacher, student)
 
+    def _run(
+        self,
+        spec: StageSpec[R],
+        *,
+        label: str = "",
+        config: JsonObject,
+        inputs: JsonObject,
+        run: Callable[[Path, StageReporter], R],
+    ) -> Done[R]:
+        """Run a stage of the recipe's threads, in which what the task's code raises is one line."""
+
+        def run_task(folder: Path, report: StageReporter) -> R:
+            with self.project.loaded.errors_in(f"stage '{spec.name}'"), computing_threads(self.recipe.threads):
+                return run(folder, report)
+
+        return self.runner(spec, label=label, config=config, inputs=inputs, run=run_task)
+
     def networks(self) -> tuple[nn.Module, nn.Module]:
         """Run or read the stages before the export; return the trained teacher and the trained pruned student."""
         teacher = self.teacher()
@@ -195,7 +214,7 @@ class TrainingStages:
                 self.project.loaded, networks, self.taps, scheme, config, StageRun(self.recipe.seed, folder, report)
             )
 
-        fine_tuned = self.runner(
+        fine_tuned = self._run(
             QAT,
             config={**_plain(config), **own_loss_sources(config.loss), "scheme": _plain(scheme)},
             inputs={"pruned": origin.pruned.key},
@@ -211,7 +230,7 @@ class TrainingStages:
             networks = {origin.network: ExportNetwork(model, self.taps.student)}
             return export.run(self.project.loaded, networks, self.recipe.export, self.opset, folder, report)
 
-        exported = self.runner(
+        exported = self._run(
             EXPORT,
             label=f"{self.export_label} qat".lstrip(),
             config={**_plain(self.recipe.export), "opset": self.opset},
@@ -239,7 +258,7 @@ class TrainingStages:
             return robustness.run(self.project.loaded, networks, config, StageRun(self.recipe.seed, folder, report))
 
         settings = {**_plain(config), "seed": self.recipe.seed}
-        return self.runner(ROBUSTNESS, config=settings, inputs={"pruned": origin.pruned.key}, run=run)
+        return self._run(ROBUSTNESS, config=settings, inputs={"pruned": origin.pruned.key}, run=run)
 
     def teacher(self) -> Done[Trained]:
         """Check the task; then train the teacher, or load the user's."""
@@ -258,8 +277,9 @@ class TrainingStages:
             **_plain(msgspec.structs.replace(config, precision="float32")),  # it matters to those that learn from it
             "weights": sha256_file(weights) if weights else None,
             "seed": self.recipe.seed,
+            "threads": self.recipe.threads,
         }
-        return self.runner(TEACHER, config=settings, inputs={"task": project.identity}, run=run)
+        return self._run(TEACHER, config=settings, inputs={"task": project.identity}, run=run)
 
     def _distill(self, teacher: Done[Trained]) -> Done[Trained]:
         config = self.recipe.distill
@@ -276,7 +296,7 @@ class TrainingStages:
         inputs = {"teacher": teacher.key}
         if self.teachers is not None:  # then the teacher's key does not stand for the student's task
             inputs["task"] = self.project.identity
-        return self.runner(DISTILL, config=settings, inputs=inputs, run=run)
+        return self._run(DISTILL, config=settings, inputs=inputs, run=run)
 
     def distil(
         self, teacher: Done[Trained], config: DistillConfig, seed: int, folder: Path, report: StageReporter
@@ -292,8 +312,9 @@ class TrainingStages:
         """
         from edgekd.training.distillation import distill
 
-        outputs, model = self._outputs(teacher, config.loss, report), self.load_teacher(teacher)
-        return distill.run(self.project.loaded, model, self.taps, config, StageRun(seed, folder, report), outputs)
+        with computing_threads(self.recipe.threads):
+            outputs, model = self._outputs(teacher, config.loss, report), self.load_teacher(teacher)
+            return distill.run(self.project.loaded, model, self.taps, config, StageRun(seed, folder, report), outputs)
 
     def _prune(self, teacher: Done[Trained], student: Done[Trained]) -> Done[Trained]:
         config = self.recipe.prune
@@ -312,7 +333,7 @@ class TrainingStages:
             )
 
         settings = {**_plain(config), **own_loss_sources(config.loss)}
-        return self.runner(PRUNE, config=settings, inputs={"student": student.key}, run=run)
+        return self._run(PRUNE, config=settings, inputs={"student": student.key}, run=run)
 
     def _export(self, teacher: Done[Trained], student: Done[Trained], pruned: Done[Trained]) -> Done[Exported]:
         config = self.recipe.export
@@ -331,7 +352,7 @@ class TrainingStages:
             return export.run(self.project.loaded, networks, config, self.opset, folder, report)
 
         settings = {**_plain(config), "opset": self.opset}
-        return self.runner(EXPORT, label=self.export_label, config=settings, inputs={"pruned": pruned.key}, run=run)
+        return self._run(EXPORT, label=self.export_label, config=settings, inputs={"pruned": pruned.key}, run=run)
 
     def _outputs(self, teacher: Done[Trained], loss: LossConfig, report: StageReporter) -> Path | None:
         """Return the folder of the teacher's outputs on the training split, written once; None where it is to run."""

@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 import os
-import re
+import reprlib
 import traceback
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from edgekd.errors import EdgekdError, TaskError
+from edgekd.errors import TaskError, installed, own_line, reason_of
 from edgekd.files import sha256_file
+from edgekd.plugins import PASSING, guarded
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from contextlib import AbstractContextManager
 
-#: A frame in a message that quotes a traceback.
-_FRAME = re.compile(r'File "([^"]+)", line (\d+)')
+#: Where a stage reports to whoever called edgekd.
+_OBSERVED = "stages/progress.py"
 
 _PACKAGE = Path(__file__).resolve().parent.parent
 
@@ -46,11 +48,6 @@ def source_digests(module_file: Path) -> dict[str, str]:
     }
 
 
-def installed(file: Path) -> bool:
-    """Whether a file was put where it is by an installer, so that it is not a user's own code."""
-    return not {"site-packages", "dist-packages"}.isdisjoint(file.parts)
-
-
 def _python_files(folder: Path) -> list[Path]:
     python_files: list[Path] = []
     for parent, folders, files in os.walk(folder):
@@ -68,72 +65,63 @@ def _may_hold_sources(folder: Path) -> bool:
     )
 
 
-@contextmanager
-def user_code(what: str, folder: Path | None) -> Iterator[None]:
-    """Turn whatever a user's code raises into one line that says what it was, and where.
+def user_code(what: str, folder: Path | None = None) -> AbstractContextManager[None]:
+    """Return a context for a user's code: what it raises is one line, and what it changes in the process is undone.
 
     Args:
         what: What the code is called for, at the beginning of the line.
-        folder: Folder of the task: the innermost line below it is named, else the innermost of all.
+        folder: Folder of the task: the innermost line below it is named, else the innermost of all of the user's.
 
     Raises:
-        TaskError: The code raised something; edgekd's own errors pass through.
+        TaskError: The code raised something, or changed what cannot be undone; edgekd's own errors pass through.
     """
-    try:
-        yield
-    except EdgekdError:
-        raise
-    except Exception as error:  # a user's code may raise anything, and its line is what helps
-        message = " ".join(str(error.msg if isinstance(error, SyntaxError) else error).split())
-        raise TaskError(f"{what}: {type(error).__name__}: {message} ({_place(error, folder)})") from error
+    return guarded(what, TaskError, folder)
 
 
 @contextmanager
 def user_errors(what: str, folder: Path | None) -> Iterator[None]:
-    """Do as :func:`user_code` where the user's code raised something; a defect of edgekd keeps its traceback.
+    """Turn what a task's code raises while edgekd's runs into one line; a defect of edgekd keeps its traceback.
 
     Args:
         what: What is done, at the beginning of the line.
         folder: Folder of the task.
 
     Raises:
-        TaskError: A line of the task's files is in the traceback.
+        TaskError: The task's files, or a network of a library's, led to the error, or it is no ``Exception``.
     """
     try:
         yield
-    except Exception as error:
-        if isinstance(error, EdgekdError) or own_line(error, folder) is None:
+    except PASSING:
+        raise
+    except BaseException as error:
+        if isinstance(error, Exception) and not _is_users(error, folder):
             raise
-        with user_code(what, folder):
-            raise
+        raise TaskError(f"{what}: {reason_of(error, folder)}") from error
 
 
-def own_line(error: BaseException, folder: Path | None) -> str | None:
-    """Return the innermost line of a task's own files that led to an error; None where none did.
-
-    It is in the traceback of the error or of one that caused it, or is named in a message, as torch's exporter does.
-
-    Args:
-        error: The error.
-        folder: Folder of the task; None for a task without one.
-    """
-    cause = error.__cause__ or error.__context__
-    earlier = own_line(cause, folder) if cause is not None else None
-    if earlier or folder is None:
-        return earlier
-    frames = [(frame.filename, str(frame.lineno)) for frame in traceback.extract_tb(error.__traceback__)]
-    named = [*_FRAME.findall(str(error)), *frames]
-    own = [f"{file}:{line}" for file, line in named if not file.startswith("<") and _is_own(Path(file), folder)]
-    return own[-1] if own else None
+def _is_users(error: Exception, folder: Path | None) -> bool:
+    """Whether an error is of a task's files, of what they import from elsewhere, or of a network of a library's."""
+    frames = traceback.extract_tb(error.__traceback__)
+    edgekd = [index for index, frame in enumerate(frames) if Path(frame.filename).is_relative_to(_PACKAGE)]
+    if any(frames[index].filename.endswith(_OBSERVED) for index in edgekd):  # whoever called edgekd hears of it
+        return False
+    if (folder is not None and own_line(error, folder)) or own_line(error):
+        return True
+    inner = frames[edgekd[-1] + 1 :] if edgekd else []
+    called = any(frame.name == "_call_impl" for frame in inner)
+    return called and any(installed(Path(frame.filename)) and "/torch/" not in frame.filename for frame in inner)
 
 
-def _place(error: Exception, folder: Path | None) -> str:
-    if isinstance(error, SyntaxError) and error.filename:
-        return f"{error.filename}:{error.lineno}"
-    frames = [frame for frame in traceback.extract_tb(error.__traceback__) if not frame.filename.startswith("<")]
-    return own_line(error, folder) or f"{frames[-1].filename}:{frames[-1].lineno}"
+def describe(value: object) -> str:
+    """Return what a user's function returned, as an error calls it."""
+    if value is None:
+        return "None"
+    if isinstance(value, type):
+        return f"the class {value.__name__}"
+    kind = type(value).__name__
+    return f"{'an' if kind[0] in 'aeiouAEIOU' else 'a'} {kind}"
 
 
-def _is_own(file: Path, folder: Path) -> bool:
-    file = file.resolve()
-    return file.is_relative_to(folder) and not installed(file.relative_to(folder))
+def shown(value: object) -> str:
+    """Return a value in a few characters of one line."""
+    return " ".join(reprlib.repr(value).split())[:60]

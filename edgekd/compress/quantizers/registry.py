@@ -45,7 +45,7 @@ def _checked(name: str, write: Write) -> Write:
     """Return a user's ``write`` whose exceptions and whose result are looked at."""
 
     def checked(prepared: Path, samples: CalibrationSamples, scheme: Scheme, work: Path) -> Path:
-        with guarded(name, "quantizer", ModelError):
+        with guarded(f"quantizer {name}", ModelError):
             written = Path(write(prepared, samples, scheme, work))
         if not written.is_file():
             raise ModelError(f"quantizer {name}: returned {written}, which is no file")

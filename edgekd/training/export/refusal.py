@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from edgekd.stages.user_code import own_line
+from edgekd.errors import own_line
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -10,7 +10,7 @@ import torch
 from edgekd.errors import TaskError, nearest
 from edgekd.stages.labels import UNLABELLED
 from edgekd.training.loop.evaluate import ground_truth
-from edgekd.training.task.loading import check_shapes
+from edgekd.training.task.checks import check_shapes
 from edgekd.training.task.protocol import SPLITS
 
 if TYPE_CHECKING:

@@ -9,9 +9,8 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from edgekd.errors import RecipeError, TaskError
+from edgekd.errors import RecipeError, TaskError, own_line
 from edgekd.stages.progress import Silent, StageReporter
-from edgekd.stages.user_code import own_line
 from edgekd.training.distillation.loss_registry import loss_sections
 from edgekd.training.distillation.objective import SupervisedObjective
 from edgekd.training.distillation.setup import DistillationNetworks, distillation_objective
