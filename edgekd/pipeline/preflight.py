@@ -44,7 +44,7 @@ class Preflight:
 
 
 PREFLIGHT: StageSpec[Preflight] = StageSpec(
-    "preflight", 1, Preflight, ("torch",), "check the task, and train both networks for one step"
+    "preflight", 1, Preflight, ("torch", "torch-pruning"), "check the task, and try what its networks will go through"
 )
 PREFLIGHT_EXPORT: StageSpec[Exported] = StageSpec(
     "preflight_export",

@@ -109,7 +109,7 @@ def _beginning(model: ModelProto, count: int) -> ModelProto | None:
     outputs = [typed[name] for name in made if typed[name].type.tensor_type.elem_type in floats]
     if not outputs:
         return None
-    part = onnx.ModelProto()
+    part: ModelProto = onnx.ModelProto()
     part.CopyFrom(model)
     del part.graph.node[count:], part.graph.output[:], part.graph.value_info[:]
     part.graph.output.extend(outputs)

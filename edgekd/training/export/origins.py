@@ -5,8 +5,8 @@ from __future__ import annotations
 from ast import literal_eval
 from typing import TYPE_CHECKING
 
+from edgekd.errors import own_line
 from edgekd.stages.artifacts import NodeOrigin
-from edgekd.stages.user_code import own_line
 
 if TYPE_CHECKING:
     from pathlib import Path

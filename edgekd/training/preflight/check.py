@@ -11,7 +11,7 @@ from edgekd.stages.labels import UNLABELLED
 from edgekd.training.distillation.half_precision import tapped_teacher
 from edgekd.training.distillation.loss_registry import loss_sections
 from edgekd.training.distillation.own_losses import find_loss
-from edgekd.training.loop.evaluate import batches, probe
+from edgekd.training.loop.evaluate import batches, example_batch, probe
 from edgekd.training.loop.loop import compute_device
 from edgekd.training.preflight.answers import check_answers, read, read_tapped
 from edgekd.training.preflight.networks import (
@@ -23,6 +23,7 @@ from edgekd.training.preflight.networks import (
 )
 from edgekd.training.preflight.samples import check_batch_shapes, check_samples
 from edgekd.training.preflight.steps import try_distillation, try_teacher
+from edgekd.training.pruning.candidates import find_prunable
 from edgekd.training.pruning.stage import ignored_layers
 
 if TYPE_CHECKING:
@@ -113,10 +114,21 @@ def _try_training(
         report.advance(3, _STEPS, "the teacher was trained for one step")
     try_distillation(task, networks, replace(taps, precision="float32"), recipe, report)
     report.advance(4, _STEPS, "the student was distilled for one step")
+    _warn_of_uncuttable(task, networks[1].model, taps.student, recipe, report)
     if taps.precision != "float32":
         device = compute_device()  # what can be computed in half differs between devices
         halved = tapped_teacher(teacher.model.to(device), taps.teacher, taps.precision)
         read_tapped(teacher, halved, task, [x.to(device) for x in inputs])
+
+
+def _warn_of_uncuttable(
+    task: LoadedTask, student: nn.Module, taps: Mapping[str, Tap], recipe: Recipe, report: StageReporter
+) -> None:
+    """Warn of the layers that pruning will leave at their width."""
+    if recipe.prune.active:
+        batch = example_batch(task, compute_device())
+        for refusal in find_prunable(student, taps, batch, recipe.prune, recipe.prune.ignore).refusals:
+            report.warn(str(refusal))
 
 
 def _check_trainable(network: BuiltNetwork, advice: str) -> None:

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
-from torch.nn.parameter import is_lazy
 
 from edgekd.errors import TaskError
 from edgekd.training.loop.weights import build
@@ -46,18 +45,11 @@ def build_network(name: str, task: LoadedTask, seed: int) -> BuiltNetwork:
     """Call ``teacher()`` or ``student()`` of a task.
 
     Raises:
-        TaskError: It fails, returns no network, or one whose widths are not known yet.
+        TaskError: It fails, or returns no network that can be trained.
     """
     factory: Callable[[], nn.Module] = getattr(task.task, name)
     with task.running(f"{name}()"):
-        network = build(factory, seed, f"{name}()")
-    lazy = [key for key, value in (*network.named_parameters(), *network.named_buffers()) if is_lazy(value)]
-    if lazy:
-        raise TaskError(
-            f"{name}(): '{lazy[0]}' of {type(network).__name__} has no shape until the first forward pass, so no "
-            f"weights can be loaded into it: give the layer its width, or run one sample through it in {name}()"
-        )
-    return BuiltNetwork(name, network)
+        return BuiltNetwork(name, build(factory, seed, f"{name}()"))
 
 
 def check_apart(teacher: BuiltNetwork, student: BuiltNetwork, task: LoadedTask, inputs: Sequence[Tensor]) -> None:
