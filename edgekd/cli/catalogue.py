@@ -63,8 +63,12 @@ def targets(context: click.Context) -> None:
 def show_target(name: str) -> None:
     """Print a target's TOML."""
     from edgekd.config.target import find_target
+    from edgekd.config.toml import read_toml
+    from edgekd.errors import TargetError
 
-    click.echo(find_target(name).read_text(encoding="utf-8"), nl=False)
+    path = find_target(name)
+    read_toml(path, TargetError)  # what is no TOML is said to be that
+    click.echo(path.read_text(encoding="utf-8"), nl=False)
 
 
 @main.group()

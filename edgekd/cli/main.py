@@ -104,9 +104,14 @@ def _in_a_folder() -> bool:
     return True
 
 
+def _printable(sign: str) -> str:
+    """Return a sign, or its code where a terminal would obey it, or could not show it."""
+    return sign if sign.isprintable() else sign.encode("unicode_escape").decode()
+
+
 def _say(line: str) -> None:
     """Print one line on stderr, whatever has become of it."""
-    line = " ".join(line.split())
+    line = "".join(map(_printable, " ".join(line.split())))
     if not line:
         return
     if sys.stderr.isatty():
