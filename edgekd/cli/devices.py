@@ -143,7 +143,7 @@ class Measurement:
 @click.option(
     "--rate",
     "rate_hz",
-    type=Finite(0, 10_000, min_open=True),
+    type=Finite(0.1, 10_000),
     metavar="HZ",
     help="Also for 10 s at a sensor's rate, from a sample's arrival to its result.",
 )

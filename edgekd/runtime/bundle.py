@@ -6,6 +6,7 @@ is plain JSON and is not signed: digests find damage and mixed-up files, not som
 
 from __future__ import annotations
 
+import os
 from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING, get_args
@@ -112,6 +113,8 @@ def check_bundle(path: Path | str, runtime: str | None = None) -> tuple[Manifest
 def _read(folder: Path, runtime: str | None) -> tuple[Manifest, Runtime]:
     if not folder.is_dir():
         raise BundleError(f"{folder}: no such folder; give the folder that holds a bundle's {MANIFEST}")
+    if not os.path.lexists(folder / MANIFEST):
+        read_manifest(folder)  # says what is missing, before a walk through what may be a whole disk
     files = plain_files(folder)
     manifest = read_manifest(folder)
     library = _runtime(folder, manifest, runtime)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from edgekd.devices.npm import pack, unpack
 from edgekd.errors import DeviceError
-from edgekd.files import atomic_path, scratch_folder, user_cache
+from edgekd.files import atomic_path, make_folder, scratch_folder, user_cache
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -88,6 +88,7 @@ def install(advance: Callable[[int, int, str], None]) -> Path:
 
 
 def _fetch(folder: Path, advance: Callable[[int, int, str], None]) -> None:
+    make_folder(folder, DeviceError, "XDG_CACHE_HOME")  # before minutes of a download
     try:
         with scratch_folder(prefix="edgekd-npm-") as scratch:
             archive = _download(scratch)
