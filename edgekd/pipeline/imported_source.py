@@ -36,7 +36,7 @@ def _describe(imported: ImportedModel) -> str:
 
 
 IMPORT: StageSpec[ImportedModel] = StageSpec(
-    "import", 2, ImportedModel, LIBRARIES, "read a trained ONNX model and its samples", _describe
+    "import", 3, ImportedModel, LIBRARIES, "read a trained ONNX model and its samples", _describe
 )
 
 
