@@ -135,9 +135,15 @@ def _load(path: Path) -> ModelProto:
     _require_size(model, path)
     try:
         onnx.checker.check_model(model)
-    except onnx.checker.ValidationError as error:
+    except _refusals() as error:
         raise ModelError(f"{path}: is not valid ONNX: {_first_line(error)}") from error
     return model
+
+
+def _refusals() -> tuple[type[Exception], ...]:
+    """Return the exceptions by which ONNX refuses a model, which share no base class."""
+    onnx = need("onnx", "build")
+    return onnx.checker.ValidationError, need("onnx.shape_inference", "build").InferenceError
 
 
 def _require_text(message: Message, path: Path) -> None:
@@ -260,7 +266,7 @@ def _converted(model: ModelProto, path: Path) -> ModelProto:
     try:
         converted: ModelProto = convert.convert_version(model, _OPSET)
         onnx.checker.check_model(converted, full_check=True)
-    except (convert.ConvertError, RuntimeError, onnx.checker.ValidationError) as error:
+    except (convert.ConvertError, RuntimeError, *_refusals()) as error:
         raise _old(path, opset, _first_line(error)) from error
     return converted
 
