@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -267,7 +268,7 @@ def open_arrays(source: Path | BinaryIO) -> Iterator[Mapping[str, Array]]:
             raise ModelError(f"{_label(source)}: is a single array, not an .npz; write it with np.savez")
         with archive:
             yield archive
-    except (OSError, ValueError, EOFError, BadZipFile) as error:
+    except (OSError, ValueError, EOFError, BadZipFile, NotImplementedError, zlib.error) as error:
         raise ModelError(f"{_label(source)}: cannot be read as an .npz of plain arrays: {error}") from error
 
 

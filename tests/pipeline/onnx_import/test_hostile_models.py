@@ -88,6 +88,13 @@ def test_weights_that_claim_shapes_they_do_not_have(tmp_path, dims):
     refused(tmp_path / "m.onnx", "is not valid ONNX")
 
 
+def test_shapes_that_contradict_each_other(tmp_path):
+    model = onnx.load(mlp(tmp_path / "m.onnx", opset=11))
+    model.graph.output[0].type.tensor_type.shape.dim[1].dim_value = 7
+    onnx.save(model, tmp_path / "m.onnx")
+    refused(tmp_path / "m.onnx", "m.onnx: ")
+
+
 def test_functions_that_grow_beyond_all_bounds(tmp_path):
     def function(name, *called):
         nodes = [node(inner, [f"t{i}"], [f"t{i + 1}"], domain="own") for i, inner in enumerate(called)]
