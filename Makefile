@@ -7,7 +7,10 @@ INSTALLED := $(VENV)/.installed
 # Where it is set, as in many containers, each of a run's processes would compile all that it imports.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: demo test style types board-types devices docs clean
+# How many inputs `make fuzz` tries.
+INPUTS ?= 10000
+
+.PHONY: demo test fuzz style types board-types devices docs clean
 
 demo: $(INSTALLED)
 	$(BIN)/edgekd build --recipe demo --target cpu
@@ -22,6 +25,10 @@ devices: $(INSTALLED)
 test: $(INSTALLED)
 	$(MAKE) --no-print-directory --jobs --output-sync=target style types board-types
 	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
+
+# Broken and hostile recipes, tasks, models, samples and bundles; the tests try a few hundred. Another START draws others.
+fuzz: $(INSTALLED)
+	$(BIN)/python tests/fuzz/fuzz.py --inputs $(INPUTS) --start $(or $(START),0)
 
 style: $(INSTALLED)
 	$(BIN)/ruff check .

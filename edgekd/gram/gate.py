@@ -197,7 +197,7 @@ def judge(
     elif drift.bound > limits.tau_pass:
         warnings.append(f"Gram drift bound {drift.bound:.4f} is above {limits.tau_pass:g}")
     if flipped is not None and not flipped <= limits.max_flips + _ROUNDING:
-        failures.append(f"{flipped:.1%} of top-1 classes changed, more than {limits.max_flips:.1%}")
+        failures.append(f"{flipped * 100:.3g}% of top-1 classes changed, more than {limits.max_flips * 100:.3g}%")
     if metric_drop is not None and not metric_drop <= limits.max_metric_drop + _ROUNDING:
         failures.append(f"the metric is {metric_drop:.4f} worse, more than {limits.max_metric_drop:g}")
     verdict: Verdict = "fail" if failures else "warn" if warnings else "pass"

@@ -50,7 +50,12 @@ def number(value: float | None, form: str = ".4f") -> str:
 
 def share(value: float) -> str:
     """Write a part of a whole as a percentage."""
-    return format(value, ".0%" if value >= 0.0995 else ".1%")
+    return format(value, ".0%") if value >= 0.0995 else percent(value)
+
+
+def percent(value: float | None) -> str:
+    """Write a part of a whole as a percentage with a decimal; what is more than nothing never reads 0.0%."""
+    return f"{value * 100:.1g}%" if value is not None and 0 < value < 0.0005 else number(value, ".1%")
 
 
 def rate(value: float) -> str:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from edgekd.gram.gate import DEVICE
 from edgekd.report.escape import markdown_text
-from edgekd.report.format import NOTHING, WITHHELD, factor, milliseconds, number, share, size
+from edgekd.report.format import NOTHING, WITHHELD, factor, milliseconds, number, percent, share, size
 from edgekd.report.results import SHIPPED
 
 if TYPE_CHECKING:
@@ -119,7 +119,7 @@ def _ledger_row(row: LedgerRow, baseline: float | None) -> tuple[str, ...]:
         number(change, "+.4f"),
         number(drift.mean if drift else None),
         number(drift.bound if drift else None),
-        number(row.flips, ".1%"),
+        percent(row.flips),
         number(row.to_teacher.mean if row.to_teacher else None),
         row.verdict or NOTHING,
     )
@@ -169,7 +169,7 @@ def candidate_table(result: TargetResult) -> Table:
             candidate.name,
             number(candidate.metric),
             number(candidate.bound),
-            number(candidate.flips, ".1%"),
+            percent(candidate.flips),
             candidate.verdict,
             milliseconds(candidate.p50.value_ms) if candidate.p50 else "not measured",
             size(candidate.size_bytes),

@@ -135,8 +135,10 @@ def test_numbers_of_a_calibration(tmp_path, line):
         load_calibration(str(path))
 
 
-@pytest.mark.parametrize("override", ["", "=", "a", "..=1", ".=1", "seed.x=1", "task.name.x=1", "\x00=1", "distill.=1",
-                                      ".".join("a" * 100_000) + "=1", "task.options." + ".".join("a" * 500) + "=1"])  # fmt: skip
+@pytest.mark.parametrize("override", [
+    "", "=", "a", "..=1", ".=1", "seed.x=1", "task.name.x=1", "\x00=1", "distill.=1",
+    ".".join("a" * 100_000) + "=1", "task.options." + ".".join("a" * 500) + "=1",
+], ids=range(11))  # fmt: skip
 def test_overrides_that_name_nothing(tmp_path, override):
     with pytest.raises(EdgekdError) as refused:
         _read(tmp_path, TASK, (override,))

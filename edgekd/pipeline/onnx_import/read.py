@@ -10,14 +10,16 @@ from edgekd.compress.graph import all_nodes, inner_graphs
 from edgekd.errors import ModelError, TaskError, nearest
 from edgekd.files import need, quiet, scratch_folder
 from edgekd.pipeline.onnx_import.graph import CONTROL_FLOW, add_outputs, keep_tensors
+from edgekd.pipeline.onnx_import.trial import require_end
 from edgekd.runtime.backends.onnxruntime import open_engine
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterator
     from pathlib import Path
 
+    from google.protobuf.message import Message
     from numpy.typing import NDArray
-    from onnx import GraphProto, ModelProto, NodeProto, TensorProto
+    from onnx import FunctionProto, GraphProto, ModelProto, NodeProto, TensorProto
 
 #: Q/DQ with one scale for each channel begins with this opset, which belongs to ONNX 1.8 and its IR version 7.
 _OPSET, _IR_VERSION = 13, 7
@@ -29,6 +31,9 @@ _OLDEST = 7
 _QUANTIZED = frozenset(
     {"ConvInteger", "MatMulInteger", "MatMulIntegerToFloat", "MatMulNBits", "MatMulBnb4", "QGemm", "QAttention", "QMoE"}
 )
+
+#: The most nodes of a model; that of a large language model has some thousands.
+_MOST_NODES = 1_000_000
 
 #: Domains of which ONNX Runtime has some operators; of other domains it has none.
 _KNOWN_DOMAINS = frozenset({"", "ai.onnx", "ai.onnx.ml", "com.microsoft"})
@@ -46,8 +51,8 @@ def read_model(path: Path, keep: Collection[str] = ()) -> ModelProto:
         initializers, and none of these among the inputs. ``If`` and ``Loop`` are gone where ONNX Runtime can fold them.
 
     Raises:
-        ModelError: The model cannot be read, is quantized already, is a training graph, cannot be converted to opset
-            13, or has operators that ONNX Runtime does not know.
+        ModelError: The model cannot be read, has a loop that does not end, is quantized already, is a training graph,
+            cannot be converted to opset 13, or has operators that ONNX Runtime does not know.
         TaskError: The model has no tensor of a name in ``keep``.
     """
     model = _load(path)
@@ -63,6 +68,9 @@ def read_model(path: Path, keep: Collection[str] = ()) -> ModelProto:
     stored = {tensor.name for tensor in model.graph.initializer}
     for value in [value for value in model.graph.input if value.name in stored]:  # as IR versions before 4 ask for
         model.graph.input.remove(value)
+    if not model.graph.input:
+        raise ModelError(f"{path}: has no inputs, so it computes the same whatever the samples are")
+    require_end(model, path, {})
     model.ir_version = max(model.ir_version, _IR_VERSION)
     _require_known_operators(model, path)
     if any(node.op_type in CONTROL_FLOW for node in model.graph.node):
@@ -78,14 +86,20 @@ def weight_files(path: Path) -> list[Path]:
     A file that is no model has none: :func:`read_model` says what is wrong with it.
     """
     onnx = need("onnx", "build")
+    outside = onnx.external_data_helper
     try:
         model = onnx.load(str(path), format="protobuf", load_external_data=False)
-    except need("google.protobuf.message", "build").DecodeError:
+        tensors = filter(outside.uses_external_data, _stored_tensors(model))
+        names = {outside.ExternalDataInfo(tensor).location for tensor in tensors}
+    except (need("google.protobuf.message", "build").DecodeError, OSError, ValueError):
         return []
-    outside = onnx.external_data_helper
-    tensors = filter(outside.uses_external_data, _stored_tensors(model))
-    names = {outside.ExternalDataInfo(tensor).location for tensor in tensors}
-    return [path.parent / name for name in sorted(names) if (path.parent / name).is_file()]
+    return [path.parent / name for name in sorted(names) if _is_beside(path, name)]
+
+
+def _is_beside(path: Path, name: str) -> bool:
+    """Whether a name is of a file in a model's own folder or below it, where weights may lie."""
+    file = path.parent / name
+    return not Path(name).is_absolute() and ".." not in Path(name).parts and file.is_file() and not file.is_symlink()
 
 
 def _stored_tensors(model: ModelProto) -> Iterator[TensorProto]:
@@ -107,20 +121,61 @@ def _load(path: Path) -> ModelProto:
         raise ModelError(f"{path}: cannot be read: {error.strerror or error}") from error
     except malformed as error:
         raise ModelError(f"{path}: is not an ONNX model, or only a part of one") from error
+    _require_text(model, path)
     if not model.graph.node:
         raise ModelError(f"{path}: is not an ONNX model: there is no graph in it")
     try:
         onnx.load_external_data_for_model(model, str(path.parent))
-    except (OSError, onnx.checker.ValidationError) as error:
+    except (OSError, ValueError, onnx.checker.ValidationError) as error:
         raise ModelError(
             f"{path}: keeps its weights in files of their own, and one cannot be read: {_first_line(error)}; "
             "put them beside the model, under the names that they were exported with"
         ) from error
+    _require_size(model, path)
     try:
         onnx.checker.check_model(model)
-    except onnx.checker.ValidationError as error:
+    except _refusals() as error:
         raise ModelError(f"{path}: is not valid ONNX: {_first_line(error)}") from error
     return model
+
+
+def _refusals() -> tuple[type[Exception], ...]:
+    """Return the exceptions by which ONNX refuses a model, which share no base class."""
+    onnx = need("onnx", "build")
+    return onnx.checker.ValidationError, need("onnx.shape_inference", "build").InferenceError
+
+
+def _require_text(message: Message, path: Path) -> None:
+    """Raise ModelError where a text in a model is not UTF-8: protobuf gives its bytes, which nothing expects."""
+    for field, value in message.ListFields():
+        if field.type == field.TYPE_MESSAGE:
+            for item in (value,) if hasattr(value, "ListFields") else value:
+                _require_text(item, path)
+        elif field.type == field.TYPE_STRING and not isinstance(value, str):
+            wrong = [value] if isinstance(value, bytes) else [item for item in value if not isinstance(item, str)]
+            if wrong:
+                raise ModelError(f"{path}: has a name that is not UTF-8, {wrong[0]!r}; export it with another")
+
+
+def _require_size(model: ModelProto, path: Path) -> None:
+    """Raise ModelError where functions that call others add up to more nodes than a computer can hold.
+
+    A function that calls itself is left to ONNX, which refuses it.
+    """
+    functions = {(function.domain, function.name): function for function in model.functions}
+    sizes: dict[tuple[str, str], int] = {}
+
+    def size(part: GraphProto | FunctionProto) -> int:
+        return sum(called((node.domain, node.op_type)) for node in all_nodes(part))
+
+    def called(key: tuple[str, str]) -> int:
+        if key in functions and key not in sizes:
+            sizes[key] = 1  # until it is known, should it call itself
+            sizes[key] = min(size(functions[key]), _MOST_NODES + 1)
+        return sizes.get(key, 1)
+
+    if size(model.graph) > _MOST_NODES:
+        raise ModelError(f"{path}: its functions add up to more than {_MOST_NODES:,} nodes; export it without them")
 
 
 def _require_float(model: ModelProto, path: Path) -> None:
@@ -210,7 +265,7 @@ def _converted(model: ModelProto, path: Path) -> ModelProto:
     try:
         converted: ModelProto = convert.convert_version(model, _OPSET)
         onnx.checker.check_model(converted, full_check=True)
-    except (convert.ConvertError, RuntimeError, onnx.checker.ValidationError) as error:
+    except (convert.ConvertError, RuntimeError, *_refusals()) as error:
         raise _old(path, opset, _first_line(error)) from error
     return converted
 
@@ -240,9 +295,9 @@ def _constants(graph: GraphProto) -> Iterator[tuple[str, NDArray[np.generic]]]:
     """Yield the values of ``Constant`` nodes, except strings and sparse tensors, which are never weights."""
     numpy_helper = need("onnx", "build").numpy_helper
     for node in graph.node:
-        if node.op_type != "Constant":
+        attribute = next(iter(node.attribute), None)
+        if node.op_type != "Constant" or attribute is None:
             continue
-        (attribute,) = node.attribute
         match attribute.name:
             case "value":
                 yield node.output[0], numpy_helper.to_array(attribute.t)

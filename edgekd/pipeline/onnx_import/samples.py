@@ -81,6 +81,11 @@ def read_samples(path: Path, specs: Sequence[TensorSpec], states: Sequence[str])
         inputs = {spec.name: _fitting(path, spec, arrays[keys[spec.name]]) for spec in specs}
         extra = {key: arrays[key] for key in extras}
         ignored = tuple(sorted(set(arrays).difference(keys.values(), extras)))
+    labels = _labels(path, extra.get("labels"))
+    for key, array in extra.items():
+        if array.ndim != 1 or array.dtype.kind not in "biufUS":
+            is_now = f"{array.dtype} {list(array.shape)}"
+            raise ModelError(f"{path}: '{key}' must be numbers or texts, one a sample, but is {is_now}")
     counts = {name: len(x) for name, x in (inputs | extra).items()}
     if len(set(counts.values())) != 1 or min(counts.values()) < 2:
         raise ModelError(f"{path}: every array needs the same number of samples, at least two, but has {counts}")
@@ -88,7 +93,7 @@ def read_samples(path: Path, specs: Sequence[TensorSpec], states: Sequence[str])
     ids = extra.get("ids", np.arange(count)).astype(str)
     if len(np.unique(ids)) < count:
         raise ModelError(f"{path}: 'ids' names some samples alike; give each a name of its own")
-    return NpzSamples(inputs, ids, _labels(path, extra.get("labels")), extra.get("groups"), ignored)
+    return NpzSamples(inputs, ids, labels, extra.get("groups"), ignored)
 
 
 def _key(path: Path, spec: TensorSpec, arrays: Mapping[str, Array], is_state: bool) -> str:

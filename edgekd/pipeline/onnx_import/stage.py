@@ -17,6 +17,7 @@ from edgekd.pipeline.onnx_import.outputs import choose_outputs, write_outputs
 from edgekd.pipeline.onnx_import.read import read_model
 from edgekd.pipeline.onnx_import.samples import NpzSamples, read_samples, shared, split
 from edgekd.pipeline.onnx_import.taps import TensorTap  # noqa: TC001  # the type of a stage's result is looked up when it is read back
+from edgekd.pipeline.onnx_import.trial import require_end
 from edgekd.runtime.backends.onnxruntime import open_engine
 from edgekd.stages.artifacts import CALIBRATION, TEST, Exported, TaskFacts, onnx_name
 from edgekd.stages.labels import UNLABELLED
@@ -95,6 +96,8 @@ def import_onnx(source: OnnxSource, folder: Path, report: StageReporter, seed: i
     calibration_samples, test_samples = _read(source, specs, recurrent, seed, notes)
     report.advance(2, 4, f"{len(calibration_samples.ids)} samples to calibrate with, {len(test_samples.ids)} to test")
     _batch(graph, specs, calibration_samples, notes)
+    for samples in (calibration_samples, test_samples):
+        require_end(graph, model, samples.inputs)
     data = [
         name
         for name, x in calibration_samples.inputs.items()
@@ -167,7 +170,7 @@ def _parity(model: Path, path: Path, output: str, samples: NpzSamples) -> float:
     """Return the largest |written - user's| of the first sample, as a share of the output's largest magnitude.
 
     Raises:
-        ModelError: they disagree: edgekd has altered what the model computes.
+        ModelError: The output is empty or not finite, or they disagree: edgekd has altered what the model computes.
     """
     original = need("onnx", "build").load(str(model))
     keep_tensors(original.graph)
@@ -177,6 +180,9 @@ def _parity(model: Path, path: Path, output: str, samples: NpzSamples) -> float:
     expected = observe(original, [output], feeds)[output]
     with open_engine(path, fused=False) as session:
         written = session.run(samples.first(1))["logits"].reshape(expected.shape)
+    if not (np.isfinite(expected).all() and expected.size):
+        what = "is empty" if not expected.size else "is not finite"
+        raise ModelError(f"{model}: its output '{output}' {what} for the first sample, so there is nothing to compare")
     parity = float(np.abs(written - expected).max()) / max(float(np.abs(expected).max()), 1e-6)
     if not parity <= _TOLERANCE:
         raise ModelError(
@@ -211,5 +217,4 @@ def _facts(
         wrong = [label for label in known if not 0 <= label < width]
         if wrong:
             raise ModelError(f"'labels' holds {wrong[0]}, but the model has classes 0 to {width - 1} only")
-    metric = "none" if test_samples.labels is None else "accuracy"
-    return TaskFacts(metric, True, classes, inputs), calibration_samples, test_samples
+    return TaskFacts("accuracy" if classes else "metric", True, classes, inputs), calibration_samples, test_samples

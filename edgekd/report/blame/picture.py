@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from edgekd.gram.blame import FUSION
 from edgekd.report.escape import escape
-from edgekd.report.format import milliseconds, number
+from edgekd.report.format import milliseconds, number, percent
 from edgekd.report.svg.draw import RAMP_WIDTH, ramp_colour, ramp_legend, shorten, standalone_svg, text
 
 if TYPE_CHECKING:
@@ -89,7 +89,7 @@ def _place(layers: Sequence[WeightedLayer]) -> dict[str, _Box]:
 
 def _heading(blame: Blame) -> Iterator[str]:
     effect = blame.quantized
-    flips = f", {number(effect.flips, '.1%')} flips" if effect.flips is not None else ""
+    flips = f", {percent(effect.flips)} flips" if effect.flips is not None else ""
     yield text(_MARGIN, 26, "Drift that returning a layer to float relieves", kind="title")
     whole = f"All in INT8: drift {drift_figure(effect.drift)}{flips}; {blame.samples} calibration samples"
     yield text(_MARGIN, 46, whole, kind="quiet")

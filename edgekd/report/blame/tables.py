@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from edgekd.files import write_text
 from edgekd.gram.blame import SCOPES
 from edgekd.report.blame.picture import blame_svg, drift_figure
-from edgekd.report.format import NOTHING, milliseconds, number
+from edgekd.report.format import NOTHING, milliseconds, number, percent
 from edgekd.report.svg.draw import shorten
 from edgekd.report.table import Column, Table
 from edgekd.runtime.manifest import null_not_finite
@@ -57,7 +57,7 @@ def _per_ms(suspect: Suspect, figure: RankedFigure | None) -> str:
 def _notes(blame: Blame, timed: bool, labelled: bool) -> tuple[str, ...]:
     effect = blame.quantized
     whole = f"All in INT8: drift {drift_figure(effect.drift)}"
-    whole += f", {number(effect.flips, '.1%')} flips" if effect.flips is not None else ""
+    whole += f", {percent(effect.flips)} flips" if effect.flips is not None else ""
     whole += f", metric {number(effect.metric)}" if effect.metric is not None else ""
     notes = [f"{whole}, against float on {blame.samples} calibration samples."]
     notes.append("relief: drift that goes where only this is float; ± its standard error; one rank: level within it.")

@@ -88,9 +88,9 @@ def flips_svg(name: str, ledger: Ledger) -> str | None:
     parts += _limits({f"fail ≤ {100 * most:.3g}%": (100 * most, "limit")}, scale, frame)
     for index, (stage, value) in enumerate(percent.items()):
         look = _look(stage_verdicts(ledger, ledger.row(stage)).get("flips"), "c3")
-        parts += _dot(stage, (frame.x(scale.share(value) or 0.0), _middle(index)), number(flips[stage], ".1%"), look)
-    description = f"Flipped classes by stage; the gate fails above {most:.2%}. "
-    description += "; ".join(f"{stage} {value:.1%}" for stage, value in flips.items())
+        parts += _dot(stage, (frame.x(scale.share(value) or 0.0), _middle(index)), percent(flips[stage]), look)
+    description = f"Flipped classes by stage; the gate fails above {most * 100:.3g}%. "
+    description += "; ".join(f"{stage} {percent(value)}" for stage, value in flips.items())
     return picture(name, description, frame.bottom + 40, parts)
 
 

@@ -215,7 +215,7 @@ def test_one_number_for_each_sample(tmp_path, import_):
     stored = [*graphs.weights(w=(4, 1)), *graphs.integers(axis=[1])]
     path = graphs.write(tmp_path / "m.onnx", nodes, [tensor("x", ["n", 4])], [tensor("y", ["n"])], stored)
     imported = import_(path, {**X, "labels": np.zeros(12, int)})
-    assert (imported.exported.facts.classes, imported.exported.facts.metric) == ([], "none")
+    assert (imported.exported.facts.classes, imported.exported.facts.metric) == ([], "metric")
     assert any("the labels are not used" in note for note in imported.notes)
     assert outputs(tmp_path / "out")["logits"].shape == (6, 1)
     with np.load(tmp_path / "out/test.npz") as arrays:

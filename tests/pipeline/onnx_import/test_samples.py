@@ -1,3 +1,5 @@
+from contextlib import suppress
+
 import numpy as np
 import pytest
 from graphs import normal, save_samples
@@ -67,9 +69,13 @@ def test_an_input_called_labels_is_an_input(tmp_path):
         ({"ids": np.zeros(12)}, "'ids' names some samples alike"),
         ({"labels": np.zeros(12)}, r"'labels' must be whole numbers, one a sample, .* but is float64 \[12\]"),
         ({"labels": np.zeros((12, 2), int)}, r"but is int64 \[12, 2\]"),
+        ({"labels": np.int64(1)}, r"'labels' must be whole numbers, one a sample, .* but is int64 \[\]"),
+        ({"groups": np.int64(1)}, r"'groups' must be numbers or texts, one a sample, but is int64 \[\]"),
+        ({"ids": np.zeros(12, "i4,f4")}, r"'ids' must be numbers or texts, one a sample, but is \["),
+        ({"ids": np.zeros((12, 2))}, r"'ids' must be numbers or texts, one a sample, but is float64 \[12, 2\]"),
     ],
     ids=["missing", "integers", "double", "size", "rank", "scalar", "rank-of-scalar", "nan", "rows", "few", "ids",
-         "float-labels", "label-rows"],
+         "float-labels", "label-rows", "one-label", "one-group", "ids-of-parts", "ids-of-rows"],
 )  # fmt: skip
 def test_what_does_not_fit_is_said(tmp_path, change, message):
     arrays = {key: array for key, array in {**RIGHT, **change}.items() if array is not None}
@@ -86,6 +92,16 @@ def test_a_missing_state_is_asked_for_as_such(tmp_path):
 def test_an_archive_of_nothing_has_no_input(tmp_path):
     with pytest.raises(ModelError, match=r"no array for the model's input 'x', float32 \[n, 4\]; there are none$"):
         read(tmp_path, {})
+
+
+def test_a_damaged_archive_is_read_or_refused(tmp_path):
+    path = tmp_path / "s.npz"
+    np.savez_compressed(path, **RIGHT)
+    content = path.read_bytes()
+    for at in range(0, len(content), 5):
+        path.write_bytes(content[:at] + bytes([content[at] ^ 0x5A]) + content[at + 1 :])
+        with suppress(ModelError):
+            read_samples(path, SPECS, ())
 
 
 def test_a_text_file_is_no_archive(tmp_path):
