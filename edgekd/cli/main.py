@@ -39,10 +39,12 @@ class _EdgekdGroup(click.Group):
         """Return the commands in the order in which they are defined, the most important first."""
         return list(self.commands)
 
-    def make_context(self, info_name: str | None, args: list[str], **others: Any) -> click.Context:
+    def make_context(
+        self, info_name: str | None, args: list[str], parent: click.Context | None = None, **extra: Any
+    ) -> click.Context:
         """Parse the options; what an error quotes of them is shown as text."""
         with _shown_errors():
-            return super().make_context(info_name, args, **others)
+            return super().make_context(info_name, args, parent, **extra)
 
     def main(self, *args: Any, **options: Any) -> Any:
         """Run the command line; see :meth:`click.Command.main`."""
@@ -82,7 +84,7 @@ def _shown_errors() -> Iterator[None]:
     try:
         yield
     except click.ClickException as error:
-        error.message = visible(error.message, keep="\n")
+        error.message = visible(error.message, keep="\n")  # type: ignore[misc]  # final for others: show() reads it
         raise
 
 
