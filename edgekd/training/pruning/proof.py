@@ -96,7 +96,7 @@ class Proof:
         """Return why some channels cannot be removed together, or None where they can."""
         try:
             cut = copy_without(self._model, self._ends.trace, removed)
-            uncut = copy_network(self._model).requires_grad_()
+            uncut = copy_network(self._model)
         except FAILURES as error:
             return f"without some of them the network fails: {described(error)}"
         absent = _absent(removed, groups)

@@ -279,6 +279,17 @@ def test_what_would_be_cut_is_found_on_a_copy(make):
     assert {root for root, _, _ in cut.removed} <= set(found.widths)
 
 
+def test_a_frozen_part_is_cut_like_any_other():
+    def make():
+        model = Auxiliary()
+        model.stem.requires_grad_(False)
+        return model
+
+    model, cut = cut_in_half(make)
+    assert shrunk(model, make) == {"stem.0", "aux.0", "b.0"}
+    assert cut.warnings == []
+
+
 def test_layers_that_are_not_asked_for_a_share_are_not_warned_of():
     make = LEFT["channels last"][0]
     assert cut_in_half(make, ratios={"a": 0.0})[1].warnings == []
