@@ -60,9 +60,9 @@ def test_what_a_plugin_raises_is_told_with_its_line(file):
 @pytest.mark.parametrize("line", ["import sys; sys.exit(0)", "exit()", "raise BaseException('gone')"])
 def test_a_plugin_never_ends_the_process(file, line):
     file.write_text(f"def give():\n    {line}\n")
-    with pytest.raises(TargetError, match=r"^plug-in: (calls sys.exit\((0|None)?\)|BaseException: gone)") as error:
-        with guarded("plug-in", TargetError):
-            imported(file)()
+    message = r"^plug-in: (calls sys.exit\((0|None)?\)|BaseException: gone)"
+    with pytest.raises(TargetError, match=message) as error, guarded("plug-in", TargetError):
+        imported(file)()
     assert isinstance(error.value.__cause__, BaseException)
     file.write_text(f"{line}\ndef give():\n    pass\n")
     with pytest.raises(TargetError, match="cannot be imported: "):
