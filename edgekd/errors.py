@@ -173,11 +173,13 @@ def own_line(problem: BaseException, folder: Path | None = None) -> str:
 
 def is_own(file: str, folder: Path | None = None) -> bool:
     """Whether a file is a user's code: below their folder where it is given, else neither edgekd's nor installed."""
+    if file.startswith("<"):  # "<frozen os>", "<string>"
+        return False
     path = Path(file).resolve()
     if folder is not None:
         return path.is_relative_to(folder) and not installed(path.relative_to(folder))
     libraries = (_PACKAGE, Path(sysconfig.get_path("stdlib")).resolve())
-    return not (file.startswith("<") or installed(path) or any(path.is_relative_to(parent) for parent in libraries))
+    return not (installed(path) or any(path.is_relative_to(parent) for parent in libraries))
 
 
 def installed(file: Path) -> bool:

@@ -1,5 +1,7 @@
 import sys
+from pathlib import Path
 
+import numpy as np
 import pytest
 
 from edgekd.errors import TargetError
@@ -53,3 +55,34 @@ def test_what_a_plugin_raises_is_told_with_its_line(file):
     with pytest.raises(TargetError) as error, guarded(f"plug-in {name}", TargetError):
         imported(file)()
     assert str(error.value) == f"plug-in {name}: IndexError: list index out of range ({file}:3)"
+
+
+@pytest.mark.parametrize("line", ["import sys; sys.exit(0)", "exit()", "raise BaseException('gone')"])
+def test_a_plugin_never_ends_the_process(file, line):
+    file.write_text(f"def give():\n    {line}\n")
+    message = r"^plug-in: (calls sys.exit\((0|None)?\)|BaseException: gone)"
+    with pytest.raises(TargetError, match=message) as error, guarded("plug-in", TargetError):
+        imported(file)()
+    assert isinstance(error.value.__cause__, BaseException)
+    file.write_text(f"{line}\ndef give():\n    pass\n")
+    with pytest.raises(TargetError, match="cannot be imported: "):
+        imported(file)
+
+
+def test_the_users_interrupt_passes_a_plugin(file):
+    file.write_text("def give():\n    raise KeyboardInterrupt\n")
+    with pytest.raises(KeyboardInterrupt), guarded("plug-in", TargetError):
+        imported(file)()
+
+
+def test_what_a_plugin_changes_in_the_process_is_undone(file, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    before = Path.cwd(), np.geterr()
+    file.write_text(
+        "import os\nimport numpy\nos.chdir('/')\nnumpy.seterr(all='raise')\ndef give():\n    os.chdir('/')\n"
+    )
+    give = imported(file)
+    assert (Path.cwd(), np.geterr()) == before
+    with guarded("plug-in", TargetError):
+        give()
+    assert Path.cwd() == before[0]

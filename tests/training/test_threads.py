@@ -25,10 +25,10 @@ from edgekd.training.stage_run import computing_threads
 from edgekd.training.taps.taps import TappedModel
 
 def digest(threads):
-    model = build(lambda: TwoTowers(hidden=512), 0)
+    model = build(lambda: TwoTowers(norm=True), 0)
     with computing_threads(threads), TappedModel(model, TAPS) as tapped, tempfile.TemporaryDirectory() as folder:
-        run = Fit(Training(epochs=1, batch_size=256), 0, Path(folder), reporter())
-        fit(model, SupervisedObjective(tapped), split("train", 512), lambda: {"validation": 0.0}, run)
+        run = Fit(Training(epochs=4, batch_size=4096), 0, Path(folder), reporter())
+        fit(model, SupervisedObjective(tapped), split("train", 4096), lambda: {"validation": 0.0}, run)
     content = b"".join(value.numpy().tobytes() for value in model.state_dict().values())
     return hashlib.sha256(content).hexdigest()
 

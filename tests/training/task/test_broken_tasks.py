@@ -2,6 +2,7 @@
 
 import itertools
 import os
+import shutil
 import signal
 import sys
 import threading
@@ -10,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from commands import ROOT, edgekd
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from small import TAPS, TwoTowers, reporter, split
@@ -360,3 +362,19 @@ def test_a_dataset_of_a_library_that_reads_several_samples_at_once(exercise):
     assert "__getitem__ returned an int, must return an edgekd.Sample" in told(
         exercise, splits=lambda splits: {**splits, "test": subset}
     )
+
+
+def test_a_command_never_ends_well_because_a_task_says_so(tmp_path):
+    (tmp_path / "task.py").write_text(
+        "from small import TAPS, SmallTask\n"
+        "class Task(SmallTask):\n"
+        "    teacher_taps = student_taps = TAPS\n"
+        "    def metric(self, logits, labels):\n"
+        "        raise SystemExit(0)\n"
+    )
+    (tmp_path / "edgekd.toml").write_text('[task]\nname = "task.py:Task"\n')
+    shutil.copy(ROOT / "tests" / "training" / "small.py", tmp_path)
+    done = edgekd("build", "--output", "out", "--cache", "cache", cwd=tmp_path)
+    assert done.returncode == TaskError.exit_code, done.stderr
+    assert done.stderr.splitlines()[-1].startswith("error: the task's metric: calls sys.exit(0) (")
+    assert "Traceback" not in done.stderr
