@@ -37,10 +37,12 @@ class _EdgekdGroup(click.Group):
         """Return the commands in the order in which they are defined, the most important first."""
         return list(self.commands)
 
-    def make_context(self, info_name: str | None, args: list[str], **others: Any) -> click.Context:
+    def make_context(
+        self, info_name: str | None, args: list[str], parent: click.Context | None = None, **extra: Any
+    ) -> click.Context:
         """Parse the options; what an error quotes of them is shown as text."""
         with _shown_errors():
-            return super().make_context(info_name, args, **others)
+            return super().make_context(info_name, args, parent, **extra)
 
     def invoke(self, context: click.Context) -> Any:
         try:
@@ -64,7 +66,7 @@ def _shown_errors() -> Iterator[None]:
     try:
         yield
     except click.ClickException as error:
-        error.message = visible(error.message, keep="\n")
+        vars(error)["message"] = visible(error.message, keep="\n")  # click declares it final
         raise
 
 
