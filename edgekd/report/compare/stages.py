@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from edgekd.report.compare.checks import stage_verdicts
 from edgekd.report.escape import escape
-from edgekd.report.format import percent
+from edgekd.report.format import number, percent
 from edgekd.report.svg.draw import WIDTH, Frame, picture, shorten, text, x_axis
 from edgekd.report.svg.scale import AxisScale
 
