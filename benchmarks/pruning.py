@@ -35,15 +35,15 @@ from edgekd.stages.artifacts import CUT_PROBE, PROBE, REMOVED, WEIGHTS
 from edgekd.stages.cache import ROUNDS, Cache
 from edgekd.stages.progress import Silent, StageReporter
 from edgekd.stages.stage import Runner
-from edgekd.training.loop.autograd_layers import parameters_trainable, width_defining_layers
 from edgekd.training.loop.evaluate import ground_truth, probe
 from edgekd.training.loop.loop import compute_device
 from edgekd.training.loop.weights import build, load_weights, save_weights
 from edgekd.training.pruning import stage as prune
 from edgekd.training.pruning.budget import count_macs
+from edgekd.training.pruning.candidates import Candidates
 from edgekd.training.pruning.curvature import ImportanceInputs
 from edgekd.training.pruning.cutter import Cutter
-from edgekd.training.pruning.groups import dependency_graph, prunable_groups, remove_channels
+from edgekd.training.pruning.groups import remove_channels, traceable
 from edgekd.training.pruning.obs import GramImportance
 from edgekd.training.pruning.samples import DrawnBatches
 from edgekd.training.stage_run import StageRun
@@ -129,13 +129,12 @@ def make_up(given: Case, config: PruneConfig, place: Path) -> None:
     model = given.network("student").eval()
     inputs = list(next(iter(given.samples)).inputs.values())
     removed = Cutter(deepcopy(model), given.taps.student, given.samples, config, [], given.seed).cut().removed
-    with parameters_trainable(model):
-        kept = width_defining_layers(model, given.taps.student, inputs)
-    with dependency_graph(model, inputs) as graph:
+    candidates = Candidates(model, given.taps.student, inputs, config, [])
+    with traceable(model):
         evidence = ImportanceInputs(model, given.taps.student, given.samples, given.seed)
-        surgeon = GramImportance(evidence, graph, prunable_groups(graph, kept))
+        surgeon = GramImportance(evidence, [each.members for each in candidates.find()])
     surgeon.compensate((model.get_submodule(root), channels) for root, _, channels in removed)
-    remove_channels(model, inputs, removed)
+    remove_channels(model, candidates.ends.trace, removed)
     save_weights(model, place / WEIGHTS)
     write_text(place / REMOVED, json.dumps(removed))
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import itertools
 import multiprocessing
 import time
@@ -13,6 +14,7 @@ import numpy as np
 
 from edgekd.gram.npz import INPUT_PREFIX
 from edgekd.runtime.backends.telemetry import no_telemetry
+from edgekd.runtime.feeds import FiniteCheck
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -20,7 +22,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from edgekd.runtime.backends.registry import Runtime
-    from edgekd.runtime.session import Array, Feeds
+    from edgekd.runtime.session import Array, Feeds, Session
 
     #: Opens an engine and returns what runs one inference of it; both cross the border between two processes.
     Opener = Callable[[], Callable[[Feeds], Any]]
@@ -37,8 +39,27 @@ _RESAMPLES = 2000
 
 
 def open_edgekd(engine: Path, runtime: Runtime) -> Callable[[Feeds], dict[str, Array]]:
-    """Open an engine as :meth:`edgekd.runtime.bundle.Bundle.run` has it."""
+    """Open an engine as :meth:`edgekd.runtime.bundle.Bundle.run` has it, which refuses inputs that are not finite."""
+    session = runtime.open(engine, THREADS)
+    check = FiniteCheck(session.inputs)
+
+    def run(feeds: Feeds) -> dict[str, Array]:
+        check(feeds)
+        return session.run(feeds)
+
+    return run
+
+
+def open_unchecked(engine: Path, runtime: Runtime) -> Callable[[Feeds], dict[str, Array]]:
+    """Open an engine as a bundle with ``check_finite=False`` has it."""
     return runtime.open(engine, THREADS).run
+
+
+def open_unshared(engine: Path, runtime: Runtime) -> Callable[[Feeds], dict[str, Array]]:
+    """Open an engine without what lets many threads use it."""
+    backend = importlib.import_module(runtime.backend.module)
+    session: Session = backend.open_engine(engine, THREADS, **runtime.options)
+    return session.run
 
 
 def open_onnxruntime(engine: Path) -> Callable[[Feeds], list[Array]]:

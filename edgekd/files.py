@@ -1,58 +1,214 @@
-"""Files: atomic writes, digests, the data folders that ship with edgekd, lazy imports of optional packages."""
+"""Files: atomic writes, full disks, digests, the data folders that ship with edgekd, lazy imports of packages."""
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import importlib
-import json
 import logging
 import os
-import re
+import stat
 import sys
+import tempfile
 import threading
 import warnings
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
-from edgekd.errors import EdgekdError, MissingDependency
+from edgekd.errors import EdgekdError, MissingDependency, ScratchError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Iterator
     from types import ModuleType
 
 #: A JSON object as it is read or written: its values are checked where they are used.
 JsonObject: TypeAlias = dict[str, Any]
 
 
-def _tomllib() -> ModuleType:
-    """Import a TOML parser only where TOML is read: a board reads none, and its Python 3.10 brings no parser."""
-    return importlib.import_module("tomllib" if sys.version_info >= (3, 11) else "tomli")
+#: What the system says where a disk takes no more. A user can mend it, and no library's own words for it help.
+DISK_FULL = frozenset((errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO))
+#: All that the system says of a path that a user chose, which is no defect of edgekd.
+REFUSALS = DISK_FULL | {
+    errno.EACCES, errno.EPERM, errno.EISDIR, errno.ENOTDIR, errno.ENAMETOOLONG, errno.ELOOP, errno.ENXIO, errno.EBUSY,
+    errno.ETXTBSY, errno.ESTALE, errno.EEXIST, errno.ENOTEMPTY, errno.EMFILE, errno.ENFILE, errno.ENODEV,
+}  # fmt: skip
+
+#: Bytes that are written to find out whether a disk takes any more.
+_PROBED_BYTES = 1 << 20
+#: Characters of a name that its temporary file repeats, as a name may have 255 bytes, and of a path that errors show.
+_NAME_KEPT, _SHOWN = 50, 1000
+
+
+class DiskFullError(OSError):
+    """A disk takes no more: what the system said of it, whatever a library made of that.
+
+    Attributes:
+        wanted_bytes: Size of the file that was to be written; None where it is not known.
+    """
+
+    wanted_bytes: int | None = None
 
 
 @contextmanager
-def atomic_path(path: Path) -> Iterator[Path]:
+def disk_errors(
+    folder: Path, *, alone: bool = False, wanted_bytes: int | None = None, named: Path | None = None
+) -> Iterator[None]:
+    """Raise a :class:`DiskFullError` for whatever a library raises because ``folder`` takes no more.
+
+    Libraries have words of their own for a full disk, and some name another cause. So the disk itself is asked, before
+    what they left half written is removed.
+
+    Args:
+        folder: The folder, or the file, that the body writes.
+        alone: Whether the body writes nowhere else, so that an error need not name the folder to be about it.
+        wanted_bytes: Size of what is written, where it is known.
+        named: What the error names instead of ``folder``.
+    """
+    try:
+        yield
+    except Exception as error:
+        refused = None if isinstance(error, DiskFullError) else _disk_refusal(error, folder, alone)
+        if refused is None:
+            raise
+        culprit = named or (folder if alone else refused.filename or folder)  # a copy's error names its source
+        full = DiskFullError(refused.errno, os.strerror(refused.errno or 0), str(culprit))
+        full.wanted_bytes = wanted_bytes
+        raise full from error
+
+
+def _disk_refusal(error: BaseException, folder: Path, alone: bool) -> OSError | None:
+    """Return what the system said where an error comes of a disk that takes no more; None where it does not."""
+    text, link = str(error), error
+    while link is not None:
+        if isinstance(link, OSError) and link.errno in DISK_FULL:
+            near = link.filename is None or str(link.filename).startswith(str(folder))
+            return link if alone or near else None
+        link = link.__cause__ or link.__context__
+    for code in DISK_FULL:
+        if os.strerror(code) in text and (alone or str(folder) in text):
+            return OSError(code, os.strerror(code), str(folder))
+    return _probe_disk(folder)
+
+
+def _probe_disk(path: Path) -> OSError | None:
+    """Return what the system says when a little more is written beside the files of a path; None where it takes it."""
+    folder = path if path.is_dir() else path.parent
+    probe = folder / f".probe-{os.urandom(8).hex()}"
+    try:
+        if largest := _at_limit(path):
+            return OSError(errno.EFBIG, os.strerror(errno.EFBIG), str(largest))
+        with probe.open("xb", buffering=0) as stream:
+            try:
+                left = memoryview(bytes(_PROBED_BYTES))
+                while left:
+                    left = left[stream.write(left) :]
+                os.fsync(stream.fileno())
+            finally:
+                probe.unlink()
+    except OSError as error:
+        return error if error.errno in DISK_FULL else None
+    return None
+
+
+def _at_limit(path: Path) -> Path | None:
+    """Return a file, of a path or below it, that is as large as this process may make one (``ulimit -f``), or None."""
+    limit = file_size_limit()
+    files = () if limit is None else (path, *path.rglob("*"))
+    return next((file for file in files if file.is_file() and file.stat().st_size >= limit), None)
+
+
+def file_size_limit() -> int | None:
+    """Return the size in bytes that a file of this process may have; None where there is no limit."""
+    if sys.platform == "win32":
+        return None
+    import resource  # there is none on Windows
+
+    limit = resource.getrlimit(resource.RLIMIT_FSIZE)[0]
+    return None if limit == resource.RLIM_INFINITY else limit
+
+
+@contextmanager
+def atomic_path(path: Path, wanted_bytes: int | None = None) -> Iterator[Path]:
     """Yield a temporary path beside ``path``; on success flush it to disk and rename it, on failure remove it.
 
     A reader sees the old file or the whole new one, whatever kills the writer.
+
+    Args:
+        path: The file.
+        wanted_bytes: Its size, where it is known: an error about a full disk names it.
+
+    Raises:
+        DiskFullError: The disk takes no more, whatever the library that writes makes of it.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.urandom(8).hex()}")
-    # Not mkstemp: its files stay closed to everyone else, whatever the umask allows.
-    os.close(os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))
+    temporary = path.with_name(f".{path.name[:_NAME_KEPT]}.{os.urandom(8).hex()}")
     try:
-        yield temporary
-        with temporary.open("rb") as written:
-            os.fsync(written.fileno())
-        temporary.replace(path)
+        with disk_errors(temporary, alone=True, wanted_bytes=wanted_bytes, named=path):
+            # Not mkstemp: its files stay closed to everyone else, whatever the umask allows.
+            os.close(os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))
+            yield temporary
+            with temporary.open("rb") as written:
+                os.fsync(written.fileno())
+            temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
 
 
+@contextmanager
+def scratch_folder(within: Path | None = None, prefix: str = "edgekd-") -> Iterator[Path]:
+    """Yield a temporary folder, which is removed in the end: in ``within``, else in ``TMPDIR``.
+
+    Raises:
+        DiskFullError: Its disk takes no more.
+        ScratchError: There is no folder for temporary files.
+    """
+    with tempfile.TemporaryDirectory(prefix=prefix, dir=within or scratch_root()) as folder, disk_errors(Path(folder)):
+        yield Path(folder)
+
+
+def scratch_root() -> Path:
+    """Return the folder for temporary files: ``TMPDIR``, else the system's.
+
+    Raises:
+        ScratchError: There is none that can be written.
+    """
+    try:
+        return Path(tempfile.gettempdir())
+    except FileNotFoundError as error:
+        raise ScratchError(
+            "there is no folder for temporary files that can be written: name one with TMPDIR, or make room in /tmp"
+        ) from error
+
+
 def write_text(path: Path, text: str) -> None:
     """Write ``text`` to ``path`` atomically, as UTF-8; a lone half of a character is escaped, as JSON has it."""
-    with atomic_path(path) as temporary:
-        temporary.write_text(text, encoding="utf-8", errors="backslashreplace")
+    content = text.encode("utf-8", "backslashreplace")
+    with atomic_path(path, len(content)) as temporary:
+        temporary.write_bytes(content)
+
+
+def file_kind(path: Path) -> str | None:
+    """Return what a path is if it is no file, in words: a folder, a named pipe; None for a file, or nothing there."""
+    try:
+        mode = path.stat().st_mode
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    kinds = {
+        stat.S_IFDIR: "a folder", stat.S_IFIFO: "a named pipe", stat.S_IFSOCK: "a socket",
+        stat.S_IFCHR: "a device", stat.S_IFBLK: "a device",
+    }  # fmt: skip
+    return kinds.get(stat.S_IFMT(mode))
+
+
+def require_file(path: Path, error: type[EdgekdError]) -> None:
+    """Raise ``error`` where a path is no file: a folder cannot be read as one, and reading a named pipe never ends."""
+    try:
+        kind = file_kind(path)
+    except (OSError, ValueError) as cause:  # a name that is too long, or that holds a NUL
+        raise error(f"{str(path)[:_SHOWN]}: cannot be read: {getattr(cause, 'strerror', None) or cause}") from cause
+    if kind is not None:
+        raise error(f"{path}: is {kind}, not a file")
 
 
 def make_folder(path: Path, error: type[EdgekdError], option: str) -> None:
@@ -80,7 +236,13 @@ def user_cache(error: type[EdgekdError], what: str, option: str = "XDG_CACHE_HOM
 
 
 def sha256_file(path: Path) -> str:
-    """Return the hex SHA-256 of a file, read in blocks."""
+    """Return the hex SHA-256 of a file, read in blocks.
+
+    Raises:
+        OSError: It cannot be read, or is no file: reading a named pipe would never end.
+    """
+    if (kind := file_kind(path)) is not None:
+        raise OSError(errno.ENXIO, f"it is {kind}, not a file", str(path))
     digest = hashlib.sha256()
     with path.open("rb") as stream:
         while block := stream.read(1 << 20):
@@ -138,12 +300,6 @@ def quiet() -> Iterator[None]:
             logging.disable(before)
 
 
-#: How deep tables and lists may be nested in TOML.
-MOST_NESTED = 64
-
-#: A dotted key of so many parts that Python's parser, which keeps all of its beginnings, would fill the memory.
-_LONG_KEY = re.compile(r"""(?<![\w.-])(?:(?:[\w-]+|"[^"\n]*"|'[^'\n]*')[ \t]*\.[ \t]*){1000}""")
-
 #: The most bytes of a text that a user writes by hand, such as a recipe.
 _TEXT_BYTES = 1_000_000
 
@@ -154,11 +310,12 @@ def read_text(path: Path, error: type[EdgekdError]) -> str:
     Raises ``error``, naming the file, where it is absent, is no file (a pipe would never end), is larger than any that
     a hand writes, or holds another encoding.
     """
+    require_file(path, error)
     try:
-        if not path.is_file():
-            raise error(f"{path}: is no file" if path.exists() else f"{path}: no such file")
         with path.open("rb") as stream:
             content = stream.read(_TEXT_BYTES + 1)
+    except FileNotFoundError:
+        raise error(f"{path}: no such file") from None
     except OSError as cause:
         raise error(f"{path}: cannot be read: {cause.strerror or cause}") from cause
     if len(content) > _TEXT_BYTES:
@@ -168,108 +325,3 @@ def read_text(path: Path, error: type[EdgekdError]) -> str:
     except UnicodeDecodeError as cause:
         line = content[: cause.start].count(b"\n") + 1
         raise error(f"{path}: line {line} is not UTF-8; save the file in that encoding") from cause
-
-
-def read_toml(path: Path, error: type[EdgekdError]) -> dict[str, Any]:
-    """Read a TOML file; raise ``error``, naming the file and line, when it is absent or malformed."""
-    try:
-        return parse_toml(read_text(path, error))
-    except ValueError as cause:
-        raise error(f"{path}: not valid TOML: {cause}") from cause
-
-
-def parse_toml(text: str) -> dict[str, Any]:
-    """Return the content of a TOML document.
-
-    Raises:
-        ValueError: It is not valid, nests deeper than a parser can follow, or has a number of thousands of digits.
-    """
-    toml = _tomllib()
-    if _LONG_KEY.search(text):
-        raise ValueError(f"its tables and lists are nested more than {MOST_NESTED} deep")
-    try:
-        content: dict[str, Any] = toml.loads(text)
-    except RecursionError:
-        raise ValueError(f"its tables and lists are nested more than {MOST_NESTED} deep") from None
-    except toml.TOMLDecodeError:
-        raise
-    except ValueError:  # Python's limit on the length of a number
-        raise ValueError("it has a whole number of thousands of digits") from None
-    _check_content(content)
-    return content
-
-
-def _check_content(content: object) -> None:
-    """Raise ValueError for numbers that are not TOML's, and tables that are deeper than what reads them can follow."""
-    level = [content]
-    for _ in range(MOST_NESTED + 1):
-        if any(isinstance(value, int) and value.bit_length() > 63 for value in level):
-            raise ValueError("it has a whole number of more than 64 bits")
-        level = [
-            item
-            for value in level
-            for item in (value.values() if isinstance(value, dict) else value if isinstance(value, list) else ())
-        ]
-        if not level:
-            return
-    raise ValueError(f"its tables and lists are nested more than {MOST_NESTED} deep")
-
-
-def parse_toml_value(text: str) -> Any:
-    """Return ``text`` as a TOML value; a text that is no TOML value is returned as a string.
-
-    Raises:
-        ValueError: It nests deeper than a parser can follow, or is a number of thousands of digits.
-    """
-    try:
-        content = parse_toml(f"value = {text}")
-    except _tomllib().TOMLDecodeError:
-        return text
-    return content["value"] if len(content) == 1 else text
-
-
-_BARE_KEY = re.compile(r"[A-Za-z0-9_-]+")
-
-
-def toml_value(value: Any) -> str:
-    """Write a value as inline TOML, which :func:`parse_toml_value` reads back. Plain text is written without quotes."""
-    return value if isinstance(value, str) and parse_toml_value(value) == value else _toml(value)
-
-
-def _toml(value: Any) -> str:
-    if isinstance(value, dict):
-        pairs = (f"{_toml_key(key)} = {_toml(item)}" for key, item in value.items())
-        return f"{{ {', '.join(pairs)} }}" if value else "{}"
-    if isinstance(value, list):
-        return f"[{', '.join(map(_toml, value))}]"
-    # Text, numbers and booleans are the same in both, but TOML wants more characters escaped.
-    return _NOT_ASCII.sub(_toml_character, json.dumps(value, ensure_ascii=False))
-
-
-_NOT_ASCII = re.compile(r"[^ -~]")
-
-
-def _toml_character(match: re.Match[str]) -> str:
-    character = match[0]
-    code = ord(character)
-    return character if character.isprintable() else f"\\u{code:04x}" if code < 0x10000 else f"\\U{code:08x}"
-
-
-def toml_document(content: Mapping[str, object], table: str = "") -> str:
-    """Write tables as a TOML document: the values of each table before its own tables; what is None is left out.
-
-    Args:
-        content: The values, and tables of them.
-        table: The dotted name of the table that ``content`` is; empty for the document itself.
-    """
-    values = {key: value for key, value in content.items() if value is not None}
-    lines = [f"{_toml_key(key)} = {_toml(value)}" for key, value in values.items() if not isinstance(value, dict)]
-    tables = {key: value for key, value in values.items() if isinstance(value, dict)}
-    head = [f"[{table}]"] if table and (lines or not tables) else []
-    parts = ["\n".join([*head, *lines]) + "\n"] if head or lines else []
-    parts += [toml_document(value, f"{table}.{_toml_key(key)}".lstrip(".")) for key, value in tables.items()]
-    return "\n".join(parts)
-
-
-def _toml_key(key: str) -> str:
-    return key if _BARE_KEY.fullmatch(key) else _toml(key)

@@ -7,17 +7,27 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+import os
+import signal
 import sys
+import threading
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-from edgekd.errors import EdgekdError, nearest
+from edgekd.errors import EdgekdError, is_own, nearest, reason_of
 from edgekd.files import sha256_file
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
     from types import ModuleType
+
+#: What passes through where a user's code runs: edgekd's own errors, the user's Ctrl-C, the end of a generator.
+PASSING = (EdgekdError, KeyboardInterrupt, GeneratorExit)
+
+#: How long a thread that a user's code has started may take to end.
+_GRACE_S = 1.0
 
 
 def is_plugin(name: str) -> bool:
@@ -56,12 +66,13 @@ def import_plugin(name: str, kind: str, error: type[EdgekdError]) -> object:
     if not attribute or not where or (where.startswith(".") and not is_file):
         raise error(f"{kind} {name}: write it as path/to/file.py:name or package.module:name")
     try:
-        module = _load_file(Path(where)) if is_file else importlib.import_module(where)
-    except EdgekdError:
+        with undisturbed(f"{kind} {name}", error):
+            module = _load_file(Path(where)) if is_file else importlib.import_module(where)
+    except PASSING:
         raise
-    except Exception as problem:  # a user's code may raise anything
+    except BaseException as problem:  # a user's code may raise anything
         known = isinstance(problem, ImportError | OSError | SyntaxError)
-        reason = str(problem) if known else f"{type(problem).__name__}: {problem}{_line(problem, where)}"
+        reason = str(problem) if known else reason_of(problem)
         raise error(f"{kind} {name}: {where} cannot be imported: {reason}") from problem
     if not hasattr(module, attribute):
         public = [key for key in vars(module) if not key.startswith("_")]
@@ -71,31 +82,121 @@ def import_plugin(name: str, kind: str, error: type[EdgekdError]) -> object:
 
 
 @contextmanager
-def guarded(name: str, kind: str, error: type[EdgekdError]) -> Iterator[None]:
-    """Raise whatever a plug-in's code raises as one error that names the plug-in.
+def converted(what: str, error: type[EdgekdError], folder: Path | None = None) -> Iterator[None]:
+    """Raise whatever a user's code raises, ``SystemExit`` too, as one line that says what it was, and where.
 
     Args:
-        name: The plug-in's name.
-        kind: What it is, as errors call it, e.g. "quantizer".
-        error: The error to raise.
+        what: What the code is called for, at the beginning of the line.
+        error: The error to raise; edgekd's own errors and the user's Ctrl-C pass through.
+        folder: Folder of the user's code; by default all files that are neither edgekd's nor installed.
     """
     try:
         yield
-    except EdgekdError:
+    except PASSING:
         raise
-    except Exception as problem:  # a user's code may raise anything
-        reason = f"{type(problem).__name__}: {problem}{_line(problem, name.rpartition(':')[0])}"
-        raise error(f"{kind} {name}: {reason}") from problem
+    except BaseException as problem:  # a user's code may raise anything
+        raise error(f"{what}: {reason_of(problem, folder)}") from problem
 
 
-def _line(problem: Exception, where: str) -> str:
-    """Return the innermost line of a plug-in's file that an exception passed, as " (mine.py:3)"; "" where none did."""
-    file, line, trace = str(Path(where).absolute()), 0, problem.__traceback__
-    while trace is not None:
-        if trace.tb_frame.f_code.co_filename == file:
-            line = trace.tb_lineno
-        trace = trace.tb_next
-    return f" ({where}:{line})" if line else ""
+@contextmanager
+def guarded(what: str, error: type[EdgekdError], folder: Path | None = None) -> Iterator[None]:
+    """Do both: :func:`converted` and :func:`undisturbed`."""
+    with converted(what, error, folder), undisturbed(what, error):
+        yield
+
+
+@contextmanager
+def undisturbed(what: str, error: type[EdgekdError]) -> Iterator[None]:
+    """Undo what a user's code changes in the process: numpy's error state, torch's defaults, folder, streams, signals.
+
+    Environment variables stay as the code leaves them: libraries of the user's read them later.
+
+    Args:
+        what: What the code is called for, at the beginning of the line.
+        error: The error to raise where something cannot be undone: a closed stream, a thread that stays.
+    """
+    before = [kept.read() for kept in _KEPT]
+    threads = set(threading.enumerate())
+    try:
+        yield
+    finally:
+        for kept, value in zip(_KEPT, before, strict=True):
+            if kept.read() != value:
+                kept.restore(value)
+    closed = [name for name in ("stdout", "stderr") if _closed(getattr(sys, name))]
+    for name in closed:
+        setattr(sys, name, open(2 if name == "stderr" else 1, "w", closefd=False))  # noqa: SIM115
+    if closed:
+        raise error(f"{what}: closes sys.{closed[0]}")
+    staying = [thread for thread in set(threading.enumerate()) - threads if _stays(thread)]
+    if staying:
+        raise error(
+            f"{what}: starts the thread '{staying[0].name}', which is still running and would not let the command end: "
+            "start it with daemon=True, or end it"
+        )
+
+
+class _Kept(NamedTuple):
+    """Something of the process that is put back after a user's code has run."""
+
+    read: Callable[[], Any]
+    restore: Callable[[Any], object]
+
+
+def _of(module: str, read: Callable[[Any], Any], restore: Callable[[Any, Any], object]) -> _Kept:
+    """Return something that a module keeps, which is not looked for before that is imported."""
+    loaded = sys.modules.get
+    return _Kept(
+        lambda: read(loaded(module)) if loaded(module) else None,
+        lambda value: None if value is None else restore(loaded(module), value),
+    )
+
+
+def _folder() -> str | None:
+    try:
+        return os.getcwd()  # noqa: PTH109 - as text, which is quick to compare
+    except FileNotFoundError:  # it was removed
+        return None
+
+
+def _restore_signal(number: int, handler: Any) -> None:
+    if threading.current_thread() is threading.main_thread() and handler is not None:
+        signal.signal(number, handler)
+
+
+def _restore_device(torch: Any, device: Any) -> None:
+    torch.set_default_device(None if device.type == "cpu" else device)  # 'cpu' by name would slow down every call
+
+
+_KEPT = (
+    _Kept(_folder, lambda folder: None if folder is None else os.chdir(folder)),
+    *(
+        _Kept(partial(getattr, sys, name), partial(setattr, sys, name))
+        for name in ("stdin", "stdout", "stderr", "excepthook")
+    ),
+    *(
+        _Kept(partial(signal.getsignal, number), partial(_restore_signal, number))
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    ),
+    _of("numpy", lambda numpy: numpy.geterr(), lambda numpy, state: numpy.seterr(**state)),
+    _of("torch", lambda torch: torch.get_default_dtype(), lambda torch, dtype: torch.set_default_dtype(dtype)),
+    _of("torch", lambda torch: torch.get_default_device(), _restore_device),
+    _of("torch", lambda torch: torch.is_grad_enabled(), lambda torch, enabled: torch.set_grad_enabled(enabled)),
+    _of("torch", lambda torch: torch.get_num_threads(), lambda torch, count: torch.set_num_threads(count)),
+)
+
+
+def _closed(stream: Any) -> bool:
+    return bool(getattr(stream, "closed", False))
+
+
+def _stays(thread: threading.Thread) -> bool:
+    """Whether a thread of the user's own code runs on, and would be waited for when the process ends."""
+    code = getattr(getattr(thread, "_target", None) or type(thread).run, "__code__", None)
+    if thread.daemon or code is None or not is_own(code.co_filename):
+        return False
+    thread.join(_GRACE_S)
+    return thread.is_alive()
 
 
 def _load_file(path: Path) -> ModuleType:

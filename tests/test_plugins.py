@@ -50,6 +50,6 @@ def test_a_file_that_fails_leaves_no_module(file):
 def test_what_a_plugin_raises_is_told_with_its_line(file):
     file.write_text("def give():\n    numbers = []\n    return numbers[3]\n")
     name = f"{file}:give"
-    with pytest.raises(TargetError) as error, guarded(name, "plug-in", TargetError):
+    with pytest.raises(TargetError) as error, guarded(f"plug-in {name}", TargetError):
         imported(file)()
     assert str(error.value) == f"plug-in {name}: IndexError: list index out of range ({file}:3)"

@@ -10,13 +10,14 @@ import click
 import edgekd
 from edgekd.cli.main import main
 from edgekd.cli.options import (
-    Duration,
     build_options,
     cache_option,
     progress_options,
     recipe_options,
     target_option,
 )
+from edgekd.cli.refused import also_refused, require_all
+from edgekd.cli.values import EPOCHS, TRIALS, WORKERS, Duration
 from edgekd.errors import GateFailed
 
 if TYPE_CHECKING:
@@ -42,7 +43,8 @@ def build(request: BuildRequest, printing: Printing) -> None:
     """Build a recipe, or an ONNX network, for a device: from teacher to bundle.
 
     Runs those of the stages below that the recipe, the targets and their devices ask for; what is up to date is not run
-    again. Exits with 20 when the gate rejects the result; its artefacts are kept under OUTPUT/TARGET/rejected.
+    again. Exits with 20 when the gate rejects the result; its artefacts are kept under OUTPUT/TARGET/rejected. Of
+    several targets one that refuses ends alone: the others are published, and the exit code is 22.
     """
     from edgekd.cli.terminal import Json, print_report
     from edgekd.report.build.files import report_json
@@ -65,10 +67,12 @@ def build(request: BuildRequest, printing: Printing) -> None:
 
 
 def _require_release(report: BuildReport) -> None:
+    """Raise the error that the command ends with where a target was rejected by the gate, or refused."""
     rejected = [result for result in report.targets if result.ledger.verdict == "fail"]
     if rejected:
         reasons = "; ".join(f"{r.target}: {reason}" for r in rejected for reason in r.ledger.reasons)
-        raise GateFailed(f"the gate rejected the build: {reasons}")
+        raise GateFailed(f"the gate rejected the build: {reasons}{also_refused(report.refused)}")
+    require_all(report.refused, f"published: {', '.join(result.target for result in report.targets)}")
 
 
 def _refuse_calibrate(_context: click.Context, _parameter: click.Parameter, given: bool) -> None:
@@ -88,7 +92,8 @@ def check(request: BuildRequest, cpu: str | None, suggest_limits: bool, printing
 
     With --cpu the engine runs on that processor's instructions: INT8 that is right here can be wrong there. With
     --suggest-limits the float network is damaged in many ways, and how much of the metric each drift costs gives the
-    gate's limits for this task. Exits with 20 when the gate rejects every candidate of a target.
+    gate's limits for this task. Exits with 20 when the gate rejects every candidate of a target, and with 22 when one
+    of several targets refuses.
     """
     import msgspec
 
@@ -115,8 +120,10 @@ def check(request: BuildRequest, cpu: str | None, suggest_limits: bool, printing
     elif not printing.quiet:
         print_checks(checks)
     rejected = [target_check.target for target_check in checks if target_check.rejected]
+    refused = [found.target for found in checks if found.refused]
     if rejected:
-        raise GateFailed(f"the gate rejects every candidate of {', '.join(rejected)}")
+        raise GateFailed(f"the gate rejects every candidate of {', '.join(rejected)}{also_refused(refused)}")
+    require_all(refused, f"checked: {', '.join(found.target for found in checks if not found.refused)}")
 
 
 def _suggest_limits(request: BuildRequest, printing: Printing) -> None:
@@ -173,12 +180,12 @@ def blame(request: BuildRequest, printing: Printing) -> None:
 @main.command()
 @click.option(
     "--trials",
-    type=click.IntRange(1),
+    type=TRIALS,
     metavar="N",
     help="Trials that the study is to have, earlier ones and other machines' included [default: 30].",
 )
-@click.option("--budget", "seconds", type=Duration(), metavar="TIME", help="Begin trials for so long, e.g. 30m.")
-@click.option("--workers", type=click.IntRange(1), default=1, show_default=True, help="Processes on this machine.")
+@click.option("--budget", "seconds", type=Duration(days=30), metavar="TIME", help="Begin trials for so long, e.g. 30m.")
+@click.option("--workers", type=WORKERS, default=1, show_default=True, help="Processes on this machine.")
 @click.option("--storage", metavar="URL|FILE", help="Where the study is kept [default: a file in --cache].")
 @click.option("--study", metavar="NAME", help="Name of the study [default: one for recipe, task and space].")
 @target_option("A kind of device that pruned widths are to suit.")
@@ -223,13 +230,13 @@ def search(
 @recipe_options
 @click.option(
     "--budget",
-    type=Duration(),
+    type=Duration(days=30),
     default="10m",
     show_default=True,
     metavar="TIME",
     help="Time for all trials, e.g. 90s, 10m, 2h; the teacher comes on top.",
 )
-@click.option("--epochs", type=click.IntRange(1), help="Epochs of each trial [default: as many as fit].")
+@click.option("--epochs", type=EPOCHS, help="Epochs of each trial [default: as many as fit].")
 @click.option("--output", type=click.Path(path_type=Path), help="Folder of the answer [default: build/RECIPE].")
 @cache_option
 @progress_options

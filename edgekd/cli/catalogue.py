@@ -69,11 +69,15 @@ def targets(context: click.Context) -> None:
 def show_target(name: str) -> None:
     """Print a target's TOML."""
     from edgekd.config.target import find_target
+    from edgekd.config.toml import read_toml
     from edgekd.errors import TargetError
     from edgekd.files import read_text
     from edgekd.report.escape import visible
 
-    click.echo(visible(read_text(find_target(name), TargetError), keep="\n\t"), nl=False)
+    path = find_target(name)
+    text = read_text(path, TargetError)
+    read_toml(path, TargetError)  # what is no TOML is said to be that
+    click.echo(visible(text, keep="\n\t"), nl=False)
 
 
 @main.group()
@@ -114,7 +118,7 @@ def show_recipe(recipe: str | None, overrides: tuple[str, ...], as_json: bool) -
     import msgspec
 
     from edgekd.config.loading import load_recipe
-    from edgekd.files import toml_document
+    from edgekd.config.toml import toml_document
     from edgekd.training.distillation.loss_registry import check_losses
 
     loaded = load_recipe(recipe, overrides)

@@ -11,7 +11,9 @@ import click
 
 import edgekd
 from edgekd.cli.main import main
-from edgekd.cli.options import Duration, as_one_argument, runtime_option
+from edgekd.cli.options import as_one_argument, runtime_option
+from edgekd.cli.refused import require_all
+from edgekd.cli.values import ITERATIONS, THREADS, Duration, Finite
 from edgekd.errors import BundleError, DeviceError
 
 if TYPE_CHECKING:
@@ -129,8 +131,8 @@ class Measurement:
 @main.command()
 @click.argument("bundle", type=click.Path(path_type=Path))
 @runtime_option
-@click.option("--threads", type=click.IntRange(1), default=1, show_default=True, help="Threads of one inference.")
-@click.option("--iterations", type=click.IntRange(1), default=2000, show_default=True, help="Timed inferences.")
+@click.option("--threads", type=THREADS, default=1, show_default=True, help="Threads of one inference.")
+@click.option("--iterations", type=ITERATIONS, default=2000, show_default=True, help="Timed inferences.")
 @click.option(
     "--device",
     "devices",
@@ -141,12 +143,12 @@ class Measurement:
 @click.option(
     "--rate",
     "rate_hz",
-    type=click.FloatRange(0, 10_000, min_open=True),
+    type=Finite(0.1, 10_000),
     metavar="HZ",
     help="Also for 10 s at a sensor's rate, from a sample's arrival to its result.",
 )
 @click.option(
-    "--sustained", "sustained_s", type=Duration(), metavar="TIME", help="Also back to back for so long, e.g. 5m."
+    "--sustained", "sustained_s", type=Duration(days=1), metavar="TIME", help="Also back to back for so long, e.g. 5m."
 )
 @click.option(
     "--output",
@@ -168,16 +170,27 @@ def profile(
 
     Checks the bundle, then times single inferences of its reference samples in several fresh processes: end to end and
     computing alone, each layer, cold starts, memory, and energy where a power sensor can be read. Run it on the device
-    that the bundle is for: numpy and the engine library are enough there.
+    that the bundle is for: numpy and the engine library are enough there. Of several devices one that refuses ends
+    alone, and the exit code is 22.
     """
     from edgekd.cli.terminal import print_profile, steps
 
+    refused: dict[str, str] = {}
     with steps(f"profiling {bundle}", shown=not as_json) as advance:
         profiles = edgekd.profile(
-            bundle, devices=devices, runtime=runtime, settings=measurement.settings(), output=output, advance=advance
+            bundle,
+            devices=devices,
+            runtime=runtime,
+            settings=measurement.settings(),
+            output=output,
+            advance=advance,
+            refuse=refused.__setitem__,
         )
     for profiled in profiles:
         if as_json:
             click.echo(json.dumps(profiled.json()))
         else:
             print_profile(profiled.manifest, profiled.profile, profiled.device, profiled.runtime)
+    for name, reason in refused.items():
+        click.echo(f"refused: {name}: {reason}", err=True)
+    require_all(refused, f"measured: {', '.join(profiled.device for profiled in profiles)}")

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import functools
-import re
 import sys
+from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar, TypeAlias
+from typing import TYPE_CHECKING, TypeAlias
 
 import click
 
+from edgekd.cli.signals import Signals, StoppableObserver
+
 if TYPE_CHECKING:
-    from collections.abc import Callable
-    from contextlib import AbstractContextManager
+    from collections.abc import Callable, Iterator
 
     from edgekd.config.recipe import Recipe
     from edgekd.stages.progress import Observer
@@ -203,11 +204,15 @@ class Printing:
     verbose: bool
     as_json: bool
 
-    def observer(self) -> AbstractContextManager[Observer]:
-        """Return the observer that shows the progress; the work runs inside its ``with``."""
+    @contextmanager
+    def observer(self) -> Iterator[Observer]:
+        """Yield the observer that shows the progress of the work that runs meanwhile."""
         from edgekd.cli.terminal import choose_observer
 
-        return choose_observer(json=self.as_json, quiet=self.quiet, verbose=self.verbose, terminal=sys.stdout.isatty())
+        terminal = sys.stdout.isatty()
+        with choose_observer(self.as_json, self.quiet, self.verbose, terminal) as observer:
+            signals = click.get_current_context().find_object(Signals)
+            yield observer if signals is None else StoppableObserver(observer, signals)
 
 
 def progress_options(command: CommandFunction) -> CommandFunction:
@@ -217,22 +222,6 @@ def progress_options(command: CommandFunction) -> CommandFunction:
     command = click.option("--json", "as_json", is_flag=True, help=as_json)(command)
     command = click.option("-v", "--verbose", is_flag=True, help="Print every step.")(command)
     return click.option("-q", "--quiet", is_flag=True, help="Print warnings and errors alone.")(command)
-
-
-class Duration(click.ParamType[float]):
-    """A time such as ``90s``, ``30m`` or ``1h30m``, in seconds."""
-
-    name = "time"
-    _UNITS: ClassVar = {"h": 3600, "m": 60, "s": 1}
-
-    def convert(self, value: str | float, param: click.Parameter | None, ctx: click.Context | None) -> float:
-        """Add up hours, minutes and seconds."""
-        if isinstance(value, float):
-            return value
-        match = re.fullmatch(r"(?=.)(?:(\d+)h)?(?:(\d+)m)?(?:(\d+)s)?", str(value))
-        if not match or not any(map(int, filter(None, match.groups()))):
-            self.fail(f"'{value}' is no time above 0: write it as 90s, 30m or 1h30m", param, ctx)
-        return float(sum(int(n or 0) * unit for n, unit in zip(match.groups(), self._UNITS.values(), strict=True)))
 
 
 def runtime_option(command: CommandFunction) -> CommandFunction:

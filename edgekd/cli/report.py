@@ -10,6 +10,7 @@ import click
 
 from edgekd.cli.main import main
 from edgekd.cli.options import as_one_argument
+from edgekd.cli.values import Finite
 from edgekd.errors import BudgetMissed, nearest
 from edgekd.report.figures import filter_limits, sort_keys
 
@@ -54,7 +55,7 @@ def _filter_options(command: Callable[..., None]) -> Callable[..., None]:
         side = "above" if limit.upper else "below"
         option = click.option(
             f"--{name.replace('_', '-')}",
-            type=float,
+            type=Finite(),
             metavar=limit.unit.strip().upper() or "X",
             help=f"Leave out rows {side} it: {limit.meaning}.",
         )
@@ -134,8 +135,9 @@ def _show_joined(joined: Comparison, form: str | None, output: Path | None) -> N
 
         print_joined(joined)
         return
+    from edgekd.cli.streams import write_through
     from edgekd.cli.terminal.text import say
-    from edgekd.files import write_text
+    from edgekd.files import file_kind, write_text
     from edgekd.report.compare.formats import as_csv, as_json, as_markdown
     from edgekd.report.compare.page import as_html
 
@@ -144,5 +146,8 @@ def _show_joined(joined: Comparison, form: str | None, output: Path | None) -> N
     if output is None:
         click.echo(text, nl=False)
         return
-    write_text(output, text)
+    if file_kind(output) is None:
+        write_text(output, text)
+    else:
+        write_through(output, text)
     say(f"wrote {output}")

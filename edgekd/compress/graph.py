@@ -25,7 +25,7 @@ def save(model: ModelProto, path: Path) -> None:
     """Check an ONNX model and write it atomically."""
     onnx = need("onnx", "build")
     onnx.checker.check_model(model)
-    with atomic_path(path) as temporary:
+    with atomic_path(path, model.ByteSize()) as temporary:
         onnx.save(model, str(temporary))
 
 
@@ -38,12 +38,13 @@ def drop_outputs(source: Path, keep: tuple[str, ...], target: Path) -> None:
     save(model, target)
 
 
-def open_at(model: ModelProto, tensors: Iterable[str]) -> InferenceSession:
+def open_at(model: ModelProto, tensors: Iterable[str], threads: int = 1) -> InferenceSession:
     """Return an ONNX Runtime session whose outputs are some tensors of a graph, computed node by node.
 
     Args:
         model: The graph, which is not changed.
         tensors: Names of inputs or of tensors that nodes compute; each becomes an output once.
+        threads: The number of threads of one inference; 0 for all cores.
     """
     onnx, ort = need("onnx", "build"), need("onnxruntime", "build")
     cut = copy(model)
@@ -52,7 +53,7 @@ def open_at(model: ModelProto, tensors: Iterable[str]) -> InferenceSession:
     drop_unread(cut.graph)
     options = ort.SessionOptions()
     options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
-    options.intra_op_num_threads = 1
+    options.intra_op_num_threads = threads
     options.log_severity_level = 3
     return ort.InferenceSession(cut.SerializeToString(), options, providers=["CPUExecutionProvider"])
 
@@ -99,6 +100,23 @@ def reads(node: NodeProto) -> list[str]:
     """Return the names of the tensors that a node reads, including those that graphs inside it read."""
     inner = [name for graph in inner_graphs(node) for deep in all_nodes(graph) for name in deep.input]
     return [name for name in (*node.input, *inner) if name]
+
+
+def sort_nodes(graph: GraphProto) -> None:
+    """Put each node behind those that it, or a graph inside it, reads from, in place; else the order stays."""
+    made = {name: index for index, node in enumerate(graph.node) for name in node.output if name}
+    order: dict[int, None] = {}
+    for index in range(len(graph.node)):
+        ahead = [index]
+        while ahead:
+            before = [made[name] for name in reads(graph.node[ahead[-1]]) if name in made and made[name] not in order]
+            if before:
+                ahead += before
+            else:
+                order[ahead.pop()] = None
+    nodes = [graph.node[index] for index in order]
+    graph.ClearField("node")
+    graph.node.extend(nodes)
 
 
 def rename(graph: GraphProto, old: str, new: str) -> None:

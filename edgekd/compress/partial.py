@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from edgekd.compress import identity
 from edgekd.compress.switchboard import Switchboard
 from edgekd.gram.blame import Effect, Series, make_blocks
 from edgekd.gram.drift import sample_drifts
@@ -66,6 +67,7 @@ class Examiner:
         floats: The float graph that was quantized.
         board: The network with a switch for each quantized tensor.
         samples: Number of samples.
+        few: The first few of them.
     """
 
     def __init__(
@@ -89,6 +91,7 @@ class Examiner:
         self._chunks = list(samples)
         if not self._chunks:
             raise ValueError("there are no samples to examine the network on")
+        self.few = [{name: x[: identity.SAMPLES] for name, x in self._chunks[0].items()}]
         self._exact = self._outputs([item.tensor for item in self.board.tensors])
         self.samples = len(self._exact["logits"])
         self._blocks = make_blocks(self.samples, self._judging.groups)

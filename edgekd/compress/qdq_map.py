@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
+from edgekd.compress.graph import reads
 from edgekd.errors import ModelError
 from edgekd.files import need
 from edgekd.gram.blame import FUSION, WeightedLayer
@@ -149,7 +150,7 @@ def branches(path: Path) -> dict[str, str]:
 
 
 def _behind(node: NodeProto, behind: Mapping[str, frozenset[str]]) -> frozenset[str]:
-    return frozenset[str]().union(*(behind[name] for name in node.output))
+    return frozenset[str]().union(*(behind[name] for name in node.output if name))
 
 
 def layer_name(node: NodeProto) -> str:
@@ -159,7 +160,7 @@ def layer_name(node: NodeProto) -> str:
 
 def producers(graph: GraphProto) -> dict[str, NodeProto]:
     """Return the node that computes each tensor."""
-    return {name: node for node in graph.node for name in node.output}
+    return {name: node for node in graph.node for name in node.output if name}
 
 
 def initializers(graph: GraphProto) -> dict[str, TensorProto]:
@@ -172,7 +173,8 @@ def _readers(graph: GraphProto) -> dict[str, list[tuple[NodeProto, int]]]:
     readers: dict[str, list[tuple[NodeProto, int]]] = defaultdict(list)
     for node in graph.node:
         for index, name in enumerate(node.input):
-            readers[name].append((node, index))
+            if name:
+                readers[name].append((node, index))
     return readers
 
 
@@ -240,6 +242,6 @@ def inputs_behind(graph: GraphProto) -> dict[str, frozenset[str]]:
     behind: dict[str, frozenset[str]] = defaultdict(frozenset)
     behind |= {value.name: frozenset([value.name]) for value in graph.input if value.name not in stored}
     for node in graph.node:
-        union = frozenset[str]().union(*(behind[name] for name in node.input))
-        behind |= dict.fromkeys(node.output, union)
+        union = frozenset[str]().union(*(behind[name] for name in reads(node)))
+        behind |= dict.fromkeys(filter(None, node.output), union)
     return behind

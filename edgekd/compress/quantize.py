@@ -2,28 +2,32 @@
 
 from __future__ import annotations
 
-import tempfile
-from dataclasses import dataclass
-from pathlib import Path
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal
 
 import msgspec
 
+from edgekd.compress import identity
 from edgekd.compress.fp16 import to_half
-from edgekd.compress.graph import copy, drop_outputs, save, unquantize_outputs
+from edgekd.compress.fp16_identity import require_same_in_half
+from edgekd.compress.graph import copy, drop_outputs, save
+from edgekd.compress.identity import require_same
+from edgekd.compress.names import Names
 from edgekd.compress.quantizers import onnxruntime
-from edgekd.compress.quantizers.prepare import refusals, write_quantized
+from edgekd.compress.quantizers.prepare import refusals
 from edgekd.compress.quantizers.registry import find_quantizer
+from edgekd.compress.quantizers.write import write_quantized
 from edgekd.compress.range_search import SAMPLES, shrink_ranges
 from edgekd.compress.ranges import CalibrationSamples
 from edgekd.compress.rounding import reconstruct
 from edgekd.errors import ModelError, TargetError
-from edgekd.files import need, quiet, sha256_file
+from edgekd.files import need, quiet, scratch_folder, sha256_file
 from edgekd.plugins import is_plugin, source_file
 from edgekd.stages.artifacts import DEPLOY, PREPARED, PROBE_GRAPH, QDQ
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
+    from pathlib import Path
 
     from onnx import ModelProto
 
@@ -66,6 +70,7 @@ class Candidate:
         quantized_nodes: Number of weight-bearing nodes that compute in INT8.
         weight_nodes: Number of weight-bearing nodes.
         sizes: Bytes of each file, by the file's name.
+        notes: Sentences for the user on how it was written.
     """
 
     name: str
@@ -73,6 +78,7 @@ class Candidate:
     quantized_nodes: int
     weight_nodes: int
     sizes: dict[str, int]
+    notes: tuple[str, ...] = ()
 
 
 def candidate_specs(target: Target, precision: Literal["best"] | Precision) -> tuple[CandidateSpec, ...]:
@@ -114,7 +120,12 @@ def quantizer_digests(specs: Iterable[CandidateSpec]) -> dict[str, str]:
 
 
 def run(
-    spec: CandidateSpec, model: Path, samples: Path, scheme: Scheme, calibration: Calibration, folder: Path
+    spec: CandidateSpec,
+    model: Path,
+    samples: Path,
+    scheme: Scheme,
+    calibration: Calibration,
+    folder: Path,
 ) -> Candidate:
     """Write a candidate's graphs into a folder of its name; for INT8 also ``prepared.onnx`` and ``qdq.onnx``.
 
@@ -127,25 +138,43 @@ def run(
         folder: The folder in which the candidate's folder is made.
 
     Raises:
-        ModelError: The quantizer cannot take the graph, or nothing in it could be quantized.
+        ModelError: The quantizer cannot take the graph, nothing in it could be quantized, or what is written is another
+            network, its rounding left aside.
     """
     onnx = need("onnx", "build")
+    chunks = open_samples(model, samples, calibration)
     if not spec.quantizer:
-        return write_variants(onnx.load(str(model)), spec, scheme, folder / spec.name)
-    with tempfile.TemporaryDirectory(dir=folder) as temporary, quiet():
-        chunks = open_samples(model, samples, calibration)
-        written = write_quantized(find_quantizer(spec.quantizer), model, chunks, scheme, Path(temporary))
-        graph = onnx.load(str(written))
-        unquantize_outputs(graph)
+        graph = onnx.load(str(model))
+        if spec.precision == "float16":
+            Names(graph.graph).vacate()  # its conversion gives names too
+        return _write_same(graph, spec, chunks, scheme, folder / spec.name)
+    with scratch_folder(folder) as work, quiet():
+        written = write_quantized(find_quantizer(spec.quantizer), model, chunks, scheme, work)
+        graph, floats = onnx.load(str(written.path)), onnx.load(str(work / PREPARED))
         if not _count(graph)[0]:
             operators = ", ".join(scheme.operators)
             raise ModelError(f"{model}: nothing in it could be quantized; the scheme quantizes {operators}")
-        floats = onnx.load(str(Path(temporary) / PREPARED))
         _improve(graph, floats, chunks, scheme)
-        candidate = write_variants(graph, spec, scheme, folder / spec.name)
+        require_same(graph, floats, list(chunks.fewer(identity.SAMPLES)))
+        candidate = replace(_write_same(graph, spec, chunks, scheme, folder / spec.name), notes=written.notes)
     save(floats, folder / spec.name / PREPARED)
     save(graph, folder / spec.name / QDQ)
     return candidate
+
+
+def _write_same(
+    graph: ModelProto, spec: CandidateSpec, samples: CalibrationSamples, scheme: Scheme, folder: Path
+) -> Candidate:
+    """Write both variants, and make sure that they are the network that the graph is."""
+    candidate = write_variants(graph, spec, scheme, folder)
+    if _has_half(spec, scheme):
+        half = need("onnx", "build").load(str(folder / PROBE_GRAPH))
+        require_same_in_half(half, graph, list(samples.fewer(identity.SAMPLES)))
+    return candidate
+
+
+def _has_half(spec: CandidateSpec, scheme: Scheme) -> bool:
+    return spec.precision == "float16" or (spec.quantizer is not None and scheme.rest == "float16")
 
 
 def write_variants(graph: ModelProto, spec: CandidateSpec, scheme: Scheme, folder: Path) -> Candidate:
@@ -162,10 +191,7 @@ def write_variants(graph: ModelProto, spec: CandidateSpec, scheme: Scheme, folde
         ModelError: The graph cannot be written in FP16.
     """
     done, total = _count(graph)
-    if spec.precision == "float16" or (spec.quantizer and scheme.rest == "float16"):
-        engine = to_half(graph)
-    else:
-        engine = copy(graph)
+    engine = to_half(graph) if _has_half(spec, scheme) else copy(graph)
     engine.graph.ClearField("value_info")  # shapes of inner tensors, which every library infers itself
     folder.mkdir(exist_ok=True)
     save(engine, folder / PROBE_GRAPH)

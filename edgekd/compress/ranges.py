@@ -11,17 +11,24 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
+from edgekd.compress.extremes import find_extremes, float_tensors
+from edgekd.compress.graph import open_at
+from edgekd.compress.masks import find_masked
 from edgekd.errors import ModelError
 from edgekd.files import need
 from edgekd.gram.npz import INPUT_PREFIX, read_headers, stream_rows
 from edgekd.runtime.session import rows_at_once
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Mapping
     from pathlib import Path
 
+    from onnx import ModelProto
+
+    from edgekd.compress.extremes import Number
     from edgekd.config.target import Calibration, Scheme
     from edgekd.gram.npz import Header
+    from edgekd.runtime.session import Array
 
 Feeds = dict[str, NDArray[np.generic]]
 
@@ -122,50 +129,44 @@ def _count(feeds: Feeds) -> int:
     return len(next(iter(feeds.values())))
 
 
-class _ChunkReader:
-    """ONNX Runtime's reader over one chunk."""
-
-    def __init__(self, feeds: Feeds) -> None:
-        self._pending: Feeds | None = feeds
-
-    def get_next(self) -> Feeds | None:
-        feeds, self._pending = self._pending, None
-        return feeds
-
-
-def tensor_ranges(model: Path, samples: CalibrationSamples, scheme: Scheme, work: Path) -> Any:
+def find_ranges(model: Path, samples: CalibrationSamples, scheme: Scheme) -> Any:
     """Return ONNX Runtime's ``TensorsData`` for every activation of a float graph.
 
-    ONNX Runtime's own loop keeps every activation of every sample; one ``collect_data`` for each chunk keeps only
-    ranges or histograms. The result does not depend on the chunks: a first pass finds the extremes, and they fix the
-    bins of each histogram from its first chunk on. (By default a histogram takes its bins from the first chunk and
-    adds more of that width: as many as memory holds, if the first chunk was nearly constant.)
+    ONNX Runtime's own loop keeps every activation of every sample; here one chunk is computed after another, and only
+    ranges or histograms are kept. The result does not depend on the chunks: a first pass finds the extremes, and they
+    fix the bins of each histogram. (By default a histogram takes its bins from the first chunk and adds more of that
+    width: as many as memory holds, if the first chunk was nearly constant.) The range of a tensor with a mask among its
+    values is that of the values that are not masked.
 
     Args:
         model: The float graph.
         samples: The calibration samples, and how ranges are found. With "gram" they are the extremes, where its search
             begins.
         scheme: Whether ranges must be symmetric.
-        work: A path for the graph with extra outputs, which the caller removes.
 
     Raises:
-        ModelError: An activation is not finite.
+        ModelError: NaN or an overflow reaches an output of the graph.
     """
+    ort = need("onnxruntime.quantization.calibrate", "build")
     kind, symmetric = samples.calibration.ranges, scheme.symmetric_activations
+    graph, tensors = float_tensors(model)
+    extremes = find_extremes(graph, tensors, samples)
+    masked = find_masked(graph, extremes, samples)
+    spans = {name: (found.low, found.high) for name, found in extremes.items() if name not in masked}
+    ranges = {name: _pair(mask.low, mask.high, symmetric) for name, mask in masked.items()}
     if _CALIBRATORS[kind] == "MinMax":
-        ranges = _collect(_calibrator(model, kind, symmetric, work), samples)
-        _require_finite(ranges)
-        return ranges
-    extremes = _collect(_calibrator(model, "minmax", False, work), samples)
-    _require_finite(extremes)
-    calibrator = _calibrator(model, kind, symmetric, work)
-    calibrator.collector = _collector(extremes, kind, symmetric)
-    ranges = _collect(calibrator, samples)
-    if kind == "mse":
-        for name, (counts, edges, *_) in calibrator.collector.histogram_dict.items():
-            low, high = least_error_range(counts, edges, *(value.item() for value in extremes[name].range_value))
-            ranges[name].lowest, ranges[name].highest = np.array(low, np.float32), np.array(high, np.float32)
-    return ranges
+        ranges |= {name: _pair(*span, symmetric) for name, span in spans.items()}
+    else:
+        ranges |= _from_histograms(graph, spans, samples, kind, symmetric)
+    data = {name: ort.TensorData(lowest=low, highest=high) for name, (low, high) in ranges.items()}
+    return ort.TensorsData(getattr(ort.CalibrationMethod, _CALIBRATORS[kind]), data)
+
+
+def _pair(low: Number, high: Number, symmetric: bool) -> tuple[Array, Array]:
+    if symmetric:
+        high = max(abs(low), abs(high))
+        low = -high
+    return np.array([low]), np.array([high])
 
 
 def least_error_range(
@@ -196,24 +197,38 @@ def least_error_range(
     return float(share * low), float(share * high)
 
 
-def _calibrator(model: Path, kind: str, symmetric: bool, work: Path) -> Any:
-    ort = need("onnxruntime.quantization.calibrate", "build")
-    return ort.create_calibrator(
-        model,
-        augmented_model_path=str(work),
-        calibrate_method=getattr(ort.CalibrationMethod, _CALIBRATORS[kind]),
-        extra_options={"symmetric": symmetric, "percentile": _PERCENTILE},
-    )
+def _from_histograms(
+    graph: ModelProto,
+    spans: Mapping[str, tuple[Number, Number]],
+    samples: CalibrationSamples,
+    kind: str,
+    symmetric: bool,
+) -> dict[str, tuple[Array, Array]]:
+    """Return the range of each tensor that a histogram of its values suggests.
 
-
-def _collect(calibrator: Any, samples: CalibrationSamples) -> Any:
+    Args:
+        graph: The float graph.
+        spans: Smallest and largest value of each tensor.
+        samples: The calibration samples.
+        kind: The method of calibration.
+        symmetric: Whether ranges must be symmetric.
+    """
+    collector = _collector(spans, kind, symmetric)
+    session = open_at(graph, spans, threads=0)
     with redirect_stdout(io.StringIO()):  # it prints, and stdout may be a program's
         for feeds in samples:
-            calibrator.collect_data(_ChunkReader(feeds))
-        return calibrator.compute_data()
+            values = session.run(list(spans), feeds)
+            collector.collect({name: [x] for name, x in zip(spans, values, strict=True)})
+        if kind != "mse":
+            return {name: (found[0], found[1]) for name, found in collector.compute_collection_result().items()}
+    ranges = {
+        name: least_error_range(counts, edges, *map(float, spans[name]))
+        for name, (counts, edges, *_) in collector.histogram_dict.items()
+    }
+    return {name: (np.array([low], np.float32), np.array([high], np.float32)) for name, (low, high) in ranges.items()}
 
 
-def _collector(extremes: Any, kind: str, symmetric: bool) -> Any:
+def _collector(spans: Mapping[str, tuple[Number, Number]], kind: str, symmetric: bool) -> Any:
     """Return a collector whose histograms are empty and span each tensor's whole range."""
     ort = need("onnxruntime.quantization.calibrate", "build")
     bins = _BINS[kind]
@@ -222,16 +237,9 @@ def _collector(extremes: Any, kind: str, symmetric: bool) -> Any:
         percentile=_PERCENTILE, scenario="same",
     )  # fmt: skip
     of_magnitudes = kind != "entropy" and symmetric
-    for name, data in extremes.items():
-        low, high = (np.float32(value.item()) for value in data.range_value)
+    for name, (low, high) in spans.items():
         limit = max(abs(low), abs(high))
         span = (0.0 if of_magnitudes else -float(limit), float(limit))
         empty = np.histogram(np.empty(0, np.float32), bins, span)
         collector.histogram_dict[name] = (*empty, low, high) if of_magnitudes else (*empty, low, high, limit)
     return collector
-
-
-def _require_finite(ranges: Any) -> None:
-    for name, data in ranges.items():
-        if not np.isfinite(data.range_value).all():
-            raise ModelError(f"activation '{name}' is not finite on the calibration samples; look for NaN and overflow")

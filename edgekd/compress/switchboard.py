@@ -63,6 +63,7 @@ class Switchboard:
         _wire(model, floats, sites, self.scales)
         options = ort.SessionOptions()
         options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_BASIC
+        options.add_session_config_entry("session.disable_quant_qdq", "1")  # Q/DQ nodes stay as they are
         options.log_severity_level = 3
         options.intra_op_num_threads = 1
         self._session = ort.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])

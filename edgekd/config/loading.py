@@ -11,9 +11,10 @@ import msgspec
 from msgspec import Struct
 
 from edgekd.config.recipe import ANCHOR_EXTRA, ModelConfig, Recipe, Term
+from edgekd.config.toml import MOST_NESTED, parse_toml_value, read_toml
 from edgekd.config.validation import check_keys, check_values, explain
 from edgekd.errors import RecipeError, nearest
-from edgekd.files import MOST_NESTED, JsonObject, parse_toml_value, read_toml
+from edgekd.files import JsonObject
 from edgekd.plugins import anchor
 
 if TYPE_CHECKING:

@@ -477,6 +477,15 @@ class Recipe(_Config, frozen=True):
     task: TaskConfig | None = None
     model: ModelConfig | None = None
     seed: Annotated[int, Meta(ge=0, lt=2**31, description="Seed of every random choice.")] = 0
+    threads: Annotated[
+        int,
+        Meta(
+            ge=1,
+            le=1024,
+            description="Threads that training computes with on the CPU. Other numbers make other weights, so it is no "
+            "matter of the machine; large networks on many cores train faster with more.",
+        ),
+    ] = 1
     teacher: TeacherConfig = TeacherConfig()
     student: StudentConfig = StudentConfig()
     distill: DistillConfig = DistillConfig()

@@ -12,9 +12,10 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar, get_args
 import msgspec
 from msgspec import Meta, Struct
 
+from edgekd.config.toml import read_toml
 from edgekd.config.validation import check_keys, check_values, explain
 from edgekd.errors import TargetError, nearest
-from edgekd.files import data_dir, read_toml
+from edgekd.files import data_dir
 from edgekd.plugins import anchor
 
 if TYPE_CHECKING:

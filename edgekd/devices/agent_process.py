@@ -12,6 +12,7 @@ from typing import IO, TYPE_CHECKING
 
 from edgekd import errors
 from edgekd.errors import DeviceError, EdgekdError
+from edgekd.files import scratch_root
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -43,7 +44,7 @@ class AgentProcess:
         self._timeout_seconds = timeout_seconds
         self._writing = threading.Lock()
         # A file, since a pipe that nobody reads would fill and block the agent; close() closes it.
-        self._log = tempfile.TemporaryFile()  # noqa: SIM115
+        self._log = tempfile.TemporaryFile(dir=scratch_root())  # noqa: SIM115
         try:
             self._process = subprocess.Popen(
                 command,

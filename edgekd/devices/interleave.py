@@ -3,21 +3,21 @@
 from __future__ import annotations
 
 import itertools
-import tempfile
 from contextlib import ExitStack
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 
 from edgekd.devices.extra_measurements import ExtraMeasurements, count_steps, measure_extras, nothing_measured
+from edgekd.files import scratch_folder
 from edgekd.gram.npz import INPUT_PREFIX
 from edgekd.runtime.measure.results import EngineProfile, Profile, latency_from
 from edgekd.runtime.session import open_arrays, write_arrays
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
+    from pathlib import Path
     from types import TracebackType
 
     from edgekd.config.recipe import ProfileConfig
@@ -120,8 +120,8 @@ def profile_interleaved(
     def notify(note: str) -> None:
         advance(next(done), total, note)
 
-    with tempfile.TemporaryDirectory() as scratch:
-        feeds = Path(scratch) / "feeds.npz"
+    with scratch_folder() as scratch:
+        feeds = scratch / "feeds.npz"
         _save_first_rows(inputs, feeds)
         for index, blocks in enumerate(shares):
             with ExitStack() as stack:

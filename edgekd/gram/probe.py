@@ -91,7 +91,10 @@ class Probe:
     def save(self, path: Path) -> None:
         """Write an ``.npz`` atomically."""
         arrays = {key: self._array(key) for key in self.shapes}
-        with atomic_path(path) as temporary, temporary.open("wb") as stream:
+        with (
+            atomic_path(path, sum(array.nbytes for array in arrays.values())) as temporary,
+            temporary.open("wb") as stream,
+        ):
             np.savez(stream, **arrays)  # type: ignore[arg-type]  # numpy's stub takes every keyword for allow_pickle
 
     @classmethod

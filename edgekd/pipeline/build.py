@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from msgspec.structs import replace
@@ -18,16 +19,19 @@ import edgekd
 from edgekd.compress.quantize import candidate_specs, quantizer_packages
 from edgekd.config.target import load_calibration
 from edgekd.devices.base import Absent
+from edgekd.devices.refusals import Refusals
 from edgekd.devices.select import assign_devices
 from edgekd.devices.ssh.device import SshDevice
-from edgekd.errors import OutputError, TargetError
-from edgekd.files import make_folder
+from edgekd.errors import TargetError
 from edgekd.pipeline import imported_source, multi_process, trained_source
-from edgekd.pipeline.order import export_labels, plan
+from edgekd.pipeline.order import export_labels, plan, tries_targets
+from edgekd.pipeline.output import writing
+from edgekd.pipeline.preflight import export_untrained
 from edgekd.pipeline.project import Project
-from edgekd.pipeline.publish import publish, writing
+from edgekd.pipeline.publish import publish, target_places
+from edgekd.pipeline.target.compile import compiles
 from edgekd.pipeline.target.context import LIBRARIES, Context
-from edgekd.pipeline.target.evaluate import compiles
+from edgekd.pipeline.target.preflight import TriedTarget, UntrainedTarget, preflight_target
 from edgekd.pipeline.target.run import build_targets
 from edgekd.report.results import BuildReport
 from edgekd.runtime.backends.registry import Runtime, find_backend
@@ -45,7 +49,7 @@ if TYPE_CHECKING:
     from edgekd.devices.base import Device
     from edgekd.pipeline.paths import BuildPaths
     from edgekd.pipeline.source import Origin
-    from edgekd.stages.stage import StageSpec
+    from edgekd.stages.stage import Done, StageSpec
 
 
 def build(
@@ -78,12 +82,13 @@ def build(
     Raises:
         EdgekdError: Any error that a user can cause; see :mod:`edgekd.errors`.
     """
-    from edgekd.report.build.files import write_report
+    from edgekd.report.build.files import REPORT_PLACES, write_report
 
-    make_folder(paths.output, OutputError, "--output")
+    places = [*REPORT_PLACES, *(place for target in targets for place in target_places(target.name))]
+    paths.check(places)
     with prepare(recipe, targets, paths.cache, devices=devices, observer=observer or Silent()) as prepared:
         robustness = prepared.origin.robustness
-        finished = build_targets(prepared.contexts)
+        finished = build_targets(prepared.contexts, prepared.refusals)
     report = BuildReport(
         recipe=name,
         task=prepared.origin.name,
@@ -95,10 +100,11 @@ def build(
             **{f"qat {target_name}": done.history for target_name, done in finished.items() if done.history},
         },
         targets=tuple(done.result for done in finished.values()),
+        refused=prepared.refusals.reasons,
         robustness=robustness.result if robustness else None,
         robustness_reason=_no_robustness(recipe),
     )
-    with writing(paths.output):
+    with writing(paths.output, places):
         for target_name, done in finished.items():
             publish(done.shown, paths.output / target_name)
         write_report(report, paths.output)  # last, since it links to the bundles
@@ -119,14 +125,16 @@ class Prepared:
     Attributes:
         runner: Runs the stages.
         origin: What the first target's stages start from.
-        contexts: For each target what its stages are given.
+        contexts: For each target that has not refused what its stages are given.
         versions: Versions of the libraries that compute the result.
+        refusals: Takes the targets that refuse.
     """
 
     runner: Runner
     origin: Origin
     contexts: dict[str, Context]
     versions: dict[str, str]
+    refusals: Refusals
 
 
 @contextmanager
@@ -154,47 +162,84 @@ def prepare(
     # An error in the calibration or in a device is raised now, not after training.
     load_calibration(recipe.quantize.calibration)
     check_losses(recipe)
-    assigned = assign_devices(targets, devices)
+    runner = Runner(Cache(cache), SerialObserver(observer))
+    refusals = Refusals(len(targets), runner.observer.refuse)
+    assigned = assign_devices(targets, devices, refusals)
     try:
-        yield _prepare(recipe, targets, cache, assigned, observer, only)
+        yield _prepare(_Preparation(runner, fit_widths(recipe, targets), refusals, only), targets, assigned)
     finally:
         for device in assigned.values():
             if not isinstance(device, Absent):
                 device.close()
 
 
-def _prepare(
-    recipe: Recipe,
-    targets: Sequence[Target],
-    cache: Path,
-    devices: dict[str, Device | Absent],
-    observer: Observer,
-    only: Sequence[StageSpec[Any]] | None,
-) -> Prepared:
-    for target in targets:
-        _check(recipe, target, devices[target.name])
+@dataclass(frozen=True)
+class _Preparation:
+    """What the stages that run once are given.
+
+    Attributes:
+        runner: Runs the stages.
+        recipe: What to build, with pruned widths that suit all targets.
+        refusals: Takes the targets that refuse.
+        only: The stages that will follow for each target; None for all.
+    """
+
+    runner: Runner
+    recipe: Recipe
+    refusals: Refusals
+    only: Sequence[StageSpec[Any]] | None
+
+    def left(self, targets: Sequence[Target]) -> list[Target]:
+        """Return the targets that have not refused."""
+        return [target for target in targets if target.name not in self.refusals.errors]
+
+
+def _prepare(given: _Preparation, targets: Sequence[Target], devices: dict[str, Device | Absent]) -> Prepared:
+    recipe, runner = given.recipe, given.runner
+    for target in given.left(targets):
+        given.refusals.attempt(target.name, partial(_check, recipe, target, devices[target.name]))
     source = trained_source if recipe.task else imported_source
     versions = library_versions(dict.fromkeys((*source.LIBRARIES, *LIBRARIES)), "build")
-    recipe = fit_widths(recipe, targets)
-    runner = Runner(Cache(cache), SerialObserver(observer))
-    observer.plan(plan(recipe, targets, devices, only))
-    origins = _origins(runner, recipe, targets, cache)
-    contexts = {t.name: Context(runner, recipe, t, origins[t.opset], devices[t.name]) for t in targets}
-    return Prepared(runner, origins[targets[0].opset], contexts, versions)
-
-
-def _origins(runner: Runner, recipe: Recipe, targets: Sequence[Target], cache: Path) -> dict[int, Origin]:
-    """Run or read the stages that run once; return what the targets of each ONNX opset start from."""
-    labels = export_labels(targets)
-    if recipe.task is None:
-        return dict.fromkeys(labels, imported_source.import_model(runner, recipe))
-    project = Project(recipe.task, cache)
-    stages = {
-        opset: trained_source.TrainingStages(runner, project, recipe, opset, label) for opset, label in labels.items()
+    runner.observer.plan(plan(recipe, given.left(targets), devices, given.only))
+    origins = _train(given, targets, devices) if recipe.task else _import(given, targets)
+    contexts = {
+        target.name: Context(runner, recipe, target, origins[target.opset], devices[target.name])
+        for target in given.left(targets)
     }
+    return Prepared(runner, next(iter(contexts.values())).origin, contexts, versions, given.refusals)
+
+
+def _import(given: _Preparation, targets: Sequence[Target]) -> dict[int, Origin]:
+    """Run or read the import; return the imported model for each ONNX opset of the targets."""
+    return dict.fromkeys(export_labels(given.left(targets)), imported_source.import_model(given.runner, given.recipe))
+
+
+def _train(given: _Preparation, targets: Sequence[Target], devices: dict[str, Device | Absent]) -> dict[int, Origin]:
+    """Run or read the preflight and the stages that train; return what the targets of each ONNX opset start from."""
+    assert given.recipe.task is not None  # the caller has looked
+    project = Project(given.recipe.task, given.runner.cache.root)
+    stages = {
+        opset: trained_source.TrainingStages(given.runner, project, given.recipe, opset, label)
+        for opset, label in export_labels(given.left(targets)).items()
+    }
+    first = next(iter(stages.values()))
+    first.preflight()
+    if tries_targets(given.only):
+        for target in given.left(targets):
+            device = devices[target.name]
+            given.refusals.attempt(target.name, partial(_try_target, given, target, device, stages[target.opset]))
     if multi_process.world_size() > 1:
-        multi_process.train(stages[targets[0].opset])
-    return {opset: training.run() for opset, training in stages.items()}
+        multi_process.train(first)
+    wanted = {target.opset for target in given.left(targets)}
+    return {opset: training.run() for opset, training in stages.items() if opset in wanted}
+
+
+def _try_target(
+    given: _Preparation, target: Target, device: Device | Absent, stages: trained_source.TrainingStages
+) -> Done[TriedTarget]:
+    """Run or read the export of the untrained student, and let a target take it."""
+    exported = export_untrained(given.runner, stages.project, given.recipe, stages.opset, stages.export_label)
+    return preflight_target(given.runner, UntrainedTarget(given.recipe, target, device, exported))
 
 
 def follow(recipe: Recipe, targets: Sequence[Target], cache: Path) -> None:

@@ -7,9 +7,12 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from edgekd.devices.base import Absent, Verifier
 from edgekd.pipeline.imported_source import IMPORT
+from edgekd.pipeline.preflight import PREFLIGHT, PREFLIGHT_EXPORT
 from edgekd.pipeline.target.blame import BLAME
-from edgekd.pipeline.target.evaluate import CHECK, COMPILE, EVALUATE, compiles
+from edgekd.pipeline.target.compile import COMPILE, compiles
+from edgekd.pipeline.target.evaluate import CHECK, EVALUATE
 from edgekd.pipeline.target.package import BUNDLE, PROFILE
+from edgekd.pipeline.target.preflight import PREFLIGHT_TARGET
 from edgekd.pipeline.target.quantize import QUANTIZE
 from edgekd.pipeline.target.repair import REPAIR
 from edgekd.pipeline.target.robustness import ROBUSTNESS_SHIPPED
@@ -33,13 +36,13 @@ class Circumstances:
         recipe: The recipe.
         target: The target that the stage would work for; the first one for a stage that runs once a build.
         device: The machine that runs the target's engines, or why there is none.
-        whole: Whether all stages are to run, as for a build, or only some, as for a check.
+        only: The target's stages that are to run, as for a check; None for all, as for a build.
     """
 
     recipe: Recipe
     target: Target
     device: Device | Absent
-    whole: bool
+    only: Sequence[StageSpec[Any]] | None
 
 
 def _trains(given: Circumstances) -> bool:
@@ -51,7 +54,11 @@ def _imports(given: Circumstances) -> bool:
 
 
 def _measures_robustness(given: Circumstances) -> bool:
-    return _trains(given) and given.whole and given.recipe.robustness.measure
+    return _trains(given) and given.only is None and given.recipe.robustness.measure
+
+
+def _tries_targets(given: Circumstances) -> bool:
+    return _trains(given) and tries_targets(given.only)
 
 
 def _always(_given: Circumstances) -> bool:
@@ -84,17 +91,21 @@ class OrderedStage:
 
     Attributes:
         spec: The kind of stage.
-        scope: Whether it runs once a "build", once for each ONNX "opset" of the targets, or once for each "target".
+        scope: Whether it runs once a "build", once for each ONNX "opset" of the targets, once for "each" target before
+            anything is trained, or once for each "target" after that.
         planned: Decides whether a build is known to have it from its beginning; a stage on demand is not planned.
     """
 
     spec: StageSpec[Any]
-    scope: Literal["build", "opset", "target"]
+    scope: Literal["build", "opset", "each", "target"]
     planned: Callable[[Circumstances], bool]
 
 
 #: All stages in the order of a build. Those of a target run for one target after the other.
 ORDER = (
+    OrderedStage(PREFLIGHT, "build", _trains),
+    OrderedStage(PREFLIGHT_EXPORT, "opset", _tries_targets),
+    OrderedStage(PREFLIGHT_TARGET, "each", _tries_targets),
     OrderedStage(TEACHER, "build", _trains),
     OrderedStage(DISTILL, "build", _trains),
     OrderedStage(PRUNE, "build", _trains),
@@ -130,20 +141,29 @@ def plan(
         only: The stages that will follow for each target; None for all.
     """
     first = targets[0]
-    once = Circumstances(recipe, first, devices[first.name], only is None)
-    names = []
-    for stage in ORDER:
-        if stage.scope != "target" and stage.planned(once):
-            labels = export_labels(targets).values() if stage.scope == "opset" else ("",)
-            names += [f"{stage.spec.name} {label}".rstrip() for label in labels]
+    once = Circumstances(recipe, first, devices[first.name], only)
+    labels = {
+        "build": ("",),
+        "opset": tuple(export_labels(targets).values()),
+        "each": tuple(target.name for target in targets),
+        "target": (),
+    }
+    names = [
+        f"{stage.spec.name} {label}".rstrip() for stage in ORDER if stage.planned(once) for label in labels[stage.scope]
+    ]
     for target in targets:
-        given = Circumstances(recipe, target, devices[target.name], only is None)
+        given = Circumstances(recipe, target, devices[target.name], only)
         names += [
             f"{stage.spec.name} {target.name}"
             for stage in ORDER
             if stage.scope == "target" and stage.planned(given) and (only is None or stage.spec in only)
         ]
     return tuple(names)
+
+
+def tries_targets(only: Sequence[StageSpec[Any]] | None) -> bool:
+    """Whether targets are tried before anything is trained: where the stages that follow write engines."""
+    return only is None or QUANTIZE in only
 
 
 def export_labels(targets: Sequence[Target]) -> dict[int, str]:

@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
+from edgekd.errors import OutputError
+from edgekd.files import make_folder, scratch_root
+from edgekd.pipeline.output import refuse_foreign
+
 if TYPE_CHECKING:
-    from pathlib import Path
+    from collections.abc import Sequence
 
 
 @dataclass(frozen=True)
@@ -20,3 +26,22 @@ class BuildPaths:
 
     output: Path
     cache: Path
+
+    def check(self, places: Sequence[str]) -> None:
+        """Make the output's folder, and refuse before any work what could only be refused after it.
+
+        Args:
+            places: What will be written into the output; see :mod:`edgekd.pipeline.output`.
+
+        Raises:
+            OutputError: The folder cannot be written, edgekd did not write what lies in one of these places, or the
+                cache does.
+            ScratchError: There is no folder for temporary files.
+        """
+        make_folder(self.output, OutputError, "--output")
+        scratch_root()
+        refuse_foreign(self.output, places)
+        cache = Path(os.path.realpath(self.cache))  # Path.resolve raises where links go in a ring
+        for place in places:
+            if cache.is_relative_to(os.path.realpath(self.output / place)):
+                raise OutputError(f"{self.cache}: the cache lies in {self.output / place}, which is replaced; move one")

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-import json
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from edgekd.errors import TaskError
-from edgekd.files import need, sha256_file, write_text
+from edgekd.files import need, sha256_file
 from edgekd.stages.cache import digest
+from edgekd.stages.sealed import read_sealed, write_sealed
 from edgekd.stages.user_code import source_digests
 
 if TYPE_CHECKING:
-    from edgekd.config.recipe import TaskConfig
+    from edgekd.config.recipe import Recipe, TaskConfig
+    from edgekd.training.taps.taps import Taps
     from edgekd.training.task.loading import LoadedTask
 
 
@@ -52,6 +53,21 @@ class Project:
             )
         return task
 
+    def taps(self, recipe: Recipe) -> Taps:
+        """Return the taps of both networks, from the recipe and the task.
+
+        Raises:
+            TaskError: A modality has no tap, or a tap names no modality.
+        """
+        from edgekd.training.taps.taps import Taps, resolve_taps
+
+        task, names = self.loaded.task, self.loaded.modalities
+        return Taps(
+            resolve_taps("teacher", recipe.teacher.taps, getattr(task, "teacher_taps", {}), names),
+            resolve_taps("student", recipe.student.taps, getattr(task, "student_taps", {}), names),
+            recipe.teacher.precision,
+        )
+
     @cached_property
     def identity(self) -> str:
         """Digest of the task's code, options and data."""
@@ -61,7 +77,7 @@ class Project:
     def _known(self) -> dict[str, str] | None:
         """Remembered identity and fingerprint; None where code or files have changed."""
         try:
-            memory = json.loads(self._memory.read_text(encoding="utf-8"))
+            memory = read_sealed(self._memory) or {}
             known = {name: str(memory[name]) for name in ("identity", "fingerprint")}
             sources, files = source_digests(Path(memory["module"])), _stamps(memory["files"])
             same = memory["sources"] == sources and memory["stamps"] == files
@@ -89,7 +105,7 @@ class Project:
                 "fingerprint": fingerprint,
                 "identity": identity,
             }
-            write_text(self._memory, json.dumps(memory))
+            write_sealed(self._memory, memory)
         return identity
 
 

@@ -5,44 +5,25 @@ from __future__ import annotations
 import os
 import shutil
 import tempfile
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from edgekd.errors import OutputError
-from edgekd.files import need, sha256_file
+from edgekd.files import disk_errors, sha256_file
 from edgekd.report.results import GRAM, LATENCY
+from edgekd.stages.disk import remove_tree
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Mapping
 
-#: Folders of the bundle, released or rejected by the gate, and of what was built on the device. These and the report's
-#: are edgekd's; nothing else in the output is touched.
+#: Folders of the bundle, released or rejected by the gate, and of what was built on the device.
 BUNDLE, REJECTED, ENGINES = "bundle", "rejected", "engines"
 
-_LOCK = ".lock"
-_TEMPORARY = ".edgekd-"
+_FOLDERS = (BUNDLE, REJECTED, LATENCY, GRAM, ENGINES)
+#: A folder in which the next content is put together, and the last one is kept until that is in its place.
+_TEMPORARY, _NEW, _OLD = ".edgekd-publish-", "new", "old"
 
 #: Files to show, by their path below one of these folders.
 Files = dict[str, Path]
-
-
-@contextmanager
-def writing(output: Path) -> Iterator[None]:
-    """Hold the output's lock: of all builds with the same output, whatever their caches, one at a time writes there.
-
-    Raises:
-        OutputError: Something in it cannot be written.
-    """
-    filelock = need("filelock", "build")
-    try:
-        with filelock.FileLock(output / _LOCK):
-            yield
-    except OSError as error:
-        raise OutputError(
-            f"{error.filename or output}: cannot be written: {error.strerror or error}; "
-            "choose another folder with --output"
-        ) from error
 
 
 def files_below(folder: Path) -> Files:
@@ -50,16 +31,22 @@ def files_below(folder: Path) -> Files:
     return {path.relative_to(folder).as_posix(): path for path in sorted(folder.rglob("*")) if path.is_file()}
 
 
+def target_places(target: str) -> list[str]:
+    """Return the places of a target in an output: what :func:`publish` replaces."""
+    return [f"{target}/{name}/" for name in _FOLDERS]
+
+
 def publish(folders: Mapping[str, Files], output: Path) -> None:
     """Make ``output`` show these of edgekd's folders and no others; what is right already stays untouched.
 
     A folder is replaced as a whole, by renames, so that a reader never finds half of it. It is to be called inside
-    :func:`writing`.
+    :func:`~edgekd.pipeline.output.writing`, for :func:`target_places`.
     """
     output.mkdir(parents=True, exist_ok=True)
     for leftover in output.glob(f"{_TEMPORARY}*"):  # of a build that was killed here
-        shutil.rmtree(leftover)
-    for name in (BUNDLE, REJECTED, LATENCY, GRAM, ENGINES):
+        if not leftover.is_symlink() and {path.name for path in leftover.iterdir()} <= {_NEW, _OLD}:
+            remove_tree(leftover)
+    for name in _FOLDERS:
         wanted = folders.get(name, {})
         if not _shows(output / name, wanted):
             _replace(wanted, output / name)
@@ -76,11 +63,13 @@ def _shows(folder: Path, wanted: Files) -> bool:
 
 
 def _replace(wanted: Files, folder: Path) -> None:
+    wanted_bytes = sum(path.stat().st_size for path in wanted.values())
     with tempfile.TemporaryDirectory(prefix=_TEMPORARY, dir=folder.parent) as temporary:
-        fresh, old = Path(temporary) / "new", Path(temporary) / "old"
-        for name, path in wanted.items():
-            (fresh / name).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(path, fresh / name)
+        fresh, old = Path(temporary) / _NEW, Path(temporary) / _OLD
+        with disk_errors(folder.parent, alone=True, wanted_bytes=wanted_bytes):
+            for name, path in wanted.items():
+                (fresh / name).parent.mkdir(parents=True, exist_ok=True)
+                shutil.copyfile(path, fresh / name)
         if os.path.lexists(folder):
             folder.rename(old)
         if wanted:

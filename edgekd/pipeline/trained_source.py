@@ -5,20 +5,21 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 import msgspec
 
 from edgekd.errors import ModelError
 from edgekd.files import sha256_file
 from edgekd.gram.gate import CUT, FINETUNED
+from edgekd.pipeline.preflight import check_task
 from edgekd.pipeline.source import QatStudent
 from edgekd.runtime.corruption import Robustness
 from edgekd.stages.artifacts import CUT_PROBE, PROBE, WEIGHTS, Exported, Trained
 from edgekd.stages.cache import digest
 from edgekd.stages.stage import Done, Runner, StageSpec
 from edgekd.training.distillation.loss_registry import check_losses, own_loss_sources
-from edgekd.training.stage_run import StageRun
+from edgekd.training.stage_run import StageRun, computing_threads
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -34,6 +35,8 @@ if TYPE_CHECKING:
     from edgekd.pipeline.project import Project
     from edgekd.stages.progress import StageReporter
     from edgekd.training.taps.taps import Taps
+
+R = TypeVar("R")
 
 LIBRARIES = ("torch", "torch-pruning", "onnx", "onnxscript", "onnxruntime")
 
@@ -56,10 +59,10 @@ def _describe_robustness(robustness: Robustness) -> str:
 TEACHER: StageSpec[Trained] = StageSpec("teacher", 4, Trained, ("torch",), "train the teacher, or load it", _describe)
 DISTILL: StageSpec[Trained] = StageSpec("distill", 4, Trained, (), "train the student from the teacher", _describe)
 PRUNE: StageSpec[Trained] = StageSpec(
-    "prune", 6, Trained, ("torch-pruning",), "remove channels of the student and fine-tune what is left", _describe
+    "prune", 7, Trained, ("torch-pruning",), "remove channels of the student and fine-tune what is left", _describe
 )
 EXPORT: StageSpec[Exported] = StageSpec(
-    "export", 6, Exported, ("onnx", "onnxscript", "onnxruntime"), "write the networks as ONNX", _describe_export
+    "export", 7, Exported, ("onnx", "onnxscript", "onnxruntime"), "write the networks as ONNX", _describe_export
 )
 QAT: StageSpec[Trained] = StageSpec(
     "qat", 4, Trained, (), "fine-tune the pruned student with fake quantization", _describe
@@ -93,7 +96,11 @@ class TrainedOrigin:
     exported: Done[Exported]
 
     network = "pruned"
-    baselines = ("teacher", "student")
+
+    @property
+    def baselines(self) -> tuple[str, ...]:
+        """The networks before the pruned one that could be exported; the student always could."""
+        return tuple(name for name in ("teacher", "student") if name in self.exported.result.sizes)
 
     @property
     def name(self) -> str:
@@ -167,6 +174,23 @@ class TrainingStages:
         student = self._distill(teacher)
         return teacher, student, self._prune(teacher, student)
 
+    def _run(
+        self,
+        spec: StageSpec[R],
+        *,
+        label: str = "",
+        config: JsonObject,
+        inputs: JsonObject,
+        run: Callable[[Path, StageReporter], R],
+    ) -> Done[R]:
+        """Run a stage of the recipe's threads, in which what the task's code raises is one line."""
+
+        def run_task(folder: Path, report: StageReporter) -> R:
+            with self.project.loaded.errors_in(f"stage '{spec.name}'"), computing_threads(self.recipe.threads):
+                return run(folder, report)
+
+        return self.runner(spec, label=label, config=config, inputs=inputs, run=run_task)
+
     def networks(self) -> tuple[nn.Module, nn.Module]:
         """Run or read the stages before the export; return the trained teacher and the trained pruned student."""
         teacher = self.teacher()
@@ -190,7 +214,7 @@ class TrainingStages:
                 self.project.loaded, networks, self.taps, scheme, config, StageRun(self.recipe.seed, folder, report)
             )
 
-        fine_tuned = self.runner(
+        fine_tuned = self._run(
             QAT,
             config={**_plain(config), **own_loss_sources(config.loss), "scheme": _plain(scheme)},
             inputs={"pruned": origin.pruned.key},
@@ -206,7 +230,7 @@ class TrainingStages:
             networks = {origin.network: ExportNetwork(model, self.taps.student)}
             return export.run(self.project.loaded, networks, self.recipe.export, self.opset, folder, report)
 
-        exported = self.runner(
+        exported = self._run(
             EXPORT,
             label=f"{self.export_label} qat".lstrip(),
             config={**_plain(self.recipe.export), "opset": self.opset},
@@ -234,10 +258,11 @@ class TrainingStages:
             return robustness.run(self.project.loaded, networks, config, StageRun(self.recipe.seed, folder, report))
 
         settings = {**_plain(config), "seed": self.recipe.seed}
-        return self.runner(ROBUSTNESS, config=settings, inputs={"pruned": origin.pruned.key}, run=run)
+        return self._run(ROBUSTNESS, config=settings, inputs={"pruned": origin.pruned.key}, run=run)
 
     def teacher(self) -> Done[Trained]:
-        """Train the teacher, or load the user's."""
+        """Check the task; then train the teacher, or load the user's."""
+        self.preflight()
         config, project = self.recipe.teacher, self.teachers or self.project
         weights = Path(config.weights) if config.weights else None
         if weights is not None and not weights.is_file():
@@ -246,15 +271,15 @@ class TrainingStages:
         def run(folder: Path, report: StageReporter) -> Trained:
             from edgekd.training.distillation import teacher
 
-            self.preflight()
             return teacher.run(project.loaded, self.taps.teacher, config, StageRun(self.recipe.seed, folder, report))
 
         settings = {
             **_plain(msgspec.structs.replace(config, precision="float32")),  # it matters to those that learn from it
             "weights": sha256_file(weights) if weights else None,
             "seed": self.recipe.seed,
+            "threads": self.recipe.threads,
         }
-        return self.runner(TEACHER, config=settings, inputs={"task": project.identity}, run=run)
+        return self._run(TEACHER, config=settings, inputs={"task": project.identity}, run=run)
 
     def _distill(self, teacher: Done[Trained]) -> Done[Trained]:
         config = self.recipe.distill
@@ -271,7 +296,7 @@ class TrainingStages:
         inputs = {"teacher": teacher.key}
         if self.teachers is not None:  # then the teacher's key does not stand for the student's task
             inputs["task"] = self.project.identity
-        return self.runner(DISTILL, config=settings, inputs=inputs, run=run)
+        return self._run(DISTILL, config=settings, inputs=inputs, run=run)
 
     def distil(
         self, teacher: Done[Trained], config: DistillConfig, seed: int, folder: Path, report: StageReporter
@@ -287,9 +312,9 @@ class TrainingStages:
         """
         from edgekd.training.distillation import distill
 
-        self.preflight()
-        outputs, model = self._outputs(teacher, config.loss, report), self.load_teacher(teacher)
-        return distill.run(self.project.loaded, model, self.taps, config, StageRun(seed, folder, report), outputs)
+        with computing_threads(self.recipe.threads):
+            outputs, model = self._outputs(teacher, config.loss, report), self.load_teacher(teacher)
+            return distill.run(self.project.loaded, model, self.taps, config, StageRun(seed, folder, report), outputs)
 
     def _prune(self, teacher: Done[Trained], student: Done[Trained]) -> Done[Trained]:
         config = self.recipe.prune
@@ -308,7 +333,7 @@ class TrainingStages:
             )
 
         settings = {**_plain(config), **own_loss_sources(config.loss)}
-        return self.runner(PRUNE, config=settings, inputs={"student": student.key}, run=run)
+        return self._run(PRUNE, config=settings, inputs={"student": student.key}, run=run)
 
     def _export(self, teacher: Done[Trained], student: Done[Trained], pruned: Done[Trained]) -> Done[Exported]:
         config = self.recipe.export
@@ -320,14 +345,14 @@ class TrainingStages:
 
             model = self.load_teacher(teacher)
             networks = {
-                "teacher": ExportNetwork(model, taps_of(model, self.taps.teacher)),
+                "teacher": ExportNetwork(model, taps_of(model, self.taps.teacher), optional=True),
                 "student": ExportNetwork(self._load_student(student), self.taps.student),
                 "pruned": ExportNetwork(self._load_pruned(pruned.folder), self.taps.student),
             }
             return export.run(self.project.loaded, networks, config, self.opset, folder, report)
 
         settings = {**_plain(config), "opset": self.opset}
-        return self.runner(EXPORT, label=self.export_label, config=settings, inputs={"pruned": pruned.key}, run=run)
+        return self._run(EXPORT, label=self.export_label, config=settings, inputs={"pruned": pruned.key}, run=run)
 
     def _outputs(self, teacher: Done[Trained], loss: LossConfig, report: StageReporter) -> Path | None:
         """Return the folder of the teacher's outputs on the training split, written once; None where it is to run."""
@@ -356,30 +381,15 @@ class TrainingStages:
     @cached_property
     def taps(self) -> Taps:
         """The taps of both networks, from the recipe and the task."""
-        from edgekd.training.taps.taps import Taps, resolve_taps
-
-        task, names = self.project.loaded.task, self.project.loaded.modalities
-        return Taps(
-            resolve_taps("teacher", self.recipe.teacher.taps, getattr(task, "teacher_taps", {}), names),
-            resolve_taps("student", self.recipe.student.taps, getattr(task, "student_taps", {}), names),
-            self.recipe.teacher.precision,
-        )
+        return self.project.taps(self.recipe)
 
     def preflight(self) -> None:
-        """Check the task, once for each build.
+        """Check the task, or read that it was checked.
 
         Raises:
             TaskError: Something in the task is wrong.
         """
-        _ = self._checked
-
-    @cached_property
-    def _checked(self) -> bool:
-        """True once the task is checked, which is done once for each build: the check reads every sample."""
-        from edgekd.training import preflight
-
-        preflight.check(self.project.loaded, self.taps, self.recipe)
-        return True
+        check_task(self.runner, self.project, self.recipe)
 
     def load_teacher(self, done: Done[Trained]) -> nn.Module:
         """Return the finished teacher."""

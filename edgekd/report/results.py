@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from edgekd.gram.gate import Verdict  # noqa: TC001  # msgspec reads the annotations of CandidateResult
@@ -224,7 +224,8 @@ class BuildReport:
         stages: The stages in the order in which they ran.
         training: For each network that was trained, the figures of each epoch: mean losses, the weights of added losses
             and their shares of the gradient, and on the validation split the metric and the Gram drift from the anchor.
-        targets: One result for each target.
+        targets: One result for each target that was built.
+        refused: For each target that was not built the reason, by its name.
         robustness: The metric of the networks that were trained with a modality dropped or noisy; None where it was not
             measured.
         robustness_reason: Why it was not: ``"not measured: ..."``.
@@ -237,6 +238,7 @@ class BuildReport:
     stages: tuple[StageTime, ...]
     training: dict[str, list[dict[str, float]]]
     targets: tuple[TargetResult, ...]
+    refused: dict[str, str] = field(default_factory=dict)
     robustness: Robustness | None = None
     robustness_reason: str = "not measured"
 

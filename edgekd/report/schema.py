@@ -113,6 +113,7 @@ class ReportFile(Struct, frozen=True):
         versions: Versions of edgekd and of the libraries that computed the result.
         rows: The engine of each target.
         targets: What stands behind each row, in the same order.
+        refused: For each target that was not built the reason, by its name.
         stages: The stages in the order in which they ran.
         training: The figures of each epoch, by the network that was trained.
         robustness: What losing or spoiling one modality costs.
@@ -132,6 +133,7 @@ class ReportFile(Struct, frozen=True):
     training: dict[str, list[dict[str, float | None]]]
     robustness: RobustnessDetails
     not_finite: NotFinite
+    refused: dict[str, str] = {}
 
 
 class ShippedMetric(Struct, frozen=True):

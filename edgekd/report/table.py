@@ -240,7 +240,7 @@ def _ratios(result: TargetResult) -> str:
 
 
 def summary_table(report: BuildReport) -> Table:
-    """Return the table of all targets: the engine of each on its device."""
+    """Return the table of all targets: the engine of each on its device, and those that refused."""
     names = {result.ledger.metric for result in report.targets}
     metric = metric_name(names.pop()) if len(names) == 1 else "metric"
     columns = (
@@ -250,7 +250,9 @@ def summary_table(report: BuildReport) -> Table:
     )
     unrun = [result.target for result in report.targets if result.last.stage != DEVICE]
     notes = (f"{metric} and bound of {', '.join(unrun)}: of the same graph in ONNX Runtime on the building host.",)
-    return Table("Targets", columns, tuple(map(_summary_row, report.targets)), notes if unrun else ())
+    refused = tuple((target, *[NOTHING] * (len(columns) - 2), "REFUSED") for target in report.refused)
+    rows = (*map(_summary_row, report.targets), *refused)
+    return Table("Targets", columns, rows, notes if unrun else ())
 
 
 def _summary_row(result: TargetResult) -> tuple[str, ...]:

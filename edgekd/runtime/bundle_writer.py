@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, get_args
 
 from edgekd import __version__
 from edgekd.errors import BundleError
-from edgekd.files import sha256_file, write_text
+from edgekd.files import atomic_path, sha256_file
 from edgekd.gram.npz import EMBEDDING_PREFIX
 from edgekd.runtime.backends.registry import ORT
 from edgekd.runtime.manifest import (
@@ -17,6 +16,7 @@ from edgekd.runtime.manifest import (
     Manifest,
     Variant,
     check_required,
+    manifest_text,
     null_not_finite,
     parse_manifest,
     plain_files,
@@ -92,7 +92,12 @@ def write_bundle(folder: Path, facts: BundleFacts) -> None:
         files={name: {"sha256": sha256_file(path), "bytes": path.stat().st_size} for name, path in files.items()},
     )
     parse_manifest(vars(manifest), str(folder))  # a manifest that cannot be read back is not written
-    write_text(folder / MANIFEST, json.dumps(vars(manifest), indent=2, allow_nan=False) + "\n")
+    try:
+        text = manifest_text(vars(manifest))
+    except ValueError as error:  # a lone surrogate in a name, or a number that is none
+        raise BundleError(f"{folder}: its manifest cannot be written: {error}") from error
+    with atomic_path(folder / MANIFEST) as temporary:
+        temporary.write_bytes(text.encode())  # the same bytes on every system
 
 
 def _outputs(folder: Path, inputs: list[JsonObject], classes: list[str]) -> list[JsonObject]:

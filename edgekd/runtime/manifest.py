@@ -1,4 +1,8 @@
-"""A bundle's manifest, and the check that the files beside it are the ones it lists."""
+"""A bundle's manifest, and the check that the files beside it are the ones it lists.
+
+A manifest has one text: JSON as :func:`manifest_text` writes it, which ends with the digest of all that stands before
+it. Any other text is refused, so that no bit of it can turn unnoticed. Whoever rewrites the digest too is not stopped.
+"""
 
 from __future__ import annotations
 
@@ -12,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Literal, get_origin, get_type_hints
 from edgekd import __version__
 from edgekd.errors import BundleError, nearest
 from edgekd.files import JsonObject  # noqa: TC001 - the types of the manifest's fields are read when it is
+from edgekd.runtime.manifest_checks import check_values
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Mapping
@@ -19,17 +24,19 @@ if TYPE_CHECKING:
 #: "deploy" has logits only, "probe" the embeddings too.
 Variant = Literal["deploy", "probe"]
 
-SCHEMA_VERSION = 3
+SCHEMA_VERSION = 4
 MANIFEST = "manifest.json"
 REFERENCE = "reference.npz"
 #: The branch of each node of the graph; bundles from before version 3 of their stage have no such file.
 BRANCHES = "branches.json"
 REQUIRED = ("probe.onnx", "deploy.onnx", REFERENCE, "ledger.json")
+#: The last key of the text; no field of :class:`Manifest`.
+_DIGEST = "digest"
 
 
 @dataclass(frozen=True)
 class Manifest:
-    """The content of ``manifest.json``; ``manifest.schema.json`` beside this file describes each field."""
+    """The content of ``manifest.json`` but its digest; ``manifest.schema.json`` beside this file describes it."""
 
     schema_version: int
     edgekd: str
@@ -60,7 +67,13 @@ def read_manifest(folder: Path) -> Manifest:
     """
     path = folder / MANIFEST
     try:
-        content = json.loads(path.read_bytes())
+        text = path.read_bytes().decode()
+        content = json.loads(text)
+        if not isinstance(content, dict):
+            raise BundleError(f"{path}: must be a JSON object, not a {type(content).__name__}")
+        _check_version(content, str(path))
+        content.pop(_DIGEST, None)
+        unaltered = text == manifest_text(content)
     except FileNotFoundError:
         inside = folder / "bundle"
         hint = f"; did you mean {inside}?" if (inside / MANIFEST).is_file() else ""
@@ -69,27 +82,48 @@ def read_manifest(folder: Path) -> Manifest:
         raise BundleError(f"{path}: cannot be read: {error.strerror}") from error
     except (ValueError, RecursionError) as error:
         raise BundleError(f"{path}: is not valid JSON: {error}") from error
-    if not isinstance(content, dict):
-        raise BundleError(f"{path}: must be a JSON object, not a {type(content).__name__}")
+    if not unaltered:
+        raise BundleError(f"{path}: was altered, it does not have its own digest; copy or build the bundle again")
     return parse_manifest(content, str(path))
+
+
+def manifest_text(content: JsonObject) -> str:
+    """Return the one text that a manifest of this content has, which ends with the digest of the rest.
+
+    Args:
+        content: Every field of :class:`Manifest` by its name, in any order: the order is part of the text.
+
+    Raises:
+        ValueError: JSON cannot hold a number of it, or UTF-8 a character.
+    """
+    digest = hashlib.sha256(_plain_text(content).encode()).hexdigest()
+    return _plain_text({**content, _DIGEST: digest})
+
+
+def _plain_text(content: JsonObject) -> str:
+    return json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+
+
+def _check_version(content: JsonObject, where: str) -> None:
+    version = content.get("schema_version")
+    if type(version) is not int or version != SCHEMA_VERSION:
+        raise BundleError(
+            f"{where}: has schema_version {version}, and edgekd {__version__} reads {SCHEMA_VERSION} only; "
+            "build the bundle again with this edgekd"
+        )
 
 
 def parse_manifest(content: JsonObject, where: str) -> Manifest:
     """Check a manifest's content.
 
     Args:
-        content: The JSON object.
+        content: The JSON object, without the digest.
         where: The file's name in errors.
 
     Raises:
         BundleError: a key is missing, unknown or of the wrong type, or two of them contradict each other.
     """
-    version = content.get("schema_version")
-    if version != SCHEMA_VERSION:
-        raise BundleError(
-            f"{where}: has schema_version {version}, and edgekd {__version__} reads {SCHEMA_VERSION} only; "
-            "build the bundle again with this edgekd"
-        )
+    _check_version(content, where)
     for name, kind in _TYPES.items():
         if name not in content:
             raise BundleError(f"{where}: has no '{name}'; the manifest is incomplete")
@@ -98,12 +132,11 @@ def parse_manifest(content: JsonObject, where: str) -> Manifest:
     for name in content:
         if name not in _TYPES:
             raise BundleError(f"{where}: has an unknown key '{name}'{nearest(name, _TYPES)}")
+    check_values(content, where)
     manifest = Manifest(**content)
     if manifest.released != (manifest.verdict in ("pass", "warn")):
         raise BundleError(f"{where}: 'released' is {manifest.released} although the verdict is '{manifest.verdict}'")
-    for name, entry in manifest.files.items():
-        if not isinstance(entry, dict) or entry.keys() != {"sha256", "bytes"}:
-            raise BundleError(f"{where}: files.{name} must have exactly 'sha256' and 'bytes'")
+    for name in manifest.files:
         if name == MANIFEST:
             raise BundleError(f"{where}: lists itself, and cannot hold its own digest")
         if not _is_inside(name):
@@ -173,3 +206,24 @@ def read_file(folder: Path, manifest: Manifest, name: str) -> bytes:
     if len(content) != expected["bytes"] or hashlib.sha256(content).hexdigest() != expected["sha256"]:
         raise BundleError(f"{path}: is not the file that the manifest describes; copy or build the bundle again")
     return content
+
+
+def read_branches(folder: Path, manifest: Manifest) -> dict[str, str]:
+    """Return for nodes of the bundle's graph the modality from whose input alone each is computed, or "fusion".
+
+    Returns:
+        Nothing for a bundle without them, which an earlier edgekd wrote.
+
+    Raises:
+        BundleError: the file is not the manifest's, or not such a table.
+    """
+    if BRANCHES not in manifest.files:
+        return {}
+    where = folder / BRANCHES
+    try:
+        branches = json.loads(read_file(folder, manifest, BRANCHES))
+    except ValueError as error:
+        raise BundleError(f"{where}: is not valid JSON: {error}") from error
+    if not isinstance(branches, dict) or not all(isinstance(branch, str) for branch in branches.values()):
+        raise BundleError(f"{where}: must be a table of nodes' names and their branches; build the bundle again")
+    return branches

@@ -23,6 +23,27 @@ PROBE_GRAPH, DEPLOY = "probe.onnx", "deploy.onnx"
 PREPARED, QDQ = "prepared.onnx", "qdq.onnx"
 
 
+#: Name of the student as it is exported before it is trained.
+UNTRAINED = "untrained"
+
+
+@dataclass(frozen=True)
+class NodeOrigin:
+    """Where a node of an exported graph comes from.
+
+    Attributes:
+        module: Path of the module in the network; "" for the network itself.
+        line: Line of the user's code, "file:number"; "" where it is not known.
+    """
+
+    module: str
+    line: str
+
+    def __str__(self) -> str:
+        """Return the origin in words, e.g. ``"module 'image.gru', task.py:49"``."""
+        return ", ".join(filter(None, (f"module '{self.module}'" if self.module else "", self.line)))
+
+
 @dataclass(frozen=True)
 class Trained:
     """A trained model.
@@ -74,3 +95,11 @@ class Exported:
 def onnx_name(network: str) -> str:
     """Return the file name of a network's graph, e.g. ``student_pruned.onnx`` of the network "pruned"."""
     return "student_pruned.onnx" if network == "pruned" else f"{network}.onnx"
+
+
+def origins_name(network: str) -> str:
+    """Return the name of the file that says where the nodes of a network's graph come from, and its tensors, by name.
+
+    It lies beside the graph, and never leaves this machine: it holds :class:`NodeOrigin` as JSON, with paths.
+    """
+    return f"{onnx_name(network)}.origins.json"

@@ -25,6 +25,9 @@ class Observer(Protocol):
     def finish(self, stage: str, seconds: float, cached: bool, summary: str) -> None:
         """Receive that a stage is over; ``cached`` where it was up to date and did nothing."""
 
+    def refuse(self, target: str, reason: str) -> None:
+        """Receive that nothing is built for a target, whose stages end, while the build goes on for the others."""
+
 
 class SerialObserver:
     """Passes on what several threads report, one event after the other.
@@ -61,6 +64,11 @@ class SerialObserver:
         """Pass the event on."""
         with self._lock:
             self._observer.finish(stage, seconds, cached, summary)
+
+    def refuse(self, target: str, reason: str) -> None:
+        """Pass the event on."""
+        with self._lock:
+            self._observer.refuse(target, reason)
 
 
 @dataclass(frozen=True)
@@ -117,4 +125,7 @@ class Silent:
         """Ignore the event."""
 
     def finish(self, stage: str, seconds: float, cached: bool, summary: str) -> None:
+        """Ignore the event."""
+
+    def refuse(self, target: str, reason: str) -> None:
         """Ignore the event."""

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Generic, TypeVar
 
 import msgspec
 
-from edgekd.files import missing
+from edgekd.files import disk_errors, missing
 from edgekd.stages.cache import Cache, digest
 from edgekd.stages.progress import Observer, StageReporter
 
@@ -160,13 +160,20 @@ class Runner:
                     record, cached = self.cache.find(key), True
                 else:
                     self.observer.start(stage.name)
-                    record = msgspec.to_builtins(stage.run(folder, StageReporter(self.observer, stage.name)))
+                    record = msgspec.to_builtins(self._work(stage, folder))
                     self.cache.finish(key, record)
         result = msgspec.convert(record, result_type)
+        for kept in self.cache.set_aside(key) if cached else ():
+            self.observer.warn(stage.name, f"edgekd did not write {kept.name} into its cache; it is now {kept}")
         if not cached or all(spent.name != stage.name for spent in self.times):
             seconds = 0.0 if cached else time.monotonic() - started
             self._report(StageTime(stage.name, seconds, cached, stage.spec.summary(result)))
         return Done(key, self.cache.root / key, result)
+
+    def _work(self, stage: Stage[R], folder: Path) -> R:
+        """Run the stage's function; a full disk is said to be that, whatever a library makes of it."""
+        with self.cache.errors(), disk_errors(folder):
+            return stage.run(folder, StageReporter(self.observer, stage.name))
 
     def _report(self, spent: StageTime) -> None:
         self.times.append(spent)

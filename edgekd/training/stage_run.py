@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from pathlib import Path
 
     from edgekd.stages.progress import StageReporter
@@ -24,3 +26,19 @@ class StageRun:
     seed: int
     folder: Path
     report: StageReporter
+
+
+@contextmanager
+def computing_threads(count: int) -> Iterator[None]:
+    """Let torch compute with this many threads on the CPU, however many the machine has or the environment asks for.
+
+    How a sum is divided among threads decides its last bits, and after some epochs all of the weights.
+    """
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)

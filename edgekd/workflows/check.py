@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from edgekd.devices.base import Absent
-from edgekd.errors import OutputError
+from edgekd.errors import OutputError, TargetRefused
 from edgekd.files import make_folder
 from edgekd.pipeline.build import prepare
-from edgekd.pipeline.publish import writing
+from edgekd.pipeline.output import writing
 from edgekd.pipeline.target.blame import BLAME
-from edgekd.pipeline.target.evaluate import CHECK, COMPILE, EVALUATE
+from edgekd.pipeline.target.compile import COMPILE
+from edgekd.pipeline.target.evaluate import CHECK, EVALUATE
 from edgekd.pipeline.target.quantize import QUANTIZE
 from edgekd.pipeline.target.run import check as check_target
 from edgekd.pipeline.target.run import find_blame
@@ -26,6 +28,7 @@ if TYPE_CHECKING:
     from edgekd.config.target import Target
     from edgekd.gram.blame import Blame
     from edgekd.gram.gate import Ledger
+    from edgekd.pipeline.target.context import Context
     from edgekd.stages.progress import Observer
     from edgekd.workflows.arguments import PathArgument, RecipeArgument, TargetsArgument
     from edgekd.workflows.thresholds import Alarm
@@ -40,17 +43,19 @@ class TargetCheck:
         device: The machine that ran the engines, in the user's words.
         ledgers: For each candidate, by name, the comparison of its probes after every stage.
         facts: What else the user should know, a sentence each.
+        refused: Why the target could not be checked; "" where it was.
     """
 
     target: str
     device: str
     ledgers: dict[str, Ledger]
     facts: tuple[str, ...]
+    refused: str = ""
 
     @property
     def rejected(self) -> bool:
         """Whether the gate rejects every candidate."""
-        return all(ledger.verdict == "fail" for ledger in self.ledgers.values())
+        return bool(self.ledgers) and all(ledger.verdict == "fail" for ledger in self.ledgers.values())
 
 
 def check(
@@ -76,20 +81,28 @@ def check(
         The judgement of each target, in the order of ``targets``.
 
     Raises:
-        EdgekdError: Any error that a user can cause.
+        EdgekdError: Any error that a user can cause; of several targets, that all refused.
     """
     loaded, _ = resolve_recipe(recipe, overrides)
     stages = (QUANTIZE, COMPILE, EVALUATE, CHECK)
     on = resolve_targets(targets)
     observer = observer or Silent()
     with prepare(loaded, on, Path(cache), devices=devices, observer=observer, only=stages) as prepared:
-        checks = []
-        for name, context in prepared.contexts.items():
-            checked = check_target(context)
-            ledgers = {candidate.name: candidate.ledger for candidate in checked.candidates}
-            device = "no device" if isinstance(context.device, Absent) else context.device.name
-            checks.append(TargetCheck(name, device, ledgers, checked.facts))
-        return checks
+        refusals = prepared.refusals
+        checked = {
+            name: refusals.attempt(name, partial(_check, context)) for name, context in prepared.contexts.items()
+        }
+    return [
+        checked.get(target.name) or TargetCheck(target.name, "no device", {}, (), refusals.reasons[target.name])
+        for target in on
+    ]
+
+
+def _check(context: Context) -> TargetCheck:
+    checked = check_target(context)
+    ledgers = {candidate.name: candidate.ledger for candidate in checked.candidates}
+    device = "no device" if isinstance(context.device, Absent) else context.device.name
+    return TargetCheck(context.target.name, device, ledgers, checked.facts)
 
 
 def suggest_limits(
@@ -146,18 +159,28 @@ def blame(
         The blame of each target, by the target's name.
 
     Raises:
-        TargetError: A target has no INT8.
+        TargetError: The target has no INT8.
+        TargetRefused: One of several targets cannot be blamed; the files of the others are written.
         EdgekdError: Any other error that a user can cause.
     """
-    from edgekd.report.blame.tables import write_blame
+    from edgekd.report.blame.tables import BLAME_PLACES, write_blame
 
     loaded, name = resolve_recipe(recipe, overrides)
     paths, on = resolve_paths(output, cache, name), resolve_targets(targets)
     observer, stages = observer or Silent(), (QUANTIZE, BLAME)
+    places = [f"{target.name}/{name}" for target in on for name in BLAME_PLACES]
+    paths.check(places)
     with prepare(loaded, on, paths.cache, devices=devices, observer=observer, only=stages) as prepared:
-        blames = {target: find_blame(context) for target, context in prepared.contexts.items()}
-    with writing(paths.output):
+        refusals = prepared.refusals
+        blames = {
+            name: found
+            for name, context in prepared.contexts.items()
+            if (found := refusals.attempt(name, partial(find_blame, context)))
+        }
+    with writing(paths.output, places):
         for target, found in blames.items():
             make_folder(paths.output / target, OutputError, "--output")
             write_blame(found, paths.output / target)
+    if refusals.errors:
+        raise TargetRefused(f"{refusals}; written: {', '.join(blames)}")
     return blames

@@ -25,7 +25,8 @@ from edgekd.gram.stats import spearman
 from edgekd.report.format import number, share
 from edgekd.report.table import Column, Table
 from edgekd.runtime.backends.onnxruntime import open_engine
-from edgekd.runtime.session import open_arrays, read_feeds, run_rows
+from edgekd.runtime.feeds import read_feeds
+from edgekd.runtime.session import open_arrays, run_rows
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence

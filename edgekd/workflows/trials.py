@@ -8,17 +8,15 @@ from __future__ import annotations
 
 import math
 import os
-import tempfile
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import pairwise
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import msgspec
 
 from edgekd.errors import ModelError
-from edgekd.files import need
+from edgekd.files import need, scratch_root
 from edgekd.pipeline.project import Project
 from edgekd.pipeline.trained_source import DISTILL, TrainingStages
 from edgekd.report.search.tables import TrialFigures
@@ -30,6 +28,7 @@ from edgekd.workflows.advise.result import AdviceTrial, TeacherMetric, Validatio
 
 if TYPE_CHECKING:
     from contextlib import AbstractContextManager
+    from pathlib import Path
 
     from edgekd.config.recipe import DistillConfig, Recipe, TaskConfig
     from edgekd.stages.artifacts import Trained
@@ -229,6 +228,6 @@ def _without_student(task: TaskConfig) -> dict[str, object]:
 
 def latency_lock() -> AbstractContextManager[object]:
     """Return a lock of this host's user: of all searches, whatever their caches, one worker at a time measures."""
-    path = Path(tempfile.gettempdir()) / f"edgekd-latency-{os.getuid()}.lock"
+    path = scratch_root() / f"edgekd-latency-{os.getuid()}.lock"
     lock: AbstractContextManager[object] = need("filelock", "build").FileLock(path)
     return lock

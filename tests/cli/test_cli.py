@@ -218,13 +218,9 @@ def test_verify(built, tmp_path):
 def test_verify_finds_a_flipped_bit(built, tmp_path, name):
     shutil.copytree(built.bundle, tmp_path / "bundle")
     content = bytearray((tmp_path / "bundle" / name).read_bytes())
-    # The manifest vouches for the others by their digests; what was measured of the engine it only tells.
-    place, told = len(content) // 2, name
-    if name == "manifest.json":
-        place, told = content.index(b'"sha256": "') + 11, "is not the file that the manifest describes"
-    content[place] ^= 1
+    content[len(content) // 2] ^= 1
     (tmp_path / "bundle" / name).write_bytes(content)
-    assert told in says(edgekd("verify", "bundle", cwd=tmp_path), 9)
+    assert name in says(edgekd("verify", "bundle", cwd=tmp_path), 9)
 
 
 def test_verify_needs_a_bundle(tmp_path):

@@ -4,9 +4,8 @@ import numpy as np
 import onnx
 import onnxruntime as ort
 
-from edgekd.compress.graph import unquantize_outputs
-from edgekd.compress.quantizers.prepare import write_quantized
 from edgekd.compress.quantizers.registry import find_quantizer
+from edgekd.compress.quantizers.write import write_quantized
 from edgekd.compress.ranges import CalibrationSamples
 from edgekd.config.target import Calibration, Scheme
 
@@ -19,9 +18,8 @@ def int8(model, samples, work, scheme=USUAL, quantizer="qdq"):
     """Return the QDQ graph and the float graph that it was made from."""
     work.mkdir(exist_ok=True)
     calibrate = CalibrationSamples(samples, CALIBRATION)
-    qdq = onnx.load(write_quantized(find_quantizer(quantizer), model, calibrate, scheme, work))
-    unquantize_outputs(qdq)
-    return qdq, onnx.load(work / "prepared.onnx")
+    written = write_quantized(find_quantizer(quantizer), model, calibrate, scheme, work)
+    return onnx.load(written.path), onnx.load(work / "prepared.onnx")
 
 
 def run(model, feeds, fused=False):

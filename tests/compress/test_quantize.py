@@ -10,6 +10,7 @@ from onnx.helper import make_node, make_tensor_value_info
 from edgekd.compress import quantize
 from edgekd.compress.quantize import CandidateSpec
 from edgekd.compress.quantizers.registry import find_quantizer
+from edgekd.compress.ranges import CalibrationSamples
 from edgekd.config.target import DEFAULT_OPERATORS, Calibration, Scheme
 from edgekd.errors import ModelError, TargetError
 from edgekd.stages.artifacts import DEPLOY, PREPARED, PROBE_GRAPH, QDQ
@@ -217,12 +218,16 @@ def test_raw_channels_of_unlike_scale_are_not_rounded_together(build, exact):
     assert snr_db(exact["embedding.motion"], found["embedding.motion"]) > 30
 
 
-def test_a_scheme_that_rounds_raw_inputs_is_worse(build, exact):
-    """Guards the test above: it must be able to fail."""
+def test_raw_inputs_stay_float_whatever_operators_the_scheme_names(build, exact, samples, tmp_path):
     first = {node.op_type for node in Graph(build() / PROBE_GRAPH).readers(*MODALITIES)}
     scheme = Scheme(activations="uint8", symmetric_activations=False, operators=[*DEFAULT_OPERATORS, *first])
-    assert "QuantizeLinear" in {node.op_type for node in Graph(build(scheme) / PROBE_GRAPH).readers(*MODALITIES)}
-    found = run(build(scheme) / PROBE_GRAPH, make_inputs(500, seed=1))
+    assert {node.op_type for node in Graph(build(scheme) / PROBE_GRAPH).readers(*MODALITIES)} == first
+    # Guards the test above: a quantizer that is told of no node that stays float rounds them, and is worse.
+    rounding = find_quantizer("qdq").write(
+        build() / PREPARED, CalibrationSamples(samples, MINMAX), scheme, tmp_path, ()
+    )
+    assert "QuantizeLinear" in {node.op_type for node in Graph(rounding).readers(*MODALITIES)}
+    found = run(rounding, make_inputs(500, seed=1))
     assert snr_db(exact["embedding.motion"], found["embedding.motion"]) < 15
 
 
@@ -307,17 +312,18 @@ class Reader(CalibrationDataReader):
         return next(self.chunks, None)
 
 
-def mine(prepared, samples, scheme, folder):
+def mine(prepared, samples, scheme, folder, floats):
     written = folder / "mine.onnx"
-    quantize_static(str(prepared), str(written), Reader(samples), quant_format=QuantFormat.QDQ, per_channel=True)
+    quantize_static(str(prepared), str(written), Reader(samples), quant_format=QuantFormat.QDQ, per_channel=True,
+                    nodes_to_exclude=list(floats))
     return written
 
 
-def raises(prepared, samples, scheme, folder):
+def raises(prepared, samples, scheme, folder, floats):
     raise KeyError("scale")
 
 
-def absent(prepared, samples, scheme, folder):
+def absent(prepared, samples, scheme, folder, floats):
     return folder / "absent.onnx"
 
 

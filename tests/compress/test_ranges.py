@@ -9,7 +9,7 @@ from fusion import save_samples
 from onnxruntime.quantization.calibrate import CalibrationMethod, create_calibrator
 from onnxruntime.quantization.shape_inference import quant_pre_process
 
-from edgekd.compress.ranges import CalibrationSamples, least_error_range, tensor_ranges
+from edgekd.compress.ranges import CalibrationSamples, find_ranges, least_error_range
 from edgekd.config.target import Calibration, Scheme
 from edgekd.errors import ModelError
 
@@ -41,7 +41,7 @@ def calibration(method="minmax", **changes):
 
 
 def ranges(model, path, scheme, work, **how):
-    found = tensor_ranges(model, CalibrationSamples(path, calibration(**how)), scheme, work)
+    found = find_ranges(model, CalibrationSamples(path, calibration(**how)), scheme)
     return {name: tuple(float(np.ravel(value)[0]) for value in data.range_value) for name, data in found.items()}
 
 
@@ -228,14 +228,14 @@ def test_nothing_is_printed(prepared, samples, tmp_path, capfd):
 PEAK = """
 import sys
 from pathlib import Path
-from edgekd.compress.ranges import CalibrationSamples, tensor_ranges
+from edgekd.compress.ranges import CalibrationSamples, find_ranges
 from edgekd.runtime.measure.machine import peak_rss_bytes
 from edgekd.config.target import Calibration, Scheme
 model, samples, work = map(Path, sys.argv[1:4])
 method, count, chunk = sys.argv[4], int(sys.argv[5]), int(sys.argv[6])
 calibration = Calibration(description="", ranges=method, samples=count, chunk=chunk)
 scheme = Scheme(activations="uint8", symmetric_activations=False)
-tensor_ranges(model, CalibrationSamples(samples, calibration), scheme, work)
+find_ranges(model, CalibrationSamples(samples, calibration), scheme)
 print(peak_rss_bytes())
 """
 

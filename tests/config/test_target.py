@@ -2,9 +2,10 @@ import msgspec
 import pytest
 
 from edgekd.config.target import DEFAULT_OPERATORS, find_target, load_calibration, shipped_targets
+from edgekd.config.toml import read_toml
 from edgekd.devices.targets import load_target
 from edgekd.errors import TargetError
-from edgekd.files import data_dir, read_toml
+from edgekd.files import data_dir
 from edgekd.workflows.arguments import resolve_targets
 
 BOARD = """

@@ -19,6 +19,7 @@ from commands import (
     python,
     started,
 )
+from manifests import edit_manifest
 from requirements import ARM, BROWSER, RTX_PACKAGE
 
 from edgekd import load
@@ -174,9 +175,7 @@ def test_a_profile_is_shown_with_time_by_branch_and_reasons(fan):
 def test_an_engine_of_a_bundle_of_before_has_no_branches(fan, tmp_path):
     bundle = shutil.copytree(fan.output / "cpu" / "bundle", tmp_path / "bundle")
     (bundle / "branches.json").unlink()
-    manifest = json.loads((bundle / "manifest.json").read_text())
-    del manifest["files"]["branches.json"]
-    (bundle / "manifest.json").write_text(json.dumps(manifest))
+    edit_manifest(bundle, lambda stated: stated["files"].pop("branches.json"))
     said = edgekd("profile", bundle, "--iterations", 50, "--json", cwd=tmp_path)
     (engine,) = json.loads(said.stdout)["profile"]["engines"]
     assert engine["branches_ms"].keys() == {"other"}

@@ -1,10 +1,17 @@
+import io
 import subprocess
 import sys
+import tempfile
+from pathlib import Path
+from zipfile import ZIP_DEFLATED, ZIP_STORED, ZipFile
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-from edgekd.gram.npz import read_headers, stream_rows
+from edgekd.gram import npz
+from edgekd.gram.npz import MeasuredArrays, read_headers, stream_rows
 
 ARRAYS = {
     "ids": np.array([f"s{i}" for i in range(10)]),
@@ -109,3 +116,83 @@ print(peak_rss_bytes() - before)
     command = [sys.executable, "-c", program, str(tmp_path / "x.npz")]
     grown_bytes = int(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
     assert grown_bytes < 8e6
+
+
+def with_header(path, shape, dtype="<f4", content=b"", compression=ZIP_STORED):
+    """Write an archive whose array 'a' has a header that says what it likes."""
+    member = io.BytesIO()
+    np.lib.format.write_array_header_1_0(member, {"descr": dtype, "fortran_order": False, "shape": shape})
+    with ZipFile(path, "w", compression) as archive:
+        archive.writestr("a.npy", member.getvalue() + content)
+    return path
+
+
+@pytest.fixture(params=["rows", "headers", "whole"])
+def read(request):
+    """Each way in which an array is read."""
+
+    def whole(path):
+        with np.load(path) as archive:
+            return MeasuredArrays(archive)["a"]
+
+    return {"rows": lambda path: list(stream_rows(path, ["a"], 5)), "headers": read_headers, "whole": whole}[
+        request.param
+    ]
+
+
+@pytest.mark.parametrize("shape", [(32 * 10**9,), (4, 8 * 10**9), (-1, 5), (10**30,)])
+def test_a_header_that_says_more_than_there_is_is_refused(tmp_path, read, shape):
+    path = with_header(tmp_path / "x.npz", shape, content=bytes(64))
+    with pytest.raises(ValueError, match=r"says that it is float32 of shape .* bytes, and has 64"):
+        read(path)
+
+
+def test_rows_without_a_value_are_refused(tmp_path):
+    """They would be counted for ever."""
+    with pytest.raises(ValueError, match=r"array 'a': has 1,000,000,000,000 rows without a value"):
+        list(stream_rows(with_header(tmp_path / "x.npz", (10**12, 0)), ["a"], 5))
+
+
+def test_what_unpacks_to_more_than_is_free_is_not_begun(tmp_path, monkeypatch):
+    """100 kB that are 100 MB of zeros, in one row."""
+    path = with_header(tmp_path / "x.npz", (1, 25_000_000), content=bytes(10**8), compression=ZIP_DEFLATED)
+    assert path.stat().st_size < 200_000
+    assert next(stream_rows(path, ["a"], 1))["a"].shape == (1, 25_000_000)
+    with np.load(path) as archive:
+        assert MeasuredArrays(archive)["a"].nbytes == 10**8
+    monkeypatch.setattr(npz, "_free_memory_bytes", lambda: 9 * 10**7)
+    message = r"needs 0\.1 GB of memory at once, and 0\.1 GB are free"
+    with pytest.raises(ValueError, match=message):
+        next(stream_rows(path, ["a"], 1))
+    with np.load(path) as archive, pytest.raises(ValueError, match=message):
+        MeasuredArrays(archive)["a"]
+
+
+def test_this_machine_has_some_memory_free():
+    free = npz._free_memory_bytes()
+    assert free is None or free > 1 << 20
+
+
+def test_big_endian_arrays_keep_their_values(tmp_path):
+    np.savez(tmp_path / "x.npz", a=np.arange(6, dtype=">f4").reshape(3, 2))
+    assert next(stream_rows(tmp_path / "x.npz", ["a"], 3))["a"].tolist() == [[0, 1], [2, 3], [4, 5]]
+
+
+@settings(max_examples=150, deadline=None, derandomize=True, database=None)
+@given(at=st.floats(0, 1, exclude_max=True), change=st.binary(min_size=1, max_size=8), compress=st.booleans())
+def test_a_damaged_archive_is_read_right_or_refused(at, change, compress):
+    """Either way in one kind of error; nothing is read for ever, or by running code."""
+    stream, rows = io.BytesIO(), np.arange(40, dtype=np.float32).reshape(10, 4)
+    (np.savez_compressed if compress else np.savez)(stream, a=rows, ids=np.array([f"id{n}" for n in range(10)]))
+    content = bytearray(stream.getvalue())
+    start = int(at * len(content))
+    content[start : start + len(change)] = change
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "x.npz"
+        path.write_bytes(content)
+        try:
+            chunks = list(stream_rows(path, ["a"], 3))
+        except ValueError:
+            return
+    read = np.concatenate([chunk["a"] for chunk in chunks])
+    assert read.tobytes() == rows.tobytes() or read.shape != rows.shape or read.dtype != rows.dtype

@@ -22,8 +22,9 @@ import edgekd
 from edgekd.cli import main
 from edgekd.cli.terminal.tables import print_table
 from edgekd.cli.terminal.text import shown
+from edgekd.config.toml import toml_document
 from edgekd.errors import TargetError
-from edgekd.files import toml_document, write_text
+from edgekd.files import write_text
 from edgekd.report.build.markdown import report_markdown
 from edgekd.report.compare.html import document, table_html
 from edgekd.report.escape import csv_text, json_text, markdown_code, markdown_text, one_line

@@ -9,18 +9,20 @@ import numpy as np
 import onnx
 import pytest
 from engines import CLASSES, EMBEDDINGS, INPUTS, samples, save_engine
+from manifests import edit_manifest
 
 import edgekd
 import edgekd.runtime
-from edgekd.errors import BundleError, ModelError
+from edgekd.errors import BundleError, EdgekdError, ModelError
 from edgekd.gram.matrix import pair_cosines
 from edgekd.runtime.backends.onnxruntime import open_engine
 from edgekd.runtime.backends.registry import ORT
-from edgekd.runtime.bundle import load, read_branches
+from edgekd.runtime.bundle import load
 from edgekd.runtime.bundle_writer import BundleFacts, write_bundle
-from edgekd.runtime.manifest import read_manifest
+from edgekd.runtime.manifest import read_branches, read_manifest
 from edgekd.runtime.verification import write_reference
 
+_ABSENT = object()
 SCHEMA = json.loads(Path(edgekd.runtime.__file__).with_name("manifest.schema.json").read_text())
 FACTS = {
     "target": "cpu",
@@ -48,25 +50,18 @@ def folder(pristine, tmp_path):
     return Path(shutil.copytree(pristine, tmp_path / "bundle"))
 
 
-def make_files(folder, **engine):
+def make_files(folder, deploy=None, **engine):
     folder.mkdir()
     save_engine(folder / "probe.onnx", **engine)
-    save_engine(folder / "deploy.onnx", outputs=["logits"])
+    save_engine(folder / "deploy.onnx", outputs=["logits"], **(deploy or {}))
     with open_engine(save_engine(folder.parent / "reference.onnx")) as session:
         write_reference(folder / "reference.npz", np.arange(8), samples(8), session.run(samples(8)))
     (folder / "ledger.json").write_text("{}")
 
 
-def make_bundle(folder, engine=None, **facts):
-    make_files(folder, **(engine or {}))
+def make_bundle(folder, engine=None, deploy=None, **facts):
+    make_files(folder, deploy, **(engine or {}))
     write_bundle(folder, BundleFacts(**{**FACTS, **facts}))
-
-
-def edit_manifest(folder, edit):
-    path = folder / "manifest.json"
-    manifest = json.loads(path.read_text())
-    edit(manifest)
-    path.write_text(json.dumps(manifest))
 
 
 # --- what a bundle is
@@ -82,7 +77,9 @@ def test_a_manifest_keeps_its_published_schema(pristine):
     [
         lambda m: m.pop("classes"),
         lambda m: m.update(extra=1),
-        lambda m: m.update(schema_version=4),
+        lambda m: m.update(schema_version=5),
+        lambda m: m.pop("digest"),
+        lambda m: m.update(digest="0"),
         lambda m: m.update(verdict="maybe"),
         lambda m: m["inputs"][0].pop("preprocessing"),
         lambda m: m["inputs"][0].update(shape=[2, 4]),
@@ -101,7 +98,7 @@ def test_the_schema_is_strict(pristine, edit):
 
 def test_a_manifest_says_what_is_in_the_folder(pristine):
     manifest = load(pristine).manifest
-    assert (manifest.schema_version, manifest.edgekd, manifest.released) == (3, edgekd.__version__, True)
+    assert (manifest.schema_version, manifest.edgekd, manifest.released) == (4, edgekd.__version__, True)
     assert manifest.files.keys() == {"deploy.onnx", "probe.onnx", "ledger.json", "reference.npz"}
     assert manifest.files["ledger.json"]["bytes"] == 2
     assert {output["name"]: (output["shape"], output["variants"]) for output in manifest.outputs} == {
@@ -157,11 +154,22 @@ def test_predictions_are_names_of_the_largest_logits(folder):
         assert len(set(expected)) > 1
 
 
-def test_no_class_is_named_for_logits_that_are_not_numbers(folder):
-    feeds = samples(2)
-    feeds["accel"][1, 0] = np.nan
-    with load(folder) as bundle, pytest.raises(ModelError, match="not finite"):
-        bundle.predict(feeds)
+def test_no_class_is_named_for_logits_that_are_not_numbers(tmp_path):
+    make_bundle(tmp_path / "bundle", engine={"bias": np.nan}, deploy={"bias": np.nan})
+    with load(tmp_path / "bundle") as bundle, pytest.raises(ModelError, match="logits that are not finite"):
+        bundle.predict(samples(2))
+
+
+@pytest.mark.parametrize("call", ["run", "predict"])
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_what_is_not_finite_is_refused_unless_that_is_switched_off(folder, call, value):
+    feeds = samples(4)
+    feeds["image"][2, 0, 1, 2] = value
+    said = rf"input 'image' of sample 2 is not finite: it has {value} at \[2, 0, 1, 2\]; .* check_finite=False"
+    with load(folder) as bundle, pytest.raises(ModelError, match=said):
+        getattr(bundle, call)(feeds)
+    with load(folder, check_finite=False) as bundle:
+        assert not np.isfinite(bundle.run(feeds)["logits"][2]).all()
 
 
 def test_wrong_feeds_are_refused(folder):
@@ -300,8 +308,8 @@ def test_a_manifest_that_is_not_json(folder, text):
 @pytest.mark.parametrize(
     ("edit", "message"),
     [
-        (lambda m: m.pop("schema_version"), "has schema_version None, and edgekd .* reads 3 only"),
-        (lambda m: m.update(schema_version=2), "has schema_version 2, and edgekd .* 3 only; build the bundle again"),
+        (lambda m: m.pop("schema_version"), "has schema_version None, and edgekd .* reads 4 only"),
+        (lambda m: m.update(schema_version=3), "has schema_version 3, and edgekd .* 4 only; build the bundle again"),
         (lambda m: m.update(schema_version=True), "has schema_version True"),
         (lambda m: m.pop("classes"), "has no 'classes'"),
         (lambda m: m.update(files=[]), "'files' must be a dict, not a list"),
@@ -316,6 +324,161 @@ def test_a_malformed_manifest_is_refused(folder, edit, message):
     edit_manifest(folder, edit)
     with pytest.raises(BundleError, match=message):
         load(folder)
+
+
+def test_no_bit_of_a_manifest_can_turn(folder):
+    path = folder / "manifest.json"
+    content = path.read_bytes()
+    for bit in range(0, 8 * len(content), 13):  # every bit of a byte in its turn
+        flipped = bytearray(content)
+        flipped[bit // 8] ^= 1 << bit % 8
+        path.write_bytes(flipped)
+        with pytest.raises(BundleError):
+            read_manifest(folder)
+    path.write_bytes(content)
+    assert load(folder).verify().ok
+
+
+@pytest.mark.parametrize(
+    "edit",
+    [
+        lambda text: text + "\n",
+        lambda text: text.removesuffix("\n"),
+        lambda text: text.replace("\n", "\r\n"),
+        lambda text: text.replace('"pass"', '"warn"'),
+        lambda text: text.replace('"left"', '"\\u006ceft"'),
+        lambda text: text.replace('"target": "cpu"', '"target": "gpu",\n  "target": "cpu"'),
+        lambda text: json.dumps(json.loads(text)) + "\n",
+        lambda text: json.dumps(dict(sorted(json.loads(text).items())), indent=2) + "\n",
+        lambda text: json.dumps({**json.loads(text), "digest": None}, indent=2) + "\n",
+    ],
+    ids=["more", "less", "crlf", "verdict", "escape", "twice", "one-line", "sorted", "no-digest"],
+)
+def test_a_manifest_has_one_text(folder, edit):
+    path = folder / "manifest.json"
+    before = path.read_text(encoding="utf-8")
+    path.write_bytes(edit(before).encode())
+    assert path.read_bytes() != before.encode()
+    with pytest.raises(BundleError, match=r"manifest\.json: was altered, .*; copy or build the bundle again"):
+        load(folder)
+
+
+@pytest.mark.parametrize("text", ["more", "NaN", "1e999", '"\\ud800"'], ids=["longer", "nan", "inf", "surrogate"])
+def test_a_manifest_that_json_or_utf8_cannot_hold(folder, text):
+    path = folder / "manifest.json"
+    said = path.read_text(encoding="utf-8")
+    path.write_text(said + text if text == "more" else said.replace("0.99", text), encoding="utf-8")
+    with pytest.raises(BundleError, match=r"manifest\.json: is not valid JSON"):
+        load(folder)
+
+
+@pytest.mark.parametrize(
+    ("facts", "message"),
+    [
+        ({"classes": ["left", "right", "\udcff"]}, "its manifest cannot be written: .*surrogates not allowed"),
+        ({"task": {"name": "x", "chance": np.nan}}, "its manifest cannot be written: .*not JSON compliant"),
+    ],
+)
+def test_what_a_manifest_cannot_hold_is_not_written(tmp_path, facts, message):
+    with pytest.raises(BundleError, match=message):
+        make_bundle(tmp_path / "bundle", **facts)
+    assert not (tmp_path / "bundle" / "manifest.json").exists()
+
+
+def test_names_of_any_script_are_kept(tmp_path):
+    classes = ["gauche", "zażółć", "上"]
+    make_bundle(tmp_path / "bundle", classes=classes)
+    assert load(tmp_path / "bundle").classes == tuple(classes)
+
+
+@pytest.mark.parametrize(
+    ("edit", "message"),
+    [
+        (lambda m: m["classes"].pop(), r"deploy\.onnx: gives 3 logits, but the manifest names 2 classes"),
+        (lambda m: m["inputs"][0].update(name="gyro"), "has an input 'accel', which the manifest does not state"),
+        (lambda m: m["inputs"][0].update(dtype="int8"), r"'accel' is float32 \[.*states int8 \[batch, 4\]"),
+        (lambda m: m["inputs"][0].update(shape=["batch", 5]), r"'accel' is float32 \[batch, 4\], .*\[batch, 5\]"),
+        (
+            lambda m: m["outputs"][0].update(shape=["batch", 3, 1]),
+            r"'logits' is .*states float32 \[batch, 3, 1\]",
+        ),
+        (lambda m: m["outputs"][0].update(name="scores"), "an output 'logits', which the manifest does not state"),
+        (lambda m: m["outputs"][1].update(variants=["deploy"]), "has no output 'embedding.accel', which the manifest"),
+    ],
+)
+def test_an_engine_that_is_not_the_stated_one_is_refused(folder, edit, message):
+    edit_manifest(folder, edit)
+    with pytest.raises(BundleError, match=message):
+        load(folder)
+
+
+def test_a_classifier_without_logits_is_refused(folder):
+    save_engine(folder / "deploy.onnx", outputs=["embedding.accel"])
+    content = (folder / "deploy.onnx").read_bytes()
+    entry = {"sha256": hashlib.sha256(content).hexdigest(), "bytes": len(content)}
+
+    def edit(manifest):
+        manifest["files"]["deploy.onnx"] = entry
+        manifest["outputs"][0]["variants"] = ["probe"]
+        manifest["outputs"][1]["variants"] = ["probe", "deploy"]
+
+    edit_manifest(folder, edit)
+    with pytest.raises(BundleError, match=r"deploy\.onnx: has no output 'logits'"):
+        load(folder)
+
+
+@pytest.mark.parametrize(
+    ("edit", "message"),
+    [
+        (lambda m: m["classes"].append(3), r"classes\.3 must be a text, not of type int"),
+        (lambda m: m.update(reasons=[None]), r"reasons\.0 must be a text, not of type NoneType"),
+        (lambda m: m["versions"].update(onnx=1), r"versions\.onnx must be a text"),
+        (lambda m: m["inputs"].append(5), r"inputs\.2 must have exactly 'name', 'dtype', 'shape', 'preprocessing'"),
+        (lambda m: m["inputs"][0].update(name=["accel"]), r"inputs\.0\.name must be of type str, not list"),
+        (lambda m: m["inputs"][0].update(shape=["batch", 4.0]), r"inputs\.0\.shape\.1 must be a size or a name"),
+        (lambda m: m["outputs"][0].update(shape=[]), r"outputs\.0\.shape must have a batch"),
+        (lambda m: m["inputs"].append(m["inputs"][0]), "inputs names one tensor twice"),
+        (lambda m: m["outputs"][0].update(variants=[{}]), r"outputs\.0\.variants\.0 must be a text"),
+        (lambda m: m["files"]["ledger.json"].update(bytes="2"), r"files\.ledger\.json\.bytes must be of type int"),
+    ],
+)
+def test_a_value_of_a_wrong_type_is_named(folder, edit, message):
+    edit_manifest(folder, edit)
+    with pytest.raises(BundleError, match=message):
+        load(folder)
+
+
+def _places(value, path=()):
+    """Return the path of every value in a JSON value."""
+    items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    return [path, *(place for key, item in items for place in _places(item, (*path, key)))]
+
+
+def test_whatever_stands_in_a_manifest_is_refused_in_one_line_or_opens_and_runs(folder):
+    original = (folder / "manifest.json").read_bytes()
+    opened = 0
+    for place in _places(json.loads(original))[1:]:
+        for strange in (None, True, -1, 1e300, "", "\x1b[2J", [], {}, [[]], {"name": {}}, _ABSENT):
+
+            def edit(manifest, place=place, strange=strange):
+                for key in place[:-1]:
+                    manifest = manifest[key]
+                if strange is _ABSENT:
+                    del manifest[place[-1]]
+                else:
+                    manifest[place[-1]] = strange
+
+            if place == ("digest",):
+                continue
+            edit_manifest(folder, edit)
+            try:
+                with load(folder, runtime="onnxruntime", allow_rejected=True) as bundle:
+                    bundle.predict(samples(1)) if bundle.classes else bundle.run(samples(1))
+                    opened += 1
+            except EdgekdError as error:
+                assert "\n" not in str(error)  # noqa: PT017 - it may also open
+            (folder / "manifest.json").write_bytes(original)
+    assert opened > 10, "what only tells something may be anything"
 
 
 def test_a_manifest_that_is_no_object(folder):

@@ -115,7 +115,7 @@ def test_a_result_that_may_not_be_read_is_named(cache, monkeypatch):
 
     make(cache)
     monkeypatch.setattr(Path, "read_text", refuse)
-    with pytest.raises(CacheError, match=r"result\.json: cannot be read: Permission denied; .*--cache"):
+    with pytest.raises(CacheError, match=r"result\.json: Permission denied; .*--cache"):
         cache.find(KEY)
 
 
@@ -244,3 +244,87 @@ def test_the_one_who_waits_takes_over_from_a_killed_process(racer):
     assert waiting.stdout.readline() == "works\n"
     go_on(waiting)
     assert waiting.stdout.read() == "found {'metric': 0.5}\n"
+
+
+def content(folder):
+    """Return what is below a folder: files with their text, links with their targets."""
+    return {
+        path.relative_to(folder).as_posix(): str(path.readlink()) if path.is_symlink() else path.read_text()
+        for path in sorted(folder.rglob("*"))
+        if path.is_symlink() or path.is_file()
+    }
+
+
+@pytest.fixture
+def mine(tmp_path):
+    """A folder of the user's."""
+    (tmp_path / "mine" / "deep").mkdir(parents=True)
+    (tmp_path / "mine" / "notes.txt").write_text("mine")
+    (tmp_path / "mine" / "deep" / "notes.txt").write_text("mine too")
+    return tmp_path / "mine"
+
+
+@pytest.mark.parametrize("kind", ["link to a folder", "link to a file", "link to nowhere", "file"])
+def test_what_lies_in_the_place_of_a_working_folder_is_left_alone(cache, mine, kind):
+    partial = cache.root / f"{KEY}.partial"
+    if kind == "file":
+        partial.write_text("mine")
+    else:
+        partial.symlink_to({"folder": mine, "file": mine / "notes.txt", "nowhere": mine / "none"}[kind.split()[-1]])
+    before = content(mine.parent)
+    with pytest.raises(CacheError, match=r"partial: edgekd did not make it; move it away"), cache.claim(KEY, never):
+        pass
+    assert {path: text for path, text in content(mine.parent).items() if not path.endswith(".lock")} == before
+
+
+@pytest.mark.parametrize("name", ["link", "rounds", CHECKPOINT])
+def test_links_in_a_working_folder_are_not_followed(cache, mine, name):
+    fail(cache, lambda folder: (folder / name).symlink_to(mine))
+    before = content(mine)
+    make(cache) if name == "link" else fail(cache, lambda folder: None)
+    assert content(mine) == before
+
+
+def test_what_others_put_into_a_result_is_moved_aside_and_the_result_stays(cache, mine):
+    make(cache)
+    (cache.root / KEY / "sub" / "notes.txt").write_text("mine")
+    (cache.root / KEY / "link").symlink_to(mine)
+    assert cache.find(KEY) == {"metric": 0.5}
+    moved = cache.set_aside(KEY)
+    assert [path.name for path in moved] == ["link", "notes.txt"]
+    assert moved[1].read_text() == "mine"
+    assert sorted(content(cache.root / KEY)) == ["model", "result.json", "sub/deep"]
+    assert cache.set_aside(KEY) == []
+    assert sorted(content(mine)) == ["deep/notes.txt", "notes.txt"]
+
+
+@pytest.mark.parametrize("record", ["kept", "gone"])
+def test_a_result_that_is_made_again_takes_nothing_of_others_with_it(cache, record):
+    make(cache)
+    (cache.root / KEY / "model").write_text("damaged")
+    (cache.root / KEY / "notes.txt").write_text("mine")
+    if record == "gone":
+        (cache.root / KEY / "result.json").unlink()
+    make(cache)
+    assert cache.find(KEY) == {"metric": 0.5}
+    kept = {Path(path).name: text for path, text in content(cache.root / "aside").items()}
+    assert kept["notes.txt"] == "mine"
+    assert ("model" in kept) == (record == "gone"), "what is known to be edgekd's is not kept"
+
+
+def test_a_result_that_is_a_link_to_another_disk_is_used_and_its_target_is_kept(cache, mine):
+    make(cache)
+    (cache.root / KEY).rename(mine / KEY)
+    (cache.root / KEY).symlink_to(mine / KEY)
+    assert cache.find(KEY) == {"metric": 0.5}
+    (mine / KEY / "model").write_text("damaged")
+    make(cache)
+    assert cache.find(KEY) == {"metric": 0.5}
+    assert (mine / KEY / "model").read_text() == "damaged"
+
+
+def test_a_named_pipe_in_a_result_does_not_hang(cache):
+    make(cache)
+    os.mkfifo(cache.root / KEY / "pipe")
+    assert cache.find(KEY) == {"metric": 0.5}
+    assert [path.name for path in cache.set_aside(KEY)] == ["pipe"]

@@ -6,13 +6,13 @@ from types import SimpleNamespace
 import msgspec
 import pytest
 import torch
-from small import CLASSES, TAPS, TwoTowers, loaded, mlp
+from small import CLASSES, TAPS, TwoTowers, loaded, mlp, reporter
 from torch import nn
 
 from edgekd.config.recipe import LossConfig, PruneConfig, Recipe, Tap, TaskConfig
 from edgekd.errors import TaskError
 from edgekd.pipeline.trained_source import TrainingStages
-from edgekd.training import preflight
+from edgekd.training.preflight import check as preflight
 from edgekd.training.taps.taps import Taps
 from edgekd.training.task.protocol import UNLABELLED, ArraySplit
 
@@ -33,7 +33,7 @@ def check(task=None, student=None, taps=None, recipe=RECIPE):
     task = task or loaded()
     if student:
         task.task.student = student
-    preflight.check(task, taps or Taps(TAPS, TAPS), recipe)
+    preflight.check(task, taps or Taps(TAPS, TAPS), recipe, reporter())
 
 
 def with_labels(split, label):
@@ -257,7 +257,9 @@ def test_a_network_that_cannot_be_built_is_placed():
 
 
 @pytest.mark.parametrize("name", ["teacher", "student"])
-@pytest.mark.parametrize(("network", "said"), [(None, "returned None.*is its 'return' missing"), (3, "returned a int")])
+@pytest.mark.parametrize(
+    ("network", "said"), [(None, "returned None.*is its 'return' missing"), (3, "returned an int")]
+)
 def test_what_is_no_network_is_refused(name, network, said):
     task = loaded()
     setattr(task.task, name, lambda: network)

@@ -14,7 +14,7 @@ from edgekd.gram.gate import GateLimits
 from edgekd.gram.probe import Probe
 from edgekd.report.table import markdown
 from edgekd.runtime.backends.onnxruntime import open_engine
-from edgekd.runtime.session import read_feeds
+from edgekd.runtime.feeds import read_feeds
 from edgekd.stages.labels import accuracy
 from edgekd.stages.progress import Silent, StageReporter
 from edgekd.workflows.thresholds import Alarm, Bin, alarm_table, measure_alarm, summarize

@@ -4,7 +4,15 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from edgekd.cli.terminal.tables import open_page, print_indented, print_legend, print_table, print_title, print_verdict
+from edgekd.cli.terminal.tables import (
+    open_page,
+    print_indented,
+    print_legend,
+    print_refused,
+    print_table,
+    print_title,
+    print_verdict,
+)
 from edgekd.cli.terminal.text import shown
 from edgekd.report.blame.tables import blame_table
 from edgekd.report.table import ledger_table
@@ -34,6 +42,8 @@ def print_checks(checks: Sequence[TargetCheck], width: int | None = None) -> Non
     for found in checks:
         for name, ledger in found.ledgers.items():
             print_verdict(console, ledger.verdict, f"{found.target}  {name}", ledger.reasons)
+        if found.refused:
+            print_refused(console, found.target, found.refused)
 
 
 def print_alarm(alarm: Alarm, width: int | None = None) -> None:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Literal
 from rich.live import Live
 from rich.spinner import Spinner
 
-from edgekd.cli.terminal.plain import join
+from edgekd.cli.terminal.plain import join, of_target
 from edgekd.cli.terminal.text import shown
 from edgekd.report.escape import one_line
 from edgekd.report.format import duration
@@ -90,7 +90,7 @@ class LiveView:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         for stage, line in self._lines.items():
             if line.state == "running":
-                self._lines[stage] = replace(line, state="stopped", seconds=time.monotonic() - line.since)
+                self._lines[stage] = self._stopped(line)
         self._open = False
         self._live.stop()
 
@@ -116,6 +116,16 @@ class LiveView:
     def finish(self, stage: str, seconds: float, cached: bool, summary: str) -> None:
         """Show the outcome of the stage."""
         self._set(stage, _StageLine("cached" if cached else "done", seconds=seconds, text=summary))
+
+    def refuse(self, target: str, reason: str) -> None:
+        """Print the reason above the stages; show where the target stopped, and no more what it will not come to."""
+        self._say("red", f"refused: {target}: {reason}")
+        ended = of_target(target, self._lines)
+        self._lines = {
+            stage: self._stopped(line) if stage in ended and line.state == "running" else line
+            for stage, line in self._lines.items()
+            if stage not in ended or line.state != "waiting"
+        }
 
     def _set(self, stage: str, line: _StageLine) -> None:
         """Set the state of a stage; a stage that was not planned, as of a repair, comes before those that wait."""
@@ -181,6 +191,10 @@ class LiveView:
         full = round(share * width)
         bar = shown(self._bar[0] * full, _STYLES[line.state])
         return bar.append(self._bar[1] * (width - full), "dim").append(told)
+
+    @staticmethod
+    def _stopped(line: _StageLine) -> _StageLine:
+        return replace(line, state="stopped", seconds=time.monotonic() - line.since)
 
     @staticmethod
     def _time(line: _StageLine) -> str:

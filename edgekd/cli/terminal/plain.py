@@ -12,8 +12,11 @@ from edgekd.report.format import duration
 from edgekd.stages.progress import Silent
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
     from types import TracebackType
-    from typing import Self
+    from typing import Self, TypeVar
+
+    V = TypeVar("V")
 
 _INTERVAL_S = 2.0
 
@@ -21,6 +24,11 @@ _INTERVAL_S = 2.0
 def join(*parts: str) -> str:
     """Join the parts that are not empty with commas."""
     return ", ".join(part for part in parts if part)
+
+
+def of_target(target: str, stages: Mapping[str, V]) -> dict[str, V]:
+    """Return those stages that work for a target, whose name follows their kind, e.g. "quantize cpu"."""
+    return {stage: value for stage, value in stages.items() if stage.split()[1:2] == [target]}
 
 
 class _Closing(Silent):
@@ -43,6 +51,12 @@ class _Closing(Silent):
     def finish(self, stage: str, seconds: float, cached: bool, summary: str) -> None:  # noqa: ARG002 - the protocol's
         """Forget the stage."""
         self._since.pop(stage, None)
+
+    def refuse(self, target: str, reason: str) -> None:  # noqa: ARG002 - the protocol's
+        """Report the target's stage that was running as stopped."""
+        for stage, since in of_target(target, self._since).items():
+            del self._since[stage]
+            self.stopped(stage, time.monotonic() - since)
 
     def stopped(self, stage: str, seconds: float) -> None:
         """Report a stage that was running when the build was left."""
@@ -77,6 +91,11 @@ class Plain(_Closing):
         super().finish(stage, seconds, cached, summary)
         say(f"{stage}: {join('up to date' if cached else f'done in {duration(seconds)}', summary)}")
 
+    def refuse(self, target: str, reason: str) -> None:
+        """Write why nothing is built for the target."""
+        super().refuse(target, reason)
+        print(f"refused: {target}: {reason}", flush=True)
+
     def stopped(self, stage: str, seconds: float) -> None:
         """Write that the stage did not finish."""
         say(f"{stage}: stopped after {duration(seconds)}")
@@ -88,6 +107,11 @@ class Quiet(_Closing):
     def warn(self, stage: str, message: str) -> None:
         """Write the warning."""
         say(f"warning: {stage}: {message}", sys.stderr)
+
+    def refuse(self, target: str, reason: str) -> None:
+        """Write why nothing is built for the target."""
+        super().refuse(target, reason)
+        print(f"refused: {target}: {reason}", file=sys.stderr, flush=True)
 
 
 class Json(_Closing):
@@ -118,6 +142,11 @@ class Json(_Closing):
         """Write ``finish``."""
         super().finish(stage, seconds, cached, summary)
         self.emit("finish", stage=stage, seconds=seconds, cached=cached, summary=summary)
+
+    def refuse(self, target: str, reason: str) -> None:
+        """Write ``refuse``: nothing is built for the target, and the build goes on."""
+        super().refuse(target, reason)
+        self.emit("refuse", target=target, reason=reason)
 
     def stopped(self, stage: str, seconds: float) -> None:
         """Write ``stopped``: the build was left before this stage finished."""

@@ -11,6 +11,7 @@ from rich.padding import Padding
 from rich.table import Table as RichTable
 
 from edgekd.cli.terminal.text import shown
+from edgekd.pipeline.publish import BUNDLE
 from edgekd.report.build.latency_tables import (
     branch_table,
     cold_start_line,
@@ -90,7 +91,7 @@ def print_report(
             console.print()
         for fact in result.facts:
             print_indented(console, shown(fact, "dim"))
-    if len(report.targets) > 1:
+    if len(report.targets) + len(report.refused) > 1:
         print_title(console, "all targets")
         print_table(console, summary_table(report))
     _print_robustness(console, report, verbose)
@@ -99,6 +100,11 @@ def print_report(
     console.print()
     for result in report.targets:
         _print_result(console, result, folder)
+    for target, reason in report.refused.items():
+        print_refused(console, target, reason)
+        if folder and (folder / target / BUNDLE).is_dir():
+            old = f"the bundle of an earlier build is still in {folder / target / BUNDLE}"
+            print_indented(console, shown(old, "dim"), by=6)
     _print_what_to_open(console, report, folder)
 
 
@@ -202,6 +208,12 @@ def print_table(console: Console, table: Table) -> None:
         console.print()
     for note in table.notes:
         print_indented(console, shown(note, "dim"))
+
+
+def print_refused(console: Console, target: str, reason: str) -> None:
+    """Print why nothing was made for a target."""
+    console.print(shown("REFUSED", "bold red").append(f"  {target}", "default"))
+    print_indented(console, shown(reason), by=6)
 
 
 def print_indented(console: Console, text: Text, by: int = _INDENT) -> None:

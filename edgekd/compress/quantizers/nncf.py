@@ -6,24 +6,21 @@ import io
 from contextlib import redirect_stdout
 from typing import TYPE_CHECKING
 
-import msgspec
-
 from edgekd.compress.graph import save
 from edgekd.compress.quantizers.quantizer import Quantizer
-from edgekd.compress.ranges import CalibrationSamples, tensor_ranges
 from edgekd.files import need
 from edgekd.runtime.backends.telemetry import no_telemetry
 
 if TYPE_CHECKING:
+    from collections.abc import Collection
     from pathlib import Path
     from types import ModuleType
 
-    from onnx import ModelProto
-
+    from edgekd.compress.ranges import CalibrationSamples
     from edgekd.config.target import Scheme
 
 
-def write(prepared: Path, samples: CalibrationSamples, scheme: Scheme, work: Path) -> Path:
+def write(prepared: Path, samples: CalibrationSamples, scheme: Scheme, work: Path, floats: Collection[str]) -> Path:
     """Write a float graph as INT8, weights rounded to the nearest level, and return the file.
 
     Ranges are the extremes over all samples, whatever ranges their calibration names: NNCF's default is an average
@@ -35,17 +32,19 @@ def write(prepared: Path, samples: CalibrationSamples, scheme: Scheme, work: Pat
         samples: The samples that ranges are found on, in chunks; the chunks' size does not change the result.
         scheme: Which operators compute in INT8, whether zero points are free, and the range of weights.
         work: A folder for the result and the files on the way.
+        floats: Names of the nodes that stay float.
 
     Raises:
         MissingDependency: NNCF, ONNX or ONNX Runtime is not installed.
-        ModelError: An activation is not finite.
     """
     nncf = _import()
     quantized = work / "nncf.onnx"
     with redirect_stdout(io.StringIO()):  # NNCF draws progress bars, and stdout may be a program's.
-        _require_finite(prepared, samples, scheme, work)
         graph = need("onnx", "build").load(str(prepared))
-        save(nncf.quantize(graph, nncf.Dataset(samples), **_arguments(nncf, graph, samples, scheme)), quantized)
+        ignored = {node.name for node in graph.graph.node if node.op_type not in scheme.operators}.union(floats)
+        scope = nncf.IgnoredScope(names=sorted(ignored), validate=False)
+        dataset = nncf.Dataset(samples)
+        save(nncf.quantize(graph, dataset, ignored_scope=scope, **_arguments(nncf, samples, scheme)), quantized)
     return quantized
 
 
@@ -55,18 +54,16 @@ def _import() -> ModuleType:
     return nncf
 
 
-def _arguments(nncf: ModuleType, graph: ModelProto, samples: CalibrationSamples, scheme: Scheme) -> dict[str, object]:
+def _arguments(nncf: ModuleType, samples: CalibrationSamples, scheme: Scheme) -> dict[str, object]:
     advanced = need("nncf.quantization.advanced_parameters", "build")
     extremes = need("nncf.quantization.range_estimator", "build").RangeEstimatorParametersSet.MINMAX
     fix = advanced.OverflowFix.ENABLE if scheme.reduce_range else advanced.OverflowFix.DISABLE
-    present = {node.op_type for node in graph.graph.node}
     return {
         "preset": nncf.QuantizationPreset.PERFORMANCE
         if scheme.symmetric_activations
         else nncf.QuantizationPreset.MIXED,
         "target_device": nncf.TargetDevice.CPU,
         "subset_size": samples.calibration.samples,  # counts chunks, of which there are no more than samples
-        "ignored_scope": nncf.IgnoredScope(types=sorted(present.difference(scheme.operators))),
         "advanced_parameters": advanced.AdvancedQuantizationParameters(
             overflow_fix=fix,
             disable_bias_correction=True,
@@ -74,12 +71,6 @@ def _arguments(nncf: ModuleType, graph: ModelProto, samples: CalibrationSamples,
             activations_range_estimator_params=extremes,
         ),
     }
-
-
-def _require_finite(prepared: Path, samples: CalibrationSamples, scheme: Scheme, work: Path) -> None:
-    """Raise ModelError where an activation is not finite: NNCF would silently take its range for empty."""
-    extremes = CalibrationSamples(samples.path, msgspec.structs.replace(samples.calibration, ranges="minmax"))
-    tensor_ranges(prepared, extremes, scheme, work / "calibrated.onnx")
 
 
 QUANTIZER = Quantizer("nncf", "NNCF", write, ("onnx", "onnxruntime", "nncf"), lambda: (_import().errors,))

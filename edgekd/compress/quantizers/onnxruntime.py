@@ -5,17 +5,18 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from edgekd.compress.quantizers.quantizer import Quantizer
-from edgekd.compress.ranges import CalibrationSamples, tensor_ranges
+from edgekd.compress.ranges import CalibrationSamples, find_ranges
 from edgekd.files import need
 
 if TYPE_CHECKING:
+    from collections.abc import Collection, Sequence
     from pathlib import Path
     from types import ModuleType
 
     from edgekd.config.target import Scheme
 
 
-def write(prepared: Path, samples: CalibrationSamples, scheme: Scheme, work: Path) -> Path:
+def write(prepared: Path, samples: CalibrationSamples, scheme: Scheme, work: Path, floats: Collection[str]) -> Path:
     """Write a float graph as INT8, weights rounded to the nearest level, and return the file.
 
     Args:
@@ -23,13 +24,14 @@ def write(prepared: Path, samples: CalibrationSamples, scheme: Scheme, work: Pat
         samples: The samples that ranges are found on, and how.
         scheme: How the target wants INT8.
         work: A folder for the result and the files on the way.
+        floats: Names of the nodes that stay float.
 
     Raises:
-        ModelError: An activation is not finite.
+        ModelError: NaN or an overflow reaches an output of the graph.
     """
     ort = need("onnxruntime.quantization", "build")
     quantized, cache = work / "quantized.onnx", work / "ranges.json"
-    ranges = tensor_ranges(prepared, samples, scheme, work / "calibrated.onnx")
+    ranges = find_ranges(prepared, samples, scheme)
     ort.calibrate.save_tensors_data(ranges, cache)
     ort.quantize_static(
         str(prepared),
@@ -37,12 +39,29 @@ def write(prepared: Path, samples: CalibrationSamples, scheme: Scheme, work: Pat
         None,
         calibration_cache_path=str(cache),
         calibrate_method=ranges.calibration_method,
-        **_arguments(ort, scheme),
+        nodes_to_exclude=sorted(floats),
+        **_arguments(ort, scheme, _weights_of_one_scale(prepared)),
     )
     return quantized
 
 
-def _arguments(ort: ModuleType, scheme: Scheme) -> dict[str, object]:
+def _weights_of_one_scale(prepared: Path) -> list[str]:
+    """Return the weights of grouped ConvTranspose nodes.
+
+    ONNX has one axis of scales for each tensor, and along the one of their output channels all groups share a scale:
+    the channels of one group only, which ONNX Runtime's quantizer takes for those of the whole bias.
+    """
+    onnx = need("onnx", "build")
+    graph = onnx.load(str(prepared)).graph
+    stored = {tensor.name for tensor in graph.initializer}
+    nodes = (node for node in graph.node if node.op_type == "ConvTranspose" and node.input[1] in stored)
+    get = onnx.helper.get_node_attr_value
+    return [
+        node.input[1] for node in nodes if any(x.name == "group" for x in node.attribute) and get(node, "group") > 1
+    ]
+
+
+def _arguments(ort: ModuleType, scheme: Scheme, of_one_scale: Sequence[str]) -> dict[str, object]:
     types = {"uint8": ort.QuantType.QUInt8, "int8": ort.QuantType.QInt8}
     return {
         "quant_format": ort.QuantFormat.QDQ,
@@ -55,6 +74,7 @@ def _arguments(ort: ModuleType, scheme: Scheme) -> dict[str, object]:
             "ActivationSymmetric": scheme.symmetric_activations,
             "WeightSymmetric": True,
             "QuantizeBias": scheme.bias == "int32",
+            "TensorQuantOverrides": {name: [{"symmetric": True}] for name in of_one_scale},
         },
     }
 

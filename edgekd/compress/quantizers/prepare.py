@@ -1,62 +1,106 @@
-"""What every quantizer needs: a graph that is checked and simplified, and one error for a graph that it cannot take."""
+"""What every quantizer needs: a float graph of one form, and one error for a graph that a library cannot take."""
 
 from __future__ import annotations
 
+import logging
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
+from edgekd.compress.canonical import make_canonical
+from edgekd.compress.graph import save
+from edgekd.compress.identity import first_difference
 from edgekd.errors import ModelError
-from edgekd.files import need, quiet
+from edgekd.files import need
 from edgekd.stages.artifacts import PREPARED
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Collection, Iterator, Sequence
     from pathlib import Path
     from types import ModuleType
 
-    from edgekd.compress.quantizers.quantizer import Quantizer
-    from edgekd.compress.ranges import CalibrationSamples
-    from edgekd.config.target import Scheme
+    from onnx import ModelProto
+
+    from edgekd.runtime.session import Feeds
+
+#: What libraries raise besides their own errors, at a graph that they were not made for.
+_PLAIN = (LookupError, ValueError, TypeError, AttributeError, RuntimeError, AssertionError, ArithmeticError)
+#: Libraries that are called for every graph.
+_LIBRARIES = frozenset({"onnx", "onnxruntime", "google"})
 
 
-def prepare(model: Path, work: Path) -> Path:
-    """Write a float graph, checked and with its constants folded, into the folder ``work``, and return the file.
-
-    The caller catches what the libraries raise by :func:`refusals`.
-    """
-    onnx = need("onnx", "build")
-    ort = need("onnxruntime.quantization", "build")
-    prepared = work / PREPARED
-    onnx.checker.check_model(onnx.load(str(model)), full_check=True)  # ONNX Runtime's tools assume as much
-    ort.shape_inference.quant_pre_process(str(model), str(prepared), skip_symbolic_shape=True)
-    return prepared
-
-
-def write_quantized(quantizer: Quantizer, model: Path, samples: CalibrationSamples, scheme: Scheme, work: Path) -> Path:
-    """Write the QDQ graph of a float graph, its weights rounded to the nearest level, and return the file.
+class Refusal(ModelError):
+    """A library cannot take a graph.
 
     Args:
-        quantizer: The library that writes it.
-        model: The float graph.
-        samples: The samples that ranges are found on, and how.
-        scheme: How the target wants INT8.
-        work: An existing folder for the files; the float graph with its constants folded is left there too.
+        model: File of the graph.
+        title: What messages call the library.
+        reason: First line of what it raised.
+    """
+
+    def __init__(self, model: Path, title: str, reason: str) -> None:
+        super().__init__(f"{model}: {title} cannot quantize it: {reason}")
+        self.reason = reason
+
+
+def prepare(
+    model: Path, feeds: Sequence[Feeds], operators: Collection[str], work: Path
+) -> tuple[ModelProto, dict[str, str]]:
+    """Write a float graph, checked, folded and in one form, into the folder ``work``.
+
+    Where ONNX Runtime's folding of constants changes what the graph computes, it is left out. The caller catches what
+    the libraries raise by :func:`refusals`.
+
+    Args:
+        model: File of the float graph.
+        feeds: Few samples in chunks, on which the graph is compared with what is made of it.
+        operators: The operators that are to be quantized.
+        work: The folder.
+
+    Returns:
+        The graph, and for each node that must stay float the reason, as in
+        :func:`~edgekd.compress.canonical.make_canonical`.
 
     Raises:
-        ModelError: The quantizer cannot take the graph, or an activation is not finite.
+        ModelError: The graph computes something else without folding too.
     """
-    with quiet(), refusals(model, quantizer.title, quantizer.error_modules()):
-        return quantizer.write(prepare(model, work), samples, scheme, work)
+    onnx = need("onnx", "build")
+    exact = onnx.load(str(model))
+    onnx.checker.check_model(exact, full_check=True)  # ONNX Runtime's tools assume as much
+    graph, strange = _rewritten(model, operators, work, fold=True)
+    difference = first_difference(graph, exact, feeds)
+    if difference:
+        graph, strange = _rewritten(model, operators, work, fold=False)
+        difference = first_difference(graph, exact, feeds)
+    if difference is None:
+        return graph, strange
+    raise ModelError(f"{model}: '{difference.node}' computes something else before INT8: {difference.reason}")
+
+
+def _rewritten(model: Path, operators: Collection[str], work: Path, fold: bool) -> tuple[ModelProto, dict[str, str]]:
+    onnx = need("onnx", "build")
+    pre_process = need("onnxruntime.quantization", "build").shape_inference.quant_pre_process
+    with _silence():
+        pre_process(str(model), str(work / PREPARED), skip_symbolic_shape=True, skip_optimization=not fold)
+    graph = onnx.load(str(work / PREPARED))
+    strange = make_canonical(graph.graph, operators)
+    graph = onnx.shape_inference.infer_shapes(graph)
+    save(graph, work / PREPARED)
+    return graph, strange
 
 
 @contextmanager
-def refusals(model: Path, title: str, error_modules: Sequence[ModuleType] = ()) -> Iterator[None]:
-    """Raise what libraries raise at a graph that they cannot take as one ModelError.
+def refusals(
+    model: Path, title: str, error_modules: Sequence[ModuleType] = (), packages: Sequence[str] = ()
+) -> Iterator[None]:
+    """Raise what libraries raise at a graph that they cannot take as one :class:`Refusal`.
+
+    What no library has to do with, a defect of edgekd, passes as it is.
 
     Args:
         model: The file that the error names.
         title: What the error calls the library that cannot take it.
         error_modules: Modules with further exceptions. Those of ONNX Runtime share no base class, nor do NNCF's.
+        packages: Further packages whose code raises exceptions of Python.
     """
     state = need("onnxruntime.capi.onnxruntime_pybind11_state", "build")
     of_onnx = (need("onnx.checker", "build").ValidationError, need("onnx.shape_inference", "build").InferenceError)
@@ -64,9 +108,31 @@ def refusals(model: Path, title: str, error_modules: Sequence[ModuleType] = ()) 
     known = (*(kind for module in (state, *error_modules) for kind in _exceptions(module)), *of_onnx, malformed)
     try:
         yield
-    except (*known, RuntimeError, ValueError, TypeError) as error:
+    except (*known, *_PLAIN) as error:
+        if not isinstance(error, known) and _LIBRARIES.union(packages).isdisjoint(_passed(error)):
+            raise
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise ModelError(f"{model}: {title} cannot quantize it: {reason}") from error
+        kind = "" if isinstance(error, (*known, ValueError, RuntimeError)) else f"{type(error).__name__}: "
+        raise Refusal(model, title, f"{kind}{reason}") from error
+
+
+@contextmanager
+def _silence() -> Iterator[None]:
+    """Silence ONNX Runtime, which logs a traceback of what it cannot fold, and goes on without."""
+    before = logging.root.manager.disable
+    logging.disable(logging.ERROR)
+    try:
+        yield
+    finally:
+        logging.disable(before)
+
+
+def _passed(error: BaseException) -> Iterator[str]:
+    """Yield the package of each function that an exception passed."""
+    trace = error.__traceback__
+    while trace is not None:
+        yield str(trace.tb_frame.f_globals.get("__name__", "")).partition(".")[0]
+        trace = trace.tb_next
 
 
 def _exceptions(module: ModuleType) -> tuple[type[Exception], ...]:

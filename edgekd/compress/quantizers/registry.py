@@ -12,6 +12,8 @@ from edgekd.errors import ModelError, TargetError, nearest
 from edgekd.plugins import guarded, import_plugin, is_plugin
 
 if TYPE_CHECKING:
+    from collections.abc import Collection
+
     from edgekd.compress.quantizers.quantizer import Write
     from edgekd.compress.ranges import CalibrationSamples
     from edgekd.config.target import Scheme
@@ -44,9 +46,11 @@ def find_quantizer(name: str) -> Quantizer:
 def _checked(name: str, write: Write) -> Write:
     """Return a user's ``write`` whose exceptions and whose result are looked at."""
 
-    def checked(prepared: Path, samples: CalibrationSamples, scheme: Scheme, work: Path) -> Path:
-        with guarded(name, "quantizer", ModelError):
-            written = Path(write(prepared, samples, scheme, work))
+    def checked(
+        prepared: Path, samples: CalibrationSamples, scheme: Scheme, work: Path, floats: Collection[str]
+    ) -> Path:
+        with guarded(f"quantizer {name}", ModelError):
+            written = Path(write(prepared, samples, scheme, work, floats))
         if not written.is_file():
             raise ModelError(f"quantizer {name}: returned {written}, which is no file")
         return written

@@ -15,8 +15,9 @@ from edgekd.devices.browser.chromium import find_chromium, version
 from edgekd.devices.browser.page import Page
 from edgekd.devices.interleave import profile_interleaved
 from edgekd.errors import DeviceError, ModelError, TargetError
+from edgekd.runtime.feeds import FeedCheck, read_feeds
 from edgekd.runtime.measure.machine import cpu_model, machine_facts
-from edgekd.runtime.session import FeedCheck, TensorSpec, read_feeds, run_rows, write_arrays
+from edgekd.runtime.session import TensorSpec, run_rows, write_arrays
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping

@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import hashlib
 import tarfile
-from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
 from edgekd.devices.npm import pack, unpack
 from edgekd.errors import DeviceError
-from edgekd.files import atomic_path, user_cache
+from edgekd.files import atomic_path, make_folder, scratch_folder, user_cache
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from pathlib import Path
 
 PACKAGE = "onnxruntime-web"
 VERSION = "1.30.0"
@@ -89,9 +88,10 @@ def install(advance: Callable[[int, int, str], None]) -> Path:
 
 
 def _fetch(folder: Path, advance: Callable[[int, int, str], None]) -> None:
+    make_folder(folder, DeviceError, "XDG_CACHE_HOME")  # before minutes of a download
     try:
-        with TemporaryDirectory(prefix="edgekd-npm-") as scratch:
-            archive = _download(Path(scratch))
+        with scratch_folder(prefix="edgekd-npm-") as scratch:
+            archive = _download(scratch)
             advance(1, _STEPS, archive.name)
             files = _extract(archive)
         for name, content in files.items():

@@ -6,7 +6,6 @@ not. Under emulation the engine library takes the very kernels that it would tak
 
 from __future__ import annotations
 
-import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -19,6 +18,7 @@ from edgekd.devices.emulated.processors import find_processor
 from edgekd.devices.emulated.qemu import find_qemu
 from edgekd.devices.local import agent_environment
 from edgekd.errors import DeviceError, MissingDependency
+from edgekd.files import scratch_folder
 from edgekd.runtime.backends.registry import BACKENDS
 
 if TYPE_CHECKING:
@@ -96,8 +96,8 @@ class EmulatedDevice:
         if reason := self._unsupported(runtime):
             raise DeviceError(reason)
         command = [*user_space.python_command(self._processor, root), *AGENT]
-        with tempfile.TemporaryDirectory() as sources:
-            environment = self._environment(root, Path(sources))
+        with scratch_folder() as sources:
+            environment = self._environment(root, sources)
             here = LocalHost(command, environment, self._timeout_seconds)
             agent_host.evaluate_engine(here, engine, runtime, inputs, outputs, threads)
 

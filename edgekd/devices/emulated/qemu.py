@@ -9,6 +9,7 @@ import subprocess
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from edgekd.devices.npm import FETCH_SECONDS
 from edgekd.errors import DeviceError
 
 if TYPE_CHECKING:
@@ -80,7 +81,10 @@ def run_command(
             text=True,
             errors="replace",
             check=False,
+            timeout=FETCH_SECONDS,
         )
+    except subprocess.TimeoutExpired as error:
+        raise DeviceError(f"{failed}: {command[0]} did not end in {FETCH_SECONDS / 60:g} min") from error
     except OSError as error:
         raise DeviceError(f"{failed}: {command[0]}: {error.strerror}") from error
     if process.returncode != 0:

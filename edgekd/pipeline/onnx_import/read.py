@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from edgekd.compress.graph import all_nodes
 from edgekd.errors import ModelError, TaskError, nearest
-from edgekd.files import need, quiet
+from edgekd.files import need, quiet, scratch_folder
 from edgekd.pipeline.onnx_import.graph import CONTROL_FLOW, add_outputs, keep_tensors
 from edgekd.pipeline.onnx_import.integrity import require_size, require_text, require_types, stored_tensors
 from edgekd.pipeline.onnx_import.trial import require_end
@@ -193,8 +192,8 @@ def _folded(model: ModelProto, keep: Collection[str]) -> ModelProto:
     """Return the model after ONNX Runtime's basic optimisations, which fold what depends on constants alone."""
     onnx, ort = need("onnx", "build"), need("onnxruntime", "build")
     outputs = [output.name for output in model.graph.output]
-    with TemporaryDirectory() as folder, quiet():
-        path = Path(folder) / "folded.onnx"
+    with scratch_folder() as folder, quiet():
+        path = folder / "folded.onnx"
         options = ort.SessionOptions()
         options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_BASIC
         options.optimized_model_filepath = str(path)

@@ -7,13 +7,15 @@ from functools import cached_property
 from typing import TYPE_CHECKING, TypeVar
 
 from edgekd.devices.base import Absent
+from edgekd.errors import ModelError
 from edgekd.gram.drift import Bootstrap
 from edgekd.gram.gate import GateLimits, GateRules
-from edgekd.runtime.backends.registry import Runtime
-from edgekd.stages.artifacts import CALIBRATION, TEST, onnx_name
+from edgekd.pipeline.target.refusal import in_users_terms, read_origins
+from edgekd.runtime.backends.registry import AS_WRITTEN, ORT, Runtime
+from edgekd.stages.artifacts import CALIBRATION, TEST, onnx_name, origins_name
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Collection, Mapping
     from pathlib import Path
 
     import numpy as np
@@ -23,7 +25,6 @@ if TYPE_CHECKING:
     from edgekd.config.recipe import Recipe
     from edgekd.config.target import Target
     from edgekd.devices.base import Device
-    from edgekd.errors import ModelError
     from edgekd.gram.gate import Ledger
     from edgekd.gram.probe import Probe
     from edgekd.pipeline.source import Origin
@@ -195,6 +196,18 @@ class Context:
         return Runtime(self.target.runtime, self.target.options)
 
     @property
+    def on_onnxruntime(self) -> bool:
+        """Whether ONNX Runtime, here or elsewhere, is the library that runs the engines."""
+        return self.runtime.backend.module == ORT.backend.module
+
+    @property
+    def host_runtime(self) -> Runtime:
+        """ONNX Runtime on this host as the target opens it, or, in another library's stead, as the graph is written."""
+        if not self.on_onnxruntime:
+            return AS_WRITTEN
+        return Runtime(ORT.name, {key: value for key, value in self.target.options.items() if key == "fused"})
+
+    @property
     def public_runtime(self) -> str:
         """The runtime as a bundle names it: without this machine's path to a user's own file."""
         return self.target.runtime.rpartition("/")[2]
@@ -226,18 +239,23 @@ class Context:
         return GateRules(self.exported.result.facts.metric, self.limits, bootstrap)
 
     def leave_out(self, name: str, error: ModelError, folder: Path, report: StageReporter) -> str:
-        """Warn that a candidate is left out, and return why, without the path of a folder of the cache.
-
-        Only a second candidate of a precision may be lacking: for a first one the error is raised again. Of a model
-        that is imported float32 is enough, since it cannot be made anew for what a quantizer or a device refuses.
-        """
-        from edgekd.compress.quantize import candidate_specs
-
-        specs = candidate_specs(self.target, self.recipe.quantize.precision)
-        first = {spec.precision: spec.name for spec in reversed(specs)}
-        enough = self.recipe.model is not None and "float32" in first
-        if name in ({first["float32"]} if enough else first.values()):
-            raise error
-        reason = str(error).replace(f"{folder}/", "")
+        """Warn that a candidate is left out, and return why, without the path of a folder of the cache."""
+        origins = read_origins(self.exported.folder / origins_name(self.origin.network))
+        reason = in_users_terms(error, [folder], origins)
         report.warn(f"{name} is left out: {reason}")
         return reason
+
+
+def require_one(left: Collection[object], refused: Mapping[str, str]) -> None:
+    """Check that a target still has a candidate.
+
+    Args:
+        left: The candidates that are left.
+        refused: For each that was left out the reason.
+
+    Raises:
+        ModelError: There is none.
+    """
+    if not left:
+        same = dict.fromkeys(refused.values())
+        raise ModelError(next(iter(same)) if len(same) == 1 else "; ".join(f"{n}: {r}" for n, r in refused.items()))

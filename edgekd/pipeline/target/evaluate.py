@@ -1,9 +1,7 @@
-"""Stages compile, evaluate and check: build candidates' engines ahead of time, run them on the device, judge them."""
+"""Stages evaluate and check: run candidates on the device, and judge them."""
 
 from __future__ import annotations
 
-import platform
-import sys
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING
@@ -11,41 +9,31 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from edgekd.devices.base import Absent
-from edgekd.devices.local import LocalDevice
 from edgekd.errors import ModelError
 from edgekd.gram.gate import DEVICE, Ledger, LedgerRow, keep_ledger
 from edgekd.gram.probe import Probe
-from edgekd.pipeline.target.context import LAYERS, OUTPUTS, Context, EvaluatedCandidate, PreparedCandidate
+from edgekd.pipeline.target.agreement import find_disagreement
+from edgekd.pipeline.target.compile import compile_candidates, compiles
+from edgekd.pipeline.target.context import (
+    LAYERS,
+    OUTPUTS,
+    Context,
+    EvaluatedCandidate,
+    PreparedCandidate,
+    require_one,
+)
 from edgekd.pipeline.target.outputs import probe_variants
-from edgekd.runtime.backends.registry import find_backend
 from edgekd.runtime.session import open_arrays
-from edgekd.stages.artifacts import DEPLOY, PROBE_GRAPH
-from edgekd.stages.stage import Done, StageSpec, library_versions
+from edgekd.stages.artifacts import DEPLOY
+from edgekd.stages.stage import Done, StageSpec
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
     from pathlib import Path
 
-    from edgekd.config.target import Target
+    from edgekd.pipeline.target.compile import Compiled
     from edgekd.pipeline.target.outputs import Outputs
     from edgekd.stages.progress import StageReporter
-
-
-@dataclass(frozen=True)
-class Compiled:
-    """Engines that were built ahead of time; they and their layers lie in folders of the candidates' names.
-
-    Attributes:
-        library: Name and version of the library that built them.
-        layers: For each candidate the number of layers of ``deploy``.
-        sizes: For each candidate the bytes of ``deploy.plan``.
-        messages: For each candidate what the library warned of.
-    """
-
-    library: str
-    layers: dict[str, int]
-    sizes: dict[str, int]
-    messages: dict[str, list[str]]
 
 
 @dataclass(frozen=True)
@@ -63,9 +51,15 @@ class DeviceOutputs:
 
 @dataclass(frozen=True)
 class CheckedLedgers:
-    """The ledger of each candidate, by name."""
+    """The ledger of each candidate, by name.
+
+    Attributes:
+        ledgers: The ledgers.
+        disagreements: For each candidate whose engine computes something else than its graph says, a sentence on it.
+    """
 
     ledgers: dict[str, Ledger]
+    disagreements: dict[str, str]
 
 
 @dataclass(frozen=True)
@@ -76,16 +70,13 @@ class Evaluation:
         candidates: The candidates that the device could run.
         compiled: What was built ahead of time; None where the target has no such step.
         refused: For each candidate that the device could not run, the reason.
+        disagreements: For each candidate whose engine computes something else than its graph says, a sentence on it.
     """
 
     candidates: tuple[EvaluatedCandidate, ...]
     compiled: Compiled | None
     refused: dict[str, str]
-
-
-def _describe_compiled(compiled: Compiled) -> str:
-    counts = ", ".join(f"{name} {layers} layers" for name, layers in compiled.layers.items())
-    return f"{compiled.library}: {counts}"
+    disagreements: dict[str, str]
 
 
 def _describe_outputs(outputs: DeviceOutputs) -> str:
@@ -101,22 +92,12 @@ def _describe_ledgers(checked: CheckedLedgers) -> str:
     return "; ".join(parts)
 
 
-COMPILE: StageSpec[Compiled] = StageSpec(
-    "compile", 3, Compiled, (), "parse and build each candidate with TensorRT-RTX on this host", _describe_compiled
-)
 EVALUATE: StageSpec[DeviceOutputs] = StageSpec(
-    "evaluate", 6, DeviceOutputs, (), "run the candidates on the device and probe them", _describe_outputs
+    "evaluate", 7, DeviceOutputs, (), "run the candidates on the device and probe them", _describe_outputs
 )
 CHECK: StageSpec[CheckedLedgers] = StageSpec(
-    "check", 5, CheckedLedgers, (), "keep each candidate's ledger and judge it", _describe_ledgers
+    "check", 6, CheckedLedgers, (), "keep each candidate's ledger and judge it", _describe_ledgers
 )
-
-
-def compiles(target: Target) -> bool:
-    """Whether engines are built ahead of time here: a mere proof is done without where the library cannot be had."""
-    if target.compile is None:
-        return False
-    return target.compile.ship or (sys.platform, platform.machine()) == ("linux", "x86_64")
 
 
 def evaluate(context: Context, candidates: Sequence[PreparedCandidate], label: str = "") -> Evaluation:
@@ -127,9 +108,10 @@ def evaluate(context: Context, candidates: Sequence[PreparedCandidate], label: s
         candidates: Candidates whose graphs are written.
         label: What tells these stages from those of other candidates; "" for the first.
     """
-    compiled = _compile(context, candidates, label) if compiles(context.target) else None
-    ran = None if isinstance(context.device, Absent) else _run_on_device(context, candidates, compiled, label)
-    running = [candidate for candidate in candidates if ran is None or candidate.name in ran.result.deploy_logit_error]
+    compiled = compile_candidates(context, candidates, label) if compiles(context.target) else None
+    built = [candidate for candidate in candidates if compiled is None or candidate.name in compiled.result.layers]
+    ran = None if isinstance(context.device, Absent) else _run_on_device(context, built, compiled, label)
+    running = [candidate for candidate in built if ran is None or candidate.name in ran.result.deploy_logit_error]
     checked = _check(context, running, ran, label)
     keys = tuple(done.key for done in (compiled, ran) if done)
     evaluated = tuple(
@@ -145,7 +127,8 @@ def evaluate(context: Context, candidates: Sequence[PreparedCandidate], label: s
         )
         for candidate in running
     )
-    return Evaluation(evaluated, compiled.result if compiled else None, ran.result.refused if ran else {})
+    refused = {name: reason for done in (compiled, ran) if done for name, reason in done.result.refused.items()}
+    return Evaluation(evaluated, compiled.result if compiled else None, refused, checked.result.disagreements)
 
 
 def _engine_file(context: Context, candidate: PreparedCandidate, compiled: Done[Compiled] | None, variant: str) -> Path:
@@ -154,34 +137,6 @@ def _engine_file(context: Context, candidate: PreparedCandidate, compiled: Done[
     if compiled and wanted and wanted.ship:
         return (compiled.folder / candidate.name / variant).with_suffix(".plan")
     return candidate.folder / variant
-
-
-def _compile(context: Context, candidates: Sequence[PreparedCandidate], label: str) -> Done[Compiled]:
-    wanted = context.target.compile
-    assert wanted is not None  # the caller has looked
-    # A DLA is the board's: what is proved here is the graph.
-    portable = {name: value for name, value in context.target.options.items() if name != "dla"}
-    options = {**portable, "compute_capabilities": wanted.compute_capabilities}
-
-    def run(folder: Path, report: StageReporter) -> Compiled:
-        layers, sizes, messages, library = {}, {}, {}, ""
-        jobs = [(candidate, variant) for candidate in candidates for variant in (PROBE_GRAPH, DEPLOY)]
-        for done, (candidate, variant) in enumerate(jobs, 1):
-            name, place = candidate.name, folder / candidate.name
-            place.mkdir(exist_ok=True)
-            plan = (place / variant).with_suffix(".plan")
-            built = LocalDevice().compile(candidate.folder / variant, plan, place / LAYERS, wanted.library, options)
-            library, layers[name], messages[name] = built["library"], built["layers"], built["messages"]
-            sizes[name] = plan.stat().st_size
-            report.advance(done, len(jobs), f"{name}: {built['layers']} layers")
-        return Compiled(library, layers, sizes, messages)
-
-    config = {
-        "compile": msgspec.to_builtins(wanted),
-        "options": options,
-        "versions": library_versions(find_backend(wanted.library).packages, "build"),
-    }
-    return context.stage(COMPILE, label, config=config, inputs={"candidates": _keys(candidates)}, run=run)
 
 
 def _run_on_device(
@@ -214,6 +169,8 @@ def _run_on_device(
                 continue
             probe.save(place / OUTPUTS)
             report.advance(done, len(candidates), name)
+        if not label:
+            require_one(errors, refused)
         return DeviceOutputs(errors, refused)
 
     config = {**context.device_identity(), "threads": threads}
@@ -228,6 +185,7 @@ def _check(
         with open_arrays(context.test) as test:
             labels, groups = test.get("labels"), test.get("groups")
         ledgers: dict[str, Ledger] = {}
+        disagreements: dict[str, str] = {}
         before = context.origin.probes()
         common: list[LedgerRow] = []
         for done, candidate in enumerate(candidates, 1):
@@ -244,10 +202,17 @@ def _check(
             )
             common = [row for row in ledger.rows if row.stage in before]
             ledgers[candidate.name] = ledger
+            if disagreement := find_disagreement(context, candidate, probes.get(DEVICE)):
+                report.warn(f"{candidate.name}: {disagreement}")
+                disagreements[candidate.name] = disagreement
             report.advance(done, len(candidates), candidate.name)
-        return CheckedLedgers(ledgers)
+        return CheckedLedgers(ledgers, disagreements)
 
-    config = {**msgspec.to_builtins(context.recipe.gate), "seed": context.recipe.seed}
+    config = {
+        **msgspec.to_builtins(context.recipe.gate),
+        "seed": context.recipe.seed,
+        "runtime": [context.public_runtime, context.target.options],
+    }
     inputs = {"candidates": _keys(candidates), "evaluated": ran.key if ran else None}
     return context.stage(CHECK, label, config=config, inputs=inputs, run=run)
 

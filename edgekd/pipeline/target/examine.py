@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -13,13 +11,14 @@ from edgekd.compress import quantize
 from edgekd.compress.partial import SAMPLES, Examiner, SampleFacts
 from edgekd.config.recipe import ProfileConfig
 from edgekd.config.target import load_calibration
-from edgekd.files import need
+from edgekd.files import need, scratch_folder
 from edgekd.runtime.session import open_arrays
 from edgekd.stages.artifacts import DEPLOY, PREPARED, QDQ
 from edgekd.stages.labels import UNLABELLED
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
+    from pathlib import Path
 
     import onnx
 
@@ -69,8 +68,7 @@ def time_beside_int8(
     """
     scheme, names = context.target.scheme, list(graphs)
     timed: dict[str, tuple[Quantile, Quantile]] = {}
-    with TemporaryDirectory(dir=folder) as temporary:
-        work = Path(temporary)
+    with scratch_folder(folder) as work:
         quantize.write_variants(examiner.qdq, spec, scheme, work / "int8")
         whole = work / "int8" / DEPLOY
         iterations = _iterations(context, whole, work)

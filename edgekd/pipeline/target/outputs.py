@@ -9,8 +9,9 @@ import numpy as np
 from edgekd.errors import ModelError
 from edgekd.gram.npz import EMBEDDING_PREFIX, INPUT_PREFIX, embeddings_of
 from edgekd.gram.probe import Probe
-from edgekd.runtime.backends.registry import ORT
-from edgekd.runtime.session import open_arrays, read_feeds, run_rows
+from edgekd.runtime.backends.registry import AS_WRITTEN
+from edgekd.runtime.feeds import read_feeds
+from edgekd.runtime.session import open_arrays, run_rows
 from edgekd.runtime.verification import write_reference
 from edgekd.stages.artifacts import DEPLOY, PROBE_GRAPH
 
@@ -32,8 +33,12 @@ _DEPLOY_TOLERANCE = 0.01
 
 
 def run_on_host(engine: Path, samples: Path) -> Outputs:
-    """Run every sample through an ONNX file in ONNX Runtime, in this process."""
-    with ORT.open(engine) as session:
+    """Run every sample through an ONNX file in ONNX Runtime, in this process, node by node as the file says.
+
+    The graph may be judged here for another library, which shares none of ONNX Runtime's rewrites; one of them, e.g.,
+    rounds float16 biases to INT32 at a product of float16 scales, where large ones become infinite.
+    """
+    with AS_WRITTEN.open(engine) as session:
         return run_rows(session, read_feeds(samples, session.inputs), _BATCH)
 
 

@@ -10,7 +10,7 @@ import msgspec
 from edgekd.compress import quantize
 from edgekd.config.target import load_calibration
 from edgekd.errors import ModelError
-from edgekd.pipeline.target.context import OUTPUTS, Context, LedgerStep, PreparedCandidate
+from edgekd.pipeline.target.context import OUTPUTS, Context, LedgerStep, PreparedCandidate, require_one
 from edgekd.pipeline.target.outputs import probe_variants, run_on_host
 from edgekd.stages.artifacts import CALIBRATION, DEPLOY, TEST, onnx_name
 from edgekd.stages.stage import StageSpec, library_versions
@@ -51,7 +51,7 @@ def _describe(written: QuantizedCandidates) -> str:
 
 
 QUANTIZE: StageSpec[QuantizedCandidates] = StageSpec(
-    "quantize", 8, QuantizedCandidates, ("onnx", "onnxruntime"), "write the candidates in INT8 and float", _describe
+    "quantize", 9, QuantizedCandidates, ("onnx", "onnxruntime"), "write the candidates in INT8 and float", _describe
 )
 
 
@@ -109,6 +109,8 @@ def _quantize(
             place = folder / spec.name
             try:
                 candidate = quantize.run(spec, model, samples, context.target.scheme, calibration, folder)
+                for note in candidate.notes:
+                    report.warn(f"{spec.name}: {note}")
                 probe, errors[spec.name] = probe_variants(
                     lambda name, place=place: run_on_host(place / name, test),  # type: ignore[misc]
                     test,
@@ -120,6 +122,7 @@ def _quantize(
             probe.save(place / OUTPUTS)
             candidates.append(candidate)
             report.advance(done, len(specs), spec.name)
+        require_one(candidates, refused)
         return QuantizedCandidates(tuple(candidates), errors, refused)
 
     config = {

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Literal
 import msgspec
 
 from edgekd.compress import quantize
+from edgekd.compress.identity import RewriteError, require_same
 from edgekd.compress.mixed_precision import ALL_HARM, repair_steps, spare_steps
 from edgekd.gram.gate import Verdict, keep_ledger
 from edgekd.pipeline.target.context import OUTPUTS, LedgerStep, PreparedCandidate
@@ -18,7 +19,7 @@ from edgekd.runtime.session import open_arrays
 from edgekd.stages.stage import StageSpec
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping
+    from collections.abc import Callable, Iterable, Iterator, Mapping
     from pathlib import Path
 
     import onnx
@@ -59,7 +60,7 @@ def _describe(repaired: Repaired) -> str:
 
 
 REPAIR: StageSpec[Repaired] = StageSpec(
-    "repair", 5, Repaired, (), "return layers of INT8 to float until the gate lets it through", _describe
+    "repair", 6, Repaired, (), "return layers of INT8 to float until the gate lets it through", _describe
 )
 
 
@@ -87,9 +88,11 @@ def return_layers(
 
     def run(folder: Path, report: StageReporter) -> Repaired:
         done = Repaired(None, candidate.deploy_logit_error, (), "fail")
+        examiner = open_examiner(context, candidate)
 
         def judge(graph: onnx.ModelProto) -> Verdict:
             nonlocal done
+            require_same(graph, examiner.floats, examiner.few)
             written = quantize.write_variants(graph, spec, context.target.scheme, folder / spec.name)
             probe, error = probe_variants(
                 lambda variant: run_on_host(folder / spec.name / variant, context.test), context.test, name
@@ -100,10 +103,18 @@ def return_layers(
             done = Repaired(replace(written, name=name), error, done.notes, verdict)
             return verdict
 
-        for number, step in enumerate(_steps(context, candidate, mode, latency_ms, judge, folder, report), 1):
-            note = f"{step.name} to {context.target.scheme.rest}"
-            done = replace(done, notes=(*done.notes, note))
-            report.advance(number, len(blamed.result.layers), note)
+        try:
+            steps = (
+                repair_steps(examiner, judge, latency_ms)
+                if mode == "auto"
+                else _judged(_free_steps(context, spec, examiner, latency_ms, folder, report), judge)
+            )
+            for number, step in enumerate(steps, 1):
+                note = f"{step.name} to {context.target.scheme.rest}"
+                done = replace(done, notes=(*done.notes, note))
+                report.advance(number, len(blamed.result.layers), note)
+        except RewriteError as error:
+            report.warn(f"{name}: no further layer is returned to float: {error}")
         return done
 
     config = {
@@ -136,21 +147,9 @@ def _prepared(candidate: PreparedCandidate, repaired: Done[Repaired], prefix: st
     )
 
 
-def _steps(
-    context: Context,
-    candidate: PreparedCandidate,
-    mode: Literal["auto", "best"],
-    latency_ms: Mapping[str, float],
-    judge: Callable[[onnx.ModelProto], Verdict],
-    folder: Path,
-    report: StageReporter,
-) -> Iterator[RepairStep]:
-    """Yield the steps of a repair, each after it was judged."""
-    examiner = open_examiner(context, candidate)
-    if mode == "auto":
-        yield from repair_steps(examiner, judge, latency_ms)
-        return
-    for step in _free_steps(context, candidate.spec, examiner, latency_ms, folder, report):
+def _judged(steps: Iterable[RepairStep], judge: Callable[[onnx.ModelProto], Verdict]) -> Iterator[RepairStep]:
+    """Yield steps, each after it was judged."""
+    for step in steps:
         judge(step.graph)
         yield step
 

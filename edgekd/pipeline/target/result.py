@@ -12,8 +12,8 @@ from edgekd.report.results import SHIPPED, CandidateResult, TargetResult
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from edgekd.pipeline.target.compile import Compiled
     from edgekd.pipeline.target.context import Context, EvaluatedCandidate
-    from edgekd.pipeline.target.evaluate import Compiled
     from edgekd.pipeline.target.select import Choice
     from edgekd.runtime.measure.results import Profile
 

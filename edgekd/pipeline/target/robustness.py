@@ -6,9 +6,9 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from edgekd.report.build.robustness import describe_worst
-from edgekd.runtime.backends.registry import ORT
 from edgekd.runtime.corruption import NetworkRobustness, load_statistics, measure_robustness
-from edgekd.runtime.session import read_arrays, read_feeds, run_rows
+from edgekd.runtime.feeds import read_feeds
+from edgekd.runtime.session import read_arrays, run_rows
 from edgekd.stages.artifacts import CHANNELS, DEPLOY
 from edgekd.stages.stage import StageSpec
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 _BATCH = 256
 
 ROBUSTNESS_SHIPPED: StageSpec[NetworkRobustness] = StageSpec(
-    "robustness_shipped", 3, NetworkRobustness, (), "measure what ships with each modality dropped or noisy"
+    "robustness_shipped", 4, NetworkRobustness, (), "measure what ships with each modality dropped or noisy"
 )
 
 
@@ -37,7 +37,7 @@ def measure_shipped(context: Context, shipped: EvaluatedCandidate) -> NetworkRob
         known = load_statistics(networks.folder / CHANNELS)
         labels = read_arrays(context.test, ["labels"])["labels"]
         done = 0
-        with ORT.open(shipped.prepared.folder / DEPLOY) as session:
+        with context.host_runtime.open(shipped.prepared.folder / DEPLOY) as session:
             feeds = read_feeds(context.test, session.inputs)
 
             def score(changed: dict[str, Array]) -> float:

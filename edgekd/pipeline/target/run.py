@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import TYPE_CHECKING
 
 from edgekd.compress.quantize import candidate_specs
@@ -26,6 +27,7 @@ from edgekd.report.results import GRAM, LATENCY, TargetResult
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
+    from edgekd.devices.refusals import Refusals
     from edgekd.gram.blame import Blame
     from edgekd.pipeline.target.context import Context, EvaluatedCandidate, PreparedCandidate
 
@@ -69,7 +71,9 @@ def check(context: Context) -> CheckedCandidates:
     refused = {name: reason for evaluation in evaluations for name, reason in evaluation.refused.items()}
     left_out = (f"{name} was left out: {reason}" for name, reason in {**unwritten, **refused}.items())
     candidates = tuple(candidate for evaluation in evaluations for candidate in evaluation.candidates)
-    return CheckedCandidates(candidates, evaluations, (*left_out, *notes))
+    written = (f"{candidate.name}: {note}." for candidate in prepared for note in candidate.candidate.notes)
+    told = (f"{name}: {text}." for evaluation in evaluations for name, text in evaluation.disagreements.items())
+    return CheckedCandidates(candidates, evaluations, (*left_out, *written, *told, *notes))
 
 
 def build_target(context: Context) -> FinishedTarget:
@@ -101,36 +105,41 @@ def build_target(context: Context) -> FinishedTarget:
     return FinishedTarget(replace(result, robustness=robustness), folders, next(histories, []))
 
 
-def build_targets(contexts: Mapping[str, Context]) -> dict[str, FinishedTarget]:
-    """Run or read every stage of some targets, and return them in their order.
+def build_targets(contexts: Mapping[str, Context], refusals: Refusals) -> dict[str, FinishedTarget]:
+    """Run or read every stage of some targets, and return those that did not refuse, in their order.
 
     A target whose engines run on this host has it alone; boards work side by side.
 
+    Args:
+        contexts: What the stages of each target are given, by the target's name.
+        refusals: Takes the targets that refuse.
+
     Raises:
-        EdgekdError: a target failed; where a board did, the others are finished first.
+        EdgekdError: All targets refused, or something failed that concerns them all.
     """
     boards: dict[SshDevice, list[str]] = {}
-    finished = {}
+    finished: dict[str, FinishedTarget | None] = {}
     for name, context in contexts.items():
         if isinstance(context.device, SshDevice):
             boards.setdefault(context.device, []).append(name)
         else:
-            finished[name] = build_target(context)
+            finished[name] = refusals.attempt(name, partial(build_target, context))
     for names in boards.values():
-        for name in names:
-            write_candidates(contexts[name])  # computes on this host, where each is to have all cores
+        for name in names:  # computes on this host, where each is to have all cores
+            refusals.attempt(name, partial(write_candidates, contexts[name]))
 
-    def build_on(names: list[str]) -> dict[str, FinishedTarget]:
-        return {name: build_target(contexts[name]) for name in names}
+    def build_on(names: list[str]) -> dict[str, FinishedTarget | None]:
+        left = [name for name in names if name not in refusals.errors]
+        return {name: refusals.attempt(name, partial(build_target, contexts[name])) for name in left}
 
     def stop() -> None:
         for board in boards:
             board.stop()
 
-    jobs = {", ".join(names): lambda names=names: build_on(names) for names in boards.values()}
-    for done in run_parallel(jobs, stop).values():
-        finished |= done
-    return {name: finished[name] for name in contexts}
+    jobs = {", ".join(names): partial(build_on, names) for names in boards.values()}
+    for on_board in run_parallel(jobs, stop).values():
+        finished |= on_board
+    return {name: done for name in contexts if (done := finished.get(name))}
 
 
 def find_blame(context: Context) -> Blame:

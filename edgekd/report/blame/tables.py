@@ -74,9 +74,13 @@ def blame_json(blame: Blame) -> JsonObject:
     return content
 
 
+#: What :func:`write_blame` writes.
+BLAME_PLACES = ("blame.json", "blame.svg")
+
+
 def write_blame(blame: Blame, folder: Path) -> tuple[Path, Path]:
     """Write ``blame.json`` and ``blame.svg`` into a folder, and return their paths."""
-    table, picture = folder / "blame.json", folder / "blame.svg"
+    table, picture = (folder / name for name in BLAME_PLACES)
     write_text(table, json.dumps(blame_json(blame), indent=1) + "\n")
     write_text(picture, blame_svg(blame))
     return table, picture

@@ -11,7 +11,7 @@ from edgekd.files import write_text
 from edgekd.report.build.markdown import report_markdown
 from edgekd.report.build.robustness import robustness_details
 from edgekd.report.build.row import build_row
-from edgekd.report.build.training_picture import write_pictures
+from edgekd.report.build.training_picture import FOLDER, write_pictures
 from edgekd.report.escape import json_text
 from edgekd.report.results import REPORT, SCHEMA_VERSION, BuildReport, TargetResult
 from edgekd.report.schema import BudgetResult, ReportFile, TargetDetails
@@ -21,6 +21,10 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from edgekd.files import JsonObject
+
+
+#: What :func:`write_report` writes: files, and the folder of the pictures.
+REPORT_PLACES = (REPORT, "report.md", "report.html", f"{FOLDER}/")
 
 
 def write_report(report: BuildReport, folder: Path) -> None:
@@ -73,6 +77,7 @@ def _report_file(report: BuildReport) -> ReportFile:
         training={name: _training(history) for name, history in report.training.items()},
         robustness=robustness_details(report),
         not_finite={},
+        refused=report.refused,
     )
 
 

@@ -94,7 +94,10 @@ def _candidates(index: int, result: TargetResult) -> Iterator[str]:
 
 
 def common_sections(report: BuildReport, entries: Sequence[Entry]) -> Iterator[str]:
-    """Yield what all targets share: robustness, training, how the build ran, and what the words mean."""
+    """Yield what all targets share: who refused, robustness, training, how the build ran, what the words mean."""
+    if report.refused:
+        reasons = reason_list(tuple(f"{target}: {reason}" for target, reason in report.refused.items()))
+        yield _section("refused", "What was not built", [reasons])
     robustness = table_html(robustness_table(report), "Robustness")
     yield _section("robustness", "What if a sensor fails", [robustness])
     yield _section("trained", "How it was trained", _training(report))

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 import msgspec
 from msgspec import Meta, Struct
 
+from edgekd.config.toml import read_toml
 from edgekd.config.validation import check_keys, check_values, explain
 from edgekd.errors import BudgetError, ReportError, nearest
-from edgekd.files import read_toml
 from edgekd.gram.gate import Verdict
 from edgekd.report.compare.rows import check_direction
 from edgekd.report.figures import budget_limits

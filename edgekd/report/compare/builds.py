@@ -87,6 +87,7 @@ def _build(report: ReportFile) -> BuildReport:
         stages=report.stages,
         training={name: [_epoch(epoch) for epoch in history] for name, history in report.training.items()},
         targets=tuple(results),
+        refused=report.refused,
         robustness=Robustness(details.noise or 0.0, details.networks or {}) if measured else None,
         robustness_reason=details.reason or "not measured",
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import TYPE_CHECKING
 
 from edgekd.errors import ReportError
@@ -22,9 +23,9 @@ def read_runs(folders: Sequence[Path]) -> tuple[Entry, ...]:
     Raises:
         ReportError: A folder has no report, or one that is broken or of another edgekd, or is named twice.
     """
-    resolved = [folder.resolve() for folder in folders]
+    resolved = [os.path.realpath(folder) for folder in folders]  # Path.resolve raises where links go in a ring
     for index, folder in enumerate(folders):
-        if folder.resolve() in resolved[:index]:
+        if resolved[index] in resolved[:index]:
             raise ReportError(f"{folder}: is named twice")
     return tuple(entry for folder in folders for entry in read_run(folder))
 

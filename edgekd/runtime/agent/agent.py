@@ -20,8 +20,9 @@ from edgekd.errors import DeviceError
 from edgekd.files import write_text
 from edgekd.runtime.agent.serve import serve
 from edgekd.runtime.backends.registry import Runtime
+from edgekd.runtime.feeds import read_feeds
 from edgekd.runtime.measure import energy, machine, sensors
-from edgekd.runtime.session import ComputeTimer, read_feeds, run_rows, write_arrays
+from edgekd.runtime.session import ComputeTimer, run_rows, write_arrays
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -6,7 +6,6 @@ A job is ``{"job": name, ...arguments}``. The answer is ``{"ok": true, ...}``, o
 
 from __future__ import annotations
 
-import errno
 import inspect
 import json
 import os
@@ -18,6 +17,7 @@ from queue import SimpleQueue
 from typing import TYPE_CHECKING, Protocol, TypeAlias
 
 from edgekd.errors import DeviceError, EdgekdError, StorageError, nearest
+from edgekd.files import REFUSALS
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -31,9 +31,6 @@ Jobs: TypeAlias = "dict[str, Callable[..., Answer]]"
 
 #: The first line of an agent on a board; a board's shell may have written anything before it.
 GREETING = "edgekd agent"
-
-#: Errors of the system that are no defect of edgekd.
-_REFUSALS = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS)
 
 #: Exit code of an agent whose host is gone.
 _UNHEARD = 3
@@ -55,7 +52,7 @@ def _answer(agent: JobAgent, jobs: Jobs, line: str) -> Answer:
     except EdgekdError as error:
         return _failed(error)
     except OSError as error:
-        if error.errno not in _REFUSALS:
+        if error.errno not in REFUSALS:
             raise
         return _failed(StorageError(f"{error.filename or 'a file'}: {error.strerror}"))
 

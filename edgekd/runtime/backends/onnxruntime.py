@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -10,9 +9,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from edgekd.errors import ModelError
-from edgekd.files import need
+from edgekd.files import need, scratch_folder
+from edgekd.runtime.feeds import FeedCheck
 from edgekd.runtime.measure.layers import from_ort_trace
-from edgekd.runtime.session import Array, FeedCheck, Feeds, Session, TensorSpec
+from edgekd.runtime.session import Array, Feeds, Session, TensorSpec, engine_label, readable_names
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -44,32 +44,34 @@ def library() -> ModuleType:
     return need("onnxruntime", "runtime")
 
 
-def hardware() -> dict[str, str]:
+def hardware(fused: bool = True) -> dict[str, str]:  # noqa: ARG001
     """Return what besides the processor decides what an engine does here: nothing."""
     return {}
 
 
-def absent() -> None:
+def absent(fused: bool = True) -> None:
     """Return the reason why no engine can run on this machine: there is none, since there is always a processor."""
 
 
-def open_engine(engine: Path | bytes, threads: int = 1, name: str | None = None) -> Session:
+def open_engine(engine: Path | bytes, threads: int = 1, name: str | None = None, *, fused: bool = True) -> Session:
     """Open an ONNX model for the processor.
 
     Args:
         engine: The file, or its content.
         threads: The number of threads of one inference.
         name: The engine's name in errors; by default the file's path.
+        fused: Whether ONNX Runtime's optimizers may rewrite the graph. Without them it computes node by node what the
+            file says, as ONNX defines each node; INT8 then takes about as long as float.
 
     Raises:
         MissingDependency: ONNX Runtime is not installed.
         ModelError: the model cannot be opened.
         ValueError: ``threads`` is below 1, where ONNX Runtime would silently take every core.
     """
-    return _open(engine, _options(threads), name)
+    return _open(engine, _options(threads, fused), name)
 
 
-def layer_times(engine: Path, threads: int, rows: Sequence[Feeds]) -> tuple[LayerTime, ...]:
+def layer_times(engine: Path, threads: int, rows: Sequence[Feeds], *, fused: bool = True) -> tuple[LayerTime, ...]:
     """Run an engine once for each of ``rows`` under ONNX Runtime's profiler; return the time of each node.
 
     The profiler rounds the time of each run to whole us, and makes every node some us slower.
@@ -78,10 +80,10 @@ def layer_times(engine: Path, threads: int, rows: Sequence[Feeds]) -> tuple[Laye
         MissingDependency: ONNX Runtime is not installed.
         ModelError: the model cannot be opened, or does not take the rows.
     """
-    options = _options(threads)
-    with tempfile.TemporaryDirectory() as scratch:
+    options = _options(threads, fused)
+    with scratch_folder() as scratch:
         options.enable_profiling = True
-        options.profile_file_prefix = str(Path(scratch) / "trace")
+        options.profile_file_prefix = str(scratch / "trace")
         with _open(engine, options, None) as session:
             for row in rows:
                 session.run(row)
@@ -89,10 +91,13 @@ def layer_times(engine: Path, threads: int, rows: Sequence[Feeds]) -> tuple[Laye
         return from_ort_trace(Path(trace), len(rows), min(_UNSETTLED, len(rows) - 1))
 
 
-def _options(threads: int) -> SessionOptions:
+def _options(threads: int, fused: bool) -> SessionOptions:
     if threads < 1:
         raise ValueError(f"threads must be 1 or more, not {threads}")
-    options = library().SessionOptions()
+    onnxruntime = library()
+    options = onnxruntime.SessionOptions()
+    if not fused:
+        options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
     options.log_severity_level = 4  # failures are raised
@@ -101,7 +106,7 @@ def _options(threads: int) -> SessionOptions:
 
 def _open(engine: Path | bytes, options: SessionOptions, name: str | None) -> _OrtSession:
     onnxruntime = library()
-    name = name or (str(engine) if isinstance(engine, Path) else "the given bytes")
+    name = engine_label(engine, name)
     failures = _failures(onnxruntime)
     try:
         session = onnxruntime.InferenceSession(
@@ -109,7 +114,8 @@ def _open(engine: Path | bytes, options: SessionOptions, name: str | None) -> _O
         )
     except failures as error:
         raise ModelError(f"{name}: ONNX Runtime cannot open it: {error}") from error
-    return _OrtSession(onnxruntime, session, name, failures)
+    with readable_names(name):
+        return _OrtSession(onnxruntime, session, name, failures)
 
 
 def _failures(onnxruntime: ModuleType) -> tuple[type[Exception], ...]:
@@ -138,10 +144,11 @@ class _OrtSession:
 
     def run(self, feeds: Feeds) -> dict[str, Array]:
         self._check(feeds)
-        if self._session is None:
+        run = self._run  # another thread may close the session; this one then finishes
+        if run is None:
             raise ModelError(f"{self._name}: the engine is closed")
         try:
-            results = self._run(self._output_names, feeds, None)
+            results = run(self._output_names, feeds, None)
         except self._failures as error:
             raise ModelError(f"{self._name}: ONNX Runtime failed to run it: {error}") from error
         return dict(zip(self._output_names, results))  # noqa: B905 - as many as were asked for; strict costs time

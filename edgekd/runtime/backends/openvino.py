@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 import time
 from pathlib import Path
@@ -9,12 +10,13 @@ from typing import TYPE_CHECKING
 
 from edgekd.errors import DeviceError, ModelError, TargetError
 from edgekd.files import need
+from edgekd.runtime.backends.openvino_reductions import widen_reductions
 from edgekd.runtime.backends.openvino_session import OpenVinoSession, error_text
 from edgekd.runtime.backends.telemetry import no_telemetry
-from edgekd.runtime.session import BuiltEngine
+from edgekd.runtime.session import BuiltEngine, engine_label
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Sequence
     from types import ModuleType
 
     from openvino import Core
@@ -98,7 +100,8 @@ def open_engine(
     It is compiled for batch 1 alone, which runs faster than a dynamic batch; the first run of another batch size
     compiles it once more, for all of them. A neural unit (NPU) has no dynamic batch: there it runs row by row.
 
-    A session runs one inference at a time; give each thread of a program its own. OpenVINO drops inputs that nothing
+    A session runs one inference at a time, and must be called by one thread at a time, as
+    :meth:`~edgekd.runtime.backends.registry.Runtime.open` sees to. OpenVINO drops inputs that nothing
     in the graph reads, and on the processor computes 64-bit integers in 32 bits and doubles in single precision.
 
     Args:
@@ -157,12 +160,13 @@ def _open(
     core = library().Core()
     if reason := _no_device(core, device):
         raise DeviceError(reason)
-    name = name or (str(engine) if isinstance(engine, Path) else "the given bytes")
+    name = engine_label(engine, name)
     try:
         model = core.read_model(str(engine) if isinstance(engine, Path) else engine)
     except RuntimeError as error:
         raise ModelError(f"{name}: OpenVINO cannot open it: {error_text(error)}") from error
-    options = _options(core.get_property(device, "SUPPORTED_PROPERTIES"), threads, cache)
+    widen_reductions(model)
+    options = _options(_writable(device), threads, cache)
     if counted:
         options["PERF_COUNT"] = True
     return OpenVinoSession(core, model, name, device, options | {"INFERENCE_PRECISION_HINT": precision})
@@ -203,7 +207,14 @@ def keep_engine(
     return BuiltEngine((path.name,), f"OpenVINO {openvino.__version__}", session.open_with, build_s)
 
 
-def _options(supported: Mapping[str, str], threads: int, cache: Path | None) -> Properties:
+@functools.cache
+def _writable(device: str) -> frozenset[str]:
+    """Return the properties that a device lets one set. Asked once: each time OpenVINO loses 3 kB of memory."""
+    supported = library().Core().get_property(device, "SUPPORTED_PROPERTIES")
+    return frozenset(key for key, access in supported.items() if access == "RW")
+
+
+def _options(writable: frozenset[str], threads: int, cache: Path | None) -> Properties:
     """Return the properties that are set, of those that the device lets one set."""
     wanted: Properties = {
         "PERFORMANCE_HINT": "LATENCY",
@@ -212,5 +223,5 @@ def _options(supported: Mapping[str, str], threads: int, cache: Path | None) -> 
         # Otherwise OpenVINO quantizes activations of its own accord, in layers of which only the weights are INT8.
         "EXECUTION_MODE_HINT": "ACCURACY",
     }
-    options = {key: value for key, value in wanted.items() if supported.get(key) == "RW"}
+    options = {key: value for key, value in wanted.items() if key in writable}
     return options if cache is None else {**options, "CACHE_DIR": str(cache)}

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import io
+import re
+from collections import Counter
 from typing import TYPE_CHECKING, TypeAlias
 
 from edgekd.errors import ModelError
+from edgekd.runtime.backends.batch_sizes import MOST_SIZES, BatchSizes
+from edgekd.runtime.feeds import FeedCheck
 from edgekd.runtime.measure.layers import from_openvino
-from edgekd.runtime.session import Array, FeedCheck, Feeds, TensorSpec, run_rows
+from edgekd.runtime.session import Array, Feeds, TensorSpec, readable_names, run_rows
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -33,8 +37,24 @@ _DTYPES = {
 }
 
 
+#: A node that OpenVINO's reader refuses, and what it says of those that only follow such a one.
+_REFUSED = re.compile(r"While validating ONNX node '<Node\((\w+)\): ([^>]*)>':\s*([^\n]*)")
+_FOLLOWS = "Unsupported input type dynamic"
+
+#: What to do about a reason. The first that fits counts.
+_ADVICE = (
+    (r"must be static", "it takes this operator for a fixed number of samples alone: compute it in the app, before the "
+     "network, or write it with layers, e.g. a spectrum as an nn.Conv1d"),
+)  # fmt: skip
+
+
 def error_text(error: RuntimeError) -> str:
-    """Return OpenVINO's message without the positions in its sources."""
+    """Return OpenVINO's message without positions in its sources; of nodes that it cannot read, the first cause."""
+    refused = [found.groups() for found in _REFUSED.finditer(str(error)) if found[3].strip() != _FOLLOWS]
+    if refused:
+        operator, name, reason = refused[0]
+        advice = next((f"; {advice}" for pattern, advice in _ADVICE if re.search(pattern, reason)), "")
+        return f"node '{name}' ({operator}): {reason.strip().rstrip('.')}{advice}"
     lines = [line.strip() for line in str(error).splitlines()]
     return " ".join(line for line in lines if line and not line.startswith(("Exception from ", "Check ")))
 
@@ -54,8 +74,9 @@ class OpenVinoSession:
     """
 
     def __init__(self, core: Core, model: Model, name: str, device: str, options: Properties) -> None:
-        self.inputs = tuple(_spec(port, name) for port in model.inputs)
-        self.outputs = tuple(_spec(port, name) for port in model.outputs)
+        with readable_names(name):
+            self.inputs = tuple(_spec(port, name) for port in model.inputs)
+            self.outputs = tuple(_spec(port, name) for port in model.outputs)
         for spec in self.inputs:
             if not all(isinstance(size, int) for size in spec.shape[1:]):
                 raise ModelError(f"{name}: only the batch may be dynamic, but input '{spec.name}' is {spec}")
@@ -68,12 +89,13 @@ class OpenVinoSession:
         self._batched = [spec for spec in self.inputs if spec.shape[:1] == (_BATCH,)]
         self.facts: dict[str, str] = {"inference_precision": str(options["INFERENCE_PRECISION_HINT"])}
         self._check = FeedCheck(self.inputs)
+        self._sizes = BatchSizes([spec.name for spec in self._batched])
         self._output_names = [spec.name for spec in self.outputs]
         self._single = self._open_single()
         # Filling the request's own tensors takes a fraction of the time of handing it new ones.
         self._filled = [(spec.name, self._single.get_tensor(spec.name).data) for spec in self.inputs if self._single]
         self._results = [(spec.name, self._single.get_tensor(spec.name).data) for spec in self.outputs if self._single]
-        self._any = None if self._single else self._compile(model)
+        self._any = None if self._single else self._compile_any(model)
 
     def _open_single(self) -> InferRequest | None:
         """Return a request of the graph at batch 1, or None if sizes in it depend on more than its inputs' sizes."""
@@ -83,12 +105,23 @@ class OpenVinoSession:
                 model.reshape({spec.name: [1, *spec.shape[1:]] for spec in self._batched})
         except RuntimeError as error:
             raise ModelError(f"{self._name}: it cannot have a batch of 1: {error_text(error)}") from error
-        return None if model.is_dynamic() else self._compile(model)
+        return None if model.is_dynamic() else self._compile(model, self._options)
 
-    def _compile(self, model: Model) -> InferRequest:
+    def _compile_any(self, model: Model) -> InferRequest:
+        """Return a request of the graph whose sizes are dynamic, which keeps the kernels of the last few sizes.
+
+        On a processor OpenVINO would keep 5,000 of each kind of operator, each with its buffers: gigabytes, where every
+        batch is of another size.
+        """
+        kinds = Counter(node.get_type_name() for node in model.get_ops() if node.get_type_name() != "Constant")
+        capacity = MOST_SIZES * max(kinds.values())
+        bounds: Properties = {"CPU_RUNTIME_CACHE_CAPACITY": capacity} if self._device == "CPU" else {}
+        return self._compile(model, {**self._options, **bounds})
+
+    def _compile(self, model: Model, options: Properties) -> InferRequest:
         """Return a request of this graph; it runs one inference at a time."""
         try:
-            compiled = self._core.compile_model(model, self._device, self._options)
+            compiled = self._core.compile_model(model, self._device, options)
             actual = compiled.get_property("INFERENCE_PRECISION_HINT").get_type_name()
             request = compiled.create_infer_request()
         except RuntimeError as error:
@@ -110,7 +143,7 @@ class OpenVinoSession:
             return run_rows(self, feeds, 1)
         try:
             single = self._single if rows == 1 else None
-            return self._run_single(single, feeds) if single else self._run_any(feeds)
+            return self._run_single(single, feeds) if single else self._sizes.run(self._run_any, feeds, rows)
         except RuntimeError as error:
             raise ModelError(f"{self._name}: OpenVINO failed to run it: {error_text(error)}") from error
 
@@ -154,7 +187,7 @@ class OpenVinoSession:
 
     def _run_any(self, feeds: Feeds) -> dict[str, Array]:
         if self._any is None:
-            self._any = self._compile(self._model)
+            self._any = self._compile_any(self._model)
         # With one thread, infer() loses an error and returns the results of the run before; wait() raises it. Only a
         # graph of dynamic sizes can fail, so _run_single is spared the 10 µs that this takes.
         self._any.start_async(dict(feeds))

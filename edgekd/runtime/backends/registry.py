@@ -20,7 +20,9 @@ from edgekd.files import make_folder, sha256_file, user_cache
 from edgekd.plugins import is_plugin, source_file
 from edgekd.runtime.backends.backend import Backend, BackendOption
 from edgekd.runtime.backends.custom import CheckedSession, guarded, import_backend
+from edgekd.runtime.backends.exclusive import ExclusiveSession
 from edgekd.runtime.measure.machine import cpu_model, package_versions
+from edgekd.runtime.session import engine_label
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -55,7 +57,13 @@ BACKENDS: dict[str, Backend] = {
         module=_ONNXRUNTIME,
         packages=("onnxruntime",),
         install_hint=_pip("onnxruntime"),
+        options=(
+            BackendOption(
+                "fused", True, "Rewrite the graph for speed; if not, compute it node by node as it is written."
+            ),
+        ),
         import_name="onnxruntime",
+        thread_safe=True,
         emulated_arches=("x86_64", "aarch64"),
     ),
     # A browser's engines are those of ONNX Runtime, which Python opens without a browser.
@@ -63,6 +71,7 @@ BACKENDS: dict[str, Backend] = {
         name="onnxruntime-web",
         module=_ONNXRUNTIME,
         packages=("onnxruntime",),
+        thread_safe=True,
         in_browser=True,
     ),
     "openvino": Backend(
@@ -252,7 +261,7 @@ class Runtime:
         return self._load()[1]
 
     def open(self, engine: Path | bytes, threads: int = 1, name: str | None = None, *, keep: bool = False) -> Session:
-        """Open an engine.
+        """Open an engine, as a session that any number of threads may use.
 
         Args:
             engine: The file, or its content.
@@ -271,11 +280,16 @@ class Runtime:
         reserved = sorted(options.keys() & {"cache", *backend.fixed}) if not self.custom else []
         if reserved:
             raise TargetError(f"the runtime '{self.name}' is not given '{reserved[0]}' as an option")
+        for option in backend.options:  # a bundle's manifest may state any JSON value
+            if type(options.get(option.name, option.default)) is not type(option.default):
+                kind, value = type(option.default).__name__, options[option.name]
+                raise TargetError(f"the runtime '{self.name}' takes '{option.name}' of type {kind}, not {value!r}")
         if backend.compiles:
             options["cache"] = _engine_cache() if keep or backend.slow_to_compile else None
         with self._guard():
             session = open_engine(engine, threads, name, **options)
-        return CheckedSession(session, self.name) if self.custom else session
+        opened: Session = CheckedSession(session, self.name) if self.custom else session
+        return opened if backend.thread_safe else ExclusiveSession(opened, name or engine_label(engine))
 
     def layer_times(self, engine: Path, threads: int, rows: Sequence[Feeds]) -> tuple[LayerTime, ...] | None:
         """Run an engine once for each of ``rows`` under the library's profiler.
@@ -318,4 +332,7 @@ class Runtime:
         return guarded(self.name) if self.custom else nullcontext()
 
 
+#: ONNX Runtime on this host.
 ORT = Runtime("onnxruntime")
+#: The same without its optimizers, for the check of a graph that another library will run.
+AS_WRITTEN = Runtime("onnxruntime", {"fused": False})

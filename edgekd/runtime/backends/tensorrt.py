@@ -9,24 +9,23 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
-import tempfile
 import time
 from contextlib import ExitStack
 from dataclasses import asdict
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from edgekd.errors import DeviceError, TargetError
-from edgekd.files import atomic_path, write_text
+from edgekd.files import atomic_path, scratch_folder, write_text
 from edgekd.runtime.backends.cuda import ABSENT, Gpu, nvidia_facts
 from edgekd.runtime.backends.tensorrt_build import BuildOptions, build_plan, timing_cache_key
-from edgekd.runtime.backends.tensorrt_library import TENSORRT, TITLES, engine_label, library, read_engine
+from edgekd.runtime.backends.tensorrt_library import TENSORRT, TITLES, library, read_engine
 from edgekd.runtime.backends.tensorrt_session import TensorRTSession
 from edgekd.runtime.measure.layers import from_tensorrt
-from edgekd.runtime.session import BuiltEngine
+from edgekd.runtime.session import BuiltEngine, engine_label
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+    from pathlib import Path
 
     from edgekd.runtime.measure.results import LayerTime
     from edgekd.runtime.session import Feeds, Session
@@ -181,8 +180,8 @@ def keep_plan(engine: Path, folder: Path, flavor: str, options: BuildOptions, ca
     if not content.startswith(_ONNX_START):
         return None
     files = (f"{engine.stem}.plan", f"{engine.stem}.json")
-    with tempfile.TemporaryDirectory() as scratch:
-        built = _build_once(content, flavor, options, cache or Path(scratch), str(engine))
+    with scratch_folder() as scratch:
+        built = _build_once(content, flavor, options, cache or scratch, str(engine))
         for path, name in zip(built, files, strict=True):
             shutil.copyfile(path, folder / name)
         build_s = json.loads(built[1].read_text(encoding="utf-8")).get("build_s")

@@ -14,13 +14,13 @@ from edgekd.runtime.backends.tensorrt_library import (
     RTX,
     TITLES,
     deserialize,
-    engine_label,
     library,
     library_version,
     make,
     read_engine,
 )
 from edgekd.runtime.backends.tensorrt_log import THE_GRAPH, Journal, advice, node, plain, without_collector
+from edgekd.runtime.session import engine_label
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
 from edgekd.errors import DeviceError, MissingDependency, ModelError
@@ -11,6 +10,7 @@ from edgekd.runtime.backends.tensorrt_log import without_collector
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from pathlib import Path
     from types import ModuleType
 
     from tensorrt import ICudaEngine, Runtime
@@ -100,8 +100,3 @@ def read_engine(source: Path | bytes) -> bytes:
         return source.read_bytes()
     except OSError as error:
         raise ModelError(f"{source}: cannot be read: {error.strerror}") from error
-
-
-def engine_label(source: Path | bytes, name: str | None) -> str:
-    """Return the engine's name in errors: the one given, or its path."""
-    return name or (str(source) if isinstance(source, Path) else "the given bytes")

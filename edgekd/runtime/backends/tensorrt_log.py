@@ -24,6 +24,9 @@ _NO_GPU = re.compile(r"CUDA initialization failure|cudaError")
 #: The position in the library's source, which tells a user nothing.
 _POSITION = re.compile(r"^\w+\.[ch]pp:\d+: |\.? ?In \w+ at /_src/[^)\s]* ?")
 
+#: An error of the optimizer, in terms of its own sources and tensors.
+_INSIDE = re.compile(r"(\w+::\w+: )?(Error Code \d+: )?Myelin \(.*\)")
+
 #: What the parser logs when it comes to a constant or a node.
 _AT = re.compile(r"(?P<kind>Importing initializer|Parsing node): (?P<name>.*?)(?: \[(?P<operator>\w+)\])?\s*$")
 
@@ -132,7 +135,7 @@ def node(name: str, operator: str) -> str:
 def plain(message: str) -> str:
     """Return a message as one line, without positions in the library's source."""
     lines = [line for line in message.splitlines() if _ECHO not in line and not line.startswith("Invalid Node")]
-    return _POSITION.sub("", " ".join(lines)).strip()
+    return _INSIDE.sub("its optimizer fails in itself", _POSITION.sub("", " ".join(lines))).strip()
 
 
 def advice(message: str) -> str:

@@ -13,7 +13,8 @@ import numpy as np
 from edgekd.errors import ModelError
 from edgekd.runtime.backends.tensorrt_library import deserialize, make
 from edgekd.runtime.backends.tensorrt_log import Journal, without_collector
-from edgekd.runtime.session import Array, FeedCheck, Feeds, TensorSpec
+from edgekd.runtime.feeds import FeedCheck
+from edgekd.runtime.session import Array, Feeds, TensorSpec
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -7,6 +7,8 @@ augments, the teacher itself runs.
 
 from __future__ import annotations
 
+import math
+import os
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import lru_cache
@@ -16,6 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from edgekd.files import disk_errors
 from edgekd.training.distillation.ensemble import members
 from edgekd.training.distillation.outputs import NetworkOutputs
 from edgekd.training.distillation.references import LiveReference, ReferenceOutputs, combine_outputs
@@ -64,8 +67,7 @@ def _write(live: LiveReference, split: Split, device: torch.device, folder: Path
         for name, x in columns.items():
             values = x.cpu().numpy()
             if name not in files:
-                shape = (len(split), *values.shape[1:])
-                files[name] = np.lib.format.open_memmap(_path(folder, name), "w+", values.dtype, shape)
+                files[name] = _allocate(_path(folder, name), values.dtype, (len(split), *values.shape[1:]))
             files[name][first:last] = values
         ids += batch.ids
         report.advance(last, len(split), "outputs of the teacher")
@@ -75,6 +77,22 @@ def _write(live: LiveReference, split: Split, device: torch.device, folder: Path
     order = np.argsort(names)
     np.save(_path(folder, _IDS), names[order])
     np.save(_path(folder, _ROWS), order)
+
+
+def _allocate(
+    path: Path, dtype: np.dtype[np.generic], shape: tuple[int, ...]
+) -> np.memmap[tuple[int, ...], np.dtype[np.generic]]:
+    """Return a new array in a file, for which the disk has set room aside: a full one would kill this process later.
+
+    Raises:
+        DiskFullError: There is not as much room.
+    """
+    with disk_errors(path, alone=True, wanted_bytes=math.prod(shape) * dtype.itemsize):
+        array = np.lib.format.open_memmap(path, "w+", dtype, shape)
+        if hasattr(os, "posix_fallocate"):  # not on macOS
+            with path.open("r+b") as stream:
+                os.posix_fallocate(stream.fileno(), 0, max(path.stat().st_size, 1))
+    return array
 
 
 @dataclass(frozen=True)

@@ -11,9 +11,11 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from edgekd.errors import ModelError
+from edgekd.errors import EdgekdError, ModelError
 from edgekd.files import atomic_path, quiet
 from edgekd.gram.npz import EMBEDDING_PREFIX
+from edgekd.training.export.origins import node_origins
+from edgekd.training.export.refusal import explain
 from edgekd.training.taps.taps import TappedModel
 
 if TYPE_CHECKING:
@@ -23,6 +25,11 @@ if TYPE_CHECKING:
     from onnxscript import ir
 
     from edgekd.config.recipe import Tap
+    from edgekd.stages.artifacts import NodeOrigin
+
+
+#: Path of the user's network in :class:`_WithEmbeddings`.
+_PREFIX = "model."
 
 
 @dataclass(frozen=True)
@@ -32,10 +39,14 @@ class ExportNetwork:
     Attributes:
         model: The network.
         taps: For each modality where its embedding is.
+        optional: Whether a build can do without it.
+        folder: Folder of the user's files, a line of which an error names; None where there is none.
     """
 
     model: nn.Module
     taps: Mapping[str, Tap]
+    optional: bool = False
+    folder: Path | None = None
 
 
 class _WithEmbeddings(nn.Module):
@@ -51,8 +62,11 @@ class _WithEmbeddings(nn.Module):
         return logits, *embeddings.values()
 
 
-def write_onnx(network: ExportNetwork, inputs: Mapping[str, Tensor], opset: int, path: Path) -> None:
+def write_onnx(network: ExportNetwork, inputs: Mapping[str, Tensor], opset: int, path: Path) -> dict[str, NodeOrigin]:
     """Export one network with a dynamic batch and the outputs ``logits`` and ``embedding.<modality>``.
+
+    Returns:
+        The origin of each node, by its name and by those of its outputs.
 
     Raises:
         ModelError: Torch cannot export it, or not for any number of samples.
@@ -73,9 +87,10 @@ def write_onnx(network: ExportNetwork, inputs: Mapping[str, Tensor], opset: int,
                 dynamic_shapes=(tuple({0: batch} for _ in inputs),),
                 verbose=False,
             )
-        except (RuntimeError, torch.onnx.errors.OnnxExporterError) as error:
-            # torch's own message is a page of advice for its developers; its cause says what is wrong.
-            what = str(error.__cause__ or error).strip().partition("\n")[0]
+        except EdgekdError:
+            raise
+        except Exception as error:  # the user's own code is traced here, and may raise anything
+            what = explain(error, network.folder)
             raise ModelError(f"torch cannot export {type(network.model).__name__} to ONNX: {what}") from error
     assert program is not None  # None is what the older exporter returns
     for value in program.model.graph.inputs:
@@ -85,10 +100,12 @@ def write_onnx(network: ExportNetwork, inputs: Mapping[str, Tensor], opset: int,
                 f"{type(network.model).__name__} works for batches of {size} only: its code fixes the batch, "
                 "e.g. by a view() or reshape() to constants; write -1 there"
             )
-    _strip(program.model)
     _name_layers(program.model)
+    origins = node_origins(program.model, _PREFIX, network.folder)
+    _strip(program.model)
     with atomic_path(path) as temporary:
         program.save(str(temporary), external_data=False)
+    return origins
 
 
 def _strip(model: ir.Model) -> None:
@@ -108,14 +125,14 @@ def _strip(model: ir.Model) -> None:
 
 def _name_layers(model: ir.Model) -> None:
     """Name each node that reads a module's weight after the module's path: the exporter's own names are numbers."""
-    prefix, suffix = "model.", ".weight"  # of `_WithEmbeddings`; of torch's layers
+    suffix = ".weight"  # of torch's layers
     names: set[str] = set()
     for node in model.graph.all_nodes():
         weights = (value.name or "" for value in node.inputs if value is not None and value.is_initializer())
-        weight = next((name for name in weights if name.startswith(prefix) and name.endswith(suffix)), None)
+        weight = next((name for name in weights if name.startswith(_PREFIX) and name.endswith(suffix)), None)
         if weight is None:
             continue
-        path = weight.removeprefix(prefix).removesuffix(suffix)
+        path = weight.removeprefix(_PREFIX).removesuffix(suffix)
         calls = (path if call == 1 else f"{path}:{call}" for call in itertools.count(1))
         node.name = next(name for name in calls if name not in names)
         names.add(node.name)

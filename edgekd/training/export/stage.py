@@ -5,18 +5,22 @@ The stages after this one need no torch.
 
 from __future__ import annotations
 
+import json
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
+import msgspec
 import numpy as np
 import torch
 from torch import Tensor
 
 from edgekd.errors import ModelError
+from edgekd.files import write_text
 from edgekd.gram.npz import EMBEDDING_PREFIX, INPUT_PREFIX
 from edgekd.runtime.backends.onnxruntime import open_engine
 from edgekd.runtime.session import write_arrays
-from edgekd.stages.artifacts import CALIBRATION, TEST, Exported, TaskFacts, onnx_name
-from edgekd.training.export.onnx import ExportNetwork, write_onnx
+from edgekd.stages.artifacts import CALIBRATION, TEST, Exported, TaskFacts, onnx_name, origins_name
+from edgekd.training.export.onnx import write_onnx
 from edgekd.training.loop.evaluate import batches, ground_truth
 from edgekd.training.taps.taps import TappedModel
 
@@ -28,6 +32,7 @@ if TYPE_CHECKING:
 
     from edgekd.config.recipe import ExportConfig
     from edgekd.stages.progress import StageReporter
+    from edgekd.training.export.onnx import ExportNetwork
     from edgekd.training.task.loading import LoadedTask
     from edgekd.training.task.protocol import Split
 
@@ -45,7 +50,7 @@ def run(
     """Export every network into ``folder`` and check it against torch in ONNX Runtime.
 
     Raises:
-        ModelError: Torch cannot export a network, or the exported one disagrees with it.
+        ModelError: Torch cannot export a network that the build needs, or the exported one disagrees with it.
     """
     save_samples(task.splits["test"], folder / TEST)
     save_samples(task.splits["calibration"], folder / CALIBRATION)
@@ -54,19 +59,39 @@ def run(
     parity = {}
     for done, (name, network) in enumerate(networks.items(), 1):
         path = folder / onnx_name(name)
-        write_onnx(network, inputs, opset, path)
-        parity[name] = _parity(network, inputs, path)
-        if not parity[name] <= config.tolerance:
-            raise ModelError(
-                f"{name}: the exported ONNX differs from torch by {parity[name]:.2g} of the output's magnitude, more "
-                f"than export.tolerance = {config.tolerance:g}; see {path}"
-            )
+        try:
+            parity[name] = _write(replace(network, folder=task.folder), name, inputs, config, opset, path)
+        except ModelError as error:
+            if not network.optional:
+                raise
+            path.unlink(missing_ok=True)
+            report.warn(f"the {name} is not exported, so it is not timed beside the others: {error}")
+            continue
         report.advance(done, len(networks), f"{name}: differs from torch by {parity[name]:.1e}")
     return Exported(
         parity,
-        {name: (folder / onnx_name(name)).stat().st_size for name in networks},
+        {name: (folder / onnx_name(name)).stat().st_size for name in parity},
         _facts(task, _width(networks, inputs)),
     )
+
+
+def _write(
+    network: ExportNetwork, name: str, inputs: Mapping[str, Tensor], config: ExportConfig, opset: int, path: Path
+) -> float:
+    """Export one network, and return how far it is from torch.
+
+    Raises:
+        ModelError: Torch cannot export it, or the exported one disagrees with it.
+    """
+    origins = write_onnx(network, inputs, opset, path)
+    write_text(path.parent / origins_name(name), json.dumps(msgspec.to_builtins(origins)))
+    parity = _parity(network, inputs, path)
+    if not parity <= config.tolerance:
+        raise ModelError(
+            f"{name}: the exported ONNX differs from torch by {parity:.2g} of the output's magnitude, more than "
+            f"export.tolerance = {config.tolerance:g}; see {path}"
+        )
+    return parity
 
 
 def _width(networks: Mapping[str, ExportNetwork], inputs: Mapping[str, Tensor]) -> int:
@@ -107,7 +132,7 @@ def _difference(network: ExportNetwork, inputs: Mapping[str, Tensor], path: Path
     with torch.inference_mode(), TappedModel(network.model, network.taps) as tapped:
         logits, embeddings = tapped(list(inputs.values()))
     expected = {"logits": logits, **{EMBEDDING_PREFIX + name: z for name, z in embeddings.items()}}
-    with open_engine(path) as session:
+    with open_engine(path, fused=False) as session:
         outputs = session.run({name: x.numpy() for name, x in inputs.items()})
     shares = [
         np.abs(outputs[name] - value.numpy()).max() / max(value.abs().max().item(), 1e-6)

@@ -97,8 +97,12 @@ def width_defining_layers(model: nn.Module, taps: Mapping[str, Tap], inputs: Seq
     """
     with TappedModel(model, taps) as tapped:
         logits, embeddings = tapped(list(inputs))
-    ends = [output.grad_fn for output in (logits, *embeddings.values())]
-    return list(_behind(ends, model, through=False))
+    return last_layers((logits, *embeddings.values()), model)
+
+
+def last_layers(outputs: Iterable[Tensor], model: nn.Module) -> list[nn.Module]:
+    """Return the layers whose output channels are the channels of some tensors."""
+    return list(_behind([output.grad_fn for output in outputs], model, through=False))
 
 
 def attention_layers(model: nn.Module, taps: Mapping[str, Tap], inputs: Sequence[Tensor]) -> list[nn.Module]:
@@ -110,9 +114,14 @@ def attention_layers(model: nn.Module, taps: Mapping[str, Tap], inputs: Sequence
     with TappedModel(model, taps) as tapped:
         logits, embeddings = tapped(list(inputs))
     ends = [output.grad_fn for output in (logits, *embeddings.values())]
-    products = [node for node in _nodes(ends) if type(node).__name__.startswith(_PRODUCTS)]
-    factors = [below for node in products for below, _ in node.next_functions]
-    return list(_behind(factors, model, through=False))
+    layers: set[nn.Module] = set()
+    for node in _nodes(ends):
+        if type(node).__name__.startswith(_PRODUCTS):
+            factors = [_behind([below], model, through=False) for below, _ in node.next_functions if below is not None]
+            # Where no layer makes one of two factors it is a weight, as in an einsum with a parameter.
+            if all(factors) or len(factors) > 2:
+                layers = layers.union(*factors)
+    return list(layers)
 
 
 def encoder_layers(model: nn.Module, taps: Mapping[str, Tap], inputs: Sequence[Tensor]) -> dict[nn.Module, str]:

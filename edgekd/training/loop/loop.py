@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import copy
+import os
+import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -16,7 +19,8 @@ from edgekd.stages.cache import CHECKPOINT
 from edgekd.training.loop import distributed
 from edgekd.training.loop.autograd_layers import train_unfrozen
 from edgekd.training.loop.batches import BatchOrder, epoch_seed
-from edgekd.training.loop.weights import load_plain, seed_all
+from edgekd.training.loop.weights import seed_all
+from edgekd.training.loop.weights_file import read_checkpoint
 from edgekd.training.task.protocol import Batch, Split, as_dataset, collate
 
 if TYPE_CHECKING:
@@ -28,6 +32,12 @@ if TYPE_CHECKING:
 
 #: One epoch's figures: mean losses, weights, "validation".
 Epoch = dict[str, float]
+
+#: What PyTorch raises where a state is of another network, optimizer or version.
+_MISFITS = (RuntimeError, LookupError, ValueError, TypeError, AttributeError)
+
+#: An epoch of that many seconds is worth a word on the number of threads.
+_SLOW_EPOCH_S = 60.0
 
 #: How far apart the seeds of the processes' dropout and augmentation are.
 _RANK_SEEDS = 1_000_000_007
@@ -121,7 +131,10 @@ def fit(model: nn.Module, objective: Objective, train: Split, validate: Callable
     for epoch in range(len(history), config.epochs):
         seed_all(epoch_seed(run.seed, epoch) + distributed.rank() * _RANK_SEEDS)
         order.epoch = epoch
+        began = time.monotonic()
         figures = _one_epoch(parts, loader, order, config.epochs)
+        if epoch == 0 and device.type == "cpu":
+            _suggest_threads(run, time.monotonic() - began)
         model.eval()
         history.append({**figures, **(validate() if distributed.is_main() else {})})
         if not distributed.is_main():
@@ -131,10 +144,27 @@ def fit(model: nn.Module, objective: Objective, train: Split, validate: Callable
     return history
 
 
+def _suggest_threads(run: Fit, seconds: float) -> None:
+    """Say that training may use more of this machine, where that is worth other weights."""
+    processors, threads = os.cpu_count() or 1, torch.get_num_threads() * distributed.world_size()
+    if seconds > _SLOW_EPOCH_S and processors >= 2 * threads:
+        run.report.warn(
+            f"an epoch takes {seconds:.0f} s with threads = {threads}, and this machine has {processors} processors: "
+            "more threads in the recipe may train faster; they make other weights"
+        )
+
+
 def _note(epoch: Epoch) -> str:
     """Return an epoch's figures in a few words."""
     forms = {"loss": ".3f", "validation": ".3f", "drift": ".4f"}
     return ", ".join(f"{name} {epoch[name]:{form}}" for name, form in forms.items() if name in epoch)
+
+
+def training_loss(objective: Objective, batch: Batch, progress: float) -> tuple[Tensor, dict[str, Tensor | float]]:
+    """Return the loss of a batch and the figures to log, in the precision in which this machine trains."""
+    kind = batch.labels.device.type
+    with torch.autocast(kind, torch.bfloat16, enabled=kind == "cuda"):
+        return objective(batch, progress)
 
 
 def _one_epoch(parts: _TrainedParts, loader: DataLoader[Batch], order: BatchOrder, epochs: int) -> Epoch:
@@ -144,8 +174,7 @@ def _one_epoch(parts: _TrainedParts, loader: DataLoader[Batch], order: BatchOrde
     for index, (batch, weight) in enumerate(zip(loader, order.weights, strict=True)):
         step, part = divmod(index, order.parts)
         progress = (order.epoch + step / order.count) / epochs
-        with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
-            loss, figures = parts.objective(batch.to(device), progress)
+        loss, figures = training_loss(parts.objective, batch.to(device), progress)
         if part == 0:
             parts.optimizer.zero_grad(set_to_none=True)
         torch.autograd.backward(loss * weight)
@@ -163,16 +192,38 @@ def _one_epoch(parts: _TrainedParts, loader: DataLoader[Batch], order: BatchOrde
     return means
 
 
-def _save(path: Path, parts: _TrainedParts, history: list[Epoch]) -> None:
-    state = {
+def _state(parts: _TrainedParts, history: list[Epoch]) -> dict[str, Any]:
+    return {
         "model": parts.model.state_dict(),
         "optimizer": parts.optimizer.state_dict(),
         "schedule": parts.schedule.state_dict(),
         "objective": parts.objective.state(),
         "history": history,
     }
-    with atomic_path(path) as temporary:
+
+
+def _take_up(parts: _TrainedParts, state: Mapping[str, Any]) -> list[Epoch]:
+    """Give all that is trained a state, in place, and return the epochs that led to it."""
+    parts.model.load_state_dict(state["model"])
+    parts.optimizer.load_state_dict(state["optimizer"])
+    parts.schedule.load_state_dict(state["schedule"])
+    parts.objective.restore(state["objective"])
+    history: list[Epoch] = state["history"]
+    return history
+
+
+def _save(path: Path, parts: _TrainedParts, history: list[Epoch]) -> None:
+    state = _state(parts, history)
+    with atomic_path(path, _size_bytes(state)) as temporary:
         torch.save(state, temporary)
+
+
+def _size_bytes(value: object) -> int:
+    """Return the bytes of all tensors in nested lists and dictionaries."""
+    if isinstance(value, torch.Tensor):
+        return value.nbytes
+    parts = value.values() if isinstance(value, dict) else value if isinstance(value, list | tuple) else ()
+    return sum(map(_size_bytes, parts))
 
 
 def _resume(run: Fit, parts: _TrainedParts, device: torch.device) -> list[Epoch]:
@@ -180,14 +231,14 @@ def _resume(run: Fit, parts: _TrainedParts, device: torch.device) -> list[Epoch]
     path = run.folder / CHECKPOINT
     if not path.is_file():
         return []
+    untrained = copy.deepcopy(_state(parts, []))
     try:
-        state = load_plain(path, device)
+        history = _take_up(parts, read_checkpoint(path, device))
+        if len(history) > run.config.epochs:
+            raise ValueError("it is of a longer training")
+        return history
     except ModelError:
         run.report.warn(f"{path}: the checkpoint is damaged, so training starts over")
-        return []
-    parts.model.load_state_dict(state["model"])
-    parts.optimizer.load_state_dict(state["optimizer"])
-    parts.schedule.load_state_dict(state["schedule"])
-    parts.objective.restore(state["objective"])
-    history: list[Epoch] = state["history"]
-    return history
+    except _MISFITS:
+        run.report.warn(f"{path}: the checkpoint is of another network or version, so training starts over")
+    return _take_up(parts, untrained)

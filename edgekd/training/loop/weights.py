@@ -2,41 +2,73 @@
 
 from __future__ import annotations
 
-import pickle
 import random
-import struct
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
+from torch import nn
+from torch.nn.parameter import UninitializedBuffer, UninitializedParameter
 
-from edgekd.errors import ModelError
-from edgekd.files import atomic_path, need, quiet
+from edgekd.errors import ModelError, TaskError
+from edgekd.files import atomic_path, need
+from edgekd.stages.user_code import describe, user_code
+from edgekd.training.loop.weights_file import check_state, not_finite, read_state
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
-    from torch import nn
+
+#: Classes of modules that hide a network's layers or their names, and what to return instead.
+_WRAPPERS = {
+    "ScriptModule": "return the nn.Module that the TorchScript was made of",
+    "DataParallel": "return its 'module'; edgekd itself trains in several processes",
+    "DistributedDataParallel": "return its 'module'; edgekd itself trains in several processes",
+    "OptimizedModule": "return the network as it was before torch.compile",
+}
 
 
-#: Errors that torch's reader of plain values raises on a damaged or foreign file; it documents none.
-_UNREADABLE = (
-    pickle.UnpicklingError,
-    RuntimeError,
-    OSError,
-    EOFError,
-    ValueError,
-    LookupError,
-    TypeError,
-    struct.error,
-)
+def build(factory: Callable[[], nn.Module], seed: int, what: str = "") -> nn.Module:
+    """Return a new model whose initial weights depend on the seed alone.
 
+    Args:
+        factory: A function of the user's task.
+        seed: The seed.
+        what: The function, as messages name it; by default its own name.
 
-def build(factory: Callable[[], nn.Module], seed: int) -> nn.Module:
-    """Return a new model whose initial weights depend on the seed alone."""
+    Raises:
+        TaskError: The function fails, or returns no network that can be trained and taken apart.
+    """
+    what = what or f"{getattr(factory, '__name__', 'network')}()"
     seed_all(seed)
-    return factory()
+    with user_code(what):
+        model = factory()
+    _check_network(what, model)
+    return model
+
+
+def _check_network(what: str, model: object) -> None:
+    if not isinstance(model, nn.Module):
+        missing = "; is its 'return' missing?" if model is None else ""
+        called = f": call it, as in {model.__name__}()" if isinstance(model, type) else ""
+        raise TaskError(f"{what} returned {describe(model)}, must return an nn.Module{missing}{called}")
+    for kind in type(model).__mro__:
+        if kind.__name__ in _WRAPPERS:
+            advice = _WRAPPERS[kind.__name__]
+            raise TaskError(f"{what} returned a {type(model).__name__}, whose layers cannot be taken apart: {advice}")
+    state = model.state_dict(keep_vars=True)
+    for name, tensor in ((name, value) for name, value in state.items() if isinstance(value, torch.Tensor)):
+        if isinstance(tensor, UninitializedParameter | UninitializedBuffer):
+            raise TaskError(
+                f"{what}: '{name}' has no shape yet, as in a lazy layer: call the network once before it is returned, "
+                "or give the layer its size"
+            )
+        if tensor.is_meta:
+            raise TaskError(f"{what}: '{name}' has no values, since it was made on the device 'meta'")
+        kind_of_value = not_finite(tensor.detach())
+        if kind_of_value == "NaN" or (kind_of_value and isinstance(tensor, nn.Parameter)):
+            raise TaskError(f"{what}: '{name}' holds {kind_of_value}: was it initialised, or loaded from a good file?")
 
 
 def seed_all(seed: int) -> None:
@@ -48,9 +80,9 @@ def seed_all(seed: int) -> None:
 
 def save_weights(model: nn.Module, path: Path) -> None:
     """Write a model's weights as safetensors, atomically."""
-    with atomic_path(path) as temporary:
-        # Copied, since safetensors refuses tensors that share memory, as the weights of a shared encoder do.
-        state = {key: value.clone(memory_format=torch.contiguous_format) for key, value in model.state_dict().items()}
+    # Copied, since safetensors refuses tensors that share memory, as the weights of a shared encoder do.
+    state = {key: value.clone(memory_format=torch.contiguous_format) for key, value in model.state_dict().items()}
+    with atomic_path(path, sum(value.nbytes for value in state.values())) as temporary:
         need("safetensors.torch", "build").save_file(state, str(temporary))
 
 
@@ -62,55 +94,12 @@ def load_weights(model: nn.Module, path: Path) -> nn.Module:
         path: A file ``.safetensors``, or a state dict saved by ``torch.save``, read with ``weights_only=True``.
 
     Raises:
-        ModelError: The file is missing, is not weights, or belongs to another network (names keys or shapes).
+        ModelError: The file is missing, is not weights, belongs to another network (names keys or shapes), or holds NaN
+            or infinite values.
     """
     if not path.is_file():
         raise ModelError(f"{path}: no such weights file")
-    state = _read(path)
-    expected = model.state_dict()
-    # A tensor that has several names is often in a file under one of them only.
-    given = {value.data_ptr() for key, value in expected.items() if key in state}
-    problems = [
-        f"lacks '{key}'" for key, value in expected.items() if key not in state and value.data_ptr() not in given
-    ]
-    problems += [f"has '{key}', which the network does not" for key in state if key not in expected]
-    problems += [
-        f"'{key}' is {tuple(state[key].shape)}, the network's is {tuple(value.shape)}"
-        for key, value in expected.items()
-        if key in state and state[key].shape != value.shape
-    ]
-    if problems:
-        more = f", and {len(problems) - 3} more" if len(problems) > 3 else ""
-        raise ModelError(f"{path}: not the weights of {type(model).__name__}: {'; '.join(problems[:3])}{more}")
-    model.load_state_dict(state, strict=False)  # the keys were compared above
+    state = read_state(path, model.state_dict())
+    check_state(path, state, model)
+    model.load_state_dict(state, strict=False)  # the keys were compared
     return model
-
-
-def _read(path: Path) -> dict[str, torch.Tensor]:
-    safetensors = need("safetensors", "build")
-    if path.suffix == ".safetensors":
-        try:
-            with safetensors.safe_open(str(path), framework="pt") as stored:
-                return {key: stored.get_tensor(key) for key in stored.keys()}  # noqa: SIM118  (not a dict)
-        except safetensors.SafetensorError as error:
-            raise ModelError(f"{path}: not a safetensors file: {error}") from error
-    state = load_plain(path, torch.device("cpu"))
-    if not isinstance(state, dict) or not all(isinstance(value, torch.Tensor) for value in state.values()):
-        raise ModelError(f"{path}: not a plain state dict of tensors; save it with torch.save(model.state_dict(), ...)")
-    return cast("dict[str, torch.Tensor]", state)
-
-
-def load_plain(path: Path, device: torch.device) -> Any:
-    """Load tensors and plain values that ``torch.save`` wrote; no code in the file is executed.
-
-    Raises:
-        ModelError: The file is damaged, or holds anything else.
-    """
-    try:
-        with quiet():
-            return torch.load(path, map_location=device, weights_only=True)
-    except _UNREADABLE as error:
-        raise ModelError(
-            f"{path}: is damaged or not a plain state dict; files that hold code are refused. Save it with "
-            "torch.save(model.state_dict(), ...) or as safetensors"
-        ) from error

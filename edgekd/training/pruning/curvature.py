@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import torch
 from torch import Tensor, nn
 
-from edgekd.errors import ModelError
 from edgekd.gram.matrix import SOFTNESS, pair_indices, sample_gram, stack
-from edgekd.training.loop.autograd_layers import WEIGHTED, has_constant, matrix, same_slice
+from edgekd.training.loop.autograd_layers import WEIGHTED, has_constant, matrix, output_width, same_slice
 from edgekd.training.taps.taps import TappedModel
 
 if TYPE_CHECKING:
@@ -24,7 +23,7 @@ if TYPE_CHECKING:
 _DRAWS = 4
 
 #: Largest number of channels of one layer: a matrix of 8192 squared takes 512 MiB.
-_LARGEST = 8192
+WIDEST = 8192
 
 
 @dataclass(frozen=True)
@@ -63,15 +62,12 @@ class Sensitivity:
 
 
 def sensitivities(given: ImportanceInputs) -> dict[nn.Module, Sensitivity]:
-    """Measure every layer with weights.
+    """Measure every layer with weights that runs in evaluation mode and is not too wide.
 
     Both expectations are estimated from random directions. For Gram entries the direction is their sum under
     independent random signs, whose squared derivative is in expectation the sum of theirs (Hutchinson, Commun. Stat.
     Simul. Comput. 18(3), 1989): one backward pass serves all pairs and samples. For the prediction it is the
     log-likelihood of classes drawn from it (Theis et al., arXiv 1801.05787).
-
-    Raises:
-        ModelError: A layer is too wide.
     """
     generator = torch.Generator().manual_seed(given.seed)
     measured: dict[nn.Module, Sensitivity] = {}
@@ -120,7 +116,11 @@ def _recorded(model: nn.Module) -> Iterator[list[_Call]]:
         )
         return outputs.clone()  # the next module may work in place
 
-    handles = [module.register_forward_hook(hook) for module in model.modules() if isinstance(module, WEIGHTED)]
+    handles = [
+        module.register_forward_hook(hook)
+        for module in model.modules()
+        if isinstance(module, WEIGHTED) and not is_too_wide(module)
+    ]
     try:
         yield calls
     finally:
@@ -141,12 +141,13 @@ def _squares(rows: Tensor) -> Tensor:
 
 def _zeros(layer: nn.Module) -> Sensitivity:
     outputs, columns, _ = matrix(layer).shape
-    if max(outputs, columns) > _LARGEST:
-        raise ModelError(
-            f"[prune] importance = 'gram' holds the products of all channels of a layer, and {layer} has more than "
-            f"{_LARGEST}: pool before it, or choose another importance"
-        )
     return Sensitivity(*(torch.zeros(size, size, dtype=torch.float64) for size in (columns, outputs, outputs)))
+
+
+def is_too_wide(layer: nn.Module) -> bool:
+    """Whether the products of all channels of a layer with weights are too many to be held."""
+    inputs = cast("int", layer.in_features if isinstance(layer, nn.Linear) else layer.in_channels)
+    return max(output_width(layer), inputs + has_constant(layer)) > WIDEST
 
 
 def _pair_cosines(embeddings: Mapping[str, Tensor]) -> Tensor:

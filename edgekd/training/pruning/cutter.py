@@ -2,40 +2,27 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-import torch
-from torch import nn
-
 from edgekd.errors import ModelError
-from edgekd.training.loop.autograd_layers import (
-    WEIGHTED,
-    attention_layers,
-    encoder_layers,
-    output_width,
-    parameters_trainable,
-    width_defining_layers,
-)
+from edgekd.training.loop.autograd_layers import WEIGHTED, output_width
 from edgekd.training.pruning.budget import Budget, choose_widths
+from edgekd.training.pruning.candidates import Candidates
 from edgekd.training.pruning.curvature import ImportanceInputs
-from edgekd.training.pruning.groups import (
-    FUSION,
-    copy_without,
-    dependency_graph,
-    describe_group,
-    prunable_groups,
-    remove_channels,
-)
+from edgekd.training.pruning.groups import FUSION, copy_without, remove_channels, traceable
 from edgekd.training.pruning.importance import make_importance
 from edgekd.training.pruning.obs import GramImportance
-from edgekd.training.taps.taps import TappedModel
+from edgekd.training.pruning.refusals import FAILURES, described
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
+    from torch import nn
+
     from edgekd.config.recipe import PruneConfig, Tap
     from edgekd.training.pruning.budget import Widths
+    from edgekd.training.pruning.candidates import Candidate
     from edgekd.training.pruning.groups import Group, History, Importance
     from edgekd.training.task.protocol import Batch
 
@@ -47,20 +34,26 @@ class Cut:
     Attributes:
         removed: The channels that were removed, by group; empty where none could be.
         note: What is left of each branch's channels and of the budgeted cost, in words.
+        warnings: The layers that were found in this round to keep their width, and why; and a budget that is not met
+            because of such layers.
     """
 
     removed: History
     note: str
+    warnings: list[str]
 
 
 class Cutter:
     """Prunes one network in place and keeps the widths of embeddings, of logits and of attention.
 
+    What cannot be pruned keeps its width, and the rest is pruned: each group shows that it can be before its importance
+    is measured, and all of them again with the very channels that are removed (:mod:`edgekd.training.pruning.proof`).
+
     Args:
         model: The unpruned network.
         taps: For each modality where its embedding is.
-        samples: Batches of training samples on its device. The importance is measured on all of them; tracing and
-            latency use the first alone.
+        samples: Batches of training samples on its device. The importance is measured on all of them; tracing, proofs
+            and latency use the first alone.
         config: Ratio, ratios, budget, importance and round_to.
         ignored: Layers whose width must not change.
         seed: Seed of what is random in an importance.
@@ -81,19 +74,10 @@ class Cutter:
         self._model, self._taps, self._config = model, taps, config
         self._importance_inputs = ImportanceInputs(model, taps, samples, seed)
         first = next(iter(samples))
-        self._inputs = list(first.inputs.values())
-        model.eval()
-        with parameters_trainable(model):
-            self._kept = [
-                *width_defining_layers(model, taps, self._inputs),
-                *attention_layers(model, taps, self._inputs),
-                *ignored,
-            ]
-            self._branches = encoder_layers(model, taps, self._inputs)
-        self._fixed = self._fixed_widths()
-        self._paths = {layer: path for path, layer in model.named_modules()}
+        self._candidates = Candidates(model, taps, list(first.inputs.values()), config, ignored)
+        self._trace = self._candidates.ends.trace
         self._unpruned = {
-            path: output_width(layer) for layer, path in self._paths.items() if isinstance(layer, WEIGHTED)
+            path: output_width(layer) for path, layer in model.named_modules() if isinstance(layer, WEIGHTED)
         }
         self._budget = Budget.of(config.budget, model, taps, first) if config.budget else None
 
@@ -102,43 +86,56 @@ class Cutter:
 
         Raises:
             TaskError: The Taylor importance has no label to start from.
-            ModelError: Torch-pruning cannot prune this network, a width that must stay has changed, or the budget
-                cannot be met.
+            ModelError: The budget cannot be met.
         """
+        known = len(self._candidates.refusals)
         groups, importance = self._groups()
-        if self._budget is None:
-            widths, left = {group.root: self._by_ratio(group, share) for group in groups}, ""
-        else:
-            widths, spent = self._by_budget(self._budget, groups, share)
-            left = f"; {spent:.1%} of the {self._budget.what}"
-        removed = _removed(groups, widths)
+        refused: set[str] | None = None
+        while refused is None or refused:
+            widths, left, missed = self._widths(groups, share)
+            removed = _removed(groups, widths)
+            refused = self._candidates.refuse_unproven(groups, removed)
+            groups = [group for group in groups if group.root not in refused]
         if isinstance(importance, GramImportance):
             importance.compensate((self._model.get_submodule(root), channels) for root, _, channels in removed)
         self.remove(removed)
-        return Cut(removed, self._branch_widths(groups, widths) + left)
+        warnings = [*map(str, self._candidates.refusals[known:]), *missed]
+        return Cut(removed, self._branch_widths(groups, widths) + left, warnings)
 
     def remove(self, removed: History) -> None:
         """Remove some channels.
 
         Raises:
-            ModelError: Torch-pruning cannot remove them, or a width that must stay has changed.
+            ModelError: Torch-pruning cannot remove them.
         """
-        remove_channels(self._model, self._inputs, removed)
-        after = self._fixed_widths()
-        if after != self._fixed:
-            raise ModelError(
-                f"pruning changed widths that must stay: {self._fixed} became {after}; add the layers to [prune] ignore"
-            )
+        remove_channels(self._model, self._trace, removed)
 
     def _groups(self) -> tuple[list[Group], Importance]:
-        with dependency_graph(self._model, self._inputs) as graph:
-            groups = prunable_groups(graph, self._kept)
-            importance = make_importance(self._config.importance, self._importance_inputs, graph, groups)
-            round_to = self._config.round_to or 1
-            described = [
-                describe_group(each, graph, self._paths, self._branches, importance, round_to) for each in groups
-            ]
-        return [group for group in described if group is not None], importance
+        with traceable(self._model):
+            candidates = self._candidates.find()
+            importance = make_importance(
+                self._config.importance, self._importance_inputs, [each.members for each in candidates]
+            )
+            groups = [self._measured(each, importance) for each in candidates]
+        return [group for group in groups if group is not None], importance
+
+    def _measured(self, candidate: Candidate, importance: Importance) -> Group | None:
+        """Return a group with the importance of its channels, or None where it is not known."""
+        group = candidate.group
+        try:
+            scores = importance(candidate.members)
+            if scores is not None:
+                return replace(group, importance=tuple(scores.view(group.parts, -1).mean(0).tolist()))
+        except FAILURES as error:
+            reason = f"importance = '{self._config.importance}' cannot be measured of them: {described(error)}"
+            self._candidates.refuse([group.refusal(reason)])
+        return None
+
+    def _widths(self, groups: list[Group], share: float) -> tuple[Widths, str, list[str]]:
+        """Return the widths of the groups, and in words: what is left of the budgeted cost, and a budget not met."""
+        if self._budget is None:
+            return {group.root: self._by_ratio(group, share) for group in groups}, "", []
+        return self._by_budget(self._budget, groups, share)
 
     def _by_ratio(self, group: Group, share: float) -> int:
         ratio = self._config.ratios.get(group.branch, self._config.ratio)
@@ -147,18 +144,21 @@ class Cutter:
         # 1e-9 more, since 10 * (1 - 0.9) is a little less than 1 in floating point.
         return group.down_to(int(self._unpruned[group.root] * (1 - ratio * share) + 1e-9))
 
-    def _by_budget(self, budget: Budget, groups: list[Group], share: float) -> tuple[Widths, float]:
+    def _by_budget(self, budget: Budget, groups: list[Group], share: float) -> tuple[Widths, str, list[str]]:
         def cost(widths: Widths) -> float:
-            return budget.spent(copy_without(self._model, self._inputs, _removed(groups, widths)))
+            return budget.spent(copy_without(self._model, self._trace, _removed(groups, widths)))
 
         keep = 1 - (1 - budget.keep) * share
         widths, spent = choose_widths(groups, cost, keep)
+        missed = []
         if spent > keep:
-            raise ModelError(
+            missed = [
                 f"[prune] budget = {keep:.1%} of the {budget.what} cannot be met: the narrowest network that round_to "
                 f"= {self._config.round_to or 1} and ignore allow still takes {spent:.1%}"
-            )
-        return widths, spent
+            ]
+            if not self._candidates.refusals:
+                raise ModelError(*missed)
+        return widths, f"; {spent:.1%} of the {budget.what}", missed
 
     def _branch_widths(self, groups: list[Group], widths: Widths) -> str:
         """Return, in words, how many of the unpruned network's channels are left in each branch."""
@@ -170,11 +170,6 @@ class Cutter:
         return "left of the channels: " + ", ".join(
             f"{name} {left[name][0]} of {left[name][1]}" for name in (*self._taps, FUSION) if name in left
         )
-
-    def _fixed_widths(self) -> dict[str, int]:
-        with torch.no_grad(), TappedModel(self._model, self._taps) as tapped:
-            logits, embeddings = tapped(self._inputs)
-        return {"logits": logits.shape[1], **{name: z.shape[1] for name, z in embeddings.items()}}
 
 
 def _removed(groups: Sequence[Group], widths: Widths) -> History:

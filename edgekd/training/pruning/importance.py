@@ -18,18 +18,15 @@ if TYPE_CHECKING:
     from types import ModuleType
 
     from edgekd.training.pruning.curvature import ImportanceInputs
-    from edgekd.training.pruning.groups import Importance, PruningGraph, PruningGroup
+    from edgekd.training.pruning.groups import Importance, PruningGroup
 
 
-def make_importance(
-    name: str, given: ImportanceInputs, graph: PruningGraph, groups: Sequence[PruningGroup]
-) -> Importance:
+def make_importance(name: str, given: ImportanceInputs, groups: Sequence[PruningGroup]) -> Importance:
     """Return a measure by its name in the recipe.
 
     Args:
         name: Name of the measure: gram, magnitude, taylor, random or fpgm.
         given: What the measure is computed from. It may leave gradients on the parameters, which the caller clears.
-        graph: The dependency graph of the network.
         groups: All groups that are compared.
 
     Raises:
@@ -37,7 +34,7 @@ def make_importance(
     """
     importances = need("torch_pruning", "build").importance
     makers: dict[str, Callable[[], Importance]] = {
-        "gram": lambda: GramImportance(given, graph, groups),
+        "gram": lambda: GramImportance(given, groups),
         "magnitude": lambda: importances.GroupMagnitudeImportance(p=2),
         "taylor": lambda: _taylor(importances, given),
         "random": importances.RandomImportance,

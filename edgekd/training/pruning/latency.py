@@ -6,11 +6,10 @@ import time
 from contextlib import nullcontext
 from copy import deepcopy
 from dataclasses import dataclass
-from pathlib import Path
 from statistics import median
-from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
+from edgekd.files import scratch_folder
 from edgekd.runtime.backends.onnxruntime import open_engine
 from edgekd.training.export.onnx import ExportNetwork, write_onnx
 
@@ -95,8 +94,8 @@ class RelativeLatency:
 
 def _open(model: nn.Module, taps: Mapping[str, Tap], batch: Batch) -> _Open:
     inputs = {name: x.cpu() for name, x in batch.inputs.items()}
-    with TemporaryDirectory() as scratch:
-        path = Path(scratch) / "network.onnx"
+    with scratch_folder() as scratch:
+        path = scratch / "network.onnx"
         write_onnx(ExportNetwork(deepcopy(model), taps), inputs, _OPSET, path)
         session = open_engine(path.read_bytes(), name=type(model).__name__)
     return _Open(session, {name: x[:1].numpy() for name, x in inputs.items()})

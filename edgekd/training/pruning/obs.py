@@ -8,14 +8,15 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from edgekd.training.loop.autograd_layers import WEIGHTED, matrix, set_matrix
+from edgekd.training.loop.autograd_layers import matrix, set_matrix
 from edgekd.training.pruning.curvature import sensitivities
+from edgekd.training.pruning.groups import members
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Container, Iterable
 
     from edgekd.training.pruning.curvature import ImportanceInputs
-    from edgekd.training.pruning.groups import PruningGraph, PruningGroup
+    from edgekd.training.pruning.groups import PruningGroup
 
 #: Share of the second moments' diagonal that is added to it: from few samples they are not of full rank.
 _DAMPING = 1e-3
@@ -42,22 +43,21 @@ class GramImportance:
 
     Args:
         given: What the importance is computed from.
-        graph: The dependency graph of the network.
         groups: All groups that are compared.
     """
 
-    def __init__(self, given: ImportanceInputs, graph: PruningGraph, groups: Iterable[PruningGroup]) -> None:
+    def __init__(self, given: ImportanceInputs, groups: Iterable[PruningGroup]) -> None:
         self._known = sensitivities(given)
-        self._groups = {_root(group): _Members.of(group, graph) for group in groups}
-        alone = [self._alone(members) for members in self._groups.values()] or [torch.ones(2, 1)]
+        self._groups = {_root(group): _Members.of(group, self._known) for group in groups}
+        alone = [self._alone(own) for own in self._groups.values()] or [torch.ones(2, 1)]
         self._means = torch.cat(alone, 1).mean(1).clamp_min(1e-30)
 
     def __call__(self, group: PruningGroup) -> Tensor:
         """Return the importance [N] of a dependency group's channels."""
-        members = self._groups[_root(group)]
-        if not members.readers:
-            return (self._alone(members) / self._means[:, None]).sum(0)
-        return _one_by_one([self._reader(reads) for reads in members.readers], members.width)
+        own = self._groups[_root(group)]
+        if not own.readers:
+            return (self._alone(own) / self._means[:, None]).sum(0)
+        return _one_by_one([self._reader(reads) for reads in own.readers], own.width)
 
     def compensate(self, removed: Iterable[tuple[nn.Module, list[int]]]) -> None:
         """Change, in place, the weights of the channels that stay, so that they make up for those that are removed.
@@ -73,16 +73,16 @@ class GramImportance:
         for layer, columns in lost.items():
             _regress(layer, self._known[layer].moment, columns)
 
-    def _alone(self, members: _Members) -> Tensor:
+    def _alone(self, own: _Members) -> Tensor:
         """Return the loss of Gram and of prediction with each channel where nothing makes up for it [2, N].
 
         It is computed at the weights that read the channel or, where there are none, at those that make it.
         """
-        total = torch.zeros(2, members.width, dtype=torch.float64)
-        for part in members.readers or members.makers:
+        total = torch.zeros(2, own.width, dtype=torch.float64)
+        for part in own.readers or own.makers:
             known, weight = self._known[part.layer], matrix(part.layer)
             for row, outputs in zip(total, (known.gram, known.task), strict=True):
-                if members.readers:
+                if own.readers:
                     roots, blocks = part.blocks()
                     row.index_add_(0, roots, (_read(weight, outputs)[blocks] * known.moment[blocks]).sum((1, 2)))
                 else:
@@ -129,17 +129,15 @@ class _Members:
     makers: list[_GroupSlice] = field(default_factory=list)
 
     @classmethod
-    def of(cls, group: PruningGroup, graph: PruningGraph) -> _Members:
-        members = cls(len(group[0].idxs))
-        for item in group.items:
-            layer = item.dep.target.module
-            if not isinstance(layer, WEIGHTED):
-                continue
-            part = _GroupSlice(layer, torch.tensor(item.idxs), torch.tensor(item.root_idxs))
-            # A depthwise convolution both reads and makes channels: it counts as a maker.
-            makes = item.dep.handler == graph.get_pruner_of_module(layer).prune_out_channels
-            (members.makers if makes else members.readers).append(part)
-        return members
+    def of(cls, group: PruningGroup, known: Container[nn.Module]) -> _Members:
+        """Return the layers of a group of which something is known; an auxiliary head runs in training alone."""
+        found = cls(len(group[0].idxs))
+        for layer, item, makes in members(group):
+            if layer in known:
+                part = _GroupSlice(layer, torch.tensor(item.idxs), torch.tensor(item.root_idxs))
+                # A depthwise convolution both reads and makes channels: it counts as a maker.
+                (found.makers if makes else found.readers).append(part)
+        return found
 
 
 def _root(group: PruningGroup) -> nn.Module:

@@ -10,13 +10,14 @@ import json
 import shutil
 from contextlib import nullcontext
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from edgekd.errors import RecipeError, TaskError, nearest
-from edgekd.files import write_text
+from edgekd.files import sha256_file, write_text
 from edgekd.stages.artifacts import CUT_PROBE, REMOVED, WEIGHTS, Trained
-from edgekd.stages.cache import ROUNDS
+from edgekd.stages.cache import CHECKPOINT, ROUNDS
 from edgekd.stages.progress import PartialReporter
+from edgekd.stages.sealed import read_sealed, write_sealed
 from edgekd.training.distillation.setup import DistillationNetworks, distillation_setup
 from edgekd.training.loop import distributed
 from edgekd.training.loop.autograd_layers import frozen_statistics
@@ -26,6 +27,7 @@ from edgekd.training.loop.weights import load_weights, save_weights
 from edgekd.training.pruning.cutter import Cutter
 from edgekd.training.pruning.groups import remove_channels
 from edgekd.training.pruning.samples import DrawnBatches
+from edgekd.training.pruning.tracing import Trace
 from edgekd.training.stage_run import StageRun
 
 if TYPE_CHECKING:
@@ -39,6 +41,10 @@ if TYPE_CHECKING:
     from edgekd.training.pruning.groups import History
     from edgekd.training.taps.taps import Taps
     from edgekd.training.task.loading import LoadedTask
+
+
+#: Keys of a round's record: what was removed, and the digest of the weights that were left.
+_REMOVED, _DIGEST = "removed", "weights"
 
 
 @dataclass(frozen=True)
@@ -146,18 +152,33 @@ def _cut(cutter: Cutter, model: nn.Module, share: float, stage: StageRun) -> His
     """
     record = stage.folder / REMOVED
     removed: History | None = None
-    if distributed.is_main() and not record.is_file():
+    if distributed.is_main() and not _is_cut(stage):
         cut = cutter.cut(share)
         removed = cut.removed
         save_weights(model, stage.folder / WEIGHTS)
-        write_text(record, json.dumps(removed))
+        write_sealed(record, {_REMOVED: removed, _DIGEST: sha256_file(stage.folder / WEIGHTS)})
         stage.report.advance(0, 0, cut.note)
+        for warning in cut.warnings:
+            stage.report.warn(warning)
     distributed.barrier()
     if removed is None:
-        removed = _read(record)
+        removed = _history((read_sealed(record) or {})[_REMOVED])
         cutter.remove(removed)
         load_weights(model, stage.folder / WEIGHTS)
     return removed
+
+
+def _is_cut(stage: StageRun) -> bool:
+    """Whether a killed run left its cut of this round, undamaged; where it is damaged, the round starts over."""
+    record, weights = stage.folder / REMOVED, stage.folder / WEIGHTS
+    if not record.is_file():
+        return False
+    cut = read_sealed(record)
+    if cut is not None and weights.is_file() and sha256_file(weights) == cut[_DIGEST]:
+        return True
+    (stage.folder / CHECKPOINT).unlink(missing_ok=True)
+    stage.report.warn(f"{stage.folder}: the cut that a killed run left is damaged, so this round starts over")
+    return False
 
 
 def _fine_tune(
@@ -181,11 +202,12 @@ def _nothing_pruned(config: PruneConfig) -> str:
 
 def rebuild(model: nn.Module, task: LoadedTask, folder: Path) -> nn.Module:
     """Give a newly built student the shape and the weights of a finished prune stage, in place."""
-    removed = _read(folder / REMOVED)
+    removed = _history(json.loads((folder / REMOVED).read_text(encoding="utf-8")))
     if removed:
-        remove_channels(model, list(next(iter(batches(task.splits["train"]))).inputs.values()), removed)
+        inputs = list(next(iter(batches(task.splits["train"]))).inputs.values())
+        remove_channels(model, Trace.of(model, inputs), removed)
     return load_weights(model, folder / WEIGHTS)
 
 
-def _read(record: Path) -> History:
-    return [tuple(entry) for entry in json.loads(record.read_text(encoding="utf-8"))]
+def _history(removed: list[list[Any]]) -> History:
+    return [tuple(entry) for entry in removed]

@@ -124,6 +124,8 @@ class _Rounding(nn.Module):
         super().__init__()
         self.scheme = scheme
         self.axis = int(isinstance(layer, _TRANSPOSED))  # of the output channels in the weight
+        shared = isinstance(layer, _TRANSPOSED) and layer.groups > 1  # along that axis all groups would share a scale
+        self.per_channel = scheme.per_channel and not shared
         self.measuring = False
         device = next(layer.parameters()).device
         self.register_buffer("low", torch.tensor(torch.inf, device=device))
@@ -174,7 +176,7 @@ class _Rounding(nn.Module):
         if self.measuring:
             return weight
         largest = _LARGEST_WEIGHT[self.scheme.reduce_range]
-        if self.scheme.per_channel:
+        if self.per_channel:
             scale = _scale(weight.detach().abs().transpose(0, self.axis).flatten(1).amax(1), largest)
             zeros = torch.zeros_like(scale, dtype=torch.int32)
             return torch.fake_quantize_per_channel_affine(weight, scale, zeros, self.axis, -largest, largest)

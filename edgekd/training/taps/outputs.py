@@ -54,12 +54,15 @@ def logits_of(output: object) -> Tensor:
     if isinstance(output, Mapping):
         output = output.get("logits")
     elif isinstance(output, tuple | list):
-        output = output[0]
+        output = output[0] if output else ()
     else:
         output = getattr(output, "logits", output)
     if not isinstance(output, Tensor) or output.dim() != 2:
         shape = tuple(output.shape) if isinstance(output, Tensor) else type(output).__name__
-        raise TaskError(f"the model must give logits [batch, classes], as a tensor or under 'logits', but gave {shape}")
+        hint = "; is the 'return' of its forward missing?" if output is None else ""
+        raise TaskError(
+            f"the model must give logits [batch, classes], as a tensor or under 'logits', but gave {shape}{hint}"
+        )
     return output
 
 

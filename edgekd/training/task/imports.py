@@ -11,8 +11,8 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from edgekd.errors import TaskError
-from edgekd.stages.user_code import installed, user_code
+from edgekd.errors import TaskError, installed
+from edgekd.stages.user_code import user_code
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -48,7 +48,7 @@ def import_module(name: str, what: str) -> ModuleType:
         TaskError: It is not installed, or its code fails.
     """
     try:
-        with user_code(f"{what} '{name}'", None):
+        with user_code(f"{what} '{name}'"):
             return importlib.import_module(name)
     except TaskError as error:
         absent = getattr(error.__cause__, "name", None)

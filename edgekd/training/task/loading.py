@@ -4,30 +4,38 @@ from __future__ import annotations
 
 import hashlib
 import inspect
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sized
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
-from torch import Tensor
 
 from edgekd.errors import TaskError, nearest
 from edgekd.stages.labels import accuracy
-from edgekd.stages.user_code import source_files, user_code
+from edgekd.stages.user_code import describe, source_files, user_code, user_errors
+from edgekd.training.task.checked_split import checked_split
+from edgekd.training.task.checks import (
+    check_returned,
+    check_splits,
+    check_task,
+    class_names,
+    data_files,
+)
+from edgekd.training.task.columns import check_text
 from edgekd.training.task.imports import import_module, import_task_file
-from edgekd.training.task.protocol import SPLITS, ArraySplit, Sample, Task
+from edgekd.training.task.protocol import ArraySplit
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterator
     from contextlib import AbstractContextManager
     from hashlib import _Hash as Hash
 
     from numpy.typing import NDArray
+    from torch import Tensor
 
     from edgekd.config.recipe import TaskConfig
-    from edgekd.training.task.protocol import Split
+    from edgekd.training.task.protocol import Split, Task
 
 
 @dataclass(frozen=True)
@@ -53,8 +61,7 @@ class LoadedTask:
     @property
     def files(self) -> tuple[Path, ...] | None:
         """Data files that the task names, or None where it names none."""
-        files = getattr(self.task, "files", None)
-        return None if files is None else tuple(Path(file) for file in files)
+        return data_files("the task", self.task)
 
     def class_names(self, logits: int) -> list[str]:
         """Return the classes' names for a network with that many logits.
@@ -62,15 +69,23 @@ class LoadedTask:
         Raises:
             TaskError: The task names more or fewer.
         """
-        classes = getattr(self.task, "classes", None)
-        names = [str(name) for name in (range(logits) if classes is None else classes)]
+        names = class_names("the task", self.task) or [str(number) for number in range(logits)]
         if len(names) != logits:
             raise TaskError(f"the task names {len(names)} classes, but its networks give {logits} logits")
         return names
 
     def running(self, what: str) -> AbstractContextManager[None]:
         """Return a context for the task's own code, in which what it raises becomes one line with its place."""
-        return user_code(what, self.sources[0].parent if self.sources else None)
+        return user_code(what, self.folder)
+
+    def errors_in(self, what: str) -> AbstractContextManager[None]:
+        """Return a context for edgekd's code that runs the task's: only what the task's raises becomes one line."""
+        return user_errors(what, self.folder)
+
+    @property
+    def folder(self) -> Path | None:
+        """Folder of the task's files; None where it has none."""
+        return self.sources[0].parent if self.sources else None
 
     @property
     def metric_name(self) -> str:
@@ -83,8 +98,17 @@ class LoadedTask:
         return bool(getattr(self.task, "higher_is_better", True))
 
     def metric(self, logits: NDArray[np.float32], labels: NDArray[np.integer]) -> float:
-        """Return the task's metric of logits [N, C] and labels [N]."""
-        return float(getattr(self.task, "metric", accuracy)(logits, labels))
+        """Return the task's metric of logits [N, C] and labels [N].
+
+        Raises:
+            TaskError: The task's code fails, or returns no number.
+        """
+        what = f"the task's {self.metric_name}"
+        with self.running(what):  # which is given copies: they are its own to change
+            value = getattr(self.task, "metric", accuracy)(logits.copy(), labels.copy())
+        check_returned(what, value, object, "a number")
+        with self.running(what):
+            return float(value)
 
     def fingerprint(self) -> str:
         """Return a digest of the task's data, computed once.
@@ -128,22 +152,29 @@ def load_task(config: TaskConfig) -> LoadedTask:
         TaskError: It cannot be found or called, or does not keep the protocol.
     """
     factory, module_file = _find(config.name)
+    what = f"task {config.name}"
+    _check_options(what, factory, config.options)
+    with user_code(what, module_file.parent):
+        task = check_task(what, factory(**config.options))
+    with user_code(what, module_file.parent):
+        splits = {
+            name: checked_split(f"{what}, split '{name}'", task, split)
+            for name, split in check_splits(what, task.splits()).items()
+        }
+        _check_apart(what, splits)
+    return LoadedTask(task, splits, source_files(module_file))
+
+
+def _check_options(what: str, factory: Callable[..., object], options: Mapping[str, object]) -> None:
+    if not callable(factory):
+        raise TaskError(f"{what}: is {describe(factory)}, must be a class, or a function that returns an object")
     signature = inspect.signature(factory)
     try:
-        signature.bind(**config.options)
+        signature.bind(**options)
     except TypeError as error:
-        unknown = [name for name in config.options if name not in signature.parameters]
+        unknown = [name for name in options if name not in signature.parameters]
         hint = nearest(unknown[0], signature.parameters) if unknown else ""
-        raise TaskError(f"task {config.name}: cannot be made with options {config.options}: {error}{hint}") from error
-    with user_code(f"task {config.name}", module_file.parent):
-        task = factory(**config.options)
-        if not isinstance(task, Task):
-            missing = [name for name in ("modalities", "splits", "teacher", "student") if not hasattr(task, name)]
-            raise TaskError(f"task {config.name}: lacks {', '.join(missing)}")
-        splits = task.splits()
-        check_returned(f"task {config.name}: splits()", splits, Mapping, f"a dict of {', '.join(SPLITS)}")
-        _check(config.name, task, splits)
-    return LoadedTask(task, splits, source_files(module_file))
+        raise TaskError(f"{what}: cannot be made with options {options}: {error}{hint}") from error
 
 
 def _find(name: str) -> tuple[Callable[..., object], Path]:
@@ -163,9 +194,16 @@ def _find(name: str) -> tuple[Callable[..., object], Path]:
         else import_module(module_name, "task module")
     )
     if not hasattr(module, attribute):
-        public = [key for key in vars(module) if not key.startswith("_")]
-        raise TaskError(f"{module_name}: defines no '{attribute}'{nearest(attribute, public)}")
-    return getattr(module, attribute), Path(cast("str", module.__file__)).resolve()
+        # Of what a file has, those names are meant that it defines, not those that it imports.
+        own = [key for key, value in vars(module).items() if getattr(value, "__module__", "") == module.__name__]
+        raise TaskError(f"{module_name}: defines no '{attribute}'{nearest(attribute, own)}")
+    file = getattr(module, "__file__", None)
+    if file is None or not Path(file).is_file():
+        raise TaskError(
+            f"task module '{module_name}': its code is in no file of its own, by which a build could tell whether it "
+            "has changed; name the file or the module that defines the task"
+        )
+    return getattr(module, attribute), Path(file).resolve()
 
 
 def _shipped() -> list[str]:
@@ -173,77 +211,27 @@ def _shipped() -> list[str]:
     return [path.stem for path in sorted(folder.glob("*.toml"))]
 
 
-def _check(name: str, task: Task, splits: Mapping[str, Split]) -> None:
-    modalities = [modality.name for modality in task.modalities]
-    if len(set(modalities)) < max(len(modalities), 2):
-        raise TaskError(f"task {name}: has modalities {modalities}; a modality Gram needs two or more, each named once")
-    absent = [split for split in SPLITS if split not in splits]
-    if absent:
-        raise TaskError(f"task {name}: splits() lacks {', '.join(absent)}; it needs {', '.join(SPLITS)}")
+def _check_apart(what: str, splits: Mapping[str, Split]) -> None:
+    """Check that no sample is twice in the splits."""
     owner: dict[str, str] = {}
-    for split_name in SPLITS:
-        split = splits[split_name]
-        where = f"task {name}, split '{split_name}'"
-        if len(split) == 0:
-            raise TaskError(f"{where}: is empty")
-        _check_sample(where, task, split[0])
-        for sample_id in _ids(where, split):
+    for split_name, split in splits.items():
+        for sample_id in _ids(f"{what}, split '{split_name}'", split):
             if sample_id in owner:
                 raise TaskError(
-                    f"task {name}: sample '{sample_id}' is in split '{owner[sample_id]}' and again in '{split_name}'; "
+                    f"{what}: sample '{sample_id}' is in split '{owner[sample_id]}' and again in '{split_name}'; "
                     "splits must be disjoint and ids unique, or every measured number is wrong"
                 )
             owner[sample_id] = split_name
 
 
-def _ids(where: str, split: Split) -> Sequence[str]:
+def _ids(where: str, split: Split) -> Iterator[str]:
     ids = getattr(split, "ids", None)
     if ids is None:
-        return [split[index].id for index in range(len(split))]
-    if len(ids) != len(split) or ids[0] != split[0].id:
+        yield from (split[index].id for index in range(len(split)))
+        return
+    listed = list(ids) if isinstance(ids, Sized) and isinstance(ids, Iterable) else []
+    if len(listed) != len(split) or listed[0] != split[0].id:
         raise TaskError(f"{where}: its attribute 'ids' must hold the id of each of its {len(split)} samples, in order")
-    return cast("Sequence[str]", ids)
-
-
-def _check_sample(where: str, task: Task, sample: Sample) -> None:
-    check_returned(f"{where}: its __getitem__", sample, Sample, "an edgekd.Sample")
-    check_shapes(where, task, {key: tuple(x.shape) for key, x in sample.inputs.items()})
-    for key, x in sample.inputs.items():
-        if not isinstance(x, Tensor) or x.dtype != torch.float32:
-            kind = x.dtype if isinstance(x, Tensor) else f"a {type(x).__name__} of {getattr(x, 'dtype', 'no type')}"
-            raise TaskError(f"{where}: input '{key}' is {kind}, must be a tensor of float32")
-
-
-def check_returned(what: str, value: object, kind: type, wanted: str) -> None:
-    """Check what a function of the task's returned.
-
-    Args:
-        what: The function, at the beginning of the error.
-        value: What it returned.
-        kind: Type that this must be of.
-        wanted: That type in words.
-
-    Raises:
-        TaskError: It is of another type.
-    """
-    if value is None:
-        raise TaskError(f"{what} returned None, must return {wanted}; is its 'return' missing?")
-    if not isinstance(value, kind):
-        raise TaskError(f"{what} returned a {type(value).__name__}, must return {wanted}")
-
-
-def check_shapes(where: str, task: Task, found: Mapping[str, tuple[int, ...]]) -> None:
-    """Check the names, order and shapes of inputs, without the batch.
-
-    Raises:
-        TaskError: They are not those of the task's modalities.
-    """
-    expected = {modality.name: modality.shape for modality in task.modalities}
-    if expected != found:
-        raise TaskError(f"{where}: a sample has inputs {dict(found)}, but the task's modalities are {expected}")
-    if list(expected) != list(found):
-        # Networks are called with the inputs in their order, so another order swaps two modalities.
-        raise TaskError(
-            f"{where}: a sample has its inputs in the order {list(found)}, but the task's modalities are in the order "
-            f"{list(expected)}"
-        )
+    for index, sample_id in enumerate(listed):
+        check_text(f"{where}: the id of sample {index}", sample_id)
+        yield sample_id

@@ -9,18 +9,17 @@ from __future__ import annotations
 from dataclasses import dataclass, field, fields, replace
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar, cast, runtime_checkable
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from edgekd.errors import TaskError, nearest
 from edgekd.stages.labels import UNLABELLED
+from edgekd.training.task.columns import check_text, float_tensor, label_tensor, presence_tensor, shape_of, texts
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence, Sized
 
     from _typeshed import DataclassInstance
-    from numpy.typing import NDArray
     from torch import nn
     from torch.utils.data import Dataset
 
@@ -38,6 +37,9 @@ class Modality:
         name: Name of the modality, e.g. "accel".
         shape: Shape of one sample, without the batch, e.g. (3, 100).
         description: What an app must feed, with units, as it stands in the bundle's manifest.
+
+    Raises:
+        TaskError: The name or the shape is none.
     """
 
     name: str
@@ -45,8 +47,8 @@ class Modality:
     description: str = ""
 
     def __post_init__(self) -> None:
-        # numpy's integers would not go into a manifest.
-        object.__setattr__(self, "shape", tuple(int(size) for size in self.shape))
+        check_text("a modality's name", self.name)
+        object.__setattr__(self, "shape", shape_of(f"modality '{self.name}'", self.shape))
 
 
 @dataclass(frozen=True)
@@ -122,7 +124,7 @@ class ArraySplit:
         present: For each modality that some samples lack, booleans [N]: whether a sample has it.
 
     Raises:
-        TaskError: The columns differ in length, or labels are no class indices.
+        TaskError: The columns differ in length, labels are no class indices, or inputs no arrays of float32.
     """
 
     ids: Sequence[str]
@@ -132,14 +134,12 @@ class ArraySplit:
     present: Mapping[str, Tensor] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "ids", [str(name) for name in self.ids])
-        object.__setattr__(self, "inputs", {name: _float_tensor(x) for name, x in self.inputs.items()})
-        object.__setattr__(self, "labels", _label_tensor(self.labels))
+        object.__setattr__(self, "ids", texts("ids", self.ids))
+        object.__setattr__(self, "inputs", {name: float_tensor(name, x) for name, x in self.inputs.items()})
+        object.__setattr__(self, "labels", label_tensor(self.labels))
         if self.groups is not None:
-            object.__setattr__(self, "groups", [str(name) for name in self.groups])
-        object.__setattr__(
-            self, "present", {name: torch.as_tensor(x).bool().float() for name, x in self.present.items()}
-        )
+            object.__setattr__(self, "groups", texts("groups", self.groups))
+        object.__setattr__(self, "present", {name: presence_tensor(name, x) for name, x in self.present.items()})
         columns: list[tuple[str, Sized]] = [("labels", self.labels), *self.inputs.items(), *self.present.items()]
         columns += [] if self.groups is None else [("groups", self.groups)]
         for name, column in columns:
@@ -164,25 +164,6 @@ class ArraySplit:
             [self.groups[i] for i in indices] if self.groups else [""] * len(indices),
             {name: there[indices] for name, there in self.present.items()},
         )
-
-
-def _float_tensor(x: Tensor | NDArray[np.float32]) -> Tensor:
-    """Return numpy's float32 as a tensor; anything else as it is, for the check of a sample to refuse."""
-    if isinstance(x, np.ndarray) and x.dtype == np.float32:
-        return torch.from_numpy(np.require(x, requirements=["C", "W"]))
-    return cast("Tensor", x)
-
-
-def _label_tensor(labels: object) -> Tensor:
-    try:
-        tensor = torch.as_tensor(labels)
-    except (TypeError, ValueError, RuntimeError) as error:
-        raise TaskError(f"a split's labels must be class indices: {error}") from error
-    if tensor.dim() != 1 or tensor.is_floating_point() or tensor.is_complex():
-        raise TaskError(
-            f"a split's labels are {tensor.dtype} of shape {tuple(tensor.shape)}, must be one int64 for each sample"
-        )
-    return tensor.long()
 
 
 @runtime_checkable

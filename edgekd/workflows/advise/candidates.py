@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from msgspec.structs import replace
 
 from edgekd.config.recipe import DEFAULT_EXTRA, LossConfig, Term, extra_table
-from edgekd.files import toml_value
+from edgekd.config.toml import toml_value
 from edgekd.gram.matrix import pair_names
 
 if TYPE_CHECKING:

@@ -182,6 +182,10 @@ def skipped_note(ablation: Ablation) -> str:
     return f"What each {ablation.what} carries in {ablation.whole} was not tried: {ablation.skipped}."
 
 
+#: What :func:`write_advice` writes.
+ADVICE_PLACES = ("advice.json", "advice.md")
+
+
 def write_advice(advice: Advice, folder: Path) -> None:
     """Write ``advice.json`` and ``advice.md`` into a folder, each atomically."""
     text = json_text(advice_json(advice), indent=1)

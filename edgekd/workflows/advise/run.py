@@ -9,9 +9,8 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from edgekd.errors import ModelError, OutputError, RecipeError
-from edgekd.files import make_folder
-from edgekd.pipeline.publish import writing
+from edgekd.errors import ModelError, RecipeError
+from edgekd.pipeline.output import writing
 from edgekd.stages.progress import Observer, Silent
 from edgekd.workflows.advise.ablate import ablate, choose_families, skip_families
 from edgekd.workflows.advise.budget import (
@@ -29,7 +28,7 @@ from edgekd.workflows.advise.budgeted import TRIALS, BudgetedTrials, TrialPlan, 
 from edgekd.workflows.advise.candidates import loss_families, loss_variants
 from edgekd.workflows.advise.format import count_seeds
 from edgekd.workflows.advise.halving import HalvingResult, run_halving
-from edgekd.workflows.advise.report import write_advice
+from edgekd.workflows.advise.report import ADVICE_PLACES, write_advice
 from edgekd.workflows.advise.result import Advice, AdviceTrial, BudgetSpent, ValidationFacts
 from edgekd.workflows.advise.verdict import Values, decide_verdict, make_standings, too_short_verdict
 from edgekd.workflows.arguments import DEFAULT_CACHE, resolve_paths, resolve_recipe
@@ -114,12 +113,12 @@ def advise_recipe(
         clock: Returns the time in seconds.
     """
     _check(recipe, budget.epochs)
-    make_folder(paths.output, OutputError, "--output")
+    paths.check(ADVICE_PLACES)
     observer = observer or Silent()
     observer.plan(("teacher", TRIALS))
     trainer = BriefTrials(recipe, paths.cache, observer, TrialProgress(observer, clock))
     advice = _Advising(trainer, budget, name).run(observer)
-    with writing(paths.output):
+    with writing(paths.output, ADVICE_PLACES):
         write_advice(advice, paths.output)
     return advice
 

@@ -20,6 +20,7 @@ from optuna.trial import TrialState
 
 from edgekd import errors
 from edgekd.errors import EdgekdError, ModelError
+from edgekd.files import scratch_root
 from edgekd.workflows.search.job import WORKER, WorkerJob
 from edgekd.workflows.search.study import requeue
 
@@ -55,7 +56,7 @@ class _WorkerProcess:
     def __init__(self, job: WorkerJob, events: Events, threads: int) -> None:
         self.job = job
         self.trials: list[int] = []
-        self._log = tempfile.TemporaryFile()  # noqa: SIM115 - a pipe that nobody reads would fill; end() closes it
+        self._log = tempfile.TemporaryFile(dir=scratch_root())  # noqa: SIM115 - a pipe that nobody reads would fill; end() closes it
         self._process = subprocess.Popen(
             _WORKER,
             stdin=subprocess.PIPE,

@@ -10,13 +10,15 @@ from typing import TYPE_CHECKING
 
 import edgekd
 from edgekd.config.loading import DEFAULT_FILE, Draft, draft_recipe, recipe_name
-from edgekd.errors import OutputError, RecipeError, TaskError
-from edgekd.files import make_folder, need, toml_value
+from edgekd.config.toml import toml_value
+from edgekd.errors import RecipeError, TaskError
+from edgekd.files import need
 from edgekd.pipeline.build import fit_widths
+from edgekd.pipeline.output import writing
 from edgekd.pipeline.project import Project
-from edgekd.pipeline.publish import writing
 from edgekd.pipeline.trained_source import LIBRARIES
 from edgekd.report.search.files import write_search
+from edgekd.report.search.tables import PICTURE, TABLE
 from edgekd.runtime.measure.machine import machine_facts
 from edgekd.stages.cache import Cache, digest
 from edgekd.stages.progress import Observer, Silent
@@ -94,7 +96,7 @@ def search(
     reference = None if recipe is None else str(recipe)
     name = recipe_name(reference)
     paths = resolve_paths(output, cache, name)
-    make_folder(paths.output, OutputError, "--output")
+    paths.check((TABLE, PICTURE))
     draft = draft_recipe(reference, tuple(overrides))
     job, stamp, metric = _plan(draft, resolve_targets(targets), paths.cache, options, name)
     study = open_study(job)
@@ -106,7 +108,7 @@ def search(
         WorkerPool(study, job, options.workers, until, observer or Silent()).run()
     finally:
         result = read_study(study, job, description)
-        with writing(paths.output):
+        with writing(paths.output, (TABLE, PICTURE)):
             write_search(result, paths.output)
     if not result.done and (error := first_failure(study)) is not None:
         raise error

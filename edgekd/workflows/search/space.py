@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, cast
 import msgspec
 
 from edgekd.config.recipe import Recipe, extra_table
+from edgekd.config.toml import parse_toml_value, toml_value
 from edgekd.config.validation import check_keys
 from edgekd.errors import RecipeError, nearest
-from edgekd.files import parse_toml_value, toml_value
 from edgekd.training.distillation.loss_registry import check_losses, shipped_losses
 
 if TYPE_CHECKING:

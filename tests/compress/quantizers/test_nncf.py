@@ -10,10 +10,11 @@ from onnx import TensorProto, helper, numpy_helper
 from onnx.helper import make_node, make_tensor_value_info
 
 from edgekd.compress.quantizers.nncf import QUANTIZER
-from edgekd.compress.quantizers.prepare import write_quantized
+from edgekd.compress.quantizers.write import write_quantized
 from edgekd.compress.ranges import CalibrationSamples
 from edgekd.config.target import DEFAULT_OPERATORS, Calibration, Scheme
 from edgekd.errors import ModelError
+from edgekd.stages.artifacts import PREPARED
 
 USUAL = Scheme(activations="uint8", symmetric_activations=False)
 OUTPUTS = ["logits", "embedding.image", "embedding.motion"]
@@ -33,7 +34,7 @@ def build(model, samples, tmp_path_factory):
             work = tmp_path_factory.mktemp("nncf")
             built[repr(scheme)] = write_quantized(
                 QUANTIZER, model, CalibrationSamples(samples, calibration()), scheme, work
-            )
+            ).path
         return built[repr(scheme)]
 
     return build
@@ -122,17 +123,20 @@ def test_outputs_are_not_rounded(build):
     assert graph.of("QuantizeLinear")
 
 
-def test_arithmetic_on_raw_inputs_stays_float(build, model):
+def test_arithmetic_on_raw_inputs_stays_float(build, model, samples, tmp_path):
     def readers(path):
         return {node.op_type for node in Graph(path).nodes if set(node.input) & set(MODALITIES)}
 
     first = readers(build())
     assert first == readers(model)
     assert "QuantizeLinear" not in first
-    # What the scheme names is quantized, so the scheme is what kept it float.
-    other = build(Scheme(activations="uint8", symmetric_activations=False, operators=[*DEFAULT_OPERATORS, *first]))
-    assert "QuantizeLinear" in readers(other)
-    assert worst_snr_db(model, other) < 15
+    # What the scheme names is quantized where nothing says that it stays float.
+    scheme = Scheme(activations="uint8", symmetric_activations=False, operators=[*DEFAULT_OPERATORS, *first])
+    assert readers(build(scheme)) == first
+    prepared = build().parent / PREPARED
+    rounding = QUANTIZER.write(prepared, CalibrationSamples(samples, calibration()), scheme, tmp_path, ())
+    assert "QuantizeLinear" in readers(rounding)
+    assert worst_snr_db(model, rounding) < 15
 
 
 def test_operators_that_the_scheme_leaves_out_stay_float(build):
@@ -146,7 +150,7 @@ def test_chunks_do_not_change_the_result(build, model, samples, tmp_path):
         (tmp_path / str(chunk)).mkdir()
         again = write_quantized(
             QUANTIZER, model, CalibrationSamples(samples, calibration(chunk=chunk)), USUAL, tmp_path / str(chunk)
-        )
+        ).path
         assert again.read_bytes() == build().read_bytes()
 
 
@@ -166,7 +170,7 @@ def test_every_sample_counts_and_no_more_than_asked_for(build, model, samples, t
         work.mkdir()
         return write_quantized(
             QUANTIZER, model, CalibrationSamples(path, calibration(samples=20, chunk=8)), USUAL, work
-        )
+        ).path
 
     before, drawn, left_out = (result(p) for p in (samples, tmp_path / "drawn.npz", tmp_path / "left_out.npz"))
     assert left_out.read_bytes() == before.read_bytes()
@@ -185,7 +189,7 @@ import os
 from pathlib import Path
 from edgekd.compress.ranges import CalibrationSamples
 from edgekd.compress.quantizers.nncf import QUANTIZER
-from edgekd.compress.quantizers.prepare import write_quantized
+from edgekd.compress.quantizers.write import write_quantized
 from edgekd.config.target import Calibration, Scheme
 before = dict(os.environ)
 samples = CalibrationSamples(Path({str(samples)!r}), Calibration(description="", ranges="minmax", samples=20))
@@ -241,5 +245,5 @@ def test_an_activation_that_is_not_finite_is_named(model, tmp_path):
         content = dict(arrays)
     content["input.image"][3] = 3e38  # finite, but sums of it are not
     np.savez(path, **content)
-    with pytest.raises(ModelError, match="not finite on the calibration samples"):
+    with pytest.raises(ModelError, match=r"not finite on the calibration samples: node 'encoders\.image\.1'"):
         write_quantized(QUANTIZER, model, CalibrationSamples(path, calibration()), USUAL, tmp_path)

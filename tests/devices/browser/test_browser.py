@@ -32,7 +32,8 @@ from edgekd.devices.browser.server import Server
 from edgekd.errors import DeviceError, ModelError, TargetError
 from edgekd.runtime.backends import onnxruntime
 from edgekd.runtime.backends.registry import Runtime
-from edgekd.runtime.session import read_feeds, run_rows
+from edgekd.runtime.feeds import read_feeds
+from edgekd.runtime.session import run_rows
 
 WEB = Runtime("onnxruntime-web")
 EXAMPLE = Path(__file__).resolve().parents[3] / "examples" / "web"

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from boards import forget_sockets, make_python, running_sshd
 from commands import build_arguments, copy_cache, edgekd, edgekd_begun, events, outcome, started
+from manifests import edit_manifest
 from requirements import SSH
 
 from edgekd import load
@@ -170,16 +171,15 @@ def test_a_bundle_is_verified_on_a_device(board, built, tmp_path, there):
 
 def test_a_bundle_that_does_something_else_there_is_refused(board, built, tmp_path):
     shutil.copytree(built.bundle, tmp_path / "bundle")
-    reference, manifest = tmp_path / "bundle" / "reference.npz", tmp_path / "bundle" / "manifest.json"
+    reference = tmp_path / "bundle" / "reference.npz"
     with np.load(reference) as arrays:
         changed = {**arrays, "gram": arrays["gram"] + 0.1}
     np.savez(reference, **changed)
     import hashlib
 
-    stated = json.loads(manifest.read_text())
     content = reference.read_bytes()
-    stated["files"]["reference.npz"] = {"sha256": hashlib.sha256(content).hexdigest(), "bytes": len(content)}
-    manifest.write_text(json.dumps(stated))
+    entry = {"sha256": hashlib.sha256(content).hexdigest(), "bytes": len(content)}
+    edit_manifest(tmp_path / "bundle", lambda stated: stated["files"].update({"reference.npz": entry}))
     done = edgekd("verify", tmp_path / "bundle", "--device", board.address(), cwd=tmp_path)
     assert done.returncode == 9
     assert f"does not do on {board.address()} what it did where it was built" in done.stderr

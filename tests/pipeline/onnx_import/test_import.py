@@ -14,7 +14,8 @@ from edgekd.config.target import load_calibration
 from edgekd.devices.targets import load_target
 from edgekd.errors import ModelError, TaskError
 from edgekd.runtime.backends.onnxruntime import open_engine
-from edgekd.runtime.session import read_arrays, read_feeds, run_rows
+from edgekd.runtime.feeds import read_feeds
+from edgekd.runtime.session import read_arrays, run_rows
 from edgekd.stages.artifacts import DEPLOY, PROBE_GRAPH
 
 X = {"x": normal(4)}

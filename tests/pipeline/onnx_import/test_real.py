@@ -12,7 +12,8 @@ from edgekd.config.target import load_calibration
 from edgekd.devices.targets import load_target
 from edgekd.pipeline.onnx_import.stage import OnnxSource, import_onnx
 from edgekd.runtime.backends.onnxruntime import open_engine
-from edgekd.runtime.session import read_feeds, run_rows
+from edgekd.runtime.feeds import read_feeds
+from edgekd.runtime.session import run_rows
 from edgekd.stages.artifacts import PROBE_GRAPH
 from edgekd.stages.progress import Silent, StageReporter
 

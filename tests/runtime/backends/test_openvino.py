@@ -6,7 +6,7 @@ import sys
 import numpy as np
 import pytest
 from engines import EMBEDDINGS, samples, save_engine, save_graph
-from onnx import TensorProto, helper
+from onnx import TensorProto, helper, numpy_helper
 from onnx.helper import make_node, make_tensor_value_info
 from onnxruntime import quantization
 from requirements import X86
@@ -393,3 +393,28 @@ def test_a_graph_of_dynamic_sizes_is_not_timed_alone(tmp_path):
     )
     with open_engine(save_graph(tmp_path / "d.onnx", graph)) as session:
         assert session.bind_inputs({"x": np.ones((1, 4), np.float32)}) is None
+
+
+@pytest.mark.parametrize("axes", [[1], [-1], [1, 2]], ids=str)
+@pytest.mark.parametrize("kind", ["ReduceMean", "ReduceSum"])
+@pytest.mark.parametrize("keepdims", [0, 1])
+def test_int8_means_over_three_dimensions_are_right_for_every_sample(tmp_path, kind, axes, keepdims):
+    """OpenVINO by itself computes the first sample of a batch and leaves the others as the memory was."""
+    constants = {"scale": np.float32(0.02), "zero": np.uint8(120), "axes": np.array(axes), "two": np.float32(2)}
+    graph = helper.make_graph(
+        [
+            helper.make_node("Mul", ["x", "two"], ["m"]),
+            helper.make_node("QuantizeLinear", ["m", "scale", "zero"], ["q"]),
+            helper.make_node("DequantizeLinear", ["q", "scale", "zero"], ["d"]),
+            helper.make_node(kind, ["d", "axes"], ["y"], keepdims=keepdims),
+        ],
+        "means",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["n", 10, 16])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, ["n"] + [None] * (2 if keepdims else 2 - len(axes)))],
+        [numpy_helper.from_array(np.asarray(value), name) for name, value in constants.items()],
+    )
+    path = save_graph(tmp_path / "means.onnx", graph)
+    with open_engine(path) as session, onnxruntime.open_engine(path, fused=False) as reference:
+        for rows in (1, 2, 64):
+            x = np.random.default_rng(rows).normal(size=(rows, 10, 16)).astype(np.float32)
+            assert_same(session.run({"x": x}), reference.run({"x": x}), **CLOSE)

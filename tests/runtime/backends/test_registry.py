@@ -300,3 +300,11 @@ def test_what_a_users_session_gives_is_checked(tmp_path, engine, answer, said):
     path.write_text(f"{BAD}\n\ndef open_bad(engine, threads, name):\n    return Session(engine, {answer})\n")
     with Runtime(f"{path}:open_bad").open(engine) as session, pytest.raises(ModelError, match=said):
         session.run(samples(2))
+
+
+@pytest.mark.parametrize("value", [None, 1, [], {}, True])
+def test_an_option_of_a_wrong_type_is_refused(tmp_path, value):
+    """A bundle's manifest may state any value, which nothing else has looked at."""
+    engine = save_engine(tmp_path / "e.onnx")
+    with pytest.raises(TargetError, match="the runtime 'openvino' takes 'device' of type str, not"):
+        Runtime("openvino", {"device": value}).open(engine)

@@ -9,10 +9,10 @@ from torch import nn
 
 from edgekd.config.recipe import DistillConfig, PruneConfig, Recipe, Tap, TaskConfig, TeacherConfig
 from edgekd.errors import ModelError
-from edgekd.training import preflight
 from edgekd.training.distillation import distill, teacher
 from edgekd.training.distillation.half_precision import tapped_teacher
 from edgekd.training.loop.weights import build, load_weights
+from edgekd.training.preflight import check as preflight
 from edgekd.training.pruning import stage as prune
 from edgekd.training.stage_run import StageRun
 from edgekd.training.taps.taps import TappedModel, Taps
@@ -109,7 +109,7 @@ def of_small(network, precision):
     task = loaded()
     task.task.teacher = network
     recipe = Recipe(task=TaskConfig(name="small"), teacher=TeacherConfig(precision=precision))
-    preflight.check(task, Taps(TAPS, TAPS, precision), recipe)
+    preflight.check(task, Taps(TAPS, TAPS, precision), recipe, reporter())
 
 
 def test_what_has_no_half_is_refused_before_anything_is_trained():

@@ -16,12 +16,12 @@ from edgekd.config.loading import load_recipe
 from edgekd.config.recipe import DistillConfig, LossConfig
 from edgekd.errors import RecipeError, TaskError
 from edgekd.stages.artifacts import WEIGHTS
-from edgekd.training import preflight
 from edgekd.training.distillation import distill
 from edgekd.training.distillation.loss_help import describe_losses, option_schemas
 from edgekd.training.distillation.loss_registry import check_losses, own_loss_sources
 from edgekd.training.distillation.own_losses import find_loss
 from edgekd.training.loop.weights import build
+from edgekd.training.preflight import check as preflight
 from edgekd.training.stage_run import StageRun
 from edgekd.training.taps.taps import Taps
 
@@ -135,7 +135,7 @@ def test_what_is_wrong_with_it_is_one_line_before_any_training(own, table, error
     recipe = recipe_with(own, table)
     check_losses(recipe)  # runs no code of the user's
     with pytest.raises(error, match=r"^\[distill.loss\] .*" + said) as raised:
-        preflight.check(loaded(), Taps(TAPS, TAPS), recipe)
+        preflight.check(loaded(), Taps(TAPS, TAPS), recipe, reporter())
     assert "\n" not in str(raised.value)
 
 
@@ -143,7 +143,7 @@ def test_a_file_that_is_not_there_or_does_not_run_is_one_line(own):
     recipe = recipe_with(own, 'huber"')
     own.write_text("import nothing_of_that_name\n")
     with pytest.raises(TaskError, match=r"file of losses mine.py: ModuleNotFoundError: .*\(.*mine.py:1\)"):
-        preflight.check(loaded(), Taps(TAPS, TAPS), recipe)
+        preflight.check(loaded(), Taps(TAPS, TAPS), recipe, reporter())
     own.unlink()
     with pytest.raises(RecipeError, match=r"\[distill.loss\] extra.mine: .*mine.py: no such file"):
         check_losses(recipe)
@@ -220,6 +220,7 @@ def test_no_module_beside_those_of_losses_names_a_loss_in_code():
     """What would have to be touched for another one; fd and the like are words of docstrings and messages alone."""
     package = Path(edgekd.__file__).parent
     folder = Path(edgekd.training.distillation.losses.__file__).parent
-    machinery = [*package.glob("config/*.py"), *folder.parent.glob("*.py"), package / "training" / "preflight.py"]
+    machinery = [*package.glob("config/*.py"), *folder.parent.glob("*.py")]
+    machinery += package.glob("training/preflight/*.py")
     for name in ("ickd", "dkd", "rkd", "pkt", "fitnet", "affinity"):
         assert not [file.name for file in machinery if f'"{name}"' in file.read_text(encoding="utf-8")]

@@ -9,7 +9,8 @@ from edgekd.errors import RankError
 from edgekd.stages.artifacts import PROBE, WEIGHTS
 from edgekd.stages.cache import CHECKPOINT
 from edgekd.training.loop import distributed
-from edgekd.training.loop.weights import load_plain, load_weights
+from edgekd.training.loop.weights import load_weights
+from edgekd.training.loop.weights_file import read_checkpoint
 
 
 @pytest.fixture(scope="module")
@@ -72,7 +73,7 @@ def test_one_that_is_killed_ends_the_other_and_the_same_command_goes_on(pair, tm
     assert (leader, killed) == (RankError.exit_code, -9)
     assert message.startswith("another process of this build ended or does not answer (")
     assert "run the same command again: it goes on after the last finished epoch" in message
-    assert len(load_plain(tmp_path / "dies" / CHECKPOINT, torch.device("cpu"))["history"]) == 2
+    assert len(read_checkpoint(tmp_path / "dies" / CHECKPOINT, torch.device("cpu"))["history"]) == 2
     (tmp_path / "dies").rename(tmp_path / "disturbed")
     assert ranked.together(tmp_path, "disturbed") == [(0, ""), (0, "")]
     (state, steps), (other, unheard) = ranked.kept(tmp_path / "disturbed")

@@ -22,6 +22,7 @@ from edgekd.training.distillation.references import LiveReference
 from edgekd.training.loop.evaluate import Validation, example_batch, probe
 from edgekd.training.loop.loop import Fit, fit
 from edgekd.training.loop.weights import build
+from edgekd.training.loop.weights_file import read_checkpoint
 from edgekd.training.taps.taps import TappedModel
 
 EPOCHS = 6
@@ -100,17 +101,81 @@ def test_the_checkpoint_holds_no_code(tmp_path):
     assert set(state) == {"model", "optimizer", "schedule", "objective", "history"}
 
 
-@pytest.mark.parametrize(
-    "damage", [lambda b: b[: len(b) // 2], lambda b: b"", lambda b: b"x" * 300], ids=["cut", "empty", "other"]
-)
-def test_a_damaged_checkpoint_is_reported_and_training_starts_over(undisturbed, tmp_path, damage):
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory):
+    """The bytes of what a run leaves that was stopped after its second epoch."""
+    folder = tmp_path_factory.mktemp("stopped")
     with pytest.raises(Stopped):
-        distil(tmp_path, StopsAfter(2, stop))
-    checkpoint = tmp_path / CHECKPOINT
-    checkpoint.write_bytes(damage(checkpoint.read_bytes()))
+        distil(folder, StopsAfter(2, stop))
+    return (folder / CHECKPOINT).read_bytes()
+
+
+def in_place_of(content, at, new):
+    return content[:at] + new + content[at + len(new) :]
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda b: b[: len(b) // 2],
+        lambda b: b"",
+        lambda b: b"x" * 300,
+        lambda b: in_place_of(b, len(b) // 2, bytes(64)),
+        lambda b: in_place_of(b, len(b) // 3, bytes([b[len(b) // 3] ^ 1])),
+    ],
+    ids=["cut", "empty", "other", "64 bytes", "one bit"],
+)
+def test_a_damaged_checkpoint_is_reported_and_training_starts_over(undisturbed, checkpoint, tmp_path, damage):
+    (tmp_path / CHECKPOINT).write_bytes(damage(checkpoint))
     observer = Remembers()
     check_same(distil(tmp_path, observer), undisturbed)
-    assert observer.warnings == [f"{checkpoint}: the checkpoint is damaged, so training starts over"]
+    assert observer.warnings == [f"{tmp_path / CHECKPOINT}: the checkpoint is damaged, so training starts over"]
+
+
+def test_no_damaged_byte_of_a_checkpoint_is_trusted(checkpoint, tmp_path):
+    """What is read back is refused, or is what was written: some bytes of the file, such as times, mean nothing."""
+    file, draw = tmp_path / CHECKPOINT, random.Random(0)
+    file.write_bytes(checkpoint)
+    whole, refused = flat(read_checkpoint(file, torch.device("cpu"))), 0
+    for _ in range(200):
+        at = draw.randrange(len(checkpoint))
+        file.write_bytes(in_place_of(checkpoint, at, bytes([checkpoint[at] ^ 1 << draw.randrange(8)])))
+        try:
+            assert flat(read_checkpoint(file, torch.device("cpu"))) == whole
+        except ModelError:
+            refused += 1
+    assert refused > 100
+
+
+def flat(state):
+    """Return a state as text in which every bit of a tensor shows."""
+    if isinstance(state, dict):
+        return repr([(key, flat(value)) for key, value in state.items()])
+    if isinstance(state, list | tuple):
+        return repr([flat(value) for value in state])
+    return state.numpy().tobytes().hex() if isinstance(state, torch.Tensor) else repr(state)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda state: state.pop("optimizer"),
+        lambda state: state["model"].pop("head.1.bias"),
+        lambda state: state["model"].update({"head.1.weight": torch.zeros(3, 3)}),
+        lambda state: state.update(objective={}),
+        lambda state: state.update(history=[{}] * (EPOCHS + 1)),
+    ],
+    ids=["no optimizer", "no bias", "another shape", "another objective", "more epochs"],
+)
+def test_a_checkpoint_of_another_version_leaves_nothing_behind(undisturbed, checkpoint, tmp_path, change):
+    (tmp_path / CHECKPOINT).write_bytes(checkpoint)
+    state = read_checkpoint(tmp_path / CHECKPOINT, torch.device("cpu"))
+    change(state)
+    torch.save(state, tmp_path / CHECKPOINT)
+    observer = Remembers()
+    check_same(distil(tmp_path, observer), undisturbed)
+    (warning,) = observer.warnings
+    assert warning.endswith("the checkpoint is of another network or version, so training starts over")
 
 
 def test_another_seed_gives_other_weights(tmp_path):

@@ -8,7 +8,6 @@ from torch import nn
 from torch.nn.functional import cosine_similarity
 
 from edgekd.config.recipe import Tap
-from edgekd.errors import ModelError
 from edgekd.training.loop.autograd_layers import matrix, parameters_trainable, set_matrix
 from edgekd.training.loop.weights import build
 from edgekd.training.pruning.curvature import ImportanceInputs, sensitivities
@@ -85,11 +84,19 @@ def test_three_modalities_give_every_pair_its_share():
     assert torch.allclose(found[model.a].gram, expected, atol=0.05 * expected.diagonal().max())
 
 
-def test_a_layer_too_wide_to_hold_is_refused():
-    model = Wide()
-    model.encoders["a"] = mlp(6, 9000, 16)
-    with pytest.raises(ModelError, match=r"importance = 'gram'.*Linear\(.*9000.* more than 8192"):
-        known(model, count=2)
+def test_a_layer_too_wide_to_hold_keeps_its_width_and_the_rest_is_pruned():
+    def make():
+        model = Wide()
+        model.encoders["a"] = mlp(6, 9000, 16)
+        return model
+
+    model = build(make, 0)
+    cut = cutter(model, TAPS, *batch([(6,), (5,)], 40), pruning(importance="gram")).cut()
+    assert widths(model)["encoders.a.0"] == 9000
+    assert widths(model)["encoders.b.0"] == 48
+    (warning,) = cut.warnings
+    assert warning.startswith("'encoders.a.0' keeps its 9000 channels: importance = 'gram'")
+    assert "more than 8192" in warning
 
 
 def test_what_no_output_reads_together_is_not_counted_together():

@@ -3,12 +3,12 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from pruned import Wide, batch, pruning, remove_channels, taps, widths
+from pruned import Wide, batch, cutter, pruning, remove_channels, taps, widths
 from small import CLASSES, TAPS, Remembers, TwoTowers, loaded, mlp, reporter
 from torch import nn
 
 from edgekd.config.recipe import Tap
-from edgekd.errors import ModelError, TaskError
+from edgekd.errors import TaskError
 from edgekd.gram.drift import Bootstrap, measure_drift
 from edgekd.gram.probe import Probe
 from edgekd.stages.artifacts import PROBE, REMOVED, WEIGHTS
@@ -164,9 +164,12 @@ def test_slices_lose_the_same_channels(importance):
         assert gone == [first + 8 * part for part in range(4) for first in gone[:2]]
 
 
-def test_what_torch_pruning_cannot_measure_is_said():
-    with pytest.raises(ModelError, match="torch-pruning cannot prune InSlices"):
-        remove_channels(InSlices(4), taps("a", "b"), *batch([(1, 12, 12), (5,)]), pruning(importance="fpgm"))
+def test_what_torch_pruning_cannot_measure_is_said_and_the_rest_is_pruned():
+    model = build(lambda: InSlices(4), 0)
+    cut = cutter(model, taps("a", "b"), *batch([(1, 12, 12), (5,)]), pruning(importance="fpgm")).cut()
+    told = "'a.0' keeps its 32 channels: importance = 'fpgm' cannot be measured"
+    assert any(warning.startswith(told) for warning in cut.warnings)
+    assert (widths(model)["a.0"], widths(model)["b.0"]) == (32, 24)
 
 
 def test_two_concatenated_branches_are_not_one_group():
@@ -304,12 +307,15 @@ class FixedView(Wide):
         return self.head(torch.cat([self.encoders["a"][2:](hidden), self.encoders["b"](b)], 1))
 
 
-def test_what_cannot_be_pruned_says_so_and_can_be_ignored():
+def test_what_cannot_be_pruned_is_named_and_the_rest_is_pruned():
     tap, arguments = taps("encoders.a.2", "encoders.b"), batch([(6,), (5,)])
-    with pytest.raises(ModelError, match=r"torch-pruning cannot prune FixedView: .*try \[prune\] ignore"):
-        remove_channels(FixedView(), tap, *arguments, pruning())
-    model = FixedView()
-    remove_channels(model, tap, *arguments, pruning(ignore=["encoders.a"]))
+    model = build(FixedView, 0)
+    (warning,) = cutter(model, tap, *arguments, pruning()).cut().warnings
+    assert warning.startswith("'encoders.a.0' keeps its 32 channels: without some of them the network fails: mat1")
+    assert "(test_prune.py:" in warning
+    assert (model.encoders["a"][0].out_features, model.encoders["b"][0].out_features) == (32, 48)
+    model = build(FixedView, 0)
+    assert cutter(model, tap, *arguments, pruning(ignore=["encoders.a"])).cut().warnings == []
     assert model.encoders["b"][0].out_features == 48
 
 

@@ -90,6 +90,21 @@ def test_a_killed_run_comes_to_the_same_bits(tmp_path, moment, importance):
     assert len(again.steps) == 6 - moment, "what was done is not done again"
 
 
+@pytest.mark.parametrize("name", [REMOVED, WEIGHTS])
+def test_a_round_whose_cut_was_damaged_starts_over(tmp_path, name):
+    run_stage(tmp_path / "whole")
+    with pytest.raises(KeyboardInterrupt):
+        run_stage(tmp_path / "killed", KilledAt(5))  # after the first epoch of the second round
+    file = tmp_path / "killed" / ROUNDS / "1" / name
+    content = file.read_bytes()
+    file.write_bytes(content[:-20] + bytes([content[-20] ^ 1]) + content[-19:])
+    again = Remembers()
+    run_stage(tmp_path / "killed", again)
+    assert again.warnings == [f"{file.parent}: the cut that a killed run left is damaged, so this round starts over"]
+    assert files(tmp_path / "killed") == files(tmp_path / "whole")
+    assert len(again.steps) == 3, "the first round is not done again, the second is"
+
+
 def test_the_network_just_cut_is_probed_before_its_last_tune(tmp_path):
     task, _, _ = run_stage(tmp_path, learning_rate=1e-9)
     cut, tuned = Probe.load(tmp_path / CUT_PROBE), Probe.load(tmp_path / PROBE)

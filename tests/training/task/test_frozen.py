@@ -19,12 +19,12 @@ from edgekd.config.recipe import (
 from edgekd.config.target import Scheme
 from edgekd.errors import TaskError
 from edgekd.stages.artifacts import WEIGHTS
-from edgekd.training import preflight
 from edgekd.training.distillation import distill
 from edgekd.training.distillation.objective import SupervisedObjective
 from edgekd.training.loop.evaluate import Validation
 from edgekd.training.loop.loop import Fit, fit
 from edgekd.training.loop.weights import build, load_weights
+from edgekd.training.preflight import check as preflight
 from edgekd.training.pruning import stage as prune
 from edgekd.training.qat import stage as qat
 from edgekd.training.stage_run import StageRun
@@ -151,7 +151,7 @@ def test_fake_quantization_trains_what_is_not_frozen(tmp_path):
 def check(student=WithNorms, trained=WithNorms, **sections):
     task = loaded()
     task.task.student, task.task.teacher = student, trained
-    preflight.check(task, Taps(TAPS, TAPS), Recipe(task=TaskConfig(name="small"), **sections))
+    preflight.check(task, Taps(TAPS, TAPS), Recipe(task=TaskConfig(name="small"), **sections), reporter())
 
 
 def test_a_network_that_is_all_frozen_is_refused():

@@ -227,7 +227,7 @@ BROKEN = {
     "wrong shape": (
         "modalities = [Modality('a', (2,)), Modality('b', (3,))]\n    def split(self, name):\n"
         "        return ArraySplit([name], {'a': torch.ones(1, 2), 'b': torch.ones(1, 4)}, torch.zeros(1).long())",
-        r"split 'train': a sample has inputs \{'a': \(2,\), 'b': \(4,\)\}, but the task's modalities are .*'b': \(3,\)",
+        r"split 'train': sample 'train' has inputs \{'a': \(2,\), 'b': \(4,\)\}, but .* modalities are .*'b': \(3,\)",
     ),
     "wrong modality": (
         "modalities = [Modality('a', (2,)), Modality('c', (3,))]\n    def split(self, name):\n"
@@ -237,7 +237,7 @@ BROKEN = {
     "another order": (
         "def split(self, name):\n        s = super().split(name)\n        if name != 'test':\n            return s\n"
         "        return ArraySplit(s.ids, dict(reversed(s.inputs.items())), s.labels)",
-        r"split 'test': a sample has its inputs in the order \['b', 'a'\], but .* in the order \['a', 'b'\]",
+        r"split 'test': sample 'test-0' has its inputs in the order \['b', 'a'\], but .* in the order \['a', 'b'\]",
     ),
     "labels of text": (
         "def split(self, name):\n        return ArraySplit([name], {'a': torch.ones(1, 2)}, ['x'])",
@@ -246,12 +246,12 @@ BROKEN = {
     "wrong dtype": (
         "def split(self, name):\n        return ArraySplit([name], {'a': torch.ones(1, 2), "
         "'b': torch.ones(1, 3).double()}, torch.zeros(1).long())",
-        "split 'train': input 'b' is torch.float64, must be a tensor of float32",
+        "split 'train': input 'b' of sample 'train' is torch.float64, must be a tensor of float32",
     ),
     "numpy": (
         "def split(self, name):\n        return ArraySplit([name], {'a': torch.ones(1, 2), "
         "'b': torch.ones(1, 3).double().numpy()}, torch.zeros(1).long())",
-        "input 'b' is a ndarray of float64, must be a tensor of float32",
+        "a split's input 'b' is an array of float64, must be one of float32; convert it",
     ),
     "not a sample": (
         "def split(self, name):\n        return [(torch.ones(2), 1)]",

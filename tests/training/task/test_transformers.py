@@ -14,12 +14,12 @@ from edgekd.config.recipe import DistillConfig, ExportConfig, LossConfig, PruneC
 from edgekd.gram.drift import Bootstrap, measure_drift
 from edgekd.gram.probe import Probe
 from edgekd.stages.artifacts import PROBE, WEIGHTS, Trained
-from edgekd.training import preflight
 from edgekd.training.distillation import distill, teacher
 from edgekd.training.distillation.half_precision import tapped_teacher
 from edgekd.training.export import stage as export
 from edgekd.training.export.onnx import ExportNetwork
 from edgekd.training.loop.weights import build, load_weights
+from edgekd.training.preflight import check as preflight
 from edgekd.training.pruning import stage as prune
 from edgekd.training.stage_run import StageRun
 from edgekd.training.taps.taps import TappedModel, Taps, resolve_taps
@@ -62,7 +62,7 @@ def bench(tmp_path_factory):
     task, folder = load_task(TASK), tmp_path_factory.mktemp("teacher")
     given = task.task.teacher_taps, task.task.student_taps
     taps = Taps(*(resolve_taps("network", {}, of_task, task.modalities) for of_task in given))
-    preflight.check(task, taps, Recipe(task=TASK))
+    preflight.check(task, taps, Recipe(task=TASK), reporter())
     trained = teacher.run(task, taps.teacher, TeacherConfig(epochs=EPOCHS), StageRun(0, folder, reporter()))
     return Bench(task, taps, trained, folder)
 

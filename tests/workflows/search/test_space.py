@@ -5,8 +5,8 @@ import random
 import pytest
 
 from edgekd.config.loading import draft_recipe
+from edgekd.config.toml import parse_toml_value, toml_value
 from edgekd.errors import RecipeError, TaskError
-from edgekd.files import parse_toml_value, toml_value
 from edgekd.workflows.search.space import Choices, Range, make_space
 
 

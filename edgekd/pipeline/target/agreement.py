@@ -1,0 +1,67 @@
+"""Whether what runs a candidate's graph computes what the graph says: the device, and ONNX Runtime's optimizers."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from edgekd.compress.fused import INTEGER_KERNELS, fused_difference, relative_error
+from edgekd.compress.quantize import open_samples
+from edgekd.config.target import load_calibration
+from edgekd.gram.drift import flips
+from edgekd.gram.probe import Probe
+from edgekd.stages.artifacts import DEPLOY
+
+if TYPE_CHECKING:
+    from edgekd.compress.fused import FusedDifference
+    from edgekd.pipeline.target.context import Context, PreparedCandidate
+
+#: Calibration samples that show what optimizers do.
+_SAMPLES = 32
+#: Relative error of logits that rounding makes in any graph; in INT8 it is as large as that of INT8 itself.
+_ROUNDING = 0.01
+
+
+def find_disagreement(context: Context, candidate: PreparedCandidate, device: Probe | None) -> str | None:
+    """Return a sentence for the user where an engine of a candidate computes something else than its graph says.
+
+    What the graph says is what ONNX Runtime computes without optimizers on this host.
+
+    Args:
+        context: The target.
+        candidate: The candidate.
+        device: What the device gave for the test samples; None without one. Where ONNX Runtime is the target's library,
+            it is then compared with itself on calibration samples: its optimizers are the same everywhere.
+    """
+    written = Probe.load(candidate.steps[-1].probe)
+    exact = context.origin.probes()[context.origin.baselines[-1]]
+    tolerance = max(_ROUNDING, relative_error(written.logits, exact.logits))
+    error = relative_error(device.logits, written.logits) if device else 0.0
+    if device and error <= tolerance:
+        return None
+    fused = _compare_fused(context, candidate, tolerance)
+    if device is None:
+        return None if fused is None else f"{_explain(context, fused)}{_REMEDY}"
+    flipped = flips(device, written)
+    share = "" if flipped is None else f", {flipped:.1%} of the classes flip"
+    reason = f": {_explain(context, fused)}{_REMEDY}" if fused else ""
+    said = f"{context.public_runtime} computes other logits than the graph says"
+    return f"{said} (by {error:.0%} of their RMS{share}){reason}"
+
+
+_REMEDY = "; fused = false in the target's [options] runs the graph as it is written, only slower"
+
+
+def _compare_fused(context: Context, candidate: PreparedCandidate, tolerance: float) -> FusedDifference | None:
+    if not context.on_onnxruntime or not context.target.options.get("fused", True):
+        return None
+    engine = candidate.folder / DEPLOY
+    samples = open_samples(engine, context.calibration, load_calibration(context.recipe.quantize.calibration))
+    return fused_difference(engine, samples.fewer(_SAMPLES), tolerance)
+
+
+def _explain(context: Context, fused: FusedDifference) -> str:
+    culprit = f"its optimizer {fused.optimizer}" if fused.optimizer else "its optimizers together"
+    said = f"in ONNX Runtime {culprit} changes the logits by {fused.error:.0%} of their RMS"
+    if fused.optimizer == INTEGER_KERNELS and not context.target.scheme.reduce_range:
+        return f"{said} (x86 with AVX2 and no VNNI saturates with 8-bit weights, which reduce_range = true avoids)"
+    return said

@@ -1,0 +1,164 @@
+"""Stage preflight_target: let a target's quantizer, engine library and device take the untrained student."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from edgekd.compress import quantize
+from edgekd.config.target import Calibration
+from edgekd.devices.base import Absent
+from edgekd.errors import ModelError
+from edgekd.pipeline.target.compile import build_ahead, compiles
+from edgekd.pipeline.target.context import OUTPUTS
+from edgekd.pipeline.target.outputs import run_on_host
+from edgekd.pipeline.target.refusal import in_users_terms, name_node, read_origins
+from edgekd.runtime.backends.registry import ORT, Runtime, find_backend
+from edgekd.stages.artifacts import CALIBRATION, DEPLOY, TEST, UNTRAINED, onnx_name, origins_name
+from edgekd.stages.stage import StageSpec, library_versions
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from edgekd.compress.quantize import CandidateSpec
+    from edgekd.config.recipe import Recipe
+    from edgekd.config.target import Target
+    from edgekd.devices.base import Device
+    from edgekd.stages.artifacts import Exported
+    from edgekd.stages.progress import StageReporter
+    from edgekd.stages.stage import Done, Runner
+
+#: Enough to see whether a graph can be quantized; how well is nothing that an untrained network could tell.
+_CALIBRATION = Calibration(description="", ranges="minmax", samples=4, chunk=4)
+
+
+@dataclass(frozen=True)
+class TriedTarget:
+    """A target that can be built.
+
+    Attributes:
+        tried: The candidates that its library and device took.
+        refused: For each that they did not the reason.
+    """
+
+    tried: tuple[str, ...]
+    refused: dict[str, str]
+
+
+PREFLIGHT_TARGET: StageSpec[TriedTarget] = StageSpec(
+    "preflight_target",
+    1,
+    TriedTarget,
+    ("onnx", "onnxruntime"),
+    "quantize, build and run the untrained student for the target",
+    lambda found: f"{', '.join(found.tried)} can be built",
+)
+
+
+@dataclass(frozen=True)
+class UntrainedTarget:
+    """A target before anything is trained.
+
+    Attributes:
+        recipe: What to build.
+        target: The kind of device.
+        device: The machine that runs the target's engines, or why there is none.
+        exported: The export of the untrained student, with a few samples.
+    """
+
+    recipe: Recipe
+    target: Target
+    device: Device | Absent
+    exported: Done[Exported]
+
+    @property
+    def runtime(self) -> Runtime:
+        """The library that runs the engines."""
+        return Runtime(self.target.runtime, self.target.options)
+
+    @property
+    def runs(self) -> bool:
+        """Whether the engines are to run on the device: ONNX Runtime reads every graph on this host already."""
+        return not isinstance(self.device, Absent) and self.runtime.name != ORT.name
+
+
+def preflight_target(runner: Runner, given: UntrainedTarget) -> Done[TriedTarget]:
+    """Let a target take the untrained student, or read that it did.
+
+    Raises:
+        ModelError: No candidate of the target can be built.
+        DeviceError: The device was lost or hangs.
+        MissingDependency: A library that the target needs is not installed.
+    """
+    specs = quantize.candidate_specs(given.target, given.recipe.quantize.precision)
+
+    def run(folder: Path, report: StageReporter) -> TriedTarget:
+        tried: list[CandidateSpec] = []
+        refused: dict[str, str] = {}
+        for done, spec in enumerate(specs, 1):
+            if any(other.precision == spec.precision for other in tried):
+                continue  # another quantizer is a second try, which nothing depends on
+            with TemporaryDirectory(dir=folder) as temporary:
+                try:
+                    for step in _try_candidate(given, spec, Path(temporary)):
+                        report.advance(done - 1, len(specs), f"{spec.name}: {step}")
+                    tried.append(spec)
+                except ModelError as error:
+                    last = spec is specs[-1] and not tried
+                    refused[spec.name] = _explain(given, error, Path(temporary) / spec.name / DEPLOY, search=last)
+            report.advance(done, len(specs), spec.name)
+        if not tried:  # the last is the float one: what is wrong with it is wrong with the graph itself
+            raise ModelError(list(refused.values())[-1])
+        for name, reason in refused.items():
+            report.warn(f"{name} cannot be built: {reason}")
+        return TriedTarget(tuple(spec.name for spec in tried), refused)
+
+    inputs = {"exported": given.exported.key}
+    return runner(PREFLIGHT_TARGET, label=given.target.name, config=_settings(given, specs), inputs=inputs, run=run)
+
+
+def _try_candidate(given: UntrainedTarget, spec: CandidateSpec, folder: Path) -> Iterator[str]:
+    """Write, build and run one candidate; yield what is about to be done."""
+    exported, target, deploy = given.exported.folder, given.target, folder / spec.name / DEPLOY
+    yield "written as a graph"
+    model = exported / onnx_name(UNTRAINED)
+    quantize.run(spec, model, exported / CALIBRATION, target.scheme, _CALIBRATION, folder)
+    run_on_host(deploy, exported / TEST)
+    engine = deploy
+    if target.compile and compiles(target):
+        yield "built ahead of time"
+        plan = deploy.with_suffix(".plan")
+        build_ahead(target, deploy, plan)
+        engine = plan if target.compile.ship else deploy
+    if not isinstance(given.device, Absent) and given.runs:
+        yield f"run on {given.device.name}"
+        threads = given.recipe.profile.threads
+        given.device.evaluate(engine, given.runtime, exported / TEST, folder / OUTPUTS, threads, lambda _: None)
+
+
+def _explain(given: UntrainedTarget, error: ModelError, deploy: Path, *, search: bool) -> str:
+    """Return why a candidate was refused; ``search`` for the node where the library that builds ahead names none."""
+    if search and given.target.compile and compiles(given.target) and deploy.is_file():
+        error = name_node(error, deploy, lambda graph: build_ahead(given.target, graph, graph.with_suffix(".plan")))
+    origins = read_origins(given.exported.folder / origins_name(UNTRAINED))
+    return in_users_terms(error, (given.exported.folder, deploy.parent, deploy.parent.parent), origins)
+
+
+def _settings(given: UntrainedTarget, specs: tuple[CandidateSpec, ...]) -> dict[str, object]:
+    target = given.target
+    built = find_backend(target.compile.library).packages if target.compile and compiles(target) else ()
+    packages = (*quantize.quantizer_packages(specs), *built)
+    device = None if isinstance(given.device, Absent) or not given.runs else given.device.describe(given.runtime)
+    return {
+        "candidates": [spec.name for spec in specs],
+        "scheme": msgspec.to_builtins(target.scheme),
+        "compile": msgspec.to_builtins(target.compile),
+        "runtime": [target.runtime.rpartition("/")[2], target.options, given.runtime.digest()],
+        "device": device,
+        "versions": library_versions(packages, "build"),
+        "quantizers": quantize.quantizer_digests(specs),
+    }

@@ -1,0 +1,208 @@
+"""Check a task and its recipe before anything is trained, since a wrong tap must not cost a night."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from edgekd.errors import TaskError
+from edgekd.stages.labels import UNLABELLED
+from edgekd.training.distillation.half_precision import tapped_teacher
+from edgekd.training.distillation.loss_registry import loss_sections
+from edgekd.training.distillation.own_losses import find_loss
+from edgekd.training.loop.evaluate import batches, example_batch, probe
+from edgekd.training.loop.loop import compute_device
+from edgekd.training.preflight.answers import check_answers, read, read_tapped
+from edgekd.training.preflight.networks import (
+    build_network,
+    check_apart,
+    check_members_apart,
+    restored,
+    run_unregistered,
+)
+from edgekd.training.preflight.samples import check_batch_shapes, check_samples
+from edgekd.training.preflight.steps import try_distillation, try_teacher
+from edgekd.training.pruning.candidates import find_prunable
+from edgekd.training.pruning.stage import ignored_layers
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from torch import Tensor, nn
+
+    from edgekd.config.recipe import Recipe, Tap, Term
+    from edgekd.stages.progress import StageReporter
+    from edgekd.training.loop.evaluate import GroundTruth
+    from edgekd.training.preflight.networks import BuiltNetwork
+    from edgekd.training.taps.taps import TapOutputs, Taps
+    from edgekd.training.task.loading import LoadedTask
+
+_SAMPLES = 4
+#: Number of steps that are reported.
+_STEPS = 5
+
+
+def check(task: LoadedTask, taps: Taps, recipe: Recipe, report: StageReporter) -> None:
+    """Read every sample, run and train both untrained networks on a few, and call the metric.
+
+    Args:
+        task: The user's task.
+        taps: Where the embeddings of both networks are.
+        recipe: What is to be trained.
+        report: Receives progress, and warnings of what no later stage will stop at.
+
+    Raises:
+        TaskError: A tap is wrong, a network does not take the samples or one alone, gives two results for one input or
+            cannot be trained, the two disagree on the classes or with the task's names of them or hold parameters in
+            common, an input is not finite, a label is out of range, a group spans splits, the metric fails, a network
+            or every tap is frozen, a loss cannot be computed of what the networks give, or ``prune.ignore`` names no
+            module.
+        ModelError: The teacher cannot run in its precision.
+    """
+    with task.running("reading split 'train'"):
+        first = next(iter(batches(task.splits["train"])))
+        check_batch_shapes("split 'train'", task, first)
+    inputs = [x[:_SAMPLES] for x in first.inputs.values()]
+    teacher, student = (build_network(name, task, recipe.seed) for name in ("teacher", "student"))
+    with restored(teacher.model, student.model):
+        classes = _check_networks(task, (teacher, student), taps, recipe, inputs, report)
+        _try_training(task, (teacher, student), taps, recipe, inputs, report)
+        truths = check_samples(task, classes)
+        _check_metric(task, student.model.to(compute_device()), taps.student, truths["test"])
+    report.advance(5, _STEPS, f"{sum(len(truth.ids) for truth in truths.values()):,} samples are in order")
+
+
+def _check_networks(
+    task: LoadedTask,
+    networks: tuple[BuiltNetwork, BuiltNetwork],
+    taps: Taps,
+    recipe: Recipe,
+    inputs: Sequence[Tensor],
+    report: StageReporter,
+) -> int:
+    """Run teacher and student, hold them against each other and the recipe, and return the number of classes."""
+    teacher, student = networks
+    if not recipe.teacher.weights:
+        _check_trainable(teacher, "unfreeze it, or give its trained weights as [teacher] weights")
+    _check_trainable(student, "unfreeze its head at least")
+    reference = read(teacher, taps.teacher, task, inputs)
+    reading = check_answers(student, taps.student, task, inputs, report)
+    report.advance(1, _STEPS, "both networks take the samples")
+    _check_reached(reading, recipe)
+    classes = _check_classes(reference, reading, task)
+    _check_apart(teacher, student, task, recipe, inputs)
+    _warn_of_unregistered(networks, inputs, report)
+    _check_importance(recipe, reading.embeddings)
+    ignored_layers(student.model, recipe.prune.ignore)
+    report.advance(2, _STEPS, "the networks have nothing in common")
+    return classes
+
+
+def _try_training(
+    task: LoadedTask,
+    networks: tuple[BuiltNetwork, BuiltNetwork],
+    taps: Taps,
+    recipe: Recipe,
+    inputs: Sequence[Tensor],
+    report: StageReporter,
+) -> None:
+    """Take one step of every training; the teacher's first, since it is frozen while others learn from it."""
+    teacher = networks[0]
+    if not recipe.teacher.weights:
+        try_teacher(task, teacher, taps, recipe, report)
+        report.advance(3, _STEPS, "the teacher was trained for one step")
+    try_distillation(task, networks, replace(taps, precision="float32"), recipe, report)
+    report.advance(4, _STEPS, "the student was distilled for one step")
+    _warn_of_uncuttable(task, networks[1].model, taps.student, recipe, report)
+    if taps.precision != "float32":
+        device = compute_device()  # what can be computed in half differs between devices
+        halved = tapped_teacher(teacher.model.to(device), taps.teacher, taps.precision)
+        read_tapped(teacher, halved, task, [x.to(device) for x in inputs])
+
+
+def _warn_of_uncuttable(
+    task: LoadedTask, student: nn.Module, taps: Mapping[str, Tap], recipe: Recipe, report: StageReporter
+) -> None:
+    """Warn of the layers that pruning will leave at their width."""
+    if recipe.prune.active:
+        batch = example_batch(task, compute_device())
+        for refusal in find_prunable(student, taps, batch, recipe.prune, recipe.prune.ignore).refusals:
+            report.warn(str(refusal))
+
+
+def _check_trainable(network: BuiltNetwork, advice: str) -> None:
+    if not any(parameter.requires_grad for parameter in network.model.parameters()):
+        raise TaskError(f"{network.title}, has no trainable parameter: nothing to train; {advice}")
+
+
+def _check_apart(
+    teacher: BuiltNetwork, student: BuiltNetwork, task: LoadedTask, recipe: Recipe, inputs: Sequence[Tensor]
+) -> None:
+    check_apart(teacher, student, task, inputs)
+    if recipe.teacher.members > 1:
+        check_members_apart(teacher, task, inputs)
+
+
+def _warn_of_unregistered(networks: Sequence[BuiltNetwork], inputs: Sequence[Tensor], report: StageReporter) -> None:
+    for network in networks:
+        for path, module in run_unregistered(network.model, inputs).items():
+            if any(True for _ in module.parameters()):
+                report.warn(
+                    f"{network.title}, runs '{path}', a {type(module).__name__} that is not registered in it, so it is "
+                    "never trained and never saved: hold it in an nn.ModuleList or nn.ModuleDict, or as an attribute"
+                )
+
+
+def _check_classes(reference: TapOutputs, reading: TapOutputs, task: LoadedTask) -> int:
+    """Return the number of classes that both networks give."""
+    of_teacher, of_student = reference.logits.shape[1], reading.logits.shape[1]
+    if of_teacher != of_student:
+        raise TaskError(f"teacher and student disagree on the number of classes: {of_teacher} and {of_student}")
+    task.class_names(of_student)
+    return int(of_student)
+
+
+def _check_reached(student: TapOutputs, recipe: Recipe) -> None:
+    """Check that losses of embeddings can train something: that not every tap lies behind frozen layers alone."""
+    if any(output.requires_grad for output in student.outputs.values()):
+        return
+    asking = [
+        f"{section}.loss.extra = {{}}"
+        for section, loss in loss_sections(recipe).items()
+        if any(_reads_embeddings(term) for term in loss.terms.values())
+    ]
+    if asking:
+        raise TaskError(
+            "the student's taps all lie behind frozen layers, where no loss of embeddings can train anything: tap "
+            f"modules after trainable layers, or set {', '.join(asking)}"
+        )
+
+
+def _reads_embeddings(term: Term) -> bool:
+    """Whether a loss reads the embeddings at the student's own taps."""
+    return find_loss(term.loss or "").kind != "logits" and not term.student
+
+
+def _check_importance(recipe: Recipe, embeddings: Mapping[str, Tensor]) -> None:
+    widths = {name: z.shape[1] for name, z in embeddings.items()}
+    if recipe.prune.active and recipe.prune.importance == "gram" and len(set(widths.values())) > 1:
+        raise TaskError(
+            "[prune] importance = 'gram' takes inner products between modalities, so the student's embeddings must "
+            "share a width, but are "
+            + ", ".join(f"{name} {width}" for name, width in widths.items())
+            + "; give the encoders one width, or choose another importance, e.g. 'taylor'"
+        )
+
+
+def _check_metric(task: LoadedTask, student: nn.Module, taps: Mapping[str, Tap], test: GroundTruth) -> None:
+    if not (test.labels != UNLABELLED).any():
+        raise TaskError("split 'test' has no labels, and the metric needs them")
+    logits = probe(student, taps, task.splits["test"]).logits
+    with task.running(f"the task's {task.metric_name}"):
+        value = task.metric(logits, test.labels)
+    if not math.isfinite(value):
+        raise TaskError(
+            f"the task's {task.metric_name} is {value} for the untrained student's logits of split 'test'; it must be "
+            "a finite number"
+        )

@@ -1,0 +1,185 @@
+"""Checks of what a user's task says of itself: modalities, classes, files, and what its functions return."""
+
+from __future__ import annotations
+
+import stat
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from edgekd.errors import TaskError, nearest
+from edgekd.stages.user_code import describe, shown
+from edgekd.training.task.columns import check_text
+from edgekd.training.task.protocol import SPLITS, Modality, Task
+
+if TYPE_CHECKING:
+    from edgekd.training.task.protocol import Split
+
+_KINDS = {
+    stat.S_ISFIFO: "a pipe",
+    stat.S_ISSOCK: "a socket",
+    stat.S_ISCHR: "a device",
+    stat.S_ISBLK: "a device",
+}
+
+
+def check_task(what: str, task: object) -> Task:
+    """Return what a task's class or function made, if it has what a task must have, each of the right kind.
+
+    Args:
+        what: The task, at the beginning of an error.
+        task: What was made.
+
+    Raises:
+        TaskError: Something is missing or of a wrong kind.
+    """
+    check_returned(what, task, object, "a task")
+    if not isinstance(task, Task):
+        missing = [name for name in ("modalities", "splits", "teacher", "student") if not hasattr(task, name)]
+        raise TaskError(f"{what}: lacks {', '.join(missing)}")
+    for name in ("splits", "teacher", "student", "metric"):
+        if not callable(getattr(task, name, describe)):
+            raise TaskError(f"{what}: its {name} is {describe(getattr(task, name))}, must be a function")
+    for name in ("teacher_taps", "student_taps"):
+        if not isinstance(getattr(task, name, {}), Mapping):
+            raise TaskError(
+                f"{what}: its {name} is {describe(getattr(task, name))}, must be a dict with a tap for each modality"
+            )
+    _check_modalities(what, task)
+    class_names(what, task)
+    data_files(what, task)
+    return task
+
+
+def _check_modalities(what: str, task: Task) -> None:
+    modalities = _listed(what, "modalities", task.modalities, "edgekd.Modality objects")
+    for modality in modalities:
+        if not isinstance(modality, Modality):
+            raise TaskError(f"{what}: its modalities hold {describe(modality)}, each must be an edgekd.Modality")
+    names = [modality.name for modality in task.modalities]
+    if len(set(names)) < max(len(names), 2):
+        raise TaskError(f"{what}: has modalities {names}; a modality Gram needs two or more, each named once")
+
+
+def class_names(what: str, task: Task) -> list[str] | None:
+    """Return the names that a task gives its classes, None where it gives none.
+
+    Raises:
+        TaskError: They are no list of texts or whole numbers, or two are the same.
+    """
+    classes = getattr(task, "classes", None)
+    if classes is None:
+        return None
+    names = _listed(what, "classes", classes, "the classes' names")
+    for name in names:
+        if not isinstance(name, str | int | np.integer) or isinstance(name, bool):
+            raise TaskError(f"{what}: its classes hold {describe(name)}, each must be a name")
+    texts = [str(name) for name in names]
+    for text in texts:
+        check_text(f"{what}: a name in its classes", text)
+    twice = next((text for text in texts if texts.count(text) > 1), None)
+    if twice is not None:
+        raise TaskError(f"{what}: its classes have '{twice}' twice")
+    return texts
+
+
+def data_files(what: str, task: Task) -> tuple[Path, ...] | None:
+    """Return the data files that a task names, None where it names none.
+
+    Raises:
+        TaskError: They are no list of paths, or one leads to what cannot be read to its end: a pipe, a device.
+    """
+    files = getattr(task, "files", None)
+    if files is None:
+        return None
+    paths = []
+    for file in _listed(what, "files", files, "paths"):
+        if not isinstance(file, str | Path):
+            raise TaskError(f"{what}: its files hold {describe(file)} ({shown(file)}), each must be a path")
+        check_text(f"{what}: a path in its files", str(file), longest=1 << 16)
+        paths.append(Path(file))
+        if paths[-1].exists() and (kind := _kind(paths[-1].stat().st_mode)):
+            raise TaskError(f"{what}: its files hold {file}, which is {kind}; each must be a file or a folder")
+    return tuple(paths)
+
+
+def _kind(mode: int) -> str:
+    return next((kind for is_kind, kind in _KINDS.items() if is_kind(mode)), "")
+
+
+def _listed(what: str, name: str, value: object, of: str) -> list[object]:
+    """Return an attribute's items; neither a text, nor a set, which has no order, nor what may never end."""
+    if isinstance(value, np.ndarray):
+        value = value.tolist()
+    if isinstance(value, str | bytes) or not isinstance(value, Sequence):
+        raise TaskError(f"{what}: its {name} is {describe(value)}, must be a list of {of}")
+    return list(value)
+
+
+def check_splits(what: str, splits: object) -> dict[str, Split]:
+    """Return the splits that a task must have, in their order; it may have others, which nothing reads.
+
+    Raises:
+        TaskError: One lacks, or is no dataset with a length.
+    """
+    if not isinstance(splits, Mapping):
+        check_returned(f"{what}: splits()", splits, Mapping, f"a dict of {', '.join(SPLITS)}")
+        raise AssertionError
+    absent = [name for name in SPLITS if name not in splits]
+    if absent:
+        others = [str(name) for name in splits if name not in SPLITS]
+        has = f"; it has {', '.join(others)}" if others else ""
+        raise TaskError(f"{what}: splits() lacks {', '.join(absent)}{has}; it needs {', '.join(SPLITS)}")
+    for name in SPLITS:
+        split = splits[name]
+        if isinstance(split, str | bytes) or not (hasattr(split, "__len__") and hasattr(split, "__getitem__")):
+            raise TaskError(
+                f"{what}, split '{name}': is {describe(split)}, must be an edgekd.ArraySplit or a dataset with __len__ "
+                "and __getitem__"
+            )
+    return {name: splits[name] for name in SPLITS}
+
+
+def check_returned(what: str, value: object, kind: type, wanted: str) -> None:
+    """Check what a function of the task's returned.
+
+    Args:
+        what: The function, at the beginning of the error.
+        value: What it returned.
+        kind: Type that this must be of.
+        wanted: That type in words.
+
+    Raises:
+        TaskError: It is of another type.
+    """
+    if value is None:
+        raise TaskError(f"{what} returned None, must return {wanted}; is its 'return' missing?")
+    if not isinstance(value, kind):
+        raise TaskError(f"{what} returned {describe(value)}, must return {wanted}")
+
+
+def check_shapes(where: str, task: Task, found: Mapping[str, tuple[int, ...]], sample: str = "a sample") -> None:
+    """Check the names, order and shapes of inputs, without the batch.
+
+    Args:
+        where: The split, at the beginning of the error.
+        task: The task, whose modalities are expected.
+        found: The shape of each input.
+        sample: The sample, as the error calls it.
+
+    Raises:
+        TaskError: They are not those of the task's modalities.
+    """
+    expected = {modality.name: modality.shape for modality in task.modalities}
+    if expected != found:
+        unknown = [name for name in found if name not in expected]
+        hint = nearest(str(unknown[0]), expected) if unknown else ""
+        raise TaskError(f"{where}: {sample} has inputs {dict(found)}, but the task's modalities are {expected}{hint}")
+    if list(expected) != list(found):
+        # Networks are called with the inputs in their order, so another order swaps two modalities.
+        raise TaskError(
+            f"{where}: {sample} has its inputs in the order {list(found)}, but the task's modalities are in the order "
+            f"{list(expected)}"
+        )
