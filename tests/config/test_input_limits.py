@@ -12,7 +12,7 @@ from edgekd.config.loading import load_recipe
 from edgekd.config.recipe import Recipe
 from edgekd.config.target import Calibration, Target, load_calibration, read_target
 from edgekd.errors import EdgekdError, RecipeError, TargetError
-from edgekd.files import MOST_NESTED
+from edgekd.config.toml import MOST_NESTED
 
 TASK = "[task]\nname = 'digits'\n"
 
