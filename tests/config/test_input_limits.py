@@ -11,8 +11,8 @@ from msgspec import inspect
 from edgekd.config.loading import load_recipe
 from edgekd.config.recipe import Recipe
 from edgekd.config.target import Calibration, Target, load_calibration, read_target
+from edgekd.config.toml import MOST_NESTED
 from edgekd.errors import EdgekdError, RecipeError, TargetError
-from edgekd.files import MOST_NESTED
 
 TASK = "[task]\nname = 'digits'\n"
 

@@ -26,7 +26,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 for shared in ("", "runtime", "pipeline/onnx_import", "fuzz"):
     sys.path.insert(0, str(Path(__file__).parents[1] / shared))
 
-import kinds
+import fuzz_inputs
 from hypothesis import HealthCheck, Phase, given, seed, settings
 from hypothesis import strategies as st
 
@@ -68,7 +68,7 @@ def _child(kind: str, number: int, folder: Path) -> int:
     resource.setrlimit(resource.RLIMIT_AS, (_MEMORY_BYTES, _MEMORY_BYTES))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     try:
-        kinds.KINDS[kind](folder, random.Random(number))
+        fuzz_inputs.KINDS[kind](folder, random.Random(number))
     except EdgekdError:
         return 0
     except BaseException:  # noqa: BLE001 - what else comes is what is looked for
@@ -119,17 +119,17 @@ class Run:
 def warm() -> None:
     """Import what the forked processes need, and make the inputs that others are made of."""
     import edgekd.pipeline.onnx_import.stage
-    import edgekd.training.preflight
+    import edgekd.training.preflight.check
     import edgekd.workflows.bundles  # noqa: F401 - imported once, for all
 
-    kinds._models(), kinds._bundle(), kinds._toml_files(), kinds._keys()
+    fuzz_inputs._models(), fuzz_inputs._bundle(), fuzz_inputs._toml_files(), fuzz_inputs._keys()
 
 
 def main() -> int:
     """Run the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--inputs", type=int, default=10_000)
-    parser.add_argument("--kind", choices=kinds.KINDS, action="append", help="this kind alone; repeatable")
+    parser.add_argument("--kind", choices=fuzz_inputs.KINDS, action="append", help="this kind alone; repeatable")
     parser.add_argument("--seed", type=int, help="one input, whose failure is printed")
     parser.add_argument("--start", type=int, default=0, help="another start draws other inputs")
     parser.add_argument("--keep", type=Path, default=Path("build/fuzz"))
@@ -137,7 +137,7 @@ def main() -> int:
     warm()
     run = Run(options.keep, options.inputs)
     if options.seed is not None:
-        for kind in options.kind or kinds.KINDS:
+        for kind in options.kind or fuzz_inputs.KINDS:
             run.take(kind, options.seed)
         print("\n".join(run.failures.values()))
         return run.close()
@@ -145,7 +145,7 @@ def main() -> int:
     @seed(options.start)
     @settings(max_examples=options.inputs, phases=[Phase.generate], database=None, deadline=None,
               suppress_health_check=list(HealthCheck))  # fmt: skip
-    @given(st.sampled_from(options.kind or list(kinds.KINDS)), st.integers(0, 2**32 - 1))
+    @given(st.sampled_from(options.kind or list(fuzz_inputs.KINDS)), st.integers(0, 2**32 - 1))
     def draw(kind: str, number: int) -> None:
         run.take(kind, number)
 

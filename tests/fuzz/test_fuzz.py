@@ -24,8 +24,8 @@ def test_an_input_that_fails_is_kept_and_named(tmp_path):
     code = (
         f"import sys; sys.argv = ['fuzz.py', '--inputs', '2', '--kind', 'recipe', '--keep', {str(tmp_path / 'kept')!r}]\n"
         f"sys.path.insert(0, {str(FUZZ.parent)!r})\n"
-        "import fuzz, kinds\n"
-        "kinds.KINDS['recipe'] = lambda folder, random: 1 / 0\n"
+        "import fuzz, fuzz_inputs\n"
+        "fuzz_inputs.KINDS['recipe'] = lambda folder, random: 1 / 0\n"
         "fuzz.warm = lambda: None\n"
         "sys.exit(fuzz.main())\n"
     )

@@ -7,19 +7,19 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from edgekd.compress.graph import all_nodes, inner_graphs
+from edgekd.compress.graph import all_nodes
 from edgekd.errors import ModelError, TaskError, nearest
 from edgekd.files import need, quiet, scratch_folder
 from edgekd.pipeline.onnx_import.graph import CONTROL_FLOW, add_outputs, keep_tensors
+from edgekd.pipeline.onnx_import.integrity import require_size, require_text, require_types, stored_tensors
 from edgekd.pipeline.onnx_import.trial import require_end
 from edgekd.runtime.backends.onnxruntime import open_engine
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterator
 
-    from google.protobuf.message import Message
     from numpy.typing import NDArray
-    from onnx import FunctionProto, GraphProto, ModelProto, NodeProto, TensorProto
+    from onnx import GraphProto, ModelProto, NodeProto
 
 #: Q/DQ with one scale for each channel begins with this opset, which belongs to ONNX 1.8 and its IR version 7.
 _OPSET, _IR_VERSION = 13, 7
@@ -31,9 +31,6 @@ _OLDEST = 7
 _QUANTIZED = frozenset(
     {"ConvInteger", "MatMulInteger", "MatMulIntegerToFloat", "MatMulNBits", "MatMulBnb4", "QGemm", "QAttention", "QMoE"}
 )
-
-#: The most nodes of a model; that of a large language model has some thousands.
-_MOST_NODES = 1_000_000
 
 #: Domains of which ONNX Runtime has some operators; of other domains it has none.
 _KNOWN_DOMAINS = frozenset({"", "ai.onnx", "ai.onnx.ml", "com.microsoft"})
@@ -89,7 +86,7 @@ def weight_files(path: Path) -> list[Path]:
     outside = onnx.external_data_helper
     try:
         model = onnx.load(str(path), format="protobuf", load_external_data=False)
-        tensors = filter(outside.uses_external_data, _stored_tensors(model))
+        tensors = filter(outside.uses_external_data, stored_tensors(model))
         names = {outside.ExternalDataInfo(tensor).location for tensor in tensors}
     except (need("google.protobuf.message", "build").DecodeError, OSError, ValueError):
         return []
@@ -102,16 +99,6 @@ def _is_beside(path: Path, name: str) -> bool:
     return not Path(name).is_absolute() and ".." not in Path(name).parts and file.is_file() and not file.is_symlink()
 
 
-def _stored_tensors(model: ModelProto) -> Iterator[TensorProto]:
-    yield from model.graph.initializer
-    for part in (model.graph, *model.functions):
-        for node in all_nodes(part):
-            for graph in inner_graphs(node):
-                yield from graph.initializer
-            for attribute in node.attribute:
-                yield from (attribute.t, *attribute.tensors)
-
-
 def _load(path: Path) -> ModelProto:
     onnx = need("onnx", "build")
     malformed = need("google.protobuf.message", "build").DecodeError
@@ -121,9 +108,10 @@ def _load(path: Path) -> ModelProto:
         raise ModelError(f"{path}: cannot be read: {error.strerror or error}") from error
     except malformed as error:
         raise ModelError(f"{path}: is not an ONNX model, or only a part of one") from error
-    _require_text(model, path)
+    require_text(model, path)
     if not model.graph.node:
         raise ModelError(f"{path}: is not an ONNX model: there is no graph in it")
+    require_types(model, path)
     try:
         onnx.load_external_data_for_model(model, str(path.parent))
     except (OSError, ValueError, onnx.checker.ValidationError) as error:
@@ -131,7 +119,7 @@ def _load(path: Path) -> ModelProto:
             f"{path}: keeps its weights in files of their own, and one cannot be read: {_first_line(error)}; "
             "put them beside the model, under the names that they were exported with"
         ) from error
-    _require_size(model, path)
+    require_size(model, path)
     try:
         onnx.checker.check_model(model)
     except _refusals() as error:
@@ -143,39 +131,6 @@ def _refusals() -> tuple[type[Exception], ...]:
     """Return the exceptions by which ONNX refuses a model, which share no base class."""
     onnx = need("onnx", "build")
     return onnx.checker.ValidationError, need("onnx.shape_inference", "build").InferenceError
-
-
-def _require_text(message: Message, path: Path) -> None:
-    """Raise ModelError where a text in a model is not UTF-8: protobuf gives its bytes, which nothing expects."""
-    for field, value in message.ListFields():
-        if field.type == field.TYPE_MESSAGE:
-            for item in (value,) if hasattr(value, "ListFields") else value:
-                _require_text(item, path)
-        elif field.type == field.TYPE_STRING and not isinstance(value, str):
-            wrong = [value] if isinstance(value, bytes) else [item for item in value if not isinstance(item, str)]
-            if wrong:
-                raise ModelError(f"{path}: has a name that is not UTF-8, {wrong[0]!r}; export it with another")
-
-
-def _require_size(model: ModelProto, path: Path) -> None:
-    """Raise ModelError where functions that call others add up to more nodes than a computer can hold.
-
-    A function that calls itself is left to ONNX, which refuses it.
-    """
-    functions = {(function.domain, function.name): function for function in model.functions}
-    sizes: dict[tuple[str, str], int] = {}
-
-    def size(part: GraphProto | FunctionProto) -> int:
-        return sum(called((node.domain, node.op_type)) for node in all_nodes(part))
-
-    def called(key: tuple[str, str]) -> int:
-        if key in functions and key not in sizes:
-            sizes[key] = 1  # until it is known, should it call itself
-            sizes[key] = min(size(functions[key]), _MOST_NODES + 1)
-        return sizes.get(key, 1)
-
-    if size(model.graph) > _MOST_NODES:
-        raise ModelError(f"{path}: its functions add up to more than {_MOST_NODES:,} nodes; export it without them")
 
 
 def _require_float(model: ModelProto, path: Path) -> None:

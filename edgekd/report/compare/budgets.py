@@ -67,8 +67,8 @@ def _number(limit: Limit) -> Any:
     """Return the type of the numbers that a limit may be."""
     if limit.above is None:
         return Annotated[float, Meta(ge=-_LARGEST, le=_LARGEST)]
-    least = {"ge" if limit.zero else "gt": limit.above}
-    return Annotated[float, Meta(le=_LARGEST, **least)]
+    least = Meta(ge=limit.above, le=_LARGEST) if limit.zero else Meta(gt=limit.above, le=_LARGEST)
+    return Annotated[float, least]
 
 
 @dataclass(frozen=True)

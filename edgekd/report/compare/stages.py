@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from edgekd.report.compare.checks import stage_verdicts
 from edgekd.report.escape import escape
-from edgekd.report.format import number
+from edgekd.report.format import number, percent
 from edgekd.report.svg.draw import WIDTH, Frame, picture, shorten, text, x_axis
 from edgekd.report.svg.scale import AxisScale
 
@@ -81,12 +81,12 @@ def flips_svg(name: str, ledger: Ledger) -> str | None:
     if not flips:
         return None
     most = ledger.limits.max_flips
-    percent = {stage: 100 * value for stage, value in flips.items()}
-    scale = AxisScale.of([0.0, 100 * most, *percent.values()], log=False, zero=True)
+    points = {stage: 100 * value for stage, value in flips.items()}
+    scale = AxisScale.of([0.0, 100 * most, *points.values()], log=False, zero=True)
     frame = _frame(len(flips))
     parts = [*x_axis(frame, scale, "% of samples whose class changed")]
     parts += _limits({f"fail ≤ {100 * most:.3g}%": (100 * most, "limit")}, scale, frame)
-    for index, (stage, value) in enumerate(percent.items()):
+    for index, (stage, value) in enumerate(points.items()):
         look = _look(stage_verdicts(ledger, ledger.row(stage)).get("flips"), "c3")
         parts += _dot(stage, (frame.x(scale.share(value) or 0.0), _middle(index)), percent(flips[stage]), look)
     description = f"Flipped classes by stage; the gate fails above {most * 100:.3g}%. "

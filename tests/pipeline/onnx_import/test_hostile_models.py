@@ -88,6 +88,17 @@ def test_weights_that_claim_shapes_they_do_not_have(tmp_path, dims):
     refused(tmp_path / "m.onnx", "is not valid ONNX")
 
 
+@pytest.mark.parametrize("kind", [-(2**31), 0, 99])
+def test_constants_of_unknown_types(tmp_path, kind):
+    value = numpy_helper.from_array(np.float32(2), "k")
+    nodes = [node("Constant", [], ["k"], value=value), node("Mul", ["x", "k"], ["y"])]
+    path = write(tmp_path / "m.onnx", nodes, [tensor("x", ["n", 4])], [tensor("y", ["n", 4])])
+    model = onnx.load(path)
+    model.graph.node[0].attribute[0].t.data_type = kind
+    onnx.save(model, path)
+    refused(path, "tensor 'k' is of the unknown type")
+
+
 def test_shapes_that_contradict_each_other(tmp_path):
     model = onnx.load(mlp(tmp_path / "m.onnx", opset=11))
     model.graph.output[0].type.tensor_type.shape.dim[1].dim_value = 7

@@ -263,7 +263,8 @@ def samples(folder, random):
     """An .npz with arrays of any shape and type, or bytes changed, for a model and for an engine."""
     from edgekd.errors import EdgekdError
     from edgekd.pipeline.onnx_import.samples import read_samples
-    from edgekd.runtime.session import TensorSpec, read_feeds
+    from edgekd.runtime.feeds import read_feeds
+    from edgekd.runtime.session import TensorSpec
 
     arrays = {
         "x": SAMPLES["x"],
@@ -412,7 +413,8 @@ _SLOTS = {
 def task(folder, random):
     """A task that is right but for a few places; loaded, and checked before training."""
     from edgekd.config.loading import load_recipe
-    from edgekd.training import preflight
+    from edgekd.stages.progress import Silent, StageReporter
+    from edgekd.training.preflight.check import check
     from edgekd.training.taps.taps import Taps, resolve_taps
     from edgekd.training.task.loading import load_task
 
@@ -434,7 +436,7 @@ def task(folder, random):
         resolve_taps(role, getattr(recipe, role).taps, getattr(loaded.task, f"{role}_taps", {}), loaded.modalities)
         for role in ("teacher", "student")
     )
-    preflight.check(loaded, Taps(*taps, recipe.teacher.precision), recipe)
+    check(loaded, Taps(*taps, recipe.teacher.precision), recipe, StageReporter(Silent(), "preflight"))
 
 
 KINDS = {"recipe": recipe, "onnx": model, "npz": samples, "bundle": bundle, "task": task}
