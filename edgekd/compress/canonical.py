@@ -36,6 +36,7 @@ def make_canonical(graph: GraphProto, operators: Collection[str]) -> dict[str, s
     Returns:
         For each node that cannot be brought into this form its name, and why; such a node must stay float.
     """
+    drop_unread(graph)
     names = Names(graph)
     names.name_nodes()
     names.vacate()

@@ -5,11 +5,11 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from edgekd.compress.graph import reads
-from edgekd.compress.qdq_map import initializers, producers
+from edgekd.compress.qdq_map import initializers
 from edgekd.files import need
 
 if TYPE_CHECKING:
-    from onnx import GraphProto, ModelProto, NodeProto
+    from onnx import GraphProto, NodeProto
 
 #: Operators that mix or look up channels by stored weights, and those that bring each channel into the same range.
 _LAYERS = frozenset({
@@ -47,32 +47,6 @@ def raw_nodes(graph: GraphProto) -> frozenset[str]:
         if node.op_type not in _STANDARDIZING | _VALUELESS:
             raw.update(filter(None, node.output))
     return frozenset(found)
-
-
-def read_float(qdq: ModelProto, names: frozenset[str]) -> None:
-    """Let nodes read the float tensors behind the Q/DQ pairs that others asked for, in place.
-
-    A quantizer rounds a tensor once for all that read it.
-
-    Args:
-        qdq: The QDQ graph.
-        names: Names of the nodes.
-    """
-    made = producers(qdq.graph)
-    for node in qdq.graph.node:
-        if node.name not in names:
-            continue
-        for index, name in enumerate(node.input):
-            quantize = _quantize_behind(name, made)
-            if quantize is not None:
-                node.input[index] = quantize.input[0]
-
-
-def _quantize_behind(name: str, made: dict[str, NodeProto]) -> NodeProto | None:
-    dequantize = made.get(name)
-    if dequantize is None or dequantize.op_type != "DequantizeLinear":
-        return None
-    return made.get(dequantize.input[0])
 
 
 def _is_layer(node: NodeProto, weights: set[str]) -> bool:

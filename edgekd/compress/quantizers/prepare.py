@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from edgekd.compress.canonical import make_canonical
-from edgekd.compress.graph import save
+from edgekd.compress.graph import drop_unread, save
 from edgekd.compress.identity import first_difference
 from edgekd.errors import ModelError
 from edgekd.files import need
@@ -26,6 +26,9 @@ if TYPE_CHECKING:
 _PLAIN = (LookupError, ValueError, TypeError, AttributeError, RuntimeError, AssertionError, ArithmeticError)
 #: Libraries that are called for every graph.
 _LIBRARIES = frozenset({"onnx", "onnxruntime", "google"})
+
+#: The float graph as it was read, without what no output needs.
+_READ = "read.onnx"
 
 
 class Refusal(ModelError):
@@ -66,21 +69,23 @@ def prepare(
     onnx = need("onnx", "build")
     exact = onnx.load(str(model))
     onnx.checker.check_model(exact, full_check=True)  # ONNX Runtime's tools assume as much
-    graph, strange = _rewritten(model, operators, work, fold=True)
+    drop_unread(exact.graph)  # about which it warns
+    save(exact, work / _READ)
+    graph, strange = _rewritten(operators, work, fold=True)
     difference = first_difference(graph, exact, feeds)
     if difference:
-        graph, strange = _rewritten(model, operators, work, fold=False)
+        graph, strange = _rewritten(operators, work, fold=False)
         difference = first_difference(graph, exact, feeds)
     if difference is None:
         return graph, strange
     raise ModelError(f"{model}: '{difference.node}' computes something else before INT8: {difference.reason}")
 
 
-def _rewritten(model: Path, operators: Collection[str], work: Path, fold: bool) -> tuple[ModelProto, dict[str, str]]:
+def _rewritten(operators: Collection[str], work: Path, fold: bool) -> tuple[ModelProto, dict[str, str]]:
     onnx = need("onnx", "build")
     pre_process = need("onnxruntime.quantization", "build").shape_inference.quant_pre_process
     with _silence():
-        pre_process(str(model), str(work / PREPARED), skip_symbolic_shape=True, skip_optimization=not fold)
+        pre_process(str(work / _READ), str(work / PREPARED), skip_symbolic_shape=True, skip_optimization=not fold)
     graph = onnx.load(str(work / PREPARED))
     strange = make_canonical(graph.graph, operators)
     graph = onnx.shape_inference.infer_shapes(graph)

@@ -5,11 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from edgekd.compress.graph import drop_unread, save, sort_nodes, unquantize_outputs
+from edgekd.compress.graph import save, sort_nodes, unquantize_outputs
 from edgekd.compress.identity import SAMPLES, Difference, first_misquantized
+from edgekd.compress.kept import read_float, with_limits
 from edgekd.compress.masks import leave_float, survey
 from edgekd.compress.quantizers.prepare import Refusal, prepare, refusals
-from edgekd.compress.raw import raw_nodes, read_float
+from edgekd.compress.raw import raw_nodes
 from edgekd.errors import ModelError
 from edgekd.files import need, quiet
 from edgekd.stages.artifacts import PREPARED, QDQ
@@ -115,14 +116,13 @@ class _Attempts:
     def _quantize(self, kept: Collection[str], samples: CalibrationSamples) -> tuple[ModelProto, Difference | None]:
         """Return a QDQ graph, and the first node that is wrong in it."""
         quantizer = self.quantizer
-        left = raw_nodes(self.floats.graph).union(kept)
+        left = with_limits(self.floats.graph, raw_nodes(self.floats.graph).union(kept))
         with refusals(self.model, quantizer.title, quantizer.error_modules(), quantizer.packages):
             path = quantizer.write(self.work / PREPARED, samples, self.scheme, self.work, left)
             graph = need("onnx", "build").load(str(path))
             sort_nodes(graph.graph)
             unquantize_outputs(graph)
-            read_float(graph, left)
-            drop_unread(graph.graph)
+            read_float(graph, self.floats, left)
             return graph, first_misquantized(graph, self.floats, self.feeds)
 
     def _refused(self, kept: Collection[str]) -> str | None:
