@@ -59,4 +59,4 @@ def test_both_layers_are_int8_and_near_the_float_network(files, tmp_path, quanti
     model, samples, feeds = files
     qdq, floats = int8(model, samples, tmp_path / "work", scheme, quantizer)
     assert {"w", "w2"} <= find_sites(qdq, floats).keys()
-    assert snr_db(run(floats, feeds)["logits"], run(qdq, feeds)["logits"]) > 30
+    assert snr_db(run(floats, feeds)["logits"], run(qdq, feeds)["logits"]) > 20
