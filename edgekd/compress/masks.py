@@ -19,7 +19,7 @@ from edgekd.errors import ModelError
 from edgekd.files import need
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Collection, Iterable, Mapping
     from pathlib import Path
 
     from onnx import ModelProto
@@ -44,7 +44,7 @@ class Masked:
     Attributes:
         low: The smallest value that is not masked.
         high: The largest value that is not masked.
-        infinite: Whether the mask is infinite, or NaN.
+        infinite: Whether an activation's mask is infinite, or NaN.
     """
 
     low: Number
@@ -79,7 +79,7 @@ class _Content:
 
 
 def find_masked(model: ModelProto, extremes: Mapping[str, Extremes], samples: Iterable[Feeds]) -> dict[str, Masked]:
-    """Return the activations of a float graph among whose values there is a mask.
+    """Return the activations, and the stored tensors but weights, of a float graph among whose values is a mask.
 
     An infinite value is a mask where the network's outputs are finite all the same. So is NaN, which attention makes of
     a row that is masked throughout, where it ends in a node that chooses. A huge value is a mask where the tensor's
@@ -108,7 +108,21 @@ def find_masked(model: ModelProto, extremes: Mapping[str, Extremes], samples: It
         for name, content in contents.items()
         if name not in broken and name not in weighted | inputs and _is_dwarfed(content, 2 * suspects[name])
     }
-    return {name: Masked(content.low, content.high, name in broken) for name, content in {**broken, **huge}.items()}
+    found = {name: Masked(content.low, content.high, name in broken) for name, content in {**broken, **huge}.items()}
+    return found | _masked_constants(model, weighted)
+
+
+def _masked_constants(model: ModelProto, weighted: Collection[str]) -> dict[str, Masked]:
+    """Return the stored tensors that are masks, or hold one, and are no weights."""
+    found = {}
+    for name, x in _float_constants(model).items():
+        if name in weighted or not x.size:
+            continue
+        magnitude = float(np.abs(x).max())
+        content = _Content.of(x, magnitude / 2)
+        if content.infinite or (magnitude >= _LEAST_MASK and _is_dwarfed(content, magnitude)):
+            found[name] = Masked(content.low, content.high, infinite=False)
+    return found
 
 
 def survey(prepared: Path, samples: Iterable[Feeds]) -> dict[str, Masked]:
@@ -203,6 +217,11 @@ def _not_finite(model: ModelProto, broken: Mapping[str, _Content], tensor: str, 
 
 
 def _infinite_constants(model: ModelProto) -> set[str]:
+    return {name for name, x in _float_constants(model).items() if not np.isfinite(x).all()}
+
+
+def _float_constants(model: ModelProto) -> dict[str, Array]:
+    """Return the stored floats of a graph."""
     to_array, stored = need("onnx", "build").numpy_helper.to_array, initializers(model.graph)
     arrays = {name: to_array(tensor) for name, tensor in stored.items()}
-    return {name for name, x in arrays.items() if x.dtype.kind == "f" and not np.isfinite(x).all()}
+    return {name: x for name, x in arrays.items() if x.dtype.kind == "f"}

@@ -153,7 +153,7 @@ def find_ranges(model: Path, samples: CalibrationSamples, scheme: Scheme) -> Any
     extremes = find_extremes(graph, tensors, samples)
     masked = find_masked(graph, extremes, samples)
     spans = {name: (found.low, found.high) for name, found in extremes.items() if name not in masked}
-    ranges = {name: _pair(mask.low, mask.high, symmetric) for name, mask in masked.items()}
+    ranges = {name: _pair(masked[name].low, masked[name].high, symmetric) for name in masked.keys() & extremes.keys()}
     if _CALIBRATORS[kind] == "MinMax":
         ranges |= {name: _pair(*span, symmetric) for name, span in spans.items()}
     else:

@@ -4,10 +4,6 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-KINDS = (
-    "conv", "depthwise conv", "conv, large bias", "gemm", "matmul", "conv transpose", "grouped conv transpose", "add",
-    "concat", "layer norm", "attention", "gelu", "mean over time",
-)  # fmt: skip
 IMAGE, SEQUENCE = (4, 8, 8), (6, 8)
 
 
@@ -45,46 +41,50 @@ def _attention(w, x):
     return w.add("MatMul", w.add("Softmax", scores, axis=-1), v)
 
 
-def _body(w, kind, x):
-    """Return a tensor like x, computed in the way that the kind says."""
-    if kind == "depthwise conv":
-        return w.add("Relu", w.conv(x, 4, 4, groups=4))
-    if kind == "conv, large bias":
-        return w.add("Relu", w.conv(w.add("Mul", x, w.constant(0.01)), 4, 4, bias=10))
-    if kind == "conv transpose":
-        return w.add("Relu", w.conv(x, 4, 4, kind="ConvTranspose"))
-    if kind == "grouped conv transpose":
-        return w.add("Relu", w.conv(x, 4, 4, groups=2, kind="ConvTranspose"))
-    if kind == "add":
-        return w.add("Relu", w.add("Add", w.conv(x, 4, 4), x))
-    if kind == "concat":
-        halves = [w.conv(x, 4, 2), w.add("Mul", w.conv(x, 4, 2), w.constant(3))]
-        return w.add("Concat", *halves, axis=1)
-    if kind == "conv":
-        return w.add("Relu", w.conv(x, 4, 4))
-    if kind == "matmul":
-        return w.add("Relu", w.add("Add", w.linear(x, 8, 8), w.constant(w.random.normal(size=8))))
-    if kind == "layer norm":
-        return w.linear(w.add("LayerNormalization", w.linear(x, 8, 8), w.constant(np.ones(8)), axis=-1), 8, 8)
-    if kind == "attention":
-        return _attention(w, x)
-    if kind == "gelu":
-        return w.linear(w.add("Gelu", w.linear(x, 8, 8), approximate="tanh"), 8, 8)
-    return w.linear(x, 8, 8)
+def _biased(w, x):
+    return w.add("Add", w.linear(x, 8, 8), w.constant(w.random.normal(size=8)))
+
+
+def _concat(w, x):
+    return w.add("Concat", w.conv(x, 4, 2), w.add("Mul", w.conv(x, 4, 2), w.constant(3)), axis=1)
+
+
+def _norm(w, x):
+    return w.linear(w.add("LayerNormalization", w.linear(x, 8, 8), w.constant(np.ones(8)), axis=-1), 8, 8)
+
+
+def _mean(w, x):
+    return w.add("ReduceMean", w.linear(x, 8, 8), w.constant([1], np.int64), keepdims=0)
+
+
+#: For each kind the shape of a sample, and a function that adds the kind's nodes behind a tensor of that shape.
+_BODIES = {
+    "conv": (IMAGE, lambda w, x: w.add("Relu", w.conv(x, 4, 4))),
+    "depthwise conv": (IMAGE, lambda w, x: w.add("Relu", w.conv(x, 4, 4, groups=4))),
+    "conv, large bias": (IMAGE, lambda w, x: w.add("Relu", w.conv(w.add("Mul", x, w.constant(0.01)), 4, 4, bias=10))),
+    "conv transpose": (IMAGE, lambda w, x: w.add("Relu", w.conv(x, 4, 4, kind="ConvTranspose"))),
+    "grouped conv transpose": (
+        IMAGE,
+        lambda w, x: w.add("Relu", w.conv(x, 4, 4, groups=2, kind="ConvTranspose")),
+    ),
+    "add": (IMAGE, lambda w, x: w.add("Relu", w.add("Add", w.conv(x, 4, 4), x))),
+    "concat": (IMAGE, _concat),
+    "gemm": (SEQUENCE, lambda w, x: w.linear(x, 8, 8)),
+    "matmul": (SEQUENCE, lambda w, x: w.add("Relu", _biased(w, x))),
+    "layer norm": (SEQUENCE, _norm),
+    "attention": (SEQUENCE, _attention),
+    "gelu": (SEQUENCE, lambda w, x: w.linear(w.add("Gelu", w.linear(x, 8, 8), approximate="tanh"), 8, 8)),
+    "mean over time": (SEQUENCE, _mean),
+}
+KINDS = tuple(_BODIES)
 
 
 def make(kind):
     """Return the graph, and a function from a number of samples to the feeds."""
-    writer = _Writer()
-    sequence = kind in ("matmul", "layer norm", "attention", "gelu", "mean over time", "gemm")
-    shape = SEQUENCE if sequence else IMAGE
-    x = writer.add("Mul", "x", writer.constant(0.5))  # raw inputs have arithmetic of their own
-    y = _body(writer, kind, x)
-    if kind == "mean over time":
-        axes = writer.constant([1], np.int64)
-        features, width = writer.add("ReduceMean", y, axes, keepdims=0), SEQUENCE[1]
-    else:
-        features, width = writer.add("Flatten", y), int(np.prod(shape))
+    writer, (shape, body) = _Writer(), _BODIES[kind]
+    y = body(writer, writer.add("Mul", "x", writer.constant(0.5)))  # raw inputs have arithmetic of their own
+    width = SEQUENCE[1] if kind == "mean over time" else int(np.prod(shape))
+    features = writer.add("Flatten", y)
     bias = writer.constant(writer.random.normal(size=5))
     writer.nodes.append(
         helper.make_node("Gemm", [features, writer.weight(width, 5, inputs=width), bias], ["logits"], name="head")
