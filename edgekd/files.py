@@ -79,11 +79,13 @@ def disk_errors(
 
 def _disk_refusal(error: BaseException, folder: Path, alone: bool) -> OSError | None:
     """Return what the system said where an error comes of a disk that takes no more; None where it does not."""
-    text, link = str(error), error
+    text = str(error)
+    link: BaseException | None = error
     while link is not None:
         if isinstance(link, OSError) and link.errno in DISK_FULL:
-            near = link.filename is None or str(link.filename).startswith(str(folder))
-            return link if alone or near else None
+            if link.filename is None and not alone:
+                return _probe_disk(folder) or _probe_disk(scratch_root()) or link
+            return link if alone or str(link.filename).startswith(str(folder)) else None
         link = link.__cause__ or link.__context__
     for code in DISK_FULL:
         if os.strerror(code) in text and (alone or str(folder) in text):
@@ -107,15 +109,16 @@ def _probe_disk(path: Path) -> OSError | None:
             finally:
                 probe.unlink()
     except OSError as error:
-        return error if error.errno in DISK_FULL else None
+        return OSError(error.errno, error.strerror, str(path)) if error.errno in DISK_FULL else None
     return None
 
 
 def _at_limit(path: Path) -> Path | None:
     """Return a file, of a path or below it, that is as large as this process may make one (``ulimit -f``), or None."""
     limit = file_size_limit()
-    files = () if limit is None else (path, *path.rglob("*"))
-    return next((file for file in files if file.is_file() and file.stat().st_size >= limit), None)
+    if limit is None:
+        return None
+    return next((file for file in (path, *path.rglob("*")) if file.is_file() and file.stat().st_size >= limit), None)
 
 
 def file_size_limit() -> int | None:
@@ -289,10 +292,10 @@ _QUIET = threading.RLock()
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Silence libraries that log hints and warnings at every call; they raise what matters."""
+    """Silence libraries that log hints, warnings and what they raise as well."""
     with _QUIET, warnings.catch_warnings():
         before = logging.root.manager.disable
-        logging.disable(logging.WARNING)
+        logging.disable(logging.ERROR)
         warnings.simplefilter("ignore")
         try:
             yield

@@ -301,7 +301,8 @@ def exit_codes() -> str:
     for code, kinds in sorted(known.items()):
         names = ", ".join(f"`{kind.__name__}`" for kind in kinds)
         rows.append((str(code), names, " ".join(_prose(kind.__doc__ or "") for kind in kinds)))
-    rows.append(("130", "–", "Ctrl-C. The same command goes on from there."))
+    rows.append(("129, 130, 143", "–", "SIGHUP, Ctrl-C, SIGTERM. The same command goes on from there."))
+    rows.append(("141", "–", "Nobody reads the output any more."))
     return _table(iter(rows))
 
 

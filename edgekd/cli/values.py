@@ -18,7 +18,7 @@ _DAY_SECONDS = 24 * 3600
 class Finite(click.FloatRange):
     """A number in a range that is neither infinite nor NaN, which no bound holds off."""
 
-    def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> float:
+    def convert(self, value: float, param: click.Parameter | None, ctx: click.Context | None) -> float:
         """Read a number."""
         number: float = super().convert(value, param, ctx)
         if not math.isfinite(number):

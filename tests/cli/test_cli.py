@@ -161,7 +161,7 @@ def test_a_full_disk_is_one_line(tmp_path):
         "edgekd.cli.init.init = full\nmain(['init', 'x'])"
     )
     found = python("-c", code, cwd=tmp_path)
-    assert says(found, errors.OutputError.exit_code) == "error: x: No space left on device"
+    assert says(found, errors.OutputError.exit_code) == "error: x: No space left on device; make room there"
 
 
 def test_tasks_names_licence_and_source(tmp_path):

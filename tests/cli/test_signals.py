@@ -131,7 +131,9 @@ def test_a_command_that_a_library_keeps_busy_is_ended():
         "import ctypes", "mutex = ctypes.create_string_buffer(64)", "lock = ctypes.CDLL(None).pthread_mutex_lock",
         "lock(mutex)", "print('ready', flush=True)", "lock(mutex)",
     )  # fmt: skip
-    assert run(code, signal.SIGTERM) == (143, "", "")
+    exit_code, _, said = run(code, signal.SIGTERM)
+    # On a busy machine the signal may come before the library is called, and then it is told.
+    assert (exit_code, said) in ((143, ""), (143, "terminated\n"))
 
 
 def test_under_nohup_a_command_outlives_its_terminal():
