@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from commands import (
     LEARNING,
+    PREFLIGHT,
     ROOT,
     SETTINGS,
     SHIPPING,
@@ -136,7 +137,7 @@ def test_again_does_no_work_and_imports_nothing_heavy(built):
         ({"gate__tau_fail": 0.9, "gate__tau_pass": 0.8}, ["check", "bundle", "verify"]),
         ({"profile__iterations": 300}, ["profile", "bundle", "verify"]),
         ({"quantize__calibration": "entropy"}, [*SHIPPING]),
-        ({"prune__ratio": 0.5}, ["prune", "export", "robustness", *SHIPPING]),
+        ({"prune__ratio": 0.5}, ["preflight", "prune", "export", "robustness", *SHIPPING]),
         ({"robustness__noise": 0.5}, ["robustness", "robustness_shipped"]),
     ],
     ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
@@ -147,7 +148,7 @@ def test_a_changed_key_runs_its_stage_and_those_after_it(cache, tmp_path, change
     assert started(found.stdout) == stages
     assert events(found.stdout)[0] == {
         "event": "plan",
-        "stages": [*LEARNING, *(f"{stage} cpu" for stage in SHIPPING)],
+        "stages": [*PREFLIGHT[:2], "preflight_target cpu", *LEARNING, *(f"{stage} cpu" for stage in SHIPPING)],
     }
     assert [e["stage"].split()[0] for e in events(found.stdout) if e["event"] == "finish"] == list(STAGES)
     last = events(found.stdout)[-1]
@@ -240,7 +241,8 @@ def test_two_opsets_are_two_exports_of_one_training(cache, tmp_path):
     assert found.returncode == 0, found.stderr
     said = events(found.stdout)
     shipping = (f"{stage} {name}" for name in ("cpu", "old") for stage in SHIPPING)
-    planned = [*LEARNING[:4], "export opset 18", *LEARNING[4:], *shipping]
+    tried = ("preflight_export opset 18", "preflight_target cpu", "preflight_target old")
+    planned = [*PREFLIGHT[:2], *tried, *LEARNING[:4], "export opset 18", *LEARNING[4:], *shipping]
     assert said[0]["stages"] == planned
     assert [event["stage"] for event in said if event["event"] == "finish"] == planned
     assert [stage["name"] for stage in said[-1]["report"]["stages"]] == planned

@@ -1,7 +1,6 @@
 """What is wrong with a task or its recipe is said before anything is trained."""
 
 import dataclasses
-from types import SimpleNamespace
 
 import msgspec
 import pytest
@@ -11,7 +10,6 @@ from torch import nn
 
 from edgekd.config.recipe import LossConfig, PruneConfig, Recipe, Tap, TaskConfig
 from edgekd.errors import TaskError
-from edgekd.pipeline.trained_source import TrainingStages
 from edgekd.training.preflight import check as preflight
 from edgekd.training.taps.taps import Taps
 from edgekd.training.task.protocol import UNLABELLED, ArraySplit
@@ -237,17 +235,6 @@ def test_another_number_of_names_than_of_logits_is_refused():
         check(task)
 
 
-def test_a_build_checks_once(monkeypatch):
-    checks = []
-    monkeypatch.setattr(preflight, "check", lambda *arguments: checks.append(arguments))
-    task = loaded()
-    task.task.teacher_taps = task.task.student_taps = TAPS
-    learner = TrainingStages(None, SimpleNamespace(loaded=task), RECIPE, 18)
-    learner.preflight()
-    learner.preflight()
-    assert len(checks) == 1
-
-
 def test_a_network_that_cannot_be_built_is_placed():
     def student():
         return nn.Linear("many", 2)
@@ -257,7 +244,9 @@ def test_a_network_that_cannot_be_built_is_placed():
 
 
 @pytest.mark.parametrize("name", ["teacher", "student"])
-@pytest.mark.parametrize(("network", "said"), [(None, "returned None.*is its 'return' missing"), (3, "returned a int")])
+@pytest.mark.parametrize(
+    ("network", "said"), [(None, "returned None.*is its 'return' missing"), (3, "returned an int")]
+)
 def test_what_is_no_network_is_refused(name, network, said):
     task = loaded()
     setattr(task.task, name, lambda: network)
