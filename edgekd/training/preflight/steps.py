@@ -124,7 +124,7 @@ def _first_batch(task: LoadedTask, config: Training, seed: int) -> Batch:
 def _not_finite(network: BuiltNetwork, loss: Tensor) -> str:
     """Say what is NaN or infinite after a backward pass; nothing where all is finite."""
     if not torch.isfinite(loss):
-        return f"the loss is {float(loss):g}"
+        return f"the loss is {float(loss.detach()):g}"
     wrong = [name for name, p in _trainable(network.model) if p.grad is not None and not torch.isfinite(p.grad).all()]
     if not wrong:
         return ""
