@@ -249,6 +249,43 @@ def test_two_opsets_are_two_exports_of_one_training(cache, tmp_path):
     assert [stage["name"] for stage in said[-1]["report"]["stages"]] == planned
 
 
+REFUSING = """
+from edgekd.errors import ModelError
+
+def open_engine(engine, threads, name, **options):
+    raise ModelError(f"{name}: this library has no node 'head.3'")
+"""
+
+
+def test_a_target_that_refuses_ends_alone_and_the_others_are_published(cache, tmp_path):
+    text = (ROOT / "targets" / "cpu.toml").read_text()
+    (tmp_path / "refusing.py").write_text(REFUSING)
+    (tmp_path / "odd.toml").write_text(text.replace('runtime = "onnxruntime"', 'runtime = "refusing.py:open_engine"'))
+    kept = tmp_path / "out" / "odd" / "bundle"
+    kept.mkdir(parents=True)
+    (kept / "manifest.json").write_text("of an earlier build")
+    arguments = build_arguments(tmp_path / "out", cache)
+    found = edgekd(*arguments, "--target=cpu", "--target=./odd.toml", "--json", cwd=tmp_path)
+    assert found.returncode == 22, found.stderr
+    assert found.stderr == "error: odd refused, for the reason above; published: cpu\n"
+    (refused,) = [event for event in events(found.stdout) if event["event"] == "refuse"]
+    assert refused["target"] == "odd"
+    assert "this library has no node 'head.3' of module 'head.3'" in refused["reason"]
+    report = json.loads((tmp_path / "out" / "report.json").read_text())
+    assert [row["target"] for row in report["rows"]] == ["cpu"]
+    assert report["refused"] == {"odd": refused["reason"]}
+    assert (tmp_path / "out" / "cpu" / "bundle" / "manifest.json").is_file()
+    assert (kept / "manifest.json").read_text() == "of an earlier build"
+    assert "quantize odd" not in {event.get("stage") for event in events(found.stdout)}
+    alone = edgekd(*arguments, "--target=./odd.toml", cwd=tmp_path)
+    assert (alone.returncode, alone.stderr.startswith("error: ")) == (8, True)
+    settings = [argument for argument in arguments if str(argument).startswith("--set=")]
+    both = ("--target=cpu", "--target=./odd.toml")
+    checked = edgekd("check", "--recipe", "digits", "--cache", cache, *settings, *both, cwd=tmp_path)
+    assert checked.returncode == 22, checked.stderr
+    assert "REFUSED  odd" in checked.stdout
+
+
 def quick_recipe(overrides=()):
     return load_recipe("digits", (*(f"{key}={value}" for key, value in SETTINGS.items()), *overrides))
 

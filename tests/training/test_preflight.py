@@ -321,7 +321,7 @@ class InAList(TwoTowers):
             OneMoreInTraining,
             r"cannot be trained for one step, on 45 .*: ValueError: no weights .*preflight\.py:\d+",
         ),
-        (RootOfNothing, r"in its first step .* NaN or infinite, first that of Sqrt \(.*test_preflight\.py:\d+\)"),
+        (RootOfNothing, r"cannot be trained: in its first step .*, first that of \w+ \(.*test_preflight\.py:\d+\)"),
     ],
 )
 def test_what_a_later_stage_would_stop_at_is_said_before(student, said):
@@ -406,9 +406,7 @@ def test_what_only_one_of_two_students_shares_with_the_teacher_is_found():
 
     task = loaded()
     task.task.student, task.task.teacher = student, lambda: shared
-    with pytest.raises(
-        TaskError, match=r"'encoders.a.0.weight' of the student and 'encoders.a.0.weight' of the teacher"
-    ):
+    with pytest.raises(TaskError, match=r"'encoders.a.0.weight' of the student and 'encoders.a.0.weight' of the"):
         check(task)
 
 
