@@ -33,9 +33,10 @@ SETTINGS = {
     "gate.resamples": 200,
 }
 
+PREFLIGHT = ("preflight", "preflight_export", "preflight_target")
 LEARNING = ("teacher", "distill", "prune", "export", "robustness")
 SHIPPING = ("quantize", "evaluate", "check", "profile", "robustness_shipped", "bundle", "verify")
-STAGES = (*LEARNING, *SHIPPING)
+STAGES = (*PREFLIGHT, *LEARNING, *SHIPPING)
 
 #: For what hangs: on a machine with much else to do a build takes minutes.
 _PATIENCE_SECONDS = 1800

@@ -49,6 +49,7 @@ if TYPE_CHECKING:
     from edgekd.devices.base import Device
     from edgekd.pipeline.paths import BuildPaths
     from edgekd.pipeline.source import Origin
+    from edgekd.stages.artifacts import Exported
     from edgekd.stages.stage import Done, StageSpec
 
 
@@ -225,21 +226,33 @@ def _train(given: _Preparation, targets: Sequence[Target], devices: dict[str, De
     first = next(iter(stages.values()))
     first.preflight()
     if tries_targets(given.only):
-        for target in given.left(targets):
-            device = devices[target.name]
-            given.refusals.attempt(target.name, partial(_try_target, given, target, device, stages[target.opset]))
+        _try_targets(given, targets, devices, stages)
     if multi_process.world_size() > 1:
         multi_process.train(first)
     wanted = {target.opset for target in given.left(targets)}
     return {opset: training.run() for opset, training in stages.items() if opset in wanted}
 
 
-def _try_target(
-    given: _Preparation, target: Target, device: Device | Absent, stages: trained_source.TrainingStages
-) -> Done[TriedTarget]:
-    """Run or read the export of the untrained student, and let a target take it."""
-    exported = export_untrained(given.runner, stages.project, given.recipe, stages.opset, stages.export_label)
-    return preflight_target(given.runner, UntrainedTarget(given.recipe, target, device, exported))
+def _try_targets(
+    given: _Preparation,
+    targets: Sequence[Target],
+    devices: dict[str, Device | Absent],
+    stages: dict[int, trained_source.TrainingStages],
+) -> None:
+    """Run or read the exports of the untrained student, and let each target take its own."""
+
+    def export(opset: int) -> Done[Exported]:
+        training = stages[opset]
+        return export_untrained(given.runner, training.project, given.recipe, opset, training.export_label)
+
+    def take(target: Target) -> Done[TriedTarget]:
+        untrained = UntrainedTarget(given.recipe, target, devices[target.name], export(target.opset))
+        return preflight_target(given.runner, untrained)
+
+    for target in given.left(targets):
+        given.refusals.attempt(target.name, partial(export, target.opset))
+    for target in given.left(targets):
+        given.refusals.attempt(target.name, partial(take, target))
 
 
 def follow(recipe: Recipe, targets: Sequence[Target], cache: Path) -> None:

@@ -9,6 +9,7 @@ from edgekd.devices.base import Absent
 from edgekd.devices.browser.device import BrowserDevice
 from edgekd.devices.emulated.device import EmulatedDevice
 from edgekd.devices.local import LocalDevice
+from edgekd.devices.refusals import Refusals
 from edgekd.devices.select import assign_devices, install, known_devices, select_device
 from edgekd.devices.targets import load_target
 from edgekd.errors import DeviceError, TargetError
@@ -68,8 +69,20 @@ def test_what_cannot_be_had(target, request_, said):
         select_device(target, request_)
 
 
+def refusals(count):
+    return Refusals(count, lambda *_: None)
+
+
+def test_a_target_whose_device_cannot_be_had_ends_alone():
+    taken = refusals(2)
+    assert list(assign_devices([CPU, PI], ["local", "raspberry-pi-5=emulated:none"], taken)) == ["cpu"]
+    assert "raspberry-pi-5" in taken.reasons
+    with pytest.raises(DeviceError, match="emulated"):
+        assign_devices([PI], ["emulated:none"], refusals(1))
+
+
 def test_a_request_is_for_all_targets_or_for_one():
-    found = assign_devices([CPU, PI], ["none", "cpu=local"])
+    found = assign_devices([CPU, PI], ["none", "cpu=local"], refusals(2))
     assert isinstance(found["cpu"], LocalDevice)
     assert found["raspberry-pi-5"] == Absent("no device was asked for")
 
@@ -77,7 +90,7 @@ def test_a_request_is_for_all_targets_or_for_one():
 def test_a_request_for_a_target_that_is_not_built():
     said = r"--device gpu=local: 'gpu' is not among the targets of this build; did you mean 'cpu'\?"
     with pytest.raises(TargetError, match=said):
-        assign_devices([CPU], ["gpu=local"])
+        assign_devices([CPU], ["gpu=local"], refusals(1))
 
 
 def test_every_known_device_can_be_named():

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from commands import (
     LEARNING,
+    PREFLIGHT,
     ROOT,
     SETTINGS,
     SHIPPING,
@@ -29,6 +30,7 @@ from commands import (
 from edgekd import load, load_recipe, load_target
 from edgekd.devices.local import LocalDevice
 from edgekd.errors import TargetError
+from edgekd.pipeline import trained_source
 from edgekd.pipeline.build import build
 from edgekd.pipeline.paths import BuildPaths
 from edgekd.pipeline.project import Project
@@ -136,7 +138,7 @@ def test_again_does_no_work_and_imports_nothing_heavy(built):
         ({"gate__tau_fail": 0.9, "gate__tau_pass": 0.8}, ["check", "bundle", "verify"]),
         ({"profile__iterations": 300}, ["profile", "bundle", "verify"]),
         ({"quantize__calibration": "entropy"}, [*SHIPPING]),
-        ({"prune__ratio": 0.5}, ["prune", "export", "robustness", *SHIPPING]),
+        ({"prune__ratio": 0.5}, ["preflight", "prune", "export", "robustness", *SHIPPING]),
         ({"robustness__noise": 0.5}, ["robustness", "robustness_shipped"]),
     ],
     ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
@@ -147,7 +149,7 @@ def test_a_changed_key_runs_its_stage_and_those_after_it(cache, tmp_path, change
     assert started(found.stdout) == stages
     assert events(found.stdout)[0] == {
         "event": "plan",
-        "stages": [*LEARNING, *(f"{stage} cpu" for stage in SHIPPING)],
+        "stages": [*PREFLIGHT[:2], "preflight_target cpu", *LEARNING, *(f"{stage} cpu" for stage in SHIPPING)],
     }
     assert [e["stage"].split()[0] for e in events(found.stdout) if e["event"] == "finish"] == list(STAGES)
     last = events(found.stdout)[-1]
@@ -240,10 +242,48 @@ def test_two_opsets_are_two_exports_of_one_training(cache, tmp_path):
     assert found.returncode == 0, found.stderr
     said = events(found.stdout)
     shipping = (f"{stage} {name}" for name in ("cpu", "old") for stage in SHIPPING)
-    planned = [*LEARNING[:4], "export opset 18", *LEARNING[4:], *shipping]
+    tried = ("preflight_export opset 18", "preflight_target cpu", "preflight_target old")
+    planned = [*PREFLIGHT[:2], *tried, *LEARNING[:4], "export opset 18", *LEARNING[4:], *shipping]
     assert said[0]["stages"] == planned
     assert [event["stage"] for event in said if event["event"] == "finish"] == planned
     assert [stage["name"] for stage in said[-1]["report"]["stages"]] == planned
+
+
+REFUSING = """
+from edgekd.errors import ModelError
+
+def open_engine(engine, threads, name, **options):
+    raise ModelError(f"{name}: this library has no node 'head.3'")
+"""
+
+
+def test_a_target_that_refuses_ends_alone_and_the_others_are_published(cache, tmp_path):
+    text = (ROOT / "targets" / "cpu.toml").read_text()
+    (tmp_path / "refusing.py").write_text(REFUSING)
+    (tmp_path / "odd.toml").write_text(text.replace('runtime = "onnxruntime"', 'runtime = "refusing.py:open_engine"'))
+    kept = tmp_path / "out" / "odd" / "bundle"
+    kept.mkdir(parents=True)
+    (kept / "manifest.json").write_text("of an earlier build")
+    arguments = build_arguments(tmp_path / "out", cache)
+    found = edgekd(*arguments, "--target=cpu", "--target=./odd.toml", "--json", cwd=tmp_path)
+    assert found.returncode == 22, found.stderr
+    assert found.stderr == "error: odd refused, for the reason above; published: cpu\n"
+    (refused,) = [event for event in events(found.stdout) if event["event"] == "refuse"]
+    assert refused["target"] == "odd"
+    assert "this library has no node 'head.3' of module 'head.3'" in refused["reason"]
+    report = json.loads((tmp_path / "out" / "report.json").read_text())
+    assert [row["target"] for row in report["rows"]] == ["cpu"]
+    assert report["refused"] == {"odd": refused["reason"]}
+    assert (tmp_path / "out" / "cpu" / "bundle" / "manifest.json").is_file()
+    assert (kept / "manifest.json").read_text() == "of an earlier build"
+    assert "quantize odd" not in {event.get("stage") for event in events(found.stdout)}
+    alone = edgekd(*arguments, "--target=./odd.toml", cwd=tmp_path)
+    assert (alone.returncode, alone.stderr.startswith("error: ")) == (8, True)
+    settings = [argument for argument in arguments if str(argument).startswith("--set=")]
+    both = ("--target=cpu", "--target=./odd.toml")
+    checked = edgekd("check", "--recipe", "digits", "--cache", cache, *settings, *both, cwd=tmp_path)
+    assert checked.returncode == 22, checked.stderr
+    assert "REFUSED  odd" in checked.stdout
 
 
 def quick_recipe(overrides=()):
@@ -281,6 +321,7 @@ def test_the_gate_judges_what_is_shipped(cache, tmp_path, monkeypatch):
 
 def test_a_metric_that_is_not_a_number_fails_the_gate(cache, tmp_path, monkeypatch):
     monkeypatch.setattr(Project, "loaded", SimpleNamespace(metric=lambda _logits, _labels: math.nan))
+    monkeypatch.setattr(trained_source, "check_task", lambda *_: None)  # it would refuse such a metric
     recipe = quick_recipe(("gate.resamples=250", "quantize.repair=off"))
     report = build(recipe, [load_target("cpu")], BuildPaths(tmp_path / "out", cache))
     assert report.verdict == "fail"

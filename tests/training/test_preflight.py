@@ -1,17 +1,16 @@
 """What is wrong with a task or its recipe is said before anything is trained."""
 
 import dataclasses
-from types import SimpleNamespace
+import re
 
 import msgspec
 import pytest
 import torch
-from small import CLASSES, TAPS, TwoTowers, loaded, mlp, reporter
+from small import CLASSES, TAPS, Remembers, TwoTowers, loaded, mlp, reporter
 from torch import nn
 
 from edgekd.config.recipe import LossConfig, PruneConfig, Recipe, Tap, TaskConfig
 from edgekd.errors import TaskError
-from edgekd.pipeline.trained_source import TrainingStages
 from edgekd.training.preflight import check as preflight
 from edgekd.training.taps.taps import Taps
 from edgekd.training.task.protocol import UNLABELLED, ArraySplit
@@ -237,17 +236,6 @@ def test_another_number_of_names_than_of_logits_is_refused():
         check(task)
 
 
-def test_a_build_checks_once(monkeypatch):
-    checks = []
-    monkeypatch.setattr(preflight, "check", lambda *arguments: checks.append(arguments))
-    task = loaded()
-    task.task.teacher_taps = task.task.student_taps = TAPS
-    learner = TrainingStages(None, SimpleNamespace(loaded=task), RECIPE, 18)
-    learner.preflight()
-    learner.preflight()
-    assert len(checks) == 1
-
-
 def test_a_network_that_cannot_be_built_is_placed():
     def student():
         return nn.Linear("many", 2)
@@ -265,3 +253,177 @@ def test_what_is_no_network_is_refused(name, network, said):
     setattr(task.task, name, lambda: network)
     with pytest.raises(TaskError, match=rf"^{name}\(\) {said}"):
         check(task)
+
+
+def remembering():
+    """Return an observer, and a reporter that passes its events on to it."""
+    observer = Remembers()
+    return observer, reporter(observer)
+
+
+def warned(student, recipe=RECIPE):
+    task = loaded()
+    task.task.student = student
+    observer, report = remembering()
+    preflight.check(task, Taps(TAPS, TAPS), recipe, report)
+    return observer.warnings
+
+
+class Dropping(TwoTowers):
+    def forward(self, a, b):
+        return super().forward(nn.functional.dropout(a, 0.5), b)
+
+
+class Squeezing(TwoTowers):
+    def forward(self, a, b):
+        return super().forward(a.squeeze(), b)
+
+
+class OneMoreInTraining(TwoTowers):
+    def forward(self, a, b):
+        if self.training:
+            raise ValueError("no weights for that")
+        return super().forward(a, b)
+
+
+class RootOfNothing(TwoTowers):
+    def forward(self, a, b):
+        logits = super().forward(a, b)
+        return logits + (logits * 0).sqrt()
+
+
+class LookingAround(TwoTowers):
+    def forward(self, a, b):
+        return super().forward(a - a.mean(0), b)
+
+
+class WithIdle(TwoTowers):
+    def __init__(self):
+        super().__init__()
+        self.aside = nn.Linear(4, 4)
+
+
+class InAList(TwoTowers):
+    def __init__(self):
+        super().__init__()
+        self.layers = [nn.Linear(6, 6)]
+
+    def forward(self, a, b):
+        return super().forward(self.layers[0](a), b)
+
+
+@pytest.mark.parametrize(
+    ("student", "said"),
+    [
+        (Dropping, r"the student, Dropping, gives two results for one input in evaluation mode: .*F\.dropout"),
+        (Squeezing, r"Squeezing, does not run on a single sample, .*\(1, 6\).*small\.py:\d+\)$"),
+        (
+            OneMoreInTraining,
+            r"cannot be trained for one step, on 45 .*: ValueError: no weights .*preflight\.py:\d+",
+        ),
+        (RootOfNothing, r"cannot be trained: in its first step .*, first that of \w+ \(.*test_preflight\.py:\d+\)"),
+    ],
+)
+def test_what_a_later_stage_would_stop_at_is_said_before(student, said):
+    with pytest.raises(TaskError, match=said):
+        check(student=student)
+
+
+@pytest.mark.parametrize(
+    ("student", "said"),
+    [
+        (LookingAround, "answers a sample otherwise when another is in its batch"),
+        (WithIdle, r"parameters that no loss reaches, so they stay as they are: 'aside.weight', 'aside.bias'"),
+        (InAList, r"runs 'layers\[0\]', a Linear that is not registered in it, so it is never trained"),
+    ],
+)
+def test_what_no_later_stage_would_stop_at_is_a_warning(student, said):
+    (warning,) = warned(student, recipe())
+    assert re.search(said, warning)
+
+
+def test_a_network_that_is_as_it_should_be_is_not_warned_of():
+    assert warned(TwoTowers, recipe()) == []
+
+
+def test_what_student_and_teacher_hold_in_common_is_named():
+    stem, window = mlp(6, 16, 8), torch.ones(6)
+
+    class Sharing(TwoTowers):
+        def __init__(self):
+            super().__init__()
+            self.encoders["a"] = stem
+
+    task = loaded()
+    task.task.student = task.task.teacher = Sharing
+    with pytest.raises(TaskError, match=r"student\(\) returns the same 'encoders.a.0.weight' \(and 3 more\) in each"):
+        check(task)
+
+    class Halves(TwoTowers):
+        """Its first layer is a view of the teacher's."""
+
+        def __init__(self, of=None):
+            super().__init__()
+            if of is not None:
+                self.encoders["a"][0].weight = nn.Parameter(of.encoders["a"][0].weight.detach()[:])
+
+    teacher = TwoTowers()
+    task.task.teacher, task.task.student = lambda: teacher, lambda: Halves(teacher)
+    with pytest.raises(TaskError, match=r"student\(\) returns the same 'encoders.a.0.weight' in each call"):
+        check(task)
+
+    class Aside(TwoTowers):
+        """It runs the teacher's stem, and has not registered it."""
+
+        def __init__(self):
+            super().__init__()
+            self.held = [stem]
+
+        def forward(self, a, b):
+            return super().forward(a, b) + 0 * self.held[0](a).sum()
+
+    task.task.teacher, task.task.student = Sharing, Aside
+    with pytest.raises(TaskError, match=r"student\(\) returns the same 'held\[0\].0.weight' \(and 3 more\)"):
+        check(task)
+
+    class Windowed(TwoTowers):
+        def __init__(self):
+            super().__init__()
+            self.register_buffer("window", window)
+
+    task.task.teacher = task.task.student = Windowed
+    check(task, recipe=recipe())  # nothing changes a constant
+
+
+def test_what_only_one_of_two_students_shares_with_the_teacher_is_found():
+    shared, made = TwoTowers(), []
+
+    def student():
+        made.append(TwoTowers())
+        if len(made) == 1:
+            made[0].encoders["a"] = shared.encoders["a"]
+        return made[-1]
+
+    task = loaded()
+    task.task.student, task.task.teacher = student, lambda: shared
+    with pytest.raises(TaskError, match=r"'encoders.a.0.weight' of the student and 'encoders.a.0.weight' of the"):
+        check(task)
+
+
+def test_a_network_may_tie_its_own_layers():
+    class Tied(TwoTowers):
+        def __init__(self):
+            super().__init__()
+            self.encoders["a"][2].weight = self.encoders["b"][2].weight
+
+    check(student=Tied, recipe=recipe())
+
+
+def test_networks_are_as_they_were_after_the_check():
+    teacher = TwoTowers(norm=True)
+    before = {name: value.clone() for name, value in teacher.state_dict().items()}
+    task = loaded()
+    task.task.teacher = lambda: teacher
+    check(task, recipe=recipe(intra=1.0))
+    assert all(torch.equal(before[name], value) for name, value in teacher.state_dict().items())
+    assert all(parameter.requires_grad for parameter in teacher.parameters())

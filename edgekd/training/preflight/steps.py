@@ -124,7 +124,7 @@ def _first_batch(task: LoadedTask, config: Training, seed: int) -> Batch:
 def _not_finite(network: BuiltNetwork, loss: Tensor) -> str:
     """Say what is NaN or infinite after a backward pass; nothing where all is finite."""
     if not torch.isfinite(loss):
-        return f"the loss is {float(loss):g}"
+        return f"the loss is {float(loss.detach()):g}"
     wrong = [name for name, p in _trainable(network.model) if p.grad is not None and not torch.isfinite(p.grad).all()]
     if not wrong:
         return ""
@@ -137,18 +137,17 @@ def _origin(objective: Objective, batch: Batch, folder: Path | None) -> str:
 
     autograd's anomaly detection raises an error for the operation, and warns with the traceback of its forward pass.
     """
-    with warnings.catch_warnings(record=True) as caught, torch.autograd.detect_anomaly(check_nan=True):
+    with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         try:
-            torch.autograd.backward(training_loss(objective, batch, 0.0)[0])
+            with torch.autograd.detect_anomaly(check_nan=True):
+                torch.autograd.backward(training_loss(objective, batch, 0.0)[0])
         except RuntimeError as error:
             said = _NAN.search(str(error))
             quoted = RuntimeError(" ".join(str(warning.message) for warning in caught))
             line = own_line(quoted, folder)
             place = f" ({line})" if line else ""
-            return (
-                f", first in that of {said[1]}{place}: a square root, a quotient or a logarithm at 0?" if said else ""
-            )
+            return f", first that of {said[1]}{place}: a root, a quotient or a logarithm at 0?" if said else ""
     return ""
 
 
