@@ -5,7 +5,7 @@ import numpy as np
 import onnx
 import pytest
 from int8 import SYMMETRIC, USUAL, int8, run
-from kinds import KINDS, make
+from layer_kinds import KINDS, make
 
 from edgekd.compress.fp16 import to_half
 from edgekd.compress.fused import INTEGER_KERNELS, fused_difference, relative_error

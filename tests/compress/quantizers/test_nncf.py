@@ -245,5 +245,5 @@ def test_an_activation_that_is_not_finite_is_named(model, tmp_path):
         content = dict(arrays)
     content["input.image"][3] = 3e38  # finite, but sums of it are not
     np.savez(path, **content)
-    with pytest.raises(ModelError, match=r"not finite on the calibration samples: node 'node_mean' \(ReduceMean\) makes infinity"):
+    with pytest.raises(ModelError, match=r"not finite.* node 'node_mean' \(ReduceMean\) makes infinity"):
         write_quantized(QUANTIZER, model, CalibrationSamples(path, calibration()), USUAL, tmp_path)
