@@ -3,12 +3,12 @@
 import numpy as np
 import onnx
 import pytest
-from graphs import SYMMETRIC, USUAL, error, graph, int8_layers, node, quantize, random, readers, stored
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from int8 import run
 from onnx import TensorProto, helper, numpy_helper
 from onnx.helper import make_tensor_value_info
+from onnx_graphs import SYMMETRIC, USUAL, error, graph, int8_layers, node, quantize, random, readers, stored
 
 from edgekd.compress.quantizers.quantizer import Quantizer
 from edgekd.compress.quantizers.registry import find_quantizer
