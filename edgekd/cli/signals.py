@@ -150,3 +150,8 @@ class StoppableObserver:
         """Pass the event on."""
         self._signals.check()
         self._observer.finish(stage, seconds, cached, summary)
+
+    def refuse(self, target: str, reason: str) -> None:
+        """Pass the event on."""
+        self._signals.check()
+        self._observer.refuse(target, reason)
