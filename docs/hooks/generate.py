@@ -71,10 +71,12 @@ def recipe_tables() -> str:
     """Return a section for each table of the recipe: its keys, types, defaults and meanings."""
     definitions = full_recipe_schema()["$defs"]
     top = definitions["Recipe"]["properties"]
-    parts = [_key_table(_keys({name: top[name] for name in ("seed",)}, (), definitions))]
-    for name, field in top.items():
-        if name != "seed":
-            parts.append(_sections(name, _reference(field) or "", field.get("default") or {}, definitions))
+    below = {name: _reference(field) for name, field in top.items()}
+    plain = {name: field for name, field in top.items() if not below[name]}
+    parts = [_key_table(_keys(plain, (), definitions))]
+    parts += [
+        _sections(name, kind, top[name].get("default") or {}, definitions) for name, kind in below.items() if kind
+    ]
     return "\n\n".join(parts)
 
 

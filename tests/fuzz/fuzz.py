@@ -142,10 +142,12 @@ def main() -> int:
         print("\n".join(run.failures.values()))
         return run.close()
 
+    drawn = options.kind or [kind for kind, share in fuzz_inputs.SHARES.items() for _ in range(share)]
+
     @seed(options.start)
     @settings(max_examples=options.inputs, phases=[Phase.generate], database=None, deadline=None,
               suppress_health_check=list(HealthCheck))  # fmt: skip
-    @given(st.sampled_from(options.kind or list(fuzz_inputs.KINDS)), st.integers(0, 2**32 - 1))
+    @given(st.sampled_from(drawn), st.integers(0, 2**32 - 1))
     def draw(kind: str, number: int) -> None:
         run.take(kind, number)
 

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from collections.abc import Collection, Iterator
 
     from numpy.typing import NDArray
-    from onnx import GraphProto, ModelProto, NodeProto
+    from onnx import GraphProto, ModelProto, NodeProto, TensorProto
 
 #: Q/DQ with one scale for each channel begins with this opset, which belongs to ONNX 1.8 and its IR version 7.
 _OPSET, _IR_VERSION = 13, 7
@@ -248,14 +248,13 @@ def _lift_constants(graph: GraphProto) -> None:
 
 def _constants(graph: GraphProto) -> Iterator[tuple[str, NDArray[np.generic]]]:
     """Yield the values of ``Constant`` nodes, except strings and sparse tensors, which are never weights."""
-    numpy_helper = need("onnx", "build").numpy_helper
     for node in graph.node:
         attribute = next(iter(node.attribute), None)
         if node.op_type != "Constant" or attribute is None:
             continue
         match attribute.name:
             case "value":
-                yield node.output[0], numpy_helper.to_array(attribute.t)
+                yield node.output[0], _array(attribute.t)
             case "value_float":
                 yield node.output[0], np.array(attribute.f, np.float32)
             case "value_floats":
@@ -264,6 +263,14 @@ def _constants(graph: GraphProto) -> Iterator[tuple[str, NDArray[np.generic]]]:
                 yield node.output[0], np.array(attribute.i, np.int64)
             case "value_ints":
                 yield node.output[0], np.array(attribute.ints, np.int64)
+
+
+def _array(tensor: TensorProto) -> NDArray[np.generic]:
+    try:
+        array: NDArray[np.generic] = need("onnx", "build").numpy_helper.to_array(tensor)
+    except ValueError as error:
+        raise ModelError(f"the constant '{tensor.name}' of the model does not have the shape that it states") from error
+    return array
 
 
 def _first_line(error: Exception) -> str:

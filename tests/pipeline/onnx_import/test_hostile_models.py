@@ -99,6 +99,16 @@ def test_constants_of_unknown_types(tmp_path, kind):
     refused(path, "tensor 'k' is of the unknown type")
 
 
+def test_a_constant_of_another_size_than_its_shape(tmp_path):
+    value = numpy_helper.from_array(np.float32(2), "k")
+    nodes = [node("Constant", [], ["k"], value=value), node("Mul", ["x", "k"], ["y"])]
+    path = write(tmp_path / "m.onnx", nodes, [tensor("x", ["n", 4])], [tensor("y", ["n", 4])])
+    model = onnx.load(path)
+    model.graph.node[0].attribute[0].t.raw_data = bytes(8)
+    onnx.save(model, path)
+    refused(path, "the constant 'k' of the model does not have the shape")
+
+
 def test_shapes_that_contradict_each_other(tmp_path):
     model = onnx.load(mlp(tmp_path / "m.onnx", opset=11))
     model.graph.output[0].type.tensor_type.shape.dim[1].dim_value = 7
