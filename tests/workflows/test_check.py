@@ -9,7 +9,7 @@ from edgekd.config.target import find_target, load_calibration
 
 #: Ranges of three samples clip much of all others.
 STARVED = 'description = "Three samples"\nranges = "minmax"\nrounding = "nearest"\nsamples = 3\nchunk = 3\n'
-#: A device of the user's own that takes the INT8 of two networks, the untrained and the one it meets next, and no other.
+#: A user's own device that takes the INT8 of two networks, the untrained one and the next that it meets, and no other.
 NPU = """
 import hashlib
 from pathlib import Path
