@@ -17,8 +17,8 @@ from calibration_memory import TARGET, write_network, write_samples
 from common import arguments, parse, write_result
 
 from edgekd.compress import quantize
-from edgekd.compress.fused import fused_difference
 from edgekd.compress.masks import survey
+from edgekd.compress.oracles.fused import fused_difference
 from edgekd.compress.ranges import CalibrationSamples
 from edgekd.config.target import load_calibration
 from edgekd.devices.targets import load_target

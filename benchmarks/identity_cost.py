@@ -17,7 +17,7 @@ from common import TASKS, arguments, export, parse, write_result
 
 import edgekd
 from edgekd.compress import quantize
-from edgekd.compress.identity import SAMPLES, first_difference, first_misquantized, require_same
+from edgekd.compress.oracles.identity import SAMPLES, first_difference, first_misquantized, require_same
 from edgekd.config.target import load_calibration
 from edgekd.stages.artifacts import CALIBRATION, PREPARED, QDQ, onnx_name
 

@@ -9,11 +9,11 @@ import msgspec
 
 from edgekd.compress import identity
 from edgekd.compress.fp16 import to_half
-from edgekd.compress.fp16_identity import require_same_in_half
 from edgekd.compress.graph import copy, drop_outputs, save
-from edgekd.compress.identity import require_same
-from edgekd.compress.names import Names
+from edgekd.compress.oracles.fp16_identity import require_same_in_half
+from edgekd.compress.oracles.identity import require_same
 from edgekd.compress.quantizers import onnxruntime
+from edgekd.compress.quantizers.names import Names
 from edgekd.compress.quantizers.prepare import refusals
 from edgekd.compress.quantizers.registry import find_quantizer
 from edgekd.compress.quantizers.write import write_quantized

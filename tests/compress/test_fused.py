@@ -8,7 +8,7 @@ from int8 import SYMMETRIC, USUAL, int8, run
 from layer_kinds import KINDS, make
 
 from edgekd.compress.fp16 import to_half
-from edgekd.compress.fused import INTEGER_KERNELS, fused_difference, relative_error
+from edgekd.compress.oracles.fused import INTEGER_KERNELS, fused_difference, relative_error
 
 #: Schemes of processors, and that of Jetson boards, whose rest is float16.
 SCHEMES = {

@@ -6,9 +6,9 @@ import logging
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
-from edgekd.compress.canonical import make_canonical
 from edgekd.compress.graph import drop_unread, save
-from edgekd.compress.identity import first_difference
+from edgekd.compress.oracles.identity import first_difference
+from edgekd.compress.quantizers.canonical import make_canonical
 from edgekd.errors import ModelError
 from edgekd.files import need
 from edgekd.stages.artifacts import PREPARED
@@ -31,7 +31,7 @@ _LIBRARIES = frozenset({"onnx", "onnxruntime", "google"})
 _READ = "read.onnx"
 
 
-class Refusal(ModelError):
+class QuantizerRefusal(ModelError):
     """A library cannot take a graph.
 
     Args:
@@ -61,7 +61,7 @@ def prepare(
 
     Returns:
         The graph, and for each node that must stay float the reason, as in
-        :func:`~edgekd.compress.canonical.make_canonical`.
+        :func:`~edgekd.compress.quantizers.canonical.make_canonical`.
 
     Raises:
         ModelError: The graph computes something else without folding too.
@@ -97,7 +97,7 @@ def _rewritten(operators: Collection[str], work: Path, fold: bool) -> tuple[Mode
 def refusals(
     model: Path, title: str, error_modules: Sequence[ModuleType] = (), packages: Sequence[str] = ()
 ) -> Iterator[None]:
-    """Raise what libraries raise at a graph that they cannot take as one :class:`Refusal`.
+    """Raise what libraries raise at a graph that they cannot take as one :class:`QuantizerRefusal`.
 
     What no library has to do with, a defect of edgekd, passes as it is.
 
@@ -118,7 +118,7 @@ def refusals(
             raise
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         kind = "" if isinstance(error, (*known, ValueError, RuntimeError)) else f"{type(error).__name__}: "
-        raise Refusal(model, title, f"{kind}{reason}") from error
+        raise QuantizerRefusal(model, title, f"{kind}{reason}") from error
 
 
 @contextmanager

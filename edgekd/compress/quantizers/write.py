@@ -6,11 +6,11 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from edgekd.compress.graph import save, sort_nodes, unquantize_outputs
-from edgekd.compress.identity import SAMPLES, Difference, first_misquantized
-from edgekd.compress.kept import read_float, with_limits
 from edgekd.compress.masks import leave_float, survey
-from edgekd.compress.quantizers.prepare import Refusal, prepare, refusals
-from edgekd.compress.raw import raw_nodes
+from edgekd.compress.oracles.identity import SAMPLES, Difference, first_misquantized
+from edgekd.compress.quantizers.kept import read_float, with_limits
+from edgekd.compress.quantizers.prepare import QuantizerRefusal, prepare, refusals
+from edgekd.compress.quantizers.raw import raw_nodes
 from edgekd.errors import ModelError
 from edgekd.files import need, quiet
 from edgekd.stages.artifacts import PREPARED, QDQ
@@ -104,7 +104,7 @@ class _Attempts:
         """Return a QDQ graph, and the first node that is wrong in it or that the quantizer cannot take."""
         try:
             graph, difference = self._quantize(kept, self.samples)
-        except Refusal as refusal:
+        except QuantizerRefusal as refusal:
             name = self._refused(kept)
             if name is None:
                 raise
@@ -148,6 +148,6 @@ class _Attempts:
     def _takes(self, kept: Collection[str], samples: CalibrationSamples) -> bool:
         try:
             self._quantize(kept, samples)
-        except Refusal:
+        except QuantizerRefusal:
             return False
         return True

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from edgekd.compress.fused import INTEGER_KERNELS, fused_difference, relative_error
+from edgekd.compress.oracles.fused import INTEGER_KERNELS, fused_difference, relative_error
 from edgekd.compress.quantize import open_samples
 from edgekd.config.target import load_calibration
 from edgekd.gram.drift import flips
@@ -12,7 +12,7 @@ from edgekd.gram.probe import Probe
 from edgekd.stages.artifacts import DEPLOY
 
 if TYPE_CHECKING:
-    from edgekd.compress.fused import FusedDifference
+    from edgekd.compress.oracles.fused import FusedDifference
     from edgekd.pipeline.target.context import Context, PreparedCandidate
 
 #: Calibration samples that show what optimizers do.

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Literal
 import msgspec
 
 from edgekd.compress import quantize
-from edgekd.compress.identity import RewriteError, require_same
 from edgekd.compress.mixed_precision import ALL_HARM, repair_steps, spare_steps
+from edgekd.compress.oracles.identity import RewriteError, require_same
 from edgekd.gram.gate import Verdict, keep_ledger
 from edgekd.pipeline.target.context import OUTPUTS, LedgerStep, PreparedCandidate
 from edgekd.pipeline.target.examine import open_examiner, time_beside_int8

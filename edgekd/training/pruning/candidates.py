@@ -42,7 +42,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Candidate:
+class PrunableGroup:
     """A group that can be cut: as torch-pruning has it, and what is known of it."""
 
     members: PruningGroup
@@ -113,7 +113,7 @@ class Candidates:
         self._paths = {layer: path for path, layer in model.named_modules()}
         self.refusals: list[Refusal] = []
 
-    def find(self) -> list[Candidate]:
+    def find(self) -> list[PrunableGroup]:
         """Return the groups that can be cut, which each of them is to show, and add the others to the refusals.
 
         The network must be traceable.
@@ -166,7 +166,7 @@ class Candidates:
             }
         return reasons
 
-    def _described(self, group: PruningGroup, reasons: Mapping[nn.Module, str]) -> Candidate | None:
+    def _described(self, group: PruningGroup, reasons: Mapping[nn.Module, str]) -> PrunableGroup | None:
         described = describe_group(group, self._paths, self._branches, self._config.round_to or 1)
         if described.width // described.parts < 2:
             return None
@@ -174,7 +174,7 @@ class Candidates:
         if reason is not None:
             self.refuse([described.refusal(reason)])
             return None
-        return Candidate(group, described)
+        return PrunableGroup(group, described)
 
     def _reason(self, group: PruningGroup, reasons: Mapping[nn.Module, str]) -> str | None:
         """Return why a group is not even tried, if there is a reason."""

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
     from edgekd.config.recipe import PruneConfig, Tap
     from edgekd.training.pruning.budget import Widths
-    from edgekd.training.pruning.candidates import Candidate
+    from edgekd.training.pruning.candidates import PrunableGroup
     from edgekd.training.pruning.groups import Group, History, Importance
     from edgekd.training.task.protocol import Batch
 
@@ -119,7 +119,7 @@ class Cutter:
             groups = [self._measured(each, importance) for each in candidates]
         return [group for group in groups if group is not None], importance
 
-    def _measured(self, candidate: Candidate, importance: Importance) -> Group | None:
+    def _measured(self, candidate: PrunableGroup, importance: Importance) -> Group | None:
         """Return a group with the importance of its channels, or None where it is not known."""
         group = candidate.group
         try:

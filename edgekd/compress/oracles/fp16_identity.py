@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from edgekd.compress.graph import copy, drop_unread
-from edgekd.compress.identity import RewriteError, first_difference, stored_levels
+from edgekd.compress.oracles.identity import RewriteError, first_difference, stored_levels
 from edgekd.compress.qdq_map import initializers, producers
 from edgekd.files import need
 

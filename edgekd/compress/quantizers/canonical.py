@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from edgekd.compress.graph import all_nodes, drop_unread, inner_graphs, rename
-from edgekd.compress.names import Names
 from edgekd.compress.qdq_map import WEIGHT_BEARING, initializers, producers
+from edgekd.compress.quantizers.names import Names
 from edgekd.files import need
 
 if TYPE_CHECKING:
