@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from edgekd.compress import identity
+from edgekd.compress.oracles import identity
 from edgekd.compress.switchboard import Switchboard
 from edgekd.gram.blame import Effect, Series, make_blocks
 from edgekd.gram.drift import sample_drifts

@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Literal
 
 import msgspec
 
-from edgekd.compress import identity
 from edgekd.compress.fp16 import to_half
 from edgekd.compress.graph import copy, drop_outputs, save
+from edgekd.compress.oracles import identity
 from edgekd.compress.oracles.fp16_identity import require_same_in_half
 from edgekd.compress.oracles.identity import require_same
 from edgekd.compress.quantizers import onnxruntime

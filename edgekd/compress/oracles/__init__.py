@@ -1,1 +1,1 @@
-"""Independent checks of rewritten graphs: with its rounding left aside each is the float network that it was made of."""
+"""Independent checks of rewritten graphs: its rounding left aside, each is the float network that it was made of."""
