@@ -22,6 +22,7 @@ from edgekd.compress import quantize
 from edgekd.compress.blame import blame
 from edgekd.compress.partial import SAMPLES, Examiner, SampleFacts
 from edgekd.compress.ranges import CalibrationSamples
+from edgekd.compress.variants import CandidateSpec
 from edgekd.config.target import load_calibration
 from edgekd.stages.artifacts import CALIBRATION, PREPARED, QDQ, onnx_name
 
@@ -38,7 +39,7 @@ def measure(task: str, quantizer: str, rounds: int, recipe: Sequence[str]) -> di
     target, calibration = edgekd.load_target(TARGET), load_calibration("minmax")
     path = exported.folder / CALIBRATION
     with TemporaryDirectory() as scratch:
-        way = quantize.CandidateSpec("int8", quantizer)
+        way = CandidateSpec("int8", quantizer)
         model = exported.folder / onnx_name("pruned")
         quantize.run(way, model, path, target.scheme, calibration, Path(scratch))
         qdq, floats = (onnx.load(Path(scratch) / way.name / name) for name in (QDQ, PREPARED))

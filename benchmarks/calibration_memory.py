@@ -46,13 +46,14 @@ QUANTIZE = f"""
 import sys
 from pathlib import Path
 import msgspec
+from edgekd.compress.variants import CandidateSpec
 from edgekd.compress import quantize
 from edgekd.runtime.measure.machine import peak_rss_bytes
 from edgekd.config.target import Calibration
 from edgekd.devices.targets import load_target
 quantizer, calibration, model, samples, folder = sys.argv[1:]
 how = msgspec.json.decode(calibration, type=Calibration)
-spec = quantize.CandidateSpec("int8", quantizer)
+spec = CandidateSpec("int8", quantizer)
 quantize.run(spec, Path(model), Path(samples), load_target("{TARGET}").scheme, how, Path(folder))
 print(peak_rss_bytes())
 """

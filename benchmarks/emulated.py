@@ -19,6 +19,7 @@ from common import TASKS, arguments, export, parse, write_result
 
 import edgekd
 from edgekd.compress import quantize
+from edgekd.compress.variants import CandidateSpec
 from edgekd.config.target import load_calibration
 from edgekd.devices.emulated.device import EmulatedDevice
 from edgekd.devices.emulated.processors import processors
@@ -35,7 +36,7 @@ if TYPE_CHECKING:
     from edgekd.devices.base import Device
 
 TARGET = edgekd.load_target("cpu")
-FLOAT, INT8 = quantize.CandidateSpec("float32", None), quantize.CandidateSpec("int8", "qdq")
+FLOAT, INT8 = CandidateSpec("float32", None), CandidateSpec("int8", "qdq")
 #: The forms of a graph: which way it is written, and whether weights have 7 bits.
 GRAPHS = {"float": (FLOAT, True), "int8 with 7-bit weights": (INT8, True), "int8 with 8-bit weights": (INT8, False)}
 
@@ -63,7 +64,7 @@ def run(device: Device, engine: Path, test: Path, outputs: Path) -> tuple[Probe,
         return Probe(samples["ids"], found["logits"], embeddings), seconds
 
 
-def write_graph(exported: Path, way: quantize.CandidateSpec, reduce_range: bool, folder: Path) -> Path:
+def write_graph(exported: Path, way: CandidateSpec, reduce_range: bool, folder: Path) -> Path:
     """Write the pruned network in one form below ``folder``."""
     folder.mkdir()
     scheme = msgspec.structs.replace(TARGET.scheme, reduce_range=reduce_range)

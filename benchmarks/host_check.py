@@ -17,9 +17,10 @@ from calibration_memory import TARGET, write_network, write_samples
 from common import arguments, parse, write_result
 
 from edgekd.compress import quantize
-from edgekd.compress.masks import survey
 from edgekd.compress.oracles.fused import fused_difference
+from edgekd.compress.quantizers.masked import survey
 from edgekd.compress.ranges import CalibrationSamples
+from edgekd.compress.variants import CandidateSpec
 from edgekd.config.target import load_calibration
 from edgekd.devices.targets import load_target
 from edgekd.runtime.backends.registry import AS_WRITTEN, ORT
@@ -62,7 +63,7 @@ def main() -> None:
         model, samples = folder / "model.onnx", folder / "samples.npz"
         write_network(model)
         write_samples(samples, options.samples)
-        spec = quantize.CandidateSpec("int8", "qdq")
+        spec = CandidateSpec("int8", "qdq")
         scheme = load_target(TARGET).scheme
         quantizing_s = seconds(lambda: quantize.run(spec, model, samples, scheme, calibration, folder))
         chunks = CalibrationSamples(samples, calibration)

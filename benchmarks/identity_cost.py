@@ -17,7 +17,10 @@ from common import TASKS, arguments, export, parse, write_result
 
 import edgekd
 from edgekd.compress import quantize
-from edgekd.compress.oracles.identity import SAMPLES, first_difference, first_misquantized, require_same
+from edgekd.compress.oracles.identity import SAMPLES, first_difference
+from edgekd.compress.oracles.rounding_aside import first_misquantized, require_same
+from edgekd.compress.quantizers.prepare import open_samples
+from edgekd.compress.variants import CandidateSpec
 from edgekd.config.target import load_calibration
 from edgekd.stages.artifacts import CALIBRATION, PREPARED, QDQ, onnx_name
 
@@ -29,8 +32,8 @@ def measure(task: str, quantizer: str, rounds: int, recipe: list[str]) -> dict[s
     _, exported = export(task, settings=recipe)
     target, calibration = edgekd.load_target(TARGET), load_calibration("minmax")
     model, path = exported.folder / onnx_name("pruned"), exported.folder / CALIBRATION
-    spec = quantize.CandidateSpec("int8", quantizer)
-    feeds = list(quantize.open_samples(model, path, calibration).fewer(SAMPLES))
+    spec = CandidateSpec("int8", quantizer)
+    feeds = list(open_samples(model, path, calibration).fewer(SAMPLES))
     write_s, compare_s = [], []
     for _ in range(rounds):
         with TemporaryDirectory() as scratch:

@@ -34,6 +34,7 @@ from side_by_side import (
 
 import edgekd
 from edgekd.compress import quantize
+from edgekd.compress.variants import CandidateSpec
 from edgekd.config.target import load_calibration
 from edgekd.runtime.backends.registry import Runtime
 from edgekd.stages.artifacts import CALIBRATION, DEPLOY, TEST, onnx_name
@@ -50,7 +51,7 @@ BARE = {
         "compiled(feeds)": partial(open_openvino_default, options=OPENVINO_OPTIONS),
     },
 }
-WAYS = (quantize.CandidateSpec("float32", None), quantize.CandidateSpec("int8", "qdq"))
+WAYS = (CandidateSpec("float32", None), CandidateSpec("int8", "qdq"))
 GOAL_US, GOAL_SHARE = 10.0, 0.03
 
 

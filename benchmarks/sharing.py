@@ -21,6 +21,7 @@ from common import arguments, export, parse, write_result
 
 import edgekd
 from edgekd.compress import quantize
+from edgekd.compress.variants import CandidateSpec
 from edgekd.config.target import load_calibration
 from edgekd.runtime.backends.registry import Runtime
 from edgekd.runtime.feeds import read_feeds
@@ -151,7 +152,7 @@ def main() -> None:
         samples = exported / TEST
         for target in map(edgekd.load_target, TARGETS):
             with TemporaryDirectory() as scratch:
-                way = quantize.CandidateSpec("int8", "qdq")
+                way = CandidateSpec("int8", "qdq")
                 model, calibration = exported / onnx_name("pruned"), load_calibration("minmax")
                 quantize.run(way, model, exported / CALIBRATION, target.scheme, calibration, Path(scratch))
                 engine = Path(scratch) / way.name / DEPLOY

@@ -10,8 +10,12 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
     from pathlib import Path
 
-    from onnx import GraphProto, ModelProto, NodeProto
+    from onnx import GraphProto, ModelProto, NodeProto, TensorProto
     from onnxruntime import InferenceSession
+
+
+#: Operators that multiply by weights, which INT8 makes faster. Each such node is a layer.
+WEIGHT_BEARING = ("Conv", "ConvTranspose", "Gemm", "MatMul")
 
 
 def copy(model: ModelProto) -> ModelProto:
@@ -141,3 +145,18 @@ def _keep(repeated: Any, wanted: Any) -> None:
     kept = [item for item in repeated if wanted(item)]
     del repeated[:]
     repeated.extend(kept)
+
+
+def layer_name(node: NodeProto) -> str:
+    """Return the name of a node; where it has none, that of its first output."""
+    return str(node.name or node.output[0])
+
+
+def producers(graph: GraphProto) -> dict[str, NodeProto]:
+    """Return the node that computes each tensor."""
+    return {name: node for node in graph.node for name in node.output if name}
+
+
+def initializers(graph: GraphProto) -> dict[str, TensorProto]:
+    """Return the graph's stored tensors by name."""
+    return {tensor.name: tensor for tensor in graph.initializer}

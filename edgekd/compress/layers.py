@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from edgekd.compress.qdq_map import find_sites, initializers, producers
+from edgekd.compress.graph import initializers, producers
+from edgekd.compress.qdq_map import find_sites
 from edgekd.files import need
 
 if TYPE_CHECKING:

@@ -11,16 +11,12 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from edgekd.compress.extremes import find_extremes, float_tensors
-from edgekd.compress.graph import open_at
-from edgekd.compress.qdq_map import WEIGHT_BEARING, find_sites, initializers, layer_name, producers
-from edgekd.compress.switchboard import restore_float
+from edgekd.compress.graph import WEIGHT_BEARING, initializers, layer_name, open_at, producers
 from edgekd.errors import ModelError
 from edgekd.files import need
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Mapping
-    from pathlib import Path
 
     from onnx import ModelProto
 
@@ -123,43 +119,6 @@ def _masked_constants(model: ModelProto, weighted: Collection[str]) -> dict[str,
         if content.infinite or (magnitude >= _LEAST_MASK and _is_dwarfed(content, magnitude)):
             found[name] = Masked(content.low, content.high, infinite=False)
     return found
-
-
-def survey(prepared: Path, samples: Iterable[Feeds]) -> dict[str, Masked]:
-    """Return the masked tensors of the float graph in a file, as :func:`find_masked` does."""
-    graph, tensors = float_tensors(prepared)
-    return find_masked(graph, find_extremes(graph, tensors, samples), samples)
-
-
-def leave_float(
-    qdq: ModelProto, floats: ModelProto, masked: Mapping[str, Masked]
-) -> tuple[ModelProto, tuple[str, ...]]:
-    """Return a QDQ graph in which masked tensors are float, and a note for the user where there are any.
-
-    Args:
-        qdq: The QDQ graph, which is not changed.
-        floats: The float graph that was quantized.
-        masked: The masked tensors of the float graph.
-
-    Raises:
-        ModelError: The two graphs do not belong together.
-    """
-    if not masked:
-        return qdq, ()
-    rounded = find_sites(qdq, floats).keys() & masked.keys()
-    told = {name: mask for name, mask in masked.items() if mask.infinite or name in rounded}
-    notes = (_describe(told),) if told else ()
-    return (restore_float(qdq, floats, rounded) if rounded else qdq), notes
-
-
-def _describe(masked: Mapping[str, Masked]) -> str:
-    names = [f"'{name}'" for name in masked]
-    more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
-    kind = "infinite values" if any(mask.infinite for mask in masked.values()) else "huge values"
-    return (
-        f"{kind} in {', '.join(names[:_SHOWN])}{more} are taken for a mask, since no output shows them; these tensors "
-        "stay float"
-    )
 
 
 def _is_dwarfed(content: _Content, magnitude: float) -> bool:

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
-from edgekd.compress.graph import copy
-from edgekd.compress.qdq_map import WEIGHT_BEARING, inputs_behind
+from edgekd.compress.graph import WEIGHT_BEARING, copy
+from edgekd.compress.qdq_map import inputs_behind
 from edgekd.errors import ModelError, nearest
 from edgekd.files import need
 from edgekd.gram.blame import FUSION

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
-from edgekd.compress.graph import reads
+from edgekd.compress.graph import WEIGHT_BEARING, initializers, layer_name, producers, reads
 from edgekd.errors import ModelError
 from edgekd.files import need
 from edgekd.gram.blame import FUSION, WeightedLayer
@@ -25,8 +25,6 @@ if TYPE_CHECKING:
 
 Kind = Literal["activation", "weight", "bias"]
 
-#: Operators that multiply by weights, which INT8 makes faster. Each such node is a layer.
-WEIGHT_BEARING = ("Conv", "ConvTranspose", "Gemm", "MatMul")
 #: Operators that ONNX Runtime's quantizer removes where the limits of uint8 have the same effect.
 _LIMITS = ("Relu", "Clip")
 
@@ -151,21 +149,6 @@ def branches(path: Path) -> dict[str, str]:
 
 def _behind(node: NodeProto, behind: Mapping[str, frozenset[str]]) -> frozenset[str]:
     return frozenset[str]().union(*(behind[name] for name in node.output if name))
-
-
-def layer_name(node: NodeProto) -> str:
-    """Return the name of a node; where it has none, that of its first output."""
-    return str(node.name or node.output[0])
-
-
-def producers(graph: GraphProto) -> dict[str, NodeProto]:
-    """Return the node that computes each tensor."""
-    return {name: node for node in graph.node for name in node.output if name}
-
-
-def initializers(graph: GraphProto) -> dict[str, TensorProto]:
-    """Return the graph's stored tensors by name."""
-    return {tensor.name: tensor for tensor in graph.initializer}
 
 
 def _readers(graph: GraphProto) -> dict[str, list[tuple[NodeProto, int]]]:

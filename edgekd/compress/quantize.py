@@ -2,28 +2,24 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import TYPE_CHECKING, Literal
 
-import msgspec
-
-from edgekd.compress.fp16 import to_half
-from edgekd.compress.graph import copy, drop_outputs, save
+from edgekd.compress.graph import save
 from edgekd.compress.oracles import identity
 from edgekd.compress.oracles.fp16_identity import require_same_in_half
-from edgekd.compress.oracles.identity import require_same
-from edgekd.compress.quantizers import onnxruntime
+from edgekd.compress.oracles.rounding_aside import require_same
 from edgekd.compress.quantizers.names import Names
-from edgekd.compress.quantizers.prepare import refusals
+from edgekd.compress.quantizers.prepare import open_samples
 from edgekd.compress.quantizers.registry import find_quantizer
 from edgekd.compress.quantizers.write import write_quantized
 from edgekd.compress.range_search import SAMPLES, shrink_ranges
-from edgekd.compress.ranges import CalibrationSamples
 from edgekd.compress.rounding import reconstruct
+from edgekd.compress.variants import Candidate, CandidateSpec, count_quantized, has_half, write_variants
 from edgekd.errors import ModelError, TargetError
 from edgekd.files import need, quiet, scratch_folder, sha256_file
 from edgekd.plugins import is_plugin, source_file
-from edgekd.stages.artifacts import DEPLOY, PREPARED, PROBE_GRAPH, QDQ
+from edgekd.stages.artifacts import PREPARED, PROBE_GRAPH, QDQ
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -31,6 +27,7 @@ if TYPE_CHECKING:
 
     from onnx import ModelProto
 
+    from edgekd.compress.ranges import CalibrationSamples
     from edgekd.config.target import Calibration, Precision, Scheme, Target
 
 #: Weights are reconstructed on as many samples as ``_BYTES`` hold, but on no fewer than ``_FEWEST``. Each of several
@@ -38,47 +35,6 @@ if TYPE_CHECKING:
 _BYTES, _FEWEST = 32_000_000, 128
 #: The largest level of symmetric INT8 weights, by ``Scheme.reduce_range``.
 _LARGEST = {True: 64, False: 127}
-
-
-@dataclass(frozen=True)
-class CandidateSpec:
-    """How a candidate for what ships is to be written.
-
-    Attributes:
-        precision: What its weights and activations are, e.g. "int8".
-        quantizer: Name of the quantizer, as the target has it; None where nothing is quantized.
-    """
-
-    precision: Precision
-    quantizer: str | None
-
-    @property
-    def name(self) -> str:
-        """Name of the candidate, and of its folder: "int8", "int8-nncf", "float32"."""
-        if self.quantizer in (None, onnxruntime.QUANTIZER.name):
-            return self.precision
-        return f"{self.precision}-{self.quantizer.rpartition(':')[2]}"
-
-
-@dataclass(frozen=True)
-class Candidate:
-    """The two graphs of a candidate, which lie in the folder of its name.
-
-    Attributes:
-        name: Name of its :class:`CandidateSpec`.
-        precision: Precision of its :class:`CandidateSpec`.
-        quantized_nodes: Number of weight-bearing nodes that compute in INT8.
-        weight_nodes: Number of weight-bearing nodes.
-        sizes: Bytes of each file, by the file's name.
-        notes: Sentences for the user on how it was written.
-    """
-
-    name: str
-    precision: str
-    quantized_nodes: int
-    weight_nodes: int
-    sizes: dict[str, int]
-    notes: tuple[str, ...] = ()
 
 
 def candidate_specs(target: Target, precision: Literal["best"] | Precision) -> tuple[CandidateSpec, ...]:
@@ -151,7 +107,7 @@ def run(
     with scratch_folder(folder) as work, quiet():
         written = write_quantized(find_quantizer(spec.quantizer), model, chunks, scheme, work)
         graph, floats = onnx.load(str(written.path)), onnx.load(str(work / PREPARED))
-        if not _count(graph)[0]:
+        if not count_quantized(graph)[0]:
             operators = ", ".join(scheme.operators)
             raise ModelError(f"{model}: nothing in it could be quantized; the scheme quantizes {operators}")
         _improve(graph, floats, chunks, scheme)
@@ -167,37 +123,10 @@ def _write_same(
 ) -> Candidate:
     """Write both variants, and make sure that they are the network that the graph is."""
     candidate = write_variants(graph, spec, scheme, folder)
-    if _has_half(spec, scheme):
+    if has_half(spec, scheme):
         half = need("onnx", "build").load(str(folder / PROBE_GRAPH))
         require_same_in_half(half, graph, list(samples.fewer(identity.SAMPLES)))
     return candidate
-
-
-def _has_half(spec: CandidateSpec, scheme: Scheme) -> bool:
-    return spec.precision == "float16" or (spec.quantizer is not None and scheme.rest == "float16")
-
-
-def write_variants(graph: ModelProto, spec: CandidateSpec, scheme: Scheme, folder: Path) -> Candidate:
-    """Write the two variants of a candidate's graph: with its embeddings as outputs, and without.
-
-    Args:
-        graph: The float graph, or the QDQ graph before FP16, with outputs ``logits`` and ``embedding.<modality>``. It
-            is not changed.
-        spec: The candidate's precision and quantizer.
-        scheme: Whether what is not INT8 becomes FP16.
-        folder: The candidate's folder, which is made.
-
-    Raises:
-        ModelError: The graph cannot be written in FP16.
-    """
-    done, total = _count(graph)
-    engine = to_half(graph) if _has_half(spec, scheme) else copy(graph)
-    engine.graph.ClearField("value_info")  # shapes of inner tensors, which every library infers itself
-    folder.mkdir(exist_ok=True)
-    save(engine, folder / PROBE_GRAPH)
-    drop_outputs(folder / PROBE_GRAPH, ("logits",), folder / DEPLOY)
-    sizes = {name: (folder / name).stat().st_size for name in (PROBE_GRAPH, DEPLOY)}
-    return Candidate(spec.name, spec.precision, done, total, sizes)
 
 
 def _improve(graph: ModelProto, floats: ModelProto, samples: CalibrationSamples, scheme: Scheme) -> None:
@@ -207,23 +136,3 @@ def _improve(graph: ModelProto, floats: ModelProto, samples: CalibrationSamples,
     if samples.calibration.rounding == "reconstruct":
         few = samples.fewer(max(_FEWEST, _BYTES // samples.row_bytes))
         reconstruct(graph, floats, few, _LARGEST[scheme.reduce_range])
-
-
-def open_samples(model: Path, samples: Path, calibration: Calibration) -> CalibrationSamples:
-    """Return the calibration samples, one at a time for a graph of batch size 1.
-
-    Raises:
-        ModelError: The graph cannot be read.
-    """
-    with refusals(model, "ONNX Runtime"):
-        inputs = need("onnx", "build").load(str(model), load_external_data=False).graph.input
-    shapes = (value.type.tensor_type.shape.dim for value in inputs)
-    takes_one_row = any(shape[0].dim_value == 1 for shape in shapes if shape)
-    return CalibrationSamples(samples, msgspec.structs.replace(calibration, chunk=1) if takes_one_row else calibration)
-
-
-def _count(graph: ModelProto) -> tuple[int, int]:
-    """Return the number of weight-bearing nodes that read dequantized weights, and that of all."""
-    producer = {name: node.op_type for node in graph.graph.node for name in node.output}
-    weighty = [node for node in graph.graph.node if node.op_type in ("Conv", "ConvTranspose", "Gemm", "MatMul")]
-    return sum(producer.get(node.input[1]) == "DequantizeLinear" for node in weighty), len(weighty)

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from edgekd.compress.graph import WEIGHT_BEARING, initializers, producers
 from edgekd.compress.layers import store
-from edgekd.compress.qdq_map import WEIGHT_BEARING, initializers, producers
 from edgekd.compress.switchboard import Switchboard
 from edgekd.files import need
 from edgekd.gram.drift import sample_drifts

@@ -7,15 +7,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from edgekd.compress.graph import copy, drop_unread
-from edgekd.compress.qdq_map import (
-    WEIGHT_BEARING,
-    Quantized,
-    describe_sites,
-    find_sites,
-    initializers,
-    producers,
-)
+from edgekd.compress.graph import WEIGHT_BEARING, copy, drop_unread, initializers, producers
+from edgekd.compress.qdq_map import Quantized, describe_sites, find_sites
 from edgekd.files import need
 from edgekd.gram.blame import FUSION
 

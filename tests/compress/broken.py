@@ -4,7 +4,8 @@ import numpy as np
 import onnx
 from onnx import numpy_helper
 
-from edgekd.compress.qdq_map import describe_sites, find_sites, initializers
+from edgekd.compress.graph import initializers
+from edgekd.compress.qdq_map import describe_sites, find_sites
 
 
 def round_weights(qdq, floats, branch, bits=3):

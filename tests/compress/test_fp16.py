@@ -10,6 +10,7 @@ from requirements import RTX_PACKAGE
 
 from edgekd.compress import quantize
 from edgekd.compress.fp16 import to_half
+from edgekd.compress.variants import CandidateSpec
 from edgekd.config.target import Calibration, Scheme
 from edgekd.errors import ModelError
 from edgekd.runtime.backends.tensorrt_build import BuildOptions, build_plan
@@ -23,7 +24,7 @@ def quantized(model, samples, tmp_path_factory):
     scheme = Scheme(activations="int8", symmetric_activations=True, bias="float", reduce_range=False)
     folder = tmp_path_factory.mktemp("quantized")
     calibration = Calibration(description="", ranges="minmax", samples=200)
-    quantize.run(quantize.CandidateSpec("int8", "qdq"), model, samples, scheme, calibration, folder)
+    quantize.run(CandidateSpec("int8", "qdq"), model, samples, scheme, calibration, folder)
     return onnx.load(folder / "int8" / quantize.PROBE_GRAPH)
 
 

@@ -8,9 +8,9 @@ from onnx import TensorProto, helper, numpy_helper
 from onnx.helper import make_node, make_tensor_value_info
 
 from edgekd.compress import quantize
-from edgekd.compress.quantize import CandidateSpec
 from edgekd.compress.quantizers.registry import find_quantizer
 from edgekd.compress.ranges import CalibrationSamples
+from edgekd.compress.variants import CandidateSpec, write_variants
 from edgekd.config.target import DEFAULT_OPERATORS, Calibration, Scheme
 from edgekd.errors import ModelError, TargetError
 from edgekd.stages.artifacts import DEPLOY, PREPARED, PROBE_GRAPH, QDQ
@@ -96,7 +96,7 @@ def test_batch_normalization_is_folded_into_the_convolution_before_it(network, m
 
 
 def test_the_kept_graphs_make_the_same_engine_again(build, tmp_path):
-    again = quantize.write_variants(onnx.load(build() / QDQ), BY_EDGEKD, USUAL, tmp_path / "again")
+    again = write_variants(onnx.load(build() / QDQ), BY_EDGEKD, USUAL, tmp_path / "again")
     assert (again.quantized_nodes, again.weight_nodes) == (7, 7)
     for name in (PROBE_GRAPH, DEPLOY):
         assert (tmp_path / "again" / name).read_bytes() == (build() / name).read_bytes()

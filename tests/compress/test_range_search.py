@@ -5,7 +5,7 @@ from fusion import MODALITIES, snr_db, split_samples
 from int8 import CALIBRATION, USUAL, int8, run
 from onnx import numpy_helper
 
-from edgekd.compress.qdq_map import initializers, producers
+from edgekd.compress.graph import initializers, producers
 from edgekd.compress.range_search import shrink_ranges
 from edgekd.compress.ranges import CalibrationSamples
 from edgekd.compress.switchboard import Switchboard

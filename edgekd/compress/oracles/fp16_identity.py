@@ -6,9 +6,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from edgekd.compress.graph import copy, drop_unread
-from edgekd.compress.oracles.identity import RewriteError, first_difference, stored_levels
-from edgekd.compress.qdq_map import initializers, producers
+from edgekd.compress.graph import copy, drop_unread, initializers, producers
+from edgekd.compress.oracles.identity import RewriteError, first_difference
+from edgekd.compress.oracles.rounding_aside import stored_levels
 from edgekd.files import need
 
 if TYPE_CHECKING:

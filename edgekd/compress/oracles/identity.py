@@ -7,20 +7,16 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from edgekd.compress.graph import open_at
-from edgekd.compress.qdq_map import find_sites, initializers, layer_name, producers
-from edgekd.compress.switchboard import restore_float
+from edgekd.compress.graph import layer_name, open_at, producers
 from edgekd.errors import ModelError
-from edgekd.files import need
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Sequence
 
     from numpy.typing import NDArray
-    from onnx import GraphProto, ModelProto, NodeProto, TensorProto
+    from onnx import ModelProto
     from onnxruntime import InferenceSession
 
-    from edgekd.compress.qdq_map import QdqSite
     from edgekd.runtime.session import Array, Feeds
 
     Doubles = NDArray[np.float64]
@@ -76,82 +72,6 @@ def first_difference(
     return Difference(layer_name(node) if node else first[0], f"'{first[0]}' {first[1]}")
 
 
-def first_misquantized(qdq: ModelProto, floats: ModelProto, feeds: Sequence[Feeds]) -> Difference | None:
-    """Return the first node that a QDQ graph would compute wrong even if nothing were rounded.
-
-    Stored tensors must be what the float graph stores, rounded to about the nearest level. For the rest see
-    :func:`require_same`.
-
-    Args:
-        qdq: The QDQ graph, its weights at their nearest levels.
-        floats: The float graph that was quantized.
-        feeds: Few samples in chunks.
-
-    Raises:
-        ModelError: The two graphs do not belong together.
-    """
-    stored, exact = initializers(qdq.graph), initializers(floats.graph)
-    for site in find_sites(qdq, floats).values():
-        steps = max((_steps(pair[0], stored, exact[site.tensor]) for pair in _stored_pairs(site)), default=0.0)
-        if not steps <= _STEPS:
-            return Difference(_reader(floats.graph, site.tensor), f"'{site.tensor}' is {steps:.3g} steps off")
-    return _first_changed(qdq, floats, feeds)
-
-
-def require_same(qdq: ModelProto, floats: ModelProto, feeds: Sequence[Feeds]) -> None:
-    """Raise where a QDQ graph is another network than the float graph that was quantized.
-
-    The QDQ graph must run; and it must compute what the float graph does, once each Q/DQ pair is replaced by its input,
-    and each stored tensor by the float one.
-
-    Raises:
-        RewriteError: It does not; the error names the first node that differs.
-    """
-    difference = _first_changed(qdq, floats, feeds)
-    if difference:
-        raise RewriteError(f"INT8 changes the network at '{difference.node}': {difference.reason}")
-
-
-def _first_changed(qdq: ModelProto, floats: ModelProto, feeds: Sequence[Feeds]) -> Difference | None:
-    outputs = [value.name for value in qdq.graph.output]
-    session = open_at(qdq, outputs)
-    for chunk in feeds:
-        _run(session, outputs, chunk)
-    return first_difference(restore_float(qdq, floats, find_sites(qdq, floats)), floats, feeds)
-
-
-def _stored_pairs(site: QdqSite) -> list[tuple[NodeProto, NodeProto | None]]:
-    return [] if site.kind == "activation" else site.pairs
-
-
-def _steps(dequantize: NodeProto, stored: Mapping[str, TensorProto], exact: TensorProto) -> float:
-    """Return the root mean square of a stored tensor's rounding, in steps of its scale."""
-    levels, scale = stored_levels(dequantize, stored)
-    values = need("onnx", "build").numpy_helper.to_array(exact).astype(np.float64)
-    return float(np.sqrt(np.mean(np.square(levels - values / scale)))) if values.size else 0.0
-
-
-def stored_levels(dequantize: NodeProto, stored: Mapping[str, TensorProto]) -> tuple[Doubles, Doubles]:
-    """Return what a DequantizeLinear node reads, in steps from its zero point, and the step for each element.
-
-    Args:
-        dequantize: A node that reads a stored tensor.
-        stored: The graph's stored tensors.
-    """
-    to_array = need("onnx", "build").numpy_helper.to_array
-    levels, scale, *zero_point = (to_array(stored[name]).astype(np.float64) for name in dequantize.input)
-    axis = next((item.i for item in dequantize.attribute if item.name == "axis"), 1)
-    shape = [1] * levels.ndim
-    if scale.size > 1:
-        shape[axis] = -1
-    zero = zero_point[0].reshape(shape) if zero_point else 0.0
-    return levels - zero, scale.reshape(shape)
-
-
-def _reader(graph: GraphProto, tensor: str) -> str:
-    return next(layer_name(node) for node in graph.node if tensor in node.input)
-
-
 def _first_apart(
     rewritten: ModelProto, floats: ModelProto, tensors: Sequence[str], feeds: Sequence[Feeds], tolerance: float
 ) -> tuple[str, str] | None:
@@ -160,7 +80,7 @@ def _first_apart(
     first = len(tensors)
     reason = ""
     for chunk in feeds:
-        exact, found = (_run(session, tensors, chunk) for session in sessions)
+        exact, found = (run_few(session, tensors, chunk) for session in sessions)
         for index, (one, other) in enumerate(zip(exact[:first], found, strict=False)):
             how = _apart(one, other, tolerance)
             if how:
@@ -169,7 +89,8 @@ def _first_apart(
     return (tensors[first], reason) if reason else None
 
 
-def _run(session: InferenceSession, tensors: Sequence[str], feeds: Feeds) -> list[Array]:
+def run_few(session: InferenceSession, tensors: Sequence[str], feeds: Feeds) -> list[Array]:
+    """Return some tensors of a session, given at least the inputs that it has."""
     wanted = {value.name: feeds[value.name] for value in session.get_inputs() if value.name in feeds}
     found: list[Array] = session.run(list(tensors), wanted)
     return found

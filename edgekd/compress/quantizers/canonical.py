@@ -6,8 +6,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from edgekd.compress.graph import all_nodes, drop_unread, inner_graphs, rename
-from edgekd.compress.qdq_map import WEIGHT_BEARING, initializers, producers
+from edgekd.compress.graph import WEIGHT_BEARING, all_nodes, drop_unread, initializers, inner_graphs, producers, rename
 from edgekd.compress.quantizers.names import Names
 from edgekd.files import need
 

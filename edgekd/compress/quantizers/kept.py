@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from edgekd.compress.graph import drop_unread
-from edgekd.compress.qdq_map import initializers, producers
+from edgekd.compress.graph import drop_unread, initializers, producers
 
 if TYPE_CHECKING:
     from collections.abc import Collection

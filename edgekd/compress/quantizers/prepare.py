@@ -6,9 +6,12 @@ import logging
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
+import msgspec
+
 from edgekd.compress.graph import drop_unread, save
 from edgekd.compress.oracles.identity import first_difference
 from edgekd.compress.quantizers.canonical import make_canonical
+from edgekd.compress.ranges import CalibrationSamples
 from edgekd.errors import ModelError
 from edgekd.files import need
 from edgekd.stages.artifacts import PREPARED
@@ -20,6 +23,7 @@ if TYPE_CHECKING:
 
     from onnx import ModelProto
 
+    from edgekd.config.target import Calibration
     from edgekd.runtime.session import Feeds
 
 #: What libraries raise besides their own errors, at a graph that they were not made for.
@@ -142,3 +146,16 @@ def _passed(error: BaseException) -> Iterator[str]:
 
 def _exceptions(module: ModuleType) -> tuple[type[Exception], ...]:
     return tuple(x for x in vars(module).values() if isinstance(x, type) and issubclass(x, Exception))
+
+
+def open_samples(model: Path, samples: Path, calibration: Calibration) -> CalibrationSamples:
+    """Return the calibration samples, one at a time for a graph of batch size 1.
+
+    Raises:
+        ModelError: The graph cannot be read.
+    """
+    with refusals(model, "ONNX Runtime"):
+        inputs = need("onnx", "build").load(str(model), load_external_data=False).graph.input
+    shapes = (value.type.tensor_type.shape.dim for value in inputs)
+    takes_one_row = any(shape[0].dim_value == 1 for shape in shapes if shape)
+    return CalibrationSamples(samples, msgspec.structs.replace(calibration, chunk=1) if takes_one_row else calibration)

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from edgekd.compress.graph import reads
-from edgekd.compress.qdq_map import initializers
+from edgekd.compress.graph import initializers, reads
 from edgekd.files import need
 
 if TYPE_CHECKING:

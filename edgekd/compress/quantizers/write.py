@@ -6,9 +6,10 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from edgekd.compress.graph import save, sort_nodes, unquantize_outputs
-from edgekd.compress.masks import leave_float, survey
-from edgekd.compress.oracles.identity import SAMPLES, Difference, first_misquantized
+from edgekd.compress.oracles.identity import SAMPLES, Difference
+from edgekd.compress.oracles.rounding_aside import first_misquantized
 from edgekd.compress.quantizers.kept import read_float, with_limits
+from edgekd.compress.quantizers.masked import leave_float, survey
 from edgekd.compress.quantizers.prepare import QuantizerRefusal, prepare, refusals
 from edgekd.compress.quantizers.raw import raw_nodes
 from edgekd.errors import ModelError

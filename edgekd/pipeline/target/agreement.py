@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from edgekd.compress.oracles.fused import INTEGER_KERNELS, fused_difference, relative_error
-from edgekd.compress.quantize import open_samples
+from edgekd.compress.quantizers.prepare import open_samples
 from edgekd.config.target import load_calibration
 from edgekd.gram.drift import flips
 from edgekd.gram.probe import Probe

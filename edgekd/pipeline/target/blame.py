@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from edgekd.compress.partial import Examiner
-    from edgekd.compress.quantize import CandidateSpec
+    from edgekd.compress.variants import CandidateSpec
     from edgekd.pipeline.target.context import Context, PreparedCandidate
     from edgekd.stages.progress import StageReporter
 

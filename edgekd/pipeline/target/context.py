@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-    from edgekd.compress.quantize import Candidate, CandidateSpec
+    from edgekd.compress.variants import Candidate, CandidateSpec
     from edgekd.config.recipe import Recipe
     from edgekd.config.target import Target
     from edgekd.devices.base import Device

@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING
 import msgspec
 import numpy as np
 
-from edgekd.compress import quantize
 from edgekd.compress.partial import SAMPLES, Examiner, SampleFacts
+from edgekd.compress.quantizers.prepare import open_samples
+from edgekd.compress.variants import write_variants
 from edgekd.config.recipe import ProfileConfig
 from edgekd.config.target import load_calibration
 from edgekd.files import need, scratch_folder
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
 
     import onnx
 
-    from edgekd.compress.quantize import CandidateSpec
+    from edgekd.compress.variants import CandidateSpec
     from edgekd.pipeline.target.context import Context, PreparedCandidate
     from edgekd.runtime.measure.results import Quantile
     from edgekd.stages.progress import StageReporter
@@ -38,7 +39,7 @@ def open_examiner(context: Context, candidate: PreparedCandidate) -> Examiner:
     qdq, floats = (onnx.load(str(candidate.folder / name)) for name in (QDQ, PREPARED))
     calibration = load_calibration(context.recipe.quantize.calibration)
     few = msgspec.structs.replace(calibration, samples=min(calibration.samples, SAMPLES))
-    samples = quantize.open_samples(candidate.folder / PREPARED, context.calibration, few)
+    samples = open_samples(candidate.folder / PREPARED, context.calibration, few)
     with open_arrays(context.calibration) as arrays:
         labels, groups = (arrays[key][samples.rows] if key in arrays else None for key in ("labels", "groups"))
     if labels is not None and (labels == UNLABELLED).all():
@@ -69,14 +70,14 @@ def time_beside_int8(
     scheme, names = context.target.scheme, list(graphs)
     timed: dict[str, tuple[Quantile, Quantile]] = {}
     with scratch_folder(folder) as work:
-        quantize.write_variants(examiner.qdq, spec, scheme, work / "int8")
+        write_variants(examiner.qdq, spec, scheme, work / "int8")
         whole = work / "int8" / DEPLOY
         iterations = _iterations(context, whole, work)
         for start in range(0, len(names), _SIDE_BY_SIDE):
             group = names[start : start + _SIDE_BY_SIDE]
             engines = [whole]
             for index, name in enumerate(group, start):
-                quantize.write_variants(graphs[name](), spec, scheme, work / str(index))
+                write_variants(graphs[name](), spec, scheme, work / str(index))
                 engines.append(work / str(index) / DEPLOY)
             int8, *others = _p50(context, engines, iterations, work)
             timed |= {name: (own, int8) for name, own in zip(group, others, strict=True)}

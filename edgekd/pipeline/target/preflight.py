@@ -24,7 +24,7 @@ from edgekd.stages.stage import StageSpec, library_versions
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from edgekd.compress.quantize import CandidateSpec
+    from edgekd.compress.variants import CandidateSpec
     from edgekd.config.recipe import Recipe
     from edgekd.config.target import Target
     from edgekd.devices.base import Device

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from edgekd.compress import quantize
+from edgekd.compress.variants import Candidate
 from edgekd.config.target import load_calibration
 from edgekd.errors import ModelError
 from edgekd.pipeline.target.context import OUTPUTS, Context, LedgerStep, PreparedCandidate, require_one
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
-    from edgekd.compress.quantize import Candidate, CandidateSpec
+    from edgekd.compress.variants import Candidate, CandidateSpec
     from edgekd.config.target import Calibration
     from edgekd.pipeline.source import QatStudent
     from edgekd.stages.artifacts import Exported
@@ -37,7 +38,7 @@ class QuantizedCandidates:
         refused: For each candidate that could not be written, the reason.
     """
 
-    candidates: tuple[quantize.Candidate, ...]
+    candidates: tuple[Candidate, ...]
     deploy_logit_error: dict[str, float]
     refused: dict[str, str]
 

@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING, Literal
 
 import msgspec
 
-from edgekd.compress import quantize
 from edgekd.compress.mixed_precision import ALL_HARM, repair_steps, spare_steps
-from edgekd.compress.oracles.identity import RewriteError, require_same
+from edgekd.compress.oracles.identity import RewriteError
+from edgekd.compress.oracles.rounding_aside import require_same
+from edgekd.compress.variants import Candidate, write_variants
 from edgekd.gram.gate import Verdict, keep_ledger
 from edgekd.pipeline.target.context import OUTPUTS, LedgerStep, PreparedCandidate
 from edgekd.pipeline.target.examine import open_examiner, time_beside_int8
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
 
     from edgekd.compress.mixed_precision import RepairStep
     from edgekd.compress.partial import Examiner
-    from edgekd.compress.quantize import CandidateSpec
+    from edgekd.compress.variants import CandidateSpec
     from edgekd.gram.blame import Blame
     from edgekd.gram.probe import Probe
     from edgekd.pipeline.target.context import Context
@@ -47,7 +48,7 @@ class Repaired:
         verdict: Verdict of the gate on this host after the last step.
     """
 
-    candidate: quantize.Candidate | None
+    candidate: Candidate | None
     deploy_logit_error: float
     notes: tuple[str, ...]
     verdict: Verdict
@@ -93,7 +94,7 @@ def return_layers(
         def judge(graph: onnx.ModelProto) -> Verdict:
             nonlocal done
             require_same(graph, examiner.floats, examiner.few)
-            written = quantize.write_variants(graph, spec, context.target.scheme, folder / spec.name)
+            written = write_variants(graph, spec, context.target.scheme, folder / spec.name)
             probe, error = probe_variants(
                 lambda variant: run_on_host(folder / spec.name / variant, context.test), context.test, name
             )

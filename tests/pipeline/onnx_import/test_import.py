@@ -9,7 +9,7 @@ from onnx import helper
 from user import run_user
 
 from edgekd.compress import quantize
-from edgekd.compress.quantize import CandidateSpec
+from edgekd.compress.variants import CandidateSpec
 from edgekd.config.target import load_calibration
 from edgekd.devices.targets import load_target
 from edgekd.errors import ModelError, TaskError

@@ -7,7 +7,7 @@ import pytest
 from user import run_user
 
 from edgekd.compress import quantize
-from edgekd.compress.quantize import CandidateSpec
+from edgekd.compress.variants import CandidateSpec
 from edgekd.config.target import load_calibration
 from edgekd.devices.targets import load_target
 from edgekd.pipeline.onnx_import.stage import OnnxSource, import_onnx

@@ -11,6 +11,7 @@ from torch import nn
 from torch.nn.utils import parametrizations
 
 from edgekd.compress import quantize
+from edgekd.compress.variants import CandidateSpec
 from edgekd.config.recipe import Tap
 from edgekd.config.target import Calibration, Scheme
 from edgekd.training.export.onnx import ExportNetwork, write_onnx
@@ -95,7 +96,7 @@ def exported(request, tmp_path_factory):
 def by_onnx_runtime(exported, scheme, folder):
     """Quantize the network as a build does, and run it node by node, as ONNX defines it."""
     way, calibration = (
-        quantize.CandidateSpec("int8", "qdq"),
+        CandidateSpec("int8", "qdq"),
         Calibration(description="", ranges="minmax", rounding="nearest"),
     )
     graph, samples = exported.folder / "float.onnx", exported.folder / "calibration.npz"
