@@ -24,7 +24,8 @@ from edgekd.compress.variants import CandidateSpec
 from edgekd.config.target import load_calibration
 from edgekd.devices.targets import load_target
 from edgekd.runtime.backends.registry import AS_WRITTEN, ORT
-from edgekd.runtime.session import read_feeds, run_rows
+from edgekd.runtime.feeds import read_feeds
+from edgekd.runtime.session import run_rows
 from edgekd.stages.artifacts import DEPLOY, PREPARED
 
 if TYPE_CHECKING:
