@@ -224,6 +224,7 @@ def _train(given: _Preparation, targets: Sequence[Target], devices: dict[str, De
         for opset, label in export_labels(given.left(targets)).items()
     }
     first = next(iter(stages.values()))
+    first.teacher_weights()
     first.preflight()
     if tries_targets(given.only):
         _try_targets(given, targets, devices, stages)

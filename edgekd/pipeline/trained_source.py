@@ -260,13 +260,22 @@ class TrainingStages:
         settings = {**_plain(config), "seed": self.recipe.seed}
         return self._run(ROBUSTNESS, config=settings, inputs={"pruned": origin.pruned.key}, run=run)
 
-    def teacher(self) -> Done[Trained]:
-        """Check the task; then train the teacher, or load the user's."""
-        self.preflight()
-        config, project = self.recipe.teacher, self.teachers or self.project
-        weights = Path(config.weights) if config.weights else None
+    def teacher_weights(self) -> Path | None:
+        """Return the file of the teacher's weights, where the recipe names one.
+
+        Raises:
+            ModelError: There is no such file.
+        """
+        weights = Path(self.recipe.teacher.weights) if self.recipe.teacher.weights else None
         if weights is not None and not weights.is_file():
             raise ModelError(f"[teacher] weights: {weights}: no such file")
+        return weights
+
+    def teacher(self) -> Done[Trained]:
+        """Check the task; then train the teacher, or load the user's."""
+        weights = self.teacher_weights()
+        self.preflight()
+        config, project = self.recipe.teacher, self.teachers or self.project
 
         def run(folder: Path, report: StageReporter) -> Trained:
             from edgekd.training.distillation import teacher

@@ -13,6 +13,7 @@ from edgekd.compress.quantizers.prepare import prepare
 from edgekd.compress.ranges import CalibrationSamples, find_ranges
 from edgekd.config.target import Calibration
 from edgekd.errors import ModelError
+from edgekd.stages.artifacts import PREPARED
 
 TIME, WIDTH, CLASSES = 6, 8, 5
 #: A scheme that rounds what masks go through, too.
@@ -82,6 +83,12 @@ def multiplying(value):
     return attention(*nodes), {"causal": CAUSAL, "huge": np.float32(value)}
 
 
+def prepared(model, feeds, folder):
+    """Return the file of the graph in the form in which it is quantized."""
+    prepare(model, [{name: x[:4] for name, x in feeds.items()}], EVERYTHING.operators, folder)
+    return folder / PREPARED
+
+
 def calibration(path, ranges="minmax"):
     return CalibrationSamples(path, Calibration(description="", ranges=ranges, samples=64))
 
@@ -115,7 +122,7 @@ def test_a_masked_network_is_as_good_in_int8(tmp_path, masking, value, quantizer
 def test_a_masked_range_is_that_of_what_is_not_masked(tmp_path, ranges, scheme):
     nodes, constants = adding(-np.inf)
     model, samples, feeds = write(tmp_path, *nodes, **constants)
-    found = find_ranges(prepare(model, tmp_path), calibration(samples, ranges), scheme)
+    found = find_ranges(prepared(model, feeds, tmp_path), calibration(samples, ranges), scheme)
     low, high = (float(np.ravel(value)[0]) for value in found["masked"].range_value)
     wanted = onnx.load(model)
     wanted.graph.output.append(helper.make_empty_tensor_value_info("scores"))
@@ -126,10 +133,10 @@ def test_a_masked_range_is_that_of_what_is_not_masked(tmp_path, ranges, scheme):
 
 def test_the_note_names_what_is_masked(tmp_path):
     nodes, constants = adding(-np.inf)
-    model, samples, _ = write(tmp_path, *nodes, **constants)
-    prepared = prepare(model, tmp_path)
-    floats = onnx.load(prepared)
-    _, notes = leave_float(floats, floats, survey(prepared, calibration(samples)))
+    model, samples, feeds = write(tmp_path, *nodes, **constants)
+    path = prepared(model, feeds, tmp_path)
+    floats = onnx.load(path)
+    _, notes = leave_float(floats, floats, survey(path, calibration(samples)))
     assert notes == (
         "infinite values in 'masked' are taken for a mask, since no output shows them; these tensors stay float",
     )
@@ -148,8 +155,10 @@ def test_a_bias_of_positions_beside_a_stored_mask_is_not_lost(tmp_path):
 
 def test_without_a_mask_nothing_is_noted(tmp_path):
     nodes = attention(helper.make_node("Mul", ["scores", "large"], ["masked"]))
-    model, samples, _ = write(tmp_path, *nodes, large=1e5)
-    assert survey(prepare(model, tmp_path), calibration(samples)) == {}, "large values are no mask of small ones"
+    model, samples, feeds = write(tmp_path, *nodes, large=1e5)
+    assert survey(prepared(model, feeds, tmp_path), calibration(samples)) == {}, (
+        "large values are no mask of small ones"
+    )
 
 
 def test_a_logarithm_of_zero_that_is_chosen_away_is_a_mask(tmp_path):
@@ -163,7 +172,7 @@ def test_a_logarithm_of_zero_that_is_chosen_away_is_a_mask(tmp_path):
         make("MatMul", ["chosen", "wk"], ["mixed"], name="second"),
     )
     model, samples, feeds = write(tmp_path, *nodes, zero=0)
-    assert survey(prepare(model, tmp_path), calibration(samples)).keys() == {"log"}
+    assert survey(prepared(model, feeds, tmp_path), calibration(samples)).keys() == {"log"}
     qdq, _ = int8(model, samples, tmp_path / "work", EVERYTHING)
     assert np.isfinite(run(qdq, feeds)["logits"]).all()
 
@@ -180,16 +189,16 @@ def test_a_row_that_is_masked_throughout_may_be_nan_where_it_is_chosen_away(tmp_
         make("MatMul", ["safe", "v"], ["mixed"], name="mix"),
     ]
     model, samples, feeds = write(tmp_path, *nodes, mask=mask, zero=0)
-    assert survey(prepare(model, tmp_path), calibration(samples)).keys() == {"mask", "masked", "p"}
+    assert survey(prepared(model, feeds, tmp_path), calibration(samples)).keys() == {"mask", "masked", "p"}
     assert close(*int8(model, samples, tmp_path / "work"), feeds)
 
 
 def test_nan_that_reaches_an_output_is_named_by_the_node_that_makes_it(tmp_path):
     nodes, constants = adding(-np.inf)
     constants["mask"] = np.full((TIME, TIME), -np.inf)
-    model, samples, _ = write(tmp_path, *nodes, **constants)
+    model, samples, feeds = write(tmp_path, *nodes, **constants)
     with pytest.raises(ModelError, match=r"output 'logits' is not finite.*node 'softmax' \(Softmax\) makes NaN first"):
-        survey(prepare(model, tmp_path), calibration(samples))
+        survey(prepared(model, feeds, tmp_path), calibration(samples))
 
 
 def test_an_overflow_that_reaches_an_output_is_named_by_the_node_that_makes_it(tmp_path):
@@ -198,9 +207,9 @@ def test_an_overflow_that_reaches_an_output_is_named_by_the_node_that_makes_it(t
         helper.make_node("Mul", ["grown", "large"], ["lost"], name="lose"),
         helper.make_node("MatMul", ["lost", "wq"], ["mixed"], name="mix"),
     )
-    model, samples, _ = write(tmp_path, *nodes, large=1e30)
+    model, samples, feeds = write(tmp_path, *nodes, large=1e30)
     with pytest.raises(ModelError, match=r"not finite.*node 'lose' \(Mul\) makes infinity first; look for an overflow"):
-        survey(prepare(model, tmp_path), calibration(samples))
+        survey(prepared(model, feeds, tmp_path), calibration(samples))
 
 
 def test_nan_that_a_node_hides_is_no_mask(tmp_path):
@@ -211,6 +220,6 @@ def test_nan_that_a_node_hides_is_no_mask(tmp_path):
         make("Cast", ["index"], ["number"], to=TensorProto.FLOAT),
         make("Add", ["x", "number"], ["mixed"]),
     )
-    model, samples, _ = write(tmp_path, *nodes)
+    model, samples, feeds = write(tmp_path, *nodes)
     with pytest.raises(ModelError, match=r"node 'largest' \(ArgMax\) reads 'root', and hides.*node 'root' \(Sqrt\)"):
-        survey(prepare(model, tmp_path), calibration(samples))
+        survey(prepared(model, feeds, tmp_path), calibration(samples))

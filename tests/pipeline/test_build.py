@@ -259,12 +259,13 @@ def open_engine(engine, threads, name, **options):
 
 def test_a_target_that_refuses_ends_alone_and_the_others_are_published(cache, tmp_path):
     text = (ROOT / "targets" / "cpu.toml").read_text()
+    arguments = build_arguments(tmp_path / "out", cache)
+    (tmp_path / "odd.toml").write_text(text)
+    assert edgekd(*arguments, "--target=./odd.toml", cwd=tmp_path).returncode == 0
+    manifest = tmp_path / "out" / "odd" / "bundle" / "manifest.json"
+    earlier = manifest.read_bytes()
     (tmp_path / "refusing.py").write_text(REFUSING)
     (tmp_path / "odd.toml").write_text(text.replace('runtime = "onnxruntime"', 'runtime = "refusing.py:open_engine"'))
-    kept = tmp_path / "out" / "odd" / "bundle"
-    kept.mkdir(parents=True)
-    (kept / "manifest.json").write_text("of an earlier build")
-    arguments = build_arguments(tmp_path / "out", cache)
     found = edgekd(*arguments, "--target=cpu", "--target=./odd.toml", "--json", cwd=tmp_path)
     assert found.returncode == 22, found.stderr
     assert found.stderr == "error: odd refused, for the reason above; published: cpu\n"
@@ -275,7 +276,7 @@ def test_a_target_that_refuses_ends_alone_and_the_others_are_published(cache, tm
     assert [row["target"] for row in report["rows"]] == ["cpu"]
     assert report["refused"] == {"odd": refused["reason"]}
     assert (tmp_path / "out" / "cpu" / "bundle" / "manifest.json").is_file()
-    assert (kept / "manifest.json").read_text() == "of an earlier build"
+    assert manifest.read_bytes() == earlier
     assert "quantize odd" not in {event.get("stage") for event in events(found.stdout)}
     alone = edgekd(*arguments, "--target=./odd.toml", cwd=tmp_path)
     assert (alone.returncode, alone.stderr.startswith("error: ")) == (8, True)

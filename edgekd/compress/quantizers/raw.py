@@ -20,15 +20,18 @@ _VALUELESS = frozenset({
     "Shape", "Size", "Equal", "Greater", "GreaterOrEqual", "Less", "LessOrEqual", "Not", "And", "Or", "Xor", "IsNaN",
     "IsInf", "ArgMax", "ArgMin", "NonZero",
 })  # fmt: skip
+#: Operators whose result lies in one small range, whatever the units of what they read.
+_BOUNDED = frozenset({"Sign", "Softmax", "Sigmoid", "HardSigmoid", "Tanh", "Erf", "Sin", "Cos"})
 
 
 def raw_nodes(graph: GraphProto) -> frozenset[str]:
     """Return the names of the nodes that must stay float, since they compute on raw inputs.
 
-    A tensor is raw from the graph's inputs up to the first layer with stored weights, or the first normalisation that
-    brings each channel into the same range by itself. One scale for channels of different units would destroy the
-    smaller; a layer with weights is the first that may round what it reads. The normalisation itself reads raw values,
-    and stays float; a layer without stored weights, such as a product of two inputs, is arithmetic like any other.
+    A tensor is raw from the graph's inputs up to the first layer with stored weights, or the first normalisation or
+    function that brings each channel into the same range by itself. One scale for channels of different units would
+    destroy the smaller; a layer with weights is the first that may round what it reads. The normalisation itself reads
+    raw values, and stays float, and so does the addition of a mask that is an input; a layer without stored weights,
+    such as a product of two inputs, is arithmetic like any other.
 
     Args:
         graph: A float graph in topological order, its nodes named.
@@ -43,7 +46,7 @@ def raw_nodes(graph: GraphProto) -> frozenset[str]:
         if raw.isdisjoint(reads(node)) or _is_layer(node, weights):
             continue
         found.add(node.name)
-        if node.op_type not in _STANDARDIZING | _VALUELESS:
+        if node.op_type not in _STANDARDIZING | _VALUELESS | _BOUNDED:
             raw.update(filter(None, node.output))
     return frozenset(found)
 

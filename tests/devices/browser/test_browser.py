@@ -638,7 +638,7 @@ def test_no_npm(monkeypatch, tmp_path):
 def test_a_folder_that_cannot_be_made(registry, monkeypatch, tmp_path):
     (tmp_path / "file").touch()
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
-    with pytest.raises(DeviceError, match=r"cannot be .*: Not a directory; choose another folder with XDG_CACHE_HOME"):
+    with pytest.raises(DeviceError, match=r"cannot be .*: Not a directory; choose another with XDG_CACHE_HOME"):
         library.install(lambda *_: None)
 
 

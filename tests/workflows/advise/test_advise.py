@@ -131,7 +131,7 @@ def test_the_same_call_again_trains_nothing_and_says_the_same(matters):
     watched = Watches()
     again = run(small_recipe("Scarce", temperature=0.1, extra={}), folder, BUDGET, watched, name="mine")
     assert again == found
-    assert watched.finished == {"teacher": True, "trials": True}
+    assert watched.finished == {"preflight": True, "teacher": True, "trials": True}
 
 
 def test_no_room_where_every_network_solves_the_task(tmp_path):
