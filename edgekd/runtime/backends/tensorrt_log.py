@@ -24,8 +24,8 @@ _NO_GPU = re.compile(r"CUDA initialization failure|cudaError")
 #: The position in the library's source, which tells a user nothing.
 _POSITION = re.compile(r"^\w+\.[ch]pp:\d+: |\.? ?In \w+ at /_src/[^)\s]* ?")
 
-#: An error of the optimizer, in terms of its own sources and tensors.
-_INSIDE = re.compile(r"(\w+::\w+: )?(Error Code \d+: )?Myelin \(.*\)")
+#: An error of the optimizer, in terms of its own sources and tensors; not one that names the operation.
+_INSIDE = re.compile(r"(\w+::\w+: )?(Error Code \d+: )?Myelin \((?!.*Cannot compile operation).*\)")
 
 #: What the parser logs when it comes to a constant or a node.
 _AT = re.compile(r"(?P<kind>Importing initializer|Parsing node): (?P<name>.*?)(?: \[(?P<operator>\w+)\])?\s*$")
