@@ -254,7 +254,7 @@ def test_a_users_own_runtime(cache, tmp_path):
     )
     (tmp_path / "npu.toml").write_text(text + "\n[options]\ngain = 2.0\n")
     failed = edgekd(*arguments, "--target=./npu.toml", "--json", cwd=tmp_path)
-    assert started(failed.stdout) == ["evaluate"]
+    assert started(failed.stdout) == ["preflight_target"], "it is said before anything is trained"
     assert failed.returncode == 6
     assert "returned a NoneType without 'inputs'" in failed.stderr
 

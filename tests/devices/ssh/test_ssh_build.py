@@ -143,8 +143,10 @@ def test_one_board_that_fails_lets_the_other_finish(board, other, cache, tmp_pat
                     os.kill(pid, signal.SIGKILL)
                 break
         rest, said = process.communicate(timeout=120)
-    assert process.returncode == 10
-    assert f"error: {board.name}: the connection was lost" in said
+    assert process.returncode == 22
+    assert said == "error: cpu refused, for the reason above; published: openvino-cpu\n"
+    (refused,) = [event for event in events(rest) if event["event"] == "refuse"]
+    assert f"{board.name}: the connection was lost" in refused["reason"]
     finished = [event["stage"] for event in events(rest) if event["event"] == "finish"]
     assert "verify openvino-cpu" in finished
     assert "profile cpu" not in finished

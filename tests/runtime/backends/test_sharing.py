@@ -190,7 +190,6 @@ else:
 """
 
 
-@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system cannot fork")
 @pytest.mark.parametrize("library", ["onnxruntime", "openvino"])
 def test_a_forked_process_gets_right_answers_or_is_told_to_open_its_own(engine, library):
     here = os.path.dirname(os.path.dirname(__file__))  # noqa: PTH120

@@ -107,10 +107,10 @@ def test_a_finished_study_is_shown_again_with_a_command_that_builds_its_best(sea
 
 
 def test_where_every_trial_fails_the_first_reason_is_the_error(tmp_path):
-    found = edgekd(*arguments("--trials", 2, "-q", teacher__learning_rate="1e30"), cwd=tmp_path)
+    found = edgekd(*arguments("--trials", 2, "-q", prune__budget="{ macs = 0.001 }"), cwd=tmp_path)
     assert found.returncode == 8, found.stderr
     error = found.stderr.splitlines()[-1]
-    assert "all 2 trials failed; the first: training diverged" in error
+    assert "all 2 trials failed; the first: [prune] budget = 0.1% of the MACs cannot be met" in error
     content = json.loads((tmp_path / "out" / "search.json").read_text())
     assert [trial["state"] for trial in content["trials"]] == ["failed", "failed"]
 
