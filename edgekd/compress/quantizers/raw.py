@@ -36,6 +36,16 @@ def raw_nodes(graph: GraphProto) -> frozenset[str]:
     Args:
         graph: A float graph in topological order, its nodes named.
     """
+    return frozenset(_follow(graph)[0])
+
+
+def raw_tensors(graph: GraphProto) -> frozenset[str]:
+    """Return the names of the raw tensors of a float graph; see :func:`raw_nodes`."""
+    return frozenset(_follow(graph)[1])
+
+
+def _follow(graph: GraphProto) -> tuple[set[str], set[str]]:
+    """Return the nodes that compute on raw inputs, and the raw tensors."""
     stored = initializers(graph)
     types = need("onnx", "build").TensorProto
     floats = types.FLOAT, types.FLOAT16, types.DOUBLE
@@ -48,7 +58,7 @@ def raw_nodes(graph: GraphProto) -> frozenset[str]:
         found.add(node.name)
         if node.op_type not in _STANDARDIZING | _VALUELESS | _BOUNDED:
             raw.update(filter(None, node.output))
-    return frozenset(found)
+    return found, raw
 
 
 def _is_layer(node: NodeProto, weights: set[str]) -> bool:

@@ -12,6 +12,7 @@ from edgekd.compress.quantizers.kept import read_float, with_limits
 from edgekd.compress.quantizers.masked import leave_float, survey
 from edgekd.compress.quantizers.prepare import QuantizerRefusal, prepare, refusals
 from edgekd.compress.quantizers.raw import raw_nodes
+from edgekd.compress.quantizers.units import unlike_layers
 from edgekd.errors import ModelError
 from edgekd.files import need, quiet
 from edgekd.stages.artifacts import PREPARED, QDQ
@@ -27,6 +28,8 @@ if TYPE_CHECKING:
     from edgekd.config.target import Scheme
     from edgekd.runtime.session import Feeds
 
+#: Samples that tell the ranges of raw channels.
+_RANGED = 64
 #: Nodes that may be returned to float one by one, since the quantizer refuses them or gets them wrong.
 _MOST = 16
 
@@ -66,6 +69,7 @@ def write_quantized(
     with quiet(), refusals(model, quantizer.title, quantizer.error_modules(), quantizer.packages):
         feeds = list(samples.fewer(SAMPLES))
         floats, strange = prepare(model, feeds, scheme.operators, work)
+        strange = {**unlike_layers(floats, list(samples.fewer(_RANGED))), **strange}
         masked = survey(work / PREPARED, samples)
         graph, notes = _Attempts(quantizer, model, floats, feeds, samples, scheme, work).search(strange)
         graph, of_masks = leave_float(graph, floats, masked)
