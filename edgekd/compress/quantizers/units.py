@@ -83,7 +83,7 @@ def _gains(node: NodeProto, weight: Array) -> Doubles:
     if node.op_type != "Conv":
         by_row = node.op_type == "Gemm" and attributes.get("transB", 0)
         axes = tuple(axis for axis in range(weight.ndim) if axis != (1 if by_row else weight.ndim - 2))
-        return np.sqrt(np.square(weight.astype(np.float64)).sum(axes))[None]
+        return np.asarray(np.sqrt(np.square(weight.astype(np.float64)).sum(axes)))[None]
     groups = attributes.get("group", 1)
     grouped = weight.astype(np.float64).reshape(groups, weight.shape[0] // groups, weight.shape[1], -1)
     return np.asarray(np.sqrt(np.square(grouped).sum((1, 3))))
