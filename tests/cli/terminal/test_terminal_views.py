@@ -53,8 +53,9 @@ def on_terminal(source, interrupt_after=None, rows=24, env=None):
         if interrupt_after and interrupt_after in written:
             os.kill(process, signal.SIGINT)
             interrupt_after = None
-    os.waitpid(process, 0)
+    _, status = os.waitpid(process, 0)
     os.close(master)
+    assert written, f"it wrote nothing and ended with {os.waitstatus_to_exitcode(status)}"
     return written.decode()
 
 
