@@ -23,8 +23,9 @@ import edgekd
 from edgekd.cli.terminal import choose_observer
 from edgekd.compress.perturb import NETWORK, perturbations_of
 from edgekd.config.recipe import GateConfig
-from edgekd.gram.drift import Bootstrap, measure_drift
+from edgekd.gram.drift import measure_drift
 from edgekd.gram.gate import GateLimits
+from edgekd.gram.intervals import Bootstrap
 from edgekd.gram.limits import has_lost
 from edgekd.gram.stats import spearman
 from edgekd.pipeline.project import Project

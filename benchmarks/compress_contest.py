@@ -28,7 +28,8 @@ from edgekd.cli.terminal import choose_observer
 from edgekd.compress.graph import drop_outputs, save, unquantize_outputs
 from edgekd.errors import ModelError
 from edgekd.files import sha256_file
-from edgekd.gram.drift import Bootstrap, flips, measure_drift
+from edgekd.gram.drift import flips, measure_drift
+from edgekd.gram.intervals import Bootstrap
 from edgekd.gram.npz import EMBEDDING_PREFIX
 from edgekd.gram.probe import Probe
 from edgekd.pipeline.build import build

@@ -20,7 +20,8 @@ from distill_methods import BY_NAME
 
 from edgekd.config.recipe import DistillConfig
 from edgekd.files import write_text
-from edgekd.gram.drift import Bootstrap, measure_drift
+from edgekd.gram.drift import measure_drift
+from edgekd.gram.intervals import Bootstrap
 from edgekd.stages.progress import Silent, StageReporter
 from edgekd.training.distillation.loss_taps import LossTaps, taps_with_losses
 from edgekd.training.distillation.objective import DistillationObjective

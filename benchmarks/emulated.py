@@ -24,7 +24,8 @@ from edgekd.config.target import load_calibration
 from edgekd.devices.emulated.device import EmulatedDevice
 from edgekd.devices.emulated.processors import processors
 from edgekd.devices.local import LocalDevice
-from edgekd.gram.drift import Bootstrap, flips, measure_drift
+from edgekd.gram.drift import flips, measure_drift
+from edgekd.gram.intervals import Bootstrap
 from edgekd.gram.npz import EMBEDDING_PREFIX
 from edgekd.gram.probe import Probe
 from edgekd.runtime.backends.registry import ORT

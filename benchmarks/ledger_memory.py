@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from common import arguments, parse, write_result
 
-from edgekd.gram.drift import Bootstrap, DriftMeter
+from edgekd.gram.drift import DriftMeter
+from edgekd.gram.intervals import Bootstrap
 from edgekd.gram.npz import EMBEDDING_PREFIX
 from edgekd.gram.within import choose_anchors
 from edgekd.runtime.measure.machine import peak_rss_bytes

@@ -27,7 +27,8 @@ from common import CACHE, TASKS, arguments, parse, write_result
 import edgekd
 from edgekd.config.recipe import PruneBudget
 from edgekd.files import write_text
-from edgekd.gram.drift import Bootstrap, flips, measure_drift
+from edgekd.gram.drift import flips, measure_drift
+from edgekd.gram.intervals import Bootstrap
 from edgekd.gram.probe import Probe
 from edgekd.pipeline.project import Project
 from edgekd.pipeline.trained_source import TrainingStages

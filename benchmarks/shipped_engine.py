@@ -48,7 +48,8 @@ from edgekd.config.target import load_calibration
 from edgekd.devices.browser.device import BrowserDevice
 from edgekd.devices.local import LocalDevice
 from edgekd.files import quiet
-from edgekd.gram.drift import Bootstrap, flips, measure_drift
+from edgekd.gram.drift import flips, measure_drift
+from edgekd.gram.intervals import Bootstrap
 from edgekd.gram.npz import EMBEDDING_PREFIX
 from edgekd.gram.probe import Probe
 from edgekd.pipeline.project import Project

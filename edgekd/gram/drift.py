@@ -7,18 +7,20 @@ from typing import TYPE_CHECKING, Literal, TypeAlias
 
 import numpy as np
 
+from edgekd.gram.intervals import upper_bound
 from edgekd.gram.matrix import comparable, normalize, pair_cosines, pair_names
 from edgekd.gram.npz import EMBEDDING_PREFIX
 from edgekd.gram.probe import side_by_side, top1
-from edgekd.gram.stats import debiased_cka, spearman, t_quantile
+from edgekd.gram.stats import debiased_cka, spearman
 from edgekd.gram.streaming import Subsample, Units, hash_names
 from edgekd.gram.within import Anchors, anchor_cosines, choose_anchors
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
 
     from numpy.typing import NDArray
 
+    from edgekd.gram.intervals import Bootstrap
     from edgekd.gram.npz import Array
     from edgekd.gram.probe import Probe
     from edgekd.gram.streaming import Keys
@@ -62,6 +64,10 @@ class Drift:
     scope: Scope
 
 
+#: An embedding is noise where it is shorter than this share of the root mean square length of the reference's, or than
+#: this length: one engine gives 0 where another gives 1e-9, and a cosine with that says nothing.
+_NOISE_SHARE, _NOISE = 1e-4, 1e-6
+
 #: The largest difference of two cosines.
 _LARGEST = 2.0
 
@@ -69,21 +75,6 @@ _LARGEST = 2.0
 #: are more, those of a subsample are taken.
 _CKA_ROWS = 1024
 _RANKED = 1 << 16
-
-
-@dataclass(frozen=True)
-class Bootstrap:
-    """How the bound of a drift is computed.
-
-    Attributes:
-        confidence: Confidence of the one-sided bound.
-        resamples: Number of bootstrap resamples.
-        seed: Seed for drawing the resamples.
-    """
-
-    confidence: float = 0.95
-    resamples: int = 1000
-    seed: int = 0
 
 
 def measure_drift(probe: Probe, reference: Probe, groups: Array | None, bootstrap: Bootstrap) -> Drift:
@@ -104,10 +95,16 @@ def measure_drift(probe: Probe, reference: Probe, groups: Array | None, bootstra
     modalities = probe.modalities
     keys = [EMBEDDING_PREFIX + name for name in modalities]
     between = probe.comparable and reference.comparable
-    anchors = None if between else choose_anchors(side_by_side(probe, reference, keys), modalities)
+    floors = _floors(theirs for _, theirs in side_by_side(reference, reference, keys))
+
+    def pairs() -> Iterator[tuple[dict[str, Array], dict[str, Array]]]:
+        for ours, theirs in side_by_side(probe, reference, keys):
+            yield without_noise(ours, floors), without_noise(theirs, floors)
+
+    anchors = None if between else choose_anchors(pairs(), modalities)
     meter = DriftMeter(modalities, bootstrap, anchors)
     seen = 0
-    for ours, theirs in side_by_side(probe, reference, keys):
+    for ours, theirs in pairs():
         start, seen = seen, seen + len(ours["ids"])
         mine, other = ({name: side[EMBEDDING_PREFIX + name] for name in modalities} for side in (ours, theirs))
         meter.add(ours["ids"], mine, other, None if groups is None else groups[start:seen])
@@ -181,7 +178,7 @@ class DriftMeter:
         worst = int(by_name.argmax())
         return Drift(
             mean=float(by_name.mean()),
-            bound=upper_bound(sums, counts, self._bootstrap),
+            bound=upper_bound(sums, counts, self._bootstrap, _LARGEST),
             worst_pair=self._names[worst],
             worst_pair_mean=float(by_name[worst]),
             bias=float(self._difference.mean() / self._samples),
@@ -223,7 +220,12 @@ def sample_drifts(embeddings: Embeddings, reference: Embeddings) -> _Array:
         embeddings: The model's embeddings, for each modality [N, D].
         reference: The reference's embeddings of the same samples.
     """
-    ours, theirs = _double(embeddings), _double(reference)
+    prefixed = [{EMBEDDING_PREFIX + name: z for name, z in side.items()} for side in (embeddings, reference)]
+    floors = _floors(prefixed[1:])
+    ours, theirs = (
+        {key.removeprefix(EMBEDDING_PREFIX): z.astype(np.float64) for key, z in without_noise(side, floors).items()}
+        for side in prefixed
+    )
     if comparable(ours) and comparable(theirs):
         between: _Array = np.abs(pair_cosines(ours) - pair_cosines(theirs)).mean(1)
         return between
@@ -240,6 +242,26 @@ def _double(embeddings: Embeddings) -> dict[str, _Array]:
     return {name: z.astype(np.float64) for name, z in embeddings.items()}
 
 
+def without_noise(arrays: Mapping[str, Array], floors: Mapping[str, float]) -> dict[str, Array]:
+    """Return arrays in which embeddings [B, D] shorter than their floor are 0: the direction of these is noise."""
+    return {
+        key: np.where(np.linalg.norm(array, axis=-1, keepdims=True) < floors[key], 0, array) if key in floors else array
+        for key, array in arrays.items()
+    }
+
+
+def _floors(reference: Iterable[Mapping[str, Array]]) -> dict[str, float]:
+    """Return by its key the length below which an embedding of a reference, which comes in chunks, is noise."""
+    squares: dict[str, float] = {}
+    count = 0
+    for chunk in reference:
+        embeddings = {key: z for key, z in chunk.items() if key.startswith(EMBEDDING_PREFIX)}
+        count += len(next(iter(embeddings.values()), ()))
+        for key, z in embeddings.items():
+            squares[key] = squares.get(key, 0.0) + float(np.square(z, dtype=np.float64).sum())
+    return {key: max(_NOISE_SHARE * float(np.sqrt(square / count)), _NOISE) for key, square in squares.items()}
+
+
 def flips(probe: Probe, reference: Probe) -> float | None:
     """Return the share of samples whose top-1 class differs; None where the logits are not a classifier's.
 
@@ -251,30 +273,3 @@ def flips(probe: Probe, reference: Probe) -> float | None:
     pairs = side_by_side(probe, reference, ["logits"])
     changed = sum(int((top1(ours["logits"]) != top1(theirs["logits"])).sum()) for ours, theirs in pairs)
     return changed / len(probe)
-
-
-def upper_bound(sums: _Array, counts: _Array, bootstrap: Bootstrap) -> float:
-    """Return the one-sided upper bound of a mean over samples: the larger of the bootstrap's and Student's.
-
-    The units that are drawn and counted are independent, each with the sum and the count [units] of its samples'
-    figures. Where samples come in groups the units are the groups, since windows of one subject are not independent.
-    The percentile bootstrap is far too low for a handful of groups (three of them: 76 % of the bounds hold where 95 %
-    should), and Student's t ignores skew; each covers for the other. Fewer samples give a higher bound, so too little
-    data fails a gate: one sample or group alone is bounded only by the largest drift there is.
-    """
-    if len(sums) < 2:
-        return _LARGEST
-    mean = sums.sum() / counts.sum()
-    # Of a ratio of sums over groups, as a mean over groups of unequal size is (Cochran, Sampling Techniques, 6.4).
-    deviation = np.sqrt(((sums - mean * counts) ** 2).sum() / (len(sums) - 1)) / counts.mean()
-    student = mean + t_quantile(bootstrap.confidence, len(sums) - 1) * deviation / np.sqrt(len(sums))
-    return float(min(max(student, _bootstrap_quantile(sums, counts, bootstrap)), _LARGEST))
-
-
-def _bootstrap_quantile(sums: _Array, counts: _Array, bootstrap: Bootstrap) -> float:
-    random = np.random.default_rng(bootstrap.seed)
-    means = np.empty(bootstrap.resamples)
-    for index in range(bootstrap.resamples):
-        chosen = random.integers(0, len(sums), len(sums))
-        means[index] = sums[chosen].sum() / counts[chosen].sum()
-    return float(np.quantile(means, bootstrap.confidence, method="higher"))

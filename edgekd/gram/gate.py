@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Literal
 
-from edgekd.gram.drift import Bootstrap, Drift, flips, measure_drift
+from edgekd.gram.drift import Drift, flips, measure_drift
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
+    from edgekd.gram.intervals import Bootstrap
     from edgekd.gram.probe import Probe
 
 Verdict = Literal["pass", "warn", "fail"]

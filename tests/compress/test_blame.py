@@ -11,7 +11,8 @@ from edgekd.compress.blame import blame
 from edgekd.compress.graph import save
 from edgekd.compress.partial import Examiner, SampleFacts
 from edgekd.compress.switchboard import restore_float
-from edgekd.gram.drift import Bootstrap, flips, measure_drift
+from edgekd.gram.drift import flips, measure_drift
+from edgekd.gram.intervals import Bootstrap
 from edgekd.gram.probe import Probe
 
 FEEDS = make_inputs(200)

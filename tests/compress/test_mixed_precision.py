@@ -10,8 +10,9 @@ from int8 import int8, run
 
 from edgekd.compress.mixed_precision import ALL_HARM, repair_steps, spare_steps
 from edgekd.compress.partial import Examiner
-from edgekd.gram.drift import Bootstrap, flips, measure_drift
+from edgekd.gram.drift import flips, measure_drift
 from edgekd.gram.gate import GateLimits, judge
+from edgekd.gram.intervals import Bootstrap
 from edgekd.gram.probe import Probe
 
 FEEDS, UNSEEN = make_inputs(200), make_inputs(400, seed=1)

@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays as hypothesis_arrays
 
 from edgekd.gram.distance import SMOOTH, GramKind, gram_distance
-from edgekd.gram.drift import Bootstrap, measure_drift
+from edgekd.gram.drift import measure_drift
+from edgekd.gram.intervals import Bootstrap
 from edgekd.gram.matrix import SOFTNESS
 from edgekd.gram.probe import Probe
 

@@ -7,7 +7,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from probes import aligned_probe, at_degrees, first, probe_of, rotate
 
-from edgekd.gram.drift import Bootstrap, DriftMeter, flips, measure_drift, upper_bound
+from edgekd.gram.drift import DriftMeter, flips, measure_drift
+from edgekd.gram.intervals import Bootstrap, upper_bound
 from edgekd.gram.matrix import pair_cosines
 from edgekd.gram.probe import Probe
 from edgekd.gram.stats import debiased_cka, spearman
@@ -17,7 +18,7 @@ from edgekd.gram.streaming import UNITS, Units, hash_names
 def bound_of(errors, groups, bootstrap):
     units = Units()
     units.add(hash_names(np.arange(len(errors)) if groups is None else groups), errors)
-    return upper_bound(*units.totals(), bootstrap)
+    return upper_bound(*units.totals(), bootstrap, 2.0)
 
 
 def test_a_small_case_by_hand():
@@ -241,3 +242,17 @@ def test_a_subsample_ranks_and_aligns_as_all_samples_do():
 def test_a_meter_of_no_samples_has_no_drift():
     with pytest.raises(ValueError, match="needs samples"):
         DriftMeter(["a", "b"], Bootstrap()).result()
+
+
+def test_embeddings_of_almost_nothing_have_no_direction():
+    """One engine gives exactly 0 where another gives 1e-9: a cosine with that would be 1 in one and 0 in the other."""
+    a = np.array([[0.0, 0.0], [0.0, 0.0], [0.0, 0.0]])
+    kept = np.array([[1.0, 0.0], [0.0, 1.0], [1.0, 1.0]])
+    for side, other in ((a, a + 1e-9), (a + 1e-9, a)):
+        drift = measure_drift(probe_of({"a": side, "b": kept}), probe_of({"a": other, "b": kept}), None, Bootstrap())
+        assert drift.mean == 0
+    partly = kept * [[1.0], [1e-9], [1.0]]
+    drift = measure_drift(
+        probe_of({"a": partly, "b": kept}), probe_of({"a": partly * [[1], [0], [1]], "b": kept}), None, Bootstrap()
+    )
+    assert drift.mean == 0

@@ -5,7 +5,8 @@ import numpy as np
 import pytest
 from probes import aligned_probe, probe_of
 
-from edgekd.gram.drift import Bootstrap, flips, measure_drift
+from edgekd.gram.drift import flips, measure_drift
+from edgekd.gram.intervals import Bootstrap
 from edgekd.gram.probe import Probe, side_by_side
 
 EMBEDDINGS = {"a": np.ones((4, 2)), "b": np.ones((4, 2))}
@@ -53,7 +54,8 @@ def test_comparing_two_saved_probes_holds_a_chunk(tmp_path):
     program = """
 import sys
 from pathlib import Path
-from edgekd.gram.drift import Bootstrap, flips, measure_drift
+from edgekd.gram.drift import flips, measure_drift
+from edgekd.gram.intervals import Bootstrap
 from edgekd.gram.probe import Probe
 from edgekd.runtime.measure.machine import peak_rss_bytes
 before = peak_rss_bytes()

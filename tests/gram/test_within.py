@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 from probes import aligned_probe, at_degrees, probe_of, rotate, with_embeddings
 
-from edgekd.gram.drift import Bootstrap, measure_drift
+from edgekd.gram.drift import measure_drift
+from edgekd.gram.intervals import Bootstrap
 from edgekd.gram.probe import Probe
 from edgekd.gram.streaming import hash_names
 

@@ -8,9 +8,9 @@ from dataclasses import asdict, replace
 import numpy as np
 
 from edgekd.config.target import Budgets
-from edgekd.gram.drift import Bootstrap
 from edgekd.gram.gate import GateLimits, GateRules, keep_ledger
 from edgekd.gram.heatmap import few_grams
+from edgekd.gram.intervals import Bootstrap
 from edgekd.gram.probe import Probe
 from edgekd.report.build import profile as profiles
 from edgekd.report.build.files import write_report

@@ -6,7 +6,8 @@ from small import TAPS, TwoTowers, loaded, reporter
 
 from edgekd.config.recipe import DistillConfig, LossConfig, TeacherConfig
 from edgekd.errors import ModelError
-from edgekd.gram.drift import Bootstrap, measure_drift
+from edgekd.gram.drift import measure_drift
+from edgekd.gram.intervals import Bootstrap
 from edgekd.gram.probe import Probe
 from edgekd.stages.artifacts import PROBE, WEIGHTS
 from edgekd.stages.cache import CHECKPOINT

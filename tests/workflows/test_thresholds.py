@@ -9,8 +9,9 @@ from commands import stage_folder
 
 from edgekd.compress.perturb import Perturbation, perturb, perturbations
 from edgekd.errors import ModelError
-from edgekd.gram.drift import Bootstrap, measure_drift
+from edgekd.gram.drift import measure_drift
 from edgekd.gram.gate import GateLimits
+from edgekd.gram.intervals import Bootstrap
 from edgekd.gram.probe import Probe
 from edgekd.report.table import markdown
 from edgekd.runtime.backends.onnxruntime import open_engine

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, TypeVar
 
 from edgekd.devices.base import Absent
 from edgekd.errors import ModelError
-from edgekd.gram.drift import Bootstrap
 from edgekd.gram.gate import GateLimits, GateRules
+from edgekd.gram.intervals import Bootstrap
 from edgekd.pipeline.target.refusal import in_users_terms, read_origins
 from edgekd.runtime.backends.registry import AS_WRITTEN, ORT, Runtime
 from edgekd.stages.artifacts import CALIBRATION, TEST, onnx_name, origins_name

@@ -8,7 +8,8 @@ from small import CONV_TAPS, TAPS, ConvTowers, Remembers, TwoTowers, loaded, rep
 from stopping import Stopped, StopsAfter, stop
 
 from edgekd.config.recipe import DistillConfig, LossConfig, Tap, Term, Training
-from edgekd.gram.drift import Bootstrap, measure_drift
+from edgekd.gram.drift import measure_drift
+from edgekd.gram.intervals import Bootstrap
 from edgekd.stages.artifacts import WEIGHTS
 from edgekd.training.distillation import distill
 from edgekd.training.distillation.loss_registry import shipped_losses

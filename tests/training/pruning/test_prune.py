@@ -9,7 +9,8 @@ from torch import nn
 
 from edgekd.config.recipe import Tap
 from edgekd.errors import TaskError
-from edgekd.gram.drift import Bootstrap, measure_drift
+from edgekd.gram.drift import measure_drift
+from edgekd.gram.intervals import Bootstrap
 from edgekd.gram.probe import Probe
 from edgekd.stages.artifacts import PROBE, REMOVED, WEIGHTS
 from edgekd.training.loop.evaluate import probe

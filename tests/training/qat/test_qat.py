@@ -8,7 +8,8 @@ from torch.nn.utils import parametrize
 
 from edgekd.config.recipe import ANCHOR_EXTRA, LossConfig, QatConfig
 from edgekd.config.target import Scheme
-from edgekd.gram.drift import Bootstrap, measure_drift
+from edgekd.gram.drift import measure_drift
+from edgekd.gram.intervals import Bootstrap
 from edgekd.gram.probe import Probe
 from edgekd.stages.artifacts import PROBE, WEIGHTS
 from edgekd.stages.cache import CHECKPOINT

@@ -11,7 +11,8 @@ from pruned import widths
 from small import reporter
 
 from edgekd.config.recipe import DistillConfig, ExportConfig, LossConfig, PruneConfig, Recipe, TaskConfig, TeacherConfig
-from edgekd.gram.drift import Bootstrap, measure_drift
+from edgekd.gram.drift import measure_drift
+from edgekd.gram.intervals import Bootstrap
 from edgekd.gram.probe import Probe
 from edgekd.stages.artifacts import PROBE, WEIGHTS, Trained
 from edgekd.training.distillation import distill, teacher

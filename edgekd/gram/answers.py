@@ -1,0 +1,338 @@
+"""Whether a network still answers as its reference does: each output of each sample beside the reference's.
+
+What counts as the same answer depends on the kind of output. Whatever it is, the error of a sample is the length of the
+difference over the length of the reference's output, so that a scale, a sign or a rotation shows; Grams of cosines
+between samples do not see these.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal, Protocol, TypeAlias
+
+import numpy as np
+
+from edgekd.gram.intervals import Bootstrap, Estimate, estimate, estimate_share
+from edgekd.gram.matrix import normalize
+from edgekd.gram.probe import side_by_side
+from edgekd.gram.streaming import Subsample, Units, hash_names
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from numpy.typing import NDArray
+
+    from edgekd.gram.npz import Array
+    from edgekd.gram.probe import Probe
+
+_Array: TypeAlias = "NDArray[np.float64]"
+
+#: What an output is: scores of classes of which one is right; scores of labels any of which may be; numbers, such as a
+#: regression's or a map's; a vector that is compared with others by its direction, as for retrieval.
+OutputName = Literal["classes", "multilabel", "values", "embedding"]
+
+#: What the divergence of each kind measures, and in what unit.
+MEASURES: dict[OutputName, str] = {
+    "classes": "KL divergence, nats",
+    "multilabel": "KL divergence, nats a label",
+    "values": "squared error over variance",
+    "embedding": "change of cosines to the reference's",
+}
+
+#: The largest mean divergence by default; see docs/explanation/alarm.md.
+MAX_DIVERGENCE: dict[OutputName, float] = {"classes": 0.02, "multilabel": 0.01, "values": 0.01, "embedding": 0.02}
+
+#: Samples of the reference that an embedding is compared with, and how many of them are its nearest.
+_INDEX, _NEAREST = 512, 5
+
+#: An output is as good as zero where it is shorter than this share of the outputs' root mean square, and is compared
+#: with that instead: a cosine with it, or an error over its length, would be noise.
+_NEAR_ZERO = 0.1
+
+#: Probabilities are kept away from 0 and 1 by this much.
+_EDGE = 1e-7
+
+#: An element that hardly varies is compared with this share of its own power, and of all elements' mean power.
+_OWN_POWER, _MEAN_POWER = 1e-3, 1e-6
+
+
+@dataclass(frozen=True)
+class OutputKind:
+    """What an output is.
+
+    Attributes:
+        name: The kind.
+        probabilities: Whether scores are probabilities already, and not logits.
+        threshold: Where a label or a number is decided: for "multilabel" by default 0.5 of a probability; for "values"
+            None where nothing is decided.
+    """
+
+    name: OutputName = "classes"
+    probabilities: bool = False
+    threshold: float | None = None
+
+
+@dataclass(frozen=True)
+class Answers:
+    """What an output is beside the reference's, on the same samples.
+
+    Attributes:
+        kind: What the output is.
+        error: Length of a sample's difference over the length of the reference's output ("relative L2"), 0 for the
+            same. Of an output that is as good as zero, over a tenth of the outputs' root mean square.
+        largest_error: The largest absolute difference of any number, in the output's own unit.
+        divergence: The kind's own measure, see :data:`MEASURES`.
+        changed: Share of a sample's decisions that changed: of "classes" the top-1 class ("flips"), of "multilabel" and
+            "values" the sides of the threshold, of "embedding" the five nearest of the reference's samples. None where
+            nothing is decided.
+        worst_element: Of "values" the element, counted in C order, whose divergence is largest; else None.
+        worst_divergence: The mean divergence of that element.
+        samples: Number of samples.
+        units: Number of independent units, which are groups where samples come in groups.
+    """
+
+    kind: OutputName
+    error: Estimate
+    largest_error: float
+    divergence: Estimate
+    changed: Estimate | None
+    worst_element: int | None
+    worst_divergence: float | None
+    samples: int
+    units: int
+
+
+def guess_kind(outputs: Array, labelled: bool) -> OutputKind:
+    """Guess what an output is from its values: for a network that comes without a task.
+
+    Args:
+        outputs: The output for some samples [N, ...].
+        labelled: Whether samples have class indices as labels.
+
+    Returns:
+        "classes" for [N, C] where there are labels, or where rows are distributions; "multilabel" where all values lie
+        between 0 and 1; "embedding" where rows have unit length; else "values".
+    """
+    flat = outputs.reshape(len(outputs), -1).astype(np.float64)
+    within = bool((flat >= -_EDGE).all() and (flat <= 1 + _EDGE).all())
+    if outputs.ndim != 2:
+        return OutputKind("values")
+    if outputs.shape[1] > 1:
+        distributions = within and bool(np.allclose(flat.sum(1), 1, atol=1e-3))
+        if labelled or distributions:
+            return OutputKind("classes", distributions)
+        if np.allclose(np.linalg.norm(flat, axis=1), 1, atol=1e-3):
+            return OutputKind("embedding")
+    return OutputKind("multilabel", True, 0.5) if within and flat.any() else OutputKind("values")
+
+
+def compare_answers(
+    probe: Probe, reference: Probe, kind: OutputKind, groups: Array | None, bootstrap: Bootstrap
+) -> Answers:
+    """Compare a network's output with its reference's, sample by sample.
+
+    Args:
+        probe: What the network gave for N samples.
+        reference: What the reference gave for the same samples.
+        kind: What the output is.
+        groups: Each sample's cluster [N], or None where samples are independent.
+        bootstrap: How means are bounded.
+
+    Raises:
+        ValueError: The probes are not of the same samples, or their outputs differ in shape.
+    """
+    if probe.shapes["logits"] != reference.shapes["logits"]:
+        raise ValueError(f"the outputs are {probe.shapes['logits']} and {reference.shapes['logits']}")
+    scale, measure = _length_floor(reference), _comparison(reference, kind)
+    error, divergence, changed = Units(), Units(), Units()
+    largest, start, decides = 0.0, 0, False
+    for ours, theirs in side_by_side(probe, reference, ["logits"]):
+        mine, other = _rows(ours["logits"]), _rows(theirs["logits"])
+        keys = hash_names(ours["ids"])
+        units = keys if groups is None else hash_names(groups[start : start + len(keys)])
+        start += len(keys)
+        difference = mine - other
+        largest = float(np.fmax(largest, np.abs(difference).max(initial=0.0)))
+        if not np.isfinite(difference).all():
+            largest = math.nan
+        error.add(units, _lengths(difference) / np.maximum(_lengths(other), scale))
+        diverged, decided = measure(keys, mine, other)
+        divergence.add(units, diverged)
+        if decided is not None:
+            decides = True
+            changed.add(units, decided)
+    worst = measure.worst() if isinstance(measure, _Values) else None
+    return Answers(
+        kind=kind.name,
+        error=estimate(error.totals(), bootstrap, 0.0, math.inf),
+        largest_error=largest,
+        divergence=estimate(divergence.totals(), bootstrap, 0.0, math.inf),
+        changed=estimate_share(changed.totals(), bootstrap) if decides else None,
+        worst_element=worst[0] if worst else None,
+        worst_divergence=worst[1] if worst else None,
+        samples=start,
+        units=divergence.totals().shape[1],
+    )
+
+
+def sample_divergences(outputs: Array, reference: Array, kind: OutputKind) -> _Array:
+    """Return the divergence [N] of each sample's output [N, ...] from the reference's; see :data:`MEASURES`."""
+    measure = _of_arrays(reference, kind)
+    keys = hash_names(np.arange(len(outputs)))
+    return measure(keys, _rows(outputs), _rows(reference))[0]
+
+
+def changed_answers(outputs: Array, reference: Array, kind: OutputKind) -> _Array | None:
+    """Return the share [N] of each sample's decisions that differ from the reference's; None where none are made."""
+    measure = _of_arrays(reference, kind)
+    return measure(hash_names(np.arange(len(outputs))), _rows(outputs), _rows(reference))[1]
+
+
+class _Comparison(Protocol):
+    """Compares the next rows [B, D], with the hashes [B] of their names: divergence [B], and share changed [B]."""
+
+    def __call__(self, keys: Array, ours: _Array, theirs: _Array, /) -> tuple[_Array, _Array | None]: ...
+
+
+def _comparison(reference: Probe, kind: OutputKind) -> _Comparison:
+    chunks = (theirs for _, theirs in side_by_side(reference, reference, ["logits"]))
+    return _prepared(((hash_names(chunk["ids"]), _rows(chunk["logits"])) for chunk in chunks), kind)
+
+
+def _of_arrays(reference: Array, kind: OutputKind) -> _Comparison:
+    return _prepared([(hash_names(np.arange(len(reference))), _rows(reference))], kind)
+
+
+def _prepared(reference: Iterable[tuple[Array, _Array]], kind: OutputKind) -> _Comparison:
+    if kind.name == "classes":
+        return _Classes(kind)
+    if kind.name == "multilabel":
+        return _Labels(kind)
+    return _Values(kind, reference) if kind.name == "values" else _Embeddings(reference)
+
+
+class _Classes:
+    """Kullback-Leibler divergence from the reference's distribution, and whether the top-1 class changed."""
+
+    def __init__(self, kind: OutputKind) -> None:
+        self._log = _log_of_probabilities if kind.probabilities else _log_softmax
+
+    def __call__(self, _keys: Array, ours: _Array, theirs: _Array) -> tuple[_Array, _Array | None]:
+        mine, other = self._log(ours), self._log(theirs)
+        divergence: _Array = np.maximum((np.exp(other) * (other - mine)).sum(1), 0.0)
+        return divergence, (ours.argmax(1) != theirs.argmax(1)).astype(np.float64)
+
+
+class _Labels:
+    """The mean over labels of the divergence of each one's probability, and the share of them that changed sides."""
+
+    def __init__(self, kind: OutputKind) -> None:
+        self._kind = kind
+        self._threshold = 0.5 if kind.threshold is None else kind.threshold
+
+    def __call__(self, _keys: Array, ours: _Array, theirs: _Array) -> tuple[_Array, _Array | None]:
+        mine, other = self._probabilities(ours), self._probabilities(theirs)
+        ratio = other * np.log(other / mine) + (1 - other) * np.log((1 - other) / (1 - mine))
+        changed = (mine >= self._threshold) != (other >= self._threshold)
+        return np.maximum(ratio.mean(1), 0.0), changed.mean(1)
+
+    def _probabilities(self, scores: _Array) -> _Array:
+        if not self._kind.probabilities:
+            scores = np.where(scores >= 0, 1, np.exp(-np.abs(scores))) / (1 + np.exp(-np.abs(scores)))
+        clipped: _Array = scores.clip(_EDGE, 1 - _EDGE)
+        return clipped
+
+
+class _Values:
+    """Squared error of each element over its variance: 1 is as bad as always answering the mean."""
+
+    def __init__(self, kind: OutputKind, reference: Iterable[tuple[Array, _Array]]) -> None:
+        self._threshold = kind.threshold
+        count, first, total, square, power = 0, np.zeros(1), np.zeros(1), np.zeros(1), np.zeros(1)
+        for _, rows in reference:
+            if not count:
+                first = rows[0]
+                total, square, power = (np.zeros(rows.shape[1]) for _ in range(3))
+            count += len(rows)
+            total = total + (rows - first).sum(0)
+            square = square + ((rows - first) ** 2).sum(0)
+            power = power + (rows**2).sum(0)
+        variance = np.maximum(square / count - (total / count) ** 2, 0.0)
+        power = power / count
+        smallest = max(_MEAN_POWER * float(power.mean()), float(np.finfo(np.float32).tiny))
+        self._scale: _Array = np.maximum(np.maximum(variance, _OWN_POWER * power), smallest)
+        self._sums, self._count = np.zeros_like(self._scale), 0
+
+    def __call__(self, _keys: Array, ours: _Array, theirs: _Array) -> tuple[_Array, _Array | None]:
+        error = (ours - theirs) ** 2 / self._scale
+        self._sums, self._count = self._sums + error.sum(0), self._count + len(error)
+        if self._threshold is None:
+            return error.mean(1), None
+        changed = (ours >= self._threshold) != (theirs >= self._threshold)
+        return error.mean(1), changed.mean(1)
+
+    def worst(self) -> tuple[int, float]:
+        """Return the element whose divergence is largest, and that."""
+        index = int(self._sums.argmax())
+        return index, float(self._sums[index] / self._count)
+
+
+class _Embeddings:
+    """How cosines to the reference's samples move, and how many of the nearest of them are others.
+
+    The index, which holds the reference's samples, stays as it is: so it is where queries are compressed and the
+    index is not, and a rotation of all shows.
+    """
+
+    def __init__(self, reference: Iterable[tuple[Array, _Array]]) -> None:
+        index = Subsample(_INDEX)
+        for keys, rows in reference:
+            index.add(keys, [rows])
+        self._keys, self._index = index.keys, normalize(index.rows[0])
+
+    def __call__(self, keys: Array, ours: _Array, theirs: _Array) -> tuple[_Array, _Array | None]:
+        mine, other = normalize(ours) @ self._index.T, normalize(theirs) @ self._index.T
+        change: _Array = np.abs(mine - other).mean(1)
+        itself = keys[:, None] == self._keys[None]
+        nearest = min(_NEAREST, len(self._keys) - 1)
+        if nearest < 1:
+            return change, None
+        found, expected = (_nearest(np.where(itself, -np.inf, cosines), nearest) for cosines in (mine, other))
+        kept = (found[:, :, None] == expected[:, None, :]).any(2).mean(1)
+        return change, 1 - kept
+
+
+def _nearest(cosines: _Array, count: int) -> NDArray[np.intp]:
+    order: NDArray[np.intp] = np.argsort(-cosines, axis=1, kind="stable")[:, :count]
+    return order
+
+
+def _length_floor(reference: Probe) -> float:
+    """Return the length below which an output is as good as zero."""
+    square = sum(
+        float((_rows(theirs["logits"]) ** 2).sum()) for _, theirs in side_by_side(reference, reference, ["logits"])
+    )
+    return max(_NEAR_ZERO * math.sqrt(square / len(reference)), float(np.finfo(np.float32).tiny))
+
+
+def _rows(outputs: Array) -> _Array:
+    rows: _Array = outputs.reshape(len(outputs), -1).astype(np.float64)
+    return rows
+
+
+def _lengths(rows: _Array) -> _Array:
+    lengths: _Array = np.sqrt((rows**2).sum(1))
+    return lengths
+
+
+def _log_softmax(scores: _Array) -> _Array:
+    shifted = scores - scores.max(1, keepdims=True)
+    logs: _Array = shifted - np.log(np.exp(shifted).sum(1, keepdims=True))
+    return logs
+
+
+def _log_of_probabilities(scores: _Array) -> _Array:
+    clipped = scores.clip(_EDGE)
+    logs: _Array = np.log(clipped / clipped.sum(1, keepdims=True))
+    return logs
