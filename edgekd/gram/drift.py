@@ -95,7 +95,7 @@ def measure_drift(probe: Probe, reference: Probe, groups: Array | None, bootstra
     modalities = probe.modalities
     keys = [EMBEDDING_PREFIX + name for name in modalities]
     between = probe.comparable and reference.comparable
-    floors = _floors(theirs for _, theirs in side_by_side(reference, reference, keys))
+    floors = _floors(theirs for _, theirs in side_by_side(probe, reference, keys))
 
     def pairs() -> Iterator[tuple[dict[str, Array], dict[str, Array]]]:
         for ours, theirs in side_by_side(probe, reference, keys):
