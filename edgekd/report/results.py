@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from edgekd.gram.gate import Verdict  # noqa: TC001  # msgspec reads the annotations of CandidateResult
+from edgekd.gram.verdict import Verdict, worst  # msgspec reads the annotations of CandidateResult
 from edgekd.runtime.measure.results import Quantile  # noqa: TC001
 
 if TYPE_CHECKING:
@@ -25,14 +25,6 @@ PROFILE, PROFILE_VERSION = "profile.json", 1
 #: Folders below a target's output: that of raw timings, and that with the Gram matrices of a few samples, whose file is
 #: a :class:`~edgekd.gram.heatmap.FewGrams`.
 LATENCY, GRAM, SAMPLES = "latency", "gram", "samples.npz"
-
-#: Verdicts from good to bad.
-VERDICTS: tuple[Verdict, ...] = ("pass", "warn", "fail")
-
-
-def worst(*verdicts: Verdict) -> Verdict:
-    """Return the most severe of some verdicts."""
-    return max(verdicts, key=VERDICTS.index)
 
 
 def project_name(recipe: str, task: str) -> str:

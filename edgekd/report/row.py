@@ -6,7 +6,7 @@ from typing import Any
 
 from msgspec import UNSET, Struct, UnsetType, field
 
-from edgekd.gram.gate import Verdict
+from edgekd.gram.verdict import Verdict
 
 #: The quantiles of latency that a report holds.
 QUANTILES = ("p50", "p90", "p99")

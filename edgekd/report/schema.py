@@ -16,7 +16,8 @@ import msgspec
 from msgspec import Struct
 
 from edgekd.files import write_text
-from edgekd.gram.gate import Ledger, Verdict
+from edgekd.gram.gate import Ledger
+from edgekd.gram.verdict import Verdict
 from edgekd.report.results import PROFILE_VERSION, SCHEMA_VERSION, CandidateResult
 from edgekd.report.row import (
     BaselineFigures,

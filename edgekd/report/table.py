@@ -11,7 +11,8 @@ from edgekd.report.format import NOTHING, WITHHELD, factor, milliseconds, number
 from edgekd.report.results import SHIPPED
 
 if TYPE_CHECKING:
-    from edgekd.gram.gate import GateLimits, Ledger, LedgerRow
+    from edgekd.gram.gate import Ledger, LedgerRow
+    from edgekd.gram.verdict import GateLimits
     from edgekd.report.results import BuildReport, TargetResult
     from edgekd.runtime.measure.results import EngineProfile, Profile
 

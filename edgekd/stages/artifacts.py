@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+
+from edgekd.gram.answers import OutputKind
 
 #: In the folder of a stage that trains: the weights, the probe on the test split, and what was pruned.
 WEIGHTS, PROBE, REMOVED = "model.safetensors", "probe.npz", "removed.json"
@@ -68,12 +70,14 @@ class TaskFacts:
         higher_is_better: Whether a larger metric is better.
         classes: Names of the logits, in order.
         inputs: For each modality its name, dtype, shape and preprocessing, as in a bundle's manifest.
+        kind: What the network's output is.
     """
 
     metric: str
     higher_is_better: bool
     classes: list[str]
     inputs: list[dict[str, str | list[int | str]]]
+    kind: OutputKind = field(default_factory=OutputKind)
 
 
 @dataclass(frozen=True)

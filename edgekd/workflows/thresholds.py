@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
     from pathlib import Path
 
-    from edgekd.gram.gate import GateLimits
+    from edgekd.gram.verdict import GateLimits
     from edgekd.runtime.session import Array, Feeds
     from edgekd.stages.progress import StageReporter
 

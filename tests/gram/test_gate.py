@@ -13,10 +13,11 @@ from probes import first, rotate, with_embeddings, with_logits
 from edgekd.config.recipe import DistillConfig, GateConfig, TaskConfig, TeacherConfig
 from edgekd.gram.distance import GramKind, gram_distance
 from edgekd.gram.drift import Drift
-from edgekd.gram.gate import GateLimits, GateRules, judge, keep_ledger
+from edgekd.gram.gate import GateRules, judge, keep_ledger
 from edgekd.gram.intervals import Bootstrap
 from edgekd.gram.matrix import SOFTNESS
 from edgekd.gram.probe import Probe
+from edgekd.gram.verdict import GateLimits
 from edgekd.stages.artifacts import PROBE, WEIGHTS
 from edgekd.stages.labels import accuracy
 from edgekd.stages.progress import Silent, StageReporter

@@ -10,9 +10,9 @@ from commands import stage_folder
 from edgekd.compress.perturb import Perturbation, perturb, perturbations
 from edgekd.errors import ModelError
 from edgekd.gram.drift import measure_drift
-from edgekd.gram.gate import GateLimits
 from edgekd.gram.intervals import Bootstrap
 from edgekd.gram.probe import Probe
+from edgekd.gram.verdict import GateLimits
 from edgekd.report.table import markdown
 from edgekd.runtime.backends.onnxruntime import open_engine
 from edgekd.runtime.feeds import read_feeds

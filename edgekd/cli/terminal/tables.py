@@ -41,7 +41,7 @@ if TYPE_CHECKING:
     from rich.text import Text
 
     from edgekd.devices.ssh.device import BoardFacts
-    from edgekd.gram.gate import Verdict
+    from edgekd.gram.verdict import Verdict
     from edgekd.report.results import BuildReport, TargetResult
     from edgekd.runtime.manifest import Manifest
     from edgekd.runtime.measure.results import Profile

@@ -8,11 +8,14 @@ from typing import TYPE_CHECKING, TypeVar
 
 from edgekd.devices.base import Absent
 from edgekd.errors import ModelError
-from edgekd.gram.gate import GateLimits, GateRules
+from edgekd.gram.gate import GateRules, reference_of
 from edgekd.gram.intervals import Bootstrap
+from edgekd.gram.metric import LabelledSamples, LedgerMetrics
+from edgekd.gram.verdict import GateLimits
 from edgekd.pipeline.target.refusal import in_users_terms, read_origins
 from edgekd.runtime.backends.registry import AS_WRITTEN, ORT, Runtime
 from edgekd.stages.artifacts import CALIBRATION, TEST, onnx_name, origins_name
+from edgekd.stages.labels import UNLABELLED
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Mapping
@@ -220,23 +223,39 @@ class Context:
             "source": self.runtime.digest(),
         }
 
-    def metrics(self, probes: Mapping[str, Probe], labels: NDArray[np.int64] | None) -> dict[str, float | None]:
-        """Return the metric of each probe; None where there are no labels [N]."""
-        return {
-            name: None if labels is None else self.origin.metric(probe.logits, labels) for name, probe in probes.items()
-        }
+    def metrics(
+        self, probes: Mapping[str, Probe], labels: NDArray[np.int64] | None, groups: NDArray[np.generic] | None
+    ) -> LedgerMetrics:
+        """Return the metric of each row of a ledger, with labels [N] and groups [N] of its samples, as far as given."""
+        if labels is None or (labels == UNLABELLED).all():
+            return LedgerMetrics(dict.fromkeys(probes))
+        gate, higher = self.recipe.gate, self.exported.result.facts.higher_is_better
+        samples = LabelledSamples(labels, groups, self.origin.metric, higher, gate.confidence)
+        return samples.measure(probes, reference_of(probes))
 
     @cached_property
     def limits(self) -> GateLimits:
         """Limits of the gate."""
         gate, facts = self.recipe.gate, self.exported.result.facts
-        return GateLimits(gate.tau_pass, gate.tau_fail, gate.max_flips, gate.max_metric_drop, facts.higher_is_better)
+        return GateLimits(
+            tau_pass=gate.tau_pass,
+            tau_fail=gate.tau_fail,
+            max_flips=gate.max_flips,
+            max_metric_drop=gate.max_metric_drop,
+            higher_is_better=facts.higher_is_better,
+            max_divergence=gate.max_divergence,
+            max_missing_flips=gate.max_missing_flips,
+            min_learned=gate.min_learned,
+            structure=gate.structure,
+            undecided=gate.undecided,
+        )
 
     @cached_property
     def rules(self) -> GateRules:
         """How the rows of a ledger are judged."""
         bootstrap = Bootstrap(self.recipe.gate.confidence, self.recipe.gate.resamples, self.recipe.seed)
-        return GateRules(self.exported.result.facts.metric, self.limits, bootstrap)
+        facts = self.exported.result.facts
+        return GateRules(facts.metric, self.limits, bootstrap, facts.kind)
 
     def leave_out(self, name: str, error: ModelError, folder: Path, report: StageReporter) -> str:
         """Warn that a candidate is left out, and return why, without the path of a folder of the cache."""

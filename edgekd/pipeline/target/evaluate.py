@@ -194,7 +194,7 @@ def _check(
                 probes[DEVICE] = Probe.load(ran.folder / candidate.name / OUTPUTS)
             ledger = keep_ledger(
                 probes,
-                context.metrics(probes, labels),
+                context.metrics(probes, labels, groups),
                 context.rules,
                 groups,
                 common,

@@ -135,8 +135,9 @@ def _write_manifest(context: Context, shipped: EvaluatedCandidate, profiled: Don
         task={"name": context.origin.name, "metric": facts.metric},
         inputs=[dict(spec) for spec in facts.inputs],
         classes=facts.classes,
+        released=shipped.ledger.released,
         verdict=shipped.ledger.verdict,
-        reasons=list(shipped.ledger.reasons),
+        reasons=[*shipped.ledger.reasons, *shipped.ledger.warnings],
         versions=library_versions(LIBRARIES, "build"),
         measurements={
             facts.metric: shipped.ledger.rows[-1].metric,

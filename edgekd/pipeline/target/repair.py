@@ -12,7 +12,8 @@ from edgekd.compress.mixed_precision import ALL_HARM, repair_steps, spare_steps
 from edgekd.compress.oracles.identity import RewriteError
 from edgekd.compress.oracles.rounding_aside import require_same
 from edgekd.compress.variants import Candidate, write_variants
-from edgekd.gram.gate import Verdict, keep_ledger
+from edgekd.gram.gate import keep_ledger
+from edgekd.gram.verdict import Verdict  # noqa: TC001  # msgspec reads the annotations of Repaired
 from edgekd.pipeline.target.context import OUTPUTS, LedgerStep, PreparedCandidate
 from edgekd.pipeline.target.examine import open_examiner, time_beside_int8
 from edgekd.pipeline.target.outputs import probe_variants, run_on_host
@@ -187,4 +188,4 @@ def _judge(context: Context, probe: Probe) -> Verdict:
     probes = {reference: context.origin.probes()[reference], "repaired": probe}
     with open_arrays(context.test) as test:
         labels, groups = test.get("labels"), test.get("groups")
-    return keep_ledger(probes, context.metrics(probes, labels), context.rules, groups).verdict
+    return keep_ledger(probes, context.metrics(probes, labels, groups), context.rules, groups).verdict

@@ -64,7 +64,7 @@ def target_result(
         compiled: What was built ahead of time, for some candidates each.
         facts: Sentences on how the candidates came about.
     """
-    released = shipped.ledger.verdict != "fail"
+    released = shipped.ledger.released
     return TargetResult(
         target=context.target.name,
         device="no device" if isinstance(context.device, Absent) else context.device.name,

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from edgekd.files import JsonObject
-    from edgekd.gram.gate import Verdict
+    from edgekd.gram.verdict import Verdict
     from edgekd.report.row import EngineRow
     from edgekd.runtime.manifest import Manifest
     from edgekd.runtime.measure.results import EngineProfile, Profile

@@ -26,7 +26,8 @@ from edgekd.runtime.manifest import map_leaves
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from edgekd.gram.gate import Ledger, Verdict
+    from edgekd.gram.gate import Ledger
+    from edgekd.gram.verdict import Verdict
     from edgekd.report.results import TargetResult
     from edgekd.runtime.measure.results import EngineProfile, Latency, Paced, Sustained
 

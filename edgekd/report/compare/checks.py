@@ -15,7 +15,8 @@ from edgekd.report.table import metric_name
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from edgekd.gram.gate import Ledger, LedgerRow, Verdict
+    from edgekd.gram.gate import Ledger, LedgerRow
+    from edgekd.gram.verdict import Verdict
     from edgekd.report.compare.rows import Entry
 
 #: The figure that each budget of a target limits.

@@ -11,7 +11,7 @@ from edgekd.report.svg.draw import gradient
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
-    from edgekd.gram.gate import Verdict
+    from edgekd.gram.verdict import Verdict
     from edgekd.report.table import Table
 
 _HERE = Path(__file__).parent

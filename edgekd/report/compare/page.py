@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from edgekd.gram.verdict import VERDICTS
 from edgekd.report import figures
 from edgekd.report.build.page import build_header, common_sections, definitions, target_section
 from edgekd.report.compare.checks import tiles_html
@@ -14,7 +15,6 @@ from edgekd.report.compare.sections import gram_pictures, ledger_html, ledger_pi
 from edgekd.report.escape import escape
 from edgekd.report.figures import WORDS, filter_limits
 from edgekd.report.format import milliseconds
-from edgekd.report.results import VERDICTS
 from edgekd.report.table import ledger_table, legend
 
 if TYPE_CHECKING:

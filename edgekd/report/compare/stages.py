@@ -14,7 +14,8 @@ from edgekd.report.svg.scale import AxisScale
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-    from edgekd.gram.gate import Ledger, Verdict
+    from edgekd.gram.gate import Ledger
+    from edgekd.gram.verdict import Verdict
 
 _ROW, _TOP, _LABEL, _FIGURE = 24.0, 26.0, 104, 66
 #: Characters of a stage's name that fit beside the plot.
