@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from edgekd.gram.gate import Ledger, LedgerRow
     from edgekd.runtime.corruption import NetworkRobustness, Robustness
     from edgekd.runtime.measure.results import EngineProfile, Profile
+    from edgekd.stages.artifacts import PruneAttempt
     from edgekd.stages.stage import StageTime
 
 #: Name of the candidate that ships, in tables.
@@ -109,6 +110,8 @@ class TargetResult:
         chosen: Name of the candidate that ships.
         choice: Why that candidate was chosen.
         facts: Sentences about the engine that belong in the report.
+        chosen_on: On which samples the candidates were judged and one of them was chosen, in words, e.g.
+            "200 samples of the validation split"; none of them is among those that judge what ships.
         robustness: The metric of what ships with a modality dropped or noisy; None where it was not measured.
     """
 
@@ -129,6 +132,7 @@ class TargetResult:
     choice: str
     facts: tuple[str, ...] = ()
     robustness: NetworkRobustness | None = None
+    chosen_on: str = ""
 
     def __post_init__(self) -> None:
         if self.profile is None and not self.profile_reason:
@@ -221,6 +225,8 @@ class BuildReport:
         robustness: The metric of the networks that were trained with a modality dropped or noisy; None where it was not
             measured.
         robustness_reason: Why it was not: ``"not measured: ..."``.
+        pruning: The attempts at pruning, in order, the last of which is what was exported; empty where nothing was
+            pruned here.
     """
 
     recipe: str
@@ -233,6 +239,12 @@ class BuildReport:
     refused: dict[str, str] = field(default_factory=dict)
     robustness: Robustness | None = None
     robustness_reason: str = "not measured"
+    pruning: tuple[PruneAttempt, ...] = ()
+
+    @property
+    def released(self) -> bool:
+        """Whether every target's build is released."""
+        return all(result.ledger.released for result in self.targets)
 
     @property
     def name(self) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from edgekd.gram.answers import OutputKind
+from edgekd.gram.gate import LedgerRow  # noqa: TC001  # msgspec reads the annotations of PruneAttempt
 
 #: In the folder of a stage that trains: the weights, the probe on the test split, and what was pruned.
 WEIGHTS, PROBE, REMOVED = "model.safetensors", "probe.npz", "removed.json"
@@ -47,6 +48,29 @@ class NodeOrigin:
 
 
 @dataclass(frozen=True)
+class PruneAttempt:
+    """One attempt at pruning, judged against the unpruned student on the validation split.
+
+    Attributes:
+        ratio: Share of the channels that was to go.
+        ratios: The same for encoders that have one of their own.
+        epochs: Number of epochs of the fine-tune.
+        parameters: Number of parameters that are left.
+        seconds: Time that it took.
+        row: The row of the ledger, on the validation split.
+        reason: Why it was tried, and with what change; "" for the first, which is as the recipe has it.
+    """
+
+    ratio: float
+    ratios: dict[str, float]
+    epochs: int
+    parameters: int
+    seconds: float
+    row: LedgerRow
+    reason: str = ""
+
+
+@dataclass(frozen=True)
 class Trained:
     """A trained model.
 
@@ -54,11 +78,13 @@ class Trained:
         metric: Task metric on the test split.
         parameters: Number of parameters.
         history: One entry for each epoch; empty where nothing was trained.
+        attempts: The attempts at pruning, in order, the last of which it is; empty for other networks.
     """
 
     metric: float
     parameters: int
     history: list[dict[str, float]]
+    attempts: tuple[PruneAttempt, ...] = ()
 
 
 @dataclass(frozen=True)
