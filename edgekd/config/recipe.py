@@ -372,7 +372,7 @@ class QuantizeConfig(_Config, frozen=True):
     slack: Annotated[
         Fraction,
         Meta(
-            description="How much latency a smaller drift may cost, as a share of the p50 of the fastest candidate: "
+            description="How much latency a closer output may cost, as a share of the p50 of the fastest candidate: "
             "where repair is 'best', and where a candidate is chosen."
         ),
     ] = 0.0

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 from typing import TYPE_CHECKING
 
@@ -92,6 +92,11 @@ class LedgerRow:
     missing: dict[str, Estimate] = field(default_factory=dict)
 
     @property
+    def samples(self) -> int:
+        """Number of samples that were compared with the reference's; 0 for the reference and the teacher."""
+        return self.answers.samples if self.answers else 0
+
+    @property
     def flips(self) -> float | None:
         """Share of answers that are not the reference's, e.g. top-1 classes; None where nothing is decided."""
         return self.answers.changed.mean if self.answers and self.answers.changed else None
@@ -178,6 +183,20 @@ def keep_ledger(
         absent = dict(missing) if stage == last else {}
         rows.append(_row(stage, probes, figures, rules, groups, notes.get(stage, ""), absent))
     return _judged(rules, reference, figures, tuple(rows))
+
+
+def rejected_before(ledger: Ledger, before: Ledger) -> Ledger:
+    """Return the ledger of what was rejected on other samples already, as which it stays rejected.
+
+    Args:
+        ledger: The ledger on the test samples.
+        before: The ledger on the validation samples, whose verdict is "fail".
+    """
+    reasons = tuple(f"on the validation samples: {reason}" for reason in before.reasons)
+    if ledger.verdict == "fail":
+        return replace(ledger, reasons=(*ledger.reasons, *reasons))
+    warnings = (*ledger.reasons, *ledger.warnings)
+    return replace(ledger, verdict="fail", reasons=reasons, warnings=warnings, advice=before.advice)
 
 
 def reference_of(probes: Iterable[str]) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from edgekd.gram.intervals import Estimate  # noqa: TC001
 from edgekd.gram.verdict import Verdict, worst  # msgspec reads the annotations of CandidateResult
 from edgekd.runtime.measure.results import Quantile  # noqa: TC001
 
@@ -62,13 +63,14 @@ class BudgetCheck:
 
 @dataclass(frozen=True)
 class CandidateResult:
-    """One way in which the network was written for a target, as far as it was measured.
+    """One way in which the network was written for a target, as it was measured on the validation samples.
 
     Attributes:
         name: Name of the candidate, e.g. "int8", "int8-nncf" or "float32".
         precision: Its precision, e.g. "int8".
         verdict: The gate's verdict on its last stage.
         metric: The metric at its last stage; None where there are no labels.
+        divergence: How far its output is from the reference's, in the kind's own measure; None for the reference.
         bound: Upper confidence bound of its drift against the ledger's reference, at its last stage.
         flips: Share of samples whose top-1 class is not the reference's, at its last stage; None where the network is
             no classifier.
@@ -81,6 +83,7 @@ class CandidateResult:
     precision: str
     verdict: Verdict
     metric: float | None
+    divergence: Estimate | None
     bound: float
     flips: float | None
     p50: Quantile | None

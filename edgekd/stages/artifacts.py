@@ -16,8 +16,10 @@ CUT_PROBE = "cut.npz"
 #: In the folder of the stage robustness, the statistics of the training inputs, for what is measured of engines.
 CHANNELS = "channels.npz"
 
-#: Samples for the stages without torch: `input.<modality>`, `ids`, `labels` and, where there are any, `groups`.
-TEST, CALIBRATION = "test.npz", "calibration.npz"
+#: Samples for the stages without torch: `input.<modality>`, `ids`, `labels` and, where there are any, `groups`. Ranges,
+#: blame and the order of a repair are found on those of the calibration; what a repair ends with and which candidate
+#: ships is decided on those of the validation; those of the test judge what ships, and only that.
+TEST, VALIDATION, CALIBRATION = "test.npz", "validation.npz", "calibration.npz"
 
 #: In a candidate's folder, its graph with the embeddings as further outputs, to check, and without them, to deploy.
 PROBE_GRAPH, DEPLOY = "probe.onnx", "deploy.onnx"
@@ -120,6 +122,11 @@ class Exported:
     parity: dict[str, float]
     sizes: dict[str, int]
     facts: TaskFacts
+
+
+def validation_probe(network: str) -> str:
+    """Return the name of the file with a network's probe on the validation samples, beside its graph."""
+    return f"validation.{network}.npz"
 
 
 def onnx_name(network: str) -> str:

@@ -15,11 +15,11 @@ from edgekd.pipeline.onnx_import.inputs import batch_inputs, input_specs, states
 from edgekd.pipeline.onnx_import.observe import observe
 from edgekd.pipeline.onnx_import.outputs import choose_outputs, write_outputs
 from edgekd.pipeline.onnx_import.read import read_model
-from edgekd.pipeline.onnx_import.samples import NpzSamples, read_samples, shared, split
+from edgekd.pipeline.onnx_import.samples import NpzSamples, hold_back, read_samples, shared, split
 from edgekd.pipeline.onnx_import.taps import TensorTap  # noqa: TC001  # the type of a stage's result is looked up when it is read back
 from edgekd.pipeline.onnx_import.trial import require_end
 from edgekd.runtime.backends.onnxruntime import open_engine
-from edgekd.stages.artifacts import CALIBRATION, TEST, Exported, TaskFacts, onnx_name
+from edgekd.stages.artifacts import CALIBRATION, TEST, VALIDATION, Exported, TaskFacts, onnx_name
 from edgekd.stages.labels import UNLABELLED
 
 if TYPE_CHECKING:
@@ -110,7 +110,10 @@ def import_onnx(source: OnnxSource, folder: Path, report: StageReporter, seed: i
     report.advance(3, 4, f"taps: {', '.join(f'{name} at {tap.tensor}' for name, tap in modalities.items())}")
     parity = _parity(model, path, outputs.logits, calibration_samples)
     facts, calibration_samples, test_samples = _facts(path, calibration_samples, test_samples, notes)
-    calibration_samples.save(folder / CALIBRATION)
+    ranges, chosen, said = hold_back(calibration_samples, seed)
+    notes.append(said)
+    ranges.save(folder / CALIBRATION)
+    chosen.save(folder / VALIDATION)
     test_samples.save(folder / TEST)
     report.advance(4, 4, f"differs from {model.name} by {parity:.1e}")
     for note in notes:

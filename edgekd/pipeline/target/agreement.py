@@ -29,11 +29,11 @@ def find_disagreement(context: Context, candidate: PreparedCandidate, device: Pr
     Args:
         context: The target.
         candidate: The candidate.
-        device: What the device gave for the test samples; None without one. Where ONNX Runtime is the target's library,
-            it is then compared with itself on calibration samples: its optimizers are the same everywhere.
+        device: What the device gave for the validation samples; None without one. Where ONNX Runtime is the target's
+            library, it is then compared with itself on calibration samples: its optimizers are the same everywhere.
     """
     written = Probe.load(candidate.steps[-1].probe)
-    exact = context.origin.probes()[context.origin.baselines[-1]]
+    exact = context.origin.probes("validation")[context.origin.baselines[-1]]
     tolerance = max(_ROUNDING, relative_error(written.logits, exact.logits))
     error = relative_error(device.logits, written.logits) if device else 0.0
     if device and error <= tolerance:

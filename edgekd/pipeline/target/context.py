@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, TypeVar
 
+import msgspec
+
 from edgekd.devices.base import Absent
 from edgekd.errors import ModelError
 from edgekd.gram.gate import GateRules, reference_of
@@ -14,7 +16,7 @@ from edgekd.gram.metric import LabelledSamples, LedgerMetrics
 from edgekd.gram.verdict import GateLimits
 from edgekd.pipeline.target.refusal import in_users_terms, read_origins
 from edgekd.runtime.backends.registry import AS_WRITTEN, ORT, Runtime
-from edgekd.stages.artifacts import CALIBRATION, TEST, onnx_name, origins_name
+from edgekd.stages.artifacts import CALIBRATION, TEST, VALIDATION, onnx_name, origins_name
 from edgekd.stages.labels import UNLABELLED
 
 if TYPE_CHECKING:
@@ -57,12 +59,14 @@ class LedgerStep:
     Attributes:
         stage: Name of the row.
         note: What the step did; "" where its name says it.
-        probe: File of the probe after the step.
+        probe: File of the probe after the step, of the validation samples.
+        test_probe: The same of the test samples; None where these have not been looked at.
     """
 
     stage: str
     note: str
     probe: Path
+    test_probe: Path | None = None
 
 
 @dataclass(frozen=True)
@@ -95,14 +99,14 @@ class PreparedCandidate:
 
 @dataclass(frozen=True)
 class EvaluatedCandidate:
-    """A candidate that ran on the test samples and was judged.
+    """A candidate that ran and was judged: to be chosen on the validation samples, and then on those of the test.
 
     Attributes:
         prepared: The candidate with its graphs.
         ledger: The same probe after every step, and the verdict.
         engine: File that the runtime is given.
         layers: Description of a compiled engine's layers; None where nothing was compiled.
-        outputs: File with what the engine, or its graph on this host, gave for the test samples.
+        outputs: File with what the engine, or its graph on this host, gave for these samples.
         deploy_logit_error: Largest |difference| of a logit between its two variants, where it ran last.
         keys: Keys of the stages that engine and outputs come from.
         check_key: Key of the stage that judged it.
@@ -121,6 +125,10 @@ class EvaluatedCandidate:
     def name(self) -> str:
         """Name of the candidate."""
         return self.prepared.name
+
+    def engine_of(self, variant: str) -> Path:
+        """Return the file of a variant that the runtime is given: an engine that was built ahead of time, or ONNX."""
+        return (self.engine.parent / variant).with_suffix(self.engine.suffix)
 
 
 @dataclass(frozen=True)
@@ -174,8 +182,13 @@ class Context:
 
     @property
     def test(self) -> Path:
-        """File of the gate's samples."""
+        """File of the samples that judge what ships, and only that."""
         return self.exported.folder / TEST
+
+    @property
+    def validation(self) -> Path:
+        """File of the samples on which candidates are judged, repaired and chosen."""
+        return self.exported.folder / VALIDATION
 
     @property
     def calibration(self) -> Path:
@@ -221,6 +234,14 @@ class Context:
             "device": self.present.describe(self.runtime),
             "runtime": [self.public_runtime, self.target.options],
             "source": self.runtime.digest(),
+        }
+
+    def gate_identity(self) -> dict[str, object]:
+        """Return what a verdict depends on beside the outputs, as JSON."""
+        return {
+            **msgspec.to_builtins(self.recipe.gate),
+            "seed": self.recipe.seed,
+            "runtime": [self.public_runtime, self.target.options],
         }
 
     def metrics(

@@ -149,7 +149,7 @@ def _write_manifest(context: Context, shipped: EvaluatedCandidate, profiled: Don
 
 def _write_grams(context: Context, shipped: EvaluatedCandidate, path: Path) -> None:
     """Write the Grams of the same few samples of the teacher, the ledger's reference and what ships."""
-    before = context.origin.probes()
+    before = context.origin.probes("test")
     probes = {name: before[name] for name in before if name in ("teacher", shipped.ledger.reference)}
     probes[SHIPPED] = Probe.load(shipped.outputs)
     with open_arrays(context.test) as test:

@@ -62,7 +62,7 @@ def _describe(repaired: Repaired) -> str:
 
 
 REPAIR: StageSpec[Repaired] = StageSpec(
-    "repair", 6, Repaired, (), "return layers of INT8 to float until the gate lets it through", _describe
+    "repair", 7, Repaired, (), "return layers of INT8 to float until the gate lets it through", _describe
 )
 
 
@@ -97,7 +97,7 @@ def return_layers(
             require_same(graph, examiner.floats, examiner.few)
             written = write_variants(graph, spec, context.target.scheme, folder / spec.name)
             probe, error = probe_variants(
-                lambda variant: run_on_host(folder / spec.name / variant, context.test), context.test, name
+                lambda variant: run_on_host(folder / spec.name / variant, context.validation), context.validation, name
             )
             for path in (folder / f"{len(done.notes)}.npz", folder / spec.name / OUTPUTS):
                 probe.save(path)
@@ -185,7 +185,7 @@ def _free_steps(
 def _judge(context: Context, probe: Probe) -> Verdict:
     """Return the gate's verdict on this host after one step."""
     reference = context.origin.baselines[-1]
-    probes = {reference: context.origin.probes()[reference], "repaired": probe}
-    with open_arrays(context.test) as test:
-        labels, groups = test.get("labels"), test.get("groups")
+    probes = {reference: context.origin.probes("validation")[reference], "repaired": probe}
+    with open_arrays(context.validation) as samples:
+        labels, groups = samples.get("labels"), samples.get("groups")
     return keep_ledger(probes, context.metrics(probes, labels, groups), context.rules, groups).verdict

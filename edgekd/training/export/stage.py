@@ -19,9 +19,18 @@ from edgekd.files import write_text
 from edgekd.gram.npz import EMBEDDING_PREFIX, INPUT_PREFIX
 from edgekd.runtime.backends.onnxruntime import open_engine
 from edgekd.runtime.session import write_arrays
-from edgekd.stages.artifacts import CALIBRATION, TEST, Exported, TaskFacts, onnx_name, origins_name
+from edgekd.stages.artifacts import (
+    CALIBRATION,
+    TEST,
+    VALIDATION,
+    Exported,
+    TaskFacts,
+    onnx_name,
+    origins_name,
+    validation_probe,
+)
 from edgekd.training.export.onnx import write_onnx
-from edgekd.training.loop.evaluate import batches, ground_truth
+from edgekd.training.loop.evaluate import batches, ground_truth, probe
 from edgekd.training.taps.taps import TappedModel
 
 if TYPE_CHECKING:
@@ -53,7 +62,10 @@ def run(
         ModelError: Torch cannot export a network that the build needs, or the exported one disagrees with it.
     """
     save_samples(task.splits["test"], folder / TEST)
+    save_samples(task.splits["val"], folder / VALIDATION)
     save_samples(task.splits["calibration"], folder / CALIBRATION)
+    for name, network in networks.items():
+        probe(network.model, network.taps, task.splits["val"]).save(folder / validation_probe(name))
     examples = next(iter(batches(task.splits["test"]))).inputs
     inputs = {name: x[:_PARITY_SAMPLES] for name, x in examples.items()}
     parity = {}
