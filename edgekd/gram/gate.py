@@ -6,10 +6,12 @@ from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 from typing import TYPE_CHECKING
 
-from edgekd.gram.answers import OutputKind, compare_answers
-from edgekd.gram.drift import measure_drift
+from edgekd.gram.answers import Answers, OutputKind, OutputName, compare_answers  # msgspec reads their annotations
+from edgekd.gram.drift import Drift, measure_drift
+from edgekd.gram.intervals import Estimate  # noqa: TC001
 from edgekd.gram.verdict import (
     Answered,
+    GateLimits,
     Measured,
     Verdict,
     join_answers,
@@ -24,12 +26,9 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-    from edgekd.gram.answers import Answers, OutputName
-    from edgekd.gram.drift import Drift
-    from edgekd.gram.intervals import Bootstrap, Estimate
+    from edgekd.gram.intervals import Bootstrap
     from edgekd.gram.metric import LedgerMetrics
     from edgekd.gram.probe import Probe
-    from edgekd.gram.verdict import GateLimits
 
 #: Rows of the ledger: the pruned network just cut, the same after its fine-tune, and what ran on the device.
 CUT, FINETUNED, DEVICE = "cut", "finetuned", "device"
