@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -71,11 +72,13 @@ def _require_shape(name: OutputName, outputs: Array) -> None:
 
 
 def _require_threshold(name: OutputName, threshold: float, how: str) -> None:
+    said = f"[model] threshold = {threshold:g}"
     if name in ("classes", "embedding"):
-        raise ModelError(f"[model] threshold = {threshold:g} is for 'multilabel' and 'values', not for '{name}'{how}")
+        raise ModelError(f"{said} is for 'multilabel' and 'values', not for '{name}'{how}")
     if name == "multilabel" and not 0 < threshold < 1:
-        raise ModelError(f"[model] threshold = {threshold:g} must lie between 0 and 1: that of '{name}'{how} is of a "
-                         "probability")  # fmt: skip
+        raise ModelError(f"{said} must lie between 0 and 1: that of '{name}'{how} is of a probability")
+    if not math.isfinite(threshold):
+        raise ModelError(f"{said} must be a finite number")
 
 
 def _explain(kind: OutputKind, outputs: Array, labelled: bool) -> str:
