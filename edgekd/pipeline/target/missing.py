@@ -94,7 +94,7 @@ def measure_missing(
         reference = context.exported.folder / onnx_name(context.origin.baselines[-1])
         try:
             with AS_WRITTEN.open(reference) as exact, runtime.open(candidate.folder / DEPLOY) as ours:
-                missing = _compare(_Compared(exact, ours, rules, samples), stand_ins, report)
+                missing = _compare(_SessionPair(exact, ours, rules, samples), stand_ins, report)
         except ModelError as error:
             return MissingModalities({}, (f"answers with a modality absent are not measured: {error}",))
         for note in missing.notes:
@@ -150,7 +150,7 @@ def _left_in(facts: TaskFacts) -> tuple[str, ...]:
 
 
 @dataclass(frozen=True)
-class _Compared:
+class _SessionPair:
     """The reference and the candidate, opened, and the samples that both are given."""
 
     reference: Session
@@ -159,9 +159,9 @@ class _Compared:
     samples: Path
 
 
-def _compare(compared: _Compared, stand_ins: Mapping[str, Array], report: StageReporter) -> MissingModalities:
-    feeds = read_feeds(compared.samples, compared.reference.inputs)
-    with open_arrays(compared.samples) as arrays:
+def _compare(pair: _SessionPair, stand_ins: Mapping[str, Array], report: StageReporter) -> MissingModalities:
+    feeds = read_feeds(pair.samples, pair.reference.inputs)
+    with open_arrays(pair.samples) as arrays:
         ids, groups = arrays["ids"], arrays.get("groups")
     changed: dict[str, Estimate] = {}
     notes: list[str] = []
@@ -172,11 +172,11 @@ def _compare(compared: _Compared, stand_ins: Mapping[str, Array], report: StageR
         absent = {**feeds, name: np.ascontiguousarray(np.broadcast_to(stand_in, feeds[name].shape))}
         try:
             reference, candidate = (
-                Probe(ids, _outputs(session, absent), {}) for session in (compared.reference, compared.candidate)
+                Probe(ids, _outputs(session, absent), {}) for session in (pair.reference, pair.candidate)
             )
             if not np.isfinite(reference.logits).all():
                 raise ModelError("the float network's output is not finite there")
-            rules = compared.rules
+            rules = pair.rules
             share = compare_answers(candidate, reference, rules.kind, groups, rules.bootstrap).changed
         except (ModelError, ValueError) as error:  # numpy's, where the size of an output depends on the data
             notes.append(f"answers without {name} are not measured: {error}")
