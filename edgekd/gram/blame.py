@@ -7,12 +7,12 @@ from typing import TYPE_CHECKING, Literal, TypeAlias
 
 import numpy as np
 
+from edgekd.gram.answers import OutputName  # noqa: TC001 (the cache reads results by their types)
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
     from numpy.typing import NDArray
-
-    from edgekd.gram.answers import OutputName
 
 _Array: TypeAlias = "NDArray[np.float64]"
 
@@ -191,7 +191,10 @@ class Series:
     @classmethod
     def mean(cls, figures: _Array, blocks: NDArray[np.int64]) -> Series:
         """Compute the mean of the samples' figures [N], as :meth:`of` does."""
-        return cls.of(lambda kept: float(figures[kept].mean()), blocks)
+        block = np.unique(blocks, return_inverse=True)[1]
+        sums, counts = np.bincount(block, figures), np.bincount(block)
+        left_out = (figures.sum() - sums) / (len(figures) - counts) if len(counts) > 1 else np.empty(0)
+        return cls(float(figures.mean()), left_out)
 
     def __sub__(self, other: Series) -> Series:
         return Series(self.value - other.value, self.without - other.without)

@@ -239,6 +239,8 @@ def test_one_modality_is_compared_within_itself(alone):
     drift = measure_drift(probe(qdq, feeds), probe(floats, feeds), None, Bootstrap(resamples=200))
     assert drift.scope == "intra"
     assert found.quantized.drift == pytest.approx(drift.mean, rel=1e-6)
+    assert (found.quantized.worst_pair, drift.worst_pair) == ("x", "x")
+    assert found.quantized.worst_pair_drift == pytest.approx(drift.worst_pair_mean, rel=1e-6)
     assert found.quantized.drift > 0
     assert [suspect.name for suspect in found.of("branch")] == ["x"]
 

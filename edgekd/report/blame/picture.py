@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from edgekd.gram.blame import Blame, RankedFigure, Suspect, WeightedLayer
 
 #: In pixels: a box, the space between boxes, columns and around all, what stands above and below the graph.
-_WIDTH, _HEIGHT, _ABOVE, _BESIDE, _MARGIN, _HEAD, _FOOT = 208, 62, 26, 44, 24, 100, 66
+_WIDTH, _HEIGHT, _ABOVE, _BESIDE, _MARGIN, _HEAD, _FOOT = 208, 62, 26, 44, 24, 100, 84
 #: Characters that fit into a box.
 _NAME = 28
 _STYLE = """
@@ -83,13 +83,13 @@ def relieved_drift(suspect: Suspect, blame: Blame) -> float:
     return blame.quantized.drift - suspect.undone.drift
 
 
-def all_in_int8(blame: Blame) -> str:
-    """Say what the network loses where everything is quantized, the output's loss first."""
+def all_in_int8(blame: Blame) -> tuple[str, str]:
+    """Say what the output loses where everything is quantized, beside the drift; and which decisions that changes."""
     effect = blame.quantized
-    whole = f"All in INT8: divergence {small(effect.divergence)}, error {percent(effect.error)}"
-    whole += f", {percent(effect.flips)} flips" if effect.flips is not None else ""
-    whole += f", metric {number(effect.metric)}" if effect.metric is not None else ""
-    return f"{whole}, drift {small(effect.drift)}"
+    loss = f"All in INT8: divergence {small(effect.divergence)}, error {percent(effect.error)}"
+    decided = f"{percent(effect.flips)} flips, " if effect.flips is not None else ""
+    decided += f"metric {number(effect.metric)}, " if effect.metric is not None else ""
+    return f"{loss}, drift {small(effect.drift)}", f"{decided}against float on {blame.samples} calibration samples"
 
 
 def _place(layers: Sequence[WeightedLayer]) -> dict[str, _Box]:
@@ -109,8 +109,8 @@ def _place(layers: Sequence[WeightedLayer]) -> dict[str, _Box]:
 
 def _heading(blame: Blame) -> Iterator[str]:
     yield text(_MARGIN, 26, "Output loss that returning a layer to float takes away", kind="title")
-    yield text(_MARGIN, 46, all_in_int8(blame), kind="quiet")
-    yield text(_MARGIN, 62, f"against float on {blame.samples} calibration samples", kind="quiet")
+    for line, content in enumerate(all_in_int8(blame)):
+        yield text(_MARGIN, 46 + 16 * line, content, kind="quiet")
 
 
 def _branches(blame: Blame, boxes: dict[str, _Box]) -> Iterator[str]:
@@ -158,6 +158,10 @@ def _box(box: _Box, suspect: Suspect | None, blame: Blame) -> Iterator[str]:
 
 def _legend(y: float) -> Iterator[str]:
     yield from ramp_legend(_MARGIN, y, "0", "100%")
-    x = _MARGIN + RAMP_WIDTH + 16
-    yield text(x, y + 10, "of the loss goes, ± standard error; drift that goes;", kind="quiet")
-    yield text(x, y + 27, "ms: what float costs where it was timed", kind="quiet")
+    lines = (
+        "of the output's loss, ± standard error",
+        "drift: what goes of it",
+        "ms: what float costs where it was timed",
+    )
+    for line, content in enumerate(lines):
+        yield text(_MARGIN + RAMP_WIDTH + 16, y + 10 + 17 * line, content, kind="quiet")

@@ -16,6 +16,7 @@ from edgekd.report.table import Column, Table
 from edgekd.runtime.manifest import null_not_finite
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from pathlib import Path
 
     from edgekd.files import JsonObject
@@ -31,16 +32,22 @@ def blame_table(blame: Blame) -> Table:
     """Return the table of suspects, scope by scope and the worst first, within 80 columns."""
     timed = any(suspect.latency for suspect in blame.suspects)
     labelled = any(suspect.gain for suspect in blame.suspects)
-    names = ["rank", "relief", "alone", "drift", *["gain"] * labelled, *["ms", "per ms"] * timed]
-    columns = (Column("suspect", right=False), *(Column(name) for name in names))
-    rows = tuple(_row(suspect, blame, timed, labelled) for scope in SCOPES for suspect in blame.of(scope))
+    figures = ["rank", "relief", "alone", "drift", *["gain"] * labelled, *["ms", "per ms"] * timed]
+    columns = (Column("suspect", right=False), *(Column(name) for name in figures))
+    ordered = [suspect for scope in SCOPES for suspect in blame.of(scope)]
+    names = _short([f"{s.scope} {s.name}" if s.scope == "branch" else s.name for s in ordered])
+    rows = tuple((name, *_row(s, blame, timed, labelled)) for name, s in zip(names, ordered, strict=True))
     return Table("Blame", columns, rows, _notes(blame, timed, labelled))
 
 
+def _short(names: Sequence[str]) -> list[str]:
+    """Shorten names in the middle, but those that would read alike at the front."""
+    short = [shorten(name, _NAME) for name in names]
+    return [one if short.count(one) == 1 else f"…{name[1 - _NAME :]}" for one, name in zip(short, names, strict=True)]
+
+
 def _row(suspect: Suspect, blame: Blame, timed: bool, labelled: bool) -> tuple[str, ...]:
-    name = f"{suspect.scope} {suspect.name}" if suspect.scope == "branch" else suspect.name
-    cells = [shorten(name, _NAME), str(suspect.relief.rank)]
-    cells += [relieved_share(suspect.relief), small(suspect.alone.divergence)]
+    cells = [str(suspect.relief.rank), relieved_share(suspect.relief), small(suspect.alone.divergence)]
     cells.append(small(relieved_drift(suspect, blame)))
     if labelled:
         cells.append(number(suspect.gain.value if suspect.gain else None, "+.4f"))
@@ -59,7 +66,7 @@ def _per_ms(suspect: Suspect, figure: RankedFigure | None) -> str:
 def _notes(blame: Blame, timed: bool, labelled: bool) -> tuple[str, ...]:
     effect = blame.quantized
     notes = [
-        f"{all_in_int8(blame)}, against float on {blame.samples} calibration samples.",
+        f"{', '.join(all_in_int8(blame))}.",
         "relief: share of what the output loses that goes where only this is float, by divergence and error alike; "
         "± its standard error; one rank: level within it.",
         f"alone: divergence ({MEASURES[blame.kind]}) where only this is INT8.",
