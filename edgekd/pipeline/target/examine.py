@@ -50,13 +50,15 @@ def open_examiner(context: Context, candidate: PreparedCandidate) -> Examiner:
         labels = None
     metric = None if labels is None else context.origin.metric
     facts = context.exported.result.facts
-    judging = SampleFacts(labels, groups, metric, facts.higher_is_better, _output_kind(context, labels is not None))
+    judging = SampleFacts(labels, groups, metric, facts.higher_is_better, _output_kind(context))
     return Examiner(qdq, floats, samples, judging)
 
 
-def _output_kind(context: Context, labelled: bool) -> OutputKind:
-    """Return what the output is, by its values for the gate's samples."""
+def _output_kind(context: Context) -> OutputKind:
+    """Return what the output is, by its values for the gate's samples and whether these have labels."""
     reference = context.origin.probes()[context.origin.baselines[-1]]
+    with open_arrays(context.test) as arrays:
+        labelled = "labels" in arrays and bool((arrays["labels"] != UNLABELLED).any())
     return guess_kind(reference.logits, labelled)
 
 
