@@ -168,9 +168,9 @@ def _suggest_limits(request: BuildRequest, printing: Printing) -> None:
 @build_options
 @progress_options
 def blame(request: BuildRequest, printing: Printing) -> None:
-    """Find out which layers, branches and kinds of tensor break the Gram structure in INT8.
+    """Find out which layers, branches and kinds of tensor break in INT8.
 
-    Quantizes one alone and undoes one alone, and ranks them by the drift that undoing relieves, also per millisecond
+    Quantizes one alone and undoes one alone, and ranks them by what the output regains, also per millisecond
     that it costs on the device. Writes blame.json and a picture on the graph, blame.svg, into OUTPUT/TARGET.
     """
     from edgekd.cli.terminal import Json
