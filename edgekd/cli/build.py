@@ -205,13 +205,14 @@ def search(
     """Search for better students than the recipe's own: more accurate, faster, closer to the teacher.
 
     Tries losses, temperature, width and pruning, or what [search.space] of the recipe names, and shows the trials that
-    no other beats. The same command goes on where it stopped; on another machine, with one --storage, it joins in.
+    no other beats and that the gate lets through, judged on the validation split. The same command goes on where it
+    stopped; on another machine, with one --storage, it joins in. Exits with 20 when the gate rejects every trial.
     """
     import msgspec
 
     from edgekd.cli.terminal import Json
     from edgekd.cli.terminal.search import print_search
-    from edgekd.report.search.tables import search_json
+    from edgekd.report.search.tables import rejection, search_json
     from edgekd.workflows.arguments import resolve_output
 
     output = resolve_output(output, recipe)
@@ -224,6 +225,8 @@ def search(
         Json().emit("search", search=search_json(result))
     elif not printing.quiet:
         print_search(result, output)
+    if result.rejected and not result.released:
+        raise GateFailed(rejection(result))
 
 
 @main.command()

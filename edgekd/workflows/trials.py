@@ -17,6 +17,8 @@ import msgspec
 
 from edgekd.errors import ModelError
 from edgekd.files import need, scratch_root
+from edgekd.gram.drift import Bootstrap
+from edgekd.gram.gate import FINETUNED, GateLimits, GateRules
 from edgekd.pipeline.project import Project
 from edgekd.pipeline.trained_source import DISTILL, TrainingStages
 from edgekd.report.search.tables import TrialFigures
@@ -31,10 +33,12 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from edgekd.config.recipe import DistillConfig, Recipe, TaskConfig
+    from edgekd.gram.gate import Ledger
     from edgekd.stages.artifacts import Trained
     from edgekd.stages.progress import Observer, StageReporter
     from edgekd.stages.stage import Done
     from edgekd.training.search_metrics import StudentTimer
+    from edgekd.training.task.loading import LoadedTask
     from edgekd.workflows.advise.budgeted import TrialProgress
 
 _FACTS: StageSpec[ValidationFacts] = StageSpec("facts", 2, ValidationFacts, summary=lambda facts: facts.metric)
@@ -91,29 +95,32 @@ class TrialRunner:
         return TrainingStages(Runner(self.cache, observer), project, recipe, self._opset, teachers=teachers)
 
     def measure_variant(self, recipe: Recipe, observer: Observer) -> TrialFigures:
-        """Train a whole variant, as far as it is not trained yet, and measure metric, latency and drift.
+        """Train a whole variant, as far as it is not trained yet; measure metric, latency and drift, and judge it.
 
         Raises:
             EdgekdError: Any error that a user can cause.
         """
-        from edgekd.training import search_metrics
-
         stages = self.stages(recipe, observer)
-        teacher, student = stages.networks()
-        task = stages.project.loaded
-        figures = search_metrics.validate(task, teacher, student, stages.taps)
-        wrong = [name for name, value in figures.items() if not math.isfinite(value)]
-        if wrong:
-            raise ModelError(f"{wrong[0]} of the trained student is not a finite number")
+        ledger = _keep_ledger(stages)
+        row = ledger.row(FINETUNED)
+        assert row.to_teacher is not None  # the ledger has a teacher
+        assert row.to_reference is not None  # and a student
+        for name, value in (("metric", row.metric), ("drift", row.to_teacher.mean)):
+            if value is None or not math.isfinite(value):
+                raise ModelError(f"the {name} of the trained student on the validation split is no finite number")
         observer.advance("latency", 0, 0, "exporting, and waiting until no other worker measures")
-        compared = self._timer(task, student, stages.taps, latency_lock())
+        _, pruned = stages.networks()
+        compared = self._timer(stages.project.loaded, pruned, stages.taps, latency_lock())
         return TrialFigures(
-            metric=figures["validation"],
+            metric=row.metric or 0.0,
             latency=round(compared.ratio, _DIGITS),
-            drift=figures["drift"],
+            drift=row.to_teacher.mean,
             p50_ms=compared.p50_ms,
             reference_ms=compared.reference_ms,
-            parameters=sum(parameter.numel() for parameter in student.parameters()),
+            parameters=sum(parameter.numel() for parameter in pruned.parameters()),
+            verdict=ledger.verdict,
+            reasons=ledger.reasons,
+            bound=row.to_reference.bound,
         )
 
     def _projects(self, task: TaskConfig) -> tuple[Project, Project | None]:
@@ -220,6 +227,26 @@ class BriefTrials(TrialRunner):
         for file in (WEIGHTS, PROBE):
             (folder / file).unlink()
         return AdviceTrial(value, error, seconds, epoch)
+
+
+def _keep_ledger(stages: TrainingStages) -> Ledger:
+    """Train what is not trained yet, and judge the pruned student, in float, by the gate on the validation split."""
+    from edgekd.training.loop.weights import build, load_weights
+    from edgekd.training.search_metrics import keep_validation_ledger
+
+    _, distilled, _ = stages.train()
+    teacher, pruned = stages.networks()
+    task, recipe = stages.project.loaded, stages.recipe
+    student = load_weights(build(task.task.student, recipe.seed), distilled.folder / WEIGHTS)
+    models = {"teacher": teacher, "student": student, FINETUNED: pruned}
+    return keep_validation_ledger(task, models, stages.taps, _gate_rules(recipe, task))
+
+
+def _gate_rules(recipe: Recipe, task: LoadedTask) -> GateRules:
+    """Return the recipe's own rules of the gate."""
+    gate = recipe.gate
+    limits = GateLimits(gate.tau_pass, gate.tau_fail, gate.max_flips, gate.max_metric_drop, task.higher_is_better)
+    return GateRules(task.metric_name, limits, Bootstrap(gate.confidence, gate.resamples, recipe.seed))
 
 
 def _without_student(task: TaskConfig) -> dict[str, object]:
