@@ -256,7 +256,9 @@ def advise(
 
     Runs short trainings with labels alone, with KD, and with KD and each Gram scope or feature distillation, from the
     same seeds, and compares them with KD on the validation split; then switches pairs and modalities off in turn. Says
-    what to use and by how much it is better, or that nothing is. Writes advice.json and advice.md into OUTPUT.
+    what to use and by how much it is better, or that nothing is. A short budget leaves losses out. As far as the budget
+    allows, what is recommended is trained in full, pruned and judged by the gate; where the gate rejects all, the exit
+    code is 20. Writes advice.json and advice.md into OUTPUT.
     """
     from edgekd.cli.terminal import Json
     from edgekd.cli.terminal.advice import print_advice
@@ -278,3 +280,5 @@ def advise(
         Json().emit("advice", advice=advice_json(advice))
     elif not printing.quiet:
         print_advice(advice, output)
+    if advice.verdict.kind == "rejected":
+        raise GateFailed(f"{advice.verdict.text}: {' '.join(advice.verdict.reasons)}")

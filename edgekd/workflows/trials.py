@@ -9,24 +9,25 @@ from __future__ import annotations
 import math
 import os
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from itertools import pairwise
 from typing import TYPE_CHECKING
 
 import msgspec
 
 from edgekd.errors import ModelError
-from edgekd.files import need, scratch_root
+from edgekd.files import need, scratch_folder, scratch_root
 from edgekd.gram.drift import Bootstrap
 from edgekd.gram.gate import FINETUNED, GateLimits, GateRules
 from edgekd.pipeline.project import Project
-from edgekd.pipeline.trained_source import DISTILL, TrainingStages
+from edgekd.pipeline.trained_source import DISTILL, PRUNE, TrainingStages
 from edgekd.report.search.tables import TrialFigures
 from edgekd.stages.artifacts import PROBE, WEIGHTS
 from edgekd.stages.cache import Cache
-from edgekd.stages.progress import Silent
-from edgekd.stages.stage import Runner, StageSpec
-from edgekd.workflows.advise.result import AdviceTrial, TeacherMetric, ValidationFacts
+from edgekd.stages.progress import Silent, StageReporter
+from edgekd.stages.stage import Runner, Stage, StageSpec
+from edgekd.training.distillation.loss_registry import own_loss_sources
+from edgekd.workflows.advise.result import AdviceTrial, LossJudgement, TeacherMetric, ValidationFacts
 
 if TYPE_CHECKING:
     from contextlib import AbstractContextManager
@@ -35,7 +36,7 @@ if TYPE_CHECKING:
     from edgekd.config.recipe import DistillConfig, Recipe, TaskConfig
     from edgekd.gram.gate import Ledger
     from edgekd.stages.artifacts import Trained
-    from edgekd.stages.progress import Observer, StageReporter
+    from edgekd.stages.progress import Observer
     from edgekd.stages.stage import Done
     from edgekd.training.search_metrics import StudentTimer
     from edgekd.training.task.loading import LoadedTask
@@ -46,6 +47,9 @@ _CEILING: StageSpec[TeacherMetric] = StageSpec(
     "ceiling", 2, TeacherMetric, summary=lambda ceiling: f"{ceiling.metric:.4f}"
 )
 _TRIAL: StageSpec[AdviceTrial] = StageSpec("trial", 2, AdviceTrial, summary=lambda trial: f"{trial.validation}")
+_JUDGEMENT: StageSpec[LossJudgement] = StageSpec(
+    "judgement", 1, LossJudgement, summary=lambda judgement: judgement.verdict
+)
 
 #: The opset where nothing is exported.
 _NO_EXPORT = 0
@@ -188,26 +192,78 @@ class BriefTrials(TrialRunner):
 
     def distil(self, teacher: Done[Trained], brief: BriefTraining) -> AdviceTrial:
         """Distil a student, and keep its metric on the validation split alone."""
+        return self.runner.execute(self._trial(teacher, brief)).result
 
-        def run(folder: Path, report: StageReporter) -> AdviceTrial:
-            self.training.preflight()  # once, and not part of the seconds that a trial takes
-            self.progress.ticks.clear()
-            began = self.progress.clock()
-            try:
-                trained = self.training.distil(teacher, brief.config, brief.seed, folder, report)
-            except ModelError as error:
-                return AdviceTrial(None, None, self.progress.clock() - began, 0.0, str(error))
-            return self._measure(trained, brief, began, folder)
+    def finds(self, teacher: Done[Trained], brief: BriefTraining) -> bool:
+        """Return whether an earlier run has finished this very trial."""
+        return self.cache.find(self._trial(teacher, brief).key) is not None
 
+    def time(self, teacher: Done[Trained], brief: BriefTraining) -> AdviceTrial:
+        """Distil a student for the seconds that it takes now; nothing of it is kept."""
+        with scratch_folder() as folder:
+            return self._distil(teacher, brief, folder, StageReporter(self.progress, _TRIAL.name))
+
+    @property
+    def up_to_date(self) -> bool:
+        """Whether every trial and judgement so far was read from the cache."""
+        return all(stage.cached for stage in self.runner.times)
+
+    def _trial(self, teacher: Done[Trained], brief: BriefTraining) -> Stage[AdviceTrial]:
         settings = {
             **msgspec.to_builtins(brief.config),
+            **own_loss_sources(brief.config.loss),
             "taps": msgspec.to_builtins(self.recipe.student.taps),
             "seed": brief.seed,
             "distill": DISTILL.version,
             "error": brief.with_error,
         }
-        label = f"{brief.name}, seed {brief.seed}"
-        return self.runner(_TRIAL, label=label, config=settings, inputs={"teacher": teacher.key}, run=run).result
+        label, depends = f"{brief.name}, seed {brief.seed}", {"config": settings, "inputs": {"teacher": teacher.key}}
+        return Stage(_TRIAL, label, depends, partial(self._distil, teacher, brief))
+
+    def _distil(self, teacher: Done[Trained], brief: BriefTraining, folder: Path, report: StageReporter) -> AdviceTrial:
+        self.training.preflight()  # once, and not part of the seconds that a trial takes
+        self.progress.ticks.clear()
+        began = self.progress.clock()
+        try:
+            trained = self.training.distil(teacher, brief.config, brief.seed, folder, report)
+        except ModelError as error:
+            return AdviceTrial(None, None, self.progress.clock() - began, 0.0, str(error))
+        return self._measure(trained, brief, began, folder)
+
+    def judge(self, teacher: Done[Trained], name: str, recipe: Recipe) -> LossJudgement:
+        """Train and prune the recipe with a loss by the stages that a build has, and let the gate judge the result.
+
+        Args:
+            teacher: The finished teacher.
+            name: Name of the loss.
+            recipe: The recipe with that loss.
+        """
+        return self.runner.execute(self._judgement(teacher, name, recipe)).result
+
+    def finds_judgement(self, teacher: Done[Trained], name: str, recipe: Recipe) -> bool:
+        """Return whether an earlier run has this very judgement."""
+        return self.cache.find(self._judgement(teacher, name, recipe).key) is not None
+
+    def _judgement(self, teacher: Done[Trained], name: str, recipe: Recipe) -> Stage[LossJudgement]:
+        def run(_folder: Path, _report: StageReporter) -> LossJudgement:
+            began = self.progress.clock()
+            try:
+                ledger = _keep_ledger(self.stages(recipe, self.progress))
+            except ModelError as error:
+                return LossJudgement(name, "fail", (str(error),), None, None, self.progress.clock() - began)
+            before, after = ledger.row(ledger.reference).metric, ledger.row(FINETUNED).metric
+            seconds = self.progress.clock() - began
+            return LossJudgement(name, ledger.verdict, ledger.reasons, before, after, seconds)
+
+        settings = {
+            **{part: msgspec.to_builtins(getattr(recipe, part)) for part in ("distill", "prune", "gate", "student")},
+            **own_loss_sources(recipe.distill.loss),
+            "seed": recipe.seed,
+            "name": name,
+            "stages": [DISTILL.version, PRUNE.version],
+        }
+        depends = {"config": settings, "inputs": {"teacher": teacher.key}}
+        return Stage(_JUDGEMENT, name, depends, run)
 
     def _measure(self, trained: Trained, brief: BriefTraining, began: float, folder: Path) -> AdviceTrial:
         """Sum up a trial; its weights, and its outputs for the test split, are not kept."""
