@@ -50,7 +50,11 @@ _BROKEN_ELEMENT = 25.0
 #: Relative error from which an embedding is another vector, though its direction may be the same.
 _OTHER_VECTOR = 0.4
 
-#: The fewest samples that tell anything of an output that decides nothing.
+#: A divergence of this share of its limit is so small that the changed answers, of which few samples say little, need
+#: not be within theirs.
+_NEAR = 0.25
+
+#: Fewer samples do not tell that outputs are the same.
 _FEWEST = 20
 
 
@@ -123,9 +127,9 @@ def join_answers(
 ) -> tuple[Verdict, tuple[str, ...], tuple[str, ...]]:
     """Join the answers to the three questions to one verdict.
 
-    Behaviour decides. A structure that moved beyond its limit warns where behaviour is shown to have stayed; it fails
-    where that is not shown, where the output is an embedding, which is used by its structure, and where the limits are
-    strict. A student that learned nothing fails.
+    Behaviour decides. A structure that moved beyond its limit, or is not shown to be within, warns where behaviour is
+    shown to have stayed; it counts as it is where that is not shown, where the output is an embedding, which is used by
+    its structure, and where the limits are strict. A student that learned nothing fails.
 
     Args:
         learned: Whether the student learned; None for a row in between.
@@ -139,8 +143,8 @@ def join_answers(
     """
     moved = structure.verdict or "pass"
     stayed = behaviour.verdict in ("pass", "warn")
-    if moved == "fail" and stayed and kind != "embedding" and limits.structure == "auto":
-        moved = "warn"
+    if stayed and kind != "embedding" and limits.structure == "auto":
+        moved = min(moved, "warn", key=VERDICTS.index)
     asked = [(learned.verdict or "pass", learned.reasons)] if learned else []
     asked += [(behaviour.verdict or "pass", behaviour.reasons), (moved, structure.reasons)]
     verdict = worst(*(answer for answer, _ in asked))
@@ -190,13 +194,20 @@ def _kept(own: float, teacher: float | None, constant: float | None) -> float | 
 
 
 def judge_structure(drift: Drift, limits: GateLimits) -> Answered:
-    """Answer whether the structure survives. A figure that is not a number fails."""
+    """Answer whether the structure survives. A figure that is not a number fails.
+
+    A drift above the limit fails, and one whose bound alone is above it is undecided: more samples would tell.
+    """
     worst_of = "pair" if drift.scope == "sample" else "modality"
     at = f"worst {worst_of} {drift.worst_pair}, {drift.worst_pair_mean:.4f}"
     figures = (f"Gram drift {drift.mean:.4f}, bound {drift.bound:.4f} ({at})",)
-    if not drift.bound <= limits.tau_fail:
-        reason = f"Gram drift bound {drift.bound:.4f} is above {limits.tau_fail:g} ({at})"
+    if not drift.mean <= limits.tau_fail:
+        reason = f"Gram drift {drift.mean:.4f} is above {limits.tau_fail:g} ({at})"
         return Answered("structure", "fail", (reason,), figures)
+    if not drift.bound <= limits.tau_fail:
+        count = f"{drift.samples} samples" if drift.clusters is None else f"{drift.clusters} groups"
+        reason = f"Gram drift {drift.mean:.4f} has a bound of {drift.bound:.4f}, above {limits.tau_fail:g}: n = {count}"
+        return Answered("structure", "undecided", (reason,), figures)
     if drift.bound > limits.tau_pass:
         reason = f"Gram drift bound {drift.bound:.4f} is above {limits.tau_pass:g}"
         return Answered("structure", "warn", (reason,), figures)
@@ -208,9 +219,9 @@ def judge_behaviour(measured: Measured, limits: GateLimits, confidence: float) -
 
     Where there are labels, a metric that provably did not fall by more than the limit passes, with a warning where the
     outputs diverge all the same; one that provably fell, and by more than the limit as measured, fails. Where the
-    metric cannot tell, or there are no labels, the divergence and the changed answers must both be within their limits
-    by their bounds, to pass; a divergence that is provably beyond its limit fails, and what neither passes nor fails is
-    undecided.
+    metric cannot tell, or there are no labels, the outputs pass where the divergence and the changed answers are within
+    their limits by their bounds, or the divergence within a quarter of its own. A divergence that is provably beyond
+    its limit fails; what neither passes nor fails is undecided.
 
     Args:
         measured: What was measured against the reference.
@@ -230,10 +241,10 @@ def judge_behaviour(measured: Measured, limits: GateLimits, confidence: float) -
 
 def _behaviour(measured: Measured, limits: GateLimits, confidence: float) -> tuple[Verdict, list[str]]:
     answers, limit = measured.answers, limits.divergence(measured.answers.kind)
+    if broken := _broken(answers, measured.drift, limit):
+        return "fail", broken
     if _is_same(answers, limit):
         return "pass", []
-    if broken := _broken(answers, limit):
-        return "fail", broken
     found = measured.loss and _by_metric(answers, measured.loss, limits)
     found = found or _by_output(answers, measured.loss, limits)
     return found or ("undecided", [_undecided(measured, limits, confidence)])
@@ -262,9 +273,8 @@ def _by_output(answers: Answers, loss: Estimate | None, limits: GateLimits) -> t
     limit = limits.divergence(answers.kind)
     fell = loss is not None and loss.mean > limits.max_metric_drop + _ROUNDING
     flips = answers.changed if answers.kind != "embedding" else None  # near neighbours trade places for nothing
-    enough = answers.changed is not None or answers.samples >= _FEWEST
-    within = answers.divergence.high <= limit and (flips is None or flips.high <= limits.max_flips + _ROUNDING)
-    if within and enough and not fell:
+    few = flips is None or flips.high <= limits.max_flips + _ROUNDING or answers.divergence.high <= _NEAR * limit
+    if answers.divergence.high <= limit and few and answers.samples >= _FEWEST and not fell:
         return "pass", []
     changed = flips is not None and flips.low > limits.max_flips and answers.divergence.high > limit
     beyond = answers.divergence.low > limit or changed
@@ -290,10 +300,12 @@ def _is_same(answers: Answers, limit: float) -> bool:
     return answers.divergence.high <= _SAME * limit and answers.error.high <= _SAME
 
 
-def _broken(answers: Answers, limit: float) -> list[str]:
+def _broken(answers: Answers, drift: Drift, limit: float) -> list[str]:
     """Return what no metric can excuse: outputs that are not numbers, another vector, one element of several."""
     if math.isnan(answers.error.mean) or math.isnan(answers.divergence.mean):
         return ["outputs are not numbers, or are infinite, where the reference's are finite"]
+    if math.isnan(drift.mean):
+        return ["embeddings are not numbers, or are infinite, where the reference's are finite"]
     if answers.kind == "embedding" and answers.error.low > _OTHER_VECTOR:
         return [
             f"the embeddings are other vectors: relative error {_bounds(answers.error)}, more than {_OTHER_VECTOR:g}"
@@ -314,7 +326,8 @@ def _undecided(measured: Measured, limits: GateLimits, confidence: float) -> str
     ways: list[int | None] = []
     if measured.loss:
         ways.append(mean_needs(measured.loss, limits.max_metric_drop, count))
-    by_output = [mean_needs(answers.divergence, limit, count)]
+    by_output = [_FEWEST, mean_needs(answers.divergence, limit, count)]
+    near = mean_needs(answers.divergence, _NEAR * limit, count)
     if answers.changed and answers.kind != "embedding":
         needed = (
             mean_needs(answers.changed, limits.max_flips, count)
@@ -322,10 +335,9 @@ def _undecided(measured: Measured, limits: GateLimits, confidence: float) -> str
             else share_needs(answers.changed.mean, limits.max_flips, confidence)
         )
         by_output.append(needed)
-    if answers.changed is None:
-        by_output.append(_FEWEST)
     known = [needed for needed in by_output if needed is not None]
     ways.append(max(known) if len(known) == len(by_output) else None)
+    ways.append(None if near is None else max(near, _FEWEST))
     told = [way for way in ways if way is not None and way > count]
     if not told:
         tell = "more of the same would not tell soon: the figures are at their limits"

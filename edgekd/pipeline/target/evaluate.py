@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from edgekd.devices.base import Absent
 from edgekd.errors import ModelError
+from edgekd.gram.blame import choosing_groups
 from edgekd.gram.gate import DEVICE, Ledger, LedgerRow, keep_ledger
 from edgekd.gram.probe import Probe
 from edgekd.pipeline.target.agreement import find_disagreement
@@ -200,7 +201,7 @@ def _check(
 ) -> Done[CheckedLedgers]:
     def run(_folder: Path, report: StageReporter) -> CheckedLedgers:
         with open_arrays(context.validation) as samples:
-            labels, groups = samples.get("labels"), samples.get("groups")
+            labels, groups = samples.get("labels"), choosing_groups(samples.get("groups"))
         ledgers: dict[str, Ledger] = {}
         disagreements: dict[str, str] = {}
         before = context.origin.probes("validation")

@@ -12,6 +12,7 @@ from edgekd.compress.mixed_precision import ALL_HARM, repair_steps, spare_steps
 from edgekd.compress.oracles.identity import RewriteError
 from edgekd.compress.oracles.rounding_aside import require_same
 from edgekd.compress.variants import Candidate, write_variants
+from edgekd.gram.blame import choosing_groups
 from edgekd.gram.gate import keep_ledger
 from edgekd.gram.verdict import Verdict  # noqa: TC001  # msgspec reads the annotations of Repaired
 from edgekd.pipeline.target.context import OUTPUTS, LedgerStep, PreparedCandidate
@@ -187,5 +188,5 @@ def _judge(context: Context, probe: Probe) -> Verdict:
     reference = context.origin.baselines[-1]
     probes = {reference: context.origin.probes("validation")[reference], "repaired": probe}
     with open_arrays(context.validation) as samples:
-        labels, groups = samples.get("labels"), samples.get("groups")
+        labels, groups = samples.get("labels"), choosing_groups(samples.get("groups"))
     return keep_ledger(probes, context.metrics(probes, labels, groups), context.rules, groups).verdict
