@@ -338,6 +338,23 @@ class PruneConfig(Training, frozen=True):
         Meta(description="Widths stay multiples of this; by default of what all targets of the build ask for."),
     ] = None
     ignore: Annotated[list[str], Meta(description="Paths of modules whose width must not change.")] = []
+    repair: Annotated[
+        Literal["auto", "off"],
+        Meta(
+            description="What to do about a pruned network that the gate rejects on the validation split: 'auto' "
+            "prunes less and fine-tunes longer until it passes, and at last leaves the student unpruned; 'off' leaves "
+            "it rejected."
+        ),
+    ] = "auto"
+    repair_s: Annotated[
+        float,
+        Meta(
+            ge=0,
+            le=1_000_000,
+            description="Seconds that attempts after the first may take together; one that would take longer is not "
+            "begun, and the student stays unpruned.",
+        ),
+    ] = 600.0
     loss: Annotated[LossConfig, Meta(description=_FINE_TUNED)] = LossConfig(extra=ANCHOR_EXTRA)
 
     @property
