@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from edgekd.gram.blame import choosing_groups
 from edgekd.gram.drift import measure_drift
 from edgekd.gram.gate import FINETUNED, keep_ledger
 from edgekd.gram.intervals import Bootstrap
@@ -60,7 +61,7 @@ class PruneJudge:
     def __call__(self, model: nn.Module) -> JudgedPruning:
         """Judge a network that is finished."""
         probed = probe(model, self._taps, self._task.splits["val"])
-        probes, groups = {"student": self._reference, FINETUNED: probed}, self._truth.groups
+        probes, groups = {"student": self._reference, FINETUNED: probed}, choosing_groups(self._truth.groups)
         figures = measure_metrics(probes, self._truth.labels, groups, self._task.metric, self._rules)
         row = keep_ledger(probes, figures, self._rules, groups).row(FINETUNED)
         return JudgedPruning(row, {name: self._drift(probed, name) for name in probed.modalities})
