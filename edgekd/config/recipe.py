@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
 Pool = Literal["auto", "none", "spatial", "tokens", "first"]
 Precision = Literal["float32", "bfloat16", "float16"]
+Kind = Literal["auto", "classes", "multilabel", "values", "embedding"]
 
 Fraction = Annotated[float, Meta(ge=0, le=1)]
 #: A factor on a loss; with more, what it stands beside is lost in the rounding of float32.
@@ -62,6 +63,21 @@ class ModelConfig(_Config, frozen=True):
         ),
     ] = {}
     output: Annotated[str, Meta(description="The output that is judged; by default the first one of floats.")] = ""
+    kind: Annotated[
+        Kind,
+        Meta(
+            description="What that output is: scores of 'classes' of which one is right, scores of several labels any "
+            "of which may be ('multilabel'), 'values' such as a regression's or a map's, or an 'embedding', which is "
+            "compared with others by its direction. 'auto' tells it by labels and by the output's values, and says so."
+        ),
+    ] = "auto"
+    threshold: Annotated[
+        float | None,
+        Meta(
+            description="Where a label of 'multilabel' is decided, a probability, by default 0.5; or where a number of "
+            "'values' is, by default nowhere."
+        ),
+    ] = None
 
 
 class Tap(_Config, frozen=True):

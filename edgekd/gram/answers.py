@@ -180,6 +180,15 @@ def compare_answers(
     )
 
 
+def sample_errors(outputs: Array, reference: Array) -> _Array:
+    """Return the error [N] of each sample's output [N, ...], as :attr:`Answers.error` has it, in memory."""
+    ours, theirs = _rows(outputs), _rows(reference)
+    lengths = _lengths(theirs)
+    scale = max(_NEAR_ZERO * math.sqrt(float((lengths**2).mean())), float(np.finfo(np.float32).tiny))
+    errors: _Array = _lengths(ours - theirs) / np.maximum(lengths, scale)
+    return errors
+
+
 def sample_divergences(outputs: Array, reference: Array, kind: OutputKind) -> _Array:
     """Return the divergence [N] of each sample's output [N, ...] from the reference's; see :data:`MEASURES`."""
     measure = _of_arrays(reference, kind)

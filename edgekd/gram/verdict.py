@@ -241,10 +241,10 @@ def judge_behaviour(measured: Measured, limits: GateLimits, confidence: float) -
 
 def _behaviour(measured: Measured, limits: GateLimits, confidence: float) -> tuple[Verdict, list[str]]:
     answers, limit = measured.answers, limits.divergence(measured.answers.kind)
+    if broken := _broken(answers, measured.drift, limit):
+        return "fail", broken
     if _is_same(answers, limit):
         return "pass", []
-    if broken := _broken(answers, limit):
-        return "fail", broken
     found = measured.loss and _by_metric(answers, measured.loss, limits)
     found = found or _by_output(answers, measured.loss, limits)
     return found or ("undecided", [_undecided(measured, limits, confidence)])
@@ -300,10 +300,12 @@ def _is_same(answers: Answers, limit: float) -> bool:
     return answers.divergence.high <= _SAME * limit and answers.error.high <= _SAME
 
 
-def _broken(answers: Answers, limit: float) -> list[str]:
+def _broken(answers: Answers, drift: Drift, limit: float) -> list[str]:
     """Return what no metric can excuse: outputs that are not numbers, another vector, one element of several."""
     if math.isnan(answers.error.mean) or math.isnan(answers.divergence.mean):
         return ["outputs are not numbers, or are infinite, where the reference's are finite"]
+    if math.isnan(drift.mean):
+        return ["embeddings are not numbers, or are infinite, where the reference's are finite"]
     if answers.kind == "embedding" and answers.error.low > _OTHER_VECTOR:
         return [
             f"the embeddings are other vectors: relative error {_bounds(answers.error)}, more than {_OTHER_VECTOR:g}"

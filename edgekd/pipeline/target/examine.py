@@ -7,12 +7,14 @@ from typing import TYPE_CHECKING
 import msgspec
 import numpy as np
 
-from edgekd.compress.partial import SAMPLES, Examiner, SampleFacts
+from edgekd.compress.partial import Examiner, SampleFacts, enough_samples
+from edgekd.compress.qdq_map import list_layers
 from edgekd.compress.quantizers.prepare import open_samples
 from edgekd.compress.variants import write_variants
 from edgekd.config.recipe import ProfileConfig
 from edgekd.config.target import load_calibration
 from edgekd.files import need, scratch_folder
+from edgekd.gram.answers import guess_kind
 from edgekd.runtime.session import open_arrays
 from edgekd.stages.artifacts import DEPLOY, PREPARED, QDQ
 from edgekd.stages.labels import UNLABELLED
@@ -24,6 +26,7 @@ if TYPE_CHECKING:
     import onnx
 
     from edgekd.compress.variants import CandidateSpec
+    from edgekd.gram.answers import OutputKind
     from edgekd.pipeline.target.context import Context, PreparedCandidate
     from edgekd.runtime.measure.results import Quantile
     from edgekd.stages.progress import StageReporter
@@ -38,15 +41,25 @@ def open_examiner(context: Context, candidate: PreparedCandidate) -> Examiner:
     onnx = need("onnx", "build")
     qdq, floats = (onnx.load(str(candidate.folder / name)) for name in (QDQ, PREPARED))
     calibration = load_calibration(context.recipe.quantize.calibration)
-    few = msgspec.structs.replace(calibration, samples=min(calibration.samples, SAMPLES))
+    enough = enough_samples(len(list_layers(floats)))
+    few = msgspec.structs.replace(calibration, samples=min(calibration.samples, enough))
     samples = open_samples(candidate.folder / PREPARED, context.calibration, few)
     with open_arrays(context.calibration) as arrays:
         labels, groups = (arrays[key][samples.rows] if key in arrays else None for key in ("labels", "groups"))
     if labels is not None and (labels == UNLABELLED).all():
         labels = None
     metric = None if labels is None else context.origin.metric
-    judging = SampleFacts(labels, groups, metric, context.exported.result.facts.higher_is_better)
+    facts = context.exported.result.facts
+    judging = SampleFacts(labels, groups, metric, facts.higher_is_better, _output_kind(context))
     return Examiner(qdq, floats, samples, judging)
+
+
+def _output_kind(context: Context) -> OutputKind:
+    """Return what the output is, by its values for the gate's samples and whether these have labels."""
+    reference = context.origin.probes()[context.origin.baselines[-1]]
+    with open_arrays(context.test) as arrays:
+        labelled = "labels" in arrays and bool((arrays["labels"] != UNLABELLED).any())
+    return guess_kind(reference.logits, labelled)
 
 
 def time_beside_int8(
