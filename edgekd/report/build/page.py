@@ -49,7 +49,7 @@ def target_section(index: int, entry: Entry, result: TargetResult, alone: bool) 
         f'<h2 id="row-{index}">{number}{escape(describe(result))} {verdict_badge(result.verdict)}</h2>',
         *_verdict(result),
         tiles_html(entry),
-        *_part("Three questions, answered apart", [question_cards(index, entry.ledger)]),
+        question_cards(index, entry.ledger),
         *_run(result),
         *_part(
             "What each stage kept, and the limits",

@@ -28,9 +28,10 @@ _LABEL, _FIGURE, _ROW, _TOP = 128, 62, 24.0, 26.0
 
 
 def question_cards(index: int, ledger: Ledger) -> str:
-    """Return a card for each question that was asked about what ships; "" where none was."""
+    """Return a card for each question that was asked about what ships, under a heading; "" where none was."""
     cards = [_card(index, ledger, answered) for answered in ledger.questions if answered.verdict]
-    return f'<ul class="questions">{"".join(cards)}</ul>' if cards else ""
+    head = "<h3>Three questions, answered apart</h3>"
+    return f'{head}<ul class="questions">{"".join(cards)}</ul>' if cards else ""
 
 
 def _card(index: int, ledger: Ledger, answered: Answered) -> str:
