@@ -6,7 +6,9 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from edgekd.gram.blame import choosing_groups
 from edgekd.gram.gate import keep_ledger
+from edgekd.stages.judging import measure_metrics
 from edgekd.training.loop.evaluate import example_batch, ground_truth, probe
 from edgekd.training.loop.loop import compute_device
 from edgekd.training.loop.weights import build
@@ -41,8 +43,9 @@ def keep_validation_ledger(task: LoadedTask, models: Mapping[str, nn.Module], ta
         name: probe(model.to(device), taps.teacher if name == "teacher" else taps.student, split)
         for name, model in models.items()
     }
-    metrics = {name: task.metric(probed.logits, truth.labels) for name, probed in probes.items()}
-    return keep_ledger(probes, metrics, rules, truth.groups)
+    groups = choosing_groups(truth.groups)
+    metrics = measure_metrics(probes, truth.labels, groups, task.metric, rules)
+    return keep_ledger(probes, metrics, rules, groups)
 
 
 class StudentTimer:

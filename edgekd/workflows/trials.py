@@ -17,13 +17,13 @@ import msgspec
 
 from edgekd.errors import ModelError
 from edgekd.files import need, scratch_folder, scratch_root
-from edgekd.gram.drift import Bootstrap
-from edgekd.gram.gate import FINETUNED, GateLimits, GateRules
+from edgekd.gram.gate import FINETUNED
 from edgekd.pipeline.project import Project
 from edgekd.pipeline.trained_source import DISTILL, PRUNE, TrainingStages
 from edgekd.report.search.tables import TrialFigures
 from edgekd.stages.artifacts import PROBE, WEIGHTS
 from edgekd.stages.cache import Cache
+from edgekd.stages.judging import gate_rules
 from edgekd.stages.progress import Silent, StageReporter
 from edgekd.stages.stage import Runner, Stage, StageSpec
 from edgekd.training.distillation.loss_registry import own_loss_sources
@@ -39,7 +39,6 @@ if TYPE_CHECKING:
     from edgekd.stages.progress import Observer
     from edgekd.stages.stage import Done
     from edgekd.training.search_metrics import StudentTimer
-    from edgekd.training.task.loading import LoadedTask
     from edgekd.workflows.advise.budgeted import TrialProgress
 
 _FACTS: StageSpec[ValidationFacts] = StageSpec("facts", 2, ValidationFacts, summary=lambda facts: facts.metric)
@@ -295,14 +294,8 @@ def _keep_ledger(stages: TrainingStages) -> Ledger:
     task, recipe = stages.project.loaded, stages.recipe
     student = load_weights(build(task.task.student, recipe.seed), distilled.folder / WEIGHTS)
     models = {"teacher": teacher, "student": student, FINETUNED: pruned}
-    return keep_validation_ledger(task, models, stages.taps, _gate_rules(recipe, task))
-
-
-def _gate_rules(recipe: Recipe, task: LoadedTask) -> GateRules:
-    """Return the recipe's own rules of the gate."""
-    gate = recipe.gate
-    limits = GateLimits(gate.tau_pass, gate.tau_fail, gate.max_flips, gate.max_metric_drop, task.higher_is_better)
-    return GateRules(task.metric_name, limits, Bootstrap(gate.confidence, gate.resamples, recipe.seed))
+    rules = gate_rules(recipe.gate, task.metric_name, higher_is_better=task.higher_is_better, seed=recipe.seed)
+    return keep_validation_ledger(task, models, stages.taps, rules)
 
 
 def _without_student(task: TaskConfig) -> dict[str, object]:

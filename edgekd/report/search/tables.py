@@ -6,8 +6,8 @@ import shlex
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Literal
 
-from edgekd.gram.gate import Verdict  # noqa: TC001  # msgspec reads the annotations of TrialFigures
 from edgekd.gram.pareto import pareto_front
+from edgekd.gram.verdict import Verdict  # noqa: TC001  # msgspec reads the annotations of TrialFigures
 from edgekd.report.format import factor, milliseconds, number
 from edgekd.report.table import Column, Table, metric_name
 from edgekd.runtime.manifest import null_not_finite

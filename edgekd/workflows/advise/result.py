@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
-from edgekd.gram.gate import Verdict as GateVerdict  # noqa: TC001  # msgspec reads the annotations of LossJudgement
+from edgekd.gram.verdict import Verdict as GateVerdict  # noqa: TC001  # msgspec reads the annotations of LossJudgement
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
