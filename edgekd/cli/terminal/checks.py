@@ -32,7 +32,7 @@ def print_checks(checks: Sequence[TargetCheck], width: int | None = None) -> Non
     for found in checks:
         for name, ledger in found.ledgers.items():
             print_title(console, f"{found.target} · {found.device} · {name}")
-            print_table(console, ledger_table(ledger))
+            print_table(console, ledger_table(ledger, "validation samples"))
             print_questions(console, ledger)
         console.print()
         for fact in found.facts:
