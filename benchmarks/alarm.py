@@ -24,10 +24,10 @@ from edgekd.cli.terminal import choose_observer
 from edgekd.compress.perturb import NETWORK, perturbations_of
 from edgekd.config.recipe import GateConfig
 from edgekd.gram.drift import measure_drift
-from edgekd.gram.gate import GateLimits
 from edgekd.gram.intervals import Bootstrap
 from edgekd.gram.limits import has_lost
 from edgekd.gram.stats import spearman
+from edgekd.gram.verdict import GateLimits
 from edgekd.pipeline.project import Project
 from edgekd.pipeline.trained_source import TrainingStages
 from edgekd.stages.artifacts import CALIBRATION, TEST, onnx_name

@@ -14,7 +14,6 @@ from edgekd.compress.variants import write_variants
 from edgekd.config.recipe import ProfileConfig
 from edgekd.config.target import load_calibration
 from edgekd.files import need, scratch_folder
-from edgekd.gram.answers import guess_kind
 from edgekd.runtime.session import open_arrays
 from edgekd.stages.artifacts import DEPLOY, PREPARED, QDQ
 from edgekd.stages.labels import UNLABELLED
@@ -26,7 +25,6 @@ if TYPE_CHECKING:
     import onnx
 
     from edgekd.compress.variants import CandidateSpec
-    from edgekd.gram.answers import OutputKind
     from edgekd.pipeline.target.context import Context, PreparedCandidate
     from edgekd.runtime.measure.results import Quantile
     from edgekd.stages.progress import StageReporter
@@ -50,16 +48,8 @@ def open_examiner(context: Context, candidate: PreparedCandidate) -> Examiner:
         labels = None
     metric = None if labels is None else context.origin.metric
     facts = context.exported.result.facts
-    judging = SampleFacts(labels, groups, metric, facts.higher_is_better, _output_kind(context))
+    judging = SampleFacts(labels, groups, metric, facts.higher_is_better, facts.kind)
     return Examiner(qdq, floats, samples, judging)
-
-
-def _output_kind(context: Context) -> OutputKind:
-    """Return what the output is, by its values for the gate's samples and whether these have labels."""
-    reference = context.origin.probes()[context.origin.baselines[-1]]
-    with open_arrays(context.test) as arrays:
-        labelled = "labels" in arrays and bool((arrays["labels"] != UNLABELLED).any())
-    return guess_kind(reference.logits, labelled)
 
 
 def time_beside_int8(
