@@ -298,4 +298,5 @@ def advise(
     elif not printing.quiet:
         print_advice(advice, output)
     if advice.verdict.kind == "rejected":
-        raise GateFailed(f"{advice.verdict.text}: {' '.join(advice.verdict.reasons)}")
+        reasons = "; ".join(f"{found.name}: {reason}" for found in advice.judgements for reason in found.reasons)
+        raise GateFailed(f"{advice.verdict.text}: {reasons}")
