@@ -5,8 +5,7 @@ It imports no torch: what was tried is told of finished results, too.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from types import MappingProxyType
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from msgspec.structs import replace
@@ -48,7 +47,7 @@ class PrunePlan:
     """
 
     epochs: int
-    shares: Mapping[str, float] = MappingProxyType({})
+    shares: Mapping[str, float] = field(default_factory=dict)
     by_student: bool = False
     reason: str = ""
 
