@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
 Pool = Literal["auto", "none", "spatial", "tokens", "first"]
 Precision = Literal["float32", "bfloat16", "float16"]
+Kind = Literal["auto", "classes", "multilabel", "values", "embedding"]
 
 Fraction = Annotated[float, Meta(ge=0, le=1)]
 #: A factor on a loss; with more, what it stands beside is lost in the rounding of float32.
@@ -62,6 +63,21 @@ class ModelConfig(_Config, frozen=True):
         ),
     ] = {}
     output: Annotated[str, Meta(description="The output that is judged; by default the first one of floats.")] = ""
+    kind: Annotated[
+        Kind,
+        Meta(
+            description="What that output is: scores of 'classes' of which one is right, scores of several labels any "
+            "of which may be ('multilabel'), 'values' such as a regression's or a map's, or an 'embedding', which is "
+            "compared with others by its direction. 'auto' tells it by labels and by the output's values, and says so."
+        ),
+    ] = "auto"
+    threshold: Annotated[
+        float | None,
+        Meta(
+            description="Where a label of 'multilabel' is decided, a probability, by default 0.5; or where a number of "
+            "'values' is, by default nowhere."
+        ),
+    ] = None
 
 
 class Tap(_Config, frozen=True):
@@ -402,20 +418,20 @@ class GateConfig(_Config, frozen=True):
     The choice of what ships is made on the validation split.
     """
 
-    tau_pass: Annotated[float, Meta(gt=0, le=1000, description="A drift bound up to this passes.")] = 0.005
+    tau_pass: Annotated[float, Meta(gt=0, le=1000, description="A drift bound up to this passes.")] = 0.02
     tau_fail: Annotated[
-        float, Meta(gt=0, le=1000, description="A drift bound above this fails; between the two it warns.")
-    ] = 0.02
+        float, Meta(gt=0, le=1000, description="A drift above this fails; between the two it warns.")
+    ] = 0.04
     max_divergence: Annotated[
         Annotated[float, Meta(gt=0, le=1_000_000)] | None,
         Meta(
             description="Largest mean divergence of the output: of classes the KL divergence in nats, 0.02; of labels "
-            "that a value each stands for, likewise, 0.01; of numbers the squared error over the variance, 0.01; of "
+            "that a value each stands for, likewise, 0.01; of numbers the squared error over the variance, 0.015; of "
             "embeddings the change of cosines, 0.03. By default the one of the output's kind."
         ),
     ] = None
     max_flips: Annotated[Fraction, Meta(description="Largest share of answers that change, such as top-1 classes.")] = (
-        0.03
+        0.05
     )
     max_missing_flips: Annotated[Fraction, Meta(description="The same where a modality is absent; more warns.")] = 0.08
     max_metric_drop: Annotated[float, Meta(ge=0, le=1_000_000, description="Largest fall of the task metric.")] = 0.015

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from edgekd.gram.answers import Answers, OutputKind, OutputName, compare_answers  # msgspec reads their annotations
 from edgekd.gram.drift import Drift, measure_drift
 from edgekd.gram.intervals import Estimate  # noqa: TC001
+from edgekd.gram.metric import ConstantAnswer  # noqa: TC001
 from edgekd.gram.verdict import (
     Answered,
     GateLimits,
@@ -117,6 +118,7 @@ class Ledger:
         reasons: The reasons for that verdict, and no others.
         warnings: What is less severe than the verdict.
         advice: Which stage did it, and what to change; empty where the verdict is "pass".
+        constant: The best answer that is always the same; None without labels, or where the network is no classifier.
     """
 
     metric: str
@@ -130,6 +132,7 @@ class Ledger:
     reasons: tuple[str, ...]
     warnings: tuple[str, ...]
     advice: tuple[str, ...]
+    constant: ConstantAnswer | None = None
 
     @property
     def metric_change(self) -> float | None:
@@ -273,6 +276,7 @@ def _judged(rules: GateRules, reference: str, figures: LedgerMetrics, rows: tupl
         reasons=reasons,
         warnings=warnings,
         advice=_advice(learned, rows, verdict),
+        constant=figures.constant,
     )
 
 

@@ -33,7 +33,7 @@ LIBRARIES = ("onnx", "onnxruntime", "numpy")
 
 def _describe(imported: ImportedModel) -> str:
     taps = ", ".join(f"{name} at {tap.tensor}" for name, tap in imported.modalities.items())
-    return f"{imported.exported.facts.metric}, taps: {taps}"
+    return f"{imported.exported.facts.kind.name}, taps: {taps}"
 
 
 IMPORT: StageSpec[ImportedModel] = StageSpec(
@@ -92,7 +92,8 @@ def import_model(runner: Runner, recipe: Recipe) -> ImportedOrigin:
     model, calibration, test = _files(config)
 
     def run(folder: Path, report: StageReporter) -> ImportedModel:
-        source = OnnxSource(model, calibration, test, config.taps, config.output or None)
+        kind = None if config.kind == "auto" else config.kind
+        source = OnnxSource(model, calibration, test, config.taps, config.output or None, kind, config.threshold)
         imported = import_onnx(source, folder, report, recipe.seed)
         for samples, name in ((TEST, PROBE), (VALIDATION, validation_probe(NETWORK))):
             outputs = run_on_host(folder / onnx_name(NETWORK), folder / samples)
@@ -103,7 +104,13 @@ def import_model(runner: Runner, recipe: Recipe) -> ImportedOrigin:
         **{name: sha256_file(path) for name, path in _named(model, calibration, test).items()},
         "weights": [sha256_file(path) for path in weight_files(model)],
     }
-    settings = {"taps": msgspec.to_builtins(config.taps), "output": config.output, "seed": recipe.seed}
+    settings = {
+        "taps": msgspec.to_builtins(config.taps),
+        "output": config.output,
+        "kind": config.kind,
+        "threshold": config.threshold,
+        "seed": recipe.seed,
+    }
     return ImportedOrigin(model.stem, runner(IMPORT, config=settings, inputs=inputs, run=run))
 
 

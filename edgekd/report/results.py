@@ -21,12 +21,15 @@ if TYPE_CHECKING:
 SHIPPED = "shipped"
 
 #: The report for machines in the output folder, the file that ``edgekd profile`` writes, and their versions.
-REPORT, SCHEMA_VERSION = "report.json", 3
-PROFILE, PROFILE_VERSION = "profile.json", 1
+REPORT, SCHEMA_VERSION = "report.json", 4
+PROFILE, PROFILE_VERSION = "profile.json", 2
 
 #: Folders below a target's output: that of raw timings, and that with the Gram matrices of a few samples, whose file is
 #: a :class:`~edgekd.gram.heatmap.FewGrams`.
 LATENCY, GRAM, SAMPLES = "latency", "gram", "samples.npz"
+
+#: Folder below a target's output of a bundle that was not released.
+REJECTED = "rejected"
 
 
 def project_name(recipe: str, task: str) -> str:
@@ -194,8 +197,28 @@ class TargetResult:
 
     @property
     def reasons(self) -> tuple[str, ...]:
-        """Why it did not simply pass."""
-        return (*self.ledger.reasons, *(str(check) for check in self.budget_checks if not check.kept))
+        """Why the verdict is what it is; what is less severe is among the warnings."""
+        gate = self.ledger.reasons if self.ledger.verdict == self.verdict else ()
+        return (*gate, *(self._missed if self.verdict == "warn" else ()))
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """What is less severe than the verdict."""
+        return (*self.ledger.warnings, *(() if self.verdict == "warn" else self._missed))
+
+    @property
+    def _missed(self) -> tuple[str, ...]:
+        return tuple(str(check) for check in self.budget_checks if not check.kept)
+
+    @property
+    def released(self) -> bool:
+        """Whether there is a bundle that apps may open."""
+        return self.bundle is not None and self.ledger.released
+
+    @property
+    def shown_bundle(self) -> str:
+        """Path of the bundle relative to the output folder, also of one that was rejected."""
+        return self.bundle or f"{self.target}/{REJECTED}"
 
     @property
     def remark(self) -> str | None:

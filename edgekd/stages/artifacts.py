@@ -18,7 +18,8 @@ CHANNELS = "channels.npz"
 
 #: Samples for the stages without torch: `input.<modality>`, `ids`, `labels` and, where there are any, `groups`. Ranges,
 #: blame and the order of a repair are found on those of the calibration; what a repair ends with and which candidate
-#: ships is decided on those of the validation; those of the test judge what ships, and only that.
+#: ships is decided on those of the validation; those of the test judge what ships, and only that. Where some
+#: samples lack a modality, `present.<modality>` says which have it.
 TEST, VALIDATION, CALIBRATION = "test.npz", "validation.npz", "calibration.npz"
 
 #: In a candidate's folder, its graph with the embeddings as further outputs, to check, and without them, to deploy.
@@ -119,6 +120,7 @@ class TaskFacts:
         classes: Names of the logits, in order.
         inputs: For each modality its name, dtype, shape and preprocessing, as in a bundle's manifest.
         kind: What the network's output is.
+        modalities: Inputs that are data, any of which may be absent: no masks, numbers of tokens, or states.
     """
 
     metric: str
@@ -126,6 +128,7 @@ class TaskFacts:
     classes: list[str]
     inputs: list[dict[str, str | list[int | str]]]
     kind: OutputKind = field(default_factory=OutputKind)
+    modalities: list[str] = field(default_factory=list)
 
 
 @dataclass(frozen=True)

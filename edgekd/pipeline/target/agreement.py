@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from edgekd.compress.oracles.fused import INTEGER_KERNELS, fused_difference, relative_error
 from edgekd.compress.quantizers.prepare import open_samples
 from edgekd.config.target import load_calibration
-from edgekd.gram.drift import flips
+from edgekd.gram.answers import changed_answers
 from edgekd.gram.probe import Probe
 from edgekd.stages.artifacts import DEPLOY
 
@@ -41,8 +41,8 @@ def find_disagreement(context: Context, candidate: PreparedCandidate, device: Pr
     fused = _compare_fused(context, candidate, tolerance)
     if device is None:
         return None if fused is None else f"{_explain(context, fused)}{_REMEDY}"
-    flipped = flips(device, written)
-    share = "" if flipped is None else f", {flipped:.1%} of the classes flip"
+    changed = changed_answers(device.logits, written.logits, context.rules.kind)
+    share = "" if changed is None else f", {changed.mean():.1%} of the answers change"
     reason = f": {_explain(context, fused)}{_REMEDY}" if fused else ""
     said = f"{context.public_runtime} computes other logits than the graph says"
     return f"{said} (by {error:.0%} of their RMS{share}){reason}"

@@ -10,6 +10,7 @@ from edgekd.gram.gate import DEVICE, Ledger, keep_ledger, rejected_before
 from edgekd.gram.probe import Probe
 from edgekd.pipeline.target.context import OUTPUTS
 from edgekd.pipeline.target.evaluate import probe_on_device
+from edgekd.pipeline.target.missing import measure_missing
 from edgekd.pipeline.target.outputs import probe_variants, run_on_host
 from edgekd.runtime.session import open_arrays
 from edgekd.stages.stage import StageSpec
@@ -41,13 +42,17 @@ def _describe(judged: Judged) -> str:
 JUDGE: StageSpec[Judged] = StageSpec("judge", 1, Judged, (), "judge what ships on the test split", _describe)
 
 
-def judge_shipped(context: Context, chosen: EvaluatedCandidate) -> EvaluatedCandidate:
+def judge_shipped(context: Context, chosen: EvaluatedCandidate) -> tuple[EvaluatedCandidate, tuple[str, ...]]:
     """Run the candidate that was chosen on the test samples and judge it; one that was rejected before stays so.
 
     Args:
         context: The target.
         chosen: The candidate, judged on the validation samples.
+
+    Returns:
+        The candidate, judged on the test samples, and sentences for the user on what was not measured.
     """
+    absent = measure_missing(context, chosen.prepared, context.test)
 
     def run(folder: Path, report: StageReporter) -> Judged:
         with open_arrays(context.test) as test:
@@ -71,7 +76,7 @@ def judge_shipped(context: Context, chosen: EvaluatedCandidate) -> EvaluatedCand
         probe.save(folder / OUTPUTS)
         metrics = context.metrics(probes, labels, groups)
         notes = {step.stage: step.note for step in chosen.prepared.steps}
-        ledger = keep_ledger(probes, metrics, context.rules, groups, notes=notes)
+        ledger = keep_ledger(probes, metrics, context.rules, groups, notes=notes, missing=absent.result.changed)
         if chosen.ledger.verdict == "fail":
             ledger = rejected_before(ledger, chosen.ledger)
         return Judged(ledger, error)
@@ -81,12 +86,13 @@ def judge_shipped(context: Context, chosen: EvaluatedCandidate) -> EvaluatedCand
         "device": None if isinstance(context.device, Absent) else context.device_identity(),
         "threads": context.recipe.profile.threads,
     }
-    inputs = {"chosen": [*chosen.keys, chosen.check_key, chosen.name]}
+    inputs = {"chosen": [*chosen.keys, chosen.check_key, chosen.name], "missing": absent.key}
     judged = context.stage(JUDGE, config=config, inputs=inputs, run=run)
-    return replace(
+    shipped = replace(
         chosen,
         ledger=judged.result.ledger,
         outputs=judged.folder / OUTPUTS,
         deploy_logit_error=judged.result.deploy_logit_error,
         keys=(*chosen.keys, judged.key),
     )
+    return shipped, absent.result.notes

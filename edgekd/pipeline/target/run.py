@@ -84,7 +84,7 @@ def build_target(context: Context) -> FinishedTarget:
     results = candidate_results(checked.candidates, profiled.result if profiled else None)
     choice = choose(results, context.target.budgets, context.recipe.quantize.slack)
     chosen = next(candidate for candidate in checked.candidates if candidate.name == choice.name)
-    shipped = judge_shipped(context, chosen)
+    shipped, notes = judge_shipped(context, chosen)
     robustness = measure_shipped(context, shipped)
     bundled = bundle(context, shipped, profiled)
     verified = verify(context, bundled)
@@ -95,7 +95,7 @@ def build_target(context: Context) -> FinishedTarget:
         results=results,
         profiled=name_shipped(profiled.result, choice.name) if profiled else None,
         compiled=[evaluation.compiled for evaluation in checked.evaluations if evaluation.compiled],
-        facts=checked.facts,
+        facts=(*checked.facts, *notes),
     )
     folders = {
         BUNDLE if result.bundle else REJECTED: files_below(bundled.folder / BUNDLED),
