@@ -51,6 +51,19 @@ class NodeOrigin:
 
 
 @dataclass(frozen=True)
+class PruneCheck:
+    """A pruned network was judged against the unpruned student on the validation split.
+
+    Attributes:
+        row: The row of the ledger.
+        drifts: For each modality how far the Gram between samples drifted in its own embeddings.
+    """
+
+    row: LedgerRow
+    drifts: dict[str, float]
+
+
+@dataclass(frozen=True)
 class PruneAttempt:
     """One attempt at pruning, judged against the unpruned student on the validation split.
 
@@ -83,12 +96,17 @@ class Trained:
         metric: Task metric on the test split.
         parameters: Number of parameters.
         history: One entry for each epoch; empty where nothing was trained.
+        channels: Of a pruned network, for each branch: how many of the channels that could go are left, and how many
+            there were.
+        seconds: Time that a pruned network took, since it was last begun or taken up; 0 for other networks.
         attempts: The attempts at pruning, in order, the last of which it is; empty for other networks.
     """
 
     metric: float
     parameters: int
     history: list[dict[str, float]]
+    channels: dict[str, tuple[int, int]] = field(default_factory=dict)
+    seconds: float = 0.0
     attempts: tuple[PruneAttempt, ...] = ()
 
 
