@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -43,7 +44,8 @@ def build(request: BuildRequest, printing: Printing) -> None:
     """Build a recipe, or an ONNX network, for a device: from teacher to bundle.
 
     Runs those of the stages below that the recipe, the targets and their devices ask for; what is up to date is not run
-    again. Exits with 20 when the gate rejects the result; its artefacts are kept under OUTPUT/TARGET/rejected. Of
+    again. Exits with 20 when the gate rejects the result; its artefacts are kept under OUTPUT/TARGET/rejected, and the
+    bundle of the last build that was released stays. An undecided result is released unless gate.undecided says so. Of
     several targets one that refuses ends alone: the others are published, and the exit code is 22.
     """
     from edgekd.cli.terminal import Json, print_report
@@ -63,15 +65,29 @@ def build(request: BuildRequest, printing: Printing) -> None:
         Json().emit("report", report=report_json(report))
     elif not printing.quiet:
         print_report(report, request.output, verbose=printing.verbose)
-    _require_release(report)
+    if printing.as_json or printing.quiet:
+        _warn_of_undecided(report)
+    _require_release(report, request.output)
 
 
-def _require_release(report: BuildReport) -> None:
+def _warn_of_undecided(report: BuildReport) -> None:
+    """Warn on stderr of what is released although the samples are too few to tell."""
+    from edgekd.cli.terminal import say
+
+    for result in report.targets:
+        if result.ledger.verdict == "undecided" and result.ledger.released:
+            for reason in result.ledger.reasons:
+                say(f"warning: {result.target} is released, {reason}", sys.stderr)
+
+
+def _require_release(report: BuildReport, output: Path) -> None:
     """Raise the error that the command ends with where a target was rejected by the gate, or refused."""
-    rejected = [result for result in report.targets if result.ledger.verdict == "fail"]
+    rejected = [result for result in report.targets if not result.ledger.released]
     if rejected:
-        reasons = "; ".join(f"{r.target}: {reason}" for r in rejected for reason in r.ledger.reasons)
-        raise GateFailed(f"the gate rejected the build: {reasons}{also_refused(report.refused)}")
+        told = "; ".join(
+            f"{r.target}: {'; '.join(r.ledger.reasons)} (kept in {output / r.shown_bundle})" for r in rejected
+        )
+        raise GateFailed(f"the gate rejected the build: {told}{also_refused(report.refused)}")
     require_all(report.refused, f"published: {', '.join(result.target for result in report.targets)}")
 
 
@@ -99,6 +115,7 @@ def check(request: BuildRequest, cpu: str | None, suggest_limits: bool, printing
 
     from edgekd.cli.terminal import Json
     from edgekd.cli.terminal.checks import print_checks
+    from edgekd.runtime.manifest import null_not_finite
 
     if cpu is not None and request.devices:
         raise click.UsageError("give --cpu or --device, not both")
@@ -116,7 +133,7 @@ def check(request: BuildRequest, cpu: str | None, suggest_limits: bool, printing
             observer=observer,
         )
     if printing.as_json:
-        Json().emit("checks", checks=msgspec.to_builtins(checks))
+        Json().emit("checks", checks=null_not_finite(msgspec.to_builtins(checks)))
     elif not printing.quiet:
         print_checks(checks)
     rejected = [target_check.target for target_check in checks if target_check.rejected]

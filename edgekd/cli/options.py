@@ -16,7 +16,7 @@ from edgekd.cli.signals import Signals, StoppableObserver
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from edgekd.config.recipe import Recipe
+    from edgekd.config.recipe import Kind, Recipe
     from edgekd.stages.progress import Observer
 
 #: The function behind a command. click passes it each option as a keyword argument.
@@ -99,6 +99,8 @@ class _BuildArguments:
     calibration: Path | None
     test: Path | None
     taps: tuple[str, ...]
+    kind: Kind | None
+    threshold: float | None
     targets: tuple[str, ...]
     devices: tuple[str, ...]
     output: Path | None
@@ -144,6 +146,10 @@ def build_options(command: CommandFunction) -> CommandFunction:
                      help="With --model: the samples of the gate [default: half of --calibration]."),
         click.option("--tap", "taps", multiple=True, metavar="NAME=TENSOR",
                      help="With --model: the tensor that is a modality's embedding [default: found]. Repeatable."),
+        click.option("--kind", type=click.Choice(["auto", "classes", "multilabel", "values", "embedding"]),
+                     help="With --model: what its output is [default: auto, by labels and values]."),
+        click.option("--threshold", type=float, metavar="NUMBER",
+                     help="With --model: where a label or a number of the output is decided."),
         target_option("A kind of device."),
         click.option("--device", "devices", multiple=True, metavar="[TARGET=]DEVICE",
                      help="Where engines run; see 'edgekd device' [default: what is at hand]. Repeatable."),
@@ -166,9 +172,15 @@ def _follow(request: BuildRequest) -> None:
 
 
 def _refuse_without_model(options: _BuildArguments) -> None:
-    given = {"--calibration": options.calibration, "--test": options.test, "--tap": options.taps}
+    given = {
+        "--calibration": options.calibration,
+        "--test": options.test,
+        "--tap": options.taps or None,
+        "--kind": options.kind,
+        "--threshold": options.threshold,
+    }
     for option, value in given.items():
-        if value:
+        if value is not None:
             raise click.UsageError(f"{option} is for --model; a recipe's task brings its own samples and taps")
 
 
@@ -186,7 +198,14 @@ def _model_recipe(options: _BuildArguments, model: Path) -> Recipe:
             raise click.UsageError(f"--tap {name}{equals}{tensor}: write it as NAME=TENSOR")
     taps = {name: tensor for name, _, tensor in pairs}
     calibration, test = str(options.calibration), str(options.test or "")
-    config = ModelConfig(path=str(model), calibration=calibration, test=test, taps=taps)
+    config = ModelConfig(
+        path=str(model),
+        calibration=calibration,
+        test=test,
+        taps=taps,
+        kind=options.kind or "auto",
+        threshold=options.threshold,
+    )
     return model_recipe(config, options.overrides)
 
 

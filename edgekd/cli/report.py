@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 
 #: Forms of the joined table, and the suffixes of files that have them.
 _FORMATS = {"markdown": ".md", "csv": ".csv", "json": ".json", "html": ".html"}
+#: From good to bad; :data:`edgekd.gram.verdict.VERDICTS` would import numpy for a help page.
+_VERDICTS = ("pass", "warn", "undecided", "fail")
 #: The forms that show the result of a budget file.
 _CHECKED = ("markdown", "json")
 
@@ -68,7 +70,7 @@ def _filter_options(command: Callable[..., None]) -> Callable[..., None]:
 @click.option("--sort", "key", default="p50", show_default=True, metavar="KEY", help=f"{_or(sort_keys())}.")
 @click.option("--reverse", is_flag=True, help="The largest first.")
 @_filter_options
-@click.option("--verdict", type=click.Choice(("pass", "warn", "fail")), default="fail", help="The worst to show.")
+@click.option("--verdict", type=click.Choice(_VERDICTS), default="fail", help="The worst to show.")
 @click.option("--target", "targets", multiple=True, metavar="NAME", help="Show this target alone. Repeatable.")
 @click.option("--device", "devices", multiple=True, metavar="NAME", help="Show this device alone. Repeatable.")
 @click.option("--format", "form", type=click.Choice(tuple(_FORMATS)), help="Instead of a table for the terminal.")

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from edgekd.compress.partial import Examiner, PartialResult
     from edgekd.gram.blame import Effect
-    from edgekd.gram.gate import Verdict
+    from edgekd.gram.verdict import Verdict
 
 #: Largest number of moves that each step measures anew. In a network of many layers most moves are never worth it, and
 #: measuring all of them at each step would take time quadratic in the layers.

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
 Pool = Literal["auto", "none", "spatial", "tokens", "first"]
 Precision = Literal["float32", "bfloat16", "float16"]
+Kind = Literal["auto", "classes", "multilabel", "values", "embedding"]
 
 Fraction = Annotated[float, Meta(ge=0, le=1)]
 #: A factor on a loss; with more, what it stands beside is lost in the rounding of float32.
@@ -62,6 +63,21 @@ class ModelConfig(_Config, frozen=True):
         ),
     ] = {}
     output: Annotated[str, Meta(description="The output that is judged; by default the first one of floats.")] = ""
+    kind: Annotated[
+        Kind,
+        Meta(
+            description="What that output is: scores of 'classes' of which one is right, scores of several labels any "
+            "of which may be ('multilabel'), 'values' such as a regression's or a map's, or an 'embedding', which is "
+            "compared with others by its direction. 'auto' tells it by labels and by the output's values, and says so."
+        ),
+    ] = "auto"
+    threshold: Annotated[
+        float | None,
+        Meta(
+            description="Where a label of 'multilabel' is decided, a probability, by default 0.5; or where a number of "
+            "'values' is, by default nowhere."
+        ),
+    ] = None
 
 
 class Tap(_Config, frozen=True):
@@ -372,7 +388,7 @@ class QuantizeConfig(_Config, frozen=True):
     slack: Annotated[
         Fraction,
         Meta(
-            description="How much latency a smaller drift may cost, as a share of the p50 of the fastest candidate: "
+            description="How much latency a closer output may cost, as a share of the p50 of the fastest candidate: "
             "where repair is 'best', and where a candidate is chosen."
         ),
     ] = 0.0
@@ -380,16 +396,48 @@ class QuantizeConfig(_Config, frozen=True):
 
 
 class GateConfig(_Config, frozen=True):
-    """Limits that a build must keep. Drift and flips are measured against the unpruned student, on the test split."""
+    """Limits that a build must keep, measured against the unpruned student: what ships on the test split.
+
+    The choice of what ships is made on the validation split.
+    """
 
     tau_pass: Annotated[float, Meta(gt=0, le=1000, description="A drift bound up to this passes.")] = 0.005
     tau_fail: Annotated[
         float, Meta(gt=0, le=1000, description="A drift bound above this fails; between the two it warns.")
     ] = 0.02
-    max_flips: Annotated[Fraction, Meta(description="Largest share of samples whose top-1 class changes.")] = 0.03
+    max_divergence: Annotated[
+        Annotated[float, Meta(gt=0, le=1_000_000)] | None,
+        Meta(
+            description="Largest mean divergence of the output: of classes the KL divergence in nats, 0.02; of labels "
+            "that a value each stands for, likewise, 0.01; of numbers the squared error over the variance, 0.01; of "
+            "embeddings the change of cosines, 0.03. By default the one of the output's kind."
+        ),
+    ] = None
+    max_flips: Annotated[Fraction, Meta(description="Largest share of answers that change, such as top-1 classes.")] = (
+        0.03
+    )
+    max_missing_flips: Annotated[Fraction, Meta(description="The same where a modality is absent; more warns.")] = 0.08
     max_metric_drop: Annotated[float, Meta(ge=0, le=1_000_000, description="Largest fall of the task metric.")] = 0.015
-    confidence: Annotated[float, Meta(gt=0.5, le=0.9999, description="Confidence of the drift's upper bound.")] = 0.95
-    resamples: Annotated[int, Meta(ge=200, le=100_000, description="Bootstrap resamples behind the bound.")] = 1000
+    min_learned: Annotated[
+        Fraction,
+        Meta(
+            description="Share of what the teacher's metric is better than the best constant answer's that the student "
+            "should have; less warns."
+        ),
+    ] = 0.9
+    structure: Annotated[
+        Literal["auto", "strict"],
+        Meta(
+            description="A drift above tau_fail fails: 'strict' always, 'auto' where the answers are not shown to have "
+            "stayed, or are embeddings; otherwise it warns."
+        ),
+    ] = "auto"
+    undecided: Annotated[
+        Literal["release", "reject"],
+        Meta(description="What becomes of a build of which the samples are too few to tell."),
+    ] = "release"
+    confidence: Annotated[float, Meta(gt=0.5, le=0.9999, description="Confidence of each one-sided bound.")] = 0.95
+    resamples: Annotated[int, Meta(ge=200, le=100_000, description="Bootstrap resamples behind a bound.")] = 1000
 
 
 class ProfileConfig(_Config, frozen=True):

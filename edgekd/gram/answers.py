@@ -50,6 +50,9 @@ _INDEX, _NEAREST = 512, 5
 #: with that instead: a cosine with it, or an error over its length, would be noise.
 _NEAR_ZERO = 0.1
 
+#: An output of more numbers is a map, in which no single one matters.
+_NAMED = 64
+
 #: Probabilities are kept away from 0 and 1 by this much.
 _EDGE = 1e-7
 
@@ -86,7 +89,8 @@ class Answers:
         changed: Share of a sample's decisions that changed: of "classes" the top-1 class ("flips"), of "multilabel" and
             "values" the sides of the threshold, of "embedding" the five nearest of the reference's samples. None where
             nothing is decided.
-        worst_element: Of "values" the element, counted in C order, whose divergence is largest; else None.
+        worst_element: Of "values" the element, counted in C order, whose divergence is largest, where it has no more
+            than 64; else None.
         worst_divergence: The mean divergence of that element.
         samples: Number of samples.
         units: Number of independent units, which are groups where samples come in groups.
@@ -189,22 +193,22 @@ def changed_answers(outputs: Array, reference: Array, kind: OutputKind) -> _Arra
     return measure(hash_names(np.arange(len(outputs))), _rows(outputs), _rows(reference))[1]
 
 
-class _Comparison(Protocol):
+class _SideBySide(Protocol):
     """Compares the next rows [B, D], with the hashes [B] of their names: divergence [B], and share changed [B]."""
 
     def __call__(self, keys: Array, ours: _Array, theirs: _Array, /) -> tuple[_Array, _Array | None]: ...
 
 
-def _comparison(reference: Probe, kind: OutputKind) -> _Comparison:
+def _comparison(reference: Probe, kind: OutputKind) -> _SideBySide:
     chunks = (theirs for _, theirs in side_by_side(reference, reference, ["logits"]))
     return _prepared(((hash_names(chunk["ids"]), _rows(chunk["logits"])) for chunk in chunks), kind)
 
 
-def _of_arrays(reference: Array, kind: OutputKind) -> _Comparison:
+def _of_arrays(reference: Array, kind: OutputKind) -> _SideBySide:
     return _prepared([(hash_names(np.arange(len(reference))), _rows(reference))], kind)
 
 
-def _prepared(reference: Iterable[tuple[Array, _Array]], kind: OutputKind) -> _Comparison:
+def _prepared(reference: Iterable[tuple[Array, _Array]], kind: OutputKind) -> _SideBySide:
     if kind.name == "classes":
         return _Classes(kind)
     if kind.name == "multilabel":
@@ -272,8 +276,10 @@ class _Values:
         changed = (ours >= self._threshold) != (theirs >= self._threshold)
         return error.mean(1), changed.mean(1)
 
-    def worst(self) -> tuple[int, float]:
-        """Return the element whose divergence is largest, and that."""
+    def worst(self) -> tuple[int, float] | None:
+        """Return the element whose divergence is largest, and that; None where no single element matters."""
+        if len(self._sums) > _NAMED:
+            return None
         index = int(self._sums.argmax())
         return index, float(self._sums[index] / self._count)
 

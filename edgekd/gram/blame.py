@@ -181,6 +181,15 @@ def make_blocks(count: int, groups: NDArray[np.generic] | None) -> NDArray[np.in
     return blocks if np.ptp(blocks) else np.arange(count) * _BLOCKS // count
 
 
+def choosing_groups(groups: NDArray[np.generic] | None) -> NDArray[np.generic] | None:
+    """Return the groups [N] of samples that networks are compared on to choose one of them.
+
+    One group alone bounds nothing that holds for others. To choose it is enough what holds for that one, where runs of
+    neighbours are the units; what ships is judged on groups as they are.
+    """
+    return groups if groups is None or len(np.unique(groups)) > 1 else make_blocks(len(groups), groups)
+
+
 def rank(series: Mapping[str, Series]) -> dict[str, RankedFigure]:
     """Rank figures, the highest first; figures that are not told apart share a rank."""
     ordered = sorted(series, key=lambda name: -series[name].value)

@@ -2,11 +2,24 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
-from edgekd.gram.drift import Drift, flips, measure_drift
+from edgekd.gram.answers import Answers, OutputKind, OutputName, compare_answers  # msgspec reads their annotations
+from edgekd.gram.drift import Drift, measure_drift
+from edgekd.gram.intervals import Estimate  # noqa: TC001
+from edgekd.gram.metric import ConstantAnswer  # noqa: TC001
+from edgekd.gram.verdict import (
+    Answered,
+    GateLimits,
+    Measured,
+    Verdict,
+    join_answers,
+    judge_behaviour,
+    judge_learned,
+    judge_structure,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -15,9 +28,8 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from edgekd.gram.intervals import Bootstrap
+    from edgekd.gram.metric import LedgerMetrics
     from edgekd.gram.probe import Probe
-
-Verdict = Literal["pass", "warn", "fail"]
 
 #: Rows of the ledger: the pruned network just cut, the same after its fine-tune, and what ran on the device.
 CUT, FINETUNED, DEVICE = "cut", "finetuned", "device"
@@ -29,20 +41,6 @@ UNGATED = ("teacher", "student", CUT, "float")
 #: What compression is measured against: the first of these that there is.
 _REFERENCES = ("student", "float")
 
-#: A figure at its limit keeps it: 0.9125 - 0.8975 is a little more than 0.015.
-_ROUNDING = 1e-9
-
-
-@dataclass(frozen=True)
-class GateLimits:
-    """Limits that a build must keep; see :class:`edgekd.config.recipe.GateConfig` for each."""
-
-    tau_pass: float
-    tau_fail: float
-    max_flips: float
-    max_metric_drop: float
-    higher_is_better: bool = True
-
 
 @dataclass(frozen=True)
 class GateRules:
@@ -51,12 +49,14 @@ class GateRules:
     Attributes:
         metric: Name of the task metric.
         limits: Limits that the build must keep.
-        bootstrap: How the drift is bounded.
+        bootstrap: How means are bounded.
+        kind: What the network's output is.
     """
 
     metric: str
     limits: GateLimits
     bootstrap: Bootstrap
+    kind: OutputKind = field(default_factory=OutputKind)
 
 
 @dataclass(frozen=True)
@@ -66,23 +66,40 @@ class LedgerRow:
     Attributes:
         stage: Name of the row.
         metric: Task metric on the probe's samples; None where it was not measured.
+        loss: How much worse the metric is than the reference's, positive where it is worse; None for the reference and
+            the teacher, and where it was not measured.
+        answers: The output beside the reference's, sample by sample; None for the reference and the teacher.
         to_teacher: Drift from the teacher: what was learned. None for the teacher itself, and where there is none.
         to_reference: Drift from the reference: what compression broke. None for the reference and the teacher.
-        flips: Share of samples whose top-1 class differs from the reference's; None for the reference and the teacher,
-            and where the logits are not a classifier's.
         verdict: Verdict of the gate; None for a row that is not gated.
-        reasons: Why it did not simply pass.
+        reasons: The reasons for that verdict.
+        warnings: What is less severe than the verdict.
         note: What the stage did, e.g. "encoders.accel.conv2 to float32".
+        missing: By modality the share of answers that differ from the reference's where that modality is absent in
+            both; empty where that was not measured.
     """
 
     stage: str
     metric: float | None
+    loss: Estimate | None
+    answers: Answers | None
     to_teacher: Drift | None
     to_reference: Drift | None
-    flips: float | None
     verdict: Verdict | None
     reasons: tuple[str, ...]
+    warnings: tuple[str, ...] = ()
     note: str = ""
+    missing: dict[str, Estimate] = field(default_factory=dict)
+
+    @property
+    def samples(self) -> int:
+        """Number of samples that were compared with the reference's; 0 for the reference and the teacher."""
+        return self.answers.samples if self.answers else 0
+
+    @property
+    def flips(self) -> float | None:
+        """Share of answers that are not the reference's, e.g. top-1 classes; None where nothing is decided."""
+        return self.answers.changed.mean if self.answers and self.answers.changed else None
 
 
 @dataclass(frozen=True)
@@ -92,23 +109,30 @@ class Ledger:
     Attributes:
         metric: Name of the task metric.
         reference: The row that later ones are measured against: "student", or "float" where there is none.
+        kind: What the network's output is.
         limits: Limits that the build must keep.
         confidence: Confidence of the bounds.
         rows: One row for each stage.
+        questions: The answers to the three questions about what ships.
         verdict: Verdict on what ships, the last row: rows that a repair has mended do not count.
+        reasons: The reasons for that verdict, and no others.
+        warnings: What is less severe than the verdict.
+        advice: Which stage did it, and what to change; empty where the verdict is "pass".
+        constant: The best answer that is always the same; None without labels, or where the network is no classifier.
     """
 
     metric: str
     reference: str
+    kind: OutputName
     limits: GateLimits
     confidence: float
     rows: tuple[LedgerRow, ...]
+    questions: tuple[Answered, ...]
     verdict: Verdict
-
-    @property
-    def reasons(self) -> tuple[str, ...]:
-        """Why what ships does not simply pass."""
-        return self.rows[-1].reasons
+    reasons: tuple[str, ...]
+    warnings: tuple[str, ...]
+    advice: tuple[str, ...]
+    constant: ConstantAnswer | None = None
 
     @property
     def metric_change(self) -> float | None:
@@ -117,6 +141,11 @@ class Ledger:
         shipped = self.rows[-1].metric
         return None if shipped is None or before is None else shipped - before
 
+    @property
+    def released(self) -> bool:
+        """Whether a build with this verdict is released."""
+        return self.limits.releases(self.verdict)
+
     def row(self, stage: str) -> LedgerRow:
         """Return the row of a stage."""
         return next(row for row in self.rows if row.stage == stage)
@@ -124,82 +153,162 @@ class Ledger:
 
 def keep_ledger(
     probes: Mapping[str, Probe],
-    metrics: Mapping[str, float | None],
+    figures: LedgerMetrics,
     rules: GateRules,
     groups: NDArray[np.generic] | None,
     known: Iterable[LedgerRow] = (),
     notes: Mapping[str, str] = MappingProxyType({}),
+    missing: Mapping[str, Estimate] = MappingProxyType({}),
 ) -> Ledger:
     """Compare the probes of the stages and judge them.
 
     Args:
         probes: The probe of each row, in the order of the ledger, among them "student" or "float".
-        metrics: For each row the task metric on the probe's samples; None where it was not measured and does not gate.
+        figures: The task metric of the rows, as far as it was measured.
         rules: How the rows are judged.
         groups: Cluster of each sample [N]; None where all are independent.
         known: Rows that another ledger of the same probes has already; they are not computed again.
         notes: For some rows what the stage did.
+        missing: Of the last row the share of changed answers with each modality absent.
 
     Raises:
         ValueError: The probes are not of the same samples, or none of them is a reference.
     """
-    reference = next((stage for stage in _REFERENCES if stage in probes), None)
-    if reference is None:
-        raise ValueError(f"a ledger needs a reference, one of {_REFERENCES}, but has {list(probes)}")
-    limits, bootstrap = rules.limits, rules.bootstrap
+    reference = reference_of(probes)
     have = {row.stage: row for row in known}
+    last = list(probes)[-1]
     rows = []
-    for stage, probe in probes.items():
+    for stage in probes:
         if stage in have:
             rows.append(have[stage])
             continue
-        to_teacher = to_reference = flipped = verdict = None
-        reasons: tuple[str, ...] = ()
-        if stage != "teacher" and "teacher" in probes:
-            to_teacher = measure_drift(probe, probes["teacher"], groups, bootstrap)
-        if stage not in ("teacher", reference):
-            to_reference = measure_drift(probe, probes[reference], groups, bootstrap)
-            flipped = flips(probe, probes[reference])
-            if stage not in UNGATED:
-                drop = _metric_drop(metrics[reference], metrics[stage], limits)
-                verdict, reasons = judge(to_reference, flipped, drop, limits)
-        note = notes.get(stage, "")
-        rows.append(LedgerRow(stage, metrics[stage], to_teacher, to_reference, flipped, verdict, reasons, note))
-    return Ledger(rules.metric, reference, limits, bootstrap.confidence, tuple(rows), rows[-1].verdict or "pass")
+        absent = dict(missing) if stage == last else {}
+        rows.append(_row(stage, probes, figures, rules, groups, notes.get(stage, ""), absent))
+    return _judged(rules, reference, figures, tuple(rows))
 
 
-def _metric_drop(before: float | None, after: float | None, limits: GateLimits) -> float | None:
-    """Return how much worse the metric became, positive when worse; None where it was not measured."""
-    if before is None or after is None:
-        return None
-    return before - after if limits.higher_is_better else after - before
-
-
-def judge(
-    drift: Drift, flipped: float | None, metric_drop: float | None, limits: GateLimits
-) -> tuple[Verdict, tuple[str, ...]]:
-    """Judge one stage. Drift does not see the fusion head, nor what was trained on it: flips and metric gate too.
-
-    A figure that is not a number fails; one that was not measured is not judged.
+def rejected_before(ledger: Ledger, before: Ledger) -> Ledger:
+    """Return the ledger of what was rejected on other samples already, as which it stays rejected.
 
     Args:
-        drift: Drift from the reference.
-        flipped: Share of samples whose top-1 class changed; None where it was not measured.
-        metric_drop: How much worse the task metric is, positive when worse; None where it was not measured.
-        limits: Limits that must be kept.
+        ledger: The ledger on the test samples.
+        before: The ledger on the validation samples, whose verdict is "fail".
     """
-    failures, warnings = [], []
-    if not drift.bound <= limits.tau_fail:
-        worst = "pair" if drift.scope == "sample" else "modality"
-        failures.append(
-            f"Gram drift bound {drift.bound:.4f} is above {limits.tau_fail:g} "
-            f"(worst {worst} {drift.worst_pair}, {drift.worst_pair_mean:.4f})"
+    reasons = tuple(f"on the validation samples: {reason}" for reason in before.reasons)
+    if ledger.verdict == "fail":
+        return replace(ledger, reasons=(*ledger.reasons, *reasons))
+    warnings = (*ledger.reasons, *ledger.warnings)
+    return replace(ledger, verdict="fail", reasons=reasons, warnings=warnings, advice=before.advice)
+
+
+def reference_of(probes: Iterable[str]) -> str:
+    """Return which of a ledger's rows the others are measured against.
+
+    Raises:
+        ValueError: None of them is a reference.
+    """
+    names = list(probes)
+    reference = next((stage for stage in _REFERENCES if stage in names), None)
+    if reference is None:
+        raise ValueError(f"a ledger needs a reference, one of {_REFERENCES}, but has {names}")
+    return reference
+
+
+def _row(
+    stage: str,
+    probes: Mapping[str, Probe],
+    figures: LedgerMetrics,
+    rules: GateRules,
+    groups: NDArray[np.generic] | None,
+    note: str,
+    missing: dict[str, Estimate],
+) -> LedgerRow:
+    reference = reference_of(probes)
+    metric, loss = figures.values.get(stage), figures.losses.get(stage)
+    to_teacher = to_reference = answers = verdict = None
+    reasons: tuple[str, ...] = ()
+    warnings: tuple[str, ...] = ()
+    if stage != "teacher" and "teacher" in probes:
+        to_teacher = measure_drift(probes[stage], probes["teacher"], groups, rules.bootstrap)
+    if stage not in ("teacher", reference):
+        to_reference = measure_drift(probes[stage], probes[reference], groups, rules.bootstrap)
+        answers = compare_answers(probes[stage], probes[reference], rules.kind, groups, rules.bootstrap)
+        if stage not in UNGATED:
+            verdict, reasons, warnings = judge(Measured(answers, loss, to_reference, missing), rules)
+    return LedgerRow(stage, metric, loss, answers, to_teacher, to_reference, verdict, reasons, warnings, note, missing)
+
+
+def judge(measured: Measured, rules: GateRules) -> tuple[Verdict, tuple[str, ...], tuple[str, ...]]:
+    """Judge one row against the reference, whatever the student learned.
+
+    Args:
+        measured: What was measured against the reference.
+        rules: How it is judged.
+
+    Returns:
+        As :func:`edgekd.gram.verdict.join_answers`.
+    """
+    behaviour = judge_behaviour(measured, rules.limits, rules.bootstrap.confidence)
+    structure = judge_structure(measured.drift, rules.limits)
+    return join_answers(None, behaviour, structure, rules.limits, rules.kind.name)
+
+
+def _judged(rules: GateRules, reference: str, figures: LedgerMetrics, rows: tuple[LedgerRow, ...]) -> Ledger:
+    """Return the ledger, whose verdict is on its last row."""
+    limits, last = rules.limits, rows[-1]
+    learned = judge_learned(rules.metric, figures, reference, limits)
+    if last.answers is not None and last.to_reference is not None:
+        measured = Measured(last.answers, last.loss, last.to_reference, last.missing)
+        behaviour = judge_behaviour(measured, limits, rules.bootstrap.confidence)
+        structure = judge_structure(last.to_reference, limits)
+    else:  # what ships is the reference itself
+        behaviour, structure = Answered("behaviour", None), Answered("structure", None)
+    verdict, reasons, warnings = join_answers(learned, behaviour, structure, limits, rules.kind.name)
+    return Ledger(
+        metric=rules.metric,
+        reference=reference,
+        kind=rules.kind.name,
+        limits=limits,
+        confidence=rules.bootstrap.confidence,
+        rows=rows,
+        questions=(learned, behaviour, structure),
+        verdict=verdict,
+        reasons=reasons,
+        warnings=warnings,
+        advice=_advice(learned, rows, verdict),
+        constant=figures.constant,
+    )
+
+
+def _advice(learned: Answered, rows: tuple[LedgerRow, ...], verdict: Verdict) -> tuple[str, ...]:
+    """Say which stage did it, by how much, and which keys of the recipe to change."""
+    if verdict == "pass":
+        return ()
+    if learned.verdict == verdict:
+        return (
+            "the student is what failed, before anything was compressed: more distill.epochs, more data, another "
+            "distill.learning_rate, or a wider student",
         )
-    elif drift.bound > limits.tau_pass:
-        warnings.append(f"Gram drift bound {drift.bound:.4f} is above {limits.tau_pass:g}")
-    if flipped is not None and not flipped <= limits.max_flips + _ROUNDING:
-        failures.append(f"{flipped * 100:.3g}% of top-1 classes changed, more than {limits.max_flips * 100:.3g}%")
-    if metric_drop is not None and not metric_drop <= limits.max_metric_drop + _ROUNDING:
-        failures.append(f"the metric is {metric_drop:.4f} worse, more than {limits.max_metric_drop:g}")
-    verdict: Verdict = "fail" if failures else "warn" if warnings else "pass"
-    return verdict, tuple(failures + warnings)
+    first = next((row for row in rows if row.verdict == rows[-1].verdict), None)
+    if first is None or rows[-1].verdict in (None, "pass"):
+        return ()
+    before = [row.stage for row in rows[: rows.index(first)] if row.verdict not in (None, first.verdict)]
+    said = f"it is so from the row '{first.stage}' on" + (f"; {', '.join(before)} did better" if before else "")
+    return (said, *_keys(first, verdict))
+
+
+def _keys(row: LedgerRow, verdict: Verdict) -> tuple[str, ...]:
+    if verdict == "undecided":
+        return ("more test samples decide; gate.undecided says whether such a build is released",)
+    if row.stage == FINETUNED:
+        return (
+            "the pruned float network did it, before INT8: a smaller prune.ratio, more prune.epochs, or, where its "
+            "metric rose, more distill.epochs",
+        )
+    if row.stage == "qat":
+        return ("the fine-tune for INT8 did it: more quantize.qat.epochs, or a smaller quantize.qat.learning_rate",)
+    if row.stage == DEVICE:
+        return ("the engine on the device did it, not its graph: another quantize.precision, or another version of it",)
+    if row.stage == "exported":
+        return ("the float network's own graph did it: edgekd blame ranks nothing there; report it",)
+    return ("INT8 did it: quantize.calibration, quantize.repair = 'best', or quantize.precision; edgekd blame ranks",)

@@ -39,6 +39,9 @@ INPUT_PREFIX = "input."
 #: The output that holds the embedding of the modality ``image`` is called ``embedding.image``.
 EMBEDDING_PREFIX = "embedding."
 
+#: Beside ``input.image``, ``present.image`` says of each sample whether it has that modality, where some lack it.
+PRESENT_PREFIX = "present."
+
 _SUFFIX = ".npy"
 
 #: What zipfile, its decompressors and numpy's reader of headers raise on a damaged or foreign file.

@@ -74,14 +74,9 @@ class Probe:
 
     @property
     def classifies(self) -> bool:
-        """Whether the logits are a classifier's: [N, C] with two classes or more."""
+        """Whether the logits have the shape of a classifier's, [N, C] with two classes or more; a vector has it too."""
         shape = self.shapes["logits"]
         return len(shape) == 2 and shape[1] > 1
-
-    @property
-    def predictions(self) -> Array | None:
-        """The top-1 classes [N]; None where the logits are not a classifier's."""
-        return top1(self.logits) if self.classifies else None
 
     def chunks(self, keys: Sequence[str], rows: int) -> Iterator[dict[str, Array]]:
         """Yield the arrays with these names, as in :attr:`shapes`, ``rows`` samples at a time."""

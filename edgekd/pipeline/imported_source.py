@@ -14,7 +14,7 @@ from edgekd.gram.probe import Probe
 from edgekd.pipeline.onnx_import.read import weight_files
 from edgekd.pipeline.onnx_import.stage import NETWORK, ImportedModel, OnnxSource, import_onnx
 from edgekd.pipeline.target.outputs import join_probe, run_on_host
-from edgekd.stages.artifacts import PROBE, TEST, onnx_name
+from edgekd.stages.artifacts import PROBE, TEST, VALIDATION, onnx_name, validation_probe
 from edgekd.stages.labels import accuracy
 from edgekd.stages.stage import Done, Runner, StageSpec
 
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
     from edgekd.config.recipe import ModelConfig, Recipe
     from edgekd.config.target import Scheme
+    from edgekd.pipeline.source import JudgingSplit
     from edgekd.stages.artifacts import Exported
     from edgekd.stages.progress import StageReporter
 
@@ -32,11 +33,11 @@ LIBRARIES = ("onnx", "onnxruntime", "numpy")
 
 def _describe(imported: ImportedModel) -> str:
     taps = ", ".join(f"{name} at {tap.tensor}" for name, tap in imported.modalities.items())
-    return f"{imported.exported.facts.metric}, taps: {taps}"
+    return f"{imported.exported.facts.kind.name}, taps: {taps}"
 
 
 IMPORT: StageSpec[ImportedModel] = StageSpec(
-    "import", 3, ImportedModel, LIBRARIES, "read a trained ONNX model and its samples", _describe
+    "import", 4, ImportedModel, LIBRARIES, "read a trained ONNX model and its samples", _describe
 )
 
 
@@ -61,9 +62,10 @@ class ImportedOrigin:
         """The float graph and the samples, in a folder."""
         return Done(self.imported.key, self.imported.folder, self.imported.result.exported)
 
-    def probes(self) -> dict[str, Probe]:
-        """Read the probe of the float graph on the test samples."""
-        return {NETWORK: Probe.load(self.imported.folder / PROBE)}
+    def probes(self, split: JudgingSplit) -> dict[str, Probe]:
+        """Read the probe of the float graph on a split."""
+        name = validation_probe(NETWORK) if split == "validation" else PROBE
+        return {NETWORK: Probe.load(self.imported.folder / name)}
 
     def metric(self, logits: NDArray[np.floating], labels: NDArray[np.integer]) -> float:
         """Return the accuracy of logits [N, C] and labels [N]."""
@@ -89,17 +91,25 @@ def import_model(runner: Runner, recipe: Recipe) -> ImportedOrigin:
     model, calibration, test = _files(config)
 
     def run(folder: Path, report: StageReporter) -> ImportedModel:
-        source = OnnxSource(model, calibration, test, config.taps, config.output or None)
+        kind = None if config.kind == "auto" else config.kind
+        source = OnnxSource(model, calibration, test, config.taps, config.output or None, kind, config.threshold)
         imported = import_onnx(source, folder, report, recipe.seed)
-        probe = join_probe(run_on_host(folder / onnx_name(NETWORK), folder / TEST), folder / TEST)
-        probe.save(folder / PROBE)
+        for samples, name in ((TEST, PROBE), (VALIDATION, validation_probe(NETWORK))):
+            outputs = run_on_host(folder / onnx_name(NETWORK), folder / samples)
+            join_probe(outputs, folder / samples).save(folder / name)
         return imported
 
     inputs = {
         **{name: sha256_file(path) for name, path in _named(model, calibration, test).items()},
         "weights": [sha256_file(path) for path in weight_files(model)],
     }
-    settings = {"taps": msgspec.to_builtins(config.taps), "output": config.output, "seed": recipe.seed}
+    settings = {
+        "taps": msgspec.to_builtins(config.taps),
+        "output": config.output,
+        "kind": config.kind,
+        "threshold": config.threshold,
+        "seed": recipe.seed,
+    }
     return ImportedOrigin(model.stem, runner(IMPORT, config=settings, inputs=inputs, run=run))
 
 

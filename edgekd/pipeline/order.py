@@ -11,6 +11,9 @@ from edgekd.pipeline.preflight import PREFLIGHT, PREFLIGHT_EXPORT
 from edgekd.pipeline.target.blame import BLAME
 from edgekd.pipeline.target.compile import COMPILE, compiles
 from edgekd.pipeline.target.evaluate import CHECK, EVALUATE
+from edgekd.pipeline.target.judge import JUDGE
+from edgekd.pipeline.target.missing import MISSING
+from edgekd.pipeline.target.missing import MISSING
 from edgekd.pipeline.target.package import BUNDLE, PROFILE
 from edgekd.pipeline.target.preflight import PREFLIGHT_TARGET
 from edgekd.pipeline.target.quantize import QUANTIZE
@@ -120,6 +123,9 @@ ORDER = (
     OrderedStage(REPAIR, "target", _on_demand),
     OrderedStage(QAT, "target", _on_demand),
     OrderedStage(PROFILE, "target", _has_latency),
+    OrderedStage(MISSING, "target", _on_demand),
+    OrderedStage(MISSING, "target", _always),
+    OrderedStage(JUDGE, "target", _always),
     OrderedStage(ROBUSTNESS_SHIPPED, "target", _measures_robustness),
     OrderedStage(BUNDLE, "target", _always),
     OrderedStage(VERIFY, "target", _verifies),

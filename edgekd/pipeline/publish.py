@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from edgekd.files import disk_errors, sha256_file
+from edgekd.report import results
 from edgekd.report.results import GRAM, LATENCY
 from edgekd.stages.disk import remove_tree
 
@@ -16,7 +17,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
 #: Folders of the bundle, released or rejected by the gate, and of what was built on the device.
-BUNDLE, REJECTED, ENGINES = "bundle", "rejected", "engines"
+BUNDLE, REJECTED, ENGINES = "bundle", results.REJECTED, "engines"
 
 _FOLDERS = (BUNDLE, REJECTED, LATENCY, GRAM, ENGINES)
 #: A folder in which the next content is put together, and the last one is kept until that is in its place.
@@ -39,6 +40,8 @@ def target_places(target: str) -> list[str]:
 def publish(folders: Mapping[str, Files], output: Path) -> None:
     """Make ``output`` show these of edgekd's folders and no others; what is right already stays untouched.
 
+    Where they have a rejected bundle, that of the last build that was released stays where it is.
+
     A folder is replaced as a whole, by renames, so that a reader never finds half of it. It is to be called inside
     :func:`~edgekd.pipeline.output.writing`, for :func:`target_places`.
     """
@@ -48,6 +51,8 @@ def publish(folders: Mapping[str, Files], output: Path) -> None:
             remove_tree(leftover)
     for name in _FOLDERS:
         wanted = folders.get(name, {})
+        if name == BUNDLE and folders.get(REJECTED):
+            continue
         if not _shows(output / name, wanted):
             _replace(wanted, output / name)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Literal, Protocol
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -19,18 +19,22 @@ if TYPE_CHECKING:
     from edgekd.stages.stage import Done
 
 
+#: The samples on which networks are judged.
+JudgingSplit = Literal["validation", "test"]
+
+
 @dataclass(frozen=True)
 class QatStudent:
     """A network that was fine-tuned for INT8, still in float.
 
     Attributes:
         exported: Its export to ONNX.
-        probe: File of its probe on the test samples.
+        probes: Files of its probes, by split.
         history: One entry for each epoch of the fine-tune.
     """
 
     exported: Done[Exported]
-    probe: Path
+    probes: Mapping[str, Path]
     history: list[dict[str, float]]
 
 
@@ -56,8 +60,12 @@ class Origin(Protocol):
     def baselines(self) -> tuple[str, ...]:
         """Names of the float networks that the engine is compared with; the last is the ledger's reference."""
 
-    def probes(self) -> Mapping[str, Probe]:
-        """Return the probes of the networks before the float graph, by row of the ledger, in its order."""
+    def probes(self, split: JudgingSplit) -> Mapping[str, Probe]:
+        """Return the probes of the networks before the float graph, by row of the ledger, in its order.
+
+        Args:
+            split: The samples: those of the validation, on which what ships is chosen, or of the test, which judge it.
+        """
 
     def metric(self, logits: NDArray[np.floating], labels: NDArray[np.integer]) -> float:
         """Return the task's metric of logits [N, C] and labels [N]."""

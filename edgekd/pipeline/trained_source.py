@@ -15,7 +15,7 @@ from edgekd.gram.gate import CUT, FINETUNED
 from edgekd.pipeline.preflight import check_task
 from edgekd.pipeline.source import QatStudent
 from edgekd.runtime.corruption import Robustness
-from edgekd.stages.artifacts import CUT_PROBE, PROBE, WEIGHTS, Exported, Trained
+from edgekd.stages.artifacts import CUT_PROBE, PROBE, WEIGHTS, Exported, Trained, validation_probe
 from edgekd.stages.cache import digest
 from edgekd.stages.stage import Done, Runner, StageSpec
 from edgekd.training.distillation.loss_registry import check_losses, own_loss_sources
@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from edgekd.files import JsonObject
     from edgekd.gram.probe import Probe
     from edgekd.pipeline.project import Project
+    from edgekd.pipeline.source import JudgingSplit
     from edgekd.stages.progress import StageReporter
     from edgekd.training.taps.taps import Taps
 
@@ -62,7 +63,7 @@ PRUNE: StageSpec[Trained] = StageSpec(
     "prune", 7, Trained, ("torch-pruning",), "remove channels of the student and fine-tune what is left", _describe
 )
 EXPORT: StageSpec[Exported] = StageSpec(
-    "export", 7, Exported, ("onnx", "onnxscript", "onnxruntime"), "write the networks as ONNX", _describe_export
+    "export", 8, Exported, ("onnx", "onnxscript", "onnxruntime"), "write the networks as ONNX", _describe_export
 )
 QAT: StageSpec[Trained] = StageSpec(
     "qat", 4, Trained, (), "fine-tune the pruned student with fake quantization", _describe
@@ -112,13 +113,18 @@ class TrainedOrigin:
         """The trained networks, by name."""
         return {"teacher": self.teacher, "student": self.student, "pruned": self.pruned}
 
-    def probes(self) -> dict[str, Probe]:
-        """Read each network's probe on the test split; of the pruned one "cut" is before its fine-tune."""
+    def probes(self, split: JudgingSplit) -> dict[str, Probe]:
+        """Read each network's probe on a split; of the pruned one on the test split "cut" is before its fine-tune."""
         from edgekd.gram.probe import Probe
 
-        files = {"teacher": self.teacher.folder / PROBE, "student": self.student.folder / PROBE}
-        if self.pruned.result.history:
-            files |= {CUT: self.pruned.folder / CUT_PROBE, FINETUNED: self.pruned.folder / PROBE}
+        if split == "validation":
+            files = {name: self.exported.folder / validation_probe(name) for name in ("teacher", "student")}
+            if self.pruned.result.history:
+                files[FINETUNED] = self.exported.folder / validation_probe("pruned")
+        else:
+            files = {"teacher": self.teacher.folder / PROBE, "student": self.student.folder / PROBE}
+            if self.pruned.result.history:
+                files |= {CUT: self.pruned.folder / CUT_PROBE, FINETUNED: self.pruned.folder / PROBE}
         return {name: Probe.load(path) for name, path in files.items()}
 
     def metric(self, logits: NDArray[np.floating], labels: NDArray[np.integer]) -> float:
@@ -237,7 +243,11 @@ class TrainingStages:
             inputs={"qat": fine_tuned.key},
             run=export_student,
         )
-        return QatStudent(exported, fine_tuned.folder / PROBE, fine_tuned.result.history)
+        probes = {
+            "validation": exported.folder / validation_probe(origin.network),
+            "test": fine_tuned.folder / PROBE,
+        }
+        return QatStudent(exported, probes, fine_tuned.result.history)
 
     def measure_robustness(self, origin: TrainedOrigin) -> Done[Robustness]:
         """Measure the trained networks with each modality dropped, and with each noisy."""

@@ -48,6 +48,14 @@ def number(value: float | None, form: str = ".4f") -> str:
     return format(value, form) if math.isfinite(value) else "NaN"
 
 
+def small(value: float | None) -> str:
+    """Write a figure that may be tiny, or large: ``"0.0123"``, ``"3e-06"``, ``"1.23e+04"``."""
+    if value is None or not math.isfinite(value):
+        return number(value)
+    size_of = abs(value)
+    return f"{value:.0e}" if 0 < size_of < 5e-5 else f"{value:.3g}" if size_of >= 1000 else number(value)
+
+
 def share(value: float) -> str:
     """Write a part of a whole as a percentage."""
     return format(value, ".0%") if value >= 0.0995 else percent(value)

@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from edgekd.gram.gate import Verdict  # noqa: TC001  # msgspec reads the annotations of CandidateResult
+from edgekd.gram.intervals import Estimate  # noqa: TC001
+from edgekd.gram.verdict import Verdict, worst  # msgspec reads the annotations of CandidateResult
 from edgekd.runtime.measure.results import Quantile  # noqa: TC001
 
 if TYPE_CHECKING:
@@ -13,26 +14,22 @@ if TYPE_CHECKING:
     from edgekd.gram.gate import Ledger, LedgerRow
     from edgekd.runtime.corruption import NetworkRobustness, Robustness
     from edgekd.runtime.measure.results import EngineProfile, Profile
+    from edgekd.stages.artifacts import PruneAttempt
     from edgekd.stages.stage import StageTime
 
 #: Name of the candidate that ships, in tables.
 SHIPPED = "shipped"
 
 #: The report for machines in the output folder, the file that ``edgekd profile`` writes, and their versions.
-REPORT, SCHEMA_VERSION = "report.json", 3
-PROFILE, PROFILE_VERSION = "profile.json", 1
+REPORT, SCHEMA_VERSION = "report.json", 4
+PROFILE, PROFILE_VERSION = "profile.json", 2
 
 #: Folders below a target's output: that of raw timings, and that with the Gram matrices of a few samples, whose file is
 #: a :class:`~edgekd.gram.heatmap.FewGrams`.
 LATENCY, GRAM, SAMPLES = "latency", "gram", "samples.npz"
 
-#: Verdicts from good to bad.
-VERDICTS: tuple[Verdict, ...] = ("pass", "warn", "fail")
-
-
-def worst(*verdicts: Verdict) -> Verdict:
-    """Return the most severe of some verdicts."""
-    return max(verdicts, key=VERDICTS.index)
+#: Folder below a target's output of a bundle that was not released.
+REJECTED = "rejected"
 
 
 def project_name(recipe: str, task: str) -> str:
@@ -69,13 +66,14 @@ class BudgetCheck:
 
 @dataclass(frozen=True)
 class CandidateResult:
-    """One way in which the network was written for a target, as far as it was measured.
+    """One way in which the network was written for a target, as it was measured on the validation samples.
 
     Attributes:
         name: Name of the candidate, e.g. "int8", "int8-nncf" or "float32".
         precision: Its precision, e.g. "int8".
         verdict: The gate's verdict on its last stage.
         metric: The metric at its last stage; None where there are no labels.
+        divergence: How far its output is from the reference's, in the kind's own measure; None for the reference.
         bound: Upper confidence bound of its drift against the ledger's reference, at its last stage.
         flips: Share of samples whose top-1 class is not the reference's, at its last stage; None where the network is
             no classifier.
@@ -88,6 +86,7 @@ class CandidateResult:
     precision: str
     verdict: Verdict
     metric: float | None
+    divergence: Estimate | None
     bound: float
     flips: float | None
     p50: Quantile | None
@@ -117,6 +116,8 @@ class TargetResult:
         chosen: Name of the candidate that ships.
         choice: Why that candidate was chosen.
         facts: Sentences about the engine that belong in the report.
+        chosen_on: On which samples the candidates were judged and one of them was chosen, in words, e.g.
+            "200 samples of the validation split"; none of them is among those that judge what ships.
         robustness: The metric of what ships with a modality dropped or noisy; None where it was not measured.
     """
 
@@ -137,6 +138,7 @@ class TargetResult:
     choice: str
     facts: tuple[str, ...] = ()
     robustness: NetworkRobustness | None = None
+    chosen_on: str = ""
 
     def __post_init__(self) -> None:
         if self.profile is None and not self.profile_reason:
@@ -195,8 +197,28 @@ class TargetResult:
 
     @property
     def reasons(self) -> tuple[str, ...]:
-        """Why it did not simply pass."""
-        return (*self.ledger.reasons, *(str(check) for check in self.budget_checks if not check.kept))
+        """Why the verdict is what it is; what is less severe is among the warnings."""
+        gate = self.ledger.reasons if self.ledger.verdict == self.verdict else ()
+        return (*gate, *(self._missed if self.verdict == "warn" else ()))
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """What is less severe than the verdict."""
+        return (*self.ledger.warnings, *(() if self.verdict == "warn" else self._missed))
+
+    @property
+    def _missed(self) -> tuple[str, ...]:
+        return tuple(str(check) for check in self.budget_checks if not check.kept)
+
+    @property
+    def released(self) -> bool:
+        """Whether there is a bundle that apps may open."""
+        return self.bundle is not None and self.ledger.released
+
+    @property
+    def shown_bundle(self) -> str:
+        """Path of the bundle relative to the output folder, also of one that was rejected."""
+        return self.bundle or f"{self.target}/{REJECTED}"
 
     @property
     def remark(self) -> str | None:
@@ -229,6 +251,8 @@ class BuildReport:
         robustness: The metric of the networks that were trained with a modality dropped or noisy; None where it was not
             measured.
         robustness_reason: Why it was not: ``"not measured: ..."``.
+        pruning: The attempts at pruning, in order, the last of which is what was exported; empty where nothing was
+            pruned here.
     """
 
     recipe: str
@@ -241,6 +265,12 @@ class BuildReport:
     refused: dict[str, str] = field(default_factory=dict)
     robustness: Robustness | None = None
     robustness_reason: str = "not measured"
+    pruning: tuple[PruneAttempt, ...] = ()
+
+    @property
+    def released(self) -> bool:
+        """Whether every target's build is released."""
+        return all(result.ledger.released for result in self.targets)
 
     @property
     def name(self) -> str:

@@ -6,7 +6,8 @@ from typing import Any
 
 from msgspec import UNSET, Struct, UnsetType, field
 
-from edgekd.gram.gate import Verdict
+from edgekd.gram.answers import OutputName
+from edgekd.gram.verdict import Question, Verdict
 
 #: The quantiles of latency that a report holds.
 QUANTILES = ("p50", "p90", "p99")
@@ -97,6 +98,40 @@ class MetricFigures(Struct, frozen=True):
     device: StageMetric = UNSET
 
 
+class AnswerFigures(Struct, frozen=True):
+    """What ships beside the ledger's reference: the output of each sample, compared one by one.
+
+    Attributes:
+        kind: What the output is.
+        samples: How many samples were compared.
+        error: Mean length of a sample's difference over the length of the reference's output.
+        error_bound: One-sided upper confidence bound of ``error``.
+        divergence: Mean divergence of a sample, by the kind: for classes the KL divergence in nats.
+        divergence_low: One-sided lower confidence bound of ``divergence``.
+        divergence_bound: One-sided upper confidence bound of ``divergence``.
+        max_divergence: The limit of ``divergence_bound``.
+        largest_error: The largest absolute difference of any number, in the output's own unit.
+        changed: Share of answers that changed, such as top-1 classes; unset where nothing is decided.
+        changed_bound: One-sided upper confidence bound of ``changed``; unset likewise.
+        max_changed: The limit of ``changed_bound``; unset likewise.
+        without: For each modality the share of answers that changed with it absent; unset where it was not measured.
+    """
+
+    kind: OutputName
+    samples: int
+    error: float | None
+    error_bound: float | None
+    divergence: float | None
+    divergence_low: float | None
+    divergence_bound: float | None
+    max_divergence: float
+    largest_error: float | None
+    changed: float | UnsetType | None = UNSET
+    changed_bound: float | UnsetType | None = UNSET
+    max_changed: float | UnsetType = UNSET
+    without: dict[str, float | None] | UnsetType = UNSET
+
+
 class GramFigures(Struct, frozen=True):
     """Drift of the Gram matrix of what ships against the ledger's reference.
 
@@ -148,7 +183,10 @@ class EngineRow(Struct, frozen=True, omit_defaults=True):
         runtime: The engine library.
         precision: Precision of the engine, e.g. "int8".
         verdict: Verdict of the build, the target's budgets included.
-        reasons: Why it did not simply pass.
+        released: Whether there is a bundle that apps may open.
+        reasons: Why the verdict is what it is.
+        warnings: What is less severe than the verdict.
+        questions: The answers to the gate's three questions, as far as they were asked.
         latency_ms: Latency of single inferences at batch 1, back to back.
         load_ms: Time to open the engine in ms, for each fresh process.
         first_run_ms: Time of the first inference in ms, for each fresh process.
@@ -162,6 +200,7 @@ class EngineRow(Struct, frozen=True, omit_defaults=True):
         energy_rail: The power sensors that were read.
         branches_ms: Time of the layers in ms, added up by modality branch.
         metric: The task's metric.
+        answers: The output beside the reference's, sample by sample; None where what ships is the reference itself.
         gram: Drift of the Gram matrix.
         speedup_p50: The p50 of each baseline over that of the engine.
         size_ratio: The file size of each baseline over that of the engine.
@@ -178,7 +217,10 @@ class EngineRow(Struct, frozen=True, omit_defaults=True):
     runtime: str
     precision: str
     verdict: Verdict
+    released: bool
     reasons: tuple[str, ...]
+    warnings: tuple[str, ...]
+    questions: dict[Question, Verdict]
     latency_ms: LatencyFigures
     load_ms: tuple[float, ...] | None
     first_run_ms: tuple[float, ...] | None
@@ -192,6 +234,7 @@ class EngineRow(Struct, frozen=True, omit_defaults=True):
     energy_rail: str | None
     branches_ms: dict[str, float] | None
     metric: MetricFigures
+    answers: AnswerFigures | None
     gram: GramFigures
     speedup_p50: dict[str, float | None]
     size_ratio: dict[str, float | None]

@@ -16,9 +16,12 @@ import msgspec
 from msgspec import Struct
 
 from edgekd.files import write_text
-from edgekd.gram.gate import Ledger, Verdict
+from edgekd.gram.gate import Ledger
+from edgekd.gram.verdict import Question, Verdict
+from edgekd.report.questions import Evidence
 from edgekd.report.results import PROFILE_VERSION, SCHEMA_VERSION, CandidateResult
 from edgekd.report.row import (
+    AnswerFigures,
     BaselineFigures,
     EngineRow,
     GramFigures,
@@ -29,6 +32,7 @@ from edgekd.report.row import (
 )
 from edgekd.runtime.corruption import NetworkRobustness
 from edgekd.runtime.measure.results import Profile
+from edgekd.stages.artifacts import PruneAttempt
 from edgekd.stages.stage import StageTime
 
 if TYPE_CHECKING:
@@ -57,6 +61,24 @@ class BudgetResult(Struct, frozen=True):
     kept: bool
 
 
+class QuestionDetails(Struct, frozen=True):
+    """The answer to one of the gate's three questions about what ships.
+
+    Attributes:
+        question: The question, as a word.
+        asked: The question in full.
+        verdict: The answer; None where it was not asked.
+        reasons: Why it is not simply "pass".
+        figures: The figures that it rests on, each with its bounds, its limit and whether it keeps that.
+    """
+
+    question: Question
+    asked: str
+    verdict: Verdict | None
+    reasons: tuple[str, ...]
+    figures: tuple[Evidence, ...]
+
+
 class TargetDetails(Struct, frozen=True):
     """What stands behind the row of a target.
 
@@ -66,6 +88,8 @@ class TargetDetails(Struct, frozen=True):
         sizes_bytes: Sizes of the engine files, by network.
         candidates: Every way in which the network was written for the target.
         choice: Why the candidate that ships was chosen.
+        chosen_on: On which samples the candidates were judged, and one of them was chosen; "" where it is not known.
+        questions: The answers to the gate's three questions about what ships.
         facts: Sentences about the engine.
         budgets: The limits that the target recommends.
         ledger: The same probe after every stage, judged by the gate.
@@ -78,6 +102,8 @@ class TargetDetails(Struct, frozen=True):
     sizes_bytes: dict[str, int]
     candidates: tuple[CandidateResult, ...]
     choice: str
+    chosen_on: str
+    questions: tuple[QuestionDetails, ...]
     facts: tuple[str, ...]
     budgets: tuple[BudgetResult, ...]
     ledger: Ledger
@@ -110,12 +136,14 @@ class ReportFile(Struct, frozen=True):
         task: Name of the task.
         seed: Seed of every random choice.
         verdict: The worst verdict of all targets.
+        released: Whether every target's build is released.
         versions: Versions of edgekd and of the libraries that computed the result.
         rows: The engine of each target.
         targets: What stands behind each row, in the same order.
         refused: For each target that was not built the reason, by its name.
         stages: The stages in the order in which they ran.
         training: The figures of each epoch, by the network that was trained.
+        pruning: The attempts at pruning, in order; the last is what was exported.
         robustness: What losing or spoiling one modality costs.
         not_finite: Each figure outside of ``rows`` that JSON cannot hold, by dotted path: "nan", "inf" or "-inf". The
             figure itself is null.
@@ -126,11 +154,13 @@ class ReportFile(Struct, frozen=True):
     task: str
     seed: int
     verdict: Verdict
+    released: bool
     versions: dict[str, str]
     rows: tuple[EngineRow, ...]
     targets: tuple[TargetDetails, ...]
     stages: tuple[StageTime, ...]
     training: dict[str, list[dict[str, float | None]]]
+    pruning: tuple[PruneAttempt, ...]
     robustness: RobustnessDetails
     not_finite: NotFinite
     refused: dict[str, str] = {}
@@ -190,6 +220,7 @@ class ProfileFile(Struct, frozen=True):
 _DESCRIBED: tuple[type, ...] = (
     *(BudgetResult, TargetDetails, RobustnessDetails, ReportFile, ShippedMetric, ProfileFile, CandidateResult),
     *(LatencyFigures, PacedFigures, SustainedFigures, MetricFigures, GramFigures, BaselineFigures, EngineRow),
+    *(AnswerFigures, QuestionDetails, Evidence, PruneAttempt),
 )
 
 

@@ -7,11 +7,10 @@ from typing import TYPE_CHECKING
 
 from edgekd.gram.gate import DEVICE
 from edgekd.report.escape import markdown_text
-from edgekd.report.format import NOTHING, WITHHELD, factor, milliseconds, number, percent, share, size
+from edgekd.report.format import NOTHING, WITHHELD, factor, milliseconds, number, percent, share, size, small
 from edgekd.report.results import SHIPPED
 
 if TYPE_CHECKING:
-    from edgekd.gram.gate import GateLimits, Ledger, LedgerRow
     from edgekd.report.results import BuildReport, TargetResult
     from edgekd.runtime.measure.results import EngineProfile, Profile
 
@@ -46,20 +45,26 @@ class Table:
     notes: tuple[str, ...] = ()
 
 
+#: Ends the name of a column of upper bounds of the figure before it.
+BOUND = " ≤"
+
 #: What the columns of the other tables mean.
 _MEANINGS = (
-    ("change", "the metric less that of the reference: the student before pruning, or the float model"),
+    ("KL", "divergence of a sample's answer from that of the unpruned student, or the float model, in nats"),
+    ("error", "squared error of a sample's output over the variance of the reference's"),
+    ("Δcos", "change of an embedding's cosines to the reference's and to the nearest of it"),
+    ("flips", "share of answers that are not the reference's, such as top-1 classes"),
+    ("nearest", "share of the five nearest embeddings that are others than the reference's"),
     ("drift", "mean |difference| of the cosines between modalities to the reference's"),
-    ("bound", "one-sided upper confidence bound of that drift"),
-    ("flips", "share of samples whose top-1 class is not the reference's"),
-    ("teacher", "drift from the teacher: what was learned; not gated"),
+    (BOUND.strip(), "one-sided upper confidence bound of the figure named before it; this is what must keep the limit"),
     ("speed", "the first model's p50 over this one's; they took turns in one run"),
 )
 
 
 def legend(*tables: Table) -> Table:
     """Return a table of what the columns of these tables mean, each column once."""
-    shown = {column.name for table in tables for column in table.columns}
+    names = [column.name for table in tables for column in table.columns]
+    shown = {*names, *(BOUND.strip() for name in names if name.endswith(BOUND))}
     columns = (Column("column", right=False), Column("meaning", right=False))
     return Table("How to read the tables", columns, tuple(row for row in _MEANINGS if row[0] in shown))
 
@@ -92,59 +97,14 @@ def metric_name(name: str) -> str:
     return name if len(name) <= 8 else "metric"
 
 
+def figure_columns(first: str, *figures: str) -> tuple[Column, ...]:
+    """Return the columns of a table whose first column has names, and whose others have figures."""
+    return (Column(first, right=False), *(Column(name) for name in figures))
+
+
 def describe(result: TargetResult) -> str:
     """Return a target with its device, runtime and precision, in words."""
     return f"{result.target} · {result.device} · {result.runtime} · {result.precision}"
-
-
-def ledger_table(ledger: Ledger) -> Table:
-    """Return the table of a ledger: the figures of each stage, and the limits that they are held against."""
-    baseline = ledger.row(ledger.reference).metric
-    names = (metric_name(ledger.metric), "change", "drift", "bound", "flips", "teacher", "gate")
-    columns = _columns("stage", *names)
-    rows = (*(_ledger_row(row, baseline) for row in ledger.rows), _limits_row(ledger.limits))
-    if not any(row.to_teacher for row in ledger.rows):
-        shown = [index for index, column in enumerate(columns) if column.name != "teacher"]
-        columns = tuple(columns[index] for index in shown)
-        rows = tuple(tuple(row[index] for index in shown) for row in rows)
-    return Table("Ledger", columns, rows, _ledger_notes(ledger))
-
-
-def _ledger_row(row: LedgerRow, baseline: float | None) -> tuple[str, ...]:
-    drift = row.to_reference
-    change = row.metric - baseline if drift and row.metric is not None and baseline is not None else None
-    return (
-        row.stage,
-        number(row.metric),
-        number(change, "+.4f"),
-        number(drift.mean if drift else None),
-        number(drift.bound if drift else None),
-        percent(row.flips),
-        number(row.to_teacher.mean if row.to_teacher else None),
-        row.verdict or NOTHING,
-    )
-
-
-def _limits_row(limits: GateLimits) -> tuple[str, ...]:
-    change = f"≥ -{limits.max_metric_drop:g}" if limits.higher_is_better else f"≤ +{limits.max_metric_drop:g}"
-    flips = f"≤ {limits.max_flips * 100:.3g}%"
-    return ("limit", NOTHING, change, NOTHING, f"≤ {limits.tau_fail:g}", flips, NOTHING, NOTHING)
-
-
-def _ledger_notes(ledger: Ledger) -> tuple[str, ...]:
-    last = ledger.rows[-1]
-    drift = last.to_reference
-    clusters = f" in {drift.clusters} groups" if drift and drift.clusters else ""
-    better = "higher" if ledger.limits.higher_is_better else "lower"
-    direction = "not measured, there are no labels" if last.metric is None else f"{better} is better"
-    counted = f"{ledger.metric}: {direction}; {drift.samples if drift else 0} test samples{clusters}."
-    warning = f"bound: one-sided, {ledger.confidence:.0%}; warns above {ledger.limits.tau_pass:g}."
-    if drift:
-        what = "pair" if drift.scope == "sample" else "tap"
-        warning += f" Worst {what} of the {last.stage}: {drift.worst_pair}, {number(drift.worst_pair_mean)}."
-    within = ("drift: of the cosines between samples within each tap; the taps do not compare with each other.",)
-    repairs = tuple(f"{row.stage}: {row.note}." for row in ledger.rows if row.note)
-    return (counted, warning, *(within if drift and drift.scope == "intra" else ()), *repairs)
 
 
 def engine_table(result: TargetResult) -> Table:
@@ -154,39 +114,45 @@ def engine_table(result: TargetResult) -> Table:
     if result.profile is None:
         known = tuple((name, size(result.sizes.get(name)), _metric(result, name)) for name in models)
         notes = (f"Latency and memory {result.profile_reason}.", _ratios(result))
-        return Table("Engines", _columns("model", "size", metric), known, notes)
-    columns = _columns("model", "p50 ms", "p90 ms", "p99 ms", "speed", "size", "peak RSS", metric)
+        return Table("Engines", figure_columns("model", "size", metric), known, notes)
+    columns = figure_columns("model", "p50 ms", "p90 ms", "p99 ms", "speed", "size", "peak RSS", metric)
     rows = tuple(_engine_row(result, name) for name in models)
     return Table("Engines", columns, rows, _engine_notes(result, result.profile))
 
 
 def candidate_table(result: TargetResult) -> Table:
-    """Return the table of candidates, and why one of them ships."""
+    """Return the table of candidates, on which samples they were judged, and why one of them ships, or none."""
     metric = metric_name(result.ledger.metric)
-    columns = (*_columns("candidate", metric, "bound", "flips", "gate", "p50 ms", "size"), Column("", right=False))
+    figures = (metric, "flips", f"drift{BOUND}", "gate", "p50 ms", "size")
+    columns = (*figure_columns("candidate", *figures), Column("", right=False))
     rows = tuple(
         (
             candidate.name,
             number(candidate.metric),
-            number(candidate.bound),
             percent(candidate.flips),
+            small(candidate.bound),
             candidate.verdict,
             milliseconds(candidate.p50.value_ms) if candidate.p50 else "not measured",
             size(candidate.size_bytes),
-            ("shown" if result.verdict == "fail" else "ships") if candidate.name == result.chosen else "",
+            ("ships" if result.released else "shown") if candidate.name == result.chosen else "",
         )
         for candidate in result.candidates
     )
-    return Table("Candidates", columns, rows, (choice_sentence(result),))
+    judged = f"Judged and chosen on {result.chosen_on}; the ledger has what was chosen on the test samples."
+    return Table("Candidates", columns, rows, (*([judged] if result.chosen_on else []), choice_sentence(result)))
 
 
 def choice_sentence(result: TargetResult) -> str:
-    """Say which candidate was chosen, and why; one that the gate rejects does not ship."""
-    return f"{result.chosen} {'is shown' if result.verdict == 'fail' else 'ships'}: {result.choice}."
-
-
-def _columns(first: str, *figures: str) -> tuple[Column, ...]:
-    return (Column(first, right=False), *(Column(name) for name in figures))
+    """Say which candidate ships, and why; or why none does, and which is shown."""
+    if result.released:
+        return f"{result.chosen} ships: {result.choice}."
+    limits = result.ledger.limits
+    if any(limits.releases(candidate.verdict) for candidate in result.candidates):
+        return (
+            f"None ships: {result.chosen} was chosen ({result.choice}), and the gate rejects it on the test samples. "
+            "It is shown for analysis."
+        )
+    return f"None ships: {result.choice}. {result.chosen} is shown for analysis."
 
 
 def _engine_row(result: TargetResult, name: str) -> tuple[str, ...]:
@@ -246,10 +212,10 @@ def summary_table(report: BuildReport) -> Table:
     columns = (
         Column("target", right=False),
         Column("device", right=False),
-        *(Column(name) for name in ("p50 ms", "size", metric, "bound", "verdict")),
+        *(Column(name) for name in ("p50 ms", "size", metric, f"drift{BOUND}", "verdict")),
     )
     unrun = [result.target for result in report.targets if result.last.stage != DEVICE]
-    notes = (f"{metric} and bound of {', '.join(unrun)}: of the same graph in ONNX Runtime on the building host.",)
+    notes = (f"{metric} and drift of {', '.join(unrun)}: of the same graph in ONNX Runtime on the building host.",)
     refused = tuple((target, *[NOTHING] * (len(columns) - 2), "REFUSED") for target in report.refused)
     rows = (*map(_summary_row, report.targets), *refused)
     return Table("Targets", columns, rows, notes if unrun else ())
@@ -261,13 +227,13 @@ def _summary_row(result: TargetResult) -> tuple[str, ...]:
         p50 = "not measured"
     else:
         p50 = milliseconds(engine.latency.p50.value_ms) if engine.latency.p50 else WITHHELD
-    bound = result.last.to_reference
+    drift = result.last.to_reference
     return (
         result.target,
         result.device,
         p50,
         size(result.sizes.get(SHIPPED)),
         _metric(result, SHIPPED),
-        number(bound.bound) if bound else "not measured",
+        small(drift.bound) if drift else "not measured",
         result.verdict.upper(),
     )

@@ -42,7 +42,8 @@ class BundleFacts:
         task: What the engine does: its name, metric and the like.
         inputs: For each input its name, dtype, shape (the first dimension is "batch" or 1) and preprocessing in words.
         classes: The names of the logits, in their order; empty for an engine that is no classifier.
-        verdict: The gate's verdict: "pass", "warn" or "fail".
+        released: Whether apps may open it.
+        verdict: The gate's verdict: "pass", "warn", "undecided" or "fail".
         reasons: The reasons for a verdict other than "pass".
         versions: The versions of the libraries that built it.
         measurements: Numbers about the engine.
@@ -54,6 +55,7 @@ class BundleFacts:
     task: JsonObject
     inputs: list[JsonObject]
     classes: list[str]
+    released: bool
     verdict: str
     reasons: list[str]
     versions: dict[str, str]
@@ -80,7 +82,7 @@ def write_bundle(folder: Path, facts: BundleFacts) -> None:
         runtime=facts.runtime.name,
         options=dict(facts.runtime.options),
         precision=facts.precision,
-        released=facts.verdict != "fail",
+        released=facts.released,
         verdict=facts.verdict,
         reasons=list(facts.reasons),
         task=facts.task,

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+
+from edgekd.gram.answers import OutputKind
+from edgekd.gram.gate import LedgerRow  # noqa: TC001  # msgspec reads the annotations of PruneAttempt
 
 #: In the folder of a stage that trains: the weights, the probe on the test split, and what was pruned.
 WEIGHTS, PROBE, REMOVED = "model.safetensors", "probe.npz", "removed.json"
@@ -13,8 +16,11 @@ CUT_PROBE = "cut.npz"
 #: In the folder of the stage robustness, the statistics of the training inputs, for what is measured of engines.
 CHANNELS = "channels.npz"
 
-#: Samples for the stages without torch: `input.<modality>`, `ids`, `labels` and, where there are any, `groups`.
-TEST, CALIBRATION = "test.npz", "calibration.npz"
+#: Samples for the stages without torch: `input.<modality>`, `ids`, `labels` and, where there are any, `groups`. Ranges,
+#: blame and the order of a repair are found on those of the calibration; what a repair ends with and which candidate
+#: ships is decided on those of the validation; those of the test judge what ships, and only that. Where some
+#: samples lack a modality, `present.<modality>` says which have it.
+TEST, VALIDATION, CALIBRATION = "test.npz", "validation.npz", "calibration.npz"
 
 #: In a candidate's folder, its graph with the embeddings as further outputs, to check, and without them, to deploy.
 PROBE_GRAPH, DEPLOY = "probe.onnx", "deploy.onnx"
@@ -45,6 +51,29 @@ class NodeOrigin:
 
 
 @dataclass(frozen=True)
+class PruneAttempt:
+    """One attempt at pruning, judged against the unpruned student on the validation split.
+
+    Attributes:
+        ratio: Share of the channels that was to go.
+        ratios: The same for encoders that have one of their own.
+        epochs: Number of epochs of the fine-tune.
+        parameters: Number of parameters that are left.
+        seconds: Time that it took.
+        row: The row of the ledger, on the validation split.
+        reason: Why it was tried, and with what change; "" for the first, which is as the recipe has it.
+    """
+
+    ratio: float
+    ratios: dict[str, float]
+    epochs: int
+    parameters: int
+    seconds: float
+    row: LedgerRow
+    reason: str = ""
+
+
+@dataclass(frozen=True)
 class Trained:
     """A trained model.
 
@@ -52,11 +81,13 @@ class Trained:
         metric: Task metric on the test split.
         parameters: Number of parameters.
         history: One entry for each epoch; empty where nothing was trained.
+        attempts: The attempts at pruning, in order, the last of which it is; empty for other networks.
     """
 
     metric: float
     parameters: int
     history: list[dict[str, float]]
+    attempts: tuple[PruneAttempt, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -68,12 +99,16 @@ class TaskFacts:
         higher_is_better: Whether a larger metric is better.
         classes: Names of the logits, in order.
         inputs: For each modality its name, dtype, shape and preprocessing, as in a bundle's manifest.
+        kind: What the network's output is.
+        modalities: Inputs that are data, any of which may be absent: no masks, numbers of tokens, or states.
     """
 
     metric: str
     higher_is_better: bool
     classes: list[str]
     inputs: list[dict[str, str | list[int | str]]]
+    kind: OutputKind = field(default_factory=OutputKind)
+    modalities: list[str] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -90,6 +125,11 @@ class Exported:
     parity: dict[str, float]
     sizes: dict[str, int]
     facts: TaskFacts
+
+
+def validation_probe(network: str) -> str:
+    """Return the name of the file with a network's probe on the validation samples, beside its graph."""
+    return f"validation.{network}.npz"
 
 
 def onnx_name(network: str) -> str:

@@ -42,7 +42,7 @@ def build(
 
     Returns:
         The report, which is also written into ``output`` as ``report.json``, ``report.md`` and ``report.html``. A build
-        that the gate rejects returns too, with the verdict "fail".
+        that the gate rejects returns too: its ``released`` is False.
 
     Raises:
         EdgekdError: Any error that a user can cause.

@@ -54,8 +54,8 @@ class TargetCheck:
 
     @property
     def rejected(self) -> bool:
-        """Whether the gate rejects every candidate."""
-        return bool(self.ledgers) and all(ledger.verdict == "fail" for ledger in self.ledgers.values())
+        """Whether the gate releases no candidate."""
+        return bool(self.ledgers) and not any(ledger.released for ledger in self.ledgers.values())
 
 
 def check(

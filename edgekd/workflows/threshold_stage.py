@@ -34,7 +34,8 @@ def alarm_stage(context: Context) -> Alarm:
     graph = context.exported.folder / onnx_name(context.origin.baselines[-1])
 
     def run(_folder: Path, report: StageReporter) -> Alarm:
-        return measure_alarm(graph, context.calibration, context.origin.metric, context.limits, report)
+        metric, limits, kind = context.origin.metric, context.limits, context.rules.kind
+        return measure_alarm(graph, context.calibration, metric, limits, report, kind=kind)
 
-    config = {"limits": msgspec.to_builtins(context.limits)}
+    config = {"limits": msgspec.to_builtins(context.limits), "kind": msgspec.to_builtins(context.rules.kind)}
     return context.stage(ALARM, config=config, inputs={"exported": context.exported.key}, run=run).result

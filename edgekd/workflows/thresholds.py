@@ -16,8 +16,9 @@ import numpy as np
 from edgekd.compress.perturb import Perturbation, perturb, perturbations_of
 from edgekd.errors import ModelError
 from edgekd.files import need
+from edgekd.gram.answers import OutputKind, changed_answers
 from edgekd.gram.blame import FUSION
-from edgekd.gram.drift import flips, sample_drifts
+from edgekd.gram.drift import sample_drifts
 from edgekd.gram.limits import Suggestion, has_lost, suggest
 from edgekd.gram.npz import embeddings_of
 from edgekd.gram.probe import Probe
@@ -32,7 +33,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
     from pathlib import Path
 
-    from edgekd.gram.gate import GateLimits
+    from edgekd.gram.verdict import GateLimits
     from edgekd.runtime.session import Array, Feeds
     from edgekd.stages.progress import StageReporter
 
@@ -40,6 +41,8 @@ if TYPE_CHECKING:
 EDGES = (0.005, 0.01, 0.02, 0.03, 0.05, 0.1)
 
 _BATCH = 256
+
+_CLASSES = OutputKind()
 
 
 @dataclass(frozen=True)
@@ -49,7 +52,7 @@ class Outcome:
     Attributes:
         perturbation: The perturbation.
         drift: Mean drift of the Gram.
-        flips: Share of samples whose top-1 class changed; None where the network is no classifier.
+        flips: Share of answers that changed, such as the top-1 class; None where the output decides nothing.
         loss: How much worse the metric is, positive where it is worse; where there is no metric, the flips.
     """
 
@@ -87,7 +90,7 @@ class Alarm:
         samples: Number of samples that everything is measured on.
         drift_to_loss: Spearman's correlation of drift and loss; None where one is constant. Where a drift is too small
             to cost anything the loss is chance, so more perturbations with such a drift lower the correlation.
-        drift_to_flips: Spearman's correlation of drift and flips; None where the network is no classifier.
+        drift_to_flips: Spearman's correlation of drift and flips; None where the output decides nothing.
         bins: Number of perturbations that lost too much, by drift.
         tau_pass: The limit by :func:`edgekd.gram.limits.suggest` for half of ``max_loss``.
         tau_fail: The limit by :func:`edgekd.gram.limits.suggest` for ``max_loss``.
@@ -115,6 +118,7 @@ def measure_alarm(
     limits: GateLimits,
     report: StageReporter,
     grid: Sequence[Perturbation] | None = None,
+    kind: OutputKind = _CLASSES,
 ) -> Alarm:
     """Perturb a float network and measure how well drift predicts the loss.
 
@@ -129,10 +133,11 @@ def measure_alarm(
         limits: The largest loss, ``max_metric_drop`` or ``max_flips``, and whether a higher metric is better.
         report: Receives the progress.
         grid: The perturbations; by default those of :func:`edgekd.compress.perturb.perturbations_of`.
+        kind: What the network's output is.
 
     Raises:
         ModelError: The graph cannot be read, run or perturbed, the samples do not fit it, or there is no loss to
-            measure: there are no labels, and the network is no classifier.
+            measure: there are no labels, and the output decides nothing.
     """
     with open_engine(graph) as session:
         feeds = read_feeds(samples, session.inputs)
@@ -140,20 +145,33 @@ def measure_alarm(
         ids, labels = arrays["ids"], arrays.get("labels")
     model, reference = need("onnx", "build").load(str(graph)), _probe(graph, ids, feeds)
     score = math.nan if metric is None or labels is None else metric(reference.logits, labels)
-    if math.isnan(score) and not reference.classifies:
-        raise ModelError(f"{samples}: has no labels for a metric, and {graph} is no classifier, whose flips would do")
+    if math.isnan(score) and not _decides(kind):
+        raise ModelError(
+            f"{samples}: has no labels for a metric, and the output of {graph} is '{kind.name}', which decides nothing "
+            "whose flips would do"
+        )
     grid = perturbations_of(model) if grid is None else grid
     outcomes = []
     for done, perturbation in enumerate(grid, 1):
         found = _probe(perturb(model, perturbation).SerializeToString(), ids, feeds)
-        loss = flipped = flips(found, reference)
+        loss = flipped = _flips(found, reference, kind)
         if metric and labels is not None and not math.isnan(score):
             loss = (score - metric(found.logits, labels)) * (1 if limits.higher_is_better else -1)
-        assert loss is not None  # there is a metric, or else the network classifies
+        assert loss is not None  # there is a metric, or else the output decides
         drift = float(sample_drifts(found.embeddings, reference.embeddings).mean())
         outcomes.append(Outcome(perturbation, drift, flipped, loss))
         report.advance(done, len(grid))
     return summarize(outcomes, limits, None if math.isnan(score) else score, len(ids))
+
+
+def _decides(kind: OutputKind) -> bool:
+    """Whether an output decides anything that can flip; an embedding's near neighbours trade places for nothing."""
+    return kind.name in ("classes", "multilabel") or (kind.name == "values" and kind.threshold is not None)
+
+
+def _flips(probe: Probe, reference: Probe, kind: OutputKind) -> float | None:
+    changed = changed_answers(probe.logits, reference.logits, kind) if _decides(kind) else None
+    return None if changed is None else float(changed.mean())
 
 
 def _probe(graph: Path | bytes, ids: Array, feeds: Feeds) -> Probe:

@@ -11,9 +11,10 @@ from int8 import int8, run
 from edgekd.compress.mixed_precision import ALL_HARM, repair_steps, spare_steps
 from edgekd.compress.partial import Examiner
 from edgekd.gram.drift import flips, measure_drift
-from edgekd.gram.gate import GateLimits, judge
+from edgekd.gram.gate import judge
 from edgekd.gram.intervals import Bootstrap
 from edgekd.gram.probe import Probe
+from edgekd.gram.verdict import GateLimits
 
 FEEDS, UNSEEN = make_inputs(200), make_inputs(400, seed=1)
 LIMITS = GateLimits(tau_pass=0.005, tau_fail=0.01, max_flips=0.05, max_metric_drop=1)

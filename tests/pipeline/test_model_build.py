@@ -93,6 +93,8 @@ def test_the_report_of_a_model_reads_well(folder, imported):
         (["--calibration", "short.npz"], 8, "'zer'"),
         (["--tap", "fou"], 2, "write it as NAME=TENSOR"),
         (["--tap", "fou=no_such_tensor"], 4, "no_such_tensor"),
+        (["--kind", "scores"], 2, "'scores' is not one of 'auto', 'classes'"),
+        (["--kind", "classes", "--threshold", "0.5"], 8, "threshold = 0.5 is for 'multilabel' and 'values'"),
         (["--recipe", "digits"], 2, "give --model or --recipe, not both"),
         (["--set", "task.name=digits"], 3, "either a [task] to train for or a [model]"),
         (["--set", "model.outptu=x"], 3, "did you mean 'output'?"),

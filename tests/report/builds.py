@@ -8,10 +8,11 @@ from dataclasses import asdict, replace
 import numpy as np
 
 from edgekd.config.target import Budgets
-from edgekd.gram.gate import GateLimits, GateRules, keep_ledger
+from edgekd.gram.gate import GateRules, keep_ledger
 from edgekd.gram.heatmap import few_grams
 from edgekd.gram.intervals import Bootstrap
 from edgekd.gram.probe import Probe
+from edgekd.gram.verdict import GateLimits
 from edgekd.report.build import profile as profiles
 from edgekd.report.build.files import write_report
 from edgekd.report.results import BuildReport, TargetResult

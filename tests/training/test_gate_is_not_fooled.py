@@ -7,9 +7,10 @@ from small import reporter
 
 from edgekd.config.recipe import DistillConfig, GateConfig, LossConfig, QatConfig, TeacherConfig
 from edgekd.devices.targets import load_target
-from edgekd.gram.gate import GateLimits, GateRules, keep_ledger
+from edgekd.gram.gate import GateRules, keep_ledger
 from edgekd.gram.intervals import Bootstrap
 from edgekd.gram.probe import Probe
+from edgekd.gram.verdict import GateLimits
 from edgekd.stages.artifacts import PROBE, WEIGHTS
 from edgekd.tasks.digits import Digits
 from edgekd.training.distillation import distill, teacher

@@ -198,6 +198,8 @@ def test_blame_is_a_table_json_and_a_picture(folder):
         (["--cpu", "haswell", "--device", "local"], "give --cpu or --device, not both"),
         (["--calibration", "x.npz"], "--calibration is for --model"),
         (["--tap", "a=b"], "--tap is for --model"),
+        (["--kind", "values"], "--kind is for --model"),
+        (["--threshold", "0"], "--threshold is for --model"),
     ],
 )
 def test_options_that_contradict_each_other_are_refused(folder, more, words):

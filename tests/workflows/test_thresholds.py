@@ -9,10 +9,11 @@ from commands import stage_folder
 
 from edgekd.compress.perturb import Perturbation, perturb, perturbations
 from edgekd.errors import ModelError
+from edgekd.gram.answers import OutputKind
 from edgekd.gram.drift import measure_drift
-from edgekd.gram.gate import GateLimits
 from edgekd.gram.intervals import Bootstrap
-from edgekd.gram.probe import Probe
+from edgekd.gram.probe import Probe, top1
+from edgekd.gram.verdict import GateLimits
 from edgekd.report.table import markdown
 from edgekd.runtime.backends.onnxruntime import open_engine
 from edgekd.runtime.feeds import read_feeds
@@ -80,7 +81,7 @@ def test_figures_are_those_of_the_ledger(exported):
     exact, broken = probe(rounded), probe(damaged)
     outcome = found.outcomes[0]
     assert outcome.drift == pytest.approx(measure_drift(broken, exact, None, Bootstrap(resamples=1)).mean, rel=1e-6)
-    assert outcome.flips == (exact.predictions != broken.predictions).mean()
+    assert outcome.flips == (top1(exact.logits) != top1(broken.logits)).mean()
     labels = arrays(exported)["labels"]
     assert found.metric == accuracy(exact.logits, labels)
     assert outcome.loss == pytest.approx(found.metric - accuracy(broken.logits, labels))
@@ -117,8 +118,10 @@ def test_what_is_no_classifier_needs_labels(exported, tmp_path):
             names[:] = [{"logits": "inner", "score": "logits"}.get(name, name) for name in names]
     model.graph.output[0].name = "logits"
     onnx.save(model, tmp_path / "score.onnx")
-    with pytest.raises(ModelError, match=r"test\.npz: has no labels for a metric, and .*score\.onnx is no classifier"):
-        measure_alarm(tmp_path / "score.onnx", exported / "test.npz", None, LIMITS, REPORT, FEW)
+    with pytest.raises(
+        ModelError, match=r"test\.npz: has no labels for a metric, and .*score\.onnx is 'values', which"
+    ):
+        measure_alarm(tmp_path / "score.onnx", exported / "test.npz", None, LIMITS, REPORT, FEW, OutputKind("values"))
 
 
 def test_samples_of_another_network_are_refused(exported, tmp_path):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from edgekd.cli.terminal.build import print_report
 from edgekd.cli.terminal.live import LiveView
 from edgekd.cli.terminal.plain import Json, Plain, Quiet
 from edgekd.cli.terminal.steps import steps
@@ -12,7 +13,6 @@ from edgekd.cli.terminal.tables import (
     print_devices,
     print_probe,
     print_profile,
-    print_report,
     print_targets,
     print_tasks,
 )

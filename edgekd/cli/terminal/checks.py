@@ -4,18 +4,17 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from edgekd.cli.terminal.build import print_asides, print_questions, print_refused, print_verdict
 from edgekd.cli.terminal.tables import (
     open_page,
     print_indented,
     print_legend,
-    print_refused,
     print_table,
     print_title,
-    print_verdict,
 )
 from edgekd.cli.terminal.text import shown
 from edgekd.report.blame.tables import blame_table
-from edgekd.report.table import ledger_table
+from edgekd.report.ledger_tables import ledger_table
 from edgekd.workflows.thresholds import alarm_table
 
 if TYPE_CHECKING:
@@ -34,6 +33,7 @@ def print_checks(checks: Sequence[TargetCheck], width: int | None = None) -> Non
         for name, ledger in found.ledgers.items():
             print_title(console, f"{found.target} · {found.device} · {name}")
             print_table(console, ledger_table(ledger))
+            print_questions(console, ledger)
         console.print()
         for fact in found.facts:
             print_indented(console, shown(fact, "dim"))
@@ -42,6 +42,7 @@ def print_checks(checks: Sequence[TargetCheck], width: int | None = None) -> Non
     for found in checks:
         for name, ledger in found.ledgers.items():
             print_verdict(console, ledger.verdict, f"{found.target}  {name}", ledger.reasons)
+            print_asides(console, ledger.warnings, ledger.advice)
         if found.refused:
             print_refused(console, found.target, found.refused)
 

@@ -1,4 +1,4 @@
-"""Tables and the closing report in the terminal."""
+"""Tables in the terminal: how they are drawn, and those of lists and of profiles."""
 
 from __future__ import annotations
 
@@ -11,7 +11,6 @@ from rich.padding import Padding
 from rich.table import Table as RichTable
 
 from edgekd.cli.terminal.text import shown
-from edgekd.pipeline.publish import BUNDLE
 from edgekd.report.build.latency_tables import (
     branch_table,
     cold_start_line,
@@ -19,30 +18,15 @@ from edgekd.report.build.latency_tables import (
     measurement_lines,
     method_notes,
 )
-from edgekd.report.build.markdown import run_lines
-from edgekd.report.build.robustness import robustness_line, robustness_table
 from edgekd.report.format import size
-from edgekd.report.table import (
-    Column,
-    Table,
-    candidate_table,
-    describe,
-    engine_table,
-    ledger_table,
-    legend,
-    summary_table,
-    withheld_notes,
-)
+from edgekd.report.table import Column, Table, legend, withheld_notes
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
-    from pathlib import Path
+    from collections.abc import Iterable, Mapping, Sequence
 
     from rich.text import Text
 
     from edgekd.devices.ssh.device import BoardFacts
-    from edgekd.gram.gate import Verdict
-    from edgekd.report.results import BuildReport, TargetResult
     from edgekd.runtime.manifest import Manifest
     from edgekd.runtime.measure.results import Profile
 
@@ -50,7 +34,15 @@ _NARROWEST, _WIDEST = 80, 100
 _GAP = 2
 _NAME_MIN = 8
 _INDENT = 2
-_VERDICTS = {"pass": "green", "warn": "yellow", "fail": "bold red", "kept": "green", "not kept": "bold red"}
+#: The style of each verdict, and of what became of a budget.
+STYLES = {
+    "pass": "green",
+    "warn": "yellow",
+    "undecided": "magenta",
+    "fail": "bold red",
+    "kept": "green",
+    "not kept": "bold red",
+}
 _FAINT = {"–", "not measured", "withheld"}
 
 
@@ -67,69 +59,6 @@ def open_page(width: int | None) -> Console:
     if width is None:
         console.width = min(max(console.width, _NARROWEST), _WIDEST)
     return console
-
-
-def print_report(
-    report: BuildReport, folder: Path | None = None, width: int | None = None, verbose: bool = False
-) -> None:
-    """Print what came out of a build: tables for each target, then the verdicts, the page and how to run a bundle.
-
-    Args:
-        report: what to print.
-        folder: the build's output folder, so that the bundles' paths can be pasted.
-        width: columns; None for the terminal's, from 80 to 100.
-        verbose: whether all figures of robustness are printed, and not only the worst.
-    """
-    console = open_page(width)
-    for result in report.targets:
-        print_title(console, describe(result))
-        print_table(console, ledger_table(result.ledger))
-        print_table(console, engine_table(result))
-        if len(result.candidates) > 1:
-            print_table(console, candidate_table(result))
-        if result.facts:
-            console.print()
-        for fact in result.facts:
-            print_indented(console, shown(fact, "dim"))
-    if len(report.targets) + len(report.refused) > 1:
-        print_title(console, "all targets")
-        print_table(console, summary_table(report))
-    _print_robustness(console, report, verbose)
-    console.print()
-    print_legend(console, *(t for r in report.targets for t in (ledger_table(r.ledger), engine_table(r))))
-    console.print()
-    for result in report.targets:
-        _print_result(console, result, folder)
-    for target, reason in report.refused.items():
-        print_refused(console, target, reason)
-        if folder and (folder / target / BUNDLE).is_dir():
-            old = f"the bundle of an earlier build is still in {folder / target / BUNDLE}"
-            print_indented(console, shown(old, "dim"), by=6)
-    _print_what_to_open(console, report, folder)
-
-
-def _print_what_to_open(console: Console, report: BuildReport, folder: Path | None) -> None:
-    """Print where the page is, where the first released bundle is, and the Python that runs it."""
-    released = [result for result in report.targets if result.bundle and result.verdict != "fail"]
-    lines = [f"Report with pictures:  {folder / 'report.html'}"] if folder else []
-    if released:
-        bundle = _path(released[0], folder)
-        lines += [f"Bundle for your app:   {bundle}", "", "In the app, without torch:", "", *run_lines(bundle)]
-    if lines:
-        console.print()
-    for line in lines:
-        console.print(shown(line, "cyan"), soft_wrap=True)
-
-
-def _print_robustness(console: Console, report: BuildReport, verbose: bool) -> None:
-    """Print what costs most, or all that was measured."""
-    if verbose:
-        table = robustness_table(report)
-        print_title(console, table.title.lower())
-        print_table(console, table)
-    elif report.robustness:
-        console.print()
-        print_indented(console, shown(robustness_line(report), "dim"))
 
 
 def print_targets(rows: Iterable[tuple[str, str, str]], width: int | None = None) -> None:
@@ -210,17 +139,23 @@ def print_table(console: Console, table: Table) -> None:
         print_indented(console, shown(note, "dim"))
 
 
-def print_refused(console: Console, target: str, reason: str) -> None:
-    """Print why nothing was made for a target."""
-    console.print(shown("REFUSED", "bold red").append(f"  {target}", "default"))
-    print_indented(console, shown(reason), by=6)
-
-
 def print_indented(console: Console, text: Text, by: int = _INDENT) -> None:
     """Print text indented and wrapped; a line is not filled up with blanks."""
     for line in text.wrap(console, console.width - by):
         line.rstrip()
         console.print(shown(" " * by).append_text(line))
+
+
+def print_rows(console: Console, tables: Sequence[Table], index: int, by: int) -> None:
+    """Print the rows of one of some tables without its head, indented, in columns that are the same for all."""
+    every = Table("", tables[0].columns, tuple(row for table in tables for row in table.rows))
+    drawn = RichTable(box=None, show_header=False, pad_edge=False, padding=(0, 1, 0, 0))
+    for column, width in zip(every.columns, _widths(every, console.width - by), strict=True):
+        justify: Literal["left", "right"] = "right" if column.right else "left"
+        drawn.add_column(justify=justify, no_wrap=column.right, overflow="fold", width=width)
+    for row in tables[index].rows:
+        drawn.add_row(*(shown(cell, _style(cell)) for cell in row))
+    console.print(Padding.indent(drawn, by))
 
 
 def _draw(table: Table, room: int) -> RichTable:
@@ -247,23 +182,4 @@ def _widths(table: Table, room: int) -> list[int]:
 
 
 def _style(cell: str) -> str:
-    return "dim" if cell in _FAINT else _VERDICTS.get(cell.lower(), "")
-
-
-def _path(result: TargetResult, folder: Path | None) -> str:
-    return str(folder / result.bundle) if folder and result.bundle else str(result.bundle)
-
-
-def _print_result(console: Console, result: TargetResult, folder: Path | None) -> None:
-    """Print a target's verdict, where its bundle is, and the reasons."""
-    where = _path(result, folder) if result.bundle else "no bundle"
-    rejected = "  (rejected: not for release)" if result.verdict == "fail" else ""
-    reasons = tuple(filter(None, (*result.reasons, result.remark)))
-    print_verdict(console, result.verdict, f"{result.target}  {result.chosen}  {where}{rejected}", reasons)
-
-
-def print_verdict(console: Console, verdict: Verdict, what: str, reasons: tuple[str, ...]) -> None:
-    """Print a verdict, of what, and the reasons below it."""
-    console.print(shown(verdict.upper(), _VERDICTS[verdict]).append_text(shown(f"  {what}")), soft_wrap=True)
-    for reason in reasons:
-        print_indented(console, shown(reason), by=6)
+    return "dim" if cell in _FAINT else STYLES.get(cell.lower(), "")

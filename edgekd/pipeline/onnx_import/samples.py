@@ -21,6 +21,9 @@ if TYPE_CHECKING:
 
 _EXTRAS = ("ids", "labels", "groups")
 
+#: Of fewer calibration samples none are kept apart.
+_FEWEST_TO_HALVE = 64
+
 
 @dataclass(frozen=True)
 class NpzSamples:
@@ -157,6 +160,25 @@ def _digests(samples: NpzSamples) -> Iterator[bytes]:
         for name in sorted(samples.inputs):
             digest.update(samples.inputs[name][row].tobytes())
         yield digest.digest()
+
+
+def hold_back(samples: NpzSamples, seed: int) -> tuple[NpzSamples, NpzSamples, str]:
+    """Keep half of the calibration samples apart, to choose among candidates on samples that they were not made with.
+
+    Returns:
+        The samples to calibrate with, those to choose on, which are the same where there are too few, and a sentence
+        for the user.
+    """
+    count = len(samples.ids)
+    units = count if samples.groups is None else len(np.unique(samples.groups))
+    if count < _FEWEST_TO_HALVE or units < 2:
+        few = f"{count} calibration samples are too few to keep some apart"
+        return samples, samples, f"{few}: candidates are chosen on the very samples that they are calibrated with"
+    ranges, chosen = split(samples, seed)
+    said = (
+        f"of the {count} calibration samples, {len(ranges.ids)} are for ranges and {len(chosen.ids)} others to choose"
+    )
+    return ranges, chosen, f"{said} among candidates; the test samples judge what was chosen, and only that"
 
 
 def split(samples: NpzSamples, seed: int) -> tuple[NpzSamples, NpzSamples]:

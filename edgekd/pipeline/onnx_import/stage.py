@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -12,14 +12,16 @@ from edgekd.errors import ModelError
 from edgekd.files import need
 from edgekd.pipeline.onnx_import.graph import keep_tensors
 from edgekd.pipeline.onnx_import.inputs import batch_inputs, input_specs, states, unbatched
+from edgekd.pipeline.onnx_import.kind import settle_kind
 from edgekd.pipeline.onnx_import.observe import observe
 from edgekd.pipeline.onnx_import.outputs import choose_outputs, write_outputs
 from edgekd.pipeline.onnx_import.read import read_model
-from edgekd.pipeline.onnx_import.samples import NpzSamples, read_samples, shared, split
+from edgekd.pipeline.onnx_import.samples import NpzSamples, hold_back, read_samples, shared, split
 from edgekd.pipeline.onnx_import.taps import TensorTap  # noqa: TC001  # the type of a stage's result is looked up when it is read back
 from edgekd.pipeline.onnx_import.trial import require_end
 from edgekd.runtime.backends.onnxruntime import open_engine
-from edgekd.stages.artifacts import CALIBRATION, TEST, Exported, TaskFacts, onnx_name
+from edgekd.runtime.session import run_rows
+from edgekd.stages.artifacts import CALIBRATION, TEST, VALIDATION, Exported, TaskFacts, onnx_name
 from edgekd.stages.labels import UNLABELLED
 
 if TYPE_CHECKING:
@@ -28,7 +30,8 @@ if TYPE_CHECKING:
 
     from onnx import GraphProto
 
-    from edgekd.runtime.session import TensorSpec
+    from edgekd.gram.answers import OutputName
+    from edgekd.runtime.session import Array, TensorSpec
     from edgekd.stages.progress import StageReporter
 
 #: Name of the float graph that is written.
@@ -36,6 +39,9 @@ NETWORK = "float"
 
 #: Largest |written - user's| that is allowed, as a share of the output's largest magnitude.
 _TOLERANCE = 1e-3
+
+#: The most samples by which the output's kind is told, and how many of them run at a time.
+_LOOKED_AT, _BATCH = 256, 64
 
 
 @dataclass(frozen=True)
@@ -66,6 +72,8 @@ class OnnxSource:
         taps: For each modality the tensor that holds its embedding. Where it is empty, the tensors where the data of
             several float inputs meet; where none do, the model's outputs.
         output: The output that matters; None for the first that is a float tensor.
+        kind: What that output is; None to guess it from its values.
+        threshold: Where a label or a number is decided; None for the kind's default.
     """
 
     model: Path
@@ -73,6 +81,8 @@ class OnnxSource:
     test: Path | None = None
     taps: Mapping[str, str] = field(default_factory=dict)
     output: str | None = None
+    kind: OutputName | None = None
+    threshold: float | None = None
 
 
 def import_onnx(source: OnnxSource, folder: Path, report: StageReporter, seed: int = 0) -> ImportedModel:
@@ -109,8 +119,14 @@ def import_onnx(source: OnnxSource, folder: Path, report: StageReporter, seed: i
     save(graph, path)
     report.advance(3, 4, f"taps: {', '.join(f'{name} at {tap.tensor}' for name, tap in modalities.items())}")
     parity = _parity(model, path, outputs.logits, calibration_samples)
-    facts, calibration_samples, test_samples = _facts(path, calibration_samples, test_samples, notes)
-    calibration_samples.save(folder / CALIBRATION)
+    facts = _facts(path, source, (calibration_samples, test_samples), notes)
+    facts = replace(facts, modalities=[name for name in data if not _has_two_values(calibration_samples.inputs[name])])
+    if facts.kind.name != "classes":
+        calibration_samples, test_samples = calibration_samples.without_labels(), test_samples.without_labels()
+    ranges, chosen, said = hold_back(calibration_samples, seed)
+    notes.append(said)
+    ranges.save(folder / CALIBRATION)
+    chosen.save(folder / VALIDATION)
     test_samples.save(folder / TEST)
     report.advance(4, 4, f"differs from {model.name} by {parity:.1e}")
     for note in notes:
@@ -192,12 +208,13 @@ def _parity(model: Path, path: Path, output: str, samples: NpzSamples) -> float:
     return parity
 
 
-def _facts(
-    path: Path, calibration_samples: NpzSamples, test_samples: NpzSamples, notes: list[str]
-) -> tuple[TaskFacts, NpzSamples, NpzSamples]:
-    """Return facts for later stages, and the samples, without labels where these mean no class of the output."""
-    with open_engine(path) as session:
-        shape = next(spec.shape for spec in session.outputs if spec.name == "logits")
+def _facts(path: Path, source: OnnxSource, samples: tuple[NpzSamples, NpzSamples], notes: list[str]) -> TaskFacts:
+    """Return facts for later stages.
+
+    Raises:
+        ModelError: The output is not of the kind that the user named, or labels are of no class of the output.
+    """
+    with open_engine(path, fused=False) as session:
         inputs: list[dict[str, str | list[int | str]]] = [
             {
                 "name": spec.name,
@@ -207,14 +224,24 @@ def _facts(
             }
             for spec in session.inputs
         ]
-    width = shape[1] if len(shape) == 2 and isinstance(shape[1], int) else 0
-    classes = [str(index) for index in range(width)] if width > 1 else []
-    if not classes and (calibration_samples.labels is not None or test_samples.labels is not None):
-        notes.append(f"the output is {list(shape)}, no classes' logits: the labels are not used")
-        calibration_samples, test_samples = calibration_samples.without_labels(), test_samples.without_labels()
-    for samples in (calibration_samples, test_samples):
-        known = () if samples.labels is None else samples.labels[samples.labels != UNLABELLED]
+        outputs = run_rows(session, samples[0].first(_LOOKED_AT), _BATCH)["logits"]
+    labelled = any(part.labels is not None for part in samples)
+    kind, note = settle_kind(source.kind, source.threshold, outputs, labelled)
+    if note:
+        notes.append(note)
+    if kind.name != "classes":
+        if labelled:
+            notes.append(f"the labels are not used: the output is '{kind.name}', and labels are for 'classes'")
+        return TaskFacts("metric", True, [], inputs, kind)
+    width = outputs.shape[1]
+    for part in samples:
+        known = () if part.labels is None else part.labels[part.labels != UNLABELLED]
         wrong = [label for label in known if not 0 <= label < width]
         if wrong:
             raise ModelError(f"'labels' holds {wrong[0]}, but the model has classes 0 to {width - 1} only")
-    return TaskFacts("accuracy" if classes else "metric", True, classes, inputs), calibration_samples, test_samples
+    return TaskFacts("accuracy", True, [str(index) for index in range(width)], inputs, kind)
+
+
+def _has_two_values(x: Array) -> bool:
+    """Whether an input is one of two numbers everywhere, as a mask is."""
+    return bool(((x == x.min()) | (x == x.max())).all())

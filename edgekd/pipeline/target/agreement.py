@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from edgekd.compress.oracles.fused import INTEGER_KERNELS, fused_difference, relative_error
 from edgekd.compress.quantizers.prepare import open_samples
 from edgekd.config.target import load_calibration
-from edgekd.gram.drift import flips
+from edgekd.gram.answers import changed_answers
 from edgekd.gram.probe import Probe
 from edgekd.stages.artifacts import DEPLOY
 
@@ -29,11 +29,11 @@ def find_disagreement(context: Context, candidate: PreparedCandidate, device: Pr
     Args:
         context: The target.
         candidate: The candidate.
-        device: What the device gave for the test samples; None without one. Where ONNX Runtime is the target's library,
-            it is then compared with itself on calibration samples: its optimizers are the same everywhere.
+        device: What the device gave for the validation samples; None without one. Where ONNX Runtime is the target's
+            library, it is then compared with itself on calibration samples: its optimizers are the same everywhere.
     """
     written = Probe.load(candidate.steps[-1].probe)
-    exact = context.origin.probes()[context.origin.baselines[-1]]
+    exact = context.origin.probes("validation")[context.origin.baselines[-1]]
     tolerance = max(_ROUNDING, relative_error(written.logits, exact.logits))
     error = relative_error(device.logits, written.logits) if device else 0.0
     if device and error <= tolerance:
@@ -41,8 +41,8 @@ def find_disagreement(context: Context, candidate: PreparedCandidate, device: Pr
     fused = _compare_fused(context, candidate, tolerance)
     if device is None:
         return None if fused is None else f"{_explain(context, fused)}{_REMEDY}"
-    flipped = flips(device, written)
-    share = "" if flipped is None else f", {flipped:.1%} of the classes flip"
+    changed = changed_answers(device.logits, written.logits, context.rules.kind)
+    share = "" if changed is None else f", {changed.mean():.1%} of the answers change"
     reason = f": {_explain(context, fused)}{_REMEDY}" if fused else ""
     said = f"{context.public_runtime} computes other logits than the graph says"
     return f"{said} (by {error:.0%} of their RMS{share}){reason}"

@@ -6,13 +6,18 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, TypeVar
 
+import msgspec
+
 from edgekd.devices.base import Absent
 from edgekd.errors import ModelError
-from edgekd.gram.gate import GateLimits, GateRules
+from edgekd.gram.gate import GateRules, reference_of
 from edgekd.gram.intervals import Bootstrap
+from edgekd.gram.metric import LabelledSamples, LedgerMetrics
+from edgekd.gram.verdict import GateLimits
 from edgekd.pipeline.target.refusal import in_users_terms, read_origins
 from edgekd.runtime.backends.registry import AS_WRITTEN, ORT, Runtime
-from edgekd.stages.artifacts import CALIBRATION, TEST, onnx_name, origins_name
+from edgekd.stages.artifacts import CALIBRATION, TEST, VALIDATION, onnx_name, origins_name
+from edgekd.stages.labels import UNLABELLED
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Mapping
@@ -54,12 +59,14 @@ class LedgerStep:
     Attributes:
         stage: Name of the row.
         note: What the step did; "" where its name says it.
-        probe: File of the probe after the step.
+        probe: File of the probe after the step, of the validation samples.
+        test_probe: The same of the test samples; None where these have not been looked at.
     """
 
     stage: str
     note: str
     probe: Path
+    test_probe: Path | None = None
 
 
 @dataclass(frozen=True)
@@ -92,14 +99,14 @@ class PreparedCandidate:
 
 @dataclass(frozen=True)
 class EvaluatedCandidate:
-    """A candidate that ran on the test samples and was judged.
+    """A candidate that ran and was judged: to be chosen on the validation samples, and then on those of the test.
 
     Attributes:
         prepared: The candidate with its graphs.
         ledger: The same probe after every step, and the verdict.
         engine: File that the runtime is given.
         layers: Description of a compiled engine's layers; None where nothing was compiled.
-        outputs: File with what the engine, or its graph on this host, gave for the test samples.
+        outputs: File with what the engine, or its graph on this host, gave for these samples.
         deploy_logit_error: Largest |difference| of a logit between its two variants, where it ran last.
         keys: Keys of the stages that engine and outputs come from.
         check_key: Key of the stage that judged it.
@@ -118,6 +125,10 @@ class EvaluatedCandidate:
     def name(self) -> str:
         """Name of the candidate."""
         return self.prepared.name
+
+    def engine_of(self, variant: str) -> Path:
+        """Return the file of a variant that the runtime is given: an engine that was built ahead of time, or ONNX."""
+        return (self.engine.parent / variant).with_suffix(self.engine.suffix)
 
 
 @dataclass(frozen=True)
@@ -171,8 +182,13 @@ class Context:
 
     @property
     def test(self) -> Path:
-        """File of the gate's samples."""
+        """File of the samples that judge what ships, and only that."""
         return self.exported.folder / TEST
+
+    @property
+    def validation(self) -> Path:
+        """File of the samples on which candidates are judged, repaired and chosen."""
+        return self.exported.folder / VALIDATION
 
     @property
     def calibration(self) -> Path:
@@ -220,23 +236,47 @@ class Context:
             "source": self.runtime.digest(),
         }
 
-    def metrics(self, probes: Mapping[str, Probe], labels: NDArray[np.int64] | None) -> dict[str, float | None]:
-        """Return the metric of each probe; None where there are no labels [N]."""
+    def gate_identity(self) -> dict[str, object]:
+        """Return what a verdict depends on beside the outputs, as JSON."""
         return {
-            name: None if labels is None else self.origin.metric(probe.logits, labels) for name, probe in probes.items()
+            **msgspec.to_builtins(self.recipe.gate),
+            "seed": self.recipe.seed,
+            "runtime": [self.public_runtime, self.target.options],
         }
+
+    def metrics(
+        self, probes: Mapping[str, Probe], labels: NDArray[np.int64] | None, groups: NDArray[np.generic] | None
+    ) -> LedgerMetrics:
+        """Return the metric of each row of a ledger, with labels [N] and groups [N] of its samples, as far as given."""
+        if labels is None or (labels == UNLABELLED).all():
+            return LedgerMetrics(dict.fromkeys(probes))
+        gate, higher = self.recipe.gate, self.exported.result.facts.higher_is_better
+        samples = LabelledSamples(labels, groups, self.origin.metric, higher, gate.confidence)
+        return samples.measure(probes, reference_of(probes))
 
     @cached_property
     def limits(self) -> GateLimits:
         """Limits of the gate."""
         gate, facts = self.recipe.gate, self.exported.result.facts
-        return GateLimits(gate.tau_pass, gate.tau_fail, gate.max_flips, gate.max_metric_drop, facts.higher_is_better)
+        return GateLimits(
+            tau_pass=gate.tau_pass,
+            tau_fail=gate.tau_fail,
+            max_flips=gate.max_flips,
+            max_metric_drop=gate.max_metric_drop,
+            higher_is_better=facts.higher_is_better,
+            max_divergence=gate.max_divergence,
+            max_missing_flips=gate.max_missing_flips,
+            min_learned=gate.min_learned,
+            structure=gate.structure,
+            undecided=gate.undecided,
+        )
 
     @cached_property
     def rules(self) -> GateRules:
         """How the rows of a ledger are judged."""
         bootstrap = Bootstrap(self.recipe.gate.confidence, self.recipe.gate.resamples, self.recipe.seed)
-        return GateRules(self.exported.result.facts.metric, self.limits, bootstrap)
+        facts = self.exported.result.facts
+        return GateRules(facts.metric, self.limits, bootstrap, facts.kind)
 
     def leave_out(self, name: str, error: ModelError, folder: Path, report: StageReporter) -> str:
         """Warn that a candidate is left out, and return why, without the path of a folder of the cache."""

@@ -1,4 +1,4 @@
-"""Stages evaluate and check: run candidates on the device, and judge them."""
+"""Stages evaluate and check: run candidates on the device, and judge them, on the validation samples."""
 
 from __future__ import annotations
 
@@ -6,10 +6,9 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING
 
-import msgspec
-
 from edgekd.devices.base import Absent
 from edgekd.errors import ModelError
+from edgekd.gram.blame import choosing_groups
 from edgekd.gram.gate import DEVICE, Ledger, LedgerRow, keep_ledger
 from edgekd.gram.probe import Probe
 from edgekd.pipeline.target.agreement import find_disagreement
@@ -93,10 +92,10 @@ def _describe_ledgers(checked: CheckedLedgers) -> str:
 
 
 EVALUATE: StageSpec[DeviceOutputs] = StageSpec(
-    "evaluate", 7, DeviceOutputs, (), "run the candidates on the device and probe them", _describe_outputs
+    "evaluate", 8, DeviceOutputs, (), "run the candidates on the device and probe them", _describe_outputs
 )
 CHECK: StageSpec[CheckedLedgers] = StageSpec(
-    "check", 6, CheckedLedgers, (), "keep each candidate's ledger and judge it", _describe_ledgers
+    "check", 7, CheckedLedgers, (), "keep each candidate's ledger and judge it", _describe_ledgers
 )
 
 
@@ -142,15 +141,6 @@ def _engine_file(context: Context, candidate: PreparedCandidate, compiled: Done[
 def _run_on_device(
     context: Context, candidates: Sequence[PreparedCandidate], compiled: Done[Compiled] | None, label: str
 ) -> Done[DeviceOutputs]:
-    device, threads = context.present, context.recipe.profile.threads
-
-    def outputs_of(candidate: PreparedCandidate, variant: str, folder: Path, notify: Callable[[str], None]) -> Outputs:
-        outputs = folder / f"{variant}.npz"
-        engine = _engine_file(context, candidate, compiled, variant)
-        device.evaluate(engine, context.runtime, context.test, outputs, threads, notify)
-        with open_arrays(outputs) as arrays:
-            return {key: arrays[key] for key in arrays}
-
     def run(folder: Path, report: StageReporter) -> DeviceOutputs:
         errors, refused = {}, {}
         for done, candidate in enumerate(candidates, 1):
@@ -161,9 +151,8 @@ def _run_on_device(
                 report.advance(before, len(candidates), f"{name}: {note}")
 
             try:
-                probe, errors[name] = probe_variants(
-                    partial(outputs_of, candidate, folder=place, notify=notify), context.test, str(place)
-                )
+                engine = partial(_engine_file, context, candidate, compiled)
+                probe, errors[name] = probe_on_device(context, engine, context.validation, place, notify)
             except ModelError as error:
                 refused[name] = context.leave_out(name, error, candidate.folder.parent, report)
                 continue
@@ -173,20 +162,49 @@ def _run_on_device(
             require_one(errors, refused)
         return DeviceOutputs(errors, refused)
 
-    config = {**context.device_identity(), "threads": threads}
+    config = {**context.device_identity(), "threads": context.recipe.profile.threads}
     inputs = {"candidates": _keys(candidates), "compiled": compiled.key if compiled else None}
     return context.stage(EVALUATE, label, config=config, inputs=inputs, run=run)
+
+
+def probe_on_device(
+    context: Context, engine_of: Callable[[str], Path], samples: Path, folder: Path, notify: Callable[[str], None]
+) -> tuple[Probe, float]:
+    """Run both variants of a candidate on the device.
+
+    Args:
+        context: The target, whose device is present.
+        engine_of: Returns the file of a variant that the runtime is given.
+        samples: ``.npz`` of the samples.
+        folder: Folder for the outputs.
+        notify: Receives notes on the progress.
+
+    Returns:
+        As :func:`edgekd.pipeline.target.outputs.probe_variants`.
+
+    Raises:
+        ModelError: The device's library refuses the graph, or the two variants disagree.
+    """
+
+    def outputs_of(variant: str) -> Outputs:
+        outputs = folder / f"{variant}.npz"
+        threads = context.recipe.profile.threads
+        context.present.evaluate(engine_of(variant), context.runtime, samples, outputs, threads, notify)
+        with open_arrays(outputs) as arrays:
+            return {key: arrays[key] for key in arrays}
+
+    return probe_variants(outputs_of, samples, str(folder))
 
 
 def _check(
     context: Context, candidates: Sequence[PreparedCandidate], ran: Done[DeviceOutputs] | None, label: str
 ) -> Done[CheckedLedgers]:
     def run(_folder: Path, report: StageReporter) -> CheckedLedgers:
-        with open_arrays(context.test) as test:
-            labels, groups = test.get("labels"), test.get("groups")
+        with open_arrays(context.validation) as samples:
+            labels, groups = samples.get("labels"), choosing_groups(samples.get("groups"))
         ledgers: dict[str, Ledger] = {}
         disagreements: dict[str, str] = {}
-        before = context.origin.probes()
+        before = context.origin.probes("validation")
         common: list[LedgerRow] = []
         for done, candidate in enumerate(candidates, 1):
             probes = {**before, **{step.stage: Probe.load(step.probe) for step in candidate.steps}}
@@ -194,7 +212,7 @@ def _check(
                 probes[DEVICE] = Probe.load(ran.folder / candidate.name / OUTPUTS)
             ledger = keep_ledger(
                 probes,
-                context.metrics(probes, labels),
+                context.metrics(probes, labels, groups),
                 context.rules,
                 groups,
                 common,
@@ -208,13 +226,8 @@ def _check(
             report.advance(done, len(candidates), candidate.name)
         return CheckedLedgers(ledgers, disagreements)
 
-    config = {
-        **msgspec.to_builtins(context.recipe.gate),
-        "seed": context.recipe.seed,
-        "runtime": [context.public_runtime, context.target.options],
-    }
     inputs = {"candidates": _keys(candidates), "evaluated": ran.key if ran else None}
-    return context.stage(CHECK, label, config=config, inputs=inputs, run=run)
+    return context.stage(CHECK, label, config=context.gate_identity(), inputs=inputs, run=run)
 
 
 def _keys(candidates: Sequence[PreparedCandidate]) -> dict[str, str]:

@@ -8,7 +8,7 @@ import numpy as np
 
 from edgekd.errors import ModelError
 from edgekd.gram.npz import EMBEDDING_PREFIX, INPUT_PREFIX, embeddings_of
-from edgekd.gram.probe import Probe
+from edgekd.gram.probe import Probe, top1
 from edgekd.runtime.backends.registry import AS_WRITTEN
 from edgekd.runtime.feeds import read_feeds
 from edgekd.runtime.session import open_arrays, run_rows
@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from numpy.typing import NDArray
+
+    from edgekd.gram.answers import OutputKind
 
     #: Outputs of a graph by name, a row for each sample.
     Outputs = Mapping[str, NDArray[np.float32]]
@@ -71,13 +73,13 @@ def join_probe(outputs: Outputs, samples: Path) -> Probe:
     return Probe(ids, outputs["logits"], embeddings_of(outputs))
 
 
-def write_references(samples: Path, probe: Probe, path: Path) -> None:
+def write_references(samples: Path, probe: Probe, kind: OutputKind, path: Path) -> None:
     """Write a few samples and the engine's outputs for them.
 
-    Of a classifier these are the samples that it is surest of, from every class: others may flip by rounding alone
-    on another machine.
+    Where the output is of classes, these are the samples that it is surest of, from every class: others may flip by
+    rounding alone on another machine.
     """
-    surest = np.arange(min(_REFERENCES, len(probe.ids))) if probe.predictions is None else _surest(probe)
+    surest = _surest(probe) if kind.name == "classes" else np.arange(min(_REFERENCES, len(probe.ids)))
     with open_arrays(samples) as arrays:
         inputs = {key.removeprefix(INPUT_PREFIX): arrays[key][surest] for key in arrays if key.startswith(INPUT_PREFIX)}
     outputs = {EMBEDDING_PREFIX + name: z[surest] for name, z in probe.embeddings.items()}
@@ -87,6 +89,6 @@ def write_references(samples: Path, probe: Probe, path: Path) -> None:
 def _surest(probe: Probe) -> NDArray[np.intp]:
     ordered = np.sort(probe.logits, axis=1)
     by_margin = np.argsort(ordered[:, -2] - ordered[:, -1], kind="stable")
-    predicted = probe.logits[by_margin].argmax(1)
+    predicted = top1(probe.logits[by_margin])
     each = -(-_REFERENCES // len(np.unique(predicted)))
     return np.concatenate([by_margin[predicted == label][:each] for label in np.unique(predicted)])[:_REFERENCES]

@@ -13,7 +13,7 @@ from edgekd.compress.graph import drop_outputs
 from edgekd.compress.qdq_map import branches
 from edgekd.files import write_text
 from edgekd.gram.heatmap import few_grams
-from edgekd.gram.probe import Probe
+from edgekd.gram.probe import Probe, top1
 from edgekd.pipeline.target.context import BUNDLED, LAYERS, LIBRARIES
 from edgekd.pipeline.target.outputs import write_references
 from edgekd.report.format import size
@@ -98,7 +98,7 @@ def bundle(context: Context, shipped: EvaluatedCandidate, profiled: Done[Profile
         place.mkdir()
         _copy_engines(shipped, place)
         write_text(place / BRANCHES, json.dumps(branches(place / DEPLOY), indent=1) + "\n")
-        write_references(context.test, Probe.load(shipped.outputs), place / "reference.npz")
+        write_references(context.test, Probe.load(shipped.outputs), context.rules.kind, place / "reference.npz")
         text = json.dumps(null_not_finite(msgspec.to_builtins(shipped.ledger)), indent=1, allow_nan=False)
         (place / "ledger.json").write_text(text, encoding="utf-8")
         _write_manifest(context, shipped, profiled, place)
@@ -135,8 +135,9 @@ def _write_manifest(context: Context, shipped: EvaluatedCandidate, profiled: Don
         task={"name": context.origin.name, "metric": facts.metric},
         inputs=[dict(spec) for spec in facts.inputs],
         classes=facts.classes,
+        released=shipped.ledger.released,
         verdict=shipped.ledger.verdict,
-        reasons=list(shipped.ledger.reasons),
+        reasons=[*shipped.ledger.reasons, *shipped.ledger.warnings],
         versions=library_versions(LIBRARIES, "build"),
         measurements={
             facts.metric: shipped.ledger.rows[-1].metric,
@@ -148,13 +149,13 @@ def _write_manifest(context: Context, shipped: EvaluatedCandidate, profiled: Don
 
 def _write_grams(context: Context, shipped: EvaluatedCandidate, path: Path) -> None:
     """Write the Grams of the same few samples of the teacher, the ledger's reference and what ships."""
-    before = context.origin.probes()
+    before = context.origin.probes("test")
     probes = {name: before[name] for name in before if name in ("teacher", shipped.ledger.reference)}
     probes[SHIPPED] = Probe.load(shipped.outputs)
     with open_arrays(context.test) as test:
         classes = test.get("labels")
-    if classes is None:
-        classes = before[shipped.ledger.reference].predictions
+    if classes is None and context.rules.kind.name == "classes":
+        classes = top1(before[shipped.ledger.reference].logits)
     few_grams(probes, classes, context.exported.result.facts.classes).save(path)
 
 

@@ -13,7 +13,7 @@ from edgekd.config.target import load_calibration
 from edgekd.errors import ModelError
 from edgekd.pipeline.target.context import OUTPUTS, Context, LedgerStep, PreparedCandidate, require_one
 from edgekd.pipeline.target.outputs import probe_variants, run_on_host
-from edgekd.stages.artifacts import CALIBRATION, DEPLOY, TEST, onnx_name
+from edgekd.stages.artifacts import CALIBRATION, DEPLOY, VALIDATION, onnx_name
 from edgekd.stages.stage import StageSpec, library_versions
 
 if TYPE_CHECKING:
@@ -52,7 +52,7 @@ def _describe(written: QuantizedCandidates) -> str:
 
 
 QUANTIZE: StageSpec[QuantizedCandidates] = StageSpec(
-    "quantize", 10, QuantizedCandidates, ("onnx", "onnxruntime"), "write the candidates in INT8 and float", _describe
+    "quantize", 11, QuantizedCandidates, ("onnx", "onnxruntime"), "write the candidates in INT8 and float", _describe
 )
 
 
@@ -84,7 +84,12 @@ def requantize(context: Context, student: QatStudent, rejected: PreparedCandidat
     written = _quantize(context, [rejected.spec], student.exported, nearest, "qat")
     (candidate,) = written.result.candidates
     steps = (
-        LedgerStep("qat", "fine-tuned with fake quantization, in float", student.probe),
+        LedgerStep(
+            "qat",
+            "fine-tuned with fake quantization, in float",
+            student.probes["validation"],
+            student.probes["test"],
+        ),
         LedgerStep("requantized", "", written.folder / candidate.name / OUTPUTS),
     )
     prepared = _prepared(written, candidate, rejected.spec, (*rejected.steps, *steps))
@@ -101,7 +106,7 @@ def _prepared(
 def _quantize(
     context: Context, specs: Sequence[CandidateSpec], exported: Done[Exported], calibration: Calibration, label: str
 ) -> Done[QuantizedCandidates]:
-    samples, test = exported.folder / CALIBRATION, exported.folder / TEST
+    samples, validation = exported.folder / CALIBRATION, exported.folder / VALIDATION
     model = exported.folder / onnx_name(context.origin.network)
 
     def run(folder: Path, report: StageReporter) -> QuantizedCandidates:
@@ -113,8 +118,8 @@ def _quantize(
                 for note in candidate.notes:
                     report.warn(f"{spec.name}: {note}")
                 probe, errors[spec.name] = probe_variants(
-                    lambda name, place=place: run_on_host(place / name, test),  # type: ignore[misc]
-                    test,
+                    lambda name, place=place: run_on_host(place / name, validation),  # type: ignore[misc]
+                    validation,
                     str(place),
                 )
             except ModelError as error:

@@ -12,7 +12,9 @@ from edgekd.compress.mixed_precision import ALL_HARM, repair_steps, spare_steps
 from edgekd.compress.oracles.identity import RewriteError
 from edgekd.compress.oracles.rounding_aside import require_same
 from edgekd.compress.variants import Candidate, write_variants
-from edgekd.gram.gate import Verdict, keep_ledger
+from edgekd.gram.blame import choosing_groups
+from edgekd.gram.gate import keep_ledger
+from edgekd.gram.verdict import Verdict  # noqa: TC001  # msgspec reads the annotations of Repaired
 from edgekd.pipeline.target.context import OUTPUTS, LedgerStep, PreparedCandidate
 from edgekd.pipeline.target.examine import open_examiner, time_beside_int8
 from edgekd.pipeline.target.outputs import probe_variants, run_on_host
@@ -61,7 +63,7 @@ def _describe(repaired: Repaired) -> str:
 
 
 REPAIR: StageSpec[Repaired] = StageSpec(
-    "repair", 6, Repaired, (), "return layers of INT8 to float until the gate lets it through", _describe
+    "repair", 7, Repaired, (), "return layers of INT8 to float until the gate lets it through", _describe
 )
 
 
@@ -96,7 +98,7 @@ def return_layers(
             require_same(graph, examiner.floats, examiner.few)
             written = write_variants(graph, spec, context.target.scheme, folder / spec.name)
             probe, error = probe_variants(
-                lambda variant: run_on_host(folder / spec.name / variant, context.test), context.test, name
+                lambda variant: run_on_host(folder / spec.name / variant, context.validation), context.validation, name
             )
             for path in (folder / f"{len(done.notes)}.npz", folder / spec.name / OUTPUTS):
                 probe.save(path)
@@ -184,7 +186,7 @@ def _free_steps(
 def _judge(context: Context, probe: Probe) -> Verdict:
     """Return the gate's verdict on this host after one step."""
     reference = context.origin.baselines[-1]
-    probes = {reference: context.origin.probes()[reference], "repaired": probe}
-    with open_arrays(context.test) as test:
-        labels, groups = test.get("labels"), test.get("groups")
-    return keep_ledger(probes, context.metrics(probes, labels), context.rules, groups).verdict
+    probes = {reference: context.origin.probes("validation")[reference], "repaired": probe}
+    with open_arrays(context.validation) as samples:
+        labels, groups = samples.get("labels"), choosing_groups(samples.get("groups"))
+    return keep_ledger(probes, context.metrics(probes, labels, groups), context.rules, groups).verdict

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from edgekd.devices.base import Absent
 from edgekd.pipeline.publish import BUNDLE, REJECTED
 from edgekd.report.results import SHIPPED, CandidateResult, TargetResult
+from edgekd.runtime.session import open_arrays
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -32,6 +33,7 @@ def candidate_results(
                 precision=candidate.prepared.candidate.precision,
                 verdict=candidate.ledger.verdict,
                 metric=last.metric,
+                divergence=last.answers.divergence if last.answers else None,
                 bound=last.to_reference.bound if last.to_reference else math.nan,
                 flips=last.flips,
                 p50=engine.latency.p50 if engine else None,
@@ -64,7 +66,9 @@ def target_result(
         compiled: What was built ahead of time, for some candidates each.
         facts: Sentences on how the candidates came about.
     """
-    released = shipped.ledger.verdict != "fail"
+    with open_arrays(context.validation) as samples:
+        chosen_on = len(samples["ids"])
+    released = shipped.ledger.released
     return TargetResult(
         target=context.target.name,
         device="no device" if isinstance(context.device, Absent) else context.device.name,
@@ -82,6 +86,7 @@ def target_result(
         chosen=choice.name,
         choice=choice.reason,
         facts=(*facts, *_facts(context, compiled, shipped)),
+        chosen_on=f"{chosen_on} validation samples",
     )
 
 

@@ -15,6 +15,7 @@ from edgekd.pipeline.publish import BUNDLE, ENGINES, REJECTED, Files, files_belo
 from edgekd.pipeline.target.blame import blame_candidate
 from edgekd.pipeline.target.context import BUNDLED
 from edgekd.pipeline.target.evaluate import Evaluation, evaluate
+from edgekd.pipeline.target.judge import judge_shipped
 from edgekd.pipeline.target.package import bundle, name_shipped, profile
 from edgekd.pipeline.target.quantize import requantize, write_candidates
 from edgekd.pipeline.target.repair import return_layers
@@ -82,7 +83,8 @@ def build_target(context: Context) -> FinishedTarget:
     profiled = profile(context, checked.candidates) if context.timed else None
     results = candidate_results(checked.candidates, profiled.result if profiled else None)
     choice = choose(results, context.target.budgets, context.recipe.quantize.slack)
-    shipped = next(candidate for candidate in checked.candidates if candidate.name == choice.name)
+    chosen = next(candidate for candidate in checked.candidates if candidate.name == choice.name)
+    shipped, notes = judge_shipped(context, chosen)
     robustness = measure_shipped(context, shipped)
     bundled = bundle(context, shipped, profiled)
     verified = verify(context, bundled)
@@ -93,7 +95,7 @@ def build_target(context: Context) -> FinishedTarget:
         results=results,
         profiled=name_shipped(profiled.result, choice.name) if profiled else None,
         compiled=[evaluation.compiled for evaluation in checked.evaluations if evaluation.compiled],
-        facts=checked.facts,
+        facts=(*checked.facts, *notes),
     )
     folders = {
         BUNDLE if result.bundle else REJECTED: files_below(bundled.folder / BUNDLED),
@@ -162,9 +164,9 @@ def find_blame(context: Context) -> Blame:
 def _repair(context: Context, candidates: Sequence[EvaluatedCandidate]) -> tuple[list[Evaluation], list[str]]:
     """Repair the INT8 that the gate rejects; return the evaluations of what it was repaired to, and notes for the user.
 
-    First the layers that hurt most go back to float, one by one, until the gate lets the network through. Where half of
-    them are not enough, or where the float network itself is rejected, it is fine-tuned with fake quantization and
-    quantized again.
+    First the layers that hurt most go back to float, one by one, until the gate lets the network through. Where they
+    are not enough, the network is fine-tuned with fake quantization and quantized again. A float network that is
+    rejected itself is no matter of INT8: then nothing is tuned.
     """
     mode = context.recipe.quantize.repair
     int8 = next((candidate for candidate in candidates if candidate.prepared.spec.quantizer), None)
@@ -172,11 +174,11 @@ def _repair(context: Context, candidates: Sequence[EvaluatedCandidate]) -> tuple
         return [], []
     if int8.ledger.verdict != "fail":
         return _improve(context, int8) if mode == "best" else ([], [])
-    evaluations: list[Evaluation] = []
-    if not _float_fails(int8):
-        evaluations = _evaluate(context, _return_layers(context, int8.prepared, ""), "repaired")
-        if _passes(evaluations):
-            return evaluations, []
+    if _float_fails(int8):
+        return [], [f"{int8.name} was not repaired: the pruned network is rejected in float already."]
+    evaluations = _evaluate(context, _return_layers(context, int8.prepared, ""), "repaired")
+    if _passes(evaluations):
+        return evaluations, []
     student = context.origin.fine_tune_for_int8(context.target.scheme)
     if student is None:
         return evaluations, [f"{int8.name} could not be repaired: a network imported from ONNX is not trained here."]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -31,7 +32,8 @@ def choose(candidates: Sequence[CandidateResult], budgets: Budgets, slack: float
 
     Candidates that the gate rejects are out. Of the others, those remain that keep most of the target's budgets; of
     these, the fastest one and all that are not clearly slower, which they are where the intervals of p50 are apart; of
-    these, the first precision in the target's order, and of that precision the candidate with the least Gram drift.
+    these, the first precision in the target's order, and of that precision the candidate whose output diverges least
+    from the reference's, by its bound.
 
     Args:
         candidates: One or more candidates, in the target's order of preference.
@@ -47,7 +49,7 @@ def choose(candidates: Sequence[CandidateResult], budgets: Budgets, slack: float
     fitting = [c for c in released if _kept(c, budgets) == most]
     level = _not_clearly_slower(fitting, slack)
     same = [c for c in level if c.precision == level[0].precision]
-    chosen = min(same, key=lambda c: c.bound)
+    chosen = min(same, key=lambda c: c.divergence.high if c.divergence else math.inf)
     return Choice(chosen.name, _reason(chosen, candidates, fitting, level, slack))
 
 
@@ -91,7 +93,7 @@ def _reason(
     elif rivals:
         parts.append("the target's first choice, since no latency was measured")
     if alike:
-        parts.append(f"of the {chosen.precision} ones it drifts least")
+        parts.append(f"of the {chosen.precision} ones its output diverges least")
     parts = parts or ["the only one left"]
     if over:
         parts.append(f"it keeps more of the budgets than {', '.join(over)}")

@@ -8,19 +8,22 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from edgekd.files import write_text
+from edgekd.gram.verdict import QUESTIONS
 from edgekd.report.build.markdown import report_markdown
 from edgekd.report.build.robustness import robustness_details
 from edgekd.report.build.row import build_row
 from edgekd.report.build.training_picture import FOLDER, write_pictures
 from edgekd.report.escape import json_text
+from edgekd.report.questions import evidence_of
 from edgekd.report.results import REPORT, SCHEMA_VERSION, BuildReport, TargetResult
-from edgekd.report.schema import BudgetResult, ReportFile, TargetDetails
+from edgekd.report.schema import BudgetResult, QuestionDetails, ReportFile, TargetDetails
 from edgekd.runtime.manifest import map_leaves
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from edgekd.files import JsonObject
+    from edgekd.gram.verdict import Answered
 
 
 #: What :func:`write_report` writes: files, and the folder of the pictures.
@@ -70,14 +73,27 @@ def _report_file(report: BuildReport) -> ReportFile:
         task=report.task,
         seed=report.seed,
         verdict=report.verdict,
+        released=report.released,
         versions=report.versions,
         rows=tuple(build_row(result) for result in report.targets),
         targets=tuple(_target_details(result) for result in report.targets),
         stages=report.stages,
         training={name: _training(history) for name, history in report.training.items()},
+        pruning=report.pruning,
         robustness=robustness_details(report),
         not_finite={},
         refused=report.refused,
+    )
+
+
+def _question(result: TargetResult, answered: Answered) -> QuestionDetails:
+    """Return the answer to one question with the figures that it rests on."""
+    return QuestionDetails(
+        question=answered.question,
+        asked=QUESTIONS[answered.question],
+        verdict=answered.verdict,
+        reasons=answered.reasons,
+        figures=evidence_of(result.ledger, answered),
     )
 
 
@@ -99,6 +115,8 @@ def _target_details(result: TargetResult) -> TargetDetails:
         sizes_bytes=result.sizes,
         candidates=result.candidates,
         choice=result.choice,
+        chosen_on=result.chosen_on,
+        questions=tuple(_question(result, answered) for answered in result.ledger.questions),
         facts=result.facts,
         budgets=tuple(budgets),
         ledger=result.ledger,

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from edgekd.gram.verdict import QUESTIONS
 from edgekd.report.build.latency_tables import branch_table, latency_table, measurement_lines, method_notes
 from edgekd.report.build.robustness import robustness_table
 from edgekd.report.build.training_picture import FOLDER, file_name
 from edgekd.report.escape import json_text, markdown_code, markdown_text
 from edgekd.report.format import NOTHING, duration, number
+from edgekd.report.ledger_tables import ledger_table, pruning_table, question_table
 from edgekd.report.results import SHIPPED
 from edgekd.report.table import (
     Column,
@@ -16,13 +18,13 @@ from edgekd.report.table import (
     candidate_table,
     describe,
     engine_table,
-    ledger_table,
     legend,
     markdown,
     summary_table,
 )
 
 if TYPE_CHECKING:
+    from edgekd.gram.gate import Ledger
     from edgekd.report.results import BudgetCheck, BuildReport, TargetResult
     from edgekd.runtime.measure.results import Profile
 
@@ -30,6 +32,7 @@ if TYPE_CHECKING:
 MEANING = {
     "pass": "the engine keeps what the student learned",
     "warn": "usable, with reservations",
+    "undecided": "the test samples are too few to tell",
     "fail": "rejected by the gate",
 }
 
@@ -48,6 +51,7 @@ def report_markdown(report: BuildReport) -> str:
         markdown(legend(*tables)).replace("###", "##", 1),
         "## How it was built",
         markdown(stages_table(report)),
+        *([markdown(pruning_table(report.pruning))] if report.pruning else []),
         markdown(training_table(report)),
         *_pictures(report),
         markdown(facts_table("Versions", report.versions)),
@@ -65,15 +69,38 @@ def run_lines(bundle: str) -> tuple[str, ...]:
 
 
 def _verdict(result: TargetResult) -> list[str]:
-    reasons = "".join(f"\n  - {markdown_text(reason)}" for reason in (*result.reasons, *filter(None, [result.remark])))
-    where = f": bundle {markdown_code(result.bundle)}" if result.bundle else ": no bundle was released"
-    return [f"- **{result.verdict.upper()}** {markdown_text(result.target)}{where}{reasons}"]
+    """Return the verdict with its reasons, then what is less severe, then what to change."""
+    told = [
+        *result.reasons,
+        *(f"warning: {warning}" for warning in (*result.warnings, *filter(None, [result.remark]))),
+        *(f"to change: {advice}" for advice in result.ledger.advice),
+    ]
+    reasons = "".join(f"\n  - {markdown_text(reason)}" for reason in told)
+    path = markdown_code(result.shown_bundle)
+    where = f"bundle {path}" if result.released else f"no bundle was released; what was rejected is {path}"
+    return [f"- **{result.verdict.upper()}** {markdown_text(result.target)}: {where}{reasons}"]
+
+
+def _questions(ledger: Ledger) -> list[str]:
+    """Return each question that was asked, with its verdict, its figures and the reasons."""
+    return [
+        part
+        for answered in ledger.questions
+        if answered.verdict
+        for part in (
+            f"### {QUESTIONS[answered.question]} {answered.verdict.upper()}",
+            markdown(question_table(ledger, answered)).partition("\n")[2],
+            "\n".join(f"- {markdown_text(reason)}" for reason in answered.reasons),
+        )
+        if part.strip()
+    ]
 
 
 def _target(result: TargetResult) -> list[str]:
     parts = [
         f"## {markdown_text(describe(result))}",
-        markdown(ledger_table(result.ledger)),
+        markdown(ledger_table(result.ledger, "test samples")),
+        *_questions(result.ledger),
         markdown(engine_table(result)),
     ]
     if len(result.candidates) > 1:
@@ -92,9 +119,9 @@ def _target(result: TargetResult) -> list[str]:
         "The logits of `deploy.onnx`, which has no embedding outputs, differ from those of `probe.onnx` by "
         f"{number(result.deploy_logit_error, '.3g')} at most on the test samples."
     )
-    if result.bundle and result.verdict != "fail":
+    if result.released:
         heading = "### Run it, from the folder of this file"
-        parts.append("\n".join([heading, "", "```python", *run_lines(result.bundle), "```"]))
+        parts.append("\n".join([heading, "", "```python", *run_lines(result.shown_bundle), "```"]))
     return parts
 
 

@@ -11,10 +11,12 @@ from edgekd.report.build.robustness import robustness_table
 from edgekd.report.build.training_picture import training_figure
 from edgekd.report.compare.checks import tiles_html
 from edgekd.report.compare.html import reason_list, table_html, verdict_badge
+from edgekd.report.compare.questions import question_cards
 from edgekd.report.compare.sections import gram_pictures, ledger_html, ledger_pictures, time_pictures
 from edgekd.report.escape import escape
+from edgekd.report.ledger_tables import ledger_table, pruning_table
 from edgekd.report.results import SHIPPED
-from edgekd.report.table import candidate_table, choice_sentence, describe, engine_table, ledger_table, legend
+from edgekd.report.table import candidate_table, choice_sentence, describe, engine_table, legend
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -47,6 +49,7 @@ def target_section(index: int, entry: Entry, result: TargetResult, alone: bool) 
         f'<h2 id="row-{index}">{number}{escape(describe(result))} {verdict_badge(result.verdict)}</h2>',
         *_verdict(result),
         tiles_html(entry),
+        *_part("Three questions, answered apart", [question_cards(index, entry.ledger)]),
         *_run(result),
         *_part(
             "What each stage kept, and the limits",
@@ -62,18 +65,26 @@ def target_section(index: int, entry: Entry, result: TargetResult, alone: bool) 
 
 def _verdict(result: TargetResult) -> Iterator[str]:
     """Yield the reasons of the verdict, where the bundle is, and what else is to say of the engine."""
-    where = f"The bundle is {result.bundle}" if result.bundle else "No bundle was released"
-    rejected = ", for analysis alone: it is not for release" if result.bundle and result.verdict == "fail" else ""
-    yield reason_list((*result.reasons, *filter(None, [result.remark])))
-    yield f"<p>{escape(f'{where}{rejected}. {choice_sentence(result)}')}</p>"
+    path = result.shown_bundle
+    where = f"The bundle is {path}" if result.released else f"No bundle was released; what was rejected is {path}"
+    yield reason_list(result.reasons)
+    yield from _list("Besides", (*result.warnings, *filter(None, [result.remark])))
+    yield from _list("What to change", result.ledger.advice)
+    yield f"<p>{escape(f'{where}. {choice_sentence(result)}')}</p>"
     if result.facts:
         yield f"<p>{escape(' '.join(f'{fact}.' if fact[-1:] != '.' else fact for fact in result.facts))}</p>"
 
 
+def _list(head: str, told: Sequence[str]) -> Iterator[str]:
+    """Yield sentences under a word or two; nothing where there is none."""
+    if told:
+        yield f'<p class="aside">{escape(head)}</p>{reason_list(told, "told")}'
+
+
 def _run(result: TargetResult) -> Iterator[str]:
     """Yield the lines that run the bundle in an application."""
-    if result.bundle and result.verdict != "fail":
-        code = "\n".join(map(escape, run_lines(result.bundle)))
+    if result.released:
+        code = "\n".join(map(escape, run_lines(result.shown_bundle)))
         lines = f'<pre tabindex="0" aria-label="Python that runs the bundle">{code}</pre>'
         yield from _part("Run it, from the folder of this page", [lines])
 
@@ -101,6 +112,10 @@ def common_sections(report: BuildReport, entries: Sequence[Entry]) -> Iterator[s
     robustness = table_html(robustness_table(report), "Robustness")
     yield _section("robustness", "What if a sensor fails", [robustness])
     yield _section("trained", "How it was trained", _training(report))
+    if report.pruning:
+        yield _section(
+            "pruned", "How it was pruned", [table_html(pruning_table(report.pruning), "Attempts at pruning")]
+        )
     yield _section("built", "How it was built", _made(report))
     meanings = legend(*(ledger_table(entry.ledger) for entry in entries), *(map(engine_table, report.targets)))
     yield _section("meanings", "How to read the tables", [definitions(meanings)])

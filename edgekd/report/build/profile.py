@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import TYPE_CHECKING, cast
 
 import msgspec
@@ -13,20 +14,23 @@ from edgekd.gram.gate import Ledger
 from edgekd.report.build.row import EngineIdentity, profile_row
 from edgekd.report.escape import json_text
 from edgekd.report.results import PROFILE, PROFILE_VERSION
-from edgekd.runtime.manifest import map_leaves, null_not_finite
+from edgekd.runtime.manifest import null_not_finite
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
     from pathlib import Path
 
     from edgekd.files import JsonObject
-    from edgekd.gram.gate import Verdict
+    from edgekd.gram.verdict import Verdict
     from edgekd.report.row import EngineRow
     from edgekd.runtime.manifest import Manifest
     from edgekd.runtime.measure.results import EngineProfile, Profile
 
-#: Figures that every drift has: where a bundle's ledger has null for one, it was not finite.
-_DRIFT = ("mean", "bound", "worst_pair_mean", "bias")
+#: Figures that every drift, or every comparison of outputs has: where a ledger has null for one, it was not finite.
+_FIGURES = dict.fromkeys(("mean", "bound", "worst_pair_mean", "bias", "largest_error"), math.nan)
+
+#: The figures of a mean with its bounds, and what null stands for where there is a mean.
+_ESTIMATE = {"mean": math.nan, "low": -math.inf, "high": math.inf}
 
 
 def profile_json(
@@ -43,7 +47,16 @@ def profile_json(
     """
     metric = str(manifest.task.get("metric"))
     verdict = cast("Verdict", manifest.verdict)
-    identity = EngineIdentity(manifest.target, device, runtime, manifest.precision, verdict, tuple(manifest.reasons))
+    identity = EngineIdentity(
+        target=manifest.target,
+        device=device,
+        runtime=runtime,
+        precision=manifest.precision,
+        verdict=verdict,
+        released=manifest.released,
+        reasons=tuple(manifest.reasons),
+        warnings=(),
+    )
     row = _row(identity, profile.engines[0], ledger)
     content = {
         "schema_version": PROFILE_VERSION,
@@ -72,18 +85,26 @@ def _row(identity: EngineIdentity, engine: EngineProfile, ledger: Mapping[str, o
         known = msgspec.convert(ledger_with_nan(ledger), Ledger)
     except msgspec.ValidationError:
         return None
-    return profile_row(identity, engine, known) if known.rows else None
+    if not known.rows:
+        return None
+    return profile_row(replace(identity, reasons=known.reasons, warnings=known.warnings), engine, known)
 
 
 def ledger_with_nan(ledger: object) -> object:
-    """Return the JSON of a bundle's ledger with NaN where it has null for a figure of a drift."""
+    """Return the JSON of a bundle's ledger with NaN or an infinity where it has null for a figure that is always there.
 
-    def number(path: str, value: object) -> object:
-        *_, kind, name = ("", *path.split("."))
-        return math.nan if value is None and kind.startswith("to_") and name in _DRIFT else value
-
-    with_nan: object = map_leaves(ledger, number)
-    return with_nan
+    Without a mean there is NaN for it and its bounds; without one of the bounds there was none.
+    """
+    if isinstance(ledger, list):
+        return [ledger_with_nan(item) for item in ledger]
+    if not isinstance(ledger, dict):
+        return ledger
+    if ledger.keys() == _ESTIMATE.keys():
+        lacking = dict.fromkeys(_ESTIMATE, math.nan) if ledger["mean"] is None else _ESTIMATE
+    else:
+        lacking = _FIGURES
+    filled = {name: lacking.get(name) if value is None else value for name, value in ledger.items()}
+    return {name: ledger_with_nan(value) for name, value in filled.items()}
 
 
 def _engine(engine: EngineProfile) -> JsonObject:

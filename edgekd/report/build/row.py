@@ -8,11 +8,13 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from edgekd.gram.gate import CUT, DEVICE, FINETUNED, judge
+from edgekd.gram.gate import CUT, DEVICE, FINETUNED
+from edgekd.gram.verdict import judge_structure
 from edgekd.report.format import withheld
 from edgekd.report.results import SHIPPED
 from edgekd.report.row import (
     QUANTILES,
+    AnswerFigures,
     BaselineFigures,
     EngineRow,
     GramFigures,
@@ -26,10 +28,12 @@ from edgekd.runtime.manifest import map_leaves
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from edgekd.gram.gate import Ledger, Verdict
+    from edgekd.gram.gate import Ledger
+    from edgekd.gram.verdict import Verdict
     from edgekd.report.results import TargetResult
     from edgekd.runtime.measure.results import EngineProfile, Latency, Paced, Sustained
 
+_NO_ANSWERS = "not measured: what ships is the ledger's reference itself"
 _NOT_ASKED = "not measured: the profile was not asked for it"
 
 #: Parts of a row that a profile may lack, by the name under which the profile says why.
@@ -52,13 +56,22 @@ class EngineIdentity:
     runtime: str
     precision: str
     verdict: Verdict
+    released: bool
     reasons: tuple[str, ...]
+    warnings: tuple[str, ...]
 
 
 def build_row(result: TargetResult) -> EngineRow:
     """Return the row of the engine that a build ships for a target."""
     identity = EngineIdentity(
-        result.target, result.device, result.runtime, result.precision, result.verdict, result.reasons
+        target=result.target,
+        device=result.device,
+        runtime=result.runtime,
+        precision=result.precision,
+        verdict=result.verdict,
+        released=result.released,
+        reasons=result.reasons,
+        warnings=result.warnings,
     )
     row = msgspec.structs.replace(
         _row(identity, result.measured(SHIPPED), result.sizes.get(SHIPPED), result.ledger),
@@ -93,7 +106,10 @@ def _row(identity: EngineIdentity, engine: EngineProfile | None, size_bytes: int
         runtime=identity.runtime,
         precision=identity.precision,
         verdict=identity.verdict,
+        released=identity.released,
         reasons=identity.reasons,
+        warnings=identity.warnings,
+        questions={answered.question: answered.verdict for answered in ledger.questions if answered.verdict},
         latency_ms=known.latency_ms,
         load_ms=known.load_ms,
         first_run_ms=known.first_run_ms,
@@ -107,6 +123,7 @@ def _row(identity: EngineIdentity, engine: EngineProfile | None, size_bytes: int
         energy_rail=engine.energy.rail if engine and engine.energy else None,
         branches_ms=(engine.branches_ms or None) if engine else None,
         metric=_metric(ledger),
+        answers=_answers(ledger),
         gram=_gram(ledger),
         speedup_p50={},
         size_ratio={},
@@ -189,6 +206,31 @@ def _build_metric(result: TargetResult) -> MetricFigures:
     return msgspec.structs.replace(_metric(result.ledger), **values)
 
 
+def _answers(ledger: Ledger) -> AnswerFigures | None:
+    """Return what ships beside the reference, sample by sample."""
+    row, limits = ledger.rows[-1], ledger.limits
+    answers = row.answers
+    if answers is None:
+        return None
+    figures = AnswerFigures(
+        kind=answers.kind,
+        samples=answers.samples,
+        error=answers.error.mean,
+        error_bound=answers.error.high,
+        divergence=answers.divergence.mean,
+        divergence_low=answers.divergence.low,
+        divergence_bound=answers.divergence.high,
+        max_divergence=limits.divergence(answers.kind),
+        largest_error=answers.largest_error,
+    )
+    if answers.changed is not None:
+        changed, bound = answers.changed.mean, answers.changed.high
+        figures = msgspec.structs.replace(figures, changed=changed, changed_bound=bound, max_changed=limits.max_flips)
+    if row.missing:
+        figures = msgspec.structs.replace(figures, without={name: share.mean for name, share in row.missing.items()})
+    return figures
+
+
 def _gram(ledger: Ledger) -> GramFigures:
     """Return the drift of what ships against the reference; its verdict is that on the drift alone."""
     limits, row = ledger.limits, ledger.rows[-1]
@@ -201,13 +243,15 @@ def _gram(ledger: Ledger) -> GramFigures:
         bound=drift.bound if drift else None,
         tau=limits.tau_fail,
         tau_pass=limits.tau_pass,
-        verdict=judge(drift, 0.0, 0.0, limits)[0] if drift else None,
+        verdict=judge_structure(drift, limits).verdict if drift else None,
     )
 
 
 def _reason(path: str, result: TargetResult) -> str:
     """Say why a build's row has no figure at a dotted path."""
     parts = path.split(".")
+    if parts[0] == "answers":
+        return _NO_ANSWERS
     if parts[0] == "metric" and result.last.metric is None:
         return "not measured: there are no labels"
     if path == "metric.change":
@@ -240,6 +284,8 @@ def _profile_reason(path: str, engine: EngineProfile) -> str:
     parts = path.split(".")
     if parts[0] == "metric":
         return "not measured: the bundle's ledger has no metric"
+    if parts[0] == "answers":
+        return _NO_ANSWERS
     if parts[0] == "gram":
         return "not measured: the bundle's ledger has no drift of what ships"
     if parts[0] in ("candidate", "deploy_logit_error"):

@@ -12,10 +12,9 @@ from msgspec import Meta, Struct
 from edgekd.config.toml import read_toml
 from edgekd.config.validation import check_keys, check_values, explain
 from edgekd.errors import BudgetError, ReportError, nearest
-from edgekd.gram.gate import Verdict
+from edgekd.gram.verdict import VERDICTS, Verdict
 from edgekd.report.compare.rows import check_direction
 from edgekd.report.figures import budget_limits
-from edgekd.report.results import VERDICTS
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence

@@ -28,8 +28,8 @@ if TYPE_CHECKING:
 _BUDGETS = {"latency p50": "latency_ms", "size": "size_mb", "peak memory": "memory_mb"}
 
 
-#: The version before this one, which differs from it in names of rows and of what ships.
-_FORMER_VERSION = 2
+#: The versions before this one: 3 has no answers, and 2 also differs in names of rows and of what ships.
+_FORMER_VERSIONS = (2, 3)
 
 
 class _NotFiniteFigures(Struct, frozen=True):
@@ -44,8 +44,8 @@ def read_build(folder: Path) -> tuple[Entry, ...]:
     """
     path = folder / REPORT
     remedy = "run the build again: what is up to date is not computed anew"
-    content = read_object(path, (_FORMER_VERSION, SCHEMA_VERSION), remedy)
-    if content["schema_version"] == _FORMER_VERSION:
+    content = read_object(path, (*_FORMER_VERSIONS, SCHEMA_VERSION), remedy)
+    if content["schema_version"] in _FORMER_VERSIONS:
         content = modern_report(content)
     for place, value in convert_object(path, content, _NotFiniteFigures).not_finite.items():
         _put(content, place, float(value))
@@ -90,6 +90,7 @@ def _build(report: ReportFile) -> BuildReport:
         refused=report.refused,
         robustness=Robustness(details.noise or 0.0, details.networks or {}) if measured else None,
         robustness_reason=details.reason or "not measured",
+        pruning=report.pruning,
     )
 
 
@@ -116,6 +117,7 @@ def _result(row: EngineRow, target: TargetDetails, robustness: NetworkRobustness
         candidates=target.candidates,
         chosen=row.candidate or "",
         choice=target.choice,
+        chosen_on=target.chosen_on,
         facts=target.facts,
         robustness=robustness,
     )

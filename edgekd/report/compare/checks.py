@@ -1,21 +1,21 @@
-"""Each figure of what ships, held against its own limit: what a reader must see first."""
+"""The figures of what ships that a reader must see first, each held against its own limit."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from edgekd.gram.gate import judge
 from edgekd.report.compare.html import limit_state
 from edgekd.report.escape import escape
 from edgekd.report.figures import figure_by_key
-from edgekd.report.format import factor, number, share
+from edgekd.report.format import factor, number
+from edgekd.report.questions import row_verdicts
 from edgekd.report.table import metric_name
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from edgekd.gram.gate import Ledger, LedgerRow, Verdict
+    from edgekd.gram.verdict import Verdict
     from edgekd.report.compare.rows import Entry
 
 #: The figure that each budget of a target limits.
@@ -41,26 +41,9 @@ class Tile:
     verdict: Verdict | None = None
 
 
-def stage_verdicts(ledger: Ledger, row: LedgerRow) -> dict[str, Verdict]:
-    """Return the gate's verdict on each figure of a stage, by the ledger's column; empty where it is not gated."""
-    drift = row.to_reference
-    if row.verdict is None or drift is None:
-        return {}
-    still, limits = replace(drift, bound=0.0), ledger.limits
-    before = ledger.row(ledger.reference).metric
-    drop = None if row.metric is None or before is None else before - row.metric
-    if drop is not None and not limits.higher_is_better:
-        drop = -drop
-    return {
-        "change": judge(still, None, drop, limits)[0],
-        "bound": judge(drift, None, None, limits)[0],
-        "flips": judge(still, row.flips, None, limits)[0],
-    }
-
-
 def tiles(entry: Entry) -> list[Tile]:
     """Return the figures of what ships, each with its limit where it has one."""
-    return [*_measured(entry), _metric(entry), *_gate(entry.ledger)]
+    return [*_measured(entry), _metric(entry)]
 
 
 def _measured(entry: Entry) -> Iterator[Tile]:
@@ -96,22 +79,8 @@ def _metric(entry: Entry) -> Tile:
     change = "" if metric.change is None else f"{metric.change:+.4f} to the {ledger.reference}"
     limits = ledger.limits
     limit = f"change {'≥ -' if limits.higher_is_better else '≤ +'}{limits.max_metric_drop:g}"
-    verdict = stage_verdicts(ledger, ledger.rows[-1]).get("change")
+    verdict = row_verdicts(ledger, ledger.rows[-1]).get("loss")
     return Tile(name, number(metric.shipped), (change,) if change else (), limit, verdict)
-
-
-def _gate(ledger: Ledger) -> Iterator[Tile]:
-    """Yield the drift and the flips."""
-    row, limits = ledger.rows[-1], ledger.limits
-    verdicts = stage_verdicts(ledger, row)
-    if row.to_reference:
-        limit = f"≤ {limits.tau_fail:g}, warns above {limits.tau_pass:g}"
-        mean = f"mean {number(row.to_reference.mean)}, to the {ledger.reference}"
-        yield Tile("Gram drift, bound", number(row.to_reference.bound), (mean,), limit, verdicts.get("bound"))
-    if row.flips is not None:
-        limit = f"≤ {limits.max_flips * 100:.3g}%"
-        note = f"share of samples, to the {ledger.reference}"
-        yield Tile("Flipped classes", share(row.flips), (note,), limit, verdicts.get("flips"))
 
 
 def tiles_html(entry: Entry) -> str:

@@ -5,13 +5,14 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from edgekd.gram.verdict import VERDICTS
 from edgekd.report.escape import escape
 from edgekd.report.svg.draw import gradient
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
-    from edgekd.gram.gate import Verdict
+    from edgekd.gram.verdict import Verdict
     from edgekd.report.table import Table
 
 _HERE = Path(__file__).parent
@@ -19,7 +20,13 @@ _HERE = Path(__file__).parent
 _POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'unsafe-inline'"
 
 
-_STATES = {"pass": "within its limit", "warn": "beyond where it warns", "fail": "beyond its limit"}
+_STATES: dict[Verdict, str] = {
+    "pass": "within its limit",
+    "warn": "beyond where it warns",
+    "undecided": "not shown to be within its limit",
+    "fail": "beyond its limit",
+}
+_SIGNS: dict[Verdict, str] = {"pass": "✓", "warn": "✗", "undecided": "?", "fail": "✗"}
 
 
 def document(title: str, header: Iterable[str], main: Iterable[str], script: bool) -> str:
@@ -60,18 +67,22 @@ def verdict_badge(verdict: Verdict) -> str:
     return f'<span class="verdict {verdict}">{verdict.upper()}</span>'
 
 
-def reason_list(reasons: Iterable[str]) -> str:
-    """Return reasons as a list; nothing where there is none."""
+def reason_list(reasons: Iterable[str], kind: str = "reasons") -> str:
+    """Return reasons as a list of a class of the style sheet; nothing where there is none."""
     items = "".join(f"<li>{escape(reason)}</li>" for reason in reasons)
-    return f'<ul class="reasons">{items}</ul>' if items else ""
+    return f'<ul class="{kind}">{items}</ul>' if items else ""
 
 
 def limit_state(verdict: Verdict | None) -> str:
     """Say in words, in colour and with a sign whether a figure keeps its limit; nothing where it has none."""
     if verdict is None:
         return ""
-    sign = "✓" if verdict == "pass" else "✗"
-    return f'<b class="{verdict}">{sign} {_STATES[verdict]}</b>'
+    return f'<b class="{verdict}">{_SIGNS[verdict]} {_STATES[verdict]}</b>'
+
+
+def limit_sign(verdict: Verdict | None) -> str:
+    """Return the sign of a figure that does not simply keep its limit, with a space behind it; "" for others."""
+    return "" if verdict in (None, "pass") else f"{_SIGNS[verdict]} "
 
 
 def figure_html(caption: str, content: str, verdict: Verdict | None = None) -> str:
@@ -86,7 +97,7 @@ def table_html(table: Table, name: str, marks: Mapping[tuple[int, str], Verdict]
     Args:
         table: The table; its notes follow it.
         name: What the table is called for those who do not see it.
-        marks: Cells that warn or fail, by the row's index and the column's name.
+        marks: Whether cells keep their limits, by the row's index and the column's name.
     """
     heads = "".join(
         f'<th scope="col"{_kind("figure" if column.right else "")}>{escape(column.name)}</th>'
@@ -106,9 +117,10 @@ def _row(table: Table, index: int, marks: Mapping[tuple[int, str], Verdict]) -> 
     cells = [f'<th scope="row">{escape(first)}</th>']
     for column, cell in zip(table.columns[1:], others, strict=True):
         mark = marks.get((index, column.name))
-        kinds = ["figure"] * column.right + ([f"over {mark}"] if mark in ("warn", "fail") else [])
-        kinds += [cell.lower()] if cell.lower() in ("pass", "warn", "fail") else []
-        sign = '<span class="away">beyond its limit: </span>' if mark in ("warn", "fail") else ""
+        over = mark if mark not in (None, "pass") else None
+        kinds = ["figure"] * column.right + ([f"over {over}"] if over else [])
+        kinds += [cell.lower()] if cell.lower() in VERDICTS else []
+        sign = f'<span class="away">{_STATES[over]}: </span>' if over else ""
         cells.append(f"<td{_kind(' '.join(kinds))}>{sign}{escape(cell)}</td>")
     return f"<tr{_kind('limit' if first == 'limit' else '')}>{''.join(cells)}</tr>"
 

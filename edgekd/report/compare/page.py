@@ -4,18 +4,20 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from edgekd.gram.verdict import VERDICTS
 from edgekd.report import figures
 from edgekd.report.build.page import build_header, common_sections, definitions, target_section
 from edgekd.report.compare.checks import tiles_html
 from edgekd.report.compare.formats import Comparison, long_table, notes, only_metric, several, title
 from edgekd.report.compare.html import document, figure_html, reason_list, verdict_badge
+from edgekd.report.compare.questions import question_cards
 from edgekd.report.compare.scatter import scatter_svg, unbeaten_rows
 from edgekd.report.compare.sections import gram_pictures, ledger_html, ledger_pictures, time_pictures
 from edgekd.report.escape import escape
 from edgekd.report.figures import WORDS, filter_limits
 from edgekd.report.format import milliseconds
-from edgekd.report.results import VERDICTS
-from edgekd.report.table import ledger_table, legend
+from edgekd.report.ledger_tables import ledger_table
+from edgekd.report.table import legend
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -214,7 +216,9 @@ def _entry(index: int, entry: Entry, source: str) -> Iterator[str]:
     name = escape(f"{entry.project}: {row.target} on {row.device}")
     yield f'<h2 id="row-{index}"><span class="number">{index}</span> {name} {verdict_badge(row.verdict)}</h2>'
     yield f"<p>{escape(f'{row.runtime}, {row.precision}.{source}')}</p>{reason_list(row.reasons)}"
+    yield reason_list(row.warnings, "told")
     yield tiles_html(entry)
+    yield question_cards(index, entry.ledger)
     yield '<div class="pictures">'
     yield from time_pictures(index, entry)
     yield from ledger_pictures(index, entry)

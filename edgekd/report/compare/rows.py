@@ -6,14 +6,15 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from edgekd.errors import ReportError, nearest
+from edgekd.gram.verdict import VERDICTS
 from edgekd.report.figures import figure_by_key, filter_limits
-from edgekd.report.results import VERDICTS
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
     from pathlib import Path
 
-    from edgekd.gram.gate import Ledger, Verdict
+    from edgekd.gram.gate import Ledger
+    from edgekd.gram.verdict import Verdict
     from edgekd.report.results import BuildReport, TargetResult
     from edgekd.report.row import EngineRow
     from edgekd.runtime.measure.results import Profile

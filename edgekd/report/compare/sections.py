@@ -6,13 +6,13 @@ from typing import TYPE_CHECKING
 
 from edgekd.gram.gate import DEVICE
 from edgekd.report.compare.branches import branches_svg
-from edgekd.report.compare.checks import stage_verdicts
 from edgekd.report.compare.grams import heat_maps, read_grams
 from edgekd.report.compare.html import figure_html, table_html
 from edgekd.report.compare.latencies import latency_svg
-from edgekd.report.compare.stages import drift_svg, flips_svg, metric_svg
+from edgekd.report.compare.stages import divergence_svg, drift_svg, flips_svg, metric_svg
 from edgekd.report.escape import escape
-from edgekd.report.table import ledger_table
+from edgekd.report.ledger_tables import ledger_columns, ledger_table
+from edgekd.report.questions import row_verdicts
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -22,28 +22,34 @@ if TYPE_CHECKING:
 
 def ledger_html(index: int, entry: Entry) -> str:
     """Return the ledger as a table, in which each figure that is beyond its limit is marked."""
+    columns = ledger_columns(entry.ledger)
     marks = {
-        (place, column): verdict
+        (place, columns[name]): verdict
         for place, row in enumerate(entry.ledger.rows)
-        for column, verdict in stage_verdicts(entry.ledger, row).items()
+        for name, verdict in row_verdicts(entry.ledger, row).items()
+        if name in columns
     }
-    return table_html(ledger_table(entry.ledger), f"Ledger {index}", marks)
+    return table_html(ledger_table(entry.ledger, "test samples"), f"Ledger {index}", marks)
 
 
 def ledger_pictures(index: int, entry: Entry) -> Iterator[str]:
-    """Yield the pictures of what each stage kept: drift, flips and metric, each against its limit."""
+    """Yield the pictures of what each stage kept: divergence, flips, metric and drift, each against its limit."""
     ledger = entry.ledger
-    states = stage_verdicts(ledger, ledger.rows[-1])
-    if drift := drift_svg(f"drift-{index}", ledger):
-        caption = f"Gram drift by stage: a dot at the mean, a bar to its {ledger.confidence:.0%} bound."
-        yield figure_html(caption, drift, states.get("bound"))
+    states = row_verdicts(ledger, ledger.rows[-1])
+    until = f"a dot at the mean, a bar to its {ledger.confidence:.0%} bound."
+    if divergence := divergence_svg(f"divergence-{index}", ledger):
+        yield figure_html(
+            f"How far answers are from the {ledger.reference}'s: {until}", divergence, states.get("divergence")
+        )
     if flips := flips_svg(f"flips-{index}", ledger):
-        caption = f"Share of samples whose top-1 class is not that of the {ledger.reference}."
-        yield figure_html(caption, flips, states.get("flips"))
+        caption = f"Share of answers that are not those of the {ledger.reference}."
+        yield figure_html(caption, flips, states.get("changed"))
     if metric := metric_svg(f"metric-{index}", ledger):
-        yield figure_html("The metric by stage, and what it must not fall behind.", metric, states.get("change"))
+        yield figure_html("The metric by stage, and what it must not fall behind.", metric, states.get("loss"))
     else:
         yield f"<p>Metric {escape(entry.row.why_not('metric.shipped'))}.</p>"
+    if drift := drift_svg(f"drift-{index}", ledger):
+        yield figure_html(f"Gram drift by stage: {until}", drift, states.get("drift"))
 
 
 def time_pictures(index: int, entry: Entry) -> Iterator[str]:

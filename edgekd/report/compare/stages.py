@@ -1,56 +1,87 @@
-"""The ledger as pictures: drift, flips and the metric of each stage, against the gate's limits."""
+"""The ledger as pictures: what each stage's answers, metric and drift are, against the gate's limits."""
 
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
-from edgekd.report.compare.checks import stage_verdicts
+from edgekd.gram.answers import MEASURES
+from edgekd.report.compare.html import limit_sign
 from edgekd.report.escape import escape
-from edgekd.report.format import number, percent
+from edgekd.report.format import number, percent, small
+from edgekd.report.questions import row_verdicts
 from edgekd.report.svg.draw import WIDTH, Frame, picture, shorten, text, x_axis
 from edgekd.report.svg.scale import AxisScale
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-    from edgekd.gram.gate import Ledger, Verdict
+    from edgekd.gram.gate import Ledger
+    from edgekd.gram.verdict import Verdict
 
 _ROW, _TOP, _LABEL, _FIGURE = 24.0, 26.0, 104, 66
 #: Characters of a stage's name that fit beside the plot.
 _NAME = 15
 
 
+def divergence_svg(name: str, ledger: Ledger) -> str | None:
+    """Return the picture of each stage's divergence from the reference, mean and bound; None where none has one."""
+    values = {
+        row.stage: (row.answers.divergence.mean, row.answers.divergence.high) for row in ledger.rows if row.answers
+    }
+    most = ledger.limits.divergence(ledger.kind)
+    return _bounds_svg(name, ledger, values, {f"≤ {most:g}": (most, "limit")}, "divergence")
+
+
 def drift_svg(name: str, ledger: Ledger) -> str | None:
     """Return the picture of each stage's drift from the reference, mean and bound; None where no stage has one."""
-    drifts = {row.stage: row.to_reference for row in ledger.rows if row.to_reference}
-    drifts = {stage: drift for stage, drift in drifts.items() if math.isfinite(drift.bound)}
-    if not drifts:
-        return None
+    values = {row.stage: (row.to_reference.mean, row.to_reference.bound) for row in ledger.rows if row.to_reference}
     limits = ledger.limits
-    scale = AxisScale.of([0.0, limits.tau_fail, *(drift.bound for drift in drifts.values())], log=False, zero=True)
-    frame = _frame(len(drifts))
-    parts = [*x_axis(frame, scale, f"drift from the {ledger.reference}")]
-    lines = {"pass": (limits.tau_pass, "limit soft"), "fail": (limits.tau_fail, "limit")}
-    parts += _limits({f"{what} ≤ {tau:g}": (tau, kind) for what, (tau, kind) in lines.items()}, scale, frame)
-    for index, (stage, drift) in enumerate(drifts.items()):
-        y = _middle(index)
-        mean, bound = (frame.x(scale.share(value) or 0.0) for value in (drift.mean, drift.bound))
-        colour, sign = _look(stage_verdicts(ledger, ledger.row(stage)).get("bound"), "c0")
-        parts += [
-            f"<g><title>{escape(f'{stage}: mean {number(drift.mean)}, bound {number(drift.bound)}')}</title>",
-            text(_LABEL - 8, y + 4, shorten(stage, _NAME), "end"),
-            f'<path class="interval {colour}" d="M{mean:.1f} {y:.1f} H{bound:.1f}"/>',
-            f'<circle class="dot {colour}" cx="{mean:.1f}" cy="{y:.1f}" r="4"/>',
-            f'<path class="interval {colour}" d="M{bound:.1f} {y - 6:.1f} v12"/>',
-            text(WIDTH - 4, y + 4, f"{sign}{number(drift.bound)}", "end", f"mark {colour}"),
-            "</g>",
-        ]
-    description = f"Bound of the Gram drift by stage; the gate passes up to {limits.tau_pass:g} and fails above "
-    description += f"{limits.tau_fail:g}. " + "; ".join(
-        f"{stage} {number(drift.bound)}" for stage, drift in drifts.items()
-    )
+    lines = {
+        f"pass ≤ {limits.tau_pass:g}": (limits.tau_pass, "limit soft"),
+        f"≤ {limits.tau_fail:g}": (limits.tau_fail, "limit"),
+    }
+    return _bounds_svg(name, ledger, values, lines, "drift")
+
+
+def _bounds_svg(
+    name: str,
+    ledger: Ledger,
+    values: dict[str, tuple[float, float]],
+    lines: dict[str, tuple[float, str]],
+    figure: Literal["divergence", "drift"],
+) -> str | None:
+    """Return the picture of a mean and its upper bound by stage, against limits; None where no bound is finite."""
+    values = {stage: ends for stage, ends in values.items() if all(map(math.isfinite, ends))}
+    if not values:
+        return None
+    limits = [limit for limit, _ in lines.values()]
+    scale = AxisScale.of([0.0, *limits, *(bound for _, bound in values.values())], log=False, zero=True)
+    frame = _frame(len(values))
+    what = MEASURES[ledger.kind] if figure == "divergence" else "Gram drift"
+    parts = [*x_axis(frame, scale, f"{what}, from the {ledger.reference}"), *_limits(lines, scale, frame)]
+    colour_of = {"divergence": "c3", "drift": "c0"}
+    for index, (stage, (mean, bound)) in enumerate(values.items()):
+        verdict = row_verdicts(ledger, ledger.row(stage)).get(figure)
+        parts += _interval(stage, (mean, bound), (scale, frame), _middle(index), _look(verdict, colour_of[figure]))
+    told = "; ".join(f"{stage} {small(bound)}" for stage, (_, bound) in values.items())
+    description = f"{what} by stage, upper bounds, the limit {' and '.join(lines)}. {told}"
     return picture(name, description, frame.bottom + 40, parts)
+
+
+def _interval(
+    stage: str, ends: tuple[float, float], axes: tuple[AxisScale, Frame], y: float, look: tuple[str, str]
+) -> Iterator[str]:
+    """Draw a dot at a stage's mean and a bar to its bound, with the bound behind it."""
+    (mean, bound), (scale, frame), (colour, sign) = ends, axes, look
+    start, end = (frame.x(scale.share(value) or 0.0) for value in ends)
+    yield f"<g><title>{escape(f'{stage}: mean {small(mean)}, bound {small(bound)}')}</title>"
+    yield text(_LABEL - 8, y + 4, shorten(stage, _NAME), "end")
+    yield f'<path class="interval {colour}" d="M{start:.1f} {y:.1f} H{end:.1f}"/>'
+    yield f'<circle class="dot {colour}" cx="{start:.1f}" cy="{y:.1f}" r="4"/>'
+    yield f'<path class="interval {colour}" d="M{end:.1f} {y - 6:.1f} v12"/>'
+    yield text(WIDTH - 4, y + 4, f"{sign}{small(bound)}", "end", f"mark {colour}")
+    yield "</g>"
 
 
 def metric_svg(name: str, ledger: Ledger) -> str | None:
@@ -67,7 +98,7 @@ def metric_svg(name: str, ledger: Ledger) -> str | None:
     sign = "≥" if limits.higher_is_better else "≤"
     parts += _limits({f"{sign} {number(value)}": (value, "limit") for value in least}, scale, frame)
     for index, (stage, value) in enumerate(values.items()):
-        look = _look(stage_verdicts(ledger, ledger.row(stage)).get("change"), "c1")
+        look = _look(row_verdicts(ledger, ledger.row(stage)).get("loss"), "c1")
         parts += _dot(stage, (frame.x(scale.share(value) or 0.0), _middle(index)), number(value), look)
     description = f"{ledger.metric} by stage. " + "; ".join(
         f"{stage} {number(value)}" for stage, value in values.items()
@@ -76,7 +107,7 @@ def metric_svg(name: str, ledger: Ledger) -> str | None:
 
 
 def flips_svg(name: str, ledger: Ledger) -> str | None:
-    """Return the picture of each stage's share of flipped classes; None where no stage has one."""
+    """Return the picture of each stage's share of changed answers; None where no stage has one."""
     flips = {row.stage: row.flips for row in ledger.rows if row.flips is not None and math.isfinite(row.flips)}
     if not flips:
         return None
@@ -84,19 +115,20 @@ def flips_svg(name: str, ledger: Ledger) -> str | None:
     points = {stage: 100 * value for stage, value in flips.items()}
     scale = AxisScale.of([0.0, 100 * most, *points.values()], log=False, zero=True)
     frame = _frame(len(flips))
-    parts = [*x_axis(frame, scale, "% of samples whose class changed")]
-    parts += _limits({f"fail ≤ {100 * most:.3g}%": (100 * most, "limit")}, scale, frame)
+    parts = [*x_axis(frame, scale, "% of the answers that changed")]
+    parts += _limits({f"≤ {100 * most:.3g}%": (100 * most, "limit")}, scale, frame)
     for index, (stage, value) in enumerate(points.items()):
-        look = _look(stage_verdicts(ledger, ledger.row(stage)).get("flips"), "c3")
+        look = _look(row_verdicts(ledger, ledger.row(stage)).get("changed"), "c3")
         parts += _dot(stage, (frame.x(scale.share(value) or 0.0), _middle(index)), percent(flips[stage]), look)
-    description = f"Flipped classes by stage; the gate fails above {most * 100:.3g}%. "
+    description = f"Changed answers by stage, the limit {most * 100:.3g}%. "
     description += "; ".join(f"{stage} {percent(value)}" for stage, value in flips.items())
     return picture(name, description, frame.bottom + 40, parts)
 
 
 def _look(verdict: Verdict | None, colour: str) -> tuple[str, str]:
     """Return the colour of a stage's mark, and the sign before its figure: those beyond a limit stand out."""
-    return (verdict, "✗ ") if verdict in ("warn", "fail") else (colour, "")
+    sign = limit_sign(verdict)
+    return (verdict or colour, sign) if sign else (colour, "")
 
 
 def _dot(stage: str, at: tuple[float, float], figure: str, look: tuple[str, str]) -> Iterator[str]:

@@ -16,12 +16,21 @@ from torch import Tensor
 
 from edgekd.errors import ModelError
 from edgekd.files import write_text
-from edgekd.gram.npz import EMBEDDING_PREFIX, INPUT_PREFIX
+from edgekd.gram.npz import EMBEDDING_PREFIX, INPUT_PREFIX, PRESENT_PREFIX
 from edgekd.runtime.backends.onnxruntime import open_engine
 from edgekd.runtime.session import write_arrays
-from edgekd.stages.artifacts import CALIBRATION, TEST, Exported, TaskFacts, onnx_name, origins_name
+from edgekd.stages.artifacts import (
+    CALIBRATION,
+    TEST,
+    VALIDATION,
+    Exported,
+    TaskFacts,
+    onnx_name,
+    origins_name,
+    validation_probe,
+)
 from edgekd.training.export.onnx import write_onnx
-from edgekd.training.loop.evaluate import batches, ground_truth
+from edgekd.training.loop.evaluate import batches, ground_truth, probe
 from edgekd.training.taps.taps import TappedModel
 
 if TYPE_CHECKING:
@@ -53,7 +62,10 @@ def run(
         ModelError: Torch cannot export a network that the build needs, or the exported one disagrees with it.
     """
     save_samples(task.splits["test"], folder / TEST)
+    save_samples(task.splits["val"], folder / VALIDATION)
     save_samples(task.splits["calibration"], folder / CALIBRATION)
+    for name, network in networks.items():
+        probe(network.model, network.taps, task.splits["val"]).save(folder / validation_probe(name))
     examples = next(iter(batches(task.splits["test"]))).inputs
     inputs = {name: x[:_PARITY_SAMPLES] for name, x in examples.items()}
     parity = {}
@@ -106,17 +118,27 @@ def _facts(task: LoadedTask, logits: int) -> TaskFacts:
         {"name": m.name, "dtype": "float32", "shape": ["batch", *m.shape], "preprocessing": m.description}
         for m in task.task.modalities
     ]
-    return TaskFacts(task.metric_name, task.higher_is_better, task.class_names(logits), inputs)
+    return TaskFacts(
+        task.metric_name,
+        task.higher_is_better,
+        task.class_names(logits),
+        inputs,
+        modalities=[modality.name for modality in task.task.modalities],
+    )
 
 
 def save_samples(split: Split, path: Path) -> None:
-    """Write a split's inputs, ids, labels and groups as ``.npz``."""
+    """Write a split's inputs, ids, labels and groups as ``.npz``, and which samples lack a modality."""
     truth = ground_truth(split)
-    columns: dict[str, list[NDArray[np.float32]]] = {}
+    columns: dict[str, list[NDArray[np.generic]]] = {}
     for batch in batches(split):
         for name, x in batch.inputs.items():
             columns.setdefault(INPUT_PREFIX + name, []).append(x.numpy())
-    arrays: dict[str, NDArray[np.generic]] = {name: np.concatenate(parts) for name, parts in columns.items()}
+            present = batch.present[name].numpy() > 0 if name in batch.present else np.ones(len(x), bool)
+            columns.setdefault(PRESENT_PREFIX + name, []).append(present)
+    arrays = {name: np.concatenate(parts) for name, parts in columns.items()}
+    for name in [name for name, x in arrays.items() if name.startswith(PRESENT_PREFIX) and x.all()]:
+        del arrays[name]
     if truth.groups is not None:
         arrays["groups"] = truth.groups
     write_arrays(path, {"ids": truth.ids, "labels": truth.labels, **arrays})

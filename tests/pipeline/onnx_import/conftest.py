@@ -17,7 +17,7 @@ class Warned(Silent):
 def import_(tmp_path):
     """Import a model with samples that are given by name, into ``tmp_path / "out"``."""
 
-    def run(model, samples, test=None, taps=(), output=None, **options):
+    def run(model, samples, test=None, taps=(), output=None, kind=None, threshold=None, **options):
         np.savez(tmp_path / "samples.npz", **samples)
         if test is not None:
             np.savez(tmp_path / "test.npz", **test)
@@ -26,9 +26,8 @@ def import_(tmp_path):
         given = None if test is None else tmp_path / "test.npz"
         observer = Warned()
         reporter = StageReporter(observer, "import")
-        imported = import_onnx(
-            OnnxSource(model, tmp_path / "samples.npz", given, dict(taps), output), folder, reporter, **options
-        )
+        source = OnnxSource(model, tmp_path / "samples.npz", given, dict(taps), output, kind, threshold)
+        imported = import_onnx(source, folder, reporter, **options)
         assert tuple(observer.messages) == imported.notes
         return imported
 

@@ -11,8 +11,8 @@ import pytest
 from builds import LIMITS, full_profile, further, ledger, profile, target, write_profile, write_run
 
 from edgekd.errors import ReportError
-from edgekd.gram.gate import GateLimits
 from edgekd.gram.heatmap import FewGrams
+from edgekd.gram.verdict import GateLimits
 from edgekd.report.compare import checks
 from edgekd.report.compare.formats import (
     Comparison,

@@ -16,9 +16,9 @@ from cdp import chromium_tab, file_url
 from requirements import AXE, CHROMIUM
 
 from edgekd.errors import ReportError
-from edgekd.gram.gate import GateLimits
 from edgekd.gram.heatmap import few_grams
 from edgekd.gram.probe import Probe
+from edgekd.gram.verdict import GateLimits
 from edgekd.report.build.files import write_report
 from edgekd.report.compare.formats import Comparison
 from edgekd.report.compare.grams import heat_maps, png

@@ -131,6 +131,7 @@ def test_the_graph_has_the_opset_that_was_asked_for_and_carries_its_weights(expo
 def test_the_task_is_described(exported):
     facts = exported[0].facts
     assert (facts.metric, facts.higher_is_better, facts.classes) == ("accuracy", True, ["0", "1", "2"])
+    assert facts.modalities == ["image", "motion", "vector"]
     assert facts.inputs[1] == {"name": "motion", "dtype": "float32", "shape": ["batch", 3, 20], "preprocessing": ""}
 
 
@@ -149,6 +150,15 @@ def test_groups_are_kept_too(tmp_path):
     save_samples(ArraySplit(["x", "y"], inputs, torch.tensor([0, 1]), ["anna", "ben"]), tmp_path / "s.npz")
     with np.load(tmp_path / "s.npz") as arrays:
         assert arrays["groups"].tolist() == ["anna", "ben"]
+
+
+def test_which_samples_lack_a_modality_is_kept_too(tmp_path):
+    inputs = {"a": torch.ones(3, 6), "b": torch.ones(3, 5)}
+    present = {"a": torch.tensor([True, True, True]), "b": torch.tensor([True, False, True])}
+    save_samples(ArraySplit(["x", "y", "z"], inputs, torch.tensor([0, 1, 0]), present=present), tmp_path / "s.npz")
+    with np.load(tmp_path / "s.npz") as arrays:
+        assert arrays["present.b"].tolist() == [True, False, True]
+        assert "present.a" not in arrays
 
 
 def test_the_probe_of_any_dataset_is_in_its_order_and_leaves_the_mode():

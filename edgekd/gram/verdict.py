@@ -1,0 +1,368 @@
+"""The verdict: three questions, each answered by itself, and the one rule that joins the answers.
+
+*Did the student learn?* its metric against the teacher's, and against the best answer that is always the same. *Does
+the compressed network still answer the same?* the metric and the output's divergence, by their bounds. *Does the
+structure survive?* the drift of the modality Gram, by its bound.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Literal
+
+from edgekd.gram.answers import MAX_DIVERGENCE, MEASURES
+from edgekd.gram.intervals import MOST_NEEDED, mean_needs, share_needs
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from edgekd.gram.answers import Answers, OutputName
+    from edgekd.gram.drift import Drift
+    from edgekd.gram.intervals import Estimate
+    from edgekd.gram.metric import LedgerMetrics
+
+#: From good to bad. "undecided": the samples are too few to tell.
+Verdict = Literal["pass", "warn", "undecided", "fail"]
+VERDICTS: tuple[Verdict, ...] = ("pass", "warn", "undecided", "fail")
+
+Question = Literal["learned", "behaviour", "structure"]
+
+#: What each question asks, in the user's words.
+QUESTIONS: dict[Question, str] = {
+    "learned": "Did the student learn?",
+    "behaviour": "Does the compressed network still answer the same?",
+    "structure": "Does the structure survive?",
+}
+
+#: A figure at its limit keeps it: 0.9125 - 0.8975 is a little more than 0.015.
+_ROUNDING = 1e-9
+
+#: Outputs whose divergence and error are bounded by this much of their limits are the same up to rounding.
+_SAME = 1e-3
+
+#: A divergence of this many limits and more is none that a metric on few samples could excuse.
+_FAR = 5.0
+
+#: An element of an output whose divergence is this many limits is broken, whatever the others do.
+_BROKEN_ELEMENT = 25.0
+
+#: Relative error from which an embedding is another vector, though its direction may be the same.
+_OTHER_VECTOR = 0.4
+
+#: A divergence of this share of its limit is so small that the changed answers, of which few samples say little, need
+#: not be within theirs.
+_NEAR = 0.25
+
+#: Fewer samples do not tell that outputs are the same.
+_FEWEST = 20
+
+
+@dataclass(frozen=True)
+class GateLimits:
+    """Limits that a build must keep; see :class:`edgekd.config.recipe.GateConfig` for each."""
+
+    tau_pass: float
+    tau_fail: float
+    max_flips: float
+    max_metric_drop: float
+    higher_is_better: bool = True
+    max_divergence: float | None = None
+    max_missing_flips: float = 0.08
+    min_learned: float = 0.9
+    structure: Literal["auto", "strict"] = "auto"
+    undecided: Literal["release", "reject"] = "release"
+
+    def divergence(self, kind: OutputName) -> float:
+        """Return the largest divergence of an output of this kind."""
+        return MAX_DIVERGENCE[kind] if self.max_divergence is None else self.max_divergence
+
+    def releases(self, verdict: Verdict) -> bool:
+        """Whether a build with this verdict is released."""
+        return verdict != "fail" and (verdict != "undecided" or self.undecided == "release")
+
+
+@dataclass(frozen=True)
+class Answered:
+    """The answer to one question.
+
+    Attributes:
+        question: The question.
+        verdict: The answer; None where the question was not asked, for want of a teacher, labels or a reference.
+        reasons: Why it is not simply "pass".
+        figures: The figures that it rests on, in words.
+    """
+
+    question: Question
+    verdict: Verdict | None
+    reasons: tuple[str, ...] = ()
+    figures: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What was measured of one row against the reference.
+
+    Attributes:
+        answers: Its output beside the reference's.
+        loss: How much worse its metric is; None without labels.
+        drift: The drift of its Gram.
+        missing: For modalities the share of changed answers with that modality absent, in both networks; empty where
+            that was not measured.
+    """
+
+    answers: Answers
+    loss: Estimate | None
+    drift: Drift
+    missing: Mapping[str, Estimate] = field(default_factory=dict)
+
+
+def worst(*verdicts: Verdict) -> Verdict:
+    """Return the most severe of some verdicts."""
+    return max(verdicts, key=VERDICTS.index)
+
+
+def join_answers(
+    learned: Answered | None, behaviour: Answered, structure: Answered, limits: GateLimits, kind: OutputName
+) -> tuple[Verdict, tuple[str, ...], tuple[str, ...]]:
+    """Join the answers to the three questions to one verdict.
+
+    Behaviour decides. A structure that moved beyond its limit, or is not shown to be within, warns where behaviour is
+    shown to have stayed; it counts as it is where that is not shown, where the output is an embedding, which is used by
+    its structure, and where the limits are strict. A student that learned nothing fails.
+
+    Args:
+        learned: Whether the student learned; None for a row in between.
+        behaviour: Whether the network still answers the same.
+        structure: Whether its structure survives.
+        limits: The limits.
+        kind: What the output is.
+
+    Returns:
+        The verdict, the reasons for it, and the reasons of answers that are less severe.
+    """
+    moved = structure.verdict or "pass"
+    stayed = behaviour.verdict in ("pass", "warn")
+    if stayed and kind != "embedding" and limits.structure == "auto":
+        moved = min(moved, "warn", key=VERDICTS.index)
+    asked = [(learned.verdict or "pass", learned.reasons)] if learned else []
+    asked += [(behaviour.verdict or "pass", behaviour.reasons), (moved, structure.reasons)]
+    verdict = worst(*(answer for answer, _ in asked))
+    reasons = tuple(text for answer, texts in asked if answer == verdict for text in texts)
+    return verdict, reasons, tuple(text for answer, texts in asked if answer != verdict for text in texts)
+
+
+def judge_learned(metric: str, figures: LedgerMetrics, reference: str, limits: GateLimits) -> Answered:
+    """Answer whether the student learned.
+
+    Args:
+        metric: Name of the metric.
+        figures: The metric of the rows.
+        reference: The row of the student, or of the imported network.
+        limits: The limits.
+    """
+    own, teacher, constant = figures.values.get(reference), figures.values.get("teacher"), figures.constant
+    if own is None or (teacher is None and constant is None):
+        return Answered("learned", None, figures=("not measured: there are no labels",) if own is None else ())
+    told = [f"{metric} {own:.4f}"]
+    if teacher is not None:
+        told.append(f"teacher {teacher:.4f}")
+    if constant is not None:
+        told.append(f"always class {constant.label}: {constant.metric:.4f}")
+    text = (", ".join(told),)
+    if constant is not None and not constant.gain.low > 0:
+        better = f"its {metric} {own:.4f} is not shown to be better than {constant.metric:.4f}, which is what always "
+        reason = f"the {reference} learned nothing: {better}answering class {constant.label} gives"
+        return Answered("learned", "fail" if reference == "student" else "warn", (reason,), text)
+    kept = _kept(own, teacher, constant.metric if constant else None)
+    if kept is not None and not kept >= limits.min_learned:
+        above = " above the best constant answer" if constant else ""
+        reason = (
+            f"the student has {kept * 100:.0f}% of the teacher's {metric}{above}, less than "
+            f"{limits.min_learned * 100:.0f}%: {own:.4f} against {teacher:.4f}; more distill.epochs, more data, or a "
+            "wider student may help"
+        )
+        return Answered("learned", "warn", (reason,), text)
+    return Answered("learned", "pass", (), text)
+
+
+def _kept(own: float, teacher: float | None, constant: float | None) -> float | None:
+    """Return which share of what the teacher is better than the constant answer the student is, too."""
+    if teacher is None or constant is None or teacher == constant:
+        return None
+    return (own - constant) / (teacher - constant)
+
+
+def judge_structure(drift: Drift, limits: GateLimits) -> Answered:
+    """Answer whether the structure survives. A figure that is not a number fails.
+
+    A drift above the limit fails, and one whose bound alone is above it is undecided: more samples would tell.
+    """
+    worst_of = "pair" if drift.scope == "sample" else "modality"
+    at = f"worst {worst_of} {drift.worst_pair}, {drift.worst_pair_mean:.4f}"
+    figures = (f"Gram drift {drift.mean:.4f}, bound {drift.bound:.4f} ({at})",)
+    if not drift.mean <= limits.tau_fail:
+        reason = f"Gram drift {drift.mean:.4f} is above {limits.tau_fail:g} ({at})"
+        return Answered("structure", "fail", (reason,), figures)
+    if not drift.bound <= limits.tau_fail:
+        count = f"{drift.samples} samples" if drift.clusters is None else f"{drift.clusters} groups"
+        reason = f"Gram drift {drift.mean:.4f} has a bound of {drift.bound:.4f}, above {limits.tau_fail:g}: n = {count}"
+        return Answered("structure", "undecided", (reason,), figures)
+    if drift.bound > limits.tau_pass:
+        reason = f"Gram drift bound {drift.bound:.4f} is above {limits.tau_pass:g}"
+        return Answered("structure", "warn", (reason,), figures)
+    return Answered("structure", "pass", (), figures)
+
+
+def judge_behaviour(measured: Measured, limits: GateLimits, confidence: float) -> Answered:
+    """Answer whether the network still answers as the reference does.
+
+    Where there are labels, a metric that provably did not fall by more than the limit passes, with a warning where the
+    outputs diverge all the same; one that provably fell, and by more than the limit as measured, fails. Where the
+    metric cannot tell, or there are no labels, the outputs pass where the divergence and the changed answers are within
+    their limits by their bounds, or the divergence within a quarter of its own. A divergence that is provably beyond
+    its limit fails; what neither passes nor fails is undecided.
+
+    Args:
+        measured: What was measured against the reference.
+        limits: The limits.
+        confidence: Confidence of the bounds.
+    """
+    verdict, reasons = _behaviour(measured, limits, confidence)
+    beyond = [
+        f"without {name} {_share(share)} of the answers changed, more than {limits.max_missing_flips * 100:.3g}%"
+        for name, share in measured.missing.items()
+        if not share.mean <= limits.max_missing_flips + _ROUNDING
+    ]
+    if beyond and verdict in ("pass", "warn"):
+        verdict, reasons = "warn", [*reasons, *beyond]
+    return Answered("behaviour", verdict, tuple(reasons), _behaviour_figures(measured))
+
+
+def _behaviour(measured: Measured, limits: GateLimits, confidence: float) -> tuple[Verdict, list[str]]:
+    answers, limit = measured.answers, limits.divergence(measured.answers.kind)
+    if broken := _broken(answers, measured.drift, limit):
+        return "fail", broken
+    if _is_same(answers, limit):
+        return "pass", []
+    found = measured.loss and _by_metric(answers, measured.loss, limits)
+    found = found or _by_output(answers, measured.loss, limits)
+    return found or ("undecided", [_undecided(measured, limits, confidence)])
+
+
+def _by_metric(answers: Answers, loss: Estimate, limits: GateLimits) -> tuple[Verdict, list[str]] | None:
+    """Judge by the metric; None where it cannot tell."""
+    limit, margin = limits.divergence(answers.kind), limits.max_metric_drop + _ROUNDING
+    if math.isnan(loss.mean) or (loss.mean > margin and loss.low > 0):
+        return "fail", [_fell(loss, limits)]
+    if not loss.high <= margin:
+        return None
+    if answers.divergence.high <= limit:
+        return "pass", []
+    return "warn", [f"the answers differ, though the metric holds: {_diverged(answers)}, limit {limit:g}"]
+
+
+def _by_output(answers: Answers, loss: Estimate | None, limits: GateLimits) -> tuple[Verdict, list[str]] | None:
+    """Judge by what the outputs are beside the reference's; None where they cannot tell.
+
+    Args:
+        answers: The outputs beside the reference's.
+        loss: How much worse the metric is, which alone cannot tell; None without labels.
+        limits: The limits.
+    """
+    limit = limits.divergence(answers.kind)
+    fell = loss is not None and loss.mean > limits.max_metric_drop + _ROUNDING
+    flips = answers.changed if answers.kind != "embedding" else None  # near neighbours trade places for nothing
+    few = flips is None or flips.high <= limits.max_flips + _ROUNDING or answers.divergence.high <= _NEAR * limit
+    if answers.divergence.high <= limit and few and answers.samples >= _FEWEST and not fell:
+        return "pass", []
+    changed = flips is not None and flips.low > limits.max_flips and answers.divergence.high > limit
+    beyond = answers.divergence.low > limit or changed
+    if not beyond or not (loss is None or fell or answers.divergence.low > _FAR * limit):
+        return None
+    reasons = [f"{_diverged(answers)}, more than {limit:g}"]
+    if changed and flips is not None:
+        reasons.append(f"{_share(flips)} of the answers changed, more than {limits.max_flips * 100:.3g}%")
+    if loss and fell:
+        reasons.append(_fell(loss, limits))
+    return "fail", reasons
+
+
+def _fell(loss: Estimate, limits: GateLimits) -> str:
+    return f"the metric is {_bounds(loss)} worse, more than {limits.max_metric_drop:g}"
+
+
+def _diverged(answers: Answers) -> str:
+    return f"{MEASURES[answers.kind]} {_bounds(answers.divergence)}"
+
+
+def _is_same(answers: Answers, limit: float) -> bool:
+    return answers.divergence.high <= _SAME * limit and answers.error.high <= _SAME
+
+
+def _broken(answers: Answers, drift: Drift, limit: float) -> list[str]:
+    """Return what no metric can excuse: outputs that are not numbers, another vector, one element of several."""
+    if math.isnan(answers.error.mean) or math.isnan(answers.divergence.mean):
+        return ["outputs are not numbers, or are infinite, where the reference's are finite"]
+    if math.isnan(drift.mean):
+        return ["embeddings are not numbers, or are infinite, where the reference's are finite"]
+    if answers.kind == "embedding" and answers.error.low > _OTHER_VECTOR:
+        return [
+            f"the embeddings are other vectors: relative error {_bounds(answers.error)}, more than {_OTHER_VECTOR:g}"
+        ]
+    if answers.worst_divergence is not None and answers.worst_divergence > _BROKEN_ELEMENT * limit:
+        return [
+            f"element {answers.worst_element} of the output is broken: its squared error is "
+            f"{answers.worst_divergence:.3g} of its variance"
+        ]
+    return []
+
+
+def _undecided(measured: Measured, limits: GateLimits, confidence: float) -> str:
+    """Say that the samples are too few, and how many would tell were the figures to stay as they are."""
+    answers, limit = measured.answers, limits.divergence(measured.answers.kind)
+    grouped = answers.units < answers.samples
+    count, what = (answers.units, "groups") if grouped else (answers.samples, "samples")
+    ways: list[int | None] = []
+    if measured.loss:
+        ways.append(mean_needs(measured.loss, limits.max_metric_drop, count))
+    by_output = [_FEWEST, mean_needs(answers.divergence, limit, count)]
+    near = mean_needs(answers.divergence, _NEAR * limit, count)
+    if answers.changed and answers.kind != "embedding":
+        needed = (
+            mean_needs(answers.changed, limits.max_flips, count)
+            if grouped
+            else share_needs(answers.changed.mean, limits.max_flips, confidence)
+        )
+        by_output.append(needed)
+    known = [needed for needed in by_output if needed is not None]
+    ways.append(max(known) if len(known) == len(by_output) else None)
+    ways.append(None if near is None else max(near, _FEWEST))
+    told = [way for way in ways if way is not None and way > count]
+    if not told:
+        tell = "more of the same would not tell soon: the figures are at their limits"
+    elif min(told) >= MOST_NEEDED:
+        tell = "more than a million would tell"
+    else:
+        tell = f"about {min(told)} would tell"
+    return f"undecided: n = {count} {what}, {tell} ({'; '.join(_behaviour_figures(measured))})"
+
+
+def _behaviour_figures(measured: Measured) -> tuple[str, ...]:
+    answers = measured.answers
+    figures = [_diverged(answers)]
+    if answers.changed is not None:
+        figures.append(f"answers changed {_share(answers.changed)}")
+    if measured.loss is not None:
+        figures.append(f"metric worse by {_bounds(measured.loss)}")
+    figures.append(f"relative error {answers.error.mean:.3g}")
+    figures += [f"answers changed without {name} {_share(share)}" for name, share in measured.missing.items()]
+    return tuple(figures)
+
+
+def _bounds(value: Estimate) -> str:
+    return f"{value.mean:.3g} [{value.low:.3g}, {value.high:.3g}]"
+
+
+def _share(value: Estimate) -> str:
+    return f"{value.mean * 100:.3g}% [{value.low * 100:.3g}, {value.high * 100:.3g}]"

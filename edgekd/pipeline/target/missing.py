@@ -1,0 +1,195 @@
+"""Stage missing: how many answers change where a modality is absent, in what ships and in its reference alike.
+
+On samples that have every modality, one may decide so surely that what compression did to another does not show.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from edgekd.errors import ModelError
+from edgekd.gram.answers import compare_answers
+from edgekd.gram.intervals import Estimate
+from edgekd.gram.npz import INPUT_PREFIX, PRESENT_PREFIX
+from edgekd.gram.probe import Probe
+from edgekd.pipeline.target.context import LIBRARIES
+from edgekd.runtime.backends.registry import AS_WRITTEN
+from edgekd.runtime.feeds import read_feeds
+from edgekd.runtime.session import open_arrays, run_rows
+from edgekd.stages.artifacts import DEPLOY, onnx_name
+from edgekd.stages.stage import StageSpec
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+    from pathlib import Path
+
+    from edgekd.gram.answers import OutputKind
+    from edgekd.gram.gate import GateRules
+    from edgekd.gram.npz import Array
+    from edgekd.pipeline.target.context import Context, PreparedCandidate
+    from edgekd.runtime.session import Feeds, Session
+    from edgekd.stages.artifacts import TaskFacts
+    from edgekd.stages.progress import StageReporter
+    from edgekd.stages.stage import Done
+
+_BATCH = 256
+
+
+@dataclass(frozen=True)
+class MissingModalities:
+    """Whether what ships still answers as its reference does where one modality is absent in both.
+
+    Attributes:
+        changed: By modality the share of answers that differ, not a number where what ships gives no finite numbers;
+            without those that were not measured.
+        notes: Sentences for the user on what was not measured, and why.
+    """
+
+    changed: dict[str, Estimate]
+    notes: tuple[str, ...]
+
+
+def _describe(missing: MissingModalities) -> str:
+    shares = (f"without {name} {share.mean:.1%} changed" for name, share in missing.changed.items())
+    return ", ".join(shares) or "nothing to leave out"
+
+
+MISSING: StageSpec[MissingModalities] = StageSpec(
+    "missing",
+    1,
+    MissingModalities,
+    LIBRARIES,
+    "compare what ships with its reference with each modality absent",
+    _describe,
+)
+
+
+def measure_missing(
+    context: Context, candidate: PreparedCandidate, samples: Path, label: str = ""
+) -> Done[MissingModalities]:
+    """Compare a candidate with the ledger's reference on the same samples, with each modality absent in both.
+
+    In place of an absent modality both are given what the calibration samples that lack it have there; where none lacks
+    it, the mean of each channel over the calibration samples, as modality dropout does in training. ``deploy.onnx``
+    runs in ONNX Runtime on this host, so no labels and no device are needed.
+
+    Args:
+        context: The target.
+        candidate: The candidate whose graphs are written.
+        samples: File of the samples, beside the export's other files.
+        label: What tells the stage from that of another candidate; "" for the first.
+    """
+    rules, facts, runtime = context.rules, context.exported.result.facts, context.host_runtime
+
+    def run(_folder: Path, report: StageReporter) -> MissingModalities:
+        if len(facts.modalities) < 2:
+            return MissingModalities({}, ())
+        if why := _not_measurable(rules.kind):
+            return MissingModalities({}, (why,))
+        stand_ins = read_stand_ins(context.calibration, facts.modalities)
+        reference = context.exported.folder / onnx_name(context.origin.baselines[-1])
+        try:
+            with AS_WRITTEN.open(reference) as exact, runtime.open(candidate.folder / DEPLOY) as ours:
+                missing = _compare(_Compared(exact, ours, rules, samples), stand_ins, report)
+        except ModelError as error:
+            return MissingModalities({}, (f"answers with a modality absent are not measured: {error}",))
+        for note in missing.notes:
+            report.warn(note)
+        return MissingModalities(missing.changed, (*_left_in(facts), *missing.notes))
+
+    bootstrap = rules.bootstrap
+    config = {
+        "bounds": [bootstrap.confidence, bootstrap.resamples, bootstrap.seed],
+        "kind": [rules.kind.name, rules.kind.probabilities, rules.kind.threshold],
+        "samples": samples.name,
+        "runtime": [runtime.name, runtime.options],
+    }
+    inputs = {"exported": context.exported.key, "candidate": [candidate.key, candidate.name]}
+    return context.stage(MISSING, label, config=config, inputs=inputs, run=run)
+
+
+def read_stand_ins(samples: Path, modalities: Sequence[str]) -> dict[str, Array]:
+    """Return for each modality what stands in for it where it is absent, of a shape that broadcasts to a sample.
+
+    It is the mean of what is there in the samples that lack it; where none does, the mean of each channel, the first
+    dimension of a sample, over all samples.
+    """
+    stand_ins: dict[str, Array] = {}
+    with open_arrays(samples) as arrays:
+        for name in modalities:
+            x, present = arrays[INPUT_PREFIX + name], arrays.get(PRESENT_PREFIX + name)
+            if present is not None and not present.all():
+                mean = x[~present].mean(0, dtype=np.float64)
+            else:
+                over = tuple(axis for axis in range(x.ndim) if axis != 1)
+                mean = x.mean(over, dtype=np.float64, keepdims=True)[0]
+            stand_ins[name] = np.asarray(mean, x.dtype)
+    return stand_ins
+
+
+def _not_measurable(kind: OutputKind) -> str | None:
+    """Explain why the answers cannot be counted; None where they can."""
+    said = "answers with a modality absent are not measured: "
+    if kind.name == "embedding":
+        return f"{said}an embedding decides nothing by itself, and near neighbours trade places for nothing"
+    if kind.name == "values" and kind.threshold is None:
+        return f"{said}the output is values, which decide nothing without a threshold"
+    return None
+
+
+def _left_in(facts: TaskFacts) -> tuple[str, ...]:
+    """Say which inputs were never left out, for they are no modalities."""
+    others = [str(spec["name"]) for spec in facts.inputs if spec["name"] not in facts.modalities]
+    if not others:
+        return ()
+    return (f"{', '.join(others)}: never left out, for a mask, a state or whole numbers are no modality",)
+
+
+@dataclass(frozen=True)
+class _Compared:
+    """The reference and the candidate, opened, and the samples that both are given."""
+
+    reference: Session
+    candidate: Session
+    rules: GateRules
+    samples: Path
+
+
+def _compare(compared: _Compared, stand_ins: Mapping[str, Array], report: StageReporter) -> MissingModalities:
+    feeds = read_feeds(compared.samples, compared.reference.inputs)
+    with open_arrays(compared.samples) as arrays:
+        ids, groups = arrays["ids"], arrays.get("groups")
+    changed: dict[str, Estimate] = {}
+    notes: list[str] = []
+    for done, (name, stand_in) in enumerate(stand_ins.items(), 1):
+        if name not in feeds:
+            notes.append(f"answers without {name} are not measured: the float network does not read it")
+            continue
+        absent = {**feeds, name: np.ascontiguousarray(np.broadcast_to(stand_in, feeds[name].shape))}
+        try:
+            reference, candidate = (
+                Probe(ids, _outputs(session, absent), {}) for session in (compared.reference, compared.candidate)
+            )
+            if not np.isfinite(reference.logits).all():
+                raise ModelError("the float network's output is not finite there")
+            rules = compared.rules
+            share = compare_answers(candidate, reference, rules.kind, groups, rules.bootstrap).changed
+        except (ModelError, ValueError) as error:  # numpy's, where the size of an output depends on the data
+            notes.append(f"answers without {name} are not measured: {error}")
+            continue
+        if not np.isfinite(candidate.logits).all():
+            notes.append(f"without {name} what ships gives numbers that are not finite")
+            share = Estimate(math.nan, math.nan, math.nan)
+        if share is not None:
+            changed[name] = share
+        report.advance(done, len(stand_ins), name)
+    return MissingModalities(changed, tuple(notes))
+
+
+def _outputs(session: Session, feeds: Feeds) -> Array:
+    """Return the output [N, ...] for all rows of those feeds that the engine takes."""
+    return run_rows(session, {spec.name: feeds[spec.name] for spec in session.inputs}, _BATCH)["logits"]
