@@ -182,7 +182,13 @@ def _own(name: str, data: str, what: str, seed: int, epochs: int, work: Path) ->
         model.load_state_dict(torch.load(kept, weights_only=True))
     else:
         wanted = torch.from_numpy(targets["train"]) if targets else None
-        _train(model, list(train.values()), lambda out, rows: _loss(out, None if wanted is None else wanted[rows]), epochs, seed)
+        _train(
+            model,
+            list(train.values()),
+            lambda out, rows: _loss(out, None if wanted is None else wanted[rows]),
+            epochs,
+            seed,
+        )
         torch.save(model.state_dict(), kept)
     model.eval()
     taps = {key: Tap(f"encoders.{key}") for key in train}

@@ -99,7 +99,9 @@ def _missing(found: Record, variant: int, samples: Array, units: Array) -> dict[
     return shares
 
 
-def verdicts(rows: Sequence[Sequence[Measured]], kind: OutputName, limits: GateLimits, *, labels: bool) -> list[Verdict]:
+def verdicts(
+    rows: Sequence[Sequence[Measured]], kind: OutputName, limits: GateLimits, *, labels: bool
+) -> list[Verdict]:
     """Return the gate's verdict on each variant; of two outputs the more severe one."""
     rules = GateRules("metric", limits, _BOOTSTRAP, OutputKind(kind))
     if not labels:

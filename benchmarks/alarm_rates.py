@@ -171,7 +171,9 @@ def _rates(found: Sequence[Judged], rule: Callable[[Judged], list[Verdict] | Non
     kinds = {evidence.task: evidence.kind for evidence, _ in said}
     random = np.random.default_rng(0)
     drawn = [
-        summary({task: [_again(of[i], random) for i in random.integers(0, len(of), len(of))] for task, of in groups.items()})
+        summary(
+            {task: [_again(of[i], random) for i in random.integers(0, len(of), len(of))] for task, of in groups.items()}
+        )
         for _ in range(count)
     ]
     over_all = {

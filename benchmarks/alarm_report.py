@@ -22,7 +22,10 @@ if TYPE_CHECKING:
 BEST = "divergence"
 KINDS = ("classes", "values", "embedding")
 #: Measures together: a logistic regression on their logarithms, fitted to the other tasks of the kind.
-TOGETHER = {"divergence and drift": ("divergence", "drift"), "divergence and changed answers": (BEST, "changed answers")}
+TOGETHER = {
+    "divergence and drift": ("divergence", "drift"),
+    "divergence and changed answers": (BEST, "changed answers"),
+}
 _SMALLEST = 1e-7
 _STEPS, _RIDGE = 25, 1e-2
 _CONFIDENCE = 0.95
@@ -76,8 +79,10 @@ def with_together(networks: Sequence[Drawn]) -> Sequence[Drawn]:
             fitted = others(networks, task, own[0].kind)
             if not fitted or second not in own[0].measures:
                 continue
-            weights = _fit(np.concatenate([_logs(each, first, second) for each in fitted]),
-                           np.concatenate([each.harmed for each in fitted]))
+            weights = _fit(
+                np.concatenate([_logs(each, first, second) for each in fitted]),
+                np.concatenate([each.harmed for each in fitted]),
+            )
             for each in own:
                 each.measures[name] = _logs(each, first, second) @ weights
     return networks
@@ -114,9 +119,7 @@ def areas(networks: Sequence[Evidence], count: int) -> dict[str, Any]:
     """Return the areas under the ROC, their differences to divergence's, and Holm's p-values over all of these."""
     own = with_together([look(each, Draw.everything(each)) for each in networks])
     known = mean_areas(own)
-    drawn = [
-        mean_areas(with_together([look(*each) for each in several])) for several in draws(networks, count)
-    ]
+    drawn = [mean_areas(with_together([look(*each) for each in several])) for several in draws(networks, count)]
     rows: dict[str, Any] = {}
     p_values = {}
     for key, value in known.items():

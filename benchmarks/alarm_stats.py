@@ -156,7 +156,9 @@ def choose_limit(figures: Sequence[Array], harmed: Sequence[Array], spared: floa
 def by_task(networks: Sequence[Evidence], kind: str) -> dict[str, list[Evidence]]:
     """Return the networks of a kind by their task."""
     chosen = [each for each in networks if each.kind == kind]
-    return {name: list(group) for name, group in itertools.groupby(sorted(chosen, key=lambda e: e.task), lambda e: e.task)}
+    return {
+        name: list(group) for name, group in itertools.groupby(sorted(chosen, key=lambda e: e.task), lambda e: e.task)
+    }
 
 
 def interval(values: Sequence[float]) -> list[float]:

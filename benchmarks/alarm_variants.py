@@ -111,7 +111,7 @@ def _grid(modalities: list[str], *, fusion: bool) -> list[Perturbation]:
     found = []
     for place in places:
         at = [each for each in whole if each.where == place]
-        found += at if place == NETWORK else at[:: _EVERY]
+        found += at if place == NETWORK else at[::_EVERY]
     return found
 
 
