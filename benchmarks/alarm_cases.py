@@ -7,7 +7,6 @@ import shutil
 from copy import deepcopy
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -37,9 +36,9 @@ from edgekd.training.task.protocol import ArraySplit
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
+    from pathlib import Path
 
     from edgekd.gram.answers import OutputName
-    from edgekd.training.pruning.groups import History
 
 Array = np.ndarray[Any, Any]
 
@@ -275,8 +274,8 @@ def metric(kind: OutputName, outputs: Array, targets: Array | None, index: Array
         kind: What the output is.
         outputs: The output [N, D]; of towers the queries'.
         targets: Labels [N] or numbers [N, D].
-        index: Of towers the other tower's embeddings [N, D]: a query's own is to be among the five nearest of the hundred
-            of its pool.
+        index: Of towers the other tower's embeddings [N, D]: a query's own is to be among the five nearest of the
+            hundred of its pool.
     """
     if kind == "classes":
         return (outputs.argmax(1) == targets).astype(np.float64)

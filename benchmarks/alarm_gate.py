@@ -1,4 +1,4 @@
-"""The gate as a whole over the variants of the alarm study: what it measures is kept, so that any limits can judge it."""
+"""The gate over the variants of the alarm study: what it measures is kept, so that any limits can judge it."""
 
 from __future__ import annotations
 

@@ -1,8 +1,7 @@
-"""What can be measured of a compressed network beside its float one, without labels, and what it lost on other samples."""
+"""What can be measured of a compressed network beside its float one, and what it lost on other samples."""
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, cast
 
@@ -202,8 +201,3 @@ def _cross(ours: Mapping[str, Array], theirs: Mapping[str, Array], configuration
         index = normalize(theirs[b][:_CROSS]).T
         moved.append(np.abs(normalize(ours[a]) @ index - normalize(theirs[a]) @ index).mean(1))
     return cast("Array", np.mean(moved, 0))
-
-
-def describe(evidence: Evidence) -> str:
-    """Return one line on what there is."""
-    return json.dumps({"task": evidence.task, "seed": evidence.seed, "variants": len(evidence.done)})

@@ -37,7 +37,7 @@ def draw(result: dict[str, Any], picture: Path) -> None:
     with drawing(**{"svg.fonttype": "none", "font.family": "sans-serif", "font.size": 9, **inked}):
         _draw(result, picture)
     svg = picture.read_text(encoding="utf-8")
-    picture.write_text(re.sub(r"(\d+\.\d)\d+", r"\1", svg), encoding="utf-8")  # a third of the size
+    picture.write_text(re.sub(r"(\d+\.\d{2})\d{2,}", r"\1", svg), encoding="utf-8")  # half the size
     print(f"wrote {picture}")
 
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from alarm_gate import verdicts
-from alarm_report import KINDS, base
+from alarm_report import KINDS, base, surely
 from alarm_stats import choose_limit, interval, is_harm
 
 from edgekd.config.recipe import GateConfig
@@ -121,7 +121,7 @@ def gate_rates(found: Sequence[Judged], count: int) -> dict[str, Any]:
         "defaults, drift not asked": lambda _: replace(DEFAULTS, tau_pass=_NO_DRIFT, tau_fail=_NO_DRIFT),
         "limits from other tasks, drift not asked": lambda each: _without_drift(elsewhere[each.evidence.task]),
     }
-    sizes = [size for size in found[0].gate if size is not None]
+    sizes = [size for size in found[0].gate if size is not None]  # of the first seed alone, for their bounds are slow
     for name, pick in chosen.items():
         rules[name] = _rule(pick, None, labels=True)
         rules[f"{name}, no labels"] = _rule(pick, None, labels=False)
@@ -136,9 +136,20 @@ def gate_rates(found: Sequence[Judged], count: int) -> dict[str, Any]:
     }
     return {
         "limits_of_all_tasks": fitted,
+        "by_family": by_family(found),
         "limits_elsewhere": {task: limits and limits_table(limits) for task, limits in elsewhere.items()},
         "rules": {name: _rates(found, rule, count) for name, rule in rules.items()},
     }
+
+
+def by_family(found: Sequence[Judged]) -> dict[str, list[dict[str, int]]]:
+    """Return how often the gate at its defaults says what of the harmed and of the harmless, by what was done."""
+    counts: dict[str, tuple[Counter[str], Counter[str]]] = {}
+    for each in found:
+        said = each.judge(DEFAULTS, None, labels=True)
+        for (family, _, _), verdict, bad in zip(each.evidence.done, said, is_harm(each.evidence.drops), strict=True):
+            counts.setdefault(family, (Counter(), Counter()))[0 if bad else 1][verdict] += 1
+    return {family: [{v: of[v] for v in VERDICTS} for of in both] for family, both in counts.items()}
 
 
 def _without_drift(limits: GateLimits | None) -> GateLimits | None:
@@ -155,7 +166,7 @@ def _rule(
 ) -> Callable[[Judged], list[Verdict] | None]:
     def rule(each: Judged) -> list[Verdict] | None:
         limits = pick(each)
-        return limits and each.judge(limits, size, labels=labels)
+        return each.judge(limits, size, labels=labels) if limits and size in each.gate else None
 
     return rule
 
@@ -184,8 +195,21 @@ def _rates(found: Sequence[Judged], rule: Callable[[Judged], list[Verdict] | Non
         kind: summary({task: of for task, of in groups.items() if kinds[task] == kind})
         for kind in dict.fromkeys(kinds.values())
     }
+    sure = summary(
+        {
+            task: [_sure(each.evidence, rule(each)) for each in found if each.evidence.task == task and rule(each)]
+            for task in groups
+        }
+    )
     by_task = {task: tally(*map(np.concatenate, zip(*of, strict=True))) for task, of in groups.items()}
-    return {"all": over_all, "by_kind": by_kind, "by_task": by_task}
+    return {"all": over_all, "surely": sure, "by_kind": by_kind, "by_task": by_task}
+
+
+def _sure(evidence: Evidence, said: Sequence[Verdict] | None) -> tuple[Array, Array]:
+    """Return the verdicts on those that are surely harmed or surely harmless, and whether they are harmed."""
+    harmed, harmless = surely(evidence)
+    chosen = harmed | harmless
+    return np.array(said)[chosen], harmed[chosen]
 
 
 def _again(network: tuple[Array, Array], random: np.random.Generator) -> tuple[Array, Array]:

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from alarm_cases import Array, Case
 
     from edgekd.gram.answers import OutputName
+    from edgekd.runtime.session import Session
 
 _BATCH = 256
 
@@ -97,7 +98,7 @@ def _run(
     return found | {key: x for key, x in seen.items() if key.startswith(EMBEDDING_PREFIX)}
 
 
-def _without(session, feeds: dict[str, Array], means: dict[str, Array], name: str) -> Array:  # type: ignore[no-untyped-def]
+def _without(session: Session, feeds: dict[str, Array], means: dict[str, Array], name: str) -> Array:
     absent = np.broadcast_to(means[name], feeds[name].shape).copy()
     return run_rows(session, {**feeds, name: absent}, _BATCH)["logits"]
 

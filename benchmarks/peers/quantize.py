@@ -81,9 +81,11 @@ class Samples:
         return {name: x[row : row + 1] for name, x in self.inputs.items()}
 
     def get_next(self) -> Feeds | None:
+        """Return the next sample; None after the last."""
         return next(self._pending, None)
 
     def rewind(self) -> None:
+        """Begin again."""
         self._pending = iter(self)
 
 
