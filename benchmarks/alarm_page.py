@@ -310,8 +310,8 @@ def _on_your_task(_result: dict[str, Any]) -> list[str]:
             suggests, and about how many samples would sharpen them; it prints a `[gate]` table to paste."""),
         _prose("""The rule (`edgekd/gram/limits.py`): the largest figure at which, and at every smaller one, at most 2
             of the 61 variants next below lost too much. With 95 % confidence that is fewer than one in ten (exact
-            binomial bound, as far as variants of one network are independent); where the data do not tell a limit, it says that
-            instead. `tau_pass` is for half of the loss. Without labels it takes flips for the loss."""),
+            binomial bound, as far as variants of one network are independent); where the data do not tell a limit, it
+            says that instead. `tau_pass` is for half of the loss. Without labels it takes flips for the loss."""),
     ]
 
 
