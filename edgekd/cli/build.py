@@ -168,9 +168,9 @@ def _suggest_limits(request: BuildRequest, printing: Printing) -> None:
 @build_options
 @progress_options
 def blame(request: BuildRequest, printing: Printing) -> None:
-    """Find out which layers, branches and kinds of tensor break the Gram structure in INT8.
+    """Find out which layers, branches and kinds of tensor break in INT8.
 
-    Quantizes one alone and undoes one alone, and ranks them by the drift that undoing relieves, also per millisecond
+    Quantizes one alone and undoes one alone, and ranks them by what the output regains, also per millisecond
     that it costs on the device. Writes blame.json and a picture on the graph, blame.svg, into OUTPUT/TARGET.
     """
     from edgekd.cli.terminal import Json
@@ -222,13 +222,14 @@ def search(
     """Search for better students than the recipe's own: more accurate, faster, closer to the teacher.
 
     Tries losses, temperature, width and pruning, or what [search.space] of the recipe names, and shows the trials that
-    no other beats. The same command goes on where it stopped; on another machine, with one --storage, it joins in.
+    no other beats and that the gate lets through, judged on the validation split. The same command goes on where it
+    stopped; on another machine, with one --storage, it joins in. Exits with 20 when the gate rejects every trial.
     """
     import msgspec
 
     from edgekd.cli.terminal import Json
     from edgekd.cli.terminal.search import print_search
-    from edgekd.report.search.tables import search_json
+    from edgekd.report.search.tables import rejection, search_json
     from edgekd.workflows.arguments import resolve_output
 
     output = resolve_output(output, recipe)
@@ -241,6 +242,8 @@ def search(
         Json().emit("search", search=search_json(result))
     elif not printing.quiet:
         print_search(result, output)
+    if result.rejected and not result.released:
+        raise GateFailed(rejection(result))
 
 
 @main.command()
@@ -270,7 +273,9 @@ def advise(
 
     Runs short trainings with labels alone, with KD, and with KD and each Gram scope or feature distillation, from the
     same seeds, and compares them with KD on the validation split; then switches pairs and modalities off in turn. Says
-    what to use and by how much it is better, or that nothing is. Writes advice.json and advice.md into OUTPUT.
+    what to use and by how much it is better, or that nothing is. A short budget leaves losses out. As far as the budget
+    allows, what is recommended is trained in full, pruned and judged by the gate; where the gate rejects all, the exit
+    code is 20. Writes advice.json and advice.md into OUTPUT.
     """
     from edgekd.cli.terminal import Json
     from edgekd.cli.terminal.advice import print_advice
@@ -292,3 +297,5 @@ def advise(
         Json().emit("advice", advice=advice_json(advice))
     elif not printing.quiet:
         print_advice(advice, output)
+    if advice.verdict.kind == "rejected":
+        raise GateFailed(f"{advice.verdict.text}: {' '.join(advice.verdict.reasons)}")

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from edgekd.compress.qdq_map import list_layers
-from edgekd.gram.blame import SCOPES, Blame, Scope, Series, Suspect, rank
+from edgekd.gram.blame import SCOPES, AddedLatency, Blame, Scope, Series, Suspect, rank
 from edgekd.gram.stats import spearman
 
 if TYPE_CHECKING:
@@ -29,18 +29,18 @@ class _SuspectNodes:
 
 def blame(
     examiner: Examiner,
-    time: Callable[[Blame], Mapping[str, float]] | None = None,
+    time: Callable[[Blame], Mapping[str, AddedLatency]] | None = None,
     tell: Callable[[int, int], None] | None = None,
 ) -> Blame:
     """Measure each layer, branch and kind of tensor quantized alone, and returned to float alone.
 
     Args:
         examiner: The network and its samples.
-        time: Given the suspects, returns for each that it timed the ms that returning it to float costs, by name.
+        time: Given the suspects, returns for each that it timed what returning it to float costs, by name.
         tell: Is called with the number of parts measured so far and the number of all.
 
     Returns:
-        The suspects, those whose return to float relieves most drift first.
+        The suspects, those first whose return to float takes away most of what the output loses.
     """
     layers = list_layers(examiner.floats)
     everything = frozenset(item.tensor for item in examiner.board.tensors)
@@ -52,14 +52,16 @@ def blame(
         if tell:
             tell(number, len(parts))
 
-    def ranked(latency_ms: Mapping[str, float]) -> Blame:
+    of_layers = [(alone, undone) for part, alone, undone in readings if part.scope == "layer"]
+    lost = np.array([alone.loss(whole).value for alone, _ in of_layers])
+    left = np.array([undone.loss(whole).value for _, undone in of_layers])
+    agreement = spearman(lost, -left)
+
+    def ranked(latencies: Mapping[str, AddedLatency]) -> Blame:
         suspects: list[Suspect] = []
         for scope in SCOPES:
-            suspects += _suspects([one for one in readings if one[0].scope == scope], whole, latency_ms)
-        of_layers = [suspect for suspect in suspects if suspect.scope == "layer"]
-        figures = ([s.alone.drift for s in of_layers], [s.relief.value for s in of_layers])
-        agreement = spearman(*map(np.array, figures))
-        return Blame(layers, examiner.samples, whole.effect, tuple(suspects), agreement)
+            suspects += _suspects([one for one in readings if one[0].scope == scope], whole, latencies)
+        return Blame(layers, examiner.kind.name, examiner.samples, whole.effect, tuple(suspects), agreement)
 
     found = ranked({})
     return ranked(time(found)) if time else found
@@ -83,17 +85,18 @@ def _parts(examiner: Examiner, layers: Sequence[str]) -> Iterator[_SuspectNodes]
 def _suspects(
     readings: Sequence[tuple[_SuspectNodes, PartialResult, PartialResult]],
     whole: PartialResult,
-    latency_ms: Mapping[str, float],
+    latencies: Mapping[str, AddedLatency],
 ) -> list[Suspect]:
-    """Rank the parts of one scope by the drift that returning each to float relieves, the largest first."""
-    relief = {part.name: whole.drift - undone.drift for part, _, undone in readings}
+    """Rank the parts of one scope by what returning each to float takes away of the output's loss, the most first."""
+    loss = whole.loss(whole)
+    relief = {part.name: loss - undone.loss(whole) for part, _, undone in readings}
     gain = {
         part.name: undone.metric - whole.metric
         for part, _, undone in readings
         if undone.metric is not None and whole.metric is not None
     }
     ranked, ranked_gain, ranked_per_ms, ranked_gain_per_ms = (
-        rank(series) for series in (relief, gain, _per_ms(relief, latency_ms), _per_ms(gain, latency_ms))
+        rank(series) for series in (relief, gain, _per_ms(relief, latencies), _per_ms(gain, latencies))
     )
     suspects = [
         Suspect(
@@ -104,7 +107,7 @@ def _suspects(
             undone=undone.effect,
             relief=ranked[part.name],
             gain=ranked_gain.get(part.name),
-            latency_ms=latency_ms.get(part.name),
+            latency=latencies.get(part.name),
             relief_per_ms=ranked_per_ms.get(part.name),
             gain_per_ms=ranked_gain_per_ms.get(part.name),
         )
@@ -113,5 +116,6 @@ def _suspects(
     return sorted(suspects, key=lambda suspect: -suspect.relief.value)
 
 
-def _per_ms(series: Mapping[str, Series], latency_ms: Mapping[str, float]) -> dict[str, Series]:
-    return {name: item * (1 / latency_ms[name]) for name, item in series.items() if latency_ms.get(name, 0) > 0}
+def _per_ms(series: Mapping[str, Series], latencies: Mapping[str, AddedLatency]) -> dict[str, Series]:
+    costly = {name: latency for name, latency in latencies.items() if latency.told_apart}
+    return {name: item * (1 / costly[name].value_ms) for name, item in series.items() if name in costly}

@@ -9,8 +9,9 @@ import numpy as np
 
 from edgekd.compress.oracles import identity
 from edgekd.compress.switchboard import Switchboard
+from edgekd.gram.answers import OutputKind, sample_divergences, sample_errors
 from edgekd.gram.blame import Effect, Series, make_blocks
-from edgekd.gram.drift import sample_drifts
+from edgekd.gram.drift import pair_drifts
 from edgekd.gram.npz import embeddings_of
 from edgekd.gram.probe import top1
 
@@ -21,25 +22,39 @@ if TYPE_CHECKING:
 
     from edgekd.runtime.session import Array, Feeds
 
-#: Number of samples that tell suspects apart; each costs one inference for every suspect.
-SAMPLES = 256
+#: Number of samples that tell suspects apart, at most and at least. Each costs one inference of the whole network for
+#: every suspect, which in all is quadratic in the layers; of many layers fewer samples do, so that it stays linear.
+SAMPLES, _FEWEST = 256, 32
+_LAYERS_TIMES_SAMPLES = 4096
+
+_CLASSES = OutputKind()
+
+#: A mean divergence that is rounding alone.
+_ROUNDING = 1e-12
+
+
+def enough_samples(layers: int) -> int:
+    """Return the number of samples on which a network of so many layers is examined."""
+    return max(_FEWEST, min(SAMPLES, _LAYERS_TIMES_SAMPLES // max(layers, 1)))
 
 
 @dataclass(frozen=True)
 class SampleFacts:
-    """Labels and groups of the samples, and the task's metric.
+    """What the output is, labels and groups of the samples, and the task's metric.
 
     Attributes:
         labels: Label of each sample [N]; None without labels.
         groups: Cluster of each sample [N]; None where samples are independent.
         metric: The task's metric, a function of logits and labels; None without labels.
         higher_is_better: Whether a larger metric is better.
+        kind: What the output is, which decides how its divergence is measured.
     """
 
     labels: Array | None = None
     groups: Array | None = None
     metric: Callable[[Array, Array], float] | None = None
     higher_is_better: bool = True
+    kind: OutputKind = _CLASSES
 
 
 @dataclass(frozen=True)
@@ -47,16 +62,29 @@ class PartialResult:
     """Figures of a partly quantized network, with the jackknife series that their standard errors need.
 
     Attributes:
-        effect: Drift, flips, signal-to-noise ratio and metric.
-        noise: RMS of the logits' error over the RMS of the float logits.
-        drift: The mean drift over all samples, and without each block of them.
+        effect: Divergence, error, drift, flips, signal-to-noise ratio and metric.
+        divergence: The mean divergence over all samples, and without each block of them.
+        error: The mean error of the output likewise.
         metric: The metric likewise, negated where lower is better; None without labels.
     """
 
     effect: Effect
-    noise: float
-    drift: Series
+    divergence: Series
+    error: Series
     metric: Series | None
+
+    def loss(self, whole: PartialResult) -> Series:
+        """Return how much is left of what the output of the quantized network ``whole`` loses.
+
+        It is the mean of two shares, those of the divergence and of the error: 1 with everything quantized, 0 in float.
+        With few samples the error tells more, as it shows on samples that are far from being decided otherwise; with
+        many the divergence, as it does not count what decides nothing.
+        """
+        pairs = ((self.divergence, whole.divergence), (self.error, whole.error))
+        shares = [part / everything for part, everything in pairs if everything.value > _ROUNDING]
+        if not shares:
+            return self.error * 0.0
+        return sum(shares[1:], shares[0]) * (1 / len(shares))
 
 
 class Examiner:
@@ -66,6 +94,7 @@ class Examiner:
         qdq: The QDQ graph.
         floats: The float graph that was quantized.
         board: The network with a switch for each quantized tensor.
+        kind: What the output is.
         samples: Number of samples.
         few: The first few of them.
     """
@@ -88,6 +117,7 @@ class Examiner:
         self.qdq, self.floats = qdq, floats
         self.board = Switchboard(qdq, floats)
         self._judging = judging or SampleFacts()
+        self.kind = self._judging.kind
         self._chunks = list(samples)
         if not self._chunks:
             raise ValueError("there are no samples to examine the network on")
@@ -99,20 +129,24 @@ class Examiner:
     def measure(self, off: Collection[str] = ()) -> PartialResult:
         """Compare the network with the tensors ``off`` in float, and all others quantized, with the float network."""
         found, exact = self._outputs(off), self._exact
-        drifts = sample_drifts(embeddings_of(found), embeddings_of(exact))
-        drift = Series.of(lambda kept: float(drifts[kept].mean()), self._blocks)
-        power, error = _power(exact["logits"]), _power(found["logits"] - exact["logits"])
-        metric = self._metric(found["logits"])
+        logits, expected = found["logits"], exact["logits"]
+        pairs = pair_drifts(embeddings_of(found), embeddings_of(exact))
+        worst = max(pairs, key=lambda name: float(pairs[name].mean()))
+        divergence = Series.mean(sample_divergences(logits, expected, self.kind), self._blocks)
+        error = Series.mean(sample_errors(logits, expected), self._blocks)
+        metric = self._metric(logits)
         effect = Effect(
-            drift=drift.value,
-            flips=_flips(found["logits"], exact["logits"]),
-            snr_db=float(10 * np.log10(power / error)) if power and error else None,
+            divergence=divergence.value,
+            error=error.value,
+            drift=float(np.mean(list(pairs.values()))),
+            worst_pair=worst,
+            worst_pair_drift=float(pairs[worst].mean()),
+            flips=_flips(logits, expected),
+            snr_db=_snr_db(logits, expected),
             metric=metric.value if metric else None,
         )
         sign = 1 if self._judging.higher_is_better else -1
-        return PartialResult(
-            effect, float(np.sqrt(error / power)) if power else 0.0, drift, metric * sign if metric else None
-        )
+        return PartialResult(effect, divergence, error, metric * sign if metric else None)
 
     def tensors_of(self, layers: Collection[str]) -> frozenset[str]:
         """Return the tensors that only these layers read; a tensor that another layer reads too is not among them."""
@@ -134,6 +168,11 @@ def _flips(logits: Array, exact: Array) -> float | None:
     if exact.ndim != 2 or exact.shape[1] < 2:
         return None
     return float((top1(logits) != top1(exact)).mean())
+
+
+def _snr_db(logits: Array, exact: Array) -> float | None:
+    power, error = _power(exact), _power(logits - exact)
+    return float(10 * np.log10(power / error)) if power and error else None
 
 
 def _power(x: Array) -> float:

@@ -338,6 +338,23 @@ class PruneConfig(Training, frozen=True):
         Meta(description="Widths stay multiples of this; by default of what all targets of the build ask for."),
     ] = None
     ignore: Annotated[list[str], Meta(description="Paths of modules whose width must not change.")] = []
+    repair: Annotated[
+        Literal["auto", "off"],
+        Meta(
+            description="What to do about a pruned network that the gate rejects on the validation split: 'auto' "
+            "prunes less and fine-tunes longer until it passes, and at last leaves the student unpruned; 'off' leaves "
+            "it rejected."
+        ),
+    ] = "auto"
+    repair_s: Annotated[
+        float,
+        Meta(
+            ge=0,
+            le=1_000_000,
+            description="Seconds that attempts after the first may take together; one that would take longer is not "
+            "begun, and the student stays unpruned.",
+        ),
+    ] = 600.0
     loss: Annotated[LossConfig, Meta(description=_FINE_TUNED)] = LossConfig(extra=ANCHOR_EXTRA)
 
     @property
@@ -401,20 +418,20 @@ class GateConfig(_Config, frozen=True):
     The choice of what ships is made on the validation split.
     """
 
-    tau_pass: Annotated[float, Meta(gt=0, le=1000, description="A drift bound up to this passes.")] = 0.005
+    tau_pass: Annotated[float, Meta(gt=0, le=1000, description="A drift bound up to this passes.")] = 0.02
     tau_fail: Annotated[
-        float, Meta(gt=0, le=1000, description="A drift bound above this fails; between the two it warns.")
-    ] = 0.02
+        float, Meta(gt=0, le=1000, description="A drift above this fails; between the two it warns.")
+    ] = 0.04
     max_divergence: Annotated[
         Annotated[float, Meta(gt=0, le=1_000_000)] | None,
         Meta(
             description="Largest mean divergence of the output: of classes the KL divergence in nats, 0.02; of labels "
-            "that a value each stands for, likewise, 0.01; of numbers the squared error over the variance, 0.01; of "
+            "that a value each stands for, likewise, 0.01; of numbers the squared error over the variance, 0.015; of "
             "embeddings the change of cosines, 0.03. By default the one of the output's kind."
         ),
     ] = None
     max_flips: Annotated[Fraction, Meta(description="Largest share of answers that change, such as top-1 classes.")] = (
-        0.03
+        0.05
     )
     max_missing_flips: Annotated[Fraction, Meta(description="The same where a modality is absent; more warns.")] = 0.08
     max_metric_drop: Annotated[float, Meta(ge=0, le=1_000_000, description="Largest fall of the task metric.")] = 0.015

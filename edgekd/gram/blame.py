@@ -1,4 +1,4 @@
-"""The parts of a network that break the Gram structure when they are quantized, and how much each contributes."""
+"""The parts of a network that break what it answers when they are quantized, and how much each contributes."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, TypeAlias
 
 import numpy as np
+
+from edgekd.gram.answers import OutputName  # noqa: TC001 (the cache reads results by their types)
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -31,13 +33,21 @@ class Effect:
     """The difference of a partly quantized network from the float one on the same samples.
 
     Attributes:
+        divergence: Mean over samples of the output's divergence; see :data:`edgekd.gram.answers.MEASURES`.
+        error: Mean over samples of the output's error, as in :class:`edgekd.gram.answers.Answers`.
         drift: Mean over samples of ``e_b``, as in :class:`edgekd.gram.drift.Drift`.
+        worst_pair: The pair of modalities whose drift is largest, ``"a-b"``; the modality, where they do not compare.
+        worst_pair_drift: Mean drift of that pair, or of that modality.
         flips: Share of samples whose top-1 class differs; None where the logits are not a classifier's.
         snr_db: Power of the float logits over the power of their error, in dB; None where there is no error.
         metric: The task metric of the partly quantized network; None where there are no labels.
     """
 
+    divergence: float
+    error: float
     drift: float
+    worst_pair: str
+    worst_pair_drift: float
     flips: float | None
     snr_db: float | None
     metric: float | None
@@ -61,6 +71,26 @@ class RankedFigure:
 
 
 @dataclass(frozen=True)
+class AddedLatency:
+    """The time that a part costs in float: its network's p50 less that of INT8 beside it, in ms.
+
+    Attributes:
+        value_ms: The difference, negative where float saves time.
+        low_ms: The least that it may be, by the 95 % intervals of both.
+        high_ms: The most, likewise.
+    """
+
+    value_ms: float
+    low_ms: float
+    high_ms: float
+
+    @property
+    def told_apart(self) -> bool:
+        """Whether float is clearly slower: the two intervals do not overlap."""
+        return self.low_ms > 0
+
+
+@dataclass(frozen=True)
 class Suspect:
     """One part of the network: quantized alone, and returned to float alone ("undone").
 
@@ -70,11 +100,13 @@ class Suspect:
         tensors: The tensors that undoing returns to float, by their names in the float graph.
         alone: Effect where only this part is quantized.
         undone: Effect where all but this part is quantized.
-        relief: Drift that undoing takes away.
+        relief: Share that undoing takes away of what the output loses, which is the mean of its shares of the
+            divergence and of the error; 1 is all of it.
         gain: Improvement of the metric by undoing; None without labels.
-        latency_ms: Time that undoing costs, in ms, negative where it saves time; None where it was not measured.
-        relief_per_ms: ``relief`` over ``latency_ms``; None where undoing costs no time, or the time is not known.
-        gain_per_ms: ``gain`` over ``latency_ms``, likewise.
+        latency: Time that undoing costs; None where it was not measured.
+        relief_per_ms: ``relief`` over the time; None where undoing costs no time that can be told from none, or the
+            time is not known.
+        gain_per_ms: ``gain`` over the time, likewise.
     """
 
     scope: Scope
@@ -84,7 +116,7 @@ class Suspect:
     undone: Effect
     relief: RankedFigure
     gain: RankedFigure | None
-    latency_ms: float | None
+    latency: AddedLatency | None
     relief_per_ms: RankedFigure | None
     gain_per_ms: RankedFigure | None
 
@@ -112,14 +144,16 @@ class Blame:
 
     Attributes:
         layers: The layers of the network, in the order of its graph.
+        kind: What the output is, and so what its divergence measures.
         samples: Number of samples that the figures were measured on.
         quantized: Effect where everything is quantized.
         suspects: All suspects, by scope in the order of :data:`SCOPES`, and within a scope by relief, the worst first.
-        agreement: Spearman's correlation over layers between the drift of one quantized alone and the drift that
+        agreement: Spearman's correlation over layers between what the output loses with one quantized alone and what
             undoing it relieves; None for fewer than two layers. Errors of layers add up and cancel, so it may be low.
     """
 
     layers: tuple[WeightedLayer, ...]
+    kind: OutputName
     samples: int
     quantized: Effect
     suspects: tuple[Suspect, ...]
@@ -154,8 +188,27 @@ class Series:
         left_out = np.array([statistic(blocks != block) for block in np.unique(blocks)] if np.ptp(blocks) else [])
         return cls(float(statistic(everything)), left_out)
 
+    @classmethod
+    def mean(cls, figures: _Array, blocks: NDArray[np.int64]) -> Series:
+        """Compute the mean of the samples' figures [N], as :meth:`of` does."""
+        block = np.unique(blocks, return_inverse=True)[1]
+        sums, counts = np.bincount(block, figures), np.bincount(block)
+        left_out = (figures.sum() - sums) / (len(figures) - counts) if len(counts) > 1 else np.empty(0)
+        return cls(float(figures.mean()), left_out)
+
     def __sub__(self, other: Series) -> Series:
         return Series(self.value - other.value, self.without - other.without)
+
+    def __add__(self, other: Series) -> Series:
+        return Series(self.value + other.value, self.without + other.without)
+
+    def __truediv__(self, other: Series) -> Series:
+        """Divide; the quotient is 0 where the divisor is 0."""
+        value, without = (
+            np.divide(mine, its, out=np.zeros_like(mine), where=its != 0)
+            for mine, its in ((np.array(self.value), np.array(other.value)), (self.without, other.without))
+        )
+        return Series(float(value), without)
 
     def __mul__(self, factor: float) -> Series:
         return Series(self.value * factor, self.without * factor)

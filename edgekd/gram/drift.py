@@ -220,6 +220,19 @@ def sample_drifts(embeddings: Embeddings, reference: Embeddings) -> _Array:
         embeddings: The model's embeddings, for each modality [N, D].
         reference: The reference's embeddings of the same samples.
     """
+    drifts: _Array = np.mean(list(pair_drifts(embeddings, reference).values()), axis=0)
+    return drifts
+
+
+def pair_drifts(embeddings: Embeddings, reference: Embeddings) -> dict[str, _Array]:
+    """Return the drift of each sample [N] in each pair of modalities, or within each modality, in memory.
+
+    Their mean is ``e_b``; names are those of :attr:`Drift.worst_pair`.
+
+    Args:
+        embeddings: The model's embeddings, for each modality [N, D].
+        reference: The reference's embeddings of the same samples.
+    """
     prefixed = [{EMBEDDING_PREFIX + name: z for name, z in side.items()} for side in (embeddings, reference)]
     floors = _floors(prefixed[1:])
     ours, theirs = (
@@ -227,15 +240,15 @@ def sample_drifts(embeddings: Embeddings, reference: Embeddings) -> _Array:
         for side in prefixed
     )
     if comparable(ours) and comparable(theirs):
-        between: _Array = np.abs(pair_cosines(ours) - pair_cosines(theirs)).mean(1)
-        return between
+        between = np.abs(pair_cosines(ours) - pair_cosines(theirs))
+        return dict(zip(pair_names(list(ours)), between.T, strict=True))
     ids = np.arange(len(next(iter(ours.values())))).astype(str)
     sides = [{"ids": ids, **{EMBEDDING_PREFIX + name: z for name, z in side.items()}} for side in (ours, theirs)]
     anchors = choose_anchors([(sides[0], sides[1])], list(ours))
-    difference = np.abs(anchor_cosines(ours, anchors.embeddings) - anchor_cosines(theirs, anchors.reference)).mean(1)
+    difference = np.abs(anchor_cosines(ours, anchors.embeddings) - anchor_cosines(theirs, anchors.reference))
     counted = anchors.others(hash_names(ids))
-    within: _Array = (difference * counted).sum(1) / counted.sum(1)
-    return within
+    within = (difference * counted[:, None]).sum(2) / counted.sum(1)[:, None]
+    return dict(zip(ours, within.T, strict=True))
 
 
 def _double(embeddings: Embeddings) -> dict[str, _Array]:

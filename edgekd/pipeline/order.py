@@ -13,7 +13,6 @@ from edgekd.pipeline.target.compile import COMPILE, compiles
 from edgekd.pipeline.target.evaluate import CHECK, EVALUATE
 from edgekd.pipeline.target.judge import JUDGE
 from edgekd.pipeline.target.missing import MISSING
-from edgekd.pipeline.target.missing import MISSING
 from edgekd.pipeline.target.package import BUNDLE, PROFILE
 from edgekd.pipeline.target.preflight import PREFLIGHT_TARGET
 from edgekd.pipeline.target.quantize import QUANTIZE

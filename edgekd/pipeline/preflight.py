@@ -23,8 +23,8 @@ if TYPE_CHECKING:
     from edgekd.pipeline.project import Project
     from edgekd.stages.stage import Done, Runner
 
-#: Settings that decide how long and how fast a network learns, and nothing that could be tried in one step.
-_SCHEDULE = ("epochs", "learning_rate", "weight_decay", "steps", "cache_teacher")
+#: Settings that decide how long, how often and how fast a network learns, and nothing that could be tried in one step.
+_SCHEDULE = ("epochs", "learning_rate", "weight_decay", "steps", "cache_teacher", "repair", "repair_s")
 
 
 @dataclass(frozen=True)

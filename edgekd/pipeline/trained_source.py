@@ -17,6 +17,7 @@ from edgekd.pipeline.source import QatStudent
 from edgekd.runtime.corruption import Robustness
 from edgekd.stages.artifacts import CUT_PROBE, PROBE, WEIGHTS, Exported, Trained, validation_probe
 from edgekd.stages.cache import digest
+from edgekd.stages.judging import gate_rules
 from edgekd.stages.stage import Done, Runner, StageSpec
 from edgekd.training.distillation.loss_registry import check_losses, own_loss_sources
 from edgekd.training.stage_run import StageRun, computing_threads
@@ -49,6 +50,11 @@ def _describe(trained: Trained) -> str:
     return f"metric {trained.metric:.4f}, {trained.parameters:,} parameters"
 
 
+def _describe_pruned(trained: Trained) -> str:
+    tried = f", {len(trained.attempts)} attempts" if len(trained.attempts) > 1 else ""
+    return _describe(trained) + tried
+
+
 def _describe_export(exported: Exported) -> str:
     return f"{len(exported.sizes)} ONNX graphs, within {max(exported.parity.values()):.0e} of torch"
 
@@ -60,7 +66,12 @@ def _describe_robustness(robustness: Robustness) -> str:
 TEACHER: StageSpec[Trained] = StageSpec("teacher", 4, Trained, ("torch",), "train the teacher, or load it", _describe)
 DISTILL: StageSpec[Trained] = StageSpec("distill", 4, Trained, (), "train the student from the teacher", _describe)
 PRUNE: StageSpec[Trained] = StageSpec(
-    "prune", 7, Trained, ("torch-pruning",), "remove channels of the student and fine-tune what is left", _describe
+    "prune",
+    8,
+    Trained,
+    ("torch-pruning",),
+    "remove channels of the student and fine-tune what is left",
+    _describe_pruned,
 )
 EXPORT: StageSpec[Exported] = StageSpec(
     "export", 8, Exported, ("onnx", "onnxscript", "onnxruntime"), "write the networks as ONNX", _describe_export
@@ -347,11 +358,11 @@ class TrainingStages:
                 self._load_student(student),
                 self._outputs(teacher, config.loss, report),
             )
-            return prune.run(
-                self.project.loaded, networks, self.taps, config, StageRun(self.recipe.seed, folder, report)
-            )
+            task, seed = self.project.loaded, self.recipe.seed
+            rules = gate_rules(self.recipe.gate, task.metric_name, higher_is_better=task.higher_is_better, seed=seed)
+            return prune.run(task, networks, self.taps, config, StageRun(seed, folder, report), rules)
 
-        settings = {**_plain(config), **own_loss_sources(config.loss)}
+        settings = {**_plain(config), **own_loss_sources(config.loss), "gate": _plain(self.recipe.gate)}
         return self._run(PRUNE, config=settings, inputs={"student": student.key}, run=run)
 
     def _export(self, teacher: Done[Trained], student: Done[Trained], pruned: Done[Trained]) -> Done[Exported]:

@@ -55,13 +55,14 @@ class PruneAttempt:
     """One attempt at pruning, judged against the unpruned student on the validation split.
 
     Attributes:
-        ratio: Share of the channels that was to go.
-        ratios: The same for encoders that have one of their own.
-        epochs: Number of epochs of the fine-tune.
+        ratio: Share that went of all channels that could; 0 for the unpruned student itself.
+        ratios: The same of each branch: of the encoder of each modality, and of "fusion", what comes after them.
+        epochs: Number of epochs of each fine-tune; 0 where nothing was pruned.
         parameters: Number of parameters that are left.
         seconds: Time that it took.
         row: The row of the ledger, on the validation split.
-        reason: Why it was tried, and with what change; "" for the first, which is as the recipe has it.
+        reason: What was changed after the attempt before, and why; "" for the first, which is as the recipe has it.
+        drifts: For each modality how far the Gram between samples drifted in its own embeddings.
     """
 
     ratio: float
@@ -71,6 +72,7 @@ class PruneAttempt:
     seconds: float
     row: LedgerRow
     reason: str = ""
+    drifts: dict[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

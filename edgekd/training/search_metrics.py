@@ -1,4 +1,4 @@
-"""Metrics of a finished student that a search compares: metric and drift on the validation split, and latency."""
+"""What is known of a finished student before a build: its ledger on the validation split, and its latency."""
 
 from __future__ import annotations
 
@@ -6,30 +6,46 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from edgekd.training.loop.evaluate import Validation, example_batch, probe
+from edgekd.gram.blame import choosing_groups
+from edgekd.gram.gate import keep_ledger
+from edgekd.stages.judging import measure_metrics
+from edgekd.training.loop.evaluate import example_batch, ground_truth, probe
 from edgekd.training.loop.loop import compute_device
 from edgekd.training.loop.weights import build
 from edgekd.training.pruning.latency import RelativeLatency
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
     from contextlib import AbstractContextManager
 
     from torch import nn
 
-    from edgekd.training.loop.loop import Epoch
+    from edgekd.gram.gate import GateRules, Ledger
     from edgekd.training.pruning.latency import Compared
     from edgekd.training.taps.taps import Taps
     from edgekd.training.task.loading import LoadedTask
 
 
-def validate(task: LoadedTask, teacher: nn.Module, student: nn.Module, taps: Taps) -> Epoch:
-    """Return the metric as "validation", and as "drift" that of the student's Gram from the teacher's.
+def keep_validation_ledger(task: LoadedTask, models: Mapping[str, nn.Module], taps: Taps, rules: GateRules) -> Ledger:
+    """Compare trained networks on the validation split, and judge them by the gate's rules.
 
-    Both are of the validation split. The test split is not used: a choice made by it could not be judged by it.
+    The test split is not used: a choice made by it could not be judged by it.
+
+    Args:
+        task: The task.
+        models: The network of each row of the ledger, in its order: "teacher", "student", and what was made of it.
+        taps: Where the embeddings of teacher and student are.
+        rules: How the rows are judged.
     """
-    device = compute_device()
-    reference = probe(teacher.to(device), taps.teacher, task.splits["val"])
-    return Validation(task, student.to(device), taps.student, reference)()
+    device, split = compute_device(), task.splits["val"]
+    truth = ground_truth(split)
+    probes = {
+        name: probe(model.to(device), taps.teacher if name == "teacher" else taps.student, split)
+        for name, model in models.items()
+    }
+    groups = choosing_groups(truth.groups)
+    metrics = measure_metrics(probes, truth.labels, groups, task.metric, rules)
+    return keep_ledger(probes, metrics, rules, groups)
 
 
 class StudentTimer:

@@ -9,30 +9,34 @@ from __future__ import annotations
 import math
 import os
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from itertools import pairwise
 from typing import TYPE_CHECKING
 
 import msgspec
 
 from edgekd.errors import ModelError
-from edgekd.files import need, scratch_root
+from edgekd.files import need, scratch_folder, scratch_root
+from edgekd.gram.gate import FINETUNED
 from edgekd.pipeline.project import Project
-from edgekd.pipeline.trained_source import DISTILL, TrainingStages
+from edgekd.pipeline.trained_source import DISTILL, PRUNE, TrainingStages
 from edgekd.report.search.tables import TrialFigures
 from edgekd.stages.artifacts import PROBE, WEIGHTS
 from edgekd.stages.cache import Cache
-from edgekd.stages.progress import Silent
-from edgekd.stages.stage import Runner, StageSpec
-from edgekd.workflows.advise.result import AdviceTrial, TeacherMetric, ValidationFacts
+from edgekd.stages.judging import gate_rules
+from edgekd.stages.progress import Silent, StageReporter
+from edgekd.stages.stage import Runner, Stage, StageSpec
+from edgekd.training.distillation.loss_registry import own_loss_sources
+from edgekd.workflows.advise.result import AdviceTrial, LossJudgement, TeacherMetric, ValidationFacts
 
 if TYPE_CHECKING:
     from contextlib import AbstractContextManager
     from pathlib import Path
 
     from edgekd.config.recipe import DistillConfig, Recipe, TaskConfig
+    from edgekd.gram.gate import Ledger
     from edgekd.stages.artifacts import Trained
-    from edgekd.stages.progress import Observer, StageReporter
+    from edgekd.stages.progress import Observer
     from edgekd.stages.stage import Done
     from edgekd.training.search_metrics import StudentTimer
     from edgekd.workflows.advise.budgeted import TrialProgress
@@ -42,6 +46,9 @@ _CEILING: StageSpec[TeacherMetric] = StageSpec(
     "ceiling", 2, TeacherMetric, summary=lambda ceiling: f"{ceiling.metric:.4f}"
 )
 _TRIAL: StageSpec[AdviceTrial] = StageSpec("trial", 2, AdviceTrial, summary=lambda trial: f"{trial.validation}")
+_JUDGEMENT: StageSpec[LossJudgement] = StageSpec(
+    "judgement", 1, LossJudgement, summary=lambda judgement: judgement.verdict
+)
 
 #: The opset where nothing is exported.
 _NO_EXPORT = 0
@@ -91,29 +98,32 @@ class TrialRunner:
         return TrainingStages(Runner(self.cache, observer), project, recipe, self._opset, teachers=teachers)
 
     def measure_variant(self, recipe: Recipe, observer: Observer) -> TrialFigures:
-        """Train a whole variant, as far as it is not trained yet, and measure metric, latency and drift.
+        """Train a whole variant, as far as it is not trained yet; measure metric, latency and drift, and judge it.
 
         Raises:
             EdgekdError: Any error that a user can cause.
         """
-        from edgekd.training import search_metrics
-
         stages = self.stages(recipe, observer)
-        teacher, student = stages.networks()
-        task = stages.project.loaded
-        figures = search_metrics.validate(task, teacher, student, stages.taps)
-        wrong = [name for name, value in figures.items() if not math.isfinite(value)]
-        if wrong:
-            raise ModelError(f"{wrong[0]} of the trained student is not a finite number")
+        ledger = _keep_ledger(stages)
+        row = ledger.row(FINETUNED)
+        assert row.to_teacher is not None  # the ledger has a teacher
+        assert row.to_reference is not None  # and a student
+        for name, value in (("metric", row.metric), ("drift", row.to_teacher.mean)):
+            if value is None or not math.isfinite(value):
+                raise ModelError(f"the {name} of the trained student on the validation split is no finite number")
         observer.advance("latency", 0, 0, "exporting, and waiting until no other worker measures")
-        compared = self._timer(task, student, stages.taps, latency_lock())
+        _, pruned = stages.networks()
+        compared = self._timer(stages.project.loaded, pruned, stages.taps, latency_lock())
         return TrialFigures(
-            metric=figures["validation"],
+            metric=row.metric or 0.0,
             latency=round(compared.ratio, _DIGITS),
-            drift=figures["drift"],
+            drift=row.to_teacher.mean,
             p50_ms=compared.p50_ms,
             reference_ms=compared.reference_ms,
-            parameters=sum(parameter.numel() for parameter in student.parameters()),
+            parameters=sum(parameter.numel() for parameter in pruned.parameters()),
+            verdict=ledger.verdict,
+            reasons=ledger.reasons,
+            bound=row.to_reference.bound,
         )
 
     def _projects(self, task: TaskConfig) -> tuple[Project, Project | None]:
@@ -181,26 +191,78 @@ class BriefTrials(TrialRunner):
 
     def distil(self, teacher: Done[Trained], brief: BriefTraining) -> AdviceTrial:
         """Distil a student, and keep its metric on the validation split alone."""
+        return self.runner.execute(self._trial(teacher, brief)).result
 
-        def run(folder: Path, report: StageReporter) -> AdviceTrial:
-            self.training.preflight()  # once, and not part of the seconds that a trial takes
-            self.progress.ticks.clear()
-            began = self.progress.clock()
-            try:
-                trained = self.training.distil(teacher, brief.config, brief.seed, folder, report)
-            except ModelError as error:
-                return AdviceTrial(None, None, self.progress.clock() - began, 0.0, str(error))
-            return self._measure(trained, brief, began, folder)
+    def finds(self, teacher: Done[Trained], brief: BriefTraining) -> bool:
+        """Return whether an earlier run has finished this very trial."""
+        return self.cache.find(self._trial(teacher, brief).key) is not None
 
+    def time(self, teacher: Done[Trained], brief: BriefTraining) -> AdviceTrial:
+        """Distil a student for the seconds that it takes now; nothing of it is kept."""
+        with scratch_folder() as folder:
+            return self._distil(teacher, brief, folder, StageReporter(self.progress, _TRIAL.name))
+
+    @property
+    def up_to_date(self) -> bool:
+        """Whether every trial and judgement so far was read from the cache."""
+        return all(stage.cached for stage in self.runner.times)
+
+    def _trial(self, teacher: Done[Trained], brief: BriefTraining) -> Stage[AdviceTrial]:
         settings = {
             **msgspec.to_builtins(brief.config),
+            **own_loss_sources(brief.config.loss),
             "taps": msgspec.to_builtins(self.recipe.student.taps),
             "seed": brief.seed,
             "distill": DISTILL.version,
             "error": brief.with_error,
         }
-        label = f"{brief.name}, seed {brief.seed}"
-        return self.runner(_TRIAL, label=label, config=settings, inputs={"teacher": teacher.key}, run=run).result
+        label, depends = f"{brief.name}, seed {brief.seed}", {"config": settings, "inputs": {"teacher": teacher.key}}
+        return Stage(_TRIAL, label, depends, partial(self._distil, teacher, brief))
+
+    def _distil(self, teacher: Done[Trained], brief: BriefTraining, folder: Path, report: StageReporter) -> AdviceTrial:
+        self.training.preflight()  # once, and not part of the seconds that a trial takes
+        self.progress.ticks.clear()
+        began = self.progress.clock()
+        try:
+            trained = self.training.distil(teacher, brief.config, brief.seed, folder, report)
+        except ModelError as error:
+            return AdviceTrial(None, None, self.progress.clock() - began, 0.0, str(error))
+        return self._measure(trained, brief, began, folder)
+
+    def judge(self, teacher: Done[Trained], name: str, recipe: Recipe) -> LossJudgement:
+        """Train and prune the recipe with a loss by the stages that a build has, and let the gate judge the result.
+
+        Args:
+            teacher: The finished teacher.
+            name: Name of the loss.
+            recipe: The recipe with that loss.
+        """
+        return self.runner.execute(self._judgement(teacher, name, recipe)).result
+
+    def finds_judgement(self, teacher: Done[Trained], name: str, recipe: Recipe) -> bool:
+        """Return whether an earlier run has this very judgement."""
+        return self.cache.find(self._judgement(teacher, name, recipe).key) is not None
+
+    def _judgement(self, teacher: Done[Trained], name: str, recipe: Recipe) -> Stage[LossJudgement]:
+        def run(_folder: Path, _report: StageReporter) -> LossJudgement:
+            began = self.progress.clock()
+            try:
+                ledger = _keep_ledger(self.stages(recipe, self.progress))
+            except ModelError as error:
+                return LossJudgement(name, "fail", (str(error),), None, None, self.progress.clock() - began)
+            before, after = ledger.row(ledger.reference).metric, ledger.row(FINETUNED).metric
+            seconds = self.progress.clock() - began
+            return LossJudgement(name, ledger.verdict, ledger.reasons, before, after, seconds)
+
+        settings = {
+            **{part: msgspec.to_builtins(getattr(recipe, part)) for part in ("distill", "prune", "gate", "student")},
+            **own_loss_sources(recipe.distill.loss),
+            "seed": recipe.seed,
+            "name": name,
+            "stages": [DISTILL.version, PRUNE.version],
+        }
+        depends = {"config": settings, "inputs": {"teacher": teacher.key}}
+        return Stage(_JUDGEMENT, name, depends, run)
 
     def _measure(self, trained: Trained, brief: BriefTraining, began: float, folder: Path) -> AdviceTrial:
         """Sum up a trial; its weights, and its outputs for the test split, are not kept."""
@@ -220,6 +282,20 @@ class BriefTrials(TrialRunner):
         for file in (WEIGHTS, PROBE):
             (folder / file).unlink()
         return AdviceTrial(value, error, seconds, epoch)
+
+
+def _keep_ledger(stages: TrainingStages) -> Ledger:
+    """Train what is not trained yet, and judge the pruned student, in float, by the gate on the validation split."""
+    from edgekd.training.loop.weights import build, load_weights
+    from edgekd.training.search_metrics import keep_validation_ledger
+
+    _, distilled, _ = stages.train()
+    teacher, pruned = stages.networks()
+    task, recipe = stages.project.loaded, stages.recipe
+    student = load_weights(build(task.task.student, recipe.seed), distilled.folder / WEIGHTS)
+    models = {"teacher": teacher, "student": student, FINETUNED: pruned}
+    rules = gate_rules(recipe.gate, task.metric_name, higher_is_better=task.higher_is_better, seed=recipe.seed)
+    return keep_validation_ledger(task, models, stages.taps, rules)
 
 
 def _without_student(task: TaskConfig) -> dict[str, object]:

@@ -12,6 +12,7 @@ from edgekd.gram.answers import (
     compare_answers,
     guess_kind,
     sample_divergences,
+    sample_errors,
 )
 from edgekd.gram.intervals import Bootstrap, binomial_upper, mean_needs, share_needs
 from edgekd.gram.probe import Probe
@@ -104,6 +105,14 @@ def test_probabilities_of_labels_far_from_half_do_not_overflow():
     far = np.array([[1e4, -1e4]])
     assert sample_divergences(far, far, OutputKind("multilabel")).tolist() == [0]
     assert np.isfinite(sample_divergences(-far, far, OutputKind("multilabel"))).all()
+
+
+@pytest.mark.parametrize("name", OUTPUTS)
+def test_errors_in_memory_are_those_of_the_comparison(name):
+    changed, reference = rotated(OUTPUTS[name][1]), OUTPUTS[name][1]
+    assert sample_errors(changed, reference).mean() == pytest.approx(compared(name, changed).error.mean)
+    nothing = np.zeros((2, 3))
+    assert sample_errors(nothing, nothing).tolist() == [0, 0]
 
 
 def test_outputs_near_zero_are_compared_with_the_others_length():

@@ -25,6 +25,22 @@ def test_groups_are_left_out_whole():
     assert grouped.error == pytest.approx(series(values).error)
 
 
+def test_a_mean_is_computed_as_any_statistic():
+    values, blocks = np.random.default_rng(0).normal(size=60), make_blocks(60, np.repeat(list("abcdef"), 10))
+    found, expected = Series.mean(values, blocks), Series.of(lambda kept: values[kept].mean(), blocks)
+    assert found.value == pytest.approx(expected.value)
+    assert found.without == pytest.approx(expected.without)
+    assert Series.mean(np.array([2.0]), np.array([0])).error is None
+
+
+def test_a_share_of_nothing_is_nothing():
+    share = Series(1.0, np.array([2.0, 3.0])) / Series(4.0, np.array([0.0, 6.0]))
+    assert (share.value, *share.without) == (0.25, 0, 0.5)
+    assert (series([1.0, 2.0]) / series([0.0, 0.0])).value == 0
+    total = series([1.0, 2.0]) + series([3.0, 4.0])
+    assert (total.value, *total.without) == (5, 6, 4)
+
+
 def test_differences_are_paired():
     common = np.random.default_rng(0).normal(0, 100, 40)
     apart = np.linspace(0.9, 1.1, 40)

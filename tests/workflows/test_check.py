@@ -188,7 +188,7 @@ def test_blame_is_a_table_json_and_a_picture(folder):
     found = json.loads((folder / "out" / "cpu" / "blame.json").read_text(encoding="utf-8"))
     branches = [suspect["name"] for suspect in found["suspects"] if suspect["scope"] == "branch"]
     assert sorted(branches) == ["fou", "fusion", "mor", "zer"]
-    assert all(suspect["latency_ms"] is not None for suspect in found["suspects"])
+    assert all(suspect["latency"] is not None for suspect in found["suspects"])
     assert (folder / "out" / "cpu" / "blame.svg").read_text(encoding="utf-8").startswith("<svg")
 
 

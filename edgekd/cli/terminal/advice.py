@@ -13,7 +13,14 @@ if TYPE_CHECKING:
 
     from edgekd.workflows.advise.result import Advice
 
-_STYLES = {"use": "green", "none": "yellow", "no room": "yellow", "undecided": "yellow", "too short": "bold red"}
+_STYLES = {
+    "use": "green",
+    "none": "yellow",
+    "no room": "yellow",
+    "undecided": "yellow",
+    "too short": "bold red",
+    "rejected": "bold red",
+}
 
 
 def print_advice(advice: Advice, folder: Path, width: int | None = None) -> None:

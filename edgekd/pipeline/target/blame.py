@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from edgekd.compress.blame import blame
 from edgekd.compress.switchboard import restore_float
-from edgekd.gram.blame import Blame
+from edgekd.gram.blame import AddedLatency, Blame
 from edgekd.pipeline.target.context import LIBRARIES
 from edgekd.pipeline.target.examine import open_examiner, time_beside_int8
 from edgekd.stages.stage import Done, StageSpec
@@ -26,11 +26,12 @@ _TIMED = 24
 
 def _describe(blamed: Blame) -> str:
     worst = blamed.of("branch")[0] if blamed.of("branch") else None
-    return f"drift {blamed.quantized.drift:.4f}" + (f", of which undoing {worst.name} relieves most" if worst else "")
+    loss = f"divergence {blamed.quantized.divergence:.4f}"
+    return loss + (f", of which undoing {worst.name} relieves most" if worst else "")
 
 
 BLAME: StageSpec[Blame] = StageSpec(
-    "blame", 5, Blame, LIBRARIES, "find the layers and branches that break INT8", _describe
+    "blame", 6, Blame, LIBRARIES, "find the layers and branches that break INT8", _describe
 )
 
 
@@ -46,7 +47,7 @@ def blame_candidate(context: Context, candidate: PreparedCandidate, label: str =
     def run(folder: Path, report: StageReporter) -> Blame:
         examiner = open_examiner(context, candidate)
 
-        def time(blamed: Blame) -> dict[str, float]:
+        def time(blamed: Blame) -> dict[str, AddedLatency]:
             return _times(context, candidate.spec, examiner, blamed, folder, report)
 
         def advance(done: int, total: int) -> None:
@@ -64,9 +65,12 @@ def blame_candidate(context: Context, candidate: PreparedCandidate, label: str =
 
 def _times(
     context: Context, spec: CandidateSpec, examiner: Examiner, blamed: Blame, folder: Path, report: StageReporter
-) -> dict[str, float]:
-    """Return for the worst suspects how much slower the network is where only they are float, in ms."""
+) -> dict[str, AddedLatency]:
+    """Return for the worst suspects how much slower the network is where only they are float."""
     worst = sorted(blamed.suspects, key=lambda suspect: -suspect.relief.value)[:_TIMED]
     graphs = {s.name: partial(restore_float, examiner.qdq, examiner.floats, s.tensors) for s in worst}
     timed = time_beside_int8(context, spec, examiner, graphs, folder, report)
-    return {name: own.value_ms - int8.value_ms for name, (own, int8) in timed.items()}
+    return {
+        name: AddedLatency(own.value_ms - int8.value_ms, own.low_ms - int8.high_ms, own.high_ms - int8.low_ms)
+        for name, (own, int8) in timed.items()
+    }

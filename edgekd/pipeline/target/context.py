@@ -10,14 +10,10 @@ import msgspec
 
 from edgekd.devices.base import Absent
 from edgekd.errors import ModelError
-from edgekd.gram.gate import GateRules, reference_of
-from edgekd.gram.intervals import Bootstrap
-from edgekd.gram.metric import LabelledSamples, LedgerMetrics
-from edgekd.gram.verdict import GateLimits
 from edgekd.pipeline.target.refusal import in_users_terms, read_origins
 from edgekd.runtime.backends.registry import AS_WRITTEN, ORT, Runtime
 from edgekd.stages.artifacts import CALIBRATION, TEST, VALIDATION, onnx_name, origins_name
-from edgekd.stages.labels import UNLABELLED
+from edgekd.stages.judging import gate_rules, measure_metrics
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Mapping
@@ -30,8 +26,10 @@ if TYPE_CHECKING:
     from edgekd.config.recipe import Recipe
     from edgekd.config.target import Target
     from edgekd.devices.base import Device
-    from edgekd.gram.gate import Ledger
+    from edgekd.gram.gate import GateRules, Ledger
+    from edgekd.gram.metric import LedgerMetrics
     from edgekd.gram.probe import Probe
+    from edgekd.gram.verdict import GateLimits
     from edgekd.pipeline.source import Origin
     from edgekd.stages.artifacts import Exported
     from edgekd.stages.progress import StageReporter
@@ -248,35 +246,19 @@ class Context:
         self, probes: Mapping[str, Probe], labels: NDArray[np.int64] | None, groups: NDArray[np.generic] | None
     ) -> LedgerMetrics:
         """Return the metric of each row of a ledger, with labels [N] and groups [N] of its samples, as far as given."""
-        if labels is None or (labels == UNLABELLED).all():
-            return LedgerMetrics(dict.fromkeys(probes))
-        gate, higher = self.recipe.gate, self.exported.result.facts.higher_is_better
-        samples = LabelledSamples(labels, groups, self.origin.metric, higher, gate.confidence)
-        return samples.measure(probes, reference_of(probes))
+        return measure_metrics(probes, labels, groups, self.origin.metric, self.rules)
 
-    @cached_property
+    @property
     def limits(self) -> GateLimits:
         """Limits of the gate."""
-        gate, facts = self.recipe.gate, self.exported.result.facts
-        return GateLimits(
-            tau_pass=gate.tau_pass,
-            tau_fail=gate.tau_fail,
-            max_flips=gate.max_flips,
-            max_metric_drop=gate.max_metric_drop,
-            higher_is_better=facts.higher_is_better,
-            max_divergence=gate.max_divergence,
-            max_missing_flips=gate.max_missing_flips,
-            min_learned=gate.min_learned,
-            structure=gate.structure,
-            undecided=gate.undecided,
-        )
+        return self.rules.limits
 
     @cached_property
     def rules(self) -> GateRules:
         """How the rows of a ledger are judged."""
-        bootstrap = Bootstrap(self.recipe.gate.confidence, self.recipe.gate.resamples, self.recipe.seed)
-        facts = self.exported.result.facts
-        return GateRules(facts.metric, self.limits, bootstrap, facts.kind)
+        facts, seed = self.exported.result.facts, self.recipe.seed
+        gate, higher_is_better = self.recipe.gate, facts.higher_is_better
+        return gate_rules(gate, facts.metric, higher_is_better=higher_is_better, seed=seed, kind=facts.kind)
 
     def leave_out(self, name: str, error: ModelError, folder: Path, report: StageReporter) -> str:
         """Warn that a candidate is left out, and return why, without the path of a folder of the cache."""

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING
 import msgspec
 import numpy as np
 
-from edgekd.compress.partial import SAMPLES, Examiner, SampleFacts
+from edgekd.compress.partial import Examiner, SampleFacts, enough_samples
+from edgekd.compress.qdq_map import list_layers
 from edgekd.compress.quantizers.prepare import open_samples
 from edgekd.compress.variants import write_variants
 from edgekd.config.recipe import ProfileConfig
@@ -38,14 +39,16 @@ def open_examiner(context: Context, candidate: PreparedCandidate) -> Examiner:
     onnx = need("onnx", "build")
     qdq, floats = (onnx.load(str(candidate.folder / name)) for name in (QDQ, PREPARED))
     calibration = load_calibration(context.recipe.quantize.calibration)
-    few = msgspec.structs.replace(calibration, samples=min(calibration.samples, SAMPLES))
+    enough = enough_samples(len(list_layers(floats)))
+    few = msgspec.structs.replace(calibration, samples=min(calibration.samples, enough))
     samples = open_samples(candidate.folder / PREPARED, context.calibration, few)
     with open_arrays(context.calibration) as arrays:
         labels, groups = (arrays[key][samples.rows] if key in arrays else None for key in ("labels", "groups"))
     if labels is not None and (labels == UNLABELLED).all():
         labels = None
     metric = None if labels is None else context.origin.metric
-    judging = SampleFacts(labels, groups, metric, context.exported.result.facts.higher_is_better)
+    facts = context.exported.result.facts
+    judging = SampleFacts(labels, groups, metric, facts.higher_is_better, facts.kind)
     return Examiner(qdq, floats, samples, judging)
 
 

@@ -22,7 +22,7 @@ from edgekd.runtime.session import open_arrays
 from edgekd.stages.stage import StageSpec
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Mapping
+    from collections.abc import Callable, Iterable, Iterator, Sequence
     from pathlib import Path
 
     import onnx
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from edgekd.compress.mixed_precision import RepairStep
     from edgekd.compress.partial import Examiner
     from edgekd.compress.variants import CandidateSpec
-    from edgekd.gram.blame import Blame
+    from edgekd.gram.blame import Blame, Suspect
     from edgekd.gram.probe import Probe
     from edgekd.pipeline.target.context import Context
     from edgekd.stages.progress import StageReporter
@@ -79,14 +79,14 @@ def return_layers(
     Args:
         context: The target.
         candidate: The INT8 candidate.
-        blamed: What each of its layers does to the drift, and costs.
+        blamed: What each of its layers does to the output, and costs.
         mode: "auto" returns layers until the gate lets the candidate through; "best" as far as that costs no time.
         label: What tells the stage from that of another candidate; "" for the first.
 
     Returns:
         The candidate after the last step; None where there was no layer to return.
     """
-    latency_ms = {s.name: s.latency_ms for s in blamed.result.suspects if s.latency_ms is not None}
+    suspects = blamed.result.suspects
     spec, name = candidate.spec, f"{candidate.name}-repaired"
 
     def run(folder: Path, report: StageReporter) -> Repaired:
@@ -108,9 +108,9 @@ def return_layers(
 
         try:
             steps = (
-                repair_steps(examiner, judge, latency_ms)
+                repair_steps(examiner, judge, suspects)
                 if mode == "auto"
-                else _judged(_free_steps(context, spec, examiner, latency_ms, folder, report), judge)
+                else _judged(_free_steps(context, spec, examiner, suspects, folder, report), judge)
             )
             for number, step in enumerate(steps, 1):
                 note = f"{step.name} to {context.target.scheme.rest}"
@@ -161,7 +161,7 @@ def _free_steps(
     context: Context,
     spec: CandidateSpec,
     examiner: Examiner,
-    latency_ms: Mapping[str, float],
+    suspects: Sequence[Suspect],
     folder: Path,
     report: StageReporter,
 ) -> list[RepairStep]:
@@ -171,7 +171,7 @@ def _free_steps(
     added up; it costs time where the intervals of p50 are apart. Of the rows of steps that are cheap enough it is the
     one that leaves the least harm.
     """
-    steps = list(spare_steps(examiner, latency_ms))
+    steps = list(spare_steps(examiner, suspects))
     graphs = {f"{number} layers to float": partial(getattr, step, "graph") for number, step in enumerate(steps, 1)}
     timed = time_beside_int8(context, spec, examiner, graphs, folder, report).values()
     allowed = 1 + context.recipe.quantize.slack

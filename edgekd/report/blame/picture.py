@@ -13,10 +13,10 @@ from edgekd.report.svg.draw import RAMP_WIDTH, ramp_colour, ramp_legend, shorten
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-    from edgekd.gram.blame import Blame, Suspect, WeightedLayer
+    from edgekd.gram.blame import Blame, RankedFigure, Suspect, WeightedLayer
 
 #: In pixels: a box, the space between boxes, columns and around all, what stands above and below the graph.
-_WIDTH, _HEIGHT, _ABOVE, _BESIDE, _MARGIN, _HEAD, _FOOT = 208, 62, 26, 44, 24, 84, 66
+_WIDTH, _HEIGHT, _ABOVE, _BESIDE, _MARGIN, _HEAD, _FOOT = 208, 62, 26, 44, 24, 100, 84
 #: Characters that fit into a box.
 _NAME = 28
 _STYLE = """
@@ -52,7 +52,7 @@ class _Box:
 
 
 def blame_svg(blame: Blame) -> str:
-    """Return the picture: one box for each layer, which is darker the more drift its return to float relieves."""
+    """Return the picture: one box for each layer, darker the more of the output's loss its return to float takes."""
     boxes = _place(blame.layers)
     suspects = {suspect.name: suspect for suspect in blame.of("layer")}
     width = max(480.0, max(box.x + _WIDTH for box in boxes.values()) + _MARGIN)
@@ -61,15 +61,35 @@ def blame_svg(blame: Blame) -> str:
         *_heading(blame),
         *_branches(blame, boxes),
         *(line for box in boxes.values() for line in _edges(box, boxes)),
-        *(line for box in boxes.values() for line in _box(box, suspects.get(box.layer.name), blame.quantized.drift)),
-        *_legend(blame.quantized.drift, height - _FOOT + 26),
+        *(line for box in boxes.values() for line in _box(box, suspects.get(box.layer.name), blame)),
+        *_legend(height - _FOOT + 26),
     ]
-    return standalone_svg((width, height), "Drift that each layer's return to float relieves", _STYLE, parts)
+    return standalone_svg((width, height), "Output loss that each layer's return to float takes away", _STYLE, parts)
 
 
-def drift_figure(value: float | None) -> str:
-    """Write a drift or a part of one with five digits: it may be far below what the gate looks at."""
+def small(value: float | None) -> str:
+    """Write a divergence, a drift, or a part of one, with five digits: it may be far below what the gate looks at."""
     return number(value if value is None else round(value, 5) + 0.0, ".5f")  # never "-0.00000"
+
+
+def relieved_share(relief: RankedFigure) -> str:
+    """Write a share of the output's loss with its standard error, e.g. "62 ± 3%"."""
+    error = f" ± {number(100 * relief.error, '.0f')}" if relief.error is not None else ""
+    return f"{number(100 * relief.value, 'z.0f')}{error}%"
+
+
+def relieved_drift(suspect: Suspect, blame: Blame) -> float:
+    """Return the drift that goes where only this part is float."""
+    return blame.quantized.drift - suspect.undone.drift
+
+
+def all_in_int8(blame: Blame) -> tuple[str, str]:
+    """Say what the output loses where everything is quantized, beside the drift; and which decisions that changes."""
+    effect = blame.quantized
+    loss = f"All in INT8: divergence {small(effect.divergence)}, error {percent(effect.error)}"
+    decided = f"{percent(effect.flips)} flips, " if effect.flips is not None else ""
+    decided += f"metric {number(effect.metric)}, " if effect.metric is not None else ""
+    return f"{loss}, drift {small(effect.drift)}", f"{decided}against float on {blame.samples} calibration samples"
 
 
 def _place(layers: Sequence[WeightedLayer]) -> dict[str, _Box]:
@@ -88,21 +108,19 @@ def _place(layers: Sequence[WeightedLayer]) -> dict[str, _Box]:
 
 
 def _heading(blame: Blame) -> Iterator[str]:
-    effect = blame.quantized
-    flips = f", {percent(effect.flips)} flips" if effect.flips is not None else ""
-    yield text(_MARGIN, 26, "Drift that returning a layer to float relieves", kind="title")
-    whole = f"All in INT8: drift {drift_figure(effect.drift)}{flips}; {blame.samples} calibration samples"
-    yield text(_MARGIN, 46, whole, kind="quiet")
+    yield text(_MARGIN, 26, "Output loss that returning a layer to float takes away", kind="title")
+    for line, content in enumerate(all_in_int8(blame)):
+        yield text(_MARGIN, 46 + 16 * line, content, kind="quiet")
 
 
 def _branches(blame: Blame, boxes: dict[str, _Box]) -> Iterator[str]:
     """Write each branch's name and relief above its first box."""
-    relief = {suspect.name: suspect.relief.value for suspect in blame.of("branch")}
+    relief = {suspect.name: relieved_share(suspect.relief) for suspect in blame.of("branch")}
     first: dict[str, _Box] = {}
     for box in boxes.values():
         first.setdefault(box.layer.branch, box)
     for name, box in first.items():
-        heading = f"{shorten(name, 16)}: {drift_figure(relief[name]) if name in relief else 'float'}"
+        heading = f"{shorten(name, 16)}: {relief.get(name, 'float')}"
         x, anchor = (box.x + _WIDTH + 10, "start") if name == FUSION else (box.middle, "middle")
         y = box.y + 14 if name == FUSION else box.y - 9
         yield text(x, y, heading, anchor)
@@ -122,15 +140,14 @@ def _edges(box: _Box, boxes: dict[str, _Box]) -> Iterator[str]:
         yield f'<path class="edge" d="{path}"/><path class="arrow" d="{head}"/>'
 
 
-def _box(box: _Box, suspect: Suspect | None, most: float) -> Iterator[str]:
+def _box(box: _Box, suspect: Suspect | None, blame: Blame) -> Iterator[str]:
     """Draw one layer with its figures; a layer that stays float has none."""
     style, ink, relief, about = 'class="float"', "", "float", box.layer.operator
     if suspect:
-        share = max(0.0, suspect.relief.value / most) if most > 0 else 0.0
+        share = max(0.0, suspect.relief.value)
         style, ink = f'class="box" fill="{ramp_colour(share)}"', "dark" if share > 0.8 else "light"
-        relief = drift_figure(suspect.relief.value)
-        relief += f" ± {drift_figure(suspect.relief.error)}" if suspect.relief.error is not None else ""
-        about += f" · {milliseconds(suspect.latency_ms)} ms" if suspect.latency_ms is not None else ""
+        relief = f"{relieved_share(suspect.relief)} · drift {small(relieved_drift(suspect, blame))}"
+        about += f" · {milliseconds(suspect.latency.value_ms)} ms" if suspect.latency else ""
     yield f"<g><title>{escape(f'{box.layer.name} ({about}): {relief}')}</title>"
     yield f'<rect {style} x="{box.x:.0f}" y="{box.y:.0f}" width="{_WIDTH}" height="{_HEIGHT}" rx="8"/>'
     name = shorten(box.layer.name, _NAME)
@@ -139,8 +156,12 @@ def _box(box: _Box, suspect: Suspect | None, most: float) -> Iterator[str]:
     yield "</g>"
 
 
-def _legend(most: float, y: float) -> Iterator[str]:
-    yield from ramp_legend(_MARGIN, y, "0", drift_figure(most))
-    x = _MARGIN + RAMP_WIDTH + 16
-    yield text(x, y + 10, "drift relieved ± its standard error;", kind="quiet")
-    yield text(x, y + 27, "ms: what float costs where it was timed", kind="quiet")
+def _legend(y: float) -> Iterator[str]:
+    yield from ramp_legend(_MARGIN, y, "0", "100%")
+    lines = (
+        "of the output's loss, ± standard error",
+        "drift: what goes of it",
+        "ms: what float costs where it was timed",
+    )
+    for line, content in enumerate(lines):
+        yield text(_MARGIN + RAMP_WIDTH + 16, y + 10 + 17 * line, content, kind="quiet")

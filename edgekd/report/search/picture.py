@@ -29,16 +29,20 @@ text { font: 12px system-ui, sans-serif; fill: #1c1c1c }
 .number { font-size: 11px; font-weight: 600; paint-order: stroke; stroke: #ffffff; stroke-width: 3 }
 .trial { stroke: #8a8a8a; stroke-width: 0.8 }
 .front { stroke: #1c1c1c; stroke-width: 1.6 }
+.rejected { fill: none; stroke: #b3261e; stroke-width: 1.4; stroke-dasharray: 2.5 2 }
 .own { fill: none; stroke: #1f6fb4; stroke-width: 2.4 }
 @media (prefers-color-scheme: dark) {
   text { fill: #e8e8e8 } .quiet { fill: #a8a8a8 } .grid { stroke: #5a5a5a } .front { stroke: #ffffff }
-  .own { stroke: #6db3f2 } .number { stroke: #1c1c1c }
+  .own { stroke: #6db3f2 } .rejected { stroke: #f2877f } .number { stroke: #1c1c1c }
 }
 """
 
 
 def search_svg(result: SearchResult) -> str:
-    """Return the picture: a dot for each trial, large and numbered on the Pareto front, a ring around the recipe's."""
+    """Return the picture: a dot for each trial, large and numbered on the Pareto front, a ring around the recipe's.
+
+    A trial that the gate rejects is hollow.
+    """
     known = [(trial, trial.appraisal) for trial in result.done if trial.appraisal]
     across = _scale([figures.latency for _, figures in known])
     up = _scale([figures.metric for _, figures in known])
@@ -49,7 +53,7 @@ def search_svg(result: SearchResult) -> str:
     for trial, figures in known:
         x, y = _FRAME.x(across.share(figures.latency) or 0.0), _FRAME.y(up.share(figures.metric) or 0.0)
         parts += _dot(trial, figures, trial in front, (x, y), drifts)
-    parts += _legend(drifts)
+    parts += _legend(drifts, bool(result.rejected))
     return standalone_svg((_WIDTH, _HEIGHT), f"Trials of the search {result.study}", _STYLE, parts)
 
 
@@ -63,9 +67,9 @@ def _scale(values: list[float]) -> AxisScale:
 def _heading(result: SearchResult) -> Iterator[str]:
     yield text(24, 26, f"{result.metric} against latency: {result.study}", kind="title")
     failed = f", {len(result.failed)} failed" if result.failed else ""
-    counts = (
-        f"{len(result.done)} trials{failed}; validation split; {len(result.front)} that no other beats in all three"
-    )
+    rejected = f", {len(result.rejected)} rejected by the gate" if result.rejected else ""
+    best = f"{len(result.front)} that no other beats in all three"
+    counts = f"{len(result.done)} trials{failed}{rejected}; validation split; {best}"
     yield text(24, 46, counts, kind="quiet")
 
 
@@ -92,10 +96,11 @@ def _dot(
     radius, (x, y) = _LARGE if best else _SMALL, at
     description = (
         f"trial {trial.number}: {number(figures.metric)}, {factor(figures.latency)} "
-        f"({milliseconds(figures.p50_ms)} ms), drift {number(figures.drift)}; {' '.join(trial.settings)}"
+        f"({milliseconds(figures.p50_ms)} ms), drift {number(figures.drift)}; "
+        f"{'; '.join((*(['rejected'] if trial.rejected else []), *figures.reasons, ' '.join(trial.settings)))}"
     )
     yield f"<g><title>{escape(description)}</title>"
-    style = "front" if best else "trial"
+    style = "rejected" if trial.rejected else "front" if best else "trial"
     yield f'<circle class="{style}" fill="{fill}" cx="{x:.1f}" cy="{y:.1f}" r="{radius}"/>'
     if trial.own:
         yield f'<circle class="own" cx="{x:.1f}" cy="{y:.1f}" r="{radius + 4}"/>'
@@ -105,7 +110,7 @@ def _dot(
     yield "</g>"
 
 
-def _legend(drifts: list[float]) -> Iterator[str]:
+def _legend(drifts: list[float], rejected: bool) -> Iterator[str]:
     y = _HEIGHT - 44
     yield from ramp_legend(24, y, number(min(drifts)), number(max(drifts)))
     x = 24 + RAMP_WIDTH + 18
@@ -113,3 +118,6 @@ def _legend(drifts: list[float]) -> Iterator[str]:
     yield text(x, y + 27, "large dots: the Pareto front of metric, latency and drift", kind="quiet")
     yield f'<circle class="own" cx="{x + 352}" cy="{y + 23}" r="7"/>'
     yield text(x + 366, y + 27, "the recipe as it stands", kind="quiet")
+    if rejected:
+        yield f'<circle class="rejected" cx="{x + 352}" cy="{y + 6}" r="{_SMALL}"/>'
+        yield text(x + 366, y + 10, "rejected by the gate", kind="quiet")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from bisect import bisect_left
 from dataclasses import dataclass
 from itertools import pairwise
@@ -71,7 +72,7 @@ class _Block:
     Attributes:
         root: Path of the group's root.
         width: Width of the group without the block.
-        price: Importance that is lost for each unit of cost that is saved.
+        price: Importance that is lost, for each unit of cost that is saved where cost counts.
     """
 
     root: str
@@ -109,19 +110,57 @@ def choose_widths(groups: Sequence[Group], cost: Callable[[Widths], float], budg
 
 
 def _blocks(group: Group, cost: Callable[[Widths], float], full: float) -> list[_Block]:
-    widths = [*range(group.step, group.width, group.step), group.width][::-1]
+    widths = _allowed_widths(group, group.step)
     if len(widths) == 1:
         return []
     half = widths[len(widths) // 2]
     saving = (full - cost({group.root: half})) / (group.width - half)  # for each channel
-    ascending = sorted(group.importance)
     blocks = []
     for wide, narrow in pairwise(widths):
-        lost = sum(ascending[(group.width - wide) // group.parts : (group.width - narrow) // group.parts])
+        lost = _lost(group, wide, narrow)
         gained = saving * (wide - narrow)
         # A block that saves nothing, or less than the noise of a measured latency, is removed last.
         blocks.append(_Block(group.root, narrow, lost / gained if gained > 0 else float("inf")))
     return blocks
+
+
+def spare(groups: Sequence[Group], widths: Widths, unpruned: Mapping[str, int], shares: Mapping[str, float]) -> Widths:
+    """Return widths with which each branch gives a share of what it would give, rounded down to whole steps.
+
+    Of a branch those steps stay whose channels are the most important.
+
+    Args:
+        groups: Groups of the network as it is.
+        widths: Widths that the branches would have if they gave all; groups that are not named keep theirs.
+        unpruned: Widths of the unpruned network, by the path of a group's root.
+        shares: For each branch the share of the channels gone from the unpruned network that may go.
+    """
+    kept: Widths = {}
+    for branch in dict.fromkeys(group.branch for group in groups):
+        own = [group for group in groups if group.branch == branch]
+        blocks = sorted((block for group in own for block in _steps(group, widths)), key=lambda block: block.price)
+        gone = sum(math.ceil((unpruned[group.root] - group.width) / group.step) for group in own)
+        # 1e-9 more, since 3 * (1 / 3) may be a little less than 1 in floating point.
+        allowed = int(shares[branch] * (gone + len(blocks)) + 1e-9)
+        kept |= _without(blocks[: max(allowed - gone, 0)])
+    return kept
+
+
+def _steps(group: Group, widths: Widths) -> list[_Block]:
+    """Return the blocks that a group would give; the price of each is the importance that is lost with it."""
+    allowed = _allowed_widths(group, widths.get(group.root, group.width))
+    return [_Block(group.root, narrow, _lost(group, wide, narrow)) for wide, narrow in pairwise(allowed)]
+
+
+def _allowed_widths(group: Group, narrowest: int) -> list[int]:
+    """Return the widths that a group may have down to one of them, from wide to narrow."""
+    return [*range(narrowest, group.width, group.step), group.width][::-1]
+
+
+def _lost(group: Group, wide: int, narrow: int) -> float:
+    """Return the importance that a group loses from one width to the next."""
+    ascending = sorted(group.importance)
+    return sum(ascending[(group.width - wide) // group.parts : (group.width - narrow) // group.parts])
 
 
 def _without(blocks: Sequence[_Block]) -> Widths:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from edgekd.errors import ModelError
 from edgekd.training.loop.autograd_layers import WEIGHTED, output_width
-from edgekd.training.pruning.budget import Budget, choose_widths
+from edgekd.training.pruning.budget import Budget, choose_widths, spare
 from edgekd.training.pruning.candidates import Candidates
 from edgekd.training.pruning.curvature import ImportanceInputs
 from edgekd.training.pruning.groups import FUSION, copy_without, remove_channels, traceable
@@ -33,12 +33,14 @@ class Cut:
 
     Attributes:
         removed: The channels that were removed, by group; empty where none could be.
-        note: What is left of each branch's channels and of the budgeted cost, in words.
+        left: Of each branch how many of the channels that could go are left, and how many there were.
+        note: The same, and what is left of the budgeted cost, in words.
         warnings: The layers that were found in this round to keep their width, and why; and a budget that is not met
             because of such layers.
     """
 
     removed: History
+    left: dict[str, tuple[int, int]]
     note: str
     warnings: list[str]
 
@@ -57,6 +59,7 @@ class Cutter:
         config: Ratio, ratios, budget, importance and round_to.
         ignored: Layers whose width must not change.
         seed: Seed of what is random in an importance.
+        shares: For each branch the share that it gives of the channels that the recipe asks of it; None for all.
 
     Raises:
         ModelError: The budget is of latency, and torch cannot export the network to time it.
@@ -70,8 +73,9 @@ class Cutter:
         config: PruneConfig,
         ignored: Sequence[nn.Module],
         seed: int,
+        shares: Mapping[str, float] | None = None,
     ) -> None:
-        self._model, self._taps, self._config = model, taps, config
+        self._model, self._taps, self._config, self._shares = model, taps, config, shares
         self._importance_inputs = ImportanceInputs(model, taps, samples, seed)
         first = next(iter(samples))
         self._candidates = Candidates(model, taps, list(first.inputs.values()), config, ignored)
@@ -100,7 +104,9 @@ class Cutter:
             importance.compensate((self._model.get_submodule(root), channels) for root, _, channels in removed)
         self.remove(removed)
         warnings = [*map(str, self._candidates.refusals[known:]), *missed]
-        return Cut(removed, self._branch_widths(groups, widths) + left, warnings)
+        channels = self._channels_left(groups, widths)
+        note = ", ".join(f"{name} {count} of {before}" for name, (count, before) in channels.items())
+        return Cut(removed, channels, f"left of the channels: {note}{left}", warnings)
 
     def remove(self, removed: History) -> None:
         """Remove some channels.
@@ -134,8 +140,11 @@ class Cutter:
     def _widths(self, groups: list[Group], share: float) -> tuple[Widths, str, list[str]]:
         """Return the widths of the groups, and in words: what is left of the budgeted cost, and a budget not met."""
         if self._budget is None:
-            return {group.root: self._by_ratio(group, share) for group in groups}, "", []
+            return self._spared(groups, {group.root: self._by_ratio(group, share) for group in groups}), "", []
         return self._by_budget(self._budget, groups, share)
+
+    def _spared(self, groups: list[Group], widths: Widths) -> Widths:
+        return widths if self._shares is None else spare(groups, widths, self._unpruned, self._shares)
 
     def _by_ratio(self, group: Group, share: float) -> int:
         ratio = self._config.ratios.get(group.branch, self._config.ratio)
@@ -158,18 +167,19 @@ class Cutter:
             ]
             if not self._candidates.refusals:
                 raise ModelError(*missed)
+        if self._shares is not None:
+            widths = self._spared(groups, widths)
+            spent = cost(widths)
         return widths, f"; {spent:.1%} of the {budget.what}", missed
 
-    def _branch_widths(self, groups: list[Group], widths: Widths) -> str:
-        """Return, in words, how many of the unpruned network's channels are left in each branch."""
-        left: dict[str, list[int]] = {}
+    def _channels_left(self, groups: list[Group], widths: Widths) -> dict[str, tuple[int, int]]:
+        """Return how many of the unpruned network's channels are left in each branch, and how many there were."""
+        left: dict[str, tuple[int, int]] = {}
         for group in groups:
-            sums = left.setdefault(group.branch, [0, 0])
-            sums[0] += widths.get(group.root, group.width)
-            sums[1] += self._unpruned[group.root]
-        return "left of the channels: " + ", ".join(
-            f"{name} {left[name][0]} of {left[name][1]}" for name in (*self._taps, FUSION) if name in left
-        )
+            count, before = left.get(group.branch, (0, 0))
+            width = widths.get(group.root, group.width)
+            left[group.branch] = (count + width, before + self._unpruned[group.root])
+        return {name: left[name] for name in (*self._taps, FUSION) if name in left}
 
 
 def _removed(groups: Sequence[Group], widths: Widths) -> History:

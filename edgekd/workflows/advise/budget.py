@@ -20,13 +20,23 @@ _KEPT = 2
 #: This share of the budget is reserved for the ablation of pairs and modalities.
 RESERVE = 0.2
 
-#: A trial has at least this share of the recipe's epochs, and at least this many: shorter trials rank the losses
-#: otherwise than the whole training does.
+#: At most this share of the budget is reserved for the gate's judgement of what is recommended.
+JUDGING = 0.35
+
+#: Trials have at least this share of the recipe's epochs where as many losses, KD among them, can be compared with it:
+#: shorter trials rank the losses otherwise than the whole training does, so losses are rather left out.
+_GOOD_SHARE, _WORTHWHILE = 0.5, 4
+
+#: A trial has at least this share of the recipe's epochs, and at least this many, however short the budget is.
 _SHORTEST_SHARE, _SHORTEST = 0.2, 3
+
+#: Trials whose numbers of epochs differ by no more than this factor are as good as each other.
+_ALIKE = 1.25
 
 #: Epochs of the trial that is timed, of which the quickest counts: the first epochs measure gradient norms at every
 #: step. A short trial is run before it to warm up, since the first trial of a process takes longer than later ones.
-WARM_UP_EPOCHS, TIMING_EPOCHS = 1, 4
+#: Where this many epochs would take more than the share of the budget, the warm-up alone is timed.
+WARM_UP_EPOCHS, TIMING_EPOCHS, TIMING_SHARE = 1, 4, 0.1
 
 
 @dataclass(frozen=True)
@@ -41,9 +51,26 @@ class TrialCost:
         return self.fixed + epochs * self.epoch
 
 
+@dataclass(frozen=True)
+class TrialSize:
+    """Length and number of the trials of each loss.
+
+    Attributes:
+        epochs: Epochs of each trial.
+        seeds: Seeds with which a loss is trained before the next one joins the comparison.
+    """
+
+    epochs: int
+    seeds: int
+
+
 def shortest_epochs(recipe_epochs: int) -> int:
     """Return the fewest epochs that a trial must have."""
-    return min(recipe_epochs, max(_SHORTEST, math.ceil(_SHORTEST_SHARE * recipe_epochs)))
+    return _share_of(recipe_epochs, _SHORTEST_SHARE)
+
+
+def _share_of(recipe_epochs: int, share: float) -> int:
+    return min(recipe_epochs, max(_SHORTEST, math.ceil(share * recipe_epochs)))
 
 
 def count_trials(seeds: int, variants: int) -> int:
@@ -60,8 +87,12 @@ def count_kept(others: int) -> int:
     return min(others, max(_KEPT, math.ceil(others / 2)))
 
 
-def choose_epochs(budget: float, cost: TrialCost, variants: int, recipe_epochs: int) -> int | None:
-    """Return the epochs of each trial, as many as leave room for the planned seeds; None where the budget is too short.
+def choose_size(budget: float, cost: TrialCost, variants: int, recipe_epochs: int) -> TrialSize | None:
+    """Return the size of the trials; None where the budget does not hold one of plain KD and one of another loss.
+
+    Trials have as many epochs as leave room for the planned seeds of all losses. Where that is few, they are kept at
+    half of the recipe's, and losses are left out; where that leaves hardly any, they are shorter, and in the end there
+    are fewer seeds.
 
     Args:
         budget: Seconds left for the comparison of the losses.
@@ -69,12 +100,29 @@ def choose_epochs(budget: float, cost: TrialCost, variants: int, recipe_epochs: 
         variants: Number of loss variants.
         recipe_epochs: Epochs of the recipe's own training, which are the most that a trial has.
     """
-    fewest = shortest_epochs(recipe_epochs)
-    if count_trials(FEWEST_SEEDS, variants) * cost.of(fewest) > budget:
-        return None
-    count = count_trials(PLANNED_SEEDS, variants)
-    affordable = (budget / count - cost.fixed) / cost.epoch if cost.epoch > 0 else recipe_epochs
-    return max(fewest, min(recipe_epochs, int(affordable)))
+    for share, contestants in ((_GOOD_SHARE, min(_WORTHWHILE, variants)), (_SHORTEST_SHARE, 2)):
+        fewest = _share_of(recipe_epochs, share)
+        if FEWEST_SEEDS * contestants * cost.of(fewest) <= budget:
+            count = count_trials(PLANNED_SEEDS, variants)
+            affordable = (budget / count - cost.fixed) / cost.epoch if cost.epoch > 0 else recipe_epochs
+            return TrialSize(max(fewest, min(recipe_epochs, int(affordable))), FEWEST_SEEDS)
+    return fixed_size(budget, cost, shortest_epochs(recipe_epochs))
+
+
+def fixed_size(budget: float, cost: TrialCost, epochs: int) -> TrialSize | None:
+    """Return the size of trials of a given length; None where not even two of them fit into the budget."""
+    pair = 2 * cost.of(epochs)
+    seeds = FEWEST_SEEDS if FEWEST_SEEDS * pair <= budget else int(budget / pair)
+    return TrialSize(epochs, seeds) if seeds else None
+
+
+def alike(epochs: int, recipe_epochs: int) -> list[int]:
+    """Return the numbers of epochs that differ little from a number, the nearest first.
+
+    Trials of an earlier run that are about as long as planned go on, however the timing of this run came out.
+    """
+    low, high = math.ceil(epochs / _ALIKE), min(recipe_epochs, math.floor(epochs * _ALIKE))
+    return sorted(range(max(low, shortest_epochs(recipe_epochs)), high + 1), key=lambda other: abs(other - epochs))
 
 
 def budget_for(seconds: float) -> float:

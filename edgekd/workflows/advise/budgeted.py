@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from edgekd.stages.progress import Observer
-    from edgekd.workflows.advise.budget import TrialCost
+    from edgekd.workflows.advise.budget import TrialCost, TrialSize
     from edgekd.workflows.advise.candidates import LossVariant
     from edgekd.workflows.advise.result import AdviceTrial
 
@@ -21,6 +21,10 @@ TRIALS = "trials"
 
 #: A block of trials that takes longer than expected is finished all the same, up to this multiple of the limit.
 OVERRUN = 1.1
+
+#: A loss that was not trained yet takes at most this many times as long as the slowest that was: the timing before all
+#: trials may have come out too long.
+_DEARER = 1.5
 
 
 class TrialProgress(Silent):
@@ -64,17 +68,27 @@ class TrialPlan:
 
     Attributes:
         first_seed: Seed of the first block of trials; the others follow it.
-        epochs: Epochs of each trial.
+        size: Epochs of each trial, and seeds with which a variant joins the comparison.
         cost: Expected cost of a trial of a variant that was not run yet.
         budget: Seconds for everything.
         spent: Seconds that are spent before the first trial.
     """
 
     first_seed: int
-    epochs: int
+    size: TrialSize
     cost: TrialCost
     budget: float
     spent: float
+
+    @property
+    def epochs(self) -> int:
+        """Epochs of each trial."""
+        return self.size.epochs
+
+    @property
+    def expected(self) -> float:
+        """Seconds that a trial is expected to take."""
+        return self.cost.of(self.epochs)
 
 
 class BudgetedTrials:
@@ -111,7 +125,7 @@ class BudgetedTrials:
         if (variant.name, index) not in self._done:
             plan, seed = self.plan, self.plan.first_seed + index
             left = plan.budget - self.spent
-            mean = self.spent / self.count if self.count else plan.cost.of(plan.epochs)
+            mean = self.spent / self.count if self.count else plan.expected
             total = self.count + max(1, int(left / mean))
             self._progress.begin(f"{variant.name}, seed {seed}", self.count, total, left)
             trial = self._run_trial(variant, seed, plan.epochs)
@@ -122,9 +136,38 @@ class BudgetedTrials:
 
     def expected(self, variants: Sequence[LossVariant], index: int) -> float:
         """Return the seconds that the trials of these variants with one seed will take; finished ones take none."""
-        usual = self.plan.cost.of(self.plan.epochs)
+        usual = self.plan.expected
+        if self._seconds:
+            usual = min(usual, _DEARER * max(self._seconds.values()))
         names = [variant.name for variant in variants if (variant.name, index) not in self._done]
         return sum(self._seconds.get(name, usual) for name in names)
+
+    def join(self, variant: LossVariant, seeds: int, limit: float) -> list[AdviceTrial]:
+        """Run the first trials of a variant, unless they do not fit into the limit.
+
+        Args:
+            variant: The loss variant.
+            seeds: Number of trials.
+            limit: Seconds that may be spent in all.
+
+        Returns:
+            The trials in the order of their seeds: none where they do not fit, and fewer where they took longer than
+            expected, or where the last of them failed.
+        """
+        joined: list[AdviceTrial] = []
+        if self.spent + sum(self.expected([variant], index) for index in range(seeds)) > limit:
+            return joined
+        for index in range(seeds):
+            if self.spent + self.expected([variant], index) > OVERRUN * limit:
+                break
+            joined.append(self(variant, index))
+            if joined[-1].validation is None:
+                break
+        return joined
+
+    def charge(self, seconds: float) -> None:
+        """Add seconds that were spent on something else than a trial."""
+        self.spent += seconds
 
     def block(self, variants: Sequence[LossVariant], index: int, limit: float) -> dict[str, AdviceTrial] | None:
         """Run the trials of one seed for all of these variants, unless they do not fit into the limit.

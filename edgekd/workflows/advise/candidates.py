@@ -7,12 +7,14 @@ from typing import TYPE_CHECKING
 
 from msgspec.structs import replace
 
-from edgekd.config.recipe import DEFAULT_EXTRA, LossConfig, Term, extra_table
+from edgekd.config.recipe import ANCHOR_EXTRA, DEFAULT_EXTRA, LossConfig, Term, extra_table
 from edgekd.config.toml import toml_value
 from edgekd.gram.matrix import pair_names
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
+
+    from edgekd.config.recipe import Recipe
 
 #: The temperatures at which KD is tried. The best one depends on the teacher, and a bad one flatters every other loss.
 TEMPERATURES = (4.0, 8.0)
@@ -25,6 +27,10 @@ _ADDED: dict[str, Term] = {
     "joint": Term(),
     "fd": Term(),
 }
+
+#: The names of losses in the order of what they promise; other temperatures come at the rank that follows.
+_PROMISING = ("default", "intra", "labels only", "joint", "fd", "sample", "cross")
+_KD_RANK = 3.5
 
 
 @dataclass(frozen=True)
@@ -80,6 +86,51 @@ def loss_variants(recipe_loss: LossConfig) -> tuple[LossVariant, ...]:
         if all(_settings(candidate) != _settings(other.loss) for other in variants):
             variants.append(LossVariant(name, candidate))
     return tuple(variants)
+
+
+def own_variant(variants: Sequence[LossVariant], recipe_loss: LossConfig) -> LossVariant:
+    """Return the variant that the recipe has already; plain KD where none is the same."""
+    return next((v for v in variants if _settings(v.loss) == _settings(recipe_loss)), variants[0])
+
+
+def by_promise(variants: Sequence[LossVariant], recipe_loss: LossConfig) -> tuple[LossVariant, ...]:
+    """Return the variants in the order in which they are tried, so that a short budget leaves out the last.
+
+    Plain KD comes first, then what the recipe has, then what helped most over all tasks of the benchmark
+    (docs/explanation/distill.md); of those that helped on none, the costlier ones last.
+    """
+    base, *others = variants
+    own = own_variant(variants, recipe_loss).name
+    ranks = {name: rank for rank, name in enumerate((own, *_PROMISING))}
+    names = {variant.name: variant.name.removesuffix(" centred") for variant in others}
+    return (base, *sorted(others, key=lambda v: ranks.get(v.name, ranks.get(names[v.name], _KD_RANK))))
+
+
+def with_loss(recipe: Recipe, loss: LossConfig) -> Recipe:
+    """Return the recipe with another loss of its distillation.
+
+    The losses of its fine-tunes follow, as they do in a recipe that states what differs from ``[distill.loss]`` alone.
+    """
+    old, qat = recipe.distill.loss, recipe.quantize.qat
+    return replace(
+        recipe,
+        distill=replace(recipe.distill, loss=loss),
+        prune=replace(recipe.prune, loss=_follow(recipe.prune.loss, old, loss)),
+        quantize=replace(recipe.quantize, qat=replace(qat, loss=_follow(qat.loss, old, loss))),
+    )
+
+
+def _follow(fine_tune: LossConfig, old: LossConfig, new: LossConfig) -> LossConfig:
+    """Return a fine-tune's loss after that of the distillation became another: what was the same remains the same."""
+    same = [key for key in ("ce", "kd", "temperature") if getattr(fine_tune, key) == getattr(old, key)]
+    extra = fine_tune.extra
+    if extra == _anchor_extra(old):
+        extra = _anchor_extra(new)
+    return replace(fine_tune, **{key: getattr(new, key) for key in same}, extra=extra)
+
+
+def _anchor_extra(loss: LossConfig) -> dict[str, float | Term]:
+    return ANCHOR_EXTRA if loss.extra else {}
 
 
 def _kd_name(temperature: float) -> str:

@@ -74,7 +74,7 @@ def _rows(standings: Sequence[Standing], scale: MetricFormat, glyphs: str | None
             scale.ends(standing.difference) if standing.difference else NOTHING,
             *([drawn[index]] if drawn else []),
             str(len(standing.values)),
-            "failed" if standing.failure else standing.found or NOTHING,
+            "failed" if standing.failure else standing.found or (NOTHING if standing.values else "left out"),
         )
         for index, standing in enumerate(standings)
     )

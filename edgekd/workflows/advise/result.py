@@ -5,14 +5,17 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
+from edgekd.gram.verdict import Verdict as GateVerdict  # noqa: TC001  # msgspec reads the annotations of LossJudgement
+
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from edgekd.gram.paired import Paired
 
 #: "use": a loss beats KD; "none": none does beyond noise; "no room": KD is where the teacher is; "undecided": more
-#: seeds would tell; "too short": the budget does not hold the fewest trials that could tell anything.
-Kind = Literal["use", "none", "no room", "undecided", "too short"]
+#: seeds would tell; "too short": the budget does not hold two trials; "rejected": the gate rejects what a build makes
+#: of every loss that it judged.
+Kind = Literal["use", "none", "no room", "undecided", "too short", "rejected"]
 
 
 @dataclass(frozen=True)
@@ -127,13 +130,43 @@ class Verdict:
         kind: Kind of the verdict.
         text: The verdict in words, with the figures.
         reasons: Sentences that a reader needs to trust the verdict.
-        lines: Lines of TOML to paste into the recipe; none where nothing is to be changed.
+        lines: Lines of TOML to paste into the recipe; none where nothing is recommended.
+        name: Name of the variant that is recommended; "" where none is.
     """
 
     kind: Kind
     text: str
     reasons: tuple[str, ...] = ()
     lines: tuple[str, ...] = ()
+    name: str = ""
+
+
+@dataclass(frozen=True)
+class LossJudgement:
+    """The gate's judgement of a loss: the recipe was trained with it and pruned as in a build.
+
+    The pruned student, in float, is compared with the student that it was cut from, on the validation split.
+
+    Attributes:
+        name: Name of the variant.
+        verdict: The gate's verdict.
+        reasons: Why it does not simply pass, or why it cannot be built.
+        before: Metric of the student before pruning; None where it could not be trained.
+        metric: Metric of the pruned student; None where there is none.
+        seconds: Seconds that training and judging took.
+    """
+
+    name: str
+    verdict: GateVerdict
+    reasons: tuple[str, ...]
+    before: float | None
+    metric: float | None
+    seconds: float
+
+    @property
+    def rejected(self) -> bool:
+        """Whether the gate rejects it."""
+        return self.verdict == "fail"
 
 
 @dataclass(frozen=True)
@@ -148,6 +181,7 @@ class BudgetSpent:
         seeds: Number of seeds for which all variants that were left were trained.
         trials: Number of trials.
         dropped: The variants that were dropped, by the number of seeds after which they were.
+        left_out: The variants that the budget did not hold.
     """
 
     budget: float
@@ -157,6 +191,7 @@ class BudgetSpent:
     seeds: int
     trials: int
     dropped: Mapping[int, tuple[str, ...]]
+    left_out: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -174,6 +209,8 @@ class Advice:
         ablations: The contribution of each pair and of each modality.
         spent: How the budget was spent.
         verdict: The recommendation.
+        judgements: The gate's judgements of what is recommended, and of what was to be before; none where the budget
+            does not hold them.
     """
 
     recipe: str
@@ -185,3 +222,4 @@ class Advice:
     ablations: tuple[Ablation, ...]
     spent: BudgetSpent
     verdict: Verdict
+    judgements: tuple[LossJudgement, ...] = ()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, partial
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -15,22 +15,26 @@ from edgekd.stages.progress import Observer, Silent
 from edgekd.workflows.advise.ablate import ablate, choose_families, skip_families
 from edgekd.workflows.advise.budget import (
     FEWEST_SEEDS,
+    JUDGING,
     RESERVE,
     TIMING_EPOCHS,
+    TIMING_SHARE,
     WARM_UP_EPOCHS,
     TrialCost,
+    alike,
     budget_for,
-    choose_epochs,
-    count_trials,
+    choose_size,
+    fixed_size,
     shortest_epochs,
 )
-from edgekd.workflows.advise.budgeted import TRIALS, BudgetedTrials, TrialPlan, TrialProgress
-from edgekd.workflows.advise.candidates import loss_families, loss_variants
+from edgekd.workflows.advise.budgeted import OVERRUN, TRIALS, BudgetedTrials, TrialPlan, TrialProgress
+from edgekd.workflows.advise.candidates import by_promise, loss_families, loss_variants, own_variant, with_loss
 from edgekd.workflows.advise.format import count_seeds
 from edgekd.workflows.advise.halving import HalvingResult, run_halving
+from edgekd.workflows.advise.judge import judge_verdict, not_judged
 from edgekd.workflows.advise.report import ADVICE_PLACES, write_advice
-from edgekd.workflows.advise.result import Advice, AdviceTrial, BudgetSpent, ValidationFacts
-from edgekd.workflows.advise.verdict import Values, decide_verdict, make_standings, too_short_verdict
+from edgekd.workflows.advise.result import Advice, AdviceTrial, BudgetSpent
+from edgekd.workflows.advise.verdict import Known, Values, decide_verdict, make_standings, too_short_verdict
 from edgekd.workflows.arguments import DEFAULT_CACHE, resolve_paths, resolve_recipe
 from edgekd.workflows.trials import BriefTraining, BriefTrials
 
@@ -41,8 +45,9 @@ if TYPE_CHECKING:
     from edgekd.pipeline.paths import BuildPaths
     from edgekd.stages.artifacts import Trained
     from edgekd.stages.stage import Done
+    from edgekd.workflows.advise.budget import TrialSize
     from edgekd.workflows.advise.candidates import LossVariant
-    from edgekd.workflows.advise.result import Ablation, Standing, Verdict
+    from edgekd.workflows.advise.result import Ablation, LossJudgement, Standing, Verdict
     from edgekd.workflows.arguments import PathArgument, RecipeArgument
 
 
@@ -58,8 +63,8 @@ def advise(
 ) -> Advice:
     """Try the distillation losses on the recipe's own task, and recommend one.
 
-    Trials are stages of the cache, and the time that each took is kept with it: an interrupted run continues where it
-    was, and the same call again gives the same answer.
+    Trials are stages of the cache: an interrupted run continues where it was. What a trial costs is timed in every run,
+    and never taken from an earlier one where the machine was busier.
 
     Args:
         recipe: As for :func:`edgekd.build`.
@@ -148,88 +153,168 @@ class _Advising:
         self.budget, self.epochs = budget.seconds, budget.epochs
         self.loss = trainer.recipe.distill.loss
         self.variants = loss_variants(self.loss)
+        self.cost = TrialCost(0.0, 0.0)
 
     @cached_property
     def teacher(self) -> Done[Trained]:
         """The teacher, trained when it is first needed."""
         return self.trainer.training.teacher()
 
+    @property
+    def judging(self) -> float:
+        """Seconds that the gate's judgement of a loss is expected to take: training as in a build, and pruning."""
+        prune = self.recipe.prune
+        fine_tuning = self.cost.of(prune.epochs * prune.steps) if prune.active else 0.0
+        return self.cost.of(self.recipe.distill.epochs) + fine_tuning
+
     def run(self, observer: Observer) -> Advice:
         """Time a trial, compare the losses, decide, and find out which parts carried the transfer."""
         clock = self.trainer.progress.clock
         facts = self.trainer.facts()  # before the teacher is trained, since it may find that there are no labels
-        known = _Known(facts, self.trainer.measure_teacher(self.teacher))
+        own = own_variant(self.variants, self.loss).name
+        known = Known(facts, self.trainer.measure_teacher(self.teacher), own)
         began = clock()
         observer.start(TRIALS)
         advice = self._compare(known)
         spent = advice.spent
-        cached = all(stage.cached for stage in self.trainer.runner.times)
         summary = f"{spent.trials} trials of {spent.epochs} epochs, {count_seeds(spent.seeds)}"
-        observer.finish(TRIALS, clock() - began, cached, summary)
+        observer.finish(TRIALS, clock() - began, self.trainer.up_to_date, summary)
         return advice
 
-    def _train(self, variant: LossVariant, seed: int, epochs: int) -> AdviceTrial:
+    def _brief(self, variant: LossVariant, seed: int, epochs: int) -> BriefTraining:
         config = msgspec.structs.replace(self.recipe.distill, epochs=epochs, loss=variant.loss)
-        with_error = variant is self.variants[0]
-        return self.trainer.distil(self.teacher, BriefTraining(variant.name, config, seed, with_error))
+        return BriefTraining(variant.name, config, seed, variant is self.variants[0])
 
-    def _compare(self, known: _Known) -> Advice:
-        timed, cost = self._time()
-        recipe_epochs, whole = self.recipe.distill.epochs, self.budget * (1 - RESERVE)
-        epochs = self.epochs or choose_epochs(whole - timed, cost, len(self.variants), recipe_epochs)
-        fewest = self.epochs or shortest_epochs(recipe_epochs)
-        needed = timed + count_trials(FEWEST_SEEDS, len(self.variants)) * cost.of(fewest)
-        if epochs is None or needed > whole:
-            spent = BudgetSpent(self.budget, timed, fewest, recipe_epochs, 0, 0, {})
-            verdict = too_short_verdict(budget_for(needed), self.budget, fewest, recipe_epochs)
-            no_values: Values = {variant.name: {} for variant in self.variants}
-            standings = make_standings(self.variants, no_values, known.facts, self.loss)
-            return self._advice(known, standings, (), spent, verdict)
-        plan = TrialPlan(self.recipe.seed, epochs, cost, self.budget, timed)
+    def _train(self, variant: LossVariant, seed: int, epochs: int) -> AdviceTrial:
+        """Run a trial. One of an earlier run costs no more than it would now: the machine may have been busy then."""
+        brief = self._brief(variant, seed, epochs)
+        earlier = self.trainer.finds(self.teacher, brief)
+        trial = self.trainer.distil(self.teacher, brief)
+        return replace(trial, seconds=min(trial.seconds, self.cost.of(epochs))) if earlier else trial
+
+    def _compare(self, known: Known) -> Advice:
+        timed = self._time()
+        recipe_epochs = self.recipe.distill.epochs
+        size, reserved = self._plan(self.budget - timed)
+        if size is None:
+            fewest = self.epochs or shortest_epochs(recipe_epochs)
+            needed = timed + 2 * FEWEST_SEEDS * self.cost.of(fewest)
+            return self._compare_nothing(known, timed, budget_for(needed), fewest)
+        plan = TrialPlan(self.recipe.seed, size, self.cost, self.budget, timed)
         trials = BudgetedTrials(self._train, self.trainer.progress, plan)
-        halved = run_halving(trials, self.variants, known.facts, whole)
+        variants = by_promise(self.variants, self.loss)
+        limits = self.budget * (1 - RESERVE) - reserved, self.budget - reserved
+        halved = run_halving(trials, variants, known.facts, *limits)
         if failure := halved.failures.get(self.variants[0].name):
             raise ModelError(f"plain KD cannot be trained: {failure}")
         return self._judge(trials, halved, known)
 
-    def _time(self) -> tuple[float, TrialCost]:
-        """Return the seconds of short trials of the costliest kind of loss, and the cost of others that follows."""
+    def _plan(self, left: float) -> tuple[TrialSize | None, float]:
+        """Return the size of the trials, and the seconds that are reserved for the gate's judgement.
+
+        The fewest seeds that tell anything come first, then the judgement, and then the ablation.
+        """
+        judging = self.judging if self.judging <= JUDGING * self.budget else 0.0
+        for reserved, spared in ((judging, RESERVE * self.budget), (judging, 0.0), (0.0, 0.0)):
+            size = self._size(left - reserved - spared)
+            if size and size.seeds == FEWEST_SEEDS:
+                return size, reserved
+        return self._size(left), 0.0
+
+    def _size(self, seconds: float) -> TrialSize | None:
+        """Return the size of the trials; where an earlier run had trials about as long, theirs."""
+        recipe_epochs = self.recipe.distill.epochs
+        if self.epochs:
+            return fixed_size(seconds, self.cost, self.epochs)
+        size = choose_size(seconds, self.cost, len(self.variants), recipe_epochs)
+        if size is None:
+            return None
+        begun = (
+            epochs
+            for epochs in alike(size.epochs, recipe_epochs)
+            if self.trainer.finds(self.teacher, self._brief(self.variants[0], self.recipe.seed, epochs))
+        )
+        return replace(size, epochs=next(begun, size.epochs))
+
+    def _compare_nothing(self, known: Known, timed: float, needed: float, epochs: int) -> Advice:
+        recipe_epochs = self.recipe.distill.epochs
+        left_out = tuple(variant.name for variant in self.variants)
+        spent = BudgetSpent(self.budget, timed, epochs, recipe_epochs, 0, 0, {}, left_out)
+        no_values: Values = {variant.name: {} for variant in self.variants}
+        standings = make_standings(self.variants, no_values, known.facts, self.loss)
+        keep = next(standing for standing in standings if standing.name == known.own)
+        verdict = too_short_verdict(keep, needed, self.budget, epochs, recipe_epochs)
+        return self._advice(known, standings, (), spent, not_judged(verdict, spent, self.judging), ())
+
+    def _time(self) -> float:
+        """Time short trials of the costliest kind of loss, for the cost of all; return the seconds that this took.
+
+        They are timed in every run, since the machine may be busy in one and idle in the next.
+        """
         joint = next(variant for variant in self.variants if "joint" in variant.loss.terms)
         epochs = min(TIMING_EPOCHS, self.recipe.distill.epochs)
         self.trainer.progress.begin("timing", 0, 1, self.budget)
-        warm_up, trial = (self._train(joint, self.recipe.seed, count) for count in (WARM_UP_EPOCHS, epochs))
-        if trial.failure:
-            raise ModelError(f"the trial of '{joint.name}' that was to be timed failed: {trial.failure}")
-        cost = TrialCost(max(0.0, trial.seconds - epochs * trial.epoch_seconds), trial.epoch_seconds)
-        return warm_up.seconds + trial.seconds, cost
+        warm_up = self._timed(joint, WARM_UP_EPOCHS)
+        if epochs * warm_up.seconds > TIMING_SHARE * self.budget:
+            self.cost = TrialCost(0.0, warm_up.seconds / WARM_UP_EPOCHS)
+            return warm_up.seconds
+        trial = self._timed(joint, epochs)
+        self.cost = TrialCost(max(0.0, trial.seconds - epochs * trial.epoch_seconds), trial.epoch_seconds)
+        return warm_up.seconds + trial.seconds
 
-    def _judge(self, trials: BudgetedTrials, halved: HalvingResult, known: _Known) -> Advice:
+    def _timed(self, variant: LossVariant, epochs: int) -> AdviceTrial:
+        trial = self.trainer.time(self.teacher, self._brief(variant, self.recipe.seed, epochs))
+        if trial.failure:
+            raise ModelError(f"the trial of '{variant.name}' that was to be timed failed: {trial.failure}")
+        return trial
+
+    def _judge(self, trials: BudgetedTrials, halved: HalvingResult, known: Known) -> Advice:
         facts = known.facts
         standings = make_standings(self.variants, halved.values, facts, self.loss, halved.failures)
         known = replace(known, error=trials(self.variants[0], 0).error if halved.seeds else None)
         recipe_epochs, plan = self.recipe.distill.epochs, trials.plan
         spent = BudgetSpent(
-            self.budget, trials.spent, plan.epochs, recipe_epochs, halved.seeds, trials.count, halved.dropped
-        )
+            self.budget, trials.spent, plan.epochs, recipe_epochs, halved.seeds, trials.count, halved.dropped,
+            halved.left_out,
+        )  # fmt: skip
         block = sum(trials.expected([variant], halved.seeds) for variant in halved.alive)
-        verdict = decide_verdict(standings, facts, known.teacher, known.error, spent, block)
+        verdict = decide_verdict(standings, known, spent, block)
+        kind = verdict.kind
+        verdict, judgements = judge_verdict(verdict, standings, facts, partial(self._judge_loss, trials))
+        if not judgements:
+            verdict = not_judged(verdict, spent, self.judging)
         chosen = choose_families(loss_families(self.variants, facts.modalities), standings)
-        if verdict.kind == "no room":
+        if kind == "no room":
             ablations = skip_families(chosen, "plain KD is where the teacher is, so there is no transfer to take apart")
         elif halved.seeds < FEWEST_SEEDS:
             ablations = skip_families(chosen, "the losses themselves took the budget")
         else:
             ablations = ablate(trials, chosen, facts, self.loss, self.budget)
         spent = replace(spent, seconds=trials.spent, trials=trials.count)
-        return self._advice(known, standings, ablations, spent, verdict)
+        return self._advice(known, standings, ablations, spent, verdict, judgements)
+
+    def _judge_loss(self, trials: BudgetedTrials, name: str) -> LossJudgement | None:
+        """Return the gate's judgement of a loss; None where the budget does not hold it and no earlier run has it."""
+        variant = next(variant for variant in self.variants if variant.name == name)
+        recipe = with_loss(self.recipe, variant.loss)
+        earlier = self.trainer.finds_judgement(self.teacher, name, recipe)
+        if not earlier and trials.spent + self.judging > OVERRUN * self.budget:
+            return None
+        self.trainer.progress.begin(
+            f"the gate judges {name}", trials.count, trials.count + 1, self.budget - trials.spent
+        )
+        judgement = self.trainer.judge(self.teacher, name, recipe)
+        trials.charge(min(judgement.seconds, self.judging) if earlier else judgement.seconds)
+        return judgement
 
     def _advice(
         self,
-        known: _Known,
+        known: Known,
         standings: Sequence[Standing],
         ablations: Sequence[Ablation],
         spent: BudgetSpent,
         verdict: Verdict,
+        judgements: tuple[LossJudgement, ...],
     ) -> Advice:
         return Advice(
             self.name,
@@ -241,19 +326,5 @@ class _Advising:
             tuple(ablations),
             spent,
             verdict,
+            judgements,
         )
-
-
-@dataclass(frozen=True)
-class _Known:
-    """Figures of the validation split that the losses are judged by.
-
-    Attributes:
-        facts: Facts of the split.
-        teacher: The teacher's metric.
-        error: Standard error of plain KD's metric; None where it is not known.
-    """
-
-    facts: ValidationFacts
-    teacher: float
-    error: float | None = None

@@ -6,6 +6,7 @@ import socket
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
+import msgspec
 from optuna.trial import TrialState
 
 from edgekd import errors
@@ -54,8 +55,9 @@ def register_study(study: Study, about: StudyDescription, machine: dict[str, str
         study.set_user_attr(_ABOUT, about.stamp)
     elif stamp != about.stamp:
         raise RecipeError(
-            f"the study '{study.study_name}' was begun with another recipe, task or space; name another with --study, "
-            "or leave it out: then what has changed gets a study of its own"
+            f"the study '{study.study_name}' was begun with another recipe, task or space, or by an edgekd that "
+            "measured something else of a trial; name another with --study, or leave it out: then what has changed "
+            "gets a study of its own"
         )
     study.set_user_attr(_MACHINE + socket.gethostname(), machine)
 
@@ -101,7 +103,7 @@ def _trial(trial: FrozenTrial, space: Space, again: bool) -> SearchTrial:
         state=state,
         own=own,
         settings=() if own else space.settings(trial.params),
-        appraisal=TrialFigures(**known) if known and state == "done" else None,
+        appraisal=msgspec.convert(known, TrialFigures) if known and state == "done" else None,
         reason=reason,
         host=str(trial.user_attrs.get(WORKER, {}).get("host", "")),
         seconds=trial.duration.total_seconds() if trial.duration else None,

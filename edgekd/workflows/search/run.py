@@ -39,6 +39,9 @@ if TYPE_CHECKING:
 #: Number of trials of a study where neither a number nor a time is given.
 TRIALS = 30
 
+#: Version of what is measured of a trial. A higher one begins new studies.
+_FIGURES_VERSION = 2
+
 
 @dataclass(frozen=True)
 class SearchOptions:
@@ -127,7 +130,7 @@ def _plan(
     project = Project(recipe.task, cache)
     space = make_space(draft, _width(recipe))
     _check_tasks(space, cache)
-    stamp = digest([draft.written, project.identity, draft.content["prune"]["round_to"]])
+    stamp = digest([_FIGURES_VERSION, draft.written, project.identity, draft.content["prune"]["round_to"]])
     study = options.study or f"{name}-{stamp[:8]}"
     task = project.loaded
     job = SearchJob(

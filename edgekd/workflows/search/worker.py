@@ -134,8 +134,10 @@ class Worker:
             _fail(self._study, trial, error)
             raise
         trial.set_user_attr(OUTCOME, asdict(figures))
+        trial.set_constraint("gate", float(figures.rejected))  # above 0 the sampler draws elsewhere
         self._study.tell(trial, [figures.metric, figures.latency, figures.drift], skip_if_finished=True)
-        return f"metric {figures.metric:.4f}, latency {figures.latency:.2f}×, drift {figures.drift:.4f}"
+        known = f"metric {figures.metric:.4f}, latency {figures.latency:.2f}×, drift {figures.drift:.4f}"
+        return f"{known}; the gate rejects it" if figures.rejected else known
 
 
 def _fail(study: Study, trial: Trial, error: Exception) -> str:

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from graphs import node, normal, tensor
 
-from edgekd.config.recipe import Recipe
+from edgekd.config.recipe import QuantizeConfig, Recipe
 from edgekd.devices.targets import load_target
 from edgekd.errors import ModelError
 from edgekd.gram.answers import OutputKind
@@ -17,7 +17,7 @@ from edgekd.pipeline.onnx_import.kind import settle_kind
 from edgekd.pipeline.target.outputs import join_probe, run_on_host, write_references
 from edgekd.pipeline.target.quantize import QUANTIZE
 from edgekd.stages.progress import Silent
-from edgekd.workflows.check import suggest_limits
+from edgekd.workflows.check import check, suggest_limits
 
 X = {"x": normal(4)}
 HEADS = {
@@ -282,3 +282,21 @@ def rules(tmp_path):
         only=(QUANTIZE,),
     ) as prepared:
         return prepared.contexts["cpu"].rules
+
+
+def test_a_regression_that_int8_spoils_does_not_pass(tmp_path):
+    """One sample in calibration that is huge leaves hardly a level of INT8 to the others."""
+    regression(tmp_path / "m.onnx")
+    x = np.random.default_rng(6).normal(size=(400, 4)).astype(np.float32)
+    np.savez(tmp_path / "test.npz", x=x[200:])
+    verdicts = {}
+    for name, scale in (("plain", 1), ("huge", 300)):
+        np.savez(tmp_path / "samples.npz", x=np.concatenate([x[:200], scale * x[:200:20]]))
+        given = recipe(tmp_path, test=str(tmp_path / "test.npz"))
+        given = msgspec.structs.replace(given, quantize=QuantizeConfig(precision="int8", repair="off"))
+        (checked,) = check(given, cache=tmp_path / "cache", devices=["none"])
+        (ledger,) = checked.ledgers.values()
+        assert ledger.kind == "values"
+        verdicts[name] = ledger.rows[-1].verdict, ledger.rows[-1].answers.divergence.mean
+    assert verdicts["plain"][1] < 0.01 < verdicts["huge"][1]
+    assert verdicts["huge"][0] == "fail"

@@ -44,7 +44,7 @@ def classifier(tmp_path, request):
 def test_its_layers_are_blamed(classifier, tmp_path):
     found = blame(classifier, output=tmp_path / "out", cache=tmp_path / "cache", devices=["none"])["cpu"]
     assert sorted(suspect.name for suspect in found.of("layer")) == ["first", "last", "second"]
-    assert found.samples == 40
+    assert (found.samples, found.kind) == (40, "classes")
 
 
 def test_without_a_label_among_the_samples_no_metric_is_blamed(classifier, tmp_path):
@@ -57,7 +57,7 @@ def test_without_a_label_among_the_samples_no_metric_is_blamed(classifier, tmp_p
     model = msgspec.structs.replace(classifier.model, test=str(tmp_path / "test.npz"))
     changed = msgspec.structs.replace(classifier, model=model)
     found = blame(changed, output=tmp_path / "out", cache=tmp_path / "cache", devices=["none"])["cpu"]
-    assert found.samples == 256
+    assert (found.samples, found.kind) == (256, "classes")
     assert found.quantized.metric is None
     assert {suspect.gain for suspect in found.suspects} == {None}
 

@@ -11,13 +11,14 @@ import pytest
 from edgekd.cli.terminal.search import print_search
 from edgekd.report.search.files import write_search
 from edgekd.report.search.picture import search_svg
-from edgekd.report.search.tables import SearchResult, SearchTrial, TrialFigures, search_json, search_table
+from edgekd.report.search.tables import SearchResult, SearchTrial, TrialFigures, rejection, search_json, search_table
 
 SVG = "{http://www.w3.org/2000/svg}"
 
 
-def trial(number, metric, latency, drift, own=False):
-    figures = TrialFigures(metric, latency, drift, latency / 10, 0.1, 1000)
+def trial(number, metric, latency, drift, own=False, reasons=(), verdict=None):
+    verdict = verdict or ("fail" if reasons else "pass")
+    figures = TrialFigures(metric, latency, drift, latency / 10, 0.1, 1000, verdict, reasons, drift / 10)
     settings = () if own else ("distill.loss.extra={ fd = 1.5 }", f"distill.loss.temperature={2 + number}")
     return SearchTrial(number, "done", own, settings, figures, "", "here", 1.0)
 
@@ -57,10 +58,64 @@ def test_the_front_is_optunas(seed, higher):
 def test_the_table_shows_the_front_best_first_and_the_recipe_even_where_it_is_beaten(found):
     table = search_table(found)
     assert [row[0] for row in table.rows] == ["1", "0 recipe (beaten)", "2"]
-    assert table.rows[0][1:] == ("0.9500", "0.1000", "0.80×", "0.0800", "extra { fd = 1.5 }, temperature 3")
+    assert table.rows[0][1:] == ("0.9500", "0.1000", "0.80×", "0.0800", "pass", "extra { fd = 1.5 }, temperature 3")
     assert table.rows[1][-1] == "as the recipe stands"
     assert "4 trials done, 1 failed" in table.notes[0]
     assert table.notes[-1] == "The first that failed, trial 4: training diverged"
+
+
+REASON = "Gram drift bound 0.0400 is above 0.02 (worst pair a-b, 0.0500)"
+
+
+@pytest.fixture
+def judged():
+    """Trial 1 has the best of everything, and the gate rejects it."""
+    return study(
+        trial(0, 0.90, 1.0, 0.20, own=True), trial(1, 0.95, 0.4, 0.10, reasons=(REASON,)),
+        trial(2, 0.85, 0.5, 0.30, verdict="warn"), trial(3, 0.99, 0.1, 0.05, reasons=(REASON, "5% of classes changed")),
+    )  # fmt: skip
+
+
+def test_what_the_gate_rejects_is_never_on_the_front_nor_built(judged, tmp_path, capsys):
+    assert [one.number for one in judged.front] == [0, 2]
+    table = search_table(judged)
+    assert [(row[0], row[5]) for row in table.rows] == [
+        ("0 recipe", "pass"), ("2", "warn"), ("1", "rejected"), ("3", "rejected"),
+    ]  # fmt: skip
+    assert "The gate rejects 2 of 4 trials, which are never on the front." in table.notes
+    assert f"Trial 1 is rejected: {REASON}." in table.notes
+    content = search_json(judged)
+    assert [(one["front"], one["rejected"]) for one in content["trials"]] == [
+        (True, False), (False, True), (True, False), (False, True),
+    ]  # fmt: skip
+    print_search(judged, tmp_path, 80)
+    assert capsys.readouterr().out.splitlines()[-1] == "edgekd build --recipe digits --set seed=3"
+    svg = ElementTree.fromstring(search_svg(judged))
+    assert len(svg.findall(f".//{SVG}g/{SVG}circle[@class='rejected']")) == 2
+    assert any("2 rejected by the gate" in text.text for text in svg.findall(f".//{SVG}text"))
+
+
+def test_what_no_verdict_of_the_gate_keeps_back_is_released():
+    assert study(trial(0, 0.9, 1.0, 0.2, verdict="undecided")).front
+
+
+def test_where_the_gate_rejects_all_nothing_is_to_be_built(judged, tmp_path, capsys):
+    rejected = replace(judged, trials=tuple(one for one in judged.trials if one.rejected))
+    assert rejected.front == ()
+    assert search_table(rejected).title == "Rejected trials"
+    print_search(rejected, tmp_path, 80)
+    told = capsys.readouterr().out
+    assert "Nothing to build: the gate rejects every trial." in told
+    assert "edgekd build" not in told
+    assert rejection(rejected).startswith(f"the gate rejects all 2 trials; the nearest, trial 1: {REASON}; cut less")
+    assert "prune.ratio" in rejection(rejected)
+
+
+def test_of_many_rejected_trials_the_nearest_to_the_limits_are_shown(found):
+    many = [trial(5 + n, 0.5, 1.0, 0.9 - n / 100, reasons=(REASON,)) for n in range(8)]
+    table = search_table(replace(found, trials=(*found.trials, *many)))
+    assert [row[0] for row in table.rows][3:] == ["12", "11", "10", "9", "8"]
+    assert any("the 5 nearest to its limits are shown" in note for note in table.notes)
 
 
 def test_latencies_of_several_machines_are_said_not_to_compare(found):
@@ -72,7 +127,7 @@ def test_latencies_of_several_machines_are_said_not_to_compare(found):
 def test_the_terminal_has_80_columns_and_a_command_to_paste(found, tmp_path, capsys):
     print_search(found, tmp_path, 80)
     lines = capsys.readouterr().out.splitlines()
-    command = lines.index("The best accuracy, trial 1, is built by") + 1
+    command = lines.index("The best accuracy that the gate lets through, trial 1, is built by") + 1
     assert lines[command] == (
         "edgekd build --recipe digits --set seed=3 --set 'distill.loss.extra={ fd = 1.5 }' "
         "--set distill.loss.temperature=3"

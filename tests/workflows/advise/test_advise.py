@@ -1,6 +1,7 @@
 """`edgekd advise` on real trainings. Time is counted by a clock that moves by one second whenever it is looked at, so
 that a trial of E epochs takes E + 1 seconds, on any machine."""
 
+import dataclasses
 import itertools
 import json
 import shutil
@@ -15,8 +16,11 @@ from msgspec.structs import replace
 from edgekd.config.loading import load_recipe
 from edgekd.config.recipe import (
     DistillConfig,
+    GateConfig,
     LossConfig,
     ModelConfig,
+    PruneBudget,
+    PruneConfig,
     Recipe,
     StudentConfig,
     TaskConfig,
@@ -25,6 +29,7 @@ from edgekd.config.recipe import (
 from edgekd.errors import ModelError, OutputError, RecipeError, TaskError
 from edgekd.pipeline.paths import BuildPaths
 from edgekd.stages.progress import Silent
+from edgekd.workflows.advise.budgeted import OVERRUN
 from edgekd.workflows.advise.run import AdviceBudget, advise_recipe
 
 torch.set_num_threads(1)
@@ -34,6 +39,9 @@ TAPS = {"a": "encoders.a", "b": "encoders.b"}
 EPOCHS = 6
 #: Seconds of the trials that are timed, of a recipe with four epochs or more.
 TIMING = (1 + 1) + (4 + 1)
+#: Seconds that the gate's judgement is expected to take: all epochs, and those of the fine-tune after pruning.
+PRUNING = 4
+JUDGING = (EPOCHS + 1) + (PRUNING + 1)
 
 
 def ticking():
@@ -46,6 +54,8 @@ def small_recipe(task, **loss):
         teacher=TeacherConfig(epochs=1, learning_rate=1e-9, taps=TAPS),
         student=StudentConfig(taps=TAPS),
         distill=DistillConfig(epochs=EPOCHS, batch_size=12, learning_rate=3e-2, loss=LossConfig(**loss)),
+        prune=PruneConfig(epochs=PRUNING, batch_size=12),
+        gate=GateConfig(tau_fail=1, max_flips=1, max_metric_drop=1),
     )
 
 
@@ -70,7 +80,7 @@ def run(recipe, folder, budget, observer=None, epochs=None, **options):
 
 #: Room for six seeds of all epochs. At first there are 10 contestants, since the recipe's temperature is none of the
 #: usual; then KD and the better five of the others.
-BUDGET = (TIMING + (3 * 10 + 3 * 6) * (EPOCHS + 1)) / 0.8 + 1
+BUDGET = (TIMING + (3 * 10 + 3 * 6) * (EPOCHS + 1) + JUDGING) / 0.8 + 1
 
 
 @pytest.fixture(scope="module")
@@ -95,7 +105,9 @@ def test_what_matters_is_picked(matters):
 def test_the_budget_holds_and_says_what_it_went_into(matters):
     _, watched, found = matters
     assert (found.spent.epochs, found.spent.recipe_epochs, found.spent.seeds) == (EPOCHS, EPOCHS, 6)
-    assert found.spent.seconds == TIMING + (EPOCHS + 1) * found.spent.trials <= BUDGET
+    (judgement,) = found.judgements
+    assert found.spent.seconds == TIMING + (EPOCHS + 1) * found.spent.trials + judgement.seconds <= BUDGET
+    assert found.spent.left_out == ()
     assert [len(names) for names in found.spent.dropped.values()] == [4]
     assert len(found.standings[0].values) == 6
     assert watched.notes[0].endswith("left: timing")
@@ -122,15 +134,26 @@ def test_the_answer_is_written_and_no_trial_keeps_weights_or_looks_at_the_test_s
     assert content["verdict"]["text"] == found.verdict.text
     assert (folder / "out" / "advice.md").read_text().startswith("# Which loss? mine")
     trials = [path for path in (folder / "cache").glob("trial-*") if path.is_dir()]
-    assert len(trials) == found.spent.trials + 2
+    assert len(trials) == found.spent.trials, "the trials that are timed are not kept"
     assert {file.name for trial in trials for file in trial.iterdir()} == {"result.json"}
 
 
-def test_the_same_call_again_trains_nothing_and_says_the_same(matters):
+def test_what_is_recommended_was_judged_by_the_gate_as_a_build_makes_it(matters):
+    folder, _, found = matters
+    (judgement,) = found.judgements
+    assert (judgement.name, judgement.rejected) == (found.verdict.name, False)
+    assert 0 < judgement.metric <= 1
+    assert any(reason.startswith("The gate lets it through") for reason in found.verdict.reasons)
+    assert [len(list((folder / "cache").glob(f"{stage}-*/result.json"))) for stage in ("distill", "prune")] == [1, 1]
+
+
+def test_the_same_call_again_trains_nothing_that_is_kept_and_says_the_same(matters):
     folder, _, found = matters
     watched = Watches()
     again = run(small_recipe("Scarce", temperature=0.1, extra={}), folder, BUDGET, watched, name="mine")
-    assert again == found
+    assert again.spent.seconds <= found.spent.seconds
+    assert dataclasses.replace(again, spent=found.spent) == found
+    assert dataclasses.replace(again.spent, seconds=0) == dataclasses.replace(found.spent, seconds=0)
     assert watched.finished == {"preflight": True, "teacher": True, "trials": True}
 
 
@@ -143,14 +166,68 @@ def test_no_room_where_every_network_solves_the_task(tmp_path):
     assert all("no transfer to take apart" in one.skipped for one in found.ablations)
 
 
-def test_a_budget_that_is_too_short_is_told_and_what_would_do(tmp_path):
+def test_a_budget_that_holds_some_losses_leaves_the_others_out_and_gives_an_answer(tmp_path):
     found = run(small_recipe("Scarce"), tmp_path, 60)
-    # The shortest trials have 3 epochs and take 4 s each; 27 of them are 80 % of the budget, less the timing.
+    # The warm-up takes 2 s, so an epoch is thought to take that; trials of 3 epochs then take 4 s. Of the 60 s, 20 are
+    # kept for the judgement.
+    assert (found.spent.epochs, found.spent.seeds) == (3, 3)
+    assert found.spent.left_out[-2:] == ("sample", "cross")
+    tried = {one.name for one in found.standings if len(one.values) == 3}
+    assert tried == {"KD T=4", "default"}
+    assert tried.isdisjoint(found.spent.left_out)
+    assert found.verdict.lines[0] == "[distill.loss]"
+    assert found.spent.seconds <= 60 * OVERRUN
+    reasons = " ".join(found.verdict.reasons)
+    assert "Left out, since the budget does not hold them: " in reasons
+    assert "The gate lets it through" in reasons
+    assert "Left out" in (tmp_path / "out" / "advice.md").read_text()
+
+
+def test_a_budget_that_holds_no_two_trials_says_what_to_keep_and_what_would_do(tmp_path):
+    found = run(small_recipe("Scarce"), tmp_path, 12)
     assert found.verdict.kind == "too short"
-    assert found.verdict.text == "the budget is too short: give at least 3m"
+    assert found.verdict.text == "the budget is too short to compare anything: keep default, which the recipe has"
     assert "3 of the recipe's 6 epochs" in found.verdict.reasons[0]
-    assert found.spent.seconds == TIMING
-    assert "at least 3m" in (tmp_path / "out" / "advice.md").read_text()
+    assert found.verdict.lines[0] == "[distill.loss]"
+    assert found.spent.seconds == 2, "a longer timing would have been a large part of the budget"
+    assert "Not judged by the gate" in (tmp_path / "out" / "advice.md").read_text()
+
+
+def test_a_timing_on_a_busy_machine_is_not_used_again(tmp_path):
+    recipe, budget = small_recipe("Scarce"), 230
+    recipe = replace(recipe, distill=replace(recipe.distill, epochs=3))
+    paths = BuildPaths(tmp_path / "out", tmp_path / "cache")
+
+    def busy():
+        return itertools.count(0.0, 5.0).__next__
+
+    slow = advise_recipe(recipe, paths, AdviceBudget(budget), clock=busy())
+    assert slow.spent.left_out, "each trial took five times as long"
+    idle = run(recipe, tmp_path, budget)
+    undisturbed = run(recipe, tmp_path / "other", budget)
+    assert idle.spent.left_out == ()
+    assert idle.standings == undisturbed.standings
+    assert idle.spent.seconds <= undisturbed.spent.seconds <= budget, "its trials count as what they take now"
+
+
+def test_what_the_gate_rejects_is_not_recommended(tmp_path):
+    recipe = small_recipe("Scarce")
+    recipe = replace(recipe, gate=GateConfig(tau_pass=1e-6, tau_fail=1e-6))
+    found = run(recipe, tmp_path, 120, epochs=1)
+    assert found.verdict.kind == "rejected"
+    assert found.verdict.lines == ()
+    assert all(one.rejected for one in found.judgements)
+    assert found.judgements[-1].name == "KD T=4", "plain KD would have been the last resort"
+    assert any("prune.ratio" in reason for reason in found.verdict.reasons)
+    assert "```toml" not in (tmp_path / "out" / "advice.md").read_text()
+
+
+def test_a_recommendation_that_cannot_be_built_is_none(tmp_path):
+    recipe = small_recipe("Scarce")
+    recipe = replace(recipe, prune=replace(recipe.prune, budget=PruneBudget(macs=0.0001)))
+    found = run(recipe, tmp_path, 120, epochs=1)
+    assert found.verdict.kind == "rejected"
+    assert "cannot be met" in " ".join(found.judgements[0].reasons)
 
 
 DIGITS = ("teacher.epochs=2", "distill.epochs=2", "distill.batch_size=400")
@@ -177,7 +254,7 @@ def test_killed_it_goes_on_and_comes_to_the_same(tmp_path):
     found = python("-c", KILLED.format(tests=[str(Path(__file__).parents[n]) for n in (0, 2)]), cwd=tmp_path)
     assert found.returncode == -signal.SIGKILL, found.stderr
     finished = {path: path.stat().st_mtime_ns for path in (tmp_path / "cache").glob("trial-*/result.json")}
-    assert len(finished) == 2 + 4
+    assert len(finished) == 4
     shutil.copytree(tmp_path / "cache", tmp_path / "other" / "cache", ignore=lambda _, names: [
         name for name in names if name.startswith("trial")
     ])  # fmt: skip
@@ -235,8 +312,18 @@ def test_the_command_line_ends_with_the_answer(tmp_path):
     arguments = ["advise", "--recipe", "digits", "--budget=1s", "--cache", "cache", *settings]
     found = edgekd(*arguments, cwd=tmp_path, COLUMNS="80")
     assert (found.returncode, found.stderr) == (0, "")
-    assert "The budget is too short: give at least" in found.stdout
+    assert "keep recipe's own, which the recipe has" in " ".join(found.stdout.split())
     as_json = edgekd(*arguments, "--json", cwd=tmp_path)
     last = json.loads(as_json.stdout.splitlines()[-1])
-    assert (last["event"], last["advice"]["verdict"]["kind"]) == ("advice", "too short")
+    assert last["event"] == "advice"
+    assert last["advice"]["verdict"]["kind"] in ("too short", "undecided")
     assert (tmp_path / "build" / "digits" / "advice.json").is_file()
+
+
+def test_where_the_gate_rejects_all_the_exit_code_is_that_of_a_rejected_build(tmp_path):
+    tight = ("prune.epochs=1", "prune.ratio=0.9", "gate.max_flips=0.0")
+    settings = [f"--set={setting}" for setting in (*DIGITS, *tight)]
+    found = edgekd("advise", "--recipe", "digits", "--budget=20s", "--epochs=1", *settings, cwd=tmp_path)
+    assert found.returncode == 20, found.stderr
+    assert "error: no loss can be recommended: the gate rejects what a build makes of " in found.stderr
+    assert "[distill.loss]" not in found.stdout

@@ -1,6 +1,15 @@
 import pytest
 
-from edgekd.workflows.advise.budget import TrialCost, choose_dropped, choose_epochs, count_trials, shortest_epochs
+from edgekd.workflows.advise.budget import (
+    TrialCost,
+    TrialSize,
+    alike,
+    choose_dropped,
+    choose_size,
+    count_trials,
+    fixed_size,
+    shortest_epochs,
+)
 from edgekd.workflows.advise.format import budget_text
 
 
@@ -13,17 +22,35 @@ def test_trials_of_some_seeds():
 
 def test_epochs_fill_the_budget_with_six_seeds():
     cost = TrialCost(fixed=1.0, epoch=0.5)
-    epochs = choose_epochs(42 * 6.0, cost, 9, 30)
-    assert epochs == 10
-    assert count_trials(6, 9) * cost.of(epochs) <= 42 * 6.0 < count_trials(6, 9) * cost.of(epochs + 1)
+    size = choose_size(42 * 11.0, cost, 9, 30)
+    assert size == TrialSize(20, 3)
+    assert count_trials(6, 9) * cost.of(20) <= 42 * 11.0 < count_trials(6, 9) * cost.of(21)
 
 
-def test_epochs_are_at_most_the_recipes_and_never_too_few():
+def test_epochs_are_at_most_the_recipes_and_a_short_budget_rather_leaves_losses_out():
     cost = TrialCost(fixed=0.0, epoch=1.0)
-    assert choose_epochs(1e6, cost, 9, 30) == 30
-    assert choose_epochs(27 * 6.0, cost, 9, 30) == shortest_epochs(30) == 6, "three seeds fit, six do not"
-    assert choose_epochs(27 * 6.0 - 1, cost, 9, 30) is None
+    assert choose_size(1e6, cost, 9, 30) == TrialSize(30, 3)
+    assert choose_size(4 * 3 * 15.0, cost, 9, 30) == TrialSize(15, 3), "half of the epochs, for KD and three others"
+    assert choose_size(4 * 3 * 15.0 - 1, cost, 9, 30) == TrialSize(6, 3), "and if not for these, a fifth"
+    assert choose_size(2 * 3 * 6.0, cost, 9, 30) == TrialSize(6, 3)
+    assert choose_size(2 * 3 * 6.0 - 1, cost, 9, 30) == TrialSize(6, 2), "then fewer seeds"
+    assert choose_size(2 * 6.0, cost, 9, 30) == TrialSize(6, 1)
+    assert choose_size(2 * 6.0 - 1, cost, 9, 30) is None
     assert (shortest_epochs(4), shortest_epochs(2)) == (3, 2)
+
+
+def test_given_epochs_are_kept_and_seeds_follow_the_budget():
+    cost = TrialCost(fixed=0.0, epoch=1.0)
+    assert [fixed_size(budget, cost, 10) for budget in (1000, 60, 59, 20)] == [
+        TrialSize(10, 3), TrialSize(10, 3), TrialSize(10, 2), TrialSize(10, 1),
+    ]  # fmt: skip
+    assert fixed_size(19, cost, 10) is None
+
+
+def test_trials_of_an_earlier_run_go_on_where_they_are_about_as_long():
+    assert alike(10, 30) == [10, 9, 11, 8, 12]
+    assert alike(30, 30) == [30, 29, 28, 27, 26, 25, 24]
+    assert alike(6, 30) == [6, 7]
 
 
 def test_the_worse_half_is_dropped_and_two_stay():

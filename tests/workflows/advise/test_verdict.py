@@ -1,5 +1,6 @@
 """The verdict over trials whose figures are written down here; trainings are in test_advise.py."""
 
+import re
 from dataclasses import replace
 
 import pytest
@@ -8,14 +9,15 @@ from edgekd.cli.terminal.advice import print_advice
 from edgekd.config.recipe import LossConfig
 from edgekd.stages.progress import Silent
 from edgekd.workflows.advise.ablate import ablate, choose_families
-from edgekd.workflows.advise.budget import RESERVE, TrialCost
+from edgekd.workflows.advise.budget import RESERVE, TrialCost, TrialSize
 from edgekd.workflows.advise.budgeted import BudgetedTrials, TrialPlan, TrialProgress
-from edgekd.workflows.advise.candidates import loss_families, loss_variants
+from edgekd.workflows.advise.candidates import loss_families, loss_variants, own_variant
 from edgekd.workflows.advise.format import MetricFormat
 from edgekd.workflows.advise.halving import run_halving
+from edgekd.workflows.advise.judge import judge_verdict, not_judged
 from edgekd.workflows.advise.report import ablation_table, advice_json, advice_markdown, standings_table
-from edgekd.workflows.advise.result import Advice, AdviceTrial, BudgetSpent, ValidationFacts
-from edgekd.workflows.advise.verdict import decide_verdict, make_standings, too_short_verdict
+from edgekd.workflows.advise.result import Advice, AdviceTrial, BudgetSpent, LossJudgement, ValidationFacts
+from edgekd.workflows.advise.verdict import Known, decide_verdict, make_standings, too_short_verdict
 
 LOSS = LossConfig()
 FIELD = loss_variants(LOSS)
@@ -34,12 +36,13 @@ def values(seeds=6, **gains):
     }
 
 
-def spent(seeds=6):
-    return BudgetSpent(600.0, 100.0, 10, 30, seeds, 42, {3: ("fd",)})
+def spent(seeds=6, left_out=()):
+    return BudgetSpent(600.0, 100.0, 10, 30, seeds, 42, {3: ("fd",)}, left_out)
 
 
-def verdict(found, teacher=0.95, facts=FACTS, error=0.01, seeds=6):
-    return decide_verdict(make_standings(FIELD, found, facts, LOSS), facts, teacher, error, spent(seeds), block=4.0)
+def verdict(found, teacher=0.95, facts=FACTS, error=0.01, seeds=6, left_out=()):
+    known = Known(facts, teacher, own_variant(FIELD, LOSS).name, error)
+    return decide_verdict(make_standings(FIELD, found, facts, LOSS), known, spent(seeds, left_out), block=4.0)
 
 
 def test_a_loss_that_is_clearly_better_is_named_with_its_interval_and_its_lines():
@@ -91,22 +94,110 @@ def test_none_helps_where_it_would_take_too_many_seeds_to_see_it():
 def test_an_effect_in_reach_is_not_decided_and_says_how_many_seeds_it_takes():
     found = verdict(values(seeds=3, joint=0.003), seeds=3)
     assert found.kind == "undecided"
-    assert "not decided with this budget: " in found.text
-    assert "more seeds (about " in found.text
+    assert "more seeds (about " in found.reasons[1]
     assert "--epochs 10" in found.reasons[1]
-    assert not found.lines
+
+
+def test_what_is_not_decided_leans_to_what_is_ahead_and_says_how_sure_that_is():
+    found = verdict(values(seeds=3, joint=0.003), seeds=3)
+    assert found.text == "not decided with this budget, leaning to joint"
+    assert found.name == "joint"
+    assert found.lines == ("[distill.loss]", "extra = { joint = 1.0 }")
+    assert re.match(
+        r"Joint is \+0\.\d points \(.*\) over KD T=4 after 3 seeds, which is better with 9\d% ", found.reasons[0]
+    )
 
 
 @pytest.mark.parametrize("seeds", [0, 1, 2])
 def test_fewer_than_three_seeds_decide_nothing(seeds):
-    found = verdict(values(seeds=seeds), seeds=seeds)
+    found = verdict(values(seeds=seeds, joint=-0.1, fd=-0.1), seeds=seeds)
     assert found.kind == "undecided"
-    assert f"{3 - seeds} more seed" in found.text
+    assert f"{3 - seeds} more seed" in found.reasons[1]
+    assert found.lines, "an answer all the same"
+    if seeds < 2:
+        assert found.text == "not decided with this budget: keep default, which the recipe has"
 
 
-def test_too_short_says_how_much_it_takes():
-    found = too_short_verdict(100.0, 30.0, 6, 30)
-    assert found.text == "the budget is too short: give at least 2m"
+def test_two_seeds_lean_to_what_is_ahead():
+    assert verdict(values(seeds=2, fd=0.05), seeds=2).text == "not decided with this budget, leaning to fd"
+
+
+def test_what_was_left_out_is_said_with_the_budget_that_holds_it():
+    found = verdict(values(joint=0.03), left_out=("sample", "cross"))
+    assert found.kind == "use"
+    # Three seeds of two losses, at 4 s for a seed of the seven others: 3.4 s more than 100 s, of 80 % of the budget.
+    assert found.reasons[-1] == (
+        "Left out, since the budget does not hold them: sample, cross. --budget 3m --epochs 10 holds all, and goes on "
+        "from these trials."
+    )
+
+
+def test_too_short_says_what_it_takes_and_what_to_keep():
+    keep = make_standings(FIELD, values(0), FACTS, LOSS)[-1]
+    found = too_short_verdict(keep, 100.0, 30.0, 6, 30)
+    assert found.text == "the budget is too short to compare anything: keep default, which the recipe has"
+    assert "--budget 2m would hold 3 of each" in found.reasons[0]
+    assert found.lines == keep.lines
+
+
+def judgement(name, *reasons):
+    return LossJudgement(name, "fail" if reasons else "pass", reasons, 0.9, 0.89, 5.0)
+
+
+def judged(found, *answers):
+    """Return the verdict after the gate, who was judged in which order, and the judgements."""
+    asked, known = [], {answer.name: answer for answer in answers}
+
+    def judge(name):
+        asked.append(name)
+        return known.get(name)
+
+    after, judgements = judge_verdict(verdict(found), make_standings(FIELD, found, FACTS, LOSS), FACTS, judge)
+    assert judgements == tuple(known[name] for name in asked if name in known)
+    return after, asked
+
+
+def test_a_recommendation_that_the_gate_lets_through_says_so_with_the_metrics():
+    after, asked = judged(values(joint=0.03), judgement("joint"))
+    assert (after.kind, after.name, asked) == ("use", "joint", ["joint"])
+    assert after.reasons[-1].startswith(
+        "The gate lets it through (pass): trained and pruned as in a build, accuracy 0.9"
+    )
+    assert "of INT8 and of the test split the build decides" in after.reasons[-1]
+
+
+def test_where_the_gate_rejects_the_best_the_next_that_is_better_is_judged():
+    after, asked = judged(values(joint=0.03, fd=0.02), judgement("joint", "5% of classes changed"), judgement("fd"))
+    assert asked == ["joint", "fd"]
+    assert (after.kind, after.name, after.lines) == ("use", "fd", ("[distill.loss]", "extra = { fd = 1.0 }"))
+    assert after.text == "use fd: the gate rejects what a build makes of joint"
+    assert after.reasons[0] == "joint is rejected: 5% of classes changed."
+
+
+def test_where_the_gate_rejects_all_nothing_is_recommended_and_the_keys_are_named():
+    after, asked = judged(values(joint=0.03), judgement("joint", "5% changed"), judgement("KD T=4", "6% changed"))
+    assert asked == ["joint", "KD T=4"]
+    assert (after.kind, after.name, after.lines) == ("rejected", "", ())
+    assert after.text == "no loss can be recommended: the gate rejects what a build makes of joint, KD T=4"
+    assert after.reasons[:2] == ("joint is rejected: 5% changed.", "KD T=4 is rejected: 6% changed.")
+    assert "prune.ratio" in after.reasons[-1]
+
+
+def test_what_the_gate_rejects_is_not_recommended_where_there_is_no_time_for_another():
+    after, _ = judged(values(joint=0.03), judgement("joint", "5% changed"))
+    assert (after.kind, after.lines) == ("rejected", ())
+
+
+def test_what_the_gate_has_not_judged_says_so():
+    before = verdict(values(joint=0.03))
+    after, _ = judged(values(joint=0.03))
+    assert after == before
+    said = not_judged(after, spent(), 50.0)
+    assert said.lines == before.lines
+    assert said.reasons[-1].startswith(
+        "Not judged by the gate: a build trains joint in full and prunes it, which takes"
+    )
+    assert "--budget 3m holds that" in said.reasons[-1]
 
 
 class Made:
@@ -122,17 +213,23 @@ class Made:
         return AdviceTrial(self.figures.get(one.name, dict.fromkeys(range(30), 0.79))[seed], None, 1.0, 0.1)
 
 
-def bench(make, budget=100.0):
+def bench(make, budget=100.0, seeds=3):
     return BudgetedTrials(
-        make, TrialProgress(Silent(), lambda: 0.0), TrialPlan(0, 10, TrialCost(0.0, 0.1), budget, spent=0.0)
+        make, TrialProgress(Silent(), lambda: 0.0), TrialPlan(0, TrialSize(10, seeds), TrialCost(0.0, 0.1), budget, 0.0)
     )
 
 
-def test_all_are_trained_with_a_seed_before_the_next_and_the_worse_half_is_dropped():
+def names(variants):
+    return [variant.name for variant in variants]
+
+
+def test_losses_join_one_by_one_and_then_the_worse_half_is_dropped():
     make = Made(joint=0.03, cross=0.02, fd=0.01, sample=0.005)
-    race = run_halving(bench(make), FIELD, FACTS, limit=27 + 15 + 3)
+    race = run_halving(bench(make), FIELD, FACTS, limit=27 + 15 + 3, first_limit=100)
     assert race.seeds == 7
-    assert [seed for _, seed in make.order] == [0] * 9 + [1] * 9 + [2] * 9 + [3] * 5 + [4] * 5 + [5] * 5 + [6] * 3
+    assert make.order[:27] == [(one.name, seed) for one in FIELD for seed in range(3)]
+    assert [seed for _, seed in make.order[27:]] == [3] * 5 + [4] * 5 + [5] * 5 + [6] * 3
+    assert race.left_out == ()
     assert {one.name for one in race.alive} == {"KD T=4", "joint", "cross"}
     assert race.dropped[6] == ("fd", "sample")
     assert set(race.dropped[3]) == {"labels only", "KD T=8", "intra centred", "default"}
@@ -140,19 +237,41 @@ def test_all_are_trained_with_a_seed_before_the_next_and_the_worse_half_is_dropp
 
 def test_the_contest_ends_with_a_whole_block_below_the_limit():
     make = Made()
-    race = run_halving(bench(make), FIELD, FACTS, limit=31.5)
+    race = run_halving(bench(make), FIELD, FACTS, limit=31.5, first_limit=100)
     assert (race.seeds, len(make.order)) == (3, 27)
     assert all(len(figures) == 3 for figures in race.values.values())
     assert race.dropped == {}, "nothing went on without them"
 
 
 def test_for_the_fewest_seeds_the_whole_budget_may_be_spent_and_no_more():
-    assert run_halving(bench(Made(), budget=27), FIELD, FACTS, limit=20).seeds == 3
-    assert run_halving(bench(Made(), budget=26.5), FIELD, FACTS, limit=20).seeds == 2
+    whole = run_halving(bench(Made()), FIELD, FACTS, limit=20, first_limit=27)
+    assert (whole.seeds, whole.left_out) == (3, ())
+
+
+def test_what_a_short_budget_does_not_hold_is_left_out_and_the_last_go_first():
+    make = Made()
+    race = run_halving(bench(make), FIELD, FACTS, limit=10, first_limit=14)
+    assert race.seeds == 3
+    assert names(race.alive) == names(FIELD[:4])
+    assert race.left_out == tuple(names(FIELD[4:]))
+    assert len(make.order) == 12
+    assert all(not race.values[name] for name in race.left_out)
+
+
+def test_a_very_short_budget_compares_fewer_seeds():
+    race = run_halving(bench(Made(), seeds=1), FIELD, FACTS, limit=1, first_limit=2.5)
+    assert (race.seeds, names(race.alive)) == (1, names(FIELD[:2]))
+
+
+def test_trials_that_are_cheaper_than_timed_let_more_losses_join():
+    slow = BudgetedTrials(
+        Made(), TrialProgress(Silent(), lambda: 0.0), TrialPlan(0, TrialSize(10, 3), TrialCost(0.0, 0.6), 36.0, 0.0)
+    )  # a trial was timed at 6 s, since the machine was busy, and takes 1 s
+    assert run_halving(slow, FIELD, FACTS, limit=36, first_limit=36).left_out == ()
 
 
 def test_a_loss_that_cannot_be_trained_is_out_and_said_so():
-    race = run_halving(bench(Made(fails="fd")), FIELD, FACTS, limit=29)
+    race = run_halving(bench(Made(fails="fd")), FIELD, FACTS, limit=25, first_limit=100)
     assert race.failures == {"fd": "training diverged"}
     standings = make_standings(FIELD, race.values, FACTS, LOSS, race.failures)
     assert next(one for one in standings if one.name == "fd").difference is None
@@ -160,7 +279,7 @@ def test_a_loss_that_cannot_be_trained_is_out_and_said_so():
 
 
 def test_without_kd_there_is_no_contest():
-    race = run_halving(bench(Made(fails="KD T=4")), FIELD, FACTS, limit=30)
+    race = run_halving(bench(Made(fails="KD T=4")), FIELD, FACTS, limit=30, first_limit=100)
     assert (race.seeds, list(race.failures)) == (0, ["KD T=4"])
 
 
@@ -175,7 +294,7 @@ def test_the_better_loss_between_modalities_is_taken_apart_and_the_better_of_the
 def test_parts_share_the_trials_of_the_contest_and_stop_with_the_budget():
     make = Made()
     at = bench(make, budget=40)
-    run_halving(at, FIELD, FACTS, limit=27)
+    run_halving(at, FIELD, FACTS, limit=27, first_limit=100)
     chosen = loss_families(FIELD, ["a", "b", "c"])[::2]  # joint, intra
     pairs, modalities = ablate(at, chosen, FACTS, LOSS, limit=40)
     assert at.spent == 27 + 4 * 3 + 1, "joint is trained with the fourth seed as well"
@@ -188,7 +307,7 @@ def test_parts_share_the_trials_of_the_contest_and_stop_with_the_budget():
 def advice(found, **changes):
     chosen = loss_families(FIELD, FACTS.modalities)[::2]
     at = bench(Made(), budget=100)
-    run_halving(at, FIELD, FACTS, limit=27)
+    run_halving(at, FIELD, FACTS, limit=27, first_limit=100)
     ablations = ablate(at, chosen, FACTS, LOSS, limit=40)
     return Advice(
         "mine", 0, FACTS, 0.95, 0.012, make_standings(FIELD, found, FACTS, LOSS), ablations, spent(), verdict(found)

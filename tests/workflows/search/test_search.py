@@ -7,8 +7,11 @@ from contextlib import suppress
 from pathlib import Path
 from xml.etree import ElementTree
 
+import optuna
 import pytest
 from commands import edgekd, edgekd_begun, events, python, signal_at
+
+from edgekd.workflows.search.study import open_storage
 
 TINY = {
     'task.options.views': '["mor","zer"]',
@@ -18,6 +21,10 @@ TINY = {
     "prune.epochs": 1,
     "search.space.task.options.student.width": "{low=8,high=32,step=8}",
     "search.space.prune.ratio": "[0.0,0.5]",
+    # So brief a fine-tune keeps none of the usual limits.
+    "gate.tau_fail": 1,
+    "gate.max_flips": 1,
+    "gate.max_metric_drop": 1,
 }  # fmt: skip
 
 
@@ -113,6 +120,22 @@ def test_where_every_trial_fails_the_first_reason_is_the_error(tmp_path):
     assert "all 2 trials failed; the first: [prune] budget = 0.1% of the MACs cannot be met" in error
     content = json.loads((tmp_path / "out" / "search.json").read_text())
     assert [trial["state"] for trial in content["trials"]] == ["failed", "failed"]
+
+
+def test_where_the_gate_rejects_every_trial_nothing_is_recommended_and_the_exit_code_says_so(tmp_path):
+    tight = {"gate__tau_pass": 0.001, "gate__tau_fail": 0.001, "search__space__prune__ratio": "[0.4,0.5]"}
+    command = arguments("--trials", 2, prune__ratio=0.5, **tight)
+    found = edgekd(*command, cwd=tmp_path)
+    assert found.returncode == 20, found.stderr
+    assert "Nothing to build: the gate rejects every trial." in found.stdout
+    assert "edgekd build" not in found.stdout
+    assert "the gate rejects all 2 trials; the nearest, trial " in found.stderr
+    content = json.loads((tmp_path / "out" / "search.json").read_text())
+    assert [(one["state"], one["front"], one["rejected"]) for one in content["trials"]] == [("done", False, True)] * 2
+    assert all(one["appraisal"]["reasons"] for one in content["trials"])
+    (journal,) = (tmp_path / "cache" / "search").glob("*.journal")
+    study = optuna.load_study(study_name=None, storage=open_storage(str(journal)))
+    assert [trial.constraints for trial in study.trials] == [{"gate": 1.0}] * 2, "the sampler is to know it too"
 
 
 def test_without_optuna_one_line_says_what_to_install(tmp_path):

@@ -16,7 +16,8 @@ from edgekd.workflows.search.job import ATTEMPTS, BEAT, FAILURE, OUTCOME, OWN, W
 from edgekd.workflows.search.results import StudyDescription, first_failure, read_study, register_study
 from edgekd.workflows.search.space import make_space
 
-FIGURES = {"metric": 0.9, "latency": 0.5, "drift": 0.1, "p50_ms": 0.02, "reference_ms": 0.04, "parameters": 100}
+FIGURES = {"metric": 0.9, "latency": 0.5, "drift": 0.1, "p50_ms": 0.02, "reference_ms": 0.04, "parameters": 100,
+           "verdict": "pass", "reasons": [], "bound": 0.001}  # fmt: skip
 
 
 @pytest.fixture
@@ -145,7 +146,9 @@ def test_what_a_study_holds(plan, study):
 def test_a_study_of_another_recipe_is_not_mixed_with_this_one(study):
     register_study(study, StudyDescription("digits", (), "accuracy", "one"), {})
     register_study(study, StudyDescription("digits", (), "accuracy", "one"), {})
-    with pytest.raises(RecipeError, match="'mine' was begun with another recipe, task or space; name another"):
+    with pytest.raises(
+        RecipeError, match="'mine' was begun with another recipe, task or space, or by an edgekd that measured"
+    ):
         register_study(study, StudyDescription("digits", (), "accuracy", "two"), {})
 
 

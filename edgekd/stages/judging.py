@@ -1,0 +1,72 @@
+"""The gate as a recipe sets it: what judges the ledger of a target judges the attempts at pruning, too."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from edgekd.gram.answers import OutputKind
+from edgekd.gram.gate import GateRules, reference_of
+from edgekd.gram.intervals import Bootstrap
+from edgekd.gram.metric import LabelledSamples, LedgerMetrics
+from edgekd.gram.verdict import GateLimits
+from edgekd.stages.labels import UNLABELLED
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from edgekd.config.recipe import GateConfig
+    from edgekd.gram.npz import Array
+    from edgekd.gram.probe import Probe
+
+
+def gate_rules(
+    gate: GateConfig, metric: str, *, higher_is_better: bool, seed: int, kind: OutputKind | None = None
+) -> GateRules:
+    """Return how the rows of a ledger are judged.
+
+    Args:
+        gate: The recipe's section.
+        metric: Name of the task metric.
+        higher_is_better: Whether a larger metric is better.
+        seed: Seed for drawing the resamples behind a bound.
+        kind: What the network's output is; by default scores of classes.
+    """
+    limits = GateLimits(
+        tau_pass=gate.tau_pass,
+        tau_fail=gate.tau_fail,
+        max_flips=gate.max_flips,
+        max_metric_drop=gate.max_metric_drop,
+        higher_is_better=higher_is_better,
+        max_divergence=gate.max_divergence,
+        max_missing_flips=gate.max_missing_flips,
+        min_learned=gate.min_learned,
+        structure=gate.structure,
+        undecided=gate.undecided,
+    )
+    return GateRules(metric, limits, Bootstrap(gate.confidence, gate.resamples, seed), kind or OutputKind())
+
+
+def measure_metrics(
+    probes: Mapping[str, Probe],
+    labels: NDArray[np.int64] | None,
+    groups: NDArray[np.generic] | None,
+    metric: Callable[[Array, Array], float],
+    rules: GateRules,
+) -> LedgerMetrics:
+    """Return the metric of each row of a ledger, as far as its samples have labels.
+
+    Args:
+        probes: The probe of each row, among them the reference's.
+        labels: Labels [N] of the samples; None where there are none.
+        groups: Cluster of each sample [N]; None where samples are independent.
+        metric: The metric, a function of outputs and labels.
+        rules: How the rows are judged.
+    """
+    if labels is None or (labels == UNLABELLED).all():
+        return LedgerMetrics(dict.fromkeys(probes))
+    higher_is_better, confidence = rules.limits.higher_is_better, rules.bootstrap.confidence
+    samples = LabelledSamples(labels, groups, metric, higher_is_better, confidence)
+    return samples.measure(probes, reference_of(probes))
