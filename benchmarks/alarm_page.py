@@ -31,7 +31,9 @@ _MEASURES = {
 _RULES = {
     "old rule": "the rule before: drift > 0.02 or flips > 3 %",
     "defaults": "**the gate, its defaults**",
+    "defaults, other seeds": "the same, seeds that did not choose the defaults",
     "limits from other tasks": "the gate, limits from other tasks",
+    "limits from other tasks, drift as planned": "the same, drift's limits as planned (0.005, 0.02)",
     "defaults, drift not asked": "the gate, drift not asked",
     "defaults, no labels": "**no labels**: the gate, its defaults",
     "limits from other tasks, no labels": "no labels, limits from other tasks",
@@ -88,8 +90,14 @@ def _three(value: float | None) -> str:
     return "–" if value is None else f"{value:.3f}"
 
 
+def _two(value: float | None) -> str:
+    return "–" if value is None else f"{value:.2g}"
+
+
 def _interval(figure: dict[str, Any]) -> str:
     low, high = figure["interval"]
+    if low is None:
+        return ""
     return f"[{100 * low:.1f}, {100 * high:.1f}]"
 
 
@@ -256,11 +264,10 @@ def _limits(result: dict[str, Any]) -> list[str]:
         if single.get(name)
     ]
     elsewhere = [
-        [task, f"{limits['max_divergence']:.2g}" if limits else "–"]
-        for task, limits in result["gate"]["limits_elsewhere"].items()
+        [task, _two(limits and limits["max_divergence"])] for task, limits in result["gate"]["limits_elsewhere"].items()
     ]
     fitted = result["gate"]["limits_of_all_tasks"]
-    bounds = ", ".join(f"{_KINDS[kind]} {limits['max_divergence']:.2g}" for kind, limits in fitted.items())
+    bounds = ", ".join(f"{_KINDS[kind]} {_two(limits['max_divergence'])}" for kind, limits in fitted.items())
     return [
         "## Limits from other tasks",
         _prose("""One measure alone: its mean against the largest limit that lets through at most 1 % of the broken of

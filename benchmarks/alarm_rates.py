@@ -32,6 +32,8 @@ DEFAULTS = GateLimits(
 )
 #: The rule of before: the drift's bound, and the share of flips.
 _OLD_DRIFT, _OLD_FLIPS = 0.02, 0.03
+#: The limits of the drift when the study was planned.
+_PLANNED = {"tau_pass": 0.005, "tau_fail": 0.02}
 _FLIPS = tuple(round(0.01 * step, 2) for step in range(1, 11))
 _FAILED = 0.05
 _NO_DRIFT = 1e3
@@ -121,6 +123,10 @@ def gate_rates(found: Sequence[Judged], count: int) -> dict[str, Any]:
         "defaults, drift not asked": lambda _: replace(DEFAULTS, tau_pass=_NO_DRIFT, tau_fail=_NO_DRIFT),
         "limits from other tasks, drift not asked": lambda each: _without_drift(elsewhere[each.evidence.task]),
     }
+    planned = _rule(lambda each: _planned(elsewhere[each.evidence.task]), None, labels=True)
+    rules["limits from other tasks, drift as planned"] = planned
+    fresh = _rule(lambda each: DEFAULTS if each.evidence.seed else None, None, labels=True)
+    rules["defaults, other seeds"] = fresh
     sizes = [size for size in found[0].gate if size is not None]  # of the first seed alone, for their bounds are slow
     for name, pick in chosen.items():
         rules[name] = _rule(pick, None, labels=True)
@@ -154,6 +160,10 @@ def by_family(found: Sequence[Judged]) -> dict[str, list[dict[str, int]]]:
 
 def _without_drift(limits: GateLimits | None) -> GateLimits | None:
     return limits and replace(limits, tau_pass=_NO_DRIFT, tau_fail=_NO_DRIFT)
+
+
+def _planned(limits: GateLimits | None) -> GateLimits | None:
+    return limits and replace(limits, **_PLANNED)
 
 
 def limits_table(limits: GateLimits) -> dict[str, float | None]:

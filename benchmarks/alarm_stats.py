@@ -144,6 +144,8 @@ def choose_limit(figures: Sequence[Array], harmed: Sequence[Array], spared: floa
         harmed: Of each task whether they are harmed.
         spared: The share.
     """
+    if not any(bad.any() for bad in harmed):
+        return math.inf
     values = np.concatenate([x[bad] for x, bad in zip(figures, harmed, strict=True)])
     weights = np.concatenate([np.full(bad.sum(), 1 / bad.sum()) for bad in harmed if bad.any()])
     order = np.argsort(values, kind="stable")
