@@ -15,12 +15,14 @@ import numpy as np
 from edgekd.compress.perturb import Perturbation, perturb, perturbations_of
 from edgekd.errors import ModelError
 from edgekd.files import need
-from edgekd.gram.answers import OutputKind, changed_answers, sample_divergences
-from edgekd.gram.blame import FUSION, Series, make_blocks
+from edgekd.gram.answers import changed_answers, sample_divergences
+from edgekd.gram.blame import FUSION
 from edgekd.gram.drift import sample_drifts
 from edgekd.gram.intervals import round_up
+from edgekd.gram.jackknife import Series, make_blocks
 from edgekd.gram.limits import Suggestion, Tally, has_lost, is_refused, samples_that_tell, suggest
 from edgekd.gram.npz import embeddings_of
+from edgekd.gram.output_kind import OutputKind
 from edgekd.gram.stats import t_quantile
 from edgekd.pipeline.target.missing import read_stand_ins
 from edgekd.runtime.backends.registry import AS_WRITTEN

@@ -13,10 +13,11 @@ from edgekd.cli.terminal.checks import print_alarm
 from edgekd.compress.perturb import Perturbation, perturb, perturbations
 from edgekd.config.recipe import GateConfig
 from edgekd.errors import ModelError
-from edgekd.gram.answers import MAX_DIVERGENCE, OutputKind, compare_answers
+from edgekd.gram.answers import compare_answers
 from edgekd.gram.drift import measure_drift
 from edgekd.gram.intervals import Bootstrap
 from edgekd.gram.limits import Suggestion
+from edgekd.gram.output_kind import MAX_DIVERGENCE, OutputKind
 from edgekd.gram.probe import Probe, top1
 from edgekd.gram.verdict import GateLimits
 from edgekd.report.table import markdown
