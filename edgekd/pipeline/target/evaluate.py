@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 
 from edgekd.devices.base import Absent
 from edgekd.errors import ModelError
-from edgekd.gram.blame import choosing_groups
 from edgekd.gram.gate import DEVICE, Ledger, LedgerRow, keep_ledger
+from edgekd.gram.jackknife import choosing_groups
 from edgekd.gram.probe import Probe
 from edgekd.pipeline.target.agreement import find_disagreement
 from edgekd.pipeline.target.compile import compile_candidates, compiles

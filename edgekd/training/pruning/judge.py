@@ -5,10 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from edgekd.gram.blame import choosing_groups
 from edgekd.gram.drift import measure_drift
 from edgekd.gram.gate import FINETUNED, keep_ledger
 from edgekd.gram.intervals import Bootstrap
+from edgekd.gram.jackknife import choosing_groups
 from edgekd.gram.probe import Probe
 from edgekd.stages.judging import measure_metrics
 from edgekd.training.loop.evaluate import ground_truth, probe
