@@ -19,7 +19,8 @@ from edgekd.errors import ModelError
 from edgekd.files import need, scratch_folder, scratch_root
 from edgekd.gram.gate import FINETUNED
 from edgekd.pipeline.project import Project
-from edgekd.pipeline.trained_source import DISTILL, PRUNE, TrainingStages
+from edgekd.pipeline.pruning import PRUNE
+from edgekd.pipeline.trained_source import DISTILL, TrainingStages
 from edgekd.report.search.tables import TrialFigures
 from edgekd.stages.artifacts import PROBE, WEIGHTS
 from edgekd.stages.cache import Cache

@@ -120,9 +120,9 @@ def _blame(last: PruneAttempt, limits: GateLimits) -> tuple[str | None, list[str
 
 
 def _changes(plan: PrunePlan, shares: Mapping[str, float], epochs: int, last: PruneAttempt) -> str:
-    """Say what the next attempt does otherwise, e.g. "prune a 25% -> 12%, epochs 20 -> 40"."""
+    """Say what the next attempt does otherwise, e.g. "prune a 25% -> at most 12%, epochs 20 -> 40"."""
     words = [
-        f"prune {branch} {ratio:.0%} -> {ratio * shares[branch] / plan.share(branch):.0%}"
+        f"prune {branch} {ratio:.0%} -> at most {ratio * shares[branch] / plan.share(branch):.0%}"
         for branch, ratio in last.ratios.items()
         if ratio and shares[branch] != plan.share(branch)
     ]
