@@ -345,7 +345,7 @@ def _undecided(measured: Measured, limits: GateLimits, confidence: float) -> str
         tell = "more than a million would tell"
     else:
         tell = f"about {min(told)} would tell"
-    return f"undecided: n = {count} {what}, {tell} ({'; '.join(_behaviour_figures(measured))})"
+    return f"undecided: n = {count} {what}, {tell}"
 
 
 def _behaviour_figures(measured: Measured) -> tuple[str, ...]:

@@ -128,7 +128,6 @@ ORDER = (
     OrderedStage(REPAIR, "target", _on_demand),
     OrderedStage(QAT, "target", _on_demand),
     OrderedStage(PROFILE, "target", _has_latency),
-    OrderedStage(MISSING, "target", _on_demand),
     OrderedStage(MISSING, "target", _always),
     OrderedStage(JUDGE, "target", _always),
     OrderedStage(ROBUSTNESS_SHIPPED, "target", _measures_robustness),

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from edgekd.report.format import milliseconds, number, rate, significant, size
+from edgekd.report.format import milliseconds, number, rate, significant, size, small
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -70,6 +70,7 @@ class Figure:
         beside: Further columns of CSV and keys of JSON that belong to it, each with its dotted path.
         speed: Whether the figure says what the engine does; otherwise it says what the engine takes. The terminal
             divides the columns among two tables by it.
+        narrow: Whether the terminal's tables, which are narrow, have it.
     """
 
     key: str
@@ -81,6 +82,7 @@ class Figure:
     limits: tuple[Limit, ...] = ()
     beside: tuple[tuple[str, str], ...] = ()
     speed: bool = True
+    narrow: bool = True
 
     def value(self, row: EngineRow) -> float | None:
         """Return the row's figure."""
@@ -154,6 +156,16 @@ FIGURES: tuple[Figure, ...] = (
                 "max_metric_drop", "how much worse than the ledger's reference", zero=True, worse=True, format=number
             ),
         ),
+    ),
+    Figure(
+        key="divergence",
+        field="answers.divergence_bound",
+        column="divergence_bound",
+        heading="divergence",
+        format=small,
+        limits=(Limit("max_divergence_bound", "bound of the output's divergence", zero=True, format=small),),
+        beside=(("divergence_low", "answers.divergence_low"), ("error_bound", "answers.error_bound")),
+        narrow=False,
     ),
     Figure(
         key="bound",

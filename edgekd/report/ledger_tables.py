@@ -1,13 +1,13 @@
-"""Tables of what the gate judged: the ledger, the three questions, and the attempts at pruning."""
+"""Tables of what the gate judged: the ledger, the three questions, the candidates, and the attempts at pruning."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
 from edgekd.gram.verdict import QUESTIONS
-from edgekd.report.format import NOTHING, duration, number, percent, share, small
+from edgekd.report.format import NOTHING, duration, milliseconds, number, percent, share, size, small
 from edgekd.report.questions import evidence_of
-from edgekd.report.table import BOUND, Table, figure_columns, metric_name
+from edgekd.report.table import BOUND, Column, Table, figure_columns, metric_name
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from edgekd.gram.gate import Ledger, LedgerRow
     from edgekd.gram.verdict import Answered
     from edgekd.report.questions import EvidenceName
+    from edgekd.report.results import TargetResult
     from edgekd.stages.artifacts import PruneAttempt
 
 #: The column of each kind of output's divergence.
@@ -82,7 +83,8 @@ def _ledger_notes(ledger: Ledger, samples: str) -> tuple[str, ...]:
     counted = f"{ledger.metric}: {direction}; {drift.samples if drift else 0} {samples}{clusters}."
     warns = f"the drift warns above {ledger.limits.tau_pass:g}"
     bounds = f"{BOUND.strip()}: one-sided bounds of {ledger.confidence:.0%}; {warns}."
-    learned = [f"{row.stage} {small(row.to_teacher.mean)}" for row in ledger.rows if row.to_teacher]
+    ends = [row for row in ledger.rows if row.stage == ledger.reference or row is last]
+    learned = [f"{row.stage} {small(row.to_teacher.mean)}" for row in ends if row.to_teacher]
     teacher = (f"Drift from the teacher, not judged: {', '.join(learned)}.",) if learned else ()
     within = ("drift: of the cosines between samples within each tap; the taps do not compare with each other.",)
     repairs = tuple(f"{row.stage}: {row.note}." for row in ledger.rows if row.note)
@@ -97,6 +99,49 @@ def question_table(ledger: Ledger, answered: Answered) -> Table:
     )
     names = ("measured", f"{ledger.confidence:.0%} bounds", "limit")
     return Table(QUESTIONS[answered.question], figure_columns("figure", *names), rows)
+
+
+def candidate_table(result: TargetResult) -> Table:
+    """Return the table of candidates, on which samples they were judged, and why one of them ships, or none."""
+    figures = (*ledger_columns(result.ledger).values(), "gate", "p50 ms", "size")
+    columns = (*figure_columns("candidate", *figures), Column("", right=False))
+    rows = tuple(
+        (
+            candidate.name,
+            small(candidate.divergence.high if candidate.divergence else None),
+            percent(candidate.flips),
+            number(candidate.metric),
+            small(candidate.bound),
+            candidate.verdict,
+            milliseconds(candidate.p50.value_ms) if candidate.p50 else "not measured",
+            size(candidate.size_bytes),
+            ("ships" if result.released else "shown") if candidate.name == result.chosen else "",
+        )
+        for candidate in result.candidates
+    )
+    judged = f"Judged and chosen on {result.chosen_on}; the ledger has what was chosen on the test samples."
+    return Table("Candidates", columns, rows, (*([judged] if result.chosen_on else []), choice_sentence(result)))
+
+
+def choice_sentence(result: TargetResult) -> str:
+    """Say which candidate ships, and why; or why none does, and which is shown."""
+    if result.released:
+        return f"{result.chosen} ships: {result.choice}."
+    limits, verdicts = result.ledger.limits, [candidate.verdict for candidate in result.candidates]
+    if verdicts and not any(map(limits.releases, verdicts)):
+        return f"None ships: {result.choice}. {result.chosen} is shown for analysis."
+    return (
+        f"None ships: {result.chosen} was chosen ({result.choice}), and the gate rejects it on the test samples. It is "
+        "shown for analysis."
+    )
+
+
+def undecided_note(result: TargetResult) -> str | None:
+    """Return what became of a build that the samples are too few to judge, and which key says so; None of others."""
+    if result.ledger.verdict != "undecided":
+        return None
+    kept = "released all the same" if result.ledger.released else "not released"
+    return f"{kept}, since gate.undecided is '{result.ledger.limits.undecided}'"
 
 
 def pruning_table(attempts: Sequence[PruneAttempt]) -> Table:

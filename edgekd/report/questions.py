@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 from edgekd.gram.answers import MEASURES
-from edgekd.gram.verdict import Measured, Verdict, judge_behaviour, judge_structure
+from edgekd.gram.verdict import VERDICTS, Measured, Verdict, judge_behaviour, judge_structure
 from edgekd.report.format import NOTHING, percent, small
 
 if TYPE_CHECKING:
@@ -173,9 +173,7 @@ def _structure(ledger: Ledger, row: LedgerRow, most: Verdict = "fail") -> Iterat
     drift, limits = row.to_reference, ledger.limits
     if drift is None:
         return
-    verdict = judge_structure(drift, limits).verdict
-    if verdict == "fail" and most != "fail":
-        verdict = "warn"
+    verdict = min(judge_structure(drift, limits).verdict or "pass", most, key=VERDICTS.index)
     yield Evidence(
         "drift", "Gram drift", drift.mean, None, drift.bound, limits.tau_fail, limits.tau_pass, verdict=verdict
     )

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from edgekd.gram.gate import DEVICE
 from edgekd.report.escape import markdown_text
-from edgekd.report.format import NOTHING, WITHHELD, factor, milliseconds, number, percent, share, size, small
+from edgekd.report.format import NOTHING, WITHHELD, factor, milliseconds, number, share, size, small
 from edgekd.report.results import SHIPPED
 
 if TYPE_CHECKING:
@@ -118,41 +118,6 @@ def engine_table(result: TargetResult) -> Table:
     columns = figure_columns("model", "p50 ms", "p90 ms", "p99 ms", "speed", "size", "peak RSS", metric)
     rows = tuple(_engine_row(result, name) for name in models)
     return Table("Engines", columns, rows, _engine_notes(result, result.profile))
-
-
-def candidate_table(result: TargetResult) -> Table:
-    """Return the table of candidates, on which samples they were judged, and why one of them ships, or none."""
-    metric = metric_name(result.ledger.metric)
-    figures = (metric, "flips", f"drift{BOUND}", "gate", "p50 ms", "size")
-    columns = (*figure_columns("candidate", *figures), Column("", right=False))
-    rows = tuple(
-        (
-            candidate.name,
-            number(candidate.metric),
-            percent(candidate.flips),
-            small(candidate.bound),
-            candidate.verdict,
-            milliseconds(candidate.p50.value_ms) if candidate.p50 else "not measured",
-            size(candidate.size_bytes),
-            ("ships" if result.released else "shown") if candidate.name == result.chosen else "",
-        )
-        for candidate in result.candidates
-    )
-    judged = f"Judged and chosen on {result.chosen_on}; the ledger has what was chosen on the test samples."
-    return Table("Candidates", columns, rows, (*([judged] if result.chosen_on else []), choice_sentence(result)))
-
-
-def choice_sentence(result: TargetResult) -> str:
-    """Say which candidate ships, and why; or why none does, and which is shown."""
-    if result.released:
-        return f"{result.chosen} ships: {result.choice}."
-    limits = result.ledger.limits
-    if any(limits.releases(candidate.verdict) for candidate in result.candidates):
-        return (
-            f"None ships: {result.chosen} was chosen ({result.choice}), and the gate rejects it on the test samples. "
-            "It is shown for analysis."
-        )
-    return f"None ships: {result.choice}. {result.chosen} is shown for analysis."
 
 
 def _engine_row(result: TargetResult, name: str) -> tuple[str, ...]:

@@ -1,4 +1,4 @@
-"""Stage alarm: measure on the user's own task which drift costs how much of the metric."""
+"""Stage alarm: find on the user's own task the limits that tell what lost too much of the metric."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ def _describe(alarm: Alarm) -> str:
 
 
 ALARM: StageSpec[Alarm] = StageSpec(
-    "alarm", 2, Alarm, ("onnx", "onnxruntime", "numpy"), "measure which drift costs how much of the metric", _describe
+    "alarm", 3, Alarm, ("onnx", "onnxruntime", "numpy"), "measure which damage costs how much of the metric", _describe
 )
 
 
 def alarm_stage(context: Context) -> Alarm:
-    """Damage the ledger's reference network in many ways, and measure how well drift predicts the loss of the metric.
+    """Damage the ledger's reference network in many ways, and find the limits that tell what lost too much.
 
     It is measured on the calibration samples: limits that gate a build are not read off the samples that gate it.
     """
@@ -35,7 +35,8 @@ def alarm_stage(context: Context) -> Alarm:
 
     def run(_folder: Path, report: StageReporter) -> Alarm:
         metric, limits, kind = context.origin.metric, context.limits, context.rules.kind
-        return measure_alarm(graph, context.calibration, metric, limits, report, kind=kind)
+        modalities = context.exported.result.facts.modalities
+        return measure_alarm(graph, context.calibration, metric, limits, report, kind=kind, modalities=modalities)
 
     config = {"limits": msgspec.to_builtins(context.limits), "kind": msgspec.to_builtins(context.rules.kind)}
     return context.stage(ALARM, config=config, inputs={"exported": context.exported.key}, run=run).result

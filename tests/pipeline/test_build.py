@@ -173,11 +173,17 @@ def test_a_build_that_the_gate_rejects(cache, tmp_path):
     assert "the gate rejected this bundle" in refused.stderr
 
 
-def test_a_rejected_build_does_not_leave_the_old_bundle(built, cache, tmp_path):
+def test_a_rejected_build_leaves_the_last_good_bundle_where_it_was(built, cache, tmp_path):
     shutil.copytree(built.output, tmp_path / "out")
-    change = {"gate__tau_pass": 1e-7, "gate__tau_fail": 2e-7, "quantize__repair": "off"}
-    assert edgekd(*build_arguments("out", cache, **change), cwd=tmp_path).returncode == 20
-    assert sorted(path.name for path in (tmp_path / "out" / "cpu").iterdir()) == ["gram", "latency", "rejected"]
+    good = {path.name: path.read_bytes() for path in (tmp_path / "out" / "cpu" / "bundle").iterdir()}
+    change = {"gate__tau_pass": 1e-7, "gate__tau_fail": 2e-7, "gate__structure": "strict", "quantize__repair": "off"}
+    rejected = edgekd(*build_arguments("out", cache, **change), cwd=tmp_path)
+    assert rejected.returncode == 20
+    assert "(kept in out/cpu/rejected)" in rejected.stderr
+    assert "the bundle of an earlier build is still in" in rejected.stdout
+    folders = ["bundle", "gram", "latency", "rejected"]
+    assert sorted(path.name for path in (tmp_path / "out" / "cpu").iterdir()) == folders
+    assert {path.name: path.read_bytes() for path in (tmp_path / "out" / "cpu" / "bundle").iterdir()} == good
     assert edgekd(*build_arguments("out", cache), cwd=tmp_path).returncode == 0
     assert sorted(path.name for path in (tmp_path / "out" / "cpu").iterdir()) == ["bundle", "gram", "latency"]
 

@@ -144,6 +144,20 @@ def test_what_is_right_already_stays_untouched(built, output):
     assert (output / "cpu" / "bundle").stat() == before
 
 
+def test_a_rejected_build_leaves_the_bundle_of_the_last_good_one(built, output):
+    show(built, output)
+    before = (output / "cpu" / "bundle").stat()
+    (built / "engine.onnx").write_text("worse")
+    show(built, output, "rejected")
+    assert shown(output) == FILES
+    assert (output / "cpu" / "bundle").stat() == before
+    assert shown(output, "rejected") == {**FILES, "engine.onnx": "worse"}
+    (built / "engine.onnx").write_text("better")
+    show(built, output)  # its files are still edgekd's, to be replaced by the next that is released
+    assert shown(output) == {**FILES, "engine.onnx": "better"}
+    assert [path.name for path in (output / "cpu").iterdir()] == ["bundle"]
+
+
 def test_a_failure_leaves_the_old_folder(built, output, monkeypatch):
     show(built, output)
     (built / "engine.onnx").write_text("other")

@@ -23,7 +23,7 @@ from edgekd.cli import main
 from edgekd.cli.terminal.tables import print_table
 from edgekd.cli.terminal.text import shown
 from edgekd.config.toml import toml_document
-from edgekd.errors import TargetError
+from edgekd.errors import ReportError, TargetError
 from edgekd.files import write_text
 from edgekd.report.build.markdown import report_markdown
 from edgekd.report.compare.html import document, table_html
@@ -170,7 +170,10 @@ def test_half_a_character_is_kept_in_a_json_file(tmp_path):
 
 
 #: Keys of a report whose text stands for itself, and is refused where it is another.
-_FIXED = {"target", "verdict", "stage", "scope", "reference", "chosen", "raw_file", "name", "recipe", "baseline"}
+_FIXED = {
+    *("target", "verdict", "stage", "scope", "reference", "chosen", "raw_file", "name", "recipe", "baseline", "kind"),
+    *("question", "learned", "behaviour", "structure", "undecided"),
+}
 
 
 def poisoned(value, key=""):
@@ -197,6 +200,14 @@ def test_a_report_from_a_stranger_is_shown_in_every_form(hostile_run, form):
     assert is_shown(result.output)
     if form == "html":
         assert _Reader(result.output).tags.count("script") == 0
+
+
+def test_half_a_character_in_place_of_a_verdict_is_one_error(hostile_run, tmp_path):
+    text = (hostile_run / "report.json").read_text()
+    (tmp_path / "report.json").write_text(text.replace('"verdict": "pass"', '"verdict": "\\ud800"'))
+    result = CliRunner().invoke(main, ["report", str(tmp_path)])
+    assert result.exit_code == ReportError.exit_code
+    assert "there is no '\\ud800'" in result.output
 
 
 def test_an_error_line_shows_what_it_quotes_as_text(tmp_path):

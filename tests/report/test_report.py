@@ -1,14 +1,19 @@
 import json
 import math
+import re
 import subprocess
 import sys
 from dataclasses import replace
 
 import pytest
-from builds import build, full_profile, further, ledger, profile, target
+from builds import LEDGERS, build, full_profile, further, ledger, profile, target
 
 from edgekd.config.target import Budgets
+from edgekd.gram.verdict import QUESTIONS
 from edgekd.report.build.files import report_json, report_markdown, write_report
+from edgekd.report.compare.read import read_run
+from edgekd.report.ledger_tables import question_table
+from edgekd.report.questions import evidence_of
 
 REQUIRED = {"target", "device", "runtime", "precision", "latency_ms", "metric", "gram", "size_bytes", "peak_rss_bytes"}
 
@@ -119,7 +124,7 @@ def test_without_a_profile_nothing_reads_as_measured():
     assert row["peak_rss_bytes"] is None
     page = report_markdown(report)
     assert "not measured: no device was given" in page
-    assert " 0.000" not in page
+    assert not re.search(r" 0\.0+ ", page)
 
 
 def test_a_profile_that_is_absent_without_a_reason_is_refused():
@@ -163,6 +168,80 @@ def test_an_unmeasured_budget_is_not_kept():
     assert "- **open**: latency p50 not measured, budget 5 ms" in report_markdown(build(result))
 
 
+def test_reasons_of_a_failure_do_not_mix_with_what_only_warns():
+    result = target(ledger=LEDGERS["fail"](), budgets=Budgets(size_mb=0.1))
+    assert result.verdict == "fail"
+    (reason,) = result.reasons
+    assert reason.startswith("the metric is ")
+    assert [warning.split()[0] for warning in result.warnings] == ["Gram", "size"]
+    row = report_json(build(result))["rows"][0]
+    assert (row["reasons"], row["warnings"]) == (list(result.reasons), list(result.warnings))
+
+
+def test_a_missed_budget_is_a_reason_where_nothing_is_worse_and_a_warning_where_something_is():
+    missed = Budgets(size_mb=0.1)
+    assert target(budgets=missed).reasons == ("size 0.232 MB, budget 0.1 MB",)
+    undecided = target(ledger=LEDGERS["undecided"](), budgets=missed)
+    assert undecided.verdict == "undecided"
+    assert undecided.reasons == undecided.ledger.reasons
+    assert undecided.warnings == ("size 0.232 MB, budget 0.1 MB",)
+
+
+@pytest.mark.parametrize("state", LEDGERS)
+def test_the_row_has_the_answers_and_every_question(state):
+    kept = LEDGERS[state]()
+    content = report_json(build(target(ledger=kept)))
+    row, answers = content["rows"][0], kept.rows[-1].answers
+    assert row["questions"] == {answered.question: answered.verdict for answered in kept.questions}
+    assert (row["verdict"], row["released"], content["released"]) == (state, state != "fail", state != "fail")
+    assert row["answers"]["divergence_bound"] == answers.divergence.high
+    assert row["answers"]["max_divergence"] == 0.02
+    assert row["answers"]["changed"] == answers.changed.mean
+    details = content["targets"][0]["questions"]
+    assert [question["question"] for question in details] == ["learned", "behaviour", "structure"]
+    figures = {figure["name"]: figure for figure in details[1]["figures"]}
+    assert (figures["loss"]["limit"], figures["divergence"]["high"]) == (0.015, answers.divergence.high)
+    assert details[1]["verdict"] == row["questions"]["behaviour"]
+    assert details[1]["asked"] == "Does the compressed network still answer the same?"
+
+
+@pytest.mark.parametrize("state", LEDGERS)
+def test_the_page_answers_three_questions_apart(state):
+    kept = LEDGERS[state]()
+    page = report_markdown(build(target(ledger=kept)))
+    for answered in kept.questions:
+        assert f"### {QUESTIONS[answered.question]} {answered.verdict.upper()}\n\n| figure" in page
+    assert f"- **{state.upper()}** cpu: " in page
+    assert ("no bundle was released; what was rejected is `cpu/rejected`" in page) == (state == "fail")
+    assert ("released all the same, since gate.undecided is 'release'" in page) == (state == "undecided")
+
+
+def test_a_figure_behind_a_question_is_no_worse_than_the_answer():
+    def states(kept):
+        found = evidence_of(kept, kept.questions[1])
+        return {figure.name: figure.verdict for figure in found}
+
+    assert states(LEDGERS["pass"]()) == {"divergence": "pass", "changed": "pass", "loss": "pass", "error": None}
+    undecided = {"divergence": "pass", "changed": "undecided", "loss": "undecided", "error": None}
+    assert states(LEDGERS["undecided"]()) == undecided
+    assert states(LEDGERS["fail"]()) == {"divergence": "fail", "changed": "fail", "loss": "fail", "error": None}
+    excused = ledger(0.03, answers=40)  # the metric holds
+    assert excused.questions[1].verdict == "warn"
+    assert states(excused) == {"divergence": "warn", "changed": "warn", "loss": "pass", "error": None}
+
+
+def test_bounds_that_a_few_samples_do_not_give_are_null_with_a_reason(tmp_path):
+    kept = ledger(surely=math.inf)
+    content = report_json(build(target(ledger=kept)))
+    json.dumps(content, allow_nan=False)
+    assert content["not_finite"]["targets.0.ledger.rows.5.loss.low"] == "-inf"
+    shown = {row[0]: row[2] for row in question_table(kept, kept.questions[1]).rows}
+    assert shown["macro-F1 worse by"] == "too few samples"
+    write_report(build(target(ledger=kept)), tmp_path)
+    (entry,) = read_run(tmp_path)
+    assert entry.ledger.row("device").loss == kept.row("device").loss
+
+
 def test_the_worst_target_decides():
     assert build(target(), target("b", ledger=ledger(0.2))).verdict == "fail"
     assert build(target(), target("b", ledger=ledger(0.024))).verdict == "warn"
@@ -189,7 +268,7 @@ def test_files_are_written_and_nothing_else(tmp_path):
     ]
     read = json.loads((tmp_path / "out" / "report.json").read_text(encoding="utf-8"))
     assert read == report_json(report)
-    assert read["schema_version"] == 3
+    assert read["schema_version"] == 4
     assert [stage["name"] for stage in read["stages"]] == [stage.name for stage in report.stages]
 
 

@@ -31,6 +31,7 @@ FACTS = {
     "task": {"name": "gestures", "metric": "accuracy"},
     "inputs": INPUTS,
     "classes": CLASSES,
+    "released": True,
     "verdict": "pass",
     "reasons": [],
     "versions": {"onnx": "1.23.2"},
@@ -51,7 +52,7 @@ def folder(pristine, tmp_path):
 
 
 def make_files(folder, deploy=None, **engine):
-    folder.mkdir()
+    folder.mkdir(parents=True)
     save_engine(folder / "probe.onnx", **engine)
     save_engine(folder / "deploy.onnx", outputs=["logits"], **(deploy or {}))
     with open_engine(save_engine(folder.parent / "reference.onnx")) as session:
@@ -488,7 +489,8 @@ def test_a_manifest_that_is_no_object(folder):
 
 
 def test_a_rejected_bundle_opens_only_when_that_is_asked_for(tmp_path):
-    make_bundle(tmp_path / "bundle", verdict="fail", reasons=["engine: 4.0% of top-1 classes changed"])
+    reasons = ["engine: 4.0% of top-1 classes changed"]
+    make_bundle(tmp_path / "bundle", released=False, verdict="fail", reasons=reasons)
     with pytest.raises(BundleError, match=r"the gate rejected this bundle \(engine: 4\.0% of top-1"):
         load(tmp_path / "bundle")
     with load(tmp_path / "bundle", allow_rejected=True) as bundle:
@@ -498,6 +500,17 @@ def test_a_rejected_bundle_opens_only_when_that_is_asked_for(tmp_path):
 def test_a_warned_bundle_is_released(tmp_path):
     make_bundle(tmp_path / "bundle", verdict="warn")
     assert load(tmp_path / "bundle").manifest.released
+
+
+def test_of_an_undecided_bundle_the_recipe_has_said_whether_it_is_released(tmp_path):
+    make_bundle(tmp_path / "yes" / "bundle", verdict="undecided", reasons=["undecided: n = 130 samples"])
+    manifest = load(tmp_path / "yes" / "bundle").manifest
+    assert (manifest.released, manifest.verdict) == (True, "undecided")
+    jsonschema.validate(json.loads((tmp_path / "yes" / "bundle" / "manifest.json").read_text()), SCHEMA)
+    reasons = ["undecided: n = 130 samples"]
+    make_bundle(tmp_path / "no" / "bundle", released=False, verdict="undecided", reasons=reasons)
+    with pytest.raises(BundleError, match=r"the gate rejected this bundle \(undecided: n = 130"):
+        load(tmp_path / "no" / "bundle")
 
 
 # --- what is not written

@@ -21,8 +21,15 @@ from edgekd.pipeline.publish import BUNDLE
 from edgekd.report.build.markdown import run_lines
 from edgekd.report.build.robustness import robustness_line, robustness_table
 from edgekd.report.format import number
-from edgekd.report.ledger_tables import ledger_table, pruning_table, question_table
-from edgekd.report.table import candidate_table, choice_sentence, describe, engine_table, summary_table
+from edgekd.report.ledger_tables import (
+    candidate_table,
+    choice_sentence,
+    ledger_table,
+    pruning_table,
+    question_table,
+    undecided_note,
+)
+from edgekd.report.table import describe, engine_table, summary_table
 from edgekd.runtime.manifest import MANIFEST, read_manifest
 
 if TYPE_CHECKING:
@@ -99,8 +106,8 @@ def print_questions(console: Console, ledger: Ledger) -> None:
             print_indented(console, shown(reason), by=4)
     if asked:
         console.print()
-        columns = ", ".join(column.name for column in tables[0].columns[1:])
-        print_indented(console, shown(f"Figures: {columns}; bounds are one-sided each.", "dim"))
+        told = f"Behind each figure: its one-sided bounds of {ledger.confidence:.0%}, and its limit."
+        print_indented(console, shown(told, "dim"))
 
 
 def _print_what_to_open(console: Console, report: BuildReport, folder: Path | None) -> None:
@@ -142,7 +149,7 @@ def _print_result(console: Console, result: TargetResult, folder: Path | None) -
     path = _path(result, folder)
     where = f"{result.chosen}  {path}" if result.released else f"not released: {path}"
     print_verdict(console, result.verdict, f"{result.target}  {where}", result.reasons)
-    print_asides(console, filter(None, (*result.warnings, result.remark)), result.ledger.advice)
+    print_asides(console, filter(None, (undecided_note(result), *result.warnings, result.remark)), result.ledger.advice)
     if not result.released:
         print_indented(console, shown(choice_sentence(result), "dim"), by=_BELOW)
         _print_kept_bundle(console, result.target, folder)
@@ -175,8 +182,9 @@ def print_asides(console: Console, warnings: Iterable[str], advice: Iterable[str
     """Print below a verdict what is less severe, and what to change."""
     for warning in warnings:
         print_indented(console, shown(f"warning: {warning}", "yellow"), by=_BELOW)
-    for line in advice:
-        print_indented(console, shown(f"to change: {line}"), by=_BELOW)
+    told = "; ".join(advice)
+    if told:
+        print_indented(console, shown(f"where it began, and what to change: {told}"), by=_BELOW)
 
 
 def print_verdict(console: Console, verdict: Verdict, what: str, reasons: Iterable[str]) -> None:

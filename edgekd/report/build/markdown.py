@@ -10,18 +10,9 @@ from edgekd.report.build.robustness import robustness_table
 from edgekd.report.build.training_picture import FOLDER, file_name
 from edgekd.report.escape import json_text, markdown_code, markdown_text
 from edgekd.report.format import NOTHING, duration, number
-from edgekd.report.ledger_tables import ledger_table, pruning_table, question_table
+from edgekd.report.ledger_tables import candidate_table, ledger_table, pruning_table, question_table, undecided_note
 from edgekd.report.results import SHIPPED
-from edgekd.report.table import (
-    Column,
-    Table,
-    candidate_table,
-    describe,
-    engine_table,
-    legend,
-    markdown,
-    summary_table,
-)
+from edgekd.report.table import Column, Table, describe, engine_table, legend, markdown, summary_table
 
 if TYPE_CHECKING:
     from edgekd.gram.gate import Ledger
@@ -72,8 +63,8 @@ def _verdict(result: TargetResult) -> list[str]:
     """Return the verdict with its reasons, then what is less severe, then what to change."""
     told = [
         *result.reasons,
-        *(f"warning: {warning}" for warning in (*result.warnings, *filter(None, [result.remark]))),
-        *(f"to change: {advice}" for advice in result.ledger.advice),
+        *(f"warning: {told}" for told in filter(None, (undecided_note(result), *result.warnings, result.remark))),
+        *([f"where it began, and what to change: {advice}"] if (advice := "; ".join(result.ledger.advice)) else []),
     ]
     reasons = "".join(f"\n  - {markdown_text(reason)}" for reason in told)
     path = markdown_code(result.shown_bundle)

@@ -14,9 +14,9 @@ from edgekd.report.compare.html import reason_list, table_html, verdict_badge
 from edgekd.report.compare.questions import question_cards
 from edgekd.report.compare.sections import gram_pictures, ledger_html, ledger_pictures, time_pictures
 from edgekd.report.escape import escape
-from edgekd.report.ledger_tables import ledger_table, pruning_table
+from edgekd.report.ledger_tables import candidate_table, choice_sentence, ledger_table, pruning_table, undecided_note
 from edgekd.report.results import SHIPPED
-from edgekd.report.table import candidate_table, choice_sentence, describe, engine_table, legend
+from edgekd.report.table import describe, engine_table, legend
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -49,7 +49,7 @@ def target_section(index: int, entry: Entry, result: TargetResult, alone: bool) 
         f'<h2 id="row-{index}">{number}{escape(describe(result))} {verdict_badge(result.verdict)}</h2>',
         *_verdict(result),
         tiles_html(entry),
-        *_part("Three questions, answered apart", [question_cards(index, entry.ledger)]),
+        question_cards(index, entry.ledger),
         *_run(result),
         *_part(
             "What each stage kept, and the limits",
@@ -68,8 +68,8 @@ def _verdict(result: TargetResult) -> Iterator[str]:
     path = result.shown_bundle
     where = f"The bundle is {path}" if result.released else f"No bundle was released; what was rejected is {path}"
     yield reason_list(result.reasons)
-    yield from _list("Besides", (*result.warnings, *filter(None, [result.remark])))
-    yield from _list("What to change", result.ledger.advice)
+    yield from _list("Warnings", tuple(filter(None, (undecided_note(result), *result.warnings, result.remark))))
+    yield from _list("Where it began, and what to change", result.ledger.advice)
     yield f"<p>{escape(f'{where}. {choice_sentence(result)}')}</p>"
     if result.facts:
         yield f"<p>{escape(' '.join(f'{fact}.' if fact[-1:] != '.' else fact for fact in result.facts))}</p>"

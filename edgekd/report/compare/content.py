@@ -37,7 +37,9 @@ def read_object(path: Path, versions: tuple[int, ...], remedy: str) -> JsonObjec
     version = content.get("schema_version") if isinstance(content, dict) else None
     if version not in versions or not isinstance(content, dict):
         problem = "has no schema_version" if version is None else f"has schema_version {version}"
-        raise ReportError(f"{path}: {problem}, and this edgekd reads {' and '.join(map(str, versions))} only; {remedy}")
+        *others, last = map(str, versions)
+        known = f"{', '.join(others)} and {last}" if others else last
+        raise ReportError(f"{path}: {problem}, and this edgekd reads {known} only; {remedy}")
     return content
 
 
@@ -59,3 +61,5 @@ def convert_object(path: Path, content: JsonObject, kind: type[_S]) -> _S:
         return msgspec.convert(content, kind)
     except msgspec.ValidationError as error:
         raise ReportError(f"{path}: {explain(error, kind)}; run again what wrote it") from error
+    except UnicodeEncodeError as error:  # half a character in place of a word that msgspec knows
+        raise ReportError(f"{path}: there is no {error.object!r}; run again what wrote it") from error

@@ -7,6 +7,7 @@ import io
 from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING
 
+from edgekd.gram.answers import MEASURES
 from edgekd.report import figures
 from edgekd.report.escape import csv_text, json_text
 from edgekd.report.figures import WORDS
@@ -68,8 +69,8 @@ def short_tables(comparison: Comparison) -> tuple[Table, Table]:
     if not rows:
         return Table("", (), ()), Table("", (), (), notes(comparison))
     tasks = ["task"] if several(rows, "task") else []
-    doing = tuple(figure for figure in figures.FIGURES if figure.speed)
-    taking = tuple(figure for figure in figures.FIGURES if not figure.speed)
+    doing = tuple(figure for figure in figures.FIGURES if figure.narrow and figure.speed)
+    taking = tuple(figure for figure in figures.FIGURES if figure.narrow and not figure.speed)
     return (
         _table(rows, ["target"], doing, verdict=True),
         _table(rows, [*tasks, "device", "runtime", "precision"], taking, notes=notes(comparison)),
@@ -143,6 +144,8 @@ def notes(comparison: Comparison) -> tuple[str, ...]:
     if rows:
         sentences += _metrics(rows)
         sentences.append("bound: upper confidence bound of the Gram drift that compression caused.")
+        if any(row.answers for row in rows):
+            sentences.append(f"divergence: upper bound of that of the outputs: {_measures(rows)}.")
     rails = dict.fromkeys(row.energy_rail for row in rows if row.energy_rail)
     sentences += [
         f"mJ of {_numbers(rows, 'energy_rail', rail)}: energy of one inference, idle subtracted, by {rail}."
@@ -174,6 +177,11 @@ def _metrics(rows: tuple[EngineRow, ...]) -> list[str]:
         for name, how in better.items()
     ]
     return [f"{'; '.join(sentences)}; change: less that of the float network before compression."] if sentences else []
+
+
+def _measures(rows: tuple[EngineRow, ...]) -> str:
+    """Return what the divergences of the rows measure, each once."""
+    return "; ".join(dict.fromkeys(MEASURES[row.answers.kind] for row in rows if row.answers))
 
 
 def _numbers(rows: tuple[EngineRow, ...], field: str, value: object) -> str:

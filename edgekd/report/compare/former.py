@@ -63,6 +63,10 @@ def modern_report(content: JsonObject) -> JsonObject:
     for target in targets if isinstance(targets, list) else ():
         if isinstance(target, dict):
             target.update(_NEW_IN_TARGET)
+            candidates = target.get("candidates")
+            for candidate in candidates if isinstance(candidates, list) else ():
+                if isinstance(candidate, dict):
+                    candidate["divergence"] = None
         profile = target.get("profile") if isinstance(target, dict) else None
         engines = profile.get("engines") if isinstance(profile, dict) else None
         for engine in engines if isinstance(engines, list) else ():

@@ -21,16 +21,17 @@ if TYPE_CHECKING:
     from edgekd.report.questions import Evidence
 
 #: Height of a figure with its track, and of one in words alone; the place of the track's limit, the middle of it.
-_TRACKED, _PLAIN = 62.0, 24.0
+_TRACKED, _PLAIN = 66.0, 30.0
 _EDGE, _MIDDLE = 6.0, WIDTH / 2
 #: Beside the plot of metrics: the name, and the figure behind.
 _LABEL, _FIGURE, _ROW, _TOP = 128, 62, 24.0, 26.0
 
 
 def question_cards(index: int, ledger: Ledger) -> str:
-    """Return a card for each question that was asked about what ships; "" where none was."""
+    """Return a card for each question that was asked about what ships, under a heading; "" where none was."""
     cards = [_card(index, ledger, answered) for answered in ledger.questions if answered.verdict]
-    return f'<ul class="questions">{"".join(cards)}</ul>' if cards else ""
+    head = "<h3>Three questions, answered apart</h3>"
+    return f'{head}<ul class="questions">{"".join(cards)}</ul>' if cards else ""
 
 
 def _card(index: int, ledger: Ledger, answered: Answered) -> str:
@@ -62,7 +63,7 @@ def evidence_svg(name: str, figures: Sequence[Evidence]) -> str | None:
         if figure.limit is None:
             y += _PLAIN
         else:
-            parts += _track(figure, figure.limit, y + 26)
+            parts += _track(figure, figure.limit, y + 31)
             y += _TRACKED
     told = "; ".join(f"{figure.label} {figure.write(figure.value)}, {_words(figure)}" for figure in figures)
     return picture(name, f"Figures with their bounds and limits. {told}.", y + 4, parts)
@@ -81,40 +82,39 @@ def _head(figure: Evidence, y: float) -> Iterator[str]:
 
 def _track(figure: Evidence, limit: float, y: float) -> Iterator[str]:
     """Draw a figure's bounds on a line whose middle is its limit; the side that keeps the limit is filled."""
-    ends = [end for end in (figure.low, figure.high) if end is not None and math.isfinite(end)]
-    unit = abs(limit) or max((abs(end) for end in ends), default=1.0) or 1.0
-    start = limit - unit * (2.0 if min([figure.value, *ends]) < limit - unit else 1.0)
-    kept = (_EDGE, _MIDDLE) if figure.upper else (_MIDDLE, WIDTH - _EDGE)
+    right = WIDTH - _EDGE
+    kept = (_EDGE, _MIDDLE) if figure.upper else (_MIDDLE, right)
+    yield f'<rect class="kept" x="{kept[0]:.1f}" y="{y - 6:.1f}" width="{kept[1] - kept[0]:.1f}" height="12"/>'
+    yield f'<path class="axis" d="M{_EDGE:.1f} {y:.1f} H{right:.1f}"/>'
+    yield f'<path class="limit" d="M{_MIDDLE:.1f} {y - 9:.1f} v18"/>'
+    if math.isfinite(figure.value):
+        yield from _marks(figure, limit, y)
+    yield text(_EDGE, y + 23, figure.bounds, kind="tick")
+    yield text(_MIDDLE, y + 23, figure.wanted, "middle", "tick")
+
+
+def _marks(figure: Evidence, limit: float, y: float) -> Iterator[str]:
+    """Draw a figure, its bounds, and where it warns; a figure beyond the end of the line is an arrow."""
+    low, high = (figure.value if end is None else end for end in (figure.low, figure.high))
+    finite = [end for end in (low, figure.value, high) if math.isfinite(end)]
+    unit = abs(limit) or max(map(abs, finite)) or 1.0
+    half = unit * (2 if min(finite) < limit - unit else 1)
 
     def place(value: float) -> float:
-        share = (value - start) / (2 * (limit - start))
-        return _EDGE + min(max(share, 0.0), 1.0) * (WIDTH - 2 * _EDGE)
+        share = (value - limit) / half
+        return _MIDDLE + min(max(share, -1.0), 1.0) * (_MIDDLE - _EDGE)
 
     colour = figure.verdict or "quiet"
-    yield f'<rect class="kept" x="{kept[0]:.1f}" y="{y - 5:.1f}" width="{kept[1] - kept[0]:.1f}" height="10"/>'
-    yield f'<path class="axis" d="M{_EDGE:.1f} {y:.1f} H{WIDTH - _EDGE:.1f}"/>'
-    yield f'<path class="limit" d="M{_MIDDLE:.1f} {y - 9:.1f} v18"/>'
     if figure.warns is not None:
         yield f'<path class="limit soft" d="M{place(figure.warns):.1f} {y - 9:.1f} v18"/>'
-    if math.isfinite(figure.value):
-        yield f"<g><title>{escape(f'{figure.label}: {figure.write(figure.value)}, {_words(figure)}')}</title>"
-        low, high = (
-            place(value) if math.isfinite(value) else (_EDGE, WIDTH - _EDGE)[index]
-            for index, value in enumerate(
-                (
-                    figure.value if figure.low is None else figure.low,
-                    figure.value if figure.high is None else figure.high,
-                )
-            )
-        )
-        yield f'<path class="band {colour}" d="M{low:.1f} {y:.1f} H{high:.1f}"/>'
-        yield f'<circle class="dot {colour}" cx="{place(figure.value):.1f}" cy="{y:.1f}" r="5"/>'
-        if figure.value > 2 * limit - start:
-            x = WIDTH - _EDGE
-            yield f'<path class="{colour} arrow" d="M{x:.1f} {y:.1f} l-12 -7 v14 z"/>'
-        yield "</g>"
-    yield text(_EDGE, y + 22, figure.bounds, kind="tick")
-    yield text(_MIDDLE, y + 22, f"{figure.wanted}", "middle", "tick")
+    yield f"<g><title>{escape(f'{figure.label}: {figure.write(figure.value)}, {_words(figure)}')}</title>"
+    yield f'<path class="band {colour}" d="M{place(low):.1f} {y:.1f} H{place(high):.1f}"/>'
+    x = place(figure.value)
+    if figure.value > limit + half:
+        yield f'<path class="{colour} arrow" d="M{x:.1f} {y:.1f} l-13 -7 v14 z"/>'
+    else:
+        yield f'<circle class="dot {colour}" cx="{x:.1f}" cy="{y:.1f}" r="5"/>'
+    yield "</g>"
 
 
 def metric_marks_svg(name: str, ledger: Ledger) -> str | None:

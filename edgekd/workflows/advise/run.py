@@ -280,8 +280,8 @@ class _Advising:
         block = sum(trials.expected([variant], halved.seeds) for variant in halved.alive)
         verdict = decide_verdict(standings, known, spent, block)
         kind = verdict.kind
-        verdict, judgements = judge_verdict(verdict, standings, facts, partial(self._judge_loss, trials))
-        if not judgements:
+        verdict, judgements = judge_verdict(verdict, standings, known, partial(self._judge_loss, trials))
+        if verdict.name and verdict.name not in {judgement.name for judgement in judgements}:
             verdict = not_judged(verdict, spent, self.judging)
         chosen = choose_families(loss_families(self.variants, facts.modalities), standings)
         if kind == "no room":

@@ -1,14 +1,22 @@
 import io
+import os
+import re
 import sys
+from dataclasses import replace
+from datetime import datetime
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-from builds import build, ledger, profile, target
+from builds import LEDGERS, LIMITS, build, ledger, profile, target
 from profiles import MEASURED, REASONS, all_of
 
 from edgekd.cli.terminal import print_profile, print_report, print_targets, print_tasks
+from edgekd.config.target import Budgets
+from edgekd.gram.verdict import QUESTIONS
 from edgekd.report.build.markdown import run_lines
+from edgekd.runtime.manifest import REQUIRED, manifest_text
+from edgekd.stages.artifacts import PruneAttempt
 
 
 class Terminal(io.StringIO):
@@ -32,6 +40,8 @@ REPORTS = [
     pytest.param(build(), id="passes"),
     pytest.param(build(target(profile=profile(n=200))), id="few samples"),
     pytest.param(build(target(ledger=ledger(0.2, metrics=(("device", float("nan")),)))), id="fails"),
+    pytest.param(build(target(ledger=ledger(answers=10, surely=0.03, without=True))), id="undecided"),
+    pytest.param(build(target(ledger=ledger(metric="balanced accuracy over subjects"))), id="long metric name"),
     pytest.param(
         build(
             target("jetson-orin-nano-8gb", device="the one on the second shelf of the lab, left"),
@@ -56,15 +66,17 @@ def test_no_figure_is_cut_off(report, capsys):
     for result in report.targets:
         assert f"{result.ledger.row('quantized').to_reference.bound:.4f}" in words
         assert "kB" in words
-        assert words.count(result.verdict.upper()) == (1 if len(report.targets) == 1 else 2 * len(report.targets))
+        asked = [answered.verdict for one in report.targets for answered in one.ledger.questions]
+        told = asked.count(result.verdict) + (1 if len(report.targets) == 1 else 2 * len(report.targets))
+        assert words.count(result.verdict.upper()) == told
 
 
 def test_a_long_meaning_goes_on_below_its_own_beginning(capsys):
     print_report(build(), width=80)
     lines = capsys.readouterr().out.splitlines()
-    first = next(index for index, line in enumerate(lines) if line.startswith("  change   "))
-    assert lines[first + 1].startswith(" " * 11)
-    assert lines[first + 1][11] != " "
+    first = next(index for index, line in enumerate(lines) if line.startswith("  KL     d"))
+    assert lines[first + 1].startswith(" " * 9)
+    assert lines[first + 1][9] != " "
 
 
 def test_a_narrow_terminal_does_not_lose_figures(capsys, monkeypatch):
@@ -79,9 +91,108 @@ def test_the_verdict_stands_in_words_with_its_reasons(capsys):
     report = build(target(ledger=ledger(0.2)))
     print_report(report, width=80)
     out = capsys.readouterr().out
-    assert "\nFAIL  cpu  int8  gestures-cpu  (rejected: not for release)\n" in out
+    assert "\nFAIL  cpu  not released: cpu/rejected\n" in out
     assert "is above 0.02" in out
     assert "edgekd.load" not in out
+    assert "int8 ships" not in out
+
+
+def after_verdict(out, verdict):
+    """Return what stands below the verdict of a build's only target, as paragraphs."""
+    lines = out[out.index(f"\n{verdict}  cpu") + 1 :].splitlines()
+    below = lines[1 : lines.index("")]
+    assert all(line.startswith(" " * 6) for line in below)
+    return " ".join(line.strip() for line in below)
+
+
+@pytest.mark.parametrize("state", LEDGERS)
+def test_three_questions_are_answered_apart_each_with_figures_bounds_and_limits(state, capsys):
+    kept = LEDGERS[state]()
+    print_report(build(target(ledger=kept)), width=80)
+    out = capsys.readouterr().out
+    places = [out.index(f"\n  {one.verdict.upper():<11}{QUESTIONS[one.question]}\n") for one in kept.questions]
+    assert places == sorted(places)
+    assert out.index("KL ≤") < out.index("drift ≤") < places[0], "the output first, and the Gram after it"
+    assert re.search(r"\n    macro-F1 worse by  +\S+ +\S+ to \S+  ≤ 0.015\n", out)
+    assert re.search(r"\n    Gram drift  +0\.\d{4} +at most 0\.\d{4} +≤ 0\.02\n", out)
+    assert re.search(r"\n    macro-F1 of the student +0\.9612 .* ≥ 0\.8941\n", out)
+
+
+def test_reasons_warnings_and_advice_stand_apart_below_the_verdict(capsys):
+    print_report(build(target(ledger=LEDGERS["fail"](), budgets=Budgets(size_mb=0.1))), Path("out"), width=80)
+    out = capsys.readouterr().out
+    assert "\nFAIL  cpu  not released: out/cpu/rejected\n" in out
+    told = after_verdict(out, "FAIL")
+    parts = [
+        "the metric is 0.159 [0.157, 0.161] worse, more than 0.015",
+        "warning: Gram drift bound",
+        "warning: size 0.232 MB, budget 0.1 MB",
+        "where it began, and what to change: it is so from the row 'device' on; finetuned, quantized did better; ",
+        "None ships: int8 was chosen (the only candidate), and the gate rejects it on the test samples.",
+    ]
+    places = [told.index(part) for part in parts]
+    assert places == sorted(places)
+    assert places[0] == 0
+
+
+@pytest.mark.parametrize(
+    ("undecided", "where", "said"),
+    [
+        ("release", "int8  out/gestures-cpu", "released all the same, since gate.undecided is 'release'"),
+        ("reject", "not released: out/cpu/rejected", "not released, since gate.undecided is 'reject'"),
+    ],
+)
+def test_of_a_build_that_is_undecided_the_setting_is_named(undecided, where, said, capsys):
+    limits = replace(LIMITS, undecided=undecided)
+    print_report(build(target(ledger=ledger(answers=10, surely=0.03, limits=limits))), Path("out"), width=80)
+    out = capsys.readouterr().out
+    assert f"\nUNDECIDED  cpu  {where}\n" in out
+    told = after_verdict(out, "UNDECIDED")
+    assert re.match(r"undecided: n = 30 groups, about \d+ would tell warning: ", told)
+    assert said in told
+
+
+def publish_manifest(folder, **changes):
+    """Write the manifest of a bundle as a build has published it at a known time."""
+    known = {
+        **{"schema_version": 4, "edgekd": "0", "target": "cpu", "runtime": "onnxruntime", "options": {}},
+        **{"precision": "int8", "released": True, "verdict": "pass", "reasons": []},
+        **{"task": {"name": "gestures", "metric": "macro-F1"}, "inputs": [], "outputs": [], "classes": ["a", "b"]},
+        **{"versions": {}, "measurements": {"macro-F1": 0.9583}},
+        "files": {name: {"sha256": "0" * 64, "bytes": 1} for name in REQUIRED},
+    }
+    folder.mkdir(parents=True)
+    (folder / "manifest.json").write_text(manifest_text({**known, **changes}))
+    os.utime(folder / "manifest.json", (0, datetime(2026, 3, 1, 9, 5).timestamp()))
+
+
+def test_the_bundle_that_is_left_of_an_earlier_build_is_named_with_what_it_is(capsys, tmp_path):
+    rejected = build(target(ledger=LEDGERS["fail"]()))
+    print_report(rejected, tmp_path, width=1000)
+    assert "earlier build" not in capsys.readouterr().out
+    publish_manifest(tmp_path / "cpu" / "bundle")
+    print_report(rejected, tmp_path, width=1000)
+    left = f"the bundle of an earlier build is still in {tmp_path}/cpu/bundle"
+    assert f"      {left}: of 2026-03-01 09:05, int8, macro-F1 0.9583, pass\n" in capsys.readouterr().out
+    refused = replace(build(), targets=(), refused={"cpu": "no device"})
+    print_report(refused, tmp_path, width=1000)
+    assert f"{left}: of 2026-03-01 09:05" in capsys.readouterr().out
+    (tmp_path / "cpu" / "bundle" / "manifest.json").write_text("{")
+    print_report(rejected, tmp_path, width=1000)
+    assert f"      {left}\n" in capsys.readouterr().out
+    print_report(build(), tmp_path, width=1000)
+    assert "earlier build" not in capsys.readouterr().out
+
+
+def test_attempts_at_pruning_are_shown_where_there_was_more_than_one(capsys):
+    row = ledger().row("finetuned")
+    attempts = tuple(PruneAttempt(ratio, {}, 10, 81_234, 61.0, row) for ratio in (0.5, 0.25))
+    print_report(replace(build(), pruning=attempts), width=80)
+    out = capsys.readouterr().out
+    assert "attempts at pruning" in out
+    assert re.search(r"\n  2 +25% +10 +81,234 .* pass  1 min 01 s\n", out)
+    print_report(replace(build(), pruning=attempts[:1]), width=80)
+    assert "attempts at pruning" not in capsys.readouterr().out
 
 
 def test_the_python_names_the_bundle_where_it_lies(capsys):

@@ -8,10 +8,11 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from builds import LIMITS, full_profile, further, ledger, profile, target, write_profile, write_run
+from builds import LEDGERS, LIMITS, full_profile, further, ledger, profile, target, write_profile, write_run
 
 from edgekd.errors import ReportError
 from edgekd.gram.heatmap import FewGrams
+from edgekd.gram.intervals import Estimate
 from edgekd.gram.verdict import GateLimits
 from edgekd.report.compare import checks
 from edgekd.report.compare.formats import (
@@ -114,7 +115,7 @@ def damage(path, change):
     [
         (
             lambda c: c.update(schema_version=1),
-            "has schema_version 1, and this edgekd reads 2 and 3 only",
+            "has schema_version 1, and this edgekd reads 2, 3 and 4 only",
         ),
         (lambda c: c.pop("schema_version"), "has no schema_version"),
         (lambda c: c["rows"][0].pop("target"), r"rows\[0\] lacks the key 'target'"),
@@ -134,22 +135,73 @@ def test_a_report_that_is_broken_says_where(tmp_path, change, said):
         read_run(tmp_path)
 
 
-def test_a_report_of_the_former_version_is_read_in_todays_words(tmp_path):
+def formerly(value, flips):
+    """Return the JSON of a report or a profile as version 3, or 1, had it: no answers, and flips instead."""
+    if isinstance(value, list):
+        return [formerly(item, flips) for item in value]
+    if not isinstance(value, dict):
+        return value
+    new = {"answers", "warnings", "missing", "questions", "advice", "constant", "kind", "divergence"}
+    new |= {"released", "chosen_on", "pruning", "max_divergence", "max_missing_flips", "min_learned", "undecided"}
+    kept = {key: formerly(item, flips) for key, item in value.items() if key not in new}
+    if "to_reference" in kept:
+        del kept["loss"]
+        kept["flips"] = flips if kept["to_reference"] else None
+    return kept
+
+
+def test_a_report_of_the_former_version_is_read_without_what_it_did_not_compare(tmp_path):
     written = write_run(tmp_path, target())
     (now,) = read_run(written)
-    text = (written / "report.json").read_text()
-    for today, formerly in (("cut", "pruned"), ("finetuned", "tuned"), ("device", "engine")):
+    content = formerly(json.loads((written / "report.json").read_text()), flips=0.0125)
+    (written / "report.json").write_text(json.dumps({**content, "schema_version": 3}))
+    (former,) = read_run(written)
+    assert former.row.verdict == now.row.verdict == "pass"
+    assert (former.row.released, former.row.warnings, former.row.questions) == (True, (), {})
+    assert former.row.answers is None
+    assert (
+        former.row.why_not("answers.divergence_bound") == "not measured: an earlier edgekd compared top-1 classes alone"
+    )
+    assert former.row.gram == now.row.gram
+    last, before = former.ledger.rows[-1], now.ledger.rows[-1]
+    assert (last.stage, last.metric, last.to_reference) == (before.stage, before.metric, before.to_reference)
+    assert (last.answers, last.loss, former.ledger.questions) == (None, None, ())
+    assert former.ledger.limits.max_divergence is None
+    page = as_html(Comparison((former,)))
+    assert 'class="questions"' not in page
+    assert 'id="drift-1"' in page
+    assert 'id="divergence-1"' not in page
+
+
+def test_a_profile_of_the_former_version_is_read_too(tmp_path):
+    write_profile(tmp_path, profile())
+    (now,) = read_run(tmp_path)
+    content = formerly(json.loads((tmp_path / "profile.json").read_text()), flips=0.0125)
+    (tmp_path / "profile.json").write_text(json.dumps({**content, "schema_version": 1}))
+    (former,) = read_run(tmp_path)
+    assert former.row.gram == now.row.gram
+    assert former.row.answers is None
+    assert (former.ledger.rows[-1].answers, now.ledger.rows[-1].answers.kind) == (None, "classes")
+
+
+def test_a_report_of_version_2_is_read_in_todays_words(tmp_path):
+    written = write_run(tmp_path, target())
+    (now,) = read_run(written)
+    text = json.dumps(formerly(json.loads((written / "report.json").read_text()), flips=0.0125))
+    for today, older in (("cut", "pruned"), ("finetuned", "tuned"), ("device", "engine")):
         assert f'"stage": "{today}"' in text
-        text = text.replace(f'"stage": "{today}"', f'"stage": "{formerly}"')
+        text = text.replace(f'"stage": "{today}"', f'"stage": "{older}"')
         assert f'"{today}": 0.9' in text, "the metric of the stage"
-        text = text.replace(f'"{today}": 0.9', f'"{formerly}": 0.9')
+        text = text.replace(f'"{today}": 0.9', f'"{older}": 0.9')
     text = text.replace('"name": "shipped"', '"name": "engine"').replace('"shipped": 231770', '"engine": 231770')
-    (written / "report.json").write_text(text.replace('"schema_version": 3', '"schema_version": 2'))
+    (written / "report.json").write_text(text.replace('"schema_version": 4', '"schema_version": 2'))
     grams = FewGrams.load(now.grams)
     shown = {("engine" if name == "shipped" else name): values for name, values in grams.cosines.items()}
     replace(grams, cosines=shown).save(now.grams)
     (former,) = read_run(written)
-    assert former == now
+    assert [row.stage for row in former.ledger.rows] == [row.stage for row in now.ledger.rows]
+    assert former.row.metric == now.row.metric
+    assert former.profile == now.profile
     assert "shipped" in [engine.name for engine in former.profile.engines]
     assert list(read_grams(former).cosines) == list(grams.cosines)
 
@@ -231,12 +283,32 @@ def test_drift_that_is_no_number_is_none_of_a_profile_either(tmp_path):
     assert row.not_measured["gram.bound"] == "not a number: the measured value was nan"
 
 
+def test_bounds_that_a_profiles_ledger_lacks_come_back_as_infinite(tmp_path):
+    kept = ledger(surely=math.inf)
+    write_profile(tmp_path, profile(), kept)
+    assert '"low": null' in (tmp_path / "profile.json").read_text()
+    assert read_run(tmp_path)[0].ledger.row("device").loss == kept.row("device").loss
+    last = kept.rows[-1]
+    broken = replace(last.answers, error=Estimate(math.nan, math.nan, math.nan), largest_error=math.nan)
+    write_profile(tmp_path, profile(), replace(kept, rows=(*kept.rows[:-1], replace(last, answers=broken))))
+    answers = read_run(tmp_path)[0].ledger.rows[-1].answers
+    assert all(map(math.isnan, (answers.error.mean, answers.error.low, answers.error.high, answers.largest_error)))
+
+
+def test_a_profile_has_the_reasons_of_its_ledger_apart_from_the_warnings(tmp_path):
+    kept = LEDGERS["fail"]()
+    write_profile(tmp_path, profile(), kept)
+    row = read_run(tmp_path)[0].row
+    assert (row.verdict, row.released) == ("fail", False)
+    assert (row.reasons, row.warnings) == (kept.reasons, kept.warnings)
+
+
 @pytest.mark.parametrize(
     ("change", "said"),
     [
         (
             lambda c: c.update(schema_version=3),
-            "has schema_version 3, and this edgekd reads 1 only; run edgekd",
+            "has schema_version 3, and this edgekd reads 1 and 2 only; run edgekd",
         ),
         (lambda c: c.pop("device"), "lacks the key 'device'"),
         (lambda c: c["profile"].update(engines=[]), "has no engine"),

@@ -2,6 +2,7 @@
 
 import base64
 import json
+import math
 import re
 import struct
 import zlib
@@ -11,26 +12,31 @@ from html.parser import HTMLParser
 import axe
 import numpy as np
 import pytest
-from builds import LIMITS, MACHINE, build, full_profile, ledger, profile, target, write_run
+from builds import LEDGERS, LIMITS, MACHINE, build, full_profile, ledger, profile, target, write_run
 from cdp import chromium_tab, file_url
 from requirements import AXE, CHROMIUM
 
+from edgekd.config.target import Budgets
 from edgekd.errors import ReportError
 from edgekd.gram.heatmap import few_grams
+from edgekd.gram.intervals import Estimate
 from edgekd.gram.probe import Probe
-from edgekd.gram.verdict import GateLimits
+from edgekd.gram.verdict import QUESTIONS, GateLimits
 from edgekd.report.build.files import write_report
 from edgekd.report.compare.formats import Comparison
 from edgekd.report.compare.grams import heat_maps, png
 from edgekd.report.compare.page import as_html
+from edgekd.report.compare.questions import evidence_svg
 from edgekd.report.compare.read import read_run, read_runs
 from edgekd.report.compare.rows import sort_entries
 from edgekd.report.compare.scatter import unbeaten_rows
+from edgekd.report.questions import Evidence
 from edgekd.report.results import CandidateResult
+from edgekd.report.svg.draw import WIDTH
 from edgekd.runtime.corruption import NetworkRobustness, Robustness
 
 LOWER = GateLimits(LIMITS.tau_pass, LIMITS.tau_fail, LIMITS.max_flips, LIMITS.max_metric_drop, higher_is_better=False)
-WIDTHS = {"image": 8, "sound": 12}
+MODALITIES = {"image": 8, "sound": 12}
 #: A name that would run a script, were it not escaped.
 EVIL = '<img src=x onerror="document.title=1">'
 
@@ -42,10 +48,10 @@ def joined(tmp_path_factory):
         folder / "a",
         target("cpu", profile=full_profile()),
         target("openvino-cpu", runtime="openvino", profile=profile(times=(0.5, 0.3, 0.12)), ledger=ledger(0.03)),
-        target("browser", runtime="onnxruntime-web", profile=profile(times=(3, 1, 4)), ledger=ledger(0.2)),
+        target("browser", runtime="onnxruntime-web", profile=profile(times=(3, 1, 4)), ledger=LEDGERS["fail"]()),
         target("pi", device="no device", profile_reason="not measured: no device"),
     )
-    write_run(folder / "b", target("cpu", device=EVIL, ledger=ledger(0.011)))
+    write_run(folder / "b", target("cpu", device=EVIL, ledger=LEDGERS["undecided"]()))
     return Comparison(sort_entries(read_runs([folder / "a", folder / "b"]), "p50"))
 
 
@@ -61,7 +67,7 @@ def write_build(folder, *targets):
     result = target("cpu", profile=full_profile()) if not targets else targets[0]
     worst = NetworkRobustness(0.958, {"accel": 0.412}, {"accel": 0.833})
     candidates = tuple(
-        CandidateResult(name, precision, "pass", 0.958, 0.004, 0.01, None, 231_770, None)
+        CandidateResult(name, precision, "pass", 0.958, Estimate(0.002, 0.001, 0.003), 0.004, 0.01, None, 231_770, None)
         for name, precision in (("int8", "int8"), ("float32", "float32"))
     )
     result = replace(result, robustness=worst, candidates=candidates, choice="the fastest")
@@ -148,7 +154,10 @@ def test_the_pictures_say_what_they_show(page):
     assert len(pictures) == text.count("<svg viewBox")
     assert all(labelled == named and told.strip() for labelled, named, told in pictures)
     kinds = {named.split("-")[0] for _, named, _ in pictures}
-    assert kinds == {"scatter", "latency", "branches", "drift", "flips", "metric", "gram"}
+    assert kinds == {
+        *("scatter", "latency", "branches", "divergence", "flips", "metric", "drift", "gram"),
+        *("learned", "behaviour", "structure"),
+    }
 
 
 def test_a_build_without_pictures_material_says_so(tmp_path):
@@ -215,20 +224,84 @@ def test_the_project_gives_the_title_not_the_class(build_page):
     assert build_page.with_name("report.md").read_text("utf-8").startswith("# watch: ")
 
 
-def test_a_failure_by_flips_stands_out_and_what_is_within_its_limit_says_so(tmp_path):
-    strict = replace(LIMITS, max_flips=1e-9, tau_pass=1.5, tau_fail=1.9)
-    failing = target(profile=full_profile(), ledger=ledger(1.0, limits=strict))
-    assert failing.verdict == "fail"
+def cards(text):
+    """Return the reasons in each question's card, by the question and its verdict."""
+    found = re.findall(r'<li class="question (\w+)"><h4>([^<]+?) <span[^>]*>\w+</span></h4>(.*?)(?=<svg)', text, re.S)
+    return {(question, verdict): re.findall(r"<li>([^<]+)", head) for verdict, question, head in found}
+
+
+def test_what_is_beyond_its_limit_stands_out_and_what_is_within_says_so(tmp_path):
+    strict = replace(LIMITS, tau_pass=1.5, tau_fail=1.9)
+    failing = target(
+        profile=full_profile(), ledger=ledger(0.03, answers=40, limits=strict, metrics=(("device", 0.8023),))
+    )
     text = write_build(tmp_path, failing).read_text(encoding="utf-8")
     tiles = dict(re.findall(r'<li class="tile (\w*)"><span class="name">([^<]+)', text)[::-1])
-    assert tiles["fail"] == "Flipped classes"
+    assert tiles["fail"] == "macro-F1"
     assert re.search(r'class="figure over fail"><span class="away">beyond its limit: </span>[\d.]+%', text)
     captions = re.findall(r"<figcaption>(.*?)</figcaption>", text)
-    (flips,) = (caption for caption in captions if "top-1 class" in caption)
+    (divergence,) = (caption for caption in captions if "How far answers are" in caption)
     (drift,) = (caption for caption in captions if "Gram drift by stage" in caption)
-    assert "✗ beyond its limit" in flips
+    assert "✗ beyond its limit" in divergence
     assert "✓ within its limit" in drift
     assert "edgekd.load" not in text
+
+
+@pytest.mark.parametrize("state", LEDGERS)
+def test_each_question_has_a_card_with_its_verdict_its_reasons_and_a_picture(tmp_path, state):
+    kept = LEDGERS[state]()
+    text = write_build(tmp_path, target(ledger=kept)).read_text(encoding="utf-8")
+    asked = {(QUESTIONS[one.question], one.verdict): [*one.reasons] for one in kept.questions}
+    assert cards(text) == asked
+    for question in ("learned", "behaviour", "structure"):
+        assert f'<title id="{question}-1">Figures with their bounds and limits. ' in text
+    assert '<title id="learned-1-metric">macro-F1 of what was learned. teacher 0.9731; student 0.9612; ' in text
+    assert f'<h1>watch <span class="verdict {state}">{state.upper()}</span></h1>' in text
+    assert ("edgekd.load" in text) == (state != "fail")
+
+
+def test_reasons_warnings_and_advice_stand_apart_and_the_path_of_what_was_rejected_is_there(tmp_path):
+    result = target(ledger=LEDGERS["fail"](), budgets=Budgets(size_mb=0.1))
+    text = write_build(tmp_path, result).read_text(encoding="utf-8")
+    lists = dict(re.findall(r'<p class="aside">([^<]+)</p><ul class="told">(.*?)</ul>', text))
+    reasons = re.search(r'<ul class="reasons">(.*?)</ul>', text)[1]
+    assert "the metric is " in reasons
+    assert "drift" not in reasons
+    assert "Gram drift bound" in lists["Warnings"]
+    assert "budget 0.1 MB" in lists["Warnings"]
+    assert "from the row &#x27;device&#x27; on" in lists["Where it began, and what to change"]
+    assert "No bundle was released; what was rejected is cpu/rejected. None ships: " in text
+    assert "ships: the fastest" not in text
+
+
+def figure(**changes):
+    known = {"name": "loss", "label": "worse by", "value": 0.01, "low": 0.005, "high": 0.03, "limit": 0.02}
+    return Evidence(**{**known, **changes})
+
+
+def places(svg, limit=WIDTH / 2):
+    """Return where a figure and the ends of its band are drawn, as shares of the half of the line: 0 is the limit."""
+    low, high = map(float, re.search(r'class="band \w+" d="M([\d.]+) [\d.]+ H([\d.]+)', svg).groups())
+    dot = re.search(r'<circle class="dot \w+" cx="([\d.]+)', svg)
+    return [round((float(x) - limit) / (limit - 6), 2) for x in (low, dot[1] if dot else "nan", high)]
+
+
+def test_limits_of_all_figures_are_in_one_line_and_what_is_far_beyond_is_an_arrow():
+    assert places(evidence_svg("x", [figure()])) == [-0.75, -0.5, 0.5]
+    far = evidence_svg("x", [figure(value=0.5, low=0.3, high=0.9)])
+    assert 'class="quiet arrow"' in far
+    assert "<circle" not in far
+    below = places(evidence_svg("x", [figure(value=-0.001, low=-0.02, high=0.018)]))
+    assert below == [-1.0, -0.53, -0.05], "the line begins as far below 0 as the limit is above it"
+    unbounded = places(evidence_svg("x", [figure(low=-math.inf, high=math.inf)]))
+    assert unbounded == [-1.0, -0.5, 1.0]
+    share = evidence_svg("x", [figure(share=True, verdict="undecided")])
+    assert ">? 1.0%<" in share
+    assert ">≤ 2%<" in share
+    assert evidence_svg("x", []) is None
+    nothing = evidence_svg("x", [figure(value=math.nan, low=math.nan, high=math.nan, verdict="fail")])
+    assert ">✗ NaN<" in nothing
+    assert "band" not in nothing
 
 
 def test_an_empty_table_is_a_page(joined):
@@ -267,7 +340,7 @@ def test_modalities_of_unequal_widths_are_grey_between_each_other():
     ids = np.array([f"s{index}" for index in range(30)])
     probes = {}
     for model in ("float", "shipped"):
-        embeddings = {name: random.normal(size=(30, width)) for name, width in WIDTHS.items()}
+        embeddings = {name: random.normal(size=(30, width)) for name, width in MODALITIES.items()}
         probes[model] = Probe(ids, random.normal(size=(30, 4)), embeddings)
     grams = few_grams(probes, None, [])
     pictures = heat_maps("gram", grams)
@@ -382,7 +455,8 @@ def test_filters_hide_rows_and_their_pictures(tab, page):
     assert enter(tab, "p50", "") == ["cpu", "cpu", "openvino-cpu", "browser", "pi"]
     assert enter(tab, "name", "OpenVINO") == ["openvino-cpu"]
     assert enter(tab, "name", "") != ["openvino-cpu"]
-    assert enter(tab, "verdict", "warn") == ["cpu", "cpu", "openvino-cpu", "pi"]
+    assert enter(tab, "verdict", "warn") == ["cpu", "openvino-cpu", "pi"]
+    assert enter(tab, "verdict", "undecided") == ["cpu", "cpu", "openvino-cpu", "pi"]
     assert enter(tab, "metric", "0.99") == []
 
 
