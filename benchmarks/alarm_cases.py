@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
     from pathlib import Path
 
-    from edgekd.gram.answers import OutputName
+    from edgekd.gram.output_kind import OutputName
 
 Array = np.ndarray[Any, Any]
 

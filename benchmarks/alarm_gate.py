@@ -12,10 +12,11 @@ from alarm_measures import CONFIGURATIONS, kept_rows
 from alarm_record import terms
 
 from edgekd.files import write_text
-from edgekd.gram.answers import Answers, OutputKind, changed_answers, compare_answers
+from edgekd.gram.answers import Answers, changed_answers, compare_answers
 from edgekd.gram.drift import Drift, measure_drift
 from edgekd.gram.gate import GateRules, judge
 from edgekd.gram.intervals import Bootstrap, Estimate, binomial_upper, estimate_share
+from edgekd.gram.output_kind import OutputKind
 from edgekd.gram.probe import Probe
 from edgekd.gram.stats import t_quantile
 from edgekd.gram.verdict import GateLimits, Measured, Verdict, worst
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
     from alarm_cases import Array
     from alarm_record import Record
 
-    from edgekd.gram.answers import OutputName
+    from edgekd.gram.output_kind import OutputName
 
 _BOOTSTRAP = Bootstrap(resamples=200)
 _BLOCKS = 100

@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING, Any, cast
 import numpy as np
 from alarm_record import terms
 
-from edgekd.gram.answers import OutputKind, changed_answers, sample_divergences
+from edgekd.gram.answers import changed_answers, sample_divergences
 from edgekd.gram.drift import sample_drifts
 from edgekd.gram.matrix import normalize
 from edgekd.gram.npz import EMBEDDING_PREFIX
+from edgekd.gram.output_kind import OutputKind
 from edgekd.gram.stats import debiased_cka
 from edgekd.gram.streaming import hash_names
 from edgekd.gram.within import anchor_cosines, choose_anchors
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
     from alarm_cases import Array
     from alarm_record import Record
 
-    from edgekd.gram.answers import OutputName
+    from edgekd.gram.output_kind import OutputName
 
 #: Numbers of probe samples beside all, and how many draws of each.
 FEW, _DRAWS = (8, 32, 128), 4

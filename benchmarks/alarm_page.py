@@ -277,7 +277,16 @@ def _limits(result: dict[str, Any]) -> list[str]:
         _prose(f"""`max_divergence`, which the gate holds against the upper bound, by the same rule from the other
             tasks; all tasks of a kind give {bounds}."""),
         _table(("task", "limit from others"), elsewhere),
+        _defaults(result),
     ]
+
+
+def _defaults(result: dict[str, Any]) -> str:
+    known = result["gate"]["defaults"]
+    divergences = ", ".join(f"{label} {known['max_divergence'][kind]:g}" for kind, label in _KINDS.items())
+    return _prose(f"""The defaults: `max_divergence` {divergences}; `max_flips` {known["max_flips"]:g}; `tau_pass`
+        {known["tau_pass"]:g} and `tau_fail` {known["tau_fail"]:g}; `max_missing_flips` {known["max_missing_flips"]:g}.
+        They were chosen with a look at the first seed of all tasks; the row of the other seeds above judges them.""")
 
 
 def _alone(found: dict[str, Any] | None) -> str:

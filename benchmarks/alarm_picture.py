@@ -24,7 +24,6 @@ _FAMILIES = {
 _MOST, _LEAST = 20, -5  # points of accuracy; more is drawn there
 _HARM = 1.5
 _PANELS = {"drift": "drift of the modality Gram", "divergence": "divergence of the answers, nats"}
-_LIMITS = {"drift": (0.02, "tau_fail"), "divergence": (0.02, "max_divergence")}
 _SMALLEST = {"drift": 2e-4, "divergence": 2e-5}
 _VERDICTS = {"pass": "#4c9f70", "warn": "#e6b544", "undecided": "#a0a0a0", "fail": "#c44e52"}
 _RULES = {"old rule": "rule before", "defaults": "gate", "defaults, no labels": "gate, no labels"}
@@ -74,7 +73,9 @@ def points(result: dict[str, Any], measure: str) -> dict[str, np.ndarray[Any, An
 
 
 def _scatter(axis: Axes, result: dict[str, Any], measure: str, title: str) -> None:
-    limit, name = _LIMITS[measure]
+    defaults = result["gate"]["defaults"]
+    name = "tau_fail" if measure == "drift" else "max_divergence"
+    limit = defaults[name] if measure == "drift" else defaults[name]["classes"]
     smallest = _SMALLEST[measure]
     found = points(result, measure)
     axis.axhspan(_HARM, _MOST + 1, xmax=1, color="#c44e52", alpha=0.07, linewidth=0)

@@ -12,6 +12,7 @@ from alarm_report import KINDS, base, surely
 from alarm_stats import choose_limit, interval, is_harm
 
 from edgekd.config.recipe import GateConfig
+from edgekd.gram.answers import MAX_DIVERGENCE
 from edgekd.gram.verdict import VERDICTS, GateLimits
 
 if TYPE_CHECKING:
@@ -141,11 +142,18 @@ def gate_rates(found: Sequence[Judged], count: int) -> dict[str, Any]:
         if any(each.evidence.kind == kind for each in found)
     }
     return {
+        "defaults": default_limits(),
         "limits_of_all_tasks": fitted,
         "by_family": by_family(found),
         "limits_elsewhere": {task: limits and limits_table(limits) for task, limits in elsewhere.items()},
         "rules": {name: _rates(found, rule, count) for name, rule in rules.items()},
     }
+
+
+def default_limits() -> dict[str, Any]:
+    """Return the limits that a recipe has where it says nothing."""
+    names = ("tau_pass", "tau_fail", "max_flips", "max_missing_flips", "max_metric_drop")
+    return {"max_divergence": MAX_DIVERGENCE, **{name: getattr(DEFAULTS, name) for name in names}}
 
 
 def by_family(found: Sequence[Judged]) -> dict[str, list[dict[str, int]]]:

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     from alarm_cases import Array, Case
 
-    from edgekd.gram.answers import OutputName
+    from edgekd.gram.output_kind import OutputName
     from edgekd.runtime.session import Session
 
 _BATCH = 256

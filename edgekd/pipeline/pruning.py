@@ -9,8 +9,8 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING, Protocol
 
-from edgekd.stages.artifacts import PruneAttempt, PruneCheck, Trained
 from edgekd.stages.stage import Done, StageSpec
+from edgekd.stages.trained import PruneAttempt, PruneCheck, Trained
 from edgekd.training.pruning.attempts import PrunePlan, describe_attempts, ends, next_plan
 
 if TYPE_CHECKING:

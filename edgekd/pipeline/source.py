@@ -15,8 +15,9 @@ if TYPE_CHECKING:
     from edgekd.config.target import Scheme
     from edgekd.gram.probe import Probe
     from edgekd.runtime.corruption import Robustness
-    from edgekd.stages.artifacts import Exported, PruneAttempt
+    from edgekd.stages.artifacts import Exported
     from edgekd.stages.stage import Done
+    from edgekd.stages.trained import PruneAttempt
 
 
 #: The samples on which networks are judged.

@@ -16,10 +16,11 @@ from edgekd.pipeline.preflight import check_task
 from edgekd.pipeline.pruning import PRUNE, PRUNE_CHECK, prune_until_released
 from edgekd.pipeline.source import QatStudent
 from edgekd.runtime.corruption import Robustness
-from edgekd.stages.artifacts import CUT_PROBE, PROBE, WEIGHTS, Exported, Trained, validation_probe
+from edgekd.stages.artifacts import CUT_PROBE, PROBE, WEIGHTS, Exported, validation_probe
 from edgekd.stages.cache import digest
 from edgekd.stages.judging import gate_limits, gate_rules
 from edgekd.stages.stage import Done, Runner, StageSpec
+from edgekd.stages.trained import Trained
 from edgekd.training.distillation.loss_registry import check_losses, own_loss_sources
 from edgekd.training.stage_run import StageRun, computing_threads
 
@@ -37,8 +38,8 @@ if TYPE_CHECKING:
     from edgekd.gram.verdict import GateLimits
     from edgekd.pipeline.project import Project
     from edgekd.pipeline.source import JudgingSplit
-    from edgekd.stages.artifacts import PruneAttempt, PruneCheck
     from edgekd.stages.progress import StageReporter
+    from edgekd.stages.trained import PruneAttempt, PruneCheck
     from edgekd.training.pruning.attempts import PrunePlan
     from edgekd.training.taps.taps import Taps
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from edgekd.gram.answers import OutputKind
 from edgekd.gram.gate import GateRules, reference_of
 from edgekd.gram.intervals import Bootstrap
 from edgekd.gram.metric import LabelledSamples, LedgerMetrics
+from edgekd.gram.output_kind import OutputKind
 from edgekd.gram.verdict import GateLimits
 from edgekd.stages.labels import UNLABELLED
 

@@ -8,7 +8,7 @@ import msgspec
 
 from edgekd.stages.artifacts import onnx_name
 from edgekd.stages.stage import StageSpec
-from edgekd.workflows.thresholds import Alarm, measure_alarm
+from edgekd.workflows.thresholds import Alarm, AlarmSamples, measure_alarm
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -34,9 +34,9 @@ def alarm_stage(context: Context) -> Alarm:
     graph = context.exported.folder / onnx_name(context.origin.baselines[-1])
 
     def run(_folder: Path, report: StageReporter) -> Alarm:
-        metric, limits, kind = context.origin.metric, context.limits, context.rules.kind
         modalities = context.exported.result.facts.modalities
-        return measure_alarm(graph, context.calibration, metric, limits, report, kind=kind, modalities=modalities)
+        samples = AlarmSamples(context.calibration, context.origin.metric, context.rules.kind, modalities)
+        return measure_alarm(graph, samples, context.limits, report)
 
     config = {"limits": msgspec.to_builtins(context.limits), "kind": msgspec.to_builtins(context.rules.kind)}
     return context.stage(ALARM, config=config, inputs={"exported": context.exported.key}, run=run).result

@@ -17,7 +17,7 @@ _WORDS: dict[LimitName, str] = {
     "max_flips": "share of answers that change",
     "max_missing_flips": "the same with one modality absent",
     "tau_fail": "drift of the Gram",
-    "tau_pass": "drift of the Gram, for half of the loss",
+    "tau_pass": "drift of the Gram, for half of the loss; up to tau_fail",
 }
 
 
@@ -70,12 +70,12 @@ def _notes(alarm: Alarm) -> list[str]:
 
 
 def recipe_lines(alarm: Alarm) -> list[str]:
-    """Return the suggested limits as a table of a recipe; nothing where none is decided."""
+    """Return the suggested limits as a table of a recipe, which keeps tau_pass within tau_fail; nothing of none."""
     known = {name: found.suggestion.limit for name, found in alarm.limits.items() if found.suggestion.limit is not None}
-    width = max(map(len, known), default=0)
-    fail = known.get("tau_fail", alarm.limits["tau_fail"].now)
-    lines = []
-    for name, limit in known.items():
-        value = min(limit, fail) if name == "tau_pass" else limit  # a recipe in which it is above tau_fail is refused
-        lines.append(f"{name:<{width}} = {value:<8g} # {_WORDS[name]}")
-    return ["[gate]", *lines] if lines else []
+    if not known:
+        return []
+    fail, within = (known.get(name, alarm.limits[name].now) for name in ("tau_fail", "tau_pass"))
+    if "tau_pass" in known or within > fail:
+        known["tau_pass"] = min(within, fail)
+    width = max(map(len, known))
+    return ["[gate]", *(f"{name:<{width}} = {limit:<8g} # {_WORDS[name]}" for name, limit in known.items())]

@@ -15,12 +15,14 @@ import numpy as np
 from edgekd.compress.perturb import Perturbation, perturb, perturbations_of
 from edgekd.errors import ModelError
 from edgekd.files import need
-from edgekd.gram.answers import OutputKind, changed_answers, sample_divergences
-from edgekd.gram.blame import FUSION, Series, make_blocks
+from edgekd.gram.answers import changed_answers, sample_divergences
+from edgekd.gram.blame import FUSION
 from edgekd.gram.drift import sample_drifts
 from edgekd.gram.intervals import round_up
+from edgekd.gram.jackknife import Series, make_blocks
 from edgekd.gram.limits import Suggestion, Tally, has_lost, is_refused, samples_that_tell, suggest
 from edgekd.gram.npz import embeddings_of
+from edgekd.gram.output_kind import OutputKind
 from edgekd.gram.stats import t_quantile
 from edgekd.pipeline.target.missing import read_stand_ins
 from edgekd.runtime.backends.registry import AS_WRITTEN
@@ -44,6 +46,7 @@ LimitName = Literal["max_divergence", "max_flips", "max_missing_flips", "tau_fai
 MISSING_FACTOR = 3.0
 
 _BATCH = 256
+_CLASSES = OutputKind()
 #: Losses near the limit whose intervals say how many samples would tell more.
 _NEAR_LIMIT = 5
 #: Confidence of these intervals, one-sided.
@@ -120,37 +123,48 @@ class Alarm:
     outcomes: tuple[Outcome, ...]
 
 
+@dataclass(frozen=True)
+class AlarmSamples:
+    """What damaged networks are compared on.
+
+    Attributes:
+        path: ``.npz`` with ``ids``, ``input.<modality>`` and, for the metric, ``labels``. Limits that are to gate a
+            build must not be read off the samples that gate it: give ``calibration.npz``, not ``test.npz``.
+        metric: Computes the task's metric from logits [N, C] and labels [N]; it is not a number where no sample has a
+            label. None to judge by flips.
+        kind: What the network's output is.
+        modalities: The inputs that may be absent; of fewer than two none is.
+    """
+
+    path: Path
+    metric: Callable[[Array, Array], float] | None
+    kind: OutputKind = _CLASSES
+    modalities: Sequence[str] = ()
+
+
 def measure_alarm(
     graph: Path,
-    samples: Path,
-    metric: Callable[[Array, Array], float] | None,
+    samples: AlarmSamples,
     limits: GateLimits,
     report: StageReporter,
     grid: Sequence[Perturbation] | None = None,
-    kind: OutputKind | None = None,
-    modalities: Sequence[str] = (),
 ) -> Alarm:
     """Perturb a float network, and find the limits that tell what lost too much.
 
-    Limits that are to gate a build must not be read off the samples that gate it: give ``calibration.npz``, not
-    ``test.npz``. Graphs run as they are written, without ONNX Runtime's optimizers, as the gate's own do.
+    Graphs run as they are written, without ONNX Runtime's optimizers, as the gate's own do.
 
     Args:
         graph: Float ONNX with ``logits`` and ``embedding.<modality>`` outputs.
-        samples: ``.npz`` with ``ids``, ``input.<modality>`` and, for the metric, ``labels``.
-        metric: Computes the task's metric from logits [N, C] and labels [N]; it is not a number where no sample has a
-            label. None to judge by flips.
+        samples: What it is compared on.
         limits: The recipe's limits, with the largest loss, ``max_metric_drop`` or ``max_flips``.
         report: Receives the progress.
         grid: The perturbations; by default those of :func:`edgekd.compress.perturb.perturbations_of`.
-        kind: What the network's output is; by default classes.
-        modalities: The inputs that may be absent; none of fewer than two.
 
     Raises:
         ModelError: The graph cannot be read, run or perturbed, the samples do not fit it, or there is no loss to
             measure: there are no labels, and the output decides nothing.
     """
-    bench = _Bench.open(graph, samples, metric, limits, kind or OutputKind(), modalities)
+    bench = _AlarmBench.open(graph, samples, limits)
     model = need("onnx", "build").load(str(graph))
     grid = perturbations_of(model) if grid is None else grid
     outcomes = []
@@ -162,7 +176,7 @@ def measure_alarm(
 
 
 @dataclass(frozen=True)
-class _Ran:
+class _DamagedOutputs:
     """What a network gives: all outputs, and the output alone with each modality absent."""
 
     outputs: dict[str, Array]
@@ -170,7 +184,7 @@ class _Ran:
 
 
 @dataclass(frozen=True)
-class _Bench:
+class _AlarmBench:
     """All that a perturbed network is compared with.
 
     Attributes:
@@ -191,29 +205,22 @@ class _Bench:
     metric: Callable[[Array, Array], float]
     score: float | None
     kind: OutputKind
-    reference: _Ran
+    reference: _DamagedOutputs
 
     @classmethod
-    def open(
-        cls,
-        graph: Path,
-        samples: Path,
-        metric: Callable[[Array, Array], float] | None,
-        limits: GateLimits,
-        kind: OutputKind,
-        modalities: Sequence[str],
-    ) -> _Bench:
+    def open(cls, graph: Path, samples: AlarmSamples, limits: GateLimits) -> _AlarmBench:
+        metric, kind = samples.metric, samples.kind
         with AS_WRITTEN.open(graph) as session:
-            feeds = read_feeds(samples, session.inputs)
-        with open_arrays(samples) as arrays:
+            feeds = read_feeds(samples.path, session.inputs)
+        with open_arrays(samples.path) as arrays:
             labels, groups = arrays.get("labels"), arrays.get("groups")
-        absent = _without(feeds, samples, modalities)
+        absent = _without(feeds, samples)
         reference = _run(graph, feeds, absent)
         score = math.nan if metric is None or labels is None else metric(reference.outputs["logits"], labels)
         if math.isnan(score) and not _decides(kind):
             raise ModelError(
-                f"{samples}: has no labels for a metric, and the output of {graph} is '{kind.name}', which decides "
-                "nothing whose flips would do"
+                f"{samples.path}: has no labels for a metric, and the output of {graph} is '{kind.name}', which "
+                "decides nothing whose flips would do"
             )
         known = None if math.isnan(score) else float(score)
         sign = 1 if limits.higher_is_better else -1
@@ -271,21 +278,21 @@ class _Bench:
         return float(self.metric(exact, labels) - self.metric(outputs, labels))
 
 
-def _without(feeds: Feeds, samples: Path, modalities: Sequence[str]) -> list[Feeds]:
+def _without(feeds: Feeds, samples: AlarmSamples) -> list[Feeds]:
     """Return the samples with each modality absent, as the gate leaves it out; none of fewer than two."""
-    if len(modalities) < 2:
+    if len(samples.modalities) < 2:
         return []
-    stand_ins = read_stand_ins(samples, [name for name in modalities if name in feeds])
+    stand_ins = read_stand_ins(samples.path, [name for name in samples.modalities if name in feeds])
     return [
         {**feeds, name: np.ascontiguousarray(np.broadcast_to(stand_in, feeds[name].shape))}
         for name, stand_in in stand_ins.items()
     ]
 
 
-def _run(graph: Path | bytes, feeds: Feeds, absent: Sequence[Feeds]) -> _Ran:
+def _run(graph: Path | bytes, feeds: Feeds, absent: Sequence[Feeds]) -> _DamagedOutputs:
     with AS_WRITTEN.open(graph) as session:
         outputs = run_rows(session, feeds, _BATCH)
-        return _Ran(outputs, [run_rows(session, others, _BATCH)["logits"] for others in absent])
+        return _DamagedOutputs(outputs, [run_rows(session, others, _BATCH)["logits"] for others in absent])
 
 
 def _decides(kind: OutputKind) -> bool:
@@ -361,7 +368,7 @@ def _together(
     return Tally.of(refused, has_lost(_column(outcomes, "loss"), max_loss))
 
 
-def _with_needed(alarm: Alarm, bench: _Bench, model: ModelProto) -> Alarm:
+def _with_needed(alarm: Alarm, bench: _AlarmBench, model: ModelProto) -> Alarm:
     """Return the alarm with the number of samples that would tell more, by the losses nearest to the limit."""
     known = alarm.limits["max_divergence"]
     limit = known.now if known.suggestion.limit is None else known.suggestion.limit

@@ -36,9 +36,9 @@ if TYPE_CHECKING:
 
     from edgekd.config.recipe import DistillConfig, Recipe, TaskConfig
     from edgekd.gram.gate import Ledger
-    from edgekd.stages.artifacts import Trained
     from edgekd.stages.progress import Observer
     from edgekd.stages.stage import Done
+    from edgekd.stages.trained import Trained
     from edgekd.training.search_metrics import StudentTimer
     from edgekd.workflows.advise.budgeted import TrialProgress
 

@@ -13,10 +13,11 @@ from edgekd.cli.terminal.checks import print_alarm
 from edgekd.compress.perturb import Perturbation, perturb, perturbations
 from edgekd.config.recipe import GateConfig
 from edgekd.errors import ModelError
-from edgekd.gram.answers import MAX_DIVERGENCE, OutputKind, compare_answers
+from edgekd.gram.answers import compare_answers
 from edgekd.gram.drift import measure_drift
 from edgekd.gram.intervals import Bootstrap
 from edgekd.gram.limits import Suggestion
+from edgekd.gram.output_kind import MAX_DIVERGENCE, OutputKind
 from edgekd.gram.probe import Probe, top1
 from edgekd.gram.verdict import GateLimits
 from edgekd.report.table import markdown
@@ -26,11 +27,12 @@ from edgekd.stages.labels import accuracy
 from edgekd.stages.progress import Silent, StageReporter
 from edgekd.workflows import thresholds
 from edgekd.workflows.threshold_table import alarm_table, recipe_lines
-from edgekd.workflows.thresholds import Alarm, measure_alarm
+from edgekd.workflows.thresholds import Alarm, AlarmSamples, measure_alarm
 
 LIMITS = GateLimits(tau_pass=0.005, tau_fail=0.02, max_flips=0.03, max_metric_drop=0.015)
 REPORT = StageReporter(Silent(), "alarm")
 VIEWS = ["fou", "mor", "zer"]
+CLASSES = OutputKind()
 FEW = (Perturbation("rounding", 3), Perturbation("noise", 0.2, "fou"), Perturbation("rounding", 3, "fusion"))
 
 
@@ -43,12 +45,13 @@ def exported(built):
 def alarm(exported):
     """The alarm of a student of real digits, four epochs old."""
     graph, samples = exported / "student.onnx", exported / "test.npz"
-    return measure_alarm(graph, samples, accuracy, LIMITS, REPORT, perturbations(VIEWS, repeats=2), modalities=VIEWS)
+    given = AlarmSamples(samples, accuracy, modalities=VIEWS)
+    return measure_alarm(graph, given, LIMITS, REPORT, perturbations(VIEWS, repeats=2))
 
 
-def measure(exported, metric=accuracy, grid=FEW, samples=None, limits=LIMITS, kind=None, modalities=VIEWS):
-    graph, samples = exported / "student.onnx", samples or exported / "test.npz"
-    return measure_alarm(graph, samples, metric, limits, REPORT, grid, kind, modalities)
+def measure(exported, metric=accuracy, limits=LIMITS, samples=None, kind=CLASSES, modalities=VIEWS):
+    given = AlarmSamples(samples or exported / "test.npz", metric, kind, modalities)
+    return measure_alarm(exported / "student.onnx", given, limits, REPORT, FEW)
 
 
 def arrays(exported, **changes):
@@ -148,7 +151,13 @@ def test_what_is_no_classifier_needs_labels(exported, tmp_path):
     with pytest.raises(
         ModelError, match=r"test\.npz: has no labels for a metric, and .*score\.onnx is 'values', which"
     ):
-        measure_alarm(tmp_path / "score.onnx", exported / "test.npz", None, LIMITS, REPORT, FEW, OutputKind("values"))
+        measure_alarm(
+            tmp_path / "score.onnx",
+            AlarmSamples(exported / "test.npz", None, OutputKind("values")),
+            LIMITS,
+            REPORT,
+            FEW,
+        )
 
 
 def test_samples_of_another_network_are_refused(exported, tmp_path):
@@ -162,7 +171,7 @@ def test_samples_of_another_network_are_refused(exported, tmp_path):
 def test_what_is_no_graph_is_refused(exported, tmp_path):
     (tmp_path / "broken.onnx").write_bytes(b"no graph")
     with pytest.raises(ModelError, match=r"broken\.onnx: ONNX Runtime cannot open it"):
-        measure_alarm(tmp_path / "broken.onnx", exported / "test.npz", accuracy, LIMITS, REPORT, FEW)
+        measure_alarm(tmp_path / "broken.onnx", AlarmSamples(exported / "test.npz", accuracy), LIMITS, REPORT, FEW)
 
 
 def test_progress_is_reported(exported):
@@ -172,9 +181,8 @@ def test_progress_is_reported(exported):
         def advance(self, stage, done, total, note):
             told.append((stage, done, total))
 
-    measure_alarm(
-        exported / "student.onnx", exported / "test.npz", None, LIMITS, StageReporter(Listener(), "alarm"), FEW
-    )
+    samples = AlarmSamples(exported / "test.npz", None)
+    measure_alarm(exported / "student.onnx", samples, LIMITS, StageReporter(Listener(), "alarm"), FEW)
     assert told == [("alarm", 1, 3), ("alarm", 2, 3), ("alarm", 3, 3)]
 
 

@@ -27,9 +27,9 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
     from pathlib import Path
 
-    from edgekd.gram.answers import OutputKind
     from edgekd.gram.gate import GateRules
     from edgekd.gram.npz import Array
+    from edgekd.gram.output_kind import OutputKind
     from edgekd.pipeline.target.context import Context, PreparedCandidate
     from edgekd.runtime.session import Feeds, Session
     from edgekd.stages.artifacts import TaskFacts

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from edgekd.config.recipe import LossConfig, PruneConfig
     from edgekd.gram.verdict import GateLimits
-    from edgekd.stages.artifacts import PruneAttempt
+    from edgekd.stages.trained import PruneAttempt
 
 #: What the next attempt takes of what the last one took: of a branch that is to blame, and of every other.
 _BLAMED, _OTHERS = 0.25, 0.5

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from edgekd.gram.blame import choosing_groups
 from edgekd.gram.drift import measure_drift
 from edgekd.gram.gate import FINETUNED, keep_ledger
 from edgekd.gram.intervals import Bootstrap
+from edgekd.gram.jackknife import choosing_groups
 from edgekd.gram.probe import Probe
-from edgekd.stages.artifacts import PruneCheck
 from edgekd.stages.judging import measure_metrics
+from edgekd.stages.trained import PruneCheck
 from edgekd.training.loop.evaluate import ground_truth, probe
 from edgekd.training.loop.loop import compute_device
 

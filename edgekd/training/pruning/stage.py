@@ -17,7 +17,7 @@ import msgspec
 
 from edgekd.errors import RecipeError, TaskError, nearest
 from edgekd.files import sha256_file, write_text
-from edgekd.stages.artifacts import CUT_PROBE, REMOVED, WEIGHTS, Trained
+from edgekd.stages.artifacts import CUT_PROBE, REMOVED, WEIGHTS
 from edgekd.stages.cache import CHECKPOINT, ROUNDS
 from edgekd.stages.progress import PartialReporter
 from edgekd.stages.sealed import read_sealed, write_sealed
@@ -36,6 +36,7 @@ from edgekd.training.stage_run import StageRun
 from edgekd.training.taps.taps import Taps
 
 if TYPE_CHECKING:
+    from edgekd.stages.trained import Trained
     from collections.abc import Iterable
     from pathlib import Path
 

@@ -43,8 +43,8 @@ if TYPE_CHECKING:
 
     from edgekd.config.recipe import Recipe
     from edgekd.pipeline.paths import BuildPaths
-    from edgekd.stages.artifacts import Trained
     from edgekd.stages.stage import Done
+    from edgekd.stages.trained import Trained
     from edgekd.workflows.advise.budget import TrialSize
     from edgekd.workflows.advise.candidates import LossVariant
     from edgekd.workflows.advise.result import Ablation, LossJudgement, Standing, Verdict
