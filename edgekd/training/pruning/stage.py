@@ -36,13 +36,13 @@ from edgekd.training.stage_run import StageRun
 from edgekd.training.taps.taps import Taps
 
 if TYPE_CHECKING:
-    from edgekd.stages.trained import Trained
     from collections.abc import Iterable
     from pathlib import Path
 
     from torch import nn
 
     from edgekd.config.recipe import PruneConfig
+    from edgekd.stages.trained import Trained
     from edgekd.training.loop.loop import Epoch
     from edgekd.training.pruning.groups import History
     from edgekd.training.task.loading import LoadedTask
