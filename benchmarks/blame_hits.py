@@ -31,7 +31,7 @@ from edgekd.compress.partial import Examiner, SampleFacts
 from edgekd.compress.qdq_map import find_sites
 from edgekd.compress.variants import CandidateSpec
 from edgekd.config.target import load_calibration
-from edgekd.gram.answers import MAX_DIVERGENCE, OutputKind
+from edgekd.gram.output_kind import MAX_DIVERGENCE, OutputKind
 from edgekd.stages.artifacts import CALIBRATION, PREPARED, QDQ, TEST, onnx_name
 
 if TYPE_CHECKING:

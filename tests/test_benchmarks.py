@@ -14,7 +14,7 @@ RESULTS = BENCHMARKS / "results"
 PAGES = ROOT / "docs" / "explanation"
 SCRIPTS = sorted(path for path in BENCHMARKS.glob("*.py") if "__main__" in path.read_text(encoding="utf-8"))
 #: What is made of results alone.
-MADE = sorted([*PAGES.glob("compress*"), *PAGES.glob("distill*"), PAGES / "alarm.svg"])
+MADE = sorted(path for name in ("alarm", "compress", "distill") for path in PAGES.glob(f"{name}*"))
 
 #: Runs in one process, for most of the time goes into imports: each script with ``--help``, all other modules, and the
 #: recipes of quick runs.
@@ -56,6 +56,7 @@ def result(name):
 compress_page.write_page(result("compress"), folder)
 distill_page.write_page(result("distill"), folder)
 alarm.draw(result("alarm"), folder / alarm.PICTURE)
+alarm.write_page(result("alarm"), folder)
 """
 
 

@@ -63,7 +63,7 @@ PACKAGES = {
 _ARITHMETIC = frozenset({"Add", "BatchNormalization", "Div", "Mul", "Sub"})
 
 
-class _Samples:
+class Samples:
     """Calibration samples one by one, as often as need be; also a reader of ONNX Runtime's kind."""
 
     def __init__(self, path: Path) -> None:
@@ -81,9 +81,11 @@ class _Samples:
         return {name: x[row : row + 1] for name, x in self.inputs.items()}
 
     def get_next(self) -> Feeds | None:
+        """Return the next sample; None after the last."""
         return next(self._pending, None)
 
     def rewind(self) -> None:
+        """Begin again."""
         self._pending = iter(self)
 
 
@@ -106,7 +108,7 @@ def prepare(model: Path, work: Path) -> Path:
     return prepared
 
 
-def onnxruntime(model: Path, samples: _Samples, result: Path, work: Path, setting: str) -> None:
+def onnxruntime(model: Path, samples: Samples, result: Path, work: Path, setting: str) -> None:
     """Quantize with ``quantize_static``, after the pre-processing that it asks for."""
     import onnx
     from onnxruntime.quantization import QuantType, quantize_static
@@ -124,7 +126,7 @@ def onnxruntime(model: Path, samples: _Samples, result: Path, work: Path, settin
     quantize_static(str(prepared), str(result), samples, **options)
 
 
-def nncf(model: Path, samples: _Samples, result: Path, work: Path, setting: str) -> None:
+def nncf(model: Path, samples: Samples, result: Path, work: Path, setting: str) -> None:
     """Quantize with NNCF's ONNX backend."""
     with no_telemetry():
         import nncf
@@ -146,7 +148,7 @@ def nncf(model: Path, samples: _Samples, result: Path, work: Path, setting: str)
     onnx.save(found, str(result))
 
 
-def olive(model: Path, samples: _Samples, result: Path, work: Path, setting: str) -> None:
+def olive(model: Path, samples: Samples, result: Path, work: Path, setting: str) -> None:
     """Quantize with the pass ``OnnxStaticQuantization`` of a workflow."""
     import onnx
     from olive import run
@@ -173,7 +175,7 @@ def olive(model: Path, samples: _Samples, result: Path, work: Path, setting: str
     onnx.save(onnx.load(found.model_path), str(result))  # its weights lie in a file of their own
 
 
-def modelopt(model: Path, samples: _Samples, result: Path, _work: Path, setting: str) -> None:
+def modelopt(model: Path, samples: Samples, result: Path, _work: Path, setting: str) -> None:
     """Quantize with ``modelopt.onnx.quantization``."""
     from modelopt.onnx.quantization import quantize
 
@@ -191,7 +193,7 @@ def main() -> None:
     """Quantize, and write what it cost beside the result."""
     peer, setting = sys.argv[1:3]
     model, path, result = map(Path, sys.argv[3:])
-    samples = _Samples(path)
+    samples = Samples(path)
     with tempfile.TemporaryDirectory() as work:
         start = time.perf_counter()
         QUANTIZERS[peer](model, samples, result, Path(work), setting)

@@ -100,16 +100,16 @@ def _refuse_calibrate(_context: click.Context, _parameter: click.Parameter, give
 @main.command()
 @build_options
 @click.option("--cpu", metavar="NAME", help="Run the engine on an emulated processor, e.g. haswell.")
-@click.option("--suggest-limits", is_flag=True, help="Measure on this task which drift costs accuracy: gate limits.")
+@click.option("--suggest-limits", is_flag=True, help="Suggest limits of the gate for this task.")
 @click.option("--calibrate", is_flag=True, hidden=True, expose_value=False, callback=_refuse_calibrate)
 @progress_options
 def check(request: BuildRequest, cpu: str | None, suggest_limits: bool, printing: Printing) -> None:
     """Judge every candidate without timing or bundling it; show each ledger.
 
     With --cpu the engine runs on that processor's instructions: INT8 that is right here can be wrong there. With
-    --suggest-limits the float network is damaged in many ways, and how much of the metric each drift costs gives the
-    gate's limits for this task. Exits with 20 when the gate rejects every candidate of a target, and with 22 when one
-    of several targets refuses.
+    --suggest-limits the float network is damaged in many ways, and what that costs of the metric gives the gate's
+    limits for this task. Exits with 20 when the gate rejects every candidate of a target, and with 22 when one of
+    several targets refuses.
     """
     import msgspec
 
@@ -144,7 +144,7 @@ def check(request: BuildRequest, cpu: str | None, suggest_limits: bool, printing
 
 
 def _suggest_limits(request: BuildRequest, printing: Printing) -> None:
-    """Show what drift costs on the user's own task, for the first target's reference network."""
+    """Show limits for the user's own task, by the first target's reference network."""
     import msgspec
 
     from edgekd.cli.terminal import Json
@@ -298,4 +298,5 @@ def advise(
     elif not printing.quiet:
         print_advice(advice, output)
     if advice.verdict.kind == "rejected":
-        raise GateFailed(f"{advice.verdict.text}: {' '.join(advice.verdict.reasons)}")
+        reasons = "; ".join(f"{found.name}: {reason}" for found in advice.judgements for reason in found.reasons)
+        raise GateFailed(f"{advice.verdict.text}: {reasons}")

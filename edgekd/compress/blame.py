@@ -8,13 +8,14 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from edgekd.compress.qdq_map import list_layers
-from edgekd.gram.blame import SCOPES, AddedLatency, Blame, Scope, Series, Suspect, rank
+from edgekd.gram.blame import SCOPES, AddedLatency, Blame, Scope, Suspect, rank
 from edgekd.gram.stats import spearman
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
 
     from edgekd.compress.partial import Examiner, PartialResult
+    from edgekd.gram.jackknife import Series
 
 
 @dataclass(frozen=True)

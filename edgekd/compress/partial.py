@@ -9,10 +9,12 @@ import numpy as np
 
 from edgekd.compress.oracles import identity
 from edgekd.compress.switchboard import Switchboard
-from edgekd.gram.answers import OutputKind, sample_divergences, sample_errors
-from edgekd.gram.blame import Effect, Series, make_blocks
+from edgekd.gram.answers import sample_divergences, sample_errors
+from edgekd.gram.blame import Effect
 from edgekd.gram.drift import pair_drifts
+from edgekd.gram.jackknife import Series, make_blocks
 from edgekd.gram.npz import embeddings_of
+from edgekd.gram.output_kind import OutputKind
 from edgekd.gram.probe import top1
 
 if TYPE_CHECKING:

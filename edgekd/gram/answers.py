@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal, Protocol, TypeAlias
+from typing import TYPE_CHECKING, Protocol, TypeAlias
 
 import numpy as np
 
 from edgekd.gram.intervals import Bootstrap, Estimate, estimate, estimate_share
 from edgekd.gram.matrix import normalize
+from edgekd.gram.output_kind import OutputKind, OutputName
 from edgekd.gram.probe import side_by_side
 from edgekd.gram.streaming import Subsample, Units, hash_names
 
@@ -27,21 +28,6 @@ if TYPE_CHECKING:
     from edgekd.gram.probe import Probe
 
 _Array: TypeAlias = "NDArray[np.float64]"
-
-#: What an output is: scores of classes of which one is right; scores of labels any of which may be; numbers, such as a
-#: regression's or a map's; a vector that is compared with others by its direction, as for retrieval.
-OutputName = Literal["classes", "multilabel", "values", "embedding"]
-
-#: What the divergence of each kind measures, and in what unit.
-MEASURES: dict[OutputName, str] = {
-    "classes": "KL divergence, nats",
-    "multilabel": "KL divergence, nats a label",
-    "values": "squared error over variance",
-    "embedding": "change of cosines to itself and its nearest",
-}
-
-#: The largest mean divergence by default; see docs/explanation/alarm.md.
-MAX_DIVERGENCE: dict[OutputName, float] = {"classes": 0.02, "multilabel": 0.01, "values": 0.015, "embedding": 0.03}
 
 #: Samples of the reference that an embedding is compared with, and how many of them are its nearest.
 _INDEX, _NEAREST = 512, 5
@@ -58,22 +44,6 @@ _EDGE = 1e-7
 
 #: An element that hardly varies is compared with this share of its own power, and of all elements' mean power.
 _OWN_POWER, _MEAN_POWER = 1e-3, 1e-14
-
-
-@dataclass(frozen=True)
-class OutputKind:
-    """What an output is.
-
-    Attributes:
-        name: The kind.
-        probabilities: Whether scores are probabilities already, and not logits.
-        threshold: Where a label or a number is decided: for "multilabel" by default 0.5 of a probability; for "values"
-            None where nothing is decided.
-    """
-
-    name: OutputName = "classes"
-    probabilities: bool = False
-    threshold: float | None = None
 
 
 @dataclass(frozen=True)

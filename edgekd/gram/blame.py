@@ -5,14 +5,15 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, TypeAlias
 
-import numpy as np
-
-from edgekd.gram.answers import OutputName  # noqa: TC001 (the cache reads results by their types)
+from edgekd.gram.output_kind import OutputName  # noqa: TC001 (the cache reads results by their types)
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Mapping
 
+    import numpy as np
     from numpy.typing import NDArray
+
+    from edgekd.gram.jackknife import Series
 
 _Array: TypeAlias = "NDArray[np.float64]"
 
@@ -23,9 +24,6 @@ SCOPES: tuple[Scope, ...] = ("layer", "branch", "kind")
 
 #: The name of the branch that is computed from several inputs.
 FUSION = "fusion"
-
-#: Number of blocks of a jackknife over independent samples.
-_BLOCKS = 32
 
 
 @dataclass(frozen=True)
@@ -162,85 +160,6 @@ class Blame:
     def of(self, scope: Scope) -> tuple[Suspect, ...]:
         """Return the suspects of one scope, the worst first."""
         return tuple(suspect for suspect in self.suspects if suspect.scope == scope)
-
-
-@dataclass(frozen=True)
-class Series:
-    """A statistic of all samples, and of the samples without each block: the input of a jackknife.
-
-    Attributes:
-        value: The statistic of all samples.
-        without: The statistic without each block [K].
-    """
-
-    value: float
-    without: _Array
-
-    @classmethod
-    def of(cls, statistic: Callable[[NDArray[np.bool_]], float], blocks: NDArray[np.int64]) -> Series:
-        """Compute a statistic of all samples and without each block.
-
-        Args:
-            statistic: Returns the statistic of the samples that a mask [N] chooses.
-            blocks: Block of each sample [N].
-        """
-        everything = np.ones(len(blocks), bool)
-        left_out = np.array([statistic(blocks != block) for block in np.unique(blocks)] if np.ptp(blocks) else [])
-        return cls(float(statistic(everything)), left_out)
-
-    @classmethod
-    def mean(cls, figures: _Array, blocks: NDArray[np.int64]) -> Series:
-        """Compute the mean of the samples' figures [N], as :meth:`of` does."""
-        block = np.unique(blocks, return_inverse=True)[1]
-        sums, counts = np.bincount(block, figures), np.bincount(block)
-        left_out = (figures.sum() - sums) / (len(figures) - counts) if len(counts) > 1 else np.empty(0)
-        return cls(float(figures.mean()), left_out)
-
-    def __sub__(self, other: Series) -> Series:
-        return Series(self.value - other.value, self.without - other.without)
-
-    def __add__(self, other: Series) -> Series:
-        return Series(self.value + other.value, self.without + other.without)
-
-    def __truediv__(self, other: Series) -> Series:
-        """Divide; the quotient is 0 where the divisor is 0."""
-        value, without = (
-            np.divide(mine, its, out=np.zeros_like(mine), where=its != 0)
-            for mine, its in ((np.array(self.value), np.array(other.value)), (self.without, other.without))
-        )
-        return Series(float(value), without)
-
-    def __mul__(self, factor: float) -> Series:
-        return Series(self.value * factor, self.without * factor)
-
-    @property
-    def error(self) -> float | None:
-        """The standard error by the delete-a-block jackknife; None where there is one block alone.
-
-        ``sqrt((K - 1) / K * sum of squared deviations)`` (Efron & Tibshirani, An Introduction to the Bootstrap, 11.5).
-        """
-        count = len(self.without)
-        return float(np.sqrt((count - 1) * self.without.var())) if count else None
-
-
-def make_blocks(count: int, groups: NDArray[np.generic] | None) -> NDArray[np.int64]:
-    """Return the block [N] of each sample for a jackknife: its group, or one of 32 where samples are independent.
-
-    Where all samples are of one group, neighbours depend on each other, so the blocks are runs of neighbours.
-    """
-    if groups is None:
-        return np.arange(count) % _BLOCKS
-    blocks = np.unique(groups, return_inverse=True)[1]
-    return blocks if np.ptp(blocks) else np.arange(count) * _BLOCKS // count
-
-
-def choosing_groups(groups: NDArray[np.generic] | None) -> NDArray[np.generic] | None:
-    """Return the groups [N] of samples that networks are compared on to choose one of them.
-
-    One group alone bounds nothing that holds for others. To choose it is enough what holds for that one, where runs of
-    neighbours are the units; what ships is judged on groups as they are.
-    """
-    return groups if groups is None or len(np.unique(groups)) > 1 else make_blocks(len(groups), groups)
 
 
 def rank(series: Mapping[str, Series]) -> dict[str, RankedFigure]:

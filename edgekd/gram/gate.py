@@ -6,10 +6,11 @@ from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 from typing import TYPE_CHECKING
 
-from edgekd.gram.answers import Answers, OutputKind, OutputName, compare_answers  # msgspec reads their annotations
+from edgekd.gram.answers import Answers, compare_answers  # msgspec reads their annotations
 from edgekd.gram.drift import Drift, measure_drift
 from edgekd.gram.intervals import Estimate  # noqa: TC001
 from edgekd.gram.metric import ConstantAnswer  # noqa: TC001
+from edgekd.gram.output_kind import OutputKind, OutputName  # msgspec reads their annotations
 from edgekd.gram.verdict import (
     Answered,
     GateLimits,

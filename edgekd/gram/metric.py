@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from edgekd.gram.blame import Series, make_blocks
 from edgekd.gram.intervals import Estimate, binomial_upper
+from edgekd.gram.jackknife import Series, make_blocks
 from edgekd.gram.stats import t_quantile
 
 if TYPE_CHECKING:

@@ -11,16 +11,17 @@ import math
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
 
-from edgekd.gram.answers import MAX_DIVERGENCE, MEASURES
 from edgekd.gram.intervals import MOST_NEEDED, mean_needs, share_needs
+from edgekd.gram.output_kind import MAX_DIVERGENCE, MEASURES
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from edgekd.gram.answers import Answers, OutputName
+    from edgekd.gram.answers import Answers
     from edgekd.gram.drift import Drift
     from edgekd.gram.intervals import Estimate
     from edgekd.gram.metric import LedgerMetrics
+    from edgekd.gram.output_kind import OutputName
 
 #: From good to bad. "undecided": the samples are too few to tell.
 Verdict = Literal["pass", "warn", "undecided", "fail"]
@@ -68,7 +69,7 @@ class GateLimits:
     max_metric_drop: float
     higher_is_better: bool = True
     max_divergence: float | None = None
-    max_missing_flips: float = 0.08
+    max_missing_flips: float = 0.1
     min_learned: float = 0.9
     structure: Literal["auto", "strict"] = "auto"
     undecided: Literal["release", "reject"] = "release"

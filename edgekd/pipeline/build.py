@@ -104,6 +104,7 @@ def build(
         refused=prepared.refusals.reasons,
         robustness=robustness.result if robustness else None,
         robustness_reason=_no_robustness(recipe),
+        pruning=prepared.origin.pruning,
     )
     with writing(paths.output, places):
         for target_name, done in finished.items():

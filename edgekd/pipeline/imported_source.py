@@ -56,6 +56,7 @@ class ImportedOrigin:
     network = NETWORK
     robustness = None
     baselines = (NETWORK,)
+    pruning = ()
 
     @property
     def exported(self) -> Done[Exported]:

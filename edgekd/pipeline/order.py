@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from edgekd.devices.base import Absent, Verifier
 from edgekd.pipeline.imported_source import IMPORT
 from edgekd.pipeline.preflight import PREFLIGHT, PREFLIGHT_EXPORT
+from edgekd.pipeline.pruning import PRUNE, PRUNE_CHECK
 from edgekd.pipeline.target.blame import BLAME
 from edgekd.pipeline.target.compile import COMPILE, compiles
 from edgekd.pipeline.target.evaluate import CHECK, EVALUATE
@@ -19,7 +20,7 @@ from edgekd.pipeline.target.quantize import QUANTIZE
 from edgekd.pipeline.target.repair import REPAIR
 from edgekd.pipeline.target.robustness import ROBUSTNESS_SHIPPED
 from edgekd.pipeline.target.verify import VERIFY
-from edgekd.pipeline.trained_source import DISTILL, EXPORT, PRUNE, QAT, ROBUSTNESS, TEACHER
+from edgekd.pipeline.trained_source import DISTILL, EXPORT, QAT, ROBUSTNESS, TEACHER
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -49,6 +50,10 @@ class Circumstances:
 
 def _trains(given: Circumstances) -> bool:
     return given.recipe.task is not None
+
+
+def _prunes(given: Circumstances) -> bool:
+    return _trains(given) and given.recipe.prune.active
 
 
 def _imports(given: Circumstances) -> bool:
@@ -111,6 +116,7 @@ ORDER = (
     OrderedStage(TEACHER, "build", _trains),
     OrderedStage(DISTILL, "build", _trains),
     OrderedStage(PRUNE, "build", _trains),
+    OrderedStage(PRUNE_CHECK, "build", _prunes),
     OrderedStage(EXPORT, "opset", _trains),
     OrderedStage(ROBUSTNESS, "build", _measures_robustness),
     OrderedStage(IMPORT, "build", _imports),
@@ -122,7 +128,6 @@ ORDER = (
     OrderedStage(REPAIR, "target", _on_demand),
     OrderedStage(QAT, "target", _on_demand),
     OrderedStage(PROFILE, "target", _has_latency),
-    OrderedStage(MISSING, "target", _on_demand),
     OrderedStage(MISSING, "target", _always),
     OrderedStage(JUDGE, "target", _always),
     OrderedStage(ROBUSTNESS_SHIPPED, "target", _measures_robustness),

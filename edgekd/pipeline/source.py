@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from edgekd.runtime.corruption import Robustness
     from edgekd.stages.artifacts import Exported
     from edgekd.stages.stage import Done
+    from edgekd.stages.trained import PruneAttempt
 
 
 #: The samples on which networks are judged.
@@ -72,6 +73,10 @@ class Origin(Protocol):
 
     def histories(self) -> dict[str, list[dict[str, float]]]:
         """Return for each network that was trained here one entry for each epoch."""
+
+    @property
+    def pruning(self) -> tuple[PruneAttempt, ...]:
+        """The attempts at pruning the network, the last of which it is; empty where nothing was pruned here."""
 
     @property
     def robustness(self) -> Done[Robustness] | None:

@@ -13,12 +13,14 @@ from edgekd.errors import ModelError
 from edgekd.files import sha256_file
 from edgekd.gram.gate import CUT, FINETUNED
 from edgekd.pipeline.preflight import check_task
+from edgekd.pipeline.pruning import PRUNE, PRUNE_CHECK, prune_until_released
 from edgekd.pipeline.source import QatStudent
 from edgekd.runtime.corruption import Robustness
-from edgekd.stages.artifacts import CUT_PROBE, PROBE, WEIGHTS, Exported, Trained, validation_probe
+from edgekd.stages.artifacts import CUT_PROBE, PROBE, WEIGHTS, Exported, validation_probe
 from edgekd.stages.cache import digest
-from edgekd.stages.judging import gate_rules
+from edgekd.stages.judging import gate_limits, gate_rules
 from edgekd.stages.stage import Done, Runner, StageSpec
+from edgekd.stages.trained import Trained
 from edgekd.training.distillation.loss_registry import check_losses, own_loss_sources
 from edgekd.training.stage_run import StageRun, computing_threads
 
@@ -33,9 +35,12 @@ if TYPE_CHECKING:
     from edgekd.config.target import Scheme
     from edgekd.files import JsonObject
     from edgekd.gram.probe import Probe
+    from edgekd.gram.verdict import GateLimits
     from edgekd.pipeline.project import Project
     from edgekd.pipeline.source import JudgingSplit
     from edgekd.stages.progress import StageReporter
+    from edgekd.stages.trained import PruneAttempt, PruneCheck
+    from edgekd.training.pruning.attempts import PrunePlan
     from edgekd.training.taps.taps import Taps
 
 R = TypeVar("R")
@@ -50,11 +55,6 @@ def _describe(trained: Trained) -> str:
     return f"metric {trained.metric:.4f}, {trained.parameters:,} parameters"
 
 
-def _describe_pruned(trained: Trained) -> str:
-    tried = f", {len(trained.attempts)} attempts" if len(trained.attempts) > 1 else ""
-    return _describe(trained) + tried
-
-
 def _describe_export(exported: Exported) -> str:
     return f"{len(exported.sizes)} ONNX graphs, within {max(exported.parity.values()):.0e} of torch"
 
@@ -65,14 +65,6 @@ def _describe_robustness(robustness: Robustness) -> str:
 
 TEACHER: StageSpec[Trained] = StageSpec("teacher", 4, Trained, ("torch",), "train the teacher, or load it", _describe)
 DISTILL: StageSpec[Trained] = StageSpec("distill", 4, Trained, (), "train the student from the teacher", _describe)
-PRUNE: StageSpec[Trained] = StageSpec(
-    "prune",
-    8,
-    Trained,
-    ("torch-pruning",),
-    "remove channels of the student and fine-tune what is left",
-    _describe_pruned,
-)
 EXPORT: StageSpec[Exported] = StageSpec(
     "export", 8, Exported, ("onnx", "onnxscript", "onnxruntime"), "write the networks as ONNX", _describe_export
 )
@@ -145,6 +137,11 @@ class TrainedOrigin:
     def histories(self) -> dict[str, list[dict[str, float]]]:
         """Return for each network that was trained here one entry for each epoch."""
         return {name: done.result.history for name, done in self.trained.items() if done.result.history}
+
+    @property
+    def pruning(self) -> tuple[PruneAttempt, ...]:
+        """The attempts at pruning the student, the last of which is the network."""
+        return self.pruned.result.attempts
 
     @cached_property
     def robustness(self) -> Done[Robustness] | None:
@@ -347,6 +344,19 @@ class TrainingStages:
             return distill.run(self.project.loaded, model, self.taps, config, StageRun(seed, folder, report), outputs)
 
     def _prune(self, teacher: Done[Trained], student: Done[Trained]) -> Done[Trained]:
+        return prune_until_released(_StudentPruning(self, teacher, student), self.recipe.prune)
+
+    def prune_once(
+        self, teacher: Done[Trained], student: Done[Trained], plan: PrunePlan, label: str = ""
+    ) -> Done[Trained]:
+        """Prune and fine-tune the student as one plan says, or read the result.
+
+        Args:
+            teacher: The finished teacher.
+            student: The finished student.
+            plan: How to prune.
+            label: What tells the attempt from the others; "" for the first.
+        """
         config = self.recipe.prune
 
         def run(folder: Path, report: StageReporter) -> Trained:
@@ -358,12 +368,40 @@ class TrainingStages:
                 self._load_student(student),
                 self._outputs(teacher, config.loss, report),
             )
-            task, seed = self.project.loaded, self.recipe.seed
-            rules = gate_rules(self.recipe.gate, task.metric_name, higher_is_better=task.higher_is_better, seed=seed)
-            return prune.run(task, networks, self.taps, config, StageRun(seed, folder, report), rules)
+            stage = StageRun(self.recipe.seed, folder, report)
+            return prune.run(self.project.loaded, networks, self.taps, config, stage, plan)
 
-        settings = {**_plain(config), **own_loss_sources(config.loss), "gate": _plain(self.recipe.gate)}
-        return self._run(PRUNE, config=settings, inputs={"student": student.key}, run=run)
+        decides = msgspec.structs.replace(config, repair="auto", repair_s=0.0)  # these tell whether one follows
+        settings = {**_plain(decides), **own_loss_sources(config.loss), "plan": plan.identity()}
+        return self._run(PRUNE, label=label, config=settings, inputs={"student": student.key}, run=run)
+
+    def check_pruned(
+        self, student: Done[Trained], pruned: Done[Trained], label: str, tell: Callable[[PruneCheck], str]
+    ) -> Done[PruneCheck]:
+        """Judge a pruned network on the validation split, or read the verdict.
+
+        Args:
+            student: The finished student.
+            pruned: The finished pruned network.
+            label: What tells the attempt from the others; "" for the first.
+            tell: Returns what the user is warned of; "" for nothing.
+        """
+
+        def run(_folder: Path, report: StageReporter) -> PruneCheck:
+            from edgekd.training.pruning.judge import judge_pruned
+
+            task = self.project.loaded
+            rules = gate_rules(
+                self.recipe.gate, task.metric_name, higher_is_better=task.higher_is_better, seed=self.recipe.seed
+            )
+            networks = self._load_student(student), self._load_pruned(pruned.folder)
+            checked = judge_pruned(task, *networks, self.taps.student, rules)
+            if warning := tell(checked):
+                report.warn(warning)
+            return checked
+
+        settings = {**_plain(self.recipe.gate), "seed": self.recipe.seed}
+        return self._run(PRUNE_CHECK, label=label, config=settings, inputs={"pruned": pruned.key}, run=run)
 
     def _export(self, teacher: Done[Trained], student: Done[Trained], pruned: Done[Trained]) -> Done[Exported]:
         config = self.recipe.export
@@ -443,6 +481,28 @@ class TrainingStages:
         from edgekd.training.pruning.stage import rebuild
 
         return rebuild(build(self.project.loaded.task.student, self.recipe.seed), self.project.loaded, folder)
+
+
+@dataclass(frozen=True)
+class _StudentPruning:
+    """The :class:`~edgekd.pipeline.pruning.PruningStages` of a student."""
+
+    stages: TrainingStages
+    teacher: Done[Trained]
+    student: Done[Trained]
+
+    @property
+    def limits(self) -> GateLimits:
+        """The limits of the gate; what depends on the task's metric is not asked of them here."""
+        return gate_limits(self.stages.recipe.gate, higher_is_better=True)
+
+    def prune(self, plan: PrunePlan, label: str) -> Done[Trained]:
+        """Prune and fine-tune the student."""
+        return self.stages.prune_once(self.teacher, self.student, plan, label)
+
+    def check(self, pruned: Done[Trained], label: str, tell: Callable[[PruneCheck], str]) -> Done[PruneCheck]:
+        """Judge a pruned network."""
+        return self.stages.check_pruned(self.student, pruned, label, tell)
 
 
 def _plain(config: object) -> JsonObject:

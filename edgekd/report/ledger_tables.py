@@ -12,12 +12,12 @@ from edgekd.report.table import BOUND, Column, Table, figure_columns, metric_nam
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from edgekd.gram.answers import OutputName
     from edgekd.gram.gate import Ledger, LedgerRow
+    from edgekd.gram.output_kind import OutputName
     from edgekd.gram.verdict import Answered
     from edgekd.report.questions import EvidenceName
     from edgekd.report.results import TargetResult
-    from edgekd.stages.artifacts import PruneAttempt
+    from edgekd.stages.trained import PruneAttempt
 
 #: The column of each kind of output's divergence.
 _DIVERGENCES: dict[OutputName, str] = {"classes": "KL", "multilabel": "KL", "values": "error", "embedding": "Δcos"}

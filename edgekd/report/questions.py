@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
-from edgekd.gram.answers import MEASURES
+from edgekd.gram.output_kind import MEASURES
 from edgekd.gram.verdict import VERDICTS, Measured, Verdict, judge_behaviour, judge_structure
 from edgekd.report.format import NOTHING, percent, small
 

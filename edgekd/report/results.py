@@ -14,8 +14,8 @@ if TYPE_CHECKING:
     from edgekd.gram.gate import Ledger, LedgerRow
     from edgekd.runtime.corruption import NetworkRobustness, Robustness
     from edgekd.runtime.measure.results import EngineProfile, Profile
-    from edgekd.stages.artifacts import PruneAttempt
     from edgekd.stages.stage import StageTime
+    from edgekd.stages.trained import PruneAttempt
 
 #: Name of the candidate that ships, in tables.
 SHIPPED = "shipped"

@@ -6,7 +6,7 @@ from typing import Any
 
 from msgspec import UNSET, Struct, UnsetType, field
 
-from edgekd.gram.answers import OutputName
+from edgekd.gram.output_kind import OutputName
 from edgekd.gram.verdict import Question, Verdict
 
 #: The quantiles of latency that a report holds.

@@ -32,8 +32,8 @@ from edgekd.report.row import (
 )
 from edgekd.runtime.corruption import NetworkRobustness
 from edgekd.runtime.measure.results import Profile
-from edgekd.stages.artifacts import PruneAttempt
 from edgekd.stages.stage import StageTime
+from edgekd.stages.trained import PruneAttempt
 
 if TYPE_CHECKING:
     from edgekd.files import JsonObject

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from edgekd.gram.answers import OutputKind
-from edgekd.gram.gate import LedgerRow  # noqa: TC001  # msgspec reads the annotations of PruneAttempt
+from edgekd.gram.output_kind import OutputKind
 
 #: In the folder of a stage that trains: the weights, the probe on the test split, and what was pruned.
 WEIGHTS, PROBE, REMOVED = "model.safetensors", "probe.npz", "removed.json"
@@ -31,65 +30,6 @@ PREPARED, QDQ = "prepared.onnx", "qdq.onnx"
 
 #: Name of the student as it is exported before it is trained.
 UNTRAINED = "untrained"
-
-
-@dataclass(frozen=True)
-class NodeOrigin:
-    """Where a node of an exported graph comes from.
-
-    Attributes:
-        module: Path of the module in the network; "" for the network itself.
-        line: Line of the user's code, "file:number"; "" where it is not known.
-    """
-
-    module: str
-    line: str
-
-    def __str__(self) -> str:
-        """Return the origin in words, e.g. ``"module 'image.gru', task.py:49"``."""
-        return ", ".join(filter(None, (f"module '{self.module}'" if self.module else "", self.line)))
-
-
-@dataclass(frozen=True)
-class PruneAttempt:
-    """One attempt at pruning, judged against the unpruned student on the validation split.
-
-    Attributes:
-        ratio: Share that went of all channels that could; 0 for the unpruned student itself.
-        ratios: The same of each branch: of the encoder of each modality, and of "fusion", what comes after them.
-        epochs: Number of epochs of each fine-tune; 0 where nothing was pruned.
-        parameters: Number of parameters that are left.
-        seconds: Time that it took.
-        row: The row of the ledger, on the validation split.
-        reason: What was changed after the attempt before, and why; "" for the first, which is as the recipe has it.
-        drifts: For each modality how far the Gram between samples drifted in its own embeddings.
-    """
-
-    ratio: float
-    ratios: dict[str, float]
-    epochs: int
-    parameters: int
-    seconds: float
-    row: LedgerRow
-    reason: str = ""
-    drifts: dict[str, float] = field(default_factory=dict)
-
-
-@dataclass(frozen=True)
-class Trained:
-    """A trained model.
-
-    Attributes:
-        metric: Task metric on the test split.
-        parameters: Number of parameters.
-        history: One entry for each epoch; empty where nothing was trained.
-        attempts: The attempts at pruning, in order, the last of which it is; empty for other networks.
-    """
-
-    metric: float
-    parameters: int
-    history: list[dict[str, float]]
-    attempts: tuple[PruneAttempt, ...] = ()
 
 
 @dataclass(frozen=True)

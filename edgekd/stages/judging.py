@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from edgekd.gram.answers import OutputKind
 from edgekd.gram.gate import GateRules, reference_of
 from edgekd.gram.intervals import Bootstrap
 from edgekd.gram.metric import LabelledSamples, LedgerMetrics
+from edgekd.gram.output_kind import OutputKind
 from edgekd.gram.verdict import GateLimits
 from edgekd.stages.labels import UNLABELLED
 
@@ -22,6 +22,22 @@ if TYPE_CHECKING:
     from edgekd.gram.probe import Probe
 
 
+def gate_limits(gate: GateConfig, *, higher_is_better: bool) -> GateLimits:
+    """Return the limits that a recipe's section gives, for a metric of which larger values are better, or not."""
+    return GateLimits(
+        tau_pass=gate.tau_pass,
+        tau_fail=gate.tau_fail,
+        max_flips=gate.max_flips,
+        max_metric_drop=gate.max_metric_drop,
+        higher_is_better=higher_is_better,
+        max_divergence=gate.max_divergence,
+        max_missing_flips=gate.max_missing_flips,
+        min_learned=gate.min_learned,
+        structure=gate.structure,
+        undecided=gate.undecided,
+    )
+
+
 def gate_rules(
     gate: GateConfig, metric: str, *, higher_is_better: bool, seed: int, kind: OutputKind | None = None
 ) -> GateRules:
@@ -34,18 +50,7 @@ def gate_rules(
         seed: Seed for drawing the resamples behind a bound.
         kind: What the network's output is; by default scores of classes.
     """
-    limits = GateLimits(
-        tau_pass=gate.tau_pass,
-        tau_fail=gate.tau_fail,
-        max_flips=gate.max_flips,
-        max_metric_drop=gate.max_metric_drop,
-        higher_is_better=higher_is_better,
-        max_divergence=gate.max_divergence,
-        max_missing_flips=gate.max_missing_flips,
-        min_learned=gate.min_learned,
-        structure=gate.structure,
-        undecided=gate.undecided,
-    )
+    limits = gate_limits(gate, higher_is_better=higher_is_better)
     return GateRules(metric, limits, Bootstrap(gate.confidence, gate.resamples, seed), kind or OutputKind())
 
 

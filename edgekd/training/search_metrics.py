@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from edgekd.gram.blame import choosing_groups
 from edgekd.gram.gate import keep_ledger
+from edgekd.gram.jackknife import choosing_groups
 from edgekd.stages.judging import measure_metrics
 from edgekd.training.loop.evaluate import example_batch, ground_truth, probe
 from edgekd.training.loop.loop import compute_device

@@ -113,7 +113,7 @@ def suggest_limits(
     cache: PathArgument = DEFAULT_CACHE,
     observer: Observer | None = None,
 ) -> Alarm:
-    """Measure on the recipe's own task which drift costs how much of the metric, and suggest limits for the gate.
+    """Damage the recipe's own float network in many ways, and suggest limits for the gate that tell what lost too much.
 
     Args:
         recipe: As for :func:`edgekd.build`.

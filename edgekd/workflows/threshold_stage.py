@@ -1,4 +1,4 @@
-"""Stage alarm: measure on the user's own task which drift costs how much of the metric."""
+"""Stage alarm: find on the user's own task the limits that tell what lost too much of the metric."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import msgspec
 
 from edgekd.stages.artifacts import onnx_name
 from edgekd.stages.stage import StageSpec
-from edgekd.workflows.thresholds import Alarm, measure_alarm
+from edgekd.workflows.thresholds import Alarm, AlarmSamples, measure_alarm
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -22,20 +22,21 @@ def _describe(alarm: Alarm) -> str:
 
 
 ALARM: StageSpec[Alarm] = StageSpec(
-    "alarm", 2, Alarm, ("onnx", "onnxruntime", "numpy"), "measure which drift costs how much of the metric", _describe
+    "alarm", 3, Alarm, ("onnx", "onnxruntime", "numpy"), "measure which damage costs how much of the metric", _describe
 )
 
 
 def alarm_stage(context: Context) -> Alarm:
-    """Damage the ledger's reference network in many ways, and measure how well drift predicts the loss of the metric.
+    """Damage the ledger's reference network in many ways, and find the limits that tell what lost too much.
 
     It is measured on the calibration samples: limits that gate a build are not read off the samples that gate it.
     """
     graph = context.exported.folder / onnx_name(context.origin.baselines[-1])
 
     def run(_folder: Path, report: StageReporter) -> Alarm:
-        metric, limits, kind = context.origin.metric, context.limits, context.rules.kind
-        return measure_alarm(graph, context.calibration, metric, limits, report, kind=kind)
+        modalities = context.exported.result.facts.modalities
+        samples = AlarmSamples(context.calibration, context.origin.metric, context.rules.kind, modalities)
+        return measure_alarm(graph, samples, context.limits, report)
 
     config = {"limits": msgspec.to_builtins(context.limits), "kind": msgspec.to_builtins(context.rules.kind)}
     return context.stage(ALARM, config=config, inputs={"exported": context.exported.key}, run=run).result

@@ -1,14 +1,13 @@
-"""The alarm: whether the drift of the Gram, measured without labels, predicts a loss of accuracy, and from which limit.
+"""The alarm: which limits of the gate find, on a user's own network, what lost too much of the metric.
 
-A float network is damaged in many known ways, and the effect of each on the Gram is compared with its effect on the
-metric. The fusion is damaged apart from the rest: it comes after the embeddings, so the drift does not see it, and only
-flips and metric gate it.
+A float network is damaged in many known ways, and each measure of the gate is compared with the loss. Drift does not
+see the fusion, which comes after the embeddings: its limits are derived from the other perturbations alone.
 """
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
@@ -16,33 +15,42 @@ import numpy as np
 from edgekd.compress.perturb import Perturbation, perturb, perturbations_of
 from edgekd.errors import ModelError
 from edgekd.files import need
-from edgekd.gram.answers import OutputKind, changed_answers
+from edgekd.gram.answers import changed_answers, sample_divergences
 from edgekd.gram.blame import FUSION
 from edgekd.gram.drift import sample_drifts
-from edgekd.gram.limits import Suggestion, has_lost, suggest
+from edgekd.gram.intervals import round_up
+from edgekd.gram.jackknife import Series, make_blocks
+from edgekd.gram.limits import Suggestion, Tally, has_lost, is_refused, samples_that_tell, suggest
 from edgekd.gram.npz import embeddings_of
-from edgekd.gram.probe import Probe
-from edgekd.gram.stats import spearman
-from edgekd.report.format import number, share
-from edgekd.report.table import Column, Table
-from edgekd.runtime.backends.onnxruntime import open_engine
+from edgekd.gram.output_kind import OutputKind
+from edgekd.gram.stats import t_quantile
+from edgekd.pipeline.target.missing import read_stand_ins
+from edgekd.runtime.backends.registry import AS_WRITTEN
 from edgekd.runtime.feeds import read_feeds
 from edgekd.runtime.session import open_arrays, run_rows
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Mapping, Sequence
     from pathlib import Path
+
+    from onnx import ModelProto
 
     from edgekd.gram.verdict import GateLimits
     from edgekd.runtime.session import Array, Feeds
     from edgekd.stages.progress import StageReporter
 
-#: Edges between the bins in which perturbations are counted by their drift.
-EDGES = (0.005, 0.01, 0.02, 0.03, 0.05, 0.1)
+#: Keys of ``[gate]`` for which a limit may be suggested.
+LimitName = Literal["max_divergence", "max_flips", "max_missing_flips", "tau_fail", "tau_pass"]
+
+#: With a modality absent this many times ``max_metric_drop`` is too much: more is at stake there, and less is sure.
+MISSING_FACTOR = 3.0
 
 _BATCH = 256
-
 _CLASSES = OutputKind()
+#: Losses near the limit whose intervals say how many samples would tell more.
+_NEAR_LIMIT = 5
+#: Confidence of these intervals, one-sided.
+_CONFIDENCE = 0.95
 
 
 @dataclass(frozen=True)
@@ -51,117 +59,240 @@ class Outcome:
 
     Attributes:
         perturbation: The perturbation.
-        drift: Mean drift of the Gram.
+        divergence: Mean divergence of the output, see :data:`edgekd.gram.answers.MEASURES`.
         flips: Share of answers that changed, such as the top-1 class; None where the output decides nothing.
+        drift: Mean drift of the Gram.
         loss: How much worse the metric is, positive where it is worse; where there is no metric, the flips.
+        missing_flips: The flips with one modality absent in both networks, of the modality with the most; None where
+            the output decides nothing or there are not two modalities.
+        missing_loss: The loss of the metric with one modality absent in both, of the modality with the largest; None
+            where there is no metric or there are not two modalities.
     """
 
     perturbation: Perturbation
-    drift: float
+    divergence: float
     flips: float | None
+    drift: float
     loss: float
+    missing_flips: float | None = None
+    missing_loss: float | None = None
 
 
 @dataclass(frozen=True)
-class Bin:
-    """The perturbations within a range of drift.
+class SuggestedLimit:
+    """One limit of the gate: the recipe's, and the one that the perturbations give.
 
     Attributes:
-        low: The smallest drift of the range.
-        high: The drift that all are below; None where the range has no end.
-        count: Number of perturbations.
-        lost: Number of those that lost too much.
+        now: The recipe's limit.
+        at_now: Whom it lets through and refuses.
+        suggestion: The limit by :func:`edgekd.gram.limits.suggest`.
+        at_suggested: Whom that lets through and refuses; None where there is none.
     """
 
-    low: float
-    high: float | None
-    count: int
-    lost: int
+    now: float
+    at_now: Tally
+    suggestion: Suggestion
+    at_suggested: Tally | None
 
 
 @dataclass(frozen=True)
 class Alarm:
-    """How well drift predicts loss.
+    """Which limits find what lost too much. Rates are on the same samples and perturbations that gave the limits.
 
     Attributes:
         judged_by: What a loss is: a loss of the metric, or, without labels, flips.
-        max_loss: The largest loss that counts as none.
+        max_loss: The largest loss that counts as none; half of it does for ``tau_pass``, and three times as much with a
+            modality absent.
         metric: The metric of the unperturbed network; None without labels.
         samples: Number of samples that everything is measured on.
-        drift_to_loss: Spearman's correlation of drift and loss; None where one is constant. Where a drift is too small
-            to cost anything the loss is chance, so more perturbations with such a drift lower the correlation.
-        drift_to_flips: Spearman's correlation of drift and flips; None where the output decides nothing.
-        bins: Number of perturbations that lost too much, by drift.
-        tau_pass: The limit by :func:`edgekd.gram.limits.suggest` for half of ``max_loss``.
-        tau_fail: The limit by :func:`edgekd.gram.limits.suggest` for ``max_loss``.
-        outcomes: Effects on the whole network and on each branch alone; all figures above are of these.
-        fusion: Effects on the fusion alone.
+        limits: By their key the limits that this network has.
+        together: Whom the recipe's divergence, flips and tau_fail let through and refuse together.
+        suggested_together: The same with those of them that are suggested in the place of the recipe's.
+        needed: About how many samples would tell ``max_loss`` from half of it; None where these do.
+        outcomes: Effects of all perturbations.
     """
 
     judged_by: Literal["metric", "flips"]
     max_loss: float
     metric: float | None
     samples: int
-    drift_to_loss: float | None
-    drift_to_flips: float | None
-    bins: tuple[Bin, ...]
-    tau_pass: Suggestion
-    tau_fail: Suggestion
+    limits: dict[LimitName, SuggestedLimit]
+    together: Tally
+    suggested_together: Tally
+    needed: int | None
     outcomes: tuple[Outcome, ...]
-    fusion: tuple[Outcome, ...]
+
+
+@dataclass(frozen=True)
+class AlarmSamples:
+    """What damaged networks are compared on.
+
+    Attributes:
+        path: ``.npz`` with ``ids``, ``input.<modality>`` and, for the metric, ``labels``. Limits that are to gate a
+            build must not be read off the samples that gate it: give ``calibration.npz``, not ``test.npz``.
+        metric: Computes the task's metric from logits [N, C] and labels [N]; it is not a number where no sample has a
+            label. None to judge by flips.
+        kind: What the network's output is.
+        modalities: The inputs that may be absent; of fewer than two none is.
+    """
+
+    path: Path
+    metric: Callable[[Array, Array], float] | None
+    kind: OutputKind = _CLASSES
+    modalities: Sequence[str] = ()
 
 
 def measure_alarm(
     graph: Path,
-    samples: Path,
-    metric: Callable[[Array, Array], float] | None,
+    samples: AlarmSamples,
     limits: GateLimits,
     report: StageReporter,
     grid: Sequence[Perturbation] | None = None,
-    kind: OutputKind = _CLASSES,
 ) -> Alarm:
-    """Perturb a float network and measure how well drift predicts the loss.
+    """Perturb a float network, and find the limits that tell what lost too much.
 
-    Limits that are to gate a build must not be read off the samples that gate it: give ``calibration.npz``, not
-    ``test.npz``.
+    Graphs run as they are written, without ONNX Runtime's optimizers, as the gate's own do.
 
     Args:
         graph: Float ONNX with ``logits`` and ``embedding.<modality>`` outputs.
-        samples: ``.npz`` with ``ids``, ``input.<modality>`` and, for the metric, ``labels``.
-        metric: Computes the task's metric from logits [N, C] and labels [N]; it is not a number where no sample has a
-            label. None to judge by flips.
-        limits: The largest loss, ``max_metric_drop`` or ``max_flips``, and whether a higher metric is better.
+        samples: What it is compared on.
+        limits: The recipe's limits, with the largest loss, ``max_metric_drop`` or ``max_flips``.
         report: Receives the progress.
         grid: The perturbations; by default those of :func:`edgekd.compress.perturb.perturbations_of`.
-        kind: What the network's output is.
 
     Raises:
         ModelError: The graph cannot be read, run or perturbed, the samples do not fit it, or there is no loss to
             measure: there are no labels, and the output decides nothing.
     """
-    with open_engine(graph) as session:
-        feeds = read_feeds(samples, session.inputs)
-    with open_arrays(samples) as arrays:
-        ids, labels = arrays["ids"], arrays.get("labels")
-    model, reference = need("onnx", "build").load(str(graph)), _probe(graph, ids, feeds)
-    score = math.nan if metric is None or labels is None else metric(reference.logits, labels)
-    if math.isnan(score) and not _decides(kind):
-        raise ModelError(
-            f"{samples}: has no labels for a metric, and the output of {graph} is '{kind.name}', which decides nothing "
-            "whose flips would do"
-        )
+    bench = _AlarmBench.open(graph, samples, limits)
+    model = need("onnx", "build").load(str(graph))
     grid = perturbations_of(model) if grid is None else grid
     outcomes = []
     for done, perturbation in enumerate(grid, 1):
-        found = _probe(perturb(model, perturbation).SerializeToString(), ids, feeds)
-        loss = flipped = _flips(found, reference, kind)
-        if metric and labels is not None and not math.isnan(score):
-            loss = (score - metric(found.logits, labels)) * (1 if limits.higher_is_better else -1)
-        assert loss is not None  # there is a metric, or else the output decides
-        drift = float(sample_drifts(found.embeddings, reference.embeddings).mean())
-        outcomes.append(Outcome(perturbation, drift, flipped, loss))
+        outcomes.append(bench.measure(model, perturbation))
         report.advance(done, len(grid))
-    return summarize(outcomes, limits, None if math.isnan(score) else score, len(ids))
+    alarm = summarize(outcomes, limits, bench.score, bench.count, bench.kind)
+    return _with_needed(alarm, bench, model)
+
+
+@dataclass(frozen=True)
+class _DamagedOutputs:
+    """What a network gives: all outputs, and the output alone with each modality absent."""
+
+    outputs: dict[str, Array]
+    absent: list[Array]
+
+
+@dataclass(frozen=True)
+class _AlarmBench:
+    """All that a perturbed network is compared with.
+
+    Attributes:
+        feeds: The samples.
+        absent: The same with each modality absent.
+        labels: Labels [N]; None where there is no metric.
+        groups: Cluster of each sample [N]; None where samples are independent.
+        metric: The metric of outputs and labels, higher for better.
+        score: The unperturbed network's metric; None where there are no labels.
+        kind: What the output is.
+        reference: What the unperturbed network gives.
+    """
+
+    feeds: Feeds
+    absent: Sequence[Feeds]
+    labels: Array | None
+    groups: Array | None
+    metric: Callable[[Array, Array], float]
+    score: float | None
+    kind: OutputKind
+    reference: _DamagedOutputs
+
+    @classmethod
+    def open(cls, graph: Path, samples: AlarmSamples, limits: GateLimits) -> _AlarmBench:
+        metric, kind = samples.metric, samples.kind
+        with AS_WRITTEN.open(graph) as session:
+            feeds = read_feeds(samples.path, session.inputs)
+        with open_arrays(samples.path) as arrays:
+            labels, groups = arrays.get("labels"), arrays.get("groups")
+        absent = _without(feeds, samples)
+        reference = _run(graph, feeds, absent)
+        score = math.nan if metric is None or labels is None else metric(reference.outputs["logits"], labels)
+        if math.isnan(score) and not _decides(kind):
+            raise ModelError(
+                f"{samples.path}: has no labels for a metric, and the output of {graph} is '{kind.name}', which "
+                "decides nothing whose flips would do"
+            )
+        known = None if math.isnan(score) else float(score)
+        sign = 1 if limits.higher_is_better else -1
+
+        def signed(outputs: Array, of: Array) -> float:
+            return sign * metric(outputs, of) if metric else math.nan
+
+        return cls(feeds, absent, None if known is None else labels, groups, signed, known, kind, reference)
+
+    @property
+    def count(self) -> int:
+        """Number of samples."""
+        return len(self.reference.outputs["logits"])
+
+    def measure(self, model: ModelProto, perturbation: Perturbation) -> Outcome:
+        """Return the effect of a perturbation."""
+        found = _run(perturb(model, perturbation).SerializeToString(), self.feeds, self.absent)
+        logits, exact = found.outputs["logits"], self.reference.outputs["logits"]
+        flips, loss = self._flips(logits, exact), self._loss(logits, exact)
+        pairs = list(zip(found.absent, self.reference.absent, strict=True))
+        missing_flips = [flip for pair in pairs if (flip := self._flips(*pair)) is not None]
+        missing_losses = [lost for pair in pairs if (lost := self._loss(*pair)) is not None]
+        measured = loss if loss is not None else flips
+        assert measured is not None  # there is a metric, or else the output decides
+        return Outcome(
+            perturbation,
+            divergence=float(sample_divergences(logits, exact, self.kind).mean()),
+            flips=flips,
+            drift=float(sample_drifts(*map(embeddings_of, (found.outputs, self.reference.outputs))).mean()),
+            loss=measured,
+            missing_flips=max(missing_flips, default=None),
+            missing_loss=max(missing_losses, default=None),
+        )
+
+    def half_width(self, model: ModelProto, perturbation: Perturbation, confidence: float) -> float:
+        """Return by how much the loss of a perturbation is unsure, by the jackknife; infinite for one group alone."""
+        logits = _run(perturb(model, perturbation).SerializeToString(), self.feeds, ()).outputs["logits"]
+        exact, blocks = self.reference.outputs["logits"], make_blocks(self.count, self.groups)
+
+        def loss(kept: Array) -> float:
+            lost = self._loss(logits[kept], exact[kept], kept)
+            return lost if lost is not None else float(self._flips(logits[kept], exact[kept]) or 0.0)
+
+        error = Series.of(loss, blocks)
+        return math.inf if error.error is None else error.error * t_quantile(confidence, len(error.without) - 1)
+
+    def _flips(self, outputs: Array, exact: Array) -> float | None:
+        changed = changed_answers(outputs, exact, self.kind) if _decides(self.kind) else None
+        return None if changed is None else float(changed.mean())
+
+    def _loss(self, outputs: Array, exact: Array, kept: Array | slice = slice(None)) -> float | None:
+        if self.labels is None:
+            return None
+        labels = self.labels[kept]
+        return float(self.metric(exact, labels) - self.metric(outputs, labels))
+
+
+def _without(feeds: Feeds, samples: AlarmSamples) -> list[Feeds]:
+    """Return the samples with each modality absent, as the gate leaves it out; none of fewer than two."""
+    if len(samples.modalities) < 2:
+        return []
+    stand_ins = read_stand_ins(samples.path, [name for name in samples.modalities if name in feeds])
+    return [
+        {**feeds, name: np.ascontiguousarray(np.broadcast_to(stand_in, feeds[name].shape))}
+        for name, stand_in in stand_ins.items()
+    ]
+
+
+def _run(graph: Path | bytes, feeds: Feeds, absent: Sequence[Feeds]) -> _DamagedOutputs:
+    with AS_WRITTEN.open(graph) as session:
+        outputs = run_rows(session, feeds, _BATCH)
+        return _DamagedOutputs(outputs, [run_rows(session, others, _BATCH)["logits"] for others in absent])
 
 
 def _decides(kind: OutputKind) -> bool:
@@ -169,80 +300,79 @@ def _decides(kind: OutputKind) -> bool:
     return kind.name in ("classes", "multilabel") or (kind.name == "values" and kind.threshold is not None)
 
 
-def _flips(probe: Probe, reference: Probe, kind: OutputKind) -> float | None:
-    changed = changed_answers(probe.logits, reference.logits, kind) if _decides(kind) else None
-    return None if changed is None else float(changed.mean())
-
-
-def _probe(graph: Path | bytes, ids: Array, feeds: Feeds) -> Probe:
-    with open_engine(graph) as session:
-        outputs = run_rows(session, feeds, _BATCH)
-    return Probe(ids, outputs["logits"], embeddings_of(outputs))
-
-
-def summarize(outcomes: Sequence[Outcome], limits: GateLimits, metric: float | None, samples: int) -> Alarm:
-    """Return the alarm of these outcomes, of one network or of several.
+def summarize(
+    outcomes: Sequence[Outcome], limits: GateLimits, metric: float | None, samples: int, kind: OutputKind
+) -> Alarm:
+    """Return the limits that these outcomes give, and whom they let through and refuse.
 
     Args:
         outcomes: Outcome of every perturbation.
-        limits: The largest loss.
+        limits: The recipe's limits, with the largest loss.
         metric: The metric of the unperturbed network; None where the losses are flips.
         samples: Number of samples that the outcomes were measured on.
+        kind: What the network's output is.
     """
     max_loss = limits.max_flips if metric is None else limits.max_metric_drop
-    seen = tuple(outcome for outcome in outcomes if outcome.perturbation.where != FUSION)
-    drifts, losses = (np.array([getattr(outcome, name) for outcome in seen]) for name in ("drift", "loss"))
-    flipped = [outcome.flips for outcome in seen if outcome.flips is not None]
+    seen = [outcome for outcome in outcomes if outcome.perturbation.where != FUSION]
+    found: dict[LimitName, SuggestedLimit] = {
+        "max_divergence": _limit(outcomes, "divergence", limits.divergence(kind.name), max_loss)
+    }
+    if metric is not None and all(outcome.flips is not None for outcome in outcomes):
+        found["max_flips"] = _limit(outcomes, "flips", limits.max_flips, max_loss)
+    if all(None not in (outcome.missing_flips, outcome.missing_loss) for outcome in outcomes):
+        found["max_missing_flips"] = _limit(
+            outcomes, "missing_flips", limits.max_missing_flips, MISSING_FACTOR * max_loss, "missing_loss"
+        )
+    found["tau_fail"] = _limit(seen, "drift", limits.tau_fail, max_loss)
+    found["tau_pass"] = _limit(seen, "drift", limits.tau_pass, max_loss / 2)
     return Alarm(
         judged_by="flips" if metric is None else "metric",
         max_loss=max_loss,
         metric=metric,
         samples=samples,
-        drift_to_loss=spearman(drifts, losses),
-        drift_to_flips=spearman(drifts, np.array(flipped)) if flipped else None,
-        bins=_bins(drifts, has_lost(losses, max_loss)),
-        tau_pass=suggest(drifts, losses, max_loss / 2),
-        tau_fail=suggest(drifts, losses, max_loss),
-        outcomes=seen,
-        fusion=tuple(outcome for outcome in outcomes if outcome.perturbation.where == FUSION),
+        limits=found,
+        together=_together(outcomes, found, max_loss, suggested=False),
+        suggested_together=_together(outcomes, found, max_loss, suggested=True),
+        needed=None,
+        outcomes=tuple(outcomes),
     )
 
 
-def _bins(drifts: Array, lost: Array) -> tuple[Bin, ...]:
-    members = [np.searchsorted(EDGES, drifts, side="right") == index for index in range(len(EDGES) + 1)]
-    return tuple(
-        Bin(low, high, int(inside.sum()), int(lost[inside].sum()))
-        for low, high, inside in zip((0.0, *EDGES), (*EDGES, None), members, strict=True)
-    )
+#: Which figure of an outcome each limit that refuses by itself is held against.
+_REFUSING: Mapping[LimitName, str] = {"max_divergence": "divergence", "max_flips": "flips", "tau_fail": "drift"}
 
 
-def alarm_table(alarm: Alarm) -> Table:
-    """Return a table of how often each amount of drift came with a loss, with the suggested limits as notes."""
-    loss = "flips" if alarm.judged_by == "flips" else "metric drop"
-    correlations = dict.fromkeys(  # one where flips are the loss
-        (f"{number(alarm.drift_to_loss, '.2f')} with {loss}", f"{number(alarm.drift_to_flips, '.2f')} with flips")
-    )
-    columns = (Column("drift", right=False), Column("perturbations"), Column(f"{loss} > {alarm.max_loss:g}"))
-    rows = tuple(
-        (
-            f"{item.low:g} to {item.high:g}" if item.high is not None else f"above {item.low:g}",
-            str(item.count),
-            share(item.lost / item.count) if item.count else "none there",
-        )
-        for item in alarm.bins
-    )
-    notes = [
-        f"Rank correlation of drift: {', '.join(correlations)}; {alarm.samples} samples.",
-        f"tau_fail {_told(alarm.tau_fail)}.",
-        f"tau_pass {_told(alarm.tau_pass)}.",
-    ]
-    if alarm.fusion:
-        lost = int(has_lost(np.array([outcome.loss for outcome in alarm.fusion]), alarm.max_loss).sum())
-        notes.append(
-            f"The fusion alone, which drift does not see: {lost} of {len(alarm.fusion)} perturbations lost as much."
-        )
-    return Table("Alarm", columns, rows, tuple(notes))
+def _column(outcomes: Sequence[Outcome], name: str) -> Array:
+    return np.array([getattr(outcome, name) for outcome in outcomes], np.float64)
 
 
-def _told(limit: Suggestion) -> str:
-    return limit.reason if limit.tau is None else f"= {limit.tau:.4f}: {limit.reason}"
+def _limit(
+    outcomes: Sequence[Outcome], measure: str, now: float, max_loss: float, loss: str = "loss"
+) -> SuggestedLimit:
+    figures, losses = _column(outcomes, measure), _column(outcomes, loss)
+    lost = has_lost(losses, max_loss)
+    suggestion = suggest(figures, losses, max_loss, measure.replace("missing_flips", "share of flips"))
+    limit = suggestion.limit
+    at_suggested = None if limit is None else Tally.of(is_refused(figures, limit), lost)
+    return SuggestedLimit(now, Tally.of(is_refused(figures, now), lost), suggestion, at_suggested)
+
+
+def _together(
+    outcomes: Sequence[Outcome], limits: Mapping[LimitName, SuggestedLimit], max_loss: float, *, suggested: bool
+) -> Tally:
+    refused = np.zeros(len(outcomes), bool)
+    for name, measure in _REFUSING.items():
+        if name in limits:
+            own = limits[name].suggestion.limit if suggested else None
+            refused |= is_refused(_column(outcomes, measure), limits[name].now if own is None else own)
+    return Tally.of(refused, has_lost(_column(outcomes, "loss"), max_loss))
+
+
+def _with_needed(alarm: Alarm, bench: _AlarmBench, model: ModelProto) -> Alarm:
+    """Return the alarm with the number of samples that would tell more, by the losses nearest to the limit."""
+    known = alarm.limits["max_divergence"]
+    limit = known.now if known.suggestion.limit is None else known.suggestion.limit
+    nearest = sorted(alarm.outcomes, key=lambda outcome: abs(math.log((outcome.divergence + 1e-12) / limit)))
+    widths = [bench.half_width(model, each.perturbation, _CONFIDENCE) for each in nearest[:_NEAR_LIMIT]]
+    needed = samples_that_tell(widths, alarm.max_loss, alarm.samples)
+    return replace(alarm, needed=None if needed is None else round_up(needed))

@@ -19,7 +19,8 @@ from edgekd.errors import ModelError
 from edgekd.files import need, scratch_folder, scratch_root
 from edgekd.gram.gate import FINETUNED
 from edgekd.pipeline.project import Project
-from edgekd.pipeline.trained_source import DISTILL, PRUNE, TrainingStages
+from edgekd.pipeline.pruning import PRUNE
+from edgekd.pipeline.trained_source import DISTILL, TrainingStages
 from edgekd.report.search.tables import TrialFigures
 from edgekd.stages.artifacts import PROBE, WEIGHTS
 from edgekd.stages.cache import Cache
@@ -35,9 +36,9 @@ if TYPE_CHECKING:
 
     from edgekd.config.recipe import DistillConfig, Recipe, TaskConfig
     from edgekd.gram.gate import Ledger
-    from edgekd.stages.artifacts import Trained
     from edgekd.stages.progress import Observer
     from edgekd.stages.stage import Done
+    from edgekd.stages.trained import Trained
     from edgekd.training.search_metrics import StudentTimer
     from edgekd.workflows.advise.budgeted import TrialProgress
 

@@ -11,10 +11,11 @@ from edgekd.compress.blame import blame
 from edgekd.compress.graph import save
 from edgekd.compress.partial import SAMPLES, Examiner, SampleFacts, enough_samples
 from edgekd.compress.switchboard import restore_float
-from edgekd.gram.answers import OutputKind, compare_answers
+from edgekd.gram.answers import compare_answers
 from edgekd.gram.blame import AddedLatency
 from edgekd.gram.drift import flips, measure_drift
 from edgekd.gram.intervals import Bootstrap
+from edgekd.gram.output_kind import OutputKind
 from edgekd.gram.probe import Probe
 
 FEEDS = make_inputs(200)

@@ -12,15 +12,24 @@ from int8 import int8, run
 from edgekd.compress.blame import blame
 from edgekd.compress.mixed_precision import ALL_HARM, repair_steps, spare_steps
 from edgekd.compress.partial import Examiner
+from edgekd.gram.answers import compare_answers
 from edgekd.gram.blame import AddedLatency
-from edgekd.gram.drift import flips, measure_drift
-from edgekd.gram.gate import judge
+from edgekd.gram.drift import measure_drift
+from edgekd.gram.gate import GateRules, judge
 from edgekd.gram.intervals import Bootstrap
 from edgekd.gram.probe import Probe
-from edgekd.gram.verdict import GateLimits
+from edgekd.gram.verdict import GateLimits, Measured
 
 FEEDS, UNSEEN = make_inputs(200), make_inputs(400, seed=1)
-LIMITS = GateLimits(tau_pass=0.005, tau_fail=0.01, max_flips=0.05, max_metric_drop=1)
+#: The structure counts by itself: nobody trained the network, so that its output hardly depends on what is broken.
+LIMITS = GateLimits(tau_pass=0.005, tau_fail=0.01, max_flips=0.05, max_metric_drop=1, structure="strict")
+RULES = GateRules("accuracy", LIMITS, Bootstrap(resamples=200))
+
+
+def verdict_on(found, exact):
+    """Return the gate's verdict of a network's outputs beside the float network's, and the reasons."""
+    answers = compare_answers(found, exact, RULES.kind, None, RULES.bootstrap)
+    return judge(Measured(answers, None, measure_drift(found, exact, None, RULES.bootstrap)), RULES)[:2]
 
 
 @pytest.fixture(scope="module")
@@ -41,9 +50,7 @@ def gate(graphs):
     exact = probe(graphs[1])
 
     def gate(graph):
-        found = probe(graph)
-        drift = measure_drift(found, exact, None, Bootstrap(resamples=200))
-        return judge(drift, flips(found, exact), None, LIMITS)[0]
+        return verdict_on(probe(graph), exact)[0]
 
     return gate
 
@@ -230,7 +237,6 @@ def test_shuffled_pairs_in_calibration_do_no_harm_but_the_gate_sees_them_in_a_pr
     embeddings = {name: outputs[f"embedding.{name}"] for name in ("image", "motion")}
     exact = Probe(np.arange(400), outputs["logits"], embeddings)
     rolled = Probe(np.arange(400), outputs["logits"], {**embeddings, "motion": np.roll(embeddings["motion"], 1, 0)})
-    drift = measure_drift(rolled, exact, None, Bootstrap(resamples=200))
-    verdict, reasons = judge(drift, 0.0, None, LIMITS)
+    verdict, reasons = verdict_on(rolled, exact)
     assert verdict == "fail"
     assert "image-motion" in reasons[0]

@@ -5,16 +5,9 @@ import math
 import numpy as np
 import pytest
 
-from edgekd.gram.answers import (
-    MAX_DIVERGENCE,
-    OutputKind,
-    changed_answers,
-    compare_answers,
-    guess_kind,
-    sample_divergences,
-    sample_errors,
-)
+from edgekd.gram.answers import changed_answers, compare_answers, guess_kind, sample_divergences, sample_errors
 from edgekd.gram.intervals import Bootstrap, binomial_upper, mean_needs, share_needs
+from edgekd.gram.output_kind import MAX_DIVERGENCE, OutputKind
 from edgekd.gram.probe import Probe
 
 RANDOM = np.random.default_rng(4)

@@ -10,12 +10,12 @@ import torch
 from probes import first, rotate, with_embeddings, with_logits
 
 from edgekd.config.recipe import DistillConfig, GateConfig, TaskConfig, TeacherConfig
-from edgekd.gram.answers import OutputKind
 from edgekd.gram.distance import GramKind, gram_distance
 from edgekd.gram.gate import GateRules, keep_ledger, reference_of, rejected_before
 from edgekd.gram.intervals import Bootstrap
 from edgekd.gram.matrix import SOFTNESS
 from edgekd.gram.metric import LabelledSamples, LedgerMetrics
+from edgekd.gram.output_kind import OutputKind
 from edgekd.gram.probe import Probe
 from edgekd.gram.verdict import GateLimits
 from edgekd.stages.artifacts import PROBE, WEIGHTS

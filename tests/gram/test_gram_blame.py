@@ -1,7 +1,8 @@
 import numpy as np
 import pytest
 
-from edgekd.gram.blame import RankedFigure, Series, make_blocks, rank
+from edgekd.gram.blame import RankedFigure, rank
+from edgekd.gram.jackknife import Series, make_blocks
 
 
 def series(values):

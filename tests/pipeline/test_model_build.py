@@ -65,13 +65,25 @@ def test_a_finished_build_is_up_to_date_and_needs_no_torch(imported, folder):
 
 
 def test_without_labels_the_metric_is_not_measured_and_flips_gate(folder):
-    process = edgekd(*arguments("--json", calibration="unlabelled.npz"), cwd=folder)
+    process = edgekd(*arguments("--json", "--kind", "classes", calibration="unlabelled.npz"), cwd=folder)
     assert process.returncode == 0, process.stderr
     report = events(process.stdout)[-1]["report"]
     last = report["targets"][0]["ledger"]["rows"][-1]
     assert last["metric"] is None
-    assert last["flips"] is not None
+    assert (last["answers"]["kind"], last["answers"]["changed"] is not None) == ("classes", True)
+    assert set(last["missing"]) == {"fou", "mor", "zer"}
     assert report["rows"][0]["not_measured"]["metric.shipped"] == "not measured: there are no labels"
+
+
+def test_logits_without_labels_are_values_and_the_user_is_told(folder):
+    process = edgekd(*arguments("--json", calibration="unlabelled.npz"), cwd=folder)
+    assert process.returncode == 0, process.stderr
+    said = [event["message"] for event in events(process.stdout) if event["event"] == "warn"]
+    assert any("taken for 'values'" in message and "say --kind classes" in message for message in said)
+    target = events(process.stdout)[-1]["report"]["targets"][0]
+    last = target["ledger"]["rows"][-1]
+    assert (last["answers"]["kind"], last["answers"]["changed"], last["missing"]) == ("values", None, {})
+    assert any("decide nothing without a threshold" in fact for fact in target["facts"])
 
 
 def test_the_report_of_a_model_reads_well(folder, imported):

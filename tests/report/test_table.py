@@ -10,7 +10,7 @@ from edgekd.report.format import duration, factor, milliseconds, percent, size, 
 from edgekd.report.ledger_tables import candidate_table, choice_sentence, ledger_table, pruning_table, question_table
 from edgekd.report.results import CandidateResult
 from edgekd.report.table import Column, Table, engine_table, markdown, summary_table
-from edgekd.stages.artifacts import PruneAttempt
+from edgekd.stages.trained import PruneAttempt
 
 RESULTS = [
     pytest.param(target(), id="measured"),

@@ -20,9 +20,9 @@ from torch import nn
 from edgekd.config.recipe import DistillConfig, LossConfig, Tap, TeacherConfig, Term, Training
 from edgekd.errors import EdgekdError
 from edgekd.pipeline.multi_process import _Joint
-from edgekd.stages.artifacts import Trained
 from edgekd.stages.cache import Cache
 from edgekd.stages.stage import Stage, StageSpec
+from edgekd.stages.trained import Trained
 from edgekd.training.distillation import distill, teacher
 from edgekd.training.distillation.loss_taps import LossTaps, taps_with_losses
 from edgekd.training.distillation.objective import DistillationObjective

@@ -15,7 +15,7 @@ from edgekd.cli.terminal.tables import (
 from edgekd.cli.terminal.text import shown
 from edgekd.report.blame.tables import blame_table
 from edgekd.report.ledger_tables import ledger_table
-from edgekd.workflows.thresholds import alarm_table
+from edgekd.workflows.threshold_table import alarm_table, recipe_lines
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -48,15 +48,14 @@ def print_checks(checks: Sequence[TargetCheck], width: int | None = None) -> Non
 
 
 def print_alarm(alarm: Alarm, width: int | None = None) -> None:
-    """Print what drift costs, and the suggested limits as lines of a recipe."""
+    """Print what each limit misses and refuses for nothing, and the suggested ones as a table of a recipe."""
     console = open_page(width)
-    print_title(console, "what drift costs on this task")
+    print_title(console, "limits of the gate for this network")
     print_table(console, alarm_table(alarm))
-    limits = [(name, getattr(alarm, name).tau) for name in ("tau_pass", "tau_fail")]
-    known = [f"{name} = {tau:.4f}" for name, tau in limits if tau is not None]
-    if known:
+    lines = recipe_lines(alarm)
+    if lines:
         console.print()
-        for line in ("[gate]", *known):
+        for line in lines:
             console.print(shown(line, "cyan"), soft_wrap=True)
 
 

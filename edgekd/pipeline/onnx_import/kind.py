@@ -9,10 +9,11 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from edgekd.errors import ModelError
-from edgekd.gram.answers import OutputKind, guess_kind
+from edgekd.gram.answers import guess_kind
+from edgekd.gram.output_kind import OutputKind
 
 if TYPE_CHECKING:
-    from edgekd.gram.answers import OutputName
+    from edgekd.gram.output_kind import OutputName
     from edgekd.runtime.session import Array
 
 #: How far from 1 the sum of probabilities may be, and how far beyond 0 and 1 each, in float16 too.

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
     from onnx import GraphProto
 
-    from edgekd.gram.answers import OutputName
+    from edgekd.gram.output_kind import OutputName
     from edgekd.runtime.session import Array, TensorSpec
     from edgekd.stages.progress import StageReporter
 

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 
 from edgekd.devices.base import Absent
 from edgekd.errors import ModelError
-from edgekd.gram.blame import choosing_groups
 from edgekd.gram.gate import DEVICE, Ledger, LedgerRow, keep_ledger
+from edgekd.gram.jackknife import choosing_groups
 from edgekd.gram.probe import Probe
 from edgekd.pipeline.target.agreement import find_disagreement
 from edgekd.pipeline.target.compile import compile_candidates, compiles
@@ -21,17 +21,16 @@ from edgekd.pipeline.target.context import (
     PreparedCandidate,
     require_one,
 )
-from edgekd.pipeline.target.outputs import probe_variants
+from edgekd.pipeline.target.outputs import probe_on_device
 from edgekd.runtime.session import open_arrays
 from edgekd.stages.artifacts import DEPLOY
 from edgekd.stages.stage import Done, StageSpec
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Sequence
     from pathlib import Path
 
     from edgekd.pipeline.target.compile import Compiled
-    from edgekd.pipeline.target.outputs import Outputs
     from edgekd.stages.progress import StageReporter
 
 
@@ -165,35 +164,6 @@ def _run_on_device(
     config = {**context.device_identity(), "threads": context.recipe.profile.threads}
     inputs = {"candidates": _keys(candidates), "compiled": compiled.key if compiled else None}
     return context.stage(EVALUATE, label, config=config, inputs=inputs, run=run)
-
-
-def probe_on_device(
-    context: Context, engine_of: Callable[[str], Path], samples: Path, folder: Path, notify: Callable[[str], None]
-) -> tuple[Probe, float]:
-    """Run both variants of a candidate on the device.
-
-    Args:
-        context: The target, whose device is present.
-        engine_of: Returns the file of a variant that the runtime is given.
-        samples: ``.npz`` of the samples.
-        folder: Folder for the outputs.
-        notify: Receives notes on the progress.
-
-    Returns:
-        As :func:`edgekd.pipeline.target.outputs.probe_variants`.
-
-    Raises:
-        ModelError: The device's library refuses the graph, or the two variants disagree.
-    """
-
-    def outputs_of(variant: str) -> Outputs:
-        outputs = folder / f"{variant}.npz"
-        threads = context.recipe.profile.threads
-        context.present.evaluate(engine_of(variant), context.runtime, samples, outputs, threads, notify)
-        with open_arrays(outputs) as arrays:
-            return {key: arrays[key] for key in arrays}
-
-    return probe_variants(outputs_of, samples, str(folder))
 
 
 def _check(

@@ -9,9 +9,8 @@ from edgekd.devices.base import Absent
 from edgekd.gram.gate import DEVICE, Ledger, keep_ledger, rejected_before
 from edgekd.gram.probe import Probe
 from edgekd.pipeline.target.context import OUTPUTS
-from edgekd.pipeline.target.evaluate import probe_on_device
 from edgekd.pipeline.target.missing import measure_missing
-from edgekd.pipeline.target.outputs import probe_variants, run_on_host
+from edgekd.pipeline.target.outputs import probe_on_device, probe_variants, run_on_host
 from edgekd.runtime.session import open_arrays
 from edgekd.stages.stage import StageSpec
 

@@ -27,9 +27,9 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
     from pathlib import Path
 
-    from edgekd.gram.answers import OutputKind
     from edgekd.gram.gate import GateRules
     from edgekd.gram.npz import Array
+    from edgekd.gram.output_kind import OutputKind
     from edgekd.pipeline.target.context import Context, PreparedCandidate
     from edgekd.runtime.session import Feeds, Session
     from edgekd.stages.artifacts import TaskFacts
@@ -55,7 +55,7 @@ class MissingModalities:
 
 def _describe(missing: MissingModalities) -> str:
     shares = (f"without {name} {share.mean:.1%} changed" for name, share in missing.changed.items())
-    return ", ".join(shares) or "nothing to leave out"
+    return ", ".join(shares) or ("not measured" if missing.notes else "nothing to leave out")
 
 
 MISSING: StageSpec[MissingModalities] = StageSpec(
@@ -94,11 +94,9 @@ def measure_missing(
         reference = context.exported.folder / onnx_name(context.origin.baselines[-1])
         try:
             with AS_WRITTEN.open(reference) as exact, runtime.open(candidate.folder / DEPLOY) as ours:
-                missing = _compare(_Compared(exact, ours, rules, samples), stand_ins, report)
+                missing = _compare(_SessionPair(exact, ours, rules, samples), stand_ins, report)
         except ModelError as error:
-            return MissingModalities({}, (f"answers with a modality absent are not measured: {error}",))
-        for note in missing.notes:
-            report.warn(note)
+            return MissingModalities({}, (f"Answers with a modality absent are not measured: {error}.",))
         return MissingModalities(missing.changed, (*_left_in(facts), *missing.notes))
 
     bootstrap = rules.bootstrap
@@ -133,11 +131,11 @@ def read_stand_ins(samples: Path, modalities: Sequence[str]) -> dict[str, Array]
 
 def _not_measurable(kind: OutputKind) -> str | None:
     """Explain why the answers cannot be counted; None where they can."""
-    said = "answers with a modality absent are not measured: "
+    said = "Answers with a modality absent are not measured: "
     if kind.name == "embedding":
-        return f"{said}an embedding decides nothing by itself, and near neighbours trade places for nothing"
+        return f"{said}an embedding decides nothing by itself, and near neighbours trade places for nothing."
     if kind.name == "values" and kind.threshold is None:
-        return f"{said}the output is values, which decide nothing without a threshold"
+        return f"{said}the output is values, which decide nothing without a threshold."
     return None
 
 
@@ -146,11 +144,11 @@ def _left_in(facts: TaskFacts) -> tuple[str, ...]:
     others = [str(spec["name"]) for spec in facts.inputs if spec["name"] not in facts.modalities]
     if not others:
         return ()
-    return (f"{', '.join(others)}: never left out, for a mask, a state or whole numbers are no modality",)
+    return (f"Never left out, for a mask, a state or whole numbers are no modality: {', '.join(others)}.",)
 
 
 @dataclass(frozen=True)
-class _Compared:
+class _SessionPair:
     """The reference and the candidate, opened, and the samples that both are given."""
 
     reference: Session
@@ -159,30 +157,30 @@ class _Compared:
     samples: Path
 
 
-def _compare(compared: _Compared, stand_ins: Mapping[str, Array], report: StageReporter) -> MissingModalities:
-    feeds = read_feeds(compared.samples, compared.reference.inputs)
-    with open_arrays(compared.samples) as arrays:
+def _compare(pair: _SessionPair, stand_ins: Mapping[str, Array], report: StageReporter) -> MissingModalities:
+    feeds = read_feeds(pair.samples, pair.reference.inputs)
+    with open_arrays(pair.samples) as arrays:
         ids, groups = arrays["ids"], arrays.get("groups")
     changed: dict[str, Estimate] = {}
     notes: list[str] = []
     for done, (name, stand_in) in enumerate(stand_ins.items(), 1):
         if name not in feeds:
-            notes.append(f"answers without {name} are not measured: the float network does not read it")
+            notes.append(f"Answers without {name} are not measured: the float network does not read it.")
             continue
         absent = {**feeds, name: np.ascontiguousarray(np.broadcast_to(stand_in, feeds[name].shape))}
         try:
             reference, candidate = (
-                Probe(ids, _outputs(session, absent), {}) for session in (compared.reference, compared.candidate)
+                Probe(ids, _outputs(session, absent), {}) for session in (pair.reference, pair.candidate)
             )
             if not np.isfinite(reference.logits).all():
                 raise ModelError("the float network's output is not finite there")
-            rules = compared.rules
+            rules = pair.rules
             share = compare_answers(candidate, reference, rules.kind, groups, rules.bootstrap).changed
         except (ModelError, ValueError) as error:  # numpy's, where the size of an output depends on the data
-            notes.append(f"answers without {name} are not measured: {error}")
+            notes.append(f"Answers without {name} are not measured: {error}.")
             continue
         if not np.isfinite(candidate.logits).all():
-            notes.append(f"without {name} what ships gives numbers that are not finite")
+            notes.append(f"Without {name} what ships gives numbers that are not finite.")
             share = Estimate(math.nan, math.nan, math.nan)
         if share is not None:
             changed[name] = share

@@ -21,7 +21,8 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from edgekd.gram.answers import OutputKind
+    from edgekd.gram.output_kind import OutputKind
+    from edgekd.pipeline.target.context import Context
 
     #: Outputs of a graph by name, a row for each sample.
     Outputs = Mapping[str, NDArray[np.float32]]
@@ -64,6 +65,35 @@ def probe_variants(run: Callable[[str], Outputs], samples: Path, where: str) -> 
     if not error <= _DEPLOY_TOLERANCE * float(np.abs(deploy).max()):
         raise ModelError(f"{where}: deploy.onnx and probe.onnx disagree by {error:.3g} in a logit")
     return join_probe({**full, "logits": deploy}, samples), error
+
+
+def probe_on_device(
+    context: Context, engine_of: Callable[[str], Path], samples: Path, folder: Path, notify: Callable[[str], None]
+) -> tuple[Probe, float]:
+    """Run both variants of a candidate on the device.
+
+    Args:
+        context: The target, whose device is present.
+        engine_of: Returns the file of a variant that the runtime is given.
+        samples: ``.npz`` of the samples.
+        folder: Folder for the outputs.
+        notify: Receives notes on the progress.
+
+    Returns:
+        As :func:`probe_variants`.
+
+    Raises:
+        ModelError: The device's library refuses the graph, or the two variants disagree.
+    """
+
+    def outputs_of(variant: str) -> Outputs:
+        outputs = folder / f"{variant}.npz"
+        threads = context.recipe.profile.threads
+        context.present.evaluate(engine_of(variant), context.runtime, samples, outputs, threads, notify)
+        with open_arrays(outputs) as arrays:
+            return {key: arrays[key] for key in arrays}
+
+    return probe_variants(outputs_of, samples, str(folder))
 
 
 def join_probe(outputs: Outputs, samples: Path) -> Probe:

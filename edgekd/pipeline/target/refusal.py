@@ -10,7 +10,7 @@ import msgspec
 
 from edgekd.errors import DeviceError, ModelError
 from edgekd.files import need
-from edgekd.stages.artifacts import NodeOrigin
+from edgekd.stages.node_origin import NodeOrigin
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping

@@ -12,8 +12,8 @@ from edgekd.compress.mixed_precision import ALL_HARM, repair_steps, spare_steps
 from edgekd.compress.oracles.identity import RewriteError
 from edgekd.compress.oracles.rounding_aside import require_same
 from edgekd.compress.variants import Candidate, write_variants
-from edgekd.gram.blame import choosing_groups
 from edgekd.gram.gate import keep_ledger
+from edgekd.gram.jackknife import choosing_groups
 from edgekd.gram.verdict import Verdict  # noqa: TC001  # msgspec reads the annotations of Repaired
 from edgekd.pipeline.target.context import OUTPUTS, LedgerStep, PreparedCandidate
 from edgekd.pipeline.target.examine import open_examiner, time_beside_int8
@@ -63,7 +63,7 @@ def _describe(repaired: Repaired) -> str:
 
 
 REPAIR: StageSpec[Repaired] = StageSpec(
-    "repair", 7, Repaired, (), "return layers of INT8 to float until the gate lets it through", _describe
+    "repair", 8, Repaired, (), "return layers of INT8 to float until the gate lets it through", _describe
 )
 
 

@@ -7,8 +7,8 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING
 
 from edgekd.files import write_text
-from edgekd.gram.answers import MEASURES
 from edgekd.gram.blame import SCOPES
+from edgekd.gram.output_kind import MEASURES
 from edgekd.report.blame.picture import all_in_int8, blame_svg, relieved_drift, relieved_share, small
 from edgekd.report.format import NOTHING, milliseconds, number
 from edgekd.report.svg.draw import shorten

@@ -7,7 +7,7 @@ import io
 from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING
 
-from edgekd.gram.answers import MEASURES
+from edgekd.gram.output_kind import MEASURES
 from edgekd.report import figures
 from edgekd.report.escape import csv_text, json_text
 from edgekd.report.figures import WORDS

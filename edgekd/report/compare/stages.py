@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING, Literal
 
-from edgekd.gram.answers import MEASURES
+from edgekd.gram.output_kind import MEASURES
 from edgekd.report.compare.html import limit_sign
 from edgekd.report.escape import escape
 from edgekd.report.format import number, percent, small

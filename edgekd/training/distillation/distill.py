@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from edgekd.config.recipe import DistillConfig
-    from edgekd.stages.artifacts import Trained
+    from edgekd.stages.trained import Trained
     from edgekd.training.stage_run import StageRun
     from edgekd.training.taps.taps import Taps
     from edgekd.training.task.loading import LoadedTask

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from edgekd.config.recipe import Tap, TeacherConfig
-    from edgekd.stages.artifacts import Trained
+    from edgekd.stages.trained import Trained
     from edgekd.training.loop.loop import Epoch
     from edgekd.training.stage_run import StageRun
     from edgekd.training.task.loading import LoadedTask

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from onnxscript import ir
 
     from edgekd.config.recipe import Tap
-    from edgekd.stages.artifacts import NodeOrigin
+    from edgekd.stages.node_origin import NodeOrigin
 
 
 #: Path of the user's network in :class:`_WithEmbeddings`.

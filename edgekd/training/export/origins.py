@@ -6,7 +6,7 @@ from ast import literal_eval
 from typing import TYPE_CHECKING
 
 from edgekd.errors import own_line
-from edgekd.stages.artifacts import NodeOrigin
+from edgekd.stages.node_origin import NodeOrigin
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -12,7 +12,8 @@ from torch.utils.data import DataLoader
 from edgekd.gram.drift import measure_drift
 from edgekd.gram.intervals import Bootstrap
 from edgekd.gram.probe import Probe
-from edgekd.stages.artifacts import PROBE, WEIGHTS, Trained
+from edgekd.stages.artifacts import PROBE, WEIGHTS
+from edgekd.stages.trained import Trained
 from edgekd.training.loop import distributed
 from edgekd.training.loop.weights import save_weights
 from edgekd.training.taps.taps import TappedModel

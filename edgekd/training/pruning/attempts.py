@@ -1,21 +1,24 @@
-"""What to try next where the gate rejects a pruned network: prune less, branch by branch, and tune longer."""
+"""What to try next where the gate rejects a pruned network: prune less, branch by branch, and tune longer.
+
+It imports no torch: what was tried is told of finished results, too.
+"""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from msgspec.structs import replace
 
 from edgekd.config.recipe import Term
-from edgekd.training.pruning.groups import FUSION
+from edgekd.gram.blame import FUSION
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
     from edgekd.config.recipe import LossConfig, PruneConfig
     from edgekd.gram.verdict import GateLimits
-    from edgekd.stages.artifacts import PruneAttempt
+    from edgekd.stages.trained import PruneAttempt
 
 #: What the next attempt takes of what the last one took: of a branch that is to blame, and of every other.
 _BLAMED, _OTHERS = 0.25, 0.5
@@ -35,27 +38,26 @@ class PrunePlan:
     """How one attempt prunes.
 
     Attributes:
-        shares: For each branch the share that it gives of the channels that the recipe asks of it: 1 for all.
-        epochs: Number of epochs of each fine-tune.
+        shares: For each branch the share that it gives of the channels that the recipe asks of it; 1 for branches that
+            are not named.
+        epochs: Number of epochs of each fine-tune; 0 where the student stays as it is.
         by_student: Whether the unpruned student takes the teacher's place in the fine-tune, and the labels'. The gate
             asks for the student's answers; a fine-tune by the teacher goes on learning what the student had not.
         reason: What is changed after the attempt before, and why; "" for the first.
     """
 
-    shares: Mapping[str, float]
     epochs: int
+    shares: Mapping[str, float] = field(default_factory=dict)
     by_student: bool = False
     reason: str = ""
 
-    @property
-    def prunes(self) -> bool:
-        """Whether anything is to be removed."""
-        return any(self.shares.values())
+    def share(self, branch: str) -> float:
+        """Return the share that a branch gives."""
+        return self.shares.get(branch, 1.0)
 
-
-def first_plan(config: PruneConfig, modalities: list[str]) -> PrunePlan:
-    """Return the plan that is what the recipe says."""
-    return PrunePlan(dict.fromkeys((*modalities, FUSION), 1.0), config.epochs)
+    def identity(self) -> dict[str, object]:
+        """Return what a network that is pruned so depends on, as JSON."""
+        return {"shares": dict(self.shares), "epochs": self.epochs, "by_student": self.by_student}
 
 
 def next_plan(plan: PrunePlan, last: PruneAttempt, config: PruneConfig, limits: GateLimits, left_s: float) -> PrunePlan:
@@ -73,38 +75,39 @@ def next_plan(plan: PrunePlan, last: PruneAttempt, config: PruneConfig, limits: 
         left_s: Seconds that are left for further attempts.
     """
     shares, blame = _next_shares(plan, last, limits)
-    cause = f"{last.row.verdict}, {'; '.join((*last.row.reasons, *blame))}"
-    if max(shares.values()) < _LEAST:
-        return _unpruned(plan, f"the student stays unpruned, because so little is not worth pruning: {cause}")
+    cause = "; ".join((_cause(last), *blame))
+    if max(share for branch, share in shares.items() if last.ratios[branch]) < _LEAST:
+        return _unpruned(last, f"the student stays unpruned, because so little is not worth pruning: {cause}")
     longer = min(_LONGER * plan.epochs, _LONGEST * config.epochs)
     times = {epochs: last.seconds * epochs / plan.epochs for epochs in (longer, plan.epochs)}
     epochs = next((epochs for epochs, seconds in times.items() if seconds <= left_s), None)
     if epochs is None:
         return _unpruned(
-            plan,
+            last,
             f"the student stays unpruned, because another attempt takes about {times[plan.epochs]:.0f} s, and of "
             f"prune.repair_s = {config.repair_s:g} {max(left_s, 0):.0f} s are left: {cause}",
         )
-    return PrunePlan(shares, epochs, True, f"{_changes(plan, shares, epochs, last)}, because of {cause}")
+    return PrunePlan(epochs, shares, True, f"{_changes(plan, shares, epochs, last)}, because of {cause}")
 
 
-def _unpruned(plan: PrunePlan, reason: str) -> PrunePlan:
-    return PrunePlan(dict.fromkeys(plan.shares, 0.0), 0, True, reason)
+def _unpruned(last: PruneAttempt, reason: str) -> PrunePlan:
+    return PrunePlan(0, dict.fromkeys(last.ratios, 0.0), True, reason)
 
 
 def _next_shares(plan: PrunePlan, last: PruneAttempt, limits: GateLimits) -> tuple[dict[str, float], list[str]]:
     """Return the shares of the next attempt, and in words which branch is to blame, if one is."""
     loss = last.row.loss
     if loss is not None and loss.mean <= 0 and not plan.by_student:
-        return dict(plan.shares), ["the metric did not fall, so the fine-tune led it elsewhere"]
-    blamed, words = _blame(plan, last, limits)
-    shares = {branch: share * (_BLAMED if branch == blamed else _OTHERS) for branch, share in plan.shares.items()}
+        shares = {branch: plan.share(branch) for branch in last.ratios}
+        return shares, ["the metric did not fall, so the fine-tune led elsewhere"]
+    blamed, words = _blame(last, limits)
+    shares = {branch: plan.share(branch) * (_BLAMED if branch == blamed else _OTHERS) for branch in last.ratios}
     return shares, words
 
 
-def _blame(plan: PrunePlan, last: PruneAttempt, limits: GateLimits) -> tuple[str | None, list[str]]:
+def _blame(last: PruneAttempt, limits: GateLimits) -> tuple[str | None, list[str]]:
     """Return the branch that lost most, if one stands out, and why in words."""
-    drifts = {name: drift for name, drift in last.drifts.items() if plan.shares.get(name)}
+    drifts = {name: drift for name, drift in last.drifts.items() if last.ratios.get(name)}
     if not drifts:
         return None, []
     if last.ratios.get(FUSION) and max(drifts.values()) <= limits.tau_pass:
@@ -119,15 +122,51 @@ def _blame(plan: PrunePlan, last: PruneAttempt, limits: GateLimits) -> tuple[str
 def _changes(plan: PrunePlan, shares: Mapping[str, float], epochs: int, last: PruneAttempt) -> str:
     """Say what the next attempt does otherwise, e.g. "prune a 25% -> 12%, epochs 20 -> 40"."""
     words = [
-        f"prune {branch} {ratio:.0%} -> {ratio * shares[branch] / plan.shares[branch]:.0%}"
+        f"prune {branch} {ratio:.0%} -> {ratio * shares[branch] / plan.share(branch):.0%}"
         for branch, ratio in last.ratios.items()
-        if ratio and shares[branch] != plan.shares[branch]
+        if ratio and shares[branch] != plan.share(branch)
     ]
     if epochs != plan.epochs:
         words.append(f"epochs {plan.epochs} -> {epochs}")
     if not plan.by_student:
         words.append("the student for the teacher")
     return ", ".join(words)
+
+
+def ends(attempts: Sequence[PruneAttempt], config: PruneConfig, limits: GateLimits) -> bool:
+    """Whether no attempt is to follow: the gate lets the last one through, or there is nothing more to try."""
+    last = attempts[-1]
+    return limits.releases(last.row.verdict or "pass") or config.repair == "off" or not last.ratio
+
+
+def describe_attempts(attempts: Sequence[PruneAttempt], config: PruneConfig, limits: GateLimits) -> str:
+    """Say what became of the recipe's pruning where the gate rejected it; "" where it did not.
+
+    Args:
+        attempts: All attempts, the first of which is as the recipe has it.
+        config: The recipe's section.
+        limits: The limits of the gate.
+    """
+    first, kept = attempts[0], attempts[-1]
+    if limits.releases(first.row.verdict or "pass"):
+        return ""
+    rejected = f"pruned as [prune] asks, the network is rejected on the validation split: {_cause(first)}"
+    if len(attempts) == 1:
+        return f"{rejected}; prune.repair = 'off' leaves it so"
+    unmet = "prune.budget is not met: " if config.budget else ""
+    if not kept.ratio:
+        return (
+            f"{rejected}. {unmet}It ships unpruned, with {kept.parameters:,} parameters instead of "
+            f"{first.parameters:,}: {kept.reason}"
+        )
+    return (
+        f"{rejected}. {unmet}Of the channels {kept.ratio:.0%} went instead of {first.ratio:.0%}, and "
+        f"{kept.parameters:,} parameters are left instead of {first.parameters:,}, in attempt {len(attempts)}"
+    )
+
+
+def _cause(attempt: PruneAttempt) -> str:
+    return ", ".join((str(attempt.row.verdict), "; ".join(attempt.row.reasons)))
 
 
 def by_student(loss: LossConfig) -> LossConfig:

@@ -133,10 +133,10 @@ def spare(groups: Sequence[Group], widths: Widths, unpruned: Mapping[str, int], 
         groups: Groups of the network as it is.
         widths: Widths that the branches would have if they gave all; groups that are not named keep theirs.
         unpruned: Widths of the unpruned network, by the path of a group's root.
-        shares: For each branch the share of the channels gone from the unpruned network that may go.
+        shares: For some branches the share that they give of all that would be gone of the unpruned network.
     """
-    kept: Widths = {}
-    for branch in dict.fromkeys(group.branch for group in groups):
+    kept = {group.root: widths[group.root] for group in groups if group.root in widths and group.branch not in shares}
+    for branch in shares:
         own = [group for group in groups if group.branch == branch]
         blocks = sorted((block for group in own for block in _steps(group, widths)), key=lambda block: block.price)
         gone = sum(math.ceil((unpruned[group.root] - group.width) / group.step) for group in own)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from edgekd.errors import ModelError
+from edgekd.gram.blame import FUSION
 from edgekd.training.loop.autograd_layers import (
     WEIGHTED,
     attention_layers,
@@ -18,7 +19,6 @@ from edgekd.training.loop.autograd_layers import (
 )
 from edgekd.training.pruning.curvature import WIDEST, is_too_wide
 from edgekd.training.pruning.groups import (
-    FUSION,
     dependency_graph,
     describe_group,
     groups_by_root,

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 from edgekd.errors import ModelError
+from edgekd.gram.blame import FUSION
 from edgekd.training.loop.autograd_layers import WEIGHTED, output_width
 from edgekd.training.pruning.budget import Budget, choose_widths, spare
 from edgekd.training.pruning.candidates import Candidates
 from edgekd.training.pruning.curvature import ImportanceInputs
-from edgekd.training.pruning.groups import FUSION, copy_without, remove_channels, traceable
+from edgekd.training.pruning.groups import copy_without, remove_channels, traceable
 from edgekd.training.pruning.importance import make_importance
 from edgekd.training.pruning.obs import GramImportance
 from edgekd.training.pruning.refusals import FAILURES, described
@@ -59,7 +61,7 @@ class Cutter:
         config: Ratio, ratios, budget, importance and round_to.
         ignored: Layers whose width must not change.
         seed: Seed of what is random in an importance.
-        shares: For each branch the share that it gives of the channels that the recipe asks of it; None for all.
+        shares: For some branches the share that they give of the channels that the recipe asks of them.
 
     Raises:
         ModelError: The budget is of latency, and torch cannot export the network to time it.
@@ -73,7 +75,7 @@ class Cutter:
         config: PruneConfig,
         ignored: Sequence[nn.Module],
         seed: int,
-        shares: Mapping[str, float] | None = None,
+        shares: Mapping[str, float] = MappingProxyType({}),
     ) -> None:
         self._model, self._taps, self._config, self._shares = model, taps, config, shares
         self._importance_inputs = ImportanceInputs(model, taps, samples, seed)
@@ -144,7 +146,7 @@ class Cutter:
         return self._by_budget(self._budget, groups, share)
 
     def _spared(self, groups: list[Group], widths: Widths) -> Widths:
-        return widths if self._shares is None else spare(groups, widths, self._unpruned, self._shares)
+        return spare(groups, widths, self._unpruned, self._shares)
 
     def _by_ratio(self, group: Group, share: float) -> int:
         ratio = self._config.ratios.get(group.branch, self._config.ratio)
@@ -167,7 +169,7 @@ class Cutter:
             ]
             if not self._candidates.refusals:
                 raise ModelError(*missed)
-        if self._shares is not None:
+        if self._shares:
             widths = self._spared(groups, widths)
             spent = cost(widths)
         return widths, f"; {spent:.1%} of the {budget.what}", missed

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from edgekd.errors import ModelError
 from edgekd.files import need, quiet
+from edgekd.gram.blame import FUSION
 from edgekd.training.loop.autograd_layers import WEIGHTED, output_width, parameters_trainable
 from edgekd.training.pruning.recurrent import CELLS, SEQUENCES, RecurrentPruner
 from edgekd.training.pruning.refusals import FAILURES, Refusal, described
@@ -30,9 +31,6 @@ History = list[tuple[str, bool, list[int]]]
 
 #: Layers that make the channels of a group.
 MAKERS = (*WEIGHTED, nn.Embedding)
-
-#: The branch of groups that lie in no modality's encoder alone.
-FUSION = "fusion"
 
 
 class Importance(Protocol):
@@ -63,7 +61,7 @@ class Group:
 
     Attributes:
         root: Path of the layer whose output channels the group's channels are.
-        branch: The modality in whose encoder it is, or :data:`FUSION`.
+        branch: The modality in whose encoder it is, or :data:`~edgekd.gram.blame.FUSION`.
         width: Number of its channels.
         parts: Number of slices of equal size that must each lose the same channels, as in grouped convolutions; mostly
             1.

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import time
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
@@ -16,7 +17,7 @@ import msgspec
 
 from edgekd.errors import RecipeError, TaskError, nearest
 from edgekd.files import sha256_file, write_text
-from edgekd.stages.artifacts import CUT_PROBE, REMOVED, WEIGHTS, Trained
+from edgekd.stages.artifacts import CUT_PROBE, REMOVED, WEIGHTS
 from edgekd.stages.cache import CHECKPOINT, ROUNDS
 from edgekd.stages.progress import PartialReporter
 from edgekd.stages.sealed import read_sealed, write_sealed
@@ -26,11 +27,9 @@ from edgekd.training.loop.autograd_layers import frozen_statistics
 from edgekd.training.loop.evaluate import batches, probe, save_trained
 from edgekd.training.loop.loop import Fit, compute_device, fit
 from edgekd.training.loop.weights import load_weights, save_weights
-from edgekd.training.pruning.attempts import by_student, first_plan
+from edgekd.training.pruning.attempts import PrunePlan, by_student
 from edgekd.training.pruning.cutter import Cutter
 from edgekd.training.pruning.groups import remove_channels
-from edgekd.training.pruning.judge import PruneJudge
-from edgekd.training.pruning.repair import PrunedNetwork, describe_repair, prune_until_released
 from edgekd.training.pruning.samples import DrawnBatches
 from edgekd.training.pruning.tracing import Trace, copy_network
 from edgekd.training.stage_run import StageRun
@@ -43,10 +42,8 @@ if TYPE_CHECKING:
     from torch import nn
 
     from edgekd.config.recipe import PruneConfig
-    from edgekd.gram.gate import GateRules
-    from edgekd.stages.artifacts import PruneAttempt
+    from edgekd.stages.trained import Trained
     from edgekd.training.loop.loop import Epoch
-    from edgekd.training.pruning.attempts import PrunePlan
     from edgekd.training.pruning.groups import History
     from edgekd.training.task.loading import LoadedTask
 
@@ -108,13 +105,11 @@ def run(
     taps: Taps,
     config: PruneConfig,
     stage: StageRun,
-    rules: GateRules | None = None,
+    plan: PrunePlan | None = None,
 ) -> Trained:
     """Prune and fine-tune, in rounds that each remove the same share of all that is to go.
 
-    Where the gate rejects what came of it on the validation split, the unpruned student is pruned again, less and with
-    a longer fine-tune, until the gate lets it through or the time for that is spent; then it stays as it is. A killed
-    run goes on with the epoch after its last.
+    A killed run goes on with the epoch after its last.
 
     Args:
         task: The task.
@@ -122,87 +117,57 @@ def run(
         taps: Where their embeddings are.
         config: The recipe's section.
         stage: The stage's run.
-        rules: How the gate judges; None to prune once, whatever comes of it.
+        plan: What is done otherwise than the recipe says; None for nothing.
 
     Raises:
         RecipeError: Both a budget and ratios are given.
         TaskError: ``ignore`` names no module, or ``ratios`` no modality.
         ModelError: The network cannot be pruned as asked, or training diverged.
     """
+    began = time.monotonic()
     check(config, networks.pruned, task.modalities)
     device = compute_device()
     for network in (networks.teacher, networks.student, networks.pruned):
         network.to(device)
-    rounds = _Rounds(task, networks, taps, config, stage)
-    attempts: tuple[PruneAttempt, ...] = ()
-    if rules is None or not config.active:
-        plan = first_plan(config, task.modalities)
-        pruned = rounds(plan, networks.pruned, stage.folder / ROUNDS, 0)
-    else:
-        judge = PruneJudge(task, networks.student, taps.student, rules)
-        pruned, attempts = prune_until_released(rounds, judge, networks.pruned, task.modalities, config, stage)
-    if config.active and not pruned.removed and len(attempts) < 2:
-        attempts = ()
-        stage.report.warn(_nothing_pruned(config))
-    if told := describe_repair(attempts, config):
-        stage.report.warn(told)
-    trained = save_trained(task, pruned.model, taps.student, pruned.history, stage.folder)
+    model, plan = networks.pruned, plan or PrunePlan(config.epochs)
+    _save_cut(task, model, taps, stage.folder)
+    if plan.reason:
+        stage.report.advance(0, config.steps * plan.epochs, plan.reason)
+    done = _Removed([], {})
+    history: list[Epoch] = []
+    if config.active and plan.epochs:
+        samples = DrawnBatches(task.splits["train"], config.batch_size, stage.seed, device)
+        ignored = ignored_layers(model, config.ignore)
+        cutter = Cutter(model, taps.student, samples, config, ignored, stage.seed, plan.shares)
+        for number in range(config.steps):
+            round_run = _round(stage, config.steps, plan, number)
+            cut = _cut(cutter, model, (number + 1) / config.steps, round_run, warns=not plan.reason)
+            done = _Removed(done.removed + cut.removed, cut.left)
+            if cut.removed:
+                _save_cut(task, model, taps, stage.folder)
+                history += _fine_tune(task, networks, taps, config, plan, round_run)
+        if not done.removed and not plan.reason:
+            stage.report.warn(_nothing_pruned(config))
+    trained = save_trained(task, model, taps.student, history, stage.folder)
     if distributed.is_main():
-        write_text(stage.folder / REMOVED, json.dumps(pruned.removed))
+        write_text(stage.folder / REMOVED, json.dumps(done.removed))
         shutil.rmtree(stage.folder / ROUNDS, ignore_errors=True)
-    return replace(trained, attempts=attempts)
+    return replace(trained, channels=done.left, seconds=time.monotonic() - began)
 
 
 @dataclass(frozen=True)
-class _Rounds:
-    """Prunes and fine-tunes one network in rounds; the attributes are as for :func:`run`."""
+class _Removed:
+    """What was removed, and of each branch how many of the channels that could go are left, and how many there were."""
 
-    task: LoadedTask
-    networks: PruningNetworks
-    taps: Taps
-    config: PruneConfig
-    stage: StageRun
+    removed: History
+    left: dict[str, tuple[int, int]]
 
-    def __call__(self, plan: PrunePlan, model: nn.Module, folder: Path, done: int) -> PrunedNetwork:
-        """Make one attempt; see :class:`edgekd.training.pruning.repair.Prune`."""
-        _save_cut(self.task, model, self.taps, self.stage.folder)
-        if not self.config.active or not plan.prunes:
-            return PrunedNetwork(model)
-        device, ignored = next(model.parameters()).device, ignored_layers(model, self.config.ignore)
-        samples = DrawnBatches(self.task.splits["train"], self.config.batch_size, self.stage.seed, device)
-        cutter = Cutter(model, self.taps.student, samples, self.config, ignored, self.stage.seed, plan.shares)
-        pruned = PrunedNetwork(model)
-        for number in range(self.config.steps):
-            run = self._run_of(plan, folder / str(number), done, number)
-            taken = _cut(cutter, model, (number + 1) / self.config.steps, run, first=not done)
-            history: list[Epoch] = []
-            if taken.removed:
-                _save_cut(self.task, model, self.taps, self.stage.folder)
-                history = self._fine_tune(plan, model, run)
-            pruned = replace(taken, removed=pruned.removed + taken.removed, history=pruned.history + history)
-        return pruned
 
-    def _run_of(self, plan: PrunePlan, folder: Path, done: int, number: int) -> StageRun:
-        """Return the run of one round, in a folder of its own."""
-        before, total = done + number * plan.epochs, done + self.config.steps * plan.epochs
-        report = PartialReporter(self.stage.report.observer, self.stage.report.stage, before, total)
-        return StageRun(self.stage.seed, folder, report)
-
-    def _fine_tune(self, plan: PrunePlan, model: nn.Module, run: StageRun) -> list[Epoch]:
-        config, networks, taps = self.config, self.networks, self.taps
-        # With importance "gram" the weights that stay make up for those that went, so that the unpruned student's
-        # statistics hold. Those of a batch do not: a network that is held to the Gram under them has another one under
-        # its own.
-        hold = frozen_statistics if config.importance == "gram" else nullcontext
-        trained = DistillationNetworks(model, networks.teacher, networks.student, networks.outputs)
-        loss = config.loss
-        if plan.by_student:
-            trained = DistillationNetworks(model, copy_network(networks.student), networks.student)
-            taps, loss = Taps(taps.student, taps.student), by_student(loss)
-        setup = distillation_setup(self.task, trained, taps, loss, run.seed, run.report)
-        loop = Fit(msgspec.structs.replace(config, epochs=plan.epochs), run.seed, run.folder, run.report)
-        with setup as (objective, validate), hold(model):
-            return fit(model, objective, self.task.splits["train"], validate, loop)
+def _round(stage: StageRun, rounds: int, plan: PrunePlan, number: int) -> StageRun:
+    """Return the run of one round, in a folder of its own."""
+    done, total = number * plan.epochs, rounds * plan.epochs
+    report = PartialReporter(stage.report.observer, stage.report.stage, done, total)
+    return StageRun(stage.seed, stage.folder / ROUNDS / str(number), report)
 
 
 def _save_cut(task: LoadedTask, model: nn.Module, taps: Taps, folder: Path) -> None:
@@ -211,7 +176,7 @@ def _save_cut(task: LoadedTask, model: nn.Module, taps: Taps, folder: Path) -> N
         probe(model, taps.student, task.splits["test"]).save(folder / CUT_PROBE)
 
 
-def _cut(cutter: Cutter, model: nn.Module, share: float, stage: StageRun, *, first: bool) -> PrunedNetwork:
+def _cut(cutter: Cutter, model: nn.Module, share: float, stage: StageRun, *, warns: bool) -> _Removed:
     """Cut, or take up the cut of a killed run or of rank 0: a latency is never measured the same twice.
 
     Args:
@@ -219,28 +184,30 @@ def _cut(cutter: Cutter, model: nn.Module, share: float, stage: StageRun, *, fir
         model: The network.
         share: Share of all that is to go.
         stage: The round's run.
-        first: Whether this is the first attempt; what keeps its width is told once.
+        warns: Whether to tell what keeps its width.
 
     Returns:
-        The network with what was removed in this round.
+        What was removed in this round.
     """
     record = stage.folder / REMOVED
+    removed: _Removed | None = None
     if distributed.is_main() and not _is_cut(stage):
         cut = cutter.cut(share)
+        removed = _Removed(cut.removed, cut.left)
         save_weights(model, stage.folder / WEIGHTS)
         content = {_REMOVED: cut.removed, _LEFT: cut.left, _DIGEST: sha256_file(stage.folder / WEIGHTS)}
         write_sealed(record, content)
         stage.report.advance(0, 0, cut.note)
-        for warning in cut.warnings if first else ():
+        for warning in cut.warnings if warns else ():
             stage.report.warn(warning)
-        distributed.barrier()
-        return PrunedNetwork(model, cut.removed, left=cut.left)
     distributed.barrier()
-    kept = read_sealed(record) or {}
-    removed = _history(kept[_REMOVED])
-    cutter.remove(removed)
-    load_weights(model, stage.folder / WEIGHTS)
-    return PrunedNetwork(model, removed, left={name: (left, before) for name, (left, before) in kept[_LEFT].items()})
+    if removed is None:
+        kept = read_sealed(record) or {}
+        left = {branch: (count, before) for branch, (count, before) in kept[_LEFT].items()}
+        removed = _Removed(_history(kept[_REMOVED]), left)
+        cutter.remove(removed.removed)
+        load_weights(model, stage.folder / WEIGHTS)
+    return removed
 
 
 def _is_cut(stage: StageRun) -> bool:
@@ -254,6 +221,24 @@ def _is_cut(stage: StageRun) -> bool:
     (stage.folder / CHECKPOINT).unlink(missing_ok=True)
     stage.report.warn(f"{stage.folder}: the cut that a killed run left is damaged, so this round starts over")
     return False
+
+
+def _fine_tune(
+    task: LoadedTask, networks: PruningNetworks, taps: Taps, config: PruneConfig, plan: PrunePlan, stage: StageRun
+) -> list[Epoch]:
+    model, train = networks.pruned, task.splits["train"]
+    # With importance "gram" the weights that stay make up for those that went, so that the unpruned student's
+    # statistics hold. Those of a batch do not: a network that is held to the Gram under them has another one under its
+    # own.
+    hold = frozen_statistics if config.importance == "gram" else nullcontext
+    trained, loss = DistillationNetworks(model, networks.teacher, networks.student, networks.outputs), config.loss
+    if plan.by_student:
+        trained = DistillationNetworks(model, copy_network(networks.student), networks.student)
+        taps, loss = Taps(taps.student, taps.student), by_student(loss)
+    setup = distillation_setup(task, trained, taps, loss, stage.seed, stage.report)
+    settings = msgspec.structs.replace(config, epochs=plan.epochs)
+    with setup as (objective, validate), hold(model):
+        return fit(model, objective, train, validate, Fit(settings, stage.seed, stage.folder, stage.report))
 
 
 def _nothing_pruned(config: PruneConfig) -> str:

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from edgekd.config.recipe import QatConfig
     from edgekd.config.target import Scheme
-    from edgekd.stages.artifacts import Trained
+    from edgekd.stages.trained import Trained
     from edgekd.training.loop.loop import Epoch
     from edgekd.training.stage_run import StageRun
     from edgekd.training.taps.taps import Taps

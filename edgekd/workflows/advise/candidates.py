@@ -30,7 +30,7 @@ _ADDED: dict[str, Term] = {
 
 #: The names of losses in the order of what they promise; other temperatures come at the rank that follows.
 _PROMISING = ("default", "intra", "labels only", "joint", "fd", "sample", "cross")
-_KD_RANK = 3.5
+_KD_RANK = 2.5
 
 
 @dataclass(frozen=True)
@@ -101,7 +101,7 @@ def by_promise(variants: Sequence[LossVariant], recipe_loss: LossConfig) -> tupl
     """
     base, *others = variants
     own = own_variant(variants, recipe_loss).name
-    ranks = {name: rank for rank, name in enumerate((own, *_PROMISING))}
+    ranks = {**{name: rank for rank, name in enumerate(_PROMISING)}, own: -1.0}
     names = {variant.name: variant.name.removesuffix(" centred") for variant in others}
     return (base, *sorted(others, key=lambda v: ranks.get(v.name, ranks.get(names[v.name], _KD_RANK))))
 

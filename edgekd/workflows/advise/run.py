@@ -43,8 +43,8 @@ if TYPE_CHECKING:
 
     from edgekd.config.recipe import Recipe
     from edgekd.pipeline.paths import BuildPaths
-    from edgekd.stages.artifacts import Trained
     from edgekd.stages.stage import Done
+    from edgekd.stages.trained import Trained
     from edgekd.workflows.advise.budget import TrialSize
     from edgekd.workflows.advise.candidates import LossVariant
     from edgekd.workflows.advise.result import Ablation, LossJudgement, Standing, Verdict
@@ -280,8 +280,8 @@ class _Advising:
         block = sum(trials.expected([variant], halved.seeds) for variant in halved.alive)
         verdict = decide_verdict(standings, known, spent, block)
         kind = verdict.kind
-        verdict, judgements = judge_verdict(verdict, standings, facts, partial(self._judge_loss, trials))
-        if not judgements:
+        verdict, judgements = judge_verdict(verdict, standings, known, partial(self._judge_loss, trials))
+        if verdict.name and verdict.name not in {judgement.name for judgement in judgements}:
             verdict = not_judged(verdict, spent, self.judging)
         chosen = choose_families(loss_families(self.variants, facts.modalities), standings)
         if kind == "no room":

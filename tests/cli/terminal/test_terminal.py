@@ -16,7 +16,7 @@ from edgekd.config.target import Budgets
 from edgekd.gram.verdict import QUESTIONS
 from edgekd.report.build.markdown import run_lines
 from edgekd.runtime.manifest import REQUIRED, manifest_text
-from edgekd.stages.artifacts import PruneAttempt
+from edgekd.stages.trained import PruneAttempt
 
 
 class Terminal(io.StringIO):

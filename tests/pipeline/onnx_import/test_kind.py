@@ -9,9 +9,9 @@ from graphs import node, normal, tensor
 from edgekd.config.recipe import QuantizeConfig, Recipe
 from edgekd.devices.targets import load_target
 from edgekd.errors import ModelError
-from edgekd.gram.answers import OutputKind
 from edgekd.gram.gate import keep_ledger
 from edgekd.gram.metric import LedgerMetrics
+from edgekd.gram.output_kind import OutputKind
 from edgekd.pipeline.build import prepare
 from edgekd.pipeline.onnx_import.kind import settle_kind
 from edgekd.pipeline.target.outputs import join_probe, run_on_host, write_references

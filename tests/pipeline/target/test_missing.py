@@ -190,7 +190,7 @@ def test_a_mask_is_no_modality(tmp_path):
     with opened(tmp_path) as (context, candidate):
         found = measure_missing(context, candidate, context.test).result
     assert set(found.changed) == {"image", "motion"}
-    assert found.notes == ("mask: never left out, for a mask, a state or whole numbers are no modality",)
+    assert found.notes == ("Never left out, for a mask, a state or whole numbers are no modality: mask.",)
 
 
 @pytest.mark.parametrize(
@@ -249,19 +249,19 @@ def test_a_network_that_fails_without_a_modality_does_not_end_a_build(tmp_path):
         found = measure_missing(context, candidate, context.test).result
         assert set(found.changed) == {"motion"}
         assert found.notes == (
-            "answers without image are not measured: the float network's output is not finite there",
+            "Answers without image are not measured: the float network's output is not finite there.",
         )
 
         infinite = damaged(candidate, tmp_path / "infinite", v=lambda v: np.full_like(v, np.nan))
         found = measure_missing(context, infinite, context.test).result
         assert math.isnan(found.changed["motion"].mean)
-        assert "without motion what ships gives numbers that are not finite" in found.notes
+        assert "Without motion what ships gives numbers that are not finite." in found.notes
 
         (tmp_path / "empty").mkdir()
         (tmp_path / "empty" / "deploy.onnx").write_bytes(b"")
         found = measure_missing(context, replace(candidate, folder=tmp_path / "empty", key="empty"), context.test)
         assert found.result.changed == {}
-        assert found.result.notes[0].startswith("answers with a modality absent are not measured: ")
+        assert found.result.notes[0].startswith("Answers with a modality absent are not measured: ")
 
 
 def test_the_stand_in_is_what_samples_without_the_modality_have(tmp_path):

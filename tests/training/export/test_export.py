@@ -123,6 +123,9 @@ def test_the_graph_has_the_opset_that_was_asked_for_and_carries_its_weights(expo
         "teacher.onnx",
         "teacher.onnx.origins.json",
         "test.npz",
+        "validation.npz",
+        "validation.student.npz",
+        "validation.teacher.npz",
     ]
     operators = {node.op_type for node in model.graph.node}
     assert not operators & {"Dropout", "If"}

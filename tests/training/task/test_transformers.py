@@ -14,7 +14,8 @@ from edgekd.config.recipe import DistillConfig, ExportConfig, LossConfig, PruneC
 from edgekd.gram.drift import measure_drift
 from edgekd.gram.intervals import Bootstrap
 from edgekd.gram.probe import Probe
-from edgekd.stages.artifacts import PROBE, WEIGHTS, Trained
+from edgekd.stages.artifacts import PROBE, WEIGHTS
+from edgekd.stages.trained import Trained
 from edgekd.training.distillation import distill, teacher
 from edgekd.training.distillation.half_precision import tapped_teacher
 from edgekd.training.export import stage as export

@@ -4,7 +4,14 @@ import pytest
 
 from edgekd.config.loading import load_recipe
 from edgekd.config.recipe import DEFAULT_EXTRA, LossConfig, Tap, Term
-from edgekd.workflows.advise.candidates import loss_families, loss_variants, recipe_lines
+from edgekd.workflows.advise.candidates import (
+    by_promise,
+    loss_families,
+    loss_variants,
+    own_variant,
+    recipe_lines,
+    with_loss,
+)
 
 FIELD = loss_variants(LossConfig())
 
@@ -100,3 +107,37 @@ def test_the_lines_name_what_differs_from_the_recipe_alone():
     assert recipe_lines(by_name("joint"), LossConfig()) == ("[distill.loss]", "extra = { joint = 1.0 }")
     recipe = LossConfig(temperature=2.0)
     assert recipe_lines(LossConfig(extra={}), recipe) == ("[distill.loss]", "temperature = 4.0", "extra = {}")
+
+
+def test_what_the_recipe_has_joins_first_and_what_helped_nowhere_last():
+    assert [one.name for one in by_promise(FIELD, LossConfig())] == [
+        "KD T=4", "default", "intra centred", "labels only", "KD T=8", "joint", "fd", "sample", "cross",
+    ]  # fmt: skip
+    own = LossConfig(extra={"cross": 1.0})
+    assert [one.name for one in by_promise(loss_variants(own), own)][:3] == ["KD T=4", "cross", "default"]
+    mixed = LossConfig(extra={"cross": 1.0, "fd": 1.0})
+    assert by_promise(loss_variants(mixed), mixed)[1].name == "recipe's own"
+    assert own_variant(FIELD, LossConfig(extra={})).name == "KD T=4"
+
+
+@pytest.mark.parametrize("written", [[], ["[distill.loss]", "extra = {}"], ["[prune.loss]", "extra = { intra = 2.0 }"]])
+@pytest.mark.parametrize("name", ["labels only", "KD T=8", "joint", "default"])
+def test_a_recipe_with_another_loss_is_the_one_that_its_lines_make(written, name, tmp_path):
+    head = ["[task]", 'name = "digits"']
+
+    def load(lines):
+        (tmp_path / "edgekd.toml").write_text("\n".join([*head, *lines]) + "\n")
+        return load_recipe(tmp_path)
+
+    recipe = load(written)
+    loss = by_name(name, loss_variants(recipe.distill.loss))
+    prune = [line for line in written if "distill" not in line and line != "extra = {}"]
+    pasted = load([*recipe_lines(loss, recipe.distill.loss), *prune])
+    ours = with_loss(recipe, loss)
+    for one, other in ((ours.distill, pasted.distill), (ours.prune, pasted.prune)):
+        assert (one.loss.ce, one.loss.kd, one.loss.temperature) == (
+            other.loss.ce,
+            other.loss.kd,
+            other.loss.temperature,
+        )
+        assert one.loss.terms == other.loss.terms

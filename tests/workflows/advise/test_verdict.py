@@ -146,24 +146,26 @@ def judgement(name, *reasons):
 
 def judged(found, *answers):
     """Return the verdict after the gate, who was judged in which order, and the judgements."""
-    asked, known = [], {answer.name: answer for answer in answers}
+    asked, given = [], {answer.name: answer for answer in answers}
 
     def judge(name):
         asked.append(name)
-        return known.get(name)
+        return given.get(name)
 
-    after, judgements = judge_verdict(verdict(found), make_standings(FIELD, found, FACTS, LOSS), FACTS, judge)
-    assert judgements == tuple(known[name] for name in asked if name in known)
+    known = Known(FACTS, 0.95, own_variant(FIELD, LOSS).name)
+    after, judgements = judge_verdict(verdict(found), make_standings(FIELD, found, FACTS, LOSS), known, judge)
+    assert judgements == tuple(given[name] for name in asked if name in given)
     return after, asked
 
 
 def test_a_recommendation_that_the_gate_lets_through_says_so_with_the_metrics():
     after, asked = judged(values(joint=0.03), judgement("joint"))
     assert (after.kind, after.name, asked) == ("use", "joint", ["joint"])
-    assert after.reasons[-1].startswith(
-        "The gate lets it through (pass): trained and pruned as in a build, accuracy 0.9"
+    assert after.reasons[-1] == (
+        "The gate lets joint through (pass): trained and pruned as in a build, accuracy 0.9000 before pruning and "
+        "0.8900 after. Judged: the pruned student in float, on the validation split; of INT8 and of the test split the "
+        "build decides."
     )
-    assert "of INT8 and of the test split the build decides" in after.reasons[-1]
 
 
 def test_where_the_gate_rejects_the_best_the_next_that_is_better_is_judged():
@@ -171,21 +173,29 @@ def test_where_the_gate_rejects_the_best_the_next_that_is_better_is_judged():
     assert asked == ["joint", "fd"]
     assert (after.kind, after.name, after.lines) == ("use", "fd", ("[distill.loss]", "extra = { fd = 1.0 }"))
     assert after.text == "use fd: the gate rejects what a build makes of joint"
-    assert after.reasons[0] == "joint is rejected: 5% of classes changed."
+    assert after.reasons[0] == "With joint it is rejected: 5% of classes changed."
+
+
+def test_after_all_that_is_better_come_what_the_recipe_has_and_plain_kd():
+    after, asked = judged(values(joint=0.03), judgement("joint", "5% changed"), judgement("default"))
+    assert (after.kind, after.name, asked) == ("undecided", "default", ["joint", "default"])
+    assert after.text == "keep default, which the recipe has: the gate rejects what a build makes of joint"
 
 
 def test_where_the_gate_rejects_all_nothing_is_recommended_and_the_keys_are_named():
-    after, asked = judged(values(joint=0.03), judgement("joint", "5% changed"), judgement("KD T=4", "6% changed"))
-    assert asked == ["joint", "KD T=4"]
+    answers = [judgement(name, f"{name} changed") for name in ("joint", "default", "KD T=4")]
+    after, asked = judged(values(joint=0.03), *answers)
+    assert asked == ["joint", "default", "KD T=4"]
     assert (after.kind, after.name, after.lines) == ("rejected", "", ())
-    assert after.text == "no loss can be recommended: the gate rejects what a build makes of joint, KD T=4"
-    assert after.reasons[:2] == ("joint is rejected: 5% changed.", "KD T=4 is rejected: 6% changed.")
-    assert "prune.ratio" in after.reasons[-1]
+    assert after.text == "no loss can be recommended: the gate rejects what a build makes of joint, default, KD T=4"
+    assert after.reasons[0] == "With joint it is rejected: joint changed."
+    assert any("prune.ratio" in reason for reason in after.reasons)
 
 
-def test_what_the_gate_rejects_is_not_recommended_where_there_is_no_time_for_another():
-    after, _ = judged(values(joint=0.03), judgement("joint", "5% changed"))
-    assert (after.kind, after.lines) == ("rejected", ())
+def test_what_the_gate_rejects_is_not_recommended_where_there_is_no_time_to_judge_another():
+    after, asked = judged(values(joint=0.03), judgement("joint", "5% changed"))
+    assert (after.kind, after.name, asked) == ("undecided", "default", ["joint", "default"])
+    assert after.lines == make_standings(FIELD, values(), FACTS, LOSS)[-1].lines
 
 
 def test_what_the_gate_has_not_judged_says_so():
