@@ -12,7 +12,7 @@ from alarm_report import KINDS, base, surely
 from alarm_stats import choose_limit, interval, is_harm
 
 from edgekd.config.recipe import GateConfig
-from edgekd.gram.answers import MAX_DIVERGENCE
+from edgekd.gram.output_kind import MAX_DIVERGENCE
 from edgekd.gram.verdict import VERDICTS, GateLimits
 
 if TYPE_CHECKING:
