@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Protocol
 
 from edgekd.stages.stage import Done, StageSpec
 from edgekd.stages.trained import PruneAttempt, PruneCheck, Trained
-from edgekd.training.pruning.attempts import PrunePlan, describe_attempts, ends, next_plan
+from edgekd.training.pruning.attempts import PrunePlan, describe_attempts, describe_verdict, ends, next_plan
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -29,7 +29,7 @@ def _describe_trained(trained: Trained) -> str:
 
 
 def _describe_check(checked: PruneCheck) -> str:
-    return ", ".join((str(checked.row.verdict), *checked.row.reasons))
+    return describe_verdict(checked.row)
 
 
 PRUNE: StageSpec[Trained] = StageSpec(

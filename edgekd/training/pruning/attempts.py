@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from edgekd.config.recipe import LossConfig, PruneConfig
+    from edgekd.gram.gate import LedgerRow
     from edgekd.gram.verdict import GateLimits
     from edgekd.stages.trained import PruneAttempt
 
@@ -75,7 +76,7 @@ def next_plan(plan: PrunePlan, last: PruneAttempt, config: PruneConfig, limits: 
         left_s: Seconds that are left for further attempts.
     """
     shares, blame = _next_shares(plan, last, limits)
-    cause = "; ".join((_cause(last), *blame))
+    cause = "; ".join((describe_verdict(last.row), *blame))
     if max(share for branch, share in shares.items() if last.ratios[branch]) < _LEAST:
         return _unpruned(last, f"the student stays unpruned, because so little is not worth pruning: {cause}")
     longer = min(_LONGER * plan.epochs, _LONGEST * config.epochs)
@@ -148,7 +149,7 @@ def describe_attempts(attempts: Sequence[PruneAttempt], config: PruneConfig, lim
     first, kept = attempts[0], attempts[-1]
     if limits.releases(first.row.verdict or "pass"):
         return ""
-    rejected = f"pruned as [prune] asks, the network is rejected on the validation split: {_cause(first)}"
+    rejected = f"pruned as [prune] asks, the network is rejected on the validation split: {describe_verdict(first.row)}"
     if len(attempts) == 1:
         return f"{rejected}; prune.repair = 'off' leaves it so"
     unmet = "prune.budget is not met: " if config.budget else ""
@@ -157,14 +158,18 @@ def describe_attempts(attempts: Sequence[PruneAttempt], config: PruneConfig, lim
             f"{rejected}. {unmet}It ships unpruned, with {kept.parameters:,} parameters instead of "
             f"{first.parameters:,}: {kept.reason}"
         )
+    if kept.parameters == first.parameters:
+        return f"{rejected}. As much is pruned in attempt {len(attempts)}, which is kept: {kept.reason}"
     return (
         f"{rejected}. {unmet}Of the channels {kept.ratio:.0%} went instead of {first.ratio:.0%}, and "
         f"{kept.parameters:,} parameters are left instead of {first.parameters:,}, in attempt {len(attempts)}"
     )
 
 
-def _cause(attempt: PruneAttempt) -> str:
-    return ", ".join((str(attempt.row.verdict), "; ".join(attempt.row.reasons)))
+def describe_verdict(row: LedgerRow) -> str:
+    """Return the verdict of a row and its reasons in one line; of "undecided" the reason says so itself."""
+    reasons, verdict = "; ".join(row.reasons), row.verdict or "pass"
+    return reasons if reasons.startswith(verdict) else ", ".join(filter(None, (verdict, reasons)))
 
 
 def by_student(loss: LossConfig) -> LossConfig:

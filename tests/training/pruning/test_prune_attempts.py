@@ -1,6 +1,7 @@
 """What is tried after an attempt that the gate rejected, and how it prunes less."""
 
 import json
+from dataclasses import replace
 
 import pytest
 import torch
@@ -13,11 +14,12 @@ from edgekd.gram.gate import LedgerRow
 from edgekd.gram.intervals import Estimate
 from edgekd.gram.probe import Probe
 from edgekd.gram.verdict import GateLimits
-from edgekd.stages.artifacts import CUT_PROBE, PROBE, REMOVED, PruneAttempt
+from edgekd.stages.artifacts import CUT_PROBE, PROBE, REMOVED
+from edgekd.stages.trained import PruneAttempt
 from edgekd.training.loop.evaluate import probe
 from edgekd.training.loop.weights import build
 from edgekd.training.pruning import stage as prune
-from edgekd.training.pruning.attempts import PrunePlan, by_student, describe_attempts, ends, next_plan
+from edgekd.training.pruning.attempts import PrunePlan, by_student, describe_attempts, describe_verdict, ends, next_plan
 from edgekd.training.pruning.budget import spare
 from edgekd.training.pruning.cutter import Cutter
 from edgekd.training.pruning.groups import Group
@@ -136,10 +138,22 @@ def test_what_the_user_is_told():
         "pruned as [prune] asks, the network is rejected on the validation split: fail, KL divergence, nats 0.1, more "
         "than 0.02. Of the channels 12% went instead of 25%, and 1,000 parameters are left instead of 900, in attempt 2"
     )
+    same = attempt("undecided", reason="epochs 10 -> 20, the student for the teacher, because of fail")
+    assert describe_attempts([first, same], pruning(), LIMITS).endswith(
+        "than 0.02. As much is pruned in attempt 2, which is kept: epochs 10 -> 20, the student for the teacher, "
+        "because of fail"
+    )
     budget = pruning(budget=PruneBudget(macs=0.5))
     assert ". prune.budget is not met: Of the channels 12%" in describe_attempts([first, second], budget, LIMITS)
     none = attempt("pass", ratio=0.0, parameters=1200, reason="the student stays unpruned, because")
     assert "It ships unpruned, with 1,200 parameters instead of 900" in describe_attempts([first, none], CONFIG, LIMITS)
+
+
+def test_a_verdict_is_said_once():
+    assert describe_verdict(row("pass")) == "pass"
+    assert describe_verdict(row("fail")) == "fail, KL divergence, nats 0.1, more than 0.02"
+    undecided = replace(row("undecided"), reasons=("undecided: n = 9 samples",))
+    assert describe_verdict(undecided) == "undecided: n = 9 samples"
 
 
 def test_the_students_loss_has_neither_labels_nor_the_teachers_taps():
