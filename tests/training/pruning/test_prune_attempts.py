@@ -158,8 +158,8 @@ def test_what_the_user_is_told():
     assert "prune.repair = 'off' leaves it so" in describe_attempts([first], pruning(repair="off"), LIMITS)
     assert describe_attempts([first, second], pruning(), LIMITS) == (
         "pruned as [prune] asks, the network is not let through on the validation split: fail, KL divergence, nats "
-        "0.1, more than 0.02. Of the channels 12% went instead of 25%, and 1,000 parameters are left instead of 900, in "
-        "attempt 2"
+        "0.1, more than 0.02. Of the channels 12% went instead of 25%, and 1,000 parameters are left instead of 900, "
+        "in attempt 2"
     )
     same = attempt("undecided", reason="epochs 10 -> 20, the student for the teacher, because of fail")
     assert describe_attempts([first, same], pruning(), LIMITS).endswith(
