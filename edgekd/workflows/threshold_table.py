@@ -75,7 +75,7 @@ def recipe_lines(alarm: Alarm) -> list[str]:
     if not known:
         return []
     fail, within = (known.get(name, alarm.limits[name].now) for name in ("tau_fail", "tau_pass"))
-    if "tau_pass" in known or within > fail:
+    if known.keys() & {"tau_fail", "tau_pass"}:  # the recipe that it is pasted into may have another one
         known["tau_pass"] = min(within, fail)
     width = max(map(len, known))
     return ["[gate]", *(f"{name:<{width}} = {limit:<8g} # {_WORDS[name]}" for name, limit in known.items())]
