@@ -34,7 +34,7 @@ SETTINGS = {
 }
 
 PREFLIGHT = ("preflight", "preflight_export", "preflight_target")
-LEARNING = ("teacher", "distill", "prune", "export", "robustness")
+LEARNING = ("teacher", "distill", "prune", "prune_check", "export", "robustness")
 SHIPPING = ("quantize", "evaluate", "check", "profile", "robustness_shipped", "bundle", "verify")
 STAGES = (*PREFLIGHT, *LEARNING, *SHIPPING)
 

@@ -42,10 +42,13 @@ def factor(value: float | None) -> str:
 
 
 def number(value: float | None, form: str = ".4f") -> str:
-    """Write a figure; one that is not finite is "NaN"."""
+    """Write a figure; one that is not finite is "NaN", and what rounds to nothing has no minus."""
     if value is None:
         return NOTHING
-    return format(value, form) if math.isfinite(value) else "NaN"
+    text = format(value, form)
+    if not math.isfinite(value):
+        return "NaN"
+    return text if any(digit in text for digit in "123456789") else format(0.0, form)
 
 
 def small(value: float | None) -> str:

@@ -134,11 +134,11 @@ def test_again_does_no_work_and_imports_nothing_heavy(built):
 @pytest.mark.parametrize(
     ("change", "stages"),
     [
-        ({"gate__resamples": 300}, ["check", "bundle", "verify"]),
-        ({"gate__tau_fail": 0.9, "gate__tau_pass": 0.8}, ["check", "bundle", "verify"]),
+        ({"gate__resamples": 300}, ["prune_check", "check", "bundle", "verify"]),
+        ({"gate__tau_fail": 0.9, "gate__tau_pass": 0.8}, ["prune_check", "check", "bundle", "verify"]),
         ({"profile__iterations": 300}, ["profile", "bundle", "verify"]),
         ({"quantize__calibration": "entropy"}, [*SHIPPING]),
-        ({"prune__ratio": 0.5}, ["preflight", "prune", "export", "robustness", *SHIPPING]),
+        ({"prune__ratio": 0.5}, ["preflight", "prune", "prune_check", "export", "robustness", *SHIPPING]),
         ({"robustness__noise": 0.5}, ["robustness", "robustness_shipped"]),
     ],
     ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",

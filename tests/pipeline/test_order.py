@@ -46,7 +46,7 @@ def test_a_plan_has_what_the_recipe_the_targets_and_their_devices_ask_for():
     assert plan(recipe, [cpu, older], devices) == (
         *("preflight", "preflight_export", "preflight_export opset 18"),
         *("preflight_target cpu", "preflight_target older"),
-        *("teacher", "distill", "prune", "export", "export opset 18", "robustness"),
+        *("teacher", "distill", "prune", "prune_check", "export", "export opset 18", "robustness"),
         *(f"{stage} {target}" for target in ("cpu", "older") for stage in after),
     )
     quiet = load_recipe("digits", ("robustness.measure=false",))
@@ -57,12 +57,12 @@ def test_a_plan_of_some_stages_has_these_alone_for_each_target():
     recipe, cpu = load_recipe("digits"), load_target("cpu")
     names = plan(recipe, [cpu], {"cpu": NO_DEVICE}, (QUANTIZE, EVALUATE, CHECK))
     tried = ("preflight", "preflight_export", "preflight_target cpu")
-    assert names == (*tried, "teacher", "distill", "prune", "export", "quantize cpu", "check cpu")
+    assert names == (*tried, "teacher", "distill", "prune", "prune_check", "export", "quantize cpu", "check cpu")
 
 
 def test_a_target_is_tried_only_where_its_engines_are_to_be_written():
     names = plan(load_recipe("digits"), [load_target("cpu")], {"cpu": NO_DEVICE}, (EVALUATE,))
-    assert names == ("preflight", "teacher", "distill", "prune", "export")
+    assert names == ("preflight", "teacher", "distill", "prune", "prune_check", "export")
 
 
 def test_a_plan_for_an_imported_model_trains_nothing():

@@ -30,7 +30,9 @@ from edgekd.runtime.measure.results import (
 )
 from edgekd.stages.stage import StageTime
 
-LIMITS = GateLimits(tau_pass=0.005, tau_fail=0.02, max_flips=0.03, max_metric_drop=0.015, structure="strict")
+LIMITS = GateLimits(
+    tau_pass=0.005, tau_fail=0.02, max_flips=0.03, max_metric_drop=0.015, max_missing_flips=0.08, structure="strict"
+)
 MACHINE = {
     "cpu": "Intel(R) Xeon(R) Platinum 8481C CPU @ 2.70GHz",
     "cores": "2",

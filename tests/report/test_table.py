@@ -6,7 +6,7 @@ import pytest
 from builds import LEDGERS, LIMITS, build, ledger, profile, target
 
 from edgekd.report.build.files import report_markdown
-from edgekd.report.format import duration, factor, milliseconds, size, small
+from edgekd.report.format import duration, factor, milliseconds, percent, size, small
 from edgekd.report.ledger_tables import candidate_table, choice_sentence, ledger_table, pruning_table, question_table
 from edgekd.report.results import CandidateResult
 from edgekd.report.table import Column, Table, engine_table, markdown, summary_table
@@ -223,6 +223,9 @@ def test_what_no_device_ran_is_said_below_the_summary():
         (small, 0.01234, "0.0123"),
         (small, 0.0000321, "3e-05"),
         (small, 12345.6, "1.23e+04"),
+        (small, -0.0, "0.0000"),
+        (percent, -1e-12, "0.0%"),
+        (percent, -0.004, "-0.4%"),
         (small, math.nan, "NaN"),
         (small, None, "–"),
         (duration, 8.13, "8.1 s"),

@@ -572,8 +572,8 @@ def test_flipped_classes_do_not_verify_though_the_gram_is_whole(tmp_path):
 
 
 @pytest.mark.parametrize("variant", ["deploy", "probe"])
-@pytest.mark.parametrize("factor", [-1, np.nan])
-def test_both_variants_must_verify_though_the_other_is_whole(folder, variant, factor):
+@pytest.mark.parametrize(("factor", "flips"), [(-1, True), (np.nan, True), (0.5, False)])
+def test_both_variants_must_verify_though_the_other_is_whole(folder, variant, factor, flips):
     path = folder / "deploy.onnx"
     model = onnx.load(path)
     for tensor in model.graph.initializer:
@@ -586,8 +586,8 @@ def test_both_variants_must_verify_though_the_other_is_whole(folder, variant, fa
     with load(folder, variant=variant) as bundle:
         verification = bundle.verify()
     assert not verification.ok
-    assert verification.flips > 0
-    assert not verification.max_logit_error < 1
+    assert (verification.flips > 0) == flips
+    assert not verification.output_error < 0.4
     assert verification.gram_drift < 1e-6
 
 

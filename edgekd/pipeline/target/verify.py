@@ -71,7 +71,8 @@ def verify(context: Context, bundled: Done[Bundled]) -> Done[Verified] | None:
         if not outcome.ok:
             raise BundleError(
                 f"{device.name}: the bundle does not do there what it did when it was made: {outcome.flips} flips, "
-                f"Gram drift {outcome.gram_drift:.2g}, largest logit error {outcome.max_logit_error:.2g}; was it "
+                f"Gram drift {outcome.gram_drift:.2g}, largest logit error {outcome.max_logit_error:.2g} "
+                f"({outcome.output_error:.1%} of their RMS); was it "
                 "altered, or the board's engine library changed meanwhile? Run the same command again"
             )
         report.advance(1, 2, f"{outcome.samples} samples")

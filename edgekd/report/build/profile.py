@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import replace
 from typing import TYPE_CHECKING, cast
 
@@ -13,6 +12,7 @@ from edgekd.files import write_text
 from edgekd.gram.gate import Ledger
 from edgekd.report.build.row import EngineIdentity, profile_row
 from edgekd.report.escape import json_text
+from edgekd.report.ledger_json import ledger_with_nan
 from edgekd.report.results import PROFILE, PROFILE_VERSION
 from edgekd.runtime.manifest import null_not_finite
 
@@ -25,12 +25,6 @@ if TYPE_CHECKING:
     from edgekd.report.row import EngineRow
     from edgekd.runtime.manifest import Manifest
     from edgekd.runtime.measure.results import EngineProfile, Profile
-
-#: Figures that every drift, or every comparison of outputs has: where a ledger has null for one, it was not finite.
-_FIGURES = dict.fromkeys(("mean", "bound", "worst_pair_mean", "bias", "largest_error"), math.nan)
-
-#: The figures of a mean with its bounds, and what null stands for where there is a mean.
-_ESTIMATE = {"mean": math.nan, "low": -math.inf, "high": math.inf}
 
 
 def profile_json(
@@ -88,23 +82,6 @@ def _row(identity: EngineIdentity, engine: EngineProfile, ledger: Mapping[str, o
     if not known.rows:
         return None
     return profile_row(replace(identity, reasons=known.reasons, warnings=known.warnings), engine, known)
-
-
-def ledger_with_nan(ledger: object) -> object:
-    """Return the JSON of a bundle's ledger with NaN or an infinity where it has null for a figure that is always there.
-
-    Without a mean there is NaN for it and its bounds; without one of the bounds there was none.
-    """
-    if isinstance(ledger, list):
-        return [ledger_with_nan(item) for item in ledger]
-    if not isinstance(ledger, dict):
-        return ledger
-    if ledger.keys() == _ESTIMATE.keys():
-        lacking = dict.fromkeys(_ESTIMATE, math.nan) if ledger["mean"] is None else _ESTIMATE
-    else:
-        lacking = _FIGURES
-    filled = {name: lacking.get(name) if value is None else value for name, value in ledger.items()}
-    return {name: ledger_with_nan(value) for name, value in filled.items()}
 
 
 def _engine(engine: EngineProfile) -> JsonObject:

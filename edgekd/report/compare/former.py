@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from edgekd.report.build.profile import ledger_with_nan
+from edgekd.report.ledger_json import ledger_with_nan
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

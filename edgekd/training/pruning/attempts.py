@@ -63,9 +63,9 @@ class PrunePlan:
 def next_plan(plan: PrunePlan, last: PruneAttempt, config: PruneConfig, limits: GateLimits, left_s: float) -> PrunePlan:
     """Return what to try after an attempt that the gate rejected.
 
-    Where the metric did not fall, the network did not lose what it knew but learned something else: it is pruned as
-    before and tuned by the student. Otherwise every branch gives half of what it gave, and one that is to blame a
-    quarter. The fine-tune takes twice as long, or as long as before where there is no time for that.
+    First the student teaches: the same is pruned, and tuned by the student. Where that is not enough, every branch
+    gives half of what it gave, and one that is to blame a quarter. The fine-tune takes twice as long, or as long as
+    before where there is no time for that.
 
     Args:
         plan: The plan of that attempt.
@@ -96,10 +96,8 @@ def _unpruned(last: PruneAttempt, reason: str) -> PrunePlan:
 
 def _next_shares(plan: PrunePlan, last: PruneAttempt, limits: GateLimits) -> tuple[dict[str, float], list[str]]:
     """Return the shares of the next attempt, and in words which branch is to blame, if one is."""
-    loss = last.row.loss
-    if loss is not None and loss.mean <= 0 and not plan.by_student:
-        shares = {branch: plan.share(branch) for branch in last.ratios}
-        return shares, ["the metric did not fall, so the fine-tune led elsewhere"]
+    if not plan.by_student:
+        return {branch: plan.share(branch) for branch in last.ratios}, []
     blamed, words = _blame(last, limits)
     shares = {branch: plan.share(branch) * (_BLAMED if branch == blamed else _OTHERS) for branch in last.ratios}
     return shares, words
@@ -120,9 +118,9 @@ def _blame(last: PruneAttempt, limits: GateLimits) -> tuple[str | None, list[str
 
 
 def _changes(plan: PrunePlan, shares: Mapping[str, float], epochs: int, last: PruneAttempt) -> str:
-    """Say what the next attempt does otherwise, e.g. "prune a 25% -> 12%, epochs 20 -> 40"."""
+    """Say what the next attempt does otherwise, e.g. "prune a 25% -> at most 12%, epochs 20 -> 40"."""
     words = [
-        f"prune {branch} {ratio:.0%} -> {ratio * shares[branch] / plan.share(branch):.0%}"
+        f"prune {branch} {ratio:.0%} -> at most {ratio * shares[branch] / plan.share(branch):.0%}"
         for branch, ratio in last.ratios.items()
         if ratio and shares[branch] != plan.share(branch)
     ]
