@@ -17,7 +17,7 @@ _WORDS: dict[LimitName, str] = {
     "max_flips": "share of answers that change",
     "max_missing_flips": "the same with one modality absent",
     "tau_fail": "drift of the Gram",
-    "tau_pass": "drift of the Gram, for half of the loss; up to tau_fail",
+    "tau_pass": "the same for half of the loss",
 }
 
 
