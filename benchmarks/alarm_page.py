@@ -203,8 +203,8 @@ def _holds(result: dict[str, Any]) -> list[str]:
             `undecided` into `fail`: compare the rows with and without it. It says *where* structure moved, which
             divergence does not.""",
             f"""**Few samples**: on 8 of them flips have {_three(few.get("changed answers"))}, divergence
-            {_three(few.get("divergence"))}, relative error {_three(few.get("relative error"))} and drift {_three(few.get("drift"))}. What helps
-            is that a measure is continuous, not that it is a Gram.""",
+            {_three(few.get("divergence"))}, relative error {_three(few.get("relative error"))} and drift
+            {_three(few.get("drift"))}. What helps is that a measure is continuous, not that it is a Gram.""",
             f"""**Towers**, queries compressed against a float index: divergence to itself and its five nearest has
             {asymmetric["divergence"]:.3f}, the cross-Gram over all {asymmetric["cross-Gram"]:.3f}, the drift
             {asymmetric["drift"]:.3f}. Where embeddings are the product, what measures them is as good as anything; the
