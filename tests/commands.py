@@ -29,6 +29,9 @@ SETTINGS = {
     "gate.tau_pass": 1,
     "gate.tau_fail": 1,
     "gate.max_flips": 1,
+    "gate.max_divergence": 1000,
+    "gate.max_missing_flips": 1,
+    "gate.min_learned": 0,
     "gate.max_metric_drop": 1,
     "gate.resamples": 200,
 }
