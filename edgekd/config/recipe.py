@@ -433,7 +433,7 @@ class GateConfig(_Config, frozen=True):
     max_flips: Annotated[Fraction, Meta(description="Largest share of answers that change, such as top-1 classes.")] = (
         0.05
     )
-    max_missing_flips: Annotated[Fraction, Meta(description="The same where a modality is absent; more warns.")] = 0.1
+    max_missing_flips: Annotated[Fraction, Meta(description="The same where a modality is absent; more warns.")] = 0.08
     max_metric_drop: Annotated[float, Meta(ge=0, le=1_000_000, description="Largest fall of the task metric.")] = 0.015
     min_learned: Annotated[
         Fraction,

@@ -69,7 +69,7 @@ class GateLimits:
     max_metric_drop: float
     higher_is_better: bool = True
     max_divergence: float | None = None
-    max_missing_flips: float = 0.1
+    max_missing_flips: float = 0.08
     min_learned: float = 0.9
     structure: Literal["auto", "strict"] = "auto"
     undecided: Literal["release", "reject"] = "release"
