@@ -31,7 +31,7 @@ _STEPS, _RIDGE = 25, 1e-2
 _CONFIDENCE = 0.95
 #: A network that lost nothing in clean and more than this with one modality absent.
 _ABSENT = 0.05
-_MISSING_FLIPS = 0.08
+_MISSING_FLIPS = (0.08, 0.1)
 
 
 @dataclass(frozen=True)
@@ -266,12 +266,13 @@ def missing_modality(networks: Sequence[Evidence]) -> dict[str, Any]:
             continue
         sound = ~is_harm(each.drops)
         broken = (each.absent.mean(2).max(1) > _ABSENT)[sound]
-        row = rows.setdefault(each.task, {"variants": 0, "broken": 0, "caught": 0, "false": 0, "areas": {}})
-        alarm = each.means("ablated changed answers")[sound] > _MISSING_FLIPS
+        row = rows.setdefault(each.task, {"variants": 0, "broken": 0, "areas": {}})
         row["variants"] += len(broken)
         row["broken"] += int(broken.sum())
-        row["caught"] += int((alarm & broken).sum())
-        row["false"] += int((alarm & ~broken).sum())
+        for limit in _MISSING_FLIPS:
+            alarm = each.means("ablated changed answers")[sound] > limit
+            caught, false = row.get(f"{limit:g}", (0, 0))
+            row[f"{limit:g}"] = (caught + int((alarm & broken).sum()), false + int((alarm & ~broken).sum()))
         for name in each.measures:
             value = area(each.means(name)[sound], broken)
             if not math.isnan(value):
