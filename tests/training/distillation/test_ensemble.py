@@ -150,7 +150,7 @@ def test_a_build_of_several_teachers(tmp_path):
     recipe = load_recipe("digits", settings)
     learned = TrainingStages(Runner(Cache(tmp_path), Remembers()), Project(recipe.task, tmp_path), recipe, 18).run()
     assert set(learned.exported.result.parity) == {"teacher", "student", "pruned"}
-    probed = learned.probes()["teacher"]
+    probed = learned.probes("test")["teacher"]
     model = learned.stages.load_teacher(learned.teacher)
     again = probe(model, model.taps, learned.stages.project.loaded.splits["test"])
     assert (probed.logits == again.logits).all()
