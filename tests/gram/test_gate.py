@@ -268,7 +268,7 @@ def test_without_labels_the_outputs_and_drift_gate(trained):
     broken = ledger(with_logits(trained.student, trained.student.logits + noise))
     assert broken.verdict == "fail"
     assert broken.reasons[0].startswith("KL divergence")
-    assert "of the answers changed, more than 3%" in broken.reasons[1]
+    assert "of the answers changed, more than 5%" in broken.reasons[1]
     assert broken.questions[0].verdict is None
     (reason,) = ledger(permuted(trained.student, "fou")).reasons
     assert "Gram drift" in reason
