@@ -18,7 +18,7 @@ from alarm_measures import CONFIGURATIONS, gather
 from alarm_page import write_page
 from alarm_picture import draw
 from alarm_rates import Judged, gate_rates
-from alarm_record import record
+from alarm_record import is_kept, record
 from alarm_report import areas, fusion, missing_modality, networks_table, raw, single_rates, small_probes
 from common import arguments, pages_folder, parse, result_path, write_result
 
@@ -41,6 +41,8 @@ def load(options: Namespace) -> list[Judged]:
     found = []
     for seed in range(options.seeds):
         for task in options.tasks:
+            if options.kept and not is_kept(task, seed, FOLDER):
+                continue
             said = record(task, seed, options.recipe, FOLDER)
             for configuration in CONFIGURATIONS if said.kind == "embedding" else ("",):
                 evidence = gather(said, configuration, FOLDER)
@@ -57,7 +59,6 @@ def measure_all(options: Namespace) -> None:
     networks = [each.evidence for each in found]
     result = {
         "plan": "benchmarks/alarm_plan.md",
-        "seeds": options.seeds,
         "networks": networks_table(networks),
         "areas": areas(networks, options.draws),
         "small_probes": small_probes(networks),
@@ -84,6 +85,7 @@ def plain(value: Any) -> Any:
 def main() -> None:
     parser = arguments(__doc__, TASKS)
     parser.add_argument("--seeds", type=int, default=3, help="networks of each task")
+    parser.add_argument("--kept", action="store_true", help="take what is kept, and train nothing more")
     parser.add_argument("--draws", type=int, default=400, help="draws of the bootstraps")
     parser.add_argument("--only", choices=("measure", "picture"), help="one step [default: both]")
     options = parse(parser, tasks=QUICK_TASKS, seeds=1, draws=5)

@@ -54,6 +54,11 @@ class Record:
         return {name: self.arrays[EMBEDDING_PREFIX + name][variant] for name in self.modalities}
 
 
+def is_kept(name: str, seed: int, folder: Path) -> bool:
+    """Return whether what the variants of a network said is kept already."""
+    return (folder / f"{name}-{seed}.npz").is_file()
+
+
 def record(name: str, seed: int, quick: Sequence[str], folder: Path) -> Record:
     """Run all variants of one network, or read what they said."""
     place = folder / f"{name}-{seed}.npz"

@@ -29,13 +29,16 @@ SETTINGS = {
     "gate.tau_pass": 1,
     "gate.tau_fail": 1,
     "gate.max_flips": 1,
+    "gate.max_divergence": 1000,
+    "gate.max_missing_flips": 1,
+    "gate.min_learned": 0,
     "gate.max_metric_drop": 1,
     "gate.resamples": 200,
 }
 
 PREFLIGHT = ("preflight", "preflight_export", "preflight_target")
 LEARNING = ("teacher", "distill", "prune", "prune_check", "export", "robustness")
-SHIPPING = ("quantize", "evaluate", "check", "profile", "robustness_shipped", "bundle", "verify")
+SHIPPING = ("quantize", "evaluate", "check", "profile", "missing", "judge", "robustness_shipped", "bundle", "verify")
 STAGES = (*PREFLIGHT, *LEARNING, *SHIPPING)
 
 #: For what hangs: on a machine with much else to do a build takes minutes.

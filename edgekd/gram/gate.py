@@ -287,9 +287,15 @@ def _advice(learned: Answered, rows: tuple[LedgerRow, ...], verdict: Verdict) ->
     if verdict == "pass":
         return ()
     if learned.verdict == verdict:
+        what = "failed" if verdict == "fail" else "is behind"
         return (
-            "the student is what failed, before anything was compressed: more distill.epochs, more data, another "
+            f"the student is what {what}, before anything was compressed: more distill.epochs, more data, another "
             "distill.learning_rate, or a wider student",
+        )
+    if rows[-1].missing and all(reason.startswith("without ") for reason in rows[-1].reasons):
+        return (
+            "with a modality absent the others no longer hide what compression did: quantize.repair = 'best', another "
+            "quantize.calibration, or modality dropout in training",
         )
     first = next((row for row in rows if row.verdict == rows[-1].verdict), None)
     if first is None or rows[-1].verdict in (None, "pass"):

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Protocol
 
 from edgekd.stages.stage import Done, StageSpec
 from edgekd.stages.trained import PruneAttempt, PruneCheck, Trained
-from edgekd.training.pruning.attempts import PrunePlan, describe_attempts, ends, next_plan
+from edgekd.training.pruning.attempts import PrunePlan, describe_attempts, describe_verdict, follow
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -29,7 +29,7 @@ def _describe_trained(trained: Trained) -> str:
 
 
 def _describe_check(checked: PruneCheck) -> str:
-    return ", ".join((str(checked.row.verdict), *checked.row.reasons))
+    return describe_verdict(checked.row)
 
 
 PRUNE: StageSpec[Trained] = StageSpec(
@@ -91,16 +91,16 @@ def prune_until_released(stages: PruningStages, config: PruneConfig) -> Done[Tra
         def attempt(checked: PruneCheck, trained: Trained = pruned.result, plan: PrunePlan = plan) -> PruneAttempt:
             return _attempt(trained, plan, checked)
 
-        def tell(checked: PruneCheck, before: tuple[PruneAttempt, ...] = attempts) -> str:
+        def tell(checked: PruneCheck, plan: PrunePlan = plan, before: tuple[PruneAttempt, ...] = attempts) -> str:
             tried = (*before, attempt(checked))
-            return describe_attempts(tried, config, stages.limits) if ends(tried, config, stages.limits) else ""
+            return "" if follow(plan, tried, config, stages.limits) else describe_attempts(tried, config, stages.limits)
 
         checked = stages.check(pruned, label, tell)
         attempts = (*attempts, attempt(checked.result))
-        if ends(attempts, config, stages.limits):
+        following = follow(plan, attempts, config, stages.limits)
+        if following is None:
             return replace(pruned, result=replace(pruned.result, attempts=attempts))
-        left_s = config.repair_s - sum(each.seconds for each in attempts[1:])
-        plan = next_plan(plan, attempts[-1], config, stages.limits, left_s)
+        plan = following
 
 
 def _attempt(trained: Trained, plan: PrunePlan, checked: PruneCheck) -> PruneAttempt:

@@ -17,7 +17,7 @@ _WORDS: dict[LimitName, str] = {
     "max_flips": "share of answers that change",
     "max_missing_flips": "the same with one modality absent",
     "tau_fail": "drift of the Gram",
-    "tau_pass": "drift of the Gram, for half of the loss; up to tau_fail",
+    "tau_pass": "the same for half of the loss",
 }
 
 
@@ -75,7 +75,7 @@ def recipe_lines(alarm: Alarm) -> list[str]:
     if not known:
         return []
     fail, within = (known.get(name, alarm.limits[name].now) for name in ("tau_fail", "tau_pass"))
-    if "tau_pass" in known or within > fail:
+    if known.keys() & {"tau_fail", "tau_pass"}:  # the recipe that it is pasted into may have another one
         known["tau_pass"] = min(within, fail)
     width = max(map(len, known))
     return ["[gate]", *(f"{name:<{width}} = {limit:<8g} # {_WORDS[name]}" for name, limit in known.items())]

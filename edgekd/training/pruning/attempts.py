@@ -12,11 +12,13 @@ from msgspec.structs import replace
 
 from edgekd.config.recipe import Term
 from edgekd.gram.blame import FUSION
+from edgekd.gram.output_kind import MEASURES
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from edgekd.config.recipe import LossConfig, PruneConfig
+    from edgekd.gram.gate import LedgerRow
     from edgekd.gram.verdict import GateLimits
     from edgekd.stages.trained import PruneAttempt
 
@@ -75,7 +77,7 @@ def next_plan(plan: PrunePlan, last: PruneAttempt, config: PruneConfig, limits: 
         left_s: Seconds that are left for further attempts.
     """
     shares, blame = _next_shares(plan, last, limits)
-    cause = "; ".join((_cause(last), *blame))
+    cause = "; ".join((describe_verdict(last.row), *_beyond(last.row, limits), *blame))
     if max(share for branch, share in shares.items() if last.ratios[branch]) < _LEAST:
         return _unpruned(last, f"the student stays unpruned, because so little is not worth pruning: {cause}")
     longer = min(_LONGER * plan.epochs, _LONGEST * config.epochs)
@@ -131,14 +133,49 @@ def _changes(plan: PrunePlan, shares: Mapping[str, float], epochs: int, last: Pr
     return ", ".join(words)
 
 
-def ends(attempts: Sequence[PruneAttempt], config: PruneConfig, limits: GateLimits) -> bool:
-    """Whether no attempt is to follow: the gate lets the last one through, or there is nothing more to try."""
+def follow(
+    plan: PrunePlan, attempts: Sequence[PruneAttempt], config: PruneConfig, limits: GateLimits
+) -> PrunePlan | None:
+    """Return what is to be tried after some attempts; None where the last of them is kept.
+
+    Args:
+        plan: The plan of the last attempt.
+        attempts: All attempts.
+        config: The recipe's section.
+        limits: The limits of the gate.
+    """
     last = attempts[-1]
-    return limits.releases(last.row.verdict or "pass") or config.repair == "off" or not last.ratio
+    if lets_through(last.row, limits) or config.repair == "off" or not last.ratio:
+        return None
+    left_s = config.repair_s - sum(each.seconds for each in attempts[1:])
+    following = next_plan(plan, last, config, limits, left_s)
+    return following if following.epochs or not _releases(last.row, limits) else None
+
+
+def lets_through(row: LedgerRow, limits: GateLimits) -> bool:
+    """Whether a row needs no repair: undecided alone, with outputs beyond their limit, it would fail on other samples.
+
+    Args:
+        row: A row of the ledger that was judged.
+        limits: The limits of the gate.
+    """
+    return _releases(row, limits) and not _beyond(row, limits)
+
+
+def _releases(row: LedgerRow, limits: GateLimits) -> bool:
+    return limits.releases(row.verdict or "pass")
+
+
+def _beyond(row: LedgerRow, limits: GateLimits) -> list[str]:
+    """Return, where a row is undecided, the divergence that as measured is beyond its limit, in words."""
+    if row.verdict != "undecided" or row.answers is None:
+        return []
+    measured, limit = row.answers.divergence.mean, limits.divergence(row.answers.kind)
+    return [f"{MEASURES[row.answers.kind]} {measured:.3g}, more than {limit:g}"] if measured > limit else []
 
 
 def describe_attempts(attempts: Sequence[PruneAttempt], config: PruneConfig, limits: GateLimits) -> str:
-    """Say what became of the recipe's pruning where the gate rejected it; "" where it did not.
+    """Say what became of the recipe's pruning where the gate did not let it through; "" where it did.
 
     Args:
         attempts: All attempts, the first of which is as the recipe has it.
@@ -146,9 +183,10 @@ def describe_attempts(attempts: Sequence[PruneAttempt], config: PruneConfig, lim
         limits: The limits of the gate.
     """
     first, kept = attempts[0], attempts[-1]
-    if limits.releases(first.row.verdict or "pass"):
+    if len(attempts) == 1 and _releases(first.row, limits):
         return ""
-    rejected = f"pruned as [prune] asks, the network is rejected on the validation split: {_cause(first)}"
+    cause = "; ".join((describe_verdict(first.row), *_beyond(first.row, limits)))
+    rejected = f"pruned as [prune] asks, the network is not let through on the validation split: {cause}"
     if len(attempts) == 1:
         return f"{rejected}; prune.repair = 'off' leaves it so"
     unmet = "prune.budget is not met: " if config.budget else ""
@@ -157,14 +195,18 @@ def describe_attempts(attempts: Sequence[PruneAttempt], config: PruneConfig, lim
             f"{rejected}. {unmet}It ships unpruned, with {kept.parameters:,} parameters instead of "
             f"{first.parameters:,}: {kept.reason}"
         )
+    if kept.parameters == first.parameters:
+        return f"{rejected}. As much is pruned in attempt {len(attempts)}, which is kept: {kept.reason}"
     return (
         f"{rejected}. {unmet}Of the channels {kept.ratio:.0%} went instead of {first.ratio:.0%}, and "
         f"{kept.parameters:,} parameters are left instead of {first.parameters:,}, in attempt {len(attempts)}"
     )
 
 
-def _cause(attempt: PruneAttempt) -> str:
-    return ", ".join((str(attempt.row.verdict), "; ".join(attempt.row.reasons)))
+def describe_verdict(row: LedgerRow) -> str:
+    """Return the verdict of a row and its reasons in one line; of "undecided" the reason says so itself."""
+    reasons, verdict = "; ".join(row.reasons), row.verdict or "pass"
+    return reasons if reasons.startswith(verdict) else ", ".join(filter(None, (verdict, reasons)))
 
 
 def by_student(loss: LossConfig) -> LossConfig:

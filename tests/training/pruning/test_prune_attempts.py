@@ -1,6 +1,7 @@
 """What is tried after an attempt that the gate rejected, and how it prunes less."""
 
 import json
+from dataclasses import replace
 
 import pytest
 import torch
@@ -13,11 +14,19 @@ from edgekd.gram.gate import LedgerRow
 from edgekd.gram.intervals import Estimate
 from edgekd.gram.probe import Probe
 from edgekd.gram.verdict import GateLimits
-from edgekd.stages.artifacts import CUT_PROBE, PROBE, REMOVED, PruneAttempt
+from edgekd.stages.artifacts import CUT_PROBE, PROBE, REMOVED
+from edgekd.stages.trained import PruneAttempt
 from edgekd.training.loop.evaluate import probe
 from edgekd.training.loop.weights import build
 from edgekd.training.pruning import stage as prune
-from edgekd.training.pruning.attempts import PrunePlan, by_student, describe_attempts, ends, next_plan
+from edgekd.training.pruning.attempts import (
+    PrunePlan,
+    by_student,
+    describe_attempts,
+    describe_verdict,
+    follow,
+    next_plan,
+)
 from edgekd.training.pruning.budget import spare
 from edgekd.training.pruning.cutter import Cutter
 from edgekd.training.pruning.groups import Group
@@ -30,18 +39,18 @@ LIMITS = GateLimits(tau_pass=0.005, tau_fail=0.02, max_flips=0.03, max_metric_dr
 CONFIG = pruning(epochs=10)
 
 
-def row(verdict="fail", loss=0.05):
-    one = Estimate(0.1, 0.08, 0.12)
+def row(verdict="fail", loss=0.05, divergence=0.1):
+    one = Estimate(divergence, 0.8 * divergence, 1.2 * divergence)
     answers = Answers("classes", one, 1.0, one, one, None, None, 100, 100)
     bounds = None if loss is None else Estimate(loss, loss - 0.01, loss + 0.01)
     reasons = () if verdict == "pass" else ("KL divergence, nats 0.1, more than 0.02",)
     return LedgerRow("finetuned", 0.9, bounds, answers, None, None, verdict, reasons)
 
 
-def attempt(verdict="fail", loss=0.05, seconds=10.0, **changes):
+def attempt(verdict="fail", loss=0.05, seconds=10.0, divergence=0.1, **changes):
     given = {
         "ratio": 0.25, "ratios": {"a": 0.25, "b": 0.25, "fusion": 0.25}, "epochs": 10, "parameters": 900,
-        "seconds": seconds, "row": row(verdict, loss), "drifts": {"a": 0.01, "b": 0.01}, **changes,
+        "seconds": seconds, "row": row(verdict, loss, divergence), "drifts": {"a": 0.01, "b": 0.01}, **changes,
     }  # fmt: skip
     return PruneAttempt(**given)
 
@@ -110,22 +119,37 @@ def test_attempts_come_to_an_end_with_the_student_itself_and_take_at_most_four_t
 
 
 @pytest.mark.parametrize(
-    ("last", "changes", "limits", "over"),
+    ("last", "changes", "over"),
     [
-        (attempt("pass"), {}, LIMITS, True),
-        (attempt("undecided"), {}, LIMITS, True),
-        (attempt("fail"), {}, LIMITS, False),
-        (attempt("fail"), {"repair": "off"}, LIMITS, True),
-        (attempt("fail", ratio=0.0), {}, LIMITS, True),
+        (attempt("pass"), {}, True),
+        (attempt("warn"), {}, True),
+        (attempt("fail"), {}, False),
+        (attempt("fail"), {"repair": "off"}, True),
+        (attempt("fail", ratio=0.0), {}, True),
+        (attempt("undecided", divergence=0.019), {}, True),
+        (attempt("undecided", divergence=0.021), {}, False),
+        (attempt("undecided", divergence=0.021), {"repair": "off"}, True),
     ],
 )
-def test_what_ends_the_attempts(last, changes, limits, over):
-    assert ends([last], pruning(**changes), limits) == over
+def test_what_ends_the_attempts(last, changes, over):
+    assert (follow(TAUGHT, [last], pruning(epochs=10, **changes), LIMITS) is None) == over
+
+
+def test_what_is_undecided_stays_where_there_is_no_time_for_more():
+    spent = [attempt(), attempt("undecided", seconds=500.0)]
+    assert follow(TAUGHT, spent, CONFIG, LIMITS) is None
+    assert follow(TAUGHT, [attempt(), attempt("fail", seconds=500.0)], CONFIG, LIMITS).epochs == 0
+    assert follow(TAUGHT, [attempt(seconds=500.0)], CONFIG, LIMITS).epochs == 10, "the first attempt's time is its own"
 
 
 def test_undecided_does_not_end_the_attempts_where_such_a_build_is_rejected():
     strict = GateLimits(tau_pass=0.005, tau_fail=0.02, max_flips=0.03, max_metric_drop=0.015, undecided="reject")
-    assert not ends([attempt("undecided")], pruning(), strict)
+    assert follow(TAUGHT, [attempt("undecided", divergence=0.01)], CONFIG, strict)
+
+
+def test_why_an_undecided_attempt_is_repaired_is_said():
+    plan = follow(PrunePlan(10), [attempt("undecided")], CONFIG, LIMITS)
+    assert plan.reason.endswith("KL divergence, nats 0.1, more than 0.02")
 
 
 def test_what_the_user_is_told():
@@ -133,13 +157,26 @@ def test_what_the_user_is_told():
     assert describe_attempts([attempt("warn")], pruning(), LIMITS) == ""
     assert "prune.repair = 'off' leaves it so" in describe_attempts([first], pruning(repair="off"), LIMITS)
     assert describe_attempts([first, second], pruning(), LIMITS) == (
-        "pruned as [prune] asks, the network is rejected on the validation split: fail, KL divergence, nats 0.1, more "
-        "than 0.02. Of the channels 12% went instead of 25%, and 1,000 parameters are left instead of 900, in attempt 2"
+        "pruned as [prune] asks, the network is not let through on the validation split: fail, KL divergence, nats "
+        "0.1, more than 0.02. Of the channels 12% went instead of 25%, and 1,000 parameters are left instead of 900, "
+        "in attempt 2"
+    )
+    same = attempt("undecided", reason="epochs 10 -> 20, the student for the teacher, because of fail")
+    assert describe_attempts([first, same], pruning(), LIMITS).endswith(
+        "than 0.02. As much is pruned in attempt 2, which is kept: epochs 10 -> 20, the student for the teacher, "
+        "because of fail"
     )
     budget = pruning(budget=PruneBudget(macs=0.5))
     assert ". prune.budget is not met: Of the channels 12%" in describe_attempts([first, second], budget, LIMITS)
     none = attempt("pass", ratio=0.0, parameters=1200, reason="the student stays unpruned, because")
     assert "It ships unpruned, with 1,200 parameters instead of 900" in describe_attempts([first, none], CONFIG, LIMITS)
+
+
+def test_a_verdict_is_said_once():
+    assert describe_verdict(row("pass")) == "pass"
+    assert describe_verdict(row("fail")) == "fail, KL divergence, nats 0.1, more than 0.02"
+    undecided = replace(row("undecided"), reasons=("undecided: n = 9 samples",))
+    assert describe_verdict(undecided) == "undecided: n = 9 samples"
 
 
 def test_the_students_loss_has_neither_labels_nor_the_teachers_taps():

@@ -97,7 +97,9 @@ def test_less_is_pruned_until_the_gate_lets_it_through(tmp_path):
     assert len(attempts) > 1
     assert attempts[-1].ratio < attempts[0].ratio or attempts[-1].epochs > attempts[0].epochs
     assert attempts[-1].parameters >= attempts[0].parameters
-    assert observer.warnings[-1].startswith("pruned as [prune] asks, the network is rejected on the validation split: ")
+    assert observer.warnings[-1].startswith(
+        "pruned as [prune] asks, the network is not let through on the validation split: "
+    )
     assert pruned.result.history
 
 
