@@ -90,8 +90,9 @@ class LabelledSamples:
         Raises:
             TaskError: The metric fails on the outputs of the teacher or the reference.
         """
-        for name in {"teacher", reference}.intersection(probes):
-            self.metric(probes[name].logits, self.labels)  # of these the user hears what it raises
+        for name in ("teacher", reference):
+            if name in probes:  # of these the user hears what it raises
+                self.metric(probes[name].logits, self.labels)
         series = {name: self._series(probe.logits) for name, probe in probes.items()}
         best = self._best_constant(probes[reference])
         values = [own.value for own in series.values()]

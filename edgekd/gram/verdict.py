@@ -11,7 +11,7 @@ import math
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
 
-from edgekd.gram.intervals import MOST_NEEDED, mean_needs, share_needs
+from edgekd.gram.intervals import MOST_NEEDED, Estimate, mean_needs, share_needs
 from edgekd.gram.output_kind import MAX_DIVERGENCE, MEASURES
 
 if TYPE_CHECKING:
@@ -19,7 +19,6 @@ if TYPE_CHECKING:
 
     from edgekd.gram.answers import Answers
     from edgekd.gram.drift import Drift
-    from edgekd.gram.intervals import Estimate
     from edgekd.gram.metric import LedgerMetrics
     from edgekd.gram.output_kind import OutputName
 
@@ -286,7 +285,7 @@ def _behaviour(measured: Measured, limits: GateLimits, confidence: float) -> tup
         loss = None
     found = loss and _by_metric(answers, loss, limits)
     found = found or _by_output(answers, loss, limits)
-    return found or ("undecided", [_undecided(measured, limits, confidence)])
+    return found or ("undecided", [_undecided(answers, loss, limits, confidence)])
 
 
 def _tells(gain: Estimate | None, limits: GateLimits) -> bool:
@@ -386,27 +385,11 @@ def _broken(answers: Answers, drift: Drift, limit: float) -> list[str]:
     return []
 
 
-def _undecided(measured: Measured, limits: GateLimits, confidence: float) -> str:
+def _undecided(answers: Answers, loss: Estimate | None, limits: GateLimits, confidence: float) -> str:
     """Say that the samples are too few, and how many would tell were the figures to stay as they are."""
-    answers, limit = measured.answers, limits.divergence(measured.answers.kind)
     grouped = answers.units < answers.samples
     count, what = (answers.units, "group") if grouped else (answers.samples, "sample")
-    ways: list[int | None] = []
-    if measured.loss:
-        ways.append(mean_needs(measured.loss, limits.max_metric_drop, count))
-    fewest = 1 if grouped else _FEWEST
-    by_output = [fewest, mean_needs(answers.divergence, limit, count)]
-    near = mean_needs(answers.divergence, _NEAR * limit, count)
-    if answers.changed and answers.kind != "embedding":
-        needed = (
-            mean_needs(answers.changed, limits.max_flips, count)
-            if grouped
-            else share_needs(answers.changed.mean, limits.max_flips, confidence)
-        )
-        by_output.append(needed)
-    known = [needed for needed in by_output if needed is not None]
-    ways.append(max(known) if len(known) == len(by_output) else None)
-    ways.append(None if near is None else max(near, fewest))
+    ways = _to_pass(answers, loss, limits, confidence) + _to_fail(answers, loss, limits)
     told = [way for way in ways if way is not None and way > count]
     if math.isinf(answers.divergence.high):
         tell = "of which one alone tells nothing of others"
@@ -417,6 +400,42 @@ def _undecided(measured: Measured, limits: GateLimits, confidence: float) -> str
     else:
         tell = f"about {min(told)} would tell"
     return f"undecided: n = {_counted(count, what)}, {tell}"
+
+
+def _to_pass(answers: Answers, loss: Estimate | None, limits: GateLimits, confidence: float) -> list[int | None]:
+    """Return for each way to pass about how many samples or groups it would take; None where it is none."""
+    limit, count = limits.divergence(answers.kind), answers.units
+    by_metric = mean_needs(loss, limits.max_metric_drop, count) if loss else None
+    if loss is not None and loss.mean > limits.max_metric_drop + _ROUNDING:
+        return [by_metric]
+    changed = answers.changed if answers.kind != "embedding" else None
+    within, near = mean_needs(answers.divergence, limit, count), mean_needs(answers.divergence, _NEAR * limit, count)
+    few: int | None = _FEWEST
+    if changed is not None:
+        few = (
+            mean_needs(changed, limits.max_flips, count)
+            if answers.units < answers.samples
+            else share_needs(changed.mean, limits.max_flips, confidence)
+        )
+        near = near if changed.mean <= limits.max_flips else None
+    by_output = None if within is None or few is None else max(_FEWEST, within, few)
+    return [by_metric, by_output, None if near is None else max(_FEWEST, near)]
+
+
+def _to_fail(answers: Answers, loss: Estimate | None, limits: GateLimits) -> list[int | None]:
+    """Return for each way to fail about how many samples or groups it would take; None where it is none."""
+    fell = loss is not None and loss.mean > limits.max_metric_drop + _ROUNDING
+    if loss is not None and not fell:
+        return [_needed_above(answers.divergence, _FAR * limits.divergence(answers.kind), answers.units)]
+    ways = [_needed_above(answers.divergence, limits.divergence(answers.kind), answers.units)]
+    if answers.changed is not None and answers.kind != "embedding":
+        ways.append(_needed_above(answers.changed, limits.max_flips, answers.units))
+    return [*ways, _needed_above(loss, 0.0, answers.units)] if loss else ways
+
+
+def _needed_above(bounds: Estimate, limit: float, samples: int) -> int | None:
+    """Return about how many samples would show a mean to be above a limit, as :func:`mean_needs` does below it."""
+    return mean_needs(Estimate(-bounds.mean, -bounds.high, -bounds.low), -limit, samples)
 
 
 def _counted(count: int, what: str) -> str:

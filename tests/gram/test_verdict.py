@@ -300,3 +300,33 @@ def test_whether_a_student_learned_where_its_metric_cannot_be_compared():
     no_number = judged_as(LedgerMetrics({"student": math.nan}))
     assert (no_number.verdict, "is not a number" in no_number.reasons[0]) == ("fail", True)
     assert judged_as(LedgerMetrics({"float": math.nan}), "float").verdict == "warn"
+
+
+@pytest.mark.parametrize(
+    ("divergence", "changed", "loss", "least", "most"),
+    [
+        (
+            ACROSS,
+            Estimate(0.05, 0.02, 0.09),
+            None,
+            800,
+            1000,
+        ),  # 0.05 - 0.03 is two thirds of the way to the lower bound
+        (NEAR, FEW, WORSE_UNSURE, 900, 1000),  # the fall is as large as two thirds of the way to its lower bound
+        (BEYOND, FEW, UNSURE, 700, 720),
+    ],
+)
+def test_an_undecided_answer_says_how_many_would_show_that_it_fails(divergence, changed, loss, least, most):
+    (reason,) = behaviour(answers(divergence, changed), loss).reasons
+    told = int(reason.split("about ")[1].split()[0])
+    assert least <= told <= most
+
+
+def test_more_than_there_are_would_tell():
+    for mean in (0.001, 0.01, 0.019, 0.021, 0.05):
+        for samples in (2, 19, 100, 5000):
+            found = answers(Estimate(mean, mean / 3, 3 * mean), SOME, samples=samples)
+            for loss in (None, UNSURE, WORSE_UNSURE):
+                answered = behaviour(found, loss)
+                if "about" in "".join(answered.reasons):
+                    assert int(answered.reasons[0].split("about ")[1].split()[0]) > samples
