@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from edgekd.files import atomic_path, need
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Iterable, Iterator, Mapping
     from pathlib import Path
 
     from onnx import GraphProto, ModelProto, NodeProto, TensorProto
@@ -16,6 +16,9 @@ if TYPE_CHECKING:
 
 #: Operators that multiply by weights, which INT8 makes faster. Each such node is a layer.
 WEIGHT_BEARING = ("Conv", "ConvTranspose", "Gemm", "MatMul")
+
+#: Operators that ONNX Runtime's quantizer removes where the limits of uint8 have the same effect: for what is rounded.
+LIMITS = ("Relu", "Clip")
 
 
 def copy(model: ModelProto) -> ModelProto:
@@ -62,12 +65,18 @@ def open_at(model: ModelProto, tensors: Iterable[str], threads: int = 1) -> Infe
     return ort.InferenceSession(cut.SerializeToString(), options, providers=["CPUExecutionProvider"])
 
 
-def unquantize_outputs(model: ModelProto) -> None:
+def unquantize_outputs(model: ModelProto, floats: ModelProto) -> None:
     """Replace each graph output that is quantized and dequantized by its float tensor, in place.
 
-    Rounding a graph output costs about 3 dB and saves nothing. Other readers of the tensor keep reading it quantized.
+    Rounding a graph output costs about 3 dB and saves nothing. Other readers of the tensor keep reading it quantized. A
+    Relu or Clip before it, which the quantizer left to the limits of the rounding, comes back.
+
+    Args:
+        model: The QDQ graph.
+        floats: The float graph that was quantized.
     """
     graph = model.graph
+    original = producers(floats.graph)
     producer = {name: node for node in graph.node for name in node.output}
     fixed = {value.name for value in (*graph.input, *graph.output)}
     for output in graph.output:
@@ -78,10 +87,32 @@ def unquantize_outputs(model: ModelProto) -> None:
         rename(graph, output.name, f"{output.name}_dequantized")
         if source in fixed:  # an input or another output, whose name must stay
             graph.node.append(need("onnx", "build").helper.make_node("Identity", [source], [output.name]))
+        elif limits := _left_out(output.name, original, producer):
+            rename(graph, source, limits[0].input[0])
+            graph.node.extend(limits)
+            missing = {name for node in limits for name in node.input} - {tensor.name for tensor in graph.initializer}
+            graph.initializer.extend(tensor for tensor in floats.graph.initializer if tensor.name in missing)
         else:
             rename(graph, source, output.name)
             producer[output.name] = producer[source]
     drop_unread(graph)
+
+
+def _left_out(name: str, original: Mapping[str, NodeProto], made: Mapping[str, NodeProto]) -> list[NodeProto]:
+    """Return the Relu and Clip nodes of the float graph that a tensor comes from, as far as the QDQ graph lacks them.
+
+    Args:
+        name: Name of the tensor.
+        original: The node of the float graph that makes each of its tensors.
+        made: The same of the QDQ graph.
+    """
+    kept = {(node.op_type, node.name) for node in made.values()}
+    limits: list[NodeProto] = []
+    node = original.get(name)
+    while node is not None and node.op_type in LIMITS and (node.op_type, node.name) not in kept:
+        limits.insert(0, node)
+        node = original.get(node.input[0])
+    return limits
 
 
 def all_nodes(graph: GraphProto) -> Iterator[NodeProto]:

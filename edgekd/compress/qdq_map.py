@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
-from edgekd.compress.graph import WEIGHT_BEARING, initializers, layer_name, producers, reads
+from edgekd.compress.graph import LIMITS, WEIGHT_BEARING, initializers, layer_name, producers, reads
 from edgekd.errors import ModelError
 from edgekd.files import need
 from edgekd.gram.blame import FUSION, WeightedLayer
@@ -24,9 +24,6 @@ if TYPE_CHECKING:
     from onnx import GraphProto, ModelProto, NodeProto, TensorProto
 
 Kind = Literal["activation", "weight", "bias"]
-
-#: Operators that ONNX Runtime's quantizer removes where the limits of uint8 have the same effect.
-_LIMITS = ("Relu", "Clip")
 
 
 @dataclass(frozen=True)
@@ -181,7 +178,7 @@ def _limits(node: NodeProto, original: Mapping[str, NodeProto]) -> list[NodeProt
     """Return the float graph's Relu and Clip nodes that followed on a node and were removed."""
     found: list[NodeProto] = []
     last = original.get(node.output[0])
-    while last and last.op_type in _LIMITS and (last.op_type, last.name) != (node.op_type, node.name):
+    while last and last.op_type in LIMITS and (last.op_type, last.name) != (node.op_type, node.name):
         found.insert(0, last)
         last = original.get(last.input[0])
     return found

@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING, Protocol, TypeAlias
 import numpy as np
 
 from edgekd.gram.intervals import Bootstrap, Estimate, estimate, estimate_share
-from edgekd.gram.matrix import normalize
 from edgekd.gram.output_kind import OutputKind, OutputName
 from edgekd.gram.probe import side_by_side
 from edgekd.gram.streaming import Subsample, Units, hash_names
@@ -42,8 +41,12 @@ _NAMED = 64
 #: Probabilities are kept away from 0 and 1 by this much.
 _EDGE = 1e-7
 
-#: An element that hardly varies is compared with this share of its own power, and of all elements' mean power.
-_OWN_POWER, _MEAN_POWER = 1e-3, 1e-14
+#: An element that hardly varies is compared with this share of its own power, and of the median power of the elements:
+#: they may be of units that are far apart, so a mean would be that of the largest.
+_OWN_POWER, _MEDIAN_POWER = 1e-3, 1e-14
+
+#: Probabilities, and lengths of 1, may be this far off, in float16 too.
+_ROUNDING = 1e-3
 
 
 @dataclass(frozen=True)
@@ -64,6 +67,10 @@ class Answers:
         worst_divergence: The mean divergence of that element.
         samples: Number of samples.
         units: Number of independent units, which are groups where samples come in groups.
+        changed_held: Of "multilabel" the share of the labels that hold in either network that changed, mean over the
+            samples that have such; where few of many labels hold, :attr:`changed` hardly shows that all of these are
+            lost. None where no label holds in any sample.
+        reference_broken: Number of samples for which the reference's own output is not finite.
     """
 
     kind: OutputName
@@ -75,6 +82,8 @@ class Answers:
     worst_divergence: float | None
     samples: int
     units: int
+    changed_held: Estimate | None = None
+    reference_broken: int = 0
 
 
 def guess_kind(outputs: Array, labelled: bool) -> OutputKind:
@@ -89,14 +98,14 @@ def guess_kind(outputs: Array, labelled: bool) -> OutputKind:
         between 0 and 1; "embedding" where rows have unit length; else "values".
     """
     flat = outputs.reshape(len(outputs), -1).astype(np.float64)
-    within = bool((flat >= -_EDGE).all() and (flat <= 1 + _EDGE).all())
+    within = bool((flat >= -_ROUNDING).all() and (flat <= 1 + _ROUNDING).all())
     if outputs.ndim != 2:
         return OutputKind("values")
     if outputs.shape[1] > 1:
-        distributions = within and bool(np.allclose(flat.sum(1), 1, atol=1e-3))
+        distributions = within and bool(np.allclose(flat.sum(1), 1, atol=_ROUNDING))
         if labelled or distributions:
             return OutputKind("classes", distributions)
-        if np.allclose(np.linalg.norm(flat, axis=1), 1, atol=1e-3):
+        if np.allclose(np.linalg.norm(flat, axis=1), 1, atol=_ROUNDING):
             return OutputKind("embedding")
     return OutputKind("multilabel", True, 0.5) if within and flat.any() else OutputKind("values")
 
@@ -118,24 +127,29 @@ def compare_answers(
     """
     if probe.shapes["logits"] != reference.shapes["logits"]:
         raise ValueError(f"the outputs are {probe.shapes['logits']} and {reference.shapes['logits']}")
-    scale, measure = _length_floor(reference), _comparison(reference, kind)
-    error, divergence, changed = Units(), Units(), Units()
-    largest, start, decides = 0.0, 0, False
+    scale, measure = _length_floor(reference, kind), _comparison(reference, kind)
+    error, divergence, changed, held = Units(), Units(), Units(), Units()
+    largest, start, decides, broken = 0.0, 0, False, 0
     for ours, theirs in side_by_side(probe, reference, ["logits"]):
         mine, other = _rows(ours["logits"]), _rows(theirs["logits"])
         keys = hash_names(ours["ids"])
         units = keys if groups is None else hash_names(groups[start : start + len(keys)])
         start += len(keys)
-        difference = mine - other
+        kept, expected = _unless_ruled_out(mine, other, kind)
+        difference = kept - expected
         largest = float(np.fmax(largest, np.abs(difference).max(initial=0.0)))
         if not np.isfinite(difference).all():
             largest = math.nan
-        error.add(units, _lengths(difference) / np.maximum(_lengths(other), scale))
+            broken += int((~np.isfinite(expected)).any(1).sum())
+        error.add(units, _lengths(difference) / np.maximum(_lengths(expected), scale))
         diverged, decided = measure(keys, mine, other)
         divergence.add(units, diverged)
         if decided is not None:
             decides = True
             changed.add(units, decided)
+        if isinstance(measure, _Labels):
+            some, share = measure.held(mine, other)
+            held.add(units[some], share)
     worst = measure.worst() if isinstance(measure, _Values) else None
     return Answers(
         kind=kind.name,
@@ -146,7 +160,9 @@ def compare_answers(
         worst_element=worst[0] if worst else None,
         worst_divergence=worst[1] if worst else None,
         samples=start,
-        units=divergence.totals().shape[1],
+        units=start if groups is None else divergence.totals().shape[1],
+        changed_held=estimate_share(held.totals(), bootstrap) if held.totals().size else None,
+        reference_broken=broken,
     )
 
 
@@ -196,14 +212,20 @@ def _prepared(reference: Iterable[tuple[Array, _Array]], kind: OutputKind) -> _S
 
 
 class _Classes:
-    """Kullback-Leibler divergence from the reference's distribution, and whether the top-1 class changed."""
+    """Kullback-Leibler divergence from the reference's distribution, and whether the top-1 class changed.
+
+    It is ``sum p log(p / q) - p + q``, which tells of probabilities that no longer sum to 1, too.
+    """
 
     def __init__(self, kind: OutputKind) -> None:
         self._log = _log_of_probabilities if kind.probabilities else _log_softmax
 
     def __call__(self, _keys: Array, ours: _Array, theirs: _Array) -> tuple[_Array, _Array | None]:
         mine, other = self._log(ours), self._log(theirs)
-        divergence: _Array = np.maximum((np.exp(other) * (other - mine)).sum(1), 0.0)
+        p = np.exp(other)
+        with np.errstate(invalid="ignore"):  # a class that is ruled out by -inf in both
+            terms = np.where(p == 0, 0.0, p * (other - mine))
+        divergence: _Array = np.maximum((terms - p + np.exp(mine)).sum(1), 0.0)
         return divergence, (ours.argmax(1) != theirs.argmax(1)).astype(np.float64)
 
 
@@ -219,6 +241,13 @@ class _Labels:
         ratio = other * np.log(other / mine) + (1 - other) * np.log((1 - other) / (1 - mine))
         changed = (mine >= self._threshold) != (other >= self._threshold)
         return np.maximum(ratio.mean(1), 0.0), changed.mean(1)
+
+    def held(self, ours: _Array, theirs: _Array) -> tuple[NDArray[np.bool_], _Array]:
+        """Return in which samples [B] a label holds in either network, and for each such the share of these changed."""
+        mine, other = (self._probabilities(rows) >= self._threshold for rows in (ours, theirs))
+        union = (mine | other).sum(1)
+        some: NDArray[np.bool_] = union > 0
+        return some, (mine ^ other).sum(1)[some] / union[some]
 
     def _probabilities(self, scores: _Array) -> _Array:
         if not self._kind.probabilities:
@@ -243,8 +272,12 @@ class _Values:
             power = power + (rows**2).sum(0)
         variance = np.maximum(square / count - (total / count) ** 2, 0.0)
         power = power / count
-        smallest = max(_MEAN_POWER * float(power.mean()), float(np.finfo(np.float32).tiny))
-        self._scale: _Array = np.maximum(np.maximum(variance, _OWN_POWER * power), smallest)
+        alive = power[power > 0]
+        median = float(np.quantile(alive, 0.5, method="lower")) if len(alive) else 0.0
+        scale = np.maximum(np.maximum(variance, _OWN_POWER * power), _MEDIAN_POWER * median)
+        # What is always 0 says nothing of its unit: it is taken for that of the others.
+        scale = np.where(power > 0, scale, median)
+        self._scale: _Array = np.maximum(scale, float(np.finfo(np.float32).tiny))
         self._sums, self._count = np.zeros_like(self._scale), 0
 
     def __call__(self, _keys: Array, ours: _Array, theirs: _Array) -> tuple[_Array, _Array | None]:
@@ -272,13 +305,16 @@ class _Embeddings:
 
     def __init__(self, reference: Iterable[tuple[Array, _Array]]) -> None:
         index = Subsample(_INDEX)
+        count, square = 0, 0.0
         for keys, rows in reference:
             index.add(keys, [rows])
-        self._keys, self._index = index.keys, normalize(index.rows[0])
+            count, square = count + len(rows), square + float((rows**2).sum())
+        self._floor = max(_NEAR_ZERO * math.sqrt(square / count), float(np.finfo(np.float32).tiny))
+        self._keys, self._index = index.keys, self._directions(index.rows[0])
 
     def __call__(self, keys: Array, ours: _Array, theirs: _Array) -> tuple[_Array, _Array | None]:
-        mine, other = normalize(ours), normalize(theirs)
-        itself = 1 - (mine * other).sum(1, keepdims=True)
+        mine, other = self._directions(ours), self._directions(theirs)
+        itself = ((mine - other) ** 2).sum(1, keepdims=True) / 2  # of unit length: 1 - cosine
         count = min(_NEAREST, len(self._keys) - 1)
         if count < 1:
             return itself[:, 0], None
@@ -290,18 +326,30 @@ class _Embeddings:
         kept = (after[:, :, None] == before[:, None, :]).any(2).mean(1)
         return change, 1 - kept
 
+    def _directions(self, rows: _Array) -> _Array:
+        """Return rows [B, D] scaled to unit length, shorter where they are as good as zero."""
+        directions: _Array = rows / np.maximum(_lengths(rows), self._floor)[:, None]
+        return directions
+
 
 def _nearest(cosines: _Array, count: int) -> NDArray[np.intp]:
     order: NDArray[np.intp] = np.argsort(-cosines, axis=1, kind="stable")[:, :count]
     return order
 
 
-def _length_floor(reference: Probe) -> float:
+def _length_floor(reference: Probe, kind: OutputKind) -> float:
     """Return the length below which an output is as good as zero."""
-    square = sum(
-        float((_rows(theirs["logits"]) ** 2).sum()) for _, theirs in side_by_side(reference, reference, ["logits"])
-    )
+    chunks = (_rows(theirs["logits"]) for _, theirs in side_by_side(reference, reference, ["logits"]))
+    square = sum(float((_unless_ruled_out(rows, rows, kind)[1] ** 2).sum()) for rows in chunks)
     return max(_NEAR_ZERO * math.sqrt(square / len(reference)), float(np.finfo(np.float32).tiny))
+
+
+def _unless_ruled_out(ours: _Array, theirs: _Array, kind: OutputKind) -> tuple[_Array, _Array]:
+    """Return both with 0 for classes whose logits are -inf in the reference: it rules them out by that."""
+    if kind.name != "classes" or kind.probabilities:
+        return ours, theirs
+    ruled_out = np.isneginf(theirs)
+    return np.where(ruled_out, 0, ours), np.where(ruled_out, 0, theirs)
 
 
 def _rows(outputs: Array) -> _Array:
@@ -321,6 +369,5 @@ def _log_softmax(scores: _Array) -> _Array:
 
 
 def _log_of_probabilities(scores: _Array) -> _Array:
-    clipped = scores.clip(_EDGE)
-    logs: _Array = np.log(clipped / clipped.sum(1, keepdims=True))
+    logs: _Array = np.log(scores.clip(_EDGE))
     return logs

@@ -63,6 +63,11 @@ class Drift:
     clusters: int | None
     scope: Scope
 
+    @property
+    def alone(self) -> bool:
+        """Whether there was one sample alone, which within a modality has no others to be compared with."""
+        return self.scope == "intra" and self.samples < 2
+
 
 #: An embedding is noise where it is shorter than this share of the root mean square length of the reference's, or than
 #: this length: one engine gives 0 where another gives 1e-9, and a cosine with that says nothing.

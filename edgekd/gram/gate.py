@@ -235,7 +235,8 @@ def _row(
         to_reference = measure_drift(probes[stage], probes[reference], groups, rules.bootstrap)
         answers = compare_answers(probes[stage], probes[reference], rules.kind, groups, rules.bootstrap)
         if stage not in UNGATED:
-            verdict, reasons, warnings = judge(Measured(answers, loss, to_reference, missing), rules)
+            measured = Measured(answers, loss, to_reference, missing, figures.gain)
+            verdict, reasons, warnings = judge(measured, rules)
     return LedgerRow(stage, metric, loss, answers, to_teacher, to_reference, verdict, reasons, warnings, note, missing)
 
 
@@ -259,7 +260,7 @@ def _judged(rules: GateRules, reference: str, figures: LedgerMetrics, rows: tupl
     limits, last = rules.limits, rows[-1]
     learned = judge_learned(rules.metric, figures, reference, limits)
     if last.answers is not None and last.to_reference is not None:
-        measured = Measured(last.answers, last.loss, last.to_reference, last.missing)
+        measured = Measured(last.answers, last.loss, last.to_reference, last.missing, figures.gain)
         behaviour = judge_behaviour(measured, limits, rules.bootstrap.confidence)
         structure = judge_structure(last.to_reference, limits)
     else:  # what ships is the reference itself

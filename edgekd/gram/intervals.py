@@ -96,7 +96,7 @@ def estimate(totals: _Array, bootstrap: Bootstrap, smallest: float, largest: flo
         largest: The largest.
     """
     sums, counts = totals
-    low = -upper_bound(-sums, counts, bootstrap, -smallest)
+    low = 0.0 - upper_bound(-sums, counts, bootstrap, -smallest)  # of 0 it is 0 and not -0
     return Estimate(float(sums.sum() / counts.sum()), low, upper_bound(sums, counts, bootstrap, largest))
 
 

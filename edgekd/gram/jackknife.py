@@ -17,6 +17,10 @@ _Array: TypeAlias = "NDArray[np.float64]"
 #: Number of blocks of a jackknife over independent samples.
 _BLOCKS = 32
 
+#: The most groups that are blocks by themselves; where there are more, several share a block. Each costs a statistic of
+#: all samples.
+_MOST_GROUPS = 128
+
 
 @dataclass(frozen=True)
 class Series:
@@ -72,20 +76,24 @@ class Series:
         """The standard error by the delete-a-block jackknife; None where there is one block alone.
 
         ``sqrt((K - 1) / K * sum of squared deviations)`` (Efron & Tibshirani, An Introduction to the Bootstrap, 11.5).
+        A statistic may be no number without some block, as a mean over classes is where one class is in that block
+        alone. The others stand in for such blocks; where these are more than half, the error is None too.
         """
+        known = self.without[np.isfinite(self.without)]
         count = len(self.without)
-        return float(np.sqrt((count - 1) * self.without.var())) if count else None
+        return float(np.sqrt((count - 1) * known.var())) if count and len(known) * 2 >= count else None
 
 
 def make_blocks(count: int, groups: NDArray[np.generic] | None) -> NDArray[np.int64]:
     """Return the block [N] of each sample for a jackknife: its group, or one of 32 where samples are independent.
 
+    Of more than 128 groups several share a block, which is as independent of the others as they are.
     Where all samples are of one group, neighbours depend on each other, so the blocks are runs of neighbours.
     """
     if groups is None:
         return np.arange(count) % _BLOCKS
     blocks = np.unique(groups, return_inverse=True)[1]
-    return blocks if np.ptp(blocks) else np.arange(count) * _BLOCKS // count
+    return blocks % _MOST_GROUPS if np.ptp(blocks) else np.arange(count) * _BLOCKS // count
 
 
 def choosing_groups(groups: NDArray[np.generic] | None) -> NDArray[np.generic] | None:

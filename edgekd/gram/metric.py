@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from edgekd.errors import TaskError
 from edgekd.gram.intervals import Estimate, binomial_upper
 from edgekd.gram.jackknife import Series, make_blocks
 from edgekd.gram.stats import t_quantile
@@ -30,11 +31,13 @@ class ConstantAnswer:
         label: Index of the class.
         metric: Its metric.
         gain: How much better the ledger's reference is, positive where it is.
+        alone: Whether all labels are of that class: then it is right, and no answer is better.
     """
 
     label: int
     metric: float
     gain: Estimate
+    alone: bool = False
 
 
 @dataclass(frozen=True)
@@ -43,13 +46,22 @@ class LedgerMetrics:
 
     Attributes:
         values: The metric by the name of the row; None where it was not measured.
-        losses: How much worse than the reference's it is, positive where it is worse; for rows after the reference.
+        losses: How much worse than the reference's it is, positive where it is worse; for rows after the reference, and
+            none where the reference's is not a number.
         constant: The best constant answer; None where there are no labels, or the network is no classifier.
+        over_chance: How much better the reference is than its own answers given to other samples; None where there is a
+            constant answer, or the network is no classifier.
     """
 
     values: Mapping[str, float | None]
     losses: Mapping[str, Estimate] = field(default_factory=dict)
     constant: ConstantAnswer | None = None
+    over_chance: Estimate | None = None
+
+    @property
+    def gain(self) -> Estimate | None:
+        """How much better the reference is than what learned nothing; None where that is not known."""
+        return self.constant.gain if self.constant else self.over_chance
 
 
 @dataclass(frozen=True)
@@ -71,15 +83,35 @@ class LabelledSamples:
     confidence: float = 0.95
 
     def measure(self, probes: Mapping[str, Probe], reference: str) -> LedgerMetrics:
-        """Return the metric of each probe, and how surely it is worse than the reference's."""
+        """Return the metric of each probe, and how surely it is worse than the reference's.
+
+        Where it fails on the outputs of what was compressed, as without any answer of some class it may, it is NaN.
+
+        Raises:
+            TaskError: The metric fails on the outputs of the teacher or the reference.
+        """
+        for name in ("teacher", reference):
+            if name in probes:  # of these the user hears what it raises
+                self.metric(probes[name].logits, self.labels)
         series = {name: self._series(probe.logits) for name, probe in probes.items()}
+        best = self._best_constant(probes[reference])
+        values = [own.value for own in series.values()]
+        scale = max((abs(value) for value in [*values, *(best[1:] if best else ())] if math.isfinite(value)), default=1)
         losses = {
-            name: self._estimate((series[reference] - own) * self._sign)
+            name: self._estimate((series[reference] - own) * self._sign, scale)
             for name, own in series.items()
-            if name not in ("teacher", reference)
+            if name not in ("teacher", reference) and not math.isnan(series[reference].value)
         }
-        constant = self._constant(probes[reference], series[reference])
-        return LedgerMetrics({name: own.value for name, own in series.items()}, losses, constant)
+        constant = over_chance = None
+        if best:
+            gain = (series[reference] - self._series(_constant_outputs(probes[reference], best[0]))) * self._sign
+            alone = len(np.unique(self.labels[self.labels >= 0])) < 2
+            constant = ConstantAnswer(*best, self._estimate(gain, scale), alone)
+        elif probes[reference].classifies:
+            others = np.random.RandomState(0).permutation(len(self.labels))
+            gain = (series[reference] - self._series(probes[reference].logits[others])) * self._sign
+            over_chance = self._estimate(gain, scale)
+        return LedgerMetrics({name: own.value for name, own in series.items()}, losses, constant, over_chance)
 
     @property
     def _sign(self) -> int:
@@ -87,29 +119,48 @@ class LabelledSamples:
 
     def _series(self, outputs: Array) -> Series:
         blocks = make_blocks(len(self.labels), self.groups)
-        return Series.of(lambda kept: float(self.metric(outputs[kept], self.labels[kept])), blocks)
+        return Series.of(lambda kept: self._tried(outputs[kept], self.labels[kept]), blocks)
 
-    def _estimate(self, series: Series) -> Estimate:
-        """Bound a difference of metrics by the jackknife over blocks; a difference of 0 in few samples is not sure."""
+    def _tried(self, outputs: Array, labels: Array) -> float:
+        """Return the metric; NaN where the task's code fails, as without a class it may."""
+        try:
+            return float(self.metric(outputs, labels))
+        except TaskError:
+            return math.nan
+
+    def _estimate(self, series: Series, scale: float) -> Estimate:
+        """Bound a difference of metrics by the jackknife over blocks; a difference of 0 in few samples is not sure.
+
+        Args:
+            series: The difference.
+            scale: The largest metric there is: what is lost where every answer is wrong, in the metric's own unit.
+        """
         if series.error is None:
             return Estimate(series.value, -math.inf, math.inf)
-        half = t_quantile(self.confidence, len(series.without) - 1) * series.error
-        half = np.fmax(half, binomial_upper(0, len(self.labels), self.confidence)) if not math.isnan(half) else half
-        return Estimate(series.value, series.value - float(half), series.value + float(half))
+        labelled = int((self.labels >= 0).sum())
+        unseen = scale * binomial_upper(0, labelled, self.confidence)
+        half = max(t_quantile(self.confidence, len(series.without) - 1) * series.error, unseen)
+        return Estimate(series.value, series.value - half, series.value + half)
 
-    def _constant(self, probe: Probe, own: Series) -> ConstantAnswer | None:
+    def _best_constant(self, probe: Probe) -> tuple[int, float] | None:
+        """Return the class that is the best constant answer, and its metric; None where no constant answer has one."""
         if not probe.classifies:
             return None
         classes = probe.shapes["logits"][1]
         labels, counts = np.unique(self.labels[(self.labels >= 0) & (self.labels < classes)], return_counts=True)
-        best: tuple[float, int, Series] | None = None
-        for label in labels[np.argsort(-counts, kind="stable")][:_CONSTANTS].tolist():
-            outputs = np.zeros((len(self.labels), classes), np.float32)
-            outputs[:, label] = 1
-            series = self._series(outputs)
-            if best is None or series.value * self._sign > best[0]:
-                best = series.value * self._sign, label, series
-        if best is None:
+        metrics = {
+            label: self._tried(_constant_outputs(probe, label), self.labels)
+            for label in labels[np.argsort(-counts, kind="stable")][:_CONSTANTS].tolist()
+        }
+        # A logarithmic loss of answers that are surely wrong is infinite: nothing to be better than.
+        finite = {label: value for label, value in metrics.items() if math.isfinite(value)}
+        if not finite:
             return None
-        _, label, series = best
-        return ConstantAnswer(label, series.value, self._estimate((own - series) * self._sign))
+        label = max(finite, key=lambda one: finite[one] * self._sign)
+        return label, finite[label]
+
+
+def _constant_outputs(probe: Probe, label: int) -> Array:
+    outputs = np.zeros(probe.shapes["logits"], np.float32)
+    outputs[:, label] = 1
+    return outputs

@@ -11,7 +11,7 @@ import math
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
 
-from edgekd.gram.intervals import MOST_NEEDED, mean_needs, share_needs
+from edgekd.gram.intervals import MOST_NEEDED, Estimate, mean_needs, share_needs
 from edgekd.gram.output_kind import MAX_DIVERGENCE, MEASURES
 
 if TYPE_CHECKING:
@@ -19,7 +19,6 @@ if TYPE_CHECKING:
 
     from edgekd.gram.answers import Answers
     from edgekd.gram.drift import Drift
-    from edgekd.gram.intervals import Estimate
     from edgekd.gram.metric import LedgerMetrics
     from edgekd.gram.output_kind import OutputName
 
@@ -47,6 +46,10 @@ _FAR = 5.0
 
 #: An element of an output whose divergence is this many limits is broken, whatever the others do.
 _BROKEN_ELEMENT = 25.0
+
+#: Where this share of the labels that hold in either network is other labels, the answers are others, however many
+#: labels hold in neither.
+_OTHER_LABELS = 0.5
 
 #: Relative error from which an embedding is another vector, though its direction may be the same.
 _OTHER_VECTOR = 0.4
@@ -110,12 +113,15 @@ class Measured:
         drift: The drift of its Gram.
         missing: For modalities the share of changed answers with that modality absent, in both networks; empty where
             that was not measured.
+        gain: How much better the reference's metric is than that of the best constant answer; None where there is no
+            such answer.
     """
 
     answers: Answers
     loss: Estimate | None
     drift: Drift
     missing: Mapping[str, Estimate] = field(default_factory=dict)
+    gain: Estimate | None = None
 
 
 def worst(*verdicts: Verdict) -> Verdict:
@@ -163,7 +169,7 @@ def judge_learned(metric: str, figures: LedgerMetrics, reference: str, limits: G
         limits: The limits.
     """
     own, teacher, constant = figures.values.get(reference), figures.values.get("teacher"), figures.constant
-    if own is None or (teacher is None and constant is None):
+    if own is None or (teacher is None and figures.gain is None and not math.isnan(own)):
         return Answered("learned", None, figures=("not measured: there are no labels",) if own is None else ())
     told = [f"{metric} {own:.4f}"]
     if teacher is not None:
@@ -171,10 +177,15 @@ def judge_learned(metric: str, figures: LedgerMetrics, reference: str, limits: G
     if constant is not None:
         told.append(f"always class {constant.label}: {constant.metric:.4f}")
     text = (", ".join(told),)
-    if constant is not None and not constant.gain.low > 0:
-        better = f"its {metric} {own:.4f} is not shown to be better than {constant.metric:.4f}, which is what always "
-        reason = f"the {reference} learned nothing: {better}answering class {constant.label} gives"
+    if math.isnan(own):
+        reason = f"the {reference}'s {metric} is not a number on these samples: nothing tells whether it learned"
         return Answered("learned", "fail" if reference == "student" else "warn", (reason,), text)
+    if constant is not None and constant.alone:
+        reason = f"all labels are of class {constant.label}, so nothing tells whether the {reference} learned others"
+        return Answered("learned", "warn", (reason,), text)
+    if figures.gain is not None and not figures.gain.low > 0:
+        verdict, reason = _not_learned(f"its {metric} {own:.4f}", figures, figures.gain, reference)
+        return Answered("learned", verdict, (reason,), text)
     kept = _kept(own, teacher, constant.metric if constant else None)
     if kept is not None and not kept >= limits.min_learned:
         above = " above the best constant answer" if constant else ""
@@ -185,6 +196,21 @@ def judge_learned(metric: str, figures: LedgerMetrics, reference: str, limits: G
         )
         return Answered("learned", "warn", (reason,), text)
     return Answered("learned", "pass", (), text)
+
+
+def _not_learned(own: str, figures: LedgerMetrics, gain: Estimate, reference: str) -> tuple[Verdict, str]:
+    """Return the verdict on a reference that is not shown to be better than what learned nothing, and the reason."""
+    if figures.constant:
+        better = f"better than {figures.constant.metric:.4f}, which is what always answering class "
+        better += f"{figures.constant.label} gives"
+    else:
+        better = "better than with its answers given to other samples"
+    if not gain.mean <= 0 and not math.isfinite(gain.low):
+        unknown = f"nothing tells whether the {reference} learned, as {own} cannot be shown to be {better}"
+        return "warn", f"{unknown}: without some of the samples the metric is not a number"
+    head = "learned nothing" if gain.mean <= 0 else "is not shown to have learned anything"
+    verdict: Verdict = "fail" if reference == "student" else "warn"
+    return verdict, f"the {reference} {head}: {own} is not shown to be {better}"
 
 
 def _kept(own: float, teacher: float | None, constant: float | None) -> float | None:
@@ -202,11 +228,15 @@ def judge_structure(drift: Drift, limits: GateLimits) -> Answered:
     worst_of = "pair" if drift.scope == "sample" else "modality"
     at = f"worst {worst_of} {drift.worst_pair}, {drift.worst_pair_mean:.4f}"
     figures = (f"Gram drift {drift.mean:.4f}, bound {drift.bound:.4f} ({at})",)
+    if drift.alone:
+        return Answered("structure", None, ("Gram drift is not measured: one sample alone has no others",))
     if not drift.mean <= limits.tau_fail:
         reason = f"Gram drift {drift.mean:.4f} is above {limits.tau_fail:g} ({at})"
         return Answered("structure", "fail", (reason,), figures)
+    if drift.mean * drift.samples <= _SAME:  # in each sample the same up to rounding, whatever the bound
+        return Answered("structure", "pass", (), figures)
     if not drift.bound <= limits.tau_fail:
-        count = f"{drift.samples} samples" if drift.clusters is None else f"{drift.clusters} groups"
+        count = _counted(drift.samples, "sample") if drift.clusters is None else _counted(drift.clusters, "group")
         reason = f"Gram drift {drift.mean:.4f} has a bound of {drift.bound:.4f}, above {limits.tau_fail:g}: n = {count}"
         return Answered("structure", "undecided", (reason,), figures)
     if drift.bound > limits.tau_pass:
@@ -220,9 +250,11 @@ def judge_behaviour(measured: Measured, limits: GateLimits, confidence: float) -
 
     Where there are labels, a metric that provably did not fall by more than the limit passes, with a warning where the
     outputs diverge all the same; one that provably fell, and by more than the limit as measured, fails, unless the
-    outputs are all but the same. Where the metric cannot tell, or there are no labels, the outputs pass where the
-    divergence and the changed answers are within their limits by their bounds, or the divergence within a quarter of
-    its own. A divergence that is provably beyond its limit fails; what neither passes nor fails is undecided.
+    outputs are all but the same. A metric that the best constant answer keeps within the limit, too, excuses nothing.
+    Where the metric cannot tell, or there are no labels, the outputs pass where the divergence and the changed answers
+    are within their limits by their bounds, or the divergence within a quarter of its own and the changed answers not
+    provably beyond theirs. A divergence that is provably beyond its limit fails, and so, without labels, do changed
+    answers; what neither passes nor fails is undecided.
 
     Args:
         measured: What was measured against the reference.
@@ -231,7 +263,9 @@ def judge_behaviour(measured: Measured, limits: GateLimits, confidence: float) -
     """
     verdict, reasons = _behaviour(measured, limits, confidence)
     beyond = [
-        f"without {name} {_share(share)} of the answers changed, more than {limits.max_missing_flips * 100:.3g}%"
+        f"without {name} its outputs are not numbers, where the reference's are"
+        if math.isnan(share.mean)
+        else f"without {name} {_share(share)} of the answers changed, more than {limits.max_missing_flips * 100:.3g}%"
         for name, share in measured.missing.items()
         if not share.mean <= limits.max_missing_flips + _ROUNDING
     ]
@@ -246,16 +280,28 @@ def _behaviour(measured: Measured, limits: GateLimits, confidence: float) -> tup
         return "fail", broken
     if _is_same(answers, limit):
         return "pass", []
-    found = measured.loss and _by_metric(answers, measured.loss, limits)
-    found = found or _by_output(answers, measured.loss, limits)
-    return found or ("undecided", [_undecided(measured, limits, confidence)])
+    loss = measured.loss
+    if loss is not None and not _tells(measured.gain, limits) and not _provably_fell(loss, limits):
+        loss = None
+    found = loss and _by_metric(answers, loss, limits)
+    found = found or _by_output(answers, loss, limits)
+    return found or ("undecided", [_undecided(answers, loss, limits, confidence)])
+
+
+def _tells(gain: Estimate | None, limits: GateLimits) -> bool:
+    """Whether the metric would fall by more than its limit if every answer were the same."""
+    return gain is None or gain.low > limits.max_metric_drop
+
+
+def _provably_fell(loss: Estimate, limits: GateLimits) -> bool:
+    return math.isnan(loss.mean) or (loss.mean > limits.max_metric_drop + _ROUNDING and loss.low > 0)
 
 
 def _by_metric(answers: Answers, loss: Estimate, limits: GateLimits) -> tuple[Verdict, list[str]] | None:
     """Judge by the metric; None where it cannot tell."""
     limit, margin = limits.divergence(answers.kind), limits.max_metric_drop + _ROUNDING
     near = answers.divergence.high <= _NEAR * limit  # a few ties that fell to the other side are chance
-    if math.isnan(loss.mean) or loss.low > margin or (loss.mean > margin and loss.low > 0 and not near):
+    if _provably_fell(loss, limits) and not (near and loss.low <= margin):
         return "fail", [_fell(loss, limits)]
     if not loss.high <= margin:
         return None
@@ -275,15 +321,16 @@ def _by_output(answers: Answers, loss: Estimate | None, limits: GateLimits) -> t
     limit = limits.divergence(answers.kind)
     fell = loss is not None and loss.mean > limits.max_metric_drop + _ROUNDING
     flips = answers.changed if answers.kind != "embedding" else None  # near neighbours trade places for nothing
-    few = flips is None or flips.high <= limits.max_flips + _ROUNDING or answers.divergence.high <= _NEAR * limit
+    many = flips is not None and flips.low > limits.max_flips + _ROUNDING
+    near = answers.divergence.high <= _NEAR * limit and not many
+    few = flips is None or flips.high <= limits.max_flips + _ROUNDING or near
     if answers.divergence.high <= limit and few and answers.samples >= _FEWEST and not fell:
         return "pass", []
-    changed = flips is not None and flips.low > limits.max_flips and answers.divergence.high > limit
-    beyond = answers.divergence.low > limit or changed
-    if not beyond or not (loss is None or fell or answers.divergence.low > _FAR * limit):
+    diverged = answers.divergence.low > limit
+    if not (diverged or many) or not (loss is None or fell or answers.divergence.low > _FAR * limit):
         return None
-    reasons = [f"{_diverged(answers)}, more than {limit:g}"]
-    if changed and flips is not None:
+    reasons = [f"{_diverged(answers)}, more than {limit:g}"] if diverged else []
+    if many and flips is not None:
         reasons.append(f"{_share(flips)} of the answers changed, more than {limits.max_flips * 100:.3g}%")
     if loss and fell:
         reasons.append(_fell(loss, limits))
@@ -291,6 +338,8 @@ def _by_output(answers: Answers, loss: Estimate | None, limits: GateLimits) -> t
 
 
 def _fell(loss: Estimate, limits: GateLimits) -> str:
+    if math.isnan(loss.mean):
+        return "the metric is not a number, where the reference's is"
     return f"the metric is {_bounds(loss)} worse, more than {limits.max_metric_drop:g}"
 
 
@@ -299,19 +348,36 @@ def _diverged(answers: Answers) -> str:
 
 
 def _is_same(answers: Answers, limit: float) -> bool:
-    return answers.divergence.high <= _SAME * limit and answers.error.high <= _SAME
+    """Whether outputs are the same up to rounding: by their bounds, or in each sample, as a mean over few may tell."""
+    most = answers.samples * answers.divergence.mean, answers.samples * answers.error.mean
+    bounds = answers.divergence.high, answers.error.high
+    return any(divergence <= _SAME * limit and error <= _SAME for divergence, error in (bounds, most))
+
+
+def _not_finite(answers: Answers, drift: Drift) -> list[str]:
+    """Return what is not a number, of the reference's or in what is held against it."""
+    if answers.reference_broken:
+        return [
+            f"the reference's own output is not finite for {answers.reference_broken} of "
+            f"{_counted(answers.samples, 'sample')}: nothing can be held against it there"
+        ]
+    if math.isnan(answers.error.mean) or math.isnan(answers.divergence.mean):
+        return ["outputs are not numbers, or are infinite, where the reference's are finite"]
+    if math.isnan(drift.mean) and not drift.alone:
+        return ["embeddings are not numbers, or are infinite, where the reference's are finite"]
+    return []
 
 
 def _broken(answers: Answers, drift: Drift, limit: float) -> list[str]:
     """Return what no metric can excuse: outputs that are not numbers, another vector, one element of several."""
-    if math.isnan(answers.error.mean) or math.isnan(answers.divergence.mean):
-        return ["outputs are not numbers, or are infinite, where the reference's are finite"]
-    if math.isnan(drift.mean):
-        return ["embeddings are not numbers, or are infinite, where the reference's are finite"]
+    if wrong := _not_finite(answers, drift):
+        return wrong
     if answers.kind == "embedding" and answers.error.low > _OTHER_VECTOR:
         return [
             f"the embeddings are other vectors: relative error {_bounds(answers.error)}, more than {_OTHER_VECTOR:g}"
         ]
+    if answers.changed_held is not None and answers.changed_held.low > _OTHER_LABELS:
+        return [f"of the labels that hold in either network {_share(answers.changed_held)} changed"]
     if answers.worst_divergence is not None and answers.worst_divergence > _BROKEN_ELEMENT * limit:
         return [
             f"element {answers.worst_element} of the output is broken: its squared error is "
@@ -320,34 +386,61 @@ def _broken(answers: Answers, drift: Drift, limit: float) -> list[str]:
     return []
 
 
-def _undecided(measured: Measured, limits: GateLimits, confidence: float) -> str:
+def _undecided(answers: Answers, loss: Estimate | None, limits: GateLimits, confidence: float) -> str:
     """Say that the samples are too few, and how many would tell were the figures to stay as they are."""
-    answers, limit = measured.answers, limits.divergence(measured.answers.kind)
     grouped = answers.units < answers.samples
-    count, what = (answers.units, "groups") if grouped else (answers.samples, "samples")
-    ways: list[int | None] = []
-    if measured.loss:
-        ways.append(mean_needs(measured.loss, limits.max_metric_drop, count))
-    by_output = [_FEWEST, mean_needs(answers.divergence, limit, count)]
-    near = mean_needs(answers.divergence, _NEAR * limit, count)
-    if answers.changed and answers.kind != "embedding":
-        needed = (
-            mean_needs(answers.changed, limits.max_flips, count)
-            if grouped
-            else share_needs(answers.changed.mean, limits.max_flips, confidence)
-        )
-        by_output.append(needed)
-    known = [needed for needed in by_output if needed is not None]
-    ways.append(max(known) if len(known) == len(by_output) else None)
-    ways.append(None if near is None else max(near, _FEWEST))
+    count, what = (answers.units, "group") if grouped else (answers.samples, "sample")
+    ways = _to_pass(answers, loss, limits, confidence) + _to_fail(answers, loss, limits)
     told = [way for way in ways if way is not None and way > count]
-    if not told:
+    if math.isinf(answers.divergence.high):
+        tell = "of which one alone tells nothing of others"
+    elif not told:
         tell = "more of the same would not tell soon: the figures are at their limits"
     elif min(told) >= MOST_NEEDED:
         tell = "more than a million would tell"
     else:
         tell = f"about {min(told)} would tell"
-    return f"undecided: n = {count} {what}, {tell}"
+    return f"undecided: n = {_counted(count, what)}, {tell}"
+
+
+def _to_pass(answers: Answers, loss: Estimate | None, limits: GateLimits, confidence: float) -> list[int | None]:
+    """Return for each way to pass about how many samples or groups it would take; None where it is none."""
+    limit, count = limits.divergence(answers.kind), answers.units
+    by_metric = mean_needs(loss, limits.max_metric_drop, count) if loss else None
+    if loss is not None and loss.mean > limits.max_metric_drop + _ROUNDING:
+        return [by_metric]
+    changed = answers.changed if answers.kind != "embedding" else None
+    within, near = mean_needs(answers.divergence, limit, count), mean_needs(answers.divergence, _NEAR * limit, count)
+    few: int | None = _FEWEST
+    if changed is not None:
+        few = (
+            mean_needs(changed, limits.max_flips, count)
+            if answers.units < answers.samples
+            else share_needs(changed.mean, limits.max_flips, confidence)
+        )
+        near = near if changed.mean <= limits.max_flips else None
+    by_output = None if within is None or few is None else max(_FEWEST, within, few)
+    return [by_metric, by_output, None if near is None else max(_FEWEST, near)]
+
+
+def _to_fail(answers: Answers, loss: Estimate | None, limits: GateLimits) -> list[int | None]:
+    """Return for each way to fail about how many samples or groups it would take; None where it is none."""
+    fell = loss is not None and loss.mean > limits.max_metric_drop + _ROUNDING
+    if loss is not None and not fell:
+        return [_needed_above(answers.divergence, _FAR * limits.divergence(answers.kind), answers.units)]
+    ways = [_needed_above(answers.divergence, limits.divergence(answers.kind), answers.units)]
+    if answers.changed is not None and answers.kind != "embedding":
+        ways.append(_needed_above(answers.changed, limits.max_flips, answers.units))
+    return [*ways, _needed_above(loss, 0.0, answers.units)] if loss else ways
+
+
+def _needed_above(bounds: Estimate, limit: float, samples: int) -> int | None:
+    """Return about how many samples would show a mean to be above a limit, as :func:`mean_needs` does below it."""
+    return mean_needs(Estimate(-bounds.mean, -bounds.high, -bounds.low), -limit, samples)
+
+
+def _counted(count: int, what: str) -> str:
+    return f"{count} {what}" if count == 1 else f"{count} {what}s"
 
 
 def _behaviour_figures(measured: Measured) -> tuple[str, ...]:

@@ -37,7 +37,7 @@ def _describe(imported: ImportedModel) -> str:
 
 
 IMPORT: StageSpec[ImportedModel] = StageSpec(
-    "import", 4, ImportedModel, LIBRARIES, "read a trained ONNX model and its samples", _describe
+    "import", 5, ImportedModel, LIBRARIES, "read a trained ONNX model and its samples", _describe
 )
 
 

@@ -70,7 +70,7 @@ def quantized(readers, outputs):
 
 def test_an_output_is_not_rounded():
     graph = quantized([], ["y"])
-    unquantize_outputs(graph)
+    unquantize_outputs(graph, model([make_node("Relu", ["x"], ["y"])], ["y"]))
     onnx.checker.check_model(graph)
     assert [node.op_type for node in graph.graph.node] == ["Relu"]
     assert run(graph)["y"].tolist() == np.float32([[0.3, 0], [1.11, 0.26]]).tolist()
@@ -78,7 +78,7 @@ def test_an_output_is_not_rounded():
 
 def test_other_readers_go_on_reading_it_quantized():
     graph = quantized([make_node("Neg", ["y"], ["n"])], ["y", "n"])
-    unquantize_outputs(graph)
+    unquantize_outputs(graph, model([make_node("Relu", ["x"], ["y"])], ["y"]))
     onnx.checker.check_model(graph)
     found = run(graph)
     assert found["y"].tolist() == np.float32([[0.3, 0], [1.11, 0.26]]).tolist()
@@ -92,7 +92,7 @@ def test_two_outputs_of_one_tensor():
         make_node("DequantizeLinear", ["hq2", "s", "z"], ["y2"]),
     ]
     graph = quantized(pair, ["y", "y2"])
-    unquantize_outputs(graph)
+    unquantize_outputs(graph, model([make_node("Relu", ["x"], ["y"])], ["y"]))
     onnx.checker.check_model(graph)
     found = run(graph)
     assert found["y"].tolist() == found["y2"].tolist() == np.float32([[0.3, 0], [1.11, 0.26]]).tolist()
@@ -104,7 +104,7 @@ def test_an_output_that_is_the_dequantized_input():
         make_node("DequantizeLinear", ["xq", "s", "z"], ["y"]),
     ]
     graph = model(nodes, ["y"], {"s": np.float32(0.1), "z": np.uint8(128)})
-    unquantize_outputs(graph)
+    unquantize_outputs(graph, model([make_node("Relu", ["x"], ["y"])], ["y"]))
     onnx.checker.check_model(graph)
     assert run(graph)["y"].shape == (2, 2)
 
@@ -112,5 +112,26 @@ def test_an_output_that_is_the_dequantized_input():
 def test_a_float_graph_stays_as_it_is(branches):
     graph = onnx.load(branches)
     before = graph.SerializeToString(deterministic=True)
-    unquantize_outputs(graph)
+    unquantize_outputs(graph, model([make_node("Relu", ["x"], ["y"])], ["y"]))
     assert graph.SerializeToString(deterministic=True) == before
+
+
+def test_a_limit_that_the_rounding_stood_in_for_comes_back():
+    """ONNX Runtime's quantizer removes a Relu whose output it rounds to uint8, which has no negative numbers."""
+    floats = model(
+        [make_node("MatMul", ["x", "w"], ["s"], "matmul"), make_node("Clip", ["s", "low"], ["y"], "clip")],
+        ["y"],
+        {"w": TWO["w"], "low": np.float32(0)},
+    )
+    nodes = [
+        make_node("MatMul", ["x", "w"], ["h"], "matmul"),
+        make_node("QuantizeLinear", ["h", "scale", "z"], ["hq"]),
+        make_node("DequantizeLinear", ["hq", "scale", "z"], ["y"]),
+        make_node("Neg", ["y"], ["n"]),
+    ]
+    graph = model(nodes, ["y", "n"], {"w": TWO["w"], "scale": np.float32(0.1), "z": np.uint8(0)})
+    unquantize_outputs(graph, floats)
+    onnx.checker.check_model(graph)
+    found = run(graph)
+    assert np.allclose(found["y"], [[0.6, 0], [2.22, 0.52]], atol=1e-6)
+    assert np.allclose(found["n"], [[-0.6, 0], [-2.2, -0.5]], atol=1e-6)

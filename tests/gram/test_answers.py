@@ -185,3 +185,83 @@ def test_how_many_samples_would_tell():
     needed = mean_needs(bounds, (bounds.mean + bounds.high) / 2, 300)
     assert needed in (1200, 1300)  # four times as many, rounded up
     assert mean_needs(bounds, bounds.mean / 2, 300) is None
+
+
+def between(outputs, reference, kind):
+    return compare_answers(probe_of(outputs), probe_of(reference), kind, None, Bootstrap(resamples=200))
+
+
+def test_classes_that_are_ruled_out_in_both_do_not_count():
+    masked = SCORES.copy()
+    masked[:, 3] = -np.inf
+    found = between(masked + np.float32(0.01) * RANDOM.standard_normal(SCORES.shape), masked, OutputKind())
+    assert found.reference_broken == 0
+    assert 0 < found.divergence.mean < 1e-3
+    assert found.error.high < 0.02
+    leaking = masked.copy()
+    leaking[:, 3] = 2
+    assert between(leaking, masked, OutputKind()).divergence.low > 0.02
+
+
+def test_samples_for_which_the_reference_is_not_finite_are_counted():
+    spoilt = SCORES.copy()
+    spoilt[[7, 9], 2] = np.nan
+    assert between(spoilt, spoilt, OutputKind()).reference_broken == 2
+    assert between(spoilt, SCORES, OutputKind()).reference_broken == 0
+
+
+def test_probabilities_that_no_longer_sum_to_1_diverge():
+    kind, probabilities = OUTPUTS["probabilities"]
+    assert between(2 * probabilities, probabilities, kind).divergence.low > 0.3
+    assert between(probabilities * 1.01, probabilities, kind).divergence.high < 1e-3
+
+
+def test_labels_that_hold_are_counted_apart_from_those_that_never_do():
+    tags = np.full((300, 2000), 1e-3, np.float32)
+    tags[np.arange(300), np.arange(300)] = 0.9
+    found = between(np.full_like(tags, 1e-3), tags, OutputKind("multilabel", True))
+    assert found.changed.mean < 1e-3
+    assert found.changed_held.low > 0.9
+    assert between(tags, tags, OutputKind("multilabel", True)).changed_held.mean == 0
+    assert between(tags * 0.1, tags * 0.1, OutputKind("multilabel", True)).changed_held is None
+
+
+def test_an_element_that_is_always_0_is_of_the_others_unit():
+    values = OUTPUTS["values"][1].copy()
+    values[:, 2] = 0
+    noise = 0.01 * values.std(0).clip(1e-2) * RANDOM.standard_normal(values.shape)
+    assert between(values + noise, values, OutputKind("values")).divergence.high < 1e-3
+
+
+def test_a_dead_element_shows_however_small_its_unit():
+    values = SCORES * np.float32([1e-6, 1, 1, 1, 1, 1, 1, 1e5])
+    dead = values.copy()
+    dead[:, 0] = 0
+    assert between(dead, values, OutputKind("values")).worst_element == 0
+    assert between(dead, values, OutputKind("values")).worst_divergence > 0.5
+
+
+def test_embeddings_without_a_direction_are_the_same():
+    embeddings = SCORES.copy()
+    embeddings[:30] = 0
+    noise = np.where(np.arange(300)[:, None] < 30, 1e-9, 0)
+    assert between(embeddings, embeddings, OutputKind("embedding")).divergence.high == 0
+    assert between(embeddings + noise, embeddings, OutputKind("embedding")).divergence.high < 1e-6
+    gone = np.where(np.arange(300)[:, None] < 60, 0, embeddings)
+    assert between(gone, embeddings, OutputKind("embedding")).divergence.low > 0.03
+
+
+def test_many_independent_samples_are_not_groups():
+    outputs = np.tile(SCORES, (34, 1))
+    found = between(outputs, outputs, OutputKind())
+    assert (found.samples, found.units) == (10_200, 10_200)
+
+
+def test_a_share_of_0_is_no_negative_0():
+    assert not math.copysign(1, between(SCORES, SCORES, OutputKind()).divergence.low) < 0
+
+
+def test_rounding_does_not_change_the_kind():
+    probabilities = (OUTPUTS["probabilities"][1] * np.float32(1.0000005)).astype(np.float16)
+    assert guess_kind(probabilities, False) == OutputKind("classes", True)
+    assert guess_kind(np.float32([[1.0000001], [0.3]]), False) == OutputKind("multilabel", True, 0.5)

@@ -291,7 +291,7 @@ def test_a_student_at_chance_is_never_released(trained):
         learned, behaviour, structure = ledger.questions
         assert (learned.verdict, behaviour.verdict, structure.verdict) == ("fail", "pass", "pass")
         (reason,) = ledger.reasons
-        assert reason.startswith("the student learned nothing")
+        assert reason.startswith(("the student learned nothing", "the student is not shown to have learned anything"))
         assert (ledger.verdict, ledger.released) == ("fail", False)
         assert "distill.epochs" in ledger.advice[0]
     imported = keep({"float": trained.random, "device": trained.random}, trained)
@@ -370,4 +370,4 @@ def test_few_samples_leave_undecided_what_many_let_pass(trained):
     for count in (1, 2, 4):
         few = ledger(count)
         assert (few.questions[1].verdict, few.verdict == "pass") == ("undecided", False)
-        assert f"n = {count} samples" in " ".join(few.reasons + few.warnings)
+        assert f"n = {count} sample" in " ".join(few.reasons + few.warnings)

@@ -233,3 +233,103 @@ def test_an_undecided_build_is_released_unless_the_recipe_says_otherwise():
 def test_the_worst_of_verdicts():
     assert worst("pass", "undecided", "warn") == "undecided"
     assert worst("undecided", "fail") == "fail"
+
+
+GAIN, NO_GAIN = Estimate(0.5, 0.4, 0.6), Estimate(0.01, 0.005, 0.015)
+
+
+def test_a_metric_that_a_constant_answer_keeps_too_excuses_nothing():
+    assert behaviour(answers(FAR, SOME), HELD, gain=GAIN).verdict == "warn"
+    assert behaviour(answers(FAR, SOME), HELD, gain=NO_GAIN).verdict == "fail"
+    assert behaviour(answers(NEAR, FEW), HELD, gain=NO_GAIN).verdict == "pass"
+    assert behaviour(answers(NEAR, FEW), FELL, gain=NO_GAIN).verdict == "fail"
+
+
+def test_answers_that_provably_changed_fail_however_small_the_divergence():
+    found = behaviour(answers(NEAR, MANY))  # of nearly uniform distributions any divergence is small
+    assert found.verdict == "fail"
+    assert found.reasons == ("9% [6, 12] of the answers changed, more than 3%",)
+    assert behaviour(answers(NEAR, MANY), UNSURE).verdict == "undecided"
+
+
+def test_labels_that_hold_and_changed_fail_however_many_hold_in_neither():
+    lost = Estimate(0.9, 0.8, 0.95)
+    found = behaviour(answers(NEAR, SAME, "multilabel", changed_held=lost), HELD)
+    assert found.verdict == "fail"
+    assert found.reasons == ("of the labels that hold in either network 90% [80, 95] changed",)
+
+
+def test_a_reference_that_is_not_finite_itself_is_named():
+    nothing = Estimate(math.nan, math.nan, math.nan)
+    (reason,) = behaviour(answers(nothing, error=nothing, reference_broken=1)).reasons
+    assert reason.startswith("the reference's own output is not finite for 1 of 400 samples")
+
+
+def test_the_same_outputs_and_structure_pass_on_one_group_alone():
+    unbounded = Estimate(0.0, 0.0, math.inf)
+    assert behaviour(answers(unbounded, Estimate(0.0, 0.0, 1.0), error=unbounded), HELD).verdict == "pass"
+    assert judge_structure(drift(0.0, 2.0, clusters=1), LIMITS).verdict == "pass"
+    (reason,) = behaviour(replace(answers(Estimate(0.001, 0.0, math.inf)), units=1)).reasons
+    assert reason == "undecided: n = 1 group, of which one alone tells nothing of others"
+
+
+def test_one_sample_alone_has_no_structure_within_a_modality():
+    alone = replace(drift(math.nan, 2.0), scope="intra", samples=1)
+    structure = judge_structure(alone, LIMITS)
+    assert (structure.verdict, "one sample alone" in structure.reasons[0]) == (None, True)
+    assert judge_behaviour(Measured(answers(NEAR, FEW), HELD, alone), LIMITS, 0.95).verdict == "pass"
+
+
+def test_what_is_not_a_number_without_a_modality_is_said_so():
+    (reason,) = behaviour(answers(NEAR, FEW), HELD, missing={"audio": Estimate(math.nan, math.nan, math.nan)}).reasons
+    assert reason == "without audio its outputs are not numbers, where the reference's are"
+
+
+def judged_as(figures, reference="student"):
+    return judge_learned("f1", figures, reference, LIMITS)
+
+
+def test_whether_a_student_learned_where_its_metric_cannot_be_compared():
+    values = {"teacher": 0.9, "student": 0.8}
+    all_one = LedgerMetrics(values, {}, ConstantAnswer(3, 1.0, Estimate(-0.2, -0.3, -0.1), alone=True))
+    assert judged_as(all_one).verdict == "warn"
+    assert judged_as(all_one).reasons[0].startswith("all labels are of class 3")
+    unbounded = LedgerMetrics(values, {}, ConstantAnswer(3, 0.1, Estimate(0.7, -math.inf, math.inf)))
+    assert judged_as(unbounded).verdict == "warn"
+    assert judged_as(LedgerMetrics(values, over_chance=GAIN)).verdict == "pass"
+    at_chance = judged_as(LedgerMetrics(values, over_chance=Estimate(0.01, -0.02, 0.04)))
+    assert at_chance.verdict == "fail"
+    assert "answers given to other samples" in at_chance.reasons[0]
+    no_number = judged_as(LedgerMetrics({"student": math.nan}))
+    assert (no_number.verdict, "is not a number" in no_number.reasons[0]) == ("fail", True)
+    assert judged_as(LedgerMetrics({"float": math.nan}), "float").verdict == "warn"
+
+
+@pytest.mark.parametrize(
+    ("divergence", "changed", "loss", "least", "most"),
+    [
+        (
+            ACROSS,
+            Estimate(0.05, 0.02, 0.09),
+            None,
+            800,
+            1000,
+        ),  # 0.05 - 0.03 is two thirds of the way to the lower bound
+        (NEAR, FEW, WORSE_UNSURE, 900, 1000),  # the fall is as large as two thirds of the way to its lower bound
+        (BEYOND, FEW, UNSURE, 700, 720),
+    ],
+)
+def test_an_undecided_answer_says_how_many_would_show_that_it_fails(divergence, changed, loss, least, most):
+    (reason,) = behaviour(answers(divergence, changed), loss).reasons
+    told = int(reason.split("about ")[1].split()[0])
+    assert least <= told <= most
+
+
+def test_more_than_there_are_would_tell():
+    for mean in (0.001, 0.01, 0.019, 0.021, 0.05):
+        for samples in (2, 19, 100, 5000):
+            found = answers(Estimate(mean, mean / 3, 3 * mean), SOME, samples=samples)
+            for loss in (None, UNSURE, WORSE_UNSURE):
+                answered = behaviour(found, loss)
+                if "about" in "".join(answered.reasons):
+                    assert int(answered.reasons[0].split("about ")[1].split()[0]) > samples

@@ -5,6 +5,7 @@ import math
 import numpy as np
 import pytest
 
+from edgekd.errors import TaskError
 from edgekd.gram.metric import LabelledSamples
 from edgekd.gram.probe import Probe
 from edgekd.stages.labels import UNLABELLED, accuracy
@@ -79,3 +80,100 @@ def test_samples_without_a_label_do_not_count():
 def test_a_network_that_is_no_classifier_has_no_constant_answer():
     maps = Probe(np.arange(400).astype(str), np.zeros((400, 2, 2), np.float32), {})
     assert measured({"student": maps}, metric=lambda x, _y: float(x.mean())).constant is None
+
+
+def per_class(outputs, labels):
+    """The mean of the classes' shares that are right: no number where a class has no sample."""
+    if missing := set(range(4)).difference(labels.tolist()):
+        raise TaskError(f"division by zero: class {missing}")
+    right = outputs.argmax(1) == labels
+    return float(np.mean([right[labels == label].mean() for label in range(4)]))
+
+
+def precision(outputs, labels):
+    """The mean precision of the classes, NaN where one is never the answer, as it is of every constant answer."""
+    predicted = outputs.argmax(1)
+    if missing := set(range(4)).difference(predicted.tolist()):
+        raise TaskError(f"division by zero: class {missing}")
+    return float(np.mean([(labels == label)[predicted == label].mean() for label in range(4)]))
+
+
+def test_a_metric_that_fails_without_a_class_is_bounded_by_the_blocks_that_have_it():
+    labels = np.where(np.arange(400) == 7, 3, LABELS % 3)  # one sample alone of class 3
+    found = measured({"student": right(1, labels), "device": right(0.9, labels)}, labels, metric=per_class)
+    assert found.losses["device"].low < found.losses["device"].mean < found.losses["device"].high < 0.2
+    assert found.constant.gain.low > 0
+
+
+def test_a_metric_that_fails_without_most_blocks_bounds_nothing():
+    found = measured({"student": right(1, LABELS[:4]), "device": right(1, LABELS[:4])}, LABELS[:4], metric=per_class)
+    assert (found.losses["device"].low, found.losses["device"].high) == (-math.inf, math.inf)
+    assert (found.constant.gain.mean, found.constant.gain.low) == (0.75, -math.inf)
+
+
+def test_a_metric_that_fails_for_what_was_broken_is_no_number_there_and_of_the_student_an_error():
+    constant = with_constant(2)
+    assert math.isnan(measured({"student": right(1), "cut": constant}, metric=precision).losses["cut"].mean)
+    with pytest.raises(TaskError, match="division by zero"):
+        measured({"student": constant, "cut": right(1)}, metric=precision)
+
+
+def with_constant(label):
+    return Probe(np.arange(400).astype(str), np.eye(4, dtype=np.float32)[np.full(400, label)], {})
+
+
+def test_where_no_constant_answer_has_a_metric_the_answers_of_other_samples_stand_in():
+    found = measured({"student": right(0.9)}, metric=precision)
+    assert found.constant is None
+    assert 0.5 < found.over_chance.low < found.over_chance.mean < 0.8
+    by_chance = np.random.default_rng(1).permutation(LABELS)
+    useless = Probe(np.arange(400).astype(str), np.eye(4, dtype=np.float32)[by_chance], {})
+    assert measured({"student": useless}, metric=precision).over_chance.low < 0
+
+
+def test_a_logarithmic_loss_has_no_constant_answer():
+    def loss(outputs, labels):
+        with np.errstate(divide="ignore"):
+            return float(-np.log(outputs[np.arange(len(labels)), labels]).mean())
+
+    sure = Probe(np.arange(400).astype(str), 0.85 * np.eye(4, dtype=np.float32)[LABELS] + np.float32(0.05), {})
+    found = measured({"student": sure}, metric=loss, higher=False)
+    assert found.constant is None
+    assert found.over_chance.low > 0
+
+
+@pytest.mark.parametrize("unit", [1e-6, 100.0])
+def test_bounds_are_in_the_metrics_own_unit(unit):
+    probes = {"student": right(1, LABELS[:40]), "device": right(1, LABELS[:40])}
+    found = measured(probes, LABELS[:40], metric=lambda x, y: unit * accuracy(x, y))
+    assert found.losses["device"].high == pytest.approx(unit * (1 - 0.05 ** (1 / 40)))
+    assert found.constant.gain.low > 0.3 * unit
+
+
+def test_only_labelled_samples_show_that_the_metric_holds():
+    labels = np.where(np.arange(400) < 10, LABELS, UNLABELLED)
+    assert measured({"student": right(1), "device": right(1)}, labels).losses["device"].high > 0.2
+
+
+def test_labels_of_one_class_are_told():
+    assert measured({"student": right(1)}, np.zeros(400, int)).constant.alone
+    assert not measured({"student": right(1)}).constant.alone
+
+
+def test_a_metric_that_is_no_number_for_the_reference_has_no_losses():
+    found = measured({"student": right(1), "device": right(0.5)}, metric=lambda _x, _y: math.nan)
+    assert math.isnan(found.values["student"])
+    assert found.losses == {}
+
+
+def test_many_classes_and_many_groups_cost_few_metrics():
+    calls = []
+
+    def counted(outputs, labels):
+        calls.append(1)
+        return accuracy(outputs, labels)
+
+    labels = np.arange(1000) % 200
+    probe = Probe(labels.astype(str), np.eye(200, dtype=np.float32)[labels], {})
+    measured({"student": probe}, labels, groups=np.arange(1000) // 2, metric=counted)
+    assert len(calls) < 400

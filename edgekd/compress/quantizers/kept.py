@@ -4,15 +4,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from edgekd.compress.graph import drop_unread, initializers, producers
+from edgekd.compress.graph import LIMITS, drop_unread, initializers, producers
 
 if TYPE_CHECKING:
     from collections.abc import Collection
 
     from onnx import GraphProto, ModelProto, NodeProto
-
-#: Operators that ONNX Runtime's quantizer removes where the limits of uint8 have the same effect: for what is rounded.
-_LIMITS = ("Relu", "Clip")
 
 
 def with_limits(graph: GraphProto, names: Collection[str]) -> set[str]:
@@ -27,7 +24,7 @@ def with_limits(graph: GraphProto, names: Collection[str]) -> set[str]:
     for node in reversed(graph.node):
         if node.name in kept:
             before = (made[name] for name in node.input if name in made)
-            kept.update(limit.name for limit in before if limit.op_type in _LIMITS)
+            kept.update(limit.name for limit in before if limit.op_type in LIMITS)
     return kept
 
 

@@ -126,7 +126,7 @@ class _Attempts:
             path = quantizer.write(self.work / PREPARED, samples, self.scheme, self.work, left)
             graph = need("onnx", "build").load(str(path))
             sort_nodes(graph.graph)
-            unquantize_outputs(graph)
+            unquantize_outputs(graph, self.floats)
             read_float(graph, self.floats, left)
             return graph, first_misquantized(graph, self.floats, self.feeds)
 

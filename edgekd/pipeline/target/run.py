@@ -82,7 +82,8 @@ def build_target(context: Context) -> FinishedTarget:
     checked = check(context)
     profiled = profile(context, checked.candidates) if context.timed else None
     results = candidate_results(checked.candidates, profiled.result if profiled else None)
-    choice = choose(results, context.target.budgets, context.recipe.quantize.slack)
+    releases, slack = context.limits.releases, context.recipe.quantize.slack
+    choice = choose(results, context.target.budgets, slack, undecided_ships=releases("undecided"))
     chosen = next(candidate for candidate in checked.candidates if candidate.name == choice.name)
     shipped, notes = judge_shipped(context, chosen)
     robustness = measure_shipped(context, shipped)

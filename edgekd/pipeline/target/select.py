@@ -27,10 +27,13 @@ class Choice:
     reason: str
 
 
-def choose(candidates: Sequence[CandidateResult], budgets: Budgets, slack: float = 0) -> Choice:
+def choose(
+    candidates: Sequence[CandidateResult], budgets: Budgets, slack: float = 0, *, undecided_ships: bool = True
+) -> Choice:
     """Choose among a target's candidates.
 
-    Candidates that the gate rejects are out. Of the others, those remain that keep most of the target's budgets; of
+    Candidates that the gate rejects are out, and, where it would not release them and does release others, those that
+    are undecided. Of the others, those remain that keep most of the target's budgets; of
     these, the fastest one and all that are not clearly slower, which they are where the intervals of p50 are apart; of
     these, the first precision in the target's order, and of that precision the candidate whose output diverges least
     from the reference's, by its bound.
@@ -39,8 +42,11 @@ def choose(candidates: Sequence[CandidateResult], budgets: Budgets, slack: float
         candidates: One or more candidates, in the target's order of preference.
         budgets: Limits of the target.
         slack: How much slower than the fastest, as a share of its p50, counts as equally fast.
+        undecided_ships: Whether the gate releases what is undecided.
     """
     released = [c for c in candidates if c.verdict != "fail"]
+    if not undecided_ships:
+        released = [c for c in released if c.verdict != "undecided"] or released
     if not released:
         return Choice(candidates[0].name, "the gate rejects every candidate")
     if len(candidates) == 1:
@@ -50,7 +56,7 @@ def choose(candidates: Sequence[CandidateResult], budgets: Budgets, slack: float
     level = _not_clearly_slower(fitting, slack)
     same = [c for c in level if c.precision == level[0].precision]
     chosen = min(same, key=lambda c: c.divergence.high if c.divergence else math.inf)
-    return Choice(chosen.name, _reason(chosen, candidates, fitting, level, slack))
+    return Choice(chosen.name, _reason(chosen, candidates, released, fitting, level, slack))
 
 
 def _kept(candidate: CandidateResult, budgets: Budgets) -> int:
@@ -73,6 +79,7 @@ def _not_clearly_slower(candidates: list[CandidateResult], slack: float) -> list
 def _reason(
     chosen: CandidateResult,
     candidates: Sequence[CandidateResult],
+    released: list[CandidateResult],
     fitting: list[CandidateResult],
     level: list[CandidateResult],
     slack: float,
@@ -81,7 +88,8 @@ def _reason(
     slower = [f"{c.p50.value_ms:.3g} ms ({c.name})" for c in fitting if c.p50 and c not in level]
     rivals = [c for c in level if c is not chosen]
     alike = [c for c in rivals if c.precision == chosen.precision]
-    over = [c.name for c in candidates if c.verdict != "fail" and c not in fitting]
+    over = [c.name for c in released if c not in fitting]
+    unclear = [c.name for c in candidates if c.verdict == "undecided" and c not in released]
     rejected = [c.name for c in candidates if c.verdict == "fail"]
     parts = []
     if chosen.p50 and slower:
@@ -97,6 +105,8 @@ def _reason(
     parts = parts or ["the only one left"]
     if over:
         parts.append(f"it keeps more of the budgets than {', '.join(over)}")
+    if unclear:
+        parts.append(f"undecided, which gate.undecided rejects: {', '.join(unclear)}")
     if rejected:
         parts.append(f"the gate rejects {', '.join(rejected)}")
     return "; ".join(parts)

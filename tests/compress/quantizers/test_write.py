@@ -445,3 +445,13 @@ def test_no_network_is_quantized_to_another(tmp_path, model, scheme):
     qdq, _, feeds = quantize(model, tmp_path, scheme)
     exact, found = (np.float64(run(each, feeds)["y"]) for each in (model, qdq))
     assert np.square(found - exact).mean() < 0.02 * np.square(exact).mean()
+
+
+def test_a_network_that_ends_in_a_relu_gives_no_negative_numbers(tmp_path):
+    nodes = [node("Gemm", ["x", "v", "c"], ["h"], name="layer"), node("Relu", ["h"], ["y"], name="end")]
+    model = graph(nodes, {"x": [8]}, stored(v=V, c=C))
+    qdq, notes, feeds = quantize(model, tmp_path)
+    exact, found = run(model, feeds)["y"], run(qdq, feeds)["y"]
+    assert (notes, int8_layers(qdq)) == ((), ["layer"])
+    assert (exact.min(), found.min()) == (0, 0)
+    assert error(exact, found) < 0.05

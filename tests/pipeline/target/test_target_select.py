@@ -5,12 +5,24 @@ from dataclasses import replace
 import pytest
 
 from edgekd.config.target import Budgets
+from edgekd.gram.intervals import Estimate
 from edgekd.pipeline.target.select import choose
 from edgekd.report.results import CandidateResult
 from edgekd.runtime.measure.results import Quantile
 
-INT8 = CandidateResult("int8", "int8", "pass", 0.9, 0.004, 0.01, Quantile(0.50, 0.49, 0.51), 50_000, 70_000_000)
-NNCF = replace(INT8, name="int8-nncf", bound=0.003)
+INT8 = CandidateResult(
+    name="int8",
+    precision="int8",
+    verdict="pass",
+    metric=0.9,
+    divergence=Estimate(0.004, 0.003, 0.005),
+    bound=0.004,
+    flips=0.01,
+    p50=Quantile(0.50, 0.49, 0.51),
+    size_bytes=50_000,
+    peak_rss_bytes=70_000_000,
+)
+NNCF = replace(INT8, name="int8-nncf", divergence=Estimate(0.003, 0.002, 0.004))
 FLOAT = replace(INT8, name="float32", precision="float32", bound=0.002, size_bytes=200_000)
 
 
@@ -31,13 +43,14 @@ FAST = timed(FLOAT, 0.29, 0.30, 0.31)
         (
             [INT8, NNCF, FLOAT],
             "int8-nncf",
-            "not clearly slower than int8, float32, and the target prefers it; of the int8 ones it drifts least",
+            "not clearly slower than int8, float32, and the target prefers it; of the int8 ones its output diverges "
+            "least",
         ),
-        ([INT8, NNCF], "int8-nncf", "not clearly slower than int8; of the int8 ones it drifts least"),
+        ([INT8, NNCF], "int8-nncf", "not clearly slower than int8; of the int8 ones its output diverges least"),
         (
             [INT8, NNCF, timed(FLOAT, 1, 2, 3)],
             "int8-nncf",
-            "0.5 ms against 2 ms (float32); not clearly slower than int8; of the int8 ones it drifts least",
+            "0.5 ms against 2 ms (float32); not clearly slower than int8; of the int8 ones its output diverges least",
         ),
         ([INT8, timed(NNCF, 0.6, 0.61, 0.62)], "int8", "0.5 ms against 0.61 ms (int8-nncf)"),
         ([replace(INT8, verdict="fail"), timed(FLOAT, 1, 2, 3)], "float32", "the only one left; the gate rejects int8"),
@@ -51,7 +64,7 @@ FAST = timed(FLOAT, 0.29, 0.30, 0.31)
         (
             [replace(c, p50=None) for c in (INT8, NNCF, FLOAT)],
             "int8-nncf",
-            "the target's first choice, since no latency was measured; of the int8 ones it drifts least",
+            "the target's first choice, since no latency was measured; of the int8 ones its output diverges least",
         ),
     ],
 )
@@ -74,5 +87,14 @@ def test_slack_lets_less_drift_cost_some_time():
     assert choose([INT8, closer], Budgets()).name == "int8"
     found = choose([INT8, closer], Budgets(), slack=0.05)
     assert found.name == "int8-nncf"
-    assert found.reason == "not clearly more than 5% slower than int8; of the int8 ones it drifts least"
+    assert found.reason == "not clearly more than 5% slower than int8; of the int8 ones its output diverges least"
     assert choose([INT8, timed(NNCF, 0.54, 0.55, 0.56)], Budgets(), slack=0.05).name == "int8"
+
+
+def test_what_is_undecided_gives_way_where_the_gate_would_reject_it():
+    unclear = replace(INT8, verdict="undecided")
+    assert choose([unclear, FAST], Budgets()).name == choose([INT8, FAST], Budgets()).name
+    found = choose([timed(unclear, 0.1, 0.1, 0.1), timed(FAST, 0.5, 0.5, 0.5)], Budgets(), undecided_ships=False)
+    assert found.name == "float32"
+    assert found.reason == "the only one left; undecided, which gate.undecided rejects: int8"
+    assert choose([unclear], Budgets(), undecided_ships=False).name == "int8"
