@@ -165,8 +165,8 @@ def _repair(context: Context, candidates: Sequence[EvaluatedCandidate]) -> tuple
     """Repair the INT8 that the gate rejects; return the evaluations of what it was repaired to, and notes for the user.
 
     First the layers that hurt most go back to float, one by one, until the gate lets the network through. Where they
-    are not enough, the network is fine-tuned with fake quantization and quantized again. A float network that is
-    rejected itself is no matter of INT8: then nothing is tuned.
+    are not enough, the network is fine-tuned with fake quantization and quantized again. A student that learned nothing,
+    and a float network that is rejected itself, are no matter of INT8: then nothing is tuned.
     """
     mode = context.recipe.quantize.repair
     int8 = next((candidate for candidate in candidates if candidate.prepared.spec.quantizer), None)
@@ -174,6 +174,8 @@ def _repair(context: Context, candidates: Sequence[EvaluatedCandidate]) -> tuple
         return [], []
     if int8.ledger.verdict != "fail":
         return _improve(context, int8) if mode == "best" else ([], [])
+    if _student_fails(int8):
+        return [], [f"{int8.name} was not repaired: the student learned nothing, before INT8."]
     if _float_fails(int8):
         return [], [f"{int8.name} was not repaired: the pruned network is rejected in float already."]
     evaluations = _evaluate(context, _return_layers(context, int8.prepared, ""), "repaired")
@@ -213,6 +215,11 @@ def _evaluate(context: Context, candidate: PreparedCandidate | None, label: str)
 def _passes(evaluations: Sequence[Evaluation]) -> bool:
     candidates = (candidate for evaluation in evaluations for candidate in evaluation.candidates)
     return any(candidate.ledger.verdict != "fail" for candidate in candidates)
+
+
+def _student_fails(candidate: EvaluatedCandidate) -> bool:
+    """Whether the student that was to be kept is rejected itself: then nothing after it can mend that."""
+    return any(answer.question == "learned" and answer.verdict == "fail" for answer in candidate.ledger.questions)
 
 
 def _float_fails(candidate: EvaluatedCandidate) -> bool:
