@@ -165,8 +165,8 @@ def _repair(context: Context, candidates: Sequence[EvaluatedCandidate]) -> tuple
     """Repair the INT8 that the gate rejects; return the evaluations of what it was repaired to, and notes for the user.
 
     First the layers that hurt most go back to float, one by one, until the gate lets the network through. Where they
-    are not enough, the network is fine-tuned with fake quantization and quantized again. A student that learned nothing,
-    and a float network that is rejected itself, are no matter of INT8: then nothing is tuned.
+    are not enough, the network is fine-tuned with fake quantization and quantized again. A student that learned
+    nothing, and a float network that is rejected itself, are no matter of INT8: then nothing is tuned.
     """
     mode = context.recipe.quantize.repair
     int8 = next((candidate for candidate in candidates if candidate.prepared.spec.quantizer), None)
@@ -174,10 +174,8 @@ def _repair(context: Context, candidates: Sequence[EvaluatedCandidate]) -> tuple
         return [], []
     if int8.ledger.verdict != "fail":
         return _improve(context, int8) if mode == "best" else ([], [])
-    if _student_fails(int8):
-        return [], [f"{int8.name} was not repaired: the student learned nothing, before INT8."]
-    if _float_fails(int8):
-        return [], [f"{int8.name} was not repaired: the pruned network is rejected in float already."]
+    if reason := _beyond_repair(int8):
+        return [], [f"{int8.name} was not repaired: {reason}."]
     evaluations = _evaluate(context, _return_layers(context, int8.prepared, ""), "repaired")
     if _passes(evaluations):
         return evaluations, []
@@ -217,9 +215,11 @@ def _passes(evaluations: Sequence[Evaluation]) -> bool:
     return any(candidate.ledger.verdict != "fail" for candidate in candidates)
 
 
-def _student_fails(candidate: EvaluatedCandidate) -> bool:
-    """Whether the student that was to be kept is rejected itself: then nothing after it can mend that."""
-    return any(answer.question == "learned" and answer.verdict == "fail" for answer in candidate.ledger.questions)
+def _beyond_repair(candidate: EvaluatedCandidate) -> str | None:
+    """Explain why no change of INT8 can mend what the gate rejects; None where one might."""
+    if any(answer.question == "learned" and answer.verdict == "fail" for answer in candidate.ledger.questions):
+        return "the student learned nothing"
+    return "the pruned network is rejected in float already" if _float_fails(candidate) else None
 
 
 def _float_fails(candidate: EvaluatedCandidate) -> bool:

@@ -36,7 +36,8 @@ FAST = timed(FLOAT, 0.29, 0.30, 0.31)
         (
             [INT8, NNCF, FLOAT],
             "int8-nncf",
-            "not clearly slower than int8, float32, and the target prefers it; of the int8 ones its output diverges least",
+            "not clearly slower than int8, float32, and the target prefers it; "
+            "of the int8 ones its output diverges least",
         ),
         ([INT8, NNCF], "int8-nncf", "not clearly slower than int8; of the int8 ones its output diverges least"),
         (
