@@ -72,7 +72,7 @@ class ModelConfig(_Config, frozen=True):
         ),
     ] = "auto"
     threshold: Annotated[
-        float | None,
+        Annotated[float, Meta(ge=-1_000_000_000, le=1_000_000_000)] | None,
         Meta(
             description="Where a label of 'multilabel' is decided, a probability, by default 0.5; or where a number of "
             "'values' is, by default nowhere."

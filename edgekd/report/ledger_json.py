@@ -7,6 +7,9 @@ import math
 #: Figures that every drift, or every comparison of outputs has: where a ledger has null for one, it was not finite.
 _FIGURES = dict.fromkeys(("mean", "bound", "worst_pair_mean", "bias", "largest_error"), math.nan)
 
+#: What the best constant answer has; its metric is always there, where that of a row need not be.
+_CONSTANT = {"label", "metric", "gain"}
+
 #: The figures of a mean with its bounds, and what null stands for where there is a mean.
 _ESTIMATE = {"mean": math.nan, "low": -math.inf, "high": math.inf}
 
@@ -22,6 +25,8 @@ def ledger_with_nan(ledger: object) -> object:
         return ledger
     if ledger.keys() == _ESTIMATE.keys():
         lacking = dict.fromkeys(_ESTIMATE, math.nan) if ledger["mean"] is None else _ESTIMATE
+    elif ledger.keys() == _CONSTANT:
+        lacking = {"metric": math.nan}
     else:
         lacking = _FIGURES
     filled = {name: lacking.get(name) if value is None else value for name, value in ledger.items()}

@@ -58,7 +58,7 @@ def test_everything_before_quantize_is_shared(fan):
     assert not set(LEARNING) & set(started(fan.process.stdout))
     planned = events(fan.process.stdout)[0]["stages"]
     assert [name for name in planned if name in LEARNING] == list(LEARNING)
-    of_board = ("preflight_target", "quantize", "compile", "check", "robustness_shipped", "bundle")
+    of_board = ("preflight_target", "quantize", "compile", "check", "missing", "judge", "robustness_shipped", "bundle")
     assert [name for name in planned if name.endswith(" jetson-orin")] == [f"{stage} jetson-orin" for stage in of_board]
     assert "profile openvino-cpu" in planned
 
@@ -147,7 +147,7 @@ def test_a_finished_bundle_is_profiled_where_it_is(fan, tmp_path):
     assert said.returncode == 0, said.stderr
     content = json.loads(said.stdout)
     assert content == json.loads((tmp_path / "p" / "profile.json").read_text())
-    assert (content["schema_version"], content["task"], content["device"]) == (1, "digits", "local")
+    assert (content["schema_version"], content["task"], content["device"]) == (2, "digits", "local")
     assert (content["target"], content["runtime"]) == ("openvino-cpu", "openvino")
     assert content["drift_bound"] == content["ledger"]["rows"][-1]["to_reference"]["bound"]
     assert content["metric"]["value"] == content["ledger"]["rows"][-1]["metric"]
@@ -249,8 +249,9 @@ def test_a_users_own_runtime(cache, tmp_path):
     assert edgekd("verify", bundle, "--runtime", "onnxruntime", cwd=tmp_path).returncode == 0
     (tmp_path / "npu.py").write_text(OWN + "\n# changed\n")
     again = edgekd(*arguments, "--target=./npu.toml", "--json", cwd=tmp_path)
-    assert started(again.stdout) == ["preflight_target", "evaluate", "check", "profile", "bundle", "verify"], (
-        "the graph is as it was: its robustness is not measured again"
+    ran = ["preflight_target", "evaluate", "check", "profile", "judge", "bundle", "verify"]
+    assert started(again.stdout) == ran, (
+        "the graph is as it was: its robustness is not measured again, nor are its answers with a modality absent"
     )
     (tmp_path / "npu.toml").write_text(text + "\n[options]\ngain = 2.0\n")
     failed = edgekd(*arguments, "--target=./npu.toml", "--json", cwd=tmp_path)

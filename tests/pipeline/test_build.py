@@ -4,9 +4,9 @@ import json
 import math
 import shutil
 from contextlib import ExitStack
-from types import SimpleNamespace
 
 import jsonschema
+import msgspec
 import numpy as np
 import pytest
 from commands import (
@@ -30,10 +30,12 @@ from commands import (
 from edgekd import load, load_recipe, load_target
 from edgekd.devices.local import LocalDevice
 from edgekd.errors import TargetError
+from edgekd.gram.gate import Ledger
 from edgekd.pipeline import trained_source
 from edgekd.pipeline.build import build
 from edgekd.pipeline.paths import BuildPaths
-from edgekd.pipeline.project import Project
+from edgekd.report.ledger_json import ledger_with_nan
+from edgekd.training.task.loading import LoadedTask
 
 
 @pytest.fixture
@@ -134,8 +136,8 @@ def test_again_does_no_work_and_imports_nothing_heavy(built):
 @pytest.mark.parametrize(
     ("change", "stages"),
     [
-        ({"gate__resamples": 300}, ["prune_check", "check", "bundle", "verify"]),
-        ({"gate__tau_fail": 0.9, "gate__tau_pass": 0.8}, ["prune_check", "check", "bundle", "verify"]),
+        ({"gate__resamples": 300}, ["prune_check", "check", "missing", "judge", "bundle", "verify"]),
+        ({"gate__tau_fail": 0.9, "gate__tau_pass": 0.8}, ["prune_check", "check", "judge", "bundle", "verify"]),
         ({"profile__iterations": 300}, ["profile", "bundle", "verify"]),
         ({"quantize__calibration": "entropy"}, [*SHIPPING]),
         ({"prune__ratio": 0.5}, ["preflight", "prune", "prune_check", "export", "robustness", *SHIPPING]),
@@ -157,15 +159,22 @@ def test_a_changed_key_runs_its_stage_and_those_after_it(cache, tmp_path, change
     assert last["report"] == json.loads((tmp_path / "report.json").read_text())
 
 
+#: Limits that no pruned network keeps, and nothing that would repair it.
+REJECTED = {
+    "gate__tau_pass": 1e-7, "gate__tau_fail": 2e-7, "gate__structure": "strict", "gate__max_divergence": 1e-6,
+    "prune__repair": "off", "quantize__repair": "off",
+}  # fmt: skip
+
+
 def test_a_build_that_the_gate_rejects(cache, tmp_path):
-    change = {"gate__tau_pass": 1e-7, "gate__tau_fail": 2e-7, "gate__max_flips": 0, "quantize__repair": "off"}
-    found = edgekd(*build_arguments(tmp_path, cache, **change), cwd=tmp_path)
+    found = edgekd(*build_arguments(tmp_path, cache, **REJECTED), cwd=tmp_path)
     assert found.returncode == 20
     (error,) = found.stderr.splitlines()
     assert error.startswith("error: the gate rejected the build: cpu: ")
-    assert "drift" in error
-    assert "flips" in error or "top-1" in error
+    assert "Gram drift" in error
+    assert "on the validation samples: Gram drift" in error
     assert "FAIL" in found.stdout
+    assert "the answers differ, though the metric holds: KL divergence" in " ".join(found.stdout.split())
     assert sorted(path.name for path in (tmp_path / "cpu").iterdir()) == ["gram", "latency", "rejected"]
     assert json.loads((tmp_path / "report.json").read_text())["verdict"] == "fail"
     refused = python("-c", "import sys, edgekd; edgekd.load(sys.argv[1])", tmp_path / "cpu" / "rejected", cwd=tmp_path)
@@ -173,11 +182,21 @@ def test_a_build_that_the_gate_rejects(cache, tmp_path):
     assert "the gate rejected this bundle" in refused.stderr
 
 
+def test_a_student_that_learned_nothing_is_rejected_and_not_repaired(cache, tmp_path):
+    change = {"distill__epochs": 1, "distill__learning_rate": 1e-9, "robustness__measure": "false"}
+    found = edgekd(*build_arguments(tmp_path, cache, **change), "--json", cwd=tmp_path)
+    assert found.returncode == 20
+    assert "the student learned nothing: its accuracy" in found.stderr
+    ran = ["distill", "prune", "prune_check", "export", *SHIPPING]
+    assert started(found.stdout) == [stage for stage in ran if stage != "robustness_shipped"]
+    (target,) = json.loads((tmp_path / "report.json").read_text())["targets"]
+    assert "int8 was not repaired: the student learned nothing." in target["facts"]
+
+
 def test_a_rejected_build_leaves_the_last_good_bundle_where_it_was(built, cache, tmp_path):
     shutil.copytree(built.output, tmp_path / "out")
     good = {path.name: path.read_bytes() for path in (tmp_path / "out" / "cpu" / "bundle").iterdir()}
-    change = {"gate__tau_pass": 1e-7, "gate__tau_fail": 2e-7, "gate__structure": "strict", "quantize__repair": "off"}
-    rejected = edgekd(*build_arguments("out", cache, **change), cwd=tmp_path)
+    rejected = edgekd(*build_arguments("out", cache, **REJECTED), cwd=tmp_path)
     assert rejected.returncode == 20
     assert "(kept in out/cpu/rejected)" in rejected.stderr
     assert "the bundle of an earlier build is still in" in rejected.stdout
@@ -249,7 +268,9 @@ def test_two_opsets_are_two_exports_of_one_training(cache, tmp_path):
     said = events(found.stdout)
     shipping = (f"{stage} {name}" for name in ("cpu", "old") for stage in SHIPPING)
     tried = ("preflight_export opset 18", "preflight_target cpu", "preflight_target old")
-    planned = [*PREFLIGHT[:2], *tried, *LEARNING[:4], "export opset 18", *LEARNING[4:], *shipping]
+    learning = [*LEARNING]
+    learning.insert(LEARNING.index("export") + 1, "export opset 18")
+    planned = [*PREFLIGHT[:2], *tried, *learning, *shipping]
     assert said[0]["stages"] == planned
     assert [event["stage"] for event in said if event["event"] == "finish"] == planned
     assert [stage["name"] for stage in said[-1]["report"]["stages"]] == planned
@@ -327,9 +348,9 @@ def test_the_gate_judges_what_is_shipped(cache, tmp_path, monkeypatch):
 
 
 def test_a_metric_that_is_not_a_number_fails_the_gate(cache, tmp_path, monkeypatch):
-    monkeypatch.setattr(Project, "loaded", SimpleNamespace(metric=lambda _logits, _labels: math.nan))
+    monkeypatch.setattr(LoadedTask, "metric", lambda *_: math.nan)
     monkeypatch.setattr(trained_source, "check_task", lambda *_: None)  # it would refuse such a metric
-    recipe = quick_recipe(("gate.resamples=250", "quantize.repair=off"))
+    recipe = quick_recipe(("gate.resamples=250", "prune.repair=off", "quantize.repair=off"))
     report = build(recipe, [load_target("cpu")], BuildPaths(tmp_path / "out", cache))
     assert report.verdict == "fail"
     rejected = tmp_path / "out" / "cpu" / "rejected"
@@ -337,4 +358,6 @@ def test_a_metric_that_is_not_a_number_fails_the_gate(cache, tmp_path, monkeypat
         assert bundle.manifest.measurements["accuracy"] is None
     ledger = json.loads((rejected / "ledger.json").read_text())
     assert {row["metric"] for row in ledger["rows"]} == {None}
+    judged = msgspec.convert(ledger_with_nan(ledger), Ledger)
+    assert judged.reasons[0].startswith("the student learned nothing: its accuracy nan is not shown")
     assert json.loads((tmp_path / "out" / "report.json").read_text())["verdict"] == "fail"

@@ -249,7 +249,9 @@ def test_sizes_are_options(task):
 
 
 def test_builds(tmp_path):
-    quick = {**SETTINGS, "task.options.train": 320, "teacher.epochs": 1, "distill.epochs": 1, "prune.epochs": 1}
+    easy = {"task.options.train": 320, "task.options.energy": 0.5, "task.options.noise": 1}
+    learned = {"teacher.epochs": 6, "teacher.batch_size": 32, "distill.epochs": 12, "distill.batch_size": 32}
+    quick = {**SETTINGS, **easy, **learned, "prune.epochs": 1}  # a student that learned nothing is rejected
     arguments = [f"--set={key}={value}" for key, value in quick.items()]
     found = edgekd("build", "--recipe", "av-digits", "--target", "cpu", *arguments, cwd=tmp_path)
     assert found.returncode == 0, found.stderr

@@ -21,8 +21,10 @@ SMALLER = {
     "task.options.train": 320,
     "task.options.teacher": "{ image = [32, 32], audio = [32, 32] }",
     "task.options.student": "{ image = [16, 16], audio = [16, 16] }",
-    "teacher.epochs": 1,
-    "distill.epochs": 1,
+    "teacher.epochs": 8,  # a student that learned nothing is rejected
+    "teacher.batch_size": 32,
+    "distill.epochs": 15,
+    "distill.batch_size": 32,
     "prune.epochs": 1,
     "profile.iterations": 100,
     "profile.layers": "false",

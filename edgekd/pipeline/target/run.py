@@ -166,8 +166,8 @@ def _repair(context: Context, candidates: Sequence[EvaluatedCandidate]) -> tuple
     """Repair the INT8 that the gate rejects; return the evaluations of what it was repaired to, and notes for the user.
 
     First the layers that hurt most go back to float, one by one, until the gate lets the network through. Where they
-    are not enough, the network is fine-tuned with fake quantization and quantized again. A float network that is
-    rejected itself is no matter of INT8: then nothing is tuned.
+    are not enough, the network is fine-tuned with fake quantization and quantized again. A student that learned
+    nothing, and a float network that is rejected itself, are no matter of INT8: then nothing is tuned.
     """
     mode = context.recipe.quantize.repair
     int8 = next((candidate for candidate in candidates if candidate.prepared.spec.quantizer), None)
@@ -175,8 +175,8 @@ def _repair(context: Context, candidates: Sequence[EvaluatedCandidate]) -> tuple
         return [], []
     if int8.ledger.verdict != "fail":
         return _improve(context, int8) if mode == "best" else ([], [])
-    if _float_fails(int8):
-        return [], [f"{int8.name} was not repaired: the pruned network is rejected in float already."]
+    if reason := _beyond_repair(int8):
+        return [], [f"{int8.name} was not repaired: {reason}."]
     evaluations = _evaluate(context, _return_layers(context, int8.prepared, ""), "repaired")
     if _passes(evaluations):
         return evaluations, []
@@ -214,6 +214,13 @@ def _evaluate(context: Context, candidate: PreparedCandidate | None, label: str)
 def _passes(evaluations: Sequence[Evaluation]) -> bool:
     candidates = (candidate for evaluation in evaluations for candidate in evaluation.candidates)
     return any(candidate.ledger.verdict != "fail" for candidate in candidates)
+
+
+def _beyond_repair(candidate: EvaluatedCandidate) -> str | None:
+    """Explain why no change of INT8 can mend what the gate rejects; None where one might."""
+    if any(answer.question == "learned" and answer.verdict == "fail" for answer in candidate.ledger.questions):
+        return "the student learned nothing"
+    return "the pruned network is rejected in float already" if _float_fails(candidate) else None
 
 
 def _float_fails(candidate: EvaluatedCandidate) -> bool:

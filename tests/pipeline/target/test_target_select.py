@@ -11,19 +11,12 @@ from edgekd.report.results import CandidateResult
 from edgekd.runtime.measure.results import Quantile
 
 INT8 = CandidateResult(
-    name="int8",
-    precision="int8",
-    verdict="pass",
-    metric=0.9,
-    divergence=Estimate(0.004, 0.003, 0.005),
-    bound=0.004,
-    flips=0.01,
-    p50=Quantile(0.50, 0.49, 0.51),
-    size_bytes=50_000,
-    peak_rss_bytes=70_000_000,
-)
-NNCF = replace(INT8, name="int8-nncf", divergence=Estimate(0.003, 0.002, 0.004))
-FLOAT = replace(INT8, name="float32", precision="float32", bound=0.002, size_bytes=200_000)
+    "int8", "int8", "pass", 0.9, Estimate(0.002, 0.001, 0.004), 0.01, 0.02, Quantile(0.50, 0.49, 0.51), 50_000,
+    70_000_000,
+)  # fmt: skip
+#: As measured its output diverges more, and its Gram drifts more; the bound of the divergence is what counts.
+NNCF = replace(INT8, name="int8-nncf", divergence=Estimate(0.0025, 0.002, 0.003), bound=0.02)
+FLOAT = replace(INT8, name="float32", precision="float32", divergence=Estimate(0.001, 0.0, 0.002), size_bytes=200_000)
 
 
 def timed(candidate, low, value, high):
@@ -43,8 +36,8 @@ FAST = timed(FLOAT, 0.29, 0.30, 0.31)
         (
             [INT8, NNCF, FLOAT],
             "int8-nncf",
-            "not clearly slower than int8, float32, and the target prefers it; of the int8 ones its output diverges "
-            "least",
+            "not clearly slower than int8, float32, and the target prefers it; "
+            "of the int8 ones its output diverges least",
         ),
         ([INT8, NNCF], "int8-nncf", "not clearly slower than int8; of the int8 ones its output diverges least"),
         (
@@ -82,19 +75,10 @@ def test_a_budget_comes_before_speed():
     assert choose([timed(INT8, 0.2, 0.2, 0.2), FAST], Budgets(memory_mb=60)).name == "int8"
 
 
-def test_slack_lets_less_drift_cost_some_time():
+def test_slack_lets_less_divergence_cost_some_time():
     closer = timed(NNCF, 0.515, 0.52, 0.525)
     assert choose([INT8, closer], Budgets()).name == "int8"
     found = choose([INT8, closer], Budgets(), slack=0.05)
     assert found.name == "int8-nncf"
     assert found.reason == "not clearly more than 5% slower than int8; of the int8 ones its output diverges least"
     assert choose([INT8, timed(NNCF, 0.54, 0.55, 0.56)], Budgets(), slack=0.05).name == "int8"
-
-
-def test_what_is_undecided_gives_way_where_the_gate_would_reject_it():
-    unclear = replace(INT8, verdict="undecided")
-    assert choose([unclear, FAST], Budgets()).name == choose([INT8, FAST], Budgets()).name
-    found = choose([timed(unclear, 0.1, 0.1, 0.1), timed(FAST, 0.5, 0.5, 0.5)], Budgets(), undecided_ships=False)
-    assert found.name == "float32"
-    assert found.reason == "the only one left; undecided, which gate.undecided rejects: int8"
-    assert choose([unclear], Budgets(), undecided_ships=False).name == "int8"
