@@ -13,6 +13,7 @@ from edgekd.compress.quantizers.prepare import open_samples
 from edgekd.compress.variants import write_variants
 from edgekd.config.recipe import ProfileConfig
 from edgekd.config.target import load_calibration
+from edgekd.errors import ModelError
 from edgekd.files import need, scratch_folder
 from edgekd.runtime.session import open_arrays
 from edgekd.stages.artifacts import DEPLOY, PREPARED, QDQ
@@ -62,6 +63,8 @@ def time_beside_int8(
 ) -> dict[str, tuple[Quantile, Quantile]]:
     """Time graphs in turns with the network that is INT8 throughout; return each p50, and that of INT8 beside it.
 
+    Graphs that the device refuses are left out: it may take INT8 and no mixture of precisions.
+
     Args:
         context: The target.
         spec: In which precision and by which quantizer the candidate was written.
@@ -78,14 +81,34 @@ def time_beside_int8(
         iterations = _iterations(context, whole, work)
         for start in range(0, len(names), _SIDE_BY_SIDE):
             group = names[start : start + _SIDE_BY_SIDE]
-            engines = [whole]
+            engines = {}
             for index, name in enumerate(group, start):
                 write_variants(graphs[name](), spec, scheme, work / str(index))
-                engines.append(work / str(index) / DEPLOY)
-            int8, *others = _p50(context, engines, iterations, work)
-            timed |= {name: (own, int8) for name, own in zip(group, others, strict=True)}
+                engines[name] = work / str(index) / DEPLOY
+            timed |= _beside(context, whole, engines, iterations, work, report)
             report.advance(start + len(group), len(names), f"{group[-1]} timed")
     return timed
+
+
+def _beside(
+    context: Context,
+    whole: Path,
+    engines: Mapping[str, Path],
+    iterations: int,
+    work: Path,
+    report: StageReporter,
+) -> dict[str, tuple[Quantile, Quantile]]:
+    """Time engines in turns with INT8; where the device refuses one of them, each by itself, without those refused."""
+    try:
+        int8, *others = _p50(context, [whole, *engines.values()], iterations, work)
+    except ModelError as error:
+        if len(engines) == 1:
+            (name,) = engines
+            context.leave_out(f"the time of {name}", error, work, report)
+            return {}
+        alone = (_beside(context, whole, {name: path}, iterations, work, report) for name, path in engines.items())
+        return {name: p50 for found in alone for name, p50 in found.items()}
+    return {name: (own, int8) for name, own in zip(engines, others, strict=True)}
 
 
 def _iterations(context: Context, engine: Path, work: Path) -> int:

@@ -172,10 +172,11 @@ def _free_steps(
     one that leaves the least harm.
     """
     steps = list(spare_steps(examiner, suspects))
-    graphs = {f"{number} layers to float": partial(getattr, step, "graph") for number, step in enumerate(steps, 1)}
-    timed = time_beside_int8(context, spec, examiner, graphs, folder, report).values()
+    named = {f"{number} layers to float": step for number, step in enumerate(steps, 1)}
+    graphs = {name: partial(getattr, step, "graph") for name, step in named.items()}
+    timed = time_beside_int8(context, spec, examiner, graphs, folder, report)
     allowed = 1 + context.recipe.quantize.slack
-    cheap = [step for step, (own, int8) in zip(steps, timed, strict=True) if own.low_ms <= int8.high_ms * allowed]
+    cheap = [named[name] for name, (own, int8) in timed.items() if own.low_ms <= int8.high_ms * allowed]
     mending = [step for step in cheap if step.harm < ALL_HARM]
     if not mending:
         return []
