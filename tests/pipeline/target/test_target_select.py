@@ -82,3 +82,12 @@ def test_slack_lets_less_divergence_cost_some_time():
     assert found.name == "int8-nncf"
     assert found.reason == "not clearly more than 5% slower than int8; of the int8 ones its output diverges least"
     assert choose([INT8, timed(NNCF, 0.54, 0.55, 0.56)], Budgets(), slack=0.05).name == "int8"
+
+
+def test_what_is_undecided_ships_only_where_the_gate_releases_it_or_nothing_else_is_left():
+    undecided = replace(FAST, verdict="undecided")
+    assert choose([INT8, undecided], Budgets()).name == "float32"
+    choice = choose([INT8, undecided], Budgets(), undecided_ships=False)
+    assert choice.name == "int8"
+    assert "undecided, which gate.undecided rejects: float32" in choice.reason
+    assert choose([undecided], Budgets(), undecided_ships=False).name == "float32"
