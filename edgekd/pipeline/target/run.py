@@ -175,8 +175,8 @@ def _repair(context: Context, candidates: Sequence[EvaluatedCandidate]) -> tuple
         return [], []
     if int8.ledger.verdict != "fail":
         return _improve(context, int8) if mode == "best" else ([], [])
-    if _float_fails(int8):
-        return [], [f"{int8.name} was not repaired: the pruned network is rejected in float already."]
+    if (reason := _beyond_repair(int8)) is not None:
+        return [], [f"{int8.name} was not repaired: {reason}."]
     evaluations = _evaluate(context, _return_layers(context, int8.prepared, ""), "repaired")
     if _passes(evaluations):
         return evaluations, []
@@ -190,6 +190,13 @@ def _repair(context: Context, candidates: Sequence[EvaluatedCandidate]) -> tuple
         evaluations += _evaluate(context, _return_layers(context, again, "qat"), "qat repaired")
     passes = _passes(evaluations)
     return evaluations, [] if passes else [f"{int8.name} could not be repaired; every attempt is in the table."]
+
+
+def _beyond_repair(int8: EvaluatedCandidate) -> str | None:
+    """Return why no layer in float would mend this candidate; None where one may."""
+    if any(asked.question == "learned" and asked.verdict == "fail" for asked in int8.ledger.questions):
+        return "the student learned nothing, which no precision mends"
+    return "the pruned network is rejected in float already" if _float_fails(int8) else None
 
 
 def _improve(context: Context, int8: EvaluatedCandidate) -> tuple[list[Evaluation], list[str]]:
