@@ -41,6 +41,8 @@ UNGATED = ("teacher", "student", CUT, "float")
 
 #: What compression is measured against: the first of these that there is.
 _REFERENCES = ("student", "float")
+#: Rows of a ledger in which nothing is INT8.
+_FLOAT = {*UNGATED, FINETUNED, "exported", DEVICE}
 
 
 @dataclass(frozen=True)
@@ -277,15 +279,22 @@ def _judged(rules: GateRules, reference: str, figures: LedgerMetrics, rows: tupl
         verdict=verdict,
         reasons=reasons,
         warnings=warnings,
-        advice=_advice(learned, rows, verdict),
+        advice=_advice(learned, rows, verdict, figures),
         constant=figures.constant,
     )
 
 
-def _advice(learned: Answered, rows: tuple[LedgerRow, ...], verdict: Verdict) -> tuple[str, ...]:
+def _advice(
+    learned: Answered, rows: tuple[LedgerRow, ...], verdict: Verdict, figures: LedgerMetrics
+) -> tuple[str, ...]:
     """Say which stage did it, by how much, and which keys of the recipe to change."""
     if verdict == "pass":
         return ()
+    if learned.verdict == verdict and figures.teacher_gain is not None and figures.teacher_gain <= 0:
+        return (
+            "the teacher is no better than a constant answer either, so no student can be: first see whether the "
+            "labels are right, whether the metric is one that a constant answer satisfies, and teacher.epochs",
+        )
     if learned.verdict == verdict:
         what = "failed" if verdict == "fail" else "is behind"
         return (
@@ -293,9 +302,16 @@ def _advice(learned: Answered, rows: tuple[LedgerRow, ...], verdict: Verdict) ->
             "distill.learning_rate, or a wider student",
         )
     if rows[-1].missing and all(reason.startswith("without ") for reason in rows[-1].reasons):
+        stages = {row.stage for row in rows}
+        float_alone = FINETUNED in stages and stages <= _FLOAT  # then it was pruning, and no key of INT8 helps
+        keys = (
+            "less for its branch in prune.ratios"
+            if float_alone
+            else "quantize.repair = 'best', another quantize.calibration"
+        )
         return (
-            "with a modality absent the others no longer hide what compression did: quantize.repair = 'best', another "
-            "quantize.calibration, or modality dropout in training",
+            f"with a modality absent the others no longer hide what compression did: {keys}, or modality dropout in "
+            "training",
         )
     first = next((row for row in rows if row.verdict == rows[-1].verdict), None)
     if first is None or rows[-1].verdict in (None, "pass"):
@@ -307,7 +323,9 @@ def _advice(learned: Answered, rows: tuple[LedgerRow, ...], verdict: Verdict) ->
 
 def _keys(row: LedgerRow, verdict: Verdict) -> tuple[str, ...]:
     if verdict == "undecided":
-        return ("more test samples decide; gate.undecided says whether such a build is released",)
+        return (
+            "more samples in the split that is judged decide; gate.undecided says whether such a build is released",
+        )
     if row.stage == FINETUNED:
         return (
             "the pruned float network did it, before INT8: a smaller prune.ratio, more prune.epochs, or, where its "

@@ -51,12 +51,15 @@ class LedgerMetrics:
         constant: The best constant answer; None where there are no labels, or the network is no classifier.
         over_chance: How much better the reference is than its own answers given to other samples; None where there is a
             constant answer, or the network is no classifier.
+        teacher_gain: How much better the teacher's metric is than the best constant answer's, positive where it is;
+            None where there is no teacher or no constant answer.
     """
 
     values: Mapping[str, float | None]
     losses: Mapping[str, Estimate] = field(default_factory=dict)
     constant: ConstantAnswer | None = None
     over_chance: Estimate | None = None
+    teacher_gain: float | None = None
 
     @property
     def gain(self) -> Estimate | None:
@@ -102,8 +105,10 @@ class LabelledSamples:
             for name, own in series.items()
             if name not in ("teacher", reference) and not math.isnan(series[reference].value)
         }
-        constant = over_chance = None
+        constant = over_chance = teacher_gain = None
         if best:
+            if "teacher" in series:
+                teacher_gain = (series["teacher"].value - best[1]) * self._sign
             gain = (series[reference] - self._series(_constant_outputs(probes[reference], best[0]))) * self._sign
             alone = len(np.unique(self.labels[self.labels >= 0])) < 2
             constant = ConstantAnswer(*best, self._estimate(gain, scale), alone)
@@ -111,7 +116,8 @@ class LabelledSamples:
             others = np.random.RandomState(0).permutation(len(self.labels))
             gain = (series[reference] - self._series(probes[reference].logits[others])) * self._sign
             over_chance = self._estimate(gain, scale)
-        return LedgerMetrics({name: own.value for name, own in series.items()}, losses, constant, over_chance)
+        values_of = {name: own.value for name, own in series.items()}
+        return LedgerMetrics(values_of, losses, constant, over_chance, teacher_gain)
 
     @property
     def _sign(self) -> int:

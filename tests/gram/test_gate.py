@@ -12,7 +12,7 @@ from probes import first, rotate, with_embeddings, with_logits
 from edgekd.config.recipe import DistillConfig, GateConfig, TaskConfig, TeacherConfig
 from edgekd.gram.distance import GramKind, gram_distance
 from edgekd.gram.gate import GateRules, keep_ledger, reference_of, rejected_before
-from edgekd.gram.intervals import Bootstrap
+from edgekd.gram.intervals import Bootstrap, Estimate
 from edgekd.gram.matrix import SOFTNESS
 from edgekd.gram.metric import LabelledSamples, LedgerMetrics
 from edgekd.gram.output_kind import OutputKind
@@ -296,6 +296,46 @@ def test_a_student_at_chance_is_never_released(trained):
         assert "distill.epochs" in ledger.advice[0]
     imported = keep({"float": trained.random, "device": trained.random}, trained)
     assert (imported.verdict, imported.questions[0].verdict) == ("warn", "warn")  # its labels may be others
+
+
+def test_where_the_teacher_learned_nothing_either_the_advice_says_so(trained):
+    """More epochs for the student would not help; nor would they where a constant answer satisfies the metric."""
+
+    def advice(teacher, metric=accuracy, higher_is_better=True):
+        probes = {"teacher": teacher, "student": trained.random, "device": trained.random}
+        samples = LabelledSamples(trained.labels, None, metric, higher_is_better)
+        ledger = keep_ledger(probes, samples.measure(probes, "student"), rules(), None)
+        assert ledger.verdict == "fail"
+        return ledger.advice[0]
+
+    def recall(logits, labels):
+        return float((logits[labels == 0].argmax(axis=1) == 0).mean())
+
+    def misses(logits, labels):
+        return 100 - 100 * accuracy(logits, labels)
+
+    at_chance = with_logits(trained.teacher, np.roll(trained.teacher.logits, 1, axis=1))
+    for told in (advice(at_chance), advice(trained.teacher, recall), advice(at_chance, misses, higher_is_better=False)):
+        assert told.startswith("the teacher is no better than a constant answer either")
+        assert "distill.epochs" not in told
+    for told in (advice(trained.teacher), advice(trained.teacher, misses, higher_is_better=False)):
+        assert told.startswith("the student is what failed")
+
+
+def test_the_advice_for_an_absent_modality_names_keys_of_what_was_done(trained):
+    missing = {"image": Estimate(0.2, 0.15, 0.25)}
+
+    def advice(*stages):
+        probes = {"teacher": trained.teacher, "student": trained.student} | dict.fromkeys(stages, trained.student)
+        samples = LabelledSamples(trained.labels, None, accuracy).measure(probes, "student")
+        ledger = keep_ledger(probes, samples, rules(), None, missing=missing)
+        assert ledger.verdict == "warn"
+        return ledger.advice[0]
+
+    pruned = advice("finetuned", "exported", "device")
+    assert "prune.ratios" in pruned
+    assert "quantize" not in pruned
+    assert "quantize.repair" in advice("finetuned", "quantized", "device")
 
 
 def test_a_student_far_behind_its_teacher_warns_with_what_to_try(trained):

@@ -26,7 +26,7 @@ _TIMED = 24
 
 def _describe(blamed: Blame) -> str:
     worst = blamed.of("branch")[0] if blamed.of("branch") else None
-    loss = f"divergence {blamed.quantized.divergence:.4f}"
+    loss = f"divergence {blamed.quantized.divergence:.2g}"
     return loss + (f", of which undoing {worst.name} relieves most" if worst else "")
 
 

@@ -94,7 +94,7 @@ EVALUATE: StageSpec[DeviceOutputs] = StageSpec(
     "evaluate", 8, DeviceOutputs, (), "run the candidates on the device and probe them", _describe_outputs
 )
 CHECK: StageSpec[CheckedLedgers] = StageSpec(
-    "check", 8, CheckedLedgers, (), "keep each candidate's ledger and judge it", _describe_ledgers
+    "check", 9, CheckedLedgers, (), "keep each candidate's ledger and judge it", _describe_ledgers
 )
 
 

@@ -38,7 +38,7 @@ def _describe(judged: Judged) -> str:
     return f"{judged.ledger.verdict} on {judged.ledger.rows[-1].samples} samples"
 
 
-JUDGE: StageSpec[Judged] = StageSpec("judge", 2, Judged, (), "judge what ships on the test split", _describe)
+JUDGE: StageSpec[Judged] = StageSpec("judge", 3, Judged, (), "judge what ships on the test split", _describe)
 
 
 def judge_shipped(context: Context, chosen: EvaluatedCandidate) -> tuple[EvaluatedCandidate, tuple[str, ...]]:
