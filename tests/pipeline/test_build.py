@@ -174,7 +174,6 @@ def test_a_build_that_the_gate_rejects(cache, tmp_path):
     assert "Gram drift" in error
     assert "on the validation samples: Gram drift" in error
     assert "FAIL" in found.stdout
-    assert "the answers differ, though the metric holds: KL divergence" in " ".join(found.stdout.split())
     assert sorted(path.name for path in (tmp_path / "cpu").iterdir()) == ["gram", "latency", "rejected"]
     assert json.loads((tmp_path / "report.json").read_text())["verdict"] == "fail"
     refused = python("-c", "import sys, edgekd; edgekd.load(sys.argv[1])", tmp_path / "cpu" / "rejected", cwd=tmp_path)
@@ -359,5 +358,5 @@ def test_a_metric_that_is_not_a_number_fails_the_gate(cache, tmp_path, monkeypat
     ledger = json.loads((rejected / "ledger.json").read_text())
     assert {row["metric"] for row in ledger["rows"]} == {None}
     judged = msgspec.convert(ledger_with_nan(ledger), Ledger)
-    assert judged.reasons[0].startswith("the student learned nothing: its accuracy nan is not shown")
+    assert judged.reasons[0].startswith("the student's accuracy is not a number on these samples")
     assert json.loads((tmp_path / "out" / "report.json").read_text())["verdict"] == "fail"
