@@ -123,8 +123,8 @@ def test_where_every_trial_fails_the_first_reason_is_the_error(tmp_path):
 
 
 def test_where_the_gate_rejects_every_trial_nothing_is_recommended_and_the_exit_code_says_so(tmp_path):
-    tight = {"gate__tau_pass": 0.001, "gate__tau_fail": 0.001, "search__space__prune__ratio": "[0.4,0.5]"}
-    command = arguments("--trials", 2, prune__ratio=0.5, **tight)
+    tight = {"gate__tau_pass": 1e-6, "gate__tau_fail": 1e-6, "gate__structure": "strict", "prune__repair": "off"}
+    command = arguments("--trials", 2, prune__ratio=0.5, search__space__prune__ratio="[0.4,0.5]", **tight)
     found = edgekd(*command, cwd=tmp_path)
     assert found.returncode == 20, found.stderr
     assert "Nothing to build: the gate rejects every trial." in found.stdout
