@@ -74,7 +74,7 @@ def verdicts(pruned):
 
 def test_what_the_gate_lets_through_is_tried_once(tmp_path):
     observer = Watches()
-    pruned = train(tmp_path, observer, gate__max_divergence=100.0, gate__max_metric_drop=1)
+    pruned = train(tmp_path, observer, gate__max_divergence=100.0, gate__max_metric_drop=1, gate__max_flips=1)
     assert len(pruned.result.attempts) == 1
     assert [name for name in observer.started if name.startswith("prune")] == ["prune", "prune_check"]
     assert observer.warnings == []
@@ -131,7 +131,7 @@ def test_without_repair_the_first_attempt_stays(tmp_path):
 def test_a_changed_limit_trains_nothing_again(tmp_path):
     before = train(tmp_path, **STRICT)
     observer = Watches()
-    pruned = train(tmp_path, observer, gate__max_divergence=100.0, gate__max_metric_drop=1)
+    pruned = train(tmp_path, observer, gate__max_divergence=100.0, gate__max_metric_drop=1, gate__max_flips=1)
     assert observer.started == ["prune_check"]
     assert len(pruned.result.attempts) == 1
     idle = Watches()
