@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import errno
 import re
 import struct
 import tokenize
@@ -261,6 +262,6 @@ def _named(path: Path, key: str) -> Iterator[None]:
     except UNREADABLE as error:
         raise ValueError(f"{path}: array '{key}': {error}") from error
     except OSError as error:
-        if error.errno is not None:  # the disk's; a decompressor's has no number
-            raise
+        if error.errno not in (None, errno.EINVAL):  # the disk's; a decompressor's has no number, and a seek to a
+            raise  # place that a damaged directory names is invalid
         raise ValueError(f"{path}: array '{key}': {error}") from error
