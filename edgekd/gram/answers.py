@@ -15,7 +15,7 @@ import numpy as np
 
 from edgekd.gram.intervals import Bootstrap, Estimate, estimate, estimate_share
 from edgekd.gram.output_kind import OutputKind, OutputName
-from edgekd.gram.probe import side_by_side
+from edgekd.gram.probe import in_chunks, side_by_side
 from edgekd.gram.streaming import Subsample, Units, hash_names
 
 if TYPE_CHECKING:
@@ -97,17 +97,24 @@ def guess_kind(outputs: Array, labelled: bool) -> OutputKind:
         "classes" for [N, C] where there are labels, or where rows are distributions; "multilabel" where all values lie
         between 0 and 1; "embedding" where rows have unit length; else "values".
     """
-    flat = outputs.reshape(len(outputs), -1).astype(np.float64)
-    within = bool((flat >= -_ROUNDING).all() and (flat <= 1 + _ROUNDING).all())
     if outputs.ndim != 2:
         return OutputKind("values")
     if outputs.shape[1] > 1:
-        distributions = within and bool(np.allclose(flat.sum(1), 1, atol=_ROUNDING))
+        distributions = are_probabilities(outputs, "classes")
         if labelled or distributions:
             return OutputKind("classes", distributions)
-        if np.allclose(np.linalg.norm(flat, axis=1), 1, atol=_ROUNDING):
+        if np.allclose(_lengths(_rows(outputs)), 1, atol=_ROUNDING):
             return OutputKind("embedding")
-    return OutputKind("multilabel", True, 0.5) if within and flat.any() else OutputKind("values")
+    labels = are_probabilities(outputs, "multilabel") and outputs.any()
+    return OutputKind("multilabel", True, 0.5) if labels else OutputKind("values")
+
+
+def are_probabilities(outputs: Array, kind: OutputName) -> bool:
+    """Whether an output [N, ...] of a kind is probabilities, by its values; those of classes sum to 1."""
+    within = bool((outputs >= -_ROUNDING).all() and (outputs <= 1 + _ROUNDING).all())
+    if kind == "classes":
+        return within and bool(np.allclose(outputs.sum(-1, dtype=np.float64), 1, atol=_ROUNDING))
+    return kind == "multilabel" and within
 
 
 def compare_answers(
@@ -169,9 +176,8 @@ def compare_answers(
 def sample_errors(outputs: Array, reference: Array) -> _Array:
     """Return the error [N] of each sample's output [N, ...], as :attr:`Answers.error` has it, in memory."""
     ours, theirs = _rows(outputs), _rows(reference)
-    lengths = _lengths(theirs)
-    scale = max(_NEAR_ZERO * math.sqrt(float((lengths**2).mean())), float(np.finfo(np.float32).tiny))
-    errors: _Array = _lengths(ours - theirs) / np.maximum(lengths, scale)
+    floor = _near_zero(float((theirs**2).sum()), len(theirs))
+    errors: _Array = _lengths(ours - theirs) / np.maximum(_lengths(theirs), floor)
     return errors
 
 
@@ -195,7 +201,7 @@ class _SideBySide(Protocol):
 
 
 def _comparison(reference: Probe, kind: OutputKind) -> _SideBySide:
-    chunks = (theirs for _, theirs in side_by_side(reference, reference, ["logits"]))
+    chunks = in_chunks(reference, ["logits"])
     return _prepared(((hash_names(chunk["ids"]), _rows(chunk["logits"])) for chunk in chunks), kind)
 
 
@@ -309,7 +315,7 @@ class _Embeddings:
         for keys, rows in reference:
             index.add(keys, [rows])
             count, square = count + len(rows), square + float((rows**2).sum())
-        self._floor = max(_NEAR_ZERO * math.sqrt(square / count), float(np.finfo(np.float32).tiny))
+        self._floor = _near_zero(square, count)
         self._keys, self._index = index.keys, self._directions(index.rows[0])
 
     def __call__(self, keys: Array, ours: _Array, theirs: _Array) -> tuple[_Array, _Array | None]:
@@ -339,9 +345,14 @@ def _nearest(cosines: _Array, count: int) -> NDArray[np.intp]:
 
 def _length_floor(reference: Probe, kind: OutputKind) -> float:
     """Return the length below which an output is as good as zero."""
-    chunks = (_rows(theirs["logits"]) for _, theirs in side_by_side(reference, reference, ["logits"]))
+    chunks = (_rows(chunk["logits"]) for chunk in in_chunks(reference, ["logits"]))
     square = sum(float((_unless_ruled_out(rows, rows, kind)[1] ** 2).sum()) for rows in chunks)
-    return max(_NEAR_ZERO * math.sqrt(square / len(reference)), float(np.finfo(np.float32).tiny))
+    return _near_zero(square, len(reference))
+
+
+def _near_zero(square: float, count: int) -> float:
+    """Return the length below which one of ``count`` rows is as good as zero, from the sum of all their squares."""
+    return max(_NEAR_ZERO * math.sqrt(square / count), float(np.finfo(np.float32).tiny))
 
 
 def _unless_ruled_out(ours: _Array, theirs: _Array, kind: OutputKind) -> tuple[_Array, _Array]:

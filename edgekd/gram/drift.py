@@ -100,7 +100,7 @@ def measure_drift(probe: Probe, reference: Probe, groups: Array | None, bootstra
     modalities = probe.modalities
     keys = [EMBEDDING_PREFIX + name for name in modalities]
     between = probe.comparable and reference.comparable
-    floors = _floors(theirs for _, theirs in side_by_side(probe, reference, keys))
+    floors = _floors((theirs for _, theirs in side_by_side(probe, reference, keys)), keys)
 
     def pairs() -> Iterator[tuple[dict[str, Array], dict[str, Array]]]:
         for ours, theirs in side_by_side(probe, reference, keys):
@@ -238,12 +238,8 @@ def pair_drifts(embeddings: Embeddings, reference: Embeddings) -> dict[str, _Arr
         embeddings: The model's embeddings, for each modality [N, D].
         reference: The reference's embeddings of the same samples.
     """
-    prefixed = [{EMBEDDING_PREFIX + name: z for name, z in side.items()} for side in (embeddings, reference)]
-    floors = _floors(prefixed[1:])
-    ours, theirs = (
-        {key.removeprefix(EMBEDDING_PREFIX): z.astype(np.float64) for key, z in without_noise(side, floors).items()}
-        for side in prefixed
-    )
+    floors = _floors([reference], list(reference))
+    ours, theirs = (_double(without_noise(side, floors)) for side in (embeddings, reference))
     if comparable(ours) and comparable(theirs):
         between = np.abs(pair_cosines(ours) - pair_cosines(theirs))
         return dict(zip(pair_names(list(ours)), between.T, strict=True))
@@ -268,15 +264,14 @@ def without_noise(arrays: Mapping[str, Array], floors: Mapping[str, float]) -> d
     }
 
 
-def _floors(reference: Iterable[Mapping[str, Array]]) -> dict[str, float]:
+def _floors(reference: Iterable[Mapping[str, Array]], keys: Sequence[str]) -> dict[str, float]:
     """Return by its key the length below which an embedding of a reference, which comes in chunks, is noise."""
-    squares: dict[str, float] = {}
+    squares = dict.fromkeys(keys, 0.0)
     count = 0
     for chunk in reference:
-        embeddings = {key: z for key, z in chunk.items() if key.startswith(EMBEDDING_PREFIX)}
-        count += len(next(iter(embeddings.values()), ()))
-        for key, z in embeddings.items():
-            squares[key] = squares.get(key, 0.0) + float(np.square(z, dtype=np.float64).sum())
+        count += len(chunk[keys[0]]) if keys else 0
+        for key in keys:
+            squares[key] += float(np.square(chunk[key], dtype=np.float64).sum())
     return {key: max(_NOISE_SHARE * float(np.sqrt(square / count)), _NOISE) for key, square in squares.items()}
 
 

@@ -80,6 +80,7 @@ class LedgerRow:
         note: What the stage did, e.g. "encoders.accel.conv2 to float32".
         missing: By modality the share of answers that differ from the reference's where that modality is absent in
             both; empty where that was not measured.
+        behaviour: Whether it still answers the same; None for a row that is not gated.
     """
 
     stage: str
@@ -93,11 +94,12 @@ class LedgerRow:
     warnings: tuple[str, ...] = ()
     note: str = ""
     missing: dict[str, Estimate] = field(default_factory=dict)
+    behaviour: Verdict | None = None
 
     @property
     def samples(self) -> int:
         """Number of samples that were compared with the reference's; 0 for the reference and the teacher."""
-        return self.answers.samples if self.answers else 0
+        return self.to_reference.samples if self.to_reference else 0
 
     @property
     def flips(self) -> float | None:
@@ -228,7 +230,7 @@ def _row(
 ) -> LedgerRow:
     reference = reference_of(probes)
     metric, loss = figures.values.get(stage), figures.losses.get(stage)
-    to_teacher = to_reference = answers = verdict = None
+    to_teacher = to_reference = answers = verdict = behaviour = None
     reasons: tuple[str, ...] = ()
     warnings: tuple[str, ...] = ()
     if stage != "teacher" and "teacher" in probes:
@@ -237,9 +239,18 @@ def _row(
         to_reference = measure_drift(probes[stage], probes[reference], groups, rules.bootstrap)
         answers = compare_answers(probes[stage], probes[reference], rules.kind, groups, rules.bootstrap)
         if stage not in UNGATED:
-            measured = Measured(answers, loss, to_reference, missing, figures.gain)
-            verdict, reasons, warnings = judge(measured, rules)
-    return LedgerRow(stage, metric, loss, answers, to_teacher, to_reference, verdict, reasons, warnings, note, missing)
+            asked = _ask(Measured(answers, loss, to_reference, missing, figures.gain), rules)
+            verdict, reasons, warnings = join_answers(None, *asked, rules.limits, rules.kind.name)
+            behaviour = asked[0].verdict
+    return LedgerRow(
+        stage, metric, loss, answers, to_teacher, to_reference, verdict, reasons, warnings, note, missing, behaviour
+    )
+
+
+def _ask(measured: Measured, rules: GateRules) -> tuple[Answered, Answered]:
+    """Answer the two questions about what compression did: behaviour, and structure."""
+    behaviour = judge_behaviour(measured, rules.limits, rules.bootstrap.confidence)
+    return behaviour, judge_structure(measured.drift, rules.limits)
 
 
 def judge(measured: Measured, rules: GateRules) -> tuple[Verdict, tuple[str, ...], tuple[str, ...]]:
@@ -252,9 +263,7 @@ def judge(measured: Measured, rules: GateRules) -> tuple[Verdict, tuple[str, ...
     Returns:
         As :func:`edgekd.gram.verdict.join_answers`.
     """
-    behaviour = judge_behaviour(measured, rules.limits, rules.bootstrap.confidence)
-    structure = judge_structure(measured.drift, rules.limits)
-    return join_answers(None, behaviour, structure, rules.limits, rules.kind.name)
+    return join_answers(None, *_ask(measured, rules), rules.limits, rules.kind.name)
 
 
 def _judged(rules: GateRules, reference: str, figures: LedgerMetrics, rows: tuple[LedgerRow, ...]) -> Ledger:
@@ -263,8 +272,7 @@ def _judged(rules: GateRules, reference: str, figures: LedgerMetrics, rows: tupl
     learned = judge_learned(rules.metric, figures, reference, limits)
     if last.answers is not None and last.to_reference is not None:
         measured = Measured(last.answers, last.loss, last.to_reference, last.missing, figures.gain)
-        behaviour = judge_behaviour(measured, limits, rules.bootstrap.confidence)
-        structure = judge_structure(last.to_reference, limits)
+        behaviour, structure = _ask(measured, rules)
     else:  # what ships is the reference itself
         behaviour, structure = Answered("behaviour", None), Answered("structure", None)
     verdict, reasons, warnings = join_answers(learned, behaviour, structure, limits, rules.kind.name)

@@ -98,8 +98,9 @@ class LabelledSamples:
                 self.metric(probes[name].logits, self.labels)
         series = {name: self._series(probe.logits) for name, probe in probes.items()}
         best = self._best_constant(probes[reference])
-        values = [own.value for own in series.values()]
-        scale = max((abs(value) for value in [*values, *(best[1:] if best else ())] if math.isfinite(value)), default=1)
+        values = {name: own.value for name, own in series.items()}
+        known = (*values.values(), *(best[1:] if best else ()))
+        scale = max((abs(value) for value in known if math.isfinite(value)), default=1)
         losses = {
             name: self._estimate((series[reference] - own) * self._sign, scale)
             for name, own in series.items()
@@ -116,8 +117,7 @@ class LabelledSamples:
             others = np.random.RandomState(0).permutation(len(self.labels))
             gain = (series[reference] - self._series(probes[reference].logits[others])) * self._sign
             over_chance = self._estimate(gain, scale)
-        values_of = {name: own.value for name, own in series.items()}
-        return LedgerMetrics(values_of, losses, constant, over_chance, teacher_gain)
+        return LedgerMetrics(values, losses, constant, over_chance, teacher_gain)
 
     @property
     def _sign(self) -> int:

@@ -129,6 +129,16 @@ def top1(logits: Floats) -> Array:
     return classes
 
 
+def in_chunks(probe: Probe, keys: Sequence[str]) -> Iterator[dict[str, Array]]:
+    """Yield the ids and the arrays ``keys`` of one probe, a chunk of samples at a time."""
+    return probe.chunks(["ids", *keys], _chunk_rows([probe], keys))
+
+
+def _chunk_rows(probes: Sequence[Probe], keys: Sequence[str]) -> int:
+    values = max(sum(int(np.prod(p.shapes[key][1:])) for key in keys) for p in probes)
+    return max(1, _CHUNK_VALUES // max(1, values))
+
+
 def side_by_side(
     probe: Probe, reference: Probe, keys: Sequence[str]
 ) -> Iterator[tuple[dict[str, Array], dict[str, Array]]]:
@@ -143,9 +153,7 @@ def side_by_side(
         raise ValueError(f"the two probes are not of the same samples: {len(probe)} and {len(reference)}")
     if not len(probe):
         raise ValueError("the two probes have no samples")
-    values = max(sum(int(np.prod(p.shapes[key][1:])) for key in keys) for p in (probe, reference))
-    rows = max(1, _CHUNK_VALUES // max(1, values))
-    keys = ["ids", *keys]
+    rows, keys = _chunk_rows([probe, reference], keys), ["ids", *keys]
     for ours, theirs in zip(probe.chunks(keys, rows), reference.chunks(keys, rows), strict=True):
         if not np.array_equal(ours["ids"], theirs["ids"]):
             raise ValueError("the two probes are not of the same samples in the same order")

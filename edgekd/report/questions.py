@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 from edgekd.gram.output_kind import MEASURES
-from edgekd.gram.verdict import VERDICTS, Measured, Verdict, judge_behaviour, judge_structure
+from edgekd.gram.verdict import VERDICTS, Verdict, judge_structure
 from edgekd.report.format import NOTHING, percent, small
 
 if TYPE_CHECKING:
@@ -92,11 +92,7 @@ def row_verdicts(ledger: Ledger, row: LedgerRow) -> dict[EvidenceName, Verdict]:
     """Return the gate's verdict on each figure of a row, by the figure's name; empty where the row is not gated."""
     if row.verdict is None or row.to_reference is None:
         return {}
-    found = list(_structure(ledger, row, row.verdict))
-    if row.answers is not None:
-        measured = Measured(row.answers, row.loss, row.to_reference, row.missing)
-        verdict = judge_behaviour(measured, ledger.limits, ledger.confidence).verdict
-        found += _behaviour(ledger, row, verdict or row.verdict)
+    found = [*_structure(ledger, row, row.verdict), *_behaviour(ledger, row, row.behaviour or row.verdict)]
     return {figure.name: figure.verdict for figure in found if figure.verdict}
 
 

@@ -161,7 +161,7 @@ class TargetResult:
     @property
     def samples(self) -> int:
         """Number of samples that the ledger compares."""
-        return self.last.to_reference.samples if self.last.to_reference else 0
+        return self.last.samples
 
     def speedup(self, baseline: str, name: str = SHIPPED) -> float | None:
         """Return a baseline's p50 over that of ``name``; None where one is lacking. The two took turns in one run."""

@@ -17,9 +17,8 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
     from pathlib import Path
 
-#: Largest mean difference of the pair cosines that verifies: the drift that the gate passes without a warning by
-#: default. The same engine on another processor differs by rounding only, an order of magnitude less; INT8 that
-#: saturates differs by more.
+#: Largest mean difference of the pair cosines that verifies. The same engine on another processor differs by rounding
+#: only, an order of magnitude less; INT8 that saturates differs by more.
 MAX_GRAM_DRIFT = 0.005
 
 #: Largest error of the outputs, as a share of their root mean square, that verifies: neither classes nor cosines see a

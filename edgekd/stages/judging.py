@@ -2,22 +2,25 @@
 
 from __future__ import annotations
 
+from types import MappingProxyType
 from typing import TYPE_CHECKING
 
-from edgekd.gram.gate import GateRules, reference_of
+from edgekd.gram.gate import GateRules, keep_ledger, reference_of
 from edgekd.gram.intervals import Bootstrap
+from edgekd.gram.jackknife import choosing_groups
 from edgekd.gram.metric import LabelledSamples, LedgerMetrics
 from edgekd.gram.output_kind import OutputKind
 from edgekd.gram.verdict import GateLimits
 from edgekd.stages.labels import UNLABELLED
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Iterable, Mapping
 
     import numpy as np
     from numpy.typing import NDArray
 
     from edgekd.config.recipe import GateConfig
+    from edgekd.gram.gate import Ledger, LedgerRow
     from edgekd.gram.npz import Array
     from edgekd.gram.probe import Probe
 
@@ -52,6 +55,31 @@ def gate_rules(
     """
     limits = gate_limits(gate, higher_is_better=higher_is_better)
     return GateRules(metric, limits, Bootstrap(gate.confidence, gate.resamples, seed), kind or OutputKind())
+
+
+def keep_choosing_ledger(
+    probes: Mapping[str, Probe],
+    labels: NDArray[np.int64] | None,
+    groups: NDArray[np.generic] | None,
+    metric: Callable[[Array, Array], float],
+    rules: GateRules,
+    known: Iterable[LedgerRow] = (),
+    notes: Mapping[str, str] = MappingProxyType({}),
+) -> Ledger:
+    """Compare networks on the samples on which one of them is chosen, and judge them.
+
+    Args:
+        probes: The probe of each row, in the order of the ledger, among them the reference's.
+        labels: Labels [N] of the samples; None where there are none.
+        groups: Cluster of each sample [N]; None where samples are independent.
+        metric: The metric, a function of outputs and labels.
+        rules: How the rows are judged.
+        known: Rows that another ledger of the same probes has already.
+        notes: For some rows what the stage did.
+    """
+    groups = choosing_groups(groups)
+    figures = measure_metrics(probes, labels, groups, metric, rules)
+    return keep_ledger(probes, figures, rules, groups, known, notes)
 
 
 def measure_metrics(

@@ -6,9 +6,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from edgekd.gram.gate import keep_ledger
-from edgekd.gram.jackknife import choosing_groups
-from edgekd.stages.judging import measure_metrics
+from edgekd.stages.judging import keep_choosing_ledger
 from edgekd.training.loop.evaluate import example_batch, ground_truth, probe
 from edgekd.training.loop.loop import compute_device
 from edgekd.training.loop.weights import build
@@ -43,9 +41,7 @@ def keep_validation_ledger(task: LoadedTask, models: Mapping[str, nn.Module], ta
         name: probe(model.to(device), taps.teacher if name == "teacher" else taps.student, split)
         for name, model in models.items()
     }
-    groups = choosing_groups(truth.groups)
-    metrics = measure_metrics(probes, truth.labels, groups, task.metric, rules)
-    return keep_ledger(probes, metrics, rules, groups)
+    return keep_choosing_ledger(probes, truth.labels, truth.groups, task.metric, rules)
 
 
 class StudentTimer:

@@ -24,7 +24,7 @@ from edgekd.gram.limits import Suggestion, Tally, has_lost, is_refused, samples_
 from edgekd.gram.npz import embeddings_of
 from edgekd.gram.output_kind import OutputKind
 from edgekd.gram.stats import t_quantile
-from edgekd.pipeline.target.missing import read_stand_ins
+from edgekd.pipeline.target.missing import read_stand_ins, without
 from edgekd.runtime.backends.registry import AS_WRITTEN
 from edgekd.runtime.feeds import read_feeds
 from edgekd.runtime.session import open_arrays, run_rows
@@ -283,10 +283,7 @@ def _without(feeds: Feeds, samples: AlarmSamples) -> list[Feeds]:
     if len(samples.modalities) < 2:
         return []
     stand_ins = read_stand_ins(samples.path, [name for name in samples.modalities if name in feeds])
-    return [
-        {**feeds, name: np.ascontiguousarray(np.broadcast_to(stand_in, feeds[name].shape))}
-        for name, stand_in in stand_ins.items()
-    ]
+    return [without(feeds, name, stand_in) for name, stand_in in stand_ins.items()]
 
 
 def _run(graph: Path | bytes, feeds: Feeds, absent: Sequence[Feeds]) -> _DamagedOutputs:

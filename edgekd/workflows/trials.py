@@ -19,7 +19,7 @@ from edgekd.errors import ModelError
 from edgekd.files import need, scratch_folder, scratch_root
 from edgekd.gram.gate import FINETUNED
 from edgekd.pipeline.project import Project
-from edgekd.pipeline.pruning import PRUNE
+from edgekd.pipeline.pruning import PRUNE, PRUNE_CHECK
 from edgekd.pipeline.trained_source import DISTILL, TrainingStages
 from edgekd.report.search.tables import TrialFigures
 from edgekd.stages.artifacts import PROBE, WEIGHTS
@@ -260,7 +260,7 @@ class BriefTrials(TrialRunner):
             **own_loss_sources(recipe.distill.loss),
             "seed": recipe.seed,
             "name": name,
-            "stages": [DISTILL.version, PRUNE.version],
+            "stages": [DISTILL.version, PRUNE.version, PRUNE_CHECK.version],
         }
         depends = {"config": settings, "inputs": {"teacher": teacher.key}}
         return Stage(_JUDGEMENT, name, depends, run)

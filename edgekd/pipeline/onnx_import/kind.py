@@ -6,18 +6,13 @@ import math
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-import numpy as np
-
 from edgekd.errors import ModelError
-from edgekd.gram.answers import guess_kind
+from edgekd.gram.answers import are_probabilities, guess_kind
 from edgekd.gram.output_kind import OutputKind
 
 if TYPE_CHECKING:
     from edgekd.gram.output_kind import OutputName
     from edgekd.runtime.session import Array
-
-#: How far from 1 the sum of probabilities may be, and how far beyond 0 and 1 each, in float16 too.
-_ROUNDING = 1e-3
 
 #: What in an output makes it be taken for a kind.
 _LOOKS: dict[OutputName, str] = {
@@ -45,20 +40,12 @@ def settle_kind(
     Raises:
         ModelError: The output cannot be of that kind, or the threshold is none of it.
     """
-    kind = guess_kind(outputs, labelled) if asked is None else OutputKind(asked, _probabilities(asked, outputs))
+    kind = guess_kind(outputs, labelled) if asked is None else OutputKind(asked, are_probabilities(outputs, asked))
     _require_shape(kind.name, outputs)
     if threshold is not None:
         _require_threshold(kind.name, threshold, "" if asked else ", for which the output was taken")
         kind = replace(kind, threshold=threshold)
     return kind, "" if asked else _explain(kind, outputs, labelled)
-
-
-def _probabilities(name: OutputName, outputs: Array) -> bool:
-    """Whether scores are probabilities, by their values."""
-    within = bool((outputs >= -_ROUNDING).all() and (outputs <= 1 + _ROUNDING).all())
-    if name == "classes":
-        return within and bool(np.allclose(outputs.sum(-1, dtype=np.float64), 1, atol=_ROUNDING))
-    return name == "multilabel" and within
 
 
 def _require_shape(name: OutputName, outputs: Array) -> None:

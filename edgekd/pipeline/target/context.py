@@ -13,22 +13,17 @@ from edgekd.errors import ModelError
 from edgekd.pipeline.target.refusal import in_users_terms, read_origins
 from edgekd.runtime.backends.registry import AS_WRITTEN, ORT, Runtime
 from edgekd.stages.artifacts import CALIBRATION, TEST, VALIDATION, onnx_name, origins_name
-from edgekd.stages.judging import gate_rules, measure_metrics
+from edgekd.stages.judging import gate_rules
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Mapping
     from pathlib import Path
-
-    import numpy as np
-    from numpy.typing import NDArray
 
     from edgekd.compress.variants import Candidate, CandidateSpec
     from edgekd.config.recipe import Recipe
     from edgekd.config.target import Target
     from edgekd.devices.base import Device
     from edgekd.gram.gate import GateRules, Ledger
-    from edgekd.gram.metric import LedgerMetrics
-    from edgekd.gram.probe import Probe
     from edgekd.gram.verdict import GateLimits
     from edgekd.pipeline.source import Origin
     from edgekd.stages.artifacts import Exported
@@ -241,12 +236,6 @@ class Context:
             "seed": self.recipe.seed,
             "runtime": [self.public_runtime, self.target.options],
         }
-
-    def metrics(
-        self, probes: Mapping[str, Probe], labels: NDArray[np.int64] | None, groups: NDArray[np.generic] | None
-    ) -> LedgerMetrics:
-        """Return the metric of each row of a ledger, with labels [N] and groups [N] of its samples, as far as given."""
-        return measure_metrics(probes, labels, groups, self.origin.metric, self.rules)
 
     @property
     def limits(self) -> GateLimits:

@@ -8,8 +8,7 @@ from typing import TYPE_CHECKING
 
 from edgekd.devices.base import Absent
 from edgekd.errors import ModelError
-from edgekd.gram.gate import DEVICE, Ledger, LedgerRow, keep_ledger
-from edgekd.gram.jackknife import choosing_groups
+from edgekd.gram.gate import DEVICE, Ledger, LedgerRow
 from edgekd.gram.probe import Probe
 from edgekd.pipeline.target.agreement import find_disagreement
 from edgekd.pipeline.target.compile import compile_candidates, compiles
@@ -24,6 +23,7 @@ from edgekd.pipeline.target.context import (
 from edgekd.pipeline.target.outputs import probe_on_device
 from edgekd.runtime.session import open_arrays
 from edgekd.stages.artifacts import DEPLOY
+from edgekd.stages.judging import keep_choosing_ledger
 from edgekd.stages.stage import Done, StageSpec
 
 if TYPE_CHECKING:
@@ -94,7 +94,7 @@ EVALUATE: StageSpec[DeviceOutputs] = StageSpec(
     "evaluate", 8, DeviceOutputs, (), "run the candidates on the device and probe them", _describe_outputs
 )
 CHECK: StageSpec[CheckedLedgers] = StageSpec(
-    "check", 9, CheckedLedgers, (), "keep each candidate's ledger and judge it", _describe_ledgers
+    "check", 10, CheckedLedgers, (), "keep each candidate's ledger and judge it", _describe_ledgers
 )
 
 
@@ -171,7 +171,7 @@ def _check(
 ) -> Done[CheckedLedgers]:
     def run(_folder: Path, report: StageReporter) -> CheckedLedgers:
         with open_arrays(context.validation) as samples:
-            labels, groups = samples.get("labels"), choosing_groups(samples.get("groups"))
+            labels, groups = samples.get("labels"), samples.get("groups")
         ledgers: dict[str, Ledger] = {}
         disagreements: dict[str, str] = {}
         before = context.origin.probes("validation")
@@ -180,11 +180,12 @@ def _check(
             probes = {**before, **{step.stage: Probe.load(step.probe) for step in candidate.steps}}
             if ran:
                 probes[DEVICE] = Probe.load(ran.folder / candidate.name / OUTPUTS)
-            ledger = keep_ledger(
+            ledger = keep_choosing_ledger(
                 probes,
-                context.metrics(probes, labels, groups),
-                context.rules,
+                labels,
                 groups,
+                context.origin.metric,
+                context.rules,
                 common,
                 {step.stage: step.note for step in candidate.steps},
             )

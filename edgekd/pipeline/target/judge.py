@@ -12,6 +12,7 @@ from edgekd.pipeline.target.context import OUTPUTS
 from edgekd.pipeline.target.missing import measure_missing
 from edgekd.pipeline.target.outputs import probe_on_device, probe_variants, run_on_host
 from edgekd.runtime.session import open_arrays
+from edgekd.stages.judging import measure_metrics
 from edgekd.stages.stage import StageSpec
 
 if TYPE_CHECKING:
@@ -38,7 +39,7 @@ def _describe(judged: Judged) -> str:
     return f"{judged.ledger.verdict} on {judged.ledger.rows[-1].samples} samples"
 
 
-JUDGE: StageSpec[Judged] = StageSpec("judge", 3, Judged, (), "judge what ships on the test split", _describe)
+JUDGE: StageSpec[Judged] = StageSpec("judge", 4, Judged, (), "judge what ships on the test split", _describe)
 
 
 def judge_shipped(context: Context, chosen: EvaluatedCandidate) -> tuple[EvaluatedCandidate, tuple[str, ...]]:
@@ -73,7 +74,7 @@ def judge_shipped(context: Context, chosen: EvaluatedCandidate) -> tuple[Evaluat
             )
             probes[DEVICE] = probe
         probe.save(folder / OUTPUTS)
-        metrics = context.metrics(probes, labels, groups)
+        metrics = measure_metrics(probes, labels, groups, context.origin.metric, context.rules)
         notes = {step.stage: step.note for step in chosen.prepared.steps}
         ledger = keep_ledger(probes, metrics, context.rules, groups, notes=notes, missing=absent.result.changed)
         if chosen.ledger.verdict == "fail":

@@ -129,6 +129,11 @@ def read_stand_ins(samples: Path, modalities: Sequence[str]) -> dict[str, Array]
     return stand_ins
 
 
+def without(feeds: Feeds, name: str, stand_in: Array) -> Feeds:
+    """Return samples in each of which a modality is absent: something stands in for it."""
+    return {**feeds, name: np.ascontiguousarray(np.broadcast_to(stand_in, feeds[name].shape))}
+
+
 def _not_measurable(kind: OutputKind) -> str | None:
     """Explain why the answers cannot be counted; None where they can."""
     said = "Answers with a modality absent are not measured: "
@@ -167,7 +172,7 @@ def _compare(pair: _SessionPair, stand_ins: Mapping[str, Array], report: StageRe
         if name not in feeds:
             notes.append(f"Answers without {name} are not measured: the float network does not read it.")
             continue
-        absent = {**feeds, name: np.ascontiguousarray(np.broadcast_to(stand_in, feeds[name].shape))}
+        absent = without(feeds, name, stand_in)
         try:
             reference, candidate = (
                 Probe(ids, _outputs(session, absent), {}) for session in (pair.reference, pair.candidate)

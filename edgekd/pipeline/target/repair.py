@@ -12,13 +12,12 @@ from edgekd.compress.mixed_precision import ALL_HARM, repair_steps, spare_steps
 from edgekd.compress.oracles.identity import RewriteError
 from edgekd.compress.oracles.rounding_aside import require_same
 from edgekd.compress.variants import Candidate, write_variants
-from edgekd.gram.gate import keep_ledger
-from edgekd.gram.jackknife import choosing_groups
 from edgekd.gram.verdict import Verdict  # noqa: TC001  # msgspec reads the annotations of Repaired
 from edgekd.pipeline.target.context import OUTPUTS, LedgerStep, PreparedCandidate
 from edgekd.pipeline.target.examine import open_examiner, time_beside_int8
 from edgekd.pipeline.target.outputs import probe_variants, run_on_host
 from edgekd.runtime.session import open_arrays
+from edgekd.stages.judging import keep_choosing_ledger
 from edgekd.stages.stage import StageSpec
 
 if TYPE_CHECKING:
@@ -189,5 +188,5 @@ def _judge(context: Context, probe: Probe) -> Verdict:
     reference = context.origin.baselines[-1]
     probes = {reference: context.origin.probes("validation")[reference], "repaired": probe}
     with open_arrays(context.validation) as samples:
-        labels, groups = samples.get("labels"), choosing_groups(samples.get("groups"))
-    return keep_ledger(probes, context.metrics(probes, labels, groups), context.rules, groups).verdict
+        labels, groups = samples.get("labels"), samples.get("groups")
+    return keep_choosing_ledger(probes, labels, groups, context.origin.metric, context.rules).verdict

@@ -5,11 +5,10 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from edgekd.gram.drift import measure_drift
-from edgekd.gram.gate import FINETUNED, keep_ledger
+from edgekd.gram.gate import FINETUNED
 from edgekd.gram.intervals import Bootstrap
-from edgekd.gram.jackknife import choosing_groups
 from edgekd.gram.probe import Probe
-from edgekd.stages.judging import measure_metrics
+from edgekd.stages.judging import keep_choosing_ledger
 from edgekd.stages.trained import PruneCheck
 from edgekd.training.loop.evaluate import ground_truth, probe
 from edgekd.training.loop.loop import compute_device
@@ -41,11 +40,9 @@ def judge_pruned(
     """
     split, device = task.splits["val"], compute_device()
     truth = ground_truth(split)
-    groups = choosing_groups(truth.groups)
     probes = {"student": probe(student.to(device), taps, split), FINETUNED: probe(pruned.to(device), taps, split)}
-    figures = measure_metrics(probes, truth.labels, groups, task.metric, rules)
-    row = keep_ledger(probes, figures, rules, groups).row(FINETUNED)
-    return PruneCheck(row, {name: _drift(probes, name) for name in taps})
+    ledger = keep_choosing_ledger(probes, truth.labels, truth.groups, task.metric, rules)
+    return PruneCheck(ledger.row(FINETUNED), {name: _drift(probes, name) for name in taps})
 
 
 def _drift(probes: Mapping[str, Probe], modality: str) -> float:
