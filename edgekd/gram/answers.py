@@ -85,6 +85,11 @@ class Answers:
     changed_held: Estimate | None = None
     reference_broken: int = 0
 
+    @property
+    def flips(self) -> Estimate | None:
+        """The changed decisions that a limit is for; None of embeddings, whose near neighbours swap for nothing."""
+        return None if self.kind == "embedding" else self.changed
+
 
 def guess_kind(outputs: Array, labelled: bool) -> OutputKind:
     """Guess what an output is from its values: for a network that comes without a task.

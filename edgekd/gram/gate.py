@@ -273,8 +273,9 @@ def _judged(rules: GateRules, reference: str, figures: LedgerMetrics, rows: tupl
     if last.answers is not None and last.to_reference is not None:
         measured = Measured(last.answers, last.loss, last.to_reference, last.missing, figures.gain)
         behaviour, structure = _ask(measured, rules)
+        alone = bool(last.missing) and judge(replace(measured, missing={}), rules)[0] == "pass"
     else:  # what ships is the reference itself
-        behaviour, structure = Answered("behaviour", None), Answered("structure", None)
+        behaviour, structure, alone = Answered("behaviour", None), Answered("structure", None), False
     verdict, reasons, warnings = join_answers(learned, behaviour, structure, limits, rules.kind.name)
     return Ledger(
         metric=rules.metric,
@@ -287,15 +288,23 @@ def _judged(rules: GateRules, reference: str, figures: LedgerMetrics, rows: tupl
         verdict=verdict,
         reasons=reasons,
         warnings=warnings,
-        advice=_advice(learned, rows, verdict, figures),
+        advice=_advice(learned, rows, verdict, figures, alone),
         constant=figures.constant,
     )
 
 
 def _advice(
-    learned: Answered, rows: tuple[LedgerRow, ...], verdict: Verdict, figures: LedgerMetrics
+    learned: Answered, rows: tuple[LedgerRow, ...], verdict: Verdict, figures: LedgerMetrics, alone: bool
 ) -> tuple[str, ...]:
-    """Say which stage did it, by how much, and which keys of the recipe to change."""
+    """Say which stage did it, by how much, and which keys of the recipe to change.
+
+    Args:
+        learned: Whether the student learned.
+        rows: The rows, the last of which ships.
+        verdict: The verdict on it.
+        figures: The metric of the rows.
+        alone: Whether it would pass but for what changed with a modality absent.
+    """
     if verdict == "pass":
         return ()
     if learned.verdict == verdict and figures.teacher_gain is not None and figures.teacher_gain <= 0:
@@ -309,7 +318,7 @@ def _advice(
             f"the student is what {what}, before anything was compressed: more distill.epochs, more data, another "
             "distill.learning_rate, or a wider student",
         )
-    if rows[-1].missing and all(reason.startswith("without ") for reason in rows[-1].reasons):
+    if alone:
         stages = {row.stage for row in rows}
         float_alone = FINETUNED in stages and stages <= _FLOAT  # then it was pruning, and no key of INT8 helps
         keys = (

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from edgekd.gram.verdict import AT_LIMIT
+
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
@@ -15,9 +17,6 @@ if TYPE_CHECKING:
 
 #: If one in ten perturbations lost too much, 2 or fewer of 61 would with a probability below 5 %: binomial, exact.
 WINDOW, ALLOWED = 61, 2
-
-#: A loss at its limit keeps it: 0.9125 - 0.8975 is a little more than 0.015.
-_ROUNDING = 1e-9
 
 #: Significant digits of a limit, which is rounded down.
 _DIGITS = 2
@@ -60,7 +59,7 @@ class Tally:
 
 def has_lost(losses: NDArray[np.float64], max_loss: float) -> NDArray[np.bool_]:
     """Return for each loss [N] whether it is too large; a loss that is not a number is too large."""
-    too_large: NDArray[np.bool_] = ~(losses <= max_loss + _ROUNDING)
+    too_large: NDArray[np.bool_] = ~(losses <= max_loss + AT_LIMIT)
     return too_large
 
 

@@ -36,7 +36,7 @@ QUESTIONS: dict[Question, str] = {
 }
 
 #: A figure at its limit keeps it: 0.9125 - 0.8975 is a little more than 0.015.
-_ROUNDING = 1e-9
+AT_LIMIT = 1e-9
 
 #: Outputs whose divergence and error are bounded by this much of their limits are the same up to rounding.
 _SAME = 1e-3
@@ -267,7 +267,7 @@ def judge_behaviour(measured: Measured, limits: GateLimits, confidence: float) -
         if math.isnan(share.mean)
         else f"without {name} {_share(share)} of the answers changed, more than {limits.max_missing_flips * 100:.3g}%"
         for name, share in measured.missing.items()
-        if not share.mean <= limits.max_missing_flips + _ROUNDING
+        if not share.mean <= limits.max_missing_flips + AT_LIMIT
     ]
     if beyond and verdict in ("pass", "warn"):
         verdict, reasons = "warn", [*reasons, *beyond]
@@ -294,12 +294,12 @@ def _tells(gain: Estimate | None, limits: GateLimits) -> bool:
 
 
 def _provably_fell(loss: Estimate, limits: GateLimits) -> bool:
-    return math.isnan(loss.mean) or (loss.mean > limits.max_metric_drop + _ROUNDING and loss.low > 0)
+    return math.isnan(loss.mean) or (loss.mean > limits.max_metric_drop + AT_LIMIT and loss.low > 0)
 
 
 def _by_metric(answers: Answers, loss: Estimate, limits: GateLimits) -> tuple[Verdict, list[str]] | None:
     """Judge by the metric; None where it cannot tell."""
-    limit, margin = limits.divergence(answers.kind), limits.max_metric_drop + _ROUNDING
+    limit, margin = limits.divergence(answers.kind), limits.max_metric_drop + AT_LIMIT
     near = answers.divergence.high <= _NEAR * limit  # a few ties that fell to the other side are chance
     if _provably_fell(loss, limits) and not (near and loss.low <= margin):
         return "fail", [_fell(loss, limits)]
@@ -319,11 +319,11 @@ def _by_output(answers: Answers, loss: Estimate | None, limits: GateLimits) -> t
         limits: The limits.
     """
     limit = limits.divergence(answers.kind)
-    fell = loss is not None and loss.mean > limits.max_metric_drop + _ROUNDING
-    flips = answers.changed if answers.kind != "embedding" else None  # near neighbours trade places for nothing
-    many = flips is not None and flips.low > limits.max_flips + _ROUNDING
+    fell = loss is not None and loss.mean > limits.max_metric_drop + AT_LIMIT
+    flips = answers.flips
+    many = flips is not None and flips.low > limits.max_flips + AT_LIMIT
     near = answers.divergence.high <= _NEAR * limit and not many
-    few = flips is None or flips.high <= limits.max_flips + _ROUNDING or near
+    few = flips is None or flips.high <= limits.max_flips + AT_LIMIT or near
     if answers.divergence.high <= limit and few and answers.samples >= _FEWEST and not fell:
         return "pass", []
     diverged = answers.divergence.low > limit
@@ -407,9 +407,9 @@ def _to_pass(answers: Answers, loss: Estimate | None, limits: GateLimits, confid
     """Return for each way to pass about how many samples or groups it would take; None where it is none."""
     limit, count = limits.divergence(answers.kind), answers.units
     by_metric = mean_needs(loss, limits.max_metric_drop, count) if loss else None
-    if loss is not None and loss.mean > limits.max_metric_drop + _ROUNDING:
+    if loss is not None and loss.mean > limits.max_metric_drop + AT_LIMIT:
         return [by_metric]
-    changed = answers.changed if answers.kind != "embedding" else None
+    changed = answers.flips
     within, near = mean_needs(answers.divergence, limit, count), mean_needs(answers.divergence, _NEAR * limit, count)
     few: int | None = _FEWEST
     if changed is not None:
@@ -425,12 +425,12 @@ def _to_pass(answers: Answers, loss: Estimate | None, limits: GateLimits, confid
 
 def _to_fail(answers: Answers, loss: Estimate | None, limits: GateLimits) -> list[int | None]:
     """Return for each way to fail about how many samples or groups it would take; None where it is none."""
-    fell = loss is not None and loss.mean > limits.max_metric_drop + _ROUNDING
+    fell = loss is not None and loss.mean > limits.max_metric_drop + AT_LIMIT
     if loss is not None and not fell:
         return [_needed_above(answers.divergence, _FAR * limits.divergence(answers.kind), answers.units)]
     ways = [_needed_above(answers.divergence, limits.divergence(answers.kind), answers.units)]
-    if answers.changed is not None and answers.kind != "embedding":
-        ways.append(_needed_above(answers.changed, limits.max_flips, answers.units))
+    if answers.flips is not None:
+        ways.append(_needed_above(answers.flips, limits.max_flips, answers.units))
     return [*ways, _needed_above(loss, 0.0, answers.units)] if loss else ways
 
 

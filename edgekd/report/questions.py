@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 from edgekd.gram.output_kind import MEASURES
-from edgekd.gram.verdict import VERDICTS, Verdict, judge_structure
+from edgekd.gram.verdict import AT_LIMIT, VERDICTS, Verdict, judge_structure
 from edgekd.report.format import NOTHING, percent, small
 
 if TYPE_CHECKING:
@@ -16,9 +16,6 @@ if TYPE_CHECKING:
     from edgekd.gram.gate import Ledger, LedgerRow
     from edgekd.gram.intervals import Estimate
     from edgekd.gram.verdict import Answered
-
-#: A figure at its limit keeps it, as at the gate.
-_ROUNDING = 1e-9
 
 EvidenceName = Literal[
     "metric", "teacher", "constant", "gain", "divergence", "changed", "loss", "error", "missing", "drift", "worst"
@@ -141,7 +138,7 @@ def _behaviour(ledger: Ledger, row: LedgerRow, verdict: Verdict) -> Iterator[Evi
     yield Evidence("error", "relative error of a sample", error.mean, error.low, error.high)
     most = limits.max_missing_flips
     for name, changed in row.missing.items():
-        state: Verdict = "pass" if changed.mean <= most + _ROUNDING else "warn"
+        state: Verdict = "pass" if changed.mean <= most + AT_LIMIT else "warn"
         label = f"answers changed without {name}"
         yield Evidence("missing", label, changed.mean, changed.low, changed.high, most, share=True, verdict=state)
 
@@ -155,11 +152,11 @@ def _bounded(
     matter; where it is "fail" the figure may be within the limit as measured, but for its bound.
     """
     state: Verdict | None = verdict
-    if value.high <= limit + _ROUNDING:
+    if value.high <= limit + AT_LIMIT:
         state = "pass"
     elif verdict == "pass":
         state = None
-    elif verdict == "fail" and value.mean <= limit + _ROUNDING:
+    elif verdict == "fail" and value.mean <= limit + AT_LIMIT:
         state = "undecided"
     return Evidence(name, label, value.mean, value.low, value.high, limit, share=share, verdict=state)
 
