@@ -5,6 +5,8 @@ from __future__ import annotations
 import textwrap
 from typing import TYPE_CHECKING, Any
 
+from alarm_rates import default_limits
+
 from edgekd.files import write_text
 
 if TYPE_CHECKING:
@@ -141,6 +143,7 @@ def _gate(result: dict[str, Any]) -> list[str]:
     families = result["gate"]["by_family"]
     return [
         "## The gate as a whole",
+        *_judged_before(result["gate"]["defaults"]),
         _table(
             ("rule", "broken: passed", "broken: warned", "broken: undecided", "sound: refused", "sound: undecided"),
             rows,
@@ -159,6 +162,21 @@ def _gate(result: dict[str, Any]) -> list[str]:
             broken, or surely sound (95 %, by a bootstrap over test), the gate at its defaults passes
             {percent(sure["passed"])}, releases {percent(sure["released"])} in any way, and refuses
             {percent(sure["refused"])}."""),
+    ]
+
+
+def _judged_before(defaults: dict[str, Any]) -> list[str]:
+    """Say so where the figures are of a gate with other defaults than today's; measured anew they need no note."""
+    now = default_limits()
+    changed = [name for name in sorted(defaults) if defaults[name] != now[name]]
+    other = [f"`{name}` {defaults[name]} then, {now[name]} now" for name in changed]
+    if not other:
+        return []
+    return [
+        _prose(f"""**Measured before the gate's last changes, and not since**: {"; ".join(other)}. Since then, too,
+            changed answers fail by themselves where there are no labels, a metric that a constant answer keeps excuses nothing,
+            a fall of the metric within a quarter of the divergence's limit is undecided and not a failure, and labels
+            that hold are counted by themselves. What these do to the rates below is *not measured*.""")
     ]
 
 
