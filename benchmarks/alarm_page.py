@@ -174,9 +174,9 @@ def _judged_before(defaults: dict[str, Any]) -> list[str]:
         return []
     return [
         _prose(f"""**Measured before the gate's last changes, and not since**: {"; ".join(other)}. Since then, too,
-            changed answers fail by themselves where there are no labels, a metric that a constant answer keeps excuses nothing,
-            a fall of the metric within a quarter of the divergence's limit is undecided and not a failure, and labels
-            that hold are counted by themselves. What these do to the rates below is *not measured*.""")
+            changed answers fail by themselves where there are no labels, a metric that a constant answer keeps excuses
+            nothing, a fall of the metric within a quarter of the divergence's limit is undecided and not a failure, and
+            labels that hold are counted by themselves. What these do to the rates below is *not measured*.""")
     ]
 
 
