@@ -20,11 +20,18 @@ def on_terminal(arguments, cwd, signum, at, times=1, **changes):
     Returns:
         Its exit code, and what it wrote.
     """
-    process, master = pty.fork()
-    if not process:
-        os.chdir(cwd)
-        command = [sys.executable, "-m", "edgekd", *map(str, arguments)]
-        os.execve(sys.executable, command, environment(TERM="xterm", **changes))
+    master, end = pty.openpty()
+    # Not pty.fork: after it Python and the handlers of loaded libraries would run in a copy of a process of many threads.
+    process = subprocess.Popen(
+        [sys.executable, "-m", "edgekd", *map(str, arguments)],
+        cwd=cwd,
+        stdin=end,
+        stdout=end,
+        stderr=end,
+        start_new_session=True,
+        env=environment(TERM="xterm", **changes),
+    )
+    os.close(end)
     written = b""
     while True:
         try:
@@ -34,10 +41,10 @@ def on_terminal(arguments, cwd, signum, at, times=1, **changes):
         if at and at in written:
             at = None
             for _ in range(times):
-                os.kill(process, signum)
-    _, status = os.waitpid(process, 0)
+                process.send_signal(signum)
+    code = process.wait()
     os.close(master)
-    return os.waitstatus_to_exitcode(status), written.decode()
+    return code, written.decode()
 
 
 @pytest.mark.parametrize(("name", "times"), [("SIGINT", 3), ("SIGTERM", 1), ("SIGHUP", 2)])

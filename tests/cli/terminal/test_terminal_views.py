@@ -7,6 +7,7 @@ import pty
 import re
 import signal
 import struct
+import subprocess
 import sys
 import termios
 import time
@@ -40,10 +41,18 @@ with choose_observer(json=False, quiet=False, verbose=False, terminal=True) as o
 
 def on_terminal(source, interrupt_after=None, rows=24, env=None):
     """Run Python on an 80-column pseudo-terminal; return what it wrote."""
-    process, master = pty.fork()
-    if not process:
-        os.execve(sys.executable, [sys.executable, "-c", source], {**os.environ, "TERM": "xterm", **(env or {})})
+    master, end = pty.openpty()
     fcntl.ioctl(master, termios.TIOCSWINSZ, struct.pack("HHHH", rows, 80, 0, 0))
+    # Not pty.fork: after it Python and the handlers of loaded libraries would run in a copy of a process of many threads.
+    process = subprocess.Popen(
+        [sys.executable, "-c", source],
+        stdin=end,
+        stdout=end,
+        stderr=end,
+        start_new_session=True,
+        env={**os.environ, "TERM": "xterm", **(env or {})},
+    )
+    os.close(end)
     written = b""
     while True:
         try:
@@ -51,11 +60,11 @@ def on_terminal(source, interrupt_after=None, rows=24, env=None):
         except OSError:  # the other end is closed: how Linux says end of file
             break
         if interrupt_after and interrupt_after in written:
-            os.kill(process, signal.SIGINT)
+            process.send_signal(signal.SIGINT)
             interrupt_after = None
-    _, status = os.waitpid(process, 0)
+    code = process.wait()
     os.close(master)
-    assert written, f"it wrote nothing and ended with {os.waitstatus_to_exitcode(status)}"
+    assert written, f"it wrote nothing and ended with {code}"
     return written.decode()
 
 
