@@ -29,6 +29,8 @@ from edgekd.pipeline.output import writing
 from edgekd.pipeline.preflight import export_untrained
 from edgekd.pipeline.project import Project
 from edgekd.pipeline.publish import publish, target_places
+from edgekd.pipeline.rehearsal import rehearse
+from edgekd.pipeline.rehearsed_origin import RehearsedOrigin
 from edgekd.pipeline.target.compile import compiles
 from edgekd.pipeline.target.context import LIBRARIES, Context
 from edgekd.pipeline.target.preflight import TriedTarget, UntrainedTarget, preflight_target
@@ -48,6 +50,7 @@ if TYPE_CHECKING:
     from edgekd.config.target import Target
     from edgekd.devices.base import Device
     from edgekd.pipeline.paths import BuildPaths
+    from edgekd.pipeline.rehearsed_origin import Rehearsed
     from edgekd.pipeline.source import Origin
     from edgekd.stages.artifacts import Exported
     from edgekd.stages.stage import Done, StageSpec
@@ -241,18 +244,23 @@ def _try_targets(
     devices: dict[str, Device | Absent],
     stages: dict[int, trained_source.TrainingStages],
 ) -> None:
-    """Run or read the exports of the untrained student, and let each target take its own."""
+    """Run or read the rehearsal of the stages that train, and let each target take what comes out of it."""
 
     def export(opset: int) -> Done[Exported]:
         training = stages[opset]
         return export_untrained(given.runner, training.project, given.recipe, opset, training.export_label)
 
-    def take(target: Target) -> Done[TriedTarget]:
-        untrained = UntrainedTarget(given.recipe, target, devices[target.name], export(target.opset))
-        return preflight_target(given.runner, untrained)
+    def rehearsed(opset: int) -> Done[Rehearsed]:
+        alike = [target for target in targets if target.opset == opset]
+        return rehearse(given.runner, stages[opset], export(opset), alike)
 
-    for target in given.left(targets):
-        given.refusals.attempt(target.name, partial(export, target.opset))
+    def take(target: Target) -> Done[TriedTarget]:
+        origin = RehearsedOrigin(rehearsed(target.opset), stages[target.opset].project)
+        return preflight_target(given.runner, UntrainedTarget(given.recipe, target, devices[target.name], origin))
+
+    for step in (export, rehearsed):
+        for target in given.left(targets):
+            given.refusals.attempt(target.name, partial(step, target.opset))
     for target in given.left(targets):
         given.refusals.attempt(target.name, partial(take, target))
 

@@ -9,6 +9,7 @@ from edgekd.devices.base import Absent, Verifier
 from edgekd.pipeline.imported_source import IMPORT
 from edgekd.pipeline.preflight import PREFLIGHT, PREFLIGHT_EXPORT
 from edgekd.pipeline.pruning import PRUNE, PRUNE_CHECK
+from edgekd.pipeline.rehearsal import REHEARSAL
 from edgekd.pipeline.target.blame import BLAME
 from edgekd.pipeline.target.compile import COMPILE, compiles
 from edgekd.pipeline.target.evaluate import CHECK, EVALUATE
@@ -112,6 +113,7 @@ class OrderedStage:
 ORDER = (
     OrderedStage(PREFLIGHT, "build", _trains),
     OrderedStage(PREFLIGHT_EXPORT, "opset", _tries_targets),
+    OrderedStage(REHEARSAL, "opset", _tries_targets),
     OrderedStage(PREFLIGHT_TARGET, "each", _tries_targets),
     OrderedStage(TEACHER, "build", _trains),
     OrderedStage(DISTILL, "build", _trains),

@@ -88,7 +88,7 @@ def check_task(runner: Runner, project: Project, recipe: Recipe) -> Done[Preflig
         check(project.loaded, project.taps(recipe), recipe, keeping)
         return Preflight(tuple(keeping.kept))
 
-    return runner(PREFLIGHT, config=_settings(recipe), inputs={"task": project.identity}, run=run)
+    return runner(PREFLIGHT, config=training_settings(recipe), inputs={"task": project.identity}, run=run)
 
 
 def export_untrained(runner: Runner, project: Project, recipe: Recipe, opset: int, label: str) -> Done[Exported]:
@@ -119,7 +119,7 @@ def export_untrained(runner: Runner, project: Project, recipe: Recipe, opset: in
     return runner(PREFLIGHT_EXPORT, label=label, config=config, inputs={"task": project.identity}, run=run)
 
 
-def _settings(recipe: Recipe) -> JsonObject:
+def training_settings(recipe: Recipe) -> JsonObject:
     """Return all of a recipe that a training depends on from its first step."""
     sections = {"teacher": recipe.teacher, "student": recipe.student, "distill": recipe.distill, "prune": recipe.prune}
     settings: JsonObject = {name: _without_schedule(section) for name, section in sections.items()}

@@ -211,29 +211,31 @@ class TrainingStages:
         pruned = self._prune(teacher, self._distill(teacher))
         return self.load_teacher(teacher), self._load_pruned(pruned.folder)
 
-    def fine_tune_for_int8(self, origin: TrainedOrigin, scheme: Scheme) -> QatStudent:
-        """Fine-tune the pruned network for a scheme of INT8, and export it alone."""
+    def qat(
+        self, teacher: Done[Trained], student: Done[Trained], pruned: Done[Trained], scheme: Scheme
+    ) -> Done[Trained]:
+        """Fine-tune the pruned student for a scheme of INT8, held by the unpruned student."""
         config = self.recipe.quantize.qat
 
-        def fine_tune(folder: Path, report: StageReporter) -> Trained:
+        def run(folder: Path, report: StageReporter) -> Trained:
             from edgekd.training.qat import stage as qat
 
             networks = qat.QatNetworks(
-                self.load_teacher(origin.teacher),
-                self._load_student(origin.student),
-                self._load_pruned(origin.pruned.folder),
-                self._outputs(origin.teacher, config.loss, report),
+                self.load_teacher(teacher),
+                self._load_student(student),
+                self._load_pruned(pruned.folder),
+                self._outputs(teacher, config.loss, report),
             )
             return qat.run(
                 self.project.loaded, networks, self.taps, scheme, config, StageRun(self.recipe.seed, folder, report)
             )
 
-        fine_tuned = self._run(
-            QAT,
-            config={**_plain(config), **own_loss_sources(config.loss), "scheme": _plain(scheme)},
-            inputs={"pruned": origin.pruned.key},
-            run=fine_tune,
-        )
+        settings = {**_plain(config), **own_loss_sources(config.loss), "scheme": _plain(scheme)}
+        return self._run(QAT, config=settings, inputs={"pruned": pruned.key}, run=run)
+
+    def fine_tune_for_int8(self, origin: TrainedOrigin, scheme: Scheme) -> QatStudent:
+        """Fine-tune the pruned network for a scheme of INT8, and export it alone."""
+        fine_tuned = self.qat(origin.teacher, origin.student, origin.pruned, scheme)
 
         def export_student(folder: Path, report: StageReporter) -> Exported:
             from edgekd.training.export import stage as export
