@@ -173,6 +173,18 @@ def plan(
     return tuple(names)
 
 
+#: The stages before the first training.
+_BEFORE = (PREFLIGHT, PREFLIGHT_EXPORT, REHEARSAL, PREFLIGHT_TARGET)
+
+
+def dry_plan(recipe: Recipe, targets: Sequence[Target], devices: Mapping[str, Device | Absent]) -> tuple[str, ...]:
+    """Return the names of the stages that are run where nothing is to be trained or built, in order."""
+    if recipe.model:
+        return (IMPORT.name, *(f"{PREFLIGHT_TARGET.name} {target.name}" for target in targets))
+    names = {spec.name for spec in _BEFORE}
+    return tuple(name for name in plan(recipe, targets, devices) if name.partition(" ")[0] in names)
+
+
 def tries_targets(only: Sequence[StageSpec[Any]] | None) -> bool:
     """Whether targets are tried before anything is trained: where the stages that follow write engines."""
     return only is None or QUANTIZE in only

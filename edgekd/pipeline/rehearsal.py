@@ -34,8 +34,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
     from edgekd.config.recipe import Recipe
-    from edgekd.runtime.corruption import Robustness
     from edgekd.config.target import Scheme, Target
+    from edgekd.runtime.corruption import Robustness
     from edgekd.stages.progress import StageReporter
     from edgekd.stages.trained import Trained
     from edgekd.training.task.loading import LoadedTask
