@@ -14,6 +14,7 @@ from edgekd.stages.artifacts import Exported
 from edgekd.stages.progress import StageReporter
 from edgekd.stages.stage import StageSpec
 from edgekd.training.distillation.loss_registry import loss_sections, own_loss_sources
+from edgekd.training.stage_run import computing_threads
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -44,11 +45,11 @@ class Preflight:
 
 
 PREFLIGHT: StageSpec[Preflight] = StageSpec(
-    "preflight", 1, Preflight, ("torch", "torch-pruning"), "check the task, and try what its networks will go through"
+    "preflight", 2, Preflight, ("torch", "torch-pruning"), "check the task, and try what its networks will go through"
 )
 PREFLIGHT_EXPORT: StageSpec[Exported] = StageSpec(
     "preflight_export",
-    1,
+    2,
     Exported,
     ("torch", "onnx", "onnxscript", "onnxruntime"),
     "write the untrained student as ONNX",
@@ -85,7 +86,8 @@ def check_task(runner: Runner, project: Project, recipe: Recipe) -> Done[Preflig
         from edgekd.training.preflight.check import check
 
         keeping = _Keeping(report.observer, report.stage, [])
-        check(project.loaded, project.taps(recipe), recipe, keeping)
+        with computing_threads(recipe.threads):
+            check(project.loaded, project.taps(recipe), recipe, keeping)
         return Preflight(tuple(keeping.kept))
 
     return runner(PREFLIGHT, config=training_settings(recipe), inputs={"task": project.identity}, run=run)
@@ -108,7 +110,8 @@ def export_untrained(runner: Runner, project: Project, recipe: Recipe, opset: in
     def run(folder: Path, report: StageReporter) -> Exported:
         from edgekd.training.preflight import export
 
-        return export.run(project.loaded, project.taps(recipe).student, recipe, opset, folder, report)
+        with computing_threads(recipe.threads):
+            return export.run(project.loaded, project.taps(recipe).student, recipe, opset, folder, report)
 
     config = {
         "opset": opset,

@@ -10,6 +10,7 @@ import torch
 from edgekd.errors import TaskError, nearest
 from edgekd.stages.labels import UNLABELLED
 from edgekd.training.loop.evaluate import ground_truth
+from edgekd.training.preflight.data import SplitFacts
 from edgekd.training.task.checks import check_shapes
 from edgekd.training.task.protocol import SPLITS
 
@@ -21,20 +22,24 @@ if TYPE_CHECKING:
     from edgekd.training.task.protocol import Batch
 
 
-def check_samples(task: LoadedTask, classes: int) -> dict[str, GroundTruth]:
-    """Read every sample of every split once, and return the ground truth of each split.
+def check_samples(task: LoadedTask, classes: int) -> tuple[dict[str, GroundTruth], dict[str, SplitFacts]]:
+    """Read every sample of every split once.
 
     Args:
         task: The user's task.
         classes: Number of classes that the networks give.
 
+    Returns:
+        The ground truth of each split, and what else was seen of it.
+
     Raises:
         TaskError: A sample's shapes are wrong, an input is not finite, a label is out of range, or a group is in two
             splits.
     """
-    truths = {name: _read(task, name, classes) for name in SPLITS}
+    facts = {name: SplitFacts() for name in SPLITS}
+    truths = {name: _read(task, name, classes, facts[name]) for name in SPLITS}
     _check_groups(truths)
-    return truths
+    return truths, facts
 
 
 def check_batch_shapes(where: str, task: LoadedTask, batch: Batch) -> None:
@@ -46,7 +51,7 @@ def check_batch_shapes(where: str, task: LoadedTask, batch: Batch) -> None:
     check_shapes(where, task.task, {key: tuple(x.shape[1:]) for key, x in batch.inputs.items()})
 
 
-def _read(task: LoadedTask, name: str, classes: int) -> GroundTruth:
+def _read(task: LoadedTask, name: str, classes: int, facts: SplitFacts) -> GroundTruth:
     """Check every sample of a split, in one pass, and return their ground truth."""
     where = f"split '{name}'"
 
@@ -55,6 +60,7 @@ def _read(task: LoadedTask, name: str, classes: int) -> GroundTruth:
         _check_finite(where, batch)
         _check_present(where, batch)
         _check_labels(where, batch, classes)
+        facts.add(batch)
 
     with task.running(f"reading {where}"):
         return ground_truth(task.splits[name], check_batch)
