@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
@@ -42,6 +42,7 @@ if TYPE_CHECKING:
     from edgekd.stages.trained import PruneAttempt, PruneCheck
     from edgekd.training.pruning.attempts import PrunePlan
     from edgekd.training.taps.taps import Taps
+    from edgekd.training.task.loading import LoadedTask
 
 R = TypeVar("R")
 
@@ -63,8 +64,8 @@ def _describe_robustness(robustness: Robustness) -> str:
     return f"{len(robustness.networks)} networks, noise {robustness.noise:g}"
 
 
-TEACHER: StageSpec[Trained] = StageSpec("teacher", 4, Trained, ("torch",), "train the teacher, or load it", _describe)
-DISTILL: StageSpec[Trained] = StageSpec("distill", 4, Trained, (), "train the student from the teacher", _describe)
+TEACHER: StageSpec[Trained] = StageSpec("teacher", 5, Trained, ("torch",), "train the teacher, or load it", _describe)
+DISTILL: StageSpec[Trained] = StageSpec("distill", 5, Trained, (), "train the student from the teacher", _describe)
 EXPORT: StageSpec[Exported] = StageSpec(
     "export", 8, Exported, ("onnx", "onnxscript", "onnxruntime"), "write the networks as ONNX", _describe_export
 )
@@ -73,7 +74,7 @@ QAT: StageSpec[Trained] = StageSpec(
 )
 ROBUSTNESS: StageSpec[Robustness] = StageSpec(
     "robustness",
-    2,
+    3,
     Robustness,
     (),
     "measure the trained networks with each modality dropped or noisy",
@@ -300,7 +301,9 @@ class TrainingStages:
         def run(folder: Path, report: StageReporter) -> Trained:
             from edgekd.training.distillation import teacher
 
-            return teacher.run(project.loaded, self.taps.teacher, config, StageRun(self.recipe.seed, folder, report))
+            stage = StageRun(self.recipe.seed, folder, report)
+            trained = teacher.run(project.loaded, self.taps.teacher, config, stage)
+            return _tell_lesson(project.loaded, "teacher", trained, stage)
 
         settings = {
             **_plain(msgspec.structs.replace(config, precision="float32")),  # it matters to those that learn from it
@@ -314,7 +317,8 @@ class TrainingStages:
         config = self.recipe.distill
 
         def run(folder: Path, report: StageReporter) -> Trained:
-            return self.distil(teacher, config, self.recipe.seed, folder, report)
+            trained = self.distil(teacher, config, self.recipe.seed, folder, report)
+            return _tell_lesson(self.project.loaded, "student", trained, StageRun(self.recipe.seed, folder, report))
 
         settings = {
             **_plain(config),
@@ -505,6 +509,17 @@ class _StudentPruning:
     def check(self, pruned: Done[Trained], label: str, tell: Callable[[PruneCheck], str]) -> Done[PruneCheck]:
         """Judge a pruned network."""
         return self.stages.check_pruned(self.student, pruned, label, tell)
+
+
+def _tell_lesson(task: LoadedTask, name: str, trained: Trained, stage: StageRun) -> Trained:
+    """Warn at once where a network learned nothing; return its result with the warning."""
+    from edgekd.training.loop import distributed
+    from edgekd.training.loop.lesson import describe_lesson
+
+    warnings = describe_lesson(task, name, trained, stage.folder) if distributed.is_main() else ()
+    for warning in warnings:
+        stage.report.warn(warning)
+    return replace(trained, warnings=warnings)
 
 
 def _plain(config: object) -> JsonObject:

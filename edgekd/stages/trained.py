@@ -57,6 +57,7 @@ class Trained:
             there were.
         seconds: Time that a pruned network took, since it was last begun or taken up; 0 for other networks.
         attempts: The attempts at pruning, in order, the last of which it is; empty for other networks.
+        warnings: What the user was warned of, of what it learned.
     """
 
     metric: float
@@ -65,3 +66,4 @@ class Trained:
     channels: dict[str, tuple[int, int]] = field(default_factory=dict)
     seconds: float = 0.0
     attempts: tuple[PruneAttempt, ...] = ()
+    warnings: tuple[str, ...] = ()

@@ -6,7 +6,7 @@ import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 import msgspec
 from msgspec.structs import replace
@@ -48,7 +48,7 @@ if TYPE_CHECKING:
     from edgekd.stages.stage import Done
 
 #: Enough to see whether a graph can be quantized; how well is nothing that an untrained network could tell.
-_RANGES = "minmax"
+_RANGES: Final = "minmax"
 _CALIBRATION = Calibration(description="", ranges=_RANGES, samples=4, chunk=4)
 
 

@@ -14,6 +14,7 @@ from edgekd.errors import is_own
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
     from pathlib import Path
+    from types import FrameType
 
     from torch import nn
 
@@ -78,9 +79,9 @@ def _sum(result: object) -> str:
 
 def _own_line(folder: Path | None) -> str:
     """Return the innermost line of the user's that led here."""
-    frame = sys._getframe(2)
+    frame: FrameType | None = sys._getframe(2)
     while frame is not None:
         if is_own(frame.f_code.co_filename, folder):
             return f"{frame.f_code.co_filename}:{frame.f_lineno}"
-        frame = frame.f_back  # type: ignore[assignment]
+        frame = frame.f_back
     return ""
