@@ -62,7 +62,9 @@ def find_reactions(
     unknown: list[str] = []
     with restored(network.model), torch.no_grad():
         _move(network.model)
-        before = read(network, taps, task, inputs)
+        before, again = (read(network, taps, task, inputs) for _ in range(2))
+        if _any_differ(answers_of(before), answers_of(again)):  # it draws random numbers, which is said elsewhere
+            return Reactions({name: [] for name in taps}, [], modalities)
         for name in modalities:
             changed = _changed(task, inputs, name)
             if changed is None:
@@ -72,7 +74,7 @@ def find_reactions(
             for other, z in after.embeddings.items():
                 if _differ(before.embeddings[other], z):
                     embeddings.setdefault(other, []).append(name)
-            if any(_differ(x, y) for x, y in zip(answers_of(before), answers_of(after), strict=True)):
+            if _any_differ(answers_of(before), answers_of(after)):
                 answers.append(name)
     return Reactions({name: embeddings.get(name, []) for name in taps}, answers, unknown)
 
@@ -141,6 +143,10 @@ def _changed(task: LoadedTask, inputs: Sequence[Tensor], name: str) -> list[Tens
             changed[index] = x + scale * torch.randn(x.shape, generator=generator).to(x)
         return changed if noisy else None
     return changed
+
+
+def _any_differ(before: Sequence[Tensor], after: Sequence[Tensor]) -> bool:
+    return any(_differ(x, y) for x, y in zip(before, after, strict=True))
 
 
 def _differ(x: Tensor, y: Tensor) -> bool:
