@@ -100,9 +100,9 @@ def dry_run(
         refused = try_build(loaded, on, paths.cache, devices=devices, observer=following)
     except EdgekdError as raised:
         error = raised
-        following.end(str(raised))
         if not following.stages:
             raise
+        following.end(str(raised))
     return DryRun(tuple(following.stages.values()), refused, error, time.monotonic() - began)
 
 
@@ -145,11 +145,18 @@ class _Following:
 
     def refuse(self, target: str, reason: str) -> None:
         """Keep the reason at the stage that was running."""
-        if not self.end(reason):
+        if not self._keep(reason):
             self.stages[target] = TriedStage(target, "refused", reason)
         self.observer.refuse(target, reason)
 
-    def end(self, reason: str) -> bool:
+    def end(self, reason: str) -> None:
+        """Keep why the build would end, at the stage that began, or at the next where none has said why."""
+        if not self._keep(reason) and not any(stage.outcome == "refused" for stage in self.stages.values()):
+            following = next((stage for stage in self.stages.values() if stage.outcome == "not run"), None)
+            if following is not None:
+                self.stages[following.name] = replace(following, outcome="refused", text=reason)
+
+    def _keep(self, reason: str) -> bool:
         """Keep why the stages that began ended; return whether there was one."""
         ended = [stage for stage in self.stages.values() if stage.outcome == "refused" and not stage.text]
         self.stages |= {stage.name: replace(stage, text=reason) for stage in ended}
