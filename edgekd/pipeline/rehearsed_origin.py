@@ -11,11 +11,9 @@ from edgekd.stages.artifacts import Exported, validation_probe
 from edgekd.stages.stage import Done
 
 if TYPE_CHECKING:
-    import numpy as np
-    from numpy.typing import NDArray
-
     from edgekd.config.target import Scheme
-    from edgekd.gram.probe import Probe
+    from edgekd.gram.npz import Array
+    from edgekd.gram.probe import Answer, Probe
     from edgekd.pipeline.project import Project
     from edgekd.pipeline.source import JudgingSplit, QatStudent
     from edgekd.stages.trained import PruneAttempt
@@ -77,7 +75,7 @@ class RehearsedOrigin:
         named = validation_probe if split == "validation" else rehearsed_probe
         return {row: Probe.load(self.done.folder / named(network)) for row, network in rows.items()}
 
-    def metric(self, _outputs: NDArray[np.floating], _targets: NDArray[np.integer]) -> float:
+    def metric(self, _answer: Answer, _labels: Array) -> float:
         """Return a number: of untrained networks the metric tells nothing."""
         return 0.5
 

@@ -35,7 +35,11 @@ def describe_lesson(task: LoadedTask, name: str, trained: Trained, folder: Path)
         folder: Its folder.
     """
     measured = [epoch["validation"] for epoch in trained.history if math.isfinite(epoch.get("validation", math.nan))]
-    shape = Probe.load(folder / PROBE).logits.shape
+    probe = Probe.load(folder / PROBE)
+    kinds = [kind.name for kind in task.outputs.values()]
+    if kinds != ["classes"]:
+        return ()
+    shape = probe.shapes[probe.output_names[0]]
     truth = ground_truth(task.splits["val"])
     labels, counts = np.unique(truth.labels[truth.labels != UNLABELLED], return_counts=True)
     if not measured or len(shape) != 2 or len(labels) < 2 or labels.max() >= shape[1]:
