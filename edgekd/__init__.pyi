@@ -41,6 +41,7 @@ from edgekd.training.distillation.loss import Loss as Loss
 from edgekd.training.distillation.loss import LossOptions as LossOptions
 from edgekd.training.task.models import Standardize as Standardize
 from edgekd.training.task.protocol import ArraySplit as ArraySplit
+from edgekd.training.task.protocol import Batch as Batch
 from edgekd.training.task.protocol import Modality as Modality
 from edgekd.training.task.protocol import Sample as Sample
 from edgekd.training.task.protocol import Split as Split
@@ -69,6 +70,7 @@ __all__ = [
     "ArraySplit",
     "Backend",
     "BackendOption",
+    "Batch",
     "Blame",
     "BudgetError",
     "BudgetMissed",

@@ -31,15 +31,13 @@ def labelled_ground_truth(task: LoadedTask) -> GroundTruth:
         TaskError: None has.
     """
     truth = ground_truth(task.splits[_SPLIT])
-    labelled = truth.labels != UNLABELLED
+    labelled = np.full(len(truth.ids), True) if truth.has_targets else truth.labels != UNLABELLED
     if not labelled.any():
         raise TaskError(
             "split 'val' has no labels, and losses are compared by the metric on it: give its samples labels, or move "
             "some labelled ones from 'train'"
         )
-    return GroundTruth(
-        truth.ids[labelled], truth.labels[labelled], None if truth.groups is None else truth.groups[labelled]
-    )
+    return truth.part(labelled)
 
 
 def score(task: LoadedTask, model: nn.Module, taps: Mapping[str, Tap]) -> float:
@@ -49,7 +47,7 @@ def score(task: LoadedTask, model: nn.Module, taps: Mapping[str, Tap]) -> float:
         TaskError: The metric is no finite number.
     """
     logits, truth = _logits(task, model, taps)
-    return check_finite(task, task.metric(logits, truth.labels))
+    return check_finite(task, task.metric(logits, truth.targets))
 
 
 def check_finite(task: LoadedTask, value: float) -> float:
@@ -74,7 +72,7 @@ def sampling_error(task: LoadedTask, model: nn.Module, taps: Mapping[str, Tap]) 
     for _ in range(_RESAMPLES):
         drawn = random.integers(units, size=units)
         rows = drawn if members is None else np.concatenate([members[unit] for unit in drawn])
-        values.append(task.metric(logits[rows], truth.labels[rows]))
+        values.append(task.metric(logits[rows], truth.part(rows).targets))
     finite = np.array([value for value in values if math.isfinite(value)])
     return float(finite.std(ddof=1)) if len(finite) > 1 else None
 

@@ -14,6 +14,7 @@ from edgekd.training.distillation.own_losses import find_loss
 from edgekd.training.loop.evaluate import batches, example_batch, probe
 from edgekd.training.loop.loop import compute_device
 from edgekd.training.preflight.answers import check_answers, read, read_tapped
+from edgekd.training.preflight.ids import IdTables
 from edgekd.training.preflight.networks import (
     build_network,
     check_apart,
@@ -66,9 +67,11 @@ def check(task: LoadedTask, taps: Taps, recipe: Recipe, report: StageReporter) -
     inputs = [x[:_SAMPLES] for x in first.inputs.values()]
     teacher, student = (build_network(name, task, recipe.seed) for name in ("teacher", "student"))
     with restored(teacher.model, student.model):
-        classes = _check_networks(task, (teacher, student), taps, recipe, inputs, report)
+        tables = IdTables()
+        with tables.watching((teacher, student), first):
+            classes = _check_networks(task, (teacher, student), taps, recipe, inputs, report)
         _try_training(task, (teacher, student), taps, recipe, inputs, report)
-        truths = check_samples(task, classes)
+        truths = check_samples(task, classes, tables)
         _check_metric(task, student.model.to(compute_device()), taps.student, truths["test"])
     report.advance(5, _STEPS, f"{sum(len(truth.ids) for truth in truths.values()):,} samples are in order")
 
@@ -196,11 +199,11 @@ def _check_importance(recipe: Recipe, embeddings: Mapping[str, Tensor]) -> None:
 
 
 def _check_metric(task: LoadedTask, student: nn.Module, taps: Mapping[str, Tap], test: GroundTruth) -> None:
-    if not (test.labels != UNLABELLED).any():
+    if not test.has_targets and not (test.labels != UNLABELLED).any():
         raise TaskError("split 'test' has no labels, and the metric needs them")
     logits = probe(student, taps, task.splits["test"]).logits
     with task.running(f"the task's {task.metric_name}"):
-        value = task.metric(logits, test.labels)
+        value = task.metric(logits, test.targets)
     if not math.isfinite(value):
         raise TaskError(
             f"the task's {task.metric_name} is {value} for the untrained student's logits of split 'test'; it must be "

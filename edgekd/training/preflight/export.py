@@ -11,6 +11,7 @@ from edgekd.stages.artifacts import UNTRAINED
 from edgekd.training.export import stage as export
 from edgekd.training.export.onnx import ExportNetwork
 from edgekd.training.preflight.networks import build_network
+from edgekd.training.task.protocol import read_batch
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
     from edgekd.stages.artifacts import Exported
     from edgekd.stages.progress import StageReporter
     from edgekd.training.task.loading import LoadedTask
-    from edgekd.training.task.protocol import Sample, Split
+    from edgekd.training.task.protocol import Batch, Sample, Split
 
 #: Number of samples of each split.
 _SAMPLES = 8
@@ -41,6 +42,9 @@ class _Few:
 
     def __getitem__(self, index: int) -> Sample:
         return self.split[index]
+
+    def __getitems__(self, indices: list[int]) -> Batch:
+        return read_batch(self.split, indices)
 
 
 def run(

@@ -20,7 +20,7 @@ from edgekd.training.loop.evaluate import example_batch
 from edgekd.training.loop.loop import compute_device, training_loss
 from edgekd.training.loop.weights import seed_all
 from edgekd.training.taps.taps import TappedModel
-from edgekd.training.task.protocol import collate
+from edgekd.training.task.protocol import read_batch
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -118,7 +118,7 @@ def _first_batch(task: LoadedTask, config: Training, seed: int) -> Batch:
     split = task.splits["train"]
     indices = next(iter(BatchOrder(len(split), config.batch_size, seed, config.accumulate)))
     with task.running("reading split 'train'"):
-        return collate([split[index] for index in indices])
+        return read_batch(split, indices)
 
 
 def _not_finite(network: BuiltNetwork, loss: Tensor) -> str:

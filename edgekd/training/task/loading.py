@@ -25,6 +25,7 @@ from edgekd.training.task.checks import (
 from edgekd.training.task.columns import check_text
 from edgekd.training.task.imports import import_module, import_task_file
 from edgekd.training.task.protocol import ArraySplit
+from edgekd.training.task.targets import leaves, map_nest, target_nest
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
 
     from edgekd.config.recipe import TaskConfig
     from edgekd.training.task.protocol import Split, Task
+    from edgekd.training.task.targets import Nest
 
 
 @dataclass(frozen=True)
@@ -55,7 +57,12 @@ class LoadedTask:
 
     @property
     def modalities(self) -> list[str]:
-        """Names of the modalities, in order."""
+        """Names of the modalities, in order; masks and lengths of modalities are none."""
+        return [modality.name for modality in self.task.modalities if not modality.of]
+
+    @property
+    def inputs(self) -> list[str]:
+        """Names of all inputs of the networks, in their order."""
         return [modality.name for modality in self.task.modalities]
 
     @property
@@ -97,15 +104,16 @@ class LoadedTask:
         """Whether a larger metric is better."""
         return bool(getattr(self.task, "higher_is_better", True))
 
-    def metric(self, logits: NDArray[np.float32], labels: NDArray[np.integer]) -> float:
-        """Return the task's metric of logits [N, C] and labels [N].
+    def metric(self, logits: NDArray[np.float32], targets: Nest[NDArray[np.generic]]) -> float:
+        """Return the task's metric of logits [N, C] and targets, each leaf [N, ...].
 
         Raises:
             TaskError: The task's code fails, or returns no number.
         """
         what = f"the task's {self.metric_name}"
+        metric: Callable[..., float] = getattr(self.task, "metric", accuracy)
         with self.running(what):  # which is given copies: they are its own to change
-            value = getattr(self.task, "metric", accuracy)(logits.copy(), labels.copy())
+            value = metric(logits.copy(), map_nest(np.copy, targets))
         check_returned(what, value, object, "a number")
         with self.running(what):
             return float(value)
@@ -113,8 +121,8 @@ class LoadedTask:
     def fingerprint(self) -> str:
         """Return a digest of the task's data, computed once.
 
-        It covers all of a split in memory. Of another split it covers the ids and labels of every sample and the inputs
-        of at most 256 samples, evenly spread: enough to notice other data, and cheap on large sets.
+        It covers all of a split in memory. Of another split it covers the ids, labels and targets of every sample and
+        the inputs of at most 256 samples, evenly spread: enough to notice other data, and cheap on large sets.
         """
         if not self._fingerprint:
             hasher = hashlib.sha256()
@@ -130,18 +138,25 @@ def _digest_split(split: Split, hasher: Hash) -> None:
         hasher.update(repr((split.ids, split.groups)).encode())
         _digest_tensors({"labels": split.labels, **split.inputs}, hasher)
         _digest_tensors({f"present {name}": there for name, there in split.present.items()}, hasher)
+        _digest_target(split.targets, hasher)
         return
     covered = set(np.linspace(0, len(split) - 1, min(256, len(split))).astype(int).tolist())
     for index in range(len(split)):
         sample = split[index]
         hasher.update(repr((sample.id, sample.label, sample.group, *sorted(sample.missing))).encode())
+        _digest_target(sample.target, hasher)
         if index in covered:
             _digest_tensors(sample.inputs, hasher)
 
 
+def _digest_target(target: object, hasher: Hash) -> None:
+    if target is not None:
+        _digest_tensors(leaves(target_nest("a target", target)), hasher)
+
+
 def _digest_tensors(tensors: Mapping[str, Tensor], hasher: Hash) -> None:
     for name, x in tensors.items():
-        hasher.update(f"{name} {tuple(x.shape)}".encode())
+        hasher.update(f"{name} {tuple(x.shape)} {x.dtype}".encode())
         hasher.update(x.contiguous().numpy().tobytes())
 
 
