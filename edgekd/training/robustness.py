@@ -52,7 +52,7 @@ def run(
 
         def evaluate(_modality: str, change: InputChange, model: nn.Module = model, name: str = name) -> float:
             nonlocal done
-            logits = probe(model, {}, task.splits["test"], lambda batch: _changed(batch, change)).logits
+            logits = probe(model, {}, task.splits["test"], lambda batch: _changed(batch, change)).answer
             done += 1
             stage.report.advance(done, total, name)
             return task.metric(logits, targets)

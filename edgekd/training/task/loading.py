@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from edgekd.errors import TaskError, nearest
+from edgekd.gram.output_kind import OutputKind
 from edgekd.stages.labels import accuracy
 from edgekd.stages.user_code import describe, source_files, user_code, user_errors
 from edgekd.training.task.checked_split import checked_split
@@ -32,10 +33,11 @@ if TYPE_CHECKING:
     from contextlib import AbstractContextManager
     from hashlib import _Hash as Hash
 
-    from numpy.typing import NDArray
     from torch import Tensor
 
     from edgekd.config.recipe import TaskConfig
+    from edgekd.gram.npz import Array
+    from edgekd.gram.probe import Answer
     from edgekd.training.task.protocol import Split, Task
     from edgekd.training.task.targets import Nest
 
@@ -104,8 +106,13 @@ class LoadedTask:
         """Whether a larger metric is better."""
         return bool(getattr(self.task, "higher_is_better", True))
 
-    def metric(self, logits: NDArray[np.float32], targets: Nest[NDArray[np.generic]]) -> float:
-        """Return the task's metric of logits [N, C] and targets, each leaf [N, ...].
+    @property
+    def outputs(self) -> dict[str, OutputKind]:
+        """What each of the networks' outputs is, by name, in order."""
+        return {"logits": OutputKind()}
+
+    def metric(self, answer: Answer, targets: Nest[Array]) -> float:
+        """Return the task's metric of what a network answered for N samples, and their targets, each leaf [N, ...].
 
         Raises:
             TaskError: The task's code fails, or returns no number.
@@ -113,7 +120,7 @@ class LoadedTask:
         what = f"the task's {self.metric_name}"
         metric: Callable[..., float] = getattr(self.task, "metric", accuracy)
         with self.running(what):  # which is given copies: they are its own to change
-            value = metric(logits.copy(), map_nest(np.copy, targets))
+            value = metric(map_nest(np.copy, answer), map_nest(np.copy, targets))
         check_returned(what, value, object, "a number")
         with self.running(what):
             return float(value)
