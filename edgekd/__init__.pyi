@@ -1,5 +1,6 @@
 """The public surface for type checkers and editors; ``__init__.py`` imports each name when it is first used."""
 
+from edgekd import distillation as distillation
 from edgekd.compress.quantizers.quantizer import Quantizer as Quantizer
 from edgekd.config.loading import load_recipe as load_recipe
 from edgekd.config.recipe import ProfileConfig as ProfileConfig
@@ -115,6 +116,7 @@ __all__ = [
     "blame",
     "build",
     "check",
+    "distillation",
     "fetch",
     "load",
     "load_recipe",

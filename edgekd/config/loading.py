@@ -5,12 +5,12 @@ from __future__ import annotations
 import json
 from copy import deepcopy
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 from msgspec import Struct
 
-from edgekd.config.recipe import ANCHOR_EXTRA, ModelConfig, Recipe, Term
+from edgekd.config.recipe import ANCHOR_EXTRA, LossConfig, ModelConfig, Recipe, Term
 from edgekd.config.toml import MOST_NESTED, parse_toml_value, read_toml
 from edgekd.config.validation import check_keys, check_values, explain
 from edgekd.errors import RecipeError, nearest
@@ -18,7 +18,7 @@ from edgekd.files import JsonObject
 from edgekd.plugins import anchor
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Mapping
 
 DEFAULT_FILE = "edgekd.toml"
 
@@ -144,6 +144,29 @@ def _read(content: JsonObject, source: str, overrides: tuple[str, ...]) -> Recip
         return msgspec.convert(content, Recipe)
     except msgspec.ValidationError as error:
         raise RecipeError(f"{source}: {explain(error, Recipe)}") from error
+
+
+def loss_config(table: Mapping[str, Any], source: str) -> LossConfig:
+    """Return the losses that a table says, as a recipe's ``[distill.loss]`` does.
+
+    Args:
+        table: The table, in Python; paths of losses of the user's own start from the working directory.
+        source: Name of the table in errors.
+
+    Raises:
+        RecipeError: It is not valid; the error names the key, and the nearest right one.
+    """
+    content = msgspec.to_builtins(table)
+    check_keys(content, LossConfig, source, RecipeError)
+    for term in _terms({"distill": {"loss": content}}):
+        _collect_options(term)
+        if isinstance(loss := term.get("loss"), str):
+            term["loss"] = anchor(loss, Path.cwd())
+    check_values(content, LossConfig, source, RecipeError)
+    try:
+        return msgspec.convert(content, LossConfig)
+    except msgspec.ValidationError as error:
+        raise RecipeError(f"{source}: {explain(error, LossConfig)}") from error
 
 
 def _set(content: JsonObject, override: str) -> None:
