@@ -15,7 +15,7 @@ from edgekd.pipeline.onnx_import.read import weight_files
 from edgekd.pipeline.onnx_import.stage import NETWORK, ImportedModel, OnnxSource, import_onnx
 from edgekd.pipeline.target.outputs import join_probe, run_on_host
 from edgekd.stages.artifacts import PROBE, TEST, VALIDATION, onnx_name, validation_probe
-from edgekd.stages.labels import accuracy
+from edgekd.stages.metrics import accuracy
 from edgekd.stages.stage import Done, Runner, StageSpec
 
 if TYPE_CHECKING:

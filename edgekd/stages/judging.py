@@ -101,5 +101,5 @@ def measure_metrics(
     if labels is None or (labels == UNLABELLED).all():
         return LedgerMetrics(dict.fromkeys(probes))
     higher_is_better, confidence = rules.limits.higher_is_better, rules.bootstrap.confidence
-    samples = LabelledSamples(labels, groups, metric, higher_is_better, confidence)
+    samples = LabelledSamples(labels, groups, metric, higher_is_better, confidence, {"logits": rules.kind})
     return samples.measure(probes, reference_of(probes))

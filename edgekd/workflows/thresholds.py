@@ -294,7 +294,7 @@ def _run(graph: Path | bytes, feeds: Feeds, absent: Sequence[Feeds]) -> _Damaged
 
 def _decides(kind: OutputKind) -> bool:
     """Whether an output decides anything that can flip; an embedding's near neighbours trade places for nothing."""
-    return kind.name in ("classes", "multilabel") or (kind.name == "values" and kind.threshold is not None)
+    return kind.class_axis is not None or kind.name == "multilabel" or kind.threshold is not None
 
 
 def summarize(

@@ -8,7 +8,8 @@ import pytest
 from edgekd.errors import TaskError
 from edgekd.gram.metric import LabelledSamples
 from edgekd.gram.probe import Probe
-from edgekd.stages.labels import UNLABELLED, accuracy
+from edgekd.stages.labels import UNLABELLED
+from edgekd.stages.metrics import accuracy
 
 LABELS = np.arange(400) % 4
 
@@ -65,7 +66,7 @@ def test_groups_that_differ_widen_the_bounds():
 def test_the_best_constant_answer_is_the_most_frequent_class():
     labels = np.where(np.arange(400) < 280, 2, LABELS)
     found = measured({"student": right(0.9, labels)}, labels)
-    assert (found.constant.label, found.constant.metric) == (2, pytest.approx(0.775, abs=0.01))
+    assert (found.constant.answer, found.constant.metric) == ("class 2", pytest.approx(0.775, abs=0.01))
     useless = measured({"student": right(0.0, labels)}, labels).constant.gain
     assert useless.high < 0
 
@@ -74,10 +75,10 @@ def test_samples_without_a_label_do_not_count():
     labels = np.where(np.arange(400) % 2, LABELS, UNLABELLED)
     found = measured({"student": right(1)}, labels)
     assert found.values["student"] == 1
-    assert found.constant.label in (1, 3)
+    assert found.constant.answer in ("class 1", "class 3")
 
 
-def test_a_network_that_is_no_classifier_has_no_constant_answer():
+def test_an_output_that_cannot_be_classes_has_no_constant_answer():
     maps = Probe(np.arange(400).astype(str), np.zeros((400, 2, 2), np.float32), {})
     assert measured({"student": maps}, metric=lambda x, _y: float(x.mean())).constant is None
 

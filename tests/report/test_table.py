@@ -87,7 +87,7 @@ def test_the_ledger_shows_every_stage_and_the_limits():
 
 
 def test_the_table_names_what_the_outputs_kind_measures():
-    values = replace(ledger(), kind="values", rows=tuple(_without_flips(row) for row in ledger().rows))
+    values = replace(ledger(), kind="regression", rows=tuple(_without_flips(row) for row in ledger().rows))
     assert [column.name for column in ledger_table(values).columns][1:4] == ["error", "error ≤", "macro-F1"]
     embedding = replace(ledger(), kind="embedding")
     table = ledger_table(embedding)
@@ -96,7 +96,7 @@ def test_the_table_names_what_the_outputs_kind_measures():
 
 
 def _without_flips(row):
-    return replace(row, answers=replace(row.answers, kind="values", changed=None)) if row.answers else row
+    return replace(row, answers=replace(row.answers, kind="regression", changed=None)) if row.answers else row
 
 
 def test_where_a_lower_metric_is_better_its_limit_is_above_the_reference():

@@ -23,7 +23,7 @@ from edgekd.gram.verdict import GateLimits
 from edgekd.report.table import markdown
 from edgekd.runtime.backends.onnxruntime import open_engine
 from edgekd.runtime.feeds import read_feeds
-from edgekd.stages.labels import accuracy
+from edgekd.stages.metrics import accuracy
 from edgekd.stages.progress import Silent, StageReporter
 from edgekd.workflows import thresholds
 from edgekd.workflows.threshold_table import alarm_table, recipe_lines
@@ -149,11 +149,11 @@ def test_what_is_no_classifier_needs_labels(exported, tmp_path):
     model.graph.output[0].name = "logits"
     onnx.save(model, tmp_path / "score.onnx")
     with pytest.raises(
-        ModelError, match=r"test\.npz: has no labels for a metric, and .*score\.onnx is 'values', which"
+        ModelError, match=r"test\.npz: has no labels for a metric, and .*score\.onnx is 'regression', which"
     ):
         measure_alarm(
             tmp_path / "score.onnx",
-            AlarmSamples(exported / "test.npz", None, OutputKind("values")),
+            AlarmSamples(exported / "test.npz", None, OutputKind("regression")),
             LIMITS,
             REPORT,
             FEW,
@@ -216,9 +216,9 @@ def test_numbers_have_no_flips_and_the_limit_of_their_kind(exported):
     def closeness(outputs, labels):
         return -float(((outputs.argmax(1) - labels) ** 2).mean())
 
-    found = measure(exported, closeness, kind=OutputKind("values"))
+    found = measure(exported, closeness, kind=OutputKind("regression"))
     assert list(found.limits) == ["max_divergence", "tau_fail", "tau_pass"]
-    assert found.limits["max_divergence"].now == MAX_DIVERGENCE["values"]
+    assert found.limits["max_divergence"].now == MAX_DIVERGENCE["regression"]
 
 
 def test_a_recipes_own_limit_is_the_one_compared(exported):

@@ -34,6 +34,10 @@ def _modern_rows(content: object) -> object:
     if not isinstance(content, dict):
         return content
     renamed = {key: _modern_rows(item) for key, item in content.items()}
+    if renamed.get("kind") == "values":
+        renamed["kind"] = "regression"
+    if renamed.keys() >= {"label", "metric", "gain"}:  # of the best constant answer, of which only classes had one
+        renamed["answer"] = f"class {renamed.pop('label')}"
     stage = renamed.get("stage")
     if "to_reference" in renamed and isinstance(stage, str):
         return {**_NEW_IN_ROW, **renamed, "stage": _ROWS.get(stage, stage)}
