@@ -61,8 +61,9 @@ class LedgerMetrics:
             none where the reference's is not a number.
         constant: The best constant answer; None where there are no labels, or no answer is always the same: of an
             embedding, of what only the task can read, and of several outputs.
-        over_chance: How much better the reference is than its own answers given to other samples; None where there is a
-            constant answer, or there are no labels.
+        over_chance: How much better the reference is than its own answers given to other samples; None where there are
+            no labels, and where nothing that learned nothing is better than the constant answer: of classes and of a
+            regression.
         teacher_gain: How much better the teacher's metric is than the best constant answer's, positive where it is;
             None where there is no teacher or no constant answer.
     """
@@ -76,7 +77,9 @@ class LedgerMetrics:
     @property
     def gain(self) -> Estimate | None:
         """How much better the reference is than what learned nothing; None where that is not known."""
-        return self.constant.gain if self.constant else self.over_chance
+        gains = [self.constant.gain] if self.constant else []
+        gains += [self.over_chance] if self.over_chance else []
+        return min(gains, key=lambda gain: gain.mean, default=None)
 
 
 @dataclass(frozen=True)
@@ -126,11 +129,19 @@ class LabelledSamples:
                 teacher_gain = (series["teacher"].value - best.metric) * self._sign
             gain = (series[reference] - self._series(self._everywhere(best.output))) * self._sign
             constant = ConstantAnswer(best.answer, best.metric, self._estimate(gain, scale), best.alone)
-        else:
+        if not best or not self._sure_constant:
             others = np.random.RandomState(0).permutation(count_rows(self.targets))
             gain = (series[reference] - self._series(take_rows(_answer(probes[reference]), others))) * self._sign
             over_chance = self._estimate(gain, scale)
         return LedgerMetrics(values, losses, constant, over_chance, teacher_gain)
+
+    @property
+    def _sure_constant(self) -> bool:
+        """Whether no answers that have learned nothing are better than the best constant one.
+
+        Of the mean over classes, or labels, of a figure, answers at random may be.
+        """
+        return all(kind.name in ("classes", "regression") for kind in self.kinds.values())
 
     @property
     def _sign(self) -> int:

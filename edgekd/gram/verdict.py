@@ -200,7 +200,7 @@ def judge_learned(metric: str, figures: LedgerMetrics, reference: str, limits: G
 
 def _not_learned(own: str, figures: LedgerMetrics, gain: Estimate, reference: str) -> tuple[Verdict, str]:
     """Return the verdict on a reference that is not shown to be better than what learned nothing, and the reason."""
-    if figures.constant:
+    if figures.constant and gain is figures.constant.gain:
         better = f"better than {figures.constant.metric:.4f}, which is what always answering "
         better += f"{figures.constant.answer} gives"
     else:

@@ -120,8 +120,8 @@ def mean_iou(outputs: Array, targets: Array) -> float:
         outputs: Scores of classes [N, C, ...].
         targets: The classes [N, ...].
     """
-    decided = _like(outputs[:, 0], outputs.argmax(1))
-    expected = _like(outputs[:, 0], targets)
+    decided = outputs.argmax(1)
+    expected = _like(decided, targets)
     known = expected != UNLABELLED
     decided, expected = decided[known].astype(np.int64), expected[known].astype(np.int64)
     classes = max(outputs.shape[1], int(expected.max(initial=0)) + 1)

@@ -28,8 +28,9 @@ _NAMED = 6
 def constant_answers(kind: OutputKind, targets: Array, shape: tuple[int, ...]) -> Iterator[tuple[str, Array]]:
     """Yield answers that are the same for every sample, the likeliest first: in words, and as an output [...].
 
-    Of classes they are the most frequent ones, at every position where there are several; of a regression the mean and
-    the median; of labels the most frequent ones. There is none of an embedding, nor of what only a task can read.
+    Of classes they are the most frequent ones, at every position or step where there are several, and that of each; of
+    a regression the mean and the median; of labels the most frequent ones. There is none of an embedding, nor of what
+    only a task can read.
 
     Args:
         kind: What the output is.
@@ -58,13 +59,19 @@ def _classes(kind: OutputKind, targets: Array, shape: tuple[int, ...]) -> Iterat
     everywhere = kind.name != "classes"
     axis = -1 if kind.name == "sequence-classes" else 0
     found, counts = np.unique(targets[(targets >= 0) & (targets < shape[axis])], return_counts=True)
-    likely = found[np.argsort(-counts, kind="stable")][: _CLASSES_OF_MAPS if everywhere else _CLASSES].tolist()
-    if kind.blank is not None and likely:
-        likely.append(kind.blank)
-    for label in likely:
+    likely = found[np.argsort(-counts, kind="stable")][:_CLASSES]
+    tried = likely[: _CLASSES_OF_MAPS if everywhere else _CLASSES].tolist()
+    if kind.blank is not None and tried:
+        tried.append(kind.blank)
+    for label in tried:
         output = np.zeros(shape, np.float32)
         np.moveaxis(output, axis, 0)[label] = 1
         yield f"class {label}" + (" everywhere" if everywhere else ""), output
+    positions = tuple(np.delete(shape, axis))
+    if everywhere and kind.blank is None and prod(positions) == prod(targets.shape[1:]) and len(likely) > 1:
+        often = np.stack([(targets == label).sum(0).reshape(positions) for label in likely])
+        output = (np.arange(shape[axis]) == likely[often.argmax(0)][..., None]).astype(np.float32)
+        yield "the most frequent class of each position", np.moveaxis(output, -1, axis)
 
 
 def _numbers(_kind: OutputKind, known: Rows, shape: tuple[int, ...]) -> Iterator[tuple[str, Array]]:
