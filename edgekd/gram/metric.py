@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, field
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any, Protocol, TypeAlias, runtime_checkable
 
 import numpy as np
 
@@ -32,6 +32,17 @@ Metric: TypeAlias = "Callable[[Any, Any], float]"
 
 #: A class that is none: a target of it is not known.
 _UNLABELLED = -100
+
+
+@runtime_checkable
+class SubsetMetric(Protocol):
+    """A metric that is computed of many subsets of the same samples for little more than of all of them."""
+
+    def __call__(self, outputs: Any, targets: Any) -> float:
+        """Return the metric of all samples."""
+
+    def subsets(self, outputs: Any, targets: Any) -> Callable[[NDArray[np.bool_]], float]:
+        """Return a function that gives the metric of those samples that a mask [N] chooses."""
 
 
 @dataclass(frozen=True)
@@ -148,10 +159,11 @@ class LabelledSamples:
         return 1 if self.higher_is_better else -1
 
     def _series(self, outputs: Nest) -> Series:
-        def without(kept: NDArray[np.bool_]) -> float:
+        def tried(kept: NDArray[np.bool_]) -> float:
             return self._tried(take_rows(outputs, kept), take_rows(self.targets, kept))
 
-        return Series.of(without, make_blocks(count_rows(self.targets), self.groups))
+        subsets = self.metric.subsets(outputs, self.targets) if isinstance(self.metric, SubsetMetric) else tried
+        return Series.of(subsets, make_blocks(count_rows(self.targets), self.groups))
 
     def _tried(self, outputs: Nest, targets: Nest) -> float:
         """Return the metric; NaN where the task's code fails, as without a class it may."""

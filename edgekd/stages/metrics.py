@@ -1,7 +1,7 @@
 """The metric of tasks that define none, by what their outputs are. Importing this module imports no torch.
 
 Targets of classes that are -100 do not count, nor those of other kinds that are NaN; where nothing counts, a metric is
-NaN.
+NaN. Each metric is an object that gives it of many subsets of the samples, too, as :class:`SubsetMetric` has it.
 """
 
 from __future__ import annotations
@@ -10,25 +10,29 @@ import math
 from dataclasses import dataclass
 from functools import partial
 from types import MappingProxyType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeAlias
 
 import numpy as np
 
+from edgekd.errors import TaskError
 from edgekd.gram.measures.rows import sigmoid
 from edgekd.gram.measures.tokens import collapse, edit_distance
 from edgekd.stages.labels import UNLABELLED
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
 
     from numpy.typing import NDArray
 
-    from edgekd.gram.metric import Metric
+    from edgekd.gram.metric import SubsetMetric
     from edgekd.gram.npz import Array
-    from edgekd.gram.output_kind import OutputKind, OutputName
+    from edgekd.gram.output_kind import OutputKind
 
-#: Samples whose cosines with all others are computed at once.
-_ROWS = 512
+#: A function that gives a metric of those samples that a mask [N] chooses.
+Subsets: TypeAlias = "Callable[[NDArray[np.bool_]], float]"
+
+#: Samples whose cosines with all others are computed at once, and how many of their nearest are kept.
+_ROWS, _NEAR = 512, 32
 
 
 @dataclass(frozen=True)
@@ -43,7 +47,7 @@ class DefaultMetric:
     """
 
     name: str
-    compute: Metric
+    compute: SubsetMetric
     higher_is_better: bool = True
 
 
@@ -67,158 +71,219 @@ def default_metric(
         return next(iter(known.values()))
     names = list(dict.fromkeys(metric.name for metric in known.values()))
     mean = f"mean {names[0]}" if len(names) == 1 else f"mean of {', '.join(names[:-1])} and {names[-1]}"
-    return DefaultMetric(mean, partial(_weighted_mean, known, dict(weights)))
-
-
-def accuracy(logits: NDArray[np.floating], labels: NDArray[np.integer]) -> float:
-    """Return the share of labelled samples whose top-1 class is right, of logits [N, C] and labels [N]."""
-    return _share_right(logits.argmax(-1), labels)
-
-
-def f1(outputs: Array, targets: Array, kind: OutputKind) -> float:
-    """Return the micro-averaged F1 of labels: of all samples and labels together, as they are decided by the threshold.
-
-    Args:
-        outputs: Scores of the labels [N, L], logits unless the kind says that they are probabilities.
-        targets: 1 where a label holds and 0 where it does not [N, L]; NaN, or less than 0, where that is not known.
-        kind: What the output is.
-    """
-    expected = _like(outputs, targets)
-    known = expected >= 0
-    probabilities = outputs.astype(np.float64) if kind.probabilities else sigmoid(outputs.astype(np.float64))
-    holds = probabilities >= (0.5 if kind.threshold is None else kind.threshold)
-    right, either = expected > 0.5, int(holds[known].sum())
-    both = int((holds & right)[known].sum())
-    return _ratio(2 * both, either + int(right[known].sum()))
-
-
-def r2(outputs: Array, targets: Array) -> float:
-    """Return the coefficient of determination, the mean over the elements of an output.
-
-    An element of which all known targets are the same has none, and is left out.
-
-    Args:
-        outputs: The numbers [N, ...].
-        targets: What they should be [N, ...]; NaN where that is not known.
-    """
-    expected = _like(outputs, targets).reshape(len(outputs), -1)
-    known = ~np.isnan(expected)
-    count = known.sum(0)
-    mean = np.where(known, expected, 0).sum(0) / np.maximum(count, 1)
-    total = np.where(known, (expected - mean) ** 2, 0).sum(0)
-    error = np.where(known, (expected - outputs.reshape(expected.shape)) ** 2, 0).sum(0)
-    varied = np.where(known, expected, -np.inf).max(0) > np.where(known, expected, np.inf).min(0)
-    return float((1 - error[varied] / total[varied]).mean()) if varied.any() else math.nan
-
-
-def mean_iou(outputs: Array, targets: Array) -> float:
-    """Return the mean over classes of the intersection over the union of where each is and where it should be.
-
-    A class that neither is nor should be anywhere is left out.
-
-    Args:
-        outputs: Scores of classes [N, C, ...].
-        targets: The classes [N, ...].
-    """
-    decided = outputs.argmax(1)
-    expected = _like(decided, targets)
-    known = expected != UNLABELLED
-    decided, expected = decided[known].astype(np.int64), expected[known].astype(np.int64)
-    classes = max(outputs.shape[1], int(expected.max(initial=0)) + 1)
-    pairs = np.bincount(expected * classes + decided, minlength=classes**2).reshape(classes, classes)
-    union = pairs.sum(0) + pairs.sum(1) - pairs.diagonal()
-    return float((pairs.diagonal()[union > 0] / union[union > 0]).mean()) if union.any() else math.nan
-
-
-def token_accuracy(outputs: Array, targets: Array) -> float:
-    """Return the share of the steps whose top-1 class is right, of scores [N, T, C] and classes [N, T]."""
-    return _share_right(outputs.argmax(-1), _like(outputs[..., 0], targets))
-
-
-def token_error_rate(outputs: Array, targets: Array, blank: int) -> float:
-    """Return the edit distance of the tokens to those that should be, over the number of the latter.
-
-    Args:
-        outputs: Scores of classes [N, T, C], of which ``blank`` is no token, and repeated ones are one.
-        targets: The tokens [N, L], which are followed by -100 where there are fewer.
-        blank: The class that is no token.
-    """
-    errors = length = 0
-    for decided, expected in zip(outputs.argmax(-1), targets, strict=True):
-        tokens = expected[(expected != UNLABELLED) & (expected != blank)]
-        errors += edit_distance(collapse(decided, blank), tokens)
-        length += len(tokens)
-    return _ratio(errors, length)
-
-
-def recall_at_1(embeddings: Array, labels: Array) -> float:
-    """Return of how many embeddings the nearest other, by cosine, has the same label.
-
-    Samples without a label are left out, and so are those whose label no other has.
-
-    Args:
-        embeddings: The embeddings [N, D].
-        labels: The label of each [N].
-    """
-    labelled = labels != UNLABELLED
-    labels = labels[labelled]
-    z = embeddings.reshape(len(embeddings), -1)[labelled].astype(np.float64)
-    z /= np.maximum(np.sqrt((z**2).sum(1, keepdims=True)), np.finfo(np.float64).tiny)
-    _, place, count = np.unique(labels, return_inverse=True, return_counts=True)
-    queries = np.flatnonzero(count[place] > 1)
-    right = 0
-    for start in range(0, len(queries), _ROWS):
-        these = queries[start : start + _ROWS]
-        cosines = z[these] @ z.T
-        cosines[np.arange(len(these)), these] = -np.inf
-        right += int((labels[cosines.argmax(1)] == labels[these]).sum())
-    return _ratio(right, len(queries)) if np.isfinite(z).all() else math.nan
+    return DefaultMetric(mean, _WeightedMean({name: metric.compute for name, metric in known.items()}, weights))
 
 
 def _of_kind(kind: OutputKind) -> DefaultMetric | None:
     if kind.name == "sequence-classes" and kind.blank is not None:
-        return DefaultMetric("1 - token error rate", partial(_tokens_right, blank=kind.blank))
-    metrics: dict[OutputName, tuple[str, Metric]] = {
-        "classes": ("accuracy", accuracy),
-        "multilabel": ("F1", partial(f1, kind=kind)),
-        "regression": ("R2", r2),
-        "dense-classes": ("mean IoU", mean_iou),
-        "sequence-classes": ("token accuracy", token_accuracy),
-        "embedding": ("recall@1", recall_at_1),
-    }
-    return DefaultMetric(*metrics[kind.name]) if kind.name in metrics else None
+        return DefaultMetric("1 - token error rate", SampleSums(partial(_edits, blank=kind.blank), _right_tokens))
+    if kind.name == "multilabel":
+        return DefaultMetric("F1", SampleSums(partial(_labels, kind=kind), _f1))
+    return _METRICS.get(kind.name)
 
 
-def _tokens_right(outputs: Array, targets: Array, blank: int) -> float:
-    return 1 - token_error_rate(outputs, targets, blank)
+def accuracy(logits: NDArray[np.floating], labels: NDArray[np.integer]) -> float:
+    """Return the share of labelled samples whose top-1 class is right, of logits [N, C] and labels [N]."""
+    return _METRICS["classes"].compute(logits, labels)
 
 
-def _weighted_mean(
-    metrics: Mapping[str, DefaultMetric],
-    weights: Mapping[str, float],
-    outputs: Mapping[str, Array],
-    targets: Mapping[str, Array],
-) -> float:
-    factors = {name: weights.get(name, 1.0) for name in metrics}
-    found = {name: metric.compute(outputs[name], targets[name]) for name, metric in metrics.items()}
-    return math.fsum(factors[name] * found[name] for name in metrics) / math.fsum(factors.values())
+class SampleSums:
+    """A metric that is a function of sums over the samples, whose terms are computed once for all subsets of these.
+
+    Args:
+        terms: Returns what is summed up of each sample [N, K], from outputs and targets.
+        join: Returns the metric from the sums [K].
+    """
+
+    def __init__(self, terms: Callable[[Array, Array], Array], join: Callable[[Array], float]) -> None:
+        self._terms, self._join = terms, join
+
+    def __call__(self, outputs: Array, targets: Array) -> float:
+        """Return the metric of all samples."""
+        return self._join(self._terms(outputs, targets).sum(0))
+
+    def subsets(self, outputs: Array, targets: Array) -> Subsets:
+        """Return a function that gives the metric of those samples that a mask [N] chooses."""
+        terms = self._terms(outputs, targets)
+        return lambda kept: self._join(terms[kept].sum(0))
 
 
-def _share_right(decided: Array, expected: Array) -> float:
-    labelled = expected != UNLABELLED
-    return float((decided == expected)[labelled].mean()) if labelled.any() else math.nan
+class Determination:
+    """The coefficient of determination, R², the mean over the elements of an output.
+
+    An element of which all known targets are the same has none, and is left out.
+    """
+
+    def __call__(self, outputs: Array, targets: Array) -> float:
+        """Return it of numbers [N, ...] and what they should be [N, ...], NaN where that is not known."""
+        expected = _like(outputs, targets).reshape(len(outputs), -1).astype(np.float64)
+        known = ~np.isnan(expected)
+        mean = np.where(known, expected, 0).sum(0) / np.maximum(known.sum(0), 1)
+        total = np.where(known, (expected - mean) ** 2, 0).sum(0)
+        error = np.where(known, (expected - outputs.reshape(expected.shape)) ** 2, 0).sum(0)
+        least, most = np.where(known, expected, np.inf).min(0), np.where(known, expected, -np.inf).max(0)
+        varied = most > least
+        return float((1 - error[varied] / total[varied]).mean()) if varied.any() else math.nan
+
+    def subsets(self, outputs: Array, targets: Array) -> Subsets:
+        """Return a function that gives it of those samples that a mask [N] chooses."""
+        return lambda kept: self(outputs[kept], targets[kept])
+
+
+class NearestLabel:
+    """Recall at 1: of how many embeddings the nearest other, by cosine, has the same label.
+
+    Samples without a label are left out, and so are those whose label no other has.
+    """
+
+    def __call__(self, outputs: Array, targets: Array) -> float:
+        """Return the recall of embeddings [N, D] and labels [N]."""
+        return self.subsets(outputs, targets)(np.ones(len(outputs), bool))
+
+    def subsets(self, outputs: Array, targets: Array) -> Subsets:
+        """Return a function that gives the recall of those samples that a mask [N] chooses, each among these alone."""
+        if targets.shape != outputs.shape[:1]:
+            raise TaskError(f"the targets are of shape {targets.shape}, where {len(outputs)} labels are needed")
+        z = outputs.reshape(len(outputs), -1).astype(np.float32)
+        z /= np.maximum(np.sqrt((z**2).sum(1, keepdims=True)), np.finfo(np.float32).tiny)
+        near = np.concatenate([_nearest(z, start) for start in range(0, len(z), _ROWS)])
+
+        def recall(kept: NDArray[np.bool_]) -> float:
+            kept = kept & (targets != UNLABELLED)
+            if not np.isfinite(z[kept]).all():
+                return math.nan
+            chosen = np.flatnonzero(kept)
+            _, place, count = np.unique(targets[chosen], return_inverse=True, return_counts=True)
+            queries = chosen[count[place] > 1]
+            known = kept[near[queries]]
+            first = near[queries, known.argmax(1)]
+            for index in np.flatnonzero(~known.any(1)).tolist():  # all of its nearest are left out
+                cosines = np.where(kept, z @ z[queries[index]], -np.inf)
+                cosines[queries[index]] = -np.inf
+                first[index] = cosines.argmax()
+            return _ratio(int((targets[first] == targets[queries]).sum()), len(queries))
+
+        return recall
+
+
+class _WeightedMean:
+    """The mean of the metrics of several outputs."""
+
+    def __init__(self, metrics: Mapping[str, SubsetMetric], weights: Mapping[str, float]) -> None:
+        self._metrics = metrics
+        total = math.fsum(weights.get(name, 1.0) for name in metrics)
+        self._weights = {name: weights.get(name, 1.0) / total for name in metrics}
+
+    def __call__(self, outputs: Mapping[str, Array], targets: Mapping[str, Array]) -> float:
+        return self._mean({name: metric(outputs[name], targets[name]) for name, metric in self._metrics.items()})
+
+    def subsets(self, outputs: Mapping[str, Array], targets: Mapping[str, Array]) -> Subsets:
+        each = {name: metric.subsets(outputs[name], targets[name]) for name, metric in self._metrics.items()}
+        return lambda kept: self._mean({name: subset(kept) for name, subset in each.items()})
+
+    def _mean(self, found: Mapping[str, float]) -> float:
+        return math.fsum(self._weights[name] * value for name, value in found.items())
+
+
+def _nearest(z: Array, start: int) -> NDArray[np.intp]:
+    """Return the nearest others of some of the samples, whose vectors [N, D] have unit length, in order."""
+    cosines = z[start : start + _ROWS] @ z.T
+    rows = np.arange(len(cosines))
+    cosines[rows, rows + start] = -np.inf
+    count = min(_NEAR, len(z) - 1)
+    some = np.argpartition(-cosines, max(count - 1, 0), 1)[:, : max(count, 1)]
+    order = np.argsort(-np.take_along_axis(cosines, some, 1), 1, kind="stable")
+    nearest: NDArray[np.intp] = np.take_along_axis(some, order, 1)
+    return nearest
+
+
+def _classes(outputs: Array, targets: Array, axis: int) -> Array:
+    """Return of how many positions of each sample the top-1 class is right, and known [N, 2]."""
+    decided = outputs.argmax(axis)
+    expected = _like(decided, targets)
+    known = (expected != UNLABELLED).reshape(len(expected), -1)
+    return np.stack([((decided == expected).reshape(known.shape) & known).sum(1), known.sum(1)], 1)
+
+
+def _edits(outputs: Array, targets: Array, blank: int) -> Array:
+    """Return how many edits make the tokens of each sample those that should be, and how many these are [N, 2]."""
+    if targets.ndim != 2:
+        raise TaskError(f"the targets are of shape {targets.shape}, where [samples, tokens] is needed")
+    found = []
+    for decided, expected in zip(outputs.argmax(-1), targets, strict=True):
+        tokens = expected[(expected != UNLABELLED) & (expected != blank)]
+        found.append((edit_distance(collapse(decided, blank), tokens), len(tokens)))
+    return np.array(found).reshape(-1, 2)
+
+
+def _regions(outputs: Array, targets: Array) -> Array:
+    """Return of each sample at how many positions each class is, should be, and is rightly [N, 3 C]."""
+    decided = outputs.argmax(1)
+    expected = _like(decided, targets)
+    decided, expected = (classes.reshape(len(outputs), -1).astype(np.int64) for classes in (decided, expected))
+    count = max(outputs.shape[1], int(expected.max(initial=0)) + 1)
+    first = np.arange(len(decided))[:, None] * count
+    known = expected != UNLABELLED
+    found = [
+        np.bincount((classes + first)[where], minlength=len(decided) * count).reshape(len(decided), count)
+        for classes, where in ((decided, known), (expected, known), (expected, known & (decided == expected)))
+    ]
+    return np.concatenate(found, 1)
+
+
+def _labels(outputs: Array, targets: Array, kind: OutputKind) -> Array:
+    """Return of each sample how many labels hold rightly, are said to hold, and should hold [N, 3].
+
+    Targets are 1 where a label holds and 0 where it does not; NaN or less than 0 where that is not known.
+    """
+    expected = _like(outputs, targets).reshape(len(outputs), -1)
+    scores = outputs.reshape(expected.shape).astype(np.float64)
+    holds = (scores if kind.probabilities else sigmoid(scores)) >= (0.5 if kind.threshold is None else kind.threshold)
+    known, should = expected >= 0, expected > 0.5
+    return np.stack([(holds & should & known).sum(1), (holds & known).sum(1), (should & known).sum(1)], 1)
+
+
+def _share(sums: Array) -> float:
+    return _ratio(float(sums[0]), float(sums[1]))
+
+
+def _right_tokens(sums: Array) -> float:
+    return 1 - _share(sums)
+
+
+def _f1(sums: Array) -> float:
+    """Return the micro-averaged F1: of all samples and labels together."""
+    right, said, should = sums.tolist()
+    return _ratio(2 * right, said + should)
+
+
+def _mean_iou(sums: Array) -> float:
+    """Return the mean over classes of intersection over union, of those that are, or should be, anywhere."""
+    ours, theirs, both = sums.reshape(3, -1)
+    union = ours + theirs - both
+    return float((both[union > 0] / union[union > 0]).mean()) if union.any() else math.nan
 
 
 def _like(outputs: Array, targets: Array) -> Array:
     """Return targets in the shape of outputs, from which they may differ by dimensions of 1.
 
     Raises:
-        ValueError: The shapes differ by more than that.
+        TaskError: The shapes differ by more than that.
     """
     if [size for size in outputs.shape[1:] if size != 1] != [size for size in targets.shape[1:] if size != 1]:
-        raise ValueError(f"the targets are of shape {targets.shape}, where the outputs have {outputs.shape}")
+        raise TaskError(f"the targets are of shape {targets.shape}, where {outputs.shape} is needed")
     return targets.reshape(outputs.shape)
 
 
 def _ratio(part: float, whole: float) -> float:
     return part / whole if whole else math.nan
+
+
+#: The metric of each kind of which it depends on nothing else.
+_METRICS: dict[str, DefaultMetric] = {
+    "classes": DefaultMetric("accuracy", SampleSums(partial(_classes, axis=-1), _share)),
+    "regression": DefaultMetric("R2", Determination()),
+    "dense-classes": DefaultMetric("mean IoU", SampleSums(_regions, _mean_iou)),
+    "sequence-classes": DefaultMetric("token accuracy", SampleSums(partial(_classes, axis=-1), _share)),
+    "embedding": DefaultMetric("recall@1", NearestLabel()),
+}

@@ -6,20 +6,21 @@ import numpy as np
 import pytest
 from sklearn import metrics as sk
 
+from edgekd.errors import TaskError
+from edgekd.gram.metric import SubsetMetric
 from edgekd.gram.output_kind import OutputKind
 from edgekd.stages.labels import UNLABELLED
-from edgekd.stages.metrics import (
-    accuracy,
-    default_metric,
-    f1,
-    mean_iou,
-    r2,
-    recall_at_1,
-    token_accuracy,
-    token_error_rate,
-)
+from edgekd.stages.metrics import accuracy, default_metric
 
 RANDOM = np.random.default_rng(3)
+
+
+def metric_of(name, **more):
+    return default_metric({"y": OutputKind(name, **more)}).compute
+
+
+r2, mean_iou, token_accuracy = metric_of("regression"), metric_of("dense-classes"), metric_of("sequence-classes")
+recall_at_1 = metric_of("embedding")
 
 
 def some_unlabelled(targets, share=0.2):
@@ -31,12 +32,12 @@ def some_unlabelled(targets, share=0.2):
 def test_f1_is_scikit_learns(threshold, probabilities):
     scores, targets = RANDOM.standard_normal((50, 6)), some_unlabelled(RANDOM.integers(0, 2, (50, 6)))
     odds = 1 / (1 + np.exp(-scores))
-    kind = OutputKind("multilabel", probabilities, threshold)
+    f1 = metric_of("multilabel", probabilities=probabilities, threshold=threshold)
     known = targets != UNLABELLED
     expected = sk.f1_score(targets[known], (odds >= (threshold or 0.5))[known])
-    assert f1(odds if probabilities else scores, targets, kind) == pytest.approx(expected)
+    assert f1(odds if probabilities else scores, targets) == pytest.approx(expected)
     floats = np.where(known, targets, np.nan)
-    assert f1(odds if probabilities else scores, floats, kind) == pytest.approx(expected)
+    assert f1(odds if probabilities else scores, floats) == pytest.approx(expected)
 
 
 @pytest.mark.parametrize("shape", [(60,), (60, 1), (60, 4), (60, 2, 3)])
@@ -82,9 +83,7 @@ def test_the_token_error_rate_counts_the_edits_of_all_tokens():
     frames = np.array([[1, 1, 0, 1, 2, 0], [0, 3, 3, 0, 0, 0], [0, 0, 0, 0, 0, 0]])
     outputs = np.eye(4)[frames]
     targets = np.array([[1, 1, 2, -100], [3, 1, -100, -100], [-100] * 4])
-    assert token_error_rate(outputs, targets, 0) == pytest.approx(1 / 5)
-    metric = default_metric({"text": OutputKind("sequence-classes", blank=0)})
-    assert metric.compute(outputs, targets) == pytest.approx(0.8)
+    assert metric_of("sequence-classes", blank=0)(outputs, targets) == pytest.approx(1 - 1 / 5)
 
 
 @pytest.mark.parametrize("rows", [7, 512])
@@ -121,11 +120,28 @@ def test_a_metric_of_nothing_that_is_labelled_is_no_number(name):
     assert math.isnan(metric.compute(RANDOM.standard_normal(shape), np.full(target_shape, empty)))
 
 
-@pytest.mark.parametrize("name", ["multilabel", "regression", "dense", "tokens"])
+@pytest.mark.parametrize("name", ["multilabel", "regression", "dense", "tokens", "embedding", "ctc"])
 def test_targets_of_another_shape_are_refused(name):
     kind, shape, target_shape, _ = KINDS[name]
-    with pytest.raises(ValueError, match="the targets are of shape"):
-        default_metric({"y": kind}).compute(np.zeros(shape), np.zeros((*target_shape[:-1], 2), int))
+    with pytest.raises(TaskError, match="the targets are of shape"):
+        default_metric({"y": kind}).compute(np.zeros(shape), np.zeros((*target_shape, 2), int))
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_of_a_subset_it_is_that_of_its_samples_alone(name, monkeypatch):
+    monkeypatch.setattr("edgekd.stages.metrics._NEAR", 2)
+    kind, shape, target_shape, _ = KINDS[name]
+    outputs, targets = RANDOM.standard_normal((60, *shape[1:])), RANDOM.integers(0, 2, (60, *target_shape[1:]))
+    metric = default_metric({"y": kind}).compute
+    assert isinstance(metric, SubsetMetric)
+    subsets = metric.subsets(outputs, targets)
+    for _ in range(20):
+        kept = RANDOM.random(60) < 0.3
+        assert subsets(kept) == pytest.approx(metric(outputs[kept], targets[kept]))
+    both = default_metric({"a": kind, "b": OutputKind()}).compute
+    labels = RANDOM.integers(0, 3, 60)
+    given = {"a": outputs, "b": np.eye(3)[labels]}, {"a": targets, "b": labels}
+    assert both.subsets(*given)(np.ones(60, bool)) == pytest.approx((metric(outputs, targets) + 1) / 2)
 
 
 def test_of_several_outputs_it_is_their_weighted_mean():
