@@ -16,7 +16,9 @@ if TYPE_CHECKING:
 
 Pool = Literal["auto", "none", "spatial", "tokens", "first"]
 Precision = Literal["float32", "bfloat16", "float16"]
-Kind = Literal["auto", "classes", "multilabel", "values", "embedding"]
+Kind = Literal[
+    "auto", "classes", "multilabel", "regression", "dense-classes", "sequence-classes", "embedding", "custom"
+]
 
 Fraction = Annotated[float, Meta(ge=0, le=1)]
 #: A factor on a loss; with more, what it stands beside is lost in the rounding of float32.
@@ -67,15 +69,17 @@ class ModelConfig(_Config, frozen=True):
         Kind,
         Meta(
             description="What that output is: scores of 'classes' of which one is right, scores of several labels any "
-            "of which may be ('multilabel'), 'values' such as a regression's or a map's, or an 'embedding', which is "
-            "compared with others by its direction. 'auto' tells it by labels and by the output's values, and says so."
+            "of which may be ('multilabel'), the numbers of a 'regression', 'dense-classes' [batch, classes, ...] of "
+            "each position of a map, 'sequence-classes' [batch, steps, classes], an 'embedding', which is compared "
+            "with others by its direction, or anything else ('custom'). 'auto' tells it by labels and by the output's "
+            "values, and says so."
         ),
     ] = "auto"
     threshold: Annotated[
         Annotated[float, Meta(ge=-1_000_000_000, le=1_000_000_000)] | None,
         Meta(
             description="Where a label of 'multilabel' is decided, a probability, by default 0.5; or where a number of "
-            "'values' is, by default nowhere."
+            "'regression' or 'custom' is, by default nowhere."
         ),
     ] = None
 

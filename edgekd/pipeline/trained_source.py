@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from edgekd.config.recipe import DistillConfig, LossConfig, Recipe
     from edgekd.config.target import Scheme
     from edgekd.files import JsonObject
-    from edgekd.gram.npz import Array
+    from edgekd.gram.nest import Nest
     from edgekd.gram.probe import Answer, Probe
     from edgekd.gram.verdict import GateLimits
     from edgekd.pipeline.project import Project
@@ -129,9 +129,9 @@ class TrainedOrigin:
                 files |= {CUT: self.pruned.folder / CUT_PROBE, FINETUNED: self.pruned.folder / PROBE}
         return {name: Probe.load(path) for name, path in files.items()}
 
-    def metric(self, answer: Answer, labels: Array) -> float:
+    def metric(self, answer: Answer, targets: Nest) -> float:
         """Return the task's metric."""
-        return self.stages.project.loaded.metric(answer, labels)
+        return self.stages.project.loaded.metric(answer, targets)
 
     def histories(self) -> dict[str, list[dict[str, float]]]:
         """Return for each network that was trained here one entry for each epoch."""
