@@ -97,6 +97,11 @@ class Batch:
         )
         return Batch(self.ids, inputs, self.labels.to(device, non_blocking=True), self.groups, present)
 
+    def pin_memory(self) -> Batch:
+        """Return the batch in memory from which a GPU copies while the CPU goes on; torch's DataLoader calls it."""
+        inputs, present = ({name: x.pin_memory() for name, x in table.items()} for table in (self.inputs, self.present))
+        return replace(self, inputs=inputs, labels=self.labels.pin_memory(), present=present)
+
 
 class Split(Protocol):
     """A split: any torch map-style dataset of :class:`Sample`.
