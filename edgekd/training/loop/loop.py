@@ -233,7 +233,9 @@ def _one_epoch(
         on_device = batch.to(device)
         loss, figures = training_loss(parts.objective, on_device, progress)
         if order.epoch == index == 0 and not torch.isfinite(loss):
-            raise ModelError(f"the loss is {float(loss):g} from the first step{_first_cause(parts.model, on_device)}")
+            raise ModelError(
+                f"the loss is {float(loss.detach()):g} from the first step{_first_cause(parts.model, on_device)}"
+            )
         if part == 0:
             parts.optimizer.zero_grad(set_to_none=True)
         torch.autograd.backward(loss * weight)

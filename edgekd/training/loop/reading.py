@@ -6,12 +6,14 @@ that neither a resumed run nor the number of workers makes a difference.
 
 from __future__ import annotations
 
+import io
 import pickle
-import pickletools
 import random
 import sys
 from contextlib import contextmanager
+from operator import attrgetter
 from pathlib import Path
+from types import FunctionType
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -84,17 +86,20 @@ class BatchReader(Dataset["Batch | EdgekdError"]):
         return collate(several(indices) if several else [self.split[index] for index in indices])
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """Pack the reader for a worker, which imports the task's file before it can read anything of it."""
-        content = _packed(self.split)
-        names = {argument for _, argument, _ in pickletools.genops(content) if isinstance(argument, str)}
-        files = sorted(name for name in names if name.endswith(".py") and name in sys.modules)
-        return _unpacked, (files, content)
+        """Pack the reader for a worker."""
+        return _unpacked, (_packed(self.split),)
 
 
-def _unpacked(files: list[str], content: bytes) -> BatchReader:
-    for file in files:
-        import_task_file(Path(file))
-    return BatchReader(pickle.loads(content))
+class _Packer(pickle.Pickler):
+    """Packs a split with whatever is of a task's file, which no other process finds by the name that it has here."""
+
+    def reducer_override(self, value: Any) -> Any:
+        """Pack a class or a function of a task's file by the file's path and its own name."""
+        if not isinstance(value, type | FunctionType) or not value.__module__.endswith(".py"):
+            return NotImplemented
+        if "<" in value.__qualname__:
+            raise pickle.PicklingError(f"{value.__qualname__} is defined inside of a function")
+        return _find, (value.__module__, value.__qualname__)
 
 
 def _packed(split: Split) -> bytes:
@@ -103,12 +108,24 @@ def _packed(split: Split) -> bytes:
     Raises:
         TaskError: It holds what cannot leave its process.
     """
+    stream = io.BytesIO()
     with converted(
         "workers: the split 'train' cannot be given to other processes; define its classes at the top of their files "
         "and open files when a sample is read, or leave workers = 0",
         TaskError,
     ):
-        return pickle.dumps(split)
+        _Packer(stream).dump(split)
+    return stream.getvalue()
+
+
+def _unpacked(content: bytes) -> BatchReader:
+    return BatchReader(pickle.loads(content))
+
+
+def _find(file: str, name: str) -> object:
+    """Return a class or function of a task's file, which is imported once in each worker."""
+    module = sys.modules.get(file) or import_task_file(Path(file))
+    return attrgetter(name)(module)
 
 
 @contextmanager
@@ -165,6 +182,7 @@ class TrainingBatches:
             persistent_workers=workers > 0,
             multiprocessing_context="spawn" if workers else None,
             pin_memory=device.type == "cuda",
+            generator=torch.Generator(),  # its own, from which it draws what nobody reads
         )
 
     def __len__(self) -> int:
