@@ -20,6 +20,7 @@ from edgekd.pipeline.target.quantize import QUANTIZE
 from edgekd.pipeline.target.repair import REPAIR
 from edgekd.pipeline.target.robustness import ROBUSTNESS_SHIPPED
 from edgekd.pipeline.target.verify import VERIFY
+from edgekd.pipeline.threads import THREADS
 from edgekd.pipeline.trained_source import DISTILL, EXPORT, QAT, ROBUSTNESS, TEACHER
 
 if TYPE_CHECKING:
@@ -54,6 +55,10 @@ def _trains(given: Circumstances) -> bool:
 
 def _prunes(given: Circumstances) -> bool:
     return _trains(given) and given.recipe.prune.active
+
+
+def _times_threads(given: Circumstances) -> bool:
+    return _trains(given) and given.recipe.threads == "auto"
 
 
 def _imports(given: Circumstances) -> bool:
@@ -113,6 +118,7 @@ ORDER = (
     OrderedStage(PREFLIGHT, "build", _trains),
     OrderedStage(PREFLIGHT_EXPORT, "opset", _tries_targets),
     OrderedStage(PREFLIGHT_TARGET, "each", _tries_targets),
+    OrderedStage(THREADS, "build", _times_threads),
     OrderedStage(TEACHER, "build", _trains),
     OrderedStage(DISTILL, "build", _trains),
     OrderedStage(PRUNE, "build", _trains),

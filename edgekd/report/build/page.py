@@ -139,7 +139,7 @@ def _training(report: BuildReport) -> Iterator[str]:
         picture = training_figure(f"training-{index}", name, history, metric)
         yield f"<div><h3>{escape(name)}, {epochs}</h3>{picture}</div>"
     yield "</div>"
-    yield _details("The last epoch in figures", table_html(training_table(report), "Training"))
+    yield _details("The kept epoch in figures", table_html(training_table(report), "Training"))
 
 
 def _made(report: BuildReport) -> Iterator[str]:
