@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -63,7 +63,7 @@ PROFILE: StageSpec[Profile] = StageSpec(
     "profile", 5, Profile, ("numpy",), "time the float networks and the candidates in turns", _describe_profile
 )
 BUNDLE: StageSpec[Bundled] = StageSpec(
-    "bundle", 7, Bundled, (), "put together what ships, with its evidence", _describe_bundle
+    "bundle", 8, Bundled, (), "put together what ships, with its evidence", _describe_bundle
 )
 
 
@@ -132,7 +132,7 @@ def _write_manifest(context: Context, shipped: EvaluatedCandidate, profiled: Don
         target=context.target.name,
         runtime=Runtime(context.public_runtime, context.target.options),
         precision=shipped.prepared.candidate.precision,
-        task={"name": context.origin.name, "metric": facts.metric},
+        task={"name": context.origin.name, "metric": facts.metric, "kinds": {"logits": asdict(facts.kind)}},
         inputs=[dict(spec) for spec in facts.inputs],
         classes=facts.classes,
         released=shipped.ledger.released,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import TYPE_CHECKING, TypeAlias
 
 import numpy as np
@@ -33,8 +34,8 @@ if TYPE_CHECKING:
 #: Gives pictures of the inputs of some samples, by their rows.
 SampleInputs: TypeAlias = "Callable[[Sequence[int]], Mapping[int, tuple[InputPicture, ...]]]"
 
-#: The most samples of a list, and groups of a table.
-MOST_SAMPLES, _MOST_GROUPS = 12, 20
+#: The most samples of a list, those of them that are of one kind, those that are looked at, and groups of a table.
+MOST_SAMPLES, _MOST_ALIKE, _MOST_LOOKED_AT, _MOST_GROUPS = 12, 3, 500, 20
 
 #: Characters that the pictures of one list of samples may take in all; samples farther down have none.
 _ROOM = 24_000
@@ -50,7 +51,11 @@ def output_details(compared: ComparedOutput, pictures: SampleInputs | None) -> O
     found = _KINDS.get(compared.kind.name, _describe_others)(compared)
     shown = pictures is not None
     labelled = ~np.isnan(found.scores[compared.shipped]) if found.by_labels else np.zeros(len(compared.ids), bool)
-    worst, flips = (_largest(values) if shown else [] for values in (found.bad, found.moved))
+
+    def alike(row: int) -> tuple[str, str]:
+        return found.true(row), "" if compared.groups is None else str(compared.groups[row])
+
+    worst, flips = (_largest(values, alike) if shown else [] for values in (found.bad, found.moved))
     inputs = pictures(list(dict.fromkeys(worst + flips))) if pictures else {}
 
     def sample(row: int, figure: float, room: _Room) -> SampleDetails:
@@ -137,11 +142,26 @@ class _Room:
         return pictures if self._left >= 0 else ()
 
 
-def _largest(values: Array) -> list[int]:
-    """Return the rows with the largest values above 0, the largest first."""
+def _largest(values: Array, alike: Callable[[int], object]) -> list[int]:
+    """Return the rows with the largest values above 0, the largest first.
+
+    Samples of one group and of one truth are often one mistake many times: of these no more than a few are taken as
+    long as there are others.
+
+    Args:
+        values: A value for each sample [N]; NaN is none.
+        alike: Returns for a row what it has in common with others.
+    """
     known = np.nan_to_num(values, nan=0.0, posinf=np.inf)
-    order = np.argsort(-known, kind="stable")[:MOST_SAMPLES]
-    return [int(row) for row in order if known[row] > 0]
+    order = [int(row) for row in np.argsort(-known, kind="stable")[:_MOST_LOOKED_AT] if known[row] > 0]
+    seen: Counter[object] = Counter()
+    first = []
+    for row in order:
+        seen[alike(row)] += 1
+        if seen[alike(row)] <= _MOST_ALIKE:
+            first.append(row)
+    chosen = [*first, *(row for row in order if row not in first)][:MOST_SAMPLES]
+    return sorted(chosen, key=order.index)
 
 
 def _finite(value: float) -> float | None:
