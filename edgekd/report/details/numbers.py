@@ -91,14 +91,20 @@ def _is_map(shape: tuple[int, ...]) -> bool:
 
 def _deviations(true: Array) -> Array:
     """Return the standard deviation [D] of each number; its size where it does not vary, and 1 where it is always 0."""
+    spread = np.sqrt(_variances(true))
     known = np.isfinite(true)
-    count = np.maximum(known.sum(0), 1)
+    size = np.sqrt(np.where(known, true.astype(np.float64) ** 2, 0).sum(0) / np.maximum(known.sum(0), 1))
+    return np.asarray(np.where(spread > 0, spread, np.where(size > 0, size, 1.0)))
+
+
+def _variances(true: Array) -> Array:
+    """Return the variance [D] of each number over the samples of which it is known; 0 where that is rounding."""
+    known = np.isfinite(true)
     values = np.where(known, true, 0).astype(np.float64)
+    count = np.maximum(known.sum(0), 1)
     mean = values.sum(0) / count
-    spread = np.sqrt(np.where(known, (values - mean) ** 2, 0).sum(0) / count)
-    size = np.sqrt((values**2).sum(0) / count)
-    flat = spread <= 1e-6 * size
-    return np.asarray(np.where(flat, np.where(size > 0, size, 1.0), spread))
+    variance = np.where(known, (values - mean) ** 2, 0).sum(0) / count
+    return np.asarray(np.where(variance > 1e-12 * mean**2, variance, 0.0))
 
 
 def _root_mean_square(errors: Array) -> Array:
@@ -116,19 +122,19 @@ def _figures(errors: dict[str, Array], true: Array, scale: Array, outputs: dict[
     end = max(ends, default=1.0) or 1.0
     edges = np.linspace(-end, end, _BINS + 1)
     step = -(-len(true) // _POINTS)
-    varies = np.nanstd(true, axis=0) > 0 if len(true) else np.zeros(count, bool)
+    variances = _variances(true)
 
     def row(element: int) -> ElementRow:
         own = {model: error[:, element] * scale[element] for model, error in errors.items()}
         squared = {model: mean_of(error**2) for model, error in own.items()}
-        variance = float(np.nanvar(true[:, element]))
+        variance = float(variances[element])
         return ElementRow(
             element=element,
             deviation=math.sqrt(variance),
             error={model: None if mean is None else math.sqrt(mean) for model, mean in squared.items()},
             bias={model: mean_of(error) for model, error in own.items()},
             r2={
-                model: None if mean is None or not varies[element] else 1 - mean / variance
+                model: None if mean is None or not variance else 1 - mean / variance
                 for model, mean in squared.items()
             },
         )
