@@ -104,7 +104,9 @@ def predict(
         outputs = opened.run_all(read.feeds)
         meanings = output_meanings(opened.manifest, outputs)
     rows = range(len(read.ids))
-    answers = tuple({name: _answer(meaning, outputs[name][row]) for name, meaning in meanings.items()} for row in rows)
+    answers = tuple(
+        {name: describe_output(meaning, outputs[name][row]) for name, meaning in meanings.items()} for row in rows
+    )
     return Predictions(read.ids, outputs, answers, read.notes, meanings)
 
 
@@ -135,7 +137,7 @@ def _kind(stated: Mapping[str, Any], where: str) -> OutputKind:
         raise ModelError(f"{where}: its manifest says of an output what this edgekd does not know: {error}") from error
 
 
-def _answer(meaning: Meaning, values: Array) -> JsonObject:
+def describe_output(meaning: Meaning, values: Array) -> JsonObject:
     """Return what one output says of one sample, as JSON values."""
     name: str = meaning.kind.name
     content: JsonObject = {"kind": name}

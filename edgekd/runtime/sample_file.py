@@ -126,7 +126,7 @@ def _named(path: Path, arrays: Mapping[str, Array], specs: Sequence[TensorSpec],
                 present = others = ["arr_0"]
             else:
                 known = ", ".join(f"'{name}'" for name in arrays) or "nothing"
-                hint = nearest(spec.name, [name.removeprefix(INPUT_PREFIX) for name in others])
+                hint = nearest(spec.name, [name.removeprefix(INPUT_PREFIX) for name in others]) if others else ""
                 raise ModelError(f"{path}: has no array '{spec.name}', {spec}{hint}; it has {known}")
         found[spec.name] = arrays[present[0]]
     left = [name for name in others if name != "arr_0" or "arr_0" in used]
@@ -187,8 +187,8 @@ def _require_finite(path: Path, inputs: Mapping[str, Array]) -> None:
         if array.dtype.kind == "f" and not np.isfinite(array).all():
             place = [int(index) for index in np.argwhere(~np.isfinite(array))[0]]
             raise ModelError(
-                f"{path}: input '{name}' of sample {place[0]} is not finite: it has {array[tuple(place)]} at {place}; an "
-                "engine would give a plausible answer to it, and a wrong one"
+                f"{path}: input '{name}' of sample {place[0]} is not finite: it has {array[tuple(place)]} at {place}; "
+                "an engine would give a plausible answer to it, and a wrong one"
             )
 
 

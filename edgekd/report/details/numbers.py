@@ -134,8 +134,7 @@ def _figures(errors: dict[str, Array], true: Array, scale: Array, outputs: dict[
             error={model: None if mean is None else math.sqrt(mean) for model, mean in squared.items()},
             bias={model: mean_of(error) for model, error in own.items()},
             r2={
-                model: None if mean is None or not variance else 1 - mean / variance
-                for model, mean in squared.items()
+                model: None if mean is None or not variance else 1 - mean / variance for model, mean in squared.items()
             },
         )
 
