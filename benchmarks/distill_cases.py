@@ -244,7 +244,7 @@ def missing_metric(scene: Scene, student: nn.Module) -> float:
 
 def metric_on(task: LoadedTask, model: nn.Module, taps: Mapping[str, Tap], split: Split) -> float:
     """Return the task's metric of a model on a split."""
-    return task.metric(probe(model, taps, split).logits, ground_truth(split).labels)
+    return task.metric(probe(model, taps, split).answer, ground_truth(split).labels)
 
 
 def pairing(scene: Scene) -> dict[str, dict[str, float]]:

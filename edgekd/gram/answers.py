@@ -14,12 +14,12 @@ from typing import TYPE_CHECKING, Protocol, TypeAlias
 import numpy as np
 
 from edgekd.gram.intervals import Bootstrap, Estimate, estimate, estimate_share
-from edgekd.gram.output_kind import OutputKind, OutputName
+from edgekd.gram.output_kind import MAX_DIVERGENCE, OutputKind, OutputName
 from edgekd.gram.probe import in_chunks, side_by_side
 from edgekd.gram.streaming import Subsample, Units, hash_names
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Mapping, Sequence
 
     from numpy.typing import NDArray
 
@@ -122,28 +122,37 @@ def are_probabilities(outputs: Array, kind: OutputName) -> bool:
     return kind == "multilabel" and within
 
 
+def compare_outputs(
+    probe: Probe, reference: Probe, kinds: Mapping[str, OutputKind], groups: Array | None, bootstrap: Bootstrap
+) -> dict[str, Answers]:
+    """Compare each output of a network with its reference's; the arguments are as for :func:`compare_answers`."""
+    return {name: compare_answers(probe, reference, name, kind, groups, bootstrap) for name, kind in kinds.items()}
+
+
 def compare_answers(
-    probe: Probe, reference: Probe, kind: OutputKind, groups: Array | None, bootstrap: Bootstrap
+    probe: Probe, reference: Probe, output: str, kind: OutputKind, groups: Array | None, bootstrap: Bootstrap
 ) -> Answers:
-    """Compare a network's output with its reference's, sample by sample.
+    """Compare one output of a network with its reference's, sample by sample.
 
     Args:
         probe: What the network gave for N samples.
         reference: What the reference gave for the same samples.
+        output: Name of the output.
         kind: What the output is.
         groups: Each sample's cluster [N], or None where samples are independent.
         bootstrap: How means are bounded.
 
     Raises:
-        ValueError: The probes are not of the same samples, or their outputs differ in shape.
+        ValueError: The probes are not of the same samples, lack the output, or their outputs differ in shape.
     """
-    if probe.shapes["logits"] != reference.shapes["logits"]:
-        raise ValueError(f"the outputs are {probe.shapes['logits']} and {reference.shapes['logits']}")
-    scale, measure = _length_floor(reference, kind), _comparison(reference, kind)
+    shapes = [side.shapes.get(output) for side in (probe, reference)]
+    if shapes[0] != shapes[1] or None in shapes:
+        raise ValueError(f"the outputs '{output}' are {shapes[0]} and {shapes[1]}")
+    scale, measure = _length_floor(reference, output, kind), _comparison(reference, output, kind)
     error, divergence, changed, held = Units(), Units(), Units(), Units()
     largest, start, decides, broken = 0.0, 0, False, 0
-    for ours, theirs in side_by_side(probe, reference, ["logits"]):
-        mine, other = _rows(ours["logits"]), _rows(theirs["logits"])
+    for ours, theirs in side_by_side(probe, reference, [output]):
+        mine, other = _rows(ours[output]), _rows(theirs[output])
         keys = hash_names(ours["ids"])
         units = keys if groups is None else hash_names(groups[start : start + len(keys)])
         start += len(keys)
@@ -186,6 +195,32 @@ def sample_errors(outputs: Array, reference: Array) -> _Array:
     return errors
 
 
+def joint_errors(outputs: Mapping[str, Array], reference: Mapping[str, Array], kinds: Iterable[str]) -> _Array:
+    """Return the mean error [N] of each sample over the outputs with these names."""
+    return _mean_of([sample_errors(outputs[name], reference[name]) for name in kinds])
+
+
+def joint_divergences(
+    outputs: Mapping[str, Array], reference: Mapping[str, Array], kinds: Mapping[str, OutputKind]
+) -> _Array:
+    """Return the divergence [N] of each sample, in the measure of the first output.
+
+    Of several outputs it is the mean of their divergences, each over the largest that its kind is allowed by default,
+    times that of the first output's kind: they are measured in different units.
+    """
+    unit = MAX_DIVERGENCE[next(iter(kinds.values())).name]
+    parts = [
+        sample_divergences(outputs[name], reference[name], kind) * (unit / MAX_DIVERGENCE[kind.name])
+        for name, kind in kinds.items()
+    ]
+    return _mean_of(parts)
+
+
+def _mean_of(parts: Sequence[_Array]) -> _Array:
+    mean: _Array = sum(parts[1:], parts[0]) / len(parts)
+    return mean
+
+
 def sample_divergences(outputs: Array, reference: Array, kind: OutputKind) -> _Array:
     """Return the divergence [N] of each sample's output [N, ...] from the reference's; see :data:`MEASURES`."""
     measure = _of_arrays(reference, kind)
@@ -205,9 +240,9 @@ class _SideBySide(Protocol):
     def __call__(self, keys: Array, ours: _Array, theirs: _Array, /) -> tuple[_Array, _Array | None]: ...
 
 
-def _comparison(reference: Probe, kind: OutputKind) -> _SideBySide:
-    chunks = in_chunks(reference, ["logits"])
-    return _prepared(((hash_names(chunk["ids"]), _rows(chunk["logits"])) for chunk in chunks), kind)
+def _comparison(reference: Probe, output: str, kind: OutputKind) -> _SideBySide:
+    chunks = in_chunks(reference, [output])
+    return _prepared(((hash_names(chunk["ids"]), _rows(chunk[output])) for chunk in chunks), kind)
 
 
 def _of_arrays(reference: Array, kind: OutputKind) -> _SideBySide:
@@ -348,9 +383,9 @@ def _nearest(cosines: _Array, count: int) -> NDArray[np.intp]:
     return order
 
 
-def _length_floor(reference: Probe, kind: OutputKind) -> float:
+def _length_floor(reference: Probe, output: str, kind: OutputKind) -> float:
     """Return the length below which an output is as good as zero."""
-    chunks = (_rows(chunk["logits"]) for chunk in in_chunks(reference, ["logits"]))
+    chunks = (_rows(chunk[output]) for chunk in in_chunks(reference, [output]))
     square = sum(float((_unless_ruled_out(rows, rows, kind)[1] ** 2).sum()) for rows in chunks)
     return _near_zero(square, len(reference))
 

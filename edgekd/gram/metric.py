@@ -11,13 +11,14 @@ import numpy as np
 from edgekd.errors import TaskError
 from edgekd.gram.intervals import Estimate, binomial_upper
 from edgekd.gram.jackknife import Series, make_blocks
+from edgekd.gram.probe import rows_of
 from edgekd.gram.stats import t_quantile
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
     from edgekd.gram.npz import Array
-    from edgekd.gram.probe import Probe
+    from edgekd.gram.probe import Answer, Probe
 
 #: The most classes whose constant answer is tried, the most frequent first.
 _CONSTANTS = 50
@@ -81,7 +82,7 @@ class LabelledSamples:
 
     labels: Array
     groups: Array | None
-    metric: Callable[[Array, Array], float]
+    metric: Callable[[Answer, Array], float]
     higher_is_better: bool = True
     confidence: float = 0.95
 
@@ -95,8 +96,8 @@ class LabelledSamples:
         """
         for name in ("teacher", reference):
             if name in probes:  # of these the user hears what it raises
-                self.metric(probes[name].logits, self.labels)
-        series = {name: self._series(probe.logits) for name, probe in probes.items()}
+                self.metric(probes[name].answer, self.labels)
+        series = {name: self._series(probe.answer) for name, probe in probes.items()}
         best = self._best_constant(probes[reference])
         values = {name: own.value for name, own in series.items()}
         known = (*values.values(), *(best[1:] if best else ()))
@@ -113,9 +114,9 @@ class LabelledSamples:
             gain = (series[reference] - self._series(_constant_outputs(probes[reference], best[0]))) * self._sign
             alone = len(np.unique(self.labels[self.labels >= 0])) < 2
             constant = ConstantAnswer(*best, self._estimate(gain, scale), alone)
-        elif probes[reference].classifies:
+        elif _classifies(probes[reference]):
             others = np.random.RandomState(0).permutation(len(self.labels))
-            gain = (series[reference] - self._series(probes[reference].logits[others])) * self._sign
+            gain = (series[reference] - self._series(rows_of(probes[reference].answer, others))) * self._sign
             over_chance = self._estimate(gain, scale)
         return LedgerMetrics(values, losses, constant, over_chance, teacher_gain)
 
@@ -123,11 +124,11 @@ class LabelledSamples:
     def _sign(self) -> int:
         return 1 if self.higher_is_better else -1
 
-    def _series(self, outputs: Array) -> Series:
+    def _series(self, answer: Answer) -> Series:
         blocks = make_blocks(len(self.labels), self.groups)
-        return Series.of(lambda kept: self._tried(outputs[kept], self.labels[kept]), blocks)
+        return Series.of(lambda kept: self._tried(rows_of(answer, kept), self.labels[kept]), blocks)
 
-    def _tried(self, outputs: Array, labels: Array) -> float:
+    def _tried(self, outputs: Answer, labels: Array) -> float:
         """Return the metric; NaN where the task's code fails, as without a class it may."""
         try:
             return float(self.metric(outputs, labels))
@@ -150,9 +151,9 @@ class LabelledSamples:
 
     def _best_constant(self, probe: Probe) -> tuple[int, float] | None:
         """Return the class that is the best constant answer, and its metric; None where no constant answer has one."""
-        if not probe.classifies:
+        if not _classifies(probe):
             return None
-        classes = probe.shapes["logits"][1]
+        classes = probe.shapes[probe.output_names[0]][1]
         labels, counts = np.unique(self.labels[(self.labels >= 0) & (self.labels < classes)], return_counts=True)
         metrics = {
             label: self._tried(_constant_outputs(probe, label), self.labels)
@@ -166,7 +167,11 @@ class LabelledSamples:
         return label, finite[label]
 
 
+def _classifies(probe: Probe) -> bool:
+    return len(probe.output_names) == 1 and probe.classifies(probe.output_names[0])
+
+
 def _constant_outputs(probe: Probe, label: int) -> Array:
-    outputs = np.zeros(probe.shapes["logits"], np.float32)
+    outputs = np.zeros(probe.shapes[probe.output_names[0]], np.float32)
     outputs[:, label] = 1
     return outputs

@@ -35,3 +35,8 @@ class OutputKind:
     name: OutputName = "classes"
     probabilities: bool = False
     threshold: float | None = None
+
+
+def class_axis(name: str) -> int:
+    """Return along which axis of an output of some kind its classes or labels lie."""
+    return 1 if name == "dense-classes" else -1

@@ -15,7 +15,7 @@ from edgekd.gram.intervals import MOST_NEEDED, Estimate, mean_needs, share_needs
 from edgekd.gram.output_kind import MAX_DIVERGENCE, MEASURES
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Collection, Mapping
 
     from edgekd.gram.answers import Answers
     from edgekd.gram.drift import Drift
@@ -108,7 +108,7 @@ class Measured:
     """What was measured of one row against the reference.
 
     Attributes:
-        answers: Its output beside the reference's.
+        answers: Each of its outputs beside the reference's, by name.
         loss: How much worse its metric is; None without labels.
         drift: The drift of its Gram.
         missing: For modalities the share of changed answers with that modality absent, in both networks; empty where
@@ -117,7 +117,7 @@ class Measured:
             such answer.
     """
 
-    answers: Answers
+    answers: Mapping[str, Answers]
     loss: Estimate | None
     drift: Drift
     missing: Mapping[str, Estimate] = field(default_factory=dict)
@@ -130,12 +130,16 @@ def worst(*verdicts: Verdict) -> Verdict:
 
 
 def join_answers(
-    learned: Answered | None, behaviour: Answered, structure: Answered, limits: GateLimits, kind: OutputName
+    learned: Answered | None,
+    behaviour: Answered,
+    structure: Answered,
+    limits: GateLimits,
+    kinds: Collection[OutputName],
 ) -> tuple[Verdict, tuple[str, ...], tuple[str, ...]]:
     """Join the answers to the three questions to one verdict.
 
     Behaviour decides. A structure that moved beyond its limit, or is not shown to be within, warns where behaviour is
-    shown to have stayed; it counts as it is where that is not shown, where the output is an embedding, which is used by
+    shown to have stayed; it counts as it is where that is not shown, where an output is an embedding, which is used by
     its structure, and where the limits are strict. A student that learned nothing fails.
 
     Args:
@@ -143,14 +147,14 @@ def join_answers(
         behaviour: Whether the network still answers the same.
         structure: Whether its structure survives.
         limits: The limits.
-        kind: What the output is.
+        kinds: What the outputs are.
 
     Returns:
         The verdict, the reasons for it, and the reasons of answers that are less severe.
     """
     moved = structure.verdict or "pass"
     stayed = behaviour.verdict in ("pass", "warn")
-    if stayed and kind != "embedding" and limits.structure == "auto":
+    if stayed and "embedding" not in kinds and limits.structure == "auto":
         moved = min(moved, "warn", key=VERDICTS.index)
     asked = [(learned.verdict or "pass", learned.reasons)] if learned else []
     asked += [(behaviour.verdict or "pass", behaviour.reasons), (moved, structure.reasons)]
@@ -246,7 +250,7 @@ def judge_structure(drift: Drift, limits: GateLimits) -> Answered:
 
 
 def judge_behaviour(measured: Measured, limits: GateLimits, confidence: float) -> Answered:
-    """Answer whether the network still answers as the reference does.
+    """Answer whether the network still answers as the reference does: of several outputs, the worst decides.
 
     Where there are labels, a metric that provably did not fall by more than the limit passes, with a warning where the
     outputs diverge all the same; one that provably fell, and by more than the limit as measured, fails, unless the
@@ -261,7 +265,7 @@ def judge_behaviour(measured: Measured, limits: GateLimits, confidence: float) -
         limits: The limits.
         confidence: Confidence of the bounds.
     """
-    verdict, reasons = _behaviour(measured, limits, confidence)
+    verdict, reasons = _of_all_outputs(measured, limits, confidence)
     beyond = [
         f"without {name} its outputs are not numbers, where the reference's are"
         if math.isnan(share.mean)
@@ -274,8 +278,24 @@ def judge_behaviour(measured: Measured, limits: GateLimits, confidence: float) -
     return Answered("behaviour", verdict, tuple(reasons), _behaviour_figures(measured))
 
 
-def _behaviour(measured: Measured, limits: GateLimits, confidence: float) -> tuple[Verdict, list[str]]:
-    answers, limit = measured.answers, limits.divergence(measured.answers.kind)
+def _of_all_outputs(measured: Measured, limits: GateLimits, confidence: float) -> tuple[Verdict, list[str]]:
+    """Return the worst verdict on an output, and its reasons, which name it where there are several."""
+    judged = {name: _behaviour(answers, measured, limits, confidence) for name, answers in measured.answers.items()}
+    verdict = worst(*(found for found, _ in judged.values()))
+    of_all = {_fell(measured.loss, limits)} if measured.loss is not None else set()
+    told = [
+        reason if len(judged) == 1 or reason in of_all else f"{name}: {reason}"
+        for name, (found, reasons) in judged.items()
+        for reason in reasons
+        if found == verdict
+    ]
+    return verdict, list(dict.fromkeys(told))
+
+
+def _behaviour(
+    answers: Answers, measured: Measured, limits: GateLimits, confidence: float
+) -> tuple[Verdict, list[str]]:
+    limit = limits.divergence(answers.kind)
     if broken := _broken(answers, measured.drift, limit):
         return "fail", broken
     if _is_same(answers, limit):
@@ -444,13 +464,15 @@ def _counted(count: int, what: str) -> str:
 
 
 def _behaviour_figures(measured: Measured) -> tuple[str, ...]:
-    answers = measured.answers
-    figures = [_diverged(answers)]
-    if answers.changed is not None:
-        figures.append(f"answers changed {_share(answers.changed)}")
+    named = {("" if len(measured.answers) == 1 else f"{name}: "): each for name, each in measured.answers.items()}
+    figures = []
+    for at, answers in named.items():
+        figures.append(f"{at}{_diverged(answers)}")
+        if answers.changed is not None:
+            figures.append(f"{at}answers changed {_share(answers.changed)}")
     if measured.loss is not None:
         figures.append(f"metric worse by {_bounds(measured.loss)}")
-    figures.append(f"relative error {answers.error.mean:.3g}")
+    figures += [f"{at}relative error {answers.error.mean:.3g}" for at, answers in named.items()]
     figures += [f"answers changed without {name} {_share(share)}" for name, share in measured.missing.items()]
     return tuple(figures)
 

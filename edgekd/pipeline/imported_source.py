@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -19,11 +20,10 @@ from edgekd.stages.labels import accuracy
 from edgekd.stages.stage import Done, Runner, StageSpec
 
 if TYPE_CHECKING:
-    import numpy as np
-    from numpy.typing import NDArray
-
     from edgekd.config.recipe import ModelConfig, Recipe
     from edgekd.config.target import Scheme
+    from edgekd.gram.npz import Array
+    from edgekd.gram.probe import Answer
     from edgekd.pipeline.source import JudgingSplit
     from edgekd.stages.artifacts import Exported
     from edgekd.stages.progress import StageReporter
@@ -33,7 +33,8 @@ LIBRARIES = ("onnx", "onnxruntime", "numpy")
 
 def _describe(imported: ImportedModel) -> str:
     taps = ", ".join(f"{name} at {tap.tensor}" for name, tap in imported.modalities.items())
-    return f"{imported.exported.facts.kind.name}, taps: {taps}"
+    kinds = ", ".join(kind.name for kind in imported.exported.facts.outputs.values())
+    return f"{kinds}, taps: {taps}"
 
 
 IMPORT: StageSpec[ImportedModel] = StageSpec(
@@ -68,9 +69,10 @@ class ImportedOrigin:
         name = validation_probe(NETWORK) if split == "validation" else PROBE
         return {NETWORK: Probe.load(self.imported.folder / name)}
 
-    def metric(self, logits: NDArray[np.floating], labels: NDArray[np.integer]) -> float:
-        """Return the accuracy of logits [N, C] and labels [N]."""
-        return accuracy(logits, labels)
+    def metric(self, answer: Answer, labels: Array) -> float:
+        """Return the accuracy of logits [N, C] and labels [N]: there are labels for a network of one such output."""
+        assert not isinstance(answer, Mapping)
+        return accuracy(answer, labels)
 
     def histories(self) -> dict[str, list[dict[str, float]]]:
         """Return nothing: no network was trained here."""

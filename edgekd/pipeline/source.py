@@ -9,11 +9,9 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
     from pathlib import Path
 
-    import numpy as np
-    from numpy.typing import NDArray
-
     from edgekd.config.target import Scheme
-    from edgekd.gram.probe import Probe
+    from edgekd.gram.npz import Array
+    from edgekd.gram.probe import Answer, Probe
     from edgekd.runtime.corruption import Robustness
     from edgekd.stages.artifacts import Exported
     from edgekd.stages.stage import Done
@@ -68,8 +66,8 @@ class Origin(Protocol):
             split: The samples: those of the validation, on which what ships is chosen, or of the test, which judge it.
         """
 
-    def metric(self, logits: NDArray[np.floating], labels: NDArray[np.integer]) -> float:
-        """Return the task's metric of logits [N, C] and labels [N]."""
+    def metric(self, answer: Answer, labels: Array) -> float:
+        """Return the task's metric of what a network answered for N samples, and their labels."""
 
     def histories(self) -> dict[str, list[dict[str, float]]]:
         """Return for each network that was trained here one entry for each epoch."""

@@ -27,14 +27,13 @@ from edgekd.training.stage_run import StageRun, computing_threads
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    import numpy as np
-    from numpy.typing import NDArray
     from torch import nn
 
     from edgekd.config.recipe import DistillConfig, LossConfig, Recipe
     from edgekd.config.target import Scheme
     from edgekd.files import JsonObject
-    from edgekd.gram.probe import Probe
+    from edgekd.gram.npz import Array
+    from edgekd.gram.probe import Answer, Probe
     from edgekd.gram.verdict import GateLimits
     from edgekd.pipeline.project import Project
     from edgekd.pipeline.source import JudgingSplit
@@ -130,9 +129,9 @@ class TrainedOrigin:
                 files |= {CUT: self.pruned.folder / CUT_PROBE, FINETUNED: self.pruned.folder / PROBE}
         return {name: Probe.load(path) for name, path in files.items()}
 
-    def metric(self, logits: NDArray[np.floating], labels: NDArray[np.integer]) -> float:
+    def metric(self, answer: Answer, labels: Array) -> float:
         """Return the task's metric."""
-        return self.stages.project.loaded.metric(logits, labels)
+        return self.stages.project.loaded.metric(answer, labels)
 
     def histories(self) -> dict[str, list[dict[str, float]]]:
         """Return for each network that was trained here one entry for each epoch."""
@@ -392,7 +391,11 @@ class TrainingStages:
 
             task = self.project.loaded
             rules = gate_rules(
-                self.recipe.gate, task.metric_name, higher_is_better=task.higher_is_better, seed=self.recipe.seed
+                self.recipe.gate,
+                task.metric_name,
+                task.outputs,
+                higher_is_better=task.higher_is_better,
+                seed=self.recipe.seed,
             )
             networks = self._load_student(student), self._load_pruned(pruned.folder)
             checked = judge_pruned(task, *networks, self.taps.student, rules)

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, get_args
 
 import numpy as np
 
-from edgekd.errors import ModelError
-from edgekd.gram.npz import EMBEDDING_PREFIX
-from edgekd.gram.output_kind import OutputKind
+from edgekd.errors import BundleError
+from edgekd.gram.output_kind import OutputKind, OutputName
 from edgekd.runtime.bundle import load
+from edgekd.runtime.manifest import answers_in
 from edgekd.runtime.sample_file import read_samples
 
 if TYPE_CHECKING:
@@ -102,7 +102,7 @@ def predict(
         preprocessing = {str(given["name"]): str(given["preprocessing"]) for given in opened.manifest.inputs}
         read = read_samples(Path(samples), opened.inputs, preprocessing)
         outputs = opened.run_all(read.feeds)
-        meanings = output_meanings(opened.manifest, outputs)
+        meanings = output_meanings(opened.manifest)
     rows = range(len(read.ids))
     answers = tuple(
         {name: describe_output(meaning, outputs[name][row]) for name, meaning in meanings.items()} for row in rows
@@ -110,31 +110,17 @@ def predict(
     return Predictions(read.ids, outputs, answers, read.notes, meanings)
 
 
-def output_meanings(manifest: Manifest, outputs: Mapping[str, Array]) -> dict[str, Meaning]:
-    """Return what each output of a bundle means, but for the embeddings of its modalities.
-
-    A bundle of an earlier edgekd names no kinds: its output is of classes where these have names, else of numbers.
-    """
-    stated = manifest.task.get("kinds")
-    kinds = stated if isinstance(stated, dict) else {}
+def output_meanings(manifest: Manifest) -> dict[str, Meaning]:
+    """Return what each of a network's answers means, by its name, as a bundle states it."""
     meanings = {}
-    for name in outputs:
-        if name.startswith(EMBEDDING_PREFIX):
-            continue
-        kind = kinds.get(name)
-        classes = tuple(manifest.classes)
-        if isinstance(kind, dict):
-            meanings[name] = Meaning(_kind(kind, str(manifest.target)), classes)
-        else:
-            meanings[name] = Meaning(OutputKind("classes") if classes else OutputKind("values"), classes)
+    for name, stated in answers_in(manifest).items():
+        if stated["kind"] not in get_args(OutputName):
+            raise BundleError(
+                f"the manifest's output '{name}' is of a kind that this edgekd does not know: {stated['kind']}"
+            )
+        kind = OutputKind(stated["kind"], stated["probabilities"], stated["threshold"])
+        meanings[name] = Meaning(kind, tuple(stated["classes"]))
     return meanings
-
-
-def _kind(stated: Mapping[str, Any], where: str) -> OutputKind:
-    try:
-        return OutputKind(**stated)
-    except TypeError as error:
-        raise ModelError(f"{where}: its manifest says of an output what this edgekd does not know: {error}") from error
 
 
 def describe_output(meaning: Meaning, values: Array) -> JsonObject:

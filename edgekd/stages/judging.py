@@ -9,7 +9,6 @@ from edgekd.gram.gate import GateRules, keep_ledger, reference_of
 from edgekd.gram.intervals import Bootstrap
 from edgekd.gram.jackknife import choosing_groups
 from edgekd.gram.metric import LabelledSamples, LedgerMetrics
-from edgekd.gram.output_kind import OutputKind
 from edgekd.gram.verdict import GateLimits
 from edgekd.stages.labels import UNLABELLED
 
@@ -22,7 +21,8 @@ if TYPE_CHECKING:
     from edgekd.config.recipe import GateConfig
     from edgekd.gram.gate import Ledger, LedgerRow
     from edgekd.gram.npz import Array
-    from edgekd.gram.probe import Probe
+    from edgekd.gram.output_kind import OutputKind
+    from edgekd.gram.probe import Answer, Probe
 
 
 def gate_limits(gate: GateConfig, *, higher_is_better: bool) -> GateLimits:
@@ -42,26 +42,26 @@ def gate_limits(gate: GateConfig, *, higher_is_better: bool) -> GateLimits:
 
 
 def gate_rules(
-    gate: GateConfig, metric: str, *, higher_is_better: bool, seed: int, kind: OutputKind | None = None
+    gate: GateConfig, metric: str, kinds: Mapping[str, OutputKind], *, higher_is_better: bool, seed: int
 ) -> GateRules:
     """Return how the rows of a ledger are judged.
 
     Args:
         gate: The recipe's section.
         metric: Name of the task metric.
+        kinds: What each of the network's outputs is, by name, in order.
         higher_is_better: Whether a larger metric is better.
         seed: Seed for drawing the resamples behind a bound.
-        kind: What the network's output is; by default scores of classes.
     """
     limits = gate_limits(gate, higher_is_better=higher_is_better)
-    return GateRules(metric, limits, Bootstrap(gate.confidence, gate.resamples, seed), kind or OutputKind())
+    return GateRules(metric, limits, Bootstrap(gate.confidence, gate.resamples, seed), kinds)
 
 
 def keep_choosing_ledger(
     probes: Mapping[str, Probe],
     labels: NDArray[np.int64] | None,
     groups: NDArray[np.generic] | None,
-    metric: Callable[[Array, Array], float],
+    metric: Callable[[Answer, Array], float],
     rules: GateRules,
     known: Iterable[LedgerRow] = (),
     notes: Mapping[str, str] = MappingProxyType({}),
@@ -86,7 +86,7 @@ def measure_metrics(
     probes: Mapping[str, Probe],
     labels: NDArray[np.int64] | None,
     groups: NDArray[np.generic] | None,
-    metric: Callable[[Array, Array], float],
+    metric: Callable[[Answer, Array], float],
     rules: GateRules,
 ) -> LedgerMetrics:
     """Return the metric of each row of a ledger, as far as its samples have labels.

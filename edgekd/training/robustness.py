@@ -52,7 +52,7 @@ def run(
 
         def evaluate(modality: str, corruption: Corruption, model: nn.Module = model, name: str = name) -> float:
             nonlocal done
-            logits = probe(model, {}, task.splits["test"], lambda batch: _changed(batch, modality, corruption)).logits
+            logits = probe(model, {}, task.splits["test"], lambda batch: _changed(batch, modality, corruption)).answer
             done += 1
             stage.report.advance(done, total, name)
             return task.metric(logits, labels)

@@ -295,7 +295,9 @@ def _keep_ledger(stages: TrainingStages) -> Ledger:
     task, recipe = stages.project.loaded, stages.recipe
     student = load_weights(build(task.task.student, recipe.seed), distilled.folder / WEIGHTS)
     models = {"teacher": teacher, "student": student, FINETUNED: pruned}
-    rules = gate_rules(recipe.gate, task.metric_name, higher_is_better=task.higher_is_better, seed=recipe.seed)
+    rules = gate_rules(
+        recipe.gate, task.metric_name, task.outputs, higher_is_better=task.higher_is_better, seed=recipe.seed
+    )
     return keep_validation_ledger(task, models, stages.taps, rules)
 
 

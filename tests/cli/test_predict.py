@@ -25,7 +25,7 @@ def run(*arguments):
 
 def reference(built):
     with np.load(built.bundle / "reference.npz") as arrays:
-        return arrays["ids"].tolist(), arrays["logits"]
+        return arrays["ids"].tolist(), arrays["output.logits"]
 
 
 def test_it_says_the_classes_of_the_bundles_own_samples(built, file):
@@ -34,7 +34,8 @@ def test_it_says_the_classes_of_the_bundles_own_samples(built, file):
     ids, logits = reference(built)
     lines = result.stdout.splitlines()
     assert [line.split()[0] for line in lines] == ids
-    names = json.loads((built.bundle / "manifest.json").read_text("utf-8"))["classes"]
+    outputs = json.loads((built.bundle / "manifest.json").read_text("utf-8"))["outputs"]
+    names = next(output["classes"] for output in outputs if output["name"] == "logits")
     assert [line.split()[1] for line in lines] == [names[index] for index in logits.argmax(1)]
 
 

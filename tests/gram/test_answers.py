@@ -25,12 +25,12 @@ ROTATION = np.linalg.qr(RANDOM.standard_normal((8, 8)))[0]
 
 
 def probe_of(outputs: np.ndarray) -> Probe:
-    return Probe(np.arange(len(outputs)).astype(str), outputs, {})
+    return Probe(np.arange(len(outputs)).astype(str), {"logits": outputs}, {})
 
 
 def compared(name: str, outputs: np.ndarray, groups=None):
     kind, reference = OUTPUTS[name]
-    return compare_answers(probe_of(outputs), probe_of(reference), kind, groups, Bootstrap(resamples=200))
+    return compare_answers(probe_of(outputs), probe_of(reference), "logits", kind, groups, Bootstrap(resamples=200))
 
 
 def negated_in_one_of_twenty(outputs: np.ndarray) -> np.ndarray:
@@ -111,7 +111,9 @@ def test_errors_in_memory_are_those_of_the_comparison(name):
 def test_outputs_near_zero_are_compared_with_the_others_length():
     reference = np.array([[3.0, 4.0], [0.0, 0.0], [1e-9, 0.0]])
     noise = np.array([[0, 0], [0, 1e-9], [0, 0]])
-    answers = compare_answers(probe_of(reference + noise), probe_of(reference), OutputKind("values"), None, Bootstrap())
+    answers = compare_answers(
+        probe_of(reference + noise), probe_of(reference), "logits", OutputKind("values"), None, Bootstrap()
+    )
     assert answers.error.mean < 1e-8
 
 
@@ -144,11 +146,13 @@ def test_of_grouped_samples_groups_are_the_units():
 
 def test_other_shapes_are_refused():
     with pytest.raises(ValueError, match=r"\(300, 8\) and \(300, 7\)"):
-        compare_answers(probe_of(SCORES), probe_of(SCORES[:, :7]), OutputKind(), None, Bootstrap())
+        compare_answers(probe_of(SCORES), probe_of(SCORES[:, :7]), "logits", OutputKind(), None, Bootstrap())
 
 
 def test_none_of_few_changed_says_little():
-    changed = compare_answers(probe_of(SCORES[:20]), probe_of(SCORES[:20]), OutputKind(), None, Bootstrap()).changed
+    changed = compare_answers(
+        probe_of(SCORES[:20]), probe_of(SCORES[:20]), "logits", OutputKind(), None, Bootstrap()
+    ).changed
     assert changed.mean == 0
     assert changed.high == pytest.approx(1 - 0.05 ** (1 / 20))
 
@@ -188,7 +192,7 @@ def test_how_many_samples_would_tell():
 
 
 def between(outputs, reference, kind):
-    return compare_answers(probe_of(outputs), probe_of(reference), kind, None, Bootstrap(resamples=200))
+    return compare_answers(probe_of(outputs), probe_of(reference), "logits", kind, None, Bootstrap(resamples=200))
 
 
 def test_classes_that_are_ruled_out_in_both_do_not_count():

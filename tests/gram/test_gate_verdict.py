@@ -41,7 +41,7 @@ def drift(mean=0.001, bound=0.002, clusters=None):
 
 
 def behaviour(found, loss=None, limits=LIMITS, **others):
-    return judge_behaviour(Measured(found, loss, drift(), **others), limits, 0.95)
+    return judge_behaviour(Measured({"logits": found}, loss, drift(), **others), limits, 0.95)
 
 
 NEAR, WITHIN = Estimate(0.002, 0.001, 0.004), Estimate(0.01, 0.005, 0.019)
@@ -190,7 +190,7 @@ def joined(behaviour, structure, limits=LIMITS, kind="classes", student="pass"):
         Answered(question, verdict, () if verdict == "pass" else (f"{question} {verdict}",))
         for question, verdict in (("learned", student), ("behaviour", behaviour), ("structure", structure))
     ]
-    return join_answers(*answered, limits, kind)
+    return join_answers(*answered, limits, [kind])
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,7 @@ LABELS = np.arange(400) % 4
 def right(share, labels=LABELS):
     """Return a probe whose predictions are right for the first part of the samples, and off by one for the others."""
     predicted = np.where(np.arange(len(labels)) < share * len(labels), labels, (labels + 1) % 4)
-    return Probe(np.arange(len(labels)).astype(str), np.eye(4, dtype=np.float32)[predicted], {})
+    return Probe(np.arange(len(labels)).astype(str), {"logits": np.eye(4, dtype=np.float32)[predicted]}, {})
 
 
 def measured(probes, labels=LABELS, groups=None, metric=accuracy, higher=True):
@@ -78,7 +78,7 @@ def test_samples_without_a_label_do_not_count():
 
 
 def test_a_network_that_is_no_classifier_has_no_constant_answer():
-    maps = Probe(np.arange(400).astype(str), np.zeros((400, 2, 2), np.float32), {})
+    maps = Probe(np.arange(400).astype(str), {"logits": np.zeros((400, 2, 2), np.float32)}, {})
     assert measured({"student": maps}, metric=lambda x, _y: float(x.mean())).constant is None
 
 
@@ -119,7 +119,7 @@ def test_a_metric_that_fails_for_what_was_broken_is_no_number_there_and_of_the_s
 
 
 def with_constant(label):
-    return Probe(np.arange(400).astype(str), np.eye(4, dtype=np.float32)[np.full(400, label)], {})
+    return Probe(np.arange(400).astype(str), {"logits": np.eye(4, dtype=np.float32)[np.full(400, label)]}, {})
 
 
 def test_where_no_constant_answer_has_a_metric_the_answers_of_other_samples_stand_in():
@@ -127,7 +127,7 @@ def test_where_no_constant_answer_has_a_metric_the_answers_of_other_samples_stan
     assert found.constant is None
     assert 0.5 < found.over_chance.low < found.over_chance.mean < 0.8
     by_chance = np.random.default_rng(1).permutation(LABELS)
-    useless = Probe(np.arange(400).astype(str), np.eye(4, dtype=np.float32)[by_chance], {})
+    useless = Probe(np.arange(400).astype(str), {"logits": np.eye(4, dtype=np.float32)[by_chance]}, {})
     assert measured({"student": useless}, metric=precision).over_chance.low < 0
 
 
@@ -136,7 +136,9 @@ def test_a_logarithmic_loss_has_no_constant_answer():
         with np.errstate(divide="ignore"):
             return float(-np.log(outputs[np.arange(len(labels)), labels]).mean())
 
-    sure = Probe(np.arange(400).astype(str), 0.85 * np.eye(4, dtype=np.float32)[LABELS] + np.float32(0.05), {})
+    sure = Probe(
+        np.arange(400).astype(str), {"logits": 0.85 * np.eye(4, dtype=np.float32)[LABELS] + np.float32(0.05)}, {}
+    )
     found = measured({"student": sure}, metric=loss, higher=False)
     assert found.constant is None
     assert found.over_chance.low > 0
@@ -174,6 +176,6 @@ def test_many_classes_and_many_groups_cost_few_metrics():
         return accuracy(outputs, labels)
 
     labels = np.arange(1000) % 200
-    probe = Probe(labels.astype(str), np.eye(200, dtype=np.float32)[labels], {})
+    probe = Probe(labels.astype(str), {"logits": np.eye(200, dtype=np.float32)[labels]}, {})
     measured({"student": probe}, labels, groups=np.arange(1000) // 2, metric=counted)
     assert len(calls) < 400

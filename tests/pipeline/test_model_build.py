@@ -5,7 +5,7 @@ import pytest
 from commands import edgekd, events, stage_folder, started
 
 from edgekd import load
-from edgekd.compress.graph import drop_outputs
+from edgekd.compress.graph import drop_embeddings
 
 QUICK = ("--set=profile.iterations=200", "--set=profile.warmup=20", "--set=profile.cold_starts=1")
 
@@ -18,8 +18,8 @@ def arguments(*more, model="digits.onnx", calibration="samples.npz"):
 def folder(built, tmp_path_factory):
     """A network as users have it: the float student of a finished build, its logits alone, and real samples."""
     folder, exported = tmp_path_factory.mktemp("model"), stage_folder(built.cache, "export")
-    drop_outputs(exported / "student.onnx", ("logits",), folder / "digits.onnx")
-    drop_outputs(stage_folder(built.cache, "quantize") / "int8" / "probe.onnx", ("logits",), folder / "int8.onnx")
+    drop_embeddings(exported / "student.onnx", folder / "digits.onnx")
+    drop_embeddings(stage_folder(built.cache, "quantize") / "int8" / "probe.onnx", folder / "int8.onnx")
     with np.load(exported / "test.npz") as arrays:
         samples = {key.removeprefix("input."): arrays[key] for key in arrays.files}
     np.savez(folder / "samples.npz", **samples)

@@ -3,6 +3,7 @@
 import numpy as np
 from engines import CLASSES, INPUTS, samples, save_engine
 
+from edgekd.gram.output_kind import OutputKind
 from edgekd.runtime.backends.onnxruntime import open_engine
 from edgekd.runtime.backends.registry import ORT
 from edgekd.runtime.bundle_writer import BundleFacts, write_bundle
@@ -14,7 +15,8 @@ FACTS = {
     "precision": "int8",
     "task": {"name": "gestures", "metric": "accuracy"},
     "inputs": INPUTS,
-    "classes": CLASSES,
+    "outputs": {"logits": OutputKind()},
+    "classes": {"logits": CLASSES},
     "released": True,
     "verdict": "pass",
     "reasons": [],

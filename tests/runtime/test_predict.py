@@ -1,6 +1,5 @@
 """Predictions for samples from a file: what each kind of output means, and a newcomer's mistakes."""
 
-import dataclasses
 import re
 
 import numpy as np
@@ -53,17 +52,15 @@ def test_embeddings_are_among_the_outputs_and_are_no_answers(bundle, tmp_path):
 
 
 def test_a_bundle_that_states_its_kind_is_read_by_it(tmp_path):
-    task = {"name": "tags", "metric": "f1", "kinds": {"logits": dataclasses.asdict(OutputKind("multilabel"))}}
-    make_bundle(tmp_path / "bundle", task=task)
+    make_bundle(tmp_path / "bundle", outputs={"logits": OutputKind("multilabel")})
     found = edgekd.predict(tmp_path / "bundle", saved(tmp_path / "s.npz", **samples(3)))
     held = {one["label"] for one in found.answers[0]["logits"]["labels"]}
     assert held == {name for name, logit in zip(CLASSES, found.outputs["logits"][0], strict=True) if logit >= 0}
 
 
 def test_a_kind_of_another_edgekd_is_one_error(tmp_path):
-    task = {"name": "tags", "metric": "f1", "kinds": {"logits": {"name": "boxes", "anchors": 3}}}
-    make_bundle(tmp_path / "bundle", task=task)
-    with pytest.raises(ModelError, match="says of an output what this edgekd does not know"):
+    make_bundle(tmp_path / "bundle", outputs={"logits": OutputKind("boxes")})
+    with pytest.raises(BundleError, match="output 'logits' is of a kind that this edgekd does not know: boxes"):
         edgekd.predict(tmp_path / "bundle", saved(tmp_path / "s.npz", **samples(3)))
 
 

@@ -104,17 +104,19 @@ def test_figures_are_those_of_the_ledger(exported):
     def probe(graph):
         with open_engine(graph.SerializeToString(), fused=False) as session:
             outputs = session.run(read_feeds(exported / "test.npz", session.inputs))
-        return Probe(arrays(exported)["ids"], outputs["logits"], {n: outputs[f"embedding.{n}"] for n in VIEWS})
+        return Probe(
+            arrays(exported)["ids"], {"logits": outputs["logits"]}, {n: outputs[f"embedding.{n}"] for n in VIEWS}
+        )
 
     exact, broken = probe(rounded), probe(damaged)
     outcome = found.outcomes[0]
     assert outcome.drift == pytest.approx(measure_drift(broken, exact, None, Bootstrap(resamples=1)).mean, rel=1e-6)
-    assert outcome.flips == (top1(exact.logits) != top1(broken.logits)).mean()
-    answers = compare_answers(broken, exact, OutputKind(), None, Bootstrap(resamples=1))
+    assert outcome.flips == (top1(exact.answer) != top1(broken.answer)).mean()
+    answers = compare_answers(broken, exact, "logits", OutputKind(), None, Bootstrap(resamples=1))
     assert outcome.divergence == pytest.approx(answers.divergence.mean, rel=1e-6)
     labels = arrays(exported)["labels"]
-    assert found.metric == accuracy(exact.logits, labels)
-    assert outcome.loss == pytest.approx(found.metric - accuracy(broken.logits, labels))
+    assert found.metric == accuracy(exact.answer, labels)
+    assert outcome.loss == pytest.approx(found.metric - accuracy(broken.answer, labels))
     assert found.samples == 400
 
 
@@ -216,7 +218,7 @@ def test_numbers_have_no_flips_and_the_limit_of_their_kind(exported):
     def closeness(outputs, labels):
         return -float(((outputs.argmax(1) - labels) ** 2).mean())
 
-    found = measure(exported, closeness, kind=OutputKind("values"))
+    found = measure(exported, closeness, kinds={"logits": OutputKind("values")})
     assert list(found.limits) == ["max_divergence", "tau_fail", "tau_pass"]
     assert found.limits["max_divergence"].now == MAX_DIVERGENCE["values"]
 

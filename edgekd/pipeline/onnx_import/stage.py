@@ -121,7 +121,7 @@ def import_onnx(source: OnnxSource, folder: Path, report: StageReporter, seed: i
     parity = _parity(model, path, outputs.logits, calibration_samples)
     facts = _facts(path, source, (calibration_samples, test_samples), notes)
     facts = replace(facts, modalities=[name for name in data if not _has_two_values(calibration_samples.inputs[name])])
-    if facts.kind.name != "classes":
+    if "logits" not in facts.classes:
         calibration_samples, test_samples = calibration_samples.without_labels(), test_samples.without_labels()
     ranges, chosen, said = hold_back(calibration_samples, seed)
     notes.append(said)
@@ -232,14 +232,14 @@ def _facts(path: Path, source: OnnxSource, samples: tuple[NpzSamples, NpzSamples
     if kind.name != "classes":
         if labelled:
             notes.append(f"the labels are not used: the output is '{kind.name}', and labels are for 'classes'")
-        return TaskFacts("metric", True, [], inputs, kind)
+        return TaskFacts("metric", True, {"logits": kind}, {}, inputs)
     width = outputs.shape[1]
     for part in samples:
         known = () if part.labels is None else part.labels[part.labels != UNLABELLED]
         wrong = [label for label in known if not 0 <= label < width]
         if wrong:
             raise ModelError(f"'labels' holds {wrong[0]}, but the model has classes 0 to {width - 1} only")
-    return TaskFacts("accuracy", True, [str(index) for index in range(width)], inputs, kind)
+    return TaskFacts("accuracy", True, {"logits": kind}, {"logits": [str(index) for index in range(width)]}, inputs)
 
 
 def _has_two_values(x: Array) -> bool:

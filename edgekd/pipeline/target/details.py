@@ -63,20 +63,26 @@ def detail_shipped(context: Context, shipped: EvaluatedCandidate) -> Done[Detail
         compared = {SHIPPED: ours, reference: before[reference]}
         if "teacher" in before and reference != "teacher":
             compared["teacher"] = before["teacher"]
-        fits = {name for name in compared if facts.kind.name == "embedding" or _shape(compared[name]) == _shape(ours)}
-        output = ComparedOutput(
-            kind=facts.kind,
-            outputs={name: probe.logits for name, probe in compared.items() if name in fits},
-            reference=reference,
-            ids=ours.ids,
-            targets=labels,
-            groups=groups,
-            classes=facts.classes,
-        )
-        return Detailed({"logits": output_details(output, partial(read_pictures, context.test) if shown else None)})
+        pictures = partial(read_pictures, context.test) if shown else None
+        details = {}
+        for name, kind in facts.outputs.items():
+            # Embeddings of another width search among themselves; other outputs are compared number by number.
+            like = {model for model, probe in compared.items() if _shape(probe, name) == _shape(ours, name)}
+            fits = set(compared) if kind.name == "embedding" else like
+            output = ComparedOutput(
+                kind=kind,
+                outputs={model: probe.outputs[name] for model, probe in compared.items() if model in fits},
+                reference=reference,
+                ids=ours.ids,
+                targets=labels,
+                groups=groups,
+                classes=facts.classes.get(name, ()),
+            )
+            details[name] = output_details(output, pictures)
+        return Detailed(details)
 
     return context.stage(DETAILS, config={"samples": shown}, inputs={"shipped": [*shipped.keys]}, run=run)
 
 
-def _shape(probe: Probe) -> tuple[int, ...]:
-    return probe.shapes["logits"]
+def _shape(probe: Probe, output: str) -> tuple[int, ...] | None:
+    return probe.shapes.get(output)

@@ -49,7 +49,7 @@ def open_examiner(context: Context, candidate: PreparedCandidate) -> Examiner:
         labels = None
     metric = None if labels is None else context.origin.metric
     facts = context.exported.result.facts
-    judging = SampleFacts(labels, groups, metric, facts.higher_is_better, facts.kind)
+    judging = SampleFacts(labels, groups, metric, facts.higher_is_better, facts.outputs)
     return Examiner(qdq, floats, samples, judging)
 
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+from edgekd.gram.npz import answers_of
+from edgekd.gram.probe import answer_of
 from edgekd.report.build.robustness import describe_worst
 from edgekd.runtime.corruption import NetworkRobustness, load_statistics, measure_robustness
 from edgekd.runtime.feeds import read_feeds
@@ -41,7 +43,8 @@ def measure_shipped(context: Context, shipped: EvaluatedCandidate) -> NetworkRob
             feeds = read_feeds(context.test, session.inputs)
 
             def score(changed: dict[str, Array]) -> float:
-                return context.origin.metric(run_rows(session, {**feeds, **changed}, _BATCH)["logits"], labels)
+                answers = answers_of(run_rows(session, {**feeds, **changed}, _BATCH))
+                return context.origin.metric(answer_of(answers), labels)
 
             def evaluate(modality: str, corruption: Corruption) -> float:
                 nonlocal done

@@ -18,8 +18,8 @@ _ROWS = {"pruned": "cut", "tuned": "finetuned", "engine": "device"}
 
 #: What a row of a ledger lacks in version 3, a ledger, and what is said of a target: there was no comparison of outputs
 #: but the share of flips, and one question.
-_NEW_IN_ROW = {"loss": None, "answers": None, "behaviour": None}
-_NEW_IN_LEDGER = {"kind": "classes", "questions": [], "warnings": [], "advice": []}
+_NEW_IN_ROW = {"loss": None, "answers": {}, "behaviour": None}
+_NEW_IN_LEDGER = {"kinds": {"logits": "classes"}, "questions": [], "warnings": [], "advice": []}
 _NEW_IN_TARGET = {"chosen_on": "", "questions": []}
 _NOT_KEPT = "not measured: an earlier edgekd compared top-1 classes alone"
 

@@ -121,7 +121,8 @@ def _facts(task: LoadedTask, logits: int) -> TaskFacts:
     return TaskFacts(
         task.metric_name,
         task.higher_is_better,
-        task.class_names(logits),
+        task.outputs,
+        {"logits": task.class_names(logits)},
         inputs,
         modalities=[modality.name for modality in task.task.modalities],
     )

@@ -100,7 +100,9 @@ def probe(
             embeddings.append({name: z.float().cpu().numpy() for name, z in batch_embeddings.items()})
     model.train(was_training)
     return Probe(
-        np.array(ids), np.concatenate(logits), {name: np.concatenate([e[name] for e in embeddings]) for name in taps}
+        np.array(ids),
+        {"logits": np.concatenate(logits)},
+        {name: np.concatenate([e[name] for e in embeddings]) for name in taps},
     )
 
 
@@ -123,7 +125,7 @@ class Validation:
     def __call__(self) -> Epoch:
         """Return the metric as "validation" and, with a reference, the mean drift as "drift"."""
         probed = probe(self._model, self._taps, self._task.splits["val"])
-        figures = {"validation": self._task.metric(probed.logits, self._truth.labels)}
+        figures = {"validation": self._task.metric(probed.answer, self._truth.labels)}
         if self._reference is not None:
             figures["drift"] = measure_drift(probed, self._reference, None, _UNBOUNDED).mean
         return figures
@@ -137,5 +139,5 @@ def save_trained(
     if distributed.is_main():
         save_weights(model, folder / WEIGHTS)
         probed.save(folder / PROBE)
-    score = task.metric(probed.logits, ground_truth(task.splits["test"]).labels)
+    score = task.metric(probed.answer, ground_truth(task.splits["test"]).labels)
     return Trained(score, sum(p.numel() for p in model.parameters()), history)

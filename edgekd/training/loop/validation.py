@@ -8,16 +8,17 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from edgekd.errors import TaskError
+from edgekd.gram.probe import rows_of
 from edgekd.stages.labels import UNLABELLED
 from edgekd.training.loop.evaluate import GroundTruth, ground_truth, probe
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from numpy.typing import NDArray
     from torch import nn
 
     from edgekd.config.recipe import Tap
+    from edgekd.gram.probe import Answer
     from edgekd.training.task.loading import LoadedTask
 
 _SPLIT = "val"
@@ -48,8 +49,8 @@ def score(task: LoadedTask, model: nn.Module, taps: Mapping[str, Tap]) -> float:
     Raises:
         TaskError: The metric is no finite number.
     """
-    logits, truth = _logits(task, model, taps)
-    return check_finite(task, task.metric(logits, truth.labels))
+    answer, truth = _answers(task, model, taps)
+    return check_finite(task, task.metric(answer, truth.labels))
 
 
 def check_finite(task: LoadedTask, value: float) -> float:
@@ -64,7 +65,7 @@ def sampling_error(task: LoadedTask, model: nn.Module, taps: Mapping[str, Tap]) 
 
     It is None where all samples are of one group, or where the metric of no resample is finite.
     """
-    logits, truth = _logits(task, model, taps)
+    answer, truth = _answers(task, model, taps)
     members = None if truth.groups is None else [np.flatnonzero(truth.groups == g) for g in np.unique(truth.groups)]
     units = len(truth.ids) if members is None else len(members)
     if units < 2:
@@ -74,12 +75,12 @@ def sampling_error(task: LoadedTask, model: nn.Module, taps: Mapping[str, Tap]) 
     for _ in range(_RESAMPLES):
         drawn = random.integers(units, size=units)
         rows = drawn if members is None else np.concatenate([members[unit] for unit in drawn])
-        values.append(task.metric(logits[rows], truth.labels[rows]))
+        values.append(task.metric(rows_of(answer, rows), truth.labels[rows]))
     finite = np.array([value for value in values if math.isfinite(value)])
     return float(finite.std(ddof=1)) if len(finite) > 1 else None
 
 
-def _logits(task: LoadedTask, model: nn.Module, taps: Mapping[str, Tap]) -> tuple[NDArray[np.float32], GroundTruth]:
-    """Return the logits [N, C] and the ground truth of the samples."""
+def _answers(task: LoadedTask, model: nn.Module, taps: Mapping[str, Tap]) -> tuple[Answer, GroundTruth]:
+    """Return what a model answers for the samples, and their ground truth."""
     split = task.splits[_SPLIT]
-    return probe(model, taps, split).logits, ground_truth(split)
+    return probe(model, taps, split).answer, ground_truth(split)

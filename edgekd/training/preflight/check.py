@@ -198,7 +198,7 @@ def _check_importance(recipe: Recipe, embeddings: Mapping[str, Tensor]) -> None:
 def _check_metric(task: LoadedTask, student: nn.Module, taps: Mapping[str, Tap], test: GroundTruth) -> None:
     if not (test.labels != UNLABELLED).any():
         raise TaskError("split 'test' has no labels, and the metric needs them")
-    logits = probe(student, taps, task.splits["test"]).logits
+    logits = probe(student, taps, task.splits["test"]).answer
     with task.running(f"the task's {task.metric_name}"):
         value = task.metric(logits, test.labels)
     if not math.isfinite(value):

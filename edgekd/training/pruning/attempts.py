@@ -168,10 +168,13 @@ def _releases(row: LedgerRow, limits: GateLimits) -> bool:
 
 def _beyond(row: LedgerRow, limits: GateLimits) -> list[str]:
     """Return, where a row is undecided, the divergence that as measured is beyond its limit, in words."""
-    if row.verdict != "undecided" or row.answers is None:
+    if row.verdict != "undecided":
         return []
-    measured, limit = row.answers.divergence.mean, limits.divergence(row.answers.kind)
-    return [f"{MEASURES[row.answers.kind]} {measured:.3g}, more than {limit:g}"] if measured > limit else []
+    return [
+        f"{MEASURES[answers.kind]} {answers.divergence.mean:.3g}, more than {limit:g}"
+        for answers in row.answers.values()
+        if answers.divergence.mean > (limit := limits.divergence(answers.kind))
+    ]
 
 
 def describe_attempts(attempts: Sequence[PruneAttempt], config: PruneConfig, limits: GateLimits) -> str:

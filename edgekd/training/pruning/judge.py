@@ -47,5 +47,5 @@ def judge_pruned(
 
 def _drift(probes: Mapping[str, Probe], modality: str) -> float:
     """Return the mean drift of the Gram between samples of one modality."""
-    alone = [Probe(each.ids, each.logits, {modality: each.embeddings[modality]}) for each in probes.values()]
+    alone = [Probe(each.ids, each.outputs, {modality: each.embeddings[modality]}) for each in probes.values()]
     return measure_drift(alone[1], alone[0], None, _UNBOUNDED).mean

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from edgekd.errors import TaskError, nearest
+from edgekd.gram.output_kind import OutputKind
 from edgekd.stages.labels import accuracy
 from edgekd.stages.user_code import describe, source_files, user_code, user_errors
 from edgekd.training.task.checked_split import checked_split
@@ -31,10 +32,11 @@ if TYPE_CHECKING:
     from contextlib import AbstractContextManager
     from hashlib import _Hash as Hash
 
-    from numpy.typing import NDArray
     from torch import Tensor
 
     from edgekd.config.recipe import TaskConfig
+    from edgekd.gram.npz import Array
+    from edgekd.gram.probe import Answer
     from edgekd.training.task.protocol import Split, Task
 
 
@@ -97,15 +99,20 @@ class LoadedTask:
         """Whether a larger metric is better."""
         return bool(getattr(self.task, "higher_is_better", True))
 
-    def metric(self, logits: NDArray[np.float32], labels: NDArray[np.integer]) -> float:
-        """Return the task's metric of logits [N, C] and labels [N].
+    @property
+    def outputs(self) -> dict[str, OutputKind]:
+        """What each of the networks' outputs is, by name, in order."""
+        return {"logits": OutputKind()}
+
+    def metric(self, answer: Answer, labels: Array) -> float:
+        """Return the task's metric of what a network answered for N samples, and their labels [N].
 
         Raises:
             TaskError: The task's code fails, or returns no number.
         """
         what = f"the task's {self.metric_name}"
         with self.running(what):  # which is given copies: they are its own to change
-            value = getattr(self.task, "metric", accuracy)(logits.copy(), labels.copy())
+            value = getattr(self.task, "metric", _accuracy)(_copied(answer), labels.copy())
         check_returned(what, value, object, "a number")
         with self.running(what):
             return float(value)
@@ -123,6 +130,15 @@ class LoadedTask:
                 _digest_split(split, hasher)
             self._fingerprint.append(hasher.hexdigest()[:16])
         return self._fingerprint[0]
+
+
+def _accuracy(answer: Answer, labels: Array) -> float:
+    assert not isinstance(answer, Mapping)
+    return accuracy(answer, labels)
+
+
+def _copied(answer: Answer) -> Answer:
+    return {name: x.copy() for name, x in answer.items()} if isinstance(answer, Mapping) else answer.copy()
 
 
 def _digest_split(split: Split, hasher: Hash) -> None:

@@ -297,6 +297,6 @@ def test_a_regression_that_int8_spoils_does_not_pass(tmp_path):
         (checked,) = check(given, cache=tmp_path / "cache", devices=["none"])
         (ledger,) = checked.ledgers.values()
         assert ledger.kind == "values"
-        verdicts[name] = ledger.rows[-1].verdict, ledger.rows[-1].answers.divergence.mean
+        verdicts[name] = ledger.rows[-1].verdict, ledger.rows[-1].first.divergence.mean
     assert verdicts["plain"][1] < 0.01 < verdicts["huge"][1]
     assert verdicts["huge"][0] == "fail"

@@ -393,7 +393,7 @@ def test_modalities_of_unequal_widths_are_grey_between_each_other():
     probes = {}
     for model in ("float", "shipped"):
         embeddings = {name: random.normal(size=(30, width)) for name, width in MODALITIES.items()}
-        probes[model] = Probe(ids, random.normal(size=(30, 4)), embeddings)
+        probes[model] = Probe(ids, {"logits": random.normal(size=(30, 4))}, embeddings)
     grams = few_grams(probes, None, [])
     pictures = heat_maps("gram", grams)
     assert list(pictures) == ["float", "shipped", "float − shipped"]

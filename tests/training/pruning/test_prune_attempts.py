@@ -44,7 +44,7 @@ def row(verdict="fail", loss=0.05, divergence=0.1):
     answers = Answers("classes", one, 1.0, one, one, None, None, 100, 100)
     bounds = None if loss is None else Estimate(loss, loss - 0.01, loss + 0.01)
     reasons = () if verdict == "pass" else ("KL divergence, nats 0.1, more than 0.02",)
-    return LedgerRow("finetuned", 0.9, bounds, answers, None, None, verdict, reasons)
+    return LedgerRow("finetuned", 0.9, bounds, {"logits": answers}, None, None, verdict, reasons)
 
 
 def attempt(verdict="fail", loss=0.05, seconds=10.0, divergence=0.1, **changes):
