@@ -41,6 +41,7 @@ _NAMES = {
     "edgekd.workflows.advise.result": ("Advice",),
     "edgekd.workflows.bundles": ("ProfiledBundle", "VerifiedBundle", "profile", "verify"),
     "edgekd.runtime.bundle": ("Bundle", "load"),
+    "edgekd.runtime.predict": ("Predictions", "predict"),
     "edgekd.runtime.verification": ("Verification",),
     "edgekd.errors": (
         "BudgetError",

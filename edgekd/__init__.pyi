@@ -32,6 +32,8 @@ from edgekd.runtime.backends.backend import Backend as Backend
 from edgekd.runtime.backends.backend import BackendOption as BackendOption
 from edgekd.runtime.bundle import Bundle as Bundle
 from edgekd.runtime.bundle import load as load
+from edgekd.runtime.predict import Predictions as Predictions
+from edgekd.runtime.predict import predict as predict
 from edgekd.runtime.verification import Verification as Verification
 from edgekd.stages.labels import UNLABELLED as UNLABELLED
 from edgekd.stages.progress import Observer as Observer

@@ -634,6 +634,19 @@ class RobustnessConfig(_Config, frozen=True):
     ] = 1.0
 
 
+class ReportConfig(_Config, frozen=True):
+    """What the report shows of the test split."""
+
+    samples: Annotated[
+        bool,
+        Meta(
+            description="Whether the report shows samples: names, groups, what was said of them, and small pictures "
+            "of inputs, of those that what ships gets worst and of those whose answer changed. Counts of classes are "
+            "in it either way."
+        ),
+    ] = True
+
+
 class Recipe(_Config, frozen=True):
     """A whole ``edgekd.toml``, with a task to train for or with a model that was trained elsewhere."""
 
@@ -682,6 +695,7 @@ class Recipe(_Config, frozen=True):
     profile: ProfileConfig = ProfileConfig()
     search: SearchConfig = SearchConfig()
     robustness: RobustnessConfig = RobustnessConfig()
+    report: ReportConfig = ReportConfig()
 
     def __post_init__(self) -> None:
         if (self.task is None) == (self.model is None):

@@ -11,6 +11,7 @@ from edgekd.pipeline.preflight import PREFLIGHT, PREFLIGHT_EXPORT
 from edgekd.pipeline.pruning import PRUNE, PRUNE_CHECK
 from edgekd.pipeline.target.blame import BLAME
 from edgekd.pipeline.target.compile import COMPILE, compiles
+from edgekd.pipeline.target.details import DETAILS
 from edgekd.pipeline.target.evaluate import CHECK, EVALUATE
 from edgekd.pipeline.target.judge import JUDGE
 from edgekd.pipeline.target.missing import MISSING
@@ -136,6 +137,7 @@ ORDER = (
     OrderedStage(PROFILE, "target", _has_latency),
     OrderedStage(MISSING, "target", _always),
     OrderedStage(JUDGE, "target", _always),
+    OrderedStage(DETAILS, "target", _always),
     OrderedStage(ROBUSTNESS_SHIPPED, "target", _measures_robustness),
     OrderedStage(BUNDLE, "target", _always),
     OrderedStage(VERIFY, "target", _verifies),

@@ -8,6 +8,7 @@ from edgekd.gram.verdict import QUESTIONS
 from edgekd.report.build.latency_tables import branch_table, latency_table, measurement_lines, method_notes
 from edgekd.report.build.robustness import robustness_table
 from edgekd.report.build.training_picture import FOLDER, file_name
+from edgekd.report.details.tables import detail_lines, detail_tables
 from edgekd.report.escape import json_text, markdown_code, markdown_text
 from edgekd.report.format import NOTHING, duration, number
 from edgekd.report.ledger_tables import candidate_table, ledger_table, pruning_table, question_table, undecided_note
@@ -93,6 +94,7 @@ def _target(result: TargetResult) -> list[str]:
         f"## {markdown_text(describe(result))}",
         markdown(ledger_table(result.ledger, "test samples")),
         *_questions(result.ledger),
+        *_details(result),
         markdown(engine_table(result)),
     ]
     if len(result.candidates) > 1:
@@ -114,6 +116,17 @@ def _target(result: TargetResult) -> list[str]:
     if result.released:
         heading = "### Run it, from the folder of this file"
         parts.append("\n".join([heading, "", "```python", *run_lines(result.shown_bundle), "```"]))
+    return parts
+
+
+def _details(result: TargetResult) -> list[str]:
+    """Return the classes, groups and samples of each output."""
+    parts = []
+    for name, details in result.details.items():
+        of = f" of {markdown_text(name)}" if len(result.details) > 1 else ""
+        parts.append(f"### What is right, and what changed{of}")
+        parts.append("\n".join(f"- {markdown_text(line)}" for line in detail_lines(details)))
+        parts += [markdown(table) for table in detail_tables(details)]
     return parts
 
 
