@@ -208,7 +208,8 @@ def _holds(result: dict[str, Any]) -> list[str]:
             {_met(passed, _GOAL_PASSED)}. At most 10 % of the sound were to be refused: {percent(refused)},
             {_met(refused, _GOAL_REFUSED)}; by kind: {refusals}.""",
             f"""**Divergence is the measure to have**: area {area("classes", "all", "divergence")} for classes,
-            {area("regression", "all", "divergence")} for numbers, {area("embedding", "all", "divergence")} for embeddings;
+            {area("regression", "all", "divergence")} for numbers,
+            {area("embedding", "all", "divergence")} for embeddings;
             the drift's are {area("classes", "all", "drift")}, {area("regression", "all", "drift")} and
             {area("embedding", "all", "drift")}.""",
             f"""**Drift is blind to what comes after the embeddings**: of {fusion["variants"]} classifiers whose fusion

@@ -31,6 +31,7 @@ _NAMES = {
     "edgekd.devices.targets": ("load_target",),
     "edgekd.stages.progress": ("Observer",),
     "edgekd.workflows.build": ("build",),
+    "edgekd.workflows.dry_run": ("DryRun", "dry_run"),
     "edgekd.report.results": ("BuildReport",),
     "edgekd.workflows.check": ("TargetCheck", "blame", "check", "suggest_limits"),
     "edgekd.gram.blame": ("Blame",),

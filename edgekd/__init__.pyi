@@ -60,6 +60,8 @@ from edgekd.workflows.check import TargetCheck as TargetCheck
 from edgekd.workflows.check import blame as blame
 from edgekd.workflows.check import check as check
 from edgekd.workflows.check import suggest_limits as suggest_limits
+from edgekd.workflows.dry_run import DryRun as DryRun
+from edgekd.workflows.dry_run import dry_run as dry_run
 from edgekd.workflows.search.run import SearchOptions as SearchOptions
 from edgekd.workflows.search.run import search as search
 from edgekd.workflows.thresholds import Alarm as Alarm
@@ -83,6 +85,7 @@ __all__ = [
     "CacheError",
     "DataError",
     "DeviceError",
+    "DryRun",
     "EdgekdError",
     "GateFailed",
     "Loss",
@@ -119,6 +122,7 @@ __all__ = [
     "build",
     "check",
     "distillation",
+    "dry_run",
     "fetch",
     "load",
     "load_recipe",

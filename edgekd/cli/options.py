@@ -132,7 +132,8 @@ def build_options(command: CommandFunction) -> CommandFunction:
 
         request = build.request()
         if is_follower():
-            _follow(request)
+            if not others.get("dry_run"):
+                _follow(request)
         else:
             command(request=request, **others)
 

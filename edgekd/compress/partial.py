@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from types import MappingProxyType
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -59,7 +58,7 @@ class SampleFacts:
     groups: Array | None = None
     metric: Metric | None = None
     higher_is_better: bool = True
-    kinds: Mapping[str, OutputKind] = MappingProxyType({"logits": OutputKind()})
+    kinds: Mapping[str, OutputKind] = field(default_factory=lambda: {"logits": OutputKind()})
 
 
 @dataclass(frozen=True)

@@ -53,7 +53,7 @@ PREFLIGHT: StageSpec[Preflight] = StageSpec(
 )
 PREFLIGHT_EXPORT: StageSpec[Exported] = StageSpec(
     "preflight_export",
-    1,
+    2,
     Exported,
     ("torch", "onnx", "onnxscript", "onnxruntime"),
     "write the untrained student as ONNX",
@@ -94,7 +94,7 @@ def check_task(runner: Runner, project: Project, recipe: Recipe) -> Done[Preflig
             check(project.loaded, project.taps(recipe), recipe, keeping)
         return Preflight(tuple(keeping.kept))
 
-    return runner(PREFLIGHT, config=_settings(recipe), inputs={"task": project.identity}, run=run)
+    return runner(PREFLIGHT, config=training_settings(recipe), inputs={"task": project.identity}, run=run)
 
 
 def export_untrained(runner: Runner, project: Project, recipe: Recipe, opset: int, label: str) -> Done[Exported]:
@@ -114,7 +114,8 @@ def export_untrained(runner: Runner, project: Project, recipe: Recipe, opset: in
     def run(folder: Path, report: StageReporter) -> Exported:
         from edgekd.training.preflight import export
 
-        return export.run(project.loaded, project.taps(recipe).student, recipe, opset, folder, report)
+        with computing(Resources(device=recipe.device)):
+            return export.run(project.loaded, project.taps(recipe).student, recipe, opset, folder, report)
 
     config = {
         "opset": opset,
@@ -125,7 +126,7 @@ def export_untrained(runner: Runner, project: Project, recipe: Recipe, opset: in
     return runner(PREFLIGHT_EXPORT, label=label, config=config, inputs={"task": project.identity}, run=run)
 
 
-def _settings(recipe: Recipe) -> JsonObject:
+def training_settings(recipe: Recipe) -> JsonObject:
     """Return all of a recipe that a training depends on from its first step."""
     sections = {"teacher": recipe.teacher, "student": recipe.student, "distill": recipe.distill, "prune": recipe.prune}
     settings: JsonObject = {name: _without_schedule(section) for name, section in sections.items()}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
@@ -44,6 +44,7 @@ if TYPE_CHECKING:
     from edgekd.stages.trained import PruneAttempt, PruneCheck
     from edgekd.training.pruning.attempts import PrunePlan
     from edgekd.training.taps.taps import Taps
+    from edgekd.training.task.loading import LoadedTask
 
 R = TypeVar("R")
 
@@ -79,7 +80,7 @@ QAT: StageSpec[Trained] = StageSpec(
 )
 ROBUSTNESS: StageSpec[Robustness] = StageSpec(
     "robustness",
-    2,
+    3,
     Robustness,
     (),
     "measure the trained networks with each modality dropped or noisy",
@@ -229,29 +230,31 @@ class TrainingStages:
         pruned = self._prune(teacher, self._distill(teacher))
         return self.load_teacher(teacher), self._load_pruned(pruned.folder)
 
-    def fine_tune_for_int8(self, origin: TrainedOrigin, scheme: Scheme) -> QatStudent:
-        """Fine-tune the pruned network for a scheme of INT8, and export it alone."""
+    def qat(
+        self, teacher: Done[Trained], student: Done[Trained], pruned: Done[Trained], scheme: Scheme
+    ) -> Done[Trained]:
+        """Fine-tune the pruned student for a scheme of INT8, held by the unpruned student."""
         config = self.recipe.quantize.qat
 
-        def fine_tune(folder: Path, report: StageReporter) -> Trained:
+        def run(folder: Path, report: StageReporter) -> Trained:
             from edgekd.training.qat import stage as qat
 
             networks = qat.QatNetworks(
-                self.load_teacher(origin.teacher),
-                self._load_student(origin.student),
-                self._load_pruned(origin.pruned.folder),
-                self._outputs(origin.teacher, config.loss, report),
+                self.load_teacher(teacher),
+                self._load_student(student),
+                self._load_pruned(pruned.folder),
+                self._outputs(teacher, config.loss, report),
             )
             return qat.run(
                 self.project.loaded, networks, self.taps, scheme, config, StageRun(self.recipe.seed, folder, report)
             )
 
-        fine_tuned = self._run(
-            QAT,
-            config={**_plain(config), **_own_sources(config), "scheme": _plain(scheme)},
-            inputs={"pruned": origin.pruned.key},
-            run=fine_tune,
-        )
+        settings = {**_plain(config), **_own_sources(config), "scheme": _plain(scheme)}
+        return self._run(QAT, config=settings, inputs={"pruned": pruned.key}, run=run)
+
+    def fine_tune_for_int8(self, origin: TrainedOrigin, scheme: Scheme) -> QatStudent:
+        """Fine-tune the pruned network for a scheme of INT8, and export it alone."""
+        fine_tuned = self.qat(origin.teacher, origin.student, origin.pruned, scheme)
 
         def export_student(folder: Path, report: StageReporter) -> Exported:
             from edgekd.training.export import stage as export
@@ -316,7 +319,9 @@ class TrainingStages:
         def run(folder: Path, report: StageReporter) -> Trained:
             from edgekd.training.distillation import teacher
 
-            return teacher.run(project.loaded, self.taps.teacher, config, StageRun(self.recipe.seed, folder, report))
+            stage = StageRun(self.recipe.seed, folder, report)
+            trained = teacher.run(project.loaded, self.taps.teacher, config, stage)
+            return _tell_lesson(project.loaded, "teacher", trained, stage)
 
         settings = {
             **_plain(msgspec.structs.replace(config, precision="float32")),  # it matters to those that learn from it
@@ -332,7 +337,8 @@ class TrainingStages:
         config = self.recipe.distill
 
         def run(folder: Path, report: StageReporter) -> Trained:
-            return self.distil(teacher, config, self.recipe.seed, folder, report)
+            trained = self.distil(teacher, config, self.recipe.seed, folder, report)
+            return _tell_lesson(self.project.loaded, "student", trained, StageRun(self.recipe.seed, folder, report))
 
         settings = {
             **_plain(config),
@@ -532,6 +538,17 @@ class _StudentPruning:
 def _own_sources(config: DistillConfig | PruneConfig | QatConfig) -> JsonObject:
     """Return the digests of the user's own code that a training runs beside the task's."""
     return {**own_loss_sources(config.loss), **own_training_sources(config)}
+
+
+def _tell_lesson(task: LoadedTask, name: str, trained: Trained, stage: StageRun) -> Trained:
+    """Warn at once where a network learned nothing; return its result with the warning."""
+    from edgekd.training.loop import distributed
+    from edgekd.training.loop.lesson import describe_lesson
+
+    warnings = describe_lesson(task, name, trained, stage.folder) if distributed.is_main() else ()
+    for warning in warnings:
+        stage.report.warn(warning)
+    return replace(trained, warnings=warnings)
 
 
 def _plain(config: object) -> JsonObject:

@@ -67,6 +67,7 @@ class Trained:
         seconds: Time that a pruned network took, since it was last begun or taken up; 0 for other networks.
         attempts: The attempts at pruning, in order, the last of which it is; empty for other networks.
         epochs: Number of epochs that each fine-tune of a pruned network was to have; 0 for other networks.
+        warnings: What the user was warned of, of what it learned.
     """
 
     metric: float
@@ -76,3 +77,4 @@ class Trained:
     seconds: float = 0.0
     attempts: tuple[PruneAttempt, ...] = ()
     epochs: int = 0
+    warnings: tuple[str, ...] = ()

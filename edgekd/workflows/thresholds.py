@@ -7,8 +7,7 @@ see the fusion, which comes after the embeddings: its limits are derived from th
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
-from types import MappingProxyType
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
@@ -52,7 +51,6 @@ LimitName = Literal["max_divergence", "max_flips", "max_missing_flips", "tau_fai
 MISSING_FACTOR = 3.0
 
 _BATCH = 256
-_CLASSES: Mapping[str, OutputKind] = MappingProxyType({"logits": OutputKind()})
 #: Losses near the limit whose intervals say how many samples would tell more.
 _NEAR_LIMIT = 5
 #: Confidence of these intervals, one-sided.
@@ -144,7 +142,7 @@ class AlarmSamples:
 
     path: Path
     metric: Metric | None
-    kinds: Mapping[str, OutputKind] = _CLASSES
+    kinds: Mapping[str, OutputKind] = field(default_factory=lambda: {"logits": OutputKind()})
     modalities: Sequence[str] = ()
 
 

@@ -38,6 +38,7 @@ def report_markdown(report: BuildReport) -> str:
         f"Recipe {markdown_code(report.recipe)}, seed {report.seed}. {MEANING[report.verdict].capitalize()}.",
         *(line for result in report.targets for line in _verdict(result)),
         *(f"- **REFUSED** {target}: {reason}" for target, reason in report.refused.items()),
+        *(f"- **WARNING** {markdown_text(warning)}" for warning in report.warnings),
         markdown(summary_table(report)),
         *(part for result in report.targets for part in _target(result)),
         markdown(robustness_table(report)).replace("###", "##", 1),

@@ -111,6 +111,8 @@ def common_sections(report: BuildReport, entries: Sequence[Entry]) -> Iterator[s
     if report.refused:
         reasons = reason_list(tuple(f"{target}: {reason}" for target, reason in report.refused.items()))
         yield _section("refused", "What was not built", [reasons])
+    if report.warnings:
+        yield _section("warned", "What looked odd on the way", [reason_list(report.warnings)])
     robustness = table_html(robustness_table(report), "Robustness")
     yield _section("robustness", "What if a sensor fails", [robustness])
     yield _section("trained", "How it was trained", _training(report))
