@@ -1,5 +1,6 @@
 """The public surface for type checkers and editors; ``__init__.py`` imports each name when it is first used."""
 
+from edgekd import distillation as distillation
 from edgekd.compress.quantizers.quantizer import Quantizer as Quantizer
 from edgekd.config.loading import load_recipe as load_recipe
 from edgekd.config.recipe import ProfileConfig as ProfileConfig
@@ -31,6 +32,8 @@ from edgekd.runtime.backends.backend import Backend as Backend
 from edgekd.runtime.backends.backend import BackendOption as BackendOption
 from edgekd.runtime.bundle import Bundle as Bundle
 from edgekd.runtime.bundle import load as load
+from edgekd.runtime.predict import Predictions as Predictions
+from edgekd.runtime.predict import predict as predict
 from edgekd.runtime.verification import Verification as Verification
 from edgekd.stages.labels import UNLABELLED as UNLABELLED
 from edgekd.stages.progress import Observer as Observer
@@ -41,6 +44,7 @@ from edgekd.training.distillation.loss import Loss as Loss
 from edgekd.training.distillation.loss import LossOptions as LossOptions
 from edgekd.training.task.models import Standardize as Standardize
 from edgekd.training.task.protocol import ArraySplit as ArraySplit
+from edgekd.training.task.protocol import Batch as Batch
 from edgekd.training.task.protocol import Modality as Modality
 from edgekd.training.task.protocol import Sample as Sample
 from edgekd.training.task.protocol import Split as Split
@@ -71,6 +75,7 @@ __all__ = [
     "ArraySplit",
     "Backend",
     "BackendOption",
+    "Batch",
     "Blame",
     "BudgetError",
     "BudgetMissed",
@@ -116,6 +121,7 @@ __all__ = [
     "blame",
     "build",
     "check",
+    "distillation",
     "dry_run",
     "fetch",
     "load",

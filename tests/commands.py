@@ -38,7 +38,18 @@ SETTINGS = {
 
 PREFLIGHT = ("preflight", "preflight_export", "rehearsal", "preflight_target")
 LEARNING = ("teacher", "distill", "prune", "prune_check", "export", "robustness")
-SHIPPING = ("quantize", "evaluate", "check", "profile", "missing", "judge", "robustness_shipped", "bundle", "verify")
+SHIPPING = (
+    "quantize",
+    "evaluate",
+    "check",
+    "profile",
+    "missing",
+    "judge",
+    "details",
+    "robustness_shipped",
+    "bundle",
+    "verify",
+)
 STAGES = (*PREFLIGHT, *LEARNING, *SHIPPING)
 
 #: For what hangs: on a machine with much else to do a build takes minutes.

@@ -24,6 +24,7 @@ from edgekd.devices.select import assign_devices
 from edgekd.devices.ssh.device import SshDevice
 from edgekd.errors import TargetError
 from edgekd.pipeline import imported_source, multi_process, trained_source
+from edgekd.pipeline.epoch_log import logged
 from edgekd.pipeline.order import dry_plan, export_labels, plan, tries_targets
 from edgekd.pipeline.output import writing
 from edgekd.pipeline.preflight import export_untrained
@@ -38,9 +39,10 @@ from edgekd.pipeline.target.run import build_targets
 from edgekd.report.results import BuildReport
 from edgekd.runtime.backends.registry import Runtime, find_backend
 from edgekd.stages.cache import Cache
-from edgekd.stages.progress import Observer, SerialObserver, Silent
+from edgekd.stages.progress import Observer, Silent
 from edgekd.stages.stage import Runner, library_versions
 from edgekd.training.distillation.loss_registry import check_losses
+from edgekd.training.loop.settings import check_training
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -212,7 +214,8 @@ def _assigned(
     # An error in the calibration or in a device is raised now, not after training.
     load_calibration(recipe.quantize.calibration)
     check_losses(recipe)
-    runner = Runner(Cache(cache), SerialObserver(observer))
+    check_training(recipe)
+    runner = Runner(Cache(cache), logged(observer, recipe.log, cache))
     refusals = Refusals(len(targets), runner.observer.refuse)
     assigned = assign_devices(targets, devices, refusals)
     try:

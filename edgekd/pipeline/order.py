@@ -12,6 +12,7 @@ from edgekd.pipeline.pruning import PRUNE, PRUNE_CHECK
 from edgekd.pipeline.rehearsal import REHEARSAL
 from edgekd.pipeline.target.blame import BLAME
 from edgekd.pipeline.target.compile import COMPILE, compiles
+from edgekd.pipeline.target.details import DETAILS
 from edgekd.pipeline.target.evaluate import CHECK, EVALUATE
 from edgekd.pipeline.target.judge import JUDGE
 from edgekd.pipeline.target.missing import MISSING
@@ -21,6 +22,7 @@ from edgekd.pipeline.target.quantize import QUANTIZE
 from edgekd.pipeline.target.repair import REPAIR
 from edgekd.pipeline.target.robustness import ROBUSTNESS_SHIPPED
 from edgekd.pipeline.target.verify import VERIFY
+from edgekd.pipeline.threads import THREADS
 from edgekd.pipeline.trained_source import DISTILL, EXPORT, QAT, ROBUSTNESS, TEACHER
 
 if TYPE_CHECKING:
@@ -55,6 +57,10 @@ def _trains(given: Circumstances) -> bool:
 
 def _prunes(given: Circumstances) -> bool:
     return _trains(given) and given.recipe.prune.active
+
+
+def _times_threads(given: Circumstances) -> bool:
+    return _trains(given) and given.recipe.threads == "auto"
 
 
 def _imports(given: Circumstances) -> bool:
@@ -115,6 +121,7 @@ ORDER = (
     OrderedStage(PREFLIGHT_EXPORT, "opset", _tries_targets),
     OrderedStage(REHEARSAL, "opset", _tries_targets),
     OrderedStage(PREFLIGHT_TARGET, "each", _tries_targets),
+    OrderedStage(THREADS, "build", _times_threads),
     OrderedStage(TEACHER, "build", _trains),
     OrderedStage(DISTILL, "build", _trains),
     OrderedStage(PRUNE, "build", _trains),
@@ -132,6 +139,7 @@ ORDER = (
     OrderedStage(PROFILE, "target", _has_latency),
     OrderedStage(MISSING, "target", _always),
     OrderedStage(JUDGE, "target", _always),
+    OrderedStage(DETAILS, "target", _always),
     OrderedStage(ROBUSTNESS_SHIPPED, "target", _measures_robustness),
     OrderedStage(BUNDLE, "target", _always),
     OrderedStage(VERIFY, "target", _verifies),

@@ -14,7 +14,8 @@ from edgekd.stages.artifacts import Exported
 from edgekd.stages.progress import StageReporter
 from edgekd.stages.stage import StageSpec
 from edgekd.training.distillation.loss_registry import loss_sections, own_loss_sources
-from edgekd.training.stage_run import computing_threads
+from edgekd.training.loop.settings import own_training_sources, training_sections
+from edgekd.training.stage_run import Resources, computing
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -25,7 +26,10 @@ if TYPE_CHECKING:
     from edgekd.stages.stage import Done, Runner
 
 #: Settings that decide how long, how often and how fast a network learns, and nothing that could be tried in one step.
-_SCHEDULE = ("epochs", "learning_rate", "weight_decay", "steps", "cache_teacher", "repair", "repair_s")
+_SCHEDULE = (
+    *("epochs", "min_steps", "learning_rate", "weight_decay", "momentum", "warm_up", "clip_norm", "ema", "keep"),
+    *("patience", "steps", "cache_teacher", "repair", "repair_s"),
+)
 
 
 @dataclass(frozen=True)
@@ -86,7 +90,7 @@ def check_task(runner: Runner, project: Project, recipe: Recipe) -> Done[Preflig
         from edgekd.training.preflight.check import check
 
         keeping = _Keeping(report.observer, report.stage, [])
-        with computing_threads(recipe.threads):
+        with computing(Resources(device=recipe.device)):
             check(project.loaded, project.taps(recipe), recipe, keeping)
         return Preflight(tuple(keeping.kept))
 
@@ -110,7 +114,7 @@ def export_untrained(runner: Runner, project: Project, recipe: Recipe, opset: in
     def run(folder: Path, report: StageReporter) -> Exported:
         from edgekd.training.preflight import export
 
-        with computing_threads(recipe.threads):
+        with computing(Resources(device=recipe.device)):
             return export.run(project.loaded, project.taps(recipe).student, recipe, opset, folder, report)
 
     config = {
@@ -129,6 +133,7 @@ def training_settings(recipe: Recipe) -> JsonObject:
     losses = loss_sections(recipe)
     return {
         **settings,
+        "own": {name: own_training_sources(section) for name, section in training_sections(recipe).items()},
         "losses": {name: {**msgspec.to_builtins(loss), **own_loss_sources(loss)} for name, loss in losses.items()},
         "seed": recipe.seed,
     }

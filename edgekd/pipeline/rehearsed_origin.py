@@ -12,7 +12,7 @@ from edgekd.stages.stage import Done
 
 if TYPE_CHECKING:
     from edgekd.config.target import Scheme
-    from edgekd.gram.npz import Array
+    from edgekd.gram.nest import Nest
     from edgekd.gram.probe import Answer, Probe
     from edgekd.pipeline.project import Project
     from edgekd.pipeline.source import JudgingSplit, QatStudent
@@ -75,7 +75,7 @@ class RehearsedOrigin:
         named = validation_probe if split == "validation" else rehearsed_probe
         return {row: Probe.load(self.done.folder / named(network)) for row, network in rows.items()}
 
-    def metric(self, _answer: Answer, _labels: Array) -> float:
+    def metric(self, _answer: Answer, _targets: Nest) -> float:
         """Return a number: of untrained networks the metric tells nothing."""
         return 0.5
 

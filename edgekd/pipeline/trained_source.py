@@ -15,24 +15,27 @@ from edgekd.gram.gate import CUT, FINETUNED
 from edgekd.pipeline.preflight import check_task
 from edgekd.pipeline.pruning import PRUNE, PRUNE_CHECK, prune_until_released
 from edgekd.pipeline.source import QatStudent
+from edgekd.pipeline.threads import choose_threads
 from edgekd.runtime.corruption import Robustness
 from edgekd.stages.artifacts import CUT_PROBE, PROBE, WEIGHTS, Exported, validation_probe
 from edgekd.stages.cache import digest
 from edgekd.stages.judging import gate_limits, gate_rules
 from edgekd.stages.stage import Done, Runner, StageSpec
-from edgekd.stages.trained import Trained
+from edgekd.stages.trained import KEPT, Trained
 from edgekd.training.distillation.loss_registry import check_losses, own_loss_sources
-from edgekd.training.stage_run import StageRun, computing_threads
+from edgekd.training.loop.settings import check_training, own_training_sources
+from edgekd.training.stage_run import Resources, StageRun, computing
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from contextlib import AbstractContextManager
 
     from torch import nn
 
-    from edgekd.config.recipe import DistillConfig, LossConfig, Recipe
+    from edgekd.config.recipe import DistillConfig, LossConfig, PruneConfig, QatConfig, Recipe
     from edgekd.config.target import Scheme
     from edgekd.files import JsonObject
-    from edgekd.gram.npz import Array
+    from edgekd.gram.nest import Nest
     from edgekd.gram.probe import Answer, Probe
     from edgekd.gram.verdict import GateLimits
     from edgekd.pipeline.project import Project
@@ -52,7 +55,11 @@ _OUTPUTS_VERSION = 1
 
 
 def _describe(trained: Trained) -> str:
-    return f"metric {trained.metric:.4f}, {trained.parameters:,} parameters"
+    said = f"metric {trained.metric:.4f}, {trained.parameters:,} parameters"
+    kept = [number for number, epoch in enumerate(trained.history, 1) if epoch[KEPT]]
+    if len(kept) != 1 or kept[0] == len(trained.history):
+        return said
+    return f"{said}, of epoch {kept[0]} of {len(trained.history)}"
 
 
 def _describe_export(exported: Exported) -> str:
@@ -69,7 +76,7 @@ EXPORT: StageSpec[Exported] = StageSpec(
     "export", 8, Exported, ("onnx", "onnxscript", "onnxruntime"), "write the networks as ONNX", _describe_export
 )
 QAT: StageSpec[Trained] = StageSpec(
-    "qat", 4, Trained, (), "fine-tune the pruned student with fake quantization", _describe
+    "qat", 5, Trained, (), "fine-tune the pruned student with fake quantization", _describe
 )
 ROBUSTNESS: StageSpec[Robustness] = StageSpec(
     "robustness",
@@ -130,9 +137,9 @@ class TrainedOrigin:
                 files |= {CUT: self.pruned.folder / CUT_PROBE, FINETUNED: self.pruned.folder / PROBE}
         return {name: Probe.load(path) for name, path in files.items()}
 
-    def metric(self, answer: Answer, labels: Array) -> float:
+    def metric(self, answer: Answer, targets: Nest) -> float:
         """Return the task's metric."""
-        return self.stages.project.loaded.metric(answer, labels)
+        return self.stages.project.loaded.metric(answer, targets)
 
     def histories(self) -> dict[str, list[dict[str, float]]]:
         """Return for each network that was trained here one entry for each epoch."""
@@ -176,6 +183,7 @@ class TrainingStages:
 
     def __post_init__(self) -> None:
         check_losses(self.recipe)
+        check_training(self.recipe)
 
     def run(self) -> TrainedOrigin:
         """Run every stage, or read its result."""
@@ -200,10 +208,21 @@ class TrainingStages:
         """Run a stage of the recipe's threads, in which what the task's code raises is one line."""
 
         def run_task(folder: Path, report: StageReporter) -> R:
-            with self.project.loaded.errors_in(f"stage '{spec.name}'"), computing_threads(self.recipe.threads):
+            with self.project.loaded.errors_in(f"stage '{spec.name}'"), self.computing():
                 return run(folder, report)
 
         return self.runner(spec, label=label, config=config, inputs=inputs, run=run_task)
+
+    def computing(self) -> AbstractContextManager[None]:
+        """Return a context in which torch computes with the recipe's threads and device."""
+        return computing(Resources(self.threads, self.recipe.device, self.recipe.workers))
+
+    @cached_property
+    def threads(self) -> int:
+        """The number of threads that train: the recipe's, or the one that a short timing finds to be faster."""
+        if self.recipe.threads != "auto":
+            return self.recipe.threads
+        return choose_threads(self.runner, self.teachers or self.project, self.recipe, self.taps)
 
     def networks(self) -> tuple[nn.Module, nn.Module]:
         """Run or read the stages before the export; return the trained teacher and the trained pruned student."""
@@ -230,7 +249,7 @@ class TrainingStages:
                 self.project.loaded, networks, self.taps, scheme, config, StageRun(self.recipe.seed, folder, report)
             )
 
-        settings = {**_plain(config), **own_loss_sources(config.loss), "scheme": _plain(scheme)}
+        settings = {**_plain(config), **_own_sources(config), "scheme": _plain(scheme)}
         return self._run(QAT, config=settings, inputs={"pruned": pruned.key}, run=run)
 
     def fine_tune_for_int8(self, origin: TrainedOrigin, scheme: Scheme) -> QatStudent:
@@ -308,7 +327,9 @@ class TrainingStages:
             **_plain(msgspec.structs.replace(config, precision="float32")),  # it matters to those that learn from it
             "weights": sha256_file(weights) if weights else None,
             "seed": self.recipe.seed,
-            "threads": self.recipe.threads,
+            "threads": self.threads,
+            "device": self.recipe.device.partition(":")[0],
+            **own_training_sources(config),
         }
         return self._run(TEACHER, config=settings, inputs={"task": project.identity}, run=run)
 
@@ -321,7 +342,7 @@ class TrainingStages:
 
         settings = {
             **_plain(config),
-            **own_loss_sources(config.loss),
+            **_own_sources(config),
             "taps": _plain(self.recipe.student.taps),
             "precision": self.recipe.teacher.precision,
         }
@@ -344,7 +365,7 @@ class TrainingStages:
         """
         from edgekd.training.distillation import distill
 
-        with computing_threads(self.recipe.threads):
+        with self.computing():
             outputs, model = self._outputs(teacher, config.loss, report), self.load_teacher(teacher)
             return distill.run(self.project.loaded, model, self.taps, config, StageRun(seed, folder, report), outputs)
 
@@ -377,7 +398,7 @@ class TrainingStages:
             return prune.run(self.project.loaded, networks, self.taps, config, stage, plan)
 
         decides = msgspec.structs.replace(config, repair="auto", repair_s=0.0)  # these tell whether one follows
-        settings = {**_plain(decides), **own_loss_sources(config.loss), "plan": plan.identity()}
+        settings = {**_plain(decides), **_own_sources(config), "plan": plan.identity()}
         return self._run(PRUNE, label=label, config=settings, inputs={"student": student.key}, run=run)
 
     def check_pruned(
@@ -512,6 +533,11 @@ class _StudentPruning:
     def check(self, pruned: Done[Trained], label: str, tell: Callable[[PruneCheck], str]) -> Done[PruneCheck]:
         """Judge a pruned network."""
         return self.stages.check_pruned(self.student, pruned, label, tell)
+
+
+def _own_sources(config: DistillConfig | PruneConfig | QatConfig) -> JsonObject:
+    """Return the digests of the user's own code that a training runs beside the task's."""
+    return {**own_loss_sources(config.loss), **own_training_sources(config)}
 
 
 def _tell_lesson(task: LoadedTask, name: str, trained: Trained, stage: StageRun) -> Trained:

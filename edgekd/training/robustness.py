@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from edgekd.runtime.corruption import NetworkRobustness, Robustness, measure_robustness, save_statistics
+from edgekd.runtime.corruption import NetworkRobustness, Robustness, count_changes, measure_robustness, save_statistics
 from edgekd.stages.artifacts import CHANNELS
 from edgekd.stages.labels import UNLABELLED
 from edgekd.training.loop.evaluate import ground_truth, probe
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from edgekd.config.recipe import RobustnessConfig
-    from edgekd.runtime.corruption import Corruption
+    from edgekd.runtime.corruption import InputChange
     from edgekd.training.stage_run import StageRun
     from edgekd.training.task.loading import LoadedTask
     from edgekd.training.task.protocol import Batch
@@ -46,24 +46,25 @@ def run(
     Raises:
         TaskError: No training sample has one of the modalities.
     """
-    channels = training_channels(task.splits["train"], stage.seed)
+    channels = training_channels(task.splits["train"], task.task.modalities, stage.seed)
     save_statistics(channels, stage.folder / CHANNELS)
-    labels = ground_truth(task.splits["test"]).labels
-    total = len(networks) * len(channels) * 2
+    truth = ground_truth(task.splits["test"])
+    total = len(networks) * count_changes(channels)
     done = 0
     measured: dict[str, NetworkRobustness] = {}
     for name, network in networks.items():
         model = network.model.to(compute_device())
 
-        def evaluate(modality: str, corruption: Corruption, model: nn.Module = model, name: str = name) -> float:
+        def evaluate(_modality: str, change: InputChange, model: nn.Module = model, name: str = name) -> float:
             nonlocal done
-            logits = probe(model, {}, task.splits["test"], lambda batch: _changed(batch, modality, corruption)).answer
+            logits = probe(model, {}, task.splits["test"], lambda batch: _changed(batch, change)).answer
             done += 1
             stage.report.advance(done, total, name)
-            return task.metric(logits, labels)
+            return task.metric(logits, truth.targets)
 
         measured[name] = measure_robustness(network.metric, evaluate, channels, config.noise, stage.seed)
-    warnings = tuple(_describe_unused(task, measured, (labels != UNLABELLED).sum()))
+    known = len(truth.ids) if truth.has_targets else int((truth.labels != UNLABELLED).sum())
+    warnings = tuple(_describe_unused(task, measured, known))
     for warning in warnings:
         stage.report.warn(warning)
     return Robustness(config.noise, measured, warnings)
@@ -86,7 +87,6 @@ def _describe_unused(task: LoadedTask, measured: Mapping[str, NetworkRobustness]
             )
 
 
-def _changed(batch: Batch, modality: str, corruption: Corruption) -> Batch:
-    return replace(
-        batch, inputs={**batch.inputs, modality: torch.from_numpy(corruption(batch.inputs[modality].numpy()))}
-    )
+def _changed(batch: Batch, change: InputChange) -> Batch:
+    arrays = {name: x.numpy() for name, x in batch.inputs.items()}
+    return replace(batch, inputs={name: torch.from_numpy(x) for name, x in change(arrays).items()})

@@ -12,7 +12,7 @@ from edgekd.stages.progress import Silent
 from edgekd.workflows.arguments import DEFAULT_CACHE, resolve_paths, resolve_recipe, resolve_targets
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     from edgekd.stages.progress import Observer
     from edgekd.workflows.arguments import PathArgument, RecipeArgument, TargetsArgument
@@ -131,6 +131,10 @@ class _Following:
     def advance(self, stage: str, done: int, total: int, note: str) -> None:
         """Pass the event on."""
         self.observer.advance(stage, done, total, note)
+
+    def epoch(self, stage: str, number: int, figures: Mapping[str, float]) -> None:
+        """Pass the event on."""
+        self.observer.epoch(stage, number, figures)
 
     def warn(self, stage: str, message: str) -> None:
         """Keep the warning."""

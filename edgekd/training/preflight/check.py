@@ -17,6 +17,7 @@ from edgekd.training.loop.evaluate import batches, example_batch
 from edgekd.training.loop.loop import compute_device
 from edgekd.training.preflight.answers import answers_of, check_answers, check_twice, read, read_tapped
 from edgekd.training.preflight.data import describe_data
+from edgekd.training.preflight.ids import IdTables
 from edgekd.training.preflight.networks import (
     build_network,
     check_apart,
@@ -73,9 +74,11 @@ def check(task: LoadedTask, taps: Taps, recipe: Recipe, report: StageReporter) -
     inputs = [x[:_SAMPLES] for x in first.inputs.values()]
     teacher, student = (build_network(name, task, recipe.seed) for name in ("teacher", "student"))
     with restored(teacher.model, student.model):
-        classes = _check_networks(task, (teacher, student), taps, recipe, inputs, report)
+        tables = IdTables()
+        with tables.watching((teacher, student), first):
+            classes = _check_networks(task, (teacher, student), taps, recipe, inputs, report)
         _try_training(task, (teacher, student), taps, recipe, inputs, report)
-        truths, facts = check_samples(task, classes)
+        truths, facts = check_samples(task, classes, tables)
         for warning in describe_data(truths, facts, task.class_names(classes)):
             report.warn(warning)
         student.model.cpu()
@@ -224,14 +227,14 @@ def _check_metric(
     Returns:
         The answers for the test samples.
     """
-    if not (truths["test"].labels != UNLABELLED).any():
+    if not truths["test"].has_targets and not (truths["test"].labels != UNLABELLED).any():
         raise TaskError("split 'test' has no labels, and the metric needs them")
     few = answers_of(read(student, taps, task, inputs))[0].detach().cpu().numpy()
     answers = {name: few[np.arange(len(truths[name].ids)) % len(few)] for name in ("val", "test")}
     for name, outputs in answers.items():
-        if (truths[name].labels == UNLABELLED).all():
+        if not truths[name].has_targets and (truths[name].labels == UNLABELLED).all():
             continue
-        value = task.metric(outputs, truths[name].labels)
+        value = task.metric(outputs, truths[name].targets)
         if not math.isfinite(value):
             raise TaskError(
                 f"the task's {task.metric_name} is {value} for an untrained student's logits of split '{name}'; it "

@@ -7,11 +7,13 @@ from typing import TYPE_CHECKING, cast
 
 import numpy as np
 
+from edgekd.training.task.protocol import read_batch
+
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from edgekd.training.task.loading import LoadedTask
-    from edgekd.training.task.protocol import Sample, Split, Task
+    from edgekd.training.task.protocol import Batch, Sample, Split, Task
 
 #: Number of samples of each split.
 FEW = 8
@@ -39,6 +41,9 @@ class _Few:
 
     def __getitem__(self, index: int) -> Sample:
         return self.split[self.indices[index]]
+
+    def __getitems__(self, places: Sequence[int]) -> Batch:
+        return read_batch(self.split, [self.indices[place] for place in places])
 
 
 class _Unmeasured:
