@@ -42,7 +42,7 @@ def describe_lesson(task: LoadedTask, name: str, trained: Trained, folder: Path)
     shape = probe.shapes[probe.output_names[0]]
     truth = ground_truth(task.splits["val"])
     labels, counts = np.unique(truth.labels[truth.labels != UNLABELLED], return_counts=True)
-    if not measured or len(shape) != 2 or len(labels) < 2 or labels.max() >= shape[1]:
+    if not measured or truth.has_targets or len(shape) != 2 or len(labels) < 2 or labels.max() >= shape[1]:
         return ()
     sign = 1 if task.higher_is_better else -1
     own, best = max(measured, key=lambda value: value * sign), -math.inf

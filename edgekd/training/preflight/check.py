@@ -9,13 +9,14 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from edgekd.errors import TaskError
+from edgekd.gram.nest import take_rows
 from edgekd.stages.labels import UNLABELLED
 from edgekd.training.distillation.half_precision import tapped_teacher
 from edgekd.training.distillation.loss_registry import loss_sections
 from edgekd.training.distillation.own_losses import find_loss
 from edgekd.training.loop.evaluate import batches, example_batch
 from edgekd.training.loop.loop import compute_device
-from edgekd.training.preflight.answers import answers_of, check_answers, check_twice, read, read_tapped
+from edgekd.training.preflight.answers import as_metrics_take, check_answers, check_twice, read, read_tapped
 from edgekd.training.preflight.data import describe_data
 from edgekd.training.preflight.ids import IdTables
 from edgekd.training.preflight.networks import (
@@ -34,10 +35,10 @@ from edgekd.training.pruning.stage import ignored_layers
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from numpy.typing import NDArray
     from torch import Tensor, nn
 
     from edgekd.config.recipe import Recipe, Tap, Term
+    from edgekd.gram.probe import Answer
     from edgekd.stages.progress import StageReporter
     from edgekd.training.loop.evaluate import GroundTruth
     from edgekd.training.preflight.networks import BuiltNetwork
@@ -82,8 +83,8 @@ def check(task: LoadedTask, taps: Taps, recipe: Recipe, report: StageReporter) -
         for warning in describe_data(truths, facts, task.class_names(classes)):
             report.warn(warning)
         student.model.cpu()
-        outputs = _check_metric(task, student, taps.student, [x[:_ANSWERED] for x in first.inputs.values()], truths)
-        for warning in describe_metric(task, recipe, outputs, truths["test"]):
+        answer = _check_metric(task, student, taps.student, [x[:_ANSWERED] for x in first.inputs.values()], truths)
+        for warning in describe_metric(task, recipe, answer, truths["test"]):
             report.warn(warning)
     report.advance(5, _STEPS, f"{sum(len(truth.ids) for truth in truths.values()):,} samples are in order")
 
@@ -219,7 +220,7 @@ def _check_metric(
     taps: Mapping[str, Tap],
     inputs: Sequence[Tensor],
     truths: Mapping[str, GroundTruth],
-) -> NDArray[np.float32]:
+) -> Answer:
     """Call the metric as later stages do: of the validation samples after each epoch, and of those of the test.
 
     The student's answers to a few samples stand for its answers to all, again and again.
@@ -229,15 +230,16 @@ def _check_metric(
     """
     if not truths["test"].has_targets and not (truths["test"].labels != UNLABELLED).any():
         raise TaskError("split 'test' has no labels, and the metric needs them")
-    few = answers_of(read(student, taps, task, inputs))[0].detach().cpu().numpy()
-    answers = {name: few[np.arange(len(truths[name].ids)) % len(few)] for name in ("val", "test")}
-    for name, outputs in answers.items():
+    few, count = as_metrics_take(task, read(student, taps, task, inputs)), len(inputs[0])
+    rows = {name: np.arange(len(truths[name].ids)) % count for name in ("val", "test")}
+    answers = {name: take_rows(few, kept) for name, kept in rows.items()}
+    for name, answer in answers.items():
         if not truths[name].has_targets and (truths[name].labels == UNLABELLED).all():
             continue
-        value = task.metric(outputs, truths[name].targets)
+        value = task.metric(answer, truths[name].targets)
         if not math.isfinite(value):
             raise TaskError(
-                f"the task's {task.metric_name} is {value} for an untrained student's logits of split '{name}'; it "
+                f"the task's {task.metric_name} is {value} for an untrained student's answers for split '{name}'; it "
                 "must be a finite number"
             )
     return answers["test"]
