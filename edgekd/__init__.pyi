@@ -1,5 +1,6 @@
 """The public surface for type checkers and editors; ``__init__.py`` imports each name when it is first used."""
 
+from edgekd import distillation as distillation
 from edgekd.compress.quantizers.quantizer import Quantizer as Quantizer
 from edgekd.config.loading import load_recipe as load_recipe
 from edgekd.config.recipe import ProfileConfig as ProfileConfig
@@ -43,6 +44,7 @@ from edgekd.training.distillation.loss import Loss as Loss
 from edgekd.training.distillation.loss import LossOptions as LossOptions
 from edgekd.training.task.models import Standardize as Standardize
 from edgekd.training.task.protocol import ArraySplit as ArraySplit
+from edgekd.training.task.protocol import Batch as Batch
 from edgekd.training.task.protocol import Modality as Modality
 from edgekd.training.task.protocol import Sample as Sample
 from edgekd.training.task.protocol import Split as Split
@@ -58,6 +60,8 @@ from edgekd.workflows.check import TargetCheck as TargetCheck
 from edgekd.workflows.check import blame as blame
 from edgekd.workflows.check import check as check
 from edgekd.workflows.check import suggest_limits as suggest_limits
+from edgekd.workflows.dry_run import DryRun as DryRun
+from edgekd.workflows.dry_run import dry_run as dry_run
 from edgekd.workflows.search.run import SearchOptions as SearchOptions
 from edgekd.workflows.search.run import search as search
 from edgekd.workflows.thresholds import Alarm as Alarm
@@ -71,6 +75,7 @@ __all__ = [
     "ArraySplit",
     "Backend",
     "BackendOption",
+    "Batch",
     "Blame",
     "BudgetError",
     "BudgetMissed",
@@ -80,6 +85,7 @@ __all__ = [
     "CacheError",
     "DataError",
     "DeviceError",
+    "DryRun",
     "EdgekdError",
     "GateFailed",
     "Loss",
@@ -115,6 +121,8 @@ __all__ = [
     "blame",
     "build",
     "check",
+    "distillation",
+    "dry_run",
     "fetch",
     "load",
     "load_recipe",

@@ -36,7 +36,7 @@ SETTINGS = {
     "gate.resamples": 200,
 }
 
-PREFLIGHT = ("preflight", "preflight_export", "preflight_target")
+PREFLIGHT = ("preflight", "preflight_export", "rehearsal", "preflight_target")
 LEARNING = ("teacher", "distill", "prune", "prune_check", "export", "robustness")
 SHIPPING = (
     "quantize",

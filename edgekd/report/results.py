@@ -271,6 +271,11 @@ class BuildReport:
     pruning: tuple[PruneAttempt, ...] = ()
 
     @property
+    def warnings(self) -> tuple[str, ...]:
+        """What the stages warned of, each once, with the stage's name."""
+        return tuple(dict.fromkeys(f"{stage.name}: {told}" for stage in self.stages for told in stage.warnings))
+
+    @property
     def released(self) -> bool:
         """Whether every target's build is released."""
         return all(result.ledger.released for result in self.targets)

@@ -25,6 +25,7 @@ from edgekd.runtime.measure.layers import assign_branches
 from edgekd.runtime.measure.results import Profile
 from edgekd.runtime.session import open_arrays
 from edgekd.stages.artifacts import DEPLOY, PROBE_GRAPH, onnx_name
+from edgekd.stages.labels import UNLABELLED
 from edgekd.stages.stage import StageSpec, library_versions
 
 if TYPE_CHECKING:
@@ -155,6 +156,7 @@ def _write_grams(context: Context, shipped: EvaluatedCandidate, path: Path) -> N
     probes[SHIPPED] = Probe.load(shipped.outputs)
     with open_arrays(context.test) as test:
         classes = test.get("labels")
+        classes = None if classes is None or (classes == UNLABELLED).all() else classes
     told_apart = next((name for name, kind in context.rules.kinds.items() if kind.name == "classes"), None)
     if classes is None and told_apart is not None:
         classes = top1(before[shipped.ledger.reference].outputs[told_apart])

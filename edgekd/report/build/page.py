@@ -111,6 +111,8 @@ def common_sections(report: BuildReport, entries: Sequence[Entry]) -> Iterator[s
     if report.refused:
         reasons = reason_list(tuple(f"{target}: {reason}" for target, reason in report.refused.items()))
         yield _section("refused", "What was not built", [reasons])
+    if report.warnings:
+        yield _section("warned", "What looked odd on the way", [reason_list(report.warnings)])
     robustness = table_html(robustness_table(report), "Robustness")
     yield _section("robustness", "What if a sensor fails", [robustness])
     yield _section("trained", "How it was trained", _training(report))
@@ -141,7 +143,7 @@ def _training(report: BuildReport) -> Iterator[str]:
         picture = training_figure(f"training-{index}", name, history, metric)
         yield f"<div><h3>{escape(name)}, {epochs}</h3>{picture}</div>"
     yield "</div>"
-    yield _details("The last epoch in figures", table_html(training_table(report), "Training"))
+    yield _details("The kept epoch in figures", table_html(training_table(report), "Training"))
 
 
 def _made(report: BuildReport) -> Iterator[str]:
