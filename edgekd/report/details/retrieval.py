@@ -29,7 +29,7 @@ def describe_retrieval(compared: ComparedOutput) -> Findings:
     unit = {model: _directions(outputs.reshape(rows, -1)) for model, outputs in compared.outputs.items()}
     searched = np.sort(np.argsort(hash_names(compared.ids), kind="stable")[:_INDEX])
     indices = {model: unit[model][searched] for model in unit}
-    if getattr(compared.kind, "index", "float") == "float":
+    if compared.kind.index == "float":
         indices[compared.shipped] = indices[compared.reference]
     found = {model: _nearest(unit[model], indices[model], searched) for model in unit}
     targets = compared.targets
