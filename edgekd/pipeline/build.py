@@ -226,6 +226,7 @@ def _train(given: _Preparation, targets: Sequence[Target], devices: dict[str, De
     }
     first = next(iter(stages.values()))
     first.teacher_weights()
+    first.student_weights()
     first.preflight()
     if tries_targets(given.only):
         _try_targets(given, targets, devices, stages)

@@ -6,18 +6,18 @@ They import torch only where they must run, and a finished one is not run again.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import msgspec
 
+from edgekd.files import sha256_file
 from edgekd.stages.artifacts import Exported
 from edgekd.stages.progress import StageReporter
 from edgekd.stages.stage import StageSpec
 from edgekd.training.distillation.loss_registry import loss_sections, own_loss_sources
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from edgekd.config.recipe import Recipe
     from edgekd.files import JsonObject
     from edgekd.pipeline.project import Project
@@ -33,9 +33,11 @@ class Preflight:
 
     Attributes:
         warnings: What was warned of.
+        teacher: Whether the task has a teacher.
     """
 
     warnings: tuple[str, ...]
+    teacher: bool = True
 
     def __str__(self) -> str:
         """Describe the result in words."""
@@ -44,7 +46,7 @@ class Preflight:
 
 
 PREFLIGHT: StageSpec[Preflight] = StageSpec(
-    "preflight", 1, Preflight, ("torch", "torch-pruning"), "check the task, and try what its networks will go through"
+    "preflight", 2, Preflight, ("torch", "torch-pruning"), "check the task, and try what its networks will go through"
 )
 PREFLIGHT_EXPORT: StageSpec[Exported] = StageSpec(
     "preflight_export",
@@ -86,7 +88,7 @@ def check_task(runner: Runner, project: Project, recipe: Recipe) -> Done[Preflig
 
         keeping = _Keeping(report.observer, report.stage, [])
         check(project.loaded, project.taps(recipe), recipe, keeping)
-        return Preflight(tuple(keeping.kept))
+        return Preflight(tuple(keeping.kept), project.loaded.has_teacher)
 
     return runner(PREFLIGHT, config=_settings(recipe), inputs={"task": project.identity}, run=run)
 
@@ -123,9 +125,10 @@ def _settings(recipe: Recipe) -> JsonObject:
     """Return all of a recipe that a training depends on from its first step."""
     sections = {"teacher": recipe.teacher, "student": recipe.student, "distill": recipe.distill, "prune": recipe.prune}
     settings: JsonObject = {name: _without_schedule(section) for name, section in sections.items()}
-    losses = loss_sections(recipe)
+    losses, weights = loss_sections(recipe), recipe.student.weights
     return {
         **settings,
+        **({"weights": sha256_file(Path(weights))} if weights else {}),
         "losses": {name: {**msgspec.to_builtins(loss), **own_loss_sources(loss)} for name, loss in losses.items()},
         "seed": recipe.seed,
     }
