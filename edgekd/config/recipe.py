@@ -284,8 +284,16 @@ class TeacherConfig(Training, frozen=True):
 
 
 class StudentConfig(_Config, frozen=True):
-    """The places where the student's embeddings are read."""
+    """The places where the student's embeddings are read, and its weights where it is trained already."""
 
+    weights: Annotated[
+        str,
+        Meta(
+            description="Load these weights (.safetensors, or a state dict saved by torch) instead of distilling: a "
+            "student that was trained elsewhere is pruned, quantized, checked and shipped. Then the task need not have "
+            "a teacher."
+        ),
+    ] = ""
     taps: Taps = {}
 
 
@@ -399,6 +407,14 @@ class DistillConfig(Training, frozen=True):
             "student alone; one modality of a sample always stays."
         ),
     ] = 0.0
+
+
+def without_teacher(loss: LossConfig) -> LossConfig:
+    """Return losses without taps of the teacher's own, for a training in which another network takes its place."""
+    extra = {
+        name: replace(value, teacher={}) if isinstance(value, Term) else value for name, value in loss.extra.items()
+    }
+    return replace(loss, extra=extra)
 
 
 _FINE_TUNED = (
