@@ -110,7 +110,7 @@ def warn_of_another_story(
     gap = abs(values["test"] - values[_SPLIT])
     if not gap > _SMALL * max(map(abs, values.values())):
         return
-    errors = []
+    errors: list[float] = []
     for split in ("test", _SPLIT):
         error = sampling_error(task, model, taps, split, _FEWEST)
         if error is None or gap <= _CLEARLY * math.hypot(error, *errors):
