@@ -1,5 +1,6 @@
 """The public surface for type checkers and editors; ``__init__.py`` imports each name when it is first used."""
 
+from edgekd import distillation as distillation
 from edgekd.compress.quantizers.quantizer import Quantizer as Quantizer
 from edgekd.config.loading import load_recipe as load_recipe
 from edgekd.config.recipe import ProfileConfig as ProfileConfig
@@ -31,6 +32,8 @@ from edgekd.runtime.backends.backend import Backend as Backend
 from edgekd.runtime.backends.backend import BackendOption as BackendOption
 from edgekd.runtime.bundle import Bundle as Bundle
 from edgekd.runtime.bundle import load as load
+from edgekd.runtime.predict import Predictions as Predictions
+from edgekd.runtime.predict import predict as predict
 from edgekd.runtime.verification import Verification as Verification
 from edgekd.stages.labels import UNLABELLED as UNLABELLED
 from edgekd.stages.progress import Observer as Observer
@@ -57,6 +60,8 @@ from edgekd.workflows.check import TargetCheck as TargetCheck
 from edgekd.workflows.check import blame as blame
 from edgekd.workflows.check import check as check
 from edgekd.workflows.check import suggest_limits as suggest_limits
+from edgekd.workflows.dry_run import DryRun as DryRun
+from edgekd.workflows.dry_run import dry_run as dry_run
 from edgekd.workflows.search.run import SearchOptions as SearchOptions
 from edgekd.workflows.search.run import search as search
 from edgekd.workflows.thresholds import Alarm as Alarm
@@ -80,6 +85,7 @@ __all__ = [
     "CacheError",
     "DataError",
     "DeviceError",
+    "DryRun",
     "EdgekdError",
     "GateFailed",
     "Loss",
@@ -115,6 +121,8 @@ __all__ = [
     "blame",
     "build",
     "check",
+    "distillation",
+    "dry_run",
     "fetch",
     "load",
     "load_recipe",

@@ -65,10 +65,12 @@ class Robustness:
     Attributes:
         noise: The standard deviation of the noise, in training standard deviations of each channel.
         networks: The networks' robustness by their names.
+        warnings: What the user was warned of.
     """
 
     noise: float
     networks: dict[str, NetworkRobustness]
+    warnings: tuple[str, ...] = ()
 
 
 def save_statistics(known: Mapping[str, ChannelStatistics], path: Path) -> None:

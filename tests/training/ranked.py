@@ -16,8 +16,10 @@ from pathlib import Path
 import torch
 from small import TAPS, Remembers, TwoTowers, loaded, reporter, split
 from torch import nn
+from torch.nn.parallel import DistributedDataParallel
 
 from edgekd.config.recipe import DistillConfig, LossConfig, Tap, TeacherConfig, Term, Training
+from edgekd.distillation import Distiller
 from edgekd.errors import EdgekdError
 from edgekd.pipeline.multi_process import _Joint
 from edgekd.stages.cache import Cache
@@ -106,6 +108,26 @@ def gradients(folder):
             parameters = [*student.parameters(), *objective.parameters()]
             figures = {key: float(value) for key, value in figures.items()}
             found[f"{name} {count} {lacking}"] = (loss.item(), figures, [p.grad.clone() for p in parameters])
+    keep(found, folder)
+
+
+def distills(folder):
+    """The same as :func:`gradients` by a Distiller, whose gradients PyTorch's own wrapper averages."""
+    found = {}
+    for name, extra in LOSSES.items():
+        for count, lacking in ((64, 0), (63, 0), (21, 3)):
+            student, other = build(lambda: Maps(6), 0).double(), build(lambda: Maps(8), 1).double()
+            own = share_of(a_batch(count), lacking)
+            torch.manual_seed(5)
+            distiller = Distiller(other, student, TAPS, LossConfig(extra=extra), example=own)
+            wrapped = DistributedDataParallel(distiller)  # while it lives, it averages gradients
+            loss = wrapped(own).loss
+            loss.backward()
+            figures = {key: float(value) for key, value in distiller.figures.items() if key != "loss"}
+            gradients = [p.grad.clone() for p in distiller.parameters()]
+            found[f"{name} {count} {lacking}"] = (loss.item(), figures, gradients)
+    alone = distiller.eval()(own).loss  # of this process's samples, whatever the others do meanwhile
+    found["alone"] = float(alone.detach()), len(own.ids)
     keep(found, folder)
 
 

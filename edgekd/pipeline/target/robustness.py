@@ -5,12 +5,13 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+from edgekd.gram.nest import targets_of
 from edgekd.gram.npz import answers_of
 from edgekd.gram.probe import answer_of
 from edgekd.report.build.robustness import describe_worst
 from edgekd.runtime.corruption import NetworkRobustness, count_changes, load_statistics, measure_robustness
 from edgekd.runtime.feeds import read_feeds
-from edgekd.runtime.session import read_arrays, run_rows
+from edgekd.runtime.session import open_arrays, run_rows
 from edgekd.stages.artifacts import CHANNELS, DEPLOY
 from edgekd.stages.stage import StageSpec
 
@@ -38,13 +39,15 @@ def measure_shipped(context: Context, shipped: EvaluatedCandidate) -> NetworkRob
 
     def run(_folder: Path, report: StageReporter) -> NetworkRobustness:
         known = load_statistics(networks.folder / CHANNELS)
-        labels = read_arrays(context.test, ["labels"])["labels"]
+        with open_arrays(context.test) as test:
+            targets = targets_of(test)
+        assert targets is not None  # the task's metric was tried on them
         done = 0
         with context.host_runtime.open(shipped.prepared.folder / DEPLOY) as session:
             feeds = read_feeds(context.test, session.inputs)
 
             def score(inputs: Mapping[str, Array]) -> float:
-                return context.origin.metric(answer_of(answers_of(run_rows(session, inputs, _BATCH))), labels)
+                return context.origin.metric(answer_of(answers_of(run_rows(session, inputs, _BATCH))), targets)
 
             def evaluate(modality: str, change: InputChange) -> float:
                 nonlocal done

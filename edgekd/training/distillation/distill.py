@@ -54,5 +54,6 @@ def run(
     networks = DistillationNetworks(student, teacher.to(device), outputs=outputs)
     setup = distillation_setup(task, networks, taps, config.loss, stage.seed, stage.report, transform)
     with setup as (objective, validate):
-        history = fit(student, objective, train, validate, Fit(config, stage.seed, stage.folder, stage.report))
+        loop = Fit(config, stage.seed, stage.folder, stage.report, task.higher_is_better)
+        history = fit(student, objective, train, validate, loop)
     return save_trained(task, student, taps.student, history, stage.folder)

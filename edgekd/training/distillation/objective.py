@@ -120,11 +120,15 @@ class DistillationObjective:
             seed: Seed of the initial weights; the process's own generators are left as they are.
         """
         with self._evaluating(), torch.no_grad(), torch.random.fork_rng():
-            outputs = self._outputs(batch)[0]
+            self.prepare_for(self._outputs(batch)[0], seed)
+        return self
+
+    def prepare_for(self, outputs: BatchOutputs, seed: int) -> None:
+        """Make what losses learn, as :meth:`prepare` does, of outputs that are known already."""
+        with torch.random.fork_rng():
             torch.manual_seed(seed)
             for extra in self.extras.values():
                 extra.prepare(outputs)
-        return self
 
     def try_own_losses(self, batch: Batch) -> None:
         """Compute the losses of the user's own once, on an objective that was prepared.
@@ -158,14 +162,27 @@ class DistillationObjective:
             batch: A batch on the student's device.
             progress: Share of all steps that are done, in [0, 1).
         """
-        outputs, tapped = self._outputs(batch)
+        return self.combine(*self._outputs(batch), progress)
+
+    def combine(
+        self, outputs: BatchOutputs, tapped: Mapping[str, Tensor], progress: float, *, measure: bool = True
+    ) -> tuple[Tensor, Figures]:
+        """Return the loss of outputs, a scalar, and the figures to log.
+
+        Args:
+            outputs: What the losses see, of the whole batch.
+            tapped: What the student's tapped modules put out of this process's share of it.
+            progress: Share of all steps that are done, in [0, 1).
+            measure: Whether to measure gradients and move the losses' weights by them, as a step of training does.
+        """
         ce = cross_entropy(outputs.student.logits, outputs.labels)
         kd = kd_loss(outputs.student.logits, outputs.teacher, self.config.temperature)
         base = self.config.ce * ce + self.config.kd * kd
-        with torch.autocast(batch.labels.device.type, enabled=False):  # it would round the gradients, too
+        with torch.autocast(outputs.labels.device.type, enabled=False):  # it would round the gradients, too
             losses = {name: extra(outputs) for name, extra in self.extras.items()}
-            on = {name: [tapped[tap] for tap in extra.student_taps] for name, extra in self.extras.items()}
-            self.balance.update(base, losses, on)
+            if measure:
+                on = {name: [tapped[tap] for tap in extra.student_taps] for name, extra in self.extras.items()}
+                self.balance.update(base, losses, on)
         self._warn_of_vanished()
         scales = {name: schedule(extra.term, progress) for name, extra in self.extras.items()}
         total = base

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from edgekd.errors import TaskError
-from edgekd.gram.probe import rows_of
+from edgekd.gram.nest import take_rows
 from edgekd.stages.labels import UNLABELLED
 from edgekd.training.loop.evaluate import GroundTruth, ground_truth, probe
 
@@ -73,7 +73,7 @@ def sampling_error(task: LoadedTask, model: nn.Module, taps: Mapping[str, Tap]) 
     for _ in range(_RESAMPLES):
         drawn = random.integers(units, size=units)
         rows = drawn if members is None else np.concatenate([members[unit] for unit in drawn])
-        values.append(task.metric(rows_of(answer, rows), truth.part(rows).targets))
+        values.append(task.metric(take_rows(answer, rows), truth.part(rows).targets))
     finite = np.array([value for value in values if math.isfinite(value)])
     return float(finite.std(ddof=1)) if len(finite) > 1 else None
 

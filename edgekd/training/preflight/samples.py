@@ -10,6 +10,7 @@ import torch
 from edgekd.errors import TaskError, nearest
 from edgekd.stages.labels import UNLABELLED
 from edgekd.training.loop.evaluate import ground_truth
+from edgekd.training.preflight.data import SplitFacts
 from edgekd.training.task.checks import check_shapes
 from edgekd.training.task.protocol import SPLITS
 
@@ -22,21 +23,27 @@ if TYPE_CHECKING:
     from edgekd.training.task.protocol import Batch
 
 
-def check_samples(task: LoadedTask, classes: int, tables: IdTables) -> dict[str, GroundTruth]:
-    """Read every sample of every split once, and return the ground truth of each split.
+def check_samples(
+    task: LoadedTask, classes: int, tables: IdTables
+) -> tuple[dict[str, GroundTruth], dict[str, SplitFacts]]:
+    """Read every sample of every split once.
 
     Args:
         task: The user's task.
         classes: Number of classes that the networks give.
         tables: The tables in which the networks look ids up.
 
+    Returns:
+        The ground truth of each split, and what else was seen of it.
+
     Raises:
         TaskError: A sample's shapes are wrong, an input is not finite, an id is no row of its table, a label is out of
             range, or a group is in two splits.
     """
-    truths = {name: _read(task, name, classes, tables) for name in SPLITS}
+    facts = {name: SplitFacts() for name in SPLITS}
+    truths = {name: _read(task, name, classes, tables, facts[name]) for name in SPLITS}
     _check_groups(truths)
-    return truths
+    return truths, facts
 
 
 def check_batch_shapes(where: str, task: LoadedTask, batch: Batch) -> None:
@@ -48,7 +55,7 @@ def check_batch_shapes(where: str, task: LoadedTask, batch: Batch) -> None:
     check_shapes(where, task.task, {key: tuple(x.shape[1:]) for key, x in batch.inputs.items()})
 
 
-def _read(task: LoadedTask, name: str, classes: int, tables: IdTables) -> GroundTruth:
+def _read(task: LoadedTask, name: str, classes: int, tables: IdTables, facts: SplitFacts) -> GroundTruth:
     """Check every sample of a split, in one pass, and return their ground truth."""
     where = f"split '{name}'"
 
@@ -58,6 +65,7 @@ def _read(task: LoadedTask, name: str, classes: int, tables: IdTables) -> Ground
         tables.check(where, batch)
         _check_present(where, task, batch)
         _check_labels(where, batch, classes)
+        facts.add(batch)
 
     with task.running(f"reading {where}"):
         return ground_truth(task.splits[name], check_batch)

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeAlias
 
 import msgspec
 from torch import Tensor, nn
@@ -14,12 +15,15 @@ from edgekd.errors import TaskError, nearest
 from edgekd.training.taps.outputs import logits_of, select_tensor
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable
     from types import TracebackType
 
     from torch.utils.hooks import RemovableHandle
 
     from edgekd.config.recipe import Precision
+
+#: What a network is called with: the inputs' batches in order, or by the names of its arguments.
+Arguments: TypeAlias = "Sequence[Tensor] | Mapping[str, Tensor]"
 
 
 @dataclass(frozen=True)
@@ -57,8 +61,8 @@ class TappedModel(AbstractContextManager["TappedModel"]):
     """A model whose embeddings are read at its taps. Use it as a context manager: hooks are removed at its end.
 
     Args:
-        model: Any module that is called with the modalities' batches in order and gives logits (a tensor, the first of
-            a tuple, or the ``logits`` of a dict or an object).
+        model: Any module that is called with the modalities' batches, in order or by name, and gives logits (a tensor,
+            the first of a tuple, or the ``logits`` of a dict or an object).
         taps: For each modality, in order, where its embedding is.
 
     Raises:
@@ -122,8 +126,12 @@ class TappedModel(AbstractContextManager["TappedModel"]):
         reading = self.read(inputs)
         return reading.logits, reading.embeddings
 
-    def read(self, inputs: Sequence[Tensor]) -> TapOutputs:
-        """Run the model, as a call does, and also return the outputs of the tapped modules before they are pooled."""
+    def read(self, inputs: Arguments) -> TapOutputs:
+        """Run the model, as a call does, and also return the outputs of the tapped modules before they are pooled.
+
+        Args:
+            inputs: The modalities' batches, in order or by the names of the model's own arguments.
+        """
         logits, outputs = self._run(inputs)
         embeddings = {name: _pool(output, self.taps[name], self._where(name)) for name, output in outputs.items()}
         for name, z in embeddings.items():
@@ -134,11 +142,11 @@ class TappedModel(AbstractContextManager["TappedModel"]):
                 )
         return TapOutputs(logits, embeddings, outputs)
 
-    def _run(self, inputs: Sequence[Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
+    def _run(self, inputs: Arguments) -> tuple[Tensor, dict[str, Tensor]]:
         """Run the model and return its logits and the taps' outputs."""
         self._seen = {}
         try:
-            logits = logits_of(self.model(*inputs))
+            logits = logits_of(self.model(**inputs) if isinstance(inputs, Mapping) else self.model(*inputs))
             outputs = {modality: self._output(modality, self._seen) for modality in self.taps}
         finally:
             self._seen = None

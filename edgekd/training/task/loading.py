@@ -13,7 +13,7 @@ import numpy as np
 
 from edgekd.errors import TaskError, nearest
 from edgekd.gram.output_kind import OutputKind
-from edgekd.stages.labels import accuracy
+from edgekd.stages.metrics import accuracy
 from edgekd.stages.user_code import describe, source_files, user_code, user_errors
 from edgekd.training.task.checked_split import checked_split
 from edgekd.training.task.checks import (

@@ -103,6 +103,11 @@ class Batch:
         targets = target_rows(self.targets, rows) if self.has_targets else labels
         return Batch([self.ids[i] for i in chosen], inputs, labels, [self.groups[i] for i in chosen], present, targets)
 
+    def pin_memory(self) -> Batch:
+        """Return the batch in memory from which a GPU copies while the CPU goes on; torch's DataLoader calls it."""
+        inputs, present = ({name: x.pin_memory() for name, x in table.items()} for table in (self.inputs, self.present))
+        return replace(self, inputs=inputs, labels=self.labels.pin_memory(), present=present)
+
 
 class Split(Protocol):
     """A split: any torch map-style dataset of :class:`Sample`.

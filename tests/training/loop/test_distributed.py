@@ -24,13 +24,14 @@ def alone(tmp_path_factory):
 def pair(tmp_path_factory):
     """Return the folder of what two processes did, one job after another; their start takes most of the time."""
     folder = tmp_path_factory.mktemp("pair")
-    assert ranked.together(folder, "gradients", "fits", "disturbed") == [(0, ""), (0, "")]
+    assert ranked.together(folder, "gradients", "distills", "fits", "disturbed") == [(0, ""), (0, "")]
     return folder
 
 
-@pytest.fixture(scope="module")
-def both(pair):
-    return ranked.kept(pair / "gradients")
+@pytest.fixture(scope="module", params=["gradients", "distills"])
+def both(request, pair):
+    """Return what both processes found in edgekd's own loop, and with a Distiller in PyTorch's own wrapper."""
+    return ranked.kept(pair / request.param)
 
 
 @pytest.mark.parametrize("batch", ["64 0", "63 0", "21 3"], ids=["even", "uneven", "lacking"])
@@ -44,6 +45,12 @@ def test_loss_and_gradients_are_those_of_the_whole_batch(alone, both, name, batc
         for ours, theirs in zip(gradients, their_gradients, strict=True):
             torch.testing.assert_close(theirs, ours, rtol=5e-6, atol=5e-6)
     assert all(torch.equal(a, b) for a, b in zip(*(rank[f"{name} {batch}"][2] for rank in both), strict=True))
+
+
+def test_in_evaluation_a_distiller_has_the_loss_of_its_own_samples(pair):
+    (first, count), (second, other) = (rank["alone"] for rank in ranked.kept(pair / "distills"))
+    assert (count, other) == (11, 10)
+    assert first != second
 
 
 def test_every_loss_is_among_them():

@@ -12,7 +12,7 @@ from torch.utils.data import DataLoader
 
 from edgekd.config.recipe import TaskConfig
 from edgekd.errors import DataError, TaskError
-from edgekd.stages.labels import accuracy
+from edgekd.stages.metrics import accuracy
 from edgekd.stages.user_code import source_digests
 from edgekd.training.loop.evaluate import ground_truth
 from edgekd.training.task.loading import LoadedTask, load_task
