@@ -6,7 +6,6 @@ ONNX has no packed sequence, and PyTorch's exporter ignores ``proj_size``.
 from __future__ import annotations
 
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -64,10 +63,10 @@ def _is_there(x: Tensor, lengths: Tensor) -> Tensor:
 
 def run_packed(layer: nn.RNNBase, packed: PackedSequence, state: Any) -> tuple[PackedSequence, Any]:
     """Run a recurrent layer on a padded sequence that stands for a packed one."""
-    x, lengths = packed.data, _lengths(packed.data, packed.batch_sizes)
+    lengths = _lengths(packed.data, packed.batch_sizes)
     if state is not None and packed.sorted_indices is not None:
         state = _in_order(state, packed.sorted_indices)
-    y, last = _Recurrence(layer, lengths).run(x, state)
+    y, last = (_run_steps if layer.proj_size else _run_operator)(layer, packed.data, state, lengths)
     if packed.unsorted_indices is not None:
         last = _in_order(last, packed.unsorted_indices)
     return PackedSequence(y, packed.batch_sizes, packed.sorted_indices, packed.unsorted_indices), last
@@ -79,7 +78,7 @@ def run_projected(layer: nn.LSTM, x: Tensor, state: Any) -> tuple[Tensor, Any]:
     x = x[:, None] if alone else x.transpose(0, 1) if layer.batch_first else x
     if alone and state is not None:
         state = tuple(each[:, None] for each in state)
-    y, last = _Recurrence(layer, None).run(x, state)
+    y, last = _run_steps(layer, x, state, None)
     if alone:
         return y[:, 0], tuple(each[:, 0] for each in last)
     return (y.transpose(0, 1) if layer.batch_first else y), last
@@ -90,85 +89,99 @@ def _in_order(state: Any, order: Tensor) -> Any:
     return tuple(each[:, order] for each in state) if isinstance(state, tuple) else state[:, order]
 
 
-@dataclass(frozen=True)
-class _Recurrence:
-    """One recurrent layer in evaluation mode, over time first.
+#: For each kind of layer ONNX's operator, and its order of the gates that torch has as LSTM: input, forget, cell,
+#: output; GRU: reset, update, new.
+_OPERATORS = {
+    "LSTM": ("LSTM", (0, 3, 1, 2)),
+    "GRU": ("GRU", (1, 0, 2)),
+    "RNN_TANH": ("RNN", (0,)),
+    "RNN_RELU": ("RNN", (0,)),
+}
 
-    Attributes:
-        layer: The layer.
-        lengths: The length of each sequence [B]; None where all are as long as the tensor.
-    """
 
-    layer: nn.RNNBase
-    lengths: Tensor | None
+def _run_operator(layer: nn.RNNBase, x: Tensor, state: Any, lengths: Tensor) -> tuple[Tensor, Any]:
+    """Run a recurrent layer [T, B, D] as ONNX's operators, which take the lengths; torch has nothing that does."""
+    ways = 1 + layer.bidirectional
+    states = state if isinstance(state, tuple) else () if state is None else (state,)
+    lasts = []
+    for number in range(layer.num_layers):
+        rows = slice(number * ways, (number + 1) * ways)
+        y, *last = _operator(layer, x, [each[rows] for each in states], layer.all_weights[rows], lengths)
+        x = y.transpose(1, 2).flatten(2)
+        lasts.append(last)
+    together = tuple(torch.cat(each) for each in zip(*lasts, strict=True))
+    return x, together if layer.mode == "LSTM" else together[0]
 
-    def run(self, x: Tensor, state: Any) -> tuple[Tensor, Any]:
-        """Return the outputs [T, B, H], in which what is past a sequence's end is arbitrary, and the last states."""
-        ways = 2 if self.layer.bidirectional else 1
-        states: Sequence[Any] = state if isinstance(state, tuple) else (state,)
-        lasts = []
-        for number in range(self.layer.num_layers):
-            outputs = []
-            for way in range(ways):
-                place = number * ways + way
-                initial = [each if each is None else each[place : place + 1] for each in states]
-                y, last = self._one_way(x, initial, number, back=way == 1)
-                outputs.append(y)
-                lasts.append(last)
-            x = torch.cat(outputs, 2)
-        collected = tuple(torch.cat(each) for each in zip(*lasts, strict=True))
-        return x, collected if self.layer.mode == "LSTM" else collected[0]
 
-    def _one_way(self, x: Tensor, initial: Sequence[Any], number: int, back: bool) -> tuple[Tensor, tuple[Tensor, ...]]:
-        """Run one layer in one direction."""
-        x = self._turned(x) if back else x
-        weights: list[Tensor] = [*self.layer.all_weights[number * (2 if self.layer.bidirectional else 1) + back]]
-        if initial[0] is None:
-            hidden = self.layer.proj_size or self.layer.hidden_size
-            widths = (hidden, self.layer.hidden_size) if self.layer.mode == "LSTM" else (hidden,)
-            initial = [x.new_zeros(1, x.shape[1], width) for width in widths]
-        if self.layer.mode == "LSTM":
-            y, last = self._lstm(x, initial, weights)
-        else:
-            run = {"GRU": torch.gru, "RNN_TANH": torch.rnn_tanh, "RNN_RELU": torch.rnn_relu}[self.layer.mode]
-            y, _ = run(x, initial[0], weights, self.layer.bias, 1, 0.0, False, False, False)
-            last = (self._at_end(y),)
-        return (self._turned(y) if back else y), last
+def _operator(
+    layer: nn.RNNBase, x: Tensor, states: Sequence[Tensor], weights: Sequence[Sequence[Tensor]], lengths: Tensor
+) -> Sequence[Tensor]:
+    """Return the outputs [T, ways, B, H] of one layer, and its last states [ways, B, H]."""
+    name, order = _OPERATORS[layer.mode]
+    ways, hidden = len(weights), layer.hidden_size
 
-    def _lstm(self, x: Tensor, initial: Sequence[Tensor], weights: list[Tensor]) -> tuple[Tensor, tuple[Tensor, ...]]:
-        """Run an LSTM. ONNX's own tells the cells of the last step alone: where others are asked for, all are."""
-        steps, cells = self._lstm_steps(x, initial, weights)
-        if self.layer.proj_size:
-            y = steps
-        else:
-            y = torch.lstm(x, tuple(initial), weights, self.layer.bias, 1, 0.0, False, False, False)[0]
-        return y, (self._at_end(y), self._at_end(cells))
+    def gates(weight: Tensor) -> Tensor:
+        parts = weight.chunk(len(order))
+        return torch.cat([parts[place] for place in order])
 
-    def _lstm_steps(self, x: Tensor, initial: Sequence[Tensor], weights: list[Tensor]) -> tuple[Tensor, Tensor]:
-        """Run an LSTM step by step; return its outputs and cells [T, B, H]."""
-        of_input, of_state = weights[:2]
-        biases = weights[2:4] if self.layer.bias else (None, None)
-        given = nn.functional.linear(x, of_input, biases[0])
-        h, c = initial[0][0], initial[1][0]
-        outputs, cells = [], []
-        for step in given.unbind(0):
-            i, f, g, o = (step + nn.functional.linear(h, of_state, biases[1])).chunk(4, 1)
-            c = f.sigmoid() * c + i.sigmoid() * g.tanh()
-            h = o.sigmoid() * c.tanh()
-            h = nn.functional.linear(h, weights[-1]) if self.layer.proj_size else h
-            outputs.append(h)
-            cells.append(c)
-        return torch.stack(outputs), torch.stack(cells)
+    stacked = [torch.stack([gates(way[place]) for way in weights]) for place in (0, 1)]
+    bias = torch.stack([torch.cat([gates(way[2]), gates(way[3])]) for way in weights]) if layer.bias else None
+    options: dict[str, Any] = {"hidden_size": hidden, "direction": "bidirectional" if ways > 1 else "forward"}
+    if layer.mode == "GRU":
+        options["linear_before_reset"] = 1
+    if layer.mode == "RNN_RELU":
+        options["activations"] = ["Relu"] * ways
+    last = (ways, x.shape[1], hidden)
+    shapes = [(x.shape[0], ways, x.shape[1], hidden), *[last] * (1 + (layer.mode == "LSTM"))]
+    inputs = [x, *stacked, bias, lengths.to(torch.int32), *states]
+    return torch.onnx.ops.symbolic_multi_out(
+        f"::{name}", inputs, options, dtypes=[x.dtype] * len(shapes), shapes=shapes
+    )
 
-    def _turned(self, x: Tensor) -> Tensor:
-        """Return each sequence backwards, from its own end."""
-        if self.lengths is None:
-            return x.flip(0)
-        place = (self.lengths[None] - 1 - torch.arange(x.shape[0])[:, None]).clamp(min=0)
-        return x.gather(0, place[:, :, None].expand(-1, -1, x.shape[2]))
 
-    def _at_end(self, y: Tensor) -> Tensor:
-        """Return what each sequence has at its last step [1, B, H]."""
-        if self.lengths is None:
-            return y[-1:]
-        return y.gather(0, (self.lengths - 1)[None, :, None].expand(-1, -1, y.shape[2]))
+def _run_steps(layer: nn.RNNBase, x: Tensor, state: Any, lengths: Tensor | None) -> tuple[Tensor, Any]:
+    """Run an LSTM [T, B, D] step by step, for sequences of some lengths or of all steps."""
+    ways = 1 + layer.bidirectional
+    lasts = []
+    for number in range(layer.num_layers):
+        outputs = []
+        for way in range(ways):
+            place = number * ways + way
+            widths = (layer.proj_size or layer.hidden_size, layer.hidden_size)
+            initial = (
+                [x.new_zeros(x.shape[1], width) for width in widths] if state is None else [z[place] for z in state]
+            )
+            given = _turned(x, lengths) if way else x
+            h, c = _steps(layer, given, initial, layer.all_weights[place])
+            outputs.append(_turned(h, lengths) if way else h)
+            lasts.append((_at_end(h, lengths), _at_end(c, lengths)))
+        x = torch.cat(outputs, 2)
+    return x, tuple(torch.cat(each) for each in zip(*lasts, strict=True))
+
+
+def _steps(layer: nn.RNNBase, x: Tensor, initial: Sequence[Tensor], weights: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+    """Run one LSTM in one direction; return its outputs [T, B, P] and cells [T, B, H]."""
+    biases = weights[2:4] if layer.bias else (None, None)
+    h, c = initial
+    outputs, cells = [], []
+    for step in nn.functional.linear(x, weights[0], biases[0]).unbind(0):
+        i, f, g, o = (step + nn.functional.linear(h, weights[1], biases[1])).chunk(4, 1)
+        c = f.sigmoid() * c + i.sigmoid() * g.tanh()
+        h = o.sigmoid() * c.tanh()
+        h = nn.functional.linear(h, weights[-1]) if layer.proj_size else h
+        outputs.append(h)
+        cells.append(c)
+    return torch.stack(outputs), torch.stack(cells)
+
+
+def _turned(x: Tensor, lengths: Tensor | None) -> Tensor:
+    """Return each sequence backwards, from its own end."""
+    if lengths is None:
+        return x.flip(0)
+    place = (lengths[None] - 1 - torch.arange(x.shape[0])[:, None]).clamp(min=0)
+    return x.gather(0, place[:, :, None].expand(-1, -1, x.shape[2]))
+
+
+def _at_end(y: Tensor, lengths: Tensor | None) -> Tensor:
+    """Return what each sequence has at its last step [1, B, H]."""
+    return y[-1:] if lengths is None else y.gather(0, (lengths - 1)[None, :, None].expand(-1, -1, y.shape[2]))
