@@ -78,7 +78,7 @@ DISTILL: StageSpec[Trained] = StageSpec(
     "distill", 5, Trained, (), "train the student from the teacher, or load it", _describe
 )
 EXPORT: StageSpec[Exported] = StageSpec(
-    "export", 8, Exported, ("onnx", "onnxscript", "onnxruntime"), "write the networks as ONNX", _describe_export
+    "export", 9, Exported, ("onnx", "onnxscript", "onnxruntime"), "write the networks as ONNX", _describe_export
 )
 QAT: StageSpec[Trained] = StageSpec(
     "qat", 5, Trained, (), "fine-tune the pruned student with fake quantization", _describe
@@ -115,8 +115,8 @@ class TrainedOrigin:
 
     @property
     def baselines(self) -> tuple[str, ...]:
-        """The networks before the pruned one that could be exported; the student always could."""
-        return tuple(name for name in ("teacher", "student") if name in self.exported.result.sizes)
+        """The networks before the pruned one; the teacher need not be exported."""
+        return ("teacher", "student")
 
     @property
     def name(self) -> str:
@@ -553,8 +553,12 @@ class TrainingStages:
         if count == 1:
             return self._load(factory, done)
         from edgekd.training.distillation.ensemble import Ensemble
+        from edgekd.training.loop.weights import build
 
-        return self._load(lambda: Ensemble([factory() for _ in range(count)], self.taps.teacher), done)
+        def members() -> nn.Module:
+            return Ensemble([build(factory, self.recipe.seed) for _ in range(count)], self.taps.teacher)
+
+        return self._load(members, done)
 
     def _load_reference(self, teacher: Done[Trained] | None, student: Done[Trained]) -> nn.Module:
         """Return what fine-tunes learn from: the finished teacher, or the student where the task has none."""
