@@ -119,8 +119,8 @@ def describe_metric(task: LoadedTask, recipe: Recipe, answer: Answer, truth: Gro
     if recipe.gate.max_metric_drop == limit and max(values) > largest:
         yield (
             f"the task's {task.metric_name} goes up to {max(values):.4g} or more, and [gate] max_metric_drop = {limit} "
-            f"is in its unit, so a fall of {100 * limit / max(values):.2g} % is refused: set the limit in that unit, in "
-            f"percent gate.max_metric_drop = {100 * limit:g}"
+            f"is in its unit, so a fall of {100 * limit / max(values):.2g} % is refused: set the limit in that unit, "
+            f"in percent gate.max_metric_drop = {100 * limit:g}"
         )
 
 
