@@ -111,7 +111,8 @@ def _networks(task: LoadedTask, recipe: Recipe) -> tuple[BuiltNetwork, BuiltNetw
     prune = changed(recipe.prune, loss=without_teacher(recipe.prune.loss))
     qat = changed(recipe.quantize.qat, loss=without_teacher(recipe.quantize.qat.loss))
     tried = changed(recipe, prune=prune, quantize=changed(recipe.quantize, qat=qat))
-    return BuiltNetwork("teacher", build_network("student", task, recipe.seed).model), student, tried
+    twin = build_network("student", task, recipe.seed)
+    return BuiltNetwork("teacher", twin.model, twin.returned), student, tried
 
 
 def _check_networks(
