@@ -3,9 +3,10 @@
 import numpy as np
 import pytest
 
-from edgekd.gram.answers import compare_answers, guess_kind, sample_divergences
+from edgekd.gram.answers import compare_answers, sample_divergences
 from edgekd.gram.drift import measure_drift
 from edgekd.gram.intervals import Bootstrap
+from edgekd.gram.measures.guess import guess_kind
 from edgekd.gram.measures.tokens import collapse, edit_distance
 from edgekd.gram.output_kind import MAX_DIVERGENCE, OutputKind
 from edgekd.gram.probe import Probe
@@ -80,7 +81,7 @@ def judged(answers, loss=None):
         np.arange(320).astype(str), {"logits": np.zeros((320, 2), np.float32)}, {"a": KINDS["to a float index"][1]}
     )
     drift = measure_drift(kept, kept, None, Bootstrap(resamples=50))
-    return judge_behaviour(Measured(answers, loss, drift), LIMITS, 0.95)
+    return judge_behaviour(Measured({"y": answers}, loss, drift), LIMITS, 0.95)
 
 
 def vanished(scores, label):
