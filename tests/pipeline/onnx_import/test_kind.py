@@ -56,8 +56,8 @@ def test_the_kind_is_guessed_and_said(tmp_path, import_, name):
     head, more, kind, said = GUESSED[name]
     imported = import_(model(tmp_path / "m.onnx", head), {**X, **more})
     facts = imported.exported.facts
-    assert facts.kind == kind
-    assert facts.classes == (["0", "1", "2"] if kind.name == "classes" else [])
+    assert facts.outputs == {"logits": kind}
+    assert facts.classes == ({"logits": ["0", "1", "2"]} if kind.name == "classes" else {})
     assert facts.metric == ("accuracy" if kind.name == "classes" else "metric")
     (note,) = [note for note in imported.notes if note.startswith("the output ")]
     assert note.startswith(f"the output [batch, 3] is taken for '{kind.name}'")
@@ -75,7 +75,7 @@ def test_the_kind_is_guessed_and_said(tmp_path, import_, name):
 )
 def test_a_map_is_told_by_its_values_and_its_labels_are_not_used(tmp_path, import_, head, kind, reason):
     imported = import_(sequence(tmp_path / "m.onnx", head), {"x": normal(5, 4), "labels": np.arange(12) % 3})
-    assert imported.exported.facts.kind == kind
+    assert imported.exported.facts.outputs == {"logits": kind}
     notes = "\n".join(imported.notes)
     assert f"the output [batch, 5, 3] is taken for '{kind.name}', since {reason}" in notes
     assert f"the labels are not used: the output is '{kind.name}', and labels are for 'classes'" in notes
@@ -98,7 +98,7 @@ ASKED = {
 def test_the_kind_that_is_asked_for_is_taken_without_a_word(tmp_path, import_, name):
     head, kind, threshold, expected = ASKED[name]
     imported = import_(model(tmp_path / "m.onnx", head), X, kind=kind, threshold=threshold)
-    assert imported.exported.facts.kind == expected
+    assert imported.exported.facts.outputs == {"logits": expected}
     assert not any(note.startswith("the output ") for note in imported.notes)
 
 
@@ -177,8 +177,8 @@ def test_a_build_takes_the_kind_of_its_recipe(tmp_path):
             recipe(tmp_path, **settings), [load_target("cpu")], tmp_path / "cache",
             devices=["none"], observer=Silent(), only=(QUANTIZE,),
         ) as prepared:  # fmt: skip
-            kinds.append(prepared.contexts["cpu"].rules.kind)
-    assert kinds == [OutputKind("regression"), OutputKind("multilabel", False, 0.25)]
+            kinds.append(prepared.contexts["cpu"].rules.kinds)
+    assert kinds == [{"logits": OutputKind("regression")}, {"logits": OutputKind("multilabel", False, 0.25)}]
 
 
 def test_reference_samples_are_those_that_a_classifier_is_surest_of_and_of_others_the_first(tmp_path):
@@ -188,7 +188,7 @@ def test_reference_samples_are_those_that_a_classifier_is_surest_of_and_of_other
     probe = join_probe({"logits": logits, "embedding.a": logits}, tmp_path / "s.npz")
     chosen = {}
     for kind in ("classes", "regression", "embedding", "multilabel"):
-        write_references(tmp_path / "s.npz", probe, OutputKind(kind), tmp_path / "r.npz")
+        write_references(tmp_path / "s.npz", probe, {"logits": OutputKind(kind)}, tmp_path / "r.npz")
         with np.load(tmp_path / "r.npz") as arrays:
             chosen[kind] = arrays["ids"].astype(int).tolist()
     assert chosen["regression"] == chosen["embedding"] == chosen["multilabel"] == list(range(16))
@@ -250,7 +250,7 @@ def imported_regression(tmp_path, import_):
     x = np.random.default_rng(6).normal(size=(1200, 4)).astype(np.float32)
     assert 0.04 < (x[:, 0] > 1.64).mean() < 0.06
     facts = import_(regression(tmp_path / "m.onnx"), {"x": x}).exported.facts
-    assert facts.kind == OutputKind("regression")
+    assert facts.outputs == {"logits": OutputKind("regression")}
     return tmp_path / "out"
 
 
@@ -303,7 +303,7 @@ def test_a_regression_that_int8_spoils_does_not_pass(tmp_path):
         given = msgspec.structs.replace(given, quantize=QuantizeConfig(precision="int8", repair="off"))
         (checked,) = check(given, cache=tmp_path / "cache", devices=["none"])
         (ledger,) = checked.ledgers.values()
-        assert ledger.kind == "regression"
+        assert ledger.kinds == {"logits": "regression"}
         verdicts[name] = ledger.rows[-1].verdict, ledger.rows[-1].first.divergence.mean
     assert verdicts["plain"][1] < 0.01 < verdicts["huge"][1]
     assert verdicts["huge"][0] == "fail"
