@@ -9,10 +9,11 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
 import numpy as np
 
+from edgekd.errors import TaskError
 from edgekd.gram.intervals import Bootstrap, Estimate, estimate, estimate_share
 from edgekd.gram.measures.classes import ClassDivergence, PositionDivergence, TokenDivergence
 from edgekd.gram.measures.embeddings import FloatIndexDivergence, OwnIndexDivergence
@@ -25,13 +26,16 @@ from edgekd.gram.probe import in_chunks, side_by_side
 from edgekd.gram.streaming import Units, hash_names
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
     from edgekd.gram.measures.measure import Measure
     from edgekd.gram.measures.rows import Rows
     from edgekd.gram.npz import Array
     from edgekd.gram.probe import Probe
     from edgekd.gram.streaming import Keys
+
+#: Says of what two networks answered, an array each, or a dict of such, which share of each sample's changed [N].
+Sameness: TypeAlias = "Callable[[Any, Any], Array]"
 
 
 @dataclass(frozen=True)
@@ -85,10 +89,42 @@ class Answers:
 
 
 def compare_outputs(
-    probe: Probe, reference: Probe, kinds: Mapping[str, OutputKind], groups: Array | None, bootstrap: Bootstrap
+    probe: Probe,
+    reference: Probe,
+    kinds: Mapping[str, OutputKind],
+    groups: Array | None,
+    bootstrap: Bootstrap,
+    same: Sameness | None = None,
 ) -> dict[str, Answers]:
-    """Compare each output of a network with its reference's; the arguments are as for :func:`compare_answers`."""
-    return {name: compare_answers(probe, reference, name, kind, groups, bootstrap) for name, kind in kinds.items()}
+    """Compare each output of a network with its reference's; the arguments are as for :func:`compare_answers`.
+
+    Args:
+        probe: What the network gave for N samples.
+        reference: What the reference gave for the same samples.
+        kinds: What each output is, by name.
+        groups: Each sample's cluster [N], or None where samples are independent.
+        bootstrap: How means are bounded.
+        same: The task's own word on which share of each sample's answer changed, of all outputs together.
+
+    Raises:
+        ValueError: The probes are not of the same samples, lack an output, or their outputs differ in shape.
+        TaskError: The task's own word is no share of each sample.
+    """
+    changed = None if same is None else _changed_by(same, probe, reference)
+    return {
+        name: compare_answers(probe, reference, name, kind, groups, bootstrap, changed) for name, kind in kinds.items()
+    }
+
+
+def _changed_by(same: Sameness, probe: Probe, reference: Probe) -> Array:
+    shares = np.asarray(same(probe.answer, reference.answer))
+    if shares.shape != (len(probe),) or shares.dtype.kind not in "biuf" or (shares < 0).any() or (shares > 1).any():
+        raise TaskError(
+            "the task's same must return which share of each sample's answer changed, an array of numbers from 0 to 1 "
+            f"of shape ({len(probe)},), but it returned {shares.dtype} of shape {shares.shape}"
+            + (f", from {shares.min()} to {shares.max()}" if shares.size and shares.dtype.kind in "iuf" else "")
+        )
+    return shares
 
 
 def compare_answers(

@@ -476,6 +476,9 @@ def _behaviour_figures(measured: Measured) -> tuple[str, ...]:
         figures.append(f"{at}{_diverged(answers)}")
         if answers.changed is not None:
             figures.append(f"{at}answers changed {_share(answers.changed)}")
+        if answers.worst_class_changed is not None:
+            what = "label" if answers.kind == "multilabel" else "class"
+            figures.append(f"{at}most of {what} {answers.worst_class}, {_share(answers.worst_class_changed)}")
     if measured.loss is not None:
         figures.append(f"metric worse by {_bounds(measured.loss)}")
     figures += [f"{at}relative error {answers.error.mean:.3g}" for at, answers in named.items()]

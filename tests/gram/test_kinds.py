@@ -3,7 +3,8 @@
 import numpy as np
 import pytest
 
-from edgekd.gram.answers import compare_answers, sample_divergences
+from edgekd.errors import TaskError
+from edgekd.gram.answers import compare_answers, compare_outputs, sample_divergences
 from edgekd.gram.drift import measure_drift
 from edgekd.gram.intervals import Bootstrap
 from edgekd.gram.measures.guess import guess_kind
@@ -261,6 +262,21 @@ def test_the_task_says_what_the_same_answer_is():
     found = judged(compared("custom", outputs + 0.05 * RANDOM.standard_normal(outputs.shape), changed=lost))
     assert found.verdict == "fail"
     assert any("20% [" in reason and "of the answers changed" in reason for reason in found.reasons)
+
+
+def test_the_tasks_word_is_asked_once_of_all_outputs_and_must_be_shares():
+    probe = Probe(np.arange(50).astype(str), {"boxes": np.ones((50, 4)), "scores": np.ones((50, 1))}, {})
+    kinds = {"boxes": OutputKind("custom"), "scores": OutputKind("regression")}
+
+    def found(same):
+        return compare_outputs(probe, probe, kinds, None, Bootstrap(resamples=50), same)
+
+    asked = found(lambda ours, theirs: (ours["boxes"][:, 0] == theirs["scores"][:, 0]) * 0.5)
+    assert {name: answers.changed.mean for name, answers in asked.items()} == {"boxes": 0.5, "scores": 0.5}
+    assert {name: answers.changed for name, answers in found(None).items()} == {"boxes": None, "scores": None}
+    for wrong in (0.5, np.zeros((50, 2)), np.full(50, 1.5), np.full(50, -1), np.full(50, "a")):
+        with pytest.raises(TaskError, match=r"from 0 to 1 of shape \(50,\), but it returned"):
+            found(lambda _ours, _theirs, wrong=wrong: wrong)
 
 
 @pytest.mark.parametrize(
