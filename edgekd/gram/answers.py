@@ -66,6 +66,8 @@ class Answers:
         worst_class: Of "multilabel", "dense-classes" and "sequence-classes" the label or class of which the surest is
             that it changed most, among those that the reference gives at least one decision in a thousand; else None.
         worst_class_changed: Which share of what either network decided for it the other did not, ties left out.
+        by_task: Whether the output is "custom" and the task itself said what changed. Then its numbers decide nothing:
+            boxes in another order are the same, and so may be what they say.
     """
 
     kind: OutputName
@@ -81,6 +83,7 @@ class Answers:
     reference_broken: int = 0
     worst_class: int | None = None
     worst_class_changed: Estimate | None = None
+    by_task: bool = False
 
     @property
     def flips(self) -> Estimate | None:
@@ -179,7 +182,8 @@ def compare_answers(
             shares.add(units, decided)
         if (holds := measure.held(chunk)) is not None:
             held.add(units[holds[0]], holds[1])
-    element, of_class = measure.worst_element(), _worst_class(measure, bootstrap)
+    by_task = changed is not None and kind.name == "custom"
+    element, of_class = None if by_task else measure.worst_element(), _worst_class(measure, bootstrap)
     return Answers(
         kind=kind.name,
         error=estimate(error.totals(), bootstrap, 0.0, math.inf),
@@ -194,6 +198,7 @@ def compare_answers(
         reference_broken=broken,
         worst_class=of_class[0] if of_class else None,
         worst_class_changed=of_class[1] if of_class else None,
+        by_task=by_task,
     )
 
 

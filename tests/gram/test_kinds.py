@@ -6,7 +6,7 @@ import pytest
 from edgekd.errors import TaskError
 from edgekd.gram.answers import compare_answers, compare_outputs, sample_divergences
 from edgekd.gram.drift import measure_drift
-from edgekd.gram.intervals import Bootstrap
+from edgekd.gram.intervals import Bootstrap, Estimate
 from edgekd.gram.measures.guess import guess_kind
 from edgekd.gram.measures.tokens import collapse, edit_distance
 from edgekd.gram.output_kind import MAX_DIVERGENCE, OutputKind
@@ -277,6 +277,22 @@ def test_the_tasks_word_is_asked_once_of_all_outputs_and_must_be_shares():
     for wrong in (0.5, np.zeros((50, 2)), np.full(50, 1.5), np.full(50, -1), np.full(50, "a")):
         with pytest.raises(TaskError, match=r"from 0 to 1 of shape \(50,\), but it returned"):
             found(lambda _ours, _theirs, wrong=wrong: wrong)
+
+
+def test_what_the_task_calls_the_same_passes_whatever_its_numbers_are():
+    boxes = KINDS["custom"][1]
+    assert judged(compared("custom", boxes[:, ::-1])).verdict == "fail"
+    found = compared("custom", boxes[:, ::-1], changed=np.zeros(200))
+    assert judged(found).verdict == "pass"
+    assert (found.by_task, found.worst_element) == (True, None)
+    few = compared("custom", boxes[:, ::-1], changed=np.arange(200) % 20 == 0)
+    undecided = judged(few)
+    assert undecided.verdict == "undecided"
+    assert judged(few, Estimate(0.0, -0.01, 0.01)).verdict == "pass"
+    assert judged(compared("custom", boxes[:, ::-1], changed=np.arange(200) % 5 == 0)).verdict == "fail"
+    kind, _ = KINDS["regression"]
+    other = compare_answers(*[probe_of(boxes * x) for x in (1.5, 1)], "logits", kind, None, Bootstrap(), np.zeros(200))
+    assert judged(other).verdict == "fail"  # of a kind that edgekd knows the numbers count, too
 
 
 @pytest.mark.parametrize(
