@@ -16,7 +16,6 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from edgekd.gram.intervals import Bootstrap, Estimate
     from edgekd.gram.measures.measure import PairedChunk
     from edgekd.gram.measures.rows import Rows
     from edgekd.gram.npz import Array
@@ -63,9 +62,9 @@ class PositionDivergence(ClassDivergence):
                 decisions += decided.size
         self._turnover = ClassTurnover(counts, decisions)
 
-    def worst_class(self, bootstrap: Bootstrap) -> tuple[int, Estimate] | None:
-        """Return the class that is the surest to have changed most."""
-        return self._turnover.worst(bootstrap)
+    def changed_classes(self) -> dict[int, Rows]:
+        """Return the classes that are likeliest to have changed most."""
+        return self._turnover.candidates()
 
     def _decisions(self, classes: NDArray[np.intp]) -> Iterable[NDArray[np.intp]]:
         """Yield what is decided by the classes [B, P] at the positions."""

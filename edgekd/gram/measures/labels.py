@@ -15,7 +15,6 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from edgekd.gram.intervals import Bootstrap, Estimate
     from edgekd.gram.measures.measure import PairedChunk
     from edgekd.gram.measures.rows import Rows
     from edgekd.gram.npz import Array
@@ -51,9 +50,9 @@ class LabelDivergence(Measure):
         some: NDArray[np.bool_] = union > 0
         return some, (mine ^ other).sum(1)[some] / union[some]
 
-    def worst_class(self, bootstrap: Bootstrap) -> tuple[int, Estimate] | None:
-        """Return the label that is the surest to have changed most."""
-        return self._turnover.worst(bootstrap)
+    def changed_classes(self) -> dict[int, Rows]:
+        """Return the labels that are likeliest to have changed most."""
+        return self._turnover.candidates()
 
     def _holds(self, probabilities: Rows) -> NDArray[np.bool_]:
         holds: NDArray[np.bool_] = probabilities >= self._threshold

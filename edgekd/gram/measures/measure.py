@@ -10,7 +10,6 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-    from edgekd.gram.intervals import Bootstrap, Estimate
     from edgekd.gram.measures.rows import Rows
     from edgekd.gram.npz import Array
     from edgekd.gram.streaming import Keys
@@ -55,6 +54,6 @@ class Measure(ABC):
         """Return the number in the output whose divergence is largest, and that; None where no single one matters."""
         return None
 
-    def worst_class(self, _bootstrap: Bootstrap) -> tuple[int, Estimate] | None:
-        """Return the class that is the surest to have changed most, and which share of it did; None without such."""
-        return None
+    def changed_classes(self) -> dict[int, Rows]:
+        """Return the classes that are likeliest to have changed most, as :meth:`ClassTurnover.candidates` does."""
+        return {}

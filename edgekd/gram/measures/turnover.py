@@ -9,12 +9,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from edgekd.gram.intervals import estimate_share
-
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from edgekd.gram.intervals import Bootstrap, Estimate
     from edgekd.gram.measures.rows import Rows
     from edgekd.gram.streaming import Keys
 
@@ -29,7 +26,7 @@ TIE = 0.02
 #: Independent units that are kept apart; of more, several share a block, which is as independent of the others.
 _BLOCKS = 512
 
-#: Classes whose bounds are computed, those that changed most.
+#: Classes of which bounds are computed, those that changed most.
 _BOUNDED = 8
 
 
@@ -58,24 +55,23 @@ class ClassTurnover:
         blocks = self._blocks_of(units)  # which may deal the totals anew
         np.add.at(self._totals, blocks, np.stack([changed, union], 1))
 
-    def worst(self, bootstrap: Bootstrap) -> tuple[int, Estimate] | None:
-        """Return the class that is the surest to have changed most, and the share of it that changed."""
+    def candidates(self) -> dict[int, Rows]:
+        """Return the classes that are likeliest to have changed most, each with the totals to estimate its share from.
+
+        Totals are changes and decisions [2, units] of the units that have any of the class, over the mean unit's
+        decisions: so that a unit counts as one trial, however many positions of it are of the class.
+        """
         sums, counts = self._totals[:, 0], self._totals[:, 1]
-        units = (counts > 0).sum(0)
-        alive = np.flatnonzero(units)
-        if not len(alive):
-            return None
+        alive = np.flatnonzero((counts > 0).any(0))
         means = sums[:, alive].sum(0) / counts[:, alive].sum(0)
         spread = np.sqrt(((sums[:, alive] - means * counts[:, alive]) ** 2).sum(0)) / counts[:, alive].sum(0)
-        likely = alive[np.argsort(spread * 2 - means, kind="stable")[:_BOUNDED]]
-        bounds = {index: self._bound(index, bootstrap) for index in likely.tolist()}
-        index = max(bounds, key=lambda one: (bounds[one].low, bounds[one].mean))
-        return int(self.classes[index]), bounds[index]
+        likely = alive[np.argsort(2 * spread - means, kind="stable")[:_BOUNDED]]
+        return {int(self.classes[index]): self._trials(index) for index in likely.tolist()}
 
-    def _bound(self, index: int, bootstrap: Bootstrap) -> Estimate:
-        """Bound a class's share; a unit counts as one trial, however many positions of it are of the class."""
+    def _trials(self, index: int) -> Rows:
         totals = self._totals[self._totals[:, 1, index] > 0, :, index].T
-        return estimate_share(totals * totals.shape[1] / totals[1].sum(), bootstrap)
+        trials: Rows = totals * (totals.shape[1] / totals[1].sum())
+        return trials
 
     def _blocks_of(self, units: Keys) -> NDArray[np.intp]:
         if self._slots is not None:
