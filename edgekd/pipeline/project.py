@@ -61,10 +61,10 @@ class Project:
         """
         from edgekd.training.taps.taps import Taps, resolve_taps
 
-        task, names = self.loaded.task, self.loaded.modalities
+        task, names, outputs = self.loaded.task, self.loaded.modalities, self.loaded.outputs
         return Taps(
-            resolve_taps("teacher", recipe.teacher.taps, getattr(task, "teacher_taps", {}), names),
-            resolve_taps("student", recipe.student.taps, getattr(task, "student_taps", {}), names),
+            resolve_taps("teacher", recipe.teacher.taps, getattr(task, "teacher_taps", {}), names, outputs),
+            resolve_taps("student", recipe.student.taps, getattr(task, "student_taps", {}), names, outputs),
             recipe.teacher.precision,
         )
 

@@ -16,7 +16,7 @@ from edgekd.files import atomic_path, quiet
 from edgekd.gram.npz import EMBEDDING_PREFIX
 from edgekd.training.export.origins import node_origins
 from edgekd.training.export.refusal import explain
-from edgekd.training.taps.taps import TappedModel
+from edgekd.training.taps.taps import TappedModel, outputs_read
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -50,7 +50,7 @@ class ExportNetwork:
 
 
 class _WithEmbeddings(nn.Module):
-    """A network whose forward pass returns logits and every embedding."""
+    """A network whose forward pass returns every output and every embedding."""
 
     def __init__(self, tapped: TappedModel) -> None:
         super().__init__()
@@ -58,12 +58,12 @@ class _WithEmbeddings(nn.Module):
         self._tapped = tapped
 
     def forward(self, *inputs: Tensor) -> tuple[Tensor, ...]:
-        logits, embeddings = self._tapped(list(inputs))
-        return logits, *embeddings.values()
+        answers, embeddings = self._tapped(list(inputs))
+        return *answers.values(), *embeddings.values()
 
 
 def write_onnx(network: ExportNetwork, inputs: Mapping[str, Tensor], opset: int, path: Path) -> dict[str, NodeOrigin]:
-    """Export one network with a dynamic batch and the outputs ``logits`` and ``embedding.<modality>``.
+    """Export one network with a dynamic batch and its own outputs and ``embedding.<modality>``.
 
     Returns:
         The origin of each node, by its name and by those of its outputs.
@@ -72,7 +72,7 @@ def write_onnx(network: ExportNetwork, inputs: Mapping[str, Tensor], opset: int,
         ModelError: Torch cannot export it, or not for any number of samples.
     """
     network.model.eval().cpu()
-    outputs = ["logits", *(EMBEDDING_PREFIX + name for name in network.taps)]
+    outputs = [*outputs_read(network.taps), *(EMBEDDING_PREFIX + name for name in network.taps)]
     batch = torch.export.Dim("batch", min=1, max=4096)
     # torch prints the graph that it failed on to stderr.
     with TappedModel(network.model, network.taps) as tapped, quiet(), redirect_stderr(StringIO()):
