@@ -85,7 +85,7 @@ def _says_two(network: BuiltNetwork, task: LoadedTask, inputs: Sequence[Tensor])
 
 def answers_of(reading: TapOutputs) -> list[Tensor]:
     """Return a network's answers, in the task's order."""
-    return [reading.logits]
+    return list(reading.answers.values())
 
 
 def read(network: BuiltNetwork, taps: Mapping[str, Tap], task: LoadedTask, inputs: Sequence[Tensor]) -> TapOutputs:

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from edgekd.config.recipe import Recipe, Tap
+    from edgekd.gram.probe import Answer
     from edgekd.training.loop.evaluate import GroundTruth
     from edgekd.training.preflight.networks import BuiltNetwork
     from edgekd.training.taps.taps import TapOutputs
@@ -77,20 +78,19 @@ def _is_distribution(answer: Tensor) -> bool:
     return bool((rows >= 0).all() and ((rows.sum(1) - 1).abs() < _SUM).all())
 
 
-def describe_metric(
-    task: LoadedTask, recipe: Recipe, outputs: NDArray[np.float32], truth: GroundTruth
-) -> Iterator[str]:
+def describe_metric(task: LoadedTask, recipe: Recipe, outputs: Answer, truth: GroundTruth) -> Iterator[str]:
     """Yield a sentence for what is odd about the task's metric.
 
     Args:
         task: The user's task.
         recipe: The recipe.
-        outputs: The untrained student's answers to the samples of a split [N, C].
+        outputs: The untrained student's answers to the samples of a split.
         truth: The labels of these samples.
     """
-    values = [task.metric(outputs, truth.labels)]
+    values = [task.metric(outputs, truth.targets)]
     known = truth.labels[truth.labels != UNLABELLED]
-    if outputs.ndim == 2 and len(known) and known.max() < outputs.shape[1]:
+    classifies = [kind.name for kind in task.outputs.values()] == ["classes"] and not truth.has_targets
+    if classifies and isinstance(outputs, np.ndarray) and len(known) and known.max() < outputs.shape[1]:
         values += [value for value in [_perfect(task, outputs, truth)] if value is not None]
         constant = np.zeros_like(outputs)
         constant[:, np.bincount(known).argmax()] = 1
