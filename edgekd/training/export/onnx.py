@@ -17,7 +17,7 @@ from edgekd.gram.npz import EMBEDDING_PREFIX
 from edgekd.training.export.exportable import exportable
 from edgekd.training.export.origins import node_origins
 from edgekd.training.export.refusal import explain
-from edgekd.training.taps.taps import TappedModel
+from edgekd.training.taps.taps import TappedModel, outputs_read
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

@@ -12,7 +12,7 @@ from msgspec.structs import replace as changed
 
 from edgekd.config.recipe import without_teacher
 from edgekd.errors import TaskError
-from edgekd.gram.probe import answer_of
+from edgekd.gram.nest import take_rows
 from edgekd.stages.labels import UNLABELLED
 from edgekd.training.distillation.half_precision import tapped_teacher
 from edgekd.training.distillation.loss_registry import loss_sections
@@ -20,7 +20,7 @@ from edgekd.training.distillation.own_losses import find_loss
 from edgekd.training.loop.evaluate import batches, example_batch
 from edgekd.training.loop.loop import compute_device
 from edgekd.training.loop.weights import load_weights
-from edgekd.training.preflight.answers import check_answers, check_twice, read, read_tapped
+from edgekd.training.preflight.answers import as_metrics_take, check_answers, check_twice, read, read_tapped
 from edgekd.training.preflight.data import describe_data
 from edgekd.training.preflight.ids import IdTables
 from edgekd.training.preflight.networks import (
@@ -90,8 +90,8 @@ def check(task: LoadedTask, taps: Taps, recipe: Recipe, report: StageReporter) -
         for warning in describe_data(truths, facts, label_names(task, shapes)):
             report.warn(warning)
         student.model.cpu()
-        outputs = _check_metric(task, student, taps.student, [x[:_ANSWERED] for x in first.inputs.values()], truths)
-        for warning in describe_metric(task, recipe, outputs, truths["test"]):
+        answer = _check_metric(task, student, taps.student, [x[:_ANSWERED] for x in first.inputs.values()], truths)
+        for warning in describe_metric(task, recipe, answer, truths["test"]):
             report.warn(warning)
     report.advance(5, _STEPS, f"{sum(len(truth.ids) for truth in truths.values()):,} samples are in order")
 
@@ -113,8 +113,7 @@ def _networks(task: LoadedTask, recipe: Recipe) -> tuple[BuiltNetwork, BuiltNetw
     prune = changed(recipe.prune, loss=without_teacher(recipe.prune.loss))
     qat = changed(recipe.quantize.qat, loss=without_teacher(recipe.quantize.qat.loss))
     tried = changed(recipe, prune=prune, quantize=changed(recipe.quantize, qat=qat))
-    twin = build_network("student", task, recipe.seed)
-    return BuiltNetwork("teacher", twin.model, twin.returned), student, tried
+    return replace(build_network("student", task, recipe.seed), name="teacher"), student, tried
 
 
 def _check_networks(
@@ -141,7 +140,10 @@ def _check_networks(
     _warn_of_unregistered(networks, inputs, report)
     _check_importance(recipe, reading.embeddings)
     ignored_layers(student.model, recipe.prune.ignore)
-    for network, own, given in ((teacher, taps.teacher, reference), (student, taps.student, reading)):
+    looked_at = [(student, taps.student, reading)]
+    if task.has_teacher:
+        looked_at.insert(0, (teacher, taps.teacher, reference))
+    for network, own, given in looked_at:
         for warning in describe_network(network, own, task, inputs, given):
             report.warn(warning)
     report.advance(2, _STEPS, "the networks have nothing in common")
@@ -243,18 +245,16 @@ def _check_metric(
     """
     if not truths["test"].has_targets and not (truths["test"].labels != UNLABELLED).any():
         raise TaskError("split 'test' has no labels, and the metric needs them")
-    few = {name: x.float().detach().cpu().numpy() for name, x in read(student, taps, task, inputs).answers.items()}
-    answers = {
-        name: answer_of({key: x[np.arange(len(truths[name].ids)) % len(x)] for key, x in few.items()})
-        for name in ("val", "test")
-    }
-    for name, outputs in answers.items():
+    few, count = as_metrics_take(task, read(student, taps, task, inputs)), len(inputs[0])
+    rows = {name: np.arange(len(truths[name].ids)) % count for name in ("val", "test")}
+    answers = {name: take_rows(few, kept) for name, kept in rows.items()}
+    for name, answer in answers.items():
         if not truths[name].has_targets and (truths[name].labels == UNLABELLED).all():
             continue
-        value = task.metric(outputs, truths[name].targets)
+        value = task.metric(answer, truths[name].targets)
         if not math.isfinite(value):
             raise TaskError(
-                f"the task's {task.metric_name} is {value} for an untrained student's answers of split '{name}'; it "
+                f"the task's {task.metric_name} is {value} for an untrained student's answers for split '{name}'; it "
                 "must be a finite number"
             )
     return answers["test"]
