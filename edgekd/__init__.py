@@ -18,7 +18,7 @@ os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
 #: The modules in which the public names are defined.
 _NAMES = {
-    "edgekd.training.task.protocol": ("ArraySplit", "Modality", "Sample", "Split", "Task"),
+    "edgekd.training.task.protocol": ("ArraySplit", "Batch", "Modality", "Sample", "Split", "Task"),
     "edgekd.training.task.models": ("Standardize",),
     "edgekd.training.distillation.loss": ("Loss", "LossOptions"),
     "edgekd.compress.quantizers.quantizer": ("Quantizer",),
@@ -31,6 +31,7 @@ _NAMES = {
     "edgekd.devices.targets": ("load_target",),
     "edgekd.stages.progress": ("Observer",),
     "edgekd.workflows.build": ("build",),
+    "edgekd.workflows.dry_run": ("DryRun", "dry_run"),
     "edgekd.report.results": ("BuildReport",),
     "edgekd.workflows.check": ("TargetCheck", "blame", "check", "suggest_limits"),
     "edgekd.gram.blame": ("Blame",),
@@ -44,6 +45,7 @@ _NAMES = {
     "edgekd.workflows.advise.result": ("Advice",),
     "edgekd.workflows.bundles": ("ProfiledBundle", "VerifiedBundle", "profile", "verify"),
     "edgekd.runtime.bundle": ("Bundle", "load"),
+    "edgekd.runtime.predict": ("Predictions", "predict"),
     "edgekd.runtime.verification": ("Verification",),
     "edgekd.errors": (
         "BudgetError",

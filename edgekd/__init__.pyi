@@ -34,6 +34,8 @@ from edgekd.runtime.backends.backend import Backend as Backend
 from edgekd.runtime.backends.backend import BackendOption as BackendOption
 from edgekd.runtime.bundle import Bundle as Bundle
 from edgekd.runtime.bundle import load as load
+from edgekd.runtime.predict import Predictions as Predictions
+from edgekd.runtime.predict import predict as predict
 from edgekd.runtime.verification import Verification as Verification
 from edgekd.stages.labels import UNLABELLED as UNLABELLED
 from edgekd.stages.progress import Observer as Observer
@@ -44,6 +46,7 @@ from edgekd.training.distillation.loss import Loss as Loss
 from edgekd.training.distillation.loss import LossOptions as LossOptions
 from edgekd.training.task.models import Standardize as Standardize
 from edgekd.training.task.protocol import ArraySplit as ArraySplit
+from edgekd.training.task.protocol import Batch as Batch
 from edgekd.training.task.protocol import Modality as Modality
 from edgekd.training.task.protocol import Sample as Sample
 from edgekd.training.task.protocol import Split as Split
@@ -62,6 +65,8 @@ from edgekd.workflows.check import TargetCheck as TargetCheck
 from edgekd.workflows.check import blame as blame
 from edgekd.workflows.check import check as check
 from edgekd.workflows.check import suggest_limits as suggest_limits
+from edgekd.workflows.dry_run import DryRun as DryRun
+from edgekd.workflows.dry_run import dry_run as dry_run
 from edgekd.workflows.search.run import SearchOptions as SearchOptions
 from edgekd.workflows.search.run import search as search
 from edgekd.workflows.thresholds import Alarm as Alarm
@@ -75,6 +80,7 @@ __all__ = [
     "ArraySplit",
     "Backend",
     "BackendOption",
+    "Batch",
     "Blame",
     "BudgetError",
     "BudgetMissed",
@@ -85,6 +91,7 @@ __all__ = [
     "DataError",
     "DeviceError",
     "Drift",
+    "DryRun",
     "EdgekdError",
     "GateFailed",
     "Judgement",
@@ -123,6 +130,7 @@ __all__ = [
     "build",
     "check",
     "distillation",
+    "dry_run",
     "fetch",
     "gram_drift",
     "judge",

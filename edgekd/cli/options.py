@@ -132,7 +132,8 @@ def build_options(command: CommandFunction) -> CommandFunction:
 
         request = build.request()
         if is_follower():
-            _follow(request)
+            if not others.get("dry_run"):
+                _follow(request)
         else:
             command(request=request, **others)
 
@@ -146,7 +147,8 @@ def build_options(command: CommandFunction) -> CommandFunction:
                      help="With --model: the samples of the gate [default: half of --calibration]."),
         click.option("--tap", "taps", multiple=True, metavar="NAME=TENSOR",
                      help="With --model: the tensor that is a modality's embedding [default: found]. Repeatable."),
-        click.option("--kind", type=click.Choice(["auto", "classes", "multilabel", "values", "embedding"]),
+        click.option("--kind", type=click.Choice(["auto", "classes", "multilabel", "regression", "dense-classes",
+                                                  "sequence-classes", "embedding", "custom"]),
                      help="With --model: what its output is [default: auto, by labels and values]."),
         click.option("--threshold", type=float, metavar="NUMBER",
                      help="With --model: where a label or a number of the output is decided."),

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from types import MappingProxyType
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -14,15 +13,18 @@ from edgekd.gram.answers import joint_divergences, joint_errors
 from edgekd.gram.blame import Effect
 from edgekd.gram.drift import pair_drifts
 from edgekd.gram.jackknife import Series, make_blocks
+from edgekd.gram.nest import take_rows
 from edgekd.gram.npz import answers_of, embeddings_of
 from edgekd.gram.output_kind import OutputKind
-from edgekd.gram.probe import answer_of, rows_of, top1
+from edgekd.gram.probe import answer_of, top1
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Iterable, Mapping
+    from collections.abc import Collection, Iterable, Mapping
 
     from onnx import ModelProto
 
+    from edgekd.gram.metric import Metric
+    from edgekd.gram.nest import Nest
     from edgekd.gram.probe import Answer
     from edgekd.runtime.session import Array, Feeds
 
@@ -45,18 +47,18 @@ class SampleFacts:
     """What the output is, labels and groups of the samples, and the task's metric.
 
     Attributes:
-        labels: Label of each sample [N]; None without labels.
+        targets: What each sample is labelled with; None without labels.
         groups: Cluster of each sample [N]; None where samples are independent.
-        metric: The task's metric, a function of what a network answered and labels; None without labels.
+        metric: The task's metric, a function of what a network answered and targets; None without labels.
         higher_is_better: Whether a larger metric is better.
         kinds: What each output is, by name, which decides how its divergence is measured.
     """
 
-    labels: Array | None = None
+    targets: Nest | None = None
     groups: Array | None = None
-    metric: Callable[[Answer, Array], float] | None = None
+    metric: Metric | None = None
     higher_is_better: bool = True
-    kinds: Mapping[str, OutputKind] = MappingProxyType({"logits": OutputKind()})
+    kinds: Mapping[str, OutputKind] = field(default_factory=lambda: {"logits": OutputKind()})
 
 
 @dataclass(frozen=True)
@@ -160,10 +162,10 @@ class Examiner:
         return {name: np.concatenate([chunk[name] for chunk in chunks]) for name in chunks[0]}
 
     def _metric(self, answer: Answer) -> Series | None:
-        metric, labels = self._judging.metric, self._judging.labels
-        if metric is None or labels is None:
+        metric, targets = self._judging.metric, self._judging.targets
+        if metric is None or targets is None:
             return None
-        return Series.of(lambda kept: float(metric(rows_of(answer, kept), labels[kept])), self._blocks)
+        return Series.of(lambda kept: float(metric(take_rows(answer, kept), take_rows(targets, kept))), self._blocks)
 
 
 def _flips(output: Array, exact: Array) -> float | None:

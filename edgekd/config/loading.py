@@ -24,6 +24,9 @@ Section = TypeVar("Section", LossConfig, GateConfig)
 
 DEFAULT_FILE = "edgekd.toml"
 
+#: Keys of the sections that train, and of the recipe itself, whose value may be a function in a user's file.
+_OWN_CODE = ("optimizer", "schedule", "log")
+
 
 def shipped_recipes() -> dict[str, Path]:
     """Return the recipes that come with edgekd, by name."""
@@ -222,6 +225,13 @@ def _anchor_paths(content: JsonObject, base: Path) -> None:
     for term in _terms(content):
         if isinstance(loss := term.get("loss"), str):
             term["loss"] = anchor(loss, base)
+    quantize = content.get("quantize")
+    sections = [content.get(name) for name in ("teacher", "distill", "prune")]
+    sections += [content, quantize.get("qat") if isinstance(quantize, dict) else None]
+    for table in sections:
+        for key in _OWN_CODE:
+            if isinstance(table, dict) and isinstance(function := table.get(key), str):
+                table[key] = anchor(function, base)
 
 
 def _terms(content: JsonObject) -> Iterator[JsonObject]:

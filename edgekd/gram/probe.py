@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import TYPE_CHECKING, TypeAlias
 
 import numpy as np
@@ -11,15 +10,17 @@ from edgekd.files import atomic_path
 from edgekd.gram.npz import EMBEDDING_PREFIX, Array, read_headers, stream_rows
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
     from pathlib import Path
 
     from numpy.typing import NDArray
 
+    from edgekd.gram.nest import Nest
+
 Floats: TypeAlias = "NDArray[np.float32]"
 
 #: What a network answered for N samples: the array [N, ...] of its one output, or arrays by the outputs' names.
-Answer: TypeAlias = "Floats | Mapping[str, Floats]"
+Answer: TypeAlias = "Nest"
 
 _IDS = "ids"
 
@@ -138,14 +139,9 @@ class _SavedProbe(Probe):
         return self._arrays[key]
 
 
-def answer_of(outputs: Mapping[str, Floats]) -> Answer:
+def answer_of(outputs: Mapping[str, Array]) -> Answer:
     """Return what a metric is given: the array of the one output, or all by name where there are several."""
-    return next(iter(outputs.values())) if len(outputs) == 1 else outputs
-
-
-def rows_of(answer: Answer, rows: NDArray[np.integer] | NDArray[np.bool_] | slice) -> Answer:
-    """Return some rows of what a network answered."""
-    return {name: x[rows] for name, x in answer.items()} if isinstance(answer, Mapping) else answer[rows]
+    return next(iter(outputs.values())) if len(outputs) == 1 else dict(outputs)
 
 
 def top1(logits: Floats) -> Array:

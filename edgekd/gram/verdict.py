@@ -48,7 +48,7 @@ _FAR = 5.0
 _BROKEN_ELEMENT = 25.0
 
 #: Where this share of the labels that hold in either network is other labels, the answers are others, however many
-#: labels hold in neither.
+#: labels hold in neither; and so they are where it is of all that either network gives one label or class.
 _OTHER_LABELS = 0.5
 
 #: Relative error from which an embedding is another vector, though its direction may be the same.
@@ -179,13 +179,13 @@ def judge_learned(metric: str, figures: LedgerMetrics, reference: str, limits: G
     if teacher is not None:
         told.append(f"teacher {teacher:.4f}")
     if constant is not None:
-        told.append(f"always class {constant.label}: {constant.metric:.4f}")
+        told.append(f"always {constant.answer}: {constant.metric:.4f}")
     text = (", ".join(told),)
     if math.isnan(own):
         reason = f"the {reference}'s {metric} is not a number on these samples: nothing tells whether it learned"
         return Answered("learned", "fail" if reference == "student" else "warn", (reason,), text)
     if constant is not None and constant.alone:
-        reason = f"all labels are of class {constant.label}, so nothing tells whether the {reference} learned others"
+        reason = f"all samples are labelled {constant.answer}, so nothing tells whether the {reference} learned others"
         return Answered("learned", "warn", (reason,), text)
     if figures.gain is not None and not figures.gain.low > 0:
         verdict, reason = _not_learned(f"its {metric} {own:.4f}", figures, figures.gain, reference)
@@ -204,9 +204,9 @@ def judge_learned(metric: str, figures: LedgerMetrics, reference: str, limits: G
 
 def _not_learned(own: str, figures: LedgerMetrics, gain: Estimate, reference: str) -> tuple[Verdict, str]:
     """Return the verdict on a reference that is not shown to be better than what learned nothing, and the reason."""
-    if figures.constant:
-        better = f"better than {figures.constant.metric:.4f}, which is what always answering class "
-        better += f"{figures.constant.label} gives"
+    if figures.constant and gain is figures.constant.gain:
+        better = f"better than {figures.constant.metric:.4f}, which is what always answering "
+        better += f"{figures.constant.answer} gives"
     else:
         better = "better than with its answers given to other samples"
     if not gain.mean <= 0 and not math.isfinite(gain.low):
@@ -398,6 +398,12 @@ def _broken(answers: Answers, drift: Drift, limit: float) -> list[str]:
         ]
     if answers.changed_held is not None and answers.changed_held.low > _OTHER_LABELS:
         return [f"of the labels that hold in either network {_share(answers.changed_held)} changed"]
+    if answers.worst_class_changed is not None and answers.worst_class_changed.low > _OTHER_LABELS:
+        what = "label" if answers.kind == "multilabel" else "class"
+        return [
+            f"{what} {answers.worst_class} is lost or elsewhere: of all that either network gives it "
+            f"{_share(answers.worst_class_changed)} changed"
+        ]
     if answers.worst_divergence is not None and answers.worst_divergence > _BROKEN_ELEMENT * limit:
         return [
             f"element {answers.worst_element} of the output is broken: its squared error is "

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import msgspec
+import numpy as np
 
 from edgekd.errors import ModelError
 from edgekd.files import sha256_file
@@ -16,13 +16,13 @@ from edgekd.pipeline.onnx_import.read import weight_files
 from edgekd.pipeline.onnx_import.stage import NETWORK, ImportedModel, OnnxSource, import_onnx
 from edgekd.pipeline.target.outputs import join_probe, run_on_host
 from edgekd.stages.artifacts import PROBE, TEST, VALIDATION, onnx_name, validation_probe
-from edgekd.stages.labels import accuracy
+from edgekd.stages.metrics import accuracy
 from edgekd.stages.stage import Done, Runner, StageSpec
 
 if TYPE_CHECKING:
     from edgekd.config.recipe import ModelConfig, Recipe
     from edgekd.config.target import Scheme
-    from edgekd.gram.npz import Array
+    from edgekd.gram.nest import Nest
     from edgekd.gram.probe import Answer
     from edgekd.pipeline.source import JudgingSplit
     from edgekd.stages.artifacts import Exported
@@ -69,10 +69,11 @@ class ImportedOrigin:
         name = validation_probe(NETWORK) if split == "validation" else PROBE
         return {NETWORK: Probe.load(self.imported.folder / name)}
 
-    def metric(self, answer: Answer, labels: Array) -> float:
+    def metric(self, answer: Answer, targets: Nest) -> float:
         """Return the accuracy of logits [N, C] and labels [N]: there are labels for a network of one such output."""
-        assert not isinstance(answer, Mapping)
-        return accuracy(answer, labels)
+        assert isinstance(answer, np.ndarray)
+        assert isinstance(targets, np.ndarray)
+        return accuracy(answer, targets)
 
     def histories(self) -> dict[str, list[dict[str, float]]]:
         """Return nothing: no network was trained here."""

@@ -16,6 +16,8 @@ from edgekd.stages.artifacts import Exported
 from edgekd.stages.progress import StageReporter
 from edgekd.stages.stage import StageSpec
 from edgekd.training.distillation.loss_registry import loss_sections, own_loss_sources
+from edgekd.training.loop.settings import own_training_sources, training_sections
+from edgekd.training.stage_run import Resources, computing
 
 if TYPE_CHECKING:
     from edgekd.config.recipe import Recipe
@@ -24,7 +26,10 @@ if TYPE_CHECKING:
     from edgekd.stages.stage import Done, Runner
 
 #: Settings that decide how long, how often and how fast a network learns, and nothing that could be tried in one step.
-_SCHEDULE = ("epochs", "learning_rate", "weight_decay", "steps", "cache_teacher", "repair", "repair_s")
+_SCHEDULE = (
+    *("epochs", "min_steps", "learning_rate", "weight_decay", "momentum", "warm_up", "clip_norm", "ema", "keep"),
+    *("patience", "steps", "cache_teacher", "repair", "repair_s"),
+)
 
 
 @dataclass(frozen=True)
@@ -50,7 +55,7 @@ PREFLIGHT: StageSpec[Preflight] = StageSpec(
 )
 PREFLIGHT_EXPORT: StageSpec[Exported] = StageSpec(
     "preflight_export",
-    1,
+    2,
     Exported,
     ("torch", "onnx", "onnxscript", "onnxruntime"),
     "write the untrained student as ONNX",
@@ -87,10 +92,11 @@ def check_task(runner: Runner, project: Project, recipe: Recipe) -> Done[Preflig
         from edgekd.training.preflight.check import check
 
         keeping = _Keeping(report.observer, report.stage, [])
-        check(project.loaded, project.taps(recipe), recipe, keeping)
+        with computing(Resources(device=recipe.device)):
+            check(project.loaded, project.taps(recipe), recipe, keeping)
         return Preflight(tuple(keeping.kept), project.loaded.has_teacher)
 
-    return runner(PREFLIGHT, config=_settings(recipe), inputs={"task": project.identity}, run=run)
+    return runner(PREFLIGHT, config=training_settings(recipe), inputs={"task": project.identity}, run=run)
 
 
 def export_untrained(runner: Runner, project: Project, recipe: Recipe, opset: int, label: str) -> Done[Exported]:
@@ -110,7 +116,8 @@ def export_untrained(runner: Runner, project: Project, recipe: Recipe, opset: in
     def run(folder: Path, report: StageReporter) -> Exported:
         from edgekd.training.preflight import export
 
-        return export.run(project.loaded, project.taps(recipe).student, recipe, opset, folder, report)
+        with computing(Resources(device=recipe.device)):
+            return export.run(project.loaded, project.taps(recipe).student, recipe, opset, folder, report)
 
     config = {
         "opset": opset,
@@ -121,7 +128,7 @@ def export_untrained(runner: Runner, project: Project, recipe: Recipe, opset: in
     return runner(PREFLIGHT_EXPORT, label=label, config=config, inputs={"task": project.identity}, run=run)
 
 
-def _settings(recipe: Recipe) -> JsonObject:
+def training_settings(recipe: Recipe) -> JsonObject:
     """Return all of a recipe that a training depends on from its first step."""
     sections = {"teacher": recipe.teacher, "student": recipe.student, "distill": recipe.distill, "prune": recipe.prune}
     settings: JsonObject = {name: _without_schedule(section) for name, section in sections.items()}
@@ -129,6 +136,7 @@ def _settings(recipe: Recipe) -> JsonObject:
     return {
         **settings,
         **({"weights": sha256_file(Path(weights))} if weights else {}),
+        "own": {name: own_training_sources(section) for name, section in training_sections(recipe).items()},
         "losses": {name: {**msgspec.to_builtins(loss), **own_loss_sources(loss)} for name, loss in losses.items()},
         "seed": recipe.seed,
     }

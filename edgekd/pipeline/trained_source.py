@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
 import msgspec
-from msgspec.structs import replace
 
 from edgekd.config.recipe import without_teacher
 from edgekd.errors import ModelError
@@ -17,33 +16,36 @@ from edgekd.gram.gate import CUT, FINETUNED
 from edgekd.pipeline.preflight import check_task
 from edgekd.pipeline.pruning import PRUNE, PRUNE_CHECK, prune_until_released
 from edgekd.pipeline.source import QatStudent
+from edgekd.pipeline.threads import choose_threads
 from edgekd.runtime.corruption import Robustness
 from edgekd.stages.artifacts import CUT_PROBE, PROBE, WEIGHTS, Exported, validation_probe
 from edgekd.stages.cache import digest
 from edgekd.stages.judging import gate_limits, gate_rules
 from edgekd.stages.stage import Done, Runner, StageSpec
-from edgekd.stages.trained import Trained
+from edgekd.stages.trained import KEPT, Trained
 from edgekd.training.distillation.loss_registry import check_losses, own_loss_sources
-from edgekd.training.stage_run import StageRun, computing_threads
+from edgekd.training.loop.settings import check_training, own_training_sources
+from edgekd.training.stage_run import Resources, StageRun, computing
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from contextlib import AbstractContextManager
 
     from torch import nn
 
-    from edgekd.config.recipe import DistillConfig, LossConfig, Recipe
+    from edgekd.config.recipe import DistillConfig, LossConfig, PruneConfig, QatConfig, Recipe
     from edgekd.config.target import Scheme
     from edgekd.files import JsonObject
-    from edgekd.gram.npz import Array
+    from edgekd.gram.nest import Nest
     from edgekd.gram.probe import Answer, Probe
     from edgekd.gram.verdict import GateLimits
-    from edgekd.pipeline.preflight import Preflight
     from edgekd.pipeline.project import Project
     from edgekd.pipeline.source import JudgingSplit
     from edgekd.stages.progress import StageReporter
     from edgekd.stages.trained import PruneAttempt, PruneCheck
     from edgekd.training.pruning.attempts import PrunePlan
     from edgekd.training.taps.taps import Taps
+    from edgekd.training.task.loading import LoadedTask
 
 R = TypeVar("R")
 
@@ -54,7 +56,11 @@ _OUTPUTS_VERSION = 1
 
 
 def _describe(trained: Trained) -> str:
-    return f"metric {trained.metric:.4f}, {trained.parameters:,} parameters"
+    said = f"metric {trained.metric:.4f}, {trained.parameters:,} parameters"
+    kept = [number for number, epoch in enumerate(trained.history, 1) if epoch[KEPT]]
+    if len(kept) != 1 or kept[0] == len(trained.history):
+        return said
+    return f"{said}, of epoch {kept[0]} of {len(trained.history)}"
 
 
 def _describe_export(exported: Exported) -> str:
@@ -65,19 +71,19 @@ def _describe_robustness(robustness: Robustness) -> str:
     return f"{len(robustness.networks)} networks, noise {robustness.noise:g}"
 
 
-TEACHER: StageSpec[Trained] = StageSpec("teacher", 4, Trained, ("torch",), "train the teacher, or load it", _describe)
+TEACHER: StageSpec[Trained] = StageSpec("teacher", 5, Trained, ("torch",), "train the teacher, or load it", _describe)
 DISTILL: StageSpec[Trained] = StageSpec(
-    "distill", 4, Trained, (), "train the student from the teacher, or load it", _describe
+    "distill", 5, Trained, (), "train the student from the teacher, or load it", _describe
 )
 EXPORT: StageSpec[Exported] = StageSpec(
     "export", 8, Exported, ("onnx", "onnxscript", "onnxruntime"), "write the networks as ONNX", _describe_export
 )
 QAT: StageSpec[Trained] = StageSpec(
-    "qat", 4, Trained, (), "fine-tune the pruned student with fake quantization", _describe
+    "qat", 5, Trained, (), "fine-tune the pruned student with fake quantization", _describe
 )
 ROBUSTNESS: StageSpec[Robustness] = StageSpec(
     "robustness",
-    2,
+    3,
     Robustness,
     (),
     "measure the trained networks with each modality dropped or noisy",
@@ -136,9 +142,9 @@ class TrainedOrigin:
                 files |= {CUT: self.pruned.folder / CUT_PROBE, FINETUNED: self.pruned.folder / PROBE}
         return {name: Probe.load(path) for name, path in files.items()}
 
-    def metric(self, answer: Answer, labels: Array) -> float:
+    def metric(self, answer: Answer, targets: Nest) -> float:
         """Return the task's metric."""
-        return self.stages.project.loaded.metric(answer, labels)
+        return self.stages.project.loaded.metric(answer, targets)
 
     def histories(self) -> dict[str, list[dict[str, float]]]:
         """Return for each network that was trained here one entry for each epoch."""
@@ -182,6 +188,7 @@ class TrainingStages:
 
     def __post_init__(self) -> None:
         check_losses(self.recipe)
+        check_training(self.recipe)
 
     def run(self) -> TrainedOrigin:
         """Run every stage, or read its result."""
@@ -206,10 +213,21 @@ class TrainingStages:
         """Run a stage of the recipe's threads, in which what the task's code raises is one line."""
 
         def run_task(folder: Path, report: StageReporter) -> R:
-            with self.project.loaded.errors_in(f"stage '{spec.name}'"), computing_threads(self.recipe.threads):
+            with self.project.loaded.errors_in(f"stage '{spec.name}'"), self.computing():
                 return run(folder, report)
 
         return self.runner(spec, label=label, config=config, inputs=inputs, run=run_task)
+
+    def computing(self) -> AbstractContextManager[None]:
+        """Return a context in which torch computes with the recipe's threads and device."""
+        return computing(Resources(self.threads, self.recipe.device, self.recipe.workers))
+
+    @cached_property
+    def threads(self) -> int:
+        """The number of threads that train: the recipe's, or the one that a short timing finds to be faster."""
+        if self.recipe.threads != "auto":
+            return self.recipe.threads
+        return choose_threads(self.runner, self.teachers or self.project, self.recipe, self.taps)
 
     def networks(self) -> tuple[nn.Module, nn.Module]:
         """Run or read the stages before the export; return the trained teacher and the trained pruned student."""
@@ -217,29 +235,31 @@ class TrainingStages:
         pruned = self._prune(teacher, self.student(teacher))
         return self.load_teacher(teacher), self._load_pruned(pruned.folder)
 
-    def fine_tune_for_int8(self, origin: TrainedOrigin, scheme: Scheme) -> QatStudent:
-        """Fine-tune the pruned network for a scheme of INT8, and export it alone."""
-        config = replace(self.recipe.quantize.qat, loss=self._fine_tuned(self.recipe.quantize.qat.loss))
+    def qat(
+        self, teacher: Done[Trained] | None, student: Done[Trained], pruned: Done[Trained], scheme: Scheme
+    ) -> Done[Trained]:
+        """Fine-tune the pruned student for a scheme of INT8, held by the unpruned student."""
+        config = msgspec.structs.replace(self.recipe.quantize.qat, loss=self._fine_tuned(self.recipe.quantize.qat.loss))
 
-        def fine_tune(folder: Path, report: StageReporter) -> Trained:
+        def run(folder: Path, report: StageReporter) -> Trained:
             from edgekd.training.qat import stage as qat
 
             networks = qat.QatNetworks(
-                self._load_reference(origin.teacher, origin.student),
-                self._load_student(origin.student),
-                self._load_pruned(origin.pruned.folder),
-                self._outputs(origin.teacher, config.loss, report),
+                self._load_reference(teacher, student),
+                self._load_student(student),
+                self._load_pruned(pruned.folder),
+                self._outputs(teacher, config.loss, report),
             )
             return qat.run(
                 self.project.loaded, networks, self.taps, scheme, config, StageRun(self.recipe.seed, folder, report)
             )
 
-        fine_tuned = self._run(
-            QAT,
-            config={**_plain(config), **own_loss_sources(config.loss), "scheme": _plain(scheme)},
-            inputs={"pruned": origin.pruned.key},
-            run=fine_tune,
-        )
+        settings = {**_plain(config), **_own_sources(config), "scheme": _plain(scheme)}
+        return self._run(QAT, config=settings, inputs={"pruned": pruned.key}, run=run)
+
+    def fine_tune_for_int8(self, origin: TrainedOrigin, scheme: Scheme) -> QatStudent:
+        """Fine-tune the pruned network for a scheme of INT8, and export it alone."""
+        fine_tuned = self.qat(origin.teacher, origin.student, origin.pruned, scheme)
 
         def export_student(folder: Path, report: StageReporter) -> Exported:
             from edgekd.training.export import stage as export
@@ -309,7 +329,7 @@ class TrainingStages:
     @cached_property
     def has_teacher(self) -> bool:
         """Whether the task has a teacher, once it was checked."""
-        return self.preflight().result.teacher
+        return check_task(self.runner, self.project, self.recipe).result.teacher
 
     def teacher(self) -> Done[Trained]:
         """Check the task; then train the teacher, or load the user's.
@@ -324,13 +344,17 @@ class TrainingStages:
         def run(folder: Path, report: StageReporter) -> Trained:
             from edgekd.training.distillation import teacher
 
-            return teacher.run(project.loaded, self.taps.teacher, config, StageRun(self.recipe.seed, folder, report))
+            stage = StageRun(self.recipe.seed, folder, report)
+            trained = teacher.run(project.loaded, self.taps.teacher, config, stage)
+            return _tell_lesson(project.loaded, "teacher", trained, stage)
 
         settings = {
             **_plain(msgspec.structs.replace(config, precision="float32")),  # it matters to those that learn from it
             "weights": sha256_file(weights) if weights else None,
             "seed": self.recipe.seed,
-            "threads": self.recipe.threads,
+            "threads": self.threads,
+            "device": self.recipe.device.partition(":")[0],
+            **own_training_sources(config),
         }
         return self._run(TEACHER, config=settings, inputs={"task": project.identity}, run=run)
 
@@ -363,11 +387,12 @@ class TrainingStages:
         config = self.recipe.distill
 
         def run(folder: Path, report: StageReporter) -> Trained:
-            return self.distil(teacher, config, self.recipe.seed, folder, report)
+            trained = self.distil(teacher, config, self.recipe.seed, folder, report)
+            return _tell_lesson(self.project.loaded, "student", trained, StageRun(self.recipe.seed, folder, report))
 
         settings = {
             **_plain(config),
-            **own_loss_sources(config.loss),
+            **_own_sources(config),
             "taps": _plain(self.recipe.student.taps),
             "precision": self.recipe.teacher.precision,
         }
@@ -390,7 +415,7 @@ class TrainingStages:
         """
         from edgekd.training.distillation import distill
 
-        with computing_threads(self.recipe.threads):
+        with self.computing():
             outputs, model = self._outputs(teacher, config.loss, report), self.load_teacher(teacher)
             return distill.run(self.project.loaded, model, self.taps, config, StageRun(seed, folder, report), outputs)
 
@@ -412,7 +437,7 @@ class TrainingStages:
             plan: How to prune.
             label: What tells the attempt from the others; "" for the first.
         """
-        config = replace(self.recipe.prune, loss=self._fine_tuned(self.recipe.prune.loss))
+        config = msgspec.structs.replace(self.recipe.prune, loss=self._fine_tuned(self.recipe.prune.loss))
 
         def run(folder: Path, report: StageReporter) -> Trained:
             from edgekd.training.pruning import stage as prune
@@ -427,7 +452,7 @@ class TrainingStages:
             return prune.run(self.project.loaded, networks, self.taps, config, stage, plan)
 
         decides = msgspec.structs.replace(config, repair="auto", repair_s=0.0)  # these tell whether one follows
-        settings = {**_plain(decides), **own_loss_sources(config.loss), "plan": plan.identity()}
+        settings = {**_plain(decides), **_own_sources(config), "plan": plan.identity()}
         return self._run(PRUNE, label=label, config=settings, inputs={"student": student.key}, run=run)
 
     def check_pruned(
@@ -512,13 +537,13 @@ class TrainingStages:
         """The taps of both networks, from the recipe and the task."""
         return self.project.taps(self.recipe)
 
-    def preflight(self) -> Done[Preflight]:
+    def preflight(self) -> None:
         """Check the task, or read that it was checked.
 
         Raises:
             TaskError: Something in the task is wrong.
         """
-        return check_task(self.runner, self.project, self.recipe)
+        check_task(self.runner, self.project, self.recipe)
 
     def load_teacher(self, done: Done[Trained]) -> nn.Module:
         """Return the finished teacher."""
@@ -568,6 +593,22 @@ class _StudentPruning:
     def check(self, pruned: Done[Trained], label: str, tell: Callable[[PruneCheck], str]) -> Done[PruneCheck]:
         """Judge a pruned network."""
         return self.stages.check_pruned(self.student, pruned, label, tell)
+
+
+def _own_sources(config: DistillConfig | PruneConfig | QatConfig) -> JsonObject:
+    """Return the digests of the user's own code that a training runs beside the task's."""
+    return {**own_loss_sources(config.loss), **own_training_sources(config)}
+
+
+def _tell_lesson(task: LoadedTask, name: str, trained: Trained, stage: StageRun) -> Trained:
+    """Warn at once where a network learned nothing; return its result with the warning."""
+    from edgekd.training.loop import distributed
+    from edgekd.training.loop.lesson import describe_lesson
+
+    warnings = describe_lesson(task, name, trained, stage.folder) if distributed.is_main() else ()
+    for warning in warnings:
+        stage.report.warn(warning)
+    return replace(trained, warnings=warnings)
 
 
 def _plain(config: object) -> JsonObject:

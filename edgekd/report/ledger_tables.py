@@ -20,7 +20,15 @@ if TYPE_CHECKING:
     from edgekd.stages.trained import PruneAttempt
 
 #: The column of each kind of output's divergence.
-_DIVERGENCES: dict[OutputName, str] = {"classes": "KL", "multilabel": "KL", "values": "error", "embedding": "Δcos"}
+_DIVERGENCES: dict[OutputName, str] = {
+    "classes": "KL",
+    "multilabel": "KL",
+    "regression": "error",
+    "dense-classes": "KL",
+    "sequence-classes": "KL",
+    "embedding": "Δcos",
+    "custom": "error",
+}
 
 
 def ledger_table(ledger: Ledger, samples: str = "samples") -> Table:

@@ -113,7 +113,7 @@ def _learned(ledger: Ledger, verdict: Verdict) -> Iterator[Evidence]:
     if teacher is not None:
         yield Evidence("teacher", "that of the teacher", teacher)
     if constant is not None:
-        always = f"always class {constant.label}"
+        always = f"always {constant.answer}"
         yield Evidence("constant", f"that of answering {always}", constant.metric)
         gain = constant.gain
         state = "pass" if gain.low > 0 else verdict

@@ -113,6 +113,8 @@ def check_bundle(path: Path | str, runtime: str | None = None) -> tuple[Manifest
 
 
 def _read(folder: Path, runtime: str | None) -> tuple[Manifest, Runtime]:
+    if folder.is_file():
+        raise BundleError(f"{folder}: is a file; give the folder that holds a bundle's {MANIFEST}")
     if not folder.is_dir():
         raise BundleError(f"{folder}: no such folder; give the folder that holds a bundle's {MANIFEST}")
     if not os.path.lexists(folder / MANIFEST):
@@ -187,6 +189,15 @@ class Bundle:
         """
         self._check_finite(feeds)
         return self._session.run(feeds)
+
+    def run_all(self, feeds: Feeds) -> dict[str, Array]:
+        """Run any number of samples, some at a time, and return all rows of every output.
+
+        Raises:
+            ModelError: as of :meth:`run`.
+        """
+        self._check_finite(feeds)
+        return run_rows(self._session, feeds, _BATCH)
 
     def predict(self, feeds: Feeds) -> list[str]:
         """Return each sample's most likely class by name, by the engine's first output of classes.

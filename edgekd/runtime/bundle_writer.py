@@ -9,7 +9,6 @@ from edgekd import __version__
 from edgekd.errors import BundleError
 from edgekd.files import atomic_path, sha256_file
 from edgekd.gram.npz import EMBEDDING_PREFIX
-from edgekd.gram.output_kind import class_axis
 from edgekd.runtime.backends.registry import ORT
 from edgekd.runtime.manifest import (
     MANIFEST,
@@ -122,7 +121,7 @@ def _outputs(folder: Path, facts: BundleFacts) -> list[JsonObject]:
                 variants.setdefault(spec.name, []).append(variant)
                 outputs[spec.name] = {"name": spec.name, "dtype": spec.dtype, "shape": _batched(spec.shape)}
     for name, classes in facts.classes.items():
-        width = outputs[name]["shape"][class_axis(facts.outputs[name].name)]
+        width = outputs[name]["shape"][facts.outputs[name].class_axis or -1]
         if classes and isinstance(width, int) and width != len(classes):
             raise BundleError(f"{folder}: '{name}' has {width} scores, but {len(classes)} classes were named")
     ordered = {name: outputs[name] for name in (*facts.outputs, *outputs)}

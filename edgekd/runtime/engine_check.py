@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from edgekd.errors import BundleError
-from edgekd.gram.output_kind import class_axis
+from edgekd.gram.output_kind import CLASS_AXES
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -41,7 +41,7 @@ def check_engine(manifest: Manifest, variant: Variant, session: Session, where: 
         raise BundleError(f"{where}: has no output '{min(missing)}', which the manifest states; {_REMEDY}")
     for entry in stated:
         name, classes = entry["name"], entry["classes"]
-        width = shapes[name][class_axis(entry["kind"])]
+        width = shapes[name][CLASS_AXES.get(entry["kind"], -1)]
         if classes and isinstance(width, int) and width != len(classes):
             raise BundleError(
                 f"{where}: '{name}' has {width} scores, but the manifest names {len(classes)} classes; {_REMEDY}"

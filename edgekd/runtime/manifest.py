@@ -83,8 +83,8 @@ def read_manifest(folder: Path) -> Manifest:
         content.pop(_DIGEST, None)
         unaltered = text == manifest_text(content)
     except FileNotFoundError:
-        inside = folder / "bundle"
-        hint = f"; did you mean {inside}?" if (inside / MANIFEST).is_file() else ""
+        inside = [place.parent for depth in ("*", "*/*") for place in sorted(folder.glob(f"{depth}/{MANIFEST}"))]
+        hint = f"; did you mean {inside[0]}?" if inside else ""
         raise BundleError(f"{folder}: is not a bundle, it has no {MANIFEST}{hint}") from None
     except OSError as error:
         raise BundleError(f"{path}: cannot be read: {error.strerror}") from error

@@ -7,8 +7,7 @@ see the fusion, which comes after the embeddings: its limits are derived from th
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
-from types import MappingProxyType
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
@@ -22,6 +21,7 @@ from edgekd.gram.drift import sample_drifts
 from edgekd.gram.intervals import round_up
 from edgekd.gram.jackknife import Series, make_blocks
 from edgekd.gram.limits import Suggestion, Tally, has_lost, is_refused, samples_that_tell, suggest
+from edgekd.gram.nest import take_rows, targets_of
 from edgekd.gram.npz import answers_of, embeddings_of
 from edgekd.gram.output_kind import OutputKind
 from edgekd.gram.probe import answer_of
@@ -32,11 +32,13 @@ from edgekd.runtime.feeds import read_feeds
 from edgekd.runtime.session import open_arrays, run_rows
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Mapping, Sequence
     from pathlib import Path
 
     from onnx import ModelProto
 
+    from edgekd.gram.metric import Metric
+    from edgekd.gram.nest import Nest
     from edgekd.gram.probe import Answer
     from edgekd.gram.verdict import GateLimits
     from edgekd.runtime.session import Array, Feeds
@@ -49,7 +51,6 @@ LimitName = Literal["max_divergence", "max_flips", "max_missing_flips", "tau_fai
 MISSING_FACTOR = 3.0
 
 _BATCH = 256
-_CLASSES: Mapping[str, OutputKind] = MappingProxyType({"logits": OutputKind()})
 #: Losses near the limit whose intervals say how many samples would tell more.
 _NEAR_LIMIT = 5
 #: Confidence of these intervals, one-sided.
@@ -140,8 +141,8 @@ class AlarmSamples:
     """
 
     path: Path
-    metric: Callable[[Answer, Array], float] | None
-    kinds: Mapping[str, OutputKind] = _CLASSES
+    metric: Metric | None
+    kinds: Mapping[str, OutputKind] = field(default_factory=lambda: {"logits": OutputKind()})
     modalities: Sequence[str] = ()
 
 
@@ -193,9 +194,9 @@ class _AlarmBench:
     Attributes:
         feeds: The samples.
         absent: The same with each modality absent.
-        labels: Labels [N]; None where there is no metric.
+        targets: What the samples are labelled with; None where there is no metric.
         groups: Cluster of each sample [N]; None where samples are independent.
-        metric: The metric of outputs and labels, higher for better.
+        metric: The metric of outputs and targets, higher for better.
         score: The unperturbed network's metric; None where there are no labels.
         kinds: What each output is.
         reference: What the unperturbed network gives.
@@ -203,9 +204,9 @@ class _AlarmBench:
 
     feeds: Feeds
     absent: Sequence[Feeds]
-    labels: Array | None
+    targets: Nest | None
     groups: Array | None
-    metric: Callable[[Answer, Array], float]
+    metric: Metric
     score: float | None
     kinds: Mapping[str, OutputKind]
     reference: _DamagedOutputs
@@ -216,10 +217,10 @@ class _AlarmBench:
         with AS_WRITTEN.open(graph) as session:
             feeds = read_feeds(samples.path, session.inputs)
         with open_arrays(samples.path) as arrays:
-            labels, groups = arrays.get("labels"), arrays.get("groups")
+            targets, groups = targets_of(arrays), arrays.get("groups")
         absent = _without(feeds, samples)
         reference = _run(graph, feeds, absent)
-        score = math.nan if metric is None or labels is None else metric(_answer(reference.outputs), labels)
+        score = math.nan if metric is None or targets is None else metric(_answer(reference.outputs), targets)
         if math.isnan(score) and not any(map(_decides, kinds.values())):
             names = ", ".join(f"'{kind.name}'" for kind in kinds.values())
             raise ModelError(
@@ -229,10 +230,10 @@ class _AlarmBench:
         known = None if math.isnan(score) else float(score)
         sign = 1 if limits.higher_is_better else -1
 
-        def signed(outputs: Answer, of: Array) -> float:
+        def signed(outputs: Answer, of: Nest) -> float:
             return sign * metric(outputs, of) if metric else math.nan
 
-        return cls(feeds, absent, None if known is None else labels, groups, signed, known, kinds, reference)
+        return cls(feeds, absent, None if known is None else targets, groups, signed, known, kinds, reference)
 
     @property
     def count(self) -> int:
@@ -284,10 +285,10 @@ class _AlarmBench:
     def _loss(
         self, outputs: Mapping[str, Array], exact: Mapping[str, Array], kept: Array | slice = slice(None)
     ) -> float | None:
-        if self.labels is None:
+        if self.targets is None:
             return None
-        labels = self.labels[kept]
-        return float(self.metric(_answer(exact), labels) - self.metric(_answer(outputs), labels))
+        targets = take_rows(self.targets, kept)
+        return float(self.metric(_answer(exact), targets) - self.metric(_answer(outputs), targets))
 
 
 def _answer(outputs: Mapping[str, Array]) -> Answer:
@@ -310,7 +311,7 @@ def _run(graph: Path | bytes, feeds: Feeds, absent: Sequence[Feeds]) -> _Damaged
 
 def _decides(kind: OutputKind) -> bool:
     """Whether an output decides anything that can flip; an embedding's near neighbours trade places for nothing."""
-    return kind.name in ("classes", "multilabel") or (kind.name == "values" and kind.threshold is not None)
+    return kind.class_axis is not None or kind.name == "multilabel" or kind.threshold is not None
 
 
 def summarize(

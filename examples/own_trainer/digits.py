@@ -5,7 +5,7 @@ Nothing here is edgekd's to ask for: these are the networks and the data of a pr
 
 from __future__ import annotations
 
-from pathlib import Path
+from pathlib import Path  # noqa: TC003  # an example that reads plainly
 
 import torch
 from safetensors.torch import save_file

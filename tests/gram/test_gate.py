@@ -19,7 +19,7 @@ from edgekd.gram.output_kind import OutputKind
 from edgekd.gram.probe import Probe
 from edgekd.gram.verdict import GateLimits
 from edgekd.stages.artifacts import PROBE, WEIGHTS
-from edgekd.stages.labels import accuracy
+from edgekd.stages.metrics import accuracy
 from edgekd.stages.progress import Silent, StageReporter
 from edgekd.training.distillation import distill, teacher
 from edgekd.training.distillation.losses.logits import cross_entropy
@@ -277,10 +277,10 @@ def test_without_labels_the_outputs_and_drift_gate(trained):
 def test_a_network_that_is_no_classifier_is_held_to_its_numbers(trained):
     maps = trained.student.answer[:, :, None] * np.ones(5, np.float32)
     probes = {"float": with_logits(trained.student, maps), "quantized": with_logits(trained.student, -maps)}
-    ledger = unlabelled(probes, kind="values")
+    ledger = unlabelled(probes, kind="regression")
     assert (ledger.verdict, ledger.row("quantized").flips) == ("fail", None)
     assert ledger.reasons[0].startswith("element ") or ledger.reasons[0].startswith("squared error")
-    assert unlabelled({**probes, "quantized": probes["float"]}, kind="values").verdict == "pass"
+    assert unlabelled({**probes, "quantized": probes["float"]}, kind="regression").verdict == "pass"
 
 
 def test_a_student_at_chance_is_never_released(trained):

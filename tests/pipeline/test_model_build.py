@@ -75,14 +75,14 @@ def test_without_labels_the_metric_is_not_measured_and_flips_gate(folder):
     assert report["rows"][0]["not_measured"]["metric.shipped"] == "not measured: there are no labels"
 
 
-def test_logits_without_labels_are_values_and_the_user_is_told(folder):
+def test_logits_without_labels_are_a_regression_and_the_user_is_told(folder):
     process = edgekd(*arguments("--json", calibration="unlabelled.npz"), cwd=folder)
     assert process.returncode == 0, process.stderr
     said = [event["message"] for event in events(process.stdout) if event["event"] == "warn"]
-    assert any("taken for 'values'" in message and "say --kind classes" in message for message in said)
+    assert any("taken for 'regression'" in message and "say --kind classes" in message for message in said)
     target = events(process.stdout)[-1]["report"]["targets"][0]
     last = target["ledger"]["rows"][-1]
-    assert (last["answers"]["kind"], last["answers"]["changed"], last["missing"]) == ("values", None, {})
+    assert (last["answers"]["kind"], last["answers"]["changed"], last["missing"]) == ("regression", None, {})
     assert any("decide nothing without a threshold" in fact for fact in target["facts"])
 
 
@@ -106,7 +106,11 @@ def test_the_report_of_a_model_reads_well(folder, imported):
         (["--tap", "fou"], 2, "write it as NAME=TENSOR"),
         (["--tap", "fou=no_such_tensor"], 4, "no_such_tensor"),
         (["--kind", "scores"], 2, "'scores' is not one of 'auto', 'classes'"),
-        (["--kind", "classes", "--threshold", "0.5"], 8, "threshold = 0.5 is for 'multilabel' and 'values'"),
+        (
+            ["--kind", "classes", "--threshold", "0.5"],
+            8,
+            "threshold = 0.5 is for 'multilabel', 'regression' and 'custom'",
+        ),
         (["--recipe", "digits"], 2, "give --model or --recipe, not both"),
         (["--set", "task.name=digits"], 3, "either a [task] to train for or a [model]"),
         (["--set", "model.outptu=x"], 3, "did you mean 'output'?"),

@@ -83,7 +83,7 @@ def ledger(
         for stage, fall in falls.items()
         if stage not in ("teacher", "student")
     }
-    constant = ConstantAnswer(2, 0.1834, Estimate(0.7778, 0.7101, 0.8455)) if before and sign > 0 else None
+    constant = ConstantAnswer("class 2", 0.1834, Estimate(0.7778, 0.7101, 0.8455)) if before and sign > 0 else None
     missing = {"accel": Estimate(0.0133, 0.0, 0.0413), "audio": Estimate(0.0933, 0.0571, 0.1417)}
     figures = LedgerMetrics({stage: found[stage] for stage in stages}, losses, constant)
     groups, rules = np.arange(150) % 30, GateRules(metric, limits, Bootstrap(resamples=200), {"logits": OutputKind()})

@@ -87,7 +87,7 @@ def test_the_ledger_shows_every_stage_and_the_limits():
 
 
 def test_the_table_names_what_the_outputs_kind_measures():
-    values = replace(ledger(), kinds={"logits": "values"}, rows=tuple(_without_flips(row) for row in ledger().rows))
+    values = replace(ledger(), kinds={"logits": "regression"}, rows=tuple(_without_flips(row) for row in ledger().rows))
     assert [column.name for column in ledger_table(values).columns][1:4] == ["error", "error ≤", "macro-F1"]
     embedding = replace(ledger(), kinds={"logits": "embedding"})
     table = ledger_table(embedding)
@@ -96,7 +96,7 @@ def test_the_table_names_what_the_outputs_kind_measures():
 
 
 def _without_flips(row):
-    changed = {name: replace(each, kind="values", changed=None) for name, each in row.answers.items()}
+    changed = {name: replace(each, kind="regression", changed=None) for name, each in row.answers.items()}
     return replace(row, answers=changed)
 
 

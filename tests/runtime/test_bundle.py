@@ -8,6 +8,7 @@ import jsonschema
 import numpy as np
 import onnx
 import pytest
+from bundles import FACTS, make_bundle, make_files
 from engines import CLASSES, EMBEDDINGS, INPUTS, samples, save_engine
 from manifests import edit_manifest
 
@@ -15,30 +16,13 @@ import edgekd
 import edgekd.runtime
 from edgekd.errors import BundleError, EdgekdError, ModelError
 from edgekd.gram.matrix import pair_cosines
-from edgekd.gram.output_kind import OutputKind
 from edgekd.runtime.backends.onnxruntime import open_engine
-from edgekd.runtime.backends.registry import ORT
 from edgekd.runtime.bundle import load
 from edgekd.runtime.bundle_writer import BundleFacts, write_bundle
 from edgekd.runtime.manifest import read_branches, read_manifest
-from edgekd.runtime.verification import write_reference
 
 _ABSENT = object()
 SCHEMA = json.loads(Path(edgekd.runtime.__file__).with_name("manifest.schema.json").read_text())
-FACTS = {
-    "target": "cpu",
-    "runtime": ORT,
-    "precision": "int8",
-    "task": {"name": "gestures", "metric": "accuracy"},
-    "inputs": INPUTS,
-    "outputs": {"logits": OutputKind()},
-    "classes": {"logits": CLASSES},
-    "released": True,
-    "verdict": "pass",
-    "reasons": [],
-    "versions": {"onnx": "1.23.2"},
-    "measurements": {"accuracy": 0.99},
-}
 
 
 @pytest.fixture(scope="module")
@@ -51,20 +35,6 @@ def pristine(tmp_path_factory):
 @pytest.fixture
 def folder(pristine, tmp_path):
     return Path(shutil.copytree(pristine, tmp_path / "bundle"))
-
-
-def make_files(folder, deploy=None, **engine):
-    folder.mkdir(parents=True)
-    save_engine(folder / "probe.onnx", **engine)
-    save_engine(folder / "deploy.onnx", outputs=["logits"], **(deploy or {}))
-    with open_engine(save_engine(folder.parent / "reference.onnx")) as session:
-        write_reference(folder / "reference.npz", np.arange(8), samples(8), session.run(samples(8)))
-    (folder / "ledger.json").write_text("{}")
-
-
-def make_bundle(folder, engine=None, deploy=None, **facts):
-    make_files(folder, deploy, **(engine or {}))
-    write_bundle(folder, BundleFacts(**{**FACTS, **facts}))
 
 
 # --- what a bundle is

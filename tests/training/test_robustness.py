@@ -11,6 +11,7 @@ from edgekd.config.recipe import DistillConfig, RobustnessConfig, TaskConfig, Te
 from edgekd.runtime.corruption import (
     ChannelStatistics,
     add_noise,
+    count_changes,
     drop_modality,
     load_statistics,
     measure_robustness,
@@ -130,7 +131,7 @@ def test_measure_asks_for_each_modality_dropped_and_noisy():
 
     def score(name, change):
         asked.append(name)
-        return float(change(rows).mean())
+        return float(change({"a": rows, "b": rows})[name].mean())
 
     found = measure_robustness(0.9, score, known, 1.0, 0)
     assert asked == ["a", "b", "a", "b"]
@@ -140,14 +141,42 @@ def test_measure_asks_for_each_modality_dropped_and_noisy():
     assert found.noisy["a"] != found.noisy["b"]
 
 
+def test_ids_take_no_noise_and_go_with_their_mask():
+    known = {
+        "words": ChannelStatistics(np.int64(7), None, {"mask": np.bool_(False)}),
+        "v": ChannelStatistics(np.float16([2, 2]), np.float32([1, 1])),
+    }
+    inputs = {"words": np.ones((3, 4), np.int64), "mask": np.ones((3, 4), bool), "v": np.zeros((3, 2), np.float16)}
+    changes = []
+
+    def score(name, change):
+        changes.append((name, change(inputs)))
+        return 0.0
+
+    found = measure_robustness(0.9, score, known, 1.0, 0)
+    assert (list(found.dropped), list(found.noisy)) == (["words", "v"], ["v"])
+    assert len(changes) == count_changes(known) == 3
+    for _, changed in changes:
+        assert {name: x.dtype for name, x in changed.items()} == {name: x.dtype for name, x in inputs.items()}
+    without_words, without_v, noisy = (changed for _, changed in changes)
+    assert (without_words["words"] == 7).all()
+    assert not without_words["mask"].any()
+    assert without_v["mask"].all()
+    assert noisy["mask"].all()
+    assert (noisy["v"] != 0).any()
+
+
 def test_statistics_are_read_as_they_were_written(tmp_path):
     known = {
         "a.b": ChannelStatistics(np.float32([[1], [2]]), np.float32([[3], [4]])),
         "c": ChannelStatistics(np.float32(1), np.float32(2)),
+        "words": ChannelStatistics(np.asarray(7), None, {"mask.a": np.asarray(False)}),
     }
     save_statistics(known, tmp_path / "channels.npz")
     read = load_statistics(tmp_path / "channels.npz")
-    assert list(read) == ["a.b", "c"]
+    assert list(read) == ["a.b", "c", "words"]
     for name, channels in known.items():
         assert np.array_equal(read[name].mean, channels.mean)
+        assert read[name].mean.dtype == channels.mean.dtype
         assert np.array_equal(read[name].deviation, channels.deviation)
+        assert read[name].companions == channels.companions

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 
-from edgekd.training.stage_run import computing_threads
+from edgekd.training.stage_run import Resources, computing
 
 #: Trains a network whose sums are long enough to be divided, and prints a digest of its weights.
 TRAINS = """
@@ -21,12 +21,12 @@ from edgekd.config.recipe import Training
 from edgekd.training.distillation.objective import SupervisedObjective
 from edgekd.training.loop.loop import Fit, fit
 from edgekd.training.loop.weights import build
-from edgekd.training.stage_run import computing_threads
+from edgekd.training.stage_run import Resources, computing
 from edgekd.training.taps.taps import TappedModel
 
 def digest(threads):
     model = build(lambda: TwoTowers(norm=True), 0)
-    with computing_threads(threads), TappedModel(model, TAPS) as tapped, tempfile.TemporaryDirectory() as folder:
+    with computing(Resources(threads)), TappedModel(model, TAPS) as tapped, tempfile.TemporaryDirectory() as folder:
         run = Fit(Training(epochs=4, batch_size=4096), 0, Path(folder), reporter())
         fit(model, SupervisedObjective(tapped), split("train", 4096), lambda: {"validation": 0.0}, run)
     content = b"".join(value.numpy().tobytes() for value in model.state_dict().values())
@@ -55,6 +55,6 @@ def test_the_environments_threads_do_not_matter():
 
 def test_the_recipes_threads_are_undone_after_the_stage():
     before = torch.get_num_threads()
-    with computing_threads(before + 1):
+    with computing(Resources(before + 1)):
         assert torch.get_num_threads() == before + 1
     assert torch.get_num_threads() == before

@@ -141,8 +141,8 @@ def _not_measurable(kind: OutputKind) -> str | None:
     said = "Answers with a modality absent are not measured: "
     if kind.name == "embedding":
         return f"{said}an embedding decides nothing by itself, and near neighbours trade places for nothing."
-    if kind.name == "values" and kind.threshold is None:
-        return f"{said}the output is values, which decide nothing without a threshold."
+    if kind.name in ("regression", "custom") and kind.threshold is None:
+        return f"{said}the output is numbers, which decide nothing without a threshold."
     return None
 
 

@@ -25,6 +25,7 @@ from edgekd.runtime.measure.layers import assign_branches
 from edgekd.runtime.measure.results import Profile
 from edgekd.runtime.session import open_arrays
 from edgekd.stages.artifacts import DEPLOY, PROBE_GRAPH, onnx_name
+from edgekd.stages.labels import UNLABELLED
 from edgekd.stages.stage import StageSpec, library_versions
 
 if TYPE_CHECKING:
@@ -63,7 +64,7 @@ PROFILE: StageSpec[Profile] = StageSpec(
     "profile", 5, Profile, ("numpy",), "time the float networks and the candidates in turns", _describe_profile
 )
 BUNDLE: StageSpec[Bundled] = StageSpec(
-    "bundle", 7, Bundled, (), "put together what ships, with its evidence", _describe_bundle
+    "bundle", 8, Bundled, (), "put together what ships, with its evidence", _describe_bundle
 )
 
 
@@ -155,6 +156,7 @@ def _write_grams(context: Context, shipped: EvaluatedCandidate, path: Path) -> N
     probes[SHIPPED] = Probe.load(shipped.outputs)
     with open_arrays(context.test) as test:
         classes = test.get("labels")
+        classes = None if classes is None or (classes == UNLABELLED).all() else classes
     told_apart = next((name for name, kind in context.rules.kinds.items() if kind.name == "classes"), None)
     if classes is None and told_apart is not None:
         classes = top1(before[shipped.ledger.reference].outputs[told_apart])

@@ -63,10 +63,13 @@ def run(
     """
     device, train = compute_device(), task.splits["train"]
     dropped = config.modality_dropout
-    transform = ModalityDropout(training_channels(train, stage.seed), dropped) if dropped else None
+    transform = None
+    if dropped:
+        transform = ModalityDropout(training_channels(train, task.task.modalities, stage.seed), dropped)
     student = build(task.task.student, stage.seed).to(device)
     networks = DistillationNetworks(student, teacher.to(device), outputs=outputs)
     setup = distillation_setup(task, networks, taps, config.loss, stage.seed, stage.report, transform)
     with setup as (objective, validate):
-        history = fit(student, objective, train, validate, Fit(config, stage.seed, stage.folder, stage.report))
+        loop = Fit(config, stage.seed, stage.folder, stage.report, task.higher_is_better)
+        history = fit(student, objective, train, validate, loop)
     return save_trained(task, student, taps.student, history, stage.folder)

@@ -102,6 +102,7 @@ class DistillationObjective:
     ) -> None:
         self.student, self.teacher, self.anchor = student, teacher, anchor
         self.config, self.report, self.transform = config, report, transform
+        self.modalities = taps.modalities
         self.extras = bind_losses(config, taps)
         self.balance = GradientBalance(config.terms)
         self._warned: set[str] = set()
@@ -200,7 +201,7 @@ class DistillationObjective:
         given = self.transform(batch) if self.transform and self.student.model.training else batch
         tapped = self.student.read(list(given.inputs.values()))
         outputs = BatchOutputs(float_outputs(tapped), reference.logits, anchors, batch.labels, given.present)
-        return gather_batch(outputs, list(batch.inputs), self.reads_maps), tapped.outputs
+        return gather_batch(outputs, self.modalities, self.reads_maps), tapped.outputs
 
     def _warn_of_vanished(self) -> None:
         for name in set(self.balance.vanished()) - self._warned:

@@ -13,6 +13,7 @@ from edgekd.training.distillation.objective import SupervisedObjective
 from edgekd.training.loop import distributed
 from edgekd.training.loop.evaluate import Validation, save_trained
 from edgekd.training.loop.loop import Fit, compute_device, fit
+from edgekd.training.loop.settings import count_epochs
 from edgekd.training.loop.weights import build, load_weights
 from edgekd.training.taps.taps import TappedModel
 
@@ -42,7 +43,7 @@ def run(task: LoadedTask, taps: Mapping[str, Tap], config: TeacherConfig, stage:
     if config.weights:
         load_weights(model, Path(config.weights))
     else:
-        history = _train(task, model, taps, Fit(config, stage.seed, stage.folder, stage.report))
+        history = _train(task, model, taps, Fit(config, stage.seed, stage.folder, stage.report, task.higher_is_better))
     return save_trained(task, model, taps, history, stage.folder)
 
 
@@ -54,12 +55,13 @@ def _train(task: LoadedTask, model: nn.Module, taps: Mapping[str, Tap], run: Fit
 def _train_members(task: LoadedTask, taps: Mapping[str, Tap], config: TeacherConfig, stage: StageRun) -> Trained:
     history: list[Epoch] = []
     networks = []
+    epochs = count_epochs(config, len(task.splits["train"]))
     for number in range(config.members):
         networks.append(build(task.task.teacher, stage.seed + number).to(compute_device()))
-        done, total = number * config.epochs, config.members * config.epochs
-        report = PartialReporter(stage.report.observer, stage.report.stage, done, total)
+        report = PartialReporter(stage.report.observer, stage.report.stage, number * epochs, config.members * epochs)
         # The checkpoint of a member that a killed run finished is all that is needed of it.
-        run = Fit(config, stage.seed + number, stage.folder / ROUNDS / str(number), report)
+        folder, higher = stage.folder / ROUNDS / str(number), task.higher_is_better
+        run = Fit(config, stage.seed + number, folder, report, higher)
         history += _train(task, networks[-1], taps, run)
     ensemble = Ensemble(networks, taps)
     trained = save_trained(task, ensemble, ensemble.taps, history, stage.folder)

@@ -32,6 +32,7 @@ from edgekd.stages.artifacts import (
 from edgekd.training.export.onnx import write_onnx
 from edgekd.training.loop.evaluate import batches, ground_truth, probe
 from edgekd.training.taps.taps import TappedModel
+from edgekd.training.task.targets import leaves
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -115,7 +116,7 @@ def _width(networks: Mapping[str, ExportNetwork], inputs: Mapping[str, Tensor]) 
 
 def _facts(task: LoadedTask, logits: int) -> TaskFacts:
     inputs: list[dict[str, str | list[int | str]]] = [
-        {"name": m.name, "dtype": "float32", "shape": ["batch", *m.shape], "preprocessing": m.description}
+        {"name": m.name, "dtype": m.dtype, "shape": ["batch", *m.shape], "preprocessing": m.description}
         for m in task.task.modalities
     ]
     return TaskFacts(
@@ -124,12 +125,12 @@ def _facts(task: LoadedTask, logits: int) -> TaskFacts:
         task.outputs,
         {"logits": task.class_names(logits)},
         inputs,
-        modalities=[modality.name for modality in task.task.modalities],
+        modalities=task.modalities,
     )
 
 
 def save_samples(split: Split, path: Path) -> None:
-    """Write a split's inputs, ids, labels and groups as ``.npz``, and which samples lack a modality."""
+    """Write a split's inputs, ids, labels, groups and targets as ``.npz``, and which samples lack a modality."""
     truth = ground_truth(split)
     columns: dict[str, list[NDArray[np.generic]]] = {}
     for batch in batches(split):
@@ -142,6 +143,8 @@ def save_samples(split: Split, path: Path) -> None:
         del arrays[name]
     if truth.groups is not None:
         arrays["groups"] = truth.groups
+    if truth.has_targets:
+        arrays |= leaves(truth.targets)
     write_arrays(path, {"ids": truth.ids, "labels": truth.labels, **arrays})
 
 

@@ -17,7 +17,8 @@ from edgekd.stages.trained import Trained
 from edgekd.training.loop import distributed
 from edgekd.training.loop.weights import save_weights
 from edgekd.training.taps.taps import TappedModel
-from edgekd.training.task.protocol import Batch, Split, as_dataset, collate
+from edgekd.training.task.protocol import Batch, Split, as_dataset, collate, read_batch
+from edgekd.training.task.targets import join_nests, map_nest
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
     from edgekd.config.recipe import Tap
     from edgekd.training.loop.loop import Epoch
     from edgekd.training.task.loading import LoadedTask
+    from edgekd.training.task.targets import Nest
 
 _BATCH = 256
 
@@ -38,17 +40,30 @@ _UNBOUNDED = Bootstrap(resamples=1)
 
 @dataclass(frozen=True)
 class GroundTruth:
-    """Ids, labels and groups of a split.
+    """Ids, labels, groups and targets of a split.
 
     Attributes:
         ids: Names of the N samples.
         labels: Class indices [N], or UNLABELLED.
         groups: Names of the samples' groups [N], or None where samples are independent.
+        targets: What the answers should be, as the task gives it, each leaf [N, ...]: the labels where it gives none.
     """
 
     ids: NDArray[np.str_]
     labels: NDArray[np.int64]
     groups: NDArray[np.str_] | None
+    targets: Nest[NDArray[np.generic]]
+
+    @property
+    def has_targets(self) -> bool:
+        """Whether samples have targets beside their labels."""
+        return self.targets is not self.labels
+
+    def part(self, rows: NDArray[np.integer] | NDArray[np.bool_]) -> GroundTruth:
+        """Return the ground truth of some samples."""
+        labels = self.labels[rows]
+        targets = map_nest(lambda x: x[rows], self.targets) if self.has_targets else labels
+        return GroundTruth(self.ids[rows], labels, None if self.groups is None else self.groups[rows], targets)
 
 
 def batches(split: Split) -> DataLoader[Batch]:
@@ -59,21 +74,26 @@ def batches(split: Split) -> DataLoader[Batch]:
 def example_batch(task: LoadedTask, device: torch.device) -> Batch:
     """Return the first two training samples, which are enough to see the widths of networks."""
     split = task.splits["train"]
-    return collate([split[index] for index in range(min(2, len(split)))]).to(device)
+    return read_batch(split, range(min(2, len(split)))).to(device)
 
 
 def ground_truth(split: Split, check: Callable[[Batch], None] | None = None) -> GroundTruth:
-    """Read ids, labels and groups of a split; ``check`` is called with each batch on the way."""
+    """Read ids, labels, groups and targets of a split; ``check`` is called with each batch on the way."""
     ids: list[str] = []
     groups: list[str] = []
-    labels = []
+    labels: list[NDArray[np.int64]] = []
+    targets: list[Nest[NDArray[np.generic]]] = []
     for batch in batches(split):
         if check is not None:
             check(batch)
         ids += batch.ids
         groups += batch.groups
         labels.append(batch.labels.numpy())
-    return GroundTruth(np.array(ids), np.concatenate(labels), np.array(groups) if any(groups) else None)
+        if batch.has_targets:
+            targets.append(map_nest(lambda x: x.numpy(), batch.targets))
+    all_labels = np.concatenate(labels)
+    joined = join_nests(np.concatenate, targets) if targets else all_labels
+    return GroundTruth(np.array(ids), all_labels, np.array(groups) if any(groups) else None, joined)
 
 
 def probe(
@@ -125,7 +145,7 @@ class Validation:
     def __call__(self) -> Epoch:
         """Return the metric as "validation" and, with a reference, the mean drift as "drift"."""
         probed = probe(self._model, self._taps, self._task.splits["val"])
-        figures = {"validation": self._task.metric(probed.answer, self._truth.labels)}
+        figures = {"validation": self._task.metric(probed.answer, self._truth.targets)}
         if self._reference is not None:
             figures["drift"] = measure_drift(probed, self._reference, None, _UNBOUNDED).mean
         return figures
@@ -139,5 +159,5 @@ def save_trained(
     if distributed.is_main():
         save_weights(model, folder / WEIGHTS)
         probed.save(folder / PROBE)
-    score = task.metric(probed.answer, ground_truth(task.splits["test"]).labels)
+    score = task.metric(probed.answer, ground_truth(task.splits["test"]).targets)
     return Trained(score, sum(p.numel() for p in model.parameters()), history)

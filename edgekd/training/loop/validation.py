@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from edgekd.errors import TaskError
-from edgekd.gram.probe import rows_of
+from edgekd.gram.nest import take_rows
 from edgekd.stages.labels import UNLABELLED
 from edgekd.training.loop.evaluate import GroundTruth, ground_truth, probe
 
@@ -32,15 +32,13 @@ def labelled_ground_truth(task: LoadedTask) -> GroundTruth:
         TaskError: None has.
     """
     truth = ground_truth(task.splits[_SPLIT])
-    labelled = truth.labels != UNLABELLED
+    labelled = np.full(len(truth.ids), True) if truth.has_targets else truth.labels != UNLABELLED
     if not labelled.any():
         raise TaskError(
             "split 'val' has no labels, and losses are compared by the metric on it: give its samples labels, or move "
             "some labelled ones from 'train'"
         )
-    return GroundTruth(
-        truth.ids[labelled], truth.labels[labelled], None if truth.groups is None else truth.groups[labelled]
-    )
+    return truth.part(labelled)
 
 
 def score(task: LoadedTask, model: nn.Module, taps: Mapping[str, Tap]) -> float:
@@ -50,7 +48,7 @@ def score(task: LoadedTask, model: nn.Module, taps: Mapping[str, Tap]) -> float:
         TaskError: The metric is no finite number.
     """
     answer, truth = _answers(task, model, taps)
-    return check_finite(task, task.metric(answer, truth.labels))
+    return check_finite(task, task.metric(answer, truth.targets))
 
 
 def check_finite(task: LoadedTask, value: float) -> float:
@@ -75,7 +73,7 @@ def sampling_error(task: LoadedTask, model: nn.Module, taps: Mapping[str, Tap]) 
     for _ in range(_RESAMPLES):
         drawn = random.integers(units, size=units)
         rows = drawn if members is None else np.concatenate([members[unit] for unit in drawn])
-        values.append(task.metric(rows_of(answer, rows), truth.labels[rows]))
+        values.append(task.metric(take_rows(answer, rows), truth.part(rows).targets))
     finite = np.array([value for value in values if math.isfinite(value)])
     return float(finite.std(ddof=1)) if len(finite) > 1 else None
 

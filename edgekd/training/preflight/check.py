@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import numpy as np
 from msgspec.structs import replace as changed
 
 from edgekd.config.recipe import without_teacher
@@ -15,10 +16,12 @@ from edgekd.stages.labels import UNLABELLED
 from edgekd.training.distillation.half_precision import tapped_teacher
 from edgekd.training.distillation.loss_registry import loss_sections
 from edgekd.training.distillation.own_losses import find_loss
-from edgekd.training.loop.evaluate import batches, example_batch, probe
+from edgekd.training.loop.evaluate import batches, example_batch
 from edgekd.training.loop.loop import compute_device
 from edgekd.training.loop.weights import load_weights
-from edgekd.training.preflight.answers import check_answers, read, read_tapped
+from edgekd.training.preflight.answers import answers_of, check_answers, check_twice, read, read_tapped
+from edgekd.training.preflight.data import describe_data
+from edgekd.training.preflight.ids import IdTables
 from edgekd.training.preflight.networks import (
     BuiltNetwork,
     build_network,
@@ -29,12 +32,14 @@ from edgekd.training.preflight.networks import (
 )
 from edgekd.training.preflight.samples import check_batch_shapes, check_samples
 from edgekd.training.preflight.steps import try_distillation, try_teacher
+from edgekd.training.preflight.suspicions import describe_metric, describe_network
 from edgekd.training.pruning.candidates import find_prunable
 from edgekd.training.pruning.stage import ignored_layers
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
+    from numpy.typing import NDArray
     from torch import Tensor, nn
 
     from edgekd.config.recipe import Recipe, Tap, Term
@@ -44,6 +49,8 @@ if TYPE_CHECKING:
     from edgekd.training.task.loading import LoadedTask
 
 _SAMPLES = 4
+#: Number of samples whose answers the metric is tried with.
+_ANSWERED = 64
 #: Number of steps that are reported.
 _STEPS = 5
 
@@ -73,10 +80,17 @@ def check(task: LoadedTask, taps: Taps, recipe: Recipe, report: StageReporter) -
     with restored(teacher.model, student.model):
         if recipe.student.weights:
             load_weights(student.model, Path(recipe.student.weights))
-        classes = _check_networks(task, (teacher, student), taps, recipe, inputs, report)
+        tables = IdTables()
+        with tables.watching((teacher, student), first):
+            classes = _check_networks(task, (teacher, student), taps, recipe, inputs, report)
         _try_training(task, (teacher, student), taps, recipe, inputs, report)
-        truths = check_samples(task, classes)
-        _check_metric(task, student.model.to(compute_device()), taps.student, truths["test"])
+        truths, facts = check_samples(task, classes, tables)
+        for warning in describe_data(truths, facts, task.class_names(classes)):
+            report.warn(warning)
+        student.model.cpu()
+        outputs = _check_metric(task, student, taps.student, [x[:_ANSWERED] for x in first.inputs.values()], truths)
+        for warning in describe_metric(task, recipe, outputs, truths["test"]):
+            report.warn(warning)
     report.advance(5, _STEPS, f"{sum(len(truth.ids) for truth in truths.values()):,} samples are in order")
 
 
@@ -113,7 +127,7 @@ def _check_networks(
     if not recipe.teacher.weights:
         _check_trainable(teacher, "unfreeze it, or give its trained weights as [teacher] weights")
     _check_trainable(student, "unfreeze its head at least")
-    reference = read(teacher, taps.teacher, task, inputs)
+    reference = check_twice(teacher, taps.teacher, task, inputs, report)
     reading = check_answers(student, taps.student, task, inputs, report)
     report.advance(1, _STEPS, "both networks take the samples")
     _check_reached(reading, recipe)
@@ -122,6 +136,9 @@ def _check_networks(
     _warn_of_unregistered(networks, inputs, report)
     _check_importance(recipe, reading.embeddings)
     ignored_layers(student.model, recipe.prune.ignore)
+    for network, own, given in ((teacher, taps.teacher, reference), (student, taps.student, reading)):
+        for warning in describe_network(network, own, task, inputs, given):
+            report.warn(warning)
     report.advance(2, _STEPS, "the networks have nothing in common")
     return classes
 
@@ -222,14 +239,31 @@ def _check_importance(recipe: Recipe, embeddings: Mapping[str, Tensor]) -> None:
         )
 
 
-def _check_metric(task: LoadedTask, student: nn.Module, taps: Mapping[str, Tap], test: GroundTruth) -> None:
-    if not (test.labels != UNLABELLED).any():
+def _check_metric(
+    task: LoadedTask,
+    student: BuiltNetwork,
+    taps: Mapping[str, Tap],
+    inputs: Sequence[Tensor],
+    truths: Mapping[str, GroundTruth],
+) -> NDArray[np.float32]:
+    """Call the metric as later stages do: of the validation samples after each epoch, and of those of the test.
+
+    The student's answers to a few samples stand for its answers to all, again and again.
+
+    Returns:
+        The answers for the test samples.
+    """
+    if not truths["test"].has_targets and not (truths["test"].labels != UNLABELLED).any():
         raise TaskError("split 'test' has no labels, and the metric needs them")
-    logits = probe(student, taps, task.splits["test"]).answer
-    with task.running(f"the task's {task.metric_name}"):
-        value = task.metric(logits, test.labels)
-    if not math.isfinite(value):
-        raise TaskError(
-            f"the task's {task.metric_name} is {value} for the untrained student's logits of split 'test'; it must be "
-            "a finite number"
-        )
+    few = answers_of(read(student, taps, task, inputs))[0].detach().cpu().numpy()
+    answers = {name: few[np.arange(len(truths[name].ids)) % len(few)] for name in ("val", "test")}
+    for name, outputs in answers.items():
+        if not truths[name].has_targets and (truths[name].labels == UNLABELLED).all():
+            continue
+        value = task.metric(outputs, truths[name].targets)
+        if not math.isfinite(value):
+            raise TaskError(
+                f"the task's {task.metric_name} is {value} for an untrained student's logits of split '{name}'; it "
+                "must be a finite number"
+            )
+    return answers["test"]

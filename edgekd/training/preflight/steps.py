@@ -18,9 +18,10 @@ from edgekd.training.loop.autograd_layers import train_unfrozen
 from edgekd.training.loop.batches import BatchOrder
 from edgekd.training.loop.evaluate import example_batch
 from edgekd.training.loop.loop import compute_device, training_loss
+from edgekd.training.loop.optimizers import make_optimizer, make_schedule
 from edgekd.training.loop.weights import seed_all
 from edgekd.training.taps.taps import TappedModel
-from edgekd.training.task.protocol import collate
+from edgekd.training.task.protocol import read_batch
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -34,6 +35,9 @@ if TYPE_CHECKING:
     from edgekd.training.taps.taps import Taps
     from edgekd.training.task.loading import LoadedTask
     from edgekd.training.task.protocol import Batch
+
+#: Steps of the schedule of which the first is tried.
+_TRIED_STEPS = 10
 
 #: The most names that a warning lists.
 _SHOWN = 3
@@ -108,7 +112,10 @@ def _step(
         trained = [p for p in [*model.parameters(), *objective.parameters()] if p.requires_grad]
         wrong = _not_finite(network, loss)
         if not wrong:
-            torch.optim.AdamW(trained, lr=config.learning_rate, weight_decay=config.weight_decay).step()
+            optimizer = make_optimizer(config, trained)
+            schedule = make_schedule(config, optimizer, _TRIED_STEPS)
+            optimizer.step()
+            schedule.step()
     if wrong:
         where = _origin(objective, batch, task.folder)
         raise TaskError(f"{network.title}, cannot be trained: in its first step {wrong}{where}")
@@ -120,7 +127,7 @@ def _first_batch(task: LoadedTask, config: Training, seed: int) -> Batch:
     split = task.splits["train"]
     indices = next(iter(BatchOrder(len(split), config.batch_size, seed, config.accumulate)))
     with task.running("reading split 'train'"):
-        return collate([split[index] for index in indices])
+        return read_batch(split, indices)
 
 
 def _not_finite(network: BuiltNetwork, loss: Tensor) -> str:

@@ -73,6 +73,6 @@ def run(
             return validation()
 
         calibrate()
-        loop = Fit(config, stage.seed, stage.folder, stage.report)
+        loop = Fit(config, stage.seed, stage.folder, stage.report, task.higher_is_better)
         history = fit(model, objective, task.splits["train"], validate, loop)
     return save_trained(task, model, taps.student, history, stage.folder)

@@ -39,7 +39,7 @@ def check_task(what: str, task: object) -> Task:
     missing = [name for name in ("modalities", "splits", "student") if not hasattr(task, name)]
     if missing:  # whether it needs a teacher, the recipe says
         raise TaskError(f"{what}: lacks {', '.join(missing)}")
-    for name in ("splits", "teacher", "student", "metric"):
+    for name in ("splits", "teacher", "student", "metric", "collate"):
         if not callable(getattr(task, name, describe)):
             raise TaskError(f"{what}: its {name} is {describe(getattr(task, name))}, must be a function")
     for name in ("teacher_taps", "student_taps"):
@@ -60,8 +60,17 @@ def _check_modalities(what: str, task: Task) -> None:
         if not isinstance(modality, Modality):
             raise TaskError(f"{what}: its modalities hold {describe(modality)}, each must be an edgekd.Modality")
     names = [modality.name for modality in task.modalities]
-    if len(set(names)) < max(len(names), 2):
-        raise TaskError(f"{what}: has modalities {names}; a modality Gram needs two or more, each named once")
+    if len(set(names)) < len(names):
+        raise TaskError(f"{what}: has modalities {names}; each is to be named once")
+    described = [modality.name for modality in task.modalities if not modality.of]
+    if not described:
+        raise TaskError(f"{what}: has no modality{' that is not of another' if names else ''}; it needs one at least")
+    for modality in task.modalities:
+        if modality.of and modality.of not in described:
+            raise TaskError(
+                f"{what}: '{modality.name}' is of '{modality.of}', which is no modality of the task"
+                + nearest(modality.of, described)
+            )
 
 
 def class_names(what: str, task: Task) -> list[str] | None:
@@ -176,7 +185,7 @@ def check_shapes(where: str, task: Task, found: Mapping[str, tuple[int, ...]], s
     expected = {modality.name: modality.shape for modality in task.modalities}
     if expected != found:
         unknown = [name for name in found if name not in expected]
-        hint = nearest(str(unknown[0]), expected) if unknown else ""
+        hint = nearest(str(unknown[0]), expected) if unknown else _shape_hint(expected, found)
         raise TaskError(f"{where}: {sample} has inputs {dict(found)}, but the task's modalities are {expected}{hint}")
     if list(expected) != list(found):
         # Networks are called with the inputs in their order, so another order swaps two modalities.
@@ -184,3 +193,11 @@ def check_shapes(where: str, task: Task, found: Mapping[str, tuple[int, ...]], s
             f"{where}: {sample} has its inputs in the order {list(found)}, but the task's modalities are in the order "
             f"{list(expected)}"
         )
+
+
+def _shape_hint(expected: Mapping[str, tuple[int, ...]], found: Mapping[str, tuple[int, ...]]) -> str:
+    for name in expected.keys() & found.keys():
+        has, most = found[name], expected[name]
+        if has != most and len(has) == len(most) and all(a <= b for a, b in zip(has, most, strict=True)):
+            return f"; samples that are shorter need a value to be filled up with: Modality('{name}', ..., pad=0)"
+    return ""

@@ -13,7 +13,7 @@ import numpy as np
 
 from edgekd.errors import TaskError, nearest
 from edgekd.gram.output_kind import OutputKind
-from edgekd.stages.labels import accuracy
+from edgekd.stages.metrics import accuracy
 from edgekd.stages.user_code import describe, source_files, user_code, user_errors
 from edgekd.training.task.checked_split import checked_split
 from edgekd.training.task.checks import (
@@ -26,6 +26,7 @@ from edgekd.training.task.checks import (
 from edgekd.training.task.columns import check_text
 from edgekd.training.task.imports import import_module, import_task_file
 from edgekd.training.task.protocol import ArraySplit
+from edgekd.training.task.targets import leaves, map_nest, target_nest
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -38,6 +39,7 @@ if TYPE_CHECKING:
     from edgekd.gram.npz import Array
     from edgekd.gram.probe import Answer
     from edgekd.training.task.protocol import Split, Task
+    from edgekd.training.task.targets import Nest
 
 
 @dataclass(frozen=True)
@@ -57,7 +59,12 @@ class LoadedTask:
 
     @property
     def modalities(self) -> list[str]:
-        """Names of the modalities, in order."""
+        """Names of the modalities, in order; masks and lengths of modalities are none."""
+        return [modality.name for modality in self.task.modalities if not modality.of]
+
+    @property
+    def inputs(self) -> list[str]:
+        """Names of all inputs of the networks, in their order."""
         return [modality.name for modality in self.task.modalities]
 
     @property
@@ -109,15 +116,16 @@ class LoadedTask:
         """What each of the networks' outputs is, by name, in order."""
         return {"logits": OutputKind()}
 
-    def metric(self, answer: Answer, labels: Array) -> float:
-        """Return the task's metric of what a network answered for N samples, and their labels [N].
+    def metric(self, answer: Answer, targets: Nest[Array]) -> float:
+        """Return the task's metric of what a network answered for N samples, and their targets, each leaf [N, ...].
 
         Raises:
             TaskError: The task's code fails, or returns no number.
         """
         what = f"the task's {self.metric_name}"
+        metric: Callable[..., float] = getattr(self.task, "metric", accuracy)
         with self.running(what):  # which is given copies: they are its own to change
-            value = getattr(self.task, "metric", _accuracy)(_copied(answer), labels.copy())
+            value = metric(map_nest(np.copy, answer), map_nest(np.copy, targets))
         check_returned(what, value, object, "a number")
         with self.running(what):
             return float(value)
@@ -125,8 +133,8 @@ class LoadedTask:
     def fingerprint(self) -> str:
         """Return a digest of the task's data, computed once.
 
-        It covers all of a split in memory. Of another split it covers the ids and labels of every sample and the inputs
-        of at most 256 samples, evenly spread: enough to notice other data, and cheap on large sets.
+        It covers all of a split in memory. Of another split it covers the ids, labels and targets of every sample and
+        the inputs of at most 256 samples, evenly spread: enough to notice other data, and cheap on large sets.
         """
         if not self._fingerprint:
             hasher = hashlib.sha256()
@@ -137,32 +145,30 @@ class LoadedTask:
         return self._fingerprint[0]
 
 
-def _accuracy(answer: Answer, labels: Array) -> float:
-    assert not isinstance(answer, Mapping)
-    return accuracy(answer, labels)
-
-
-def _copied(answer: Answer) -> Answer:
-    return {name: x.copy() for name, x in answer.items()} if isinstance(answer, Mapping) else answer.copy()
-
-
 def _digest_split(split: Split, hasher: Hash) -> None:
     if isinstance(split, ArraySplit):
         hasher.update(repr((split.ids, split.groups)).encode())
         _digest_tensors({"labels": split.labels, **split.inputs}, hasher)
         _digest_tensors({f"present {name}": there for name, there in split.present.items()}, hasher)
+        _digest_target(split.targets, hasher)
         return
     covered = set(np.linspace(0, len(split) - 1, min(256, len(split))).astype(int).tolist())
     for index in range(len(split)):
         sample = split[index]
         hasher.update(repr((sample.id, sample.label, sample.group, *sorted(sample.missing))).encode())
+        _digest_target(sample.target, hasher)
         if index in covered:
             _digest_tensors(sample.inputs, hasher)
 
 
+def _digest_target(target: object, hasher: Hash) -> None:
+    if target is not None:
+        _digest_tensors(leaves(target_nest("a target", target)), hasher)
+
+
 def _digest_tensors(tensors: Mapping[str, Tensor], hasher: Hash) -> None:
     for name, x in tensors.items():
-        hasher.update(f"{name} {tuple(x.shape)}".encode())
+        hasher.update(f"{name} {tuple(x.shape)} {x.dtype}".encode())
         hasher.update(x.contiguous().numpy().tobytes())
 
 

@@ -10,7 +10,7 @@ from edgekd.gram.verdict import Verdict as GateVerdict  # noqa: TC001  # msgspec
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from edgekd.gram.paired import Paired
+    from edgekd.workflows.advise.paired import Paired
 
 #: "use": a loss beats KD; "none": none does beyond noise; "no room": KD is where the teacher is; "undecided": more
 #: seeds would tell; "too short": the budget does not hold two trials; "rejected": the gate rejects what a build makes

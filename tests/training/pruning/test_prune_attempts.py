@@ -60,7 +60,7 @@ TAUGHT = PrunePlan(10, by_student=True)
 
 
 def after(last, plan=TAUGHT, left_s=600.0, config=CONFIG):
-    return next_plan(plan, last, config, LIMITS, left_s)
+    return next_plan(plan, [attempt(), last], config, LIMITS, left_s)
 
 
 def test_first_the_student_teaches_and_the_same_is_pruned():

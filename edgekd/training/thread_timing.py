@@ -1,0 +1,86 @@
+"""How long a step of training takes with one thread and with several."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from typing import TYPE_CHECKING
+
+import torch
+
+from edgekd.errors import EdgekdError
+from edgekd.training.distillation.objective import SupervisedObjective
+from edgekd.training.loop.autograd_layers import train_unfrozen
+from edgekd.training.loop.batches import BatchOrder
+from edgekd.training.loop.loop import training_loss
+from edgekd.training.loop.reading import BatchDraw, BatchReader
+from edgekd.training.loop.weights import build
+from edgekd.training.stage_run import Resources, computing
+from edgekd.training.taps.taps import TappedModel
+
+if TYPE_CHECKING:
+    from edgekd.config.recipe import Recipe
+    from edgekd.training.taps.taps import Taps
+    from edgekd.training.task.loading import LoadedTask
+    from edgekd.training.task.protocol import Batch
+
+#: Each number of threads is timed in turns with the other, since the machine may be busy now and idle then.
+_ROUNDS, _STEPS = 7, 3
+
+#: More threads are taken only where they are faster by this factor: what is gained by less is lost beside other work.
+_WORTH = 1.15
+
+
+def time_threads(task: LoadedTask, taps: Taps, recipe: Recipe, most: int) -> dict[int, float]:
+    """Return the milliseconds of a supervised step of teacher and student together, on the CPU.
+
+    Args:
+        task: The task.
+        taps: Where the networks' embeddings are.
+        recipe: Sizes of the batches.
+        most: The most threads.
+
+    Returns:
+        The time with one thread and, where ``most`` is more, with ``most``.
+    """
+    sections = (
+        (task.task.teacher, taps.teacher, recipe.teacher.batch_size),
+        (task.task.student, taps.student, recipe.distill.batch_size),
+    )
+    counts = sorted({1, most})
+    totals = dict.fromkeys(counts, 0.0)
+    for factory, own_taps, batch_size in sections:
+        order = BatchOrder(len(task.splits["train"]), batch_size, recipe.seed, 1)
+        with TappedModel(build(factory, recipe.seed), own_taps) as tapped:
+            for count, seconds in _time(tapped, _first_batch(task, order), counts).items():
+                totals[count] += 1000 * seconds
+    return totals
+
+
+def faster(times: dict[int, float]) -> int:
+    """Return the number of threads to train with: several only where they are clearly faster than one."""
+    quickest = min(times, key=times.__getitem__)
+    return quickest if times[quickest] * _WORTH <= times[1] else 1
+
+
+def _first_batch(task: LoadedTask, order: BatchOrder) -> Batch:
+    batch = BatchReader(task.splits["train"])[BatchDraw(order.seed, next(iter(order)))]
+    if isinstance(batch, EdgekdError):
+        raise batch
+    return batch
+
+
+def _time(tapped: TappedModel, batch: Batch, counts: list[int]) -> dict[int, float]:
+    """Return for each number of threads the median seconds of a step."""
+    objective, seconds = SupervisedObjective(tapped), {count: list[float]() for count in counts}
+    train_unfrozen(tapped.model)
+    for turn in range(_ROUNDS):
+        for count in counts:
+            with computing(Resources(count)):
+                began = time.perf_counter()
+                for _ in range(_STEPS):
+                    loss, _figures = training_loss(objective, batch, 0.0)
+                    torch.autograd.backward(loss)
+                if turn:  # the first one warms up
+                    seconds[count].append((time.perf_counter() - began) / _STEPS)
+    return {count: statistics.median(each) for count, each in seconds.items()}
