@@ -20,7 +20,7 @@ from edgekd.compress.quantize import candidate_specs
 from edgekd.config.recipe import GateConfig, RobustnessConfig
 from edgekd.errors import EdgekdError
 from edgekd.files import scratch_folder, sha256_file
-from edgekd.pipeline.preflight import training_settings
+from edgekd.pipeline.preflight import Preflight, training_settings
 from edgekd.pipeline.project import Project
 from edgekd.pipeline.pruning import PRUNE
 from edgekd.pipeline.rehearsed_origin import Rehearsed, rehearsed_probe
@@ -111,6 +111,9 @@ def shorten(recipe: Recipe) -> Recipe:
     quantize = recipe.quantize
     return replace(
         recipe,
+        threads=1,
+        workers=0,
+        log="",
         teacher=replace(recipe.teacher, **short),
         distill=replace(recipe.distill, **short),
         prune=replace(recipe.prune, **short, steps=1, repair="off"),
@@ -168,13 +171,9 @@ class _RehearsedStages(TrainingStages):
 
     untrained: Path = Path()
 
-    def preflight(self) -> None:
-        """Do nothing: the whole task was checked."""
-
-    @cached_property
-    def has_teacher(self) -> bool:
-        """Whether the task has a teacher."""
-        return self.project.loaded.has_teacher
+    def preflight(self) -> Done[Preflight]:
+        """Return that the task is in order: the whole of it was checked."""
+        return Done("", self.untrained, Preflight((), self.project.loaded.has_teacher))
 
     def rehearse(self, folder: Path, schemes: Iterable[Scheme]) -> tuple[Exported, Robustness | None]:
         """Run every stage, and leave in a folder what the stages of a target need."""

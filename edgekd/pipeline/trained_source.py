@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+import dataclasses
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
@@ -39,6 +40,7 @@ if TYPE_CHECKING:
     from edgekd.gram.nest import Nest
     from edgekd.gram.probe import Answer, Probe
     from edgekd.gram.verdict import GateLimits
+    from edgekd.pipeline.preflight import Preflight
     from edgekd.pipeline.project import Project
     from edgekd.pipeline.source import JudgingSplit
     from edgekd.stages.progress import StageReporter
@@ -76,7 +78,7 @@ DISTILL: StageSpec[Trained] = StageSpec(
     "distill", 5, Trained, (), "train the student from the teacher, or load it", _describe
 )
 EXPORT: StageSpec[Exported] = StageSpec(
-    "export", 8, Exported, ("onnx", "onnxscript", "onnxruntime"), "write the networks as ONNX", _describe_export
+    "export", 9, Exported, ("onnx", "onnxscript", "onnxruntime"), "write the networks as ONNX", _describe_export
 )
 QAT: StageSpec[Trained] = StageSpec(
     "qat", 5, Trained, (), "fine-tune the pruned student with fake quantization", _describe
@@ -113,8 +115,8 @@ class TrainedOrigin:
 
     @property
     def baselines(self) -> tuple[str, ...]:
-        """The networks before the pruned one that could be exported; the student always could."""
-        return tuple(name for name in ("teacher", "student") if name in self.exported.result.sizes)
+        """The networks before the pruned one; the teacher need not be exported."""
+        return ("teacher", "student")
 
     @property
     def name(self) -> str:
@@ -329,7 +331,7 @@ class TrainingStages:
     @cached_property
     def has_teacher(self) -> bool:
         """Whether the task has a teacher, once it was checked."""
-        return check_task(self.runner, self.project, self.recipe).result.teacher
+        return self.preflight().result.teacher
 
     def teacher(self) -> Done[Trained]:
         """Check the task; then train the teacher, or load the user's.
@@ -537,13 +539,13 @@ class TrainingStages:
         """The taps of both networks, from the recipe and the task."""
         return self.project.taps(self.recipe)
 
-    def preflight(self) -> None:
+    def preflight(self) -> Done[Preflight]:
         """Check the task, or read that it was checked.
 
         Raises:
             TaskError: Something in the task is wrong.
         """
-        check_task(self.runner, self.project, self.recipe)
+        return check_task(self.runner, self.project, self.recipe)
 
     def load_teacher(self, done: Done[Trained]) -> nn.Module:
         """Return the finished teacher."""
@@ -551,8 +553,12 @@ class TrainingStages:
         if count == 1:
             return self._load(factory, done)
         from edgekd.training.distillation.ensemble import Ensemble
+        from edgekd.training.loop.weights import build
 
-        return self._load(lambda: Ensemble([factory() for _ in range(count)], self.taps.teacher), done)
+        def members() -> nn.Module:
+            return Ensemble([build(factory, self.recipe.seed) for _ in range(count)], self.taps.teacher)
+
+        return self._load(members, done)
 
     def _load_reference(self, teacher: Done[Trained] | None, student: Done[Trained]) -> nn.Module:
         """Return what fine-tunes learn from: the finished teacher, or the student where the task has none."""
@@ -608,7 +614,7 @@ def _tell_lesson(task: LoadedTask, name: str, trained: Trained, stage: StageRun)
     warnings = describe_lesson(task, name, trained, stage.folder) if distributed.is_main() else ()
     for warning in warnings:
         stage.report.warn(warning)
-    return replace(trained, warnings=warnings)
+    return dataclasses.replace(trained, warnings=warnings)
 
 
 def _plain(config: object) -> JsonObject:

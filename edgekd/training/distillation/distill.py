@@ -9,6 +9,7 @@ from edgekd.training.distillation.setup import DistillationNetworks, distillatio
 from edgekd.training.loop.evaluate import save_trained
 from edgekd.training.loop.input_statistics import training_channels
 from edgekd.training.loop.loop import Fit, compute_device, fit
+from edgekd.training.loop.validation import warn_of_another_story
 from edgekd.training.loop.weights import build, load_weights
 
 if TYPE_CHECKING:
@@ -72,4 +73,6 @@ def run(
     with setup as (objective, validate):
         loop = Fit(config, stage.seed, stage.folder, stage.report, task.higher_is_better)
         history = fit(student, objective, train, validate, loop)
-    return save_trained(task, student, taps.student, history, stage.folder)
+    trained = save_trained(task, student, taps.student, history, stage.folder)
+    warn_of_another_story(task, student, taps.student, trained, stage.report)
+    return trained

@@ -111,7 +111,7 @@ def _networks(task: LoadedTask, recipe: Recipe) -> tuple[BuiltNetwork, BuiltNetw
     prune = changed(recipe.prune, loss=without_teacher(recipe.prune.loss))
     qat = changed(recipe.quantize.qat, loss=without_teacher(recipe.quantize.qat.loss))
     tried = changed(recipe, prune=prune, quantize=changed(recipe.quantize, qat=qat))
-    return BuiltNetwork("teacher", build_network("student", task, recipe.seed).model), student, tried
+    return replace(build_network("student", task, recipe.seed), name="teacher"), student, tried
 
 
 def _check_networks(
@@ -132,7 +132,9 @@ def _check_networks(
     report.advance(1, _STEPS, "both networks take the samples")
     _check_reached(reading, recipe)
     classes = _check_classes(reference, reading, task)
-    _check_apart(teacher, student, task, recipe, inputs)
+    check_apart(teacher, student, task, inputs, report)
+    if recipe.teacher.members > 1:
+        check_members_apart(teacher, task, inputs)
     _warn_of_unregistered(networks, inputs, report)
     _check_importance(recipe, reading.embeddings)
     ignored_layers(student.model, recipe.prune.ignore)
@@ -178,14 +180,6 @@ def _warn_of_uncuttable(
 def _check_trainable(network: BuiltNetwork, advice: str) -> None:
     if not any(parameter.requires_grad for parameter in network.model.parameters()):
         raise TaskError(f"{network.title}, has no trainable parameter: nothing to train; {advice}")
-
-
-def _check_apart(
-    teacher: BuiltNetwork, student: BuiltNetwork, task: LoadedTask, recipe: Recipe, inputs: Sequence[Tensor]
-) -> None:
-    check_apart(teacher, student, task, inputs)
-    if recipe.teacher.members > 1:
-        check_members_apart(teacher, task, inputs)
 
 
 def _warn_of_unregistered(networks: Sequence[BuiltNetwork], inputs: Sequence[Tensor], report: StageReporter) -> None:
