@@ -139,7 +139,7 @@ class Candidates:
 
     def _take_back(self, cut: Set[str]) -> None:
         """Forget the refusals of layers that another group cuts, as where two layers read one weight in two ways."""
-        self.refusals = [refusal for refusal in self.refusals if not cut.issuperset(refusal.paths)]
+        self.refusals = [refusal for refusal in self.refusals if not cut >= set(refusal.paths)]
         self._kept.difference_update(map(self._model.get_submodule, cut))
 
     def refuse_unproven(self, groups: Sequence[Group], removed: History) -> set[str]:
