@@ -8,7 +8,7 @@ between samples do not see these.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
 import numpy as np
@@ -65,7 +65,8 @@ class Answers:
         reference_broken: Number of samples for which the reference's own output is not finite.
         worst_class: Of "multilabel", "dense-classes" and "sequence-classes" the label or class of which the surest is
             that it changed most, among those that the reference gives at least one decision in a thousand; else None.
-        worst_class_changed: Which share of what either network decided for it the other did not, ties left out.
+        worst_class_changed: Which share of what either network decided for it the other did not, ties left out; its
+            bounds hold for all classes together.
         by_task: Whether the output is "custom" and the task itself said what changed. Then its numbers decide nothing:
             boxes in another order are the same, and so may be what they say.
     """
@@ -209,8 +210,15 @@ def _share(shares: Units, bootstrap: Bootstrap) -> Estimate | None:
 
 
 def _worst_class(measure: Measure, bootstrap: Bootstrap) -> tuple[int, Estimate] | None:
-    """Return the class that is the surest to have changed most, and the share of it that changed."""
-    shares = {label: estimate_share(trials, bootstrap) for label, trials in measure.changed_classes().items()}
+    """Return the class that is the surest to have changed most, and the share of it that changed.
+
+    The bounds hold for all classes together (Bonferroni): among many some are always far off by chance.
+    """
+    found = measure.changed_classes()
+    if found is None:
+        return None
+    strict = replace(bootstrap, confidence=1 - (1 - bootstrap.confidence) / max(found.looked_at, 1))
+    shares = {label: estimate_share(trials, strict) for label, trials in found.totals.items()}
     return max(shares.items(), key=lambda item: (item[1].low, item[1].mean), default=None)
 
 

@@ -9,6 +9,7 @@ from edgekd.gram.drift import measure_drift
 from edgekd.gram.intervals import Bootstrap, Estimate
 from edgekd.gram.measures.guess import guess_kind
 from edgekd.gram.measures.tokens import collapse, edit_distance
+from edgekd.gram.measures.turnover import ClassTurnover
 from edgekd.gram.output_kind import MAX_DIVERGENCE, OutputKind
 from edgekd.gram.probe import Probe
 from edgekd.gram.verdict import GateLimits, Measured, judge_behaviour
@@ -227,6 +228,24 @@ def test_ties_that_fall_to_the_other_side_lose_no_class():
     labels = 1e-3 * RANDOM.standard_normal((2, 300, 4))
     found = compare_answers(*map(probe_of, labels), "logits", OutputKind("multilabel"), None, Bootstrap(resamples=200))
     assert found.worst_class_changed.mean == 0
+
+
+def test_of_many_rare_labels_one_is_always_lost_by_chance():
+    """1,000 labels, each of 6 samples, of which noise moves one in three: of a few labels it moves all."""
+    labels = np.where(np.arange(1000)[None] % 167 == np.arange(200)[:, None] % 167, 1.0, -6.0)
+    moved = np.where((labels > 0) & (RANDOM.random(labels.shape) < 0.33), -1.0, labels)
+    kind = OutputKind("multilabel")
+    found = compare_answers(probe_of(moved), probe_of(labels), "logits", kind, None, Bootstrap(resamples=200))
+    assert found.worst_class_changed.mean > 0.9
+    assert found.worst_class_changed.low < 0.5
+
+
+def test_of_labels_at_every_position_of_a_map_the_most_frequent_are_looked_at():
+    counts = np.ones(100_000)
+    counts[[7, 90_000]] = 2
+    classes = ClassTurnover(counts, 10).classes
+    assert len(classes) < 5000
+    assert {7, 90_000} <= set(classes.tolist())
 
 
 def test_of_many_samples_and_groups_the_classes_are_counted_in_blocks():

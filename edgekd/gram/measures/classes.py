@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
     from edgekd.gram.measures.measure import PairedChunk
     from edgekd.gram.measures.rows import Rows
+    from edgekd.gram.measures.turnover import ChangedClasses
     from edgekd.gram.npz import Array
     from edgekd.gram.output_kind import OutputKind
 
@@ -62,9 +63,9 @@ class PositionDivergence(ClassDivergence):
                 decisions += decided.size
         self._turnover = ClassTurnover(counts, decisions)
 
-    def changed_classes(self) -> dict[int, Rows]:
+    def changed_classes(self) -> ChangedClasses | None:
         """Return the classes that are likeliest to have changed most."""
-        return self._turnover.candidates()
+        return self._turnover.likeliest()
 
     def _decisions(self, classes: NDArray[np.intp]) -> Iterable[NDArray[np.intp]]:
         """Yield what is decided by the classes [B, P] at the positions."""

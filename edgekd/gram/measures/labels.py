@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
     from edgekd.gram.measures.measure import PairedChunk
     from edgekd.gram.measures.rows import Rows
+    from edgekd.gram.measures.turnover import ChangedClasses
     from edgekd.gram.npz import Array
     from edgekd.gram.output_kind import OutputKind
 
@@ -50,9 +51,9 @@ class LabelDivergence(Measure):
         some: NDArray[np.bool_] = union > 0
         return some, (mine ^ other).sum(1)[some] / union[some]
 
-    def changed_classes(self) -> dict[int, Rows]:
+    def changed_classes(self) -> ChangedClasses | None:
         """Return the labels that are likeliest to have changed most."""
-        return self._turnover.candidates()
+        return self._turnover.likeliest()
 
     def _holds(self, probabilities: Rows) -> NDArray[np.bool_]:
         holds: NDArray[np.bool_] = probabilities >= self._threshold

@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from edgekd.gram.measures.rows import Rows
+    from edgekd.gram.measures.turnover import ChangedClasses
     from edgekd.gram.npz import Array
     from edgekd.gram.streaming import Keys
 
@@ -54,6 +55,6 @@ class Measure(ABC):
         """Return the number in the output whose divergence is largest, and that; None where no single one matters."""
         return None
 
-    def changed_classes(self) -> dict[int, Rows]:
-        """Return the classes that are likeliest to have changed most, as :meth:`ClassTurnover.candidates` does."""
-        return {}
+    def changed_classes(self) -> ChangedClasses | None:
+        """Return the classes that are likeliest to have changed most; None where there are no such."""
+        return None

@@ -5,6 +5,7 @@ Where a class holds in 1 of 100 positions, a mean over the positions hardly show
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -26,8 +27,25 @@ TIE = 0.02
 #: Independent units that are kept apart; of more, several share a block, which is as independent of the others.
 _BLOCKS = 512
 
+#: The most classes that are looked at, the most frequent ones: labels of every position of a map are more.
+_MOST = 4096
+
 #: Classes of which bounds are computed, those that changed most.
 _BOUNDED = 8
+
+
+@dataclass(frozen=True)
+class ChangedClasses:
+    """The classes that are likeliest to have changed most.
+
+    Attributes:
+        totals: For each the changes and the decisions [2, units] of the units that have any of it, over the mean unit's
+            decisions: so that a unit counts as one trial, however many positions of it are of the class.
+        looked_at: Of how many classes these are the likeliest.
+    """
+
+    totals: dict[int, Rows]
+    looked_at: int
 
 
 class ClassTurnover:
@@ -40,7 +58,8 @@ class ClassTurnover:
 
     def __init__(self, counts: Rows, decisions: float) -> None:
         #: The classes [K] that are looked at.
-        self.classes = np.flatnonzero((counts > 0) & (counts >= RARE * decisions))
+        self.classes = np.sort(np.argsort(-counts, kind="stable")[:_MOST])
+        self.classes = self.classes[(counts > 0)[self.classes] & (counts >= RARE * decisions)[self.classes]]
         self._totals = np.zeros((_BLOCKS, 2, len(self.classes)))
         self._slots: dict[int, int] | None = {}
 
@@ -55,18 +74,15 @@ class ClassTurnover:
         blocks = self._blocks_of(units)  # which may deal the totals anew
         np.add.at(self._totals, blocks, np.stack([changed, union], 1))
 
-    def candidates(self) -> dict[int, Rows]:
-        """Return the classes that are likeliest to have changed most, each with the totals to estimate its share from.
-
-        Totals are changes and decisions [2, units] of the units that have any of the class, over the mean unit's
-        decisions: so that a unit counts as one trial, however many positions of it are of the class.
-        """
+    def likeliest(self) -> ChangedClasses:
+        """Return the classes that are likeliest to have changed most."""
         sums, counts = self._totals[:, 0], self._totals[:, 1]
         alive = np.flatnonzero((counts > 0).any(0))
         means = sums[:, alive].sum(0) / counts[:, alive].sum(0)
         spread = np.sqrt(((sums[:, alive] - means * counts[:, alive]) ** 2).sum(0)) / counts[:, alive].sum(0)
         likely = alive[np.argsort(2 * spread - means, kind="stable")[:_BOUNDED]]
-        return {int(self.classes[index]): self._trials(index) for index in likely.tolist()}
+        totals = {int(self.classes[index]): self._trials(index) for index in likely.tolist()}
+        return ChangedClasses(totals, len(self.classes))
 
     def _trials(self, index: int) -> Rows:
         totals = self._totals[self._totals[:, 1, index] > 0, :, index].T
