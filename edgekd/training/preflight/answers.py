@@ -87,7 +87,7 @@ def _says_two(network: BuiltNetwork, task: LoadedTask, inputs: Sequence[Tensor])
 
 def answers_of(reading: TapOutputs) -> list[Tensor]:
     """Return a network's answers, in the task's order."""
-    return [reading.logits]
+    return list(reading.answers.values())
 
 
 def as_metrics_take(task: LoadedTask, reading: TapOutputs) -> Answer:

@@ -31,6 +31,7 @@ from edgekd.training.preflight.networks import (
     restored,
     run_unregistered,
 )
+from edgekd.training.preflight.outputs import check_shapes_agree, label_names
 from edgekd.training.preflight.room import needed_bytes
 from edgekd.training.preflight.samples import check_batch_shapes, check_samples
 from edgekd.training.preflight.steps import try_distillation, try_teacher
@@ -87,10 +88,10 @@ def check(task: LoadedTask, taps: Taps, recipe: Recipe, report: StageReporter) -
             load_weights(student.model, Path(recipe.student.weights))
         tables = IdTables()
         with tables.watching((teacher, student), first):
-            classes = _check_networks(task, (teacher, student), taps, recipe, inputs, report)
+            shapes = _check_networks(task, (teacher, student), taps, recipe, inputs, report)
         _try_training(task, (teacher, student), taps, recipe, inputs, report)
-        truths, facts = check_samples(task, classes, tables)
-        for warning in describe_data(truths, facts, task.class_names(classes)):
+        truths, facts = check_samples(task, shapes, tables)
+        for warning in describe_data(truths, facts, label_names(task, shapes)):
             report.warn(warning)
         student.model.cpu()
         answer = _check_metric(task, student, taps.student, [x[:_ANSWERED] for x in first.inputs.values()], truths)
@@ -128,8 +129,8 @@ def _check_networks(
     recipe: Recipe,
     inputs: Sequence[Tensor],
     report: StageReporter,
-) -> int:
-    """Run teacher and student, hold them against each other and the recipe, and return the number of classes."""
+) -> dict[str, tuple[int, ...]]:
+    """Run teacher and student, hold them against each other and the recipe, and return the outputs' shapes."""
     teacher, student = networks
     if not recipe.teacher.weights:
         _check_trainable(teacher, "unfreeze it, or give its trained weights as [teacher] weights")
@@ -138,7 +139,7 @@ def _check_networks(
     reading = check_answers(student, taps.student, task, inputs, report)
     report.advance(1, _STEPS, "both networks take the samples")
     _check_reached(reading, recipe)
-    classes = _check_classes(reference, reading, task)
+    shapes = check_shapes_agree(reference, reading, task)
     check_apart(teacher, student, task, inputs, report)
     if recipe.teacher.members > 1:
         check_members_apart(teacher, task, inputs)
@@ -152,7 +153,7 @@ def _check_networks(
         for warning in describe_network(network, own, task, inputs, given):
             report.warn(warning)
     report.advance(2, _STEPS, "the networks have nothing in common")
-    return classes
+    return shapes
 
 
 def _try_training(
@@ -200,15 +201,6 @@ def _warn_of_unregistered(networks: Sequence[BuiltNetwork], inputs: Sequence[Ten
                     f"{network.title}, runs '{path}', a {type(module).__name__} that is not registered in it, so it is "
                     "never trained and never saved: hold it in an nn.ModuleList or nn.ModuleDict, or as an attribute"
                 )
-
-
-def _check_classes(reference: TapOutputs, reading: TapOutputs, task: LoadedTask) -> int:
-    """Return the number of classes that both networks give."""
-    of_teacher, of_student = reference.logits.shape[1], reading.logits.shape[1]
-    if of_teacher != of_student:
-        raise TaskError(f"teacher and student disagree on the number of classes: {of_teacher} and {of_student}")
-    task.class_names(of_student)
-    return int(of_student)
 
 
 def _check_reached(student: TapOutputs, recipe: Recipe) -> None:
