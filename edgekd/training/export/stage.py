@@ -16,6 +16,7 @@ from torch import Tensor
 
 from edgekd.errors import ModelError
 from edgekd.files import write_text
+from edgekd.gram.nest import TARGET, flatten
 from edgekd.gram.npz import EMBEDDING_PREFIX, INPUT_PREFIX, PRESENT_PREFIX
 from edgekd.runtime.backends.onnxruntime import open_engine
 from edgekd.runtime.session import write_arrays
@@ -32,7 +33,6 @@ from edgekd.stages.artifacts import (
 from edgekd.training.export.onnx import write_onnx
 from edgekd.training.loop.evaluate import batches, ground_truth, probe
 from edgekd.training.taps.taps import TappedModel
-from edgekd.training.task.targets import leaves
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -146,7 +146,7 @@ def save_samples(split: Split, path: Path) -> None:
     if truth.groups is not None:
         arrays["groups"] = truth.groups
     if truth.has_targets:
-        arrays |= leaves(truth.targets)
+        arrays |= flatten(truth.targets, TARGET)
     write_arrays(path, {"ids": truth.ids, "labels": truth.labels, **arrays})
 
 
