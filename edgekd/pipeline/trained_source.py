@@ -116,8 +116,8 @@ class TrainedOrigin:
 
     @property
     def baselines(self) -> tuple[str, ...]:
-        """The networks before the pruned one; the teacher need not be exported."""
-        return ("teacher", "student")
+        """The networks before the pruned one; the teacher need not be exported, and a task may have none."""
+        return tuple(name for name in self.trained if name != self.network)
 
     @property
     def name(self) -> str:

@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from edgekd.config.recipe import TaskConfig
     from edgekd.gram.answers import Sameness
     from edgekd.gram.nest import Nest
+    from edgekd.gram.npz import Array
     from edgekd.gram.output_kind import OutputKind
     from edgekd.gram.probe import Answer
     from edgekd.stages.metrics import DefaultMetric
@@ -159,7 +160,7 @@ class LoadedTask:
         """
         own: Callable[..., Array] = getattr(self.task, "same")  # noqa: B009 - no part of the protocol
         with self.running("the task's same"):
-            return np.asarray(own(map_nest(np.copy, outputs), map_nest(np.copy, reference)))
+            return np.asarray(own(map_nest(outputs, np.copy), map_nest(reference, np.copy)))
 
     def fingerprint(self) -> str:
         """Return a digest of the task's data, computed once.
