@@ -65,7 +65,7 @@ def probe_variants(run: Callable[[str], Outputs], samples: Path, where: str) -> 
     for name, error in errors.items():
         if not error <= _DEPLOY_TOLERANCE * float(np.abs(deploy[name]).max()):
             raise ModelError(f"{where}: deploy.onnx and probe.onnx disagree by {error:.3g} in output '{name}'")
-    embeddings = {name: z for name, z in full.items() if name not in deploy}
+    embeddings = {name: x for name, x in full.items() if name not in deploy}
     return join_probe({**deploy, **embeddings}, samples), max(errors.values())
 
 

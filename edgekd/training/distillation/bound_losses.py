@@ -8,6 +8,7 @@ import torch
 from msgspec.structs import asdict
 from torch import Tensor, nn
 
+from edgekd.config.recipe import ANCHOR_EXTRA, DEFAULT_EXTRA
 from edgekd.errors import RecipeError, TaskError, nearest
 from edgekd.gram.matrix import pair_indices, pair_names
 from edgekd.training.distillation.loss_registry import check_term
@@ -197,7 +198,14 @@ def bind_losses(config: LossConfig, taps: LossTaps) -> dict[str, BoundLoss]:
         RecipeError: A loss is not known, or is told what it does not take.
         TaskError: A loss names a modality or a pair that the task does not have, or the user's own cannot be found.
     """
-    return {name: _bind(name, term, config, taps) for name, term in config.terms.items()}
+    given = config.extra not in (DEFAULT_EXTRA, ANCHOR_EXTRA)
+    # Of one modality there are no pairs: a loss of pairs is then left out where it is there by default alone.
+    terms = {
+        name: term
+        for name, term in config.terms.items()
+        if given or len(taps.modalities) >= find_loss(term.loss or name).least_modalities
+    }
+    return {name: _bind(name, term, config, taps) for name, term in terms.items()}
 
 
 def _bind(name: str, term: Term, config: LossConfig, taps: LossTaps) -> BoundLoss:

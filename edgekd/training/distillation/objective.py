@@ -104,7 +104,7 @@ class DistillationObjective:
         self.config, self.report, self.transform = config, report, transform
         self.modalities = taps.modalities
         self.extras = bind_losses(config, taps)
-        self.balance = GradientBalance(config.terms)
+        self.balance = GradientBalance({name: extra.term for name, extra in self.extras.items()})
         self._warned: set[str] = set()
 
     @property

@@ -76,6 +76,7 @@ def try_distillation(
     device = compute_device()
     teacher, student = (network.model.to(device) for network in networks)
     batch = example_batch(task, device)
+    first, trainings = True, {"prune": recipe.prune, "quantize.qat": recipe.quantize.qat}
     for section, config in loss_sections(recipe).items():
         distilled = DistillationNetworks(student, teacher, None if section == "distill" else student)
         silent = StageReporter(Silent(), section)
@@ -84,8 +85,9 @@ def try_distillation(
                 objective = stack.enter_context(distillation_objective(task, distilled, taps, config, silent))
                 objective.prepare(batch, recipe.seed)
                 objective.try_own_losses(batch)
-            if section == "distill":
-                _step(task, networks[1], objective, recipe.distill, recipe.seed, report)
+            if first:  # distillation, unless the student is trained already
+                _step(task, networks[1], objective, trainings.get(section, recipe.distill), recipe.seed, report)
+                first = False
 
 
 @contextmanager

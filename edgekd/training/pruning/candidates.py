@@ -17,6 +17,7 @@ from edgekd.training.loop.autograd_layers import (
     parameters_trainable,
     width_defining_layers,
 )
+from edgekd.training.loop.copies import copy_network
 from edgekd.training.pruning.curvature import WIDEST, is_too_wide
 from edgekd.training.pruning.groups import (
     dependency_graph,
@@ -29,10 +30,10 @@ from edgekd.training.pruning.groups import (
 from edgekd.training.pruning.proof import SAMPLES, Ends, Proof
 from edgekd.training.pruning.recurrent import keeps_width
 from edgekd.training.pruning.refusals import Refusal, weights_not_to_cut
-from edgekd.training.pruning.tracing import Trace, copy_network
+from edgekd.training.pruning.tracing import Trace
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Mapping, Sequence, Set
 
     from torch import Tensor, nn
 
@@ -133,7 +134,13 @@ class Candidates:
             shown = [_with_any_importance(each.group) for each in candidates]
             refused = self.refuse_unproven(shown, [entry for group in shown for entry in group.cut_to(width(group))])
             candidates = [each for each in candidates if each.group.root not in refused]
+        self._take_back({maker.path for each in candidates for maker in each.group.makers})
         return candidates
+
+    def _take_back(self, cut: Set[str]) -> None:
+        """Forget the refusals of layers that another group cuts, as where two layers read one weight in two ways."""
+        self.refusals = [refusal for refusal in self.refusals if not cut >= set(refusal.paths)]
+        self._kept.difference_update(map(self._model.get_submodule, cut))
 
     def refuse_unproven(self, groups: Sequence[Group], removed: History) -> set[str]:
         """Return the roots of the groups whose channels cannot be removed, and add these groups to the refusals."""

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeAlias
 
 import msgspec
+import torch
 from torch import Tensor, nn
 
 from edgekd.config.recipe import Tap
@@ -60,6 +61,9 @@ class TapOutputs:
 class TappedModel(AbstractContextManager["TappedModel"]):
     """A model whose embeddings are read at its taps. Use it as a context manager: hooks are removed at its end.
 
+    Meanwhile torch's transformers compute in evaluation mode what they do in training mode, and in an exported graph:
+    their fast path, which runs where no gradient is asked for, gives zeros for padded positions, or leaves them out.
+
     Args:
         model: Any module that is called with the modalities' batches, in order or by name, and gives logits (a tensor,
             the first of a tuple, or the ``logits`` of a dict or an object).
@@ -83,10 +87,13 @@ class TappedModel(AbstractContextManager["TappedModel"]):
         self._modules = {tap.module: modules[tap.module] for tap in taps.values()}
         self._handles: list[RemovableHandle] = []
         self._entered = 0
+        self._fast = True
 
     def __enter__(self) -> TappedModel:
         self._entered += 1
         if self._entered == 1:
+            self._fast = torch.backends.mha.get_fastpath_enabled()
+            torch.backends.mha.set_fastpath_enabled(False)
             for path, module in self._modules.items():
                 self._handles.append(module.register_forward_hook(self._record(path)))
         return self
@@ -96,6 +103,7 @@ class TappedModel(AbstractContextManager["TappedModel"]):
     ) -> None:
         self._entered -= 1
         if self._entered == 0:
+            torch.backends.mha.set_fastpath_enabled(self._fast)
             for handle in self._handles:
                 handle.remove()
             self._handles.clear()
