@@ -135,8 +135,8 @@ def training_settings(recipe: Recipe) -> JsonObject:
     losses, weights = loss_sections(recipe), recipe.student.weights
     return {
         **settings,
-        "own": {name: own_training_sources(section) for name, section in training_sections(recipe).items()},
         **({"weights": sha256_file(Path(weights))} if weights else {}),
+        "own": {name: own_training_sources(section) for name, section in training_sections(recipe).items()},
         "losses": {name: {**msgspec.to_builtins(loss), **own_loss_sources(loss)} for name, loss in losses.items()},
         "seed": recipe.seed,
     }

@@ -99,7 +99,7 @@ def rehearse(
         "cache_teacher": recipe.distill.cache_teacher,
         "robustness": recipe.robustness.measure,
         "schemes": [msgspec.to_builtins(scheme) for scheme in schemes],
-        "weights": sha256_file(weights) if (weights := stages.teacher_weights()) else None,
+        "weights": [sha256_file(path) for path in (stages.teacher_weights(), stages.student_weights()) if path],
     }
     inputs = {"task": stages.project.identity, "untrained": untrained.key}
     return runner(REHEARSAL, label=stages.export_label, config=config, inputs=inputs, run=run)

@@ -71,7 +71,8 @@ class RehearsedOrigin:
         """Read the probes on a split."""
         from edgekd.gram.probe import Probe
 
-        rows = {"teacher": "teacher", "student": "student", FINETUNED: "pruned"}
+        teacher = {"teacher": "teacher"} if "teacher" in self.done.result.stages else {}
+        rows = {**teacher, "student": "student", FINETUNED: "pruned"}
         named = validation_probe if split == "validation" else rehearsed_probe
         files = {row: self.done.folder / named(network) for row, network in rows.items()}
         return {row: Probe.load(path) for row, path in files.items() if path.is_file()}  # a task may have no teacher

@@ -54,7 +54,7 @@ R = TypeVar("R")
 LIBRARIES = ("torch", "torch-pruning", "onnx", "onnxscript", "onnxruntime")
 
 #: Version of the files in which a teacher's outputs are kept.
-_OUTPUTS_VERSION = 1
+_OUTPUTS_VERSION = 2
 
 
 def _describe(trained: Trained) -> str:

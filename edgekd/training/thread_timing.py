@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from edgekd.errors import EdgekdError
+from edgekd.training.distillation.answer_losses import AnswerLosses
 from edgekd.training.distillation.objective import SupervisedObjective
 from edgekd.training.loop.autograd_layers import train_unfrozen
 from edgekd.training.loop.batches import BatchOrder
@@ -50,12 +51,13 @@ def time_threads(task: LoadedTask, taps: Taps, recipe: Recipe, most: int) -> dic
         (task.task.teacher, taps.teacher, recipe.teacher.batch_size),
         (task.task.student, taps.student, recipe.distill.batch_size),
     )
-    counts = sorted({1, most})
+    counts, losses = sorted({1, most}), AnswerLosses.of_task(task)
     totals = dict.fromkeys(counts, 0.0)
     for factory, own_taps, batch_size in sections:
         order = BatchOrder(len(task.splits["train"]), batch_size, recipe.seed, 1)
         with TappedModel(build(factory, recipe.seed), own_taps) as tapped:
-            for count, seconds in _time(tapped, _first_batch(task, order), counts).items():
+            objective = SupervisedObjective(tapped, losses)
+            for count, seconds in _time(objective, _first_batch(task, order), counts).items():
                 totals[count] += 1000 * seconds
     return totals
 
@@ -73,10 +75,10 @@ def _first_batch(task: LoadedTask, order: BatchOrder) -> Batch:
     return batch
 
 
-def _time(tapped: TappedModel, batch: Batch, counts: list[int]) -> dict[int, float]:
+def _time(objective: SupervisedObjective, batch: Batch, counts: list[int]) -> dict[int, float]:
     """Return for each number of threads the median seconds of a step."""
-    objective, seconds = SupervisedObjective(tapped), {count: list[float]() for count in counts}
-    train_unfrozen(tapped.model)
+    seconds = {count: list[float]() for count in counts}
+    train_unfrozen(objective.tapped.model)
     ends = time.perf_counter() + _LONGEST_S
     for turn in range(_ROUNDS):
         if turn > 1 and time.perf_counter() > ends:

@@ -10,21 +10,23 @@ import numpy as np
 
 from edgekd.config.loading import gate_config
 from edgekd.errors import TaskError, nearest
-from edgekd.gram.answers import Answers, are_probabilities, compare_answers
+from edgekd.gram.answers import Answers, compare_outputs
 from edgekd.gram.drift import Drift, measure_drift
 from edgekd.gram.intervals import Bootstrap
+from edgekd.gram.measures.guess import are_probabilities
+from edgekd.gram.metric import LedgerMetrics
 from edgekd.gram.output_kind import OutputKind, OutputName
 from edgekd.gram.probe import Probe
 from edgekd.gram.verdict import Answered, Measured, join_answers, judge_behaviour, judge_learned, judge_structure
 from edgekd.stages.judging import gate_rules, measure_metrics
 from edgekd.stages.labels import UNLABELLED
-from edgekd.stages.metrics import accuracy
+from edgekd.stages.metrics import default_metric
 
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike, NDArray
 
     from edgekd.gram.gate import GateRules
-    from edgekd.gram.metric import LedgerMetrics
+    from edgekd.gram.nest import Nest
     from edgekd.gram.verdict import Verdict
 
 #: One array, or several by name.
@@ -50,8 +52,8 @@ class Judgement:
             does the structure survive. Each has the figures that it rests on, in words.
         answers: For each output what was measured of it, with bounds.
         drift: The drift of the Gram; None where no embeddings were given.
-        metric: Accuracy of the network; None without labels.
-        reference_metric: Accuracy of the reference; None without labels.
+        metric: The network's metric, the default one of the outputs' kinds, such as accuracy; None without labels.
+        reference_metric: The reference's; None without labels.
         released: Whether a build with this verdict is released.
     """
 
@@ -99,7 +101,7 @@ def judge(
     outputs: Named,
     reference_outputs: Named,
     *,
-    labels: ArrayLike | None = None,
+    labels: Named | None = None,
     embeddings: tuple[Named, Named] | None = None,
     groups: ArrayLike | None = None,
     kind: OutputName | OutputKind | Mapping[str, OutputName | OutputKind] = "classes",
@@ -111,7 +113,8 @@ def judge(
         outputs: The network's outputs [N, ...], or several by name: numpy arrays, torch tensors on any device, or what
             numpy makes an array of.
         reference_outputs: The outputs of what it was made of, for the same samples in the same order.
-        labels: Class indices [N], or -100 where a sample has none; for one output of classes.
+        labels: What the outputs should be, by name where there are several: of classes their indices, -100 where a
+            sample has none; of other kinds as in a task's targets, with NaN where nothing is known.
         embeddings: The network's embeddings and the reference's, each as for :func:`gram_drift`; None leaves the
             question of structure open.
         groups: Each sample's group [N], such as its subject, or None where samples are independent.
@@ -128,15 +131,21 @@ def judge(
         if x.shape != theirs[name].shape:
             raise TaskError(f"outputs '{name}' are {x.shape}, the reference's {theirs[name].shape}")
     kinds = {name: _kind(name, kind, theirs) for name in theirs}
-    rules = gate_rules(gate_config(limits or {}, "limits"), "accuracy", kinds, higher_is_better=True, seed=0)
+    metric = default_metric(kinds)
+    if metric is None and labels is not None:
+        raise TaskError("labels: an output of kind 'custom' has no metric that reads them; leave them out")
+    name = metric.name if metric else "metric"
+    rules = gate_rules(gate_config(limits or {}, "limits"), name, kinds, higher_is_better=True, seed=0)
     sides = _embedding_sides(*_pair(embeddings)) if embeddings is not None else ({}, {})
     ids = _ids(theirs)
     probes = {_REFERENCE: Probe(ids, theirs, sides[1]), _OWN: Probe(ids, ours, sides[0])}
     for modality, z in sides[0].items():
         if len(z) != len(ids):
             raise TaskError(f"embeddings '{modality}' are of {len(z)} samples, the outputs of {len(ids)}")
-    own_groups, own_labels = _groups(groups, len(ids)), _labels(labels, theirs, kinds)
-    figures = measure_metrics(probes, own_labels, own_groups, accuracy, rules)
+    own_groups = _groups(groups, len(ids))
+    if metric is None or labels is None:
+        return _judged(probes, LedgerMetrics(dict.fromkeys(probes)), own_groups, rules)
+    figures = measure_metrics(probes, _targets(labels, theirs, kinds), own_groups, metric.compute, rules)
     return _judged(probes, figures, own_groups, rules)
 
 
@@ -144,9 +153,7 @@ def _judged(
     probes: Mapping[str, Probe], figures: LedgerMetrics, groups: NDArray[np.str_] | None, rules: GateRules
 ) -> Judgement:
     own, reference, limits = probes[_OWN], probes[_REFERENCE], rules.limits
-    answers = {
-        name: compare_answers(own, reference, name, kind, groups, rules.bootstrap) for name, kind in rules.kinds.items()
-    }
+    answers = compare_outputs(own, reference, rules.kinds, groups, rules.bootstrap)
     drift = measure_drift(own, reference, groups, rules.bootstrap) if own.modalities else None
     measured = Measured(answers, figures.losses.get(_OWN), drift or _NO_DRIFT, gain=figures.gain)
     learned = judge_learned(rules.metric, figures, _REFERENCE, limits)
@@ -237,24 +244,36 @@ def _groups(groups: ArrayLike | None, count: int) -> NDArray[np.str_] | None:
     return names.astype(str)
 
 
-def _labels(
-    labels: Any, outputs: Mapping[str, NDArray[Any]], kinds: Mapping[str, OutputKind]
-) -> NDArray[np.int64] | None:
-    if labels is None:
-        return None
-    (name, kind), *others = kinds.items()
-    if others or kind.name != "classes":
-        raise TaskError("labels are of one output of classes; compare others without them")
-    found = np.asarray(labels.detach().cpu() if hasattr(labels, "detach") else labels)
-    if found.dtype.kind not in "iu" or found.shape != (len(outputs[name]),):
+def _targets(labels: Named, outputs: Mapping[str, NDArray[Any]], kinds: Mapping[str, OutputKind]) -> Nest:
+    """Return labels as a metric reads them, each checked against its output."""
+    if not isinstance(labels, Mapping):
+        if len(outputs) > 1:
+            raise TaskError(f"labels must be a dict with those of each output: {', '.join(outputs)}")
+        return _target("labels", labels, next(iter(outputs.values())), next(iter(kinds.values())))
+    if labels.keys() != outputs.keys():
+        raise TaskError(f"labels are of {list(labels)}, the outputs are {list(outputs)}")
+    made: dict[str, Nest] = {
+        name: _target(f"labels '{name}'", labels[name], outputs[name], kinds[name]) for name in outputs
+    }
+    return made if len(made) > 1 else next(iter(made.values()))
+
+
+def _target(what: str, given: Any, outputs: NDArray[Any], kind: OutputKind) -> NDArray[Any]:
+    found = np.asarray(given.detach().cpu() if hasattr(given, "detach") else given)
+    if found.dtype.kind not in "iufb" or found.shape[:1] != outputs.shape[:1]:
         raise TaskError(
-            f"labels are {found.dtype} of shape {found.shape}, must be the class index of each of the "
-            f"{len(outputs[name])} samples"
+            f"{what} are {found.dtype} of shape {found.shape}, must be numbers with a row for each of the "
+            f"{len(outputs)} samples"
         )
-    classes = outputs[name].shape[-1]
-    wrong = found[(found != UNLABELLED) & ((found < 0) | (found >= classes))]
+    axis = kind.class_axis
+    if axis is None:
+        return found
+    expected = tuple(size for index, size in enumerate(outputs.shape) if index != axis % outputs.ndim)
+    if found.dtype.kind not in "iu" or (kind.blank is None and found.shape != expected):
+        raise TaskError(f"{what} are {found.dtype} of shape {found.shape}, must be class indices of shape {expected}")
+    wrong = found[(found != UNLABELLED) & ((found < 0) | (found >= outputs.shape[axis]))]
     if len(wrong):
-        raise TaskError(f"labels hold {wrong[0]}, but the outputs are of {classes} classes")
+        raise TaskError(f"{what} hold {wrong[0]}, but the outputs are of {outputs.shape[axis]} classes")
     return found.astype(np.int64)
 
 

@@ -87,7 +87,7 @@ def run(
     return Exported(
         parity,
         {name: (folder / onnx_name(name)).stat().st_size for name in parity},
-        _facts(task, _width(networks, inputs)),
+        _facts(task, _widths(task, networks, inputs)),
         refused,
     )
 
@@ -111,14 +111,16 @@ def _write(
     return parity
 
 
-def _width(networks: Mapping[str, ExportNetwork], inputs: Mapping[str, Tensor]) -> int:
-    """Return the number of logits, which is the same for all networks."""
+def _widths(task: LoadedTask, networks: Mapping[str, ExportNetwork], inputs: Mapping[str, Tensor]) -> dict[str, int]:
+    """Return the number of classes or labels of each output that has such; it is the same for all networks."""
     network = next(iter(networks.values()))
     with torch.inference_mode(), TappedModel(network.model, network.taps) as tapped:
-        return tapped(list(inputs.values()))[0].shape[1]
+        answers, _ = tapped(list(inputs.values()))
+    axes = {name: 1 if kind.name == "multilabel" else kind.class_axis for name, kind in task.outputs.items()}
+    return {name: answers[name].shape[axis] for name, axis in axes.items() if axis is not None}
 
 
-def _facts(task: LoadedTask, logits: int) -> TaskFacts:
+def _facts(task: LoadedTask, widths: Mapping[str, int]) -> TaskFacts:
     inputs: list[dict[str, str | list[int | str]]] = [
         {"name": m.name, "dtype": m.dtype, "shape": ["batch", *m.shape], "preprocessing": m.description}
         for m in task.task.modalities
@@ -127,7 +129,7 @@ def _facts(task: LoadedTask, logits: int) -> TaskFacts:
         task.metric_name,
         task.higher_is_better,
         task.outputs,
-        {"logits": task.class_names(logits)},
+        {name: task.class_names(name, count) for name, count in widths.items()},
         inputs,
         modalities=task.modalities,
     )
@@ -160,8 +162,8 @@ def _parity(network: ExportNetwork, inputs: Mapping[str, Tensor], path: Path) ->
 
 def _difference(network: ExportNetwork, inputs: Mapping[str, Tensor], path: Path) -> float:
     with torch.inference_mode(), TappedModel(network.model, network.taps) as tapped:
-        logits, embeddings = tapped(list(inputs.values()))
-    expected = {"logits": logits, **{EMBEDDING_PREFIX + name: z for name, z in embeddings.items()}}
+        answers, embeddings = tapped(list(inputs.values()))
+    expected = {**answers, **{EMBEDDING_PREFIX + name: z for name, z in embeddings.items()}}
     with open_engine(path, fused=False) as session:
         outputs = session.run({name: x.numpy() for name, x in inputs.items()})
     if any(outputs[name].shape != value.shape for name, value in expected.items()):

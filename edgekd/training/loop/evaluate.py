@@ -1,4 +1,4 @@
-"""Run a model over a split, for its logits, embeddings and metric."""
+"""Run a model over a split, for its outputs, embeddings and metric."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from torch.utils.data import DataLoader
 
 from edgekd.gram.drift import measure_drift
 from edgekd.gram.intervals import Bootstrap
+from edgekd.gram.npz import EMBEDDING_PREFIX, answers_of, embeddings_of
 from edgekd.gram.probe import Probe
 from edgekd.stages.artifacts import PROBE, WEIGHTS
 from edgekd.stages.trained import Trained
@@ -99,11 +100,11 @@ def ground_truth(split: Split, check: Callable[[Batch], None] | None = None) -> 
 def probe(
     model: nn.Module, taps: Mapping[str, Tap], split: Split, change: Callable[[Batch], Batch] | None = None
 ) -> Probe:
-    """Return a model's logits and embeddings on a split, computed in float32 on the model's device.
+    """Return a model's outputs and embeddings on a split, computed in float32 on the model's device.
 
     Args:
         model: The model; it is in evaluation mode meanwhile.
-        taps: For each modality where its embedding is.
+        taps: For each modality where its embedding is, and which outputs are read.
         split: The split.
         change: Makes of each batch, in order, the one that the model is given; None for the batch itself.
     """
@@ -111,19 +112,16 @@ def probe(
     was_training = model.training
     model.eval()
     ids: list[str] = []
-    logits, embeddings = [], []
+    readings: list[dict[str, NDArray[np.float32]]] = []
     with torch.inference_mode(), TappedModel(model, taps) as tapped:
         for batch in map(change, batches(split)) if change else batches(split):
             ids += batch.ids
-            batch_logits, batch_embeddings = tapped(list(batch.to(device).inputs.values()))
-            logits.append(batch_logits.float().cpu().numpy())
-            embeddings.append({name: z.float().cpu().numpy() for name, z in batch_embeddings.items()})
+            answers, embeddings = tapped(list(batch.to(device).inputs.values()))
+            named = answers | {EMBEDDING_PREFIX + name: z for name, z in embeddings.items()}
+            readings.append({name: x.float().cpu().numpy() for name, x in named.items()})
     model.train(was_training)
-    return Probe(
-        np.array(ids),
-        {"logits": np.concatenate(logits)},
-        {name: np.concatenate([e[name] for e in embeddings]) for name in taps},
-    )
+    whole = {name: np.concatenate([reading[name] for reading in readings]) for name in readings[0]}
+    return Probe(np.array(ids), answers_of(whole), embeddings_of(whole))
 
 
 class Validation:

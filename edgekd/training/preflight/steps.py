@@ -11,6 +11,7 @@ import torch
 
 from edgekd.errors import RecipeError, TaskError, own_line
 from edgekd.stages.progress import Silent, StageReporter
+from edgekd.training.distillation.answer_losses import AnswerLosses
 from edgekd.training.distillation.loss_registry import loss_sections
 from edgekd.training.distillation.objective import SupervisedObjective
 from edgekd.training.distillation.setup import DistillationNetworks, distillation_objective
@@ -20,6 +21,7 @@ from edgekd.training.loop.evaluate import example_batch
 from edgekd.training.loop.loop import compute_device, training_loss
 from edgekd.training.loop.optimizers import make_optimizer, make_schedule
 from edgekd.training.loop.weights import seed_all
+from edgekd.training.preflight.networks import build_network
 from edgekd.training.taps.taps import TappedModel
 from edgekd.training.task.protocol import read_batch
 
@@ -53,7 +55,9 @@ def try_teacher(task: LoadedTask, teacher: BuiltNetwork, taps: Taps, recipe: Rec
         TaskError: Its code or its loss fails in training, or a gradient is NaN or infinite.
     """
     with TappedModel(teacher.model.to(compute_device()), taps.teacher) as tapped:
-        _step(task, teacher, SupervisedObjective(tapped), recipe.teacher, recipe.seed, report)
+        _step(
+            task, teacher, SupervisedObjective(tapped, AnswerLosses.of_task(task)), recipe.teacher, recipe.seed, report
+        )
 
 
 def try_distillation(
@@ -76,18 +80,20 @@ def try_distillation(
     device = compute_device()
     teacher, student = (network.model.to(device) for network in networks)
     batch = example_batch(task, device)
-    first, trainings = True, {"prune": recipe.prune, "quantize.qat": recipe.quantize.qat}
-    for section, config in loss_sections(recipe).items():
-        distilled = DistillationNetworks(student, teacher, None if section == "distill" else student)
+    trainings = {"distill": recipe.distill, "prune": recipe.prune, "quantize.qat": recipe.quantize.qat}
+    sections = loss_sections(recipe)
+    first = next(iter(sections), "")  # distillation, unless the student is trained already
+    anchor = student if first == "distill" else build_network("student", task, recipe.seed).model.to(device)
+    for section, config in sections.items():
+        distilled = DistillationNetworks(student, teacher, None if section == "distill" else anchor)
         silent = StageReporter(Silent(), section)
         with ExitStack() as stack:
             with _naming(section):
                 objective = stack.enter_context(distillation_objective(task, distilled, taps, config, silent))
                 objective.prepare(batch, recipe.seed)
                 objective.try_own_losses(batch)
-            if first:  # distillation, unless the student is trained already
-                _step(task, networks[1], objective, trainings.get(section, recipe.distill), recipe.seed, report)
-                first = False
+            if section == first:
+                _step(task, networks[1], objective, trainings[section], recipe.seed, report)
 
 
 @contextmanager

@@ -12,16 +12,15 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from edgekd.errors import TaskError, nearest
-from edgekd.gram.output_kind import OutputKind
-from edgekd.stages.metrics import accuracy
+from edgekd.stages.metrics import default_metric
 from edgekd.stages.user_code import describe, source_files, user_code, user_errors
 from edgekd.training.task.checked_split import checked_split
 from edgekd.training.task.checks import (
     check_returned,
     check_splits,
     check_task,
-    class_names,
     data_files,
+    task_outputs,
 )
 from edgekd.training.task.columns import check_text
 from edgekd.training.task.imports import import_module, import_task_file
@@ -37,7 +36,9 @@ if TYPE_CHECKING:
 
     from edgekd.config.recipe import TaskConfig
     from edgekd.gram.npz import Array
+    from edgekd.gram.output_kind import OutputKind
     from edgekd.gram.probe import Answer
+    from edgekd.stages.metrics import DefaultMetric
     from edgekd.training.task.protocol import Split, Task
     from edgekd.training.task.targets import Nest
 
@@ -77,15 +78,16 @@ class LoadedTask:
         """Data files that the task names, or None where it names none."""
         return data_files("the task", self.task)
 
-    def class_names(self, logits: int) -> list[str]:
-        """Return the classes' names for a network with that many logits.
+    def class_names(self, output: str, count: int) -> list[str]:
+        """Return the names of an output's classes or labels, for networks that give so many of them.
 
         Raises:
             TaskError: The task names more or fewer.
         """
-        names = class_names("the task", self.task) or [str(number) for number in range(logits)]
-        if len(names) != logits:
-            raise TaskError(f"the task names {len(names)} classes, but its networks give {logits} logits")
+        declared = {one.name: one for one in task_outputs("the task", self.task)}[output]
+        names = [str(name) for name in declared.classes] or [str(number) for number in range(count)]
+        if len(names) != count:
+            raise TaskError(f"the task names {len(names)} classes, but its networks give {count} in '{output}'")
         return names
 
     def running(self, what: str) -> AbstractContextManager[None]:
@@ -104,7 +106,9 @@ class LoadedTask:
     @property
     def metric_name(self) -> str:
         """Name of the metric."""
-        return str(getattr(self.task, "metric_name", "metric" if hasattr(self.task, "metric") else "accuracy"))
+        default = self._default_metric
+        own = "metric" if hasattr(self.task, "metric") or default is None else default.name
+        return str(getattr(self.task, "metric_name", own))
 
     @property
     def higher_is_better(self) -> bool:
@@ -114,7 +118,16 @@ class LoadedTask:
     @property
     def outputs(self) -> dict[str, OutputKind]:
         """What each of the networks' outputs is, by name, in order."""
-        return {"logits": OutputKind()}
+        return {output.name: output.output_kind for output in task_outputs("the task", self.task)}
+
+    @property
+    def weights(self) -> dict[str, float]:
+        """The weight of each output among the losses and metrics of several."""
+        return {output.name: output.weight for output in task_outputs("the task", self.task)}
+
+    @property
+    def _default_metric(self) -> DefaultMetric | None:
+        return default_metric(self.outputs, self.weights)
 
     def metric(self, answer: Answer, targets: Nest[Array]) -> float:
         """Return the task's metric of what a network answered for N samples, and their targets, each leaf [N, ...].
@@ -123,9 +136,11 @@ class LoadedTask:
             TaskError: The task's code fails, or returns no number.
         """
         what = f"the task's {self.metric_name}"
-        metric: Callable[..., float] = getattr(self.task, "metric", accuracy)
+        default = self._default_metric
+        own: Callable[..., float] | None = getattr(self.task, "metric", default.compute if default else None)
+        assert own is not None  # a task whose outputs have no default must have one
         with self.running(what):  # which is given copies: they are its own to change
-            value = metric(map_nest(np.copy, answer), map_nest(np.copy, targets))
+            value = own(map_nest(np.copy, answer), map_nest(np.copy, targets))
         check_returned(what, value, object, "a number")
         with self.running(what):
             return float(value)

@@ -280,6 +280,10 @@ def with_value(value):
         ((1, 2), "returned a tuple, must return an nn.Module$"),
         (lambda: torch.jit.trace(TwoTowers().eval(), (torch.zeros(2, 6), torch.zeros(2, 5))), "returned a TopLevelTra"),
         (lambda: torch.jit.script(nn.Linear(2, 2)), "returned a RecursiveScriptModule, whose layers cannot be taken"),
+        (
+            lambda: nn.Sequential(nn.ReLU(), torch.jit.script(nn.Linear(2, 2))),
+            "'1' is a RecursiveScriptModule, whose layers cannot be taken apart: put the nn.Module there",
+        ),
         (lambda: nn.LazyLinear(3), "'weight' has no shape yet, as in a lazy layer: call the network once"),
         (lambda: nn.Linear(2, 2, device="meta"), "'weight' has no values, since it was made on the device 'meta'"),
         (lambda: with_value(float("nan")), r"'head\.1\.bias' holds NaN: was it initialised"),

@@ -114,7 +114,7 @@ def exercise(tmp_path):
         for samples in loaded.splits.values():
             ground_truth(samples)
         loaded.fingerprint()
-        loaded.class_names(3)
+        loaded.class_names("logits", 3)
         taps = resolve_taps("teacher", {}, loaded.task.teacher_taps, loaded.modalities)
         with loaded.errors_in("stage 'teacher'"):
             build(loaded.task.student, 0)
@@ -122,7 +122,7 @@ def exercise(tmp_path):
             with TappedModel(model, taps) as tapped:
                 run = Fit(Training(epochs=1, batch_size=8), 0, tmp_path / "work", reporter())
                 fit(model, SupervisedObjective(tapped), loaded.splits["train"], lambda: {"validation": 0.0}, run)
-            loaded.metric(probe(model, taps, loaded.splits["val"]).logits, ground_truth(loaded.splits["val"]).labels)
+            loaded.metric(probe(model, taps, loaded.splits["val"]).answer, ground_truth(loaded.splits["val"]).labels)
         (tmp_path / "work" / "checkpoint.pt").unlink()
 
     return exercise
