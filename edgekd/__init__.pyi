@@ -26,6 +26,8 @@ from edgekd.errors import StorageError as StorageError
 from edgekd.errors import TargetError as TargetError
 from edgekd.errors import TaskError as TaskError
 from edgekd.gram.blame import Blame as Blame
+from edgekd.gram.drift import Drift as Drift
+from edgekd.gram.output_kind import OutputKind as OutputKind
 from edgekd.report.results import BuildReport as BuildReport
 from edgekd.report.search.tables import SearchResult as SearchResult
 from edgekd.runtime.backends.backend import Backend as Backend
@@ -52,6 +54,9 @@ from edgekd.training.task.protocol import Split as Split
 from edgekd.training.task.protocol import Task as Task
 from edgekd.workflows.advise.result import Advice as Advice
 from edgekd.workflows.advise.run import advise as advise
+from edgekd.workflows.arrays import Judgement as Judgement
+from edgekd.workflows.arrays import gram_drift as gram_drift
+from edgekd.workflows.arrays import judge as judge
 from edgekd.workflows.build import build as build
 from edgekd.workflows.bundles import ProfiledBundle as ProfiledBundle
 from edgekd.workflows.bundles import VerifiedBundle as VerifiedBundle
@@ -86,9 +91,11 @@ __all__ = [
     "CacheError",
     "DataError",
     "DeviceError",
+    "Drift",
     "DryRun",
     "EdgekdError",
     "GateFailed",
+    "Judgement",
     "Loss",
     "LossOptions",
     "MissingDependency",
@@ -97,7 +104,9 @@ __all__ = [
     "Observer",
     "Output",
     "OutputError",
+    "OutputKind",
     "Package",
+    "Predictions",
     "ProfileConfig",
     "ProfiledBundle",
     "Quantizer",
@@ -126,9 +135,12 @@ __all__ = [
     "distillation",
     "dry_run",
     "fetch",
+    "gram_drift",
+    "judge",
     "load",
     "load_recipe",
     "load_target",
+    "predict",
     "profile",
     "read_member",
     "search",

@@ -5,12 +5,12 @@ from __future__ import annotations
 import json
 from copy import deepcopy
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import msgspec
 from msgspec import Struct
 
-from edgekd.config.recipe import ANCHOR_EXTRA, LossConfig, ModelConfig, Recipe, Term
+from edgekd.config.recipe import ANCHOR_EXTRA, GateConfig, LossConfig, ModelConfig, Recipe, Term
 from edgekd.config.toml import MOST_NESTED, parse_toml_value, read_toml
 from edgekd.config.validation import check_keys, check_values, explain
 from edgekd.errors import RecipeError, nearest
@@ -19,6 +19,8 @@ from edgekd.plugins import anchor
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
+
+Section = TypeVar("Section", LossConfig, GateConfig)
 
 DEFAULT_FILE = "edgekd.toml"
 
@@ -160,16 +162,25 @@ def loss_config(table: Mapping[str, Any], source: str) -> LossConfig:
         RecipeError: It is not valid; the error names the key, and the nearest right one.
     """
     content = msgspec.to_builtins(table)
-    check_keys(content, LossConfig, source, RecipeError)
     for term in _terms({"distill": {"loss": content}}):
         _collect_options(term)
         if isinstance(loss := term.get("loss"), str):
             term["loss"] = anchor(loss, Path.cwd())
-    check_values(content, LossConfig, source, RecipeError)
+    return _section(content, LossConfig, source)
+
+
+def gate_config(table: Mapping[str, Any], source: str) -> GateConfig:
+    """Return the limits that a table says, as a recipe's ``[gate]`` does; arguments and errors as above."""
+    return _section(dict(table), GateConfig, source)
+
+
+def _section(content: JsonObject, section: type[Section], source: str) -> Section:
+    check_keys(content, section, source, RecipeError)
+    check_values(content, section, source, RecipeError)
     try:
-        return msgspec.convert(content, LossConfig)
+        return msgspec.convert(content, section)
     except msgspec.ValidationError as error:
-        raise RecipeError(f"{source}: {explain(error, LossConfig)}") from error
+        raise RecipeError(f"{source}: {explain(error, section)}") from error
 
 
 def _set(content: JsonObject, override: str) -> None:
@@ -198,7 +209,7 @@ def _set(content: JsonObject, override: str) -> None:
 def _anchor_paths(content: JsonObject, base: Path) -> None:
     """Make the paths in a recipe's tables absolute, in place, so that they do not depend on the working directory."""
     anchored = (
-        *(("task", "name"), ("teacher", "weights"), ("quantize", "calibration")),
+        *(("task", "name"), ("teacher", "weights"), ("student", "weights"), ("quantize", "calibration")),
         *(("model", key) for key in ("path", "calibration", "test")),
     )
     for section, key in anchored:
@@ -207,7 +218,7 @@ def _anchor_paths(content: JsonObject, base: Path) -> None:
         if not isinstance(table, dict) or not isinstance(value, str):
             continue
         file, colon, name = value.partition(":")
-        if section in ("teacher", "model"):
+        if section in ("teacher", "student", "model"):
             table[key] = str(base / value) if value else ""
         elif (key == "name" and colon and file.endswith(".py")) or (key == "calibration" and file.endswith(".toml")):
             table[key] = f"{base / file}{colon}{name}"

@@ -45,6 +45,38 @@ class TaskConfig(_Config, frozen=True):
     options: Annotated[dict[str, Any], Meta(description="Keyword arguments of the task's class or function.")] = {}
 
 
+class OutputConfig(_Config, frozen=True):
+    """What one output of an imported network is."""
+
+    kind: Annotated[
+        Kind,
+        Meta(
+            description="Scores of 'classes' of which one is right, of labels any of which may be ('multilabel'), of "
+            "classes at every position of a map [batch, classes, ...] or step of a sequence [batch, steps, classes], "
+            "numbers ('regression'), an 'embedding', which is compared with others by its direction, or anything else "
+            "('custom'). 'auto' tells it by labels and by the output's values, and says so."
+        ),
+    ] = "auto"
+    threshold: Annotated[
+        Annotated[float, Meta(ge=-1_000_000_000, le=1_000_000_000)] | None,
+        Meta(
+            description="Where a label of 'multilabel' is decided, a probability, by default 0.5; or where a number of "
+            "'regression' or 'custom' is, by default nowhere."
+        ),
+    ] = None
+    blank: Annotated[
+        Annotated[int, Meta(ge=0, le=1_000_000)] | None,
+        Meta(description="Of 'sequence-classes' the class that is CTC's blank; by default every step is a token."),
+    ] = None
+    index: Annotated[
+        Literal["float", "own"],
+        Meta(
+            description="What an 'embedding' is compared with: an index that stays as the float network made it, or "
+            "one of the compressed network's 'own'."
+        ),
+    ] = "float"
+
+
 class ModelConfig(_Config, frozen=True):
     """A trained network imported from ONNX, in place of a task: nothing is trained, distilled or pruned."""
 
@@ -68,24 +100,32 @@ class ModelConfig(_Config, frozen=True):
             "the graph's inputs meet, or else the outputs."
         ),
     ] = {}
-    output: Annotated[str, Meta(description="The output that is judged; by default the first one of floats.")] = ""
-    kind: Annotated[
-        Kind,
+    outputs: Annotated[
+        dict[str, Kind | OutputConfig],
         Meta(
-            description="What that output is: scores of 'classes' of which one is right, scores of several labels any "
-            "of which may be ('multilabel'), the numbers of a 'regression', 'dense-classes' [batch, classes, ...] of "
-            "each position of a map, 'sequence-classes' [batch, steps, classes], an 'embedding', which is compared "
-            "with others by its direction, or anything else ('custom'). 'auto' tells it by labels and by the output's "
-            "values, and says so."
+            description="The outputs that the engine gives, under their own names, and what each is: a kind, or a "
+            "table. By default all outputs of floats, each of the kind that its values look like."
         ),
-    ] = "auto"
+    ] = {}
+    kind: Annotated[Kind, Meta(description="What the output is, of a network that has one: in place of outputs.")] = (
+        "auto"
+    )
     threshold: Annotated[
         Annotated[float, Meta(ge=-1_000_000_000, le=1_000_000_000)] | None,
-        Meta(
-            description="Where a label of 'multilabel' is decided, a probability, by default 0.5; or where a number of "
-            "'regression' or 'custom' is, by default nowhere."
-        ),
+        Meta(description="Where a label or a number is decided, of a network that has one output."),
     ] = None
+
+    def __post_init__(self) -> None:
+        if self.outputs and (self.kind != "auto" or self.threshold is not None):
+            raise ValueError("model.kind and model.threshold are of the only output: leave them out beside outputs")
+
+    @property
+    def asked(self) -> dict[str, OutputConfig]:
+        """What each of the outputs is that are named."""
+        return {
+            name: value if isinstance(value, OutputConfig) else OutputConfig(kind=value)
+            for name, value in self.outputs.items()
+        }
 
 
 class Tap(_Config, frozen=True):
@@ -244,8 +284,16 @@ class TeacherConfig(Training, frozen=True):
 
 
 class StudentConfig(_Config, frozen=True):
-    """The places where the student's embeddings are read."""
+    """The places where the student's embeddings are read, and its weights where it is trained already."""
 
+    weights: Annotated[
+        str,
+        Meta(
+            description="Load these weights (.safetensors, or a state dict saved by torch) instead of distilling: a "
+            "student that was trained elsewhere is pruned, quantized, checked and shipped. Then the task need not have "
+            "a teacher."
+        ),
+    ] = ""
     taps: Taps = {}
 
 
@@ -359,6 +407,14 @@ class DistillConfig(Training, frozen=True):
             "student alone; one modality of a sample always stays."
         ),
     ] = 0.0
+
+
+def without_teacher(loss: LossConfig) -> LossConfig:
+    """Return losses without taps of the teacher's own, for a training in which another network takes its place."""
+    extra = {
+        name: replace(value, teacher={}) if isinstance(value, Term) else value for name, value in loss.extra.items()
+    }
+    return replace(loss, extra=extra)
 
 
 _FINE_TUNED = (

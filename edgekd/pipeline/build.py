@@ -295,6 +295,7 @@ def _preflight(
     }
     first = next(iter(stages.values()))
     first.teacher_weights()
+    first.student_weights()
     first.preflight()
     if tries_targets(given.only):
         _rehearse(given, targets, devices, stages)

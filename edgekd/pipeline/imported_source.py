@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import msgspec
 import numpy as np
 
+from edgekd.config.recipe import OutputConfig
 from edgekd.errors import ModelError
 from edgekd.files import sha256_file
 from edgekd.gram.probe import Probe
@@ -38,7 +39,7 @@ def _describe(imported: ImportedModel) -> str:
 
 
 IMPORT: StageSpec[ImportedModel] = StageSpec(
-    "import", 5, ImportedModel, LIBRARIES, "read a trained ONNX model and its samples", _describe
+    "import", 6, ImportedModel, LIBRARIES, "read a trained ONNX model and its samples", _describe
 )
 
 
@@ -70,10 +71,11 @@ class ImportedOrigin:
         return {NETWORK: Probe.load(self.imported.folder / name)}
 
     def metric(self, answer: Answer, targets: Nest) -> float:
-        """Return the accuracy of logits [N, C] and labels [N]: there are labels for a network of one such output."""
-        assert isinstance(answer, np.ndarray)
+        """Return the accuracy of the first output of classes: labels are of that one."""
+        scores = answer[next(iter(self.exported.result.facts.classes))] if isinstance(answer, dict) else answer
+        assert isinstance(scores, np.ndarray)
         assert isinstance(targets, np.ndarray)
-        return accuracy(answer, targets)
+        return accuracy(scores, targets)
 
     def histories(self) -> dict[str, list[dict[str, float]]]:
         """Return nothing: no network was trained here."""
@@ -95,8 +97,8 @@ def import_model(runner: Runner, recipe: Recipe) -> ImportedOrigin:
     model, calibration, test = _files(config)
 
     def run(folder: Path, report: StageReporter) -> ImportedModel:
-        kind = None if config.kind == "auto" else config.kind
-        source = OnnxSource(model, calibration, test, config.taps, config.output or None, kind, config.threshold)
+        only = OutputConfig(kind=config.kind, threshold=config.threshold)
+        source = OnnxSource(model, calibration, test, config.taps, config.asked, only)
         imported = import_onnx(source, folder, report, recipe.seed)
         for samples, name in ((TEST, PROBE), (VALIDATION, validation_probe(NETWORK))):
             outputs = run_on_host(folder / onnx_name(NETWORK), folder / samples)
@@ -109,7 +111,7 @@ def import_model(runner: Runner, recipe: Recipe) -> ImportedOrigin:
     }
     settings = {
         "taps": msgspec.to_builtins(config.taps),
-        "output": config.output,
+        "outputs": msgspec.to_builtins(config.asked),
         "kind": config.kind,
         "threshold": config.threshold,
         "seed": recipe.seed,

@@ -55,6 +55,11 @@ def _trains(given: Circumstances) -> bool:
     return given.recipe.task is not None
 
 
+def _trains_teacher(given: Circumstances) -> bool:
+    """Whether a teacher is sure to be trained or loaded; one beside a trained student is, where the task has it."""
+    return _trains(given) and not given.recipe.student.weights
+
+
 def _prunes(given: Circumstances) -> bool:
     return _trains(given) and given.recipe.prune.active
 
@@ -122,7 +127,7 @@ ORDER = (
     OrderedStage(REHEARSAL, "opset", _tries_targets),
     OrderedStage(PREFLIGHT_TARGET, "each", _tries_targets),
     OrderedStage(THREADS, "build", _times_threads),
-    OrderedStage(TEACHER, "build", _trains),
+    OrderedStage(TEACHER, "build", _trains_teacher),
     OrderedStage(DISTILL, "build", _trains),
     OrderedStage(PRUNE, "build", _trains),
     OrderedStage(PRUNE_CHECK, "build", _prunes),

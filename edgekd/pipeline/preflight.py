@@ -6,10 +6,12 @@ They import torch only where they must run, and a finished one is not run again.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import msgspec
 
+from edgekd.files import sha256_file
 from edgekd.stages.artifacts import Exported
 from edgekd.stages.progress import StageReporter
 from edgekd.stages.stage import StageSpec
@@ -18,8 +20,6 @@ from edgekd.training.loop.settings import own_training_sources, training_section
 from edgekd.training.stage_run import Resources, computing
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from edgekd.config.recipe import Recipe
     from edgekd.files import JsonObject
     from edgekd.pipeline.project import Project
@@ -38,9 +38,11 @@ class Preflight:
 
     Attributes:
         warnings: What was warned of.
+        teacher: Whether the task has a teacher.
     """
 
     warnings: tuple[str, ...]
+    teacher: bool = True
 
     def __str__(self) -> str:
         """Describe the result in words."""
@@ -92,7 +94,7 @@ def check_task(runner: Runner, project: Project, recipe: Recipe) -> Done[Preflig
         keeping = _Keeping(report.observer, report.stage, [])
         with computing(Resources(device=recipe.device)):
             check(project.loaded, project.taps(recipe), recipe, keeping)
-        return Preflight(tuple(keeping.kept))
+        return Preflight(tuple(keeping.kept), project.loaded.has_teacher)
 
     return runner(PREFLIGHT, config=training_settings(recipe), inputs={"task": project.identity}, run=run)
 
@@ -130,9 +132,10 @@ def training_settings(recipe: Recipe) -> JsonObject:
     """Return all of a recipe that a training depends on from its first step."""
     sections = {"teacher": recipe.teacher, "student": recipe.student, "distill": recipe.distill, "prune": recipe.prune}
     settings: JsonObject = {name: _without_schedule(section) for name, section in sections.items()}
-    losses = loss_sections(recipe)
+    losses, weights = loss_sections(recipe), recipe.student.weights
     return {
         **settings,
+        **({"weights": sha256_file(Path(weights))} if weights else {}),
         "own": {name: own_training_sources(section) for name, section in training_sections(recipe).items()},
         "losses": {name: {**msgspec.to_builtins(loss), **own_loss_sources(loss)} for name, loss in losses.items()},
         "seed": recipe.seed,

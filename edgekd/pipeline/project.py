@@ -62,11 +62,11 @@ class Project:
         from edgekd.training.taps.taps import Taps, resolve_taps
 
         task, names, outputs = self.loaded.task, self.loaded.modalities, self.loaded.outputs
-        return Taps(
-            resolve_taps("teacher", recipe.teacher.taps, getattr(task, "teacher_taps", {}), names, outputs),
-            resolve_taps("student", recipe.student.taps, getattr(task, "student_taps", {}), names, outputs),
-            recipe.teacher.precision,
-        )
+        student = resolve_taps("student", recipe.student.taps, getattr(task, "student_taps", {}), names, outputs)
+        if not self.loaded.has_teacher:  # the student takes its place
+            return Taps(student, student)
+        teacher = resolve_taps("teacher", recipe.teacher.taps, getattr(task, "teacher_taps", {}), names, outputs)
+        return Taps(teacher, student, recipe.teacher.precision)
 
     @cached_property
     def identity(self) -> str:

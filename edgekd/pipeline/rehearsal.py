@@ -20,7 +20,7 @@ from edgekd.compress.quantize import candidate_specs
 from edgekd.config.recipe import GateConfig, RobustnessConfig
 from edgekd.errors import EdgekdError
 from edgekd.files import scratch_folder, sha256_file
-from edgekd.pipeline.preflight import training_settings
+from edgekd.pipeline.preflight import Preflight, training_settings
 from edgekd.pipeline.project import Project
 from edgekd.pipeline.pruning import PRUNE
 from edgekd.pipeline.rehearsed_origin import Rehearsed, rehearsed_probe
@@ -99,7 +99,7 @@ def rehearse(
         "cache_teacher": recipe.distill.cache_teacher,
         "robustness": recipe.robustness.measure,
         "schemes": [msgspec.to_builtins(scheme) for scheme in schemes],
-        "weights": sha256_file(weights) if (weights := stages.teacher_weights()) else None,
+        "weights": [sha256_file(path) for path in (stages.teacher_weights(), stages.student_weights()) if path],
     }
     inputs = {"task": stages.project.identity, "untrained": untrained.key}
     return runner(REHEARSAL, label=stages.export_label, config=config, inputs=inputs, run=run)
@@ -111,6 +111,9 @@ def shorten(recipe: Recipe) -> Recipe:
     quantize = recipe.quantize
     return replace(
         recipe,
+        threads=1,
+        workers=0,
+        log="",
         teacher=replace(recipe.teacher, **short),
         distill=replace(recipe.distill, **short),
         prune=replace(recipe.prune, **short, steps=1, repair="off"),
@@ -168,8 +171,9 @@ class _RehearsedStages(TrainingStages):
 
     untrained: Path = Path()
 
-    def preflight(self) -> None:
-        """Do nothing: the whole task was checked."""
+    def preflight(self) -> Done[Preflight]:
+        """Return that the task is in order: the whole of it was checked."""
+        return Done("", self.untrained, Preflight((), self.project.loaded.has_teacher))
 
     def rehearse(self, folder: Path, schemes: Iterable[Scheme]) -> tuple[Exported, Robustness | None]:
         """Run every stage, and leave in a folder what the stages of a target need."""
@@ -184,7 +188,7 @@ class _RehearsedStages(TrainingStages):
             shutil.copyfile(robustness.folder / CHANNELS, folder / CHANNELS)
         return origin.exported.result, robustness.result if robustness else None
 
-    def _export(self, teacher: Done[Trained], student: Done[Trained], pruned: Done[Trained]) -> Done[Exported]:
+    def _export(self, teacher: Done[Trained] | None, student: Done[Trained], pruned: Done[Trained]) -> Done[Exported]:
         """Export the pruned student, and put the untrained one's graph, of the same network, in the student's place."""
 
         def run(folder: Path, report: StageReporter) -> Exported:
@@ -194,11 +198,11 @@ class _RehearsedStages(TrainingStages):
             from edgekd.training.loop.evaluate import probe
 
             models = {
-                "teacher": self.load_teacher(teacher),
+                **({"teacher": self.load_teacher(teacher)} if teacher else {}),
                 "student": self._load_student(student),
                 "pruned": self._load_pruned(pruned.folder),
             }
-            taps = {"teacher": taps_of(models["teacher"], self.taps.teacher)}
+            taps = {"teacher": taps_of(models["teacher"], self.taps.teacher)} if teacher else {}
             networks = {name: ExportNetwork(model, taps.get(name, self.taps.student)) for name, model in models.items()}
             task, own = self.project.loaded, {"pruned": networks["pruned"]}
             exported = export.run(task, own, self.recipe.export, self.opset, folder, report)

@@ -71,9 +71,11 @@ class RehearsedOrigin:
         """Read the probes on a split."""
         from edgekd.gram.probe import Probe
 
-        rows = {"teacher": "teacher", "student": "student", FINETUNED: "pruned"}
+        teacher = {"teacher": "teacher"} if "teacher" in self.done.result.stages else {}
+        rows = {**teacher, "student": "student", FINETUNED: "pruned"}
         named = validation_probe if split == "validation" else rehearsed_probe
-        return {row: Probe.load(self.done.folder / named(network)) for row, network in rows.items()}
+        files = {row: self.done.folder / named(network) for row, network in rows.items()}
+        return {row: Probe.load(path) for row, path in files.items() if path.is_file()}  # a task may have no teacher
 
     def metric(self, _answer: Answer, _targets: Nest) -> float:
         """Return a number: of untrained networks the metric tells nothing."""

@@ -57,7 +57,10 @@ class Origin(Protocol):
 
     @property
     def baselines(self) -> tuple[str, ...]:
-        """Names of the float networks that the engine is compared with; the last is the ledger's reference."""
+        """Names of the float networks that the engine is compared with; the last is the ledger's reference.
+
+        All but the last may lack a graph.
+        """
 
     def probes(self, split: JudgingSplit) -> Mapping[str, Probe]:
         """Return the probes of the networks before the float graph, by row of the ledger, in its order.

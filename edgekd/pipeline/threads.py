@@ -6,7 +6,6 @@ import os
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from edgekd.pipeline.multi_process import world_size
 from edgekd.stages.stage import StageSpec
 
 if TYPE_CHECKING:
@@ -54,7 +53,8 @@ def choose_threads(runner: Runner, project: Project, recipe: Recipe, taps: Taps)
         recipe: What is to be trained.
         taps: Where the networks' embeddings are.
     """
-    most = max(1, len(os.sched_getaffinity(0)) // world_size())
+    processors = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    most = max(1, processors // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))  # which torchrun sets
 
     def run(_folder: Path, _report: StageReporter) -> ThreadChoice:
         from edgekd.training.thread_timing import faster, time_threads

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+import dataclasses
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
 import msgspec
 
+from edgekd.config.recipe import without_teacher
 from edgekd.errors import ModelError
 from edgekd.files import sha256_file
 from edgekd.gram.gate import CUT, FINETUNED
@@ -38,6 +40,7 @@ if TYPE_CHECKING:
     from edgekd.gram.nest import Nest
     from edgekd.gram.probe import Answer, Probe
     from edgekd.gram.verdict import GateLimits
+    from edgekd.pipeline.preflight import Preflight
     from edgekd.pipeline.project import Project
     from edgekd.pipeline.source import JudgingSplit
     from edgekd.stages.progress import StageReporter
@@ -71,9 +74,11 @@ def _describe_robustness(robustness: Robustness) -> str:
 
 
 TEACHER: StageSpec[Trained] = StageSpec("teacher", 5, Trained, ("torch",), "train the teacher, or load it", _describe)
-DISTILL: StageSpec[Trained] = StageSpec("distill", 5, Trained, (), "train the student from the teacher", _describe)
+DISTILL: StageSpec[Trained] = StageSpec(
+    "distill", 5, Trained, (), "train the student from the teacher, or load it", _describe
+)
 EXPORT: StageSpec[Exported] = StageSpec(
-    "export", 8, Exported, ("onnx", "onnxscript", "onnxruntime"), "write the networks as ONNX", _describe_export
+    "export", 9, Exported, ("onnx", "onnxscript", "onnxruntime"), "write the networks as ONNX", _describe_export
 )
 QAT: StageSpec[Trained] = StageSpec(
     "qat", 5, Trained, (), "fine-tune the pruned student with fake quantization", _describe
@@ -94,14 +99,14 @@ class TrainedOrigin:
 
     Attributes:
         stages: The stages that trained them.
-        teacher: The finished teacher.
+        teacher: The finished teacher; None where the task has none.
         student: The finished student, not pruned.
         pruned: The finished pruned student.
         exported: The export of all three.
     """
 
     stages: TrainingStages
-    teacher: Done[Trained]
+    teacher: Done[Trained] | None
     student: Done[Trained]
     pruned: Done[Trained]
     exported: Done[Exported]
@@ -110,8 +115,8 @@ class TrainedOrigin:
 
     @property
     def baselines(self) -> tuple[str, ...]:
-        """The networks before the pruned one that could be exported; the student always could."""
-        return tuple(name for name in ("teacher", "student") if name in self.exported.result.sizes)
+        """The networks before the pruned one; the teacher need not be exported."""
+        return ("teacher", "student")
 
     @property
     def name(self) -> str:
@@ -121,18 +126,20 @@ class TrainedOrigin:
     @property
     def trained(self) -> dict[str, Done[Trained]]:
         """The trained networks, by name."""
-        return {"teacher": self.teacher, "student": self.student, "pruned": self.pruned}
+        teacher = {"teacher": self.teacher} if self.teacher else {}
+        return {**teacher, "student": self.student, "pruned": self.pruned}
 
     def probes(self, split: JudgingSplit) -> dict[str, Probe]:
         """Read each network's probe on a split; of the pruned one on the test split "cut" is before its fine-tune."""
         from edgekd.gram.probe import Probe
 
         if split == "validation":
-            files = {name: self.exported.folder / validation_probe(name) for name in ("teacher", "student")}
+            names = [name for name in self.trained if name != "pruned"]
+            files = {name: self.exported.folder / validation_probe(name) for name in names}
             if self.pruned.result.history:
                 files[FINETUNED] = self.exported.folder / validation_probe("pruned")
         else:
-            files = {"teacher": self.teacher.folder / PROBE, "student": self.student.folder / PROBE}
+            files = {name: done.folder / PROBE for name, done in self.trained.items() if name != "pruned"}
             if self.pruned.result.history:
                 files |= {CUT: self.pruned.folder / CUT_PROBE, FINETUNED: self.pruned.folder / PROBE}
         return {name: Probe.load(path) for name, path in files.items()}
@@ -190,10 +197,10 @@ class TrainingStages:
         teacher, student, pruned = self.train()
         return TrainedOrigin(self, teacher, student, pruned, self._export(teacher, student, pruned))
 
-    def train(self) -> tuple[Done[Trained], Done[Trained], Done[Trained]]:
+    def train(self) -> tuple[Done[Trained] | None, Done[Trained], Done[Trained]]:
         """Run or read the stages before the export; return teacher, student and pruned student."""
-        teacher = self.teacher()
-        student = self._distill(teacher)
+        teacher = self.teacher() if self.has_teacher else None
+        student = self.student(teacher)
         return teacher, student, self._prune(teacher, student)
 
     def _run(
@@ -227,20 +234,20 @@ class TrainingStages:
     def networks(self) -> tuple[nn.Module, nn.Module]:
         """Run or read the stages before the export; return the trained teacher and the trained pruned student."""
         teacher = self.teacher()
-        pruned = self._prune(teacher, self._distill(teacher))
+        pruned = self._prune(teacher, self.student(teacher))
         return self.load_teacher(teacher), self._load_pruned(pruned.folder)
 
     def qat(
-        self, teacher: Done[Trained], student: Done[Trained], pruned: Done[Trained], scheme: Scheme
+        self, teacher: Done[Trained] | None, student: Done[Trained], pruned: Done[Trained], scheme: Scheme
     ) -> Done[Trained]:
         """Fine-tune the pruned student for a scheme of INT8, held by the unpruned student."""
-        config = self.recipe.quantize.qat
+        config = msgspec.structs.replace(self.recipe.quantize.qat, loss=self._fine_tuned(self.recipe.quantize.qat.loss))
 
         def run(folder: Path, report: StageReporter) -> Trained:
             from edgekd.training.qat import stage as qat
 
             networks = qat.QatNetworks(
-                self.load_teacher(teacher),
+                self._load_reference(teacher, student),
                 self._load_student(student),
                 self._load_pruned(pruned.folder),
                 self._outputs(teacher, config.loss, report),
@@ -286,7 +293,7 @@ class TrainingStages:
             from edgekd.training import robustness
 
             models = {
-                "teacher": self.load_teacher(origin.teacher),
+                **({"teacher": self.load_teacher(origin.teacher)} if origin.teacher else {}),
                 "student": self._load_student(origin.student),
                 "pruned": self._load_pruned(origin.pruned.folder),
             }
@@ -310,8 +317,28 @@ class TrainingStages:
             raise ModelError(f"[teacher] weights: {weights}: no such file")
         return weights
 
+    def student_weights(self) -> Path | None:
+        """Return the file of the student's weights, where the recipe names one.
+
+        Raises:
+            ModelError: There is no such file.
+        """
+        weights = Path(self.recipe.student.weights) if self.recipe.student.weights else None
+        if weights is not None and not weights.is_file():
+            raise ModelError(f"[student] weights: {weights}: no such file")
+        return weights
+
+    @cached_property
+    def has_teacher(self) -> bool:
+        """Whether the task has a teacher, once it was checked."""
+        return self.preflight().result.teacher
+
     def teacher(self) -> Done[Trained]:
-        """Check the task; then train the teacher, or load the user's."""
+        """Check the task; then train the teacher, or load the user's.
+
+        Raises:
+            TaskError: It has none.
+        """
         weights = self.teacher_weights()
         self.preflight()
         config, project = self.recipe.teacher, self.teachers or self.project
@@ -332,6 +359,31 @@ class TrainingStages:
             **own_training_sources(config),
         }
         return self._run(TEACHER, config=settings, inputs={"task": project.identity}, run=run)
+
+    def student(self, teacher: Done[Trained] | None) -> Done[Trained]:
+        """Load the student that is trained already, or distil it from the teacher.
+
+        Args:
+            teacher: The finished teacher; None where the task has none.
+        """
+        weights = self.student_weights()
+        if weights is None:
+            return self._distill(self.teacher() if teacher is None else teacher)
+
+        def run(folder: Path, report: StageReporter) -> Trained:
+            from edgekd.training.distillation import distill
+
+            return distill.load(self.project.loaded, self.taps, weights, StageRun(self.recipe.seed, folder, report))
+
+        settings = {
+            "weights": sha256_file(weights),
+            "taps": _plain(self.recipe.student.taps),
+            "precision": self.recipe.teacher.precision,
+            "seed": self.recipe.seed,
+            "threads": self.recipe.threads,
+        }
+        inputs = {"task": self.project.identity, **({"teacher": teacher.key} if teacher else {})}
+        return self._run(DISTILL, config=settings, inputs=inputs, run=run)
 
     def _distill(self, teacher: Done[Trained]) -> Done[Trained]:
         config = self.recipe.distill
@@ -369,27 +421,31 @@ class TrainingStages:
             outputs, model = self._outputs(teacher, config.loss, report), self.load_teacher(teacher)
             return distill.run(self.project.loaded, model, self.taps, config, StageRun(seed, folder, report), outputs)
 
-    def _prune(self, teacher: Done[Trained], student: Done[Trained]) -> Done[Trained]:
+    def _fine_tuned(self, loss: LossConfig) -> LossConfig:
+        """Return the losses of a fine-tune, in which the student takes the place of a teacher that there is not."""
+        return loss if self.has_teacher else without_teacher(loss)
+
+    def _prune(self, teacher: Done[Trained] | None, student: Done[Trained]) -> Done[Trained]:
         return prune_until_released(_StudentPruning(self, teacher, student), self.recipe.prune)
 
     def prune_once(
-        self, teacher: Done[Trained], student: Done[Trained], plan: PrunePlan, label: str = ""
+        self, teacher: Done[Trained] | None, student: Done[Trained], plan: PrunePlan, label: str = ""
     ) -> Done[Trained]:
         """Prune and fine-tune the student as one plan says, or read the result.
 
         Args:
-            teacher: The finished teacher.
+            teacher: The finished teacher; None where the task has none.
             student: The finished student.
             plan: How to prune.
             label: What tells the attempt from the others; "" for the first.
         """
-        config = self.recipe.prune
+        config = msgspec.structs.replace(self.recipe.prune, loss=self._fine_tuned(self.recipe.prune.loss))
 
         def run(folder: Path, report: StageReporter) -> Trained:
             from edgekd.training.pruning import stage as prune
 
             networks = prune.PruningNetworks(
-                self.load_teacher(teacher),
+                self._load_reference(teacher, student),
                 self._load_student(student),
                 self._load_student(student),
                 self._outputs(teacher, config.loss, report),
@@ -433,7 +489,7 @@ class TrainingStages:
         settings = {**_plain(self.recipe.gate), "seed": self.recipe.seed}
         return self._run(PRUNE_CHECK, label=label, config=settings, inputs={"pruned": pruned.key}, run=run)
 
-    def _export(self, teacher: Done[Trained], student: Done[Trained], pruned: Done[Trained]) -> Done[Exported]:
+    def _export(self, teacher: Done[Trained] | None, student: Done[Trained], pruned: Done[Trained]) -> Done[Exported]:
         config = self.recipe.export
 
         def run(folder: Path, report: StageReporter) -> Exported:
@@ -441,9 +497,11 @@ class TrainingStages:
             from edgekd.training.export import stage as export
             from edgekd.training.export.onnx import ExportNetwork
 
-            model = self.load_teacher(teacher)
-            networks = {
-                "teacher": ExportNetwork(model, taps_of(model, self.taps.teacher), optional=True),
+            networks = {}
+            if teacher is not None:
+                model = self.load_teacher(teacher)
+                networks["teacher"] = ExportNetwork(model, taps_of(model, self.taps.teacher), optional=True)
+            networks |= {
                 "student": ExportNetwork(self._load_student(student), self.taps.student),
                 "pruned": ExportNetwork(self._load_pruned(pruned.folder), self.taps.student),
             }
@@ -452,9 +510,9 @@ class TrainingStages:
         settings = {**_plain(config), "opset": self.opset}
         return self._run(EXPORT, label=self.export_label, config=settings, inputs={"pruned": pruned.key}, run=run)
 
-    def _outputs(self, teacher: Done[Trained], loss: LossConfig, report: StageReporter) -> Path | None:
+    def _outputs(self, teacher: Done[Trained] | None, loss: LossConfig, report: StageReporter) -> Path | None:
         """Return the folder of the teacher's outputs on the training split, written once; None where it is to run."""
-        if not self.recipe.distill.cache_teacher:
+        if teacher is None or not self.recipe.distill.cache_teacher:
             return None
         from edgekd.training.distillation import cached_teacher
         from edgekd.training.distillation.loss_taps import taps_with_losses
@@ -481,13 +539,13 @@ class TrainingStages:
         """The taps of both networks, from the recipe and the task."""
         return self.project.taps(self.recipe)
 
-    def preflight(self) -> None:
+    def preflight(self) -> Done[Preflight]:
         """Check the task, or read that it was checked.
 
         Raises:
             TaskError: Something in the task is wrong.
         """
-        check_task(self.runner, self.project, self.recipe)
+        return check_task(self.runner, self.project, self.recipe)
 
     def load_teacher(self, done: Done[Trained]) -> nn.Module:
         """Return the finished teacher."""
@@ -495,8 +553,16 @@ class TrainingStages:
         if count == 1:
             return self._load(factory, done)
         from edgekd.training.distillation.ensemble import Ensemble
+        from edgekd.training.loop.weights import build
 
-        return self._load(lambda: Ensemble([factory() for _ in range(count)], self.taps.teacher), done)
+        def members() -> nn.Module:
+            return Ensemble([build(factory, self.recipe.seed) for _ in range(count)], self.taps.teacher)
+
+        return self._load(members, done)
+
+    def _load_reference(self, teacher: Done[Trained] | None, student: Done[Trained]) -> nn.Module:
+        """Return what fine-tunes learn from: the finished teacher, or the student where the task has none."""
+        return self._load_student(student) if teacher is None else self.load_teacher(teacher)
 
     def _load_student(self, done: Done[Trained]) -> nn.Module:
         return self._load(self.project.loaded.task.student, done)
@@ -518,7 +584,7 @@ class _StudentPruning:
     """The :class:`~edgekd.pipeline.pruning.PruningStages` of a student."""
 
     stages: TrainingStages
-    teacher: Done[Trained]
+    teacher: Done[Trained] | None
     student: Done[Trained]
 
     @property
@@ -548,7 +614,7 @@ def _tell_lesson(task: LoadedTask, name: str, trained: Trained, stage: StageRun)
     warnings = describe_lesson(task, name, trained, stage.folder) if distributed.is_main() else ()
     for warning in warnings:
         stage.report.warn(warning)
-    return replace(trained, warnings=warnings)
+    return dataclasses.replace(trained, warnings=warnings)
 
 
 def _plain(config: object) -> JsonObject:

@@ -126,7 +126,8 @@ def _engine_row(result: TargetResult, name: str) -> tuple[str, ...]:
     if engine is None:
         return (name, *("not measured",) * 3, NOTHING, *known)
     quantiles = (engine.latency.p50, engine.latency.p90, engine.latency.p99)
-    ratio = result.speedup(result.baselines[0], name)
+    first = next((baseline for baseline in result.baselines if result.measured(baseline)), result.baselines[0])
+    ratio = result.speedup(first, name)
     return (
         name,
         *(milliseconds(q.value_ms) if q else WITHHELD for q in quantiles),

@@ -134,6 +134,7 @@ def _meaning(facts: BundleFacts, name: str) -> JsonObject:
         "kind": kind.name if kind else TAP,
         "probabilities": bool(kind and kind.probabilities),
         "threshold": kind.threshold if kind else None,
+        "blank": kind.blank if kind else None,
         "classes": list(facts.classes.get(name, [])),
     }
 

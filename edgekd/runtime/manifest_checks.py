@@ -22,6 +22,7 @@ _OUTPUT: dict[str, _Types] = {
     "kind": str,
     "probabilities": bool,
     "threshold": (float, int, type(None)),
+    "blank": (int, type(None)),
     "classes": list,
 }
 _FILE: dict[str, _Types] = {"sha256": str, "bytes": int}

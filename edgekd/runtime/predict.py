@@ -118,7 +118,7 @@ def output_meanings(manifest: Manifest) -> dict[str, Meaning]:
             raise BundleError(
                 f"the manifest's output '{name}' is of a kind that this edgekd does not know: {stated['kind']}"
             )
-        kind = OutputKind(stated["kind"], stated["probabilities"], stated["threshold"])
+        kind = OutputKind(stated["kind"], stated["probabilities"], stated["threshold"], stated["blank"])
         meanings[name] = Meaning(kind, tuple(stated["classes"]))
     return meanings
 
@@ -180,7 +180,7 @@ def _map_of_classes(meaning: Meaning, values: Array) -> JsonObject:
 
 def _tokens(meaning: Meaning, values: Array) -> JsonObject:
     said = values.argmax(-1)
-    blank: int | None = getattr(meaning.kind, "blank", None)
+    blank = meaning.kind.blank
     if blank is not None:
         changes = np.ones(len(said), bool)
         changes[1:] = said[1:] != said[:-1]

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from edgekd.errors import ModelError, nearest
-from edgekd.gram.npz import INPUT_PREFIX
+from edgekd.gram.npz import INPUT_PREFIX, OUTPUT_PREFIX
 from edgekd.runtime.session import open_arrays
 
 if TYPE_CHECKING:
@@ -21,8 +21,8 @@ if TYPE_CHECKING:
 _IMAGES = (b"\x89PNG", b"\xff\xd8\xff", b"GIF8", b"BM", b"II*\x00", b"MM\x00*", b"RIFF")
 
 #: Other arrays that a file of samples may hold; they are no inputs.
-_BESIDE = ("ids", "labels", "groups")
-_BESIDE_PREFIXES = ("present.", "target")
+_BESIDE = ("ids", "labels", "groups", "gram")
+_BESIDE_PREFIXES = ("present.", "target", OUTPUT_PREFIX)
 
 
 @dataclass(frozen=True)

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 from edgekd.gram.output_kind import OutputKind  # noqa: TC001  # msgspec reads the annotations of TaskFacts
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
 
 #: In the folder of a stage that trains: the weights, the probe on the test split, and what was pruned.
 WEIGHTS, PROBE, REMOVED = "model.safetensors", "probe.npz", "removed.json"
@@ -62,11 +66,17 @@ class Exported:
             magnitude.
         sizes: Bytes of each network's file.
         facts: Facts about the task.
+        refused: Why a network was not exported that the build can do without, as the rest of a sentence.
     """
 
     parity: dict[str, float]
     sizes: dict[str, int]
     facts: TaskFacts
+    refused: dict[str, str] = field(default_factory=dict)
+
+    def timed(self, networks: Iterable[str]) -> list[str]:
+        """Return those of some networks that were exported."""
+        return [name for name in networks if name in self.sizes]
 
 
 def validation_probe(network: str) -> str:

@@ -28,6 +28,9 @@ if TYPE_CHECKING:
 #: Each number of threads is timed in turns with the other, since the machine may be busy now and idle then.
 _ROUNDS, _STEPS = 7, 3
 
+#: After this time a round is the last one, if it is not the first.
+_LONGEST_S = 4.0
+
 #: More threads are taken only where they are faster by this factor: what is gained by less is lost beside other work.
 _WORTH = 1.15
 
@@ -76,7 +79,10 @@ def _time(objective: SupervisedObjective, batch: Batch, counts: list[int]) -> di
     """Return for each number of threads the median seconds of a step."""
     seconds = {count: list[float]() for count in counts}
     train_unfrozen(objective.tapped.model)
+    ends = time.perf_counter() + _LONGEST_S
     for turn in range(_ROUNDS):
+        if turn > 1 and time.perf_counter() > ends:
+            break
         for count in counts:
             with computing(Resources(count)):
                 began = time.perf_counter()

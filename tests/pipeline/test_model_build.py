@@ -70,7 +70,8 @@ def test_without_labels_the_metric_is_not_measured_and_flips_gate(folder):
     report = events(process.stdout)[-1]["report"]
     last = report["targets"][0]["ledger"]["rows"][-1]
     assert last["metric"] is None
-    assert (last["answers"]["kind"], last["answers"]["changed"] is not None) == ("classes", True)
+    answers = last["answers"]["logits"]
+    assert (answers["kind"], answers["changed"] is not None) == ("classes", True)
     assert set(last["missing"]) == {"fou", "mor", "zer"}
     assert report["rows"][0]["not_measured"]["metric.shipped"] == "not measured: there are no labels"
 
@@ -82,7 +83,8 @@ def test_logits_without_labels_are_a_regression_and_the_user_is_told(folder):
     assert any("taken for 'regression'" in message and "say --kind classes" in message for message in said)
     target = events(process.stdout)[-1]["report"]["targets"][0]
     last = target["ledger"]["rows"][-1]
-    assert (last["answers"]["kind"], last["answers"]["changed"], last["missing"]) == ("regression", None, {})
+    answers = last["answers"]["logits"]
+    assert (answers["kind"], answers["changed"], last["missing"]) == ("regression", None, {})
     assert any("decide nothing without a threshold" in fact for fact in target["facts"])
 
 
@@ -113,7 +115,7 @@ def test_the_report_of_a_model_reads_well(folder, imported):
         ),
         (["--recipe", "digits"], 2, "give --model or --recipe, not both"),
         (["--set", "task.name=digits"], 3, "either a [task] to train for or a [model]"),
-        (["--set", "model.outptu=x"], 3, "did you mean 'output'?"),
+        (["--set", "model.outptu=x"], 3, "did you mean 'outputs'?"),
     ],
 )
 def test_what_is_wrong_with_a_model_is_said_in_one_line(folder, more, code, words):

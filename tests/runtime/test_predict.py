@@ -15,6 +15,8 @@ from edgekd.runtime.sample_file import read_samples
 from edgekd.runtime.session import TensorSpec
 
 SPECS = (TensorSpec("accel", "float32", ("batch", 4)), TensorSpec("image", "float32", ("batch", 1, 2, 3)))
+#: Scores of two classes at four places, three of which are of the first.
+SKY = np.eye(2)[[[0, 0], [0, 1]]].transpose(2, 0, 1)
 HOW = {"accel": "m/s^2, divided by 9.81", "image": "0..255 divided by 255"}
 
 
@@ -72,21 +74,6 @@ def words(kind, values, classes=()):
     return found.sentences(0)["out"]
 
 
-class Sequence:
-    """The kind of a sequence."""
-
-    name, probabilities, threshold = "sequence-classes", False, None
-
-    def __init__(self, blank=None):
-        self.blank = blank
-
-
-class Dense:
-    """The kind of a map of classes."""
-
-    name, probabilities, threshold = "dense-classes", False, None
-
-
 @pytest.mark.parametrize(
     ("kind", "values", "classes", "said"),
     [
@@ -94,13 +81,18 @@ class Dense:
         (OutputKind(), [0, 0], (), "0 0.500, 1 0.500"),
         (OutputKind("multilabel"), [2, -2, 0], ("a", "b", "c"), "a 0.881, c 0.500"),
         (OutputKind("multilabel", True, 0.9), [0.5, 0.2], (), "none reaches 0.9"),
-        (OutputKind("values"), [[1, 2.5]], (), "1, 2.5"),
-        (OutputKind("values", threshold=2.0), [1.5], (), "1.5 (below 2)"),
-        (OutputKind("values"), np.zeros((1, 20, 20)), (), "1×20×20 numbers from 0 to 0, mean 0"),
+        (OutputKind("regression"), [[1, 2.5]], (), "1, 2.5"),
+        (OutputKind("regression", threshold=2.0), [1.5], (), "1.5 (below 2)"),
+        (OutputKind("regression"), np.zeros((1, 20, 20)), (), "1×20×20 numbers from 0 to 0, mean 0"),
         (OutputKind("embedding"), [3, 4], (), "2 numbers of length 5"),
-        (Dense(), np.eye(2)[[[0, 0], [0, 1]]].transpose(2, 0, 1), ("sky", "sea"), "2×2: sky 75.0%, sea 25.0%"),
-        (Sequence(), np.eye(3)[[0, 1, 1]], ("up", "down", "-"), "up down down"),
-        (Sequence(blank=0), np.eye(3)[[1, 1, 0, 1, 2]], ("_", "a", "b"), "aab"),
+        (
+            OutputKind("dense-classes"),
+            np.eye(2)[[[0, 0], [0, 1]]].transpose(2, 0, 1),
+            ("sky", "sea"),
+            "2×2: sky 75.0%, sea 25.0%",
+        ),
+        (OutputKind("sequence-classes"), np.eye(3)[[0, 1, 1]], ("up", "down", "-"), "up down down"),
+        (OutputKind("sequence-classes", blank=0), np.eye(3)[[1, 1, 0, 1, 2]], ("_", "a", "b"), "aab"),
         (OutputKind(), [np.nan, 1], (), "no answer: the engine gave what is not a finite number"),
     ],
 )

@@ -168,14 +168,16 @@ class Dies:
 
 
 def disturbed(folder, dies_in=None):
-    """Train with dropout, which each process draws for itself."""
+    """Train with dropout, which each process draws for itself, until nothing gets better."""
     student, other = build(lambda: TwoTowers(dropout=0.3), 0), build(lambda: TwoTowers(width=12), 1)
     observer = Remembers()
     with TappedModel(student, TAPS) as tapped, TappedModel(other, TAPS) as reference:
         live = LiveReference(reference)
         where = LossTaps(list(TAPS), TAPS, TAPS, "teacher")
         objective = DistillationObjective(tapped, live, live, TRAINED, where, reporter()).prepare(a_batch(4), 5)
-        run = Fit(Training(epochs=4, batch_size=32), 0, folder, reporter(observer))
+        # A metric that stays as it is ends the training after four epochs.
+        config = Training(epochs=9, batch_size=32, patience=3, ema=0.5, clip_norm=0.1)
+        run = Fit(config, 0, folder, reporter(observer))
         watched = Dies(objective, dies_in) if dies_in else objective
         fit(student, watched, split("train", 90), lambda: {"validation": 0.0}, run)
     keep((student.state_dict(), observer.steps), folder)

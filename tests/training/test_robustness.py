@@ -5,7 +5,8 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from small import Remembers, reporter
+from small import Remembers, loaded, reporter
+from torch import nn
 
 from edgekd.config.recipe import DistillConfig, RobustnessConfig, TaskConfig, TeacherConfig
 from edgekd.runtime.corruption import (
@@ -180,3 +181,27 @@ def test_statistics_are_read_as_they_were_written(tmp_path):
         assert read[name].mean.dtype == channels.mean.dtype
         assert np.array_equal(read[name].deviation, channels.deviation)
         assert read[name].companions == channels.companions
+
+
+class ByOne(nn.Module):
+    """Knows by one modality alone what is to be known, and makes of the other as much as it is told to."""
+
+    def __init__(self, share):
+        super().__init__()
+        self.share = nn.Parameter(torch.tensor(share))
+
+    def forward(self, a, b):
+        total = a[:, 0] + self.share * b[:, 0]
+        return torch.stack([-2 * total - 0.5, 0 * total, 2 * total - 0.5], 1)
+
+
+@pytest.mark.parametrize(("share", "count"), [(0.0, 1), (1.0, 0)])
+def test_a_modality_of_which_the_student_makes_nothing_is_named(tmp_path, share, count):
+    task, model, observer = loaded(), ByOne(share), Remembers()
+    with torch.inference_mode():
+        right = model(*task.splits["test"].inputs.values()).argmax(1) == task.splits["test"].labels
+    networks = {"student": robustness.MeasuredNetwork(model, float(right.float().mean()))}
+    found = robustness.run(task, networks, RobustnessConfig(), StageRun(0, tmp_path, reporter(observer)))
+    assert len(found.warnings) == count
+    assert list(found.warnings) == observer.warnings
+    assert all(warning.startswith("the student makes nothing of 'b': its accuracy is ") for warning in found.warnings)

@@ -6,6 +6,9 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING
 
+import numpy as np
+
+from edgekd.gram.nest import targets_of
 from edgekd.gram.probe import Probe
 from edgekd.report.details.compared import ComparedOutput
 from edgekd.report.details.content import OutputDetails  # noqa: TC001 - msgspec reads the annotation of Detailed
@@ -18,6 +21,8 @@ from edgekd.stages.stage import StageSpec
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from edgekd.gram.nest import Nest
+    from edgekd.gram.npz import Array
     from edgekd.pipeline.target.context import Context, EvaluatedCandidate
     from edgekd.stages.progress import StageReporter
     from edgekd.stages.stage import Done
@@ -57,7 +62,7 @@ def detail_shipped(context: Context, shipped: EvaluatedCandidate) -> Done[Detail
 
     def run(_folder: Path, _report: StageReporter) -> Detailed:
         with open_arrays(context.test) as test:
-            labels, groups = test.get("labels"), test.get("groups")
+            targets, groups = targets_of(test), test.get("groups")
         before, ours = context.origin.probes("test"), Probe.load(shipped.outputs)
         reference = shipped.ledger.reference
         compared = {SHIPPED: ours, reference: before[reference]}
@@ -74,7 +79,7 @@ def detail_shipped(context: Context, shipped: EvaluatedCandidate) -> Done[Detail
                 outputs={model: probe.outputs[name] for model, probe in compared.items() if model in fits},
                 reference=reference,
                 ids=ours.ids,
-                targets=labels,
+                targets=_target(targets, name, alone=len(facts.outputs) == 1),
                 groups=groups,
                 classes=facts.classes.get(name, ()),
             )
@@ -82,6 +87,12 @@ def detail_shipped(context: Context, shipped: EvaluatedCandidate) -> Done[Detail
         return Detailed(details)
 
     return context.stage(DETAILS, config={"samples": shown}, inputs={"shipped": [*shipped.keys]}, run=run)
+
+
+def _target(targets: Nest | None, output: str, alone: bool) -> Array | None:
+    """Return what is true of one output; None where that is not known, or is not an array, as boxes of a list."""
+    target = targets.get(output) if isinstance(targets, dict) and not alone else targets
+    return target if isinstance(target, np.ndarray) else None
 
 
 def _shape(probe: Probe, output: str) -> tuple[int, ...] | None:

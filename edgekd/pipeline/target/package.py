@@ -75,7 +75,7 @@ def profile(context: Context, candidates: Sequence[EvaluatedCandidate]) -> Done[
 
     def run(folder: Path, report: StageReporter) -> Profile:
         engines = {}
-        for name in context.origin.baselines:
+        for name in context.exported.result.timed(context.origin.baselines):
             engines[name] = folder / f"{name}.deploy.onnx"
             drop_embeddings(context.exported.folder / onnx_name(name), engines[name])
         graphs = {**engines, **{candidate.name: candidate.prepared.folder / DEPLOY for candidate in candidates}}

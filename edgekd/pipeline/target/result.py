@@ -85,7 +85,7 @@ def target_result(
         candidates=results,
         chosen=choice.name,
         choice=choice.reason,
-        facts=(*facts, *_facts(context, compiled, shipped)),
+        facts=(*facts, *_not_timed(context), *_facts(context, compiled, shipped)),
         chosen_on=f"{chosen_on} validation samples",
     )
 
@@ -101,6 +101,11 @@ def _no_latency(context: Context, shown: str) -> str | None:
             f"edgekd profile {target.name}/{shown}{runtime}{wanted}"
         )
     return device.no_latency
+
+
+def _not_timed(context: Context) -> list[str]:
+    refused = context.exported.result.refused
+    return [f"The {name} is compared in torch, and not timed: {reason}." for name, reason in refused.items()]
 
 
 def _facts(context: Context, compiled: Sequence[Compiled], shipped: EvaluatedCandidate) -> tuple[str, ...]:

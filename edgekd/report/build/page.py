@@ -132,7 +132,7 @@ def definitions(table: Table) -> str:
 
 
 def _training(report: BuildReport) -> Iterator[str]:
-    """Yield a picture for each network that was trained, and the figures of its last epoch."""
+    """Yield a picture for each network that was trained, and the figures of its kept epoch."""
     if not report.training:
         yield "<p>Nothing was trained in this build.</p>"
         return

@@ -274,6 +274,8 @@ def _engine_reason(parts: list[str], result: TargetResult) -> str:
     if parts[0] == "speedup_p50":
         return f"not measured: it needs the p50 of both the {parts[1]} and the engine"
     measured = result.measured(name)
+    if measured is None and name not in result.sizes:
+        return f"not measured: the {name} could not be exported"
     if measured is None:
         return f"not measured: the profile has no '{name}'"
     return _figure_reason(parts, measured)

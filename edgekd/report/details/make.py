@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
     from edgekd.gram.npz import Array
+    from edgekd.gram.output_kind import OutputName
     from edgekd.report.details.compared import ComparedOutput
 
 #: Gives pictures of the inputs of some samples, by their rows.
@@ -119,11 +120,10 @@ def _describe_others(compared: ComparedOutput) -> Findings:
     )
 
 
-#: What describes each kind of output. An output of "values" is one of numbers.
-_KINDS: dict[str, Callable[[ComparedOutput], Findings]] = {
+#: What describes each kind of output; of any other nothing is known but its change.
+_KINDS: dict[OutputName, Callable[[ComparedOutput], Findings]] = {
     "classes": describe_classes,
     "multilabel": describe_labels,
-    "values": describe_numbers,
     "regression": describe_numbers,
     "embedding": describe_retrieval,
     "dense-classes": describe_masks,

@@ -29,7 +29,7 @@ def describe_retrieval(compared: ComparedOutput) -> Findings:
     unit = {model: _directions(outputs.reshape(rows, -1)) for model, outputs in compared.outputs.items()}
     searched = np.sort(np.argsort(hash_names(compared.ids), kind="stable")[:_INDEX])
     indices = {model: unit[model][searched] for model in unit}
-    if getattr(compared.kind, "index", "float") == "float":
+    if compared.kind.index == "float":
         indices[compared.shipped] = indices[compared.reference]
     found = {model: _nearest(unit[model], indices[model], searched) for model in unit}
     targets = compared.targets
@@ -101,7 +101,8 @@ def _nearest(queries: Array, index: Array, searched: Array) -> tuple[Array, Arra
     for start in range(0, len(queries), _CHUNK):
         near = queries[start : start + _CHUNK] @ index.T
         near[np.arange(start, start + len(near))[:, None] == searched] = -np.inf
-        order = np.argsort(-near, axis=1, kind="stable")[:, :count]
+        first = np.argpartition(-near, max(count - 1, 0), axis=1)[:, :count]
+        order = np.take_along_axis(first, np.argsort(-np.take_along_axis(near, first, 1), axis=1, kind="stable"), 1)
         places.append(searched[order])
         cosines.append(np.take_along_axis(near, order, 1))
     return np.concatenate(places), np.concatenate(cosines)

@@ -25,7 +25,7 @@ def describe_sequences(compared: ComparedOutput) -> Findings:
 
     With a blank class sequences are decoded as CTC has it; without, each step has a token of its own.
     """
-    blank: int | None = getattr(compared.kind, "blank", None)
+    blank = compared.kind.blank
     shape = compared.outputs[compared.shipped].shape
     names = compared.names(shape[2])
     said = {model: said_classes(outputs) for model, outputs in compared.outputs.items()}

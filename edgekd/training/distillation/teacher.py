@@ -15,6 +15,7 @@ from edgekd.training.loop import distributed
 from edgekd.training.loop.evaluate import Validation, save_trained
 from edgekd.training.loop.loop import Fit, compute_device, fit
 from edgekd.training.loop.settings import count_epochs
+from edgekd.training.loop.validation import warn_of_another_story
 from edgekd.training.loop.weights import build, load_weights
 from edgekd.training.taps.taps import TappedModel
 
@@ -45,7 +46,9 @@ def run(task: LoadedTask, taps: Mapping[str, Tap], config: TeacherConfig, stage:
         load_weights(model, Path(config.weights))
     else:
         history = _train(task, model, taps, Fit(config, stage.seed, stage.folder, stage.report, task.higher_is_better))
-    return save_trained(task, model, taps, history, stage.folder)
+    trained = save_trained(task, model, taps, history, stage.folder)
+    warn_of_another_story(task, model, taps, trained, stage.report)
+    return trained
 
 
 def _train(task: LoadedTask, model: nn.Module, taps: Mapping[str, Tap], run: Fit) -> list[Epoch]:

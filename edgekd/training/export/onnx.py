@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from edgekd.errors import EdgekdError, ModelError
 from edgekd.files import atomic_path, quiet
 from edgekd.gram.npz import EMBEDDING_PREFIX
+from edgekd.training.export.exportable import exportable
 from edgekd.training.export.origins import node_origins
 from edgekd.training.export.refusal import explain
 from edgekd.training.taps.taps import TappedModel, outputs_read
@@ -28,8 +29,11 @@ if TYPE_CHECKING:
     from edgekd.stages.node_origin import NodeOrigin
 
 
-#: Path of the user's network in :class:`_WithEmbeddings`.
-_PREFIX = "model."
+#: Bytes that a file of ONNX can hold beside its nodes.
+_LARGEST = 2**31 - 2**24
+
+#: Path of the user's network in :class:`_WithEmbeddings`, and how the exporter names it where it reads code.
+_PREFIX, _READ_PREFIX = "model.", "_tapped.model."
 
 
 @dataclass(frozen=True)
@@ -72,40 +76,82 @@ def write_onnx(network: ExportNetwork, inputs: Mapping[str, Tensor], opset: int,
         ModelError: Torch cannot export it, or not for any number of samples.
     """
     network.model.eval().cpu()
-    outputs = [*outputs_read(network.taps), *(EMBEDDING_PREFIX + name for name in network.taps)]
-    batch = torch.export.Dim("batch", min=1, max=4096)
     # torch prints the graph that it failed on to stderr.
-    with TappedModel(network.model, network.taps) as tapped, quiet(), redirect_stderr(StringIO()):
-        try:
-            program = torch.onnx.export(
-                _WithEmbeddings(tapped),
-                tuple(inputs.values()),
-                dynamo=True,
-                opset_version=opset,
-                input_names=list(inputs),
-                output_names=outputs,
-                dynamic_shapes=(tuple({0: batch} for _ in inputs),),
-                verbose=False,
-            )
-        except EdgekdError:
-            raise
-        except Exception as error:  # the user's own code is traced here, and may raise anything
-            what = explain(error, network.folder)
-            raise ModelError(f"torch cannot export {type(network.model).__name__} to ONNX: {what}") from error
-    assert program is not None  # None is what the older exporter returns
-    for value in program.model.graph.inputs:
-        size = value.shape[0] if value.shape else None
-        if isinstance(size, int):
-            raise ModelError(
-                f"{type(network.model).__name__} works for batches of {size} only: its code fixes the batch, "
-                "e.g. by a view() or reshape() to constants; write -1 there"
-            )
+    tapping = TappedModel(network.model, network.taps)
+    with tapping as tapped, exportable(network.model), quiet(), redirect_stderr(StringIO()):
+        program = _export(network, tapped, inputs, opset)
     _name_layers(program.model)
-    origins = node_origins(program.model, _PREFIX, network.folder)
+    origins = node_origins(program.model, (_PREFIX, _READ_PREFIX), network.folder)
     _strip(program.model)
+    stored = sum(value.const_value.nbytes for value in program.model.graph.initializers.values() if value.const_value)
+    if stored > _LARGEST:
+        raise ModelError(f"{type(network.model).__name__} has {stored / 1e9:.1f} GB of weights; an ONNX file holds 2")
     with atomic_path(path) as temporary:
         program.save(str(temporary), external_data=False)
     return origins
+
+
+def _export(
+    network: ExportNetwork, tapped: TappedModel, inputs: Mapping[str, Tensor], opset: int
+) -> torch.onnx.ONNXProgram:
+    """Run torch's exporter, which runs the user's code; where that fixes the number of samples, the code is read.
+
+    Reading it, which takes some ten times as long, tells that the number ``len(x)`` is the number of samples.
+
+    Raises:
+        ModelError: Torch cannot export the network, or not for any number of samples.
+    """
+    outputs = [*outputs_read(network.taps), *(EMBEDDING_PREFIX + name for name in network.taps)]
+    kind, model = type(network.model).__name__, _WithEmbeddings(tapped)
+    try:
+        program = _run_exporter(model, inputs, outputs, opset)
+    except EdgekdError:
+        raise
+    except Exception as error:  # the user's own code is traced here, and may raise anything
+        raise ModelError(f"torch cannot export {kind} to ONNX: {explain(error, network.folder)}") from error
+    fixed = _fixed_batch(program)
+    if fixed is None:
+        return program
+    refusal = (
+        f"{kind} works for batches of {fixed} only: its code fixes the batch, e.g. by a view() or reshape() to "
+        "constants; write -1 there"
+    )
+    try:
+        graph = torch.export.export(model, tuple(inputs.values()), dynamic_shapes=_free_batch(inputs), strict=True)
+        program = _run_exporter(graph, inputs, outputs, opset)
+    except Exception as error:
+        raise ModelError(refusal) from error
+    if _fixed_batch(program) is not None:
+        raise ModelError(refusal)
+    return program
+
+
+def _run_exporter(
+    model: nn.Module | torch.export.ExportedProgram, inputs: Mapping[str, Tensor], outputs: list[str], opset: int
+) -> torch.onnx.ONNXProgram:
+    program = torch.onnx.export(
+        model,
+        tuple(inputs.values()),
+        dynamo=True,
+        opset_version=opset,
+        input_names=list(inputs),
+        output_names=outputs,
+        dynamic_shapes=_free_batch(inputs),
+        verbose=False,
+    )
+    assert program is not None  # None is what the older exporter returns
+    return program
+
+
+def _free_batch(inputs: Mapping[str, Tensor]) -> tuple[tuple[dict[int, torch.export.Dim], ...]]:
+    batch = torch.export.Dim("batch", min=1, max=4096)
+    return (tuple({0: batch} for _ in inputs),)
+
+
+def _fixed_batch(program: torch.onnx.ONNXProgram) -> int | None:
+    """Return the number of samples that a graph is for; None where it is for any number."""
+    sizes = [value.shape[0] for value in program.model.graph.inputs if value.shape]
+    return next((size for size in sizes if isinstance(size, int)), None)
 
 
 def _strip(model: ir.Model) -> None:

@@ -17,19 +17,19 @@ if TYPE_CHECKING:
 _SCOPES, _STACK = "pkg.torch.onnx.name_scopes", "pkg.torch.onnx.stack_trace"
 
 
-def node_origins(model: ir.Model, prefix: str, folder: Path | None) -> dict[str, NodeOrigin]:
+def node_origins(model: ir.Model, prefixes: tuple[str, ...], folder: Path | None) -> dict[str, NodeOrigin]:
     """Return the origin of each node, by its name and by those of its outputs, which some libraries name nodes after.
 
     Args:
         model: The exported model, with the exporter's notes.
-        prefix: Path of the user's network, with a dot at its end, which is taken off.
+        prefixes: Paths that the user's network may have, with a dot at their ends, which are taken off.
         folder: Folder of the user's files.
     """
     origins = {}
     for node in model.graph.all_nodes():
         # The last is the call itself, which is no module.
         scopes = literal_eval(node.metadata_props.get(_SCOPES, "[]"))[:-1]
-        modules = [scope.removeprefix(prefix) for scope in scopes if scope.startswith(prefix)]
+        modules = [scope.removeprefix(prefix) for scope in scopes for prefix in prefixes if scope.startswith(prefix)]
         line = own_line(RuntimeError(node.metadata_props.get(_STACK, "")), folder)
         origin = NodeOrigin(modules[-1] if modules else "", line or "")
         for name in (node.name, *(value.name for value in node.outputs)):

@@ -41,17 +41,14 @@ def describe_lesson(task: LoadedTask, name: str, trained: Trained, folder: Path)
         return ()
     shape = probe.shapes[probe.output_names[0]]
     truth = ground_truth(task.splits["val"])
-    targets = truth.targets
-    if not isinstance(targets, np.ndarray) or targets.ndim != 1 or targets.dtype.kind != "i":
-        return ()
-    labels, counts = np.unique(targets[targets != UNLABELLED], return_counts=True)
-    if not measured or len(shape) != 2 or len(labels) < 2 or labels.max() >= shape[1]:
+    labels, counts = np.unique(truth.labels[truth.labels != UNLABELLED], return_counts=True)
+    if not measured or truth.has_targets or len(shape) != 2 or len(labels) < 2 or labels.max() >= shape[1]:
         return ()
     sign = 1 if task.higher_is_better else -1
     own, best = max(measured, key=lambda value: value * sign), -math.inf
     label = -1
     for tried in labels[np.argsort(-counts, kind="stable")][:_CONSTANTS].tolist():
-        value = _constant(task, (len(truth.ids), shape[1]), tried, targets) * sign
+        value = _constant(task, (len(truth.ids), shape[1]), tried, truth.labels) * sign
         if value > best:
             best, label = value, tried
     # Of so many samples a share as large as this varies by so much.

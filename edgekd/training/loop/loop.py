@@ -148,7 +148,7 @@ def fit(model: nn.Module, objective: Objective, train: Split, validate: Callable
     kept = KeptWeights(model, config, higher_is_better=run.higher_is_better)
     parts = _TrainedParts(model, objective, optimizer, schedule, kept)
     history = _resume(run, parts, device, epochs)
-    if not history and (longer := describe_length(config, len(train))):
+    if not history and distributed.is_main() and (longer := describe_length(config, len(train))):
         run.report.advance(0, epochs, longer)
     distributed.broadcast([*model.parameters(), *model.buffers(), *objective.parameters()])
     while len(history) < epochs and not _stops(run, history):
@@ -169,7 +169,8 @@ def fit(model: nn.Module, objective: Objective, train: Split, validate: Callable
         run.report.epoch(epoch + 1, history[-1])
         run.report.advance(epoch + 1, epochs, _note(history[-1]))
     kept.finish(history)
-    _conclude(run, history, epochs)
+    if distributed.is_main():
+        _conclude(run, history, epochs)
     return history
 
 

@@ -13,6 +13,7 @@ from torch.nn.parameter import UninitializedBuffer, UninitializedParameter
 from edgekd.errors import ModelError, TaskError
 from edgekd.files import atomic_path, need
 from edgekd.stages.user_code import describe, user_code
+from edgekd.training.loop.copies import copy_where_possible
 from edgekd.training.loop.weights_file import check_state, not_finite, read_state
 
 if TYPE_CHECKING:
@@ -20,17 +21,17 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 
-#: Classes of modules that hide a network's layers or their names, and what to return instead.
-_WRAPPERS = {
-    "ScriptModule": "return the nn.Module that the TorchScript was made of",
-    "DataParallel": "return its 'module'; edgekd itself trains in several processes",
-    "DistributedDataParallel": "return its 'module'; edgekd itself trains in several processes",
-    "OptimizedModule": "return the network as it was before torch.compile",
-}
+#: Classes of modules that run another one, and where they have it; edgekd itself trains in several processes.
+_WRAPPERS = {"DataParallel": "module", "DistributedDataParallel": "module", "OptimizedModule": "_orig_mod"}
+
+#: Classes of modules whose layers cannot be taken apart, and what to return instead.
+_CLOSED = {"ScriptModule": "return the nn.Module that the TorchScript was made of"}
 
 
 def build(factory: Callable[[], nn.Module], seed: int, what: str = "") -> nn.Module:
     """Return a new model whose initial weights depend on the seed alone.
+
+    It is a copy of what the function returns, which may be one network each time, or hold parts of another.
 
     Args:
         factory: A function of the user's task.
@@ -40,11 +41,24 @@ def build(factory: Callable[[], nn.Module], seed: int, what: str = "") -> nn.Mod
     Raises:
         TaskError: The function fails, or returns no network that can be trained and taken apart.
     """
+    return copy_where_possible(returned(factory, seed, what))
+
+
+def returned(factory: Callable[[], nn.Module], seed: int, what: str = "") -> nn.Module:
+    """Return the network that a user's function returns; see :func:`build`. It may not be theirs alone."""
     what = what or f"{getattr(factory, '__name__', 'network')}()"
     seed_all(seed)
     with user_code(what):
         model = factory()
     _check_network(what, model)
+    return _unwrapped(model)
+
+
+def _unwrapped(model: nn.Module) -> nn.Module:
+    """Return the network that ``DataParallel`` or ``torch.compile`` wrapped, or the network itself."""
+    for kind in type(model).__mro__:
+        if kind.__name__ in _WRAPPERS and kind.__module__.startswith("torch."):
+            return _unwrapped(getattr(model, _WRAPPERS[kind.__name__]))
     return model
 
 
@@ -54,9 +68,15 @@ def _check_network(what: str, model: object) -> None:
         called = f": call it, as in {model.__name__}()" if isinstance(model, type) else ""
         raise TaskError(f"{what} returned {describe(model)}, must return an nn.Module{missing}{called}")
     for kind in type(model).__mro__:
-        if kind.__name__ in _WRAPPERS:
-            advice = _WRAPPERS[kind.__name__]
+        if kind.__name__ in _CLOSED:
+            advice = _CLOSED[kind.__name__]
             raise TaskError(f"{what} returned a {type(model).__name__}, whose layers cannot be taken apart: {advice}")
+    for path, layer in model.named_modules():
+        if isinstance(layer, torch.jit.ScriptModule) and next(layer.parameters(), None) is not None:
+            raise TaskError(
+                f"{what}: '{path}' is a {type(layer).__name__}, whose layers cannot be taken apart: put the nn.Module "
+                "there that it was made of"
+            )
     state = model.state_dict(keep_vars=True)
     for name, tensor in ((name, value) for name, value in state.items() if isinstance(value, torch.Tensor)):
         if isinstance(tensor, UninitializedParameter | UninitializedBuffer):

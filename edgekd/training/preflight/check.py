@@ -4,22 +4,27 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
+from msgspec.structs import replace as changed
 
+from edgekd.config.recipe import without_teacher
 from edgekd.errors import TaskError
-from edgekd.gram.probe import answer_of
+from edgekd.gram.nest import take_rows
 from edgekd.stages.labels import UNLABELLED
 from edgekd.training.distillation.half_precision import tapped_teacher
 from edgekd.training.distillation.loss_registry import loss_sections
 from edgekd.training.distillation.own_losses import find_loss
 from edgekd.training.loop.evaluate import batches, example_batch
 from edgekd.training.loop.loop import compute_device
-from edgekd.training.preflight.answers import check_answers, check_twice, read, read_tapped
+from edgekd.training.loop.weights import load_weights
+from edgekd.training.preflight.answers import as_metrics_take, check_answers, check_twice, read, read_tapped
 from edgekd.training.preflight.data import describe_data
 from edgekd.training.preflight.ids import IdTables
 from edgekd.training.preflight.networks import (
+    BuiltNetwork,
     build_network,
     check_apart,
     check_members_apart,
@@ -42,7 +47,6 @@ if TYPE_CHECKING:
     from edgekd.gram.probe import Answer
     from edgekd.stages.progress import StageReporter
     from edgekd.training.loop.evaluate import GroundTruth
-    from edgekd.training.preflight.networks import BuiltNetwork
     from edgekd.training.taps.taps import TapOutputs, Taps
     from edgekd.training.task.loading import LoadedTask
 
@@ -74,8 +78,10 @@ def check(task: LoadedTask, taps: Taps, recipe: Recipe, report: StageReporter) -
         first = next(iter(batches(task.splits["train"])))
         check_batch_shapes("split 'train'", task, first)
     inputs = [x[:_SAMPLES] for x in first.inputs.values()]
-    teacher, student = (build_network(name, task, recipe.seed) for name in ("teacher", "student"))
+    teacher, student, recipe = _networks(task, recipe)
     with restored(teacher.model, student.model):
+        if recipe.student.weights:
+            load_weights(student.model, Path(recipe.student.weights))
         tables = IdTables()
         with tables.watching((teacher, student), first):
             shapes = _check_networks(task, (teacher, student), taps, recipe, inputs, report)
@@ -84,10 +90,30 @@ def check(task: LoadedTask, taps: Taps, recipe: Recipe, report: StageReporter) -
         for warning in describe_data(truths, facts, label_names(task, shapes)):
             report.warn(warning)
         student.model.cpu()
-        outputs = _check_metric(task, student, taps.student, [x[:_ANSWERED] for x in first.inputs.values()], truths)
-        for warning in describe_metric(task, recipe, outputs, truths["test"]):
+        answer = _check_metric(task, student, taps.student, [x[:_ANSWERED] for x in first.inputs.values()], truths)
+        for warning in describe_metric(task, recipe, answer, truths["test"]):
             report.warn(warning)
     report.advance(5, _STEPS, f"{sum(len(truth.ids) for truth in truths.values()):,} samples are in order")
+
+
+def _networks(task: LoadedTask, recipe: Recipe) -> tuple[BuiltNetwork, BuiltNetwork, Recipe]:
+    """Return teacher and student, and the recipe as it is tried; of a task without teacher its student stands in.
+
+    Raises:
+        TaskError: The task has no teacher, and the recipe no trained student.
+    """
+    student = build_network("student", task, recipe.seed)
+    if task.has_teacher:
+        return build_network("teacher", task, recipe.seed), student, recipe
+    if not recipe.student.weights:
+        raise TaskError(
+            "the task has no teacher(), from which a student could be distilled: give it one, or name the weights of a "
+            "student that is trained already, as [student] weights"
+        )
+    prune = changed(recipe.prune, loss=without_teacher(recipe.prune.loss))
+    qat = changed(recipe.quantize.qat, loss=without_teacher(recipe.quantize.qat.loss))
+    tried = changed(recipe, prune=prune, quantize=changed(recipe.quantize, qat=qat))
+    return replace(build_network("student", task, recipe.seed), name="teacher"), student, tried
 
 
 def _check_networks(
@@ -108,11 +134,16 @@ def _check_networks(
     report.advance(1, _STEPS, "both networks take the samples")
     _check_reached(reading, recipe)
     shapes = check_shapes_agree(reference, reading, task)
-    _check_apart(teacher, student, task, recipe, inputs)
+    check_apart(teacher, student, task, inputs, report)
+    if recipe.teacher.members > 1:
+        check_members_apart(teacher, task, inputs)
     _warn_of_unregistered(networks, inputs, report)
     _check_importance(recipe, reading.embeddings)
     ignored_layers(student.model, recipe.prune.ignore)
-    for network, own, given in ((teacher, taps.teacher, reference), (student, taps.student, reading)):
+    looked_at = [(student, taps.student, reading)]
+    if task.has_teacher:
+        looked_at.insert(0, (teacher, taps.teacher, reference))
+    for network, own, given in looked_at:
         for warning in describe_network(network, own, task, inputs, given):
             report.warn(warning)
     report.advance(2, _STEPS, "the networks have nothing in common")
@@ -129,7 +160,7 @@ def _try_training(
 ) -> None:
     """Take one step of every training; the teacher's first, since it is frozen while others learn from it."""
     teacher = networks[0]
-    if not recipe.teacher.weights:
+    if not recipe.teacher.weights and task.has_teacher:
         try_teacher(task, teacher, taps, recipe, report)
         report.advance(3, _STEPS, "the teacher was trained for one step")
     try_distillation(task, networks, replace(taps, precision="float32"), recipe, report)
@@ -154,14 +185,6 @@ def _warn_of_uncuttable(
 def _check_trainable(network: BuiltNetwork, advice: str) -> None:
     if not any(parameter.requires_grad for parameter in network.model.parameters()):
         raise TaskError(f"{network.title}, has no trainable parameter: nothing to train; {advice}")
-
-
-def _check_apart(
-    teacher: BuiltNetwork, student: BuiltNetwork, task: LoadedTask, recipe: Recipe, inputs: Sequence[Tensor]
-) -> None:
-    check_apart(teacher, student, task, inputs)
-    if recipe.teacher.members > 1:
-        check_members_apart(teacher, task, inputs)
 
 
 def _warn_of_unregistered(networks: Sequence[BuiltNetwork], inputs: Sequence[Tensor], report: StageReporter) -> None:
@@ -222,18 +245,16 @@ def _check_metric(
     """
     if not truths["test"].has_targets and not (truths["test"].labels != UNLABELLED).any():
         raise TaskError("split 'test' has no labels, and the metric needs them")
-    few = {name: x.float().detach().cpu().numpy() for name, x in read(student, taps, task, inputs).answers.items()}
-    answers = {
-        name: answer_of({key: x[np.arange(len(truths[name].ids)) % len(x)] for key, x in few.items()})
-        for name in ("val", "test")
-    }
-    for name, outputs in answers.items():
+    few, count = as_metrics_take(task, read(student, taps, task, inputs)), len(inputs[0])
+    rows = {name: np.arange(len(truths[name].ids)) % count for name in ("val", "test")}
+    answers = {name: take_rows(few, kept) for name, kept in rows.items()}
+    for name, answer in answers.items():
         if not truths[name].has_targets and (truths[name].labels == UNLABELLED).all():
             continue
-        value = task.metric(outputs, truths[name].targets)
+        value = task.metric(answer, truths[name].targets)
         if not math.isfinite(value):
             raise TaskError(
-                f"the task's {task.metric_name} is {value} for an untrained student's answers of split '{name}'; it "
+                f"the task's {task.metric_name} is {value} for an untrained student's answers for split '{name}'; it "
                 "must be a finite number"
             )
     return answers["test"]

@@ -10,11 +10,13 @@ import torch
 from torch import Tensor, nn
 
 from edgekd.errors import TaskError
-from edgekd.training.loop.weights import build
+from edgekd.training.loop.copies import copy_where_possible
+from edgekd.training.loop.weights import returned
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence, Set
 
+    from edgekd.stages.progress import StageReporter
     from edgekd.training.task.loading import LoadedTask
 
 #: Attributes in which ``nn.Module`` keeps what is registered; an optimizer and a file of weights know these alone.
@@ -29,11 +31,13 @@ class BuiltNetwork:
 
     Attributes:
         name: "teacher" or "student".
-        model: The network, untrained.
+        model: The network, untrained, as stages work on it.
+        returned: What the task's function returned, of which ``model`` is a copy.
     """
 
     name: str
     model: nn.Module
+    returned: nn.Module
 
     @property
     def title(self) -> str:
@@ -49,35 +53,53 @@ def build_network(name: str, task: LoadedTask, seed: int) -> BuiltNetwork:
     """
     factory: Callable[[], nn.Module] = getattr(task.task, name)
     with task.running(f"{name}()"):
-        return BuiltNetwork(name, build(factory, seed, f"{name}()"))
+        network = returned(factory, seed, f"{name}()")
+    return BuiltNetwork(name, copy_where_possible(network), network)
 
 
-def check_apart(teacher: BuiltNetwork, student: BuiltNetwork, task: LoadedTask, inputs: Sequence[Tensor]) -> None:
+def check_apart(
+    teacher: BuiltNetwork, student: BuiltNetwork, task: LoadedTask, inputs: Sequence[Tensor], report: StageReporter
+) -> None:
     """Check that the student is another network in each call, and holds nothing of the teacher's.
 
     A parameter of both would be trained by one and overwritten by the other's weights; one that several students hold
-    would be cut in all of them. Inside one network, parameters may be tied.
+    would be cut in all of them. So each gets a copy, where that can be made. Inside one network, parameters may be
+    tied.
 
     Args:
         teacher: The teacher.
         student: The student.
         task: The user's task.
         inputs: A few samples, one batch for each modality.
+        report: Receives a warning of what was in two networks before they were copied.
 
     Raises:
-        TaskError: One and the same parameter, or a buffer that training changes, is in two networks.
+        TaskError: One and the same parameter, or a buffer that training changes, is in two networks all the same.
     """
     again = build_network("student", task, 0)
     shared = _shared(student.model, again.model, inputs)
     if shared:
         raise TaskError(f"student() returns the same '{shared[0][0]}'{_more(shared)} in each call; {_ANEW}")
-    shared = _shared(teacher.model, student.model, inputs)
+    in_both = _shared(teacher.model, student.model, inputs)
+    if in_both:
+        raise TaskError(f"{_said_of_both(in_both)}, so to train one is to change the other; {_ANEW}")
+    shared = _shared(student.returned, again.returned, inputs)
     if shared:
-        of_teacher, of_student = shared[0]
-        raise TaskError(
-            f"'{of_student}' of the student and '{of_teacher}' of the teacher are one and the same{_more(shared)}, so "
-            f"to train one is to change the other; {_ANEW}"
+        report.warn(
+            f"student() returns the same '{shared[0][0]}'{_more(shared)} in each call: every stage works on a copy, "
+            "whose first values are these and not the seed's"
         )
+    in_both = _shared(teacher.returned, student.returned, inputs)
+    if in_both:
+        report.warn(
+            f"{_said_of_both(in_both)}: each has a copy, so the student's starts from the values that student() "
+            "returns, and not from those that the teacher is trained to"
+        )
+
+
+def _said_of_both(shared: Sequence[tuple[str, str]]) -> str:
+    of_teacher, of_student = shared[0]
+    return f"'{of_student}' of the student and '{of_teacher}' of the teacher are one and the same{_more(shared)}"
 
 
 def check_members_apart(teacher: BuiltNetwork, task: LoadedTask, inputs: Sequence[Tensor]) -> None:
@@ -86,7 +108,7 @@ def check_members_apart(teacher: BuiltNetwork, task: LoadedTask, inputs: Sequenc
     Raises:
         TaskError: One and the same parameter, or a buffer that training changes, is in two of them.
     """
-    shared = _shared(teacher.model, build_network("teacher", task, 1).model, inputs)
+    shared = _shared(teacher.returned, build_network("teacher", task, 1).returned, inputs)
     if shared:
         raise TaskError(
             f"teacher() returns the same '{shared[0][0]}'{_more(shared)} in each call, and [teacher] members asks for "

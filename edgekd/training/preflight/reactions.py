@@ -110,8 +110,8 @@ def describe_ignored(network: BuiltNetwork, found: Reactions, modalities: Sequen
     for name in modalities:
         if name not in found.answers and name not in found.unknown:
             yield (
-                f"{network.title}, answers the same whatever the input of '{name}' is: no training can make it use "
-                "that; is it left out of the fusion, or cut off by detach()?"
+                f"{network.title}, answers the same whatever the input of '{name}' is, and no training will change "
+                "that: is it left out where the modalities are fused?"
             )
 
 

@@ -21,6 +21,7 @@ from edgekd.training.loop.evaluate import example_batch
 from edgekd.training.loop.loop import compute_device, training_loss
 from edgekd.training.loop.optimizers import make_optimizer, make_schedule
 from edgekd.training.loop.weights import seed_all
+from edgekd.training.preflight.networks import build_network
 from edgekd.training.taps.taps import TappedModel
 from edgekd.training.task.protocol import read_batch
 
@@ -79,16 +80,20 @@ def try_distillation(
     device = compute_device()
     teacher, student = (network.model.to(device) for network in networks)
     batch = example_batch(task, device)
-    for section, config in loss_sections(recipe).items():
-        distilled = DistillationNetworks(student, teacher, None if section == "distill" else student)
+    trainings = {"distill": recipe.distill, "prune": recipe.prune, "quantize.qat": recipe.quantize.qat}
+    sections = loss_sections(recipe)
+    first = next(iter(sections), "")  # distillation, unless the student is trained already
+    anchor = student if first == "distill" else build_network("student", task, recipe.seed).model.to(device)
+    for section, config in sections.items():
+        distilled = DistillationNetworks(student, teacher, None if section == "distill" else anchor)
         silent = StageReporter(Silent(), section)
         with ExitStack() as stack:
             with _naming(section):
                 objective = stack.enter_context(distillation_objective(task, distilled, taps, config, silent))
                 objective.prepare(batch, recipe.seed)
                 objective.try_own_losses(batch)
-            if section == "distill":
-                _step(task, networks[1], objective, recipe.distill, recipe.seed, report)
+            if section == first:
+                _step(task, networks[1], objective, trainings[section], recipe.seed, report)
 
 
 @contextmanager

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Literal
 
 from msgspec.structs import replace
 
-from edgekd.config.recipe import Term
+from edgekd.config.recipe import without_teacher
 from edgekd.gram.blame import FUSION
 from edgekd.gram.output_kind import MEASURES
 
@@ -217,10 +217,4 @@ def describe_verdict(row: LedgerRow) -> str:
 
 def by_student(loss: LossConfig) -> LossConfig:
     """Return the loss of a fine-tune in which the unpruned student takes the teacher's place, and the labels'."""
-    extra = {name: _without_teacher(value) for name, value in loss.extra.items()}
-    return replace(loss, ce=0.0, kd=loss.ce + loss.kd, extra=extra)
-
-
-def _without_teacher(value: float | Term) -> float | Term:
-    """Return a loss without taps of the teacher's own, which the student does not have."""
-    return replace(value, teacher={}) if isinstance(value, Term) else value
+    return replace(without_teacher(loss), ce=0.0, kd=loss.ce + loss.kd)

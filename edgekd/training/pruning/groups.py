@@ -14,12 +14,15 @@ from edgekd.errors import ModelError
 from edgekd.files import need, quiet
 from edgekd.gram.blame import FUSION
 from edgekd.training.loop.autograd_layers import WEIGHTED, output_width, parameters_trainable
+from edgekd.training.loop.copies import copy_network
+from edgekd.training.pruning.mappings import single_mappings
 from edgekd.training.pruning.recurrent import CELLS, SEQUENCES, RecurrentPruner
 from edgekd.training.pruning.refusals import FAILURES, Refusal, described
-from edgekd.training.pruning.tracing import Trace, copy_network
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Set
+
+    from edgekd.training.pruning.tracing import Trace
 
 
 #: torch-pruning's group of layers, and its graph of a network: the library has no types.
@@ -102,7 +105,7 @@ class Group:
 def traceable(model: nn.Module) -> Iterator[None]:
     """Let torch-pruning read a network: in evaluation mode, with trainable parameters, and without its warnings."""
     model.eval()
-    with quiet(), parameters_trainable(model):
+    with quiet(), parameters_trainable(model), single_mappings():
         yield
         model.zero_grad(set_to_none=True)
 

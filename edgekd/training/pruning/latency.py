@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from contextlib import nullcontext
-from copy import deepcopy
 from dataclasses import dataclass
 from statistics import median
 from typing import TYPE_CHECKING
@@ -12,6 +11,7 @@ from typing import TYPE_CHECKING
 from edgekd.files import scratch_folder
 from edgekd.runtime.backends.onnxruntime import open_engine
 from edgekd.training.export.onnx import ExportNetwork, write_onnx
+from edgekd.training.loop.copies import copy_network
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -96,7 +96,7 @@ def _open(model: nn.Module, taps: Mapping[str, Tap], batch: Batch) -> _Open:
     inputs = {name: x.cpu() for name, x in batch.inputs.items()}
     with scratch_folder() as scratch:
         path = scratch / "network.onnx"
-        write_onnx(ExportNetwork(deepcopy(model), taps), inputs, _OPSET, path)
+        write_onnx(ExportNetwork(copy_network(model), taps), inputs, _OPSET, path)
         session = open_engine(path.read_bytes(), name=type(model).__name__)
     return _Open(session, {name: x[:1].numpy() for name, x in inputs.items()})
 

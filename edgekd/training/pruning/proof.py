@@ -12,11 +12,12 @@ import torch
 from torch import Tensor, nn
 
 from edgekd.training.loop.autograd_layers import train_unfrozen
+from edgekd.training.loop.copies import copy_network
 from edgekd.training.loop.weights import seed_all
 from edgekd.training.pruning.absent import AbsentValues
 from edgekd.training.pruning.groups import copy_without
 from edgekd.training.pruning.refusals import FAILURES, calling_line, described
-from edgekd.training.pruning.tracing import copy_network, kept_state
+from edgekd.training.pruning.tracing import kept_state
 from edgekd.training.taps.taps import TappedModel
 
 if TYPE_CHECKING:

@@ -24,6 +24,7 @@ from edgekd.stages.sealed import read_sealed, write_sealed
 from edgekd.training.distillation.setup import DistillationNetworks, distillation_setup
 from edgekd.training.loop import distributed
 from edgekd.training.loop.autograd_layers import frozen_statistics
+from edgekd.training.loop.copies import copy_network
 from edgekd.training.loop.evaluate import batches, probe, save_trained
 from edgekd.training.loop.loop import Fit, compute_device, fit
 from edgekd.training.loop.settings import count_epochs
@@ -32,7 +33,7 @@ from edgekd.training.pruning.attempts import PrunePlan, by_student
 from edgekd.training.pruning.cutter import Cutter
 from edgekd.training.pruning.groups import remove_channels
 from edgekd.training.pruning.samples import DrawnBatches
-from edgekd.training.pruning.tracing import Trace, copy_network
+from edgekd.training.pruning.tracing import Trace
 from edgekd.training.stage_run import StageRun
 from edgekd.training.taps.taps import Taps
 

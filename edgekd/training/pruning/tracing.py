@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from contextlib import contextmanager
-from copy import deepcopy
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -11,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from edgekd.training.loop.autograd_layers import train_unfrozen
+from edgekd.training.loop.copies import copy_network
 from edgekd.training.loop.weights import seed_all
 from edgekd.training.pruning.recurrent import as_single_nodes
 from edgekd.training.pruning.refusals import FAILURES
@@ -88,22 +88,3 @@ def kept_state(model: nn.Module) -> Iterator[None]:
                     buffer.copy_(before[name])
         for layer, mode in modes.items():
             layer.training = mode
-
-
-def copy_network(model: nn.Module) -> nn.Module:
-    """Return a copy of a network.
-
-    Torch copies no tensor that was computed, such as the weight that ``torch.nn.utils.weight_norm`` puts in its layer's
-    place, or an LSTM's list of its weights; the layer computes it again in its next run.
-    """
-    for layer in model.modules():
-        for name, value in list(vars(layer).items()):
-            if isinstance(value, Tensor):
-                vars(layer)[name] = _given(value)
-            elif isinstance(value, list) and any(isinstance(each, Tensor) for each in value):
-                vars(layer)[name] = [_given(each) for each in value]
-    return deepcopy(model)
-
-
-def _given(value: object) -> object:
-    return value.detach() if isinstance(value, Tensor) and value.grad_fn is not None else value

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeAlias
 
 import msgspec
+import torch
 from torch import Tensor, nn
 
 from edgekd.config.recipe import Tap
@@ -80,6 +81,9 @@ class TapOutputs:
 class TappedModel(AbstractContextManager["TappedModel"]):
     """A model whose embeddings are read at its taps. Use it as a context manager: hooks are removed at its end.
 
+    Meanwhile torch's transformers compute in evaluation mode what they do in training mode, and in an exported graph:
+    their fast path, which runs where no gradient is asked for, gives zeros for padded positions, or leaves them out.
+
     Args:
         model: Any module that is called with the inputs' batches, in order or by name, and gives the task's outputs: a
             tensor, a tuple or list in their order, or a dict or an object with their names.
@@ -104,10 +108,13 @@ class TappedModel(AbstractContextManager["TappedModel"]):
         self._modules = {tap.module: modules[tap.module] for tap in taps.values()}
         self._handles: list[RemovableHandle] = []
         self._entered = 0
+        self._fast = True
 
     def __enter__(self) -> TappedModel:
         self._entered += 1
         if self._entered == 1:
+            self._fast = torch.backends.mha.get_fastpath_enabled()
+            torch.backends.mha.set_fastpath_enabled(False)
             for path, module in self._modules.items():
                 self._handles.append(module.register_forward_hook(self._record(path)))
         return self
@@ -117,6 +124,7 @@ class TappedModel(AbstractContextManager["TappedModel"]):
     ) -> None:
         self._entered -= 1
         if self._entered == 0:
+            torch.backends.mha.set_fastpath_enabled(self._fast)
             for handle in self._handles:
                 handle.remove()
             self._handles.clear()

@@ -6,7 +6,7 @@ import stat
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import numpy as np
 
@@ -37,8 +37,8 @@ def check_task(what: str, task: object) -> Task:
         TaskError: Something is missing or of a wrong kind.
     """
     check_returned(what, task, object, "a task")
-    if not isinstance(task, Task):
-        missing = [name for name in ("modalities", "splits", "teacher", "student") if not hasattr(task, name)]
+    missing = [name for name in ("modalities", "splits", "student") if not hasattr(task, name)]
+    if missing:  # whether it needs a teacher, the recipe says
         raise TaskError(f"{what}: lacks {', '.join(missing)}")
     for name in ("splits", "teacher", "student", "metric", "loss", "distill", "same", "collate"):
         if not callable(getattr(task, name, describe)):
@@ -48,10 +48,11 @@ def check_task(what: str, task: object) -> Task:
             raise TaskError(
                 f"{what}: its {name} is {describe(getattr(task, name))}, must be a dict with a tap for each modality"
             )
-    _check_modalities(what, task)
-    _check_outputs(what, task)
-    data_files(what, task)
-    return task
+    checked = cast("Task", task)
+    _check_modalities(what, checked)
+    _check_outputs(what, checked)
+    data_files(what, checked)
+    return checked
 
 
 def _check_modalities(what: str, task: Task) -> None:

@@ -69,6 +69,11 @@ class LoadedTask:
         return [modality.name for modality in self.task.modalities]
 
     @property
+    def has_teacher(self) -> bool:
+        """Whether the task has a teacher; without one a trained student takes its place."""
+        return hasattr(self.task, "teacher")
+
+    @property
     def files(self) -> tuple[Path, ...] | None:
         """Data files that the task names, or None where it names none."""
         return data_files("the task", self.task)

@@ -236,7 +236,10 @@ class Task(Protocol):
         """Return the splits train, val, calibration and test, in which no sample is twice."""
 
     def teacher(self) -> nn.Module:
-        """Return the untrained teacher, which is called with the inputs' batches in order and returns outputs."""
+        """Return the untrained teacher, which is called with the inputs' batches in order and returns outputs.
+
+        A task may do without where the recipe has the student's weights.
+        """
 
     def student(self) -> nn.Module:
         """Return the untrained student, which is called like the teacher."""

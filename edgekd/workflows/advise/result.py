@@ -55,7 +55,7 @@ class AdviceTrial:
     """One short training.
 
     Attributes:
-        validation: The metric on the validation split after the last epoch; None where training failed.
+        validation: The metric on the validation split in the epoch that is kept; None where training failed.
         error: Standard error of that metric over the samples that the split might hold; None where it was not asked
             for, or all samples are of one group.
         seconds: Seconds that the training took.

@@ -209,7 +209,7 @@ def test_a_number_that_is_never_known_has_no_figures():
 
 
 def test_a_threshold_makes_decisions_of_numbers():
-    found = described(numbers, kind=OutputKind("values", threshold=0.0))
+    found = described(numbers, kind=OutputKind("regression", threshold=0.0))
     compared = numbers()
     sides = [compared.outputs[model] >= 0 for model in ("shipped", "student")]
     assert found.changes.count == (sides[0] != sides[1]).any(1).sum() > 0
@@ -224,7 +224,7 @@ def test_maps_of_numbers_are_shown_side_by_side():
 def test_a_number_that_never_varies_has_no_share_of_its_variance():
     true = np.full((COUNT, 1), 5.0)
     outputs = {"shipped": np.full((COUNT, 1), 6.0), "student": np.full((COUNT, 1), 5.0)}
-    found = output_details(ComparedOutput(OutputKind("values"), outputs, "student", IDS, true), pictures)
+    found = output_details(ComparedOutput(OutputKind("regression"), outputs, "student", IDS, true), pictures)
     assert found.numbers.rows[0].r2 == {"shipped": None, "student": None}
     assert found.mean_score == {"shipped": pytest.approx(0.2), "student": 0}
 
@@ -263,7 +263,7 @@ def test_tokens_are_decoded_as_ctc_does_and_edits_are_the_fewest():
     assert decode(np.array([0, 1, 1, 0, 1, 2, 2, 0]), 0).tolist() == [1, 1, 2]
     words = {"shipped": [1, 2, 0, 3, 3, 0], "student": [1, 2, 0, 3, 0, 4]}
     outputs = {model: np.eye(5, dtype=np.float32)[None, steps] for model, steps in words.items()}
-    kind = BlankKind()
+    kind = OutputKind("sequence-classes", blank=0)
     true = np.array([[1, 3, 4, -100]])
     compared = ComparedOutput(kind, outputs, "student", np.array(["a"]), true, classes=tuple("_abcd"))
     found = output_details(compared, pictures)
@@ -273,12 +273,6 @@ def test_tokens_are_decoded_as_ctc_does_and_edits_are_the_fewest():
     assert found.mean_score == {"shipped": pytest.approx(1 / 3), "student": pytest.approx(2 / 3)}
     assert (found.worst[0].true, found.worst[0].said["shipped"]) == ("acd", "abc")
     assert sum(row.support for row in found.classes.rows) == 3
-
-
-class BlankKind:
-    """The kind of a sequence with CTC's blank class."""
-
-    name, probabilities, threshold, blank = "sequence-classes", False, None, 0
 
 
 # --- groups, privacy, pictures

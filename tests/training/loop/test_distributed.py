@@ -84,7 +84,8 @@ def test_one_that_is_killed_ends_the_other_and_the_same_command_goes_on(pair, tm
     (tmp_path / "dies").rename(tmp_path / "disturbed")
     assert ranked.together(tmp_path, "disturbed") == [(0, ""), (0, "")]
     (state, steps), (other, unheard) = ranked.kept(tmp_path / "disturbed")
-    assert [step[0] for step in steps] == [3, 4]
+    assert [step[0] for step in steps] == [3, 4, 4]
+    assert steps[-1][2].startswith("ended, since no epoch of the last 3 was better")
     assert unheard == []
     undisturbed = ranked.kept(pair / "disturbed")[0][0]
     for key, value in undisturbed.items():

@@ -84,7 +84,7 @@ def test_a_split_that_cannot_leave_its_process_is_refused_with_what_to_do(option
 
 
 def test_a_process_that_ends_is_told_from_what_else_goes_wrong():
-    with pytest.raises(ModelError, match=r"a process that reads samples .workers. ended: its memory"), _worker_errors():
+    with pytest.raises(ModelError, match="a process that reads samples"), _worker_errors():
         raise RuntimeError("DataLoader worker (pid(s) 17) exited unexpectedly")
     with pytest.raises(RuntimeError, match="no such kernel"), _worker_errors():
         raise RuntimeError("no such kernel")

@@ -1,5 +1,6 @@
 """What is wrong with a task or its recipe is said before anything is trained."""
 
+import copy
 import dataclasses
 import re
 
@@ -11,6 +12,7 @@ from torch import nn
 
 from edgekd.config.recipe import LossConfig, PruneConfig, Recipe, Tap, TaskConfig
 from edgekd.errors import TaskError
+from edgekd.training.loop.weights import build
 from edgekd.training.preflight import check as preflight
 from edgekd.training.taps.taps import Taps
 from edgekd.training.task.protocol import UNLABELLED, ArraySplit
@@ -226,7 +228,7 @@ def test_a_metric_that_raises_is_placed():
 def test_a_metric_that_is_not_finite_is_refused():
     task = loaded()
     task.task.metric = lambda logits, labels: float("nan")
-    with pytest.raises(TaskError, match="the task's metric is nan for an untrained student's answers of split 'val'"):
+    with pytest.raises(TaskError, match="the task's metric is nan for an untrained student's answers for split 'val'"):
         check(task)
 
 
@@ -350,7 +352,19 @@ def test_a_network_that_is_as_it_should_be_is_not_warned_of():
     assert warned(TwoTowers, recipe()) == []
 
 
-def test_what_student_and_teacher_hold_in_common_is_named():
+def unforgettable(model):
+    """Return a network that cannot be copied, since a function that it holds reads it."""
+    model.read = lambda: model.head
+    return model
+
+
+def warned_of(task):
+    observer = Remembers()
+    preflight.check(task, Taps(TAPS, TAPS), recipe(), reporter(observer))
+    return observer.warnings
+
+
+def test_what_student_and_teacher_hold_in_common_is_copied_and_named():
     stem, window = mlp(6, 16, 8), torch.ones(6)
 
     class Sharing(TwoTowers):
@@ -360,6 +374,15 @@ def test_what_student_and_teacher_hold_in_common_is_named():
 
     task = loaded()
     task.task.student = task.task.teacher = Sharing
+    each_time, in_both = warned_of(task)
+    assert re.match(r"student\(\) returns the same 'encoders.a.0.weight' \(and 3 more\) in each call: every", each_time)
+    assert re.match(r"'encoders.a.0.weight' of the student and 'encoders.a.0.weight' of the teacher are one", in_both)
+    before = copy.deepcopy(stem.state_dict())
+    student = build(task.task.student, 0)
+    assert student.encoders["a"][0].weight is not stem[0].weight
+    assert all(map(torch.equal, student.encoders["a"].state_dict().values(), before.values()))
+
+    task.task.student = task.task.teacher = lambda: unforgettable(Sharing())
     with pytest.raises(TaskError, match=r"student\(\) returns the same 'encoders.a.0.weight' \(and 3 more\) in each"):
         check(task)
 
@@ -373,8 +396,9 @@ def test_what_student_and_teacher_hold_in_common_is_named():
 
     teacher = TwoTowers()
     task.task.teacher, task.task.student = lambda: teacher, lambda: Halves(teacher)
-    with pytest.raises(TaskError, match=r"student\(\) returns the same 'encoders.a.0.weight' in each call"):
-        check(task)
+    assert [warning.split(" in each")[0] for warning in warned_of(task)[:1]] == [
+        "student() returns the same 'encoders.a.0.weight'"
+    ]
 
     class Aside(TwoTowers):
         """It runs the teacher's stem, and has not registered it."""
@@ -387,8 +411,9 @@ def test_what_student_and_teacher_hold_in_common_is_named():
             return super().forward(a, b) + 0 * self.held[0](a).sum()
 
     task.task.teacher, task.task.student = Sharing, Aside
-    with pytest.raises(TaskError, match=r"student\(\) returns the same 'held\[0\].0.weight' \(and 3 more\)"):
-        check(task)
+    each_time, in_both, _ = warned_of(task)
+    assert each_time.startswith("student() returns the same 'held[0].0.weight' (and 3 more)")
+    assert in_both.startswith("'held[0].0.weight' of the student and 'encoders.a.0.weight' of the teacher")
 
     class Windowed(TwoTowers):
         def __init__(self):
@@ -410,6 +435,10 @@ def test_what_only_one_of_two_students_shares_with_the_teacher_is_found():
 
     task = loaded()
     task.task.student, task.task.teacher = student, lambda: shared
+    (warning,) = warned_of(task)
+    assert warning.startswith("'encoders.a.0.weight' of the student and 'encoders.a.0.weight' of the teacher are one")
+    made.clear()
+    task.task.student, task.task.teacher = lambda: unforgettable(student()), lambda: unforgettable(shared)
     with pytest.raises(TaskError, match=r"'encoders.a.0.weight' of the student and 'encoders.a.0.weight' of the"):
         check(task)
 

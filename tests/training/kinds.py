@@ -258,6 +258,17 @@ class Transformer(Stem):
         return self.block(x.flatten(2).transpose(1, 2)).mean(1)
 
 
+class Borrowed(Stem):
+    """A layer that is never called: its weight is read."""
+
+    def __init__(self):
+        super().__init__()
+        self.lent = nn.Conv2d(32, 32, 1)
+
+    def read(self, x):
+        return functional.conv2d(x, self.lent.weight).relu().mean((2, 3))
+
+
 class Doubtful(Stem):
     """An activation that is not 0 at 0."""
 
