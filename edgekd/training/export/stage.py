@@ -17,6 +17,7 @@ from torch import Tensor
 
 from edgekd.errors import ModelError
 from edgekd.files import write_text
+from edgekd.gram.nest import TARGET, flatten
 from edgekd.gram.npz import EMBEDDING_PREFIX, INPUT_PREFIX, PRESENT_PREFIX
 from edgekd.runtime.backends.onnxruntime import open_engine
 from edgekd.runtime.session import write_arrays
@@ -33,7 +34,6 @@ from edgekd.stages.artifacts import (
 from edgekd.training.export.onnx import write_onnx
 from edgekd.training.loop.evaluate import batches, ground_truth, probe
 from edgekd.training.taps.taps import TappedModel
-from edgekd.training.task.targets import leaves
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -132,6 +132,7 @@ def _facts(task: LoadedTask, widths: Mapping[str, int]) -> TaskFacts:
         {name: task.class_names(name, count) for name, count in widths.items()},
         inputs,
         modalities=task.modalities,
+        own_same=task.own_same is not None,
     )
 
 
@@ -150,7 +151,7 @@ def save_samples(split: Split, path: Path) -> None:
     if truth.groups is not None:
         arrays["groups"] = truth.groups
     if truth.has_targets:
-        arrays |= leaves(truth.targets)
+        arrays |= flatten(truth.targets, TARGET)
     write_arrays(path, {"ids": truth.ids, "labels": truth.labels, **arrays})
 
 
