@@ -26,7 +26,7 @@ from compress_cases import IMPORTED, load_case
 from onnxruntime.tools.onnx_model_utils import make_input_shape_fixed
 from side_by_side import THREADS, take_turns
 
-from edgekd.compress.graph import drop_outputs, save
+from edgekd.compress.graph import drop_embeddings, save
 from edgekd.config.recipe import ProfileConfig
 from edgekd.devices.local import LocalDevice
 from edgekd.gram.npz import INPUT_PREFIX
@@ -60,7 +60,7 @@ def write_engine(name: str, recipe: Sequence[str]) -> tuple[Path, Path]:
         source, samples = exported / onnx_name("pruned"), exported / TEST
     engine = FOLDER / f"{name}.onnx"
     FOLDER.mkdir(parents=True, exist_ok=True)
-    drop_outputs(source, ("logits",), engine)
+    drop_embeddings(source, engine)
     model = onnx.load(str(engine))
     with open_arrays(samples) as arrays:
         for value in model.graph.input:

@@ -204,7 +204,7 @@ def _own(name: str, data: str, what: str, seed: int, epochs: int, work: Path) ->
         _train(small, list(train.values()), lambda out, rows: ((out - answers[rows]) ** 2).mean() / scale, epochs, seed)
         return small.eval()
 
-    kind: OutputName = "values" if what == "values" else "embedding"
+    kind: OutputName = "regression" if what == "values" else "embedding"
     return Case(name, kind, seed, model, taps, splits, targets, pruned)
 
 
@@ -279,7 +279,7 @@ def metric(kind: OutputName, outputs: Array, targets: Array | None, index: Array
     """
     if kind == "classes":
         return (outputs.argmax(1) == targets).astype(np.float64)
-    if kind == "values":
+    if kind == "regression":
         assert targets is not None
         power = ((targets - targets.mean(0)) ** 2).mean()
         return 1 - ((outputs - targets) ** 2).mean(1) / power

@@ -12,7 +12,7 @@ from alarm_measures import CONFIGURATIONS, kept_rows
 from alarm_record import terms
 
 from edgekd.files import write_text
-from edgekd.gram.answers import Answers, changed_answers, compare_answers
+from edgekd.gram.answers import Answers, changed_answers, compare_outputs
 from edgekd.gram.drift import Drift, measure_drift
 from edgekd.gram.gate import GateRules, judge
 from edgekd.gram.intervals import Bootstrap, Estimate, binomial_upper, estimate_share
@@ -71,10 +71,12 @@ def _measured(
     sides = list(zip(*parts, strict=True))[: 1 if configuration == "asymmetric" else None]
     lost = terms(found, "outputs", 0) - terms(found, "outputs", variant, compressed)
     loss, kind = _loss(lost[samples], units), OutputKind(found.kind)
-    probes = [(Probe(ids, mine, ours), Probe(ids, other, theirs)) for mine, other in sides]
+    probes = [(Probe(ids, {"logits": mine}, ours), Probe(ids, {"logits": other}, theirs)) for mine, other in sides]
     drift = measure_drift(*probes[0], units, _BOOTSTRAP)
     missing = _missing(found, variant, samples, units) if found.kind == "classes" else {}
-    return [Measured(compare_answers(*pair, kind, units, _BOOTSTRAP), loss, drift, missing) for pair in probes]
+    return [
+        Measured(compare_outputs(*pair, {"logits": kind}, units, _BOOTSTRAP), loss, drift, missing) for pair in probes
+    ]
 
 
 def _loss(lost: Array, units: Array) -> Estimate:
@@ -104,7 +106,7 @@ def verdicts(
     rows: Sequence[Sequence[Measured]], kind: OutputName, limits: GateLimits, *, labels: bool
 ) -> list[Verdict]:
     """Return the gate's verdict on each variant; of two outputs the more severe one."""
-    rules = GateRules("metric", limits, _BOOTSTRAP, OutputKind(kind))
+    rules = GateRules("metric", limits, _BOOTSTRAP, {"logits": OutputKind(kind)})
     if not labels:
         rows = [[replace(each, loss=None) for each in row] for row in rows]
     return [worst(*(judge(each, rules)[0] for each in row)) for row in rows]

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
-_KINDS = {"classes": "classes", "values": "numbers", "embedding": "embeddings"}
+_KINDS = {"classes": "classes", "regression": "numbers", "embedding": "embeddings"}
 _MEASURES = {
     "divergence": "**divergence of the answers**",
     "changed answers": "changed answers (flips, turnover)",
@@ -208,15 +208,16 @@ def _holds(result: dict[str, Any]) -> list[str]:
             {_met(passed, _GOAL_PASSED)}. At most 10 % of the sound were to be refused: {percent(refused)},
             {_met(refused, _GOAL_REFUSED)}; by kind: {refusals}.""",
             f"""**Divergence is the measure to have**: area {area("classes", "all", "divergence")} for classes,
-            {area("values", "all", "divergence")} for numbers, {area("embedding", "all", "divergence")} for embeddings;
-            the drift's are {area("classes", "all", "drift")}, {area("values", "all", "drift")} and
+            {area("regression", "all", "divergence")} for numbers,
+            {area("embedding", "all", "divergence")} for embeddings;
+            the drift's are {area("classes", "all", "drift")}, {area("regression", "all", "drift")} and
             {area("embedding", "all", "drift")}.""",
             f"""**Drift is blind to what comes after the embeddings**: of {fusion["variants"]} classifiers whose fusion
             alone was damaged {fusion["harmed"]} were broken, and the largest drift of any is
             {fusion["largest_drift"]:g}. Without these its area is {area("classes", "but fusion", "drift")}, and
             divergence's {area("classes", "but fusion", "divergence")}.""",
             f"""**Beside divergence, drift adds nothing to the ranking**: the two together have
-            {area("classes", "all", both)} for classes, {area("values", "all", both)} for numbers and
+            {area("classes", "all", both)} for classes, {area("regression", "all", both)} for numbers and
             {area("embedding", "all", both)} for embeddings. In the gate it turns some
             `undecided` into `fail`: compare the rows with and without it. It says *where* structure moved, which
             divergence does not.""",

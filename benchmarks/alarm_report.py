@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 #: What the others are compared with.
 BEST = "divergence"
-KINDS = ("classes", "values", "embedding")
+KINDS = ("classes", "regression", "embedding")
 #: Measures together: a logistic regression on their logarithms, fitted to the other tasks of the kind.
 TOGETHER = {
     "divergence and drift": ("divergence", "drift"),

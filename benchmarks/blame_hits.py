@@ -166,7 +166,11 @@ def open_network(task: str, recipe: Sequence[str]) -> Network:
 
 def harm_of(network: Network, broken: ModelProto) -> float:
     """Return the divergence on the test split."""
-    return Examiner(broken, network.floats, [network.test], SampleFacts(kind=KIND)).measure().effect.divergence
+    return (
+        Examiner(broken, network.floats, [network.test], SampleFacts(kinds={"logits": KIND}))
+        .measure()
+        .effect.divergence
+    )
 
 
 def contest(network: Network, broken: ModelProto, scope: Scope, right: str) -> dict[str, dict[str, float]]:
@@ -174,7 +178,7 @@ def contest(network: Network, broken: ModelProto, scope: Scope, right: str) -> d
     won: dict[str, dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
     for count, draws in network.draws.items():
         for feeds, groups in zip(draws, network.groups[count], strict=True):
-            found = blame(Examiner(broken, network.floats, [feeds], SampleFacts(groups=groups, kind=KIND)))
+            found = blame(Examiner(broken, network.floats, [feeds], SampleFacts(groups=groups, kinds={"logits": KIND})))
             suspects = found.of(scope)
             firsts = {RANK: [suspect.name for suspect in suspects if suspect.relief.rank == 1]}
             for name, figure in FIGURES.items():
@@ -212,7 +216,7 @@ def many_defects(network: Network, trials: int) -> Iterator[dict[str, Any]]:
             if item.kind != "bias":
                 steps = random.choice(WEIGHTS if item.kind == "weight" else ACTIVATIONS)
                 broken = break_graph(broken, network.floats, [item.tensor], float(steps))
-        truth = blame(Examiner(broken, network.floats, [network.test], SampleFacts(kind=KIND)))
+        truth = blame(Examiner(broken, network.floats, [network.test], SampleFacts(kinds={"logits": KIND})))
         for scope in SCOPES:
             right = min(truth.of(scope), key=lambda suspect: suspect.undone.divergence).name
             won = contest(network, broken, scope, right)

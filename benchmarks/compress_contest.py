@@ -25,7 +25,7 @@ from peers.quantize import SETTINGS
 
 import edgekd
 from edgekd.cli.terminal import choose_observer
-from edgekd.compress.graph import drop_outputs, save, unquantize_outputs
+from edgekd.compress.graph import drop_embeddings, save, unquantize_outputs
 from edgekd.errors import ModelError
 from edgekd.files import sha256_file
 from edgekd.gram.drift import flips, measure_drift
@@ -97,7 +97,7 @@ def quantize_by_peer(case: Case, contestant: str, venv: Path, folder: Path) -> d
     graph = onnx.load(str(result))
     unquantize_outputs(graph)
     save(graph, folder / PROBE_GRAPH)
-    drop_outputs(result, ("logits",), folder / DEPLOY)
+    drop_embeddings(result, folder / DEPLOY)
     cost: dict[str, Any] = json.loads(result.with_suffix(".json").read_text(encoding="utf-8"))
     return cost
 
@@ -136,7 +136,7 @@ def contest(case: Case, contestant: str, venv: Path) -> dict[str, Any]:
     folder.mkdir(parents=True)
     if contestant == FLOAT:
         shutil.copyfile(case.network, folder / PROBE_GRAPH)
-        drop_outputs(case.network, ("logits",), folder / DEPLOY)
+        drop_embeddings(case.network, folder / DEPLOY)
         cost: dict[str, Any] = {}
     elif contestant in EDGEKD:
         with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as own:
@@ -162,7 +162,7 @@ def measure(case: Case, folder: Path) -> dict[str, Any]:
     with open_arrays(case.context.test) as arrays:
         labels, groups = arrays.get("labels"), arrays.get("groups")
     if found.classifies:
-        np.save(folder / _LOGITS, found.logits)
+        np.save(folder / _LOGITS, found.answer)
     drift = measure_drift(found, reference, groups, Bootstrap())
     quantized, layers = count_layers(folder / PROBE_GRAPH)
     return {
@@ -172,8 +172,8 @@ def measure(case: Case, folder: Path) -> dict[str, Any]:
         "drift_bound": drift.bound,
         "drift_scope": drift.scope,
         "flips": flips(found, reference),
-        "metric": None if labels is None else case.context.origin.metric(found.logits, labels),
-        "logits_snr_db": snr_db(found.logits, reference.logits),
+        "metric": None if labels is None else case.context.origin.metric(found.answer, labels),
+        "logits_snr_db": snr_db(found.answer, reference.answer),
         "deploy_sha256": sha256_file(folder / DEPLOY),
         "size_bytes": (folder / DEPLOY).stat().st_size,
     }
@@ -222,7 +222,7 @@ def probe(case: Case, folder: Path) -> Probe:
     embeddings = {
         name.removeprefix(EMBEDDING_PREFIX): z for name, z in full.items() if name.startswith(EMBEDDING_PREFIX)
     }
-    return Probe(ids, deploy["logits"], embeddings)
+    return Probe(ids, {"logits": deploy["logits"]}, embeddings)
 
 
 def count_layers(path: Path) -> tuple[int, int]:

@@ -168,7 +168,7 @@ def load_scene(case: Case, seed: int) -> Scene:
     folder = FOLDER / "teachers" / f"{case.task}-{seed}"
     if not (folder / WEIGHTS).is_file():
         folder.mkdir(parents=True, exist_ok=True)
-        config = TeacherConfig(epochs=QUICK.epochs if case == QUICK else _TEACHER_EPOCHS[case.task])
+        config = TeacherConfig(epochs=QUICK.epochs if case == QUICK else _TEACHER_EPOCHS[case.task], keep="last")
         teacher_stage.run(whole, taps, config, StageRun(seed, folder, StageReporter(Silent(), "teacher")))
     teacher = load_weights(build(made.task.teacher, seed), folder / WEIGHTS)
     seen = {**whole.splits, "train": _seen(_splits(case.task)["train"], case, seed)}
@@ -244,7 +244,7 @@ def missing_metric(scene: Scene, student: nn.Module) -> float:
 
 def metric_on(task: LoadedTask, model: nn.Module, taps: Mapping[str, Tap], split: Split) -> float:
     """Return the task's metric of a model on a split."""
-    return task.metric(probe(model, taps, split).logits, ground_truth(split).labels)
+    return task.metric(probe(model, taps, split).answer, ground_truth(split).labels)
 
 
 def pairing(scene: Scene) -> dict[str, dict[str, float]]:

@@ -118,7 +118,7 @@ def _train(job: Job, scene: Scene, student: nn.Module) -> tuple[list[Epoch], flo
         anchor = Remembered(build(scene.task.task.teacher, 10_000 + job.seed), read, train)
     report = StageReporter(Silent(), job.method)
     where = LossTaps(scene.task.modalities, taps, taps, "teacher")
-    config = DistillConfig(epochs=scene.case.epochs * method.longer)
+    config = DistillConfig(epochs=scene.case.epochs * method.longer, keep="last")
     with (
         TappedModel(student, taps_with_losses(taps, loss, "student")) as tapped,
         TemporaryDirectory(dir=_scratch()) as folder,

@@ -50,7 +50,7 @@ def snr_db(exact: np.ndarray[Any, Any], found: np.ndarray[Any, Any]) -> float | 
 
 def same(a: Probe, b: Probe) -> bool:
     """Whether every logit and every embedding has the same bits."""
-    arrays = [(a.logits, b.logits), *((a.embeddings[name], b.embeddings[name]) for name in a.embeddings)]
+    arrays = [(a.answer, b.answer), *((a.embeddings[name], b.embeddings[name]) for name in a.embeddings)]
     return all(np.array_equal(x, y) for x, y in arrays)
 
 
@@ -62,7 +62,7 @@ def run(device: Device, engine: Path, test: Path, outputs: Path) -> tuple[Probe,
     with np.load(outputs) as found, np.load(test) as samples:
         named = [name for name in found if name.startswith(EMBEDDING_PREFIX)]
         embeddings = {name.removeprefix(EMBEDDING_PREFIX): found[name] for name in named}
-        return Probe(samples["ids"], found["logits"], embeddings), seconds
+        return Probe(samples["ids"], {"logits": found["logits"]}, embeddings), seconds
 
 
 def write_graph(exported: Path, way: CandidateSpec, reduce_range: bool, folder: Path) -> Path:
@@ -94,11 +94,11 @@ def measure(task: str, seed: int, devices: dict[str, Device], recipe: Sequence[s
                 row = {
                     "graph": graph,
                     "processor": name,
-                    "metric": project.loaded.metric(probe.logits, labels),
+                    "metric": project.loaded.metric(probe.answer, labels),
                     "gram_drift": drift.mean,
                     "gram_drift_bound": drift.bound,
                     "flips": flips(probe, exact),
-                    "logit_snr_db": snr_db(exact.logits, probe.logits),
+                    "logit_snr_db": snr_db(exact.answer, probe.answer),
                     "same_bits_as": alike,
                     "seconds": round(seconds, 2),
                 }

@@ -55,7 +55,7 @@ def main() -> None:
     cases = {name: CASES[name][:1] if options.quick else CASES[name] for name in options.recipes}
     measured = {recipe: until_training(recipe, targets, options.recipe) for recipe, targets in cases.items()}
     for recipe, seconds in measured.items():
-        stages = sum(value for name, value in seconds.items() if name.startswith("preflight"))
+        stages = sum(value for name, value in seconds.items() if name.startswith(("preflight", "rehearsal")))
         print(f"{recipe}: stages {stages:.1f} s, to training {seconds[WALL]:.1f} s, processor {seconds[CPU]:.1f} s")
     write_result(__file__, {"seconds": measured, "targets": {name: list(cases[name]) for name in cases}}, options)
 

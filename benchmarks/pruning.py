@@ -157,7 +157,7 @@ def measure(given: Case, method: str, folder: Path) -> Result:
     drifts = [measure_drift(each, student, known.groups, Bootstrap(resamples=200)).mean for each in (cut, tuned)]
     return Result(
         macs=count_macs(networks.pruned, inputs) / count_macs(networks.student, inputs),
-        metric_cut=task.metric(cut.logits, known.labels),
+        metric_cut=task.metric(cut.answer, known.labels),
         metric=trained.metric,
         drift_cut=drifts[0],
         drift=drifts[1],
@@ -220,7 +220,7 @@ def main() -> None:
             print(f"{task}  {method:10} {figures}", flush=True)
         student = [
             given.project.loaded.metric(
-                probe(given.network("student"), given.taps.student, given.project.loaded.splits["test"]).logits,
+                probe(given.network("student"), given.taps.student, given.project.loaded.splits["test"]).answer,
                 ground_truth(given.project.loaded.splits["test"]).labels,
             )
             for given in cases

@@ -41,7 +41,7 @@ from side_by_side import (
 
 import edgekd
 from edgekd.cli.terminal import choose_observer
-from edgekd.compress.graph import drop_outputs
+from edgekd.compress.graph import drop_embeddings
 from edgekd.compress.ranges import CalibrationSamples
 from edgekd.config.recipe import ProfileConfig
 from edgekd.config.target import load_calibration
@@ -141,7 +141,7 @@ def write_engines(target: Target, recipe: Recipe, shipped: Path, exported: Path,
     plain = {}
     for name, network in ((STUDENT, "student"), (PRUNED, "pruned")):
         plain[name] = Engine(folder / f"{network}.onnx", exported / onnx_name(network))
-        drop_outputs(plain[name].full, ("logits",), plain[name].deploy)
+        drop_embeddings(plain[name].full, plain[name].deploy)
     usual = (
         USUAL_INT8[target.runtime](model, samples, folder / f"usual.{variant}.onnx")
         for variant, model in (("deploy", plain[PRUNED].deploy), ("full", plain[PRUNED].full))
@@ -162,7 +162,7 @@ def probe(engine: Engine, device: Device, runtime: Runtime, test: Path, folder: 
     embeddings = {
         name.removeprefix(EMBEDDING_PREFIX): z for name, z in full.items() if name.startswith(EMBEDDING_PREFIX)
     }
-    return Probe(ids, deploy["logits"], embeddings)
+    return Probe(ids, {"logits": deploy["logits"]}, embeddings)
 
 
 def time_local(engines: Mapping[str, Engine], runtime: Runtime, test: Path, rounds: int, calls: int) -> dict[str, Any]:
@@ -222,7 +222,7 @@ def measure(
             found = probe(engine, device, runtime, test, Path(scratch))
             drift = measure_drift(found, student, groups, Bootstrap(gate.confidence, gate.resamples, recipe.seed))
             rows[name] = {
-                "metric": project.loaded.metric(found.logits, labels),
+                "metric": project.loaded.metric(found.answer, labels),
                 "drift": drift.mean,
                 "drift_bound": drift.bound,
                 "flips": flips(found, student),

@@ -18,7 +18,7 @@ os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
 #: The modules in which the public names are defined.
 _NAMES = {
-    "edgekd.training.task.protocol": ("ArraySplit", "Modality", "Sample", "Split", "Task"),
+    "edgekd.training.task.protocol": ("ArraySplit", "Batch", "Modality", "Output", "Sample", "Split", "Task"),
     "edgekd.training.task.models": ("Standardize",),
     "edgekd.training.distillation.loss": ("Loss", "LossOptions"),
     "edgekd.compress.quantizers.quantizer": ("Quantizer",),
@@ -31,9 +31,13 @@ _NAMES = {
     "edgekd.devices.targets": ("load_target",),
     "edgekd.stages.progress": ("Observer",),
     "edgekd.workflows.build": ("build",),
+    "edgekd.workflows.dry_run": ("DryRun", "dry_run"),
     "edgekd.report.results": ("BuildReport",),
     "edgekd.workflows.check": ("TargetCheck", "blame", "check", "suggest_limits"),
     "edgekd.gram.blame": ("Blame",),
+    "edgekd.gram.drift": ("Drift",),
+    "edgekd.gram.output_kind": ("OutputKind",),
+    "edgekd.workflows.arrays": ("Judgement", "gram_drift", "judge"),
     "edgekd.workflows.thresholds": ("Alarm",),
     "edgekd.workflows.search.run": ("SearchOptions", "search"),
     "edgekd.report.search.tables": ("SearchResult",),
@@ -41,6 +45,7 @@ _NAMES = {
     "edgekd.workflows.advise.result": ("Advice",),
     "edgekd.workflows.bundles": ("ProfiledBundle", "VerifiedBundle", "profile", "verify"),
     "edgekd.runtime.bundle": ("Bundle", "load"),
+    "edgekd.runtime.predict": ("Predictions", "predict"),
     "edgekd.runtime.verification": ("Verification",),
     "edgekd.errors": (
         "BudgetError",
@@ -64,10 +69,15 @@ _NAMES = {
 }
 _HOMES = {name: module for module, names in _NAMES.items() for name in names}
 
-__all__ = [*_HOMES]  # noqa: PLE0604 - all are strings; the stub beside this file spells them out
+#: Public modules, which load torch.
+_MODULES = ("distillation",)
+
+__all__ = [*_HOMES, *_MODULES]  # noqa: PLE0604 - all are strings; the stub beside this file spells them out
 
 
 def __getattr__(name: str) -> object:
+    if name in _MODULES:
+        return importlib.import_module(f"edgekd.{name}")
     if name not in _HOMES:
         raise AttributeError(f"module 'edgekd' has no attribute '{name}'")
     value: object = getattr(importlib.import_module(_HOMES[name]), name)

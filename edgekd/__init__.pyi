@@ -1,5 +1,6 @@
 """The public surface for type checkers and editors; ``__init__.py`` imports each name when it is first used."""
 
+from edgekd import distillation as distillation
 from edgekd.compress.quantizers.quantizer import Quantizer as Quantizer
 from edgekd.config.loading import load_recipe as load_recipe
 from edgekd.config.recipe import ProfileConfig as ProfileConfig
@@ -25,12 +26,16 @@ from edgekd.errors import StorageError as StorageError
 from edgekd.errors import TargetError as TargetError
 from edgekd.errors import TaskError as TaskError
 from edgekd.gram.blame import Blame as Blame
+from edgekd.gram.drift import Drift as Drift
+from edgekd.gram.output_kind import OutputKind as OutputKind
 from edgekd.report.results import BuildReport as BuildReport
 from edgekd.report.search.tables import SearchResult as SearchResult
 from edgekd.runtime.backends.backend import Backend as Backend
 from edgekd.runtime.backends.backend import BackendOption as BackendOption
 from edgekd.runtime.bundle import Bundle as Bundle
 from edgekd.runtime.bundle import load as load
+from edgekd.runtime.predict import Predictions as Predictions
+from edgekd.runtime.predict import predict as predict
 from edgekd.runtime.verification import Verification as Verification
 from edgekd.stages.labels import UNLABELLED as UNLABELLED
 from edgekd.stages.progress import Observer as Observer
@@ -41,12 +46,17 @@ from edgekd.training.distillation.loss import Loss as Loss
 from edgekd.training.distillation.loss import LossOptions as LossOptions
 from edgekd.training.task.models import Standardize as Standardize
 from edgekd.training.task.protocol import ArraySplit as ArraySplit
+from edgekd.training.task.protocol import Batch as Batch
 from edgekd.training.task.protocol import Modality as Modality
+from edgekd.training.task.protocol import Output as Output
 from edgekd.training.task.protocol import Sample as Sample
 from edgekd.training.task.protocol import Split as Split
 from edgekd.training.task.protocol import Task as Task
 from edgekd.workflows.advise.result import Advice as Advice
 from edgekd.workflows.advise.run import advise as advise
+from edgekd.workflows.arrays import Judgement as Judgement
+from edgekd.workflows.arrays import gram_drift as gram_drift
+from edgekd.workflows.arrays import judge as judge
 from edgekd.workflows.build import build as build
 from edgekd.workflows.bundles import ProfiledBundle as ProfiledBundle
 from edgekd.workflows.bundles import VerifiedBundle as VerifiedBundle
@@ -56,6 +66,8 @@ from edgekd.workflows.check import TargetCheck as TargetCheck
 from edgekd.workflows.check import blame as blame
 from edgekd.workflows.check import check as check
 from edgekd.workflows.check import suggest_limits as suggest_limits
+from edgekd.workflows.dry_run import DryRun as DryRun
+from edgekd.workflows.dry_run import dry_run as dry_run
 from edgekd.workflows.search.run import SearchOptions as SearchOptions
 from edgekd.workflows.search.run import search as search
 from edgekd.workflows.thresholds import Alarm as Alarm
@@ -69,6 +81,7 @@ __all__ = [
     "ArraySplit",
     "Backend",
     "BackendOption",
+    "Batch",
     "Blame",
     "BudgetError",
     "BudgetMissed",
@@ -78,16 +91,22 @@ __all__ = [
     "CacheError",
     "DataError",
     "DeviceError",
+    "Drift",
+    "DryRun",
     "EdgekdError",
     "GateFailed",
+    "Judgement",
     "Loss",
     "LossOptions",
     "MissingDependency",
     "Modality",
     "ModelError",
     "Observer",
+    "Output",
     "OutputError",
+    "OutputKind",
     "Package",
+    "Predictions",
     "ProfileConfig",
     "ProfiledBundle",
     "Quantizer",
@@ -113,10 +132,15 @@ __all__ = [
     "blame",
     "build",
     "check",
+    "distillation",
+    "dry_run",
     "fetch",
+    "gram_drift",
+    "judge",
     "load",
     "load_recipe",
     "load_target",
+    "predict",
     "profile",
     "read_member",
     "search",

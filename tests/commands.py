@@ -36,9 +36,20 @@ SETTINGS = {
     "gate.resamples": 200,
 }
 
-PREFLIGHT = ("preflight", "preflight_export", "preflight_target")
+PREFLIGHT = ("preflight", "preflight_export", "rehearsal", "preflight_target")
 LEARNING = ("teacher", "distill", "prune", "prune_check", "export", "robustness")
-SHIPPING = ("quantize", "evaluate", "check", "profile", "missing", "judge", "robustness_shipped", "bundle", "verify")
+SHIPPING = (
+    "quantize",
+    "evaluate",
+    "check",
+    "profile",
+    "missing",
+    "judge",
+    "details",
+    "robustness_shipped",
+    "bundle",
+    "verify",
+)
 STAGES = (*PREFLIGHT, *LEARNING, *SHIPPING)
 
 #: For what hangs: on a machine with much else to do a build takes minutes.

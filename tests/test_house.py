@@ -35,7 +35,8 @@ def nodes(*kinds):
 
 
 def modules_in(folder):
-    return [path for path in folder.glob("*.py") if path.name != "__init__.py"]
+    """Return the modules of a folder that anyone imports."""
+    return [path for path in folder.glob("*.py") if path.name not in ("__init__.py", "__main__.py")]
 
 
 def packages_in(folder):

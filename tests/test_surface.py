@@ -28,7 +28,7 @@ def test_importing_the_package_and_listing_its_names_loads_nothing_heavy():
 
 
 def test_every_name_is_found_and_only_those_of_torch_load_torch():
-    names = [name for name in edgekd.__all__ if name not in OF_TORCH]
+    names = [name for name in edgekd._HOMES if name not in OF_TORCH]
     code = (
         "import sys, edgekd\n"
         f"for name in {names}: getattr(edgekd, name)\n"
@@ -40,7 +40,11 @@ def test_every_name_is_found_and_only_those_of_torch_load_torch():
 
 
 def test_every_name_is_of_the_package_itself_and_documented():
-    for name in edgekd.__all__:
+    for name in edgekd._MODULES:
+        assert getattr(edgekd, name).__name__ == f"edgekd.{name}"
+        assert getattr(edgekd, name).__doc__
+        assert name in dir(edgekd)
+    for name in edgekd._HOMES:
         value = getattr(edgekd, name)
         assert name in dir(edgekd)
         if name != "UNLABELLED":
@@ -60,6 +64,6 @@ def test_type_checkers_know_the_same_names_from_the_same_modules():
         alias.asname: node.module for node in tree.body if isinstance(node, ast.ImportFrom) for alias in node.names
     }
     (listed,) = (node.value for node in tree.body if isinstance(node, ast.Assign))
-    assert imports == edgekd._HOMES
+    assert imports == {**edgekd._HOMES, **dict.fromkeys(edgekd._MODULES, "edgekd")}
     assert set(ast.literal_eval(listed)) == set(edgekd.__all__)
     assert len(edgekd.__all__) == len(set(edgekd.__all__))

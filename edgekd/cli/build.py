@@ -39,18 +39,27 @@ class _CommandWithStages(click.Command):
 
 @main.command(cls=_CommandWithStages)
 @build_options
+@click.option(
+    "--dry-run", is_flag=True, help="Try every stage on a few samples with untrained networks; train nothing."
+)
 @progress_options
-def build(request: BuildRequest, printing: Printing) -> None:
+def build(request: BuildRequest, dry_run: bool, printing: Printing) -> None:
     """Build a recipe, or an ONNX network, for a device: from teacher to bundle.
 
     Runs those of the stages below that the recipe, the targets and their devices ask for; what is up to date is not run
     again. Exits with 20 when the gate rejects the result; its artefacts are kept under OUTPUT/TARGET/rejected, and the
     bundle of the last build that was released stays. An undecided result is released unless gate.undecided says so. Of
     several targets one that refuses ends alone: the others are published, and the exit code is 22.
+
+    With --dry-run only what comes before the first training runs, in seconds: it says of each stage and target what
+    would be refused later, and leaves nothing but the cache. It exits as the build would.
     """
     from edgekd.cli.terminal import Json, print_report
     from edgekd.report.build.files import report_json
 
+    if dry_run:
+        _dry_run(request, printing)
+        return
     with printing.observer() as observer:
         report = edgekd.build(
             request.recipe,
@@ -68,6 +77,33 @@ def build(request: BuildRequest, printing: Printing) -> None:
     if printing.as_json or printing.quiet:
         _warn_of_undecided(report)
     _require_release(report, request.output)
+
+
+def _dry_run(request: BuildRequest, printing: Printing) -> None:
+    """Run what comes before the first training, and print what became of it."""
+    from edgekd.cli.terminal import Json, say
+    from edgekd.cli.terminal.dry_run import dry_run_json, print_dry_run
+
+    with printing.observer() as observer:
+        tried = edgekd.dry_run(
+            request.recipe,
+            request.targets,
+            overrides=request.overrides,
+            output=request.output,
+            devices=request.devices,
+            cache=request.cache,
+            observer=observer,
+        )
+    if printing.as_json:
+        Json().emit("dry_run", dry_run=dry_run_json(tried))
+    elif not printing.quiet:
+        print_dry_run(tried)
+    for stage in tried.stages if printing.as_json or printing.quiet else ():
+        for warning in stage.warnings:
+            say(f"warning: {stage.name}: {warning}", sys.stderr)
+    if tried.error is not None:
+        raise tried.error
+    require_all(tried.refused, "nothing was trained")
 
 
 def _warn_of_undecided(report: BuildReport) -> None:

@@ -120,8 +120,10 @@ def show_recipe(recipe: str | None, overrides: tuple[str, ...], as_json: bool) -
     from edgekd.config.loading import load_recipe
     from edgekd.config.toml import toml_document
     from edgekd.training.distillation.loss_registry import check_losses
+    from edgekd.training.loop.settings import check_training
 
     loaded = load_recipe(recipe, overrides)
     check_losses(loaded)
+    check_training(loaded)
     content = msgspec.to_builtins(loaded)
     click.echo(json.dumps(content, indent=2) if as_json else toml_document(content), nl=as_json)

@@ -19,6 +19,12 @@ if TYPE_CHECKING:
     from edgekd.config.recipe import Kind, Recipe
     from edgekd.stages.progress import Observer
 
+#: What an output may be, as in a recipe, which is not read for a command's help.
+KINDS: tuple[Kind, ...] = (
+    *("auto", "classes", "multilabel", "regression"),
+    *("dense-classes", "sequence-classes", "embedding", "custom"),
+)
+
 #: The function behind a command. click passes it each option as a keyword argument.
 CommandFunction: TypeAlias = "Callable[..., None]"
 
@@ -103,7 +109,7 @@ class _BuildArguments:
     threshold: float | None
     targets: tuple[str, ...]
     devices: tuple[str, ...]
-    output: Path | None
+    outputs: tuple[str, ...]
     cache: Path
 
     def request(self) -> BuildRequest:
@@ -116,8 +122,26 @@ class _BuildArguments:
         else:
             recipe = _model_recipe(self, self.model)
         overrides = self.overrides if self.model is None else ()
-        output = resolve_output(self.output, recipe)
+        output = resolve_output(self.folder, recipe)
         return BuildRequest(recipe, overrides, self.targets, self.devices, output, self.cache)
+
+    @property
+    def named_outputs(self) -> dict[str, Kind]:
+        """The outputs of the network that are named by ``--output``, and what each is."""
+        return {value[: -len(kind) - 1]: kind for value in self.outputs for kind in KINDS if _is_named(value, kind)}
+
+    @property
+    def folder(self) -> Path | None:
+        """The folder that is named by ``--output``; None where none is."""
+        folders = [value for value in self.outputs if not any(_is_named(value, kind) for kind in KINDS)]
+        if len(folders) > 1:
+            raise click.UsageError(f"--output names two folders: {', '.join(folders)}")
+        return Path(folders[0]) if folders else None
+
+
+def _is_named(value: str, kind: Kind) -> bool:
+    """Whether a value of ``--output`` names an output of this kind, and no folder."""
+    return value.endswith(f"={kind}") and len(value) > len(kind) + 1
 
 
 def build_options(command: CommandFunction) -> CommandFunction:
@@ -132,7 +156,8 @@ def build_options(command: CommandFunction) -> CommandFunction:
 
         request = build.request()
         if is_follower():
-            _follow(request)
+            if not others.get("dry_run"):
+                _follow(request)
         else:
             command(request=request, **others)
 
@@ -146,14 +171,16 @@ def build_options(command: CommandFunction) -> CommandFunction:
                      help="With --model: the samples of the gate [default: half of --calibration]."),
         click.option("--tap", "taps", multiple=True, metavar="NAME=TENSOR",
                      help="With --model: the tensor that is a modality's embedding [default: found]. Repeatable."),
-        click.option("--kind", type=click.Choice(["auto", "classes", "multilabel", "values", "embedding"]),
+        click.option("--kind", type=click.Choice(KINDS),
                      help="With --model: what its output is [default: auto, by labels and values]."),
         click.option("--threshold", type=float, metavar="NUMBER",
                      help="With --model: where a label or a number of the output is decided."),
         target_option("A kind of device."),
         click.option("--device", "devices", multiple=True, metavar="[TARGET=]DEVICE",
                      help="Where engines run; see 'edgekd device' [default: what is at hand]. Repeatable."),
-        click.option("--output", type=file, help="Folder of report and bundles [default: build/RECIPE]."),
+        click.option("--output", "outputs", multiple=True, metavar="FOLDER",
+                     help="Folder of report and bundles [default: build/RECIPE]. With --model also NAME=KIND, "
+                     "repeatable: an output that the engine keeps, and what it is [default: all of floats]."),
         cache_option,
     )  # fmt: skip
     wrapped = as_one_argument("build", _BuildArguments)(with_request)
@@ -178,6 +205,7 @@ def _refuse_without_model(options: _BuildArguments) -> None:
         "--tap": options.taps or None,
         "--kind": options.kind,
         "--threshold": options.threshold,
+        "--output NAME=KIND": options.named_outputs or None,
     }
     for option, value in given.items():
         if value is not None:
@@ -203,6 +231,7 @@ def _model_recipe(options: _BuildArguments, model: Path) -> Recipe:
         calibration=calibration,
         test=test,
         taps=taps,
+        outputs=dict(options.named_outputs),
         kind=options.kind or "auto",
         threshold=options.threshold,
     )

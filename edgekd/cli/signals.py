@@ -14,6 +14,7 @@ from contextlib import suppress
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
     from types import FrameType, TracebackType
     from typing import Self
 
@@ -140,6 +141,11 @@ class StoppableObserver:
         """Pass the event on."""
         self._signals.check()
         self._observer.advance(stage, done, total, note)
+
+    def epoch(self, stage: str, number: int, figures: Mapping[str, float]) -> None:
+        """Pass the event on."""
+        self._signals.check()
+        self._observer.epoch(stage, number, figures)
 
     def warn(self, stage: str, message: str) -> None:
         """Pass the event on."""

@@ -58,11 +58,13 @@ def blame(
     left = np.array([undone.loss(whole).value for _, undone in of_layers])
     agreement = spearman(lost, -left)
 
+    kind = next(iter(examiner.kinds.values())).name
+
     def ranked(latencies: Mapping[str, AddedLatency]) -> Blame:
         suspects: list[Suspect] = []
         for scope in SCOPES:
             suspects += _suspects([one for one in readings if one[0].scope == scope], whole, latencies)
-        return Blame(layers, examiner.kind.name, examiner.samples, whole.effect, tuple(suspects), agreement)
+        return Blame(layers, kind, examiner.samples, whole.effect, tuple(suspects), agreement)
 
     found = ranked({})
     return ranked(time(found)) if time else found

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from edgekd.files import atomic_path, need
+from edgekd.gram.npz import EMBEDDING_PREFIX
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
@@ -36,11 +37,11 @@ def save(model: ModelProto, path: Path) -> None:
         onnx.save(model, str(temporary))
 
 
-def drop_outputs(source: Path, keep: tuple[str, ...], target: Path) -> None:
-    """Write a graph with only the outputs ``keep``, without the nodes and constants that these do not need."""
+def drop_embeddings(source: Path, target: Path) -> None:
+    """Write a graph without its embeddings, and without the nodes and constants that its other outputs do not need."""
     onnx = need("onnx", "build")
     model = onnx.load(str(source))
-    _keep(model.graph.output, lambda output: output.name in keep)
+    _keep(model.graph.output, lambda output: not output.name.startswith(EMBEDDING_PREFIX))
     drop_unread(model.graph)
     save(model, target)
 

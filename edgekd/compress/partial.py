@@ -2,34 +2,36 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from edgekd.compress.oracles import identity
 from edgekd.compress.switchboard import Switchboard
-from edgekd.gram.answers import sample_divergences, sample_errors
+from edgekd.gram.answers import joint_divergences, joint_errors
 from edgekd.gram.blame import Effect
 from edgekd.gram.drift import pair_drifts
 from edgekd.gram.jackknife import Series, make_blocks
-from edgekd.gram.npz import embeddings_of
+from edgekd.gram.nest import take_rows
+from edgekd.gram.npz import answers_of, embeddings_of
 from edgekd.gram.output_kind import OutputKind
-from edgekd.gram.probe import top1
+from edgekd.gram.probe import answer_of, top1
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Iterable
+    from collections.abc import Collection, Iterable, Mapping
 
     from onnx import ModelProto
 
+    from edgekd.gram.metric import Metric
+    from edgekd.gram.nest import Nest
+    from edgekd.gram.probe import Answer
     from edgekd.runtime.session import Array, Feeds
 
 #: Number of samples that tell suspects apart, at most and at least. Each costs one inference of the whole network for
 #: every suspect, which in all is quadratic in the layers; of many layers fewer samples do, so that it stays linear.
 SAMPLES, _FEWEST = 256, 32
 _LAYERS_TIMES_SAMPLES = 4096
-
-_CLASSES = OutputKind()
 
 #: A mean divergence that is rounding alone.
 _ROUNDING = 1e-12
@@ -45,18 +47,18 @@ class SampleFacts:
     """What the output is, labels and groups of the samples, and the task's metric.
 
     Attributes:
-        labels: Label of each sample [N]; None without labels.
+        targets: What each sample is labelled with; None without labels.
         groups: Cluster of each sample [N]; None where samples are independent.
-        metric: The task's metric, a function of logits and labels; None without labels.
+        metric: The task's metric, a function of what a network answered and targets; None without labels.
         higher_is_better: Whether a larger metric is better.
-        kind: What the output is, which decides how its divergence is measured.
+        kinds: What each output is, by name, which decides how its divergence is measured.
     """
 
-    labels: Array | None = None
+    targets: Nest | None = None
     groups: Array | None = None
-    metric: Callable[[Array, Array], float] | None = None
+    metric: Metric | None = None
     higher_is_better: bool = True
-    kind: OutputKind = _CLASSES
+    kinds: Mapping[str, OutputKind] = field(default_factory=lambda: {"logits": OutputKind()})
 
 
 @dataclass(frozen=True)
@@ -96,7 +98,7 @@ class Examiner:
         qdq: The QDQ graph.
         floats: The float graph that was quantized.
         board: The network with a switch for each quantized tensor.
-        kind: What the output is.
+        kinds: What each output is, by name.
         samples: Number of samples.
         few: The first few of them.
     """
@@ -107,7 +109,7 @@ class Examiner:
         """Run the float graph.
 
         Args:
-            qdq: The QDQ graph, with outputs ``logits`` and ``embedding.<modality>``.
+            qdq: The QDQ graph, with the network's outputs and ``embedding.<modality>``.
             floats: The float graph that was quantized.
             samples: The samples in chunks; none of them may be among the gate's.
             judging: Labels and groups in the order of the samples, and the metric.
@@ -119,32 +121,32 @@ class Examiner:
         self.qdq, self.floats = qdq, floats
         self.board = Switchboard(qdq, floats)
         self._judging = judging or SampleFacts()
-        self.kind = self._judging.kind
+        self.kinds = self._judging.kinds
         self._chunks = list(samples)
         if not self._chunks:
             raise ValueError("there are no samples to examine the network on")
         self.few = [{name: x[: identity.SAMPLES] for name, x in self._chunks[0].items()}]
         self._exact = self._outputs([item.tensor for item in self.board.tensors])
-        self.samples = len(self._exact["logits"])
+        self.samples = len(self._exact[next(iter(self.kinds))])
         self._blocks = make_blocks(self.samples, self._judging.groups)
 
     def measure(self, off: Collection[str] = ()) -> PartialResult:
         """Compare the network with the tensors ``off`` in float, and all others quantized, with the float network."""
         found, exact = self._outputs(off), self._exact
-        logits, expected = found["logits"], exact["logits"]
         pairs = pair_drifts(embeddings_of(found), embeddings_of(exact))
         worst = max(pairs, key=lambda name: float(pairs[name].mean()))
-        divergence = Series.mean(sample_divergences(logits, expected, self.kind), self._blocks)
-        error = Series.mean(sample_errors(logits, expected), self._blocks)
-        metric = self._metric(logits)
+        divergence = Series.mean(joint_divergences(found, exact, self.kinds), self._blocks)
+        error = Series.mean(joint_errors(found, exact, self.kinds), self._blocks)
+        metric = self._metric(answer_of(answers_of(found)))
+        first = next(iter(self.kinds))
         effect = Effect(
             divergence=divergence.value,
             error=error.value,
             drift=float(np.mean(list(pairs.values()))),
             worst_pair=worst,
             worst_pair_drift=float(pairs[worst].mean()),
-            flips=_flips(logits, expected),
-            snr_db=_snr_db(logits, expected),
+            flips=_flips(found[first], exact[first]),
+            snr_db=_snr_db(found[first], exact[first]),
             metric=metric.value if metric else None,
         )
         sign = 1 if self._judging.higher_is_better else -1
@@ -159,21 +161,21 @@ class Examiner:
         chunks = [self.board.run(feeds, off) for feeds in self._chunks]
         return {name: np.concatenate([chunk[name] for chunk in chunks]) for name in chunks[0]}
 
-    def _metric(self, logits: Array) -> Series | None:
-        metric, labels = self._judging.metric, self._judging.labels
-        if metric is None or labels is None:
+    def _metric(self, answer: Answer) -> Series | None:
+        metric, targets = self._judging.metric, self._judging.targets
+        if metric is None or targets is None:
             return None
-        return Series.of(lambda kept: float(metric(logits[kept], labels[kept])), self._blocks)
+        return Series.of(lambda kept: float(metric(take_rows(answer, kept), take_rows(targets, kept))), self._blocks)
 
 
-def _flips(logits: Array, exact: Array) -> float | None:
+def _flips(output: Array, exact: Array) -> float | None:
     if exact.ndim != 2 or exact.shape[1] < 2:
         return None
-    return float((top1(logits) != top1(exact)).mean())
+    return float((top1(output) != top1(exact)).mean())
 
 
-def _snr_db(logits: Array, exact: Array) -> float | None:
-    power, error = _power(exact), _power(logits - exact)
+def _snr_db(output: Array, exact: Array) -> float | None:
+    power, error = _power(exact), _power(output - exact)
     return float(10 * np.log10(power / error)) if power and error else None
 
 

@@ -1,4 +1,4 @@
-"""Ranges of activations that keep the Gram and the logits, found by trying them on calibration samples."""
+"""Ranges of activations that keep the Gram and the outputs, found by trying them on calibration samples."""
 
 from __future__ import annotations
 
@@ -9,10 +9,11 @@ import numpy as np
 
 from edgekd.compress.graph import WEIGHT_BEARING, initializers, producers
 from edgekd.compress.layers import store
+from edgekd.compress.oracles.fused import relative_error
 from edgekd.compress.switchboard import Switchboard
 from edgekd.files import need
 from edgekd.gram.drift import sample_drifts
-from edgekd.gram.npz import embeddings_of
+from edgekd.gram.npz import answers_of, embeddings_of
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Mapping, Sequence
@@ -34,15 +35,15 @@ _WORTH = 0.01
 def shrink_ranges(qdq: ModelProto, floats: ModelProto, samples: Iterable[Feeds]) -> None:
     """Shrink the ranges of a QDQ graph's activations where that keeps the network better, in place.
 
-    With D the mean drift of the modality Gram and E the root mean square error of the logits, both against the float
-    graph on calibration samples, with float weights, and D0 and E0 the same for the ranges as given, the ranges
-    minimise
+    With D the mean drift of the modality Gram and E the root mean square error of an output over its own root mean
+    square, mean over the outputs, both against the float graph on calibration samples, with float weights, and D0
+    and E0 the same for the ranges as given, the ranges minimise
 
         D / D0 + E / E0
 
     by coordinate descent: the tensors come in the order in which returning each alone to float relieves this
     objective, the most first, and each takes the best share of its range, given the ranges of the others at that time.
-    Tensors behind the embeddings do not move the Gram, so there the logits decide. Zero points stay, and tensors that
+    Tensors behind the embeddings do not move the Gram, so there the outputs decide. Zero points stay, and tensors that
     share a scale go on sharing it.
 
     Args:
@@ -102,9 +103,10 @@ class _Search:
 
     def _errors(self, off: Collection[str], scales: Mapping[str, Scale]) -> tuple[float, float]:
         outputs = self._outputs([*self._stored, *off], scales)
-        difference = outputs["logits"].astype(np.float64) - self._exact["logits"]
+        exact = answers_of(self._exact)
+        errors = [relative_error(outputs[name], x) for name, x in exact.items()]
         drift = sample_drifts(embeddings_of(outputs), embeddings_of(self._exact)).mean()
-        return float(drift), float(np.sqrt(np.square(difference).mean()))
+        return float(drift), float(np.mean(errors))
 
     def _outputs(self, off: Sequence[str], scales: Mapping[str, Scale]) -> dict[str, Array]:
         chunks = [self._board.run(feeds, off, scales) for feeds in self._chunks]

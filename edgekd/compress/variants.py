@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from edgekd.compress.fp16 import to_half
-from edgekd.compress.graph import copy, drop_outputs, save
+from edgekd.compress.graph import copy, drop_embeddings, save
 from edgekd.compress.quantizers import onnxruntime
 from edgekd.stages.artifacts import DEPLOY, PROBE_GRAPH
 
@@ -68,8 +68,8 @@ def write_variants(graph: ModelProto, spec: CandidateSpec, scheme: Scheme, folde
     """Write the two variants of a candidate's graph: with its embeddings as outputs, and without.
 
     Args:
-        graph: The float graph, or the QDQ graph before FP16, with outputs ``logits`` and ``embedding.<modality>``. It
-            is not changed.
+        graph: The float graph, or the QDQ graph before FP16, with the network's outputs and
+            ``embedding.<modality>``. It is not changed.
         spec: The candidate's precision and quantizer.
         scheme: Whether what is not INT8 becomes FP16.
         folder: The candidate's folder, which is made.
@@ -82,7 +82,7 @@ def write_variants(graph: ModelProto, spec: CandidateSpec, scheme: Scheme, folde
     engine.graph.ClearField("value_info")  # shapes of inner tensors, which every library infers itself
     folder.mkdir(exist_ok=True)
     save(engine, folder / PROBE_GRAPH)
-    drop_outputs(folder / PROBE_GRAPH, ("logits",), folder / DEPLOY)
+    drop_embeddings(folder / PROBE_GRAPH, folder / DEPLOY)
     sizes = {name: (folder / name).stat().st_size for name in (PROBE_GRAPH, DEPLOY)}
     return Candidate(spec.name, spec.precision, done, total, sizes)
 

@@ -5,12 +5,12 @@ from __future__ import annotations
 import json
 from copy import deepcopy
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import msgspec
 from msgspec import Struct
 
-from edgekd.config.recipe import ANCHOR_EXTRA, ModelConfig, Recipe, Term
+from edgekd.config.recipe import ANCHOR_EXTRA, GateConfig, LossConfig, ModelConfig, Recipe, Term
 from edgekd.config.toml import MOST_NESTED, parse_toml_value, read_toml
 from edgekd.config.validation import check_keys, check_values, explain
 from edgekd.errors import RecipeError, nearest
@@ -18,9 +18,14 @@ from edgekd.files import JsonObject
 from edgekd.plugins import anchor
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Mapping
+
+Section = TypeVar("Section", LossConfig, GateConfig)
 
 DEFAULT_FILE = "edgekd.toml"
+
+#: Keys of the sections that train, and of the recipe itself, whose value may be a function in a user's file.
+_OWN_CODE = ("optimizer", "schedule", "log")
 
 
 def shipped_recipes() -> dict[str, Path]:
@@ -146,6 +151,38 @@ def _read(content: JsonObject, source: str, overrides: tuple[str, ...]) -> Recip
         raise RecipeError(f"{source}: {explain(error, Recipe)}") from error
 
 
+def loss_config(table: Mapping[str, Any], source: str) -> LossConfig:
+    """Return the losses that a table says, as a recipe's ``[distill.loss]`` does.
+
+    Args:
+        table: The table, in Python; paths of losses of the user's own start from the working directory.
+        source: Name of the table in errors.
+
+    Raises:
+        RecipeError: It is not valid; the error names the key, and the nearest right one.
+    """
+    content = msgspec.to_builtins(table)
+    for term in _terms({"distill": {"loss": content}}):
+        _collect_options(term)
+        if isinstance(loss := term.get("loss"), str):
+            term["loss"] = anchor(loss, Path.cwd())
+    return _section(content, LossConfig, source)
+
+
+def gate_config(table: Mapping[str, Any], source: str) -> GateConfig:
+    """Return the limits that a table says, as a recipe's ``[gate]`` does; arguments and errors as above."""
+    return _section(dict(table), GateConfig, source)
+
+
+def _section(content: JsonObject, section: type[Section], source: str) -> Section:
+    check_keys(content, section, source, RecipeError)
+    check_values(content, section, source, RecipeError)
+    try:
+        return msgspec.convert(content, section)
+    except msgspec.ValidationError as error:
+        raise RecipeError(f"{source}: {explain(error, section)}") from error
+
+
 def _set(content: JsonObject, override: str) -> None:
     key, equals, text = override.partition("=")
     if not equals or not key.strip():
@@ -172,7 +209,7 @@ def _set(content: JsonObject, override: str) -> None:
 def _anchor_paths(content: JsonObject, base: Path) -> None:
     """Make the paths in a recipe's tables absolute, in place, so that they do not depend on the working directory."""
     anchored = (
-        *(("task", "name"), ("teacher", "weights"), ("quantize", "calibration")),
+        *(("task", "name"), ("teacher", "weights"), ("student", "weights"), ("quantize", "calibration")),
         *(("model", key) for key in ("path", "calibration", "test")),
     )
     for section, key in anchored:
@@ -181,13 +218,20 @@ def _anchor_paths(content: JsonObject, base: Path) -> None:
         if not isinstance(table, dict) or not isinstance(value, str):
             continue
         file, colon, name = value.partition(":")
-        if section in ("teacher", "model"):
+        if section in ("teacher", "student", "model"):
             table[key] = str(base / value) if value else ""
         elif (key == "name" and colon and file.endswith(".py")) or (key == "calibration" and file.endswith(".toml")):
             table[key] = f"{base / file}{colon}{name}"
     for term in _terms(content):
         if isinstance(loss := term.get("loss"), str):
             term["loss"] = anchor(loss, base)
+    quantize = content.get("quantize")
+    sections = [content.get(name) for name in ("teacher", "distill", "prune")]
+    sections += [content, quantize.get("qat") if isinstance(quantize, dict) else None]
+    for table in sections:
+        for key in _OWN_CODE:
+            if isinstance(table, dict) and isinstance(function := table.get(key), str):
+                table[key] = anchor(function, base)
 
 
 def _terms(content: JsonObject) -> Iterator[JsonObject]:

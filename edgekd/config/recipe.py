@@ -5,7 +5,8 @@ Every field has a default and a description; ``edgekd recipe schema`` prints bot
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+import re
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 import msgspec
 from msgspec import Meta, Struct
@@ -14,14 +15,19 @@ from msgspec.structs import replace
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+_DEVICE = re.compile(r"auto|cpu|mps|cuda(:\d{1,3})?")
+
 Pool = Literal["auto", "none", "spatial", "tokens", "first"]
 Precision = Literal["float32", "bfloat16", "float16"]
-Kind = Literal["auto", "classes", "multilabel", "values", "embedding"]
+Kind = Literal[
+    "auto", "classes", "multilabel", "regression", "dense-classes", "sequence-classes", "embedding", "custom"
+]
 
 Fraction = Annotated[float, Meta(ge=0, le=1)]
 #: A factor on a loss; with more, what it stands beside is lost in the rounding of float32.
 Factor = Annotated[float, Meta(ge=0, le=1_000_000)]
 Epochs = Annotated[int, Meta(ge=1, le=100_000)]
+Steps = Annotated[int, Meta(ge=0, le=10_000_000)]
 Rate = Annotated[float, Meta(ge=1e-9, le=10)]
 
 
@@ -37,6 +43,38 @@ class TaskConfig(_Config, frozen=True):
         Meta(min_length=1, description="A shipped task ('digits'), 'path/to/file.py:Name', or 'package.module:Name'."),
     ]
     options: Annotated[dict[str, Any], Meta(description="Keyword arguments of the task's class or function.")] = {}
+
+
+class OutputConfig(_Config, frozen=True):
+    """What one output of an imported network is."""
+
+    kind: Annotated[
+        Kind,
+        Meta(
+            description="Scores of 'classes' of which one is right, of labels any of which may be ('multilabel'), of "
+            "classes at every position of a map [batch, classes, ...] or step of a sequence [batch, steps, classes], "
+            "numbers ('regression'), an 'embedding', which is compared with others by its direction, or anything else "
+            "('custom'). 'auto' tells it by labels and by the output's values, and says so."
+        ),
+    ] = "auto"
+    threshold: Annotated[
+        Annotated[float, Meta(ge=-1_000_000_000, le=1_000_000_000)] | None,
+        Meta(
+            description="Where a label of 'multilabel' is decided, a probability, by default 0.5; or where a number of "
+            "'regression' or 'custom' is, by default nowhere."
+        ),
+    ] = None
+    blank: Annotated[
+        Annotated[int, Meta(ge=0, le=1_000_000)] | None,
+        Meta(description="Of 'sequence-classes' the class that is CTC's blank; by default every step is a token."),
+    ] = None
+    index: Annotated[
+        Literal["float", "own"],
+        Meta(
+            description="What an 'embedding' is compared with: an index that stays as the float network made it, or "
+            "one of the compressed network's 'own'."
+        ),
+    ] = "float"
 
 
 class ModelConfig(_Config, frozen=True):
@@ -62,22 +100,32 @@ class ModelConfig(_Config, frozen=True):
             "the graph's inputs meet, or else the outputs."
         ),
     ] = {}
-    output: Annotated[str, Meta(description="The output that is judged; by default the first one of floats.")] = ""
-    kind: Annotated[
-        Kind,
+    outputs: Annotated[
+        dict[str, Kind | OutputConfig],
         Meta(
-            description="What that output is: scores of 'classes' of which one is right, scores of several labels any "
-            "of which may be ('multilabel'), 'values' such as a regression's or a map's, or an 'embedding', which is "
-            "compared with others by its direction. 'auto' tells it by labels and by the output's values, and says so."
+            description="The outputs that the engine gives, under their own names, and what each is: a kind, or a "
+            "table. By default all outputs of floats, each of the kind that its values look like."
         ),
-    ] = "auto"
+    ] = {}
+    kind: Annotated[Kind, Meta(description="What the output is, of a network that has one: in place of outputs.")] = (
+        "auto"
+    )
     threshold: Annotated[
         Annotated[float, Meta(ge=-1_000_000_000, le=1_000_000_000)] | None,
-        Meta(
-            description="Where a label of 'multilabel' is decided, a probability, by default 0.5; or where a number of "
-            "'values' is, by default nowhere."
-        ),
+        Meta(description="Where a label or a number is decided, of a network that has one output."),
     ] = None
+
+    def __post_init__(self) -> None:
+        if self.outputs and (self.kind != "auto" or self.threshold is not None):
+            raise ValueError("model.kind and model.threshold are of the only output: leave them out beside outputs")
+
+    @property
+    def asked(self) -> dict[str, OutputConfig]:
+        """What each of the outputs is that are named."""
+        return {
+            name: value if isinstance(value, OutputConfig) else OutputConfig(kind=value)
+            for name, value in self.outputs.items()
+        }
 
 
 class Tap(_Config, frozen=True):
@@ -118,7 +166,20 @@ Taps = Annotated[
 class Training(_Config, frozen=True):
     """Settings of every stage that trains."""
 
-    epochs: Annotated[Epochs, Meta(description="Passes over the training split; the last one is kept.")] = 30
+    #: Epochs of a training whose length is "auto", where these are min_steps or more.
+    auto_epochs: ClassVar[int] = 30
+
+    epochs: Annotated[
+        Epochs | Literal["auto"],
+        Meta(
+            description="Passes over the training split. A number is taken as it is. 'auto' is 30, in a fine-tune "
+            "after pruning 20 and with fake quantization 10; of a small split as many more as min_steps asks for, at "
+            "most ten times that."
+        ),
+    ] = "auto"
+    min_steps: Annotated[
+        Steps, Meta(description="With epochs = 'auto': the steps, one for each batch, that training has at least.")
+    ] = 1200
     batch_size: Annotated[
         int, Meta(ge=2, le=1_000_000, description="Samples in each step. Batch-wide Gram scopes depend on it.")
     ] = 64
@@ -131,8 +192,63 @@ class Training(_Config, frozen=True):
             "less memory. Batch-wide losses then see pairs of samples of one part alone.",
         ),
     ] = 1
-    learning_rate: Annotated[Rate, Meta(description="Peak learning rate of AdamW under OneCycle.")] = 2e-3
-    weight_decay: Annotated[float, Meta(ge=0, le=100, description="AdamW's decoupled weight decay.")] = 1e-2
+    optimizer: Annotated[
+        str,
+        Meta(
+            min_length=1,
+            description="'adamw', 'adam', 'sgd', or one of your own as 'path/to/file.py:name': a function of the "
+            "parameters, the learning rate and the weight decay that returns a torch.optim.Optimizer.",
+        ),
+    ] = "adamw"
+    learning_rate: Annotated[Rate, Meta(description="Peak learning rate.")] = 2e-3
+    momentum: Annotated[float, Meta(ge=0, lt=1, description="Momentum of 'sgd'.")] = 0.9
+    weight_decay: Annotated[
+        float, Meta(ge=0, le=100, description="The optimizer's weight decay, which of 'adamw' is decoupled.")
+    ] = 1e-2
+    schedule: Annotated[
+        str,
+        Meta(
+            min_length=1,
+            description="How the learning rate goes on from its peak: 'onecycle', 'cosine' and 'linear' take it to 0, "
+            "'constant' keeps it; or one of your own as 'path/to/file.py:name', a function of the share of the steps "
+            "after the warm-up that are done, from 0 to 1, which returns the share of the peak.",
+        ),
+    ] = "onecycle"
+    warm_up: Annotated[
+        Fraction | None,
+        Meta(
+            description="Over this share of the steps the learning rate rises to its peak; by default 0.3 of "
+            "'onecycle', and 0 of the others."
+        ),
+    ] = None
+    clip_norm: Annotated[
+        Annotated[float, Meta(gt=0, le=1_000_000)] | None,
+        Meta(description="Largest norm of all gradients of a step together; larger ones are scaled down to it."),
+    ] = None
+    ema: Annotated[
+        float,
+        Meta(
+            ge=0,
+            lt=1,
+            description="Decay of a running average of the weights over the steps, such as 0.999, which is then what "
+            "is validated and kept; 0 takes no average. The first steps are soon forgotten.",
+        ),
+    ] = 0.0
+    keep: Annotated[
+        Literal["best", "last"],
+        Meta(
+            description="Which epoch's weights are kept: those with the best metric on the validation split, of equals "
+            "the latest, or those of the last epoch."
+        ),
+    ] = "best"
+    patience: Annotated[
+        Annotated[int, Meta(ge=1, le=100_000)] | None,
+        Meta(
+            description="Training ends after that many epochs in which the metric on the validation split was no "
+            "better than before; by default it has all its epochs. A schedule that takes the learning rate to 0 is "
+            "then cut short, so 'constant' suits it best."
+        ),
+    ] = None
 
 
 class TeacherConfig(Training, frozen=True):
@@ -168,8 +284,16 @@ class TeacherConfig(Training, frozen=True):
 
 
 class StudentConfig(_Config, frozen=True):
-    """The places where the student's embeddings are read."""
+    """The places where the student's embeddings are read, and its weights where it is trained already."""
 
+    weights: Annotated[
+        str,
+        Meta(
+            description="Load these weights (.safetensors, or a state dict saved by torch) instead of distilling: a "
+            "student that was trained elsewhere is pruned, quantized, checked and shipped. Then the task need not have "
+            "a teacher."
+        ),
+    ] = ""
     taps: Taps = {}
 
 
@@ -285,6 +409,14 @@ class DistillConfig(Training, frozen=True):
     ] = 0.0
 
 
+def without_teacher(loss: LossConfig) -> LossConfig:
+    """Return losses without taps of the teacher's own, for a training in which another network takes its place."""
+    extra = {
+        name: replace(value, teacher={}) if isinstance(value, Term) else value for name, value in loss.extra.items()
+    }
+    return replace(loss, extra=extra)
+
+
 _FINE_TUNED = (
     "Keys not given here are those of [distill.loss]; but extra is { intra = 1, sample = 1 }, since 'sample' is what "
     "the gate measures, unless [distill.loss] has extra = {}."
@@ -309,8 +441,19 @@ class PruneBudget(_Config, frozen=True):
 class PruneConfig(Training, frozen=True):
     """Remove channels in dependency groups, then fine-tune with the unpruned student as Gram anchor."""
 
-    epochs: Annotated[Epochs, Meta(description="Passes of the fine-tune over the training split.")] = 20
+    auto_epochs: ClassVar[int] = 20
+
+    min_steps: Annotated[
+        Steps, Meta(description="With epochs = 'auto': the steps that each fine-tune has at least.")
+    ] = 400
     learning_rate: Annotated[Rate, Meta(description="Peak learning rate of the fine-tune.")] = 1e-3
+    keep: Annotated[
+        Literal["best", "last"],
+        Meta(
+            description="Which epoch's weights are kept: those of the last one, which were held to the unpruned "
+            "student longest, or those with the best metric on the validation split."
+        ),
+    ] = "last"
     ratio: Annotated[float, Meta(ge=0, lt=1, description="Share of channels to remove; 0 switches pruning off.")] = 0.25
     ratios: Annotated[
         dict[str, Annotated[float, Meta(ge=0, lt=1)]],
@@ -377,7 +520,18 @@ class ExportConfig(_Config, frozen=True):
 class QatConfig(Training, frozen=True):
     """Fine-tune with fake quantization, held by the unpruned student: the last resort of the repair."""
 
-    epochs: Annotated[Epochs, Meta(description="Passes over the training split.")] = 10
+    auto_epochs: ClassVar[int] = 10
+
+    min_steps: Annotated[
+        Steps, Meta(description="With epochs = 'auto': the steps that the fine-tune has at least.")
+    ] = 200
+    keep: Annotated[
+        Literal["best", "last"],
+        Meta(
+            description="Which epoch's weights are kept: those of the last one, which were held to the unpruned "
+            "student longest, or those with the best metric on the validation split."
+        ),
+    ] = "last"
     loss: Annotated[LossConfig, Meta(description=_FINE_TUNED)] = LossConfig(extra=ANCHOR_EXTRA)
 
 
@@ -536,6 +690,19 @@ class RobustnessConfig(_Config, frozen=True):
     ] = 1.0
 
 
+class ReportConfig(_Config, frozen=True):
+    """What the report shows of the test split."""
+
+    samples: Annotated[
+        bool,
+        Meta(
+            description="Whether the report shows samples: names, groups, what was said of them, and small pictures "
+            "of inputs, of those that what ships gets worst and of those whose answer changed. Counts of classes are "
+            "in it either way."
+        ),
+    ] = True
+
+
 class Recipe(_Config, frozen=True):
     """A whole ``edgekd.toml``, with a task to train for or with a model that was trained elsewhere."""
 
@@ -543,14 +710,37 @@ class Recipe(_Config, frozen=True):
     model: ModelConfig | None = None
     seed: Annotated[int, Meta(ge=0, lt=2**31, description="Seed of every random choice.")] = 0
     threads: Annotated[
-        int,
+        Annotated[int, Meta(ge=1, le=1024)] | Literal["auto"],
         Meta(
-            ge=1,
-            le=1024,
             description="Threads that training computes with on the CPU. Other numbers make other weights, so it is no "
-            "matter of the machine; large networks on many cores train faster with more.",
+            "matter of the machine; large networks on many cores train faster with more. 'auto' times a few steps with "
+            "one thread and with one for each core before anything is trained, says which is faster, and takes it: "
+            "another machine may choose otherwise.",
         ),
     ] = 1
+    device: Annotated[
+        str,
+        Meta(
+            description="What training computes on: 'auto' (the first CUDA GPU, or else the CPU), 'cpu', 'cuda', "
+            "'cuda:1', or 'mps'."
+        ),
+    ] = "auto"
+    workers: Annotated[
+        int,
+        Meta(
+            ge=0,
+            le=256,
+            description="Processes that read and augment training samples ahead of the training; 0 reads them between "
+            "steps. Any number gives the same samples. A split in memory needs none.",
+        ),
+    ] = 0
+    log: Annotated[
+        str,
+        Meta(
+            description="Where the figures of each epoch go, beside the report: 'tensorboard', or a function of your "
+            "own as 'path/to/file.py:name', which is called with the stage, the epoch's number and its figures."
+        ),
+    ] = ""
     teacher: TeacherConfig = TeacherConfig()
     student: StudentConfig = StudentConfig()
     distill: DistillConfig = DistillConfig()
@@ -561,9 +751,12 @@ class Recipe(_Config, frozen=True):
     profile: ProfileConfig = ProfileConfig()
     search: SearchConfig = SearchConfig()
     robustness: RobustnessConfig = RobustnessConfig()
+    report: ReportConfig = ReportConfig()
 
     def __post_init__(self) -> None:
         if (self.task is None) == (self.model is None):
             raise ValueError("give either a [task] to train for or a [model] that is trained already")
+        if not _DEVICE.fullmatch(self.device):
+            raise ValueError(f"device: there is no '{self.device}': write 'auto', 'cpu', 'cuda', 'cuda:1' or 'mps'")
         if self.gate.tau_fail < self.gate.tau_pass:
             raise ValueError("gate.tau_fail must not be below gate.tau_pass")

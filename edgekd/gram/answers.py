@@ -8,45 +8,34 @@ between samples do not see these.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol, TypeAlias
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
 import numpy as np
 
+from edgekd.errors import TaskError
 from edgekd.gram.intervals import Bootstrap, Estimate, estimate, estimate_share
-from edgekd.gram.output_kind import OutputKind, OutputName
+from edgekd.gram.measures.classes import ClassDivergence, PositionDivergence, TokenDivergence
+from edgekd.gram.measures.embeddings import FloatIndexDivergence, OwnIndexDivergence
+from edgekd.gram.measures.labels import LabelDivergence
+from edgekd.gram.measures.measure import PairedChunk
+from edgekd.gram.measures.numbers import NumberDivergence
+from edgekd.gram.measures.rows import as_rows, lengths, near_zero
+from edgekd.gram.output_kind import MAX_DIVERGENCE, OutputKind, OutputName
 from edgekd.gram.probe import in_chunks, side_by_side
-from edgekd.gram.streaming import Subsample, Units, hash_names
+from edgekd.gram.streaming import Units, hash_names
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
-    from numpy.typing import NDArray
-
+    from edgekd.gram.measures.measure import Measure
+    from edgekd.gram.measures.rows import Rows
     from edgekd.gram.npz import Array
     from edgekd.gram.probe import Probe
+    from edgekd.gram.streaming import Keys
 
-_Array: TypeAlias = "NDArray[np.float64]"
-
-#: Samples of the reference that an embedding is compared with, and how many of them are its nearest.
-_INDEX, _NEAREST = 512, 5
-
-#: An output is as good as zero where it is shorter than this share of the outputs' root mean square, and is compared
-#: with that instead: a cosine with it, or an error over its length, would be noise.
-_NEAR_ZERO = 0.1
-
-#: An output of more numbers is a map, in which no single one matters.
-_NAMED = 64
-
-#: Probabilities are kept away from 0 and 1 by this much.
-_EDGE = 1e-7
-
-#: An element that hardly varies is compared with this share of its own power, and of the median power of the elements:
-#: they may be of units that are far apart, so a mean would be that of the largest.
-_OWN_POWER, _MEDIAN_POWER = 1e-3, 1e-14
-
-#: Probabilities, and lengths of 1, may be this far off, in float16 too.
-_ROUNDING = 1e-3
+#: Says of what two networks answered, an array each, or a dict of such, which share of each sample's changed [N].
+Sameness: TypeAlias = "Callable[[Any, Any], Array]"
 
 
 @dataclass(frozen=True)
@@ -56,14 +45,17 @@ class Answers:
     Attributes:
         kind: What the output is.
         error: Length of a sample's difference over the length of the reference's output ("relative L2"), 0 for the
-            same. Of an output that is as good as zero, over a tenth of the outputs' root mean square.
+            same. Of an output that is as good as zero, over a tenth of the outputs' root mean square. Of an "embedding"
+            with an index of its own it is that of the inner products with the index.
         largest_error: The largest absolute difference of any number, in the output's own unit.
-        divergence: The kind's own measure, see :data:`MEASURES`.
-        changed: Share of a sample's decisions that changed: of "classes" the top-1 class ("flips"), of "multilabel" and
-            "values" the sides of the threshold, of "embedding" the five nearest of the reference's samples. None where
-            nothing is decided.
-        worst_element: Of "values" the element, counted in C order, whose divergence is largest, where it has no more
-            than 64; else None.
+        divergence: The kind's own measure, see :data:`edgekd.gram.output_kind.MEASURES`.
+        changed: Share of a sample's decisions that changed, as the task itself says, or else: of "classes" the top-1
+            class ("flips"), of "dense-classes" and "sequence-classes" those of the positions or steps, with CTC's blank
+            the edit distance between the tokens over their number, of "multilabel", "regression" and "custom" the
+            sides of the threshold, of "embedding" the five nearest of the reference's samples. None where nothing is
+            decided.
+        worst_element: Of "regression" and "custom" the element, counted in C order, whose divergence is largest, where
+            it has no more than 64; else None.
         worst_divergence: The mean divergence of that element.
         samples: Number of samples.
         units: Number of independent units, which are groups where samples come in groups.
@@ -71,6 +63,12 @@ class Answers:
             samples that have such; where few of many labels hold, :attr:`changed` hardly shows that all of these are
             lost. None where no label holds in any sample.
         reference_broken: Number of samples for which the reference's own output is not finite.
+        worst_class: Of "multilabel", "dense-classes" and "sequence-classes" the label or class of which the surest is
+            that it changed most, among those that the reference gives at least one decision in a thousand; else None.
+        worst_class_changed: Which share of what either network decided for it the other did not, ties left out; its
+            bounds hold for all classes together.
+        by_task: Whether the output is "custom" and the task itself said what changed. Then its numbers decide nothing:
+            boxes in another order are the same, and so may be what they say.
     """
 
     kind: OutputName
@@ -84,6 +82,9 @@ class Answers:
     units: int
     changed_held: Estimate | None = None
     reference_broken: int = 0
+    worst_class: int | None = None
+    worst_class_changed: Estimate | None = None
+    by_task: bool = False
 
     @property
     def flips(self) -> Estimate | None:
@@ -91,299 +92,226 @@ class Answers:
         return None if self.kind == "embedding" else self.changed
 
 
-def guess_kind(outputs: Array, labelled: bool) -> OutputKind:
-    """Guess what an output is from its values: for a network that comes without a task.
-
-    Args:
-        outputs: The output for some samples [N, ...].
-        labelled: Whether samples have class indices as labels.
-
-    Returns:
-        "classes" for [N, C] where there are labels, or where rows are distributions; "multilabel" where all values lie
-        between 0 and 1; "embedding" where rows have unit length; else "values".
-    """
-    if outputs.ndim != 2:
-        return OutputKind("values")
-    if outputs.shape[1] > 1:
-        distributions = are_probabilities(outputs, "classes")
-        if labelled or distributions:
-            return OutputKind("classes", distributions)
-        if np.allclose(_lengths(_rows(outputs)), 1, atol=_ROUNDING):
-            return OutputKind("embedding")
-    labels = are_probabilities(outputs, "multilabel") and outputs.any()
-    return OutputKind("multilabel", True, 0.5) if labels else OutputKind("values")
-
-
-def are_probabilities(outputs: Array, kind: OutputName) -> bool:
-    """Whether an output [N, ...] of a kind is probabilities, by its values; those of classes sum to 1."""
-    within = bool((outputs >= -_ROUNDING).all() and (outputs <= 1 + _ROUNDING).all())
-    if kind == "classes":
-        return within and bool(np.allclose(outputs.sum(-1, dtype=np.float64), 1, atol=_ROUNDING))
-    return kind == "multilabel" and within
-
-
-def compare_answers(
-    probe: Probe, reference: Probe, kind: OutputKind, groups: Array | None, bootstrap: Bootstrap
-) -> Answers:
-    """Compare a network's output with its reference's, sample by sample.
+def compare_outputs(
+    probe: Probe,
+    reference: Probe,
+    kinds: Mapping[str, OutputKind],
+    groups: Array | None,
+    bootstrap: Bootstrap,
+    same: Sameness | None = None,
+) -> dict[str, Answers]:
+    """Compare each output of a network with its reference's; the arguments are as for :func:`compare_answers`.
 
     Args:
         probe: What the network gave for N samples.
         reference: What the reference gave for the same samples.
+        kinds: What each output is, by name.
+        groups: Each sample's cluster [N], or None where samples are independent.
+        bootstrap: How means are bounded.
+        same: The task's own word on which share of each sample's answer changed, of all outputs together.
+
+    Raises:
+        ValueError: The probes are not of the same samples, lack an output, or their outputs differ in shape.
+        TaskError: The task's own word is no share of each sample.
+    """
+    changed = None if same is None else _changed_by(same, probe, reference)
+    return {
+        name: compare_answers(probe, reference, name, kind, groups, bootstrap, changed) for name, kind in kinds.items()
+    }
+
+
+def _changed_by(same: Sameness, probe: Probe, reference: Probe) -> Array:
+    shares = np.asarray(same(probe.answer, reference.answer))
+    if shares.shape != (len(probe),) or shares.dtype.kind not in "biuf" or (shares < 0).any() or (shares > 1).any():
+        raise TaskError(
+            "the task's same must return which share of each sample's answer changed, an array of numbers from 0 to 1 "
+            f"of shape ({len(probe)},), but it returned {shares.dtype} of shape {shares.shape}"
+            + (f", from {shares.min()} to {shares.max()}" if shares.size and shares.dtype.kind in "iuf" else "")
+        )
+    return shares
+
+
+def compare_answers(
+    probe: Probe,
+    reference: Probe,
+    output: str,
+    kind: OutputKind,
+    groups: Array | None,
+    bootstrap: Bootstrap,
+    changed: Array | None = None,
+) -> Answers:
+    """Compare one output of a network with its reference's, sample by sample.
+
+    Args:
+        probe: What the network gave for N samples.
+        reference: What the reference gave for the same samples.
+        output: Name of the output.
         kind: What the output is.
         groups: Each sample's cluster [N], or None where samples are independent.
         bootstrap: How means are bounded.
+        changed: The share of each sample's decisions that changed [N], where the task itself says what the same answer
+            is; None to go by the kind.
 
     Raises:
-        ValueError: The probes are not of the same samples, or their outputs differ in shape.
+        ValueError: The probes are not of the same samples, lack the output, or their outputs differ in shape.
     """
-    if probe.shapes["logits"] != reference.shapes["logits"]:
-        raise ValueError(f"the outputs are {probe.shapes['logits']} and {reference.shapes['logits']}")
-    scale, measure = _length_floor(reference, kind), _comparison(reference, kind)
-    error, divergence, changed, held = Units(), Units(), Units(), Units()
-    largest, start, decides, broken = 0.0, 0, False, 0
-    for ours, theirs in side_by_side(probe, reference, ["logits"]):
-        mine, other = _rows(ours["logits"]), _rows(theirs["logits"])
+    shapes = [side.shapes.get(output) for side in (probe, reference)]
+    if shapes[0] != shapes[1] or None in shapes:
+        raise ValueError(f"the outputs '{output}' are {shapes[0]} and {shapes[1]}")
+    scale = _length_floor(reference, output, kind)
+    measure = _make_measure(kind, lambda: _chunks(probe, output), lambda: _chunks(reference, output))
+    error, divergence, shares, held = Units(), Units(), Units(), Units()
+    largest, start, broken = 0.0, 0, 0
+    for ours, theirs in side_by_side(probe, reference, [output]):
         keys = hash_names(ours["ids"])
-        units = keys if groups is None else hash_names(groups[start : start + len(keys)])
-        start += len(keys)
-        kept, expected = _unless_ruled_out(mine, other, kind)
+        these = slice(start, start + len(keys))
+        units = keys if groups is None else hash_names(groups[these])
+        start = these.stop
+        chunk = PairedChunk(keys, units, ours[output], theirs[output])
+        kept, expected = _unless_ruled_out(as_rows(chunk.ours), as_rows(chunk.theirs), kind)
         difference = kept - expected
         largest = float(np.fmax(largest, np.abs(difference).max(initial=0.0)))
         if not np.isfinite(difference).all():
             largest = math.nan
             broken += int((~np.isfinite(expected)).any(1).sum())
-        error.add(units, _lengths(difference) / np.maximum(_lengths(expected), scale))
-        diverged, decided = measure(keys, mine, other)
+        errors = measure.errors(chunk)
+        error.add(units, lengths(difference) / np.maximum(lengths(expected), scale) if errors is None else errors)
+        diverged, decided = measure.compare(chunk)
         divergence.add(units, diverged)
+        decided = decided if changed is None else np.asarray(changed[these], np.float64)
         if decided is not None:
-            decides = True
-            changed.add(units, decided)
-        if isinstance(measure, _Labels):
-            some, share = measure.held(mine, other)
-            held.add(units[some], share)
-    worst = measure.worst() if isinstance(measure, _Values) else None
+            shares.add(units, decided)
+        if (holds := measure.held(chunk)) is not None:
+            held.add(units[holds[0]], holds[1])
+    by_task = changed is not None and kind.name == "custom"
+    element, of_class = None if by_task else measure.worst_element(), _worst_class(measure, bootstrap)
     return Answers(
         kind=kind.name,
         error=estimate(error.totals(), bootstrap, 0.0, math.inf),
         largest_error=largest,
         divergence=estimate(divergence.totals(), bootstrap, 0.0, math.inf),
-        changed=estimate_share(changed.totals(), bootstrap) if decides else None,
-        worst_element=worst[0] if worst else None,
-        worst_divergence=worst[1] if worst else None,
+        changed=_share(shares, bootstrap),
+        worst_element=element[0] if element else None,
+        worst_divergence=element[1] if element else None,
         samples=start,
         units=start if groups is None else divergence.totals().shape[1],
-        changed_held=estimate_share(held.totals(), bootstrap) if held.totals().size else None,
+        changed_held=_share(held, bootstrap),
         reference_broken=broken,
+        worst_class=of_class[0] if of_class else None,
+        worst_class_changed=of_class[1] if of_class else None,
+        by_task=by_task,
     )
 
 
-def sample_errors(outputs: Array, reference: Array) -> _Array:
+def _share(shares: Units, bootstrap: Bootstrap) -> Estimate | None:
+    """Return a mean share with its bounds; None where there is none of any sample."""
+    totals = shares.totals()
+    return estimate_share(totals, bootstrap) if totals.size else None
+
+
+def _worst_class(measure: Measure, bootstrap: Bootstrap) -> tuple[int, Estimate] | None:
+    """Return the class that is the surest to have changed most, and the share of it that changed.
+
+    The bounds hold for all classes together (Bonferroni): among many some are always far off by chance.
+    """
+    found = measure.changed_classes()
+    if found is None:
+        return None
+    strict = replace(bootstrap, confidence=1 - (1 - bootstrap.confidence) / max(found.looked_at, 1))
+    shares = {label: estimate_share(trials, strict) for label, trials in found.totals.items()}
+    return max(shares.items(), key=lambda item: (item[1].low, item[1].mean), default=None)
+
+
+def sample_errors(outputs: Array, reference: Array) -> Rows:
     """Return the error [N] of each sample's output [N, ...], as :attr:`Answers.error` has it, in memory."""
-    ours, theirs = _rows(outputs), _rows(reference)
-    floor = _near_zero(float((theirs**2).sum()), len(theirs))
-    errors: _Array = _lengths(ours - theirs) / np.maximum(_lengths(theirs), floor)
+    ours, theirs = as_rows(outputs), as_rows(reference)
+    floor = near_zero(float((theirs**2).sum()), len(theirs))
+    errors: Rows = lengths(ours - theirs) / np.maximum(lengths(theirs), floor)
     return errors
 
 
-def sample_divergences(outputs: Array, reference: Array, kind: OutputKind) -> _Array:
-    """Return the divergence [N] of each sample's output [N, ...] from the reference's; see :data:`MEASURES`."""
-    measure = _of_arrays(reference, kind)
-    keys = hash_names(np.arange(len(outputs)))
-    return measure(keys, _rows(outputs), _rows(reference))[0]
+def joint_errors(outputs: Mapping[str, Array], reference: Mapping[str, Array], names: Iterable[str]) -> Rows:
+    """Return the mean error [N] of each sample over the outputs with these names."""
+    return _mean_of([sample_errors(outputs[name], reference[name]) for name in names])
 
 
-def changed_answers(outputs: Array, reference: Array, kind: OutputKind) -> _Array | None:
+def joint_divergences(
+    outputs: Mapping[str, Array], reference: Mapping[str, Array], kinds: Mapping[str, OutputKind]
+) -> Rows:
+    """Return the divergence [N] of each sample, in the measure of the first output.
+
+    Of several outputs it is the mean of their divergences, each over the largest that its kind is allowed by default,
+    times that of the first output's kind: they are measured in different units.
+    """
+    unit = MAX_DIVERGENCE[next(iter(kinds.values())).name]
+    parts = [
+        sample_divergences(outputs[name], reference[name], kind) * (unit / MAX_DIVERGENCE[kind.name])
+        for name, kind in kinds.items()
+    ]
+    return _mean_of(parts)
+
+
+def _mean_of(parts: Sequence[Rows]) -> Rows:
+    mean: Rows = sum(parts[1:], parts[0]) / len(parts)
+    return mean
+
+
+def sample_divergences(outputs: Array, reference: Array, kind: OutputKind) -> Rows:
+    """Return the divergence [N] of each sample's output [N, ...] from the reference's, in the kind's own measure."""
+    return _compare_arrays(outputs, reference, kind)[0]
+
+
+def changed_answers(outputs: Array, reference: Array, kind: OutputKind) -> Rows | None:
     """Return the share [N] of each sample's decisions that differ from the reference's; None where none are made."""
-    measure = _of_arrays(reference, kind)
-    return measure(hash_names(np.arange(len(outputs))), _rows(outputs), _rows(reference))[1]
+    return _compare_arrays(outputs, reference, kind)[1]
 
 
-class _SideBySide(Protocol):
-    """Compares the next rows [B, D], with the hashes [B] of their names: divergence [B], and share changed [B]."""
-
-    def __call__(self, keys: Array, ours: _Array, theirs: _Array, /) -> tuple[_Array, _Array | None]: ...
-
-
-def _comparison(reference: Probe, kind: OutputKind) -> _SideBySide:
-    chunks = in_chunks(reference, ["logits"])
-    return _prepared(((hash_names(chunk["ids"]), _rows(chunk["logits"])) for chunk in chunks), kind)
+def _compare_arrays(outputs: Array, reference: Array, kind: OutputKind) -> tuple[Rows, Rows | None]:
+    keys = hash_names(np.arange(len(outputs)))
+    measure = _make_measure(kind, lambda: iter([(keys, outputs)]), lambda: iter([(keys, reference)]))
+    return measure.compare(PairedChunk(keys, keys, outputs, reference))
 
 
-def _of_arrays(reference: Array, kind: OutputKind) -> _SideBySide:
-    return _prepared([(hash_names(np.arange(len(reference))), _rows(reference))], kind)
+class _Chunks(Protocol):
+    """All outputs of one network: yields them from the first on, hashes of names [B], and outputs [B, ...]."""
+
+    def __call__(self) -> Iterator[tuple[Keys, Array]]: ...
 
 
-def _prepared(reference: Iterable[tuple[Array, _Array]], kind: OutputKind) -> _SideBySide:
+def _make_measure(kind: OutputKind, ours: _Chunks, reference: _Chunks) -> Measure:
+    """Return what compares two networks' outputs, after what it has to know of all of them beforehand.
+
+    Args:
+        kind: What the output is.
+        ours: The outputs to judge, which are read where they have an index of their own.
+        reference: The reference's outputs.
+    """
     if kind.name == "classes":
-        return _Classes(kind)
+        return ClassDivergence(kind)
+    if kind.name == "embedding":
+        return OwnIndexDivergence(reference(), ours()) if kind.index == "own" else FloatIndexDivergence(reference())
+    outputs = (rows for _, rows in reference())
     if kind.name == "multilabel":
-        return _Labels(kind)
-    return _Values(kind, reference) if kind.name == "values" else _Embeddings(reference)
+        return LabelDivergence(kind, outputs)
+    if kind.name in ("dense-classes", "sequence-classes"):
+        return (PositionDivergence if kind.blank is None else TokenDivergence)(kind, outputs)
+    return NumberDivergence(kind, outputs)
 
 
-class _Classes:
-    """Kullback-Leibler divergence from the reference's distribution, and whether the top-1 class changed.
-
-    It is ``sum p log(p / q) - p + q``, which tells of probabilities that no longer sum to 1, too.
-    """
-
-    def __init__(self, kind: OutputKind) -> None:
-        self._log = _log_of_probabilities if kind.probabilities else _log_softmax
-
-    def __call__(self, _keys: Array, ours: _Array, theirs: _Array) -> tuple[_Array, _Array | None]:
-        mine, other = self._log(ours), self._log(theirs)
-        p = np.exp(other)
-        with np.errstate(invalid="ignore"):  # a class that is ruled out by -inf in both
-            terms = np.where(p == 0, 0.0, p * (other - mine))
-        divergence: _Array = np.maximum((terms - p + np.exp(mine)).sum(1), 0.0)
-        return divergence, (ours.argmax(1) != theirs.argmax(1)).astype(np.float64)
+def _chunks(probe: Probe, output: str) -> Iterator[tuple[Keys, Array]]:
+    return ((hash_names(chunk["ids"]), chunk[output]) for chunk in in_chunks(probe, [output]))
 
 
-class _Labels:
-    """The mean over labels of the divergence of each one's probability, and the share of them that changed sides."""
-
-    def __init__(self, kind: OutputKind) -> None:
-        self._kind = kind
-        self._threshold = 0.5 if kind.threshold is None else kind.threshold
-
-    def __call__(self, _keys: Array, ours: _Array, theirs: _Array) -> tuple[_Array, _Array | None]:
-        mine, other = self._probabilities(ours), self._probabilities(theirs)
-        ratio = other * np.log(other / mine) + (1 - other) * np.log((1 - other) / (1 - mine))
-        changed = (mine >= self._threshold) != (other >= self._threshold)
-        return np.maximum(ratio.mean(1), 0.0), changed.mean(1)
-
-    def held(self, ours: _Array, theirs: _Array) -> tuple[NDArray[np.bool_], _Array]:
-        """Return in which samples [B] a label holds in either network, and for each such the share of these changed."""
-        mine, other = (self._probabilities(rows) >= self._threshold for rows in (ours, theirs))
-        union = (mine | other).sum(1)
-        some: NDArray[np.bool_] = union > 0
-        return some, (mine ^ other).sum(1)[some] / union[some]
-
-    def _probabilities(self, scores: _Array) -> _Array:
-        if not self._kind.probabilities:
-            scores = np.where(scores >= 0, 1, np.exp(-np.abs(scores))) / (1 + np.exp(-np.abs(scores)))
-        clipped: _Array = scores.clip(_EDGE, 1 - _EDGE)
-        return clipped
-
-
-class _Values:
-    """Squared error of each element over its variance: 1 is as bad as always answering the mean."""
-
-    def __init__(self, kind: OutputKind, reference: Iterable[tuple[Array, _Array]]) -> None:
-        self._threshold = kind.threshold
-        count, first, total, square, power = 0, np.zeros(1), np.zeros(1), np.zeros(1), np.zeros(1)
-        for _, rows in reference:
-            if not count:
-                first = rows[0]
-                total, square, power = (np.zeros(rows.shape[1]) for _ in range(3))
-            count += len(rows)
-            total = total + (rows - first).sum(0)
-            square = square + ((rows - first) ** 2).sum(0)
-            power = power + (rows**2).sum(0)
-        variance = np.maximum(square / count - (total / count) ** 2, 0.0)
-        power = power / count
-        alive = power[power > 0]
-        median = float(np.quantile(alive, 0.5, method="lower")) if len(alive) else 0.0
-        scale = np.maximum(np.maximum(variance, _OWN_POWER * power), _MEDIAN_POWER * median)
-        # What is always 0 says nothing of its unit: it is taken for that of the others.
-        scale = np.where(power > 0, scale, median)
-        self._scale: _Array = np.maximum(scale, float(np.finfo(np.float32).tiny))
-        self._sums, self._count = np.zeros_like(self._scale), 0
-
-    def __call__(self, _keys: Array, ours: _Array, theirs: _Array) -> tuple[_Array, _Array | None]:
-        error = (ours - theirs) ** 2 / self._scale
-        self._sums, self._count = self._sums + error.sum(0), self._count + len(error)
-        if self._threshold is None:
-            return error.mean(1), None
-        changed = (ours >= self._threshold) != (theirs >= self._threshold)
-        return error.mean(1), changed.mean(1)
-
-    def worst(self) -> tuple[int, float] | None:
-        """Return the element whose divergence is largest, and that; None where no single element matters."""
-        if len(self._sums) > _NAMED:
-            return None
-        index = int(self._sums.argmax())
-        return index, float(self._sums[index] / self._count)
-
-
-class _Embeddings:
-    """How the cosines to a sample's own embedding and to its nearest move, and how many of the nearest are others.
-
-    The index, which holds the reference's samples, stays as it is: so it is where queries are compressed and the
-    index is not, and a rotation of all shows.
-    """
-
-    def __init__(self, reference: Iterable[tuple[Array, _Array]]) -> None:
-        index = Subsample(_INDEX)
-        count, square = 0, 0.0
-        for keys, rows in reference:
-            index.add(keys, [rows])
-            count, square = count + len(rows), square + float((rows**2).sum())
-        self._floor = _near_zero(square, count)
-        self._keys, self._index = index.keys, self._directions(index.rows[0])
-
-    def __call__(self, keys: Array, ours: _Array, theirs: _Array) -> tuple[_Array, _Array | None]:
-        mine, other = self._directions(ours), self._directions(theirs)
-        itself = ((mine - other) ** 2).sum(1, keepdims=True) / 2  # of unit length: 1 - cosine
-        count = min(_NEAREST, len(self._keys) - 1)
-        if count < 1:
-            return itself[:, 0], None
-        different = keys[:, None] != self._keys[None]
-        found, expected = (np.where(different, z @ self._index.T, -np.inf) for z in (mine, other))
-        before, after = _nearest(expected, count), _nearest(found, count)
-        moved = np.abs(np.take_along_axis(found, before, 1) - np.take_along_axis(expected, before, 1))
-        change: _Array = np.concatenate([itself, moved], 1).mean(1)
-        kept = (after[:, :, None] == before[:, None, :]).any(2).mean(1)
-        return change, 1 - kept
-
-    def _directions(self, rows: _Array) -> _Array:
-        """Return rows [B, D] scaled to unit length, shorter where they are as good as zero."""
-        directions: _Array = rows / np.maximum(_lengths(rows), self._floor)[:, None]
-        return directions
-
-
-def _nearest(cosines: _Array, count: int) -> NDArray[np.intp]:
-    order: NDArray[np.intp] = np.argsort(-cosines, axis=1, kind="stable")[:, :count]
-    return order
-
-
-def _length_floor(reference: Probe, kind: OutputKind) -> float:
+def _length_floor(reference: Probe, output: str, kind: OutputKind) -> float:
     """Return the length below which an output is as good as zero."""
-    chunks = (_rows(chunk["logits"]) for chunk in in_chunks(reference, ["logits"]))
+    chunks = (as_rows(outputs) for _, outputs in _chunks(reference, output))
     square = sum(float((_unless_ruled_out(rows, rows, kind)[1] ** 2).sum()) for rows in chunks)
-    return _near_zero(square, len(reference))
+    return near_zero(square, len(reference))
 
 
-def _near_zero(square: float, count: int) -> float:
-    """Return the length below which one of ``count`` rows is as good as zero, from the sum of all their squares."""
-    return max(_NEAR_ZERO * math.sqrt(square / count), float(np.finfo(np.float32).tiny))
-
-
-def _unless_ruled_out(ours: _Array, theirs: _Array, kind: OutputKind) -> tuple[_Array, _Array]:
+def _unless_ruled_out(ours: Rows, theirs: Rows, kind: OutputKind) -> tuple[Rows, Rows]:
     """Return both with 0 for classes whose logits are -inf in the reference: it rules them out by that."""
-    if kind.name != "classes" or kind.probabilities:
+    if kind.class_axis is None or kind.probabilities:
         return ours, theirs
     ruled_out = np.isneginf(theirs)
     return np.where(ruled_out, 0, ours), np.where(ruled_out, 0, theirs)
-
-
-def _rows(outputs: Array) -> _Array:
-    rows: _Array = outputs.reshape(len(outputs), -1).astype(np.float64)
-    return rows
-
-
-def _lengths(rows: _Array) -> _Array:
-    lengths: _Array = np.sqrt((rows**2).sum(1))
-    return lengths
-
-
-def _log_softmax(scores: _Array) -> _Array:
-    shifted = scores - scores.max(1, keepdims=True)
-    logs: _Array = shifted - np.log(np.exp(shifted).sum(1, keepdims=True))
-    return logs
-
-
-def _log_of_probabilities(scores: _Array) -> _Array:
-    logs: _Array = np.log(scores.clip(_EDGE))
-    return logs

@@ -276,13 +276,14 @@ def _floors(reference: Iterable[Mapping[str, Array]], keys: Sequence[str]) -> di
 
 
 def flips(probe: Probe, reference: Probe) -> float | None:
-    """Return the share of samples whose top-1 class differs; None where the logits are not a classifier's.
+    """Return the share of samples whose top-1 class by the first output differs; None where it is no classifier's.
 
     Raises:
         ValueError: The probes are not of the same samples.
     """
-    if not (probe.classifies and reference.classifies):
+    output = reference.output_names[0]
+    if not (probe.classifies(output) and reference.classifies(output)):
         return None
-    pairs = side_by_side(probe, reference, ["logits"])
-    changed = sum(int((top1(ours["logits"]) != top1(theirs["logits"])).sum()) for ours, theirs in pairs)
+    pairs = side_by_side(probe, reference, [output])
+    changed = sum(int((top1(ours[output]) != top1(theirs[output])).sum()) for ours, theirs in pairs)
     return changed / len(probe)

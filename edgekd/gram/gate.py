@@ -6,11 +6,11 @@ from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 from typing import TYPE_CHECKING
 
-from edgekd.gram.answers import Answers, compare_answers  # msgspec reads their annotations
+from edgekd.gram.answers import Answers, compare_outputs  # msgspec reads their annotations
 from edgekd.gram.drift import Drift, measure_drift
 from edgekd.gram.intervals import Estimate  # noqa: TC001
 from edgekd.gram.metric import ConstantAnswer  # noqa: TC001
-from edgekd.gram.output_kind import OutputKind, OutputName  # msgspec reads their annotations
+from edgekd.gram.output_kind import OutputName  # noqa: TC001  # msgspec reads their annotations
 from edgekd.gram.verdict import (
     Answered,
     GateLimits,
@@ -28,8 +28,10 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
+    from edgekd.gram.answers import Sameness
     from edgekd.gram.intervals import Bootstrap
     from edgekd.gram.metric import LedgerMetrics
+    from edgekd.gram.output_kind import OutputKind
     from edgekd.gram.probe import Probe
 
 #: Rows of the ledger: the pruned network just cut, the same after its fine-tune, and what ran on the device.
@@ -53,13 +55,15 @@ class GateRules:
         metric: Name of the task metric.
         limits: Limits that the build must keep.
         bootstrap: How means are bounded.
-        kind: What the network's output is.
+        kinds: What each of the network's outputs is, by name, in order.
+        same: The task's own word on which share of each sample's answer changed; None to go by the kinds.
     """
 
     metric: str
     limits: GateLimits
     bootstrap: Bootstrap
-    kind: OutputKind = field(default_factory=OutputKind)
+    kinds: Mapping[str, OutputKind]
+    same: Sameness | None = None
 
 
 @dataclass(frozen=True)
@@ -71,7 +75,7 @@ class LedgerRow:
         metric: Task metric on the probe's samples; None where it was not measured.
         loss: How much worse the metric is than the reference's, positive where it is worse; None for the reference and
             the teacher, and where it was not measured.
-        answers: The output beside the reference's, sample by sample; None for the reference and the teacher.
+        answers: Each output beside the reference's, sample by sample; empty for the reference and the teacher.
         to_teacher: Drift from the teacher: what was learned. None for the teacher itself, and where there is none.
         to_reference: Drift from the reference: what compression broke. None for the reference and the teacher.
         verdict: Verdict of the gate; None for a row that is not gated.
@@ -86,7 +90,7 @@ class LedgerRow:
     stage: str
     metric: float | None
     loss: Estimate | None
-    answers: Answers | None
+    answers: dict[str, Answers]
     to_teacher: Drift | None
     to_reference: Drift | None
     verdict: Verdict | None
@@ -102,9 +106,14 @@ class LedgerRow:
         return self.to_reference.samples if self.to_reference else 0
 
     @property
+    def first(self) -> Answers | None:
+        """The first output beside the reference's; None for the reference and the teacher."""
+        return next(iter(self.answers.values()), None)
+
+    @property
     def flips(self) -> float | None:
-        """Share of answers that are not the reference's, e.g. top-1 classes; None where nothing is decided."""
-        return self.answers.changed.mean if self.answers and self.answers.changed else None
+        """Share of the first output's answers that changed, e.g. top-1 classes; None where nothing is decided."""
+        return self.first.changed.mean if self.first and self.first.changed else None
 
 
 @dataclass(frozen=True)
@@ -114,7 +123,7 @@ class Ledger:
     Attributes:
         metric: Name of the task metric.
         reference: The row that later ones are measured against: "student", or "float" where there is none.
-        kind: What the network's output is.
+        kinds: What each of the network's outputs is, by name, in order.
         limits: Limits that the build must keep.
         confidence: Confidence of the bounds.
         rows: One row for each stage.
@@ -128,7 +137,7 @@ class Ledger:
 
     metric: str
     reference: str
-    kind: OutputName
+    kinds: dict[str, OutputName]
     limits: GateLimits
     confidence: float
     rows: tuple[LedgerRow, ...]
@@ -138,6 +147,11 @@ class Ledger:
     warnings: tuple[str, ...]
     advice: tuple[str, ...]
     constant: ConstantAnswer | None = None
+
+    @property
+    def kind(self) -> OutputName:
+        """What the first output is."""
+        return next(iter(self.kinds.values()))
 
     @property
     def metric_change(self) -> float | None:
@@ -230,17 +244,18 @@ def _row(
 ) -> LedgerRow:
     reference = reference_of(probes)
     metric, loss = figures.values.get(stage), figures.losses.get(stage)
-    to_teacher = to_reference = answers = verdict = behaviour = None
+    to_teacher = to_reference = verdict = behaviour = None
+    answers: dict[str, Answers] = {}
     reasons: tuple[str, ...] = ()
     warnings: tuple[str, ...] = ()
     if stage != "teacher" and "teacher" in probes:
         to_teacher = measure_drift(probes[stage], probes["teacher"], groups, rules.bootstrap)
     if stage not in ("teacher", reference):
         to_reference = measure_drift(probes[stage], probes[reference], groups, rules.bootstrap)
-        answers = compare_answers(probes[stage], probes[reference], rules.kind, groups, rules.bootstrap)
+        answers = compare_outputs(probes[stage], probes[reference], rules.kinds, groups, rules.bootstrap, rules.same)
         if stage not in UNGATED:
             asked = _ask(Measured(answers, loss, to_reference, missing, figures.gain), rules)
-            verdict, reasons, warnings = join_answers(None, *asked, rules.limits, rules.kind.name)
+            verdict, reasons, warnings = join_answers(None, *asked, rules.limits, _names(rules))
             behaviour = asked[0].verdict
     return LedgerRow(
         stage, metric, loss, answers, to_teacher, to_reference, verdict, reasons, warnings, note, missing, behaviour
@@ -263,24 +278,28 @@ def judge(measured: Measured, rules: GateRules) -> tuple[Verdict, tuple[str, ...
     Returns:
         As :func:`edgekd.gram.verdict.join_answers`.
     """
-    return join_answers(None, *_ask(measured, rules), rules.limits, rules.kind.name)
+    return join_answers(None, *_ask(measured, rules), rules.limits, _names(rules))
+
+
+def _names(rules: GateRules) -> list[OutputName]:
+    return [kind.name for kind in rules.kinds.values()]
 
 
 def _judged(rules: GateRules, reference: str, figures: LedgerMetrics, rows: tuple[LedgerRow, ...]) -> Ledger:
     """Return the ledger, whose verdict is on its last row."""
     limits, last = rules.limits, rows[-1]
     learned = judge_learned(rules.metric, figures, reference, limits)
-    if last.answers is not None and last.to_reference is not None:
+    if last.answers and last.to_reference is not None:
         measured = Measured(last.answers, last.loss, last.to_reference, last.missing, figures.gain)
         behaviour, structure = _ask(measured, rules)
         alone = bool(last.missing) and judge(replace(measured, missing={}), rules)[0] == "pass"
     else:  # what ships is the reference itself
         behaviour, structure, alone = Answered("behaviour", None), Answered("structure", None), False
-    verdict, reasons, warnings = join_answers(learned, behaviour, structure, limits, rules.kind.name)
+    verdict, reasons, warnings = join_answers(learned, behaviour, structure, limits, _names(rules))
     return Ledger(
         metric=rules.metric,
         reference=reference,
-        kind=rules.kind.name,
+        kinds={name: kind.name for name, kind in rules.kinds.items()},
         limits=limits,
         confidence=rules.bootstrap.confidence,
         rows=rows,

@@ -4,23 +4,42 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any, Protocol, TypeAlias, runtime_checkable
 
 import numpy as np
 
 from edgekd.errors import TaskError
 from edgekd.gram.intervals import Estimate, binomial_upper
 from edgekd.gram.jackknife import Series, make_blocks
+from edgekd.gram.measures.constant import are_alike, constant_answers
+from edgekd.gram.nest import count_rows, known_rows, take_rows
+from edgekd.gram.output_kind import OutputKind
 from edgekd.gram.stats import t_quantile
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
+    from numpy.typing import NDArray
+
+    from edgekd.gram.nest import Nest
     from edgekd.gram.npz import Array
     from edgekd.gram.probe import Probe
 
-#: The most classes whose constant answer is tried, the most frequent first.
-_CONSTANTS = 50
+#: A function of outputs and targets. Outputs are an array [N, ...], or where there are several a dict of such; targets
+#: are what the task gives. A task knows what its own are.
+Metric: TypeAlias = "Callable[[Any, Any], float]"
+
+
+@runtime_checkable
+class SubsetMetric(Protocol):
+    """A metric that is computed of many subsets of the same samples for little more than of all of them."""
+
+    def __call__(self, outputs: Any, targets: Any) -> float:
+        """Return the metric of all samples."""
+
+    def subsets(self, outputs: Any, targets: Any) -> Callable[[NDArray[np.bool_]], float]:
+        """Return a function that gives the metric of those samples that a mask [N] chooses."""
 
 
 @dataclass(frozen=True)
@@ -28,13 +47,13 @@ class ConstantAnswer:
     """The best answer that is the same for every sample.
 
     Attributes:
-        label: Index of the class.
+        answer: The answer in words, e.g. "class 3", "class 0 everywhere", "4.2", "the mean", "labels 0, 5".
         metric: Its metric.
         gain: How much better the ledger's reference is, positive where it is.
-        alone: Whether all labels are of that class: then it is right, and no answer is better.
+        alone: Whether all samples are labelled so: then it is right, and no answer is better.
     """
 
-    label: int
+    answer: str
     metric: float
     gain: Estimate
     alone: bool = False
@@ -48,9 +67,11 @@ class LedgerMetrics:
         values: The metric by the name of the row; None where it was not measured.
         losses: How much worse than the reference's it is, positive where it is worse; for rows after the reference, and
             none where the reference's is not a number.
-        constant: The best constant answer; None where there are no labels, or the network is no classifier.
-        over_chance: How much better the reference is than its own answers given to other samples; None where there is a
-            constant answer, or the network is no classifier.
+        constant: The best constant answer; None where there are no labels, or no answer is always the same: of an
+            embedding, of what only the task can read, and of several outputs.
+        over_chance: How much better the reference is than its own answers given to other samples; None where there are
+            no labels, and where nothing that learned nothing is better than the constant answer: of classes and of a
+            regression.
         teacher_gain: How much better the teacher's metric is than the best constant answer's, positive where it is;
             None where there is no teacher or no constant answer.
     """
@@ -64,7 +85,9 @@ class LedgerMetrics:
     @property
     def gain(self) -> Estimate | None:
         """How much better the reference is than what learned nothing; None where that is not known."""
-        return self.constant.gain if self.constant else self.over_chance
+        gains = [self.constant.gain] if self.constant else []
+        gains += [self.over_chance] if self.over_chance else []
+        return min(gains, key=lambda gain: gain.mean, default=None)
 
 
 @dataclass(frozen=True)
@@ -72,18 +95,20 @@ class LabelledSamples:
     """Samples with labels, and the task's metric of them.
 
     Attributes:
-        labels: Label of each sample [N].
+        targets: What the network should answer: the labels of the samples [N], or any nest of arrays [N, ...].
         groups: Cluster of each sample [N]; None where samples are independent.
-        metric: The metric, a function of outputs and labels.
+        metric: The metric, a function of outputs and targets.
         higher_is_better: Whether a larger metric is better.
         confidence: Confidence of each one-sided bound.
+        kinds: What each output is.
     """
 
-    labels: Array
+    targets: Nest
     groups: Array | None
-    metric: Callable[[Array, Array], float]
+    metric: Metric
     higher_is_better: bool = True
     confidence: float = 0.95
+    kinds: Mapping[str, OutputKind] = field(default_factory=lambda: MappingProxyType({"logits": OutputKind()}))
 
     def measure(self, probes: Mapping[str, Probe], reference: str) -> LedgerMetrics:
         """Return the metric of each probe, and how surely it is worse than the reference's.
@@ -95,11 +120,11 @@ class LabelledSamples:
         """
         for name in ("teacher", reference):
             if name in probes:  # of these the user hears what it raises
-                self.metric(probes[name].logits, self.labels)
-        series = {name: self._series(probe.logits) for name, probe in probes.items()}
+                self.metric(probes[name].answer, self.targets)
+        series = {name: self._series(probe.answer) for name, probe in probes.items()}
         best = self._best_constant(probes[reference])
         values = {name: own.value for name, own in series.items()}
-        known = (*values.values(), *(best[1:] if best else ()))
+        known = (*values.values(), *([best.metric] if best else []))
         scale = max((abs(value) for value in known if math.isfinite(value)), default=1)
         losses = {
             name: self._estimate((series[reference] - own) * self._sign, scale)
@@ -109,28 +134,38 @@ class LabelledSamples:
         constant = over_chance = teacher_gain = None
         if best:
             if "teacher" in series:
-                teacher_gain = (series["teacher"].value - best[1]) * self._sign
-            gain = (series[reference] - self._series(_constant_outputs(probes[reference], best[0]))) * self._sign
-            alone = len(np.unique(self.labels[self.labels >= 0])) < 2
-            constant = ConstantAnswer(*best, self._estimate(gain, scale), alone)
-        elif probes[reference].classifies:
-            others = np.random.RandomState(0).permutation(len(self.labels))
-            gain = (series[reference] - self._series(probes[reference].logits[others])) * self._sign
+                teacher_gain = (series["teacher"].value - best.metric) * self._sign
+            gain = (series[reference] - self._series(self._everywhere(best.output))) * self._sign
+            constant = ConstantAnswer(best.answer, best.metric, self._estimate(gain, scale), best.alone)
+        if not best or not self._sure_constant:
+            others = np.random.RandomState(0).permutation(count_rows(self.targets))
+            gain = (series[reference] - self._series(take_rows(probes[reference].answer, others))) * self._sign
             over_chance = self._estimate(gain, scale)
         return LedgerMetrics(values, losses, constant, over_chance, teacher_gain)
+
+    @property
+    def _sure_constant(self) -> bool:
+        """Whether no answers that have learned nothing are better than the best constant one.
+
+        Of the mean over classes, or labels, of a figure, answers at random may be.
+        """
+        return all(kind.name in ("classes", "regression") for kind in self.kinds.values())
 
     @property
     def _sign(self) -> int:
         return 1 if self.higher_is_better else -1
 
-    def _series(self, outputs: Array) -> Series:
-        blocks = make_blocks(len(self.labels), self.groups)
-        return Series.of(lambda kept: self._tried(outputs[kept], self.labels[kept]), blocks)
+    def _series(self, outputs: Nest) -> Series:
+        def tried(kept: NDArray[np.bool_]) -> float:
+            return self._tried(take_rows(outputs, kept), take_rows(self.targets, kept))
 
-    def _tried(self, outputs: Array, labels: Array) -> float:
+        subsets = self.metric.subsets(outputs, self.targets) if isinstance(self.metric, SubsetMetric) else tried
+        return Series.of(subsets, make_blocks(count_rows(self.targets), self.groups))
+
+    def _tried(self, outputs: Nest, targets: Nest) -> float:
         """Return the metric; NaN where the task's code fails, as without a class it may."""
         try:
-            return float(self.metric(outputs, labels))
+            return float(self.metric(outputs, targets))
         except TaskError:
             return math.nan
 
@@ -143,30 +178,35 @@ class LabelledSamples:
         """
         if series.error is None:
             return Estimate(series.value, -math.inf, math.inf)
-        labelled = int((self.labels >= 0).sum())
+        labelled = int(known_rows(self.targets).sum())
         unseen = scale * binomial_upper(0, labelled, self.confidence)
         half = max(t_quantile(self.confidence, len(series.without) - 1) * series.error, unseen)
         return Estimate(series.value, series.value - half, series.value + half)
 
-    def _best_constant(self, probe: Probe) -> tuple[int, float] | None:
-        """Return the class that is the best constant answer, and its metric; None where no constant answer has one."""
-        if not probe.classifies:
+    def _best_constant(self, probe: Probe) -> _BestConstant | None:
+        """Return the best constant answer; None where none has a metric."""
+        targets, names = self.targets, list(self.kinds)
+        if len(names) != 1 or not isinstance(targets, np.ndarray):
             return None
-        classes = probe.shapes["logits"][1]
-        labels, counts = np.unique(self.labels[(self.labels >= 0) & (self.labels < classes)], return_counts=True)
-        metrics = {
-            label: self._tried(_constant_outputs(probe, label), self.labels)
-            for label in labels[np.argsort(-counts, kind="stable")][:_CONSTANTS].tolist()
-        }
-        # A logarithmic loss of answers that are surely wrong is infinite: nothing to be better than.
-        finite = {label: value for label, value in metrics.items() if math.isfinite(value)}
-        if not finite:
-            return None
-        label = max(finite, key=lambda one: finite[one] * self._sign)
-        return label, finite[label]
+        kind = self.kinds[names[0]]
+        best: _BestConstant | None = None
+        for answer, output in constant_answers(kind, targets, probe.shapes[names[0]]):
+            metric = self._tried(self._everywhere(output), targets)
+            # A logarithmic loss of answers that are surely wrong is infinite: nothing to be better than.
+            if math.isfinite(metric) and (best is None or (metric - best.metric) * self._sign > 0):
+                best = _BestConstant(answer, output, metric, are_alike(kind, targets))
+        return best
+
+    def _everywhere(self, output: Array) -> Array:
+        """Return an output [N, ...] that is the same for every sample."""
+        return np.repeat(output[None], count_rows(self.targets), 0)
 
 
-def _constant_outputs(probe: Probe, label: int) -> Array:
-    outputs = np.zeros(probe.shapes["logits"], np.float32)
-    outputs[:, label] = 1
-    return outputs
+@dataclass(frozen=True)
+class _BestConstant:
+    """The best constant answer in words, as an output, its metric, and whether all samples are labelled so."""
+
+    answer: str
+    output: Array
+    metric: float
+    alone: bool

@@ -37,6 +37,9 @@ Array: TypeAlias = NDArray[Any]
 #: In an ``.npz`` of samples, the input ``image`` is stored as ``input.image``.
 INPUT_PREFIX = "input."
 
+#: In a bundle's reference, the network's output ``scores`` is stored as ``output.scores``.
+OUTPUT_PREFIX = "output."
+
 #: The output that holds the embedding of the modality ``image`` is called ``embedding.image``.
 EMBEDDING_PREFIX = "embedding."
 
@@ -60,6 +63,11 @@ _ALWAYS_FREE_BYTES = 1 << 26
 def embeddings_of(outputs: Mapping[str, Array]) -> dict[str, Array]:
     """Return the embeddings among an engine's outputs, by modality."""
     return {name.removeprefix(EMBEDDING_PREFIX): z for name, z in outputs.items() if name.startswith(EMBEDDING_PREFIX)}
+
+
+def answers_of(outputs: Mapping[str, Array]) -> dict[str, Array]:
+    """Return what a network answers among an engine's outputs: all but the embeddings."""
+    return {name: x for name, x in outputs.items() if not name.startswith(EMBEDDING_PREFIX)}
 
 
 @dataclass(frozen=True)

@@ -15,46 +15,63 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
+    from edgekd.gram.nest import Nest
+
 Floats: TypeAlias = "NDArray[np.float32]"
+
+#: What a network answered for N samples: the array [N, ...] of its one output, or arrays by the outputs' names.
+Answer: TypeAlias = "Nest"
+
+_IDS = "ids"
 
 #: Number of values in a chunk of one probe: 4 MiB in double precision.
 _CHUNK_VALUES = 1 << 19
 
 
 class Probe:
-    """Logits and embeddings of the same samples, after one stage.
+    """A network's outputs and embeddings of the same samples, after one stage.
 
     A loaded probe reads an array whole when it is first asked for, and keeps it; :func:`side_by_side` keeps a chunk.
 
     Args:
         ids: Names of the samples [N], all different.
-        logits: The network's output: [N, C], or another shape where the network is no classifier.
+        outputs: For each output of the network, in order, its values [N, ...].
         embeddings: For each modality the embeddings [N, D].
 
     Attributes:
-        shapes: The shape of every array, by its name in the file: ``ids``, ``logits``, ``embedding.<modality>``.
+        shapes: The shape of every array, by its name in the file: ``ids``, the outputs' own, ``embedding.<modality>``.
     """
 
-    def __init__(self, ids: Array, logits: Floats, embeddings: Mapping[str, Floats]) -> None:
+    def __init__(self, ids: Array, outputs: Mapping[str, Floats], embeddings: Mapping[str, Floats]) -> None:
         self._arrays: dict[str, Array] = {
-            "ids": ids,
-            "logits": logits,
+            _IDS: ids,
+            **outputs,
             **{EMBEDDING_PREFIX + name: z for name, z in embeddings.items()},
         }
         self.shapes: dict[str, tuple[int, ...]] = {key: array.shape for key, array in self._arrays.items()}
 
     def __len__(self) -> int:
-        return self.shapes["ids"][0]
+        return self.shapes[_IDS][0]
 
     @property
     def ids(self) -> Array:
         """The names of the samples [N]."""
-        return self._array("ids")
+        return self._array(_IDS)
 
     @property
-    def logits(self) -> Floats:
-        """The network's output: [N, C], or another shape where the network is no classifier."""
-        return self._array("logits")
+    def output_names(self) -> list[str]:
+        """The names of the network's outputs, in order."""
+        return [key for key in self.shapes if key != _IDS and not key.startswith(EMBEDDING_PREFIX)]
+
+    @property
+    def outputs(self) -> dict[str, Floats]:
+        """For each output of the network its values [N, ...]."""
+        return {name: self._array(name) for name in self.output_names}
+
+    @property
+    def answer(self) -> Answer:
+        """What a metric is given: the array of the one output, or all by name where there are several."""
+        return answer_of(self.outputs)
 
     @property
     def embeddings(self) -> dict[str, Floats]:
@@ -72,10 +89,9 @@ class Probe:
         widths = [self.shapes[EMBEDDING_PREFIX + name][-1] for name in self.modalities]
         return len(widths) > 1 and len(set(widths)) == 1
 
-    @property
-    def classifies(self) -> bool:
-        """Whether the logits have the shape of a classifier's, [N, C] with two classes or more; a vector has it too."""
-        shape = self.shapes["logits"]
+    def classifies(self, output: str) -> bool:
+        """Whether an output has the shape of a classifier's, [N, C] with two classes or more; a vector has it too."""
+        shape = self.shapes[output]
         return len(shape) == 2 and shape[1] > 1
 
     def chunks(self, keys: Sequence[str], rows: int) -> Iterator[dict[str, Array]]:
@@ -123,6 +139,11 @@ class _SavedProbe(Probe):
         return self._arrays[key]
 
 
+def answer_of(outputs: Mapping[str, Array]) -> Answer:
+    """Return what a metric is given: the array of the one output, or all by name where there are several."""
+    return next(iter(outputs.values())) if len(outputs) == 1 else dict(outputs)
+
+
 def top1(logits: Floats) -> Array:
     """Return the top-1 classes [N] of logits [N, C]."""
     classes: Array = logits.argmax(-1)
@@ -131,7 +152,7 @@ def top1(logits: Floats) -> Array:
 
 def in_chunks(probe: Probe, keys: Sequence[str]) -> Iterator[dict[str, Array]]:
     """Yield the ids and the arrays ``keys`` of one probe, a chunk of samples at a time."""
-    return probe.chunks(["ids", *keys], _chunk_rows([probe], keys))
+    return probe.chunks([_IDS, *keys], _chunk_rows([probe], keys))
 
 
 def _chunk_rows(probes: Sequence[Probe], keys: Sequence[str]) -> int:
@@ -153,8 +174,8 @@ def side_by_side(
         raise ValueError(f"the two probes are not of the same samples: {len(probe)} and {len(reference)}")
     if not len(probe):
         raise ValueError("the two probes have no samples")
-    rows, keys = _chunk_rows([probe, reference], keys), ["ids", *keys]
+    rows, keys = _chunk_rows([probe, reference], keys), [_IDS, *keys]
     for ours, theirs in zip(probe.chunks(keys, rows), reference.chunks(keys, rows), strict=True):
-        if not np.array_equal(ours["ids"], theirs["ids"]):
+        if not np.array_equal(ours[_IDS], theirs[_IDS]):
             raise ValueError("the two probes are not of the same samples in the same order")
         yield ours, theirs

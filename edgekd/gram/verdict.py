@@ -15,7 +15,7 @@ from edgekd.gram.intervals import MOST_NEEDED, Estimate, mean_needs, share_needs
 from edgekd.gram.output_kind import MAX_DIVERGENCE, MEASURES
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Collection, Mapping
 
     from edgekd.gram.answers import Answers
     from edgekd.gram.drift import Drift
@@ -48,7 +48,7 @@ _FAR = 5.0
 _BROKEN_ELEMENT = 25.0
 
 #: Where this share of the labels that hold in either network is other labels, the answers are others, however many
-#: labels hold in neither.
+#: labels hold in neither; and so they are where it is of all that either network gives one label or class.
 _OTHER_LABELS = 0.5
 
 #: Relative error from which an embedding is another vector, though its direction may be the same.
@@ -108,7 +108,7 @@ class Measured:
     """What was measured of one row against the reference.
 
     Attributes:
-        answers: Its output beside the reference's.
+        answers: Each of its outputs beside the reference's, by name.
         loss: How much worse its metric is; None without labels.
         drift: The drift of its Gram.
         missing: For modalities the share of changed answers with that modality absent, in both networks; empty where
@@ -117,7 +117,7 @@ class Measured:
             such answer.
     """
 
-    answers: Answers
+    answers: Mapping[str, Answers]
     loss: Estimate | None
     drift: Drift
     missing: Mapping[str, Estimate] = field(default_factory=dict)
@@ -130,12 +130,16 @@ def worst(*verdicts: Verdict) -> Verdict:
 
 
 def join_answers(
-    learned: Answered | None, behaviour: Answered, structure: Answered, limits: GateLimits, kind: OutputName
+    learned: Answered | None,
+    behaviour: Answered,
+    structure: Answered,
+    limits: GateLimits,
+    kinds: Collection[OutputName],
 ) -> tuple[Verdict, tuple[str, ...], tuple[str, ...]]:
     """Join the answers to the three questions to one verdict.
 
     Behaviour decides. A structure that moved beyond its limit, or is not shown to be within, warns where behaviour is
-    shown to have stayed; it counts as it is where that is not shown, where the output is an embedding, which is used by
+    shown to have stayed; it counts as it is where that is not shown, where an output is an embedding, which is used by
     its structure, and where the limits are strict. A student that learned nothing fails.
 
     Args:
@@ -143,14 +147,14 @@ def join_answers(
         behaviour: Whether the network still answers the same.
         structure: Whether its structure survives.
         limits: The limits.
-        kind: What the output is.
+        kinds: What the outputs are.
 
     Returns:
         The verdict, the reasons for it, and the reasons of answers that are less severe.
     """
     moved = structure.verdict or "pass"
     stayed = behaviour.verdict in ("pass", "warn")
-    if stayed and kind != "embedding" and limits.structure == "auto":
+    if stayed and "embedding" not in kinds and limits.structure == "auto":
         moved = min(moved, "warn", key=VERDICTS.index)
     asked = [(learned.verdict or "pass", learned.reasons)] if learned else []
     asked += [(behaviour.verdict or "pass", behaviour.reasons), (moved, structure.reasons)]
@@ -175,13 +179,13 @@ def judge_learned(metric: str, figures: LedgerMetrics, reference: str, limits: G
     if teacher is not None:
         told.append(f"teacher {teacher:.4f}")
     if constant is not None:
-        told.append(f"always class {constant.label}: {constant.metric:.4f}")
+        told.append(f"always {constant.answer}: {constant.metric:.4f}")
     text = (", ".join(told),)
     if math.isnan(own):
         reason = f"the {reference}'s {metric} is not a number on these samples: nothing tells whether it learned"
         return Answered("learned", "fail" if reference == "student" else "warn", (reason,), text)
     if constant is not None and constant.alone:
-        reason = f"all labels are of class {constant.label}, so nothing tells whether the {reference} learned others"
+        reason = f"all samples are labelled {constant.answer}, so nothing tells whether the {reference} learned others"
         return Answered("learned", "warn", (reason,), text)
     if figures.gain is not None and not figures.gain.low > 0:
         verdict, reason = _not_learned(f"its {metric} {own:.4f}", figures, figures.gain, reference)
@@ -200,9 +204,9 @@ def judge_learned(metric: str, figures: LedgerMetrics, reference: str, limits: G
 
 def _not_learned(own: str, figures: LedgerMetrics, gain: Estimate, reference: str) -> tuple[Verdict, str]:
     """Return the verdict on a reference that is not shown to be better than what learned nothing, and the reason."""
-    if figures.constant:
-        better = f"better than {figures.constant.metric:.4f}, which is what always answering class "
-        better += f"{figures.constant.label} gives"
+    if figures.constant and gain is figures.constant.gain:
+        better = f"better than {figures.constant.metric:.4f}, which is what always answering "
+        better += f"{figures.constant.answer} gives"
     else:
         better = "better than with its answers given to other samples"
     if not gain.mean <= 0 and not math.isfinite(gain.low):
@@ -246,7 +250,7 @@ def judge_structure(drift: Drift, limits: GateLimits) -> Answered:
 
 
 def judge_behaviour(measured: Measured, limits: GateLimits, confidence: float) -> Answered:
-    """Answer whether the network still answers as the reference does.
+    """Answer whether the network still answers as the reference does: of several outputs, the worst decides.
 
     Where there are labels, a metric that provably did not fall by more than the limit passes, with a warning where the
     outputs diverge all the same; one that provably fell, and by more than the limit as measured, fails, unless the
@@ -261,7 +265,7 @@ def judge_behaviour(measured: Measured, limits: GateLimits, confidence: float) -
         limits: The limits.
         confidence: Confidence of the bounds.
     """
-    verdict, reasons = _behaviour(measured, limits, confidence)
+    verdict, reasons = _of_all_outputs(measured, limits, confidence)
     beyond = [
         f"without {name} its outputs are not numbers, where the reference's are"
         if math.isnan(share.mean)
@@ -274,8 +278,24 @@ def judge_behaviour(measured: Measured, limits: GateLimits, confidence: float) -
     return Answered("behaviour", verdict, tuple(reasons), _behaviour_figures(measured))
 
 
-def _behaviour(measured: Measured, limits: GateLimits, confidence: float) -> tuple[Verdict, list[str]]:
-    answers, limit = measured.answers, limits.divergence(measured.answers.kind)
+def _of_all_outputs(measured: Measured, limits: GateLimits, confidence: float) -> tuple[Verdict, list[str]]:
+    """Return the worst verdict on an output, and its reasons, which name it where there are several."""
+    judged = {name: _behaviour(answers, measured, limits, confidence) for name, answers in measured.answers.items()}
+    verdict = worst(*(found for found, _ in judged.values()))
+    of_all = {_fell(measured.loss, limits)} if measured.loss is not None else set()
+    told = [
+        reason if len(judged) == 1 or reason in of_all else f"{name}: {reason}"
+        for name, (found, reasons) in judged.items()
+        for reason in reasons
+        if found == verdict
+    ]
+    return verdict, list(dict.fromkeys(told))
+
+
+def _behaviour(
+    answers: Answers, measured: Measured, limits: GateLimits, confidence: float
+) -> tuple[Verdict, list[str]]:
+    limit = limits.divergence(answers.kind)
     if broken := _broken(answers, measured.drift, limit):
         return "fail", broken
     if _is_same(answers, limit):
@@ -300,12 +320,12 @@ def _provably_fell(loss: Estimate, limits: GateLimits) -> bool:
 def _by_metric(answers: Answers, loss: Estimate, limits: GateLimits) -> tuple[Verdict, list[str]] | None:
     """Judge by the metric; None where it cannot tell."""
     limit, margin = limits.divergence(answers.kind), limits.max_metric_drop + AT_LIMIT
-    near = answers.divergence.high <= _NEAR * limit  # a few ties that fell to the other side are chance
+    near = _is_near(answers, limit)  # a few ties that fell to the other side are chance
     if _provably_fell(loss, limits) and not (near and loss.low <= margin):
         return "fail", [_fell(loss, limits)]
     if not loss.high <= margin:
         return None
-    if answers.divergence.high <= limit:
+    if _is_within(answers, limit):
         return "pass", []
     return "warn", [f"the answers differ, though the metric holds: {_diverged(answers)}, limit {limit:g}"]
 
@@ -322,12 +342,12 @@ def _by_output(answers: Answers, loss: Estimate | None, limits: GateLimits) -> t
     fell = loss is not None and loss.mean > limits.max_metric_drop + AT_LIMIT
     flips = answers.flips
     many = flips is not None and flips.low > limits.max_flips + AT_LIMIT
-    near = answers.divergence.high <= _NEAR * limit and not many
+    near = _is_near(answers, limit) and not many
     few = flips is None or flips.high <= limits.max_flips + AT_LIMIT or near
-    if answers.divergence.high <= limit and few and answers.samples >= _FEWEST and not fell:
+    if _is_within(answers, limit) and few and answers.samples >= _FEWEST and not fell:
         return "pass", []
-    diverged = answers.divergence.low > limit
-    if not (diverged or many) or not (loss is None or fell or answers.divergence.low > _FAR * limit):
+    diverged = _is_beyond(answers, limit)
+    if not (diverged or many) or not (loss is None or fell or _is_beyond(answers, _FAR * limit)):
         return None
     reasons = [f"{_diverged(answers)}, more than {limit:g}"] if diverged else []
     if many and flips is not None:
@@ -335,6 +355,18 @@ def _by_output(answers: Answers, loss: Estimate | None, limits: GateLimits) -> t
     if loss and fell:
         reasons.append(_fell(loss, limits))
     return "fail", reasons
+
+
+def _is_near(answers: Answers, limit: float) -> bool:
+    return not answers.by_task and answers.divergence.high <= _NEAR * limit
+
+
+def _is_within(answers: Answers, limit: float) -> bool:
+    return answers.by_task or answers.divergence.high <= limit
+
+
+def _is_beyond(answers: Answers, limit: float) -> bool:
+    return not answers.by_task and answers.divergence.low > limit
 
 
 def _fell(loss: Estimate, limits: GateLimits) -> str:
@@ -378,6 +410,12 @@ def _broken(answers: Answers, drift: Drift, limit: float) -> list[str]:
         ]
     if answers.changed_held is not None and answers.changed_held.low > _OTHER_LABELS:
         return [f"of the labels that hold in either network {_share(answers.changed_held)} changed"]
+    if answers.worst_class_changed is not None and answers.worst_class_changed.low > _OTHER_LABELS:
+        what = "label" if answers.kind == "multilabel" else "class"
+        return [
+            f"{what} {answers.worst_class} is lost or elsewhere: of all that either network gives it "
+            f"{_share(answers.worst_class_changed)} changed"
+        ]
     if answers.worst_divergence is not None and answers.worst_divergence > _BROKEN_ELEMENT * limit:
         return [
             f"element {answers.worst_element} of the output is broken: its squared error is "
@@ -419,6 +457,8 @@ def _to_pass(answers: Answers, loss: Estimate | None, limits: GateLimits, confid
             else share_needs(changed.mean, limits.max_flips, confidence)
         )
         near = near if changed.mean <= limits.max_flips else None
+    if answers.by_task:
+        within, near = _FEWEST, None
     by_output = None if within is None or few is None else max(_FEWEST, within, few)
     return [by_metric, by_output, None if near is None else max(_FEWEST, near)]
 
@@ -426,9 +466,10 @@ def _to_pass(answers: Answers, loss: Estimate | None, limits: GateLimits, confid
 def _to_fail(answers: Answers, loss: Estimate | None, limits: GateLimits) -> list[int | None]:
     """Return for each way to fail about how many samples or groups it would take; None where it is none."""
     fell = loss is not None and loss.mean > limits.max_metric_drop + AT_LIMIT
+    limit = limits.divergence(answers.kind)
     if loss is not None and not fell:
-        return [_needed_above(answers.divergence, _FAR * limits.divergence(answers.kind), answers.units)]
-    ways = [_needed_above(answers.divergence, limits.divergence(answers.kind), answers.units)]
+        return [None if answers.by_task else _needed_above(answers.divergence, _FAR * limit, answers.units)]
+    ways = [None if answers.by_task else _needed_above(answers.divergence, limit, answers.units)]
     if answers.flips is not None:
         ways.append(_needed_above(answers.flips, limits.max_flips, answers.units))
     return [*ways, _needed_above(loss, 0.0, answers.units)] if loss else ways
@@ -444,13 +485,18 @@ def _counted(count: int, what: str) -> str:
 
 
 def _behaviour_figures(measured: Measured) -> tuple[str, ...]:
-    answers = measured.answers
-    figures = [_diverged(answers)]
-    if answers.changed is not None:
-        figures.append(f"answers changed {_share(answers.changed)}")
+    named = {("" if len(measured.answers) == 1 else f"{name}: "): each for name, each in measured.answers.items()}
+    figures = []
+    for at, answers in named.items():
+        figures.append(f"{at}{_diverged(answers)}")
+        if answers.changed is not None:
+            figures.append(f"{at}answers changed {_share(answers.changed)}")
+        if answers.worst_class_changed is not None:
+            what = "label" if answers.kind == "multilabel" else "class"
+            figures.append(f"{at}most of {what} {answers.worst_class}, {_share(answers.worst_class_changed)}")
     if measured.loss is not None:
         figures.append(f"metric worse by {_bounds(measured.loss)}")
-    figures.append(f"relative error {answers.error.mean:.3g}")
+    figures += [f"{at}relative error {answers.error.mean:.3g}" for at, answers in named.items()]
     figures += [f"answers changed without {name} {_share(share)}" for name, share in measured.missing.items()]
     return tuple(figures)
 

@@ -24,30 +24,35 @@ from edgekd.devices.select import assign_devices
 from edgekd.devices.ssh.device import SshDevice
 from edgekd.errors import TargetError
 from edgekd.pipeline import imported_source, multi_process, trained_source
-from edgekd.pipeline.order import export_labels, plan, tries_targets
+from edgekd.pipeline.epoch_log import logged
+from edgekd.pipeline.order import dry_plan, export_labels, plan, tries_targets
 from edgekd.pipeline.output import writing
 from edgekd.pipeline.preflight import export_untrained
 from edgekd.pipeline.project import Project
 from edgekd.pipeline.publish import publish, target_places
+from edgekd.pipeline.rehearsal import rehearse
+from edgekd.pipeline.rehearsed_origin import RehearsedOrigin
 from edgekd.pipeline.target.compile import compiles
 from edgekd.pipeline.target.context import LIBRARIES, Context
-from edgekd.pipeline.target.preflight import TriedTarget, UntrainedTarget, preflight_target
+from edgekd.pipeline.target.preflight import UntrainedTarget, preflight_target
 from edgekd.pipeline.target.run import build_targets
 from edgekd.report.results import BuildReport
 from edgekd.runtime.backends.registry import Runtime, find_backend
 from edgekd.stages.cache import Cache
-from edgekd.stages.progress import Observer, SerialObserver, Silent
+from edgekd.stages.progress import Observer, Silent
 from edgekd.stages.stage import Runner, library_versions
 from edgekd.training.distillation.loss_registry import check_losses
+from edgekd.training.loop.settings import check_training
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
     from pathlib import Path
 
     from edgekd.config.recipe import Recipe
     from edgekd.config.target import Target
     from edgekd.devices.base import Device
     from edgekd.pipeline.paths import BuildPaths
+    from edgekd.pipeline.rehearsed_origin import Rehearsed
     from edgekd.pipeline.source import Origin
     from edgekd.stages.artifacts import Exported
     from edgekd.stages.stage import Done, StageSpec
@@ -83,9 +88,9 @@ def build(
     Raises:
         EdgekdError: Any error that a user can cause; see :mod:`edgekd.errors`.
     """
-    from edgekd.report.build.files import REPORT_PLACES, write_report
+    from edgekd.report.build.files import write_report
 
-    places = [*REPORT_PLACES, *(place for target in targets for place in target_places(target.name))]
+    places = build_places(targets)
     paths.check(places)
     with prepare(recipe, targets, paths.cache, devices=devices, observer=observer or Silent()) as prepared:
         robustness = prepared.origin.robustness
@@ -111,6 +116,13 @@ def build(
             publish(done.shown, paths.output / target_name)
         write_report(report, paths.output)  # last, since it links to the bundles
     return report
+
+
+def build_places(targets: Sequence[Target]) -> list[str]:
+    """Return what a build writes into its output."""
+    from edgekd.report.build.files import REPORT_PLACES
+
+    return [*REPORT_PLACES, *(place for target in targets for place in target_places(target.name))]
 
 
 def _no_robustness(recipe: Recipe) -> str:
@@ -159,16 +171,55 @@ def prepare(
         observer: Receives the events of each stage.
         only: The stages that will follow for each target; None for all.
     """
+    with _assigned(recipe, targets, cache, devices, observer) as (runner, refusals, assigned):
+        yield _prepare(_Preparation(runner, fit_widths(recipe, targets), refusals, only), targets, assigned)
+
+
+def try_build(
+    recipe: Recipe, targets: Sequence[Target], cache: Path, *, devices: Sequence[str], observer: Observer
+) -> dict[str, str]:
+    """Run the stages before the first training alone; of a model that is imported, those that no samples decide.
+
+    Args:
+        recipe: What would be built.
+        targets: The kinds of device.
+        cache: Folder of the finished stages.
+        devices: As for :func:`build`.
+        observer: Receives the events of each stage.
+
+    Returns:
+        For each target that refuses the reason.
+
+    Raises:
+        EdgekdError: All targets refuse, or what they have in common is refused.
+    """
+    with _assigned(recipe, targets, cache, devices, observer) as (runner, refusals, assigned):
+        given = _Preparation(runner, fit_widths(recipe, targets), refusals, None)
+        _check_targets(given, targets, assigned)
+        runner.observer.plan(dry_plan(given.recipe, given.left(targets), assigned))
+        if recipe.task:
+            _preflight(given, targets, assigned)
+        else:
+            _take(given, targets, assigned, dict(_import(given, targets)))
+        return refusals.reasons
+
+
+@contextmanager
+def _assigned(
+    recipe: Recipe, targets: Sequence[Target], cache: Path, devices: Sequence[str], observer: Observer
+) -> Iterator[tuple[Runner, Refusals, dict[str, Device | Absent]]]:
+    """Yield what runs stages, what takes refusals, and each target's device; close the devices in the end."""
     if not targets:
         raise TargetError("no target given")
     # An error in the calibration or in a device is raised now, not after training.
     load_calibration(recipe.quantize.calibration)
     check_losses(recipe)
-    runner = Runner(Cache(cache), SerialObserver(observer))
+    check_training(recipe)
+    runner = Runner(Cache(cache), logged(observer, recipe.log, cache))
     refusals = Refusals(len(targets), runner.observer.refuse)
     assigned = assign_devices(targets, devices, refusals)
     try:
-        yield _prepare(_Preparation(runner, fit_widths(recipe, targets), refusals, only), targets, assigned)
+        yield runner, refusals, assigned
     finally:
         for device in assigned.values():
             if not isinstance(device, Absent):
@@ -196,12 +247,19 @@ class _Preparation:
         return [target for target in targets if target.name not in self.refusals.errors]
 
 
+def _check_targets(
+    given: _Preparation, targets: Sequence[Target], devices: Mapping[str, Device | Absent]
+) -> dict[str, str]:
+    """Let each target refuse what can be seen at once; return the versions of the libraries that compute the result."""
+    for target in given.left(targets):
+        given.refusals.attempt(target.name, partial(_check, given.recipe, target, devices[target.name]))
+    source = trained_source if given.recipe.task else imported_source
+    return library_versions(dict.fromkeys((*source.LIBRARIES, *LIBRARIES)), "build")
+
+
 def _prepare(given: _Preparation, targets: Sequence[Target], devices: dict[str, Device | Absent]) -> Prepared:
     recipe, runner = given.recipe, given.runner
-    for target in given.left(targets):
-        given.refusals.attempt(target.name, partial(_check, recipe, target, devices[target.name]))
-    source = trained_source if recipe.task else imported_source
-    versions = library_versions(dict.fromkeys((*source.LIBRARIES, *LIBRARIES)), "build")
+    versions = _check_targets(given, targets, devices)
     runner.observer.plan(plan(recipe, given.left(targets), devices, given.only))
     origins = _train(given, targets, devices) if recipe.task else _import(given, targets)
     contexts = {
@@ -218,6 +276,17 @@ def _import(given: _Preparation, targets: Sequence[Target]) -> dict[int, Origin]
 
 def _train(given: _Preparation, targets: Sequence[Target], devices: dict[str, Device | Absent]) -> dict[int, Origin]:
     """Run or read the preflight and the stages that train; return what the targets of each ONNX opset start from."""
+    stages = _preflight(given, targets, devices)
+    if multi_process.world_size() > 1:
+        multi_process.train(next(iter(stages.values())))
+    wanted = {target.opset for target in given.left(targets)}
+    return {opset: training.run() for opset, training in stages.items() if opset in wanted}
+
+
+def _preflight(
+    given: _Preparation, targets: Sequence[Target], devices: Mapping[str, Device | Absent]
+) -> dict[int, trained_source.TrainingStages]:
+    """Run or read the stages before the first training; return those that train, for each ONNX opset."""
     assert given.recipe.task is not None  # the caller has looked
     project = Project(given.recipe.task, given.runner.cache.root)
     stages = {
@@ -226,35 +295,48 @@ def _train(given: _Preparation, targets: Sequence[Target], devices: dict[str, De
     }
     first = next(iter(stages.values()))
     first.teacher_weights()
+    first.student_weights()
     first.preflight()
     if tries_targets(given.only):
-        _try_targets(given, targets, devices, stages)
-    if multi_process.world_size() > 1:
-        multi_process.train(first)
-    wanted = {target.opset for target in given.left(targets)}
-    return {opset: training.run() for opset, training in stages.items() if opset in wanted}
+        _rehearse(given, targets, devices, stages)
+    return stages
 
 
-def _try_targets(
+def _rehearse(
     given: _Preparation,
     targets: Sequence[Target],
-    devices: dict[str, Device | Absent],
-    stages: dict[int, trained_source.TrainingStages],
+    devices: Mapping[str, Device | Absent],
+    stages: Mapping[int, trained_source.TrainingStages],
 ) -> None:
-    """Run or read the exports of the untrained student, and let each target take its own."""
+    """Run or read the rehearsal of the stages that train, and let each target take what comes out of it."""
 
     def export(opset: int) -> Done[Exported]:
         training = stages[opset]
         return export_untrained(given.runner, training.project, given.recipe, opset, training.export_label)
 
-    def take(target: Target) -> Done[TriedTarget]:
-        untrained = UntrainedTarget(given.recipe, target, devices[target.name], export(target.opset))
-        return preflight_target(given.runner, untrained)
+    def rehearsed(opset: int) -> Done[Rehearsed]:
+        alike = [target for target in targets if target.opset == opset]
+        return rehearse(given.runner, stages[opset], export(opset), alike)
 
+    origins: dict[int, Origin] = {}
     for target in given.left(targets):
         given.refusals.attempt(target.name, partial(export, target.opset))
     for target in given.left(targets):
-        given.refusals.attempt(target.name, partial(take, target))
+        if done := given.refusals.attempt(target.name, partial(rehearsed, target.opset)):
+            origins[target.opset] = RehearsedOrigin(done, stages[target.opset].project)
+    _take(given, targets, devices, origins)
+
+
+def _take(
+    given: _Preparation,
+    targets: Sequence[Target],
+    devices: Mapping[str, Device | Absent],
+    origins: Mapping[int, Origin],
+) -> None:
+    """Let each target take a network before anything is trained."""
+    for target in given.left(targets):
+        untrained = UntrainedTarget(given.recipe, target, devices[target.name], origins[target.opset])
+        given.refusals.attempt(target.name, partial(preflight_target, given.runner, untrained))
 
 
 def follow(recipe: Recipe, targets: Sequence[Target], cache: Path) -> None:

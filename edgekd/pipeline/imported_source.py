@@ -7,7 +7,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import msgspec
+import numpy as np
 
+from edgekd.config.recipe import OutputConfig
 from edgekd.errors import ModelError
 from edgekd.files import sha256_file
 from edgekd.gram.probe import Probe
@@ -15,15 +17,15 @@ from edgekd.pipeline.onnx_import.read import weight_files
 from edgekd.pipeline.onnx_import.stage import NETWORK, ImportedModel, OnnxSource, import_onnx
 from edgekd.pipeline.target.outputs import join_probe, run_on_host
 from edgekd.stages.artifacts import PROBE, TEST, VALIDATION, onnx_name, validation_probe
-from edgekd.stages.labels import accuracy
+from edgekd.stages.metrics import accuracy
 from edgekd.stages.stage import Done, Runner, StageSpec
 
 if TYPE_CHECKING:
-    import numpy as np
-    from numpy.typing import NDArray
-
     from edgekd.config.recipe import ModelConfig, Recipe
     from edgekd.config.target import Scheme
+    from edgekd.gram.nest import Nest
+    from edgekd.gram.npz import Array
+    from edgekd.gram.probe import Answer
     from edgekd.pipeline.source import JudgingSplit
     from edgekd.stages.artifacts import Exported
     from edgekd.stages.progress import StageReporter
@@ -33,11 +35,12 @@ LIBRARIES = ("onnx", "onnxruntime", "numpy")
 
 def _describe(imported: ImportedModel) -> str:
     taps = ", ".join(f"{name} at {tap.tensor}" for name, tap in imported.modalities.items())
-    return f"{imported.exported.facts.kind.name}, taps: {taps}"
+    kinds = ", ".join(kind.name for kind in imported.exported.facts.outputs.values())
+    return f"{kinds}, taps: {taps}"
 
 
 IMPORT: StageSpec[ImportedModel] = StageSpec(
-    "import", 5, ImportedModel, LIBRARIES, "read a trained ONNX model and its samples", _describe
+    "import", 6, ImportedModel, LIBRARIES, "read a trained ONNX model and its samples", _describe
 )
 
 
@@ -68,9 +71,16 @@ class ImportedOrigin:
         name = validation_probe(NETWORK) if split == "validation" else PROBE
         return {NETWORK: Probe.load(self.imported.folder / name)}
 
-    def metric(self, logits: NDArray[np.floating], labels: NDArray[np.integer]) -> float:
-        """Return the accuracy of logits [N, C] and labels [N]."""
-        return accuracy(logits, labels)
+    def metric(self, answer: Answer, targets: Nest) -> float:
+        """Return the accuracy of the first output of classes: labels are of that one."""
+        scores = answer[next(iter(self.exported.result.facts.classes))] if isinstance(answer, dict) else answer
+        assert isinstance(scores, np.ndarray)
+        assert isinstance(targets, np.ndarray)
+        return accuracy(scores, targets)
+
+    def same(self, _outputs: Answer, _reference: Answer) -> Array:
+        """Raise: no imported model says itself which answers are the same."""
+        raise NotImplementedError
 
     def histories(self) -> dict[str, list[dict[str, float]]]:
         """Return nothing: no network was trained here."""
@@ -92,8 +102,8 @@ def import_model(runner: Runner, recipe: Recipe) -> ImportedOrigin:
     model, calibration, test = _files(config)
 
     def run(folder: Path, report: StageReporter) -> ImportedModel:
-        kind = None if config.kind == "auto" else config.kind
-        source = OnnxSource(model, calibration, test, config.taps, config.output or None, kind, config.threshold)
+        only = OutputConfig(kind=config.kind, threshold=config.threshold)
+        source = OnnxSource(model, calibration, test, config.taps, config.asked, only)
         imported = import_onnx(source, folder, report, recipe.seed)
         for samples, name in ((TEST, PROBE), (VALIDATION, validation_probe(NETWORK))):
             outputs = run_on_host(folder / onnx_name(NETWORK), folder / samples)
@@ -106,7 +116,7 @@ def import_model(runner: Runner, recipe: Recipe) -> ImportedOrigin:
     }
     settings = {
         "taps": msgspec.to_builtins(config.taps),
-        "output": config.output,
+        "outputs": msgspec.to_builtins(config.asked),
         "kind": config.kind,
         "threshold": config.threshold,
         "seed": recipe.seed,

@@ -40,7 +40,7 @@ def train(stages: TrainingStages) -> None:
     from edgekd.training.loop import distributed
 
     runner = stages.runner
-    with distributed.process_group():
+    with distributed.process_group(stages.recipe.device):
         if distributed.is_main():
             _ = stages.project.identity  # loads the data and remembers the digest, for the others to find both
         distributed.barrier()

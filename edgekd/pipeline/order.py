@@ -9,8 +9,10 @@ from edgekd.devices.base import Absent, Verifier
 from edgekd.pipeline.imported_source import IMPORT
 from edgekd.pipeline.preflight import PREFLIGHT, PREFLIGHT_EXPORT
 from edgekd.pipeline.pruning import PRUNE, PRUNE_CHECK
+from edgekd.pipeline.rehearsal import REHEARSAL
 from edgekd.pipeline.target.blame import BLAME
 from edgekd.pipeline.target.compile import COMPILE, compiles
+from edgekd.pipeline.target.details import DETAILS
 from edgekd.pipeline.target.evaluate import CHECK, EVALUATE
 from edgekd.pipeline.target.judge import JUDGE
 from edgekd.pipeline.target.missing import MISSING
@@ -20,6 +22,7 @@ from edgekd.pipeline.target.quantize import QUANTIZE
 from edgekd.pipeline.target.repair import REPAIR
 from edgekd.pipeline.target.robustness import ROBUSTNESS_SHIPPED
 from edgekd.pipeline.target.verify import VERIFY
+from edgekd.pipeline.threads import THREADS
 from edgekd.pipeline.trained_source import DISTILL, EXPORT, QAT, ROBUSTNESS, TEACHER
 
 if TYPE_CHECKING:
@@ -52,8 +55,17 @@ def _trains(given: Circumstances) -> bool:
     return given.recipe.task is not None
 
 
+def _trains_teacher(given: Circumstances) -> bool:
+    """Whether a teacher is sure to be trained or loaded; one beside a trained student is, where the task has it."""
+    return _trains(given) and not given.recipe.student.weights
+
+
 def _prunes(given: Circumstances) -> bool:
     return _trains(given) and given.recipe.prune.active
+
+
+def _times_threads(given: Circumstances) -> bool:
+    return _trains(given) and given.recipe.threads == "auto"
 
 
 def _imports(given: Circumstances) -> bool:
@@ -112,8 +124,10 @@ class OrderedStage:
 ORDER = (
     OrderedStage(PREFLIGHT, "build", _trains),
     OrderedStage(PREFLIGHT_EXPORT, "opset", _tries_targets),
+    OrderedStage(REHEARSAL, "opset", _tries_targets),
     OrderedStage(PREFLIGHT_TARGET, "each", _tries_targets),
-    OrderedStage(TEACHER, "build", _trains),
+    OrderedStage(THREADS, "build", _times_threads),
+    OrderedStage(TEACHER, "build", _trains_teacher),
     OrderedStage(DISTILL, "build", _trains),
     OrderedStage(PRUNE, "build", _trains),
     OrderedStage(PRUNE_CHECK, "build", _prunes),
@@ -130,6 +144,7 @@ ORDER = (
     OrderedStage(PROFILE, "target", _has_latency),
     OrderedStage(MISSING, "target", _always),
     OrderedStage(JUDGE, "target", _always),
+    OrderedStage(DETAILS, "target", _always),
     OrderedStage(ROBUSTNESS_SHIPPED, "target", _measures_robustness),
     OrderedStage(BUNDLE, "target", _always),
     OrderedStage(VERIFY, "target", _verifies),
@@ -169,6 +184,18 @@ def plan(
             if stage.scope == "target" and stage.planned(given) and (only is None or stage.spec in only)
         ]
     return tuple(names)
+
+
+#: The stages before the first training.
+_BEFORE = (PREFLIGHT, PREFLIGHT_EXPORT, REHEARSAL, PREFLIGHT_TARGET)
+
+
+def dry_plan(recipe: Recipe, targets: Sequence[Target], devices: Mapping[str, Device | Absent]) -> tuple[str, ...]:
+    """Return the names of the stages that are run where nothing is to be trained or built, in order."""
+    if recipe.model:
+        return (IMPORT.name, *(f"{PREFLIGHT_TARGET.name} {target.name}" for target in targets))
+    names = {spec.name for spec in _BEFORE}
+    return tuple(name for name in plan(recipe, targets, devices) if name.partition(" ")[0] in names)
 
 
 def tries_targets(only: Sequence[StageSpec[Any]] | None) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -26,6 +27,24 @@ class BuildPaths:
 
     output: Path
     cache: Path
+
+    def try_out(self, places: Sequence[str]) -> None:
+        """Do what :meth:`check` does, and leave no folder behind.
+
+        Args:
+            places: As for :meth:`check`.
+
+        Raises:
+            OutputError: As for :meth:`check`.
+        """
+        output = self.output.absolute()
+        made = [folder for folder in (output, *output.parents) if not folder.exists()]
+        try:
+            self.check(places)
+        finally:
+            for folder in made:
+                with suppress(OSError):  # whoever puts something there meanwhile keeps it
+                    folder.rmdir()
 
     def check(self, places: Sequence[str]) -> None:
         """Make the output's folder, and refuse before any work what could only be refused after it.

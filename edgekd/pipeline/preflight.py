@@ -5,26 +5,32 @@ They import torch only where they must run, and a finished one is not run again.
 
 from __future__ import annotations
 
+import shutil
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import msgspec
 
+from edgekd.files import sha256_file
 from edgekd.stages.artifacts import Exported
 from edgekd.stages.progress import StageReporter
 from edgekd.stages.stage import StageSpec
 from edgekd.training.distillation.loss_registry import loss_sections, own_loss_sources
+from edgekd.training.loop.settings import own_training_sources, training_sections
+from edgekd.training.stage_run import Resources, computing
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from edgekd.config.recipe import Recipe
     from edgekd.files import JsonObject
     from edgekd.pipeline.project import Project
     from edgekd.stages.stage import Done, Runner
 
 #: Settings that decide how long, how often and how fast a network learns, and nothing that could be tried in one step.
-_SCHEDULE = ("epochs", "learning_rate", "weight_decay", "steps", "cache_teacher", "repair", "repair_s")
+_SCHEDULE = (
+    *("epochs", "min_steps", "learning_rate", "weight_decay", "momentum", "warm_up", "clip_norm", "ema", "keep"),
+    *("patience", "steps", "cache_teacher", "repair", "repair_s"),
+)
 
 
 @dataclass(frozen=True)
@@ -33,9 +39,11 @@ class Preflight:
 
     Attributes:
         warnings: What was warned of.
+        teacher: Whether the task has a teacher.
     """
 
     warnings: tuple[str, ...]
+    teacher: bool = True
 
     def __str__(self) -> str:
         """Describe the result in words."""
@@ -44,11 +52,11 @@ class Preflight:
 
 
 PREFLIGHT: StageSpec[Preflight] = StageSpec(
-    "preflight", 1, Preflight, ("torch", "torch-pruning"), "check the task, and try what its networks will go through"
+    "preflight", 2, Preflight, ("torch", "torch-pruning"), "check the task, and try what its networks will go through"
 )
 PREFLIGHT_EXPORT: StageSpec[Exported] = StageSpec(
     "preflight_export",
-    1,
+    2,
     Exported,
     ("torch", "onnx", "onnxscript", "onnxruntime"),
     "write the untrained student as ONNX",
@@ -81,14 +89,18 @@ def check_task(runner: Runner, project: Project, recipe: Recipe) -> Done[Preflig
         ModelError: The teacher cannot run in its precision.
     """
 
-    def run(_folder: Path, report: StageReporter) -> Preflight:
+    def run(folder: Path, report: StageReporter) -> Preflight:
         from edgekd.training.preflight.check import check
+        from edgekd.training.preflight.room import describe_room
 
         keeping = _Keeping(report.observer, report.stage, [])
-        check(project.loaded, project.taps(recipe), recipe, keeping)
-        return Preflight(tuple(keeping.kept))
+        with computing(Resources(device=recipe.device)):
+            needed = check(project.loaded, project.taps(recipe), recipe, keeping)
+        for warning in describe_room(needed, shutil.disk_usage(folder).free, str(folder.parent)):
+            report.warn(warning)  # of this disk now: it is not kept
+        return Preflight(tuple(keeping.kept), project.loaded.has_teacher)
 
-    return runner(PREFLIGHT, config=_settings(recipe), inputs={"task": project.identity}, run=run)
+    return runner(PREFLIGHT, config=training_settings(recipe), inputs={"task": project.identity}, run=run)
 
 
 def export_untrained(runner: Runner, project: Project, recipe: Recipe, opset: int, label: str) -> Done[Exported]:
@@ -108,7 +120,8 @@ def export_untrained(runner: Runner, project: Project, recipe: Recipe, opset: in
     def run(folder: Path, report: StageReporter) -> Exported:
         from edgekd.training.preflight import export
 
-        return export.run(project.loaded, project.taps(recipe).student, recipe, opset, folder, report)
+        with computing(Resources(device=recipe.device)):
+            return export.run(project.loaded, project.taps(recipe).student, recipe, opset, folder, report)
 
     config = {
         "opset": opset,
@@ -119,13 +132,15 @@ def export_untrained(runner: Runner, project: Project, recipe: Recipe, opset: in
     return runner(PREFLIGHT_EXPORT, label=label, config=config, inputs={"task": project.identity}, run=run)
 
 
-def _settings(recipe: Recipe) -> JsonObject:
+def training_settings(recipe: Recipe) -> JsonObject:
     """Return all of a recipe that a training depends on from its first step."""
     sections = {"teacher": recipe.teacher, "student": recipe.student, "distill": recipe.distill, "prune": recipe.prune}
     settings: JsonObject = {name: _without_schedule(section) for name, section in sections.items()}
-    losses = loss_sections(recipe)
+    losses, weights = loss_sections(recipe), recipe.student.weights
     return {
         **settings,
+        **({"weights": sha256_file(Path(weights))} if weights else {}),
+        "own": {name: own_training_sources(section) for name, section in training_sections(recipe).items()},
         "losses": {name: {**msgspec.to_builtins(loss), **own_loss_sources(loss)} for name, loss in losses.items()},
         "seed": recipe.seed,
     }

@@ -61,12 +61,12 @@ class Project:
         """
         from edgekd.training.taps.taps import Taps, resolve_taps
 
-        task, names = self.loaded.task, self.loaded.modalities
-        return Taps(
-            resolve_taps("teacher", recipe.teacher.taps, getattr(task, "teacher_taps", {}), names),
-            resolve_taps("student", recipe.student.taps, getattr(task, "student_taps", {}), names),
-            recipe.teacher.precision,
-        )
+        task, names, outputs = self.loaded.task, self.loaded.modalities, self.loaded.outputs
+        student = resolve_taps("student", recipe.student.taps, getattr(task, "student_taps", {}), names, outputs)
+        if not self.loaded.has_teacher:  # the student takes its place
+            return Taps(student, student)
+        teacher = resolve_taps("teacher", recipe.teacher.taps, getattr(task, "teacher_taps", {}), names, outputs)
+        return Taps(teacher, student, recipe.teacher.precision)
 
     @cached_property
     def identity(self) -> str:

@@ -34,7 +34,7 @@ def _describe_check(checked: PruneCheck) -> str:
 
 PRUNE: StageSpec[Trained] = StageSpec(
     "prune",
-    8,
+    9,
     Trained,
     ("torch-pruning",),
     "remove channels of the student and fine-tune what is left",
@@ -107,7 +107,7 @@ def _attempt(trained: Trained, plan: PrunePlan, checked: PruneCheck) -> PruneAtt
     return PruneAttempt(
         ratio=_ratio(trained),
         ratios={branch: 1 - left / before for branch, (left, before) in trained.channels.items()},
-        epochs=plan.epochs,
+        epochs=trained.epochs,
         parameters=trained.parameters,
         seconds=trained.seconds,
         row=checked.row,

@@ -9,11 +9,10 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
     from pathlib import Path
 
-    import numpy as np
-    from numpy.typing import NDArray
-
     from edgekd.config.target import Scheme
-    from edgekd.gram.probe import Probe
+    from edgekd.gram.nest import Nest
+    from edgekd.gram.npz import Array
+    from edgekd.gram.probe import Answer, Probe
     from edgekd.runtime.corruption import Robustness
     from edgekd.stages.artifacts import Exported
     from edgekd.stages.stage import Done
@@ -71,8 +70,11 @@ class Origin(Protocol):
             split: The samples: those of the validation, on which what ships is chosen, or of the test, which judge it.
         """
 
-    def metric(self, logits: NDArray[np.floating], labels: NDArray[np.integer]) -> float:
-        """Return the task's metric of logits [N, C] and labels [N]."""
+    def metric(self, answer: Answer, targets: Nest) -> float:
+        """Return the task's metric of what a network answered for N samples, and what they are labelled with."""
+
+    def same(self, outputs: Answer, reference: Answer) -> Array:
+        """Return the task's own word on which share of each sample's answer changed [N]."""
 
     def histories(self) -> dict[str, list[dict[str, float]]]:
         """Return for each network that was trained here one entry for each epoch."""

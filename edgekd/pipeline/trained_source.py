@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -9,50 +10,60 @@ from typing import TYPE_CHECKING, TypeVar
 
 import msgspec
 
+from edgekd.config.recipe import without_teacher
 from edgekd.errors import ModelError
 from edgekd.files import sha256_file
 from edgekd.gram.gate import CUT, FINETUNED
 from edgekd.pipeline.preflight import check_task
 from edgekd.pipeline.pruning import PRUNE, PRUNE_CHECK, prune_until_released
 from edgekd.pipeline.source import QatStudent
+from edgekd.pipeline.threads import choose_threads
 from edgekd.runtime.corruption import Robustness
 from edgekd.stages.artifacts import CUT_PROBE, PROBE, WEIGHTS, Exported, validation_probe
 from edgekd.stages.cache import digest
 from edgekd.stages.judging import gate_limits, gate_rules
 from edgekd.stages.stage import Done, Runner, StageSpec
-from edgekd.stages.trained import Trained
+from edgekd.stages.trained import KEPT, Trained
 from edgekd.training.distillation.loss_registry import check_losses, own_loss_sources
-from edgekd.training.stage_run import StageRun, computing_threads
+from edgekd.training.loop.settings import check_training, own_training_sources
+from edgekd.training.stage_run import Resources, StageRun, computing
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from contextlib import AbstractContextManager
 
-    import numpy as np
-    from numpy.typing import NDArray
     from torch import nn
 
-    from edgekd.config.recipe import DistillConfig, LossConfig, Recipe
+    from edgekd.config.recipe import DistillConfig, LossConfig, PruneConfig, QatConfig, Recipe
     from edgekd.config.target import Scheme
     from edgekd.files import JsonObject
-    from edgekd.gram.probe import Probe
+    from edgekd.gram.nest import Nest
+    from edgekd.gram.npz import Array
+    from edgekd.gram.probe import Answer, Probe
     from edgekd.gram.verdict import GateLimits
+    from edgekd.pipeline.preflight import Preflight
     from edgekd.pipeline.project import Project
     from edgekd.pipeline.source import JudgingSplit
     from edgekd.stages.progress import StageReporter
     from edgekd.stages.trained import PruneAttempt, PruneCheck
     from edgekd.training.pruning.attempts import PrunePlan
     from edgekd.training.taps.taps import Taps
+    from edgekd.training.task.loading import LoadedTask
 
 R = TypeVar("R")
 
 LIBRARIES = ("torch", "torch-pruning", "onnx", "onnxscript", "onnxruntime")
 
 #: Version of the files in which a teacher's outputs are kept.
-_OUTPUTS_VERSION = 1
+_OUTPUTS_VERSION = 2
 
 
 def _describe(trained: Trained) -> str:
-    return f"metric {trained.metric:.4f}, {trained.parameters:,} parameters"
+    said = f"metric {trained.metric:.4f}, {trained.parameters:,} parameters"
+    kept = [number for number, epoch in enumerate(trained.history, 1) if epoch[KEPT]]
+    if len(kept) != 1 or kept[0] == len(trained.history):
+        return said
+    return f"{said}, of epoch {kept[0]} of {len(trained.history)}"
 
 
 def _describe_export(exported: Exported) -> str:
@@ -63,17 +74,19 @@ def _describe_robustness(robustness: Robustness) -> str:
     return f"{len(robustness.networks)} networks, noise {robustness.noise:g}"
 
 
-TEACHER: StageSpec[Trained] = StageSpec("teacher", 4, Trained, ("torch",), "train the teacher, or load it", _describe)
-DISTILL: StageSpec[Trained] = StageSpec("distill", 4, Trained, (), "train the student from the teacher", _describe)
+TEACHER: StageSpec[Trained] = StageSpec("teacher", 5, Trained, ("torch",), "train the teacher, or load it", _describe)
+DISTILL: StageSpec[Trained] = StageSpec(
+    "distill", 5, Trained, (), "train the student from the teacher, or load it", _describe
+)
 EXPORT: StageSpec[Exported] = StageSpec(
     "export", 9, Exported, ("onnx", "onnxscript", "onnxruntime"), "write the networks as ONNX", _describe_export
 )
 QAT: StageSpec[Trained] = StageSpec(
-    "qat", 4, Trained, (), "fine-tune the pruned student with fake quantization", _describe
+    "qat", 5, Trained, (), "fine-tune the pruned student with fake quantization", _describe
 )
 ROBUSTNESS: StageSpec[Robustness] = StageSpec(
     "robustness",
-    2,
+    3,
     Robustness,
     (),
     "measure the trained networks with each modality dropped or noisy",
@@ -87,14 +100,14 @@ class TrainedOrigin:
 
     Attributes:
         stages: The stages that trained them.
-        teacher: The finished teacher.
+        teacher: The finished teacher; None where the task has none.
         student: The finished student, not pruned.
         pruned: The finished pruned student.
         exported: The export of all three.
     """
 
     stages: TrainingStages
-    teacher: Done[Trained]
+    teacher: Done[Trained] | None
     student: Done[Trained]
     pruned: Done[Trained]
     exported: Done[Exported]
@@ -103,8 +116,8 @@ class TrainedOrigin:
 
     @property
     def baselines(self) -> tuple[str, ...]:
-        """The networks before the pruned one; the teacher need not be exported."""
-        return ("teacher", "student")
+        """The networks before the pruned one; the teacher need not be exported, and a task may have none."""
+        return tuple(name for name in self.trained if name != self.network)
 
     @property
     def name(self) -> str:
@@ -114,25 +127,31 @@ class TrainedOrigin:
     @property
     def trained(self) -> dict[str, Done[Trained]]:
         """The trained networks, by name."""
-        return {"teacher": self.teacher, "student": self.student, "pruned": self.pruned}
+        teacher = {"teacher": self.teacher} if self.teacher else {}
+        return {**teacher, "student": self.student, "pruned": self.pruned}
 
     def probes(self, split: JudgingSplit) -> dict[str, Probe]:
         """Read each network's probe on a split; of the pruned one on the test split "cut" is before its fine-tune."""
         from edgekd.gram.probe import Probe
 
         if split == "validation":
-            files = {name: self.exported.folder / validation_probe(name) for name in ("teacher", "student")}
+            names = [name for name in self.trained if name != "pruned"]
+            files = {name: self.exported.folder / validation_probe(name) for name in names}
             if self.pruned.result.history:
                 files[FINETUNED] = self.exported.folder / validation_probe("pruned")
         else:
-            files = {"teacher": self.teacher.folder / PROBE, "student": self.student.folder / PROBE}
+            files = {name: done.folder / PROBE for name, done in self.trained.items() if name != "pruned"}
             if self.pruned.result.history:
                 files |= {CUT: self.pruned.folder / CUT_PROBE, FINETUNED: self.pruned.folder / PROBE}
         return {name: Probe.load(path) for name, path in files.items()}
 
-    def metric(self, logits: NDArray[np.floating], labels: NDArray[np.integer]) -> float:
+    def metric(self, answer: Answer, targets: Nest) -> float:
         """Return the task's metric."""
-        return self.stages.project.loaded.metric(logits, labels)
+        return self.stages.project.loaded.metric(answer, targets)
+
+    def same(self, outputs: Answer, reference: Answer) -> Array:
+        """Return the task's own word on which share of each sample's answer changed [N]."""
+        return self.stages.project.loaded.same(outputs, reference)
 
     def histories(self) -> dict[str, list[dict[str, float]]]:
         """Return for each network that was trained here one entry for each epoch."""
@@ -176,16 +195,17 @@ class TrainingStages:
 
     def __post_init__(self) -> None:
         check_losses(self.recipe)
+        check_training(self.recipe)
 
     def run(self) -> TrainedOrigin:
         """Run every stage, or read its result."""
         teacher, student, pruned = self.train()
         return TrainedOrigin(self, teacher, student, pruned, self._export(teacher, student, pruned))
 
-    def train(self) -> tuple[Done[Trained], Done[Trained], Done[Trained]]:
+    def train(self) -> tuple[Done[Trained] | None, Done[Trained], Done[Trained]]:
         """Run or read the stages before the export; return teacher, student and pruned student."""
-        teacher = self.teacher()
-        student = self._distill(teacher)
+        teacher = self.teacher() if self.has_teacher else None
+        student = self.student(teacher)
         return teacher, student, self._prune(teacher, student)
 
     def _run(
@@ -200,40 +220,53 @@ class TrainingStages:
         """Run a stage of the recipe's threads, in which what the task's code raises is one line."""
 
         def run_task(folder: Path, report: StageReporter) -> R:
-            with self.project.loaded.errors_in(f"stage '{spec.name}'"), computing_threads(self.recipe.threads):
+            with self.project.loaded.errors_in(f"stage '{spec.name}'"), self.computing():
                 return run(folder, report)
 
         return self.runner(spec, label=label, config=config, inputs=inputs, run=run_task)
 
+    def computing(self) -> AbstractContextManager[None]:
+        """Return a context in which torch computes with the recipe's threads and device."""
+        return computing(Resources(self.threads, self.recipe.device, self.recipe.workers))
+
+    @cached_property
+    def threads(self) -> int:
+        """The number of threads that train: the recipe's, or the one that a short timing finds to be faster."""
+        if self.recipe.threads != "auto":
+            return self.recipe.threads
+        return choose_threads(self.runner, self.teachers or self.project, self.recipe, self.taps)
+
     def networks(self) -> tuple[nn.Module, nn.Module]:
         """Run or read the stages before the export; return the trained teacher and the trained pruned student."""
         teacher = self.teacher()
-        pruned = self._prune(teacher, self._distill(teacher))
+        pruned = self._prune(teacher, self.student(teacher))
         return self.load_teacher(teacher), self._load_pruned(pruned.folder)
 
-    def fine_tune_for_int8(self, origin: TrainedOrigin, scheme: Scheme) -> QatStudent:
-        """Fine-tune the pruned network for a scheme of INT8, and export it alone."""
-        config = self.recipe.quantize.qat
+    def qat(
+        self, teacher: Done[Trained] | None, student: Done[Trained], pruned: Done[Trained], scheme: Scheme
+    ) -> Done[Trained]:
+        """Fine-tune the pruned student for a scheme of INT8, held by the unpruned student."""
+        config = msgspec.structs.replace(self.recipe.quantize.qat, loss=self._fine_tuned(self.recipe.quantize.qat.loss))
 
-        def fine_tune(folder: Path, report: StageReporter) -> Trained:
+        def run(folder: Path, report: StageReporter) -> Trained:
             from edgekd.training.qat import stage as qat
 
             networks = qat.QatNetworks(
-                self.load_teacher(origin.teacher),
-                self._load_student(origin.student),
-                self._load_pruned(origin.pruned.folder),
-                self._outputs(origin.teacher, config.loss, report),
+                self._load_reference(teacher, student),
+                self._load_student(student),
+                self._load_pruned(pruned.folder),
+                self._outputs(teacher, config.loss, report),
             )
             return qat.run(
                 self.project.loaded, networks, self.taps, scheme, config, StageRun(self.recipe.seed, folder, report)
             )
 
-        fine_tuned = self._run(
-            QAT,
-            config={**_plain(config), **own_loss_sources(config.loss), "scheme": _plain(scheme)},
-            inputs={"pruned": origin.pruned.key},
-            run=fine_tune,
-        )
+        settings = {**_plain(config), **_own_sources(config), "scheme": _plain(scheme)}
+        return self._run(QAT, config=settings, inputs={"pruned": pruned.key}, run=run)
+
+    def fine_tune_for_int8(self, origin: TrainedOrigin, scheme: Scheme) -> QatStudent:
+        """Fine-tune the pruned network for a scheme of INT8, and export it alone."""
+        fine_tuned = self.qat(origin.teacher, origin.student, origin.pruned, scheme)
 
         def export_student(folder: Path, report: StageReporter) -> Exported:
             from edgekd.training.export import stage as export
@@ -265,7 +298,7 @@ class TrainingStages:
             from edgekd.training import robustness
 
             models = {
-                "teacher": self.load_teacher(origin.teacher),
+                **({"teacher": self.load_teacher(origin.teacher)} if origin.teacher else {}),
                 "student": self._load_student(origin.student),
                 "pruned": self._load_pruned(origin.pruned.folder),
             }
@@ -289,8 +322,28 @@ class TrainingStages:
             raise ModelError(f"[teacher] weights: {weights}: no such file")
         return weights
 
+    def student_weights(self) -> Path | None:
+        """Return the file of the student's weights, where the recipe names one.
+
+        Raises:
+            ModelError: There is no such file.
+        """
+        weights = Path(self.recipe.student.weights) if self.recipe.student.weights else None
+        if weights is not None and not weights.is_file():
+            raise ModelError(f"[student] weights: {weights}: no such file")
+        return weights
+
+    @cached_property
+    def has_teacher(self) -> bool:
+        """Whether the task has a teacher, once it was checked."""
+        return self.preflight().result.teacher
+
     def teacher(self) -> Done[Trained]:
-        """Check the task; then train the teacher, or load the user's."""
+        """Check the task; then train the teacher, or load the user's.
+
+        Raises:
+            TaskError: It has none.
+        """
         weights = self.teacher_weights()
         self.preflight()
         config, project = self.recipe.teacher, self.teachers or self.project
@@ -298,25 +351,55 @@ class TrainingStages:
         def run(folder: Path, report: StageReporter) -> Trained:
             from edgekd.training.distillation import teacher
 
-            return teacher.run(project.loaded, self.taps.teacher, config, StageRun(self.recipe.seed, folder, report))
+            stage = StageRun(self.recipe.seed, folder, report)
+            trained = teacher.run(project.loaded, self.taps.teacher, config, stage)
+            return _tell_lesson(project.loaded, "teacher", trained, stage)
 
         settings = {
             **_plain(msgspec.structs.replace(config, precision="float32")),  # it matters to those that learn from it
             "weights": sha256_file(weights) if weights else None,
             "seed": self.recipe.seed,
-            "threads": self.recipe.threads,
+            "threads": self.threads,
+            "device": self.recipe.device.partition(":")[0],
+            **own_training_sources(config),
         }
         return self._run(TEACHER, config=settings, inputs={"task": project.identity}, run=run)
+
+    def student(self, teacher: Done[Trained] | None) -> Done[Trained]:
+        """Load the student that is trained already, or distil it from the teacher.
+
+        Args:
+            teacher: The finished teacher; None where the task has none.
+        """
+        weights = self.student_weights()
+        if weights is None:
+            return self._distill(self.teacher() if teacher is None else teacher)
+
+        def run(folder: Path, report: StageReporter) -> Trained:
+            from edgekd.training.distillation import distill
+
+            return distill.load(self.project.loaded, self.taps, weights, StageRun(self.recipe.seed, folder, report))
+
+        settings = {
+            "weights": sha256_file(weights),
+            "taps": _plain(self.recipe.student.taps),
+            "precision": self.recipe.teacher.precision,
+            "seed": self.recipe.seed,
+            "threads": self.recipe.threads,
+        }
+        inputs = {"task": self.project.identity, **({"teacher": teacher.key} if teacher else {})}
+        return self._run(DISTILL, config=settings, inputs=inputs, run=run)
 
     def _distill(self, teacher: Done[Trained]) -> Done[Trained]:
         config = self.recipe.distill
 
         def run(folder: Path, report: StageReporter) -> Trained:
-            return self.distil(teacher, config, self.recipe.seed, folder, report)
+            trained = self.distil(teacher, config, self.recipe.seed, folder, report)
+            return _tell_lesson(self.project.loaded, "student", trained, StageRun(self.recipe.seed, folder, report))
 
         settings = {
             **_plain(config),
-            **own_loss_sources(config.loss),
+            **_own_sources(config),
             "taps": _plain(self.recipe.student.taps),
             "precision": self.recipe.teacher.precision,
         }
@@ -339,31 +422,35 @@ class TrainingStages:
         """
         from edgekd.training.distillation import distill
 
-        with computing_threads(self.recipe.threads):
+        with self.computing():
             outputs, model = self._outputs(teacher, config.loss, report), self.load_teacher(teacher)
             return distill.run(self.project.loaded, model, self.taps, config, StageRun(seed, folder, report), outputs)
 
-    def _prune(self, teacher: Done[Trained], student: Done[Trained]) -> Done[Trained]:
+    def _fine_tuned(self, loss: LossConfig) -> LossConfig:
+        """Return the losses of a fine-tune, in which the student takes the place of a teacher that there is not."""
+        return loss if self.has_teacher else without_teacher(loss)
+
+    def _prune(self, teacher: Done[Trained] | None, student: Done[Trained]) -> Done[Trained]:
         return prune_until_released(_StudentPruning(self, teacher, student), self.recipe.prune)
 
     def prune_once(
-        self, teacher: Done[Trained], student: Done[Trained], plan: PrunePlan, label: str = ""
+        self, teacher: Done[Trained] | None, student: Done[Trained], plan: PrunePlan, label: str = ""
     ) -> Done[Trained]:
         """Prune and fine-tune the student as one plan says, or read the result.
 
         Args:
-            teacher: The finished teacher.
+            teacher: The finished teacher; None where the task has none.
             student: The finished student.
             plan: How to prune.
             label: What tells the attempt from the others; "" for the first.
         """
-        config = self.recipe.prune
+        config = msgspec.structs.replace(self.recipe.prune, loss=self._fine_tuned(self.recipe.prune.loss))
 
         def run(folder: Path, report: StageReporter) -> Trained:
             from edgekd.training.pruning import stage as prune
 
             networks = prune.PruningNetworks(
-                self.load_teacher(teacher),
+                self._load_reference(teacher, student),
                 self._load_student(student),
                 self._load_student(student),
                 self._outputs(teacher, config.loss, report),
@@ -372,7 +459,7 @@ class TrainingStages:
             return prune.run(self.project.loaded, networks, self.taps, config, stage, plan)
 
         decides = msgspec.structs.replace(config, repair="auto", repair_s=0.0)  # these tell whether one follows
-        settings = {**_plain(decides), **own_loss_sources(config.loss), "plan": plan.identity()}
+        settings = {**_plain(decides), **_own_sources(config), "plan": plan.identity()}
         return self._run(PRUNE, label=label, config=settings, inputs={"student": student.key}, run=run)
 
     def check_pruned(
@@ -392,7 +479,12 @@ class TrainingStages:
 
             task = self.project.loaded
             rules = gate_rules(
-                self.recipe.gate, task.metric_name, higher_is_better=task.higher_is_better, seed=self.recipe.seed
+                self.recipe.gate,
+                task.metric_name,
+                task.outputs,
+                higher_is_better=task.higher_is_better,
+                seed=self.recipe.seed,
+                same=task.own_same,
             )
             networks = self._load_student(student), self._load_pruned(pruned.folder)
             checked = judge_pruned(task, *networks, self.taps.student, rules)
@@ -403,7 +495,7 @@ class TrainingStages:
         settings = {**_plain(self.recipe.gate), "seed": self.recipe.seed}
         return self._run(PRUNE_CHECK, label=label, config=settings, inputs={"pruned": pruned.key}, run=run)
 
-    def _export(self, teacher: Done[Trained], student: Done[Trained], pruned: Done[Trained]) -> Done[Exported]:
+    def _export(self, teacher: Done[Trained] | None, student: Done[Trained], pruned: Done[Trained]) -> Done[Exported]:
         config = self.recipe.export
 
         def run(folder: Path, report: StageReporter) -> Exported:
@@ -411,9 +503,11 @@ class TrainingStages:
             from edgekd.training.export import stage as export
             from edgekd.training.export.onnx import ExportNetwork
 
-            model = self.load_teacher(teacher)
-            networks = {
-                "teacher": ExportNetwork(model, taps_of(model, self.taps.teacher), optional=True),
+            networks = {}
+            if teacher is not None:
+                model = self.load_teacher(teacher)
+                networks["teacher"] = ExportNetwork(model, taps_of(model, self.taps.teacher), optional=True)
+            networks |= {
                 "student": ExportNetwork(self._load_student(student), self.taps.student),
                 "pruned": ExportNetwork(self._load_pruned(pruned.folder), self.taps.student),
             }
@@ -422,9 +516,9 @@ class TrainingStages:
         settings = {**_plain(config), "opset": self.opset}
         return self._run(EXPORT, label=self.export_label, config=settings, inputs={"pruned": pruned.key}, run=run)
 
-    def _outputs(self, teacher: Done[Trained], loss: LossConfig, report: StageReporter) -> Path | None:
+    def _outputs(self, teacher: Done[Trained] | None, loss: LossConfig, report: StageReporter) -> Path | None:
         """Return the folder of the teacher's outputs on the training split, written once; None where it is to run."""
-        if not self.recipe.distill.cache_teacher:
+        if teacher is None or not self.recipe.distill.cache_teacher:
             return None
         from edgekd.training.distillation import cached_teacher
         from edgekd.training.distillation.loss_taps import taps_with_losses
@@ -451,13 +545,13 @@ class TrainingStages:
         """The taps of both networks, from the recipe and the task."""
         return self.project.taps(self.recipe)
 
-    def preflight(self) -> None:
+    def preflight(self) -> Done[Preflight]:
         """Check the task, or read that it was checked.
 
         Raises:
             TaskError: Something in the task is wrong.
         """
-        check_task(self.runner, self.project, self.recipe)
+        return check_task(self.runner, self.project, self.recipe)
 
     def load_teacher(self, done: Done[Trained]) -> nn.Module:
         """Return the finished teacher."""
@@ -471,6 +565,10 @@ class TrainingStages:
             return Ensemble([build(factory, self.recipe.seed) for _ in range(count)], self.taps.teacher)
 
         return self._load(members, done)
+
+    def _load_reference(self, teacher: Done[Trained] | None, student: Done[Trained]) -> nn.Module:
+        """Return what fine-tunes learn from: the finished teacher, or the student where the task has none."""
+        return self._load_student(student) if teacher is None else self.load_teacher(teacher)
 
     def _load_student(self, done: Done[Trained]) -> nn.Module:
         return self._load(self.project.loaded.task.student, done)
@@ -492,7 +590,7 @@ class _StudentPruning:
     """The :class:`~edgekd.pipeline.pruning.PruningStages` of a student."""
 
     stages: TrainingStages
-    teacher: Done[Trained]
+    teacher: Done[Trained] | None
     student: Done[Trained]
 
     @property
@@ -507,6 +605,22 @@ class _StudentPruning:
     def check(self, pruned: Done[Trained], label: str, tell: Callable[[PruneCheck], str]) -> Done[PruneCheck]:
         """Judge a pruned network."""
         return self.stages.check_pruned(self.student, pruned, label, tell)
+
+
+def _own_sources(config: DistillConfig | PruneConfig | QatConfig) -> JsonObject:
+    """Return the digests of the user's own code that a training runs beside the task's."""
+    return {**own_loss_sources(config.loss), **own_training_sources(config)}
+
+
+def _tell_lesson(task: LoadedTask, name: str, trained: Trained, stage: StageRun) -> Trained:
+    """Warn at once where a network learned nothing; return its result with the warning."""
+    from edgekd.training.loop import distributed
+    from edgekd.training.loop.lesson import describe_lesson
+
+    warnings = describe_lesson(task, name, trained, stage.folder) if distributed.is_main() else ()
+    for warning in warnings:
+        stage.report.warn(warning)
+    return dataclasses.replace(trained, warnings=warnings)
 
 
 def _plain(config: object) -> JsonObject:

@@ -8,7 +8,7 @@ import math
 _FIGURES = dict.fromkeys(("mean", "bound", "worst_pair_mean", "bias", "largest_error"), math.nan)
 
 #: What the best constant answer has; its metric is always there, where that of a row need not be.
-_CONSTANT = {"label", "metric", "gain"}
+_CONSTANT = {"metric", "gain"}
 
 #: The figures of a mean with its bounds, and what null stands for where there is a mean.
 _ESTIMATE = {"mean": math.nan, "low": -math.inf, "high": math.inf}
@@ -25,7 +25,7 @@ def ledger_with_nan(ledger: object) -> object:
         return ledger
     if ledger.keys() == _ESTIMATE.keys():
         lacking = dict.fromkeys(_ESTIMATE, math.nan) if ledger["mean"] is None else _ESTIMATE
-    elif ledger.keys() == _CONSTANT:
+    elif ledger.keys() >= _CONSTANT:
         lacking = {"metric": math.nan}
     else:
         lacking = _FIGURES

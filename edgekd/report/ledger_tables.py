@@ -20,7 +20,15 @@ if TYPE_CHECKING:
     from edgekd.stages.trained import PruneAttempt
 
 #: The column of each kind of output's divergence.
-_DIVERGENCES: dict[OutputName, str] = {"classes": "KL", "multilabel": "KL", "values": "error", "embedding": "Δcos"}
+_DIVERGENCES: dict[OutputName, str] = {
+    "classes": "KL",
+    "multilabel": "KL",
+    "regression": "error",
+    "dense-classes": "KL",
+    "sequence-classes": "KL",
+    "embedding": "Δcos",
+    "custom": "error",
+}
 
 
 def ledger_table(ledger: Ledger, samples: str = "samples") -> Table:
@@ -52,7 +60,7 @@ def ledger_columns(ledger: Ledger) -> dict[EvidenceName, str]:
 
 
 def _ledger_row(row: LedgerRow) -> tuple[str, ...]:
-    drift, diverged = row.to_reference, row.answers.divergence if row.answers else None
+    drift, diverged = row.to_reference, row.first.divergence if row.first else None
     return (
         row.stage,
         small(diverged.mean if diverged else None),
@@ -146,7 +154,7 @@ def undecided_note(result: TargetResult) -> str | None:
 
 def pruning_table(attempts: Sequence[PruneAttempt]) -> Table:
     """Return the table of the attempts at pruning, each judged on the validation split."""
-    answers = next((attempt.row.answers for attempt in attempts if attempt.row.answers), None)
+    answers = next((attempt.row.first for attempt in attempts if attempt.row.first), None)
     divergence = _DIVERGENCES[answers.kind if answers else "classes"] + BOUND
     names = ("ratio", "epochs", "parameters", divergence, "flips", f"drift{BOUND}", "gate", "time")
     rows = tuple(_attempt(number, attempt) for number, attempt in enumerate(attempts, 1))
@@ -163,7 +171,7 @@ def _attempt(place: int, attempt: PruneAttempt) -> tuple[str, ...]:
         share(attempt.ratio),
         str(attempt.epochs),
         f"{attempt.parameters:,}",
-        small(row.answers.divergence.high if row.answers else None),
+        small(row.first.divergence.high if row.first else None),
         percent(row.flips),
         small(row.to_reference.bound if row.to_reference else None),
         row.verdict or NOTHING,

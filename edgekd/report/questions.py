@@ -113,7 +113,7 @@ def _learned(ledger: Ledger, verdict: Verdict) -> Iterator[Evidence]:
     if teacher is not None:
         yield Evidence("teacher", "that of the teacher", teacher)
     if constant is not None:
-        always = f"always class {constant.label}"
+        always = f"always {constant.answer}"
         yield Evidence("constant", f"that of answering {always}", constant.metric)
         gain = constant.gain
         state = "pass" if gain.low > 0 else verdict
@@ -123,19 +123,22 @@ def _learned(ledger: Ledger, verdict: Verdict) -> Iterator[Evidence]:
 
 
 def _behaviour(ledger: Ledger, row: LedgerRow, verdict: Verdict) -> Iterator[Evidence]:
-    answers, limits = row.answers, ledger.limits
-    if answers is None:
-        return
-    yield _bounded("divergence", MEASURES[answers.kind], answers.divergence, limits.divergence(answers.kind), verdict)
-    if answers.changed is not None and answers.kind == "embedding":
-        near, label = answers.changed, "nearest that are others"
-        yield Evidence("changed", label, near.mean, near.low, near.high, share=True)
-    elif answers.changed is not None:
-        yield _bounded("changed", "answers changed", answers.changed, limits.max_flips, verdict, share=True)
+    limits = ledger.limits
+    named = {("" if len(row.answers) == 1 else f"{name}: "): answers for name, answers in row.answers.items()}
+    for at, answers in named.items():
+        label, limit = f"{at}{MEASURES[answers.kind]}", limits.divergence(answers.kind)
+        yield _bounded("divergence", label, answers.divergence, limit, verdict)
+        if answers.changed is not None and answers.kind == "embedding":
+            near, label = answers.changed, f"{at}nearest that are others"
+            yield Evidence("changed", label, near.mean, near.low, near.high, share=True)
+        elif answers.changed is not None:
+            label = f"{at}answers changed"
+            yield _bounded("changed", label, answers.changed, limits.max_flips, verdict, share=True)
     if row.loss is not None:
         yield _bounded("loss", f"{ledger.metric} worse by", row.loss, limits.max_metric_drop, verdict)
-    error = answers.error
-    yield Evidence("error", "relative error of a sample", error.mean, error.low, error.high)
+    for at, answers in named.items():
+        error = answers.error
+        yield Evidence("error", f"{at}relative error of a sample", error.mean, error.low, error.high)
     most = limits.max_missing_flips
     for name, changed in row.missing.items():
         state: Verdict = "pass" if changed.mean <= most + AT_LIMIT else "warn"

@@ -12,6 +12,7 @@ from edgekd.runtime.measure.results import Quantile  # noqa: TC001
 if TYPE_CHECKING:
     from edgekd.config.target import Budgets
     from edgekd.gram.gate import Ledger, LedgerRow
+    from edgekd.report.details.content import OutputDetails
     from edgekd.runtime.corruption import NetworkRobustness, Robustness
     from edgekd.runtime.measure.results import EngineProfile, Profile
     from edgekd.stages.stage import StageTime
@@ -119,6 +120,7 @@ class TargetResult:
         chosen_on: On which samples the candidates were judged and one of them was chosen, in words, e.g.
             "200 samples of the validation split"; none of them is among those that judge what ships.
         robustness: The metric of what ships with a modality dropped or noisy; None where it was not measured.
+        details: What stands behind the quality of each output, by its name; empty in reports of an earlier edgekd.
     """
 
     target: str
@@ -139,6 +141,7 @@ class TargetResult:
     facts: tuple[str, ...] = ()
     robustness: NetworkRobustness | None = None
     chosen_on: str = ""
+    details: dict[str, OutputDetails] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if self.profile is None and not self.profile_reason:
@@ -266,6 +269,11 @@ class BuildReport:
     robustness: Robustness | None = None
     robustness_reason: str = "not measured"
     pruning: tuple[PruneAttempt, ...] = ()
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """What the stages warned of, each once, with the stage's name."""
+        return tuple(dict.fromkeys(f"{stage.name}: {told}" for stage in self.stages for told in stage.warnings))
 
     @property
     def released(self) -> bool:

@@ -18,6 +18,23 @@ from msgspec import Struct
 from edgekd.files import write_text
 from edgekd.gram.gate import Ledger
 from edgekd.gram.verdict import Question, Verdict
+from edgekd.report.details.content import (
+    ChangedAnswers,
+    ClassFigures,
+    ClassRow,
+    ConfusedPair,
+    DetailCurve,
+    ElementRow,
+    GroupFigures,
+    GroupRow,
+    InputPicture,
+    NumberFigures,
+    OutputDetails,
+    RecallRow,
+    Retrieved,
+    SampleDetails,
+    TokenErrors,
+)
 from edgekd.report.questions import Evidence
 from edgekd.report.results import PROFILE_VERSION, SCHEMA_VERSION, CandidateResult
 from edgekd.report.row import (
@@ -95,6 +112,8 @@ class TargetDetails(Struct, frozen=True):
         ledger: The same probe after every stage, judged by the gate.
         profile: Latencies of baselines, engine and candidates; None where nothing was timed.
         profile_reason: Why there is no profile; None where there is one.
+        details: What stands behind the quality of each output of what ships, by its name; empty in reports of an
+            earlier edgekd.
     """
 
     target: str
@@ -109,6 +128,7 @@ class TargetDetails(Struct, frozen=True):
     ledger: Ledger
     profile: Profile | None
     profile_reason: str | None
+    details: dict[str, OutputDetails] = {}
 
 
 class RobustnessDetails(Struct, frozen=True):
@@ -221,6 +241,8 @@ _DESCRIBED: tuple[type, ...] = (
     *(BudgetResult, TargetDetails, RobustnessDetails, ReportFile, ShippedMetric, ProfileFile, CandidateResult),
     *(LatencyFigures, PacedFigures, SustainedFigures, MetricFigures, GramFigures, BaselineFigures, EngineRow),
     *(AnswerFigures, QuestionDetails, Evidence, PruneAttempt),
+    *(OutputDetails, ClassFigures, ClassRow, ConfusedPair, DetailCurve, NumberFigures, ElementRow, RecallRow),
+    *(TokenErrors, GroupFigures, GroupRow, ChangedAnswers, SampleDetails, InputPicture, Retrieved),
 )
 
 

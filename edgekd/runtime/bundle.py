@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, get_args
 import numpy as np
 
 from edgekd.errors import BundleError, DeviceError, MissingDependency, ModelError, nearest
-from edgekd.gram.npz import INPUT_PREFIX
+from edgekd.gram.npz import INPUT_PREFIX, OUTPUT_PREFIX
 from edgekd.runtime.backends.registry import ORT, Runtime
 from edgekd.runtime.engine_check import check_engine
 from edgekd.runtime.feeds import FiniteCheck
@@ -23,6 +23,7 @@ from edgekd.runtime.manifest import (
     REFERENCE,
     Manifest,
     Variant,
+    answers_in,
     check_listing,
     plain_files,
     read_file,
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
     from types import TracebackType
 
+    from edgekd.files import JsonObject
     from edgekd.runtime.session import Array, Feeds, Session, TensorSpec
 
 _BATCH = 64
@@ -111,6 +113,8 @@ def check_bundle(path: Path | str, runtime: str | None = None) -> tuple[Manifest
 
 
 def _read(folder: Path, runtime: str | None) -> tuple[Manifest, Runtime]:
+    if folder.is_file():
+        raise BundleError(f"{folder}: is a file; give the folder that holds a bundle's {MANIFEST}")
     if not folder.is_dir():
         raise BundleError(f"{folder}: no such folder; give the folder that holds a bundle's {MANIFEST}")
     if not os.path.lexists(folder / MANIFEST):
@@ -167,8 +171,12 @@ class Bundle:
 
     @property
     def classes(self) -> tuple[str, ...]:
-        """Names of the logits, in their order."""
-        return tuple(self.manifest.classes)
+        """Names of the classes that the engine tells apart, in order: those of its first output of classes."""
+        entry = self._classifier()
+        return tuple(entry["classes"]) if entry else ()
+
+    def _classifier(self) -> JsonObject | None:
+        return next((entry for entry in answers_in(self.manifest).values() if entry["kind"] == "classes"), None)
 
     def run(self, feeds: Feeds) -> dict[str, Array]:
         """Run the engine: inputs by name, a row a sample, become outputs by name.
@@ -182,18 +190,28 @@ class Bundle:
         self._check_finite(feeds)
         return self._session.run(feeds)
 
-    def predict(self, feeds: Feeds) -> list[str]:
-        """Return each sample's most likely class by name.
+    def run_all(self, feeds: Feeds) -> dict[str, Array]:
+        """Run any number of samples, some at a time, and return all rows of every output.
 
         Raises:
-            ModelError: the feeds do not fit :attr:`inputs`, a logit is not a number, or the engine is no classifier.
+            ModelError: as of :meth:`run`.
         """
-        if not self.manifest.classes:
+        self._check_finite(feeds)
+        return run_rows(self._session, feeds, _BATCH)
+
+    def predict(self, feeds: Feeds) -> list[str]:
+        """Return each sample's most likely class by name, by the engine's first output of classes.
+
+        Raises:
+            ModelError: the feeds do not fit :attr:`inputs`, a score is not a number, or the engine is no classifier.
+        """
+        entry = self._classifier()
+        if entry is None:
             raise ModelError(f"{self.folder}: the engine is no classifier; use run()")
-        logits = self.run(feeds)["logits"]
-        if not np.isfinite(logits).all():
-            raise ModelError(f"{self.folder}: the engine gave logits that are not finite; check its inputs")
-        return [self.manifest.classes[index] for index in logits.argmax(-1)]
+        scores = self.run(feeds)[entry["name"]]
+        if not np.isfinite(scores).all():
+            raise ModelError(f"{self.folder}: the engine gave scores that are not finite; check its inputs")
+        return [entry["classes"][index] for index in scores.argmax(-1)]
 
     def verify(self) -> Verification:
         """Run the reference samples through both variants and compare the outputs with those of the bundle's maker.
@@ -208,7 +226,10 @@ class Bundle:
         outputs = {self.variant: _run_reference(self._session, reference)}
         with self._open(other) as session:
             outputs[other] = _run_reference(session, reference)
-        return compare_reference(outputs["deploy"], outputs["probe"], reference, bool(self.manifest.classes))
+        return compare_reference(outputs["deploy"], outputs["probe"], reference, self._kinds())
+
+    def _kinds(self) -> dict[str, str]:
+        return {name: entry["kind"] for name, entry in answers_in(self.manifest).items()}
 
     def close(self) -> None:
         """Free the engine; the bundle cannot be run again."""
@@ -237,8 +258,9 @@ class Bundle:
     def _reference(self) -> dict[str, Array]:
         content = read_file(self.folder, self.manifest, REFERENCE)
         keys = [INPUT_PREFIX + spec.name for spec in self.inputs]
+        keys += [OUTPUT_PREFIX + name for name in self._kinds()]
         try:
-            return read_arrays(BytesIO(content), [*keys, "logits", "gram", "ids"])
+            return read_arrays(BytesIO(content), [*keys, "gram", "ids"])
         except ModelError as error:
             raise BundleError(f"{self.folder / REFERENCE}: is not a bundle's reference: {error}") from error
 

@@ -13,6 +13,7 @@ from edgekd.runtime.backends.registry import ORT
 from edgekd.runtime.manifest import (
     MANIFEST,
     SCHEMA_VERSION,
+    TAP,
     Manifest,
     Variant,
     check_required,
@@ -23,10 +24,11 @@ from edgekd.runtime.manifest import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
     from pathlib import Path
 
     from edgekd.files import JsonObject
+    from edgekd.gram.output_kind import OutputKind
     from edgekd.runtime.backends.registry import Runtime
     from edgekd.runtime.session import Session
 
@@ -41,7 +43,8 @@ class BundleFacts:
         precision: The engines' precision: "int8", "float16" or "float32".
         task: What the engine does: its name, metric and the like.
         inputs: For each input its name, dtype, shape (the first dimension is "batch" or 1) and preprocessing in words.
-        classes: The names of the logits, in their order; empty for an engine that is no classifier.
+        outputs: What each of the network's answers is, by name, in order.
+        classes: For each answer that tells classes or labels apart, their names in order.
         released: Whether apps may open it.
         verdict: The gate's verdict: "pass", "warn", "undecided" or "fail".
         reasons: The reasons for a verdict other than "pass".
@@ -54,7 +57,8 @@ class BundleFacts:
     precision: str
     task: JsonObject
     inputs: list[JsonObject]
-    classes: list[str]
+    outputs: Mapping[str, OutputKind]
+    classes: Mapping[str, list[str]]
     released: bool
     verdict: str
     reasons: list[str]
@@ -87,8 +91,7 @@ def write_bundle(folder: Path, facts: BundleFacts) -> None:
         reasons=list(facts.reasons),
         task=facts.task,
         inputs=facts.inputs,
-        outputs=_outputs(folder, facts.inputs, facts.classes),
-        classes=list(facts.classes),
+        outputs=_outputs(folder, facts),
         versions=facts.versions,
         measurements=null_not_finite(facts.measurements),
         files={name: {"sha256": sha256_file(path), "bytes": path.stat().st_size} for name, path in files.items()},
@@ -102,7 +105,7 @@ def write_bundle(folder: Path, facts: BundleFacts) -> None:
         temporary.write_bytes(text.encode())  # the same bytes on every system
 
 
-def _outputs(folder: Path, inputs: list[JsonObject], classes: list[str]) -> list[JsonObject]:
+def _outputs(folder: Path, facts: BundleFacts) -> list[JsonObject]:
     """Describe the engines' outputs, having checked that both engines are what the manifest says of them.
 
     ONNX Runtime looks at the ONNX of any target: the target's own library may need the target's device.
@@ -112,26 +115,39 @@ def _outputs(folder: Path, inputs: list[JsonObject], classes: list[str]) -> list
     for variant in get_args(Variant):
         path = folder / f"{variant}.onnx"
         with ORT.open(path) as session:
-            _check_inputs(path, session, inputs)
-            _check_outputs(path, [spec.name for spec in session.outputs], variant)
+            _check_inputs(path, session, facts.inputs)
+            _check_outputs(path, [spec.name for spec in session.outputs], list(facts.outputs), variant)
             for spec in session.outputs:
                 variants.setdefault(spec.name, []).append(variant)
                 outputs[spec.name] = {"name": spec.name, "dtype": spec.dtype, "shape": _batched(spec.shape)}
-    width = outputs["logits"]["shape"][-1]
-    if classes and width != len(classes):
-        raise BundleError(f"{folder}: the engines give {width} logits, but {len(classes)} classes were named")
-    return [{**output, "variants": variants[name]} for name, output in outputs.items()]
+    for name, classes in facts.classes.items():
+        width = outputs[name]["shape"][facts.outputs[name].class_axis or -1]
+        if classes and isinstance(width, int) and width != len(classes):
+            raise BundleError(f"{folder}: '{name}' has {width} scores, but {len(classes)} classes were named")
+    ordered = {name: outputs[name] for name in (*facts.outputs, *outputs)}
+    return [{**output, "variants": variants[name], **_meaning(facts, name)} for name, output in ordered.items()]
+
+
+def _meaning(facts: BundleFacts, name: str) -> JsonObject:
+    kind = facts.outputs.get(name)
+    return {
+        "kind": kind.name if kind else TAP,
+        "probabilities": bool(kind and kind.probabilities),
+        "threshold": kind.threshold if kind else None,
+        "blank": kind.blank if kind else None,
+        "classes": list(facts.classes.get(name, [])),
+    }
 
 
 def _batched(shape: tuple[int | str, ...]) -> list[int | str]:
     return [shape[0] if shape[0] == 1 else "batch", *shape[1:]]
 
 
-def _check_outputs(path: Path, names: list[str], variant: Variant) -> None:
-    others = [name for name in names if name != "logits"]
-    taps = [name for name in others if name.startswith(EMBEDDING_PREFIX)]
-    wanted = f"'logits' and '{EMBEDDING_PREFIX}<modality>'" if variant == "probe" else "'logits' alone"
-    if len(others) == len(names) or len(taps) < len(others) or bool(taps) != (variant == "probe"):
+def _check_outputs(path: Path, names: list[str], answers: list[str], variant: Variant) -> None:
+    taps = [name for name in names if name.startswith(EMBEDDING_PREFIX)]
+    listed = ", ".join(f"'{name}'" for name in answers)
+    wanted = f"{listed} and '{EMBEDDING_PREFIX}<modality>'" if variant == "probe" else f"{listed} alone"
+    if {*answers, *taps} != set(names) or bool(taps) != (variant == "probe"):
         raise BundleError(f"{path}: must have the outputs {wanted}, but has {sorted(names)}")
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from edgekd.errors import BundleError
+from edgekd.gram.output_kind import CLASS_AXES
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -17,7 +18,7 @@ _REMEDY = "copy or build the bundle again"
 
 
 def check_engine(manifest: Manifest, variant: Variant, session: Session, where: str) -> None:
-    """Check that an opened engine has the inputs, outputs and number of classes that its manifest states.
+    """Check that an opened engine has the inputs, outputs and numbers of classes that its manifest states.
 
     A size is compared where both are fixed: an engine may be built for one sample at a time, or tell no sizes before it
     runs. An input that nothing in the graph reads may be absent, since some engine libraries drop it.
@@ -35,12 +36,16 @@ def check_engine(manifest: Manifest, variant: Variant, session: Session, where: 
     _compare("input", manifest.inputs, session.inputs, where)
     _compare("output", stated, session.outputs, where)
     shapes = {spec.name: spec.shape for spec in session.outputs}
-    missing = {"logits", *(entry["name"] for entry in stated)} - shapes.keys()
+    missing = {entry["name"] for entry in stated} - shapes.keys()
     if missing:
         raise BundleError(f"{where}: has no output '{min(missing)}', which the manifest states; {_REMEDY}")
-    width, classes = shapes["logits"][-1], manifest.classes
-    if classes and isinstance(width, int) and width != len(classes):
-        raise BundleError(f"{where}: gives {width} logits, but the manifest names {len(classes)} classes; {_REMEDY}")
+    for entry in stated:
+        name, classes = entry["name"], entry["classes"]
+        width = shapes[name][CLASS_AXES.get(entry["kind"], -1)]
+        if classes and isinstance(width, int) and width != len(classes):
+            raise BundleError(
+                f"{where}: '{name}' has {width} scores, but the manifest names {len(classes)} classes; {_REMEDY}"
+            )
 
 
 def _compare(kind: str, stated: Sequence[JsonObject], actual: Sequence[TensorSpec], where: str) -> None:

@@ -21,10 +21,10 @@ from edgekd.runtime.manifest_checks import check_values
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Mapping
 
-#: "deploy" has logits only, "probe" the embeddings too.
+#: "deploy" has the network's answers only, "probe" the embeddings too.
 Variant = Literal["deploy", "probe"]
 
-SCHEMA_VERSION = 4
+SCHEMA_VERSION = 5
 MANIFEST = "manifest.json"
 REFERENCE = "reference.npz"
 #: The branch of each node of the graph; bundles from before version 3 of their stage have no such file.
@@ -50,10 +50,18 @@ class Manifest:
     task: JsonObject
     inputs: list[JsonObject]
     outputs: list[JsonObject]
-    classes: list[str]
     versions: dict[str, str]
     measurements: JsonObject
     files: dict[str, JsonObject]
+
+
+#: The kind of an output that is the embedding of a modality, and no answer.
+TAP = "tap"
+
+
+def answers_in(manifest: Manifest) -> dict[str, JsonObject]:
+    """Return what the manifest says of each output that is an answer of the network, by name, in order."""
+    return {entry["name"]: entry for entry in manifest.outputs if entry["kind"] != TAP}
 
 
 _TYPES = {name: get_origin(hint) or hint for name, hint in get_type_hints(Manifest).items()}
@@ -75,8 +83,8 @@ def read_manifest(folder: Path) -> Manifest:
         content.pop(_DIGEST, None)
         unaltered = text == manifest_text(content)
     except FileNotFoundError:
-        inside = folder / "bundle"
-        hint = f"; did you mean {inside}?" if (inside / MANIFEST).is_file() else ""
+        inside = [place.parent for depth in ("*", "*/*") for place in sorted(folder.glob(f"{depth}/{MANIFEST}"))]
+        hint = f"; did you mean {inside[0]}?" if inside else ""
         raise BundleError(f"{folder}: is not a bundle, it has no {MANIFEST}{hint}") from None
     except OSError as error:
         raise BundleError(f"{path}: cannot be read: {error.strerror}") from error

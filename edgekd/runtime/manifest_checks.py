@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from edgekd.errors import BundleError
 
@@ -11,10 +11,21 @@ if TYPE_CHECKING:
 
     from edgekd.files import JsonObject
 
-_TENSOR = {"name": str, "dtype": str, "shape": list}
-_INPUT = {**_TENSOR, "preprocessing": str}
-_OUTPUT = {**_TENSOR, "variants": list}
-_FILE = {"sha256": str, "bytes": int}
+#: A value's type, or the types that it may have.
+_Types: TypeAlias = "type | tuple[type, ...]"
+
+_TENSOR: dict[str, _Types] = {"name": str, "dtype": str, "shape": list}
+_INPUT: dict[str, _Types] = {**_TENSOR, "preprocessing": str}
+_OUTPUT: dict[str, _Types] = {
+    **_TENSOR,
+    "variants": list,
+    "kind": str,
+    "probabilities": bool,
+    "threshold": (float, int, type(None)),
+    "blank": (int, type(None)),
+    "classes": list,
+}
+_FILE: dict[str, _Types] = {"sha256": str, "bytes": int}
 
 
 def check_values(content: JsonObject, where: str) -> None:
@@ -27,8 +38,7 @@ def check_values(content: JsonObject, where: str) -> None:
     Raises:
         BundleError: a value is of a wrong type; the message names it.
     """
-    for field in ("classes", "reasons"):
-        _check_strings(enumerate(content[field]), f"{where}: {field}")
+    _check_strings(enumerate(content["reasons"]), f"{where}: reasons")
     _check_strings(content["versions"].items(), f"{where}: versions")
     for field, keys in (("inputs", _INPUT), ("outputs", _OUTPUT)):
         for index, entry in enumerate(content[field]):
@@ -38,7 +48,8 @@ def check_values(content: JsonObject, where: str) -> None:
         if len(set(names)) != len(names):
             raise BundleError(f"{where}: {field} names one tensor twice")
     for index, entry in enumerate(content["outputs"]):
-        _check_strings(enumerate(entry["variants"]), f"{where}: outputs.{index}.variants")
+        for field in ("variants", "classes"):
+            _check_strings(enumerate(entry[field]), f"{where}: outputs.{index}.{field}")
     for name, entry in content["files"].items():
         _check_entry(entry, _FILE, f"{where}: files.{name}")
 
@@ -49,13 +60,15 @@ def _check_strings(items: Iterable[tuple[object, object]], where: str) -> None:
             raise BundleError(f"{where}.{key} must be a text, not of type {type(value).__name__}")
 
 
-def _check_entry(entry: object, keys: Mapping[str, type], where: str) -> None:
+def _check_entry(entry: object, keys: Mapping[str, _Types], where: str) -> None:
     names = ", ".join(f"'{key}'" for key in keys)
     if not isinstance(entry, dict) or entry.keys() != keys.keys():
         raise BundleError(f"{where} must have exactly {names}")
     for key, kind in keys.items():
-        if type(entry[key]) is not kind:
-            raise BundleError(f"{where}.{key} must be of type {kind.__name__}, not {type(entry[key]).__name__}")
+        kinds = kind if isinstance(kind, tuple) else (kind,)
+        if type(entry[key]) not in kinds:
+            names = " or ".join(one.__name__ for one in kinds)
+            raise BundleError(f"{where}.{key} must be of type {names}, not {type(entry[key]).__name__}")
 
 
 def _check_shape(shape: list[Any], where: str) -> None:

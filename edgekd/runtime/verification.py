@@ -9,7 +9,7 @@ import numpy as np
 
 from edgekd.errors import BundleError
 from edgekd.gram.matrix import comparable, pair_cosines, within_cosines
-from edgekd.gram.npz import EMBEDDING_PREFIX, INPUT_PREFIX
+from edgekd.gram.npz import INPUT_PREFIX, OUTPUT_PREFIX, answers_of, embeddings_of
 from edgekd.runtime.manifest import REFERENCE
 from edgekd.runtime.session import Array, Feeds, write_arrays
 
@@ -32,13 +32,13 @@ class Verification:
 
     Attributes:
         samples: The number of reference samples.
-        max_logit_error: The largest absolute difference of a logit, of either variant.
-        flips: The number of samples whose top-1 class differs, in either variant; None where the engine names no
-            classes.
+        max_logit_error: The largest absolute difference of an output, of either variant.
+        flips: The number of samples whose top-1 class differs, in either variant; None where no output is of classes.
         gram_drift: The mean absolute difference of the cosines between modalities, or within each where they do not
             compare.
-        output_error: The root mean square of the logits' differences over that of the logits, of the worse variant.
-        ok: Whether no class differs, every logit is finite, and drift and output error are within
+        output_error: The root mean square of an output's differences over that of the output, of the worst output and
+            variant.
+        ok: Whether no class differs, every output is finite, and drift and output error are within
             :data:`MAX_GRAM_DRIFT` and :data:`MAX_OUTPUT_ERROR`.
     """
 
@@ -58,42 +58,59 @@ def write_reference(path: Path, ids: Array, inputs: Feeds, outputs: Mapping[str,
         ids: The samples' names [n].
         inputs: The inputs by modality [n, ...]. Take samples that the engine is sure of: one on the edge between two
             classes may flip by rounding alone on another processor.
-        outputs: The outputs of ``probe.onnx``: ``logits`` [n, C] and ``embedding.<modality>`` [n, D].
+        outputs: The outputs of ``probe.onnx``: the network's answers [n, ...] and ``embedding.<modality>`` [n, D].
     """
     arrays = {INPUT_PREFIX + name: array for name, array in inputs.items()}
-    write_arrays(path, {"ids": ids, "logits": outputs["logits"], "gram": _cosines(outputs), **arrays})
+    arrays |= {OUTPUT_PREFIX + name: array for name, array in answers_of(outputs).items()}
+    write_arrays(path, {"ids": ids, "gram": _cosines(outputs), **arrays})
 
 
 def compare_reference(
-    deploy: Mapping[str, Array], probe: Mapping[str, Array], reference: Mapping[str, Array], classifies: bool
+    deploy: Mapping[str, Array],
+    probe: Mapping[str, Array],
+    reference: Mapping[str, Array],
+    kinds: Mapping[str, str],
 ) -> Verification:
     """Compare outputs of both variants with the reference.
 
     Args:
-        deploy: The outputs of ``deploy.onnx``: ``logits`` [n, C].
-        probe: The outputs of ``probe.onnx``: ``logits`` [n, C] and ``embedding.<modality>`` [n, D].
+        deploy: The outputs of ``deploy.onnx``: the network's answers [n, ...].
+        probe: The outputs of ``probe.onnx``: the same and ``embedding.<modality>`` [n, D].
         reference: The arrays that :func:`write_reference` wrote.
-        classifies: Whether the logits are those of classes.
+        kinds: The name of each answer's kind.
 
     Raises:
         BundleError: the shapes differ, so that the reference is not this engine's.
     """
     gram = _cosines(probe)
-    for name, found in (("logits", deploy["logits"]), ("logits", probe["logits"]), ("gram", gram)):
-        if found.shape != reference[name].shape:
-            raise BundleError(f"{REFERENCE}: has {name} {reference[name].shape}, but the engine gives {found.shape}")
-    logits = np.stack([deploy["logits"], probe["logits"]])
-    error = float(np.abs(logits - reference["logits"]).max())
-    flips = int((logits.argmax(-1) != reference["logits"].argmax(-1)).any(0).sum()) if classifies else None
+    _check_shape("gram", gram, reference["gram"])
+    errors, shares = [], []
+    flipped = None
+    for name, kind in kinds.items():
+        expected = reference[OUTPUT_PREFIX + name]
+        for variant in (deploy, probe):
+            _check_shape(name, variant[name], expected)
+        found = np.stack([deploy[name], probe[name]])
+        errors.append(np.abs(found - expected).max())
+        shares.append(_relative_error(found, expected))
+        if kind == "classes":
+            differs = (found.argmax(-1) != expected.argmax(-1)).any(0)
+            flipped = differs if flipped is None else flipped | differs
+    error, share = float(np.max(errors)), float(np.max(shares))
+    flips = None if flipped is None else int(flipped.sum())
     drift = float(np.abs(gram - reference["gram"]).mean())
-    share = float(_relative_error(logits, reference["logits"]))
     ok = not flips and bool(np.isfinite(error)) and drift <= MAX_GRAM_DRIFT and share <= MAX_OUTPUT_ERROR
     return Verification(len(gram), error, flips, drift, share, ok)
 
 
-def _relative_error(logits: Array, reference: Array) -> Array:
-    """Return the largest relative error of some variants' logits [V, n, ...]."""
-    square = np.square(logits - reference, dtype=np.float64).reshape(len(logits), -1).mean(1).max()
+def _check_shape(name: str, found: Array, reference: Array) -> None:
+    if found.shape != reference.shape:
+        raise BundleError(f"{REFERENCE}: has {name} {reference.shape}, but the engine gives {found.shape}")
+
+
+def _relative_error(found: Array, reference: Array) -> Array:
+    """Return the largest relative error of some variants' output [V, n, ...]."""
+    square = np.square(found - reference, dtype=np.float64).reshape(len(found), -1).mean(1).max()
     power = np.square(reference, dtype=np.float64).mean()
     error: Array = np.sqrt(square / max(power, np.finfo(np.float32).tiny))
     return error
@@ -101,6 +118,6 @@ def _relative_error(logits: Array, reference: Array) -> Array:
 
 def _cosines(outputs: Mapping[str, Array]) -> Array:
     """Return the cosines between modalities [n, P]; within each [n, M, n] where they do not compare."""
-    embeddings = {name: z for name, z in outputs.items() if name.startswith(EMBEDDING_PREFIX)}
+    embeddings = embeddings_of(outputs)
     cosines: Array = pair_cosines(embeddings) if comparable(embeddings) else within_cosines(embeddings)
     return cosines

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from edgekd.gram.output_kind import OutputKind
+from edgekd.gram.output_kind import OutputKind  # noqa: TC001  # msgspec reads the annotations of TaskFacts
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -43,18 +43,20 @@ class TaskFacts:
     Attributes:
         metric: Name of the task metric.
         higher_is_better: Whether a larger metric is better.
-        classes: Names of the logits, in order.
-        inputs: For each modality its name, dtype, shape and preprocessing, as in a bundle's manifest.
-        kind: What the network's output is.
+        outputs: What each of the networks' outputs is, by name, in order.
+        classes: For each output that tells classes or labels apart, their names in order.
+        inputs: For each input its name, dtype, shape and preprocessing, as in a bundle's manifest.
         modalities: Inputs that are data, any of which may be absent: no masks, numbers of tokens, or states.
+        own_same: Whether the task itself says which answers are the same.
     """
 
     metric: str
     higher_is_better: bool
-    classes: list[str]
+    outputs: dict[str, OutputKind]
+    classes: dict[str, list[str]]
     inputs: list[dict[str, str | list[int | str]]]
-    kind: OutputKind = field(default_factory=OutputKind)
     modalities: list[str] = field(default_factory=list)
+    own_same: bool = False
 
 
 @dataclass(frozen=True)

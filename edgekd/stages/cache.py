@@ -26,7 +26,8 @@ if TYPE_CHECKING:
 
     from edgekd.files import JsonObject
 
-_RECORD = "result.json"
+#: In the folder of a result, what is known of it.
+RECORD = "result.json"
 #: The folder of what lay in finished results and is no part of them.
 _ASIDE = "aside"
 
@@ -134,7 +135,7 @@ class Cache:
             (partial / CHECKPOINT).unlink(missing_ok=True)
             files = {file: sha256_file(partial / file) for file in _foreign(partial, {})}
             stored = {"record": record, "files": files}
-            write_text(partial / _RECORD, json.dumps({**stored, "digest": digest(stored)}, indent=1))
+            write_text(partial / RECORD, json.dumps({**stored, "digest": digest(stored)}, indent=1))
             self._retire(name)
             partial.rename(folder)
 
@@ -164,13 +165,13 @@ class Cache:
 def _foreign(folder: Path, files: Collection[str]) -> list[str]:
     """Return what is no folder below ``folder``, but for these files and the record, by its path in it."""
     found = (path for path in folder.rglob("*") if path.is_symlink() or not path.is_dir())
-    return sorted({path.relative_to(folder).as_posix() for path in found} - {*files, _RECORD})
+    return sorted({path.relative_to(folder).as_posix() for path in found} - {*files, RECORD})
 
 
 def _record(folder: Path) -> JsonObject | None:
     """Return what is stored of a result: its ``record``, and the digests of its ``files``; None where it is damaged."""
     try:
-        stored = json.loads((folder / _RECORD).read_text(encoding="utf-8"))
+        stored = json.loads((folder / RECORD).read_text(encoding="utf-8"))
     except (FileNotFoundError, NotADirectoryError, ValueError):
         return None
     if not isinstance(stored, dict) or stored.pop("digest", None) != digest(stored):

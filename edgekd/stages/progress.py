@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import threading
 from dataclasses import dataclass
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
 
 
 class Observer(Protocol):
@@ -18,6 +21,9 @@ class Observer(Protocol):
 
     def advance(self, stage: str, done: int, total: int, note: str) -> None:
         """Receive that ``done`` of ``total`` steps are over; ``note`` says what came out so far."""
+
+    def epoch(self, stage: str, number: int, figures: Mapping[str, float]) -> None:
+        """Receive the figures of a training's epoch, whose number is from 1, such as "loss" and "validation"."""
 
     def warn(self, stage: str, message: str) -> None:
         """Receive something that the user should know and that does not stop the build."""
@@ -55,6 +61,11 @@ class SerialObserver:
         with self._lock:
             self._observer.advance(stage, done, total, note)
 
+    def epoch(self, stage: str, number: int, figures: Mapping[str, float]) -> None:
+        """Pass the event on."""
+        with self._lock:
+            self._observer.epoch(stage, number, figures)
+
     def warn(self, stage: str, message: str) -> None:
         """Pass the event on."""
         with self._lock:
@@ -87,6 +98,10 @@ class StageReporter:
         """Report progress."""
         self.observer.advance(self.stage, done, total, note)
 
+    def epoch(self, number: int, figures: Mapping[str, float]) -> None:
+        """Report the figures of a training's epoch."""
+        self.observer.epoch(self.stage, number, figures)
+
     def warn(self, message: str) -> None:
         """Report a warning."""
         self.observer.warn(self.stage, message)
@@ -108,6 +123,10 @@ class PartialReporter(StageReporter):
         """Report progress."""
         super().advance(self.before + done, self.total, note)
 
+    def epoch(self, number: int, figures: Mapping[str, float]) -> None:
+        """Report an epoch of the part."""
+        super().epoch(self.before + number, figures)
+
 
 class Silent:
     """An observer that ignores every event."""
@@ -119,6 +138,9 @@ class Silent:
         """Ignore the event."""
 
     def advance(self, stage: str, done: int, total: int, note: str) -> None:
+        """Ignore the event."""
+
+    def epoch(self, stage: str, number: int, figures: Mapping[str, float]) -> None:
         """Ignore the event."""
 
     def warn(self, stage: str, message: str) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
-from typing import TYPE_CHECKING, Generic, TypeVar
+from typing import TYPE_CHECKING, Generic, Protocol, TypeVar, runtime_checkable
 
 import msgspec
 
@@ -52,12 +52,23 @@ class StageTime:
         seconds: Time that it took; 0 where it was up to date.
         cached: Whether it was up to date.
         summary: The result in a few words.
+        warnings: What its result says that the user should know.
     """
 
     name: str
     seconds: float
     cached: bool
     summary: str
+    warnings: tuple[str, ...] = ()
+
+
+@runtime_checkable
+class Warned(Protocol):
+    """A result that says what the user should know, also of a later build in which its stage is up to date."""
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """Sentences, each of which the stage reported as a warning when it ran."""
 
 
 @dataclass(frozen=True)
@@ -167,7 +178,10 @@ class Runner:
             self.observer.warn(stage.name, f"edgekd did not write {kept.name} into its cache; it is now {kept}")
         if not cached or all(spent.name != stage.name for spent in self.times):
             seconds = 0.0 if cached else time.monotonic() - started
-            self._report(StageTime(stage.name, seconds, cached, stage.spec.summary(result)))
+            warnings = result.warnings if isinstance(result, Warned) else ()
+            for warning in warnings if cached else ():
+                self.observer.warn(stage.name, warning)
+            self._report(StageTime(stage.name, seconds, cached, stage.spec.summary(result), warnings))
         return Done(key, self.cache.root / key, result)
 
     def _work(self, stage: Stage[R], folder: Path) -> R:

@@ -6,6 +6,14 @@ from dataclasses import dataclass, field
 
 from edgekd.gram.gate import LedgerRow  # noqa: TC001  # msgspec reads the annotations of PruneAttempt
 
+#: The figure of an epoch that is 1 where its weights are those that were kept, and 0 in the training's other epochs.
+KEPT = "kept"
+
+
+def kept_epoch(history: list[dict[str, float]]) -> dict[str, float]:
+    """Return the epoch whose weights were kept: of several trainings, one after another, the last one's."""
+    return next((epoch for epoch in reversed(history) if epoch.get(KEPT)), history[-1])
+
 
 @dataclass(frozen=True)
 class PruneCheck:
@@ -52,11 +60,14 @@ class Trained:
     Attributes:
         metric: Task metric on the test split.
         parameters: Number of parameters.
-        history: One entry for each epoch; empty where nothing was trained.
+        history: One entry for each epoch, in which "kept" is 1 where its weights are the model's; empty where nothing
+            was trained.
         channels: Of a pruned network, for each branch: how many of the channels that could go are left, and how many
             there were.
         seconds: Time that a pruned network took, since it was last begun or taken up; 0 for other networks.
         attempts: The attempts at pruning, in order, the last of which it is; empty for other networks.
+        epochs: Number of epochs that each fine-tune of a pruned network was to have; 0 for other networks.
+        warnings: What the user was warned of, of what it learned.
     """
 
     metric: float
@@ -65,3 +76,5 @@ class Trained:
     channels: dict[str, tuple[int, int]] = field(default_factory=dict)
     seconds: float = 0.0
     attempts: tuple[PruneAttempt, ...] = ()
+    epochs: int = 0
+    warnings: tuple[str, ...] = ()

@@ -35,8 +35,8 @@ def alarm_stage(context: Context) -> Alarm:
 
     def run(_folder: Path, report: StageReporter) -> Alarm:
         modalities = context.exported.result.facts.modalities
-        samples = AlarmSamples(context.calibration, context.origin.metric, context.rules.kind, modalities)
+        samples = AlarmSamples(context.calibration, context.origin.metric, context.rules.kinds, modalities)
         return measure_alarm(graph, samples, context.limits, report)
 
-    config = {"limits": msgspec.to_builtins(context.limits), "kind": msgspec.to_builtins(context.rules.kind)}
+    config = {"limits": msgspec.to_builtins(context.limits), "kinds": msgspec.to_builtins(context.rules.kinds)}
     return context.stage(ALARM, config=config, inputs={"exported": context.exported.key}, run=run).result

@@ -7,7 +7,7 @@ see the fusion, which comes after the embeddings: its limits are derived from th
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
@@ -15,14 +15,16 @@ import numpy as np
 from edgekd.compress.perturb import Perturbation, perturb, perturbations_of
 from edgekd.errors import ModelError
 from edgekd.files import need
-from edgekd.gram.answers import changed_answers, sample_divergences
+from edgekd.gram.answers import changed_answers, joint_divergences
 from edgekd.gram.blame import FUSION
 from edgekd.gram.drift import sample_drifts
 from edgekd.gram.intervals import round_up
 from edgekd.gram.jackknife import Series, make_blocks
 from edgekd.gram.limits import Suggestion, Tally, has_lost, is_refused, samples_that_tell, suggest
-from edgekd.gram.npz import embeddings_of
+from edgekd.gram.nest import take_rows, targets_of
+from edgekd.gram.npz import answers_of, embeddings_of
 from edgekd.gram.output_kind import OutputKind
+from edgekd.gram.probe import answer_of
 from edgekd.gram.stats import t_quantile
 from edgekd.pipeline.target.missing import read_stand_ins, without
 from edgekd.runtime.backends.registry import AS_WRITTEN
@@ -30,11 +32,14 @@ from edgekd.runtime.feeds import read_feeds
 from edgekd.runtime.session import open_arrays, run_rows
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Mapping, Sequence
     from pathlib import Path
 
     from onnx import ModelProto
 
+    from edgekd.gram.metric import Metric
+    from edgekd.gram.nest import Nest
+    from edgekd.gram.probe import Answer
     from edgekd.gram.verdict import GateLimits
     from edgekd.runtime.session import Array, Feeds
     from edgekd.stages.progress import StageReporter
@@ -46,7 +51,6 @@ LimitName = Literal["max_divergence", "max_flips", "max_missing_flips", "tau_fai
 MISSING_FACTOR = 3.0
 
 _BATCH = 256
-_CLASSES = OutputKind()
 #: Losses near the limit whose intervals say how many samples would tell more.
 _NEAR_LIMIT = 5
 #: Confidence of these intervals, one-sided.
@@ -130,15 +134,15 @@ class AlarmSamples:
     Attributes:
         path: ``.npz`` with ``ids``, ``input.<modality>`` and, for the metric, ``labels``. Limits that are to gate a
             build must not be read off the samples that gate it: give ``calibration.npz``, not ``test.npz``.
-        metric: Computes the task's metric from logits [N, C] and labels [N]; it is not a number where no sample has a
-            label. None to judge by flips.
-        kind: What the network's output is.
+        metric: Computes the task's metric from what a network answered for N samples, and their labels; it is not a
+            number where no sample has a label. None to judge by flips.
+        kinds: What each of the network's outputs is, by name.
         modalities: The inputs that may be absent; of fewer than two none is.
     """
 
     path: Path
-    metric: Callable[[Array, Array], float] | None
-    kind: OutputKind = _CLASSES
+    metric: Metric | None
+    kinds: Mapping[str, OutputKind] = field(default_factory=lambda: {"logits": OutputKind()})
     modalities: Sequence[str] = ()
 
 
@@ -154,7 +158,7 @@ def measure_alarm(
     Graphs run as they are written, without ONNX Runtime's optimizers, as the gate's own do.
 
     Args:
-        graph: Float ONNX with ``logits`` and ``embedding.<modality>`` outputs.
+        graph: Float ONNX with the network's outputs and ``embedding.<modality>``.
         samples: What it is compared on.
         limits: The recipe's limits, with the largest loss, ``max_metric_drop`` or ``max_flips``.
         report: Receives the progress.
@@ -171,16 +175,16 @@ def measure_alarm(
     for done, perturbation in enumerate(grid, 1):
         outcomes.append(bench.measure(model, perturbation))
         report.advance(done, len(grid))
-    alarm = summarize(outcomes, limits, bench.score, bench.count, bench.kind)
+    alarm = summarize(outcomes, limits, bench.score, bench.count, bench.kinds)
     return _with_needed(alarm, bench, model)
 
 
 @dataclass(frozen=True)
 class _DamagedOutputs:
-    """What a network gives: all outputs, and the output alone with each modality absent."""
+    """What a network gives: all outputs, and the same with each modality absent."""
 
     outputs: dict[str, Array]
-    absent: list[Array]
+    absent: list[dict[str, Array]]
 
 
 @dataclass(frozen=True)
@@ -190,56 +194,57 @@ class _AlarmBench:
     Attributes:
         feeds: The samples.
         absent: The same with each modality absent.
-        labels: Labels [N]; None where there is no metric.
+        targets: What the samples are labelled with; None where there is no metric.
         groups: Cluster of each sample [N]; None where samples are independent.
-        metric: The metric of outputs and labels, higher for better.
+        metric: The metric of outputs and targets, higher for better.
         score: The unperturbed network's metric; None where there are no labels.
-        kind: What the output is.
+        kinds: What each output is.
         reference: What the unperturbed network gives.
     """
 
     feeds: Feeds
     absent: Sequence[Feeds]
-    labels: Array | None
+    targets: Nest | None
     groups: Array | None
-    metric: Callable[[Array, Array], float]
+    metric: Metric
     score: float | None
-    kind: OutputKind
+    kinds: Mapping[str, OutputKind]
     reference: _DamagedOutputs
 
     @classmethod
     def open(cls, graph: Path, samples: AlarmSamples, limits: GateLimits) -> _AlarmBench:
-        metric, kind = samples.metric, samples.kind
+        metric, kinds = samples.metric, samples.kinds
         with AS_WRITTEN.open(graph) as session:
             feeds = read_feeds(samples.path, session.inputs)
         with open_arrays(samples.path) as arrays:
-            labels, groups = arrays.get("labels"), arrays.get("groups")
+            targets, groups = targets_of(arrays), arrays.get("groups")
         absent = _without(feeds, samples)
         reference = _run(graph, feeds, absent)
-        score = math.nan if metric is None or labels is None else metric(reference.outputs["logits"], labels)
-        if math.isnan(score) and not _decides(kind):
+        score = math.nan if metric is None or targets is None else metric(_answer(reference.outputs), targets)
+        if math.isnan(score) and not any(map(_decides, kinds.values())):
+            names = ", ".join(f"'{kind.name}'" for kind in kinds.values())
             raise ModelError(
-                f"{samples.path}: has no labels for a metric, and the output of {graph} is '{kind.name}', which "
-                "decides nothing whose flips would do"
+                f"{samples.path}: has no labels for a metric, and the output of {graph} is {names}, which decides "
+                "nothing whose flips would do"
             )
         known = None if math.isnan(score) else float(score)
         sign = 1 if limits.higher_is_better else -1
 
-        def signed(outputs: Array, of: Array) -> float:
+        def signed(outputs: Answer, of: Nest) -> float:
             return sign * metric(outputs, of) if metric else math.nan
 
-        return cls(feeds, absent, None if known is None else labels, groups, signed, known, kind, reference)
+        return cls(feeds, absent, None if known is None else targets, groups, signed, known, kinds, reference)
 
     @property
     def count(self) -> int:
         """Number of samples."""
-        return len(self.reference.outputs["logits"])
+        return len(self.reference.outputs[next(iter(self.kinds))])
 
     def measure(self, model: ModelProto, perturbation: Perturbation) -> Outcome:
         """Return the effect of a perturbation."""
         found = _run(perturb(model, perturbation).SerializeToString(), self.feeds, self.absent)
-        logits, exact = found.outputs["logits"], self.reference.outputs["logits"]
-        flips, loss = self._flips(logits, exact), self._loss(logits, exact)
+        ours, exact = found.outputs, self.reference.outputs
+        flips, loss = self._flips(ours, exact), self._loss(ours, exact)
         pairs = list(zip(found.absent, self.reference.absent, strict=True))
         missing_flips = [flip for pair in pairs if (flip := self._flips(*pair)) is not None]
         missing_losses = [lost for pair in pairs if (lost := self._loss(*pair)) is not None]
@@ -247,7 +252,7 @@ class _AlarmBench:
         assert measured is not None  # there is a metric, or else the output decides
         return Outcome(
             perturbation,
-            divergence=float(sample_divergences(logits, exact, self.kind).mean()),
+            divergence=float(joint_divergences(ours, exact, self.kinds).mean()),
             flips=flips,
             drift=float(sample_drifts(*map(embeddings_of, (found.outputs, self.reference.outputs))).mean()),
             loss=measured,
@@ -257,25 +262,37 @@ class _AlarmBench:
 
     def half_width(self, model: ModelProto, perturbation: Perturbation, confidence: float) -> float:
         """Return by how much the loss of a perturbation is unsure, by the jackknife; infinite for one group alone."""
-        logits = _run(perturb(model, perturbation).SerializeToString(), self.feeds, ()).outputs["logits"]
-        exact, blocks = self.reference.outputs["logits"], make_blocks(self.count, self.groups)
+        outputs = _run(perturb(model, perturbation).SerializeToString(), self.feeds, ()).outputs
+        blocks = make_blocks(self.count, self.groups)
 
         def loss(kept: Array) -> float:
-            lost = self._loss(logits[kept], exact[kept], kept)
-            return lost if lost is not None else float(self._flips(logits[kept], exact[kept]) or 0.0)
+            ours, exact = ({name: x[kept] for name, x in table.items()} for table in (outputs, self.reference.outputs))
+            lost = self._loss(ours, exact, kept)
+            return lost if lost is not None else float(self._flips(ours, exact) or 0.0)
 
         error = Series.of(loss, blocks)
         return math.inf if error.error is None else error.error * t_quantile(confidence, len(error.without) - 1)
 
-    def _flips(self, outputs: Array, exact: Array) -> float | None:
-        changed = changed_answers(outputs, exact, self.kind) if _decides(self.kind) else None
-        return None if changed is None else float(changed.mean())
+    def _flips(self, outputs: Mapping[str, Array], exact: Mapping[str, Array]) -> float | None:
+        """Return the share of changed answers of the output of which most changed; None where none decides."""
+        shares = [
+            float(changed.mean())
+            for name, kind in self.kinds.items()
+            if _decides(kind) and (changed := changed_answers(outputs[name], exact[name], kind)) is not None
+        ]
+        return max(shares, default=None)
 
-    def _loss(self, outputs: Array, exact: Array, kept: Array | slice = slice(None)) -> float | None:
-        if self.labels is None:
+    def _loss(
+        self, outputs: Mapping[str, Array], exact: Mapping[str, Array], kept: Array | slice = slice(None)
+    ) -> float | None:
+        if self.targets is None:
             return None
-        labels = self.labels[kept]
-        return float(self.metric(exact, labels) - self.metric(outputs, labels))
+        targets = take_rows(self.targets, kept)
+        return float(self.metric(_answer(exact), targets) - self.metric(_answer(outputs), targets))
+
+
+def _answer(outputs: Mapping[str, Array]) -> Answer:
+    return answer_of(answers_of(outputs))
 
 
 def _without(feeds: Feeds, samples: AlarmSamples) -> list[Feeds]:
@@ -289,16 +306,16 @@ def _without(feeds: Feeds, samples: AlarmSamples) -> list[Feeds]:
 def _run(graph: Path | bytes, feeds: Feeds, absent: Sequence[Feeds]) -> _DamagedOutputs:
     with AS_WRITTEN.open(graph) as session:
         outputs = run_rows(session, feeds, _BATCH)
-        return _DamagedOutputs(outputs, [run_rows(session, others, _BATCH)["logits"] for others in absent])
+        return _DamagedOutputs(outputs, [run_rows(session, others, _BATCH) for others in absent])
 
 
 def _decides(kind: OutputKind) -> bool:
     """Whether an output decides anything that can flip; an embedding's near neighbours trade places for nothing."""
-    return kind.name in ("classes", "multilabel") or (kind.name == "values" and kind.threshold is not None)
+    return kind.class_axis is not None or kind.name == "multilabel" or kind.threshold is not None
 
 
 def summarize(
-    outcomes: Sequence[Outcome], limits: GateLimits, metric: float | None, samples: int, kind: OutputKind
+    outcomes: Sequence[Outcome], limits: GateLimits, metric: float | None, samples: int, kinds: Mapping[str, OutputKind]
 ) -> Alarm:
     """Return the limits that these outcomes give, and whom they let through and refuse.
 
@@ -307,12 +324,12 @@ def summarize(
         limits: The recipe's limits, with the largest loss.
         metric: The metric of the unperturbed network; None where the losses are flips.
         samples: Number of samples that the outcomes were measured on.
-        kind: What the network's output is.
+        kinds: What each of the network's outputs is; the limit on the divergence is that of the first.
     """
     max_loss = limits.max_flips if metric is None else limits.max_metric_drop
     seen = [outcome for outcome in outcomes if outcome.perturbation.where != FUSION]
     found: dict[LimitName, SuggestedLimit] = {
-        "max_divergence": _limit(outcomes, "divergence", limits.divergence(kind.name), max_loss)
+        "max_divergence": _limit(outcomes, "divergence", limits.divergence(next(iter(kinds.values())).name), max_loss)
     }
     if metric is not None and all(outcome.flips is not None for outcome in outcomes):
         found["max_flips"] = _limit(outcomes, "flips", limits.max_flips, max_loss)

@@ -27,14 +27,16 @@ from edgekd.stages.cache import Cache
 from edgekd.stages.judging import gate_rules
 from edgekd.stages.progress import Silent, StageReporter
 from edgekd.stages.stage import Runner, Stage, StageSpec
+from edgekd.stages.trained import kept_epoch
 from edgekd.training.distillation.loss_registry import own_loss_sources
+from edgekd.training.loop.settings import count_epochs, own_training_sources, training_sections
 from edgekd.workflows.advise.result import AdviceTrial, LossJudgement, TeacherMetric, ValidationFacts
 
 if TYPE_CHECKING:
     from contextlib import AbstractContextManager
     from pathlib import Path
 
-    from edgekd.config.recipe import DistillConfig, Recipe, TaskConfig
+    from edgekd.config.recipe import DistillConfig, Recipe, TaskConfig, Training
     from edgekd.gram.gate import Ledger
     from edgekd.stages.progress import Observer
     from edgekd.stages.stage import Done
@@ -114,7 +116,8 @@ class TrialRunner:
                 raise ModelError(f"the {name} of the trained student on the validation split is no finite number")
         observer.advance("latency", 0, 0, "exporting, and waiting until no other worker measures")
         _, pruned = stages.networks()
-        compared = self._timer(stages.project.loaded, pruned, stages.taps, latency_lock())
+        with stages.computing():
+            compared = self._timer(stages.project.loaded, pruned, stages.taps, latency_lock())
         return TrialFigures(
             metric=row.metric or 0.0,
             latency=round(compared.ratio, _DIGITS),
@@ -164,6 +167,12 @@ class BriefTrials(TrialRunner):
         self.progress = progress
         self.runner = Runner(self.cache, progress)
 
+    def count_epochs(self, config: Training) -> int:
+        """Return the epochs of one of the recipe's trainings; of "auto" the data must be loaded for that."""
+        return (
+            config.epochs if config.epochs != "auto" else count_epochs(config, len(self.project.loaded.splits["train"]))
+        )
+
     def facts(self) -> ValidationFacts:
         """Return the facts of the validation split."""
 
@@ -185,8 +194,9 @@ class BriefTrials(TrialRunner):
             from edgekd.training.loop.loop import compute_device
             from edgekd.training.loop.validation import score
 
-            model = self.training.load_teacher(teacher).to(compute_device())
-            return TeacherMetric(score(self.project.loaded, model, self.training.taps.teacher))
+            with self.training.computing():
+                model = self.training.load_teacher(teacher).to(compute_device())
+                return TeacherMetric(score(self.project.loaded, model, self.training.taps.teacher))
 
         return self.runner(_CEILING, inputs={"teacher": teacher.key}, run=run).result.metric
 
@@ -212,6 +222,7 @@ class BriefTrials(TrialRunner):
         settings = {
             **msgspec.to_builtins(brief.config),
             **own_loss_sources(brief.config.loss),
+            **own_training_sources(brief.config),
             "taps": msgspec.to_builtins(self.recipe.student.taps),
             "seed": brief.seed,
             "distill": DISTILL.version,
@@ -258,6 +269,7 @@ class BriefTrials(TrialRunner):
         settings = {
             **{part: msgspec.to_builtins(getattr(recipe, part)) for part in ("distill", "prune", "gate", "student")},
             **own_loss_sources(recipe.distill.loss),
+            "own": {name: own_training_sources(part) for name, part in training_sections(recipe).items()},
             "seed": recipe.seed,
             "name": name,
             "stages": [DISTILL.version, PRUNE.version, PRUNE_CHECK.version],
@@ -274,12 +286,13 @@ class BriefTrials(TrialRunner):
         task, ticks, seconds = self.project.loaded, self.progress.ticks, self.progress.clock() - began
         epoch = min((after - before for before, after in pairwise(ticks)), default=seconds)
         # Where a trial was interrupted, this run saw its last epochs only.
-        seconds *= brief.config.epochs / max(len(ticks), 1)
-        value = check_finite(task, trained.history[-1]["validation"])
+        seconds *= len(trained.history) / max(len(ticks), 1)
+        value = check_finite(task, kept_epoch(trained.history)["validation"])
         error = None
         if brief.with_error:
-            model = load_weights(build(task.task.student, brief.seed), folder / WEIGHTS).to(compute_device())
-            error = sampling_error(task, model, self.training.taps.student)
+            with self.training.computing():
+                model = load_weights(build(task.task.student, brief.seed), folder / WEIGHTS).to(compute_device())
+                error = sampling_error(task, model, self.training.taps.student)
         for file in (WEIGHTS, PROBE):
             (folder / file).unlink()
         return AdviceTrial(value, error, seconds, epoch)
@@ -295,8 +308,16 @@ def _keep_ledger(stages: TrainingStages) -> Ledger:
     task, recipe = stages.project.loaded, stages.recipe
     student = load_weights(build(task.task.student, recipe.seed), distilled.folder / WEIGHTS)
     models = {"teacher": teacher, "student": student, FINETUNED: pruned}
-    rules = gate_rules(recipe.gate, task.metric_name, higher_is_better=task.higher_is_better, seed=recipe.seed)
-    return keep_validation_ledger(task, models, stages.taps, rules)
+    rules = gate_rules(
+        recipe.gate,
+        task.metric_name,
+        task.outputs,
+        higher_is_better=task.higher_is_better,
+        seed=recipe.seed,
+        same=task.own_same,
+    )
+    with stages.computing():
+        return keep_validation_ledger(task, models, stages.taps, rules)
 
 
 def _without_student(task: TaskConfig) -> dict[str, object]:

@@ -21,7 +21,7 @@ def on_terminal(arguments, cwd, signum, at, times=1, **changes):
         Its exit code, and what it wrote.
     """
     master, end = pty.openpty()
-    # Not pty.fork: after it Python and the handlers of loaded libraries would run in a copy of a process of many threads.
+    # Not pty.fork: Python and libraries' handlers would go on in a copy of a process of many threads.
     process = subprocess.Popen(
         [sys.executable, "-m", "edgekd", *map(str, arguments)],
         cwd=cwd,

@@ -42,7 +42,7 @@ def probe(graph, feeds=FEEDS):
     outputs = run(graph, feeds)
     ids = np.arange(len(outputs["logits"])).astype(str)
     embeddings = {name.removeprefix("embedding."): z for name, z in outputs.items() if name != "logits"}
-    return Probe(ids, outputs["logits"], embeddings)
+    return Probe(ids, {"logits": outputs["logits"]}, embeddings)
 
 
 def accuracy(logits, labels):
@@ -83,7 +83,7 @@ def test_figures_are_those_of_the_gate(graphs, found):
         *((suspect.undone, restore_float(qdq, floats, suspect.tensors)) for suspect in found.suspects),
     ]:
         drift = measure_drift(probe(graph), exact, None, Bootstrap(resamples=200))
-        answers = compare_answers(probe(graph), exact, OutputKind(), None, Bootstrap(resamples=200))
+        answers = compare_answers(probe(graph), exact, "logits", OutputKind(), None, Bootstrap(resamples=200))
         assert effect.drift == pytest.approx(drift.mean, abs=1e-9)
         assert effect.worst_pair == drift.worst_pair
         assert effect.worst_pair_drift == pytest.approx(drift.worst_pair_mean, abs=1e-9)
@@ -101,11 +101,11 @@ def test_relief_is_the_share_of_the_loss_that_goes(found):
 
 
 def test_what_the_output_is_decides_how_its_loss_is_measured(graphs):
-    exact, kind = probe(graphs[1]), OutputKind("values")
-    values = Examiner(*graphs, [FEEDS], SampleFacts(kind=kind))
-    answers = compare_answers(probe(graphs[0]), exact, kind, None, Bootstrap(resamples=200))
+    exact, kind = probe(graphs[1]), OutputKind("regression")
+    values = Examiner(*graphs, [FEEDS], SampleFacts(kinds={"logits": kind}))
+    answers = compare_answers(probe(graphs[0]), exact, "logits", kind, None, Bootstrap(resamples=200))
     assert values.measure().effect.divergence == pytest.approx(answers.divergence.mean, rel=1e-3)
-    assert blame(values).kind == "values"
+    assert blame(values).kind == "regression"
 
 
 def test_eight_samples_find_the_layer_that_the_drift_does_not_see(graphs):

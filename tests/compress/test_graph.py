@@ -5,7 +5,7 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 from onnx.helper import make_node, make_tensor_value_info
 
-from edgekd.compress.graph import drop_outputs, save, unquantize_outputs
+from edgekd.compress.graph import drop_embeddings, save, unquantize_outputs
 
 
 def tensor(name, shape=("batch", 2)):
@@ -32,17 +32,17 @@ TWO = {"w": np.eye(2, dtype=np.float32) * 2, "v": np.eye(2, dtype=np.float32) * 
 def branches(tmp_path):
     """x -> MatMul -> a (output), a -> Relu -> logits (output), x -> MatMul -> b (output)."""
     nodes = [
-        make_node("MatMul", ["x", "w"], ["a"]),
-        make_node("Relu", ["a"], ["logits"]),
-        make_node("MatMul", ["x", "v"], ["b"]),
+        make_node("MatMul", ["x", "w"], ["embedding.a"]),
+        make_node("Relu", ["embedding.a"], ["logits"]),
+        make_node("MatMul", ["x", "v"], ["embedding.b"]),
     ]
     path = tmp_path / "branches.onnx"
-    save(model(nodes, ["logits", "a", "b"], TWO), path)
+    save(model(nodes, ["logits", "embedding.a", "embedding.b"], TWO), path)
     return path
 
 
-def test_drop_outputs_drops_what_nothing_needs(branches, tmp_path):
-    drop_outputs(branches, ("logits",), tmp_path / "kept.onnx")
+def test_drop_embeddings_drops_what_nothing_needs(branches, tmp_path):
+    drop_embeddings(branches, tmp_path / "kept.onnx")
     kept = onnx.load(tmp_path / "kept.onnx")
     assert [node.op_type for node in kept.graph.node] == ["MatMul", "Relu"]
     assert [tensor.name for tensor in kept.graph.initializer] == ["w"]
@@ -50,10 +50,14 @@ def test_drop_outputs_drops_what_nothing_needs(branches, tmp_path):
     assert (run(tmp_path / "kept.onnx")["logits"] == run(branches)["logits"]).all()
 
 
-def test_drop_outputs_keeps_order_and_the_source(branches, tmp_path):
+def test_drop_embeddings_keeps_order_and_the_source(branches, tmp_path):
+    model = onnx.load(branches)
+    model.graph.output[2].name = "scores"
+    model.graph.node[2].output[0] = "scores"
+    save(model, branches)
     before = branches.read_bytes()
-    drop_outputs(branches, ("b", "logits"), tmp_path / "kept.onnx")
-    assert list(run(tmp_path / "kept.onnx")) == ["logits", "b"]
+    drop_embeddings(branches, tmp_path / "kept.onnx")
+    assert list(run(tmp_path / "kept.onnx")) == ["logits", "scores"]
     assert branches.read_bytes() == before
 
 

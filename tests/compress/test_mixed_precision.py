@@ -17,18 +17,19 @@ from edgekd.gram.blame import AddedLatency
 from edgekd.gram.drift import measure_drift
 from edgekd.gram.gate import GateRules, judge
 from edgekd.gram.intervals import Bootstrap
+from edgekd.gram.output_kind import OutputKind
 from edgekd.gram.probe import Probe
 from edgekd.gram.verdict import GateLimits, Measured
 
 FEEDS, UNSEEN = make_inputs(200), make_inputs(400, seed=1)
 #: The structure counts by itself: nobody trained the network, so that its output hardly depends on what is broken.
 LIMITS = GateLimits(tau_pass=0.005, tau_fail=0.01, max_flips=0.05, max_metric_drop=1, structure="strict")
-RULES = GateRules("accuracy", LIMITS, Bootstrap(resamples=200))
+RULES = GateRules("accuracy", LIMITS, Bootstrap(resamples=200), {"logits": OutputKind()})
 
 
 def verdict_on(found, exact):
     """Return the gate's verdict of a network's outputs beside the float network's, and the reasons."""
-    answers = compare_answers(found, exact, RULES.kind, None, RULES.bootstrap)
+    answers = compare_answers(found, exact, "logits", RULES.kinds["logits"], None, RULES.bootstrap)
     return judge(Measured(answers, None, measure_drift(found, exact, None, RULES.bootstrap)), RULES)[:2]
 
 
@@ -45,7 +46,7 @@ def gate(graphs):
     def probe(graph):
         outputs = run(graph, UNSEEN)
         embeddings = {name.removeprefix("embedding."): z for name, z in outputs.items() if name != "logits"}
-        return Probe(np.arange(400), outputs["logits"], embeddings)
+        return Probe(np.arange(400), {"logits": outputs["logits"]}, embeddings)
 
     exact = probe(graphs[1])
 
@@ -235,8 +236,10 @@ def test_shuffled_pairs_in_calibration_do_no_harm_but_the_gate_sees_them_in_a_pr
 
     outputs = run(graphs[1], UNSEEN)
     embeddings = {name: outputs[f"embedding.{name}"] for name in ("image", "motion")}
-    exact = Probe(np.arange(400), outputs["logits"], embeddings)
-    rolled = Probe(np.arange(400), outputs["logits"], {**embeddings, "motion": np.roll(embeddings["motion"], 1, 0)})
+    exact = Probe(np.arange(400), {"logits": outputs["logits"]}, embeddings)
+    rolled = Probe(
+        np.arange(400), {"logits": outputs["logits"]}, {**embeddings, "motion": np.roll(embeddings["motion"], 1, 0)}
+    )
     verdict, reasons = verdict_on(rolled, exact)
     assert verdict == "fail"
     assert "image-motion" in reasons[0]

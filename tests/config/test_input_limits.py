@@ -147,7 +147,7 @@ def test_overrides_that_name_nothing(tmp_path, override):
 
 def test_a_value_is_refused_in_the_words_of_who_wrote_it(tmp_path):
     told = {
-        "distill.epochs=many": "distill.epochs: expected a whole number from 1 to 100,000, got 'many'",
+        "distill.epochs=many": "distill.epochs: expected a whole number from 1 to 100,000 or 'auto', got 'many'",
         "distill.cache_teacher=1": "distill.cache_teacher: expected true or false, got 1",
         "prune.budget.macs=2": "prune.budget.macs: expected a number above 0 and below 1, got 2",
         "task.name=3": "task.name: expected text that is not empty, got 3",

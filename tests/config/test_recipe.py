@@ -73,8 +73,11 @@ def test_is_frozen(write):
         ("[distil]\nepochs = 3\n", ["the top level", "'distil'", "did you mean 'distill'"]),
         ("[distill]\nepoch = 3\n", ["[distill]", "'epoch'", "did you mean 'epochs'"]),
         ("[distill.loss]\ntemprature = 3\n", ["[distill.loss]", "did you mean 'temperature'"]),
-        ("[distill]\nepochs = 'many'\n", ["distill.epochs: expected a whole number from 1 to 100,000, got 'many'"]),
-        ("[distill]\nepochs = 0\n", ["distill.epochs: expected a whole number from 1 to 100,000, got 0"]),
+        (
+            "[distill]\nepochs = 'many'\n",
+            ["distill.epochs: expected a whole number from 1 to 100,000 or 'auto', got 'many'"],
+        ),
+        ("[distill]\nepochs = 0\n", ["distill.epochs: expected a whole number from 1 to 100,000 or 'auto', got 0"]),
         (
             "[distill]\nlearning_rate = 0.0\n",
             ["distill.learning_rate: expected a number from 1e-09 to 10, got 0.0"],
@@ -183,7 +186,7 @@ def test_later_overrides_win_and_leave_the_rest_alone(write):
         ("distill.epoch=5", "did you mean 'epochs'"),
         ("distil.epochs=5", "did you mean 'distill'"),
         ("seed.value=5", "'seed' is not a section"),
-        ("distill.epochs=many", "distill.epochs: expected a whole number from 1 to 100,000, got 'many'"),
+        ("distill.epochs=many", "distill.epochs: expected a whole number from 1 to 100,000 or 'auto', got 'many'"),
         ("gate.tau_fail=0.0001", "tau_fail"),
         ("gate.tau_fail=nan", "finite"),
         ("seed=99999999999", "seed"),

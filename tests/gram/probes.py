@@ -11,7 +11,7 @@ def probe_of(embeddings, logits=None, ids=None):
     count = len(next(iter(embeddings.values())))
     return Probe(
         np.array([f"s{i}" for i in range(count)]) if ids is None else np.array(ids),
-        np.eye(count, 3, dtype=np.float32) if logits is None else np.array(logits, dtype=np.float32),
+        {"logits": np.eye(count, 3, dtype=np.float32) if logits is None else np.array(logits, dtype=np.float32)},
         {name: np.asarray(z, dtype=np.float32) for name, z in embeddings.items()},
     )
 
@@ -32,15 +32,17 @@ def aligned_probe(samples=200, width=16, noise=0.4, seed=0):
 
 
 def with_embeddings(probe, **embeddings):
-    return Probe(probe.ids, probe.logits, {**probe.embeddings, **embeddings})
+    return Probe(probe.ids, probe.outputs, {**probe.embeddings, **embeddings})
 
 
 def with_logits(probe, logits):
-    return Probe(probe.ids, logits, probe.embeddings)
+    return Probe(probe.ids, {"logits": logits}, probe.embeddings)
 
 
 def first(probe, count):
-    return Probe(probe.ids[:count], probe.logits[:count], {name: z[:count] for name, z in probe.embeddings.items()})
+    return Probe(
+        probe.ids[:count], {"logits": probe.answer[:count]}, {name: z[:count] for name, z in probe.embeddings.items()}
+    )
 
 
 def rotate(probe, modality, seed=0):

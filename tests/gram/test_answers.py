@@ -5,8 +5,9 @@ import math
 import numpy as np
 import pytest
 
-from edgekd.gram.answers import changed_answers, compare_answers, guess_kind, sample_divergences, sample_errors
+from edgekd.gram.answers import changed_answers, compare_answers, sample_divergences, sample_errors
 from edgekd.gram.intervals import Bootstrap, binomial_upper, mean_needs, share_needs
+from edgekd.gram.measures.guess import guess_kind
 from edgekd.gram.output_kind import MAX_DIVERGENCE, OutputKind
 from edgekd.gram.probe import Probe
 
@@ -17,20 +18,20 @@ OUTPUTS = {
     "classes": (OutputKind("classes"), SCORES),
     "probabilities": (OutputKind("classes", True), (np.exp(SCORES) / np.exp(SCORES).sum(1, keepdims=True))),
     "multilabel": (OutputKind("multilabel"), SCORES),
-    "values": (OutputKind("values", threshold=0.5), SCORES * [1, 1e3, 1, 1, 1, 1, 1, 1e-3]),
-    "map": (OutputKind("values"), SCORES.reshape(300, 2, 4)),
+    "regression": (OutputKind("regression", threshold=0.5), SCORES * [1, 1e3, 1, 1, 1, 1, 1, 1e-3]),
+    "map": (OutputKind("regression"), SCORES.reshape(300, 2, 4)),
     "embedding": (OutputKind("embedding"), UNIT),
 }
 ROTATION = np.linalg.qr(RANDOM.standard_normal((8, 8)))[0]
 
 
 def probe_of(outputs: np.ndarray) -> Probe:
-    return Probe(np.arange(len(outputs)).astype(str), outputs, {})
+    return Probe(np.arange(len(outputs)).astype(str), {"logits": outputs}, {})
 
 
 def compared(name: str, outputs: np.ndarray, groups=None):
     kind, reference = OUTPUTS[name]
-    return compare_answers(probe_of(outputs), probe_of(reference), kind, groups, Bootstrap(resamples=200))
+    return compare_answers(probe_of(outputs), probe_of(reference), "logits", kind, groups, Bootstrap(resamples=200))
 
 
 def negated_in_one_of_twenty(outputs: np.ndarray) -> np.ndarray:
@@ -71,7 +72,7 @@ def test_the_same_outputs_differ_in_nothing(name):
 def test_a_break_shows_in_the_error_and_in_the_kinds_own_measure(name, kind_of_break):
     outputs = OUTPUTS[name][1]
     answers = compared(name, BREAKS[kind_of_break](outputs))
-    assert answers.error.low > 0.003  # of "values" one output of another unit makes up most of the length
+    assert answers.error.low > 0.003  # of "regression" one output of another unit makes up most of the length
     assert answers.largest_error > 0
     if (name, kind_of_break) not in {
         ("embedding", "halved"),
@@ -89,9 +90,11 @@ def test_the_figures_of_a_small_case_are_those_by_hand():
         [kl, 0], abs=1e-6
     )
     values = np.array([[0.0], [2.0], [4.0]])
-    assert sample_divergences(values + 1, values, OutputKind("values")) == pytest.approx([3 / 8] * 3)  # variance 8/3
-    assert changed_answers(values + 1, values, OutputKind("values", threshold=2.5)).tolist() == [0, 1, 0]
-    assert changed_answers(values, values, OutputKind("values")) is None
+    assert sample_divergences(values + 1, values, OutputKind("regression")) == pytest.approx(
+        [3 / 8] * 3
+    )  # variance 8/3
+    assert changed_answers(values + 1, values, OutputKind("regression", threshold=2.5)).tolist() == [0, 1, 0]
+    assert changed_answers(values, values, OutputKind("regression")) is None
 
 
 def test_probabilities_of_labels_far_from_half_do_not_overflow():
@@ -111,23 +114,25 @@ def test_errors_in_memory_are_those_of_the_comparison(name):
 def test_outputs_near_zero_are_compared_with_the_others_length():
     reference = np.array([[3.0, 4.0], [0.0, 0.0], [1e-9, 0.0]])
     noise = np.array([[0, 0], [0, 1e-9], [0, 0]])
-    answers = compare_answers(probe_of(reference + noise), probe_of(reference), OutputKind("values"), None, Bootstrap())
+    answers = compare_answers(
+        probe_of(reference + noise), probe_of(reference), "logits", OutputKind("regression"), None, Bootstrap()
+    )
     assert answers.error.mean < 1e-8
 
 
 def test_a_number_that_is_none_is_told():
     spoilt = SCORES.copy()
     spoilt[7, 2] = np.nan
-    answers = compared("values", spoilt)
+    answers = compared("regression", spoilt)
     assert math.isnan(answers.error.mean)
     assert math.isnan(answers.largest_error)
     assert math.isnan(answers.divergence.high)
 
 
 def test_the_worst_element_is_named_whatever_its_unit():
-    changed = OUTPUTS["values"][1].copy()
+    changed = OUTPUTS["regression"][1].copy()
     changed[:, 7] *= 1.5  # a thousandth of the others
-    answers = compared("values", changed)
+    answers = compared("regression", changed)
     assert answers.worst_element == 7
     assert answers.worst_divergence == pytest.approx(0.25, rel=0.1)
 
@@ -144,11 +149,13 @@ def test_of_grouped_samples_groups_are_the_units():
 
 def test_other_shapes_are_refused():
     with pytest.raises(ValueError, match=r"\(300, 8\) and \(300, 7\)"):
-        compare_answers(probe_of(SCORES), probe_of(SCORES[:, :7]), OutputKind(), None, Bootstrap())
+        compare_answers(probe_of(SCORES), probe_of(SCORES[:, :7]), "logits", OutputKind(), None, Bootstrap())
 
 
 def test_none_of_few_changed_says_little():
-    changed = compare_answers(probe_of(SCORES[:20]), probe_of(SCORES[:20]), OutputKind(), None, Bootstrap()).changed
+    changed = compare_answers(
+        probe_of(SCORES[:20]), probe_of(SCORES[:20]), "logits", OutputKind(), None, Bootstrap()
+    ).changed
     assert changed.mean == 0
     assert changed.high == pytest.approx(1 - 0.05 ** (1 / 20))
 
@@ -157,13 +164,13 @@ def test_none_of_few_changed_says_little():
     ("outputs", "labelled", "expected"),
     [
         (SCORES, True, OutputKind("classes")),
-        (SCORES, False, OutputKind("values")),
+        (SCORES, False, OutputKind("regression")),
         (OUTPUTS["probabilities"][1], False, OutputKind("classes", True)),
         (OUTPUTS["probabilities"][1][:, :5], False, OutputKind("multilabel", True, 0.5)),
         (OUTPUTS["probabilities"][1][:, :1], False, OutputKind("multilabel", True, 0.5)),
         (UNIT, False, OutputKind("embedding")),
-        (SCORES.reshape(300, 2, 4), True, OutputKind("values")),
-        (np.zeros((9, 1)), False, OutputKind("values")),
+        (SCORES.reshape(300, 2, 4), True, OutputKind("regression")),
+        (np.zeros((9, 1)), False, OutputKind("regression")),
     ],
 )
 def test_the_kind_of_an_output_is_guessed_from_its_values(outputs, labelled, expected):
@@ -181,14 +188,14 @@ def test_how_many_samples_would_tell():
     assert share_needs(0.0, 0.03, 0.95) == 99
     assert binomial_upper(round(0.02 * share_needs(0.02, 0.03, 0.95)), share_needs(0.02, 0.03, 0.95), 0.95) <= 0.031
     assert share_needs(0.04, 0.03, 0.95) is None
-    bounds = compared("values", OUTPUTS["values"][1] * 1.05).divergence
+    bounds = compared("regression", OUTPUTS["regression"][1] * 1.05).divergence
     needed = mean_needs(bounds, (bounds.mean + bounds.high) / 2, 300)
     assert needed in (1200, 1300)  # four times as many, rounded up
     assert mean_needs(bounds, bounds.mean / 2, 300) is None
 
 
 def between(outputs, reference, kind):
-    return compare_answers(probe_of(outputs), probe_of(reference), kind, None, Bootstrap(resamples=200))
+    return compare_answers(probe_of(outputs), probe_of(reference), "logits", kind, None, Bootstrap(resamples=200))
 
 
 def test_classes_that_are_ruled_out_in_both_do_not_count():
@@ -227,18 +234,18 @@ def test_labels_that_hold_are_counted_apart_from_those_that_never_do():
 
 
 def test_an_element_that_is_always_0_is_of_the_others_unit():
-    values = OUTPUTS["values"][1].copy()
+    values = OUTPUTS["regression"][1].copy()
     values[:, 2] = 0
     noise = 0.01 * values.std(0).clip(1e-2) * RANDOM.standard_normal(values.shape)
-    assert between(values + noise, values, OutputKind("values")).divergence.high < 1e-3
+    assert between(values + noise, values, OutputKind("regression")).divergence.high < 1e-3
 
 
 def test_a_dead_element_shows_however_small_its_unit():
     values = SCORES * np.float32([1e-6, 1, 1, 1, 1, 1, 1, 1e5])
     dead = values.copy()
     dead[:, 0] = 0
-    assert between(dead, values, OutputKind("values")).worst_element == 0
-    assert between(dead, values, OutputKind("values")).worst_divergence > 0.5
+    assert between(dead, values, OutputKind("regression")).worst_element == 0
+    assert between(dead, values, OutputKind("regression")).worst_divergence > 0.5
 
 
 def test_embeddings_without_a_direction_are_the_same():

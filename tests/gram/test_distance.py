@@ -231,7 +231,7 @@ def test_numpy_equals_torch_and_changes_no_dtype(data):
 def test_l1_of_a_samples_gram_is_the_drift():
     ours, theirs = arrays(0, [4, 4, 4], batch=9), arrays(1, [6, 6, 6], batch=9)
     ids = np.array([str(b) for b in range(9)])
-    probes = [Probe(ids, np.eye(9, dtype=np.float32), side) for side in (ours, theirs)]
+    probes = [Probe(ids, {"logits": np.eye(9, dtype=np.float32)}, side) for side in (ours, theirs)]
     drift = measure_drift(*probes, None, Bootstrap(resamples=1))
     assert drift.scope == "sample"
     assert gram_distance(ours, [theirs], GramKind("sample", distance="l1")) == pytest.approx(drift.mean, rel=1e-9)

@@ -138,7 +138,7 @@ def test_both_modalities_rotating_together_is_no_drift():
 def test_the_lengths_of_embeddings_are_no_drift():
     reference = aligned_probe()
     lengths = np.random.default_rng(0).uniform(0.1, 10, (200, 1)).astype(np.float32)
-    scaled = Probe(reference.ids, reference.logits, {name: lengths * z for name, z in reference.embeddings.items()})
+    scaled = Probe(reference.ids, reference.outputs, {name: lengths * z for name, z in reference.embeddings.items()})
     drift = measure_drift(scaled, reference, None, Bootstrap())
     assert drift.mean < 1e-6
     assert drift.cka == pytest.approx(1, abs=1e-5)
@@ -150,7 +150,7 @@ def test_too_few_rows_have_no_cka():
 
 def test_other_samples_are_refused():
     probe = aligned_probe()
-    shuffled = Probe(probe.ids[::-1], probe.logits, probe.embeddings)
+    shuffled = Probe(probe.ids[::-1], probe.outputs, probe.embeddings)
     with pytest.raises(ValueError, match="not of the same samples in the same order"):
         measure_drift(shuffled, probe, None, Bootstrap())
     with pytest.raises(ValueError, match="not of the same samples"):
@@ -159,7 +159,7 @@ def test_other_samples_are_refused():
 
 def test_other_modalities_are_refused():
     probe = aligned_probe()
-    renamed = Probe(probe.ids, probe.logits, {"a": probe.embeddings["a"], "z": probe.embeddings["b"]})
+    renamed = Probe(probe.ids, probe.outputs, {"a": probe.embeddings["a"], "z": probe.embeddings["b"]})
     with pytest.raises(ValueError, match=r"modalities \['a', 'z'\] and \['a', 'b'\]"):
         measure_drift(renamed, probe, None, Bootstrap())
 

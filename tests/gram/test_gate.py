@@ -19,7 +19,7 @@ from edgekd.gram.output_kind import OutputKind
 from edgekd.gram.probe import Probe
 from edgekd.gram.verdict import GateLimits
 from edgekd.stages.artifacts import PROBE, WEIGHTS
-from edgekd.stages.labels import accuracy
+from edgekd.stages.metrics import accuracy
 from edgekd.stages.progress import Silent, StageReporter
 from edgekd.training.distillation import distill, teacher
 from edgekd.training.distillation.losses.logits import cross_entropy
@@ -100,7 +100,7 @@ def taught_wrong(task, student, taps):
 
 
 def rules(limits=LIMITS, kind="classes"):
-    return GateRules("accuracy", limits, Bootstrap(resamples=300), OutputKind(kind))
+    return GateRules("accuracy", limits, Bootstrap(resamples=300), {"logits": OutputKind(kind)})
 
 
 def keep(probes, trained, notes=MappingProxyType({}), limits=LIMITS):
@@ -118,8 +118,8 @@ def permuted(student, modality):
 
 
 def test_the_student_has_learned_what_the_controls_will_break(trained):
-    assert accuracy(trained.student.logits, trained.labels) > 0.6
-    assert accuracy(trained.random.logits, trained.labels) < 0.3
+    assert accuracy(trained.student.answer, trained.labels) > 0.6
+    assert accuracy(trained.random.answer, trained.labels) < 0.3
 
 
 def test_an_unchanged_student_passes(trained):
@@ -163,8 +163,8 @@ def test_a_random_student_fails_by_everything(trained):
 
 
 def test_a_broken_fusion_head_fails_by_its_answers_alone(trained):
-    noise = np.random.default_rng(0).normal(0, 3, trained.student.logits.shape).astype(np.float32)
-    ledger = trained.ledger(with_logits(trained.student, trained.student.logits + noise))
+    noise = np.random.default_rng(0).normal(0, 3, trained.student.answer.shape).astype(np.float32)
+    ledger = trained.ledger(with_logits(trained.student, trained.student.answer + noise))
     assert ledger.verdict == "fail"
     assert ledger.row("quantized").to_reference.bound == 0
     assert [answer.verdict for answer in ledger.questions] == ["pass", "fail", "pass"]
@@ -185,7 +185,7 @@ def test_a_student_that_keeps_its_gram_and_has_lost_its_accuracy_is_refused(trai
 
 @pytest.mark.parametrize("where", ["embeddings", "logits"])
 def test_what_is_not_a_number_fails(trained, where):
-    broken = getattr(trained.student, where)
+    broken = trained.student.embeddings if where == "embeddings" else trained.student.answer
     if where == "embeddings":
         broken = np.where(np.arange(len(broken["mor"]))[:, None] == 3, np.nan, broken["mor"])
         ledger = trained.ledger(with_embeddings(trained.student, mor=broken))
@@ -264,8 +264,8 @@ def test_without_labels_the_outputs_and_drift_gate(trained):
         return unlabelled({"student": trained.student, "quantized": changed})
 
     assert (ledger(trained.perturbed).verdict, ledger(trained.perturbed).row("quantized").metric) == ("pass", None)
-    noise = np.random.default_rng(0).normal(0, 3, trained.student.logits.shape).astype(np.float32)
-    broken = ledger(with_logits(trained.student, trained.student.logits + noise))
+    noise = np.random.default_rng(0).normal(0, 3, trained.student.answer.shape).astype(np.float32)
+    broken = ledger(with_logits(trained.student, trained.student.answer + noise))
     assert broken.verdict == "fail"
     assert broken.reasons[0].startswith("KL divergence")
     assert "of the answers changed, more than 5%" in broken.reasons[1]
@@ -275,16 +275,16 @@ def test_without_labels_the_outputs_and_drift_gate(trained):
 
 
 def test_a_network_that_is_no_classifier_is_held_to_its_numbers(trained):
-    maps = trained.student.logits[:, :, None] * np.ones(5, np.float32)
+    maps = trained.student.answer[:, :, None] * np.ones(5, np.float32)
     probes = {"float": with_logits(trained.student, maps), "quantized": with_logits(trained.student, -maps)}
-    ledger = unlabelled(probes, kind="values")
+    ledger = unlabelled(probes, kind="regression")
     assert (ledger.verdict, ledger.row("quantized").flips) == ("fail", None)
     assert ledger.reasons[0].startswith("element ") or ledger.reasons[0].startswith("squared error")
-    assert unlabelled({**probes, "quantized": probes["float"]}, kind="values").verdict == "pass"
+    assert unlabelled({**probes, "quantized": probes["float"]}, kind="regression").verdict == "pass"
 
 
 def test_a_student_at_chance_is_never_released(trained):
-    constant = np.zeros_like(trained.student.logits)
+    constant = np.zeros_like(trained.student.answer)
     constant[:, 3] = 1
     for useless in (trained.random, with_logits(trained.student, constant)):
         ledger = keep({"teacher": trained.teacher, "student": useless, "device": useless}, trained)
@@ -314,7 +314,7 @@ def test_where_the_teacher_learned_nothing_either_the_advice_says_so(trained):
     def misses(logits, labels):
         return 100 - 100 * accuracy(logits, labels)
 
-    at_chance = with_logits(trained.teacher, np.roll(trained.teacher.logits, 1, axis=1))
+    at_chance = with_logits(trained.teacher, np.roll(trained.teacher.answer, 1, axis=1))
     for told in (advice(at_chance), advice(trained.teacher, recall), advice(at_chance, misses, higher_is_better=False)):
         assert told.startswith("the teacher is no better than a constant answer either")
         assert "distill.epochs" not in told
@@ -339,7 +339,7 @@ def test_the_advice_for_an_absent_modality_names_keys_of_what_was_done(trained):
 
 
 def test_a_student_far_behind_its_teacher_warns_with_what_to_try(trained):
-    flipped = np.where((np.arange(len(trained.labels)) % 3 == 0)[:, None], -1, 1) * trained.student.logits
+    flipped = np.where((np.arange(len(trained.labels)) % 3 == 0)[:, None], -1, 1) * trained.student.answer
     behind = with_logits(trained.student, flipped.astype(np.float32))
     ledger = keep({"teacher": trained.teacher, "student": behind, "device": behind}, trained)
     assert (ledger.verdict, ledger.questions[0].verdict) == ("warn", "warn")
@@ -349,8 +349,8 @@ def test_a_student_far_behind_its_teacher_warns_with_what_to_try(trained):
 
 def test_reasons_of_a_failure_never_hold_warnings(trained):
     limits = replace(LIMITS, tau_pass=1e-6)
-    noise = np.random.default_rng(0).normal(0, 3, trained.student.logits.shape).astype(np.float32)
-    broken = with_logits(trained.perturbed, trained.perturbed.logits + noise)
+    noise = np.random.default_rng(0).normal(0, 3, trained.student.answer.shape).astype(np.float32)
+    broken = with_logits(trained.perturbed, trained.perturbed.answer + noise)
     ledger = trained.ledger(broken, limits)
     assert ledger.verdict == "fail"
     assert not any("Gram" in reason for reason in ledger.reasons)
@@ -380,7 +380,7 @@ def test_what_was_rejected_on_other_samples_stays_rejected(trained):
 
 def test_one_modality_is_gated_within_itself(trained):
     def alone(probe):
-        return Probe(probe.ids, probe.logits, {"mor": probe.embeddings["mor"]})
+        return Probe(probe.ids, probe.outputs, {"mor": probe.embeddings["mor"]})
 
     assert keep({"float": alone(trained.student), "device": alone(trained.perturbed)}, trained).verdict == "pass"
     rotated = {"float": alone(trained.student), "device": rotate(alone(trained.student), "mor")}

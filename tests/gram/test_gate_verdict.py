@@ -41,7 +41,7 @@ def drift(mean=0.001, bound=0.002, clusters=None):
 
 
 def behaviour(found, loss=None, limits=LIMITS, **others):
-    return judge_behaviour(Measured(found, loss, drift(), **others), limits, 0.95)
+    return judge_behaviour(Measured({"logits": found}, loss, drift(), **others), limits, 0.95)
 
 
 NEAR, WITHIN = Estimate(0.002, 0.001, 0.004), Estimate(0.01, 0.005, 0.019)
@@ -114,7 +114,7 @@ def test_a_limit_of_the_recipe_stands_in_for_that_of_the_kind():
 
 
 def test_one_broken_number_of_several_fails_though_the_others_are_right():
-    found = behaviour(answers(NEAR, None, "values", worst_element=3, worst_divergence=4.0))
+    found = behaviour(answers(NEAR, None, "regression", worst_element=3, worst_divergence=4.0))
     assert found.verdict == "fail"
     assert found.reasons == ("element 3 of the output is broken: its squared error is 4 of its variance",)
 
@@ -131,14 +131,14 @@ def test_neighbours_that_trade_places_do_not_fail_an_embedding():
 def test_outputs_that_are_the_same_up_to_rounding_pass_on_any_number_of_samples():
     tiny = Estimate(1e-9, 0.0, 1e-8)
     assert behaviour(answers(tiny, Estimate(0, 0, 0.78), samples=2, error=tiny)).verdict == "pass"
-    assert behaviour(answers(NEAR, None, "values", samples=2)).verdict == "undecided"
+    assert behaviour(answers(NEAR, None, "regression", samples=2)).verdict == "undecided"
 
 
 @pytest.mark.parametrize(
     ("found", "loss", "needed"),
     [
         (answers(Estimate(0.01, 0.005, 0.019), Estimate(3 / 130, 0.0063, 0.0584), samples=130), UNSURE, 240),
-        (answers(NEAR, None, "values", samples=2), None, 20),
+        (answers(NEAR, None, "regression", samples=2), None, 20),
         (answers(ACROSS, FEW), None, 14_400),  # a bound 0.012 away, of which 0.002 are left: six times as near,
     ],
 )
@@ -171,7 +171,7 @@ def test_a_modality_missing_warns_beyond_its_limit():
 
 def learned(own, teacher, constant, gain=0.1):
     values = {"student": own} if teacher is None else {"teacher": teacher, "student": own}
-    found = None if constant is None else ConstantAnswer(2, constant, Estimate(gain, gain - 0.05, gain + 0.05))
+    found = None if constant is None else ConstantAnswer("class 2", constant, Estimate(gain, gain - 0.05, gain + 0.05))
     return judge_learned("accuracy", LedgerMetrics(values, {}, found), "student", LIMITS)
 
 
@@ -190,7 +190,7 @@ def joined(behaviour, structure, limits=LIMITS, kind="classes", student="pass"):
         Answered(question, verdict, () if verdict == "pass" else (f"{question} {verdict}",))
         for question, verdict in (("learned", student), ("behaviour", behaviour), ("structure", structure))
     ]
-    return join_answers(*answered, limits, kind)
+    return join_answers(*answered, limits, [kind])
 
 
 @pytest.mark.parametrize(
@@ -277,7 +277,7 @@ def test_one_sample_alone_has_no_structure_within_a_modality():
     alone = replace(drift(math.nan, 2.0), scope="intra", samples=1)
     structure = judge_structure(alone, LIMITS)
     assert (structure.verdict, "one sample alone" in structure.reasons[0]) == (None, True)
-    assert judge_behaviour(Measured(answers(NEAR, FEW), HELD, alone), LIMITS, 0.95).verdict == "pass"
+    assert judge_behaviour(Measured({"logits": answers(NEAR, FEW)}, HELD, alone), LIMITS, 0.95).verdict == "pass"
 
 
 def test_what_is_not_a_number_without_a_modality_is_said_so():
@@ -291,10 +291,10 @@ def judged_as(figures, reference="student"):
 
 def test_whether_a_student_learned_where_its_metric_cannot_be_compared():
     values = {"teacher": 0.9, "student": 0.8}
-    all_one = LedgerMetrics(values, {}, ConstantAnswer(3, 1.0, Estimate(-0.2, -0.3, -0.1), alone=True))
+    all_one = LedgerMetrics(values, {}, ConstantAnswer("class 3", 1.0, Estimate(-0.2, -0.3, -0.1), alone=True))
     assert judged_as(all_one).verdict == "warn"
-    assert judged_as(all_one).reasons[0].startswith("all labels are of class 3")
-    unbounded = LedgerMetrics(values, {}, ConstantAnswer(3, 0.1, Estimate(0.7, -math.inf, math.inf)))
+    assert judged_as(all_one).reasons[0].startswith("all samples are labelled class 3")
+    unbounded = LedgerMetrics(values, {}, ConstantAnswer("class 3", 0.1, Estimate(0.7, -math.inf, math.inf)))
     assert judged_as(unbounded).verdict == "warn"
     assert judged_as(LedgerMetrics(values, over_chance=GAIN)).verdict == "pass"
     at_chance = judged_as(LedgerMetrics(values, over_chance=Estimate(0.01, -0.02, 0.04)))

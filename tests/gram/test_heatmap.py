@@ -12,7 +12,7 @@ IDS = np.array([f"s{index:03d}" for index in range(COUNT)])
 def probe(seed, widths=(8, 8, 8)):
     random = np.random.default_rng(seed)
     embeddings = {f"m{i}": random.normal(size=(COUNT, width)).astype(np.float32) for i, width in enumerate(widths)}
-    return Probe(IDS, random.normal(size=(COUNT, 4)).astype(np.float32), embeddings)
+    return Probe(IDS, {"logits": random.normal(size=(COUNT, 4)).astype(np.float32)}, embeddings)
 
 
 def test_the_cosines_are_the_joint_gram_of_the_chosen_samples():

@@ -7,8 +7,10 @@ import pytest
 
 from edgekd.errors import TaskError
 from edgekd.gram.metric import LabelledSamples
+from edgekd.gram.output_kind import OutputKind
 from edgekd.gram.probe import Probe
-from edgekd.stages.labels import UNLABELLED, accuracy
+from edgekd.stages.labels import UNLABELLED
+from edgekd.stages.metrics import accuracy, default_metric
 
 LABELS = np.arange(400) % 4
 
@@ -16,7 +18,7 @@ LABELS = np.arange(400) % 4
 def right(share, labels=LABELS):
     """Return a probe whose predictions are right for the first part of the samples, and off by one for the others."""
     predicted = np.where(np.arange(len(labels)) < share * len(labels), labels, (labels + 1) % 4)
-    return Probe(np.arange(len(labels)).astype(str), np.eye(4, dtype=np.float32)[predicted], {})
+    return Probe(np.arange(len(labels)).astype(str), {"logits": np.eye(4, dtype=np.float32)[predicted]}, {})
 
 
 def measured(probes, labels=LABELS, groups=None, metric=accuracy, higher=True):
@@ -65,7 +67,7 @@ def test_groups_that_differ_widen_the_bounds():
 def test_the_best_constant_answer_is_the_most_frequent_class():
     labels = np.where(np.arange(400) < 280, 2, LABELS)
     found = measured({"student": right(0.9, labels)}, labels)
-    assert (found.constant.label, found.constant.metric) == (2, pytest.approx(0.775, abs=0.01))
+    assert (found.constant.answer, found.constant.metric) == ("class 2", pytest.approx(0.775, abs=0.01))
     useless = measured({"student": right(0.0, labels)}, labels).constant.gain
     assert useless.high < 0
 
@@ -74,11 +76,11 @@ def test_samples_without_a_label_do_not_count():
     labels = np.where(np.arange(400) % 2, LABELS, UNLABELLED)
     found = measured({"student": right(1)}, labels)
     assert found.values["student"] == 1
-    assert found.constant.label in (1, 3)
+    assert found.constant.answer in ("class 1", "class 3")
 
 
-def test_a_network_that_is_no_classifier_has_no_constant_answer():
-    maps = Probe(np.arange(400).astype(str), np.zeros((400, 2, 2), np.float32), {})
+def test_an_output_that_cannot_be_classes_has_no_constant_answer():
+    maps = Probe(np.arange(400).astype(str), {"logits": np.zeros((400, 2, 2), np.float32)}, {})
     assert measured({"student": maps}, metric=lambda x, _y: float(x.mean())).constant is None
 
 
@@ -119,7 +121,7 @@ def test_a_metric_that_fails_for_what_was_broken_is_no_number_there_and_of_the_s
 
 
 def with_constant(label):
-    return Probe(np.arange(400).astype(str), np.eye(4, dtype=np.float32)[np.full(400, label)], {})
+    return Probe(np.arange(400).astype(str), {"logits": np.eye(4, dtype=np.float32)[np.full(400, label)]}, {})
 
 
 def test_where_no_constant_answer_has_a_metric_the_answers_of_other_samples_stand_in():
@@ -127,7 +129,7 @@ def test_where_no_constant_answer_has_a_metric_the_answers_of_other_samples_stan
     assert found.constant is None
     assert 0.5 < found.over_chance.low < found.over_chance.mean < 0.8
     by_chance = np.random.default_rng(1).permutation(LABELS)
-    useless = Probe(np.arange(400).astype(str), np.eye(4, dtype=np.float32)[by_chance], {})
+    useless = Probe(np.arange(400).astype(str), {"logits": np.eye(4, dtype=np.float32)[by_chance]}, {})
     assert measured({"student": useless}, metric=precision).over_chance.low < 0
 
 
@@ -136,7 +138,9 @@ def test_a_logarithmic_loss_has_no_constant_answer():
         with np.errstate(divide="ignore"):
             return float(-np.log(outputs[np.arange(len(labels)), labels]).mean())
 
-    sure = Probe(np.arange(400).astype(str), 0.85 * np.eye(4, dtype=np.float32)[LABELS] + np.float32(0.05), {})
+    sure = Probe(
+        np.arange(400).astype(str), {"logits": 0.85 * np.eye(4, dtype=np.float32)[LABELS] + np.float32(0.05)}, {}
+    )
     found = measured({"student": sure}, metric=loss, higher=False)
     assert found.constant is None
     assert found.over_chance.low > 0
@@ -174,6 +178,102 @@ def test_many_classes_and_many_groups_cost_few_metrics():
         return accuracy(outputs, labels)
 
     labels = np.arange(1000) % 200
-    probe = Probe(labels.astype(str), np.eye(200, dtype=np.float32)[labels], {})
+    probe = Probe(labels.astype(str), {"logits": np.eye(200, dtype=np.float32)[labels]}, {})
     measured({"student": probe}, labels, groups=np.arange(1000) // 2, metric=counted)
     assert len(calls) < 400
+
+
+def of_kind(kind, outputs, targets, **more):
+    """Measure the reference's outputs alone, by the default metric of their kind, or another."""
+    probe = Probe(np.arange(len(outputs)).astype(str), {"logits": np.asarray(outputs, np.float32)}, {})
+    default = default_metric({"logits": kind})
+    metric = more.pop("metric", default.compute if default else None)
+    return LabelledSamples(targets, None, metric, kinds={"logits": kind}, **more).measure({"student": probe}, "student")
+
+
+RANDOM = np.random.default_rng(5)
+NUMBERS = np.r_[RANDOM.standard_normal(200), np.full(9, np.nan)]
+SEVERAL = RANDOM.standard_normal((300, 4)) * [1, 10, 100, 0.1]
+TAGS = (RANDOM.random((300, 5)) < [0.9, 0.6, 0.05, 0.05, 0.05]).astype(int)
+MASKS = (RANDOM.random((100, 6, 6)) < 0.3).astype(int)
+WORDS = np.where(RANDOM.random((100, 7)) < 0.6, 2, RANDOM.integers(0, 4, (100, 7)))
+CONSTANTS = {
+    "one number": (OutputKind("regression"), NUMBERS[:, None], NUMBERS, f"{np.nanmean(NUMBERS):.4g}", 0),
+    "numbers": (OutputKind("regression"), SEVERAL, SEVERAL, "the mean", 0),
+    "labels": (OutputKind("multilabel"), 8 * TAGS - 4, TAGS, "labels 0, 1", 0.8),
+    "probabilities of labels": (OutputKind("multilabel", True), TAGS, TAGS, "labels 0, 1", 0.8),
+    "a map": (OutputKind("dense-classes"), np.moveaxis(np.eye(2)[MASKS], -1, 1), MASKS, "class 0 everywhere", 0.35),
+    "words": (OutputKind("sequence-classes"), np.eye(4)[WORDS], WORDS, "class 2 everywhere", 0.7),
+}
+
+
+@pytest.mark.parametrize("name", CONSTANTS)
+def test_the_best_constant_answer_is_that_of_the_kind(name):
+    kind, outputs, targets, answer, metric = CONSTANTS[name]
+    found = of_kind(kind, np.nan_to_num(outputs), targets).constant
+    assert (found.answer, found.metric) == (answer, pytest.approx(metric, abs=0.05))
+    assert found.gain.low > 0
+    assert not found.alone
+    nothing = of_kind(kind, np.repeat(np.nan_to_num(outputs)[:1], len(outputs), 0), targets)
+    assert not nothing.gain.low > 0
+
+
+def test_of_ctc_a_constant_answer_may_be_silence():
+    words = np.array([[1, 2, -100], [3, -100, -100]] * 50)
+    frames = np.array([[1, 0, 2, 0, 0], [0, 3, 3, 0, 0]] * 50)
+    found = of_kind(OutputKind("sequence-classes", blank=0), np.eye(4)[frames], words)
+    assert found.values["student"] == 1
+    assert found.constant.answer == "class 1 everywhere"
+    assert found.constant.metric == pytest.approx(1 / 3)  # of each word 1 2 one error, and of 3 one
+    longer = of_kind(OutputKind("sequence-classes", blank=0), np.eye(4)[frames], np.full((100, 3), -100))
+    assert longer.constant is None
+
+
+@pytest.mark.parametrize(
+    ("kind", "outputs", "targets"),
+    [
+        (OutputKind("regression"), np.full((30, 2), 4.0), np.full((30, 2), 4.0)),
+        (OutputKind("multilabel"), np.ones((30, 2)), np.tile([[1, 0]], (30, 1))),
+        (OutputKind("dense-classes"), np.ones((30, 2, 3)), np.where(np.arange(90).reshape(30, 3) % 2, 1, UNLABELLED)),
+    ],
+    ids=["regression", "multilabel", "dense"],
+)
+def test_targets_that_are_all_the_same_are_told(kind, outputs, targets):
+    found = of_kind(kind, outputs, targets, metric=lambda _outputs, _targets: 0.5)
+    assert found.constant.alone
+
+
+def test_of_embeddings_the_answers_of_other_samples_stand_in():
+    labels = np.arange(200) % 20
+    z = np.eye(20)[labels] + 0.1 * RANDOM.standard_normal((200, 20))
+    found = of_kind(OutputKind("embedding"), z, labels)
+    assert found.constant is None
+    assert found.over_chance.low > 0.8
+    useless = of_kind(OutputKind("embedding"), RANDOM.standard_normal((200, 20)), labels)
+    assert not useless.over_chance.low > 0
+
+
+def test_targets_may_be_a_nest_of_arrays():
+    boxes = RANDOM.random((120, 3, 4))
+    targets = {"boxes": boxes, "more": (np.arange(120), {})}
+    seen = []
+
+    def close(outputs, given):
+        seen.append(given)
+        return float((np.abs(outputs - given["boxes"]).max((1, 2)) < 0.1).mean())
+
+    found = of_kind(OutputKind("custom"), boxes, targets, metric=close)
+    assert found.values["student"] == 1
+    assert found.over_chance.low > 0.9
+    assert {len(given["boxes"]) for given in seen} >= {120}
+    assert all(len(given["boxes"]) == len(given["more"][0]) for given in seen)
+    assert all(given["more"][1] == {} for given in seen)
+
+
+def test_samples_with_any_target_are_the_labelled_ones():
+    targets = {
+        "a": np.where(np.arange(100) < 3, 1, UNLABELLED),
+        "b": np.where(np.arange(100)[:, None] < 10, 1.5, np.nan),
+    }
+    half = of_kind(OutputKind("custom"), np.ones((100, 2)), targets, metric=lambda _outputs, _targets: 1.0)
+    assert -half.over_chance.low == pytest.approx(1 - 0.05 ** (1 / 10))

@@ -18,7 +18,7 @@ def test_a_probe_comes_back_from_disk_as_it_was(tmp_path):
     loaded = Probe.load(tmp_path / "probe.npz")
     assert (len(loaded), loaded.modalities, loaded.comparable, loaded.shapes) == (5, ["a", "b"], True, probe.shapes)
     np.testing.assert_array_equal(loaded.ids, probe.ids)
-    np.testing.assert_array_equal(loaded.logits, probe.logits)
+    np.testing.assert_array_equal(loaded.answer, probe.answer)
     for name, z in probe.embeddings.items():
         np.testing.assert_array_equal(loaded.embeddings[name], z)
 
@@ -27,7 +27,7 @@ def test_a_loaded_probe_can_be_saved_over_itself(tmp_path):
     path = tmp_path / "probe.npz"
     aligned_probe(samples=5).save(path)
     Probe.load(path).save(path)
-    np.testing.assert_array_equal(Probe.load(path).logits, aligned_probe(samples=5).logits)
+    np.testing.assert_array_equal(Probe.load(path).answer, aligned_probe(samples=5).answer)
 
 
 def test_figures_of_loaded_probes_are_those_of_the_probes(tmp_path):
@@ -93,5 +93,5 @@ def test_flips_are_the_share_of_changed_classes():
 @pytest.mark.parametrize("shape", [(4, 1), (4,), (4, 3, 7)], ids=["one column", "a value", "a map"])
 def test_logits_of_no_classifier_have_no_classes_to_flip(shape):
     probe = probe_of(EMBEDDINGS, np.ones(shape))
-    assert not probe.classifies
+    assert not probe.classifies("logits")
     assert flips(probe, probe) is None

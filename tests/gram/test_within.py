@@ -114,6 +114,6 @@ def test_one_sample_alone_bounds_nothing():
 
 
 def test_a_probe_without_embeddings_is_refused():
-    bare = Probe(np.arange(3), np.ones((3, 2)), {})
+    bare = Probe(np.arange(3), {"logits": np.ones((3, 2))}, {})
     with pytest.raises(ValueError, match="needs embeddings"):
         measure_drift(bare, bare, None, Bootstrap())

@@ -140,7 +140,10 @@ def test_again_does_no_work_and_imports_nothing_heavy(built):
         ({"gate__tau_fail": 0.9, "gate__tau_pass": 0.8}, ["prune_check", "check", "judge", "bundle", "verify"]),
         ({"profile__iterations": 300}, ["profile", "bundle", "verify"]),
         ({"quantize__calibration": "entropy"}, [*SHIPPING]),
-        ({"prune__ratio": 0.5}, ["preflight", "prune", "prune_check", "export", "robustness", *SHIPPING]),
+        (
+            {"prune__ratio": 0.5},
+            ["preflight", *PREFLIGHT[2:], "prune", "prune_check", "export", "robustness", *SHIPPING],
+        ),
         ({"robustness__noise": 0.5}, ["robustness", "robustness_shipped"]),
     ],
     ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
@@ -151,7 +154,7 @@ def test_a_changed_key_runs_its_stage_and_those_after_it(cache, tmp_path, change
     assert started(found.stdout) == stages
     assert events(found.stdout)[0] == {
         "event": "plan",
-        "stages": [*PREFLIGHT[:2], "preflight_target cpu", *LEARNING, *(f"{stage} cpu" for stage in SHIPPING)],
+        "stages": [*PREFLIGHT[:3], "preflight_target cpu", *LEARNING, *(f"{stage} cpu" for stage in SHIPPING)],
     }
     assert [e["stage"].split()[0] for e in events(found.stdout) if e["event"] == "finish"] == list(STAGES)
     last = events(found.stdout)[-1]
@@ -186,7 +189,7 @@ def test_a_student_that_learned_nothing_is_rejected_and_not_repaired(cache, tmp_
     found = edgekd(*build_arguments(tmp_path, cache, **change), "--json", cwd=tmp_path)
     assert found.returncode == 20
     assert "the student learned nothing: its accuracy" in found.stderr
-    ran = ["distill", "prune", "prune_check", "export", *SHIPPING]
+    ran = [*PREFLIGHT[2:], "distill", "prune", "prune_check", "export", *SHIPPING]
     assert started(found.stdout) == [stage for stage in ran if stage != "robustness_shipped"]
     (target,) = json.loads((tmp_path / "report.json").read_text())["targets"]
     assert "int8 was not repaired: the student learned nothing." in target["facts"]
@@ -266,7 +269,13 @@ def test_two_opsets_are_two_exports_of_one_training(cache, tmp_path):
     assert found.returncode == 0, found.stderr
     said = events(found.stdout)
     shipping = (f"{stage} {name}" for name in ("cpu", "old") for stage in SHIPPING)
-    tried = ("preflight_export opset 18", "preflight_target cpu", "preflight_target old")
+    tried = (
+        "preflight_export opset 18",
+        "rehearsal",
+        "rehearsal opset 18",
+        "preflight_target cpu",
+        "preflight_target old",
+    )
     learning = [*LEARNING]
     learning.insert(LEARNING.index("export") + 1, "export opset 18")
     planned = [*PREFLIGHT[:2], *tried, *learning, *shipping]

@@ -5,7 +5,7 @@ import pytest
 from commands import edgekd, events, stage_folder, started
 
 from edgekd import load
-from edgekd.compress.graph import drop_outputs
+from edgekd.compress.graph import drop_embeddings
 
 QUICK = ("--set=profile.iterations=200", "--set=profile.warmup=20", "--set=profile.cold_starts=1")
 
@@ -18,8 +18,8 @@ def arguments(*more, model="digits.onnx", calibration="samples.npz"):
 def folder(built, tmp_path_factory):
     """A network as users have it: the float student of a finished build, its logits alone, and real samples."""
     folder, exported = tmp_path_factory.mktemp("model"), stage_folder(built.cache, "export")
-    drop_outputs(exported / "student.onnx", ("logits",), folder / "digits.onnx")
-    drop_outputs(stage_folder(built.cache, "quantize") / "int8" / "probe.onnx", ("logits",), folder / "int8.onnx")
+    drop_embeddings(exported / "student.onnx", folder / "digits.onnx")
+    drop_embeddings(stage_folder(built.cache, "quantize") / "int8" / "probe.onnx", folder / "int8.onnx")
     with np.load(exported / "test.npz") as arrays:
         samples = {key.removeprefix("input."): arrays[key] for key in arrays.files}
     np.savez(folder / "samples.npz", **samples)
@@ -70,19 +70,21 @@ def test_without_labels_the_metric_is_not_measured_and_flips_gate(folder):
     report = events(process.stdout)[-1]["report"]
     last = report["targets"][0]["ledger"]["rows"][-1]
     assert last["metric"] is None
-    assert (last["answers"]["kind"], last["answers"]["changed"] is not None) == ("classes", True)
+    answers = last["answers"]["logits"]
+    assert (answers["kind"], answers["changed"] is not None) == ("classes", True)
     assert set(last["missing"]) == {"fou", "mor", "zer"}
     assert report["rows"][0]["not_measured"]["metric.shipped"] == "not measured: there are no labels"
 
 
-def test_logits_without_labels_are_values_and_the_user_is_told(folder):
+def test_logits_without_labels_are_a_regression_and_the_user_is_told(folder):
     process = edgekd(*arguments("--json", calibration="unlabelled.npz"), cwd=folder)
     assert process.returncode == 0, process.stderr
     said = [event["message"] for event in events(process.stdout) if event["event"] == "warn"]
-    assert any("taken for 'values'" in message and "say --kind classes" in message for message in said)
+    assert any("taken for 'regression'" in message and "say --kind classes" in message for message in said)
     target = events(process.stdout)[-1]["report"]["targets"][0]
     last = target["ledger"]["rows"][-1]
-    assert (last["answers"]["kind"], last["answers"]["changed"], last["missing"]) == ("values", None, {})
+    answers = last["answers"]["logits"]
+    assert (answers["kind"], answers["changed"], last["missing"]) == ("regression", None, {})
     assert any("decide nothing without a threshold" in fact for fact in target["facts"])
 
 
@@ -106,10 +108,14 @@ def test_the_report_of_a_model_reads_well(folder, imported):
         (["--tap", "fou"], 2, "write it as NAME=TENSOR"),
         (["--tap", "fou=no_such_tensor"], 4, "no_such_tensor"),
         (["--kind", "scores"], 2, "'scores' is not one of 'auto', 'classes'"),
-        (["--kind", "classes", "--threshold", "0.5"], 8, "threshold = 0.5 is for 'multilabel' and 'values'"),
+        (
+            ["--kind", "classes", "--threshold", "0.5"],
+            8,
+            "threshold = 0.5 is for 'multilabel', 'regression' and 'custom'",
+        ),
         (["--recipe", "digits"], 2, "give --model or --recipe, not both"),
         (["--set", "task.name=digits"], 3, "either a [task] to train for or a [model]"),
-        (["--set", "model.outptu=x"], 3, "did you mean 'output'?"),
+        (["--set", "model.outptu=x"], 3, "did you mean 'outputs'?"),
     ],
 )
 def test_what_is_wrong_with_a_model_is_said_in_one_line(folder, more, code, words):

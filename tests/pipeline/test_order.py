@@ -42,9 +42,9 @@ def test_a_plan_has_what_the_recipe_the_targets_and_their_devices_ask_for():
     older = msgspec.structs.replace(cpu, name="older", opset=18)
     devices = dict.fromkeys(("cpu", "older"), NO_DEVICE)
     recipe = load_recipe("digits")
-    after = ("quantize", "check", "missing", "judge", "robustness_shipped", "bundle")
+    after = ("quantize", "check", "missing", "judge", "details", "robustness_shipped", "bundle")
     assert plan(recipe, [cpu, older], devices) == (
-        *("preflight", "preflight_export", "preflight_export opset 18"),
+        *("preflight", "preflight_export", "preflight_export opset 18", "rehearsal", "rehearsal opset 18"),
         *("preflight_target cpu", "preflight_target older"),
         *("teacher", "distill", "prune", "prune_check", "export", "export opset 18", "robustness"),
         *(f"{stage} {target}" for target in ("cpu", "older") for stage in after),
@@ -56,7 +56,7 @@ def test_a_plan_has_what_the_recipe_the_targets_and_their_devices_ask_for():
 def test_a_plan_of_some_stages_has_these_alone_for_each_target():
     recipe, cpu = load_recipe("digits"), load_target("cpu")
     names = plan(recipe, [cpu], {"cpu": NO_DEVICE}, (QUANTIZE, EVALUATE, CHECK))
-    tried = ("preflight", "preflight_export", "preflight_target cpu")
+    tried = ("preflight", "preflight_export", "rehearsal", "preflight_target cpu")
     assert names == (*tried, "teacher", "distill", "prune", "prune_check", "export", "quantize cpu", "check cpu")
 
 
@@ -68,4 +68,4 @@ def test_a_target_is_tried_only_where_its_engines_are_to_be_written():
 def test_a_plan_for_an_imported_model_trains_nothing():
     recipe = model_recipe(ModelConfig(path="model.onnx", calibration="samples.npz"))
     names = plan(recipe, [load_target("cpu")], {"cpu": NO_DEVICE})
-    assert names == ("import", "quantize cpu", "check cpu", "missing cpu", "judge cpu", "bundle cpu")
+    assert names == ("import", "quantize cpu", "check cpu", "missing cpu", "judge cpu", "details cpu", "bundle cpu")

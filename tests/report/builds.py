@@ -12,6 +12,7 @@ from edgekd.gram.gate import GateRules, keep_ledger
 from edgekd.gram.heatmap import few_grams
 from edgekd.gram.intervals import Bootstrap, Estimate
 from edgekd.gram.metric import ConstantAnswer, LedgerMetrics
+from edgekd.gram.output_kind import OutputKind
 from edgekd.gram.probe import Probe
 from edgekd.gram.verdict import GateLimits
 from edgekd.report.build import profile as profiles
@@ -57,7 +58,8 @@ def probes(noise=0.01, pruned=True, answers=0.3):
 
     def probe(scale):
         embeddings = {k: (z + scale * random.normal(size=z.shape)).astype(np.float32) for k, z in clean.items()}
-        return Probe(ids, (logits + answers * scale * random.normal(size=logits.shape)).astype(np.float32), embeddings)
+        moved = (logits + answers * scale * random.normal(size=logits.shape)).astype(np.float32)
+        return Probe(ids, {"logits": moved}, embeddings)
 
     scales = {"teacher": 0.3, "student": 0.0, "cut": 4 * noise, "finetuned": noise}
     scales |= dict.fromkeys(("quantized", "device"), 1.5 * noise)
@@ -81,10 +83,10 @@ def ledger(
         for stage, fall in falls.items()
         if stage not in ("teacher", "student")
     }
-    constant = ConstantAnswer(2, 0.1834, Estimate(0.7778, 0.7101, 0.8455)) if before and sign > 0 else None
+    constant = ConstantAnswer("class 2", 0.1834, Estimate(0.7778, 0.7101, 0.8455)) if before and sign > 0 else None
     missing = {"accel": Estimate(0.0133, 0.0, 0.0413), "audio": Estimate(0.0933, 0.0571, 0.1417)}
     figures = LedgerMetrics({stage: found[stage] for stage in stages}, losses, constant)
-    groups, rules = np.arange(150) % 30, GateRules(metric, limits, Bootstrap(resamples=200))
+    groups, rules = np.arange(150) % 30, GateRules(metric, limits, Bootstrap(resamples=200), {"logits": OutputKind()})
     return keep_ledger(stages, figures, rules, groups, missing=missing if without else {})
 
 
@@ -214,7 +216,7 @@ def write_profile(folder, measured, kept=None):
         **{"schema_version": 3, "edgekd": "0", "target": "cpu", "runtime": "onnxruntime", "options": {}},
         **{"precision": "int8", "released": kept.verdict != "fail", "verdict": kept.verdict},
         **{"reasons": list(kept.reasons), "task": {"name": "gestures", "metric": kept.metric}, "inputs": []},
-        **{"outputs": [], "classes": [], "versions": {}, "measurements": {}, "files": {}},
+        **{"outputs": [], "versions": {}, "measurements": {}, "files": {}},
     )
     folder.mkdir(exist_ok=True)
     np.save(folder / engine.raw_file, timings(engine.latency.p50.value_ms))

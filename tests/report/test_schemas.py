@@ -5,13 +5,16 @@ import math
 from importlib.resources import files
 
 import jsonschema
+import outputs
 import pytest
 from builds import build, full_profile, ledger, profile, target, write_profile, write_run
 from profiles import all_of
 
 from edgekd.report import schema
 from edgekd.report.build.files import report_json
+from edgekd.report.details.make import output_details
 
+DETAILS = {name: output_details(made(), outputs.pictures) for name, made in outputs.EVERY.items()}
 REGENERATE = "run: python -c 'from edgekd.report.schema import write_schemas; write_schemas()'"
 
 
@@ -37,6 +40,7 @@ def test_the_published_schema_is_what_the_types_say(name):
         pytest.param(target(profile_reason="not measured: no device"), id="no profile"),
         pytest.param(target(ledger=ledger(pruned=False)), id="not pruned"),
         pytest.param(target(ledger=ledger(metrics=(("device", math.nan),))), id="metric is NaN"),
+        pytest.param(target(details=DETAILS), id="details of every kind"),
         pytest.param(target(bundle=None, deploy_logit_error=math.inf), id="no bundle, infinite error"),
     ],
 )

@@ -74,7 +74,7 @@ def test_the_ledger_shows_every_stage_and_the_limits():
     assert names == ["stage", "KL", "KL ≤", "flips", "macro-F1", "drift", "drift ≤", "gate"], "the output comes first"
     engine, limits = (dict(zip(names, table.rows[index], strict=True)) for index in (5, 6))
     row = result.ledger.row("device")
-    assert engine["KL ≤"] == small(row.answers.divergence.high)
+    assert engine["KL ≤"] == small(row.first.divergence.high)
     assert engine["drift ≤"] == f"{row.to_reference.bound:.4f}"
     assert engine["flips"] == f"{row.flips:.1%}"
     assert engine["gate"] == row.verdict == "warn"
@@ -87,16 +87,17 @@ def test_the_ledger_shows_every_stage_and_the_limits():
 
 
 def test_the_table_names_what_the_outputs_kind_measures():
-    values = replace(ledger(), kind="values", rows=tuple(_without_flips(row) for row in ledger().rows))
+    values = replace(ledger(), kinds={"logits": "regression"}, rows=tuple(_without_flips(row) for row in ledger().rows))
     assert [column.name for column in ledger_table(values).columns][1:4] == ["error", "error ≤", "macro-F1"]
-    embedding = replace(ledger(), kind="embedding")
+    embedding = replace(ledger(), kinds={"logits": "embedding"})
     table = ledger_table(embedding)
     assert [column.name for column in table.columns][1:4] == ["Δcos", "Δcos ≤", "nearest"]
     assert table.rows[-1][2:4] == ("≤ 0.03", "–"), "of near neighbours that trade places there is no limit"
 
 
 def _without_flips(row):
-    return replace(row, answers=replace(row.answers, kind="values", changed=None)) if row.answers else row
+    changed = {name: replace(each, kind="regression", changed=None) for name, each in row.answers.items()}
+    return replace(row, answers=changed)
 
 
 def test_where_a_lower_metric_is_better_its_limit_is_above_the_reference():
@@ -121,7 +122,7 @@ def test_each_question_has_its_figures_with_bounds_and_limits():
         "answers changed without accel", "answers changed without audio",
     ]  # fmt: skip
     assert shown["macro-F1 worse by"] == ("0.0031", "0.0011 to 0.0051", "≤ 0.015")
-    assert shown["KL divergence, nats"][0] == small(device.answers.divergence.mean)
+    assert shown["KL divergence, nats"][0] == small(device.first.divergence.mean)
     assert shown["answers changed without audio"] == ("9.3%", "5.7% to 14.2%", "≤ 8%")
     drift = device.to_reference
     assert structure.rows[0] == ("Gram drift", f"{drift.mean:.4f}", f"at most {drift.bound:.4f}", "≤ 0.02")
@@ -168,7 +169,7 @@ def test_each_attempt_at_pruning_is_a_row():
     assert table.rows[0][:4] == ("1", "50%", "10", "81,234")
     assert table.rows[0][7:] == ("fail", "1 min 01 s")
     assert table.rows[1][4:8] == (
-        small(row.answers.divergence.high), f"{row.flips:.1%}", small(row.to_reference.bound), "pass",
+        small(row.first.divergence.high), f"{row.flips:.1%}", small(row.to_reference.bound), "pass",
     )  # fmt: skip
     assert "2: the ratio was halved." in table.notes
     assert "1: of accel 60%." in table.notes

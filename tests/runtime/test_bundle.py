@@ -8,6 +8,7 @@ import jsonschema
 import numpy as np
 import onnx
 import pytest
+from bundles import FACTS, make_bundle, make_files
 from engines import CLASSES, EMBEDDINGS, INPUTS, samples, save_engine
 from manifests import edit_manifest
 
@@ -16,27 +17,12 @@ import edgekd.runtime
 from edgekd.errors import BundleError, EdgekdError, ModelError
 from edgekd.gram.matrix import pair_cosines
 from edgekd.runtime.backends.onnxruntime import open_engine
-from edgekd.runtime.backends.registry import ORT
 from edgekd.runtime.bundle import load
 from edgekd.runtime.bundle_writer import BundleFacts, write_bundle
 from edgekd.runtime.manifest import read_branches, read_manifest
-from edgekd.runtime.verification import write_reference
 
 _ABSENT = object()
 SCHEMA = json.loads(Path(edgekd.runtime.__file__).with_name("manifest.schema.json").read_text())
-FACTS = {
-    "target": "cpu",
-    "runtime": ORT,
-    "precision": "int8",
-    "task": {"name": "gestures", "metric": "accuracy"},
-    "inputs": INPUTS,
-    "classes": CLASSES,
-    "released": True,
-    "verdict": "pass",
-    "reasons": [],
-    "versions": {"onnx": "1.23.2"},
-    "measurements": {"accuracy": 0.99},
-}
 
 
 @pytest.fixture(scope="module")
@@ -51,20 +37,6 @@ def folder(pristine, tmp_path):
     return Path(shutil.copytree(pristine, tmp_path / "bundle"))
 
 
-def make_files(folder, deploy=None, **engine):
-    folder.mkdir(parents=True)
-    save_engine(folder / "probe.onnx", **engine)
-    save_engine(folder / "deploy.onnx", outputs=["logits"], **(deploy or {}))
-    with open_engine(save_engine(folder.parent / "reference.onnx")) as session:
-        write_reference(folder / "reference.npz", np.arange(8), samples(8), session.run(samples(8)))
-    (folder / "ledger.json").write_text("{}")
-
-
-def make_bundle(folder, engine=None, deploy=None, **facts):
-    make_files(folder, deploy, **(engine or {}))
-    write_bundle(folder, BundleFacts(**{**FACTS, **facts}))
-
-
 # --- what a bundle is
 
 
@@ -76,9 +48,9 @@ def test_a_manifest_keeps_its_published_schema(pristine):
 @pytest.mark.parametrize(
     "edit",
     [
-        lambda m: m.pop("classes"),
+        lambda m: m.pop("outputs"),
         lambda m: m.update(extra=1),
-        lambda m: m.update(schema_version=5),
+        lambda m: m.update(schema_version=6),
         lambda m: m.pop("digest"),
         lambda m: m.update(digest="0"),
         lambda m: m.update(verdict="maybe"),
@@ -99,7 +71,7 @@ def test_the_schema_is_strict(pristine, edit):
 
 def test_a_manifest_says_what_is_in_the_folder(pristine):
     manifest = load(pristine).manifest
-    assert (manifest.schema_version, manifest.edgekd, manifest.released) == (4, edgekd.__version__, True)
+    assert (manifest.schema_version, manifest.edgekd, manifest.released) == (5, edgekd.__version__, True)
     assert manifest.files.keys() == {"deploy.onnx", "probe.onnx", "ledger.json", "reference.npz"}
     assert manifest.files["ledger.json"]["bytes"] == 2
     assert {output["name"]: (output["shape"], output["variants"]) for output in manifest.outputs} == {
@@ -112,9 +84,9 @@ def test_a_manifest_says_what_is_in_the_folder(pristine):
 def test_a_reference_holds_inputs_logits_and_cosines(pristine):
     with open_engine(pristine / "probe.onnx") as session, np.load(pristine / "reference.npz") as reference:
         outputs = session.run(samples(8))
-        assert set(reference.files) == {"ids", "input.accel", "input.image", "logits", "gram"}
+        assert set(reference.files) == {"ids", "input.accel", "input.image", "output.logits", "gram"}
         assert np.array_equal(reference["input.image"], samples(8)["image"])
-        assert np.array_equal(reference["logits"], outputs["logits"])
+        assert np.array_equal(reference["output.logits"], outputs["logits"])
         assert np.array_equal(reference["gram"], pair_cosines({name: outputs[name] for name in EMBEDDINGS}))
 
 
@@ -157,7 +129,7 @@ def test_predictions_are_names_of_the_largest_logits(folder):
 
 def test_no_class_is_named_for_logits_that_are_not_numbers(tmp_path):
     make_bundle(tmp_path / "bundle", engine={"bias": np.nan}, deploy={"bias": np.nan})
-    with load(tmp_path / "bundle") as bundle, pytest.raises(ModelError, match="logits that are not finite"):
+    with load(tmp_path / "bundle") as bundle, pytest.raises(ModelError, match="scores that are not finite"):
         bundle.predict(samples(2))
 
 
@@ -309,10 +281,10 @@ def test_a_manifest_that_is_not_json(folder, text):
 @pytest.mark.parametrize(
     ("edit", "message"),
     [
-        (lambda m: m.pop("schema_version"), "has schema_version None, and edgekd .* reads 4 only"),
-        (lambda m: m.update(schema_version=3), "has schema_version 3, and edgekd .* 4 only; build the bundle again"),
+        (lambda m: m.pop("schema_version"), "has schema_version None, and edgekd .* reads 5 only"),
+        (lambda m: m.update(schema_version=3), "has schema_version 3, and edgekd .* 5 only; build the bundle again"),
         (lambda m: m.update(schema_version=True), "has schema_version True"),
-        (lambda m: m.pop("classes"), "has no 'classes'"),
+        (lambda m: m.pop("outputs"), "has no 'outputs'"),
         (lambda m: m.update(files=[]), "'files' must be a dict, not a list"),
         (lambda m: m.update(tagret="cpu"), r"unknown key 'tagret'; did you mean 'target'\?"),
         (lambda m: m["files"].update({"ledger.json": "ab"}), r"files\.ledger\.json must have exactly"),
@@ -376,7 +348,10 @@ def test_a_manifest_that_json_or_utf8_cannot_hold(folder, text):
 @pytest.mark.parametrize(
     ("facts", "message"),
     [
-        ({"classes": ["left", "right", "\udcff"]}, "its manifest cannot be written: .*surrogates not allowed"),
+        (
+            {"classes": {"logits": ["left", "right", "\udcff"]}},
+            "its manifest cannot be written: .*surrogates not allowed",
+        ),
         ({"task": {"name": "x", "chance": np.nan}}, "its manifest cannot be written: .*not JSON compliant"),
     ],
 )
@@ -388,14 +363,17 @@ def test_what_a_manifest_cannot_hold_is_not_written(tmp_path, facts, message):
 
 def test_names_of_any_script_are_kept(tmp_path):
     classes = ["gauche", "zażółć", "上"]
-    make_bundle(tmp_path / "bundle", classes=classes)
+    make_bundle(tmp_path / "bundle", classes={"logits": classes})
     assert load(tmp_path / "bundle").classes == tuple(classes)
 
 
 @pytest.mark.parametrize(
     ("edit", "message"),
     [
-        (lambda m: m["classes"].pop(), r"deploy\.onnx: gives 3 logits, but the manifest names 2 classes"),
+        (
+            lambda m: m["outputs"][0]["classes"].pop(),
+            r"deploy\.onnx: 'logits' has 3 scores, but the manifest names 2 classes",
+        ),
         (lambda m: m["inputs"][0].update(name="gyro"), "has an input 'accel', which the manifest does not state"),
         (lambda m: m["inputs"][0].update(dtype="int8"), r"'accel' is float32 \[.*states int8 \[batch, 4\]"),
         (lambda m: m["inputs"][0].update(shape=["batch", 5]), r"'accel' is float32 \[batch, 4\], .*\[batch, 5\]"),
@@ -431,7 +409,7 @@ def test_a_classifier_without_logits_is_refused(folder):
 @pytest.mark.parametrize(
     ("edit", "message"),
     [
-        (lambda m: m["classes"].append(3), r"classes\.3 must be a text, not of type int"),
+        (lambda m: m["outputs"][0]["classes"].append(3), r"outputs\.0\.classes\.3 must be a text, not of type int"),
         (lambda m: m.update(reasons=[None]), r"reasons\.0 must be a text, not of type NoneType"),
         (lambda m: m["versions"].update(onnx=1), r"versions\.onnx must be a text"),
         (lambda m: m["inputs"].append(5), r"inputs\.2 must have exactly 'name', 'dtype', 'shape', 'preprocessing'"),
@@ -520,7 +498,7 @@ def test_of_an_undecided_bundle_the_recipe_has_said_whether_it_is_released(tmp_p
     ("facts", "message"),
     [
         ({"verdict": "perhaps"}, "although the verdict is 'perhaps'"),
-        ({"classes": CLASSES[:2]}, "give 3 logits, but 2 classes were named"),
+        ({"classes": {"logits": CLASSES[:2]}}, "'logits' has 3 scores, but 2 classes were named"),
         ({"inputs": [{**INPUTS[0], "shape": ["batch", 5]}, INPUTS[1]]}, r"onnx: its inputs are .* would state"),
         ({"inputs": [{**INPUTS[0], "dtype": "float64"}, INPUTS[1]]}, r"onnx: its inputs are .* would state"),
     ],
@@ -610,14 +588,16 @@ def test_a_file_altered_after_opening_is_found_by_verify(folder, name):
 
 
 def test_a_reference_without_a_gram_is_named(folder):
-    np.savez(folder / "reference.npz", ids=np.arange(8), logits=np.zeros((8, 3)), **_inputs(8))
+    np.savez(folder / "reference.npz", ids=np.arange(8), **{"output.logits": np.zeros((8, 3))}, **_inputs(8))
     write_bundle(folder, BundleFacts(**FACTS))
     with pytest.raises(BundleError, match=r"reference\.npz: is not a bundle's reference: .*no array 'gram'"):
         load(folder).verify()
 
 
 def test_a_reference_of_another_network_is_named(folder):
-    np.savez(folder / "reference.npz", ids=[0], logits=np.zeros((1, 4)), gram=np.zeros((1, 1)), **_inputs(1))
+    np.savez(
+        folder / "reference.npz", ids=[0], **{"output.logits": np.zeros((1, 4))}, gram=np.zeros((1, 1)), **_inputs(1)
+    )
     write_bundle(folder, BundleFacts(**FACTS))
     with pytest.raises(BundleError, match=r"has logits \(1, 4\), but the engine gives \(1, 3\)"):
         load(folder).verify()

@@ -16,8 +16,10 @@ from pathlib import Path
 import torch
 from small import TAPS, Remembers, TwoTowers, loaded, reporter, split
 from torch import nn
+from torch.nn.parallel import DistributedDataParallel
 
 from edgekd.config.recipe import DistillConfig, LossConfig, Tap, TeacherConfig, Term, Training
+from edgekd.distillation import Distiller
 from edgekd.errors import EdgekdError
 from edgekd.pipeline.multi_process import _Joint
 from edgekd.stages.cache import Cache
@@ -109,6 +111,26 @@ def gradients(folder):
     keep(found, folder)
 
 
+def distills(folder):
+    """The same as :func:`gradients` by a Distiller, whose gradients PyTorch's own wrapper averages."""
+    found = {}
+    for name, extra in LOSSES.items():
+        for count, lacking in ((64, 0), (63, 0), (21, 3)):
+            student, other = build(lambda: Maps(6), 0).double(), build(lambda: Maps(8), 1).double()
+            own = share_of(a_batch(count), lacking)
+            torch.manual_seed(5)
+            distiller = Distiller(other, student, TAPS, LossConfig(extra=extra), example=own)
+            wrapped = DistributedDataParallel(distiller)  # while it lives, it averages gradients
+            loss = wrapped(own).loss
+            loss.backward()
+            figures = {key: float(value) for key, value in distiller.figures.items() if key != "loss"}
+            gradients = [p.grad.clone() for p in distiller.parameters()]
+            found[f"{name} {count} {lacking}"] = (loss.item(), figures, gradients)
+    alone = distiller.eval()(own).loss  # of this process's samples, whatever the others do meanwhile
+    found["alone"] = float(alone.detach()), len(own.ids)
+    keep(found, folder)
+
+
 def keep(found, folder):
     torch.save(found, folder / f"{distributed.rank()}.pt")
 
@@ -146,14 +168,16 @@ class Dies:
 
 
 def disturbed(folder, dies_in=None):
-    """Train with dropout, which each process draws for itself."""
+    """Train with dropout, which each process draws for itself, until nothing gets better."""
     student, other = build(lambda: TwoTowers(dropout=0.3), 0), build(lambda: TwoTowers(width=12), 1)
     observer = Remembers()
     with TappedModel(student, TAPS) as tapped, TappedModel(other, TAPS) as reference:
         live = LiveReference(reference)
         where = LossTaps(list(TAPS), TAPS, TAPS, "teacher")
         objective = DistillationObjective(tapped, live, live, TRAINED, where, reporter()).prepare(a_batch(4), 5)
-        run = Fit(Training(epochs=4, batch_size=32), 0, folder, reporter(observer))
+        # A metric that stays as it is ends the training after four epochs.
+        config = Training(epochs=9, batch_size=32, patience=3, ema=0.5, clip_norm=0.1)
+        run = Fit(config, 0, folder, reporter(observer))
         watched = Dies(objective, dies_in) if dies_in else objective
         fit(student, watched, split("train", 90), lambda: {"validation": 0.0}, run)
     keep((student.state_dict(), observer.steps), folder)

@@ -10,6 +10,7 @@ from edgekd.devices.targets import load_target
 from edgekd.gram.gate import GateRules, keep_ledger
 from edgekd.gram.intervals import Bootstrap
 from edgekd.gram.metric import LabelledSamples, LedgerMetrics
+from edgekd.gram.output_kind import OutputKind
 from edgekd.gram.probe import Probe
 from edgekd.gram.verdict import GateLimits
 from edgekd.stages.artifacts import PROBE, WEIGHTS
@@ -23,6 +24,7 @@ from edgekd.training.taps.taps import Taps, resolve_taps
 from edgekd.training.task.loading import LoadedTask
 from edgekd.training.task.protocol import ArraySplit
 
+KINDS = {"logits": OutputKind()}
 LIMITS = {key: getattr(GateConfig(), key) for key in ("tau_pass", "tau_fail", "max_flips", "max_metric_drop")}
 
 #: Labels alone teach, and no teacher's logits contradict them; the anchor is strong.
@@ -62,7 +64,9 @@ def measured(tmp_path_factory):
 
 def judged(measured, **limits):
     probes, metrics = measured
-    return keep_ledger(probes, metrics, GateRules("accuracy", GateLimits(**{**LIMITS, **limits}), Bootstrap()), None)
+    return keep_ledger(
+        probes, metrics, GateRules("accuracy", GateLimits(**{**LIMITS, **limits}), Bootstrap(), KINDS), None
+    )
 
 
 def test_a_student_that_keeps_its_gram_and_has_lost_its_accuracy_is_refused(measured):
@@ -88,7 +92,7 @@ def test_its_gram_alone_would_have_passed(measured):
 
 def test_its_answers_refuse_it_without_labels(measured):
     probes, _ = measured
-    rules = GateRules("accuracy", GateLimits(**LIMITS), Bootstrap())
+    rules = GateRules("accuracy", GateLimits(**LIMITS), Bootstrap(), KINDS)
     reasons = keep_ledger(probes, LedgerMetrics(dict.fromkeys(probes)), rules, None).reasons
     assert reasons[0].startswith("KL divergence")
     assert "of the answers changed" in reasons[1]

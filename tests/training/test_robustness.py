@@ -5,12 +5,14 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from small import Remembers, reporter
+from small import Remembers, loaded, reporter
+from torch import nn
 
 from edgekd.config.recipe import DistillConfig, RobustnessConfig, TaskConfig, TeacherConfig
 from edgekd.runtime.corruption import (
     ChannelStatistics,
     add_noise,
+    count_changes,
     drop_modality,
     load_statistics,
     measure_robustness,
@@ -130,7 +132,7 @@ def test_measure_asks_for_each_modality_dropped_and_noisy():
 
     def score(name, change):
         asked.append(name)
-        return float(change(rows).mean())
+        return float(change({"a": rows, "b": rows})[name].mean())
 
     found = measure_robustness(0.9, score, known, 1.0, 0)
     assert asked == ["a", "b", "a", "b"]
@@ -140,14 +142,66 @@ def test_measure_asks_for_each_modality_dropped_and_noisy():
     assert found.noisy["a"] != found.noisy["b"]
 
 
+def test_ids_take_no_noise_and_go_with_their_mask():
+    known = {
+        "words": ChannelStatistics(np.int64(7), None, {"mask": np.bool_(False)}),
+        "v": ChannelStatistics(np.float16([2, 2]), np.float32([1, 1])),
+    }
+    inputs = {"words": np.ones((3, 4), np.int64), "mask": np.ones((3, 4), bool), "v": np.zeros((3, 2), np.float16)}
+    changes = []
+
+    def score(name, change):
+        changes.append((name, change(inputs)))
+        return 0.0
+
+    found = measure_robustness(0.9, score, known, 1.0, 0)
+    assert (list(found.dropped), list(found.noisy)) == (["words", "v"], ["v"])
+    assert len(changes) == count_changes(known) == 3
+    for _, changed in changes:
+        assert {name: x.dtype for name, x in changed.items()} == {name: x.dtype for name, x in inputs.items()}
+    without_words, without_v, noisy = (changed for _, changed in changes)
+    assert (without_words["words"] == 7).all()
+    assert not without_words["mask"].any()
+    assert without_v["mask"].all()
+    assert noisy["mask"].all()
+    assert (noisy["v"] != 0).any()
+
+
 def test_statistics_are_read_as_they_were_written(tmp_path):
     known = {
         "a.b": ChannelStatistics(np.float32([[1], [2]]), np.float32([[3], [4]])),
         "c": ChannelStatistics(np.float32(1), np.float32(2)),
+        "words": ChannelStatistics(np.asarray(7), None, {"mask.a": np.asarray(False)}),
     }
     save_statistics(known, tmp_path / "channels.npz")
     read = load_statistics(tmp_path / "channels.npz")
-    assert list(read) == ["a.b", "c"]
+    assert list(read) == ["a.b", "c", "words"]
     for name, channels in known.items():
         assert np.array_equal(read[name].mean, channels.mean)
+        assert read[name].mean.dtype == channels.mean.dtype
         assert np.array_equal(read[name].deviation, channels.deviation)
+        assert read[name].companions == channels.companions
+
+
+class ByOne(nn.Module):
+    """Knows by one modality alone what is to be known, and makes of the other as much as it is told to."""
+
+    def __init__(self, share):
+        super().__init__()
+        self.share = nn.Parameter(torch.tensor(share))
+
+    def forward(self, a, b):
+        total = a[:, 0] + self.share * b[:, 0]
+        return torch.stack([-2 * total - 0.5, 0 * total, 2 * total - 0.5], 1)
+
+
+@pytest.mark.parametrize(("share", "count"), [(0.0, 1), (1.0, 0)])
+def test_a_modality_of_which_the_student_makes_nothing_is_named(tmp_path, share, count):
+    task, model, observer = loaded(), ByOne(share), Remembers()
+    with torch.inference_mode():
+        right = model(*task.splits["test"].inputs.values()).argmax(1) == task.splits["test"].labels
+    networks = {"student": robustness.MeasuredNetwork(model, float(right.float().mean()))}
+    found = robustness.run(task, networks, RobustnessConfig(), StageRun(0, tmp_path, reporter(observer)))
+    assert len(found.warnings) == count
+    assert list(found.warnings) == observer.warnings
+    assert all(warning.startswith("the student makes nothing of 'b': its accuracy is ") for warning in found.warnings)

@@ -236,7 +236,7 @@ def test_blame_is_a_table_json_and_a_picture(folder):
         (["--cpu", "haswell", "--device", "local"], "give --cpu or --device, not both"),
         (["--calibration", "x.npz"], "--calibration is for --model"),
         (["--tap", "a=b"], "--tap is for --model"),
-        (["--kind", "values"], "--kind is for --model"),
+        (["--kind", "regression"], "--kind is for --model"),
         (["--threshold", "0"], "--threshold is for --model"),
     ],
 )

@@ -17,13 +17,14 @@ from edgekd.gram.answers import compare_answers
 from edgekd.gram.drift import measure_drift
 from edgekd.gram.intervals import Bootstrap
 from edgekd.gram.limits import Suggestion
+from edgekd.gram.npz import embeddings_of
 from edgekd.gram.output_kind import MAX_DIVERGENCE, OutputKind
 from edgekd.gram.probe import Probe, top1
 from edgekd.gram.verdict import GateLimits
 from edgekd.report.table import markdown
 from edgekd.runtime.backends.onnxruntime import open_engine
 from edgekd.runtime.feeds import read_feeds
-from edgekd.stages.labels import accuracy
+from edgekd.stages.metrics import accuracy
 from edgekd.stages.progress import Silent, StageReporter
 from edgekd.workflows import thresholds
 from edgekd.workflows.threshold_table import alarm_table, recipe_lines
@@ -104,17 +105,17 @@ def test_figures_are_those_of_the_ledger(exported):
     def probe(graph):
         with open_engine(graph.SerializeToString(), fused=False) as session:
             outputs = session.run(read_feeds(exported / "test.npz", session.inputs))
-        return Probe(arrays(exported)["ids"], outputs["logits"], {n: outputs[f"embedding.{n}"] for n in VIEWS})
+        return Probe(arrays(exported)["ids"], {"logits": outputs["logits"]}, embeddings_of(outputs))
 
     exact, broken = probe(rounded), probe(damaged)
     outcome = found.outcomes[0]
     assert outcome.drift == pytest.approx(measure_drift(broken, exact, None, Bootstrap(resamples=1)).mean, rel=1e-6)
-    assert outcome.flips == (top1(exact.logits) != top1(broken.logits)).mean()
-    answers = compare_answers(broken, exact, OutputKind(), None, Bootstrap(resamples=1))
+    assert outcome.flips == (top1(exact.answer) != top1(broken.answer)).mean()
+    answers = compare_answers(broken, exact, "logits", OutputKind(), None, Bootstrap(resamples=1))
     assert outcome.divergence == pytest.approx(answers.divergence.mean, rel=1e-6)
     labels = arrays(exported)["labels"]
-    assert found.metric == accuracy(exact.logits, labels)
-    assert outcome.loss == pytest.approx(found.metric - accuracy(broken.logits, labels))
+    assert found.metric == accuracy(exact.answer, labels)
+    assert outcome.loss == pytest.approx(found.metric - accuracy(broken.answer, labels))
     assert found.samples == 400
 
 
@@ -149,11 +150,11 @@ def test_what_is_no_classifier_needs_labels(exported, tmp_path):
     model.graph.output[0].name = "logits"
     onnx.save(model, tmp_path / "score.onnx")
     with pytest.raises(
-        ModelError, match=r"test\.npz: has no labels for a metric, and .*score\.onnx is 'values', which"
+        ModelError, match=r"test\.npz: has no labels for a metric, and .*score\.onnx is 'regression', which"
     ):
         measure_alarm(
             tmp_path / "score.onnx",
-            AlarmSamples(exported / "test.npz", None, OutputKind("values")),
+            AlarmSamples(exported / "test.npz", None, OutputKind("regression")),
             LIMITS,
             REPORT,
             FEW,
@@ -216,9 +217,9 @@ def test_numbers_have_no_flips_and_the_limit_of_their_kind(exported):
     def closeness(outputs, labels):
         return -float(((outputs.argmax(1) - labels) ** 2).mean())
 
-    found = measure(exported, closeness, kind=OutputKind("values"))
+    found = measure(exported, closeness, kinds={"logits": OutputKind("regression")})
     assert list(found.limits) == ["max_divergence", "tau_fail", "tau_pass"]
-    assert found.limits["max_divergence"].now == MAX_DIVERGENCE["values"]
+    assert found.limits["max_divergence"].now == MAX_DIVERGENCE["regression"]
 
 
 def test_a_recipes_own_limit_is_the_one_compared(exported):

@@ -73,6 +73,8 @@ def print_report(
     console.print()
     for result in report.targets:
         _print_result(console, result, folder)
+    for warning in report.warnings:
+        print_indented(console, shown(f"warning: {warning}", "yellow"))
     for target, reason in report.refused.items():
         print_refused(console, target, reason)
         _print_kept_bundle(console, target, folder)

@@ -15,6 +15,7 @@ from edgekd.report.escape import one_line
 from edgekd.report.format import duration
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
     from types import TracebackType
     from typing import Self
 
@@ -108,6 +109,9 @@ class LiveView:
         self._lines[stage] = replace(self._lines[stage], done=done, total=total, text=note)
         if self._verbose:
             self._say("dim", f"{stage}: {join(f'{done}/{total}', note)}")
+
+    def epoch(self, stage: str, number: int, figures: Mapping[str, float]) -> None:
+        """Ignore the event: the note of its advance says enough."""
 
     def warn(self, stage: str, message: str) -> None:
         """Print the warning above the stages."""

@@ -1,4 +1,4 @@
-"""Whether ONNX Runtime's optimizers leave a graph's logits as they are, and which of them does not."""
+"""Whether ONNX Runtime's optimizers leave a graph's outputs as they are, and which of them does not."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import numpy as np
 from edgekd.files import need
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Iterable, Mapping, Sequence
     from pathlib import Path
 
     from edgekd.runtime.session import Array, Feeds
@@ -34,7 +34,7 @@ class FusedDifference:
     """What ONNX Runtime's optimizers do to a graph.
 
     Attributes:
-        error: RMS of the change of the logits, as a share of the RMS of the logits.
+        error: RMS of the change of the output that changes most, as a share of that output's RMS.
         optimizer: The optimizer without which there is no change; None where no single one makes it.
     """
 
@@ -49,11 +49,16 @@ def relative_error(found: Array, exact: Array) -> float:
     return float(np.sqrt(error / power)) if power else float(np.sqrt(error))
 
 
+def output_error(found: Mapping[str, Array], exact: Mapping[str, Array]) -> float:
+    """Return the largest :func:`relative_error` of any output; NaN where one is."""
+    return float(np.max([relative_error(found[name], x) for name, x in exact.items()]))
+
+
 def fused_difference(engine: Path, samples: Iterable[Feeds], tolerance: float) -> FusedDifference | None:
-    """Compare a graph's logits with ONNX Runtime's optimizers and without them, on this host.
+    """Compare a graph's outputs with ONNX Runtime's optimizers and without them, on this host.
 
     Args:
-        engine: ONNX file with an output ``logits``.
+        engine: ONNX file.
         samples: A few samples, in chunks.
         tolerance: Largest relative error that counts as rounding.
 
@@ -61,16 +66,16 @@ def fused_difference(engine: Path, samples: Iterable[Feeds], tolerance: float) -
         None where the two agree.
     """
     chunks = list(samples)
-    written = _logits(engine, chunks, None)
-    error = relative_error(_logits(engine, chunks, ()), written)
+    written = _outputs(engine, chunks, None)
+    error = output_error(_outputs(engine, chunks, ()), written)
     if error <= tolerance:
         return None
-    guilty = (name for name in _SUSPECTS if relative_error(_logits(engine, chunks, (name,)), written) <= tolerance)
+    guilty = (name for name in _SUSPECTS if output_error(_outputs(engine, chunks, (name,)), written) <= tolerance)
     return FusedDifference(error, next(guilty, None))
 
 
-def _logits(engine: Path, chunks: Sequence[Feeds], disabled: Sequence[str] | None) -> Array:
-    """Return the logits of all samples with all optimizers but those ``disabled``; None disables every one."""
+def _outputs(engine: Path, chunks: Sequence[Feeds], disabled: Sequence[str] | None) -> dict[str, Array]:
+    """Return the outputs for all samples with all optimizers but those ``disabled``; None disables every one."""
     ort = need("onnxruntime", "build")
     options = ort.SessionOptions()
     options.intra_op_num_threads = 1
@@ -80,4 +85,6 @@ def _logits(engine: Path, chunks: Sequence[Feeds], disabled: Sequence[str] | Non
     session = ort.InferenceSession(
         str(engine), options, providers=["CPUExecutionProvider"], disabled_optimizers=list(disabled or ())
     )
-    return np.concatenate([session.run(["logits"], dict(feeds))[0] for feeds in chunks])
+    names = [output.name for output in session.get_outputs()]
+    rows = zip(*(session.run(names, dict(feeds)) for feeds in chunks), strict=True)
+    return {name: np.concatenate(parts) for name, parts in zip(names, rows, strict=True)}

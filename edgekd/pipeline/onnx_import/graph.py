@@ -103,6 +103,13 @@ class Extension:
             self._rename(tensor, output)
             self._fixed.add(output)
 
+    def keep(self, tensor: str) -> bool:
+        """Let a tensor that a node computes keep its name from here on; return False for an input or a constant."""
+        if tensor in self._fixed:
+            return False
+        self._fixed.add(tensor)
+        return True
+
     def vacate(self, name: str) -> None:
         """Rename the tensor that has this name in the graph, so that an output can have the name.
 

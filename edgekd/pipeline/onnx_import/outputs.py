@@ -1,4 +1,4 @@
-"""Outputs of an imported model: the one that matters, as ``logits``, and the embeddings."""
+"""Outputs of an imported model: what it answers, under its own names, and the embeddings."""
 
 from __future__ import annotations
 
@@ -23,17 +23,24 @@ if TYPE_CHECKING:
     from edgekd.runtime.session import Array
 
 
+_FLOATS = ("FLOAT", "DOUBLE", "FLOAT16")
+_INTEGERS = ("INT8", "UINT8", "INT16", "UINT16", "INT32", "UINT32", "INT64", "UINT64", "BOOL")
+
+#: Names that arrays of samples and probes have.
+_TAKEN = ("ids", "labels", "groups")
+
+
 @dataclass(frozen=True)
 class Outputs:
     """Tensors that become outputs of the written graph.
 
     Attributes:
-        logits: The user's output that matters.
+        answers: The user's outputs that the written graph keeps, in order.
         taps: For each modality the tensor that holds its embedding.
         example: All these tensors for the first sample alone.
     """
 
-    logits: str
+    answers: tuple[str, ...]
     taps: Mapping[str, str]
     example: Mapping[str, Array]
 
@@ -41,7 +48,7 @@ class Outputs:
 def choose_outputs(
     model: ModelProto,
     taps: Mapping[str, str],
-    output: str | None,
+    named: Sequence[str],
     samples: NpzSamples,
     data: Sequence[str],
     notes: list[str],
@@ -51,31 +58,36 @@ def choose_outputs(
     Args:
         model: A model whose inputs have a batch dimension.
         taps: For each modality the tensor that the user named; may be empty.
-        output: Output that the user named, or None.
+        named: Outputs that the user named; none for all that are float tensors.
         samples: Samples to run the model with.
         data: Inputs that are modalities, in case the taps have to be found.
         notes: Sentences for the user on what was chosen are added here.
 
     Raises:
         ModelError: No output is a float tensor, or the model cannot be run.
-        TaskError: There is no such output, or it or a tap is not a float tensor.
+        TaskError: There is no such output, or none of numbers, or a tap is not a float tensor.
     """
-    floats = _float_outputs(model)
-    if not floats:
-        raise ModelError("no output of the model is a float tensor, so there is nothing to compare; export its scores")
-    if output is not None and output not in floats:
-        raise TaskError(f"the model has no float output '{output}'{nearest(output, floats)}")
-    logits = output or floats[0]
+    floats, numbers = (_outputs_of(model, types) for types in (_FLOATS, (*_FLOATS, *_INTEGERS)))
+    for name in named:
+        if name not in numbers:
+            raise TaskError(f"the model has no output of numbers '{name}'{nearest(name, numbers)}")
+    answers = tuple(named) or tuple(floats)
+    if not answers:
+        raise ModelError(
+            "no output of the model is a float tensor, so there is nothing to compare; export its scores, or name the "
+            "outputs of integers that matter: --output NAME=custom"
+        )
+    for name in answers:
+        if name.startswith(EMBEDDING_PREFIX) or name in _TAKEN:
+            raise TaskError(f"the model's output '{name}' has a name that edgekd has a use for; export it with another")
     chosen = dict(taps)
     if not taps:
-        chosen, how = _find_taps(model, floats, samples, data)
+        chosen, how = _find_taps(model, floats or answers, samples, data)
         notes.append(how)
-    left = [value.name for value in model.graph.output if value.name not in (logits, *taps.values())]
+    left = [value.name for value in model.graph.output if value.name not in (*answers, *taps.values())]
     if left:
-        notes.append(
-            f"of the model's outputs the engine gives '{logits}' alone, as 'logits': without {', '.join(left)}"
-        )
-    tensors = dict.fromkeys([logits, *chosen.values()])
+        notes.append(f"of the model's outputs the engine gives {', '.join(answers)}: without {', '.join(left)}")
+    tensors = dict.fromkeys([*answers, *chosen.values()])
     example = observe(model, tensors, samples.first(1))
     for name, tensor in chosen.items():
         if example[tensor].dtype.kind != "f":
@@ -83,7 +95,7 @@ def choose_outputs(
     if takes_batches(model) and (reason := _one_at_a_time(model, tensors, samples)):
         fix_batch(model)
         notes.append(f"{reason}: the engine runs one sample at a time")
-    return Outputs(logits, chosen, example)
+    return Outputs(answers, chosen, example)
 
 
 def _one_at_a_time(model: ModelProto, tensors: Collection[str], samples: NpzSamples) -> str | None:
@@ -96,10 +108,11 @@ def _one_at_a_time(model: ModelProto, tensors: Collection[str], samples: NpzSamp
     return None
 
 
-def _float_outputs(model: ModelProto) -> list[str]:
-    types = need("onnx", "build").TensorProto
-    floats = (types.FLOAT, types.DOUBLE, types.FLOAT16)
-    return [value.name for value in model.graph.output if value.type.tensor_type.elem_type in floats]
+def _outputs_of(model: ModelProto, types: Collection[str]) -> list[str]:
+    """Return the names of the outputs that are tensors of some types of ONNX."""
+    known = need("onnx", "build").TensorProto
+    codes = [getattr(known, name) for name in types]
+    return [value.name for value in model.graph.output if value.type.tensor_type.elem_type in codes]
 
 
 def _find_taps(
@@ -120,7 +133,7 @@ def _list(taps: Mapping[str, str]) -> str:
 
 
 def write_outputs(model: ModelProto, outputs: Outputs, samples: NpzSamples) -> dict[str, TensorTap]:
-    """Make ``logits`` and the embeddings the only outputs of a model, in place; return where these are read."""
+    """Make answers and embeddings the only outputs of a model, in place; return where the embeddings are read."""
     graph = model.graph
     stated = {
         value.name: [size.dim_value or None for size in value.type.tensor_type.shape.dim] for value in graph.output
@@ -128,25 +141,35 @@ def write_outputs(model: ModelProto, outputs: Outputs, samples: NpzSamples) -> d
     by_channel = {tensor: channels_first(graph, tensor) for tensor in outputs.taps.values()}
     extension = Extension(model)
     targets = {name: EMBEDDING_PREFIX + name for name in outputs.taps}
-    for name in ("logits", *targets.values()):
+    for name in targets.values():
         extension.vacate(name)
-    tensor, shape = _as_rows(extension, outputs.logits, outputs.example)
-    if len(shape) == 1:
-        extension.unsqueeze(tensor, 1, "logits")
-    else:
-        extension.call(tensor, "logits")
+    for name in outputs.answers:
+        _keep_answer(extension, name, outputs.example)
     pooling = {}
     for name, tapped in outputs.taps.items():
         tensor, shape = _as_rows(extension, tapped, outputs.example)
         pooling[name] = pool(extension, tensor, shape, by_channel[tapped], targets[name])
-    arrays = observe(model, ["logits", *targets.values()], samples.first(1))
+    arrays = observe(model, [*outputs.answers, *targets.values()], samples.first(1))
     graph.ClearField("output")
-    graph.output.extend(_output(model, name, value, stated[outputs.logits]) for name, value in arrays.items())
+    graph.output.extend(_output(model, name, value, stated.get(name, [])) for name, value in arrays.items())
     drop_unread(graph)
     graph.ClearField("value_info")
     return {
         name: TensorTap(tensor, pooling[name], arrays[targets[name]].shape[1]) for name, tensor in outputs.taps.items()
     }
+
+
+def _keep_answer(extension: Extension, name: str, example: Mapping[str, Array]) -> None:
+    """Let an output have a row for each sample, and in it more than a single number, under its own name."""
+    shape = example[name].shape
+    if shape[:1] == (1,) and len(shape) > 1 and extension.keep(name):
+        return
+    extension.vacate(name)
+    tensor, shape = _as_rows(extension, name, example)
+    if len(shape) == 1:
+        extension.unsqueeze(tensor, 1, name)
+    else:
+        extension.call(tensor, name)
 
 
 def _as_rows(extension: Extension, tensor: str, example: Mapping[str, Array]) -> tuple[str, tuple[int, ...]]:

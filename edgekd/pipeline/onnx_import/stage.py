@@ -8,11 +8,12 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from edgekd.compress.graph import save
+from edgekd.config.recipe import OutputConfig
 from edgekd.errors import ModelError
 from edgekd.files import need
 from edgekd.pipeline.onnx_import.graph import keep_tensors
 from edgekd.pipeline.onnx_import.inputs import batch_inputs, input_specs, states, unbatched
-from edgekd.pipeline.onnx_import.kind import settle_kind
+from edgekd.pipeline.onnx_import.kind import settle_kinds
 from edgekd.pipeline.onnx_import.observe import observe
 from edgekd.pipeline.onnx_import.outputs import choose_outputs, write_outputs
 from edgekd.pipeline.onnx_import.read import read_model
@@ -30,7 +31,6 @@ if TYPE_CHECKING:
 
     from onnx import GraphProto
 
-    from edgekd.gram.output_kind import OutputName
     from edgekd.runtime.session import Array, TensorSpec
     from edgekd.stages.progress import StageReporter
 
@@ -46,18 +46,16 @@ _LOOKED_AT, _BATCH = 256, 64
 
 @dataclass(frozen=True)
 class ImportedModel:
-    """An imported model: ``float.onnx`` with ``logits`` and the embeddings, ``test.npz`` and ``calibration.npz``.
+    """An imported model: ``float.onnx`` with its own outputs and the embeddings, ``test.npz`` and ``calibration.npz``.
 
     Attributes:
         exported: The export, as of a network that was trained here; ``parity`` is against the user's own file.
         modalities: For each modality where its embedding is read.
-        outputs: For each of the user's outputs that the engine has, its name there.
         notes: Sentences for the user on how model and samples were read.
     """
 
     exported: Exported
     modalities: dict[str, TensorTap]
-    outputs: dict[str, str]
     notes: tuple[str, ...]
 
 
@@ -71,18 +69,16 @@ class OnnxSource:
         test: ``.npz`` of other samples; None to keep half of ``calibration`` for the test.
         taps: For each modality the tensor that holds its embedding. Where it is empty, the tensors where the data of
             several float inputs meet; where none do, the model's outputs.
-        output: The output that matters; None for the first that is a float tensor.
-        kind: What that output is; None to guess it from its values.
-        threshold: Where a label or a number is decided; None for the kind's default.
+        outputs: The outputs that the engine gives, and what each is; empty for all that are float tensors.
+        only: What is said of the output of a network that has one, in place of ``outputs``.
     """
 
     model: Path
     calibration: Path
     test: Path | None = None
     taps: Mapping[str, str] = field(default_factory=dict)
-    output: str | None = None
-    kind: OutputName | None = None
-    threshold: float | None = None
+    outputs: Mapping[str, OutputConfig] = field(default_factory=dict)
+    only: OutputConfig | None = None
 
 
 def import_onnx(source: OnnxSource, folder: Path, report: StageReporter, seed: int = 0) -> ImportedModel:
@@ -113,15 +109,15 @@ def import_onnx(source: OnnxSource, folder: Path, report: StageReporter, seed: i
         for name, x in calibration_samples.inputs.items()
         if x.dtype.kind == "f" and x.ndim > 1 and name not in recurrent
     ]
-    outputs = choose_outputs(graph, source.taps, source.output, calibration_samples, data, notes)
+    outputs = choose_outputs(graph, source.taps, list(source.outputs), calibration_samples, data, notes)
     modalities = write_outputs(graph, outputs, calibration_samples)
     path = folder / onnx_name(NETWORK)
     save(graph, path)
     report.advance(3, 4, f"taps: {', '.join(f'{name} at {tap.tensor}' for name, tap in modalities.items())}")
-    parity = _parity(model, path, outputs.logits, calibration_samples)
-    facts = _facts(path, source, (calibration_samples, test_samples), notes)
+    parity = _parity(model, path, outputs.answers, calibration_samples)
+    facts = _facts(path, source, outputs.answers, (calibration_samples, test_samples), notes)
     facts = replace(facts, modalities=[name for name in data if not _has_two_values(calibration_samples.inputs[name])])
-    if facts.kind.name != "classes":
+    if not facts.classes:
         calibration_samples, test_samples = calibration_samples.without_labels(), test_samples.without_labels()
     ranges, chosen, said = hold_back(calibration_samples, seed)
     notes.append(said)
@@ -132,7 +128,7 @@ def import_onnx(source: OnnxSource, folder: Path, report: StageReporter, seed: i
     for note in notes:
         report.warn(note)
     exported = Exported({NETWORK: parity}, {NETWORK: path.stat().st_size}, facts)
-    return ImportedModel(exported, modalities, {outputs.logits: "logits"}, tuple(notes))
+    return ImportedModel(exported, modalities, tuple(notes))
 
 
 def _read(
@@ -182,38 +178,55 @@ def _batch(graph: GraphProto, specs: Sequence[TensorSpec], samples: NpzSamples, 
     batch_inputs(graph, single, samples.inputs)
 
 
-def _parity(model: Path, path: Path, output: str, samples: NpzSamples) -> float:
+def _parity(model: Path, path: Path, names: Sequence[str], samples: NpzSamples) -> float:
     """Return the largest |written - user's| of the first sample, as a share of the output's largest magnitude.
 
     Raises:
-        ModelError: The output is empty or not finite, or they disagree: edgekd has altered what the model computes.
+        ModelError: An output is empty or not finite, or they disagree: edgekd has altered what the model computes.
     """
     original = need("onnx", "build").load(str(model))
     keep_tensors(original.graph)
     specs = input_specs(original, model)
     single = unbatched(specs, samples.inputs)
     feeds = {name: np.asarray(x[0]) if name in single else x[:1] for name, x in samples.inputs.items()}
-    expected = observe(original, [output], feeds)[output]
+    exact = observe(original, names, feeds)
     with open_engine(path, fused=False) as session:
-        written = session.run(samples.first(1))["logits"].reshape(expected.shape)
-    if not (np.isfinite(expected).all() and expected.size):
-        what = "is empty" if not expected.size else "is not finite"
-        raise ModelError(f"{model}: its output '{output}' {what} for the first sample, so there is nothing to compare")
-    parity = float(np.abs(written - expected).max()) / max(float(np.abs(expected).max()), 1e-6)
-    if not parity <= _TOLERANCE:
-        raise ModelError(
-            f"{model}: as edgekd wrote it, at {path}, it gives another result for the first sample: '{output}' differs "
-            f"by {parity:.2g} of its magnitude"
-        )
-    return parity
+        found = session.run(samples.first(1))
+    parities = []
+    for name, expected in exact.items():
+        if not (np.isfinite(expected).all() and expected.size):
+            what = "is empty" if not expected.size else "is not finite"
+            raise ModelError(
+                f"{model}: its output '{name}' {what} for the first sample, so there is nothing to compare; --output "
+                "names those that matter"
+            )
+        written = found[name].reshape(expected.shape).astype(np.float64)
+        parity = float(np.abs(written - expected).max()) / max(float(np.abs(expected.astype(np.float64)).max()), 1e-6)
+        if not parity <= _TOLERANCE:
+            raise ModelError(
+                f"{model}: as edgekd wrote it, at {path}, it gives another result for the first sample: '{name}' "
+                f"differs by {parity:.2g} of its magnitude"
+            )
+        parities.append(parity)
+    return max(parities)
 
 
-def _facts(path: Path, source: OnnxSource, samples: tuple[NpzSamples, NpzSamples], notes: list[str]) -> TaskFacts:
+def _facts(
+    path: Path, source: OnnxSource, names: Sequence[str], samples: tuple[NpzSamples, NpzSamples], notes: list[str]
+) -> TaskFacts:
     """Return facts for later stages.
 
     Raises:
-        ModelError: The output is not of the kind that the user named, or labels are of no class of the output.
+        ModelError: An output is not of the kind that the user named, or labels are of no class of the output.
     """
+    asked = source.outputs
+    if source.only is not None and source.only != OutputConfig():
+        if len(names) > 1:
+            raise ModelError(
+                f"[model] kind and threshold are of the only output, and the model has {', '.join(names)}: say what "
+                "each is by outputs in [model], or --output NAME=KIND"
+            )
+        asked = {names[0]: source.only}
     with open_engine(path, fused=False) as session:
         inputs: list[dict[str, str | list[int | str]]] = [
             {
@@ -224,22 +237,28 @@ def _facts(path: Path, source: OnnxSource, samples: tuple[NpzSamples, NpzSamples
             }
             for spec in session.inputs
         ]
-        outputs = run_rows(session, samples[0].first(_LOOKED_AT), _BATCH)["logits"]
+        found = run_rows(session, samples[0].first(_LOOKED_AT), _BATCH)
     labelled = any(part.labels is not None for part in samples)
-    kind, note = settle_kind(source.kind, source.threshold, outputs, labelled)
-    if note:
-        notes.append(note)
-    if kind.name != "classes":
+    outputs = {name: found[name] for name in names}
+    kinds, said = settle_kinds(asked, outputs, labelled=labelled)
+    notes += said
+    classes = {
+        name: [str(index) for index in range(outputs[name].shape[1])]
+        for name, kind in kinds.items()
+        if kind.name == "classes"
+    }
+    if not classes:
         if labelled:
-            notes.append(f"the labels are not used: the output is '{kind.name}', and labels are for 'classes'")
-        return TaskFacts("metric", True, [], inputs, kind)
-    width = outputs.shape[1]
+            what = ", ".join(f"'{kind.name}'" for kind in kinds.values())
+            notes.append(f"the labels are not used: the output is {what}, and labels are for 'classes'")
+        return TaskFacts("metric", True, kinds, {}, inputs)
+    width = len(next(iter(classes.values())))
     for part in samples:
         known = () if part.labels is None else part.labels[part.labels != UNLABELLED]
         wrong = [label for label in known if not 0 <= label < width]
         if wrong:
             raise ModelError(f"'labels' holds {wrong[0]}, but the model has classes 0 to {width - 1} only")
-    return TaskFacts("accuracy", True, [str(index) for index in range(width)], inputs, kind)
+    return TaskFacts("accuracy", True, kinds, classes, inputs)
 
 
 def _has_two_values(x: Array) -> bool:

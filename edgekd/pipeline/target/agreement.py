@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from edgekd.compress.oracles.fused import INTEGER_KERNELS, fused_difference, relative_error
+from edgekd.compress.oracles.fused import INTEGER_KERNELS, fused_difference, output_error
 from edgekd.compress.quantizers.prepare import open_samples
 from edgekd.config.target import load_calibration
 from edgekd.gram.answers import changed_answers
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 #: Calibration samples that show what optimizers do.
 _SAMPLES = 32
-#: Relative error of logits that rounding makes in any graph; in INT8 it is as large as that of INT8 itself.
+#: Relative error of outputs that rounding makes in any graph; in INT8 it is as large as that of INT8 itself.
 _ROUNDING = 0.01
 
 
@@ -34,17 +34,21 @@ def find_disagreement(context: Context, candidate: PreparedCandidate, device: Pr
     """
     written = Probe.load(candidate.steps[-1].probe)
     exact = context.origin.probes("validation")[context.origin.baselines[-1]]
-    tolerance = max(_ROUNDING, relative_error(written.logits, exact.logits))
-    error = relative_error(device.logits, written.logits) if device else 0.0
+    tolerance = max(_ROUNDING, output_error(written.outputs, exact.outputs))
+    error = output_error(device.outputs, written.outputs) if device else 0.0
     if device and error <= tolerance:
         return None
     fused = _compare_fused(context, candidate, tolerance)
     if device is None:
         return None if fused is None else f"{_explain(context, fused)}{_REMEDY}"
-    changed = changed_answers(device.logits, written.logits, context.rules.kind)
-    share = "" if changed is None else f", {changed.mean():.1%} of the answers change"
+    shares = [
+        changed.mean()
+        for name, kind in context.rules.kinds.items()
+        if (changed := changed_answers(device.outputs[name], written.outputs[name], kind)) is not None
+    ]
+    share = f", {max(shares):.1%} of the answers change" if shares else ""
     reason = f": {_explain(context, fused)}{_REMEDY}" if fused else ""
-    said = f"{context.public_runtime} computes other logits than the graph says"
+    said = f"{context.public_runtime} computes other outputs than the graph says"
     return f"{said} (by {error:.0%} of their RMS{share}){reason}"
 
 
@@ -61,7 +65,7 @@ def _compare_fused(context: Context, candidate: PreparedCandidate, tolerance: fl
 
 def _explain(context: Context, fused: FusedDifference) -> str:
     culprit = f"its optimizer {fused.optimizer}" if fused.optimizer else "its optimizers together"
-    said = f"in ONNX Runtime {culprit} changes the logits by {fused.error:.0%} of their RMS"
+    said = f"in ONNX Runtime {culprit} changes the outputs by {fused.error:.0%} of their RMS"
     if fused.optimizer == INTEGER_KERNELS and not context.target.scheme.reduce_range:
         return f"{said} (x86 with AVX2 and no VNNI saturates with 8-bit weights, which reduce_range = true avoids)"
     return said

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from edgekd.devices.base import Absent
 from edgekd.errors import ModelError
 from edgekd.gram.gate import DEVICE, Ledger, LedgerRow
+from edgekd.gram.nest import targets_of
 from edgekd.gram.probe import Probe
 from edgekd.pipeline.target.agreement import find_disagreement
 from edgekd.pipeline.target.compile import compile_candidates, compiles
@@ -171,7 +172,7 @@ def _check(
 ) -> Done[CheckedLedgers]:
     def run(_folder: Path, report: StageReporter) -> CheckedLedgers:
         with open_arrays(context.validation) as samples:
-            labels, groups = samples.get("labels"), samples.get("groups")
+            targets, groups = targets_of(samples), samples.get("groups")
         ledgers: dict[str, Ledger] = {}
         disagreements: dict[str, str] = {}
         before = context.origin.probes("validation")
@@ -182,7 +183,7 @@ def _check(
                 probes[DEVICE] = Probe.load(ran.folder / candidate.name / OUTPUTS)
             ledger = keep_choosing_ledger(
                 probes,
-                labels,
+                targets,
                 groups,
                 context.origin.metric,
                 context.rules,

@@ -15,9 +15,9 @@ from edgekd.config.recipe import ProfileConfig
 from edgekd.config.target import load_calibration
 from edgekd.errors import ModelError
 from edgekd.files import need, scratch_folder
+from edgekd.gram.nest import take_rows, targets_of
 from edgekd.runtime.session import open_arrays
 from edgekd.stages.artifacts import DEPLOY, PREPARED, QDQ
-from edgekd.stages.labels import UNLABELLED
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -44,12 +44,12 @@ def open_examiner(context: Context, candidate: PreparedCandidate) -> Examiner:
     few = msgspec.structs.replace(calibration, samples=min(calibration.samples, enough))
     samples = open_samples(candidate.folder / PREPARED, context.calibration, few)
     with open_arrays(context.calibration) as arrays:
-        labels, groups = (arrays[key][samples.rows] if key in arrays else None for key in ("labels", "groups"))
-    if labels is not None and (labels == UNLABELLED).all():
-        labels = None
-    metric = None if labels is None else context.origin.metric
+        targets = targets_of(arrays)
+        groups = arrays["groups"][samples.rows] if "groups" in arrays else None
+    targets = None if targets is None else take_rows(targets, samples.rows)
+    metric = None if targets is None else context.origin.metric
     facts = context.exported.result.facts
-    judging = SampleFacts(labels, groups, metric, facts.higher_is_better, facts.kind)
+    judging = SampleFacts(targets, groups, metric, facts.higher_is_better, facts.outputs)
     return Examiner(qdq, floats, samples, judging)
 
 

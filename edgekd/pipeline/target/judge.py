@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from edgekd.devices.base import Absent
 from edgekd.gram.gate import DEVICE, Ledger, keep_ledger, rejected_before
+from edgekd.gram.nest import targets_of
 from edgekd.gram.probe import Probe
 from edgekd.pipeline.target.context import OUTPUTS
 from edgekd.pipeline.target.missing import measure_missing
@@ -56,7 +57,7 @@ def judge_shipped(context: Context, chosen: EvaluatedCandidate) -> tuple[Evaluat
 
     def run(folder: Path, report: StageReporter) -> Judged:
         with open_arrays(context.test) as test:
-            labels, groups = test.get("labels"), test.get("groups")
+            targets, groups = targets_of(test), test.get("groups")
         known = {step.stage: step.test_probe for step in chosen.prepared.steps}
         probes = {
             **context.origin.probes("test"),
@@ -74,7 +75,7 @@ def judge_shipped(context: Context, chosen: EvaluatedCandidate) -> tuple[Evaluat
             )
             probes[DEVICE] = probe
         probe.save(folder / OUTPUTS)
-        metrics = measure_metrics(probes, labels, groups, context.origin.metric, context.rules)
+        metrics = measure_metrics(probes, targets, groups, context.origin.metric, context.rules)
         notes = {step.stage: step.note for step in chosen.prepared.steps}
         ledger = keep_ledger(probes, metrics, context.rules, groups, notes=notes, missing=absent.result.changed)
         if chosen.ledger.verdict == "fail":

@@ -9,12 +9,13 @@ import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+import msgspec
 import numpy as np
 
 from edgekd.errors import ModelError
-from edgekd.gram.answers import compare_answers
+from edgekd.gram.answers import compare_outputs
 from edgekd.gram.intervals import Estimate
-from edgekd.gram.npz import INPUT_PREFIX, PRESENT_PREFIX
+from edgekd.gram.npz import INPUT_PREFIX, PRESENT_PREFIX, answers_of
 from edgekd.gram.probe import Probe
 from edgekd.pipeline.target.context import LIBRARIES
 from edgekd.runtime.backends.registry import AS_WRITTEN
@@ -88,8 +89,9 @@ def measure_missing(
     def run(_folder: Path, report: StageReporter) -> MissingModalities:
         if len(facts.modalities) < 2:
             return MissingModalities({}, ())
-        if why := _not_measurable(rules.kind):
-            return MissingModalities({}, (why,))
+        why = tuple(why for kind in rules.kinds.values() if not rules.same and (why := _not_measurable(kind)))
+        if len(why) == len(rules.kinds):
+            return MissingModalities({}, why)
         stand_ins = read_stand_ins(context.calibration, facts.modalities)
         reference = context.exported.folder / onnx_name(context.origin.baselines[-1])
         try:
@@ -97,12 +99,12 @@ def measure_missing(
                 missing = _compare(_SessionPair(exact, ours, rules, samples), stand_ins, report)
         except ModelError as error:
             return MissingModalities({}, (f"Answers with a modality absent are not measured: {error}.",))
-        return MissingModalities(missing.changed, (*_left_in(facts), *missing.notes))
+        return MissingModalities(missing.changed, (*why, *_left_in(facts), *missing.notes))
 
     bootstrap = rules.bootstrap
     config = {
         "bounds": [bootstrap.confidence, bootstrap.resamples, bootstrap.seed],
-        "kind": [rules.kind.name, rules.kind.probabilities, rules.kind.threshold],
+        "kinds": msgspec.to_builtins(rules.kinds),
         "samples": samples.name,
         "runtime": [runtime.name, runtime.options],
     }
@@ -139,8 +141,8 @@ def _not_measurable(kind: OutputKind) -> str | None:
     said = "Answers with a modality absent are not measured: "
     if kind.name == "embedding":
         return f"{said}an embedding decides nothing by itself, and near neighbours trade places for nothing."
-    if kind.name == "values" and kind.threshold is None:
-        return f"{said}the output is values, which decide nothing without a threshold."
+    if kind.name in ("regression", "custom") and kind.threshold is None:
+        return f"{said}the output is numbers, which decide nothing without a threshold."
     return None
 
 
@@ -175,16 +177,15 @@ def _compare(pair: _SessionPair, stand_ins: Mapping[str, Array], report: StageRe
         absent = without(feeds, name, stand_in)
         try:
             reference, candidate = (
-                Probe(ids, _outputs(session, absent), {}) for session in (pair.reference, pair.candidate)
+                Probe(ids, answers_of(_outputs(session, absent)), {}) for session in (pair.reference, pair.candidate)
             )
-            if not np.isfinite(reference.logits).all():
+            if not _finite(reference):
                 raise ModelError("the float network's output is not finite there")
-            rules = pair.rules
-            share = compare_answers(candidate, reference, rules.kind, groups, rules.bootstrap).changed
+            share = _most_changed(candidate, reference, pair.rules, groups)
         except (ModelError, ValueError) as error:  # numpy's, where the size of an output depends on the data
             notes.append(f"Answers without {name} are not measured: {error}.")
             continue
-        if not np.isfinite(candidate.logits).all():
+        if not _finite(candidate):
             notes.append(f"Without {name} what ships gives numbers that are not finite.")
             share = Estimate(math.nan, math.nan, math.nan)
         if share is not None:
@@ -193,6 +194,18 @@ def _compare(pair: _SessionPair, stand_ins: Mapping[str, Array], report: StageRe
     return MissingModalities(changed, tuple(notes))
 
 
-def _outputs(session: Session, feeds: Feeds) -> Array:
-    """Return the output [N, ...] for all rows of those feeds that the engine takes."""
-    return run_rows(session, {spec.name: feeds[spec.name] for spec in session.inputs}, _BATCH)["logits"]
+def _finite(probe: Probe) -> bool:
+    return all(np.isfinite(x).all() for x in probe.outputs.values())
+
+
+def _most_changed(candidate: Probe, reference: Probe, rules: GateRules, groups: Array | None) -> Estimate | None:
+    """Return the share of changed answers of the output of which most changed; None where none decides anything."""
+    kinds = {name: kind for name, kind in rules.kinds.items() if rules.same or not _not_measurable(kind)}
+    compared = compare_outputs(candidate, reference, kinds, groups, rules.bootstrap, rules.same)
+    shares = [answers.changed for answers in compared.values() if answers.changed is not None]
+    return max(shares, key=lambda share: share.mean, default=None)
+
+
+def _outputs(session: Session, feeds: Feeds) -> dict[str, Array]:
+    """Return the outputs [N, ...] for all rows of those feeds that the engine takes."""
+    return run_rows(session, {spec.name: feeds[spec.name] for spec in session.inputs}, _BATCH)

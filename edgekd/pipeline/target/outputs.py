@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from edgekd.errors import ModelError
-from edgekd.gram.npz import EMBEDDING_PREFIX, INPUT_PREFIX, embeddings_of
+from edgekd.gram.npz import EMBEDDING_PREFIX, INPUT_PREFIX, answers_of, embeddings_of
 from edgekd.gram.probe import Probe, top1
 from edgekd.runtime.backends.registry import AS_WRITTEN
 from edgekd.runtime.feeds import read_feeds
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 _REFERENCES = 16
 _BATCH = 256
 
-#: Largest |deploy - probe| logit, as a share of the largest logit: the two are one network and differ by how the
+#: Largest |deploy - probe|, as a share of the output's largest value: the two are one network and differ by how the
 #: runtime rounds where an extra output keeps it from fusing.
 _DEPLOY_TOLERANCE = 0.01
 
@@ -54,17 +54,18 @@ def probe_variants(run: Callable[[str], Outputs], samples: Path, where: str) -> 
         where: Name of the candidate in errors.
 
     Returns:
-        The logits of ``deploy.onnx``, since they are what a user gets, with the embeddings of ``probe.onnx``, which
-        alone gives them; and the largest |difference| between the logits of the two.
+        The answers of ``deploy.onnx``, since they are what a user gets, with the embeddings of ``probe.onnx``, which
+        alone gives them; and the largest |difference| between the outputs of the two.
 
     Raises:
         ModelError: the two variants disagree.
     """
-    full, deploy = run(PROBE_GRAPH), run(DEPLOY)["logits"]
-    error = float(np.abs(deploy - full["logits"]).max())
-    if not error <= _DEPLOY_TOLERANCE * float(np.abs(deploy).max()):
-        raise ModelError(f"{where}: deploy.onnx and probe.onnx disagree by {error:.3g} in a logit")
-    return join_probe({**full, "logits": deploy}, samples), error
+    full, deploy = run(PROBE_GRAPH), run(DEPLOY)
+    errors = {name: float(np.abs(x - full[name]).max()) for name, x in deploy.items()}
+    for name, error in errors.items():
+        if not error <= _DEPLOY_TOLERANCE * float(np.abs(deploy[name]).max()):
+            raise ModelError(f"{where}: deploy.onnx and probe.onnx disagree by {error:.3g} in output '{name}'")
+    return join_probe({**full, **deploy}, samples), max(errors.values())  # in the order of the probe's outputs
 
 
 def probe_on_device(
@@ -97,28 +98,29 @@ def probe_on_device(
 
 
 def join_probe(outputs: Outputs, samples: Path) -> Probe:
-    """Return the probe of a graph that gave these ``outputs``, logits and embeddings, for all ``samples``."""
+    """Return the probe of a graph that gave these ``outputs``, answers and embeddings, for all ``samples``."""
     with open_arrays(samples) as arrays:
         ids = arrays["ids"]
-    return Probe(ids, outputs["logits"], embeddings_of(outputs))
+    return Probe(ids, answers_of(outputs), embeddings_of(outputs))
 
 
-def write_references(samples: Path, probe: Probe, kind: OutputKind, path: Path) -> None:
+def write_references(samples: Path, probe: Probe, kinds: Mapping[str, OutputKind], path: Path) -> None:
     """Write a few samples and the engine's outputs for them.
 
-    Where the output is of classes, these are the samples that it is surest of, from every class: others may flip by
-    rounding alone on another machine.
+    Where an output is of classes, these are the samples that it is surest of, from every class: others may flip by
+    rounding alone on another machine. Of several such outputs the first decides.
     """
-    surest = _surest(probe) if kind.name == "classes" else np.arange(min(_REFERENCES, len(probe.ids)))
+    classes = next((name for name, kind in kinds.items() if kind.name == "classes"), None)
+    surest = np.arange(min(_REFERENCES, len(probe.ids))) if classes is None else _surest(probe.outputs[classes])
     with open_arrays(samples) as arrays:
         inputs = {key.removeprefix(INPUT_PREFIX): arrays[key][surest] for key in arrays if key.startswith(INPUT_PREFIX)}
-    outputs = {EMBEDDING_PREFIX + name: z[surest] for name, z in probe.embeddings.items()}
-    write_reference(path, probe.ids[surest], inputs, {"logits": probe.logits[surest], **outputs})
+    outputs = probe.outputs | {EMBEDDING_PREFIX + name: z for name, z in probe.embeddings.items()}
+    write_reference(path, probe.ids[surest], inputs, {name: x[surest] for name, x in outputs.items()})
 
 
-def _surest(probe: Probe) -> NDArray[np.intp]:
-    ordered = np.sort(probe.logits, axis=1)
+def _surest(scores: NDArray[np.float32]) -> NDArray[np.intp]:
+    ordered = np.sort(scores, axis=1)
     by_margin = np.argsort(ordered[:, -2] - ordered[:, -1], kind="stable")
-    predicted = top1(probe.logits[by_margin])
+    predicted = top1(scores[by_margin])
     each = -(-_REFERENCES // len(np.unique(predicted)))
     return np.concatenate([by_margin[predicted == label][:each] for label in np.unique(predicted)])[:_REFERENCES]

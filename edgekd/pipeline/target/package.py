@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from edgekd.compress.graph import drop_outputs
+from edgekd.compress.graph import drop_embeddings
 from edgekd.compress.qdq_map import branches
 from edgekd.files import write_text
 from edgekd.gram.heatmap import few_grams
@@ -25,6 +25,7 @@ from edgekd.runtime.measure.layers import assign_branches
 from edgekd.runtime.measure.results import Profile
 from edgekd.runtime.session import open_arrays
 from edgekd.stages.artifacts import DEPLOY, PROBE_GRAPH, onnx_name
+from edgekd.stages.labels import UNLABELLED
 from edgekd.stages.stage import StageSpec, library_versions
 
 if TYPE_CHECKING:
@@ -63,7 +64,7 @@ PROFILE: StageSpec[Profile] = StageSpec(
     "profile", 5, Profile, ("numpy",), "time the float networks and the candidates in turns", _describe_profile
 )
 BUNDLE: StageSpec[Bundled] = StageSpec(
-    "bundle", 7, Bundled, (), "put together what ships, with its evidence", _describe_bundle
+    "bundle", 8, Bundled, (), "put together what ships, with its evidence", _describe_bundle
 )
 
 
@@ -76,7 +77,7 @@ def profile(context: Context, candidates: Sequence[EvaluatedCandidate]) -> Done[
         engines = {}
         for name in context.exported.result.timed(context.origin.baselines):
             engines[name] = folder / f"{name}.deploy.onnx"
-            drop_outputs(context.exported.folder / onnx_name(name), ("logits",), engines[name])
+            drop_embeddings(context.exported.folder / onnx_name(name), engines[name])
         graphs = {**engines, **{candidate.name: candidate.prepared.folder / DEPLOY for candidate in candidates}}
         engines |= {candidate.name: candidate.engine for candidate in candidates}
         measured = device.profile(engines, context.runtime, context.test, folder, config, report.advance)
@@ -98,7 +99,7 @@ def bundle(context: Context, shipped: EvaluatedCandidate, profiled: Done[Profile
         place.mkdir()
         _copy_engines(shipped, place)
         write_text(place / BRANCHES, json.dumps(branches(place / DEPLOY), indent=1) + "\n")
-        write_references(context.test, Probe.load(shipped.outputs), context.rules.kind, place / "reference.npz")
+        write_references(context.test, Probe.load(shipped.outputs), context.rules.kinds, place / "reference.npz")
         text = json.dumps(null_not_finite(msgspec.to_builtins(shipped.ledger)), indent=1, allow_nan=False)
         (place / "ledger.json").write_text(text, encoding="utf-8")
         _write_manifest(context, shipped, profiled, place)
@@ -134,6 +135,7 @@ def _write_manifest(context: Context, shipped: EvaluatedCandidate, profiled: Don
         precision=shipped.prepared.candidate.precision,
         task={"name": context.origin.name, "metric": facts.metric},
         inputs=[dict(spec) for spec in facts.inputs],
+        outputs=facts.outputs,
         classes=facts.classes,
         released=shipped.ledger.released,
         verdict=shipped.ledger.verdict,
@@ -154,9 +156,12 @@ def _write_grams(context: Context, shipped: EvaluatedCandidate, path: Path) -> N
     probes[SHIPPED] = Probe.load(shipped.outputs)
     with open_arrays(context.test) as test:
         classes = test.get("labels")
-    if classes is None and context.rules.kind.name == "classes":
-        classes = top1(before[shipped.ledger.reference].logits)
-    few_grams(probes, classes, context.exported.result.facts.classes).save(path)
+        classes = None if classes is None or (classes == UNLABELLED).all() else classes
+    told_apart = next((name for name, kind in context.rules.kinds.items() if kind.name == "classes"), None)
+    if classes is None and told_apart is not None:
+        classes = top1(before[shipped.ledger.reference].outputs[told_apart])
+    names = context.exported.result.facts.classes.get(told_apart, []) if told_apart is not None else []
+    few_grams(probes, classes, names).save(path)
 
 
 def name_shipped(profiled: Profile, chosen: str) -> Profile:

@@ -2,24 +2,39 @@
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 import msgspec
+from msgspec.structs import replace
 
 from edgekd.compress import quantize
+from edgekd.config.recipe import GateConfig
 from edgekd.config.target import Calibration
 from edgekd.devices.base import Absent
 from edgekd.errors import ModelError
+from edgekd.files import scratch_folder
+from edgekd.pipeline.target.blame import blame_candidate
 from edgekd.pipeline.target.compile import build_ahead, compiles
-from edgekd.pipeline.target.context import OUTPUTS
+from edgekd.pipeline.target.context import OUTPUTS, Context
+from edgekd.pipeline.target.details import detail_shipped
+from edgekd.pipeline.target.evaluate import evaluate
+from edgekd.pipeline.target.judge import judge_shipped
 from edgekd.pipeline.target.outputs import run_on_host
+from edgekd.pipeline.target.package import bundle
+from edgekd.pipeline.target.quantize import write_candidates
 from edgekd.pipeline.target.refusal import in_users_terms, name_node, read_origins
+from edgekd.pipeline.target.repair import return_layers
+from edgekd.pipeline.target.robustness import measure_shipped
+from edgekd.pipeline.target.verify import verify
 from edgekd.runtime.backends.registry import ORT, Runtime, find_backend
-from edgekd.stages.artifacts import CALIBRATION, DEPLOY, TEST, UNTRAINED, onnx_name, origins_name
-from edgekd.stages.stage import StageSpec, library_versions
+from edgekd.stages.artifacts import CALIBRATION, DEPLOY, TEST, onnx_name, origins_name
+from edgekd.stages.cache import Cache
+from edgekd.stages.progress import Silent
+from edgekd.stages.stage import Runner, StageSpec, library_versions
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -28,12 +43,14 @@ if TYPE_CHECKING:
     from edgekd.config.recipe import Recipe
     from edgekd.config.target import Target
     from edgekd.devices.base import Device
+    from edgekd.pipeline.source import Origin
     from edgekd.stages.artifacts import Exported
     from edgekd.stages.progress import StageReporter
-    from edgekd.stages.stage import Done, Runner
+    from edgekd.stages.stage import Done
 
 #: Enough to see whether a graph can be quantized; how well is nothing that an untrained network could tell.
-_CALIBRATION = Calibration(description="", ranges="minmax", samples=4, chunk=4)
+_RANGES: Final = "minmax"
+_CALIBRATION = Calibration(description="", ranges=_RANGES, samples=4, chunk=4)
 
 
 @dataclass(frozen=True)
@@ -51,10 +68,10 @@ class TriedTarget:
 
 PREFLIGHT_TARGET: StageSpec[TriedTarget] = StageSpec(
     "preflight_target",
-    1,
+    3,
     TriedTarget,
     ("onnx", "onnxruntime"),
-    "quantize, build and run the untrained student for the target",
+    "quantize, build, run, judge and bundle the untrained student for the target",
     lambda found: f"{', '.join(found.tried)} can be built",
 )
 
@@ -67,13 +84,23 @@ class UntrainedTarget:
         recipe: What to build.
         target: The kind of device.
         device: The machine that runs the target's engines, or why there is none.
-        exported: The export of the untrained student, with a few samples.
+        origin: The untrained networks, with a few samples.
     """
 
     recipe: Recipe
     target: Target
     device: Device | Absent
-    exported: Done[Exported]
+    origin: Origin
+
+    @property
+    def exported(self) -> Done[Exported]:
+        """The graph that is to be built, and the samples."""
+        return self.origin.exported
+
+    @property
+    def graph(self) -> str:
+        """Name of the graph's file."""
+        return onnx_name(self.origin.network)
 
     @property
     def runtime(self) -> Runtime:
@@ -115,6 +142,9 @@ def preflight_target(runner: Runner, given: UntrainedTarget) -> Done[TriedTarget
             raise ModelError(list(refused.values())[-1])
         for name, reason in refused.items():
             report.warn(f"{name} cannot be built: {reason}")
+        report.advance(len(specs), len(specs), "judged and bundled")
+        with scratch_folder(folder) as scratch:
+            _ship(given, Cache(scratch), report)
         return TriedTarget(tuple(spec.name for spec in tried), refused)
 
     inputs = {"exported": given.exported.key}
@@ -125,7 +155,7 @@ def _try_candidate(given: UntrainedTarget, spec: CandidateSpec, folder: Path) ->
     """Write, build and run one candidate; yield what is about to be done."""
     exported, target, deploy = given.exported.folder, given.target, folder / spec.name / DEPLOY
     yield "written as a graph"
-    model = exported / onnx_name(UNTRAINED)
+    model = exported / given.graph
     quantize.run(spec, model, exported / CALIBRATION, target.scheme, _CALIBRATION, folder)
     run_on_host(deploy, exported / TEST)
     engine = deploy
@@ -140,11 +170,38 @@ def _try_candidate(given: UntrainedTarget, spec: CandidateSpec, folder: Path) ->
         given.device.evaluate(engine, given.runtime, exported / TEST, folder / OUTPUTS, threads, lambda _: None)
 
 
+def _ship(given: UntrainedTarget, cache: Cache, report: StageReporter) -> None:
+    """Take what was tried through the stages that follow: blame, repair, judge, bundle, and verify on the device.
+
+    Engines were built and run already, so all but the bundle stay on this host.
+
+    Raises:
+        EdgekdError: One of them fails.
+    """
+    target, quantize_config = replace(given.target, compile=None), given.recipe.quantize
+    recipe = replace(given.recipe, gate=GateConfig(), quantize=replace(quantize_config, calibration=_RANGES))
+    context = Context(Runner(cache, Silent()), recipe, target, given.origin, Absent("engines were run before"))
+    try:
+        candidates, _ = write_candidates(context)
+    except ModelError as error:  # its ranges may only lack samples: those of one candidate were written
+        report.warn(f"of a few samples no candidate could be written: {error}")
+        return
+    int8 = next((candidate for candidate in candidates if candidate.spec.quantizer), None)
+    if int8 is not None and quantize_config.repair != "off":
+        return_layers(context, int8, blame_candidate(context, int8), "auto")
+    shipped, _ = judge_shipped(context, evaluate(context, candidates).candidates[0])
+    detail_shipped(context, shipped)
+    measure_shipped(context, shipped)
+    bundled = bundle(context, shipped, None)
+    if given.target.compile is None:  # a plan is of the trained weights
+        verify(dataclasses.replace(context, device=given.device), bundled)
+
+
 def _explain(given: UntrainedTarget, error: ModelError, deploy: Path, *, search: bool) -> str:
     """Return why a candidate was refused; ``search`` for the node where the library that builds ahead names none."""
     if search and given.target.compile and compiles(given.target) and deploy.is_file():
         error = name_node(error, deploy, lambda graph: build_ahead(given.target, graph, graph.with_suffix(".plan")))
-    origins = read_origins(given.exported.folder / origins_name(UNTRAINED))
+    origins = read_origins(given.exported.folder / origins_name(given.origin.network))
     return in_users_terms(error, (given.exported.folder, deploy.parent, deploy.parent.parent), origins)
 
 
@@ -152,13 +209,15 @@ def _settings(given: UntrainedTarget, specs: tuple[CandidateSpec, ...]) -> dict[
     target = given.target
     built = find_backend(target.compile.library).packages if target.compile and compiles(target) else ()
     packages = (*quantize.quantizer_packages(specs), *built)
-    device = None if isinstance(given.device, Absent) or not given.runs else given.device.describe(given.runtime)
+    device = None if isinstance(given.device, Absent) else given.device.describe(given.runtime)
     return {
         "candidates": [spec.name for spec in specs],
         "scheme": msgspec.to_builtins(target.scheme),
         "compile": msgspec.to_builtins(target.compile),
         "runtime": [target.runtime.rpartition("/")[2], target.options, given.runtime.digest()],
         "device": device,
+        "repair": given.recipe.quantize.repair,
+        "threads": given.recipe.profile.threads,
         "versions": library_versions(packages, "build"),
         "quantizers": quantize.quantizer_digests(specs),
     }

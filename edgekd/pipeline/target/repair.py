@@ -12,6 +12,7 @@ from edgekd.compress.mixed_precision import ALL_HARM, repair_steps, spare_steps
 from edgekd.compress.oracles.identity import RewriteError
 from edgekd.compress.oracles.rounding_aside import require_same
 from edgekd.compress.variants import Candidate, write_variants
+from edgekd.gram.nest import targets_of
 from edgekd.gram.verdict import Verdict  # noqa: TC001  # msgspec reads the annotations of Repaired
 from edgekd.pipeline.target.context import OUTPUTS, LedgerStep, PreparedCandidate
 from edgekd.pipeline.target.examine import open_examiner, time_beside_int8
@@ -188,5 +189,5 @@ def _judge(context: Context, probe: Probe) -> Verdict:
     reference = context.origin.baselines[-1]
     probes = {reference: context.origin.probes("validation")[reference], "repaired": probe}
     with open_arrays(context.validation) as samples:
-        labels, groups = samples.get("labels"), samples.get("groups")
-    return keep_choosing_ledger(probes, labels, groups, context.origin.metric, context.rules).verdict
+        targets, groups = targets_of(samples), samples.get("groups")
+    return keep_choosing_ledger(probes, targets, groups, context.origin.metric, context.rules).verdict

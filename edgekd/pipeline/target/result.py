@@ -33,7 +33,7 @@ def candidate_results(
                 precision=candidate.prepared.candidate.precision,
                 verdict=candidate.ledger.verdict,
                 metric=last.metric,
-                divergence=last.answers.divergence if last.answers else None,
+                divergence=last.first.divergence if last.first else None,
                 bound=last.to_reference.bound if last.to_reference else math.nan,
                 flips=last.flips,
                 p50=engine.latency.p50 if engine else None,

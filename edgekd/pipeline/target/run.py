@@ -14,6 +14,7 @@ from edgekd.gram.gate import FINETUNED
 from edgekd.pipeline.publish import BUNDLE, ENGINES, REJECTED, Files, files_below
 from edgekd.pipeline.target.blame import blame_candidate
 from edgekd.pipeline.target.context import BUNDLED
+from edgekd.pipeline.target.details import detail_shipped
 from edgekd.pipeline.target.evaluate import Evaluation, evaluate
 from edgekd.pipeline.target.judge import judge_shipped
 from edgekd.pipeline.target.package import bundle, name_shipped, profile
@@ -86,6 +87,7 @@ def build_target(context: Context) -> FinishedTarget:
     choice = choose(results, context.target.budgets, slack, undecided_ships=releases("undecided"))
     chosen = next(candidate for candidate in checked.candidates if candidate.name == choice.name)
     shipped, notes = judge_shipped(context, chosen)
+    details = detail_shipped(context, shipped)
     robustness = measure_shipped(context, shipped)
     bundled = bundle(context, shipped, profiled)
     verified = verify(context, bundled)
@@ -105,7 +107,8 @@ def build_target(context: Context) -> FinishedTarget:
         ENGINES: files_below(verified.folder / ENGINES) if verified else {},
     }
     histories = (list(candidate.prepared.history) for candidate in checked.candidates if candidate.prepared.history)
-    return FinishedTarget(replace(result, robustness=robustness), folders, next(histories, []))
+    result = replace(result, robustness=robustness, details=details.result.outputs)
+    return FinishedTarget(result, folders, next(histories, []))
 
 
 def build_targets(contexts: Mapping[str, Context], refusals: Refusals) -> dict[str, FinishedTarget]:

@@ -122,4 +122,5 @@ def _target_details(result: TargetResult) -> TargetDetails:
         ledger=result.ledger,
         profile=result.profile,
         profile_reason=result.profile_reason,
+        details=result.details,
     )

@@ -8,11 +8,13 @@ from edgekd.gram.verdict import QUESTIONS
 from edgekd.report.build.latency_tables import branch_table, latency_table, measurement_lines, method_notes
 from edgekd.report.build.robustness import robustness_table
 from edgekd.report.build.training_picture import FOLDER, file_name
+from edgekd.report.details.tables import detail_lines, detail_tables
 from edgekd.report.escape import json_text, markdown_code, markdown_text
 from edgekd.report.format import NOTHING, duration, number
 from edgekd.report.ledger_tables import candidate_table, ledger_table, pruning_table, question_table, undecided_note
 from edgekd.report.results import SHIPPED
 from edgekd.report.table import Column, Table, describe, engine_table, legend, markdown, summary_table
+from edgekd.stages.trained import KEPT, kept_epoch
 
 if TYPE_CHECKING:
     from edgekd.gram.gate import Ledger
@@ -36,6 +38,7 @@ def report_markdown(report: BuildReport) -> str:
         f"Recipe {markdown_code(report.recipe)}, seed {report.seed}. {MEANING[report.verdict].capitalize()}.",
         *(line for result in report.targets for line in _verdict(result)),
         *(f"- **REFUSED** {target}: {reason}" for target, reason in report.refused.items()),
+        *(f"- **WARNING** {markdown_text(warning)}" for warning in report.warnings),
         markdown(summary_table(report)),
         *(part for result in report.targets for part in _target(result)),
         markdown(robustness_table(report)).replace("###", "##", 1),
@@ -92,6 +95,7 @@ def _target(result: TargetResult) -> list[str]:
         f"## {markdown_text(describe(result))}",
         markdown(ledger_table(result.ledger, "test samples")),
         *_questions(result.ledger),
+        *_details(result),
         markdown(engine_table(result)),
     ]
     if len(result.candidates) > 1:
@@ -113,6 +117,17 @@ def _target(result: TargetResult) -> list[str]:
     if result.released:
         heading = "### Run it, from the folder of this file"
         parts.append("\n".join([heading, "", "```python", *run_lines(result.shown_bundle), "```"]))
+    return parts
+
+
+def _details(result: TargetResult) -> list[str]:
+    """Return the classes, groups and samples of each output."""
+    parts = []
+    for name, details in result.details.items():
+        of = f" of {markdown_text(name)}" if len(result.details) > 1 else ""
+        parts.append(f"### What is right, and what changed{of}")
+        parts.append("\n".join(f"- {markdown_text(line)}" for line in detail_lines(details)))
+        parts += [markdown(table) for table in detail_tables(details)]
     return parts
 
 
@@ -143,16 +158,21 @@ def facts_table(title: str, facts: dict[str, str]) -> Table:
 
 
 def training_table(report: BuildReport) -> Table:
-    """Return the table of each training's last epoch: losses, and the weights that kept added ones at their share."""
-    last = {name: epochs[-1] for name, epochs in report.training.items()}
-    figures = dict.fromkeys(figure for epoch in last.values() for figure in epoch)
+    """Return the table of each training's kept epoch: losses, and the weights that kept added ones at their share."""
+    kept = {name: kept_epoch(epochs) for name, epochs in report.training.items()}
+    figures = dict.fromkeys(figure for epoch in kept.values() for figure in epoch if figure != KEPT)
     cells = (
-        (number(epoch[figure], ".4g") if figure in epoch else NOTHING for epoch in last.values()) for figure in figures
+        (number(epoch[figure], ".4g") if figure in epoch else NOTHING for epoch in kept.values()) for figure in figures
     )
     rows = tuple((figure, *row) for figure, row in zip(figures, cells, strict=True))
-    epochs = ", ".join(f"{name} {len(entries)}" for name, entries in report.training.items())
-    note = f"Means over the last epoch; epochs: {epochs or 'none, nothing was trained'}. Every epoch is in report.json."
-    return Table("Training", (Column("figure", right=False), *(Column(name) for name in last)), rows, (note,))
+    epochs = ", ".join(
+        f"{name} {entries.index(kept[name]) + 1} of {len(entries)}" for name, entries in report.training.items()
+    )
+    note = (
+        "Means over the epoch whose weights were kept: "
+        f"{epochs or 'none, nothing was trained'}. Every epoch is in report.json."
+    )
+    return Table("Training", (Column("figure", right=False), *(Column(name) for name in kept)), rows, (note,))
 
 
 def _pictures(report: BuildReport) -> list[str]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from edgekd.report import format as formats
+from edgekd.report.build.details import details_html
 from edgekd.report.build.latency_tables import latency_table, measurement_lines, method_notes
 from edgekd.report.build.markdown import MEANING, facts_table, run_lines, stages_table, training_table
 from edgekd.report.build.robustness import robustness_table
@@ -55,6 +56,7 @@ def target_section(index: int, entry: Entry, result: TargetResult, alone: bool) 
             "What each stage kept, and the limits",
             [ledger_html(index, entry), *_pictures(ledger_pictures(index, entry))],
         ),
+        *details_html(index, result.details),
         *_part("How fast and how small", _speed(index, entry, result)),
         *_candidates(index, result),
         *_part("Gram matrices", gram_pictures(index, entry)),
@@ -109,6 +111,8 @@ def common_sections(report: BuildReport, entries: Sequence[Entry]) -> Iterator[s
     if report.refused:
         reasons = reason_list(tuple(f"{target}: {reason}" for target, reason in report.refused.items()))
         yield _section("refused", "What was not built", [reasons])
+    if report.warnings:
+        yield _section("warned", "What looked odd on the way", [reason_list(report.warnings)])
     robustness = table_html(robustness_table(report), "Robustness")
     yield _section("robustness", "What if a sensor fails", [robustness])
     yield _section("trained", "How it was trained", _training(report))
@@ -128,7 +132,7 @@ def definitions(table: Table) -> str:
 
 
 def _training(report: BuildReport) -> Iterator[str]:
-    """Yield a picture for each network that was trained, and the figures of its last epoch."""
+    """Yield a picture for each network that was trained, and the figures of its kept epoch."""
     if not report.training:
         yield "<p>Nothing was trained in this build.</p>"
         return
@@ -139,7 +143,7 @@ def _training(report: BuildReport) -> Iterator[str]:
         picture = training_figure(f"training-{index}", name, history, metric)
         yield f"<div><h3>{escape(name)}, {epochs}</h3>{picture}</div>"
     yield "</div>"
-    yield _details("The last epoch in figures", table_html(training_table(report), "Training"))
+    yield _details("The kept epoch in figures", table_html(training_table(report), "Training"))
 
 
 def _made(report: BuildReport) -> Iterator[str]:

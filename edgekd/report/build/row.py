@@ -209,7 +209,7 @@ def _build_metric(result: TargetResult) -> MetricFigures:
 def _answers(ledger: Ledger) -> AnswerFigures | None:
     """Return what ships beside the reference, sample by sample."""
     row, limits = ledger.rows[-1], ledger.limits
-    answers = row.answers
+    answers = row.first
     if answers is None:
         return None
     figures = AnswerFigures(

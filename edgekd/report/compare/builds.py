@@ -120,6 +120,7 @@ def _result(row: EngineRow, target: TargetDetails, robustness: NetworkRobustness
         chosen_on=target.chosen_on,
         facts=target.facts,
         robustness=robustness,
+        details=target.details,
     )
 
 

@@ -18,8 +18,8 @@ _ROWS = {"pruned": "cut", "tuned": "finetuned", "engine": "device"}
 
 #: What a row of a ledger lacks in version 3, a ledger, and what is said of a target: there was no comparison of outputs
 #: but the share of flips, and one question.
-_NEW_IN_ROW = {"loss": None, "answers": None, "behaviour": None}
-_NEW_IN_LEDGER = {"kind": "classes", "questions": [], "warnings": [], "advice": []}
+_NEW_IN_ROW: JsonObject = {"loss": None, "answers": {}, "behaviour": None}
+_NEW_IN_LEDGER = {"kinds": {"logits": "classes"}, "questions": [], "warnings": [], "advice": []}
 _NEW_IN_TARGET = {"chosen_on": "", "questions": []}
 _NOT_KEPT = "not measured: an earlier edgekd compared top-1 classes alone"
 
@@ -34,6 +34,10 @@ def _modern_rows(content: object) -> object:
     if not isinstance(content, dict):
         return content
     renamed = {key: _modern_rows(item) for key, item in content.items()}
+    if renamed.get("kind") == "values":
+        renamed["kind"] = "regression"
+    if renamed.keys() >= {"label", "metric", "gain"}:  # of the best constant answer, of which only classes had one
+        renamed["answer"] = f"class {renamed.pop('label')}"
     stage = renamed.get("stage")
     if "to_reference" in renamed and isinstance(stage, str):
         return {**_NEW_IN_ROW, **renamed, "stage": _ROWS.get(stage, stage)}

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import base64
-import struct
-import zlib
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -15,6 +12,7 @@ from edgekd.report.compare.former import modern_grams
 from edgekd.report.escape import escape
 from edgekd.report.results import SHIPPED
 from edgekd.report.svg.draw import DIVERGING, GRADIENT, picture, shorten, text
+from edgekd.report.svg.png import png_uri
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -111,23 +109,10 @@ def _scale(most: float, y: float) -> Iterator[str]:
 
 def png(values: _Array) -> str:
     """Return values [H, W] from -1 to 1 as a PNG in a data URI, one pixel each; a value that is not finite is grey."""
-    height, width = values.shape
     whole = np.where(np.isfinite(values), values, 0.0)
     levels = np.rint((whole.clip(-1, 1) + 1) / 2 * (_LEVELS - 1)).astype(np.uint8)
     levels[~np.isfinite(values)] = _LEVELS
-    rows = b"".join(b"\0" + row.tobytes() for row in levels)
-    parts = [
-        b"\x89PNG\r\n\x1a\n",
-        _chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 3, 0, 0, 0)),
-        _chunk(b"PLTE", _palette()),
-        _chunk(b"IDAT", zlib.compress(rows, 9)),
-        _chunk(b"IEND", b""),
-    ]
-    return "data:image/png;base64," + base64.b64encode(b"".join(parts)).decode()
-
-
-def _chunk(kind: bytes, content: bytes) -> bytes:
-    return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
+    return png_uri(levels, _palette())
 
 
 def _palette() -> bytes:

@@ -125,7 +125,7 @@ def metric_marks_svg(name: str, ledger: Ledger) -> str | None:
     values = {row.stage: row.metric for row in ledger.rows if row.stage in ("teacher", ledger.reference)}
     known = {stage: value for stage, value in values.items() if value is not None and math.isfinite(value)}
     if ledger.constant is not None:
-        known[f"always class {ledger.constant.label}"] = ledger.constant.metric
+        known[f"always {ledger.constant.answer}"] = ledger.constant.metric
     if len(known) < 2 or ledger.reference not in known:
         return None
     least = least_metric(ledger)

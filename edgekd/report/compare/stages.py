@@ -26,9 +26,7 @@ _NAME = 15
 
 def divergence_svg(name: str, ledger: Ledger) -> str | None:
     """Return the picture of each stage's divergence from the reference, mean and bound; None where none has one."""
-    values = {
-        row.stage: (row.answers.divergence.mean, row.answers.divergence.high) for row in ledger.rows if row.answers
-    }
+    values = {row.stage: (row.first.divergence.mean, row.first.divergence.high) for row in ledger.rows if row.first}
     most = ledger.limits.divergence(ledger.kind)
     return _bounds_svg(name, ledger, values, {f"≤ {most:g}": (most, "limit")}, "divergence")
 

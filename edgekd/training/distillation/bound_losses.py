@@ -8,8 +8,11 @@ import torch
 from msgspec.structs import asdict
 from torch import Tensor, nn
 
+from edgekd.config.recipe import ANCHOR_EXTRA, DEFAULT_EXTRA
 from edgekd.errors import RecipeError, TaskError, nearest
 from edgekd.gram.matrix import pair_indices, pair_names
+from edgekd.training.distillation.kinds.class_scores import class_rows
+from edgekd.training.distillation.kinds.facts import OutputFacts
 from edgekd.training.distillation.loss_registry import check_term
 from edgekd.training.distillation.loss_taps import own_taps, tap_name
 from edgekd.training.distillation.own_losses import find_loss
@@ -101,10 +104,28 @@ class BoundLoss(nn.Module):
 
 
 class _LogitLoss(BoundLoss):
-    """A loss of the logits."""
+    """A loss of the logits: the sum over the outputs that are scores of classes."""
+
+    def __init__(self, name: str, term: Term, loss: Loss, taps: LossTaps) -> None:
+        super().__init__(name, term, loss, taps)
+        self._answers = taps.answer_losses
+        self._outputs = self._answers.class_outputs()
+        if not self._outputs:
+            kinds = ", ".join(f"'{key}' ({kind.name})" for key, kind in self._answers.kinds.items())
+            raise TaskError(
+                f"loss '{name}': '{loss.name}' is of scores of classes, one for each sample, and the task's outputs "
+                f"are none: {kinds}"
+            )
 
     def forward(self, outputs: BatchOutputs) -> Tensor:
-        return self.loss.function(outputs.student.logits, outputs.teacher, outputs.labels, **self.options)
+        losses = [self._of(name, outputs) for name in self._outputs]
+        return torch.stack(losses).sum()
+
+    def _of(self, name: str, outputs: BatchOutputs) -> Tensor:
+        facts = OutputFacts(self._answers.kinds[name])
+        student, teacher = (class_rows(side[name], facts) for side in (outputs.student.answers, outputs.teacher))
+        labels = outputs.labels if self._answers.has_own_loss else self._answers.target(name, outputs.targets)
+        return self.loss.function(student, teacher, labels.reshape(len(student)), **self.options)
 
 
 class _GramLoss(BoundLoss):
@@ -197,7 +218,14 @@ def bind_losses(config: LossConfig, taps: LossTaps) -> dict[str, BoundLoss]:
         RecipeError: A loss is not known, or is told what it does not take.
         TaskError: A loss names a modality or a pair that the task does not have, or the user's own cannot be found.
     """
-    return {name: _bind(name, term, config, taps) for name, term in config.terms.items()}
+    given = config.extra not in (DEFAULT_EXTRA, ANCHOR_EXTRA)
+    # Of one modality there are no pairs: a loss of pairs is then left out where it is there by default alone.
+    terms = {
+        name: term
+        for name, term in config.terms.items()
+        if given or len(taps.modalities) >= find_loss(term.loss or name).least_modalities
+    }
+    return {name: _bind(name, term, config, taps) for name, term in terms.items()}
 
 
 def _bind(name: str, term: Term, config: LossConfig, taps: LossTaps) -> BoundLoss:
@@ -223,4 +251,4 @@ def _enough(rows: Rows) -> bool:
 
 
 def _mean(losses: list[Tensor], outputs: BatchOutputs) -> Tensor:
-    return torch.stack(losses).mean() if losses else outputs.student.logits.sum() * 0
+    return torch.stack(losses).mean() if losses else next(iter(outputs.student.answers.values())).sum() * 0

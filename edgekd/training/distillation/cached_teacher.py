@@ -25,7 +25,6 @@ from edgekd.training.distillation.references import LiveReference, ReferenceOutp
 from edgekd.training.loop.evaluate import batches
 from edgekd.training.loop.loop import compute_device
 from edgekd.training.taps.taps import TappedModel
-from edgekd.training.task.protocol import Batch
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -35,7 +34,10 @@ if TYPE_CHECKING:
 
     from edgekd.config.recipe import Tap
     from edgekd.stages.progress import StageReporter
-    from edgekd.training.task.protocol import Split
+    from edgekd.training.task.protocol import Batch, Split
+
+#: Whole numbers of as many bytes as a float.
+_BITS = {2: torch.int16, 4: torch.int32}
 
 #: Names of the arrays of sorted ids, of the row of each id, and of the digest of each row's inputs.
 _IDS, _ROWS, _INPUTS = "ids", "rows", "inputs"
@@ -120,7 +122,8 @@ class CachedReference:
     def __init__(self, live: LiveReference, folder: Path, report: StageReporter) -> None:
         self.live, self.report = live, report
         self.tap_names = list(live.networks[0].taps)
-        names = [_logits(n) for n in range(len(live.networks))]
+        self.outputs = list(live.kinds)
+        names = [_answer(n, i) for n in range(len(live.networks)) for i in range(len(self.outputs))]
         names += [_embedding(n, i) for n in range(len(live.networks)) for i in range(len(self.tap_names))]
         self._columns = {name: np.load(_path(folder, name), mmap_mode="r") for name in names}
         self._ids, self._rows, self._inputs = (
@@ -136,9 +139,11 @@ class CachedReference:
         if not stored.same.all():
             self._warn(batch.ids[int(np.argmin(stored.same))])
             other = torch.from_numpy(np.flatnonzero(~stored.same)).to(device)
-            for name, x in _columns(self.live(_part(batch, other)).networks).items():
+            for name, x in _columns(self.live(batch.part(other)).networks).items():
                 columns[name][other] = x
-        return combine_outputs([self._side(columns, network) for network in range(len(self.live.networks))])
+        return combine_outputs(
+            [self._side(columns, network) for network in range(len(self.live.networks))], self.live.kinds
+        )
 
     def _find(self, batch: Batch) -> _StoredRows:
         # In the stored dtype, so that the sorted ids are searched on disk and are not converted as a whole.
@@ -150,7 +155,8 @@ class CachedReference:
 
     def _side(self, columns: Mapping[str, Tensor], network: int) -> NetworkOutputs:
         embeddings = {tap: columns[_embedding(network, index)] for index, tap in enumerate(self.tap_names)}
-        return NetworkOutputs(columns[_logits(network)], embeddings, {})
+        answers = {name: columns[_answer(network, index)] for index, name in enumerate(self.outputs)}
+        return NetworkOutputs(answers, embeddings, {})
 
     def _warn(self, sample: str) -> None:
         if not self._warned:
@@ -164,15 +170,16 @@ class CachedReference:
 def digests(inputs: Mapping[str, Tensor]) -> Tensor:
     """Return a digest of each sample's inputs, int64 [B], the same on every device.
 
-    It is the sum over all values of their 32 bits times an odd random number each, modulo 2^64. The sum is exact in any
+    It is the sum over all values of their bits times an odd random number each, modulo 2^64. The sum is exact in any
     order, always another where a single value differs, and elsewhere the same by chance once in some 2^33.
 
     Args:
-        inputs: For each modality float32 [B, ...].
+        inputs: Each input [B, ...].
     """
     total: Tensor | int = 0
     for index, x in enumerate(inputs.values()):
-        bits = x.contiguous().view(torch.int32).reshape(len(x), -1).long()
+        values = x.contiguous().view(_BITS[x.element_size()]) if x.is_floating_point() else x
+        bits = values.reshape(len(x), -1).long()
         total = total + (bits * _factors(index, bits.shape[1], x.device)).sum(1)
     assert isinstance(total, Tensor)
     return total
@@ -186,15 +193,15 @@ def _factors(seed: int, count: int, device: torch.device) -> Tensor:
 
 def _columns(sides: Sequence[NetworkOutputs]) -> dict[str, Tensor]:
     """Return the outputs that are stored for a batch, by the names of their files."""
-    columns = {}
+    columns: dict[str, Tensor] = {}
     for network, side in enumerate(sides):
-        columns[_logits(network)] = side.logits
+        columns |= {_answer(network, index): x for index, x in enumerate(side.answers.values())}
         columns |= {_embedding(network, index): z for index, z in enumerate(side.embeddings.values())}
     return columns
 
 
-def _logits(network: int) -> str:
-    return f"logits-{network}"
+def _answer(network: int, index: int) -> str:
+    return f"answer-{network}-{index}"
 
 
 def _embedding(network: int, index: int) -> str:
@@ -203,9 +210,3 @@ def _embedding(network: int, index: int) -> str:
 
 def _path(folder: Path, name: str) -> Path:
     return folder / f"{name}.npy"
-
-
-def _part(batch: Batch, chosen: Tensor) -> Batch:
-    inputs, present = ({name: x[chosen] for name, x in table.items()} for table in (batch.inputs, batch.present))
-    rows = chosen.tolist()
-    return Batch([batch.ids[i] for i in rows], inputs, batch.labels[chosen], [batch.groups[i] for i in rows], present)

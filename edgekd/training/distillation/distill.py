@@ -9,7 +9,8 @@ from edgekd.training.distillation.setup import DistillationNetworks, distillatio
 from edgekd.training.loop.evaluate import save_trained
 from edgekd.training.loop.input_statistics import training_channels
 from edgekd.training.loop.loop import Fit, compute_device, fit
-from edgekd.training.loop.weights import build
+from edgekd.training.loop.validation import warn_of_another_story
+from edgekd.training.loop.weights import build, load_weights
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -21,6 +22,22 @@ if TYPE_CHECKING:
     from edgekd.training.stage_run import StageRun
     from edgekd.training.taps.taps import Taps
     from edgekd.training.task.loading import LoadedTask
+
+
+def load(task: LoadedTask, taps: Taps, weights: Path, stage: StageRun) -> Trained:
+    """Take a student that was trained elsewhere.
+
+    Args:
+        task: The user's task.
+        taps: Where the networks' embeddings are.
+        weights: The file of its weights.
+        stage: Seed, folder and reporter of the run.
+
+    Raises:
+        ModelError: The weights are not this network's.
+    """
+    student = load_weights(build(task.task.student, stage.seed), weights).to(compute_device())
+    return save_trained(task, student, taps.student, [], stage.folder)
 
 
 def run(
@@ -47,10 +64,15 @@ def run(
     """
     device, train = compute_device(), task.splits["train"]
     dropped = config.modality_dropout
-    transform = ModalityDropout(training_channels(train, stage.seed), dropped) if dropped else None
+    transform = None
+    if dropped:
+        transform = ModalityDropout(training_channels(train, task.task.modalities, stage.seed), dropped)
     student = build(task.task.student, stage.seed).to(device)
     networks = DistillationNetworks(student, teacher.to(device), outputs=outputs)
     setup = distillation_setup(task, networks, taps, config.loss, stage.seed, stage.report, transform)
     with setup as (objective, validate):
-        history = fit(student, objective, train, validate, Fit(config, stage.seed, stage.folder, stage.report))
-    return save_trained(task, student, taps.student, history, stage.folder)
+        loop = Fit(config, stage.seed, stage.folder, stage.report, task.higher_is_better)
+        history = fit(student, objective, train, validate, loop)
+    trained = save_trained(task, student, taps.student, history, stage.folder)
+    warn_of_another_story(task, student, taps.student, trained, stage.report)
+    return trained

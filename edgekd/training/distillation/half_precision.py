@@ -12,9 +12,10 @@ from edgekd.training.loop.autograd_layers import WEIGHTED
 from edgekd.training.taps.taps import TappedModel
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Mapping
 
     from edgekd.config.recipe import Precision, Tap
+    from edgekd.training.taps.taps import Arguments
 
 _HALVES = {"bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -51,7 +52,7 @@ class _Halved(TappedModel):
             if isinstance(layer, WEIGHTED):
                 layer.to(dtype)
 
-    def _run(self, inputs: Sequence[Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
+    def _run(self, inputs: Arguments) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """Run the model.
 
         Raises:
@@ -59,12 +60,13 @@ class _Halved(TappedModel):
         """
         kind = str(self._dtype).removeprefix("torch.")
         name, advice = f"the teacher, {type(self.model).__name__},", "; set teacher.precision = 'float32'"
+        device = next(self.model.parameters()).device.type
         try:
-            with torch.autocast(inputs[0].device.type, self._dtype):
-                logits, outputs = super()._run(inputs)
+            with torch.autocast(device, self._dtype):
+                answers, outputs = super()._run(inputs)
         except RuntimeError as error:
             raise ModelError(f"{name} cannot run in {kind}: {error}{advice}") from error
-        for what, x in {"logits": logits, **outputs}.items():
+        for what, x in {**answers, **outputs}.items():
             if not torch.isfinite(x).all():
                 raise ModelError(f"{name} gives NaN or infinite values in {kind} ({what}){advice}")
-        return logits.float(), {modality: x.float() for modality, x in outputs.items()}
+        return {name: x.float() for name, x in answers.items()}, {name: x.float() for name, x in outputs.items()}

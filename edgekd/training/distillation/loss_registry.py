@@ -61,7 +61,7 @@ def find_shipped_loss(name: str) -> Loss:
 
 def loss_sections(recipe: Recipe) -> dict[str, LossConfig]:
     """Return the losses of each training that a recipe may need, by its section."""
-    sections = {"distill": recipe.distill.loss}
+    sections = {} if recipe.student.weights else {"distill": recipe.distill.loss}
     if recipe.prune.active:
         sections["prune"] = recipe.prune.loss
     if recipe.quantize.repair != "off":

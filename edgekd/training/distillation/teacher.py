@@ -8,11 +8,14 @@ from typing import TYPE_CHECKING
 
 from edgekd.stages.cache import ROUNDS
 from edgekd.stages.progress import PartialReporter
+from edgekd.training.distillation.answer_losses import AnswerLosses
 from edgekd.training.distillation.ensemble import Ensemble
 from edgekd.training.distillation.objective import SupervisedObjective
 from edgekd.training.loop import distributed
 from edgekd.training.loop.evaluate import Validation, save_trained
 from edgekd.training.loop.loop import Fit, compute_device, fit
+from edgekd.training.loop.settings import count_epochs
+from edgekd.training.loop.validation import warn_of_another_story
 from edgekd.training.loop.weights import build, load_weights
 from edgekd.training.taps.taps import TappedModel
 
@@ -42,24 +45,28 @@ def run(task: LoadedTask, taps: Mapping[str, Tap], config: TeacherConfig, stage:
     if config.weights:
         load_weights(model, Path(config.weights))
     else:
-        history = _train(task, model, taps, Fit(config, stage.seed, stage.folder, stage.report))
-    return save_trained(task, model, taps, history, stage.folder)
+        history = _train(task, model, taps, Fit(config, stage.seed, stage.folder, stage.report, task.higher_is_better))
+    trained = save_trained(task, model, taps, history, stage.folder)
+    warn_of_another_story(task, model, taps, trained, stage.report)
+    return trained
 
 
 def _train(task: LoadedTask, model: nn.Module, taps: Mapping[str, Tap], run: Fit) -> list[Epoch]:
     with TappedModel(model, taps) as tapped:
-        return fit(model, SupervisedObjective(tapped), task.splits["train"], Validation(task, model, taps), run)
+        objective = SupervisedObjective(tapped, AnswerLosses.of_task(task))
+        return fit(model, objective, task.splits["train"], Validation(task, model, taps), run)
 
 
 def _train_members(task: LoadedTask, taps: Mapping[str, Tap], config: TeacherConfig, stage: StageRun) -> Trained:
     history: list[Epoch] = []
     networks = []
+    epochs = count_epochs(config, len(task.splits["train"]))
     for number in range(config.members):
         networks.append(build(task.task.teacher, stage.seed + number).to(compute_device()))
-        done, total = number * config.epochs, config.members * config.epochs
-        report = PartialReporter(stage.report.observer, stage.report.stage, done, total)
+        report = PartialReporter(stage.report.observer, stage.report.stage, number * epochs, config.members * epochs)
         # The checkpoint of a member that a killed run finished is all that is needed of it.
-        run = Fit(config, stage.seed + number, stage.folder / ROUNDS / str(number), report)
+        folder, higher = stage.folder / ROUNDS / str(number), task.higher_is_better
+        run = Fit(config, stage.seed + number, folder, report, higher)
         history += _train(task, networks[-1], taps, run)
     ensemble = Ensemble(networks, taps)
     trained = save_trained(task, ensemble, ensemble.taps, history, stage.folder)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from typing import TYPE_CHECKING
 
 import torch
@@ -10,6 +9,7 @@ from torch.utils.data import Sampler
 
 from edgekd.errors import RecipeError
 from edgekd.training.loop import distributed
+from edgekd.training.loop.settings import count_batches
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -42,7 +42,7 @@ class BatchOrder(Sampler[list[int]]):
 
     def __init__(self, length: int, batch_size: int, seed: int, parts: int) -> None:
         self.length, self.seed, self.parts, self.epoch = length, seed, parts, 0
-        self.count = min(math.ceil(length / batch_size), max(length // 2, 1))
+        self.count = count_batches(length, batch_size)
         smallest, shares = length // self.count, parts * distributed.world_size()
         if shares > 1 and smallest < 2 * shares:
             raise RecipeError(

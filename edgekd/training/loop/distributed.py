@@ -30,18 +30,21 @@ _TIMEOUT = timedelta(hours=6)
 
 
 @contextmanager
-def process_group() -> Iterator[None]:
+def process_group(device: str = "auto") -> Iterator[None]:
     """Join the processes that torchrun started, as its environment variables say.
+
+    Args:
+        device: What they train on, as the recipe has it.
 
     Raises:
         RankError: They do not meet, there are fewer GPUs than processes, or one of them ends or hangs meanwhile.
     """
     here = int(os.environ.get("LOCAL_WORLD_SIZE", os.environ["WORLD_SIZE"]))
-    cuda = torch.cuda.is_available()
+    cuda = torch.cuda.is_available() and device.startswith(("auto", "cuda"))
     if cuda and torch.cuda.device_count() < here:
         raise RankError(
             f"{here} processes on a machine with {torch.cuda.device_count()} GPU: start as many as there are GPUs, or "
-            "hide these with CUDA_VISIBLE_DEVICES= to train on the CPU"
+            "train on the CPU with device = 'cpu'"
         )
     with _rank_errors():
         dist.init_process_group("cpu:gloo,cuda:nccl" if cuda else "gloo", timeout=_TIMEOUT)

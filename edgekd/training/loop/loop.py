@@ -10,8 +10,6 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 from torch import Tensor, nn
-from torch.optim.lr_scheduler import LRScheduler, OneCycleLR
-from torch.utils.data import DataLoader
 
 from edgekd.errors import ModelError
 from edgekd.files import atomic_path
@@ -19,16 +17,25 @@ from edgekd.stages.cache import CHECKPOINT
 from edgekd.training.loop import distributed
 from edgekd.training.loop.autograd_layers import train_unfrozen
 from edgekd.training.loop.batches import BatchOrder, epoch_seed
+from edgekd.training.loop.compute_device import find_device
+from edgekd.training.loop.epochs import has_stalled, still_improving
+from edgekd.training.loop.kept_weights import KeptWeights
+from edgekd.training.loop.optimizers import make_optimizer, make_schedule
+from edgekd.training.loop.reading import TrainingBatches
+from edgekd.training.loop.settings import count_epochs, describe_length
 from edgekd.training.loop.weights import seed_all
-from edgekd.training.loop.weights_file import read_checkpoint
-from edgekd.training.task.protocol import Batch, Split, as_dataset, collate
+from edgekd.training.loop.weights_file import not_finite, read_checkpoint
+from edgekd.training.stage_run import resources
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
     from pathlib import Path
 
+    from torch.optim.lr_scheduler import LRScheduler
+
     from edgekd.config.recipe import Training
     from edgekd.stages.progress import StageReporter
+    from edgekd.training.task.protocol import Batch, Split
 
 #: One epoch's figures: mean losses, weights, "validation".
 Epoch = dict[str, float]
@@ -64,17 +71,19 @@ class Fit:
     """How to train.
 
     Attributes:
-        config: Epochs, batch size, learning rate, weight decay.
+        config: Epochs, batch size, optimizer, learning rate and so on.
         seed: Seed that, with the epoch's number, decides order, dropout and augmentation, so that a resumed run repeats
             an undisturbed one.
         folder: Folder of the checkpoint while training runs.
         report: Receives each epoch.
+        higher_is_better: Whether a larger metric, "validation" in an epoch's figures, is better.
     """
 
     config: Training
     seed: int
     folder: Path
     report: StageReporter
+    higher_is_better: bool = True
 
 
 @dataclass(frozen=True)
@@ -84,64 +93,110 @@ class _TrainedParts:
     Attributes:
         model: The model.
         objective: What is minimised.
-        optimizer: AdamW over the weights of both.
+        optimizer: The optimizer of the weights of both.
         schedule: The schedule of the learning rate.
+        kept: The weights that it is to end with.
     """
 
     model: nn.Module
     objective: Objective
     optimizer: torch.optim.Optimizer
     schedule: LRScheduler
+    kept: KeptWeights
+
+    @property
+    def parameters(self) -> list[nn.Parameter]:
+        """All that is learned, those that stay as they are among it."""
+        return [*self.model.parameters(), *self.objective.parameters()]
 
 
 def compute_device() -> torch.device:
-    """Return CUDA where there is one (that of this process, where there are several), else the CPU."""
-    return torch.device("cuda", distributed.local_rank()) if torch.cuda.is_available() else torch.device("cpu")
+    """Return what the present stage computes on, as the recipe has it.
+
+    Raises:
+        RecipeError: There is no such device.
+    """
+    return find_device(resources().device)
 
 
 def fit(model: nn.Module, objective: Objective, train: Split, validate: Callable[[], Epoch], run: Fit) -> list[Epoch]:
-    """Train ``model`` in place with AdamW under OneCycle; the last epoch is kept, never the best.
+    """Train ``model`` in place.
 
     Args:
         model: The model, on its device. Parameters that need no gradient stay as they are, and so do the running
             statistics of BatchNorm among them; at least one must need it.
         objective: Called with each batch.
         train: The training split.
-        validate: Called after each epoch, with the model in evaluation mode; its figures, "validation" among them, are
-            kept beside the losses.
+        validate: Called after each epoch, with the model in evaluation mode and the weights that may be kept; its
+            figures, "validation" among them, are kept beside the losses.
         run: How to train.
 
     Returns:
-        One entry for each epoch.
+        One entry for each epoch; the figure "kept" is 1 in the one whose weights the model has.
 
     Raises:
         ModelError: The loss is not finite.
-        RecipeError: Batches are too small for the processes that share them.
+        RecipeError: Batches are too small for the processes that share them, or the user's own optimizer or schedule
+            fails.
     """
-    config = run.config
+    config, epochs = run.config, count_epochs(run.config, len(train))
     device = next(model.parameters()).device
     order = BatchOrder(len(train), config.batch_size, run.seed, config.accumulate)
-    loader: DataLoader[Batch] = DataLoader(as_dataset(train), batch_sampler=order, collate_fn=collate)
-    trained = [p for p in [*model.parameters(), *objective.parameters()] if p.requires_grad]
-    optimizer = torch.optim.AdamW(trained, lr=config.learning_rate, weight_decay=config.weight_decay)
-    schedule = OneCycleLR(optimizer, config.learning_rate, total_steps=config.epochs * order.count)
-    parts = _TrainedParts(model, objective, optimizer, schedule)
-    history = _resume(run, parts, device)
+    batches = TrainingBatches(train, order, device, resources().workers)
+    optimizer = make_optimizer(config, [p for p in [*model.parameters(), *objective.parameters()] if p.requires_grad])
+    schedule = make_schedule(config, optimizer, epochs * order.count)
+    kept = KeptWeights(model, config, higher_is_better=run.higher_is_better)
+    parts = _TrainedParts(model, objective, optimizer, schedule, kept)
+    history = _resume(run, parts, device, epochs)
+    if not history and distributed.is_main() and (longer := describe_length(config, len(train))):
+        run.report.advance(0, epochs, longer)
     distributed.broadcast([*model.parameters(), *model.buffers(), *objective.parameters()])
-    for epoch in range(len(history), config.epochs):
+    while len(history) < epochs and not _stops(run, history):
+        epoch = order.epoch = len(history)
         seed_all(epoch_seed(run.seed, epoch) + distributed.rank() * _RANK_SEEDS)
-        order.epoch = epoch
         began = time.monotonic()
-        figures = _one_epoch(parts, loader, order, config.epochs)
+        figures = _one_epoch(parts, batches, order, epochs, config.clip_norm)
         if epoch == 0 and device.type == "cpu":
             _suggest_threads(run, time.monotonic() - began)
         model.eval()
-        history.append({**figures, **(validate() if distributed.is_main() else {})})
+        with kept.average.in_place():
+            history.append({**figures, **(validate() if distributed.is_main() else {})})
+            if distributed.is_main():
+                kept.consider(history)
         if not distributed.is_main():
             continue
         _save(run.folder / CHECKPOINT, parts, history)
-        run.report.advance(epoch + 1, config.epochs, _note(history[-1]))
+        run.report.epoch(epoch + 1, history[-1])
+        run.report.advance(epoch + 1, epochs, _note(history[-1]))
+    kept.finish(history)
+    if distributed.is_main():
+        _conclude(run, history, epochs)
     return history
+
+
+def _stops(run: Fit, history: list[Epoch]) -> bool:
+    """Return whether patience is at its end; rank 0, which alone validates, decides for all."""
+    patience = run.config.patience
+    if patience is None:
+        return False
+    stalled = has_stalled(history, patience, higher_is_better=run.higher_is_better)
+    return bool(distributed.broadcast_object(stalled))
+
+
+def _conclude(run: Fit, history: list[Epoch], epochs: int) -> None:
+    """Say where training ended early, and where it may have ended too early."""
+    if len(history) < epochs:
+        run.report.advance(
+            len(history), epochs, f"ended, since no epoch of the last {run.config.patience} was better than before"
+        )
+    elif still_improving(history, higher_is_better=run.higher_is_better):
+        values = [epoch["validation"] for epoch in history]
+        fifth = len(values) // 5
+        before, last = (sum(part) / fifth for part in (values[-2 * fifth : -fifth], values[-fifth:]))
+        run.report.warn(
+            f"the metric on the validation split was still improving when training ended, from {before:.4f} to "
+            f"{last:.4f} over the last {2 * fifth} of {len(values)} epochs: more epochs may help"
+        )
 
 
 def _suggest_threads(run: Fit, seconds: float) -> None:
@@ -167,29 +222,60 @@ def training_loss(objective: Objective, batch: Batch, progress: float) -> tuple[
         return objective(batch, progress)
 
 
-def _one_epoch(parts: _TrainedParts, loader: DataLoader[Batch], order: BatchOrder, epochs: int) -> Epoch:
+def _one_epoch(
+    parts: _TrainedParts, batches: TrainingBatches, order: BatchOrder, epochs: int, clip_norm: float | None
+) -> Epoch:
     train_unfrozen(parts.model)
     device = next(parts.model.parameters()).device
     sums: dict[str, Tensor | float] = {}
-    for index, (batch, weight) in enumerate(zip(loader, order.weights, strict=True)):
+    for index, (batch, weight) in enumerate(zip(batches, order.weights, strict=True)):
         step, part = divmod(index, order.parts)
         progress = (order.epoch + step / order.count) / epochs
-        loss, figures = training_loss(parts.objective, batch.to(device), progress)
+        on_device = batch.to(device)
+        loss, figures = training_loss(parts.objective, on_device, progress)
+        if order.epoch == index == 0 and not torch.isfinite(loss):
+            raise ModelError(
+                f"the loss is {float(loss.detach()):g} from the first step{_first_cause(parts.model, on_device)}"
+            )
         if part == 0:
             parts.optimizer.zero_grad(set_to_none=True)
         torch.autograd.backward(loss * weight)
         if part == order.parts - 1:
-            distributed.reduce_gradients(parts.model.parameters(), parts.objective.parameters())
-            parts.optimizer.step()
-            parts.schedule.step()
+            _step(parts, clip_norm)
         for name, value in {"loss": loss.detach(), **figures}.items():
             sums[name] = sums.get(name, 0.0) + value
-    means = {name: float(total) / len(loader) for name, total in sums.items()}
+    means = {name: float(total) / len(batches) for name, total in sums.items()}
     if not all(torch.isfinite(torch.tensor(value)) for value in means.values()):
         raise ModelError(
-            f"training diverged: {means}; try a smaller learning_rate, and check the data for NaN and infinite values"
+            f"training diverged: {means}; try a smaller learning_rate, or clip_norm = 1, and check the data for NaN "
+            "and infinite values"
         )
     return means
+
+
+def _step(parts: _TrainedParts, clip_norm: float | None) -> None:
+    """Take a step with the gradients that the parts of a batch have added up."""
+    distributed.reduce_gradients(parts.model.parameters(), parts.objective.parameters())
+    if clip_norm is not None:
+        torch.nn.utils.clip_grad_norm_(parts.parameters, clip_norm)
+    parts.optimizer.step()
+    parts.schedule.step()
+    parts.kept.average.update()
+
+
+def _first_cause(model: nn.Module, batch: Batch) -> str:
+    """Say what is no number before anything is trained: a weight, or an input."""
+    for name, value in model.state_dict().items():
+        if isinstance(value, Tensor) and (kind := not_finite(value)) == "NaN":
+            return f": '{name}' holds {kind} before it"
+    for name, x in batch.inputs.items():
+        if kind := not_finite(x):
+            bad = next(index for index, row in enumerate(x) if not_finite(row))
+            return f": input '{name}' of sample '{batch.ids[bad]}' holds {kind}"
+    return (
+        ", while the network's weights and the inputs are numbers: check what the loss divides by or takes the "
+        "logarithm of, the scale of the inputs, and the teacher's outputs"
+    )
 
 
 def _state(parts: _TrainedParts, history: list[Epoch]) -> dict[str, Any]:
@@ -198,6 +284,7 @@ def _state(parts: _TrainedParts, history: list[Epoch]) -> dict[str, Any]:
         "optimizer": parts.optimizer.state_dict(),
         "schedule": parts.schedule.state_dict(),
         "objective": parts.objective.state(),
+        "kept": parts.kept.state(),
         "history": history,
     }
 
@@ -208,6 +295,7 @@ def _take_up(parts: _TrainedParts, state: Mapping[str, Any]) -> list[Epoch]:
     parts.optimizer.load_state_dict(state["optimizer"])
     parts.schedule.load_state_dict(state["schedule"])
     parts.objective.restore(state["objective"])
+    parts.kept.restore(state["kept"])
     history: list[Epoch] = state["history"]
     return history
 
@@ -226,7 +314,7 @@ def _size_bytes(value: object) -> int:
     return sum(map(_size_bytes, parts))
 
 
-def _resume(run: Fit, parts: _TrainedParts, device: torch.device) -> list[Epoch]:
+def _resume(run: Fit, parts: _TrainedParts, device: torch.device, epochs: int) -> list[Epoch]:
     """Take up the checkpoint of a killed run, where there is one, and return the epochs that it finished."""
     path = run.folder / CHECKPOINT
     if not path.is_file():
@@ -234,7 +322,7 @@ def _resume(run: Fit, parts: _TrainedParts, device: torch.device) -> list[Epoch]
     untrained = copy.deepcopy(_state(parts, []))
     try:
         history = _take_up(parts, read_checkpoint(path, device))
-        if len(history) > run.config.epochs:
+        if len(history) > epochs:
             raise ValueError("it is of a longer training")
         return history
     except ModelError:

@@ -8,6 +8,7 @@ import struct
 import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
+from difflib import get_close_matches
 from typing import TYPE_CHECKING, Any, cast
 from zipfile import BadZipFile, ZipFile
 
@@ -118,8 +119,11 @@ def check_state(path: Path, state: Mapping[str, Tensor], model: nn.Module) -> No
     expected = model.state_dict()
     # A tensor that has several names is often in a file under one of them only.
     given = {value.data_ptr() for key, value in expected.items() if key in state}
+    foreign = [key for key in state if key not in expected]
     problems = [
-        f"lacks '{key}'" for key, value in expected.items() if key not in state and value.data_ptr() not in given
+        f"lacks '{key}'{_like(key, foreign)}"
+        for key, value in expected.items()
+        if key not in state and value.data_ptr() not in given
     ]
     problems += [f"has '{key}', which the network does not" for key in state if key not in expected]
     problems += [_difference(key, state[key], value) for key, value in expected.items() if key in state]
@@ -134,6 +138,12 @@ def check_state(path: Path, state: Mapping[str, Tensor], model: nn.Module) -> No
     for key, value in state.items():
         if kind := not_finite(value, expected[key]):
             raise ModelError(f"{path}: '{key}' holds {kind}: train or convert the network again, or give other weights")
+
+
+def _like(key: str, foreign: list[str]) -> str:
+    """Return a word on the name in a file that is most like one that it lacks; "" where none is."""
+    close = get_close_matches(key, foreign, n=1, cutoff=0.6)
+    return f" (is it its '{close[0]}'?)" if close else ""
 
 
 def _difference(key: str, given: Tensor, expected: Tensor) -> str:

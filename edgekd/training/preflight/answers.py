@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING
 import torch
 
 from edgekd.errors import TaskError
+from edgekd.gram.probe import answer_of
+from edgekd.training.preflight.random_line import first_random
 from edgekd.training.taps.taps import TappedModel
 
 if TYPE_CHECKING:
@@ -16,6 +18,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from edgekd.config.recipe import Tap
+    from edgekd.gram.probe import Answer
     from edgekd.stages.progress import StageReporter
     from edgekd.training.preflight.networks import BuiltNetwork
     from edgekd.training.taps.taps import TapOutputs
@@ -47,16 +50,50 @@ def check_answers(
     reading = read(network, taps, task, inputs)
     two, one, again = (read(network, taps, task, [x[:count] for x in inputs]) for count in (2, 1, 1))
     if _difference(one, again) > _SAME:
-        raise TaskError(
-            f"{network.title}, gives two results for one input in evaluation mode: something in it draws random "
-            "numbers, as F.dropout(x) does without training=self.training"
-        )
+        raise TaskError(_says_two(network, task, inputs))
     if _difference(one, two) > _SAME:
         report.warn(
             f"{network.title}, answers a sample otherwise when another is in its batch (by {_difference(one, two):.1%} "
             "of the answer): what is measured on batches is not what an engine says of one sample"
         )
     return reading
+
+
+def check_twice(
+    network: BuiltNetwork, taps: Mapping[str, Tap], task: LoadedTask, inputs: Sequence[Tensor], report: StageReporter
+) -> TapOutputs:
+    """Run the teacher twice, and return what it gives, with gradients; warn where it gives two results.
+
+    It never ships, but students learn from what it says.
+
+    Raises:
+        TaskError: A tap is wrong, or it does not take the samples.
+    """
+    reading = read(network, taps, task, inputs)
+    if _difference(reading, read(network, taps, task, inputs)) > _SAME:
+        report.warn(_says_two(network, task, inputs))
+    return reading
+
+
+def _says_two(network: BuiltNetwork, task: LoadedTask, inputs: Sequence[Tensor]) -> str:
+    """Return that a network gives two results for one input, and where that begins."""
+    where = first_random(network.model, inputs, task.folder)
+    begins = f", first {where}" if where else ""
+    return (
+        f"{network.title}, gives two results for one input in evaluation mode{begins}: something in it draws random "
+        "numbers, as F.dropout(x) does without training=self.training"
+    )
+
+
+def answers_of(reading: TapOutputs) -> list[Tensor]:
+    """Return a network's answers, in the task's order."""
+    return list(reading.answers.values())
+
+
+def as_metrics_take(task: LoadedTask, reading: TapOutputs) -> Answer:
+    """Return what a network answered as a metric is given it."""
+    arrays = (answer.detach().float().cpu().numpy() for answer in answers_of(reading))
+    return answer_of(dict(zip(task.outputs, arrays, strict=True)))
 
 
 def read(network: BuiltNetwork, taps: Mapping[str, Tap], task: LoadedTask, inputs: Sequence[Tensor]) -> TapOutputs:
@@ -94,7 +131,8 @@ def named(network: BuiltNetwork) -> Iterator[None]:
 
 
 def _difference(one: TapOutputs, other: TapOutputs) -> float:
-    """Return how far the first sample's logits and embeddings are apart, as a share of the largest of each."""
-    pairs = [(one.logits, other.logits), *((z, other.embeddings[name]) for name, z in one.embeddings.items())]
+    """Return how far the first sample's answers and embeddings are apart, as a share of the largest of each."""
+    pairs = [*zip(answers_of(one), answers_of(other), strict=True)]
+    pairs += [(z, other.embeddings[name]) for name, z in one.embeddings.items()]
     with torch.no_grad():
         return max(float((a[0] - b[0]).abs().max() / b[0].abs().max().clamp(min=1e-6)) for a, b in pairs)

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from msgspec.structs import replace as changed
+from msgspec.structs import replace
 
 from edgekd.stages.artifacts import UNTRAINED
 from edgekd.training.export import stage as export
 from edgekd.training.export.onnx import ExportNetwork
+from edgekd.training.preflight.few import few_task
 from edgekd.training.preflight.networks import build_network
 
 if TYPE_CHECKING:
@@ -20,27 +20,10 @@ if TYPE_CHECKING:
     from edgekd.stages.artifacts import Exported
     from edgekd.stages.progress import StageReporter
     from edgekd.training.task.loading import LoadedTask
-    from edgekd.training.task.protocol import Sample, Split
-
-#: Number of samples of each split.
-_SAMPLES = 8
 
 #: How much more an untrained network may differ from torch than a trained one: its logits may be small beside what they
 #: are the sum of.
-_SLACK = 100
-
-
-@dataclass(frozen=True)
-class _Few:
-    """The first samples of a split."""
-
-    split: Split
-
-    def __len__(self) -> int:
-        return min(len(self.split), _SAMPLES)
-
-    def __getitem__(self, index: int) -> Sample:
-        return self.split[index]
+SLACK = 100
 
 
 def run(
@@ -60,6 +43,5 @@ def run(
         ModelError: Torch cannot export it, or the exported one disagrees with it.
     """
     student = build_network("student", task, recipe.seed).model
-    few = replace(task, splits={name: _Few(split) for name, split in task.splits.items()})
-    config = changed(recipe.export, tolerance=recipe.export.tolerance * _SLACK)
-    return export.run(few, {UNTRAINED: ExportNetwork(student, taps)}, config, opset, folder, report)
+    config = replace(recipe.export, tolerance=recipe.export.tolerance * SLACK)
+    return export.run(few_task(task), {UNTRAINED: ExportNetwork(student, taps)}, config, opset, folder, report)

@@ -8,8 +8,9 @@ import numpy as np
 import torch
 
 from edgekd.errors import TaskError, nearest
-from edgekd.stages.labels import UNLABELLED
 from edgekd.training.loop.evaluate import ground_truth
+from edgekd.training.preflight.data import SplitFacts
+from edgekd.training.preflight.outputs import check_targets
 from edgekd.training.task.checks import check_shapes
 from edgekd.training.task.protocol import SPLITS
 
@@ -17,24 +18,32 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from edgekd.training.loop.evaluate import GroundTruth
+    from edgekd.training.preflight.ids import IdTables
     from edgekd.training.task.loading import LoadedTask
     from edgekd.training.task.protocol import Batch
 
 
-def check_samples(task: LoadedTask, classes: int) -> dict[str, GroundTruth]:
-    """Read every sample of every split once, and return the ground truth of each split.
+def check_samples(
+    task: LoadedTask, shapes: Mapping[str, tuple[int, ...]], tables: IdTables
+) -> tuple[dict[str, GroundTruth], dict[str, SplitFacts]]:
+    """Read every sample of every split once.
 
     Args:
         task: The user's task.
-        classes: Number of classes that the networks give.
+        shapes: Shape of each output of the networks, without the batch.
+        tables: The tables in which the networks look ids up.
+
+    Returns:
+        The ground truth of each split, and what else was seen of it.
 
     Raises:
-        TaskError: A sample's shapes are wrong, an input is not finite, a label is out of range, or a group is in two
-            splits.
+        TaskError: A sample's shapes are wrong, an input is not finite, an id is no row of its table, a label is out of
+            range, or a group is in two splits.
     """
-    truths = {name: _read(task, name, classes) for name in SPLITS}
+    facts = {name: SplitFacts() for name in SPLITS}
+    truths = {name: _read(task, name, shapes, tables, facts[name]) for name in SPLITS}
     _check_groups(truths)
-    return truths
+    return truths, facts
 
 
 def check_batch_shapes(where: str, task: LoadedTask, batch: Batch) -> None:
@@ -46,15 +55,19 @@ def check_batch_shapes(where: str, task: LoadedTask, batch: Batch) -> None:
     check_shapes(where, task.task, {key: tuple(x.shape[1:]) for key, x in batch.inputs.items()})
 
 
-def _read(task: LoadedTask, name: str, classes: int) -> GroundTruth:
+def _read(
+    task: LoadedTask, name: str, shapes: Mapping[str, tuple[int, ...]], tables: IdTables, facts: SplitFacts
+) -> GroundTruth:
     """Check every sample of a split, in one pass, and return their ground truth."""
     where = f"split '{name}'"
 
     def check_batch(batch: Batch) -> None:
         check_batch_shapes(where, task, batch)
         _check_finite(where, batch)
-        _check_present(where, batch)
-        _check_labels(where, batch, classes)
+        tables.check(where, batch)
+        _check_present(where, task, batch)
+        check_targets(where, task, batch, shapes)
+        facts.add(batch)
 
     with task.running(f"reading {where}"):
         return ground_truth(task.splits[name], check_batch)
@@ -79,27 +92,17 @@ def _check_groups(truths: Mapping[str, GroundTruth]) -> None:
 
 def _check_finite(where: str, batch: Batch) -> None:
     for name, x in batch.inputs.items():
-        wrong = (~torch.isfinite(x)).flatten(1).any(1).nonzero()
+        wrong = (~torch.isfinite(x)).reshape(len(x), -1).any(1).nonzero()
         if len(wrong):
             raise TaskError(
                 f"{where}: input '{name}' of sample '{batch.ids[int(wrong[0])]}' holds NaN or infinite values"
             )
 
 
-def _check_present(where: str, batch: Batch) -> None:
+def _check_present(where: str, task: LoadedTask, batch: Batch) -> None:
     for name in batch.present:
-        if name not in batch.inputs:
+        if name not in task.modalities:
             raise TaskError(
                 f"{where}: samples are said to lack '{name}', which is no modality of the task"
-                + nearest(name, batch.inputs)
+                + nearest(name, task.modalities)
             )
-
-
-def _check_labels(where: str, batch: Batch, classes: int) -> None:
-    labels = batch.labels
-    wrong = labels[((labels < 0) & (labels != UNLABELLED)) | (labels >= classes)]
-    if len(wrong):
-        raise TaskError(
-            f"{where} has the label {wrong[0]}, but the networks give {classes} classes: labels go from 0 "
-            f"to {classes - 1}, or {UNLABELLED} for none"
-        )

@@ -11,6 +11,7 @@ import torch
 
 from edgekd.errors import RecipeError, TaskError, own_line
 from edgekd.stages.progress import Silent, StageReporter
+from edgekd.training.distillation.answer_losses import AnswerLosses
 from edgekd.training.distillation.loss_registry import loss_sections
 from edgekd.training.distillation.objective import SupervisedObjective
 from edgekd.training.distillation.setup import DistillationNetworks, distillation_objective
@@ -18,9 +19,11 @@ from edgekd.training.loop.autograd_layers import train_unfrozen
 from edgekd.training.loop.batches import BatchOrder
 from edgekd.training.loop.evaluate import example_batch
 from edgekd.training.loop.loop import compute_device, training_loss
+from edgekd.training.loop.optimizers import make_optimizer, make_schedule
 from edgekd.training.loop.weights import seed_all
+from edgekd.training.preflight.networks import build_network
 from edgekd.training.taps.taps import TappedModel
-from edgekd.training.task.protocol import collate
+from edgekd.training.task.protocol import read_batch
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -34,6 +37,9 @@ if TYPE_CHECKING:
     from edgekd.training.taps.taps import Taps
     from edgekd.training.task.loading import LoadedTask
     from edgekd.training.task.protocol import Batch
+
+#: Steps of the schedule of which the first is tried.
+_TRIED_STEPS = 10
 
 #: The most names that a warning lists.
 _SHOWN = 3
@@ -49,7 +55,9 @@ def try_teacher(task: LoadedTask, teacher: BuiltNetwork, taps: Taps, recipe: Rec
         TaskError: Its code or its loss fails in training, or a gradient is NaN or infinite.
     """
     with TappedModel(teacher.model.to(compute_device()), taps.teacher) as tapped:
-        _step(task, teacher, SupervisedObjective(tapped), recipe.teacher, recipe.seed, report)
+        _step(
+            task, teacher, SupervisedObjective(tapped, AnswerLosses.of_task(task)), recipe.teacher, recipe.seed, report
+        )
 
 
 def try_distillation(
@@ -72,16 +80,20 @@ def try_distillation(
     device = compute_device()
     teacher, student = (network.model.to(device) for network in networks)
     batch = example_batch(task, device)
-    for section, config in loss_sections(recipe).items():
-        distilled = DistillationNetworks(student, teacher, None if section == "distill" else student)
+    trainings = {"distill": recipe.distill, "prune": recipe.prune, "quantize.qat": recipe.quantize.qat}
+    sections = loss_sections(recipe)
+    first = next(iter(sections), "")  # distillation, unless the student is trained already
+    anchor = student if first == "distill" else build_network("student", task, recipe.seed).model.to(device)
+    for section, config in sections.items():
+        distilled = DistillationNetworks(student, teacher, None if section == "distill" else anchor)
         silent = StageReporter(Silent(), section)
         with ExitStack() as stack:
             with _naming(section):
                 objective = stack.enter_context(distillation_objective(task, distilled, taps, config, silent))
                 objective.prepare(batch, recipe.seed)
                 objective.try_own_losses(batch)
-            if section == "distill":
-                _step(task, networks[1], objective, recipe.distill, recipe.seed, report)
+            if section == first:
+                _step(task, networks[1], objective, trainings[section], recipe.seed, report)
 
 
 @contextmanager
@@ -106,7 +118,10 @@ def _step(
         trained = [p for p in [*model.parameters(), *objective.parameters()] if p.requires_grad]
         wrong = _not_finite(network, loss)
         if not wrong:
-            torch.optim.AdamW(trained, lr=config.learning_rate, weight_decay=config.weight_decay).step()
+            optimizer = make_optimizer(config, trained)
+            schedule = make_schedule(config, optimizer, _TRIED_STEPS)
+            optimizer.step()
+            schedule.step()
     if wrong:
         where = _origin(objective, batch, task.folder)
         raise TaskError(f"{network.title}, cannot be trained: in its first step {wrong}{where}")
@@ -118,7 +133,7 @@ def _first_batch(task: LoadedTask, config: Training, seed: int) -> Batch:
     split = task.splits["train"]
     indices = next(iter(BatchOrder(len(split), config.batch_size, seed, config.accumulate)))
     with task.running("reading split 'train'"):
-        return collate([split[index] for index in indices])
+        return read_batch(split, indices)
 
 
 def _not_finite(network: BuiltNetwork, loss: Tensor) -> str:

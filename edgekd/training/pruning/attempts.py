@@ -6,11 +6,11 @@ It imports no torch: what was tried is told of finished results, too.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from msgspec.structs import replace
 
-from edgekd.config.recipe import Term
+from edgekd.config.recipe import without_teacher
 from edgekd.gram.blame import FUSION
 from edgekd.gram.output_kind import MEASURES
 
@@ -42,13 +42,13 @@ class PrunePlan:
     Attributes:
         shares: For each branch the share that it gives of the channels that the recipe asks of it; 1 for branches that
             are not named.
-        epochs: Number of epochs of each fine-tune; 0 where the student stays as it is.
+        epochs: Number of epochs of each fine-tune, or "auto"; 0 where the student stays as it is.
         by_student: Whether the unpruned student takes the teacher's place in the fine-tune, and the labels'. The gate
             asks for the student's answers; a fine-tune by the teacher goes on learning what the student had not.
         reason: What is changed after the attempt before, and why; "" for the first.
     """
 
-    epochs: int
+    epochs: int | Literal["auto"]
     shares: Mapping[str, float] = field(default_factory=dict)
     by_student: bool = False
     reason: str = ""
@@ -62,7 +62,9 @@ class PrunePlan:
         return {"shares": dict(self.shares), "epochs": self.epochs, "by_student": self.by_student}
 
 
-def next_plan(plan: PrunePlan, last: PruneAttempt, config: PruneConfig, limits: GateLimits, left_s: float) -> PrunePlan:
+def next_plan(
+    plan: PrunePlan, attempts: Sequence[PruneAttempt], config: PruneConfig, limits: GateLimits, left_s: float
+) -> PrunePlan:
     """Return what to try after an attempt that the gate rejected.
 
     First the student teaches: the same is pruned, and tuned by the student. Where that is not enough, every branch
@@ -71,22 +73,23 @@ def next_plan(plan: PrunePlan, last: PruneAttempt, config: PruneConfig, limits: 
 
     Args:
         plan: The plan of that attempt.
-        last: What came of it.
+        attempts: All attempts, the last of which it is.
         config: The recipe's section.
         limits: The limits of the gate.
         left_s: Seconds that are left for further attempts.
     """
+    last, usual = attempts[-1], attempts[0].epochs
     shares, blame = _next_shares(plan, last, limits)
     cause = "; ".join((describe_verdict(last.row), *_beyond(last.row, limits), *blame))
     if max(share for branch, share in shares.items() if last.ratios[branch]) < _LEAST:
         return _unpruned(last, f"the student stays unpruned, because so little is not worth pruning: {cause}")
-    longer = min(_LONGER * plan.epochs, _LONGEST * config.epochs)
-    times = {epochs: last.seconds * epochs / plan.epochs for epochs in (longer, plan.epochs)}
+    longer = min(_LONGER * last.epochs, _LONGEST * usual)
+    times = {epochs: last.seconds * epochs / last.epochs for epochs in (longer, last.epochs)}
     epochs = next((epochs for epochs, seconds in times.items() if seconds <= left_s), None)
     if epochs is None:
         return _unpruned(
             last,
-            f"the student stays unpruned, because another attempt takes about {times[plan.epochs]:.0f} s, and of "
+            f"the student stays unpruned, because another attempt takes about {times[last.epochs]:.0f} s, and of "
             f"prune.repair_s = {config.repair_s:g} {max(left_s, 0):.0f} s are left: {cause}",
         )
     return PrunePlan(epochs, shares, True, f"{_changes(plan, shares, epochs, last)}, because of {cause}")
@@ -126,8 +129,8 @@ def _changes(plan: PrunePlan, shares: Mapping[str, float], epochs: int, last: Pr
         for branch, ratio in last.ratios.items()
         if ratio and shares[branch] != plan.share(branch)
     ]
-    if epochs != plan.epochs:
-        words.append(f"epochs {plan.epochs} -> {epochs}")
+    if epochs != last.epochs:
+        words.append(f"epochs {last.epochs} -> {epochs}")
     if not plan.by_student:
         words.append("the student for the teacher")
     return ", ".join(words)
@@ -148,7 +151,7 @@ def follow(
     if lets_through(last.row, limits) or config.repair == "off" or not last.ratio:
         return None
     left_s = config.repair_s - sum(each.seconds for each in attempts[1:])
-    following = next_plan(plan, last, config, limits, left_s)
+    following = next_plan(plan, attempts, config, limits, left_s)
     return following if following.epochs or not _releases(last.row, limits) else None
 
 
@@ -168,10 +171,13 @@ def _releases(row: LedgerRow, limits: GateLimits) -> bool:
 
 def _beyond(row: LedgerRow, limits: GateLimits) -> list[str]:
     """Return, where a row is undecided, the divergence that as measured is beyond its limit, in words."""
-    if row.verdict != "undecided" or row.answers is None:
+    if row.verdict != "undecided":
         return []
-    measured, limit = row.answers.divergence.mean, limits.divergence(row.answers.kind)
-    return [f"{MEASURES[row.answers.kind]} {measured:.3g}, more than {limit:g}"] if measured > limit else []
+    return [
+        f"{MEASURES[answers.kind]} {answers.divergence.mean:.3g}, more than {limit:g}"
+        for answers in row.answers.values()
+        if answers.divergence.mean > (limit := limits.divergence(answers.kind))
+    ]
 
 
 def describe_attempts(attempts: Sequence[PruneAttempt], config: PruneConfig, limits: GateLimits) -> str:
@@ -211,10 +217,4 @@ def describe_verdict(row: LedgerRow) -> str:
 
 def by_student(loss: LossConfig) -> LossConfig:
     """Return the loss of a fine-tune in which the unpruned student takes the teacher's place, and the labels'."""
-    extra = {name: _without_teacher(value) for name, value in loss.extra.items()}
-    return replace(loss, ce=0.0, kd=loss.ce + loss.kd, extra=extra)
-
-
-def _without_teacher(value: float | Term) -> float | Term:
-    """Return a loss without taps of the teacher's own, which the student does not have."""
-    return replace(value, teacher={}) if isinstance(value, Term) else value
+    return replace(without_teacher(loss), ce=0.0, kd=loss.ce + loss.kd)

@@ -41,11 +41,11 @@ def judge_pruned(
     split, device = task.splits["val"], compute_device()
     truth = ground_truth(split)
     probes = {"student": probe(student.to(device), taps, split), FINETUNED: probe(pruned.to(device), taps, split)}
-    ledger = keep_choosing_ledger(probes, truth.labels, truth.groups, task.metric, rules)
+    ledger = keep_choosing_ledger(probes, truth.targets, truth.groups, task.metric, rules)
     return PruneCheck(ledger.row(FINETUNED), {name: _drift(probes, name) for name in taps})
 
 
 def _drift(probes: Mapping[str, Probe], modality: str) -> float:
     """Return the mean drift of the Gram between samples of one modality."""
-    alone = [Probe(each.ids, each.logits, {modality: each.embeddings[modality]}) for each in probes.values()]
+    alone = [Probe(each.ids, each.outputs, {modality: each.embeddings[modality]}) for each in probes.values()]
     return measure_drift(alone[1], alone[0], None, _UNBOUNDED).mean

@@ -27,6 +27,7 @@ from edgekd.training.loop.autograd_layers import frozen_statistics
 from edgekd.training.loop.copies import copy_network
 from edgekd.training.loop.evaluate import batches, probe, save_trained
 from edgekd.training.loop.loop import Fit, compute_device, fit
+from edgekd.training.loop.settings import count_epochs
 from edgekd.training.loop.weights import load_weights, save_weights
 from edgekd.training.pruning.attempts import PrunePlan, by_student
 from edgekd.training.pruning.cutter import Cutter
@@ -131,17 +132,19 @@ def run(
     for network in (networks.teacher, networks.student, networks.pruned):
         network.to(device)
     model, plan = networks.pruned, plan or PrunePlan(config.epochs)
+    config = msgspec.structs.replace(config, epochs=plan.epochs or config.epochs)
+    epochs = count_epochs(config, len(task.splits["train"])) if plan.epochs else 0
     _save_cut(task, model, taps, stage.folder)
     if plan.reason:
-        stage.report.advance(0, config.steps * plan.epochs, plan.reason)
+        stage.report.advance(0, config.steps * epochs, plan.reason)
     done = _Removed([], {})
     history: list[Epoch] = []
-    if config.active and plan.epochs:
+    if config.active and epochs:
         samples = DrawnBatches(task.splits["train"], config.batch_size, stage.seed, device)
         ignored = ignored_layers(model, config.ignore)
         cutter = Cutter(model, taps.student, samples, config, ignored, stage.seed, plan.shares)
         for number in range(config.steps):
-            round_run = _round(stage, config.steps, plan, number)
+            round_run = _round(stage, config.steps, epochs, number)
             cut = _cut(cutter, model, (number + 1) / config.steps, round_run, warns=not plan.reason)
             done = _Removed(done.removed + cut.removed, cut.left)
             if cut.removed:
@@ -153,7 +156,7 @@ def run(
     if distributed.is_main():
         write_text(stage.folder / REMOVED, json.dumps(done.removed))
         shutil.rmtree(stage.folder / ROUNDS, ignore_errors=True)
-    return replace(trained, channels=done.left, seconds=time.monotonic() - began)
+    return replace(trained, channels=done.left, seconds=time.monotonic() - began, epochs=epochs)
 
 
 @dataclass(frozen=True)
@@ -164,10 +167,9 @@ class _Removed:
     left: dict[str, tuple[int, int]]
 
 
-def _round(stage: StageRun, rounds: int, plan: PrunePlan, number: int) -> StageRun:
+def _round(stage: StageRun, rounds: int, epochs: int, number: int) -> StageRun:
     """Return the run of one round, in a folder of its own."""
-    done, total = number * plan.epochs, rounds * plan.epochs
-    report = PartialReporter(stage.report.observer, stage.report.stage, done, total)
+    report = PartialReporter(stage.report.observer, stage.report.stage, number * epochs, rounds * epochs)
     return StageRun(stage.seed, stage.folder / ROUNDS / str(number), report)
 
 
@@ -237,9 +239,9 @@ def _fine_tune(
         trained = DistillationNetworks(model, copy_network(networks.student), networks.student)
         taps, loss = Taps(taps.student, taps.student), by_student(loss)
     setup = distillation_setup(task, trained, taps, loss, stage.seed, stage.report)
-    settings = msgspec.structs.replace(config, epochs=plan.epochs)
+    loop = Fit(config, stage.seed, stage.folder, stage.report, task.higher_is_better)
     with setup as (objective, validate), hold(model):
-        return fit(model, objective, train, validate, Fit(settings, stage.seed, stage.folder, stage.report))
+        return fit(model, objective, train, validate, loop)
 
 
 def _nothing_pruned(config: PruneConfig) -> str:

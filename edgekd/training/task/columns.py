@@ -15,8 +15,15 @@ from edgekd.stages.user_code import describe, shown
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
+    from numpy.typing import NDArray
+
 #: Ids are kept in arrays of texts that are all as long as the longest.
 _LONGEST_TEXT = 1000
+
+#: Types of arrays that are read as they are, and those that are read as a wider one.
+_TYPES = ("float32", "float16", "uint8", "int32", "int64", "bool")
+_WIDER = {"int8": "int32", "int16": "int32", "uint16": "int32", "uint32": "int64"}
+_OTHERS = ", ".join(_TYPES[1:])
 
 
 def check_text(what: str, text: object, longest: int = _LONGEST_TEXT) -> None:
@@ -66,26 +73,53 @@ def texts(name: str, values: Iterable[object]) -> list[str]:
     return [str(value) for value in listed]
 
 
-def float_tensor(name: str, x: object) -> Tensor:
-    """Return an input of all samples, numpy's float32 in any order of bytes, or a tensor, as a tensor on the CPU.
+def input_column(name: str, x: object) -> Tensor | list[Tensor]:
+    """Return an input of all samples as a tensor on the CPU, or where they are of unlike shapes as a list of such.
+
+    Args:
+        name: Name of the input.
+        x: A tensor, an array of numpy's in any order of bytes, or a list with one for each sample.
 
     Raises:
-        TaskError: It is no array, of another type, or masked.
+        TaskError: It is none of these, of a type that no modality has, or masked.
     """
+    what = f"a split's input '{name}'"
     if isinstance(x, Tensor):
         return x.detach()
-    if not isinstance(x, np.ndarray):
-        raise TaskError(f"a split's input '{name}' is {describe(x)}, must be one tensor or array of float32 [N, ...]")
+    if isinstance(x, np.ndarray):
+        return _input_tensor(what, x)
+    if not isinstance(x, list | tuple) or not all(
+        isinstance(row, Tensor | np.ndarray | list | tuple | int) for row in x
+    ):
+        raise TaskError(f"{what} is {describe(x)}, must be one tensor or array of float32 or another type [N, ...]")
+    rows = [row.detach() if isinstance(row, Tensor) else _input_tensor(what, _array(what, row)) for row in x]
+    kinds = {(row.shape, row.dtype) for row in rows}
+    return torch.stack(rows) if len(kinds) == 1 else rows
+
+
+def _array(what: str, row: object) -> NDArray[np.generic]:
+    try:
+        array = np.asarray(row)
+    except ValueError as error:
+        raise TaskError(f"{what} holds {shown(row)}, which is no array: {error}") from error
+    whole = isinstance(row, np.ndarray) or array.dtype.kind != "f"  # Python's own floats have no type to keep
+    return array if whole else array.astype(np.float32)
+
+
+def _input_tensor(what: str, x: NDArray[np.generic]) -> Tensor:
     if isinstance(x, np.ma.MaskedArray):
         raise TaskError(
-            f"a split's input '{name}' is a masked array, whose mask would be lost: fill it, and say by 'present' "
-            "which samples lack the modality"
+            f"{what} is a masked array, whose mask would be lost: fill it, and say by 'present' which samples lack the "
+            "modality"
         )
-    if x.dtype.kind != "f" or x.dtype.itemsize != 4:
-        hint = "; convert it with .astype(np.float32)" if x.dtype.kind in "biuf" else ""
-        ragged = "; samples of unlike shapes make an array of objects" if x.dtype.kind == "O" else ""
-        raise TaskError(f"a split's input '{name}' is an array of {x.dtype}, must be one of float32{hint}{ragged}")
-    return torch.from_numpy(np.require(x, np.float32, ["C", "W"]))
+    wider = _WIDER.get(x.dtype.newbyteorder("=").name, x.dtype.newbyteorder("=").name)
+    if wider not in _TYPES:
+        hint = "; convert it with .astype(np.float32)" if x.dtype.kind in "uf" else ""
+        ragged = (
+            "; samples of unlike shapes make an array of objects: give a list of arrays" if x.dtype.kind == "O" else ""
+        )
+        raise TaskError(f"{what} is an array of {x.dtype}, must be one of float32{hint or ragged} (or {_OTHERS})")
+    return torch.from_numpy(np.require(x, wider, ["C", "W"]))
 
 
 def label_tensor(labels: object) -> Tensor:

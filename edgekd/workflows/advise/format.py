@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from edgekd.report.format import number
 
 if TYPE_CHECKING:
-    from edgekd.gram.paired import Paired
+    from edgekd.workflows.advise.paired import Paired
     from edgekd.workflows.advise.result import ValidationFacts
 
 

@@ -110,7 +110,7 @@ def _notes(advice: Advice) -> tuple[str, ...]:
     base = advice.standings[0].name
     better = "higher" if facts.higher_is_better else "lower"
     notes = [
-        f"{facts.metric} ({better} is better) on {facts.labelled} validation samples after the last epoch; the "
+        f"{facts.metric} ({better} is better) on {facts.labelled} validation samples in the epoch that is kept; the "
         f"teacher's is {scale.value(advice.teacher)}. Each trial has {spent.epochs} of the recipe's "
         f"{spent.recipe_epochs} epochs ({spent.epochs / spent.recipe_epochs:.0%}); more may rank them otherwise.",
         f"over KD: difference to {base}, paired by initial weights and order of batches; intervals are Student's over "

@@ -10,7 +10,7 @@ from edgekd.gram.verdict import Verdict as GateVerdict  # noqa: TC001  # msgspec
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from edgekd.gram.paired import Paired
+    from edgekd.workflows.advise.paired import Paired
 
 #: "use": a loss beats KD; "none": none does beyond noise; "no room": KD is where the teacher is; "undecided": more
 #: seeds would tell; "too short": the budget does not hold two trials; "rejected": the gate rejects what a build makes
@@ -55,7 +55,7 @@ class AdviceTrial:
     """One short training.
 
     Attributes:
-        validation: The metric on the validation split after the last epoch; None where training failed.
+        validation: The metric on the validation split in the epoch that is kept; None where training failed.
         error: Standard error of that metric over the samples that the split might hold; None where it was not asked
             for, or all samples are of one group.
         seconds: Seconds that the training took.

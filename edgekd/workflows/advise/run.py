@@ -117,7 +117,10 @@ def advise_recipe(
         observer: Receives the progress of the trials.
         clock: Returns the time in seconds.
     """
-    _check(recipe, budget.epochs)
+    if recipe.task is None:
+        raise RecipeError(
+            "advise trains students, and this recipe's [model] is trained already: give a recipe with a [task]"
+        )
     paths.check(ADVICE_PLACES)
     observer = observer or Silent()
     observer.plan(("teacher", TRIALS))
@@ -128,17 +131,6 @@ def advise_recipe(
     return advice
 
 
-def _check(recipe: Recipe, epochs: int | None) -> None:
-    if recipe.task is None:
-        raise RecipeError(
-            "advise trains students, and this recipe's [model] is trained already: give a recipe with a [task]"
-        )
-    if epochs is not None and not 1 <= epochs <= recipe.distill.epochs:
-        raise RecipeError(
-            f"trials of {epochs} epochs: the recipe's distill.epochs is {recipe.distill.epochs}, give 1 to that"
-        )
-
-
 class _Advising:
     """One run of `edgekd advise`, in its order.
 
@@ -146,6 +138,9 @@ class _Advising:
         trainer: Runs the trials.
         budget: What the trials may take.
         name: Name of the recipe in the answer.
+
+    Raises:
+        RecipeError: Trials are to have more epochs than the recipe's own training.
     """
 
     def __init__(self, trainer: BriefTrials, budget: AdviceBudget, name: str) -> None:
@@ -154,6 +149,11 @@ class _Advising:
         self.loss = trainer.recipe.distill.loss
         self.variants = loss_variants(self.loss)
         self.cost = TrialCost(0.0, 0.0)
+        self.recipe_epochs = trainer.count_epochs(trainer.recipe.distill)
+        if self.epochs is not None and not 1 <= self.epochs <= self.recipe_epochs:
+            raise RecipeError(
+                f"trials of {self.epochs} epochs: the recipe's distill.epochs is {self.recipe_epochs}, give 1 to that"
+            )
 
     @cached_property
     def teacher(self) -> Done[Trained]:
@@ -164,8 +164,8 @@ class _Advising:
     def judging(self) -> float:
         """Seconds that the gate's judgement of a loss is expected to take: training as in a build, and pruning."""
         prune = self.recipe.prune
-        fine_tuning = self.cost.of(prune.epochs * prune.steps) if prune.active else 0.0
-        return self.cost.of(self.recipe.distill.epochs) + fine_tuning
+        fine_tuning = self.cost.of(self.trainer.count_epochs(prune) * prune.steps) if prune.active else 0.0
+        return self.cost.of(self.recipe_epochs) + fine_tuning
 
     def run(self, observer: Observer) -> Advice:
         """Time a trial, compare the losses, decide, and find out which parts carried the transfer."""
@@ -194,7 +194,7 @@ class _Advising:
 
     def _compare(self, known: Known) -> Advice:
         timed = self._time()
-        recipe_epochs = self.recipe.distill.epochs
+        recipe_epochs = self.recipe_epochs
         size, reserved = self._plan(self.budget - timed)
         if size is None:
             fewest = self.epochs or shortest_epochs(recipe_epochs)
@@ -223,7 +223,7 @@ class _Advising:
 
     def _size(self, seconds: float) -> TrialSize | None:
         """Return the size of the trials; where an earlier run had trials about as long, theirs."""
-        recipe_epochs = self.recipe.distill.epochs
+        recipe_epochs = self.recipe_epochs
         if self.epochs:
             return fixed_size(seconds, self.cost, self.epochs)
         size = choose_size(seconds, self.cost, len(self.variants), recipe_epochs)
@@ -237,7 +237,7 @@ class _Advising:
         return replace(size, epochs=next(begun, size.epochs))
 
     def _compare_nothing(self, known: Known, timed: float, needed: float, epochs: int) -> Advice:
-        recipe_epochs = self.recipe.distill.epochs
+        recipe_epochs = self.recipe_epochs
         left_out = tuple(variant.name for variant in self.variants)
         spent = BudgetSpent(self.budget, timed, epochs, recipe_epochs, 0, 0, {}, left_out)
         no_values: Values = {variant.name: {} for variant in self.variants}
@@ -252,7 +252,7 @@ class _Advising:
         They are timed in every run, since the machine may be busy in one and idle in the next.
         """
         joint = next(variant for variant in self.variants if "joint" in variant.loss.terms)
-        epochs = min(TIMING_EPOCHS, self.recipe.distill.epochs)
+        epochs = min(TIMING_EPOCHS, self.recipe_epochs)
         self.trainer.progress.begin("timing", 0, 1, self.budget)
         warm_up = self._timed(joint, WARM_UP_EPOCHS)
         if epochs * warm_up.seconds > TIMING_SHARE * self.budget:
@@ -272,7 +272,7 @@ class _Advising:
         facts = known.facts
         standings = make_standings(self.variants, halved.values, facts, self.loss, halved.failures)
         known = replace(known, error=trials(self.variants[0], 0).error if halved.seeds else None)
-        recipe_epochs, plan = self.recipe.distill.epochs, trials.plan
+        recipe_epochs, plan = self.recipe_epochs, trials.plan
         spent = BudgetSpent(
             self.budget, trials.spent, plan.epochs, recipe_epochs, halved.seeds, trials.count, halved.dropped,
             halved.left_out,

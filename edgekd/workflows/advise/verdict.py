@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from edgekd.gram.paired import compare, pairs_needed
 from edgekd.report.format import duration
 from edgekd.workflows.advise.budget import FEWEST_SEEDS, MOST_SEEDS, budget_for
 from edgekd.workflows.advise.candidates import recipe_lines
 from edgekd.workflows.advise.format import MetricFormat, budget_text, count_seeds
+from edgekd.workflows.advise.paired import compare, pairs_needed
 from edgekd.workflows.advise.result import Standing, Verdict
 
 if TYPE_CHECKING:
@@ -20,8 +20,8 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from edgekd.config.recipe import LossConfig
-    from edgekd.gram.paired import Paired
     from edgekd.workflows.advise.candidates import LossVariant
+    from edgekd.workflows.advise.paired import Paired
     from edgekd.workflows.advise.result import BudgetSpent, ValidationFacts
 
 #: For each loss variant its metric on the validation split, by the index of the seed.

@@ -14,6 +14,7 @@ from edgekd.config.toml import parse_toml_value, toml_value
 from edgekd.config.validation import check_keys
 from edgekd.errors import RecipeError, nearest
 from edgekd.training.distillation.loss_registry import check_losses, shipped_losses
+from edgekd.training.loop.settings import check_training
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -163,6 +164,7 @@ class Space:
         """
         recipe = self.draft.recipe(self.settings(params))
         check_losses(recipe)
+        check_training(recipe)
         return recipe
 
     def plain(self) -> JsonObject:

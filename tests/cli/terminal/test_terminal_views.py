@@ -43,7 +43,7 @@ def on_terminal(source, interrupt_after=None, rows=24, env=None):
     """Run Python on an 80-column pseudo-terminal; return what it wrote."""
     master, end = pty.openpty()
     fcntl.ioctl(master, termios.TIOCSWINSZ, struct.pack("HHHH", rows, 80, 0, 0))
-    # Not pty.fork: after it Python and the handlers of loaded libraries would run in a copy of a process of many threads.
+    # Not pty.fork: Python and libraries' handlers would go on in a copy of a process of many threads.
     process = subprocess.Popen(
         [sys.executable, "-c", source],
         stdin=end,

@@ -1,6 +1,7 @@
 import numpy as np
 import pytest
 
+from edgekd.config.recipe import OutputConfig
 from edgekd.pipeline.onnx_import.stage import OnnxSource, import_onnx
 from edgekd.stages.progress import Silent, StageReporter
 
@@ -17,7 +18,7 @@ class Warned(Silent):
 def import_(tmp_path):
     """Import a model with samples that are given by name, into ``tmp_path / "out"``."""
 
-    def run(model, samples, test=None, taps=(), output=None, kind=None, threshold=None, **options):
+    def run(model, samples, test=None, taps=(), outputs=(), kind="auto", threshold=None, **options):
         np.savez(tmp_path / "samples.npz", **samples)
         if test is not None:
             np.savez(tmp_path / "test.npz", **test)
@@ -26,7 +27,9 @@ def import_(tmp_path):
         given = None if test is None else tmp_path / "test.npz"
         observer = Warned()
         reporter = StageReporter(observer, "import")
-        source = OnnxSource(model, tmp_path / "samples.npz", given, dict(taps), output, kind, threshold)
+        only = OutputConfig(kind=kind, threshold=threshold)
+        asked = {name: OutputConfig(**said) for name, said in dict(outputs).items()}
+        source = OnnxSource(model, tmp_path / "samples.npz", given, dict(taps), asked, only)
         imported = import_onnx(source, folder, reporter, **options)
         assert tuple(observer.messages) == imported.notes
         return imported

@@ -42,25 +42,32 @@ def test_two_towers(tmp_path, import_):
         "image": ("image_features", "as it is", 8),
         "motion": ("motion_features", "as it is", 8),
     }
-    assert imported.outputs == {"probabilities": "logits"}
     assert imported.exported.parity["float"] < 1e-6
     assert imported.exported.sizes == {"float": (tmp_path / "out/float.onnx").stat().st_size}
     facts = imported.exported.facts
-    assert (facts.metric, facts.higher_is_better, facts.classes) == ("accuracy", True, ["0", "1", "2"])
+    assert (facts.metric, facts.higher_is_better) == ("accuracy", True)
+    assert facts.classes == {"probabilities": ["0", "1", "2"]}
+    assert {name: kind.name for name, kind in facts.outputs.items()} == {
+        "probabilities": "classes",
+        "scores": "regression",
+    }
     assert [(item["name"], item["dtype"], item["shape"]) for item in facts.inputs] == [
         ("image", "float32", ["batch", 1, 8, 8]),
         ("motion", "float32", ["batch", 5, 4]),
     ]
     told = " ".join(imported.notes)
     assert "image at 'image_features', motion at 'motion_features'" in told
-    assert "without scores" in told
     assert "6 are to calibrate with and 6 other ones to test" in told
 
     found = outputs(tmp_path / "out")
     ids, labels = rows(tmp_path / "out", "labels")
     np.testing.assert_array_equal(labels, ids % 3)
     feeds = {name: x[ids] for name, x in TOWERS.items()}
-    for name, users in (("logits", "probabilities"), ("embedding.image", "image_features")):
+    for name, users in (
+        ("probabilities", "probabilities"),
+        ("scores", "scores"),
+        ("embedding.image", "image_features"),
+    ):
         np.testing.assert_allclose(found[name], tapped(path, users, feeds), rtol=1e-5, atol=1e-6)
 
 
@@ -75,7 +82,8 @@ def tapped(path, name, feeds):
 def test_named_taps_and_output(tmp_path, import_):
     path = graphs.two_towers(tmp_path / "m.onnx")
     taps = {"picture": "map_relu", "watch": "motion_tokens", "fused": "joined"}
-    imported = import_(path, TOWERS, taps=taps, output="scores")
+    imported = import_(path, TOWERS, taps=taps, outputs={"scores": {}})
+    assert any("gives scores: without probabilities" in note for note in imported.notes)
     assert {name: (tap.pooling, tap.width) for name, tap in imported.modalities.items()} == {
         "picture": ("mean over positions", 8),
         "watch": ("mean over tokens", 8),
@@ -84,7 +92,7 @@ def test_named_taps_and_output(tmp_path, import_):
     found = outputs(tmp_path / "out")
     (ids,) = rows(tmp_path / "out")
     feeds = {name: x[ids] for name, x in TOWERS.items()}
-    np.testing.assert_allclose(found["logits"], run_user(path, "scores", feeds), rtol=1e-5)
+    np.testing.assert_allclose(found["scores"], run_user(path, "scores", feeds), rtol=1e-5)
     expected = tapped(path, "map_relu", feeds).mean((2, 3))
     np.testing.assert_allclose(found["embedding.picture"], expected, rtol=1e-5, atol=1e-6)
 
@@ -94,29 +102,40 @@ def test_one_tensor_under_several_names(tmp_path, import_):
     import_(path, X, taps={"a": "y", "b": "y", "raw": "x"})
     found = outputs(tmp_path / "out")
     ids, x = rows(tmp_path / "out", "input.x")
-    for name in ("logits", "embedding.a", "embedding.b"):
+    for name in ("y", "embedding.a", "embedding.b"):
         np.testing.assert_allclose(found[name], run_user(path, "y", {"x": X["x"][ids]}), rtol=1e-5)
     np.testing.assert_array_equal(found["embedding.raw"], x)
 
 
 def test_names_that_edgekd_takes_are_vacated(tmp_path, import_):
-    nodes = [node("Gemm", ["x", "logits"], ["embedding.y"]), node("Relu", ["embedding.y"], ["y"])]
+    nodes = [node("Gemm", ["x", "w"], ["embedding.y"]), node("Relu", ["embedding.y"], ["y"])]
     path = graphs.write(
-        tmp_path / "m.onnx", nodes, [tensor("x", ["n", 4])], [tensor("y", ["n", 3])], graphs.weights(logits=(4, 3))
+        tmp_path / "m.onnx", nodes, [tensor("x", ["n", 4])], [tensor("y", ["n", 3])], graphs.weights(w=(4, 3))
     )
     import_(path, X, taps={"y": "y"})
     found = outputs(tmp_path / "out")
     (ids,) = rows(tmp_path / "out")
-    for name in ("logits", "embedding.y"):
+    for name in ("y", "embedding.y"):
         np.testing.assert_allclose(found[name], run_user(path, "y", {"x": X["x"][ids]}), rtol=1e-5)
 
 
 def test_an_input_has_a_name_that_edgekd_takes(tmp_path, import_):
     path = graphs.write(
-        tmp_path / "m.onnx", [node("Relu", ["logits"], ["y"])], [tensor("logits", ["n", 4])], [tensor("y", ["n", 4])]
+        tmp_path / "m.onnx",
+        [node("Relu", ["embedding.y"], ["y"])],
+        [tensor("embedding.y", ["n", 4])],
+        [tensor("y", ["n", 4])],
     )
-    with pytest.raises(ModelError, match="input 'logits' has a name that edgekd gives an output"):
-        import_(path, {"logits": normal(4)})
+    with pytest.raises(ModelError, match=r"input 'embedding\.y' has a name that edgekd gives an output"):
+        import_(path, {"embedding.y": normal(4)}, taps={"y": "y"})
+
+
+def test_an_output_has_a_name_that_edgekd_takes(tmp_path, import_):
+    path = graphs.write(
+        tmp_path / "m.onnx", [node("Relu", ["x"], ["ids"])], [tensor("x", ["n", 4])], [tensor("ids", ["n", 4])]
+    )
+    with pytest.raises(TaskError, match="output 'ids' has a name that edgekd has a use for"):
+        import_(path, X)
 
 
 def test_given_test_samples_are_not_split(tmp_path, import_):
@@ -173,14 +192,14 @@ def test_odd_graphs_give_what_the_users_file_gives_and_can_be_quantized(tmp_path
     (ids,) = rows(folder)
     single = {"scalar": {"gain"}, "state": {"state"}}.get(name, set())
     expected = user_rows(path, arrays, ids, set(arrays) - single)
-    np.testing.assert_allclose(outputs(folder)["logits"], expected, rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(outputs(folder)["y"], expected, rtol=1e-5, atol=1e-6)
 
     target, calibration = load_target("cpu"), load_calibration("minmax")
     samples = folder / "test.npz"  # to calibrate with as well: whether ranges hold for others is not the question here
     for way in (CandidateSpec("float32", None), CandidateSpec("int8", "qdq")):
         done = quantize.run(way, folder / "float.onnx", samples, target.scheme, calibration, folder)
         for variant in (PROBE_GRAPH, DEPLOY):
-            found = run_all(folder / way.name / variant, samples)["logits"]
+            found = run_all(folder / way.name / variant, samples)["y"]
             error = np.abs(found - expected).max() / np.abs(expected).max()
             assert error < (1e-5 if way.precision == "float32" else 0.05)
     assert done.quantized_nodes > 0
@@ -207,7 +226,7 @@ def test_a_model_without_any_batch(tmp_path, import_):
     assert any("input x has no dimension for a batch" in note for note in imported.notes)
     (ids,) = rows(tmp_path / "out")
     expected = np.stack([run_user(path, "y", {"x": X["x"][row]}) for row in ids])
-    np.testing.assert_allclose(outputs(tmp_path / "out")["logits"], expected, rtol=1e-5)
+    np.testing.assert_allclose(outputs(tmp_path / "out")["y"], expected, rtol=1e-5)
 
 
 def test_one_number_for_each_sample(tmp_path, import_):
@@ -215,9 +234,9 @@ def test_one_number_for_each_sample(tmp_path, import_):
     stored = [*graphs.weights(w=(4, 1)), *graphs.integers(axis=[1])]
     path = graphs.write(tmp_path / "m.onnx", nodes, [tensor("x", ["n", 4])], [tensor("y", ["n"])], stored)
     imported = import_(path, {**X, "labels": np.zeros(12, int)})
-    assert (imported.exported.facts.classes, imported.exported.facts.metric) == ([], "metric")
+    assert (imported.exported.facts.classes, imported.exported.facts.metric) == ({}, "metric")
     assert any("the labels are not used" in note for note in imported.notes)
-    assert outputs(tmp_path / "out")["logits"].shape == (6, 1)
+    assert outputs(tmp_path / "out")["y"].shape == (6, 1)
     with np.load(tmp_path / "out/test.npz") as arrays:
         assert "labels" not in arrays
 
@@ -225,7 +244,7 @@ def test_one_number_for_each_sample(tmp_path, import_):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"output": "score"}, "no float output 'score'; did you mean 'scores'"),
+        ({"outputs": {"score": {}}}, "no output of numbers 'score'; did you mean 'scores'"),
         ({"taps": {"a": "image_featurs"}}, "no tensor 'image_featurs'; did you mean 'image_features'"),
     ],
     ids=["output", "tap"],
@@ -256,8 +275,8 @@ def test_outputs_that_are_no_tensors_are_left_out(tmp_path, import_):
     path = graphs.write(
         tmp_path / "m.onnx", nodes, [tensor("x", ["n", 4])], [listed, tensor("y", ["n", 3])], graphs.weights(w=(4, 3))
     )
-    assert import_(path, X).outputs == {"y": "logits"}
-    assert outputs(tmp_path / "out")["logits"].shape == (6, 3)
+    assert list(import_(path, X).exported.facts.outputs) == ["y"]
+    assert outputs(tmp_path / "out")["y"].shape == (6, 3)
 
 
 def test_a_state_is_no_modality(tmp_path, import_):

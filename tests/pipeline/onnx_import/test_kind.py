@@ -6,14 +6,14 @@ import numpy as np
 import pytest
 from graphs import node, normal, tensor
 
-from edgekd.config.recipe import QuantizeConfig, Recipe
+from edgekd.config.recipe import OutputConfig, QuantizeConfig, Recipe
 from edgekd.devices.targets import load_target
 from edgekd.errors import ModelError
 from edgekd.gram.gate import keep_ledger
 from edgekd.gram.metric import LedgerMetrics
 from edgekd.gram.output_kind import OutputKind
 from edgekd.pipeline.build import prepare
-from edgekd.pipeline.onnx_import.kind import settle_kind
+from edgekd.pipeline.onnx_import.kind import settle_kinds
 from edgekd.pipeline.target.outputs import join_probe, run_on_host, write_references
 from edgekd.pipeline.target.quantize import QUANTIZE
 from edgekd.stages.progress import Silent
@@ -43,7 +43,7 @@ def sequence(path, head):
 
 GUESSED = {
     "labels": ("logits", {"labels": np.arange(12) % 3}, OutputKind("classes"), "since the samples have labels"),
-    "no labels": ("logits", {}, OutputKind("values"), "if it is the logits of classes, say --kind classes"),
+    "no labels": ("logits", {}, OutputKind("regression"), "if it is the logits of classes, say --kind classes"),
     "softmax": ("softmax", {}, OutputKind("classes", True), "since its rows are probabilities that sum to 1"),
     "softmax and labels": ("softmax", {"labels": np.arange(12) % 3}, OutputKind("classes", True), "have labels"),
     "sigmoid": ("sigmoid", {}, OutputKind("multilabel", True, 0.5), "since all of it lies between 0 and 1"),
@@ -56,8 +56,8 @@ def test_the_kind_is_guessed_and_said(tmp_path, import_, name):
     head, more, kind, said = GUESSED[name]
     imported = import_(model(tmp_path / "m.onnx", head), {**X, **more})
     facts = imported.exported.facts
-    assert facts.kind == kind
-    assert facts.classes == (["0", "1", "2"] if kind.name == "classes" else [])
+    assert facts.outputs == {"y": kind}
+    assert facts.classes == ({"y": ["0", "1", "2"]} if kind.name == "classes" else {})
     assert facts.metric == ("accuracy" if kind.name == "classes" else "metric")
     (note,) = [note for note in imported.notes if note.startswith("the output ")]
     assert note.startswith(f"the output [batch, 3] is taken for '{kind.name}'")
@@ -65,13 +65,20 @@ def test_the_kind_is_guessed_and_said(tmp_path, import_, name):
     assert note.endswith("or kind in [model]")
 
 
-@pytest.mark.parametrize("head", ["logits", "softmax"])
-def test_a_map_is_values_and_its_labels_are_not_used(tmp_path, import_, head):
+@pytest.mark.parametrize(
+    ("head", "kind", "reason"),
+    [
+        ("logits", OutputKind("regression"), "it is no vector"),
+        ("softmax", OutputKind("sequence-classes", True), "at every step it is probabilities that sum to 1"),
+    ],
+    ids=["logits", "softmax"],
+)
+def test_a_map_is_told_by_its_values_and_its_labels_are_not_used(tmp_path, import_, head, kind, reason):
     imported = import_(sequence(tmp_path / "m.onnx", head), {"x": normal(5, 4), "labels": np.arange(12) % 3})
-    assert imported.exported.facts.kind == OutputKind("values")
+    assert imported.exported.facts.outputs == {"y": kind}
     notes = "\n".join(imported.notes)
-    assert "the output [batch, 5, 3] is taken for 'values', since it is no vector" in notes
-    assert "the labels are not used: the output is 'values', and labels are for 'classes'" in notes
+    assert f"the output [batch, 5, 3] is taken for '{kind.name}', since {reason}" in notes
+    assert f"the labels are not used: the output is '{kind.name}', and labels are for 'classes'" in notes
     for name in ("test", "calibration", "validation"):
         with np.load(tmp_path / "out" / f"{name}.npz") as arrays:
             assert "labels" not in arrays
@@ -82,7 +89,7 @@ ASKED = {
     "probabilities": ("softmax", "classes", None, OutputKind("classes", True)),
     "labels' logits": ("logits", "multilabel", 0.3, OutputKind("multilabel", False, 0.3)),
     "labels": ("sigmoid", "multilabel", None, OutputKind("multilabel", True)),
-    "values": ("unit length", "values", -1.5, OutputKind("values", False, -1.5)),
+    "regression": ("unit length", "regression", -1.5, OutputKind("regression", False, -1.5)),
     "embedding": ("logits", "embedding", None, OutputKind("embedding")),
 }
 
@@ -91,24 +98,28 @@ ASKED = {
 def test_the_kind_that_is_asked_for_is_taken_without_a_word(tmp_path, import_, name):
     head, kind, threshold, expected = ASKED[name]
     imported = import_(model(tmp_path / "m.onnx", head), X, kind=kind, threshold=threshold)
-    assert imported.exported.facts.kind == expected
+    assert imported.exported.facts.outputs == {"y": expected}
     assert not any(note.startswith("the output ") for note in imported.notes)
 
 
-def test_labels_of_what_is_asked_to_be_values_are_not_used(tmp_path, import_):
+def test_labels_of_what_is_asked_to_be_a_regression_are_not_used(tmp_path, import_):
     samples = {**X, "labels": np.full(12, 7)}  # of no class, which then does not matter
-    imported = import_(model(tmp_path / "m.onnx", "logits"), samples, kind="values")
-    assert "the labels are not used: the output is 'values', and labels are for 'classes'" in imported.notes
+    imported = import_(model(tmp_path / "m.onnx", "logits"), samples, kind="regression")
+    assert "the labels are not used: the output is 'regression', and labels are for 'classes'" in imported.notes
+
+
+def settled(outputs, labelled=False, **said):
+    return settle_kinds({"y": OutputConfig(**said)}, {"y": outputs}, labelled=labelled)
 
 
 WRONG = {
     "classes of a map": ("classes", None, (6, 5, 3), r"'classes' needs an output \[batch, classes\], of two .* 5, 3\]"),
     "one class": ("classes", None, (6, 1), r"but it is \[batch, 1\]"),
     "embedding of a map": ("embedding", None, (6, 5, 3), r"'embedding' needs an output \[batch, width\]"),
-    "threshold of classes": ("classes", 0.5, (6, 3), "threshold = 0.5 is for 'multilabel' and 'values'"),
+    "threshold of classes": ("classes", 0.5, (6, 3), "threshold = 0.5 is for 'multilabel', 'regression' and 'custom'"),
     "threshold of an embedding": ("embedding", 0.5, (6, 3), "not for 'embedding'"),
     "threshold beyond probabilities": ("multilabel", 1.5, (6, 3), "threshold = 1.5 must lie between 0 and 1"),
-    "threshold that is no number": ("values", float("nan"), (6, 3), "threshold = nan must be a finite number"),
+    "threshold that is no number": ("regression", float("nan"), (6, 3), "threshold = nan must be a finite number"),
 }
 
 
@@ -116,15 +127,15 @@ WRONG = {
 def test_a_kind_that_does_not_fit_is_refused(name):
     kind, threshold, shape, match = WRONG[name]
     with pytest.raises(ModelError, match=match):
-        settle_kind(kind, threshold, np.random.default_rng(0).normal(size=shape), labelled=False)
+        settled(np.random.default_rng(0).normal(size=shape), kind=kind, threshold=threshold)
 
 
 def test_a_threshold_does_not_fit_what_was_guessed():
     outputs = np.full((6, 4), 0.25)
-    with pytest.raises(ModelError, match="not for 'classes', for which the output was taken"):
-        settle_kind(None, 0.5, outputs, labelled=False)
-    with pytest.raises(ModelError, match="'embedding' needs directions, but the output is zero for every sample"):
-        settle_kind("embedding", None, np.zeros((6, 4)), labelled=False)
+    with pytest.raises(ModelError, match="not for 'classes', for which it was taken"):
+        settled(outputs, threshold=0.5)
+    with pytest.raises(ModelError, match="'embedding' needs directions, but it is zero for every sample"):
+        settled(np.zeros((6, 4)), kind="embedding")
 
 
 def test_which_inputs_are_modalities(tmp_path, import_):
@@ -170,8 +181,8 @@ def test_a_build_takes_the_kind_of_its_recipe(tmp_path):
             recipe(tmp_path, **settings), [load_target("cpu")], tmp_path / "cache",
             devices=["none"], observer=Silent(), only=(QUANTIZE,),
         ) as prepared:  # fmt: skip
-            kinds.append(prepared.contexts["cpu"].rules.kind)
-    assert kinds == [OutputKind("values"), OutputKind("multilabel", False, 0.25)]
+            kinds.append(prepared.contexts["cpu"].rules.kinds["y"])
+    assert kinds == [OutputKind("regression"), OutputKind("multilabel", False, 0.25)]
 
 
 def test_reference_samples_are_those_that_a_classifier_is_surest_of_and_of_others_the_first(tmp_path):
@@ -180,11 +191,11 @@ def test_reference_samples_are_those_that_a_classifier_is_surest_of_and_of_other
     logits = random.normal(size=(40, 3)).astype(np.float32)
     probe = join_probe({"logits": logits, "embedding.a": logits}, tmp_path / "s.npz")
     chosen = {}
-    for kind in ("classes", "values", "embedding", "multilabel"):
-        write_references(tmp_path / "s.npz", probe, OutputKind(kind), tmp_path / "r.npz")
+    for kind in ("classes", "regression", "embedding", "multilabel"):
+        write_references(tmp_path / "s.npz", probe, {"logits": OutputKind(kind)}, tmp_path / "r.npz")
         with np.load(tmp_path / "r.npz") as arrays:
             chosen[kind] = arrays["ids"].astype(int).tolist()
-    assert chosen["values"] == chosen["embedding"] == chosen["multilabel"] == list(range(16))
+    assert chosen["regression"] == chosen["embedding"] == chosen["multilabel"] == list(range(16))
     assert chosen["classes"] != list(range(16))
 
 
@@ -243,7 +254,7 @@ def imported_regression(tmp_path, import_):
     x = np.random.default_rng(6).normal(size=(1200, 4)).astype(np.float32)
     assert 0.04 < (x[:, 0] > 1.64).mean() < 0.06
     facts = import_(regression(tmp_path / "m.onnx"), {"x": x}).exported.facts
-    assert facts.kind == OutputKind("values")
+    assert facts.outputs == {"y": OutputKind("regression")}
     return tmp_path / "out"
 
 
@@ -254,7 +265,7 @@ def judged(folder, graph, rules):
     changed = run_on_host(graph, samples)["y"]
     probes = {
         "float": join_probe(exact, samples),
-        "quantized": join_probe({"logits": changed, "embedding.y": changed}, samples),
+        "quantized": join_probe({"y": changed, "embedding.y": changed}, samples),
     }
     return keep_ledger(probes, LedgerMetrics(dict.fromkeys(probes)), rules, None)
 
@@ -296,7 +307,7 @@ def test_a_regression_that_int8_spoils_does_not_pass(tmp_path):
         given = msgspec.structs.replace(given, quantize=QuantizeConfig(precision="int8", repair="off"))
         (checked,) = check(given, cache=tmp_path / "cache", devices=["none"])
         (ledger,) = checked.ledgers.values()
-        assert ledger.kind == "values"
-        verdicts[name] = ledger.rows[-1].verdict, ledger.rows[-1].answers.divergence.mean
+        assert ledger.kind == "regression"
+        verdicts[name] = ledger.rows[-1].verdict, ledger.rows[-1].first.divergence.mean
     assert verdicts["plain"][1] < 0.01 < verdicts["huge"][1]
     assert verdicts["huge"][0] == "fail"

@@ -57,14 +57,14 @@ def test_is_read_as_it_is(imported, name):
     _, tensor, pooling, width, _ = EXPECTED[name]
     (tap,) = result.modalities.values()
     assert (tap.tensor, tap.pooling, tap.width) == (tensor, pooling, width)
-    assert result.exported.facts.classes == (["0", "1"] if name == "cls" else [])
+    assert result.exported.facts.classes == ({tensor: ["0", "1"]} if name == "cls" else {})
     written = onnx.load(folder / "float.onnx")
     assert not any(node.op_type == "Constant" for node in written.graph.node)
     assert len(written.graph.initializer) > 100
     found = run(folder / "float.onnx", folder / "test.npz")
     with np.load(folder / "test.npz") as arrays:
         expected = run_user(model, tensor, {"x": arrays["input.x"]})
-    np.testing.assert_allclose(found["logits"], expected, atol=1e-5)
+    np.testing.assert_allclose(found[tensor], expected, atol=1e-5)
     assert found[f"embedding.{tensor}"].shape == (COUNT // 2, width)
 
 
@@ -74,7 +74,7 @@ def test_the_samples_are_what_the_model_is_for(imported):
     characters = ["", *metadata(model)["character"].splitlines(), " "]
     with np.load(folder / "test.npz") as arrays:
         rows = arrays["ids"].astype(int)
-    read = run(folder / "float.onnx", folder / "test.npz")["logits"].argmax(-1)
+    read = run(folder / "float.onnx", folder / "test.npz")[EXPECTED["rec"][1]].argmax(-1)
     right = total = 0
     for row, steps in zip(rows, read, strict=True):
         kept = [step for step, before in zip(steps, [0, *steps], strict=False) if step and step != before]
@@ -91,13 +91,13 @@ def metadata(model):
 @pytest.mark.parametrize("name", EXPECTED)
 def test_can_be_quantized(imported, name, tmp_path):
     _, folder, _, _ = imported(name)
-    nodes, *_, least_db = EXPECTED[name]
+    nodes, tensor, *_, least_db = EXPECTED[name]
     target, calibration = load_target("cpu"), load_calibration("minmax")
     samples = folder / "calibration.npz"
     done = quantize.run(
         CandidateSpec("int8", "qdq"), folder / "float.onnx", samples, target.scheme, calibration, tmp_path
     )
     assert (done.quantized_nodes, done.weight_nodes) == (nodes, nodes)
-    exact = run(folder / "float.onnx", folder / "test.npz")["logits"].astype(np.float64)
-    found = run(tmp_path / "int8" / PROBE_GRAPH, folder / "test.npz")["logits"]
+    exact = run(folder / "float.onnx", folder / "test.npz")[tensor].astype(np.float64)
+    found = run(tmp_path / "int8" / PROBE_GRAPH, folder / "test.npz")[tensor]
     assert 10 * np.log10(np.sum(exact**2) / np.sum((found - exact) ** 2)) > least_db

@@ -196,10 +196,10 @@ def test_a_mask_is_no_modality(tmp_path):
 @pytest.mark.parametrize(
     ("head", "model", "told"),
     [
-        ([node("Identity", ["scores"], ["y"])], {}, "the output is values, which decide nothing without a threshold"),
+        ([node("Identity", ["scores"], ["y"])], {}, "the output is numbers, which decide nothing without a threshold"),
         ([node("LpNormalization", ["scores"], ["y"], axis=1)], {}, "an embedding decides nothing by itself"),
     ],
-    ids=["values", "embedding"],
+    ids=["regression", "embedding"],
 )
 def test_what_decides_nothing_is_not_measured(tmp_path, head, model, told):
     towers(tmp_path / "m.onnx", head)
@@ -210,10 +210,10 @@ def test_what_decides_nothing_is_not_measured(tmp_path, head, model, told):
     assert told in found.notes[0]
 
 
-def test_values_with_a_threshold_decide(tmp_path):
+def test_numbers_with_a_threshold_decide(tmp_path):
     towers(tmp_path / "m.onnx", [node("Identity", ["scores"], ["y"])])
     samples(tmp_path / "s.npz")
-    with opened(tmp_path, kind="values", threshold=0.1) as (context, candidate):
+    with opened(tmp_path, kind="regression", threshold=0.1) as (context, candidate):
         found = measure_missing(context, damaged(candidate, tmp_path / "broken", m=pruned), context.test).result
     assert found.changed["image"].mean > 0.1 > found.changed["motion"].mean
 

@@ -165,7 +165,7 @@ def test_a_report_of_the_former_version_is_read_without_what_it_did_not_compare(
     assert former.row.gram == now.row.gram
     last, before = former.ledger.rows[-1], now.ledger.rows[-1]
     assert (last.stage, last.metric, last.to_reference) == (before.stage, before.metric, before.to_reference)
-    assert (last.answers, last.loss, former.ledger.questions) == (None, None, ())
+    assert (last.answers, last.loss, former.ledger.questions) == ({}, None, ())
     assert former.ledger.limits.max_divergence is None
     page = as_html(Comparison((former,)))
     assert 'class="questions"' not in page
@@ -181,7 +181,7 @@ def test_a_profile_of_the_former_version_is_read_too(tmp_path):
     (former,) = read_run(tmp_path)
     assert former.row.gram == now.row.gram
     assert former.row.answers is None
-    assert (former.ledger.rows[-1].answers, now.ledger.rows[-1].answers.kind) == (None, "classes")
+    assert (former.ledger.rows[-1].answers, now.ledger.rows[-1].first.kind) == ({}, "classes")
 
 
 def test_a_report_of_version_2_is_read_in_todays_words(tmp_path):
@@ -289,9 +289,9 @@ def test_bounds_that_a_profiles_ledger_lacks_come_back_as_infinite(tmp_path):
     assert '"low": null' in (tmp_path / "profile.json").read_text()
     assert read_run(tmp_path)[0].ledger.row("device").loss == kept.row("device").loss
     last = kept.rows[-1]
-    broken = replace(last.answers, error=Estimate(math.nan, math.nan, math.nan), largest_error=math.nan)
-    write_profile(tmp_path, profile(), replace(kept, rows=(*kept.rows[:-1], replace(last, answers=broken))))
-    answers = read_run(tmp_path)[0].ledger.rows[-1].answers
+    broken = replace(last.first, error=Estimate(math.nan, math.nan, math.nan), largest_error=math.nan)
+    write_profile(tmp_path, profile(), replace(kept, rows=(*kept.rows[:-1], replace(last, answers={"logits": broken}))))
+    answers = read_run(tmp_path)[0].ledger.rows[-1].first
     assert all(map(math.isnan, (answers.error.mean, answers.error.low, answers.error.high, answers.largest_error)))
 
 

@@ -10,7 +10,9 @@ from dataclasses import replace
 from html.parser import HTMLParser
 
 import axe
+import msgspec
 import numpy as np
+import outputs
 import pytest
 from builds import LEDGERS, LIMITS, MACHINE, build, full_profile, ledger, profile, target, write_run
 from cdp import chromium_tab, file_url
@@ -30,6 +32,8 @@ from edgekd.report.compare.questions import evidence_svg
 from edgekd.report.compare.read import read_run, read_runs
 from edgekd.report.compare.rows import sort_entries
 from edgekd.report.compare.scatter import unbeaten_rows
+from edgekd.report.details.make import output_details
+from edgekd.report.details.pictures import input_picture
 from edgekd.report.questions import Evidence
 from edgekd.report.results import CandidateResult
 from edgekd.report.svg.draw import WIDTH
@@ -62,9 +66,23 @@ def page(joined, tmp_path_factory):
     return path
 
 
+IMAGE = np.random.default_rng(0).random((3, 20, 20)).astype(np.float32)
+
+
+def shown_inputs(rows):
+    """Give every sample a series and an image."""
+    return {row: (*found, input_picture("image", IMAGE, IMAGE)) for row, found in outputs.pictures(rows).items()}
+
+
+def few_details():
+    """Return details of every kind of output, with few samples, so that a page is quickly looked at."""
+    every = {name: output_details(made(), shown_inputs) for name, made in outputs.EVERY.items()}
+    return {name: msgspec.structs.replace(one, worst=one.worst[:2], flips=one.flips[:2]) for name, one in every.items()}
+
+
 def write_build(folder, *targets):
     """Write the output of a build that has all that a page can show, of a task in a user's own file."""
-    result = target("cpu", profile=full_profile()) if not targets else targets[0]
+    result = target("cpu", profile=full_profile(), details=few_details()) if not targets else targets[0]
     worst = NetworkRobustness(0.958, {"accel": 0.412}, {"accel": 0.833})
     candidates = tuple(
         CandidateResult(name, precision, "pass", 0.958, Estimate(0.002, 0.001, 0.003), 0.004, 0.01, None, 231_770, None)
@@ -202,7 +220,8 @@ def test_the_page_of_a_build_has_all_that_readers_ask(build_page):
     assert parser.open == []
     assert len(set(parser.ids)) == len(parser.ids)
     asked = (
-        "What each stage kept, and the limits", "How fast and how small", "Candidates, and which ships",
+        "What each stage kept, and the limits", "Classes and samples: classes",
+        "Samples and errors: custom", "How fast and how small", "Candidates, and which ships",
         "Gram matrices", "What if a sensor fails", "How it was trained", "How it was built", "Stages",
         "Machine: this host", "Versions",
     )  # fmt: skip
@@ -214,6 +233,44 @@ def test_the_page_of_a_build_has_all_that_readers_ask(build_page):
     ):  # fmt: skip
         assert shown in text, shown
     assert "<script" not in text, "one row has nothing to sort"
+
+
+def test_the_page_of_a_build_shows_each_kind_of_output_as_its_users_look_at_it(build_page):
+    text = build_page.read_text(encoding="utf-8")
+    pictures = re.findall(r'<svg viewBox[^>]*aria-labelledby="([a-z]+)-1-\d', text)
+    assert {"confusion", "recall", "errors", "predicted", "worst", "flip"} == set(pictures) - {"gram"}
+    for shown in (
+        "The answers for 15 of 120 samples (12.5%) are not those of the student", "precision, shipped", "Most confused",
+        "AP, teacher", "R², student", "recall@1, shipped", "Errors by token", "IoU, student", "Colours of the masks",
+        "student finds", "6 of 6 groups, the worst first", "The student is right.", 'alt="image of s',
+    ):  # fmt: skip
+        assert shown in text, shown
+    markdown = build_page.with_name("report.md").read_text("utf-8")
+    for shown in ("What is right, and what changed of dense", "| class | pixels |", "Answers that changed most"):
+        assert shown in markdown, shown
+
+
+def test_what_a_page_shows_of_samples_is_what_the_build_said(build_page):
+    (entry,) = read_run(build_page.parent)
+    assert entry.result.details == few_details()
+
+
+def test_a_page_without_samples_says_so_and_names_none(tmp_path):
+    details = {name: output_details(made(), None) for name, made in outputs.EVERY.items()}
+    write_run(tmp_path, target(details=details))
+    for name in ("report.html", "report.md", "report.json"):
+        text = (tmp_path / name).read_text("utf-8")
+        assert "person 1" not in text
+        assert not re.search(r"\bs1\d\d\b", text)
+    assert "Samples are left out, as the recipe says (report.samples)." in (tmp_path / "report.html").read_text("utf-8")
+
+
+def test_names_of_samples_groups_and_classes_are_text(tmp_path):
+    compared = outputs.classes()
+    evil = replace(compared, ids=np.array([EVIL] * 120), groups=np.array([EVIL] * 120), classes=(EVIL,) * 5)
+    write_run(tmp_path, target(details={EVIL: output_details(evil, outputs.pictures)}))
+    assert EVIL not in (tmp_path / "report.html").read_text("utf-8")
+    assert "<img src=x" not in (tmp_path / "report.md").read_text("utf-8")
 
 
 def test_the_project_gives_the_title_not_the_class(build_page):
@@ -341,7 +398,7 @@ def test_modalities_of_unequal_widths_are_grey_between_each_other():
     probes = {}
     for model in ("float", "shipped"):
         embeddings = {name: random.normal(size=(30, width)) for name, width in MODALITIES.items()}
-        probes[model] = Probe(ids, random.normal(size=(30, 4)), embeddings)
+        probes[model] = Probe(ids, {"logits": random.normal(size=(30, 4))}, embeddings)
     grams = few_grams(probes, None, [])
     pictures = heat_maps("gram", grams)
     assert list(pictures) == ["float", "shipped", "float − shipped"]

@@ -18,7 +18,7 @@ from edgekd.training.loop.input_statistics import training_channels
 from edgekd.training.loop.weights import build
 from edgekd.training.stage_run import StageRun
 from edgekd.training.taps.taps import Taps
-from edgekd.training.task.protocol import ArraySplit, collate
+from edgekd.training.task.protocol import ArraySplit, Modality, collate
 
 BOTH = Taps(TAPS, TAPS)
 
@@ -37,9 +37,14 @@ def lacking(count, name, rows):
     return ArraySplit(whole.ids, inputs, whole.labels, present={name: there})
 
 
+def statistics(train, **kinds):
+    inputs = [Modality(name, tuple(x.shape[1:]), **kinds.get(name, {})) for name, x in train.inputs.items()]
+    return training_channels(train, inputs, 0)
+
+
 def test_statistics_are_those_of_numpy():
     train = Digits().splits()["train"]
-    for name, channels in training_channels(train, 0).items():
+    for name, channels in statistics(train).items():
         x = train.inputs[name].double().numpy()
         over = tuple(axis for axis in range(x.ndim) if axis != 1)
         assert channels.mean == pytest.approx(x.mean(over, keepdims=True)[0], rel=1e-6, abs=1e-6)
@@ -50,7 +55,7 @@ def test_an_image_has_one_figure_a_channel_and_a_number_has_one_alone():
     generator = torch.Generator().manual_seed(0)
     image, scalar = torch.rand(600, 3, 4, 5, generator=generator), torch.rand(600, generator=generator)
     train = ArraySplit([str(i) for i in range(600)], {"i": image, "s": scalar}, torch.zeros(600, dtype=torch.long))
-    known = training_channels(train, 0)
+    known = statistics(train)
     assert known["i"].mean.shape == known["i"].deviation.shape == (3, 1, 1)
     assert known["i"].mean[:, 0, 0] == pytest.approx(image.mean((0, 2, 3)).numpy(), rel=1e-6)
     assert known["s"].mean.shape == ()
@@ -59,10 +64,54 @@ def test_an_image_has_one_figure_a_channel_and_a_number_has_one_alone():
 
 def test_statistics_are_of_the_samples_that_have_the_modality():
     train = lacking(50, "a", slice(0, 20))
-    known = training_channels(train, 0)
+    known = statistics(train)
     assert known["a"].mean == pytest.approx(train.inputs["a"][20:].mean(0).numpy(), abs=1e-6)
     with pytest.raises(TaskError, match=r"no training sample has the modality 'a'.*give some samples that have it"):
-        training_channels(lacking(50, "a", slice(None)), 0)
+        statistics(lacking(50, "a", slice(None)))
+
+
+def sentences(count=40):
+    """Tokens padded with 9, a mask of theirs, a length, and a vector."""
+    generator = torch.Generator().manual_seed(1)
+    tokens = torch.randint(0, 9, (count, 4), generator=generator)
+    tokens[::2, 2:] = 9
+    there = tokens != 9
+    inputs = {"words": tokens, "mask": there, "length": there.sum(1), "v": torch.randn(count, 3, generator=generator)}
+    return ArraySplit([f"s{i}" for i in range(count)], inputs, torch.zeros(count, dtype=torch.long))
+
+
+WORDS = {
+    "words": {"dtype": "int64", "pad": 9},
+    "mask": {"dtype": "bool", "of": "words", "absent": 0},
+    "length": {"dtype": "int64", "of": "words"},
+}
+
+
+def test_ids_and_masks_have_no_mean_and_take_what_the_task_says():
+    known = statistics(sentences(), **WORDS)
+    assert list(known) == ["words", "v"]
+    assert (known["words"].mean.dtype, known["words"].mean.tolist(), known["words"].deviation) == (np.int64, 9, None)
+    assert {name: x.tolist() for name, x in known["words"].companions.items()} == {"mask": False}
+    assert known["v"].deviation.shape == (3,)
+    assert statistics(sentences(), words={"dtype": "int64", "absent": 4})["words"].mean.tolist() == 4
+    given = statistics(sentences(), v={"absent": -1.5})["v"]
+    assert given.mean.tolist() == [-1.5] * 3
+    assert given.deviation.tolist() == known["v"].deviation.tolist()
+
+
+def test_a_modality_goes_with_its_mask_and_keeps_its_type():
+    batch = batch_of(sentences())
+    torch.manual_seed(0)
+    given = ModalityDropout(statistics(sentences(), **WORDS), 1.0)(batch)
+    gone = given.present["words"] == 0
+    assert given.present.keys() == {"words", "v"}
+    assert 0 < int(gone.sum()) < len(gone)
+    assert {name: x.dtype for name, x in given.inputs.items()} == {name: x.dtype for name, x in batch.inputs.items()}
+    assert list(given.inputs) == list(batch.inputs)
+    assert bool((given.inputs["words"][gone] == 9).all())
+    assert not given.inputs["mask"][gone].any()
+    assert torch.equal(given.inputs["length"], batch.inputs["length"])
+    assert torch.equal(given.inputs["words"][~gone], batch.inputs["words"][~gone])
 
 
 def known_of(**means):
@@ -81,7 +130,7 @@ def test_each_goes_as_often_as_is_told_and_never_all(p):
 
 def test_what_goes_becomes_the_training_mean_and_the_rest_stays():
     samples = split("train", 40)
-    batch, known = batch_of(samples), training_channels(samples, 0)
+    batch, known = batch_of(samples), statistics(samples)
     before = {name: x.clone() for name, x in batch.inputs.items()}
     dropout = ModalityDropout(known, 0.5)
     torch.manual_seed(3)
@@ -115,7 +164,7 @@ def test_the_student_alone_is_given_less_and_only_in_training():
     models = DistillationNetworks(build(TwoTowers, 0), build(TwoTowers, 1))
     fed = {"student": [], "teacher": []}
     batch = collate([task.splits["train"][index] for index in range(30)])
-    dropout = ModalityDropout(training_channels(task.splits["train"], 0), 0.5)
+    dropout = ModalityDropout(statistics(task.splits["train"]), 0.5)
     with distillation_setup(task, models, BOTH, LossConfig(), 0, reporter(), dropout) as (objective, validate):
         models.trained.register_forward_pre_hook(lambda _, inputs: fed["student"].append([x.clone() for x in inputs]))
         models.teacher.register_forward_pre_hook(lambda _, inputs: fed["teacher"].append([x.clone() for x in inputs]))
@@ -170,7 +219,7 @@ def test_what_was_dropped_is_compared_with_nothing():
     task = loaded()
     models = DistillationNetworks(build(TwoTowers, 0), build(TwoTowers, 1))
     batch = collate([task.splits["train"][index] for index in range(30)])
-    dropout = ModalityDropout(training_channels(task.splits["train"], 0), 0.5)
+    dropout = ModalityDropout(statistics(task.splits["train"]), 0.5)
     with distillation_setup(task, models, BOTH, LossConfig(extra={"intra": 1.0}), 0, reporter(), dropout) as (
         objective,
         _,

@@ -96,8 +96,8 @@ def test_any_batch_runs_and_gives_evaluation_mode_and_pooled_embeddings(exported
         found = session.run({key: x.numpy() for key, x in inputs.items()})
     network = networks[name]
     with torch.no_grad(), TappedModel(network.model.eval(), network.taps) as tapped:
-        logits, embeddings = tapped(list(inputs.values()))
-    np.testing.assert_allclose(found["logits"], logits.numpy(), atol=1e-5)
+        answers, embeddings = tapped(list(inputs.values()))
+    np.testing.assert_allclose(found["logits"], answers["logits"].numpy(), atol=1e-5)
     for key, z in embeddings.items():
         assert found[f"embedding.{key}"].shape == (batch, 8)
         np.testing.assert_allclose(found[f"embedding.{key}"], z.numpy(), atol=1e-5)
@@ -135,7 +135,7 @@ def test_the_graph_has_the_opset_that_was_asked_for_and_carries_its_weights(expo
 
 def test_the_task_is_described(exported):
     facts = exported[0].facts
-    assert (facts.metric, facts.higher_is_better, facts.classes) == ("accuracy", True, ["0", "1", "2"])
+    assert (facts.metric, facts.higher_is_better, facts.classes) == ("accuracy", True, {"logits": ["0", "1", "2"]})
     assert facts.modalities == ["image", "motion", "vector"]
     assert facts.inputs[1] == {"name": "motion", "dtype": "float32", "shape": ["batch", 3, 20], "preprocessing": ""}
 
@@ -172,7 +172,7 @@ def test_the_probe_of_any_dataset_is_in_its_order_and_leaves_the_mode():
     model = TwoTowers(dropout=0.5, norm=True).train()
     first, second = probe(model, TAPS, array), probe(model, TAPS, samples)
     assert first.ids.tolist() == second.ids.tolist() == array.ids
-    np.testing.assert_array_equal(first.logits, second.logits)
+    np.testing.assert_array_equal(first.answer, second.answer)
     assert model.training
     assert {name: z.shape for name, z in first.embeddings.items()} == {"a": (30, 8), "b": (30, 8)}
 
@@ -258,8 +258,8 @@ def test_facts_of_a_task_with_numpy_in_it_are_plain():
     task = loaded()
     task.task.classes = np.arange(CLASSES)
     task.task.modalities = [Modality("a", (np.int64(6),)), Modality("b", np.array([5]))]
-    facts = export._facts(task, CLASSES)
-    assert facts.classes == ["0", "1", "2"]
+    facts = export._facts(task, {"logits": CLASSES})
+    assert facts.classes == {"logits": ["0", "1", "2"]}
     assert json.loads(json.dumps(facts.inputs))[1]["shape"] == ["batch", 5]
 
 

@@ -24,13 +24,14 @@ def alone(tmp_path_factory):
 def pair(tmp_path_factory):
     """Return the folder of what two processes did, one job after another; their start takes most of the time."""
     folder = tmp_path_factory.mktemp("pair")
-    assert ranked.together(folder, "gradients", "fits", "disturbed") == [(0, ""), (0, "")]
+    assert ranked.together(folder, "gradients", "distills", "fits", "disturbed") == [(0, ""), (0, "")]
     return folder
 
 
-@pytest.fixture(scope="module")
-def both(pair):
-    return ranked.kept(pair / "gradients")
+@pytest.fixture(scope="module", params=["gradients", "distills"])
+def both(request, pair):
+    """Return what both processes found in edgekd's own loop, and with a Distiller in PyTorch's own wrapper."""
+    return ranked.kept(pair / request.param)
 
 
 @pytest.mark.parametrize("batch", ["64 0", "63 0", "21 3"], ids=["even", "uneven", "lacking"])
@@ -44,6 +45,12 @@ def test_loss_and_gradients_are_those_of_the_whole_batch(alone, both, name, batc
         for ours, theirs in zip(gradients, their_gradients, strict=True):
             torch.testing.assert_close(theirs, ours, rtol=5e-6, atol=5e-6)
     assert all(torch.equal(a, b) for a, b in zip(*(rank[f"{name} {batch}"][2] for rank in both), strict=True))
+
+
+def test_in_evaluation_a_distiller_has_the_loss_of_its_own_samples(pair):
+    (first, count), (second, other) = (rank["alone"] for rank in ranked.kept(pair / "distills"))
+    assert (count, other) == (11, 10)
+    assert first != second
 
 
 def test_every_loss_is_among_them():
@@ -77,7 +84,8 @@ def test_one_that_is_killed_ends_the_other_and_the_same_command_goes_on(pair, tm
     (tmp_path / "dies").rename(tmp_path / "disturbed")
     assert ranked.together(tmp_path, "disturbed") == [(0, ""), (0, "")]
     (state, steps), (other, unheard) = ranked.kept(tmp_path / "disturbed")
-    assert [step[0] for step in steps] == [3, 4]
+    assert [step[0] for step in steps] == [3, 4, 4]
+    assert steps[-1][2].startswith("ended, since no epoch of the last 3 was better")
     assert unheard == []
     undisturbed = ranked.kept(pair / "disturbed")[0][0]
     for key, value in undisturbed.items():

@@ -27,7 +27,7 @@ def train(folder, task=None, observer=None, **config):
 
 def test_of_a_share_of_nothing_there_is_no_figure(tmp_path):
     history = train(tmp_path)
-    figures = {"loss", "ce", "kd", "loss.intra", "weight.intra", "validation", "drift"}
+    figures = {"loss", "ce", "kd", "loss.intra", "weight.intra", "validation", "drift", "kept"}
     assert [set(epoch) for epoch in history] == [figures] * 2
     assert all(math.isfinite(value) for epoch in history for value in epoch.values())
     assert history[0]["weight.intra"] == 3.0

@@ -1,17 +1,22 @@
+import io
+import math
 import os
 import random
 import signal
+import struct
 import subprocess
 import sys
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
+from zipfile import ZipFile
 
 import numpy as np
 import pytest
 import torch
 from small import TAPS, Remembers, TwoTowers, loaded, reporter, split
 from stopping import Stopped, StopsAfter, stop
+from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
 
 from edgekd.config.recipe import LossConfig, Training
 from edgekd.errors import ModelError
@@ -65,7 +70,7 @@ def test_an_undisturbed_run_learns_and_leaves_its_checkpoint_alone(undisturbed, 
     assert result[1][-1]["loss"] < result[1][0]["loss"]
     assert set(result[1][0]) == {
         "loss", "ce", "kd", "validation", "drift", "loss.intra", "loss.sample", "weight.intra", "weight.sample",
-        "share.intra", "share.sample",
+        "share.intra", "share.sample", "kept",
     }  # fmt: skip
 
 
@@ -77,6 +82,25 @@ def test_a_stopped_run_goes_on_as_if_never_stopped(undisturbed, tmp_path):
     check_same(distil(tmp_path, observer), undisturbed)
     assert [done for done, _, _ in observer.steps] == [4, 5, 6]
     assert observer.warnings == []
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        {"optimizer": "sgd", "learning_rate": 0.1, "schedule": "cosine", "warm_up": 0.2, "clip_norm": 0.5},
+        {"ema": 0.9, "keep": "last", "optimizer": "adam", "schedule": "linear"},
+        {"ema": 0.5, "clip_norm": 1.0, "patience": 2, "schedule": "constant", "learning_rate": 0.05},
+    ],
+    ids=["sgd", "average", "patience"],
+)
+def test_whatever_the_recipe_says_a_stopped_run_goes_on_as_if_never_stopped(undisturbed, tmp_path, config):
+    config = Training(epochs=12 if "patience" in config else EPOCHS, batch_size=16, **config)
+    expected = distil(tmp_path / "undisturbed", config=config)
+    with pytest.raises(Stopped):
+        distil(tmp_path / "stopped", StopsAfter(3, stop), config)
+    check_same(distil(tmp_path / "stopped", config=config), expected)
+    check_same(distil(tmp_path / "stopped", config=config), expected)  # finished but for the last word
+    assert not torch.equal(expected[0]["head.1.weight"], undisturbed[0]["head.1.weight"])
 
 
 def test_a_killed_process_is_resumed(undisturbed, tmp_path):
@@ -98,7 +122,7 @@ def test_the_checkpoint_holds_no_code(tmp_path):
         distil(tmp_path, StopsAfter(2, stop))
     state = torch.load(tmp_path / CHECKPOINT, weights_only=True)
     assert len(state["history"]) == 2
-    assert set(state) == {"model", "optimizer", "schedule", "objective", "history"}
+    assert set(state) == {"model", "optimizer", "schedule", "objective", "kept", "history"}
 
 
 @pytest.fixture(scope="module")
@@ -114,6 +138,14 @@ def in_place_of(content, at, new):
     return content[:at] + new + content[at + len(new) :]
 
 
+def a_weight(content):
+    """Return the place of a byte in the largest tensor of a checkpoint, which is a zip of uncompressed files."""
+    with ZipFile(io.BytesIO(content)) as archive:
+        largest = max(archive.infolist(), key=lambda info: info.file_size)
+    name, extra = struct.unpack_from("<HH", content, largest.header_offset + 26)
+    return largest.header_offset + 30 + name + extra + largest.file_size // 2
+
+
 @pytest.mark.parametrize(
     "damage",
     [
@@ -121,7 +153,7 @@ def in_place_of(content, at, new):
         lambda b: b"",
         lambda b: b"x" * 300,
         lambda b: in_place_of(b, len(b) // 2, bytes(64)),
-        lambda b: in_place_of(b, len(b) // 3, bytes([b[len(b) // 3] ^ 1])),
+        lambda b: in_place_of(b, a_weight(b), bytes([b[a_weight(b)] ^ 1])),
     ],
     ids=["cut", "empty", "other", "64 bytes", "one bit"],
 )
@@ -193,19 +225,104 @@ def supervised(model, folder, train=None, observer=None, seed=0, validate=lambda
         return fit(model, SupervisedObjective(tapped), train or split("train", 50), validate, run)
 
 
-def test_the_last_epoch_is_kept_though_an_earlier_one_was_better(tmp_path):
+@pytest.mark.parametrize(
+    ("keep", "scores", "kept"),
+    [
+        ("last", [0.9, 0.5, 0.1], 2),
+        ("best", [0.5, 0.9, 0.1], 1),
+        ("best", [0.9, 0.9, 0.1], 1),
+        ("best", [0.5, math.nan, 0.1], 0),
+        ("best", [math.nan, math.nan, math.nan], 2),
+    ],
+    ids=["last", "best", "the latest of equals", "never what is no number", "none is a number"],
+)
+def test_the_epoch_that_the_recipe_asks_for_is_kept(tmp_path, keep, scores, kept):
     model, seen = TwoTowers(), []
-    scores = iter([0.9, 0.5, 0.1])
+    scores_left = iter(scores)
 
     def validate():
         seen.append({key: value.clone() for key, value in model.state_dict().items()})
         assert not model.training
-        return {"validation": next(scores)}
+        return {"validation": next(scores_left)}
 
-    history = supervised(model, tmp_path, validate=validate, epochs=3)
-    assert [epoch["validation"] for epoch in history] == [0.9, 0.5, 0.1]
-    assert all(torch.equal(seen[-1][key], value) for key, value in model.state_dict().items())
-    assert not torch.equal(seen[0]["head.1.weight"], seen[-1]["head.1.weight"])
+    history = supervised(model, tmp_path, validate=validate, epochs=3, keep=keep)
+    assert [epoch["kept"] for epoch in history] == [float(index == kept) for index in range(3)]
+    assert all(torch.equal(seen[kept][key], value) for key, value in model.state_dict().items())
+    assert len({tuple(state["head.1.bias"].tolist()) for state in seen}) == 3
+
+
+@pytest.mark.parametrize("higher", [True, False])
+def test_a_lower_metric_may_be_the_better_one(tmp_path, higher):
+    scores, model = iter([0.9, 0.1, 0.5]), TwoTowers()
+    with TappedModel(model, TAPS) as tapped:
+        run = Fit(Training(epochs=3, batch_size=16), 0, tmp_path, reporter(), higher)
+        history = fit(model, SupervisedObjective(tapped), split("train", 50), lambda: {"validation": next(scores)}, run)
+    assert [epoch["kept"] for epoch in history].index(1.0) == (0 if higher else 1)
+
+
+def test_training_ends_when_nothing_gets_better_and_says_so(tmp_path):
+    observer, scores = Remembers(), iter([0.5, 0.9, 0.9, 0.8, 0.7])
+    history = supervised(
+        TwoTowers(), tmp_path, observer=observer, validate=lambda: {"validation": next(scores)}, epochs=9, patience=3
+    )
+    assert [epoch["kept"] for epoch in history] == [0, 0, 1, 0, 0]
+    assert observer.steps[-1] == (5, 9, "ended, since no epoch of the last 3 was better than before")
+
+
+@pytest.mark.parametrize(("values", "said"), [(range(10), 1), ([0.5] * 10, 0)], ids=["rising", "level"])
+def test_a_metric_that_was_still_rising_is_a_hint(tmp_path, values, said):
+    observer, scores = Remembers(), iter(values)
+    supervised(TwoTowers(), tmp_path, observer=observer, validate=lambda: {"validation": next(scores)}, epochs=10)
+    hint = "from 6.5000 to 8.5000 over the last 4 of 10 epochs: more epochs may help"
+    expected = f"the metric on the validation split was still improving when training ended, {hint}"
+    assert observer.warnings == [expected] * said
+
+
+def test_of_a_small_split_the_usual_length_is_longer_and_said_to_be(tmp_path):
+    observer = Remembers()
+    history = supervised(TwoTowers(), tmp_path, observer=observer, epochs="auto", min_steps=130)
+    assert len(history) == 33
+    assert observer.steps[0] == (0, 33, "33 epochs instead of 30, since 50 samples make few steps: 132 of them")
+
+
+def test_the_average_is_what_is_validated_and_kept_and_training_goes_on_from_the_weights(tmp_path):
+    """By hand: the average of the weights after each step, which the network itself never has while it is trained."""
+    decay, shadows, live = 0.8, [], []
+    model, plain = build(TwoTowers, 0), build(TwoTowers, 0)
+    supervised(plain, tmp_path / "plain", epochs=1, validate=lambda: {"validation": 0.0})
+
+    def validate():
+        shadows.append(model.head[1].weight.detach().clone())
+        return {"validation": 0.0}
+
+    hook = register_optimizer_step_post_hook(lambda *_: live.append(model.head[1].weight.detach().clone()))
+    try:
+        expected = model.head[1].weight.detach().clone()
+        supervised(model, tmp_path / "average", epochs=1, ema=decay, validate=validate)
+    finally:
+        hook.remove()
+    for step, weight in enumerate(live, 1):
+        share = min(decay, (1 + step) / (10 + step))
+        expected = share * expected + (1 - share) * weight
+    torch.testing.assert_close(shadows[0], expected)
+    assert torch.equal(model.head[1].weight, shadows[0])
+    assert torch.equal(live[-1], plain.head[1].weight)
+
+
+def test_clipped_gradients_are_no_longer_than_asked(tmp_path):
+    norms, model = [], build(TwoTowers, 0)
+    hook = register_optimizer_step_pre_hook(
+        lambda *_: norms.append(torch.stack([p.grad.norm() for p in model.parameters()]).norm().item())
+    )
+    try:
+        supervised(model, tmp_path / "free")
+        free, norms[:] = list(norms), []
+        model = build(TwoTowers, 0)
+        supervised(model, tmp_path / "clipped", clip_norm=0.01)
+    finally:
+        hook.remove()
+    assert min(free) > 0.01
+    assert norms == pytest.approx([0.01] * len(free), rel=1e-3)
 
 
 def accuracy_of(task, model):
@@ -224,8 +341,23 @@ def test_training_learns(tmp_path):
 def test_a_loss_that_is_not_finite_stops_training(tmp_path):
     train = split("train", 50)
     train.inputs["a"][7, 0] = float("nan")
-    with pytest.raises(ModelError, match=r"training diverged: .*'loss': nan.*learning_rate.*check the data for NaN"):
-        supervised(TwoTowers(), tmp_path, train)
+    with pytest.raises(
+        ModelError, match=r"the loss is nan from the first step: input 'a' of sample 'train-7' holds NaN"
+    ):
+        supervised(TwoTowers(), tmp_path, train, batch_size=64)
+
+
+def test_a_loss_that_grows_out_of_all_numbers_stops_training(tmp_path):
+    with pytest.raises(ModelError, match=r"training diverged: .*'loss': nan.*learning_rate.*clip_norm.*check the data"):
+        supervised(TwoTowers(), tmp_path, optimizer="sgd", learning_rate=10, weight_decay=100, epochs=20)
+
+
+def test_a_weight_that_is_no_number_is_named(tmp_path):
+    model = build(TwoTowers, 0)
+    with torch.no_grad():
+        model.head[1].weight[0, 0] = torch.nan
+    with pytest.raises(ModelError, match=r"the loss is nan from the first step: 'head.1.weight' holds NaN before it"):
+        supervised(model, tmp_path)
 
 
 def test_frozen_parameters_stay_as_they_are(tmp_path):

@@ -44,7 +44,7 @@ def row(verdict="fail", loss=0.05, divergence=0.1):
     answers = Answers("classes", one, 1.0, one, one, None, None, 100, 100)
     bounds = None if loss is None else Estimate(loss, loss - 0.01, loss + 0.01)
     reasons = () if verdict == "pass" else ("KL divergence, nats 0.1, more than 0.02",)
-    return LedgerRow("finetuned", 0.9, bounds, answers, None, None, verdict, reasons)
+    return LedgerRow("finetuned", 0.9, bounds, {"logits": answers}, None, None, verdict, reasons)
 
 
 def attempt(verdict="fail", loss=0.05, seconds=10.0, divergence=0.1, **changes):
@@ -60,7 +60,7 @@ TAUGHT = PrunePlan(10, by_student=True)
 
 
 def after(last, plan=TAUGHT, left_s=600.0, config=CONFIG):
-    return next_plan(plan, last, config, LIMITS, left_s)
+    return next_plan(plan, [attempt(), last], config, LIMITS, left_s)
 
 
 def test_first_the_student_teaches_and_the_same_is_pruned():
@@ -265,13 +265,13 @@ def test_a_plan_of_no_epochs_is_the_unpruned_student(tmp_path):
     assert json.loads((tmp_path / REMOVED).read_text()) == []
     student = probe(networks.student, TAPS, task.splits["test"])
     for name in (CUT_PROBE, PROBE):
-        assert (Probe.load(tmp_path / name).logits == student.logits).all()
+        assert (Probe.load(tmp_path / name).logits == student.answer).all()
 
 
 def test_tuned_by_the_student_a_network_answers_as_it_does(tmp_path):
     def divergence(name, **changes):
         task, networks, _ = run_plan(tmp_path / name, PrunePlan(30, **changes), learning_rate=0.01)
-        student, pruned = (probe(each, TAPS, task.splits["val"]).logits for each in (networks.student, networks.pruned))
+        student, pruned = (probe(each, TAPS, task.splits["val"]).answer for each in (networks.student, networks.pruned))
         ours, theirs = (torch.tensor(x).log_softmax(1) for x in (pruned, student))
         return float((theirs.exp() * (theirs - ours)).sum(1).mean())
 

@@ -33,14 +33,14 @@ class Watches(Remembers):
 
     def __init__(self, stage="", epoch=0):
         super().__init__()
-        self.started, self.notes, self.stage, self.epoch = [], [], stage, epoch
+        self.started, self.notes, self.stage, self.last = [], [], stage, epoch
 
     def start(self, stage):
         self.started.append(stage)
 
     def advance(self, stage, done, total, note):
         self.notes.append((stage, done, note))
-        if (stage, done) == (self.stage, self.epoch) and note.startswith("loss"):
+        if (stage, done) == (self.stage, self.last) and note.startswith("loss"):
             raise KeyboardInterrupt
 
 
@@ -83,11 +83,11 @@ def test_what_the_gate_lets_through_is_tried_once(tmp_path):
     assert one.ratios == {"a": 0.5, "b": 0.5, "fusion": pytest.approx(2 / 3)}
     assert one.parameters == pruned.result.parameters
     assert set(one.drifts) == {"a", "b"}
-    assert one.row.answers.samples == 100, "the validation split, and not the 30 samples of the test"
+    assert one.row.first.samples == 100, "the validation split, and not the 30 samples of the test"
 
 
 def test_less_is_pruned_until_the_gate_lets_it_through(tmp_path):
-    first = train(tmp_path, prune__repair="off", **STRICT).result.attempts[0].row.answers.divergence
+    first = train(tmp_path, prune__repair="off", **STRICT).result.attempts[0].row.first.divergence
     observer = Watches()
     # The first attempt is more than five times beyond it, as no metric excuses.
     pruned = train(tmp_path, observer, gate__max_divergence=first.low / 6, gate__max_metric_drop=0)

@@ -12,7 +12,7 @@ from torch.utils.data import DataLoader
 
 from edgekd.config.recipe import TaskConfig
 from edgekd.errors import DataError, TaskError
-from edgekd.stages.labels import accuracy
+from edgekd.stages.metrics import accuracy
 from edgekd.stages.user_code import source_digests
 from edgekd.training.loop.evaluate import ground_truth
 from edgekd.training.task.loading import LoadedTask, load_task
@@ -272,11 +272,13 @@ BROKEN = {
         "        s = super().split(name)\n        return Whole([s[0], s[1]])",
         "its attribute 'ids' must hold the id of each of its 2 samples, in order",
     ),
-    "one modality": (
-        "modalities = [Modality('a', (2,))]",
-        r"has modalities \['a'\]; a modality Gram needs two or more",
+    "no modality": ("modalities = []", "has no modality; it needs one at least"),
+    "a mask alone": ("modalities = [Modality('a', (2,), of='a')]", "has no modality that is not of another"),
+    "a mask of nothing": (
+        "modalities = [Modality('words', (2,)), Modality('mask', (2,), of='word')]",
+        "'mask' is of 'word', which is no modality of the task; did you mean 'words'",
     ),
-    "named twice": ("modalities = [Modality('a', (2,))] * 2", "each named once"),
+    "named twice": ("modalities = [Modality('a', (2,))] * 2", "each is to be named once"),
 }
 
 
@@ -478,7 +480,7 @@ def test_names_of_the_classes(classes):
     task = SmallTask()
     if classes is not None:
         task.classes = classes
-    assert LoadedTask(task, {}, ()).class_names(3) == ["0", "1", "2"]
+    assert LoadedTask(task, {}, ()).class_names("logits", 3) == ["0", "1", "2"]
 
 
 def test_packages_installed_beneath_the_file_are_not_its_sources(write, tmp_path):

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from edgekd.gram.paired import compare, holm, pairs_needed
 from edgekd.gram.stats import t_quantile, t_tail
+from edgekd.workflows.advise.paired import compare, holm, pairs_needed
 
 
 @pytest.mark.parametrize("freedom", [1, 2, 5, 29])
