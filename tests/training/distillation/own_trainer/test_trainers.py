@@ -17,7 +17,7 @@ LEARNED, EPOCHS = 0.4, 2
 @pytest.fixture
 def example(monkeypatch):
     monkeypatch.syspath_prepend(ROOT / "examples" / "own_trainer")
-    yield lambda name: importlib.import_module(name)
+    yield importlib.import_module
     for name in [name for name in sys.modules if name == "digits" or name.startswith("train_")]:
         del sys.modules[name]
 
