@@ -78,7 +78,7 @@ def test_it_ships_without_a_teacher(project):
     assert [row["stage"] for row in target["ledger"]["rows"]][:2] == ["student", "cut"]
     assert "student" not in report["training"]
     assert "pruned" in report["training"]
-    assert list(target["baselines"]) == ["student"]
+    assert "teacher" not in target["sizes_bytes"]
     (distilled,) = (project / "cache").glob("distill-*")
     kept, given = (load_file(path) for path in (distilled / "model.safetensors", project / "student.safetensors"))
     assert all(torch.equal(kept[name], value) for name, value in given.items())
