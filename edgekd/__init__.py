@@ -18,7 +18,7 @@ os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
 #: The modules in which the public names are defined.
 _NAMES = {
-    "edgekd.training.task.protocol": ("ArraySplit", "Batch", "Modality", "Sample", "Split", "Task"),
+    "edgekd.training.task.protocol": ("ArraySplit", "Batch", "Modality", "Output", "Sample", "Split", "Task"),
     "edgekd.training.task.models": ("Standardize",),
     "edgekd.training.distillation.loss": ("Loss", "LossOptions"),
     "edgekd.compress.quantizers.quantizer": ("Quantizer",),

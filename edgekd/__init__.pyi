@@ -48,6 +48,7 @@ from edgekd.training.task.models import Standardize as Standardize
 from edgekd.training.task.protocol import ArraySplit as ArraySplit
 from edgekd.training.task.protocol import Batch as Batch
 from edgekd.training.task.protocol import Modality as Modality
+from edgekd.training.task.protocol import Output as Output
 from edgekd.training.task.protocol import Sample as Sample
 from edgekd.training.task.protocol import Split as Split
 from edgekd.training.task.protocol import Task as Task
@@ -101,6 +102,7 @@ __all__ = [
     "Modality",
     "ModelError",
     "Observer",
+    "Output",
     "OutputError",
     "OutputKind",
     "Package",

@@ -8,29 +8,34 @@ between samples do not see these.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
 import numpy as np
 
+from edgekd.errors import TaskError
 from edgekd.gram.intervals import Bootstrap, Estimate, estimate, estimate_share
-from edgekd.gram.measures.choose import make_measure
+from edgekd.gram.measures.classes import ClassDivergence, PositionDivergence, TokenDivergence
+from edgekd.gram.measures.embeddings import FloatIndexDivergence, OwnIndexDivergence
+from edgekd.gram.measures.labels import LabelDivergence
 from edgekd.gram.measures.measure import PairedChunk
+from edgekd.gram.measures.numbers import NumberDivergence
 from edgekd.gram.measures.rows import as_rows, lengths, near_zero
-from edgekd.gram.output_kind import CLASS_AXES, MAX_DIVERGENCE, OutputKind, OutputName
+from edgekd.gram.output_kind import MAX_DIVERGENCE, OutputKind, OutputName
 from edgekd.gram.probe import in_chunks, side_by_side
 from edgekd.gram.streaming import Units, hash_names
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
+    from edgekd.gram.measures.measure import Measure
     from edgekd.gram.measures.rows import Rows
     from edgekd.gram.npz import Array
     from edgekd.gram.probe import Probe
     from edgekd.gram.streaming import Keys
 
-#: Probabilities, and lengths of 1, may be this far off, in float16 too.
-_ROUNDING = 1e-3
+#: Says of what two networks answered, an array each, or a dict of such, which share of each sample's changed [N].
+Sameness: TypeAlias = "Callable[[Any, Any], Array]"
 
 
 @dataclass(frozen=True)
@@ -60,7 +65,10 @@ class Answers:
         reference_broken: Number of samples for which the reference's own output is not finite.
         worst_class: Of "multilabel", "dense-classes" and "sequence-classes" the label or class of which the surest is
             that it changed most, among those that the reference gives at least one decision in a thousand; else None.
-        worst_class_changed: Which share of what either network decided for it the other did not, ties left out.
+        worst_class_changed: Which share of what either network decided for it the other did not, ties left out; its
+            bounds hold for all classes together.
+        by_task: Whether the output is "custom" and the task itself said what changed. Then its numbers decide nothing:
+            boxes in another order are the same, and so may be what they say.
     """
 
     kind: OutputName
@@ -76,6 +84,7 @@ class Answers:
     reference_broken: int = 0
     worst_class: int | None = None
     worst_class_changed: Estimate | None = None
+    by_task: bool = False
 
     @property
     def flips(self) -> Estimate | None:
@@ -83,52 +92,43 @@ class Answers:
         return None if self.kind == "embedding" else self.changed
 
 
-def guess_kind(outputs: Array, labelled: bool) -> OutputKind:
-    """Guess what an output is from its values: for a network that comes without a task.
+def compare_outputs(
+    probe: Probe,
+    reference: Probe,
+    kinds: Mapping[str, OutputKind],
+    groups: Array | None,
+    bootstrap: Bootstrap,
+    same: Sameness | None = None,
+) -> dict[str, Answers]:
+    """Compare each output of a network with its reference's; the arguments are as for :func:`compare_answers`.
 
     Args:
-        outputs: The output for some samples [N, ...].
-        labelled: Whether samples have class indices as labels.
+        probe: What the network gave for N samples.
+        reference: What the reference gave for the same samples.
+        kinds: What each output is, by name.
+        groups: Each sample's cluster [N], or None where samples are independent.
+        bootstrap: How means are bounded.
+        same: The task's own word on which share of each sample's answer changed, of all outputs together.
 
-    Returns:
-        "classes" for [N, C] where there are labels, or where rows are distributions; "multilabel" where all values lie
-        between 0 and 1; "embedding" where rows have unit length. "dense-classes" for [N, C, ...] that are distributions
-        over C, and "sequence-classes" for [N, T, C] that are so. Else "regression".
+    Raises:
+        ValueError: The probes are not of the same samples, lack an output, or their outputs differ in shape.
+        TaskError: The task's own word is no share of each sample.
     """
-    if outputs.ndim != 2:
-        names: tuple[OutputName, ...] = (
-            ("sequence-classes", "dense-classes")
-            if outputs.ndim == 3
-            else ("dense-classes",)
-            if outputs.ndim > 3
-            else ()
+    changed = None if same is None else _changed_by(same, probe, reference)
+    return {
+        name: compare_answers(probe, reference, name, kind, groups, bootstrap, changed) for name, kind in kinds.items()
+    }
+
+
+def _changed_by(same: Sameness, probe: Probe, reference: Probe) -> Array:
+    shares = np.asarray(same(probe.answer, reference.answer))
+    if shares.shape != (len(probe),) or shares.dtype.kind not in "biuf" or (shares < 0).any() or (shares > 1).any():
+        raise TaskError(
+            "the task's same must return which share of each sample's answer changed, an array of numbers from 0 to 1 "
+            f"of shape ({len(probe)},), but it returned {shares.dtype} of shape {shares.shape}"
+            + (f", from {shares.min()} to {shares.max()}" if shares.size and shares.dtype.kind in "iuf" else "")
         )
-        found = (name for name in names if outputs.shape[CLASS_AXES[name]] > 1 and are_probabilities(outputs, name))
-        name = next(found, None)
-        return OutputKind(name, True) if name else OutputKind("regression")
-    if outputs.shape[1] > 1:
-        distributions = are_probabilities(outputs, "classes")
-        if labelled or distributions:
-            return OutputKind("classes", distributions)
-        if np.allclose(lengths(as_rows(outputs)), 1, atol=_ROUNDING):
-            return OutputKind("embedding")
-    labels = are_probabilities(outputs, "multilabel") and outputs.any()
-    return OutputKind("multilabel", True, 0.5) if labels else OutputKind("regression")
-
-
-def are_probabilities(outputs: Array, kind: OutputName) -> bool:
-    """Whether an output [N, ...] of a kind is probabilities, by its values; those of classes sum to 1."""
-    within = bool((outputs >= -_ROUNDING).all() and (outputs <= 1 + _ROUNDING).all())
-    if kind in CLASS_AXES:
-        return within and bool(np.allclose(outputs.sum(CLASS_AXES[kind], dtype=np.float64), 1, atol=_ROUNDING))
-    return kind == "multilabel" and within
-
-
-def compare_outputs(
-    probe: Probe, reference: Probe, kinds: Mapping[str, OutputKind], groups: Array | None, bootstrap: Bootstrap
-) -> dict[str, Answers]:
-    """Compare each output of a network with its reference's; the arguments are as for :func:`compare_answers`."""
-    return {name: compare_answers(probe, reference, name, kind, groups, bootstrap) for name, kind in kinds.items()}
+    return shares
 
 
 def compare_answers(
@@ -159,7 +159,7 @@ def compare_answers(
     if shapes[0] != shapes[1] or None in shapes:
         raise ValueError(f"the outputs '{output}' are {shapes[0]} and {shapes[1]}")
     scale = _length_floor(reference, output, kind)
-    measure = make_measure(kind, lambda: _chunks(probe, output), lambda: _chunks(reference, output))
+    measure = _make_measure(kind, lambda: _chunks(probe, output), lambda: _chunks(reference, output))
     error, divergence, shares, held = Units(), Units(), Units(), Units()
     largest, start, broken = 0.0, 0, 0
     for ours, theirs in side_by_side(probe, reference, [output]):
@@ -183,7 +183,8 @@ def compare_answers(
             shares.add(units, decided)
         if (holds := measure.held(chunk)) is not None:
             held.add(units[holds[0]], holds[1])
-    element, of_class = measure.worst_element(), measure.worst_class(bootstrap)
+    by_task = changed is not None and kind.name == "custom"
+    element, of_class = None if by_task else measure.worst_element(), _worst_class(measure, bootstrap)
     return Answers(
         kind=kind.name,
         error=estimate(error.totals(), bootstrap, 0.0, math.inf),
@@ -198,6 +199,7 @@ def compare_answers(
         reference_broken=broken,
         worst_class=of_class[0] if of_class else None,
         worst_class_changed=of_class[1] if of_class else None,
+        by_task=by_task,
     )
 
 
@@ -205,6 +207,19 @@ def _share(shares: Units, bootstrap: Bootstrap) -> Estimate | None:
     """Return a mean share with its bounds; None where there is none of any sample."""
     totals = shares.totals()
     return estimate_share(totals, bootstrap) if totals.size else None
+
+
+def _worst_class(measure: Measure, bootstrap: Bootstrap) -> tuple[int, Estimate] | None:
+    """Return the class that is the surest to have changed most, and the share of it that changed.
+
+    The bounds hold for all classes together (Bonferroni): among many some are always far off by chance.
+    """
+    found = measure.changed_classes()
+    if found is None:
+        return None
+    strict = replace(bootstrap, confidence=1 - (1 - bootstrap.confidence) / max(found.looked_at, 1))
+    shares = {label: estimate_share(trials, strict) for label, trials in found.totals.items()}
+    return max(shares.items(), key=lambda item: (item[1].low, item[1].mean), default=None)
 
 
 def sample_errors(outputs: Array, reference: Array) -> Rows:
@@ -253,8 +268,34 @@ def changed_answers(outputs: Array, reference: Array, kind: OutputKind) -> Rows 
 
 def _compare_arrays(outputs: Array, reference: Array, kind: OutputKind) -> tuple[Rows, Rows | None]:
     keys = hash_names(np.arange(len(outputs)))
-    measure = make_measure(kind, lambda: iter([(keys, outputs)]), lambda: iter([(keys, reference)]))
+    measure = _make_measure(kind, lambda: iter([(keys, outputs)]), lambda: iter([(keys, reference)]))
     return measure.compare(PairedChunk(keys, keys, outputs, reference))
+
+
+class _Chunks(Protocol):
+    """All outputs of one network: yields them from the first on, hashes of names [B], and outputs [B, ...]."""
+
+    def __call__(self) -> Iterator[tuple[Keys, Array]]: ...
+
+
+def _make_measure(kind: OutputKind, ours: _Chunks, reference: _Chunks) -> Measure:
+    """Return what compares two networks' outputs, after what it has to know of all of them beforehand.
+
+    Args:
+        kind: What the output is.
+        ours: The outputs to judge, which are read where they have an index of their own.
+        reference: The reference's outputs.
+    """
+    if kind.name == "classes":
+        return ClassDivergence(kind)
+    if kind.name == "embedding":
+        return OwnIndexDivergence(reference(), ours()) if kind.index == "own" else FloatIndexDivergence(reference())
+    outputs = (rows for _, rows in reference())
+    if kind.name == "multilabel":
+        return LabelDivergence(kind, outputs)
+    if kind.name in ("dense-classes", "sequence-classes"):
+        return (PositionDivergence if kind.blank is None else TokenDivergence)(kind, outputs)
+    return NumberDivergence(kind, outputs)
 
 
 def _chunks(probe: Probe, output: str) -> Iterator[tuple[Keys, Array]]:

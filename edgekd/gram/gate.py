@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
+    from edgekd.gram.answers import Sameness
     from edgekd.gram.intervals import Bootstrap
     from edgekd.gram.metric import LedgerMetrics
     from edgekd.gram.output_kind import OutputKind
@@ -55,12 +56,14 @@ class GateRules:
         limits: Limits that the build must keep.
         bootstrap: How means are bounded.
         kinds: What each of the network's outputs is, by name, in order.
+        same: The task's own word on which share of each sample's answer changed; None to go by the kinds.
     """
 
     metric: str
     limits: GateLimits
     bootstrap: Bootstrap
     kinds: Mapping[str, OutputKind]
+    same: Sameness | None = None
 
 
 @dataclass(frozen=True)
@@ -249,7 +252,7 @@ def _row(
         to_teacher = measure_drift(probes[stage], probes["teacher"], groups, rules.bootstrap)
     if stage not in ("teacher", reference):
         to_reference = measure_drift(probes[stage], probes[reference], groups, rules.bootstrap)
-        answers = compare_outputs(probes[stage], probes[reference], rules.kinds, groups, rules.bootstrap)
+        answers = compare_outputs(probes[stage], probes[reference], rules.kinds, groups, rules.bootstrap, rules.same)
         if stage not in UNGATED:
             asked = _ask(Measured(answers, loss, to_reference, missing, figures.gain), rules)
             verdict, reasons, warnings = join_answers(None, *asked, rules.limits, _names(rules))

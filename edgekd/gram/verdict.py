@@ -320,12 +320,12 @@ def _provably_fell(loss: Estimate, limits: GateLimits) -> bool:
 def _by_metric(answers: Answers, loss: Estimate, limits: GateLimits) -> tuple[Verdict, list[str]] | None:
     """Judge by the metric; None where it cannot tell."""
     limit, margin = limits.divergence(answers.kind), limits.max_metric_drop + AT_LIMIT
-    near = answers.divergence.high <= _NEAR * limit  # a few ties that fell to the other side are chance
+    near = _is_near(answers, limit)  # a few ties that fell to the other side are chance
     if _provably_fell(loss, limits) and not (near and loss.low <= margin):
         return "fail", [_fell(loss, limits)]
     if not loss.high <= margin:
         return None
-    if answers.divergence.high <= limit:
+    if _is_within(answers, limit):
         return "pass", []
     return "warn", [f"the answers differ, though the metric holds: {_diverged(answers)}, limit {limit:g}"]
 
@@ -342,12 +342,12 @@ def _by_output(answers: Answers, loss: Estimate | None, limits: GateLimits) -> t
     fell = loss is not None and loss.mean > limits.max_metric_drop + AT_LIMIT
     flips = answers.flips
     many = flips is not None and flips.low > limits.max_flips + AT_LIMIT
-    near = answers.divergence.high <= _NEAR * limit and not many
+    near = _is_near(answers, limit) and not many
     few = flips is None or flips.high <= limits.max_flips + AT_LIMIT or near
-    if answers.divergence.high <= limit and few and answers.samples >= _FEWEST and not fell:
+    if _is_within(answers, limit) and few and answers.samples >= _FEWEST and not fell:
         return "pass", []
-    diverged = answers.divergence.low > limit
-    if not (diverged or many) or not (loss is None or fell or answers.divergence.low > _FAR * limit):
+    diverged = _is_beyond(answers, limit)
+    if not (diverged or many) or not (loss is None or fell or _is_beyond(answers, _FAR * limit)):
         return None
     reasons = [f"{_diverged(answers)}, more than {limit:g}"] if diverged else []
     if many and flips is not None:
@@ -355,6 +355,18 @@ def _by_output(answers: Answers, loss: Estimate | None, limits: GateLimits) -> t
     if loss and fell:
         reasons.append(_fell(loss, limits))
     return "fail", reasons
+
+
+def _is_near(answers: Answers, limit: float) -> bool:
+    return not answers.by_task and answers.divergence.high <= _NEAR * limit
+
+
+def _is_within(answers: Answers, limit: float) -> bool:
+    return answers.by_task or answers.divergence.high <= limit
+
+
+def _is_beyond(answers: Answers, limit: float) -> bool:
+    return not answers.by_task and answers.divergence.low > limit
 
 
 def _fell(loss: Estimate, limits: GateLimits) -> str:
@@ -445,6 +457,8 @@ def _to_pass(answers: Answers, loss: Estimate | None, limits: GateLimits, confid
             else share_needs(changed.mean, limits.max_flips, confidence)
         )
         near = near if changed.mean <= limits.max_flips else None
+    if answers.by_task:
+        within, near = _FEWEST, None
     by_output = None if within is None or few is None else max(_FEWEST, within, few)
     return [by_metric, by_output, None if near is None else max(_FEWEST, near)]
 
@@ -452,9 +466,10 @@ def _to_pass(answers: Answers, loss: Estimate | None, limits: GateLimits, confid
 def _to_fail(answers: Answers, loss: Estimate | None, limits: GateLimits) -> list[int | None]:
     """Return for each way to fail about how many samples or groups it would take; None where it is none."""
     fell = loss is not None and loss.mean > limits.max_metric_drop + AT_LIMIT
+    limit = limits.divergence(answers.kind)
     if loss is not None and not fell:
-        return [_needed_above(answers.divergence, _FAR * limits.divergence(answers.kind), answers.units)]
-    ways = [_needed_above(answers.divergence, limits.divergence(answers.kind), answers.units)]
+        return [None if answers.by_task else _needed_above(answers.divergence, _FAR * limit, answers.units)]
+    ways = [None if answers.by_task else _needed_above(answers.divergence, limit, answers.units)]
     if answers.flips is not None:
         ways.append(_needed_above(answers.flips, limits.max_flips, answers.units))
     return [*ways, _needed_above(loss, 0.0, answers.units)] if loss else ways
@@ -476,6 +491,9 @@ def _behaviour_figures(measured: Measured) -> tuple[str, ...]:
         figures.append(f"{at}{_diverged(answers)}")
         if answers.changed is not None:
             figures.append(f"{at}answers changed {_share(answers.changed)}")
+        if answers.worst_class_changed is not None:
+            what = "label" if answers.kind == "multilabel" else "class"
+            figures.append(f"{at}most of {what} {answers.worst_class}, {_share(answers.worst_class_changed)}")
     if measured.loss is not None:
         figures.append(f"metric worse by {_bounds(measured.loss)}")
     figures += [f"{at}relative error {answers.error.mean:.3g}" for at, answers in named.items()]

@@ -7,9 +7,10 @@ from typing import TYPE_CHECKING, Protocol
 
 from edgekd.errors import EdgekdError, RecipeError
 from edgekd.files import need
-from edgekd.plugins import guarded, import_plugin
+from edgekd.plugins import guarded
 from edgekd.stages.progress import SerialObserver
 from edgekd.stages.user_code import describe
+from edgekd.training.task.imports import import_own
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -65,14 +66,15 @@ def logged(observer: Observer, name: str, cache: Path) -> SerialObserver:
 
     Raises:
         MissingDependency: TensorBoard is asked for, and is not installed.
-        RecipeError: The user's file fails, or has no such function.
+        RecipeError: It names what is no function.
+        TaskError: The user's file fails, or has nothing of that name.
     """
     if not name:
         return SerialObserver(observer)
     if name == _FOLDER:
         need("tensorboard", "tensorboard")
         return _LoggedEpochs(observer, _TensorBoard(cache / _FOLDER / f"{datetime.now():%Y-%m-%d_%H-%M-%S}"), name)
-    function = import_plugin(name, "log", RecipeError)
+    function = import_own(name, "log")
     if not callable(function):
         raise RecipeError(f"log {name}: is {describe(function)}, must be a function of a stage, an epoch and figures")
     return _LoggedEpochs(observer, function, name)

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from edgekd.config.recipe import ModelConfig, Recipe
     from edgekd.config.target import Scheme
     from edgekd.gram.nest import Nest
+    from edgekd.gram.npz import Array
     from edgekd.gram.probe import Answer
     from edgekd.pipeline.source import JudgingSplit
     from edgekd.stages.artifacts import Exported
@@ -76,6 +77,10 @@ class ImportedOrigin:
         assert isinstance(scores, np.ndarray)
         assert isinstance(targets, np.ndarray)
         return accuracy(scores, targets)
+
+    def same(self, _outputs: Answer, _reference: Answer) -> Array:
+        """Raise: no imported model says itself which answers are the same."""
+        raise NotImplementedError
 
     def histories(self) -> dict[str, list[dict[str, float]]]:
         """Return nothing: no network was trained here."""

@@ -61,11 +61,11 @@ class Project:
         """
         from edgekd.training.taps.taps import Taps, resolve_taps
 
-        task, names = self.loaded.task, self.loaded.modalities
-        student = resolve_taps("student", recipe.student.taps, getattr(task, "student_taps", {}), names)
+        task, names, outputs = self.loaded.task, self.loaded.modalities, self.loaded.outputs
+        student = resolve_taps("student", recipe.student.taps, getattr(task, "student_taps", {}), names, outputs)
         if not self.loaded.has_teacher:  # the student takes its place
             return Taps(student, student)
-        teacher = resolve_taps("teacher", recipe.teacher.taps, getattr(task, "teacher_taps", {}), names)
+        teacher = resolve_taps("teacher", recipe.teacher.taps, getattr(task, "teacher_taps", {}), names, outputs)
         return Taps(teacher, student, recipe.teacher.precision)
 
     @cached_property

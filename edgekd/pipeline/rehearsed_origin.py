@@ -13,6 +13,7 @@ from edgekd.stages.stage import Done
 if TYPE_CHECKING:
     from edgekd.config.target import Scheme
     from edgekd.gram.nest import Nest
+    from edgekd.gram.npz import Array
     from edgekd.gram.probe import Answer, Probe
     from edgekd.pipeline.project import Project
     from edgekd.pipeline.source import JudgingSplit, QatStudent
@@ -80,6 +81,10 @@ class RehearsedOrigin:
     def metric(self, _answer: Answer, _targets: Nest) -> float:
         """Return a number: of untrained networks the metric tells nothing."""
         return 0.5
+
+    def same(self, outputs: Answer, reference: Answer) -> Array:
+        """Return the task's own word on which share of each sample's answer changed [N]."""
+        return self.project.loaded.same(outputs, reference)
 
     def histories(self) -> dict[str, list[dict[str, float]]]:
         """Return nothing."""

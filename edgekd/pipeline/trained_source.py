@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from edgekd.config.target import Scheme
     from edgekd.files import JsonObject
     from edgekd.gram.nest import Nest
+    from edgekd.gram.npz import Array
     from edgekd.gram.probe import Answer, Probe
     from edgekd.gram.verdict import GateLimits
     from edgekd.pipeline.preflight import Preflight
@@ -54,7 +55,7 @@ R = TypeVar("R")
 LIBRARIES = ("torch", "torch-pruning", "onnx", "onnxscript", "onnxruntime")
 
 #: Version of the files in which a teacher's outputs are kept.
-_OUTPUTS_VERSION = 1
+_OUTPUTS_VERSION = 2
 
 
 def _describe(trained: Trained) -> str:
@@ -147,6 +148,10 @@ class TrainedOrigin:
     def metric(self, answer: Answer, targets: Nest) -> float:
         """Return the task's metric."""
         return self.stages.project.loaded.metric(answer, targets)
+
+    def same(self, outputs: Answer, reference: Answer) -> Array:
+        """Return the task's own word on which share of each sample's answer changed [N]."""
+        return self.stages.project.loaded.same(outputs, reference)
 
     def histories(self) -> dict[str, list[dict[str, float]]]:
         """Return for each network that was trained here one entry for each epoch."""
@@ -479,6 +484,7 @@ class TrainingStages:
                 task.outputs,
                 higher_is_better=task.higher_is_better,
                 seed=self.recipe.seed,
+                same=task.own_same,
             )
             networks = self._load_student(student), self._load_pruned(pruned.folder)
             checked = judge_pruned(task, *networks, self.taps.student, rules)

@@ -47,6 +47,7 @@ class TaskFacts:
         classes: For each output that tells classes or labels apart, their names in order.
         inputs: For each input its name, dtype, shape and preprocessing, as in a bundle's manifest.
         modalities: Inputs that are data, any of which may be absent: no masks, numbers of tokens, or states.
+        own_same: Whether the task itself says which answers are the same.
     """
 
     metric: str
@@ -55,6 +56,7 @@ class TaskFacts:
     classes: dict[str, list[str]]
     inputs: list[dict[str, str | list[int | str]]]
     modalities: list[str] = field(default_factory=list)
+    own_same: bool = False
 
 
 @dataclass(frozen=True)

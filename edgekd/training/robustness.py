@@ -13,6 +13,7 @@ from edgekd.stages.labels import UNLABELLED
 from edgekd.training.loop.evaluate import ground_truth, probe
 from edgekd.training.loop.input_statistics import training_channels
 from edgekd.training.loop.loop import compute_device
+from edgekd.training.taps.taps import NetworkTaps
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -57,10 +58,12 @@ def run(
 
         def evaluate(_modality: str, change: InputChange, model: nn.Module = model, name: str = name) -> float:
             nonlocal done
-            logits = probe(model, {}, task.splits["test"], lambda batch: _changed(batch, change)).answer
+            answer = probe(
+                model, NetworkTaps({}, task.outputs), task.splits["test"], lambda batch: _changed(batch, change)
+            ).answer
             done += 1
             stage.report.advance(done, total, name)
-            return task.metric(logits, truth.targets)
+            return task.metric(answer, truth.targets)
 
         measured[name] = measure_robustness(network.metric, evaluate, channels, config.noise, stage.seed)
     known = len(truth.ids) if truth.has_targets else int((truth.labels != UNLABELLED).sum())

@@ -10,9 +10,10 @@ import numpy as np
 
 from edgekd.config.loading import gate_config
 from edgekd.errors import TaskError, nearest
-from edgekd.gram.answers import Answers, are_probabilities, compare_outputs
+from edgekd.gram.answers import Answers, compare_outputs
 from edgekd.gram.drift import Drift, measure_drift
 from edgekd.gram.intervals import Bootstrap
+from edgekd.gram.measures.guess import are_probabilities
 from edgekd.gram.metric import LedgerMetrics
 from edgekd.gram.output_kind import OutputKind, OutputName
 from edgekd.gram.probe import Probe

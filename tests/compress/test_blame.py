@@ -102,7 +102,7 @@ def test_relief_is_the_share_of_the_loss_that_goes(found):
 
 def test_what_the_output_is_decides_how_its_loss_is_measured(graphs):
     exact, kind = probe(graphs[1]), OutputKind("regression")
-    values = Examiner(*graphs, [FEEDS], SampleFacts(kind=kind))
+    values = Examiner(*graphs, [FEEDS], SampleFacts(kinds={"logits": kind}))
     answers = compare_answers(probe(graphs[0]), exact, "logits", kind, None, Bootstrap(resamples=200))
     assert values.measure().effect.divergence == pytest.approx(answers.divergence.mean, rel=1e-3)
     assert blame(values).kind == "regression"

@@ -5,8 +5,9 @@ import math
 import numpy as np
 import pytest
 
-from edgekd.gram.answers import changed_answers, compare_answers, guess_kind, sample_divergences, sample_errors
+from edgekd.gram.answers import changed_answers, compare_answers, sample_divergences, sample_errors
 from edgekd.gram.intervals import Bootstrap, binomial_upper, mean_needs, share_needs
+from edgekd.gram.measures.guess import guess_kind
 from edgekd.gram.output_kind import MAX_DIVERGENCE, OutputKind
 from edgekd.gram.probe import Probe
 

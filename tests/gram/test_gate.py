@@ -185,7 +185,7 @@ def test_a_student_that_keeps_its_gram_and_has_lost_its_accuracy_is_refused(trai
 
 @pytest.mark.parametrize("where", ["embeddings", "logits"])
 def test_what_is_not_a_number_fails(trained, where):
-    broken = getattr(trained.student, where)
+    broken = trained.student.embeddings if where == "embeddings" else trained.student.answer
     if where == "embeddings":
         broken = np.where(np.arange(len(broken["mor"]))[:, None] == 3, np.nan, broken["mor"])
         ledger = trained.ledger(with_embeddings(trained.student, mor=broken))

@@ -277,7 +277,7 @@ def test_one_sample_alone_has_no_structure_within_a_modality():
     alone = replace(drift(math.nan, 2.0), scope="intra", samples=1)
     structure = judge_structure(alone, LIMITS)
     assert (structure.verdict, "one sample alone" in structure.reasons[0]) == (None, True)
-    assert judge_behaviour(Measured(answers(NEAR, FEW), HELD, alone), LIMITS, 0.95).verdict == "pass"
+    assert judge_behaviour(Measured({"logits": answers(NEAR, FEW)}, HELD, alone), LIMITS, 0.95).verdict == "pass"
 
 
 def test_what_is_not_a_number_without_a_modality_is_said_so():

@@ -3,10 +3,13 @@
 import numpy as np
 import pytest
 
-from edgekd.gram.answers import compare_answers, guess_kind, sample_divergences
+from edgekd.errors import TaskError
+from edgekd.gram.answers import compare_answers, compare_outputs, sample_divergences
 from edgekd.gram.drift import measure_drift
-from edgekd.gram.intervals import Bootstrap
+from edgekd.gram.intervals import Bootstrap, Estimate
+from edgekd.gram.measures.guess import guess_kind
 from edgekd.gram.measures.tokens import collapse, edit_distance
+from edgekd.gram.measures.turnover import ClassTurnover
 from edgekd.gram.output_kind import MAX_DIVERGENCE, OutputKind
 from edgekd.gram.probe import Probe
 from edgekd.gram.verdict import GateLimits, Measured, judge_behaviour
@@ -80,7 +83,7 @@ def judged(answers, loss=None):
         np.arange(320).astype(str), {"logits": np.zeros((320, 2), np.float32)}, {"a": KINDS["to a float index"][1]}
     )
     drift = measure_drift(kept, kept, None, Bootstrap(resamples=50))
-    return judge_behaviour(Measured(answers, loss, drift), LIMITS, 0.95)
+    return judge_behaviour(Measured({"y": answers}, loss, drift), LIMITS, 0.95)
 
 
 def vanished(scores, label):
@@ -227,6 +230,24 @@ def test_ties_that_fall_to_the_other_side_lose_no_class():
     assert found.worst_class_changed.mean == 0
 
 
+def test_of_many_rare_labels_one_is_always_lost_by_chance():
+    """1,000 labels, each of 6 samples, of which noise moves one in three: of a few labels it moves all."""
+    labels = np.where(np.arange(1000)[None] % 167 == np.arange(200)[:, None] % 167, 1.0, -6.0)
+    moved = np.where((labels > 0) & (RANDOM.random(labels.shape) < 0.33), -1.0, labels)
+    kind = OutputKind("multilabel")
+    found = compare_answers(probe_of(moved), probe_of(labels), "logits", kind, None, Bootstrap(resamples=200))
+    assert found.worst_class_changed.mean > 0.9
+    assert found.worst_class_changed.low < 0.5
+
+
+def test_of_labels_at_every_position_of_a_map_the_most_frequent_are_looked_at():
+    counts = np.ones(100_000)
+    counts[[7, 90_000]] = 2
+    classes = ClassTurnover(counts, 10).classes
+    assert len(classes) < 5000
+    assert {7, 90_000} <= set(classes.tolist())
+
+
 def test_of_many_samples_and_groups_the_classes_are_counted_in_blocks():
     kind, scores = KINDS["tokens"]
     many = np.tile(scores, (8, 1, 1))
@@ -260,6 +281,37 @@ def test_the_task_says_what_the_same_answer_is():
     found = judged(compared("custom", outputs + 0.05 * RANDOM.standard_normal(outputs.shape), changed=lost))
     assert found.verdict == "fail"
     assert any("20% [" in reason and "of the answers changed" in reason for reason in found.reasons)
+
+
+def test_the_tasks_word_is_asked_once_of_all_outputs_and_must_be_shares():
+    probe = Probe(np.arange(50).astype(str), {"boxes": np.ones((50, 4)), "scores": np.ones((50, 1))}, {})
+    kinds = {"boxes": OutputKind("custom"), "scores": OutputKind("regression")}
+
+    def found(same):
+        return compare_outputs(probe, probe, kinds, None, Bootstrap(resamples=50), same)
+
+    asked = found(lambda ours, theirs: (ours["boxes"][:, 0] == theirs["scores"][:, 0]) * 0.5)
+    assert {name: answers.changed.mean for name, answers in asked.items()} == {"boxes": 0.5, "scores": 0.5}
+    assert {name: answers.changed for name, answers in found(None).items()} == {"boxes": None, "scores": None}
+    for wrong in (0.5, np.zeros((50, 2)), np.full(50, 1.5), np.full(50, -1), np.full(50, "a")):
+        with pytest.raises(TaskError, match=r"from 0 to 1 of shape \(50,\), but it returned"):
+            found(lambda _ours, _theirs, wrong=wrong: wrong)
+
+
+def test_what_the_task_calls_the_same_passes_whatever_its_numbers_are():
+    boxes = KINDS["custom"][1]
+    assert judged(compared("custom", boxes[:, ::-1])).verdict == "fail"
+    found = compared("custom", boxes[:, ::-1], changed=np.zeros(200))
+    assert judged(found).verdict == "pass"
+    assert (found.by_task, found.worst_element) == (True, None)
+    few = compared("custom", boxes[:, ::-1], changed=np.arange(200) % 20 == 0)
+    undecided = judged(few)
+    assert undecided.verdict == "undecided"
+    assert judged(few, Estimate(0.0, -0.01, 0.01)).verdict == "pass"
+    assert judged(compared("custom", boxes[:, ::-1], changed=np.arange(200) % 5 == 0)).verdict == "fail"
+    kind, _ = KINDS["regression"]
+    other = compare_answers(*[probe_of(boxes * x) for x in (1.5, 1)], "logits", kind, None, Bootstrap(), np.zeros(200))
+    assert judged(other).verdict == "fail"  # of a kind that edgekd knows the numbers count, too
 
 
 @pytest.mark.parametrize(

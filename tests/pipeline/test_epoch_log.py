@@ -5,7 +5,7 @@ import sys
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from edgekd.errors import MissingDependency, RecipeError
+from edgekd.errors import MissingDependency, RecipeError, TaskError
 from edgekd.pipeline.epoch_log import logged
 from edgekd.stages.progress import Silent, StageReporter
 
@@ -47,6 +47,12 @@ def test_a_function_of_ones_own_is_called_with_each_epoch(tmp_path):
     ]
 
 
+def test_its_file_may_import_its_neighbours(tmp_path):
+    (tmp_path / "beside_mylog.py").write_text("LINES = []\n")
+    name = own(tmp_path, "import beside_mylog; beside_mylog.LINES.append(epoch)")
+    assert report(tmp_path, name).warnings == []
+
+
 def test_one_that_fails_is_told_once_and_ends_no_training(tmp_path):
     (warning,) = report(tmp_path, own(tmp_path, "raise ConnectionError('no server')")).warnings
     assert warning.startswith(f"log {tmp_path}/mylog.py:log: ConnectionError: ")
@@ -58,13 +64,13 @@ def test_one_that_fails_is_told_once_and_ends_no_training(tmp_path):
     ("text", "name", "message"),
     [
         ("log = 3", "log", "is an int, must be a function of a stage, an epoch and figures"),
-        ("import nowhere_at_all", "log", "cannot be imported: No module named 'nowhere_at_all'"),
+        ("import nowhere_at_all", "log", "ModuleNotFoundError: No module named 'nowhere_at_all'"),
         ("def log(): ...", "lock", "has no 'lock'; did you mean 'log'"),
     ],
 )
 def test_what_is_no_function_is_refused_before_anything_is_trained(tmp_path, text, name, message):
     (tmp_path / "bad.py").write_text(text)
-    with pytest.raises(RecipeError) as refused:
+    with pytest.raises((RecipeError, TaskError)) as refused:
         logged(Silent(), f"{tmp_path / 'bad.py'}:{name}", tmp_path)
     assert message in str(refused.value)
     assert "\n" not in str(refused.value)

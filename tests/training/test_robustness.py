@@ -184,7 +184,7 @@ def test_statistics_are_read_as_they_were_written(tmp_path):
 
 
 class ByOne(nn.Module):
-    """Knows by one modality alone what is to be known, as far as that goes; of the other it makes as much as is said."""
+    """Knows by one modality alone what is to be known, and makes of the other as much as it is told to."""
 
     def __init__(self, share):
         super().__init__()

@@ -16,9 +16,9 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from edgekd.gram.intervals import Bootstrap, Estimate
     from edgekd.gram.measures.measure import PairedChunk
     from edgekd.gram.measures.rows import Rows
+    from edgekd.gram.measures.turnover import ChangedClasses
     from edgekd.gram.npz import Array
     from edgekd.gram.output_kind import OutputKind
 
@@ -63,9 +63,9 @@ class PositionDivergence(ClassDivergence):
                 decisions += decided.size
         self._turnover = ClassTurnover(counts, decisions)
 
-    def worst_class(self, bootstrap: Bootstrap) -> tuple[int, Estimate] | None:
-        """Return the class that is the surest to have changed most."""
-        return self._turnover.worst(bootstrap)
+    def changed_classes(self) -> ChangedClasses | None:
+        """Return the classes that are likeliest to have changed most."""
+        return self._turnover.likeliest()
 
     def _decisions(self, classes: NDArray[np.intp]) -> Iterable[NDArray[np.intp]]:
         """Yield what is decided by the classes [B, P] at the positions."""

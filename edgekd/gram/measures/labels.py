@@ -15,9 +15,9 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from edgekd.gram.intervals import Bootstrap, Estimate
     from edgekd.gram.measures.measure import PairedChunk
     from edgekd.gram.measures.rows import Rows
+    from edgekd.gram.measures.turnover import ChangedClasses
     from edgekd.gram.npz import Array
     from edgekd.gram.output_kind import OutputKind
 
@@ -51,9 +51,9 @@ class LabelDivergence(Measure):
         some: NDArray[np.bool_] = union > 0
         return some, (mine ^ other).sum(1)[some] / union[some]
 
-    def worst_class(self, bootstrap: Bootstrap) -> tuple[int, Estimate] | None:
-        """Return the label that is the surest to have changed most."""
-        return self._turnover.worst(bootstrap)
+    def changed_classes(self) -> ChangedClasses | None:
+        """Return the labels that are likeliest to have changed most."""
+        return self._turnover.likeliest()
 
     def _holds(self, probabilities: Rows) -> NDArray[np.bool_]:
         holds: NDArray[np.bool_] = probabilities >= self._threshold

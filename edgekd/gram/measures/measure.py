@@ -10,8 +10,8 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-    from edgekd.gram.intervals import Bootstrap, Estimate
     from edgekd.gram.measures.rows import Rows
+    from edgekd.gram.measures.turnover import ChangedClasses
     from edgekd.gram.npz import Array
     from edgekd.gram.streaming import Keys
 
@@ -55,6 +55,6 @@ class Measure(ABC):
         """Return the number in the output whose divergence is largest, and that; None where no single one matters."""
         return None
 
-    def worst_class(self, _bootstrap: Bootstrap) -> tuple[int, Estimate] | None:
-        """Return the class that is the surest to have changed most, and which share of it did; None without such."""
+    def changed_classes(self) -> ChangedClasses | None:
+        """Return the classes that are likeliest to have changed most; None where there are no such."""
         return None

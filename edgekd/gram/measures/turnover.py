@@ -5,16 +5,14 @@ Where a class holds in 1 of 100 positions, a mean over the positions hardly show
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from edgekd.gram.intervals import estimate_share
-
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from edgekd.gram.intervals import Bootstrap, Estimate
     from edgekd.gram.measures.rows import Rows
     from edgekd.gram.streaming import Keys
 
@@ -29,8 +27,25 @@ TIE = 0.02
 #: Independent units that are kept apart; of more, several share a block, which is as independent of the others.
 _BLOCKS = 512
 
-#: Classes whose bounds are computed, those that changed most.
+#: The most classes that are looked at, the most frequent ones: labels of every position of a map are more.
+_MOST = 4096
+
+#: Classes of which bounds are computed, those that changed most.
 _BOUNDED = 8
+
+
+@dataclass(frozen=True)
+class ChangedClasses:
+    """The classes that are likeliest to have changed most.
+
+    Attributes:
+        totals: For each the changes and the decisions [2, units] of the units that have any of it, over the mean unit's
+            decisions: so that a unit counts as one trial, however many positions of it are of the class.
+        looked_at: Of how many classes these are the likeliest.
+    """
+
+    totals: dict[int, Rows]
+    looked_at: int
 
 
 class ClassTurnover:
@@ -43,7 +58,8 @@ class ClassTurnover:
 
     def __init__(self, counts: Rows, decisions: float) -> None:
         #: The classes [K] that are looked at.
-        self.classes = np.flatnonzero((counts > 0) & (counts >= RARE * decisions))
+        self.classes = np.sort(np.argsort(-counts, kind="stable")[:_MOST])
+        self.classes = self.classes[(counts > 0)[self.classes] & (counts >= RARE * decisions)[self.classes]]
         self._totals = np.zeros((_BLOCKS, 2, len(self.classes)))
         self._slots: dict[int, int] | None = {}
 
@@ -58,24 +74,20 @@ class ClassTurnover:
         blocks = self._blocks_of(units)  # which may deal the totals anew
         np.add.at(self._totals, blocks, np.stack([changed, union], 1))
 
-    def worst(self, bootstrap: Bootstrap) -> tuple[int, Estimate] | None:
-        """Return the class that is the surest to have changed most, and the share of it that changed."""
+    def likeliest(self) -> ChangedClasses:
+        """Return the classes that are likeliest to have changed most."""
         sums, counts = self._totals[:, 0], self._totals[:, 1]
-        units = (counts > 0).sum(0)
-        alive = np.flatnonzero(units)
-        if not len(alive):
-            return None
+        alive = np.flatnonzero((counts > 0).any(0))
         means = sums[:, alive].sum(0) / counts[:, alive].sum(0)
         spread = np.sqrt(((sums[:, alive] - means * counts[:, alive]) ** 2).sum(0)) / counts[:, alive].sum(0)
-        likely = alive[np.argsort(spread * 2 - means, kind="stable")[:_BOUNDED]]
-        bounds = {index: self._bound(index, bootstrap) for index in likely.tolist()}
-        index = max(bounds, key=lambda one: (bounds[one].low, bounds[one].mean))
-        return int(self.classes[index]), bounds[index]
+        likely = alive[np.argsort(2 * spread - means, kind="stable")[:_BOUNDED]]
+        totals = {int(self.classes[index]): self._trials(index) for index in likely.tolist()}
+        return ChangedClasses(totals, len(self.classes))
 
-    def _bound(self, index: int, bootstrap: Bootstrap) -> Estimate:
-        """Bound a class's share; a unit counts as one trial, however many positions of it are of the class."""
+    def _trials(self, index: int) -> Rows:
         totals = self._totals[self._totals[:, 1, index] > 0, :, index].T
-        return estimate_share(totals * totals.shape[1] / totals[1].sum(), bootstrap)
+        trials: Rows = totals * (totals.shape[1] / totals[1].sum())
+        return trials
 
     def _blocks_of(self, units: Keys) -> NDArray[np.intp]:
         if self._slots is not None:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from edgekd.config.recipe import OutputConfig
 from edgekd.errors import ModelError
-from edgekd.gram.answers import are_probabilities, guess_kind
+from edgekd.gram.measures.guess import are_probabilities, guess_kind
 from edgekd.gram.output_kind import CLASS_AXES, OutputKind
 
 if TYPE_CHECKING:

@@ -89,7 +89,7 @@ def measure_missing(
     def run(_folder: Path, report: StageReporter) -> MissingModalities:
         if len(facts.modalities) < 2:
             return MissingModalities({}, ())
-        why = tuple(why for kind in rules.kinds.values() if (why := _not_measurable(kind)))
+        why = tuple(why for kind in rules.kinds.values() if not rules.same and (why := _not_measurable(kind)))
         if len(why) == len(rules.kinds):
             return MissingModalities({}, why)
         stand_ins = read_stand_ins(context.calibration, facts.modalities)
@@ -200,8 +200,8 @@ def _finite(probe: Probe) -> bool:
 
 def _most_changed(candidate: Probe, reference: Probe, rules: GateRules, groups: Array | None) -> Estimate | None:
     """Return the share of changed answers of the output of which most changed; None where none decides anything."""
-    kinds = {name: kind for name, kind in rules.kinds.items() if not _not_measurable(kind)}
-    compared = compare_outputs(candidate, reference, kinds, groups, rules.bootstrap)
+    kinds = {name: kind for name, kind in rules.kinds.items() if rules.same or not _not_measurable(kind)}
+    compared = compare_outputs(candidate, reference, kinds, groups, rules.bootstrap, rules.same)
     shares = [answers.changed for answers in compared.values() if answers.changed is not None]
     return max(shares, key=lambda share: share.mean, default=None)
 

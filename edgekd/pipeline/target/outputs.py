@@ -65,8 +65,7 @@ def probe_variants(run: Callable[[str], Outputs], samples: Path, where: str) -> 
     for name, error in errors.items():
         if not error <= _DEPLOY_TOLERANCE * float(np.abs(deploy[name]).max()):
             raise ModelError(f"{where}: deploy.onnx and probe.onnx disagree by {error:.3g} in output '{name}'")
-    embeddings = {name: x for name, x in full.items() if name not in deploy}
-    return join_probe({**deploy, **embeddings}, samples), max(errors.values())
+    return join_probe({**full, **deploy}, samples), max(errors.values())  # in the order of the probe's outputs
 
 
 def probe_on_device(

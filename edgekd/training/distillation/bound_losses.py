@@ -11,6 +11,8 @@ from torch import Tensor, nn
 from edgekd.config.recipe import ANCHOR_EXTRA, DEFAULT_EXTRA
 from edgekd.errors import RecipeError, TaskError, nearest
 from edgekd.gram.matrix import pair_indices, pair_names
+from edgekd.training.distillation.kinds.class_scores import class_rows
+from edgekd.training.distillation.kinds.facts import OutputFacts
 from edgekd.training.distillation.loss_registry import check_term
 from edgekd.training.distillation.loss_taps import own_taps, tap_name
 from edgekd.training.distillation.own_losses import find_loss
@@ -102,10 +104,28 @@ class BoundLoss(nn.Module):
 
 
 class _LogitLoss(BoundLoss):
-    """A loss of the logits."""
+    """A loss of the logits: the sum over the outputs that are scores of classes."""
+
+    def __init__(self, name: str, term: Term, loss: Loss, taps: LossTaps) -> None:
+        super().__init__(name, term, loss, taps)
+        self._answers = taps.answer_losses
+        self._outputs = self._answers.class_outputs()
+        if not self._outputs:
+            kinds = ", ".join(f"'{key}' ({kind.name})" for key, kind in self._answers.kinds.items())
+            raise TaskError(
+                f"loss '{name}': '{loss.name}' is of scores of classes, one for each sample, and the task's outputs "
+                f"are none: {kinds}"
+            )
 
     def forward(self, outputs: BatchOutputs) -> Tensor:
-        return self.loss.function(outputs.student.logits, outputs.teacher, outputs.labels, **self.options)
+        losses = [self._of(name, outputs) for name in self._outputs]
+        return torch.stack(losses).sum()
+
+    def _of(self, name: str, outputs: BatchOutputs) -> Tensor:
+        facts = OutputFacts(self._answers.kinds[name])
+        student, teacher = (class_rows(side[name], facts) for side in (outputs.student.answers, outputs.teacher))
+        labels = outputs.labels if self._answers.has_own_loss else self._answers.target(name, outputs.targets)
+        return self.loss.function(student, teacher, labels.reshape(len(student)), **self.options)
 
 
 class _GramLoss(BoundLoss):
@@ -231,4 +251,4 @@ def _enough(rows: Rows) -> bool:
 
 
 def _mean(losses: list[Tensor], outputs: BatchOutputs) -> Tensor:
-    return torch.stack(losses).mean() if losses else outputs.student.logits.sum() * 0
+    return torch.stack(losses).mean() if losses else next(iter(outputs.student.answers.values())).sum() * 0

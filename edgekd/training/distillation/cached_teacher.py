@@ -122,7 +122,8 @@ class CachedReference:
     def __init__(self, live: LiveReference, folder: Path, report: StageReporter) -> None:
         self.live, self.report = live, report
         self.tap_names = list(live.networks[0].taps)
-        names = [_logits(n) for n in range(len(live.networks))]
+        self.outputs = list(live.kinds)
+        names = [_answer(n, i) for n in range(len(live.networks)) for i in range(len(self.outputs))]
         names += [_embedding(n, i) for n in range(len(live.networks)) for i in range(len(self.tap_names))]
         self._columns = {name: np.load(_path(folder, name), mmap_mode="r") for name in names}
         self._ids, self._rows, self._inputs = (
@@ -140,7 +141,9 @@ class CachedReference:
             other = torch.from_numpy(np.flatnonzero(~stored.same)).to(device)
             for name, x in _columns(self.live(batch.part(other)).networks).items():
                 columns[name][other] = x
-        return combine_outputs([self._side(columns, network) for network in range(len(self.live.networks))])
+        return combine_outputs(
+            [self._side(columns, network) for network in range(len(self.live.networks))], self.live.kinds
+        )
 
     def _find(self, batch: Batch) -> _StoredRows:
         # In the stored dtype, so that the sorted ids are searched on disk and are not converted as a whole.
@@ -152,7 +155,8 @@ class CachedReference:
 
     def _side(self, columns: Mapping[str, Tensor], network: int) -> NetworkOutputs:
         embeddings = {tap: columns[_embedding(network, index)] for index, tap in enumerate(self.tap_names)}
-        return NetworkOutputs(columns[_logits(network)], embeddings, {})
+        answers = {name: columns[_answer(network, index)] for index, name in enumerate(self.outputs)}
+        return NetworkOutputs(answers, embeddings, {})
 
     def _warn(self, sample: str) -> None:
         if not self._warned:
@@ -189,15 +193,15 @@ def _factors(seed: int, count: int, device: torch.device) -> Tensor:
 
 def _columns(sides: Sequence[NetworkOutputs]) -> dict[str, Tensor]:
     """Return the outputs that are stored for a batch, by the names of their files."""
-    columns = {}
+    columns: dict[str, Tensor] = {}
     for network, side in enumerate(sides):
-        columns[_logits(network)] = side.logits
+        columns |= {_answer(network, index): x for index, x in enumerate(side.answers.values())}
         columns |= {_embedding(network, index): z for index, z in enumerate(side.embeddings.values())}
     return columns
 
 
-def _logits(network: int) -> str:
-    return f"logits-{network}"
+def _answer(network: int, index: int) -> str:
+    return f"answer-{network}-{index}"
 
 
 def _embedding(network: int, index: int) -> str:

@@ -9,15 +9,15 @@ from torch import Tensor, nn
 
 from edgekd.config.recipe import Tap
 from edgekd.gram.matrix import normalize
-from edgekd.training.distillation.references import mean_logits
-from edgekd.training.taps.taps import TappedModel
+from edgekd.training.distillation.references import join_answers
+from edgekd.training.taps.taps import NetworkTaps, TappedModel, outputs_read
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
 
 class Ensemble(nn.Module):
-    """Members whose logits together are the logarithm of their mean probability.
+    """Members whose outputs are joined: of scores the mean probability is taken, else the mean.
 
     The embedding of a modality is the concatenation of the members' embeddings at unit length, divided by the root of
     their number, so that its cosines are the mean of the members' cosines.
@@ -31,15 +31,16 @@ class Ensemble(nn.Module):
         super().__init__()
         self.members = nn.ModuleList(members)
         self.embeddings = nn.ModuleList(nn.Identity() for _ in taps)
-        self._of_members = dict(taps)
+        self._of_members = NetworkTaps(taps, outputs_read(taps))
 
     @property
-    def taps(self) -> dict[str, Tap]:
+    def taps(self) -> NetworkTaps:
         """For each modality where the ensemble's embedding is."""
-        return {name: Tap(module=f"embeddings.{index}") for index, name in enumerate(self._of_members)}
+        taps = {name: Tap(module=f"embeddings.{index}") for index, name in enumerate(self._of_members)}
+        return NetworkTaps(taps, outputs_read(self._of_members))
 
-    def forward(self, *inputs: Tensor) -> Tensor:
-        """Return logits [B, classes] of the modalities' batches, in order."""
+    def forward(self, *inputs: Tensor) -> dict[str, Tensor]:
+        """Return the outputs [B, ...] by name of the inputs' batches, in order."""
         readings = []
         for member in self.members:
             with TappedModel(member, self._of_members) as tapped:
@@ -47,7 +48,7 @@ class Ensemble(nn.Module):
         for tap, name in zip(self.embeddings, self._of_members, strict=True):
             units = [normalize(embeddings[name]) for _, embeddings in readings]
             tap(torch.cat(units, 1) / len(units) ** 0.5)
-        return mean_logits([logits for logits, _ in readings])
+        return join_answers([answers for answers, _ in readings], self._of_members.outputs)
 
 
 def members(model: nn.Module) -> list[nn.Module]:

@@ -8,6 +8,7 @@ import torch
 
 from edgekd.training.distillation.outputs import BatchOutputs, NetworkOutputs
 from edgekd.training.loop import distributed
+from edgekd.training.task.targets import map_nest
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -32,7 +33,7 @@ def gather_batch(outputs: BatchOutputs, modalities: Sequence[str], maps: bool) -
 
     def gather_network(network: NetworkOutputs) -> NetworkOutputs:
         return NetworkOutputs(
-            distributed.gather(network.logits, counts),
+            gather_table(network.answers),
             gather_table(network.embeddings),
             gather_table(network.outputs if maps else {}),
         )
@@ -42,8 +43,9 @@ def gather_batch(outputs: BatchOutputs, modalities: Sequence[str], maps: bool) -
     masks = gather_table({name: outputs.present.get(name, everyone) for name in modalities})
     return BatchOutputs(
         gather_network(outputs.student),
-        distributed.gather(outputs.teacher, counts),
+        gather_table(outputs.teacher),
         [gather_network(anchor) for anchor in outputs.anchors],
         distributed.gather(outputs.labels, counts),
         {name: mask for name, mask in masks.items() if not bool(mask.all())},
+        map_nest(lambda x: distributed.gather(x, counts), outputs.targets),
     )

@@ -52,7 +52,7 @@ class _Halved(TappedModel):
             if isinstance(layer, WEIGHTED):
                 layer.to(dtype)
 
-    def _run(self, inputs: Arguments) -> tuple[Tensor, dict[str, Tensor]]:
+    def _run(self, inputs: Arguments) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """Run the model.
 
         Raises:
@@ -63,10 +63,10 @@ class _Halved(TappedModel):
         device = next(self.model.parameters()).device.type
         try:
             with torch.autocast(device, self._dtype):
-                logits, outputs = super()._run(inputs)
+                answers, outputs = super()._run(inputs)
         except RuntimeError as error:
             raise ModelError(f"{name} cannot run in {kind}: {error}{advice}") from error
-        for what, x in {"logits": logits, **outputs}.items():
+        for what, x in {**answers, **outputs}.items():
             if not torch.isfinite(x).all():
                 raise ModelError(f"{name} gives NaN or infinite values in {kind} ({what}){advice}")
-        return logits.float(), {modality: x.float() for modality, x in outputs.items()}
+        return {name: x.float() for name, x in answers.items()}, {name: x.float() for name, x in outputs.items()}

@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 from edgekd.config.recipe import Tap
+from edgekd.training.distillation.answer_losses import AnswerLosses
+from edgekd.training.taps.taps import NetworkTaps, outputs_read
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -22,12 +24,19 @@ class LossTaps:
         student: For each modality the student's tap.
         anchor: For each modality the tap of the networks whose embeddings the student is aligned with.
         table: Which of a loss's own tables of taps holds for the anchor.
+        answers: The losses of the task's outputs; by default those of the kinds of what is read of the student.
     """
 
     modalities: Sequence[str]
     student: Mapping[str, Tap]
     anchor: Mapping[str, Tap]
     table: Literal["teacher", "student"]
+    answers: AnswerLosses | None = None
+
+    @property
+    def answer_losses(self) -> AnswerLosses:
+        """The losses of the task's outputs."""
+        return self.answers or AnswerLosses(outputs_read(self.student))
 
 
 def taps_with_losses(taps: Mapping[str, Tap], config: LossConfig, side: str) -> dict[str, Tap]:
@@ -38,7 +47,7 @@ def taps_with_losses(taps: Mapping[str, Tap], config: LossConfig, side: str) -> 
         config: The losses of a recipe.
         side: "student" or "teacher": which of a loss's own tables of taps is meant.
     """
-    named = dict(taps)
+    named = NetworkTaps(taps, outputs_read(taps))
     for term in config.terms.values():
         for modality, tap in own_taps(term, side).items():
             named[tap_name(modality, tap, taps)] = tap

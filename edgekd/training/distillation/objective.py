@@ -9,13 +9,15 @@ import torch
 from torch import Tensor, nn
 
 from edgekd.plugins import is_plugin
+from edgekd.training.distillation.answer_losses import AnswerLosses
 from edgekd.training.distillation.bound_losses import bind_losses
 from edgekd.training.distillation.gathered import gather_batch
 from edgekd.training.distillation.gradient_balance import GradientBalance, schedule
-from edgekd.training.distillation.losses.logits import cross_entropy, kd_loss
 from edgekd.training.distillation.outputs import BatchOutputs
 from edgekd.training.distillation.references import float_outputs
 from edgekd.training.loop import distributed
+from edgekd.training.taps.taps import outputs_read
+from edgekd.training.task.targets import map_nest
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -44,19 +46,26 @@ class DistillationState(TypedDict):
 
 
 class SupervisedObjective:
-    """Cross entropy with the labels."""
+    """The loss of a network's answers and the targets.
 
-    def __init__(self, tapped: TappedModel) -> None:
+    Args:
+        tapped: The network that is trained.
+        losses: The losses of its outputs; None for those of the kinds of what is read of it.
+    """
+
+    def __init__(self, tapped: TappedModel, losses: AnswerLosses | None = None) -> None:
         self.tapped = tapped
+        self.losses = losses or AnswerLosses(outputs_read(tapped.taps))
 
     def __call__(self, batch: Batch, progress: float) -> tuple[Tensor, Figures]:  # noqa: ARG002  (no schedule here)
         """Return the loss, a scalar, and no figures beside it."""
-        logits, _ = self.tapped(list(batch.inputs.values()))
-        labels = batch.labels
+        answers, _ = self.tapped(list(batch.inputs.values()))
+        targets = batch.targets
         if distributed.world_size() > 1:
-            counts = distributed.sample_counts(len(labels), labels.device)
-            logits, labels = (distributed.gather(x, counts) for x in (logits, labels))
-        return cross_entropy(logits, labels), {}
+            counts = distributed.sample_counts(len(batch.labels), batch.labels.device)
+            answers = {name: distributed.gather(x, counts) for name, x in answers.items()}
+            targets = map_nest(lambda x: distributed.gather(x, counts), targets)
+        return self.losses.supervised(answers, targets), {}
 
     def parameters(self) -> list[nn.Parameter]:
         """Return nothing: nothing is learned beside the model."""
@@ -73,10 +82,12 @@ class SupervisedObjective:
 class DistillationObjective:
     """``ce * CE + kd * T^2 * KL(teacher || student) + sum over extras of weight * loss(anchor, student)``.
 
+    In place of cross entropy and KL, outputs of other kinds than classes, and tasks, have losses of their own.
+
     Args:
         student: The network that is trained, with the taps of
             :func:`edgekd.training.distillation.loss_taps.taps_with_losses`.
-        teacher: The reference that gives the logits.
+        teacher: The reference that gives the answers.
         anchor: The reference that gives the embeddings which the student is aligned with: the teacher in distillation,
             the unpruned student in the fine-tune of what was pruned from it.
         config: Weights, temperature, losses.
@@ -102,7 +113,7 @@ class DistillationObjective:
     ) -> None:
         self.student, self.teacher, self.anchor = student, teacher, anchor
         self.config, self.report, self.transform = config, report, transform
-        self.modalities = taps.modalities
+        self.modalities, self.losses = taps.modalities, taps.answer_losses
         self.extras = bind_losses(config, taps)
         self.balance = GradientBalance({name: extra.term for name, extra in self.extras.items()})
         self._warned: set[str] = set()
@@ -175,8 +186,8 @@ class DistillationObjective:
             progress: Share of all steps that are done, in [0, 1).
             measure: Whether to measure gradients and move the losses' weights by them, as a step of training does.
         """
-        ce = cross_entropy(outputs.student.logits, outputs.labels)
-        kd = kd_loss(outputs.student.logits, outputs.teacher, self.config.temperature)
+        ce = self.losses.supervised(outputs.student.answers, outputs.targets)
+        kd = self.losses.distilled(outputs.student.answers, outputs.teacher, self.config.temperature)
         base = self.config.ce * ce + self.config.kd * kd
         with torch.autocast(outputs.labels.device.type, enabled=False):  # it would round the gradients, too
             losses = {name: extra(outputs) for name, extra in self.extras.items()}
@@ -200,7 +211,9 @@ class DistillationObjective:
         anchors = reference.networks if self.anchor is self.teacher else self.anchor(batch).networks
         given = self.transform(batch) if self.transform and self.student.model.training else batch
         tapped = self.student.read(list(given.inputs.values()))
-        outputs = BatchOutputs(float_outputs(tapped), reference.logits, anchors, batch.labels, given.present)
+        outputs = BatchOutputs(
+            float_outputs(tapped), reference.answers, anchors, batch.labels, given.present, batch.targets
+        )
         return gather_batch(outputs, self.modalities, self.reads_maps), tapped.outputs
 
     def _warn_of_vanished(self) -> None:

@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
 import torch
 
+from edgekd.training.distillation.kinds.registry import joined_outputs
 from edgekd.training.distillation.outputs import NetworkOutputs
+from edgekd.training.taps.taps import outputs_read
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     from torch import Tensor
 
+    from edgekd.gram.output_kind import OutputKind
     from edgekd.training.taps.taps import TapOutputs, TappedModel
     from edgekd.training.task.protocol import Batch
 
@@ -24,11 +26,11 @@ class ReferenceOutputs:
     """What a reference gives for a batch.
 
     Attributes:
-        logits: Logits [B, C] of all its networks together.
-        networks: Logits and embeddings of each of its networks.
+        answers: Outputs [B, ...] of all its networks together, by name.
+        networks: Outputs and embeddings of each of its networks.
     """
 
-    logits: Tensor
+    answers: Mapping[str, Tensor]
     networks: Sequence[NetworkOutputs]
 
 
@@ -43,7 +45,7 @@ class LiveReference:
     """Networks that run on every batch, frozen and in evaluation mode.
 
     Where there are several, the student is aligned with the embeddings of each (its Gram with the mean of their
-    Grams), and the logits are the logarithm of their mean probability.
+    Grams), and their outputs are joined: of scores the mean probability is taken, else the mean.
 
     Args:
         networks: One network or more, with the same taps.
@@ -59,25 +61,28 @@ class LiveReference:
         """Run the networks on a batch."""
         with torch.no_grad():
             outputs = [float_outputs(tapped.read(list(batch.inputs.values()))) for tapped in self.networks]
-        return combine_outputs(outputs)
+        return combine_outputs(outputs, self.kinds)
+
+    @property
+    def kinds(self) -> Mapping[str, OutputKind]:
+        """What each output of the networks is, by name."""
+        return outputs_read(self.networks[0].taps)
 
 
-def combine_outputs(networks: Sequence[NetworkOutputs]) -> ReferenceOutputs:
-    """Return what networks give together; their logits are the logarithm of their mean probability, or one's own."""
-    if len(networks) == 1:
-        return ReferenceOutputs(networks[0].logits, networks)
-    return ReferenceOutputs(mean_logits([network.logits for network in networks]), networks)
+def combine_outputs(networks: Sequence[NetworkOutputs], kinds: Mapping[str, OutputKind]) -> ReferenceOutputs:
+    """Return what networks give together; see :func:`~edgekd.training.distillation.kinds.registry.joined_outputs`."""
+    return ReferenceOutputs(join_answers([network.answers for network in networks], kinds), networks)
 
 
-def mean_logits(logits: Sequence[Tensor]) -> Tensor:
-    """Return the logarithm of the mean probability of networks whose logits are [B, C] each."""
-    return torch.stack([x.log_softmax(1) for x in logits]).logsumexp(0) - math.log(len(logits))
+def join_answers(answers: Sequence[Mapping[str, Tensor]], kinds: Mapping[str, OutputKind]) -> dict[str, Tensor]:
+    """Return the outputs that several networks give together."""
+    return {name: joined_outputs([one[name] for one in answers], kind) for name, kind in kinds.items()}
 
 
 def float_outputs(outputs: TapOutputs) -> NetworkOutputs:
     """Return what was read of a network in float32, whatever autocast made of it."""
     return NetworkOutputs(
-        outputs.logits.float(),
+        {name: x.float() for name, x in outputs.answers.items()},
         {name: z.float() for name, z in outputs.embeddings.items()},
         {name: output.float() for name, output in outputs.outputs.items()},
     )

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 from edgekd.errors import TaskError
+from edgekd.training.distillation.answer_losses import AnswerLosses
 from edgekd.training.distillation.cached_teacher import CachedReference
 from edgekd.training.distillation.ensemble import members, taps_of
 from edgekd.training.distillation.half_precision import tapped_teacher
@@ -35,7 +36,7 @@ class DistillationNetworks:
 
     Attributes:
         trained: The student that is trained.
-        teacher: The network that gives the logits.
+        teacher: The network that gives the answers.
         anchor: The network that gives the embeddings: the student whose structure is to be kept, or None for the
             teacher.
         outputs: Folder of the teacher's outputs, which
@@ -89,7 +90,7 @@ def distillation_objective(
         TaskError: A tap is wrong, a loss names what the task does not have, or reads what is not cached.
     """
     table: Literal["teacher", "student"] = "teacher" if networks.anchor is None else "student"
-    loss_taps = LossTaps(task.modalities, taps.student, getattr(taps, table), table)
+    loss_taps = LossTaps(task.modalities, taps.student, getattr(taps, table), table, AnswerLosses.of_task(task))
     student_taps = taps_with_losses(taps.student, config, "student")
     teacher_taps = taps_with_losses(taps.teacher, config, "teacher")
     with ExitStack() as stack:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from edgekd.stages.cache import ROUNDS
 from edgekd.stages.progress import PartialReporter
+from edgekd.training.distillation.answer_losses import AnswerLosses
 from edgekd.training.distillation.ensemble import Ensemble
 from edgekd.training.distillation.objective import SupervisedObjective
 from edgekd.training.loop import distributed
@@ -52,7 +53,8 @@ def run(task: LoadedTask, taps: Mapping[str, Tap], config: TeacherConfig, stage:
 
 def _train(task: LoadedTask, model: nn.Module, taps: Mapping[str, Tap], run: Fit) -> list[Epoch]:
     with TappedModel(model, taps) as tapped:
-        return fit(model, SupervisedObjective(tapped), task.splits["train"], Validation(task, model, taps), run)
+        objective = SupervisedObjective(tapped, AnswerLosses.of_task(task))
+        return fit(model, objective, task.splits["train"], Validation(task, model, taps), run)
 
 
 def _train_members(task: LoadedTask, taps: Mapping[str, Tap], config: TeacherConfig, stage: StageRun) -> Trained:

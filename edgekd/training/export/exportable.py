@@ -35,7 +35,7 @@ def exportable(model: nn.Module) -> Iterator[None]:
     - ``nn.TransformerEncoder`` does not look whether its mask is a causal one, which only makes it faster.
     - Packed sequences are padded ones, and recurrent layers run them as such.
     - An LSTM with ``proj_size`` is written step by step.
-    - ``scaled_dot_product_attention`` without heads has one.
+    - ``scaled_dot_product_attention`` without heads has one, and an adaptive maximum is one of each part.
     """
     with ExitStack() as stack:
         for layer in list(model.modules()):
@@ -46,7 +46,7 @@ def exportable(model: nn.Module) -> Iterator[None]:
                 stack.enter_context(_replaced(layer, "forward", partial(_run_recurrent, layer, layer.forward)))
         stack.enter_context(_replaced(transformer, "_detect_is_causal_mask", _as_told))
         stack.enter_context(padded_sequences())
-        stack.enter_context(_AttentionOfHeads())
+        stack.enter_context(_Functions())
         yield
 
 
@@ -79,26 +79,50 @@ def _run_recurrent(layer: nn.RNNBase, forward: Callable[..., object], given: obj
     return forward(given, state)
 
 
-class _AttentionOfHeads(TorchFunctionMode):
-    """Gives attention over [B, T, D] the one head that the exporter asks for."""
+class _Functions(TorchFunctionMode):
+    """Computes functions otherwise that the exporter does not know."""
 
     def __torch_function__(
         self, function: Any, types: object, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
         """Call one of torch's functions."""
-        kwargs = dict(kwargs or {})
-        if function is not nn.functional.scaled_dot_product_attention:
-            return function(*args, **kwargs)
-        names = ("query", "key", "value", "attn_mask")
-        kwargs |= dict(zip((*names, "dropout_p", "is_causal"), args, strict=False))
-        given = [kwargs[name] for name in names if isinstance(kwargs.get(name), Tensor)]
-        if any(x.dim() != 3 for x in given[:3]):
-            return function(**kwargs)
-        for name in names:
-            x = kwargs.get(name)
-            if isinstance(x, Tensor) and x.dim() == 3:
-                kwargs[name] = x.unsqueeze(1)
-        return function(**kwargs).squeeze(1)
+        written = _WRITTEN.get(function)
+        return (written or function)(*args, **(kwargs or {}))
+
+
+def _attention(
+    query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None = None, *more: Any, **named: Any
+) -> Any:
+    """Compute attention; where it is over [B, T, D] it gets the one head that the exporter asks for."""
+    attend = nn.functional.scaled_dot_product_attention
+    if any(x.dim() != 3 for x in (query, key, value)):
+        return attend(query, key, value, attn_mask, *more, **named)
+    mask = attn_mask.unsqueeze(1) if attn_mask is not None and attn_mask.dim() == 3 else attn_mask
+    return attend(query.unsqueeze(1), key.unsqueeze(1), value.unsqueeze(1), mask, *more, **named).squeeze(1)
+
+
+def _adaptive_maximum(dims: int, whole: Callable[..., Any]) -> Callable[..., Any]:
+    """Return an adaptive maximum over the last dimensions, of any output size; with indices it is torch's own."""
+
+    def pool(x: Tensor, output_size: Any, return_indices: bool = False) -> Any:
+        if return_indices:
+            return whole(x, output_size, True)
+        sizes = [output_size] * dims if isinstance(output_size, int) else list(output_size)
+        for dim, size in zip(range(x.dim() - dims, x.dim()), sizes, strict=True):
+            length = x.shape[dim]
+            count = length if size is None else size
+            bins = [(place * length // count, -(-(place + 1) * length // count)) for place in range(count)]
+            x = torch.stack([x.narrow(dim, start, end - start).amax(dim) for start, end in bins], dim)
+        return x
+
+    return pool
+
+
+_WRITTEN: dict[object, Callable[..., Any]] = {
+    nn.functional.scaled_dot_product_attention: _attention,
+    nn.functional.adaptive_max_pool1d: _adaptive_maximum(1, nn.functional.adaptive_max_pool1d),
+    nn.functional.adaptive_max_pool2d: _adaptive_maximum(2, nn.functional.adaptive_max_pool2d),
+}
 
 
 @contextmanager

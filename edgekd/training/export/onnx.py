@@ -17,7 +17,7 @@ from edgekd.gram.npz import EMBEDDING_PREFIX
 from edgekd.training.export.exportable import exportable
 from edgekd.training.export.origins import node_origins
 from edgekd.training.export.refusal import explain
-from edgekd.training.taps.taps import TappedModel
+from edgekd.training.taps.taps import TappedModel, outputs_read
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -54,7 +54,7 @@ class ExportNetwork:
 
 
 class _WithEmbeddings(nn.Module):
-    """A network whose forward pass returns logits and every embedding."""
+    """A network whose forward pass returns every output and every embedding."""
 
     def __init__(self, tapped: TappedModel) -> None:
         super().__init__()
@@ -62,12 +62,12 @@ class _WithEmbeddings(nn.Module):
         self._tapped = tapped
 
     def forward(self, *inputs: Tensor) -> tuple[Tensor, ...]:
-        logits, embeddings = self._tapped(list(inputs))
-        return logits, *embeddings.values()
+        answers, embeddings = self._tapped(list(inputs))
+        return *answers.values(), *embeddings.values()
 
 
 def write_onnx(network: ExportNetwork, inputs: Mapping[str, Tensor], opset: int, path: Path) -> dict[str, NodeOrigin]:
-    """Export one network with a dynamic batch and the outputs ``logits`` and ``embedding.<modality>``.
+    """Export one network with a dynamic batch and its own outputs and ``embedding.<modality>``.
 
     Returns:
         The origin of each node, by its name and by those of its outputs.
@@ -101,7 +101,7 @@ def _export(
     Raises:
         ModelError: Torch cannot export the network, or not for any number of samples.
     """
-    outputs = ["logits", *(EMBEDDING_PREFIX + name for name in network.taps)]
+    outputs = [*outputs_read(network.taps), *(EMBEDDING_PREFIX + name for name in network.taps)]
     kind, model = type(network.model).__name__, _WithEmbeddings(tapped)
     try:
         program = _run_exporter(model, inputs, outputs, opset)

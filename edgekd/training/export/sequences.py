@@ -140,23 +140,25 @@ def _operator(
 
 
 def _run_steps(layer: nn.RNNBase, x: Tensor, state: Any, lengths: Tensor | None) -> tuple[Tensor, Any]:
-    """Run an LSTM [T, B, D] step by step, for sequences of some lengths or of all steps."""
+    """Run an LSTM that projects, [T, B, D], step by step, for sequences of some lengths or of all steps."""
     ways = 1 + layer.bidirectional
     lasts = []
     for number in range(layer.num_layers):
         outputs = []
         for way in range(ways):
             place = number * ways + way
-            widths = (layer.proj_size or layer.hidden_size, layer.hidden_size)
-            initial = (
-                [x.new_zeros(x.shape[1], width) for width in widths] if state is None else [z[place] for z in state]
-            )
-            given = _turned(x, lengths) if way else x
-            h, c = _steps(layer, given, initial, layer.all_weights[place])
+            initial = [z[place] for z in state or _zeros(layer, x)]
+            h, c = _steps(layer, _turned(x, lengths) if way else x, initial, layer.all_weights[place])
             outputs.append(_turned(h, lengths) if way else h)
             lasts.append((_at_end(h, lengths), _at_end(c, lengths)))
         x = torch.cat(outputs, 2)
     return x, tuple(torch.cat(each) for each in zip(*lasts, strict=True))
+
+
+def _zeros(layer: nn.RNNBase, x: Tensor) -> list[Tensor]:
+    """Return the states [layers, B, H] that an LSTM begins with where it is given none."""
+    count, widths = layer.num_layers * (1 + layer.bidirectional), (layer.proj_size, layer.hidden_size)
+    return [x.new_zeros(count, x.shape[1], width) for width in widths]
 
 
 def _steps(layer: nn.RNNBase, x: Tensor, initial: Sequence[Tensor], weights: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
@@ -168,7 +170,7 @@ def _steps(layer: nn.RNNBase, x: Tensor, initial: Sequence[Tensor], weights: Seq
         i, f, g, o = (step + nn.functional.linear(h, weights[1], biases[1])).chunk(4, 1)
         c = f.sigmoid() * c + i.sigmoid() * g.tanh()
         h = o.sigmoid() * c.tanh()
-        h = nn.functional.linear(h, weights[-1]) if layer.proj_size else h
+        h = nn.functional.linear(h, weights[-1])
         outputs.append(h)
         cells.append(c)
     return torch.stack(outputs), torch.stack(cells)

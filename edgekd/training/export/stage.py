@@ -17,6 +17,7 @@ from torch import Tensor
 
 from edgekd.errors import ModelError
 from edgekd.files import write_text
+from edgekd.gram.nest import TARGET, flatten
 from edgekd.gram.npz import EMBEDDING_PREFIX, INPUT_PREFIX, PRESENT_PREFIX
 from edgekd.runtime.backends.onnxruntime import open_engine
 from edgekd.runtime.session import write_arrays
@@ -33,7 +34,6 @@ from edgekd.stages.artifacts import (
 from edgekd.training.export.onnx import write_onnx
 from edgekd.training.loop.evaluate import batches, ground_truth, probe
 from edgekd.training.taps.taps import TappedModel
-from edgekd.training.task.targets import leaves
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -87,7 +87,7 @@ def run(
     return Exported(
         parity,
         {name: (folder / onnx_name(name)).stat().st_size for name in parity},
-        _facts(task, _width(networks, inputs)),
+        _facts(task, _widths(task, networks, inputs)),
         refused,
     )
 
@@ -111,14 +111,16 @@ def _write(
     return parity
 
 
-def _width(networks: Mapping[str, ExportNetwork], inputs: Mapping[str, Tensor]) -> int:
-    """Return the number of logits, which is the same for all networks."""
+def _widths(task: LoadedTask, networks: Mapping[str, ExportNetwork], inputs: Mapping[str, Tensor]) -> dict[str, int]:
+    """Return the number of classes or labels of each output that has such; it is the same for all networks."""
     network = next(iter(networks.values()))
     with torch.inference_mode(), TappedModel(network.model, network.taps) as tapped:
-        return tapped(list(inputs.values()))[0].shape[1]
+        answers, _ = tapped(list(inputs.values()))
+    axes = {name: 1 if kind.name == "multilabel" else kind.class_axis for name, kind in task.outputs.items()}
+    return {name: answers[name].shape[axis] for name, axis in axes.items() if axis is not None}
 
 
-def _facts(task: LoadedTask, logits: int) -> TaskFacts:
+def _facts(task: LoadedTask, widths: Mapping[str, int]) -> TaskFacts:
     inputs: list[dict[str, str | list[int | str]]] = [
         {"name": m.name, "dtype": m.dtype, "shape": ["batch", *m.shape], "preprocessing": m.description}
         for m in task.task.modalities
@@ -127,9 +129,10 @@ def _facts(task: LoadedTask, logits: int) -> TaskFacts:
         task.metric_name,
         task.higher_is_better,
         task.outputs,
-        {"logits": task.class_names(logits)},
+        {name: task.class_names(name, count) for name, count in widths.items()},
         inputs,
         modalities=task.modalities,
+        own_same=task.own_same is not None,
     )
 
 
@@ -148,7 +151,7 @@ def save_samples(split: Split, path: Path) -> None:
     if truth.groups is not None:
         arrays["groups"] = truth.groups
     if truth.has_targets:
-        arrays |= leaves(truth.targets)
+        arrays |= flatten(truth.targets, TARGET)
     write_arrays(path, {"ids": truth.ids, "labels": truth.labels, **arrays})
 
 
@@ -160,8 +163,8 @@ def _parity(network: ExportNetwork, inputs: Mapping[str, Tensor], path: Path) ->
 
 def _difference(network: ExportNetwork, inputs: Mapping[str, Tensor], path: Path) -> float:
     with torch.inference_mode(), TappedModel(network.model, network.taps) as tapped:
-        logits, embeddings = tapped(list(inputs.values()))
-    expected = {"logits": logits, **{EMBEDDING_PREFIX + name: z for name, z in embeddings.items()}}
+        answers, embeddings = tapped(list(inputs.values()))
+    expected = {**answers, **{EMBEDDING_PREFIX + name: z for name, z in embeddings.items()}}
     with open_engine(path, fused=False) as session:
         outputs = session.run({name: x.numpy() for name, x in inputs.items()})
     if any(outputs[name].shape != value.shape for name, value in expected.items()):

@@ -90,14 +90,14 @@ def _slices(layer: nn.Module) -> int:
 
 
 def width_defining_layers(model: nn.Module, taps: Mapping[str, Tap], inputs: Sequence[Tensor]) -> list[nn.Module]:
-    """Return the layers whose output channels are the channels of an embedding or of the logits.
+    """Return the layers whose output channels are the channels of an embedding or of an output.
 
     They are searched from each of those outputs backwards, never past a layer that makes new channels, so a tap may
     also name a container or an activation. Parameters must be trainable.
     """
     with TappedModel(model, taps) as tapped:
-        logits, embeddings = tapped(list(inputs))
-    return last_layers((logits, *embeddings.values()), model)
+        answers, embeddings = tapped(list(inputs))
+    return last_layers((*answers.values(), *embeddings.values()), model)
 
 
 def last_layers(outputs: Iterable[Tensor], model: nn.Module) -> list[nn.Module]:
@@ -112,8 +112,8 @@ def attention_layers(model: nn.Module, taps: Mapping[str, Tap], inputs: Sequence
     would move from one head into the next, and the network would still run. Parameters must be trainable.
     """
     with TappedModel(model, taps) as tapped:
-        logits, embeddings = tapped(list(inputs))
-    ends = [output.grad_fn for output in (logits, *embeddings.values())]
+        answers, embeddings = tapped(list(inputs))
+    ends = [output.grad_fn for output in (*answers.values(), *embeddings.values())]
     layers: set[nn.Module] = set()
     for node in _nodes(ends):
         if type(node).__name__.startswith(_PRODUCTS):

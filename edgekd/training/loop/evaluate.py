@@ -1,4 +1,4 @@
-"""Run a model over a split, for its logits, embeddings and metric."""
+"""Run a model over a split, for its outputs, embeddings and metric."""
 
 from __future__ import annotations
 
@@ -11,6 +11,8 @@ from torch.utils.data import DataLoader
 
 from edgekd.gram.drift import measure_drift
 from edgekd.gram.intervals import Bootstrap
+from edgekd.gram.nest import take_rows
+from edgekd.gram.npz import EMBEDDING_PREFIX, answers_of, embeddings_of
 from edgekd.gram.probe import Probe
 from edgekd.stages.artifacts import PROBE, WEIGHTS
 from edgekd.stages.trained import Trained
@@ -18,19 +20,20 @@ from edgekd.training.loop import distributed
 from edgekd.training.loop.weights import save_weights
 from edgekd.training.taps.taps import TappedModel
 from edgekd.training.task.protocol import Batch, Split, as_dataset, collate, read_batch
-from edgekd.training.task.targets import join_nests, map_nest
+from edgekd.training.task.targets import join_nests, numpy_nest
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
     from pathlib import Path
 
     from numpy.typing import NDArray
-    from torch import nn
+    from torch import Tensor, nn
 
     from edgekd.config.recipe import Tap
+    from edgekd.gram.nest import Nest
     from edgekd.training.loop.loop import Epoch
     from edgekd.training.task.loading import LoadedTask
-    from edgekd.training.task.targets import Nest
+    from edgekd.training.task.targets import Nest as TensorNest
 
 _BATCH = 256
 
@@ -52,7 +55,7 @@ class GroundTruth:
     ids: NDArray[np.str_]
     labels: NDArray[np.int64]
     groups: NDArray[np.str_] | None
-    targets: Nest[NDArray[np.generic]]
+    targets: Nest
 
     @property
     def has_targets(self) -> bool:
@@ -62,7 +65,7 @@ class GroundTruth:
     def part(self, rows: NDArray[np.integer] | NDArray[np.bool_]) -> GroundTruth:
         """Return the ground truth of some samples."""
         labels = self.labels[rows]
-        targets = map_nest(lambda x: x[rows], self.targets) if self.has_targets else labels
+        targets = take_rows(self.targets, rows) if self.has_targets else labels
         return GroundTruth(self.ids[rows], labels, None if self.groups is None else self.groups[rows], targets)
 
 
@@ -82,7 +85,7 @@ def ground_truth(split: Split, check: Callable[[Batch], None] | None = None) -> 
     ids: list[str] = []
     groups: list[str] = []
     labels: list[NDArray[np.int64]] = []
-    targets: list[Nest[NDArray[np.generic]]] = []
+    targets: list[TensorNest[Tensor]] = []
     for batch in batches(split):
         if check is not None:
             check(batch)
@@ -90,20 +93,20 @@ def ground_truth(split: Split, check: Callable[[Batch], None] | None = None) -> 
         groups += batch.groups
         labels.append(batch.labels.numpy())
         if batch.has_targets:
-            targets.append(map_nest(lambda x: x.numpy(), batch.targets))
+            targets.append(batch.targets)
     all_labels = np.concatenate(labels)
-    joined = join_nests(np.concatenate, targets) if targets else all_labels
+    joined = numpy_nest(join_nests(torch.cat, targets)) if targets else all_labels
     return GroundTruth(np.array(ids), all_labels, np.array(groups) if any(groups) else None, joined)
 
 
 def probe(
     model: nn.Module, taps: Mapping[str, Tap], split: Split, change: Callable[[Batch], Batch] | None = None
 ) -> Probe:
-    """Return a model's logits and embeddings on a split, computed in float32 on the model's device.
+    """Return a model's outputs and embeddings on a split, computed in float32 on the model's device.
 
     Args:
         model: The model; it is in evaluation mode meanwhile.
-        taps: For each modality where its embedding is.
+        taps: For each modality where its embedding is, and which outputs are read.
         split: The split.
         change: Makes of each batch, in order, the one that the model is given; None for the batch itself.
     """
@@ -111,19 +114,16 @@ def probe(
     was_training = model.training
     model.eval()
     ids: list[str] = []
-    logits, embeddings = [], []
+    readings: list[dict[str, NDArray[np.float32]]] = []
     with torch.inference_mode(), TappedModel(model, taps) as tapped:
         for batch in map(change, batches(split)) if change else batches(split):
             ids += batch.ids
-            batch_logits, batch_embeddings = tapped(list(batch.to(device).inputs.values()))
-            logits.append(batch_logits.float().cpu().numpy())
-            embeddings.append({name: z.float().cpu().numpy() for name, z in batch_embeddings.items()})
+            answers, embeddings = tapped(list(batch.to(device).inputs.values()))
+            named = answers | {EMBEDDING_PREFIX + name: z for name, z in embeddings.items()}
+            readings.append({name: x.float().cpu().numpy() for name, x in named.items()})
     model.train(was_training)
-    return Probe(
-        np.array(ids),
-        {"logits": np.concatenate(logits)},
-        {name: np.concatenate([e[name] for e in embeddings]) for name in taps},
-    )
+    whole = {name: np.concatenate([reading[name] for reading in readings]) for name in readings[0]}
+    return Probe(np.array(ids), answers_of(whole), embeddings_of(whole))
 
 
 class Validation:

@@ -42,7 +42,7 @@ def describe_lesson(task: LoadedTask, name: str, trained: Trained, folder: Path)
     shape = probe.shapes[probe.output_names[0]]
     truth = ground_truth(task.splits["val"])
     labels, counts = np.unique(truth.labels[truth.labels != UNLABELLED], return_counts=True)
-    if not measured or len(shape) != 2 or len(labels) < 2 or labels.max() >= shape[1]:
+    if not measured or truth.has_targets or len(shape) != 2 or len(labels) < 2 or labels.max() >= shape[1]:
         return ()
     sign = 1 if task.higher_is_better else -1
     own, best = max(measured, key=lambda value: value * sign), -math.inf
@@ -55,7 +55,7 @@ def describe_lesson(task: LoadedTask, name: str, trained: Trained, folder: Path)
     chance = math.sqrt(best * (1 - best) / counts.sum()) if 0 < best < 1 else 0.0
     if label < 0 or own * sign > best + chance:
         return ()
-    answer = task.class_names(shape[1])[label]
+    answer = task.class_names(probe.output_names[0], shape[1])[label]
     return (
         f"the {name} has learned nothing: its {task.metric_name} on the validation split, {own:.4g} at best, is no "
         f"better than that of always answering '{answer}', {best * sign:.4g}; look at the warnings above, the labels, "
@@ -63,7 +63,7 @@ def describe_lesson(task: LoadedTask, name: str, trained: Trained, folder: Path)
     )
 
 
-def _constant(task: LoadedTask, shape: tuple[int, int], label: int, labels: NDArray[np.int64]) -> float:
+def _constant(task: LoadedTask, shape: tuple[int, int], label: int, labels: NDArray[np.generic]) -> float:
     """Return the metric of one answer to all samples; NaN where it has none."""
     outputs = np.zeros(shape, np.float32)
     outputs[:, label] = 1

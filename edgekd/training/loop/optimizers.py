@@ -11,8 +11,9 @@ from torch import nn
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler, OneCycleLR
 
 from edgekd.errors import RecipeError
-from edgekd.plugins import guarded, import_plugin, is_plugin
+from edgekd.plugins import guarded, is_plugin
 from edgekd.stages.user_code import describe, shown
+from edgekd.training.task.imports import import_own
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -35,6 +36,7 @@ def make_optimizer(config: Training, parameters: list[nn.Parameter]) -> torch.op
 
     Raises:
         RecipeError: The user's own fails, or returns no optimizer.
+        TaskError: Its file cannot be imported.
     """
     rate, decay = config.learning_rate, config.weight_decay
     match config.optimizer:
@@ -59,6 +61,7 @@ def make_schedule(config: Training, optimizer: torch.optim.Optimizer, steps: int
 
     Raises:
         RecipeError: The user's own fails, or returns no number.
+        TaskError: Its file cannot be imported.
     """
     if config.schedule == "onecycle":
         rates = [group["lr"] for group in optimizer.param_groups]
@@ -79,7 +82,7 @@ def make_schedule(config: Training, optimizer: torch.optim.Optimizer, steps: int
 
 def _own(name: str, kind: str) -> tuple[Callable[..., object], str, Path | None]:
     """Return a user's function, what errors call it, and the folder of its file."""
-    function, where = import_plugin(name, kind, RecipeError), name.rpartition(":")[0]
+    function, where = import_own(name, kind), name.rpartition(":")[0]
     if not callable(function):
         raise RecipeError(f"{kind} {name}: is {describe(function)}, must be a function")
     return function, f"{kind} {name}", Path(where).parent if where.endswith(".py") else None

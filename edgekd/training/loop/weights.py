@@ -71,6 +71,12 @@ def _check_network(what: str, model: object) -> None:
         if kind.__name__ in _CLOSED:
             advice = _CLOSED[kind.__name__]
             raise TaskError(f"{what} returned a {type(model).__name__}, whose layers cannot be taken apart: {advice}")
+    for path, layer in model.named_modules():
+        if isinstance(layer, torch.jit.ScriptModule) and next(layer.parameters(), None) is not None:
+            raise TaskError(
+                f"{what}: '{path}' is a {type(layer).__name__}, whose layers cannot be taken apart: put the nn.Module "
+                "there that it was made of"
+            )
     state = model.state_dict(keep_vars=True)
     for name, tensor in ((name, value) for name, value in state.items() if isinstance(value, torch.Tensor)):
         if isinstance(tensor, UninitializedParameter | UninitializedBuffer):

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from edgekd.errors import TaskError
+from edgekd.gram.probe import answer_of
 from edgekd.training.preflight.random_line import first_random
 from edgekd.training.taps.taps import TappedModel
 
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from edgekd.config.recipe import Tap
+    from edgekd.gram.probe import Answer
     from edgekd.stages.progress import StageReporter
     from edgekd.training.preflight.networks import BuiltNetwork
     from edgekd.training.taps.taps import TapOutputs
@@ -85,7 +87,13 @@ def _says_two(network: BuiltNetwork, task: LoadedTask, inputs: Sequence[Tensor])
 
 def answers_of(reading: TapOutputs) -> list[Tensor]:
     """Return a network's answers, in the task's order."""
-    return [reading.logits]
+    return list(reading.answers.values())
+
+
+def as_metrics_take(task: LoadedTask, reading: TapOutputs) -> Answer:
+    """Return what a network answered as a metric is given it."""
+    arrays = (answer.detach().float().cpu().numpy() for answer in answers_of(reading))
+    return answer_of(dict(zip(task.outputs, arrays, strict=True)))
 
 
 def read(network: BuiltNetwork, taps: Mapping[str, Tap], task: LoadedTask, inputs: Sequence[Tensor]) -> TapOutputs:

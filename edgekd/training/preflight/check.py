@@ -12,6 +12,7 @@ from msgspec.structs import replace as changed
 
 from edgekd.config.recipe import without_teacher
 from edgekd.errors import TaskError
+from edgekd.gram.nest import take_rows
 from edgekd.stages.labels import UNLABELLED
 from edgekd.training.distillation.half_precision import tapped_teacher
 from edgekd.training.distillation.loss_registry import loss_sections
@@ -19,7 +20,7 @@ from edgekd.training.distillation.own_losses import find_loss
 from edgekd.training.loop.evaluate import batches, example_batch
 from edgekd.training.loop.loop import compute_device
 from edgekd.training.loop.weights import load_weights
-from edgekd.training.preflight.answers import answers_of, check_answers, check_twice, read, read_tapped
+from edgekd.training.preflight.answers import as_metrics_take, check_answers, check_twice, read, read_tapped
 from edgekd.training.preflight.data import describe_data
 from edgekd.training.preflight.ids import IdTables
 from edgekd.training.preflight.networks import (
@@ -30,6 +31,8 @@ from edgekd.training.preflight.networks import (
     restored,
     run_unregistered,
 )
+from edgekd.training.preflight.outputs import check_shapes_agree, label_names
+from edgekd.training.preflight.room import needed_bytes
 from edgekd.training.preflight.samples import check_batch_shapes, check_samples
 from edgekd.training.preflight.steps import try_distillation, try_teacher
 from edgekd.training.preflight.suspicions import describe_metric, describe_network
@@ -39,10 +42,10 @@ from edgekd.training.pruning.stage import ignored_layers
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from numpy.typing import NDArray
     from torch import Tensor, nn
 
     from edgekd.config.recipe import Recipe, Tap, Term
+    from edgekd.gram.probe import Answer
     from edgekd.stages.progress import StageReporter
     from edgekd.training.loop.evaluate import GroundTruth
     from edgekd.training.taps.taps import TapOutputs, Taps
@@ -55,7 +58,7 @@ _ANSWERED = 64
 _STEPS = 5
 
 
-def check(task: LoadedTask, taps: Taps, recipe: Recipe, report: StageReporter) -> None:
+def check(task: LoadedTask, taps: Taps, recipe: Recipe, report: StageReporter) -> int:
     """Read every sample, run and train both untrained networks on a few, and call the metric.
 
     Args:
@@ -63,6 +66,9 @@ def check(task: LoadedTask, taps: Taps, recipe: Recipe, report: StageReporter) -
         taps: Where the embeddings of both networks are.
         recipe: What is to be trained.
         report: Receives progress, and warnings of what no later stage will stop at.
+
+    Returns:
+        About how many bytes the build will write into its cache.
 
     Raises:
         TaskError: A tap is wrong, a network does not take the samples or one alone, gives two results for one input or
@@ -82,16 +88,18 @@ def check(task: LoadedTask, taps: Taps, recipe: Recipe, report: StageReporter) -
             load_weights(student.model, Path(recipe.student.weights))
         tables = IdTables()
         with tables.watching((teacher, student), first):
-            classes = _check_networks(task, (teacher, student), taps, recipe, inputs, report)
+            shapes = _check_networks(task, (teacher, student), taps, recipe, inputs, report)
         _try_training(task, (teacher, student), taps, recipe, inputs, report)
-        truths, facts = check_samples(task, classes, tables)
-        for warning in describe_data(truths, facts, task.class_names(classes)):
+        truths, facts = check_samples(task, shapes, tables)
+        for warning in describe_data(truths, facts, label_names(task, shapes)):
             report.warn(warning)
         student.model.cpu()
-        outputs = _check_metric(task, student, taps.student, [x[:_ANSWERED] for x in first.inputs.values()], truths)
-        for warning in describe_metric(task, recipe, outputs, truths["test"]):
+        answer = _check_metric(task, student, taps.student, [x[:_ANSWERED] for x in first.inputs.values()], truths)
+        for warning in describe_metric(task, recipe, answer, truths["test"]):
             report.warn(warning)
-    report.advance(5, _STEPS, f"{sum(len(truth.ids) for truth in truths.values()):,} samples are in order")
+    counts = {name: len(truth.ids) for name, truth in truths.items()}
+    report.advance(5, _STEPS, f"{sum(counts.values()):,} samples are in order")
+    return needed_bytes(teacher.model, student.model, first.inputs.values(), counts)
 
 
 def _networks(task: LoadedTask, recipe: Recipe) -> tuple[BuiltNetwork, BuiltNetwork, Recipe]:
@@ -121,8 +129,8 @@ def _check_networks(
     recipe: Recipe,
     inputs: Sequence[Tensor],
     report: StageReporter,
-) -> int:
-    """Run teacher and student, hold them against each other and the recipe, and return the number of classes."""
+) -> dict[str, tuple[int, ...]]:
+    """Run teacher and student, hold them against each other and the recipe, and return the outputs' shapes."""
     teacher, student = networks
     if not recipe.teacher.weights:
         _check_trainable(teacher, "unfreeze it, or give its trained weights as [teacher] weights")
@@ -131,18 +139,21 @@ def _check_networks(
     reading = check_answers(student, taps.student, task, inputs, report)
     report.advance(1, _STEPS, "both networks take the samples")
     _check_reached(reading, recipe)
-    classes = _check_classes(reference, reading, task)
+    shapes = check_shapes_agree(reference, reading, task)
     check_apart(teacher, student, task, inputs, report)
     if recipe.teacher.members > 1:
         check_members_apart(teacher, task, inputs)
     _warn_of_unregistered(networks, inputs, report)
     _check_importance(recipe, reading.embeddings)
     ignored_layers(student.model, recipe.prune.ignore)
-    for network, own, given in ((teacher, taps.teacher, reference), (student, taps.student, reading)):
+    looked_at = [(student, taps.student, reading)]
+    if task.has_teacher:
+        looked_at.insert(0, (teacher, taps.teacher, reference))
+    for network, own, given in looked_at:
         for warning in describe_network(network, own, task, inputs, given):
             report.warn(warning)
     report.advance(2, _STEPS, "the networks have nothing in common")
-    return classes
+    return shapes
 
 
 def _try_training(
@@ -192,15 +203,6 @@ def _warn_of_unregistered(networks: Sequence[BuiltNetwork], inputs: Sequence[Ten
                 )
 
 
-def _check_classes(reference: TapOutputs, reading: TapOutputs, task: LoadedTask) -> int:
-    """Return the number of classes that both networks give."""
-    of_teacher, of_student = reference.logits.shape[1], reading.logits.shape[1]
-    if of_teacher != of_student:
-        raise TaskError(f"teacher and student disagree on the number of classes: {of_teacher} and {of_student}")
-    task.class_names(of_student)
-    return int(of_student)
-
-
 def _check_reached(student: TapOutputs, recipe: Recipe) -> None:
     """Check that losses of embeddings can train something: that not every tap lies behind frozen layers alone."""
     if any(output.requires_grad for output in student.outputs.values()):
@@ -239,7 +241,7 @@ def _check_metric(
     taps: Mapping[str, Tap],
     inputs: Sequence[Tensor],
     truths: Mapping[str, GroundTruth],
-) -> NDArray[np.float32]:
+) -> Answer:
     """Call the metric as later stages do: of the validation samples after each epoch, and of those of the test.
 
     The student's answers to a few samples stand for its answers to all, again and again.
@@ -249,15 +251,16 @@ def _check_metric(
     """
     if not truths["test"].has_targets and not (truths["test"].labels != UNLABELLED).any():
         raise TaskError("split 'test' has no labels, and the metric needs them")
-    few = answers_of(read(student, taps, task, inputs))[0].detach().cpu().numpy()
-    answers = {name: few[np.arange(len(truths[name].ids)) % len(few)] for name in ("val", "test")}
-    for name, outputs in answers.items():
+    few, count = as_metrics_take(task, read(student, taps, task, inputs)), len(inputs[0])
+    rows = {name: np.arange(len(truths[name].ids)) % count for name in ("val", "test")}
+    answers = {name: take_rows(few, kept) for name, kept in rows.items()}
+    for name, answer in answers.items():
         if not truths[name].has_targets and (truths[name].labels == UNLABELLED).all():
             continue
-        value = task.metric(outputs, truths[name].targets)
+        value = task.metric(answer, truths[name].targets)
         if not math.isfinite(value):
             raise TaskError(
-                f"the task's {task.metric_name} is {value} for an untrained student's logits of split '{name}'; it "
+                f"the task's {task.metric_name} is {value} for an untrained student's answers for split '{name}'; it "
                 "must be a finite number"
             )
     return answers["test"]

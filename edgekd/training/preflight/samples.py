@@ -8,9 +8,9 @@ import numpy as np
 import torch
 
 from edgekd.errors import TaskError, nearest
-from edgekd.stages.labels import UNLABELLED
 from edgekd.training.loop.evaluate import ground_truth
 from edgekd.training.preflight.data import SplitFacts
+from edgekd.training.preflight.outputs import check_targets
 from edgekd.training.task.checks import check_shapes
 from edgekd.training.task.protocol import SPLITS
 
@@ -24,13 +24,13 @@ if TYPE_CHECKING:
 
 
 def check_samples(
-    task: LoadedTask, classes: int, tables: IdTables
+    task: LoadedTask, shapes: Mapping[str, tuple[int, ...]], tables: IdTables
 ) -> tuple[dict[str, GroundTruth], dict[str, SplitFacts]]:
     """Read every sample of every split once.
 
     Args:
         task: The user's task.
-        classes: Number of classes that the networks give.
+        shapes: Shape of each output of the networks, without the batch.
         tables: The tables in which the networks look ids up.
 
     Returns:
@@ -41,7 +41,7 @@ def check_samples(
             range, or a group is in two splits.
     """
     facts = {name: SplitFacts() for name in SPLITS}
-    truths = {name: _read(task, name, classes, tables, facts[name]) for name in SPLITS}
+    truths = {name: _read(task, name, shapes, tables, facts[name]) for name in SPLITS}
     _check_groups(truths)
     return truths, facts
 
@@ -55,7 +55,9 @@ def check_batch_shapes(where: str, task: LoadedTask, batch: Batch) -> None:
     check_shapes(where, task.task, {key: tuple(x.shape[1:]) for key, x in batch.inputs.items()})
 
 
-def _read(task: LoadedTask, name: str, classes: int, tables: IdTables, facts: SplitFacts) -> GroundTruth:
+def _read(
+    task: LoadedTask, name: str, shapes: Mapping[str, tuple[int, ...]], tables: IdTables, facts: SplitFacts
+) -> GroundTruth:
     """Check every sample of a split, in one pass, and return their ground truth."""
     where = f"split '{name}'"
 
@@ -64,7 +66,7 @@ def _read(task: LoadedTask, name: str, classes: int, tables: IdTables, facts: Sp
         _check_finite(where, batch)
         tables.check(where, batch)
         _check_present(where, task, batch)
-        _check_labels(where, batch, classes)
+        check_targets(where, task, batch, shapes)
         facts.add(batch)
 
     with task.running(f"reading {where}"):
@@ -104,13 +106,3 @@ def _check_present(where: str, task: LoadedTask, batch: Batch) -> None:
                 f"{where}: samples are said to lack '{name}', which is no modality of the task"
                 + nearest(name, task.modalities)
             )
-
-
-def _check_labels(where: str, batch: Batch, classes: int) -> None:
-    labels = batch.labels
-    wrong = labels[((labels < 0) & (labels != UNLABELLED)) | (labels >= classes)]
-    if len(wrong):
-        raise TaskError(
-            f"{where} has the label {wrong[0]}, but the networks give {classes} classes: labels go from 0 "
-            f"to {classes - 1}, or {UNLABELLED} for none"
-        )

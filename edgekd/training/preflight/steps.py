@@ -11,6 +11,7 @@ import torch
 
 from edgekd.errors import RecipeError, TaskError, own_line
 from edgekd.stages.progress import Silent, StageReporter
+from edgekd.training.distillation.answer_losses import AnswerLosses
 from edgekd.training.distillation.loss_registry import loss_sections
 from edgekd.training.distillation.objective import SupervisedObjective
 from edgekd.training.distillation.setup import DistillationNetworks, distillation_objective
@@ -54,7 +55,9 @@ def try_teacher(task: LoadedTask, teacher: BuiltNetwork, taps: Taps, recipe: Rec
         TaskError: Its code or its loss fails in training, or a gradient is NaN or infinite.
     """
     with TappedModel(teacher.model.to(compute_device()), taps.teacher) as tapped:
-        _step(task, teacher, SupervisedObjective(tapped), recipe.teacher, recipe.seed, report)
+        _step(
+            task, teacher, SupervisedObjective(tapped, AnswerLosses.of_task(task)), recipe.teacher, recipe.seed, report
+        )
 
 
 def try_distillation(

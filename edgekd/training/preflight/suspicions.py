@@ -20,10 +20,19 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from edgekd.config.recipe import Recipe, Tap
+    from edgekd.gram.npz import Array
+    from edgekd.gram.output_kind import OutputName
+    from edgekd.gram.probe import Answer
     from edgekd.training.loop.evaluate import GroundTruth
     from edgekd.training.preflight.networks import BuiltNetwork
     from edgekd.training.taps.taps import TapOutputs
     from edgekd.training.task.loading import LoadedTask
+
+#: The axis of the classes, by the kind of output.
+_CLASS_AXES: Mapping[str, int] = {"classes": 1, "dense-classes": 1, "sequence-classes": -1}
+
+#: So many logits are hardly all between 0 and 1 by chance.
+_ENOUGH = 16
 
 #: How far from 1 a distribution's sum may be.
 _SUM = 1e-3
@@ -50,12 +59,14 @@ def describe_network(
     found = find_reactions(network, taps, task, inputs)
     yield from describe_taps(network, taps, found)
     yield from describe_ignored(network, found, task.modalities)
-    if any(_is_distribution(answer) for answer in answers_of(reading)):
-        yield (
-            f"{network.title}, gives probabilities, and the losses take logits: a softmax of a softmax learns slowly "
-            "and hides what the teacher knows; leave the softmax out"
-        )
-    for name, x in zip(task.modalities, inputs, strict=False):
+    for (name, kind), answer in zip(task.outputs.items(), answers_of(reading), strict=True):
+        if not kind.probabilities and (function := _squashed(answer, kind.name)):
+            where = f" as '{name}'" if len(task.outputs) > 1 else ""
+            yield (
+                f"{network.title}, gives probabilities{where}, and the losses take logits: a {function} of a "
+                f"{function} learns slowly and hides what the teacher knows; leave the {function} out"
+            )
+    for name, x in zip(task.inputs, inputs, strict=True):
         z = reading.embeddings.get(name)
         if z is not None and x.is_floating_point() and float(x.abs().max()) > _RAW and _size(z) > _LARGE:
             yield (
@@ -69,32 +80,36 @@ def _size(x: Tensor) -> float:
     return float(x.detach().double().pow(2).mean().sqrt())
 
 
-def _is_distribution(answer: Tensor) -> bool:
-    """Whether answers [B, C] are probabilities of classes."""
-    if answer.dim() != 2 or answer.shape[1] < 2 or not answer.is_floating_point():
-        return False
+def _squashed(answer: Tensor, kind: OutputName) -> str:
+    """Return the function that made probabilities of answers where logits are asked for; "" where none did."""
     rows = answer.detach().double()
-    return bool((rows >= 0).all() and ((rows.sum(1) - 1).abs() < _SUM).all())
+    if kind == "multilabel":  # half of all logits are negative before any training
+        return "sigmoid" if rows.numel() >= _ENOUGH and bool(((rows > 0) & (rows < 1)).all()) else ""
+    axis = _CLASS_AXES.get(kind)
+    if axis is None or rows.dim() < 2 or rows.shape[axis] < 2:
+        return ""
+    return "softmax" if bool((rows >= 0).all() and ((rows.sum(axis) - 1).abs() < _SUM).all()) else ""
 
 
-def describe_metric(
-    task: LoadedTask, recipe: Recipe, outputs: NDArray[np.float32], truth: GroundTruth
-) -> Iterator[str]:
+def describe_metric(task: LoadedTask, recipe: Recipe, answer: Answer, truth: GroundTruth) -> Iterator[str]:
     """Yield a sentence for what is odd about the task's metric.
 
     Args:
         task: The user's task.
         recipe: The recipe.
-        outputs: The untrained student's answers to the samples of a split [N, C].
-        truth: The labels of these samples.
+        answer: What an untrained student answers to the samples of a split.
+        truth: The ground truth of these samples.
     """
-    values = [task.metric(outputs, truth.labels)]
-    known = truth.labels[truth.labels != UNLABELLED]
-    if outputs.ndim == 2 and len(known) and known.max() < outputs.shape[1]:
-        values += [value for value in [_perfect(task, outputs, truth)] if value is not None]
-        constant = np.zeros_like(outputs)
-        constant[:, np.bincount(known).argmax()] = 1
-        if (reason := _refusal(task, constant, truth)) and len(np.unique(known)) > 1:
+    values = [task.metric(answer, truth.targets)]
+    labels = _classes(task, answer, truth) if isinstance(answer, np.ndarray) else None
+    if labels is not None and isinstance(answer, np.ndarray):
+        right, constant = (np.full_like(answer, -10) for _ in range(2))
+        rows = np.flatnonzero(truth.labels != UNLABELLED)
+        right[rows, truth.labels[rows]] = 10
+        constant[:, np.bincount(labels).argmax()] = 10
+        values += [value for value in [_tried(task, right, truth)[0]] if math.isfinite(value)]
+        value, reason = _tried(task, constant, truth)
+        if math.isnan(value) and len(np.unique(labels)) > 1:
             yield (
                 f"the task's {task.metric_name} has no value where every answer is the same ({reason}), so nothing "
                 "will tell whether a student learned more than that"
@@ -104,26 +119,22 @@ def describe_metric(
     if recipe.gate.max_metric_drop == limit and max(values) > largest:
         yield (
             f"the task's {task.metric_name} goes up to {max(values):.4g} or more, and [gate] max_metric_drop = {limit} "
-            f"is in its unit, so a fall of {limit / max(values):.2%} is refused: set the limit in that unit, in "
-            f"percent gate.max_metric_drop = {100 * limit:g}"
+            f"is in its unit, so a fall of {100 * limit / max(values):.2g} % is refused: set the limit in that unit, "
+            f"in percent gate.max_metric_drop = {100 * limit:g}"
         )
 
 
-def _perfect(task: LoadedTask, outputs: NDArray[np.float32], truth: GroundTruth) -> float | None:
-    """Return the metric of answers that are all right; None where it has none."""
-    right = np.full_like(outputs, -10)
-    rows = np.flatnonzero(truth.labels != UNLABELLED)
-    right[rows, truth.labels[rows]] = 10
-    try:
-        value = task.metric(right, truth.labels)
-    except TaskError:
-        return None
-    return value if math.isfinite(value) else None
+def _classes(task: LoadedTask, answer: Array, truth: GroundTruth) -> NDArray[np.int64] | None:
+    """Return the labels that there are, where the answer is scores of classes; else None."""
+    kinds = [kind.name for kind in task.outputs.values()]
+    known = truth.labels[truth.labels != UNLABELLED]
+    fits = kinds == ["classes"] and not truth.has_targets and answer.ndim == 2 and len(known) > 0
+    return known if fits and known.max() < answer.shape[1] else None
 
 
-def _refusal(task: LoadedTask, outputs: NDArray[np.float32], truth: GroundTruth) -> str:
-    """Return why the metric has no value for some answers; "" where it has one, or is infinite."""
+def _tried(task: LoadedTask, answer: Answer, truth: GroundTruth) -> tuple[float, str]:
+    """Return the metric of some answers; where it has none, NaN and why."""
     try:
-        return "it is not a number" if math.isnan(task.metric(outputs, truth.labels)) else ""
+        return task.metric(answer, truth.targets), "it is not a number"
     except TaskError as error:
-        return str(error)
+        return math.nan, str(error)

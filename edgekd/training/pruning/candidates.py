@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import torch
+from torch import nn
 
 from edgekd.errors import ModelError
 from edgekd.gram.blame import FUSION
@@ -14,6 +15,7 @@ from edgekd.training.loop.autograd_layers import (
     attention_layers,
     encoder_layers,
     last_layers,
+    output_width,
     parameters_trainable,
     width_defining_layers,
 )
@@ -35,11 +37,15 @@ from edgekd.training.pruning.tracing import Trace
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence, Set
 
-    from torch import Tensor, nn
+    from torch import Tensor
 
     from edgekd.config.recipe import PruneConfig, Tap
-    from edgekd.training.pruning.groups import Group, History, PruningGroup
+    from edgekd.training.pruning.groups import Group, History, PruningGraph, PruningGroup
     from edgekd.training.task.protocol import Batch
+
+
+#: Modules that read the weights of the layers in them without a call, and that torch-pruning knows as a whole.
+_WHOLE = (nn.MultiheadAttention,)
 
 
 @dataclass(frozen=True)
@@ -127,7 +133,7 @@ class Candidates:
                 self.refusals.append(refusal)
             return []
         groups, refusals = groups_by_root(graph, self._paths, self._kept)
-        self.refuse(refusals)
+        self.refuse([*refusals, *self._unseen(graph)])
         reasons = self._reasons()
         candidates = [each for each in (self._described(group, reasons) for group in groups) if each is not None]
         for width in (_half, _one_step_less):
@@ -137,9 +143,18 @@ class Candidates:
         self._take_back({maker.path for each in candidates for maker in each.group.makers})
         return candidates
 
+    def _unseen(self, graph: PruningGraph) -> list[Refusal]:
+        """Return the layers that torch-pruning does not see run, and that are not known to keep their width."""
+        inside = {layer for each in self._model.modules() if isinstance(each, _WHOLE) for layer in each.modules()}
+        return [
+            Refusal((path,), output_width(layer), "it is compiled, or its weight is read without a call of the layer")
+            for layer, path in self._paths.items()
+            if isinstance(layer, WEIGHTED) and layer not in {*graph.module2node, *self._kept, *inside}
+        ]
+
     def _take_back(self, cut: Set[str]) -> None:
         """Forget the refusals of layers that another group cuts, as where two layers read one weight in two ways."""
-        self.refusals = [refusal for refusal in self.refusals if not cut.issuperset(refusal.paths)]
+        self.refusals = [refusal for refusal in self.refusals if not cut >= set(refusal.paths)]
         self._kept.difference_update(map(self._model.get_submodule, cut))
 
     def refuse_unproven(self, groups: Sequence[Group], removed: History) -> set[str]:

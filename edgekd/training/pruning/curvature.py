@@ -10,8 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from edgekd.gram.matrix import SOFTNESS, pair_indices, sample_gram, stack
+from edgekd.training.distillation.kinds.likelihood import drawn_likelihood
 from edgekd.training.loop.autograd_layers import WEIGHTED, has_constant, matrix, output_width, same_slice
-from edgekd.training.taps.taps import TappedModel
+from edgekd.training.taps.taps import TappedModel, outputs_read
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
@@ -69,24 +70,24 @@ def sensitivities(given: ImportanceInputs) -> dict[nn.Module, Sensitivity]:
     Simul. Comput. 18(3), 1989): one backward pass serves all pairs and samples. For the prediction it is the
     log-likelihood of classes drawn from it (Theis et al., arXiv 1801.05787).
     """
-    generator = torch.Generator().manual_seed(given.seed)
+    generator, kinds = torch.Generator().manual_seed(given.seed), outputs_read(given.taps)
     measured: dict[nn.Module, Sensitivity] = {}
     rows: dict[nn.Module, int] = {}
     samples = 0
     for batch in given.samples:
         with _recorded(given.model) as calls, TappedModel(given.model, given.taps) as tapped:
-            logits, embeddings = tapped(list(batch.inputs.values()))
-        samples += len(logits)
+            answers, embeddings = tapped(list(batch.inputs.values()))
+        samples += len(batch.ids)
         for call in calls:
             if call.layer not in measured:
                 measured[call.layer] = _zeros(call.layer)
             measured[call.layer].moment += _squares(call.inputs)
             rows[call.layer] = rows.get(call.layer, 0) + len(call.inputs)
-        cosines, log_p = _pair_cosines(embeddings), logits.float().log_softmax(1)
+        cosines = _pair_cosines(embeddings)
         for _ in range(_DRAWS):
             for call, derivative in _derivatives(calls, _signed(cosines, generator)):
                 measured[call.layer].gram += _squares(_rows(call.layer, derivative))
-            for call, derivative in _derivatives(calls, _likelihood(log_p, generator)):
+            for call, derivative in _derivatives(calls, drawn_likelihood(answers, kinds, generator)):
                 measured[call.layer].task += _squares(_rows(call.layer, derivative))
     for layer, sensitivity in measured.items():
         sensitivity.moment *= same_slice(layer) / rows[layer]
@@ -161,11 +162,6 @@ def _pair_cosines(embeddings: Mapping[str, Tensor]) -> Tensor:
 def _signed(cosines: Tensor, generator: torch.Generator) -> Tensor:
     signs = torch.randint(0, 2, cosines.shape, generator=generator) * 2 - 1
     return (cosines * signs.to(cosines)).sum()
-
-
-def _likelihood(log_p: Tensor, generator: torch.Generator) -> Tensor:
-    drawn = torch.multinomial(log_p.detach().exp().cpu(), 1, generator=generator)
-    return log_p.gather(1, drawn.to(log_p.device)).sum()
 
 
 def _derivatives(calls: list[_Call], value: Tensor) -> Iterator[tuple[_Call, Tensor]]:

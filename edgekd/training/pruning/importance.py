@@ -9,9 +9,9 @@ import torch
 from edgekd.errors import TaskError
 from edgekd.files import need
 from edgekd.stages.labels import UNLABELLED
-from edgekd.training.distillation.losses.logits import cross_entropy
+from edgekd.training.distillation.answer_losses import AnswerLosses
 from edgekd.training.pruning.obs import GramImportance
-from edgekd.training.taps.taps import TappedModel
+from edgekd.training.taps.taps import NetworkTaps, TappedModel, outputs_read
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -46,9 +46,14 @@ def make_importance(name: str, given: ImportanceInputs, groups: Sequence[Pruning
 
 def _taylor(importances: ModuleType, given: ImportanceInputs) -> Importance:
     batch = next(iter(given.samples))
-    if bool((batch.labels == UNLABELLED).all()):
+    if not batch.has_targets and bool((batch.labels == UNLABELLED).all()):
         raise TaskError("[prune] importance = 'taylor' needs labels, and the first training samples have none")
-    logits, _ = TappedModel(given.model, {})(list(batch.inputs.values()))
-    torch.autograd.backward(cross_entropy(logits, batch.labels))
+    kinds = outputs_read(given.taps)
+    if any(kind.name == "custom" for kind in kinds.values()):
+        raise TaskError(
+            "[prune] importance = 'taylor' needs the loss of a known kind of output: choose another importance"
+        )
+    answers, _ = TappedModel(given.model, NetworkTaps({}, kinds))(list(batch.inputs.values()))
+    torch.autograd.backward(AnswerLosses(kinds).supervised(answers, batch.targets))
     taylor: Importance = importances.GroupTaylorImportance()
     return taylor

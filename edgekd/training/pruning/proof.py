@@ -120,7 +120,7 @@ class Proof:
         return _first_difference(expected, given)
 
     def _run(self, model: nn.Module, training: bool, absent: Mapping[str, list[int]]) -> list[_Output]:
-        """Run a network and return what its modules put out, then its logits and embeddings.
+        """Run a network and return what its modules put out, then its outputs and embeddings.
 
         Where nothing is absent and it is in training mode it runs backwards, too.
         """
@@ -134,7 +134,7 @@ class Proof:
             reading = taps.read(self._samples)
             if training and not absent:
                 _run_backwards(outputs)
-        ends = {"logits": reading.logits, **reading.embeddings}
+        ends = {**reading.answers, **reading.embeddings}
         return outputs + [_Output(f"the {name}", "", [x], end=True) for name, x in ends.items()]
 
 

@@ -10,6 +10,7 @@ from edgekd.training.loop.autograd_layers import frozen_statistics
 from edgekd.training.loop.evaluate import probe, save_trained
 from edgekd.training.loop.loop import Fit, compute_device, fit
 from edgekd.training.qat.fake_quant import fake_quantized
+from edgekd.training.taps.taps import NetworkTaps
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -66,7 +67,7 @@ def run(
     ):
 
         def calibrate() -> None:
-            quantized.calibrate(lambda: probe(model, {}, task.splits["calibration"]))
+            quantized.calibrate(lambda: probe(model, NetworkTaps({}, task.outputs), task.splits["calibration"]))
 
         def validate() -> Epoch:
             calibrate()

@@ -27,7 +27,7 @@ def select_tensor(output: object, key: int | str | None, where: str) -> Tensor:
     """
     if key is None:
         return _by_default(output, where)
-    parts = _parts(output)
+    parts = named_parts(output)
     # A namedtuple has names and places, and so have the outputs of transformers.
     sequence = output if isinstance(output, tuple | list) else list(parts.values())
     if isinstance(key, str) and key in parts:
@@ -37,33 +37,12 @@ def select_tensor(output: object, key: int | str | None, where: str) -> Tensor:
     elif parts:
         raise TaskError(f"{where}: the module's output has no '{key}'{nearest(str(key), parts)}")
     else:
-        raise TaskError(f"{where}: output = {key!r}, but the module gives {_describe(output)}")
+        raise TaskError(f"{where}: output = {key!r}, but the module gives {describe_output(output)}")
     if not isinstance(part, Tensor):
         raise TaskError(
-            f"{where}: '{key}' of the module's output is {_describe(part)}, not a tensor; tap a module inside it"
+            f"{where}: '{key}' of the module's output is {describe_output(part)}, not a tensor; tap a module inside it"
         )
     return part
-
-
-def logits_of(output: object) -> Tensor:
-    """Return the logits [B, C] in a model's output: a tensor, the first of a tuple, or named ``logits``.
-
-    Raises:
-        TaskError: There are none, or they have another shape.
-    """
-    if isinstance(output, Mapping):
-        output = output.get("logits")
-    elif isinstance(output, tuple | list):
-        output = output[0] if output else ()
-    else:
-        output = getattr(output, "logits", output)
-    if not isinstance(output, Tensor) or output.dim() != 2:
-        shape = tuple(output.shape) if isinstance(output, Tensor) else type(output).__name__
-        hint = "; is the 'return' of its forward missing?" if output is None else ""
-        raise TaskError(
-            f"the model must give logits [batch, classes], as a tensor or under 'logits', but gave {shape}{hint}"
-        )
-    return output
 
 
 def _by_default(output: object, where: str) -> Tensor:
@@ -72,20 +51,19 @@ def _by_default(output: object, where: str) -> Tensor:
     if isinstance(output, tuple | list):
         if output and isinstance(output[0], Tensor):
             return output[0]
-        raise TaskError(f"{where}: the module gives {_describe(output)}; say which is meant, e.g. output = 1")
-    tensors = {name: part for name, part in _parts(output).items() if isinstance(part, Tensor)}
+        raise TaskError(f"{where}: the module gives {describe_output(output)}; say which is meant, e.g. output = 1")
+    tensors = {name: part for name, part in named_parts(output).items() if isinstance(part, Tensor)}
     if _TOKENS in tensors:
         return tensors[_TOKENS]
     if len(tensors) == 1:
         return next(iter(tensors.values()))
+    given = describe_output(output)
     if not tensors:
-        raise TaskError(f"{where}: the module gives {_describe(output)}, not a tensor; tap a module inside it")
-    raise TaskError(
-        f"{where}: the module gives {_describe(output)}; say which is meant, e.g. output = '{next(iter(tensors))}'"
-    )
+        raise TaskError(f"{where}: the module gives {given}, not a tensor; tap a module inside it")
+    raise TaskError(f"{where}: the module gives {given}; say which is meant, e.g. output = '{next(iter(tensors))}'")
 
 
-def _parts(output: object) -> dict[str, object]:
+def named_parts(output: object) -> dict[str, object]:
     """Return the parts of an output that have a name."""
     if isinstance(output, Mapping):
         return {str(name): part for name, part in output.items()}
@@ -94,12 +72,12 @@ def _parts(output: object) -> dict[str, object]:
     return {} if isinstance(output, Tensor) else dict(getattr(output, "__dict__", {}))
 
 
-def _describe(output: object) -> str:
+def describe_output(output: object) -> str:
     """Describe an output and what is in it, for error messages."""
     if isinstance(output, Tensor):
         return f"a tensor of shape {tuple(output.shape)}"
     kind = type(output).__name__
-    named = _parts(output)
+    named = named_parts(output)
     parts = named.values() if named or not isinstance(output, tuple | list) else output
     names = [f"'{name}' " for name in named] or [""] * len(parts)
     inside = ", ".join(name + _brief(part) for name, part in zip(names, parts, strict=True))

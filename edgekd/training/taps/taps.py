@@ -13,7 +13,9 @@ from torch import Tensor, nn
 
 from edgekd.config.recipe import Tap
 from edgekd.errors import TaskError, nearest
-from edgekd.training.taps.outputs import logits_of, select_tensor
+from edgekd.gram.output_kind import OutputKind
+from edgekd.training.taps.answers import read_answers
+from edgekd.training.taps.outputs import select_tensor
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -25,6 +27,24 @@ if TYPE_CHECKING:
 
 #: What a network is called with: the inputs' batches in order, or by the names of its arguments.
 Arguments: TypeAlias = "Sequence[Tensor] | Mapping[str, Tensor]"
+
+
+class NetworkTaps(dict[str, Tap]):
+    """What is read of a network: for each modality, in order, its tap; and its outputs.
+
+    Args:
+        taps: For each modality its tap.
+        outputs: What each of the network's outputs is, by name, in order.
+    """
+
+    def __init__(self, taps: Mapping[str, Tap], outputs: Mapping[str, OutputKind]) -> None:
+        super().__init__(taps)
+        self.outputs = dict(outputs)
+
+
+def outputs_read(taps: Mapping[str, Tap]) -> Mapping[str, OutputKind]:
+    """Return the outputs that are read of a network with its taps: by default one, the logits of classes."""
+    return taps.outputs if isinstance(taps, NetworkTaps) else {"logits": OutputKind()}
 
 
 @dataclass(frozen=True)
@@ -47,13 +67,13 @@ class TapOutputs:
     """What one forward pass gave.
 
     Attributes:
-        logits: Logits [B, C].
+        answers: The network's outputs [B, ...] by name, in the task's order.
         embeddings: For each modality its embedding [B, D].
         outputs: For each modality the output of the tapped module before it was pooled. It is the tensor that the rest
-            of the network reads, so the losses of logits and of embeddings both have a gradient there.
+            of the network reads, so the losses of answers and of embeddings both have a gradient there.
     """
 
-    logits: Tensor
+    answers: dict[str, Tensor]
     embeddings: dict[str, Tensor]
     outputs: dict[str, Tensor]
 
@@ -65,9 +85,10 @@ class TappedModel(AbstractContextManager["TappedModel"]):
     their fast path, which runs where no gradient is asked for, gives zeros for padded positions, or leaves them out.
 
     Args:
-        model: Any module that is called with the modalities' batches, in order or by name, and gives logits (a tensor,
-            the first of a tuple, or the ``logits`` of a dict or an object).
-        taps: For each modality, in order, where its embedding is.
+        model: Any module that is called with the inputs' batches, in order or by name, and gives the task's outputs: a
+            tensor, a tuple or list in their order, or a dict or an object with their names.
+        taps: For each modality, in order, where its embedding is; :class:`NetworkTaps` where the outputs are other than
+            the logits of classes.
 
     Raises:
         TaskError: A tap names no module; the message lists the nearest.
@@ -118,21 +139,21 @@ class TappedModel(AbstractContextManager["TappedModel"]):
 
         return hook
 
-    def __call__(self, inputs: Sequence[Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
+    def __call__(self, inputs: Sequence[Tensor]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """Run the model.
 
         Args:
             inputs: The modalities' batches, in order.
 
         Returns:
-            The logits [B, C], and for each modality its embedding [B, D].
+            The outputs [B, ...] by name, and for each modality its embedding [B, D].
 
         Raises:
             TaskError: A tap's module was not called, gives the same output to two modalities, or gives something that
                 cannot be made one vector a sample.
         """
         reading = self.read(inputs)
-        return reading.logits, reading.embeddings
+        return reading.answers, reading.embeddings
 
     def read(self, inputs: Arguments) -> TapOutputs:
         """Run the model, as a call does, and also return the outputs of the tapped modules before they are pooled.
@@ -140,26 +161,28 @@ class TappedModel(AbstractContextManager["TappedModel"]):
         Args:
             inputs: The modalities' batches, in order or by the names of the model's own arguments.
         """
-        logits, outputs = self._run(inputs)
+        answers, outputs = self._run(inputs)
+        count = next(iter(answers.values())).shape[0]  # len() would fix the batch of an exported graph
         embeddings = {name: _pool(output, self.taps[name], self._where(name)) for name, output in outputs.items()}
         for name, z in embeddings.items():
-            if z.shape[0] != logits.shape[0]:
+            if z.shape[0] != count:
                 raise TaskError(
-                    f"{self._where(name)}: gives {z.shape[0]} vectors for a batch of {logits.shape[0]}; its first "
+                    f"{self._where(name)}: gives {z.shape[0]} vectors for a batch of {count}; its first "
                     "dimension must be the batch"
                 )
-        return TapOutputs(logits, embeddings, outputs)
+        return TapOutputs(answers, embeddings, outputs)
 
-    def _run(self, inputs: Arguments) -> tuple[Tensor, dict[str, Tensor]]:
-        """Run the model and return its logits and the taps' outputs."""
+    def _run(self, inputs: Arguments) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """Run the model and return its answers and the taps' outputs."""
         self._seen = {}
         try:
-            logits = logits_of(self.model(**inputs) if isinstance(inputs, Mapping) else self.model(*inputs))
+            given: object = self.model(**inputs) if isinstance(inputs, Mapping) else self.model(*inputs)
+            answers = read_answers(given, outputs_read(self.taps))
             outputs = {modality: self._output(modality, self._seen) for modality in self.taps}
         finally:
             self._seen = None
         self._check_apart(outputs)
-        return logits, outputs
+        return answers, outputs
 
     def _where(self, modality: str) -> str:
         return f"tap of '{modality}' at '{self.taps[modality].module}'"
@@ -206,9 +229,20 @@ def _pool(output: Tensor, tap: Tap, where: str) -> Tensor:
 
 
 def resolve_taps(
-    kind: str, recipe_taps: Mapping[str, str | Tap], task_taps: Mapping[str, object], modalities: Sequence[str]
-) -> dict[str, Tap]:
+    kind: str,
+    recipe_taps: Mapping[str, str | Tap],
+    task_taps: Mapping[str, object],
+    modalities: Sequence[str],
+    outputs: Mapping[str, OutputKind] | None = None,
+) -> NetworkTaps:
     """Return one tap for each modality, in order: the recipe's, or else the task's own.
+
+    Args:
+        kind: The network, "teacher" or "student".
+        recipe_taps: Those of the recipe.
+        task_taps: Those of the task.
+        modalities: Names of the modalities.
+        outputs: What each of the network's outputs is; None for the logits of classes.
 
     Raises:
         TaskError: A modality has no tap, a tap names no modality, or one that the task gives is not valid.
@@ -223,7 +257,8 @@ def resolve_taps(
             f"[{kind}.taps]: no tap for {', '.join(absent)}; name the module whose output is its embedding, "
             f'e.g. {absent[0]} = "encoders.{absent[0]}"'
         )
-    return {name: _tap(kind, name, merged[name]) for name in modalities}
+    found = {name: _tap(kind, name, merged[name]) for name in modalities}
+    return NetworkTaps(found, outputs_read({}) if outputs is None else outputs)
 
 
 def _tap(kind: str, modality: str, value: object) -> Tap:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import stat
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
@@ -12,7 +13,7 @@ import numpy as np
 from edgekd.errors import TaskError, nearest
 from edgekd.stages.user_code import describe, shown
 from edgekd.training.task.columns import check_text
-from edgekd.training.task.protocol import SPLITS, Modality, Task
+from edgekd.training.task.protocol import SPLITS, Modality, Output, Task
 
 if TYPE_CHECKING:
     from edgekd.training.task.protocol import Split
@@ -39,7 +40,7 @@ def check_task(what: str, task: object) -> Task:
     missing = [name for name in ("modalities", "splits", "student") if not hasattr(task, name)]
     if missing:  # whether it needs a teacher, the recipe says
         raise TaskError(f"{what}: lacks {', '.join(missing)}")
-    for name in ("splits", "teacher", "student", "metric", "collate"):
+    for name in ("splits", "teacher", "student", "metric", "loss", "distill", "same", "collate"):
         if not callable(getattr(task, name, describe)):
             raise TaskError(f"{what}: its {name} is {describe(getattr(task, name))}, must be a function")
     for name in ("teacher_taps", "student_taps"):
@@ -49,7 +50,7 @@ def check_task(what: str, task: object) -> Task:
             )
     checked = cast("Task", task)
     _check_modalities(what, checked)
-    class_names(what, checked)
+    _check_outputs(what, checked)
     data_files(what, checked)
     return checked
 
@@ -73,25 +74,67 @@ def _check_modalities(what: str, task: Task) -> None:
             )
 
 
-def class_names(what: str, task: Task) -> list[str] | None:
-    """Return the names that a task gives its classes, None where it gives none.
+def _check_outputs(what: str, task: Task) -> None:
+    outputs = task_outputs(what, task)
+    names = [output.name for output in outputs]
+    if not names or len(set(names)) < len(names):
+        raise TaskError(f"{what}: has outputs {names}; it needs one at least, each named once")
+    inputs = [modality.name for modality in task.modalities]
+    taken = [name for name in names if name in inputs]
+    if taken:
+        raise TaskError(f"{what}: '{taken[0]}' is an input and an output; a graph holds one of that name")
+    for output in outputs:
+        class_names(f"{what}: output '{output.name}'", output.classes)
+        lacking = [name for name in ("loss", "distill", "metric") if not hasattr(task, name)]
+        if output.kind == "custom" and lacking:
+            raise TaskError(
+                f"{what}: output '{output.name}' is custom, which the task alone can read: it lacks "
+                f"{', '.join(f'a function {name}' for name in lacking)}"
+            )
+    if not any(output.weight for output in outputs) and not hasattr(task, "loss"):
+        raise TaskError(f"{what}: all outputs have weight 0, so there is nothing to learn")
+
+
+def task_outputs(what: str, task: Task) -> list[Output]:
+    """Return a task's outputs; where it names none, one: the logits of its classes.
+
+    Raises:
+        TaskError: They are no list of outputs, or the names of its classes none.
+    """
+    classes = class_names(f"{what}: its", getattr(task, "classes", None))
+    outputs = getattr(task, "outputs", None)
+    if outputs is None:
+        return [Output("logits", classes=classes)]
+    listed = _listed(what, "outputs", outputs, "edgekd.Output objects")
+    found = [output for output in listed if isinstance(output, Output)]
+    if len(found) < len(listed):
+        wrong = next(output for output in listed if not isinstance(output, Output))
+        raise TaskError(f"{what}: its outputs hold {describe(wrong)}, each must be an edgekd.Output")
+    if classes and len(found) == 1 and not found[0].classes:
+        return [replace(found[0], classes=classes)]
+    if classes:
+        raise TaskError(f"{what}: has both classes and outputs; name the classes of each in Output(..., classes=[...])")
+    return found
+
+
+def class_names(what: str, classes: object) -> list[str]:
+    """Return the names of classes, none where there are none.
 
     Raises:
         TaskError: They are no list of texts or whole numbers, or two are the same.
     """
-    classes = getattr(task, "classes", None)
     if classes is None:
-        return None
+        return []
     names = _listed(what, "classes", classes, "the classes' names")
     for name in names:
         if not isinstance(name, str | int | np.integer) or isinstance(name, bool):
-            raise TaskError(f"{what}: its classes hold {describe(name)}, each must be a name")
+            raise TaskError(f"{what} classes hold {describe(name)}, each must be a name")
     texts = [str(name) for name in names]
     for text in texts:
-        check_text(f"{what}: a name in its classes", text)
+        check_text(f"{what} a name in its classes", text)
     twice = next((text for text in texts if texts.count(text) > 1), None)
     if twice is not None:
-        raise TaskError(f"{what}: its classes have '{twice}' twice")
+        raise TaskError(f"{what} classes have '{twice}' twice")
     return texts
 
 

@@ -11,7 +11,7 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from edgekd.errors import TaskError, installed
+from edgekd.errors import TaskError, installed, nearest
 from edgekd.stages.user_code import user_code
 
 if TYPE_CHECKING:
@@ -86,6 +86,32 @@ def import_loss_file(path: Path) -> ModuleType:
         raise TaskError(f"{path}: no such file with losses")
     path = path.resolve()
     return _execute(path, f"{path}:losses", f"file of losses {path.name}")
+
+
+def import_own(name: str, what: str) -> object:
+    """Import an object of the user's own beside the task that is loaded, with its file's folder importable.
+
+    Args:
+        name: ``path/to/file.py:name`` or ``package.module:name``.
+        what: What it is to be, for messages, such as "optimizer".
+
+    Raises:
+        TaskError: The name leads nowhere, or the code of its file fails.
+    """
+    home, _, attribute = name.rpartition(":")
+    if home.endswith(".py"):
+        path = Path(home)
+        if not path.is_file():
+            raise TaskError(f"{what} {name}: no such file")
+        path = path.resolve()
+        module = _execute(path, f"{path}:{what}", f"{what} {name}")
+    else:
+        module = import_module(home, what)
+    if not hasattr(module, attribute):
+        public = [key for key in vars(module) if not key.startswith("_")]
+        raise TaskError(f"{what} {name}: {home} has no '{attribute}'{nearest(attribute, public)}")
+    value: object = getattr(module, attribute)
+    return value
 
 
 def _execute(path: Path, name: str, what: str) -> ModuleType:

@@ -12,21 +12,21 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from edgekd.errors import TaskError, nearest
-from edgekd.gram.output_kind import OutputKind
-from edgekd.stages.metrics import accuracy
+from edgekd.gram.nest import map_nest
+from edgekd.stages.metrics import default_metric
 from edgekd.stages.user_code import describe, source_files, user_code, user_errors
 from edgekd.training.task.checked_split import checked_split
 from edgekd.training.task.checks import (
     check_returned,
     check_splits,
     check_task,
-    class_names,
     data_files,
+    task_outputs,
 )
 from edgekd.training.task.columns import check_text
 from edgekd.training.task.imports import import_module, import_task_file
 from edgekd.training.task.protocol import ArraySplit
-from edgekd.training.task.targets import leaves, map_nest, target_nest
+from edgekd.training.task.targets import leaves, target_nest
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -36,10 +36,13 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from edgekd.config.recipe import TaskConfig
+    from edgekd.gram.answers import Sameness
+    from edgekd.gram.nest import Nest
     from edgekd.gram.npz import Array
+    from edgekd.gram.output_kind import OutputKind
     from edgekd.gram.probe import Answer
+    from edgekd.stages.metrics import DefaultMetric
     from edgekd.training.task.protocol import Split, Task
-    from edgekd.training.task.targets import Nest
 
 
 @dataclass(frozen=True)
@@ -77,15 +80,16 @@ class LoadedTask:
         """Data files that the task names, or None where it names none."""
         return data_files("the task", self.task)
 
-    def class_names(self, logits: int) -> list[str]:
-        """Return the classes' names for a network with that many logits.
+    def class_names(self, output: str, count: int) -> list[str]:
+        """Return the names of an output's classes or labels, for networks that give so many of them.
 
         Raises:
             TaskError: The task names more or fewer.
         """
-        names = class_names("the task", self.task) or [str(number) for number in range(logits)]
-        if len(names) != logits:
-            raise TaskError(f"the task names {len(names)} classes, but its networks give {logits} logits")
+        declared = {one.name: one for one in task_outputs("the task", self.task)}[output]
+        names = [str(name) for name in declared.classes] or [str(number) for number in range(count)]
+        if len(names) != count:
+            raise TaskError(f"the task names {len(names)} classes, but its networks give {count} in '{output}'")
         return names
 
     def running(self, what: str) -> AbstractContextManager[None]:
@@ -104,7 +108,9 @@ class LoadedTask:
     @property
     def metric_name(self) -> str:
         """Name of the metric."""
-        return str(getattr(self.task, "metric_name", "metric" if hasattr(self.task, "metric") else "accuracy"))
+        default = self._default_metric
+        own = "metric" if hasattr(self.task, "metric") or default is None else default.name
+        return str(getattr(self.task, "metric_name", own))
 
     @property
     def higher_is_better(self) -> bool:
@@ -114,21 +120,47 @@ class LoadedTask:
     @property
     def outputs(self) -> dict[str, OutputKind]:
         """What each of the networks' outputs is, by name, in order."""
-        return {"logits": OutputKind()}
+        return {output.name: output.output_kind for output in task_outputs("the task", self.task)}
 
-    def metric(self, answer: Answer, targets: Nest[Array]) -> float:
+    @property
+    def weights(self) -> dict[str, float]:
+        """The weight of each output among the losses and metrics of several."""
+        return {output.name: output.weight for output in task_outputs("the task", self.task)}
+
+    @property
+    def _default_metric(self) -> DefaultMetric | None:
+        return default_metric(self.outputs, self.weights)
+
+    def metric(self, answer: Answer, targets: Nest) -> float:
         """Return the task's metric of what a network answered for N samples, and their targets, each leaf [N, ...].
 
         Raises:
             TaskError: The task's code fails, or returns no number.
         """
         what = f"the task's {self.metric_name}"
-        metric: Callable[..., float] = getattr(self.task, "metric", accuracy)
+        default = self._default_metric
+        own: Callable[..., float] | None = getattr(self.task, "metric", default.compute if default else None)
+        assert own is not None  # a task whose outputs have no default must have one
         with self.running(what):  # which is given copies: they are its own to change
-            value = metric(map_nest(np.copy, answer), map_nest(np.copy, targets))
+            value = own(map_nest(answer, np.copy), map_nest(targets, np.copy))
         check_returned(what, value, object, "a number")
         with self.running(what):
             return float(value)
+
+    @property
+    def own_same(self) -> Sameness | None:
+        """The task's own word on which answers are the same; None where it has none."""
+        return self.same if hasattr(self.task, "same") else None
+
+    def same(self, outputs: Answer, reference: Answer) -> Array:
+        """Return the task's own word on which share of each sample's answer changed [N].
+
+        Raises:
+            TaskError: The task's code fails.
+        """
+        own: Callable[..., Array] = getattr(self.task, "same")  # noqa: B009 - no part of the protocol
+        with self.running("the task's same"):
+            return np.asarray(own(map_nest(outputs, np.copy), map_nest(reference, np.copy)))
 
     def fingerprint(self) -> str:
         """Return a digest of the task's data, computed once.

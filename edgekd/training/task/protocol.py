@@ -16,6 +16,7 @@ from edgekd.errors import TaskError, nearest
 from edgekd.stages.labels import UNLABELLED
 from edgekd.training.task.columns import input_column, label_tensor, presence_tensor, texts
 from edgekd.training.task.modality import Modality as Modality  # noqa: PLC0414, TC001 - of the protocol
+from edgekd.training.task.output import Output as Output  # noqa: PLC0414 - of the protocol
 from edgekd.training.task.targets import leaves, map_nest, stack_targets, target_nest, target_rows
 
 if TYPE_CHECKING:
@@ -210,11 +211,18 @@ class Task(Protocol):
 
     It may also have these attributes:
 
-    - ``classes``: names of the logits, for the manifest; by default their numbers.
+    - ``outputs``: a list of :class:`Output`; by default one, the logits of classes, with the names in ``classes``.
     - ``files``: paths of the data that the task reads. With them, a build that is up to date does not load the task.
     - ``teacher_taps`` and ``student_taps``: for each modality where its embedding is; the recipe overrides them.
-    - ``metric(logits, labels) -> float`` of logits [N, C] and labels [N], ``metric_name`` and ``higher_is_better``; by
-      default accuracy.
+    - ``loss(outputs, targets)`` and ``distill(student, teacher)`` of a batch's tensors, scalar tensors; by default
+      those of the outputs' kinds.
+    - ``metric(outputs, targets) -> float`` of a split's arrays, ``metric_name`` and ``higher_is_better``; by default
+      that of the outputs' kinds.
+    - ``same(outputs, reference)``: of a split's arrays, which share of each answer changed [N].
+
+    Where there is one output, these functions get it as it is, and where there are several a dict by their names;
+    targets are what the samples give.
+
     - ``collate(samples) -> Batch``, which makes a batch of samples in place of stacking them.
     - ``licence`` and ``citation`` of the data.
 
@@ -228,7 +236,7 @@ class Task(Protocol):
         """Return the splits train, val, calibration and test, in which no sample is twice."""
 
     def teacher(self) -> nn.Module:
-        """Return the untrained teacher, which is called with the modalities' batches in order and returns logits.
+        """Return the untrained teacher, which is called with the inputs' batches in order and returns outputs.
 
         A task may do without where the recipe has the student's weights.
         """

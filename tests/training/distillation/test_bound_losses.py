@@ -30,7 +30,7 @@ def made_side(seed, width, places=NAMES):
     generator = torch.Generator().manual_seed(seed)
     draw = lambda *shape: torch.randn(*shape, generator=generator)  # noqa: E731
     maps = {name: draw(BATCH, width, 4) for name in places}
-    return NetworkOutputs(draw(BATCH, 3), {name: x.mean(2).requires_grad_() for name, x in maps.items()},
+    return NetworkOutputs({"logits": draw(BATCH, 3)}, {name: x.mean(2).requires_grad_() for name, x in maps.items()},
                 {name: x.requires_grad_() for name, x in maps.items()})  # fmt: skip
 
 
@@ -42,7 +42,7 @@ def made_seen(there=None, anchors=1, places=NAMES):
     student = made_side(0, 4, places)
     others = [made_side(1 + seed, 5) for seed in range(anchors)]
     labels = torch.tensor([0, 1, 2, 0, 1, 2])
-    return BatchOutputs(student, others[0].logits, others, labels, {} if there is None else mask(there))
+    return BatchOutputs(student, others[0].answers, others, labels, {} if there is None else mask(there), labels)
 
 
 def term_of(name, **keys):
@@ -134,11 +134,14 @@ def test_what_stands_in_for_a_missing_input_has_no_influence(name):
 @pytest.mark.parametrize("name", OF_EMBEDDINGS)
 def test_a_batch_with_nothing_to_compare_has_no_loss_and_no_gradient(name):
     seen = made_seen({m: [] for m in NAMES})
-    seen.student.logits.requires_grad_()
+    seen.student.answers["logits"].requires_grad_()
     loss = made(name, seen)(seen)
     loss.backward()
     assert loss.item() == 0
-    assert all(z.grad is None or not z.grad.any() for z in [seen.student.logits, *sources(seen.student, name).values()])
+    assert all(
+        z.grad is None or not z.grad.any()
+        for z in [seen.student.answers["logits"], *sources(seen.student, name).values()]
+    )
 
 
 @pytest.mark.parametrize("name", OF_EMBEDDINGS)
@@ -165,7 +168,7 @@ def test_chosen_pairs_alone_have_a_gradient(name):
 
 def test_losses_of_logits_have_kds_temperature_unless_given():
     seen = made_seen()
-    ours, theirs, labels = seen.student.logits, seen.teacher, seen.labels
+    ours, theirs, labels = seen.student.answers["logits"], seen.teacher["logits"], seen.labels
     config = LossConfig(
         temperature=3.0,
         extra={
@@ -200,18 +203,18 @@ def test_a_loss_that_the_task_cannot_have_is_refused(term, said):
 
 def test_ickd_of_vectors_is_refused():
     seen = made_seen()
-    vectors = NetworkOutputs(seen.student.logits, seen.student.embeddings, seen.student.embeddings)
+    vectors = NetworkOutputs(seen.student.answers, seen.student.embeddings, seen.student.embeddings)
     with pytest.raises(TaskError, match=r"loss 'x': 'ickd' is of feature maps \[B, C, ...\], but 'a' gives \[6, 4\]"):
-        made("ickd", BatchOutputs(vectors, seen.teacher, seen.anchors, seen.labels, {}))
+        made("ickd", BatchOutputs(vectors, seen.teacher, seen.anchors, seen.labels, {}, seen.labels))
 
 
 @pytest.mark.parametrize("name", OF_EMBEDDINGS)
 def test_widths_must_agree_for_losses_between_modalities_alone(name):
     seen = made_seen()
     narrow = made_side(0, 2)
-    student = NetworkOutputs(seen.student.logits, {**seen.student.embeddings, "c": narrow.embeddings["c"]},
+    student = NetworkOutputs(seen.student.answers, {**seen.student.embeddings, "c": narrow.embeddings["c"]},
                    {**seen.student.outputs, "c": narrow.outputs["c"]})  # fmt: skip
-    seen = BatchOutputs(student, seen.teacher, seen.anchors, seen.labels, {})
+    seen = BatchOutputs(student, seen.teacher, seen.anchors, seen.labels, {}, seen.labels)
     if name in ("sample", "cross", "joint", "affinity"):
         with pytest.raises(TaskError, match=rf"'{name}' takes.*a 4, b 4, c 2; .*without: intra, fd, sp, rkd, pkt"):
             made(name, seen)
@@ -243,13 +246,15 @@ def test_a_loss_reads_its_own_taps_on_either_side():
     place = {side: next(name for name in taps_with_losses(TAPS, config, side) if name not in TAPS) for side in tables}
     seen = made_seen(places=[*NAMES, place["student"]])
     anchor = made_side(7, 9, [*NAMES, place["teacher"]])
-    seen = BatchOutputs(seen.student, seen.teacher, [anchor], seen.labels, {})
+    seen = BatchOutputs(seen.student, seen.teacher, [anchor], seen.labels, {}, seen.labels)
     extra = bind_losses(config, WHERE)["sp"]
     expected = sp_loss(seen.student.embeddings[place["student"]], anchor.embeddings[place["teacher"]])
     assert torch.equal(extra(seen), expected)
     assert extra.student_taps == (place["student"],)
     # Where the anchor is a student, as in a fine-tune, the student's table holds for both.
-    both = BatchOutputs(seen.student, seen.teacher, [made_side(8, 4, [*NAMES, place["student"]])], seen.labels, {})
+    both = BatchOutputs(
+        seen.student, seen.teacher, [made_side(8, 4, [*NAMES, place["student"]])], seen.labels, {}, seen.labels
+    )
     extra = bind_losses(config, LossTaps(NAMES, TAPS, TAPS, "student"))["sp"]
     expected = sp_loss(*(side.embeddings[place["student"]] for side in (both.student, both.anchors[0])))
     assert torch.equal(extra(both), expected)

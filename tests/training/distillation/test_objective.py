@@ -65,11 +65,11 @@ def check_shares(student, anchor, teacher, objective, batch, on):
     """Each Gram's weighted gradient is its share of the logit losses', measured here with autograd."""
     config = objective.config
     with torch.no_grad():
-        wanted, reference = teacher(inputs_of(batch))[0], anchor(inputs_of(batch))[1]
+        wanted, reference = teacher(inputs_of(batch))[0]["logits"], anchor(inputs_of(batch))[1]
     reading = student.read(inputs_of(batch))
     tensors = list(on(reading).values())
-    base = config.ce * cross_entropy(reading.logits, batch.labels)
-    base = base + config.kd * kd_loss(reading.logits, wanted, config.temperature)
+    base = config.ce * cross_entropy(reading.answers["logits"], batch.labels)
+    base = base + config.kd * kd_loss(reading.answers["logits"], wanted, config.temperature)
     for scope, share in config.extra.items():
         ratio = norm_on(gram(scope, reading.embeddings, reference), tensors) / norm_on(base, tensors)
         assert objective.balance.weights[scope] * ratio == pytest.approx(share, rel=1e-4)
@@ -109,7 +109,7 @@ def test_the_loss_is_the_sum_of_its_parts(networks):
 def test_without_extra_losses_it_is_plain_distillation(networks, extra):
     student, teacher, _ = networks
     loss, figures = distillation(student, teacher, config=LossConfig(extra=extra))(batch(), 0.0)
-    logits, wanted = (tapped(inputs_of(batch()))[0] for tapped in (student, teacher))
+    logits, wanted = (tapped(inputs_of(batch()))[0]["logits"] for tapped in (student, teacher))
     expected = 0.1 * cross_entropy(logits, batch().labels) + 0.9 * kd_loss(logits, wanted, 4.0)
     assert loss.item() == pytest.approx(expected.item())
     assert set(figures) == {"ce", "kd"}
@@ -118,12 +118,13 @@ def test_without_extra_losses_it_is_plain_distillation(networks, extra):
 def test_the_anchor_gives_the_gram_and_the_teacher_the_logits(networks):
     student, teacher, anchor = networks
     _, figures = distillation(student, teacher, anchor, LossConfig(extra={"intra": 1.0}))(batch(), 0.0)
-    logits, embeddings = student(inputs_of(batch()))
+    answers, embeddings = student(inputs_of(batch()))
+    logits = answers["logits"]
     grams = {name: float(gram("intra", embeddings, t(inputs_of(batch()))[1]).detach()) for name, t in
              {"teacher": teacher, "anchor": anchor}.items()}  # fmt: skip
     assert float(figures["loss.intra"]) == pytest.approx(grams["anchor"])
     assert float(figures["loss.intra"]) != pytest.approx(grams["teacher"])
-    assert float(figures["kd"]) == pytest.approx(kd_loss(logits, teacher(inputs_of(batch()))[0], 4.0).item())
+    assert float(figures["kd"]) == pytest.approx(kd_loss(logits, teacher(inputs_of(batch()))[0]["logits"], 4.0).item())
 
 
 def test_teacher_and_anchor_are_frozen_and_in_evaluation_mode(networks):
@@ -140,7 +141,9 @@ def test_teacher_and_anchor_are_frozen_and_in_evaluation_mode(networks):
 
 def test_supervised_is_the_cross_entropy(networks):
     loss, figures = SupervisedObjective(networks[0])(batch(), 0.0)
-    assert float(loss) == pytest.approx(float(cross_entropy(networks[0](inputs_of(batch()))[0], batch().labels)))
+    assert float(loss) == pytest.approx(
+        float(cross_entropy(networks[0](inputs_of(batch()))[0]["logits"], batch().labels))
+    )
     assert figures == {}
 
 
@@ -228,9 +231,9 @@ def test_a_logged_share_is_the_measured_ratio(networks):
     _, figures = objective(batch(), 0.25)
     reading, known = student.read(inputs_of(batch())), objective.teacher(batch())
     tensors = list(reading.outputs.values())
-    seen = BatchOutputs(float_outputs(reading), known.logits, known.networks, batch().labels, {})
-    base = config.ce * cross_entropy(reading.logits, batch().labels)
-    base = base + config.kd * kd_loss(reading.logits, known.logits, config.temperature)
+    seen = BatchOutputs(float_outputs(reading), known.answers, known.networks, batch().labels, {}, batch().labels)
+    base = config.ce * cross_entropy(reading.answers["logits"], batch().labels)
+    base = base + config.kd * kd_loss(reading.answers["logits"], known.answers["logits"], config.temperature)
     factors = {"intra": 1.0, "fd": 1.0, "sample": 0.5}
     for name, extra in objective.extras.items():
         weighted = objective.balance.weights[name] * factors[name] * extra(seen)
@@ -281,9 +284,9 @@ def test_samples_without_a_label_learn_from_the_teacher(networks, labelled):
     full = batch()
     labels = torch.where(torch.arange(12) < labelled, full.labels, UNLABELLED)
     objective = distillation(student, teacher, config=LossConfig(extra={"intra": 1.0, "dkd": 1.0}))
-    loss, figures = objective(dataclasses.replace(full, labels=labels), 0.0)
+    loss, figures = objective(dataclasses.replace(full, labels=labels, targets=labels), 0.0)
     loss.backward()
-    logits = student(inputs_of(full))[0]
+    logits = student(inputs_of(full))[0]["logits"]
     expected = cross_entropy(logits[:labelled], full.labels[:labelled]).item() if labelled else 0.0
     assert figures["ce"].item() == pytest.approx(expected)
     assert figures["kd"] > 0

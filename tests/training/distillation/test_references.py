@@ -28,18 +28,19 @@ def test_one_network_says_what_it_gives():
     network = tapped(0, dropout=0.5)
     known = LiveReference(network)(batch())
     assert not network.model.training
-    logits, embeddings = network(list(batch().inputs.values()))
-    assert torch.equal(known.logits, logits)
+    answers, embeddings = network(list(batch().inputs.values()))
+    logits = answers["logits"]
+    assert torch.equal(known.answers["logits"], logits)
     assert len(known.networks) == 1
     assert all(torch.equal(known.networks[0].embeddings[name], embeddings[name]) for name in "ab")
-    assert not known.logits.requires_grad
+    assert not known.answers["logits"].requires_grad
 
 
 def test_several_networks_teach_their_mean_probability():
     networks = [tapped(0), tapped(1, width=12)]
     known = LiveReference(*networks)(batch())
-    singles = [network(list(batch().inputs.values()))[0].softmax(1) for network in networks]
-    for b, row in enumerate(known.logits):
+    singles = [network(list(batch().inputs.values()))[0]["logits"].softmax(1) for network in networks]
+    for b, row in enumerate(known.answers["logits"]):
         for c, value in enumerate(row.tolist()):
             mean = (singles[0][b, c].item() + singles[1][b, c].item()) / 2
             assert math.isclose(value, math.log(mean), rel_tol=1e-4, abs_tol=1e-5)
@@ -51,7 +52,7 @@ def test_several_anchors_are_aligned_with_through_the_mean_of_their_grams():
     ours = float_outputs(student.read(list(batch().inputs.values())))
     where = LossTaps(list(TAPS), TAPS, TAPS, "teacher")
     extra = bind_losses(LossConfig(extra={"intra": 1.0}), where)["intra"]
-    found = extra(BatchOutputs(ours, known.logits, known.networks, batch().labels, {}))
+    found = extra(BatchOutputs(ours, known.answers, known.networks, batch().labels, {}, batch().labels))
     total = 0.0
     for name in "ab":
         grams = []
@@ -68,7 +69,12 @@ def test_features_have_a_projection_to_each_anchor():
     student, networks = tapped(5), [tapped(0), tapped(1, width=12)]
     known = LiveReference(*networks)(batch())
     seen = BatchOutputs(
-        float_outputs(student.read(list(batch().inputs.values()))), known.logits, known.networks, batch().labels, {}
+        float_outputs(student.read(list(batch().inputs.values()))),
+        known.answers,
+        known.networks,
+        batch().labels,
+        {},
+        batch().labels,
     )
     extra = bind_losses(LossConfig(extra={"fitnet": 1.0}), LossTaps(list(TAPS), TAPS, TAPS, "teacher"))["fitnet"]
     extra.prepare(seen)
@@ -84,5 +90,5 @@ def test_features_have_a_projection_to_each_anchor():
 
 def test_a_side_is_in_fp32():
     half = torch.ones(2, 3, dtype=torch.bfloat16)
-    made = float_outputs(TapOutputs(half, {"a": half}, {"a": half}))
-    assert {z.dtype for z in (made.logits, made.embeddings["a"], made.outputs["a"])} == {torch.float32}
+    made = float_outputs(TapOutputs({"logits": half}, {"a": half}, {"a": half}))
+    assert {z.dtype for z in (made.answers["logits"], made.embeddings["a"], made.outputs["a"])} == {torch.float32}

@@ -50,7 +50,7 @@ def test_an_epoch_tells_the_metric_and_the_drift_on_the_validation_split(tmp_pat
     student.load_state_dict(torch.load(tmp_path / "checkpoint.pt", weights_only=True)["model"])
     val = task.splits["val"]
     ours, theirs = (probe(model, TAPS, val) for model in (student, network))
-    assert trained.history[-1]["validation"] == task.metric(ours.logits, val.labels.numpy())
+    assert trained.history[-1]["validation"] == task.metric(ours.answer, val.labels.numpy())
     assert trained.history[-1]["drift"] == pytest.approx(measure_drift(ours, theirs, None, Bootstrap(resamples=1)).mean)
 
 
@@ -72,7 +72,9 @@ def test_own_taps_are_read_and_the_balance_is_measured_there():
         reading, known = (tapped.read(list(batch.inputs.values())) for tapped in (ours, theirs))
     expected = sum(sp_loss(reading.embeddings[name], known.embeddings[name].detach()) for name in "ab") / 2
     assert figures["loss.sp"].item() == pytest.approx(expected.item(), rel=1e-5)
-    base = 0.1 * cross_entropy(reading.logits, batch.labels) + 0.9 * kd_loss(reading.logits, known.logits.detach(), 4.0)
+    base = 0.1 * cross_entropy(reading.answers["logits"], batch.labels) + 0.9 * kd_loss(
+        reading.answers["logits"], known.answers["logits"].detach(), 4.0
+    )
 
     def norm(loss):
         gradients = torch.autograd.grad(loss, list(reading.outputs.values()), retain_graph=True)

@@ -6,12 +6,14 @@ import numpy as np
 import onnx
 import pytest
 import torch
-from small import CLASSES, TAPS, TwoTowers, loaded, mlp, reporter, split
+from small import CLASSES, TAPS, Remembers, TwoTowers, loaded, mlp, reporter, split
 from torch import nn
 
 from edgekd.config.recipe import ExportConfig, Tap
 from edgekd.errors import ModelError
+from edgekd.gram.probe import Probe
 from edgekd.runtime.backends.onnxruntime import open_engine
+from edgekd.stages.artifacts import validation_probe
 from edgekd.training.export import stage as export
 from edgekd.training.export.onnx import ExportNetwork, write_onnx
 from edgekd.training.export.stage import save_samples
@@ -94,8 +96,8 @@ def test_any_batch_runs_and_gives_evaluation_mode_and_pooled_embeddings(exported
         found = session.run({key: x.numpy() for key, x in inputs.items()})
     network = networks[name]
     with torch.no_grad(), TappedModel(network.model.eval(), network.taps) as tapped:
-        logits, embeddings = tapped(list(inputs.values()))
-    np.testing.assert_allclose(found["logits"], logits.numpy(), atol=1e-5)
+        answers, embeddings = tapped(list(inputs.values()))
+    np.testing.assert_allclose(found["logits"], answers["logits"].numpy(), atol=1e-5)
     for key, z in embeddings.items():
         assert found[f"embedding.{key}"].shape == (batch, 8)
         np.testing.assert_allclose(found[f"embedding.{key}"], z.numpy(), atol=1e-5)
@@ -133,7 +135,7 @@ def test_the_graph_has_the_opset_that_was_asked_for_and_carries_its_weights(expo
 
 def test_the_task_is_described(exported):
     facts = exported[0].facts
-    assert (facts.metric, facts.higher_is_better, facts.classes) == ("accuracy", True, ["0", "1", "2"])
+    assert (facts.metric, facts.higher_is_better, facts.classes) == ("accuracy", True, {"logits": ["0", "1", "2"]})
     assert facts.modalities == ["image", "motion", "vector"]
     assert facts.inputs[1] == {"name": "motion", "dtype": "float32", "shape": ["batch", 3, 20], "preprocessing": ""}
 
@@ -170,7 +172,7 @@ def test_the_probe_of_any_dataset_is_in_its_order_and_leaves_the_mode():
     model = TwoTowers(dropout=0.5, norm=True).train()
     first, second = probe(model, TAPS, array), probe(model, TAPS, samples)
     assert first.ids.tolist() == second.ids.tolist() == array.ids
-    np.testing.assert_array_equal(first.logits, second.logits)
+    np.testing.assert_array_equal(first.answer, second.answer)
     assert model.training
     assert {name: z.shape for name, z in first.embeddings.items()} == {"a": (30, 8), "b": (30, 8)}
 
@@ -256,6 +258,30 @@ def test_facts_of_a_task_with_numpy_in_it_are_plain():
     task = loaded()
     task.task.classes = np.arange(CLASSES)
     task.task.modalities = [Modality("a", (np.int64(6),)), Modality("b", np.array([5]))]
-    facts = export._facts(task, CLASSES)
-    assert facts.classes == ["0", "1", "2"]
+    facts = export._facts(task, {"logits": CLASSES})
+    assert facts.classes == {"logits": ["0", "1", "2"]}
     assert json.loads(json.dumps(facts.inputs))[1]["shape"] == ["batch", 5]
+
+
+class Undecided(TwoTowers):
+    """What it computes is decided by values, which no graph can hold."""
+
+    def forward(self, a, b):
+        return super().forward(a, b) if a.sum() > 0 else super().forward(a, b) * 2
+
+
+def test_a_teacher_that_cannot_be_exported_is_compared_all_the_same(tmp_path):
+    task, observer = loaded(counts=(8, 6, 6, 6)), Remembers()
+    teacher = ExportNetwork(build(Undecided, 0), TAPS, optional=True)
+    networks = {"teacher": teacher, "student": ExportNetwork(build(TwoTowers, 0), TAPS)}
+    result = export.run(task, networks, ExportConfig(), OPSET, tmp_path, reporter(observer))
+    assert list(result.sizes) == list(result.parity) == result.timed(networks) == ["student"]
+    assert re.match(r"torch cannot export Undecided to ONNX: values of the inputs decide", result.refused["teacher"])
+    assert observer.warnings == [
+        f"the teacher is not exported, so it is compared in torch, and not timed: {result.refused['teacher']}"
+    ]
+    stored = Probe.load(tmp_path / validation_probe("teacher"))
+    assert (stored.logits == probe(teacher.model, TAPS, task.splits["val"]).logits).all()
+    required = {**networks, "student": ExportNetwork(build(Undecided, 0), TAPS)}
+    with pytest.raises(ModelError, match=r"torch cannot export Undecided"):
+        export.run(task, required, ExportConfig(), OPSET, tmp_path, reporter(observer))

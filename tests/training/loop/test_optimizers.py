@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from edgekd.config.recipe import Training
-from edgekd.errors import RecipeError
+from edgekd.errors import RecipeError, TaskError
 from edgekd.training.loop.optimizers import make_optimizer, make_schedule
 
 STEPS = 100
@@ -130,7 +130,7 @@ def test_a_schedule_of_ones_own_is_the_share_of_the_peak(own):
     ],
 )
 def test_what_is_wrong_with_ones_own_is_one_line(own, key, name, message):
-    with pytest.raises(RecipeError) as refused:
+    with pytest.raises((RecipeError, TaskError)) as refused:
         rates(**{key: own(name)})
     assert message in str(refused.value)
     assert str(refused.value).startswith(f"{key} {own(name)}: ")

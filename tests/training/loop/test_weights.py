@@ -129,7 +129,8 @@ def test_keys_and_shapes_that_differ_are_named_and_nothing_is_loaded(tmp_path):
     with pytest.raises(ModelError) as caught:
         load_weights(model, tmp_path / "w.safetensors")
     message = str(caught.value)
-    assert "not the weights of TwoTowers: lacks 'head.1.bias' (is it its 'head.9.bias'?); has 'head.9.bias'," in message
+    said = "lacks 'head.1.bias' (is it its 'head.9.bias'?); has 'head.9.bias', which the network does not"
+    assert f"not the weights of TwoTowers: {said}" in message
     assert "'head.1.weight' is (4, 4), the network's is (16, 16), and 1 more" in message
     assert same(model, build(TwoTowers, 5))
 
@@ -279,6 +280,10 @@ def with_value(value):
         ((1, 2), "returned a tuple, must return an nn.Module$"),
         (lambda: torch.jit.trace(TwoTowers().eval(), (torch.zeros(2, 6), torch.zeros(2, 5))), "returned a TopLevelTra"),
         (lambda: torch.jit.script(nn.Linear(2, 2)), "returned a RecursiveScriptModule, whose layers cannot be taken"),
+        (
+            lambda: nn.Sequential(nn.ReLU(), torch.jit.script(nn.Linear(2, 2))),
+            "'1' is a RecursiveScriptModule, whose layers cannot be taken apart: put the nn.Module there",
+        ),
         (lambda: nn.LazyLinear(3), "'weight' has no shape yet, as in a lazy layer: call the network once"),
         (lambda: nn.Linear(2, 2, device="meta"), "'weight' has no values, since it was made on the device 'meta'"),
         (lambda: with_value(float("nan")), r"'head\.1\.bias' holds NaN: was it initialised"),

@@ -228,14 +228,14 @@ def test_a_metric_that_raises_is_placed():
 def test_a_metric_that_is_not_finite_is_refused():
     task = loaded()
     task.task.metric = lambda logits, labels: float("nan")
-    with pytest.raises(TaskError, match="the task's metric is nan for an untrained student's logits of split 'val'"):
+    with pytest.raises(TaskError, match="the task's metric is nan for an untrained student's answers for split 'val'"):
         check(task)
 
 
 def test_another_number_of_names_than_of_logits_is_refused():
     task = loaded()
     task.task.classes = ["x", "y"]
-    with pytest.raises(TaskError, match="the task names 2 classes, but its networks give 3 logits"):
+    with pytest.raises(TaskError, match="the task names 2 classes, but its networks give 3 in 'logits'"):
         check(task)
 
 

@@ -49,7 +49,7 @@ def test_what_the_gram_feels_of_an_embedding_is_the_derivative_of_its_cosine():
 def test_what_the_prediction_feels_is_the_fisher_information():
     model = build(Wide, 0)
     given, found = known(model)
-    logits, _ = TappedModel(model, {})(list(given.samples[0].inputs.values()))
+    logits = TappedModel(model, {}).read(list(given.samples[0].inputs.values())).answers["logits"]
     p = logits.detach().softmax(1).double()
     # By the logits themselves: E[(e_y - p)(e_y - p)^T] = diag(p) - p p^T.
     expected = torch.diag(p.mean(0)) - p.T @ p / SAMPLES

@@ -148,8 +148,8 @@ def test_layers_shrink_and_embeddings_and_logits_keep_their_width(make, tap, sha
     assert widths(model) == expected
     assert removed
     with TappedModel(model, tap) as tapped:
-        logits, embeddings = tapped(inputs)
-    assert logits.shape == (8, CLASSES)
+        answers, embeddings = tapped(inputs)
+    assert answers["logits"].shape == (8, CLASSES)
     full = build(make, 0)
     with TappedModel(full, tap) as tapped:
         assert {n: z.shape for n, z in embeddings.items()} == {n: z.shape for n, z in tapped(inputs)[1].items()}

@@ -265,13 +265,13 @@ def test_a_plan_of_no_epochs_is_the_unpruned_student(tmp_path):
     assert json.loads((tmp_path / REMOVED).read_text()) == []
     student = probe(networks.student, TAPS, task.splits["test"])
     for name in (CUT_PROBE, PROBE):
-        assert (Probe.load(tmp_path / name).logits == student.logits).all()
+        assert (Probe.load(tmp_path / name).logits == student.answer).all()
 
 
 def test_tuned_by_the_student_a_network_answers_as_it_does(tmp_path):
     def divergence(name, **changes):
         task, networks, _ = run_plan(tmp_path / name, PrunePlan(30, **changes), learning_rate=0.01)
-        student, pruned = (probe(each, TAPS, task.splits["val"]).logits for each in (networks.student, networks.pruned))
+        student, pruned = (probe(each, TAPS, task.splits["val"]).answer for each in (networks.student, networks.pruned))
         ours, theirs = (torch.tensor(x).log_softmax(1) for x in (pruned, student))
         return float((theirs.exp() * (theirs - ours)).sum(1).mean())
 

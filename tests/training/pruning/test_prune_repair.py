@@ -33,14 +33,14 @@ class Watches(Remembers):
 
     def __init__(self, stage="", epoch=0):
         super().__init__()
-        self.started, self.notes, self.stage, self.epoch = [], [], stage, epoch
+        self.started, self.notes, self.stage, self.last = [], [], stage, epoch
 
     def start(self, stage):
         self.started.append(stage)
 
     def advance(self, stage, done, total, note):
         self.notes.append((stage, done, note))
-        if (stage, done) == (self.stage, self.epoch) and note.startswith("loss"):
+        if (stage, done) == (self.stage, self.last) and note.startswith("loss"):
             raise KeyboardInterrupt
 
 

@@ -109,14 +109,14 @@ def test_the_network_just_cut_is_probed_before_its_last_tune(tmp_path):
     task, _, _ = run_stage(tmp_path, learning_rate=1e-9)
     cut, tuned = Probe.load(tmp_path / CUT_PROBE), Probe.load(tmp_path / PROBE)
     assert cut.ids.tolist() == tuned.ids.tolist() == task.splits["test"].ids
-    assert abs(cut.logits - tuned.logits).max() < 1e-4
+    assert abs(cut.answer - tuned.answer).max() < 1e-4
     run_stage(tmp_path / "tuned")
     cut, tuned = Probe.load(tmp_path / "tuned" / CUT_PROBE), Probe.load(tmp_path / "tuned" / PROBE)
-    assert abs(cut.logits - tuned.logits).max() > 1e-2
+    assert abs(cut.answer - tuned.answer).max() > 1e-2
 
 
 def test_where_nothing_is_pruned_the_probe_is_the_students(tmp_path):
     task, networks, _ = run_stage(tmp_path, ratio=0.0)
     student = probe(networks.student, TAPS, task.splits["test"])
     for name in (CUT_PROBE, PROBE):
-        assert (Probe.load(tmp_path / name).logits == student.logits).all()
+        assert (Probe.load(tmp_path / name).logits == student.answer).all()

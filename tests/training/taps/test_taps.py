@@ -18,7 +18,8 @@ def inputs(batch=4):
 
 def read(model, taps, batch):
     with TappedModel(model, taps) as tapped:
-        return tapped(batch)
+        answers, embeddings = tapped(batch)
+    return answers["logits"], embeddings
 
 
 def test_embeddings_are_what_the_named_modules_put_out():
@@ -214,10 +215,13 @@ def test_logits_may_be_wrapped(wrap):
 @pytest.mark.parametrize(
     ("output", "shape"),
     [
-        (lambda: torch.zeros(4), r"\(4,\)"),
-        (lambda: torch.zeros(4, 3, 2), r"\(4, 3, 2\)"),
-        (lambda: {"scores": torch.zeros(4, 3)}, "NoneType"),
-        (lambda: 3.0, "float"),
+        (
+            lambda: torch.zeros(4),
+            r"output 'logits' of the model is of shape \(4,\), but classes are \[batch, classes\]",
+        ),
+        (lambda: torch.zeros(4, 3, 2), r"output 'logits' of the model is of shape \(4, 3, 2\), but classes are"),
+        (lambda: {"scores": torch.zeros(4, 3)}, "gave a dict of 'scores' .*: 'logits' is not there"),
+        (lambda: 3.0, "must give 'logits', as a tensor or under that name, but gave a float"),
     ],
     ids=["vector", "three dimensions", "no key 'logits'", "number"],
 )
@@ -226,7 +230,7 @@ def test_other_logits_are_refused(output, shape):
         def forward(self, a, b):
             return output()
 
-    with pytest.raises(TaskError, match=rf"must give logits \[batch, classes\].*but gave {shape}"):
+    with pytest.raises(TaskError, match=shape):
         read(Odd(), {}, inputs())
 
 
@@ -359,8 +363,8 @@ def test_the_layouts_of_torchvision_and_timm(image, sequence):
     # What the module gave, not what was made of it in its place; and the gradient still passes there.
     assert torch.equal(reading.embeddings["a"], model.features(batch[0]).flatten(2).mean(2))
     assert torch.equal(reading.embeddings["b"], model.forward_features(batch[1])[:, 0])
-    assert torch.equal(reading.logits, model(*batch))
-    for gradient in torch.autograd.grad(reading.logits.sum(), list(reading.outputs.values())):
+    assert torch.equal(reading.answers["logits"], model(*batch))
+    for gradient in torch.autograd.grad(reading.answers["logits"].sum(), list(reading.outputs.values())):
         assert gradient.abs().sum() > 0
 
 
@@ -397,7 +401,7 @@ def test_hooks_are_removed_after_an_error_and_the_next_reading_is_clean():
         tapped([torch.randn(4, 6), torch.randn(4, 7)])
     assert hooks(model) == 0
     with tapped:
-        assert torch.isfinite(tapped(inputs())[0]).all()
+        assert torch.isfinite(tapped(inputs())[0]["logits"]).all()
 
 
 def test_one_object_may_be_entered_twice():
@@ -451,7 +455,7 @@ def test_outputs_are_what_the_network_reads_on():
         reading = tapped.read(inputs())
     assert reading.outputs["a"].shape == (4, 4, 4)
     assert torch.equal(reading.embeddings["a"], reading.outputs["a"].mean(2))
-    (gradient,) = torch.autograd.grad(reading.logits.sum(), reading.outputs["a"])
+    (gradient,) = torch.autograd.grad(reading.answers["logits"].sum(), reading.outputs["a"])
     assert gradient.abs().sum() > 0
 
 

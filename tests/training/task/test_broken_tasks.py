@@ -114,7 +114,7 @@ def exercise(tmp_path):
         for samples in loaded.splits.values():
             ground_truth(samples)
         loaded.fingerprint()
-        loaded.class_names(3)
+        loaded.class_names("logits", 3)
         taps = resolve_taps("teacher", {}, loaded.task.teacher_taps, loaded.modalities)
         with loaded.errors_in("stage 'teacher'"):
             build(loaded.task.student, 0)
@@ -122,7 +122,7 @@ def exercise(tmp_path):
             with TappedModel(model, taps) as tapped:
                 run = Fit(Training(epochs=1, batch_size=8), 0, tmp_path / "work", reporter())
                 fit(model, SupervisedObjective(tapped), loaded.splits["train"], lambda: {"validation": 0.0}, run)
-            loaded.metric(probe(model, taps, loaded.splits["val"]).logits, ground_truth(loaded.splits["val"]).labels)
+            loaded.metric(probe(model, taps, loaded.splits["val"]).answer, ground_truth(loaded.splits["val"]).labels)
         (tmp_path / "work" / "checkpoint.pt").unlink()
 
     return exercise
@@ -291,7 +291,7 @@ def test_whatever_a_task_returns_it_works_or_says_what_is_wrong(exercise, place,
         ("classes", ["x", "", "z"], "a name in its classes is empty"),
         ("classes", ["x", None, "z"], "its classes hold None, each must be a name"),
         ("classes", ["x", "\udc80", "z"], "a name in its classes is '\\udc80', which holds half a surrogate pair"),
-        ("classes", ["x", "y"], "names 2 classes, but its networks give 3 logits"),
+        ("classes", ["x", "y"], "names 2 classes, but its networks give 3 in 'logits'"),
         ("files", [5], "its files hold an int (5), each must be a path"),
         ("files", "data.npz", "its files is a str, must be a list of paths"),
         ("files", ["/dev/zero"], "its files hold /dev/zero, which is a device; each must be a file or a folder"),
@@ -322,7 +322,7 @@ def test_whatever_a_task_returns_it_works_or_says_what_is_wrong(exercise, place,
         ("columns.present", {"a": [3] * 8}, "a split's present 'a' is torch.int64 of shape (8,), must be one truth"),
         ("metric", None, "the task's score returned None, must return a number; is its 'return' missing?"),
         ("metric", "good", "the task's score: ValueError: could not convert string to float: 'good'"),
-        ("forward", None, "but gave NoneType; is the 'return' of its forward missing?"),
+        ("forward", None, "but gave a NoneType; is the 'return' of its forward missing?"),
         ("teacher_taps", ["a"], "its teacher_taps is a list, must be a dict with a tap for each modality"),
     ],
 )

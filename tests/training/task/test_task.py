@@ -480,7 +480,7 @@ def test_names_of_the_classes(classes):
     task = SmallTask()
     if classes is not None:
         task.classes = classes
-    assert LoadedTask(task, {}, ()).class_names(3) == ["0", "1", "2"]
+    assert LoadedTask(task, {}, ()).class_names("logits", 3) == ["0", "1", "2"]
 
 
 def test_packages_installed_beneath_the_file_are_not_its_sources(write, tmp_path):

@@ -154,11 +154,11 @@ class Distiller(nn.Module):
 
     def _prepare(self, outputs: BatchOutputs) -> None:
         """Look closely at a batch, what is wrong with which is wrong with all, and make what losses learn of it."""
-        logits, labels = outputs.student.logits, outputs.labels
+        logits, labels = outputs.student.answers["logits"], outputs.labels
         wrong = labels[(labels != UNLABELLED) & ((labels < 0) | (labels >= logits.shape[1]))]
         if len(wrong):
             raise TaskError(f"the batch has label {int(wrong[0])}, but the networks give {logits.shape[1]} logits")
-        if not torch.isfinite(outputs.teacher).all():
+        if not torch.isfinite(outputs.teacher["logits"]).all():
             raise TaskError("the teacher's logits are not finite: what is it fed with, and is it trained?")
         self._objective.prepare_for(outputs, torch.initial_seed())
         self._prepared = True
@@ -189,7 +189,7 @@ class Distiller(nn.Module):
         learning = self.training and torch.is_grad_enabled()
         whole = {"labels": labels, **columns} if batch is None else batch
         outputs, tapped = self._run(self._read(self._inputs(whole) if self._inputs else whole))
-        answer = outputs.student.logits
+        answer = outputs.student.answers["logits"]
         if learning:
             if not self._done:
                 self._check_reached(tapped)
@@ -220,14 +220,15 @@ class Distiller(nn.Module):
             tapped = stack.enter_context(self._objective.student).read(given.arguments)
         reference = self._read_teachers(given.arguments if given.teacher is None else given.teacher)
         student = float_outputs(tapped)
-        if student.logits.shape != reference.logits.shape:
-            ours, theirs = tuple(student.logits.shape), tuple(reference.logits.shape)
+        ours, theirs = (tuple(side.answers["logits"].shape) for side in (student, reference))
+        if ours != theirs:
             raise TaskError(f"teacher and student disagree: their logits are {theirs} and {ours}")
         labels = given.labels
         if labels is None:
-            labels = student.logits.new_full((len(student.logits),), UNLABELLED, dtype=torch.int64)
+            labels = student.answers["logits"].new_full(ours[:1], UNLABELLED, dtype=torch.int64)
         present = {name: mask.float() for name, mask in given.present.items()}
-        return BatchOutputs(student, reference.logits, reference.networks, labels.long(), present), tapped.outputs
+        outputs = BatchOutputs(student, reference.answers, reference.networks, labels.long(), present, labels.long())
+        return outputs, tapped.outputs
 
     def _read_teachers(self, arguments: Arguments) -> ReferenceOutputs:
         outputs: list[NetworkOutputs] = []
@@ -236,7 +237,7 @@ class Distiller(nn.Module):
                 network.model.eval()
             with network, named_side("teacher"), torch.no_grad():
                 outputs.append(float_outputs(network.read(arguments)))
-        return combine_outputs(outputs)
+        return combine_outputs(outputs, self._teacher.kinds)
 
     def _check_reached(self, tapped: Mapping[str, Tensor]) -> None:
         """Check that each loss of embeddings can train something."""

@@ -29,7 +29,7 @@ def of_whole_batch(outputs: BatchOutputs) -> BatchOutputs:
     return replace(
         outputs,
         student=NetworkOutputs(
-            _scale(student.logits),
+            {name: _scale(x) for name, x in student.answers.items()},
             {name: _scale(z) for name, z in student.embeddings.items()},
             {name: _scale(output) for name, output in student.outputs.items()},
         ),

@@ -1,0 +1,1 @@
+"""The default losses of each kind of output."""
