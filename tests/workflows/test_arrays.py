@@ -120,7 +120,7 @@ def test_arrays_without_a_drift_are_refused_in_one_line(arguments, message):
         ({"kind": "custom", "labels": LABELS}, "'custom' has no metric that reads them"),
         ({"limits": {"max_flip": 1}}, "limits: the top level has no key 'max_flip'; did you mean 'max_flips'"),
         ({"limits": {"max_flips": 3}}, "limits: max_flips: expected a number from 0 to 1"),
-        ({"labels": LABELS + 9}, "labels hold 1., but the outputs are of 5 classes"),
+        ({"labels": 0 * LABELS + 9}, "labels hold 9, but the outputs are of 5 classes"),
         ({"labels": LABELS / 2}, "must be class indices of shape"),
         ({"labels": {"x": LABELS}}, "labels are of"),
         ({"labels": LABELS[:3]}, "with a row for each of the 120 samples"),
