@@ -67,6 +67,7 @@ class Trained:
         seconds: Time that a pruned network took, since it was last begun or taken up; 0 for other networks.
         attempts: The attempts at pruning, in order, the last of which it is; empty for other networks.
         epochs: Number of epochs that each fine-tune of a pruned network was to have; 0 for other networks.
+        longer: Why its trainings are longer than usual, in words; "" where they are not.
     """
 
     metric: float
@@ -76,3 +77,4 @@ class Trained:
     seconds: float = 0.0
     attempts: tuple[PruneAttempt, ...] = ()
     epochs: int = 0
+    longer: str = ""
